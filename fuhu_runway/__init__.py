@@ -1,0 +1,100 @@
+"""
+An asyncio SDK for Runway-style video generation: submit once, pay once, never lose a clip.
+
+Names are imported when they are first asked for, so that importing the package costs next to
+nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import errors, hooks
+    from ._gateway import GATEWAYS
+    from .client import Client
+    from .downloads import Progress, safe_name
+    from .models import (
+        ActOne,
+        Balance,
+        BalanceRoute,
+        Gateway,
+        ImageToVideo,
+        KeyStyle,
+        MotionVector,
+        OfficialImageToVideo,
+        PollPolicy,
+        RetryPolicy,
+        TaskRecord,
+        TaskState,
+        TextToVideo,
+        Timeouts,
+        VideoToVideo,
+    )
+    from .task import Clip, Task
+
+_HOMES = {
+    "_gateway": ("GATEWAYS",),
+    "client": ("Client",),
+    "downloads": ("Progress", "safe_name"),
+    "models": (
+        "ActOne",
+        "Balance",
+        "BalanceRoute",
+        "Gateway",
+        "ImageToVideo",
+        "KeyStyle",
+        "MotionVector",
+        "OfficialImageToVideo",
+        "PollPolicy",
+        "RetryPolicy",
+        "TaskRecord",
+        "TaskState",
+        "TextToVideo",
+        "Timeouts",
+        "VideoToVideo",
+    ),
+    "task": ("Clip", "Task"),
+}
+_MODULES = ("errors", "hooks")
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "GATEWAYS",
+    "ActOne",
+    "Balance",
+    "BalanceRoute",
+    "Client",
+    "Clip",
+    "Gateway",
+    "ImageToVideo",
+    "KeyStyle",
+    "MotionVector",
+    "OfficialImageToVideo",
+    "PollPolicy",
+    "Progress",
+    "RetryPolicy",
+    "Task",
+    "TaskRecord",
+    "TaskState",
+    "TextToVideo",
+    "Timeouts",
+    "VideoToVideo",
+    "errors",
+    "hooks",
+    "safe_name",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for (PEP 562)."""
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,791 @@
+"""
+Everything known about the gateway, as data with sources: endpoints, dialects, refusals, rows.
+
+Wire spellings stand here, in the samples and in the simulator, and nowhere else. The tables hold
+no code but small predicates over decoded JSON; `_wire` computes everything from them, and the
+pages under docs/reference are written from them.
+"""
+
+import enum
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import attrs
+
+from . import errors
+from .errors import Fate
+from .models import (
+    ActOne,
+    Balance,
+    BalanceRoute,
+    Gateway,
+    ImageToVideo,
+    KeyStyle,
+    OfficialImageToVideo,
+    TaskRecord,
+    TaskState,
+    TextToVideo,
+    VideoToVideo,
+)
+
+VERSION_HEADER: Final = {"X-Runway-Version": "2024-11-06"}
+"""Sent always: some pages require it and none forbids it (api-facts 1.1)."""
+
+NOWHERE: Final = "https://callback.invalid/"
+"""The `callback_url` of a client without a receiver: reserved, resolves nowhere (RFC 2606)."""
+
+REQUEST_ID_HEADERS: Final = ("x-oneapi-request-id", "x-request-id")
+
+
+class Replay(enum.Enum):
+    """What a second sending of the same request costs."""
+
+    FREE = "free"
+    """Nothing: it only reads."""
+    PAID = "paid"
+    """A second task, and its points: no gateway documents an idempotency key (api-facts 5.2)."""
+
+
+class Root(enum.Enum):
+    """What an endpoint's path is appended to."""
+
+    REVERSE = "prefix"
+    OFFICIAL = "official_prefix"
+    BASE = "base_url"
+    QUOTA = "quota_url"
+
+
+# --- endpoints -----------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Endpoint:
+    """One thing the gateway can be asked."""
+
+    name: str
+    verb: str
+    root: Root
+    path: str
+    gives: type[TaskRecord] | type[Balance]
+    replay: Replay
+    #: The `Client` method that asks it.
+    method: str
+    source: str
+    #: The request class that is sent, where the body comes from one.
+    sends: type | None = None
+    #: Place in the body, dots between levels, to the request's attribute; None is left out.
+    body: Mapping[str, str] = attrs.field(factory=dict)
+    #: Whether the body has a `callback_url`.
+    takes_callback: bool = False
+
+
+_MOTION: Final = {
+    f"options.motion_vector.{axis}": f"motion.{axis}"
+    for axis in ("x", "y", "z", "r", "bg_x_pan", "bg_y_pan")
+}
+
+ENDPOINTS: Final[Mapping[str, Endpoint]] = {
+    row.name: row
+    for row in (
+        Endpoint(
+            "text_to_video",
+            "POST",
+            Root.REVERSE,
+            "/pro/generate",
+            TaskRecord,
+            Replay.PAID,
+            method="generate",
+            source="api-facts 1.2",
+            sends=TextToVideo,
+            body={
+                "prompt": "prompt",
+                "ratio": "ratio",
+                "style": "style",
+                "model": "model",
+                "options.seconds": "seconds",
+                **_MOTION,
+            },
+            takes_callback=True,
+        ),
+        Endpoint(
+            "image_to_video",
+            "POST",
+            Root.REVERSE,
+            "/pro/generate",
+            TaskRecord,
+            Replay.PAID,
+            method="generate",
+            source="api-facts 1.3",
+            sends=ImageToVideo,
+            body={
+                "image": "image",
+                "last_image": "last_image",
+                "prompt": "prompt",
+                "ratio": "ratio",
+                "style": "style",
+                "model": "model",
+                "options.seconds": "seconds",
+                "options.image_as_end_frame": "image_as_end_frame",
+                "options.flip": "flip",
+                **_MOTION,
+            },
+            takes_callback=True,
+        ),
+        Endpoint(
+            "video_to_video",
+            "POST",
+            Root.REVERSE,
+            "/pro/video2video",
+            TaskRecord,
+            Replay.PAID,
+            method="video_to_video",
+            source="api-facts 1.4",
+            sends=VideoToVideo,
+            body={
+                "video": "video",
+                "model": "model",
+                "prompt": "prompt",
+                "options.structure_transformation": "structure_transformation",
+                "options.flip": "flip",
+                "options.seconds": "seconds",
+            },
+            takes_callback=True,
+        ),
+        Endpoint(
+            "act_one",
+            "POST",
+            Root.REVERSE,
+            "/pro/act_one",
+            TaskRecord,
+            Replay.PAID,
+            method="act_one",
+            source="api-facts 1.5",
+            sends=ActOne,
+            body={
+                "video": "video",
+                "image": "image",
+                "character_video": "character_video",
+                "options.motion_multiplier": "motion_multiplier",
+                "options.flip": "flip",
+            },
+            takes_callback=True,
+        ),
+        Endpoint(
+            "official_image_to_video",
+            "POST",
+            Root.OFFICIAL,
+            "/image_to_video",
+            TaskRecord,
+            Replay.PAID,
+            method="official.image_to_video",
+            source="api-facts 6",
+            sends=OfficialImageToVideo,
+            body={
+                "promptImage": "image",
+                "model": "model",
+                "promptText": "prompt",
+                "seed": "seed",
+                "watermark": "watermark",
+                "duration": "seconds",
+                "ratio": "ratio",
+            },
+        ),
+        Endpoint(
+            "feed",
+            "POST",
+            Root.REVERSE,
+            "/feed",
+            TaskRecord,
+            Replay.FREE,
+            method="feed",
+            source="api-facts 1.6",
+        ),
+        Endpoint(
+            "official_task",
+            "GET",
+            Root.OFFICIAL,
+            "/tasks/{task_id}",
+            TaskRecord,
+            Replay.FREE,
+            method="official.feed",
+            source="api-facts 6",
+        ),
+        Endpoint(
+            "subscription",
+            "GET",
+            Root.BASE,
+            "/v1/dashboard/billing/subscription",
+            Balance,
+            Replay.FREE,
+            method="balance",
+            source="api-facts 7.2",
+        ),
+        Endpoint(
+            "usage",
+            "GET",
+            Root.BASE,
+            "/v1/dashboard/billing/usage",
+            Balance,
+            Replay.FREE,
+            method="balance",
+            source="api-facts 7.3",
+        ),
+        Endpoint(
+            "token_usage",
+            "GET",
+            Root.BASE,
+            "/api/usage/token",
+            Balance,
+            Replay.FREE,
+            method="balance",
+            source="api-facts 7.4",
+        ),
+        Endpoint(
+            "quota",
+            "GET",
+            Root.QUOTA,
+            "/user/quota",
+            Balance,
+            Replay.FREE,
+            method="balance",
+            source="api-facts 7.1",
+        ),
+    )
+}
+
+SUBMITS: Final[Mapping[type, Endpoint]] = {
+    row.sends: row for row in ENDPOINTS.values() if row.sends is not None
+}
+"""Request class to the endpoint that takes it."""
+
+BALANCE_ENDPOINTS: Final[Mapping[BalanceRoute, tuple[str, ...]]] = {
+    BalanceRoute.BILLING: ("subscription", "usage"),
+    BalanceRoute.TOKEN: ("token_usage",),
+    BalanceRoute.QUOTA: ("quota",),
+}
+
+TASK_ID_KEY: Final = "task_id"
+CALLBACK_KEY: Final = "callback_url"
+QUOTA_KEY: Final = "key"
+LAST_IMAGE: Final = {"key": "promptImage", "uri": "uri", "position": "position"}
+"""How the official format spells first and last frame together (api-facts 6)."""
+
+
+# --- gateways ------------------------------------------------------------------------------------
+
+GATEWAYS: Final[Mapping[str, Gateway]] = {
+    row.name: row
+    for row in (
+        Gateway("fuhuapi", "https://api.fuhuapi.com", source="api-facts 1.1 S1"),
+        Gateway(
+            "cometapi",
+            "https://api.cometapi.com",
+            balance=BalanceRoute.QUOTA,
+            quota_url="https://query.cometapi.com",
+            source="api-facts 1.1 S4",
+        ),
+        Gateway(
+            "deerapi",
+            "https://api.deerapi.com",
+            balance=BalanceRoute.QUOTA,
+            quota_url="https://query.deerapi.com",
+            source="api-facts 1.1 S2",
+        ),
+        Gateway("gpt-best", source="api-facts 1.1 S5"),
+        Gateway("ecovai", "https://api.ecovai.cn", source="api-facts 1.1 S7"),
+        Gateway("gptoai", "https://api.gptoai.cc", source="api-facts 1.1 S9"),
+        Gateway("openai-hub", source="api-facts 1.1 S11"),
+        Gateway("chat-bp", source="api-facts 1.1 S8"),
+        Gateway("gpt-best-v1", prefix="/runway/v1", source="api-facts 1.1 S5"),
+        Gateway("gptproto", prefix="/runway/v1", source="api-facts 1.1 S16"),
+        Gateway("yutoai", prefix="/runway/v1", source="api-facts 1.1 S10"),
+        Gateway("zyhelp", prefix="/runway/v1", source="api-facts 1.1 S10"),
+        Gateway(
+            "duomi",
+            "https://duomiapi.com",
+            prefix="/api/video/runway",
+            feed_verb="GET",
+            key_style=KeyStyle.RAW,
+            source="api-facts 1.1 S6",
+        ),
+    )
+}
+
+
+# --- states --------------------------------------------------------------------------------------
+
+STATES: Final[Mapping[str, TaskState]] = {
+    word: state
+    for state, words in {
+        TaskState.QUEUED: "0 not_start submitted queued pending throttled",
+        TaskState.RUNNING: "1 running in_progress processing generating",
+        TaskState.SUCCEEDED: "3 succeeded success completed complete done",
+        TaskState.FAILED: "2 error failed failure fail expired",
+        TaskState.CANCELED: "cancelled canceled",
+    }.items()
+    for word in words.split()
+}
+"""Every word that a source documents, trimmed and in lower case (api-facts 3.1 to 3.4)."""
+
+
+# --- dialects ------------------------------------------------------------------------------------
+
+
+class Sense(enum.Enum):
+    """What an answer of a dialect is about."""
+
+    TASK = "a task"
+    BALANCE = "a balance"
+    REFUSAL = "a refusal"
+
+
+@attrs.frozen
+class Dialect:
+    """
+    One shape of answer; recognised by shape per answer, never by host name (api-facts 2).
+
+    The rows are tried in order, and the first that fits is the one.
+    """
+
+    letter: str
+    name: str
+    fits: Callable[[Mapping[str, Any]], bool]
+    #: Sense of an answer of this shape, given the decoded body.
+    sense: Callable[[Mapping[str, Any]], Sense]
+    source: str
+    #: The key under which the part that matters stands; None: the body itself.
+    under: str | None = None
+    #: Our name for a part, to the gateway's.
+    spelling: Mapping[str, str] = attrs.field(factory=dict)
+    #: Where a refusal tells its code and its reason; the first that is there counts.
+    codes: tuple[str, ...] = ("code", "type")
+    messages: tuple[str, ...] = ("message", "msg")
+    #: Whether a numeric code stands for an HTTP status.
+    code_is_status: bool = False
+    #: Whether an empty part means that the gateway does not know the task (api-facts 2 B).
+    empty_is_not_found: bool = False
+
+
+def is_whole(value: object) -> bool:
+    """Tell a number, or digits, from the boolean that Python calls an int too (api-facts 2 F)."""
+    if isinstance(value, str):
+        return value.strip().isascii() and value.strip().isdigit()
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _always(sense: Sense) -> Callable[[Mapping[str, Any]], Sense]:
+    return lambda _body: sense
+
+
+def _has(*keys: str) -> Callable[[Mapping[str, Any]], bool]:
+    return lambda body: all(key in body for key in keys)
+
+
+def _envelope_sense(body: Mapping[str, Any]) -> Sense:
+    return Sense.TASK if int(body["code"]) == 200 else Sense.REFUSAL
+
+
+def _flag_sense(body: Mapping[str, Any]) -> Sense:
+    return Sense.BALANCE if body["code"] else Sense.REFUSAL
+
+
+def _is_relay(body: Mapping[str, Any]) -> bool:
+    return isinstance(body.get("code"), str) and body["code"].strip().lower() == "success"
+
+
+_NUMERIC: Final = {
+    "task_id": "task_id",
+    "state": "state",
+    "status": "status",
+    "progress": "progress",
+    "video_url": "video_url",
+    "result_url": "result_url",
+    "raw_video_url": "raw_video_url",
+    "poster": "poster",
+    "last_frame": "last_frame",
+    "prompt": "prompt",
+    "prompt_en": "prompt_en",
+    "message": "msg",
+    "points": "point",
+    "refund": "refund",
+    "created_at": "create_time",
+    "updated_at": "update_time",
+}
+_RELAY: Final = {
+    "task_id": "task_id",
+    "status": "status",
+    "progress": "progress",
+    "video_url": "video_url",
+    "result_url": "result_url",
+    "message": "fail_reason",
+    "created_at": "submit_time",
+    "updated_at": "finish_time",
+    "inner": "data",
+}
+_RELAY_ONLY: Final = {"fail_reason", "result_url", "data"}
+_OFFICIAL: Final = {
+    "task_id": "id",
+    "status": "status",
+    "progress": "progress",
+    "output": "output",
+    "message": "failure",
+    "failure_code": "failureCode",
+    "created_at": "createdAt",
+    "updated_at": "updatedAt",
+}
+_LUMA: Final = {
+    "task_id": "id",
+    "state": "state",
+    "video_url": "video",
+    "raw_video_url": "video_raw",
+    "poster": "thumbnail",
+    "last_frame": "last_frame",
+    "prompt": "prompt",
+    "message": "failure_reason",
+    "created_at": "created_at",
+}
+
+DIALECTS: Final = (
+    Dialect(
+        "E",
+        "openai_error",
+        fits=lambda body: bool(body.get("error")),
+        sense=_always(Sense.REFUSAL),
+        under="error",
+        source="api-facts 2 E",
+        messages=("message", "localized_message"),
+    ),
+    Dialect(
+        "F",
+        "dashboard_error",
+        fits=lambda body: body.get("success") is False,
+        sense=_always(Sense.REFUSAL),
+        source="api-facts 2 F",
+    ),
+    Dialect(
+        "F'",
+        "dashboard_flag",
+        fits=lambda body: isinstance(body.get("code"), bool),
+        sense=_flag_sense,
+        under="data",
+        source="api-facts 7.4",
+        codes=(),
+        spelling={
+            "total": "total_granted",
+            "used": "total_used",
+            "remaining": "total_available",
+            "unlimited": "unlimited_quota",
+        },
+    ),
+    Dialect(
+        "G",
+        "midjourney_error",
+        fits=lambda body: "description" in body and "code" in body and "data" not in body,
+        sense=_always(Sense.REFUSAL),
+        source="api-facts 2 G",
+        messages=("description",),
+    ),
+    Dialect(
+        "A",
+        "envelope",
+        fits=lambda body: is_whole(body.get("code")),
+        sense=_envelope_sense,
+        under="data",
+        source="api-facts 2 A",
+        spelling=_NUMERIC,
+        messages=("msg", "message"),
+        code_is_status=True,
+    ),
+    Dialect(
+        "B",
+        "relay",
+        fits=_is_relay,
+        sense=_always(Sense.TASK),
+        under="data",
+        source="api-facts 2 B",
+        spelling=_RELAY,
+        empty_is_not_found=True,
+    ),
+    Dialect(
+        "D",
+        "task_error",
+        fits=lambda body: isinstance(body.get("code"), str) and bool(body["code"].strip()),
+        sense=_always(Sense.REFUSAL),
+        source="api-facts 2 D",
+    ),
+    Dialect(
+        "billing",
+        "billing_limit",
+        fits=_has("hard_limit_usd"),
+        sense=_always(Sense.BALANCE),
+        source="api-facts 7.2",
+        spelling={"total": "hard_limit_usd"},
+    ),
+    Dialect(
+        "billing'",
+        "billing_usage",
+        fits=_has("total_usage"),
+        sense=_always(Sense.BALANCE),
+        source="api-facts 7.3",
+        spelling={"used_hundredths": "total_usage"},
+    ),
+    Dialect(
+        "quota",
+        "account_quota",
+        fits=_has("total_quota"),
+        sense=_always(Sense.BALANCE),
+        source="api-facts 7.1",
+        spelling={"total": "total_quota", "used": "total_used_quota"},
+    ),
+    Dialect(
+        "B'",
+        "bare_relay",
+        fits=lambda body: (
+            "task_id" in body and bool({"fail_reason", "result_url", "data"} & set(body))
+        ),
+        sense=_always(Sense.TASK),
+        source="api-facts 2 B'",
+        spelling=_RELAY,
+    ),
+    Dialect(
+        "I",
+        "callback",
+        fits=_has("task_id"),
+        sense=_always(Sense.TASK),
+        source="api-facts 2 I",
+        spelling=_NUMERIC,
+    ),
+    Dialect(
+        "C'",
+        "luma",
+        fits=_has("id", "state"),
+        sense=_always(Sense.TASK),
+        source="api-facts 2 C'",
+        spelling=_LUMA,
+    ),
+    Dialect(
+        "C",
+        "official",
+        fits=_has("id"),
+        sense=_always(Sense.TASK),
+        source="api-facts 2 C",
+        spelling=_OFFICIAL,
+    ),
+)
+
+NESTED_ERROR_CODE: Final = "fail_to_fetch_task"
+"""Dialect J: the message is the upstream's whole answer as text (api-facts 2 J)."""
+MAX_NESTING: Final = 3
+"""How many levels public code unwraps (api-facts 2 J)."""
+
+UNLIMITED: Final = 100_000_000
+"""A `hard_limit_usd` or a `remain_quota` from here on means: no limit (api-facts 7.1, 7.2)."""
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Refusal:
+    """One way to be told no; the first row counts of which every given condition holds."""
+
+    raises: type[errors.GatewayError]
+    fate: Fate
+    advice: str
+    source: str
+    statuses: frozenset[int] = frozenset()
+    codes: frozenset[str] = frozenset()
+    #: Last resort, in lower case: messages come in Chinese or English (api-facts 5.1).
+    texts: tuple[str, ...] = ()
+
+
+_CLIENT_ERRORS: Final = frozenset(range(400, 500))
+_SERVER_ERRORS: Final = frozenset(range(500, 600))
+_NOT_DOWN: Final = frozenset(range(200, 500))
+
+_TOP_UP: Final = "Top up the account or the key's quota, then call again."
+_BASE_URL: Final = "Check base_url and the gateway's prefix: there is nothing of this kind there."
+_LATER: Final = "Ask again later; the gateway is in trouble."
+
+REFUSALS: Final = (
+    Refusal(
+        errors.OutOfCredits,
+        Fate.REJECTED,
+        _TOP_UP,
+        "api-facts 5.1 (403 insufficient_user_quota; 429 local:quota_not_enough)",
+        codes=frozenset(
+            {
+                "insufficient_user_quota",
+                "pre_consume_token_quota_failed",
+                "quota_not_enough",
+                "local:quota_not_enough",
+                "insufficient_quota",
+            }
+        ),
+    ),
+    Refusal(errors.OutOfCredits, Fate.REJECTED, _TOP_UP, "HTTP 402", frozenset({402})),
+    Refusal(
+        errors.OutOfCredits,
+        Fate.REJECTED,
+        _TOP_UP,
+        "api-facts 5.1 (401 额度已用尽; 403 用户额度不足, 预扣费额度失败)",
+        statuses=_NOT_DOWN,
+        texts=(
+            "额度已用尽",
+            "额度不足",
+            "余额不足",
+            "积分不足",
+            "预扣费额度失败",
+            "quota exhausted",
+            "quota has been exhausted",
+            "insufficient quota",
+            "insufficient balance",
+            "insufficient credit",
+        ),
+    ),
+    Refusal(
+        errors.NotFound,
+        Fate.REJECTED,
+        "Check the task id and the key: a task is seen only by the account that made it, and a few "
+        "seconds after it was made.",
+        "api-facts 5.1 (400 task_not_exist), 5.4",
+        codes=frozenset({"task_not_exist"}),
+    ),
+    Refusal(
+        errors.InvalidRequest,
+        Fate.REJECTED,
+        "Give the client a callback_url: this gateway requires one.",
+        "api-facts 5.1 (400 callback_url_empty)",
+        codes=frozenset({"callback_url_empty"}),
+    ),
+    Refusal(
+        errors.InvalidRequest,
+        Fate.REJECTED,
+        "Change the request: sent again as it is, it will be refused again.",
+        "api-facts 5.1 (400 invalid_request …; 500 invalid_request)",
+        codes=frozenset(
+            {
+                "invalid_request",
+                "invalid_api_platform",
+                "model_mapping_failed",
+                "model_price_error",
+                "channel_not_found",
+                "read_request_body_failed",
+                "api_not_implemented",
+            }
+        ),
+    ),
+    Refusal(
+        errors.ModelUnavailable,
+        Fate.REFUSED,
+        "Use another model, or one that the key's group offers.",
+        "api-facts 5.1 (503 model_not_found)",
+        codes=frozenset({"model_not_found"}),
+    ),
+    Refusal(
+        errors.ModelUnavailable,
+        Fate.REFUSED,
+        "Use another model, or one that the key's group offers.",
+        "api-facts 5.1 (503, 无可用渠道)",
+        statuses=frozenset({503}),
+        texts=("无可用渠道", "no available channel"),
+    ),
+    Refusal(
+        errors.RateLimited,
+        Fate.REFUSED,
+        "Call again later, or less often.",
+        "api-facts 5.1 (429)",
+        frozenset({429}),
+    ),
+    Refusal(
+        errors.RateLimited,
+        Fate.REFUSED,
+        "Call again later, or less often.",
+        "api-facts 5.1 (200 with a busy or frequent msg)",
+        statuses=frozenset({200, 400}),
+        texts=(
+            "频繁",
+            "繁忙",
+            "饱和",
+            "请求数限制",
+            "saturated",
+            "too many requests",
+            "too frequent",
+            "rate limit",
+            "busy",
+        ),
+    ),
+    Refusal(
+        errors.GatewayDown,
+        Fate.UNKNOWN,
+        _LATER,
+        "api-facts 5.1 (500 do_request_failed …)",
+        codes=frozenset(
+            {
+                "build_request_failed",
+                "do_request_failed",
+                "get_channel_failed",
+                "get_task_failed",
+            }
+        ),
+    ),
+    Refusal(
+        errors.Unauthorized,
+        Fate.REJECTED,
+        "Check the key and what it is allowed to do, on the gateway's own page.",
+        "api-facts 5.1 (401, 403)",
+        frozenset({401, 403}),
+    ),
+    Refusal(
+        errors.NotFound,
+        Fate.REJECTED,
+        _BASE_URL,
+        "api-facts 5.1 (404 Invalid URL; 301)",
+        frozenset({404, *range(300, 400)}),
+    ),
+    Refusal(
+        errors.GatewayDown,
+        Fate.UNKNOWN,
+        _LATER,
+        "HTTP 408: the gateway gave up reading or answering",
+        frozenset({408}),
+    ),
+    Refusal(
+        errors.InvalidRequest,
+        Fate.REJECTED,
+        "Change the request: sent again as it is, it will be refused again.",
+        "api-facts 5.1 (400, 413, 501)",
+        _CLIENT_ERRORS | {501},
+    ),
+    Refusal(
+        errors.GatewayDown,
+        Fate.UNKNOWN,
+        _LATER,
+        "api-facts 5.1 (500, 502, 504, 520 to 524)",
+        _SERVER_ERRORS,
+    ),
+    Refusal(
+        errors.GatewayDown,
+        Fate.UNKNOWN,
+        _LATER,
+        "api-facts 5.1 (200 with an error of upstream_error, one_api_error, new_api_error)",
+        statuses=frozenset({200}),
+        codes=frozenset(
+            {
+                "upstream_error",
+                "one_api_error",
+                "new_api_error",
+                "comet_api_error",
+                "rix_api_error",
+                "shell_api_error",
+            }
+        ),
+    ),
+    # Last: a plain "no" inside a 200, whatever its code.
+    Refusal(
+        errors.InvalidRequest,
+        Fate.REJECTED,
+        "Change the request: the gateway's reason says what it does not accept.",
+        "api-facts 5.1 (200 with code ≠ 200)",
+    ),
+)

@@ -1,0 +1,466 @@
+"""
+One scheduler for all waits: a pure `PollQueue` and the single timer that drives it.
+
+Rule 1: a task is asked about once at a time, however many wait for it.
+Rule 2: each waiter has a future of its own, so that cancelling one disturbs nobody.
+Rule 3: a failed look touches its own task only, and ends a wait only if asking again is hopeless.
+Rule 4: with no waiters left there is no timer, no look and no entry left.
+
+Instants are seconds of the loop's clock.
+"""
+
+import asyncio
+import heapq
+import itertools
+import random
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Final, Generic, TypeVar
+from weakref import WeakValueDictionary
+
+import attrs
+
+from . import hooks as events
+from ._clock import Clock, Timer
+from ._redact import redact
+from ._retry import ladder
+from ._wire import Request
+from .errors import (
+    ClipMissing,
+    GatewayError,
+    NotFound,
+    OutOfCredits,
+    RunwayError,
+    Unauthorized,
+    WaitAbandoned,
+    WaitTimeout,
+)
+from .models import PollPolicy, TaskRecord, TaskState
+
+HOPELESS: Final = (Unauthorized, OutOfCredits)
+"""Noes that asking again does not change: they end a wait at once."""
+
+K = TypeVar("K")
+
+
+class PollQueue(Generic[K]):
+    """
+    When each entry is next worth attention.
+
+    Pure: no clock, no sockets; the caller passes *now*. Putting, dropping and taking one entry
+    of n costs O(log n): entries that died are skipped when they surface, and swept out when they
+    outnumber the living.
+    """
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, K]] = []
+        self._live: dict[K, int] = {}
+        self._order = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._live
+
+    def put(self, key: K, due_at: float) -> None:
+        """Say when *key* is due; what was said about it before is void."""
+        order = next(self._order)
+        self._live[key] = order
+        heapq.heappush(self._heap, (due_at, order, key))
+        if len(self._heap) > 2 * len(self._live) + 16:
+            self._heap = [entry for entry in self._heap if self._is_live(entry)]
+            heapq.heapify(self._heap)
+
+    def drop(self, key: K) -> None:
+        """Forget *key*; unknown keys are fine."""
+        self._live.pop(key, None)
+
+    def next_due_at(self) -> float | None:
+        """Give the instant at which the first entry is due."""
+        while self._heap and not self._is_live(self._heap[0]):
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
+    def take(self, now: float, at_most: int) -> list[K]:
+        """Remove and give up to *at_most* entries that are due, the longest due first."""
+        taken: list[K] = []
+        while len(taken) < at_most:
+            due_at = self.next_due_at()
+            if due_at is None or due_at > now:
+                break
+            _, _, key = heapq.heappop(self._heap)
+            del self._live[key]
+            taken.append(key)
+        return taken
+
+    def _is_live(self, entry: tuple[float, int, K]) -> bool:
+        return self._live.get(entry[2]) == entry[1]
+
+
+@attrs.define(eq=False)
+class Waiter:
+    """Someone who waits: for the end of a task, or for the next change of it."""
+
+    watch: "Watch"
+    future: "asyncio.Future[TaskRecord]"
+    #: What the caller asked for, for the error's text, in seconds.
+    timeout: float | None
+    any_change: bool
+
+
+@attrs.define(eq=False, weakref_slot=True)
+class Watch:
+    """What the scheduler knows about one task."""
+
+    request: Request
+    #: When the task was accepted; None where it was re-attached by its id.
+    submitted_at: float | None
+    record: TaskRecord | None = None
+    #: Grows by one with every change of the record.
+    version: int = 0
+    #: How often it was looked at.
+    polls: int = 0
+    #: When the next look is due; kept while nobody waits, so that short waits add up.
+    due_at: float = 0.0
+    question: "asyncio.Task[None] | None" = None
+    waiters: set[Waiter] = attrs.field(factory=set)
+    last_error: RunwayError | None = None
+    url_missing_since: float | None = None
+    told: set[str] = attrs.field(factory=set)
+
+    @property
+    def task_id(self) -> str:
+        return self.request.task_id or ""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is nothing more to learn."""
+        record = self.record
+        return record is not None and (
+            record.has_clip or record.state in {TaskState.FAILED, TaskState.CANCELED}
+        )
+
+
+class Poller:
+    """
+    All waits of one client in one event loop, over one heap and one timer.
+
+    Args:
+        look: Asks the gateway once and gives the record, or raises.
+        policy: When to look.
+        at_once: How many looks may be under way at the same time.
+        clock: Where time comes from.
+        hooks: Who hears of it.
+        rng: Where the jitter comes from.
+    """
+
+    def __init__(
+        self,
+        look: Callable[[Request], Awaitable[TaskRecord]],
+        *,
+        policy: PollPolicy,
+        at_once: int,
+        clock: Clock,
+        hooks: events.Hooks,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._look = look
+        self._policy = policy
+        self._ladder = ladder(policy.first, policy.factor, policy.max_interval)
+        self._at_once = at_once
+        self._clock = clock
+        self._hooks = hooks
+        self._random = rng or random.Random()  # noqa: S311  (spreads load, guards nothing)
+        self._watches: WeakValueDictionary[str, Watch] = WeakValueDictionary()
+        self._looks: PollQueue[Watch] = PollQueue()
+        self._deadlines: PollQueue[Waiter] = PollQueue()
+        self._asking: set[Watch] = set()
+        self._timer: Timer | None = None
+        self._timer_at = 0.0
+
+    def __repr__(self) -> str:
+        due_at = self._looks.next_due_at()
+        tasks = len(self._looks) + len(self._asking)
+        when = "" if due_at is None else f", next in {max(0.0, due_at - self._clock.now()):.1f} s"
+        return f"<Poller {tasks:,} tasks{when}>"
+
+    def watch(
+        self, request: Request, submitted_at: float | None = None, record: TaskRecord | None = None
+    ) -> Watch:
+        """Give the watch over one task; everyone who asks for the same task gets the same."""
+        watch = self._watches.get(request.task_id or "")
+        if watch is None:
+            watch = Watch(request, submitted_at, record)
+            watch.due_at = self._clock.now()
+            if submitted_at is not None:
+                watch.due_at = submitted_at + self._interval(0)
+            self._watches[watch.task_id] = watch
+        return watch
+
+    async def settled(self, watch: Watch, timeout: float | None) -> TaskRecord:
+        """
+        Give the record with which the task ended, successfully or not.
+
+        Raises:
+            WaitTimeout: It had not ended after *timeout* seconds; `__cause__` is the last trouble.
+            ClipMissing: A success that went on showing no address.
+            NotFound: The gateway does not know the task, and had time to.
+            Unauthorized: The key may not ask.
+            OutOfCredits: The key's quota is used up, and with it the right to ask.
+            WaitAbandoned: The client was closed meanwhile.
+        """
+        if watch.is_settled and watch.record is not None:
+            return watch.record
+        waiter = self._waiter(watch, timeout, self.deadline(timeout), any_change=False)
+        return await self._wait(waiter)
+
+    async def changed(
+        self, watch: Watch, version: int, timeout: float | None, deadline: float | None
+    ) -> TaskRecord:
+        """
+        Give the record as soon as it is newer than *version*; raises as `settled` does.
+
+        The *deadline* is an instant, so that many calls can share it; *timeout* is what it was
+        made from, and only told.
+        """
+        if watch.record is not None and watch.version > version:
+            return watch.record
+        return await self._wait(self._waiter(watch, timeout, deadline, any_change=True))
+
+    def deadline(self, timeout: float | None) -> float | None:
+        """Give the instant at which *timeout* seconds will be over."""
+        return None if timeout is None else self._clock.now() + timeout
+
+    async def refresh(self, watch: Watch) -> TaskRecord:
+        """Give what one look now says; raises whatever that look ends in."""
+        record = await self._look(watch.request)
+        self._take_in(watch, record)
+        return record
+
+    async def aclose(self) -> None:
+        """End every wait with `WaitAbandoned`, and every look; the tasks themselves go on."""
+        for watch in list(self._watches.values()):
+            self._fail(watch, _abandoned)
+        looks = [watch.question for watch in self._asking if watch.question is not None]
+        for look in looks:
+            look.cancel()
+        await asyncio.gather(*looks, return_exceptions=True)
+
+    # Waiting
+
+    def _waiter(
+        self, watch: Watch, timeout: float | None, deadline: float | None, *, any_change: bool
+    ) -> Waiter:
+        future: asyncio.Future[TaskRecord] = asyncio.get_running_loop().create_future()
+        waiter = Waiter(watch, future, timeout, any_change)
+        watch.waiters.add(waiter)
+        if deadline is not None:
+            self._deadlines.put(waiter, deadline)
+        if watch.question is None and watch not in self._looks:
+            self._looks.put(watch, watch.due_at)
+        self._arm()
+        return waiter
+
+    async def _wait(self, waiter: Waiter) -> TaskRecord:
+        try:
+            return await waiter.future
+        finally:
+            self._leave(waiter)
+
+    def _leave(self, waiter: Waiter) -> None:
+        watch = waiter.watch
+        watch.waiters.discard(waiter)
+        self._deadlines.drop(waiter)
+        if not watch.waiters:
+            self._looks.drop(watch)
+            if watch.question is not None:
+                watch.question.cancel()
+        self._arm()
+
+    # The one timer
+
+    def _arm(self) -> None:
+        dues = [self._deadlines.next_due_at()]
+        if len(self._asking) < self._at_once:
+            dues.append(self._looks.next_due_at())
+        at = min((due for due in dues if due is not None), default=None)
+        if self._timer is not None and at == self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if at is not None:
+            self._timer, self._timer_at = self._clock.call_at(at, self._fire), at
+
+    def _fire(self) -> None:
+        self._timer = None
+        now = max(self._clock.now(), self._timer_at)
+        for waiter in self._deadlines.take(now, len(self._deadlines)):
+            _reject(waiter, _timed_out)
+        for watch in self._looks.take(now, self._at_once - len(self._asking)):
+            self._asking.add(watch)
+            watch.question = asyncio.get_running_loop().create_task(self._ask(watch))
+        self._arm()
+
+    # One look
+
+    async def _ask(self, watch: Watch) -> None:
+        watch.polls += 1
+        try:
+            record = await self._look(watch.request)
+        except RunwayError as error:
+            self._take_error(watch, error)
+        except Exception as defect:  # noqa: BLE001  (not one of ours: a defect)
+            # Whoever waits must hear of it, rather than wait on for an answer that cannot come.
+            self._fail(watch, partial(_same, defect))
+        else:
+            self._take_in(watch, record)
+            watch.due_at = self._clock.now() + self._interval(watch.polls)
+        finally:
+            watch.question = None
+            self._asking.discard(watch)
+            if watch.waiters and not watch.is_settled:
+                self._looks.put(watch, watch.due_at)
+            self._arm()
+
+    def _take_in(self, watch: Watch, record: TaskRecord) -> None:
+        was, watch.record, watch.last_error = watch.record, record, None
+        self._hooks.emit(
+            events.TaskPolled(watch.task_id, record.state, record.progress, watch.polls)
+        )
+        self._remark(watch, record)
+        if was is None or _face(was) != _face(record):
+            watch.version += 1
+            for waiter in [one for one in watch.waiters if one.any_change]:
+                _resolve(waiter, record)
+        if watch.is_settled:
+            self._settle(watch, record)
+        else:
+            self._mind_the_url(watch, record)
+
+    def _settle(self, watch: Watch, record: TaskRecord) -> None:
+        if was_told(watch, "settled"):
+            return
+        self._hooks.emit(
+            events.TaskSettled(
+                watch.task_id, record.state, watch.polls, record.points, record.refunded
+            )
+        )
+        for waiter in list(watch.waiters):
+            _resolve(waiter, record)
+
+    def _mind_the_url(self, watch: Watch, record: TaskRecord) -> None:
+        """End the wait for a success that goes on without an address (api-facts 3.4, rule 4)."""
+        if record.state is not TaskState.SUCCEEDED:
+            watch.url_missing_since = None
+            return
+        now = self._clock.now()
+        since = watch.url_missing_since = watch.url_missing_since or now
+        if now - since >= self._policy.url_grace:
+            self._fail(watch, _clip_missing)
+
+    def _take_error(self, watch: Watch, error: RunwayError) -> None:
+        watch.last_error = error
+        now = self._clock.now()
+        if isinstance(error, HOPELESS) or (
+            isinstance(error, NotFound) and not self._may_yet_appear(watch, now)
+        ):
+            self._fail(watch, partial(_copy, error))
+            return
+        asked = error.retry_after if isinstance(error, GatewayError) else None
+        delay = max(self._interval(watch.polls), asked or 0.0)
+        watch.due_at = now + delay
+        self._hooks.emit(events.PollFailed(watch.task_id, type(error).__name__, delay))
+
+    def _may_yet_appear(self, watch: Watch, now: float) -> bool:
+        """Tell whether the gateway may not know a task yet that it has accepted (api-facts 5.4)."""
+        if watch.submitted_at is None:
+            return False
+        return now - watch.submitted_at < self._policy.not_found_grace
+
+    def _interval(self, step: int) -> float:
+        interval = self._ladder[min(step, len(self._ladder) - 1)]
+        return interval * (1 + self._policy.jitter * self._random.uniform(-1, 1))
+
+    def _fail(self, watch: Watch, make: Callable[[Waiter], BaseException]) -> None:
+        for waiter in list(watch.waiters):
+            _reject(waiter, make)
+
+    def _remark(self, watch: Watch, record: TaskRecord) -> None:
+        """Tell of odd answers, once for each oddity."""
+        if record.state is TaskState.UNKNOWN and not was_told(watch, f"word {record.word}"):
+            word = redact(record.word or "")[:40]
+            self._hooks.emit(events.UnknownWordSeen(watch.task_id, word))
+        for note in record.notes:
+            if not was_told(watch, note):
+                self._hooks.emit(events.ContradictionSeen(watch.task_id, note))
+
+
+def was_told(watch: Watch, what: str) -> bool:
+    """Tell whether *what* was said about this task before, and remember that it is now."""
+    before = what in watch.told
+    watch.told.add(what)
+    return before
+
+
+def _face(record: TaskRecord) -> tuple[object, ...]:
+    """Give what of a record a user can see change."""
+    return record.state, record.progress, record.video_url, record.message
+
+
+def _resolve(waiter: Waiter, record: TaskRecord) -> None:
+    # A cancelled waiter stays in its place until its task has run.
+    if not waiter.future.done():
+        waiter.future.set_result(record)
+
+
+def _reject(waiter: Waiter, make: Callable[[Waiter], BaseException]) -> None:
+    if not waiter.future.done():
+        waiter.future.set_exception(make(waiter))
+
+
+def _copy(error: RunwayError, _waiter: Waiter) -> RunwayError:
+    """Give each waiter an error of its own: a shared one would gather everyone's traceback."""
+    values = (getattr(error, field.name) for field in attrs.fields(type(error)))
+    twin = type(error)(*values)
+    twin.__cause__ = error.__cause__
+    return twin
+
+
+def _same(defect: Exception, _waiter: Waiter) -> Exception:
+    return defect
+
+
+def _timed_out(waiter: Waiter) -> WaitTimeout:
+    watch = waiter.watch
+    timeout = waiter.timeout or 0.0
+    state = watch.record.state.value if watch.record else "not known yet"
+    error = WaitTimeout(
+        f"The task had not ended after {timeout:g} s; its state was {state}.",
+        "It goes on, and what it costs is spent either way.",
+        "Wait for it again: the same handle, or its id, still works.",
+        watch.task_id,
+        None,
+        timeout,
+    )
+    error.__cause__ = watch.last_error
+    return error
+
+
+def _clip_missing(waiter: Waiter) -> ClipMissing:
+    return ClipMissing(
+        "The gateway calls the task a success and shows no address for the clip.",
+        "It was charged.",
+        "Wait for it again later, or show its id to the gateway's support.",
+        waiter.watch.task_id,
+    )
+
+
+def _abandoned(waiter: Waiter) -> WaitAbandoned:
+    return WaitAbandoned(
+        "The client was closed while the task was waited for.",
+        "The task goes on, and what it costs is spent either way.",
+        "Wait for it again by its id: client.task(id).",
+        waiter.watch.task_id,
+    )

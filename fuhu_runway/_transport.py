@@ -1,0 +1,235 @@
+"""
+The only user of `aiohttp.ClientSession`: ownership, timeouts, aiohttp's errors given a `Fate`.
+
+`send` is exactly one exchange; `call` is `send` under `_limits` and `_retry`. One transport
+belongs to one event loop.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeVar
+
+import aiohttp
+
+from ._clock import Clock
+from ._gateway import Replay
+from ._limits import Limits
+from ._redact import redact
+from ._retry import repeat
+from ._wire import Reply, Request
+from .errors import Fate, NoReply, NotSent, RunwayError
+from .hooks import Hooks
+from .models import RetryPolicy, Timeouts, usage_error
+
+T = TypeVar("T")
+
+MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
+"""The largest answer that is read; a task that quotes a picture as data may take some MB."""
+
+Unclaimed = Callable[["asyncio.Task[Any]"], object]
+"""Called with the finished exchange of a paid request whose caller was cancelled meanwhile."""
+
+
+class Transport:
+    """
+    Requests out, replies in, over sessions that it owns or one that it borrows.
+
+    Paid requests travel on fresh connections: on a kept one that the gateway has just closed,
+    a request can die without a trace of whether it was read.
+    """
+
+    def __init__(
+        self,
+        *,
+        session: aiohttp.ClientSession | None,
+        timeouts: Timeouts,
+        retry: RetryPolicy,
+        limits: Limits,
+        hooks: Hooks,
+        clock: Clock,
+    ) -> None:
+        self._borrowed = session
+        self._free = session or _open_session(fresh_connections=False)
+        self._paid = session or _open_session(fresh_connections=True)
+        self._timeouts = timeouts
+        self._timeout = aiohttp.ClientTimeout(
+            total=timeouts.total, sock_connect=timeouts.connect, sock_read=timeouts.read
+        )
+        self._retry = retry
+        self._limits = limits
+        self._hooks = hooks
+        self._clock = clock
+        self._in_the_air: set[asyncio.Task[Any]] = set()
+
+    async def call(
+        self, request: Request, read: Callable[[Reply], T], *, unclaimed: Unclaimed | None = None
+    ) -> T:
+        """
+        Give what *read* makes of the answer, the request repeated as far as that is safe.
+
+        With *unclaimed*, cancelling the caller does not cancel an exchange that is in the air:
+        it goes on, and *unclaimed* is called with it when it is done.
+
+        Raises:
+            NotSent: The gateway could not be reached.
+            NoReply: A free request got no answer, however often it was sent.
+            SubmissionInDoubt: A paid request was sent, and its fate is unknown.
+            RunwayError: Whatever *read* raises.
+        """
+
+        async def attempt() -> T:
+            if unclaimed is None:
+                return await self.once(request, read)
+            return await self._once_whatever_happens(request, read, unclaimed)
+
+        return await repeat(attempt, request.endpoint, self._retry, self._clock, self._hooks)
+
+    async def once(self, request: Request, read: Callable[[Reply], T]) -> T:
+        """Give what *read* makes of the answer to one sending, when the limits allow it."""
+        async with self._limits.slot():
+            reply = await self.send(request)
+        return read(reply)
+
+    async def _once_whatever_happens(
+        self, request: Request, read: Callable[[Reply], T], unclaimed: Unclaimed
+    ) -> T:
+        """Do the same, in a way that cancelling the caller cannot lose the answer."""
+
+        async def exchange() -> T:
+            return read(await self.send(request))
+
+        async with self._limits.slot():
+            flight = asyncio.create_task(exchange())
+            self._in_the_air.add(flight)
+            flight.add_done_callback(self._in_the_air.discard)
+            try:
+                return await asyncio.shield(flight)
+            except asyncio.CancelledError:
+                flight.add_done_callback(unclaimed)
+                raise
+
+    async def send(self, request: Request) -> Reply:
+        """
+        Give the answer to exactly one sending.
+
+        Raises:
+            NotSent: The request provably did not arrive.
+            NoReply: It may have arrived, and no whole answer came back.
+        """
+        session = self._paid if request.endpoint.replay is Replay.PAID else self._free
+        if session.closed:
+            raise usage_error(
+                "session",
+                "The session that the client was given is closed.",
+                "Give the client an open aiohttp.ClientSession, or none.",
+            )
+        try:
+            async with session.request(
+                request.endpoint.verb,
+                request.url,
+                data=request.body,
+                headers={**request.headers, "Accept-Encoding": "identity"},
+                timeout=self._timeout,
+                allow_redirects=False,
+            ) as response:
+                body, cut = await _read_body(response)
+                headers = {name.lower(): value for name, value in response.headers.items()}
+                return Reply(request, response.status, headers, body, cut, self._clock.wall())
+        except (aiohttp.ClientError, OSError) as exc:
+            failure, cause = translate(exc, request), _scrubbed(exc, request.secrets)
+        # Outside the clause, so that the original, which may quote addresses, is no context of it.
+        raise failure from cause
+
+    @asynccontextmanager
+    async def stream(
+        self, url: str, headers: Mapping[str, str]
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """
+        Open the answer to a plain GET, redirects not followed and nothing decoded.
+
+        Whole downloads may take long, so only the connection and each pause have a limit.
+        """
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=self._timeouts.connect, sock_read=self._timeouts.read
+        )
+        async with self._free.get(
+            url,
+            headers={**headers, "Accept-Encoding": "identity"},
+            timeout=timeout,
+            allow_redirects=False,
+        ) as response:
+            yield response
+
+    async def aclose(self) -> None:
+        """
+        Close what this transport opened.
+
+        A paid request in the air is waited for, since its answer holds the id of a paid task.
+        """
+        if self._in_the_air:
+            await asyncio.wait(self._in_the_air, timeout=self._timeouts.total)
+        if self._borrowed is None:
+            await self._free.close()
+            await self._paid.close()
+
+
+def _open_session(*, fresh_connections: bool) -> aiohttp.ClientSession:
+    # The number of connections is not limited here: a request that waits inside aiohttp for a
+    # free one would use up its own timeout, and its fate would be a guess.
+    connector = aiohttp.TCPConnector(limit=0, force_close=fresh_connections)
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+
+
+async def _read_body(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
+    """Give the body, and whether it was longer than is read."""
+    body = bytearray()
+    while chunk := await response.content.readany():
+        body += chunk
+        if len(body) > MAX_ANSWER_BYTES:
+            response.close()
+            return bytes(body[:1024]), True
+    return bytes(body), False
+
+
+def translate(exc: Exception, request: Request) -> RunwayError:
+    """Give our error for one of aiohttp's, with what is known about the request's fate."""
+    paid = request.endpoint.replay is Replay.PAID
+    if _never_arrived(exc):
+        return NotSent(
+            f"The gateway could not be reached ({type(exc).__name__}).",
+            "Nothing was charged.",
+            "Check the network and base_url, then call again.",
+            request.task_id,
+            None,
+            Fate.UNSENT,
+        )
+    money = "It may have been accepted and charged." if paid else "Nothing was charged."
+    return NoReply(
+        f"No whole answer came back ({type(exc).__name__}).",
+        money,
+        "Look again later.",
+        request.task_id,
+        None,
+        Fate.UNKNOWN,
+    )
+
+
+def _never_arrived(exc: Exception) -> bool:
+    # ConnectionTimeoutError is a TimeoutError like the one for a late answer, and only its class
+    # tells that the connection never stood. A bare TimeoutError says nothing about how far it got.
+    return isinstance(
+        exc, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError | aiohttp.InvalidURL
+    )
+
+
+def _scrubbed(exc: Exception, secrets: tuple[str, ...]) -> BaseException:
+    """Give *exc*, or where its text tells too much, a stand-in that names its class."""
+    text = str(exc)
+    if redact(text, secrets) == text:
+        return exc
+    return TransportCause(f"{type(exc).__name__}: {redact(text, secrets)}")
+
+
+class TransportCause(Exception):
+    """What the HTTP library said, without the addresses that it said it about."""

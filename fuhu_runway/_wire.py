@@ -1,0 +1,756 @@
+"""
+Pure functions between models and bytes: `build` and `read`.
+
+Rule 1: no socket, no clock, no state; everything that depends on the gateway is in `_gateway`.
+Rule 2: an answer is recognised by its shape alone, each time anew (api-facts 2).
+Rule 3: whatever comes in, only errors of this package come out.
+"""
+
+import email.utils
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, NewType, overload
+from urllib.parse import quote, urlencode
+
+import attrs
+import cattrs
+from cattrs.gen import make_dict_structure_fn, override
+
+from . import _gateway as facts
+from ._gateway import Dialect, Endpoint, Refusal, Replay, Root, Sense
+from ._redact import outline, outline_text, redact
+from .errors import Fate, GatewayError, NotFound, UnreadableReply
+from .models import (
+    Balance,
+    Gateway,
+    Generation,
+    KeyStyle,
+    OfficialImageToVideo,
+    TaskRecord,
+    TaskState,
+    is_web_address,
+    usage_error,
+)
+
+__all__ = ["Reply", "Request", "ask_balance", "ask_task", "build", "read_balance", "read_task"]
+
+
+@attrs.frozen
+class Request:
+    """One exchange about to happen, complete to the last byte."""
+
+    endpoint: Endpoint
+    url: str = attrs.field(repr=False)
+    headers: Mapping[str, str] = attrs.field(repr=False)
+    body: bytes | None = attrs.field(default=None, repr=False)
+    #: What must not appear in anything said about this exchange.
+    secrets: tuple[str, ...] = attrs.field(default=(), repr=False)
+    #: The task asked about, where there is one.
+    task_id: str | None = None
+
+
+@attrs.frozen
+class Reply:
+    """One answer, as bytes."""
+
+    request: Request
+    status: int
+    #: Names in lower case.
+    headers: Mapping[str, str] = attrs.field(repr=False)
+    body: bytes = attrs.field(repr=False)
+    #: The body went on past what we are willing to read.
+    cut: bool = False
+    #: When it came, in Unix seconds; for gateways that do not tell their own time.
+    received_at: float | None = None
+
+
+# Models to bytes
+
+
+def build(
+    request: Generation, gateway: Gateway, key: str, callback_url: str | None = None
+) -> Request:
+    """
+    Give the request that submits *request* through *gateway*.
+
+    Raises:
+        UsageError: `extra` sets a field that has a place of its own.
+    """
+    endpoint = facts.SUBMITS[type(request)]
+    body = dict(_filled(request, endpoint))
+    if isinstance(request, OfficialImageToVideo) and request.last_image is not None:
+        body[facts.LAST_IMAGE["key"]] = _first_and_last(request.image, request.last_image)
+    if endpoint.takes_callback and callback_url is not None:
+        body[facts.CALLBACK_KEY] = callback_url
+    _add_extra(body, request.extra)
+    return Request(
+        endpoint,
+        _address(endpoint, gateway),
+        _headers(gateway, key),
+        json.dumps(body, ensure_ascii=False, allow_nan=False).encode(),
+        secrets=tuple(_secrets_of(request, key)),
+    )
+
+
+def ask_task(task_id: str, endpoint: Endpoint, gateway: Gateway, key: str) -> Request:
+    """Give the request that looks at one task; *endpoint* is the feed or the official task."""
+    url = _address(endpoint, gateway).format(task_id=quote(task_id, safe=""))
+    body = None
+    headers = _headers(gateway, key)
+    if endpoint.root is Root.REVERSE and gateway.feed_verb == "GET":
+        endpoint = attrs.evolve(endpoint, verb="GET")
+        url += "?" + urlencode({facts.TASK_ID_KEY: task_id})
+    elif endpoint.verb == "POST":
+        body = json.dumps({facts.TASK_ID_KEY: task_id}).encode()
+    return Request(endpoint, url, headers, body, secrets=(key,), task_id=task_id)
+
+
+def ask_balance(endpoint: Endpoint, gateway: Gateway, key: str) -> Request:
+    """Give the request that asks one balance route; on QUOTA the key stands in the address."""
+    url = _address(endpoint, gateway)
+    if endpoint.root is Root.QUOTA:
+        # The route wants no Authorization header (api-facts 7.1).
+        return Request(endpoint, f"{url}?{urlencode({facts.QUOTA_KEY: key})}", {}, secrets=(key,))
+    return Request(endpoint, url, _headers(gateway, key), secrets=(key,))
+
+
+def _address(endpoint: Endpoint, gateway: Gateway) -> str:
+    base = gateway.quota_url if endpoint.root is Root.QUOTA else gateway.base_url
+    if base is None:
+        raise usage_error(
+            "gateway",
+            f"The gateway {gateway.name!r} has no {Root.QUOTA.value} to ask.",
+            "Choose another balance route for it, or name the address.",
+        )
+    prefixes = {Root.REVERSE: gateway.prefix, Root.OFFICIAL: gateway.official_prefix}
+    return base.rstrip("/") + prefixes.get(endpoint.root, "").rstrip("/") + endpoint.path
+
+
+def _headers(gateway: Gateway, key: str) -> dict[str, str]:
+    shown = key if gateway.key_style is KeyStyle.RAW else f"Bearer {key}"
+    return {
+        "Authorization": shown,
+        "Content-Type": "application/json",
+        "Accept": "application/json",
+        **facts.VERSION_HEADER,
+    }
+
+
+def _filled(request: Generation, endpoint: Endpoint) -> Iterator[tuple[str, Any]]:
+    """Lay the request's attributes out as the endpoint's row says."""
+    options: dict[str, Any] = {}
+    for place, source in endpoint.body.items():
+        value: Any = request
+        for name in source.split("."):
+            value = getattr(value, name)
+        if value is None:
+            continue
+        *above, last = place.split(".")
+        if above:
+            target = options
+            for name in above[1:]:
+                target = target.setdefault(name, {})
+            target[last] = value
+        else:
+            yield place, value
+    if options:
+        yield "options", options
+
+
+def _first_and_last(first: str, last: str) -> list[dict[str, str]]:
+    uri, position = facts.LAST_IMAGE["uri"], facts.LAST_IMAGE["position"]
+    return [{uri: first, position: "first"}, {uri: last, position: "last"}]
+
+
+def _add_extra(body: dict[str, Any], extra: Mapping[str, Any]) -> None:
+    for name, value in extra.items():
+        ours = body.get(name)
+        if isinstance(ours, dict) and isinstance(value, Mapping):
+            _add_extra(ours, value)
+        elif name in body:
+            raise usage_error(
+                "extra",
+                f"extra sets {name!r}, which the request sets already.",
+                "Use the request's own argument for it.",
+            )
+        else:
+            body[name] = value
+
+
+def _secrets_of(request: Generation, key: str) -> Iterator[str]:
+    yield key
+    for name in ("prompt", "image", "last_image", "video", "character_video"):
+        value = getattr(request, name, None)
+        if value:
+            yield value
+
+
+# Bytes to models
+
+
+def read_task(reply: Reply) -> TaskRecord:
+    """
+    Give what *reply* says about a task.
+
+    Raises:
+        GatewayError: It says no; the leaf says which no.
+        UnreadableReply: No dialect fits, or a part that has to be there is missing.
+    """
+    body, dialect, sense = _recognise(reply)
+    if sense is not Sense.TASK:
+        raise _unreadable(reply, f"expected a task, got {sense.value} @ $", body=body)
+    return _read_task(reply, body, dialect)
+
+
+def read_balance(reply: Reply) -> Balance:
+    """
+    Give what *reply* says about the balance.
+
+    Raises:
+        GatewayError: It says no; the leaf says which no.
+        UnreadableReply: No dialect fits, or a part that has to be there is missing.
+    """
+    body, dialect, sense = _recognise(reply)
+    if sense is not Sense.BALANCE:
+        raise _unreadable(reply, f"expected a balance, got {sense.value} @ $", body=body)
+    part, path = _part(body, dialect)
+    found = _structure(Ledger, dialect, part, path, reply)
+    return found.balance(raw=body)
+
+
+def _recognise(reply: Reply) -> tuple[dict[str, Any], Dialect, Sense]:
+    """Find the dialect, and raise what the answer is if it is a no."""
+    body = _decode(reply)
+    dialect = next((row for row in facts.DIALECTS if row.fits(body)), None)
+    if dialect is None:
+        _raise_by_status(reply)
+        raise _unreadable(reply, "no dialect fits @ $", body=body)
+    sense = dialect.sense(body)
+    if sense is Sense.REFUSAL:
+        raise _refusal(reply, body, dialect)
+    if not _is_success(reply) and dialect.letter not in {"A", "B"}:
+        # Only the two envelopes say by themselves that all is well; of any other shape the
+        # status tells whether it is an answer or an error that happens to have an id.
+        _raise_by_status(reply)
+    return body, dialect, sense
+
+
+def _is_success(reply: Reply) -> bool:
+    return 200 <= reply.status < 300
+
+
+def _decode(reply: Reply) -> dict[str, Any]:
+    """Give the body as a JSON object, or raise what a body that is none means (api-facts 2 H)."""
+    try:
+        body = json.loads(reply.body.decode("utf-8-sig"), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as broken:
+        _raise_by_status(reply)
+        raise _no_json(reply, broken) from None  # the cause holds the whole answer
+    if reply.cut:
+        raise _no_json(reply, ValueError())
+    if not isinstance(body, dict):
+        _raise_by_status(reply)
+        raise _unreadable(reply, "expected an object @ $", body=body)
+    return body
+
+
+def _no_constant(_name: str) -> None:
+    """Read NaN and Infinity, which JSON does not have, as nothing."""
+
+
+def _no_json(reply: Reply, broken: Exception) -> UnreadableReply:
+    text = reply.body.decode("utf-8", "replace")
+    if _is_page(reply, text):
+        return UnreadableReply(
+            "The gateway answered with a web page.",
+            _money(reply.request, Fate.REJECTED),
+            "Check base_url and the gateway's prefix: no API listens there.",
+            reply.request.task_id,
+            _header_id(reply),
+            reply.status,
+            ("expected JSON, got a web page @ $",),
+            outline_text(text),
+            # An unrouted path gets the gateway's own page: nothing was accepted (api-facts 2 H).
+            Fate.REJECTED,
+        )
+    reason = f"expected JSON, got {type(broken).__name__} @ $"
+    if reply.cut:
+        reason = f"larger than {len(reply.body)} bytes @ $"
+    return _unreadable(reply, reason, excerpt=outline_text(redact(text, reply.request.secrets)))
+
+
+def _is_page(reply: Reply, text: str) -> bool:
+    kind = reply.headers.get("content-type", "").lower()
+    start = text.lstrip("\ufeff \r\n\t")[:9].lower()
+    return "html" in kind or start.startswith(("<!doctype", "<html"))
+
+
+def _read_task(reply: Reply, body: dict[str, Any], dialect: Dialect) -> TaskRecord:
+    part, path = _part(body, dialect, reply.request.task_id)
+    if dialect.empty_is_not_found and part in (None, [], {}) and reply.request.task_id is not None:
+        raise _not_visible(reply)
+    if isinstance(part, str) and part.strip():
+        # Some submits answer with the id alone; it must not be lost over its shape.
+        part = {facts.TASK_ID_KEY: part}
+    outer = _structure(Sighting, dialect, part, path, reply)
+    return _fold([outer, *_inner(outer.inner)], body)
+
+
+def _part(body: dict[str, Any], dialect: Dialect, task_id: str | None = None) -> tuple[Any, str]:
+    if dialect.under is None:
+        return body, "$"
+    part = body.get(dialect.under)
+    if isinstance(part, list) and part:
+        # Batch routes answer with a list (api-facts 2 B).
+        key = dialect.spelling.get("task_id", "")
+        named = [item for item in part if isinstance(item, dict) and item.get(key) == task_id]
+        return (named or part)[0], f"$.{dialect.under}[0]"
+    return part, f"$.{dialect.under}"
+
+
+def _inner(value: Any, depth: int = 0) -> Iterator["Sighting"]:
+    """Give what the upstream said, which a relay passes on in whatever dialect it came."""
+    if not isinstance(value, dict) or depth == facts.MAX_NESTING:
+        return
+    dialect = next((row for row in facts.DIALECTS if row.fits(value)), None)
+    if dialect is None or dialect.sense(value) is not Sense.TASK:
+        return
+    part, _ = _part(value, dialect)
+    if isinstance(part, dict):
+        # The id of the relay is the one that counts, so the upstream's may be missing.
+        named = {dialect.spelling["task_id"]: "", **part}
+        found = STRUCTURE[Sighting, dialect.name](named)
+        yield found
+        yield from _inner(found.inner, depth + 1)
+
+
+# Parts of an answer, and how each is read whatever its type
+
+Text = NewType("Text", str)
+Number = NewType("Number", float)
+Fraction = NewType("Fraction", float)
+Instant = NewType("Instant", datetime)
+Address = NewType("Address", str)
+Flag = NewType("Flag", bool)
+
+
+@attrs.frozen
+class Sighting:
+    """What one level of an answer says about a task, before it is weighed against the others."""
+
+    task_id: Text
+    state: Text | None = None
+    status: Text | None = None
+    progress: Fraction | None = None
+    video_url: Address | None = None
+    result_url: Address | None = None
+    raw_video_url: Address | None = None
+    output: Address | None = None
+    poster: Address | None = None
+    last_frame: Address | None = None
+    prompt: Text | None = None
+    prompt_en: Text | None = None
+    message: Text | None = None
+    failure_code: Text | None = None
+    points: Number | None = None
+    refund: Text | None = None
+    created_at: Instant | None = None
+    updated_at: Instant | None = None
+    inner: Any = None
+
+
+@attrs.frozen
+class Ledger:
+    """What one answer says about the balance, before its units are made the same."""
+
+    total: Number | None = None
+    used: Number | None = None
+    used_hundredths: Number | None = None
+    remaining: Number | None = None
+    unlimited: Flag | None = None
+
+    def balance(self, raw: Any) -> Balance:
+        used = self.used
+        if self.used_hundredths is not None:
+            used = Number(self.used_hundredths / 100)
+        unlimited = bool(self.unlimited) or (self.total or 0) >= facts.UNLIMITED
+        total = None if unlimited else self.total
+        remaining = None if unlimited else self.remaining
+        if remaining is None and total is not None and used is not None:
+            remaining = Number(total - used)
+        return Balance(remaining, used, total, unlimited, raw)
+
+
+def _text(value: Any, _type: Any = None) -> str | None:
+    if value is None or isinstance(value, dict | list | bool):
+        return None
+    return str(value).strip() or None
+
+
+def _id(value: Any, _type: Any = None) -> str:
+    text = _text(value)
+    if text is None:
+        kind = "empty" if value in (None, "") else f"of type {type(value).__name__}"
+        message = f"task id is {kind}"
+        raise ValueError(message)
+    return text
+
+
+def _number(value: Any, _type: Any = None) -> float | None:
+    if isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _fraction(value: Any, _type: Any = None) -> float | None:
+    """Read 0.275, "27%" and 27 as a part of one."""
+    percent = isinstance(value, str) and value.strip().endswith("%")
+    number = _number(value.strip().rstrip("%") if percent else value)
+    if number is None:
+        return None
+    return min(1.0, max(0.0, number / 100 if percent or number > 1 else number))
+
+
+def _instant(value: Any, _type: Any = None) -> datetime | None:
+    """Read Unix seconds or milliseconds, as number or text, and ISO 8601; zero is never."""
+    number = _number(value)
+    try:
+        if number is None:
+            moment = datetime.fromisoformat(value)
+            return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
+        if number <= 0:
+            return None
+        in_ms = number > 1e11
+        return datetime.fromtimestamp(number / 1000 if in_ms else number, UTC)
+    except (TypeError, ValueError, OverflowError, OSError):
+        return None
+
+
+def _usable_address(value: Any, _type: Any = None) -> str | None:
+    """Read an address, also the first of a list or the `url` of an object, if it can be fetched."""
+    if isinstance(value, list):
+        return next(filter(None, map(_usable_address, value)), None)
+    if isinstance(value, dict):
+        return _usable_address(value.get("url"))
+    text = value.strip() if isinstance(value, str) else value
+    return text if is_web_address(text) else None
+
+
+def _flag(value: Any, _type: Any = None) -> bool:
+    return value is True
+
+
+def make_converter() -> cattrs.Converter:
+    """Give the converter of this package: forgiving in types, strict about what must be there."""
+    converter = cattrs.Converter()
+    readers = {
+        Text: _id,
+        Text | None: _text,
+        Number | None: _number,
+        Fraction | None: _fraction,
+        Instant | None: _instant,
+        Address | None: _usable_address,
+        Flag | None: _flag,
+    }
+    for kind, reader in readers.items():
+        converter.register_structure_hook(kind, reader)
+    return converter
+
+
+def _structurers(converter: cattrs.Converter) -> dict[tuple[type, str], Any]:
+    """Give a reader for each dialect, with the dialect's spelling compiled in."""
+    readers: dict[tuple[type, str], Any] = {}
+    for dialect in facts.DIALECTS:
+        kind = Sighting if "task_id" in dialect.spelling else Ledger
+        names = [field.name for field in attrs.fields(kind)]
+        spelled = {
+            name: override(rename=dialect.spelling[name])
+            if name in dialect.spelling
+            else override(omit=True)
+            for name in names
+        }
+        if dialect.spelling:
+            make = make_dict_structure_fn(kind, converter, **spelled)  # type: ignore[arg-type]
+            readers[kind, dialect.name] = _one_argument(make, kind)
+    return readers
+
+
+def _one_argument(make: Any, kind: type) -> Any:
+    return lambda value: make(value, kind)
+
+
+STRUCTURE: Final = _structurers(make_converter())
+
+
+@overload
+def _structure(
+    kind: type[Sighting], dialect: Dialect, part: Any, path: str, reply: Reply
+) -> Sighting: ...
+@overload
+def _structure(
+    kind: type[Ledger], dialect: Dialect, part: Any, path: str, reply: Reply
+) -> Ledger: ...
+def _structure(kind: type, dialect: Dialect, part: Any, path: str, reply: Reply) -> Any:
+    if not isinstance(part, dict):
+        found = "nothing" if part is None else type(part).__name__
+        key = dialect.spelling.get("task_id")
+        reasons = [f"expected an object, got {found} @ {path}"]
+        if key and not part:
+            reasons.append(f"required field missing @ {path}.{key}")
+        raise _unreadable(reply, *reasons, body=part)
+    try:
+        return STRUCTURE[kind, dialect.name](part)
+    except Exception as unfit:  # noqa: BLE001  (cattrs groups whatever the readers raise)
+        reasons = cattrs.transform_error(unfit, path=path)
+    raise _unreadable(reply, *reasons, body=part)
+
+
+# Weighing what the levels say (api-facts 3.4)
+
+
+def _fold(levels: Sequence[Sighting], raw: Any) -> TaskRecord:
+    words: list[str] = [w for level in levels for w in (level.state, level.status) if w]
+    states = {word: _state_of(word) for word in words}
+    failed = {TaskState.FAILED, TaskState.CANCELED} & set(states.values())
+    succeeded = TaskState.SUCCEEDED in states.values()
+    url = _result(levels, succeeded=succeeded)
+    message = _first(levels, "message")
+    if is_web_address(message):
+        message = None
+    given_back = any(_is_refund(level.refund) for level in levels)
+    against = message is not None or given_back
+
+    notes = []
+    if failed and (url or succeeded):
+        notes.append("the words of the answer contradict each other, or the address beside them")
+    if failed and (not url or against):
+        state = failed.pop() if len(failed) == 1 else TaskState.FAILED
+    elif url:
+        state = TaskState.SUCCEEDED
+    elif succeeded:
+        state = TaskState.FAILED if against else TaskState.SUCCEEDED
+    else:
+        state = _unfinished(states.values())
+    return TaskRecord(
+        task_id=levels[0].task_id,
+        state=state,
+        word=_deciding(states, state),
+        progress=_first(levels, "progress"),
+        video_url=url if state is TaskState.SUCCEEDED else None,
+        poster_url=_first(levels, "poster"),
+        last_frame_url=_first(levels, "last_frame"),
+        prompt=_first(levels, "prompt"),
+        prompt_en=_first(levels, "prompt_en"),
+        message=message,
+        failure_code=_first(levels, "failure_code"),
+        points=_first(levels, "points"),
+        refunded=given_back,
+        created_at=_first(levels, "created_at"),
+        updated_at=_first(levels, "updated_at"),
+        notes=tuple(notes),
+        raw=raw,
+    )
+
+
+def _state_of(word: str) -> TaskState:
+    return facts.STATES.get(word.strip().lower(), TaskState.UNKNOWN)
+
+
+def _unfinished(states: Iterable[TaskState]) -> TaskState:
+    seen = set(states)
+    for state in (TaskState.RUNNING, TaskState.QUEUED, TaskState.UNKNOWN):
+        if state in seen:
+            return state
+    return TaskState.QUEUED  # the answer to a submit says nothing at all (api-facts 1.2)
+
+
+def _deciding(states: Mapping[str, TaskState], state: TaskState) -> str | None:
+    return next((word for word, its in states.items() if its is state), None) or next(
+        iter(states), None
+    )
+
+
+def _result(levels: Sequence[Sighting], *, succeeded: bool) -> str | None:
+    for level in levels:
+        for name in ("video_url", "result_url", "raw_video_url", "output"):
+            url: str | None = getattr(level, name)
+            if url:
+                return url
+    # Older rows keep the address in the reason for a failure that was none (api-facts 2 B).
+    reasons = (level.message for level in levels if succeeded)
+    return next((text for text in reasons if is_web_address(text)), None)
+
+
+def _first(levels: Sequence[Sighting], name: str) -> Any:
+    values = (getattr(level, name) for level in levels)
+    return next((value for value in values if value is not None), None)
+
+
+def _is_refund(value: str | None) -> bool:
+    """Read an amount and a flag alike: pages disagree on which it is (api-facts 4)."""
+    return value is not None and _number(value) != 0
+
+
+# Noes
+
+
+def _refusal(reply: Reply, body: Mapping[str, Any], dialect: Dialect) -> GatewayError:
+    """Give the error for an answer that says no, unwrapped as far as it nests (api-facts 2 J)."""
+    codes, message, status = _told(body, dialect, reply.status)
+    for _ in range(facts.MAX_NESTING):
+        inner = _nested(message)
+        inner_dialect = next((row for row in facts.DIALECTS if inner and row.fits(inner)), None)
+        if inner is None or inner_dialect is None:
+            break
+        inner_codes, message, status = _told(inner, inner_dialect, status)
+        codes = [*inner_codes, *codes]
+    return _no(reply, status, codes, message)
+
+
+def _told(
+    body: Mapping[str, Any], dialect: Dialect, status: int
+) -> tuple[list[str], str | None, int]:
+    """Give the codes, the reason and the status that one level of a refusal tells."""
+    part: Any = body.get(dialect.under) if dialect.under and not dialect.code_is_status else body
+    if not isinstance(part, Mapping):
+        part = {"message": part}
+    codes = [code for name in dialect.codes if (code := _text(part.get(name)))]
+    texts = (_text(part.get(name)) or _text(body.get(name)) for name in dialect.messages)
+    message = next(filter(None, texts), None)
+    numbers = (int(code) for code in codes if facts.is_whole(code))
+    told = next((number for number in numbers if 400 <= number < 600), None)
+    if told is not None and (dialect.code_is_status or 200 <= status < 300):
+        status = told
+    if message and re.fullmatch(r"[a-z]+(?:[_:][a-z]+)+", message):
+        codes.append(message)  # the reason is itself a code, as in "task_not_exist"
+    return codes, message, status
+
+
+def _nested(message: str | None) -> dict[str, Any] | None:
+    if not message or not message.lstrip().startswith("{"):
+        return None
+    try:
+        inner = json.loads(message)
+    except (ValueError, RecursionError):
+        return None
+    return inner if isinstance(inner, dict) else None
+
+
+def _raise_by_status(reply: Reply) -> None:
+    """Raise what a status alone means; a success means nothing by itself."""
+    if not _is_success(reply):
+        raise _no(reply, reply.status, [], None)
+
+
+def _no(reply: Reply, status: int, codes: Sequence[str], message: str | None) -> GatewayError:
+    text, request_id = _without_request_id(message)
+    row = _row(status, codes, text or "")
+    shown = redact(text, reply.request.secrets) if text else None
+    said = f": {_stop(shown)}" if shown else "."
+    return row.raises(
+        f"The gateway refused with status {status}{said}",
+        _money(reply.request, row.fate),
+        row.advice,
+        reply.request.task_id,
+        request_id or _header_id(reply),
+        status,
+        redact(codes[0], reply.request.secrets) if codes else None,
+        shown,
+        retry_after(reply.headers, reply.received_at),
+        row.fate,
+    )
+
+
+def _not_visible(reply: Reply) -> NotFound:
+    no = _no(reply, reply.status, ["task_not_exist"], None)
+    assert isinstance(no, NotFound)  # noqa: S101  (the row of that code raises it)
+    return no
+
+
+def _row(status: int, codes: Sequence[str], text: str) -> Refusal:
+    names = {code.strip().lower() for code in codes}
+    return next(
+        row
+        for row in facts.REFUSALS
+        if (not row.statuses or status in row.statuses)
+        and (not row.codes or row.codes & names)
+        and (not row.texts or any(part in text.lower() for part in row.texts))
+    )
+
+
+def _stop(text: str) -> str:
+    return text if text.endswith((".", "!", "?", "。")) else f"{text}."
+
+
+_REQUEST_ID: Final = re.compile(r"\s*\(request id: ([^)\s]{1,80})\)\s*$", re.IGNORECASE)
+
+
+def _without_request_id(message: str | None) -> tuple[str | None, str | None]:
+    found = _REQUEST_ID.search(message or "")
+    if message is None or found is None:
+        return message, None
+    return message[: found.start()].strip() or None, found[1]
+
+
+def _header_id(reply: Reply) -> str | None:
+    named = (reply.headers.get(name) for name in facts.REQUEST_ID_HEADERS)
+    return next(filter(None, named), None)
+
+
+def retry_after(headers: Mapping[str, str], received_at: float | None = None) -> float | None:
+    """
+    Give how long the gateway asks to be left alone, in seconds; None where it does not.
+
+    Three forms: `retry-after-ms`, seconds, and an HTTP date. A date is measured against the
+    answer's own Date, so that the two clocks need not agree, else against *received_at*.
+    """
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None and milliseconds >= 0:
+        return milliseconds / 1000
+    value = headers.get("retry-after", "")
+    seconds = _number(value)
+    if seconds is not None:
+        return max(0.0, seconds)
+    until, sent_at = _http_date(value), _http_date(headers.get("date", ""))
+    now = sent_at or received_at
+    return None if until is None or now is None else max(0.0, until - now)
+
+
+def _http_date(value: str) -> float | None:
+    try:
+        moment = email.utils.parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+
+
+def _unreadable(
+    reply: Reply, *reasons: str, body: Any = None, excerpt: str | None = None
+) -> UnreadableReply:
+    return UnreadableReply(
+        f"The gateway's answer fits no known dialect: {'; '.join(reasons)}.",
+        _money(reply.request, Fate.UNKNOWN),
+        "Report the shape of the answer, which `excerpt` holds without its content.",
+        reply.request.task_id,
+        _header_id(reply),
+        reply.status,
+        reasons,
+        outline(body) if excerpt is None else excerpt,
+        Fate.UNKNOWN,
+    )
+
+
+def _money(request: Request, fate: Fate) -> str:
+    if request.endpoint.replay is Replay.FREE:
+        subject = "the task and its charge are as they were" if request.task_id else "it only asked"
+        return f"Nothing was charged: {subject}."
+    if fate is Fate.UNKNOWN:
+        return "It may have been accepted and charged."
+    return "Nothing was charged."

@@ -1,0 +1,656 @@
+"""What a user holds: `Client`, with one method for each thing that the gateway can be asked."""
+
+import asyncio
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import aiohttp
+import attrs
+
+from . import hooks as events
+from ._clock import Clock, LoopClock
+from ._engine import Engine, Settings
+from ._gateway import BALANCE_ENDPOINTS, ENDPOINTS, GATEWAYS, NOWHERE, SUBMITS
+from ._polling import Poller, Watch
+from ._wire import Request, ask_balance, ask_task, build, read_balance, read_task
+from .downloads import Progress, Source, origin_of
+from .models import (
+    DEFAULT_MODEL,
+    ActOne,
+    Balance,
+    Gateway,
+    Generation,
+    ImageToVideo,
+    MotionVector,
+    OfficialImageToVideo,
+    PollPolicy,
+    RetryPolicy,
+    TaskRecord,
+    TextToVideo,
+    Timeouts,
+    VideoToVideo,
+    is_web_address,
+    usage_error,
+)
+from .task import Clip, Task
+
+KEY_VARIABLE: Final = "FUHU_API_KEY"
+URL_VARIABLE: Final = "FUHU_BASE_URL"
+DEFAULT_GATEWAY: Final = "fuhuapi"
+
+
+class Client:
+    """
+    The way to one gateway with one key: submits, looks, waits and saves.
+
+    May be made anywhere, also outside of a running event loop, and used in several loops one
+    after the other: each gets a session of its own, which is closed when its loop ends. Use it
+    with `async with`, or call `aclose()`.
+
+    Args:
+        api_key: The key; by default the environment variable FUHU_API_KEY.
+        base_url: Scheme and host of the gateway, and whatever path stands before its own; by
+            default the environment variable FUHU_BASE_URL, then the gateway's own address.
+        gateway: A `Gateway`, or the name of a known one, such as "deerapi"; by default FuhuAPI.
+        session: A session to borrow in place of an own one; it is never closed here. It may not
+            carry an Authorization header, which would reach the hosts of the clips.
+        callback_url: Where the gateway is told to post news. By default an address that leads
+            nowhere, since sister gateways refuse a request without one; None leaves it out.
+        timeouts: How long one exchange may take.
+        retry: How often, and after how long, a safe request is repeated.
+        polling: When a task is looked at.
+        hooks: Functions that are called with each event.
+
+    Raises:
+        UsageError: No key, or one that no header can carry; an address that is none; a gateway
+            of unknown name. Nothing was sent.
+
+    Source:
+        api-facts 1.1 for the addresses, 1.2 and 4 for the callback.
+    """
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        *,
+        # where
+        base_url: str | None = None,
+        gateway: Gateway | str | None = None,
+        # how
+        session: aiohttp.ClientSession | None = None,
+        callback_url: str | None = NOWHERE,
+        timeouts: Timeouts | None = None,
+        retry: RetryPolicy | None = None,
+        polling: PollPolicy | None = None,
+        # who hears of it
+        hooks: Iterable[events.Listener] = (),
+    ) -> None:
+        self._engines: dict[asyncio.AbstractEventLoop, Engine] = {}
+        self._key = _checked_key(api_key or os.environ.get(KEY_VARIABLE))
+        self._callback_url = _checked_callback(callback_url)
+        self._hooks = events.Hooks(hooks)
+        self._clock: Clock = LoopClock()
+        self._settings = Settings(
+            session=_checked_session(session),
+            timeouts=timeouts or Timeouts(),
+            retry=retry or RetryPolicy(),
+            polling=polling or PollPolicy(),
+            hooks=self._hooks,
+            clock=self._clock,
+        )
+        #: Where requests go, and how they are spelled.
+        self.gateway: Gateway = _resolved(gateway, base_url)
+        #: Tasks that were accepted after whoever submitted them had been cancelled.
+        self.unclaimed: list[Task] = []
+
+    def __repr__(self) -> str:
+        polls = "".join(f", {engine.poller!r}" for engine in self._engines.values())
+        return f"<Client {self.gateway.base_url}{polls}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        # An instance whose checks failed has no engines yet.
+        if getattr(self, "_engines", None) and self._settings.session is None:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
+
+    @property
+    def official(self) -> "Official":
+        """The official format of the same gateway."""
+        return Official(self)
+
+    async def aclose(self) -> None:
+        """
+        Close what this client opened in the running loop; calling it again is fine.
+
+        Waits that are under way end with `WaitAbandoned`; their tasks go on. A paid request in
+        the air is waited for, since only its answer tells the id of the task: look for it in
+        `unclaimed`.
+        """
+        engine = self._engines.pop(asyncio.get_running_loop(), None)
+        if engine is not None:
+            await engine.aclose()
+
+    # Paid calls
+
+    async def submit(self, request: Generation) -> Task:
+        """
+        Start one piece of work and give its handle: the one way in for every request.
+
+        Spends points as soon as the gateway accepts it. Sent at most once: it is repeated only
+        where it provably was not accepted, and if that is not known, `SubmissionInDoubt` is
+        raised and nothing is repeated. If the caller is cancelled while the request is in the
+        air, the request goes on and its task appears in `unclaimed`.
+
+        Args:
+            request: What to make.
+
+        Returns:
+            The task; `await task.wait()` gives the clip.
+
+        Raises:
+            InvalidRequest: The gateway refused the arguments; nothing was charged.
+            Unauthorized: The key may not do this; nothing was charged.
+            OutOfCredits: There is not enough left; nothing was charged.
+            RateLimited: Refused until the retry policy gave up; nothing was charged.
+            ModelUnavailable: No channel offers the model; nothing was charged.
+            NotSent: The gateway could not be reached; nothing was charged.
+            NotFound: There is no such route; nothing was charged.
+            UnreadableReply: A web page came in place of an answer; nothing was charged.
+            SubmissionInDoubt: Sent, and its fate is unknown.
+
+        Source:
+            api-facts 1.2 to 1.5, 5.1 and 5.2.
+        """
+        if type(request) not in SUBMITS:
+            kinds = ", ".join(kind.__name__ for kind in SUBMITS)
+            raise usage_error(
+                "request", f"request is of type {type(request).__name__}.", f"Use one of {kinds}."
+            )
+        wire = build(request, self.gateway, self._key, self._callback_url)
+        started_at = self._clock.now()
+        record = await self._engine().transport.call(
+            wire, read_task, unclaimed=partial(self._take_unclaimed, request)
+        )
+        return self._accepted(request, record, started_at)
+
+    async def generate(
+        self,
+        prompt: str,
+        *,
+        # the picture, for image to video
+        image: str | None = None,
+        last_image: str | None = None,
+        image_as_end_frame: bool = False,
+        flip: bool = False,
+        # the clip
+        ratio: str = "16:9",
+        seconds: int = 10,
+        model: str = DEFAULT_MODEL,
+        style: str = "cinematic",
+        motion: MotionVector | None = None,
+        # whatever else the gateway takes
+        extra: dict[str, Any] | None = None,
+    ) -> Task:
+        """
+        Start one clip from words, or from a picture and words, and give its handle.
+
+        Spends points as soon as the gateway accepts it; sent at most once, as `submit` says.
+
+        Args:
+            prompt: What should be seen; any language.
+            image: Address of the first frame; makes this image to video.
+            last_image: Address of the last frame; with *image* only.
+            image_as_end_frame: gen3: the picture is the end; with *image* only.
+            flip: Portrait in place of landscape; with *image* only.
+            ratio: Width to height: 16:9, 9:16, 1:1, 4:3, 3:4 or 21:9.
+            seconds: Length of the clip, in seconds: 5 or 10.
+            model: The model, such as gen4, gen4_turbo or gen3.
+            style: The look.
+            motion: How the camera moves.
+            extra: Further fields for the request's body.
+
+        Returns:
+            The task; `await task.wait()` gives the clip.
+
+        Raises:
+            UsageError: An argument is wrong; nothing was sent.
+            RunwayError: As `submit` says.
+
+        Source:
+            api-facts 1.2 and 1.3.
+        """
+        common: dict[str, Any] = {
+            "ratio": ratio,
+            "seconds": seconds,
+            "model": model,
+            "style": style,
+            "motion": motion or MotionVector(),
+            "extra": extra or {},
+        }
+        if image is None:
+            if last_image is not None or image_as_end_frame or flip:
+                raise usage_error(
+                    "image",
+                    "last_image, image_as_end_frame and flip need an image, and none was given.",
+                    "Give the image, or leave them out: this would be charged as text to video.",
+                )
+            return await self.submit(TextToVideo(prompt, **common))
+        return await self.submit(
+            ImageToVideo(
+                prompt,
+                image,
+                last_image=last_image,
+                image_as_end_frame=image_as_end_frame,
+                flip=flip,
+                **common,
+            )
+        )
+
+    async def video_to_video(
+        self,
+        video: str,
+        prompt: str,
+        *,
+        structure_transformation: float = 0.5,
+        seconds: int | None = 5,
+        flip: bool = False,
+        model: str = DEFAULT_MODEL,
+        extra: dict[str, Any] | None = None,
+    ) -> Task:
+        """
+        Start redrawing a clip in another style and give its handle.
+
+        Spends points as soon as the gateway accepts it; sent at most once, as `submit` says.
+
+        Args:
+            video: Address of the clip, up to 10 s and 64 MB.
+            prompt: The style to redraw it in.
+            structure_transformation: From 0, which keeps the structure, to 1.
+            seconds: Length of the clip, in seconds: 5 or 10; None leaves it out.
+            flip: Portrait in place of landscape.
+            model: The model.
+            extra: Further fields for the request's body.
+
+        Returns:
+            The task; `await task.wait()` gives the clip.
+
+        Raises:
+            UsageError: An argument is wrong; nothing was sent.
+            RunwayError: As `submit` says.
+
+        Source:
+            api-facts 1.4.
+        """
+        return await self.submit(
+            VideoToVideo(
+                video,
+                prompt,
+                structure_transformation=structure_transformation,
+                seconds=seconds,
+                flip=flip,
+                model=model,
+                extra=extra or {},
+            )
+        )
+
+    async def act_one(
+        self,
+        video: str,
+        image: str | None = None,
+        *,
+        character_video: str | None = None,
+        motion_multiplier: int | None = None,
+        flip: bool | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> Task:
+        """
+        Start carrying a performance over to a character and give its handle.
+
+        Spends points as soon as the gateway accepts it; sent at most once, as `submit` says.
+
+        Args:
+            video: Address of the performance; 16:9 only.
+            image: Address of the character's picture; 16:9 only.
+            character_video: Address of a clip of the character, in place of the picture.
+            motion_multiplier: How strongly it moves, from 1 to 5.
+            flip: Portrait in place of landscape.
+            extra: Further fields for the request's body.
+
+        Returns:
+            The task; `await task.wait()` gives the clip.
+
+        Raises:
+            UsageError: An argument is wrong; nothing was sent.
+            RunwayError: As `submit` says.
+
+        Source:
+            api-facts 1.5.
+        """
+        return await self.submit(
+            ActOne(
+                video,
+                image,
+                character_video=character_video,
+                motion_multiplier=motion_multiplier,
+                flip=flip,
+                extra=extra or {},
+            )
+        )
+
+    # Free calls
+
+    def task(self, task_id: str, *, official: bool = False) -> Task:
+        """
+        Give a handle on a task that exists already, by its id alone; nothing is sent.
+
+        Args:
+            task_id: What `Task.id` was when it was submitted.
+            official: Whether it was submitted in the official format.
+
+        Raises:
+            UsageError: The id is empty.
+        """
+        return Task(self, _checked_id(task_id), official=official)
+
+    async def feed(self, task_id: str, *, official: bool = False) -> TaskRecord:
+        """
+        Give what the gateway says about a task now, in one free look.
+
+        Args:
+            task_id: What `Task.id` was when it was submitted.
+            official: Whether it was submitted in the official format.
+
+        Raises:
+            UsageError: The id is empty.
+            NotFound: The gateway does not know the task, or not yet (api-facts 5.4).
+            Unauthorized: The key may not ask.
+            RateLimited: Refused until the retry policy gave up.
+            NotSent: The gateway could not be reached.
+            NoReply: It did not answer, however often it was asked.
+            GatewayDown: It is in trouble.
+            UnreadableReply: No known dialect fits the answer.
+
+        Source:
+            api-facts 1.6, 2 and 3.
+        """
+        wire = self._task_request(_checked_id(task_id), official=official)
+        return await self._engine().transport.call(wire, read_task)
+
+    async def balance(self) -> Balance:
+        """
+        Give what is left to spend, in the gateway's unit; free.
+
+        Raises:
+            GatewayError: The gateway says no, or has no such route.
+            TransportError: It cannot be reached.
+            UnreadableReply: No known dialect fits the answer.
+
+        Source:
+            api-facts 7; which route is asked is a part of the `Gateway`.
+        """
+        found: Balance | None = None
+        transport = self._engine().transport
+        for name in BALANCE_ENDPOINTS[self.gateway.balance]:
+            wire = ask_balance(ENDPOINTS[name], self.gateway, self._key)
+            part = await transport.call(wire, read_balance)
+            found = part if found is None else found.joined(part)
+        assert found is not None  # noqa: S101  (every route has an endpoint)
+        return found
+
+    # For the handles
+
+    def watch_over(self, task: Task) -> tuple[Poller, Watch]:
+        """Give the scheduler of the running loop, and its watch over *task*; for handles."""
+        poller = self._engine().poller
+        wire = self._task_request(task.id, official=task.official)
+        return poller, poller.watch(wire, task.submitted_at, task.record)
+
+    async def save(
+        self,
+        clip: Clip,
+        path: Path,
+        max_bytes: int,
+        on_progress: Callable[[Progress], object] | None,
+    ) -> Path:
+        """Save *clip* to *path*; for handles, whose `Clip.download` is the way to call it."""
+        wire = self._task_request(clip.id, official=clip.task.official)
+        source = Source(
+            clip.id,
+            clip.address,
+            {"Authorization": wire.headers["Authorization"]},
+            origin_of(self.gateway.base_url or ""),
+        )
+        downloader = self._engine().downloader
+        return await downloader.save(source, path, max_bytes=max_bytes, on_progress=on_progress)
+
+    def _task_request(self, task_id: str, *, official: bool) -> Request:
+        endpoint = ENDPOINTS["official_task" if official else "feed"]
+        return ask_task(task_id, endpoint, self.gateway, self._key)
+
+    def _accepted(self, request: Generation, record: TaskRecord, started_at: float) -> Task:
+        now = self._clock.now()
+        endpoint = SUBMITS[type(request)].name
+        self._hooks.emit(events.TaskSubmitted(record.task_id, endpoint, now - started_at))
+        return Task(
+            self,
+            record.task_id,
+            official=isinstance(request, OfficialImageToVideo),
+            request=request,
+            record=record,
+            submitted_at=now,
+        )
+
+    def _take_unclaimed(self, request: Generation, flight: "asyncio.Task[TaskRecord]") -> None:
+        """Keep the task of a request whose caller is gone, or tell what became of it."""
+        endpoint = SUBMITS[type(request)].name
+        error = None if flight.cancelled() else flight.exception()
+        if flight.cancelled() or error is not None:
+            fault = type(error).__name__ if error else "SubmissionInDoubt"
+            self._hooks.emit(events.SubmissionUnclaimed(endpoint, None, fault))
+            return
+        task = self._accepted(request, flight.result(), self._clock.now())
+        self.unclaimed.append(task)
+        self._hooks.emit(events.SubmissionUnclaimed(endpoint, task.id))
+
+    def _engine(self) -> Engine:
+        """Give what belongs to the running loop, made on first use."""
+        loop = asyncio.get_running_loop()
+        engine = self._engines.get(loop)
+        if engine is None:
+            _check_loop(self._settings.session, loop)
+            for ended in [one for one in self._engines if one.is_closed()]:
+                del self._engines[ended]
+            engine = self._engines[loop] = Engine(self._settings)
+            engine.stay_until_the_loop_ends(partial(self._engines.pop, loop, None))
+        return engine
+
+
+class Official:
+    """
+    The official Runway format, as the same gateways offer it (api-facts 6).
+
+    Its tasks live under addresses of their own: wait for them with the handle that the submit
+    gave, or re-attach with `client.official.task(id)`.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def image_to_video(
+        self,
+        image: str,
+        prompt: str | None = None,
+        *,
+        last_image: str | None = None,
+        model: str = "gen4_turbo",
+        ratio: str = "1280:720",
+        seconds: int = 10,
+        seed: int | None = None,
+        watermark: bool | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> Task:
+        """
+        Start one clip from a picture in the official format and give its handle.
+
+        Spends points as soon as the gateway accepts it; sent at most once, as `Client.submit`
+        says.
+
+        Args:
+            image: The first frame: an https address, or a data URI.
+            prompt: What should happen, up to 1000 characters.
+            last_image: The last frame: an https address, or a data URI.
+            model: The model, such as gen4_turbo.
+            ratio: Width to height in pixels, such as 1280:720.
+            seconds: Length of the clip, in seconds: 5 or 10.
+            seed: The same seed and request give similar clips: 0 to 4294967295.
+            watermark: Whether the clip carries a watermark; None leaves it to the gateway.
+            extra: Further fields for the request's body.
+
+        Returns:
+            The task; `await task.wait()` gives the clip.
+
+        Raises:
+            UsageError: An argument is wrong; nothing was sent.
+            RunwayError: As `Client.submit` says.
+
+        Source:
+            api-facts 6.
+        """
+        return await self._client.submit(
+            OfficialImageToVideo(
+                image,
+                prompt,
+                last_image=last_image,
+                model=model,
+                ratio=ratio,
+                seconds=seconds,
+                seed=seed,
+                watermark=watermark,
+                extra=extra or {},
+            )
+        )
+
+    def task(self, task_id: str) -> Task:
+        """
+        Give a handle on an official task that exists already; nothing is sent.
+
+        Raises:
+            UsageError: The id is empty.
+        """
+        return self._client.task(task_id, official=True)
+
+    async def feed(self, task_id: str) -> TaskRecord:
+        """
+        Give what the gateway says about an official task now, in one free look.
+
+        Raises:
+            RunwayError: As `Client.feed` says.
+
+        Source:
+            api-facts 6.
+        """
+        return await self._client.feed(task_id, official=True)
+
+
+def _checked_key(key: object) -> str:
+    """Give the key as it is: gateways split it, so that nothing may be added (api-facts 1.1)."""
+    if not key:
+        raise usage_error(
+            "api_key",
+            "There is no key.",
+            f"Give it as api_key, or set the environment variable {KEY_VARIABLE}.",
+        )
+    if not isinstance(key, str) or not key.isascii() or not key.isprintable() or " " in key:
+        raise usage_error(
+            "api_key",
+            "The key has a space or a character that no header can carry.",
+            "Copy it again from the gateway's page, without line breaks or quotes around it.",
+        )
+    return key
+
+
+def _checked_id(task_id: object) -> str:
+    if not isinstance(task_id, str) or not task_id.strip():
+        raise usage_error("task_id", "The task id is empty.", "Give the id that the submit gave.")
+    return task_id.strip()
+
+
+def _checked_session(session: aiohttp.ClientSession | None) -> aiohttp.ClientSession | None:
+    if session is not None and (session.auth is not None or "Authorization" in session.headers):
+        raise usage_error(
+            "session",
+            "The session sends an Authorization header with every request.",
+            "Give a session without one: clips come from other hosts, which may not see a key.",
+        )
+    return session
+
+
+def _check_loop(session: aiohttp.ClientSession | None, loop: asyncio.AbstractEventLoop) -> None:
+    # aiohttp keeps the loop to itself, and a session used in another one fails half-way.
+    home = getattr(session, "_loop", loop)
+    if home is not loop:
+        raise usage_error(
+            "session",
+            "The session that the client was given belongs to another event loop.",
+            "Make one client for each loop, or let the client make its own sessions.",
+        )
+
+
+def _checked_callback(url: str | None) -> str | None:
+    if url is not None and not is_web_address(url):
+        raise usage_error(
+            "callback_url", "callback_url is no absolute http(s) address.", "Give one, or None."
+        )
+    return url
+
+
+def _resolved(gateway: Gateway | str | None, base_url: str | None) -> Gateway:
+    """Give the gateway with the address that counts: the argument, its own, the environment's."""
+    row = _named(gateway or DEFAULT_GATEWAY)
+    other = base_url
+    if other is None and (gateway is None or row.base_url is None):
+        other = os.environ.get(URL_VARIABLE) or None
+    url = other or row.base_url
+    if url is None:
+        raise usage_error(
+            "base_url",
+            f"No source names the address of the gateway {row.name!r}.",
+            f"Give it as base_url, or set the environment variable {URL_VARIABLE}.",
+        )
+    if not is_web_address(url) or any(mark in url for mark in "?#@"):
+        raise usage_error(
+            "base_url",
+            "base_url is no http(s) address of a host.",
+            "Give scheme and host, such as https://api.fuhuapi.com.",
+        )
+    if other is None or row.quota_url is None:
+        return attrs.evolve(row, base_url=url)
+    # Whoever moved the gateway elsewhere does not want the key shown to the old host.
+    return attrs.evolve(row, base_url=url, quota_url=url)
+
+
+def _named(gateway: Gateway | str) -> Gateway:
+    if isinstance(gateway, Gateway):
+        return gateway
+    if gateway not in GATEWAYS:
+        raise usage_error(
+            "gateway",
+            f"There is no gateway called {gateway!r}.",
+            f"Use a Gateway of your own, or one of {', '.join(GATEWAYS)}.",
+        )
+    return GATEWAYS[gateway]

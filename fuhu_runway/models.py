@@ -1,0 +1,555 @@
+"""
+Frozen values a user makes or receives: requests, policies, `Gateway`, `TaskRecord`, `Balance`.
+
+Requests are checked when they are made: a bad value is a `UsageError` that names the field, the
+value and what is allowed, before anything is sent. Durations are in seconds, instants are aware
+datetimes, points are in the gateway's own unit. Prompts, addresses and keys are in no repr.
+"""
+
+import copy
+import enum
+import json
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
+
+import attrs
+
+from ._redact import redact
+from .errors import UsageError
+
+RATIOS: Final = ("16:9", "9:16", "1:1", "4:3", "3:4", "21:9")
+GEN3_RATIOS: Final = ("16:9", "9:16")
+OFFICIAL_RATIOS: Final = (
+    "1280:720",
+    "720:1280",
+    "1104:832",
+    "832:1104",
+    "960:960",
+    "1584:672",
+    "1280:768",
+    "768:1280",
+)
+SECONDS: Final = (5, 10)
+MAX_OFFICIAL_PROMPT: Final = 1000
+MAX_SEED: Final = 4_294_967_295
+DEFAULT_MODEL: Final = "gen4"
+DEFAULT_WAIT: Final = 1800.0
+"""How long a wait lasts unless told otherwise, in seconds: half an hour (api-facts 5.6)."""
+
+
+def usage_error(field: str, happened: str, advice: str) -> UsageError:
+    """Give the error for a call that is wrong before anything was sent."""
+    return UsageError(redact(happened), "Nothing was sent or charged.", advice, field=field)
+
+
+def _shown(value: object) -> str:
+    """Give a value as an error may show it: short, and without secrets."""
+    text = redact(repr(value))
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _check_text(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+    """A text that may not be empty, and that UTF-8 can carry."""
+    name = attribute.name
+    if not isinstance(value, str):
+        kind = type(value).__name__
+        raise usage_error(name, f"{name} is of type {kind}.", "Give it as text (str).")
+    if not value.strip():
+        raise usage_error(name, f"{name} is empty.", f"Give a {name} with at least one word.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as broken:
+        raise usage_error(
+            name,
+            f"{name} has half a character (a lone surrogate) at position {broken.start}.",
+            "Decode the text with the encoding it was written in.",
+        ) from None  # the cause holds the whole text
+
+
+def _check_choice(*allowed: Any) -> Any:
+    """One of a few documented values."""
+
+    def check(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+        if isinstance(value, bool) or value not in allowed:
+            choices = ", ".join(map(str, allowed[:-1])) + f" or {allowed[-1]}"
+            raise usage_error(
+                attribute.name, f"{attribute.name} is {_shown(value)}.", f"Use {choices}."
+            )
+
+    return check
+
+
+def _check_number(low: float = -math.inf, high: float = math.inf, *, whole: bool = False) -> Any:
+    """A finite number within bounds, both included."""
+
+    def check(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+        if (
+            isinstance(value, int if whole else int | float)
+            and not isinstance(value, bool)
+            and math.isfinite(value)
+            and low <= value <= high
+        ):
+            return
+        kind = "a whole number" if whole else "a number"
+        bounds = f" from {low:g} to {high:g}" if math.isfinite(low) and math.isfinite(high) else ""
+        raise usage_error(
+            attribute.name, f"{attribute.name} is {_shown(value)}.", f"Use {kind}{bounds}."
+        )
+
+    return check
+
+
+def _check_duration(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+    """A span of time: finite and above zero."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and value > 0):  # type: ignore[arg-type,operator]
+        raise usage_error(
+            attribute.name,
+            f"{attribute.name} is {_shown(value)}.",
+            "Use a number of seconds above 0.",
+        )
+
+
+def _check_flag(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+    if not isinstance(value, bool):
+        raise usage_error(
+            attribute.name, f"{attribute.name} is {_shown(value)}.", "Use True or False."
+        )
+
+
+def is_web_address(text: object) -> bool:
+    """Tell whether *text* is an absolute http or https address with a host."""
+    if not isinstance(text, str) or any(char.isspace() for char in text):
+        return False
+    try:
+        parts = urlsplit(text)
+        return parts.scheme.lower() in {"http", "https"} and bool(parts.hostname)
+    except ValueError:  # such as an unclosed bracket around an IPv6 host
+        return False
+
+
+def _check_address(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+    """An address that the gateway can fetch from."""
+    if not is_web_address(value):
+        # The value stays out of the text: a prompt may have slipped into this argument.
+        raise usage_error(
+            attribute.name,
+            f"{attribute.name} is no absolute http(s) address.",
+            "Put the file where the gateway can download it, and give that address.",
+        )
+
+
+def _check_image(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+    """An address, or the picture itself as a data URI (api-facts 6)."""
+    if not (isinstance(value, str) and value.startswith("data:image/")):
+        _check_address(instance, attribute, value)
+
+
+def _frozen_extra(value: object) -> Any:
+    return copy.deepcopy(value)
+
+
+def _check_extra(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise usage_error(
+            "extra",
+            f"extra is of type {type(value).__name__}, or has keys that are not text.",
+            "Give a dict of further fields for the request's body.",
+        )
+    try:
+        json.dumps(dict(value), allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as unfit:
+        raise usage_error(
+            "extra",
+            f"extra cannot be written as JSON ({type(unfit).__name__}).",
+            "Use text, finite numbers, booleans, None, lists and dicts only.",
+        ) from None  # the cause may quote the value
+
+
+def _maybe(check: Any) -> Any:
+    return attrs.validators.optional(check)
+
+
+def _secret(check: Any, **options: Any) -> Any:
+    return attrs.field(validator=check, repr=False, **options)
+
+
+def _choice(*allowed: Any, default: Any) -> Any:
+    return attrs.field(default=default, kw_only=True, validator=_check_choice(*allowed))
+
+
+def _flag() -> Any:
+    return attrs.field(default=False, kw_only=True, validator=_check_flag)
+
+
+def _extra() -> Any:
+    # Left out of the hash, since a dict has none; it still counts in comparisons.
+    return attrs.field(
+        factory=dict,
+        kw_only=True,
+        converter=_frozen_extra,
+        validator=_check_extra,
+        repr=lambda value: f"<{len(value)} keys>",
+        hash=False,
+    )
+
+
+def _named(default: str) -> Any:
+    return attrs.field(default=default, kw_only=True, validator=_check_text)
+
+
+@attrs.frozen
+class MotionVector:
+    """How the camera moves; no range is documented, 0 is rest (api-facts 1.2)."""
+
+    #: Sideways.
+    x: float = attrs.field(default=0, validator=_check_number())
+    #: Up and down.
+    y: float = attrs.field(default=0, validator=_check_number())
+    #: In and out.
+    z: float = attrs.field(default=0, validator=_check_number())
+    #: Roll.
+    r: float = attrs.field(default=0, validator=_check_number())
+    #: Background, sideways.
+    bg_x_pan: float = attrs.field(default=0, validator=_check_number())
+    #: Background, up and down.
+    bg_y_pan: float = attrs.field(default=0, validator=_check_number())
+
+
+def _motion() -> Any:
+    return attrs.field(factory=MotionVector, kw_only=True, validator=_check_motion)
+
+
+def _check_motion(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+    if not isinstance(value, MotionVector):
+        raise usage_error(
+            "motion", f"motion is of type {type(value).__name__}.", "Use a MotionVector."
+        )
+
+
+def _check_gen3_ratio(model: str, ratio: str) -> None:
+    if model == "gen3" and ratio not in GEN3_RATIOS:
+        raise usage_error(
+            "ratio", f"ratio is {ratio!r}, which gen3 does not offer.", "Use 16:9 or 9:16."
+        )
+
+
+@attrs.frozen
+class TextToVideo:
+    """One clip from words alone (api-facts 1.2). Spends points when the gateway accepts it."""
+
+    #: What should be seen; any language.
+    prompt: str = _secret(_check_text)
+    #: Width to height: 16:9, 9:16, 1:1, 4:3, 3:4 or 21:9. gen3 knows the first two only.
+    ratio: str = _choice(*RATIOS, default="16:9")
+    #: Length of the clip, in seconds: 5 or 10.
+    seconds: int = _choice(*SECONDS, default=10)
+    #: The model; new ones appear, so any name is sent as it is.
+    model: str = _named(DEFAULT_MODEL)
+    #: The look; "cinematic" is the only value documented.
+    style: str = _named("cinematic")
+    #: How the camera moves.
+    motion: MotionVector = _motion()
+    #: Further fields for the request's body, sent as they are.
+    extra: Mapping[str, Any] = _extra()
+
+    def __attrs_post_init__(self) -> None:
+        _check_gen3_ratio(self.model, self.ratio)
+
+
+@attrs.frozen
+class ImageToVideo:
+    """One clip from a picture and words (api-facts 1.3). Spends points when accepted."""
+
+    #: What should happen; any language.
+    prompt: str = _secret(_check_text)
+    #: Address of the first frame; the gateway must be able to download it.
+    image: str = _secret(_check_address)
+    #: Address of the last frame, towards which the clip moves.
+    last_image: str | None = _secret(_maybe(_check_address), default=None, kw_only=True)
+    #: Width to height: 16:9, 9:16, 1:1, 4:3, 3:4 or 21:9. gen3 knows the first two only.
+    ratio: str = _choice(*RATIOS, default="16:9")
+    #: Length of the clip, in seconds: 5 or 10.
+    seconds: int = _choice(*SECONDS, default=10)
+    #: The model; any name is sent as it is.
+    model: str = _named(DEFAULT_MODEL)
+    #: The look; "cinematic" is the only value documented.
+    style: str = _named("cinematic")
+    #: How the camera moves.
+    motion: MotionVector = _motion()
+    #: gen3: the picture is the end of the clip, not its start.
+    image_as_end_frame: bool = _flag()
+    #: Portrait in place of landscape.
+    flip: bool = _flag()
+    #: Further fields for the request's body, sent as they are.
+    extra: Mapping[str, Any] = _extra()
+
+    def __attrs_post_init__(self) -> None:
+        _check_gen3_ratio(self.model, self.ratio)
+
+
+@attrs.frozen
+class VideoToVideo:
+    """A clip redrawn in another style (api-facts 1.4). Spends points when accepted."""
+
+    #: Address of the clip to redraw, up to 10 s and 64 MB.
+    video: str = _secret(_check_address)
+    #: The style to redraw it in.
+    prompt: str = _secret(_check_text)
+    #: How far the result may leave the source: 0 keeps its structure, 1 is free.
+    structure_transformation: float = attrs.field(
+        default=0.5, kw_only=True, validator=_check_number(0, 1)
+    )
+    #: Length of the clip, in seconds: 5 or 10; None leaves the field out.
+    seconds: int | None = attrs.field(
+        default=5, kw_only=True, validator=_maybe(_check_choice(*SECONDS))
+    )
+    #: Portrait in place of landscape.
+    flip: bool = _flag()
+    #: The model; any name is sent as it is.
+    model: str = _named(DEFAULT_MODEL)
+    #: Further fields for the request's body, sent as they are.
+    extra: Mapping[str, Any] = _extra()
+
+
+@attrs.frozen
+class ActOne:
+    """A performance carried over to a character (api-facts 1.5). Spends points when accepted."""
+
+    #: Address of the performance; 16:9 only.
+    video: str = _secret(_check_address)
+    #: Address of the character's picture; 16:9 only.
+    image: str | None = _secret(_maybe(_check_address), default=None)
+    #: Address of a clip of the character, in place of the picture.
+    character_video: str | None = _secret(_maybe(_check_address), default=None, kw_only=True)
+    #: How strongly it moves, from 1 to 5; None leaves it to the gateway.
+    motion_multiplier: int | None = attrs.field(
+        default=None, kw_only=True, validator=_maybe(_check_number(1, 5, whole=True))
+    )
+    #: Portrait in place of landscape; None leaves it to the gateway.
+    flip: bool | None = attrs.field(default=None, kw_only=True, validator=_maybe(_check_flag))
+    #: Further fields for the request's body, sent as they are.
+    extra: Mapping[str, Any] = _extra()
+
+    def __attrs_post_init__(self) -> None:
+        if (self.image is None) == (self.character_video is None):
+            given = "neither was" if self.image is None else "both were"
+            raise usage_error(
+                "image",
+                f"One of image and character_video is needed, and {given} given.",
+                "Give the character once, as a picture or as a clip.",
+            )
+
+
+@attrs.frozen
+class OfficialImageToVideo:
+    """One clip from a picture, in the official format (api-facts 6). Spends points as above."""
+
+    #: The first frame: an https address, or a data URI.
+    image: str = _secret(_check_image)
+    #: What should happen, up to 1000 characters (CometAPI: 512).
+    prompt: str | None = _secret(_maybe(_check_text), default=None)
+    #: The last frame: an https address, or a data URI.
+    last_image: str | None = _secret(_maybe(_check_image), default=None, kw_only=True)
+    #: The model; any name is sent as it is.
+    model: str = _named("gen4_turbo")
+    #: Width to height in pixels, as this format spells it.
+    ratio: str = _choice(*OFFICIAL_RATIOS, default="1280:720")
+    #: Length of the clip, in seconds: 5 or 10.
+    seconds: int = _choice(*SECONDS, default=10)
+    #: The same seed and request give similar clips: 0 to 4294967295.
+    seed: int | None = attrs.field(
+        default=None, kw_only=True, validator=_maybe(_check_number(0, MAX_SEED, whole=True))
+    )
+    #: Whether the clip carries a watermark; None leaves it to the gateway.
+    watermark: bool | None = attrs.field(default=None, kw_only=True, validator=_maybe(_check_flag))
+    #: Further fields for the request's body, sent as they are.
+    extra: Mapping[str, Any] = _extra()
+
+    def __attrs_post_init__(self) -> None:
+        if len(self.prompt or "") > MAX_OFFICIAL_PROMPT:
+            raise usage_error(
+                "prompt",
+                f"prompt has {len(self.prompt or '')} characters.",
+                f"Use at most {MAX_OFFICIAL_PROMPT}.",
+            )
+
+
+Generation = TextToVideo | ImageToVideo | VideoToVideo | ActOne | OfficialImageToVideo
+"""Any request that makes a task, and so costs points."""
+
+
+class TaskState(enum.Enum):
+    """Where a task stands, whatever word the gateway has for it (api-facts 3.4)."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+    UNKNOWN = "unknown"
+    """A word that no source documents: treated as not finished."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the gateway will not change its mind any more."""
+        return self in {TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELED}
+
+
+@attrs.frozen
+class TaskRecord:
+    """What one answer said about a task, in one form for every dialect (api-facts 2 and 3)."""
+
+    task_id: str
+    state: TaskState
+    #: The gateway's own word that decided the state.
+    word: str | None = None
+    #: How far it is, from 0 to 1; no sign of success (api-facts 2 B).
+    progress: float | None = None
+    #: Where the clip is; may be signed, and expires.
+    video_url: str | None = attrs.field(default=None, repr=False)
+    #: A still picture of it.
+    poster_url: str | None = attrs.field(default=None, repr=False)
+    #: Its last frame.
+    last_frame_url: str | None = attrs.field(default=None, repr=False)
+    #: The prompt as it was sent.
+    prompt: str | None = attrs.field(default=None, repr=False)
+    #: The prompt as the gateway translated it.
+    prompt_en: str | None = attrs.field(default=None, repr=False)
+    #: The gateway's reason for a failure.
+    message: str | None = attrs.field(default=None, repr=False)
+    #: The machine's name for that reason.
+    failure_code: str | None = None
+    #: Points used, in the gateway's unit; no money (api-facts 5.3).
+    points: float | None = None
+    #: Whether the points were given back.
+    refunded: bool = False
+    created_at: datetime | None = None
+    #: Last change; may be later than the real end (api-facts 5.6).
+    updated_at: datetime | None = None
+    #: What in this answer contradicts itself, in words; usually nothing.
+    notes: tuple[str, ...] = ()
+    #: The whole answer as it came, unknown keys included.
+    raw: Any = attrs.field(default=None, repr=False, eq=False)
+
+    @property
+    def has_clip(self) -> bool:
+        """Whether there is something to download."""
+        return self.state is TaskState.SUCCEEDED and self.video_url is not None
+
+
+@attrs.frozen
+class Balance:
+    """What is left to spend, in the gateway's unit (api-facts 7); None where it did not say."""
+
+    remaining: float | None = None
+    used: float | None = None
+    total: float | None = None
+    #: The key has no limit of its own.
+    unlimited: bool = False
+    #: The whole answer as it came.
+    raw: Any = attrs.field(default=None, repr=False, eq=False)
+
+    def joined(self, other: Self) -> "Balance":
+        """Give one balance from two halves, such as the limit and the usage of a key."""
+        used = self.used if self.used is not None else other.used
+        total = self.total if self.total is not None else other.total
+        known = used is not None and total is not None
+        unlimited = self.unlimited or other.unlimited
+        return Balance(
+            remaining=total - used if known and not unlimited else None,  # type: ignore[operator]
+            used=used,
+            total=None if unlimited else total,
+            unlimited=unlimited,
+            raw=[self.raw, other.raw],
+        )
+
+
+class KeyStyle(enum.Enum):
+    """How a gateway wants to be shown the key (api-facts 1.1)."""
+
+    BEARER = "Authorization: Bearer <key>"
+    RAW = "Authorization: <key>"
+
+
+class BalanceRoute(enum.Enum):
+    """Where a gateway tells what is left to spend (api-facts 7)."""
+
+    BILLING = "/v1/dashboard/billing/subscription and /v1/dashboard/billing/usage"
+    TOKEN = "/api/usage/token"  # noqa: S105  (an address)
+    QUOTA = "/user/quota on a host of its own, with the key in the address"
+
+
+@attrs.frozen
+class Gateway:
+    """
+    Where a gateway is and how it is spoken to (api-facts 1.1).
+
+    The rows that are known are in the reference under "Gateways"; their names may be given to
+    `Client` in place of a `Gateway`.
+    """
+
+    name: str
+    #: Scheme and host; None where no source names it, and the caller has to.
+    base_url: str | None = None
+    #: Stands before `/pro/generate` and `/feed`.
+    prefix: str = "/runway"
+    #: Stands before `/image_to_video` and `/tasks/…` of the official format.
+    official_prefix: str = "/runwayml/v1"
+    #: How the feed is asked: POST with a body, or GET with a query.
+    feed_verb: str = attrs.field(default="POST", validator=_check_choice("POST", "GET"))
+    key_style: KeyStyle = KeyStyle.BEARER
+    balance: BalanceRoute = BalanceRoute.BILLING
+    #: Host of the QUOTA route, the one place where a key stands in an address.
+    quota_url: str | None = None
+    #: Where this row comes from.
+    source: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class Timeouts:
+    """How long one exchange may take, in seconds."""
+
+    #: Until the connection stands, TLS included.
+    connect: float = attrs.field(default=5.0, validator=_check_duration)
+    #: Without a byte from the gateway; a submit was seen to take 21 s (api-facts 1.2).
+    read: float = attrs.field(default=60.0, validator=_check_duration)
+    #: For the exchange as a whole.
+    total: float = attrs.field(default=300.0, validator=_check_duration)
+
+
+@attrs.frozen(kw_only=True)
+class RetryPolicy:
+    """How often, and after how long, a request that may be repeated is repeated."""
+
+    #: How often a request is sent at the most, the first time included.
+    attempts: int = attrs.field(default=5, validator=_check_number(1, 100, whole=True))
+    #: The first delay is drawn from 0 to this, in seconds.
+    first: float = attrs.field(default=0.5, validator=_check_duration)
+    #: What the range of the delay grows by.
+    factor: float = attrs.field(default=2.0, validator=_check_number(1, 100))
+    #: Where that growth ends, in seconds.
+    max_delay: float = attrs.field(default=30.0, validator=_check_duration)
+    #: A gateway that asks for a longer pause than this gets no repeat, in seconds.
+    max_retry_after: float = attrs.field(default=120.0, validator=_check_duration)
+
+
+@attrs.frozen(kw_only=True)
+class PollPolicy:
+    """When a task is asked about: exponential, capped and jittered."""
+
+    #: From the submit to the first look, in seconds.
+    first: float = attrs.field(default=2.0, validator=_check_duration)
+    #: What each interval is longer than the one before.
+    factor: float = attrs.field(default=1.5, validator=_check_number(1, 100))
+    #: The longest interval, in seconds; gateways refresh every 15 s (api-facts 5.5).
+    max_interval: float = attrs.field(default=15.0, validator=_check_duration)
+    #: How far an interval strays at random, as a part of it.
+    jitter: float = attrs.field(default=0.1, validator=_check_number(0, 0.9))
+    #: How long after a submit the gateway may not know the task yet, in seconds (api-facts 5.4).
+    not_found_grace: float = attrs.field(default=60.0, validator=_check_duration)
+    #: How long a success may lack the clip's address, in seconds (api-facts 3.4).
+    url_grace: float = attrs.field(default=60.0, validator=_check_duration)

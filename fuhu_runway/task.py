@@ -1,0 +1,267 @@
+"""The handles a user holds on something paid for: `Task` to wait with, `Clip` to save from."""
+
+import os
+from collections.abc import AsyncIterator, Callable, Generator
+from pathlib import Path
+from typing import Any, Protocol
+
+from ._polling import Poller, Watch
+from ._redact import redact
+from .downloads import MAX_CLIP_BYTES, Progress, check_target
+from .errors import ClipMissing, TaskCanceled, TaskFailed
+from .models import DEFAULT_WAIT, Generation, TaskRecord, TaskState, usage_error
+
+
+class Home(Protocol):
+    """What a handle needs of the client it came from."""
+
+    def watch_over(self, task: "Task") -> tuple[Poller, Watch]:
+        """Give the scheduler of the running loop, and its watch over *task*."""
+
+    async def save(
+        self,
+        clip: "Clip",
+        path: Path,
+        max_bytes: int,
+        on_progress: Callable[[Progress], object] | None,
+    ) -> Path:
+        """Save *clip* to *path*."""
+
+
+class Task:
+    """
+    A paid piece of work at the gateway, known by its id.
+
+    Any number of waits, from any number of places, ask the gateway once. Leaving a wait, by a
+    timeout or a cancellation, leaves the task as it is; it may be waited for again at any time,
+    also from another process by `client.task(id)`.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        task_id: str,
+        *,
+        official: bool = False,
+        request: Generation | None = None,
+        record: TaskRecord | None = None,
+        submitted_at: float | None = None,
+    ) -> None:
+        self._home = home
+        self._last = record
+        self._watch: Watch | None = None
+        #: The gateway's name for it; enough to find it again.
+        self.id = task_id
+        #: Whether it belongs to the official format, whose tasks are asked for elsewhere.
+        self.official = official
+        #: What was asked for; None where the task was re-attached by its id.
+        self.request = request
+        #: When it was accepted, on the clock of the loop it was made in; None if re-attached.
+        self.submitted_at = submitted_at
+
+    def __repr__(self) -> str:
+        progress = self.record.progress if self.record else None
+        percent = "" if progress is None else f" {progress:.0%}"
+        return f"<Task {self.id} {self.state.name}{percent}>"
+
+    def __await__(self) -> Generator[Any, None, "Clip"]:
+        """Awaiting a task is waiting for it."""
+        return self.wait().__await__()
+
+    @property
+    def record(self) -> TaskRecord | None:
+        """What the gateway last said; None before it said anything."""
+        if self._watch is not None and self._watch.record is not None:
+            self._last = self._watch.record
+        return self._last
+
+    @property
+    def state(self) -> TaskState:
+        """Where it stood when the gateway was last asked."""
+        return self.record.state if self.record else TaskState.QUEUED
+
+    async def wait(
+        self,
+        *,
+        timeout: float | None = DEFAULT_WAIT,
+        on_update: Callable[[TaskRecord], object] | None = None,
+    ) -> "Clip":
+        """
+        Give the clip as soon as the gateway shows its address.
+
+        Asking is free: the gateway is looked at after 2 s, then ever more rarely, up to every
+        15 s (`PollPolicy`). Trouble on the way, even minutes of it, does not end the wait.
+
+        Args:
+            timeout: How long to wait at the most, in seconds; None waits for ever. When it is
+                over, the task goes on and may be waited for again.
+            on_update: Called with the record at each change of state or progress. What it raises
+                ends this wait.
+
+        Raises:
+            TaskFailed: The work failed, or was cancelled (`TaskCanceled`).
+            ClipMissing: The gateway calls it a success and shows no address.
+            WaitTimeout: It had not ended in time.
+            NotFound: The gateway does not know it.
+            Unauthorized: The key may not ask.
+            OutOfCredits: The key's quota is used up, and asking needs some.
+            WaitAbandoned: The client was closed meanwhile.
+
+        Source:
+            api-facts 1.6, 3.4, 5.4 and 5.6.
+        """
+        if on_update is None:
+            poller, watch = self._home.watch_over(self)
+            self._watch = watch
+            return self._clip(await poller.settled(watch, _checked(timeout)))
+        async for record in self.updates(timeout=timeout):
+            on_update(record)
+        return self._clip(self._settled_record())
+
+    async def updates(self, *, timeout: float | None = DEFAULT_WAIT) -> AsyncIterator[TaskRecord]:
+        """
+        Give each change of the task, and come to an end with it.
+
+        A reader that is slower than the gateway gets the latest record only. What the task ended
+        with is the last record; it raises no `TaskFailed`, and otherwise raises as `wait` does.
+
+        Args:
+            timeout: How long to follow it at the most, in seconds; None follows for ever.
+        """
+        poller, watch = self._home.watch_over(self)
+        self._watch = watch
+        deadline = poller.deadline(_checked(timeout))
+        version = watch.version
+        if watch.record is not None:
+            yield watch.record
+        while not watch.is_settled:
+            record = await poller.changed(watch, version, timeout, deadline)
+            version = watch.version
+            yield record
+
+    async def refresh(self) -> TaskRecord:
+        """
+        Give what the gateway says now, in one free look.
+
+        Raises:
+            GatewayError: It says no; `NotFound` right after a submit may pass (api-facts 5.4).
+            TransportError: It cannot be reached.
+            UnreadableReply: No known dialect fits the answer.
+        """
+        poller, watch = self._home.watch_over(self)
+        self._watch = watch
+        return await poller.refresh(watch)
+
+    def secrets(self) -> tuple[str, ...]:
+        """Give the texts that must not be shown in what is said about this task."""
+        record = self.record
+        known = [getattr(self.request, "prompt", None)]
+        if record is not None:
+            known += [record.prompt, record.prompt_en]
+        return tuple(text for text in known if text)
+
+    def _settled_record(self) -> TaskRecord:
+        record = self.record
+        assert record is not None  # noqa: S101  (updates() came to an end with one)
+        return record
+
+    def _clip(self, record: TaskRecord) -> "Clip":
+        if record.has_clip:
+            return Clip(self._home, self, record)
+        canceled = record.state is TaskState.CANCELED
+        reason = redact(record.message, self.secrets()) if record.message else None
+        what = "was cancelled" if canceled else "failed"
+        raise (TaskCanceled if canceled else TaskFailed)(
+            f"The task {what}: {reason}." if reason else f"The task {what}.",
+            "The points were given back." if record.refunded else _CHARGED,
+            "Change the request and submit it anew, if you still want the clip.",
+            self.id,
+            None,
+            reason,
+            record.failure_code,
+            record.points,
+            record.refunded,
+        )
+
+
+_CHARGED = "The gateway did not say that points were given back; failed tasks usually get them."
+
+
+class Clip:
+    """
+    A finished piece of work: a record that has its video.
+
+    The address is temporary, so save the file soon (api-facts 5.7).
+    """
+
+    def __init__(self, home: Home, task: Task, record: TaskRecord) -> None:
+        self._home = home
+        #: The task it came from.
+        self.task = task
+        #: What the gateway said about it.
+        self.record = record
+
+    def __repr__(self) -> str:
+        return f"<Clip {self.id}>"
+
+    @property
+    def id(self) -> str:
+        """The id of its task."""
+        return self.task.id
+
+    @property
+    def video_url(self) -> str:
+        """Where it is; temporary, and as good as a key to it."""
+        return self.record.video_url or ""
+
+    async def download(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        max_bytes: int = MAX_CLIP_BYTES,
+        on_progress: Callable[[Progress], object] | None = None,
+    ) -> Path:
+        """
+        Save the clip and give the path of the file.
+
+        Free, and safe to repeat. The file appears whole and verified or not at all; what came
+        before a break is kept beside it as `<name>.part`, and a later download to the same path
+        goes on there. An expired address is asked for anew. The key goes to the gateway only.
+
+        Args:
+            path: The file to write; its folder has to exist.
+            overwrite: Whether a file of that name may be replaced.
+            max_bytes: The largest clip to accept.
+            on_progress: Called with a `Progress` as bytes arrive.
+
+        Raises:
+            UsageError: Nothing can be written there, or there is such a file already.
+            DownloadIncomplete: The connection kept breaking, or the disk is full.
+            DownloadRefused: What came is no MP4 file, or larger than *max_bytes*.
+
+        Source:
+            api-facts 5.7.
+        """
+        target = check_target(Path(path), overwrite=overwrite)
+        return await self._home.save(self, target, max_bytes, on_progress)
+
+    async def address(self, fresh: bool = False) -> str:  # noqa: FBT001, FBT002  (a callback)
+        """Give where the clip is; with *fresh*, ask the gateway for a new address."""
+        if fresh:
+            record = await self.task.refresh()
+            if not record.has_clip:
+                raise ClipMissing(
+                    "The gateway no longer shows an address for the clip.",
+                    "It was charged.",
+                    "Try again later, or show the task's id to the gateway's support.",
+                    self.id,
+                )
+            self.record = record
+        return self.video_url
+
+
+def _checked(timeout: float | None) -> float | None:
+    if timeout is not None and not timeout >= 0:  # catches NaN, which is neither
+        raise usage_error("timeout", f"timeout is {timeout}.", "Use seconds from 0 on, or None.")
+    return timeout

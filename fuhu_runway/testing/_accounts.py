@@ -1,0 +1,66 @@
+"""Who may ask, how much they have left, and how fast they may ask."""
+
+import math
+
+import attrs
+
+
+@attrs.define
+class Bucket:
+    """
+    A token bucket: so many requests per second, and so many at once.
+
+    Pure: the caller passes *now*, in seconds of any monotonic clock.
+    """
+
+    per_second: float
+    burst: int
+    _tokens: float = attrs.field(init=False)
+    _filled_at: float = attrs.field(init=False, default=-math.inf)
+
+    def __attrs_post_init__(self) -> None:
+        self._tokens = float(self.burst)
+
+    def take(self, now: float) -> float:
+        """Nothing to wait for (0.0) and one token less, or the seconds until there is one."""
+        if self._tokens < self.burst:
+            refill = (now - self._filled_at) * self.per_second
+            self._tokens = min(float(self.burst), self._tokens + refill)
+        self._filled_at = now
+        if self._tokens >= 1.0:
+            self._tokens -= 1.0
+            return 0.0
+        return (1.0 - self._tokens) / self.per_second
+
+
+@attrs.define
+class Account:
+    """One key and its money, in points."""
+
+    name: str
+    key: str = attrs.field(repr=False)
+    #: What is left to spend; None is a key without limit.
+    points: float | None = None
+    used: float = 0.0
+    refunded: float = 0.0
+    #: How many tasks were accepted on this key.
+    accepted: int = 0
+    bucket: Bucket | None = None
+
+    def can_pay(self, price: float) -> bool:
+        """Whether *price* points are left."""
+        return self.points is None or self.points >= price
+
+    def charge(self, price: float) -> None:
+        """Spend *price* points on one accepted task."""
+        self.accepted += 1
+        self.used += price
+        if self.points is not None:
+            self.points -= price
+
+    def refund(self, price: float) -> None:
+        """Give *price* points back for a task that failed."""
+        self.used -= price
+        self.refunded += price
+        if self.points is not None:
+            self.points += price

@@ -1,0 +1,331 @@
+"""What the gateway has on record: its keys, its tasks, its plans and all it saw."""
+
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from heapq import heappop, heappush
+from random import Random
+from re import Pattern
+from typing import Any, Literal
+
+import attrs
+
+from . import _story
+from ._accounts import Account
+from ._clock import SimulatedClock
+from ._story import Moment, Script, Stage
+from .faults import Fault, Planned, Where
+
+Body = Mapping[str, Any]
+Which = str | Pattern[str] | Callable[[Body], bool] | None
+Origin = Literal["api", "cdn"]
+
+
+def prompt_of(body: Body) -> str:
+    """What *body* asks for, in either format; empty if it says nothing."""
+    prompt = body.get("prompt") or body.get("promptText")
+    return prompt if isinstance(prompt, str) else ""
+
+
+@attrs.define
+class Plans:
+    """Faults that wait for their requests, first come first served for each place."""
+
+    _waiting: list[Planned] = attrs.field(factory=list)
+
+    def add(self, planned: Planned) -> None:
+        """Wait with one more."""
+        self._waiting.append(planned)
+
+    def take(self, where: Where, now: float) -> Fault | None:
+        """The fault for a request of the kind *where*, used up by it."""
+        self._waiting = [one for one in self._waiting if one.until is None or now < one.until]
+        for index, planned in enumerate(self._waiting):
+            if planned.where == where:
+                self._use(index, planned)
+                return planned.fault
+        return None
+
+    def _use(self, index: int, planned: Planned) -> None:
+        if planned.times is None:
+            return
+        if planned.times > 1:
+            self._waiting[index] = attrs.evolve(planned, times=planned.times - 1)
+        else:
+            del self._waiting[index]
+
+
+@attrs.define
+class Rule:
+    """A script, the tasks it is for, and its faults on their submits."""
+
+    which: Which
+    script: Script
+    #: None is the gateway's own.
+    takes: float | None = None
+    plans: Plans = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        # A refused submit comes again with the same prompt: what is used up stays used up.
+        self.plans = Plans([one for one in self.script.faults if one.where == "submit"])
+
+    def fits(self, body: Body) -> bool:
+        """Whether this rule names the task of *body*."""
+        if isinstance(self.which, str):
+            return self.which == prompt_of(body)
+        if isinstance(self.which, Pattern):
+            return self.which.search(prompt_of(body)) is not None
+        return self.which is not None and self.which(body)
+
+
+@attrs.define
+class Link:
+    """The signature that makes a URL of the second origin work, for a time."""
+
+    token: str = attrs.field(repr=False)
+    #: In simulated seconds; None is for ever.
+    expires_at: float | None = None
+    #: The HTTP status a dead link answers; None while it lives.
+    dead: int | None = None
+
+    def is_alive(self, now: float) -> bool:
+        """Whether the URL works."""
+        return self.dead is None and (self.expires_at is None or now < self.expires_at)
+
+
+@attrs.define(eq=False)
+class SimulatedTask:
+    """One billable task."""
+
+    task_id: str
+    account: Account
+    action: str
+    raw: bytes = attrs.field(repr=False)
+    body: Body = attrs.field(repr=False)
+    script: Script
+    points: float
+    created: float
+    link: Link
+    polls: int = 0
+    #: Goes up when the file changes under the client's hands.
+    version: int = 1
+    plans: Plans = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.plans = Plans([one for one in self.script.faults if one.where != "submit"])
+
+    @property
+    def prompt(self) -> str:
+        """What it was asked for."""
+        return prompt_of(self.body)
+
+    def age(self, now: float) -> float:
+        """Simulated seconds since the submit."""
+        return now - self.created
+
+    def stage(self, now: float) -> Stage:
+        """How far it is."""
+        return _story.stage_at(self.script, self.age(now))[0]
+
+
+@attrs.frozen(kw_only=True)
+class TaskView:
+    """What the simulator knows of one billable task. Instants are seconds of the loop's clock."""
+
+    task_id: str
+    prompt: str = attrs.field(repr=False)
+    state: Stage
+    #: Which of the paid routes made it.
+    action: str
+    created_at: float
+    #: When it ends, or ended; None if its script lets it run for ever.
+    finishes_at: float | None
+    #: How often the client asked for it.
+    polls: int
+    points: float
+    #: Whether the points went back.
+    refunded: bool
+    #: The request's body, as JSON and as it came.
+    request: Body = attrs.field(repr=False)
+    raw: bytes = attrs.field(repr=False)
+
+
+@attrs.define(kw_only=True)
+class Seen:
+    """One request the simulator saw."""
+
+    origin: Origin
+    where: Where | None
+    method: str
+    path: str = attrs.field(repr=False)
+    query: str = attrs.field(repr=False)
+    headers: Mapping[str, str] = attrs.field(repr=False)
+    body_bytes: int
+    #: Second of the loop's clock.
+    at: float
+    #: Whether one of the gateway's keys stood anywhere in its head.
+    carried_key: bool
+    task_id: str | None = None
+    #: The name of what went wrong on purpose.
+    fault: str | None = None
+    #: The HTTP status it was given; None if it was given none.
+    status: int | None = None
+
+
+@attrs.define
+class Books:
+    """Everything the gateway remembers. Changes under no `await`."""
+
+    clock: SimulatedClock
+    seed: int
+    takes: Callable[[Body], float]
+    link_lifetime: float | None
+    log_limit: int
+    accounts: dict[str, Account] = attrs.field(factory=dict, repr=False)
+    tasks: dict[str, SimulatedTask] = attrs.field(factory=dict)
+    plans: Plans = attrs.field(factory=Plans)
+    seen: deque[Seen] = attrs.field(init=False)
+    leaked: list[Seen] = attrs.field(factory=list)
+    #: How many requests the rate limit turned away.
+    limited: int = 0
+    _rules: list[Rule] = attrs.field(factory=list)
+    _next: deque[Rule] = attrs.field(factory=deque)
+    _refunds: list[tuple[float, int, SimulatedTask]] = attrs.field(factory=list)
+    _ids: Random = attrs.field(init=False)
+    _tokens: Random = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.seen = deque(maxlen=self.log_limit)
+        # Streams of their own: how often a client asks must not change the next task's id.
+        self._ids = Random(f"ids {self.seed}")  # noqa: S311 - the same for the same seed
+        self._tokens = Random(f"tokens {self.seed}")  # noqa: S311 - the same for the same seed
+
+    def add_rule(self, rule: Rule) -> None:
+        """Follow *rule* from now on; the last one that names a task wins."""
+        if rule.which is None:
+            self._next.append(rule)
+        else:
+            self._rules.insert(0, rule)
+
+    def note(self, seen: Seen) -> None:
+        """Write down one request."""
+        self.seen.append(seen)
+        if seen.carried_key and seen.origin == "cdn":
+            self.leaked.append(seen)
+
+    def rule_for(self, body: Body) -> Rule | None:
+        """The rule for a submit of *body*: one that names it, else the next in order."""
+        for rule in self._rules:
+            if rule.fits(body):
+                return rule
+        return self._next[0] if self._next else None
+
+    def accept(
+        self, account: Account, action: str, raw: bytes, body: Body, points: float
+    ) -> SimulatedTask:
+        """A new task, charged to *account*."""
+        now = self.clock.now()
+        task = SimulatedTask(
+            task_id=str(uuid.UUID(int=self._ids.getrandbits(128), version=4)),
+            account=account,
+            action=action,
+            raw=raw,
+            body=body,
+            script=self._script_for(body),
+            points=points,
+            created=now,
+            link=self._new_link(now),
+        )
+        self.tasks[task.task_id] = task
+        account.charge(points)
+        if task.script.refunds:
+            heappush(self._refunds, (now + task.script.takes, len(self.tasks), task))
+        return task
+
+    def _script_for(self, body: Body) -> Script:
+        rule = self.rule_for(body)
+        if rule is None:
+            return Script(takes=self.takes(body))
+        if rule.which is None:
+            self._next.popleft()
+        takes = self.takes(body) if rule.takes is None else rule.takes
+        return attrs.evolve(rule.script, takes=takes)
+
+    def settle(self) -> None:
+        """Give back the points of every task that has failed by now."""
+        now = self.clock.now()
+        while self._refunds and self._refunds[0][0] <= now:
+            task = heappop(self._refunds)[2]
+            task.account.refund(task.points)
+
+    def live_link(self, task: SimulatedTask) -> Link:
+        """The task's link, signed anew if it has died."""
+        now = self.clock.now()
+        if not task.link.is_alive(now):
+            task.link = self._new_link(now)
+        return task.link
+
+    def _new_link(self, now: float) -> Link:
+        expires = None if self.link_lifetime is None else now + self.link_lifetime
+        return Link(f"{self._tokens.getrandbits(128):032x}", expires)
+
+    def task_of_file(self, name: str) -> SimulatedTask | None:
+        """The task whose file *name* is: the digits of its id come first."""
+        try:
+            return self.tasks.get(str(uuid.UUID(name[:32])))
+        except ValueError:
+            return None
+
+    def first_moment(self, task: SimulatedTask) -> Moment:
+        """What the answer to a submit can tell."""
+        return Moment(
+            task_id=task.task_id,
+            action=task.action,
+            prompt=task.prompt,
+            stage="submitted",
+            created_at=self.clock.unix(task.created),
+        )
+
+    def moment(self, task: SimulatedTask, age: float, urls: tuple[str, str, str]) -> Moment:
+        """*task* at *age*, its video, poster and last frame at *urls* as soon as it shows them."""
+        script, unix = task.script, self.clock.unix
+        stage, percent = _story.stage_at(script, age)
+        begins, over = _story.steps(script)[0], stage in _story.OVER
+        moment = Moment(
+            task_id=task.task_id,
+            action=task.action,
+            prompt=task.prompt,
+            stage=stage,
+            percent=percent,
+            points=task.points,
+            refunded=stage in _story.UNLUCKY,
+            reason=script.reason if stage in _story.UNLUCKY else None,
+            created_at=unix(task.created),
+            started_at=unix(task.created + begins) if age >= begins else 0,
+            finished_at=unix(task.created + script.takes) if over else 0,
+            updated_at=unix(task.created + (script.takes if over else age)),
+            blank=age < script.blank,
+        )
+        return moment.with_urls(urls) if _story.has_url(script, age) else moment
+
+    def views(self) -> Iterable[TaskView]:
+        """Every task, in the order they were accepted."""
+        now = self.clock.now()
+        return (self._view(task, now) for task in self.tasks.values())
+
+    def _view(self, task: SimulatedTask, now: float) -> TaskView:
+        stage = task.stage(now)
+        ends = task.script.ends_after
+        return TaskView(
+            task_id=task.task_id,
+            prompt=task.prompt,
+            state=stage,
+            action=task.action,
+            created_at=self.clock.loop_time(task.created),
+            finishes_at=None if ends is None else self.clock.loop_time(task.created + ends),
+            polls=task.polls,
+            points=task.points,
+            refunded=stage in _story.UNLUCKY,
+            request=task.body,
+            raw=task.raw,
+        )

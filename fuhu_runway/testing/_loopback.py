@@ -1,0 +1,26 @@
+"""The one address the simulator listens on or speaks to: this machine."""
+
+import ipaddress
+
+
+def is_loopback(host: str) -> bool:
+    """Whether *host* can only be this machine: 127.0.0.0/8, ::1 or localhost."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def bind_address(host: str) -> str:
+    """
+    The address to listen on for *host*.
+
+    Raises:
+        ValueError: Other machines could reach it.
+    """
+    if not is_loopback(host):
+        raise ValueError(f"host={host!r} is not this machine; use 127.0.0.1, ::1 or localhost")
+    # localhost may be two addresses, and with port 0 each would get a port of its own.
+    return "127.0.0.1" if host == "localhost" else host

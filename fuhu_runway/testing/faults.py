@@ -1,0 +1,359 @@
+"""
+What can go wrong between a client and a gateway, as plain values.
+
+Rule 1. A fault is data: it names what happens, and the simulator makes it happen.
+Rule 2. `accepted` says whether the gateway did its work, and took its points, first.
+Rule 3. A fault is for one request. How often, and for how long, is the plan's business.
+"""
+
+from typing import ClassVar, Final, Literal
+
+import attrs
+
+from . import _bodies
+
+Where = Literal["submit", "feed", "download", "balance", "official"]
+
+PLACES: Final[frozenset[Where]] = frozenset({"submit", "feed", "download", "balance", "official"})
+_ANYWHERE: Final = PLACES
+_API: Final = PLACES - {"download"}
+_LOOKS: Final[frozenset[Where]] = frozenset({"feed", "official"})
+_DOWNLOADS: Final[frozenset[Where]] = frozenset({"download"})
+
+JSON: Final = "application/json; charset=utf-8"
+HTML: Final = "text/html; charset=utf-8"
+
+
+@attrs.frozen
+class Fault:
+    """One thing that goes wrong with one request."""
+
+    usable_on: ClassVar[frozenset[Where]] = _ANYWHERE
+
+
+@attrs.frozen
+class Drop(Fault):
+    """The connection closes and no byte of an answer was sent."""
+
+    accepted: bool = False
+    #: Reset instead of closed in good order.
+    reset: bool = False
+
+
+@attrs.frozen
+class Hang(Fault):
+    """Nothing more comes: not before the client gives up or the simulator closes."""
+
+    accepted: bool = False
+    #: How much of the right answer comes first; None is nothing, not even a status.
+    after_bytes: int | None = attrs.field(default=None)
+
+
+@attrs.frozen
+class Slow(Fault):
+    """The answer takes its time. The work is done at once, as a real gateway does it."""
+
+    #: In simulated seconds.
+    seconds: float
+    #: What goes wrong after that; None is the right answer.
+    then: Fault | None = None
+
+
+@attrs.frozen
+class Answer(Fault):
+    """A given answer instead of the right one."""
+
+    usable_on: ClassVar[frozenset[Where]] = _ANYWHERE
+
+    status: int
+    body: str = attrs.field(default="", repr=False)
+    content_type: str = JSON
+    headers: tuple[tuple[str, str], ...] = ()
+    accepted: bool = False
+
+
+@attrs.frozen
+class TooManyRequests(Fault):
+    """HTTP 429, saying in one of the three ways when to come back."""
+
+    #: In seconds as the client will read them; None says nothing about it.
+    retry_after: float | None = None
+    form: Literal["seconds", "milliseconds", "date"] = "seconds"
+    #: Empty is the per-IP limiter of api-facts 5.1.
+    body: str = attrs.field(
+        default=_bodies.as_text(_bodies.openai_error(_bodies.SATURATED, code="saturated")),
+        repr=False,
+    )
+
+
+@attrs.frozen
+class Truncated(Fault):
+    """An answer that is whole for HTTP and cut short as JSON."""
+
+    keep_bytes: int = 40
+
+
+@attrs.frozen
+class Cut(Fault):
+    """The connection closes in the middle of the right answer."""
+
+    after_bytes: int = 20
+
+
+@attrs.frozen
+class Huge(Fault):
+    """The right answer, followed by megabytes of blanks, and no Content-Length to warn of them."""
+
+    megabytes: int = 64
+
+
+@attrs.frozen
+class Words(Fault):
+    """The answer names the state with these words instead of the right ones."""
+
+    usable_on: ClassVar[frozenset[Where]] = _LOOKS
+
+    #: For the outer field, `status`.
+    status: str | None = None
+    #: For the other field: `state`, or the `status` of a nested task.
+    state: str | None = None
+
+
+@attrs.frozen
+class NoUrl(Fault):
+    """Success, and no video with it."""
+
+    usable_on: ClassVar[frozenset[Where]] = _LOOKS
+
+
+@attrs.frozen
+class FailureWithUrl(Fault):
+    """A failure's words and a video's URL in one answer (api-facts 3.4, rule 3)."""
+
+    usable_on: ClassVar[frozenset[Where]] = _LOOKS
+
+    #: Whether the answer tells of a refund and a reason as well.
+    refunded: bool = False
+
+
+@attrs.frozen
+class Blank(Fault):
+    """The all-empty answer of a task just made (api-facts A2)."""
+
+    usable_on: ClassVar[frozenset[Where]] = _LOOKS
+
+
+@attrs.frozen
+class Speaks(Fault):
+    """The answer comes in another dialect."""
+
+    usable_on: ClassVar[frozenset[Where]] = _API - {"balance"}
+
+    dialect: str
+
+
+@attrs.frozen
+class ExpiredLink(Fault):
+    """The signed URL is dead from now on; the feed gives a new one when asked."""
+
+    usable_on: ClassVar[frozenset[Where]] = _DOWNLOADS
+
+    status: int = 403
+
+
+@attrs.frozen
+class IgnoresRange(Fault):
+    """A 200 with the whole file, whatever part was asked for."""
+
+    usable_on: ClassVar[frozenset[Where]] = _DOWNLOADS
+
+
+@attrs.frozen
+class WrongContentRange(Fault):
+    """A 206 whose Content-Range is off by *shift* bytes."""
+
+    usable_on: ClassVar[frozenset[Where]] = _DOWNLOADS
+
+    shift: int = 1
+
+
+@attrs.frozen
+class Changed(Fault):
+    """From now on the file is another one, of the same length, with another ETag."""
+
+    usable_on: ClassVar[frozenset[Where]] = _DOWNLOADS
+
+    #: False answers 206 out of the new file to a client that has a part of the old one.
+    honours_if_range: bool = True
+
+
+@attrs.frozen
+class WrongLength(Fault):
+    """A Content-Length that is *by* bytes off; the connection closes after the body."""
+
+    usable_on: ClassVar[frozenset[Where]] = _DOWNLOADS
+
+    by: int = -10
+
+
+@attrs.frozen
+class Redirect(Fault):
+    """A redirect to the simulator's other origin, or back to itself for ever."""
+
+    usable_on: ClassVar[frozenset[Where]] = _DOWNLOADS
+
+    status: int = 302
+    loop: bool = False
+
+
+@attrs.frozen
+class SlowDownload(Fault):
+    """The bytes trickle."""
+
+    usable_on: ClassVar[frozenset[Where]] = _DOWNLOADS
+
+    #: Per simulated second.
+    bytes_per_second: float
+
+
+def drop_before_accepting() -> Fault:
+    """The connection dies, and no task exists."""
+    return Drop(accepted=False)
+
+
+def drop_after_accepting() -> Fault:
+    """The connection dies, and a task exists that has to be paid."""
+    return Drop(accepted=True)
+
+
+def server_error(
+    status: int = 502,
+    *,
+    accepted: bool = False,
+    body: Literal["html", "json", "empty"] = "html",
+) -> Fault:
+    """A 5xx as a proxy (html), the relay (json) or shell_api (empty) sends it."""
+    if body == "html":
+        return Answer(status, _bodies.error_page(status), HTML, accepted=accepted)
+    trouble = _bodies.task_error("do_request_failed", "请求上游地址失败")
+    return Answer(status, _bodies.as_text(trouble) if body == "json" else "", accepted=accepted)
+
+
+def empty_429(retry_after: float | None = None) -> Fault:
+    """The per-IP limiter: a 429 with no body at all."""
+    return TooManyRequests(retry_after, body="")
+
+
+def quota_in_429() -> Fault:
+    """A 429 that speaks of load and means an empty account (api-facts 5.1, yunwu)."""
+    body = _bodies.openai_error(_bodies.SATURATED, code="local:quota_not_enough")
+    return TooManyRequests(body=_bodies.as_text(body))
+
+
+def key_exhausted() -> Fault:
+    """An empty key in the coat of a wrong one: HTTP 401 (api-facts 5.1)."""
+    return error(401, _bodies.KEY_EXHAUSTED, code=None)
+
+
+def model_not_found() -> Fault:
+    """HTTP 503: no channel offers the model to this group."""
+    message = "No available channel for model gen4 under group default (distributor)"
+    return error(503, message, code="model_not_found")
+
+
+def error(
+    status: int,
+    message: str = "Invalid token",
+    *,
+    type: str = "new_api_error",  # noqa: A002 - the gateway's own word
+    code: str | int | None = "",
+    param: str | None = "",
+    accepted: bool = False,
+) -> Fault:
+    """Dialect E with any HTTP status, 200 included; *param* None leaves that field out."""
+    body = _bodies.openai_error(message, type=type, code=code, param=param)
+    return Answer(status, _bodies.as_text(body), accepted=accepted)
+
+
+def task_error(code: str, message: str | None = None, *, status: int = 400) -> Fault:
+    """Dialect D."""
+    return Answer(status, _bodies.as_text(_bodies.task_error(code, message)))
+
+
+def task_not_exist() -> Fault:
+    """The task cannot be seen yet, or never could."""
+    return task_error("task_not_exist")
+
+
+def refused(message: str = "提示词违规", *, code: int = 400, data: object = None) -> Fault:
+    """HTTP 200 with a `code` that is not 200; *data* may be None, a list or an object."""
+    return Answer(200, _bodies.as_text(_bodies.refusal(message, code=code, data=data)))
+
+
+def empty_result() -> Fault:
+    """New-API's "nothing found": success, and `data` is null."""
+    return Answer(200, _bodies.as_text({"code": "success", "data": None}))
+
+
+def nested_error(status: int = 500, *, levels: int = 2) -> Fault:
+    """Dialect J: an error inside an error's message, *levels* deep."""
+    body = _bodies.nested_error("content moderation", levels=levels)
+    return Answer(status, _bodies.as_text(body))
+
+
+def dashboard_error(status: int = 200, message: str = "无权进行此操作") -> Fault:
+    """Dialect F."""
+    return Answer(status, _bodies.as_text(_bodies.dashboard_error(message)))
+
+
+def midjourney_error(status: int = 400, description: str = "quota_not_enough") -> Fault:
+    """Dialect G."""
+    return Answer(status, _bodies.as_text(_bodies.midjourney_error(description)))
+
+
+def html_page(status: int = 200, *, accepted: bool = False) -> Fault:
+    """The gateway's web page instead of an answer or a video."""
+    return Answer(status, _bodies.INDEX_PAGE, HTML, accepted=accepted)
+
+
+def not_json(*, accepted: bool = False) -> Fault:
+    """Text where JSON was promised."""
+    return Answer(200, "upstream connect error or disconnect/reset", accepted=accepted)
+
+
+def unknown_word(word: str = "MOONWALKING") -> Fault:
+    """A state that no documentation names."""
+    return Words(status=word, state=word)
+
+
+def unknown_code(code: str = "7") -> Fault:
+    """A number that no documentation names, and no word beside it."""
+    return Words(status=code, state="")
+
+
+def disagreement(status: str = "1", state: str = "succeeded") -> Fault:
+    """The two fields that tell the state tell different things."""
+    return Words(status=status, state=state)
+
+
+@attrs.frozen
+class Planned:
+    """A fault with its place, and how often it happens there."""
+
+    where: Where = attrs.field(validator=attrs.validators.in_(PLACES))
+    fault: Fault = attrs.field(validator=attrs.validators.instance_of(Fault))
+    #: For how many requests; None is for all of them.
+    times: int | None = 1
+    #: Not after this simulated second; None is no end.
+    until: float | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if self.where not in self.fault.usable_on:
+            places = ", ".join(sorted(self.fault.usable_on))
+            kind = type(self.fault).__name__
+            raise ValueError(f"{kind} cannot happen on {self.where!r}, only on: {places}")
+
+
+def on(where: Where, fault: Fault, *, times: int | None = 1) -> Planned:
+    """*fault* on requests of the kind *where*, for `Simulator.script(faults=[...])`."""
+    return Planned(where, fault, times)

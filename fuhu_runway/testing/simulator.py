@@ -1,0 +1,386 @@
+"""A gateway on loopback that tells its own story from literal JSON."""
+
+import contextlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from random import Random
+from types import TracebackType
+from typing import Final, Literal, Self
+
+import attrs
+from aiohttp import web
+
+from . import _dialects, _loopback
+from ._accounts import Account, Bucket
+from ._api import Api, FeedVerb, KeyStyle, Options, price_of
+from ._books import Body, Books, Origin, Rule, Seen, TaskView, Which
+from ._callbacks import Callbacks, Postman
+from ._cdn import Files, Media
+from ._clock import SimulatedClock
+from ._story import Ending, Script
+from ._visits import Reception
+from .faults import Fault, Planned, TooManyRequests, Where
+
+# Whatever hangs is woken first, so this is only for a client that does not read its answer.
+SHUTDOWN_TIMEOUT: Final = 1.0
+
+PerTask = float | Callable[[Body], float]
+
+
+@attrs.define(kw_only=True, eq=False, repr=False)
+class Simulator:
+    """
+    A whole gateway on this machine: no key, no cost, and nothing leaves loopback.
+
+    Tasks run by the loop's clock, *speed* times as fast, and are billed in points that come
+    back when a task fails. Files come from a second origin, as from a content network.
+    Durations are simulated seconds; instants are seconds of the loop's clock.
+    """
+
+    #: 127.0.0.0/8, ::1 or localhost; anything else is a ValueError.
+    host: str = attrs.field(default="127.0.0.1", converter=_loopback.bind_address)
+    #: Of the API; 0 takes a free one, and keeps it when the gateway comes back.
+    port: int = 0
+    #: Of the files; 0 takes a free one.
+    cdn_port: int = 0
+    #: One more path prefix, beside /runway, /runway/v1 and /api/video/runway.
+    prefix: str = "/runway"
+
+    #: Simulated seconds per second of the loop.
+    speed: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))
+    #: The same seed gives the same task ids, links and mix of dialects.
+    seed: int = 0
+    #: How long a task takes if its script does not say, or a function of the request's body.
+    takes: PerTask = 100.0
+
+    #: The first account's key.
+    api_key: str = "sk-simulated"
+    #: What that account has; None is without limit.
+    points: float | None = 100_000.0
+    #: Points per task, or a function of the request's body.
+    price: PerTask = price_of
+
+    #: How it answers: a name from `DIALECTS`, or "mixed", which changes from reply to reply.
+    dialect: str = attrs.field(default="envelope", converter=_dialects.checked)
+    #: How it answers on the official routes.
+    official_dialect: str = attrs.field(default="official", converter=_dialects.checked)
+    #: How the feed is asked: "POST", "GET" or "any".
+    feed_verb: FeedVerb = "POST"
+    #: Where the key has to be: "bearer", "raw" (bare in Authorization), "body" or "any".
+    key_style: KeyStyle = "bearer"
+    #: Refuse a request without `callback_url`, as most gateways do.
+    strict: bool = True
+    #: What an empty account answers: both are in use (api-facts 5.1).
+    quota_status: Literal[401, 403] = 403
+
+    #: Requests per second of the loop, for each key; None is no limit.
+    rate_limit: float | None = None
+    #: How many requests that limit lets pass at once.
+    burst: int = 1
+    #: What the others are told.
+    rate_limit_answer: TooManyRequests = attrs.field(factory=TooManyRequests)
+
+    #: Where video URLs point: "cdn", "api", or "redirect" (to the API, which leads on).
+    media: Media = "cdn"
+    #: The file of every task; None is the bundled clip, with the task's id at its end.
+    video: bytes | None = None
+    #: How long a URL works before the feed has to give a new one; None is for ever.
+    link_lifetime: float | None = None
+    #: What a dead URL answers.
+    expired_status: int = 403
+
+    #: How callbacks are delivered; None delivers none.
+    callbacks: Callbacks | None = attrs.field(factory=Callbacks)
+    #: How many requests are remembered.
+    log_limit: int = 100_000
+
+    _clock: SimulatedClock = attrs.field(init=False)
+    _books: Books = attrs.field(init=False)
+    _files: Files = attrs.field(init=False)
+    _postman: Postman = attrs.field(init=False)
+    _reception: Reception = attrs.field(init=False)
+    _api: Api = attrs.field(init=False)
+    _running: contextlib.AsyncExitStack | None = attrs.field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
+        self._clock = SimulatedClock(self.speed)
+        self._books = Books(
+            clock=self._clock,
+            seed=self.seed,
+            takes=_per_task(self.takes),
+            link_lifetime=self.link_lifetime,
+            log_limit=self.log_limit,
+        )
+        self._reception = Reception(self._books)
+        self._files = Files(self._books, self.media, self.video, self.expired_status)
+        self._postman = Postman(self._books, self.callbacks, self._files.urls)
+        self._api = Api(
+            books=self._books,
+            files=self._files,
+            postman=self._postman,
+            reception=self._reception,
+            options=self._options(),
+            random=Random(f"dialects {self.seed}"),  # noqa: S311 - the same for the same seed
+        )
+        self.add_key(self.api_key, points=self.points)
+
+    def _options(self) -> Options:
+        return Options(
+            dialect=self.dialect,
+            official_dialect=self.official_dialect,
+            key_style=self.key_style,
+            feed_verb=self.feed_verb,
+            prefix=self.prefix,
+            strict=self.strict,
+            price=_per_task(self.price),
+            quota_status=self.quota_status,
+            rate_limit_answer=self.rate_limit_answer,
+        )
+
+    def __repr__(self) -> str:
+        where = f"on {self.base_url}" if self.is_running else "closed"
+        states = Counter(task.state for task in self.tasks)
+        told = ", ".join(f"{count} {state}" for state, count in states.items())
+        return f"<Simulator {where}, {self.submitted} tasks{told and f' ({told})'}>"
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def start(self) -> None:
+        """
+        Open both origins; does nothing if they are open.
+
+        After `aclose` the gateway comes back on the same ports and with all its tasks, which
+        have gone on in the meantime.
+
+        Raises:
+            OSError: A port is taken.
+        """
+        if self._running is not None:
+            return
+        async with contextlib.AsyncExitStack() as stack:
+            self._clock.open()
+            self.port = await self._listen(stack, "api", self._api.application(), self.port)
+            self.cdn_port = await self._listen(
+                stack, "cdn", self._files.application(self._reception), self.cdn_port
+            )
+            stack.push_async_callback(self._postman.aclose)
+            # Last in, first out: whoever hangs has to wake before the doors are shut on them.
+            stack.callback(self._clock.close)
+            self._running = stack.pop_all()
+
+    async def _listen(
+        self, stack: contextlib.AsyncExitStack, origin: Origin, app: web.Application, port: int
+    ) -> int:
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        await web.TCPSite(runner, self.host, port).start()
+        bound = int(runner.addresses[0][1])
+        self._files.origins[origin] = self._url(bound)
+        return bound
+
+    def _url(self, port: int) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{port}"
+
+    async def aclose(self) -> None:
+        """Close everything, whoever still hangs included; does nothing if it is closed."""
+        running, self._running = self._running, None
+        if running is not None:
+            await running.aclose()
+
+    async def serve_forever(self) -> None:
+        """Run until cancelled or closed, and close."""
+        await self.start()
+        try:
+            await self._clock.wait_closed()
+        finally:
+            await self.aclose()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it answers."""
+        return self._running is not None
+
+    @property
+    def base_url(self) -> str:
+        """
+        Where the API is.
+
+        Raises:
+            RuntimeError: The simulator never ran, so it has no port yet.
+        """
+        return self._origin("api")
+
+    @property
+    def cdn_url(self) -> str:
+        """
+        Where the files are: another origin, which must never see the key.
+
+        Raises:
+            RuntimeError: The simulator never ran, so it has no port yet.
+        """
+        return self._origin("cdn")
+
+    def _origin(self, origin: Origin) -> str:
+        if origin not in self._files.origins:
+            raise RuntimeError("the simulator has not been started, so it has no address yet")
+        return self._files.origins[origin]
+
+    def environment(self) -> dict[str, str]:
+        """The variables that lead a client here."""
+        return {"FUHU_BASE_URL": self.base_url, "FUHU_API_KEY": self.api_key}
+
+    def add_key(self, key: str, *, points: float | None = None, name: str = "test_key") -> None:
+        """One more account, which sees none of the others' tasks; *points* None is no limit."""
+        bucket = None if self.rate_limit is None else Bucket(self.rate_limit, self.burst)
+        self._books.accounts[key] = Account(name, key, points, bucket=bucket)
+
+    def script(
+        self,
+        which: Which = None,
+        *,
+        takes: float | None = None,
+        then: Ending = "succeed",
+        dialect: str | None = None,
+        faults: Iterable[Planned] = (),
+        progress: Sequence[int] = (0, 20, 40, 60, 80),
+        queued: float = 0.1,
+        reason: str = "The input did not pass the content moderation",
+        hidden: float = 0.0,
+        blank: float = 0.0,
+        url_after: float | None = 0.0,
+    ) -> None:
+        """
+        Say beforehand what a task will do.
+
+        The last script that names a task wins; a task that none names takes the next in order.
+
+        Args:
+            which: A prompt, a pattern found in one, or a function of the request's body that
+                says yes: all such tasks. None: the next task, and only that one.
+            takes: From the submit to the end; None is the gateway's own.
+            then: "succeed", "fail", "cancel", "expire", or "stall" for one that never ends.
+            dialect: Of its answers; None is the gateway's own.
+            faults: What goes wrong with it, made by `faults.on("feed", ...)`: on "submit",
+                "feed" or "download".
+            progress: The percents it tells one after the other while it runs.
+            queued: The share of its time that it waits in the queue.
+            reason: What is said of its failure.
+            hidden: For how long the gateway says `task_not_exist` at first.
+            blank: For how long its answers are all empty at first.
+            url_after: How long after its success the URL appears; None is never.
+        """
+        script = Script(
+            then=then,
+            dialect=dialect and _dialects.checked(dialect),
+            faults=faults,
+            progress=progress,
+            queued=queued,
+            reason=reason,
+            hidden=hidden,
+            blank=blank,
+            url_after=url_after,
+        )
+        self._books.add_rule(Rule(which, script, takes))
+
+    def fault(
+        self,
+        where: Where,
+        fault: Fault,
+        *,
+        times: int | None = 1,
+        seconds: float | None = None,
+    ) -> None:
+        """
+        Let *fault* happen to the next requests of the kind *where*.
+
+        Args:
+            where: "submit", "feed", "download", "balance" or "official".
+            fault: One of `fuhu_runway.testing.faults`.
+            times: To how many requests; None is to all of them.
+            seconds: For how long from now; None is no end.
+
+        Raises:
+            ValueError: This fault cannot happen there.
+        """
+        until = None if seconds is None else self._clock.now() + seconds
+        self._books.plans.add(Planned(where, fault, times, until))
+
+    @property
+    def submitted(self) -> int:
+        """How many billable tasks exist."""
+        return len(self._books.tasks)
+
+    @property
+    def tasks(self) -> tuple[TaskView, ...]:
+        """Every billable task, in the order they were accepted."""
+        return tuple(self._books.views())
+
+    @property
+    def duplicates(self) -> tuple[tuple[TaskView, ...], ...]:
+        """The tasks that share a request body, byte for byte, in groups of two and more."""
+        groups: defaultdict[bytes, list[TaskView]] = defaultdict(list)
+        for task in self.tasks:
+            groups[task.raw].append(task)
+        return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+    def polls(self, task_id: str) -> int:
+        """How often the client asked for one task, answered or not."""
+        return self._books.tasks[task_id].polls
+
+    @property
+    def requests(self) -> tuple[Seen, ...]:
+        """The requests it saw on both origins, in the order they came."""
+        return tuple(self._books.seen)
+
+    @property
+    def leaked(self) -> tuple[Seen, ...]:
+        """The requests to the second origin that carried a key, in a header or in the URL."""
+        return tuple(self._books.leaked)
+
+    @property
+    def limited(self) -> int:
+        """How many requests the rate limit turned away."""
+        return self._books.limited
+
+    @property
+    def peak_requests(self) -> int:
+        """The most requests it ever had to answer at once."""
+        return self._reception.peak
+
+    @property
+    def balance(self) -> float | None:
+        """The points the first account has left; None without limit."""
+        self._books.settle()
+        return self._books.accounts[self.api_key].points
+
+    @property
+    def refunds(self) -> float:
+        """The points it gave back for tasks that failed, to all accounts."""
+        self._books.settle()
+        return sum(account.refunded for account in self._books.accounts.values())
+
+    @property
+    def callbacks_delivered(self) -> int:
+        """How many callbacks were answered with a 2xx."""
+        return self._postman.delivered
+
+    @property
+    def callbacks_failed(self) -> int:
+        """How many callbacks were answered with anything else, or not at all."""
+        return self._postman.failed
+
+
+def _per_task(value: PerTask) -> Callable[[Body], float]:
+    return value if callable(value) else lambda _body: value

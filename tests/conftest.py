@@ -1,0 +1,32 @@
+"""What holds for every test: only loopback is reached, and nothing is timed."""
+
+import asyncio
+import ipaddress
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# A slow machine is no fault of the code: examples have no deadline of their own.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
+
+
+def refuse_the_outside(event: str, args: tuple[Any, ...]) -> None:
+    """Stop a connection to anywhere but this machine, whichever library makes it."""
+    if event != "socket.connect" or not isinstance(args[1], tuple):
+        return
+    host = args[1][0]
+    if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
+        message = f"a test reached for {host}: only loopback is ever a target"
+        raise RuntimeError(message)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep every run on this machine, except the one that is meant to leave it."""
+    # Once set, even to nothing, asyncio makes no loop by itself that nobody would close;
+    # looptime asks for one in each test that has none.
+    asyncio.set_event_loop(None)
+    if config.option.markexpr != "live":
+        sys.addaudithook(refuse_the_outside)

@@ -1,0 +1,48 @@
+"""The public names: all there, all in order, none from a private place."""
+
+import importlib
+import inspect
+
+import pytest
+
+import fuhu_runway
+
+
+def test_names_are_sorted() -> None:
+    """`__all__` is in order and names nothing twice."""
+    assert list(fuhu_runway.__all__) == sorted(set(fuhu_runway.__all__))
+
+
+@pytest.mark.parametrize("name", fuhu_runway.__all__)
+def test_each_name_resolves(name: str) -> None:
+    """Each name of `__all__` is there, and the same object each time."""
+    assert getattr(fuhu_runway, name) is getattr(fuhu_runway, name)
+
+
+@pytest.mark.parametrize("name", fuhu_runway.__all__)
+def test_each_name_comes_from_a_public_place(name: str) -> None:
+    """A class or function says it lives where a user may import it from."""
+    thing = getattr(fuhu_runway, name)
+    if not (inspect.isclass(thing) or inspect.isfunction(thing)):
+        pytest.skip("a module or a plain value has no home to name")
+    assert not any(part.startswith("_") for part in thing.__module__.split("."))
+    assert getattr(importlib.import_module(thing.__module__), thing.__qualname__) is thing
+
+
+def test_dir_shows_the_public_names() -> None:
+    """`dir(fuhu_runway)` shows what is public, also before it is imported."""
+    assert set(fuhu_runway.__all__) <= set(dir(fuhu_runway))
+
+
+def test_a_star_import_gives_the_public_names() -> None:
+    """`from fuhu_runway import *` brings `__all__` and nothing else."""
+    namespace: dict[str, object] = {}
+    exec("from fuhu_runway import *", namespace)  # noqa: S102 - the statement itself is the subject
+    assert namespace.keys() - {"__builtins__"} == set(fuhu_runway.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    """A misspelt name is told by name, as any module does."""
+    with pytest.raises(AttributeError, match=r"'fuhu_runway'.*'Cleint'"):
+        fuhu_runway.Cleint  # noqa: B018 - looking is enough
+    assert not hasattr(fuhu_runway, "__wrapped__")

@@ -1,0 +1,84 @@
+"""What an import costs, and what it needs."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import resources
+from importlib.resources.abc import Traversable
+
+import pytest
+
+PACKAGE = resources.files("fuhu_runway")
+HEAVY = {"aiohttp", "asyncio", "attr", "attrs", "backoff", "cattrs"}
+NEEDS_AN_EXTRA = {"fuhu_runway.cli": "cyclopts"}
+
+
+def module_names(folder: Traversable = PACKAGE, name: str = "fuhu_runway") -> Iterator[str]:
+    """Give every module of the installed package, by its dotted name."""
+    yield name
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if entry.is_dir() and entry.joinpath("__init__.py").is_file():
+            yield from module_names(entry, f"{name}.{entry.name}")
+        elif entry.name.endswith(".py") and entry.name != "__init__.py":
+            yield f"{name}.{entry.name.removesuffix('.py')}"
+
+
+def python(source: str) -> subprocess.CompletedProcess[str]:
+    """Run *source* in a fresh interpreter in which each warning is an error."""
+    return subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", source],
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("module", list(module_names()))
+def test_each_module_imports_alone(module: str) -> None:
+    """No module needs another to be imported first, or warns when it is."""
+    pytest.importorskip(NEEDS_AN_EXTRA.get(module, "fuhu_runway"))
+    done = python(f"import {module}")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_package_imports_nothing_heavy() -> None:
+    """`import fuhu_runway` brings in neither a dependency nor asyncio."""
+    done = python(
+        "import sys; before = set(sys.modules); import fuhu_runway;"
+        f"print(sorted((set(sys.modules) - before) & {HEAVY}))"
+    )
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_a_name_brings_what_it_needs() -> None:
+    """Asking for the client is what imports aiohttp."""
+    done = python("import sys, fuhu_runway; fuhu_runway.Client; print('aiohttp' in sys.modules)")
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+def test_the_simulator_brings_no_client() -> None:
+    """`fuhu_runway.testing` runs without a line of the client's code."""
+    done = python(
+        "import sys; import fuhu_runway.testing.simulator;"
+        "print(*sorted(m for m in sys.modules"
+        " if m.startswith('fuhu_runway') and not m.startswith('fuhu_runway.testing')))"
+    )
+    assert (done.stdout, done.stderr) == ("fuhu_runway\n", "")
+
+
+@pytest.mark.parametrize("missing", ["cyclopts", "rich"])
+def test_the_command_names_the_extra_it_lacks(missing: str) -> None:
+    """Without the extra the command says which one to install, and fails."""
+    done = python(
+        f"import sys; sys.argv[1:] = ['--help']; sys.modules[{missing!r}] = None;"
+        "from fuhu_runway.__main__ import main; main()"
+    )
+    assert done.returncode != 0
+    assert "fuhu-runway[cli]" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("path", ["py.typed", "testing/simulated.mp4"])
+def test_the_package_carries_its_data(path: str) -> None:
+    """The type marker and the simulator's film are installed with the code."""
+    assert PACKAGE.joinpath(path).is_file()
