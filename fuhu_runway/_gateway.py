@@ -357,7 +357,9 @@ class Dialect:
     under: str | None = None
     #: Our name for a part, to the gateway's.
     spelling: Mapping[str, str] = attrs.field(factory=dict)
-    #: Where a refusal tells its code and its reason; the first that is there counts.
+    #: Parts of a balance that have to be there.
+    required: tuple[str, ...] = ()
+    #: Where a refusal tells its kind, and its reason; the first that is there counts.
     codes: tuple[str, ...] = ("code", "type")
     messages: tuple[str, ...] = ("message", "msg")
     #: Whether a numeric code stands for an HTTP status.
@@ -417,9 +419,11 @@ _RELAY: Final = {
     "progress": "progress",
     "video_url": "video_url",
     "result_url": "result_url",
-    "message": "fail_reason",
-    "created_at": "submit_time",
-    "updated_at": "finish_time",
+    "reason": "fail_reason",
+    "created_at": "created_at",
+    "updated_at": "updated_at",
+    "submitted_at": "submit_time",
+    "finished_at": "finish_time",
     "inner": "data",
 }
 _RELAY_ONLY: Final = {"fail_reason", "result_url", "data"}
@@ -428,7 +432,7 @@ _OFFICIAL: Final = {
     "status": "status",
     "progress": "progress",
     "output": "output",
-    "message": "failure",
+    "reason": "failure",
     "failure_code": "failureCode",
     "created_at": "createdAt",
     "updated_at": "updatedAt",
@@ -441,7 +445,7 @@ _LUMA: Final = {
     "poster": "thumbnail",
     "last_frame": "last_frame",
     "prompt": "prompt",
-    "message": "failure_reason",
+    "reason": "failure_reason",
     "created_at": "created_at",
 }
 
@@ -464,7 +468,16 @@ DIALECTS: Final = (
     ),
     Dialect(
         "F'",
-        "dashboard_flag",
+        "dashboard_task",
+        fits=lambda body: body.get("code") is True and "task_id" in (body.get("data") or ()),
+        sense=_always(Sense.TASK),
+        under="data",
+        source="api-facts 2 F; not documented for tasks, and read so that no id is lost",
+        spelling=_NUMERIC,
+    ),
+    Dialect(
+        "F'",
+        "dashboard_balance",
         fits=lambda body: isinstance(body.get("code"), bool),
         sense=_flag_sense,
         under="data",
@@ -483,6 +496,7 @@ DIALECTS: Final = (
         fits=lambda body: "description" in body and "code" in body and "data" not in body,
         sense=_always(Sense.REFUSAL),
         source="api-facts 2 G",
+        codes=("code",),
         messages=("description",),
     ),
     Dialect(
@@ -516,26 +530,30 @@ DIALECTS: Final = (
     Dialect(
         "billing",
         "billing_limit",
-        fits=_has("hard_limit_usd"),
+        fits=lambda body: body.get("object") == "billing_subscription" or "hard_limit_usd" in body,
         sense=_always(Sense.BALANCE),
         source="api-facts 7.2",
         spelling={"total": "hard_limit_usd"},
+        required=("total",),
     ),
     Dialect(
         "billing'",
         "billing_usage",
-        fits=_has("total_usage"),
+        fits=lambda body: body.get("object") == "list" or "total_usage" in body,
         sense=_always(Sense.BALANCE),
         source="api-facts 7.3",
         spelling={"used_hundredths": "total_usage"},
+        required=("used_hundredths",),
     ),
     Dialect(
         "quota",
         "account_quota",
         fits=_has("total_quota"),
         sense=_always(Sense.BALANCE),
-        source="api-facts 7.1",
-        spelling={"total": "total_quota", "used": "total_used_quota"},
+        # total_quota is what is left: a sister's page calls it "current account balance".
+        source="api-facts 7.1; https://apidoc.elkapi.com/doc-1807421",
+        spelling={"remaining": "total_quota", "used": "total_used_quota"},
+        required=("remaining",),
     ),
     Dialect(
         "B'",
@@ -582,6 +600,10 @@ UNLIMITED: Final = 100_000_000
 """A `hard_limit_usd` or a `remain_quota` from here on means: no limit (api-facts 7.1, 7.2)."""
 
 
+WEB_PAGE: Final = "web page"
+"""Stands for a code where the answer is a page for people (api-facts 2 H)."""
+TASK_NOT_EXIST: Final = "task_not_exist"
+
 # --- refusals ------------------------------------------------------------------------------------
 
 
@@ -597,6 +619,8 @@ class Refusal:
     codes: frozenset[str] = frozenset()
     #: Last resort, in lower case: messages come in Chinese or English (api-facts 5.1).
     texts: tuple[str, ...] = ()
+    #: What happened, where the gateway has no words of its own for it.
+    happened: str | None = None
 
 
 _CLIENT_ERRORS: Final = frozenset(range(400, 500))
@@ -649,7 +673,7 @@ REFUSALS: Final = (
         "Check the task id and the key: a task is seen only by the account that made it, and a few "
         "seconds after it was made.",
         "api-facts 5.1 (400 task_not_exist), 5.4",
-        codes=frozenset({"task_not_exist"}),
+        codes=frozenset({TASK_NOT_EXIST}),
     ),
     Refusal(
         errors.InvalidRequest,
@@ -780,6 +804,15 @@ REFUSALS: Final = (
                 "shell_api_error",
             }
         ),
+    ),
+    Refusal(
+        errors.NotFound,
+        Fate.REJECTED,
+        _BASE_URL,
+        "api-facts 2 H: an unrouted path gets the gateway's own page with status 200",
+        statuses=frozenset({200}),
+        codes=frozenset({WEB_PAGE}),
+        happened="The gateway answered with a web page.",
     ),
     # Last: a plain "no" inside a 200, whatever its code.
     Refusal(

@@ -22,7 +22,7 @@ from cattrs.gen import make_dict_structure_fn, override
 from . import _gateway as facts
 from ._gateway import Dialect, Endpoint, Refusal, Replay, Root, Sense
 from ._redact import outline, outline_text, redact
-from .errors import Fate, GatewayError, NotFound, UnreadableReply
+from .errors import Fate, GatewayError, RunwayError, UnreadableReply
 from .models import (
     Balance,
     Gateway,
@@ -218,6 +218,10 @@ def read_balance(reply: Reply) -> Balance:
         raise _unreadable(reply, f"expected a balance, got {sense.value} @ $", body=body)
     part, path = _part(body, dialect)
     found = _structure(Ledger, dialect, part, path, reply)
+    for name in dialect.required:
+        if getattr(found, name) is None:
+            missing = f"required field missing @ {path}.{dialect.spelling[name]}"
+            raise _unreadable(reply, missing, body=part)
     return found.balance(raw=body)
 
 
@@ -245,7 +249,9 @@ def _is_success(reply: Reply) -> bool:
 def _decode(reply: Reply) -> dict[str, Any]:
     """Give the body as a JSON object, or raise what a body that is none means (api-facts 2 H)."""
     try:
-        body = json.loads(reply.body.decode("utf-8-sig"), parse_constant=_no_constant)
+        # A text in a foreign encoding spoils itself only, not the id beside it.
+        text = reply.body.decode("utf-8-sig", "replace")
+        body = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as broken:
         _raise_by_status(reply)
         raise _no_json(reply, broken) from None  # the cause holds the whole answer
@@ -261,21 +267,10 @@ def _no_constant(_name: str) -> None:
     """Read NaN and Infinity, which JSON does not have, as nothing."""
 
 
-def _no_json(reply: Reply, broken: Exception) -> UnreadableReply:
+def _no_json(reply: Reply, broken: Exception) -> RunwayError:
     text = reply.body.decode("utf-8", "replace")
     if _is_page(reply, text):
-        return UnreadableReply(
-            "The gateway answered with a web page.",
-            _money(reply.request, Fate.REJECTED),
-            "Check base_url and the gateway's prefix: no API listens there.",
-            reply.request.task_id,
-            _header_id(reply),
-            reply.status,
-            ("expected JSON, got a web page @ $",),
-            outline_text(text),
-            # An unrouted path gets the gateway's own page: nothing was accepted (api-facts 2 H).
-            Fate.REJECTED,
-        )
+        return _no(reply, reply.status, Told(None, {facts.WEB_PAGE}, None))
     reason = f"expected JSON, got {type(broken).__name__} @ $"
     if reply.cut:
         reason = f"larger than {len(reply.body)} bytes @ $"
@@ -291,7 +286,7 @@ def _is_page(reply: Reply, text: str) -> bool:
 def _read_task(reply: Reply, body: dict[str, Any], dialect: Dialect) -> TaskRecord:
     part, path = _part(body, dialect, reply.request.task_id)
     if dialect.empty_is_not_found and part in (None, [], {}) and reply.request.task_id is not None:
-        raise _not_visible(reply)
+        raise _no(reply, reply.status, Told(None, {facts.TASK_NOT_EXIST}, None))
     if isinstance(part, str) and part.strip():
         # Some submits answer with the id alone; it must not be lost over its shape.
         part = {facts.TASK_ID_KEY: part}
@@ -335,6 +330,7 @@ Fraction = NewType("Fraction", float)
 Instant = NewType("Instant", datetime)
 Address = NewType("Address", str)
 Flag = NewType("Flag", bool)
+Refund = NewType("Refund", bool)
 
 
 @attrs.frozen
@@ -353,12 +349,17 @@ class Sighting:
     last_frame: Address | None = None
     prompt: Text | None = None
     prompt_en: Text | None = None
+    #: Said beside a failure only.
     message: Text | None = None
+    #: Said beside a success as well (api-facts 2 B).
+    reason: Text | None = None
     failure_code: Text | None = None
     points: Number | None = None
-    refund: Text | None = None
+    refund: Refund | None = None
     created_at: Instant | None = None
     updated_at: Instant | None = None
+    submitted_at: Instant | None = None
+    finished_at: Instant | None = None
     inner: Any = None
 
 
@@ -376,12 +377,14 @@ class Ledger:
         used = self.used
         if self.used_hundredths is not None:
             used = Number(self.used_hundredths / 100)
-        unlimited = bool(self.unlimited) or (self.total or 0) >= facts.UNLIMITED
-        total = None if unlimited else self.total
-        remaining = None if unlimited else self.remaining
-        if remaining is None and total is not None and used is not None:
+        if self.unlimited or (self.total or 0) >= facts.UNLIMITED:
+            return Balance(None, used, None, unlimited=True, raw=raw)
+        total, remaining = self.total, self.remaining
+        if used is not None and total is None and remaining is not None:
+            total = Number(remaining + used)
+        if used is not None and total is not None and remaining is None:
             remaining = Number(total - used)
-        return Balance(remaining, used, total, unlimited, raw)
+        return Balance(remaining, used, total, raw=raw)
 
 
 def _text(value: Any, _type: Any = None) -> str | None:
@@ -447,6 +450,13 @@ def _flag(value: Any, _type: Any = None) -> bool:
     return value is True
 
 
+def _refund(value: Any, _type: Any = None) -> bool:
+    """Read an amount and a flag alike: pages disagree on which it is (api-facts 4)."""
+    if value is None or isinstance(value, bool):
+        return value is True
+    return _text(value) is not None and _number(value) != 0
+
+
 def make_converter() -> cattrs.Converter:
     """Give the converter of this package: forgiving in types, strict about what must be there."""
     converter = cattrs.Converter()
@@ -458,6 +468,7 @@ def make_converter() -> cattrs.Converter:
         Instant | None: _instant,
         Address | None: _usable_address,
         Flag | None: _flag,
+        Refund | None: _refund,
     }
     for kind, reader in readers.items():
         converter.register_structure_hook(kind, reader)
@@ -516,59 +527,72 @@ def _structure(kind: type, dialect: Dialect, part: Any, path: str, reply: Reply)
 
 
 def _fold(levels: Sequence[Sighting], raw: Any) -> TaskRecord:
-    words: list[str] = [w for level in levels for w in (level.state, level.status) if w]
-    states = {word: _state_of(word) for word in words}
-    failed = {TaskState.FAILED, TaskState.CANCELED} & set(states.values())
-    succeeded = TaskState.SUCCEEDED in states.values()
+    states = _words(levels)
+    ended = set(states.values())
+    succeeded = TaskState.SUCCEEDED in ended
     url = _result(levels, succeeded=succeeded)
-    message = _first(levels, "message")
-    if is_web_address(message):
-        message = None
-    given_back = any(_is_refund(level.refund) for level in levels)
-    against = message is not None or given_back
-
-    notes = []
-    if failed and (url or succeeded):
-        notes.append("the words of the answer contradict each other, or the address beside them")
-    if failed and (not url or against):
-        state = failed.pop() if len(failed) == 1 else TaskState.FAILED
-    elif url:
-        state = TaskState.SUCCEEDED
-    elif succeeded:
-        state = TaskState.FAILED if against else TaskState.SUCCEEDED
-    else:
-        state = _unfinished(states.values())
+    message = _first(levels, "message") or _first(levels, "reason")
+    refunded = any(level.refund for level in levels)
+    contradiction = ended & FAILURES and (url or succeeded)
+    state = _weigh(ended, url, against=refunded or _first(levels, "message") is not None)
     return TaskRecord(
         task_id=levels[0].task_id,
         state=state,
         word=_deciding(states, state),
         progress=_first(levels, "progress"),
-        video_url=url if state is TaskState.SUCCEEDED else None,
+        video_url=url,
         poster_url=_first(levels, "poster"),
         last_frame_url=_first(levels, "last_frame"),
         prompt=_first(levels, "prompt"),
         prompt_en=_first(levels, "prompt_en"),
-        message=message,
+        message=None if succeeded and is_web_address(message) else message,
         failure_code=_first(levels, "failure_code"),
         points=_first(levels, "points"),
-        refunded=given_back,
-        created_at=_first(levels, "created_at"),
-        updated_at=_first(levels, "updated_at"),
-        notes=tuple(notes),
+        refunded=refunded,
+        created_at=_first(levels, "created_at") or _first(levels, "submitted_at"),
+        updated_at=_first(levels, "updated_at") or _first(levels, "finished_at"),
+        notes=(CONTRADICTION,) if contradiction else (),
         raw=raw,
     )
 
 
+FAILURES: Final = {TaskState.FAILED, TaskState.CANCELED}
+CONTRADICTION: Final = "the words of the answer contradict each other, or the address beside them"
+
+
+def _weigh(ended: set[TaskState], url: str | None, *, against: bool) -> TaskState:
+    """Apply the rules of api-facts 3.4, in their order."""
+    failed = ended & FAILURES
+    if failed and (not url or against):
+        return TaskState.CANCELED if failed == {TaskState.CANCELED} else TaskState.FAILED
+    if url:
+        return TaskState.SUCCEEDED
+    if TaskState.SUCCEEDED in ended:
+        return TaskState.FAILED if against else TaskState.SUCCEEDED
+    unfinished = (TaskState.RUNNING, TaskState.QUEUED, TaskState.UNKNOWN)
+    # The answer to a submit may say nothing at all (api-facts 1.2).
+    return next((state for state in unfinished if state in ended), TaskState.QUEUED)
+
+
+def _words(levels: Sequence[Sighting]) -> dict[str, TaskState]:
+    """
+    Give the words that count: those of the outermost level that has one we know.
+
+    A relay that tries another channel goes on while the upstream it quotes has failed.
+    """
+    said: list[dict[str, TaskState]] = []
+    for level in levels:
+        words: dict[str, TaskState] = {
+            word: _state_of(word) for word in (level.state, level.status) if word
+        }
+        if set(words.values()) - {TaskState.UNKNOWN}:
+            return words
+        said.append(words)
+    return said[0]
+
+
 def _state_of(word: str) -> TaskState:
     return facts.STATES.get(word.strip().lower(), TaskState.UNKNOWN)
-
-
-def _unfinished(states: Iterable[TaskState]) -> TaskState:
-    seen = set(states)
-    for state in (TaskState.RUNNING, TaskState.QUEUED, TaskState.UNKNOWN):
-        if state in seen:
-            return state
-    return TaskState.QUEUED  # the answer to a submit says nothing at all (api-facts 1.2)
 
 
 def _deciding(states: Mapping[str, TaskState], state: TaskState) -> str | None:
@@ -584,7 +608,7 @@ def _result(levels: Sequence[Sighting], *, succeeded: bool) -> str | None:
             if url:
                 return url
     # Older rows keep the address in the reason for a failure that was none (api-facts 2 B).
-    reasons = (level.message for level in levels if succeeded)
+    reasons = (level.reason for level in levels if succeeded)
     return next((text for text in reasons if is_web_address(text)), None)
 
 
@@ -593,44 +617,57 @@ def _first(levels: Sequence[Sighting], name: str) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _is_refund(value: str | None) -> bool:
-    """Read an amount and a flag alike: pages disagree on which it is (api-facts 4)."""
-    return value is not None and _number(value) != 0
-
-
 # Noes
+
+
+@attrs.frozen
+class Told:
+    """What a refusal tells of itself."""
+
+    #: The gateway's code, as a person may be shown it.
+    code: str | None
+    #: Everything that names its kind: codes, types, and a reason that is itself a code.
+    names: set[str]
+    message: str | None
+    #: The HTTP status that its code stands for, where it does.
+    status: int | None = None
 
 
 def _refusal(reply: Reply, body: Mapping[str, Any], dialect: Dialect) -> GatewayError:
     """Give the error for an answer that says no, unwrapped as far as it nests (api-facts 2 J)."""
-    codes, message, status = _told(body, dialect, reply.status)
+    told = _told(body, dialect)
+    status = reply.status
+    # A status in the code counts for an envelope, which is sent with 200, and where there is no
+    # other that says no.
+    if told.status and (dialect.code_is_status or _is_success(reply)):
+        status = told.status
     for _ in range(facts.MAX_NESTING):
-        inner = _nested(message)
-        inner_dialect = next((row for row in facts.DIALECTS if inner and row.fits(inner)), None)
-        if inner is None or inner_dialect is None:
+        inner = _nested(told.message)
+        spoken = next((row for row in facts.DIALECTS if inner and row.fits(inner)), None)
+        if inner is None or spoken is None:
             break
-        inner_codes, message, status = _told(inner, inner_dialect, status)
-        codes = [*inner_codes, *codes]
-    return _no(reply, status, codes, message)
+        deeper = _told(inner, spoken)
+        told = Told(deeper.code or told.code, deeper.names | told.names, deeper.message)
+    return _no(reply, status, told)
 
 
-def _told(
-    body: Mapping[str, Any], dialect: Dialect, status: int
-) -> tuple[list[str], str | None, int]:
-    """Give the codes, the reason and the status that one level of a refusal tells."""
+def _told(body: Mapping[str, Any], dialect: Dialect) -> Told:
+    """Read one level of a refusal."""
     part: Any = body.get(dialect.under) if dialect.under and not dialect.code_is_status else body
     if not isinstance(part, Mapping):
         part = {"message": part}
-    codes = [code for name in dialect.codes if (code := _text(part.get(name)))]
-    texts = (_text(part.get(name)) or _text(body.get(name)) for name in dialect.messages)
+    names = {name for key in dialect.codes if (name := _text(part.get(key)))}
+    texts = (_text(part.get(key)) or _text(body.get(key)) for key in dialect.messages)
     message = next(filter(None, texts), None)
-    numbers = (int(code) for code in codes if facts.is_whole(code))
-    told = next((number for number in numbers if 400 <= number < 600), None)
-    if told is not None and (dialect.code_is_status or 200 <= status < 300):
-        status = told
-    if message and re.fullmatch(r"[a-z]+(?:[_:][a-z]+)+", message):
-        codes.append(message)  # the reason is itself a code, as in "task_not_exist"
-    return codes, message, status
+    numbers = (int(name) for name in names if facts.is_whole(name))
+    status = next((number for number in numbers if 400 <= number < 600), None)
+    if message and _IS_CODE.fullmatch(message):
+        names.add(message)
+    return Told(_text(part.get("code")), names, message, status)
+
+
+_IS_CODE: Final = re.compile(r"[a-z]+(?:[_:][a-z]+)+")
+"""A reason that is itself a code, as in "task_not_exist"."""
 
 
 def _nested(message: str | None) -> dict[str, Any] | None:
@@ -646,36 +683,31 @@ def _nested(message: str | None) -> dict[str, Any] | None:
 def _raise_by_status(reply: Reply) -> None:
     """Raise what a status alone means; a success means nothing by itself."""
     if not _is_success(reply):
-        raise _no(reply, reply.status, [], None)
+        raise _no(reply, reply.status, Told(None, set(), None))
 
 
-def _no(reply: Reply, status: int, codes: Sequence[str], message: str | None) -> GatewayError:
-    text, request_id = _without_request_id(message)
-    row = _row(status, codes, text or "")
-    shown = redact(text, reply.request.secrets) if text else None
+def _no(reply: Reply, status: int, told: Told) -> GatewayError:
+    text, request_id = _without_request_id(told.message)
+    row = _row(status, told.names, text or "")
+    secrets = reply.request.secrets
+    shown = redact(text, secrets) if text else None
     said = f": {_stop(shown)}" if shown else "."
     return row.raises(
-        f"The gateway refused with status {status}{said}",
+        row.happened or f"The gateway refused with status {status}{said}",
         _money(reply.request, row.fate),
         row.advice,
         reply.request.task_id,
         request_id or _header_id(reply),
-        status,
-        redact(codes[0], reply.request.secrets) if codes else None,
+        reply.status,
+        redact(told.code, secrets) if told.code else None,
         shown,
         retry_after(reply.headers, reply.received_at),
         row.fate,
     )
 
 
-def _not_visible(reply: Reply) -> NotFound:
-    no = _no(reply, reply.status, ["task_not_exist"], None)
-    assert isinstance(no, NotFound)  # noqa: S101  (the row of that code raises it)
-    return no
-
-
-def _row(status: int, codes: Sequence[str], text: str) -> Refusal:
-    names = {code.strip().lower() for code in codes}
+def _row(status: int, codes: Iterable[str], text: str) -> Refusal:
+    names = {code.lower() for code in codes}
     return next(
         row
         for row in facts.REFUSALS

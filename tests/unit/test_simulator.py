@@ -1,0 +1,759 @@
+import asyncio
+import json
+import re
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import attrs
+import pytest
+
+from fuhu_runway.testing import DIALECTS, Simulator, faults
+
+GENERATE = "/runway/pro/generate"
+OFFICIAL = "/runwayml/v1/image_to_video"
+VERSION = {"X-Runway-Version": "2024-11-06"}
+
+# The request of api-facts 1.2.
+BODY = {
+    "callback_url": "https://callback.invalid/",
+    "ratio": "16:9",
+    "prompt": "a kitten",
+    "style": "cinematic",
+    "model": "gen4",
+    "options": {
+        "seconds": 10,
+        "motion_vector": {"x": 0, "y": 0.4, "z": 0, "r": -6, "bg_x_pan": 0, "bg_y_pan": 0},
+    },
+}
+
+
+@attrs.define
+class Caller:
+    gateway: Simulator
+    session: aiohttp.ClientSession
+
+    async def ask(self, method: str, path: str, **options: Any) -> tuple[int, Any]:
+        async with self.session.request(method, path, **options) as response:
+            text = await response.text()
+            return response.status, json.loads(text) if text.startswith("{") else text
+
+    async def submit(self, path: str = GENERATE, **changes: Any) -> tuple[int, Any]:
+        body = {name: value for name, value in (BODY | changes).items() if value is not None}
+        return await self.ask("POST", path, json=body)
+
+    async def start(self, **changes: Any) -> str:
+        status, body = await self.submit(**changes)
+        assert (status, body["code"]) == (200, 200), body
+        return str(body["data"]["task_id"])
+
+    async def look(self, task_id: str, path: str = "/runway/feed") -> tuple[int, Any]:
+        return await self.ask("POST", path, json={"task_id": task_id})
+
+    async def told(self, task_id: str) -> Any:
+        status, body = await self.look(task_id)
+        assert status == 200, body
+        return body["data"]
+
+
+@asynccontextmanager
+async def running(key: str | None = "Bearer sk-simulated", **options: Any) -> AsyncIterator[Caller]:
+    headers = {} if key is None else {"Authorization": key}
+    async with (
+        Simulator(**options) as gateway,
+        aiohttp.ClientSession(gateway.base_url, headers=headers) as session,
+    ):
+        yield Caller(gateway, session)
+
+
+@pytest.fixture
+async def caller() -> AsyncIterator[Caller]:
+    async with running(takes=0.0) as caller:
+        yield caller
+
+
+# The way of one task.
+
+
+async def test_a_submit_is_answered_with_thirteen_fields_of_which_one_is_filled(
+    caller: Caller,
+) -> None:
+    """FuhuAPI's own answer to a submit fills the task id and leaves twelve fields empty."""
+    status, body = await caller.submit()
+    assert status == 200
+    assert set(body) == {"code", "msg", "data", "exec_time"}
+    assert len(body["data"]) == 13
+    assert [name for name, value in body["data"].items() if value] == ["task_id"]
+
+
+@pytest.mark.looptime
+async def test_a_task_waits_then_runs_then_shows_its_video() -> None:
+    """The feed goes through its four numbers in time, and shows the video at the end only."""
+    async with running(takes=100.0) as caller:
+        task_id = await caller.start()
+        seen = []
+        for _ in range(3):
+            await asyncio.sleep(7)
+            told = await caller.told(task_id)
+            seen.append((told["status"], told["state"], told["video_url"]))
+        await asyncio.sleep(79)
+        told = await caller.told(task_id)
+    assert seen == [("0", "pending", None), ("1", "running", None), ("1", "running", None)]
+    assert (told["status"], told["state"], told["msg"]) == ("3", "succeeded", None)
+    assert told["video_url"].endswith(f"?_jwt={told['video_url'][-32:]}")
+    assert int(told["update_time"]) - int(told["create_time"]) == 100
+
+
+@pytest.mark.looptime
+async def test_speed_shortens_the_wait() -> None:
+    """At speed 20 a task of 100 seconds is over after 5 seconds of the loop."""
+    async with running(takes=100.0, speed=20.0) as caller:
+        task_id = await caller.start()
+        await asyncio.sleep(4.9)
+        before = await caller.told(task_id)
+        await asyncio.sleep(0.2)
+        after = await caller.told(task_id)
+        view = caller.gateway.tasks[0]
+        assert view.finishes_at is not None
+        lasted = view.finishes_at - view.created_at
+    assert (before["status"], after["status"]) == ("1", "3")
+    assert lasted == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize(
+    ("path", "changes", "action"),
+    [
+        (GENERATE, {}, "TEXT_TO_VIDEO"),
+        (GENERATE, {"image": "https://example.com/1.jpeg"}, "IMAGE_TO_VIDEO"),
+        ("/runway/pro/video2video", {"video": "https://example.com/1.mp4"}, "VIDEO_TO_VIDEO"),
+        (
+            "/runway/pro/act_one",
+            {"video": "https://example.com/1.mp4", "image": "https://example.com/1.jpeg"},
+            "ACT_ONE",
+        ),
+        (
+            "/runway/pro/act_one",
+            {"video": "https://example.com/1.mp4", "character_video": "http://example.com/2.mp4"},
+            "ACT_ONE",
+        ),
+        ("/runway/v1/pro/generate", {}, "TEXT_TO_VIDEO"),
+        ("/api/video/runway/pro/generate", {}, "TEXT_TO_VIDEO"),
+        ("/own/pro/generate", {}, "TEXT_TO_VIDEO"),
+    ],
+)
+async def test_every_paid_route_makes_its_kind_of_task(
+    path: str, changes: dict[str, Any], action: str
+) -> None:
+    """Each paid route works under each prefix, and an image alone tells text from image."""
+    async with running(prefix="/own") as caller:
+        status, _ = await caller.submit(path, **changes)
+        assert status == 200
+        assert [task.action for task in caller.gateway.tasks] == [action]
+
+
+async def test_the_official_format_answers_with_an_id_and_then_with_output(caller: Caller) -> None:
+    """The official routes speak dialect C on both of their paths."""
+    body = {"promptImage": "data:image/png;base64,AA==", "model": "gen4_turbo", "duration": 5}
+    status, made = await caller.ask("POST", OFFICIAL, json=body, headers=VERSION)
+    assert (status, list(made)) == (200, ["id"])
+    for path in ("/runwayml/v1/tasks/", "/v1/runway/tasks/"):
+        status, told = await caller.ask("GET", path + made["id"])
+        assert (status, told["status"]) == (200, "SUCCEEDED")
+        assert told["output"][0].startswith(caller.gateway.cdn_url)
+    assert caller.gateway.tasks[0].points == 160.0
+
+
+async def test_duomi_looks_with_get_and_the_others_with_post(caller: Caller) -> None:
+    """GET works under duomi's prefix only; elsewhere it is a path nobody knows."""
+    task_id = await caller.start()
+    for verb in ("GET", "POST"):
+        options: dict[str, Any] = (
+            {"params": {"task_id": task_id}} if verb == "GET" else {"json": {"task_id": task_id}}
+        )
+        status, body = await caller.ask(verb, "/api/video/runway/feed", **options)
+        assert (status, body["data"]["status"]) == (200, "3")
+    status, page = await caller.ask("GET", "/runway/feed", params={"task_id": task_id})
+    assert (status, page[:15]) == (200, "<!doctype html>")
+
+
+async def test_the_feed_verb_can_be_get() -> None:
+    """A gateway told to be asked with GET serves its page to a POST."""
+    async with running(feed_verb="GET") as caller:
+        task_id = await caller.start()
+        status, body = await caller.ask("GET", "/runway/feed", params={"task_id": task_id})
+        assert (status, body["data"]["task_id"]) == (200, task_id)
+        assert "<html" in (await caller.look(task_id))[1]
+
+
+async def test_an_unknown_path_is_the_web_page_and_under_v1_a_404(caller: Caller) -> None:
+    """One-API serves its index page with 200 on unknown paths, except under /v1 and /api."""
+    assert "<html" in (await caller.ask("POST", "/runway/pro/nothing"))[1]
+    for path in ("/v1/nothing", "/api/nothing"):
+        status, body = await caller.ask("POST", path)
+        assert (status, body["error"]["type"]) == (404, "invalid_request_error")
+        assert body["error"]["message"].startswith(f"Invalid URL (POST {path})")
+
+
+async def test_the_second_origin_knows_nothing_but_files(caller: Caller) -> None:
+    """The API does not answer on the files' origin."""
+    status, body = await caller.ask("POST", f"{caller.gateway.cdn_url}{GENERATE}", json=BODY)
+    assert status == 404
+    assert "NoSuchKey" in body
+
+
+# What it refuses.
+
+
+async def test_a_missing_callback_url_is_refused_if_strict() -> None:
+    """A strict gateway says `callback_url_empty` and takes nothing; a lenient one accepts."""
+    async with running() as caller:
+        assert await caller.submit(callback_url=None) == (
+            400,
+            {"code": "callback_url_empty", "message": "callback_url_empty", "data": None},
+        )
+        assert caller.gateway.submitted == 0
+    async with running(strict=False) as caller:
+        assert (await caller.submit(callback_url=None))[0] == 200
+
+
+async def test_a_missing_model_is_an_openai_error(caller: Caller) -> None:
+    """The relay names the missing model before it looks at anything else."""
+    status, body = await caller.submit(model=None, callback_url=None)
+    assert status == 400
+    assert body["error"]["message"].startswith("model name is required (request id: ")
+
+
+@pytest.mark.parametrize(
+    ("path", "changes", "field"),
+    [
+        (GENERATE, {"prompt": ""}, "prompt"),
+        (GENERATE, {"prompt": 7}, "prompt"),
+        (GENERATE, {"image": "1.jpeg"}, "image"),
+        (GENERATE, {"options": {"seconds": "10"}}, "options.seconds"),
+        (GENERATE, {"options": {"seconds": 7}}, "options.seconds"),
+        (GENERATE, {"options": {"motion_vector": {"x": 0}}}, "options.motion_vector"),
+        (GENERATE, {"options": {"flip": 1}}, "options.flip"),
+        ("/runway/pro/video2video", {}, "video"),
+        (
+            "/runway/pro/video2video",
+            {"video": "http://x/", "options": {"structure_transformation": 2}},
+            "options.structure_transformation",
+        ),
+        ("/runway/pro/act_one", {"video": "http://x/"}, "image"),
+    ],
+)
+async def test_a_bad_field_is_refused_under_a_200(
+    caller: Caller, path: str, changes: dict[str, Any], field: str
+) -> None:
+    """The upstream refuses a bad field with HTTP 200, code 400, and a list for data."""
+    status, body = await caller.submit(path, **changes)
+    assert (status, body["code"], body["data"]) == (200, 400, [])
+    assert body["msg"].startswith(f"{field} is ")
+    assert caller.gateway.submitted == 0
+
+
+@pytest.mark.parametrize(
+    ("picture", "status"),
+    [
+        ("https://example.com/1.jpeg", 200),
+        ([{"uri": "https://example.com/1.jpeg", "position": "first"}], 200),
+        ([], 400),
+        (["https://example.com/1.jpeg"], 400),
+        ("1.jpeg", 400),
+    ],
+)
+async def test_the_official_picture_is_text_or_a_list_of_objects(
+    caller: Caller, picture: object, status: int
+) -> None:
+    """`promptImage` is a URL, a data URI, or a list of objects with a `uri`."""
+    body = {"promptImage": picture, "model": "gen4_turbo"}
+    assert (await caller.ask("POST", OFFICIAL, json=body, headers=VERSION))[0] == status
+
+
+async def test_the_official_submit_needs_the_version_header(caller: Caller) -> None:
+    """Without X-Runway-Version an official submit is refused, and nothing exists."""
+    body = {"promptImage": "https://example.com/1.jpeg", "model": "gen4_turbo"}
+    status, told = await caller.ask("POST", OFFICIAL, json=body)
+    assert (status, told["error"]["code"]) == (400, "invalid_request")
+    assert caller.gateway.submitted == 0
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"\xff"])
+async def test_a_body_that_is_no_json_object_cannot_be_read(caller: Caller, raw: bytes) -> None:
+    """Anything but a JSON object is `read_request_body_failed`, with 400."""
+    status, body = await caller.ask("POST", GENERATE, data=raw)
+    assert (status, body["code"]) == (400, "read_request_body_failed")
+
+
+async def test_a_body_of_twenty_megabytes_is_too_large(caller: Caller) -> None:
+    """Past twenty megabytes the same code comes with a 413."""
+    status, body = await caller.ask("POST", GENERATE, data=b" " * (20 * 1024 * 1024 + 1))
+    assert (status, body["code"]) == (413, "read_request_body_failed")
+
+
+@pytest.mark.parametrize("task_id", ["3d957031-9a2a-45e2-9dc7-bc8513059c50", "", 7])
+async def test_a_task_nobody_made_does_not_exist(caller: Caller, task_id: object) -> None:
+    """The feed answers HTTP 400 and `task_not_exist` for an id it never gave out."""
+    status, body = await caller.ask("POST", "/runway/feed", json={"task_id": task_id})
+    assert status == 400
+    assert body == {"code": "task_not_exist", "message": "task_not_exist", "data": None}
+
+
+# Who may ask.
+
+
+@pytest.mark.parametrize(
+    ("style", "header", "body_key", "status"),
+    [
+        ("bearer", "Bearer sk-simulated", None, 200),
+        ("bearer", "sk-simulated", None, 401),
+        ("bearer", None, "sk-simulated", 401),
+        ("raw", "sk-simulated", None, 200),
+        ("raw", "Bearer sk-simulated", None, 401),
+        ("body", None, "sk-simulated", 200),
+        ("body", "Bearer sk-simulated", None, 401),
+        ("body", None, 7, 401),
+        ("any", "sk-simulated", None, 200),
+        ("any", "Bearer sk-simulated", None, 200),
+        ("any", None, "sk-simulated", 200),
+        ("any", None, None, 401),
+        ("bearer", "Bearer sk-wrong", None, 401),
+        ("bearer", "Bearer sk-simulated-7", None, 403),
+    ],
+)
+async def test_the_key_counts_only_where_the_style_wants_it(
+    style: str, header: str | None, body_key: object, status: int
+) -> None:
+    """A key in the wrong place is no key, and one with a channel behind it is a 403."""
+    async with running(header, key_style=style) as caller:
+        answer, body = await caller.submit(key=body_key)
+        assert answer == status
+        if status != 200:
+            assert set(body["error"]) == {"message", "type"}
+            assert caller.gateway.submitted == 0
+
+
+async def test_a_key_for_the_body_stands_in_the_header_of_a_get() -> None:
+    """A GET has no body, so duomi's other place for the key holds: the bare header."""
+    async with running("sk-simulated", key_style="body", takes=0.0) as caller:
+        task_id = await caller.start(key="sk-simulated")
+        status, _ = await caller.ask(
+            "GET", "/api/video/runway/feed", params={"task_id": task_id}
+        )
+        assert status == 200
+
+
+async def test_another_key_does_not_see_the_task(caller: Caller) -> None:
+    """Tasks are found by their owner only."""
+    caller.gateway.add_key("sk-other")
+    task_id = await caller.start()
+    async with aiohttp.ClientSession(
+        caller.gateway.base_url, headers={"Authorization": "Bearer sk-other"}
+    ) as session:
+        other = Caller(caller.gateway, session)
+        assert (await other.look(task_id))[0] == 400
+        assert (await other.submit())[0] == 200
+
+
+# Money.
+
+
+@pytest.mark.looptime
+async def test_points_go_at_the_submit_and_come_back_with_a_failure() -> None:
+    """A task is charged when it is accepted, and refunded when it fails, not before."""
+    async with running(takes=100.0, points=1000.0) as caller:
+        caller.gateway.script("a kitten", then="fail", reason="moderated")
+        task_id = await caller.start()
+        assert caller.gateway.balance == 680.0
+        await asyncio.sleep(99)
+        assert caller.gateway.balance == 680.0
+        await asyncio.sleep(1)
+        told = await caller.told(task_id)
+        assert (told["status"], told["state"], told["msg"]) == ("2", "error", "moderated")
+        assert (told["point"], told["refund"], told["video_url"]) == ("320", "320", None)
+        assert (caller.gateway.balance, caller.gateway.refunds) == (1000.0, 320.0)
+        assert caller.gateway.tasks[0].refunded
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_an_empty_account_is_refused(status: int) -> None:
+    """With too few points left nothing is made; the answer is a 403 or, disguised, a 401."""
+    async with running(points=500.0, quota_status=status) as caller:
+        await caller.start()
+        answer, body = await caller.submit()
+        assert answer == status
+        text = json.dumps(body, ensure_ascii=False)
+        assert ("insufficient_user_quota" if status == 403 else "该令牌额度已用尽") in text
+        assert (caller.gateway.submitted, caller.gateway.balance) == (1, 180.0)
+
+
+async def test_a_key_without_limit_is_never_empty() -> None:
+    """No points means no limit: tasks cost what they cost, and the balance stays None."""
+    async with running(points=None, price=1e9, takes=0.0) as caller:
+        caller.gateway.script("a kitten", then="fail")
+        await caller.start()
+        assert caller.gateway.balance is None
+        assert (caller.gateway.tasks[0].points, caller.gateway.refunds) == (1e9, 1e9)
+
+
+async def test_the_price_and_the_time_may_depend_on_the_request() -> None:
+    """Both take a function of the request's body."""
+    async with running(
+        price=lambda body: len(body["prompt"]), takes=lambda body: 1.0 if "x" in body["prompt"] else 2.0
+    ) as caller:
+        await caller.start(prompt="xxx")
+        await caller.start(prompt="yyyyy")
+        lasting = [
+            round(task.finishes_at - task.created_at, 6)
+            for task in caller.gateway.tasks
+            if task.finishes_at is not None
+        ]
+    assert [task.points for task in caller.gateway.tasks] == [3, 5]
+    assert lasting == [1.0, 2.0]
+
+
+async def test_the_four_balance_routes_tell_the_same_money(caller: Caller) -> None:
+    """What is left reads 996.80 dollars on each route, in the unit of each."""
+    await caller.start()
+    for prefix in ("/v1", ""):
+        _, granted = await caller.ask("GET", f"{prefix}/dashboard/billing/subscription")
+        _, used = await caller.ask("GET", f"{prefix}/dashboard/billing/usage")
+        assert granted["hard_limit_usd"] - used["total_usage"] / 100 == pytest.approx(996.8)
+    _, units = await caller.ask("GET", "/api/usage/token")
+    assert units["code"] is True
+    assert units["data"]["total_available"] == 498_400_000
+    _, user = await caller.ask("GET", "/user/quota", params={"key": "sk-simulated"})
+    assert user["keys"] == [{"name": "test_key", "remain_quota": 996.8, "used_quota": 3.2}]
+    assert "daily_quota" not in user
+    days = {"key": "sk-simulated", "start_date": "2026-01-01"}
+    _, user = await caller.ask("GET", "/user/quota", params=days)
+    assert list(user["daily_quota"]) == ["2026-01-01"]
+
+
+async def test_a_key_without_limit_has_its_own_figures() -> None:
+    """Each balance route has its own way to say that there is no limit."""
+    async with running(points=None) as caller:
+        _, granted = await caller.ask("GET", "/v1/dashboard/billing/subscription")
+        _, units = await caller.ask("GET", "/api/usage/token")
+        _, user = await caller.ask("GET", "/user/quota", params={"key": "sk-simulated"})
+    assert granted["hard_limit_usd"] == 100_000_000
+    assert units["data"]["unlimited_quota"] is True
+    assert user["keys"][0]["remain_quota"] == 999_999_999
+    assert user["keys"][0]["used_quota"] == -1
+
+
+async def test_the_query_host_wants_the_key_in_the_url(caller: Caller) -> None:
+    """The quota route does not look at the Authorization header."""
+    assert (await caller.ask("GET", "/user/quota"))[0] == 401
+
+
+# Scripts.
+
+
+async def test_a_script_is_for_its_prompt_its_pattern_or_its_function(caller: Caller) -> None:
+    """A prompt, a pattern and a function each name their tasks; the last script that fits wins."""
+    caller.gateway.script(re.compile("cat|dog"), then="stall")
+    caller.gateway.script("a dog", then="fail")
+    caller.gateway.script(lambda body: body["ratio"] == "1:1", then="cancel")
+    for changes in (
+        {"prompt": "a cat"},
+        {"prompt": "a dog"},
+        {"prompt": "a cat", "ratio": "1:1"},
+        {"prompt": "a bird"},
+    ):
+        await caller.start(**changes)
+    states = [task.state for task in caller.gateway.tasks]
+    assert states == ["running", "failed", "cancelled", "succeeded"]
+    assert caller.gateway.tasks[0].finishes_at is None
+
+
+async def test_scripts_without_a_name_go_to_the_next_tasks_in_order(caller: Caller) -> None:
+    """A script for the next task is used once, and not by a task that another script names."""
+    caller.gateway.script("named", then="stall")
+    caller.gateway.script(then="fail")
+    caller.gateway.script(then="expire")
+    for prompt in ("named", "first", "second", "third"):
+        await caller.start(prompt=prompt)
+    states = [task.state for task in caller.gateway.tasks]
+    assert states == ["running", "failed", "expired", "succeeded"]
+
+
+@pytest.mark.looptime
+async def test_a_script_may_hide_blank_and_withhold() -> None:
+    """Hidden comes first, then blank, then running, then a success that has no URL yet."""
+    async with running() as caller:
+        caller.gateway.script(takes=60, hidden=5, blank=10, url_after=20, progress=[], queued=0)
+        task_id = await caller.start()
+        assert (await caller.look(task_id))[0] == 400
+        seen = []
+        for pause in (6, 14, 50, 20):
+            await asyncio.sleep(pause)
+            told = await caller.told(task_id)
+            seen.append((told["status"], bool(told["video_url"])))
+    assert seen == [("", False), ("1", False), ("3", False), ("3", True)]
+
+
+async def test_a_success_may_never_show_its_url(caller: Caller) -> None:
+    """`url_after` None is a success without a video for ever."""
+    caller.gateway.script("a kitten", url_after=None)
+    told = await caller.told(await caller.start())
+    assert (told["status"], told["video_url"]) == ("3", None)
+
+
+async def test_a_script_may_have_faults_of_its_own(caller: Caller) -> None:
+    """Faults of a script happen to its tasks, once as planned, and to no other task."""
+    caller.gateway.script(
+        "cursed",
+        faults=[
+            faults.on("submit", faults.model_not_found()),
+            faults.on("feed", faults.server_error(500), times=2),
+        ],
+    )
+    plain = await caller.start()
+    assert (await caller.submit(prompt="cursed"))[0] == 503
+    cursed = await caller.start(prompt="cursed")
+    assert (await caller.look(plain))[0] == 200
+    assert [(await caller.look(cursed))[0] for _ in range(3)] == [500, 500, 200]
+
+
+# Dialects.
+
+
+@pytest.mark.parametrize("dialect", [*DIALECTS, "mixed"])
+async def test_every_dialect_names_the_task_and_its_end(dialect: str) -> None:
+    """In each dialect both the submit and the finished task carry the task's id."""
+    async with running(dialect=dialect, takes=0.0) as caller:
+        _, made = await caller.submit()
+        task_id = caller.gateway.tasks[0].task_id
+        _, told = await caller.look(task_id)
+    assert task_id in json.dumps(made)
+    assert task_id in json.dumps(told)
+    assert f"{task_id.replace('-', '')}.mp4" in json.dumps(told)
+
+
+async def test_mixed_changes_from_reply_to_reply_and_repeats_with_the_seed() -> None:
+    """The mix is the seed's: two gateways alike answer alike, shape by shape and id by id."""
+    runs = []
+    for _ in range(2):
+        async with running(dialect="mixed", takes=0.0, seed=7) as caller:
+            await caller.submit()
+            task_id = caller.gateway.tasks[0].task_id
+            shapes = [sorted((await caller.look(task_id))[1]) for _ in range(12)]
+            runs.append((task_id, shapes))
+    assert runs[0] == runs[1]
+    assert len({tuple(shape) for shape in runs[0][1]}) > 2
+
+
+async def test_a_script_speaks_its_own_dialect(caller: Caller) -> None:
+    """A script's dialect goes before the gateway's, for the submit and the feed."""
+    caller.gateway.script("a kitten", dialect="bare")
+    _, made = await caller.submit()
+    assert made["status"] == "NOT_START"
+    _, told = await caller.look(made["task_id"])
+    assert told["status"] == "SUCCESS"
+
+
+async def test_an_unknown_dialect_is_an_error_at_once() -> None:
+    """A misspelt dialect is told when it is named, with the names there are."""
+    with pytest.raises(ValueError, match="'envelop' is unknown; there are: envelope, "):
+        Simulator(dialect="envelop")
+    with pytest.raises(ValueError, match="'b' is unknown"):
+        Simulator().script("a kitten", dialect="b")
+
+
+# What it saw.
+
+
+async def test_duplicates_are_bodies_that_are_the_same_to_the_byte(caller: Caller) -> None:
+    """Two equal bodies are a group of duplicates; a body with one byte more is not in it."""
+    await caller.start()
+    assert caller.gateway.duplicates == ()
+    twin = await caller.start()
+    await caller.ask("POST", GENERATE, data=json.dumps(BODY) + " ")
+    assert caller.gateway.submitted == 3
+    (group,) = caller.gateway.duplicates
+    assert [task.task_id for task in group] == [caller.gateway.tasks[0].task_id, twin]
+    assert group[0].request == BODY
+
+
+async def test_polls_are_counted_for_each_task_answered_or_not(caller: Caller) -> None:
+    """A look that was answered with a 502 counts like any other."""
+    task_id = await caller.start()
+    other = await caller.start()
+    caller.gateway.fault("feed", faults.server_error(502))
+    for _ in range(3):
+        await caller.look(task_id)
+    assert (caller.gateway.polls(task_id), caller.gateway.polls(other)) == (3, 0)
+
+
+async def test_requests_are_remembered_with_what_matters(caller: Caller) -> None:
+    """The log tells where, when, how large, what went wrong and how it was answered."""
+    caller.gateway.fault("submit", faults.server_error(502))
+    await caller.submit()
+    task_id = await caller.start()
+    await caller.ask("GET", "/nothing?x=1")
+    failed, made, lost = caller.gateway.requests
+    assert (failed.where, failed.status, failed.fault) == ("submit", 502, "Answer")
+    assert (made.status, made.fault, made.task_id) == (200, None, task_id)
+    assert made.body_bytes == len(json.dumps(BODY))
+    assert made.headers["Authorization"] == "Bearer sk-simulated"
+    assert failed.at <= made.at <= asyncio.get_running_loop().time()
+    assert (lost.where, lost.path, lost.query) == (None, "/nothing", "x=1")
+
+
+async def test_the_log_forgets_the_oldest() -> None:
+    """Only so many requests are remembered as `log_limit` says."""
+    async with running(log_limit=2) as caller:
+        for number in range(3):
+            await caller.ask("GET", f"/{number}")
+        assert [seen.path for seen in caller.gateway.requests] == ["/1", "/2"]
+
+
+async def test_no_secret_is_in_a_repr(caller: Caller) -> None:
+    """Neither the key, nor a prompt, nor a signed link is in the repr of what is reported."""
+    told = await caller.told(await caller.start())
+    text = repr((caller.gateway, caller.gateway.tasks, caller.gateway.requests))
+    for secret in ("sk-simulated", "a kitten", told["video_url"][-32:]):
+        assert secret not in text
+
+
+async def test_the_repr_tells_the_state(caller: Caller) -> None:
+    """It says where the gateway is, and how its tasks are."""
+    gateway = caller.gateway
+    assert repr(gateway) == f"<Simulator on {gateway.base_url}, 0 tasks>"
+    await caller.start()
+    await gateway.aclose()
+    assert repr(gateway) == "<Simulator closed, 1 tasks (1 succeeded)>"
+
+
+# Pace.
+
+
+@pytest.mark.looptime
+async def test_the_rate_limit_turns_away_what_comes_too_fast() -> None:
+    """Two requests pass at once and one more each half second; each key has its own."""
+    answer = faults.TooManyRequests(0.5, form="milliseconds", body="")
+    async with running(rate_limit=2.0, burst=2, rate_limit_answer=answer) as caller:
+        assert [(await caller.submit())[0] for _ in range(3)] == [200, 200, 429]
+        await asyncio.sleep(0.5)
+        assert [(await caller.submit())[0] for _ in range(2)] == [200, 429]
+        assert caller.gateway.limited == 2
+        assert caller.gateway.submitted == 3
+
+
+async def test_the_most_requests_at_once_are_known(caller: Caller) -> None:
+    """Three requests that are answered late are in flight together."""
+    caller.gateway.fault("submit", faults.Slow(0.02), times=None)
+    await asyncio.gather(*(caller.submit() for _ in range(3)))
+    assert caller.gateway.peak_requests == 3
+
+
+# Coming and going.
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "example.com", ""])  # noqa: S104
+def test_only_this_machine_may_be_served(host: str) -> None:
+    """An address that others could reach is refused before anything is opened."""
+    with pytest.raises(ValueError, match="is not this machine"):
+        Simulator(host=host)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.2", "::1"])
+async def test_any_address_of_this_machine_will_do(host: str) -> None:
+    """localhost, all of 127.0.0.0/8 and ::1 work, and the base URL leads there."""
+    async with running(host=host) as caller:
+        assert (await caller.submit())[0] == 200
+
+
+async def test_there_is_no_address_before_the_start() -> None:
+    """The base URL of a simulator that never ran is an error that says so."""
+    with pytest.raises(RuntimeError, match="has not been started"):
+        _ = Simulator().base_url
+
+
+async def test_the_environment_leads_a_client_here(caller: Caller) -> None:
+    """Two variables are enough to find the gateway and to be let in."""
+    assert caller.gateway.environment() == {
+        "FUHU_BASE_URL": caller.gateway.base_url,
+        "FUHU_API_KEY": "sk-simulated",
+    }
+
+
+async def test_starting_and_closing_twice_is_the_same_as_once() -> None:
+    """A second start keeps the port, and a second close does nothing."""
+    gateway = Simulator()
+    await gateway.start()
+    url = gateway.base_url
+    await gateway.start()
+    assert (gateway.base_url, gateway.is_running) == (url, True)
+    await gateway.aclose()
+    await gateway.aclose()
+    assert not gateway.is_running
+
+
+async def test_a_gateway_comes_back_with_its_port_and_its_tasks() -> None:
+    """While it is away connections are refused; afterwards the task is still there."""
+    async with running(takes=0.0) as caller:
+        task_id = await caller.start()
+        await caller.gateway.aclose()
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await caller.look(task_id)
+        await caller.gateway.start()
+        assert (await caller.told(task_id))["status"] == "3"
+
+
+async def test_a_port_that_is_taken_leaves_nothing_open(caller: Caller) -> None:
+    """The error is the system's own, and the first origin is closed again."""
+    late = Simulator(cdn_port=caller.gateway.port)
+    with pytest.raises(OSError, match="in use"):
+        await late.start()
+    assert not late.is_running
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", late.port))
+
+
+async def test_it_serves_until_it_is_closed_or_cancelled() -> None:
+    """`serve_forever` opens, returns when somebody closes, and closes when cancelled."""
+    gateway = Simulator()
+    serving = asyncio.create_task(gateway.serve_forever())
+    while not gateway.is_running:
+        await asyncio.sleep(0)
+    await gateway.aclose()
+    await serving
+    serving = asyncio.create_task(gateway.serve_forever())
+    while not gateway.is_running:
+        await asyncio.sleep(0)
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+    assert not gateway.is_running
+
+
+async def test_nothing_is_left_when_it_closes_on_a_hanging_request() -> None:
+    """Closing wakes who hangs: the client loses its connection, and no task remains."""
+    before = asyncio.all_tasks()
+    async with running() as caller:
+        caller.gateway.fault("submit", faults.Hang())
+        hanging = asyncio.create_task(caller.submit())
+        while not caller.gateway.requests:
+            await asyncio.sleep(0)
+        await caller.gateway.aclose()
+        with pytest.raises(aiohttp.ServerDisconnectedError):
+            await hanging
+    assert asyncio.all_tasks() == before
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_request_harms_nobody(
+    caller: Caller, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Half a body and a closed connection make no task, no error and no log line."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", caller.gateway.port)
+    writer.write(b"POST /runway/pro/generate HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+    await reader.read()
+    assert (await caller.submit())[0] == 200
+    assert (caller.gateway.submitted, caplog.records) == (1, [])

@@ -1,0 +1,252 @@
+import random
+
+import attrs
+import pytest
+
+from fuhu_runway.testing import DIALECTS, faults
+from fuhu_runway.testing._accounts import Bucket
+from fuhu_runway.testing._dialects import tell
+from fuhu_runway.testing._loopback import is_loopback
+from fuhu_runway.testing._story import Ending, Moment, Script, Stage, changes, has_url, stage_at
+
+URLS = ("http://x/1.mp4", "http://x/1.png", "http://x/2.png")
+MOMENT = Moment(
+    task_id="9f6243e5-3ab8-49c3-9c3c-6309ef5c96bd",
+    action="TEXT_TO_VIDEO",
+    prompt="一只小猫",
+    stage="running",
+    percent=40,
+    points=320.0,
+    created_at=1734078348,
+    started_at=1734078350,
+    updated_at=1734078400,
+)
+FAILED = attrs.evolve(
+    MOMENT, stage="failed", percent=100, reason="moderated", refunded=True, finished_at=1734078452
+)
+DONE = attrs.evolve(MOMENT, stage="succeeded", percent=100).with_urls(URLS)
+
+
+def told(moment: Moment, dialect: str) -> dict[str, object]:
+    return tell(moment, dialect, random.Random(0))
+
+
+@pytest.mark.parametrize(
+    ("age", "expected"),
+    [
+        (0.0, ("queued", 0)),
+        (9.9, ("queued", 0)),
+        (10.0, ("running", 0)),
+        (32.5, ("running", 25)),
+        (99.9, ("running", 75)),
+        (100.0, ("succeeded", 100)),
+        (1e9, ("succeeded", 100)),
+    ],
+)
+def test_a_story_goes_by_its_age(age: float, expected: tuple[Stage, int]) -> None:
+    """A tenth of the time is queue, the percents share the rest, and the end stays."""
+    assert stage_at(Script(takes=100, progress=(0, 25, 50, 75)), age) == expected
+
+
+@pytest.mark.parametrize(
+    ("then", "stage"),
+    [
+        ("succeed", "succeeded"),
+        ("fail", "failed"),
+        ("cancel", "cancelled"),
+        ("expire", "expired"),
+        ("stall", "running"),
+    ],
+)
+def test_each_ending_has_its_stage(then: Ending, stage: Stage) -> None:
+    """Every story ends as its script says, and a stalled one never does."""
+    script = Script(takes=10, then=then)
+    assert stage_at(script, 11)[0] == stage
+    assert has_url(script, 11) == (then == "succeed")
+    assert script.refunds == (then in {"fail", "cancel", "expire"})
+    assert (script.ends_after is None) == (then == "stall")
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        Script(takes=100),
+        Script(takes=7, queued=0.3, progress=(1, 2, 3), url_after=5),
+        Script(takes=60, progress=(), then="fail"),
+        Script(takes=60, then="stall"),
+    ],
+)
+def test_something_is_new_at_each_change_and_only_there(script: Script) -> None:
+    """Just before each change the story tells something else, and between two it does not."""
+
+    def tells(age: float) -> tuple[tuple[Stage, int], bool]:
+        return stage_at(script, age), has_url(script, age)
+
+    ages = [0.0, *changes(script)]
+    for earlier, later in zip(ages, ages[1:], strict=False):
+        assert tells(earlier) == tells(later - 1e-6)
+        assert tells(later - 1e-6) != tells(later)
+
+
+def test_a_misspelt_ending_is_an_error() -> None:
+    """A script knows five endings and refuses any other."""
+    with pytest.raises(ValueError, match="explode"):
+        Script(then="explode")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_blank_answer_tells_nothing_but_the_id(dialect: str) -> None:
+    """Whatever the dialect, a blank answer holds no prompt, no URL and no percent."""
+    text = str(told(attrs.evolve(DONE, blank=True), dialect))
+    assert MOMENT.task_id in text
+    assert not any(word in text for word in ("小猫", "http", "100%", "SUCC", "'3'"))
+
+
+def test_the_numbers_of_the_envelope_are_text() -> None:
+    """Dialect A writes every number of its data as a string."""
+    data = told(FAILED, "envelope")["data"]
+    assert isinstance(data, dict)
+    assert (data["status"], data["state"], data["msg"]) == ("2", "error", "moderated")
+    assert (data["point"], data["refund"]) == ("320", "320")
+    assert data["create_time"] == "1734078348"
+    assert data["prompt_en"] != data["prompt"]
+
+
+def test_a_refund_is_an_amount_here_and_a_flag_there() -> None:
+    """DeerAPI tells how much came back, gpt-best only that it did."""
+    deer, short = told(FAILED, "envelope_deer")["data"], told(FAILED, "envelope_short")["data"]
+    assert isinstance(deer, dict)
+    assert isinstance(short, dict)
+    assert (deer["refund"], short["refund"]) == ("320", "1")
+    assert "state" in deer
+    assert "state" not in short
+
+
+def test_progress_is_complete_after_a_failure_too() -> None:
+    """New-API says 100% of a task that failed."""
+    task = told(FAILED, "new_api")["data"]
+    assert isinstance(task, dict)
+    assert (task["status"], task["progress"]) == ("FAILURE", "100%")
+    assert task["fail_reason"] == "moderated"
+
+
+def test_older_rows_keep_the_url_where_the_reason_belongs() -> None:
+    """A success may have its URL in `fail_reason`, and a failure its reason."""
+    for moment, reason in ((DONE, URLS[0]), (FAILED, "moderated"), (MOMENT, "")):
+        task = told(moment, "new_api_fail_reason")["data"]
+        assert isinstance(task, dict)
+        assert task["fail_reason"] == reason
+        assert "result_url" not in task
+
+
+@pytest.mark.parametrize(
+    ("dialect", "path"),
+    [
+        ("new_api_official", ("data", "output", 0)),
+        ("new_api_task", ("data", "video_url")),
+        ("new_api_envelope", ("data", "data", "video_url")),
+    ],
+)
+def test_a_nested_url_stands_nowhere_else(dialect: str, path: tuple[str | int, ...]) -> None:
+    """Three dialects carry the video only within the upstream's own answer."""
+    task = told(DONE, dialect)["data"]
+    assert str(task).count("http://x/1.mp4") == 1
+    for step in path:
+        task = task[step]  # type: ignore[index]
+    assert task == "http://x/1.mp4"
+
+
+@pytest.mark.parametrize(
+    ("moment", "more"),
+    [
+        (MOMENT, {"status": "RUNNING", "progress": 0.4}),
+        (DONE, {"status": "SUCCEEDED", "output": ["http://x/1.mp4"]}),
+        (FAILED, {"failure": "moderated", "failureCode": "SAFETY.INPUT.TEXT"}),
+        (attrs.evolve(FAILED, stage="cancelled"), {"status": "CANCELLED"}),
+        (attrs.evolve(MOMENT, stage="queued"), {"status": "PENDING"}),
+    ],
+)
+def test_the_official_task_has_what_its_status_calls_for(
+    moment: Moment, more: dict[str, object]
+) -> None:
+    """Dialect C carries progress, output or failure beside the status, and else none."""
+    task = told(moment, "official")
+    assert more.items() <= task.items()
+    assert set(task) == {"id", "status", "createdAt"} | set(more)
+    assert task["createdAt"] == "2024-12-13T08:25:48.000Z"
+
+
+def test_the_luma_task_is_empty_when_it_is_new() -> None:
+    """Dialect C' answers a submit with the id and a state, and with no prompt (A14)."""
+    new = told(Moment(task_id="x", action="", prompt="a kitten", stage="submitted"), "luma")
+    assert (new["state"], new["prompt"], new["video"]) == ("pending", "", None)
+    done = told(DONE, "luma")
+    assert (done["state"], done["video"]) == ("completed", "http://x/1.mp4")
+
+
+@pytest.mark.parametrize(
+    ("dialect", "status", "state"),
+    [
+        ("envelope", ("data", "status"), ("data", "state")),
+        ("new_api", ("data", "status"), ("data", "data", "status")),
+        ("official", ("status",), None),
+        ("luma", ("state",), None),
+    ],
+)
+def test_odd_words_stand_where_the_right_ones_would(
+    dialect: str, status: tuple[str, ...], state: tuple[str, ...] | None
+) -> None:
+    """A fault's words replace the state in both of the fields that tell it."""
+    moment = attrs.evolve(MOMENT, status_word="outer", state_word="inner")
+    for path, word in ((status, "outer"), (state, "inner")):
+        value: object = told(moment, dialect)
+        for step in path or ():
+            value = value[step]  # type: ignore[index]
+        assert path is None or value == word
+
+
+def test_a_bucket_fills_with_time_and_not_beyond_its_size() -> None:
+    """After a long pause there are as many tokens as the bucket holds, and no more."""
+    bucket = Bucket(per_second=10.0, burst=3)
+    assert [bucket.take(0.0) for _ in range(3)] == [0.0, 0.0, 0.0]
+    assert bucket.take(0.0) == pytest.approx(0.1)
+    assert bucket.take(0.05) == pytest.approx(0.05)
+    assert bucket.take(0.1) == 0.0
+    assert [bucket.take(99.0) > 0 for _ in range(4)] == [False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("localhost", True),
+        ("127.0.0.1.example.com", False),
+        ("callback.invalid", False),
+        ("10.0.0.1", False),
+        ("", False),
+    ],
+)
+def test_loopback_is_told_by_the_address(host: str, expected: object) -> None:
+    """Only addresses that cannot leave this machine count, and one name."""
+    assert is_loopback(host) is expected
+
+
+def test_a_fault_is_refused_where_it_cannot_happen() -> None:
+    """A plan names the places where its fault makes sense."""
+    with pytest.raises(ValueError, match="NoUrl cannot happen on 'submit', only on: feed, offi"):
+        faults.on("submit", faults.NoUrl())
+    with pytest.raises(ValueError, match="where"):
+        faults.on("nowhere", faults.NoUrl())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="fault"):
+        faults.on("feed", "NoUrl")  # type: ignore[arg-type]
+
+
+def test_faults_and_scripts_are_plain_values() -> None:
+    """Equal faults are equal, and a script can be written as a dictionary."""
+    assert faults.drop_after_accepting() == faults.Drop(accepted=True)
+    script = Script(faults=[faults.on("feed", faults.Cut(3))])
+    assert attrs.asdict(script)["faults"] == (
+        {"where": "feed", "fault": {"after_bytes": 3}, "times": 1, "until": None},
+    )
