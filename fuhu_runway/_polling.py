@@ -121,6 +121,8 @@ class Watch:
     version: int = 0
     #: How often it was looked at.
     polls: int = 0
+    #: Whether the feed has ever shown it.
+    was_seen: bool = False
     #: When the next look is due; kept while nobody waits, so that short waits add up.
     due_at: float = 0.0
     question: "asyncio.Task[None] | None" = None
@@ -326,6 +328,7 @@ class Poller:
 
     def _take_in(self, watch: Watch, record: TaskRecord) -> None:
         was, watch.record, watch.last_error = watch.record, record, None
+        watch.was_seen = True
         self._hooks.emit(
             events.TaskPolled(watch.task_id, record.state, record.progress, watch.polls)
         )
@@ -364,7 +367,7 @@ class Poller:
         watch.last_error = error
         now = self._clock.now()
         if isinstance(error, HOPELESS) or (
-            isinstance(error, NotFound) and not self._may_yet_appear(watch, now)
+            isinstance(error, NotFound) and not self._may_appear(watch, now)
         ):
             self._fail(watch, partial(_copy, error))
             return
@@ -373,11 +376,17 @@ class Poller:
         watch.due_at = now + delay
         self._hooks.emit(events.PollFailed(watch.task_id, type(error).__name__, delay))
 
-    def _may_yet_appear(self, watch: Watch, now: float) -> bool:
-        """Tell whether the gateway may not know a task yet that it has accepted (api-facts 5.4)."""
-        if watch.submitted_at is None:
-            return False
-        return now - watch.submitted_at < self._policy.not_found_grace
+    def _may_appear(self, watch: Watch, now: float) -> bool:
+        """
+        Tell whether a task that was not found may be found yet.
+
+        One that was just accepted may not be visible at once (api-facts 5.4), and one that was
+        seen before is known to exist, whatever a page of some proxy says in between.
+        """
+        if watch.was_seen:
+            return True
+        since = now - self._policy.not_found_grace
+        return watch.submitted_at is not None and watch.submitted_at > since
 
     def _interval(self, step: int) -> float:
         interval = self._ladder[min(step, len(self._ladder) - 1)]

@@ -129,7 +129,7 @@ class Transport:
                 request.endpoint.verb,
                 request.url,
                 data=request.body,
-                headers={**request.headers, "Accept-Encoding": "identity"},
+                headers=request.headers,
                 timeout=self._timeout,
                 allow_redirects=False,
             ) as response:

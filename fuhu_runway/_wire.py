@@ -135,6 +135,7 @@ def _headers(gateway: Gateway, key: str) -> dict[str, str]:
         "Authorization": shown,
         "Content-Type": "application/json",
         "Accept": "application/json",
+        "Accept-Encoding": "identity",
         **facts.VERSION_HEADER,
     }
 
@@ -228,7 +229,7 @@ def read_balance(reply: Reply) -> Balance:
 def _recognise(reply: Reply) -> tuple[dict[str, Any], Dialect, Sense]:
     """Find the dialect, and raise what the answer is if it is a no."""
     body = _decode(reply)
-    dialect = next((row for row in facts.DIALECTS if row.fits(body)), None)
+    dialect = _dialect_of(body)
     if dialect is None:
         _raise_by_status(reply)
         raise _unreadable(reply, "no dialect fits @ $", body=body)
@@ -242,6 +243,13 @@ def _recognise(reply: Reply) -> tuple[dict[str, Any], Dialect, Sense]:
     return body, dialect, sense
 
 
+def _dialect_of(body: Mapping[str, Any]) -> Dialect | None:
+    for dialect in facts.DIALECTS:
+        if dialect.fits(body):
+            return dialect
+    return None
+
+
 def _is_success(reply: Reply) -> bool:
     return 200 <= reply.status < 300
 
@@ -251,7 +259,7 @@ def _decode(reply: Reply) -> dict[str, Any]:
     try:
         # A text in a foreign encoding spoils itself only, not the id beside it.
         text = reply.body.decode("utf-8-sig", "replace")
-        body = json.loads(text, parse_constant=_no_constant)
+        body = _DECODER.decode(text)
     except (ValueError, RecursionError) as broken:
         _raise_by_status(reply)
         raise _no_json(reply, broken) from None  # the cause holds the whole answer
@@ -263,8 +271,8 @@ def _decode(reply: Reply) -> dict[str, Any]:
     return body
 
 
-def _no_constant(_name: str) -> None:
-    """Read NaN and Infinity, which JSON does not have, as nothing."""
+# NaN and Infinity, which JSON does not have, are read as nothing.
+_DECODER: Final = json.JSONDecoder(parse_constant=lambda _name: None)
 
 
 def _no_json(reply: Reply, broken: Exception) -> RunwayError:
@@ -310,7 +318,7 @@ def _inner(value: Any, depth: int = 0) -> Iterator["Sighting"]:
     """Give what the upstream said, which a relay passes on in whatever dialect it came."""
     if not isinstance(value, dict) or depth == facts.MAX_NESTING:
         return
-    dialect = next((row for row in facts.DIALECTS if row.fits(value)), None)
+    dialect = _dialect_of(value)
     if dialect is None or dialect.sense(value) is not Sense.TASK:
         return
     part, _ = _part(value, dialect)
@@ -438,6 +446,8 @@ def _instant(value: Any, _type: Any = None) -> datetime | None:
 
 def _usable_address(value: Any, _type: Any = None) -> str | None:
     """Read an address, also the first of a list or the `url` of an object, if it can be fetched."""
+    if not value:
+        return None
     if isinstance(value, list):
         return next(filter(None, map(_usable_address, value)), None)
     if isinstance(value, dict):
@@ -527,51 +537,66 @@ def _structure(kind: type, dialect: Dialect, part: Any, path: str, reply: Reply)
 
 
 def _fold(levels: Sequence[Sighting], raw: Any) -> TaskRecord:
-    states = _words(levels)
-    ended = set(states.values())
-    succeeded = TaskState.SUCCEEDED in ended
-    url = _result(levels, succeeded=succeeded)
-    message = _first(levels, "message") or _first(levels, "reason")
-    refunded = any(level.refund for level in levels)
-    contradiction = ended & FAILURES and (url or succeeded)
-    state = _weigh(ended, url, against=refunded or _first(levels, "message") is not None)
+    seen = _merged(levels)
+    words = _words(levels)
+    states = list(words.values())
+    succeeded = TaskState.SUCCEEDED in states
+    url = seen.video_url or seen.result_url or seen.raw_video_url or seen.output
+    if url is None and succeeded and is_web_address(seen.reason):
+        # Older rows keep the address in the reason for a failure that was none (api-facts 2 B).
+        url = Address(str(seen.reason))
+    message = seen.message or seen.reason
+    state = _weigh(states, url, against=bool(seen.refund) or seen.message is not None)
+    contradiction = (url or succeeded) and any(one in states for one in FAILURES)
     return TaskRecord(
-        task_id=levels[0].task_id,
+        task_id=seen.task_id,
         state=state,
-        word=_deciding(states, state),
-        progress=_first(levels, "progress"),
+        word=_deciding(words, state),
+        progress=seen.progress,
         video_url=url,
-        poster_url=_first(levels, "poster"),
-        last_frame_url=_first(levels, "last_frame"),
-        prompt=_first(levels, "prompt"),
-        prompt_en=_first(levels, "prompt_en"),
+        poster_url=seen.poster,
+        last_frame_url=seen.last_frame,
+        prompt=seen.prompt,
+        prompt_en=seen.prompt_en,
         message=None if succeeded and is_web_address(message) else message,
-        failure_code=_first(levels, "failure_code"),
-        points=_first(levels, "points"),
-        refunded=refunded,
-        created_at=_first(levels, "created_at") or _first(levels, "submitted_at"),
-        updated_at=_first(levels, "updated_at") or _first(levels, "finished_at"),
+        failure_code=seen.failure_code,
+        points=seen.points,
+        refunded=bool(seen.refund),
+        created_at=seen.created_at or seen.submitted_at,
+        updated_at=seen.updated_at or seen.finished_at,
         notes=(CONTRADICTION,) if contradiction else (),
         raw=raw,
     )
 
 
-FAILURES: Final = {TaskState.FAILED, TaskState.CANCELED}
+def _merged(levels: Sequence[Sighting]) -> Sighting:
+    """Give one level that has of each part what the outermost level says that says anything."""
+    if len(levels) == 1:
+        return levels[0]
+    parts: dict[str, Any] = {}
+    for name in SIGHTING_FIELDS:
+        said = (getattr(level, name) for level in levels)
+        parts[name] = next((value for value in said if value is not None), None)
+    return Sighting(**parts)
+
+
+SIGHTING_FIELDS: Final = tuple(field.name for field in attrs.fields(Sighting))
+FAILURES: Final = (TaskState.FAILED, TaskState.CANCELED)
+UNFINISHED: Final = (TaskState.RUNNING, TaskState.QUEUED, TaskState.UNKNOWN)
 CONTRADICTION: Final = "the words of the answer contradict each other, or the address beside them"
 
 
-def _weigh(ended: set[TaskState], url: str | None, *, against: bool) -> TaskState:
+def _weigh(states: Sequence[TaskState], url: str | None, *, against: bool) -> TaskState:
     """Apply the rules of api-facts 3.4, in their order."""
-    failed = ended & FAILURES
+    failed = [state for state in FAILURES if state in states]
     if failed and (not url or against):
-        return TaskState.CANCELED if failed == {TaskState.CANCELED} else TaskState.FAILED
+        return failed[0]
     if url:
         return TaskState.SUCCEEDED
-    if TaskState.SUCCEEDED in ended:
+    if TaskState.SUCCEEDED in states:
         return TaskState.FAILED if against else TaskState.SUCCEEDED
-    unfinished = (TaskState.RUNNING, TaskState.QUEUED, TaskState.UNKNOWN)
     # The answer to a submit may say nothing at all (api-facts 1.2).
-    return next((state for state in unfinished if state in ended), TaskState.QUEUED)
+    return next((state for state in UNFINISHED if state in states), TaskState.QUEUED)
 
 
 def _words(levels: Sequence[Sighting]) -> dict[str, TaskState]:
@@ -582,12 +607,9 @@ def _words(levels: Sequence[Sighting]) -> dict[str, TaskState]:
     """
     said: list[dict[str, TaskState]] = []
     for level in levels:
-        words: dict[str, TaskState] = {
-            word: _state_of(word) for word in (level.state, level.status) if word
-        }
-        if set(words.values()) - {TaskState.UNKNOWN}:
-            return words
-        said.append(words)
+        said.append({word: _state_of(word) for word in (level.state, level.status) if word})
+        if any(state is not TaskState.UNKNOWN for state in said[-1].values()):
+            return said[-1]
     return said[0]
 
 
@@ -599,22 +621,6 @@ def _deciding(states: Mapping[str, TaskState], state: TaskState) -> str | None:
     return next((word for word, its in states.items() if its is state), None) or next(
         iter(states), None
     )
-
-
-def _result(levels: Sequence[Sighting], *, succeeded: bool) -> str | None:
-    for level in levels:
-        for name in ("video_url", "result_url", "raw_video_url", "output"):
-            url: str | None = getattr(level, name)
-            if url:
-                return url
-    # Older rows keep the address in the reason for a failure that was none (api-facts 2 B).
-    reasons = (level.reason for level in levels if succeeded)
-    return next((text for text in reasons if is_web_address(text)), None)
-
-
-def _first(levels: Sequence[Sighting], name: str) -> Any:
-    values = (getattr(level, name) for level in levels)
-    return next((value for value in values if value is not None), None)
 
 
 # Noes
@@ -643,7 +649,7 @@ def _refusal(reply: Reply, body: Mapping[str, Any], dialect: Dialect) -> Gateway
         status = told.status
     for _ in range(facts.MAX_NESTING):
         inner = _nested(told.message)
-        spoken = next((row for row in facts.DIALECTS if inner and row.fits(inner)), None)
+        spoken = _dialect_of(inner or {})
         if inner is None or spoken is None:
             break
         deeper = _told(inner, spoken)

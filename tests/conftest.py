@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+import os
 import sys
 from typing import Any
 
@@ -24,9 +25,11 @@ def refuse_the_outside(event: str, args: tuple[Any, ...]) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep every run on this machine, except the one that is meant to leave it."""
+    """Keep every run on this machine and without a key, except the one that needs both."""
     # Once set, even to nothing, asyncio makes no loop by itself that nobody would close;
     # looptime asks for one in each test that has none.
     asyncio.set_event_loop(None)
     if config.option.markexpr != "live":
         sys.addaudithook(refuse_the_outside)
+        for name in [name for name in os.environ if name.startswith("FUHU_")]:
+            del os.environ[name]

@@ -12,20 +12,24 @@ class SimulatedClock:
     """
     Seconds since the gateway first opened, *speed* of them to each second of the loop.
 
-    Reads the running loop, so a loop with virtual time is as good as any.
+    Reads the loop it was opened in, so a loop with virtual time is as good as any.
     """
 
     speed: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))
     #: The Unix second at which the story begins.
     epoch: float = attrs.field(factory=time.time)
-    _opened_at: float | None = attrs.field(init=False, default=None)
+    _loop: asyncio.AbstractEventLoop | None = attrs.field(init=False, default=None)
+    _opened_at: float = attrs.field(init=False, default=0.0)
     _closing: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
 
     def open(self) -> None:
         """Let time run; opened again, it has run on in between."""
         self._closing = asyncio.Event()
-        if self._opened_at is None:
-            self._opened_at = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            # Each loop may count from a zero of its own.
+            self._opened_at = loop.time() - self.now() / self.speed
+            self._loop = loop
 
     def close(self) -> None:
         """Wake everybody who pauses."""
@@ -38,9 +42,9 @@ class SimulatedClock:
 
     def now(self) -> float:
         """Simulated seconds since the gateway opened; 0.0 before that."""
-        if self._opened_at is None:
+        if self._loop is None:
             return 0.0
-        return (asyncio.get_running_loop().time() - self._opened_at) * self.speed
+        return (self._loop.time() - self._opened_at) * self.speed
 
     def unix(self, instant: float) -> int:
         """The Unix second of a simulated instant."""
@@ -48,7 +52,7 @@ class SimulatedClock:
 
     def loop_time(self, instant: float) -> float:
         """The loop's time at a simulated instant."""
-        return (self._opened_at or 0.0) + instant / self.speed
+        return self._opened_at + instant / self.speed
 
     async def pause(self, seconds: float) -> None:
         """Let *seconds* of simulated time pass, or less when the gateway closes."""

@@ -106,7 +106,7 @@ def _told(moment: Moment) -> JsonObject:
 
 def data(moment: Moment) -> JsonObject:
     """Dialect I: the bare task, as callbacks carry it (A16, with no `state`)."""
-    return _told(moment)
+    return {"task_id": moment.task_id} if _nothing_yet(moment) else _told(moment)
 
 
 def _fuhu_data(moment: Moment) -> JsonObject:
@@ -166,16 +166,15 @@ def envelope_short(moment: Moment) -> JsonObject:
 
     No `state`, `refund` as a flag instead of an amount, and the caller's `ip`.
     """
-    told: JsonObject = {"task_id": moment.task_id}
+    told = data(moment)
     if not _nothing_yet(moment):
-        told = {**_told(moment), "refund": "1" if moment.refunded else "0"}
+        told["refund"] = "1" if moment.refunded else "0"
     return {"code": 200, "msg": "成功", "data": told, "exec_time": 0.67573, "ip": "192.0.2.54"}
 
 
 def compat(moment: Moment) -> JsonObject:
     """Dialect A as CometAPI's compatibility pages send it (A5): an empty `message` more."""
-    told = {"task_id": moment.task_id} if _nothing_yet(moment) else _told(moment)
-    return {"code": 200, "message": "", "msg": "success", "data": told}
+    return {"code": 200, "message": "", "msg": "success", "data": data(moment)}
 
 
 def _new_api_task(moment: Moment, nested: object) -> JsonObject:

@@ -81,6 +81,9 @@ class Reception:
             raw = await request.read()
         except web.HTTPRequestEntityTooLarge:
             route, raw = attrs.evolve(route, work=_too_large), b""
+        except ConnectionError:
+            # The client left before it had said all it wanted, and nobody is there to answer.
+            return web.Response()
         visit = Visit(request, raw, _parsed(raw), self._note(request, len(raw), route))
         visit.task = self._task_of(visit)
         if visit.task is not None:

@@ -4,6 +4,7 @@ import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from io import BytesIO
 from typing import Any
 
 import aiohttp
@@ -289,7 +290,7 @@ async def test_a_body_that_is_no_json_object_cannot_be_read(caller: Caller, raw:
 
 async def test_a_body_of_twenty_megabytes_is_too_large(caller: Caller) -> None:
     """Past twenty megabytes the same code comes with a 413."""
-    status, body = await caller.ask("POST", GENERATE, data=b" " * (20 * 1024 * 1024 + 1))
+    status, body = await caller.ask("POST", GENERATE, data=BytesIO(bytes(20 * 1024 * 1024 + 1)))
     assert (status, body["code"]) == (413, "read_request_body_failed")
 
 
@@ -339,9 +340,7 @@ async def test_a_key_for_the_body_stands_in_the_header_of_a_get() -> None:
     """A GET has no body, so duomi's other place for the key holds: the bare header."""
     async with running("sk-simulated", key_style="body", takes=0.0) as caller:
         task_id = await caller.start(key="sk-simulated")
-        status, _ = await caller.ask(
-            "GET", "/api/video/runway/feed", params={"task_id": task_id}
-        )
+        status, _ = await caller.ask("GET", "/api/video/runway/feed", params={"task_id": task_id})
         assert status == 200
 
 
@@ -401,7 +400,8 @@ async def test_a_key_without_limit_is_never_empty() -> None:
 async def test_the_price_and_the_time_may_depend_on_the_request() -> None:
     """Both take a function of the request's body."""
     async with running(
-        price=lambda body: len(body["prompt"]), takes=lambda body: 1.0 if "x" in body["prompt"] else 2.0
+        price=lambda body: len(body["prompt"]),
+        takes=lambda body: 1.0 if "x" in body["prompt"] else 2.0,
     ) as caller:
         await caller.start(prompt="xxx")
         await caller.start(prompt="yyyyy")
@@ -697,11 +697,29 @@ async def test_a_gateway_comes_back_with_its_port_and_its_tasks() -> None:
     """While it is away connections are refused; afterwards the task is still there."""
     async with running(takes=0.0) as caller:
         task_id = await caller.start()
+        port = caller.gateway.port
         await caller.gateway.aclose()
-        with pytest.raises(aiohttp.ClientConnectorError):
-            await caller.look(task_id)
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", port)
         await caller.gateway.start()
         assert (await caller.told(task_id))["status"] == "3"
+        assert caller.gateway.port == port
+
+
+def test_a_gateway_outlives_its_loop() -> None:
+    """A second loop finds the tasks of the first, and they are as old as they should be."""
+    gateway = Simulator(takes=0.0)
+
+    async def visit() -> None:
+        async with gateway, aiohttp.ClientSession(gateway.base_url) as session:
+            headers = {"Authorization": "Bearer sk-simulated"}
+            async with session.post(GENERATE, json=BODY, headers=headers) as response:
+                assert response.status == 200
+
+    asyncio.run(visit())
+    assert [task.state for task in gateway.tasks] == ["succeeded"]
+    asyncio.run(visit())
+    assert gateway.tasks[0].created_at < gateway.tasks[1].created_at
 
 
 async def test_a_port_that_is_taken_leaves_nothing_open(caller: Caller) -> None:
