@@ -1,7 +1,6 @@
 """Simulated time: the loop's own, only faster."""
 
 import asyncio
-import contextlib
 import time
 
 import attrs
@@ -20,11 +19,13 @@ class SimulatedClock:
     epoch: float = attrs.field(factory=time.time)
     _loop: asyncio.AbstractEventLoop | None = attrs.field(init=False, default=None)
     _opened_at: float = attrs.field(init=False, default=0.0)
-    _closing: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
+    _is_closing: bool = attrs.field(init=False, default=False)
+    # One for each who pauses: thousands of slow answers would make a shared one slow.
+    _waiters: set[asyncio.Future[None]] = attrs.field(init=False, factory=set)
 
     def open(self) -> None:
         """Let time run; opened again, it has run on in between."""
-        self._closing = asyncio.Event()
+        self._is_closing = False
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             # Each loop may count from a zero of its own.
@@ -33,12 +34,9 @@ class SimulatedClock:
 
     def close(self) -> None:
         """Wake everybody who pauses."""
-        self._closing.set()
-
-    @property
-    def is_closing(self) -> bool:
-        """Whether nobody may pause any more."""
-        return self._closing.is_set()
+        self._is_closing = True
+        for waiter in self._waiters:
+            _release(waiter)
 
     def now(self) -> float:
         """Simulated seconds since the gateway opened; 0.0 before that."""
@@ -56,10 +54,30 @@ class SimulatedClock:
 
     async def pause(self, seconds: float) -> None:
         """Let *seconds* of simulated time pass, or less when the gateway closes."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds / self.speed):
-                await self._closing.wait()
+        waiter = self._waiter()
+        timer = waiter.get_loop().call_later(seconds / self.speed, _release, waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            self._waiters.discard(waiter)
 
     async def wait_closed(self) -> None:
         """Wait until the gateway closes."""
-        await self._closing.wait()
+        waiter = self._waiter()
+        try:
+            await waiter
+        finally:
+            self._waiters.discard(waiter)
+
+    def _waiter(self) -> asyncio.Future[None]:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        if self._is_closing:
+            _release(waiter)
+        return waiter
+
+
+def _release(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

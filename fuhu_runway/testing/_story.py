@@ -20,6 +20,7 @@ ENDINGS: Final[dict[Ending, Stage]] = {
     "cancel": "cancelled",
     "expire": "expired",
 }
+OWN: Final = ("submit", "feed", "download")
 UNLUCKY: Final[frozenset[Stage]] = frozenset({"failed", "cancelled", "expired"})
 OVER: Final[frozenset[Stage]] = UNLUCKY | {"succeeded"}
 
@@ -41,6 +42,7 @@ class Script:
     reason: str = "The input did not pass the content moderation"
     #: The dialect of its answers; None is the gateway's own.
     dialect: str | None = None
+    #: On its own submit, looks and download; nothing else is the task's.
     faults: tuple[Planned, ...] = attrs.field(default=(), converter=tuple[Planned, ...])
     #: For how long after the submit the gateway says `task_not_exist`.
     hidden: float = 0.0
@@ -48,6 +50,12 @@ class Script:
     blank: float = 0.0
     #: How long after its success the URL appears; None is never.
     url_after: float | None = 0.0
+
+    @faults.validator
+    def _are_its_own(self, _: object, planned: tuple[Planned, ...]) -> None:
+        for one in planned:
+            if one.where not in OWN:
+                raise ValueError(f"a script has no {one.where!r}; its faults are on {OWN}")
 
     @property
     def ends_after(self) -> float | None:

@@ -1,9 +1,11 @@
 """How a request is taken in: written down, given the fault that waits for it, and answered."""
 
+import asyncio
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import attrs
 from aiohttp import web
@@ -15,6 +17,9 @@ from .faults import Fault, Where
 
 # Pictures may come as data URIs in the official format.
 MAX_BODY_BYTES: Final = 20 * 1024 * 1024
+
+# Whoever hangs has been woken by now, so this is for a client that does not read its answer.
+GRACE: Final = 0.1
 
 HEADERS_THAT_MATTER: Final = (
     "Accept",
@@ -72,8 +77,9 @@ class Reception:
     """Where every request of both origins comes in."""
 
     books: Books
-    in_flight: int = 0
+    #: The most requests there ever were to answer at once.
     peak: int = 0
+    _answering: set[asyncio.Task[Any]] = attrs.field(factory=set)
 
     async def receive(self, route: Route, request: web.Request) -> web.StreamResponse:
         """The answer to *request*, with all that is planned to go wrong."""
@@ -94,13 +100,33 @@ class Reception:
     async def _answer(self, visit: Visit, work: Work, fault: Fault | None) -> web.StreamResponse:
         visit.seen.fault = None if fault is None else type(fault).__name__
         guarded = partial(self._guarded, work, visit)
-        self.in_flight += 1
-        self.peak = max(self.peak, self.in_flight)
+        exchange = Exchange(visit.request, self.books.clock, visit.seen, guarded)
+        with self._in_flight():
+            try:
+                return await enact(fault, exchange)
+            except asyncio.CancelledError:
+                # Nobody reads the answer, and what is left of it must not outlive the gateway.
+                exchange.drop(reset=True)
+                raise
+
+    @contextlib.contextmanager
+    def _in_flight(self) -> Iterator[None]:
+        answering = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._answering.add(answering)
+        self.peak = max(self.peak, len(self._answering))
         try:
-            exchange = Exchange(visit.request, self.books.clock, visit.seen, guarded)
-            return await enact(fault, exchange)
+            yield
         finally:
-            self.in_flight -= 1
+            self._answering.discard(answering)
+
+    async def aclose(self) -> None:
+        """See every answer to its end, or end it."""
+        if not self._answering:
+            return
+        _, late = await asyncio.wait(self._answering, timeout=GRACE)
+        for answering in late:
+            answering.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
 
     def _guarded(self, work: Work, visit: Visit, fault: Fault | None) -> Reply:
         self.books.settle()

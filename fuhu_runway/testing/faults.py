@@ -46,12 +46,12 @@ class Hang(Fault):
 
     accepted: bool = False
     #: How much of the right answer comes first; None is nothing, not even a status.
-    after_bytes: int | None = attrs.field(default=None)
+    after_bytes: int | None = None
 
 
 @attrs.frozen
 class Slow(Fault):
-    """The answer takes its time. The work is done at once, as a real gateway does it."""
+    """The answer takes its time; the work of a right one is done before that."""
 
     #: In simulated seconds.
     seconds: float
@@ -62,8 +62,6 @@ class Slow(Fault):
 @attrs.frozen
 class Answer(Fault):
     """A given answer instead of the right one."""
-
-    usable_on: ClassVar[frozenset[Where]] = _ANYWHERE
 
     status: int
     body: str = attrs.field(default="", repr=False)

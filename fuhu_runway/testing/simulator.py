@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Literal, Self
 
 import attrs
 from aiohttp import web
@@ -18,11 +18,8 @@ from ._callbacks import Callbacks, Postman
 from ._cdn import Files, Media
 from ._clock import SimulatedClock
 from ._story import Ending, Script
-from ._visits import Reception
+from ._visits import GRACE, Reception
 from .faults import Fault, Planned, TooManyRequests, Where
-
-# Whatever hangs is woken first, so this is only for a client that does not read its answer.
-SHUTDOWN_TIMEOUT: Final = 1.0
 
 PerTask = float | Callable[[Body], float]
 
@@ -173,6 +170,7 @@ class Simulator:
             self.cdn_port = await self._listen(
                 stack, "cdn", self._files.application(self._reception), self.cdn_port
             )
+            stack.push_async_callback(self._reception.aclose)
             stack.push_async_callback(self._postman.aclose)
             # Last in, first out: whoever hangs has to wake before the doors are shut on them.
             stack.callback(self._clock.close)
@@ -181,7 +179,7 @@ class Simulator:
     async def _listen(
         self, stack: contextlib.AsyncExitStack, origin: Origin, app: web.Application, port: int
     ) -> int:
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=GRACE)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await web.TCPSite(runner, self.host, port).start()

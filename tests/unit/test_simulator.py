@@ -2,7 +2,7 @@ import asyncio
 import json
 import re
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from io import BytesIO
 from typing import Any
@@ -61,6 +61,7 @@ class Caller:
 
 @asynccontextmanager
 async def running(key: str | None = "Bearer sk-simulated", **options: Any) -> AsyncIterator[Caller]:
+    """A gateway that answers, and somebody with *key* who asks it."""
     headers = {} if key is None else {"Authorization": key}
     async with (
         Simulator(**options) as gateway,
@@ -69,8 +70,15 @@ async def running(key: str | None = "Bearer sk-simulated", **options: Any) -> As
         yield Caller(gateway, session)
 
 
+async def until(holds: Callable[[], object]) -> None:
+    """Let the loop go round until *holds* does."""
+    while not holds():  # noqa: ASYNC110 - what is waited for has no event to tell it
+        await asyncio.sleep(0)
+
+
 @pytest.fixture
 async def caller() -> AsyncIterator[Caller]:
+    """Somebody who asks a gateway whose tasks are over at once."""
     async with running(takes=0.0) as caller:
         yield caller
 
@@ -569,11 +577,12 @@ async def test_an_unknown_dialect_is_an_error_at_once() -> None:
 async def test_duplicates_are_bodies_that_are_the_same_to_the_byte(caller: Caller) -> None:
     """Two equal bodies are a group of duplicates; a body with one byte more is not in it."""
     await caller.start()
-    assert caller.gateway.duplicates == ()
+    assert not caller.gateway.duplicates
     twin = await caller.start()
     await caller.ask("POST", GENERATE, data=json.dumps(BODY) + " ")
     assert caller.gateway.submitted == 3
-    (group,) = caller.gateway.duplicates
+    group = caller.gateway.duplicates[0]
+    assert len(caller.gateway.duplicates) == 1
     assert [task.task_id for task in group] == [caller.gateway.tasks[0].task_id, twin]
     assert group[0].request == BODY
 
@@ -736,13 +745,11 @@ async def test_it_serves_until_it_is_closed_or_cancelled() -> None:
     """`serve_forever` opens, returns when somebody closes, and closes when cancelled."""
     gateway = Simulator()
     serving = asyncio.create_task(gateway.serve_forever())
-    while not gateway.is_running:
-        await asyncio.sleep(0)
+    await until(lambda: gateway.is_running)
     await gateway.aclose()
     await serving
     serving = asyncio.create_task(gateway.serve_forever())
-    while not gateway.is_running:
-        await asyncio.sleep(0)
+    await until(lambda: gateway.is_running)
     serving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await serving
@@ -755,12 +762,35 @@ async def test_nothing_is_left_when_it_closes_on_a_hanging_request() -> None:
     async with running() as caller:
         caller.gateway.fault("submit", faults.Hang())
         hanging = asyncio.create_task(caller.submit())
-        while not caller.gateway.requests:
-            await asyncio.sleep(0)
+        await until(lambda: caller.gateway.requests)
         await caller.gateway.aclose()
         with pytest.raises(aiohttp.ServerDisconnectedError):
             await hanging
     assert asyncio.all_tasks() == before
+
+
+async def test_a_client_that_does_not_read_cannot_keep_it_open() -> None:
+    """An answer that nobody takes is cut off, and its task is gone when closing returns."""
+    before = asyncio.all_tasks()
+    async with running() as caller:
+        caller.gateway.fault("submit", faults.Huge(64))
+        _, writer = await asyncio.open_connection("127.0.0.1", caller.gateway.port, limit=1024)
+        writer.write(b"POST /runway/pro/generate HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        await until(lambda: any(seen.status for seen in caller.gateway.requests))
+        await caller.gateway.aclose()
+        assert asyncio.all_tasks() == before
+        writer.transport.abort()
+
+
+async def test_who_is_slow_when_it_closes_does_not_begin_to_hang() -> None:
+    """A fault that comes after a pause ends with it when the gateway closes."""
+    async with running() as caller:
+        caller.gateway.fault("submit", faults.Slow(1e6, faults.Hang(accepted=True)))
+        slow = asyncio.create_task(caller.submit())
+        await until(lambda: caller.gateway.requests)
+        await caller.gateway.aclose()
+        with pytest.raises(aiohttp.ServerDisconnectedError):
+            await slow
 
 
 async def test_a_client_that_leaves_in_the_middle_of_its_request_harms_nobody(

@@ -1,3 +1,5 @@
+import asyncio
+import itertools
 import random
 
 import attrs
@@ -5,6 +7,7 @@ import pytest
 
 from fuhu_runway.testing import DIALECTS, faults
 from fuhu_runway.testing._accounts import Bucket
+from fuhu_runway.testing._clock import SimulatedClock
 from fuhu_runway.testing._dialects import tell
 from fuhu_runway.testing._loopback import is_loopback
 from fuhu_runway.testing._story import Ending, Moment, Script, Stage, changes, has_url, stage_at
@@ -28,6 +31,7 @@ DONE = attrs.evolve(MOMENT, stage="succeeded", percent=100).with_urls(URLS)
 
 
 def told(moment: Moment, dialect: str) -> dict[str, object]:
+    """The body that tells *moment* in *dialect*."""
     return tell(moment, dialect, random.Random(0))
 
 
@@ -83,7 +87,7 @@ def test_something_is_new_at_each_change_and_only_there(script: Script) -> None:
         return stage_at(script, age), has_url(script, age)
 
     ages = [0.0, *changes(script)]
-    for earlier, later in zip(ages, ages[1:], strict=False):
+    for earlier, later in itertools.pairwise(ages):
         assert tells(earlier) == tells(later - 1e-6)
         assert tells(later - 1e-6) != tells(later)
 
@@ -213,6 +217,18 @@ def test_a_bucket_fills_with_time_and_not_beyond_its_size() -> None:
     assert bucket.take(0.05) == pytest.approx(0.05)
     assert bucket.take(0.1) == 0.0
     assert [bucket.take(99.0) > 0 for _ in range(4)] == [False, False, False, True]
+
+
+async def test_who_pauses_is_woken_once_however_often_it_closes() -> None:
+    """A second close finds everybody awake, and who pauses after it does not sleep at all."""
+    clock = SimulatedClock()
+    clock.open()
+    pausing = asyncio.create_task(clock.pause(1e6))
+    await asyncio.sleep(0)
+    clock.close()
+    clock.close()
+    await pausing
+    await clock.wait_closed()
 
 
 @pytest.mark.parametrize(

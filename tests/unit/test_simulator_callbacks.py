@@ -1,0 +1,164 @@
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import attrs
+import pytest
+from aiohttp import web
+
+from fuhu_runway.testing import Callbacks, Simulator
+
+KEY = {"Authorization": "Bearer sk-simulated"}
+
+
+@attrs.define
+class Receiver:
+    status: int = 200
+    url: str = ""
+    got: list[dict[str, Any]] = attrs.field(factory=list)
+    at: list[float] = attrs.field(factory=list)
+
+    async def receive(self, request: web.Request) -> web.Response:
+        self.got.append(await request.json())
+        self.at.append(asyncio.get_running_loop().time())
+        return web.Response(status=self.status, headers={"Location": self.url})
+
+
+@asynccontextmanager
+async def receiving(status: int = 200) -> AsyncIterator[Receiver]:
+    """Somebody who takes callbacks on this machine."""
+    receiver = Receiver(status)
+    app = web.Application()
+    app.router.add_post("/hook", receiver.receive)
+    runner = web.AppRunner(app, shutdown_timeout=1.0)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    receiver.url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
+    try:
+        yield receiver
+    finally:
+        await runner.cleanup()
+
+
+async def submit(gateway: Simulator, callback_url: object) -> str:
+    """Start one task that tells *callback_url*."""
+    body = {"callback_url": callback_url, "prompt": "a kitten", "model": "gen4"}
+    async with (
+        aiohttp.ClientSession(gateway.base_url, headers=KEY) as session,
+        session.post("/runway/pro/generate", json=body) as response,
+    ):
+        return str((await response.json())["data"]["task_id"])
+
+
+@pytest.mark.looptime
+async def test_each_change_is_told_as_the_bare_task() -> None:
+    """Every percent and the end are posted, without envelope and without `state`."""
+    async with receiving() as receiver, Simulator(takes=100.0) as gateway:
+        gateway.script(progress=(0, 50))
+        task_id = await submit(gateway, receiver.url)
+        await asyncio.sleep(101)
+        assert [body["status"] for body in receiver.got] == ["1", "1", "3"]
+        assert {body["task_id"] for body in receiver.got} == {task_id}
+        assert receiver.got[-1]["video_url"].startswith(gateway.cdn_url)
+        assert "state" not in receiver.got[-1]
+        assert [later - receiver.at[0] for later in receiver.at] == pytest.approx(
+            [0.0, 45.0, 90.0], abs=0.5
+        )
+        assert (gateway.callbacks_delivered, gateway.callbacks_failed) == (3, 0)
+
+
+@pytest.mark.looptime
+async def test_callbacks_may_be_late_repeated_and_about_the_end_alone() -> None:
+    """Only the failure is told, three times, half a minute late."""
+    callbacks = Callbacks(times=3, delay=30.0, progress=False)
+    async with receiving() as receiver, Simulator(takes=100.0, callbacks=callbacks) as gateway:
+        gateway.script(then="fail")
+        begun = asyncio.get_running_loop().time()
+        await submit(gateway, receiver.url)
+        await asyncio.sleep(131)
+        assert [body["status"] for body in receiver.got] == ["2", "2", "2"]
+        assert receiver.got[0]["refund"] == "320"
+        assert receiver.at[0] - begun == pytest.approx(130.0, abs=0.5)
+
+
+@pytest.mark.looptime
+async def test_no_callbacks_may_be_sent_at_all() -> None:
+    """A gateway without callbacks sends none, and the task goes on."""
+    async with receiving() as receiver, Simulator(callbacks=None) as gateway:
+        await submit(gateway, receiver.url)
+        await asyncio.sleep(101)
+        assert (receiver.got, gateway.tasks[0].state) == ([], "succeeded")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://callback.invalid/",
+        "http://192.0.2.1/hook",
+        "https://127.0.0.1/hook",
+        "http://127.0.0.1.example.com/hook",
+        "http://[/",
+    ],
+)
+@pytest.mark.looptime
+async def test_nothing_is_ever_sent_to_another_machine(address: str) -> None:
+    """An address that is not plainly this machine gets nothing, not even an attempt."""
+    async with Simulator(takes=1.0) as gateway:
+        before = asyncio.all_tasks()
+        await submit(gateway, address)
+        await asyncio.sleep(2)
+        assert (gateway.callbacks_delivered, gateway.callbacks_failed) == (0, 0)
+        assert asyncio.all_tasks() <= before
+
+
+async def test_an_official_task_has_no_callback() -> None:
+    """A body without an address is nothing to the postman."""
+    async with Simulator(strict=False, takes=0.0) as gateway:
+        await submit(gateway, None)
+        assert gateway.callbacks_delivered == 0
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("status", [302, 500])
+async def test_a_receivers_error_is_counted_and_not_raised(status: int) -> None:
+    """A 500 is a failed delivery, and so is a redirect, which is not followed."""
+    async with receiving(status) as receiver, Simulator(takes=1.0) as gateway:
+        gateway.script(progress=[])
+        await submit(gateway, receiver.url)
+        await asyncio.sleep(2)
+        assert (gateway.callbacks_delivered, gateway.callbacks_failed) == (0, 2)
+        assert len(receiver.got) == 2
+
+
+@pytest.mark.looptime
+async def test_a_receiver_that_is_not_there_is_counted_and_not_raised() -> None:
+    """A refused connection is a failed delivery."""
+    async with receiving() as receiver:
+        gone = receiver.url
+    async with Simulator(takes=1.0) as gateway:
+        await submit(gateway, gone)
+        await asyncio.sleep(2)
+        assert (gateway.callbacks_delivered, gateway.callbacks_failed) == (0, 6)
+
+
+@pytest.mark.looptime
+async def test_closing_stops_what_is_on_its_way() -> None:
+    """No callback is sent after the gateway has closed, and no task is left."""
+    before = asyncio.all_tasks()
+    async with receiving() as receiver:
+        async with Simulator(takes=100.0) as gateway:
+            await submit(gateway, receiver.url)
+            await asyncio.sleep(15)
+        got = len(receiver.got)
+        await asyncio.sleep(200)
+        assert len(receiver.got) == got == 1
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
+
+
+def test_callbacks_are_bounded() -> None:
+    """Nobody can ask for more than ten deliveries of the same thing."""
+    with pytest.raises(ValueError, match="times"):
+        Callbacks(times=11)
