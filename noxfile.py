@@ -146,7 +146,7 @@ def bench(session: nox.Session) -> None:
     """Print what we cost beside a bare aiohttp and the official SDK."""
     install(session, "bench", extras="[cli]")
     for program in session.posargs or sorted(map(str, Path("tests/benchmarks").glob("[!_]*.py"))):
-        session.run("python", program, env=SAFE_PATH)
+        session.run("python", program)
 
 
 @nox.session(requires=["build"])

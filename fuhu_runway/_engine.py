@@ -81,5 +81,7 @@ class Engine:
             await self._keeper.aclose()
 
     async def _close(self) -> None:
-        await self.poller.aclose()
-        await self.transport.aclose()
+        try:
+            await self.poller.aclose()
+        finally:
+            await self.transport.aclose()

@@ -371,7 +371,9 @@ class Dialect:
 def is_whole(value: object) -> bool:
     """Tell a number, or digits, from the boolean that Python calls an int too (api-facts 2 F)."""
     if isinstance(value, str):
-        return value.strip().isascii() and value.strip().isdigit()
+        digits = value.strip()
+        # Python refuses to read thousands of digits; no code has more than a few.
+        return digits.isascii() and digits.isdigit() and len(digits) < 20
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -469,7 +471,11 @@ DIALECTS: Final = (
     Dialect(
         "F'",
         "dashboard_task",
-        fits=lambda body: body.get("code") is True and "task_id" in (body.get("data") or ()),
+        fits=lambda body: (
+            body.get("code") is True
+            and isinstance(body.get("data"), Mapping)
+            and "task_id" in body["data"]
+        ),
         sense=_always(Sense.TASK),
         under="data",
         source="api-facts 2 F; not documented for tasks, and read so that no id is lost",

@@ -32,12 +32,13 @@ from .errors import (
     OutOfCredits,
     RunwayError,
     Unauthorized,
+    UsageError,
     WaitAbandoned,
     WaitTimeout,
 )
 from .models import PollPolicy, TaskRecord, TaskState
 
-HOPELESS: Final = (Unauthorized, OutOfCredits)
+HOPELESS: Final = (Unauthorized, OutOfCredits, UsageError)
 """Noes that asking again does not change: they end a wait at once."""
 
 K = TypeVar("K")
@@ -174,30 +175,40 @@ class Poller:
         self._clock = clock
         self._hooks = hooks
         self._random = rng or random.Random()  # noqa: S311  (spreads load, guards nothing)
-        self._watches: WeakValueDictionary[str, Watch] = WeakValueDictionary()
+        # By endpoint too: whoever asked in the wrong format may still ask in the right one.
+        self._watches: WeakValueDictionary[tuple[str, str], Watch] = WeakValueDictionary()
         self._looks: PollQueue[Watch] = PollQueue()
         self._deadlines: PollQueue[Waiter] = PollQueue()
         self._asking: set[Watch] = set()
         self._timer: Timer | None = None
         self._timer_at = 0.0
+        self._is_closed = False
 
     def __repr__(self) -> str:
-        due_at = self._looks.next_due_at()
         tasks = len(self._looks) + len(self._asking)
-        when = "" if due_at is None else f", next in {max(0.0, due_at - self._clock.now()):.1f} s"
-        return f"<Poller {tasks:,} tasks{when}>"
+        return f"<Poller {tasks:,} tasks{self._next_look()}>"
+
+    def _next_look(self) -> str:
+        due_at = self._looks.next_due_at()
+        if due_at is None:
+            return ""
+        try:
+            return f", next in {max(0.0, due_at - self._clock.now()):.1f} s"
+        except RuntimeError:  # shown outside of its loop, where there is no such instant
+            return ""
 
     def watch(
         self, request: Request, submitted_at: float | None = None, record: TaskRecord | None = None
     ) -> Watch:
         """Give the watch over one task; everyone who asks for the same task gets the same."""
-        watch = self._watches.get(request.task_id or "")
+        name = (request.endpoint.name, request.task_id or "")
+        watch = self._watches.get(name)
         if watch is None:
             watch = Watch(request, submitted_at, record)
             watch.due_at = self._clock.now()
             if submitted_at is not None:
                 watch.due_at = submitted_at + self._interval(0)
-            self._watches[watch.task_id] = watch
+            self._watches[name] = watch
         return watch
 
     async def settled(self, watch: Watch, timeout: float | None) -> TaskRecord:
@@ -242,6 +253,7 @@ class Poller:
 
     async def aclose(self) -> None:
         """End every wait with `WaitAbandoned`, and every look; the tasks themselves go on."""
+        self._is_closed = True
         for watch in list(self._watches.values()):
             self._fail(watch, _abandoned)
         looks = [watch.question for watch in self._asking if watch.question is not None]
@@ -261,6 +273,9 @@ class Poller:
             self._deadlines.put(waiter, deadline)
         if watch.question is None and watch not in self._looks:
             self._looks.put(watch, watch.due_at)
+        if self._is_closed:
+            # Someone who was between two changes when the client was closed.
+            _reject(waiter, _abandoned)
         self._arm()
         return waiter
 
@@ -303,6 +318,8 @@ class Poller:
         for watch in self._looks.take(now, self._at_once - len(self._asking)):
             self._asking.add(watch)
             watch.question = asyncio.get_running_loop().create_task(self._ask(watch))
+            # No clause in the look itself: one that is cancelled before it began runs none of it.
+            watch.question.add_done_callback(partial(self._asked, watch))
         self._arm()
 
     # One look
@@ -319,12 +336,13 @@ class Poller:
         else:
             self._take_in(watch, record)
             watch.due_at = self._clock.now() + self._interval(watch.polls)
-        finally:
-            watch.question = None
-            self._asking.discard(watch)
-            if watch.waiters and not watch.is_settled:
-                self._looks.put(watch, watch.due_at)
-            self._arm()
+
+    def _asked(self, watch: Watch, _question: "asyncio.Task[None]") -> None:
+        watch.question = None
+        self._asking.discard(watch)
+        if watch.waiters and not watch.is_settled:
+            self._looks.put(watch, watch.due_at)
+        self._arm()
 
     def _take_in(self, watch: Watch, record: TaskRecord) -> None:
         was, watch.record, watch.last_error = watch.record, record, None
@@ -343,13 +361,12 @@ class Poller:
             self._mind_the_url(watch, record)
 
     def _settle(self, watch: Watch, record: TaskRecord) -> None:
-        if was_told(watch, "settled"):
-            return
-        self._hooks.emit(
-            events.TaskSettled(
-                watch.task_id, record.state, watch.polls, record.points, record.refunded
+        if not was_told(watch, "settled"):
+            self._hooks.emit(
+                events.TaskSettled(
+                    watch.task_id, record.state, watch.polls, record.points, record.refunded
+                )
             )
-        )
         for waiter in list(watch.waiters):
             _resolve(waiter, record)
 
@@ -359,8 +376,9 @@ class Poller:
             watch.url_missing_since = None
             return
         now = self._clock.now()
-        since = watch.url_missing_since = watch.url_missing_since or now
-        if now - since >= self._policy.url_grace:
+        if watch.url_missing_since is None:
+            watch.url_missing_since = now
+        if now - watch.url_missing_since >= self._policy.url_grace:
             self._fail(watch, _clip_missing)
 
     def _take_error(self, watch: Watch, error: RunwayError) -> None:

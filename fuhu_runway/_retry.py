@@ -61,8 +61,8 @@ def delay_before(
 
 def delays(policy: RetryPolicy) -> Iterator[float]:
     """Give the delays to draw from: exponential ranges, with full jitter."""
-    for limit in _exponential(policy.first, policy.factor, policy.max_delay):
-        yield backoff.full_jitter(limit)
+    limits = _exponential(policy.first, policy.factor, policy.max_delay)
+    return map(backoff.full_jitter, limits)
 
 
 def ladder(first: float, factor: float, at_most: float) -> tuple[float, ...]:

@@ -118,12 +118,7 @@ class Transport:
             NoReply: It may have arrived, and no whole answer came back.
         """
         session = self._paid if request.endpoint.replay is Replay.PAID else self._free
-        if session.closed:
-            raise usage_error(
-                "session",
-                "The session that the client was given is closed.",
-                "Give the client an open aiohttp.ClientSession, or none.",
-            )
+        _check_open(session)
         try:
             async with session.request(
                 request.endpoint.verb,
@@ -132,6 +127,8 @@ class Transport:
                 headers=request.headers,
                 timeout=self._timeout,
                 allow_redirects=False,
+                # A borrowed session may have it otherwise, and the gateway's own words be lost.
+                raise_for_status=False,
             ) as response:
                 body, cut = await _read_body(response)
                 headers = {name.lower(): value for name, value in response.headers.items()}
@@ -153,11 +150,13 @@ class Transport:
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=self._timeouts.connect, sock_read=self._timeouts.read
         )
+        _check_open(self._free)
         async with self._free.get(
             url,
             headers={**headers, "Accept-Encoding": "identity"},
             timeout=timeout,
             allow_redirects=False,
+            raise_for_status=False,
         ) as response:
             yield response
 
@@ -167,11 +166,22 @@ class Transport:
 
         A paid request in the air is waited for, since its answer holds the id of a paid task.
         """
-        if self._in_the_air:
-            await asyncio.wait(self._in_the_air, timeout=self._timeouts.total)
-        if self._borrowed is None:
-            await self._free.close()
-            await self._paid.close()
+        try:
+            if self._in_the_air:
+                await asyncio.wait(self._in_the_air, timeout=self._timeouts.total)
+        finally:
+            if self._borrowed is None:
+                await self._free.close()
+                await self._paid.close()
+
+
+def _check_open(session: aiohttp.ClientSession) -> None:
+    if session.closed:
+        raise usage_error(
+            "session",
+            "The client, or the session that it was given, is closed.",
+            "Close it when all calls are done, and give the client an open session, or none.",
+        )
 
 
 def _open_session(*, fresh_connections: bool) -> aiohttp.ClientSession:

@@ -97,12 +97,13 @@ def build(
 
 def ask_task(task_id: str, endpoint: Endpoint, gateway: Gateway, key: str) -> Request:
     """Give the request that looks at one task; *endpoint* is the feed or the official task."""
-    url = _address(endpoint, gateway).format(task_id=quote(task_id, safe=""))
+    quoted = quote(task_id, safe="", errors="replace")
+    url = _address(endpoint, gateway).replace("{task_id}", quoted)
     body = None
     headers = _headers(gateway, key)
     if endpoint.root is Root.REVERSE and gateway.feed_verb == "GET":
         endpoint = attrs.evolve(endpoint, verb="GET")
-        url += "?" + urlencode({facts.TASK_ID_KEY: task_id})
+        url += f"?{facts.TASK_ID_KEY}={quoted}"
     elif endpoint.verb == "POST":
         body = json.dumps({facts.TASK_ID_KEY: task_id}).encode()
     return Request(endpoint, url, headers, body, secrets=(key,), task_id=task_id)
@@ -256,15 +257,18 @@ def _is_success(reply: Reply) -> bool:
 
 def _decode(reply: Reply) -> dict[str, Any]:
     """Give the body as a JSON object, or raise what a body that is none means (api-facts 2 H)."""
+    # A text in a foreign encoding spoils itself only, not the id beside it.
+    text = reply.body.decode("utf-8-sig", "replace")
+    body, fault = None, None
     try:
-        # A text in a foreign encoding spoils itself only, not the id beside it.
-        text = reply.body.decode("utf-8-sig", "replace")
         body = _DECODER.decode(text)
     except (ValueError, RecursionError) as broken:
+        fault = type(broken).__name__
+    # Raised outside the clause, since the original holds the whole answer.
+    if fault:
         _raise_by_status(reply)
-        raise _no_json(reply, broken) from None  # the cause holds the whole answer
-    if reply.cut:
-        raise _no_json(reply, ValueError())
+    if fault or reply.cut:
+        raise _no_json(reply, f"expected JSON, got {fault} @ $")
     if not isinstance(body, dict):
         _raise_by_status(reply)
         raise _unreadable(reply, "expected an object @ $", body=body)
@@ -275,11 +279,10 @@ def _decode(reply: Reply) -> dict[str, Any]:
 _DECODER: Final = json.JSONDecoder(parse_constant=lambda _name: None)
 
 
-def _no_json(reply: Reply, broken: Exception) -> RunwayError:
+def _no_json(reply: Reply, reason: str) -> RunwayError:
     text = reply.body.decode("utf-8", "replace")
     if _is_page(reply, text):
         return _no(reply, reply.status, Told(None, {facts.WEB_PAGE}, None))
-    reason = f"expected JSON, got {type(broken).__name__} @ $"
     if reply.cut:
         reason = f"larger than {len(reply.body)} bytes @ $"
     return _unreadable(reply, reason, excerpt=outline_text(redact(text, reply.request.secrets)))
@@ -323,8 +326,8 @@ def _inner(value: Any, depth: int = 0) -> Iterator["Sighting"]:
         return
     part, _ = _part(value, dialect)
     if isinstance(part, dict):
-        # The id of the relay is the one that counts, so the upstream's may be missing.
-        named = {dialect.spelling["task_id"]: "", **part}
+        # The id of the relay is the one that counts, so the upstream's may be missing or odd.
+        named = {**part, dialect.spelling["task_id"]: "-"}
         found = STRUCTURE[Sighting, dialect.name](named)
         yield found
         yield from _inner(found.inner, depth + 1)
@@ -448,12 +451,14 @@ def _usable_address(value: Any, _type: Any = None) -> str | None:
     """Read an address, also the first of a list or the `url` of an object, if it can be fetched."""
     if not value:
         return None
-    if isinstance(value, list):
-        return next(filter(None, map(_usable_address, value)), None)
-    if isinstance(value, dict):
-        return _usable_address(value.get("url"))
-    text = value.strip() if isinstance(value, str) else value
-    return text if is_web_address(text) else None
+    if isinstance(value, str):
+        text = value.strip()
+        return text if is_web_address(text) else None
+    # One level and no more: what nests without end must not take the id beside it along.
+    items = value if isinstance(value, list) else [value]
+    found = (item.get("url") if isinstance(item, dict) else item for item in items)
+    texts = (text.strip() for text in found if isinstance(text, str))
+    return next(filter(is_web_address, texts), None)
 
 
 def _flag(value: Any, _type: Any = None) -> bool:
@@ -541,7 +546,8 @@ def _fold(levels: Sequence[Sighting], raw: Any) -> TaskRecord:
     words = _words(levels)
     states = list(words.values())
     succeeded = TaskState.SUCCEEDED in states
-    url = seen.video_url or seen.result_url or seen.raw_video_url or seen.output
+    # An address of the relay's own comes before any that the upstream has (api-facts 3.4).
+    url = next(filter(None, map(_result, levels)), None)
     if url is None and succeeded and is_web_address(seen.reason):
         # Older rows keep the address in the reason for a failure that was none (api-facts 2 B).
         url = Address(str(seen.reason))
@@ -578,6 +584,10 @@ def _merged(levels: Sequence[Sighting]) -> Sighting:
         said = (getattr(level, name) for level in levels)
         parts[name] = next((value for value in said if value is not None), None)
     return Sighting(**parts)
+
+
+def _result(level: Sighting) -> Address | None:
+    return level.video_url or level.result_url or level.raw_video_url or level.output
 
 
 SIGHTING_FIELDS: Final = tuple(field.name for field in attrs.fields(Sighting))
@@ -703,7 +713,7 @@ def _no(reply: Reply, status: int, told: Told) -> GatewayError:
         _money(reply.request, row.fate),
         row.advice,
         reply.request.task_id,
-        request_id or _header_id(reply),
+        redact(request_id, secrets) if request_id else _header_id(reply),
         reply.status,
         redact(told.code, secrets) if told.code else None,
         shown,
@@ -727,7 +737,7 @@ def _stop(text: str) -> str:
     return text if text.endswith((".", "!", "?", "。")) else f"{text}."
 
 
-_REQUEST_ID: Final = re.compile(r"\s*\(request id: ([^)\s]{1,80})\)\s*$", re.IGNORECASE)
+_REQUEST_ID: Final = re.compile(r"\(request id: ([^)\s]{1,80})\)$", re.IGNORECASE)
 
 
 def _without_request_id(message: str | None) -> tuple[str | None, str | None]:
@@ -739,7 +749,8 @@ def _without_request_id(message: str | None) -> tuple[str | None, str | None]:
 
 def _header_id(reply: Reply) -> str | None:
     named = (reply.headers.get(name) for name in facts.REQUEST_ID_HEADERS)
-    return next(filter(None, named), None)
+    found = next(filter(None, named), None)
+    return redact(found, reply.request.secrets) if found else None
 
 
 def retry_after(headers: Mapping[str, str], received_at: float | None = None) -> float | None:
@@ -764,9 +775,9 @@ def retry_after(headers: Mapping[str, str], received_at: float | None = None) ->
 def _http_date(value: str) -> float | None:
     try:
         moment = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+        return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+    except (ValueError, OverflowError):
         return None
-    return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
 
 
 def _unreadable(
@@ -780,7 +791,7 @@ def _unreadable(
         _header_id(reply),
         reply.status,
         reasons,
-        outline(body) if excerpt is None else excerpt,
+        redact(outline(body) if excerpt is None else excerpt, reply.request.secrets),
         Fate.UNKNOWN,
     )
 

@@ -17,8 +17,10 @@ from ._clock import Clock, LoopClock
 from ._engine import Engine, Settings
 from ._gateway import BALANCE_ENDPOINTS, ENDPOINTS, GATEWAYS, NOWHERE, SUBMITS
 from ._polling import Poller, Watch
+from ._retry import fate_of
 from ._wire import Request, ask_balance, ask_task, build, read_balance, read_task
 from .downloads import Progress, Source, origin_of
+from .errors import Fate, RunwayError, SubmissionInDoubt
 from .models import (
     DEFAULT_MODEL,
     ActOne,
@@ -460,7 +462,8 @@ class Client:
         endpoint = SUBMITS[type(request)].name
         error = None if flight.cancelled() else flight.exception()
         if flight.cancelled() or error is not None:
-            fault = type(error).__name__ if error else "SubmissionInDoubt"
+            known = isinstance(error, RunwayError) and fate_of(error) is not Fate.UNKNOWN
+            fault = type(error).__name__ if known else SubmissionInDoubt.__name__
             self._hooks.emit(events.SubmissionUnclaimed(endpoint, None, fault))
             return
         task = self._accepted(request, flight.result(), self._clock.now())

@@ -17,19 +17,22 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from io import FileIO
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 import attrs
 
 from ._clock import Clock
-from ._retry import delays
+from ._gateway import Replay
+from ._retry import MAY_REPEAT, delays, fate_of
 from ._transport import Transport
 from ._wire import retry_after
-from .errors import DownloadIncomplete, DownloadRefused
+from .errors import DownloadIncomplete, DownloadRefused, GatewayError, RunwayError
 from .hooks import DownloadFinished, DownloadStarted, Hooks
 from .models import RetryPolicy, is_web_address, usage_error
+
+R = TypeVar("R")
 
 MAX_CLIP_BYTES: Final = 1024**3
 """The largest clip that is saved unless told otherwise: 1 GiB."""
@@ -103,16 +106,17 @@ class Downloader:
         """
         with _alone(path):
             try:
-                part = await asyncio.to_thread(Part.open, path, source.task_id)
+                # Not in a thread: cancelled there, it would leave a file that nobody closes.
+                part = Part.open(path, source.task_id)
             except OSError as exc:
                 raise _unwritable(source, 0, exc) from exc
             try:
                 await _Download(self, source, part, max_bytes, on_progress).run()
-                await asyncio.to_thread(part.publish)
+                await _in_thread(part.publish)
             except OSError as exc:
                 raise _unwritable(source, part.received, exc) from exc
             finally:
-                await asyncio.shield(asyncio.to_thread(part.close))
+                await _in_thread(part.close)
         self.hooks.emit(DownloadFinished(source.task_id, part.received))
         return path
 
@@ -144,9 +148,8 @@ class _Download:
         drawn = delays(self.tools.retry)
         while True:
             before = self.part.received
-            url = await self.source.address(renew)
             try:
-                await self._attempt(url)
+                await self._attempt(await self._address(renew))
             except _Broken as broken:
                 cause = broken
             else:
@@ -162,11 +165,22 @@ class _Download:
             renew = cause.expired
             await self.tools.clock.sleep(next(drawn) if cause.delay is None else cause.delay)
 
+    async def _address(self, renew: bool) -> str:  # noqa: FBT001  (as the source has it)
+        """Give where the clip is; trouble with asking that may pass is a break like any other."""
+        try:
+            return await self.source.address(renew)
+        except RunwayError as error:
+            if Replay.FREE not in MAY_REPEAT[fate_of(error)]:
+                raise
+            delay = error.retry_after if isinstance(error, GatewayError) else None
+            happened = f"A fresh address was asked for in vain ({type(error).__name__})."
+            raise _Broken(happened, delay, expired=True) from error
+
     async def _attempt(self, url: str) -> None:
         """Do one attempt, as far as it gets."""
         try:
             async with self._opened(url) as response:
-                total = await asyncio.to_thread(_begin, self.part, response)
+                total = await _in_thread(_begin, self.part, response)
                 if response.status == 416:
                     return
                 self._check_size(total)
@@ -195,7 +209,7 @@ class _Download:
                     _check_status(source, response)
                     yield response
                     return
-                url = urljoin(url, response.headers.get("Location", ""))
+                url = _led_to(url, response.headers.get("Location", ""))
             if not is_web_address(url):
                 raise _refused(source, "The clip's address leads to one that is not http(s).")
         raise _refused(source, f"The clip's address redirects more than {MAX_REDIRECTS} times.")
@@ -211,19 +225,20 @@ class _Download:
                 if self.part.received == 0 and len(buffer) >= LEAST_START:
                     _check_start(self.source, buffer)
                 if len(buffer) >= BUFFER_BYTES:
-                    await asyncio.to_thread(self.part.write, bytes(buffer))
-                    buffer.clear()
+                    # Taken out first: what a cancelled write was given is not to be written twice.
+                    data, buffer = bytes(buffer), bytearray()
+                    await _in_thread(self.part.write, data)
                 if self.on_progress is not None:
                     self.on_progress(Progress(here, total))
             if self.part.received == 0:
                 _check_start(self.source, buffer)
         except DownloadRefused:
             buffer.clear()
-            await asyncio.to_thread(self.part.restart)
+            await _in_thread(self.part.restart)
             raise
         finally:
             if buffer:
-                await asyncio.shield(asyncio.to_thread(self.part.write, bytes(buffer)))
+                await _in_thread(self.part.write, bytes(buffer))
 
     def _check_size(self, size: int | None) -> None:
         if size is not None and size > self.max_bytes:
@@ -391,9 +406,20 @@ def _unwritable(source: Source, received: int, exc: OSError) -> DownloadIncomple
 
 def origin_of(url: str) -> str:
     """Give scheme, host and port in one form; what the key may be sent to is compared by it."""
-    parts = urlsplit(url)
-    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    try:
+        parts = urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:  # such as port 99999: nothing can be sent there anyway
+        return ""
     return f"{parts.scheme}://{(parts.hostname or '').rstrip('.')}:{port}"
+
+
+def _led_to(url: str, location: str) -> str:
+    """Give where *url* redirects to; nowhere, if *location* cannot be read."""
+    try:
+        return urljoin(url, location)
+    except ValueError:  # such as an unclosed bracket around an IPv6 host
+        return ""
 
 
 # Names and places
@@ -428,36 +454,40 @@ def check_target(path: Path, *, overwrite: bool = False) -> Path:
     Raises:
         UsageError: The folder is missing or not writable, or there is such a file already.
     """
-    folder = path.parent
-    if path.is_dir():
-        raise usage_error("path", f"{path.name!r} is a folder.", "Give the name of a file.")
-    if not folder.is_dir():
-        raise usage_error(
-            "path", f"There is no folder {str(folder)!r}.", "Make it first, or choose another."
-        )
-    if path.exists() and not overwrite:
-        raise usage_error(
-            "path",
-            f"{path.name!r} exists already.",
-            "Choose another name, or allow it to be overwritten.",
-        )
+    folder = str(path.parent)
     try:
-        _touch(_part_path(path))
+        obstacle = _obstacle(path, overwrite=overwrite)
+        if obstacle is None:
+            _touch(_part_path(path))
+            _touch(_note_path(path))
+            return path
     except OSError as exc:
-        raise usage_error(
-            "path",
-            f"Nothing can be written in {str(folder)!r} ({exc.strerror}).",
-            "Choose another folder, or mend its permissions.",
-        ) from exc
-    return path
+        happened = f"Nothing can be written there, in {folder!r} ({exc.strerror})."
+        advice = "Choose another folder or a shorter name, or mend the folder's permissions."
+        raise usage_error("path", happened, advice) from exc
+    except ValueError as exc:  # a name that no system takes
+        raise usage_error("path", f"The path is none ({exc}).", "Give another name.") from exc
+    raise usage_error("path", *obstacle)
 
 
-def _touch(part: Path) -> None:
+def _obstacle(path: Path, *, overwrite: bool) -> tuple[str, str] | None:
+    """Give what stands in the way of writing *path*, and what to do about it."""
+    if path.is_dir():
+        return f"{path.name!r} is a folder.", "Give the name of a file."
+    if not path.parent.is_dir():
+        return f"There is no folder {str(path.parent)!r}.", "Make it first, or choose another."
+    if path.exists() and not overwrite:
+        advice = "Choose another name, or allow it to be overwritten."
+        return f"{path.name!r} exists already.", advice
+    return None
+
+
+def _touch(file: Path) -> None:
     """Open the very file that will be written, and leave no trace of it."""
-    existed = part.exists()
-    part.open("ab").close()
+    existed = file.exists()
+    file.open("ab").close()
     if not existed:
-        part.unlink()
+        file.unlink()
 
 
 _busy: Final[set[Path]] = set()
@@ -466,7 +496,7 @@ _busy: Final[set[Path]] = set()
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Keep a second download of this process away from the same file."""
-    place = path.absolute()
+    place = path.parent.resolve() / path.name
     if place in _busy:
         raise usage_error(
             "path",
@@ -494,6 +524,26 @@ def _read_note(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return note if isinstance(note, dict) else {}
+
+
+async def _in_thread(work: Callable[..., R], *args: Any) -> R:
+    """
+    Give what *work* gives, done in a thread.
+
+    A cancellation takes effect when it is done: no thread can be stopped half-way, and a file has
+    one user at a time.
+    """
+    job = asyncio.get_running_loop().run_in_executor(None, work, *args)
+    interrupted: asyncio.CancelledError | None = None
+    while not job.done():
+        try:
+            await asyncio.wait([job])
+        except asyncio.CancelledError as exc:
+            interrupted = exc
+    if interrupted is not None:
+        job.exception()  # looked at, or asyncio would tell that nobody did
+        raise interrupted
+    return job.result()
 
 
 def _sync_folder(folder: Path) -> None:

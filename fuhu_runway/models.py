@@ -47,7 +47,10 @@ def usage_error(field: str, happened: str, advice: str) -> UsageError:
 
 def _shown(value: object) -> str:
     """Give a value as an error may show it: short, and without secrets."""
-    text = redact(repr(value))
+    try:
+        text = redact(repr(value))
+    except Exception:  # noqa: BLE001  (such as an int of more digits than Python prints)
+        return f"of type {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -59,21 +62,30 @@ def _check_text(instance: object, attribute: "attrs.Attribute[Any]", value: obje
         raise usage_error(name, f"{name} is of type {kind}.", "Give it as text (str).")
     if not value.strip():
         raise usage_error(name, f"{name} is empty.", f"Give a {name} with at least one word.")
-    try:
-        value.encode()
-    except UnicodeEncodeError as broken:
+    broken_at = _half_character(value)
+    if broken_at is not None:
         raise usage_error(
             name,
-            f"{name} has half a character (a lone surrogate) at position {broken.start}.",
+            f"{name} has half a character (a lone surrogate) at position {broken_at}.",
             "Decode the text with the encoding it was written in.",
-        ) from None  # the cause holds the whole text
+        )
+
+
+def _half_character(text: str) -> int | None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as broken:
+        return broken.start  # the error itself holds the whole text, so it goes no further
+    return None
 
 
 def _check_choice(*allowed: Any) -> Any:
     """One of a few documented values."""
 
     def check(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-        if isinstance(value, bool) or value not in allowed:
+        # 5.0 equals 5, and is another value in JSON.
+        fits = isinstance(value, type(allowed[0])) and not isinstance(value, bool)
+        if not fits or value not in allowed:
             choices = ", ".join(map(str, allowed[:-1])) + f" or {allowed[-1]}"
             raise usage_error(
                 attribute.name, f"{attribute.name} is {_shown(value)}.", f"Use {choices}."
@@ -82,19 +94,26 @@ def _check_choice(*allowed: Any) -> Any:
     return check
 
 
+def _is_finite(value: float) -> bool:
+    """Tell a number that every JSON reader takes from NaN, infinity, a flag or a giant."""
+    try:
+        return math.isfinite(value) and not isinstance(value, bool)
+    except OverflowError:  # an int that no float can hold
+        return False
+
+
 def _check_number(low: float = -math.inf, high: float = math.inf, *, whole: bool = False) -> Any:
     """A finite number within bounds, both included."""
 
     def check(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
         if (
             isinstance(value, int if whole else int | float)
-            and not isinstance(value, bool)
-            and math.isfinite(value)
+            and _is_finite(value)
             and low <= value <= high
         ):
             return
         kind = "a whole number" if whole else "a number"
-        bounds = f" from {low:g} to {high:g}" if math.isfinite(low) and math.isfinite(high) else ""
+        bounds = f" from {low} to {high}" if math.isfinite(low) and math.isfinite(high) else ""
         raise usage_error(
             attribute.name, f"{attribute.name} is {_shown(value)}.", f"Use {kind}{bounds}."
         )
@@ -104,8 +123,7 @@ def _check_number(low: float = -math.inf, high: float = math.inf, *, whole: bool
 
 def _check_duration(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
     """A span of time: finite and above zero."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and value > 0):  # type: ignore[arg-type,operator]
+    if not (isinstance(value, int | float) and _is_finite(value) and value > 0):
         raise usage_error(
             attribute.name,
             f"{attribute.name} is {_shown(value)}.",
@@ -122,7 +140,9 @@ def _check_flag(instance: object, attribute: "attrs.Attribute[Any]", value: obje
 
 # Written as a pattern, since every answer has several addresses and urlsplit costs ten times more.
 _WEB_ADDRESS: Final = re.compile(
-    r"https?://(?:[^\s/?#@]*@)?(?:\[[0-9a-f:.]+\]|[^\s/?#@:\[\]]+)(?::\d{0,5})?(?:[/?#][^\s\0]*)?",
+    # Half a character (a lone surrogate) is in no address, and could not be sent.
+    r"https?://(?:[^\s/?#@\ud800-\udfff]*@)?(?:\[[0-9a-f:.]+\]|[^\s/?#@:\[\]\ud800-\udfff]+)"
+    r"(?::\d{0,5})?(?:[/?#][^\s\0\ud800-\udfff]*)?",
     re.IGNORECASE,
 )
 
@@ -145,12 +165,25 @@ def _check_address(instance: object, attribute: "attrs.Attribute[Any]", value: o
 
 def _check_image(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
     """An address, or the picture itself as a data URI (api-facts 6)."""
-    if not (isinstance(value, str) and value.startswith("data:image/")):
+    if not (isinstance(value, str) and value.startswith("data:image/") and value.isascii()):
         _check_address(instance, attribute, value)
 
 
 def _frozen_extra(value: object) -> Any:
-    return copy.deepcopy(value)
+    try:
+        return copy.deepcopy(value)
+    except Exception as unfit:  # noqa: BLE001  (whatever cannot be copied is no JSON)
+        fault = type(unfit).__name__
+    # Outside the clause, since the original may quote the value.
+    raise _unfit_extra(fault)
+
+
+def _unfit_extra(fault: str) -> UsageError:
+    return usage_error(
+        "extra",
+        f"extra cannot be written as JSON ({fault}).",
+        "Use text, finite numbers, booleans, None, lists and dicts only.",
+    )
 
 
 def _check_extra(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
@@ -160,14 +193,13 @@ def _check_extra(instance: object, attribute: "attrs.Attribute[Any]", value: obj
             f"extra is of type {type(value).__name__}, or has keys that are not text.",
             "Give a dict of further fields for the request's body.",
         )
+    fault = None
     try:
-        json.dumps(dict(value), allow_nan=False).encode()
+        json.dumps(dict(value), allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as unfit:
-        raise usage_error(
-            "extra",
-            f"extra cannot be written as JSON ({type(unfit).__name__}).",
-            "Use text, finite numbers, booleans, None, lists and dicts only.",
-        ) from None  # the cause may quote the value
+        fault = type(unfit).__name__
+    if fault:
+        raise _unfit_extra(fault)
 
 
 def _maybe(check: Any) -> Any:

@@ -4,10 +4,16 @@ import asyncio
 import ipaddress
 import os
 import sys
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from support.clients import quick_client
+from support.clock import ManualClock
+
+from fuhu_runway import Client
+from fuhu_runway.testing import Simulator
 
 # A slow machine is no fault of the code: examples have no deadline of their own.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -33,3 +39,23 @@ def pytest_configure(config: pytest.Config) -> None:
         sys.addaudithook(refuse_the_outside)
         for name in [name for name in os.environ if name.startswith("FUHU_")]:
             del os.environ[name]
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """Time that passes when the test says so."""
+    return ManualClock()
+
+
+@pytest.fixture
+async def gateway() -> AsyncIterator[Simulator]:
+    """A gateway on loopback, on which a task takes some milliseconds."""
+    async with Simulator(speed=1000, takes=20) as simulator:
+        yield simulator
+
+
+@pytest.fixture
+async def runway(gateway: Simulator) -> AsyncIterator[Client]:
+    """A client of `gateway` whose pauses are some milliseconds as well."""
+    async with quick_client(gateway) as client:
+        yield client

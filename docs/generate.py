@@ -1,0 +1,503 @@
+"""
+Writes the tables of the reference pages from the tables that the package itself reads.
+
+A page holds `<!-- generated: NAME -->` and `<!-- end -->`; what stands between them is written
+here. `--check` writes nothing, names each stale page, and fails if there is one.
+"""
+
+import argparse
+import ast
+import inspect
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from sphinx.pycode import ModuleAnalyzer
+
+from fuhu_runway import _gateway as facts
+from fuhu_runway import errors
+from fuhu_runway._retry import MAY_REPEAT, ladder
+from fuhu_runway.models import (
+    BalanceRoute,
+    Gateway,
+    KeyStyle,
+    PollPolicy,
+    RetryPolicy,
+    TaskRecord,
+    TaskState,
+)
+from fuhu_runway.testing import DIALECTS as SIMULATED_DIALECTS
+from fuhu_runway.testing import faults
+
+DOCS: Final = Path(__file__).parent
+PACKAGE: Final = DOCS.parent / "fuhu_runway"
+REGION: Final = re.compile(
+    r"(?P<start><!-- generated: (?P<name>\w+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL
+)
+FUHU: Final = facts.GATEWAYS["fuhuapi"]
+
+RECOGNISED: Final[Mapping[str, str]] = {
+    "openai_error": "`error` is there and not empty",
+    "dashboard_error": "`success` is `false`",
+    "dashboard_task": "`code` is `true`, and `data` has a `task_id`",
+    "dashboard_balance": "`code` is `true` or `false`",
+    "midjourney_error": "`description` and `code`, and no `data`",
+    "envelope": "`code` is a whole number, or text of digits",
+    "relay": '`code` is the text `"success"`',
+    "task_error": "`code` is any other text",
+    "billing_limit": '`hard_limit_usd`, or `object` is `"billing_subscription"`',
+    "billing_usage": '`total_usage`, or `object` is `"list"`',
+    "account_quota": "`total_quota`",
+    "bare_relay": "`task_id`, and `fail_reason`, `result_url` or `data`",
+    "callback": "`task_id`",
+    "luma": "`id` and `state`",
+    "official": "`id`",
+}
+"""The tables hold a predicate for each dialect; this is the same in words."""
+
+SEEN_AS: Final[Mapping[errors.Fate, str]] = {
+    errors.Fate.UNSENT: "the host does not resolve, refuses, or fails in TLS; connecting takes too "
+    "long",
+    errors.Fate.REFUSED: "an answer that says: not now",
+    errors.Fate.UNKNOWN: "the connection breaks or falls silent after sending; an answer nobody "
+    "can read; an answer that says: trouble",
+    errors.Fate.REJECTED: "an answer that says: no",
+}
+NO_ANSWER: Final[Mapping[errors.Fate, tuple[type[errors.RunwayError], ...]]] = {
+    errors.Fate.UNSENT: (errors.NotSent,),
+    errors.Fate.UNKNOWN: (errors.NoReply, errors.UnreadableReply),
+}
+
+
+# Markdown
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Give a Markdown table."""
+    titles = list(head)
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join("| " + " | ".join(cell or " " for cell in line) + " |" for line in lines)
+
+
+def code(text: object) -> str:
+    """Give *text* as code that may stand in a table."""
+    return f"`{text}`".replace("|", "\\|")
+
+
+def codes(texts: Iterable[object]) -> str:
+    """Give several texts as code, with commas between them."""
+    return ", ".join(map(code, texts))
+
+
+def api(name: str, kind: str = "class") -> str:
+    """Give a link to the description of one of our own names."""
+    return f"{{py:{kind}}}`~fuhu_runway.{name}`"
+
+
+def error_link(error: type[errors.RunwayError]) -> str:
+    """Give a link to the description of one exception."""
+    return api(f"errors.{error.__name__}", "exc")
+
+
+def _anchors() -> dict[str, str]:
+    """Give the sections of the fact sheet, by number, as the anchors MyST makes for them."""
+    text = (DOCS / "reference" / "api-facts.md").read_text(encoding="utf-8")
+    titles = re.findall(r"^#{2,3} ((\d+(?:\.\d+)?)\.? .*)$", text, re.MULTILINE)
+    return {
+        number: re.sub(r"[^\w\- ]", "", title.strip().lower().replace(" ", "-"))
+        for title, number in titles
+    }
+
+
+def sourced(source: str) -> str:
+    """Give a row's source with its section of the fact sheet linked."""
+    anchors = _anchors()
+
+    def link(found: re.Match[str]) -> str:
+        number = found[1] if found[1] in anchors else found[1].partition(".")[0]
+        return f"[{found[0]}](api-facts.md#{anchors[number]})"
+
+    return re.sub(r"api-facts (\d+(?:\.\d+)?)", link, source).replace("|", "\\|")
+
+
+def meanings(module: str, kind: str) -> dict[str, str]:
+    """Give what the docstrings under the members of an enum say, by member."""
+    told = ModuleAnalyzer.for_module(module).find_attr_docs()
+    return {name: " ".join(lines).strip() for (home, name), lines in told.items() if home == kind}
+
+
+# Errors
+
+
+def error_tree() -> str:
+    """Give the tree of exceptions, as the classes themselves have it."""
+    return "```text\n" + "\n".join(_branch(errors.RunwayError)) + "\n```"
+
+
+def _branch(error: type[errors.RunwayError], before: str = "") -> Iterator[str]:
+    others = [base.__name__ for base in error.__bases__ if base.__module__ == "builtins"]
+    standard = [name for name in others if name != "Exception"]
+    yield error.__name__ + (f" ({', '.join(standard)})" if standard else "")
+    children = error.__subclasses__()
+    for child in children:
+        last = child is children[-1]
+        head, *rest = _branch(child)
+        yield before + ("└── " if last else "├── ") + head
+        yield from (("    " if last else "│   ") + line for line in rest)
+
+
+# Endpoints and gateways
+
+
+def endpoints() -> str:
+    """Give one line for each thing that the gateway can be asked."""
+    return table(
+        ("Name", "Request", "Asked by", "Costs", "Gives", "Source"),
+        (
+            (
+                code(row.name),
+                code(f"{row.verb} {_path(row)}"),
+                api(f"Client.{row.method}", "meth")
+                if "." not in row.method
+                else api(f"client.Official.{row.method.partition('.')[2]}", "meth"),
+                "points" if row.replay is facts.Replay.PAID else "nothing",
+                "a task" if row.gives is TaskRecord else "a balance",
+                sourced(row.source),
+            )
+            for row in facts.ENDPOINTS.values()
+        ),
+    )
+
+
+def _path(row: facts.Endpoint) -> str:
+    prefixes = {facts.Root.REVERSE: FUHU.prefix, facts.Root.OFFICIAL: FUHU.official_prefix}
+    return prefixes.get(row.root, "") + row.path
+
+
+def bodies() -> str:
+    """Give, for each paid endpoint, where each argument goes in the body."""
+    return "\n\n".join(_body(row) for row in facts.ENDPOINTS.values() if row.sends is not None)
+
+
+def _body(row: facts.Endpoint) -> str:
+    assert row.sends is not None  # noqa: S101  (the caller chose those that have one)
+    heading = f"### `{row.name}`\n\nMade from {api(row.sends.__name__)}.\n\n"
+    lines = [(code(place), code(source)) for place, source in row.body.items()]
+    if row.takes_callback:
+        lines.append((code(facts.CALLBACK_KEY), "`callback_url` of the client"))
+    return heading + table(("Place in the body", "Filled from"), lines)
+
+
+def gateways() -> str:
+    """Give one line for each gateway that is known by name."""
+    return table(
+        ("Name", "`base_url`", "Prefix", "Feed", "Key", "Balance", "Source"),
+        (
+            (
+                code(row.name),
+                code(row.base_url) if row.base_url else "you give it",
+                code(row.prefix),
+                code(f"{row.feed_verb} {row.prefix}{facts.ENDPOINTS['feed'].path}"),
+                code(row.key_style.value),
+                _balance_of(row),
+                sourced(row.source),
+            )
+            for row in facts.GATEWAYS.values()
+        ),
+    )
+
+
+def _balance_of(row: Gateway) -> str:
+    host = f" at {code(row.quota_url)}" if row.quota_url else ""
+    return f"{row.balance.name}{host}"
+
+
+def key_styles() -> str:
+    """Give the ways in which a gateway may want the key, and the routes to the balance."""
+    styles = [(f"`KeyStyle.{style.name}`", code(style.value)) for style in KeyStyle]
+    routes = [
+        (f"`BalanceRoute.{route.name}`", codes(_balance_paths(route))) for route in BalanceRoute
+    ]
+    return table(("Value", "What is sent"), [*styles, *routes])
+
+
+def _balance_paths(route: BalanceRoute) -> list[str]:
+    asked = [facts.ENDPOINTS[name] for name in facts.BALANCE_ENDPOINTS[route]]
+    return [
+        f"{row.verb} {row.path}" + ("?key=…" if row.root is facts.Root.QUOTA else "")
+        for row in asked
+    ]
+
+
+# Reading
+
+
+def dialects() -> str:
+    """Give one line for each shape of answer, in the order in which they are tried."""
+    return table(
+        ("", "Letter", "Name", "Recognised by", "Tells of", "What matters is in", "Source"),
+        (
+            (
+                str(number),
+                row.letter,
+                code(row.name),
+                RECOGNISED[row.name],
+                _sense(row),
+                code(row.under) if row.under else "the body itself",
+                sourced(row.source),
+            )
+            for number, row in enumerate(facts.DIALECTS, 1)
+        ),
+    )
+
+
+def _sense(row: facts.Dialect) -> str:
+    """Try what a dialect that has a code says with each kind of it."""
+    found = [row.sense({"code": tried, "data": {}}) for tried in (200, 400, True, False)]
+    return " or ".join(sense.value for sense in dict.fromkeys(found))
+
+
+def spellings() -> str:
+    """Give what each dialect calls each part of a task; an empty cell: it does not tell."""
+    telling = [row for row in facts.DIALECTS if "task_id" in row.spelling]
+    parts = dict.fromkeys(part for row in telling for part in row.spelling)
+    return table(
+        ("Part", *(f"{row.letter} {code(row.name)}" for row in telling)),
+        (
+            (
+                part.replace("_", " "),
+                *(code(row.spelling[part]) if part in row.spelling else "" for row in telling),
+            )
+            for part in parts
+        ),
+    )
+
+
+def states() -> str:
+    """Give the words that a gateway may use for each state."""
+    told = {state: [w for w, its in facts.STATES.items() if its is state] for state in TaskState}
+    return table(
+        ("State", "Words", "Is it final?"),
+        (
+            (
+                f"`TaskState.{state.name}`",
+                codes(words) if words else "any other word",
+                "yes" if state.is_final else "no",
+            )
+            for state, words in told.items()
+        ),
+    )
+
+
+# Refusals and repeating
+
+
+def refusals() -> str:
+    """Give one line for each way to be told no, in the order in which they are tried."""
+    return table(
+        ("", "Status", "Code", "Words in the reason", "Raises", "Fate", "Source"),
+        (
+            (
+                str(number),
+                _statuses(row.statuses),
+                codes(sorted(row.codes)),
+                codes(row.texts),
+                error_link(row.raises),
+                row.fate.name,
+                sourced(row.source),
+            )
+            for number, row in enumerate(facts.REFUSALS, 1)
+        ),
+    )
+
+
+def _statuses(statuses: frozenset[int]) -> str:
+    """Give statuses as a reader would write them: runs of ten and more as a range."""
+    if not statuses:
+        return "any"
+    runs: list[list[int]] = []
+    for status in sorted(statuses):
+        if runs and status == runs[-1][-1] + 1:
+            runs[-1].append(status)
+        else:
+            runs.append([status])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def repeating() -> str:
+    """Give, for each fate, what a free and a paid request do."""
+    told = meanings("fuhu_runway.errors", "Fate")
+    return table(
+        ("Fate", "What is known", "Seen as", "Errors", "A free request", "A paid request"),
+        (
+            (
+                f"`{fate.name}`",
+                told[fate.name],
+                SEEN_AS[fate],
+                ", ".join(map(error_link, _errors_of(fate))),
+                "again" if facts.Replay.FREE in MAY_REPEAT[fate] else "stop",
+                _paid(fate),
+            )
+            for fate in errors.Fate
+        ),
+    )
+
+
+def _paid(fate: errors.Fate) -> str:
+    if facts.Replay.PAID in MAY_REPEAT[fate]:
+        return "again"
+    in_doubt = facts.Replay.FREE in MAY_REPEAT[fate]
+    return f"stop: {error_link(errors.SubmissionInDoubt)}" if in_doubt else "stop"
+
+
+def _errors_of(fate: errors.Fate) -> list[type[errors.RunwayError]]:
+    told = [row.raises for row in facts.REFUSALS if row.fate is fate]
+    return list(dict.fromkeys([*NO_ANSWER.get(fate, ()), *told]))
+
+
+def delays() -> str:
+    """Give the pauses between the sendings of one request, under the default policy."""
+    policy = RetryPolicy()
+    steps = ladder(policy.first, policy.factor, policy.max_delay)
+    pauses = [steps[min(step, len(steps) - 1)] for step in range(policy.attempts - 1)]
+    return table(
+        ("Before sending", "Pause, drawn evenly from"),
+        ((f"no. {number}", f"0 to {pause:g} s") for number, pause in enumerate(pauses, 2)),
+    )
+
+
+def looks() -> str:
+    """Give the instants of the first looks at a task, under the default policy."""
+    policy = PollPolicy()
+    steps = ladder(policy.first, policy.factor, policy.max_interval)
+    shown = [*steps, steps[-1]]
+    at = [sum(shown[: number + 1]) for number in range(len(shown))]
+    return table(
+        ("Look", "Seconds after the one before", "Seconds after the submit"),
+        (
+            (f"no. {number}", f"{step:g}", f"{total:g}")
+            for number, (step, total) in enumerate(zip(shown, at, strict=True), 1)
+        ),
+    )
+
+
+# The simulator
+
+
+def simulated_dialects() -> str:
+    """Give one line for each dialect that the simulator speaks."""
+    return table(
+        ("Name", "What it is"),
+        (
+            (code(name), (inspect.getdoc(tell) or "").partition("\n")[0])
+            for name, tell in SIMULATED_DIALECTS.items()
+        ),
+    )
+
+
+def fault_places() -> str:
+    """Give, for each place, the faults that can happen there and not everywhere."""
+    kinds = [kind for kind in vars(faults).values() if _is_fault(kind)]
+    wide = [kind for kind in kinds if kind.usable_on == faults.PLACES]
+    lines = [("anywhere", _fault_links(wide))]
+    for place in ("submit", "feed", "official", "balance", "download"):
+        here = [kind for kind in kinds if place in kind.usable_on and kind not in wide]
+        lines.append((f'`"{place}"`', _fault_links(here) or "no others"))
+    return table(("Place", "Faults"), lines)
+
+
+def _is_fault(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, faults.Fault) and kind is not faults.Fault
+
+
+def _fault_links(kinds: Iterable[type[faults.Fault]]) -> str:
+    return ", ".join(api(f"testing.faults.{kind.__name__}") for kind in kinds)
+
+
+# The code
+
+
+def layers() -> str:
+    """Give each layer of the package with what its modules own, from the top down."""
+    settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = settings["tool"]["importlinter"]["contracts"]
+    (order,) = (one["layers"] for one in contracts if one["type"] == "layers")
+    told = (
+        [(code(name), owned) for name in re.findall(r"\w+", layer) if (owned := _owned_by(name))]
+        for layer in order
+    )
+    return table(
+        ("Layer", "Module", "What it owns"),
+        (
+            (str(number), *cells)
+            for number, modules in enumerate(filter(None, told), 1)
+            for cells in modules
+        ),
+    )
+
+
+def _owned_by(name: str) -> str | None:
+    """Give the first line of a module's docstring; None where there is no such module."""
+    for place in (PACKAGE / f"{name}.py", PACKAGE / name / "__init__.py"):
+        if place.exists():
+            told = ast.get_docstring(ast.parse(place.read_text(encoding="utf-8"))) or ""
+            return told.partition("\n")[0].replace("|", "\\|")
+    return None
+
+
+# The program
+
+TABLES: Final[Mapping[str, Callable[[], str]]] = {
+    make.__name__: make
+    for make in (
+        error_tree,
+        endpoints,
+        bodies,
+        gateways,
+        key_styles,
+        dialects,
+        spellings,
+        states,
+        refusals,
+        repeating,
+        delays,
+        looks,
+        simulated_dialects,
+        fault_places,
+        layers,
+    )
+}
+
+
+def refreshed(text: str) -> str:
+    """Give a page with every table in it written anew."""
+    return REGION.sub(
+        lambda found: f"{found['start']}\n{TABLES[found['name']]()}\n\n{found['end']}", text
+    )
+
+
+def main() -> int:
+    """Write the stale pages, or name them; give the exit code."""
+    parser = argparse.ArgumentParser(description="Write the tables of the reference pages.")
+    parser.add_argument("--check", action="store_true", help="only name the pages that are stale")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="the folder with the pages")
+    options = parser.parse_args()
+    stale = 0
+    for page in sorted(options.docs.glob("**/*.md")):
+        text = page.read_text(encoding="utf-8")
+        fresh = refreshed(text)
+        if fresh == text:
+            continue
+        stale += 1
+        name = page.relative_to(options.docs)
+        print(f"{name} is stale: run python docs/generate.py" if options.check else f"wrote {name}")
+        if not options.check:
+            page.write_text(fresh, encoding="utf-8")
+    return int(options.check and stale > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

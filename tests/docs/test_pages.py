@@ -1,0 +1,74 @@
+"""What holds for every page."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import fuhu_runway
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+TRY_IT = 'fuhu-runway generate "a kitten" -o kitten.mp4 --simulate'
+BY_HAND = [
+    README,
+    ROOT / "CHANGELOG.md",
+    *(
+        page
+        for page in sorted(ROOT.glob("docs/**/*.md"))
+        # Both are copies of what was written elsewhere.
+        if page.name not in {"api-facts.md", "cli.md"}
+    ),
+]
+
+
+def prose(page: Path) -> str:
+    """Give a page without its code, its tables and its lists of links."""
+    blocks = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+    text = blocks.sub("", page.read_text(encoding="utf-8"))
+    return "\n".join(line for line in text.splitlines() if not line.startswith(("|", "- [")))
+
+
+def test_the_readme_begins_with_its_two_commands() -> None:
+    """The first block of the README installs and tries, and then checks, in two commands."""
+    block = re.search(r"```console\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert block is not None
+    assert block[1].splitlines() == [
+        f'$ python -m pip install ".[cli]" && {TRY_IT}',
+        "$ python -m pip install nox && nox",
+    ]
+
+
+@pytest.mark.parametrize("page", BY_HAND, ids=lambda page: str(page.relative_to(ROOT)))
+def test_each_sentence_has_a_line_of_its_own(page: Path) -> None:
+    """A line of prose never ends one sentence and begins another."""
+    assert not re.findall(r"^.*[a-z`)*][.!?] [A-Z`].*$", prose(page), re.MULTILINE)
+
+
+def test_each_command_is_understood() -> None:
+    """Each `fuhu-runway` command that a page shows is one that the command line accepts."""
+    cli = pytest.importorskip("fuhu_runway.cli")
+    shown = {
+        command
+        for page in [README, *ROOT.glob("docs/**/*.md")]
+        for line in re.findall(r"^\$ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+        for command in re.findall(r"\bfuhu-runway [^&|#]*", line)
+    }
+    assert len(shown) > 1
+    for command in shown:
+        cli.app.parse_args(shlex.split(command)[1:], exit_on_error=False, print_error=False)
+
+
+def test_each_public_name_is_described() -> None:
+    """Whatever the package exports has its place in the reference."""
+    pages = ROOT.glob("docs/reference/*.md")
+    told = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    described = set(re.findall(r"^\.\. (?:auto|py:)\w+:: (fuhu_runway[\w.]*)$", told, re.MULTILINE))
+    assert {f"fuhu_runway.{name}" for name in fuhu_runway.__all__} <= described
+
+
+def test_each_link_of_the_readme_leads_somewhere() -> None:
+    """A reader of the checkout can follow every relative link of the README."""
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", README.read_text(encoding="utf-8"))
+    assert [link for link in links if not (ROOT / link).exists()] == []

@@ -1,0 +1,79 @@
+"""What is hidden stays hidden, whatever stands around it."""
+
+import ipaddress
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+from properties.strategies import ADDRESSES, MARKED, PROMPTS, nested, texts
+
+from fuhu_runway._redact import HIDDEN, outline, outline_text, redact
+
+# No letter, digit or colon, which would make another word or another address of it.
+EDGES = st.sampled_from(["", " ", ", ", "（", "：", "。", "\n", "'", '"', "是"])
+
+
+@given(texts(max_size=30), MARKED, texts(max_size=30), texts(max_size=10))
+def test_a_marked_secret_is_never_left(before: str, secret: str, after: str, other: str) -> None:
+    """A secret is gone whatever stands left and right of it, and whatever else is secret."""
+    shown = redact(f"{before}{secret}{after}{secret}", [other, secret])
+    assert secret not in shown
+    assert shown != ""
+
+
+@given(PROMPTS, texts(max_size=20), st.booleans())
+def test_a_prompt_is_hidden_as_it_is_and_inside_of_json(
+    prompt: str, around: str, in_json: bool
+) -> None:
+    """A prompt that a gateway repeats, in plain or escaped, is not in what is shown."""
+    marked = f"MARK {prompt} MARK"
+    quoted = json.dumps(marked) if in_json else marked
+    assert "MARK" not in redact(f"{around.replace('MARK', '')}«{quoted}»", [marked])
+
+
+@given(texts(max_size=20), EDGES, ADDRESSES, EDGES, st.lists(PROMPTS, max_size=2))
+def test_an_address_is_never_left(
+    before: str, left: str, url: str, right: str, prompts: list[str]
+) -> None:
+    """Of an address neither host nor query is left, though a prompt may be a part of it."""
+    marked = url.replace(".example/", ".host-mark.example/query-mark")
+    shown = redact(f"{before}{left}{marked}{right}", prompts)
+    assert "host-mark" not in shown
+    assert "query-mark" not in shown
+
+
+@given(EDGES, st.ip_addresses(), EDGES)
+def test_an_ip_address_is_never_left(
+    left: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address, right: str
+) -> None:
+    """Both kinds of IP address are hidden between words of any language."""
+    shown = redact(f"from{left or ' '}{address}{right or ' '}refused")
+    assert str(address) not in shown
+    assert "<ip>" in shown
+
+
+@given(texts(), st.lists(texts(), max_size=3))
+def test_what_was_hidden_once_shows_nothing_the_second_time(
+    text: str, secrets: list[str]
+) -> None:
+    """Hiding makes a text of known marks and of parts of what was there before, in order."""
+    shown = redact(text, secrets)
+    rest = iter(text)
+    for part in shown.replace(HIDDEN, "").split():
+        plain = "".join(part.split("<")[:1])
+        assert all(sign in rest for sign in plain)
+
+
+@given(nested(MARKED))
+def test_an_outline_has_no_value_in_it(value: object) -> None:
+    """No text that stands as a value in an answer is in its outline."""
+    assert "MARK" not in outline(value)
+
+
+@given(nested(MARKED), st.integers(0, 40))
+def test_an_outline_of_half_an_answer_has_no_value_in_it(value: object, lost: int) -> None:
+    """Cut anywhere, an answer shows none of its values, and never more than was allowed."""
+    text = json.dumps(value)
+    shown = outline_text(text[: max(0, len(text) - lost)])
+    assert "MARK" not in shown
+    assert len(shown) <= 200

@@ -1,0 +1,283 @@
+"""What holds for every request and every answer, not only for those that were seen."""
+
+import json
+import math
+import pickle
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+from hypothesis import example, given
+from hypothesis import strategies as st
+from properties.strategies import (
+    ADDRESSES,
+    BODIES,
+    ENDPOINT_NAMES,
+    HEADER_VALUES,
+    HEADERS,
+    MARKED,
+    PROMPTS,
+    REQUESTS,
+    STATUSES,
+    nested,
+    texts,
+)
+from support.samples import GATEWAY, KEY, asking, reader_of
+from support.secrets import told
+
+from fuhu_runway import errors
+from fuhu_runway._gateway import ENDPOINTS, GATEWAYS, SUBMITS, Replay
+from fuhu_runway._retry import MAY_REPEAT, delay_before, delays, ladder
+from fuhu_runway._wire import Reply, ask_task, build, retry_after
+from fuhu_runway.errors import Fate
+from fuhu_runway.models import (
+    Balance,
+    Generation,
+    MotionVector,
+    OfficialImageToVideo,
+    RetryPolicy,
+    TaskRecord,
+    TextToVideo,
+    is_web_address,
+)
+
+
+def answer(reply: Reply) -> TaskRecord | Balance | errors.RunwayError:
+    """Give what an answer is read as, be it an error; nothing else may come of it."""
+    try:
+        return reader_of(reply.request.endpoint.name)(reply)
+    except errors.RunwayError as error:
+        return error
+
+
+# Answers
+
+
+@given(ENDPOINT_NAMES, STATUSES, HEADERS, BODIES, st.booleans())
+@example("feed", 200, {}, b'{"code":true,"data":5}', False)  # noqa: FBT003 - as Hypothesis calls it
+@example("text_to_video", 200, {}, b'{"code":"' + b"9" * 5000 + b'"}', False)  # noqa: FBT003
+def test_every_answer_is_a_value_or_one_of_our_errors(
+    endpoint: str, status: int, headers: dict[str, str], body: bytes, cut: bool
+) -> None:
+    """Whatever bytes, status and headers come in, a model or a RunwayError comes out."""
+    result = answer(Reply(asking(endpoint), status, headers, body, cut, 1.7e9))
+    if isinstance(result, TaskRecord):
+        check_record(result)
+    elif isinstance(result, Balance):
+        assert ENDPOINTS[endpoint].gives is Balance
+    else:
+        check_error(result, status)
+
+
+def check_record(record: TaskRecord) -> None:
+    """See that each part of a record is what its type says."""
+    assert record.task_id.strip()
+    assert record.progress is None or 0 <= record.progress <= 1
+    assert record.points is None or math.isfinite(record.points)
+    for url in (record.video_url, record.poster_url, record.last_frame_url):
+        assert url is None or is_web_address(url)
+    for moment in (record.created_at, record.updated_at):
+        assert moment is None or moment.tzinfo is not None
+    assert isinstance(record.refunded, bool)
+    assert hash(record) == hash(attrs.evolve(record, raw=None))
+
+
+def check_error(error: errors.RunwayError, status: int) -> None:
+    """See that an error says its three parts, and asks for no pause that cannot be waited for."""
+    assert isinstance(error, errors.GatewayError | errors.UnreadableReply)
+    assert error.status == status
+    assert all((error.happened, error.money, error.advice))
+    assert pickle.loads(pickle.dumps(error)).__dict__ == error.__dict__  # noqa: S301 - our own
+    if isinstance(error, errors.GatewayError) and error.retry_after is not None:
+        assert error.retry_after >= 0
+        assert math.isfinite(error.retry_after)
+
+
+@given(ENDPOINT_NAMES, STATUSES, BODIES)
+def test_only_an_answer_may_leave_a_paid_request_accepted(
+    endpoint: str, status: int, body: bytes
+) -> None:
+    """An answer never claims that a request was not sent, and says no more than its fate."""
+    result = answer(Reply(asking(endpoint), status, {}, body))
+    if isinstance(result, errors.RunwayError):
+        fate = getattr(result, "fate", None)
+        assert fate in {Fate.REFUSED, Fate.UNKNOWN, Fate.REJECTED}
+        paid = ENDPOINTS[endpoint].replay is Replay.PAID
+        charged = paid and fate is Fate.UNKNOWN
+        assert ("may have been accepted and charged" in result.money) is charged
+
+
+@given(st.data(), MARKED, MARKED, ENDPOINT_NAMES, STATUSES)
+def test_no_answer_makes_an_error_tell_what_was_sent(
+    data: st.DataObject, key: str, word: str, endpoint: str, status: int
+) -> None:
+    """A gateway may quote key and prompt wherever it likes: no error passes them on."""
+    prompt = f"{word}\n and {word} \"of\" 小猫/"
+    quotes = st.sampled_from([key, prompt, f"no: {prompt} ({key})", prompt.strip()])
+    value = data.draw(nested(st.one_of(quotes, st.integers())))
+    body = {"data": value, "any": value} | refusal(data, quotes)
+    request = attrs.evolve(asking(endpoint), secrets=(key, prompt))
+    headers = {"x-request-id": data.draw(quotes)}
+    result = answer(Reply(request, status, headers, json.dumps(body).encode()))
+    if isinstance(result, errors.RunwayError):
+        assert told(result, [key, word]) == []
+
+
+def refusal(data: st.DataObject, quotes: st.SearchStrategy[str]) -> dict[str, Any]:
+    """Draw the parts that a gateway's refusal has."""
+    part = st.fixed_dictionaries(
+        {}, optional={"message": quotes, "code": quotes, "type": quotes, "msg": quotes}
+    )
+    drawn: dict[str, Any] = data.draw(st.one_of(part, part.map(lambda inner: {"error": inner})))
+    return drawn
+
+
+# Requests
+
+
+@given(REQUESTS, st.none() | ADDRESSES, st.sampled_from(sorted(GATEWAYS)))
+def test_a_body_carries_every_attribute_of_its_request(
+    request: Generation, callback_url: str | None, gateway: str
+) -> None:
+    """Each attribute stands in the body at its place, unless it is None, and nothing else does."""
+    row = SUBMITS[type(request)]
+    wire = build(request, attrs.evolve(GATEWAYS[gateway], base_url="https://x.example"), KEY, callback_url)
+    assert wire.body is not None
+    found = dict(leaves(json.loads(wire.body)))
+    expected = dict(laid_out(request, row.body)) | dict(leaves(dict(request.extra)))
+    if row.takes_callback and callback_url is not None:
+        expected["callback_url",] = callback_url
+    assert found == expected
+
+
+def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Give each value of a body with the way to it; an empty object inside of it is a value."""
+    if isinstance(value, dict) and (value or not path):
+        for key, inner in value.items():
+            yield from leaves(inner, (*path, key))
+    else:
+        yield path, value
+
+
+def laid_out(
+    request: Generation, places: Mapping[str, str]
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Give each attribute that is set, at the place that its row names."""
+    for place, source in places.items():
+        value: Any = request
+        for name in source.split("."):
+            value = getattr(value, name)
+        if place == "promptImage" and getattr(request, "last_image", None):
+            assert isinstance(request, OfficialImageToVideo)
+            value = [
+                {"uri": request.image, "position": "first"},
+                {"uri": request.last_image, "position": "last"},
+            ]
+        if value is not None:
+            yield tuple(place.split(".")), value
+
+
+@given(REQUESTS)
+def test_no_request_shows_what_it_is_about(request: Generation) -> None:
+    """Neither the request's repr nor that of its bytes has prompt or address in it."""
+    marked = attrs.evolve(request, **dict.fromkeys(secret_fields(request), "https://x.MARK/"))
+    wire = build(marked, GATEWAY, KEY)
+    assert "MARK" not in repr(marked).replace(repr(getattr(marked, "model", "")), "")
+    assert "MARK" not in repr(wire)
+    assert "https://x.MARK/" in wire.secrets
+
+
+def secret_fields(request: Generation) -> list[str]:
+    """Give the fields that are never shown, and that this request has set."""
+    hidden = [field.name for field in attrs.fields(type(request)) if field.repr is False]
+    return [name for name in hidden if getattr(request, name) is not None]
+
+
+@given(texts(min_size=1), st.sampled_from(["POST", "GET"]), st.sampled_from(["feed", "official_task"]))
+def test_a_task_id_stays_inside_its_place(task_id: str, verb: str, endpoint: str) -> None:
+    """No id, whatever signs it has, can lead a request to another path, query or host."""
+    request = ask_task(task_id, ENDPOINTS[endpoint], attrs.evolve(GATEWAY, feed_verb=verb), KEY)
+    assert request.url.startswith("https://api.fuhuapi.com/runway")
+    plain = ask_task("x", ENDPOINTS[endpoint], attrs.evolve(GATEWAY, feed_verb=verb), KEY)
+    for sign in "/?#&=":
+        assert request.url.count(sign) == plain.url.count(sign)
+
+
+# Delays
+
+
+@given(HEADERS | st.fixed_dictionaries({"retry-after": HEADER_VALUES}), st.none() | st.floats())
+def test_a_pause_can_always_be_waited_for(
+    headers: dict[str, str], received_at: float | None
+) -> None:
+    """What a gateway asks for is None or a finite number from 0 on, whatever its headers say."""
+    asked = retry_after(headers, received_at)
+    assert asked is None or (math.isfinite(asked) and asked >= 0)
+
+
+POLICIES = st.builds(
+    RetryPolicy,
+    attempts=st.integers(1, 100),
+    first=st.floats(0.001, 100),
+    factor=st.floats(1, 100),
+    max_delay=st.floats(0.001, 1000),
+    max_retry_after=st.floats(0.001, 1000),
+)
+
+
+@given(POLICIES, st.integers(1, 50))
+def test_drawn_delays_stay_within_their_bounds(policy: RetryPolicy, count: int) -> None:
+    """No delay is below 0 or above the cap, nor above what growth alone would give."""
+    drawn = delays(policy)
+    for index in range(count):
+        delay = next(drawn)
+        assert 0 <= delay <= policy.max_delay
+        assert delay <= policy.first * policy.factor**index * (1 + 1e-9)
+
+
+@given(
+    st.integers(1, 200),
+    st.sampled_from(Fate),
+    st.sampled_from(Replay),
+    POLICIES,
+    st.floats(0, 1000),
+    st.none() | st.floats(0, 1e9),
+)
+def test_a_repeat_needs_the_table_and_the_policy(
+    attempt: int,
+    fate: Fate,
+    replay: Replay,
+    policy: RetryPolicy,
+    drawn: float,
+    asked: float | None,
+) -> None:
+    """A delay is given exactly if both allow a repeat, and is what was asked for, else drawn."""
+    error = errors.RateLimited("a", "b", "c", None, None, 429, None, None, asked, fate)
+    delay = delay_before(attempt, error, replay, policy, drawn)
+    allowed = replay in MAY_REPEAT[fate] and attempt < policy.attempts
+    if not allowed or (asked is not None and asked > policy.max_retry_after):
+        assert delay is None
+    else:
+        assert delay == (drawn if asked is None else asked)
+
+
+@given(st.floats(0.01, 100), st.floats(1.05, 100), st.floats(0.01, 1000))
+def test_a_ladder_climbs_to_its_cap_and_no_further(
+    first: float, factor: float, at_most: float
+) -> None:
+    """Intervals grow strictly, none is above the cap, and the last is the cap itself."""
+    steps = ladder(first, factor, at_most)
+    assert steps[-1] == at_most
+    assert all(low < high for low, high in zip(steps, steps[1:], strict=False))
+
+
+# Values
+
+
+@given(PROMPTS, st.builds(MotionVector, x=st.floats(allow_nan=False, allow_infinity=False)))
+def test_equal_requests_make_equal_bytes(prompt: str, motion: MotionVector) -> None:
+    """A request is known by its content: made twice, it gives the same body twice."""
+    one, other = (TextToVideo(prompt, motion=motion) for _ in range(2))
+    assert one == other
+    assert hash(one) == hash(other)
+    assert build(one, GATEWAY, KEY) == build(other, GATEWAY, KEY)

@@ -1,0 +1,31 @@
+"""Whether an error keeps its secrets, wherever one may look in it."""
+
+import pickle
+from collections.abc import Iterable, Iterator
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """Give *error* and everything it came from, hidden contexts included."""
+    waiting: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while waiting:
+        link = waiting.pop()
+        if link is not None and id(link) not in seen:
+            seen.add(id(link))
+            waiting += [link.__cause__, link.__context__]
+            yield link
+
+
+def told(error: BaseException, secrets: Iterable[str]) -> list[tuple[str, str]]:
+    """Give each of the *secrets* that *error* tells, with the class that tells it."""
+    return [
+        (secret, type(link).__name__)
+        for link in chain(error)
+        for secret in secrets
+        if _tells(link, secret)
+    ]
+
+
+def _tells(error: BaseException, secret: str) -> bool:
+    texts = (str(error), repr(error), "\n".join(getattr(error, "__notes__", ())))
+    return any(secret in text for text in texts) or secret.encode() in pickle.dumps(error)

@@ -1,0 +1,193 @@
+from typing import Any
+
+import attrs
+import pytest
+
+from fuhu_runway import _gateway as facts
+from fuhu_runway._gateway import DIALECTS, ENDPOINTS, GATEWAYS, REFUSALS, Replay, Root, Sense
+from fuhu_runway.errors import Fate, GatewayError
+from fuhu_runway.models import Balance, BalanceRoute, KeyStyle, TaskRecord, TaskState
+
+
+def dialect_of(body: dict[str, Any]) -> tuple[str, Sense] | None:
+    """Give the name of the first dialect that fits, and what it makes of the body."""
+    row = next((row for row in DIALECTS if row.fits(body)), None)
+    return row and (row.name, row.sense(body))
+
+
+# Smallest bodies, by the letters of api-facts 2.
+SHAPES: list[tuple[dict[str, Any], str | None, Sense | None]] = [
+    ({"code": 200, "data": {}}, "envelope", Sense.TASK),
+    ({"code": "200", "data": {}}, "envelope", Sense.TASK),
+    ({"code": " 200 ", "data": {}}, "envelope", Sense.TASK),
+    ({"code": 400, "data": []}, "envelope", Sense.REFUSAL),
+    ({"code": 0}, "envelope", Sense.REFUSAL),
+    ({"code": -1}, "envelope", Sense.REFUSAL),
+    ({"code": 200, "error": None}, "envelope", Sense.TASK),
+    ({"code": 200, "error": {}}, "envelope", Sense.TASK),
+    ({"code": "success", "data": {}}, "relay", Sense.TASK),
+    ({"code": " Success ", "data": None}, "relay", Sense.TASK),
+    ({"task_id": "t-1", "result_url": ""}, "bare_relay", Sense.TASK),
+    ({"task_id": "t-1", "fail_reason": ""}, "bare_relay", Sense.TASK),
+    ({"task_id": "t-1", "data": {}}, "bare_relay", Sense.TASK),
+    ({"task_id": "t-1", "status": "3"}, "callback", Sense.TASK),
+    ({"id": "t-1", "status": "RUNNING"}, "official", Sense.TASK),
+    ({"id": "t-1"}, "official", Sense.TASK),
+    ({"id": "t-1", "state": "pending"}, "luma", Sense.TASK),
+    ({"code": "task_not_exist", "data": None}, "task_error", Sense.REFUSAL),
+    ({"error": {"message": "no"}}, "openai_error", Sense.REFUSAL),
+    ({"error": "no"}, "openai_error", Sense.REFUSAL),
+    ({"error": {"message": "no"}, "id": "t-1"}, "openai_error", Sense.REFUSAL),
+    ({"success": False, "message": "no"}, "dashboard_error", Sense.REFUSAL),
+    ({"success": False, "code": "AUTH_X"}, "dashboard_error", Sense.REFUSAL),
+    ({"code": True, "data": {"object": "token_usage"}}, "dashboard_balance", Sense.BALANCE),
+    ({"code": False, "message": "no"}, "dashboard_balance", Sense.REFUSAL),
+    ({"code": True, "data": {"task_id": "t-1"}}, "dashboard_task", Sense.TASK),
+    ({"code": True, "data": 5}, "dashboard_balance", Sense.BALANCE),
+    ({"code": True, "data": "task_id"}, "dashboard_balance", Sense.BALANCE),
+    ({"description": "no", "type": "a", "code": 4}, "midjourney_error", Sense.REFUSAL),
+    ({"object": "billing_subscription"}, "billing_limit", Sense.BALANCE),
+    ({"hard_limit_usd": 5}, "billing_limit", Sense.BALANCE),
+    ({"object": "list", "total_usage": 1}, "billing_usage", Sense.BALANCE),
+    ({"total_usage": 1}, "billing_usage", Sense.BALANCE),
+    ({"total_quota": 1}, "account_quota", Sense.BALANCE),
+    ({}, None, None),
+    ({"code": None}, None, None),
+    ({"code": " "}, None, None),
+    ({"code": 2.5}, None, None),
+    ({"code": [200]}, None, None),
+    ({"success": True}, None, None),
+    ({"description": "no"}, None, None),
+]
+
+
+@pytest.mark.parametrize(("body", "name", "sense"), SHAPES, ids=lambda value: str(value)[:40])
+def test_a_dialect_is_known_by_its_shape(
+    body: dict[str, Any], name: str | None, sense: Sense | None
+) -> None:
+    """The smallest body of each shape of api-facts 2 goes to its own row, whoever sent it."""
+    assert dialect_of(body) == (name and (name, sense))
+
+
+@pytest.mark.parametrize(
+    ("value", "whole"),
+    [(200, True), (0, True), (-1, True), ("200", True), (" 200\n", True), ("0", True)]
+    + [(True, False), (False, False), (None, False), (200.0, False), ("", False), ("-1", False)]
+    + [("２００", False), ("²", False), ("2.0", False), ([], False), ("9" * 5000, False)],
+)
+def test_a_whole_number_is_no_boolean(value: object, whole: bool) -> None:
+    """Digits and ints are codes; booleans, fractions and endless digits are none."""
+    assert facts.is_whole(value) is whole
+    if whole:
+        assert isinstance(int(value), int)  # type: ignore[call-overload]
+
+
+def test_every_reading_of_a_code_fits_python() -> None:
+    """Whatever passes for a whole number can be made an int, however long it is."""
+    assert facts.is_whole("9" * 19)
+    assert not facts.is_whole("9" * 20)
+
+
+WORDS = {
+    TaskState.QUEUED: ["0", "not_start", "submitted", "queued", "pending", "throttled"],
+    TaskState.RUNNING: ["1", "running", "in_progress", "processing", "generating"],
+    TaskState.SUCCEEDED: ["3", "succeeded", "success", "completed", "complete", "done"],
+    TaskState.FAILED: ["2", "error", "failed", "failure", "fail", "expired"],
+    TaskState.CANCELED: ["cancelled", "canceled"],
+}
+
+
+@pytest.mark.parametrize(("state", "words"), WORDS.items())
+def test_the_words_are_those_of_the_facts(state: TaskState, words: list[str]) -> None:
+    """Each state has exactly the words of api-facts 3.4; 2 is a failure and 3 a success."""
+    assert [word for word, its in facts.STATES.items() if its is state] == words
+
+
+def test_no_word_stands_for_the_unknown() -> None:
+    """A word that no source documents is in no row, so that it stays unknown."""
+    assert TaskState.UNKNOWN not in facts.STATES.values()
+    assert all(word == word.strip().lower() for word in facts.STATES)
+
+
+def test_what_costs_points_is_paid() -> None:
+    """A request is paid exactly if a request class is sent; everything else only reads."""
+    for row in ENDPOINTS.values():
+        assert (row.replay is Replay.PAID) is (row.sends is not None)
+        assert (row.verb == "POST") or row.replay is Replay.FREE
+    assert len(facts.SUBMITS) == 5
+
+
+def test_the_rows_are_known_by_their_names() -> None:
+    """Each table is keyed by its rows' own names."""
+    assert all(name == row.name for name, row in ENDPOINTS.items())
+    assert all(name == row.name for name, row in GATEWAYS.items())
+
+
+@pytest.mark.parametrize("row", [row for row in ENDPOINTS.values() if row.sends])
+def test_every_attribute_of_a_request_has_its_place(row: facts.Endpoint) -> None:
+    """No attribute of a request is dropped on its way into the body, and none is invented."""
+    assert row.sends is not None
+    placed = {source.partition(".")[0] for source in row.body.values()}
+    # They have places of their own: extra goes anywhere, last_image beside image.
+    apart = {"extra", "last_image"} if row.root is Root.OFFICIAL else {"extra"}
+    assert placed == {field.name for field in attrs.fields(row.sends)} - apart
+
+
+def test_every_balance_route_has_its_endpoints() -> None:
+    """Each way to ask for a balance leads to endpoints that give one, of its own root."""
+    assert set(facts.BALANCE_ENDPOINTS) == set(BalanceRoute)
+    for route, names in facts.BALANCE_ENDPOINTS.items():
+        for name in names:
+            assert ENDPOINTS[name].gives is Balance
+            assert (ENDPOINTS[name].root is Root.QUOTA) is (route is BalanceRoute.QUOTA)
+
+
+def test_a_gateway_that_keeps_its_quota_elsewhere_says_where() -> None:
+    """A row whose balance is on another host names it, and no other row names one."""
+    for row in GATEWAYS.values():
+        assert (row.balance is BalanceRoute.QUOTA) is (row.quota_url is not None)
+
+
+def test_only_duomi_speaks_differently() -> None:
+    """All gateways take a bearer key and a POST to the feed, but the origin of the format."""
+    odd = {
+        name
+        for name, row in GATEWAYS.items()
+        if row.feed_verb != "POST" or row.key_style is not KeyStyle.BEARER
+    }
+    assert odd == {"duomi"}
+
+
+@pytest.mark.parametrize("row", [*ENDPOINTS.values(), *GATEWAYS.values(), *DIALECTS, *REFUSALS])
+def test_every_row_has_a_source(row: Any) -> None:
+    """No row of any table is without the place that it comes from."""
+    assert row.source.startswith(("api-facts ", "HTTP "))
+
+
+def test_the_last_line_of_the_catalogue_takes_everything() -> None:
+    """Whatever a gateway says no with, one line fits, so that no refusal is without a name."""
+    *others, last = REFUSALS
+    assert not (last.statuses or last.codes or last.texts)
+    assert all(row.statuses or row.codes or row.texts for row in others)
+
+
+@pytest.mark.parametrize("row", REFUSALS, ids=lambda row: row.source)
+def test_the_catalogue_can_be_matched(row: facts.Refusal) -> None:
+    """Codes and texts are in lower case, as they are compared, and each line raises a leaf."""
+    assert all(code == code.lower() for code in row.codes)
+    assert all(text == text.lower() for text in row.texts)
+    assert row.raises is not GatewayError
+    assert row.advice.endswith(".")
+
+
+def test_refused_is_claimed_only_where_the_gateway_took_nothing() -> None:
+    """A paid request may go again only after a 429, a busy sign or a model without a channel."""
+    claims = {row.raises.__name__ for row in REFUSALS if row.fate is Fate.REFUSED}
+    assert claims == {"RateLimited", "ModelUnavailable"}
+    assert {row.raises.__name__ for row in REFUSALS if row.fate is Fate.UNKNOWN} == {"GatewayDown"}
+    assert not any(row.fate is Fate.UNSENT for row in REFUSALS)
+
+
+def test_each_endpoint_gives_one_of_two_things() -> None:
+    """An answer is about a task or about a balance."""
+    assert {row.gives for row in ENDPOINTS.values()} == {TaskRecord, Balance}

@@ -1,0 +1,86 @@
+"""The way in: with the extra, without it, and left before it began."""
+
+import runpy
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+import pytest
+
+from fuhu_runway.__main__ import main
+
+
+def exit_code_of_main() -> object:
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    return leaving.value.code
+
+
+@pytest.mark.parametrize("missing", ["cyclopts", "rich"])
+def test_without_the_extra_one_line_names_it(
+    missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A command that lacks a package says on stderr what to install, and exits with 2."""
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert exit_code_of_main() == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err == 'The command line needs an extra: pip install "fuhu-runway[cli]"\n'
+
+
+def test_without_the_extra_the_command_line_is_not_imported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is missing is found out before the module that needs it is touched."""
+    monkeypatch.setitem(sys.modules, "fuhu_runway.cli", None)
+    monkeypatch.setitem(sys.modules, "rich", None)
+    assert exit_code_of_main() == 2
+
+
+class FakeCli:
+    """Stands in for the module, so that this file runs with and without the extra."""
+
+    def __init__(self, outcome: int | BaseException) -> None:
+        self.outcome = outcome
+
+    def main(self, tokens: Sequence[str] | None = None) -> int:
+        if isinstance(self.outcome, BaseException):
+            raise self.outcome
+        return self.outcome
+
+
+def install(monkeypatch: pytest.MonkeyPatch, cli: FakeCli) -> None:
+    for name in ("cyclopts", "rich"):
+        there = ModuleType(name)
+        there.__spec__ = ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, name, there)
+    monkeypatch.setitem(sys.modules, "fuhu_runway.cli", cli)  # type: ignore[arg-type]
+    monkeypatch.setattr("fuhu_runway.cli", cli, raising=False)
+
+
+@pytest.mark.parametrize("code", [0, 5])
+def test_the_process_ends_with_the_code_of_the_command(
+    code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the command line says is what the shell sees."""
+    install(monkeypatch, FakeCli(code))
+    assert exit_code_of_main() == code
+
+
+def test_ctrl_c_before_the_command_began_is_quiet(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever presses Ctrl-C while Python still imports sees no traceback, and gets 130."""
+    install(monkeypatch, FakeCli(KeyboardInterrupt()))
+    assert exit_code_of_main() == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_the_package_itself_is_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m fuhu_runway` is the same command."""
+    install(monkeypatch, FakeCli(3))
+    monkeypatch.delitem(sys.modules, "fuhu_runway.__main__")
+    with pytest.raises(SystemExit) as leaving:
+        runpy.run_module("fuhu_runway.__main__", run_name="__main__")
+    assert leaving.value.code == 3

@@ -1,0 +1,485 @@
+import copy
+import math
+import pickle
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import attrs
+import pytest
+from support.secrets import told
+
+from fuhu_runway import models
+from fuhu_runway._gateway import GATEWAYS
+from fuhu_runway.errors import UsageError
+from fuhu_runway.models import (
+    ActOne,
+    Balance,
+    BalanceRoute,
+    Gateway,
+    ImageToVideo,
+    KeyStyle,
+    MotionVector,
+    OfficialImageToVideo,
+    PollPolicy,
+    RetryPolicy,
+    TaskRecord,
+    TaskState,
+    TextToVideo,
+    Timeouts,
+    VideoToVideo,
+    is_web_address,
+)
+
+IMAGE = "https://marked.example/1.jpeg?_jwt=marked"
+CLIP = "https://marked.example/1.mp4?_jwt=marked"
+PROMPT = "a marked kitten"
+
+Make = Callable[..., Any]
+
+
+def text(**changes: Any) -> TextToVideo:
+    """Give a request for text to video, changed."""
+    return TextToVideo(**{"prompt": PROMPT} | changes)
+
+
+def image(**changes: Any) -> ImageToVideo:
+    """Give a request for image to video, changed."""
+    return ImageToVideo(**{"prompt": PROMPT, "image": IMAGE} | changes)
+
+
+def video(**changes: Any) -> VideoToVideo:
+    """Give a request for video to video, changed."""
+    return VideoToVideo(**{"video": CLIP, "prompt": PROMPT} | changes)
+
+
+def act_one(**changes: Any) -> ActOne:
+    """Give a request for an expression transfer, changed."""
+    return ActOne(**{"video": CLIP, "image": IMAGE} | changes)
+
+
+def official(**changes: Any) -> OfficialImageToVideo:
+    """Give a request in the official format, changed."""
+    return OfficialImageToVideo(**{"image": IMAGE, "prompt": PROMPT} | changes)
+
+
+REQUESTS: list[Make] = [text, image, video, act_one, official]
+POLICIES: list[Make] = [Timeouts, RetryPolicy, PollPolicy, MotionVector, Gateway]
+
+# What is allowed, as the error says it, to who has such fields, and what is not allowed.
+WORD = "with at least one word"
+ADDRESS = "the gateway can download it"
+SECONDS = "Use 5 or 10."
+FLAG = "Use True or False."
+NUMBER = "Use a number."
+SPAN = "Use a number of seconds above 0."
+
+NO_TEXTS: list[Any] = ["", " \n", None, 5, b"marked", ["marked"]]
+NO_ADDRESSES: list[Any] = [
+    "",
+    "marked words",
+    "marked.example/1.jpeg",
+    "ftp://marked.example/1.jpeg",
+    "https://",
+    "https:///1.jpeg",
+    "https://[marked/1.jpeg",
+    "https://marked.example/1 2.jpeg",
+    "https://marked.example/\ud800.jpeg",
+    "file:///home/marked/1.jpeg",
+    5,
+    b"https://marked.example/",
+]
+NO_FLAGS: list[Any] = [1, 0, "true", 0.0]
+NO_SPANS: list[Any] = [0, -1, math.nan, math.inf, "5", True, None, 10**400, 10**5000]
+NO_NUMBERS: list[Any] = ["1", None, True, math.nan, math.inf, -math.inf, 10**400, [1], 1j]
+NO_SECONDS: list[Any] = [0, 7, 15, "10", 10.0, 5.0, True, [], math.nan, 10**5000]
+
+RULES: list[tuple[list[Make], str, str, list[Any]]] = [
+    ([text, image, video], "prompt", WORD, NO_TEXTS[:2]),
+    ([official], "prompt", WORD, NO_TEXTS[:2]),
+    ([text, image, video], "prompt", "Give it as text (str).", NO_TEXTS[2:]),
+    ([official], "prompt", "Give it as text (str).", [5, b"marked"]),
+    ([text, image, video, official], "prompt", "lone surrogate", ["a marked \ud83d kitten"]),
+    ([text, image, video, official], "model", WORD, NO_TEXTS[:2]),
+    ([text, image, video, official], "model", "Give it as text (str).", [None, 4]),
+    ([text, image], "style", WORD, NO_TEXTS[:2]),
+    ([text, image], "ratio", "16:9, 9:16, 1:1, 4:3, 3:4 or 21:9.", ["16/9", "", None, 1.78, []]),
+    ([text, image], "ratio", "16:9, 9:16", ["1280:720"]),
+    ([official], "ratio", "1280:720, 720:1280", ["16:9", None]),
+    ([text, image, official], "seconds", SECONDS, [*NO_SECONDS, None]),
+    ([video], "seconds", SECONDS, NO_SECONDS),
+    ([text, image], "motion", "Use a MotionVector.", [None, {}, 0.4]),
+    ([image, act_one], "image", ADDRESS, NO_ADDRESSES),
+    ([image, act_one], "image", ADDRESS, ["data:image/png;base64,aGk="]),
+    ([official], "image", ADDRESS, [*NO_ADDRESSES, None, "data:text/marked,a"]),
+    ([official], "image", ADDRESS, ["data:image/png;base64,\ud800", "data:image/png,marked笑"]),
+    ([image, official], "last_image", ADDRESS, NO_ADDRESSES),
+    ([video, act_one], "video", ADDRESS, [*NO_ADDRESSES, None]),
+    ([act_one], "character_video", ADDRESS, NO_ADDRESSES),
+    ([image], "image_as_end_frame", FLAG, [*NO_FLAGS, None]),
+    ([image, video], "flip", FLAG, [*NO_FLAGS, None]),
+    ([act_one], "flip", FLAG, NO_FLAGS),
+    ([official], "watermark", FLAG, NO_FLAGS),
+    ([video], "structure_transformation", "Use a number from 0 to 1.", [*NO_NUMBERS, -0.1, 1.1]),
+    ([act_one], "motion_multiplier", "Use a whole number from 1 to 5.", [0, 6, 2.0, "2", True]),
+    ([official], "seed", "Use a whole number from 0 to 4294967295.", [-1, 2**32, 1.0, 10**400]),
+    ([MotionVector], "x", NUMBER, NO_NUMBERS),
+    ([MotionVector], "bg_y_pan", NUMBER, NO_NUMBERS),
+    ([Timeouts], "connect", SPAN, NO_SPANS),
+    ([Timeouts], "read", SPAN, NO_SPANS),
+    ([Timeouts], "total", SPAN, NO_SPANS),
+    ([RetryPolicy], "attempts", "Use a whole number from 1 to 100.", [0, 101, 2.0, None, True]),
+    ([RetryPolicy, PollPolicy], "first", SPAN, NO_SPANS),
+    ([RetryPolicy, PollPolicy], "factor", "Use a number from 1 to 100.", [0.5, 101, *NO_NUMBERS]),
+    ([RetryPolicy], "max_delay", SPAN, NO_SPANS),
+    ([RetryPolicy], "max_retry_after", SPAN, NO_SPANS),
+    ([PollPolicy], "max_interval", SPAN, NO_SPANS),
+    ([PollPolicy], "jitter", "Use a number from 0 to 0.9.", [-0.1, 1, *NO_NUMBERS]),
+    ([PollPolicy], "not_found_grace", SPAN, NO_SPANS),
+    ([PollPolicy], "url_grace", SPAN, NO_SPANS),
+]
+BAD = [
+    pytest.param(make, field, value, allowed, id=f"{make.__name__} {field} {index}")
+    for makes, field, allowed, values in RULES
+    for make in makes
+    for index, value in enumerate(values)
+]
+
+
+@pytest.mark.parametrize(("make", "field", "value", "allowed"), BAD)
+def test_a_bad_value_is_refused_by_name(make: Make, field: str, value: Any, allowed: str) -> None:
+    """A bad value is a UsageError that names its field and what is allowed there."""
+    with pytest.raises(UsageError) as caught:
+        make(**{field: value})
+    error = caught.value
+    assert error.field == field
+    assert field in error.happened
+    assert error.money == "Nothing was sent or charged."
+    assert allowed in str(error)
+    assert len(str(error)) < 400
+
+
+@pytest.mark.parametrize(("make", "field", "value", "allowed"), BAD)
+def test_a_refusal_keeps_what_is_secret(make: Make, field: str, value: Any, allowed: str) -> None:
+    """No error about a bad value holds a prompt or an address, in itself or in its causes."""
+    with pytest.raises(UsageError) as caught:
+        make(**{field: value})
+    assert told(caught.value, ["marked"]) == []
+
+
+def test_every_checked_field_has_a_bad_value_in_these_tests() -> None:
+    """No field with a check of its own is missing from the rules above."""
+    tested = {(type(make()), field) for makes, field, *_ in RULES for make in makes}
+    for make in (*REQUESTS, *POLICIES[:-1]):
+        kind = type(make())
+        checked = {field.name for field in attrs.fields(kind) if field.validator is not None}
+        assert checked - {field for known, field in tested if known is kind} <= {
+            # tested below, and the axes, which share one check
+            *("extra", "y", "z", "r", "bg_x_pan"),
+        }
+
+
+@pytest.mark.parametrize("make", [text, image])
+def test_a_choice_shows_the_value_that_is_wrong(make: Make) -> None:
+    """A wrong ratio is shown, so that a slip of the keyboard is seen at once."""
+    with pytest.raises(UsageError, match=r"ratio is '16:10'\. .* Use 16:9, 9:16, .* or 21:9\."):
+        make(ratio="16:10")
+
+
+def test_a_value_is_shown_short_and_without_secrets() -> None:
+    """Of a long value the start is shown, and of an address nothing."""
+    with pytest.raises(UsageError) as caught:
+        text(ratio="wide " * 1000)
+    assert caught.value.happened == f"ratio is {('wide ' * 100)!r:.57}...."
+    with pytest.raises(UsageError) as caught:
+        text(ratio=IMAGE)
+    assert caught.value.happened == "ratio is '<url>'."
+
+
+def test_a_value_that_cannot_be_shown_is_named_by_its_type() -> None:
+    """A number of five thousand digits is refused like any other, though Python prints none."""
+    with pytest.raises(UsageError, match="seed is of type int"):
+        official(seed=10**5000)
+
+
+@pytest.mark.parametrize("make", [text, image])
+def test_gen3_knows_two_ratios(make: Make) -> None:
+    """GEN-3 takes 16:9 and 9:16 and no other ratio (api-facts 1.2)."""
+    with pytest.raises(UsageError, match="1:1.*gen3.*Use 16:9 or 9:16") as caught:
+        make(model="gen3", ratio="1:1")
+    assert caught.value.field == "ratio"
+    assert make(model="gen3", ratio="9:16").ratio == "9:16"
+    assert make(model="gen4", ratio="1:1").ratio == "1:1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"image": None}, "neither was"), ({"character_video": CLIP}, "both were")],
+)
+def test_a_character_is_given_once(changes: dict[str, Any], said: str) -> None:
+    """A performance needs one character: a picture or a clip, not both and not neither."""
+    with pytest.raises(UsageError, match=said) as caught:
+        act_one(**changes)
+    assert caught.value.field == "image"
+    assert told(caught.value, ["marked"]) == []
+    assert ActOne(CLIP, character_video=CLIP).image is None
+
+
+def test_an_official_prompt_has_a_length() -> None:
+    """The official format takes a thousand characters and not one more (api-facts 6)."""
+    assert official(prompt="x" * 1000).prompt == "x" * 1000
+    with pytest.raises(UsageError, match=r"prompt has 1001 characters\. .* at most 1000") as caught:
+        official(prompt="x" * 1001)
+    assert caught.value.field == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("make", "changes"),
+    [
+        *[(text, {"ratio": ratio}) for ratio in models.RATIOS],
+        *[(official, {"ratio": ratio}) for ratio in models.OFFICIAL_RATIOS],
+        *[(make, {"seconds": 5}) for make in (text, image, video, official)],
+        (text, {"prompt": "一只小猫"}),
+        (text, {"model": "gen9", "style": "未来"}),
+        (text, {"motion": MotionVector(-6.2, 0.4, 1000, -6, 0, 0)}),
+        (image, {"image": "http://127.0.0.1:8080/1.jpeg", "last_image": "HTTPS://x.example"}),
+        (image, {"image": "https://user:word@x.example:8443/图.jpeg#1", "flip": True}),
+        (image, {"image": "https://[2001:db8::1]:443/1.jpeg", "image_as_end_frame": True}),
+        (video, {"seconds": None, "structure_transformation": 0}),
+        (video, {"structure_transformation": 1.0}),
+        (act_one, {"motion_multiplier": 1, "flip": False}),
+        (act_one, {"motion_multiplier": 5, "flip": None}),
+        (official, {"prompt": None, "seed": 0, "watermark": True}),
+        (official, {"seed": 4294967295, "last_image": "data:image/png;base64,aGk="}),
+        (official, {"image": "data:image/jpeg;base64,aGk="}),
+        (RetryPolicy, {"attempts": 1, "factor": 1, "first": 0.001}),
+        (RetryPolicy, {"attempts": 100, "factor": 100, "max_retry_after": 1e9}),
+        (PollPolicy, {"jitter": 0, "factor": 1.0}),
+        (PollPolicy, {"jitter": 0.9}),
+        (Timeouts, {"connect": 1, "read": 0.5, "total": 3600}),
+    ],
+)
+def test_what_is_documented_is_taken_as_it_is(make: Make, changes: dict[str, Any]) -> None:
+    """Every documented value passes, at both ends of each range, and is kept unchanged."""
+    made = make(**changes)
+    for name, value in changes.items():
+        assert getattr(made, name) == value
+        assert type(getattr(made, name)) is type(value)
+
+
+def test_the_defaults_are_the_documented_ones() -> None:
+    """What a request leaves open is what the pages call the default (api-facts 1.2 to 1.4, 6)."""
+    made = TextToVideo("a kitten")
+    assert (made.ratio, made.seconds, made.model, made.style) == ("16:9", 10, "gen4", "cinematic")
+    assert made.motion == MotionVector(0, 0, 0, 0, 0, 0)
+    assert (video().structure_transformation, video().seconds) == (0.5, 5)
+    assert (official().ratio, official().seconds) == ("1280:720", 10)
+
+
+def test_the_policies_are_the_promised_ones() -> None:
+    """The default schedule is 2 s, x1.5, 15 s, and the time-outs leave a slow submit its time."""
+    assert attrs.astuple(Timeouts()) == (5.0, 60.0, 300.0)
+    assert attrs.astuple(PollPolicy()) == (2.0, 1.5, 15.0, 0.1, 60.0, 60.0)
+    assert attrs.astuple(RetryPolicy()) == (5, 0.5, 2.0, 30.0, 120.0)
+    assert models.DEFAULT_WAIT == 1800.0
+
+
+# extra
+
+
+@pytest.mark.parametrize("make", REQUESTS)
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (None, "of type NoneType"),
+        ([("a", 1)], "of type list"),
+        ({1: "marked"}, "keys that are not text"),
+        ({"a": {1, 2}}, "TypeError"),
+        ({"a": b"marked"}, "TypeError"),
+        ({"a": math.nan}, "ValueError"),
+        ({"a": [math.inf]}, "ValueError"),
+        ({"a": "marked \ud800"}, "UnicodeEncodeError"),
+        ({"a": {("marked",): 1}}, "TypeError"),
+        ({"a": threading.Lock()}, "TypeError"),
+        ({"a": (one for one in "marked")}, "TypeError"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_extra_has_to_be_json(make: Make, extra: Any, said: str) -> None:
+    """What cannot be a part of the body is refused when the request is made, and not shown."""
+    with pytest.raises(UsageError, match=said) as caught:
+        make(extra=extra)
+    assert caught.value.field == "extra"
+    assert told(caught.value, ["marked"]) == []
+
+
+def test_extra_without_end_is_refused() -> None:
+    """Lists in lists without end, and one that holds itself, are refused and no crash."""
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    itself: dict[str, Any] = {}
+    itself["a"] = itself
+    for extra in ({"a": deep}, itself):
+        with pytest.raises(UsageError, match="extra cannot be written as JSON"):
+            text(extra=extra)
+
+
+def test_extra_is_a_copy() -> None:
+    """What the caller changes later does not change the request."""
+    extra = {"options": {"fps": 24}}
+    made = text(extra=extra)
+    extra["options"]["fps"] = 60
+    assert made.extra == {"options": {"fps": 24}}
+
+
+# Addresses
+
+
+@pytest.mark.parametrize("value", ["http://x", "https://x.example/?a#b", "HTTP://USER@X:80/图"])
+def test_a_web_address_has_scheme_and_host(value: str) -> None:
+    """Absolute http and https addresses are taken, in any case, with any port, path and query."""
+    assert is_web_address(value)
+
+
+@pytest.mark.parametrize("value", [*NO_ADDRESSES, None, "null", "//x.example/1", "http://?a", []])
+def test_anything_else_is_no_web_address(value: Any) -> None:
+    """Words, other schemes, relative addresses, broken ones and other types are no addresses."""
+    assert not is_web_address(value)
+
+
+# Values
+
+
+def record(**changes: Any) -> TaskRecord:
+    """Give a record in which everything that may be secret is marked."""
+    known: dict[str, Any] = {
+        "task_id": "t-1",
+        "state": TaskState.SUCCEEDED,
+        "video_url": CLIP,
+        "poster_url": IMAGE,
+        "last_frame_url": IMAGE,
+        "prompt": PROMPT,
+        "prompt_en": PROMPT,
+        "message": PROMPT,
+        "created_at": datetime(2025, 1, 1, tzinfo=UTC),
+        "raw": {"data": PROMPT},
+    }
+    return TaskRecord(**known | changes)
+
+
+VALUES: list[Make] = [*REQUESTS, *POLICIES[:-1], lambda: Gateway("own"), record, Balance]
+
+
+@pytest.mark.parametrize("make", VALUES)
+def test_no_value_shows_a_secret(make: Make) -> None:
+    """The repr of a value has its class and its plain fields, and no prompt, address or answer."""
+    made = make()
+    assert repr(made).startswith(type(made).__name__)
+    assert "marked" not in repr(made)
+
+
+def test_extra_shows_only_how_much_there_is() -> None:
+    """The repr of a request counts the keys of `extra` and shows none."""
+    assert "extra=<2 keys>" in repr(text(extra={"marked": 1, "images": ["marked"]}))
+    assert "marked" not in repr(text(extra={"marked": 1}))
+
+
+@pytest.mark.parametrize("make", VALUES)
+def test_values_are_frozen(make: Make) -> None:
+    """No field of a value can be set after it was made, and no new one added."""
+    made = make()
+    for name in (attrs.fields(type(made))[0].name, "something_new"):
+        with pytest.raises((attrs.exceptions.FrozenInstanceError, AttributeError)):
+            setattr(made, name, "changed")
+
+
+@pytest.mark.parametrize("make", VALUES)
+def test_equal_values_are_equal_and_hash_alike(make: Make) -> None:
+    """Two values of the same content are the same in a set, and equal their copies."""
+    one, other = make(), make()
+    assert one == other
+    assert len({one, other}) == 1
+    assert copy.deepcopy(one) == one
+    assert pickle.loads(pickle.dumps(one)) == one  # noqa: S301 - our own
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (text(), text(prompt="another")),
+        (text(), text(extra={"a": 1})),
+        (text(motion=MotionVector(1)), text(motion=MotionVector(2))),
+        (image(), image(last_image=IMAGE)),
+        (record(), record(progress=0.5)),
+        (text(), image()),
+    ],
+)
+def test_values_that_differ_are_not_equal(one: object, other: object) -> None:
+    """A single field that differs, `extra` included, makes two values."""
+    assert one != other
+
+
+def test_the_raw_answer_makes_no_difference() -> None:
+    """Two records that say the same are equal, however the gateway spelled it."""
+    assert record(raw={"a": 1}) == record(raw=None)
+    assert Balance(1, raw={"a": 1}) == Balance(1)
+
+
+@pytest.mark.parametrize("state", TaskState)
+def test_an_unknown_word_is_not_final(state: TaskState) -> None:
+    """Only a success, a failure and a cancellation end a task; an unknown word does not."""
+    assert state.is_final is (state.name in {"SUCCEEDED", "FAILED", "CANCELED"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "has_clip"),
+    [
+        ({}, True),
+        ({"video_url": None}, False),
+        ({"state": TaskState.FAILED}, False),
+        ({"state": TaskState.RUNNING}, False),
+    ],
+)
+def test_a_clip_needs_success_and_an_address(changes: dict[str, Any], has_clip: bool) -> None:
+    """Success without an address is no clip, and neither is an address without success."""
+    assert record(**changes).has_clip is has_clip
+
+
+@pytest.mark.parametrize(
+    ("limit", "usage", "joined"),
+    [
+        (Balance(total=5), Balance(used=1.25), Balance(3.75, 1.25, 5)),
+        (Balance(used=1.25), Balance(total=5), Balance(3.75, 1.25, 5)),
+        (Balance(total=5), Balance(), Balance(None, None, 5)),
+        (Balance(), Balance(used=1), Balance(None, 1, None)),
+        (Balance(unlimited=True), Balance(used=1), Balance(None, 1, None, unlimited=True)),
+        (Balance(total=0), Balance(used=0), Balance(0, 0, 0)),
+    ],
+)
+def test_two_halves_make_a_balance(limit: Balance, usage: Balance, joined: Balance) -> None:
+    """The limit from one route and the usage from another give what is left (api-facts 7)."""
+    assert limit.joined(usage) == joined
+
+
+def test_a_joined_balance_keeps_both_answers() -> None:
+    """What either route said is still there as it came."""
+    assert Balance(raw={"a": 1}).joined(Balance(raw={"b": 2})).raw == [{"a": 1}, {"b": 2}]
+
+
+# Gateways
+
+
+@pytest.mark.parametrize("verb", ["PUT", "post", "", None])
+def test_a_feed_is_asked_by_post_or_get(verb: Any) -> None:
+    """No other verb is a way to ask the feed."""
+    with pytest.raises(UsageError, match=r"feed_verb .* Use POST or GET\."):
+        Gateway("own", feed_verb=verb)
+
+
+def test_a_gateway_of_ones_own_speaks_like_most() -> None:
+    """A name and an address are enough: the rest is what most gateways have in common."""
+    own = Gateway("own", "https://own.example")
+    assert attrs.evolve(GATEWAYS["fuhuapi"], name="own", base_url=own.base_url, source="") == own
+    assert (own.key_style, own.balance) == (KeyStyle.BEARER, BalanceRoute.BILLING)

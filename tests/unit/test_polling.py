@@ -1,0 +1,817 @@
+import asyncio
+import gc
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import attrs
+import pytest
+from support.clients import Ear, others
+from support.clock import ManualClock, settle
+
+from fuhu_runway import hooks as events
+from fuhu_runway._clock import LoopClock
+from fuhu_runway._gateway import ENDPOINTS, GATEWAYS
+from fuhu_runway._polling import Poller, PollQueue, Watch
+from fuhu_runway._wire import ask_task
+from fuhu_runway.errors import (
+    ClipMissing,
+    GatewayDown,
+    GatewayError,
+    NoReply,
+    NotFound,
+    OutOfCredits,
+    RateLimited,
+    RunwayError,
+    Unauthorized,
+    UnreadableReply,
+    UsageError,
+    WaitAbandoned,
+    WaitTimeout,
+)
+from fuhu_runway.hooks import Hooks
+from fuhu_runway.models import PollPolicy, TaskRecord, TaskState
+
+STEADY = PollPolicy(jitter=0)
+VIDEO = "https://cdn.example/1.mp4"
+Wait = asyncio.Task[TaskRecord]
+Answer = TaskRecord | BaseException
+
+
+def record(task_id: str = "t-1", state: TaskState = TaskState.RUNNING, **parts: Any) -> TaskRecord:
+    """Give what an answer said; a success has its address unless told otherwise."""
+    if state is TaskState.SUCCEEDED:
+        parts = {"video_url": VIDEO, **parts}
+    return TaskRecord(task_id, state, **parts)
+
+
+def done(task_id: str = "t-1") -> TaskRecord:
+    """Give what the last answer says."""
+    return record(task_id, TaskState.SUCCEEDED, points=320.0)
+
+
+def no(kind: type[GatewayError], retry_after: float | None = None) -> GatewayError:
+    """Give the error for an answer that says no."""
+    texts = ("It said no.", "Nothing was charged.", "Do.")
+    return kind(*texts, "t-1", "r-1", 0, None, None, retry_after)
+
+
+@attrs.define(eq=False)
+class Feed:
+    """What the gateway says, look after look; the last of a task's answers is said for ever."""
+
+    clock: ManualClock
+    answers: dict[str, list[Answer]] = attrs.field(factory=dict)
+    #: Which task was asked about, and when.
+    looks: list[tuple[str, float]] = attrs.field(factory=list)
+    under_way: int = 0
+    peak: int = 0
+    #: Looks hang while this is clear.
+    is_open: asyncio.Event = attrs.field(factory=asyncio.Event)
+    #: How many looks were cancelled.
+    left: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self.is_open.set()
+
+    def says(self, *answers: Answer, task_id: str = "t-1") -> None:
+        self.answers[task_id] = list(answers)
+
+    async def look(self, request: Any) -> TaskRecord:
+        self.looks.append((request.task_id, self.clock.now()))
+        self.under_way += 1
+        self.peak = max(self.peak, self.under_way)
+        try:
+            await self.is_open.wait()
+        except asyncio.CancelledError:
+            self.left += 1
+            raise
+        finally:
+            self.under_way -= 1
+        told = self.answers.get(request.task_id, [record(request.task_id)])
+        answer = told.pop(0) if len(told) > 1 else told[0]
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    @property
+    def instants(self) -> list[float]:
+        """When it was looked, in seconds since the start."""
+        return [at - 1000 for _, at in self.looks]
+
+
+@attrs.define(eq=False)
+class Scene:
+    """A scheduler over a feed, and a clock to move it by."""
+
+    clock: ManualClock
+    feed: Feed
+    ear: Ear
+    poller: Poller
+
+    def watch(self, task_id: str = "t-1", *, fresh: bool = False, endpoint: str = "feed") -> Watch:
+        """Give the watch over a task; a fresh one was submitted just now."""
+        request = ask_task(task_id, ENDPOINTS[endpoint], GATEWAYS["fuhuapi"], "sk-1")
+        return self.poller.watch(request, self.clock.now() if fresh else None)
+
+    def wait(self, watch: Watch, timeout: float | None = None) -> Wait:
+        return asyncio.ensure_future(self.poller.settled(watch, timeout))
+
+    def change(self, watch: Watch, timeout: float | None = None) -> Wait:
+        deadline = self.poller.deadline(timeout)
+        return asyncio.ensure_future(self.poller.changed(watch, watch.version, timeout, deadline))
+
+    def has_nothing_left(self) -> bool:
+        """Whether no timer, no look and no entry is left."""
+        idle = repr(self.poller) == "<Poller 0 tasks>"
+        return idle and not self.clock.timers and not others() and not self.feed.under_way
+
+
+@pytest.fixture
+def make(clock: ManualClock) -> Callable[..., Scene]:
+    """Give a maker of scenes, for a test that needs a policy of its own."""
+
+    def build(policy: PollPolicy = STEADY, *, at_once: int = 100, **options: Any) -> Scene:
+        feed, ear = Feed(clock), Ear()
+        hooks = Hooks([ear])
+        poller = Poller(
+            feed.look, policy=policy, at_once=at_once, clock=clock, hooks=hooks, **options
+        )
+        return Scene(clock, feed, ear, poller)
+
+    return build
+
+
+@pytest.fixture
+def scene(make: Callable[..., Scene]) -> Scene:
+    """Give a scheduler without jitter."""
+    return make()
+
+
+# The queue
+
+
+def test_the_queue_gives_the_longest_due_first() -> None:
+    """What is due is given by due time, not by when it was put."""
+    queue: PollQueue[str] = PollQueue()
+    for key, due_at in (("late", 3.0), ("early", 1.0), ("middle", 2.0), ("future", 9.0)):
+        queue.put(key, due_at)
+    assert queue.take(now=5.0, at_most=2) == ["early", "middle"]
+    assert queue.take(now=5.0, at_most=2) == ["late"]
+    assert queue.next_due_at() == 9.0
+
+
+def test_the_queue_keeps_the_order_of_equals() -> None:
+    """Entries that are due at the same instant are given first come first served."""
+    queue: PollQueue[str] = PollQueue()
+    for key in "cab":
+        queue.put(key, 1.0)
+    assert queue.take(1.0, 10) == ["c", "a", "b"]
+
+
+def test_the_queue_forgets_what_was_said_before() -> None:
+    """Putting a key again voids its earlier due time, and leaves one entry."""
+    queue: PollQueue[str] = PollQueue()
+    queue.put("a", 1.0)
+    queue.put("a", 5.0)
+    assert (len(queue), queue.next_due_at(), queue.take(4.0, 9)) == (1, 5.0, [])
+
+
+def test_the_queue_drops() -> None:
+    """A dropped key is neither in it, nor given, nor waited for; an unknown one is fine."""
+    queue: PollQueue[str] = PollQueue()
+    queue.put("a", 1.0)
+    queue.drop("a")
+    queue.drop("b")
+    assert "a" not in queue
+    assert (len(queue), queue.next_due_at(), queue.take(9.0, 9)) == (0, None, [])
+
+
+def test_the_queue_sweeps_out_the_dead() -> None:
+    """Ten thousand voided entries take the room of some dozens."""
+    queue: PollQueue[int] = PollQueue()
+    for turn in range(10_000):
+        queue.put(1, 1e6 + turn)
+    assert len(queue._heap) < 50
+    assert queue.take(1e9, 5) == [1]
+
+
+# One task, one question
+
+
+async def test_the_first_look_comes_after_the_first_interval(scene: Scene) -> None:
+    """A task just submitted is looked at after 2 s, then ever more rarely, up to every 15 s."""
+    waiting = scene.wait(scene.watch(fresh=True))
+    await scene.clock.advance(60)
+    assert scene.feed.instants == [2, 5, 9.5, 16.25, 26.375, 41.375, 56.375]
+    waiting.cancel()
+
+
+async def test_a_reattached_task_is_looked_at_at_once(scene: Scene) -> None:
+    """A handle made from an id alone does not wait before its first look."""
+    scene.feed.says(done())
+    waiting = scene.wait(scene.watch())
+    await scene.clock.advance(0)
+    assert waiting.result() == done()
+    assert scene.feed.instants == [0]
+
+
+async def test_one_question_however_many_wait(scene: Scene) -> None:
+    """A hundred waits for one task look at it as often as one does, and all get its end."""
+    scene.feed.says(record(), record(), done())
+    watch = scene.watch(fresh=True)
+    waits = [scene.wait(watch) for _ in range(100)]
+    await scene.clock.advance(9.5)
+    assert [wait.result() for wait in waits] == [done()] * 100
+    assert len(scene.feed.looks) == 3
+    assert scene.has_nothing_left()
+
+
+async def test_everyone_who_asks_for_a_task_gets_the_same_watch(scene: Scene) -> None:
+    """Two handles on one id share what is known, as long as one of them is held."""
+    watch = scene.watch()
+    assert scene.watch() is watch
+    assert scene.watch("t-2") is not watch
+
+
+async def test_a_task_of_the_other_format_is_another_one(scene: Scene) -> None:
+    """A handle in the wrong format does not keep one in the right format from asking there."""
+    assert scene.watch(endpoint="feed") is not scene.watch(endpoint="official_task")
+
+
+async def test_a_watch_lives_as_long_as_its_handles(scene: Scene) -> None:
+    """The scheduler itself holds no task that nobody holds."""
+    watch = scene.watch()
+    waiting = scene.wait(watch, 1.0)
+    await scene.clock.advance(1.0)
+    assert isinstance(waiting.exception(), WaitTimeout)
+    del watch, waiting
+    gc.collect()
+    assert len(scene.poller._watches) == 0
+
+
+async def test_waiting_for_an_ended_task_asks_nobody(scene: Scene) -> None:
+    """A wait for a task whose end is known comes back at once, without a look."""
+    scene.feed.says(done())
+    watch = scene.watch()
+    first = scene.wait(watch)
+    await scene.clock.advance(0)
+    assert await scene.poller.settled(watch, 0.0) == first.result()
+    assert len(scene.feed.looks) == 1
+
+
+async def test_a_failed_task_ends_its_wait(scene: Scene) -> None:
+    """Failure and cancellation at the gateway are ends like success."""
+    for number, state in enumerate((TaskState.FAILED, TaskState.CANCELED)):
+        scene.feed.says(record(state=state), task_id=f"t-{number}")
+        waiting = scene.wait(scene.watch(f"t-{number}"))
+        await scene.clock.advance(0)
+        assert waiting.result().state is state
+
+
+async def test_the_end_is_told_once(scene: Scene) -> None:
+    """However often an ended task is looked at, one `TaskSettled` is told, with its points."""
+    scene.feed.says(record(), done())
+    watch = scene.watch()
+    waiting = scene.wait(watch)
+    await scene.clock.advance(10)
+    await scene.poller.refresh(watch)
+    assert waiting.done()
+    settled = events.TaskSettled("t-1", TaskState.SUCCEEDED, 2, 320.0, refunded=False)
+    assert scene.ear.all(events.TaskSettled) == [settled]
+    assert [event.polls for event in scene.ear.all(events.TaskPolled)] == [1, 2, 2]
+
+
+async def test_a_task_that_comes_back_from_its_end_ends_again(scene: Scene) -> None:
+    """A gateway that takes back an end and gives it again later leaves nobody waiting."""
+    scene.feed.says(done(), record(), done())
+    watch = scene.watch()
+    await scene.poller.refresh(watch)
+    await scene.poller.refresh(watch)
+    waiting = scene.wait(watch)
+    await scene.clock.advance(20)
+    assert waiting.result() == done()
+    assert scene.has_nothing_left()
+
+
+# Leaving
+
+
+async def test_cancelling_one_disturbs_nobody(scene: Scene) -> None:
+    """The others get their answer from the very look that was under way."""
+    watch = scene.watch()
+    scene.feed.is_open.clear()
+    leaver, stayer = scene.wait(watch), scene.wait(watch)
+    await scene.clock.advance(0)
+    leaver.cancel()
+    scene.feed.says(done())
+    scene.feed.is_open.set()
+    await settle()
+    assert leaver.cancelled()
+    assert stayer.result() == done()
+    assert (len(scene.feed.looks), scene.feed.left) == (1, 0)
+
+
+async def test_cancelling_the_last_leaves_nothing(scene: Scene) -> None:
+    """With nobody left there is no timer, no look under way and no entry."""
+    watch = scene.watch()
+    scene.feed.is_open.clear()
+    waits = [scene.wait(watch, timeout) for timeout in (None, 30.0, 60.0)]
+    await scene.clock.advance(0)
+    assert scene.feed.under_way == 1
+    for wait in waits:
+        wait.cancel()
+    await settle()
+    assert scene.feed.left == 1
+    assert scene.has_nothing_left()
+
+
+async def test_cancelling_before_the_look_leaves_nothing(scene: Scene) -> None:
+    """A wait that is left before its first look never looks."""
+    waiting = scene.wait(scene.watch(fresh=True), 30.0)
+    await settle()
+    assert scene.clock.timers == [1002.0]
+    waiting.cancel()
+    await scene.clock.advance(60)
+    assert scene.feed.looks == []
+    assert scene.has_nothing_left()
+
+
+async def test_a_look_that_is_left_before_it_began_is_no_obstacle(scene: Scene) -> None:
+    """A deadline at the very instant of a look leaves the task free to be asked about again."""
+    watch = scene.watch()
+    first = scene.wait(watch, 0.0)
+    await scene.clock.advance(0)
+    assert isinstance(first.exception(), WaitTimeout)
+    assert scene.has_nothing_left()
+    scene.feed.says(done())
+    second = scene.wait(watch, 30.0)
+    await scene.clock.advance(0)
+    assert second.result() == done()
+
+
+async def test_a_wait_that_begins_while_a_look_is_being_left_is_served(scene: Scene) -> None:
+    """Who comes just after the last one left, while its look still unwinds, gets a look."""
+    watch = scene.watch()
+    scene.feed.is_open.clear()
+    first = scene.wait(watch)
+    await scene.clock.advance(0)
+    first.cancel()
+    second = scene.wait(watch)
+    scene.feed.says(done())
+    scene.feed.is_open.set()
+    await scene.clock.advance(0)
+    assert second.result() == done()
+
+
+async def test_an_answer_after_everyone_left_is_kept(scene: Scene) -> None:
+    """A waiter that is cancelled as the answer comes is passed over, and the answer stays known."""
+    scene.feed.says(done())
+    watch = scene.watch(fresh=True)
+    waits = [scene.wait(watch), scene.change(watch)]
+    await settle()
+    for wait in waits:
+        wait.cancel()
+    assert await scene.poller.refresh(watch) == done()
+    await settle()
+    assert all(wait.cancelled() for wait in waits)
+    assert await scene.poller.settled(watch, None) == done()
+
+
+async def test_short_waits_add_up(scene: Scene) -> None:
+    """Waits that are each shorter than the first interval still look when it is over."""
+    watch = scene.watch(fresh=True)
+    for _ in range(5):
+        waiting = scene.wait(watch, 0.5)
+        await scene.clock.advance(0.5)
+        assert isinstance(waiting.exception(), WaitTimeout)
+    assert scene.feed.instants == [2]
+
+
+# Deadlines
+
+
+async def test_the_deadline_is_exact_while_a_look_hangs(scene: Scene) -> None:
+    """A look that never comes back does not move the end of the wait."""
+    scene.feed.is_open.clear()
+    waiting = scene.wait(scene.watch(), 42.0)
+    await scene.clock.advance(41.999)
+    assert not waiting.done()
+    await scene.clock.advance(0.001)
+    assert isinstance(waiting.exception(), WaitTimeout)
+    assert scene.has_nothing_left()
+
+
+async def test_each_waiter_has_a_deadline_of_its_own(scene: Scene) -> None:
+    """One that gives up leaves the others, with and without a deadline, waiting."""
+    watch = scene.watch(fresh=True)
+    short, long, endless = (scene.wait(watch, timeout) for timeout in (10.0, 20.0, None))
+    await scene.clock.advance(10)
+    assert (short.done(), long.done(), endless.done()) == (True, False, False)
+    await scene.clock.advance(10)
+    assert (long.done(), endless.done()) == (True, False)
+    endless.cancel()
+
+
+async def test_a_timeout_tells_what_was_going_on(scene: Scene) -> None:
+    """`WaitTimeout` has the id, the seconds, the last state and, as its cause, the last trouble."""
+    trouble = no(GatewayDown)
+    scene.feed.says(record(), trouble)
+    waiting = scene.wait(scene.watch(), 30.0)
+    await scene.clock.advance(30)
+    error = waiting.exception()
+    assert isinstance(error, WaitTimeout)
+    assert (error.task_id, error.timeout, error.__cause__) == ("t-1", 30.0, trouble)
+    assert "30 s" in str(error)
+    assert "running" in str(error)
+
+
+async def test_a_task_may_be_waited_for_again_after_a_timeout(scene: Scene) -> None:
+    """A timeout takes nothing from the task: the next wait gets its clip."""
+    scene.feed.says(record(), record(), done())
+    watch = scene.watch(fresh=True)
+    first = scene.wait(watch, 3.0)
+    await scene.clock.advance(3)
+    second = scene.wait(watch)
+    await scene.clock.advance(30)
+    assert isinstance(first.exception(), WaitTimeout)
+    assert second.result() == done()
+
+
+# Trouble
+
+
+async def test_minutes_of_trouble_do_not_end_a_wait(scene: Scene) -> None:
+    """Five minutes of 5xx, dropped connections and pages end in the clip, as if nothing was."""
+    texts = ("It broke.", "Nothing was charged.", "Do.", "t-1")
+    trouble = [no(GatewayDown), NoReply(*texts), UnreadableReply(*texts)]
+    scene.feed.says(*trouble * 8, done())
+    waiting = scene.wait(scene.watch(fresh=True), 1800.0)
+    await scene.clock.advance(300)
+    assert not waiting.done()
+    await scene.clock.advance(60)
+    assert waiting.result() == done()
+    assert len(scene.ear.all(events.PollFailed)) == 24
+
+
+@pytest.mark.parametrize(
+    "hopeless",
+    [
+        no(Unauthorized),
+        no(OutOfCredits),
+        UsageError("It is closed.", "Nothing was sent.", "Do.", field="session"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_a_hopeless_no_ends_every_wait_at_once(scene: Scene, hopeless: RunwayError) -> None:
+    """Each waiter gets an error of its own, with every field and the cause of the original."""
+    hopeless.__cause__ = ValueError("the cause")
+    scene.feed.says(hopeless)
+    watch = scene.watch()
+    waits = [scene.wait(watch, 1800.0) for _ in range(2)]
+    await scene.clock.advance(0)
+    first, second = (wait.exception() for wait in waits)
+    assert first is not second
+    for error in (first, second):
+        assert type(error) is type(hopeless)
+        assert attrs.asdict(error) == attrs.asdict(hopeless)
+        assert error.__cause__ is hopeless.__cause__
+    assert scene.has_nothing_left()
+
+
+async def test_a_fresh_task_may_not_be_found_for_a_minute(scene: Scene) -> None:
+    """`task_not_exist` is passed over for 60 s after the submit (api-facts 5.4)."""
+    scene.feed.says(*[no(NotFound)] * 5, done())
+    waiting = scene.wait(scene.watch(fresh=True))
+    await scene.clock.advance(42)
+    assert waiting.result() == done()
+
+
+async def test_the_minute_ends(scene: Scene) -> None:
+    """A task that is still not found after that minute ends its wait with `NotFound`."""
+    scene.feed.says(no(NotFound))
+    waiting = scene.wait(scene.watch(fresh=True))
+    await scene.clock.advance(56.375)
+    assert not waiting.done()
+    await scene.clock.advance(15)
+    assert isinstance(waiting.exception(), NotFound)
+    assert scene.has_nothing_left()
+
+
+async def test_a_reattached_task_has_no_such_minute(scene: Scene) -> None:
+    """An id that the gateway does not know ends the wait at the first look."""
+    scene.feed.says(no(NotFound))
+    waiting = scene.wait(scene.watch())
+    await scene.clock.advance(0)
+    assert isinstance(waiting.exception(), NotFound)
+
+
+async def test_a_task_once_seen_is_known_to_exist(scene: Scene) -> None:
+    """A 404 between two good answers, from whatever proxy, ends nothing."""
+    scene.feed.says(record(), no(NotFound), done())
+    waiting = scene.wait(scene.watch())
+    await scene.clock.advance(200)
+    assert waiting.result() == done()
+
+
+async def test_retry_after_moves_the_next_look(scene: Scene) -> None:
+    """A gateway that asks to be left alone for 40 s is looked at after 40 s, and not before."""
+    scene.feed.says(no(RateLimited, 40.0), done())
+    waiting = scene.wait(scene.watch())
+    await scene.clock.advance(100)
+    assert scene.feed.instants == [0, 40]
+    assert scene.ear.all(events.PollFailed) == [events.PollFailed("t-1", "RateLimited", 40.0)]
+    assert waiting.done()
+
+
+async def test_a_short_retry_after_does_not_hasten(scene: Scene) -> None:
+    """A gateway that asks for less than the interval is looked at after the interval."""
+    scene.feed.says(no(RateLimited, 0.1), done())
+    waiting = scene.wait(scene.watch())
+    await scene.clock.advance(100)
+    assert scene.feed.instants == [0, 3]
+    assert waiting.done()
+
+
+async def test_a_failed_look_touches_its_own_task_only(scene: Scene) -> None:
+    """A task with a hopeless answer leaves the wait for its neighbour alone."""
+    scene.feed.says(no(Unauthorized), task_id="t-1")
+    scene.feed.says(record("t-2"), done("t-2"), task_id="t-2")
+    bad, good = scene.wait(scene.watch("t-1")), scene.wait(scene.watch("t-2"))
+    await scene.clock.advance(30)
+    assert isinstance(bad.exception(), Unauthorized)
+    assert good.result() == done("t-2")
+
+
+async def test_a_defect_reaches_whoever_waits(scene: Scene) -> None:
+    """What is none of our errors ends the wait as it is, rather than hide behind the deadline."""
+    scene.feed.says(ZeroDivisionError("a defect"))
+    waiting = scene.wait(scene.watch(), 1800.0)
+    await scene.clock.advance(0)
+    assert isinstance(waiting.exception(), ZeroDivisionError)
+    assert scene.has_nothing_left()
+
+
+# Odd answers
+
+
+@pytest.mark.parametrize("start", [0.0, 1000.0])
+async def test_success_without_an_address_ends_after_its_grace(
+    make: Callable[..., Scene], start: float
+) -> None:
+    """It is looked at for a minute more, from any instant on, then `ClipMissing` is raised."""
+    scene = make()
+    scene.clock.instant = start
+    scene.feed.says(record(state=TaskState.SUCCEEDED, video_url=None))
+    waiting = scene.wait(scene.watch())
+    await scene.clock.advance(59)
+    assert not waiting.done()
+    await scene.clock.advance(15)
+    error = waiting.exception()
+    assert isinstance(error, ClipMissing)
+    assert error.task_id == "t-1"
+    assert scene.has_nothing_left()
+
+
+async def test_an_address_that_comes_late_is_a_success(scene: Scene) -> None:
+    """Within its grace the address may still appear."""
+    bare = record(state=TaskState.SUCCEEDED, video_url=None)
+    scene.feed.says(bare, bare, bare, done())
+    waiting = scene.wait(scene.watch())
+    await scene.clock.advance(30)
+    assert waiting.result() == done()
+
+
+async def test_the_grace_begins_anew_with_a_new_success(scene: Scene) -> None:
+    """A success that is taken back, and comes again, has its whole minute again."""
+    bare = record(state=TaskState.SUCCEEDED, video_url=None)
+    scene.feed.says(bare, *[record()] * 6, bare, bare, done())
+    waiting = scene.wait(scene.watch())
+    await scene.clock.advance(150)
+    assert waiting.result() == done()
+
+
+async def test_an_unknown_word_is_told_once(scene: Scene) -> None:
+    """It does not end the wait, and one event tells of it, cut to 40 characters."""
+    odd = record(state=TaskState.UNKNOWN, word="moonwalking" * 10)
+    scene.feed.says(odd, odd, odd, done())
+    waiting = scene.wait(scene.watch())
+    await scene.clock.advance(30)
+    told = scene.ear.all(events.UnknownWordSeen)
+    assert told == [events.UnknownWordSeen("t-1", ("moonwalking" * 10)[:40])]
+    assert waiting.done()
+
+
+async def test_an_unknown_word_of_none_is_told_too(scene: Scene) -> None:
+    """An unknown state without a word is an event with an empty one."""
+    scene.feed.says(record(state=TaskState.UNKNOWN))
+    await scene.poller.refresh(scene.watch())
+    assert scene.ear.all(events.UnknownWordSeen) == [events.UnknownWordSeen("t-1", "")]
+
+
+async def test_a_contradiction_is_told_once(scene: Scene) -> None:
+    """Each note of an answer is one event, however often the answer comes."""
+    odd = record(notes=("this", "that"))
+    scene.feed.says(odd, odd, done())
+    waiting = scene.wait(scene.watch())
+    await scene.clock.advance(30)
+    told = [event.note for event in scene.ear.all(events.ContradictionSeen)]
+    assert told == ["this", "that"]
+    assert waiting.done()
+
+
+async def test_a_listener_that_raises_changes_nothing(
+    clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The wait goes on to the clip, and the log says which event it was."""
+
+    def burst(event: events.Event) -> None:
+        raise RuntimeError("a secret of the listener")
+
+    feed = Feed(clock)
+    feed.says(record(), done())
+    hooks = Hooks([burst])
+    poller = Poller(feed.look, policy=STEADY, at_once=9, clock=clock, hooks=hooks)
+    scene = Scene(clock, feed, Ear(), poller)
+    waiting = scene.wait(scene.watch())
+    await clock.advance(30)
+    assert waiting.result() == done()
+    assert "TaskPolled" in caplog.text
+    assert "a secret" not in caplog.text
+
+
+# Changes
+
+
+async def test_a_change_wakes_who_waits_for_changes(scene: Scene) -> None:
+    """Progress wakes them; an answer that looks the same to a user does not."""
+    slow, quick = record(progress=0.2), record(progress=0.4)
+    scene.feed.says(slow, attrs.evolve(slow, raw={"exec_time": 1}, points=1.0), quick)
+    watch = scene.watch()
+    assert await scene.poller.refresh(watch) == slow
+    changed, ended = scene.change(watch), scene.wait(watch)
+    await scene.clock.advance(0)
+    assert not changed.done()
+    await scene.clock.advance(10)
+    assert changed.result() == quick
+    assert not ended.done()
+    ended.cancel()
+
+
+async def test_a_change_that_was_is_given_at_once(scene: Scene) -> None:
+    """Who knows less than the scheduler does is told without a look."""
+    watch = scene.watch()
+    await scene.poller.refresh(watch)
+    assert await scene.poller.changed(watch, 0, None, None) == record()
+    assert len(scene.feed.looks) == 1
+
+
+async def test_many_changes_share_one_deadline(scene: Scene) -> None:
+    """The deadline is an instant: changes on the way do not move it."""
+    scene.feed.says(*(record(progress=step / 10) for step in range(5)))
+    watch = scene.watch()
+    deadline = scene.poller.deadline(12.0)
+
+    async def follow() -> None:
+        while True:
+            await scene.poller.changed(watch, watch.version, 12.0, deadline)
+
+    following = asyncio.ensure_future(follow())
+    await scene.clock.advance(11.9)
+    assert not following.done()
+    await scene.clock.advance(0.1)
+    assert isinstance(following.exception(), WaitTimeout)
+
+
+async def test_refresh_raises_what_its_look_ends_in(scene: Scene) -> None:
+    """A refresh is one look: it does not pass over trouble, and those who wait do."""
+    scene.feed.says(record(), no(GatewayDown), done())
+    watch = scene.watch()
+    waiting = scene.wait(watch)
+    await scene.clock.advance(0)
+    with pytest.raises(GatewayDown):
+        await scene.poller.refresh(watch)
+    assert not waiting.done()
+    assert await scene.poller.refresh(watch) == done()
+    await settle()
+    assert waiting.result() == done()
+    assert scene.has_nothing_left()
+
+
+# Many
+
+
+async def test_a_thousand_waits_have_one_timer(scene: Scene) -> None:
+    """A thousand waits for as many tasks, each with a deadline, are one timer of the loop."""
+    waits = [scene.wait(scene.watch(f"t-{n}", fresh=True), 60.0 + n) for n in range(1000)]
+    await settle()
+    assert len(scene.clock.timers) == 1
+    assert repr(scene.poller) == "<Poller 1,000 tasks, next in 2.0 s>"
+    for wait in waits:
+        wait.cancel()
+    await settle()
+    assert scene.has_nothing_left()
+
+
+async def test_so_many_looks_at_once_and_no_more(make: Callable[..., Scene]) -> None:
+    """At most `at_once` looks are under way; the others follow, the longest due first."""
+    scene = make(at_once=3)
+    scene.feed.is_open.clear()
+    watches = []
+    for number in range(10):
+        watches.append(scene.watch(f"t-{number}", fresh=True))
+        await scene.clock.advance(0.1)
+    waits = [scene.wait(watch) for watch in reversed(watches)]
+    await scene.clock.advance(10)
+    assert [name for name, _ in scene.feed.looks] == ["t-0", "t-1", "t-2"]
+    assert repr(scene.poller).startswith("<Poller 10 tasks")
+    assert scene.clock.timers == []
+    scene.feed.is_open.set()
+    await scene.clock.advance(0)
+    assert [name for name, _ in scene.feed.looks] == [f"t-{number}" for number in range(10)]
+    assert scene.feed.peak == 3
+    for wait in waits:
+        wait.cancel()
+
+
+async def test_jitter_spreads_the_looks(make: Callable[..., Scene]) -> None:
+    """A hundred tasks submitted at once are not looked at at once, but within ten percent."""
+    scene = make(PollPolicy(jitter=0.1), rng=random.Random(1))
+    watches = [scene.watch(f"t-{number}", fresh=True) for number in range(100)]
+    due = {watch.due_at - 1000 for watch in watches}
+    assert len(due) == 100
+    assert 1.8 <= min(due) < max(due) <= 2.2
+
+
+# Closing
+
+
+async def test_closing_ends_every_wait(scene: Scene) -> None:
+    """All of them end with `WaitAbandoned`, looks under way are left, and nothing stays."""
+    scene.feed.is_open.clear()
+    watches = [scene.watch(), scene.watch("t-2", fresh=True), scene.watch("t-3")]
+    waits = [scene.wait(watches[0]), scene.wait(watches[1], 60.0), scene.change(watches[2])]
+    await scene.clock.advance(0)
+    waits[2].cancel()
+    await scene.poller.aclose()
+    await settle()
+    errors = [wait.exception() for wait in waits[:2]]
+    assert [type(error) for error in errors] == [WaitAbandoned] * 2
+    assert [error.task_id for error in errors if isinstance(error, WaitAbandoned)] == ["t-1", "t-2"]
+    assert waits[2].cancelled()
+    assert scene.feed.left == 2
+    assert scene.has_nothing_left()
+
+
+async def test_closing_twice_is_fine(scene: Scene) -> None:
+    """A scheduler with nothing to do closes, and closes again."""
+    await scene.poller.aclose()
+    await scene.poller.aclose()
+    assert scene.has_nothing_left()
+
+
+async def test_who_comes_after_the_close_is_told(scene: Scene) -> None:
+    """Someone who was between two changes at the close is not left waiting for its deadline."""
+    watch = scene.watch()
+    await scene.poller.refresh(watch)
+    await scene.poller.aclose()
+    with pytest.raises(WaitAbandoned):
+        await scene.poller.changed(watch, watch.version, None, None)
+    assert scene.has_nothing_left()
+
+
+def test_it_can_be_shown_outside_of_its_loop() -> None:
+    """Its repr raises nothing where the loop, and with it the time, stands still."""
+    loop = asyncio.new_event_loop()
+
+    async def look(request: Any) -> TaskRecord:
+        return record()
+
+    async def begin(see: Callable[[Any], Awaitable[TaskRecord]]) -> tuple[Poller, Wait]:
+        poller = Poller(see, policy=STEADY, at_once=1, clock=LoopClock(), hooks=Hooks())
+        request = ask_task("t-1", ENDPOINTS["feed"], GATEWAYS["fuhuapi"], "sk-1")
+        waiting = asyncio.ensure_future(
+            poller.settled(poller.watch(request, asyncio.get_running_loop().time()), None)
+        )
+        await asyncio.sleep(0)
+        return poller, waiting
+
+    poller, waiting = loop.run_until_complete(begin(look))
+    assert repr(poller) == "<Poller 1 tasks>"
+    waiting.cancel()
+    loop.run_until_complete(asyncio.wait([waiting]))
+    loop.close()
+
+
+async def test_no_secret_is_told(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither events, nor the log at DEBUG, nor a timeout's text tell the clip's address."""
+    caplog.set_level(logging.DEBUG)
+    marked = "https://cdn.example/marked.mp4?_jwt=marked"
+    scene.feed.says(
+        record(state=TaskState.UNKNOWN, word=f"see {marked}", prompt="marked", video_url=marked)
+    )
+    waiting = scene.wait(scene.watch(), 5.0)
+    await scene.clock.advance(5)
+    assert "marked" not in f"{caplog.text} {scene.ear.heard} {waiting.exception()!r}"
+    assert len(caplog.records) > 1

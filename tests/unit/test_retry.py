@@ -1,0 +1,353 @@
+import asyncio
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from random import Random
+from typing import Any
+
+import pytest
+
+from fuhu_runway import _retry
+from fuhu_runway._gateway import ENDPOINTS, Replay
+from fuhu_runway._retry import MAY_REPEAT, delay_before, delays, fate_of, in_doubt, ladder, repeat
+from fuhu_runway.errors import (
+    ClipMissing,
+    DownloadIncomplete,
+    Fate,
+    GatewayDown,
+    GatewayError,
+    InvalidRequest,
+    ModelUnavailable,
+    NoReply,
+    NotSent,
+    RateLimited,
+    RunwayError,
+    SubmissionInDoubt,
+    TaskFailed,
+    UnreadableReply,
+    UsageError,
+)
+from fuhu_runway.hooks import Event, Hooks, RetryScheduled
+from fuhu_runway.models import RetryPolicy
+
+PAID, FREE = ENDPOINTS["text_to_video"], ENDPOINTS["feed"]
+POLICY = RetryPolicy()
+SAID = ("It broke.", "Nothing was charged.", "Call again.")
+
+
+def gateway_error(kind: type[GatewayError], fate: Fate, retry_after: float | None = None) -> Any:
+    """Give a refusal of that fate."""
+    return kind(*SAID, "t-1", "r-1", 429, None, None, retry_after, fate)
+
+
+ERRORS: dict[Fate, RunwayError] = {
+    Fate.UNSENT: NotSent(*SAID, None, None, Fate.UNSENT),
+    Fate.REFUSED: gateway_error(RateLimited, Fate.REFUSED),
+    Fate.UNKNOWN: NoReply(*SAID, "t-1", "r-1", Fate.UNKNOWN),
+    Fate.REJECTED: gateway_error(InvalidRequest, Fate.REJECTED),
+}
+
+
+class RecordedClock:
+    """A clock that never waits, and remembers for how long it was asked to."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+
+    def now(self) -> float:
+        return sum(self.slept)
+
+    def wall(self) -> float:
+        return self.now()
+
+    async def sleep(self, delay: float) -> None:
+        self.slept.append(delay)
+
+    def call_at(self, when: float, action: Callable[[], None]) -> Any:
+        raise NotImplementedError
+
+
+class Sendings:
+    """What each sending ends in, one after the other; what is no error is an answer."""
+
+    def __init__(self, *ends: object) -> None:
+        self._ends: Iterator[object] = iter(ends)
+        self.count = 0
+        self.clock = RecordedClock()
+        self.heard: list[Event] = []
+
+    async def send(self) -> object:
+        self.count += 1
+        end = next(self._ends)
+        if isinstance(end, BaseException):
+            raise end
+        return end
+
+    async def run(self, endpoint: Any, policy: RetryPolicy = POLICY) -> object:
+        hooks = Hooks([self.heard.append])
+        return await repeat(self.send, endpoint, policy, self.clock, hooks)
+
+
+# The table
+
+
+@pytest.mark.parametrize(
+    ("fate", "free", "paid"),
+    [
+        (Fate.UNSENT, True, True),
+        (Fate.REFUSED, True, True),
+        (Fate.UNKNOWN, True, False),
+        (Fate.REJECTED, False, False),
+    ],
+)
+def test_what_may_be_repeated(fate: Fate, free: bool, paid: bool) -> None:
+    """A paid request goes again only where it was provably not accepted (api-facts 5.2)."""
+    assert (Replay.FREE in MAY_REPEAT[fate]) is free
+    assert (Replay.PAID in MAY_REPEAT[fate]) is paid
+
+
+def test_the_table_is_complete() -> None:
+    """Each fate has its row."""
+    assert set(MAY_REPEAT) == set(Fate)
+
+
+@pytest.mark.parametrize("fate", Fate)
+@pytest.mark.parametrize("replay", Replay)
+def test_the_delay_follows_the_table(fate: Fate, replay: Replay) -> None:
+    """There is a delay before another sending exactly where the table allows one."""
+    delay = delay_before(1, ERRORS[fate], replay, POLICY, drawn=0.25)
+    assert delay == (0.25 if replay in MAY_REPEAT[fate] else None)
+
+
+@pytest.mark.parametrize(
+    ("error", "fate"),
+    [
+        *[(error, fate) for fate, error in ERRORS.items()],
+        (UnreadableReply(*SAID), Fate.UNKNOWN),
+        (UsageError(*SAID), Fate.REJECTED),
+        (TaskFailed(*SAID), Fate.REJECTED),
+        (ClipMissing(*SAID), Fate.REJECTED),
+        (DownloadIncomplete(*SAID), Fate.REJECTED),
+        (RunwayError(*SAID), Fate.REJECTED),
+    ],
+)
+def test_each_error_has_a_fate(error: RunwayError, fate: Fate) -> None:
+    """Errors about an exchange tell its fate; any other would only come again."""
+    assert fate_of(error) is fate
+
+
+# How long
+
+
+@pytest.mark.parametrize("replay", Replay)
+@pytest.mark.parametrize(
+    ("retry_after", "delay"),
+    [(None, 0.25), (0.0, 0.0), (3.0, 3.0), (120.0, 120.0), (120.1, None), (1e9, None)],
+)
+def test_a_gateway_is_taken_at_its_word(
+    replay: Replay, retry_after: float | None, delay: float | None
+) -> None:
+    """What the gateway asks for is waited to the letter, and what is too long is not waited."""
+    error = gateway_error(RateLimited, Fate.REFUSED, retry_after)
+    assert delay_before(1, error, replay, POLICY, drawn=0.25) == delay
+
+
+def test_what_was_unsent_has_no_say_in_the_delay() -> None:
+    """Without an answer only the drawn delay counts."""
+    assert delay_before(1, ERRORS[Fate.UNSENT], Replay.PAID, POLICY, drawn=0.25) == 0.25
+
+
+@pytest.mark.parametrize(("attempts", "repeats"), [(1, 0), (2, 1), (5, 4), (100, 99)])
+def test_attempts_count_the_first_sending(attempts: int, repeats: int) -> None:
+    """A policy of n attempts repeats n - 1 times."""
+    policy = RetryPolicy(attempts=attempts)
+    error = ERRORS[Fate.REFUSED]
+    allowed = [
+        count
+        for count in range(1, 200)
+        if delay_before(count, error, Replay.FREE, policy, 1.0) is not None
+    ]
+    assert allowed == list(range(1, repeats + 1))
+
+
+@pytest.mark.parametrize("replay", Replay)
+def test_a_model_without_a_channel_is_asked_for_twice_more(replay: Replay) -> None:
+    """A missing channel is not in itself transient: at most two repeats (api-facts 5.1)."""
+    error = gateway_error(ModelUnavailable, Fate.REFUSED)
+    given = [delay_before(count, error, replay, POLICY, 1.0) for count in range(1, 5)]
+    assert given == [1.0, 1.0, None, None]
+
+
+def test_delays_are_drawn_from_growing_ranges() -> None:
+    """Full jitter: each delay lies between 0 and a range that doubles up to its cap."""
+    ranges = [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
+    rounds = [list(itertools.islice(delays(POLICY), len(ranges))) for _ in range(200)]
+    for index, limit in enumerate(ranges):
+        drawn = [one[index] for one in rounds]
+        assert all(0 <= delay <= limit for delay in drawn)
+        # Out of 200, none above the half would be one chance in 10 to the 60.
+        assert max(drawn) > limit / 2
+        assert min(drawn) < limit / 2
+
+
+def test_delays_never_end() -> None:
+    """There is a delay before every repeat that a policy may allow."""
+    assert len(list(itertools.islice(delays(RetryPolicy(factor=1)), 1000))) == 1000
+    assert math.isfinite(sum(itertools.islice(delays(RetryPolicy(factor=100)), 1000)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        ((2.0, 1.5, 15.0), (2.0, 3.0, 4.5, 6.75, 10.125, 15.0)),
+        ((1.0, 2.0, 4.0), (1.0, 2.0, 4.0)),
+        ((1.0, 2.0, 5.0), (1.0, 2.0, 4.0, 5.0)),
+        ((5.0, 1, 15.0), (5.0,)),
+        ((20.0, 1, 15.0), (15.0,)),
+        ((15.0, 2.0, 15.0), (15.0,)),
+        ((20.0, 2.0, 15.0), (15.0,)),
+    ],
+)
+def test_a_ladder_ends_with_the_interval_that_goes_on(
+    arguments: tuple[float, float, float], steps: tuple[float, ...]
+) -> None:
+    """Intervals grow up to the cap, which is the last; a factor of 1 has one that goes on."""
+    assert ladder(*arguments) == pytest.approx(steps)
+
+
+# Again and again
+
+
+async def test_a_first_success_is_the_only_sending() -> None:
+    """What succeeds is sent once, with no pause and no event."""
+    sendings = Sendings("answer")
+    assert await sendings.run(PAID) == "answer"
+    assert (sendings.count, sendings.clock.slept, sendings.heard) == (1, [], [])
+
+
+@pytest.mark.parametrize("endpoint", [PAID, FREE])
+async def test_refused_requests_go_again_after_what_was_asked(endpoint: Any) -> None:
+    """Two refusals cost two pauses of exactly the length asked for, and two events."""
+    first, second = (gateway_error(RateLimited, Fate.REFUSED, delay) for delay in (3.0, 1.5))
+    sendings = Sendings(first, second, "answer")
+    assert await sendings.run(endpoint) == "answer"
+    assert sendings.clock.slept == [3.0, 1.5]
+    assert sendings.heard == [
+        RetryScheduled(endpoint.name, 1, 3.0, "RateLimited"),
+        RetryScheduled(endpoint.name, 2, 1.5, "RateLimited"),
+    ]
+
+
+async def test_what_was_never_sent_goes_again_though_it_is_paid() -> None:
+    """A gateway that could not be reached is tried as often as the policy says, then told of."""
+    ends: Iterable[object] = [ERRORS[Fate.UNSENT]] * 9
+    sendings = Sendings(*ends)
+    with pytest.raises(NotSent) as caught:
+        await sendings.run(PAID)
+    assert caught.value is ERRORS[Fate.UNSENT]
+    assert sendings.count == 5
+    assert len(sendings.clock.slept) == 4
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ERRORS[Fate.UNKNOWN],
+        UnreadableReply(*SAID, "t-1", "r-1"),
+        gateway_error(GatewayDown, Fate.UNKNOWN),
+        gateway_error(GatewayDown, Fate.UNKNOWN, retry_after=1.0),
+    ],
+    ids=["no reply", "unreadable", "5xx", "5xx with Retry-After"],
+)
+async def test_a_paid_request_of_unknown_fate_is_sent_once(error: RunwayError) -> None:
+    """It ends in SubmissionInDoubt, with what was seen as its cause, and no second sending."""
+    sendings = Sendings(error, "a second task")
+    with pytest.raises(SubmissionInDoubt) as caught:
+        await sendings.run(PAID)
+    assert (sendings.count, sendings.clock.slept, sendings.heard) == (1, [], [])
+    assert caught.value.__cause__ is error
+    assert (caught.value.task_id, caught.value.request_id) == ("t-1", "r-1")
+    assert caught.value.fate is Fate.UNKNOWN
+
+
+async def test_a_free_request_of_unknown_fate_goes_again() -> None:
+    """A look costs nothing, so that it is repeated whatever became of it."""
+    sendings = Sendings(ERRORS[Fate.UNKNOWN], gateway_error(GatewayDown, Fate.UNKNOWN), "answer")
+    assert await sendings.run(FREE) == "answer"
+    assert sendings.count == 3
+
+
+async def test_a_free_request_is_never_in_doubt() -> None:
+    """A look that failed to the last raises what it saw, not a doubt about money."""
+    sendings = Sendings(ERRORS[Fate.UNKNOWN])
+    with pytest.raises(NoReply):
+        await sendings.run(FREE, RetryPolicy(attempts=1))
+
+
+@pytest.mark.parametrize("endpoint", [PAID, FREE])
+async def test_what_was_rejected_is_not_sent_again(endpoint: Any) -> None:
+    """A no for good is raised as it is, at once."""
+    sendings = Sendings(ERRORS[Fate.REJECTED], "answer")
+    with pytest.raises(InvalidRequest) as caught:
+        await sendings.run(endpoint)
+    assert caught.value is ERRORS[Fate.REJECTED]
+    assert caught.value.__cause__ is None
+    assert sendings.count == 1
+
+
+async def test_a_doubt_may_come_after_a_refusal() -> None:
+    """A paid request that was refused goes again, and is in doubt if that one got no answer."""
+    sendings = Sendings(gateway_error(RateLimited, Fate.REFUSED, 0.0), ERRORS[Fate.UNKNOWN])
+    with pytest.raises(SubmissionInDoubt):
+        await sendings.run(PAID)
+    assert sendings.count == 2
+
+
+async def test_a_pause_that_is_too_long_ends_in_the_refusal() -> None:
+    """A gateway that asks for an hour gets no repeat, and the caller is told for how long."""
+    error = gateway_error(RateLimited, Fate.REFUSED, 3600.0)
+    sendings = Sendings(error, "answer")
+    with pytest.raises(RateLimited) as caught:
+        await sendings.run(PAID)
+    assert caught.value.retry_after == 3600.0
+    assert sendings.clock.slept == []
+
+
+async def test_what_is_not_ours_goes_through() -> None:
+    """A fault of the program is no reason to send anything twice."""
+    sendings = Sendings(KeyError("a mistake"), "answer")
+    with pytest.raises(KeyError, match="a mistake"):
+        await sendings.run(FREE)
+    assert sendings.count == 1
+
+
+async def test_cancelling_the_pause_ends_it() -> None:
+    """Whoever is cancelled between two sendings sends no more."""
+    sendings = Sendings(gateway_error(RateLimited, Fate.REFUSED, 100.0), "answer")
+
+    async def cancelled(delay: float) -> None:
+        raise asyncio.CancelledError
+
+    sendings.clock.sleep = cancelled  # type: ignore[method-assign]
+    with pytest.raises(asyncio.CancelledError):
+        await sendings.run(PAID)
+    assert sendings.count == 1
+
+
+async def test_pauses_are_drawn_anew_for_each_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two requests that fail together do not come back together."""
+    drawn = Random(7)
+    monkeypatch.setattr(_retry.backoff, "full_jitter", lambda limit: drawn.uniform(0, limit))
+    both = [Sendings(*[ERRORS[Fate.UNKNOWN]] * 4, "answer") for _ in range(2)]
+    for sendings in both:
+        await sendings.run(FREE)
+    assert len({delay for sendings in both for delay in sendings.clock.slept}) == 8
+
+
+def test_a_doubt_says_what_to_do() -> None:
+    """The text of a doubt says that money may be gone, that nothing was resent, and what to do."""
+    text = str(in_doubt(ERRORS[Fate.UNKNOWN]))
+    assert "may have been accepted and charged" in text
+    assert "not sent again" in text
+    assert "before you submit again" in text
+    assert "It broke." in text

@@ -1,0 +1,514 @@
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import aiohttp
+import attrs
+import pytest
+from support.clients import QUICK_RETRY, Ear, others
+from support.clock import ManualClock, settle, until
+from support.secrets import chain, told
+from support.servers import free_port, raw_server, reply, silent_server
+
+from fuhu_runway._clock import Clock
+from fuhu_runway._gateway import ENDPOINTS
+from fuhu_runway._limits import Limits
+from fuhu_runway._transport import MAX_ANSWER_BYTES, Transport, translate
+from fuhu_runway._wire import Reply, Request
+from fuhu_runway.errors import (
+    Fate,
+    GatewayDown,
+    NoReply,
+    NotSent,
+    RunwayError,
+    SubmissionInDoubt,
+    TransportError,
+    UsageError,
+)
+from fuhu_runway.hooks import Hooks, RetryScheduled
+from fuhu_runway.models import Timeouts
+
+KEY = "sk-marked-key"
+BRIEF = Timeouts(connect=0.05, read=0.05, total=5.0)
+REFUSED = GatewayDown("It is down.", "Nothing was charged.", "Do.", fate=Fate.REFUSED)
+
+Make = Callable[..., Transport]
+
+
+@pytest.fixture
+async def make(clock: ManualClock) -> AsyncIterator[Make]:
+    """Give a maker of transports that are closed at the end."""
+    async with AsyncExitStack() as stack:
+
+        def build(
+            *,
+            session: aiohttp.ClientSession | None = None,
+            timeouts: Timeouts | None = None,
+            requests_in_flight: int = 100,
+            ear: Ear | None = None,
+            at: Clock = clock,
+        ) -> Transport:
+            transport = Transport(
+                session=session,
+                timeouts=timeouts or Timeouts(),
+                retry=QUICK_RETRY,
+                limits=Limits(requests_in_flight),
+                hooks=Hooks([ear] if ear else []),
+                clock=at,
+            )
+            stack.push_async_callback(transport.aclose)
+            return transport
+
+        yield build
+
+
+def paid(url: str) -> Request:
+    """Give a request that costs points."""
+    headers = {"Authorization": f"Bearer {KEY}"}
+    return Request(ENDPOINTS["text_to_video"], url, headers, b'{"prompt": "a"}', (KEY,))
+
+
+def free(url: str) -> Request:
+    """Give a request that only looks."""
+    return Request(ENDPOINTS["feed"], url, {}, b"{}", task_id="t-1")
+
+
+def body(answer: Reply) -> bytes:
+    """Read an answer, or say that the gateway refuses for now."""
+    if answer.status == 503:
+        raise attrs.evolve(REFUSED)
+    return answer.body
+
+
+# One exchange
+
+
+async def test_send_gives_the_answer_as_it_came(make: Make, clock: ManualClock) -> None:
+    """Status, names in lower case, body, and the time of day at which it came; whatever status."""
+    async with raw_server(reply(b'{"a": 1}', "418 Teapot", X_Request_Id="r-1")) as server:
+        answer = await make().send(free(server.url))
+    assert (answer.status, answer.body, answer.cut) == (418, b'{"a": 1}', False)
+    assert answer.headers["x-request-id"] == "r-1"
+    assert answer.received_at == clock.unix
+
+
+async def test_send_sends_what_the_request_says(make: Make) -> None:
+    """Verb, headers and body arrive as they are in the request."""
+    async with raw_server(reply()) as server:
+        await make().send(paid(server.url))
+    head, _, sent = server.requests[0].partition(b"\r\n\r\n")
+    assert head.startswith(b"POST / HTTP/1.1")
+    assert f"Authorization: Bearer {KEY}".encode() in head
+    assert sent == b'{"prompt": "a"}'
+
+
+async def test_a_redirect_is_an_answer(make: Make) -> None:
+    """It is not followed, so that no key and no paid body goes to a host nobody named."""
+    async with raw_server(reply(status="307 Away", Location="/elsewhere")) as server:
+        answer = await make().send(paid(server.url))
+        assert (answer.status, len(server.requests)) == (307, 1)
+
+
+async def test_an_endless_answer_is_cut(make: Make) -> None:
+    """No more than the limit is read, and the first kilobyte of it is kept."""
+    endless = reply(b"x" * (MAX_ANSWER_BYTES + 1))
+    async with raw_server(endless) as server:
+        answer = await make().send(free(server.url))
+    assert (len(answer.body), answer.cut) == (1024, True)
+
+
+async def test_the_largest_answer_is_read(make: Make) -> None:
+    """An answer of exactly the limit comes whole."""
+    async with raw_server(reply(b"x" * MAX_ANSWER_BYTES)) as server:
+        answer = await make().send(free(server.url))
+    assert (len(answer.body), answer.cut) == (MAX_ANSWER_BYTES, False)
+
+
+async def test_cookies_are_not_kept(make: Make) -> None:
+    """What a gateway sets is not sent back, to it or to anyone."""
+    async with raw_server(reply(Set_Cookie="a=1; Path=/")) as server:
+        transport = make()
+        for _ in range(2):
+            await transport.send(free(server.url))
+        assert len(server.requests) == 2
+        assert b"Cookie" not in server.requests[1]
+
+
+async def test_paid_requests_travel_on_fresh_connections(make: Make) -> None:
+    """Free requests share a kept connection; each paid one opens its own."""
+    async with raw_server(reply()) as server:
+        transport = make()
+        for _ in range(3):
+            await transport.send(free(server.url))
+        assert server.connections == 1
+        for _ in range(3):
+            await transport.send(paid(server.url))
+        assert server.connections == 4
+
+
+# What is known after a failure
+
+
+@asynccontextmanager
+async def refused() -> AsyncIterator[str]:
+    """Nobody listens."""
+    yield f"http://127.0.0.1:{free_port()}/"
+
+
+@asynccontextmanager
+async def no_such_port() -> AsyncIterator[str]:
+    """The address has a port that there is none of."""
+    yield "http://127.0.0.1:99999/"
+
+
+@asynccontextmanager
+async def no_tls() -> AsyncIterator[str]:
+    """The other side does not speak TLS."""
+    async with raw_server(reply()) as server:
+        yield server.url.replace("http:", "https:")
+
+
+@asynccontextmanager
+async def silent_tls() -> AsyncIterator[str]:
+    """The other side takes the connection, and no handshake comes."""
+    async with silent_server() as port:
+        yield f"https://127.0.0.1:{port}/"
+
+
+UNSENT = [refused, no_such_port, no_tls, silent_tls]
+
+
+@pytest.mark.parametrize("trouble", UNSENT, ids=lambda trouble: trouble.__name__)
+@pytest.mark.parametrize("kind", [paid, free], ids=lambda kind: kind.__name__)
+async def test_what_never_arrived_is_known(
+    make: Make, trouble: Callable[[], Any], kind: Callable[[str], Request]
+) -> None:
+    """A connection that never stood is `NotSent`, paid or free: nothing was charged."""
+    async with trouble() as url:
+        with pytest.raises(NotSent) as caught:
+            await make(timeouts=BRIEF).send(kind(url))
+    assert caught.value.fate is Fate.UNSENT
+    assert caught.value.money == "Nothing was charged."
+    assert isinstance(caught.value, ConnectionError)
+
+
+BROKEN = {
+    "closes": None,
+    "not http": b"SMTP ready\r\n\r\n",
+    "half a head": b"HTTP/1.1 200 OK\r\nContent-",
+    "half a body": reply(b"{}", Content_Length="400"),
+    "bad chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n",
+    "no gzip": reply(b"{}", Content_Encoding="gzip"),
+    "giant head": b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("answer", BROKEN.values(), ids=BROKEN.keys())
+@pytest.mark.parametrize("kind", [paid, free], ids=lambda kind: kind.__name__)
+async def test_what_broke_after_sending_is_unknown(
+    make: Make, answer: bytes | None, kind: Callable[[str], Request]
+) -> None:
+    """Whatever breaks once the request is out is `NoReply`, and says so of the money."""
+    async with raw_server(answer, closes=True) as server:
+        with pytest.raises(NoReply) as caught:
+            await make().send(kind(server.url))
+        assert len(server.requests) == 1
+    assert caught.value.fate is Fate.UNKNOWN
+    assert ("may have been" in caught.value.money) is (kind is paid)
+    assert isinstance(caught.value, TimeoutError)
+
+
+@pytest.mark.parametrize("timeouts", [BRIEF, Timeouts(read=5.0, total=0.05)], ids=["read", "total"])
+async def test_a_late_answer_is_unknown(make: Make, timeouts: Timeouts) -> None:
+    """A gateway that took the request and says nothing may have accepted it."""
+    async with raw_server(reply()) as server:
+        server.may_answer.clear()
+        with pytest.raises(NoReply) as caught:
+            await make(timeouts=timeouts).send(paid(server.url))
+    assert caught.value.fate is Fate.UNKNOWN
+    assert "Timeout" in str(caught.value)
+
+
+async def test_a_kept_connection_that_died_is_told_as_unknown(make: Make) -> None:
+    """A paid request on a borrowed session's kept connection is never sent twice by the library."""
+    async with aiohttp.ClientSession() as session, raw_server(reply(), None) as server:
+        transport = make(session=session)
+        await transport.send(free(server.url))
+        with pytest.raises(NoReply):
+            await transport.send(paid(server.url))
+        assert len(server.requests) == 2
+
+
+async def test_an_error_tells_no_address(make: Make) -> None:
+    """Where the library's words hold an address, a stand-in of the same name is the cause."""
+    with pytest.raises(NotSent) as caught:
+        await make().send(paid(f"http://127.0.0.1:{free_port()}/marked?key={KEY}"))
+    assert told(caught.value, [KEY, "127.0.0.1", "marked"]) == []
+    assert "ClientConnectorError" in str(caught.value.__cause__)
+
+
+async def test_the_librarys_own_error_is_the_cause(make: Make) -> None:
+    """Where its words hold nothing secret, the original is the cause, and the only one."""
+    async with raw_server(None) as server:
+        with pytest.raises(NoReply) as caught:
+            await make().send(free(server.url))
+    assert isinstance(caught.value.__cause__, aiohttp.ServerDisconnectedError)
+    assert len(list(chain(caught.value))) == 2
+
+
+def test_each_of_the_librarys_errors_has_a_fate() -> None:
+    """Only what provably failed before sending is UNSENT (house rule for `Fate`)."""
+    unsent = (aiohttp.ConnectionTimeoutError("late"), aiohttp.InvalidURL("odd"))
+    unknown = (
+        aiohttp.ServerDisconnectedError(),
+        aiohttp.ClientOSError("reset"),
+        aiohttp.SocketTimeoutError("late"),
+        aiohttp.ClientPayloadError("cut"),
+        TimeoutError(),
+        ConnectionResetError(),
+    )
+    for errors, fate in ((unsent, Fate.UNSENT), (unknown, Fate.UNKNOWN)):
+        for error in errors:
+            failure = translate(error, paid("http://127.0.0.1/"))
+            assert isinstance(failure, TransportError)
+            assert failure.fate is fate, error
+
+
+# Repeating
+
+
+async def test_a_free_request_is_repeated(make: Make, clock: ManualClock) -> None:
+    """Two broken answers and a whole one give the whole one, after two pauses."""
+    ear = Ear()
+    async with raw_server(None, None, reply(b"[1]")) as server:
+        calling = asyncio.ensure_future(make(ear=ear).call(free(server.url), body))
+        for pauses in (1, 2):
+            await until(lambda: len(ear.all(RetryScheduled)) == pauses)  # noqa: B023
+            await clock.advance(0.001)
+        assert await calling == b"[1]"
+        assert len(server.requests) == 3
+    assert [event.attempt for event in ear.all(RetryScheduled)] == [1, 2]
+
+
+async def test_a_paid_request_in_doubt_is_not_repeated(make: Make) -> None:
+    """It is sent once, and the error says that its fate is unknown."""
+    async with raw_server(None) as server:
+        with pytest.raises(SubmissionInDoubt) as caught:
+            await make().call(paid(server.url), body)
+        assert len(server.requests) == 1
+    assert isinstance(caught.value.__cause__, NoReply)
+
+
+async def test_a_paid_request_that_was_refused_is_repeated(make: Make, clock: ManualClock) -> None:
+    """Turned away whole, it may be welcome later."""
+    ear = Ear()
+    async with raw_server(reply(status="503 No"), reply(b"[1]")) as server:
+        calling = asyncio.ensure_future(
+            make(ear=ear).call(paid(server.url), body, unclaimed=_never)
+        )
+        await until(lambda: ear.all(RetryScheduled))
+        await clock.advance(0.001)
+        assert await calling == b"[1]"
+        assert len(server.requests) == 2
+
+
+async def test_once_is_once(make: Make) -> None:
+    """`once` sends once, whatever comes."""
+    async with raw_server(None, reply()) as server:
+        with pytest.raises(NoReply):
+            await make().once(free(server.url), body)
+        assert len(server.requests) == 1
+
+
+async def test_no_more_than_the_limit_are_in_flight(make: Make) -> None:
+    """With room for two, ten requests reach the gateway two by two."""
+    async with raw_server(reply()) as server:
+        server.may_answer.clear()
+        transport = make(requests_in_flight=2)
+        calls = [
+            asyncio.ensure_future(transport.call(kind(server.url), body, unclaimed=unclaimed))
+            for kind, unclaimed in ((paid, _never), (free, None)) * 5
+        ]
+        await until(lambda: len(server.requests) == 2)
+        await settle()
+        assert server.connections == 2
+        server.may_answer.set()
+        assert await asyncio.gather(*calls) == [b"{}"] * 10
+
+
+# Cancelled
+
+
+async def test_a_paid_request_in_the_air_outlives_its_caller(make: Make) -> None:
+    """Whoever sent it is gone, and its answer is handed over when it comes."""
+    left: list[asyncio.Task[Any]] = []
+    async with raw_server(reply(b"[1]")) as server:
+        server.may_answer.clear()
+        transport = make()
+        calling = asyncio.ensure_future(
+            transport.call(paid(server.url), body, unclaimed=left.append)
+        )
+        await server.asked.wait()
+        calling.cancel()
+        await settle()
+        assert calling.cancelled()
+        assert left == []
+        server.may_answer.set()
+        await transport.aclose()
+    assert [flight.result() for flight in left] == [b"[1]"]
+    assert others() == set()
+
+
+async def test_a_free_request_ends_with_its_caller(make: Make) -> None:
+    """A look whose caller is gone is dropped."""
+    async with raw_server(reply()) as server:
+        server.may_answer.clear()
+        calling = asyncio.ensure_future(make().call(free(server.url), body))
+        await server.asked.wait()
+        calling.cancel()
+        await settle()
+        assert calling.cancelled()
+
+
+async def test_a_paid_request_that_waits_for_its_turn_is_not_sent(make: Make) -> None:
+    """Cancelled before there was room for it, it never leaves, and nothing is unclaimed."""
+    async with raw_server(reply()) as server:
+        server.may_answer.clear()
+        transport = make(requests_in_flight=1)
+        first = asyncio.ensure_future(transport.once(free(server.url), body))
+        await server.asked.wait()
+        second = asyncio.ensure_future(transport.call(paid(server.url), body, unclaimed=_never))
+        await settle()
+        second.cancel()
+        server.may_answer.set()
+        assert await first == b"{}"
+        await settle()
+        assert second.cancelled()
+        assert len(server.requests) == 1
+
+
+async def test_a_paid_request_in_its_pause_is_not_sent_again(
+    make: Make, clock: ManualClock
+) -> None:
+    """Cancelled between two sendings it stays refused, and its timer is gone."""
+    ear = Ear()
+    async with raw_server(reply(status="503 No")) as server:
+        calling = asyncio.ensure_future(
+            make(ear=ear).call(paid(server.url), body, unclaimed=_never)
+        )
+        await until(lambda: ear.all(RetryScheduled))
+        await settle()
+        calling.cancel()
+        await clock.advance(60)
+        assert calling.cancelled()
+        assert (len(server.requests), clock.timers) == (1, [])
+
+
+# Ownership
+
+
+async def test_what_it_opened_it_closes(make: Make) -> None:
+    """After `aclose`, also a second one, its sessions are closed."""
+    transport = make()
+    await transport.aclose()
+    await transport.aclose()
+    assert transport._free.closed
+    assert transport._paid.closed
+
+
+async def test_a_close_that_is_cancelled_closes(make: Make) -> None:
+    """Who does not want to wait for a request in the air leaves no session open."""
+    async with raw_server(reply()) as server:
+        server.may_answer.clear()
+        transport = make()
+        calling = asyncio.ensure_future(transport.call(paid(server.url), body, unclaimed=_never))
+        await server.asked.wait()
+        closing = asyncio.ensure_future(transport.aclose())
+        await settle()
+        closing.cancel()
+        await settle()
+        assert closing.cancelled()
+        assert transport._free.closed
+        assert transport._paid.closed
+        with pytest.raises(RunwayError):
+            await calling
+
+
+async def test_a_borrowed_session_is_left_open(make: Make) -> None:
+    """It carries free and paid requests, and is not closed here."""
+    async with aiohttp.ClientSession() as session, raw_server(reply()) as server:
+        transport = make(session=session)
+        await transport.send(free(server.url))
+        await transport.send(paid(server.url))
+        await transport.aclose()
+        assert not session.closed
+
+
+async def test_a_borrowed_session_that_raises_is_made_not_to(make: Make) -> None:
+    """With `raise_for_status` the gateway's own words would be lost, and a no become a doubt."""
+    refusal = reply(b'{"code": "quota"}', "403 No")
+    async with (
+        aiohttp.ClientSession(raise_for_status=True) as session,
+        raw_server(refusal) as server,
+    ):
+        transport = make(session=session)
+        answer = await transport.send(paid(server.url))
+        assert (answer.status, answer.body) == (403, b'{"code": "quota"}')
+        async with transport.stream(server.url, {}) as response:
+            assert response.status == 403
+
+
+async def test_a_closed_session_is_told_before_a_byte_is_written(make: Make) -> None:
+    """Sending and streaming over it are `UsageError`s, and the gateway sees nothing."""
+    async with raw_server(reply()) as server:
+        transport = make()
+        await transport.aclose()
+        for kind in (paid, free):
+            with pytest.raises(UsageError) as caught:
+                await transport.call(kind(server.url), body)
+            assert caught.value.field == "session"
+        with pytest.raises(UsageError):
+            async with transport.stream(server.url, {}):
+                pytest.fail("it opened")
+        assert server.connections == 0
+
+
+# Streams
+
+
+async def test_a_stream_is_a_plain_get(make: Make) -> None:
+    """It asks for the bytes as they are, follows nothing, and passes the headers on."""
+    away = reply(b"body", "302 Away", Location="/elsewhere")
+    async with raw_server(away) as server:
+        async with make().stream(server.url, {"Range": "bytes=5-"}) as response:
+            assert (response.status, await response.read()) == (302, b"body")
+        head = server.requests[0]
+    assert head.startswith(b"GET / ")
+    assert b"Accept-Encoding: identity" in head
+    assert b"Range: bytes=5-" in head
+    assert b"Authorization" not in head
+
+
+async def test_a_stream_has_no_limit_as_a_whole(make: Make) -> None:
+    """Only its pauses are limited: longer than the total of an exchange is fine."""
+    async with raw_server(reply(b"body")) as server:
+        server.may_answer.clear()
+        late = asyncio.get_running_loop().call_later(0.03, server.may_answer.set)
+        async with make(timeouts=Timeouts(total=0.01)).stream(server.url, {}) as response:
+            assert await response.read() == b"body"
+        assert late.when() > 0
+
+
+async def test_no_secret_is_logged(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """At DEBUG, neither key nor body nor address stands in any line."""
+    caplog.set_level(logging.DEBUG)
+    async with raw_server(reply(b'{"marked": 1}')) as server:
+        await make().call(paid(f"{server.url}marked"), body)
+    assert "marked" not in caplog.text
+    assert "127.0.0.1" not in caplog.text
+
+
+def _never(flight: "asyncio.Task[Any]") -> None:
+    pytest.fail("nothing was unclaimed")

@@ -1,0 +1,905 @@
+import json
+import pickle
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import attrs
+import pytest
+from support.samples import (
+    GATEWAY,
+    KEY,
+    PROMPT,
+    SECRETS,
+    SIGNED,
+    STILL,
+    Sample,
+    asking,
+    reader_of,
+    samples,
+)
+from support.secrets import chain, told
+
+from fuhu_runway import _wire, errors
+from fuhu_runway._gateway import ENDPOINTS, GATEWAYS, NOWHERE, Replay
+from fuhu_runway._wire import Reply, Request, ask_balance, build, read_task, retry_after
+from fuhu_runway.errors import Fate
+from fuhu_runway.models import (
+    ActOne,
+    Balance,
+    Gateway,
+    Generation,
+    ImageToVideo,
+    KeyStyle,
+    MotionVector,
+    OfficialImageToVideo,
+    TaskRecord,
+    TaskState,
+    TextToVideo,
+    VideoToVideo,
+)
+
+ANY_SAMPLE = pytest.mark.parametrize("sample", samples(), ids=lambda sample: sample.name)
+NOT_MOVING = {"x": 0, "y": 0, "z": 0, "r": 0, "bg_x_pan": 0, "bg_y_pan": 0}
+RIXAPI = (
+    "http://runwaycdn.rixapi.com/attachments/video/runway/20241015/"
+    "82bc23c83b5c32e75059c8328df5cffb.mp4"
+)
+
+
+# Samples
+
+
+def outcome(sample: Sample, body: bytes | None = None) -> Any:
+    """Give what a sample, or another *body* in its place, is read as, be it an error."""
+    try:
+        return sample.read(body)
+    except errors.RunwayError as error:
+        return error
+
+
+def seen(result: Any, name: str) -> Any:
+    """Give one attribute as `expect.json` spells it."""
+    value = getattr(result, name)
+    return value.name if isinstance(value, TaskState | Fate) else value
+
+
+def wanted(name: str, expected: Any) -> Any:
+    """Let fractions be off by rounding, a flag being no number, and read times."""
+    if name.endswith("_at") and expected is not None:
+        return datetime.fromisoformat(expected)
+    is_number = isinstance(expected, int | float) and not isinstance(expected, bool)
+    return pytest.approx(expected) if is_number else expected
+
+
+def fields(sample: Sample) -> list[str]:
+    """Give the names that the expectation is about and that such a result has."""
+    no_attribute = {"gives", "raises", "reasons"}
+    if sample.expected.get("raises") == "UnreadableReply":
+        # It was not understood, so there is nothing that it said.
+        no_attribute |= {"code", "message", "retry_after"}
+    return [name for name in sample.expected if name not in no_attribute]
+
+
+@ANY_SAMPLE
+def test_each_sample_reads_as_expected(sample: Sample) -> None:
+    """Each literal reply gives what its expectation, written by hand from the facts, says."""
+    result = outcome(sample)
+    if "raises" in sample.expected:
+        assert type(result).__name__ == sample.expected["raises"], result
+    else:
+        kind = {"task": TaskRecord, "balance": Balance}[sample.expected["gives"]]
+        assert isinstance(result, kind), result
+    for name in fields(sample):
+        assert seen(result, name) == wanted(name, sample.expected[name]), name
+    if isinstance(result, errors.UnreadableReply):
+        for reason in sample.expected["reasons"]:
+            assert any(reason in given for given in result.reasons)
+
+
+def test_samples_are_many() -> None:
+    """No sample is lost on the way: there are hundreds, of every folder."""
+    assert len(samples()) >= 473
+    assert len({sample.folder for sample in samples()}) == 16
+
+
+@ANY_SAMPLE
+def test_no_sample_makes_an_error_tell_a_secret(sample: Sample) -> None:
+    """Neither what was sent nor an address that came back is in an error, or in its causes."""
+    result = outcome(sample)
+    if isinstance(result, errors.RunwayError):
+        assert told(result, [*SECRETS, "http://", "https://", "171.214.61.54"]) == []
+    else:
+        assert not any(secret in repr(result) for secret in (*SECRETS, "http", "171.214.61.54"))
+
+
+def with_echo(value: Any, echo: str) -> Any:
+    """Give JSON in which each text also quotes what was sent."""
+    if isinstance(value, dict):
+        return {key: with_echo(item, echo) for key, item in value.items()} | {echo: 1}
+    if isinstance(value, list):
+        return [with_echo(item, echo) for item in value]
+    return f"{value} {echo}" if isinstance(value, str) else value
+
+
+def echoing(sample: Sample) -> bytes:
+    """Give the sample's body, quoting the request wherever there is text."""
+    echo = f"{KEY} {PROMPT} {SIGNED} {STILL} 171.214.61.54 2001:db8::7"
+    try:
+        body = json.loads(sample.body)
+    except (ValueError, RecursionError):
+        return sample.body + echo.encode() + json.dumps(echo).encode()
+    return json.dumps(with_echo(body, echo)).encode()
+
+
+@ANY_SAMPLE
+def test_a_gateway_that_quotes_the_request_does_not_make_an_error_tell_it(sample: Sample) -> None:
+    """What was sent stays hidden, addresses do always, though all of a reply repeats them."""
+    # A look at a task does not know the prompt that the task was made from.
+    hidden = SECRETS if PROMPT in sample.request().secrets else (KEY, SIGNED, STILL)
+    result = outcome(sample, echoing(sample))
+    if isinstance(result, errors.RunwayError):
+        assert told(result, [*hidden, "171.214.61.54", "2001:db8::7"]) == []
+
+
+@ANY_SAMPLE
+def test_an_error_of_a_sample_keeps_its_form_in_a_pickle(sample: Sample) -> None:
+    """What a reply is read as goes through a pickle with all its fields."""
+    result = outcome(sample)
+    again = pickle.loads(pickle.dumps(result))  # noqa: S301 - our own
+    assert type(again) is type(result)
+    if isinstance(result, errors.RunwayError):
+        assert again.__dict__ == result.__dict__
+    else:
+        assert again == result
+
+
+@ANY_SAMPLE
+def test_what_a_refusal_means_for_the_money_fits_its_fate(sample: Sample) -> None:
+    """An error says that points may be gone exactly where a paid request is of unknown fate."""
+    result = outcome(sample)
+    if isinstance(result, errors.RunwayError):
+        fate = getattr(result, "fate", None)
+        paid = ENDPOINTS[sample.endpoint].replay is Replay.PAID
+        in_doubt = paid and fate is Fate.UNKNOWN
+        assert ("may have been accepted and charged" in result.money) is in_doubt
+        assert ("Nothing was charged" in result.money) is not in_doubt
+
+
+# Models to bytes
+
+
+def sent(request: Request) -> Any:
+    """Give the body of a request, decoded."""
+    assert request.body is not None
+    return json.loads(request.body)
+
+
+LITERAL_BODIES: dict[str, tuple[Generation, str | None, dict[str, Any]]] = {
+    "FuhuAPI, api-facts 1.2": (
+        TextToVideo("a kitten", motion=MotionVector(y=0.3999999999999999, r=-6)),
+        "http://baidu.com",
+        {
+            "callback_url": "http://baidu.com",
+            "ratio": "16:9",
+            "prompt": "a kitten",
+            "style": "cinematic",
+            "model": "gen4",
+            "options": {
+                "seconds": 10,
+                "motion_vector": {
+                    "x": 0,
+                    "y": 0.3999999999999999,
+                    "z": 0,
+                    "r": -6,
+                    "bg_x_pan": 0,
+                    "bg_y_pan": 0,
+                },
+            },
+        },
+    ),
+    "DeerAPI, api-facts 1.3, with the ratio that CometAPI's schema requires": (
+        ImageToVideo(
+            "笑起来,吃汉堡", "https://db.xiaohuhd.com/1.jpeg", motion=MotionVector(x=-6.2)
+        ),
+        "http://baidu.com",
+        {
+            "callback_url": "http://baidu.com",
+            "image": "https://db.xiaohuhd.com/1.jpeg",
+            "style": "cinematic",
+            "model": "gen4",
+            "prompt": "笑起来,吃汉堡",
+            "ratio": "16:9",
+            "options": {
+                "seconds": 10,
+                "image_as_end_frame": False,
+                "flip": False,
+                "motion_vector": NOT_MOVING | {"x": -6.2},
+            },
+        },
+    ),
+    "every field of api-facts 1.3": (
+        ImageToVideo(
+            "a kitten",
+            "https://example.com/1.jpeg",
+            last_image="https://example.com/2.jpeg",
+            ratio="9:16",
+            seconds=5,
+            model="gen3",
+            style="plain",
+            motion=MotionVector(1, 2, 3, 4, 5, 6.5),
+            image_as_end_frame=True,
+            flip=True,
+        ),
+        None,
+        {
+            "image": "https://example.com/1.jpeg",
+            "last_image": "https://example.com/2.jpeg",
+            "prompt": "a kitten",
+            "ratio": "9:16",
+            "style": "plain",
+            "model": "gen3",
+            "options": {
+                "seconds": 5,
+                "image_as_end_frame": True,
+                "flip": True,
+                "motion_vector": {"x": 1, "y": 2, "z": 3, "r": 4, "bg_x_pan": 5, "bg_y_pan": 6.5},
+            },
+        },
+    ),
+    "CometAPI, api-facts 1.4": (
+        VideoToVideo(RIXAPI, "pixelated style", flip=True, seconds=None),
+        "http://baidu.com",
+        {
+            "callback_url": "http://baidu.com",
+            "video": RIXAPI,
+            "model": "gen4",
+            "prompt": "pixelated style",
+            "options": {"structure_transformation": 0.5, "flip": True},
+        },
+    ),
+    "the seconds of the compatibility page, api-facts 1.4": (
+        VideoToVideo(RIXAPI, "pixelated style"),
+        None,
+        {
+            "video": RIXAPI,
+            "model": "gen4",
+            "prompt": "pixelated style",
+            "options": {"structure_transformation": 0.5, "flip": False, "seconds": 5},
+        },
+    ),
+    "ecovai, api-facts 1.5": (
+        ActOne(RIXAPI, "https://db.xiaohuhd.com/1.jpeg"),
+        "http://baidu.com",
+        {
+            "video": RIXAPI,
+            "image": "https://db.xiaohuhd.com/1.jpeg",
+            "callback_url": "http://baidu.com",
+        },
+    ),
+    "every field of api-facts 1.5": (
+        ActOne(
+            RIXAPI, character_video="https://example.com/2.mp4", motion_multiplier=3, flip=False
+        ),
+        None,
+        {
+            "video": RIXAPI,
+            "character_video": "https://example.com/2.mp4",
+            "options": {"motion_multiplier": 3, "flip": False},
+        },
+    ),
+    "the official format, api-facts 6": (
+        OfficialImageToVideo("https://example.com/1.jpeg"),
+        "http://baidu.com",
+        {
+            "promptImage": "https://example.com/1.jpeg",
+            "model": "gen4_turbo",
+            "duration": 10,
+            "ratio": "1280:720",
+        },
+    ),
+    "every field of api-facts 6": (
+        OfficialImageToVideo(
+            "https://example.com/1.jpeg",
+            "a kitten",
+            last_image="data:image/png;base64,aGk=",
+            model="gen4.5",
+            ratio="720:1280",
+            seconds=5,
+            seed=4294967295,
+            watermark=False,
+        ),
+        None,
+        {
+            "promptImage": [
+                {"uri": "https://example.com/1.jpeg", "position": "first"},
+                {"uri": "data:image/png;base64,aGk=", "position": "last"},
+            ],
+            "promptText": "a kitten",
+            "model": "gen4.5",
+            "duration": 5,
+            "ratio": "720:1280",
+            "seed": 4294967295,
+            "watermark": False,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("request_", "callback_url", "body"), LITERAL_BODIES.values(), ids=LITERAL_BODIES
+)
+def test_each_request_is_the_documented_body(
+    request_: Generation, callback_url: str | None, body: dict[str, Any]
+) -> None:
+    """Each request makes the literal body of its page, no field more and none less."""
+    assert sent(build(request_, GATEWAY, KEY, callback_url)) == body
+
+
+def test_a_body_is_utf_8_and_leaves_chinese_as_it_is() -> None:
+    """A Chinese prompt goes as UTF-8 text, not as escapes."""
+    body = build(TextToVideo("一只小猫"), GATEWAY, KEY).body
+    assert body is not None
+    assert "一只小猫".encode() in body
+
+
+def test_seconds_stay_whole_numbers() -> None:
+    """`options.seconds` is written 10 and not 10.0, which a strict gateway would refuse."""
+    body = build(TextToVideo("a kitten"), GATEWAY, KEY).body
+    assert body is not None
+    assert b'"seconds": 10,' in body
+
+
+# Who, where and how
+
+ADDRESSES = {
+    "fuhuapi": "https://api.fuhuapi.com/runway",
+    "cometapi": "https://api.cometapi.com/runway",
+    "deerapi": "https://api.deerapi.com/runway",
+    "gpt-best": "https://own.example/runway",
+    "ecovai": "https://api.ecovai.cn/runway",
+    "gptoai": "https://api.gptoai.cc/runway",
+    "openai-hub": "https://own.example/runway",
+    "chat-bp": "https://own.example/runway",
+    "gpt-best-v1": "https://own.example/runway/v1",
+    "gptproto": "https://own.example/runway/v1",
+    "yutoai": "https://own.example/runway/v1",
+    "zyhelp": "https://own.example/runway/v1",
+    "duomi": "https://duomiapi.com/api/video/runway",
+}
+PATHS = {
+    "text_to_video": "/pro/generate",
+    "image_to_video": "/pro/generate",
+    "video_to_video": "/pro/video2video",
+    "act_one": "/pro/act_one",
+}
+
+
+def gateway_of(name: str) -> Gateway:
+    """Give a known gateway; one whose address no source names gets one of ours."""
+    row = GATEWAYS[name]
+    return row if row.base_url else attrs.evolve(row, base_url="https://own.example")
+
+
+@pytest.mark.parametrize("gateway", GATEWAYS)
+@pytest.mark.parametrize(("endpoint", "path"), PATHS.items())
+def test_each_gateway_gets_each_submit_at_its_address(
+    gateway: str, endpoint: str, path: str
+) -> None:
+    """Every submit is a POST to the gateway's own prefix (api-facts 1.1)."""
+    request = asking(endpoint, gateway_of(gateway))
+    assert (request.endpoint.verb, request.url) == ("POST", ADDRESSES[gateway] + path)
+
+
+@pytest.mark.parametrize("gateway", GATEWAYS)
+def test_each_gateway_is_asked_for_a_task_its_own_way(gateway: str) -> None:
+    """The feed is a POST with the id in the body; duomi's is a GET with the id in the address."""
+    request = asking("feed", gateway_of(gateway), "a/b c")
+    if gateway == "duomi":
+        assert request.endpoint.verb == "GET"
+        assert request.url == f"{ADDRESSES[gateway]}/feed?task_id=a%2Fb%20c"
+        assert request.body is None
+    else:
+        assert request.endpoint.verb == "POST"
+        assert request.url == f"{ADDRESSES[gateway]}/feed"
+        assert sent(request) == {"task_id": "a/b c"}
+    assert request.endpoint.replay is Replay.FREE
+    assert request.task_id == "a/b c"
+
+
+@pytest.mark.parametrize("gateway", GATEWAYS)
+def test_the_official_routes_stand_beside_the_prefix(gateway: str) -> None:
+    """The official format has the same paths on every gateway, whatever its prefix."""
+    row = gateway_of(gateway)
+    submit, look = asking("official_image_to_video", row), asking("official_task", row, "a/b")
+    assert submit.url == f"{row.base_url}/runwayml/v1/image_to_video"
+    assert look.url == f"{row.base_url}/runwayml/v1/tasks/a%2Fb"
+    assert (submit.endpoint.verb, look.endpoint.verb, look.body) == ("POST", "GET", None)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "path"),
+    [
+        ("subscription", "/v1/dashboard/billing/subscription"),
+        ("usage", "/v1/dashboard/billing/usage"),
+        ("token_usage", "/api/usage/token"),
+    ],
+)
+def test_the_balance_is_asked_with_the_key_in_the_header(endpoint: str, path: str) -> None:
+    """Three of the four balance routes are GETs at the root, with the key in the header only."""
+    request = asking(endpoint)
+    assert (request.endpoint.verb, request.url) == ("GET", f"https://api.fuhuapi.com{path}")
+    assert request.headers["Authorization"] == f"Bearer {KEY}"
+    assert request.body is None
+
+
+def test_the_quota_route_has_the_key_in_the_address_and_nowhere_else() -> None:
+    """The query host gets the key as `key=…` and no header at all (api-facts 7.1)."""
+    request = ask_balance(ENDPOINTS["quota"], GATEWAYS["deerapi"], "sk-a+b&c")
+    assert request.url == "https://query.deerapi.com/user/quota?key=sk-a%2Bb%26c"
+    assert request.headers == {}
+    assert "sk-a" not in repr(request)
+
+
+@pytest.mark.parametrize("endpoint", ["text_to_video", "feed", "subscription", "quota"])
+def test_an_address_that_no_source_names_is_a_usage_error(endpoint: str) -> None:
+    """Without a host nothing can be built, and the error names the gateway."""
+    with pytest.raises(errors.UsageError, match="'openai-hub'") as caught:
+        asking(endpoint, GATEWAYS["openai-hub"])
+    assert caught.value.field == "gateway"
+
+
+def test_slashes_and_braces_of_an_address_do_no_harm() -> None:
+    """A base URL may end in a slash and hold braces: neither doubles nor is filled in."""
+    gateway = attrs.evolve(GATEWAY, base_url="https://own.example/{tenant}/", prefix="/runway/")
+    assert asking("feed", gateway).url == "https://own.example/{tenant}/runway/feed"
+    assert asking("text_to_video", gateway).url.endswith("/{tenant}/runway/pro/generate")
+
+
+@pytest.mark.parametrize("verb", ["POST", "GET"])
+def test_a_broken_task_id_is_asked_for_all_the_same(verb: str) -> None:
+    """Half a character in an id is left for the gateway to refuse, and is no crash here."""
+    request = asking("feed", attrs.evolve(GATEWAY, feed_verb=verb), "t-\ud800")
+    assert request.url.isascii()
+
+
+@pytest.mark.parametrize(
+    ("style", "shown"), [(KeyStyle.BEARER, f"Bearer {KEY}"), (KeyStyle.RAW, KEY)]
+)
+def test_the_key_is_shown_as_the_gateway_wants_it(style: KeyStyle, shown: str) -> None:
+    """`Bearer` stands before the key or does not; the key itself is untouched (api-facts 1.1)."""
+    headers = asking("text_to_video", attrs.evolve(GATEWAY, key_style=style)).headers
+    assert headers["Authorization"] == shown
+
+
+def test_every_request_carries_the_version_and_its_types() -> None:
+    """The version header goes along always, since some pages require it (api-facts 1.1)."""
+    for endpoint in ("text_to_video", "feed", "official_task"):
+        headers = asking(endpoint).headers
+        assert headers["X-Runway-Version"] == "2024-11-06"
+        assert headers["Content-Type"] == "application/json"
+        assert headers["Accept"] == "application/json"
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_a_request_does_not_show_what_it_carries(endpoint: str) -> None:
+    """The repr of a request holds neither key nor prompt nor addresses, and no body."""
+    request = asking(endpoint)
+    assert not any(secret in repr(request) for secret in (*SECRETS, "Bearer"))
+    assert set(request.secrets) <= {KEY, PROMPT, SIGNED, STILL}
+    assert KEY in request.secrets
+
+
+def test_a_submit_names_all_its_secrets() -> None:
+    """Prompt and addresses of a request are known as secrets of the exchange."""
+    request = ImageToVideo(PROMPT, STILL, last_image="https://marked.example/2.png")
+    secrets = build(request, GATEWAY, KEY).secrets
+    assert set(secrets) == {KEY, PROMPT, STILL, "https://marked.example/2.png"}
+
+
+def test_a_reply_does_not_show_its_body() -> None:
+    """The repr of a reply holds neither body nor headers."""
+    reply = Reply(asking("feed"), 200, {"set-cookie": "marked"}, b'{"video_url":"marked"}')
+    assert "marked" not in repr(reply)
+
+
+# extra
+
+
+def test_extra_fields_go_into_the_body_as_they_are() -> None:
+    """`extra` adds fields at every depth beside those that the request sets."""
+    extra = {"images": ["https://x.example/1.png"], "options": {"fps": 24, "deep": {"a": None}}}
+    body = sent(build(TextToVideo("a kitten", extra=extra), GATEWAY, KEY))
+    assert body["images"] == ["https://x.example/1.png"]
+    assert body["options"]["fps"] == 24
+    assert body["options"]["deep"] == {"a": None}
+    assert body["options"]["seconds"] == 10
+
+
+def test_extra_may_bring_the_options_that_a_request_has_none_of() -> None:
+    """A request without options takes those of `extra` whole."""
+    request = ActOne(SIGNED, STILL, extra={"options": {"fps": 24}, "callback_url": NOWHERE})
+    body = sent(build(request, GATEWAY, KEY))
+    assert body["options"] == {"fps": 24}
+    assert body["callback_url"] == NOWHERE
+
+
+@pytest.mark.parametrize(
+    ("extra", "named"),
+    [
+        ({"prompt": "marked"}, "'prompt'"),
+        ({"model": "gen3"}, "'model'"),
+        ({"options": {"seconds": 5}}, "'seconds'"),
+        ({"options": {"motion_vector": {"x": 1}}}, "'x'"),
+        ({"options": 5}, "'options'"),
+        ({"callback_url": "https://x.example/"}, "'callback_url'"),
+    ],
+)
+def test_extra_does_not_override_what_the_request_sets(extra: dict[str, Any], named: str) -> None:
+    """A field that has a place of its own is refused by name, and its value is not shown."""
+    request = TextToVideo("a kitten", extra=extra)
+    with pytest.raises(errors.UsageError, match=named) as caught:
+        build(request, GATEWAY, KEY, NOWHERE)
+    assert caught.value.field == "extra"
+    assert told(caught.value, ["marked"]) == []
+
+
+def test_building_leaves_the_request_as_it_was() -> None:
+    """The same request may be built twice and gives the same bytes."""
+    request = TextToVideo("a kitten", extra={"options": {"deep": {"a": 1}}})
+    first = build(request, GATEWAY, KEY, NOWHERE)
+    assert build(request, GATEWAY, KEY, NOWHERE) == first
+    assert request.extra == {"options": {"deep": {"a": 1}}}
+
+
+# Bytes to models: what no sample holds
+
+
+def read(
+    body: Any, endpoint: str = "feed", status: int = 200, headers: Mapping[str, str] | None = None
+) -> Any:
+    """Give what a body, as JSON or as literal bytes, is read as."""
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return reader_of(endpoint)(Reply(asking(endpoint), status, headers or {}, raw))
+
+
+UNHEARD_OF: list[Any] = [
+    {"code": True, "data": 5},
+    {"code": True, "data": "task_id"},
+    {"code": True, "data": None},
+    {"code": "9" * 5000, "data": {"task_id": "t-1"}},
+    {"error": {"code": "9" * 5000}},
+    {"error": ["a", "b"]},
+    {"error": 5},
+    {"error": {"message": {"a": 1}, "code": [], "type": {}}},
+    {"code": 200, "data": [[]]},
+    {"code": 200, "data": {"task_id": {"a": "b"}}},
+    {"code": 200, "data": {"task_id": True}},
+    {"code": 10**30, "data": {"task_id": "t-1"}},
+    {"code": "success", "data": {"task_id": "t-1", "status": ["SUCCESS"], "data": []}},
+    {"code": -1, "msg": "{}"},
+    {"code": "fail_to_fetch_task", "message": '{"a": 1}'},
+    {"code": "fail_to_fetch_task", "message": "{" * 3000},
+    {"code": "fail_to_fetch_task", "message": '{"error":' * 3000},
+    {"id": None},
+    {"task_id": ""},
+    {"description": 1, "code": 2},
+    {"object": "list"},
+    {"total_quota": "a lot"},
+]
+
+
+@pytest.mark.parametrize("endpoint", ["text_to_video", "feed", "subscription"])
+@pytest.mark.parametrize("body", UNHEARD_OF, ids=lambda body: json.dumps(body)[:40])
+def test_odd_shapes_are_named_and_do_not_crash(endpoint: str, body: Any) -> None:
+    """Shapes that no source documents end in an error of this package, or in a reading."""
+    for status in (200, 400, 502):
+        sample = Sample("odd/shape", endpoint, status, {}, json.dumps(body).encode(), {})
+        result = outcome(sample)
+        if isinstance(result, errors.RunwayError):
+            assert all(isinstance(link, errors.RunwayError) for link in chain(result))
+        else:
+            assert result.raw == body
+
+
+@pytest.mark.parametrize("depth", [100, 900, 5000])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        '{"code":200,"data":{"task_id":"t-1","video_url":%s}}',
+        '{"code":"success","data":{"task_id":"t-1","data":{"id":"t-1","output":%s}}}',
+        '{"code":"success","data":{"task_id":"t-1","data":%s}}',
+    ],
+)
+def test_lists_without_end_are_no_crash(shape: str, depth: int) -> None:
+    """Deep nesting beside an id leaves the id readable, or the whole reply unreadable."""
+    body = (shape % ("[" * depth + "]" * depth)).encode()
+    result = outcome(Sample("odd/depth", "feed", 200, {}, body, {}))
+    if isinstance(result, errors.UnreadableReply):
+        assert "RecursionError" in result.reasons[0]
+    else:
+        assert result.task_id == "t-1"
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        {"code": 200, "data": {"status": "3", "video_url": "https://x.example/1.mp4"}},
+        {"id": None, "status": "SUCCEEDED", "output": [{"url": "https://x.example/1.mp4"}]},
+        {"task_id": ["odd"], "status": 3, "video_url": {"url": " https://x.example/1.mp4 "}},
+    ],
+    ids=["missing", "null", "odd"],
+)
+def test_an_upstream_without_an_id_is_heard_all_the_same(inner: dict[str, Any]) -> None:
+    """The relay's id counts, so an answer inside it needs none of its own."""
+    record = read({"code": "success", "data": {"task_id": "t-1", "data": inner}})
+    assert (record.task_id, record.state) == ("t-1", TaskState.SUCCEEDED)
+    assert record.video_url == "https://x.example/1.mp4"
+
+
+def test_the_relays_own_address_comes_before_the_upstreams() -> None:
+    """A relay's `result_url` is taken before the `video_url` that it quotes (api-facts 3.4)."""
+    inner = {"task_id": "u-1", "status": "3", "video_url": "https://upstream.example/1.mp4"}
+    task = {"task_id": "t-1", "status": "SUCCESS", "result_url": "https://relay.example/1.mp4"}
+    record = read({"code": "success", "data": {**task, "data": inner}})
+    assert record.video_url == "https://relay.example/1.mp4"
+
+
+@pytest.mark.parametrize("inner", [{"code": 200, "data": None}, {"success": False}, {"a": 1}, 5])
+def test_an_upstream_that_says_nothing_changes_nothing(inner: Any) -> None:
+    """What stands inside a relay's task and tells of no task is passed over."""
+    task = {"task_id": "t-1", "status": "IN_PROGRESS", "data": inner}
+    assert read({"code": "success", "data": task}).state is TaskState.RUNNING
+
+
+def test_what_nests_too_deep_is_not_followed() -> None:
+    """Answers inside of answers are read three levels down and no further (api-facts 2 J)."""
+    body: dict[str, Any] = {"task_id": "t-1", "status": "3", "video_url": "https://x.example/1"}
+    for _ in range(4):
+        body = {"code": "success", "data": {"task_id": "t-1", "data": body}}
+    assert read(body).video_url is None
+
+
+def test_a_list_of_tasks_gives_the_one_that_was_asked_for() -> None:
+    """Of a batch answer the task with the right id counts, wherever it stands."""
+    tasks = [{"task_id": "t-0", "status": "FAILURE"}, 5, {"task_id": "t-1", "status": "SUCCESS"}]
+    assert read({"code": "success", "data": tasks}).state is TaskState.SUCCEEDED
+
+
+def test_a_list_without_the_task_gives_its_first() -> None:
+    """An answer about another id is shown as it is, under that id."""
+    assert read({"code": "success", "data": [{"task_id": "t-0"}]}).task_id == "t-0"
+
+
+@pytest.mark.parametrize("empty", [None, [], {}])
+def test_an_empty_envelope_on_the_feed_means_no_such_task(empty: Any) -> None:
+    """A query that a relay answers with nothing is `NotFound` (api-facts 2 B)."""
+    with pytest.raises(errors.NotFound) as caught:
+        read({"code": "success", "data": empty})
+    assert caught.value.task_id == "t-1"
+
+
+def test_an_empty_envelope_on_a_submit_is_of_unknown_fate() -> None:
+    """A submit that is answered with nothing may have been accepted: its fate is unknown."""
+    with pytest.raises(errors.UnreadableReply) as caught:
+        read({"code": "success", "data": None}, "text_to_video")
+    assert caught.value.fate is Fate.UNKNOWN
+    assert caught.value.reasons == (
+        "expected an object, got nothing @ $.data",
+        "required field missing @ $.data.task_id",
+    )
+
+
+def test_every_fault_of_an_answer_is_told_with_its_place() -> None:
+    """What is missing is named by its path, and the shape is shown without content."""
+    with pytest.raises(errors.UnreadableReply) as caught:
+        read({"code": 200, "data": {"state": "marked", "sk-marked-7c1e9d5b": 1}})
+    assert caught.value.reasons == ("required field missing @ $.data.task_id",)
+    assert caught.value.excerpt == "{state: str, <hidden>: int}"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body", "reason"),
+    [
+        ("subscription", {"task_id": "t-1"}, "expected a balance, got a task @ $"),
+        ("feed", {"hard_limit_usd": 1}, "expected a task, got a balance @ $"),
+        ("usage", {"object": "list"}, "required field missing @ $.total_usage"),
+        ("token_usage", {"code": True, "data": []}, "expected an object, got list @ $.data"),
+    ],
+)
+def test_an_answer_to_another_question_is_unreadable(
+    endpoint: str, body: dict[str, Any], reason: str
+) -> None:
+    """A task in place of a balance, or half a balance, is told as that and not guessed at."""
+    with pytest.raises(errors.UnreadableReply) as caught:
+        read(body, endpoint)
+    assert caught.value.reasons == (reason,)
+
+
+def test_a_reply_that_was_cut_short_is_not_read() -> None:
+    """A body larger than we read is unreadable even if what came happens to be whole JSON."""
+    body = b'{"code":200,"data":{"task_id":"t-1"}}'
+    with pytest.raises(errors.UnreadableReply, match="larger than 37 bytes"):
+        read_task(Reply(asking("text_to_video"), 200, {}, body, cut=True))
+
+
+def test_a_page_that_was_cut_short_is_still_a_page() -> None:
+    """A large web page means a wrong address, however little of it was read."""
+    with pytest.raises(errors.NotFound, match="web page"):
+        read_task(Reply(asking("text_to_video"), 200, {}, b"<!DOCTYPE html><p>", cut=True))
+
+
+@pytest.mark.parametrize("name", ["x-oneapi-request-id", "x-request-id"])
+@pytest.mark.parametrize("body", [{"error": {"message": "no"}}, {"what": 1}])
+def test_a_request_id_may_stand_in_a_header(name: str, body: dict[str, Any]) -> None:
+    """Where the message has no request id, the header's is told, with secrets taken out."""
+    with pytest.raises(errors.RunwayError) as caught:
+        read(body, headers={name: f"r-1-{KEY}"})
+    assert caught.value.request_id == "r-1-<hidden>"
+
+
+def test_the_request_id_of_the_message_comes_first() -> None:
+    """The innermost id is the one that the gateway's support can find."""
+    with pytest.raises(errors.GatewayError) as caught:
+        read({"code": 400, "msg": f"no (request id: r-{KEY})"}, headers={"x-request-id": "r-2"})
+    assert caught.value.request_id == "r-<hidden>"
+    assert caught.value.message == "no"
+
+
+@pytest.mark.parametrize("filler", [" ", "a-", "x:", '"', "\\", "(request id: ", "1.1.1."])
+def test_a_long_message_is_read_in_time(filler: str) -> None:
+    """A hundred thousand signs of anything are read at once; the suite's timeout would tell."""
+    message = f"no {filler * (100_000 // len(filler))} end"
+    with pytest.raises(errors.InvalidRequest):
+        read({"code": 400, "msg": message})
+    with pytest.raises(errors.UnreadableReply):
+        read(message.encode())
+
+
+@pytest.mark.parametrize("stop", [".", "!", "?", "。"])
+def test_a_message_that_is_a_sentence_gets_no_second_stop(stop: str) -> None:
+    """The gateway's own full stop is enough."""
+    with pytest.raises(errors.InvalidRequest) as caught:
+        read({"code": 400, "msg": f"wrong ratio{stop}"})
+    assert caught.value.happened.endswith(f"wrong ratio{stop}")
+
+
+def test_a_message_that_is_no_sentence_is_made_one() -> None:
+    """The text of an error is made of sentences, whatever the gateway leaves out."""
+    with pytest.raises(errors.InvalidRequest) as caught:
+        read({"code": 400, "msg": "wrong ratio"})
+    assert caught.value.happened == "The gateway refused with status 400: wrong ratio."
+
+
+# Retry-After
+
+NOON = "Wed, 05 Nov 2025 12:00:00 GMT"
+ONE_PAST = "Wed, 05 Nov 2025 12:01:00 GMT"
+NOON_UNIX = 1762344000.0
+
+
+@pytest.mark.parametrize(
+    ("headers", "received_at", "seconds"),
+    [
+        ({}, NOON_UNIX, None),
+        ({"retry-after": "3"}, None, 3.0),
+        ({"retry-after": " 2.5 "}, None, 2.5),
+        ({"retry-after": "0"}, None, 0.0),
+        ({"retry-after": "-7"}, None, 0.0),
+        ({"retry-after-ms": "1500"}, None, 1.5),
+        ({"retry-after-ms": "1500", "retry-after": "9"}, None, 1.5),
+        ({"retry-after-ms": "-1", "retry-after": "9"}, None, 9.0),
+        ({"retry-after-ms": "soon", "retry-after": "9"}, None, 9.0),
+        ({"retry-after": ONE_PAST, "date": NOON}, None, 60.0),
+        ({"retry-after": ONE_PAST, "date": NOON}, 0.0, 60.0),
+        ({"retry-after": ONE_PAST}, NOON_UNIX + 45, 15.0),
+        ({"retry-after": ONE_PAST, "date": "yesterday"}, NOON_UNIX, 60.0),
+        ({"retry-after": NOON, "date": ONE_PAST}, None, 0.0),
+        ({"retry-after": ONE_PAST}, None, None),
+        ({"retry-after": "Wed, 05 Nov 2025 12:01:00", "date": NOON}, None, 60.0),
+        ({"retry-after": "nan"}, NOON_UNIX, None),
+        ({"retry-after": "inf"}, NOON_UNIX, None),
+        ({"retry-after": "1e999"}, NOON_UNIX, None),
+        ({"retry-after": "later"}, NOON_UNIX, None),
+        ({"retry-after": "9" * 400}, NOON_UNIX, None),
+        ({"retry-after": "Wed, 05 Nov 2025 12:01:99999999999999999999 GMT"}, NOON_UNIX, None),
+        ({"retry-after": "Wed, 05 Nov 2025 12:01:00 +99999999999999999999"}, NOON_UNIX, None),
+    ],
+)
+def test_retry_after_is_read_in_its_three_forms(
+    headers: dict[str, str], received_at: float | None, seconds: float | None
+) -> None:
+    """Milliseconds, seconds and dates give seconds from 0 on; anything else gives none."""
+    assert retry_after(headers, received_at) == seconds
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    ("told_as", "progress"),
+    [
+        ("0%", 0.0),
+        (" 27% ", 0.27),
+        ("100%", 1.0),
+        ("250%", 1.0),
+        (0.275, 0.275),
+        (1, 1.0),
+        (27, 0.27),
+        (-5, 0.0),
+        ("%", None),
+        ("soon", None),
+        (True, None),
+        ([], None),
+        (None, None),
+    ],
+)
+def test_progress_is_a_part_of_one(told_as: Any, progress: float | None) -> None:
+    """Percents, fractions and whole numbers become one scale, from 0 to 1."""
+    assert read({"task_id": "t-1", "progress": told_as}).progress == pytest.approx(progress)
+
+
+@pytest.mark.parametrize(
+    ("told_as", "moment"),
+    [
+        (1734078348, "2024-12-13T08:25:48+00:00"),
+        ("1734078348", "2024-12-13T08:25:48+00:00"),
+        (1734078348000, "2024-12-13T08:25:48+00:00"),
+        ("2026-03-13T09:52:46+08:00", "2026-03-13T01:52:46+00:00"),
+        ("2026-03-13T09:52:46", "2026-03-13T09:52:46+00:00"),
+        ("0001-01-01T00:00:00+08:00", None),
+        ("0", None),
+        (-1, None),
+        (1e30, None),
+        ("", None),
+        ([], None),
+    ],
+)
+def test_times_are_aware_and_in_utc(told_as: Any, moment: str | None) -> None:
+    """Unix seconds, milliseconds and ISO texts become aware UTC times; zero is never."""
+    created_at = read({"task_id": "t-1", "create_time": told_as}).created_at
+    assert (created_at and created_at.isoformat()) == moment
+
+
+@pytest.mark.parametrize(
+    ("told_as", "refunded"),
+    [
+        *[(no, False) for no in (None, "", "0", 0, "0.0", False)],
+        *[(yes, True) for yes in ("1", 320, True, "yes", "0.5")],
+    ],
+)
+def test_a_refund_is_an_amount_or_a_flag(told_as: Any, refunded: bool) -> None:
+    """Anything but nothing and zero means that points came back (api-facts 4)."""
+    assert read({"task_id": "t-1", "refund": told_as}).refunded is refunded
+
+
+@pytest.mark.parametrize(
+    ("body", "balance"),
+    [
+        (
+            {"code": True, "data": {"total_granted": 10, "total_used": 4}},
+            Balance(6, 4, 10),
+        ),
+        (
+            {"code": True, "data": {"total_available": 6, "total_used": 4}},
+            Balance(6, 4, 10),
+        ),
+        ({"code": True, "data": {"total_available": 6}}, Balance(6, None, None)),
+        (
+            {"code": True, "data": {"total_used": 4, "unlimited_quota": True}},
+            Balance(None, 4, None, unlimited=True),
+        ),
+        ({"code": True, "data": {"unlimited_quota": "true"}}, Balance()),
+        ({"hard_limit_usd": "100000000"}, Balance(unlimited=True)),
+        ({"total_usage": "123.4"}, Balance(None, 1.234, None)),
+        ({"total_quota": 6, "total_used_quota": 4}, Balance(6, 4, 10)),
+    ],
+)
+def test_a_balance_is_completed_from_two_of_three(body: dict[str, Any], balance: Balance) -> None:
+    """What is left, used and granted follow from one another where two of them are told."""
+    assert read(body, "token_usage") == balance
+
+
+def test_the_converter_is_made_anew_each_time() -> None:
+    """Whoever changes a converter changes their own, and not how this package reads."""
+    assert _wire.make_converter() is not _wire.make_converter()
