@@ -311,7 +311,11 @@ def restyle(
     ] = 0.5,
     seconds: Annotated[
         int | None,
-        _request("Length of the clip: 5 or 10; --no-seconds leaves it out.", negative_none="no-"),
+        _request(
+            "Length of the clip: 5 or 10; --no-seconds leaves it out.",
+            negative=None,
+            negative_none="no-",
+        ),
     ] = 5,
     flip: Annotated[bool, _request(f"{_PORTRAIT}.", **_unset)] = False,
     model: Annotated[str, _request("The model.")] = DEFAULT_MODEL,

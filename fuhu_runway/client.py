@@ -171,8 +171,7 @@ class Client:
             RateLimited: Refused until the retry policy gave up; nothing was charged.
             ModelUnavailable: No channel offers the model; nothing was charged.
             NotSent: The gateway could not be reached; nothing was charged.
-            NotFound: There is no such route; nothing was charged.
-            UnreadableReply: A web page came in place of an answer; nothing was charged.
+            NotFound: There is no such route, or a web page in its place; nothing was charged.
             SubmissionInDoubt: Sent, and its fate is unknown.
 
         Source:

@@ -156,12 +156,12 @@ class _Download:
                 return
             if self.part.received > before:
                 fruitless, drawn = 0, delays(self.tools.retry)
-            fruitless += 1
-            if fruitless > self.tools.retry.attempts:
-                raise _incomplete(self.source, self.part.received, cause) from cause
             if cause.expired and not renew:
                 renew = True  # a fresh address is worth a try at once
                 continue
+            fruitless += 1
+            if fruitless >= self.tools.retry.attempts:
+                raise _incomplete(self.source, self.part.received, cause) from cause
             renew = cause.expired
             await self.tools.clock.sleep(next(drawn) if cause.delay is None else cause.delay)
 
@@ -180,7 +180,9 @@ class _Download:
         """Do one attempt, as far as it gets."""
         try:
             async with self._opened(url) as response:
-                total = await _in_thread(_begin, self.part, response)
+                # Not in a thread: aiohttp forgets what it has received and nobody has read yet,
+                # if the connection breaks meanwhile.
+                total = _begin(self.part, response)
                 if response.status == 416:
                     return
                 self._check_size(total)
@@ -425,7 +427,7 @@ def _led_to(url: str, location: str) -> str:
 # Names and places
 
 
-_RESERVED: Final = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])")
+_RESERVED: Final = re.compile(r"(?i)(con|prn|aux|nul|(com|lpt)[0-9¹²³])")
 _UNSAFE: Final = re.compile(r"[^\w.,+=@()-]+")
 
 

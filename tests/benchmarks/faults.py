@@ -181,9 +181,7 @@ async def main() -> int:
     ]
     print(table([("fault", "right", *clients), *rows]))
     wrong = [
-        case.name
-        for case, row in zip(CASES, outcomes, strict=True)
-        if not row[0].is_right(case)
+        case.name for case, row in zip(CASES, outcomes, strict=True) if not row[0].is_right(case)
     ]
     print(f"\nOurs is right in {len(CASES) - len(wrong)} of {len(CASES)}.", *wrong, sep="\nWrong: ")
     return 1 if wrong else 0

@@ -28,6 +28,7 @@ PEER_WAITS: Final = 16
 RAPID: Final = PollPolicy(first=0.001, factor=1.0, max_interval=0.001)
 
 WaitForAll = Callable[[Sequence[str]], Awaitable[None]]
+Opener = Callable[[str], AbstractAsyncContextManager[WaitForAll]]
 
 
 class Side(NamedTuple):
@@ -35,11 +36,11 @@ class Side(NamedTuple):
 
     client: str
     format: str
-    open: Callable[[str], AbstractAsyncContextManager[WaitForAll]]
+    open: Opener
     waits: int = WAITS
 
 
-def bare(address: str, finished: Callable[[Any], bool]) -> Any:
+def bare(address: str, finished: Callable[[Any], object]) -> Opener:
     """Give the least that has to be done with aiohttp: ask, parse, until it has *finished*."""
 
     @asynccontextmanager
@@ -62,7 +63,7 @@ def bare(address: str, finished: Callable[[Any], bool]) -> Any:
     return opened
 
 
-def ours(prefix: str, *, official: bool = False) -> Any:
+def ours(prefix: str, *, official: bool = False) -> Opener:
     """Give what our user does."""
 
     @asynccontextmanager
@@ -104,7 +105,7 @@ def waiting_for_all(wait: Callable[[str], Awaitable[None]]) -> WaitForAll:
 SIDES: Final = (
     Side("bare aiohttp", "A", bare("/runway/feed", lambda body: body["data"]["video_url"])),
     Side("fuhu_runway", "A", ours("/runway")),
-    Side("bare aiohttp", "B", bare("/relay/feed", lambda body: body["data"]["status"] == "SUCCESS")),
+    Side("bare aiohttp", "B", bare("/relay/feed", lambda body: body["data"]["finish_time"])),
     Side("fuhu_runway", "B", ours("/relay")),
     Side("bare aiohttp", "C", bare("/runwayml/v1/tasks/{}", lambda body: "output" in body)),
     Side("fuhu_runway", "C", ours("/runway", official=True)),
@@ -136,15 +137,13 @@ async def measure(url: str) -> dict[Side, list[float]]:
 
 def ratios(figures: dict[Side, list[float]]) -> Iterator[str]:
     """Give ours over bare aiohttp in each format, and over runwayml in its own."""
-    of = {(side.client, side.format): values for side, values in figures.items()}
-    for client, form in of:
-        if client == "fuhu_runway":
-            over = ratio(of[client, form], of["bare aiohttp", form])
-            yield f"ours / bare aiohttp, format {form}: {verdict(over, 1.5)}"
-    for peer_values in [of["runwayml", "C"]] if HAS_PEER else []:
-        for form in ("A", "C"):
-            over = ratio(of["fuhu_runway", form], peer_values)
-            yield f"ours, format {form} / runwayml: {verdict(over, 0.1, '.3f')}"
+    values = {(side.client, side.format): found for side, found in figures.items()}
+    for form in ("A", "B", "C"):
+        over = ratio(values["fuhu_runway", form], values["bare aiohttp", form])
+        yield f"ours / bare aiohttp, format {form}: {verdict(over, 1.5)}"
+    for form in ("A", "C") if HAS_PEER else ():
+        over = ratio(values["fuhu_runway", form], values["runwayml", "C"])
+        yield f"ours, format {form} / runwayml: {verdict(over, 0.1, '.3f')}"
 
 
 def main() -> None:

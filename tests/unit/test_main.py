@@ -12,6 +12,7 @@ from fuhu_runway.__main__ import main
 
 
 def exit_code_of_main() -> object:
+    """Give what the shell would see."""
     with pytest.raises(SystemExit) as leaving:
         main()
     return leaving.value.code
@@ -51,11 +52,12 @@ class FakeCli:
 
 
 def install(monkeypatch: pytest.MonkeyPatch, cli: FakeCli) -> None:
+    """Have the extra there, and *cli* in place of the module that needs it."""
     for name in ("cyclopts", "rich"):
         there = ModuleType(name)
         there.__spec__ = ModuleSpec(name, None)
         monkeypatch.setitem(sys.modules, name, there)
-    monkeypatch.setitem(sys.modules, "fuhu_runway.cli", cli)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "fuhu_runway.cli", cli)
     monkeypatch.setattr("fuhu_runway.cli", cli, raising=False)
 
 

@@ -7,18 +7,18 @@ from typing import Any
 
 import attrs
 import pytest
-from support.clients import Ear, others
+from support.clients import Ear
 from support.clock import ManualClock, settle
+from support.feed import STEADY, Feed, Scene, Wait, done, no, record, scene_on
 
 from fuhu_runway import hooks as events
 from fuhu_runway._clock import LoopClock
 from fuhu_runway._gateway import ENDPOINTS, GATEWAYS
-from fuhu_runway._polling import Poller, PollQueue, Watch
+from fuhu_runway._polling import Poller, PollQueue
 from fuhu_runway._wire import ask_task
 from fuhu_runway.errors import (
     ClipMissing,
     GatewayDown,
-    GatewayError,
     NoReply,
     NotFound,
     OutOfCredits,
@@ -33,120 +33,11 @@ from fuhu_runway.errors import (
 from fuhu_runway.hooks import Hooks
 from fuhu_runway.models import PollPolicy, TaskRecord, TaskState
 
-STEADY = PollPolicy(jitter=0)
-VIDEO = "https://cdn.example/1.mp4"
-Wait = asyncio.Task[TaskRecord]
-Answer = TaskRecord | BaseException
-
-
-def record(task_id: str = "t-1", state: TaskState = TaskState.RUNNING, **parts: Any) -> TaskRecord:
-    """Give what an answer said; a success has its address unless told otherwise."""
-    if state is TaskState.SUCCEEDED:
-        parts = {"video_url": VIDEO, **parts}
-    return TaskRecord(task_id, state, **parts)
-
-
-def done(task_id: str = "t-1") -> TaskRecord:
-    """Give what the last answer says."""
-    return record(task_id, TaskState.SUCCEEDED, points=320.0)
-
-
-def no(kind: type[GatewayError], retry_after: float | None = None) -> GatewayError:
-    """Give the error for an answer that says no."""
-    texts = ("It said no.", "Nothing was charged.", "Do.")
-    return kind(*texts, "t-1", "r-1", 0, None, None, retry_after)
-
-
-@attrs.define(eq=False)
-class Feed:
-    """What the gateway says, look after look; the last of a task's answers is said for ever."""
-
-    clock: ManualClock
-    answers: dict[str, list[Answer]] = attrs.field(factory=dict)
-    #: Which task was asked about, and when.
-    looks: list[tuple[str, float]] = attrs.field(factory=list)
-    under_way: int = 0
-    peak: int = 0
-    #: Looks hang while this is clear.
-    is_open: asyncio.Event = attrs.field(factory=asyncio.Event)
-    #: How many looks were cancelled.
-    left: int = 0
-
-    def __attrs_post_init__(self) -> None:
-        self.is_open.set()
-
-    def says(self, *answers: Answer, task_id: str = "t-1") -> None:
-        self.answers[task_id] = list(answers)
-
-    async def look(self, request: Any) -> TaskRecord:
-        self.looks.append((request.task_id, self.clock.now()))
-        self.under_way += 1
-        self.peak = max(self.peak, self.under_way)
-        try:
-            await self.is_open.wait()
-        except asyncio.CancelledError:
-            self.left += 1
-            raise
-        finally:
-            self.under_way -= 1
-        told = self.answers.get(request.task_id, [record(request.task_id)])
-        answer = told.pop(0) if len(told) > 1 else told[0]
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer
-
-    @property
-    def instants(self) -> list[float]:
-        """When it was looked, in seconds since the start."""
-        return [at - 1000 for _, at in self.looks]
-
-
-@attrs.define(eq=False)
-class Scene:
-    """A scheduler over a feed, and a clock to move it by."""
-
-    clock: ManualClock
-    feed: Feed
-    ear: Ear
-    poller: Poller
-
-    def watch(self, task_id: str = "t-1", *, fresh: bool = False, endpoint: str = "feed") -> Watch:
-        """Give the watch over a task; a fresh one was submitted just now."""
-        request = ask_task(task_id, ENDPOINTS[endpoint], GATEWAYS["fuhuapi"], "sk-1")
-        return self.poller.watch(request, self.clock.now() if fresh else None)
-
-    def wait(self, watch: Watch, timeout: float | None = None) -> Wait:
-        return asyncio.ensure_future(self.poller.settled(watch, timeout))
-
-    def change(self, watch: Watch, timeout: float | None = None) -> Wait:
-        deadline = self.poller.deadline(timeout)
-        return asyncio.ensure_future(self.poller.changed(watch, watch.version, timeout, deadline))
-
-    def has_nothing_left(self) -> bool:
-        """Whether no timer, no look and no entry is left."""
-        idle = repr(self.poller) == "<Poller 0 tasks>"
-        return idle and not self.clock.timers and not others() and not self.feed.under_way
-
 
 @pytest.fixture
-def make(clock: ManualClock) -> Callable[..., Scene]:
-    """Give a maker of scenes, for a test that needs a policy of its own."""
-
-    def build(policy: PollPolicy = STEADY, *, at_once: int = 100, **options: Any) -> Scene:
-        feed, ear = Feed(clock), Ear()
-        hooks = Hooks([ear])
-        poller = Poller(
-            feed.look, policy=policy, at_once=at_once, clock=clock, hooks=hooks, **options
-        )
-        return Scene(clock, feed, ear, poller)
-
-    return build
-
-
-@pytest.fixture
-def scene(make: Callable[..., Scene]) -> Scene:
+def scene(clock: ManualClock) -> Scene:
     """Give a scheduler without jitter."""
-    return make()
+    return scene_on(clock)
 
 
 # The queue
@@ -558,10 +449,10 @@ async def test_a_defect_reaches_whoever_waits(scene: Scene) -> None:
 
 @pytest.mark.parametrize("start", [0.0, 1000.0])
 async def test_success_without_an_address_ends_after_its_grace(
-    make: Callable[..., Scene], start: float
+    clock: ManualClock, start: float
 ) -> None:
     """It is looked at for a minute more, from any instant on, then `ClipMissing` is raised."""
-    scene = make()
+    scene = scene_on(clock)
     scene.clock.instant = start
     scene.feed.says(record(state=TaskState.SUCCEEDED, video_url=None))
     waiting = scene.wait(scene.watch())
@@ -714,9 +605,9 @@ async def test_a_thousand_waits_have_one_timer(scene: Scene) -> None:
     assert scene.has_nothing_left()
 
 
-async def test_so_many_looks_at_once_and_no_more(make: Callable[..., Scene]) -> None:
+async def test_so_many_looks_at_once_and_no_more(clock: ManualClock) -> None:
     """At most `at_once` looks are under way; the others follow, the longest due first."""
-    scene = make(at_once=3)
+    scene = scene_on(clock, at_once=3)
     scene.feed.is_open.clear()
     watches = []
     for number in range(10):
@@ -735,9 +626,9 @@ async def test_so_many_looks_at_once_and_no_more(make: Callable[..., Scene]) -> 
         wait.cancel()
 
 
-async def test_jitter_spreads_the_looks(make: Callable[..., Scene]) -> None:
+async def test_jitter_spreads_the_looks(clock: ManualClock) -> None:
     """A hundred tasks submitted at once are not looked at at once, but within ten percent."""
-    scene = make(PollPolicy(jitter=0.1), rng=random.Random(1))
+    scene = scene_on(clock, PollPolicy(jitter=0.1), rng=random.Random(1))
     watches = [scene.watch(f"t-{number}", fresh=True) for number in range(100)]
     due = {watch.due_at - 1000 for watch in watches}
     assert len(due) == 100

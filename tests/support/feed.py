@@ -1,0 +1,119 @@
+"""A feed that says what a test wants, and a scheduler over it on a clock that the test moves."""
+
+import asyncio
+from typing import Any, Final
+
+import attrs
+from support.clients import Ear, others
+from support.clock import ManualClock
+
+from fuhu_runway._gateway import ENDPOINTS, GATEWAYS
+from fuhu_runway._polling import Poller, Watch
+from fuhu_runway._wire import ask_task
+from fuhu_runway.errors import GatewayError
+from fuhu_runway.hooks import Hooks
+from fuhu_runway.models import PollPolicy, TaskRecord, TaskState
+
+STEADY: Final = PollPolicy(jitter=0)
+VIDEO: Final = "https://cdn.example/1.mp4"
+Wait = asyncio.Task[TaskRecord]
+Answer = TaskRecord | BaseException
+
+
+def record(task_id: str = "t-1", state: TaskState = TaskState.RUNNING, **parts: Any) -> TaskRecord:
+    """Give what an answer said; a success has its address unless told otherwise."""
+    if state is TaskState.SUCCEEDED:
+        parts = {"video_url": VIDEO, **parts}
+    return TaskRecord(task_id, state, **parts)
+
+
+def done(task_id: str = "t-1") -> TaskRecord:
+    """Give what the last answer says."""
+    return record(task_id, TaskState.SUCCEEDED, points=320.0)
+
+
+def no(kind: type[GatewayError], retry_after: float | None = None) -> GatewayError:
+    """Give the error for an answer that says no."""
+    texts = ("It said no.", "Nothing was charged.", "Do.")
+    return kind(*texts, "t-1", "r-1", 0, None, None, retry_after)
+
+
+@attrs.define(eq=False)
+class Feed:
+    """What the gateway says, look after look; the last of a task's answers is said for ever."""
+
+    clock: ManualClock
+    answers: dict[str, list[Answer]] = attrs.field(factory=dict)
+    #: Which task was asked about, and when.
+    looks: list[tuple[str, float]] = attrs.field(factory=list)
+    under_way: int = 0
+    peak: int = 0
+    #: Looks hang while this is clear.
+    is_open: asyncio.Event = attrs.field(factory=asyncio.Event)
+    #: How many looks were cancelled.
+    left: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self.is_open.set()
+
+    def says(self, *answers: Answer, task_id: str = "t-1") -> None:
+        self.answers[task_id] = list(answers)
+
+    async def look(self, request: Any) -> TaskRecord:
+        self.looks.append((request.task_id, self.clock.now()))
+        self.under_way += 1
+        self.peak = max(self.peak, self.under_way)
+        try:
+            await self.is_open.wait()
+        except asyncio.CancelledError:
+            self.left += 1
+            raise
+        finally:
+            self.under_way -= 1
+        told = self.answers.get(request.task_id, [record(request.task_id)])
+        answer = told.pop(0) if len(told) > 1 else told[0]
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    @property
+    def instants(self) -> list[float]:
+        """When it was looked, in seconds since the start."""
+        return [at - 1000 for _, at in self.looks]
+
+
+@attrs.define(eq=False)
+class Scene:
+    """A scheduler over a feed, and a clock to move it by."""
+
+    clock: ManualClock
+    feed: Feed
+    ear: Ear
+    poller: Poller
+
+    def watch(self, task_id: str = "t-1", *, fresh: bool = False, endpoint: str = "feed") -> Watch:
+        """Give the watch over a task; a fresh one was submitted just now."""
+        request = ask_task(task_id, ENDPOINTS[endpoint], GATEWAYS["fuhuapi"], "sk-1")
+        return self.poller.watch(request, self.clock.now() if fresh else None)
+
+    def wait(self, watch: Watch, timeout: float | None = None) -> Wait:
+        return asyncio.ensure_future(self.poller.settled(watch, timeout))
+
+    def change(self, watch: Watch, timeout: float | None = None) -> Wait:
+        deadline = self.poller.deadline(timeout)
+        return asyncio.ensure_future(self.poller.changed(watch, watch.version, timeout, deadline))
+
+    def has_nothing_left(self) -> bool:
+        """Whether no timer, no look and no entry is left."""
+        idle = repr(self.poller) == "<Poller 0 tasks>"
+        return idle and not self.clock.timers and not others() and not self.feed.under_way
+
+
+def scene_on(
+    clock: ManualClock, policy: PollPolicy = STEADY, *, at_once: int = 100, **options: Any
+) -> Scene:
+    """Give a scheduler over a feed of its own."""
+    feed, ear = Feed(clock), Ear()
+    hooks = Hooks([ear])
+    poller = Poller(feed.look, policy=policy, at_once=at_once, clock=clock, hooks=hooks, **options)
+    return Scene(clock, feed, ear, poller)

@@ -1,0 +1,282 @@
+"""Each row of each table has a sample, a method, a route, an entry in the docs; none is idle."""
+
+import json
+import re
+from collections.abc import AsyncIterator
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import attrs
+import pytest
+from support.samples import SUBMITS, Sample, asking, reader_of, samples
+
+from fuhu_runway import Client, _wire, errors
+from fuhu_runway._gateway import (
+    DIALECTS,
+    ENDPOINTS,
+    GATEWAYS,
+    REFUSALS,
+    STATES,
+    Dialect,
+    Endpoint,
+    Refusal,
+    Replay,
+)
+from fuhu_runway._retry import MAY_REPEAT
+from fuhu_runway._wire import Reply, Request
+from fuhu_runway.errors import Fate
+from fuhu_runway.models import Balance, Gateway, KeyStyle, TaskRecord
+from fuhu_runway.testing import Simulator
+
+REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
+OWN_KEY = "sk-simulated"
+
+EACH_ENDPOINT = pytest.mark.parametrize("row", ENDPOINTS.values(), ids=ENDPOINTS)
+EACH_DIALECT = pytest.mark.parametrize("row", DIALECTS, ids=lambda row: row.name)
+EACH_GATEWAY = pytest.mark.parametrize("row", GATEWAYS.values(), ids=GATEWAYS)
+EACH_REFUSAL = pytest.mark.parametrize("row", REFUSALS, ids=lambda row: row.source)
+
+#: Where the samples of each dialect are, as tests/samples/README.md has it.
+FOLDERS = {
+    "openai_error": "openai-error",
+    "dashboard_error": "dashboard",
+    "dashboard_task": "dashboard",
+    "dashboard_balance": "balance",
+    "midjourney_error": "midjourney",
+    "envelope": "envelope",
+    "relay": "task-envelope",
+    "task_error": "task-error",
+    "billing_limit": "balance",
+    "billing_usage": "balance",
+    "account_quota": "balance",
+    "bare_relay": "bare-task",
+    "callback": "callback",
+    "luma": "luma-like",
+    "official": "official",
+}
+
+
+def page(name: str) -> str:
+    """Give a page of the reference."""
+    return (REFERENCE / f"{name}.md").read_text("utf-8")
+
+
+def rows_of(name: str) -> list[list[str]]:
+    """Give the cells of each row of all tables of a page, in plain text."""
+    lines = [line for line in page(name).splitlines() if line.startswith("| ")]
+    return [[cell.strip().replace("`", "") for cell in line.split("|")[1:-1]] for line in lines]
+
+
+# Endpoints
+
+
+@EACH_ENDPOINT
+def test_each_endpoint_has_a_sample(row: Endpoint) -> None:
+    """Some literal reply is an answer to each endpoint."""
+    assert any(sample.endpoint == row.name for sample in samples())
+
+
+@EACH_ENDPOINT
+def test_each_endpoint_has_a_method(row: Endpoint) -> None:
+    """The client has the method that the row names, and it says in words what it does."""
+    method = attrgetter(row.method)(Client(OWN_KEY))
+    assert callable(method)
+    assert method.__doc__
+
+
+@EACH_ENDPOINT
+def test_each_endpoint_is_in_the_docs(row: Endpoint) -> None:
+    """The page of endpoints names each row, its verb, its path and its source."""
+    (entry,) = [cells for cells in rows_of("endpoints") if cells[0] == row.name]
+    text = " ".join(entry)
+    assert row.verb in text
+    assert row.path in text
+    assert row.source in text
+    assert ("points" in entry) is (row.replay is Replay.PAID)
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+async def exchanged(session: aiohttp.ClientSession, request: Request) -> TaskRecord | Balance:
+    """Send a request as it is and read the answer, with nothing of the client in between."""
+    async with session.request(
+        request.endpoint.verb, request.url, data=request.body, headers=request.headers
+    ) as response:
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        reply = Reply(request, response.status, headers, await response.read())
+        return reader_of(request.endpoint.name)(reply)
+
+
+def at(simulator: Simulator, row: Gateway = GATEWAYS["fuhuapi"]) -> Gateway:
+    """Give a gateway moved to where the simulator is."""
+    return attrs.evolve(row, base_url=simulator.base_url, quota_url=simulator.base_url)
+
+
+@EACH_ENDPOINT
+async def test_each_endpoint_has_a_route_in_the_simulator(
+    row: Endpoint, session: aiohttp.ClientSession
+) -> None:
+    """The simulator, which knows none of these tables, answers each request with what it gives."""
+    async with Simulator() as simulator:
+        submit = "official_image_to_video" if row.name == "official_task" else "text_to_video"
+        task = await exchanged(session, asking(submit, at(simulator), key=OWN_KEY))
+        assert isinstance(task, TaskRecord)
+        request = asking(row.name, at(simulator), task.task_id, OWN_KEY)
+        assert isinstance(await exchanged(session, request), row.gives)
+        assert simulator.leaked == ()
+
+
+@EACH_GATEWAY
+async def test_each_gateway_has_a_route_in_the_simulator(
+    row: Gateway, session: aiohttp.ClientSession
+) -> None:
+    """A gateway's prefix, verb and key style lead to a task and to the look at it."""
+    style: Any = "raw" if row.key_style is KeyStyle.RAW else "bearer"
+    async with Simulator(key_style=style) as simulator:
+        for name in SUBMITS:
+            record = await exchanged(session, asking(name, at(simulator, row), key=OWN_KEY))
+            assert isinstance(record, TaskRecord)
+            look = "official_task" if name.startswith("official") else "feed"
+            request = asking(look, at(simulator, row), record.task_id, OWN_KEY)
+            seen = await exchanged(session, request)
+            assert isinstance(seen, TaskRecord)
+            assert seen.task_id == record.task_id
+        assert simulator.submitted == len(SUBMITS)
+
+
+# Dialects
+
+
+def spoken(sample: Sample) -> Dialect | None:
+    """Give the dialect that a sample's body fits, if it is an object at all."""
+    try:
+        body = json.loads(sample.body.decode("utf-8-sig", "replace"))
+    except (ValueError, RecursionError):
+        return None
+    rows = [row for row in DIALECTS if isinstance(body, dict) and row.fits(body)]
+    return rows[0] if rows else None
+
+
+@EACH_DIALECT
+def test_each_dialect_has_samples(row: Dialect) -> None:
+    """Some sample of the dialect's own folder is recognised as that dialect and as no other."""
+    own = [sample for sample in samples() if sample.folder == FOLDERS[row.name]]
+    assert any(spoken(sample) is row for sample in own)
+
+
+@EACH_DIALECT
+def test_each_dialect_is_in_the_docs(row: Dialect) -> None:
+    """The page of dialects names each row with its letter, in the order in which it is tried."""
+    names = [cells for cells in rows_of("dialects") if row.name in cells]
+    assert names
+    assert row.letter in names[0]
+
+
+def test_the_docs_keep_the_order_of_the_dialects() -> None:
+    """The order decides, so the page has it too."""
+    listed = [cell for cells in rows_of("dialects") for cell in cells[:3] if cell in FOLDERS]
+    assert listed[: len(DIALECTS)] == [row.name for row in DIALECTS]
+
+
+def test_every_folder_of_samples_belongs_to_someone() -> None:
+    """Beside the dialects' own folders there are those for noes, cut replies and headers only."""
+    others = {"envelope-error", "nested-error", "no-dialect", "not-json", "retry-after"}
+    assert {sample.folder for sample in samples()} == {*FOLDERS.values(), *others}
+
+
+# Words
+
+
+@pytest.mark.parametrize("word", STATES)
+def test_each_word_has_a_sample(word: str) -> None:
+    """Each word that a source documents stands in some literal reply, and is in the docs."""
+    quoted = re.compile(rf'"(?:state|status)"\s*:\s*"?\s*{word}\b', re.IGNORECASE)
+    assert any(quoted.search(sample.body.decode("utf-8", "replace")) for sample in samples())
+    assert any(word in " ".join(cells).split() for cells in separated("states"))
+
+
+def separated(name: str) -> list[list[str]]:
+    """Give the rows of a page without the signs between words."""
+    return [[cell.replace(",", " ") for cell in cells] for cells in rows_of(name)]
+
+
+# Refusals
+
+
+@pytest.fixture(scope="module")
+def reached() -> dict[str, list[Refusal]]:
+    """Which lines of the catalogue each sample reaches."""
+    lines: dict[str, list[Refusal]] = {}
+    find = _wire._row
+
+    with pytest.MonkeyPatch.context() as patch:
+        for sample in samples():
+            met = lines.setdefault(sample.name, [])
+            patch.setattr(_wire, "_row", lambda *args, met=met: met.append(find(*args)) or met[-1])
+            try:
+                sample.read()
+            except errors.RunwayError:
+                continue
+    return lines
+
+
+@EACH_REFUSAL
+def test_each_line_of_the_catalogue_has_a_sample(
+    row: Refusal, reached: dict[str, list[Refusal]]
+) -> None:
+    """No line of the catalogue is hidden behind another: a literal reply reaches it."""
+    assert any(row in met for met in reached.values())
+
+
+@EACH_REFUSAL
+def test_each_line_of_the_catalogue_is_in_the_docs(row: Refusal) -> None:
+    """The page of refusals tells each line's error, and every code that leads to it."""
+    entries = [" ".join(cells) for cells in rows_of("refusals") if row.raises.__name__ in str(cells)]
+    assert entries
+    for code in row.codes:
+        assert any(code in entry for entry in entries)
+
+
+# Gateways and repeating
+
+
+@EACH_GATEWAY
+def test_each_gateway_is_in_the_docs(row: Gateway) -> None:
+    """The page of gateways names each row with its address and prefix."""
+    (entry,) = [cells for cells in rows_of("gateways") if cells[0] == row.name]
+    assert row.prefix in entry
+    assert row.base_url is None or row.base_url in entry
+
+
+#: What is known about a failed request: whether a free one, and a paid one, goes again.
+REPEATING = {
+    Fate.UNSENT: (True, True),
+    Fate.REFUSED: (True, True),
+    Fate.UNKNOWN: (True, False),
+    Fate.REJECTED: (False, False),
+}
+
+
+@pytest.mark.parametrize("fate", Fate)
+def test_what_may_be_repeated_is_what_the_docs_promise(fate: Fate) -> None:
+    """Code, page and rule agree on what is sent again: never a paid request of unknown fate."""
+    promised = REPEATING[fate]
+    assert (Replay.FREE in MAY_REPEAT[fate], Replay.PAID in MAY_REPEAT[fate]) == promised
+    (entry,) = [cells for cells in rows_of("repeating") if cells[0] == fate.name]
+    assert tuple(cell == "again" for cell in entry[-2:]) == promised
+    assert (Fate.UNKNOWN is fate) is ("SubmissionInDoubt" in entry[-1])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)],
+)
+def test_each_error_is_in_the_docs(kind: type[Exception]) -> None:
+    """The page of errors names each class."""
+    assert kind.__name__ in page("errors")

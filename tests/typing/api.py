@@ -1,0 +1,180 @@
+"""The public interface as a user's type checker sees it: checked by mypy, never run."""
+
+from collections.abc import AsyncIterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, assert_type
+
+import aiohttp
+
+from fuhu_runway import (
+    GATEWAYS,
+    ActOne,
+    Balance,
+    BalanceRoute,
+    Client,
+    Clip,
+    Gateway,
+    ImageToVideo,
+    KeyStyle,
+    MotionVector,
+    OfficialImageToVideo,
+    PollPolicy,
+    Progress,
+    RetryPolicy,
+    Task,
+    TaskRecord,
+    TaskState,
+    TextToVideo,
+    Timeouts,
+    VideoToVideo,
+    errors,
+    hooks,
+    safe_name,
+)
+from fuhu_runway.testing import Simulator, faults
+
+
+def listener(event: hooks.Event) -> None:
+    if isinstance(event, hooks.TaskSettled):
+        assert_type(event.state, TaskState)
+        assert_type(event.points, float | None)
+    elif isinstance(event, hooks.RetryScheduled):
+        assert_type(event.delay, float)
+
+
+def clients(session: aiohttp.ClientSession) -> None:
+    Client()
+    Client("sk-…")
+    Client(
+        "sk-…",
+        base_url="https://own.example",
+        gateway="deerapi",
+        session=session,
+        callback_url=None,
+        timeouts=Timeouts(connect=1, read=2.5, total=300),
+        retry=RetryPolicy(attempts=1, first=0.5, factor=2, max_delay=30, max_retry_after=120),
+        polling=PollPolicy(
+            first=2, factor=1.5, max_interval=15, jitter=0, not_found_grace=1, url_grace=1
+        ),
+        hooks=[listener],
+    )
+    Client(gateway=GATEWAYS["duomi"])
+    client = Client(gateway=Gateway("own", "https://own.example", prefix="/runway/v1"))
+    assert_type(client.gateway, Gateway)
+    assert_type(client.gateway.base_url, str | None)
+    assert_type(client.gateway.key_style, KeyStyle)
+    assert_type(client.gateway.balance, BalanceRoute)
+    assert_type(client.unclaimed, list[Task])
+    assert_type(GATEWAYS, Mapping[str, Gateway])
+
+    Client(timeouts=5)  # type: ignore[arg-type]
+    Client("sk-…", "https://own.example")  # type: ignore[misc]  # the rest has names
+
+
+def requests() -> None:
+    motion = MotionVector(y=0.4, r=-6)
+    assert_type(motion.y, float)
+    text = TextToVideo("a kitten", ratio="9:16", seconds=5, motion=motion, extra={"fps": 24})
+    assert_type(text.prompt, str)
+    assert_type(text.seconds, int)
+    assert_type(text.extra, Mapping[str, Any])
+    assert_type(ImageToVideo("a kitten", "https://x.example/1.png").last_image, str | None)
+    assert_type(VideoToVideo("https://x.example/1.mp4", "oil").seconds, int | None)
+    assert_type(ActOne("https://x.example/1.mp4", "https://x.example/1.png").flip, bool | None)
+    assert_type(OfficialImageToVideo("https://x.example/1.png").seed, int | None)
+
+    text.prompt = "another"  # type: ignore[misc]
+    TextToVideo("a kitten", "9:16")  # type: ignore[misc]
+    TextToVideo("a kitten", seconds="5")  # type: ignore[arg-type]
+    TextToVideo()  # type: ignore[call-arg]
+
+
+async def submitting() -> None:
+    async with Client() as client:
+        assert_type(client, Client)
+        assert_type(await client.submit(TextToVideo("a kitten")), Task)
+        assert_type(await client.generate("a kitten", image=None, ratio="1:1", seconds=5), Task)
+        assert_type(await client.video_to_video("https://x.example/1.mp4", "oil"), Task)
+        assert_type(await client.act_one("https://x.example/1.mp4", motion_multiplier=2), Task)
+        official = client.official
+        assert_type(await official.image_to_video("https://x.example/1.png", "run", seed=7), Task)
+        assert_type(official.task("t-1"), Task)
+        assert_type(await official.feed("t-1"), TaskRecord)
+        assert_type(client.task("t-1", official=False), Task)
+        assert_type(await client.feed("t-1"), TaskRecord)
+        balance = await client.balance()
+        assert_type(balance, Balance)
+        assert_type(balance.remaining, float | None)
+        assert_type(balance.unlimited, bool)
+
+        await client.submit("a kitten")  # type: ignore[arg-type]
+    await Client().aclose()
+
+
+async def waiting(task: Task) -> None:
+    assert_type(await task, Clip)
+    assert_type(await task.wait(timeout=None), Clip)
+    assert_type(await task.wait(timeout=30, on_update=print), Clip)
+    assert_type(task.updates(timeout=1.5), AsyncIterator[TaskRecord])
+    async for record in task.updates():
+        assert_type(record.state, TaskState)
+        assert_type(record.progress, float | None)
+        assert_type(record.video_url, str | None)
+        assert_type(record.created_at, datetime | None)
+        assert_type(record.notes, tuple[str, ...])
+        assert_type(record.has_clip, bool)
+        assert_type(record.state.is_final, bool)
+    assert_type(await task.refresh(), TaskRecord)
+    assert_type(task.id, str)
+    assert_type(task.state, TaskState)
+    assert_type(task.record, TaskRecord | None)
+
+
+async def saving(clip: Clip) -> None:
+    def told(progress: Progress) -> None:
+        assert_type(progress.received_bytes, int)
+        assert_type(progress.total_bytes, int | None)
+
+    assert_type(await clip.download("kitten.mp4"), Path)
+    assert_type(
+        await clip.download(Path("kitten.mp4"), overwrite=True, max_bytes=1, on_progress=told), Path
+    )
+    assert_type(clip.video_url, str)
+    assert_type(clip.record, TaskRecord)
+    assert_type(clip.task, Task)
+    assert_type(safe_name("a kitten"), str)
+
+
+def failing(error: errors.RunwayError) -> None:
+    assert_type(error.task_id, str | None)
+    assert_type(error.request_id, str | None)
+    assert_type((error.happened, error.money, error.advice), tuple[str, str, str])
+    match error:
+        case errors.SubmissionInDoubt():
+            assert_type(error.fate, errors.Fate)
+        case errors.GatewayError():
+            assert_type(error.status, int)
+            assert_type(error.retry_after, float | None)
+        case errors.TaskFailed():
+            assert_type(error.points, float | None)
+            assert_type(error.refunded, bool)
+        case errors.UnreadableReply():
+            assert_type(error.reasons, tuple[str, ...])
+        case errors.UsageError():
+            assert_type(error.field, str | None)
+
+
+def standard_bases(
+    usage: errors.UsageError, late: errors.WaitTimeout, unsent: errors.NotSent
+) -> tuple[ValueError, TimeoutError, ConnectionError]:
+    return usage, late, unsent
+
+
+async def simulating() -> None:
+    async with Simulator(speed=100, points=1000) as gateway:
+        gateway.script("a kitten", takes=5, then="fail", faults=[faults.on("feed", faults.Blank())])
+        client = Client(gateway.api_key, base_url=gateway.base_url)
+        assert_type(gateway.submitted, int)
+        assert_type(gateway.environment(), dict[str, str])
+        await client.aclose()

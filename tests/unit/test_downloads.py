@@ -1,0 +1,882 @@
+import asyncio
+import errno
+import json
+import logging
+import os
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from support.clients import QUICK_RETRY, Ear, others
+from support.clock import RecordingClock, settle, until
+from support.secrets import told
+from support.servers import free_port, raw_server, reply
+
+from fuhu_runway import downloads
+from fuhu_runway._limits import Limits
+from fuhu_runway._transport import Transport
+from fuhu_runway.downloads import (
+    BUFFER_BYTES,
+    MAX_NAME_BYTES,
+    Downloader,
+    Part,
+    Progress,
+    Source,
+    check_target,
+    origin_of,
+    safe_name,
+)
+from fuhu_runway.errors import (
+    DownloadIncomplete,
+    DownloadRefused,
+    Fate,
+    GatewayDown,
+    NotFound,
+    RateLimited,
+    UsageError,
+)
+from fuhu_runway.hooks import DownloadFinished, DownloadStarted, Hooks
+from fuhu_runway.models import Timeouts
+
+KEY = "Bearer sk-marked"
+TAG = '"v-1"'
+
+
+def box(kind: bytes, payload: bytes) -> bytes:
+    """Give one box of an MP4 file."""
+    return (8 + len(payload)).to_bytes(4, "big") + kind + payload
+
+
+VIDEO = box(b"ftyp", b"isom" * 4) + box(b"mdat", bytes(range(256)) * 40)
+LARGE = box(b"ftyp", b"isom" * 4) + box(b"mdat", os.urandom(3 * BUFFER_BYTES))
+
+
+def whole(video: bytes = VIDEO, **headers: str) -> bytes:
+    """Give the answer that has all of it."""
+    return reply(video, **{"ETag": TAG, **headers})
+
+
+def half(video: bytes = VIDEO, stop: int = 1000, **headers: str) -> bytes:
+    """Give an answer that promises all of it and has the first *stop* bytes."""
+    return whole(video, **headers)[: len(whole(video, **headers)) - len(video) + stop]
+
+
+def rest(start: int, video: bytes = VIDEO, **headers: str) -> bytes:
+    """Give the answer that has all from *start* on."""
+    span = f"bytes {start}-{len(video) - 1}/{len(video)}"
+    named = {"ETag": TAG, "Content_Range": span, **headers}
+    return reply(video[start:], "206 Partial Content", **named)
+
+
+def range_of(request: bytes) -> tuple[str | None, str | None]:
+    """Give what a request asked for with Range and with If-Range."""
+    lines = request.decode().split("\r\n")
+    named = dict(line.split(": ", 1) for line in lines if ": " in line)
+    return named.get("Range"), named.get("If-Range")
+
+
+@attrs.define(eq=False)
+class Desk:
+    """A downloader, what it heard, and how long it paused."""
+
+    downloader: Downloader
+    ear: Ear
+    clock: RecordingClock
+    path: Path
+    #: Whether a fresh address was asked for, each time one was asked for.
+    asked: list[bool] = attrs.field(factory=list)
+
+    async def save(self, *urls: str, origin: str = "", **options: Any) -> Path:
+        """Save what is at the first of *urls*; each fresh address is the next of them."""
+        waiting = list(urls)
+
+        async def address(fresh: bool) -> str:
+            self.asked.append(fresh)
+            if fresh and len(waiting) > 1:
+                del waiting[0]
+            return waiting[0]
+
+        return await self.save_from(address, origin=origin, **options)
+
+    async def save_from(
+        self, address: Callable[[bool], Awaitable[str]], *, origin: str = "", **options: Any
+    ) -> Path:
+        source = Source("t-1", address, {"Authorization": KEY}, origin)
+        return await self.downloader.save(source, self.path, **options)
+
+    @property
+    def part(self) -> bytes | None:
+        """What is kept of an unfinished file."""
+        file = self.path.with_name(self.path.name + ".part")
+        return file.read_bytes() if file.exists() else None
+
+    def leave_part(self, data: bytes, note: str | None = None) -> None:
+        """Leave what an earlier process may have left."""
+        self.path.with_name(self.path.name + ".part").write_bytes(data)
+        if note is None:
+            note = json.dumps({"task_id": "t-1", "validator": TAG})
+        self.path.with_name(self.path.name + ".part.json").write_text(note)
+
+    def is_clean(self) -> bool:
+        """Whether the file is there and nothing beside it."""
+        return [entry.name for entry in self.path.parent.iterdir()] == [self.path.name]
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    """Give a downloader that pauses without losing time."""
+    clock, ear = RecordingClock(), Ear()
+    hooks = Hooks([ear])
+    transport = Transport(
+        session=None,
+        timeouts=Timeouts(connect=5.0, read=5.0),
+        retry=QUICK_RETRY,
+        limits=Limits(9),
+        hooks=hooks,
+        clock=clock,
+    )
+    yield Desk(Downloader(transport, QUICK_RETRY, clock, hooks), ear, clock, tmp_path / "clip.mp4")
+    await transport.aclose()
+
+
+# A file appears whole or not at all
+
+
+async def test_a_clip_is_saved(desk: Desk) -> None:
+    """The file holds every byte, nothing lies beside it, and two events tell of it."""
+    seen: list[Progress] = []
+    async with raw_server(whole()) as server:
+        assert await desk.save(server.url, on_progress=seen.append) == desk.path
+    assert desk.path.read_bytes() == VIDEO
+    assert desk.is_clean()
+    assert seen[-1] == Progress(len(VIDEO), len(VIDEO))
+    assert desk.ear.heard == [
+        DownloadStarted("t-1", 0, len(VIDEO)),
+        DownloadFinished("t-1", len(VIDEO)),
+    ]
+
+
+async def test_a_large_clip_is_saved(desk: Desk) -> None:
+    """A file of several buffers comes whole, and the progress only grows."""
+    seen: list[int] = []
+    async with raw_server(whole(LARGE)) as server:
+        await desk.save(
+            server.url, on_progress=lambda progress: seen.append(progress.received_bytes)
+        )
+    assert desk.path.read_bytes() == LARGE
+    assert seen == sorted(seen)
+
+
+async def test_the_old_file_stays_until_the_new_one_is_whole(desk: Desk) -> None:
+    """Replacing happens in one step, at the end."""
+    desk.path.write_bytes(b"old")
+    async with raw_server(whole()) as server:
+        server.may_answer.clear()
+        saving = asyncio.ensure_future(desk.save(server.url))
+        await server.asked.wait()
+        assert desk.path.read_bytes() == b"old"
+        server.may_answer.set()
+        await saving
+    assert desk.path.read_bytes() == VIDEO
+    assert desk.is_clean()
+
+
+def test_progress_knows_its_fraction() -> None:
+    """It is a part of one where the size is known, and nothing otherwise."""
+    assert Progress(25, 100).fraction == 0.25
+    assert Progress(25, None).fraction is None
+    assert Progress(0, 0).fraction is None
+
+
+# Going on where it broke off
+
+
+async def test_a_break_is_resumed(desk: Desk) -> None:
+    """The second attempt asks for the rest of the same version, and only for that."""
+    async with raw_server(half(), rest(1000), closes=True) as server:
+        await desk.save(server.url)
+        ranges = [range_of(request) for request in server.requests]
+    assert ranges == [(None, None), ("bytes=1000-", TAG)]
+    assert desk.path.read_bytes() == VIDEO
+    assert [event.resumed_at_bytes for event in desk.ear.all(DownloadStarted)] == [0, 1000]
+    assert len(desk.clock.slept) == 1
+
+
+async def test_what_an_earlier_process_left_is_resumed(desk: Desk) -> None:
+    """A part with its note is the start of the file, also after a crash."""
+    desk.leave_part(VIDEO[:700])
+    async with raw_server(rest(700)) as server:
+        await desk.save(server.url)
+        assert range_of(server.requests[0]) == ("bytes=700-", TAG)
+    assert desk.path.read_bytes() == VIDEO
+    assert desk.is_clean()
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "",
+        "{",
+        "[]",
+        '{"task_id": "t-2", "validator": "\\"v-1\\""}',
+        '{"task_id": "t-1", "validator": null}',
+    ],
+    ids=["empty", "torn", "no object", "another task", "no validator"],
+)
+async def test_what_cannot_be_trusted_is_begun_anew(desk: Desk, note: str) -> None:
+    """A part of another task, or of an unknown version, is no start of this file."""
+    desk.leave_part(b"something else", note)
+    async with raw_server(whole()) as server:
+        await desk.save(server.url)
+        assert range_of(server.requests[0]) == (None, None)
+    assert desk.path.read_bytes() == VIDEO
+
+
+async def test_a_weak_tag_is_not_good_enough(desk: Desk) -> None:
+    """If-Range is asked with the date then: a weak ETag allows other bytes (RFC 9110 13.1.5)."""
+    date = "Wed, 21 Oct 2026 07:28:00 GMT"
+    start = half(ETag='W/"v-1"', Last_Modified=date)
+    end = rest(1000, ETag='W/"v-1"', Last_Modified=date)
+    async with raw_server(start, end, closes=True) as server:
+        await desk.save(server.url)
+        assert range_of(server.requests[1]) == ("bytes=1000-", date)
+    assert desk.path.read_bytes() == VIDEO
+
+
+async def test_a_version_without_a_name_is_not_resumed(desk: Desk) -> None:
+    """A server that names neither tag nor date is asked for the whole again."""
+    async with raw_server(half(ETag=""), whole(ETag=""), closes=True) as server:
+        await desk.save(server.url)
+        assert range_of(server.requests[1]) == (None, None)
+    assert desk.path.read_bytes() == VIDEO
+
+
+async def test_a_rest_that_does_not_repeat_its_tag_is_taken(desk: Desk) -> None:
+    """A 206 to an If-Range is of that version, even if it does not say so again."""
+    async with raw_server(half(), rest(1000, ETag=""), closes=True) as server:
+        await desk.save(server.url)
+    assert desk.path.read_bytes() == VIDEO
+
+
+OTHER = VIDEO[:-1] + b"!"
+UNFIT = {
+    "whole again": (whole(),),
+    "another place": (rest(1000, Content_Range=f"bytes 1001-{len(VIDEO)}/{len(VIDEO)}"), whole()),
+    "another version": (rest(1000, OTHER, ETag='"v-2"'), whole()),
+    "no range told": (rest(1000, Content_Range=""), whole()),
+    "nothing there": (reply(b"", "416 No", Content_Range="bytes */5"), whole()),
+    "nothing told": (reply(b"", "416 No"), whole()),
+}
+
+
+@pytest.mark.parametrize("answers", UNFIT.values(), ids=UNFIT.keys())
+async def test_a_rest_that_does_not_fit_is_thrown_away(
+    desk: Desk, answers: tuple[bytes, ...]
+) -> None:
+    """Whatever the server has in place of the rest, the file ends up whole and of one version."""
+    async with raw_server(half(), *answers, closes=True) as server:
+        await desk.save(server.url)
+        assert range_of(server.requests[1]) == ("bytes=1000-", TAG)
+        assert len(server.requests) == 1 + len(answers)
+    assert desk.path.read_bytes() == VIDEO
+    assert desk.is_clean()
+
+
+async def test_a_part_that_is_all_of_it_is_only_renamed(desk: Desk) -> None:
+    """After a crash just before the rename, a 416 that tells the same size is enough."""
+    desk.leave_part(VIDEO)
+    nothing = reply(b"", "416 No", Content_Range=f"bytes */{len(VIDEO)}")
+    async with raw_server(nothing) as server:
+        await desk.save(server.url)
+    assert desk.path.read_bytes() == VIDEO
+    assert desk.is_clean()
+
+
+async def test_a_length_that_promises_too_much_is_found_out(desk: Desk) -> None:
+    """Ten bytes that never come are asked for, and the server says that there are none."""
+    promise = whole(Content_Length=str(len(VIDEO) + 10))
+    nothing = reply(b"", "416 No", Content_Range=f"bytes */{len(VIDEO)}")
+    async with raw_server(promise, nothing, closes=True) as server:
+        await desk.save(server.url)
+    assert desk.path.read_bytes() == VIDEO
+
+
+async def test_a_part_of_the_rest_is_gone_on_from(desk: Desk) -> None:
+    """A server that gives less than was asked for is asked for the remainder."""
+    middle = reply(
+        VIDEO[1000:2000],
+        "206 Partial Content",
+        ETag=TAG,
+        Content_Range=f"bytes 1000-1999/{len(VIDEO)}",
+    )
+    async with raw_server(half(), middle, rest(2000), closes=True) as server:
+        await desk.save(server.url)
+    assert desk.path.read_bytes() == VIDEO
+
+
+def chunked(*chunks: bytes, ends: bool = True, **headers: str) -> bytes:
+    """Give an answer that does not tell its length."""
+    head = reply(b"", Transfer_Encoding="chunked", ETag=TAG, **headers)
+    head = head.replace(b"Content-Length: 0\r\n", b"")
+    last = b"0\r\n\r\n" if ends else b""
+    return head + b"".join(b"%x\r\n%s\r\n" % (len(one), one) for one in chunks) + last
+
+
+async def test_without_a_length_the_boxes_tell(desk: Desk) -> None:
+    """A file whose last box is cut is not whole, however well the answer ended."""
+    async with raw_server(chunked(VIDEO[:2000]), rest(2000)) as server:
+        await desk.save(server.url)
+        assert range_of(server.requests[1]) == ("bytes=2000-", TAG)
+    assert desk.path.read_bytes() == VIDEO
+
+
+@pytest.mark.parametrize(
+    ("tail", "is_whole"),
+    [
+        (b"", True),
+        (box(b"free", b"x" * 9), True),
+        (b"\0\0\0\0mdat" + b"x" * 50, True),
+        (b"\0\0\0\1mdat" + (26).to_bytes(8, "big") + b"x" * 10, True),
+        (b"\0\0\0\1mdat" + (27).to_bytes(8, "big") + b"x" * 10, False),
+        (b"\0\0", False),
+        (box(b"free", b"x" * 9)[:-1], False),
+    ],
+    ids=["nothing", "box", "open end", "long box", "long box cut", "head cut", "box cut"],
+)
+def test_the_last_box_ends_with_the_file(tmp_path: Path, tail: bytes, is_whole: bool) -> None:
+    """Boxes of 32 and 64 bits, and one without an end, are walked to where the file stops."""
+    part = Part.open(tmp_path / "a.mp4", "t-1")
+    part.write(VIDEO + tail)
+    assert part.ends_well() is is_whole
+    part.close()
+
+
+# What is no clip
+
+
+@pytest.mark.parametrize(
+    "page", [b"<!DOCTYPE html><html></html>", b"", b"<Error", b"\0\0\0\x18ftyx0123"]
+)
+async def test_what_is_no_mp4_is_refused(desk: Desk, page: bytes) -> None:
+    """A page in place of the clip is not kept, not even as a part."""
+    async with raw_server(whole(page)) as server:
+        with pytest.raises(DownloadRefused) as caught:
+            await desk.save(server.url)
+    assert caught.value.task_id == "t-1"
+    assert "paid for" in str(caught.value)
+    assert list(desk.path.parent.iterdir()) == []
+
+
+async def test_a_clip_that_begins_byte_by_byte_is_one(desk: Desk) -> None:
+    """The first chunks may be shorter than what tells an MP4."""
+    async with raw_server(chunked(*(VIDEO[at : at + 1] for at in range(20)), VIDEO[20:])) as server:
+        await desk.save(server.url)
+    assert desk.path.read_bytes() == VIDEO
+
+
+@pytest.mark.parametrize("answer", [whole(), chunked(VIDEO)], ids=["told", "found out"])
+async def test_a_clip_that_is_too_large_is_refused(desk: Desk, answer: bytes) -> None:
+    """By what the server tells, or as the bytes arrive; nothing is kept, and the limit is named."""
+    async with raw_server(answer) as server:
+        with pytest.raises(DownloadRefused, match="larger than the 5,000 bytes"):
+            await desk.save(server.url, max_bytes=5000)
+    assert list(desk.path.parent.iterdir()) == []
+
+
+async def test_a_clip_of_just_the_limit_is_saved(desk: Desk) -> None:
+    """The limit itself is allowed."""
+    async with raw_server(whole()) as server:
+        await desk.save(server.url, max_bytes=len(VIDEO))
+    assert desk.path.read_bytes() == VIDEO
+
+
+@pytest.mark.parametrize("status", ["400 Bad", "451 No", "204 Nothing"])
+async def test_a_status_that_stays_is_refused(desk: Desk, status: str) -> None:
+    """A no that repeating does not change ends the download at once."""
+    async with raw_server(reply(b"", status)) as server:
+        with pytest.raises(DownloadRefused, match=status[:3]):
+            await desk.save(server.url)
+        assert len(server.requests) == 1
+
+
+# Repeating
+
+
+@pytest.mark.parametrize("status", ["500 No", "503 No", "429 No", "408 No", "425 No"])
+async def test_a_status_that_passes_is_repeated(desk: Desk, status: str) -> None:
+    """The same address is asked again, after as long as the server says."""
+    async with raw_server(reply(b"", status, Retry_After="7"), whole()) as server:
+        await desk.save(server.url)
+    assert desk.path.read_bytes() == VIDEO
+    assert desk.clock.slept == [7.0]
+    assert desk.asked == [False, False]
+
+
+async def test_a_refused_connection_is_repeated_and_then_told(desk: Desk) -> None:
+    """After as many attempts as the policy has, `DownloadIncomplete` says what is kept: nothing."""
+    with pytest.raises(DownloadIncomplete) as caught:
+        await desk.save(f"http://127.0.0.1:{free_port()}/")
+    assert caught.value.received_bytes == 0
+    assert len(desk.asked) == QUICK_RETRY.attempts
+    assert list(desk.path.parent.iterdir()) == []
+
+
+async def test_attempts_that_bring_something_do_not_count(desk: Desk) -> None:
+    """Twelve breaks, each with some bytes before it, end in the whole file."""
+    steps = [half(stop=800)]
+    for start in range(800, 9600, 800):
+        lost = rest(start)
+        steps.append(lost[: len(lost) - len(VIDEO) + start + 800])
+    async with raw_server(*steps, rest(9600), closes=True) as server:
+        await desk.save(server.url)
+        assert len(server.requests) == 13
+    assert desk.path.read_bytes() == VIDEO
+
+
+async def test_what_came_is_kept(desk: Desk) -> None:
+    """When repeating did not help, the error counts the bytes, and a later call goes on there."""
+    async with raw_server(half(), None, closes=True) as server:
+        with pytest.raises(DownloadIncomplete) as caught:
+            await desk.save(server.url)
+    assert len(desk.asked) == QUICK_RETRY.attempts
+    assert caught.value.received_bytes == 1000
+    assert desk.part == VIDEO[:1000]
+    async with raw_server(rest(1000)) as server:
+        await desk.save(server.url)
+    assert desk.path.read_bytes() == VIDEO
+
+
+# Addresses
+
+
+@pytest.mark.parametrize("status", ["401 No", "403 No", "404 No", "410 No"])
+async def test_an_expired_address_is_asked_for_anew(desk: Desk, status: str) -> None:
+    """At once, without a pause; and the fresh one is used."""
+    async with raw_server(reply(b"", status)) as old, raw_server(whole()) as new:
+        await desk.save(old.url, new.url)
+        assert (len(old.requests), len(new.requests)) == (1, 1)
+    assert desk.asked == [False, True]
+    assert desk.clock.slept == []
+    assert desk.path.read_bytes() == VIDEO
+
+
+async def test_an_address_that_stays_expired_comes_to_an_end(desk: Desk) -> None:
+    """A fresh one is asked for as often as the policy has attempts, with pauses in between."""
+    async with raw_server(reply(b"", "403 No")) as server:
+        with pytest.raises(DownloadIncomplete, match="403"):
+            await desk.save(server.url)
+    assert desk.asked == [False] + [True] * QUICK_RETRY.attempts
+
+
+async def test_trouble_with_a_fresh_address_is_repeated(desk: Desk) -> None:
+    """A gateway that is down, or busy, while it is asked for one does not end the download."""
+    texts = ("It said no.", "Nothing was charged.", "Do.", "t-1", None)
+    trouble = [
+        GatewayDown(*texts, 502, fate=Fate.UNKNOWN),
+        RateLimited(*texts, 429, None, None, 9.0, Fate.REFUSED),
+    ]
+    async with raw_server(reply(b"", "403 No"), whole()) as server:
+
+        async def address(fresh: bool) -> str:
+            if fresh and trouble:
+                raise trouble.pop(0)
+            return server.url
+
+        await desk.save_from(address)
+    assert desk.path.read_bytes() == VIDEO
+    assert desk.clock.slept[1:] == [9.0]
+
+
+async def test_a_no_to_a_fresh_address_is_told(desk: Desk) -> None:
+    """What asking again does not change is raised as it is."""
+
+    async def address(fresh: bool) -> str:
+        raise NotFound("It said no.", "Nothing was charged.", "Do.", "t-1")
+
+    with pytest.raises(NotFound):
+        await desk.save_from(address)
+
+
+async def test_the_key_goes_to_its_origin_only(desk: Desk) -> None:
+    """The API's own origin is shown the key; the host that it leads to is not."""
+    async with raw_server(whole()) as cdn:
+        away = reply(b"", "302 Away", Location=f"{cdn.url}clip.mp4?_jwt=1")
+        async with raw_server(away) as api:
+            await desk.save(f"{api.url}clip.mp4", origin=origin_of(api.url))
+            assert KEY.encode() in api.requests[0]
+        assert b"Authorization" not in cdn.requests[0]
+        assert b"GET /clip.mp4?_jwt=1" in cdn.requests[0]
+    assert desk.path.read_bytes() == VIDEO
+
+
+@pytest.mark.parametrize("status", ["301 A", "302 A", "303 A", "307 A", "308 A"])
+async def test_a_redirect_is_followed(desk: Desk, status: str) -> None:
+    """Whatever kind of redirect; its address may be relative, and the range goes along."""
+    desk.leave_part(VIDEO[:700])
+    async with raw_server(reply(b"", status, Location="../b?c=1"), rest(700)) as server:
+        await desk.save(f"{server.url}a/a")
+        assert server.requests[1].startswith(b"GET /b?c=1 ")
+        assert range_of(server.requests[1]) == ("bytes=700-", TAG)
+    assert desk.path.read_bytes() == VIDEO
+
+
+@pytest.mark.parametrize("location", ["/again", "", "http://[", "ftp://127.0.0.1/a", "http://a b/"])
+async def test_a_redirect_that_leads_nowhere_is_refused(desk: Desk, location: str) -> None:
+    """A loop comes to an end, and an address that is none is not tried."""
+    async with raw_server(reply(b"", "302 Away", Location=location)) as server:
+        with pytest.raises(DownloadRefused, match=r"redirects more|leads to one"):
+            await desk.save(server.url)
+        assert len(server.requests) <= 6
+
+
+async def test_an_impossible_port_is_told(desk: Desk) -> None:
+    """An address of a port that there is none of ends as every address that cannot be reached."""
+    async with raw_server(reply(b"", "302 Away", Location="http://127.0.0.1:99999/")) as server:
+        with pytest.raises(DownloadIncomplete):
+            await desk.save(server.url)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("https://a.example/x", "https://a.example:443/y?z", True),
+        ("http://A.example/x", "http://a.example.:80", True),
+        ("https://a.example", "http://a.example", False),
+        ("https://a.example", "https://a.example:444", False),
+        ("https://a.example", "https://a.example.evil", False),
+        ("https://a.example", "https://a.example@evil.example", False),
+        ("https://a.example", "https://evil.example/https://a.example", False),
+        ("https://[::1]/", "https://[::1]:443/", True),
+        ("https://[::1/", "https://[::1]/", False),
+        ("https://a.example:99999/", "https://a.example/", False),
+    ],
+)
+def test_an_origin_is_scheme_host_and_port(one: str, other: str, same: bool) -> None:
+    """Case, a default port and a trailing dot do not matter; everything else does."""
+    assert (origin_of(one) == origin_of(other)) is same
+
+
+# The disk
+
+
+async def test_a_folder_that_is_gone_is_told(desk: Desk) -> None:
+    """What cannot be opened is `DownloadIncomplete`: the clip is paid for and still there."""
+    desk.path = desk.path.parent / "gone" / "clip.mp4"
+    with pytest.raises(DownloadIncomplete, match="No such file") as caught:
+        await desk.save("http://127.0.0.1/")
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+@pytest.mark.parametrize("video", [VIDEO, LARGE], ids=["at the end", "on the way"])
+async def test_a_full_disk_is_told(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, video: bytes
+) -> None:
+    """No space left ends the download at once, and what was written is kept as it was."""
+
+    def write(part: Part, data: bytes) -> None:
+        part.file.write(data[:500])
+        part.received += 500
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async with raw_server(whole(video), closes=True) as server:
+        with monkeypatch.context() as patched:
+            patched.setattr(Part, "write", write)
+            with pytest.raises(DownloadIncomplete, match="No space left") as caught:
+                await desk.save(server.url)
+        assert len(server.requests) == 1
+    assert caught.value.received_bytes == 500
+    assert desk.part == video[:500]
+    async with raw_server(rest(500, video)) as server:
+        await desk.save(server.url)
+    assert desk.path.read_bytes() == video
+
+
+def test_a_disk_that_takes_little_at_a_time_gets_all(tmp_path: Path) -> None:
+    """Short writes are gone on with, and what is counted is what was written."""
+
+    class Narrow:
+        def __init__(self) -> None:
+            self.data = b""
+
+        def write(self, data: memoryview) -> int:
+            self.data += bytes(data[:7])
+            return min(7, len(data))
+
+    narrow = Narrow()
+    part = Part(tmp_path / "a", narrow, "t-1", 0)  # type: ignore[arg-type]
+    part.write(b"x" * 100)
+    assert (part.received, narrow.data) == (100, b"x" * 100)
+
+
+def test_a_system_without_folder_handles_is_left_in_peace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a folder cannot be opened, it is not."""
+    missing = tmp_path / "missing"
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "name", "other")
+        downloads._sync_folder(missing)
+    with pytest.raises(FileNotFoundError):
+        downloads._sync_folder(missing)
+
+
+# Leaving, and meeting
+
+
+async def test_a_cancelled_download_goes_on_later(desk: Desk) -> None:
+    """What came is kept, nothing stays open, and the next call asks for the rest."""
+    async with raw_server(half(LARGE, BUFFER_BYTES + 5000)) as server:
+        saving = asyncio.ensure_future(desk.save(server.url))
+        await until(lambda: (desk.part or b"") != b"")
+        saving.cancel()
+        await asyncio.wait([saving])
+        assert saving.cancelled()
+    kept = desk.part or b""
+    assert len(kept) >= BUFFER_BYTES
+    assert LARGE.startswith(kept)
+    assert others() == set()
+    async with raw_server(rest(len(kept), LARGE)) as server:
+        await desk.save(server.url)
+    assert desk.path.read_bytes() == LARGE
+    assert desk.is_clean()
+
+
+async def test_a_write_that_is_cancelled_is_written_once(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancellation while the disk is slow waits for it, and no byte is there twice."""
+    begun, may_end = threading.Event(), threading.Event()
+    write = Part.write
+
+    def slow(part: Part, data: bytes) -> None:
+        begun.set()
+        may_end.wait()
+        write(part, data)
+
+    monkeypatch.setattr(Part, "write", slow)
+    async with raw_server(whole(LARGE)) as server:
+        saving = asyncio.ensure_future(desk.save(server.url))
+        await until(begun.is_set)
+        for _ in range(2):
+            saving.cancel()
+            await settle()
+        assert not saving.done()
+        may_end.set()
+        await asyncio.wait([saving])
+    assert saving.cancelled()
+    assert len(desk.part or b"") >= BUFFER_BYTES
+    assert LARGE.startswith(desk.part or b"")
+
+
+async def test_a_fault_behind_a_cancellation_is_not_complained_about(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Work that fails after its caller was cancelled leaves no line in the log."""
+    begun, may_end = threading.Event(), threading.Event()
+
+    def fail() -> None:
+        begun.set()
+        may_end.wait()
+        raise OSError
+
+    working = asyncio.ensure_future(downloads._in_thread(fail))
+    await until(begun.is_set)
+    working.cancel()
+    may_end.set()
+    await asyncio.wait([working])
+    assert working.cancelled()
+    assert caplog.records == []
+
+
+async def test_a_reader_that_raises_ends_its_download(desk: Desk) -> None:
+    """What `on_progress` raises comes out as it is, and what came is kept."""
+
+    def burst(progress: Progress) -> None:
+        raise ZeroDivisionError
+
+    async with raw_server(whole()) as server:
+        with pytest.raises(ZeroDivisionError):
+            await desk.save(server.url, on_progress=burst)
+    assert VIDEO.startswith(desk.part or b"-")
+
+
+async def test_two_downloads_to_one_file_do_not_meet(desk: Desk) -> None:
+    """The second is a `UsageError`, however it spells the path; afterwards it is welcome."""
+    first_path = desk.path
+    async with raw_server(whole()) as server:
+        server.may_answer.clear()
+        first = asyncio.ensure_future(desk.save(server.url))
+        await server.asked.wait()
+        (first_path.parent / "sub").mkdir()
+        for path in (first_path, first_path.parent / "sub" / ".." / "clip.mp4"):
+            desk.path = path
+            with pytest.raises(UsageError, match="being downloaded already") as caught:
+                await desk.save(server.url)
+            assert caught.value.field == "path"
+        server.may_answer.set()
+        await first
+        await desk.save(server.url)
+    assert desk.path.read_bytes() == VIDEO
+
+
+async def test_two_downloads_side_by_side(desk: Desk, tmp_path: Path) -> None:
+    """Downloads to different files do not wait for each other."""
+    async with raw_server(whole()) as server:
+        server.may_answer.clear()
+        twin = attrs.evolve(desk, path=tmp_path / "twin.mp4")
+        saving = [asyncio.ensure_future(one.save(server.url)) for one in (desk, twin)]
+        await until(lambda: len(server.requests) == 2)
+        server.may_answer.set()
+        await asyncio.gather(*saving)
+    assert desk.path.read_bytes() == twin.path.read_bytes() == VIDEO
+
+
+# No secrets
+
+
+async def test_no_error_tells_an_address(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither the key, nor the signed address, nor an IP address is in what is raised or logged."""
+    caplog.set_level(logging.DEBUG)
+    secrets = ["sk-marked", "marked", "127.0.0.1"]
+    answers: list[tuple[bytes | None, type[Exception]]] = [
+        (None, DownloadIncomplete),
+        (reply(b"marked", "403 No"), DownloadIncomplete),
+        (reply(b"marked", "500 No"), DownloadIncomplete),
+        (whole(b"marked page"), DownloadRefused),
+        (reply(b"marked", "302 Away", Location="/marked"), DownloadRefused),
+    ]
+    for answer, kind in answers:
+        async with raw_server(answer) as server:
+            with pytest.raises(kind) as caught:
+                await desk.save(f"{server.url}marked?_jwt=marked", origin=origin_of(server.url))
+        assert told(caught.value, secrets) == [], answer
+    assert not any(secret in f"{caplog.text}{desk.ear.heard}" for secret in secrets)
+
+
+def test_a_source_shows_no_key() -> None:
+    """Its repr has the id, and not what it authorises with."""
+
+    async def address(fresh: bool) -> str:
+        return "http://127.0.0.1/"
+
+    assert KEY not in repr(Source("t-1", address, {"Authorization": KEY}, "http://a:80"))
+
+
+# Names and places
+
+
+def test_a_good_target_is_given_back(tmp_path: Path) -> None:
+    """A path that can be written to passes, and no trace of the trial is left."""
+    path = tmp_path / "clip.mp4"
+    assert check_target(path) == path
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trial_leaves_an_earlier_part(tmp_path: Path) -> None:
+    """What an earlier download left is still there afterwards."""
+    part = tmp_path / "clip.mp4.part"
+    part.write_bytes(b"part")
+    check_target(tmp_path / "clip.mp4")
+    assert part.read_bytes() == b"part"
+
+
+def test_a_file_that_exists_may_be_overwritten_on_demand(tmp_path: Path) -> None:
+    """Without the permission it is a `UsageError`, with it the target is good."""
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(b"old")
+    with pytest.raises(UsageError, match="exists already"):
+        check_target(path)
+    assert check_target(path, overwrite=True) == path
+    assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    ("name", "happened"),
+    [
+        ("", "is a folder"),
+        ("gone/clip.mp4", "no folder"),
+        ("file/clip.mp4", "no folder"),
+        ("x" * 300, "File name too long"),
+        ("x" * 248, "File name too long"),
+        ("nul\0.mp4", "null"),
+    ],
+    ids=["folder", "no folder", "a file", "too long", "too long for its note", "null"],
+)
+def test_a_bad_target_is_a_usage_error(tmp_path: Path, name: str, happened: str) -> None:
+    """Whatever is wrong with the path is told before any money is spent, and leaves no trace."""
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UsageError, match=happened) as caught:
+        check_target(tmp_path / name)
+    assert caught.value.field == "path"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_target_that_cannot_be_written_is_a_usage_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that lets nobody write is found out by trying."""
+
+    def denied(self: Path, mode: str) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(UsageError, match="Permission denied"):
+        check_target(tmp_path / "clip.mp4")
+
+
+RESERVED = {"con", "prn", "aux", "nul"} | {
+    f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹²³"
+}
+
+
+@given(st.text())
+@example("con")
+@example("LPT1.jpeg")
+@example("COM¹")
+@example("aux.")
+@example("../../etc/passwd")
+@example("a" * 500)
+@example("狐" * 500)
+@example("\ud800\udfff")
+@example(".")
+@example("e\u0301" * 100)
+def test_a_name_is_safe_everywhere(text: str) -> None:
+    """No separator, control character, reserved name, hidden or over-long name comes out, ever."""
+    name = safe_name(text)
+    stem = name.removesuffix(".mp4")
+    assert name.endswith(".mp4")
+    assert stem
+    assert len(name.encode()) <= MAX_NAME_BYTES
+    assert not set(name) & set('/\\:*?"<>|\0')
+    assert name.isprintable()
+    assert not stem.startswith((".", "-", " "))
+    assert not stem.endswith((".", " "))
+    assert name.partition(".")[0].lower() not in RESERVED
+
+
+@given(st.text())
+def test_a_name_is_stable(text: str) -> None:
+    """The same text always gives the same name, and a safe name gives itself."""
+    name = safe_name(text)
+    assert safe_name(text) == name
+    assert safe_name(name.removesuffix(".mp4")) == name
+
+
+def test_names_read_like_their_text() -> None:
+    """Letters of any script stay, and the rest becomes a dash."""
+    assert safe_name("A kitten, 笑起来!") == "A-kitten,-笑起来.mp4"
+    assert safe_name("???") == "clip.mp4"
+    assert safe_name("nul") == "clip-nul.mp4"
+    assert safe_name("poster", ".png") == "poster.png"
+
+
+def test_long_names_are_told_apart() -> None:
+    """Two texts that differ only beyond the cut get different names."""
+    one, other = safe_name("a" * 200 + "1"), safe_name("a" * 200 + "2")
+    assert one != other
+    assert len(one) == len(other) == MAX_NAME_BYTES
