@@ -590,8 +590,8 @@ class Errand:
         error = self.unclaimed.error if self.unclaimed else None
         if error == errors.SubmissionInDoubt.__name__:
             return (
-                "The fate of the request is unknown: it may have been charged. Look at the balance, "
-                "or at the gateway's own list, before you submit again."
+                "The fate of the request is unknown: it may have been charged. Look at the "
+                "balance, or at the gateway's own list, before you submit again."
             )
         if error:
             return f"The request was turned away ({error}): nothing was charged."
@@ -880,11 +880,11 @@ class Bar(Lines):
         """Show it in the line that moves, with a bar that swings where the part is not known."""
         if self._progress is None:
             self._progress = _progress_bar()
-            self._progress.start()
         # Set by hand: update() cannot take a total back, and without one the bar swings.
         task = self._progress.tasks[0]
         task.description, task.fields["detail"] = name, detail
         task.total, task.completed = (None, 0.0) if part is None else (1.0, part)
+        self._progress.start()  # once; again does nothing
 
     def close(self) -> None:
         """Take the line that moves away."""
@@ -894,15 +894,21 @@ class Bar(Lines):
 
 
 def _progress_bar() -> Any:
-    from rich import console, progress  # noqa: PLC0415  (not needed without a terminal)
+    from rich import console, progress, text  # noqa: PLC0415  (not needed without a terminal)
+
+    class DetailOrTime(progress.TimeElapsedColumn):
+        """How far it is, or where nobody knows, for how long it has been going on."""
+
+        def render(self, task: progress.Task) -> text.Text:
+            detail = task.fields["detail"]
+            return text.Text(detail) if detail else super().render(task)
 
     stderr = console.Console(stderr=True)
     bar = progress.Progress(
         progress.SpinnerColumn(),
         progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(bar_width=40 if stderr.width >= 80 else None),
-        progress.TextColumn("{task.fields[detail]}", markup=False),
-        progress.TimeElapsedColumn(),
+        DetailOrTime(),
         console=stderr,
         transient=True,
     )

@@ -627,7 +627,7 @@ def _resolved(gateway: Gateway | str | None, base_url: str | None) -> Gateway:
     other = base_url
     if other is None and (gateway is None or row.base_url is None):
         other = os.environ.get(URL_VARIABLE) or None
-    url = other or row.base_url
+    url = row.base_url if other is None else other
     if url is None:
         raise usage_error(
             "base_url",

@@ -169,69 +169,37 @@ def _check_image(instance: object, attribute: "attrs.Attribute[Any]", value: obj
         _check_address(instance, attribute, value)
 
 
-def _frozen_extra(value: object) -> Any:
+def _checked_extra(extra: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Give a copy of the further fields, which the caller cannot change any more."""
+    if not _has_names(extra):
+        raise usage_error(
+            "extra",
+            f"extra is of type {type(extra).__name__}, or has keys that are not text.",
+            "Give a dict of further fields for the request's body.",
+        )
     try:
-        return copy.deepcopy(value)
-    except Exception as unfit:  # noqa: BLE001  (whatever cannot be copied is no JSON)
+        json.dumps(dict(extra), allow_nan=False, ensure_ascii=False).encode()
+        return copy.deepcopy(dict(extra))
+    except (TypeError, ValueError, RecursionError) as unfit:
         fault = type(unfit).__name__
     # Outside the clause, since the original may quote the value.
-    raise _unfit_extra(fault)
-
-
-def _unfit_extra(fault: str) -> UsageError:
-    return usage_error(
+    raise usage_error(
         "extra",
         f"extra cannot be written as JSON ({fault}).",
         "Use text, finite numbers, booleans, None, lists and dicts only.",
     )
 
 
-def _check_extra(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise usage_error(
-            "extra",
-            f"extra is of type {type(value).__name__}, or has keys that are not text.",
-            "Give a dict of further fields for the request's body.",
-        )
-    fault = None
-    try:
-        json.dumps(dict(value), allow_nan=False, ensure_ascii=False).encode()
-    except (TypeError, ValueError, RecursionError) as unfit:
-        fault = type(unfit).__name__
-    if fault:
-        raise _unfit_extra(fault)
+def _has_names(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+
+
+def _counted(extra: Mapping[str, Any]) -> str:
+    return f"<{len(extra)} keys>"
 
 
 def _maybe(check: Any) -> Any:
     return attrs.validators.optional(check)
-
-
-def _secret(check: Any, **options: Any) -> Any:
-    return attrs.field(validator=check, repr=False, **options)
-
-
-def _choice(*allowed: Any, default: Any) -> Any:
-    return attrs.field(default=default, kw_only=True, validator=_check_choice(*allowed))
-
-
-def _flag() -> Any:
-    return attrs.field(default=False, kw_only=True, validator=_check_flag)
-
-
-def _extra() -> Any:
-    # Left out of the hash, since a dict has none; it still counts in comparisons.
-    return attrs.field(
-        factory=dict,
-        kw_only=True,
-        converter=_frozen_extra,
-        validator=_check_extra,
-        repr=lambda value: f"<{len(value)} keys>",
-        hash=False,
-    )
-
-
-def _named(default: str) -> Any:
-    return attrs.field(default=default, kw_only=True, validator=_check_text)
 
 
 @attrs.frozen
@@ -252,10 +220,6 @@ class MotionVector:
     bg_y_pan: float = attrs.field(default=0, validator=_check_number())
 
 
-def _motion() -> Any:
-    return attrs.field(factory=MotionVector, kw_only=True, validator=_check_motion)
-
-
 def _check_motion(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
     if not isinstance(value, MotionVector):
         raise usage_error(
@@ -270,24 +234,30 @@ def _check_gen3_ratio(model: str, ratio: str) -> None:
         )
 
 
+# `extra` is left out of the hashes below, since a dict has none; it still counts in comparisons.
+# The fields are spelled out, so that type checkers see which ones need a name or a value.
+
+
 @attrs.frozen
 class TextToVideo:
     """One clip from words alone (api-facts 1.2). Spends points when the gateway accepts it."""
 
     #: What should be seen; any language.
-    prompt: str = _secret(_check_text)
+    prompt: str = attrs.field(validator=_check_text, repr=False)
     #: Width to height: 16:9, 9:16, 1:1, 4:3, 3:4 or 21:9. gen3 knows the first two only.
-    ratio: str = _choice(*RATIOS, default="16:9")
+    ratio: str = attrs.field(default="16:9", kw_only=True, validator=_check_choice(*RATIOS))
     #: Length of the clip, in seconds: 5 or 10.
-    seconds: int = _choice(*SECONDS, default=10)
+    seconds: int = attrs.field(default=10, kw_only=True, validator=_check_choice(*SECONDS))
     #: The model; new ones appear, so any name is sent as it is.
-    model: str = _named(DEFAULT_MODEL)
+    model: str = attrs.field(default=DEFAULT_MODEL, kw_only=True, validator=_check_text)
     #: The look; "cinematic" is the only value documented.
-    style: str = _named("cinematic")
+    style: str = attrs.field(default="cinematic", kw_only=True, validator=_check_text)
     #: How the camera moves.
-    motion: MotionVector = _motion()
+    motion: MotionVector = attrs.field(factory=MotionVector, kw_only=True, validator=_check_motion)
     #: Further fields for the request's body, sent as they are.
-    extra: Mapping[str, Any] = _extra()
+    extra: Mapping[str, Any] = attrs.field(
+        factory=dict, kw_only=True, converter=_checked_extra, repr=_counted, hash=False
+    )
 
     def __attrs_post_init__(self) -> None:
         _check_gen3_ratio(self.model, self.ratio)
@@ -298,27 +268,31 @@ class ImageToVideo:
     """One clip from a picture and words (api-facts 1.3). Spends points when accepted."""
 
     #: What should happen; any language.
-    prompt: str = _secret(_check_text)
+    prompt: str = attrs.field(validator=_check_text, repr=False)
     #: Address of the first frame; the gateway must be able to download it.
-    image: str = _secret(_check_address)
+    image: str = attrs.field(validator=_check_address, repr=False)
     #: Address of the last frame, towards which the clip moves.
-    last_image: str | None = _secret(_maybe(_check_address), default=None, kw_only=True)
+    last_image: str | None = attrs.field(
+        default=None, kw_only=True, validator=_maybe(_check_address), repr=False
+    )
     #: Width to height: 16:9, 9:16, 1:1, 4:3, 3:4 or 21:9. gen3 knows the first two only.
-    ratio: str = _choice(*RATIOS, default="16:9")
+    ratio: str = attrs.field(default="16:9", kw_only=True, validator=_check_choice(*RATIOS))
     #: Length of the clip, in seconds: 5 or 10.
-    seconds: int = _choice(*SECONDS, default=10)
+    seconds: int = attrs.field(default=10, kw_only=True, validator=_check_choice(*SECONDS))
     #: The model; any name is sent as it is.
-    model: str = _named(DEFAULT_MODEL)
+    model: str = attrs.field(default=DEFAULT_MODEL, kw_only=True, validator=_check_text)
     #: The look; "cinematic" is the only value documented.
-    style: str = _named("cinematic")
+    style: str = attrs.field(default="cinematic", kw_only=True, validator=_check_text)
     #: How the camera moves.
-    motion: MotionVector = _motion()
+    motion: MotionVector = attrs.field(factory=MotionVector, kw_only=True, validator=_check_motion)
     #: gen3: the picture is the end of the clip, not its start.
-    image_as_end_frame: bool = _flag()
+    image_as_end_frame: bool = attrs.field(default=False, kw_only=True, validator=_check_flag)
     #: Portrait in place of landscape.
-    flip: bool = _flag()
+    flip: bool = attrs.field(default=False, kw_only=True, validator=_check_flag)
     #: Further fields for the request's body, sent as they are.
-    extra: Mapping[str, Any] = _extra()
+    extra: Mapping[str, Any] = attrs.field(
+        factory=dict, kw_only=True, converter=_checked_extra, repr=_counted, hash=False
+    )
 
     def __attrs_post_init__(self) -> None:
         _check_gen3_ratio(self.model, self.ratio)
@@ -329,9 +303,9 @@ class VideoToVideo:
     """A clip redrawn in another style (api-facts 1.4). Spends points when accepted."""
 
     #: Address of the clip to redraw, up to 10 s and 64 MB.
-    video: str = _secret(_check_address)
+    video: str = attrs.field(validator=_check_address, repr=False)
     #: The style to redraw it in.
-    prompt: str = _secret(_check_text)
+    prompt: str = attrs.field(validator=_check_text, repr=False)
     #: How far the result may leave the source: 0 keeps its structure, 1 is free.
     structure_transformation: float = attrs.field(
         default=0.5, kw_only=True, validator=_check_number(0, 1)
@@ -341,11 +315,13 @@ class VideoToVideo:
         default=5, kw_only=True, validator=_maybe(_check_choice(*SECONDS))
     )
     #: Portrait in place of landscape.
-    flip: bool = _flag()
+    flip: bool = attrs.field(default=False, kw_only=True, validator=_check_flag)
     #: The model; any name is sent as it is.
-    model: str = _named(DEFAULT_MODEL)
+    model: str = attrs.field(default=DEFAULT_MODEL, kw_only=True, validator=_check_text)
     #: Further fields for the request's body, sent as they are.
-    extra: Mapping[str, Any] = _extra()
+    extra: Mapping[str, Any] = attrs.field(
+        factory=dict, kw_only=True, converter=_checked_extra, repr=_counted, hash=False
+    )
 
 
 @attrs.frozen
@@ -353,11 +329,13 @@ class ActOne:
     """A performance carried over to a character (api-facts 1.5). Spends points when accepted."""
 
     #: Address of the performance; 16:9 only.
-    video: str = _secret(_check_address)
+    video: str = attrs.field(validator=_check_address, repr=False)
     #: Address of the character's picture; 16:9 only.
-    image: str | None = _secret(_maybe(_check_address), default=None)
+    image: str | None = attrs.field(default=None, validator=_maybe(_check_address), repr=False)
     #: Address of a clip of the character, in place of the picture.
-    character_video: str | None = _secret(_maybe(_check_address), default=None, kw_only=True)
+    character_video: str | None = attrs.field(
+        default=None, kw_only=True, validator=_maybe(_check_address), repr=False
+    )
     #: How strongly it moves, from 1 to 5; None leaves it to the gateway.
     motion_multiplier: int | None = attrs.field(
         default=None, kw_only=True, validator=_maybe(_check_number(1, 5, whole=True))
@@ -365,7 +343,9 @@ class ActOne:
     #: Portrait in place of landscape; None leaves it to the gateway.
     flip: bool | None = attrs.field(default=None, kw_only=True, validator=_maybe(_check_flag))
     #: Further fields for the request's body, sent as they are.
-    extra: Mapping[str, Any] = _extra()
+    extra: Mapping[str, Any] = attrs.field(
+        factory=dict, kw_only=True, converter=_checked_extra, repr=_counted, hash=False
+    )
 
     def __attrs_post_init__(self) -> None:
         if (self.image is None) == (self.character_video is None):
@@ -382,17 +362,21 @@ class OfficialImageToVideo:
     """One clip from a picture, in the official format (api-facts 6). Spends points as above."""
 
     #: The first frame: an https address, or a data URI.
-    image: str = _secret(_check_image)
+    image: str = attrs.field(validator=_check_image, repr=False)
     #: What should happen, up to 1000 characters (CometAPI: 512).
-    prompt: str | None = _secret(_maybe(_check_text), default=None)
+    prompt: str | None = attrs.field(default=None, validator=_maybe(_check_text), repr=False)
     #: The last frame: an https address, or a data URI.
-    last_image: str | None = _secret(_maybe(_check_image), default=None, kw_only=True)
+    last_image: str | None = attrs.field(
+        default=None, kw_only=True, validator=_maybe(_check_image), repr=False
+    )
     #: The model; any name is sent as it is.
-    model: str = _named("gen4_turbo")
+    model: str = attrs.field(default="gen4_turbo", kw_only=True, validator=_check_text)
     #: Width to height in pixels, as this format spells it.
-    ratio: str = _choice(*OFFICIAL_RATIOS, default="1280:720")
+    ratio: str = attrs.field(
+        default="1280:720", kw_only=True, validator=_check_choice(*OFFICIAL_RATIOS)
+    )
     #: Length of the clip, in seconds: 5 or 10.
-    seconds: int = _choice(*SECONDS, default=10)
+    seconds: int = attrs.field(default=10, kw_only=True, validator=_check_choice(*SECONDS))
     #: The same seed and request give similar clips: 0 to 4294967295.
     seed: int | None = attrs.field(
         default=None, kw_only=True, validator=_maybe(_check_number(0, MAX_SEED, whole=True))
@@ -400,7 +384,9 @@ class OfficialImageToVideo:
     #: Whether the clip carries a watermark; None leaves it to the gateway.
     watermark: bool | None = attrs.field(default=None, kw_only=True, validator=_maybe(_check_flag))
     #: Further fields for the request's body, sent as they are.
-    extra: Mapping[str, Any] = _extra()
+    extra: Mapping[str, Any] = attrs.field(
+        factory=dict, kw_only=True, converter=_checked_extra, repr=_counted, hash=False
+    )
 
     def __attrs_post_init__(self) -> None:
         if len(self.prompt or "") > MAX_OFFICIAL_PROMPT:

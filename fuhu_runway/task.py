@@ -134,9 +134,11 @@ class Task:
         version = watch.version
         if watch.record is not None:
             yield watch.record
-        while not watch.is_settled:
+        # Also a reader that was busy while the task ended gets the end.
+        while not watch.is_settled or watch.version > version:
             record = await poller.changed(watch, version, timeout, deadline)
-            version = watch.version
+            # By now it may have changed again.
+            version, record = watch.version, watch.record or record
             yield record
 
     async def refresh(self) -> TaskRecord:

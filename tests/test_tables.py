@@ -99,6 +99,7 @@ def test_each_endpoint_is_in_the_docs(row: Endpoint) -> None:
 
 @pytest.fixture
 async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    """A plain session, with nothing of the client about it."""
     async with aiohttp.ClientSession() as session:
         yield session
 
@@ -237,7 +238,9 @@ def test_each_line_of_the_catalogue_has_a_sample(
 @EACH_REFUSAL
 def test_each_line_of_the_catalogue_is_in_the_docs(row: Refusal) -> None:
     """The page of refusals tells each line's error, and every code that leads to it."""
-    entries = [" ".join(cells) for cells in rows_of("refusals") if row.raises.__name__ in str(cells)]
+    entries = [
+        " ".join(cells) for cells in rows_of("refusals") if row.raises.__name__ in str(cells)
+    ]
     assert entries
     for code in row.codes:
         assert any(code in entry for entry in entries)
@@ -275,7 +278,11 @@ def test_what_may_be_repeated_is_what_the_docs_promise(fate: Fate) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)],
+    [
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, Exception)
+    ],
 )
 def test_each_error_is_in_the_docs(kind: type[Exception]) -> None:
     """The page of errors names each class."""

@@ -88,7 +88,9 @@ STATUSES: Final = st.one_of(
 )
 DATES: Final = st.one_of(
     st.datetimes().map(lambda moment: moment.strftime("%a, %d %b %Y %H:%M:%S GMT")),
-    st.from_regex(r"\w{3}, \d{1,25} (Nov|\w{3}) \d{1,25} \d+:\d+:\d+ (GMT|[+-]\d+)", fullmatch=True),
+    st.from_regex(
+        r"\w{3}, \d{1,25} (Nov|\w{3}) \d{1,25} \d+:\d+:\d+ (GMT|[+-]\d+)", fullmatch=True
+    ),
 )
 HEADER_VALUES: Final = st.one_of(
     DATES,
@@ -118,9 +120,9 @@ JSON_VALUES: Final = st.recursive(
 EXTRAS: Final = st.dictionaries(texts(max_size=5).map("x-{}".format), JSON_VALUES, max_size=3)
 MOTIONS: Final = st.builds(MotionVector, *[NUMBERS] * 6)
 SECONDS: Final = st.sampled_from(models.SECONDS)
-MODELS: Final = st.one_of(st.sampled_from(["gen2", "gen4", "gen4_turbo", "gen4.5"]), PROMPTS).filter(
-    lambda model: model != "gen3"
-)
+MODELS: Final = st.one_of(
+    st.sampled_from(["gen2", "gen4", "gen4_turbo", "gen4.5"]), PROMPTS
+).filter(lambda model: model != "gen3")
 GENERATED: Final = {
     "ratio": st.sampled_from(models.RATIOS),
     "seconds": SECONDS,

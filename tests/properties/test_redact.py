@@ -53,9 +53,7 @@ def test_an_ip_address_is_never_left(
 
 
 @given(texts(), st.lists(texts(), max_size=3))
-def test_what_was_hidden_once_shows_nothing_the_second_time(
-    text: str, secrets: list[str]
-) -> None:
+def test_what_was_hidden_once_shows_nothing_the_second_time(text: str, secrets: list[str]) -> None:
     """Hiding makes a text of known marks and of parts of what was there before, in order."""
     shown = redact(text, secrets)
     rest = iter(text)

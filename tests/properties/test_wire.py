@@ -1,5 +1,6 @@
 """What holds for every request and every answer, not only for those that were seen."""
 
+import itertools
 import json
 import math
 import pickle
@@ -112,7 +113,7 @@ def test_no_answer_makes_an_error_tell_what_was_sent(
     data: st.DataObject, key: str, word: str, endpoint: str, status: int
 ) -> None:
     """A gateway may quote key and prompt wherever it likes: no error passes them on."""
-    prompt = f"{word}\n and {word} \"of\" 小猫/"
+    prompt = f'{word}\n and {word} "of" 小猫/'
     quotes = st.sampled_from([key, prompt, f"no: {prompt} ({key})", prompt.strip()])
     value = data.draw(nested(st.one_of(quotes, st.integers())))
     body = {"data": value, "any": value} | refusal(data, quotes)
@@ -141,7 +142,9 @@ def test_a_body_carries_every_attribute_of_its_request(
 ) -> None:
     """Each attribute stands in the body at its place, unless it is None, and nothing else does."""
     row = SUBMITS[type(request)]
-    wire = build(request, attrs.evolve(GATEWAYS[gateway], base_url="https://x.example"), KEY, callback_url)
+    wire = build(
+        request, attrs.evolve(GATEWAYS[gateway], base_url="https://x.example"), KEY, callback_url
+    )
     assert wire.body is not None
     found = dict(leaves(json.loads(wire.body)))
     expected = dict(laid_out(request, row.body)) | dict(leaves(dict(request.extra)))
@@ -180,7 +183,8 @@ def laid_out(
 @given(REQUESTS)
 def test_no_request_shows_what_it_is_about(request: Generation) -> None:
     """Neither the request's repr nor that of its bytes has prompt or address in it."""
-    marked = attrs.evolve(request, **dict.fromkeys(secret_fields(request), "https://x.MARK/"))
+    changes: Any = dict.fromkeys(secret_fields(request), "https://x.MARK/")
+    marked = attrs.evolve(request, **changes)
     wire = build(marked, GATEWAY, KEY)
     assert "MARK" not in repr(marked).replace(repr(getattr(marked, "model", "")), "")
     assert "MARK" not in repr(wire)
@@ -193,7 +197,9 @@ def secret_fields(request: Generation) -> list[str]:
     return [name for name in hidden if getattr(request, name) is not None]
 
 
-@given(texts(min_size=1), st.sampled_from(["POST", "GET"]), st.sampled_from(["feed", "official_task"]))
+@given(
+    texts(min_size=1), st.sampled_from(["POST", "GET"]), st.sampled_from(["feed", "official_task"])
+)
 def test_a_task_id_stays_inside_its_place(task_id: str, verb: str, endpoint: str) -> None:
     """No id, whatever signs it has, can lead a request to another path, query or host."""
     request = ask_task(task_id, ENDPOINTS[endpoint], attrs.evolve(GATEWAY, feed_verb=verb), KEY)
@@ -206,7 +212,9 @@ def test_a_task_id_stays_inside_its_place(task_id: str, verb: str, endpoint: str
 # Delays
 
 
-@given(HEADERS | st.fixed_dictionaries({"retry-after": HEADER_VALUES}), st.none() | st.floats(0, 1e11))
+@given(
+    HEADERS | st.fixed_dictionaries({"retry-after": HEADER_VALUES}), st.none() | st.floats(0, 1e11)
+)
 def test_a_pause_can_always_be_waited_for(
     headers: dict[str, str], received_at: float | None
 ) -> None:
@@ -235,26 +243,26 @@ def test_drawn_delays_stay_within_their_bounds(policy: RetryPolicy, count: int) 
         assert delay <= policy.first * policy.factor**index * (1 + 1e-9)
 
 
-@given(
-    st.integers(1, 200),
-    st.sampled_from(Fate),
-    st.sampled_from(Replay),
-    POLICIES,
-    st.floats(0, 1000),
-    st.none() | st.floats(0, 1e9),
+REFUSED = st.builds(
+    errors.RateLimited,
+    *[st.just("It broke.")] * 3,
+    retry_after=st.none() | st.floats(0, 1e9),
+    fate=st.sampled_from(Fate),
 )
+
+
+@given(st.integers(1, 200), REFUSED, st.sampled_from(Replay), POLICIES, st.floats(0, 1000))
 def test_a_repeat_needs_the_table_and_the_policy(
     attempt: int,
-    fate: Fate,
+    error: errors.RateLimited,
     replay: Replay,
     policy: RetryPolicy,
     drawn: float,
-    asked: float | None,
 ) -> None:
     """A delay is given exactly if both allow a repeat, and is what was asked for, else drawn."""
-    error = errors.RateLimited("a", "b", "c", None, None, 429, None, None, asked, fate)
+    asked = error.retry_after
     delay = delay_before(attempt, error, replay, policy, drawn)
-    allowed = replay in MAY_REPEAT[fate] and attempt < policy.attempts
+    allowed = replay in MAY_REPEAT[error.fate] and attempt < policy.attempts
     if not allowed or (asked is not None and asked > policy.max_retry_after):
         assert delay is None
     else:
@@ -268,7 +276,7 @@ def test_a_ladder_climbs_to_its_cap_and_no_further(
     """Intervals grow strictly, none is above the cap, and the last is the cap itself."""
     steps = ladder(first, factor, at_most)
     assert steps[-1] == at_most
-    assert all(low < high for low, high in zip(steps, steps[1:], strict=False))
+    assert all(low < high for low, high in itertools.pairwise(steps))
 
 
 # Values

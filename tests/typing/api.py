@@ -36,6 +36,7 @@ from fuhu_runway.testing import Simulator, faults
 
 
 def listener(event: hooks.Event) -> None:
+    """An event tells its fields after `isinstance`."""
     if isinstance(event, hooks.TaskSettled):
         assert_type(event.state, TaskState)
         assert_type(event.points, float | None)
@@ -44,6 +45,7 @@ def listener(event: hooks.Event) -> None:
 
 
 def clients(session: aiohttp.ClientSession) -> None:
+    """A client takes a key, and everything else by name."""
     Client()
     Client("sk-…")
     Client(
@@ -69,10 +71,11 @@ def clients(session: aiohttp.ClientSession) -> None:
     assert_type(GATEWAYS, Mapping[str, Gateway])
 
     Client(timeouts=5)  # type: ignore[arg-type]
-    Client("sk-…", "https://own.example")  # type: ignore[misc]  # the rest has names
+    Client("sk-…", "https://own.example")  # type: ignore[call-arg]  # the rest has names
 
 
 def requests() -> None:
+    """Requests are frozen; what is needed has no default, and options have names."""
     motion = MotionVector(y=0.4, r=-6)
     assert_type(motion.y, float)
     text = TextToVideo("a kitten", ratio="9:16", seconds=5, motion=motion, extra={"fps": 24})
@@ -85,12 +88,13 @@ def requests() -> None:
     assert_type(OfficialImageToVideo("https://x.example/1.png").seed, int | None)
 
     text.prompt = "another"  # type: ignore[misc]
-    TextToVideo("a kitten", "9:16")  # type: ignore[misc]
+    TextToVideo("a kitten", "9:16")  # type: ignore[call-arg]  # the rest has names
     TextToVideo("a kitten", seconds="5")  # type: ignore[arg-type]
     TextToVideo()  # type: ignore[call-arg]
 
 
 async def submitting() -> None:
+    """Each submit gives a task, and takes requests only."""
     async with Client() as client:
         assert_type(client, Client)
         assert_type(await client.submit(TextToVideo("a kitten")), Task)
@@ -113,6 +117,7 @@ async def submitting() -> None:
 
 
 async def waiting(task: Task) -> None:
+    """Each way to wait gives a clip, each look a record."""
     assert_type(await task, Clip)
     assert_type(await task.wait(timeout=None), Clip)
     assert_type(await task.wait(timeout=30, on_update=print), Clip)
@@ -132,6 +137,8 @@ async def waiting(task: Task) -> None:
 
 
 async def saving(clip: Clip) -> None:
+    """A download gives a path, and tells its progress in bytes."""
+
     def told(progress: Progress) -> None:
         assert_type(progress.received_bytes, int)
         assert_type(progress.total_bytes, int | None)
@@ -147,6 +154,7 @@ async def saving(clip: Clip) -> None:
 
 
 def failing(error: errors.RunwayError) -> None:
+    """Each error has the fields of its kind, after a `match` too."""
     assert_type(error.task_id, str | None)
     assert_type(error.request_id, str | None)
     assert_type((error.happened, error.money, error.advice), tuple[str, str, str])
@@ -168,10 +176,12 @@ def failing(error: errors.RunwayError) -> None:
 def standard_bases(
     usage: errors.UsageError, late: errors.WaitTimeout, unsent: errors.NotSent
 ) -> tuple[ValueError, TimeoutError, ConnectionError]:
+    """Errors are of the standard kinds that callers expect."""
     return usage, late, unsent
 
 
 async def simulating() -> None:
+    """The simulator leads a client to itself."""
     async with Simulator(speed=100, points=1000) as gateway:
         gateway.script("a kitten", takes=5, then="fail", faults=[faults.on("feed", faults.Blank())])
         client = Client(gateway.api_key, base_url=gateway.base_url)

@@ -102,9 +102,7 @@ def test_each_error_pickles_with_its_defaults_too(kind: type[RunwayError]) -> No
 def test_each_text_has_three_parts_and_the_ids(kind: type[RunwayError]) -> None:
     """The text says what happened, what it means for the money and what to do, with both ids."""
     error = kind("It broke.", "Nothing was charged.", "Call again.", "t-1", "r-1")
-    assert str(error) == (
-        "It broke. Nothing was charged. Call again. (task t-1, request r-1)"
-    )
+    assert str(error) == ("It broke. Nothing was charged. Call again. (task t-1, request r-1)")
     assert (error.happened, error.money, error.advice) == (
         "It broke.",
         "Nothing was charged.",
@@ -137,9 +135,8 @@ def test_each_error_says_what_it_is(kind: type[RunwayError]) -> None:
     """Each class has a docstring of its own, and each of its fields a comment that says what."""
     assert kind.__doc__ is not None
     assert kind.__doc__ != (kind.__mro__[1].__doc__ or "")
-    own = [name for name in vars(kind).get("__annotations__", {})]
     source = inspect.getsource(kind)
-    for name in own:
+    for name in vars(kind).get("__annotations__", {}):
         assert re.search(rf"#: .+\n(?:    #: .+\n)*    {name}: ", source), name
 
 

@@ -206,7 +206,7 @@ def test_a_value_that_cannot_be_shown_is_named_by_its_type() -> None:
 @pytest.mark.parametrize("make", [text, image])
 def test_gen3_knows_two_ratios(make: Make) -> None:
     """GEN-3 takes 16:9 and 9:16 and no other ratio (api-facts 1.2)."""
-    with pytest.raises(UsageError, match="1:1.*gen3.*Use 16:9 or 9:16") as caught:
+    with pytest.raises(UsageError, match=r"1:1.*gen3.*Use 16:9 or 9:16") as caught:
         make(model="gen3", ratio="1:1")
     assert caught.value.field == "ratio"
     assert make(model="gen3", ratio="9:16").ratio == "9:16"

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from fuhu_runway import _retry
 from fuhu_runway._gateway import ENDPOINTS, Replay
 from fuhu_runway._retry import MAY_REPEAT, delay_before, delays, fate_of, in_doubt, ladder, repeat
 from fuhu_runway.errors import (
@@ -337,7 +336,7 @@ async def test_cancelling_the_pause_ends_it() -> None:
 async def test_pauses_are_drawn_anew_for_each_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two requests that fail together do not come back together."""
     drawn = Random(7)
-    monkeypatch.setattr(_retry.backoff, "full_jitter", lambda limit: drawn.uniform(0, limit))
+    monkeypatch.setattr("backoff.full_jitter", lambda limit: drawn.uniform(0, limit))
     both = [Sendings(*[ERRORS[Fate.UNKNOWN]] * 4, "answer") for _ in range(2)]
     for sendings in both:
         await sendings.run(FREE)

@@ -250,7 +250,7 @@ async def test_waiting_for_ever_has_no_deadline(home: Home) -> None:
 
 
 async def test_what_is_known_outlives_its_scheduler(home: Home, clock: ManualClock) -> None:
-    """A handle that has seen the end keeps it, also where another loop's scheduler knows nothing."""
+    """A handle that has seen the end keeps it, where another loop's scheduler knows nothing."""
     home.scene.feed.says(done())
     task = home.task()
     waiting = asyncio.ensure_future(task.wait())
@@ -291,6 +291,21 @@ async def test_a_slow_reader_gets_the_latest_only(home: Home) -> None:
     await home.scene.clock.advance(200)
     assert [one async for one in updates] == [done()]
     assert others_wait.done()
+
+
+async def test_a_change_behind_a_change_is_not_lost(home: Home) -> None:
+    """Two looks answered before the reader's turn are one change, and it is the later one."""
+    home.scene.feed.says(record(), record(progress=0.5), done())
+    task = home.task()
+    await task.refresh()
+    updates = task.updates()
+    assert await anext(updates) == record()
+    following = asyncio.ensure_future(anext(updates))
+    await settle()
+    await task.refresh()
+    await task.refresh()
+    assert await following == done()
+    assert [one async for one in updates] == []
 
 
 async def test_leaving_the_updates_leaves_nothing(home: Home) -> None:
