@@ -18,7 +18,7 @@ REQUESTS_IN_FLIGHT = 100
 """How many requests are under way at once; aiohttp's own default, and room for long submits."""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False)
 class Settings:
     """What every engine of one client is made from."""
 

@@ -58,7 +58,7 @@ class Root(enum.Enum):
 # --- endpoints -----------------------------------------------------------------------------------
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Endpoint:
     """One thing the gateway can be asked."""
 
@@ -339,7 +339,7 @@ class Sense(enum.Enum):
     REFUSAL = "a refusal"
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Dialect:
     """
     One shape of answer; recognised by shape per answer, never by host name (api-facts 2).
@@ -613,7 +613,7 @@ TASK_NOT_EXIST: Final = "task_not_exist"
 # --- refusals ------------------------------------------------------------------------------------
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Refusal:
     """One way to be told no; the first row counts of which every given condition holds."""
 

@@ -1,8 +1,7 @@
 """When the next request may go: requests in flight, first come first served."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 
 
 class Limits:
@@ -17,8 +16,6 @@ class Limits:
         # The standard semaphore wakes its waiters in the order in which they came.
         self._free = asyncio.Semaphore(requests_in_flight)
 
-    @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """Come back when a request may go, and count it until the block is left."""
-        async with self._free:
-            yield
+    def slot(self) -> AbstractAsyncContextManager[None]:
+        """Enter when a request may go, and count it until the block is left."""
+        return self._free

@@ -41,6 +41,8 @@ from .models import PollPolicy, TaskRecord, TaskState
 HOPELESS: Final = (Unauthorized, OutOfCredits, UsageError)
 """Noes that asking again does not change: they end a wait at once."""
 
+DEAD_ENDS: Final = (TaskState.FAILED, TaskState.CANCELED)
+
 K = TypeVar("K")
 
 
@@ -130,7 +132,7 @@ class Watch:
     waiters: set[Waiter] = attrs.field(factory=set)
     last_error: RunwayError | None = None
     url_missing_since: float | None = None
-    told: set[str] = attrs.field(factory=set)
+    told: frozenset[str] = frozenset()
 
     @property
     def task_id(self) -> str:
@@ -140,9 +142,7 @@ class Watch:
     def is_settled(self) -> bool:
         """Whether there is nothing more to learn."""
         record = self.record
-        return record is not None and (
-            record.has_clip or record.state in {TaskState.FAILED, TaskState.CANCELED}
-        )
+        return record is not None and (record.has_clip or record.state in DEAD_ENDS)
 
 
 class Poller:
@@ -347,9 +347,10 @@ class Poller:
     def _take_in(self, watch: Watch, record: TaskRecord) -> None:
         was, watch.record, watch.last_error = watch.record, record, None
         watch.was_seen = True
-        self._hooks.emit(
-            events.TaskPolled(watch.task_id, record.state, record.progress, watch.polls)
-        )
+        if self._hooks.are_heard(events.TaskPolled):
+            self._hooks.emit(
+                events.TaskPolled(watch.task_id, record.state, record.progress, watch.polls)
+            )
         self._remark(watch, record)
         if was is None or _face(was) != _face(record):
             watch.version += 1
@@ -427,7 +428,7 @@ class Poller:
 def was_told(watch: Watch, what: str) -> bool:
     """Tell whether *what* was said about this task before, and remember that it is now."""
     before = what in watch.told
-    watch.told.add(what)
+    watch.told |= {what}
     return before
 
 

@@ -53,8 +53,13 @@ class Transport:
         self._free = session or _open_session(fresh_connections=False)
         self._paid = session or _open_session(fresh_connections=True)
         self._timeouts = timeouts
-        self._timeout = aiohttp.ClientTimeout(
+        self._paid_timeout = aiohttp.ClientTimeout(
             total=timeouts.total, sock_connect=timeouts.connect, sock_read=timeouts.read
+        )
+        # A free request has its answer in no time or is asked again, and a limit for each read
+        # would cost a timer for each read.
+        self._free_timeout = aiohttp.ClientTimeout(
+            total=timeouts.read, sock_connect=timeouts.connect
         )
         self._retry = retry
         self._limits = limits
@@ -117,7 +122,8 @@ class Transport:
             NotSent: The request provably did not arrive.
             NoReply: It may have arrived, and no whole answer came back.
         """
-        session = self._paid if request.endpoint.replay is Replay.PAID else self._free
+        is_paid = request.endpoint.replay is Replay.PAID
+        session = self._paid if is_paid else self._free
         _check_open(session)
         try:
             async with session.request(
@@ -125,14 +131,15 @@ class Transport:
                 request.url,
                 data=request.body,
                 headers=request.headers,
-                timeout=self._timeout,
+                timeout=self._paid_timeout if is_paid else self._free_timeout,
                 allow_redirects=False,
                 # A borrowed session may have it otherwise, and the gateway's own words be lost.
                 raise_for_status=False,
             ) as response:
                 body, cut = await _read_body(response)
-                headers = {name.lower(): value for name, value in response.headers.items()}
-                return Reply(request, response.status, headers, body, cut, self._clock.wall())
+                return Reply(
+                    request, response.status, response.headers, body, cut, self._clock.wall()
+                )
         except (aiohttp.ClientError, OSError) as exc:
             failure, cause = translate(exc, request), _scrubbed(exc, request.secrets)
         # Outside the clause, so that the original, which may quote addresses, is no context of it.

@@ -7,23 +7,23 @@ Rule 3: whatever comes in, only errors of this package come out.
 """
 
 import email.utils
+import functools
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, NewType, overload
+from typing import TYPE_CHECKING, Any, Final, NewType, overload
 from urllib.parse import quote, urlencode
 
 import attrs
-import cattrs
-from cattrs.gen import make_dict_structure_fn, override
 
 from . import _gateway as facts
 from ._gateway import Dialect, Endpoint, Refusal, Replay, Root, Sense
 from ._redact import outline, outline_text, redact
 from .errors import Fate, GatewayError, RunwayError, UnreadableReply
 from .models import (
+    DECODER,
     Balance,
     Gateway,
     Generation,
@@ -35,10 +35,13 @@ from .models import (
     usage_error,
 )
 
+if TYPE_CHECKING:
+    import cattrs
+
 __all__ = ["Reply", "Request", "ask_balance", "ask_task", "build", "read_balance", "read_task"]
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Request:
     """One exchange about to happen, complete to the last byte."""
 
@@ -52,13 +55,13 @@ class Request:
     task_id: str | None = None
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Reply:
     """One answer, as bytes."""
 
     request: Request
     status: int
-    #: Names in lower case.
+    #: Asked for by names in lower case; aiohttp's own mapping does not mind the case.
     headers: Mapping[str, str] = attrs.field(repr=False)
     body: bytes = attrs.field(repr=False)
     #: The body went on past what we are willing to read.
@@ -130,7 +133,9 @@ def _address(endpoint: Endpoint, gateway: Gateway) -> str:
     return base.rstrip("/") + prefixes.get(endpoint.root, "").rstrip("/") + endpoint.path
 
 
-def _headers(gateway: Gateway, key: str) -> dict[str, str]:
+@functools.lru_cache(maxsize=16)
+def _headers(gateway: Gateway, key: str) -> Mapping[str, str]:
+    """Give what every request carries; shared, since thousands of waits each hold a request."""
     shown = key if gateway.key_style is KeyStyle.RAW else f"Bearer {key}"
     return {
         "Authorization": shown,
@@ -261,7 +266,7 @@ def _decode(reply: Reply) -> dict[str, Any]:
     text = reply.body.decode("utf-8-sig", "replace")
     body, fault = None, None
     try:
-        body = _DECODER.decode(text)
+        body = DECODER.decode(text)
     except (ValueError, RecursionError) as broken:
         fault = type(broken).__name__
     # Raised outside the clause, since the original holds the whole answer.
@@ -273,10 +278,6 @@ def _decode(reply: Reply) -> dict[str, Any]:
         _raise_by_status(reply)
         raise _unreadable(reply, "expected an object @ $", body=body)
     return body
-
-
-# NaN and Infinity, which JSON does not have, are read as nothing.
-_DECODER: Final = json.JSONDecoder(parse_constant=lambda _name: None)
 
 
 def _no_json(reply: Reply, reason: str) -> RunwayError:
@@ -302,7 +303,7 @@ def _read_task(reply: Reply, body: dict[str, Any], dialect: Dialect) -> TaskReco
         # Some submits answer with the id alone; it must not be lost over its shape.
         part = {facts.TASK_ID_KEY: part}
     outer = _structure(Sighting, dialect, part, path, reply)
-    return _fold([outer, *_inner(outer.inner)], body)
+    return _fold([outer, *_inner(outer.inner)], reply.body)
 
 
 def _part(body: dict[str, Any], dialect: Dialect, task_id: str | None = None) -> tuple[Any, str]:
@@ -328,7 +329,7 @@ def _inner(value: Any, depth: int = 0) -> Iterator["Sighting"]:
     if isinstance(part, dict):
         # The id of the relay is the one that counts, so the upstream's may be missing or odd.
         named = {**part, dialect.spelling["task_id"]: "-"}
-        found = STRUCTURE[Sighting, dialect.name](named)
+        found = _reader(Sighting, dialect.name)(named)
         yield found
         yield from _inner(found.inner, depth + 1)
 
@@ -344,7 +345,7 @@ Flag = NewType("Flag", bool)
 Refund = NewType("Refund", bool)
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Sighting:
     """What one level of an answer says about a task, before it is weighed against the others."""
 
@@ -374,7 +375,7 @@ class Sighting:
     inner: Any = None
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Ledger:
     """What one answer says about the balance, before its units are made the same."""
 
@@ -472,8 +473,11 @@ def _refund(value: Any, _type: Any = None) -> bool:
     return _text(value) is not None and _number(value) != 0
 
 
-def make_converter() -> cattrs.Converter:
+def make_converter() -> "cattrs.Converter":
     """Give the converter of this package: forgiving in types, strict about what must be there."""
+    # With the first answer and not with the client: a program that asks nothing starts faster.
+    import cattrs  # noqa: PLC0415
+
     converter = cattrs.Converter()
     readers = {
         Text: _id,
@@ -490,29 +494,25 @@ def make_converter() -> cattrs.Converter:
     return converter
 
 
-def _structurers(converter: cattrs.Converter) -> dict[tuple[type, str], Any]:
-    """Give a reader for each dialect, with the dialect's spelling compiled in."""
-    readers: dict[tuple[type, str], Any] = {}
-    for dialect in facts.DIALECTS:
-        kind = Sighting if "task_id" in dialect.spelling else Ledger
-        names = [field.name for field in attrs.fields(kind)]
-        spelled = {
-            name: override(rename=dialect.spelling[name])
-            if name in dialect.spelling
-            else override(omit=True)
-            for name in names
-        }
-        if dialect.spelling:
-            make = make_dict_structure_fn(kind, converter, **spelled)  # type: ignore[arg-type]
-            readers[kind, dialect.name] = _one_argument(make, kind)
-    return readers
+@functools.cache
+def _reader(kind: type, dialect_name: str) -> Callable[[Any], Any]:
+    """Give the reader of one dialect, with its spelling compiled in; made when first needed."""
+    from cattrs.gen import make_dict_structure_fn, override  # noqa: PLC0415  (as above)
+
+    spelling = next(row.spelling for row in facts.DIALECTS if row.name == dialect_name)
+    spelled = {
+        field.name: override(rename=spelling[field.name])
+        if field.name in spelling
+        else override(omit=True)
+        for field in attrs.fields(kind)
+    }
+    read = make_dict_structure_fn(kind, _converter(), **spelled)  # type: ignore[arg-type,var-annotated]
+    return lambda value: read(value, kind)
 
 
-def _one_argument(make: Any, kind: type) -> Any:
-    return lambda value: make(value, kind)
-
-
-STRUCTURE: Final = _structurers(make_converter())
+@functools.cache
+def _converter() -> "cattrs.Converter":
+    return make_converter()
 
 
 @overload
@@ -532,16 +532,18 @@ def _structure(kind: type, dialect: Dialect, part: Any, path: str, reply: Reply)
             reasons.append(f"required field missing @ {path}.{key}")
         raise _unreadable(reply, *reasons, body=part)
     try:
-        return STRUCTURE[kind, dialect.name](part)
+        return _reader(kind, dialect.name)(part)
     except Exception as unfit:  # noqa: BLE001  (cattrs groups whatever the readers raise)
-        reasons = cattrs.transform_error(unfit, path=path)
+        from cattrs import transform_error  # noqa: PLC0415  (as above)
+
+        reasons = transform_error(unfit, path=path)
     raise _unreadable(reply, *reasons, body=part)
 
 
 # Weighing what the levels say (api-facts 3.4)
 
 
-def _fold(levels: Sequence[Sighting], raw: Any) -> TaskRecord:
+def _fold(levels: Sequence[Sighting], answer: bytes) -> TaskRecord:
     seen = _merged(levels)
     words = _words(levels)
     states = list(words.values())
@@ -571,7 +573,7 @@ def _fold(levels: Sequence[Sighting], raw: Any) -> TaskRecord:
         created_at=seen.created_at or seen.submitted_at,
         updated_at=seen.updated_at or seen.finished_at,
         notes=(CONTRADICTION,) if contradiction else (),
-        raw=raw,
+        answer=answer,
     )
 
 
@@ -580,9 +582,11 @@ def _merged(levels: Sequence[Sighting]) -> Sighting:
     if len(levels) == 1:
         return levels[0]
     parts: dict[str, Any] = {}
-    for name in SIGHTING_FIELDS:
-        said = (getattr(level, name) for level in levels)
-        parts[name] = next((value for value in said if value is not None), None)
+    for level in reversed(levels):
+        for name in SIGHTING_FIELDS:
+            value = getattr(level, name)
+            if value is not None:
+                parts[name] = value
     return Sighting(**parts)
 
 
@@ -636,7 +640,7 @@ def _deciding(states: Mapping[str, TaskState], state: TaskState) -> str | None:
 # Noes
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Told:
     """What a refusal tells of itself."""
 

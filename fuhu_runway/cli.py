@@ -112,7 +112,7 @@ def _options_of(group: Group) -> Callable[..., Parameter]:
 _request: Final = _options_of(Group("Request", sort_key=1))
 _result: Final = _options_of(Group("Result", sort_key=2))
 _gateway: Final = _options_of(Group("Gateway", sort_key=3))
-_unset: Final[Any] = {"show_default": False}
+_NO_DEFAULT: Final[Any] = {"show_default": False}
 
 _PROMPT: Final = Parameter(help="What should be seen; any language.")
 _STYLE: Final = Parameter(help="The style to redraw it in.")
@@ -122,8 +122,10 @@ _CHARACTER: Final = Parameter(help="Address of the character's picture; 16:9 onl
 _TASK_ID: Final = Parameter(help="What was shown when the task was accepted.")
 _EXTRA: Final = _request("Further fields for the request's body, as a JSON object.")
 _PORTRAIT: Final = "Portrait in place of landscape"
-_OFFICIAL: Final = _gateway("The task was submitted with --official.", **_unset)
-_SIMULATE: Final = _gateway("Use a simulated gateway on this machine: no key, no cost.", **_unset)
+_OFFICIAL: Final = _gateway("The task was submitted with --official.", **_NO_DEFAULT)
+_SIMULATE: Final = _gateway(
+    "Use a simulated gateway on this machine: no key, no cost.", **_NO_DEFAULT
+)
 
 
 @Parameter(name="*")
@@ -167,7 +169,7 @@ class Wish:
 class Talk:
     """How results and news are told."""
 
-    json: Annotated[bool, _result("Print one JSON object, and no progress.", **_unset)] = False
+    json: Annotated[bool, _result("Print one JSON object, and no progress.", **_NO_DEFAULT)] = False
     # cyclopts counts flags by itself only from 4.1 on
     verbose: Annotated[
         list[bool],
@@ -175,7 +177,7 @@ class Talk:
             "Log what the SDK does; -vv logs all of it, and where errors come from.",
             *("--verbose", "-v"),
             negative_iterable="",
-            **_unset,
+            **_NO_DEFAULT,
         ),
     ] = attrs.field(factory=list)
 
@@ -189,7 +191,7 @@ class Saving:
         Path | None,
         _result("The file to save; by default named by prompt and task.", "--output", "-o"),
     ] = None
-    force: Annotated[bool, _result("Replace the file if there is one.", **_unset)] = False
+    force: Annotated[bool, _result("Replace the file if there is one.", **_NO_DEFAULT)] = False
     timeout: Annotated[float, _result("How long to wait for the clip, in seconds.")] = DEFAULT_WAIT
 
     def check(self, prompt: str | None) -> None:
@@ -284,7 +286,7 @@ def generate(
     *,
     wish: Wish = _NO_WISH,
     official: Annotated[
-        bool, _request("Use the official format; needs --image.", **_unset)
+        bool, _request("Use the official format; needs --image.", **_NO_DEFAULT)
     ] = False,
     saving: Saving = _SAVING,
     talk: Talk = _TALK,
@@ -317,7 +319,7 @@ def restyle(
             negative_none="no-",
         ),
     ] = 5,
-    flip: Annotated[bool, _request(f"{_PORTRAIT}.", **_unset)] = False,
+    flip: Annotated[bool, _request(f"{_PORTRAIT}.", **_NO_DEFAULT)] = False,
     model: Annotated[str, _request("The model.")] = DEFAULT_MODEL,
     extra: Annotated[str | None, _EXTRA] = None,
     saving: Saving = _SAVING,
@@ -894,7 +896,7 @@ class Bar(Lines):
 
 
 def _progress_bar() -> Any:
-    from rich import console, progress, text  # noqa: PLC0415  (not needed without a terminal)
+    from rich import console, progress, table, text  # noqa: PLC0415  (for terminals only)
 
     class DetailOrTime(progress.TimeElapsedColumn):
         """How far it is, or where nobody knows, for how long it has been going on."""
@@ -908,7 +910,7 @@ def _progress_bar() -> Any:
         progress.SpinnerColumn(),
         progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(bar_width=40 if stderr.width >= 80 else None),
-        DetailOrTime(),
+        DetailOrTime(table_column=table.Column(no_wrap=True)),  # the bar gives way
         console=stderr,
         transient=True,
     )

@@ -66,7 +66,7 @@ class Progress:
         return self.received_bytes / self.total_bytes if self.total_bytes else None
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Source:
     """Where a clip comes from."""
 
@@ -79,7 +79,7 @@ class Source:
     origin: str
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Downloader:
     """What every download of one client shares."""
 

@@ -91,17 +91,14 @@ class TransportError(RunwayError):
     fate: Fate = Fate.UNKNOWN
 
 
-@attrs.define(eq=False, slots=False)
 class NotSent(TransportError, ConnectionError):
     """The request provably never reached the gateway: nothing was charged."""
 
 
-@attrs.define(eq=False, slots=False)
 class NoReply(TransportError, TimeoutError):
     """A free request got no whole answer in time, or its connection broke: nothing was charged."""
 
 
-@attrs.define(eq=False, slots=False)
 class SubmissionInDoubt(TransportError):
     """
     A paid request whose fate is unknown: it may have been accepted, and is never sent again.
@@ -126,37 +123,30 @@ class GatewayError(RunwayError):
     fate: Fate = Fate.REJECTED
 
 
-@attrs.define(eq=False, slots=False)
 class InvalidRequest(GatewayError):
     """The gateway does not accept these arguments, now or later."""
 
 
-@attrs.define(eq=False, slots=False)
 class Unauthorized(GatewayError):
     """The key is missing, wrong, expired, blocked, or may not do this."""
 
 
-@attrs.define(eq=False, slots=False)
 class OutOfCredits(GatewayError):
     """The account or the key has nothing left to spend, in whatever status that was dressed."""
 
 
-@attrs.define(eq=False, slots=False)
 class NotFound(GatewayError):
     """The gateway knows no such task, or has nothing at this address."""
 
 
-@attrs.define(eq=False, slots=False)
 class RateLimited(GatewayError):
     """The gateway asks for fewer requests, and took none of this one."""
 
 
-@attrs.define(eq=False, slots=False)
 class GatewayDown(GatewayError):
     """The gateway or what is behind it is in trouble."""
 
 
-@attrs.define(eq=False, slots=False)
 class ModelUnavailable(GatewayDown):
     """No channel behind the gateway offers this model to this key at the moment."""
 
@@ -175,7 +165,6 @@ class UnreadableReply(RunwayError):
     fate: Fate = Fate.UNKNOWN
 
 
-@attrs.define(eq=False, slots=False)
 class TaskError(RunwayError):
     """A paid task that gave no clip, or has not yet."""
 
@@ -194,12 +183,10 @@ class TaskFailed(TaskError):
     refunded: bool = False
 
 
-@attrs.define(eq=False, slots=False)
 class TaskCanceled(TaskFailed):
     """The task was cancelled at the gateway: there will be no clip."""
 
 
-@attrs.define(eq=False, slots=False)
 class ClipMissing(TaskError):
     """The gateway calls the task a success and shows no address for the clip."""
 
@@ -212,12 +199,10 @@ class WaitTimeout(TaskError, TimeoutError):
     timeout: float = 0.0
 
 
-@attrs.define(eq=False, slots=False)
 class WaitAbandoned(TaskError):
     """The client was closed while someone waited; the task goes on."""
 
 
-@attrs.define(eq=False, slots=False)
 class DownloadError(RunwayError):
     """The clip exists and is paid for, and its file is not here yet."""
 
@@ -230,6 +215,5 @@ class DownloadIncomplete(DownloadError):
     received_bytes: int = 0
 
 
-@attrs.define(eq=False, slots=False)
 class DownloadRefused(DownloadError):
     """What came is not a clip, or is more than was allowed, or may not be written there."""

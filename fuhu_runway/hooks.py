@@ -144,6 +144,10 @@ class Hooks:
     def __init__(self, listeners: Iterable[Listener] = ()) -> None:
         self._listeners = tuple(listeners)
 
+    def are_heard(self, kind: type[Event]) -> bool:
+        """Whether an event of this kind reaches anybody; for events that come by the thousand."""
+        return bool(self._listeners) or LOGGER.isEnabledFor(kind.level)
+
     def emit(self, event: Event) -> None:
         """Tell everyone; whatever a listener does, the caller goes on."""
         if LOGGER.isEnabledFor(event.level):

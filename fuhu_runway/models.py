@@ -35,6 +35,9 @@ OFFICIAL_RATIOS: Final = (
 SECONDS: Final = (5, 10)
 MAX_OFFICIAL_PROMPT: Final = 1000
 MAX_SEED: Final = 4_294_967_295
+DECODER: Final = json.JSONDecoder(parse_constant=lambda _name: None)
+"""Reads answers; NaN and Infinity, which JSON does not have, are read as nothing."""
+
 DEFAULT_MODEL: Final = "gen4"
 DEFAULT_WAIT: Final = 1800.0
 """How long a wait lasts unless told otherwise, in seconds: half an hour (api-facts 5.6)."""
@@ -451,8 +454,14 @@ class TaskRecord:
     updated_at: datetime | None = None
     #: What in this answer contradicts itself, in words; usually nothing.
     notes: tuple[str, ...] = ()
-    #: The whole answer as it came, unknown keys included.
-    raw: Any = attrs.field(default=None, repr=False, eq=False)
+    #: The whole answer as it came; kept as bytes, since thousands of waits each hold a record.
+    answer: bytes = attrs.field(default=b"", repr=False, eq=False)
+
+    @property
+    def raw(self) -> Any:
+        """The whole answer as JSON, unknown keys included; None where there is none."""
+        text = self.answer.decode("utf-8-sig", "replace")
+        return DECODER.decode(text) if text else None
 
     @property
     def has_clip(self) -> bool:
@@ -534,9 +543,10 @@ class Timeouts:
 
     #: Until the connection stands, TLS included.
     connect: float = attrs.field(default=5.0, validator=_check_duration)
-    #: Without a byte from the gateway; a submit was seen to take 21 s (api-facts 1.2).
+    #: Without a byte of the answer to a paid request, of which one was seen to take 21 s
+    #: (api-facts 1.2), or of a clip; for any other exchange as a whole.
     read: float = attrs.field(default=60.0, validator=_check_duration)
-    #: For the exchange as a whole.
+    #: For a paid exchange as a whole.
     total: float = attrs.field(default=300.0, validator=_check_duration)
 
 

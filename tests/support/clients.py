@@ -52,5 +52,10 @@ class Ear:
 
 
 def others() -> set["asyncio.Task[Any]"]:
-    """Give the tasks of the running loop beside the one that asks."""
-    return asyncio.all_tasks() - {asyncio.current_task()}
+    """Give the tasks of the running loop beside the one that asks, and those of a server."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    return {task for task in tasks if not _is_of_a_server(task)}
+
+
+def _is_of_a_server(task: "asyncio.Task[Any]") -> bool:
+    return getattr(task.get_coro(), "__qualname__", "").startswith("RequestHandler.")

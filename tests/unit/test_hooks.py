@@ -144,6 +144,18 @@ def test_events_hold_ids_counts_and_seconds_only(event: Event) -> None:
         assert field.name in EXAMPLES
 
 
+@EACH_EVENT
+def test_an_event_that_nobody_hears_need_not_be_made(
+    event: Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Someone hears an event if there is a listener or the log is open at its level."""
+    with caplog.at_level(event.level + 1, "fuhu_runway"):
+        assert not Hooks().are_heard(type(event))
+        assert Hooks([print]).are_heard(type(event))
+    with caplog.at_level(event.level, "fuhu_runway"):
+        assert Hooks().are_heard(type(event))
+
+
 def test_the_log_belongs_to_the_package() -> None:
     """Lines go to the logger of the package's name, for the user to open or close."""
     assert hooks.LOGGER is logging.getLogger("fuhu_runway")

@@ -364,7 +364,7 @@ def record(**changes: Any) -> TaskRecord:
         "prompt_en": PROMPT,
         "message": PROMPT,
         "created_at": datetime(2025, 1, 1, tzinfo=UTC),
-        "raw": {"data": PROMPT},
+        "answer": b'{"data": "marked", "more": NaN}',
     }
     return TaskRecord(**known | changes)
 
@@ -421,9 +421,16 @@ def test_values_that_differ_are_not_equal(one: object, other: object) -> None:
     assert one != other
 
 
+def test_a_record_keeps_its_answer() -> None:
+    """The whole answer can be read again, keys that nobody knows included; without one it is None."""
+    assert record().raw == {"data": "marked", "more": None}
+    assert record(answer=b'\xef\xbb\xbf{"a": 1}').raw == {"a": 1}
+    assert record(answer=b"").raw is None
+
+
 def test_the_raw_answer_makes_no_difference() -> None:
     """Two records that say the same are equal, however the gateway spelled it."""
-    assert record(raw={"a": 1}) == record(raw=None)
+    assert record(answer=b"{}") == record(answer=b"")
     assert Balance(1, raw={"a": 1}) == Balance(1)
 
 

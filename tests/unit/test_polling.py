@@ -538,7 +538,7 @@ async def test_a_listener_that_raises_changes_nothing(
 async def test_a_change_wakes_who_waits_for_changes(scene: Scene) -> None:
     """Progress wakes them; an answer that looks the same to a user does not."""
     slow, quick = record(progress=0.2), record(progress=0.4)
-    scene.feed.says(slow, attrs.evolve(slow, raw={"exec_time": 1}, points=1.0), quick)
+    scene.feed.says(slow, attrs.evolve(slow, answer=b"{}", points=1.0), quick)
     watch = scene.watch()
     assert await scene.poller.refresh(watch) == slow
     changed, ended = scene.change(watch), scene.wait(watch)

@@ -58,6 +58,7 @@ def test_whatever_looks_like_a_secret_is_hidden(text: str, shown: str) -> None:
         ("a\n  kitten", "prompt a kitten refused", "prompt <hidden> refused"),
         ("a kitten", "prompt a  kitten refused", "prompt <hidden> refused"),
         ('say "hi"', r'{"m":"say \"hi\" refused', '{"m":"<hidden> refused'),
+        ('say "小猫"', r'{"m":"say \"小猫\" refused', '{"m":"<hidden> refused'),
         ("小猫", r'{"m":"\u5c0f\u732b', '{"m":"<hidden>'),
         ("小猫 / \n", r"\u5c0f\u732b \/", "<hidden>"),
         ("cat/dog", r"cat\/dog", "<hidden>"),
@@ -115,6 +116,10 @@ def test_a_large_text_costs_no_time(filler: str) -> None:
         ([[[[["marked"]]]]], "[1 x [1 x [1 x [1 x list]]]]"),
         ({"a marked key": 1, "1.2.3.4": 2, "": 3}, "{…: int, …: int, …: int}"),
         ({"k" * 41: 1}, "{…: int}"),
+        (
+            {f"k{number}": 0 for number in range(20)},
+            "{" + ", ".join(f"k{number}: int" for number in range(20)) + "}",
+        ),
         (
             {f"k{number}": 0 for number in range(21)},
             "{" + ", ".join(f"k{number}: int" for number in range(20)) + ", …}",

@@ -463,6 +463,13 @@ def test_a_broken_task_id_is_asked_for_all_the_same(verb: str) -> None:
     assert request.url.isascii()
 
 
+def test_two_keys_do_not_mix() -> None:
+    """Requests of two clients carry their own keys, whichever was made first."""
+    keys = ["sk-one", "sk-two", "sk-one"]
+    shown = [asking("feed", key=key).headers["Authorization"] for key in keys]
+    assert shown == [f"Bearer {key}" for key in keys]
+
+
 @pytest.mark.parametrize(
     ("style", "shown"), [(KeyStyle.BEARER, f"Bearer {KEY}"), (KeyStyle.RAW, KEY)]
 )
@@ -547,8 +554,8 @@ def test_extra_does_not_override_what_the_request_sets(extra: dict[str, Any], na
 def test_building_leaves_the_request_as_it_was() -> None:
     """The same request may be built twice and gives the same bytes."""
     request = TextToVideo("a kitten", extra={"options": {"deep": {"a": 1}}})
-    first = build(request, GATEWAY, KEY, NOWHERE)
-    assert build(request, GATEWAY, KEY, NOWHERE) == first
+    first, second = (build(request, GATEWAY, KEY, NOWHERE) for _ in range(2))
+    assert (first.url, first.headers, first.body) == (second.url, second.headers, second.body)
     assert request.extra == {"options": {"deep": {"a": 1}}}
 
 

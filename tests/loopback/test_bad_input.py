@@ -1,0 +1,205 @@
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from support.clients import QUICK_RETRY, quick_client
+from support.secrets import told
+from support.servers import raw_server, reply
+
+from fuhu_runway import Client
+from fuhu_runway.errors import (
+    NotFound,
+    NotSent,
+    OutOfCredits,
+    RunwayError,
+    SubmissionInDoubt,
+    Unauthorized,
+    UnreadableReply,
+    UsageError,
+)
+from fuhu_runway.models import Timeouts
+from fuhu_runway.testing import Simulator, faults
+
+PROMPT = "a marked kitten"
+KEY = "sk-marked-key"
+SECRETS = ("marked", "127.0.0.1")
+
+CALLS: dict[str, Callable[[Client], Awaitable[Any]]] = {
+    "generate": lambda client: client.generate(PROMPT),
+    "image": lambda client: client.generate(PROMPT, image="https://a.example/marked.png"),
+    "video": lambda client: client.video_to_video("https://a.example/marked.mp4", PROMPT),
+    "official": lambda client: client.official.image_to_video("https://a.example/marked.png"),
+    "feed": lambda client: client.feed("t-1"),
+    "wait": lambda client: client.task("t-1").wait(timeout=5),
+    "refresh": lambda client: client.task("t-1").refresh(),
+    "official feed": lambda client: client.official.feed("t-1"),
+    "balance": lambda client: client.balance(),
+}
+
+
+def is_paid(call: str) -> bool:
+    """Tell whether a call costs points."""
+    return call in {"generate", "image", "video", "official"}
+
+
+async def ending(client: Client, call: str) -> RunwayError:
+    """Give the error that a call ends in, which tells no secret."""
+    with pytest.raises(RunwayError) as caught:
+        await CALLS[call](client)
+    assert told(caught.value, SECRETS) == []
+    return caught.value
+
+
+@pytest.mark.parametrize("call", CALLS)
+async def test_a_wrong_key(gateway: Simulator, call: str) -> None:
+    """Every call says so at once, and asks once."""
+    async with Client(KEY, base_url=gateway.base_url) as client:
+        error = await ending(client, call)
+    assert isinstance(error, Unauthorized)
+    assert len(gateway.requests) == 1
+
+
+@pytest.mark.parametrize("call", CALLS)
+async def test_an_address_that_is_a_web_site(call: str) -> None:
+    """A page in place of an answer is `NotFound`, which says what to check, and costs nothing."""
+    page = reply(b"<!doctype html><title>marked</title>", Content_Type="text/html")
+    async with raw_server(page) as server:
+        async with Client(KEY, base_url=server.url) as client:
+            error = await ending(client, call)
+        assert len(server.requests) == 1
+    assert isinstance(error, NotFound)
+    assert "base_url" in str(error)
+    assert "Nothing was charged" in str(error)
+
+
+@pytest.mark.parametrize("call", [call for call in CALLS if call != "wait"])
+@pytest.mark.parametrize(
+    "body", [b"bad gateway", b"", b"[1]", b'"marked"', b"{}", b'{"a": "marked"}']
+)
+async def test_an_answer_that_is_none(call: str, body: bytes) -> None:
+    """A paid call is in doubt and was sent once; a free one was repeated and is told."""
+    async with raw_server(reply(body)) as server:
+        async with Client(KEY, base_url=server.url, retry=QUICK_RETRY) as client:
+            error = await ending(client, call)
+        sent = len(server.requests)
+    if is_paid(call):
+        assert isinstance(error, SubmissionInDoubt)
+        assert isinstance(error.__cause__, UnreadableReply)
+    else:
+        assert isinstance(error, UnreadableReply)
+        assert "Nothing was charged" in str(error)
+    # A refresh is one look, whatever comes of it.
+    once = is_paid(call) or call == "refresh"
+    assert sent == (1 if once else QUICK_RETRY.attempts)
+
+
+@pytest.mark.parametrize("call", CALLS)
+async def test_an_address_that_moved(call: str) -> None:
+    """A redirect is not followed, by nothing: a key and a paid body go where they were sent."""
+    async with raw_server(reply()) as elsewhere:
+        moved = reply(b"", "301 Moved", Location=elsewhere.url)
+        async with raw_server(moved) as server, Client(KEY, base_url=server.url) as client:
+            error = await ending(client, call)
+        assert elsewhere.requests == []
+    assert isinstance(error, NotFound)
+
+
+@pytest.mark.parametrize("call", [call for call in CALLS if call not in {"wait", "refresh"}])
+async def test_a_host_that_is_none(call: str) -> None:
+    """A port that there is none of is `NotSent`: nothing left this machine."""
+    async with Client(KEY, base_url="http://127.0.0.1:99999", retry=QUICK_RETRY) as client:
+        assert isinstance(await ending(client, call), NotSent)
+
+
+@pytest.mark.parametrize("path", ["", "/", "/base", "/base/"])
+async def test_a_base_with_a_path(path: str) -> None:
+    """What stands before the gateway's own path is kept, with one slash between."""
+    async with raw_server(reply(b'{"code": 200, "data": {"task_id": "t-1"}}')) as server:
+        async with Client(KEY, base_url=server.url.rstrip("/") + path) as client:
+            await client.generate(PROMPT)
+        start = server.requests[0].split(b" ")[1].decode()
+    assert start == f"{path.rstrip('/')}/runway/pro/generate"
+
+
+@pytest.mark.parametrize(
+    "task_id", ["unknown", "9f6243e5", "../../etc", "a b?c=d&e#f", "ид", "%2e"]
+)
+async def test_an_unknown_id(gateway: Simulator, runway: Client, task_id: str) -> None:
+    """Whatever it looks like, it stays one id, and nobody knows it."""
+    for look in (runway.feed, runway.official.feed):
+        with pytest.raises(NotFound) as caught:
+            await look(task_id)
+        assert caught.value.task_id == task_id
+    with pytest.raises(NotFound):
+        await runway.task(task_id).wait(timeout=10)
+    assert {seen.where for seen in gateway.requests} == {"feed", "official"}
+
+
+async def test_another_account_does_not_see_the_task(gateway: Simulator, runway: Client) -> None:
+    """To another key the id is unknown (api-facts 5.1)."""
+    task = await runway.generate(PROMPT)
+    gateway.add_key(KEY)
+    async with Client(KEY, base_url=gateway.base_url) as stranger:
+        assert isinstance(await _caught(stranger.feed(task.id)), NotFound)
+
+
+async def test_a_channel_behind_the_key(gateway: Simulator) -> None:
+    """The key is sent untouched, so that what follows it is the gateway's to refuse."""
+    async with quick_client(gateway) as client:
+        client._key += "-12"
+        error = await _caught(client.generate(PROMPT))
+    assert isinstance(error, Unauthorized)
+    assert error.status == 403
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_an_empty_account(status: Any) -> None:
+    """In either coat it is `OutOfCredits`, and no task exists."""
+    simulator = Simulator(points=1.0, quota_status=status)
+    async with simulator, quick_client(simulator) as client:
+        error = await _caught(client.generate(PROMPT))
+    assert isinstance(error, OutOfCredits)
+    assert simulator.submitted == 0
+
+
+async def test_a_gateway_without_callbacks_does_not_need_one() -> None:
+    """A body without `callback_url` is accepted where it may be left out."""
+    simulator = Simulator(strict=False)
+    async with simulator, quick_client(simulator, callback_url=None) as client:
+        await client.generate(PROMPT)
+    assert "callback_url" not in simulator.tasks[0].request
+
+
+async def test_what_is_wrong_is_told_before_anything_is_sent(
+    gateway: Simulator, runway: Client
+) -> None:
+    """Arguments are checked first: the gateway sees nothing of them."""
+    bad: list[Awaitable[Any]] = [
+        runway.generate(""),
+        runway.generate(PROMPT, ratio="2:1"),
+        runway.generate(PROMPT, seconds=7),
+        runway.generate(PROMPT, image="marked.png"),
+        runway.generate(PROMPT, extra={"prompt": PROMPT}),
+        runway.generate(PROMPT, extra={"a": {1, 2}}),
+        runway.video_to_video("marked.mp4", PROMPT),
+        runway.act_one("https://a.example/a.mp4"),
+        runway.official.image_to_video("https://a.example/a.png", seed=-1),
+    ]
+    for call in bad:
+        assert isinstance(await _caught(call), UsageError)
+    assert gateway.requests == ()
+
+
+@pytest.mark.parametrize("fault", [faults.Hang(), faults.Slow(1e9)], ids=["hang", "slow"])
+async def test_a_gateway_that_says_nothing(gateway: Simulator, fault: faults.Fault) -> None:
+    """A submit is in doubt after the read timeout, whichever way it says nothing."""
+    gateway.fault("submit", fault)
+    async with quick_client(gateway, timeouts=Timeouts(read=0.05)) as client:
+        assert isinstance(await _caught(client.generate(PROMPT)), SubmissionInDoubt)
+
+
+async def _caught(call: Awaitable[Any]) -> RunwayError:
+    with pytest.raises(RunwayError) as caught:
+        await call
+    assert told(caught.value, SECRETS) == []
+    return caught.value

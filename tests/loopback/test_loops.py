@@ -1,0 +1,94 @@
+from pathlib import Path
+
+import pytest
+from support import programs
+
+from fuhu_runway.testing import Simulator
+
+THREE_RUNS = """
+client = Client(polling=quick)
+
+async def main():
+    task = await client.generate("a marked kitten")
+    print((await task.wait(timeout=30)).id)
+
+for _ in range(3):
+    asyncio.run(main())
+"""
+
+THREE_RUNS_WITH = """
+client = Client(polling=quick)
+
+async def main():
+    async with client:
+        task = await client.generate("a marked kitten")
+        print((await task.wait(timeout=30)).id)
+
+for _ in range(3):
+    asyncio.run(main())
+"""
+
+ONE_TASK_IN_THREE_RUNS = """
+client = Client(polling=quick)
+task = asyncio.run(client.generate("a marked kitten"))
+clip = asyncio.run(task.wait(timeout=30))
+assert asyncio.run(clip.download("{folder}/clip.mp4")).exists()
+print(clip.id)
+"""
+
+TWO_LOOPS_AT_ONCE = """
+import threading
+client = Client(polling=quick)
+
+async def main():
+    async with client:
+        clip = await (await client.generate("a marked kitten"))
+        print(f"{clip.id}\\n", end="")
+
+threads = [threading.Thread(target=lambda: asyncio.run(main())) for _ in range(3)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+LEFT_WAITING = """
+client = Client(polling=quick)
+
+async def main():
+    task = await client.generate("a marked kitten")
+    waiting = [asyncio.create_task(task.wait()) for _ in range(9)]
+    await client.feed(task.id)
+    print(task.id)
+
+for _ in range(3):
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    "source",
+    [THREE_RUNS, THREE_RUNS_WITH, TWO_LOOPS_AT_ONCE],
+    ids=["three runs", "three runs with", "three threads"],
+)
+async def test_one_client_in_three_loops_makes_three_jobs(gateway: Simulator, source: str) -> None:
+    """Each `asyncio.run` gets a session of its own, and no interpreter in dev mode complains."""
+    ended = await programs.run(gateway, source)
+    assert (ended.complaints, ended.code) == ("", 0)
+    assert sorted(ended.words) == sorted(task.task_id for task in gateway.tasks)
+    assert gateway.submitted == 3
+
+
+async def test_one_task_in_three_loops(gateway: Simulator, tmp_path: Path) -> None:
+    """Submitted in one, waited for in the next, saved in a third: one job, and no complaint."""
+    ended = await programs.run(gateway, ONE_TASK_IN_THREE_RUNS.format(folder=tmp_path))
+    assert (ended.complaints, ended.code) == ("", 0)
+    assert ended.words == [task.task_id for task in gateway.tasks]
+
+
+async def test_a_loop_that_ends_under_its_waits(gateway: Simulator) -> None:
+    """Waits that nobody awaited end with their loop, without a word."""
+    gateway.script(lambda _body: True, takes=3600)
+    ended = await programs.run(gateway, LEFT_WAITING)
+    assert (ended.complaints, ended.code) == ("", 0)
+    assert ended.words == [task.task_id for task in gateway.tasks]

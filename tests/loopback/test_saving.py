@@ -1,0 +1,259 @@
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import programs
+from support.clients import QUICK_RETRY, Ear, quick_client
+from support.clock import until
+from support.secrets import told
+
+from fuhu_runway import Client, Clip
+from fuhu_runway.errors import ClipMissing, DownloadIncomplete, DownloadRefused, UsageError
+from fuhu_runway.hooks import DownloadFinished, DownloadStarted
+from fuhu_runway.testing import Simulator, faults
+from fuhu_runway.testing.faults import Fault
+
+PROMPT = "a marked kitten"
+SECRETS = ("marked", "_jwt=", "127.0.0.1")
+MIB = 2**20
+
+
+def video_of(size: int) -> bytes:
+    """Give an MP4 file of *size* bytes, of which no two places look alike."""
+    start = (16).to_bytes(4, "big") + b"ftypisom" + b"\0" * 4
+    numbers = b"".join(number.to_bytes(4, "big") for number in range((size - 24) // 4))
+    return start + (len(numbers) + 8).to_bytes(4, "big") + b"mdat" + numbers
+
+
+@asynccontextmanager
+async def a_clip(client: Client) -> AsyncIterator[Clip]:
+    """Make one clip."""
+    async with client:
+        yield await (await client.generate(PROMPT)).wait(timeout=10)
+
+
+def downloads(gateway: Simulator) -> list[Any]:
+    """Give every request for a file."""
+    return [seen for seen in gateway.requests if seen.where == "download"]
+
+
+PASSING: dict[str, list[Fault]] = {
+    "no fault": [],
+    "cut": [faults.Cut(9000)],
+    "cut often": [faults.Cut(9000), faults.Cut(3000), faults.Cut(3000)],
+    "drop": [faults.Drop()],
+    "reset": [faults.Drop(reset=True)],
+    "range ignored": [faults.Cut(9000), faults.IgnoresRange()],
+    "wrong range": [faults.Cut(9000), faults.WrongContentRange()],
+    "changed": [faults.Cut(9000), faults.Changed()],
+    "changed in secret": [faults.Cut(9000), faults.Changed(honours_if_range=False)],
+    "too long a length": [faults.WrongLength(10)],
+    "redirect": [faults.Redirect()],
+    "redirect for ever": [faults.Redirect(308)],
+    "expired": [faults.ExpiredLink()],
+    "gone": [faults.ExpiredLink(410)],
+    "expired on the way": [faults.Cut(9000), faults.ExpiredLink(404)],
+    "down": [faults.server_error(503)],
+    "busy": [faults.TooManyRequests()],
+    "everything": [
+        faults.server_error(502),
+        faults.Cut(9000),
+        faults.ExpiredLink(),
+        faults.Cut(500),
+        faults.WrongContentRange(),
+        faults.Cut(20_000),
+        faults.Drop(),
+    ],
+}
+
+
+@pytest.mark.parametrize("sequence", PASSING.values(), ids=PASSING.keys())
+async def test_the_file_ends_up_whole(
+    gateway: Simulator, tmp_path: Path, sequence: list[Fault]
+) -> None:
+    """Whatever happens on the way: every byte of one version, nothing beside it, no key told."""
+    target, ear = tmp_path / "clip.mp4", Ear()
+    async with a_clip(quick_client(gateway, hooks=[ear])) as clip:
+        for fault in sequence:
+            gateway.fault("download", fault)
+        await clip.download(target)
+    saved = target.read_bytes()
+    mark = re.search(rb"simulated task (\S+) version (\d+)", saved[-80:])
+    assert mark is not None
+    assert mark[1].decode() == clip.id
+    assert mark[2] == (b"002" if any(isinstance(f, faults.Changed) for f in sequence) else b"001")
+    assert ear.all(DownloadFinished) == [DownloadFinished(clip.id, len(saved))]
+    assert not (tmp_path / "clip.mp4.part").exists()
+    assert not (tmp_path / "clip.mp4.part.json").exists()
+    assert (gateway.leaked, gateway.submitted) == ((), 1)
+
+
+async def test_a_break_is_resumed_and_not_begun_anew(gateway: Simulator, tmp_path: Path) -> None:
+    """The second request asks for the rest under If-Range, and gets a 206."""
+    ear = Ear()
+    async with a_clip(quick_client(gateway, hooks=[ear])) as clip:
+        gateway.fault("download", faults.Cut(9000))
+        await clip.download(tmp_path / "clip.mp4")
+    first, second = downloads(gateway)
+    assert "Range" not in first.headers
+    assert (second.headers["Range"], second.status) == ("bytes=9000-", 206)
+    assert second.headers["If-Range"].startswith('"')
+    assert [event.resumed_at_bytes for event in ear.all(DownloadStarted)] == [0, 9000]
+
+
+REFUSED: dict[str, Fault] = {
+    "web page": faults.html_page(),
+    "nothing of it": faults.not_json(),
+    "redirect loop": faults.Redirect(loop=True),
+    "never there": faults.Answer(451),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED.values(), ids=REFUSED.keys())
+async def test_what_is_no_clip_leaves_no_file(
+    gateway: Simulator, tmp_path: Path, fault: Fault
+) -> None:
+    """`DownloadRefused` says that the clip is paid for, and nothing stays in the folder."""
+    async with a_clip(quick_client(gateway)) as clip:
+        gateway.fault("download", fault, times=None)
+        with pytest.raises(DownloadRefused) as caught:
+            await clip.download(tmp_path / "clip.mp4")
+    assert caught.value.task_id == clip.id
+    assert told(caught.value, SECRETS) == []
+    assert list(tmp_path.iterdir()) == []  # noqa: ASYNC240
+    assert gateway.leaked == ()
+
+
+async def test_a_clip_that_is_too_large(gateway: Simulator, tmp_path: Path) -> None:
+    """It is refused before it is read, and a larger limit lets it pass."""
+    async with a_clip(quick_client(gateway)) as clip:
+        with pytest.raises(DownloadRefused, match="larger than the 1,000 bytes"):
+            await clip.download(tmp_path / "clip.mp4", max_bytes=1000)
+        await clip.download(tmp_path / "clip.mp4", max_bytes=MIB)
+
+
+async def test_trouble_that_stays(gateway: Simulator, tmp_path: Path) -> None:
+    """What came is kept for the next call, and the error counts it and tells no address."""
+    target = tmp_path / "clip.mp4"
+    async with a_clip(quick_client(gateway)) as clip:
+        gateway.fault("download", faults.Cut(9000))
+        gateway.fault("download", faults.Drop(), times=None)
+        with pytest.raises(DownloadIncomplete) as caught:
+            await clip.download(target)
+    assert caught.value.received_bytes == 9000
+    assert told(caught.value, SECRETS) == []
+    assert (tmp_path / "clip.mp4.part").stat().st_size == 9000
+    assert not target.exists()
+
+
+async def test_an_address_that_expires_soon(tmp_path: Path) -> None:
+    """Long after the wait, the feed is asked for a fresh one, and the clip is saved."""
+    simulator = Simulator(speed=1000, takes=20, link_lifetime=100)
+    async with simulator, a_clip(quick_client(simulator)) as clip:
+        polls = simulator.polls(clip.id)
+        await asyncio.sleep(0.12)
+        old = clip.video_url
+        await clip.download(tmp_path / "clip.mp4")
+        assert clip.video_url != old
+        assert simulator.polls(clip.id) == polls + 1
+    assert [seen.status for seen in downloads(simulator)] == [403, 200]
+
+
+async def test_trouble_with_a_fresh_address(gateway: Simulator, tmp_path: Path) -> None:
+    """A gateway that stumbles when it is asked for one is asked again."""
+    async with a_clip(quick_client(gateway)) as clip:
+        gateway.fault("download", faults.ExpiredLink())
+        gateway.fault("feed", faults.server_error(502))
+        gateway.fault("feed", faults.Drop())
+        await clip.download(tmp_path / "clip.mp4")
+    assert (tmp_path / "clip.mp4").exists()
+
+
+async def test_a_fresh_address_that_is_none(gateway: Simulator, tmp_path: Path) -> None:
+    """A gateway that shows no address any more is `ClipMissing`."""
+    async with a_clip(quick_client(gateway)) as clip:
+        gateway.fault("download", faults.ExpiredLink())
+        gateway.fault("feed", faults.NoUrl(), times=None)
+        with pytest.raises(ClipMissing):
+            await clip.download(tmp_path / "clip.mp4")
+
+
+@pytest.mark.parametrize(
+    ("media", "shown"), [("cdn", [False]), ("api", [True]), ("redirect", [False])]
+)
+async def test_the_key_goes_to_the_gateway_only(
+    tmp_path: Path, media: Any, shown: list[bool]
+) -> None:
+    """A file at the API's origin is asked for with the key; one behind a redirect without."""
+    simulator = Simulator(speed=1000, takes=20, media=media)
+    async with simulator, a_clip(quick_client(simulator)) as clip:
+        await clip.download(tmp_path / "clip.mp4")
+    assert simulator.leaked == ()
+    assert [seen.carried_key for seen in downloads(simulator)] == shown
+
+
+async def test_two_downloads_of_one_clip(gateway: Simulator, tmp_path: Path) -> None:
+    """To two files they run side by side; to one file the second is a `UsageError`."""
+    async with a_clip(quick_client(gateway)) as clip:
+        same = tmp_path / "same.mp4"
+        outcomes = await asyncio.gather(
+            *(clip.download(path) for path in (same, same, tmp_path / "other.mp4")),
+            return_exceptions=True,
+        )
+    assert [type(one) for one in outcomes].count(UsageError) == 1
+    assert same.read_bytes() == (tmp_path / "other.mp4").read_bytes()
+
+
+async def test_a_large_clip_through_thick_and_thin(tmp_path: Path) -> None:
+    """Five megabytes in pieces of odd sizes are what the gateway holds, byte for byte."""
+    video, target = video_of(5 * MIB), tmp_path / "clip.mp4"
+    simulator = Simulator(speed=1000, takes=20, video=video)
+    async with simulator, a_clip(quick_client(simulator)) as clip:
+        for size in (1, 70_000, MIB + 1, 1_234_567):
+            simulator.fault("download", faults.Cut(size))
+        simulator.fault("download", faults.SlowDownload(1.0 * MIB))
+        await clip.download(target)
+    assert target.read_bytes() == video
+
+
+KILLED = """
+async def main():
+    clip = await Client(polling=quick).task("{task_id}")
+    await clip.download("{target}")
+
+asyncio.run(main())
+"""
+
+
+async def test_a_program_that_is_killed(tmp_path: Path) -> None:
+    """With kill -9 in the middle of a download: the next program goes on, and the file is whole."""
+    video, target = video_of(3 * MIB), tmp_path / "clip.mp4"
+    part = tmp_path / "clip.mp4.part"
+    simulator = Simulator(speed=1000, takes=20, video=video)
+    async with simulator, a_clip(quick_client(simulator)) as clip:
+        simulator.fault("download", faults.Hang(after_bytes=2 * MIB))
+        process = await programs.start(simulator, KILLED.format(task_id=clip.id, target=target))
+        await until(lambda: part.exists() and part.stat().st_size)
+        process.kill()
+        assert (await programs.end_of(process)).code == -9
+        kept = part.stat().st_size
+        assert not target.exists()
+        assert video.startswith(part.read_bytes())
+        await clip.download(target)
+    assert target.read_bytes() == video
+    last = downloads(simulator)[-1]
+    assert (last.headers["Range"], last.status) == (f"bytes={kept}-", 206)
+
+
+async def test_attempts_are_counted(gateway: Simulator, tmp_path: Path) -> None:
+    """An address that nobody answers is tried as often as the policy says."""
+    ear = Ear()
+    async with a_clip(quick_client(gateway, hooks=[ear])) as clip:
+        gateway.fault("download", faults.server_error(503), times=None)
+        with pytest.raises(DownloadIncomplete):
+            await clip.download(tmp_path / "clip.mp4")
+    assert len(downloads(gateway)) == QUICK_RETRY.attempts

@@ -1,0 +1,286 @@
+import asyncio
+from typing import Any
+
+import pytest
+from support.clients import QUICK_POLLS, Ear, quick_client
+from support.clock import until
+from support.secrets import told
+
+from fuhu_runway import Client
+from fuhu_runway.errors import (
+    ClipMissing,
+    NotFound,
+    OutOfCredits,
+    RunwayError,
+    TaskCanceled,
+    TaskFailed,
+    Unauthorized,
+    WaitTimeout,
+)
+from fuhu_runway.hooks import (
+    ContradictionSeen,
+    PollFailed,
+    TaskPolled,
+    TaskSettled,
+    UnknownWordSeen,
+)
+from fuhu_runway.models import TaskState, Timeouts
+from fuhu_runway.testing import DIALECTS, Simulator, faults
+from fuhu_runway.testing.faults import Fault, on
+
+PROMPT = "a marked kitten"
+SECRETS = ("marked", "_jwt=", "127.0.0.1")
+
+
+@pytest.mark.parametrize("dialect", [*DIALECTS, "mixed"])
+async def test_every_dialect_comes_to_its_clip(dialect: str) -> None:
+    """However the gateway words its answers, the wait ends in the clip of the task."""
+    simulator = Simulator(speed=1000, takes=20, dialect=dialect)
+    async with simulator, quick_client(simulator) as client:
+        clip = await (await client.generate(PROMPT)).wait(timeout=10)
+    assert [task.task_id for task in simulator.tasks] == [clip.id]
+    assert clip.record.state is TaskState.SUCCEEDED
+    assert clip.video_url.startswith(simulator.cdn_url)
+
+
+@pytest.mark.parametrize("dialect", [*DIALECTS, "mixed"])
+@pytest.mark.parametrize(
+    ("then", "kind"), [("fail", TaskFailed), ("cancel", TaskCanceled), ("expire", TaskFailed)]
+)
+async def test_every_dialect_comes_to_its_failure(
+    dialect: str, then: Any, kind: type[TaskFailed]
+) -> None:
+    """A failure is a failure in each of them, and its reason tells no prompt."""
+    simulator = Simulator(speed=1000, takes=20, dialect=dialect)
+    simulator.script(then=then, reason=f"{PROMPT} is not allowed")
+    async with simulator, quick_client(simulator) as client:
+        task = await client.generate(PROMPT)
+        with pytest.raises(TaskFailed) as caught:
+            await task.wait(timeout=10)
+    assert caught.value.task_id == task.id
+    assert told(caught.value, SECRETS) == []
+    # The numeric envelope has one code for every bad end, and luma one word.
+    assert isinstance(caught.value, kind) or kind is TaskCanceled
+
+
+TROUBLE: dict[str, Fault] = {
+    "502": faults.server_error(502),
+    "500 from the relay": faults.server_error(500, body="json"),
+    "503 without a word": faults.server_error(503, body="empty"),
+    "drop": faults.drop_before_accepting(),
+    "reset": faults.Drop(reset=True),
+    "truncated": faults.Truncated(),
+    "cut": faults.Cut(),
+    "no JSON": faults.not_json(),
+    "hang": faults.Hang(),
+    "hang in the answer": faults.Hang(after_bytes=20),
+    "web page": faults.html_page(),
+    "429": faults.TooManyRequests(0.01, form="milliseconds"),
+    "empty 429": faults.empty_429(),
+    "not found": faults.task_not_exist(),
+    "nothing": faults.empty_result(),
+    "nested": faults.nested_error(500),
+    "all empty": faults.Blank(),
+}
+
+
+@pytest.mark.parametrize("fault", TROUBLE.values(), ids=TROUBLE.keys())
+async def test_trouble_on_the_way_ends_in_the_clip(gateway: Simulator, fault: Fault) -> None:
+    """Five troubled looks in a row, whatever the trouble, do not end a wait."""
+    gateway.script(faults=[on("feed", fault, times=5)])
+    async with quick_client(gateway, timeouts=Timeouts(read=0.05)) as client:
+        task = await client.generate(PROMPT)
+        clip = await task.wait(timeout=30)
+    assert clip.id == task.id
+    assert gateway.polls(task.id) > 5
+
+
+async def test_trouble_that_stays_ends_at_the_deadline(gateway: Simulator) -> None:
+    """Then the cause of the timeout is the last trouble, and no secret is told."""
+    gateway.fault("feed", faults.server_error(502), times=None)
+    async with quick_client(gateway) as client:
+        task = await client.generate(PROMPT)
+        with pytest.raises(WaitTimeout) as caught:
+            await task.wait(timeout=0.1)
+    assert type(caught.value.__cause__).__name__ == "GatewayDown"
+    assert caught.value.task_id == task.id
+    assert told(caught.value, SECRETS) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (faults.error(401), Unauthorized),
+        (faults.error(403, "用户已被封禁"), Unauthorized),
+        (faults.key_exhausted(), OutOfCredits),
+        (faults.quota_in_429(), OutOfCredits),
+    ],
+    ids=["401", "403", "quota in a 401", "quota in a 429"],
+)
+async def test_a_final_no_ends_a_wait_at_once(
+    gateway: Simulator, fault: Fault, kind: type[RunwayError]
+) -> None:
+    """After one look, for everyone who waits, and telling no secret."""
+    gateway.fault("feed", fault, times=None)
+    async with quick_client(gateway) as client:
+        task = await client.generate(PROMPT)
+        waits = [asyncio.create_task(task.wait(timeout=30)) for _ in range(3)]
+        await asyncio.wait(waits)
+    errors = [wait.exception() for wait in waits]
+    assert [type(error) for error in errors] == [kind] * 3
+    assert gateway.polls(task.id) == 1
+    assert [told(error, SECRETS) for error in errors if error] == [[]] * 3
+
+
+async def test_a_task_that_is_hidden_at_first(gateway: Simulator) -> None:
+    """`task_not_exist` right after a submit is waited out (api-facts 5.4)."""
+    gateway.script(takes=60, hidden=50)
+    async with quick_client(gateway) as client:
+        task = await client.generate(PROMPT)
+        assert (await task.wait(timeout=10)).id == task.id
+
+
+async def test_a_task_that_stays_hidden(gateway: Simulator) -> None:
+    """After its grace the wait ends in `NotFound`."""
+    gateway.script(takes=1e6, hidden=1e6)
+    async with quick_client(gateway) as client:
+        task = await client.generate(PROMPT)
+        with pytest.raises(NotFound) as caught:
+            await task.wait(timeout=10)
+    assert caught.value.task_id == task.id
+
+
+async def test_a_success_whose_address_is_late(gateway: Simulator) -> None:
+    """It is waited for."""
+    gateway.script(url_after=50)
+    async with quick_client(gateway) as client:
+        assert (await (await client.generate(PROMPT)).wait(timeout=10)).video_url
+
+
+async def test_a_success_without_an_address(gateway: Simulator) -> None:
+    """After its grace the wait ends in `ClipMissing`, with the task's id."""
+    gateway.script(url_after=None)
+    async with quick_client(gateway) as client:
+        task = await client.generate(PROMPT)
+        with pytest.raises(ClipMissing) as caught:
+            await task.wait(timeout=10)
+    assert caught.value.task_id == task.id
+
+
+@pytest.mark.parametrize(
+    ("fault", "word"),
+    [(faults.unknown_word(), "MOONWALKING"), (faults.unknown_code("7"), "7")],
+    ids=["word", "number"],
+)
+async def test_an_unknown_word_is_told_once(gateway: Simulator, fault: Fault, word: str) -> None:
+    """It is not an end, and many answers with it are one event."""
+    gateway.script(takes=60, faults=[on("feed", fault, times=3)])
+    ear = Ear()
+    async with quick_client(gateway, hooks=[ear]) as client:
+        task = await client.generate(PROMPT)
+        assert (await task.wait(timeout=10)).id == task.id
+    assert ear.all(UnknownWordSeen) == [UnknownWordSeen(task.id, word)]
+    assert [event.state for event in ear.all(TaskPolled)].count(TaskState.UNKNOWN) > 1
+
+
+async def test_a_contradiction_is_told_once(gateway: Simulator) -> None:
+    """A failure's word beside a clip's address is a clip, and one event (api-facts 3.4, rule 3)."""
+    gateway.script(faults=[on("feed", faults.FailureWithUrl(), times=None)])
+    ear = Ear()
+    async with quick_client(gateway, hooks=[ear]) as client:
+        clip = await (await client.generate(PROMPT)).wait(timeout=10)
+    assert clip.video_url
+    assert len(ear.all(ContradictionSeen)) == 1
+
+
+async def test_a_failure_that_was_refunded_is_one(gateway: Simulator) -> None:
+    """With a refund and a reason beside it, the address counts for nothing."""
+    gateway.script(faults=[on("feed", faults.FailureWithUrl(refunded=True), times=None)])
+    async with quick_client(gateway) as client:
+        with pytest.raises(TaskFailed) as caught:
+            await (await client.generate(PROMPT)).wait(timeout=10)
+    assert caught.value.refunded
+
+
+async def test_many_waits_of_one_task_ask_as_often_as_one(gateway: Simulator) -> None:
+    """Fifty waits from ten handles: the gateway sees one question at a time."""
+    gateway.script(lambda _body: True, takes=60)
+    async with quick_client(gateway) as client:
+        alone = await client.generate(f"{PROMPT} alone")
+        await alone.wait(timeout=10)
+        task = await client.generate(PROMPT)
+        handles = [task, *(client.task(task.id) for _ in range(9))]
+        clips = await asyncio.gather(*(handle.wait(timeout=10) for handle in handles * 5))
+    assert {clip.id for clip in clips} == {task.id}
+    # Slower, by a turn of the loop or two, but not fifty times as much.
+    assert gateway.polls(task.id) <= gateway.polls(alone.id) + 3
+
+
+async def test_many_tasks_at_once(gateway: Simulator) -> None:
+    """A hundred tasks end in a hundred clips, each event of the end told once."""
+    ear = Ear()
+    async with quick_client(gateway, hooks=[ear]) as client:
+        tasks = await asyncio.gather(*(client.generate(f"{PROMPT} {n}") for n in range(100)))
+        clips = await asyncio.gather(*(task.wait(timeout=30) for task in tasks))
+    assert [clip.id for clip in clips] == [task.id for task in tasks]
+    assert len({event.task_id for event in ear.all(TaskSettled)}) == 100
+    assert len(ear.all(TaskSettled)) == 100
+    assert gateway.duplicates == ()
+
+
+async def test_a_gateway_that_limits_gives_every_clip() -> None:
+    """A storm of 429s, with and without a word of how long, delays clips and loses none."""
+    simulator = Simulator(speed=1000, takes=20, rate_limit=400, burst=20)
+    async with simulator, quick_client(simulator) as client:
+        task_ids = [(await _submit(client)).id for _ in range(10)]
+        waits = [client.task(task_id).wait(timeout=30) for task_id in task_ids]
+        clips = await asyncio.gather(*waits)
+    assert [clip.id for clip in clips] == task_ids
+
+
+async def _submit(client: Client) -> Any:
+    while True:
+        try:
+            return await client.generate(PROMPT)
+        except RunwayError:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_gateway_that_goes_away_and_comes_back(gateway: Simulator) -> None:
+    """Closed in the middle of a wait and opened again, it still gives the clip."""
+    gateway.script(takes=60)
+    ear = Ear()
+    async with quick_client(gateway, hooks=[ear]) as client:
+        task = await client.generate(PROMPT)
+        waiting = asyncio.create_task(task.wait(timeout=30))
+        await until(lambda: ear.all(TaskPolled))
+        await gateway.aclose()
+        await until(lambda: len(ear.all(PollFailed)) > 3)
+        assert not waiting.done()
+        await gateway.start()
+        assert (await waiting).id == task.id
+
+
+async def test_changes_are_told_as_they_come(gateway: Simulator) -> None:
+    """Progress only grows, the end comes last, and `on_update` hears what `updates` gives."""
+    gateway.script(takes=200, progress=(0, 25, 50, 75))
+    heard: list[Any] = []
+    async with quick_client(gateway) as client:
+        task = await client.generate(PROMPT)
+        waiting = asyncio.create_task(task.wait(timeout=30, on_update=heard.append))
+        followed = [record async for record in task.updates(timeout=30)]
+        clip = await waiting
+    assert followed[-1] == heard[-1] == clip.record
+    progress = [record.progress or 0.0 for record in followed]
+    assert progress == sorted(progress)
+    assert followed == heard
+
+
+async def test_a_clip_fails_in_the_same_words_everywhere(gateway: Simulator) -> None:
+    """The points of a failed task are told as given back, as the gateway has them."""
+    gateway.script(then="fail")
+    async with quick_client(gateway, polling=QUICK_POLLS) as client:
+        with pytest.raises(TaskFailed) as caught:
+            await (await client.generate(PROMPT)).wait(timeout=10)
+    assert caught.value.refunded
+    assert gateway.refunds == gateway.tasks[0].points

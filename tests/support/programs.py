@@ -1,0 +1,49 @@
+"""Programs of a user's own, run in an interpreter in which each warning is an error."""
+
+import asyncio
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
+from textwrap import dedent
+from typing import Final
+
+import attrs
+
+from fuhu_runway.testing import Simulator
+
+PREAMBLE: Final = """
+import asyncio
+from fuhu_runway import Client, PollPolicy, hooks
+
+quick = PollPolicy(first=0.01, max_interval=0.02)
+"""
+
+
+@attrs.frozen
+class Ended:
+    """What a program left."""
+
+    code: int
+    words: list[str]
+    complaints: str
+
+
+async def start(gateway: Simulator, source: str) -> Process:
+    """Start *source*, led to *gateway* by its environment."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-X", "dev", "-W", "error", "-c", PREAMBLE + dedent(source)),
+        stdout=PIPE,
+        stderr=PIPE,
+        env={**os.environ, **gateway.environment()},
+    )
+
+
+async def end_of(process: Process) -> Ended:
+    """Wait for the end of a program, and give what it said."""
+    out, complaints = await process.communicate()
+    return Ended(process.returncode or 0, out.decode().split(), complaints.decode())
+
+
+async def run(gateway: Simulator, source: str) -> Ended:
+    """Run *source* to its end."""
+    return await end_of(await start(gateway, source))
