@@ -188,7 +188,7 @@ async def test_what_never_arrived_is_known(
     """A connection that never stood is `NotSent`, paid or free: nothing was charged."""
     async with trouble() as url:
         with pytest.raises(NotSent) as caught:
-            await make(timeouts=BRIEF).send(kind(url))
+            await make(timeouts=Timeouts(connect=0.05, read=5.0)).send(kind(url))
     assert caught.value.fate is Fate.UNSENT
     assert caught.value.money == "Nothing was charged."
     assert isinstance(caught.value, ConnectionError)
