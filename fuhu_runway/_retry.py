@@ -30,6 +30,8 @@ MAY_REPEAT: Final[Mapping[Fate, frozenset[Replay]]] = {
 }
 """What is known about a failed request, to what may be sent again (api-facts 5.2)."""
 
+MOST_STEPS: Final = 1000
+
 MODEL_UNAVAILABLE_REPEATS: Final = 2
 """Not in itself transient: "at most once or twice" (api-facts 5.1)."""
 
@@ -71,7 +73,9 @@ def ladder(first: float, factor: float, at_most: float) -> tuple[float, ...]:
     # A factor of 1 never gets there: its first interval goes on.
     if factor == 1 or first >= at_most:
         return (min(first, at_most),)
-    below = itertools.takewhile(lambda interval: interval < at_most, growing)
+    # A factor of hardly more than 1 takes millions of steps to get there.
+    steps = itertools.islice(growing, MOST_STEPS)
+    below = itertools.takewhile(lambda interval: interval < at_most, steps)
     return (*below, at_most)
 
 

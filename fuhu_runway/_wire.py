@@ -285,7 +285,7 @@ def _no_json(reply: Reply, reason: str) -> RunwayError:
     if _is_page(reply, text):
         return _no(reply, reply.status, Told(None, {facts.WEB_PAGE}, None))
     if reply.cut:
-        reason = f"larger than {len(reply.body)} bytes @ $"
+        reason = "larger than what is read of an answer @ $"
     return _unreadable(reply, reason, excerpt=outline_text(redact(text, reply.request.secrets)))
 
 
@@ -408,8 +408,9 @@ def _text(value: Any, _type: Any = None) -> str | None:
 def _id(value: Any, _type: Any = None) -> str:
     text = _text(value)
     if text is None:
-        kind = "empty" if value in (None, "") else f"of type {type(value).__name__}"
-        message = f"task id is {kind}"
+        is_empty = value is None or isinstance(value, str)
+        fault = "empty" if is_empty else f"of type {type(value).__name__}"
+        message = f"task id is {fault}"
         raise ValueError(message)
     return text
 
@@ -536,8 +537,15 @@ def _structure(kind: type, dialect: Dialect, part: Any, path: str, reply: Reply)
     except Exception as unfit:  # noqa: BLE001  (cattrs groups whatever the readers raise)
         from cattrs import transform_error  # noqa: PLC0415  (as above)
 
-        reasons = transform_error(unfit, path=path)
+        reasons = transform_error(unfit, path=path, format_exception=_explained)
     raise _unreadable(reply, *reasons, body=part)
+
+
+def _explained(fault: BaseException, kind: type | None) -> str:
+    from cattrs.v import format_exception  # noqa: PLC0415  (as above)
+
+    # Our own readers say in words what is wrong, and quote nothing.
+    return str(fault) if type(fault) is ValueError else format_exception(fault, kind)
 
 
 # Weighing what the levels say (api-facts 3.4)

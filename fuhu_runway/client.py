@@ -419,6 +419,8 @@ class Client:
         """Give the scheduler of the running loop, and its watch over *task*; for handles."""
         poller = self._engine().poller
         wire = self._task_request(task.id, official=task.official)
+        # A refused look may quote the prompt.
+        wire = attrs.evolve(wire, secrets=(*wire.secrets, *task.secrets()))
         return poller, poller.watch(wire, task.submitted_at, task.record)
 
     async def save(

@@ -16,6 +16,8 @@ from fuhu_runway.testing import Simulator, faults
 PROMPT = "a marked kitten"
 #: In simulated seconds: a fifth of a second, long enough to be cancelled in.
 A_WHILE = 200.0
+#: The task goes on for so many looks, however long each of them takes.
+SOME_LOOKS = [faults.on("feed", faults.Blank(), times=12)]
 
 
 async def cancel(work: "asyncio.Task[Any]") -> None:
@@ -138,7 +140,7 @@ async def test_a_close_that_is_cancelled(gateway: Simulator) -> None:
 
 async def test_a_wait(gateway: Simulator) -> None:
     """Cancelled, it ends alone: the task goes on, and who else waits gets the clip."""
-    gateway.script(takes=A_WHILE)
+    gateway.script(faults=SOME_LOOKS)
     async with quick_client(gateway) as client:
         task = await client.generate(PROMPT)
         leaver = asyncio.create_task(task.wait())
@@ -150,7 +152,7 @@ async def test_a_wait(gateway: Simulator) -> None:
 
 async def test_a_wait_with_a_deadline_around_it(gateway: Simulator) -> None:
     """`asyncio.timeout` around a wait leaves the task awaitable, as the wait's own timeout does."""
-    gateway.script(takes=A_WHILE)
+    gateway.script(faults=SOME_LOOKS)
     async with quick_client(gateway) as client:
         task = await client.generate(PROMPT)
         with pytest.raises(TimeoutError):
@@ -176,6 +178,7 @@ async def test_all_waits_at_once(gateway: Simulator) -> None:
         await settle()
         assert all(wait.cancelled() for wait in waits)
         assert "<Poller 0 tasks>" in repr(client)
+        await asyncio.sleep(0.02)
         polls = [gateway.polls(task.id) for task in tasks]
         await asyncio.sleep(0.05)
         assert [gateway.polls(task.id) for task in tasks] == polls
@@ -276,7 +279,7 @@ except KeyboardInterrupt:
 )
 async def test_a_program_that_is_interrupted(gateway: Simulator, body: str, is_kept: bool) -> None:
     """Ctrl-C in the middle of a submit: `async with` gets the id; without it doubt is told."""
-    gateway.fault("submit", faults.Slow(A_WHILE * 2))
+    gateway.fault("submit", faults.Slow(A_WHILE * 4))
     process = await programs.start(gateway, INTERRUPTED.replace("BODY", body))
     await until(lambda: gateway.submitted)
     process.send_signal(signal.SIGINT)

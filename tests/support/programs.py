@@ -12,10 +12,12 @@ import attrs
 from fuhu_runway.testing import Simulator
 
 PREAMBLE: Final = """
-import asyncio
+import asyncio, logging
 from fuhu_runway import Client, PollPolicy, hooks
 
 quick = PollPolicy(first=0.01, max_interval=0.02)
+# In dev mode asyncio complains of a machine that is slow; of tasks that are lost it still does.
+logging.getLogger("asyncio").setLevel(logging.ERROR)
 """
 
 

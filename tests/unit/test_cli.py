@@ -700,8 +700,8 @@ def test_every_error_has_a_documented_code() -> None:
 
 def test_nothing_is_logged_unless_asked(run: Run, gateway: Elsewhere) -> None:
     """Without -v not even the SDK's warnings appear as such."""
-    gateway.simulator.script(faults=[faults.on("feed", faults.unknown_word())])
-    done = run("generate", PROMPT)
+    gateway.simulator.script(then="stall", faults=[faults.on("feed", faults.unknown_word())])
+    done = run("generate", PROMPT, "--timeout", "0.5")
     assert "warning" not in done.err
     assert "unknown" in done.err.splitlines()
 
@@ -1169,7 +1169,7 @@ def test_on_a_real_terminal(run: Run, gateway: Elsewhere, columns: int, rows: in
     import termios
 
     task_id = run("generate", PROMPT, "-o", "first.mp4").task_id
-    gateway.simulator.fault("download", faults.SlowDownload(bytes_per_second=30))
+    gateway.simulator.fault("download", faults.SlowDownload(bytes_per_second=300))
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (rows, columns))
     terminal = {"TERM": "xterm-256color", "COLUMNS": str(columns)}

@@ -81,7 +81,7 @@ async def test_a_look_is_not_repeated_by_itself() -> None:
             await engine.poller.refresh(watch)
         assert len(server.requests) == 1
         with pytest.raises(WaitTimeout) as caught:
-            await engine.poller.settled(watch, 0.05)
+            await engine.poller.settled(watch, 0.2)
         assert isinstance(caught.value.__cause__, NoReply)
     await engine.aclose()
 

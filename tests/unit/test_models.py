@@ -422,7 +422,7 @@ def test_values_that_differ_are_not_equal(one: object, other: object) -> None:
 
 
 def test_a_record_keeps_its_answer() -> None:
-    """The whole answer can be read again, keys that nobody knows included; without one it is None."""
+    """The whole answer can be read again, unknown keys included; without one it is None."""
     assert record().raw == {"data": "marked", "more": None}
     assert record(answer=b'\xef\xbb\xbf{"a": 1}').raw == {"a": 1}
     assert record(answer=b"").raw is None

@@ -532,6 +532,16 @@ async def test_a_listener_that_raises_changes_nothing(
     assert "a secret" not in caplog.text
 
 
+async def test_nobody_has_to_listen(clock: ManualClock) -> None:
+    """Without a listener, and with the log above DEBUG, the wait ends as it does with one."""
+    scene = scene_on(clock)
+    scene.poller._hooks = Hooks()
+    scene.feed.says(record(), done())
+    waiting = scene.wait(scene.watch())
+    await clock.advance(30)
+    assert waiting.result() == done()
+
+
 # Changes
 
 

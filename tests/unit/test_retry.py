@@ -350,3 +350,10 @@ def test_a_doubt_says_what_to_do() -> None:
     assert "not sent again" in text
     assert "before you submit again" in text
     assert "It broke." in text
+
+
+def test_a_ladder_of_hardly_any_growth_is_short() -> None:
+    """A factor of hardly more than 1 gives a ladder of a bounded length, and not of millions."""
+    steps = ladder(1.0, 1.000001, 15.0)
+    assert len(steps) <= 1001
+    assert steps[-1] == 15.0

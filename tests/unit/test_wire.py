@@ -667,6 +667,32 @@ def test_what_nests_too_deep_is_not_followed() -> None:
     assert read(body).video_url is None
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"id": "t-1", "status": "RUNNING"},
+        {"id": "t-1", "state": "pending"},
+        {"task_id": "t-1", "status": "1"},
+        {"task_id": "t-1", "result_url": ""},
+        {"code": True, "data": {"task_id": "t-1"}},
+    ],
+)
+def test_an_id_beside_a_status_that_says_no_is_no_task(body: dict[str, Any]) -> None:
+    """A shape that has no code of its own is an answer only if the HTTP status says so."""
+    assert read(body).task_id == "t-1"
+    with pytest.raises(errors.GatewayDown):
+        read(body, status=502)
+    with pytest.raises(errors.InvalidRequest):
+        read(body, status=400)
+
+
+@pytest.mark.parametrize("code", [200, "200", "success"])
+def test_an_envelope_that_says_success_is_believed(code: Any) -> None:
+    """The two envelopes say by themselves that all is well, so that no id is lost."""
+    body = {"code": code, "data": {"task_id": "t-1"}}
+    assert read(body, "text_to_video", status=502).task_id == "t-1"
+
+
 def test_a_list_of_tasks_gives_the_one_that_was_asked_for() -> None:
     """Of a batch answer the task with the right id counts, wherever it stands."""
     tasks = [{"task_id": "t-0", "status": "FAILURE"}, 5, {"task_id": "t-1", "status": "SUCCESS"}]
@@ -695,6 +721,18 @@ def test_an_empty_envelope_on_a_submit_is_of_unknown_fate() -> None:
         "expected an object, got nothing @ $.data",
         "required field missing @ $.data.task_id",
     )
+
+
+@pytest.mark.parametrize(
+    ("task_id", "said"),
+    [("", "empty"), (" ", "empty"), (None, "empty"), ({"a": "marked"}, "of type dict")],
+)
+def test_an_id_that_is_none_is_told_as_that(task_id: Any, said: str) -> None:
+    """An id that is empty, or is no text, is named with its place and without its value."""
+    with pytest.raises(errors.UnreadableReply) as caught:
+        read({"code": 200, "data": {"task_id": task_id}})
+    assert caught.value.reasons == (f"task id is {said} @ $.data.task_id",)
+    assert told(caught.value, ["marked"]) == []
 
 
 def test_every_fault_of_an_answer_is_told_with_its_place() -> None:
@@ -726,7 +764,7 @@ def test_an_answer_to_another_question_is_unreadable(
 def test_a_reply_that_was_cut_short_is_not_read() -> None:
     """A body larger than we read is unreadable even if what came happens to be whole JSON."""
     body = b'{"code":200,"data":{"task_id":"t-1"}}'
-    with pytest.raises(errors.UnreadableReply, match="larger than 37 bytes"):
+    with pytest.raises(errors.UnreadableReply, match="larger than what is read"):
         read_task(Reply(asking("text_to_video"), 200, {}, body, cut=True))
 
 
