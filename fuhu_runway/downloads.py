@@ -193,12 +193,19 @@ class _Download:
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as exc:
             happened = f"The connection broke ({type(exc).__name__})."
         else:
-            whole = self.part.ends_well() if total is None else self.part.received == total
-            if whole:
+            if self._is_whole(total):
                 return
             happened = f"{self.part.received} of {total or 'an unknown number of'} bytes came."
         # Outside the clause: what the HTTP library says may quote the signed address.
         raise _Broken(happened)
+
+    def _is_whole(self, total: int | None) -> bool:
+        if total is None:
+            return self.part.ends_well()
+        if self.part.received == total and self.part.is_cut():
+            self.part.validator = None  # there is no rest to ask for, so it is fetched anew
+            return False
+        return self.part.received == total
 
     @asynccontextmanager
     async def _opened(self, url: str) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -303,18 +310,29 @@ class Part:
 
     def ends_well(self) -> bool:
         """Tell whether the last box ends where the file does; for servers that name no length."""
-        at, size = 0, self.received
+        return self._last_box()[0] == self.received
+
+    def is_cut(self) -> bool:
+        """Tell whether the file surely lacks its end; for servers that name a wrong length."""
+        end, kind = self._last_box()
+        # Bytes behind the last box may look like the head of one: players pass over them.
+        return end > self.received and kind in BOXES
+
+    def _last_box(self) -> tuple[int, bytes]:
+        """Give where the last box ends, by its own word, and its kind."""
+        at, size, kind = 0, self.received, b""
         with _part_path(self.path).open("rb") as file:
             while at < size:
                 file.seek(at)
                 head = file.read(16)
                 if len(head) < LEAST_START:
-                    return False
+                    return size + 1, b""
+                kind = head[4:8]
                 length = int.from_bytes(head[:4])
                 if length == 1:
                     length = int.from_bytes(head[8:16])
                 at = at + length if length else size  # 0: the last box, up to the end
-        return at == size
+        return at, kind
 
     def publish(self) -> None:
         """Flush to disk, then give the file its name in one step."""

@@ -241,6 +241,8 @@ class Clip:
             UsageError: Nothing can be written there, or there is such a file already.
             DownloadIncomplete: The connection kept breaking, or the disk is full.
             DownloadRefused: What came is no MP4 file, or larger than *max_bytes*.
+            ClipMissing: The address had expired, and the gateway shows no other.
+            GatewayError: The address had expired, and the gateway refuses to tell another.
 
         Source:
             api-facts 5.7.

@@ -52,6 +52,7 @@ PASSING: dict[str, list[Fault]] = {
     "changed": [faults.Cut(9000), faults.Changed()],
     "changed in secret": [faults.Cut(9000), faults.Changed(honours_if_range=False)],
     "too long a length": [faults.WrongLength(10)],
+    "too short a length": [faults.WrongLength(-10)],
     "redirect": [faults.Redirect()],
     "redirect for ever": [faults.Redirect(308)],
     "expired": [faults.ExpiredLink()],

@@ -356,6 +356,27 @@ def test_the_last_box_ends_with_the_file(tmp_path: Path, tail: bytes, is_whole: 
     part.close()
 
 
+@pytest.mark.parametrize(
+    ("tail", "is_cut"),
+    [(b"", False), (b"garbage behind it", False), (box(b"free", b"x" * 9)[:-1], True)],
+    ids=["whole", "garbage", "cut"],
+)
+def test_a_file_that_lacks_its_end_is_told(tmp_path: Path, tail: bytes, is_cut: bool) -> None:
+    """A known box that goes on past the file is a cut file; bytes that are no box are not."""
+    part = Part.open(tmp_path / "a.mp4", "t-1")
+    part.write(VIDEO + tail)
+    assert part.is_cut() is is_cut
+    part.close()
+
+
+async def test_a_length_that_cuts_the_file_is_not_believed(desk: Desk) -> None:
+    """A Content-Length that ends inside a box is a cut file, which is fetched anew."""
+    async with raw_server(whole(VIDEO[:2000]), whole()) as server:
+        await desk.save(server.url)
+        assert range_of(server.requests[1]) == (None, None)
+    assert desk.path.read_bytes() == VIDEO
+
+
 # What is no clip
 
 
