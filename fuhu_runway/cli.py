@@ -86,6 +86,8 @@ PASSING: Final = (errors.GatewayDown, errors.RateLimited, errors.NoReply)
 
 SIMULATED_SPEED: Final = 100 / 3
 """A job of 100 s takes 3 s."""
+SIMULATED_DIALECT: Final = "new_api"
+"""One that tells how far a task is; FuhuAPI's own has no word for that."""
 SIMULATED_POLLING: Final = PollPolicy(first=0.1, max_interval=0.5)
 
 UNNOTICED: Final = 0.1
@@ -734,7 +736,13 @@ async def _simulated(stack: contextlib.AsyncExitStack, errand: Errand) -> "Clien
         )
     # A seed of its own for each run, or the second would meet the files of the first.
     seed = int.from_bytes(os.urandom(4))
-    gateway = Simulator(speed=SIMULATED_SPEED, seed=seed, key_style="any", feed_verb="any")
+    gateway = Simulator(
+        speed=SIMULATED_SPEED,
+        seed=seed,
+        dialect=SIMULATED_DIALECT,
+        key_style="any",
+        feed_verb="any",
+    )
     await stack.enter_async_context(gateway)
     errand.screen.say("simulated: a gateway on this machine, no key, no cost")
     client = Client(
