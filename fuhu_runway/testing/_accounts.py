@@ -38,7 +38,8 @@ class Account:
     """One key and its money, in points."""
 
     name: str
-    key: str = attrs.field(repr=False)
+    #: Empty until somebody brings the key of an account that is known from an earlier run.
+    key: str = attrs.field(default="", repr=False)
     #: What is left to spend; None is a key without limit.
     points: float | None = None
     used: float = 0.0
@@ -46,6 +47,12 @@ class Account:
     #: How many tasks were accepted on this key.
     accepted: int = 0
     bucket: Bucket | None = None
+
+    def open(self, key: str, points: float | None, bucket: Bucket | None) -> None:
+        """Let *key* spend what is left of *points*, of which an earlier run may have used some."""
+        self.key = key
+        self.points = None if points is None else points - self.used
+        self.bucket = bucket
 
     def can_pay(self, price: float) -> bool:
         """Whether *price* points are left."""

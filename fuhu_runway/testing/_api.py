@@ -119,7 +119,15 @@ class Api:
         points = self.options.price(body)
         if not account.can_pay(points):
             raise Refused(_out_of_quota(self.options.quota_status))
-        task = self.books.accept(account, _action(action, body), visit.raw, body, points)
+        task = self.books.accept(
+            account,
+            path=visit.request.path,
+            action=_action(action, body),
+            raw=visit.raw,
+            body=body,
+            points=points,
+        )
+        visit.made = task
         visit.seen.task_id = task.task_id
         self.postman.follow(task)
         dialect = self.options.official_dialect if action == "official" else self.options.dialect

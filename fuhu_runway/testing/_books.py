@@ -1,5 +1,8 @@
 """What the gateway has on record: its keys, its tasks, its plans and all it saw."""
 
+import hashlib
+import json
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -11,8 +14,9 @@ from typing import Any, Literal
 import attrs
 
 from . import _story
-from ._accounts import Account
+from ._accounts import Account, Bucket
 from ._clock import SimulatedClock
+from ._state import Accepted, Answered, Filed, LedgerEntry, Record, StateFile, entry_of
 from ._story import Moment, Script, Stage
 from .faults import Fault, Planned, Where
 
@@ -24,7 +28,10 @@ Origin = Literal["api", "cdn"]
 def prompt_of(body: Body) -> str:
     """What *body* asks for, in either format; empty if it says nothing."""
     prompt = body.get("prompt") or body.get("promptText")
-    return prompt if isinstance(prompt, str) else ""
+    if not isinstance(prompt, str):
+        return ""
+    # JSON may hold half of a surrogate pair, which no answer can be written in.
+    return prompt.encode(errors="replace").decode()
 
 
 @attrs.define
@@ -78,7 +85,7 @@ class Rule:
         return self.which is not None and self.which(body)
 
 
-@attrs.define
+@attrs.frozen
 class Link:
     """The signature that makes a URL of the second origin work, for a time."""
 
@@ -106,6 +113,8 @@ class SimulatedTask:
     points: float
     created: float
     link: Link
+    #: What became of its submit.
+    entry: LedgerEntry
     polls: int = 0
     #: Goes up when the file changes under the client's hands.
     version: int = 1
@@ -148,6 +157,8 @@ class TaskView:
     #: The request's body, as JSON and as it came.
     request: Body = attrs.field(repr=False)
     raw: bytes = attrs.field(repr=False)
+    #: SHA-256 of the body, in hex.
+    digest: str
 
 
 @attrs.define(kw_only=True)
@@ -181,7 +192,11 @@ class Books:
     takes: Callable[[Body], float]
     link_lifetime: float | None
     log_limit: int
+    state: StateFile
+    #: By key.
     accounts: dict[str, Account] = attrs.field(factory=dict, repr=False)
+    #: By name, those of earlier runs whose keys nobody has brought yet.
+    keyless: dict[str, Account] = attrs.field(factory=dict)
     tasks: dict[str, SimulatedTask] = attrs.field(factory=dict)
     plans: Plans = attrs.field(factory=Plans)
     seen: deque[Seen] = attrs.field(init=False)
@@ -192,13 +207,30 @@ class Books:
     _next: deque[Rule] = attrs.field(factory=deque)
     _refunds: list[tuple[float, int, SimulatedTask]] = attrs.field(factory=list)
     _ids: Random = attrs.field(init=False)
-    _tokens: Random = attrs.field(init=False)
+    #: How many ids were made, in this run and before it.
+    _position: int = 0
 
     def __attrs_post_init__(self) -> None:
         self.seen = deque(maxlen=self.log_limit)
-        # Streams of their own: how often a client asks must not change the next task's id.
+        # A stream of its own: how often a client asks must not change the next task's id.
         self._ids = Random(f"ids {self.seed}")  # noqa: S311 - the same for the same seed
-        self._tokens = Random(f"tokens {self.seed}")  # noqa: S311 - the same for the same seed
+
+    def open_account(
+        self, key: str, name: str, points: float | None, bucket: Bucket | None
+    ) -> None:
+        """
+        Let *key* in, to the tasks that an account of this *name* has from earlier runs.
+
+        Raises:
+            ValueError: There is such a key, or such a name.
+        """
+        if key in self.accounts:
+            raise ValueError("the gateway has this key already")
+        if any(name == account.name for account in self.accounts.values()):
+            raise ValueError(f"the gateway has a key of the name {name!r} already")
+        account = self.keyless.pop(name, None) or Account(name)
+        account.open(key, points, bucket)
+        self.accounts[key] = account
 
     def add_rule(self, rule: Rule) -> None:
         """Follow *rule* from now on; the last one that names a task wins."""
@@ -221,26 +253,82 @@ class Books:
         return self._next[0] if self._next else None
 
     def accept(
-        self, account: Account, action: str, raw: bytes, body: Body, points: float
+        self, account: Account, *, path: str, action: str, raw: bytes, body: Body, points: float
     ) -> SimulatedTask:
-        """A new task, charged to *account*."""
-        now = self.clock.now()
-        task = SimulatedTask(
-            task_id=str(uuid.UUID(int=self._ids.getrandbits(128), version=4)),
-            account=account,
+        """A new task, written down and charged to *account*."""
+        now, position, script = self.clock.now(), self._position, self._script_for(body)
+        task_id = self._next_id()
+        record = Accepted(
+            at=time.time(),
+            instant=now,
+            task_id=task_id,
+            account=account.name,
+            path=path,
             action=action,
+            prompt=prompt_of(body),
+            body=_without_key(raw, body).decode("latin-1"),
+            digest=hashlib.sha256(raw).hexdigest(),
+            points=points,
+            position=position,
+            token=_signature(f"{self.seed} {task_id}"),
+            link_expires_at=self._expiry(now),
+            script=script.plain(),
+        )
+        self.state.append(record)
+        return self._enter(record, account, raw, body, script)
+
+    def _next_id(self) -> str:
+        self._position += 1
+        return str(uuid.UUID(int=self._ids.getrandbits(128), version=4))
+
+    def _enter(
+        self, record: Accepted, account: Account, raw: bytes, body: Body, script: Script
+    ) -> SimulatedTask:
+        task = SimulatedTask(
+            task_id=record.task_id,
+            account=account,
+            action=record.action,
             raw=raw,
             body=body,
-            script=self._script_for(body),
-            points=points,
-            created=now,
-            link=self._new_link(now),
+            script=script,
+            points=record.points,
+            created=record.instant,
+            link=Link(record.token, record.link_expires_at),
+            entry=entry_of(record),
         )
         self.tasks[task.task_id] = task
-        account.charge(points)
-        if task.script.refunds:
-            heappush(self._refunds, (now + task.script.takes, len(self.tasks), task))
+        account.charge(task.points)
+        if script.refunds:
+            heappush(self._refunds, (task.created + script.takes, len(self.tasks), task))
         return task
+
+    def answered(self, task: SimulatedTask, status: int) -> None:
+        """Write down that the whole answer to the submit of *task* left."""
+        self.state.append(
+            Answered(at=time.time(), instant=self.clock.now(), task_id=task.task_id, status=status)
+        )
+        task.entry = attrs.evolve(task.entry, status=status)
+
+    def restore(self, records: Iterable[Record]) -> None:
+        """Go on with what earlier runs wrote down; before any key is let in."""
+        for record in records:
+            match record:
+                case Accepted():
+                    self._restore_task(record)
+                case Answered(task_id=task_id, status=status):
+                    task = self.tasks[task_id]
+                    task.entry = attrs.evolve(task.entry, status=status)
+                case Filed(task_id=task_id):
+                    task = self.tasks[task_id]
+                    task.link = Link(record.token, record.link_expires_at, record.dead)
+                    task.version = record.version
+
+    def _restore_task(self, record: Accepted) -> None:
+        while self._position <= record.position:
+            self._next_id()
+        account = self.keyless.setdefault(record.account, Account(record.account))
+        raw = record.body.encode("latin-1")
+        self._enter(record, account, raw, json.loads(raw), Script(**record.script))
 
     def _script_for(self, body: Body) -> Script:
         rule = self.rule_for(body)
@@ -262,12 +350,27 @@ class Books:
         """The task's link, signed anew if it has died."""
         now = self.clock.now()
         if not task.link.is_alive(now):
-            task.link = self._new_link(now)
+            link = Link(_signature(task.link.token), self._expiry(now))
+            self.refile(task, link, task.version)
         return task.link
 
-    def _new_link(self, now: float) -> Link:
-        expires = None if self.link_lifetime is None else now + self.link_lifetime
-        return Link(f"{self._tokens.getrandbits(128):032x}", expires)
+    def refile(self, task: SimulatedTask, link: Link, version: int) -> None:
+        """Put this *version* of the file of *task* behind *link*, for good."""
+        self.state.append(
+            Filed(
+                at=time.time(),
+                instant=self.clock.now(),
+                task_id=task.task_id,
+                token=link.token,
+                link_expires_at=link.expires_at,
+                dead=link.dead,
+                version=version,
+            )
+        )
+        task.link, task.version = link, version
+
+    def _expiry(self, now: float) -> float | None:
+        return None if self.link_lifetime is None else now + self.link_lifetime
 
     def task_of_file(self, name: str) -> SimulatedTask | None:
         """The task whose file *name* is: the digits of its id come first."""
@@ -328,4 +431,15 @@ class Books:
             refunded=stage in _story.UNLUCKY,
             request=task.body,
             raw=task.raw,
+            digest=task.entry.digest,
         )
+
+
+def _signature(seed: str) -> str:
+    # From what it follows on, so that the next run signs as this one would have.
+    return hashlib.sha256(seed.encode()).hexdigest()[:32]
+
+
+def _without_key(raw: bytes, body: Body) -> bytes:
+    """The body to keep: to the byte as it came, if no key came in it (api-facts 1.1)."""
+    return json.dumps({**body, "key": ""}).encode() if "key" in body else raw

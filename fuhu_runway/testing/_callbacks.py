@@ -1,7 +1,8 @@
 """Who tells the client by itself: the bare task, posted at each change, to this machine only."""
 
 import asyncio
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import aiohttp
@@ -42,18 +43,22 @@ class Postman:
     _rounds: set[asyncio.Task[None]] = attrs.field(factory=set)
     _session: aiohttp.ClientSession | None = None
 
-    def follow(self, task: SimulatedTask) -> None:
-        """Tell the task's `callback_url` of all that will happen to it."""
+    def follow(self, task: SimulatedTask, since: float = -math.inf) -> None:
+        """Tell the task's `callback_url` of all that will happen to it, or did *since* then."""
         url = _loopback_url(task.body.get("callback_url"))
         if self.options is None or url is None:
             return
-        round_ = asyncio.create_task(self._round(task, url, self.options))
+        ages = _story.changes(task.script)
+        told = ages if self.options.progress else ages[-1:]
+        due = [age for age in told if task.created + age + self.options.delay > since]
+        round_ = asyncio.create_task(self._round(task, url, due, self.options))
         self._rounds.add(round_)
         round_.add_done_callback(self._rounds.discard)
 
-    async def _round(self, task: SimulatedTask, url: URL, options: Callbacks) -> None:
-        ages = _story.changes(task.script)
-        for age in ages if options.progress else ages[-1:]:
+    async def _round(
+        self, task: SimulatedTask, url: URL, ages: Iterable[float], options: Callbacks
+    ) -> None:
+        for age in ages:
             clock = self.books.clock
             await clock.pause(max(0.0, age + options.delay - task.age(clock.now())))
             body = _dialects.data(self.books.moment(task, age, self.urls(task)))

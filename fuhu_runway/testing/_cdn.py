@@ -98,9 +98,9 @@ class Files:
 
     def _change(self, task: SimulatedTask, fault: Fault | None) -> None:
         if isinstance(fault, faults.ExpiredLink):
-            task.link.dead = fault.status
+            self.books.refile(task, attrs.evolve(task.link, dead=fault.status), task.version)
         if isinstance(fault, faults.Changed):
-            task.version += 1
+            self.books.refile(task, task.link, task.version + 1)
 
     def _check_link(self, task: SimulatedTask, request: web.Request) -> None:
         if request.query.get("_jwt") != task.link.token:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import attrs
 
@@ -17,6 +18,8 @@ class SimulatedClock:
     speed: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))
     #: The Unix second at which the story begins.
     epoch: float = attrs.field(factory=time.time)
+    #: The second at which it would open now; later than 0 if the gateway ran in other processes.
+    resumes_at: Callable[[], float] = lambda: 0.0
     _loop: asyncio.AbstractEventLoop | None = attrs.field(init=False, default=None)
     _opened_at: float = attrs.field(init=False, default=0.0)
     _is_closing: bool = attrs.field(init=False, default=False)
@@ -39,9 +42,9 @@ class SimulatedClock:
             _release(waiter)
 
     def now(self) -> float:
-        """Simulated seconds since the gateway opened; 0.0 before that."""
+        """Simulated seconds since the gateway first opened, in whichever process."""
         if self._loop is None:
-            return 0.0
+            return self.resumes_at()
         return (self._loop.time() - self._opened_at) * self.speed
 
     def unix(self, instant: float) -> int:

@@ -5,7 +5,7 @@ Pure: a script and an age in simulated seconds give a moment; nothing here reads
 """
 
 from bisect import bisect_right
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import attrs
 
@@ -56,6 +56,10 @@ class Script:
         for one in planned:
             if one.where not in OWN:
                 raise ValueError(f"a script has no {one.where!r}; its faults are on {OWN}")
+
+    def plain(self) -> dict[str, Any]:
+        """All that another process needs to go on with it; faults are each process's own."""
+        return attrs.asdict(self, filter=attrs.filters.exclude("faults"))
 
     @property
     def ends_after(self) -> float | None:

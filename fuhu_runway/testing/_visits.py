@@ -44,6 +44,8 @@ class Visit:
     seen: Seen
     #: The task it asks for, if there is such a task.
     task: SimulatedTask | None = None
+    #: The task that it made, and paid for.
+    made: SimulatedTask | None = None
 
     def body(self) -> dict[str, Any]:
         """
@@ -103,11 +105,26 @@ class Reception:
         exchange = Exchange(visit.request, self.books.clock, visit.seen, guarded)
         with self._in_flight():
             try:
-                return await enact(fault, exchange)
+                response = await enact(fault, exchange)
+                await self._hand_over(visit, response)
+            except ConnectionError:
+                # The client left before it had read all, which is its own affair.
+                return exchange.drop(reset=True)
             except asyncio.CancelledError:
                 # Nobody reads the answer, and what is left of it must not outlive the gateway.
                 exchange.drop(reset=True)
                 raise
+        return response
+
+    async def _hand_over(self, visit: Visit, response: web.StreamResponse) -> None:
+        """Give the answer to a paid request to the socket, and write down that it left."""
+        transport = visit.request.transport
+        if visit.made is None or transport is None or transport.is_closing():
+            return
+        # aiohttp would do just this a moment later, and tell nobody.
+        await response.prepare(visit.request)
+        await response.write_eof()
+        self.books.answered(visit.made, response.status)
 
     @contextlib.contextmanager
     def _in_flight(self) -> Iterator[None]:

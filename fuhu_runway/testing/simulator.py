@@ -1,8 +1,11 @@
 """A gateway on loopback that tells its own story from literal JSON."""
 
 import contextlib
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from pathlib import Path
 from random import Random
 from types import TracebackType
 from typing import Literal, Self
@@ -11,12 +14,13 @@ import attrs
 from aiohttp import web
 
 from . import _dialects, _loopback
-from ._accounts import Account, Bucket
+from ._accounts import Bucket
 from ._api import Api, FeedVerb, KeyStyle, Options, price_of
 from ._books import Body, Books, Origin, Rule, Seen, TaskView, Which
 from ._callbacks import Callbacks, Postman
 from ._cdn import Files, Media
 from ._clock import SimulatedClock
+from ._state import Closed, LedgerEntry, Opened, StateFile, StrPath, past_of
 from ._story import Ending, Script
 from ._visits import GRACE, Reception
 from .faults import Fault, Planned, TooManyRequests, Where
@@ -32,6 +36,17 @@ class Simulator:
     Tasks run by the loop's clock, *speed* times as fast, and are billed in points that come
     back when a task fails. Files come from a second origin, as from a content network.
     Durations are simulated seconds; instants are seconds of the loop's clock.
+
+    With a state file it survives its own death. Every accepted task is written there before its
+    submit is answered, and the next simulator with this file goes on with all of them: with
+    their ids, files, endings and callbacks, with the points, and in time, which went on by the
+    wall clock while nobody ran. What it saw, its polls, and the scripts and faults that wait for
+    requests are each run's own. The file holds prompts and no keys, and has one simulator at a
+    time.
+
+    Raises:
+        OSError: The state file cannot be read.
+        ValueError: An option cannot be, or the state file is none.
     """
 
     #: 127.0.0.0/8, ::1 or localhost; anything else is a ValueError.
@@ -52,7 +67,7 @@ class Simulator:
 
     #: The first account's key.
     api_key: str = "sk-simulated"
-    #: What that account has; None is without limit.
+    #: What that account had when the story began; None is without limit.
     points: float | None = 100_000.0
     #: Points per task, or a function of the request's body.
     price: PerTask = price_of
@@ -91,6 +106,12 @@ class Simulator:
     #: How many requests are remembered.
     log_limit: int = 100_000
 
+    #: Where all that has to survive the process is kept; None keeps nothing.
+    state_file: StrPath | None = None
+
+    _state: StateFile = attrs.field(init=False)
+    # Up to when everybody was told everything.
+    _told_until: float = attrs.field(init=False)
     _clock: SimulatedClock = attrs.field(init=False)
     _books: Books = attrs.field(init=False)
     _files: Files = attrs.field(init=False)
@@ -100,14 +121,20 @@ class Simulator:
     _running: contextlib.AsyncExitStack | None = attrs.field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
-        self._clock = SimulatedClock(self.speed)
+        self._state = StateFile(None if self.state_file is None else Path(self.state_file))
+        records = self._state.read()
+        past = past_of(records)
+        self._told_until = past.told_until
+        self._clock = SimulatedClock(self.speed, past.epoch, past.now)
         self._books = Books(
             clock=self._clock,
             seed=self.seed,
             takes=_per_task(self.takes),
             link_lifetime=self.link_lifetime,
             log_limit=self.log_limit,
+            state=self._state,
         )
+        self._books.restore(records)
         self._reception = Reception(self._books)
         self._files = Files(self._books, self.media, self.video, self.expired_status)
         self._postman = Postman(self._books, self.callbacks, self._files.urls)
@@ -157,15 +184,19 @@ class Simulator:
         Open both origins; does nothing if they are open.
 
         After `aclose` the gateway comes back on the same ports and with all its tasks, which
-        have gone on in the meantime.
+        have gone on in the meantime; what their callbacks would have told is told now.
 
         Raises:
-            OSError: A port is taken.
+            OSError: A port is taken, or the state file cannot be written.
+            RuntimeError: Another simulator has written to the state file.
         """
         if self._running is not None:
             return
+        # Who is accepted from here on is followed from the beginning.
+        earlier = tuple(self._books.tasks.values())
         async with contextlib.AsyncExitStack() as stack:
             self._clock.open()
+            self._open_state(stack)
             self.port = await self._listen(stack, "api", self._api.application(), self.port)
             self.cdn_port = await self._listen(
                 stack, "cdn", self._files.application(self._reception), self.cdn_port
@@ -174,7 +205,23 @@ class Simulator:
             stack.push_async_callback(self._postman.aclose)
             # Last in, first out: whoever hangs has to wake before the doors are shut on them.
             stack.callback(self._clock.close)
+            for task in earlier:
+                self._postman.follow(task, self._told_until)
             self._running = stack.pop_all()
+
+    def _open_state(self, stack: contextlib.AsyncExitStack) -> None:
+        self._state.open()
+        stack.callback(self._state.close)
+        stack.push(self._write_end)
+        now, epoch = self._clock.now(), self._clock.epoch
+        self._state.append(Opened(at=time.time(), instant=now, speed=self.speed, epoch=epoch))
+
+    def _write_end(self, _kind: object, error: object, _traceback: object) -> None:
+        # A start that failed told nobody anything.
+        if error is not None:
+            return
+        self._told_until = self._clock.now()
+        self._state.append(Closed(at=time.time(), instant=self._told_until))
 
     async def _listen(
         self, stack: contextlib.AsyncExitStack, origin: Origin, app: web.Application, port: int
@@ -239,10 +286,23 @@ class Simulator:
         """The variables that lead a client here."""
         return {"FUHU_BASE_URL": self.base_url, "FUHU_API_KEY": self.api_key}
 
-    def add_key(self, key: str, *, points: float | None = None, name: str = "test_key") -> None:
-        """One more account, which sees none of the others' tasks; *points* None is no limit."""
+    def add_key(self, key: str, *, points: float | None = None, name: str | None = None) -> None:
+        """
+        One more account, which sees none of the others' tasks.
+
+        Args:
+            key: What its requests have to carry.
+            points: What it had when the story began; None is without limit.
+            name: What the balance routes and the state file call it: a key with the name of an
+                earlier run has that one's tasks. None counts: test_key, test_key_2 and so on.
+
+        Raises:
+            ValueError: There is such a key, or such a name.
+        """
+        count = len(self._books.accounts) + 1
+        name = name or ("test_key" if count == 1 else f"test_key_{count}")
         bucket = None if self.rate_limit is None else Bucket(self.rate_limit, self.burst)
-        self._books.accounts[key] = Account(name, key, points, bucket=bucket)
+        self._books.open_account(key, name, points, bucket)
 
     def script(
         self,
@@ -328,10 +388,18 @@ class Simulator:
     @property
     def duplicates(self) -> tuple[tuple[TaskView, ...], ...]:
         """The tasks that share a request body, byte for byte, in groups of two and more."""
-        groups: defaultdict[bytes, list[TaskView]] = defaultdict(list)
+        groups: defaultdict[str, list[TaskView]] = defaultdict(list)
         for task in self.tasks:
-            groups[task.raw].append(task)
+            groups[task.digest].append(task)
         return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+    def ledger(self) -> tuple[LedgerEntry, ...]:
+        """
+        What became of every paid submit, in the order they were accepted.
+
+        `read_ledger` reads the same from the state file.
+        """
+        return tuple(task.entry for task in self._books.tasks.values())
 
     def polls(self, task_id: str) -> int:
         """How often the client asked for one task, answered or not."""
@@ -367,7 +435,8 @@ class Simulator:
     def refunds(self) -> float:
         """The points it gave back for tasks that failed, to all accounts."""
         self._books.settle()
-        return sum(account.refunded for account in self._books.accounts.values())
+        accounts = chain(self._books.accounts.values(), self._books.keyless.values())
+        return sum(account.refunded for account in accounts)
 
     @property
     def callbacks_delivered(self) -> int:
