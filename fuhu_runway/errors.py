@@ -22,9 +22,12 @@ The tree of everything that can be raised, each leaf saying what happened to the
     │   ├── ClipMissing
     │   ├── WaitTimeout (TimeoutError)
     │   └── WaitAbandoned
-    └── DownloadError
-        ├── DownloadIncomplete
-        └── DownloadRefused
+    ├── DownloadError
+    │   ├── DownloadIncomplete
+    │   └── DownloadRefused
+    └── JournalError
+        ├── JournalBusy
+        └── JournalTooNew
 
 Every text has three parts: what happened, what that means for the money, and what to do next.
 No text, and no field, ever holds a key, a prompt, a signed URL or an IP address, so an error
@@ -217,3 +220,18 @@ class DownloadIncomplete(DownloadError):
 
 class DownloadRefused(DownloadError):
     """What came is not a clip, or is more than was allowed, or may not be written there."""
+
+
+@attrs.define(eq=False, slots=False)
+class JournalError(RunwayError):
+    """The journal cannot be read or written, so nothing is sent that it could not remember."""
+
+
+@attrs.define(eq=False, slots=False)
+class JournalBusy(JournalError):
+    """Another process has the journal open."""
+
+
+@attrs.define(eq=False, slots=False)
+class JournalTooNew(JournalError):
+    """A newer version of this package wrote the journal."""

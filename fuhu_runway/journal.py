@@ -1,0 +1,648 @@
+"""
+The durable record: SQLite schema, legal steps of a job, what is in doubt after a crash.
+
+Rule 1: a row says SUBMITTING, flushed to disk, before the request that it speaks of is sent.
+Rule 2: a row that says SUBMITTING when the journal is opened is IN_DOUBT: nobody knows.
+Rule 3: a step that the table does not have is an error, and changes nothing.
+Rule 4: no prompt, key or address is written; a request is known by its fingerprint.
+
+One thread of its own talks to the database, and writes whatever has gathered meanwhile in one
+transaction. One process at a time: the file is locked for as long as the journal is open.
+Instants are Unix seconds.
+"""
+
+import asyncio
+import contextlib
+import enum
+import hashlib
+import json
+import os
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import attrs
+
+from ._clock import Clock
+from .errors import Fate, JournalBusy, JournalError, JournalTooNew, RunwayError
+from .hooks import LOGGER, DownloadFinished, Event, TaskSettled
+from .models import Generation, TaskState
+
+T = TypeVar("T")
+
+
+class JobState(enum.Enum):
+    """How far a job is; the words stand in the database."""
+
+    PLANNED = "planned"
+    """Wanted; nothing was sent, or what was sent was provably not accepted."""
+    SUBMITTING = "submitting"
+    """About to be sent, or sent without an answer so far."""
+    ACCEPTED = "accepted"
+    """Paid for; the gateway gave its id."""
+    FINISHED = "finished"
+    """The clip exists at the gateway."""
+    SAVED = "saved"
+    """The clip is on disk."""
+    FAILED = "failed"
+    """There will be no clip: the task failed, or the gateway refused the request for good."""
+    IN_DOUBT = "in doubt"
+    """Sent, and nobody knows whether it was accepted."""
+
+
+STEPS: Final[Mapping[JobState, Mapping[JobState, str]]] = {
+    JobState.PLANNED: {
+        JobState.SUBMITTING: "The request is about to be sent.",
+    },
+    JobState.SUBMITTING: {
+        JobState.ACCEPTED: "The gateway answered with an id.",
+        JobState.PLANNED: "It provably did not arrive, or was turned away for now.",
+        JobState.FAILED: "The gateway turned it away for good; nothing was charged.",
+        JobState.IN_DOUBT: "No clear answer came, or the process ended before one came.",
+    },
+    JobState.ACCEPTED: {
+        JobState.FINISHED: "The feed shows the clip.",
+        JobState.FAILED: "The feed says that the task failed or was cancelled.",
+    },
+    JobState.FINISHED: {
+        JobState.SAVED: "The file is whole and verified.",
+    },
+    JobState.SAVED: {
+        JobState.FINISHED: "The file is gone, and is wanted again.",
+    },
+    JobState.FAILED: {
+        JobState.PLANNED: "Someone asked for another try.",
+    },
+    JobState.IN_DOUBT: {
+        JobState.ACCEPTED: "A person found the task and gave its id.",
+        JobState.PLANNED: "A person made sure that it was not accepted.",
+    },
+}
+"""From each state, the states that may follow, and what each step means."""
+
+SCHEMA_VERSION: Final = 1
+
+SCHEMA: Final = """
+CREATE TABLE job (
+    -- What the job is known by: its custom id, or its content and occurrence.
+    key          TEXT NOT NULL PRIMARY KEY,
+    -- The caller's own name for it.
+    custom_id    TEXT,
+    -- SHA-256 of the request; the request itself, which holds the prompt, is not kept.
+    fingerprint  TEXT NOT NULL,
+    -- What was asked, as far as it tells how long it will take.
+    endpoint     TEXT NOT NULL,
+    model        TEXT,
+    seconds      INTEGER,
+    -- A word of JobState.
+    state        TEXT NOT NULL,
+    -- The gateway's id, from ACCEPTED on.
+    task_id      TEXT UNIQUE,
+    -- How often it was sent.
+    submissions  INTEGER NOT NULL DEFAULT 0,
+    -- Why it failed or is in doubt: the name of the error, and the gateway's code.
+    error        TEXT,
+    code         TEXT,
+    -- Points used, and whether they were given back (0 or 1), as the gateway said.
+    points       REAL,
+    refunded     INTEGER NOT NULL DEFAULT 0,
+    -- Size of the file on disk.
+    file_bytes   INTEGER,
+    -- When each state was reached last, in Unix seconds; fetching a clip again changes none.
+    planned_at   REAL NOT NULL,
+    submitted_at REAL,
+    accepted_at  REAL,
+    finished_at  REAL,
+    saved_at     REAL
+) STRICT;
+CREATE INDEX job_by_state ON job (state);
+"""
+
+MIGRATIONS: Final[Mapping[int, str]] = {
+    # 0 -> 1: the first schema.
+    0: SCHEMA,
+}
+"""From each older version, what leads to the next."""
+
+_INSTANT_OF: Final = {
+    JobState.PLANNED: "planned_at",
+    JobState.SUBMITTING: "submitted_at",
+    JobState.ACCEPTED: "accepted_at",
+    JobState.FINISHED: "finished_at",
+    JobState.SAVED: "saved_at",
+}
+
+
+@attrs.frozen(kw_only=True)
+class Plan:
+    """What is wanted, as the journal knows it."""
+
+    key: str
+    fingerprint: str
+    endpoint: str
+    custom_id: str | None = None
+    model: str | None = None
+    #: Length of the clip, in seconds.
+    seconds: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Job:
+    """One row of the journal."""
+
+    key: str
+    state: JobState
+    endpoint: str
+    fingerprint: str
+    custom_id: str | None = None
+    model: str | None = None
+    seconds: int | None = None
+    task_id: str | None = None
+    submissions: int = 0
+    error: str | None = None
+    code: str | None = None
+    points: float | None = None
+    refunded: bool = attrs.field(default=False, converter=bool)
+    file_bytes: int | None = None
+    planned_at: float = 0.0
+    submitted_at: float | None = None
+    accepted_at: float | None = None
+    finished_at: float | None = None
+    saved_at: float | None = None
+
+
+def plan_of(request: Generation, key: str | None = None, custom_id: str | None = None) -> Plan:
+    """Give what the journal may know of a request; the key is its fingerprint if none is given."""
+    mark = fingerprint(request)
+    return Plan(
+        key=key or mark,
+        fingerprint=mark,
+        endpoint=type(request).__name__,
+        custom_id=custom_id,
+        model=getattr(request, "model", None),
+        seconds=getattr(request, "seconds", None),
+    )
+
+
+def fingerprint(request: Generation) -> str:
+    """Give what tells one request from another without telling what is in it."""
+    fields = json.dumps(attrs.asdict(request), default=dict)
+    # Read back, since only keys that are all text can be sorted.
+    content = json.dumps([type(request).__name__, json.loads(fields)], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+class Journal:
+    """
+    What happened to every job, in one SQLite file that survives a crash at any moment.
+
+    Opened on first use, by the one process that may have it open; usable from any event loop.
+    Each method comes back when what it wrote is on disk.
+
+    Args:
+        path: The file; made if it is not there, in a folder that is.
+
+    Raises:
+        JournalBusy: Another process has it open; from any method.
+        JournalTooNew: A newer version of this package wrote it; from any method.
+        JournalError: It cannot be read or written, or is no journal; from any method.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._todo: queue.SimpleQueue[_Errand | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._former: threading.Thread | None = None
+        self._starting = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<Journal {self.path.name} {'open' if self._thread else 'closed'}>"
+
+    async def plan(self, plan: Plan, now: float) -> Job:
+        """Give the row of a job, made in state PLANNED if there is none."""
+        return await self._run(lambda db: _plan(db, plan, now))
+
+    async def step(self, key: str, to: JobState, now: float, **changes: Any) -> Job:
+        """
+        Take a job to its next state, and give the row.
+
+        Args:
+            key: What the job is known by.
+            to: The next state; the table `STEPS` says which may follow.
+            now: The time, in Unix seconds.
+            changes: Further columns to set, such as `task_id` or `error`.
+
+        Raises:
+            JournalError: The table does not have this step, or there is no such job.
+        """
+        return await self._run(lambda db: _step(db, key, to, now, changes))
+
+    async def forget(self, key: str) -> None:
+        """
+        Remove the row of a job, whatever its state: what was paid for it is known to nobody then.
+
+        Raises:
+            JournalError: There is no such job.
+        """
+        await self._run(lambda db: _forget(db, key))
+
+    async def find(self, name: str) -> Job | None:
+        """Give the job with this key, task id or custom id; None where there is none."""
+        return await self._run(lambda db: _find(db, name))
+
+    async def jobs(self, *states: JobState) -> list[Job]:
+        """Give the jobs in these states, or all, in the order in which they were planned."""
+        return await self._run(lambda db: _jobs(db, states))
+
+    async def counts(self) -> dict[JobState, int]:
+        """Give how many jobs are in each state."""
+        return await self._run(_counts)
+
+    async def durations(self) -> list[tuple[str, str | None, int | None, float]]:
+        """Give (endpoint, model, seconds, how long it took in seconds) of finished jobs."""
+        return await self._run(_durations)
+
+    async def start_run(self) -> None:
+        """Count occurrences of equal requests from zero."""
+        await self._run(lambda db: db.execute("DELETE FROM temp.seen"))
+
+    async def occurrence(self, fingerprint: str) -> int:
+        """Give how often this request has come up in the run so far, this time included."""
+        return await self._run(lambda db: _occurrence(db, fingerprint))
+
+    def note(self, event: Event) -> None:
+        """
+        Write how a task ended, or that its clip is on disk; a listener for `hooks`.
+
+        Tasks that the journal does not know are nobody's concern.
+        """
+        if isinstance(event, TaskSettled):
+            ended = JobState.FINISHED if event.state is TaskState.SUCCEEDED else JobState.FAILED
+            changes: dict[str, Any] = {"points": event.points, "refunded": int(event.refunded)}
+            if ended is JobState.FAILED:
+                changes["error"] = "TaskFailed"
+        elif isinstance(event, DownloadFinished):
+            ended, changes = JobState.SAVED, {"file_bytes": event.total_bytes}
+        else:
+            return
+        now = time.time()
+        self._send(_Remark(lambda db: _note(db, event.task_id, ended, now, changes)))
+
+    async def aclose(self) -> None:
+        """Write what is outstanding, let go of the file; opened anew if used again."""
+        with self._starting:
+            if self._thread is not None:
+                self._former, self._thread = self._thread, None
+                self._todo.put(None)
+                # Whatever comes from now on is for the next thread.
+                self._todo = queue.SimpleQueue()
+        if self._former is not None:
+            await asyncio.to_thread(self._former.join)
+
+    async def _run(self, action: Callable[[sqlite3.Connection], T]) -> T:
+        errand = _Errand(action, asyncio.get_running_loop().create_future())
+        self._send(errand)
+        result: T = await errand.future
+        return result
+
+    def _send(self, errand: "_Errand") -> None:
+        with self._starting:
+            if self._thread is None:
+                # A daemon, so that a program that forgot to close still ends; what was awaited
+                # is on disk by then.
+                self._thread = threading.Thread(
+                    target=_work,
+                    args=(self.path, self._todo, self._former),
+                    name="journal",
+                    daemon=True,
+                )
+                self._thread.start()
+            self._todo.put(errand)
+
+
+@attrs.frozen
+class Entry:
+    """One submission, as it is written down while it happens."""
+
+    journal: Journal
+    key: str
+    clock: Clock
+
+    async def sending(self) -> None:
+        """Write that the request is about to go; it goes when this has come back."""
+        await self.journal.step(self.key, JobState.SUBMITTING, self.clock.wall())
+
+    async def accepted(self, task_id: str) -> None:
+        """Write the id that the gateway gave."""
+        now = self.clock.wall()
+        await self.journal.step(self.key, JobState.ACCEPTED, now, task_id=task_id)
+
+    async def failed(self, error: RunwayError) -> None:
+        """Write why there is no id, and whether there may be a task all the same."""
+        to = _AFTER[getattr(error, "fate", Fate.REJECTED)]
+        code = getattr(error, "code", None)
+        name = type(error).__name__
+        await self.journal.step(self.key, to, self.clock.wall(), error=name, code=code)
+
+
+_AFTER: Final = {
+    Fate.UNSENT: JobState.PLANNED,
+    Fate.REFUSED: JobState.PLANNED,
+    Fate.REJECTED: JobState.FAILED,
+    Fate.UNKNOWN: JobState.IN_DOUBT,
+}
+
+
+@attrs.frozen(eq=False)
+class _Errand:
+    """Something to do with the database, and who waits for it, if anybody does."""
+
+    action: Callable[[sqlite3.Connection], Any]
+    future: "asyncio.Future[Any]"
+
+    def settle(self, result: Any, error: BaseException | None) -> None:
+        """Tell whoever waits; called in the journal's thread."""
+        # The loop may have ended while the disk was busy; then nobody waits any more.
+        with contextlib.suppress(RuntimeError):
+            self.future.get_loop().call_soon_threadsafe(self._settle, result, error)
+
+    def _settle(self, result: Any, error: BaseException | None) -> None:
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(result)
+        else:
+            self.future.set_exception(error)
+
+
+@attrs.frozen(eq=False)
+class _Remark(_Errand):
+    """Something to do that nobody waits for."""
+
+    future: None = None  # type: ignore[assignment]
+
+    def settle(self, _result: Any, error: BaseException | None) -> None:
+        if error is not None:
+            LOGGER.error("The journal could not be written (%s).", type(error).__name__)
+
+
+# In the journal's thread
+
+AT_ONCE: Final = 1000
+"""How many errands one transaction takes at the most."""
+
+
+def _work(
+    path: Path, todo: "queue.SimpleQueue[_Errand | None]", former: threading.Thread | None
+) -> None:
+    """Do errands until there is a None, all that have gathered in one transaction."""
+    if former is not None:
+        former.join()  # it may have the file still
+    db: sqlite3.Connection | None = None
+    ends = False
+    while not ends:
+        batch, ends = _gather(todo)
+        if not batch:
+            continue
+        try:
+            db = db or _open(path)
+        except Exception as exc:  # noqa: BLE001  (whoever waits must hear of it)
+            for errand in batch:
+                errand.settle(None, _named(exc, path))
+        else:
+            _do(db, batch, path)
+    if db is not None:
+        _let_go(db)
+
+
+def _let_go(db: sqlite3.Connection) -> None:
+    with contextlib.suppress(sqlite3.Error):
+        _doubt(db)
+    db.close()
+
+
+def _gather(todo: "queue.SimpleQueue[_Errand | None]") -> tuple[list[_Errand], bool]:
+    batch: list[_Errand] = []
+    errand = todo.get()
+    while errand is not None:
+        batch.append(errand)
+        if len(batch) == AT_ONCE:
+            return batch, False
+        try:
+            errand = todo.get_nowait()
+        except queue.Empty:
+            return batch, False
+    return batch, True
+
+
+def _do(db: sqlite3.Connection, batch: Iterable[_Errand], path: Path) -> None:
+    """Do all in one transaction; a fault of one is its own, a fault of the disk is everyone's."""
+    done: list[tuple[_Errand, Any, BaseException | None]] = []
+    try:
+        db.execute("BEGIN")
+        for errand in batch:
+            try:
+                done.append((errand, errand.action(db), None))
+            except sqlite3.OperationalError:
+                raise
+            except Exception as illegal:  # noqa: BLE001  (whoever waits must hear of it)
+                done.append((errand, None, _named(illegal, path)))
+        db.commit()
+    except sqlite3.Error as exc:
+        with contextlib.suppress(sqlite3.Error):
+            db.rollback()
+        done = [(errand, None, _named(exc, path)) for errand in batch]
+    for errand, result, error in done:
+        errand.settle(result, error)
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """Open the file for this process alone, bring its schema up to date, settle old doubts."""
+    if not path.parent.is_dir():
+        raise _error(f"There is no folder {str(path.parent)!r} for the journal.", "Make it first.")
+    db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+    try:
+        db.row_factory = sqlite3.Row
+        # Exclusive and write-ahead: the lock is taken at the first write and kept until the end,
+        # and goes with the process, however it ends.
+        db.execute("PRAGMA locking_mode=EXCLUSIVE")
+        # Each commit is on disk before anybody acts on it: a paid request follows.
+        db.execute("PRAGMA synchronous=FULL")
+        db.execute("PRAGMA temp_store=MEMORY")
+        db.execute("BEGIN IMMEDIATE")
+        _migrate(db, path)
+        _doubt(db)
+        db.execute("CREATE TABLE temp.seen (fingerprint TEXT PRIMARY KEY, times INTEGER) STRICT")
+        db.commit()
+        # Last, since it changes the file, which is known to be ours by now.
+        db.execute("PRAGMA journal_mode=WAL")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _migrate(db: sqlite3.Connection, path: Path) -> None:
+    version: int = db.execute("PRAGMA user_version").fetchone()[0]
+    tables = {row["name"] for row in db.execute("SELECT name FROM sqlite_schema")}
+    if tables and ("job" not in tables or version == 0):
+        raise _error(
+            f"The file {path.name!r} is a database of something else.", "Choose another file."
+        )
+    if version > SCHEMA_VERSION:
+        raise JournalTooNew(
+            f"The journal {path.name!r} has schema {version}; this version knows {SCHEMA_VERSION}.",
+            "Nothing was sent or charged.",
+            "Use the version of fuhu-runway that wrote it, or a newer one.",
+        )
+    for older in range(version, SCHEMA_VERSION):
+        for statement in _statements(MIGRATIONS[older]):
+            db.execute(statement)
+        db.execute(f"PRAGMA user_version={older + 1}")
+
+
+def _statements(script: str) -> Iterator[str]:
+    """Split a script, since `executescript` would end the transaction that it is part of."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+def _doubt(db: sqlite3.Connection) -> None:
+    """Say of every job that was in the air that nobody knows."""
+    db.execute(
+        "UPDATE job SET state = ?, error = coalesce(error, ?) WHERE state = ?",
+        (JobState.IN_DOUBT.value, "NoReply", JobState.SUBMITTING.value),
+    )
+
+
+def _plan(db: sqlite3.Connection, plan: Plan, now: float) -> Job:
+    values = {**attrs.asdict(plan), "state": JobState.PLANNED.value, "planned_at": now}
+    names = ", ".join(values)
+    marks = ", ".join(f":{name}" for name in values)
+    db.execute(f"INSERT OR IGNORE INTO job ({names}) VALUES ({marks})", values)  # noqa: S608
+    job = _look_up(db, "key", plan.key)
+    assert job is not None  # noqa: S101  (it was just made, or was there)
+    return job
+
+
+def _step(
+    db: sqlite3.Connection, key: str, to: JobState, now: float, changes: Mapping[str, Any]
+) -> Job:
+    row = db.execute("SELECT * FROM job WHERE key = ?", (key,)).fetchone()
+    if row is None:
+        raise _unknown(key)
+    job = _job(row)
+    if to not in STEPS[job.state]:
+        raise _error(
+            f"A job that is {job.state.value} cannot become {to.value}.",
+            "List the jobs with `fuhu-runway jobs`.",
+        )
+    values: dict[str, Any] = {"state": to.value, **changes}
+    # A clip that is fetched again did not take until now: `durations` goes by these instants.
+    if to in _INSTANT_OF and job.state is not JobState.SAVED:
+        values[_INSTANT_OF[to]] = now
+    if to is JobState.SUBMITTING:
+        values |= {"submissions": job.submissions + 1, "error": None, "code": None}
+    setters = ", ".join(f"{name} = :{name}" for name in values)
+    db.execute(f"UPDATE job SET {setters} WHERE key = :key", {**values, "key": key})  # noqa: S608
+    return _job({**dict(row), **values})
+
+
+def _forget(db: sqlite3.Connection, key: str) -> None:
+    if not db.execute("DELETE FROM job WHERE key = ?", (key,)).rowcount:
+        raise _unknown(key)
+
+
+def _note(
+    db: sqlite3.Connection, task_id: str, to: JobState, now: float, changes: Mapping[str, Any]
+) -> None:
+    job = _look_up(db, "task_id", task_id)
+    if job is None:
+        return
+    # A task may be looked at again after its end was written; what is written stays.
+    if to in STEPS[job.state] and job.state is not JobState.SAVED:
+        _step(db, job.key, to, now, changes)
+
+
+def _find(db: sqlite3.Connection, name: str) -> Job | None:
+    # One after the other: together they would walk through the whole table each time.
+    found = (_look_up(db, column, name) for column in ("key", "task_id", "custom_id"))
+    return next(filter(None, found), None)
+
+
+def _look_up(db: sqlite3.Connection, column: str, value: str) -> Job | None:
+    row = db.execute(f"SELECT * FROM job WHERE {column} = ?", (value,)).fetchone()  # noqa: S608
+    return None if row is None else _job(row)
+
+
+def _jobs(db: sqlite3.Connection, states: tuple[JobState, ...]) -> list[Job]:
+    words = [state.value for state in states or JobState]
+    marks = ", ".join("?" for _ in words)
+    sql = f"SELECT * FROM job WHERE state IN ({marks}) ORDER BY planned_at, rowid"  # noqa: S608
+    return [_job(row) for row in db.execute(sql, words)]
+
+
+def _counts(db: sqlite3.Connection) -> dict[JobState, int]:
+    found = dict.fromkeys(JobState, 0)
+    for word, count in db.execute("SELECT state, count(*) FROM job GROUP BY state"):
+        found[JobState(word)] = count
+    return found
+
+
+def _durations(db: sqlite3.Connection) -> list[tuple[str, str | None, int | None, float]]:
+    rows = db.execute(
+        "SELECT endpoint, model, seconds, finished_at - accepted_at FROM job "
+        "WHERE finished_at > accepted_at ORDER BY finished_at DESC LIMIT 5000"
+    )
+    return [tuple(row) for row in rows]
+
+
+def _occurrence(db: sqlite3.Connection, fingerprint: str) -> int:
+    row = db.execute(
+        "INSERT INTO temp.seen VALUES (?, 1) "
+        "ON CONFLICT DO UPDATE SET times = times + 1 RETURNING times",
+        (fingerprint,),
+    ).fetchone()
+    times: int = row[0]
+    return times
+
+
+def _job(row: Mapping[str, Any] | sqlite3.Row) -> Job:
+    values = dict(row)
+    return Job(**{**values, "state": JobState(values["state"])})
+
+
+def _named(exc: Exception, path: Path) -> JournalError:
+    """Give our error for one of SQLite's or of the system's."""
+    if isinstance(exc, JournalError):
+        return exc
+    # The low byte is the kind, and what is above it tells more.
+    if getattr(exc, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
+        error: JournalError = JournalBusy(
+            f"Another process has the journal {path.name!r} open.",
+            "Nothing was sent or charged.",
+            "Wait for it to end, or use another journal.",
+        )
+    else:
+        error = _error(
+            f"The journal {path.name!r} cannot be used: {exc}.",
+            "Mend that, or choose another file; what is in it stays as it is.",
+        )
+    error.__cause__ = exc
+    return error
+
+
+def _unknown(key: str) -> JournalError:
+    return _error(f"The journal has no job {key!r}.", "List them with `fuhu-runway jobs`.")
+
+
+def _error(happened: str, advice: str) -> JournalError:
+    return JournalError(happened, "Nothing was sent or charged.", advice)

@@ -1,0 +1,995 @@
+import asyncio
+import itertools
+import logging
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import UserDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import pytest
+from support.clock import ManualClock
+
+import fuhu_runway
+from fuhu_runway import journal as journals
+from fuhu_runway.errors import (
+    Fate,
+    InvalidRequest,
+    JournalBusy,
+    JournalError,
+    JournalTooNew,
+    NoReply,
+    NotSent,
+    RateLimited,
+    RunwayError,
+    UsageError,
+)
+from fuhu_runway.hooks import DownloadFinished, TaskSettled, TaskSubmitted
+from fuhu_runway.journal import (
+    SCHEMA_VERSION,
+    STEPS,
+    Entry,
+    Job,
+    JobState,
+    Journal,
+    Plan,
+    fingerprint,
+    plan_of,
+)
+from fuhu_runway.models import ActOne, Generation, ImageToVideo, TaskState, TextToVideo
+
+PLANNED, SUBMITTING, ACCEPTED = JobState.PLANNED, JobState.SUBMITTING, JobState.ACCEPTED
+FINISHED, SAVED, FAILED = JobState.FINISHED, JobState.SAVED, JobState.FAILED
+IN_DOUBT = JobState.IN_DOUBT
+
+MONEY: Final = "Nothing was sent or charged."
+NOW: Final = 1_700_000_000.0
+
+# The picture of how a job goes on, drawn a second time and by hand.
+ARROWS: Final = {
+    (PLANNED, SUBMITTING),
+    (SUBMITTING, ACCEPTED),
+    (SUBMITTING, PLANNED),
+    (SUBMITTING, FAILED),
+    (SUBMITTING, IN_DOUBT),
+    (ACCEPTED, FINISHED),
+    (ACCEPTED, FAILED),
+    (FINISHED, SAVED),
+    (SAVED, FINISHED),
+    (FAILED, PLANNED),
+    (IN_DOUBT, ACCEPTED),
+    (IN_DOUBT, PLANNED),
+}
+ROADS: Final[dict[JobState, tuple[JobState, ...]]] = {
+    PLANNED: (),
+    SUBMITTING: (SUBMITTING,),
+    ACCEPTED: (SUBMITTING, ACCEPTED),
+    FINISHED: (SUBMITTING, ACCEPTED, FINISHED),
+    SAVED: (SUBMITTING, ACCEPTED, FINISHED, SAVED),
+    FAILED: (SUBMITTING, FAILED),
+    IN_DOUBT: (SUBMITTING, IN_DOUBT),
+}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Give where a journal may be; nothing is there yet."""
+    return tmp_path / "run.db"
+
+
+@asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[Journal]:
+    """A journal that is closed afterwards, whatever happens."""
+    journal = Journal(path)
+    try:
+        yield journal
+    finally:
+        await journal.aclose()
+
+
+@pytest.fixture
+async def journal(path: Path) -> AsyncIterator[Journal]:
+    """Give a journal that was not used yet."""
+    async with opened(path) as journal:
+        yield journal
+
+
+def wanted(key: str = "k", **changes: Any) -> Plan:
+    """Give a plan."""
+    return Plan(**{"key": key, "fingerprint": f"of {key}", "endpoint": "TextToVideo"} | changes)
+
+
+async def job_at(journal: Journal, state: JobState, key: str = "k") -> Job:
+    """Give a job that came to *state* by the shortest way."""
+    job = await journal.plan(wanted(key), NOW)
+    for step in ROADS[state]:
+        changes = {"task_id": f"task of {key}"} if step is ACCEPTED else {}
+        job = await journal.step(key, step, NOW, **changes)
+    return job
+
+
+async def asked(journal: Journal, sql: str) -> Any:
+    """Give the first value of the first row."""
+    return await journal._run(lambda db: db.execute(sql).fetchone()[0])
+
+
+async def written(journal: Journal) -> None:
+    """Come back when the remarks so far are written."""
+    await journal.counts()
+
+
+# The steps of a job
+
+
+def test_the_table_has_these_arrows_and_no_others() -> None:
+    """A job goes on along twelve arrows, each of which says in a sentence what it means."""
+    assert {(a, b) for a, following in STEPS.items() for b in following} == ARROWS
+    assert all(text.endswith(".") for following in STEPS.values() for text in following.values())
+
+
+@pytest.mark.parametrize(("before", "after"), sorted(ARROWS, key=str))
+async def test_each_arrow_can_be_gone(journal: Journal, before: JobState, after: JobState) -> None:
+    """A step of the table changes the state, and gives the row as it is in the file."""
+    await job_at(journal, before)
+    job = await journal.step("k", after, NOW + 60)
+    assert job.state is after
+    assert await journal.find("k") == job
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), sorted(set(itertools.product(JobState, JobState)) - ARROWS, key=str)
+)
+async def test_no_other_step_can_be_gone(
+    journal: Journal, before: JobState, after: JobState
+) -> None:
+    """A step that the table does not have is an error, and changes nothing."""
+    job = await job_at(journal, before)
+    with pytest.raises(JournalError, match=f"{before.value} cannot become {after.value}"):
+        await journal.step("k", after, NOW + 60, task_id="another", error="Other")
+    assert await journal.find("k") == job
+
+
+async def test_a_job_that_is_not_there_takes_no_step(journal: Journal) -> None:
+    """A step of an unknown job is an error that names the job."""
+    with pytest.raises(JournalError, match="no job 'nobody'"):
+        await journal.step("nobody", SUBMITTING, NOW)
+
+
+async def test_planning_twice_is_planning_once(journal: Journal) -> None:
+    """A second plan of the same job gives the row as the first left it."""
+    first = await job_at(journal, ACCEPTED)
+    assert await journal.plan(wanted(custom_id="other"), NOW + 9) == first
+    assert len(await journal.jobs()) == 1
+
+
+async def test_instants_and_submissions_are_written(journal: Journal) -> None:
+    """Each state leaves the instant at which it was reached, and each sending is counted."""
+    await journal.plan(wanted(), 1.0)
+    await journal.step("k", SUBMITTING, 2.0)
+    await journal.step("k", PLANNED, 3.0, error="RateLimited", code="busy")
+    job = await journal.step("k", SUBMITTING, 4.0)
+    assert (job.submissions, job.error, job.code) == (2, None, None)
+    await journal.step("k", ACCEPTED, 5.0, task_id="t")
+    await journal.step("k", FINISHED, 6.0, points=320, refunded=0)
+    job = await journal.step("k", SAVED, 7.0, file_bytes=11)
+    assert (job.planned_at, job.submitted_at, job.accepted_at) == (3.0, 4.0, 5.0)
+    assert (job.finished_at, job.saved_at) == (6.0, 7.0)
+    assert (job.points, job.refunded, job.file_bytes) == (320.0, False, 11)
+
+
+async def test_a_task_belongs_to_one_job(journal: Journal) -> None:
+    """Two jobs cannot have the same task id, and the second stays as it was."""
+    await job_at(journal, ACCEPTED, "a")
+    before = await job_at(journal, SUBMITTING, "b")
+    with pytest.raises(JournalError, match=r"UNIQUE.*task_id"):
+        await journal.step("b", ACCEPTED, NOW, task_id="task of a")
+    assert await journal.find("b") == before
+
+
+async def test_fetching_a_clip_again_does_not_change_how_long_it_took(journal: Journal) -> None:
+    """A saved job whose file is wanted again keeps the instant at which its clip was there."""
+    before = await job_at(journal, SAVED)
+    job = await journal.step("k", FINISHED, NOW + 86_400)
+    assert (job.state, job.finished_at) == (FINISHED, before.finished_at)
+
+
+@pytest.mark.parametrize("state", JobState)
+async def test_a_job_can_be_forgotten(journal: Journal, state: JobState) -> None:
+    """A row of any state can be removed, and the job is as if it had never been."""
+    await job_at(journal, state)
+    await job_at(journal, PLANNED, "other")
+    await journal.forget("k")
+    assert [job.key for job in await journal.jobs()] == ["other"]
+    assert (await job_at(journal, SUBMITTING)).submissions == 1
+
+
+async def test_what_is_not_there_cannot_be_forgotten(journal: Journal) -> None:
+    """Removing an unknown job is an error, and so is naming it by anything but its key."""
+    await job_at(journal, ACCEPTED)
+    for name in ["nobody", "task of k"]:
+        with pytest.raises(JournalError, match=f"no job '{name}'"):
+            await journal.forget(name)
+    assert len(await journal.jobs()) == 1
+
+
+# What is asked of it
+
+
+async def test_a_job_is_found_by_each_of_its_names(journal: Journal) -> None:
+    """Key, task id and custom id lead to the job, the key before the others."""
+    await job_at(journal, ACCEPTED, "a")
+    await journal.plan(wanted("b", custom_id="a"), NOW)
+    await journal.plan(wanted("c", custom_id="mine"), NOW)
+    names = ["a", "b", "task of a", "mine", "nobody"]
+    found = [await journal.find(name) for name in names]
+    assert [job and job.key for job in found] == ["a", "b", "a", "c", None]
+
+
+async def test_jobs_come_in_the_order_in_which_they_were_planned(journal: Journal) -> None:
+    """Jobs are listed by when they were planned, all of them or those in some states."""
+    for at, key in [(3.0, "late"), (1.0, "early"), (1.0, "as early")]:
+        await journal.plan(wanted(key), at)
+    await journal.step("early", SUBMITTING, 5.0)
+    assert [job.key for job in await journal.jobs()] == ["early", "as early", "late"]
+    assert [job.key for job in await journal.jobs(PLANNED, SAVED)] == ["as early", "late"]
+
+
+async def test_counts_have_every_state(journal: Journal) -> None:
+    """The counts name each state, also those that no job is in."""
+    await job_at(journal, SAVED, "a")
+    await job_at(journal, IN_DOUBT, "b")
+    counts = await journal.counts()
+    assert counts == dict.fromkeys(JobState, 0) | {SAVED: 1, IN_DOUBT: 1}
+
+
+async def test_durations_are_of_finished_jobs(journal: Journal) -> None:
+    """How long it took is told of jobs that were accepted and finished, the latest first."""
+    for number, (accepted, finished) in enumerate([(0.0, 104.0), (200.0, 491.0)]):
+        key = f"k{number}"
+        await journal.plan(wanted(key, model="gen4", seconds=5), 0.0)
+        await journal.step(key, SUBMITTING, accepted)
+        await journal.step(key, ACCEPTED, accepted, task_id=key)
+        await journal.step(key, FINISHED, finished)
+    await job_at(journal, ACCEPTED)
+    assert await journal.durations() == [
+        ("TextToVideo", "gen4", 5, 291.0),
+        ("TextToVideo", "gen4", 5, 104.0),
+    ]
+
+
+async def test_occurrences_count_from_each_start(journal: Journal) -> None:
+    """Equal requests are counted within one run, and from one again in the next."""
+    await journal.start_run()
+    assert [await journal.occurrence(mark) for mark in "aaba"] == [1, 2, 1, 3]
+    await journal.start_run()
+    assert await journal.occurrence("a") == 1
+
+
+# What a request is known by
+
+
+def test_equal_requests_have_equal_fingerprints_and_others_not() -> None:
+    """A fingerprint tells any field from another, and the kind of request too."""
+    requests: list[Generation] = [
+        TextToVideo("a kitten"),
+        TextToVideo("a puppy"),
+        TextToVideo("a kitten", seconds=5),
+        TextToVideo("a kitten", extra={"seed": 1}),
+        ImageToVideo("a kitten", "https://example.com/1.png"),
+        ActOne("https://example.com/1.mp4", "https://example.com/1.png"),
+    ]
+    assert len({fingerprint(request) for request in requests}) == len(requests)
+    assert fingerprint(TextToVideo("a kitten")) == fingerprint(TextToVideo("a kitten"))
+    assert re.fullmatch("[0-9a-f]{64}", fingerprint(requests[0]))
+
+
+def test_whatever_a_request_may_carry_has_a_fingerprint() -> None:
+    """Extra fields in any mapping that JSON can write have a fingerprint, in any order."""
+    mixed = {"more": {1: "number", "b": "text"}}
+    one = TextToVideo("a kitten", extra=UserDict({"a": 1} | mixed))
+    other = TextToVideo("a kitten", extra=mixed | {"a": 1})
+    assert fingerprint(one) == fingerprint(other)
+
+
+def test_a_plan_tells_what_may_be_told() -> None:
+    """A plan has kind, model and length of a request, and its fingerprint as the key."""
+    request = TextToVideo("a kitten", seconds=5)
+    plan = plan_of(request)
+    assert plan.key == plan.fingerprint == fingerprint(request)
+    assert (plan.endpoint, plan.model, plan.seconds) == ("TextToVideo", "gen4", 5)
+    named = plan_of(request, "key", "mine")
+    assert (named.key, named.custom_id, named.fingerprint) == ("key", "mine", plan.fingerprint)
+    bare = plan_of(ActOne("https://example.com/1.mp4", "https://example.com/1.png"))
+    assert (bare.model, bare.seconds) == (None, None)
+
+
+# Listening
+
+
+def settled(state: TaskState, task_id: str = "task of k") -> TaskSettled:
+    """Give the event of a task's end; all but success is refunded."""
+    return TaskSettled(task_id, state, 3, 320.0, state is not TaskState.SUCCEEDED)
+
+
+async def test_it_notes_how_a_task_ended_and_that_its_clip_is_on_disk(journal: Journal) -> None:
+    """Events take a job from ACCEPTED over FINISHED to SAVED, with points and size."""
+    await job_at(journal, ACCEPTED)
+    before = time.time()
+    journal.note(settled(TaskState.SUCCEEDED))
+    journal.note(DownloadFinished("task of k", 4242))
+    job = await journal.find("k")
+    assert job is not None
+    assert (job.state, job.points, job.refunded, job.file_bytes) == (SAVED, 320.0, False, 4242)
+    assert job.finished_at is not None
+    assert before <= job.finished_at <= time.time()
+
+
+@pytest.mark.parametrize("end", [TaskState.FAILED, TaskState.CANCELED])
+async def test_it_notes_failures(journal: Journal, end: TaskState) -> None:
+    """A task that failed or was cancelled makes its job FAILED, its refund told."""
+    await job_at(journal, ACCEPTED)
+    journal.note(settled(end))
+    job = await journal.find("k")
+    assert job is not None
+    assert (job.state, job.error, job.points, job.refunded) == (FAILED, "TaskFailed", 320.0, True)
+
+
+async def test_what_is_written_of_an_end_stays(journal: Journal) -> None:
+    """An end that is told again, after another, changes nothing."""
+    before = await job_at(journal, SAVED)
+    journal.note(settled(TaskState.FAILED))
+    journal.note(settled(TaskState.SUCCEEDED))
+    assert await journal.find("k") == before
+
+
+async def test_unknown_tasks_and_other_events_are_nobodys_concern(
+    journal: Journal, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Events of tasks that the journal does not know change nothing and are no trouble."""
+    before = await job_at(journal, ACCEPTED)
+    journal.note(settled(TaskState.SUCCEEDED, "a stranger"))
+    journal.note(settled(TaskState.SUCCEEDED, "k"))
+    journal.note(DownloadFinished("a stranger", 1))
+    journal.note(TaskSubmitted("task of k", "TextToVideo", 1.0))
+    assert await journal.jobs() == [before]
+    assert caplog.records == []
+
+
+async def test_a_remark_that_cannot_be_written_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody waits for a remark, so that its failure is told in the log."""
+    journal = Journal(tmp_path / "nowhere" / "run.db")
+    journal.note(settled(TaskState.SUCCEEDED))
+    await journal.aclose()
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
+        (logging.ERROR, "The journal could not be written (JournalError).")
+    ]
+
+
+# One submission
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (NotSent("a", "b", "c", None, None, Fate.UNSENT), PLANNED),
+        (RateLimited("a", "b", "c", code="busy", fate=Fate.REFUSED), PLANNED),
+        (InvalidRequest("a", "b", "c", code="busy", fate=Fate.REJECTED), FAILED),
+        (UsageError("a", "b", "c"), FAILED),
+        (NoReply("a", "b", "c", None, None, Fate.UNKNOWN), IN_DOUBT),
+    ],
+)
+async def test_a_submission_that_failed_is_written_by_its_fate(
+    journal: Journal, error: RunwayError, state: JobState
+) -> None:
+    """What is known about a failed request decides between again, never and in doubt."""
+    await journal.plan(wanted(), NOW)
+    entry = Entry(journal, "k", ManualClock())
+    await entry.sending()
+    await entry.failed(error)
+    job = await journal.find("k")
+    assert job is not None
+    assert (job.state, job.error) == (state, type(error).__name__)
+    assert job.code == getattr(error, "code", None)
+
+
+async def test_a_submission_that_was_accepted_has_its_id(journal: Journal) -> None:
+    """The row says SUBMITTING while the request is away, and has the id afterwards."""
+    await journal.plan(wanted(), NOW)
+    entry = Entry(journal, "k", ManualClock(unix=99.0))
+    await entry.sending()
+    assert await journal.counts() == dict.fromkeys(JobState, 0) | {SUBMITTING: 1}
+    await entry.accepted("t-1")
+    job = await journal.find("t-1")
+    assert job is not None
+    assert (job.key, job.state, job.submitted_at, job.accepted_at) == ("k", ACCEPTED, 99.0, 99.0)
+
+
+# The file
+
+
+@contextmanager
+def database(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open the file without any journal in between."""
+    db = sqlite3.connect(path)
+    try:
+        yield db
+        db.commit()
+    finally:
+        db.close()
+
+
+def without_tables(path: Path) -> None:
+    """A database that nobody has put anything in."""
+    with database(path) as db:
+        db.execute("VACUUM")
+
+
+async def test_the_schema_explains_each_of_its_columns(journal: Journal) -> None:
+    """In the file itself, each column stands below a sentence of its own or of its group."""
+    stored = await asked(journal, "SELECT sql FROM sqlite_schema WHERE name = 'job'")
+    body = stored[stored.index("(") + 1 : stored.rindex(")")]
+    lines = [line.strip() for line in body.strip().splitlines()]
+    names = await journal._run(
+        lambda db: [row[0] for row in db.execute("SELECT name FROM pragma_table_info('job')")]
+    )
+    groups = re.findall(r"((?:--[^\n]*\n)+)((?:(?!--)[^\n]+\n)+)", "\n".join([*lines, ""]))
+    explained = [line.split()[0] for _, columns in groups for line in columns.splitlines()]
+    assert explained == names
+    assert all(comment.strip().endswith((".", ".)")) for comment, _ in groups)
+    assert set(names) == {field.name for field in attrs.fields(Job)}
+
+
+async def test_the_file_is_strict_durable_and_ours_alone(journal: Journal) -> None:
+    """The table is STRICT, the log write-ahead and flushed at each commit, the lock exclusive."""
+    strict = "SELECT strict FROM pragma_table_list WHERE name = 'job'"
+    assert await asked(journal, strict) == 1
+    assert await asked(journal, "PRAGMA journal_mode") == "wal"
+    assert await asked(journal, "PRAGMA synchronous") == 2
+    assert await asked(journal, "PRAGMA locking_mode") == "exclusive"
+    assert await asked(journal, "PRAGMA user_version") == SCHEMA_VERSION == 1
+
+
+async def test_a_wrong_type_is_refused_by_the_file(journal: Journal) -> None:
+    """STRICT keeps a word out of a column of numbers, and the row as it was."""
+    before = await job_at(journal, FINISHED)
+    with pytest.raises(JournalError, match="REAL"):
+        await journal.step("k", SAVED, NOW, points="many")
+    assert await journal.find("k") == before
+
+
+@pytest.mark.parametrize("make", [Path.touch, without_tables])
+async def test_an_empty_file_becomes_a_journal(path: Path, make: Callable[[Path], None]) -> None:
+    """Nothing at all, and a database without tables, are version 0, and are brought up to date."""
+    make(path)
+    async with opened(path) as journal:
+        await job_at(journal, ACCEPTED)
+        assert await asked(journal, "PRAGMA user_version") == SCHEMA_VERSION
+
+
+def test_each_older_version_has_a_way_on() -> None:
+    """There is one migration from each version below the present one, and none beyond."""
+    assert set(journals.MIGRATIONS) == set(range(SCHEMA_VERSION))
+
+
+def next_version(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Have a version 2, to which *script* leads."""
+    monkeypatch.setattr(journals, "SCHEMA_VERSION", 2)
+    monkeypatch.setattr(journals, "MIGRATIONS", {**journals.MIGRATIONS, 1: script})
+
+
+async def test_a_migration_keeps_what_is_there(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A journal of version 1 is taken to version 2 with its rows, statement by statement."""
+    async with opened(path) as journal:
+        await job_at(journal, SAVED)
+    next_version(
+        monkeypatch, "CREATE TABLE a (\n    b TEXT  -- c; d\n);\nINSERT INTO a VALUES ('e;f');\n"
+    )
+    async with opened(path) as journal:
+        assert await asked(journal, "PRAGMA user_version") == 2
+        assert await asked(journal, "SELECT b FROM a") == "e;f"
+        assert [job.state for job in await journal.jobs()] == [SAVED]
+
+
+async def test_a_migration_that_fails_leaves_the_file_as_it_was(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a migration is none: version and rows stay what they were."""
+    async with opened(path) as journal:
+        await job_at(journal, SAVED)
+    with monkeypatch.context() as patch:
+        next_version(patch, "CREATE TABLE a (b TEXT);\nINSERT INTO nowhere VALUES (1);\n")
+        async with opened(path) as journal:
+            with pytest.raises(JournalError, match="no such table: nowhere"):
+                await journal.counts()
+    async with opened(path) as journal:
+        assert await asked(journal, "PRAGMA user_version") == 1
+        assert await asked(journal, "SELECT count(*) FROM sqlite_schema WHERE name = 'a'") == 0
+        assert [job.state for job in await journal.jobs()] == [SAVED]
+
+
+# Files that are none
+
+
+def newer(path: Path) -> None:
+    """A journal of a version to come."""
+    with database(path) as db:
+        db.execute("CREATE TABLE job (key TEXT)")
+        db.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
+
+
+def foreign(path: Path, version: int = 0) -> None:
+    """A database of something else."""
+    with database(path) as db:
+        db.execute("CREATE TABLE bookmarks (title TEXT)")
+        db.execute("INSERT INTO bookmarks VALUES ('kittens')")
+        db.execute(f"PRAGMA user_version={version}")
+
+
+def foreign_with_versions(path: Path) -> None:
+    """One that happens to have our version."""
+    foreign(path, SCHEMA_VERSION)
+
+
+def foreign_and_far_ahead(path: Path) -> None:
+    """One that happens to have a newer version."""
+    foreign(path, 77)
+
+
+def foreign_with_jobs(path: Path) -> None:
+    """One that happens to have a table of that name."""
+    with database(path) as db:
+        db.execute("CREATE TABLE job (title TEXT)")
+
+
+def text(path: Path) -> None:
+    """A list of prompts."""
+    path.write_text("a kitten\na puppy\n" * 100)
+
+
+def short_text(path: Path) -> None:
+    """Less text than a database has in its head."""
+    path.write_text("a kitten")
+
+
+def folder(path: Path) -> None:
+    """A folder with something in it."""
+    path.mkdir()
+    (path / "inside").touch()
+
+
+def content(path: Path) -> object:
+    """Give what is there: the bytes of a file, or the names in a folder."""
+    if path.is_dir():
+        return sorted(inside.name for inside in path.iterdir())
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "says"),
+    [
+        (newer, JournalTooNew, "has schema 2; this version knows 1"),
+        (foreign, JournalError, "a database of something else"),
+        (foreign_with_versions, JournalError, "a database of something else"),
+        (foreign_and_far_ahead, JournalError, "a database of something else"),
+        (foreign_with_jobs, JournalError, "a database of something else"),
+        (text, JournalError, "file is not a database"),
+        (short_text, JournalError, "file is not a database"),
+        (folder, JournalError, "unable to open database file"),
+    ],
+)
+async def test_a_file_that_is_no_journal_is_told_and_left_alone(
+    path: Path, make: Callable[[Path], None], kind: type[JournalError], says: str
+) -> None:
+    """What cannot be a journal is an error before any money, and not a byte of it changes."""
+    make(path)
+    before = content(path)
+    async with opened(path) as journal:
+        with pytest.raises(kind, match=says) as caught:
+            await journal.plan(wanted(), NOW)
+    assert type(caught.value) is kind
+    assert caught.value.money == MONEY
+    assert content(path) == before
+
+
+@pytest.mark.parametrize("name", ["missing/run.db", "file/run.db", "nul\0/run.db"])
+async def test_a_folder_that_is_none_is_told(tmp_path: Path, name: str) -> None:
+    """No folder is made: a journal in one that is missing is an error that names it."""
+    (tmp_path / "file").touch()
+    async with opened(tmp_path / name) as journal:
+        with pytest.raises(JournalError, match="no folder") as caught:
+            await journal.counts()
+    assert caught.value.money == MONEY
+    assert not (tmp_path / "missing").exists()
+
+
+@contextmanager
+def guest() -> Iterator[Path]:
+    """Give a folder, and be somebody whom file permissions hold back, as root is not."""
+    place = Path(tempfile.mkdtemp())
+    is_root = os.geteuid() == 0
+    try:
+        place.chmod(0o777)
+        if is_root:
+            os.seteuid(65534)
+        yield place
+    finally:
+        if is_root:
+            os.seteuid(0)
+        place.chmod(0o700)
+        for inside in place.iterdir():
+            inside.chmod(0o700)
+        shutil.rmtree(place)
+
+
+async def test_a_folder_that_may_not_be_written_is_told() -> None:
+    """A journal that cannot be made is an error before any money."""
+    with guest() as place:
+        inside = place / "closed"
+        inside.mkdir(mode=0o555)
+        async with opened(inside / "run.db") as journal:
+            with pytest.raises(JournalError, match="unable to open") as caught:
+                await journal.plan(wanted(), NOW)
+    assert caught.value.money == MONEY
+
+
+async def test_a_file_that_may_not_be_written_is_told() -> None:
+    """A journal that can only be read is an error before any money."""
+    with guest() as place:
+        path = place / "run.db"
+        async with opened(path) as journal:
+            await job_at(journal, ACCEPTED)
+        path.chmod(0o444)
+        async with opened(path) as journal:
+            with pytest.raises(JournalError, match="cannot be used") as caught:
+                await journal.plan(wanted("other"), NOW)
+    assert caught.value.money == MONEY
+
+
+async def test_a_folder_that_may_not_be_entered_is_no_other_process() -> None:
+    """Missing permissions are told as such, whatever the folder is called."""
+    with guest() as place:
+        (place / "locked").mkdir(mode=0o000)
+        async with opened(place / "locked" / "in" / "run.db") as journal:
+            with pytest.raises(JournalError, match="Permission denied") as caught:
+                await journal.counts()
+    assert not isinstance(caught.value, JournalBusy)
+
+
+async def test_a_full_disk_is_told_and_breaks_nothing(journal: Journal) -> None:
+    """What does not fit is an error for each that waited, and what was written before stays."""
+    before = await job_at(journal, ACCEPTED)
+    pages = await asked(journal, "PRAGMA page_count")
+    await asked(journal, f"PRAGMA max_page_count={pages}")
+    plans = [journal.plan(wanted(f"{number:0500}"), NOW) for number in range(100)]
+    results = await asyncio.gather(*plans, return_exceptions=True)
+    refused = [result for result in results if isinstance(result, JournalError)]
+    assert refused
+    assert {(str(type(one.__cause__)), one.money) for one in refused} == {
+        ("<class 'sqlite3.OperationalError'>", MONEY)
+    }
+    assert "full" in str(refused[0])
+    assert len({id(one) for one in refused}) == len(refused)
+    await asked(journal, "PRAGMA max_page_count=100000")
+    assert (await journal.find("k")) == before
+    assert len(await journal.jobs()) == 1 + len(results) - len(refused)
+    await job_at(journal, SAVED, "there is room again")
+
+
+FULL = """
+import asyncio, resource, sys
+from fuhu_runway.errors import JournalError
+from fuhu_runway.journal import Journal, JobState, Plan
+
+async def main(path):
+    journal = Journal(path)
+    made = 0
+    await journal.counts()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    try:
+        for made in range(10_000):
+            key = f"k{made}"
+            await journal.plan(Plan(key=key, fingerprint="f", endpoint="TextToVideo"), 1.0)
+            await journal.step(key, JobState.SUBMITTING, 2.0)
+    except JournalError as error:
+        print(made, type(error).__name__, error.money)
+    await journal.aclose()
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+def python(source: str, *arguments: object, **options: Any) -> "subprocess.Popen[str]":
+    """Start *source* in an interpreter of its own in which each warning is an error."""
+    root = Path(fuhu_runway.__file__).parents[1]
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", source, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        **options,
+    )
+
+
+async def test_a_file_that_may_grow_no_further_keeps_what_it_has(path: Path) -> None:
+    """When the system takes no more bytes, each job that was answered for is in the file."""
+    pytest.importorskip("resource")
+    with python(FULL, path) as process:
+        said, _ = process.communicate()
+    made, kind, money = said.split(maxsplit=2)
+    assert (kind, money.strip()) == ("JournalError", MONEY)
+    async with opened(path) as journal:
+        counts = await journal.counts()
+    assert counts[IN_DOUBT] >= int(made) > 0
+
+
+# One process at a time
+
+HOLDER = """
+import asyncio, sys
+from fuhu_runway.journal import Journal, JobState, Plan
+
+async def main(path):
+    journal = Journal(path)
+    await journal.plan(Plan(key="theirs", fingerprint="f", endpoint="TextToVideo"), 1.0)
+    await journal.step("theirs", JobState.SUBMITTING, 2.0)
+    print("open", flush=True)
+    sys.stdin.read()
+    await journal.aclose()
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+async def test_a_second_process_is_told_and_writes_nothing(path: Path) -> None:
+    """While one process has it open a second gets JournalBusy, and afterwards may go on."""
+    async with opened(path) as journal:
+        with python(HOLDER, path) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "open\n"
+            for _ in range(2):
+                with pytest.raises(JournalBusy, match="Another process") as caught:
+                    await job_at(journal, ACCEPTED, "ours")
+                assert caught.value.money == MONEY
+            process.communicate()
+        assert process.returncode == 0
+        await job_at(journal, ACCEPTED, "ours")
+        jobs = await journal.jobs()
+    assert [(job.key, job.state) for job in jobs] == [("theirs", IN_DOUBT), ("ours", ACCEPTED)]
+
+
+async def test_a_process_that_was_killed_leaves_its_doubts(path: Path) -> None:
+    """A job that was in the air when its process was killed is in doubt when it is opened anew."""
+    with python(HOLDER, path) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.kill()
+    async with opened(path) as journal:
+        job = await journal.find("theirs")
+    assert job is not None
+    assert (job.state, job.error, job.task_id) == (IN_DOUBT, "NoReply", None)
+
+
+async def test_a_second_journal_of_the_same_process_is_told(journal: Journal) -> None:
+    """Two journals over one file do not mix within one process either."""
+    await job_at(journal, ACCEPTED)
+    async with opened(journal.path) as second:
+        with pytest.raises(JournalBusy):
+            await second.counts()
+    assert [job.key for job in await journal.jobs()] == ["k"]
+
+
+# Opening, closing, doubts
+
+
+async def test_it_is_made_on_first_use(path: Path) -> None:
+    """Making the object touches nothing, and closing what was never used neither."""
+    journal = Journal(str(path))
+    assert repr(journal) == "<Journal run.db closed>"
+    await journal.aclose()
+    assert content(path.parent) == []
+    await journal.counts()
+    assert repr(journal) == "<Journal run.db open>"
+    await journal.aclose()
+    assert repr(journal) == "<Journal run.db closed>"
+
+
+async def test_closed_it_lets_go_and_opens_anew(journal: Journal) -> None:
+    """A closed journal leaves one file without a lock, and goes on with it when used again."""
+    before = await job_at(journal, ACCEPTED)
+    await journal.aclose()
+    assert content(journal.path.parent) == ["run.db"]
+    async with opened(journal.path) as other:
+        assert await other.jobs() == [before]
+    assert await journal.jobs() == [before]
+
+
+async def test_using_it_while_it_closes_is_no_trouble(journal: Journal) -> None:
+    """Whatever is asked while another closes it is answered, by the same file opened anew."""
+    for number in range(20):
+        await journal.plan(wanted(f"before {number}"), NOW)
+        await asyncio.gather(
+            journal.aclose(), journal.plan(wanted(f"meanwhile {number}"), NOW), journal.aclose()
+        )
+    assert len(await journal.jobs()) == 40
+
+
+@pytest.mark.parametrize("state", JobState)
+async def test_what_was_in_the_air_is_in_doubt_once_it_is_closed(
+    journal: Journal, state: JobState
+) -> None:
+    """Closing says of a job that is SUBMITTING that nobody knows, and of no other job anything."""
+    before = await job_at(journal, state)
+    await journal.aclose()
+    with database(journal.path) as db:
+        ((word, error),) = db.execute("SELECT state, error FROM job").fetchall()
+    if state is SUBMITTING:
+        assert (word, error) == (IN_DOUBT.value, "NoReply")
+    else:
+        assert (word, error) == (state.value, before.error)
+
+
+@pytest.mark.parametrize("state", JobState)
+async def test_what_was_in_the_air_is_in_doubt_once_it_is_opened(
+    journal: Journal, tmp_path: Path, state: JobState
+) -> None:
+    """The file as a crash leaves it says SUBMITTING; opened, that is in doubt, and no other is."""
+    before = await job_at(journal, state)
+    left = tmp_path / "left.db"
+    for suffix in ["", "-wal"]:
+        shutil.copy(f"{journal.path}{suffix}", f"{left}{suffix}")
+    async with opened(left) as other:
+        job = await other.find("k")
+    assert job is not None
+    assert job.state is (IN_DOUBT if state is SUBMITTING else before.state)
+    assert job.submissions == before.submissions
+
+
+async def test_a_doubt_that_cannot_be_written_does_not_keep_it_from_closing(
+    journal: Journal,
+) -> None:
+    """With the table gone there is nothing to say any more, and closing lets go all the same."""
+    await journal._run(lambda db: db.execute("DROP TABLE job"))
+    await journal.aclose()
+    assert repr(journal) == "<Journal run.db closed>"
+
+
+def test_one_journal_serves_several_loops(path: Path) -> None:
+    """Loops that follow one another share one open journal."""
+    journal = Journal(path)
+    asyncio.run(_planned(journal, "a"))
+    asyncio.run(_planned(journal, "b"))
+
+    async def last() -> list[Job]:
+        jobs = await journal.jobs()
+        await journal.aclose()
+        return jobs
+
+    assert [job.key for job in asyncio.run(last())] == ["a", "b"]
+
+
+async def _planned(journal: Journal, key: str) -> None:
+    await journal.plan(wanted(key), NOW)
+
+
+def test_a_loop_that_ends_meanwhile_is_no_trouble(path: Path) -> None:
+    """What is still being written when its loop ends is written, and the next loop is served."""
+    journal, busy = Journal(path), threading.Event()
+
+    async def leave_early() -> None:
+        held = asyncio.create_task(journal._run(lambda _db: busy.wait()))
+        asked_for = asyncio.create_task(_planned(journal, "asked for"))
+        await asyncio.sleep(0)
+        held.cancel()
+        asked_for.cancel()
+
+    asyncio.run(leave_early())
+    busy.set()
+
+    async def later() -> list[Job]:
+        jobs = await journal.jobs()
+        await journal.aclose()
+        return jobs
+
+    assert [job.key for job in asyncio.run(later())] == ["asked for"]
+
+
+# Many at once
+
+
+async def test_what_gathers_is_written_in_few_transactions(journal: Journal) -> None:
+    """Thousands of plans that wait for the disk share a transaction by the thousand."""
+    said: list[str] = []
+    await journal._run(lambda db: db.set_trace_callback(said.append))
+    busy = threading.Event()
+    first = asyncio.create_task(journal._run(lambda _db: busy.wait()))
+    plans = [asyncio.create_task(_planned(journal, f"k{number}")) for number in range(2500)]
+    await asyncio.sleep(0)
+    busy.set()
+    await asyncio.gather(first, *plans)
+    await journal._run(lambda db: db.set_trace_callback(None))
+    assert 3 <= said.count("BEGIN") <= 6
+    assert sum((await journal.counts()).values()) == 2500
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda journal: journal.step("k", SAVED, NOW),
+        lambda journal: journal.step("nobody", SUBMITTING, NOW),
+        lambda journal: journal.step("other", ACCEPTED, NOW, task_id="task of k"),
+        lambda journal: journal.step("k", FINISHED, NOW, points="many"),
+        lambda journal: journal.step("k", FINISHED, NOW, points=object()),
+        lambda journal: journal.step("k", FINISHED, NOW, file_bytes=2**70),
+        lambda journal: journal.step("k", FINISHED, NOW, code="\ud800"),
+        lambda journal: journal.plan(wanted("k2", custom_id="\ud800"), NOW),
+    ],
+)
+async def test_a_fault_of_one_is_its_own(
+    journal: Journal, fault: Callable[[Journal], Awaitable[Job]]
+) -> None:
+    """Whoever shares a transaction with what cannot be written is written all the same."""
+    await job_at(journal, ACCEPTED)
+    await job_at(journal, SUBMITTING, "other")
+    _, wrong, _ = await asyncio.gather(
+        journal.plan(wanted("before"), NOW),
+        fault(journal),
+        journal.plan(wanted("after"), NOW),
+        return_exceptions=True,
+    )
+    assert isinstance(wrong, JournalError)
+    assert wrong.money == MONEY
+    assert {job.key for job in await journal.jobs(PLANNED)} == {"before", "after"}
+
+
+async def test_whoever_is_cancelled_leaves_it_usable(journal: Journal) -> None:
+    """A caller who went away meanwhile costs nobody else anything; what was asked is written."""
+    busy = threading.Event()
+    held = asyncio.create_task(journal._run(lambda _db: busy.wait()))
+    gone = asyncio.create_task(_planned(journal, "gone"))
+    stays = asyncio.create_task(_planned(journal, "stays"))
+    await asyncio.sleep(0)
+    gone.cancel()
+    busy.set()
+    await asyncio.gather(held, stays)
+    assert gone.cancelled()
+    assert [job.key for job in await journal.jobs()] == ["gone", "stays"]
+
+
+# Secrets
+
+MARK: Final = "marked-7c1e9d5b"
+
+
+async def test_the_file_holds_no_prompt_and_no_address(journal: Journal) -> None:
+    """Not a byte on disk, write-ahead log included, is from the prompt or an address."""
+    requests: list[Generation] = [
+        TextToVideo(f"a {MARK} kitten", extra={MARK: MARK}),
+        ImageToVideo(f"a {MARK} puppy", f"https://example.com/{MARK}.png"),
+    ]
+    for request in requests:
+        plan = plan_of(request)
+        await journal.plan(plan, NOW)
+        await journal.step(plan.key, SUBMITTING, NOW)
+    assert MARK.encode() not in every_byte(journal.path)
+    await journal.aclose()
+    assert MARK.encode() not in every_byte(journal.path)
+
+
+def every_byte(path: Path) -> bytes:
+    """Give all that is on disk of a journal."""
+    files = sorted(path.parent.glob(f"{path.name}*"))
+    assert files
+    return b"".join(file.read_bytes() for file in files)
