@@ -1,21 +1,188 @@
-"""When the next request may go: requests in flight, first come first served."""
+"""
+When the next request may go: requests in flight, and a pace, set or learned from refusals.
+
+Rule 1: first come, first served, whatever it is for. Only the one look that queues on behalf of
+all tasks may say how far ahead it stands, or a crowd of submits would keep every clip waiting.
+Rule 2: waiting here costs nothing and may be cancelled at any time: what waits was not sent.
+Rule 3: state changes under no `await`, so that a cancelled waiter can leave nothing half done.
+
+Rates are in requests per second, instants are seconds of the loop's clock.
+"""
 
 import asyncio
-from contextlib import AbstractAsyncContextManager
+import math
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final
+
+import attrs
+
+from ._clock import Clock, Timer
+from .hooks import Hooks, PaceChanged
+from .models import Limits
+
+BACK_OFF: Final = 0.5
+"""What a refusal multiplies the rate by: half, as TCP does (RFC 5681)."""
+SLOWEST: Final = 0.5
+"""The learned rate never falls below this: no gateway allows less than one (api-facts 5.5)."""
+CAUTIOUS_FROM: Final = 0.9
+"""Up to this part of the rate that was refused, the pace recovers fast, and slowly beyond."""
+FAST_RECOVERY: Final = 0.05
+SLOW_RECOVERY: Final = 0.002
+"""What each answer adds to the rate, as parts of the rate that was refused."""
+FORGET_AFTER: Final = 4.0
+"""A pace this many times above the last refusal is no limit any more."""
 
 
-class Limits:
+@attrs.define(eq=False)
+class Pace:
     """
-    The budget that everything on one client shares, within one event loop.
+    A rate that falls with each refusal and grows back with each answer.
 
-    Waiting here costs nothing and may be cancelled at any time: what waits was not sent.
+    Pure: the caller passes *now*.
     """
 
-    def __init__(self, requests_in_flight: int) -> None:
-        self.requests_in_flight = requests_in_flight
-        # The standard semaphore wakes its waiters in the order in which they came.
-        self._free = asyncio.Semaphore(requests_in_flight)
+    #: What the user allowed; None is no limit.
+    at_most: float | None
+    rate: float = math.inf
+    #: Where it was last refused.
+    refused_at_rate: float = math.inf
+    #: Requests sent before this instant were part of what was refused already.
+    slowed_at: float = -math.inf
+    #: Nobody goes before this instant: a gateway asked for it.
+    hold_until: float = -math.inf
+    _next_at: float = -math.inf
+    _sent_at: "deque[float]" = attrs.field(factory=lambda: deque(maxlen=64))
 
-    def slot(self) -> AbstractAsyncContextManager[None]:
-        """Enter when a request may go, and count it until the block is left."""
-        return self._free
+    def __attrs_post_init__(self) -> None:
+        self.rate = self.at_most or math.inf
+
+    def ready_at(self, now: float) -> float:
+        """Give the instant at which the next request may go."""
+        return max(now, self._next_at, self.hold_until)
+
+    def sent(self, now: float, due_at: float | None = None) -> None:
+        """Take note of a request that goes now; *due_at* is what its timer was set for."""
+        self._sent_at.append(now)
+        gap = 0.0 if math.isinf(self.rate) else 1 / self.rate
+        # From when it was due, not from when it went: a late timer must not cost pace. But no
+        # credit is saved up: a burst after a pause is what gateways refuse.
+        self._next_at = (now if due_at is None else max(due_at, now - gap / 2)) + gap
+
+    def answered(self) -> None:
+        """Grow, after an answer that was no refusal."""
+        if math.isinf(self.refused_at_rate):
+            return
+        cautious = self.rate >= CAUTIOUS_FROM * self.refused_at_rate
+        self.rate += (SLOW_RECOVERY if cautious else FAST_RECOVERY) * self.refused_at_rate
+        if self.at_most is not None:
+            self.rate = min(self.rate, self.at_most)
+        elif self.rate > FORGET_AFTER * self.refused_at_rate:
+            self.rate = self.refused_at_rate = math.inf
+
+    def refused(self, sent_at: float, now: float, retry_after: float | None) -> bool:
+        """Slow down, once for all requests of one burst; tell whether it did."""
+        self.hold_until = max(self.hold_until, now + (retry_after or 0.0))
+        if sent_at <= self.slowed_at:
+            return False
+        self.slowed_at = now
+        self.refused_at_rate = min(self.rate, self._measured(now))
+        slowest = SLOWEST if self.at_most is None else min(SLOWEST, self.at_most)
+        self.rate = max(slowest, self.refused_at_rate * BACK_OFF)
+        return True
+
+    def _measured(self, now: float) -> float:
+        """Give the rate at which requests went lately."""
+        recent = [sent for sent in self._sent_at if sent > now - 1.0]
+        return float(max(1, len(recent)))
+
+
+class Gate:
+    """
+    Where everything on one client, in one event loop, waits for its turn to send.
+
+    Args:
+        limits: What the user allows.
+        clock: Where time comes from.
+        hooks: Who hears when the pace changes.
+    """
+
+    def __init__(self, limits: Limits, clock: Clock, hooks: Hooks) -> None:
+        self.limits = limits
+        self.pace = Pace(limits.requests_per_second)
+        self.in_flight = 0
+        self._clock = clock
+        self._hooks = hooks
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._timer: Timer | None = None
+
+    def __repr__(self) -> str:
+        rate = "" if math.isinf(self.pace.rate) else f", {self.pace.rate:.2g} a second"
+        hold = self.pace.hold_until - self._clock.now()
+        held = f", held for {hold:.1f} s" if hold > 0 else ""
+        flying = f"{self.in_flight} of {self.limits.requests_in_flight} in flight"
+        # Who was cancelled stays in line until it is its turn.
+        waiting = sum(not turn.done() for turn in self._waiting)
+        return f"<Gate {flying}, {waiting} waiting{rate}{held}>"
+
+    @property
+    def is_paced(self) -> bool:
+        """Whether requests go at a rate, so that it matters which goes first."""
+        return not math.isinf(self.pace.rate)
+
+    @asynccontextmanager
+    async def slot(self, *, behind: int | None = None) -> AsyncIterator[float]:
+        """
+        Come back when a request may go, with the instant; count it until the block is left.
+
+        Args:
+            behind: How many of those that wait go before this one; by default all.
+        """
+        await self._turn(behind)
+        try:
+            yield self._clock.now()
+        finally:
+            self.in_flight -= 1
+            self._let_go()
+
+    def answered(self) -> None:
+        """Take note of an answer that was no refusal."""
+        self.pace.answered()
+
+    def refused(self, sent_at: float, retry_after: float | None) -> None:
+        """Take note of a refusal: everyone slows down, and holds as long as was asked."""
+        if self.pace.refused(sent_at, self._clock.now(), retry_after):
+            self._hooks.emit(PaceChanged(self.pace.rate, retry_after))
+
+    async def _turn(self, behind: int | None) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.insert(len(self._waiting) if behind is None else behind, turn)
+        self._let_go()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.in_flight -= 1  # it was this one's turn, and it does not take it
+            self._let_go()
+            raise
+
+    def _let_go(self, due_at: float | None = None) -> None:
+        """Let everyone go whose turn it is, the first of them at *due_at*; set the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._waiting and self.in_flight < self.limits.requests_in_flight:
+            if self._waiting[0].done():
+                self._waiting.popleft()
+                continue
+            now = self._clock.now()
+            ready_at = self.pace.ready_at(now)
+            if ready_at > now:
+                self._timer = self._clock.call_at(ready_at, partial(self._let_go, ready_at))
+                return
+            self.in_flight += 1
+            self.pace.sent(now, due_at)
+            due_at = None
+            self._waiting.popleft().set_result(None)

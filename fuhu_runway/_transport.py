@@ -6,19 +6,20 @@ belongs to one event loop.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import aiohttp
 
 from ._clock import Clock
 from ._gateway import Replay
-from ._limits import Limits
+from ._limits import Gate
 from ._redact import redact
 from ._retry import repeat
 from ._wire import Reply, Request
-from .errors import Fate, NoReply, NotSent, RunwayError
+from .errors import Fate, NoReply, NotSent, RateLimited, RunwayError
 from .hooks import Hooks
 from .models import RetryPolicy, Timeouts, usage_error
 
@@ -29,6 +30,9 @@ MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
 
 Unclaimed = Callable[["asyncio.Task[Any]"], object]
 """Called with the finished exchange of a paid request whose caller was cancelled meanwhile."""
+
+Around = Callable[[Callable[[], Coroutine[Any, Any, Any]]], Coroutine[Any, Any, Any]]
+"""Does one sending, given as a function to await, and whatever belongs before and after it."""
 
 
 class Transport:
@@ -45,7 +49,7 @@ class Transport:
         session: aiohttp.ClientSession | None,
         timeouts: Timeouts,
         retry: RetryPolicy,
-        limits: Limits,
+        gate: Gate,
         hooks: Hooks,
         clock: Clock,
     ) -> None:
@@ -62,19 +66,25 @@ class Transport:
             total=timeouts.read, sock_connect=timeouts.connect
         )
         self._retry = retry
-        self._limits = limits
+        self._gate = gate
         self._hooks = hooks
         self._clock = clock
         self._in_the_air: set[asyncio.Task[Any]] = set()
 
     async def call(
-        self, request: Request, read: Callable[[Reply], T], *, unclaimed: Unclaimed | None = None
+        self,
+        request: Request,
+        read: Callable[[Reply], T],
+        *,
+        unclaimed: Unclaimed | None = None,
+        around: Around | None = None,
     ) -> T:
         """
         Give what *read* makes of the answer, the request repeated as far as that is safe.
 
         With *unclaimed*, cancelling the caller does not cancel an exchange that is in the air:
-        it goes on, and *unclaimed* is called with it when it is done.
+        it goes on, and *unclaimed* is called with it when it is done. With *around*, each sending
+        is done by way of it, so that it can be written down before and after.
 
         Raises:
             NotSent: The gateway could not be reached.
@@ -86,26 +96,30 @@ class Transport:
         async def attempt() -> T:
             if unclaimed is None:
                 return await self.once(request, read)
-            return await self._once_whatever_happens(request, read, unclaimed)
+            return await self._once_whatever_happens(request, read, unclaimed, around)
 
         return await repeat(attempt, request.endpoint, self._retry, self._clock, self._hooks)
 
     async def once(self, request: Request, read: Callable[[Reply], T]) -> T:
         """Give what *read* makes of the answer to one sending, when the limits allow it."""
-        async with self._limits.slot():
-            reply = await self.send(request)
-        return read(reply)
+        async with self._gate.slot() as sent_at:
+            return self._heed(read, await self.send(request), sent_at)
+
+    async def in_turn(self, request: Request, read: Callable[[Reply], T], sent_at: float) -> T:
+        """Do the same, in a turn that the caller took at the instant *sent_at*."""
+        return self._heed(read, await self.send(request), sent_at)
 
     async def _once_whatever_happens(
-        self, request: Request, read: Callable[[Reply], T], unclaimed: Unclaimed
+        self,
+        request: Request,
+        read: Callable[[Reply], T],
+        unclaimed: Unclaimed,
+        around: Around | None,
     ) -> T:
         """Do the same, in a way that cancelling the caller cannot lose the answer."""
-
-        async def exchange() -> T:
-            return read(await self.send(request))
-
-        async with self._limits.slot():
-            flight = asyncio.create_task(exchange())
+        async with self._gate.slot() as sent_at:
+            exchange = partial(self.in_turn, request, read, sent_at)
+            flight = asyncio.create_task(around(exchange) if around else exchange())
             self._in_the_air.add(flight)
             flight.add_done_callback(self._in_the_air.discard)
             try:
@@ -113,6 +127,19 @@ class Transport:
             except asyncio.CancelledError:
                 flight.add_done_callback(unclaimed)
                 raise
+
+    def _heed(self, read: Callable[[Reply], T], reply: Reply, sent_at: float) -> T:
+        """Read an answer, and let the pace hear whether it was a refusal."""
+        try:
+            answer = read(reply)
+        except RateLimited as refusal:
+            self._gate.refused(sent_at, refusal.retry_after)
+            raise
+        except RunwayError:
+            self._gate.answered()
+            raise
+        self._gate.answered()
+        return answer
 
     async def send(self, request: Request) -> Reply:
         """

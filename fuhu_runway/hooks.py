@@ -62,6 +62,17 @@ class RetryScheduled(Event):
 
 
 @attrs.frozen
+class PaceChanged(Event):
+    """The gateway refused for being too fast, and everything on this client slows down."""
+
+    level: ClassVar[int] = logging.INFO
+    #: From now on, in requests per second.
+    rate: float
+    #: How long nothing is sent at all, in seconds; None where the gateway did not ask.
+    retry_after: float | None
+
+
+@attrs.frozen
 class TaskPolled(Event):
     """A look at a task was answered."""
 
@@ -143,6 +154,11 @@ class Hooks:
 
     def __init__(self, listeners: Iterable[Listener] = ()) -> None:
         self._listeners = tuple(listeners)
+
+    def add(self, listener: Listener) -> None:
+        """Have one more listen, from now on."""
+        if listener not in self._listeners:
+            self._listeners = (*self._listeners, listener)
 
     def are_heard(self, kind: type[Event]) -> bool:
         """Whether an event of this kind reaches anybody; for events that come by the thousand."""

@@ -567,8 +567,26 @@ class RetryPolicy:
 
 
 @attrs.frozen(kw_only=True)
+class Limits:
+    """What one client may take of the gateway, in each event loop."""
+
+    #: Requests per second; None learns it from the gateway's refusals.
+    requests_per_second: float | None = attrs.field(
+        default=None, validator=_maybe(_check_number(0.001, 1_000_000))
+    )
+    #: Requests under way at once; aiohttp's own default, and room for long submits.
+    requests_in_flight: int = attrs.field(
+        default=100, validator=_check_number(1, 10**6, whole=True)
+    )
+    #: Tasks that this client has submitted and that have not ended; None is no limit.
+    tasks_in_flight: int | None = attrs.field(
+        default=None, validator=_maybe(_check_number(1, 10**6, whole=True))
+    )
+
+
+@attrs.frozen(kw_only=True)
 class PollPolicy:
-    """When a task is asked about: exponential, capped and jittered."""
+    """When a task is asked about: exponential, capped and jittered, until better is learned."""
 
     #: From the submit to the first look, in seconds.
     first: float = attrs.field(default=2.0, validator=_check_duration)
@@ -578,6 +596,11 @@ class PollPolicy:
     max_interval: float = attrs.field(default=15.0, validator=_check_duration)
     #: How far an interval strays at random, as a part of it.
     jitter: float = attrs.field(default=0.1, validator=_check_number(0, 0.9))
+    #: Whether a rhythm that was learned from how long such tasks take replaces the exponential
+    #: one. Its intervals go from half of *first* to 4/3 of *max_interval*, and to 20 s at most.
+    learn: bool = attrs.field(default=True, validator=_check_flag)
+    #: Where requests are scarce, how long a promising task may keep others waiting, in seconds.
+    max_starvation: float = attrs.field(default=60.0, validator=_check_duration)
     #: How long after a submit the gateway may not know the task yet, in seconds (api-facts 5.4).
     not_found_grace: float = attrs.field(default=60.0, validator=_check_duration)
     #: How long a success may lack the clip's address, in seconds (api-facts 3.4).

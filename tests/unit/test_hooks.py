@@ -25,6 +25,8 @@ EXAMPLES: dict[str, Any] = {
     "refunded": False,
     "resumed_at_bytes": 0,
     "total_bytes": 4096,
+    "rate": 2.0,
+    "retry_after": 3.0,
 }
 EVENTS = [
     kind(**{field.name: EXAMPLES[field.name] for field in attrs.fields(kind)})
@@ -109,6 +111,7 @@ LEVELS = {
     "TaskSubmitted": logging.INFO,
     "SubmissionUnclaimed": logging.WARNING,
     "RetryScheduled": logging.INFO,
+    "PaceChanged": logging.INFO,
     "TaskPolled": logging.DEBUG,
     "PollFailed": logging.INFO,
     "UnknownWordSeen": logging.WARNING,
@@ -160,3 +163,14 @@ def test_the_log_belongs_to_the_package() -> None:
     """Lines go to the logger of the package's name, for the user to open or close."""
     assert hooks.LOGGER is logging.getLogger("fuhu_runway")
     assert hooks.LOGGER.handlers == []
+
+
+def test_a_listener_that_is_added_twice_hears_once() -> None:
+    """Adding is for good, and does no harm when it is done again."""
+    heard: list[Event] = []
+    hooks = Hooks()
+    hooks.add(heard.append)
+    listener = hooks._listeners[0]
+    hooks.add(listener)
+    hooks.emit(EVENTS[0])
+    assert heard == [EVENTS[0]]

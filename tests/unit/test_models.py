@@ -20,6 +20,7 @@ from fuhu_runway.models import (
     Gateway,
     ImageToVideo,
     KeyStyle,
+    Limits,
     MotionVector,
     OfficialImageToVideo,
     PollPolicy,
@@ -65,7 +66,7 @@ def official(**changes: Any) -> OfficialImageToVideo:
 
 
 REQUESTS: list[Make] = [text, image, video, act_one, official]
-POLICIES: list[Make] = [Timeouts, RetryPolicy, PollPolicy, MotionVector, Gateway]
+POLICIES: list[Make] = [Timeouts, RetryPolicy, PollPolicy, Limits, MotionVector, Gateway]
 
 # What is allowed, as the error says it, to who has such fields, and what is not allowed.
 WORD = "with at least one word"
@@ -136,6 +137,11 @@ RULES: list[tuple[list[Make], str, str, list[Any]]] = [
     ([RetryPolicy], "max_retry_after", SPAN, NO_SPANS),
     ([PollPolicy], "max_interval", SPAN, NO_SPANS),
     ([PollPolicy], "jitter", "Use a number from 0 to 0.9.", [-0.1, 1, *NO_NUMBERS]),
+    ([PollPolicy], "learn", FLAG, [*NO_FLAGS, None]),
+    ([PollPolicy], "max_starvation", SPAN, NO_SPANS),
+    ([Limits], "requests_per_second", "Use a number from 0.001 to 1000000.", [0, -1, "1", True]),
+    ([Limits], "requests_in_flight", "Use a whole number from 1 to", [0, 1.5, "9", None, True]),
+    ([Limits], "tasks_in_flight", "Use a whole number from 1 to 1000000.", [0, 1.5, "9", True]),
     ([PollPolicy], "not_found_grace", SPAN, NO_SPANS),
     ([PollPolicy], "url_grace", SPAN, NO_SPANS),
 ]
@@ -280,7 +286,8 @@ def test_the_defaults_are_the_documented_ones() -> None:
 def test_the_policies_are_the_promised_ones() -> None:
     """The default schedule is 2 s, x1.5, 15 s, and the time-outs leave a slow submit its time."""
     assert attrs.astuple(Timeouts()) == (5.0, 60.0, 300.0)
-    assert attrs.astuple(PollPolicy()) == (2.0, 1.5, 15.0, 0.1, 60.0, 60.0)
+    assert attrs.astuple(PollPolicy()) == (2.0, 1.5, 15.0, 0.1, True, 60.0, 60.0, 60.0)
+    assert attrs.astuple(Limits()) == (None, 100, None)
     assert attrs.astuple(RetryPolicy()) == (5, 0.5, 2.0, 30.0, 120.0)
     assert models.DEFAULT_WAIT == 1800.0
 

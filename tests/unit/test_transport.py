@@ -14,21 +14,23 @@ from support.servers import free_port, raw_server, reply, silent_server
 
 from fuhu_runway._clock import Clock
 from fuhu_runway._gateway import ENDPOINTS
-from fuhu_runway._limits import Limits
+from fuhu_runway._limits import Gate
 from fuhu_runway._transport import MAX_ANSWER_BYTES, Transport, translate
-from fuhu_runway._wire import Reply, Request
+from fuhu_runway._wire import Reply, Request, read_task
 from fuhu_runway.errors import (
     Fate,
     GatewayDown,
     NoReply,
     NotSent,
+    RateLimited,
     RunwayError,
     SubmissionInDoubt,
     TransportError,
+    Unauthorized,
     UsageError,
 )
 from fuhu_runway.hooks import Hooks, RetryScheduled
-from fuhu_runway.models import Timeouts
+from fuhu_runway.models import Limits, Timeouts
 
 KEY = "sk-marked-key"
 BRIEF = Timeouts(connect=0.05, read=0.05, total=5.0)
@@ -54,7 +56,7 @@ async def make(clock: ManualClock) -> AsyncIterator[Make]:
                 session=session,
                 timeouts=timeouts or Timeouts(),
                 retry=QUICK_RETRY,
-                limits=Limits(requests_in_flight),
+                gate=Gate(Limits(requests_in_flight=requests_in_flight), at, Hooks()),
                 hooks=Hooks([ear] if ear else []),
                 clock=at,
             )
@@ -512,3 +514,19 @@ async def test_no_secret_is_logged(make: Make, caplog: pytest.LogCaptureFixture)
 
 def _never(flight: "asyncio.Task[Any]") -> None:
     pytest.fail("nothing was unclaimed")
+
+
+# What the pace hears
+
+
+async def test_a_429_holds_everything_on_the_same_gate(make: Make, clock: ManualClock) -> None:
+    """The gate holds as long as the gateway asked, and not for any other no."""
+    many = reply(b"", "429 Too Many Requests", Retry_After="3")
+    async with raw_server(reply(b"{}", "403 Forbidden"), many) as server:
+        transport = make()
+        with pytest.raises(Unauthorized):
+            await transport.once(free(server.url), read_task)
+        assert transport._gate.pace.ready_at(clock.now()) == clock.now()
+        with pytest.raises(RateLimited):
+            await transport.once(free(server.url), read_task)
+        assert transport._gate.pace.ready_at(clock.now()) == clock.now() + 3
