@@ -1,21 +1,22 @@
 """What belongs to one event loop: a transport, a scheduler and a downloader, closed with it."""
 
-from collections.abc import AsyncGenerator, Callable
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 
 import aiohttp
 import attrs
 
 from ._clock import Clock
-from ._limits import Limits
-from ._polling import Poller
+from ._limits import Gate
+from ._polling import Poller, Turns, Watch
+from ._schedule import Learner
 from ._transport import Transport
 from ._wire import read_task
 from .downloads import Downloader
+from .errors import RunwayError
 from .hooks import Hooks
-from .models import PollPolicy, RetryPolicy, Timeouts
-
-REQUESTS_IN_FLIGHT = 100
-"""How many requests are under way at once; aiohttp's own default, and room for long submits."""
+from .models import Limits, PollPolicy, RetryPolicy, Timeouts
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -26,19 +27,23 @@ class Settings:
     timeouts: Timeouts
     retry: RetryPolicy
     polling: PollPolicy
+    limits: Limits
     hooks: Hooks
     clock: Clock
+    #: Shared by all engines: what was learned in one loop holds in the next.
+    learner: Learner = attrs.Factory(lambda self: Learner(self.polling), takes_self=True)
 
 
 class Engine:
     """The moving parts of one client in one event loop; to be made inside of it."""
 
     def __init__(self, settings: Settings) -> None:
+        self.gate = Gate(settings.limits, settings.clock, settings.hooks)
         self.transport = Transport(
             session=settings.session,
             timeouts=settings.timeouts,
             retry=settings.retry,
-            limits=Limits(REQUESTS_IN_FLIGHT),
+            gate=self.gate,
             hooks=settings.hooks,
             clock=settings.clock,
         )
@@ -46,10 +51,16 @@ class Engine:
             # Without repeats of its own: the scheduler looks again anyway, in its own time.
             lambda request: self.transport.once(request, read_task),
             policy=settings.polling,
-            at_once=REQUESTS_IN_FLIGHT,
+            at_once=settings.limits.requests_in_flight,
             clock=settings.clock,
             hooks=settings.hooks,
+            learner=settings.learner,
+            turns=Turns(
+                self.gate,
+                lambda request, sent_at: self.transport.in_turn(request, read_task, sent_at),
+            ),
         )
+        self.tasks = TaskBudget(settings.limits.tasks_in_flight, self.poller)
         self.downloader = Downloader(self.transport, settings.retry, settings.clock, settings.hooks)
         self._keeper: AsyncGenerator[None, None] | None = None
 
@@ -85,3 +96,58 @@ class Engine:
             await self.poller.aclose()
         finally:
             await self.transport.aclose()
+
+
+class TaskBudget:
+    """
+    How many tasks of this client may exist at once.
+
+    A task counts until its end is seen. Whoever waits for room has the outstanding tasks watched,
+    so that room comes free also where nobody waits for them.
+    """
+
+    def __init__(self, at_most: int | None, poller: Poller) -> None:
+        self.at_most = at_most
+        self._poller = poller
+        self._outstanding: set[Watch] = set()
+        self._submitting = 0
+        self._door = asyncio.Lock()  # first come, first served
+        self._news: asyncio.Future[None] | None = None
+
+    @asynccontextmanager
+    async def one_more(self) -> AsyncIterator[None]:
+        """Come back when one more may be submitted, and count that submission."""
+        if self.at_most is None:
+            yield
+            return
+        async with self._door:
+            while self._submitting + len(self._outstanding) >= self.at_most:
+                await self._one_ends()
+            self._submitting += 1
+        try:
+            yield
+        finally:
+            self._submitting -= 1
+            if self._news is not None and not self._news.done():
+                self._news.set_result(None)
+
+    def add(self, watch: Watch) -> None:
+        """Count a task that was accepted."""
+        if self.at_most is not None:
+            self._outstanding.add(watch)
+
+    async def _one_ends(self) -> None:
+        self._news = asyncio.get_running_loop().create_future()
+        ends = [asyncio.ensure_future(self._end_of(watch)) for watch in self._outstanding]
+        try:
+            await asyncio.wait([self._news, *ends], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
+            await asyncio.gather(*ends, return_exceptions=True)
+
+    async def _end_of(self, watch: Watch) -> None:
+        # One that can no longer be followed counts no more, or it would block for ever.
+        with suppress(RunwayError):
+            await self._poller.settled(watch, None)
+        self._outstanding.discard(watch)

@@ -5,6 +5,8 @@ Rule 1: a task is asked about once at a time, however many wait for it.
 Rule 2: each waiter has a future of its own, so that cancelling one disturbs nobody.
 Rule 3: a failed look touches its own task only, and ends a wait only if asking again is hopeless.
 Rule 4: with no waiters left there is no timer, no look and no entry left.
+Rule 5: where requests go at a pace, one look at a time queues for its turn, and which task it is
+for is decided when that comes: the one most likely to have news.
 
 Instants are seconds of the loop's clock.
 """
@@ -12,9 +14,11 @@ Instants are seconds of the loop's clock.
 import asyncio
 import heapq
 import itertools
+import math
 import random
 from collections.abc import Awaitable, Callable
 from functools import partial
+from operator import attrgetter
 from typing import Final, Generic, TypeVar
 from weakref import WeakValueDictionary
 
@@ -22,8 +26,10 @@ import attrs
 
 from . import hooks as events
 from ._clock import Clock, Timer
+from ._limits import Gate
 from ._redact import redact
 from ._retry import ladder
+from ._schedule import Kind, Learner
 from ._wire import Request
 from .errors import (
     ClipMissing,
@@ -40,6 +46,14 @@ from .models import PollPolicy, TaskRecord, TaskState
 
 HOPELESS: Final = (Unauthorized, OutOfCredits, UsageError)
 """Noes that asking again does not change: they end a wait at once."""
+RANKING_LASTS: Final = 1.0
+"""How long it counts who is to be asked first, in seconds: making a ranking looks at everyone."""
+STARVED_SHARE: Final = 4
+"""Where not everyone can be asked in time, one turn of so many goes to who waited the longest."""
+IN_TIME: Final = 1.1
+"""Beyond so many times the starvation that is allowed, not everyone can be asked in time."""
+TIMER_SLACK: Final = 0.01
+"""What is due in less than this is due, in seconds: loops call a little early."""
 
 DEAD_ENDS: Final = (TaskState.FAILED, TaskState.CANCELED)
 
@@ -85,6 +99,18 @@ class PollQueue(Generic[K]):
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
+    def due(self, now: float) -> list[K]:
+        """Give all entries that are due, in no order; they stay."""
+        found: list[K] = []
+        places = [0]
+        while places:
+            place = places.pop()
+            if place < len(self._heap) and self._heap[place][0] <= now:
+                if self._is_live(self._heap[place]):
+                    found.append(self._heap[place][2])
+                places += (2 * place + 1, 2 * place + 2)  # the children of a heap's entry
+        return found
+
     def take(self, now: float, at_most: int) -> list[K]:
         """Remove and give up to *at_most* entries that are due, the longest due first."""
         taken: list[K] = []
@@ -120,6 +146,12 @@ class Watch:
     #: When the task was accepted; None where it was re-attached by its id.
     submitted_at: float | None
     record: TaskRecord | None = None
+    #: What tells how long it may take; None where that, or when it was accepted, is not known.
+    kind: Kind | None = None
+    #: When it was last known to run.
+    running_at: float = 0.0
+    #: When it was last asked about.
+    asked_at: float = 0.0
     #: Grows by one with every change of the record.
     version: int = 0
     #: How often it was looked at.
@@ -134,6 +166,10 @@ class Watch:
     url_missing_since: float | None = None
     told: frozenset[str] = frozenset()
 
+    def age(self, now: float) -> float:
+        """How long it had been there at the instant *now*; of use where its kind is known."""
+        return now - (self.submitted_at or 0.0)
+
     @property
     def task_id(self) -> str:
         return self.request.task_id or ""
@@ -143,6 +179,55 @@ class Watch:
         """Whether there is nothing more to learn."""
         record = self.record
         return record is not None and (record.has_clip or record.state in DEAD_ENDS)
+
+
+class Ranking:
+    """
+    Who is to be asked first, of all that are due.
+
+    Those who were not asked for too long go first, the longest ago before all, and then those with
+    the most promise. Where the budget does not allow that, most turns go by promise alone.
+    """
+
+    def __init__(self) -> None:
+        self.made_at = -math.inf
+        self._share = 1
+        # The best stand last, where they are taken from.
+        self._promising: list[Watch] = []
+        self._starved: list[Watch] = []
+        self._turns = itertools.count(1)
+
+    def make(
+        self, due: list[Watch], promise: Callable[[Watch], float], starvation: float, now: float
+    ) -> None:
+        """Rank those that are *due*; whoever stood here before is forgotten."""
+        self.made_at = now
+        self._promising = sorted(due, key=promise)
+        starved = [watch for watch in due if now - watch.asked_at >= starvation]
+        self._starved = sorted(starved, key=attrgetter("asked_at"), reverse=True)
+        longest = max((now - watch.asked_at for watch in starved), default=0.0)
+        self._share = 1 if longest <= IN_TIME * starvation else STARVED_SHARE
+
+    def take(self, may_be: Callable[[Watch], bool]) -> list[Watch]:
+        """Remove and give the first that *may_be* taken, if there is one."""
+        ranks = [self._promising, self._starved]
+        if next(self._turns) % self._share == 0:
+            ranks.reverse()
+        for rank in ranks:
+            while rank:
+                watch = rank.pop()
+                if may_be(watch):
+                    return [watch]
+        return []
+
+
+@attrs.frozen
+class Turns:
+    """Where looks queue with all other requests, and how to look when it is their turn."""
+
+    gate: Gate
+    #: Does what the poller's `look` does, in a turn of the gate that was taken at that instant.
+    look: Callable[[Request, float], Awaitable[TaskRecord]]
 
 
 class Poller:
@@ -156,6 +241,8 @@ class Poller:
         clock: Where time comes from.
         hooks: Who hears of it.
         rng: Where the jitter comes from.
+        learner: What is known of how long tasks take; by default nothing yet.
+        turns: Where looks queue while requests go at a pace; by default they never do.
     """
 
     def __init__(
@@ -167,6 +254,8 @@ class Poller:
         clock: Clock,
         hooks: events.Hooks,
         rng: random.Random | None = None,
+        learner: Learner | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self._look = look
         self._policy = policy
@@ -180,6 +269,10 @@ class Poller:
         self._looks: PollQueue[Watch] = PollQueue()
         self._deadlines: PollQueue[Waiter] = PollQueue()
         self._asking: set[Watch] = set()
+        self._learner = learner or Learner(policy)
+        self._turns = turns
+        self._queuing: asyncio.Task[None] | None = None
+        self._ranking = Ranking()
         self._timer: Timer | None = None
         self._timer_at = 0.0
         self._is_closed = False
@@ -198,16 +291,21 @@ class Poller:
             return ""
 
     def watch(
-        self, request: Request, submitted_at: float | None = None, record: TaskRecord | None = None
+        self,
+        request: Request,
+        submitted_at: float | None = None,
+        record: TaskRecord | None = None,
+        kind: Kind | None = None,
     ) -> Watch:
         """Give the watch over one task; everyone who asks for the same task gets the same."""
         name = (request.endpoint.name, request.task_id or "")
         watch = self._watches.get(name)
         if watch is None:
             watch = Watch(request, submitted_at, record)
-            watch.due_at = self._clock.now()
+            watch.due_at = watch.asked_at = self._clock.now()
             if submitted_at is not None:
-                watch.due_at = submitted_at + self._interval(0)
+                watch.kind, watch.running_at = kind, submitted_at
+                watch.due_at = submitted_at + self._pause(watch, submitted_at)
             self._watches[name] = watch
         return watch
 
@@ -257,6 +355,8 @@ class Poller:
         for watch in list(self._watches.values()):
             self._fail(watch, _abandoned)
         looks = [watch.question for watch in self._asking if watch.question is not None]
+        if self._queuing is not None:
+            looks.append(self._queuing)
         for look in looks:
             look.cancel()
         await asyncio.gather(*looks, return_exceptions=True)
@@ -293,13 +393,14 @@ class Poller:
             self._looks.drop(watch)
             if watch.question is not None:
                 watch.question.cancel()
+            self._leave_the_queue()
         self._arm()
 
     # The one timer
 
     def _arm(self) -> None:
         dues = [self._deadlines.next_due_at()]
-        if len(self._asking) < self._at_once:
+        if self._queuing is None and len(self._asking) < self._at_once:
             dues.append(self._looks.next_due_at())
         at = min((due for due in dues if due is not None), default=None)
         if self._timer is not None and at == self._timer_at:
@@ -315,19 +416,83 @@ class Poller:
         now = max(self._clock.now(), self._timer_at)
         for waiter in self._deadlines.take(now, len(self._deadlines)):
             _reject(waiter, _timed_out)
-        for watch in self._looks.take(now, self._at_once - len(self._asking)):
-            self._asking.add(watch)
-            watch.question = asyncio.get_running_loop().create_task(self._ask(watch))
-            # No clause in the look itself: one that is cancelled before it began runs none of it.
-            watch.question.add_done_callback(partial(self._asked, watch))
+        if self._turns is not None and self._turns.gate.is_paced:
+            self._queue_up(self._turns, now)
+        else:
+            for watch in self._looks.take(now, self._at_once - len(self._asking)):
+                look = self._ask(watch, self._look)
+                self._begin(watch, asyncio.get_running_loop().create_task(look))
         self._arm()
+
+    def _begin(self, watch: Watch, question: "asyncio.Task[None]") -> None:
+        self._asking.add(watch)
+        watch.question = question
+        # No clause in the look itself: one that is cancelled before it began runs none of it.
+        question.add_done_callback(partial(self._asked, watch))
+
+    # Taking turns
+
+    def _queue_up(self, turns: Turns, now: float) -> None:
+        """Have one look queue, for the task that is the first to be asked by then."""
+        # A queue of looks would keep submits waiting, and most of it would be out of date.
+        room = self._queuing is None and len(self._asking) < self._at_once
+        if room and self._has_due(now):
+            self._queuing = asyncio.get_running_loop().create_task(self._ask_in_turn(turns))
+
+    def _leave_the_queue(self) -> None:
+        """Give up the turn that nobody needs any more."""
+        if self._queuing is not None and not self._has_due(self._clock.now()):
+            self._queuing.cancel()
+            self._queuing = None
+            self._ranking = Ranking()  # it must not keep tasks that nobody waits for
+
+    async def _ask_in_turn(self, turns: Turns) -> None:
+        # Behind one at the most, so that looks get every second turn where submits queue as well.
+        async with turns.gate.slot(behind=1) as now:
+            question, self._queuing = self._queuing, None
+            assert question is not None  # noqa: S101  (it is this very task)
+            first = self._take_first(now)
+            for watch in first:
+                self._begin(watch, question)
+            self._arm()
+            for watch in first:
+                await self._ask(watch, lambda request: turns.look(request, now))
+
+    def _has_due(self, now: float) -> bool:
+        due_at = self._looks.next_due_at()
+        return due_at is not None and due_at <= now + TIMER_SLACK
+
+    def _take_first(self, now: float) -> list[Watch]:
+        """Remove and give the one task that is to be asked now, if there still is one."""
+        if now - self._ranking.made_at >= RANKING_LASTS:
+            self._rank(now)
+        first = self._ranking.take(partial(self._is_due, now))
+        if not first:
+            self._rank(now)
+            first = self._ranking.take(partial(self._is_due, now))
+        for watch in first:
+            self._looks.drop(watch)
+        return first
+
+    def _rank(self, now: float) -> None:
+        due = self._looks.due(now + TIMER_SLACK)
+        self._ranking.make(due, partial(self._promise, now), self._policy.max_starvation, now)
+
+    def _promise(self, now: float, watch: Watch) -> float:
+        """Give how likely it is that there is news, or if that is not known, how overdue it is."""
+        news = self._learner.news(watch.kind, watch.age(watch.running_at), watch.age(now))
+        return (now - watch.due_at) / self._policy.max_starvation if news is None else news
+
+    def _is_due(self, now: float, watch: Watch) -> bool:
+        return watch in self._looks and watch.due_at <= now + TIMER_SLACK
 
     # One look
 
-    async def _ask(self, watch: Watch) -> None:
+    async def _ask(self, watch: Watch, look: Callable[[Request], Awaitable[TaskRecord]]) -> None:
         watch.polls += 1
+        watch.asked_at = self._clock.now()
         try:
-            record = await self._look(watch.request)
+            record = await look(watch.request)
         except RunwayError as error:
             self._take_error(watch, error)
         except Exception as defect:  # noqa: BLE001  (not one of ours: a defect)
@@ -335,7 +500,8 @@ class Poller:
             self._fail(watch, partial(_same, defect))
         else:
             self._take_in(watch, record)
-            watch.due_at = self._clock.now() + self._interval(watch.polls)
+            now = self._clock.now()
+            watch.due_at = now + self._pause(watch, now)
 
     def _asked(self, watch: Watch, _question: "asyncio.Task[None]") -> None:
         watch.question = None
@@ -345,6 +511,7 @@ class Poller:
         self._arm()
 
     def _take_in(self, watch: Watch, record: TaskRecord) -> None:
+        self._learn(watch, record)
         was, watch.record, watch.last_error = watch.record, record, None
         watch.was_seen = True
         if self._hooks.are_heard(events.TaskPolled):
@@ -391,7 +558,7 @@ class Poller:
             self._fail(watch, partial(_copy, error))
             return
         asked = error.retry_after if isinstance(error, GatewayError) else None
-        delay = max(self._interval(watch.polls), asked or 0.0)
+        delay = max(self._pause(watch, now), asked or 0.0)
         watch.due_at = now + delay
         self._hooks.emit(events.PollFailed(watch.task_id, type(error).__name__, delay))
 
@@ -407,9 +574,21 @@ class Poller:
         since = now - self._policy.not_found_grace
         return watch.submitted_at is not None and watch.submitted_at > since
 
-    def _interval(self, step: int) -> float:
-        interval = self._ladder[min(step, len(self._ladder) - 1)]
-        return interval * (1 + self._policy.jitter * self._random.uniform(-1, 1))
+    def _learn(self, watch: Watch, record: TaskRecord) -> None:
+        """Take note of how long the task has run, before the record is its own."""
+        if watch.kind is None or watch.is_settled:
+            return
+        since, watch.running_at = watch.age(watch.running_at), self._clock.now()
+        until = watch.age(watch.running_at)
+        self._learner.saw(watch.kind, since, until, has_ended=record.has_clip)
+
+    def _pause(self, watch: Watch, now: float) -> float:
+        """Give how long to stay away from a task that was looked at now, in seconds."""
+        stray = self._policy.jitter * self._random.uniform(-1, 1)
+        learned = self._learner.gap(watch.kind, watch.age(now), stray)
+        if learned is not None:
+            return learned
+        return self._ladder[min(watch.polls, len(self._ladder) - 1)] * (1 + stray)
 
     def _fail(self, watch: Watch, make: Callable[[Waiter], BaseException]) -> None:
         for waiter in list(watch.waiters):

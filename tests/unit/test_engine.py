@@ -4,16 +4,17 @@ from typing import Any
 import aiohttp
 import pytest
 from support.clients import QUICK_POLLS, QUICK_RETRY, others
-from support.clock import settle, until
+from support.clock import ManualClock, settle, until
+from support.feed import Scene, done, no, record, scene_on
 from support.servers import raw_server, reply
 
 from fuhu_runway._clock import LoopClock
-from fuhu_runway._engine import Engine, Settings
+from fuhu_runway._engine import Engine, Settings, TaskBudget
 from fuhu_runway._gateway import ENDPOINTS
 from fuhu_runway._wire import Request
-from fuhu_runway.errors import NoReply, WaitAbandoned, WaitTimeout
+from fuhu_runway.errors import NoReply, NotFound, WaitAbandoned, WaitTimeout
 from fuhu_runway.hooks import Hooks
-from fuhu_runway.models import Timeouts
+from fuhu_runway.models import Limits, Timeouts
 
 
 def settings(session: aiohttp.ClientSession | None = None) -> Settings:
@@ -23,6 +24,7 @@ def settings(session: aiohttp.ClientSession | None = None) -> Settings:
         timeouts=Timeouts(),
         retry=QUICK_RETRY,
         polling=QUICK_POLLS,
+        limits=Limits(),
         hooks=Hooks(),
         clock=LoopClock(),
     )
@@ -130,3 +132,78 @@ async def test_a_close_that_is_cancelled_leaves_no_session(monkeypatch: pytest.M
 async def _pay(engine: Engine, url: str) -> Any:
     request = Request(ENDPOINTS["text_to_video"], url, {}, b"{}")
     return await engine.transport.call(request, lambda answer: answer.body, unclaimed=id)
+
+
+# How many tasks may exist at once
+
+
+async def submit(budget: TaskBudget, scene: Scene, task_id: str) -> None:
+    """Do what a submit does with the budget."""
+    async with budget.one_more():
+        await asyncio.sleep(0)
+        budget.add(scene.watch(task_id))
+
+
+async def test_without_a_limit_every_task_may_exist(clock: ManualClock) -> None:
+    """Any number is submitted at once, and nobody looks at them."""
+    scene = scene_on(clock)
+    budget = TaskBudget(None, scene.poller)
+    await asyncio.gather(*(submit(budget, scene, f"t-{n}") for n in range(50)))
+    assert scene.feed.looks == []
+
+
+async def test_one_task_too_many_waits_for_an_end(clock: ManualClock) -> None:
+    """It is submitted once one of the others has ended, though nobody else waits for them."""
+    scene = scene_on(clock)
+    scene.feed.says(record("t-1"), record("t-1"), done("t-1"), task_id="t-1")
+    budget = TaskBudget(2, scene.poller)
+    await submit(budget, scene, "t-1")
+    await submit(budget, scene, "t-2")
+    third = asyncio.create_task(submit(budget, scene, "t-3"))
+    await clock.advance(4)
+    assert not third.done()
+    await clock.advance(60)
+    assert third.done()
+    assert others() == set()
+
+
+async def test_submits_count_and_come_in_their_order(clock: ManualClock) -> None:
+    """While one is in the air there is no room for another; who came first goes first."""
+    scene = scene_on(clock)
+    scene.feed.says(done("t-1"))
+    budget, order, landed = TaskBudget(1, scene.poller), [], asyncio.Event()
+
+    async def one(number: int) -> None:
+        async with budget.one_more():
+            order.append(number)
+            await landed.wait()
+
+    tasks = [asyncio.create_task(one(number)) for number in range(3)]
+    await settle()
+    assert order == [0]
+    landed.set()
+    await asyncio.gather(*tasks)
+    assert order == [0, 1, 2]
+
+
+async def test_a_task_that_cannot_be_followed_counts_no_more(clock: ManualClock) -> None:
+    """One that the gateway does not know blocks nobody for ever."""
+    scene = scene_on(clock)
+    scene.feed.says(no(NotFound), task_id="t-1")
+    budget = TaskBudget(1, scene.poller)
+    await submit(budget, scene, "t-1")
+    await asyncio.gather(asyncio.create_task(submit(budget, scene, "t-2")), clock.advance(5))
+    assert scene.feed.looks[0][0] == "t-1"
+
+
+async def test_leaving_the_queue_leaves_nothing(clock: ManualClock) -> None:
+    """Cancelled while it waits for room, a submit leaves no look, no timer and no task behind."""
+    scene = scene_on(clock)
+    budget = TaskBudget(1, scene.poller)
+    await submit(budget, scene, "t-1")
+    waiting = asyncio.create_task(submit(budget, scene, "t-2"))
+    await clock.advance(1)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await settle()
+    assert scene.has_nothing_left()

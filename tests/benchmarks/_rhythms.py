@@ -1,0 +1,178 @@
+"""Rhythms of looking, run over invented durations: ours, runwayml's, and the best there is."""
+
+import heapq
+import itertools
+import math
+import random
+from collections.abc import Iterable, Sequence
+from typing import Final, Protocol
+
+import attrs
+
+from fuhu_runway._retry import ladder
+from fuhu_runway._schedule import Kind, Learner
+from fuhu_runway.models import PollPolicy
+
+POLICY: Final = PollPolicy()
+KIND: Final[Kind] = ("TextToVideo", "gen4", 10)
+LONGEST_GAP: Final = 20.0
+
+
+@attrs.frozen
+class Lognormal:
+    """How long tasks take, in seconds."""
+
+    median: float
+    sigma: float
+
+    def draw(self, rng: random.Random) -> float:
+        return rng.lognormvariate(math.log(self.median), self.sigma)
+
+    def ended(self, age: float) -> float:
+        """Give the part that has ended by *age*."""
+        if age <= 0:
+            return 0.0
+        return math.erfc(-math.log(age / self.median) / self.sigma / math.sqrt(2)) / 2
+
+    def density(self, age: float) -> float:
+        """Give the part that ends in a second at *age*."""
+        return self.ended(age + 0.5) - self.ended(age - 0.5)
+
+
+DISTRIBUTIONS: Final = (Lognormal(75, 0.45), Lognormal(100, 0.35), Lognormal(300, 0.5))
+
+
+class Rhythm(Protocol):
+    """Says when to look next, and hears what a look showed."""
+
+    def gap(self, age: float, looks: int) -> float: ...
+    def saw(self, since: float, until: float, *, has_ended: bool) -> None: ...
+
+
+@attrs.define
+class Runwayml:
+    """`runwayml/lib/polling.py`: 6 s, strayed by 1.5 s, from the submit on."""
+
+    rng: random.Random
+
+    def gap(self, age: float, looks: int) -> float:
+        return self.rng.uniform(4.5, 7.5)
+
+    def saw(self, since: float, until: float, *, has_ended: bool) -> None:
+        """Learn nothing."""
+
+
+@attrs.define
+class Ours:
+    """What the scheduler does while requests are not scarce."""
+
+    rng: random.Random
+    learner: Learner
+    _ladder: Sequence[float] = ladder(POLICY.first, POLICY.factor, POLICY.max_interval)
+
+    @classmethod
+    def of(cls, rng: random.Random, *, learn: bool) -> "Ours":
+        return cls(rng, Learner(PollPolicy(learn=learn)))
+
+    def gap(self, age: float, looks: int) -> float:
+        stray = self.rng.uniform(-POLICY.jitter, POLICY.jitter)
+        learned = self.learner.gap(KIND, age, stray)
+        if learned is not None:
+            return learned
+        return self._ladder[min(looks, len(self._ladder) - 1)] * (1 + stray)
+
+    def saw(self, since: float, until: float, *, has_ended: bool) -> None:
+        self.learner.saw(KIND, since, until, has_ended=has_ended)
+
+
+@attrs.define
+class Job:
+    """One task, and what looking at it came to."""
+
+    duration: float
+    started_at: float = 0.0
+    seen_at: float = 0.0
+    looks: int = 0
+    lag: float = 0.0
+
+
+def run(rhythm: Rhythm, durations: Iterable[float], in_flight: int = 20) -> list[Job]:
+    """Follow a job for each of *durations*, so many at a time; give them as they ended."""
+    waiting = iter(durations)
+    ended: list[Job] = []
+    order = itertools.count()
+    looks: list[tuple[float, int, Job]] = []
+
+    def start(now: float) -> None:
+        duration = next(waiting, None)
+        if duration is not None:
+            job = Job(duration, now, now)
+            heapq.heappush(looks, (now + rhythm.gap(0.0, 0), next(order), job))
+
+    for _ in range(in_flight):
+        start(0.0)
+    while looks:
+        now, _, job = heapq.heappop(looks)
+        age, since = now - job.started_at, job.seen_at - job.started_at
+        job.looks += 1
+        job.lag, job.seen_at = age - job.duration, now
+        rhythm.saw(since, age, has_ended=job.lag >= 0)
+        if job.lag >= 0:
+            ended.append(job)
+            start(now)
+        else:
+            heapq.heappush(looks, (now + rhythm.gap(age, job.looks), next(order), job))
+    return ended
+
+
+def mean(values: Iterable[float]) -> float:
+    """Give the mean."""
+    kept = [*values]
+    return sum(kept) / len(kept)
+
+
+@attrs.frozen
+class Optimum:
+    """The least mean lag for a known distribution, at a price for each look."""
+
+    looks: float
+    lag: float
+    #: The ages at which to look.
+    ages: tuple[float, ...]
+
+
+def optimum(tasks: Lognormal, price: float, step: float = 0.5) -> Optimum:
+    """Give the dynamic programme's answer: no gap over 20 s, none under 1 s."""
+    count = int(tasks.median * math.exp(4 * tasks.sigma) / step)
+    ended = [tasks.ended(place * step) for place in range(count + 1)]
+    # Between two looks, those that have ended lie about: the area under the curve.
+    area = [0.0, *itertools.accumulate((a + b) / 2 * step for a, b in itertools.pairwise(ended))]
+    fewest, most = round(1 / step), round(LONGEST_GAP / step)
+    cost, choice = [0.0] * (count + 1), [count] * (count + 1)
+    for here in range(count - 1, -1, -1):
+        cost[here], choice[here] = min(
+            (
+                price * (1 - ended[here])
+                + area[there]
+                - area[here]
+                - ended[here] * (there - here) * step
+                + cost[there],
+                there,
+            )
+            for there in range(min(here + fewest, count), min(here + most, count) + 1)
+        )
+    looks, ages, here = 0.0, list[float](), 0
+    while here < count:
+        looks += 1 - ended[here]
+        here = choice[here]
+        ages.append(here * step)
+    return Optimum(looks, cost[0] - price * looks, tuple(ages))
+
+
+def optimum_with_lag(tasks: Lognormal, lag: float) -> Optimum:
+    """Give the fewest looks that keep to a mean *lag*."""
+    low, high = 0.01, 1.0
+    for _ in range(12):
+        price = math.sqrt(low * high)
+        low, high = (price, high) if optimum(tasks, price).lag < lag else (low, price)
+    return optimum(tasks, low)

@@ -1,0 +1,195 @@
+"""How many jobs a second a batch gets through, beside a bare aiohttp that asks the same."""
+
+import asyncio
+import gc
+import itertools
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parent))  # the folder may be missing in safe-path mode
+
+import aiohttp
+from _common import KEY, ratio, spread, table
+from _gateway import gateway_in_another_process
+
+from fuhu_runway import Client, PollPolicy
+
+ROUNDS: Final = 5
+JOBS: Final = 120
+IN_FLIGHT: Final = 40
+POLLS: Final = 10
+"""Looks at one task: about as many as a clip of 100 s takes in the default rhythm."""
+ANSWERS_AFTER: Final = (0.0, 0.02)
+"""How long the gateway takes for each answer, in seconds: no time, and about a network's."""
+RAPID: Final = PollPolicy(first=0.001, factor=1.0, max_interval=0.001)
+GOAL: Final = 0.8
+
+Run = Callable[[str, Sequence[str], Path], Awaitable[None]]
+"""Makes a clip of each prompt, with a fresh folder for whatever it keeps."""
+
+
+# Bare aiohttp
+
+
+def bare(*, download: bool) -> Run:
+    """Give the least that has to be done: submit, look until the address is there, save."""
+
+    async def run(url: str, prompts: Sequence[str], folder: Path) -> None:
+        semaphore = asyncio.Semaphore(IN_FLIGHT)
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0), headers={"Authorization": f"Bearer {KEY}"}
+        ) as session:
+
+            async def make(number: int, prompt: str) -> None:
+                async with semaphore:
+                    address = await bare_clip(session, url, prompt)
+                    if download:
+                        await bare_download(session, address, folder / f"{number}.mp4")
+
+            await asyncio.gather(*itertools.starmap(make, enumerate(prompts)))
+
+    return run
+
+
+async def bare_clip(session: aiohttp.ClientSession, url: str, prompt: str) -> str:
+    """Submit, and look without a pause; give the address of the clip."""
+    async with session.post(f"{url}/runway/pro/generate", json=body_of(prompt)) as response:
+        asked = {"task_id": (await response.json())["data"]["task_id"]}
+    found: Any = None
+    while not found:
+        async with session.post(f"{url}/runway/feed", json=asked) as response:
+            found = (await response.json())["data"]["video_url"]
+    return str(found)
+
+
+async def bare_download(session: aiohttp.ClientSession, address: str, path: Path) -> None:
+    """Write what comes to where it belongs, and check nothing."""
+    async with session.get(address) as response:
+        with path.open("wb") as file:
+            async for chunk in response.content.iter_any():
+                file.write(chunk)
+
+
+def body_of(prompt: str) -> dict[str, Any]:
+    """Give the body that our own client sends (api-facts 1.2)."""
+    motion = {"x": 0, "y": 0, "z": 0, "r": 0, "bg_x_pan": 0, "bg_y_pan": 0}
+    return {
+        "callback_url": "https://callback.invalid/",
+        "prompt": prompt,
+        "ratio": "16:9",
+        "style": "cinematic",
+        "model": "gen4",
+        "options": {"seconds": 10, "motion_vector": motion},
+    }
+
+
+# Ours
+
+
+def ours(*, download: bool) -> Run:
+    """Give what our user does, with everything written down."""
+
+    async def run(url: str, prompts: Sequence[str], folder: Path) -> None:
+        journal = folder / "journal.db"
+        async with Client(KEY, base_url=url, polling=RAPID, journal=journal) as client:
+            async for outcome in client.generate_many(
+                prompts, in_flight=IN_FLIGHT, download_to=folder if download else None
+            ):
+                if outcome.error is not None:
+                    raise outcome.error
+
+    return run
+
+
+# In turns
+
+CLIENTS: Final = {"bare aiohttp": bare, "fuhu_runway": ours}
+
+
+class Side(NamedTuple):
+    """One client, doing one thing against one gateway."""
+
+    client: str
+    answers_after: float
+    download: bool
+
+    def row(self, taken: Sequence["Turn"]) -> Iterator[str]:
+        """Give what its turns took as a row of the table."""
+        yield f"{self.answers_after * 1000:.0f} ms"
+        yield "yes" if self.download else "no"
+        yield self.client
+        yield spread([turn.jobs_per_second for turn in taken])
+        yield spread([turn.cpu_per_job for turn in taken], ".2f")
+
+
+SIDES: Final = [
+    Side(client, after, download)
+    for after in ANSWERS_AFTER
+    for download in (False, True)
+    for client in CLIENTS
+]
+
+
+class Turn(NamedTuple):
+    """What one turn of one side took."""
+
+    jobs_per_second: float
+    #: Of this process, in milliseconds.
+    cpu_per_job: float
+
+
+async def take_turn(run: Run, url: str) -> Turn:
+    """Get through all jobs once."""
+    prompts = [f"a kitten, take {number}" for number in range(JOBS)]
+    gc.collect()  # so that nobody pays for what another left behind
+    with tempfile.TemporaryDirectory() as folder:
+        began, cpu_began = time.perf_counter(), time.process_time()
+        await run(url, prompts, Path(folder))
+        took, cpu = time.perf_counter() - began, time.process_time() - cpu_began
+    return Turn(JOBS / took, cpu * 1000 / JOBS)
+
+
+async def measure(urls: dict[float, str]) -> dict[Side, list[Turn]]:
+    """Give the figures of every side, round by round; the first round only warms up."""
+    turns: dict[Side, list[Turn]] = {side: [] for side in SIDES}
+    for _ in range(ROUNDS + 1):
+        for side in SIDES:
+            run = CLIENTS[side.client](download=side.download)
+            turns[side].append(await take_turn(run, urls[side.answers_after]))
+    return {side: taken[1:] for side, taken in turns.items()}
+
+
+def ratios(turns: dict[Side, list[Turn]]) -> Iterator[str]:
+    """Give ours over bare aiohttp, for each gateway and with and without saving."""
+    speeds = {side: [turn.jobs_per_second for turn in taken] for side, taken in turns.items()}
+    for after, download in itertools.product(ANSWERS_AFTER, (False, True)):
+        pair = [speeds[Side(client, after, download)] for client in ("fuhu_runway", "bare aiohttp")]
+        over = ratio(*pair)
+        held = "held" if over >= GOAL else "MISSED"
+        what = f"answers after {after * 1000:.0f} ms, {'with' if download else 'without'} downloads"
+        yield f"ours / bare aiohttp, {what}: {over:.2f} (goal: at least {GOAL:.2f}, {held})"
+
+
+def main() -> None:
+    """Print the medians and the ratios."""
+    with ExitStack() as stack:
+        urls = {
+            after: stack.enter_context(gateway_in_another_process(POLLS, after))
+            for after in ANSWERS_AFTER
+        }
+        turns = asyncio.run(measure(urls))
+    print(
+        f"{JOBS} jobs of {POLLS} looks each, {IN_FLIGHT} in flight; medians of {ROUNDS} rounds.\n"
+    )
+    heading = ("answers after", "saved", "client", "jobs per second", "ms CPU per job")
+    print(table([heading, *(tuple(side.row(taken)) for side, taken in turns.items())]))
+    print("", *ratios(turns), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

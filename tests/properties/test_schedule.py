@@ -1,0 +1,141 @@
+import itertools
+import math
+import random
+
+import attrs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fuhu_runway._schedule import EDGES, Aim, Kind, Learner, Spread
+from fuhu_runway.models import PollPolicy
+
+KIND: Kind = ("TextToVideo", "gen4", 10)
+POLICY = PollPolicy()
+
+ages = st.floats(0, 8000)
+policies = st.builds(
+    PollPolicy, first=st.floats(0.001, 60), max_interval=st.floats(0.001, 120), jitter=st.just(0.1)
+)
+
+
+@attrs.frozen
+class Lognormal:
+    median: float
+    sigma: float
+
+    def ended(self, age: float) -> float:
+        """Give the part that has ended by *age*."""
+        if age <= 0:
+            return 0.0
+        return math.erfc(-math.log(age / self.median) / self.sigma / math.sqrt(2)) / 2
+
+
+def learned(durations: list[float], policy: PollPolicy = POLICY) -> Learner:
+    """Give a learner that knows of tasks that took so long."""
+    learner = Learner(policy)
+    learner.recall([(*KIND, duration) for duration in durations])
+    return learner
+
+
+@given(
+    policy=policies,
+    durations=st.lists(st.floats(0.001, 5000), min_size=20, max_size=60),
+    age=ages,
+    stray=st.floats(-0.9, 0.9),
+)
+def test_no_gap_leaves_the_bounds(
+    policy: PollPolicy, durations: list[float], age: float, stray: float
+) -> None:
+    """Whatever was seen, each gap lies within what the policy allows, and under 20 s."""
+    aim = Aim.of(policy)
+    gap = learned(durations, policy).gap(KIND, age, stray)
+    assert gap is None or aim.shortest <= gap <= aim.longest <= 20.0
+
+
+@given(
+    durations=st.lists(st.floats(1, 5000), min_size=20, max_size=60),
+    between=st.tuples(ages, ages, ages).map(sorted),
+)
+def test_chances_multiply(durations: list[float], between: list[float]) -> None:
+    """Not to have ended in two spans is not to have ended in the first, and not in the second."""
+    learner = learned(durations)
+    start, middle, end = between
+    first, second = learner.news(KIND, start, middle), learner.news(KIND, middle, end)
+    both = learner.news(KIND, start, end)
+    if both is not None and first is not None and second is not None:
+        assert 0 <= first <= both <= 1
+        assert 1 - both == pytest.approx((1 - first) * (1 - second), abs=1e-9)
+
+
+@given(st.lists(st.tuples(ages, ages, st.floats(0.01, 10)), max_size=20))
+def test_what_is_spread_is_what_comes_out(spans: list[tuple[float, float, float]]) -> None:
+    """Each slice holds what the spans put into it, counted one by one."""
+    spread = Spread()
+    for one, other, density in spans:
+        spread.add(min(one, other), max(one, other), density)
+    for amount, (start, end) in zip(spread.sums(), itertools.pairwise(EDGES), strict=True):
+        expected = sum(
+            density * max(0.0, min(end, max(one, other)) - max(start, min(one, other)))
+            for one, other, density in spans
+        )
+        assert amount == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def best(tasks: Lognormal, price: float) -> float:
+    """Give the least mean lag plus *price* for each look, by dynamic programming over seconds."""
+    count = int(tasks.median * math.exp(4 * tasks.sigma))
+    ended = [tasks.ended(age) for age in range(count + 1)]
+    area = [0.0, *itertools.accumulate((a + b) / 2 for a, b in itertools.pairwise(ended))]
+    cost = [0.0] * (count + 1)
+    for here in range(count - 1, -1, -1):
+        cost[here] = min(
+            price * (1 - ended[here])
+            + area[there]
+            - area[here]
+            - ended[here] * (there - here)
+            + cost[there]
+            for there in range(here + 1, min(here + 20, count) + 1)
+        )
+    return cost[0]
+
+
+def ours(tasks: Lognormal, learner: Learner) -> tuple[float, float]:
+    """Give looks for each task and the mean lag, when looks follow what was learned."""
+    age, looks, lag = 0.0, 0.0, 0.0
+    while age < tasks.median * math.exp(4 * tasks.sigma):
+        gap = learner.gap(KIND, age, 0.0)
+        assert gap is not None
+        parts = [tasks.ended(age + gap * (part + 0.5) / 20) for part in range(20)]
+        looks += 1 - tasks.ended(age)
+        lag += (sum(parts) / 20 - tasks.ended(age)) * gap
+        age += gap
+    return looks, lag
+
+
+@settings(max_examples=15)
+@given(
+    median=st.floats(30, 400),
+    sigma=st.floats(0.2, 0.6),
+    count=st.sampled_from([40, 200]),
+    seed=st.integers(0, 1000),
+)
+def test_what_is_learned_is_nearly_the_best_there_is(
+    median: float, sigma: float, count: int, seed: int
+) -> None:
+    """Looks and lag are within a tenth of the optimum for the true distribution, at some price."""
+    tasks, rng = Lognormal(median, sigma), random.Random(seed)
+    learner = Learner(POLICY)
+    for _ in range(count):
+        duration = rng.lognormvariate(math.log(median), sigma)
+        age, gap = 0.0, 0.0
+        while age < duration:
+            gap = learner.gap(KIND, age, 0.0) or min(15.0, 2 + age / 3)
+            learner.saw(KIND, age, age + gap, has_ended=duration <= age + gap)
+            age += gap
+    if learner.gap(KIND, 0.0, 0.0) is None:  # a row of durations so odd that it seems a drift
+        return
+    looks, lag = ours(tasks, learner)
+    prices = [0.05 * 1.5**step for step in range(7)]
+    ratio = min((lag + price * looks) / best(tasks, price) for price in prices)
+    assert ratio <= 1.1

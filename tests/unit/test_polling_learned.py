@@ -1,0 +1,519 @@
+"""Looks that follow what was learned, and looks that take turns on a scarce budget."""
+
+import asyncio
+import math
+import random
+from itertools import pairwise
+from statistics import NormalDist
+from typing import Any
+
+import attrs
+import pytest
+from support.clock import ManualClock, settle
+from support.feed import STEADY, Feed, Scene, Wait, done, no, record, scene_on
+
+from fuhu_runway._gateway import ENDPOINTS, GATEWAYS
+from fuhu_runway._limits import Gate
+from fuhu_runway._polling import STARVED_SHARE, PollQueue, Turns, Watch
+from fuhu_runway._schedule import Kind, Learner
+from fuhu_runway._wire import Request, ask_task
+from fuhu_runway.errors import GatewayDown, WaitAbandoned
+from fuhu_runway.hooks import Hooks
+from fuhu_runway.models import Limits, PollPolicy, TaskRecord, TaskState
+
+KIND: Kind = ("TextToVideo", "gen4", 10)
+SLOW: Kind = ("ActOne", None, None)
+START = 1_000.0
+"""What the manual clock begins with."""
+
+
+def durations(count: int, median: float) -> list[float]:
+    """Give durations that are lognormal as exactly as so many can be."""
+    normal = NormalDist(math.log(median), 0.35)
+    return [math.exp(normal.inv_cdf((place + 0.5) / count)) for place in range(count)]
+
+
+def taught(**medians: float) -> Learner:
+    """Give a learner that knows two kinds of tasks; by default of about 100 s and 600 s."""
+    learner = Learner(STEADY)
+    for kind, median in ((KIND, medians.get("kind", 100.0)), (SLOW, medians.get("slow", 600.0))):
+        learner.recall([(*kind, duration) for duration in durations(100, median)])
+    return learner
+
+
+def asking(task_id: str) -> Request:
+    """Give the request that asks about a task."""
+    return ask_task(task_id, ENDPOINTS["feed"], GATEWAYS["fuhuapi"], "sk-1")
+
+
+def watch_on(
+    scene: Scene, task_id: str = "t-1", kind: Kind | None = KIND, *, age: float | None = 0.0
+) -> Watch:
+    """Give the watch over a task that was accepted *age* seconds ago."""
+    submitted_at = None if age is None else scene.clock.now() - age
+    return scene.poller.watch(asking(task_id), submitted_at, None, kind)
+
+
+async def leave(*waits: Wait) -> None:
+    """End waits as their callers would."""
+    for wait in waits:
+        wait.cancel()
+    await asyncio.gather(*waits, return_exceptions=True)
+    await settle()
+
+
+# Looks that follow what was learned
+
+
+async def test_a_learned_schedule_replaces_the_exponential_one(clock: ManualClock) -> None:
+    """A task of a known kind is looked at first after 20 s, not after 2 s, and often at 100 s."""
+    scene = scene_on(clock, learner=taught())
+    wait = scene.wait(watch_on(scene))
+    await clock.advance(130.0)
+    gaps = [b - a for a, b in pairwise([0.0, *scene.feed.instants])]
+    assert gaps[0] == pytest.approx(20.0)
+    assert max(gaps) <= 20.0
+    assert 1.0 <= min(gaps) < 7.0
+    await leave(wait)
+    assert scene.has_nothing_left()
+
+
+@pytest.mark.parametrize("kind", [None, ("VideoToVideo", "gen4", 5)])
+async def test_an_unknown_kind_is_looked_at_exponentially(
+    clock: ManualClock, kind: Kind | None
+) -> None:
+    """Without a kind, or with one that nothing is known of, looks come after 2, 3 and 4.5 s."""
+    scene = scene_on(clock, learner=taught())
+    wait = scene.wait(watch_on(scene, kind=kind))
+    await clock.advance(10.0)
+    assert scene.feed.instants == pytest.approx([2.0, 5.0, 9.5])
+    await leave(wait)
+
+
+async def test_a_task_of_unknown_age_is_looked_at_exponentially(clock: ManualClock) -> None:
+    """A kind is of no use without the instant of the submit: the first look comes at once."""
+    scene = scene_on(clock, learner=taught())
+    wait = scene.wait(watch_on(scene, age=None))
+    await clock.advance(3.5)
+    assert scene.feed.instants == pytest.approx([0.0, 3.0])
+    await leave(wait)
+
+
+async def test_looks_follow_the_age_of_a_task(clock: ManualClock) -> None:
+    """A task found again 95 s after its submit is looked at now, then as often as at that age."""
+    learner = taught()
+    scene = scene_on(clock, learner=learner)
+    wait = scene.wait(watch_on(scene, age=95.0))
+    await clock.advance(10.0)
+    assert scene.feed.instants[:2] == pytest.approx([0.0, learner.gap(KIND, 95.0, 0.0)])
+    await leave(wait)
+
+
+async def test_a_failed_look_is_repeated_when_the_next_was_due(clock: ManualClock) -> None:
+    """Trouble at the gateway leaves the learned rhythm as it is."""
+    learner = taught()
+    scene = scene_on(clock, learner=learner)
+    scene.feed.says(no(GatewayDown), done())
+    wait = scene.wait(watch_on(scene, age=95.0))
+    await clock.advance(10.0)
+    assert (await wait).has_clip
+    assert scene.feed.instants == pytest.approx([0.0, learner.gap(KIND, 95.0, 0.0)])
+
+
+async def test_jitter_never_leaves_the_bounds(clock: ManualClock) -> None:
+    """With the widest jitter there are still 1 to 20 s between two looks."""
+    policy = PollPolicy(jitter=0.9)
+    scene = scene_on(clock, policy, learner=taught(), rng=random.Random(1))
+    wait = scene.wait(watch_on(scene))
+    await clock.advance(600.0)
+    gaps = [b - a for a, b in pairwise(scene.feed.instants)]
+    assert min(gaps) >= 1.0 - 1e-9
+    assert max(gaps) <= 20.0 + 1e-9
+    await leave(wait)
+
+
+async def ended(scene: Scene, task_id: str, duration: float, last: TaskRecord) -> None:
+    """Follow a task that ends after *duration* seconds with the record *last*."""
+    wait = scene.wait(watch_on(scene, task_id))
+    while not wait.done():
+        age = scene.poller.watch(asking(task_id)).age(scene.clock.now())
+        scene.feed.says(last if age + 1 > duration else record(task_id), task_id=task_id)
+        await scene.clock.advance(1.0)
+
+
+async def test_the_poller_learns_from_its_own_looks(clock: ManualClock) -> None:
+    """After 25 tasks of about 60 s, no look comes in the first 15 s of the next."""
+    scene = scene_on(clock)
+    for number, duration in enumerate(durations(25, 60.0)):
+        await ended(scene, f"t-{number}", duration, done(f"t-{number}"))
+    before = len(scene.feed.looks)
+    wait = scene.wait(watch_on(scene, "next"))
+    await clock.advance(15.0)
+    assert len(scene.feed.looks) == before
+    await leave(wait)
+
+
+async def test_failures_teach_no_duration(clock: ManualClock) -> None:
+    """However many tasks fail after a minute, clips are not expected then."""
+    scene = scene_on(clock)
+    for number, duration in enumerate(durations(25, 60.0)):
+        last = record(f"t-{number}", TaskState.FAILED)
+        await ended(scene, f"t-{number}", duration, last)
+    wait = scene.wait(watch_on(scene, "next"))
+    before = len(scene.feed.looks)
+    await clock.advance(6.0)
+    assert len(scene.feed.looks) == before + 2
+    await leave(wait)
+
+
+async def test_an_end_teaches_once(clock: ManualClock) -> None:
+    """Looking again at a task that has ended adds nothing to what is known."""
+    learner = Learner(STEADY)
+    scene = scene_on(clock, learner=learner)
+    scene.feed.says(done())
+    watch = watch_on(scene)
+    await clock.advance(50.0)
+    for _ in range(5):
+        await scene.poller.refresh(watch)
+        await clock.advance(1.0)
+    assert repr(learner) == "<Learner TextToVideo: 0>"  # 50 s without a look are too many
+    other = watch_on(scene, "t-2")
+    scene.feed.says(done("t-2"), task_id="t-2")
+    await clock.advance(10.0)
+    for _ in range(5):
+        await scene.poller.refresh(other)
+        await clock.advance(1.0)
+    assert repr(learner) == "<Learner TextToVideo: 1>"
+
+
+async def test_a_drift_brings_the_exponential_rhythm_back(clock: ManualClock) -> None:
+    """When tasks take three times as long as learned, gaps are those of the exponential one."""
+    learner = taught()
+    scene = scene_on(clock, learner=learner)
+    waits = [scene.wait(watch_on(scene, f"t-{number}")) for number in range(20)]
+    await clock.advance(250.0)
+    assert learner.gap(KIND, 50.0, 0.0) is None
+    await clock.advance(60.0)
+    last = [at for task_id, at in scene.feed.looks if task_id == "t-0"][-3:]
+    assert [b - a for a, b in pairwise(last)] == pytest.approx([15.0, 15.0])
+    await leave(*waits)
+
+
+# Looks that take turns
+
+
+@attrs.define(eq=False)
+class Scarcity:
+    """A scheduler whose looks share a gate of so many requests a second."""
+
+    scene: Scene
+    gate: Gate
+    #: Looks that took a turn that was theirs already.
+    in_turn: list[str]
+
+    @property
+    def asked(self) -> list[str]:
+        """Which task was asked about, look after look."""
+        return [task_id for task_id, _ in self.scene.feed.looks]
+
+    @property
+    def queue(self) -> int:
+        """How many requests wait at the gate."""
+        return len(self.gate._waiting)
+
+
+def scarce(
+    clock: ManualClock,
+    rate: float | None = 1.0,
+    policy: PollPolicy = STEADY,
+    learner: Learner | None = None,
+    at_once: int = 100,
+) -> Scarcity:
+    """Give a scheduler that may look *rate* times a second."""
+    gate = Gate(Limits(requests_per_second=rate), clock, Hooks())
+    in_turn: list[str] = []
+
+    async def look(request: Request, sent_at: float) -> TaskRecord:
+        assert sent_at == clock.now()
+        in_turn.append(request.task_id or "")
+        return await feed.look(request)
+
+    options: dict[str, Any] = {"turns": Turns(gate, look), "learner": learner}
+    scene = scene_on(clock, policy, at_once=at_once, **options)
+    feed: Feed = scene.feed
+    return Scarcity(scene, gate, in_turn)
+
+
+async def test_while_nothing_is_scarce_no_look_queues(clock: ManualClock) -> None:
+    """Without a pace, looks go as they are due and take no turn of their own."""
+    world = scarce(clock, rate=None)
+    waits = [world.scene.wait(watch_on(world.scene, f"t-{number}")) for number in range(10)]
+    await clock.advance(2.0)
+    assert sorted(world.asked) == sorted(f"t-{number}" for number in range(10))
+    assert world.in_turn == []
+    await leave(*waits)
+
+
+async def test_one_look_queues_for_all_tasks(clock: ManualClock) -> None:
+    """With 50 tasks due on a budget of one a second, one request waits at the gate, not 50."""
+    world = scarce(clock)
+    waits = [world.scene.wait(watch_on(world.scene, f"t-{number}")) for number in range(50)]
+    await clock.advance(2.5)
+    assert (len(world.asked), world.queue) == (1, 1)
+    await clock.advance(10.0)
+    assert (len(world.asked), world.queue) == (11, 1)
+    assert world.in_turn == world.asked
+    await leave(*waits)
+    assert world.scene.has_nothing_left()
+    assert (world.gate.in_flight, world.queue) == (0, 0)
+
+
+async def test_a_submit_waits_behind_one_look(clock: ManualClock) -> None:
+    """Whatever is due, a submit gets the second turn: the look before it came first."""
+    world = scarce(clock)
+    waits = [world.scene.wait(watch_on(world.scene, f"t-{number}")) for number in range(50)]
+    await clock.advance(2.5)
+
+    async def submit() -> float:
+        async with world.gate.slot() as sent_at:
+            return sent_at
+
+    submitting = asyncio.ensure_future(submit())
+    await clock.advance(2.0)
+    assert submitting.result() == pytest.approx(START + 4.0)
+    await leave(*waits)
+
+
+async def test_a_crowd_of_submits_does_not_keep_looks_waiting(clock: ManualClock) -> None:
+    """With 20 submits in the queue, looks and submits go in turns, the submits in their order."""
+    world = scarce(clock)
+    submitted: list[int] = []
+
+    async def submit(number: int) -> None:
+        async with world.gate.slot():
+            submitted.append(number)
+
+    submits = [asyncio.ensure_future(submit(number)) for number in range(20)]
+    waits = [world.scene.wait(watch_on(world.scene, f"t-{n}", age=30.0)) for n in range(20)]
+    await clock.advance(10.5)
+    assert submitted == [0, 1, 2, 3, 4, 5]
+    assert len(world.asked) == 5
+    await leave(*waits)
+    await clock.advance(20.0)
+    await asyncio.gather(*submits)
+
+
+async def test_without_knowledge_the_longest_overdue_goes_first(clock: ManualClock) -> None:
+    """Tasks of no known kind are asked in the order in which they fell due."""
+    world = scarce(clock)
+    waits = []
+    for name in "abcd":
+        waits.append(world.scene.wait(watch_on(world.scene, name)))
+        await clock.advance(0.1)
+    await clock.advance(5.5)
+    assert world.asked[:4] == ["a", "b", "c", "d"]
+    await leave(*waits)
+
+
+async def test_the_likeliest_news_go_first(clock: ManualClock) -> None:
+    """Of tasks at 90 s, those that take 100 s are asked before those that take 600 s."""
+    world = scarce(clock, learner=taught())
+    slow = [watch_on(world.scene, f"slow-{number}", SLOW, age=90.0) for number in range(3)]
+    quick = [watch_on(world.scene, f"quick-{number}", KIND, age=90.0) for number in range(3)]
+    waits = [world.scene.wait(watch) for watch in (*slow, *quick)]
+    await clock.advance(2.5)
+    assert sorted(world.asked) == ["quick-0", "quick-1", "quick-2"]
+    await leave(*waits)
+
+
+async def test_it_is_decided_when_the_turn_comes(clock: ManualClock) -> None:
+    """A task that falls due while a look queues is asked first, if it promises more."""
+    world = scarce(clock, learner=taught())
+    waits = [world.scene.wait(watch_on(world.scene, f"slow-{n}", SLOW, age=90.0)) for n in "ab"]
+    await clock.advance(0.5)
+    assert (len(world.asked), world.queue) == (1, 1)
+    waits.append(world.scene.wait(watch_on(world.scene, "quick", KIND, age=120.0)))
+    await clock.advance(0.6)
+    assert world.asked[1] == "quick"
+    await leave(*waits)
+
+
+async def test_nobody_starves(clock: ManualClock) -> None:
+    """One turn in four goes to tasks that were not asked for a minute, the longest ago first."""
+    world = scarce(clock, learner=taught())
+    slow = [world.scene.wait(watch_on(world.scene, f"slow-{n}", SLOW)) for n in range(8)]
+    quick = [world.scene.wait(watch_on(world.scene, f"quick-{n}", KIND)) for n in range(100)]
+    await clock.advance(400.0)
+    turns = world.asked[150:]
+    for name in ("slow-0", "slow-3", "slow-7"):
+        assert name in turns
+    unasked = [
+        max(b - a for a, b in pairwise(at))
+        for name in {*world.asked}
+        if len(at := [at for task_id, at in world.scene.feed.looks if task_id == name]) > 1
+    ]
+    assert max(unasked) <= STARVED_SHARE * len([*slow, *quick])
+    await leave(*slow, *quick)
+
+
+async def test_where_the_budget_allows_everyone_is_asked_in_time(clock: ManualClock) -> None:
+    """Forty tasks on one request a second are each asked every minute, whatever they promise."""
+    world = scarce(clock, learner=taught(), policy=PollPolicy(jitter=0, max_starvation=60.0))
+    kinds = {f"t-{n}": (SLOW if n % 4 == 0 else KIND) for n in range(40)}
+    waits = [world.scene.wait(watch_on(world.scene, name, kind)) for name, kind in kinds.items()]
+    await clock.advance(300.0)
+    for name in kinds:
+        at = [at for task_id, at in world.scene.feed.looks if task_id == name]
+        assert max(b - a for a, b in pairwise([START, *at, clock.now()])) <= 75.0
+    await leave(*waits)
+
+
+async def test_a_ranking_serves_for_a_second_and_no_task_twice(clock: ManualClock) -> None:
+    """At ten turns a second, thirty tasks that are due get a look each before any gets two."""
+    world = scarce(clock, rate=10.0, learner=taught())
+    waits = [world.scene.wait(watch_on(world.scene, f"t-{n}", age=90.0)) for n in range(30)]
+    await clock.advance(2.95)
+    assert len({*world.asked}) == len(world.asked) == 30
+    await leave(*waits)
+
+
+async def test_a_new_ranking_is_made_when_the_old_one_is_used_up(clock: ManualClock) -> None:
+    """A task that falls due just after a ranking was made is not kept waiting for a second."""
+    world = scarce(clock, rate=10.0, learner=taught())
+    waits = [world.scene.wait(watch_on(world.scene, "a", age=90.0))]
+    await clock.advance(0.3)
+    waits.append(world.scene.wait(watch_on(world.scene, "b", age=90.0)))
+    await clock.advance(0.2)
+    assert world.asked == ["a", "b"]
+    await leave(*waits)
+
+
+async def test_whoever_leaves_is_not_asked(clock: ManualClock) -> None:
+    """A task whose wait ended while it stood in the ranking gets no turn; others keep theirs."""
+    world = scarce(clock, rate=10.0)
+    ages = {"a": 33.0, "b": 32.0, "c": 31.0}
+    waits = [world.scene.wait(watch_on(world.scene, one, age=ages[one])) for one in ages]
+    await clock.advance(0.05)
+    await leave(waits[1])
+    assert world.queue == 1
+    await clock.advance(0.5)
+    assert world.asked == ["a", "c"]
+    await leave(*waits)
+
+
+async def test_when_nobody_is_due_any_more_the_queue_is_left(clock: ManualClock) -> None:
+    """The last due task takes the queueing look with it, and the next due sets the timer."""
+    world = scarce(clock)
+    first = world.scene.wait(watch_on(world.scene, "first", age=31.0))
+    due = world.scene.wait(watch_on(world.scene, "due", age=30.0))
+    fresh = world.scene.wait(watch_on(world.scene, "fresh"))
+    await clock.advance(0.5)
+    assert world.queue == 1
+    await leave(due)
+    assert world.queue == 0
+    await leave(first)
+    await clock.advance(1.6)
+    assert world.asked == ["first", "fresh"]
+    await leave(fresh)
+    assert world.scene.has_nothing_left()
+
+
+async def test_a_turn_that_comes_too_late_is_given_back(clock: ManualClock) -> None:
+    """Who is cancelled at the very instant of the turn leaves the gate free and no look behind."""
+    world = scarce(clock)
+    async with world.gate.slot():
+        pass
+    wait = world.scene.wait(watch_on(world.scene, age=30.0))
+    await settle()
+    await clock.advance(0.5)
+    assert world.queue == 1
+    clock.instant += 0.5
+    wait.cancel()
+    world.gate._let_go()  # the turn is given, and the look has not run yet
+    await leave(wait)
+    assert world.asked == []
+    assert world.gate.in_flight == 0
+    assert world.scene.poller._queuing is None
+
+
+async def test_a_look_in_its_turn_is_cancelled_with_its_last_wait(clock: ManualClock) -> None:
+    """A hanging look whose wait is left ends, and its place at the gate is free again."""
+    world = scarce(clock)
+    world.scene.feed.is_open.clear()
+    wait = world.scene.wait(watch_on(world.scene, age=30.0))
+    await clock.advance(0.5)
+    assert world.gate.in_flight == 1
+    await leave(wait)
+    assert world.scene.feed.left == 1
+    assert world.gate.in_flight == 0
+    assert world.scene.has_nothing_left()
+
+
+async def test_no_more_looks_than_allowed_are_under_way(clock: ManualClock) -> None:
+    """At most `at_once` looks hang at a time; the next queues when one has come back."""
+    world = scarce(clock, rate=10.0, at_once=2)
+    world.scene.feed.is_open.clear()
+    waits = [world.scene.wait(watch_on(world.scene, f"t-{n}", age=30.0)) for n in range(5)]
+    await clock.advance(1.0)
+    assert (world.scene.feed.under_way, world.queue) == (2, 0)
+    world.scene.feed.is_open.set()
+    await clock.advance(1.0)
+    assert len({*world.asked}) == 5
+    await leave(*waits)
+
+
+async def test_a_deadline_passes_while_a_look_queues(clock: ManualClock) -> None:
+    """Queueing looks delay no deadline, and deadlines send no further look into the queue."""
+    world = scarce(clock, rate=0.1)
+    waits = [world.scene.wait(watch_on(world.scene, f"t-{n}", age=30.0), 5.0) for n in range(3)]
+    await clock.advance(1.0)
+    assert world.queue == 1
+    await clock.advance(4.0)
+    assert all(wait.done() for wait in waits)
+    await leave(*waits)
+    assert world.scene.has_nothing_left()
+
+
+async def test_closing_ends_the_look_that_queues(clock: ManualClock) -> None:
+    """A closed scheduler leaves nothing at the gate, and its waits are told."""
+    world = scarce(clock)
+    waits = [world.scene.wait(watch_on(world.scene, f"t-{n}", age=30.0)) for n in range(3)]
+    await clock.advance(0.5)
+    assert world.queue == 1
+    await world.scene.poller.aclose()
+    for wait in waits:
+        with pytest.raises(WaitAbandoned):
+            await wait
+    assert (world.gate.in_flight, world.queue) == (0, 0)
+    assert world.scene.has_nothing_left()
+
+
+async def test_a_pace_that_comes_later_has_looks_take_turns(clock: ManualClock) -> None:
+    """After a refusal looks queue one at a time; before it they went together."""
+    world = scarce(clock, rate=None)
+    waits = [world.scene.wait(watch_on(world.scene, f"t-{n}", age=30.0)) for n in range(10)]
+    await clock.advance(0.1)
+    assert (len(world.asked), world.in_turn) == (10, [])
+    world.gate.refused(clock.now(), None)
+    await clock.advance(10.0)
+    assert 0 < len(world.in_turn) == len(world.asked) - 10
+    await leave(*waits)
+
+
+# The queue
+
+
+def test_the_queue_shows_what_is_due_and_keeps_it() -> None:
+    """What is due is given whole, dropped entries excepted, and can still be taken."""
+    rng = random.Random(1)
+    queue: PollQueue[int] = PollQueue()
+    dues = {key: rng.uniform(0, 100) for key in range(200)}
+    for key, due_at in dues.items():
+        queue.put(key, due_at)
+    for key in range(0, 200, 7):
+        queue.drop(key)
+        del dues[key]
+    expected = {key for key, due_at in dues.items() if due_at <= 40}
+    assert {*queue.due(40.0)} == expected
+    assert {*queue.take(40.0, 200)} == expected
+    assert queue.due(40.0) == []
