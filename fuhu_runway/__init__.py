@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import errors, hooks
     from ._gateway import GATEWAYS
+    from .batch import Batch, Item, Outcome, Summary
     from .client import Client
     from .downloads import Progress, safe_name
+    from .journal import Journal
     from .models import (
         ActOne,
         Balance,
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
         Gateway,
         ImageToVideo,
         KeyStyle,
+        Limits,
         MotionVector,
         OfficialImageToVideo,
         PollPolicy,
@@ -34,8 +37,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "_gateway": ("GATEWAYS",),
+    "batch": ("Batch", "Item", "Outcome", "Summary"),
     "client": ("Client",),
     "downloads": ("Progress", "safe_name"),
+    "journal": ("Journal",),
     "models": (
         "ActOne",
         "Balance",
@@ -43,6 +48,7 @@ _HOMES = {
         "Gateway",
         "ImageToVideo",
         "KeyStyle",
+        "Limits",
         "MotionVector",
         "OfficialImageToVideo",
         "PollPolicy",
@@ -63,16 +69,22 @@ __all__ = [
     "ActOne",
     "Balance",
     "BalanceRoute",
+    "Batch",
     "Client",
     "Clip",
     "Gateway",
     "ImageToVideo",
+    "Item",
+    "Journal",
     "KeyStyle",
+    "Limits",
     "MotionVector",
     "OfficialImageToVideo",
+    "Outcome",
     "PollPolicy",
     "Progress",
     "RetryPolicy",
+    "Summary",
     "Task",
     "TaskRecord",
     "TaskState",

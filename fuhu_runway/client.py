@@ -3,11 +3,13 @@
 import asyncio
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
+from uuid import uuid4
 
 import aiohttp
 import attrs
@@ -18,16 +20,22 @@ from ._engine import Engine, Settings
 from ._gateway import BALANCE_ENDPOINTS, ENDPOINTS, GATEWAYS, NOWHERE, SUBMITS
 from ._polling import Poller, Watch
 from ._retry import fate_of
+from ._schedule import kind_of
 from ._wire import Request, ask_balance, ask_task, build, read_balance, read_task
-from .downloads import Progress, Source, origin_of
-from .errors import Fate, RunwayError, SubmissionInDoubt
+from .batch import Batch, Outcome, Source
+from .downloads import Progress, origin_of
+from .downloads import Source as ClipSource
+from .errors import Fate, JournalError, RunwayError, SubmissionInDoubt
+from .journal import Entry, Job, Journal, Plan, plan_of
 from .models import (
     DEFAULT_MODEL,
+    DEFAULT_WAIT,
     ActOne,
     Balance,
     Gateway,
     Generation,
     ImageToVideo,
+    Limits,
     MotionVector,
     OfficialImageToVideo,
     PollPolicy,
@@ -66,6 +74,9 @@ class Client:
         timeouts: How long one exchange may take.
         retry: How often, and after how long, a safe request is repeated.
         polling: When a task is looked at.
+        limits: How much of the gateway this client takes, in each event loop.
+        journal: Where every submission is written down before it is sent, with its id and its
+            outcome: a `Journal` that is shared and never closed here, or a path.
         hooks: Functions that are called with each event.
 
     Raises:
@@ -89,6 +100,9 @@ class Client:
         timeouts: Timeouts | None = None,
         retry: RetryPolicy | None = None,
         polling: PollPolicy | None = None,
+        limits: Limits | None = None,
+        # what is remembered
+        journal: Journal | str | os.PathLike[str] | None = None,
         # who hears of it
         hooks: Iterable[events.Listener] = (),
     ) -> None:
@@ -96,12 +110,18 @@ class Client:
         self._key = _checked_key(api_key or os.environ.get(KEY_VARIABLE))
         self._callback_url = _checked_callback(callback_url)
         self._hooks = events.Hooks(hooks)
+        self._owns_journal = journal is not None and not isinstance(journal, Journal)
+        #: The durable record, where there is one.
+        self.journal: Journal | None = _journal(journal)
+        if self.journal is not None:
+            self._hooks.add(self.journal.note)
         self._clock: Clock = LoopClock()
         self._settings = Settings(
             session=_checked_session(session),
             timeouts=timeouts or Timeouts(),
             retry=retry or RetryPolicy(),
             polling=polling or PollPolicy(),
+            limits=limits or Limits(),
             hooks=self._hooks,
             clock=self._clock,
         )
@@ -109,6 +129,7 @@ class Client:
         self.gateway: Gateway = _resolved(gateway, base_url)
         #: Tasks that were accepted after whoever submitted them had been cancelled.
         self.unclaimed: list[Task] = []
+        self._has_recalled = False
 
     def __repr__(self) -> str:
         polls = "".join(f", {engine.poller!r}" for engine in self._engines.values())
@@ -146,6 +167,8 @@ class Client:
         engine = self._engines.pop(asyncio.get_running_loop(), None)
         if engine is not None:
             await engine.aclose()
+        if self.journal is not None and self._owns_journal:
+            await self.journal.aclose()
 
     # Paid calls
 
@@ -182,12 +205,35 @@ class Client:
             raise usage_error(
                 "request", f"request is of type {type(request).__name__}.", f"Use one of {kinds}."
             )
-        wire = build(request, self.gateway, self._key, self._callback_url)
-        started_at = self._clock.now()
-        record = await self._engine().transport.call(
-            wire, read_task, unclaimed=partial(self._take_unclaimed, request)
+        return await self.submit_job(request, None)
+
+    def attach(self, job: Job, request: Generation | None = None) -> Task:
+        """Give a handle on the task of a job from the journal; for batches and resuming."""
+        return Task(
+            self,
+            _checked_id(job.task_id),
+            official=job.endpoint == OfficialImageToVideo.__name__,
+            request=request,
+            submitted_at=self._clock.now() - max(0.0, self._clock.wall() - (job.accepted_at or 0)),
         )
-        return self._accepted(request, record, started_at)
+
+    async def submit_job(self, request: Generation, plan: Plan | None) -> Task:
+        """Do what `submit` does for a job that the journal knows already; for batches."""
+        wire = build(request, self.gateway, self._key, self._callback_url)
+        around = None
+        if self.journal is not None:
+            entry = await self._entry(self.journal, request, plan)
+            around = partial(_written_down, entry)
+        engine = self._engine()
+        async with engine.tasks.one_more():
+            started_at = self._clock.now()
+            record = await engine.transport.call(
+                wire, read_task, unclaimed=partial(self._take_unclaimed, request), around=around
+            )
+            task = self._accepted(request, record, started_at)
+            # Not the engine of the moment: this one may have been closed meanwhile.
+            engine.tasks.add(self._watch(engine.poller, task))
+        return task
 
     async def generate(
         self,
@@ -353,6 +399,80 @@ class Client:
             )
         )
 
+    def batch(
+        self,
+        prompts: Source,
+        *,
+        in_flight: int = 20,
+        download_to: str | os.PathLike[str] | None = None,
+        timeout: float | None = DEFAULT_WAIT,
+        max_points: float | None = None,
+        retry_failed: bool = False,
+    ) -> Batch:
+        """
+        Give a batch, to be run by iterating over its `outcomes()`; nothing is sent yet.
+
+        As `generate_many`, with a `summary` to look at and a way to `stop`.
+
+        Raises:
+            UsageError: *in_flight* is below 1, or nothing can be written to *download_to*.
+        """
+        return Batch(
+            self,
+            prompts,
+            in_flight=in_flight,
+            journal=self.journal,
+            download_to=None if download_to is None else Path(download_to),
+            timeout=timeout,
+            max_points=max_points,
+            retry_failed=retry_failed,
+            clock=self._clock,
+        )
+
+    async def generate_many(
+        self,
+        prompts: Source,
+        *,
+        in_flight: int = 20,
+        download_to: str | os.PathLike[str] | None = None,
+        timeout: float | None = DEFAULT_WAIT,
+        max_points: float | None = None,
+        retry_failed: bool = False,
+    ) -> AsyncGenerator[Outcome, None]:
+        """
+        Give the outcome of each of many jobs, as they end.
+
+        Spends points for each job that the gateway accepts; each is submitted at most once, as
+        `submit` says. With a journal (`Client(journal=...)`), the same call made again goes on
+        where an earlier one was ended, by whatever ended it: what was accepted is followed, what
+        is in doubt is reported, and neither is submitted again.
+
+        Args:
+            prompts: Prompts, requests, or an `Item` each, from any iterable or async iterable. It
+                is read only as far as there is room for jobs.
+            in_flight: How many jobs may exist at once; one whose outcome was not taken counts.
+            download_to: The folder that clips are saved in, under names that read like their
+                prompts; None saves none.
+            timeout: How long to wait for each task, in seconds; None waits for ever.
+            max_points: Nothing more is submitted once this many points are spent or bound to be.
+            retry_failed: Whether jobs that failed in an earlier run are submitted again.
+
+        Raises:
+            UsageError: An argument is wrong, or the source gave something that is no request.
+            JournalError: The journal cannot be used; nothing more was sent.
+        """
+        batch = self.batch(
+            prompts,
+            in_flight=in_flight,
+            download_to=download_to,
+            timeout=timeout,
+            max_points=max_points,
+            retry_failed=retry_failed,
+        )
+        async with aclosing(batch.outcomes()) as outcomes:
+            async for outcome in outcomes:
+                yield outcome
+
     # Free calls
 
     def task(self, task_id: str, *, official: bool = False) -> Task:
@@ -418,10 +538,7 @@ class Client:
     def watch_over(self, task: Task) -> tuple[Poller, Watch]:
         """Give the scheduler of the running loop, and its watch over *task*; for handles."""
         poller = self._engine().poller
-        wire = self._task_request(task.id, official=task.official)
-        # A refused look may quote the prompt.
-        wire = attrs.evolve(wire, secrets=(*wire.secrets, *task.secrets()))
-        return poller, poller.watch(wire, task.submitted_at, task.record)
+        return poller, self._watch(poller, task)
 
     async def save(
         self,
@@ -432,7 +549,7 @@ class Client:
     ) -> Path:
         """Save *clip* to *path*; for handles, whose `Clip.download` is the way to call it."""
         wire = self._task_request(clip.id, official=clip.task.official)
-        source = Source(
+        source = ClipSource(
             clip.id,
             clip.address,
             {"Authorization": wire.headers["Authorization"]},
@@ -441,9 +558,24 @@ class Client:
         downloader = self._engine().downloader
         return await downloader.save(source, path, max_bytes=max_bytes, on_progress=on_progress)
 
+    def _watch(self, poller: Poller, task: Task) -> Watch:
+        wire = self._task_request(task.id, official=task.official)
+        # A refused look may quote the prompt.
+        wire = attrs.evolve(wire, secrets=(*wire.secrets, *task.secrets()))
+        return poller.watch(wire, task.submitted_at, task.record, kind_of(task.request))
+
     def _task_request(self, task_id: str, *, official: bool) -> Request:
         endpoint = ENDPOINTS["official_task" if official else "feed"]
         return ask_task(task_id, endpoint, self.gateway, self._key)
+
+    async def _entry(self, journal: Journal, request: Generation, plan: Plan | None) -> Entry:
+        if not self._has_recalled:
+            self._has_recalled = True
+            self._settings.learner.recall(await journal.durations())
+        if plan is None:
+            plan = plan_of(request, f"single:{uuid4()}")
+        job = await journal.plan(plan, self._clock.wall())
+        return Entry(journal, job.key, self._clock)
 
     def _accepted(self, request: Generation, record: TaskRecord, started_at: float) -> Task:
         now = self._clock.now()
@@ -482,6 +614,35 @@ class Client:
             engine = self._engines[loop] = Engine(self._settings)
             engine.stay_until_the_loop_ends(partial(self._engines.pop, loop, None))
         return engine
+
+
+async def _written_down(
+    entry: Entry, exchange: Callable[[], Coroutine[Any, Any, TaskRecord]]
+) -> TaskRecord:
+    """Do one sending, with a row in the journal before it and another after it."""
+    await entry.sending()
+    try:
+        record = await exchange()
+    except RunwayError as error:
+        await _afterwards(entry.failed(error), type(error).__name__)
+        raise
+    await _afterwards(entry.accepted(record.task_id), f"task {record.task_id}")
+    return record
+
+
+async def _afterwards(writing: Coroutine[Any, Any, None], news: str) -> None:
+    """Write what became of a sending; what became of it matters more than the row does."""
+    try:
+        await writing
+    except JournalError as fault:
+        # The row goes on saying SUBMITTING, which is in doubt once the journal is closed.
+        events.LOGGER.error(
+            "The journal lacks how a submission ended (%s): %s", news, fault.happened
+        )
+
+
+def _journal(journal: Journal | str | os.PathLike[str] | None) -> Journal | None:
+    return journal if journal is None or isinstance(journal, Journal) else Journal(journal)
 
 
 class Official:

@@ -467,6 +467,25 @@ def safe_name(text: str, suffix: str = ".mp4") -> str:
     return name + suffix
 
 
+def check_folder(folder: Path) -> Path:
+    """
+    Give *folder* if files can be made in it; it is made if its parent is there.
+
+    Raises:
+        UsageError: It cannot be made, or nothing can be written there.
+    """
+    try:
+        folder.mkdir(exist_ok=True)
+        _touch(folder / f".{os.getpid()}.probe")
+    except OSError as exc:
+        raise usage_error(
+            "path",
+            f"Nothing can be written in {str(folder)!r} ({exc.strerror}).",
+            "Choose another folder, or mend its permissions.",
+        ) from exc
+    return folder
+
+
 def check_target(path: Path, *, overwrite: bool = False) -> Path:
     """
     Give *path* if a clip can be saved there; meant for before any money is spent.

@@ -89,8 +89,9 @@ class Task:
         """
         Give the clip as soon as the gateway shows its address.
 
-        Asking is free: the gateway is looked at after 2 s, then ever more rarely, up to every
-        15 s (`PollPolicy`). Trouble on the way, even minutes of it, does not end the wait.
+        Asking is free: the gateway is asked after 2 s, then ever more rarely, up to every 15 s,
+        and once enough is known of how long such tasks take, when there is likely to be news
+        (`PollPolicy`). Trouble on the way, even minutes of it, does not end the wait.
 
         Args:
             timeout: How long to wait at the most, in seconds; None waits for ever. When it is

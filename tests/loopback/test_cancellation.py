@@ -11,6 +11,7 @@ from support.clock import settle, until
 from fuhu_runway import Client, Task
 from fuhu_runway.errors import WaitAbandoned, WaitTimeout
 from fuhu_runway.hooks import RetryScheduled, SubmissionUnclaimed
+from fuhu_runway.models import Limits
 from fuhu_runway.testing import Simulator, faults
 
 PROMPT = "a marked kitten"
@@ -30,13 +31,10 @@ async def cancel(work: "asyncio.Task[Any]") -> None:
 # Submits
 
 
-async def test_a_submit_that_waits_for_its_turn(
-    gateway: Simulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_submit_that_waits_for_its_turn(gateway: Simulator) -> None:
     """Cancelled while another is in the air, it is never sent, and no id is unclaimed."""
-    monkeypatch.setattr("fuhu_runway._engine.REQUESTS_IN_FLIGHT", 1)
     gateway.fault("submit", faults.Slow(A_WHILE))
-    async with quick_client(gateway) as client:
+    async with quick_client(gateway, limits=Limits(requests_in_flight=1)) as client:
         first = asyncio.create_task(client.generate(PROMPT))
         second = asyncio.create_task(client.generate(PROMPT))
         await until(lambda: gateway.submitted)

@@ -87,7 +87,16 @@ class RecordingClock(LoopClock):
 
     def __init__(self) -> None:
         self.slept: list[float] = []
+        # What was slept has passed on this clock, and not on the loop's.
+        self._ahead = 0.0
+
+    def now(self) -> float:
+        return super().now() + self._ahead
 
     async def sleep(self, delay: float) -> None:
         self.slept.append(delay)
+        self._ahead += delay
         await asyncio.sleep(0)
+
+    def call_at(self, when: float, action: Callable[[], None]) -> Timer:
+        return super().call_at(when - self._ahead, action)

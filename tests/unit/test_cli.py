@@ -1,15 +1,12 @@
 """The command line, in this process where that is enough, and as a process of its own."""
 
-import asyncio
 import contextlib
-import io
 import json
 import os
 import re
 import shlex
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -20,41 +17,32 @@ from typing import Any
 import attrs
 import pytest
 from support.clients import QUICK_POLLS, QUICK_RETRY
+from support.commands import (
+    Elsewhere,
+    Run,
+    gateway_elsewhere,
+    is_clip,
+    on_a_terminal,
+    pressed,
+    read_until,
+    runner,
+    start,
+)
 
 pytest.importorskip("cyclopts")
 
-from fuhu_runway import cli, errors
-from fuhu_runway.testing import Simulator, faults
+from fuhu_runway import _console, cli, errors
+from fuhu_runway.testing import faults
 from fuhu_runway.testing.faults import Fault
 
 PROMPT = "a secret kitten"
 IMAGE = "https://example.com/image.png"
 VIDEO = "https://example.com/video.mp4"
 COMMANDS = ["generate", "restyle", "act", "wait", "feed", "balance", "simulate"]
+COMMANDS += ["batch", "jobs", "resume", "resolve", "forget"]
 EVER = 1_000_000.0
 SIMULATED_SPEED = cli.SIMULATED_SPEED
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "cli.md"
-
-
-@attrs.frozen
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def task_id(self) -> str:
-        found = re.search(r"^accepted: task (\S+)$", self.err, re.MULTILINE)
-        assert found, self.err
-        return found[1]
-
-    @property
-    def advice(self) -> list[str]:
-        """The command that goes on, as words."""
-        return shlex.split(self.err.partition("Continue with: ")[2])
-
-
-Run = Callable[..., Outcome]
 
 
 @pytest.fixture(autouse=True)
@@ -76,59 +64,14 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Run the command in this process."""
-
-    def command(*tokens: str) -> Outcome:
-        capsys.readouterr()
-        code = cli.main(tokens)
-        return Outcome(code, *capsys.readouterr())
-
-    return command
-
-
-@attrs.define
-class Elsewhere:
-    """A gateway in a thread of its own, so that the command may own this one."""
-
-    simulator: Simulator
-    _loop: asyncio.AbstractEventLoop
-
-    def ask(self, question: Callable[[Simulator], Any]) -> Any:
-        """Give what *question* sees, in the gateway's own thread."""
-
-        async def answer() -> Any:
-            return question(self.simulator)
-
-        return asyncio.run_coroutine_threadsafe(answer(), self._loop).result()
-
-    def saw(self, where: str) -> bool:
-        return any(seen.where == where for seen in self.ask(lambda one: one.requests))
-
-    def body(self) -> dict[str, Any]:
-        """What the only task was asked for with."""
-        (task,) = self.ask(lambda one: one.tasks)
-        return dict(task.request)
+    return runner(capsys)
 
 
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
     """A gateway that the environment leads to; its tasks take a twentieth of a second."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    simulator = Simulator(speed=1000, takes=50)
-    asyncio.run_coroutine_threadsafe(simulator.start(), loop).result()
-    for name, value in simulator.environment().items():
-        monkeypatch.setenv(name, value)
-    yield Elsewhere(simulator, loop)
-    asyncio.run_coroutine_threadsafe(simulator.aclose(), loop).result()
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
-
-
-def is_clip(path: str) -> bool:
-    """Tell whether there is an MP4 file."""
-    return Path(path).read_bytes()[4:8] == b"ftyp"
+    with gateway_elsewhere(monkeypatch, speed=1000, takes=50) as elsewhere:
+        yield elsewhere
 
 
 # Making clips
@@ -691,8 +634,8 @@ def test_a_defect_is_told_with_the_task(
 
 def test_every_error_has_a_documented_code() -> None:
     """The table of errors leads to codes that help and page tell of, whatever is raised."""
-    assert {code for _, code in cli.EXIT_OF} <= cli.EXIT_CODES.keys()
-    assert cli.EXIT_OF[-1][0] is Exception
+    assert {code for _, code in _console.EXIT_OF} <= cli.EXIT_CODES.keys()
+    assert _console.EXIT_OF[-1][0] is Exception
 
 
 # Logs
@@ -737,26 +680,6 @@ def test_the_log_is_as_it_was(run: Run, gateway: Elsewhere) -> None:
 
 
 # Ctrl-C
-
-
-@contextlib.contextmanager
-def pressed(when: Callable[[], bool], number: int = signal.SIGINT) -> Iterator[None]:
-    """Press Ctrl-C as soon as *when* holds."""
-    gone = threading.Event()
-
-    def press() -> None:
-        while not when():
-            if gone.wait(0.002):
-                return
-        os.kill(os.getpid(), number)
-
-    thread = threading.Thread(target=press)
-    thread.start()
-    try:
-        yield
-    finally:
-        gone.set()
-        thread.join()
 
 
 def shown(stage: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
@@ -839,14 +762,15 @@ def test_ctrl_c_tells_what_became_of_the_request(
     assert told in done.err.splitlines()[-1]
 
 
-def test_ctrl_c_between_two_tries_submits_nothing(run: Run, gateway: Elsewhere) -> None:
+def test_ctrl_c_between_two_tries_submits_nothing(
+    run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While a refused request waits for its repeat nothing is in the air, and nothing is lost."""
     gateway.simulator.fault("submit", faults.empty_429(60))
-    turned_away = lambda: any(one.status == 429 for one in gateway.ask(lambda sim: sim.requests))  # noqa: E731
-    with pressed(turned_away):
+    with pressed(shown("RateLimited, trying again", monkeypatch)):
         done = run("generate", PROMPT)
     assert done.code == 130
-    assert done.err.splitlines()[-1].startswith("Stopped. ")
+    assert done.err.splitlines()[-1] == "Stopped. Nothing was submitted."
     assert gateway.ask(lambda one: one.submitted) == 0
 
 
@@ -902,48 +826,6 @@ def test_ctrl_c_ends_a_simulated_task_with_its_gateway(
     assert done.err.splitlines()[-1] == "Stopped. The simulated gateway ended, too."
 
 
-def test_the_second_ctrl_c_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first cancels, the second ends the process, and so does one when there is no work."""
-    left: list[int] = []
-    monkeypatch.setattr(os, "_exit", left.append)
-    ready = threading.Event()
-
-    async def work() -> None:
-        ready.set()
-        try:
-            await asyncio.sleep(60)
-        finally:
-            assert left == []
-            signal.raise_signal(signal.SIGTERM)
-            assert left == [143]
-
-    with cli.Stop() as stop, asyncio.Runner() as runner, pressed(ready.is_set):
-        assert stop.run(runner, work()) == 130
-        signal.raise_signal(signal.SIGINT)
-    assert left == [143, 130]
-
-
-def test_leaving_at_once_gives_the_cursor_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a terminal, whose cursor a bar had hidden, it is shown before the process ends."""
-    written: list[bytes] = []
-    monkeypatch.setattr(os, "_exit", lambda code: None)
-    monkeypatch.setattr(os, "isatty", lambda handle: handle == 2)
-    monkeypatch.setattr(os, "write", lambda handle, data: written.append(data))
-    cli._leave(130)
-    assert written == [b"\x1b[?25h\n"]
-
-
-def test_who_was_told_to_ignore_ctrl_c_does() -> None:
-    """A process in the background of a script stays deaf to Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with cli.Stop():
-            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def test_handlers_are_given_back(run: Run) -> None:
     """After a command Ctrl-C means what it meant before."""
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
@@ -952,23 +834,6 @@ def test_handlers_are_given_back(run: Run) -> None:
 
 
 # Terminals
-
-
-class Terminal(io.StringIO):
-    """A screen that says it is one."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-@contextlib.contextmanager
-def on_a_terminal(**variables: str) -> Iterator[Terminal]:
-    """Have a terminal in the place of stderr, with these variables set."""
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(Terminal()) as screen:
-        patch.delenv("NO_COLOR", raising=False)
-        for name, value in {"TERM": "xterm-256color", **variables}.items():
-            patch.setenv(name, value)
-        yield screen
 
 
 @pytest.mark.parametrize("columns", ["40", "120"])
@@ -984,26 +849,6 @@ def test_a_terminal_gets_a_line_that_moves(run: Run, gateway: Elsewhere, columns
     assert re.search(r"running .*\d+%", plain)
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1
     assert re.search(r"saved: [\d.]+ kB", plain)
-
-
-def test_a_bar_that_swings_may_learn_how_far_it_is() -> None:
-    """A stage without a known part follows one with it, and the other way round."""
-    with on_a_terminal(), cli.Bar() as bar:
-        for part in (None, 0.5, None):
-            bar.stage("running", part)
-            (task,) = bar._progress.tasks
-            assert task.total == (None if part is None else 1.0)
-            assert task.percentage == (0 if part is None else 50)
-
-
-def test_what_is_said_is_not_read_as_markup() -> None:
-    """Brackets and colons of a path or a reason come out as they went in."""
-    with on_a_terminal() as terminal, cli.Bar() as bar:
-        bar.say("before [bold] :cat:")
-        bar.stage("running [bold]")
-        bar.say("after [bold] :cat:")
-    assert "before [bold] :cat:" in terminal.getvalue()
-    assert "after [bold] :cat:" in terminal.getvalue()
 
 
 def test_no_color_is_respected(run: Run, gateway: Elsewhere) -> None:
@@ -1060,26 +905,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-COMMAND = [sys.executable, "-m", "fuhu_runway"]
-
-
-def start(*tokens: str, **options: Any) -> "subprocess.Popen[str]":
-    """Start the command as a process."""
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    # The folder is an empty one, and the package may be a checkout that nobody installed.
-    home = {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
-    pipes["env"] = {**os.environ, **home, **options.pop("env", {})}
-    return subprocess.Popen([*COMMAND, *tokens], **{**pipes, **options})
-
-
-def read_until(lines: Any, start_of_line: str) -> str:
-    """Read lines up to one that starts so."""
-    for line in lines:
-        if line.startswith(start_of_line):
-            return str(line).strip()
-    raise AssertionError(f"no line starts with {start_of_line!r}")
 
 
 def test_ctrl_c_ends_the_process_with_130(gateway: Elsewhere) -> None:
@@ -1200,5 +1025,5 @@ def test_errors_are_in_the_tree_of_the_package() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     for kind in kinds:
         if issubclass(kind, errors.RunwayError):
-            code = next(code for parent, code in cli.EXIT_OF if issubclass(kind, parent))
+            code = next(code for parent, code in _console.EXIT_OF if issubclass(kind, parent))
             assert 1 <= code <= 5

@@ -18,7 +18,7 @@ from support.secrets import told
 from support.servers import free_port, raw_server, reply
 
 from fuhu_runway import downloads
-from fuhu_runway._limits import Limits
+from fuhu_runway._limits import Gate
 from fuhu_runway._transport import Transport
 from fuhu_runway.downloads import (
     BUFFER_BYTES,
@@ -27,6 +27,7 @@ from fuhu_runway.downloads import (
     Part,
     Progress,
     Source,
+    check_folder,
     check_target,
     origin_of,
     safe_name,
@@ -41,7 +42,7 @@ from fuhu_runway.errors import (
     UsageError,
 )
 from fuhu_runway.hooks import DownloadFinished, DownloadStarted, Hooks
-from fuhu_runway.models import Timeouts
+from fuhu_runway.models import Limits, Timeouts
 
 KEY = "Bearer sk-marked"
 TAG = '"v-1"'
@@ -136,7 +137,7 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
         session=None,
         timeouts=Timeouts(connect=5.0, read=5.0),
         retry=QUICK_RETRY,
-        limits=Limits(9),
+        gate=Gate(Limits(requests_in_flight=9), clock, hooks),
         hooks=hooks,
         clock=clock,
     )
@@ -901,3 +902,19 @@ def test_long_names_are_told_apart() -> None:
     one, other = safe_name("a" * 200 + "1"), safe_name("a" * 200 + "2")
     assert one != other
     assert len(one) == len(other) == MAX_NAME_BYTES
+
+
+def test_a_folder_is_made_if_its_parent_is_there(tmp_path: Path) -> None:
+    """It is there afterwards, and empty; one that is there already is fine."""
+    folder = tmp_path / "clips"
+    assert check_folder(folder) == folder == check_folder(folder)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    """Without a parent, or where a file stands: before any money is spent."""
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "no" / "clips", tmp_path / "file"):
+        with pytest.raises(UsageError, match="Nothing can be written") as caught:
+            check_folder(folder)
+        assert caught.value.money == "Nothing was sent or charged."

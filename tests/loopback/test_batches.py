@@ -1,0 +1,301 @@
+"""Many jobs against a whole gateway: what was made, what was paid, what is on disk."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from support.clients import Ear, quick_client
+from support.clock import until
+
+from fuhu_runway import Client
+from fuhu_runway.batch import Outcome
+from fuhu_runway.hooks import TaskPolled
+from fuhu_runway.inputs import check_items, read_items
+from fuhu_runway.journal import JobState, Journal
+from fuhu_runway.models import ActOne, ImageToVideo, OfficialImageToVideo, TextToVideo, VideoToVideo
+from fuhu_runway.testing import Simulator, faults
+
+CLIP: Final = "https://example.com/1.mp4"
+STILL: Final = "https://example.com/1.png"
+OVER: Final = {"succeeded", "failed", "cancelled", "expired"}
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    """Give where clips are saved."""
+    return tmp_path / "clips"
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    """Give where the journal is."""
+    return tmp_path / "run.db"
+
+
+async def made(client: Client, prompts: Any, **options: Any) -> list[Outcome]:
+    """Give the outcomes of a batch, in the order of the input."""
+    found = [outcome async for outcome in client.generate_many(prompts, **options)]
+    return sorted(found, key=lambda outcome: outcome.index)
+
+
+async def states(journal: Path) -> list[JobState]:
+    """Give the states that the closed file holds."""
+    book = Journal(journal)
+    try:
+        return [job.state for job in await book.jobs()]
+    finally:
+        await book.aclose()
+
+
+def names_in(folder: Path) -> set[str]:
+    """Give what is in a folder."""
+    return {file.name for file in folder.iterdir()}
+
+
+def prompts(count: int) -> list[str]:
+    """Give as many different prompts."""
+    return [f"a marked kitten {number}" for number in range(count)]
+
+
+async def test_a_batch_makes_each_clip_once_and_saves_it(
+    gateway: Simulator, clips: Path, journal: Path
+) -> None:
+    """Thirty prompts make thirty tasks and thirty whole files, and nothing beside them."""
+    async with quick_client(gateway, journal=journal) as client:
+        outcomes = await made(client, prompts(30), in_flight=10, download_to=clips)
+    assert gateway.submitted == 30
+    assert gateway.duplicates == ()
+    assert all(outcome.error is None for outcome in outcomes)
+    assert names_in(clips) == {outcome.path.name for outcome in outcomes if outcome.path}
+    assert await states(journal) == [JobState.SAVED] * 30
+
+
+async def test_the_same_batch_again_asks_the_gateway_nothing(
+    gateway: Simulator, clips: Path, journal: Path
+) -> None:
+    """A second run of a batch that was done sends no request at all, and tells the same files."""
+    source = [*prompts(5), *prompts(5)]
+    async with quick_client(gateway, journal=journal) as client:
+        before = await made(client, source, download_to=clips)
+    sent = len(gateway.requests)
+    async with quick_client(gateway, journal=journal) as client:
+        after = await made(client, source, download_to=clips)
+    assert len(gateway.requests) == sent
+    assert [one.path for one in before] == [one.path for one in after]
+    assert len({one.path for one in before}) == 10
+    assert all(one.resumed for one in after)
+
+
+async def test_no_more_tasks_run_than_jobs_may_exist(clips: Path) -> None:
+    """At the gateway, too, there are never more unfinished tasks than were allowed."""
+    running: list[int] = []
+
+    def price(_body: Any) -> float:
+        running.append(sum(task.state not in OVER for task in gateway.tasks))
+        return 1.0
+
+    async with (
+        Simulator(speed=1000, takes=20, price=price) as gateway,
+        quick_client(gateway) as client,
+    ):
+        await made(client, prompts(40), in_flight=6, download_to=clips)
+    assert gateway.submitted == 40
+    assert max(running) < 6
+
+
+async def test_every_kind_of_request_goes_through_a_batch_and_through_a_crash(
+    gateway: Simulator, journal: Path, clips: Path
+) -> None:
+    """Tasks of each kind and format are found again by the run that follows the one that left."""
+    source = [
+        TextToVideo("a marked kitten"),
+        ImageToVideo("a marked puppy", STILL),
+        VideoToVideo(CLIP, "marked pixels"),
+        ActOne(CLIP, STILL),
+        OfficialImageToVideo(STILL, "a marked smile"),
+    ]
+    gateway.script(lambda _body: True, takes=400)
+    async with quick_client(gateway, journal=journal) as client:
+        leaving = asyncio.create_task(made(client, source, download_to=clips))
+        await until(lambda: gateway.submitted == 5)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+    async with quick_client(gateway, journal=journal) as client:
+        outcomes = await made(client, source, download_to=clips)
+    assert gateway.submitted == 5
+    assert all(outcome.path is not None and outcome.resumed for outcome in outcomes)
+
+
+async def test_leaving_early_loses_nothing(gateway: Simulator, journal: Path, clips: Path) -> None:
+    """Left after each third outcome and begun again, a batch pays once for each of its clips."""
+    source, found = prompts(20), []
+    for _ in range(10):
+        async with quick_client(gateway, journal=journal) as client:
+            outcomes = client.generate_many(source, in_flight=5, download_to=clips)
+            async with aclosing(outcomes):
+                fresh = 0
+                async for outcome in outcomes:
+                    found.append(outcome)
+                    fresh += outcome.clip is not None
+                    if fresh == 3:
+                        break
+    assert gateway.submitted == 20
+    assert gateway.duplicates == ()
+    assert {outcome.index for outcome in found if outcome.path} == set(range(20))
+    assert await states(journal) == [JobState.SAVED] * 20
+
+
+async def test_the_summary_and_the_gateway_agree(gateway: Simulator, journal: Path) -> None:
+    """Clips, failures, doubts and points are what the gateway itself has on record."""
+    source = prompts(12)
+    gateway.script(source[2], then="fail")
+    gateway.script(source[3], then="expire")
+    gateway.script(source[4], faults=[faults.on("submit", faults.drop_after_accepting())])
+    gateway.script(source[5], faults=[faults.on("submit", faults.refused())])
+    before = gateway.balance
+    async with quick_client(gateway, journal=journal) as client:
+        batch = client.batch(source, in_flight=4)
+        outcomes = [outcome async for outcome in batch.outcomes()]
+    summary = batch.summary
+    assert (summary.clips, summary.in_doubt, summary.submitted) == (8, 1, 10)
+    assert summary.failures == {"TaskFailed": 2, "InvalidRequest": 1}
+    assert summary.done == len(outcomes) == 12
+    # The task in doubt was accepted, which only the gateway knows.
+    price = gateway.tasks[0].points
+    assert before is not None
+    assert gateway.balance == before - summary.points - price
+    assert summary.refunded_points == gateway.refunds == 2 * price
+
+
+async def test_what_is_in_doubt_stays_so_in_every_run(gateway: Simulator, journal: Path) -> None:
+    """Two submissions without an answer are two doubts, however often the batch is run."""
+    source = prompts(4)
+    gateway.script(source[0], faults=[faults.on("submit", faults.drop_after_accepting())])
+    gateway.script(source[1], faults=[faults.on("submit", faults.drop_before_accepting())])
+    for run in range(3):
+        async with quick_client(gateway, journal=journal) as client:
+            outcomes = await made(client, source, retry_failed=True)
+        assert [outcome.is_in_doubt for outcome in outcomes] == [True, True, False, False]
+        assert [outcome.resumed for outcome in outcomes[:2]] == [run > 0] * 2
+    assert gateway.submitted == 3
+
+
+async def test_what_failed_is_submitted_again_only_if_that_is_wanted(
+    gateway: Simulator, journal: Path, clips: Path
+) -> None:
+    """A failure costs a second task in the run that asks for one, and in no other."""
+    source = prompts(3)
+    gateway.script(then="fail")
+    counts = []
+    for retry_failed in [False, False, True, True]:
+        async with quick_client(gateway, journal=journal) as client:
+            await made(client, source, in_flight=1, retry_failed=retry_failed, download_to=clips)
+        counts.append(gateway.submitted)
+    assert counts == [3, 3, 4, 4]
+    assert await states(journal) == [JobState.SAVED] * 3
+
+
+async def test_no_more_points_are_spent_than_allowed() -> None:
+    """However many jobs might run at once, the account has lost no more than was allowed."""
+    async with (
+        Simulator(speed=1000, takes=20, points=100_000.0) as gateway,
+        quick_client(gateway) as client,
+    ):
+        gateway.script(prompts(60)[3], then="fail")
+        batch = client.batch(prompts(60), in_flight=20, max_points=2_400.0)
+        outcomes = [outcome async for outcome in batch.outcomes()]
+        left = gateway.balance
+    (cost,) = {task.points for task in gateway.tasks}
+    assert batch.summary.out_of_points
+    assert left == 100_000.0 - batch.summary.points
+    assert batch.summary.points <= 2_400.0 < batch.summary.points + cost
+    assert len(outcomes) == gateway.submitted
+
+
+async def test_saving_overlaps_with_waiting(gateway: Simulator, clips: Path) -> None:
+    """While one file trickles in, the tasks of other jobs are looked at and their clips saved."""
+    ear = Ear()
+    source = prompts(6)
+    gateway.script(source[0], faults=[faults.on("download", faults.Hang(after_bytes=100))])
+    async with quick_client(gateway, hooks=[ear]) as client:
+        outcomes = client.generate_many(source, in_flight=2, download_to=clips)
+        async with aclosing(outcomes):
+            for _ in range(5):
+                outcome = await anext(outcomes)
+                assert outcome.index != 0
+                assert outcome.path is not None
+    assert {event.task_id for event in ear.all(TaskPolled)} >= {
+        task.task_id for task in gateway.tasks
+    }
+
+
+async def test_a_batch_survives_its_gateway(gateway: Simulator, clips: Path, journal: Path) -> None:
+    """While the gateway is away jobs wait or fail unsent, and the next run makes what is left."""
+    source = prompts(12)
+
+    async def blink() -> None:
+        for _ in range(3):
+            await until(lambda: gateway.submitted >= 3)
+            await gateway.aclose()
+            await asyncio.sleep(0.02)
+            await gateway.start()
+            await asyncio.sleep(0.02)
+
+    blinking = asyncio.create_task(blink())
+    async with quick_client(gateway, journal=journal) as client:
+        await made(client, source, in_flight=3, download_to=clips)
+    await blinking
+    async with quick_client(gateway, journal=journal) as client:
+        outcomes = await made(client, source, in_flight=3, download_to=clips)
+    assert gateway.duplicates == ()
+    for outcome in outcomes:
+        assert outcome.is_in_doubt or outcome.path is not None
+    assert await states(journal) == [
+        JobState.IN_DOUBT if outcome.is_in_doubt else JobState.SAVED for outcome in outcomes
+    ]
+
+
+async def test_broken_downloads_are_no_lost_clips(gateway: Simulator, clips: Path) -> None:
+    """Cut connections and dead links cost a clip of a batch some time, and nothing else."""
+    for fault in [faults.Cut(5000), faults.ExpiredLink(), faults.server_error(503)]:
+        gateway.fault("download", fault, times=3)
+    async with quick_client(gateway) as client:
+        outcomes = await made(client, prompts(9), in_flight=3, download_to=clips)
+    assert gateway.submitted == 9
+    assert names_in(clips) == {outcome.path.name for outcome in outcomes if outcome.path}
+    assert len(names_in(clips)) == 9
+    assert gateway.leaked == ()
+
+
+async def test_a_source_may_take_its_time(gateway: Simulator) -> None:
+    """Prompts from an asynchronous source are submitted as they come."""
+
+    async def source() -> AsyncIterator[str]:
+        for number, prompt in enumerate(prompts(4)):
+            await until(lambda: gateway.submitted == number)  # noqa: B023 - awaited at once
+            yield prompt
+
+    async with quick_client(gateway) as client:
+        outcomes = await made(client, source())
+    assert [outcome.clip is not None for outcome in outcomes] == [True] * 4
+
+
+async def test_a_file_becomes_a_batch(gateway: Simulator, tmp_path: Path, clips: Path) -> None:
+    """A file that was checked makes what stands in it, under the names that it gives."""
+    lines = [
+        {"prompt": "a marked kitten", "seconds": 5, "custom_id": "kitten"},
+        {"prompt": "a marked smile", "image": STILL, "custom_id": "smile"},
+    ]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    assert check_items(path) == 2
+    assert gateway.requests == ()
+    async with quick_client(gateway) as client:
+        outcomes = await made(client, read_items(path), download_to=clips)
+    assert [outcome.custom_id for outcome in outcomes] == ["kitten", "smile"]
+    assert names_in(clips) == {"kitten.mp4", "smile.mp4"}
+    assert {task.action for task in gateway.tasks} == {"TEXT_TO_VIDEO", "IMAGE_TO_VIDEO"}

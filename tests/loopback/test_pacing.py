@@ -1,0 +1,134 @@
+"""A client before a gateway that counts requests: how fast it asks, and how often it is refused."""
+
+import asyncio
+import itertools
+from typing import Any
+
+import pytest
+from support.clients import Ear, quick_client
+
+from fuhu_runway import Client
+from fuhu_runway.hooks import PaceChanged
+from fuhu_runway.models import Limits, PollPolicy, RetryPolicy
+from fuhu_runway.testing import Simulator
+from fuhu_runway.testing.faults import TooManyRequests
+
+PATIENT = RetryPolicy(attempts=12)
+
+
+def gaps(gateway: Simulator, where: str = "submit") -> list[float]:
+    """Give the seconds between requests of one kind, as the gateway saw them come."""
+    instants = [seen.at for seen in gateway.requests if seen.where == where]
+    return [after - before for before, after in itertools.pairwise(instants)]
+
+
+def client_of(gateway: Simulator, **changes: Any) -> Client:
+    """Give a client with the usual pauses, since time costs nothing here."""
+    return quick_client(gateway, **{"retry": PATIENT, "polling": PollPolicy(), **changes})
+
+
+async def submit_many(client: Client, count: int) -> None:
+    """Submit so many at once."""
+    await asyncio.gather(*(client.generate(f"a marked kitten {n}") for n in range(count)))
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("says", [None, 0.5, 2.0])
+async def test_sixty_at_once_all_pass_and_few_are_refused(says: float | None) -> None:
+    """Sixty in parallel before a gateway that takes twenty a second: all succeed, once each."""
+    async with (
+        Simulator(
+            rate_limit=20.0, burst=20, rate_limit_answer=TooManyRequests(retry_after=says)
+        ) as gateway,
+        client_of(gateway) as client,
+    ):
+        await submit_many(client, 60)
+        assert gateway.submitted == 60
+        assert gateway.duplicates == ()
+        # Forty of the first burst cannot pass, and hardly any are refused after it.
+        assert 40 <= gateway.limited <= 45
+
+
+@pytest.mark.looptime
+async def test_a_pace_once_learned_is_kept() -> None:
+    """After the first burst was refused, of the next two hundred requests hardly any is."""
+    async with (
+        Simulator(rate_limit=20.0, burst=5) as gateway,
+        client_of(gateway) as client,
+    ):
+        await submit_many(client, 60)
+        before = gateway.limited
+        await submit_many(client, 200)
+        assert gateway.submitted == 260
+        assert gateway.limited - before <= 5
+
+
+@pytest.mark.looptime
+async def test_everything_waits_as_long_as_the_gateway_asks() -> None:
+    """After a 429 with Retry-After no request of any kind leaves before its time is over."""
+    async with Simulator() as gateway, client_of(gateway) as client:
+        task = await client.generate("a marked kitten")
+        gateway.fault("feed", TooManyRequests(retry_after=30.0))
+        waiting = asyncio.create_task(task.wait())
+        await asyncio.sleep(3)
+        refused_at = gateway.requests[-1].at
+        await asyncio.gather(client.generate("a marked puppy"), client.feed(task.id), waiting)
+        after = [seen.at for seen in gateway.requests if seen.at > refused_at]
+        assert gateway.requests[1].fault == "TooManyRequests"
+        assert min(after) >= refused_at + 30.0 - 0.01
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("rate", [1.0, 5.0])
+async def test_a_rate_that_is_given_is_never_refused(rate: float) -> None:
+    """Told the gateway's own rate, which allows no burst, a client is not refused once."""
+    async with (
+        Simulator(rate_limit=rate, burst=1) as gateway,
+        client_of(gateway, limits=Limits(requests_per_second=rate * 0.999)) as client,
+    ):
+        await submit_many(client, 10)
+        await asyncio.sleep(100)
+        await submit_many(client, 10)
+        assert (gateway.submitted, gateway.limited) == (20, 0)
+        assert min(gaps(gateway)) >= 1 / rate
+
+
+@pytest.mark.looptime
+async def test_a_burst_of_refusals_slows_down_once() -> None:
+    """Fifty refusals of one burst are one event, and one halving of the pace."""
+    ear = Ear()
+    async with Simulator() as gateway, client_of(gateway, hooks=[ear]) as client:
+        gateway.fault("submit", TooManyRequests(), times=50)
+        await submit_many(client, 50)
+        assert gateway.submitted == 50
+        (change,) = ear.all(PaceChanged)
+        assert change.rate == 25.0
+
+
+@pytest.mark.looptime
+async def test_no_more_requests_are_in_flight_than_may_be() -> None:
+    """Of fifty that want to go at once, the gateway never has more than four to answer."""
+    async with (
+        Simulator() as gateway,
+        client_of(gateway, limits=Limits(requests_in_flight=4)) as client,
+    ):
+        await submit_many(client, 50)
+        assert gateway.submitted == 50
+        assert gateway.peak_requests <= 4
+
+
+@pytest.mark.looptime
+async def test_waits_and_submits_share_one_pace() -> None:
+    """Looks at running tasks and new submissions together keep to the rate that was given."""
+    async with (
+        Simulator(takes=30.0) as gateway,
+        client_of(gateway, limits=Limits(requests_per_second=4.0)) as client,
+    ):
+
+        async def one(number: int) -> None:
+            await (await client.generate(f"a marked kitten {number}")).wait()
+
+        await asyncio.gather(*map(one, range(20)))
+        instants = [seen.at for seen in gateway.requests]
+    assert gateway.submitted == 20
+    assert min(b - a for a, b in itertools.pairwise(instants)) >= 0.25 - 0.01

@@ -1,0 +1,1048 @@
+import asyncio
+import gc
+import itertools
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import pytest
+from support.clock import ManualClock, settle
+
+from fuhu_runway.batch import Batch, Item, Outcome, Purse, Source, Summary, file_name, item_of
+from fuhu_runway.errors import (
+    DownloadIncomplete,
+    Fate,
+    InvalidRequest,
+    JournalError,
+    OutOfCredits,
+    RunwayError,
+    SubmissionInDoubt,
+    TaskFailed,
+    UsageError,
+    WaitTimeout,
+)
+from fuhu_runway.hooks import DownloadFinished, TaskSettled
+from fuhu_runway.journal import Entry, Job, JobState, Journal, Plan, plan_of
+from fuhu_runway.models import (
+    ActOne,
+    Generation,
+    ImageToVideo,
+    TaskRecord,
+    TaskState,
+    TextToVideo,
+)
+
+KIND: Final = ("TextToVideo", "gen4", 10)
+CLIP: Final = b"a whole clip"
+
+
+def failed(
+    task_id: str = "t", points: float | None = 100.0, *, refunded: bool = True
+) -> TaskFailed:
+    """Give the error of a task that failed."""
+    return TaskFailed("a", "b", "c", task_id, None, None, None, points, refunded)
+
+
+def in_doubt() -> SubmissionInDoubt:
+    """Give the error of a submission that got no answer."""
+    return SubmissionInDoubt("a", "b", "c", None, None, Fate.UNKNOWN)
+
+
+@attrs.define(eq=False)
+class FakeClip:
+    task: "FakeTask"
+    record: TaskRecord
+
+    async def download(self, path: Path, *, overwrite: bool) -> Path:
+        home = self.task.home
+        assert overwrite, "a file of an earlier run may be in the way"
+        home.downloading.append(self.task.id)
+        await home.pause("download", self.task.prompt)
+        home.fail("download", self.task.prompt)
+        path.write_bytes(CLIP)  # noqa: ASYNC240 - a few bytes
+        home.downloading.remove(self.task.id)
+        home.tell(DownloadFinished(self.task.id, len(CLIP)))
+        return path
+
+
+@attrs.define(eq=False)
+class FakeTask:
+    home: "FakeClient"
+    id: str
+    prompt: str
+
+    async def wait(self, *, timeout: float | None) -> FakeClip:
+        self.home.timeouts.add(timeout)
+        await self.home.pause("wait", self.prompt)
+        try:
+            self.home.fail("wait", self.prompt)
+        except TaskFailed as end:
+            self.home.tell(TaskSettled(self.id, TaskState.FAILED, 1, end.points, end.refunded))
+            raise
+        points = self.home.points(self.prompt)
+        record = TaskRecord(self.id, TaskState.SUCCEEDED, video_url="u", points=points)
+        self.home.tell(TaskSettled(self.id, record.state, 1, points, record.refunded))
+        return FakeClip(self, record)
+
+
+@attrs.define(eq=False)
+class FakeClient:
+    """Makes what it is asked for at once, unless a door is shut or something is to fail."""
+
+    journal: Journal | None = None
+    points: Callable[[str], float | None] = lambda prompt: 100.0
+    #: The prompts that were submitted, in order.
+    submitted: list[str] = attrs.field(factory=list)
+    attached: list[str] = attrs.field(factory=list)
+    #: How many tasks exist that nobody was told the end of.
+    running: int = 0
+    peak: int = 0
+    downloading: list[str] = attrs.field(factory=list)
+    timeouts: set[float | None] = attrs.field(factory=set)
+    _doors: dict[tuple[str, str], asyncio.Event] = attrs.field(factory=dict)
+    _failures: dict[tuple[str, str], BaseException] = attrs.field(factory=dict)
+    _clock: ManualClock = attrs.field(factory=ManualClock)
+
+    def shut(self, what: str, *prompts: str) -> None:
+        for prompt in prompts:
+            self._doors[what, prompt] = asyncio.Event()
+
+    async def let_through(self, what: str, *prompts: str) -> None:
+        for prompt in prompts:
+            self._doors[what, prompt].set()
+        await settle()
+
+    def let_fail(self, what: str, prompt: str, error: BaseException) -> None:
+        self._failures[what, prompt] = error
+
+    async def pause(self, what: str, prompt: str) -> None:
+        door = self._doors.get((what, prompt))
+        await (door.wait() if door else asyncio.sleep(0))
+
+    def fail(self, what: str, prompt: str) -> None:
+        if (what, prompt) in self._failures:
+            raise self._failures[what, prompt]
+
+    def tell(self, event: TaskSettled | DownloadFinished) -> None:
+        if isinstance(event, TaskSettled):
+            self.running -= 1
+        if self.journal is not None:
+            self.journal.note(event)
+
+    async def submit_job(self, request: Generation, plan: Plan | None) -> Any:
+        prompt = getattr(request, "prompt", "") or ""
+        entry = Entry(self.journal, plan.key, self._clock) if self.journal and plan else None
+        if entry:
+            await entry.sending()
+        await self.pause("submit", prompt)
+        self.submitted.append(prompt)
+        try:
+            self.fail("submit", prompt)
+        except RunwayError as error:
+            if entry:
+                await entry.failed(error)
+            raise
+        task_id = f"task {len(self.submitted)} of {id(self)}"
+        if entry:
+            await entry.accepted(task_id)
+        self.running += 1
+        self.peak = max(self.peak, self.running)
+        return FakeTask(self, task_id, prompt)
+
+    def attach(self, job: Job, request: Generation) -> Any:
+        assert job.task_id is not None
+        self.attached.append(job.task_id)
+        self.running += 1
+        return FakeTask(self, job.task_id, getattr(request, "prompt", "") or "")
+
+
+@pytest.fixture
+def client() -> FakeClient:
+    """Give a client that remembers nothing."""
+    return FakeClient()
+
+
+@pytest.fixture
+async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
+    """Give a journal with nothing in it."""
+    journal = Journal(tmp_path / "run.db")
+    yield journal
+    await journal.aclose()
+
+
+def batch_of(client: FakeClient, source: Source, **options: Any) -> Batch:
+    """Give a batch; without further options, ten jobs at a time and nothing saved."""
+    given: dict[str, Any] = {
+        "in_flight": 10,
+        "journal": client.journal,
+        "download_to": None,
+        "timeout": None,
+        "max_points": None,
+        "retry_failed": False,
+        "clock": ManualClock(),
+    }
+    return Batch(client, source, **given | options)
+
+
+async def run(client: FakeClient, source: Source, **options: Any) -> list[Outcome]:
+    """Give all outcomes of a batch, in the order of the input."""
+    batch = batch_of(client, source, **options)
+    outcomes = [outcome async for outcome in batch.outcomes()]
+    assert batch.summary.done == len(outcomes)
+    assert batch.summary.running == 0
+    return sorted(outcomes, key=lambda outcome: outcome.index)
+
+
+def prompt_of(outcome: Outcome) -> str:
+    """Give what was asked for."""
+    return getattr(outcome.request, "prompt", None) or ""
+
+
+def names(prefix: str = "p") -> Iterator[str]:
+    """Give prompts without end."""
+    return (f"{prefix}{number}" for number in itertools.count())
+
+
+# What goes in
+
+
+def test_prompts_requests_and_items_make_items() -> None:
+    """A text is a prompt for text to video, a request and an item are taken as they are."""
+    act = ActOne("https://e.com/1.mp4", "https://e.com/1.png")
+    item = Item(TextToVideo("c"), "id")
+    assert item_of("a", 0) == Item(TextToVideo("a"))
+    assert item_of(act, 1) == Item(act)
+    assert item_of(item, 2) is item
+
+
+@pytest.mark.parametrize("thing", [None, 7, b"bytes", {"prompt": "a"}])
+async def test_what_is_no_request_is_named_by_its_place(client: FakeClient, thing: object) -> None:
+    """An entry of another type, None among them, ends the batch with an error that counts it."""
+    with pytest.raises(UsageError, match=rf"Entry 3 is of type {type(thing).__name__}") as caught:
+        await run(client, ["a", "b", thing, "d"])
+    assert caught.value.money == "Nothing was sent or charged."
+
+
+async def test_a_prompt_that_is_none_ends_the_batch(client: FakeClient) -> None:
+    """An empty prompt in the source is an error, since nobody meant to ask for it."""
+    with pytest.raises(UsageError, match="prompt is empty"):
+        await run(client, ["a", "  "])
+
+
+async def test_a_batch_of_nothing_has_no_outcomes(client: FakeClient) -> None:
+    """An empty source comes to its end at once."""
+    assert await run(client, []) == []
+
+
+@pytest.mark.parametrize("in_flight", [0, -1])
+def test_there_has_to_be_room_for_one_job(client: FakeClient, in_flight: int) -> None:
+    """A batch in which no job may exist is refused when it is made."""
+    with pytest.raises(UsageError, match=f"in_flight is {in_flight}"):
+        batch_of(client, ["a"], in_flight=in_flight)
+
+
+def test_the_folder_is_looked_at_before_anything_is_sent(
+    client: FakeClient, tmp_path: Path
+) -> None:
+    """A folder that cannot be made is refused when the batch is made; one that can is made."""
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="Nothing can be written"):
+        batch_of(client, ["a"], download_to=tmp_path / "file" / "clips")
+    batch_of(client, ["a"], download_to=tmp_path / "clips")
+    assert list(tmp_path.iterdir()) != []
+    assert list((tmp_path / "clips").iterdir()) == []
+
+
+# Reading the source
+
+
+def counting(taken: list[str]) -> Iterator[str]:
+    """Give prompts without end, and write down which were taken."""
+    for name in names():
+        taken.append(name)
+        yield name
+
+
+async def counting_slowly(taken: list[str]) -> AsyncIterator[str]:
+    """Give the same from an asynchronous source."""
+    for name in counting(taken):
+        await asyncio.sleep(0)
+        yield name
+
+
+@pytest.mark.parametrize("source", [counting, counting_slowly])
+async def test_the_source_is_read_only_as_far_as_there_is_room(
+    client: FakeClient, source: Callable[[list[str]], Source]
+) -> None:
+    """Of a source without end, as many are read as jobs may exist and outcomes were taken."""
+    taken: list[str] = []
+    batch = batch_of(client, source(taken), in_flight=4)
+    async with aclosing(batch.outcomes()) as outcomes:
+        for number in range(20):
+            await anext(outcomes)
+            await settle()
+            assert len(taken) == 4 + number
+            assert batch.summary.running <= 4
+    assert client.peak <= 4
+
+
+async def test_outcomes_that_nobody_takes_make_no_room(client: FakeClient) -> None:
+    """With nobody taking outcomes, no more are submitted than jobs may exist."""
+    batch = batch_of(client, names(), in_flight=3)
+    async with aclosing(batch.outcomes()) as outcomes:
+        await anext(outcomes)
+        for _ in range(10):
+            await settle()
+        assert len(client.submitted) == 3
+
+
+async def test_no_more_jobs_exist_than_may(client: FakeClient) -> None:
+    """A hundred jobs, seven at a time: seven is reached and never passed."""
+    await run(client, itertools.islice(names(), 100), in_flight=7)
+    assert (len(client.submitted), client.peak) == (100, 7)
+
+
+def held() -> tuple[int, int]:
+    """Give how many things the interpreter keeps, and how much there is in all collections."""
+    gc.collect()
+    things = gc.get_objects()
+    kinds = (list, dict, set, deque)
+    return len(things), sum(len(thing) for thing in things if type(thing) in kinds)
+
+
+async def test_memory_does_not_grow_with_the_input() -> None:
+    """Between the two thousandth and the twenty thousandth outcome, nothing is kept."""
+
+    @attrs.define(eq=False)
+    class Forgetful(FakeClient):
+        async def submit_job(self, request: Generation, plan: Plan | None) -> Any:
+            return FakeTask(self, "t", "p")
+
+    batch = batch_of(Forgetful(), itertools.islice(names(), 20_000), in_flight=50)
+    before = after = (0, 0)
+    async with aclosing(batch.outcomes()) as outcomes:
+        count = 0
+        async for _ in outcomes:
+            count += 1
+            if count == 2_000:
+                before = held()
+            if count == 19_900:
+                after = held()
+    assert batch.summary.clips == count == 20_000
+    assert after[0] - before[0] < 500
+    assert after[1] - before[1] < 1000
+
+
+@pytest.mark.parametrize("kind", [list, "async"])
+async def test_a_source_that_raises_ends_the_batch(client: FakeClient, kind: object) -> None:
+    """The source's own error comes out as it is, and jobs that run are cancelled."""
+    client.shut("wait", "a")
+
+    def source() -> Iterator[str]:
+        yield "a"
+        raise ZeroDivisionError
+
+    async def slow_source() -> AsyncIterator[str]:
+        for prompt in source():
+            yield prompt
+
+    batch = batch_of(client, slow_source() if kind == "async" else source())
+    with pytest.raises(ZeroDivisionError):
+        [outcome async for outcome in batch.outcomes()]
+    assert client.submitted in (["a"], [])
+
+
+async def test_an_error_of_the_source_is_never_lost(client: FakeClient) -> None:
+    """A source that raises in the moment in which the last outcome is taken is heard."""
+    taken = asyncio.Event()
+
+    async def source() -> AsyncIterator[str]:
+        yield "a"
+        await taken.wait()
+        raise ZeroDivisionError
+
+    async def take() -> list[Outcome]:
+        found = []
+        async with aclosing(batch_of(client, source()).outcomes()) as outcomes:
+            async for outcome in outcomes:
+                found.append(outcome)
+                taken.set()
+                await asyncio.sleep(0)
+        return found
+
+    with pytest.raises(ZeroDivisionError):
+        await take()
+
+
+async def test_a_defect_is_no_outcome(client: FakeClient) -> None:
+    """What is not one of our errors ends the batch, rather than hide among the failures."""
+    client.let_fail("wait", "a", ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        await run(client, ["a", "b"])
+
+
+# Outcomes
+
+
+async def test_outcomes_come_as_they_complete(client: FakeClient) -> None:
+    """The order is that of the ends; each outcome tells its place in the input."""
+    client.shut("wait", "a", "b", "c")
+    order: list[Outcome] = []
+
+    async def take() -> None:
+        batch = batch_of(client, ["a", "b", "c"])
+        order.extend([outcome async for outcome in batch.outcomes()])
+
+    taking = asyncio.create_task(take())
+    await settle()
+    for prompt in ["c", "a", "b"]:
+        await client.let_through("wait", prompt)
+    await taking
+    assert [(prompt_of(outcome), outcome.index) for outcome in order] == [
+        ("c", 2),
+        ("a", 0),
+        ("b", 1),
+    ]
+
+
+async def test_a_clip_is_an_outcome(client: FakeClient) -> None:
+    """A success has its request, its task, its clip and what it cost, and no error."""
+    (outcome,) = await run(client, [Item(TextToVideo("a"), "mine")], timeout=77.0)
+    assert (outcome.request, outcome.custom_id) == (TextToVideo("a"), "mine")
+    assert outcome.clip is not None
+    assert outcome.task_id == outcome.clip.task.id
+    assert (outcome.points, outcome.refunded, outcome.error) == (100.0, False, None)
+    assert (outcome.path, outcome.resumed, outcome.is_in_doubt) == (None, False, False)
+    assert client.timeouts == {77.0}
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "task_id"),
+    [
+        ("submit", InvalidRequest("a", "b", "c"), None),
+        ("submit", in_doubt(), None),
+        ("wait", failed("t-1"), "first"),
+        ("wait", WaitTimeout("a", "b", "c", "t-1"), "t-1"),
+        ("download", DownloadIncomplete("a", "b", "c", "t-1"), "first"),
+    ],
+)
+async def test_one_failure_is_an_outcome(
+    client: FakeClient, tmp_path: Path, what: str, error: RunwayError, task_id: str | None
+) -> None:
+    """Whatever goes wrong with one job is told with its task, and the others go on."""
+    client.let_fail(what, "a", error)
+    first, second = await run(client, ["a", "b"], download_to=tmp_path / "clips")
+    assert first.error is error
+    assert first.is_in_doubt == isinstance(error, SubmissionInDoubt)
+    assert (first.task_id is None) == (task_id is None)
+    if task_id == "t-1":
+        assert first.task_id == "t-1"
+    assert (first.clip is not None) == (what == "download")
+    assert first.path is None
+    assert second.error is None
+    assert second.path is not None
+
+
+async def test_a_failed_task_tells_what_it_cost(client: FakeClient) -> None:
+    """Points and refund of a failure are in its outcome."""
+    client.let_fail("wait", "a", failed(points=320.0, refunded=True))
+    (outcome,) = await run(client, ["a"])
+    assert (outcome.points, outcome.refunded) == (320.0, True)
+
+
+async def test_saving_overlaps_with_waiting(client: FakeClient, tmp_path: Path) -> None:
+    """While one clip is being saved, another job is submitted and waited for."""
+    client.shut("download", "a")
+    client.shut("wait", "b")
+    batch = batch_of(client, ["a", "b", "c"], download_to=tmp_path / "clips")
+    async with aclosing(batch.outcomes()) as outcomes:
+        first = await anext(outcomes)
+        assert prompt_of(first) == "c"
+        assert first.path is not None
+        assert first.path.read_bytes() == CLIP
+        assert len(client.downloading) == 1
+        assert client.running == 1
+        await client.let_through("download", "a")
+        assert prompt_of(await anext(outcomes)) == "a"
+
+
+# Files
+
+
+@pytest.mark.parametrize("journaled", ["with a journal", ""])
+async def test_equal_prompts_are_two_jobs_with_two_files(tmp_path: Path, journaled: str) -> None:
+    """What is asked for three times is made three times, each with a file of its own."""
+    async with remembered(tmp_path) as client:
+        if not journaled:
+            client.journal = None
+        outcomes = await run(client, ["a"] * 3, download_to=tmp_path / "clips")
+    assert client.submitted == ["a"] * 3
+    assert len({outcome.path for outcome in outcomes}) == 3
+    assert all(outcome.path and outcome.path.name.startswith("a-") for outcome in outcomes)
+
+
+async def test_files_are_named_by_what_was_asked(client: FakeClient, tmp_path: Path) -> None:
+    """A file reads like its custom id, else its prompt, else its kind, and is safe as a name."""
+    act = ActOne("https://e.com/1.mp4", "https://e.com/1.png")
+    source = [Item(TextToVideo("x"), "scene-4"), "../a kitten?", "笑起来", act]
+    outcomes = await run(client, source, download_to=tmp_path)
+    plain, prompt, chinese, kind = [outcome.path.name for outcome in outcomes if outcome.path]
+    assert plain == "scene-4.mp4"
+    assert prompt.startswith("a-kitten-")
+    assert chinese.startswith("笑起来-")
+    assert kind.startswith("ActOne-")
+
+
+async def test_one_prompt_with_thousands_of_pictures_makes_as_many_files(tmp_path: Path) -> None:
+    """Requests that differ in their picture only never share a file."""
+    batch = batch_of(FakeClient(), [], download_to=tmp_path)
+    paths = set()
+    for number in range(5_000):
+        request = ImageToVideo("smile", f"https://e.com/{number}.png")
+        paths.add(batch._path(Item(request), plan_of(request)))
+    assert len(paths) == 5_000
+    assert all(path is not None and len(path.stem) > len("smile-") + 10 for path in paths)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("a b", "a-b"),
+        ("a/b", "a b"),
+        ("a?", "a"),
+        ("e\u0301", "\u00e9"),
+        ("con", "clip-con"),
+        ("x" * 200, "x" * 201),
+        ("\ud800", "\ud801"),
+    ],
+)
+def test_two_ids_never_share_a_file(one: str, other: str) -> None:
+    """Names that look alike once they are safe are told apart, and safe names stay as they are."""
+    assert file_name(one) != file_name(other)
+    assert all(len(file_name(name).encode()) <= 120 for name in (one, other))
+    assert file_name("a-b") == "a-b.mp4"
+
+
+# Going on where an earlier run ended
+
+
+@asynccontextmanager
+async def remembered(tmp_path: Path) -> AsyncIterator[FakeClient]:
+    """Give a client with a journal, as a process of its own would have it."""
+    journal = Journal(tmp_path / "run.db")
+    try:
+        yield FakeClient(journal)
+    finally:
+        await journal.aclose()
+
+
+async def states(tmp_path: Path) -> list[JobState]:
+    """Give the states of all jobs, in the order in which they were planned."""
+    async with remembered(tmp_path) as client:
+        assert client.journal is not None
+        return [job.state for job in await client.journal.jobs()]
+
+
+async def test_the_same_batch_again_submits_nothing(tmp_path: Path) -> None:
+    """What was saved is told as it is, without a task, a wait or a byte."""
+    source = ["a", "a", Item(TextToVideo("b"), "mine")]
+    async with remembered(tmp_path) as client:
+        before = await run(client, source, download_to=tmp_path / "clips")
+    async with remembered(tmp_path) as client:
+        after = await run(client, source, download_to=tmp_path / "clips")
+    assert (client.submitted, client.attached) == ([], [])
+    assert [one.path for one in after] == [one.path for one in before]
+    assert [one.task_id for one in after] == [one.task_id for one in before]
+    assert all(one.resumed and one.clip is None and one.error is None for one in after)
+    assert not any(one.resumed for one in before)
+
+
+async def test_what_was_saved_needs_no_file_if_none_is_wanted(tmp_path: Path) -> None:
+    """A saved job is done also for a run that saves nothing."""
+    async with remembered(tmp_path) as client:
+        await run(client, ["a"], download_to=tmp_path / "clips")
+        (outcome,) = await run(client, ["a"])
+    assert (outcome.resumed, outcome.path, outcome.error) == (True, None, None)
+    assert client.attached == []
+
+
+@pytest.mark.parametrize("damage", ["gone", "short", "elsewhere"])
+async def test_a_file_that_is_not_whole_is_fetched_again(tmp_path: Path, damage: str) -> None:
+    """A saved clip whose file is missing or of another size is saved anew, and not paid anew."""
+    clips = tmp_path / "clips"
+    async with remembered(tmp_path) as client:
+        (first,) = await run(client, ["a"], download_to=clips)
+        assert first.path is not None
+        if damage == "gone":
+            first.path.unlink()
+        if damage == "short":
+            first.path.write_bytes(b"half")
+        wanted = tmp_path / "other" if damage == "elsewhere" else clips
+        (again,) = await run(client, ["a"], download_to=wanted)
+    assert client.submitted == ["a"]
+    assert client.attached == [first.task_id]
+    assert again.resumed
+    assert again.path is not None
+    assert again.path.read_bytes() == CLIP
+    assert await states(tmp_path) == [JobState.SAVED]
+
+
+async def job_in(journal: Journal, state: JobState, prompt: str = "a") -> None:
+    """Leave a job in *state*, as an earlier run would."""
+    key = plan_of(TextToVideo(prompt)).fingerprint + ":1"
+    await journal.plan(plan_of(TextToVideo(prompt), key), 1.0)
+    roads = {
+        JobState.PLANNED: [],
+        JobState.IN_DOUBT: [JobState.SUBMITTING, JobState.IN_DOUBT],
+        JobState.ACCEPTED: [JobState.SUBMITTING, JobState.ACCEPTED],
+        JobState.FINISHED: [JobState.SUBMITTING, JobState.ACCEPTED, JobState.FINISHED],
+        JobState.FAILED: [JobState.SUBMITTING, JobState.ACCEPTED, JobState.FAILED],
+    }
+    for step in roads[state]:
+        changes: dict[str, Any] = {"task_id": "t-1"} if step is JobState.ACCEPTED else {}
+        if step is JobState.FAILED:
+            changes = {"error": "TaskFailed", "points": 320.0, "refunded": 1}
+        if step is JobState.IN_DOUBT:
+            changes = {"error": "NoReply"}
+        await journal.step(key, step, 1.0, **changes)
+
+
+async def test_what_was_planned_only_is_submitted(tmp_path: Path) -> None:
+    """A job that was never sent is as good as new."""
+    async with remembered(tmp_path) as client:
+        assert client.journal is not None
+        await job_in(client.journal, JobState.PLANNED)
+        (outcome,) = await run(client, ["a"])
+    assert client.submitted == ["a"]
+    assert (outcome.resumed, outcome.error) == (False, None)
+
+
+@pytest.mark.parametrize("state", [JobState.ACCEPTED, JobState.FINISHED])
+@pytest.mark.parametrize("saved", [True, False])
+async def test_what_was_paid_is_followed(tmp_path: Path, state: JobState, saved: object) -> None:
+    """A task of an earlier run is waited for and saved, and never submitted again."""
+    async with remembered(tmp_path) as client:
+        assert client.journal is not None
+        await job_in(client.journal, state)
+        (outcome,) = await run(client, ["a"], download_to=tmp_path / "clips" if saved else None)
+    assert (client.submitted, client.attached) == ([], ["t-1"])
+    assert (outcome.task_id, outcome.resumed, outcome.error) == ("t-1", True, None)
+    assert outcome.clip is not None
+    assert await states(tmp_path) == [JobState.SAVED if saved else JobState.FINISHED]
+
+
+async def test_what_is_in_doubt_is_reported_and_left_alone(tmp_path: Path) -> None:
+    """A submission without an answer is told as such in every run, and never sent again."""
+    async with remembered(tmp_path) as client:
+        assert client.journal is not None
+        await job_in(client.journal, JobState.IN_DOUBT)
+        for retry_failed in [False, True]:
+            (outcome,) = await run(client, ["a"], retry_failed=retry_failed)
+            assert (outcome.is_in_doubt, outcome.resumed, outcome.task_id) == (True, True, None)
+            assert "(NoReply)" in str(outcome.error)
+            assert "may have been accepted and charged" in str(outcome.error)
+    assert (client.submitted, client.attached) == ([], [])
+    assert await states(tmp_path) == [JobState.IN_DOUBT]
+
+
+async def test_what_failed_is_reported(tmp_path: Path) -> None:
+    """A failure of an earlier run is told with its task, and nothing is sent."""
+    async with remembered(tmp_path) as client:
+        assert client.journal is not None
+        await job_in(client.journal, JobState.FAILED)
+        (outcome,) = await run(client, ["a"])
+    assert (client.submitted, client.attached) == ([], [])
+    assert isinstance(outcome.error, TaskFailed)
+    assert (outcome.task_id, outcome.error.task_id, outcome.resumed) == ("t-1", "t-1", True)
+    assert outcome.error.money == "The points were given back."
+
+
+async def test_what_failed_can_be_tried_again(tmp_path: Path) -> None:
+    """Asked to, a batch submits what had failed, and its outcome is that of this run."""
+    async with remembered(tmp_path) as client:
+        assert client.journal is not None
+        await job_in(client.journal, JobState.FAILED)
+        (outcome,) = await run(client, ["a"], retry_failed=True)
+    assert client.submitted == ["a"]
+    assert (outcome.resumed, outcome.error) == (False, None)
+    assert outcome.task_id != "t-1"
+    assert await states(tmp_path) == [JobState.FINISHED]
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "state"),
+    [
+        ("submit", in_doubt(), JobState.IN_DOUBT),
+        ("submit", InvalidRequest("a", "b", "c"), JobState.FAILED),
+        ("wait", WaitTimeout("a", "b", "c", "t-2"), JobState.ACCEPTED),
+    ],
+)
+async def test_a_second_try_is_told_apart_from_the_first(
+    tmp_path: Path, what: str, error: RunwayError, state: JobState
+) -> None:
+    """A try that fails in this run is not said to be resumed, nor to have the old task."""
+    async with remembered(tmp_path) as client:
+        assert client.journal is not None
+        await job_in(client.journal, JobState.FAILED)
+        client.let_fail(what, "a", error)
+        (outcome,) = await run(client, ["a"], retry_failed=True)
+    assert outcome.error is error
+    assert (outcome.resumed, outcome.task_id) == (False, error.task_id)
+    assert await states(tmp_path) == [state]
+
+
+@pytest.mark.parametrize(
+    ("name", "refunded", "kind", "money"),
+    [
+        ("InvalidRequest", 0, InvalidRequest, "Nothing was charged."),
+        ("OutOfCredits", 0, OutOfCredits, "Nothing was charged."),
+        ("TaskFailed", 1, TaskFailed, "The points were given back."),
+        ("TaskFailed", 0, TaskFailed, "See the outcome of that run."),
+        ("JournalBusy", 0, TaskFailed, "See the outcome of that run."),
+        ("GoneSince", 0, TaskFailed, "See the outcome of that run."),
+        (None, 0, TaskFailed, "See the outcome of that run."),
+    ],
+)
+async def test_an_old_failure_is_told_by_its_own_name(
+    journal: Journal,
+    name: str | None,
+    refunded: int,
+    kind: type,
+    money: str,
+) -> None:
+    """The error is of the kind that is written, with what is known about the money."""
+    key = plan_of(TextToVideo("a")).fingerprint + ":1"
+    await journal.plan(plan_of(TextToVideo("a"), key), 1.0)
+    await journal.step(key, JobState.SUBMITTING, 1.0)
+    await journal.step(key, JobState.FAILED, 1.0, error=name, refunded=refunded)
+    (outcome,) = await run(FakeClient(journal), ["a"])
+    assert type(outcome.error) is kind
+    assert getattr(outcome.error, "money", None) == money
+
+
+async def test_a_custom_id_is_the_job_whatever_it_asks_for(tmp_path: Path) -> None:
+    """A request may be reworded: under the same name it is the same job, and not paid again."""
+    async with remembered(tmp_path) as client:
+        (first,) = await run(client, [Item(TextToVideo("a"), "mine")])
+        (second,) = await run(client, [Item(TextToVideo("b"), "mine")])
+        (other,) = await run(client, [Item(TextToVideo("a"), "another")])
+    assert client.submitted == ["a", "a"]
+    assert second.task_id == first.task_id != other.task_id
+
+
+async def test_without_names_a_job_is_known_by_content_and_occurrence(tmp_path: Path) -> None:
+    """The input may be put in another order, or grow: only what is new is submitted."""
+    async with remembered(tmp_path) as client:
+        await run(client, ["a", "b", "a"])
+        client.submitted.clear()
+        await run(client, ["a", "a", "c", "b", "a"])
+    assert sorted(client.submitted) == ["a", "c"]
+
+
+async def test_a_journal_that_cannot_be_used_ends_the_batch(tmp_path: Path) -> None:
+    """Nothing is sent that could not be remembered."""
+    client = FakeClient(Journal(tmp_path / "nowhere" / "run.db"))
+    with pytest.raises(JournalError, match="no folder"):
+        await run(client, ["a"])
+    assert client.submitted == []
+    assert client.journal is not None
+    await client.journal.aclose()
+
+
+# Leaving and stopping
+
+
+async def test_leaving_early_cancels_and_loses_nothing(tmp_path: Path) -> None:
+    """Jobs that run are cancelled at once, and the next run follows their tasks."""
+    async with remembered(tmp_path) as client:
+        client.shut("wait", "b", "c")
+        batch = batch_of(client, ["a", "b", "c", *itertools.islice(names(), 50)], in_flight=3)
+        before = len(asyncio.all_tasks())
+        async with aclosing(batch.outcomes()) as outcomes:
+            assert prompt_of(await anext(outcomes)) == "a"
+            await until(lambda: len(client.submitted) == 3)
+        assert len(asyncio.all_tasks()) == before
+        assert client.submitted == ["a", "b", "c"]
+    async with remembered(tmp_path) as client:
+        again = await run(client, ["a", "b", "c"])
+    assert client.submitted == []
+    assert len(client.attached) == 3
+    assert all(outcome.resumed and outcome.clip for outcome in again)
+
+
+async def until(holds: Callable[[], object]) -> None:
+    """Let the loop, and the journal's thread, go on until *holds* does."""
+    while not holds():  # noqa: ASYNC110 - what is waited for has no event to tell it
+        await asyncio.sleep(0.001)
+
+
+async def test_a_stopped_batch_follows_what_runs(client: FakeClient) -> None:
+    """Nothing more is read or submitted after stop, and every job that exists has its outcome."""
+    client.shut("wait", "p0", "p1")
+    taken: list[str] = []
+    batch = batch_of(client, counting(taken), in_flight=2)
+    found: list[Outcome] = []
+
+    async def take() -> None:
+        found.extend([outcome async for outcome in batch.outcomes()])
+
+    taking = asyncio.create_task(take())
+    await settle()
+    batch.stop()
+    await client.let_through("wait", "p0", "p1")
+    await taking
+    assert taken == client.submitted == ["p0", "p1"]
+    assert {prompt_of(outcome) for outcome in found} == {"p0", "p1"}
+
+
+async def test_a_batch_can_be_stopped_before_it_starts(client: FakeClient) -> None:
+    """Stopped beforehand, a batch reads nothing and comes to its end."""
+    batch = batch_of(client, names())
+    batch.stop()
+    assert [outcome async for outcome in batch.outcomes()] == []
+
+
+async def test_a_source_that_waits_does_not_keep_a_stopped_batch(client: FakeClient) -> None:
+    """A batch that was stopped ends though its source neither gives anything nor ends."""
+    closed: list[str] = []
+
+    async def source() -> AsyncIterator[str]:
+        try:
+            yield "a"
+            await asyncio.Event().wait()
+        finally:
+            closed.append("closed")
+
+    batch = batch_of(client, source())
+    async with asyncio.timeout(30):
+        async for outcome in batch.outcomes():
+            assert prompt_of(outcome) == "a"
+            batch.stop()
+    assert closed == ["closed"]
+
+
+async def test_a_source_may_stop_its_own_batch(client: FakeClient) -> None:
+    """What a source gives after it has stopped the batch is not submitted."""
+
+    def source() -> Iterator[str]:
+        yield "a"
+        batch.stop()
+        yield "b"
+
+    batch = batch_of(client, source())
+    outcomes = [outcome async for outcome in batch.outcomes()]
+    assert [prompt_of(outcome) for outcome in outcomes] == client.submitted == ["a"]
+
+
+async def test_a_source_that_was_cancelled_is_not_a_source_that_ended(client: FakeClient) -> None:
+    """A cancellation inside of the source is told, since what it had left was not submitted."""
+
+    async def source() -> AsyncIterator[str]:
+        yield "a"
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await run(client, source())
+
+
+# Points
+
+
+async def test_nothing_is_submitted_beyond_the_points(client: FakeClient) -> None:
+    """Of jobs that cost 100 each, 350 points buy three, and the batch says why it stopped."""
+    batch = batch_of(client, names(), max_points=350.0)
+    outcomes = [outcome async for outcome in batch.outcomes()]
+    assert len(outcomes) == len(client.submitted) == 3
+    assert batch.summary.out_of_points
+    assert batch.summary.points == 300.0
+
+
+async def test_the_first_of_a_kind_goes_alone(client: FakeClient) -> None:
+    """As long as nobody knows what one costs, no second one of its kind is submitted."""
+    client.shut("wait", "p0")
+    batch = batch_of(client, names(), max_points=1000.0, in_flight=5)
+    async with aclosing(batch.outcomes()) as outcomes:
+        first = asyncio.ensure_future(anext(outcomes))
+        await settle()
+        assert client.submitted == ["p0"]
+        await client.let_through("wait", "p0")
+        await first
+        await settle()
+        assert len(client.submitted) == 5
+
+
+async def test_refunded_points_can_be_spent_again(client: FakeClient) -> None:
+    """Failures whose points came back cost nothing: the clips are as many as without them."""
+    for prompt in ["p1", "p2", "p4"]:
+        client.let_fail("wait", prompt, failed())
+    batch = batch_of(client, names(), max_points=300.0)
+    outcomes = [outcome async for outcome in batch.outcomes()]
+    assert sum(outcome.clip is not None for outcome in outcomes) == 3
+    assert (batch.summary.points, batch.summary.refunded_points) == (300.0, 300.0)
+
+
+async def test_failures_that_were_charged_count(client: FakeClient) -> None:
+    """A failure whose points did not come back has spent them."""
+    client.let_fail("wait", "p1", failed(refunded=False))
+    batch = batch_of(client, names(), max_points=300.0)
+    outcomes = [outcome async for outcome in batch.outcomes()]
+    assert (len(outcomes), len(client.submitted)) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("what", "error"),
+    [("submit", in_doubt()), ("wait", WaitTimeout("a", "b", "c", "t"))],
+)
+async def test_what_may_be_charged_counts_as_spent(
+    client: FakeClient, what: str, error: RunwayError
+) -> None:
+    """A job in doubt, and one that was not waited for to its end, count as the dearest so far."""
+    client.let_fail(what, "p1", error)
+    batch = batch_of(client, names(), max_points=300.0)
+    [outcome async for outcome in batch.outcomes()]
+    assert len(client.submitted) == 3
+
+
+async def test_what_was_refused_costs_nothing(client: FakeClient) -> None:
+    """A request that the gateway turned away leaves the points for another."""
+    client.let_fail("submit", "p1", InvalidRequest("a", "b", "c"))
+    batch = batch_of(client, names(), max_points=300.0)
+    [outcome async for outcome in batch.outcomes()]
+    assert batch.summary.clips == 3
+
+
+async def test_resumed_jobs_cost_nothing(tmp_path: Path) -> None:
+    """What an earlier run paid for does not count against the points of this one."""
+    async with remembered(tmp_path) as client:
+        await run(client, ["a", "b", "c"])
+    async with remembered(tmp_path) as client:
+        batch = batch_of(client, ["a", "b", "c", "d", "e"], max_points=100.0)
+        outcomes = [outcome async for outcome in batch.outcomes()]
+    assert len(client.submitted) == 1
+    assert sum(outcome.resumed for outcome in outcomes) == 3
+    assert batch.summary.points == 100.0
+
+
+async def taken(*calls: Awaitable[bool]) -> list[bool | None]:
+    """Give what came of each, None for those that still wait."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    await settle()
+    results = [task.result() if task.done() else None for task in tasks]
+    for task in tasks:
+        task.cancel()
+    return results
+
+
+async def test_a_purse_without_bottom_lets_everything_go() -> None:
+    """Without a limit nobody waits, also for the first of a kind."""
+    purse = Purse(None)
+    assert await taken(*(purse.take(KIND) for _ in range(5))) == [True] * 5
+
+
+async def test_a_kind_is_as_dear_as_its_dearest() -> None:
+    """After one of 100 and one of 300, each is taken to cost 300."""
+    purse = Purse(1000.0)
+    assert await purse.take(KIND)
+    purse.put_back(KIND, 100.0)
+    assert await taken(purse.take(KIND), purse.take(KIND)) == [True, True]
+    purse.put_back(KIND, 300.0)
+    purse.put_back(KIND, 100.0)
+    assert purse.spent == 500.0
+    assert await taken(purse.take(KIND), purse.take(KIND)) == [True, None]
+
+
+async def test_a_new_kind_waits_while_all_points_are_bound() -> None:
+    """Points that running jobs are bound to cost are not spent on a kind of unknown cost."""
+    purse = Purse(200.0)
+    dear = ("VideoToVideo", "gen4", 5)
+    assert await purse.take(KIND)
+    purse.put_back(KIND, 100.0)
+    assert await purse.take(KIND)
+    waiting = asyncio.ensure_future(purse.take(dear))
+    await settle()
+    assert not waiting.done()
+    purse.put_back(KIND, 0.0)
+    assert await waiting
+
+
+async def test_two_new_kinds_may_go_together() -> None:
+    """Each kind is tried by one job, and one kind does not wait for the other."""
+    purse = Purse(200.0)
+    other = ("VideoToVideo", "gen4", 5)
+    assert await taken(*map(purse.take, [KIND, other, KIND])) == [True, True, None]
+
+
+async def test_a_waiter_that_gives_up_leaves_the_purse_usable() -> None:
+    """A job that is cancelled while it waits for points takes none."""
+    purse = Purse(200.0)
+    assert await purse.take(KIND)
+    gone = asyncio.ensure_future(purse.take(KIND))
+    stays = asyncio.ensure_future(purse.take(KIND))
+    await settle()
+    gone.cancel()
+    purse.put_back(KIND, 100.0)
+    assert await stays
+    assert gone.cancelled()
+
+
+async def test_what_nobody_knows_the_price_of_counts_as_the_dearest() -> None:
+    """Where the gateway does not say what a job cost, it is taken to be the dearest so far."""
+    purse = Purse(250.0)
+    assert await purse.take(KIND)
+    purse.put_back(KIND, 100.0)
+    assert await purse.take(KIND)
+    purse.put_back(KIND, None)
+    assert purse.spent == 200.0
+    assert not await purse.take(KIND)
+
+
+# The summary
+
+
+async def test_the_summary_adds_up(tmp_path: Path) -> None:
+    """Every outcome is counted once, by what it came to."""
+    async with remembered(tmp_path) as client:
+        await run(client, ["a"])
+        client.let_fail("submit", "b", in_doubt())
+        client.let_fail("submit", "c", InvalidRequest("a", "b", "c"))
+        client.let_fail("wait", "d", failed(points=100.0))
+        client.let_fail("wait", "e", failed(points=100.0))
+        batch = batch_of(client, ["a", "b", "c", "d", "e", "f"])
+        outcomes = [outcome async for outcome in batch.outcomes()]
+    summary = batch.summary
+    assert (summary.clips, summary.resumed, summary.in_doubt, summary.submitted) == (2, 1, 1, 3)
+    assert summary.failures == {"InvalidRequest": 1, "TaskFailed": 2}
+    assert (summary.failed, summary.done, summary.running) == (3, len(outcomes), 0)
+    assert (summary.points, summary.refunded_points) == (100.0, 200.0)
+    assert not summary.out_of_points
+
+
+async def test_the_summary_tells_what_runs(client: FakeClient) -> None:
+    """Jobs that exist are told while the batch runs."""
+    client.shut("wait", "a", "b")
+    batch = batch_of(client, ["a", "b"])
+    async with aclosing(batch.outcomes()) as outcomes:
+        first = asyncio.ensure_future(anext(outcomes))
+        await settle()
+        assert (batch.summary.running, batch.summary.submitted, batch.summary.done) == (2, 2, 0)
+        await client.let_through("wait", "a")
+        await first
+        assert (batch.summary.running, batch.summary.done) == (1, 1)
+
+
+def test_an_empty_summary_is_all_zero() -> None:
+    """Before anything has ended, nothing is counted."""
+    assert attrs.asdict(Summary()) == {
+        "submitted": 0,
+        "running": 0,
+        "clips": 0,
+        "resumed": 0,
+        "in_doubt": 0,
+        "failures": {},
+        "points": 0.0,
+        "refunded_points": 0.0,
+        "out_of_points": False,
+    }

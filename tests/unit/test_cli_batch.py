@@ -1,0 +1,578 @@
+"""Batches from the command line, in this process where that is enough."""
+
+import asyncio
+import json
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from support.clients import QUICK_POLLS
+from support.commands import (
+    Elsewhere,
+    Outcome,
+    Run,
+    gateway_elsewhere,
+    is_clip,
+    on_a_terminal,
+    pressed,
+    runner,
+    settle_in,
+    start,
+)
+
+pytest.importorskip("cyclopts")
+
+from fuhu_runway import cli_batch, errors, hooks
+from fuhu_runway.inputs import read_items
+from fuhu_runway.journal import Journal
+from fuhu_runway.testing import faults, read_ledger
+from fuhu_runway.testing.faults import Fault
+
+PROMPTS = ["a secret kitten", "a secret puppy", "a secret kitten"]
+EVER = 1_000_000.0
+
+
+@pytest.fixture(autouse=True)
+def _quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have an empty folder with a file of prompts, and no pauses."""
+    settle_in(tmp_path, monkeypatch)
+    monkeypatch.setattr(cli_batch, "SIMULATED_SPEED", 1000.0)
+    monkeypatch.setattr(cli_batch, "SIMULATED_POLLING", QUICK_POLLS)
+    Path("prompts.txt").write_text("\n".join(PROMPTS))
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a batch in this process."""
+    command = runner(capsys)
+
+    def batch(*options: str, file: str = "prompts.txt") -> Outcome:
+        return command("batch", file, "--out", "clips", *options)
+
+    return batch
+
+
+@pytest.fixture
+def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
+    """A gateway that the environment leads to; its tasks take a twentieth of a second."""
+    with gateway_elsewhere(monkeypatch, speed=1000, takes=50) as elsewhere:
+        yield elsewhere
+
+
+def results(path: str = "clips/results.jsonl") -> list[dict[str, Any]]:
+    """Read a file of results."""
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def states() -> dict[int, str]:
+    """Give the last word on each job."""
+    return {row["index"]: row["state"] for row in results()}
+
+
+def submitted(gateway: Elsewhere) -> int:
+    """Give how many tasks were paid for."""
+    count: int = gateway.ask(lambda one: one.submitted)
+    return count
+
+
+def clips() -> list[str]:
+    """Give the names of the clips that are here."""
+    return sorted(path.name for path in Path("clips").glob("*.mp4"))
+
+
+# The whole way
+
+
+def test_every_entry_gets_a_file(run: Run, gateway: Elsewhere) -> None:
+    """Three prompts, two of them equal, are three paid tasks, three clips and three results."""
+    done = run()
+    assert (done.code, done.out) == (0, "clips/results.jsonl\n")
+    assert len(clips()) == submitted(gateway) == 3
+    assert all(is_clip(f"clips/{name}") for name in clips())
+    assert states() == dict.fromkeys(range(3), "saved")
+    first, *_, spent = done.err.splitlines()
+    assert first == "0 of 3, 3 left"
+    assert "3 of 3 clips are in clips." in done.err
+    assert re.fullmatch(r"960 points spent, 0 given back, in 0:00:\d\d\.", spent)
+
+
+def test_a_result_has_the_keys_of_the_page_and_no_secret(run: Run, gateway: Elsewhere) -> None:
+    """Each line names task, file and points; no prompt, address or key is in it or on stderr."""
+    gateway.simulator.script("a secret puppy", then="fail", reason="no a secret puppy")
+    done = run("-vv")
+    rows = {row["index"]: row for row in results()}
+    assert all(row.keys() == cli_batch.RESULT_KEYS.keys() for row in rows.values())
+    assert Path(rows[0]["path"]).is_file()
+    assert (rows[0]["points"], rows[0]["error"], rows[0]["resumed"]) == (320, None, False)
+    assert (rows[1]["state"], rows[1]["error"], rows[1]["path"]) == ("failed", "TaskFailed", None)
+    assert rows[1]["money"] == "The points were given back."
+    told = done.err + Path("clips/results.jsonl").read_text().replace("a-secret", "")
+    for secret in ("a secret", "http://", gateway.simulator.api_key):
+        assert secret not in told
+
+
+def test_the_same_command_again_does_nothing_twice(run: Run, gateway: Elsewhere) -> None:
+    """A batch that is done is told again, with nothing submitted and no result said twice."""
+    run()
+    before = results()
+    done = run()
+    assert (done.code, submitted(gateway), results()) == (0, 3, before)
+    assert "3 of 3 clips are in clips, 3 of them from earlier runs." in done.err
+    assert "\n0 points spent" in done.err
+
+
+def test_a_clip_that_is_gone_is_fetched_again(run: Run, gateway: Elsewhere) -> None:
+    """A file that somebody removed comes back, and is not paid for again."""
+    run()
+    Path("clips", clips()[0]).unlink()
+    assert run().code == 0
+    assert (len(clips()), submitted(gateway)) == (3, 3)
+
+
+def test_json_is_one_object(run: Run, gateway: Elsewhere) -> None:
+    """With --json stdout has the summary with the keys of the page, and stderr nothing."""
+    done = run("--json")
+    told = json.loads(done.out)
+    assert told.keys() == cli_batch.SUMMARY_KEYS.keys()
+    assert (told["total"], told["saved"], told["points"], done.err) == (3, 3, 960, "")
+    assert told["files"] == ["clips/results.jsonl"]
+
+
+def test_journal_and_results_go_where_they_are_wanted(run: Run, gateway: Elsewhere) -> None:
+    """With --journal and --results the folder has clips and nothing else."""
+    run("--journal", "run.db", "--results", "run.jsonl")
+    assert {path.suffix for path in Path("clips").iterdir()} == {".mp4"}
+    assert len(results("run.jsonl")) == 3
+    assert Path("run.db").is_file()
+
+
+def test_requests_of_every_kind_may_stand_in_a_file(run: Run, gateway: Elsewhere) -> None:
+    """A .jsonl file gives fields of its own, and its custom_id is in result and file name."""
+    entry = {"prompt": "x", "seconds": 5, "custom_id": "shot 7"}
+    Path("shots.jsonl").write_text(json.dumps(entry))
+    assert run(file="shots.jsonl").code == 0
+    (row,) = results()
+    assert (row["custom_id"], gateway.body()["options"]["seconds"]) == ("shot 7", 5)
+    assert "shot-7" in row["path"]
+
+
+# What is refused before anything is sent
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--in-flight", "0"], "--in-flight is 0"),
+        (["--timeout", "0"], "--timeout is 0"),
+        (["--max-points", "-1"], "--max-points is -1"),
+        (["--results", "prompts.txt"], "'prompts.txt' cannot hold the results (it is something"),
+        (["--results", "no/such.jsonl"], "cannot hold the results (No such file"),
+        (["--results", "other.jsonl"], "it is something else"),
+        (["--results", "one.txt"], "it is something else"),
+        (["--journal", "prompts.txt"], "'prompts.txt' cannot be used"),
+        (["--journal", "no/such.db"], "There is no folder 'no'"),
+        (["--simulate", "--base-url", "http://a"], "together with the address"),
+        (["--gateway", "nobody"], "no gateway called"),
+    ],
+)
+def test_a_wrong_batch_is_one_line_and_costs_nothing(
+    run: Run, gateway: Elsewhere, options: list[str], told: str
+) -> None:
+    """It exits with 2, nothing was sent, and no file that was there is changed."""
+    Path("other.jsonl").write_text('{"prompt": "x"}\n')
+    Path("one.txt").write_text("a line without its end")
+    done = run(*options)
+    assert (done.code, done.out) == (2, "")
+    assert told in done.err
+    assert len(done.err.splitlines()) == 1
+    assert Path("prompts.txt").read_text() == "\n".join(PROMPTS)
+    assert Path("one.txt").read_text() == "a line without its end"
+    assert Path("other.jsonl").read_text() == '{"prompt": "x"}\n'
+    assert gateway.ask(lambda one: one.requests) == ()
+
+
+def test_a_bad_line_is_named_before_anything_is_sent(run: Run, gateway: Elsewhere) -> None:
+    """The last line's fault is found before the first is paid, and no folder is made."""
+    Path("shots.jsonl").write_text('{"prompt": "x"}\n{"prompt": "x", "seconds": 7}\n')
+    done = run(file="shots.jsonl")
+    assert (done.code, done.out) == (2, "")
+    assert "shots.jsonl, line 2: " in done.err
+    assert not Path("clips").exists()
+    assert gateway.ask(lambda one: one.requests) == ()
+
+
+def test_bad_lines_may_be_passed_over(run: Run, gateway: Elsewhere) -> None:
+    """With --skip-bad each of them is told once, and the rest is made."""
+    Path("shots.jsonl").write_text('{"prompt": "x", "seconds": 7}\n{"prompt": "x"}\nno JSON\n')
+    done = run("--skip-bad", file="shots.jsonl")
+    assert (done.code, submitted(gateway)) == (0, 1)
+    assert re.findall(r"^passed over: shots.jsonl, line (\d)", done.err, re.MULTILINE) == ["1", "3"]
+
+
+def test_an_empty_file_is_a_mistake(run: Run, gateway: Elsewhere) -> None:
+    """A file without entries is told, and not taken for a batch that is done."""
+    Path("none.txt").write_text("\n")
+    done = run(file="none.txt")
+    assert (done.code, "none.txt has no entries" in done.err) == (2, True)
+
+
+def test_two_batches_do_not_share_a_journal(run: Run, gateway: Elsewhere) -> None:
+    """While another has the journal the command ends with 2, in one line, and sends nothing."""
+    Path("clips").mkdir()
+
+    async def meanwhile() -> Outcome:
+        journal = Journal("clips/journal.db")
+        await journal.counts()
+        try:
+            return await asyncio.to_thread(other)
+        finally:
+            await journal.aclose()
+
+    def other() -> Outcome:
+        with start("batch", "prompts.txt", "--out", "clips") as process:
+            out, err = process.communicate()
+        return Outcome(process.returncode, out, err)
+
+    done = asyncio.run(meanwhile())
+    assert (done.code, done.out) == (2, "")
+    assert "Another process has the journal 'journal.db' open." in done.err
+    assert submitted(gateway) == 0
+
+
+@pytest.mark.parametrize("first", [["--simulate"], []])
+def test_simulated_and_real_clips_do_not_mix(
+    run: Run, gateway: Elsewhere, first: list[str]
+) -> None:
+    """A folder of the one kind is refused to the other, which would take it for its own."""
+    other = [] if first else ["--simulate"]
+    assert run(*first).code == 0
+    before = submitted(gateway)
+    done = run(*other)
+    assert (done.code, submitted(gateway)) == (2, before)
+    assert "The journal is of a " in done.err
+
+
+def test_a_state_that_is_none_is_told(run: Run) -> None:
+    """A file in the place of the simulated gateway's tasks is named, and kept."""
+    Path("clips").mkdir()
+    Path("clips/simulated-gateway.jsonl").write_text("mine")
+    done = run("--simulate")
+    assert (done.code, "is not the state of a simulated gateway" in done.err) == (2, True)
+    assert Path("clips/simulated-gateway.jsonl").read_text() == "mine"
+
+
+# What goes wrong after that
+
+
+def test_a_failed_task_is_1_and_may_be_tried_again(run: Run, gateway: Elsewhere) -> None:
+    """A failure is counted with its name; only --retry-failed pays for another try."""
+    gateway.simulator.script(then="fail")
+    done = run("--in-flight", "1")
+    assert (done.code, len(clips())) == (1, 2)
+    assert "1 failed (1 TaskFailed). With --retry-failed they are submitted anew." in done.err
+    assert "640 points spent, 320 given back" in done.err
+    assert (run().code, submitted(gateway)) == (1, 3)
+    assert (run("--retry-failed").code, submitted(gateway)) == (0, 4)
+    assert states() == dict.fromkeys(range(3), "saved")
+
+
+def test_in_doubt_is_3_and_is_never_sent_again(run: Run, gateway: Elsewhere) -> None:
+    """One without an answer wins over one that failed, and the next run reports it as it is."""
+    gateway.simulator.script("a secret puppy", then="fail")
+    gateway.simulator.fault("submit", faults.drop_after_accepting())
+    for _ in range(2):
+        done = run("--in-flight", "1")
+        assert done.code == 3
+        assert "1 in doubt: perhaps charged, and not sent again (1 SubmissionInDoubt)" in done.err
+        assert "fuhu-runway jobs clips/journal.db --state in-doubt" in done.err
+    assert submitted(gateway) == 3
+    assert [row["state"] for row in results()] == ["in_doubt", "failed", "saved"]
+
+
+def test_a_timeout_is_4_and_is_gone_on_with(run: Run, gateway: Elsewhere) -> None:
+    """A task that takes longer is fetched by the same command, and not paid for again."""
+    gateway.simulator.script("a secret puppy", takes=400)
+    done = run("--timeout", "0.2")
+    assert done.code == 4
+    assert "1 timed out: their tasks go on (1 WaitTimeout)" in done.err
+    assert (run().code, submitted(gateway)) == (0, 3)
+    last = results()[-1]
+    assert (last["state"], last["resumed"], len(results())) == ("saved", True, 4)
+
+
+@pytest.mark.parametrize(
+    ("where", "fault", "word"),
+    [
+        ("submit", faults.error(400, code="invalid_request"), "refused"),
+        ("download", faults.server_error(503), "unfinished"),
+    ],
+)
+def test_trouble_of_the_gateway_is_5(
+    run: Run, gateway: Elsewhere, where: Any, fault: Fault, word: str
+) -> None:
+    """A refusal and a lost download are told apart: the one is free, the other paid."""
+    gateway.simulator.fault(where, fault, times=None)
+    assert run().code == 5
+    assert set(states().values()) == {word}
+
+
+def test_without_points_nothing_more_is_submitted(run: Run, gateway: Elsewhere) -> None:
+    """What would be refused again and again is asked for once, and the rest is left as it is."""
+    gateway.simulator.fault("submit", faults.quota_in_429(), times=None)
+    done = run("--in-flight", "1")
+    assert (done.code, states()) == (5, {0: "refused"})
+    assert "2 were not begun (OutOfCredits). The same command goes on with them." in done.err
+
+
+def test_max_points_ends_a_batch_early(run: Run, gateway: Elsewhere) -> None:
+    """Once so much is spent the rest is left for another day, with exit code 1."""
+    done = run("--max-points", "400")
+    assert (done.code, submitted(gateway)) == (1, 1)
+    assert "2 were not begun (--max-points is reached)." in done.err
+
+
+def test_a_file_that_changes_ends_a_batch_with_5(
+    run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trouble after something was paid is no wrong command, and says what goes on."""
+
+    def changed(path: Path, *, skip_bad: object) -> Iterator[Any]:
+        yield from list(read_items(path))[:1]
+        raise errors.UsageError("The file changed.", "Nothing was sent.", "Mend it.")
+
+    monkeypatch.setattr("fuhu_runway.inputs.read_items", changed, raising=True)
+    monkeypatch.setattr("fuhu_runway.inputs.check_items", lambda path, skip_bad: 3)
+    done = run()
+    assert done.code == 5
+    assert "The file changed." in done.err
+    assert "What was submitted before goes on; so does the same command." in done.err
+
+
+# Results
+
+
+@attrs.frozen
+class FullDisk:
+    writes: int
+
+    def write(self, data: bytes) -> int:
+        if self.writes < 0:
+            raise OSError(28, "No space left on device")
+        return self.writes
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("writes", "told"), [(7, "the disk is full"), (-1, "No space left on device")]
+)
+def test_a_full_disk_does_not_end_a_batch(
+    run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch, writes: int, told: str
+) -> None:
+    """Results that cannot be written are told, and the clips are made."""
+    opened = cli_batch.Results(FullDisk(writes), {})  # type: ignore[arg-type]
+    monkeypatch.setattr(cli_batch.Results, "open", lambda path: opened)
+    done = run()
+    assert (done.code, len(clips())) == (0, 3)
+    assert f"The results are not all in their file ({told})." in done.err
+
+
+@pytest.mark.parametrize("torn", ['{"ind', '{"index": 2, "state": "sav'])
+def test_a_torn_result_is_taken_away(run: Run, gateway: Elsewhere, torn: str) -> None:
+    """What a crash left of a line is replaced by the whole line."""
+    run()
+    path = Path("clips/results.jsonl")
+    whole = path.read_text()
+    *lines, last = whole.splitlines(keepends=True)
+    path.write_text("".join(lines) + torn)
+    assert run().code == 0
+    assert {row["index"] for row in results()} == {0, 1, 2}
+    assert path.read_text().startswith("".join(lines))
+    assert json.loads(last)["state"] == results()[-1]["state"]
+
+
+# Stopping
+
+
+def test_ctrl_c_lets_submits_land(run: Run, gateway: Elsewhere) -> None:
+    """What was in the air is in the journal, and the same command fetches it and pays no more."""
+    held, let_go = threading.Event(), threading.Event()
+
+    def hold(_body: object) -> bool:
+        held.set()
+        return let_go.wait(30)
+
+    gateway.simulator.script(hold)
+    say = cli_batch.Lines.say
+
+    def say_and_let_go(screen: cli_batch.Lines, text: str) -> None:
+        say(screen, text)
+        if text.startswith("Waiting for the answers"):
+            let_go.set()
+
+    with pytest.MonkeyPatch.context() as patch, pressed(held.is_set):
+        patch.setattr(cli_batch.Lines, "say", say_and_let_go)
+        done = run("--in-flight", "2")
+    assert (done.code, done.out) == (130, "")
+    waiting, stopped = done.err.splitlines()[-2:]
+    assert waiting.startswith("Waiting for the answers")
+    assert re.match(r"Stopped\. \d tasks go on, and the journal has their ids\.", stopped)
+    assert (run().code, submitted(gateway), len(clips())) == (0, 3, 3)
+
+
+def test_ctrl_c_while_all_is_waiting_says_how_to_go_on(run: Run, gateway: Elsewhere) -> None:
+    """With nothing in the air the end comes at once, and every task is kept."""
+    gateway.simulator.script(lambda body: True, takes=600)
+    with pressed(lambda: submitted(gateway) == 3):
+        done = run()
+    assert done.code == 130
+    assert done.err.splitlines()[-1].endswith("Continue with the same command.")
+    assert (run().code, submitted(gateway), len(clips())) == (0, 3, 3)
+
+
+def test_ctrl_c_tells_of_doubts(run: Run, gateway: Elsewhere) -> None:
+    """A submission that nobody knows the fate of is not passed over in silence."""
+    gateway.simulator.fault("submit", faults.drop_after_accepting())
+    gateway.simulator.script(lambda body: True, takes=EVER)
+    with pressed(lambda: begun() and submitted(gateway) == 3):
+        done = run("--in-flight", "2")
+    assert done.code == 130
+    assert " 1 in doubt. Continue" in done.err.splitlines()[-1]
+
+
+def begun() -> bool:
+    """Tell whether a batch has had its first outcome."""
+    path = Path("clips/results.jsonl")
+    return path.exists() and path.stat().st_size > 0
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Come back when it holds."""
+    while not condition():
+        time.sleep(0.005)
+
+
+def many_prompts() -> None:
+    """Have a file that takes a while."""
+    Path("prompts.txt").write_text("".join(f"take {number}\n" for number in range(20)))
+
+
+def test_a_killed_simulated_batch_goes_on(run: Run) -> None:
+    """`kill -9` in the middle loses no clip and pays none twice, and the gateway survives, too."""
+    many_prompts()
+    command = ["batch", "prompts.txt", "--out", "clips", "--simulate", "--in-flight", "5"]
+    with start(*command) as process:
+        until(begun)
+        process.kill()
+    assert 0 < len(clips()) < 20
+    done = run("--simulate", "--in-flight", "5")
+    entries = read_ledger("clips/simulated-gateway.jsonl")
+    doubts = list(states().values()).count("in_doubt")
+    assert done.code == (3 if doubts else 0)
+    assert len(clips()) == 20 - doubts
+    assert len({entry.digest for entry in entries}) == len(entries) <= 20
+
+
+def test_ctrl_c_ends_the_process_with_130(gateway: Elsewhere, run: Run) -> None:
+    """SIGINT ends a batch in order; the same command brings the rest."""
+    many_prompts()
+    with start("batch", "prompts.txt", "--out", "clips", "--in-flight", "3") as process:
+        until(begun)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate()
+    assert process.returncode == 130
+    assert "Continue with the same command." in told
+    assert "Traceback" not in told
+    assert (run().code, len(clips()), submitted(gateway)) == (0, 20, 20)
+
+
+def test_the_second_ctrl_c_ends_the_process_at_once(gateway: Elsewhere) -> None:
+    """Whoever does not want to wait for answers does not have to."""
+    gateway.simulator.fault("submit", faults.Hang(), times=None)
+    with start("batch", "prompts.txt", "--out", "clips") as process:
+        assert process.stderr
+        until(lambda: gateway.saw("submit"))
+        process.send_signal(signal.SIGINT)
+        while not process.stderr.readline().startswith("Waiting for the answers"):
+            pass
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == ""
+    assert process.returncode == 130
+
+
+def test_pipes_that_close_end_no_batch(gateway: Elsewhere) -> None:
+    """With both readers gone every clip is still saved."""
+    with start("batch", "prompts.txt", "--out", "clips") as process:
+        assert process.stderr
+        assert process.stdout
+        process.stdout.close()
+        process.stderr.close()
+        assert process.wait() == 0
+    assert len(clips()) == 3
+
+
+# What is shown
+
+
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_a_terminal_gets_a_board(run: Run, gateway: Elsewhere, columns: str) -> None:
+    """The counts move in place, fit the width, and are gone in the end."""
+    gateway.simulator.script("a secret puppy", takes=700)
+    with on_a_terminal(COLUMNS=columns) as terminal:
+        assert run().code == 0
+    shown = terminal.getvalue()
+    plain = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", shown)
+    assert re.search(r"2 of 3 .*0:00:\d\d left", plain)
+    assert re.search(r"1 running, 640 points", plain)
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1
+    assert "3 of 3 clips are in clips." in plain
+    moving = [line for line in re.split(r"[\r\n]+", plain) if " of 3 ━" in line]
+    assert max(map(len, moving)) <= int(columns)
+
+
+async def test_a_board_tells_of_trouble_until_it_is_over() -> None:
+    """What stands in the way is named, and no longer once something goes well."""
+    tally, told = cli_batch.Tally(5), []
+
+    class Ear(cli_batch.Lines):
+        def news(self, text: str) -> None:
+            told.append(text)
+
+    tally.hear(hooks.RetryScheduled("generate", 1, 0.1, "RateLimited"))
+    tally.show(Ear(), 1)
+    tally.hear(hooks.TaskSubmitted("1", "generate", 0.1))
+    tally.hear(hooks.DownloadFinished("1", 1))
+    tally.add(cli_batch.End("failed", "TaskFailed", 320, refunded=True))
+    tally.show(Ear(), 1)
+    assert told == [
+        "0 of 5, 1 running, 4 left, RateLimited, trying again",
+        "1 of 5, 1 running, 3 left, 1 failed, 0:00:00 left",
+    ]
+
+
+async def test_what_earlier_runs_did_says_nothing_about_the_time() -> None:
+    """The time that is left is known once this run has done something itself."""
+    tally = cli_batch.Tally(3)
+    tally.add(cli_batch.End("saved", is_old=True))
+    assert tally.seconds_left() is None
+    tally.add(cli_batch.End("saved"))
+    left = tally.seconds_left()
+    assert left is not None
+    assert 0 <= left <= tally.seconds
+
+
+def test_every_word_is_documented_and_has_a_code() -> None:
+    """Whatever a job ends with has a word in the tables, and all but one lead to a code."""
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    for kind in kinds:
+        if issubclass(kind, errors.RunwayError):
+            for task_id in (None, "task"):
+                assert cli_batch.word_of(kind("a", "b", "c"), task_id) in cli_batch.CODE_OF
+    assert {"saved", *cli_batch.CODE_OF} == cli_batch.STATES.keys()

@@ -1,0 +1,364 @@
+"""The commands that read and mend journals, in this process."""
+
+import asyncio
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.clients import QUICK_POLLS
+from support.commands import (
+    Elsewhere,
+    Run,
+    gateway_elsewhere,
+    is_clip,
+    pressed,
+    runner,
+    settle_in,
+)
+
+pytest.importorskip("cyclopts")
+
+from fuhu_runway import cli_batch, cli_journal, errors
+from fuhu_runway.journal import Job, JobState, Journal, Plan
+from fuhu_runway.testing import faults
+
+PROMPT = "a secret kitten"
+PATH = "clips/journal.db"
+MARK = "0123456789abcdef" * 4
+BATCH = ("batch", "prompts.txt", "--out", "clips")
+
+
+@pytest.fixture(autouse=True)
+def _quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have an empty folder with a file of prompts, and no pauses."""
+    settle_in(tmp_path, monkeypatch)
+    monkeypatch.setattr(cli_batch, "SIMULATED_SPEED", 1000.0)
+    monkeypatch.setattr(cli_batch, "SIMULATED_POLLING", QUICK_POLLS)
+    Path("prompts.txt").write_text(f"{PROMPT}\n{PROMPT}\nanother\n")
+    Path("clips").mkdir()
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in this process."""
+    return runner(capsys)
+
+
+@pytest.fixture
+def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
+    """A gateway that the environment leads to; its tasks take a twentieth of a second."""
+    with gateway_elsewhere(monkeypatch, speed=1000, takes=50) as elsewhere:
+        yield elsewhere
+
+
+def write_down(*steps: JobState, key: str = f"{MARK}:1", **changes: Any) -> None:
+    """Have a job in the journal that went these steps."""
+
+    async def write() -> None:
+        journal = Journal(PATH)
+        custom_id = key[3:] if key.startswith("id:") else None
+        plan = Plan(key=key, fingerprint=MARK, endpoint="TextToVideo", custom_id=custom_id)
+        await journal.plan(plan, 1.0)
+        for number, state in enumerate(steps, 1):
+            last = changes if number == len(steps) else {}
+            await journal.step(key, state, 1.0 + number, **last)
+        await journal.aclose()
+
+    asyncio.run(write())
+
+
+def known() -> list[Job]:
+    """Give all that the journal knows."""
+
+    async def read() -> list[Job]:
+        journal = Journal(PATH)
+        try:
+            return await journal.jobs()
+        finally:
+            await journal.aclose()
+
+    return asyncio.run(read())
+
+
+def doubt(**options: Any) -> None:
+    """Have a job in doubt."""
+    write_down(JobState.SUBMITTING, JobState.IN_DOUBT, error="NoReply", **options)
+
+
+def submitted(gateway: Elsewhere) -> int:
+    """Give how many tasks were paid for."""
+    count: int = gateway.ask(lambda one: one.submitted)
+    return count
+
+
+# jobs
+
+
+def test_jobs_shows_a_row_for_each(run: Run, gateway: Elsewhere) -> None:
+    """Key, state, points, time and task are a line, and equal requests are told apart."""
+    run(*BATCH)
+    done = run("jobs", PATH)
+    head, *rows, counts = done.out.splitlines()
+    assert (done.code, done.err, counts) == (0, "", "3 saved")
+    assert head.split() == ["key", "state", "points", "changed", "task,", "error"]
+    assert sorted(len(row.split()[0]) for row in rows) == [10, 10, 12]
+    for row in rows:
+        assert re.fullmatch(r"[0-9a-f]{10}(:2)? +saved +320 +\d\d-\d\d \d\d:\d\d +[0-9a-f-]+", row)
+        assert len(row) <= 80
+    assert PROMPT not in done.out
+
+
+def test_jobs_tells_what_to_do_about_doubts(run: Run) -> None:
+    """Each way out is told as a command, with the journal's own path in it."""
+    doubt()
+    write_down(JobState.SUBMITTING, key="id:shot 7")
+    done = run("jobs", PATH)
+    assert done.code == 0
+    assert done.out.splitlines()[-1] == "2 in doubt"
+    assert f"fuhu-runway resolve {PATH} KEY --task-id ID" in done.err
+    assert f"fuhu-runway resolve {PATH} KEY --not-accepted" in done.err
+
+
+def test_jobs_may_be_chosen_by_state(run: Run) -> None:
+    """One state or several pick their rows; the counts are of all."""
+    doubt()
+    write_down(key="id:shot 7")
+    write_down(
+        *(JobState.SUBMITTING, JobState.ACCEPTED, JobState.FAILED),
+        key="id:shot\x1b8",
+        task_id="t",
+        points=320.0,
+        refunded=1,
+        error="TaskFailed",
+    )
+    _, row, counts = run("jobs", PATH, "--state", "planned").out.splitlines()
+    assert row.split()[:3] == ["shot", "7", "planned"]
+    assert counts == "1 planned, 1 failed, 1 in doubt"
+    done = run("jobs", PATH, "--state", "failed", "--state", "in-doubt")
+    assert len(done.out.splitlines()) == 4
+    assert re.search(r"^shot 8 +failed +\(320\) .*TaskFailed$", done.out, re.MULTILINE)
+
+
+def test_jobs_in_json(run: Run) -> None:
+    """One object has the counts and every job with the keys of the page, times in ISO 8601."""
+    doubt()
+    done = run("jobs", PATH, "--json")
+    told = json.loads(done.out)
+    (row,) = told["jobs"]
+    assert (told["counts"], done.err) == ({"in doubt": 1}, "")
+    assert row.keys() == cli_journal.JOB_KEYS.keys()
+    assert (row["state"], row["submitted_at"]) == ("in doubt", "1970-01-01T00:00:02+00:00")
+
+
+def test_an_empty_journal_has_no_jobs(run: Run) -> None:
+    """A journal that nothing was planned in is told as that."""
+    Path(PATH).touch()
+    assert run("jobs", PATH).out.splitlines()[-1] == "no jobs"
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        ["jobs", "no.db"],
+        ["resume", "no.db", "--out", "found"],
+        ["resolve", "no.db", "k", "--not-accepted"],
+        ["forget", "no.db", "k"],
+    ],
+)
+def test_a_journal_that_is_not_there_is_not_made(run: Run, tokens: list[str]) -> None:
+    """A wrong path is exit code 2, and stays empty."""
+    done = run(*tokens)
+    assert (done.code, done.out) == (2, "")
+    assert "There is no journal 'no.db'" in done.err
+    assert not Path("no.db").exists()
+
+
+# resume
+
+
+def leave_open(run: Run, gateway: Elsewhere, failing: str = "none") -> None:
+    """Have a batch whose tasks had not ended when it did."""
+    gateway.simulator.script(lambda body: True, takes=600)
+    gateway.simulator.script(failing, then="fail", takes=600)
+    assert run(*BATCH, "--timeout", "0.01").code == 4
+
+
+def test_resume_fetches_what_is_paid_for(run: Run, gateway: Elsewhere) -> None:
+    """Without the prompts each task comes to a file of its name, and nothing is submitted."""
+    leave_open(run, gateway)
+    Path("prompts.txt").unlink()
+    done = run("resume", PATH, "--out", "found")
+    files = done.out.split()
+    assert (done.code, submitted(gateway)) == (0, 3)
+    assert {Path(file).stem for file in files} == {job.task_id for job in known()}
+    assert all(is_clip(file) for file in files)
+    assert "3 of 3 clips are in found." in done.err
+    assert {job.state for job in known()} == {JobState.SAVED}
+
+
+def test_resume_in_json(run: Run, gateway: Elsewhere) -> None:
+    """With --json stdout is one object, with the files in it."""
+    leave_open(run, gateway)
+    told = json.loads(run("resume", PATH, "--out", "found", "--json").out)
+    assert told.keys() == cli_batch.SUMMARY_KEYS.keys()
+    assert len(told["files"]) == told["saved"] == 3
+
+
+def test_resume_counts_what_failed(run: Run, gateway: Elsewhere) -> None:
+    """A task that failed meanwhile is exit code 1, with its points."""
+    leave_open(run, gateway, failing="another")
+    done = run("resume", PATH, "--out", "found")
+    assert (done.code, len(done.out.split())) == (1, 2)
+    assert "1 failed (1 TaskFailed)." in done.err
+    assert "640 points spent, 320 given back" in done.err
+
+
+def test_resume_tells_what_it_cannot_fetch(run: Run, gateway: Elsewhere) -> None:
+    """A task that the gateway does not know is unfinished: exit code 5, and it stays accepted."""
+    write_down(JobState.SUBMITTING, JobState.ACCEPTED, task_id="no-such-task")
+    done = run("resume", PATH, "--out", "found")
+    assert (done.code, done.out.strip()) == (5, "")
+    assert "1 paid for and not fetched (1 NotFound)." in done.err
+    assert known()[0].state is JobState.ACCEPTED
+
+
+def test_resume_with_nothing_to_do(run: Run, gateway: Elsewhere) -> None:
+    """A journal without open tasks is no mistake."""
+    doubt()
+    done = run("resume", PATH, "--out", "found")
+    assert (done.code, done.out, done.err) == (0, "", "There is nothing to fetch.\n")
+
+
+def test_resume_may_be_stopped(run: Run, gateway: Elsewhere) -> None:
+    """Ctrl-C leaves the tasks as they are, and the same command goes on."""
+    leave_open(run, gateway)
+    gateway.simulator.fault("feed", faults.Hang())
+    polls = len(gateway.ask(lambda one: one.requests))
+    with pressed(lambda: len(gateway.ask(lambda one: one.requests)) > polls):
+        done = run("resume", PATH, "--out", "found")
+    assert (done.code, done.out) == (130, "")
+    assert done.err.splitlines()[-1].endswith("Continue with the same command.")
+    assert run("resume", PATH, "--out", "found").code == 0
+
+
+def test_simulated_journals_can_be_tried_as_well(run: Run) -> None:
+    """With --simulate the gateway comes back with its tasks, and they are fetched."""
+    assert run(*BATCH, "--simulate", "--timeout", "0.001").code == 4
+    assert run("resume", PATH, "--out", "found").code == 2
+    done = run("resume", PATH, "--out", "found", "--simulate")
+    assert (done.code, len(done.out.split())) == (0, 3)
+
+
+# resolve
+
+
+def test_a_doubt_becomes_a_task(run: Run, gateway: Elsewhere) -> None:
+    """With the id that a person found the batch goes on, and pays no second time."""
+    gateway.simulator.fault("submit", faults.drop_after_accepting())
+    assert run(*BATCH, "--in-flight", "1").code == 3
+    lost = gateway.ask(lambda one: one.tasks[0].task_id)
+    (key,) = [job.key for job in known() if job.state is JobState.IN_DOUBT]
+    done = run("resolve", PATH, key[:10], "--task-id", lost)
+    assert (done.code, done.err) == (0, "The batch's own command goes on with it.\n")
+    assert re.search(rf"accepted +[\d-]+ [\d:]+ +{lost}", done.out)
+    assert (run(*BATCH).code, submitted(gateway)) == (0, 3)
+    assert len(list(Path("clips").glob("*.mp4"))) == 3
+
+
+def test_a_doubt_may_be_submitted_again(run: Run) -> None:
+    """What a person knows was not accepted is planned anew, which needs no key and no gateway."""
+    doubt()
+    done = run("resolve", PATH, "0123456789", "--not-accepted", "--json")
+    assert (done.code, json.loads(done.out)["state"]) == (0, "planned")
+    assert known()[0].state is JobState.PLANNED
+
+
+def test_an_id_that_is_none_changes_nothing(run: Run, gateway: Elsewhere) -> None:
+    """The gateway is asked first; what it does not know stays in doubt."""
+    doubt()
+    done = run("resolve", PATH, MARK, "--task-id", "no-such-task")
+    assert (done.code, "task_not_exist" in done.err) == (5, True)
+    assert known()[0].state is JobState.IN_DOUBT
+
+
+def test_a_task_belongs_to_one_job(run: Run, gateway: Elsewhere) -> None:
+    """The id of another job is refused, before anybody is asked."""
+    doubt()
+    write_down(JobState.SUBMITTING, JobState.ACCEPTED, key="id:shot", task_id="t-1")
+    done = run("resolve", PATH, MARK, "--task-id", "t-1")
+    assert (done.code, "Another job has this task." in done.err) == (2, True)
+    assert gateway.ask(lambda one: one.requests) == ()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "told"),
+    [
+        ([f"{MARK}:1"], "has to be said in one way"),
+        ([f"{MARK}:1", "--task-id", "t", "--not-accepted"], "has to be said in one way"),
+        (["0123", "--not-accepted"], "2 jobs begin with this key."),
+        (["f", "--not-accepted"], "No job begins with this key."),
+        (["", "--not-accepted"], "No job begins with this key."),
+        (["0123456789:2", "--not-accepted"], "The job is planned."),
+        (["0123456789", "--task-id", "t"], "There is no key."),
+    ],
+)
+def test_a_wrong_resolve_changes_nothing(run: Run, tokens: list[str], told: str) -> None:
+    """It exits with 2, in one line, and the doubt stays."""
+    doubt()
+    write_down(key=f"{MARK}:2")
+    done = run("resolve", PATH, *tokens)
+    assert (done.code, done.out) == (2, "")
+    assert told in done.err
+    assert [job.state for job in known()] == [JobState.IN_DOUBT, JobState.PLANNED]
+
+
+# forget
+
+
+@pytest.mark.parametrize("name", ["shot 7", "id:shot", "shot", "id:shot 7"])
+def test_a_job_may_be_forgotten(run: Run, name: str) -> None:
+    """Its row is gone, by its own name, its key, or the start of either."""
+    write_down(key="id:shot 7")
+    doubt()
+    done = run("forget", PATH, name)
+    assert (done.code, done.out.split()[:3]) == (0, ["shot", "7", "planned"])
+    assert [job.key for job in known()] == [f"{MARK}:1"]
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [JobState.SUBMITTING],
+        [JobState.SUBMITTING, JobState.IN_DOUBT],
+        [JobState.SUBMITTING, JobState.ACCEPTED],
+        [JobState.SUBMITTING, JobState.ACCEPTED, JobState.FINISHED],
+    ],
+)
+def test_what_may_be_paid_for_is_not_forgotten_by_accident(run: Run, steps: list[JobState]) -> None:
+    """A job whose clip is, or may be, paid for and not here needs --force."""
+    write_down(*steps, task_id="t-1")
+    done = run("forget", PATH, MARK)
+    assert (done.code, "a paid clip would be lost" in done.err, len(known())) == (2, True, 1)
+    assert (run("forget", PATH, MARK, "--force").code, known()) == (0, [])
+
+
+async def test_the_journal_forgets_only_what_it_knows(tmp_path: Path) -> None:
+    """Forgetting twice is an error that names the key and the money."""
+    journal = Journal(tmp_path / "j.db")
+    await journal.plan(Plan(key="k", fingerprint=MARK, endpoint="TextToVideo"), 1.0)
+    await journal.forget("k")
+    assert await journal.find("k") is None
+    with pytest.raises(errors.JournalError, match="no job 'k'"):
+        await journal.forget("k")
+    await journal.aclose()
+
+
+def test_a_single_job_has_a_short_name() -> None:
+    """What was submitted outside of a batch is told apart as well."""
+    job = Job(
+        key="single:9f6243e5-3ab8", state=JobState.PLANNED, endpoint="ActOne", fingerprint=MARK
+    )
+    assert cli_journal.mark_of(job) == "single:9f6243e5-3"

@@ -1,0 +1,93 @@
+"""What a client adds for many jobs: a journal around each submission, and batches."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.clients import quick_client
+
+from fuhu_runway.errors import InvalidRequest, JournalError
+from fuhu_runway.journal import Job, JobState, Journal
+from fuhu_runway.models import OfficialImageToVideo
+from fuhu_runway.testing import Simulator, faults
+
+PROMPT = "a kitten"
+
+
+async def test_a_path_makes_a_journal_that_the_client_closes(
+    gateway: Simulator, tmp_path: Path
+) -> None:
+    """Each submission has a row with its id, and the file is free once the client is closed."""
+    async with quick_client(gateway, journal=tmp_path / "run.db") as client:
+        tasks = [await client.generate(PROMPT), await client.generate(PROMPT)]
+    journal = Journal(tmp_path / "run.db")
+    jobs = await journal.jobs()
+    assert [job.task_id for job in jobs] == [task.id for task in tasks]
+    assert {job.state for job in jobs} == {JobState.ACCEPTED}
+    await journal.aclose()
+
+
+async def test_a_journal_that_was_given_stays_open(gateway: Simulator, tmp_path: Path) -> None:
+    """Whoever made it closes it."""
+    journal = Journal(tmp_path / "run.db")
+    async with quick_client(gateway, journal=journal) as client:
+        await client.generate(PROMPT)
+    assert repr(journal) == "<Journal run.db open>"
+    await journal.aclose()
+
+
+async def test_a_refusal_is_written_down(gateway: Simulator, tmp_path: Path) -> None:
+    """The row of a refused request says so, and the caller hears the refusal."""
+    gateway.fault("submit", faults.refused())
+    async with quick_client(gateway, journal=tmp_path / "run.db") as client:
+        with pytest.raises(InvalidRequest):
+            await client.generate(PROMPT)
+        assert client.journal is not None
+        [job] = await client.journal.jobs()
+    assert (job.state, job.error) == (JobState.FAILED, "InvalidRequest")
+
+
+async def test_a_row_that_cannot_be_written_costs_no_task(
+    gateway: Simulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The id that was paid for is given all the same, and the log names it."""
+
+    class Full(Journal):
+        async def step(self, key: str, to: JobState, now: float, **changes: Any) -> Job:
+            if to is JobState.ACCEPTED:
+                raise JournalError("The disk is full.", "Nothing was sent.", "Make room.")
+            return await super().step(key, to, now, **changes)
+
+    journal = Full(tmp_path / "run.db")
+    async with quick_client(gateway, journal=journal) as client:
+        task = await client.generate(PROMPT)
+    assert [one.task_id for one in gateway.tasks] == [task.id]
+    [line] = [one for one in caplog.records if one.levelno == logging.ERROR]
+    assert task.id in line.getMessage()
+    await journal.aclose()
+
+
+async def test_a_job_of_the_journal_has_a_handle(gateway: Simulator, tmp_path: Path) -> None:
+    """An official one is asked for in its own format, and comes to its clip."""
+    async with quick_client(gateway, journal=tmp_path / "run.db") as client:
+        await client.submit(OfficialImageToVideo("https://example.com/1.png", PROMPT))
+        assert client.journal is not None
+        [job] = await client.journal.jobs()
+        task = client.attach(job)
+        assert task.official
+        assert (await task.wait(timeout=10)).id == job.task_id
+
+
+async def test_many_prompts_come_to_many_files(gateway: Simulator, tmp_path: Path) -> None:
+    """Each prompt has its outcome, its clip and its file."""
+    async with quick_client(gateway, journal=tmp_path / "run.db") as client:
+        outcomes = [
+            outcome
+            async for outcome in client.generate_many(
+                ["one", "two", "three"], in_flight=2, download_to=tmp_path / "clips"
+            )
+        ]
+    assert sorted(outcome.index for outcome in outcomes) == [0, 1, 2]
+    assert all(outcome.path and outcome.path.is_file() for outcome in outcomes)
+    assert gateway.submitted == 3

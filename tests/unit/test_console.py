@@ -1,0 +1,305 @@
+"""What all commands have in common, without a command."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.clients import QUICK_POLLS
+from support.commands import on_a_terminal, pressed, settle_in
+
+pytest.importorskip("cyclopts")
+
+from fuhu_runway import _console, errors, hooks
+from fuhu_runway.testing import Simulator
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settle_in(tmp_path, monkeypatch)
+
+
+# Reaching a gateway
+
+
+def test_the_key_comes_from_the_environment_or_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file wins over the variable, and without either the ways to give one are told."""
+    with pytest.raises(errors.UsageError, match="--api-key-file; --simulate needs none"):
+        _console.REACH.key()
+    monkeypatch.setenv("FUHU_API_KEY", "sk-1")
+    assert _console.REACH.key() == "sk-1"
+    Path("key").write_text("sk-2\n")
+    assert _console.Reach(api_key_file=Path("key")).key() == "sk-2"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"), [(None, "No such file"), (b"\n", "is empty"), (b"\xff\xfe", "is no text")]
+)
+def test_a_key_file_that_is_none_is_told(content: bytes | None, told: str) -> None:
+    """The line says why, and holds no part of the file."""
+    if content is not None:
+        Path("key").write_bytes(content)
+    with pytest.raises(errors.UsageError, match=told):
+        _console.Reach(api_key_file=Path("key")).key()
+
+
+def test_a_way_can_be_written_down() -> None:
+    """The options lead to the same gateway again."""
+    reach = _console.Reach(gateway="deerapi", base_url="http://a", api_key_file=Path("my key"))
+    words = ["--gateway", "deerapi", "--base-url", "http://a", "--api-key-file", "my key"]
+    assert list(reach.words()) == words
+    assert list(_console.REACH.words()) == []
+
+
+async def test_a_client_goes_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A simulated gateway takes the place of address and key, and of nothing else."""
+    monkeypatch.setenv("FUHU_API_KEY", "sk-1")
+    real = _console.Reach(base_url="http://127.0.0.1:9").client()
+    assert real.gateway.base_url == "http://127.0.0.1:9"
+    async with Simulator(speed=1000, takes=20) as gateway:
+        client = _console.REACH.client(gateway, polling=QUICK_POLLS)
+        async with client:
+            await (await client.generate("a kitten")).wait()
+        assert gateway.submitted == 1
+
+
+@pytest.mark.parametrize(
+    "reach",
+    [_console.Reach(base_url="http://a"), _console.Reach(api_key_file=Path("key"))],
+)
+def test_a_simulated_gateway_is_not_the_real_one(reach: _console.Reach) -> None:
+    """Whoever names a real gateway and a simulated one is asked which."""
+    _console.Reach(gateway="deerapi").check_simulated()
+    with pytest.raises(errors.UsageError, match="together with the address"):
+        reach.check_simulated()
+
+
+@pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan")])
+def test_a_number_has_to_be_one(value: float) -> None:
+    """What cannot be counted down from is named with its option."""
+    _console.check_positive("timeout", 0.5)
+    with pytest.raises(errors.UsageError, match=f"--timeout is {value:g}"):
+        _console.check_positive("timeout", value)
+
+
+# From work to exit codes
+
+
+async def raising(error: Exception) -> None:
+    """Fail."""
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.UsageError("a.", "b.", "c."), 2),
+        (errors.JournalBusy("a.", "b.", "c."), 2),
+        (errors.SubmissionInDoubt("a.", "b.", "c."), 3),
+        (errors.WaitTimeout("a.", "b.", "c."), 4),
+        (errors.TaskCanceled("a.", "b.", "c."), 1),
+        (errors.OutOfCredits("a.", "b.", "c."), 5),
+    ],
+)
+def test_each_error_has_a_code(
+    error: Exception, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An error is one line with its notes, and a documented exit code."""
+    error.add_note("Go on.")
+    assert _console.guarded(lambda: raising(error), _console.Lines(), verbosity=0) == code
+    assert capsys.readouterr().err == "fuhu-runway: a. b. c. Go on.\n"
+    assert code in _console.EXIT_CODES
+
+
+def test_a_defect_has_a_code_and_shows_its_origin_if_asked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What no error of the SDK is named without its text, which may be anything."""
+    defect = ValueError("sk-12345")
+    for verbosity in (0, 2):
+        screen = _console.Lines()
+        assert _console.guarded(lambda: raising(defect), screen, verbosity=verbosity) == 70
+        told = capsys.readouterr().err
+        assert "A defect of this program (ValueError)." in told.splitlines()[-1]
+        assert ("Traceback" in told) == (verbosity == 2)
+        assert "12345" not in told
+
+
+@pytest.mark.parametrize("code", [None, 0, 3])
+def test_work_may_name_its_code(code: int | None) -> None:
+    """Work that gives nothing went well."""
+
+    async def work() -> int | None:
+        return code
+
+    assert _console.guarded(work, _console.Lines(), verbosity=0) == (code or 0)
+
+
+@pytest.mark.parametrize(("verbosity", "told"), [(0, 0), (1, 1), (2, 2)])
+def test_the_log_is_shown_as_far_as_it_was_asked_for(
+    verbosity: int, told: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without -v there is nothing, with one -v what matters, with two all of it."""
+    before = (hooks.LOGGER.level, list(hooks.LOGGER.handlers))
+
+    async def work() -> None:
+        hooks.LOGGER.info("news")
+        hooks.LOGGER.debug("details")
+
+    _console.guarded(work, _console.Lines(), verbosity=verbosity)
+    lines = ["info: news", "debug: details"][:told]
+    assert capsys.readouterr().err.splitlines() == lines
+    assert (hooks.LOGGER.level, hooks.LOGGER.handlers) == before
+    assert logging.getLogger("fuhu_runway") is hooks.LOGGER
+
+
+# Ctrl-C
+
+
+def test_the_second_ctrl_c_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first cancels, the second ends the process, and so does one when there is no work."""
+    left: list[int] = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    ready = threading.Event()
+
+    async def work() -> None:
+        ready.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            assert left == []
+            signal.raise_signal(signal.SIGTERM)
+            assert left == [143]
+
+    with _console.Stop() as stop, asyncio.Runner() as runner, pressed(ready.is_set):
+        assert stop.run(runner, work()) == 130
+        signal.raise_signal(signal.SIGINT)
+    assert left == [143, 130]
+
+
+def test_leaving_at_once_gives_the_cursor_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal, whose cursor a bar had hidden, it is shown before the process ends."""
+    written: list[bytes] = []
+    monkeypatch.setattr(os, "_exit", lambda code: None)
+    monkeypatch.setattr(os, "isatty", lambda handle: handle == 2)
+    monkeypatch.setattr(os, "write", lambda handle, data: written.append(data))
+    _console.leave(130)
+    assert written == [b"\x1b[?25h\n"]
+
+
+def test_who_was_told_to_ignore_ctrl_c_does() -> None:
+    """A process in the background of a script stays deaf to Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with _console.Stop():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# Terminals
+
+
+def test_a_bar_that_swings_may_learn_how_far_it_is() -> None:
+    """A stage without a known part follows one with it, and the other way round."""
+    with on_a_terminal(), _console.Bar() as bar:
+        for part in (None, 0.5, None):
+            bar.stage("running", part)
+            (task,) = bar._progress.tasks
+            assert task.total == (None if part is None else 1.0)
+            assert task.percentage == (0 if part is None else 50)
+
+
+def test_what_is_said_is_not_read_as_markup() -> None:
+    """Brackets and colons of a path or a reason come out as they went in."""
+    with on_a_terminal() as terminal, _console.Bar() as bar:
+        bar.say("before [bold] :cat:")
+        bar.stage("running [bold]")
+        bar.say("after [bold] :cat:")
+    assert "before [bold] :cat:" in terminal.getvalue()
+    assert "after [bold] :cat:" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("variables", "quiet", "kind"),
+    [
+        ({}, False, _console.Bar),
+        ({}, True, _console.Lines),
+        ({"TERM": "dumb"}, False, _console.Lines),
+        ({"TERM": "unknown"}, False, _console.Lines),
+    ],
+)
+def test_only_terminals_that_can_get_what_moves(
+    variables: dict[str, str], quiet: bool, kind: type
+) -> None:
+    """Whoever reads a log, or wants JSON, gets lines."""
+    with on_a_terminal(**variables):
+        screen = _console.screen_for(quiet=quiet)
+        assert type(screen) is kind
+        screen.close()
+    assert type(_console.screen_for(quiet=False)) is _console.Lines
+
+
+def test_without_a_terminal_each_stage_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """A stage is a line when it begins; a quiet screen says only what has to be seen."""
+    for screen in (_console.Lines(), _console.Lines(quiet=True)):
+        screen.stage("running", 0.1)
+        screen.stage("running", 0.2)
+        screen.board("1 of 2", 0.5, "", "1 running")
+        screen.say("seen")
+    assert capsys.readouterr().err.splitlines() == ["running", "1 of 2, 1 running", "seen", "seen"]
+
+
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_a_board_takes_the_lines_it_needs(columns: str) -> None:
+    """What does not fit in one line below the bar goes on in the next, and all of it is gone."""
+    with on_a_terminal(COLUMNS=columns) as terminal, _console.Bar() as bar:
+        bar.board("1 of 2", 0.5, "0:00:07 left", "40 running, 594 left, 2 failed, 99,840 points")
+        bar._progress.refresh()
+    told = terminal.getvalue()
+    assert "1 of 2" in told
+    assert "0:00:07 left" in told
+    assert ("594 left, 2 failed, 99,840 points" in told) == (columns == "80")
+
+
+# What is printed
+
+
+def test_a_result_is_a_table_or_an_object(capsys: pytest.CaptureFixture[str]) -> None:
+    """A table shows what is known as a person writes it; JSON has every key."""
+    row = {"task_id": "t\x1b1", "progress": 0.42, "refunded": True, "points": 1234.5, "file": None}
+    _console.tell(row, _console.TALK)
+    assert capsys.readouterr().out.splitlines() == [
+        *("task id   t 1", "progress  42%", "refunded  yes", "points    1,234.5"),
+    ]
+    _console.tell(row, _console.Talk(json=True))
+    assert json.loads(capsys.readouterr().out) == row
+
+
+def test_a_reader_who_left_is_no_reason_to_stop() -> None:
+    """A closed pipe takes whatever is written from then on, and no stream is no trouble."""
+    source = """
+import sys
+from fuhu_runway._console import write
+write(None, "nobody")
+for _ in range(3):
+    write(sys.stdout, "x" * 100_000)
+write(sys.stderr, "done")
+"""
+    home = {"PYTHONPATH": str(Path(_console.__file__).parents[1])}
+    command = [sys.executable, "-c", source]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env={**os.environ, **home}, **pipes) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == "done\n"
+    assert process.returncode == 0
