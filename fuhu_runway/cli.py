@@ -12,19 +12,13 @@ import contextlib
 import inspect
 import io
 import json
-import logging
-import math
 import os
 import shlex
-import signal
 import sys
-import traceback
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Final, Self, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import attrs
 from cyclopts import (
@@ -38,7 +32,28 @@ from cyclopts import (
 )
 from rich import filesize
 
-from . import errors, hooks
+from . import cli_batch, cli_journal, errors, hooks
+from ._console import (
+    EXIT_CODES,
+    NO_DEFAULT,
+    REACH,
+    SIMULATE,
+    SIMULATED,
+    TALK,
+    UNNOTICED,
+    Lines,
+    Reach,
+    Talk,
+    check_positive,
+    complain,
+    gateway_option,
+    guarded,
+    options_of,
+    result_option,
+    screen_for,
+    tell,
+    write,
+)
 from ._redact import redact
 from .models import (
     DEFAULT_MODEL,
@@ -61,26 +76,6 @@ if TYPE_CHECKING:
     from .downloads import Progress
     from .task import Clip, Task
 
-EXIT_CODES: Final = {
-    0: "The clip is saved, or the answer is printed.",
-    1: "The task failed: there will be no clip.",
-    2: "The command is wrong: nothing was sent or charged.",
-    3: "In doubt: a paid request was sent, and its fate is unknown. It is not sent again.",
-    4: "Timeout: the task goes on, and `wait` goes on with it.",
-    5: "The gateway, the network or the download gave trouble.",
-    70: "A defect of this program.",
-    130: "Stopped by Ctrl-C (143: by a request to terminate).",
-}
-EXIT_OF: Final = (
-    (errors.UsageError, 2),
-    (errors.SubmissionInDoubt, 3),
-    (errors.WaitTimeout, 4),
-    (errors.TaskFailed, 1),
-    (errors.RunwayError, 5),
-    (Exception, 70),
-)
-"""The first class that fits an error gives the exit code."""
-
 PASSING: Final = (errors.GatewayDown, errors.RateLimited, errors.NoReply)
 """Trouble that says nothing against the task's id or the gateway's address."""
 
@@ -90,32 +85,13 @@ SIMULATED_DIALECT: Final = "new_api"
 """One that tells how far a task is; FuhuAPI's own has no word for that."""
 SIMULATED_POLLING: Final = PollPolicy(first=0.1, max_interval=0.5)
 
-UNNOTICED: Final = 0.1
-"""How long somebody who pressed Ctrl-C is left without a word, in seconds."""
-
 NAME_BYTES: Final = 60
 """How much of a prompt a file name shows; leaves room for the task's id."""
-
-SHOW_CURSOR: Final = b"\x1b[?25h\n"
-
 
 # Arguments
 
 
-def _options_of(group: Group) -> Callable[..., Parameter]:
-    """Give the maker of the options that the help shows under *group*."""
-
-    def option(text: str, *names: str, **more: Any) -> Parameter:
-        return Parameter(help=text, name=names or None, group=group, **{"negative": "", **more})
-
-    return option
-
-
-_request: Final = _options_of(Group("Request", sort_key=1))
-_result: Final = _options_of(Group("Result", sort_key=2))
-_gateway: Final = _options_of(Group("Gateway", sort_key=3))
-_NO_DEFAULT: Final[Any] = {"show_default": False}
-
+_request: Final = options_of(Group("Request", sort_key=1))
 _PROMPT: Final = Parameter(help="What should be seen; any language.")
 _STYLE: Final = Parameter(help="The style to redraw it in.")
 _SOURCE: Final = Parameter(help="Address of the clip, up to 10 s and 64 MB.")
@@ -124,10 +100,7 @@ _CHARACTER: Final = Parameter(help="Address of the character's picture; 16:9 onl
 _TASK_ID: Final = Parameter(help="What was shown when the task was accepted.")
 _EXTRA: Final = _request("Further fields for the request's body, as a JSON object.")
 _PORTRAIT: Final = "Portrait in place of landscape"
-_OFFICIAL: Final = _gateway("The task was submitted with --official.", **_NO_DEFAULT)
-_SIMULATE: Final = _gateway(
-    "Use a simulated gateway on this machine: no key, no cost.", **_NO_DEFAULT
-)
+_OFFICIAL: Final = gateway_option("The task was submitted with --official.", **NO_DEFAULT)
 
 
 @Parameter(name="*")
@@ -168,39 +141,23 @@ class Wish:
 
 @Parameter(name="*")
 @attrs.frozen(kw_only=True)
-class Talk:
-    """How results and news are told."""
-
-    json: Annotated[bool, _result("Print one JSON object, and no progress.", **_NO_DEFAULT)] = False
-    # cyclopts counts flags by itself only from 4.1 on
-    verbose: Annotated[
-        list[bool],
-        _result(
-            "Log what the SDK does; -vv logs all of it, and where errors come from.",
-            *("--verbose", "-v"),
-            negative_iterable="",
-            **_NO_DEFAULT,
-        ),
-    ] = attrs.field(factory=list)
-
-
-@Parameter(name="*")
-@attrs.frozen(kw_only=True)
 class Saving:
     """Where the clip goes, and how long it is waited for."""
 
     output: Annotated[
         Path | None,
-        _result("The file to save; by default named by prompt and task.", "--output", "-o"),
+        result_option("The file to save; by default named by prompt and task.", "--output", "-o"),
     ] = None
-    force: Annotated[bool, _result("Replace the file if there is one.", **_NO_DEFAULT)] = False
-    timeout: Annotated[float, _result("How long to wait for the clip, in seconds.")] = DEFAULT_WAIT
+    force: Annotated[bool, result_option("Replace the file if there is one.", **NO_DEFAULT)] = False
+    timeout: Annotated[float, result_option("How long to wait for the clip, in seconds.")] = (
+        DEFAULT_WAIT
+    )
 
     def check(self, prompt: str | None) -> None:
         """See to it that the clip can be waited for and saved; meant for before it is paid."""
         from .downloads import check_target  # noqa: PLC0415  (aiohttp, which --help can do without)
 
-        _check_positive("timeout", self.timeout)
+        check_positive("timeout", self.timeout)
         # The id is not known yet, so that a name made of it cannot be taken.
         path = self.path(prompt, "task")
         check_target(path, overwrite=self.force or self.output is None)
@@ -215,47 +172,8 @@ class Saving:
         return Path(safe_name(f"{start}-{task_id}"))
 
 
-@Parameter(name="*")
-@attrs.frozen(kw_only=True)
-class Reach:
-    """Which gateway, and with which key."""
-
-    gateway: Annotated[str | None, _gateway("A known one, such as deerapi; else fuhuapi.")] = None
-    base_url: Annotated[
-        str | None, _gateway("Its address; by default FUHU_BASE_URL, then its own.")
-    ] = None
-    api_key_file: Annotated[
-        Path | None, _gateway("File with the key; by default the key is FUHU_API_KEY.")
-    ] = None
-
-    def words(self) -> Iterator[str]:
-        """Give the options that lead to the same gateway again."""
-        for option, value in (
-            ("--gateway", self.gateway),
-            ("--base-url", self.base_url),
-            ("--api-key-file", self.api_key_file),
-        ):
-            if value is not None:
-                yield from (option, str(value))
-
-    def key(self) -> str:
-        """Give the key, from a place that other processes cannot see, as they can arguments."""
-        key = os.environ.get("FUHU_API_KEY", "")
-        if self.api_key_file is not None:
-            key = _read_key(self.api_key_file)
-        if not key:
-            raise usage_error(
-                "api_key",
-                "There is no key.",
-                "Set FUHU_API_KEY, or give --api-key-file; --simulate needs none.",
-            )
-        return key
-
-
 _NO_WISH: Final = Wish()
 _SAVING: Final = Saving()
-_REACH: Final = Reach()
-_TALK: Final = Talk()
 
 _HELP: Final = """
 Video generation through Runway-style gateways: submit once, pay once, never lose a clip.
@@ -288,12 +206,12 @@ def generate(
     *,
     wish: Wish = _NO_WISH,
     official: Annotated[
-        bool, _request("Use the official format; needs --image.", **_NO_DEFAULT)
+        bool, _request("Use the official format; needs --image.", **NO_DEFAULT)
     ] = False,
     saving: Saving = _SAVING,
-    talk: Talk = _TALK,
-    reach: Reach = _REACH,
-    simulate: Annotated[bool, _SIMULATE] = False,
+    talk: Talk = TALK,
+    reach: Reach = REACH,
+    simulate: Annotated[bool, SIMULATE] = False,
 ) -> int:
     """
     Make one clip from words, or from a picture and words, and save it.
@@ -321,13 +239,13 @@ def restyle(
             negative_none="no-",
         ),
     ] = 5,
-    flip: Annotated[bool, _request(f"{_PORTRAIT}.", **_NO_DEFAULT)] = False,
+    flip: Annotated[bool, _request(f"{_PORTRAIT}.", **NO_DEFAULT)] = False,
     model: Annotated[str, _request("The model.")] = DEFAULT_MODEL,
     extra: Annotated[str | None, _EXTRA] = None,
     saving: Saving = _SAVING,
-    talk: Talk = _TALK,
-    reach: Reach = _REACH,
-    simulate: Annotated[bool, _SIMULATE] = False,
+    talk: Talk = TALK,
+    reach: Reach = REACH,
+    simulate: Annotated[bool, SIMULATE] = False,
 ) -> int:
     """
     Redraw a clip in another style, and save it.
@@ -361,9 +279,9 @@ def act(
     flip: Annotated[bool | None, _request(f"{_PORTRAIT}.", negative=None)] = None,
     extra: Annotated[str | None, _EXTRA] = None,
     saving: Saving = _SAVING,
-    talk: Talk = _TALK,
-    reach: Reach = _REACH,
-    simulate: Annotated[bool, _SIMULATE] = False,
+    talk: Talk = TALK,
+    reach: Reach = REACH,
+    simulate: Annotated[bool, SIMULATE] = False,
 ) -> int:
     """
     Carry a performance over to a character, and save the clip.
@@ -387,8 +305,8 @@ def wait(
     /,
     *,
     saving: Saving = _SAVING,
-    talk: Talk = _TALK,
-    reach: Reach = _REACH,
+    talk: Talk = TALK,
+    reach: Reach = REACH,
     official: Annotated[bool, _OFFICIAL] = False,
 ) -> int:
     """
@@ -404,8 +322,8 @@ def feed(
     task_id: Annotated[str, _TASK_ID],
     /,
     *,
-    talk: Talk = _TALK,
-    reach: Reach = _REACH,
+    talk: Talk = TALK,
+    reach: Reach = REACH,
     official: Annotated[bool, _OFFICIAL] = False,
 ) -> int:
     """
@@ -415,7 +333,7 @@ def feed(
     """
 
     async def look(errand: Errand) -> None:
-        _tell(_record_row(await errand.client.feed(task_id, official=official)), talk)
+        tell(_record_row(await errand.client.feed(task_id, official=official)), talk)
 
     return _run(look, reach, talk)
 
@@ -423,14 +341,14 @@ def feed(
 @app.command
 def balance(
     *,
-    talk: Talk = _TALK,
-    reach: Reach = _REACH,
-    simulate: Annotated[bool, _SIMULATE] = False,
+    talk: Talk = TALK,
+    reach: Reach = REACH,
+    simulate: Annotated[bool, SIMULATE] = False,
 ) -> int:
     """Show what is left to spend, in the gateway's unit."""
 
     async def ask(errand: Errand) -> None:
-        _tell(_balance_row(await errand.client.balance()), talk)
+        tell(_balance_row(await errand.client.balance()), talk)
 
     return _run(ask, reach, talk, simulate=simulate)
 
@@ -438,9 +356,9 @@ def balance(
 @app.command(name="simulate")
 def serve(
     *,
-    port: Annotated[int, _gateway("Where it listens; 0 takes a free one.")] = 0,
+    port: Annotated[int, gateway_option("Where it listens; 0 takes a free one.")] = 0,
     speed: Annotated[
-        float, _gateway("Simulated seconds per second: a job takes 100 of them.")
+        float, gateway_option("Simulated seconds per second: a job takes 100 of them.")
     ] = 1.0,
 ) -> int:
     """
@@ -449,7 +367,11 @@ def serve(
     Prints the two environment variables that lead the SDK and this command to it.
     """
     screen = Lines()
-    return _guarded(partial(_serve, port, speed, screen), screen, verbosity=0)
+    return guarded(partial(_serve, port, speed, screen), screen, verbosity=0)
+
+
+for _command in (cli_batch.batch, *cli_journal.COMMANDS):
+    app.command(_command)
 
 
 # From options to requests
@@ -499,24 +421,6 @@ def _extra(text: str | None) -> Any:
     raise usage_error("extra", "--extra is no JSON.", """Write it as '{"name": "value"}'.""")
 
 
-def _read_key(path: Path) -> str:
-    try:
-        key = path.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as unreadable:
-        reason = getattr(unreadable, "strerror", None) or "it is no text"
-        raise usage_error(
-            "api_key_file", f"The key file cannot be read ({reason}).", "Give another."
-        ) from None  # the cause may hold a part of the file
-    if not key:
-        raise usage_error("api_key_file", "The key file is empty.", "Put the key into it.")
-    return key
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise usage_error(name, f"--{name} is {value:g}.", "Use a number above 0.")
-
-
 # One command under way
 
 
@@ -524,7 +428,7 @@ def _check_positive(name: str, value: float) -> None:
 class Errand:
     """What a command works with, and what errors and Ctrl-C have to tell of it."""
 
-    screen: "Lines"
+    screen: Lines
     reach: Reach
     is_simulated: bool
     client: "Client" = attrs.field(init=False)
@@ -645,9 +549,9 @@ async def _deliver(task: "Task", saving: Saving, talk: Talk, errand: Errand) -> 
     errand.screen.news(f"saved: {size}{_cost(clip.record)}")
     errand.screen.close()
     if talk.json:
-        _tell({**_record_row(clip.record), "file": str(errand.path)}, talk)
+        tell({**_record_row(clip.record), "file": str(errand.path)}, talk)
     else:
-        _write(sys.stdout, str(errand.path))
+        write(sys.stdout, str(errand.path))
 
 
 async def _save(clip: "Clip", errand: Errand, *, overwrite: bool) -> None:
@@ -669,11 +573,11 @@ def _cost(record: TaskRecord) -> str:
     return "" if record.points is None else f", {record.points:,g} points"
 
 
-async def _serve(port: int, speed: float, screen: "Lines") -> None:
+async def _serve(port: int, speed: float, screen: Lines) -> None:
     """Run the simulator until somebody stops it."""
     from .testing.simulator import Simulator  # noqa: PLC0415  (aiohttp, as above)
 
-    _check_positive("speed", speed)
+    check_positive("speed", speed)
     gateway = Simulator(port=port, speed=speed)
     try:
         await gateway.start()
@@ -683,7 +587,7 @@ async def _serve(port: int, speed: float, screen: "Lines") -> None:
             "port", f"Port {port} cannot be opened ({reason}).", "Choose another, or leave it out."
         ) from taken
     for name, value in gateway.environment().items():
-        _write(sys.stdout, f"export {name}={shlex.quote(value)}")
+        write(sys.stdout, f"export {name}={shlex.quote(value)}")
     screen.say("simulated: a gateway on this machine, until Ctrl-C")
     with contextlib.suppress(asyncio.CancelledError):
         await gateway.serve_forever()
@@ -694,9 +598,9 @@ async def _serve(port: int, speed: float, screen: "Lines") -> None:
 
 def _run(work: Work, reach: Reach, talk: Talk, *, simulate: bool = False) -> int:
     """Do *work* with a client, and give the exit code."""
-    screen = _screen(quiet=talk.json)
+    screen = screen_for(quiet=talk.json)
     errand = Errand(screen, reach, simulate)
-    return _guarded(partial(_with_client, work, errand), screen, verbosity=len(talk.verbose))
+    return guarded(partial(_with_client, work, errand), screen, verbosity=len(talk.verbose))
 
 
 async def _with_client(work: Work, errand: Errand) -> None:
@@ -715,25 +619,13 @@ async def _with_client(work: Work, errand: Errand) -> None:
 
 
 async def _connected(stack: contextlib.AsyncExitStack, errand: Errand) -> "Client":
-    from .client import Client  # noqa: PLC0415  (aiohttp, as above)
-
-    reach = errand.reach
-    client = Client(
-        reach.key(), base_url=reach.base_url, gateway=reach.gateway, hooks=[errand.hear]
-    )
-    return await stack.enter_async_context(client)
+    return await stack.enter_async_context(errand.reach.client(hooks=[errand.hear]))
 
 
 async def _simulated(stack: contextlib.AsyncExitStack, errand: Errand) -> "Client":
-    from .client import Client  # noqa: PLC0415  (aiohttp, as above)
     from .testing.simulator import Simulator  # noqa: PLC0415  (aiohttp, as above)
 
-    if errand.reach.base_url or errand.reach.api_key_file:
-        raise usage_error(
-            "simulate",
-            "--simulate was given together with the address or the key of a real gateway.",
-            "Leave --base-url and --api-key-file out, or leave --simulate out.",
-        )
+    errand.reach.check_simulated()
     # A seed of its own for each run, or the second would meet the files of the first.
     seed = int.from_bytes(os.urandom(4))
     gateway = Simulator(
@@ -744,210 +636,9 @@ async def _simulated(stack: contextlib.AsyncExitStack, errand: Errand) -> "Clien
         feed_verb="any",
     )
     await stack.enter_async_context(gateway)
-    errand.screen.say("simulated: a gateway on this machine, no key, no cost")
-    client = Client(
-        gateway.api_key,
-        base_url=gateway.base_url,
-        gateway=errand.reach.gateway,
-        polling=SIMULATED_POLLING,
-        hooks=[errand.hear],
-    )
+    errand.screen.say(SIMULATED)
+    client = errand.reach.client(gateway, polling=SIMULATED_POLLING, hooks=[errand.hear])
     return await stack.enter_async_context(client)
-
-
-def _guarded(
-    work: Callable[[], Coroutine[Any, Any, None]], screen: "Lines", *, verbosity: int
-) -> int:
-    """Do *work* and give the exit code; whatever goes wrong is one line on stderr."""
-    try:
-        with Stop() as stop, asyncio.Runner() as runner, _logged(screen, verbosity), screen:
-            return stop.run(runner, work())
-    except Exception as error:  # noqa: BLE001  (a defect is told, too, with the task to go on with)
-        if verbosity > 1:
-            _write(sys.stderr, redact("".join(traceback.format_exception(error))))
-        _complain(_told(error))
-        return next(code for kind, code in EXIT_OF if isinstance(error, kind))
-
-
-def _told(error: Exception) -> str:
-    text = str(error)
-    if not isinstance(error, errors.RunwayError):
-        text = f"A defect of this program ({type(error).__name__}). Please report it."
-    return " ".join([text, *getattr(error, "__notes__", ())])
-
-
-class Stop:
-    """
-    Ctrl-C, and a request to terminate, in two steps.
-
-    The first cancels the work, which may then finish what must not be lost. The second leaves at
-    once, without waiting for threads, such as one that hangs in a name lookup.
-    """
-
-    def __init__(self) -> None:
-        self._number = 0
-        self._task: asyncio.Task[None] | None = None
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # A process in the background of a script is born deaf to Ctrl-C, and stays so.
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._hear)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def run(self, runner: asyncio.Runner, work: Coroutine[Any, Any, None]) -> int:
-        """Do *work* until it is done or stopped, and give the exit code."""
-        loop = runner.get_loop()
-        self._task = loop.create_task(work)
-        try:
-            loop.run_until_complete(self._task)
-        except asyncio.CancelledError:
-            return 128 + self._number
-        return 0
-
-    def _hear(self, number: int, _frame: FrameType | None) -> None:
-        if self._number or self._task is None or self._task.done():
-            _leave(128 + number)
-        else:
-            self._number = number
-            self._task.get_loop().call_soon_threadsafe(self._task.cancel)
-
-
-def _leave(code: int) -> None:
-    """End the process here and now, with a cursor on the terminal."""
-    if os.isatty(2):
-        os.write(2, SHOW_CURSOR)
-    os._exit(code)
-
-
-# What is shown
-
-
-def _screen(*, quiet: bool) -> "Lines":
-    can_move = (
-        sys.stderr is not None
-        and sys.stderr.isatty()
-        and os.environ.get("TERM") not in {"dumb", "unknown"}
-    )
-    return Bar() if can_move and not quiet else Lines(quiet=quiet)
-
-
-class Lines:
-    """News as plain lines on stderr: for pipes, logs and terminals that can do no more."""
-
-    def __init__(self, *, quiet: bool = False) -> None:
-        self._quiet = quiet
-        self._stage = ""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def say(self, text: str) -> None:
-        """Show a line that has to be seen."""
-        _write(sys.stderr, _one_line(text))
-
-    def news(self, text: str) -> None:
-        """Show a line that nobody has to see."""
-        if not self._quiet:
-            self.say(text)
-
-    def stage(self, name: str, part: float | None = None, detail: str = "") -> None:  # noqa: ARG002  (percents would fill a log)
-        """Show what is going on now, and how much of it is done, from 0 to 1."""
-        if name != self._stage:
-            self._stage = name
-            self.news(name)
-
-    def close(self) -> None:
-        """Show nothing that moves any more."""
-
-
-class Bar(Lines):
-    """The same on a terminal: one line that moves, below the lines that stay."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._progress: Any = None
-
-    def say(self, text: str) -> None:
-        """Show a line above the one that moves."""
-        if self._progress is None:
-            super().say(text)
-        else:
-            # Soft wrapping leaves it to the terminal, so that ids and commands can be copied.
-            self._progress.console.print(
-                _one_line(text), markup=False, emoji=False, highlight=False, soft_wrap=True
-            )
-
-    def stage(self, name: str, part: float | None = None, detail: str = "") -> None:
-        """Show it in the line that moves, with a bar that swings where the part is not known."""
-        if self._progress is None:
-            self._progress = _progress_bar()
-        # Set by hand: update() cannot take a total back, and without one the bar swings.
-        task = self._progress.tasks[0]
-        task.description, task.fields["detail"] = name, detail
-        task.total, task.completed = (None, 0.0) if part is None else (1.0, part)
-        self._progress.start()  # once; again does nothing
-
-    def close(self) -> None:
-        """Take the line that moves away."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
-
-
-def _progress_bar() -> Any:
-    from rich import console, progress, table, text  # noqa: PLC0415  (for terminals only)
-
-    class DetailOrTime(progress.TimeElapsedColumn):
-        """How far it is, or where nobody knows, for how long it has been going on."""
-
-        def render(self, task: progress.Task) -> text.Text:
-            detail = task.fields["detail"]
-            return text.Text(detail) if detail else super().render(task)
-
-    stderr = console.Console(stderr=True)
-    bar = progress.Progress(
-        progress.SpinnerColumn(),
-        progress.TextColumn("{task.description}", markup=False),
-        progress.BarColumn(bar_width=40 if stderr.width >= 80 else None),
-        DetailOrTime(table_column=table.Column(no_wrap=True)),  # the bar gives way
-        console=stderr,
-        transient=True,
-    )
-    bar.add_task("", total=None, detail="")
-    return bar
-
-
-@contextlib.contextmanager
-def _logged(screen: Lines, verbosity: int) -> Iterator[None]:
-    """Let the SDK's log appear on *screen*, as far as it was asked for."""
-    logger, handler = hooks.LOGGER, _ToScreen(screen)
-    before = logger.level
-    # Without a handler of ours, Python itself would print warnings.
-    logger.setLevel({0: logging.CRITICAL, 1: logging.INFO}.get(verbosity, logging.DEBUG))
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(before)
-
-
-class _ToScreen(logging.Handler):
-    def __init__(self, screen: Lines) -> None:
-        super().__init__()
-        self._screen = screen
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._screen.say(f"{record.levelname.lower()}: {record.getMessage()}")
 
 
 # What is printed
@@ -986,47 +677,6 @@ def _balance_row(left: Balance) -> dict[str, Any]:
     return {key: getattr(left, key) for key in BALANCE_KEYS}
 
 
-def _tell(row: Mapping[str, Any], talk: Talk) -> None:
-    """Print one result: as JSON with every key, or as a table of what is known."""
-    if talk.json:
-        _write(sys.stdout, json.dumps(row, default=datetime.isoformat))
-        return
-    known = {key.replace("_", " "): value for key, value in row.items() if value is not None}
-    width = max(map(len, known))
-    for name, value in known.items():
-        _write(sys.stdout, f"{name:<{width}}  {_shown(name, value)}")
-
-
-def _shown(name: str, value: Any) -> str:
-    if name == "progress":
-        return f"{value:.0%}"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:,.10g}"
-    return _one_line(str(value))
-
-
-def _one_line(text: str) -> str:
-    """Give *text* without what would move the cursor: some of it comes from the gateway."""
-    return "".join(sign if sign.isprintable() else " " for sign in text).rstrip()
-
-
-def _complain(text: str) -> None:
-    _write(sys.stderr, f"fuhu-runway: {_one_line(text)}")
-
-
-def _write(stream: TextIO | None, text: str) -> None:
-    """Print a line; nobody may be there to read it, and that is no reason to stop."""
-    if stream is None:
-        return
-    try:
-        print(text, file=stream, flush=True)
-    except OSError:
-        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
-            os.dup2(nowhere.fileno(), stream.fileno())
-
-
 # The way in
 
 
@@ -1039,11 +689,11 @@ def main(tokens: Sequence[str] | None = None) -> int:
     try:
         return app(tokens) or 0
     except CycloptsError as error:
-        _complain(_hint(error))
+        complain(_hint(error))
     except errors.UsageError as error:
-        _complain(str(error))
+        complain(str(error))
     except BrokenPipeError:
-        _write(sys.stdout, "")
+        write(sys.stdout, "")
         return 0
     return 2
 
@@ -1063,6 +713,9 @@ def _hint(error: CycloptsError) -> str:
 # The pages about it
 
 
+_TABLES: Final = {**cli_batch.TABLES, **cli_journal.TABLES}
+
+
 def reference() -> str:
     """Give the tables of docs/reference/cli.md, as they follow from the commands themselves."""
     names = [name for name in app if not name.startswith("-")]
@@ -1071,6 +724,7 @@ def reference() -> str:
         ["## Exit codes\n", *_table("Code", EXIT_CODES)],
         ["## A task in JSON\n", *_table("Key", {**RECORD_KEYS, **FILE_KEY})],
         ["## A balance in JSON\n", *_table("Key", BALANCE_KEYS)],
+        *([f"## {head}\n", *_table("Key", keys)] for head, keys in _TABLES.items()),
     )
     return "\n".join("\n".join(lines) for lines in sections)
 

@@ -10,7 +10,9 @@ import pytest
 
 PACKAGE = resources.files("fuhu_runway")
 HEAVY = {"aiohttp", "asyncio", "attr", "attrs", "backoff", "cattrs"}
-NEEDS_AN_EXTRA = {"fuhu_runway.cli": "cyclopts"}
+NEEDS_AN_EXTRA = dict.fromkeys(
+    (f"fuhu_runway.{name}" for name in ("_console", "cli", "cli_batch", "cli_journal")), "cyclopts"
+)
 
 
 def module_names(folder: Traversable = PACKAGE, name: str = "fuhu_runway") -> Iterator[str]:

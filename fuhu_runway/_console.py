@@ -1,0 +1,447 @@
+"""
+What all commands have in common: options, a screen, exit codes, and a way to stop.
+
+Rule 1: what was asked for goes to stdout, and everything else to stderr.
+Rule 2: whatever goes wrong is one line.
+Rule 3: no pipe, screen or terminal that goes away ends a paid job.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import math
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self, TextIO
+
+import attrs
+from cyclopts import Group, Parameter
+
+from . import errors, hooks
+from ._redact import redact
+from .models import usage_error
+
+if TYPE_CHECKING:
+    from .client import Client
+    from .testing.simulator import Simulator
+
+EXIT_CODES: Final = {
+    0: "The clip is saved, or the answer is printed.",
+    1: "The task failed: there will be no clip.",
+    2: "The command is wrong, or the journal cannot be used: nothing was sent or charged.",
+    3: "In doubt: a paid request was sent, and its fate is unknown. It is not sent again.",
+    4: "Timeout: the task goes on, and `wait` goes on with it.",
+    5: "The gateway, the network or the download gave trouble, or the disk while a batch ran.",
+    70: "A defect of this program.",
+    130: "Stopped by Ctrl-C (143: by a request to terminate).",
+}
+EXIT_OF: Final = (
+    (errors.UsageError, 2),
+    (errors.JournalError, 2),
+    (errors.SubmissionInDoubt, 3),
+    (errors.WaitTimeout, 4),
+    (errors.TaskFailed, 1),
+    (errors.RunwayError, 5),
+    (Exception, 70),
+)
+"""The first class that fits an error gives the exit code."""
+
+UNNOTICED: Final = 0.1
+"""How long somebody who pressed Ctrl-C is left without a word, in seconds."""
+
+SIMULATED: Final = "simulated: a gateway on this machine, no key, no cost"
+SHOW_CURSOR: Final = b"\x1b[?25h\n"
+
+
+# Arguments
+
+
+def options_of(group: Group) -> Callable[..., Parameter]:
+    """Give the maker of the options that the help shows under *group*."""
+
+    def option(text: str, *names: str, **more: Any) -> Parameter:
+        return Parameter(help=text, name=names or None, group=group, **{"negative": "", **more})
+
+    return option
+
+
+result_option: Final = options_of(Group("Result", sort_key=2))
+gateway_option: Final = options_of(Group("Gateway", sort_key=3))
+NO_DEFAULT: Final[Any] = {"show_default": False}
+
+SIMULATE: Final = gateway_option(
+    "Use a simulated gateway on this machine: no key, no cost.", **NO_DEFAULT
+)
+
+
+@Parameter(name="*")
+@attrs.frozen(kw_only=True)
+class Talk:
+    """How results and news are told."""
+
+    json: Annotated[
+        bool, result_option("Print one JSON object, and no progress.", **NO_DEFAULT)
+    ] = False
+    # cyclopts counts flags by itself only from 4.1 on
+    verbose: Annotated[
+        list[bool],
+        result_option(
+            "Log what the SDK does; -vv logs all of it, and where errors come from.",
+            *("--verbose", "-v"),
+            negative_iterable="",
+            **NO_DEFAULT,
+        ),
+    ] = attrs.field(factory=list)
+
+
+@Parameter(name="*")
+@attrs.frozen(kw_only=True)
+class Reach:
+    """Which gateway, and with which key."""
+
+    gateway: Annotated[
+        str | None, gateway_option("A known one, such as deerapi; else fuhuapi.")
+    ] = None
+    base_url: Annotated[
+        str | None, gateway_option("Its address; by default FUHU_BASE_URL, then its own.")
+    ] = None
+    api_key_file: Annotated[
+        Path | None, gateway_option("File with the key; by default the key is FUHU_API_KEY.")
+    ] = None
+
+    def words(self) -> Iterator[str]:
+        """Give the options that lead to the same gateway again."""
+        for option, value in (
+            ("--gateway", self.gateway),
+            ("--base-url", self.base_url),
+            ("--api-key-file", self.api_key_file),
+        ):
+            if value is not None:
+                yield from (option, str(value))
+
+    def key(self) -> str:
+        """Give the key, from a place that other processes cannot see, as they can arguments."""
+        key = os.environ.get("FUHU_API_KEY", "")
+        if self.api_key_file is not None:
+            key = _read_key(self.api_key_file)
+        if not key:
+            raise usage_error(
+                "api_key",
+                "There is no key.",
+                "Set FUHU_API_KEY, or give --api-key-file; --simulate needs none.",
+            )
+        return key
+
+    def check_simulated(self) -> None:
+        """See to it that nobody who means a real gateway is given a simulated one."""
+        if self.base_url or self.api_key_file:
+            raise usage_error(
+                "simulate",
+                "--simulate was given together with the address or the key of a real gateway.",
+                "Leave --base-url and --api-key-file out, or leave --simulate out.",
+            )
+
+    def client(self, simulated: "Simulator | None" = None, **settings: Any) -> "Client":
+        """Give a client of this gateway, or of the one that stands in for it."""
+        from .client import Client  # noqa: PLC0415  (aiohttp, which --help can do without)
+
+        if simulated is None:
+            key, url = self.key(), self.base_url
+        else:
+            key, url = simulated.api_key, simulated.base_url
+        return Client(key, base_url=url, gateway=self.gateway, **settings)
+
+
+REACH: Final = Reach()
+TALK: Final = Talk()
+
+
+def _read_key(path: Path) -> str:
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as unreadable:
+        reason = getattr(unreadable, "strerror", None) or "it is no text"
+        raise usage_error(
+            "api_key_file", f"The key file cannot be read ({reason}).", "Give another."
+        ) from None  # the cause may hold a part of the file
+    if not key:
+        raise usage_error("api_key_file", "The key file is empty.", "Put the key into it.")
+    return key
+
+
+def check_positive(name: str, value: float) -> None:
+    """See to it that the option *name* is a number that can be counted down from."""
+    if not 0 < value < math.inf:
+        raise usage_error(name, f"--{name} is {value:g}.", "Use a number above 0.")
+
+
+# From work to exit codes
+
+
+def guarded(
+    work: Callable[[], Coroutine[Any, Any, int | None]], screen: "Lines", *, verbosity: int
+) -> int:
+    """Do *work* and give the exit code; whatever goes wrong is one line on stderr."""
+    try:
+        with Stop() as stop, asyncio.Runner() as runner, logged(screen, verbosity), screen:
+            return stop.run(runner, work())
+    except Exception as error:  # noqa: BLE001  (a defect is told, too, with the task to go on with)
+        if verbosity > 1:
+            write(sys.stderr, redact("".join(traceback.format_exception(error))))
+        complain(_told(error))
+        return next(code for kind, code in EXIT_OF if isinstance(error, kind))
+
+
+def _told(error: Exception) -> str:
+    text = str(error)
+    if not isinstance(error, errors.RunwayError):
+        text = f"A defect of this program ({type(error).__name__}). Please report it."
+    return " ".join([text, *getattr(error, "__notes__", ())])
+
+
+class Stop:
+    """
+    Ctrl-C, and a request to terminate, in two steps.
+
+    The first cancels the work, which may then finish what must not be lost. The second leaves at
+    once, without waiting for threads, such as one that hangs in a name lookup.
+    """
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._task: asyncio.Task[int | None] | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # A process in the background of a script is born deaf to Ctrl-C, and stays so.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._hear)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def run(self, runner: asyncio.Runner, work: Coroutine[Any, Any, int | None]) -> int:
+        """Do *work* until it is done or stopped, and give the exit code, which it may name."""
+        loop = runner.get_loop()
+        self._task = loop.create_task(work)
+        try:
+            return loop.run_until_complete(self._task) or 0
+        except asyncio.CancelledError:
+            return 128 + self._number
+
+    def _hear(self, number: int, _frame: FrameType | None) -> None:
+        if self._number or self._task is None or self._task.done():
+            leave(128 + number)
+        else:
+            self._number = number
+            self._task.get_loop().call_soon_threadsafe(self._task.cancel)
+
+
+def leave(code: int) -> None:
+    """End the process here and now, with a cursor on the terminal."""
+    if os.isatty(2):
+        os.write(2, SHOW_CURSOR)
+    os._exit(code)
+
+
+# What is shown
+
+
+def screen_for(*, quiet: bool) -> "Lines":
+    can_move = (
+        sys.stderr is not None
+        and sys.stderr.isatty()
+        and os.environ.get("TERM") not in {"dumb", "unknown"}
+    )
+    return Bar() if can_move and not quiet else Lines(quiet=quiet)
+
+
+class Lines:
+    """News as plain lines on stderr: for pipes, logs and terminals that can do no more."""
+
+    #: How often a board is worth showing, in seconds.
+    interval: float = 10.0
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._stage = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def say(self, text: str) -> None:
+        """Show a line that has to be seen."""
+        write(sys.stderr, one_line(text))
+
+    def news(self, text: str) -> None:
+        """Show a line that nobody has to see."""
+        if not self._quiet:
+            self.say(text)
+
+    def stage(self, name: str, part: float | None = None, detail: str = "") -> None:  # noqa: ARG002  (percents would fill a log)
+        """Show what is going on now, and how much of it is done, from 0 to 1."""
+        if name != self._stage:
+            self._stage = name
+            self.news(name)
+
+    def board(self, head: str, part: float, detail: str, below: str) -> None:  # noqa: ARG002  (as above)
+        """Show how many things at once stand: how many are done, what is left, and the rest."""
+        self.news(", ".join(filter(None, (head, below, detail))))
+
+    def close(self) -> None:
+        """Show nothing that moves any more."""
+
+
+class Bar(Lines):
+    """The same on a terminal: one line that moves, below the lines that stay."""
+
+    interval = 0.2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._progress: Any = None
+
+    def say(self, text: str) -> None:
+        """Show a line above the one that moves."""
+        if self._progress is None:
+            super().say(text)
+        else:
+            # Soft wrapping leaves it to the terminal, so that ids and commands can be copied.
+            self._progress.console.print(
+                one_line(text), markup=False, emoji=False, highlight=False, soft_wrap=True
+            )
+
+    def stage(self, name: str, part: float | None = None, detail: str = "") -> None:
+        """Show it in the line that moves, with a bar that swings where the part is not known."""
+        if self._progress is None:
+            self._progress = _progress_bar()
+        # Set by hand: update() cannot take a total back, and without one the bar swings.
+        task = self._progress.tasks[0]
+        task.description, task.fields["detail"] = name, detail
+        task.total, task.completed = (None, 0.0) if part is None else (1.0, part)
+        self._progress.start()  # once; again does nothing
+
+    def board(self, head: str, part: float, detail: str, below: str) -> None:
+        """Show it in the line that moves, with the rest below, in as many lines as that takes."""
+        self.stage(head, part, detail)
+        self._progress.below = below
+
+    def close(self) -> None:
+        """Take the line that moves away."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def _progress_bar() -> Any:
+    from rich import console, progress, table, text  # noqa: PLC0415  (for terminals only)
+
+    class WithMore(progress.Progress):
+        """A line that moves, and below it what else there is to know."""
+
+        below = ""
+
+        def get_renderables(self) -> Iterator[console.RenderableType]:
+            yield from super().get_renderables()
+            if self.below:
+                yield text.Text(self.below)
+
+    class DetailOrTime(progress.TimeElapsedColumn):
+        """How far it is, or where nobody knows, for how long it has been going on."""
+
+        def render(self, task: progress.Task) -> text.Text:
+            detail = task.fields["detail"]
+            return text.Text(detail) if detail else super().render(task)
+
+    stderr = console.Console(stderr=True)
+    bar = WithMore(
+        progress.SpinnerColumn(),
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(bar_width=40 if stderr.width >= 80 else None),
+        DetailOrTime(table_column=table.Column(no_wrap=True)),  # the bar gives way
+        console=stderr,
+        transient=True,
+    )
+    bar.add_task("", total=None, detail="")
+    return bar
+
+
+@contextlib.contextmanager
+def logged(screen: Lines, verbosity: int) -> Iterator[None]:
+    """Let the SDK's log appear on *screen*, as far as it was asked for."""
+    logger, handler = hooks.LOGGER, _ToScreen(screen)
+    before = logger.level
+    # Without a handler of ours, Python itself would print warnings.
+    logger.setLevel({0: logging.CRITICAL, 1: logging.INFO}.get(verbosity, logging.DEBUG))
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+class _ToScreen(logging.Handler):
+    def __init__(self, screen: Lines) -> None:
+        super().__init__()
+        self._screen = screen
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._screen.say(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+# What is printed
+
+
+def tell(row: Mapping[str, Any], talk: Talk) -> None:
+    """Print one result: as JSON with every key, or as a table of what is known."""
+    if talk.json:
+        write(sys.stdout, json.dumps(row, default=datetime.isoformat))
+        return
+    known = {key.replace("_", " "): value for key, value in row.items() if value is not None}
+    width = max(map(len, known))
+    for name, value in known.items():
+        write(sys.stdout, f"{name:<{width}}  {_shown(name, value)}")
+
+
+def _shown(name: str, value: Any) -> str:
+    if name == "progress":
+        return f"{value:.0%}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.10g}"
+    return one_line(str(value))
+
+
+def one_line(text: str) -> str:
+    """Give *text* without what would move the cursor: some of it comes from the gateway."""
+    return "".join(sign if sign.isprintable() else " " for sign in text).rstrip()
+
+
+def complain(text: str) -> None:
+    write(sys.stderr, f"fuhu-runway: {one_line(text)}")
+
+
+def write(stream: TextIO | None, text: str) -> None:
+    """Print a line; nobody may be there to read it, and that is no reason to stop."""
+    if stream is None:
+        return
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), stream.fileno())
