@@ -57,8 +57,10 @@ def report(session: nox.Session, *names: str, only: str = "*") -> None:
 def own_tests() -> Iterator[tuple[str, list[str]]]:
     """Give each part of the package with the test files that have to cover it alone."""
     for module in sorted(PACKAGE.glob("*.py")):
-        unit = f"tests/unit/test_{module.stem.strip('_')}.py"
-        yield str(module), ["tests/test_exports.py" if module.stem == "__init__" else unit]
+        unit = f"tests/unit/test_{module.stem.strip('_')}"
+        further = sorted(map(str, Path().glob(f"{unit}_*.py")))
+        own = [f"{unit}.py", *further]
+        yield str(module), ["tests/test_exports.py"] if module.stem == "__init__" else own
     simulator = sorted(map(str, Path("tests/unit").glob("test_simulator*.py")))
     yield f"{PACKAGE}/testing/*", simulator
 
@@ -98,10 +100,13 @@ def types(session: nox.Session) -> None:
 @nox.session(requires=["build"])
 @nox.parametrize("extras", ["", "[cli]"], ids=["bare", "cli"])
 def tests(session: nox.Session, extras: str) -> None:
-    """Every test against the wheel, without and with the optional door."""
+    """Every test against the wheel with the optional door, and each module's own without it."""
     install(session, "test", extras=extras)
-    # The blocks of the documentation are the docs session's.
-    chosen = session.posargs or ["--numprocesses=2", "--ignore=tests/docs"]
+    # The blocks of the documentation are the docs session's. What takes long, such as hundreds of
+    # killed processes, does not depend on the door.
+    everything = ["--numprocesses=2", "--ignore=tests/docs"]
+    long = [f"--ignore=tests/{folder}" for folder in ("crash", "loopback", "properties")]
+    chosen = session.posargs or (everything if extras else [*everything, *long])
     measured(session, session.name, *chosen)
 
 

@@ -8,6 +8,7 @@ here. `--check` writes nothing, names each stale page, and fails if there is one
 import argparse
 import ast
 import inspect
+import logging
 import re
 import sys
 import tomllib
@@ -15,11 +16,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+import attrs
 from sphinx.pycode import ModuleAnalyzer
 
 from fuhu_runway import _gateway as facts
-from fuhu_runway import errors
+from fuhu_runway import _limits as pace
+from fuhu_runway import errors, hooks
 from fuhu_runway._retry import MAY_REPEAT, ladder
+from fuhu_runway.inputs import KINDS
+from fuhu_runway.journal import MIGRATIONS, SCHEMA, STEPS, JobState
 from fuhu_runway.models import (
     BalanceRoute,
     Gateway,
@@ -384,6 +389,108 @@ def looks() -> str:
     )
 
 
+# Many jobs
+
+
+def input_kinds() -> str:
+    """Give one line for each kind of request that a file may ask for."""
+    return table(
+        ("`kind`", "Request", "Must have", "May have"),
+        (
+            (
+                code(name),
+                api(kind.__name__),
+                codes(_fields(kind, needed=True)),
+                codes(_fields(kind, needed=False)),
+            )
+            for name, kind in KINDS.items()
+        ),
+    )
+
+
+def _fields(kind: type[attrs.AttrsInstance], *, needed: bool) -> list[str]:
+    return [
+        field.name for field in attrs.fields(kind) if (field.default is attrs.NOTHING) is needed
+    ]
+
+
+def job_states() -> str:
+    """Give the states of a job, as the journal spells them."""
+    told = meanings("fuhu_runway.journal", "JobState")
+    return table(
+        ("State", "In the file", "Meaning"),
+        ((f"`JobState.{one.name}`", code(one.value), told[one.name]) for one in JobState),
+    )
+
+
+def job_steps() -> str:
+    """Give one line for each step that a job may take."""
+    return table(
+        ("From", "To", "When"),
+        (
+            (code(before.value), code(after.value), reason)
+            for before, steps in STEPS.items()
+            for after, reason in steps.items()
+        ),
+    )
+
+
+def journal_schema() -> str:
+    """Give the journal's schema as it is sent to SQLite."""
+    return f"```sql\n{SCHEMA.strip()}\n```"
+
+
+def journal_migrations() -> str:
+    """Give what leads from each version of the schema to the next."""
+    return table(
+        ("From version", "To version", "What is done"),
+        ((str(older), str(older + 1), codes(_doings(text))) for older, text in MIGRATIONS.items()),
+    )
+
+
+def _doings(script: str) -> list[str]:
+    """Give the statements of a script by their first three words."""
+    return re.findall(r"^[A-Z]+ \w+ \w+", script, re.MULTILINE)
+
+
+def pacing() -> str:
+    """Give the numbers by which the pace is learned."""
+    return table(
+        ("What", "Value"),
+        (
+            ("a refusal multiplies the rate by", f"{pace.BACK_OFF:g}"),
+            (
+                "the rate never falls below, unless yours is lower",
+                f"one request in {1 / pace.SLOWEST:g} s",
+            ),
+            (
+                f"each answer adds, below {pace.CAUTIOUS_FROM:.0%} of the rate that was refused",
+                f"{pace.FAST_RECOVERY:.1%} of that rate",
+            ),
+            ("each answer adds, from there on", f"{pace.SLOW_RECOVERY:.1%} of that rate"),
+            (
+                "a learned pace is dropped when it has grown to",
+                f"{pace.FORGET_AFTER:g} times the rate that was refused",
+            ),
+        ),
+    )
+
+
+def hook_events() -> str:
+    """Give one line for each event: when it happens, and how loud it is in the log."""
+    return table(
+        ("Event", "Level", "It tells"),
+        (
+            (
+                api(f"hooks.{event.__name__}"),
+                logging.getLevelName(event.level),
+                (inspect.getdoc(event) or "").partition("\n")[0],
+            )
+            for event in hooks.Event.__subclasses__()
+        ),
+    )
+
+
 # The simulator
 
 
@@ -465,6 +572,13 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
         repeating,
         delays,
         looks,
+        pacing,
+        hook_events,
+        input_kinds,
+        job_states,
+        job_steps,
+        journal_schema,
+        journal_migrations,
         simulated_dialects,
         fault_places,
         layers,
