@@ -573,9 +573,10 @@ class Client:
             self._has_recalled = True
             self._settings.learner.recall(await journal.durations())
         if plan is None:
+            # A job of a batch has its row already.
             plan = plan_of(request, f"single:{uuid4()}")
-        job = await journal.plan(plan, self._clock.wall())
-        return Entry(journal, job.key, self._clock)
+            await journal.plan(plan, self._clock.wall())
+        return Entry(journal, plan.key, self._clock)
 
     def _accepted(self, request: Generation, record: TaskRecord, started_at: float) -> Task:
         now = self._clock.now()
