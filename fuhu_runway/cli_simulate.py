@@ -32,7 +32,6 @@ from ._console import (
 )
 from .errors import UsageError
 from .models import usage_error
-from .testing._loopback import is_loopback
 
 if TYPE_CHECKING:
     from .testing.simulator import Simulator
@@ -183,8 +182,30 @@ async def _serve(
         await gateway.aclose()
 
 
+def _check(place: Place, ways: Ways) -> None:
+    """See to it that the address is this machine's, and that every number can be meant."""
+    from .testing._loopback import is_loopback  # noqa: PLC0415  (aiohttp, which --help can do without)
+
+    if not is_loopback(place.host):
+        raise usage_error("host", "--host is not this machine.", "Use localhost, or leave it out.")
+    for port in (place.port, place.cdn_port):
+        if not 0 <= port <= 65535:
+            raise _port_error(port, "ports go from 0 to 65535")
+    for name in ("speed", "rate_limit", "burst", "link_lifetime"):
+        if (value := getattr(ways, name)) is not None:
+            check_positive(name.replace("_", "-"), value)
+    for name in ("takes", "points", "price", "retry_after", "callback_delay"):
+        if (value := getattr(ways, name)) is not None and not 0 <= value < math.inf:
+            told = f"--{name.replace('_', '-')} is {value:g}."
+            raise usage_error(name, told, "Use 0 or a number above it.")
+    for name, least, most in (("callback_times", 1, 10), ("expired_status", 400, 599)):
+        if not least <= getattr(ways, name) <= most:
+            told = f"--{name.replace('_', '-')} is {getattr(ways, name)}."
+            raise usage_error(name, told, f"Use a number from {least} to {most}.")
+
+
 def _gateway(place: Place, ways: Ways) -> "Simulator":
-    from .testing._callbacks import Callbacks  # noqa: PLC0415  (aiohttp, which --help can do without)
+    from .testing._callbacks import Callbacks  # noqa: PLC0415  (as above)
     from .testing.faults import TooManyRequests  # noqa: PLC0415  (as above)
     from .testing.simulator import Simulator  # noqa: PLC0415  (as above)
 
@@ -202,26 +223,6 @@ def _gateway(place: Place, ways: Ways) -> "Simulator":
         raise usage_error("simulate", f"{unfit}.", SEE_HELP) from unfit
     except OSError as unreadable:
         raise _state_error(unreadable) from unreadable
-
-
-def _check(place: Place, ways: Ways) -> None:
-    """See to it that the address is this machine's, and that every number can be meant."""
-    if not is_loopback(place.host):
-        raise usage_error("host", "--host is not this machine.", "Use localhost, or leave it out.")
-    for port in (place.port, place.cdn_port):
-        if not 0 <= port <= 65535:
-            raise _port_error(port, "ports go from 0 to 65535")
-    for name in ("speed", "rate_limit", "burst", "link_lifetime"):
-        if (value := getattr(ways, name)) is not None:
-            check_positive(name.replace("_", "-"), value)
-    for name in ("takes", "points", "price", "retry_after", "callback_delay"):
-        if (value := getattr(ways, name)) is not None and not 0 <= value < math.inf:
-            told = f"--{name.replace('_', '-')} is {value:g}."
-            raise usage_error(name, told, "Use 0 or a number above it.")
-    for name, least, most in (("callback_times", 1, 10), ("expired_status", 400, 599)):
-        if not least <= getattr(ways, name) <= most:
-            told = f"--{name.replace('_', '-')} is {getattr(ways, name)}."
-            raise usage_error(name, told, f"Use a number from {least} to {most}.")
 
 
 def _read_video(path: Path) -> bytes:
