@@ -415,6 +415,7 @@ class Poller:
         self._timer = None
         now = max(self._clock.now(), self._timer_at)
         for waiter in self._deadlines.take(now, len(self._deadlines)):
+            self._hooks.emit(events.WaitFailed(waiter.watch.task_id, WaitTimeout.__name__))
             _reject(waiter, _timed_out)
         if self._turns is not None and self._turns.gate.is_paced:
             self._queue_up(self._turns, now)
@@ -591,7 +592,11 @@ class Poller:
         return self._ladder[min(watch.polls, len(self._ladder) - 1)] * (1 + stray)
 
     def _fail(self, watch: Watch, make: Callable[[Waiter], BaseException]) -> None:
-        for waiter in list(watch.waiters):
+        waiters = list(watch.waiters)
+        if waiters:
+            name = type(make(waiters[0])).__name__
+            self._hooks.emit(events.WaitFailed(watch.task_id, name))
+        for waiter in waiters:
             _reject(waiter, make)
 
     def _remark(self, watch: Watch, record: TaskRecord) -> None:
