@@ -9,8 +9,7 @@ from support.clients import Ear, others, quick_client
 from support.clock import settle, until
 
 from fuhu_runway import Client, Task
-from fuhu_runway.errors import WaitAbandoned, WaitTimeout
-from fuhu_runway.errors import Fate
+from fuhu_runway.errors import Fate, WaitAbandoned, WaitTimeout
 from fuhu_runway.hooks import RetryScheduled, SubmissionFailed, SubmissionUnclaimed
 from fuhu_runway.models import Limits
 from fuhu_runway.testing import Simulator, faults
