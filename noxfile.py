@@ -15,6 +15,7 @@ nox.options.sessions = ["lint", "layers", "types", "tests", "coverage", "docs"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PACKAGE = Path("fuhu_runway")
+EVERY_DOOR = "[cli,otel]"
 
 # Without it `python -m` and `coverage run` look into the working directory first, and
 # the tree would be tested in place of the wheel.
@@ -61,8 +62,9 @@ def own_tests() -> Iterator[tuple[str, list[str]]]:
         further = sorted(map(str, Path().glob(f"{unit}_*.py")))
         own = [f"{unit}.py", *further]
         yield str(module), ["tests/test_exports.py"] if module.stem == "__init__" else own
-    simulator = sorted(map(str, Path("tests/unit").glob("test_simulator*.py")))
-    yield f"{PACKAGE}/testing/*", simulator
+    for folder, name in (("testing", "simulator"), ("contrib", "contrib")):
+        own = sorted(map(str, Path("tests/unit").glob(f"test_{name}*.py")))
+        yield f"{PACKAGE}/{folder}/*", own
 
 
 @nox.session
@@ -93,28 +95,28 @@ def layers(session: nox.Session) -> None:
 @nox.session(requires=["build"])
 def types(session: nox.Session) -> None:
     """The package, this file and the public interface, as strictly as mypy can."""
-    install(session, "types", extras="[cli,testing]")
+    install(session, "types", extras="[cli,otel,testing]")
     session.run("mypy")
 
 
 @nox.session(requires=["build"])
-@nox.parametrize("extras", ["", "[cli]"], ids=["bare", "cli"])
+@nox.parametrize("extras", ["", EVERY_DOOR], ids=["bare", "all"])
 def tests(session: nox.Session, extras: str) -> None:
-    """Every test against the wheel with the optional door, and each module's own without it."""
-    install(session, "test", extras=extras)
+    """Every test against the wheel with the optional doors, and each module's own without them."""
+    install(session, "test", *(["telemetry"] if extras else []), extras=extras)
     # The blocks of the documentation are the docs session's. What takes long, such as hundreds of
-    # killed processes, does not depend on the door.
+    # killed processes, does not depend on the doors.
     everything = ["--numprocesses=2", "--ignore=tests/docs"]
     long = [f"--ignore=tests/{folder}" for folder in ("crash", "loopback", "properties")]
     chosen = session.posargs or (everything if extras else [*everything, *long])
     measured(session, session.name, *chosen)
 
 
-@nox.session(requires=["build", "tests(bare)", "tests(cli)"])
+@nox.session(requires=["build", "tests(bare)", "tests(all)"])
 def coverage(session: nox.Session) -> None:
     """All tests reach every branch, and each module's own tests reach all of that module."""
-    install(session, "test", extras="[cli]")
-    report(session, "tests(bare)", "tests(cli)")
+    install(session, "test", "telemetry", extras=EVERY_DOOR)
+    report(session, "tests(bare)", "tests(all)")
     for part, test_files in own_tests():
         measured(session, "part", "--quiet", "--no-header", *test_files)
         report(session, "part", only=part)
@@ -123,7 +125,7 @@ def coverage(session: nox.Session) -> None:
 @nox.session(requires=["build"])
 def docs(session: nox.Session) -> None:
     """Generated pages are fresh, no reference is broken, every Python block runs."""
-    install(session, "docs", "test", extras="[cli]")
+    install(session, "docs", "telemetry", "test", extras=EVERY_DOOR)
     session.run("python", "docs/generate.py", "--check")
     session.run("sphinx-build", "-nW", "--keep-going", "--quiet", "docs", "docs/_build/html")
     session.run("pytest", "tests/docs", env=SAFE_PATH)
@@ -132,7 +134,7 @@ def docs(session: nox.Session) -> None:
 @nox.session(python=nox.project.python_versions(PYPROJECT), requires=["build"])
 def interpreter(session: nox.Session) -> None:
     """Every test on one more interpreter: `nox -s interpreter-3.13`."""
-    install(session, "test", extras="[cli]")
+    install(session, "telemetry", "test", extras=EVERY_DOOR)
     session.run("pytest", *session.posargs, env=SAFE_PATH)
 
 

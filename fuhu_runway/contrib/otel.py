@@ -80,6 +80,8 @@ class _Trail:
     context: Context
     #: Whether it has come to its end, so that only a download can follow.
     is_over: bool = False
+    #: When somebody set out to go on with it, in Unix nanoseconds; None where nobody did yet.
+    since: int | None = None
 
 
 class JobSpans:
@@ -213,7 +215,8 @@ class JobSpans:
         if before is not None and not linked.is_valid:
             linked = before.linked
         # Most handles are never waited with, so there is no span yet.
-        self._remember(event.task_id, _Trail(event.client, _asked(event), linked, get_current()))
+        trail = _Trail(event.client, _asked(event), linked, get_current(), since=time.time_ns())
+        self._remember(event.task_id, trail)
 
     # Waits
 
@@ -331,6 +334,7 @@ class JobSpans:
         attributes: Mapping[str, str | int],
         context: Context | None = None,
         linked: trace.SpanContext = trace.INVALID_SPAN_CONTEXT,
+        since: int | None = None,
     ) -> trace.Span:
         model = attributes.get("gen_ai.request.model")
         return self._tracer.start_span(
@@ -339,6 +343,7 @@ class JobSpans:
             trace.SpanKind.CLIENT,
             {**self._common, **attributes},
             [trace.Link(linked)] if linked.is_valid else (),
+            since,
         )
 
     def _follow(self, task_id: str, job: _Job) -> None:
@@ -354,7 +359,8 @@ class JobSpans:
         if trail is None or (trail.is_over and download_in is None):
             return None
         del self._trails[task_id]
-        span = self._span(trail.attributes, download_in or trail.context, trail.linked)
+        context = download_in or trail.context
+        span = self._span(trail.attributes, context, trail.linked, trail.since)
         job = _Job(span, trail.client, trail.attributes)
         self._follow(task_id, job)
         return job
