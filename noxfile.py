@@ -1,5 +1,6 @@
 """Everything that has to hold before a change is done: `nox` runs it, and so does CI."""
 
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -142,8 +143,11 @@ def interpreter(session: nox.Session) -> None:
 def floors(session: nox.Session) -> None:
     """Every test with the oldest dependencies we admit."""
     declared = PYPROJECT["project"]
-    oldest = [*declared["dependencies"], *declared["optional-dependencies"]["cli"]]
-    install(session, "test", extras="[cli]")
+    doors = [declared["optional-dependencies"][name] for name in ("cli", "otel")]
+    # The SDK goes with the API of its own version only.
+    doors.append(nox.project.dependency_groups(PYPROJECT, "telemetry"))
+    oldest = [*declared["dependencies"], *itertools.chain(*doors)]
+    install(session, "telemetry", "test", extras=EVERY_DOOR)
     session.install(*(requirement.replace(">=", "==") for requirement in oldest))
     session.run("pytest", *session.posargs, env=SAFE_PATH)
 
