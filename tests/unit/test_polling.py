@@ -319,6 +319,18 @@ async def test_a_timeout_tells_what_was_going_on(scene: Scene) -> None:
     assert scene.ear.all(WaitFailed) == [WaitFailed("t-1", "WaitTimeout")]
 
 
+async def test_a_wait_that_is_left_at_its_deadline_did_not_time_out(scene: Scene) -> None:
+    """Cancelled before the deadline and still there when it comes, it is no timeout to anybody."""
+    waiting = scene.wait(scene.watch(), 10.0)
+    await scene.clock.advance(0)
+    waiting.cancel()
+    scene.clock.instant += 10
+    scene.poller._fire()
+    await settle()
+    assert waiting.cancelled()
+    assert scene.ear.all(WaitFailed) == []
+
+
 async def test_a_task_may_be_waited_for_again_after_a_timeout(scene: Scene) -> None:
     """A timeout takes nothing from the task: the next wait gets its clip."""
     scene.feed.says(record(), record(), done())
