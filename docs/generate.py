@@ -477,14 +477,15 @@ def pacing() -> str:
 
 
 def hook_events() -> str:
-    """Give one line for each event: when it happens, and how loud it is in the log."""
+    """Give one line for each event: when it happens, what it holds, how loud it is in the log."""
     return table(
-        ("Event", "Level", "It tells"),
+        ("Event", "Level", "When", "Fields"),
         (
             (
                 api(f"hooks.{event.__name__}"),
                 logging.getLevelName(event.level),
                 (inspect.getdoc(event) or "").partition("\n")[0],
+                codes(field.name for field in attrs.fields(event)),
             )
             for event in hooks.Event.__subclasses__()
         ),

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import aiohttp
 import attrs
@@ -15,7 +16,7 @@ from ._transport import Transport
 from ._wire import read_task
 from .downloads import Downloader
 from .errors import RunwayError
-from .hooks import Hooks
+from .hooks import ClientClosed, Hooks
 from .models import Limits, PollPolicy, RetryPolicy, Timeouts
 
 
@@ -30,6 +31,8 @@ class Settings:
     limits: Limits
     hooks: Hooks
     clock: Clock
+    #: The number of the client, which its events hold.
+    client: int = 0
     #: Shared by all engines: what was learned in one loop holds in the next.
     learner: Learner = attrs.Factory(lambda self: Learner(self.polling), takes_self=True)
 
@@ -62,6 +65,7 @@ class Engine:
         )
         self.tasks = TaskBudget(settings.limits.tasks_in_flight, self.poller)
         self.downloader = Downloader(self.transport, settings.retry, settings.clock, settings.hooks)
+        self._told_closed = partial(settings.hooks.emit, ClientClosed(settings.client))
         self._keeper: AsyncGenerator[None, None] | None = None
 
     def stay_until_the_loop_ends(self, forget: Callable[[], object]) -> None:
@@ -95,7 +99,10 @@ class Engine:
         try:
             await self.poller.aclose()
         finally:
-            await self.transport.aclose()
+            try:
+                await self.transport.aclose()
+            finally:
+                self._told_closed()
 
 
 class TaskBudget:
@@ -115,13 +122,19 @@ class TaskBudget:
         self._news: asyncio.Future[None] | None = None
 
     @asynccontextmanager
-    async def one_more(self) -> AsyncIterator[None]:
-        """Come back when one more may be submitted, and count that submission."""
+    async def one_more(self, held: Callable[[int], object]) -> AsyncIterator[None]:
+        """
+        Come back when one more may be submitted, and count that submission.
+
+        If that is not at once, *held* is called with how many there are.
+        """
         if self.at_most is None:
             yield
             return
+        if self._door.locked() or self._count() >= self.at_most:
+            held(self._count())
         async with self._door:
-            while self._submitting + len(self._outstanding) >= self.at_most:
+            while self._count() >= self.at_most:
                 await self._one_ends()
             self._submitting += 1
         try:
@@ -135,6 +148,9 @@ class TaskBudget:
         """Count a task that was accepted."""
         if self.at_most is not None:
             self._outstanding.add(watch)
+
+    def _count(self) -> int:
+        return self._submitting + len(self._outstanding)
 
     async def _one_ends(self) -> None:
         self._news = asyncio.get_running_loop().create_future()

@@ -415,7 +415,8 @@ class Poller:
         self._timer = None
         now = max(self._clock.now(), self._timer_at)
         for waiter in self._deadlines.take(now, len(self._deadlines)):
-            _reject(waiter, _timed_out)
+            if _reject(waiter, _timed_out):
+                self._hooks.emit(events.WaitFailed(waiter.watch.task_id, WaitTimeout.__name__))
         if self._turns is not None and self._turns.gate.is_paced:
             self._queue_up(self._turns, now)
         else:
@@ -591,8 +592,10 @@ class Poller:
         return self._ladder[min(watch.polls, len(self._ladder) - 1)] * (1 + stray)
 
     def _fail(self, watch: Watch, make: Callable[[Waiter], BaseException]) -> None:
-        for waiter in list(watch.waiters):
-            _reject(waiter, make)
+        failed = [waiter for waiter in list(watch.waiters) if _reject(waiter, make)]
+        if failed:
+            name = type(make(failed[0])).__name__
+            self._hooks.emit(events.WaitFailed(watch.task_id, name))
 
     def _remark(self, watch: Watch, record: TaskRecord) -> None:
         """Tell of odd answers, once for each oddity."""
@@ -622,9 +625,12 @@ def _resolve(waiter: Waiter, record: TaskRecord) -> None:
         waiter.future.set_result(record)
 
 
-def _reject(waiter: Waiter, make: Callable[[Waiter], BaseException]) -> None:
-    if not waiter.future.done():
-        waiter.future.set_exception(make(waiter))
+def _reject(waiter: Waiter, make: Callable[[Waiter], BaseException]) -> bool:
+    """End a wait, and tell whether it had not ended before."""
+    if waiter.future.done():
+        return False
+    waiter.future.set_exception(make(waiter))
+    return True
 
 
 def _copy(error: RunwayError, _waiter: Waiter) -> RunwayError:

@@ -29,7 +29,7 @@ MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
 """The largest answer that is read; a task that quotes a picture as data may take some MB."""
 
 Unclaimed = Callable[["asyncio.Task[Any]"], object]
-"""Called with the finished exchange of a paid request whose caller was cancelled meanwhile."""
+"""Called with the exchange of a paid request, which goes on, when its caller is cancelled."""
 
 Around = Callable[[Callable[[], Coroutine[Any, Any, Any]]], Coroutine[Any, Any, Any]]
 """Does one sending, given as a function to await, and whatever belongs before and after it."""
@@ -78,13 +78,15 @@ class Transport:
         *,
         unclaimed: Unclaimed | None = None,
         around: Around | None = None,
+        submission: int | None = None,
     ) -> T:
         """
         Give what *read* makes of the answer, the request repeated as far as that is safe.
 
         With *unclaimed*, cancelling the caller does not cancel an exchange that is in the air:
-        it goes on, and *unclaimed* is called with it when it is done. With *around*, each sending
-        is done by way of it, so that it can be written down before and after.
+        it goes on, and *unclaimed* is called with it. With *around*, each sending is done by way
+        of it, so that it can be written down before and after. What is told of repeats holds the
+        number of the *submission*.
 
         Raises:
             NotSent: The gateway could not be reached.
@@ -98,7 +100,15 @@ class Transport:
                 return await self.once(request, read)
             return await self._once_whatever_happens(request, read, unclaimed, around)
 
-        return await repeat(attempt, request.endpoint, self._retry, self._clock, self._hooks)
+        return await repeat(
+            attempt,
+            request.endpoint,
+            self._retry,
+            self._clock,
+            self._hooks,
+            submission=submission,
+            task_id=request.task_id,
+        )
 
     async def once(self, request: Request, read: Callable[[Reply], T]) -> T:
         """Give what *read* makes of the answer to one sending, when the limits allow it."""
@@ -125,7 +135,7 @@ class Transport:
             try:
                 return await asyncio.shield(flight)
             except asyncio.CancelledError:
-                flight.add_done_callback(unclaimed)
+                unclaimed(flight)
                 raise
 
     def _heed(self, read: Callable[[Reply], T], reply: Reply, sent_at: float) -> T:

@@ -1,9 +1,10 @@
 """What a user holds: `Client`, with one method for each thing that the gateway can be asked."""
 
 import asyncio
+import itertools
 import os
 import warnings
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -21,12 +22,13 @@ from ._gateway import BALANCE_ENDPOINTS, ENDPOINTS, GATEWAYS, NOWHERE, SUBMITS
 from ._polling import Poller, Watch
 from ._retry import fate_of
 from ._schedule import kind_of
+from ._submission import Submission
 from ._wire import Request, ask_balance, ask_task, build, read_balance, read_task
 from .batch import Batch, Outcome, Source
 from .downloads import Progress, origin_of
 from .downloads import Source as ClipSource
-from .errors import Fate, JournalError, RunwayError, SubmissionInDoubt
-from .journal import Entry, Job, Journal, Plan, plan_of
+from .errors import Fate, RunwayError, SubmissionInDoubt
+from .journal import Entry, Job, JobState, Journal, Plan, plan_of
 from .models import (
     DEFAULT_MODEL,
     DEFAULT_WAIT,
@@ -52,6 +54,9 @@ from .task import Clip, Task
 KEY_VARIABLE: Final = "FUHU_API_KEY"
 URL_VARIABLE: Final = "FUHU_BASE_URL"
 DEFAULT_GATEWAY: Final = "fuhuapi"
+
+_NUMBERS: Final = itertools.count(1)
+_ENDPOINT_NAMES: Final = {kind.__name__: row.name for kind, row in SUBMITS.items()}
 
 
 class Client:
@@ -116,6 +121,7 @@ class Client:
         if self.journal is not None:
             self._hooks.add(self.journal.note)
         self._clock: Clock = LoopClock()
+        self._number = next(_NUMBERS)
         self._settings = Settings(
             session=_checked_session(session),
             timeouts=timeouts or Timeouts(),
@@ -124,6 +130,7 @@ class Client:
             limits=limits or Limits(),
             hooks=self._hooks,
             clock=self._clock,
+            client=self._number,
         )
         #: Where requests go, and how they are spelled.
         self.gateway: Gateway = _resolved(gateway, base_url)
@@ -209,9 +216,16 @@ class Client:
 
     def attach(self, job: Job, request: Generation | None = None) -> Task:
         """Give a handle on the task of a job from the journal; for batches and resuming."""
+        task_id = _checked_id(job.task_id)
+        endpoint = _ENDPOINT_NAMES.get(job.endpoint)
+        self._hooks.emit(
+            events.TaskAttached(
+                task_id, self._number, endpoint, job.model, job.seconds, job.traceparent
+            )
+        )
         return Task(
             self,
-            _checked_id(job.task_id),
+            task_id,
             official=job.endpoint == OfficialImageToVideo.__name__,
             request=request,
             submitted_at=self._clock.now() - max(0.0, self._clock.wall() - (job.accepted_at or 0)),
@@ -220,19 +234,25 @@ class Client:
     async def submit_job(self, request: Generation, plan: Plan | None) -> Task:
         """Do what `submit` does for a job that the journal knows already; for batches."""
         wire = build(request, self.gateway, self._key, self._callback_url)
-        around = None
-        if self.journal is not None:
-            entry = await self._entry(self.journal, request, plan)
-            around = partial(_written_down, entry)
-        engine = self._engine()
-        async with engine.tasks.one_more():
-            started_at = self._clock.now()
-            record = await engine.transport.call(
-                wire, read_task, unclaimed=partial(self._take_unclaimed, request), around=around
-            )
-            task = self._accepted(request, record, started_at)
-            # Not the engine of the moment: this one may have been closed meanwhile.
-            engine.tasks.add(self._watch(engine.poller, task))
+        endpoint = wire.endpoint.name
+        submission = Submission(endpoint, self._number, self._hooks, self._clock)
+        with submission.told(request):
+            if self.journal is not None:
+                submission.entry = await self._entry(
+                    self.journal, request, plan, self._hooks.trace_of(submission.number)
+                )
+            engine = self._engine()
+            async with engine.tasks.one_more(submission.held):
+                record = await engine.transport.call(
+                    wire,
+                    read_task,
+                    unclaimed=partial(self._leave, submission, request),
+                    around=submission.sending,
+                    submission=submission.number,
+                )
+                task = self._accepted(submission, request, record)
+                # Not the engine of the moment: this one may have been closed meanwhile.
+                engine.tasks.add(self._watch(engine.poller, task))
         return task
 
     async def generate(
@@ -486,7 +506,9 @@ class Client:
         Raises:
             UsageError: The id is empty.
         """
-        return Task(self, _checked_id(task_id), official=official)
+        task_id = _checked_id(task_id)
+        self._hooks.emit(events.TaskAttached(task_id, self._number))
+        return Task(self, task_id, official=official)
 
     async def feed(self, task_id: str, *, official: bool = False) -> TaskRecord:
         """
@@ -568,41 +590,52 @@ class Client:
         endpoint = ENDPOINTS["official_task" if official else "feed"]
         return ask_task(task_id, endpoint, self.gateway, self._key)
 
-    async def _entry(self, journal: Journal, request: Generation, plan: Plan | None) -> Entry:
+    async def _entry(
+        self, journal: Journal, request: Generation, plan: Plan | None, traceparent: str | None
+    ) -> Entry:
         if not self._has_recalled:
             self._has_recalled = True
             self._settings.learner.recall(await journal.durations())
+            doubts = (await journal.counts())[JobState.IN_DOUBT]
+            if doubts:
+                self._hooks.emit(events.DoubtsFound(doubts))
         if plan is None:
             # A job of a batch has its row already.
             plan = plan_of(request, f"single:{uuid4()}")
             await journal.plan(plan, self._clock.wall())
-        return Entry(journal, plan.key, self._clock)
+        return Entry(journal, plan.key, self._clock, traceparent)
 
-    def _accepted(self, request: Generation, record: TaskRecord, started_at: float) -> Task:
-        now = self._clock.now()
-        endpoint = SUBMITS[type(request)].name
-        self._hooks.emit(events.TaskSubmitted(record.task_id, endpoint, now - started_at))
+    def _accepted(self, submission: Submission, request: Generation, record: TaskRecord) -> Task:
+        submission.accepted(record.task_id)
         return Task(
             self,
             record.task_id,
             official=isinstance(request, OfficialImageToVideo),
             request=request,
             record=record,
-            submitted_at=now,
+            submitted_at=self._clock.now(),
         )
 
-    def _take_unclaimed(self, request: Generation, flight: "asyncio.Task[TaskRecord]") -> None:
+    def _leave(
+        self, submission: Submission, request: Generation, flight: "asyncio.Task[TaskRecord]"
+    ) -> None:
+        """See to it that what becomes of a request is told, whose caller goes."""
+        submission.leave()
+        flight.add_done_callback(partial(self._take_unclaimed, submission, request))
+
+    def _take_unclaimed(
+        self, submission: Submission, request: Generation, flight: "asyncio.Task[TaskRecord]"
+    ) -> None:
         """Keep the task of a request whose caller is gone, or tell what became of it."""
-        endpoint = SUBMITS[type(request)].name
         error = None if flight.cancelled() else flight.exception()
         if flight.cancelled() or error is not None:
             known = isinstance(error, RunwayError) and fate_of(error) is not Fate.UNKNOWN
             fault = type(error).__name__ if known else SubmissionInDoubt.__name__
-            self._hooks.emit(events.SubmissionUnclaimed(endpoint, None, fault))
+            submission.unclaimed(None, fault)
             return
-        task = self._accepted(request, flight.result(), self._clock.now())
+        task = self._accepted(submission, request, flight.result())
         self.unclaimed.append(task)
-        self._hooks.emit(events.SubmissionUnclaimed(endpoint, task.id))
+        submission.unclaimed(task.id)
 
     def _engine(self) -> Engine:
         """Give what belongs to the running loop, made on first use."""
@@ -615,31 +648,6 @@ class Client:
             engine = self._engines[loop] = Engine(self._settings)
             engine.stay_until_the_loop_ends(partial(self._engines.pop, loop, None))
         return engine
-
-
-async def _written_down(
-    entry: Entry, exchange: Callable[[], Coroutine[Any, Any, TaskRecord]]
-) -> TaskRecord:
-    """Do one sending, with a row in the journal before it and another after it."""
-    await entry.sending()
-    try:
-        record = await exchange()
-    except RunwayError as error:
-        await _afterwards(entry.failed(error), type(error).__name__)
-        raise
-    await _afterwards(entry.accepted(record.task_id), f"task {record.task_id}")
-    return record
-
-
-async def _afterwards(writing: Coroutine[Any, Any, None], news: str) -> None:
-    """Write what became of a sending; what became of it matters more than the row does."""
-    try:
-        await writing
-    except JournalError as fault:
-        # The row goes on saying SUBMITTING, which is in doubt once the journal is closed.
-        events.LOGGER.error(
-            "The journal lacks how a submission ended (%s): %s", news, fault.happened
-        )
 
 
 def _journal(journal: Journal | str | os.PathLike[str] | None) -> Journal | None:

@@ -28,7 +28,16 @@ from fuhu_runway.errors import (
     UsageError,
     WaitAbandoned,
 )
-from fuhu_runway.hooks import DownloadFinished, SubmissionUnclaimed, TaskSettled, TaskSubmitted
+from fuhu_runway.hooks import (
+    DownloadFinished,
+    SubmissionDoubted,
+    SubmissionFailed,
+    SubmissionStarted,
+    SubmissionUnclaimed,
+    TaskAttached,
+    TaskSettled,
+    TaskSubmitted,
+)
 from fuhu_runway.models import (
     ActOne,
     Balance,
@@ -210,6 +219,41 @@ async def test_a_submit_gives_a_task(gateway: Simulator) -> None:
     [told_of] = ear.all(TaskSubmitted)
     assert (told_of.task_id, told_of.endpoint) == (task.id, "text_to_video")
     assert 0 <= told_of.seconds < 10
+
+
+async def test_every_submission_has_a_number_of_its_own(gateway: Simulator) -> None:
+    """What is told of it holds its number, up to the event that holds the task's id as well."""
+    ears = Ear(), Ear()
+    async with (
+        quick_client(gateway, hooks=[ears[0]]) as first,
+        quick_client(gateway, hooks=[ears[1]]) as second,
+    ):
+        made = [await client.generate("a kitten") for client in (first, second, first)]
+    started = [event for ear in ears for event in ear.all(SubmissionStarted)]
+    assert len({event.submission for event in started}) == 3
+    assert started[0].client == started[1].client != started[2].client
+    assert (started[0].endpoint, started[0].model, started[0].clip_seconds) == (
+        "text_to_video",
+        "gen4",
+        10,
+    )
+    told_of = {event.submission: event.task_id for ear in ears for event in ear.all(TaskSubmitted)}
+    assert told_of == dict(
+        zip((event.submission for event in started), (made[n].id for n in (0, 2, 1)), strict=True)
+    )
+
+
+async def test_a_handle_on_a_task_is_told(gateway: Simulator) -> None:
+    """Listeners hear that somebody goes on with a task that exists; nothing is sent."""
+    ear = Ear()
+    async with quick_client(gateway, hooks=[ear]) as client:
+        client.task(" t-1 ")
+        client.official.task("t-2")
+        assert ear.heard == [
+            TaskAttached("t-1", client._number),
+            TaskAttached("t-2", client._number),
+        ]
+    assert gateway.requests == ()
 
 
 async def submitted(gateway: Simulator, call: Callable[[Client], Any]) -> tuple[Task, Any]:
@@ -465,8 +509,13 @@ async def test_the_task_of_a_cancelled_submit_is_unclaimed() -> None:
     client, ear = await left_alone(reply(b'{"code": 200, "data": {"task_id": "t-7"}}'))
     [task] = client.unclaimed
     assert (task.id, task.request) == ("t-7", TextToVideo("a kitten"))
-    assert ear.all(SubmissionUnclaimed) == [SubmissionUnclaimed("text_to_video", "t-7")]
-    assert [event.task_id for event in ear.all(TaskSubmitted)] == ["t-7"]
+    number = ear.all(SubmissionStarted)[0].submission
+    assert ear.all(SubmissionUnclaimed) == [
+        SubmissionUnclaimed("text_to_video", "t-7", None, number)
+    ]
+    [told_of] = ear.all(TaskSubmitted)
+    assert (told_of.task_id, told_of.submission) == ("t-7", number)
+    assert ear.all(SubmissionFailed) == []
 
 
 @pytest.mark.parametrize(
@@ -484,7 +533,11 @@ async def test_what_became_of_a_cancelled_submit_is_told(answer: bytes | None, e
     """Where no task is known, the event tells a refusal from a doubt."""
     client, ear = await left_alone(answer)
     assert client.unclaimed == []
-    assert ear.all(SubmissionUnclaimed) == [SubmissionUnclaimed("text_to_video", None, error)]
+    number = ear.all(SubmissionStarted)[0].submission
+    assert ear.all(SubmissionUnclaimed) == [
+        SubmissionUnclaimed("text_to_video", None, error, number)
+    ]
+    assert [*ear.all(SubmissionFailed), *ear.all(SubmissionDoubted)] == []
 
 
 async def test_a_flight_that_is_shot_down_is_in_doubt() -> None:
@@ -498,7 +551,8 @@ async def test_a_flight_that_is_shot_down_is_in_doubt() -> None:
     client, ear = await left_alone(reply(), gone=shoot)
     assert client.unclaimed == []
     fault = SubmissionInDoubt.__name__
-    assert ear.all(SubmissionUnclaimed) == [SubmissionUnclaimed("text_to_video", None, fault)]
+    [told_of] = ear.all(SubmissionUnclaimed)
+    assert (told_of.task_id, told_of.error) == (None, fault)
 
 
 # Closed well

@@ -2,8 +2,9 @@ import asyncio
 from typing import Any
 
 import aiohttp
+import attrs
 import pytest
-from support.clients import QUICK_POLLS, QUICK_RETRY, others
+from support.clients import QUICK_POLLS, QUICK_RETRY, Ear, others
 from support.clock import ManualClock, settle, until
 from support.feed import Scene, done, no, record, scene_on
 from support.servers import raw_server, reply
@@ -13,7 +14,7 @@ from fuhu_runway._engine import Engine, Settings, TaskBudget
 from fuhu_runway._gateway import ENDPOINTS
 from fuhu_runway._wire import Request
 from fuhu_runway.errors import NoReply, NotFound, WaitAbandoned, WaitTimeout
-from fuhu_runway.hooks import Hooks
+from fuhu_runway.hooks import ClientClosed, Hooks
 from fuhu_runway.models import Limits, Timeouts
 
 
@@ -64,6 +65,22 @@ async def test_closing_closes_once() -> None:
     assert is_closed(engine)
     assert forgotten == [1]
     assert others() == set()
+
+
+async def test_the_close_is_told_once_all_is_closed() -> None:
+    """Listeners hear of it last, with the client's number, and once."""
+    closed: list[bool] = []
+    engine = Engine(attrs.evolve(settings(), client=7, hooks=Hooks([ear := Ear()])))
+    engine.stay_until_the_loop_ends(list)
+    await engine.aclose()
+    await engine.aclose()
+    assert ear.heard == [ClientClosed(7)]
+    engine = Engine(
+        attrs.evolve(settings(), hooks=Hooks([lambda _: closed.append(is_closed(engine))]))
+    )
+    engine.stay_until_the_loop_ends(list)
+    await engine.aclose()
+    assert closed == [True]
 
 
 async def test_one_that_does_not_stay_has_nothing_to_close() -> None:
@@ -139,7 +156,7 @@ async def _pay(engine: Engine, url: str) -> Any:
 
 async def submit(budget: TaskBudget, scene: Scene, task_id: str) -> None:
     """Do what a submit does with the budget."""
-    async with budget.one_more():
+    async with budget.one_more(scene.held.append):
         await asyncio.sleep(0)
         budget.add(scene.watch(task_id))
 
@@ -150,6 +167,7 @@ async def test_without_a_limit_every_task_may_exist(clock: ManualClock) -> None:
     budget = TaskBudget(None, scene.poller)
     await asyncio.gather(*(submit(budget, scene, f"t-{n}") for n in range(50)))
     assert scene.feed.looks == []
+    assert scene.held == []
 
 
 async def test_one_task_too_many_waits_for_an_end(clock: ManualClock) -> None:
@@ -164,23 +182,25 @@ async def test_one_task_too_many_waits_for_an_end(clock: ManualClock) -> None:
     assert not third.done()
     await clock.advance(60)
     assert third.done()
+    assert scene.held == [2]
     assert others() == set()
 
 
 async def test_submits_count_and_come_in_their_order(clock: ManualClock) -> None:
-    """While one is in the air there is no room for another; who came first goes first."""
+    """While one is in the air there is no room for another, and each that waits is told so."""
     scene = scene_on(clock)
     scene.feed.says(done("t-1"))
     budget, order, landed = TaskBudget(1, scene.poller), [], asyncio.Event()
 
     async def one(number: int) -> None:
-        async with budget.one_more():
+        async with budget.one_more(scene.held.append):
             order.append(number)
             await landed.wait()
 
     tasks = [asyncio.create_task(one(number)) for number in range(3)]
     await settle()
     assert order == [0]
+    assert scene.held == [1, 1]
     landed.set()
     await asyncio.gather(*tasks)
     assert order == [0, 1, 2]
