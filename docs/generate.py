@@ -8,6 +8,7 @@ here. `--check` writes nothing, names each stale page, and fails if there is one
 import argparse
 import ast
 import inspect
+import json
 import logging
 import re
 import sys
@@ -36,6 +37,9 @@ from fuhu_runway.models import (
 )
 from fuhu_runway.testing import DIALECTS as SIMULATED_DIALECTS
 from fuhu_runway.testing import faults
+from fuhu_runway.testing._control import COMMANDS, Command
+from fuhu_runway.testing._shown import OPTIONS as CONTROL_OPTIONS
+from fuhu_runway.testing._wanted import FAULTS, REQUIRED, Field, Fields
 
 DOCS: Final = Path(__file__).parent
 PACKAGE: Final = DOCS.parent / "fuhu_runway"
@@ -525,6 +529,93 @@ def _fault_links(kinds: Iterable[type[faults.Fault]]) -> str:
     return ", ".join(api(f"testing.faults.{kind.__name__}") for kind in kinds)
 
 
+# The control API
+
+
+def control_commands() -> str:
+    """Give one line for each thing that a control request can ask for."""
+    return table(
+        ("Request", "What it does"),
+        ((f"[{code(one.line)}](#{_control_anchor(one)})", one.told) for one in COMMANDS),
+    )
+
+
+def _control_anchor(command: Command) -> str:
+    return re.sub(r"[^\w\- ]", "", command.line.lower().replace(" ", "-"))
+
+
+def control_details() -> str:
+    """Give a section for each of them: its fields, and what is in the answer."""
+    return "\n\n".join(_control_section(one) for one in COMMANDS)
+
+
+def _control_section(command: Command) -> str:
+    parts = [f"### `{command.line}`", command.told]
+    if command.fields:
+        where = "Filters, in the query:" if command.method == "GET" else "Fields of the body:"
+        parts += [where, _control_fields(command.fields)]
+    told = command.answer or _control_options()
+    each = f"Each row of `{command.rows}`:" if command.rows else "The answer:"
+    parts += [each, table(("Name", "What it is"), ((code(name), told[name]) for name in told))]
+    return "\n\n".join(parts)
+
+
+def _control_fields(fields: Fields) -> str:
+    return table(
+        ("Field", "What it is", "Allowed", "Default"),
+        (
+            (code(name), one.told, one.kind.allowed, _control_default(one))
+            for name, one in fields.items()
+        ),
+    )
+
+
+def _control_default(field: Field) -> str:
+    return "required" if field.default is REQUIRED else code(json.dumps(field.default))
+
+
+def _control_options() -> dict[str, str]:
+    """Give what `GET /-/options` tells, in the words of the simulator's own options."""
+    told = meanings("fuhu_runway.testing.simulator", "Simulator")
+    apart = {
+        "base_url": "Where the API is.",
+        "cdn_url": "Where the files are.",
+        "control_url": "Where the control API is.",
+    }
+    own = (*CONTROL_OPTIONS, "takes", "price", "callbacks")
+    here = {name: told[name].replace("None", "null") for name in own}
+    here["points"] = here["points"].replace("that account", "the first account")
+    return {**apart, **here, "keeps_state": "Whether it has a state file."}
+
+
+def control_faults() -> str:
+    """Give each fault by name, with its places and its fields."""
+    return table(
+        ("Kind", "What goes wrong", "Where", "Fields"),
+        (
+            (
+                code(name),
+                kind.told,
+                "anywhere" if kind.usable_on == faults.PLACES else codes(sorted(kind.usable_on)),
+                codes(kind.fields),
+            )
+            for name, kind in FAULTS.items()
+        ),
+    )
+
+
+def control_fault_fields() -> str:
+    """Give each field of the faults, with what is allowed."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for name, kind in FAULTS.items():
+        for field, one in kind.fields.items():
+            rows.setdefault((field, one.kind.allowed), []).append(name)
+    return table(
+        ("Field", "Allowed", "Of the kinds"),
+        ((code(field), allowed, codes(names)) for (field, allowed), names in sorted(rows.items())),
+    )
+
+
 # The code
 
 
@@ -582,6 +673,10 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
         journal_migrations,
         simulated_dialects,
         fault_places,
+        control_commands,
+        control_details,
+        control_faults,
+        control_fault_fields,
         layers,
     )
 }

@@ -11,7 +11,11 @@ import pytest
 PACKAGE = resources.files("fuhu_runway")
 HEAVY = {"aiohttp", "asyncio", "attr", "attrs", "backoff", "cattrs"}
 NEEDS_AN_EXTRA = dict.fromkeys(
-    (f"fuhu_runway.{name}" for name in ("_console", "cli", "cli_batch", "cli_journal")), "cyclopts"
+    (
+        f"fuhu_runway.{name}"
+        for name in ("_console", "cli", "cli_batch", "cli_journal", "cli_simulate")
+    ),
+    "cyclopts",
 ) | {"fuhu_runway.contrib.otel": "opentelemetry.trace"}
 
 

@@ -82,6 +82,12 @@ class Postman:
         self.delivered += ok
         self.failed += not ok
 
+    def forget(self) -> None:
+        """Deliver nothing of what is on its way, and count from zero."""
+        for round_ in self._rounds:
+            round_.cancel()
+        self.delivered = self.failed = 0
+
     async def aclose(self) -> None:
         """Deliver nothing more."""
         rounds = list(self._rounds)
