@@ -54,7 +54,7 @@ class Delivery:
 
     #: The task that it names; empty where it names something that is no id, None where nothing.
     task_id: str | None = None
-    state: TaskState | None = None
+    state: TaskState = TaskState.UNKNOWN
 
     @classmethod
     def of(cls, record: TaskRecord | None) -> "Delivery":

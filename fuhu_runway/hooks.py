@@ -151,8 +151,8 @@ class CallbackReceived(Event):
     """A delivery came to the address of a task; what it says counts for nothing by itself."""
 
     task_id: str
-    #: What it says of the task; None where it says nothing that can be read.
-    state: TaskState | None
+    #: What it says of the task; UNKNOWN where it says nothing that can be read.
+    state: TaskState
 
 
 @attrs.frozen

@@ -27,6 +27,8 @@ EXAMPLES: dict[str, Any] = {
     "total_bytes": 4096,
     "rate": 2.0,
     "retry_after": 3.0,
+    "reason": "it names another task",
+    "tasks": 5,
 }
 EVENTS = [
     kind(**{field.name: EXAMPLES[field.name] for field in attrs.fields(kind)})
@@ -119,6 +121,10 @@ LEVELS = {
     "TaskSettled": logging.INFO,
     "DownloadStarted": logging.INFO,
     "DownloadFinished": logging.INFO,
+    "CallbackReceived": logging.DEBUG,
+    "CallbackRefused": logging.INFO,
+    "CallbacksMissing": logging.WARNING,
+    "SubmissionFound": logging.WARNING,
 }
 
 
