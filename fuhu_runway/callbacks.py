@@ -240,11 +240,15 @@ class CallbackReceiver:
             known = list(self._addresses.values())
         return any(one.task_id == task_id and one is not besides for one in known)
 
-    def unheard(self) -> list[Address]:
-        """Give the addresses from before a restart whose deliveries no client could hear of."""
+    def unheard(self) -> list[tuple[Address, Delivery]]:
+        """Take what was posted to addresses from before a restart while no client ran."""
+        found: list[tuple[Address, Delivery]] = []
         with self._lock:
-            known = list(self._addresses.values())
-        return [one for one in known if one.is_strange and one.early is not None]
+            for address in self._addresses.values():
+                if address.is_strange and address.early is not None:
+                    found.append((address, address.early))
+                    address.early = None
+        return found
 
     def url(self, address: Address) -> str:
         """Give where the gateway is to post; a secret."""

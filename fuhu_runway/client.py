@@ -817,10 +817,8 @@ class Client:
 
     def _catch_up(self, engine: Engine) -> None:
         """Heed what was delivered while no loop was there to hear of it."""
-        for address in [] if self._callbacks is None else self._callbacks.unheard():
-            early, address.early = address.early, None
-            if early is not None:
-                self._heed(engine, address, early)
+        for address, delivery in [] if self._callbacks is None else self._callbacks.unheard():
+            self._heed(engine, address, delivery)
 
 
 async def _answered_at(

@@ -240,10 +240,9 @@ def test_what_nobody_heard_is_kept() -> None:
     scene.receiver.deliver(token, DONE)
     [(address, delivery)] = scene.client.told
     assert scene.receiver.unheard() == []
-    address.early = delivery
-    assert scene.receiver.unheard() == [address]
-    scene.address().early = delivery
-    assert scene.receiver.unheard() == [address]
+    address.early = scene.address().early = delivery
+    assert scene.receiver.unheard() == [(address, delivery)]
+    assert scene.receiver.unheard() == []
 
 
 def test_an_answer_makes_it_the_tasks_own() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -114,7 +115,7 @@ def test_a_receiver_is_one() -> None:
 
 
 async def test_each_submit_carries_an_address_of_its_own(scene: Scene) -> None:
-    """All that can be told an address is told one, and the official format, which cannot, is not."""
+    """Whatever can be told an address is told one; the official format has no place for it."""
     client = scene.client
     await client.generate(PROMPT)
     await client.generate(PROMPT, image=IMAGE)
@@ -225,8 +226,6 @@ async def test_one_loop_of_several_tells_of_it(scene: Scene) -> None:
             await asyncio.to_thread(heard.wait)
             await scene.client.aclose()
 
-    import threading
-
     done, heard = threading.Event(), threading.Event()
     task = await scene.client.generate(PROMPT)
     thread = asyncio.create_task(asyncio.to_thread(lambda: asyncio.run(elsewhere())))
@@ -279,6 +278,15 @@ async def test_a_delivery_in_time_is_as_good_as_the_answer(scene: Scene) -> None
     await scene.ended()
     scene.post()
     assert (await waiting).id == task.id
+
+
+async def test_without_a_receiver_it_stays_in_doubt(gateway: Simulator) -> None:
+    """Nobody can tell what was lost where no address was given."""
+    gateway.fault("submit", faults.drop_after_accepting())
+    async with quick_client(gateway) as client:
+        with pytest.raises(SubmissionInDoubt):
+            await client.generate(PROMPT)
+        assert client.unclaimed == []
 
 
 async def test_an_end_that_is_found_is_told(scene: Scene) -> None:
@@ -402,8 +410,8 @@ async def test_a_caller_who_is_gone_hears_of_deliveries(scene: Scene) -> None:
     assert (await waiting).id == task.id
 
 
-async def test_a_refused_submit_is_not_in_doubt(scene: Scene) -> None:
-    """A delivery to the address of a request that was turned away finds nothing and asks nothing."""
+async def test_a_repeated_submit_keeps_its_address(scene: Scene) -> None:
+    """A request that was turned away and sent again keeps its address, which is its task's."""
     scene.gateway.fault("submit", faults.TooManyRequests(), times=1)
     retried = await scene.client.generate(PROMPT)
     assert scene.gateway.submitted == 1
@@ -417,6 +425,7 @@ async def test_a_refused_submit_is_not_in_doubt(scene: Scene) -> None:
 
 
 async def only_job(journal: Journal | None) -> Job:
+    """Give the one job of a journal."""
     assert journal is not None
     (job,) = await journal.jobs()
     return job
@@ -439,7 +448,7 @@ async def test_what_is_found_is_written_down(gateway: Simulator, tmp_path: Path)
 
 
 async def test_a_job_that_a_batch_reported_is_found(gateway: Simulator, tmp_path: Path) -> None:
-    """An outcome in doubt is accepted in the journal later, so that the next run goes on with it."""
+    """An outcome in doubt is accepted in the journal later, and the next run goes on with it."""
     async with scene_of(gateway, journal=tmp_path / "run.db") as scene:
         gateway.fault("submit", faults.drop_after_accepting())
         outcomes = [one async for one in scene.client.generate_many([PROMPT])]
@@ -542,7 +551,6 @@ async def test_a_feed_that_does_not_know_it_yet_is_asked_again(
         scene.post()
         await until(lambda: scene.ear.all(CallbackRefused))
         await settle()
-        await until(lambda: not scene.client._engines or True)
         assert scene.client.unclaimed == []
         scene.post()
         await until(lambda: scene.client.unclaimed)
