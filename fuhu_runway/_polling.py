@@ -360,6 +360,12 @@ class Poller:
         if watch.question is None:
             self._look_by(watch, watch.hinted_at)
 
+    def take_told(self, watch: Watch, record: TaskRecord) -> None:
+        """Take in what a look said that was made elsewhere for a delivery's sake."""
+        if record.state.is_final:
+            watch.polls_at_end_told = watch.polls
+        self._take_in(watch, record)
+
     async def settled(self, watch: Watch, timeout: float | None) -> TaskRecord:
         """
         Give the record with which the task ended, successfully or not.
@@ -397,7 +403,7 @@ class Poller:
     async def refresh(self, watch: Watch) -> TaskRecord:
         """Give what one look now says; raises whatever that look ends in."""
         record = await self._look(watch.request)
-        self.take_in(watch, record)
+        self._take_in(watch, record)
         return record
 
     async def aclose(self) -> None:
@@ -553,7 +559,7 @@ class Poller:
             # Whoever waits must hear of it, rather than wait on for an answer that cannot come.
             self._fail(watch, partial(_same, defect))
         else:
-            self.take_in(watch, record)
+            self._take_in(watch, record)
             now = self._clock.now()
             watch.due_at = now + self._pause(watch, now)
 
@@ -567,8 +573,7 @@ class Poller:
             self._looks.put(watch, watch.due_at)
         self._arm()
 
-    def take_in(self, watch: Watch, record: TaskRecord) -> None:
-        """Take note of what an answer said, and let those hear of it who wait."""
+    def _take_in(self, watch: Watch, record: TaskRecord) -> None:
         self._learn(watch, record)
         was, watch.record, watch.last_error = watch.record, record, None
         watch.was_seen = True

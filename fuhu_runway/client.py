@@ -265,7 +265,7 @@ class Client:
             watch = self._follow(engine, task, address)
             if found is not None:
                 self._hooks.emit(events.SubmissionFound(wire.endpoint.name, task.id))
-                engine.poller.take_in(watch, found)
+                engine.poller.take_told(watch, found)
         return task
 
     async def generate(
@@ -742,7 +742,7 @@ class Client:
         watch = self._follow(engine, task, address)
         self.unclaimed.append(task)
         self._hooks.emit(events.SubmissionFound(endpoint, task.id))
-        engine.poller.take_in(watch, found)
+        engine.poller.take_told(watch, found)
 
     async def _told_instead(self, engine: Engine, address: "Address | None") -> TaskRecord | None:
         """Give the task of a submission in doubt to its caller, if a delivery told of it."""

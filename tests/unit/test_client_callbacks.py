@@ -25,7 +25,7 @@ from fuhu_runway.hooks import (
     TaskSettled,
 )
 from fuhu_runway.journal import Job, JobState, Journal
-from fuhu_runway.models import Limits, PollPolicy, TaskState
+from fuhu_runway.models import Limits, PollPolicy, TaskState, TextToVideo
 from fuhu_runway.testing import Simulator, faults
 
 URL: Final = "https://app.example/hooks"
@@ -125,6 +125,19 @@ async def test_each_submit_carries_an_address_of_its_own(scene: Scene) -> None:
     task = await client.official.image_to_video(IMAGE, PROMPT)
     assert "callback_url" not in scene.gateway.tasks[-1].request
     assert task.id == scene.gateway.tasks[-1].task_id
+
+
+async def test_an_address_is_a_secret_of_its_request(scene: Scene) -> None:
+    """What the gateway says about a request is shown without the address, should it quote it."""
+    request = TextToVideo(PROMPT)
+    address = scene.client._address(request, None)
+    wire = scene.client._submission(request, address)
+    assert address is not None
+    token = scene.receiver.token(address)
+    assert token in wire.secrets
+    assert wire.body is not None
+    assert token.encode() in wire.body
+    assert token not in repr(wire)
 
 
 # A delivery

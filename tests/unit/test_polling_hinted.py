@@ -188,6 +188,17 @@ async def test_a_closed_scheduler_takes_no_hint(scene: Scene) -> None:
     assert scene.clock.timers == []
 
 
+async def test_an_end_that_was_found_elsewhere_was_told(scene: Scene) -> None:
+    """What a delivery led to is told by it, whoever looked, and counts as proof."""
+    scene.poller.take_told(addressed(scene), record())
+    assert not scene.poller._reliance.is_proved
+    watch = addressed(scene, "t-2")
+    scene.poller.take_told(watch, done("t-2"))
+    assert scene.poller._reliance.is_proved
+    assert await scene.poller.settled(watch, None) == done("t-2")
+    assert scene.feed.looks == []
+
+
 # The net
 
 
