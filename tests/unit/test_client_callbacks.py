@@ -32,6 +32,8 @@ URL: Final = "https://app.example/hooks"
 SECRET: Final = "as long as it has to be"
 PROMPT: Final = "a kitten"
 IMAGE: Final = "https://pictures.example/1.png"
+#: In simulated seconds: a fifth of a second, long enough for something to come first.
+A_WHILE: Final = 200.0
 #: Without a delivery nobody would look before the test's own time is over.
 NEVER: Final = PollPolicy(first=3600, max_interval=3600, learn=False)
 
@@ -167,7 +169,7 @@ async def test_a_delivery_from_another_thread_ends_the_wait(scene: Scene) -> Non
 
 async def test_a_delivery_before_the_answer_counts_after_it(scene: Scene) -> None:
     """A gateway that posts before it answers the submit is heard once the task is known."""
-    scene.gateway.fault("submit", faults.Slow(100))
+    scene.gateway.fault("submit", faults.Slow(A_WHILE))
     submitting = asyncio.create_task(scene.client.generate(PROMPT))
     await until(lambda: scene.gateway.submitted)
     await scene.ended()
@@ -278,7 +280,7 @@ async def test_a_delivery_finds_what_was_in_doubt(scene: Scene) -> None:
 
 async def test_a_delivery_in_time_is_as_good_as_the_answer(scene: Scene) -> None:
     """What was delivered before the answer got lost makes the submit succeed, paid once."""
-    lost = faults.Slow(50, then=faults.drop_after_accepting())
+    lost = faults.Slow(A_WHILE, then=faults.drop_after_accepting())
     scene.gateway.fault("submit", lost)
     submitting = asyncio.create_task(scene.client.generate(PROMPT))
     await until(lambda: scene.gateway.submitted)
@@ -360,7 +362,7 @@ async def test_a_body_without_an_id_finds_nothing(scene: Scene) -> None:
 async def test_two_deliveries_at_once_find_it_once(scene: Scene) -> None:
     """While the feed is asked, a second delivery starts no second search."""
     await scene.doubt()
-    scene.gateway.fault("feed", faults.Slow(20))
+    scene.gateway.fault("feed", faults.Slow(A_WHILE))
     scene.post(status="1")
     await until(lambda: scene.feeds)
     scene.post(status="1")
@@ -373,7 +375,7 @@ async def test_two_deliveries_at_once_find_it_once(scene: Scene) -> None:
 async def test_with_one_request_in_flight_it_is_found(gateway: Simulator) -> None:
     """The look that confirms it waits for no turn that the lost submit holds."""
     async with scene_of(gateway, limits=Limits(requests_in_flight=1, tasks_in_flight=1)) as scene:
-        gateway.fault("submit", faults.Slow(50, then=faults.drop_after_accepting()))
+        gateway.fault("submit", faults.Slow(A_WHILE, then=faults.drop_after_accepting()))
         submitting = asyncio.create_task(scene.client.generate(PROMPT))
         await until(lambda: gateway.submitted)
         scene.post(status="1")
@@ -382,7 +384,7 @@ async def test_with_one_request_in_flight_it_is_found(gateway: Simulator) -> Non
 
 async def test_a_caller_who_is_gone_loses_nothing(scene: Scene) -> None:
     """Cancelled in the air, in doubt after that, and told by a delivery before: it is kept."""
-    lost = faults.Slow(50, then=faults.drop_after_accepting())
+    lost = faults.Slow(A_WHILE, then=faults.drop_after_accepting())
     scene.gateway.fault("submit", lost)
     submitting = asyncio.create_task(scene.client.generate(PROMPT))
     await until(lambda: scene.gateway.submitted)
@@ -396,8 +398,8 @@ async def test_a_caller_who_is_gone_loses_nothing(scene: Scene) -> None:
 
 async def test_a_caller_who_leaves_while_the_feed_is_asked_loses_nothing(scene: Scene) -> None:
     """Cancelled between the lost answer and its confirmation, the task is unclaimed."""
-    scene.gateway.fault("submit", faults.Slow(50, then=faults.drop_after_accepting()))
-    scene.gateway.fault("feed", faults.Slow(50))
+    scene.gateway.fault("submit", faults.Slow(A_WHILE, then=faults.drop_after_accepting()))
+    scene.gateway.fault("feed", faults.Slow(A_WHILE))
     submitting = asyncio.create_task(scene.client.generate(PROMPT))
     await until(lambda: scene.gateway.submitted)
     scene.post(status="1")
@@ -411,7 +413,7 @@ async def test_a_caller_who_leaves_while_the_feed_is_asked_loses_nothing(scene: 
 
 async def test_a_caller_who_is_gone_hears_of_deliveries(scene: Scene) -> None:
     """A task that is unclaimed has its address like any other."""
-    scene.gateway.fault("submit", faults.Slow(50))
+    scene.gateway.fault("submit", faults.Slow(A_WHILE))
     submitting = asyncio.create_task(scene.client.generate(PROMPT))
     await until(lambda: scene.gateway.submitted)
     submitting.cancel()
