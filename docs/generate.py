@@ -20,8 +20,9 @@ import attrs
 from sphinx.pycode import ModuleAnalyzer
 
 from fuhu_runway import _gateway as facts
+from fuhu_runway import _hints as hints
 from fuhu_runway import _limits as pace
-from fuhu_runway import errors, hooks
+from fuhu_runway import callbacks, errors, hooks
 from fuhu_runway._retry import MAY_REPEAT, ladder
 from fuhu_runway.inputs import KINDS
 from fuhu_runway.journal import MIGRATIONS, SCHEMA, STEPS, JobState
