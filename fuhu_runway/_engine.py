@@ -1,9 +1,10 @@
 """What belongs to one event loop: a transport, a scheduler and a downloader, closed with it."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from typing import Any
 
 import aiohttp
 import attrs
@@ -33,6 +34,8 @@ class Settings:
     clock: Clock
     #: The number of the client, which its events hold.
     client: int = 0
+    #: How often to look while callbacks are relied on, in seconds; None where there are none.
+    net: float | None = None
     #: Shared by all engines: what was learned in one loop holds in the next.
     learner: Learner = attrs.Factory(lambda self: Learner(self.polling), takes_self=True)
 
@@ -62,11 +65,19 @@ class Engine:
                 self.gate,
                 lambda request, sent_at: self.transport.in_turn(request, read_task, sent_at),
             ),
+            net=settings.net,
         )
         self.tasks = TaskBudget(settings.limits.tasks_in_flight, self.poller)
         self.downloader = Downloader(self.transport, settings.retry, settings.clock, settings.hooks)
         self._told_closed = partial(settings.hooks.emit, ClientClosed(settings.client))
         self._keeper: AsyncGenerator[None, None] | None = None
+        self._errands: set[asyncio.Task[None]] = set()
+
+    def run(self, errand: Coroutine[Any, Any, None]) -> None:
+        """Have something done that nobody waits for; closing cancels it."""
+        task = asyncio.get_running_loop().create_task(errand)
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
 
     def stay_until_the_loop_ends(self, forget: Callable[[], object]) -> None:
         """
@@ -101,6 +112,10 @@ class Engine:
         finally:
             try:
                 await self.transport.aclose()
+                # Last, since an answer that came while closing may have begun one.
+                for errand in self._errands:
+                    errand.cancel()
+                await asyncio.gather(*self._errands, return_exceptions=True)
             finally:
                 self._told_closed()
 

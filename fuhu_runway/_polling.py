@@ -7,6 +7,7 @@ Rule 3: a failed look touches its own task only, and ends a wait only if asking 
 Rule 4: with no waiters left there is no timer, no look and no entry left.
 Rule 5: where requests go at a pace, one look at a time queues for its turn, and which task it is
 for is decided when that comes: the one most likely to have news.
+Rule 6: a delivery moves a look forward, in the limits of `_hints`, and says nothing by itself.
 
 Instants are seconds of the loop's clock.
 """
@@ -26,6 +27,7 @@ import attrs
 
 from . import hooks as events
 from ._clock import Clock, Timer
+from ._hints import Allowance, Reliance
 from ._limits import Gate
 from ._redact import redact
 from ._retry import ladder
@@ -99,6 +101,10 @@ class PollQueue(Generic[K]):
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
+    def keys(self) -> list[K]:
+        """Give all entries, in no order; they stay."""
+        return list(self._live)
+
     def due(self, now: float) -> list[K]:
         """Give all entries that are due, in no order; they stay."""
         found: list[K] = []
@@ -165,6 +171,13 @@ class Watch:
     last_error: RunwayError | None = None
     url_missing_since: float | None = None
     told: frozenset[str] = frozenset()
+    #: Whether the gateway was given an address to post the news of this task to.
+    is_addressed: bool = False
+    #: When the next look is due for a delivery's sake; None where none is.
+    hinted_at: float | None = None
+    #: How often it had been looked at when a delivery told its end; None where none did.
+    polls_at_end_told: int | None = None
+    allowance: Allowance | None = None
 
     def age(self, now: float) -> float:
         """How long it had been there at the instant *now*; of use where its kind is known."""
@@ -208,6 +221,10 @@ class Ranking:
         longest = max((now - watch.asked_at for watch in starved), default=0.0)
         self._share = 1 if longest <= IN_TIME * starvation else STARVED_SHARE
 
+    def put_first(self, watch: Watch) -> None:
+        """Have *watch* asked before all that stand here."""
+        self._promising.append(watch)
+
     def take(self, may_be: Callable[[Watch], bool]) -> list[Watch]:
         """Remove and give the first that *may_be* taken, if there is one."""
         ranks = [self._promising, self._starved]
@@ -243,6 +260,8 @@ class Poller:
         rng: Where the jitter comes from.
         learner: What is known of how long tasks take; by default nothing yet.
         turns: Where looks queue while requests go at a pace; by default they never do.
+        net: How often to look at a task while deliveries are relied on, in seconds; None where
+            there are none.
     """
 
     def __init__(
@@ -256,6 +275,7 @@ class Poller:
         rng: random.Random | None = None,
         learner: Learner | None = None,
         turns: Turns | None = None,
+        net: float | None = None,
     ) -> None:
         self._look = look
         self._policy = policy
@@ -271,6 +291,9 @@ class Poller:
         self._asking: set[Watch] = set()
         self._learner = learner or Learner(policy)
         self._turns = turns
+        self._net = net
+        self._reliance = Reliance()
+        self._is_silence_told = False
         self._queuing: asyncio.Task[None] | None = None
         self._ranking = Ranking()
         self._timer: Timer | None = None
@@ -296,18 +319,52 @@ class Poller:
         submitted_at: float | None = None,
         record: TaskRecord | None = None,
         kind: Kind | None = None,
+        *,
+        is_addressed: bool = False,
     ) -> Watch:
         """Give the watch over one task; everyone who asks for the same task gets the same."""
         name = (request.endpoint.name, request.task_id or "")
         watch = self._watches.get(name)
         if watch is None:
-            watch = Watch(request, submitted_at, record)
+            watch = Watch(request, submitted_at, record, is_addressed=is_addressed)
             watch.due_at = watch.asked_at = self._clock.now()
             if submitted_at is not None:
                 watch.kind, watch.running_at = kind, submitted_at
                 watch.due_at = submitted_at + self._pause(watch, submitted_at)
             self._watches[name] = watch
         return watch
+
+    def find(self, endpoint: str, task_id: str) -> Watch | None:
+        """Give the watch over a task that somebody holds; None where nobody does."""
+        return self._watches.get((endpoint, task_id))
+
+    def hint(self, watch: Watch, *, is_end: bool) -> None:
+        """
+        Take note of a delivery about a task: it is looked at now, or as soon as somebody waits.
+
+        Args:
+            watch: The task's.
+            is_end: Whether it may have ended. If not, only those who follow its changes look.
+        """
+        watch.is_addressed = self._reliance.was_heard = True
+        if watch.is_settled or self._is_closed:
+            return
+        if is_end and watch.polls_at_end_told is None:
+            watch.polls_at_end_told = watch.polls
+        is_news = is_end or not watch.waiters or any(one.any_change for one in watch.waiters)
+        if not is_news or watch.hinted_at is not None:
+            return
+        watch.allowance = watch.allowance or Allowance()
+        # Whoever tells of progress leaves one look over for the end.
+        watch.hinted_at = watch.allowance.take(self._clock.now(), keep=0 if is_end else 1)
+        if watch.question is None:
+            self._look_by(watch, watch.hinted_at)
+
+    def take_told(self, watch: Watch, record: TaskRecord) -> None:
+        """Take in what a look said that was made elsewhere for a delivery's sake."""
+        if record.state.is_final:
+            watch.polls_at_end_told = watch.polls
+        self._take_in(watch, record)
 
     async def settled(self, watch: Watch, timeout: float | None) -> TaskRecord:
         """
@@ -481,6 +538,8 @@ class Poller:
 
     def _promise(self, now: float, watch: Watch) -> float:
         """Give how likely it is that there is news, or if that is not known, how overdue it is."""
+        if watch.hinted_at is not None:
+            return math.inf
         news = self._learner.news(watch.kind, watch.age(watch.running_at), watch.age(now))
         return (now - watch.due_at) / self._policy.max_starvation if news is None else news
 
@@ -491,6 +550,7 @@ class Poller:
 
     async def _ask(self, watch: Watch, look: Callable[[Request], Awaitable[TaskRecord]]) -> None:
         watch.polls += 1
+        watch.hinted_at = None
         watch.asked_at = self._clock.now()
         try:
             record = await look(watch.request)
@@ -507,6 +567,9 @@ class Poller:
     def _asked(self, watch: Watch, _question: "asyncio.Task[None]") -> None:
         watch.question = None
         self._asking.discard(watch)
+        if watch.hinted_at is not None:
+            # What was told meanwhile may be news to the look that was under way.
+            watch.due_at = min(watch.due_at, watch.hinted_at)
         if watch.waiters and not watch.is_settled:
             self._looks.put(watch, watch.due_at)
         self._arm()
@@ -531,6 +594,7 @@ class Poller:
 
     def _settle(self, watch: Watch, record: TaskRecord) -> None:
         if not was_told(watch, "settled"):
+            self._rate_deliveries(watch)
             self._hooks.emit(
                 events.TaskSettled(
                     watch.task_id, record.state, watch.polls, record.points, record.refunded
@@ -538,6 +602,29 @@ class Poller:
             )
         for waiter in list(watch.waiters):
             _resolve(waiter, record)
+
+    def _rate_deliveries(self, watch: Watch) -> None:
+        """Take note of whether a delivery had told of the end that was found."""
+        if self._net is None or not watch.is_addressed:
+            return
+        if watch.polls_at_end_told is not None:
+            self._reliance.end_was_told()
+        elif self._reliance.end_was_not_told():
+            now = self._clock.now()
+            for other in filter(_is_untold, self._looks.keys()):
+                self._look_by(other, now + self._pause(other, now))
+        elif self._reliance.is_silent and not self._is_silence_told:
+            self._is_silence_told = True
+            self._hooks.emit(events.CallbacksMissing(self._reliance.untold))
+
+    def _look_by(self, watch: Watch, at: float) -> None:
+        """Move the next look at a task forward, if it is later than *at*."""
+        watch.due_at = min(watch.due_at, at)
+        if watch in self._looks:
+            self._looks.put(watch, watch.due_at)
+            if watch.hinted_at is not None and self._queuing is not None:
+                self._ranking.put_first(watch)
+            self._arm()
 
     def _mind_the_url(self, watch: Watch, record: TaskRecord) -> None:
         """End the wait for a success that goes on without an address (api-facts 3.4, rule 4)."""
@@ -586,10 +673,18 @@ class Poller:
     def _pause(self, watch: Watch, now: float) -> float:
         """Give how long to stay away from a task that was looked at now, in seconds."""
         stray = self._policy.jitter * self._random.uniform(-1, 1)
+        if watch.polls_at_end_told is not None:
+            # The feed lags behind what was told, so it is asked as one is that was just submitted.
+            return self._rung(watch.polls - watch.polls_at_end_told - 1) * (1 + stray)
+        if self._net is not None and watch.is_addressed and self._reliance.is_proved:
+            return self._net * (1 + stray)
         learned = self._learner.gap(watch.kind, watch.age(now), stray)
         if learned is not None:
             return learned
-        return self._ladder[min(watch.polls, len(self._ladder) - 1)] * (1 + stray)
+        return self._rung(watch.polls) * (1 + stray)
+
+    def _rung(self, step: int) -> float:
+        return self._ladder[min(max(step, 0), len(self._ladder) - 1)]
 
     def _fail(self, watch: Watch, make: Callable[[Waiter], BaseException]) -> None:
         failed = [waiter for waiter in list(watch.waiters) if _reject(waiter, make)]
@@ -612,6 +707,10 @@ def was_told(watch: Watch, what: str) -> bool:
     before = what in watch.told
     watch.told |= {what}
     return before
+
+
+def _is_untold(watch: Watch) -> bool:
+    return watch.is_addressed and watch.polls_at_end_told is None
 
 
 def _face(record: TaskRecord) -> tuple[object, ...]:

@@ -10,15 +10,19 @@ import itertools
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
 from . import hooks as events
 from ._clock import Clock
+from ._retry import fate_of
 from .errors import Fate, JournalError, RunwayError, SubmissionInDoubt
 from .journal import Entry
 from .models import Generation, TaskRecord
+
+if TYPE_CHECKING:
+    from .callbacks import Address
 
 _NUMBERS: Final = itertools.count(1)
 
@@ -33,6 +37,10 @@ class Submission:
     client: int
     hooks: events.Hooks
     clock: Clock
+    #: What is asked for.
+    request: Generation = attrs.field(repr=False)
+    #: Where the gateway posts its news, if it is told any.
+    address: "Address | None" = None
     number: int = attrs.field(init=False, factory=partial(next, _NUMBERS))
     #: Its row in the journal, where there is one.
     entry: Entry | None = attrs.field(init=False, default=None)
@@ -44,9 +52,10 @@ class Submission:
     end_is_told: bool = attrs.field(init=False, default=False)
 
     @contextmanager
-    def told(self, request: Generation) -> Iterator[None]:
+    def told(self) -> Iterator[None]:
         """Tell of its beginning, and of its end unless somebody else does."""
-        model, seconds = getattr(request, "model", None), getattr(request, "seconds", None)
+        model = getattr(self.request, "model", None)
+        seconds = getattr(self.request, "seconds", None)
         self.hooks.emit(
             events.SubmissionStarted(self.number, self.client, self.endpoint, model, seconds)
         )
@@ -56,6 +65,10 @@ class Submission:
             if not self.end_is_told:
                 self._tell_end(error)
             raise
+
+    def trace(self) -> str | None:
+        """Give what a later process links its own spans to, if anybody traces."""
+        return self.hooks.trace_of(self.number)
 
     def held(self, tasks: int) -> None:
         """Tell that it waits for one of so many tasks to end."""
@@ -75,10 +88,14 @@ class Submission:
             record = await exchange()
         except RunwayError as error:
             if self.entry is not None:
-                await _afterwards(self.entry.failed(error), type(error).__name__)
+                await afterwards(self.entry.failed(error), type(error).__name__)
+            if self.address is not None:
+                self.address.is_in_doubt = fate_of(error) is Fate.UNKNOWN
             raise
         if self.entry is not None:
-            await _afterwards(self.entry.accepted(record.task_id), f"task {record.task_id}")
+            await afterwards(self.entry.accepted(record.task_id), f"task {record.task_id}")
+        if self.address is not None:
+            self.address.answered(record.task_id)
         return record
 
     def leave(self) -> None:
@@ -116,7 +133,7 @@ class Submission:
         return Fate.UNSENT if ours or not self.attempts else Fate.UNKNOWN
 
 
-async def _afterwards(writing: Coroutine[object, object, None], news: str) -> None:
+async def afterwards(writing: Coroutine[object, object, None], news: str) -> None:
     """Write what became of a sending; what became of it matters more than the row does."""
     try:
         await writing

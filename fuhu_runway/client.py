@@ -5,11 +5,11 @@ import itertools
 import os
 import warnings
 from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 from uuid import uuid4
 
 import aiohttp
@@ -22,12 +22,12 @@ from ._gateway import BALANCE_ENDPOINTS, ENDPOINTS, GATEWAYS, NOWHERE, SUBMITS
 from ._polling import Poller, Watch
 from ._retry import fate_of
 from ._schedule import kind_of
-from ._submission import Submission
+from ._submission import Submission, afterwards
 from ._wire import Request, ask_balance, ask_task, build, read_balance, read_task
 from .batch import Batch, Outcome, Source
 from .downloads import Progress, origin_of
 from .downloads import Source as ClipSource
-from .errors import Fate, RunwayError, SubmissionInDoubt
+from .errors import Fate, JournalError, RunwayError, SubmissionInDoubt
 from .journal import Entry, Job, JobState, Journal, Plan, plan_of
 from .models import (
     DEFAULT_MODEL,
@@ -43,6 +43,7 @@ from .models import (
     PollPolicy,
     RetryPolicy,
     TaskRecord,
+    TaskState,
     TextToVideo,
     Timeouts,
     VideoToVideo,
@@ -51,9 +52,14 @@ from .models import (
 )
 from .task import Clip, Task
 
+if TYPE_CHECKING:
+    # It brings a web server along, which most programs have no use for.
+    from .callbacks import Address, CallbackReceiver, Delivery
+
 KEY_VARIABLE: Final = "FUHU_API_KEY"
 URL_VARIABLE: Final = "FUHU_BASE_URL"
 DEFAULT_GATEWAY: Final = "fuhuapi"
+FEED: Final = ENDPOINTS["feed"].name
 
 _NUMBERS: Final = itertools.count(1)
 _ENDPOINT_NAMES: Final = {kind.__name__: row.name for kind, row in SUBMITS.items()}
@@ -76,6 +82,8 @@ class Client:
             carry an Authorization header, which would reach the hosts of the clips.
         callback_url: Where the gateway is told to post news. By default an address that leads
             nowhere, since sister gateways refuse a request without one; None leaves it out.
+        callbacks: Takes what the gateway posts: each submit is given an address of its own there
+            in place of *callback_url*, and each delivery makes the task's waits look at once.
         timeouts: How long one exchange may take.
         retry: How often, and after how long, a safe request is repeated.
         polling: When a task is looked at.
@@ -102,6 +110,7 @@ class Client:
         # how
         session: aiohttp.ClientSession | None = None,
         callback_url: str | None = NOWHERE,
+        callbacks: "CallbackReceiver | None" = None,
         timeouts: Timeouts | None = None,
         retry: RetryPolicy | None = None,
         polling: PollPolicy | None = None,
@@ -114,6 +123,7 @@ class Client:
         self._engines: dict[asyncio.AbstractEventLoop, Engine] = {}
         self._key = _checked_key(api_key or os.environ.get(KEY_VARIABLE))
         self._callback_url = _checked_callback(callback_url)
+        self._callbacks = _checked_receiver(callbacks, callback_url)
         self._hooks = events.Hooks(hooks)
         self._owns_journal = journal is not None and not isinstance(journal, Journal)
         #: The durable record, where there is one.
@@ -131,12 +141,16 @@ class Client:
             hooks=self._hooks,
             clock=self._clock,
             client=self._number,
+            net=None if callbacks is None else callbacks.safety_net,
         )
         #: Where requests go, and how they are spelled.
         self.gateway: Gateway = _resolved(gateway, base_url)
-        #: Tasks that were accepted after whoever submitted them had been cancelled.
+        #: Tasks that were accepted after whoever submitted them had been cancelled, and those of
+        #: submissions in doubt that a delivery told of.
         self.unclaimed: list[Task] = []
         self._has_recalled = False
+        if callbacks is not None:
+            callbacks.attach(self)
 
     def __repr__(self) -> str:
         polls = "".join(f", {engine.poller!r}" for engine in self._engines.values())
@@ -233,26 +247,42 @@ class Client:
 
     async def submit_job(self, request: Generation, plan: Plan | None) -> Task:
         """Do what `submit` does for a job that the journal knows already; for batches."""
-        wire = build(request, self.gateway, self._key, self._callback_url)
-        endpoint = wire.endpoint.name
-        submission = Submission(endpoint, self._number, self._hooks, self._clock)
-        with submission.told(request):
-            if self.journal is not None:
+        job = plan
+        if job is None and self.journal is not None:
+            job = plan_of(request, f"single:{uuid4()}")
+        address = self._address(request, job)
+        wire = self._submission(request, address)
+        submission = Submission(
+            wire.endpoint.name, self._number, self._hooks, self._clock, request, address
+        )
+        with submission.told():
+            if self.journal is not None and job is not None:
                 submission.entry = await self._entry(
-                    self.journal, request, plan, self._hooks.trace_of(submission.number)
+                    self.journal, job, submission.trace(), is_new=plan is None
                 )
             engine = self._engine()
             async with engine.tasks.one_more(submission.held):
-                record = await engine.transport.call(
-                    wire,
-                    read_task,
-                    unclaimed=partial(self._leave, submission, request),
-                    around=submission.sending,
-                    submission=submission.number,
-                )
-                task = self._accepted(submission, request, record)
+                found = None
+                try:
+                    record = await engine.transport.call(
+                        wire,
+                        read_task,
+                        unclaimed=partial(self._leave, engine, submission),
+                        around=submission.sending,
+                        submission=submission.number,
+                    )
+                except SubmissionInDoubt:
+                    # While the answer was waited for, a delivery may have told what it would have.
+                    found = await self._told_instead(engine, address)
+                    if found is None:
+                        raise
+                    record = TaskRecord(found.task_id, TaskState.QUEUED)
+                task = self._accepted(submission, record)
                 # Not the engine of the moment: this one may have been closed meanwhile.
-                engine.tasks.add(self._watch(engine.poller, task))
+                watch = self._follow(engine, task, address)
+                if found is not None:
+                    self._hooks.emit(events.SubmissionFound(wire.endpoint.name, task.id))
+                    engine.poller.take_told(watch, found)
         return task
 
     async def generate(
@@ -580,18 +610,30 @@ class Client:
         downloader = self._engine().downloader
         return await downloader.save(source, path, max_bytes=max_bytes, on_progress=on_progress)
 
-    def _watch(self, poller: Poller, task: Task) -> Watch:
+    def _follow(self, engine: Engine, task: Task, address: "Address | None") -> Watch:
+        """Count a task that was accepted, and have it hear of its deliveries."""
+        watch = self._watch(engine.poller, task, is_addressed=address is not None)
+        engine.tasks.add(watch)
+        if address is not None:
+            task.keep(watch)
+            early, address.early = address.early, None
+            if early is not None:
+                self._heed(engine, address, early)
+        return watch
+
+    def _watch(self, poller: Poller, task: Task, *, is_addressed: bool = False) -> Watch:
         wire = self._task_request(task.id, official=task.official)
         # A refused look may quote the prompt.
         wire = attrs.evolve(wire, secrets=(*wire.secrets, *task.secrets()))
-        return poller.watch(wire, task.submitted_at, task.record, kind_of(task.request))
+        kind = kind_of(task.request)
+        return poller.watch(wire, task.submitted_at, task.record, kind, is_addressed=is_addressed)
 
     def _task_request(self, task_id: str, *, official: bool) -> Request:
         endpoint = ENDPOINTS["official_task" if official else "feed"]
         return ask_task(task_id, endpoint, self.gateway, self._key)
 
     async def _entry(
-        self, journal: Journal, request: Generation, plan: Plan | None, traceparent: str | None
+        self, journal: Journal, plan: Plan, traceparent: str | None, *, is_new: bool
     ) -> Entry:
         if not self._has_recalled:
             self._has_recalled = True
@@ -599,14 +641,21 @@ class Client:
             doubts = (await journal.counts())[JobState.IN_DOUBT]
             if doubts:
                 self._hooks.emit(events.DoubtsFound(doubts))
-        if plan is None:
+        if is_new:
             # A job of a batch has its row already.
-            plan = plan_of(request, f"single:{uuid4()}")
             await journal.plan(plan, self._clock.wall())
         return Entry(journal, plan.key, self._clock, traceparent)
 
-    def _accepted(self, submission: Submission, request: Generation, record: TaskRecord) -> Task:
+    def _submission(self, request: Generation, address: "Address | None") -> Request:
+        """Give the request that submits, its callback address among its secrets."""
+        if address is None or self._callbacks is None:
+            return build(request, self.gateway, self._key, self._callback_url)
+        wire = build(request, self.gateway, self._key, self._callbacks.url(address))
+        return attrs.evolve(wire, secrets=(*wire.secrets, self._callbacks.token(address)))
+
+    def _accepted(self, submission: Submission, record: TaskRecord) -> Task:
         submission.accepted(record.task_id)
+        request = submission.request
         return Task(
             self,
             record.task_id,
@@ -617,14 +666,14 @@ class Client:
         )
 
     def _leave(
-        self, submission: Submission, request: Generation, flight: "asyncio.Task[TaskRecord]"
+        self, engine: Engine, submission: Submission, flight: "asyncio.Task[TaskRecord]"
     ) -> None:
         """See to it that what becomes of a request is told, whose caller goes."""
         submission.leave()
-        flight.add_done_callback(partial(self._take_unclaimed, submission, request))
+        flight.add_done_callback(partial(self._take_unclaimed, engine, submission))
 
     def _take_unclaimed(
-        self, submission: Submission, request: Generation, flight: "asyncio.Task[TaskRecord]"
+        self, engine: Engine, submission: Submission, flight: "asyncio.Task[TaskRecord]"
     ) -> None:
         """Keep the task of a request whose caller is gone, or tell what became of it."""
         error = None if flight.cancelled() else flight.exception()
@@ -632,10 +681,152 @@ class Client:
             known = isinstance(error, RunwayError) and fate_of(error) is not Fate.UNKNOWN
             fault = type(error).__name__ if known else SubmissionInDoubt.__name__
             submission.unclaimed(None, fault)
+            address = submission.address
+            if address is not None and address.is_in_doubt:
+                engine.run(self._recover(engine, address, submission.endpoint))
             return
-        task = self._accepted(submission, request, flight.result())
+        task = self._accepted(submission, flight.result())
+        self._follow(engine, task, submission.address)
         self.unclaimed.append(task)
         submission.unclaimed(task.id)
+
+    # Deliveries
+
+    def heard(self, address: "Address", delivery: "Delivery") -> None:
+        """Take note of a delivery, in whatever thread and loop this is; for the receiver."""
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
+        engines = list(self._engines.items())
+        if not engines:
+            address.early = delivery
+        for place, (loop, engine) in enumerate(engines):
+            heed = partial(self._heed, engine, address, delivery, is_told=place == 0)
+            if loop is here:
+                heed()
+            else:
+                # A loop that has ended since has nobody left who waits.
+                with suppress(RuntimeError):
+                    loop.call_soon_threadsafe(heed)
+
+    def _heed(
+        self, engine: Engine, address: "Address", delivery: "Delivery", *, is_told: bool = True
+    ) -> None:
+        """Do in one loop what a delivery asks for; *is_told* in the one that tells of it."""
+        if address.is_strange and address.task_id is None:
+            address.task_id = delivery.task_id or None
+        if address.task_id is None:
+            address.early = delivery
+            if address.is_in_doubt and is_told:
+                engine.run(self._recover(engine, address, _endpoint_of(address.request)))
+            return
+        is_other = delivery.task_id not in {None, address.task_id}
+        if is_told and is_other:
+            self._hooks.emit(events.CallbackRefused(address.task_id, "it names another task"))
+        elif is_told:
+            self._hooks.emit(events.CallbackReceived(address.task_id, delivery.state))
+        if is_other:
+            return
+        watch = engine.poller.find(FEED, address.task_id)
+        if watch is not None:
+            engine.poller.hint(watch, is_end=delivery.is_end)
+        elif address.is_strange and is_told:
+            engine.run(self._look_up(engine, address, delivery))
+        else:
+            address.early = delivery
+
+    def _address(self, request: Generation, job: Plan | None) -> "Address | None":
+        """Give a new address for what a request will make, if it can be told one."""
+        if self._callbacks is None or not SUBMITS[type(request)].takes_callback:
+            return None
+        key = None if job is None else job.key
+        return self._callbacks.address(self, request, key, self._clock.wall())
+
+    async def _look_up(self, engine: Engine, address: "Address", delivery: "Delivery") -> None:
+        """See whether an address from before a restart is that of a job in doubt."""
+        receiver, journal = self._callbacks, self.journal
+        if receiver is None or journal is None or not receiver.is_lasting or address.is_looked_up:
+            return
+        address.is_looked_up = True
+        with suppress(JournalError):
+            for job in await journal.jobs(JobState.IN_DOUBT):
+                if receiver.nonce_of(job.key) == address.nonce:
+                    address.job, address.made_at = job.key, job.submitted_at or job.planned_at
+                    address.early, address.task_id = delivery, None
+                    await self._recover(engine, address, _ENDPOINT_NAMES[job.endpoint])
+                    # The feed may not know it yet; then the next delivery says so again.
+                    address.is_looked_up = address.task_id is not None
+
+    async def _recover(self, engine: Engine, address: "Address", endpoint: str) -> None:
+        """Keep the task that a delivery told of a submission in doubt, if the feed has it."""
+        request = address.request
+        found = await self._sought(engine, address)
+        if found is None:
+            return
+        task = Task(self, found.task_id, request=request, submitted_at=self._clock.now())
+        watch = self._follow(engine, task, address)
+        self.unclaimed.append(task)
+        self._hooks.emit(events.SubmissionFound(endpoint, task.id))
+        engine.poller.take_told(watch, found)
+
+    async def _told_instead(self, engine: Engine, address: "Address | None") -> TaskRecord | None:
+        """Give the task of a submission in doubt to its caller, if a delivery told of it."""
+        if address is None:
+            return None
+        early = address.early
+        try:
+            return await self._sought(engine, address)
+        except asyncio.CancelledError:
+            address.early = address.early or early
+            engine.run(self._recover(engine, address, _endpoint_of(address.request)))
+            raise
+
+    async def _sought(self, engine: Engine, address: "Address") -> TaskRecord | None:
+        """Give what the feed says of the task that a delivery told, and write it down."""
+        while address.early is not None and not address.is_sought:
+            told, address.early = address.early, None
+            address.is_sought = True
+            try:
+                record = await self._confirmed(engine, address, told.task_id)
+            finally:
+                address.is_sought = False
+            if record is not None:
+                address.answered(record.task_id)
+                if self.journal is not None and address.job is not None:
+                    entry = Entry(self.journal, address.job, self._clock)
+                    writing = entry.accepted(record.task_id, address.made_at)
+                    await afterwards(writing, f"task {record.task_id}")
+                return record
+        return None
+
+    async def _confirmed(
+        self, engine: Engine, address: "Address", task_id: str | None
+    ) -> TaskRecord | None:
+        """Give what the feed says of a task, if it may be the one of this address."""
+        now = self._clock.now()
+        if not task_id or not address.allowance.is_open(now):
+            return None
+        address.allowance.take(now)
+        try:
+            if await self._is_known(task_id, address):
+                reason = "the task that it names belongs to another submission"
+            else:
+                wire = self._task_request(task_id, official=False)
+                prompt = getattr(address.request, "prompt", None) or ""
+                wire = attrs.evolve(wire, secrets=(*wire.secrets, prompt))
+                record = await engine.transport.call(wire, read_task)
+                return attrs.evolve(record, task_id=task_id)
+        except RunwayError as error:
+            reason = f"the feed does not confirm it ({type(error).__name__})"
+        self._hooks.emit(events.CallbackRefused(None, reason))
+        return None
+
+    async def _is_known(self, task_id: str, address: "Address") -> bool:
+        """Whether a task belongs to another submission."""
+        if self._callbacks is not None and self._callbacks.is_taken(task_id, address):
+            return True
+        return self.journal is not None and await self.journal.find(task_id) is not None
 
     def _engine(self) -> Engine:
         """Give what belongs to the running loop, made on first use."""
@@ -647,11 +838,21 @@ class Client:
                 del self._engines[ended]
             engine = self._engines[loop] = Engine(self._settings)
             engine.stay_until_the_loop_ends(partial(self._engines.pop, loop, None))
+            self._catch_up(engine)
         return engine
+
+    def _catch_up(self, engine: Engine) -> None:
+        """Heed what was delivered while no loop was there to hear of it."""
+        for address, delivery in [] if self._callbacks is None else self._callbacks.unheard():
+            self._heed(engine, address, delivery)
 
 
 def _journal(journal: Journal | str | os.PathLike[str] | None) -> Journal | None:
     return journal if journal is None or isinstance(journal, Journal) else Journal(journal)
+
+
+def _endpoint_of(request: Generation | None) -> str:
+    return SUBMITS[type(request)].name if request is not None else ""
 
 
 class Official:
@@ -791,6 +992,26 @@ def _checked_callback(url: str | None) -> str | None:
             "callback_url", "callback_url is no absolute http(s) address.", "Give one, or None."
         )
     return url
+
+
+def _checked_receiver(
+    callbacks: "CallbackReceiver | None", callback_url: str | None
+) -> "CallbackReceiver | None":
+    if callbacks is None:
+        return None
+    if not hasattr(callbacks, "deliver"):
+        raise usage_error(
+            "callbacks",
+            f"callbacks is of type {type(callbacks).__name__}.",
+            "Give a CallbackReceiver, made from the public address of your app.",
+        )
+    if callback_url != NOWHERE:
+        raise usage_error(
+            "callback_url",
+            "There are both callback_url and callbacks, and a request has room for one address.",
+            "Leave callback_url out: the receiver gives each task an address of its own.",
+        )
+    return callbacks
 
 
 def _resolved(gateway: Gateway | str | None, base_url: str | None) -> Gateway:

@@ -324,6 +324,43 @@ class ClientClosed(Event):
     client: int
 
 
+@attrs.frozen
+class CallbackReceived(Event):
+    """A delivery came to the address of a task; what it says counts for nothing by itself."""
+
+    task_id: str
+    #: What it says of the task; UNKNOWN where it says nothing that can be read.
+    state: TaskState
+
+
+@attrs.frozen
+class CallbackRefused(Event):
+    """A delivery came to the address of a task, and what it says cannot be."""
+
+    level: ClassVar[int] = logging.INFO
+    #: The task whose address it was; None where that is not known.
+    task_id: str | None
+    reason: str
+
+
+@attrs.frozen
+class CallbacksMissing(Event):
+    """Tasks end and no delivery ever comes, so the public address may be wrong; told once."""
+
+    level: ClassVar[int] = logging.WARNING
+    #: How many have ended.
+    tasks: int
+
+
+@attrs.frozen
+class SubmissionFound(Event):
+    """A delivery told the task of a submission whose answer was lost, and the feed confirms it."""
+
+    level: ClassVar[int] = logging.WARNING
+    endpoint: str
+    task_id: str
+
+
 Listener = Callable[[Event], None]
 """
 A function that is called with each event.

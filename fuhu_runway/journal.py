@@ -78,7 +78,7 @@ STEPS: Final[Mapping[JobState, Mapping[JobState, str]]] = {
         JobState.PLANNED: "Someone asked for another try.",
     },
     JobState.IN_DOUBT: {
-        JobState.ACCEPTED: "A person found the task and gave its id.",
+        JobState.ACCEPTED: "A person or a delivery told the id of the task, and the feed has it.",
         JobState.PLANNED: "A person made sure that it was not accepted.",
     },
 }
@@ -347,9 +347,9 @@ class Entry:
         now = self.clock.wall()
         await self.journal.step(self.key, JobState.SUBMITTING, now, traceparent=self.traceparent)
 
-    async def accepted(self, task_id: str) -> None:
-        """Write the id that the gateway gave."""
-        now = self.clock.wall()
+    async def accepted(self, task_id: str, at: float | None = None) -> None:
+        """Write the id that the gateway gave, now or at an instant in the past."""
+        now = self.clock.wall() if at is None else at
         await self.journal.step(self.key, JobState.ACCEPTED, now, task_id=task_id)
 
     async def failed(self, error: RunwayError) -> None:

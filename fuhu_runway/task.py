@@ -155,6 +155,10 @@ class Task:
         self._watch = watch
         return await poller.refresh(watch)
 
+    def keep(self, watch: Watch) -> None:
+        """Hold what is known of this task; for the client, where deliveries may add to it."""
+        self._watch = watch
+
     def secrets(self) -> tuple[str, ...]:
         """Give the texts that must not be shown in what is said about this task."""
         record = self.record

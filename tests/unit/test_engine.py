@@ -90,6 +90,20 @@ async def test_one_that_does_not_stay_has_nothing_to_close() -> None:
         assert not session.closed
 
 
+async def test_closing_ends_its_errands() -> None:
+    """What nobody waits for is cancelled with the engine, and what is done is forgotten."""
+    engine = Engine(settings())
+    engine.stay_until_the_loop_ends(list)
+    engine.run(asyncio.sleep(0))
+    engine.run(asyncio.sleep(3600))
+    await settle()
+    assert len(engine._errands) == 1
+    await engine.aclose()
+    await settle()
+    assert engine._errands == set()
+    assert others() == set()
+
+
 async def test_a_look_is_not_repeated_by_itself() -> None:
     """The scheduler looks again in its own time: trouble is not multiplied by a retry policy."""
     engine = Engine(settings())

@@ -38,6 +38,7 @@ EXAMPLES: dict[str, Any] = {
     "fate": Fate.REFUSED,
     "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     "received_bytes": 2048,
+    "reason": "it names another task",
 }
 EVENTS = [
     kind(**{field.name: EXAMPLES[field.name] for field in attrs.fields(kind)})
@@ -176,6 +177,10 @@ LEVELS = {
     "DownloadFinished": logging.INFO,
     "DownloadFailed": logging.INFO,
     "ClientClosed": logging.DEBUG,
+    "CallbackReceived": logging.DEBUG,
+    "CallbackRefused": logging.INFO,
+    "CallbacksMissing": logging.WARNING,
+    "SubmissionFound": logging.WARNING,
 }
 
 

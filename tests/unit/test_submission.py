@@ -10,6 +10,7 @@ from support.clock import ManualClock
 
 from fuhu_runway import errors
 from fuhu_runway._submission import Submission
+from fuhu_runway.callbacks import Address
 from fuhu_runway.errors import Fate
 from fuhu_runway.hooks import (
     Hooks,
@@ -37,7 +38,7 @@ def ear() -> Ear:
 @pytest.fixture
 def submission(ear: Ear, clock: ManualClock) -> Submission:
     """Give a submission of client 3."""
-    return Submission("text_to_video", 3, Hooks([ear]), clock)
+    return Submission("text_to_video", 3, Hooks([ear]), clock, REQUEST)
 
 
 async def accepting() -> TaskRecord:
@@ -57,7 +58,7 @@ def ending_in(error: BaseException) -> Callable[[], Any]:
 async def test_the_whole_way_is_told(submission: Submission, ear: Ear, clock: ManualClock) -> None:
     """Beginning, waiting, two sendings and the task: all with one number, timed from the first."""
     number = submission.number
-    with submission.told(REQUEST):
+    with submission.told():
         submission.held(40)
         for _ in range(2):
             await submission.sending(accepting)
@@ -74,7 +75,8 @@ async def test_the_whole_way_is_told(submission: Submission, ear: Ear, clock: Ma
 
 def test_what_a_request_does_not_have_is_not_told(submission: Submission, ear: Ear) -> None:
     """Not every kind of request has a model and a length."""
-    with submission.told(ActOne("https://example.com/1.mp4", "https://example.com/1.png")):
+    submission.request = ActOne("https://example.com/1.mp4", "https://example.com/1.png")
+    with submission.told():
         pass
     [told] = ear.all(SubmissionStarted)
     assert told.model is told.clip_seconds is None
@@ -109,7 +111,7 @@ def test_a_failure_is_told_by_its_name(
 ) -> None:
     """What ended without a task, and surely without a charge, is told with its fate, and raised."""
     submission.attempts = attempts
-    with pytest.raises(type(error)), submission.told(REQUEST):
+    with pytest.raises(type(error)), submission.told():
         raise error
     name = type(error).__name__
     assert ear.heard[1:] == [SubmissionFailed(submission.number, "text_to_video", name, fate)]
@@ -123,15 +125,33 @@ def test_a_doubt_is_told_by_what_was_seen(
 ) -> None:
     """Whatever leaves it open whether money was spent is a doubt, a defect after a sending too."""
     submission.attempts = 1
-    with pytest.raises(type(error)), submission.told(REQUEST):
+    with pytest.raises(type(error)), submission.told():
         raise error
     assert ear.heard[1:] == [SubmissionDoubted(submission.number, "text_to_video", name)]
+
+
+@pytest.mark.parametrize(
+    ("error", "is_in_doubt"),
+    [(errors.NoReply(*TEXTS), True), (errors.InvalidRequest(*TEXTS), False)],
+)
+async def test_its_address_knows_whether_a_task_may_come_of_it(
+    submission: Submission, error: BaseException, is_in_doubt: bool
+) -> None:
+    """A delivery tells the task of a submission without an answer, and of no other."""
+    submission.address = address = Address(b"nonce", request=REQUEST)
+    with pytest.raises(type(error)):
+        await submission.sending(ending_in(error))
+    assert address.is_in_doubt is is_in_doubt
+    await submission.sending(accepting)
+    assert not address.is_in_doubt
+    assert address.task_id == "t-1"
+    assert address.request is None
 
 
 def test_one_that_was_left_has_its_end_later(submission: Submission, ear: Ear) -> None:
     """Cancelled in the air, it is no failure: what became of it is told when that is known."""
     submission.leave()
-    with pytest.raises(asyncio.CancelledError), submission.told(REQUEST):
+    with pytest.raises(asyncio.CancelledError), submission.told():
         raise asyncio.CancelledError
     assert len(ear.heard) == 1
     submission.unclaimed(None, "InvalidRequest")
@@ -145,7 +165,7 @@ def test_one_that_was_left_has_its_end_later(submission: Submission, ear: Ear) -
 def test_one_that_was_accepted_does_not_fail(submission: Submission, ear: Ear) -> None:
     """Whatever goes wrong after the id came, the end that is told is the task."""
     submission.accepted("t-1")
-    with pytest.raises(ZeroDivisionError), submission.told(REQUEST):
+    with pytest.raises(ZeroDivisionError), submission.told():
         raise ZeroDivisionError
     assert [type(event) for event in ear.heard] == [TaskSubmitted, SubmissionStarted]
 

@@ -101,6 +101,15 @@ def test_the_texts_that_may_not_be_shown(home: Home) -> None:
     assert home.task().secrets() == ()
 
 
+def test_a_handle_tells_what_its_deliveries_led_to(home: Home) -> None:
+    """Whoever submitted with a callback address holds what is known, without having waited."""
+    task = home.task()
+    watch = home.scene.watch()
+    task.keep(watch)
+    home.scene.poller.take_told(watch, done())
+    assert task.record == done()
+
+
 # Waiting
 
 
