@@ -27,6 +27,7 @@ import attrs
 from . import hooks as events
 from ._clock import Clock, Timer
 from ._limits import Gate
+from ._outstanding import Name, Outstanding
 from ._redact import redact
 from ._retry import ladder
 from ._schedule import Kind, Learner
@@ -54,8 +55,6 @@ IN_TIME: Final = 1.1
 """Beyond so many times the starvation that is allowed, not everyone can be asked in time."""
 TIMER_SLACK: Final = 0.01
 """What is due in less than this is due, in seconds: loops call a little early."""
-
-DEAD_ENDS: Final = (TaskState.FAILED, TaskState.CANCELED)
 
 K = TypeVar("K")
 
@@ -175,10 +174,13 @@ class Watch:
         return self.request.task_id or ""
 
     @property
+    def name(self) -> Name:
+        return name_of(self.request)
+
+    @property
     def is_settled(self) -> bool:
         """Whether there is nothing more to learn."""
-        record = self.record
-        return record is not None and (record.has_clip or record.state in DEAD_ENDS)
+        return self.record is not None and self.record.is_settled
 
 
 class Ranking:
@@ -243,6 +245,7 @@ class Poller:
         rng: Where the jitter comes from.
         learner: What is known of how long tasks take; by default nothing yet.
         turns: Where looks queue while requests go at a pace; by default they never do.
+        outstanding: Who hears which tasks are waited for, and which have ended.
     """
 
     def __init__(
@@ -256,6 +259,7 @@ class Poller:
         rng: random.Random | None = None,
         learner: Learner | None = None,
         turns: Turns | None = None,
+        outstanding: Outstanding | None = None,
     ) -> None:
         self._look = look
         self._policy = policy
@@ -265,12 +269,13 @@ class Poller:
         self._hooks = hooks
         self._random = rng or random.Random()  # noqa: S311  (spreads load, guards nothing)
         # By endpoint too: whoever asked in the wrong format may still ask in the right one.
-        self._watches: WeakValueDictionary[tuple[str, str], Watch] = WeakValueDictionary()
+        self._watches: WeakValueDictionary[Name, Watch] = WeakValueDictionary()
         self._looks: PollQueue[Watch] = PollQueue()
         self._deadlines: PollQueue[Waiter] = PollQueue()
         self._asking: set[Watch] = set()
         self._learner = learner or Learner(policy)
         self._turns = turns
+        self._outstanding = outstanding or Outstanding()
         self._queuing: asyncio.Task[None] | None = None
         self._ranking = Ranking()
         self._timer: Timer | None = None
@@ -298,7 +303,7 @@ class Poller:
         kind: Kind | None = None,
     ) -> Watch:
         """Give the watch over one task; everyone who asks for the same task gets the same."""
-        name = (request.endpoint.name, request.task_id or "")
+        name = name_of(request)
         watch = self._watches.get(name)
         if watch is None:
             watch = Watch(request, submitted_at, record)
@@ -369,6 +374,7 @@ class Poller:
         future: asyncio.Future[TaskRecord] = asyncio.get_running_loop().create_future()
         waiter = Waiter(watch, future, timeout, any_change)
         watch.waiters.add(waiter)
+        self._outstanding.waited_for(watch.name)
         if deadline is not None:
             self._deadlines.put(waiter, deadline)
         if watch.question is None and watch not in self._looks:
@@ -529,6 +535,7 @@ class Poller:
             self._mind_the_url(watch, record)
 
     def _settle(self, watch: Watch, record: TaskRecord) -> None:
+        self._outstanding.seen(watch.name, record)
         if not was_told(watch, "settled"):
             self._hooks.emit(
                 events.TaskSettled(
@@ -555,6 +562,8 @@ class Poller:
         if isinstance(error, HOPELESS) or (
             isinstance(error, NotFound) and not self._may_appear(watch, now)
         ):
+            if isinstance(error, NotFound):
+                self._outstanding.not_found(watch.name)
             self._fail(watch, partial(_copy, error))
             return
         asked = error.retry_after if isinstance(error, GatewayError) else None
@@ -602,6 +611,11 @@ class Poller:
         for note in record.notes:
             if not was_told(watch, note):
                 self._hooks.emit(events.ContradictionSeen(watch.task_id, note))
+
+
+def name_of(request: Request) -> Name:
+    """Give what tells a task from all others of one gateway."""
+    return request.endpoint.name, request.task_id or ""
 
 
 def was_told(watch: Watch, what: str) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 from uuid import uuid4
+from weakref import WeakSet, WeakValueDictionary
 
 import aiohttp
 import attrs
@@ -17,11 +18,13 @@ import attrs
 from . import hooks as events
 from ._clock import Clock, LoopClock
 from ._engine import Engine, Settings
-from ._gateway import BALANCE_ENDPOINTS, ENDPOINTS, GATEWAYS, NOWHERE, SUBMITS
-from ._polling import Poller, Watch
+from ._gateway import BALANCE_ENDPOINTS, ENDPOINTS, GATEWAYS, NOWHERE, SUBMITS, Endpoint
+from ._outstanding import Name
+from ._polling import Poller, Watch, name_of
 from ._retry import fate_of
 from ._schedule import kind_of
-from ._wire import Request, ask_balance, ask_task, build, read_balance, read_task
+from ._transport import closed
+from ._wire import Reply, Request, ask_balance, ask_task, build, read_balance, read_task
 from .batch import Batch, Outcome, Source
 from .downloads import Progress, origin_of
 from .downloads import Source as ClipSource
@@ -60,7 +63,8 @@ class Client:
 
     May be made anywhere, also outside of a running event loop, and used in several loops one
     after the other: each gets a session of its own, which is closed when its loop ends. Use it
-    with `async with`, or call `aclose()`.
+    with `async with`, or call `aclose()`; after that it refuses every call in that loop, until it
+    is entered again.
 
     Args:
         api_key: The key; by default the environment variable FUHU_API_KEY.
@@ -107,6 +111,8 @@ class Client:
         hooks: Iterable[events.Listener] = (),
     ) -> None:
         self._engines: dict[asyncio.AbstractEventLoop, Engine] = {}
+        self._closed_in: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
+        self._handles: WeakValueDictionary[Name, Task] = WeakValueDictionary()
         self._key = _checked_key(api_key or os.environ.get(KEY_VARIABLE))
         self._callback_url = _checked_callback(callback_url)
         self._hooks = events.Hooks(hooks)
@@ -136,6 +142,10 @@ class Client:
         return f"<Client {self.gateway.base_url}{polls}>"
 
     async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        if loop in self._closed_in:
+            await self.aclose()  # somebody may still be at it
+            self._closed_in.discard(loop)
         return self
 
     async def __aexit__(
@@ -160,15 +170,34 @@ class Client:
         """
         Close what this client opened in the running loop; calling it again is fine.
 
-        Waits that are under way end with `WaitAbandoned`; their tasks go on. A paid request in
-        the air is waited for, since only its answer tells the id of the task: look for it in
-        `unclaimed`.
+        From here on each call in this loop is refused, before anything is sent. Waits that are
+        under way end with `WaitAbandoned`; their tasks go on. A paid request in the air is waited
+        for, since only its answer tells the id of the task. What is unfinished then is in
+        `outstanding`.
         """
-        engine = self._engines.pop(asyncio.get_running_loop(), None)
+        loop = asyncio.get_running_loop()
+        self._closed_in.add(loop)
+        engine = self._engines.get(loop)
         if engine is not None:
             await engine.aclose()
         if self.journal is not None and self._owns_journal:
             await self.journal.aclose()
+
+    @property
+    def outstanding(self) -> tuple[Task, ...]:
+        """
+        The tasks that were submitted or waited for here, and whose end has not been seen.
+
+        They are paid for, and go on at the gateway whatever becomes of this process, so an app
+        that ends writes down their ids: `[task.id for task in client.outstanding]`. Among them
+        are those that nobody waits for any more, those that are `unclaimed`, and those whose
+        handle is gone, for which there is a new one. Good before and after `aclose()`, in any
+        loop; after it nothing is missing.
+        """
+        return tuple(
+            self._handles.get(name) or self._handle(*name, accepted_at)
+            for name, accepted_at in self._settings.outstanding
+        )
 
     # Paid calls
 
@@ -219,16 +248,19 @@ class Client:
 
     async def submit_job(self, request: Generation, plan: Plan | None) -> Task:
         """Do what `submit` does for a job that the journal knows already; for batches."""
+        engine = self._engine()
         wire = build(request, self.gateway, self._key, self._callback_url)
         around = None
         if self.journal is not None:
             entry = await self._entry(self.journal, request, plan)
             around = partial(_written_down, entry)
-        engine = self._engine()
         async with engine.tasks.one_more():
             started_at = self._clock.now()
             record = await engine.transport.call(
-                wire, read_task, unclaimed=partial(self._take_unclaimed, request), around=around
+                wire,
+                partial(self._read_accepted, _tells_of(request)),
+                unclaimed=partial(self._take_unclaimed, request),
+                around=around,
             )
             task = self._accepted(request, record, started_at)
             # Not the engine of the moment: this one may have been closed meanwhile.
@@ -510,7 +542,9 @@ class Client:
             api-facts 1.6, 2 and 3.
         """
         wire = self._task_request(_checked_id(task_id), official=official)
-        return await self._engine().transport.call(wire, read_task)
+        record = await self._engine().transport.call(wire, read_task)
+        self._settings.outstanding.seen(name_of(wire), record)
+        return record
 
     async def balance(self) -> Balance:
         """
@@ -538,7 +572,9 @@ class Client:
     def watch_over(self, task: Task) -> tuple[Poller, Watch]:
         """Give the scheduler of the running loop, and its watch over *task*; for handles."""
         poller = self._engine().poller
-        return poller, self._watch(poller, task)
+        watch = self._watch(poller, task)
+        self._handles.setdefault(watch.name, task)
+        return poller, watch
 
     async def save(
         self,
@@ -564,9 +600,12 @@ class Client:
         wire = attrs.evolve(wire, secrets=(*wire.secrets, *task.secrets()))
         return poller.watch(wire, task.submitted_at, task.record, kind_of(task.request))
 
+    def _handle(self, endpoint: str, task_id: str, submitted_at: float | None) -> Task:
+        official = endpoint == _feed(official=True).name
+        return Task(self, task_id, official=official, submitted_at=submitted_at)
+
     def _task_request(self, task_id: str, *, official: bool) -> Request:
-        endpoint = ENDPOINTS["official_task" if official else "feed"]
-        return ask_task(task_id, endpoint, self.gateway, self._key)
+        return ask_task(task_id, _feed(official=official), self.gateway, self._key)
 
     async def _entry(self, journal: Journal, request: Generation, plan: Plan | None) -> Entry:
         if not self._has_recalled:
@@ -578,18 +617,29 @@ class Client:
             await journal.plan(plan, self._clock.wall())
         return Entry(journal, plan.key, self._clock)
 
+    def _read_accepted(self, feed: Endpoint, reply: Reply) -> TaskRecord:
+        """Read the answer to a submit, and keep the id before anyone can be cancelled."""
+        record = read_task(reply)
+        name = (feed.name, record.task_id)
+        self._settings.outstanding.accepted(name, self._clock.now())
+        self._settings.outstanding.seen(name, record)
+        return record
+
     def _accepted(self, request: Generation, record: TaskRecord, started_at: float) -> Task:
         now = self._clock.now()
         endpoint = SUBMITS[type(request)].name
         self._hooks.emit(events.TaskSubmitted(record.task_id, endpoint, now - started_at))
-        return Task(
+        feed = _tells_of(request)
+        task = Task(
             self,
             record.task_id,
-            official=isinstance(request, OfficialImageToVideo),
+            official=feed is _feed(official=True),
             request=request,
             record=record,
             submitted_at=now,
         )
+        self._handles[feed.name, task.id] = task
+        return task
 
     def _take_unclaimed(self, request: Generation, flight: "asyncio.Task[TaskRecord]") -> None:
         """Keep the task of a request whose caller is gone, or tell what became of it."""
@@ -607,6 +657,8 @@ class Client:
     def _engine(self) -> Engine:
         """Give what belongs to the running loop, made on first use."""
         loop = asyncio.get_running_loop()
+        if loop in self._closed_in:
+            raise closed()
         engine = self._engines.get(loop)
         if engine is None:
             _check_loop(self._settings.session, loop)
@@ -615,6 +667,15 @@ class Client:
             engine = self._engines[loop] = Engine(self._settings)
             engine.stay_until_the_loop_ends(partial(self._engines.pop, loop, None))
         return engine
+
+
+def _feed(*, official: bool) -> Endpoint:
+    """Give the endpoint that tells of the tasks of one format."""
+    return ENDPOINTS["official_task" if official else "feed"]
+
+
+def _tells_of(request: Generation) -> Endpoint:
+    return _feed(official=isinstance(request, OfficialImageToVideo))
 
 
 async def _written_down(

@@ -508,14 +508,15 @@ async def test_closing_twice_is_fine(gateway: Simulator) -> None:
     """Also before anything was opened."""
     client = quick_client(gateway)
     await client.aclose()
-    await client.generate("a kitten")
-    await client.aclose()
+    async with client:
+        await client.generate("a kitten")
+        await client.aclose()
     await client.aclose()
     assert client._engines == {}
 
 
 async def test_a_closed_client_opens_anew(gateway: Simulator) -> None:
-    """After a close the next call opens a new session."""
+    """Entered again after a close, it opens a new session, and old handles work."""
     client = quick_client(gateway)
     async with client as same:
         assert same is client
