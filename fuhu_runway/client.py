@@ -594,6 +594,16 @@ class Client:
         downloader = self._engine().downloader
         return await downloader.save(source, path, max_bytes=max_bytes, on_progress=on_progress)
 
+    def age(self, task: Task) -> float | None:
+        """Give how long ago *task* was accepted, in seconds; for handles."""
+        if task.submitted_at is not None:
+            try:
+                return max(0.0, self._clock.now() - task.submitted_at)
+            except RuntimeError:  # asked outside of any loop, where there is no such instant
+                pass
+        created_at = task.record.created_at if task.record else None
+        return max(0.0, self._clock.wall() - created_at.timestamp()) if created_at else None
+
     def _watch(self, poller: Poller, task: Task) -> Watch:
         wire = self._task_request(task.id, official=task.official)
         # A refused look may quote the prompt.
