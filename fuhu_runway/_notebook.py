@@ -28,6 +28,8 @@ STATES: Final[Mapping[TaskState, tuple[str, str]]] = {
 }
 """What each state is called, and its colour, which stands out on white and on black (3:1)."""
 UNASKED: Final = ("Not asked about yet", "#868e98")
+PLAYER: Final = "width:480px;max-width:100%;max-height:480px"
+"""A portrait clip stands in the middle of it."""
 
 
 def task_view(
@@ -50,8 +52,9 @@ def task_view(
     """
     name, color = UNASKED if record is None else STATES[record.state]
     facts = [f"<strong>{name}</strong>", *_facts(record, age)]
-    lines = [" · ".join(facts), *_bar(task_id, record), f"<small>Task {_code(task_id)}</small>"]
-    lines += [_text(note) for note in (reason, money, _note(record)) if note]
+    notes = [_text(note) for note in (reason, money, _note(record)) if note]
+    name_line = f"<small>Task {_code(task_id)}</small>"
+    lines = [" · ".join(facts), *_bar(task_id, record), *notes, name_line]
     style = f"border-left:4px solid {color};padding:2px 12px;max-width:480px"
     return _block(style, "".join(f"<div>{line}</div>" for line in lines))
 
@@ -70,7 +73,7 @@ def clip_view(task_id: str, record: TaskRecord, file: str | None) -> str:
     return _block(
         "",
         f'<video controls preload="metadata" src="{escape(source or "")}"{still}'
-        f' title="Clip {_text(task_id)}" style="max-width:100%;max-height:480px"></video>'
+        f' title="Clip {_text(task_id)}" style="{PLAYER}"></video>'
         f"{_caption(task_id, record, note)}",
     )
 

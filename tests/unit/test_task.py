@@ -428,10 +428,10 @@ def test_a_failed_task_shows_why(home: Home) -> None:
     )
     page = read_page(home.task(record=answer, request=TextToVideo("a kitten"))._repr_html_())
     assert page.text == (
-        "FailedTask t-1<b><hidden></b> at <url> is not allowedThe points were given back."
+        "Failed<b><hidden></b> at <url> is not allowedThe points were given back.Task t-1"
     )
     bare = home.task(record=record(state=TaskState.CANCELED))
-    assert read_page(bare._repr_html_()).text.startswith("CancelledTask t-1The gateway did not say")
+    assert read_page(bare._repr_html_()).text.startswith("CancelledThe gateway did not say")
 
 
 async def test_a_clip_shows_itself_from_where_it_is(
