@@ -11,6 +11,7 @@ import attrs
 
 from ._clock import Clock
 from ._limits import Gate
+from ._outstanding import Outstanding
 from ._polling import Poller, Turns, Watch
 from ._schedule import Learner
 from ._transport import Transport
@@ -38,6 +39,8 @@ class Settings:
     net: float | None = None
     #: Shared by all engines: what was learned in one loop holds in the next.
     learner: Learner = attrs.Factory(lambda self: Learner(self.polling), takes_self=True)
+    #: Shared as well: a task goes on, whatever becomes of the loop it was submitted in.
+    outstanding: Outstanding = attrs.field(factory=Outstanding)
 
 
 class Engine:
@@ -66,11 +69,13 @@ class Engine:
                 lambda request, sent_at: self.transport.in_turn(request, read_task, sent_at),
             ),
             net=settings.net,
+            outstanding=settings.outstanding,
         )
         self.tasks = TaskBudget(settings.limits.tasks_in_flight, self.poller)
         self.downloader = Downloader(self.transport, settings.retry, settings.clock, settings.hooks)
         self._told_closed = partial(settings.hooks.emit, ClientClosed(settings.client))
         self._keeper: AsyncGenerator[None, None] | None = None
+        self._closing = asyncio.Lock()
         self._errands: set[asyncio.Task[None]] = set()
 
     def run(self, errand: Coroutine[Any, Any, None]) -> None:
@@ -91,8 +96,10 @@ class Engine:
             try:
                 yield
             finally:
-                forget()
-                await self._close()
+                try:
+                    await self._close()
+                finally:
+                    forget()
 
         self._keeper = keep()
         # One step, up to the yield; it never suspends, so that this need not be a coroutine.
@@ -102,11 +109,14 @@ class Engine:
             return
 
     async def aclose(self) -> None:
-        """Close everything; calling it again is fine."""
-        if self._keeper is not None:
-            await self._keeper.aclose()
+        """Close everything; calling it again is fine, and comes back when all is closed."""
+        async with self._closing:
+            if self._keeper is not None:
+                await self._keeper.aclose()
 
     async def _close(self) -> None:
+        # First of all: room that comes free now is not for those who still wait to submit.
+        self.transport.pay_no_more()
         try:
             await self.poller.aclose()
         finally:

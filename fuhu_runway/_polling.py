@@ -29,6 +29,7 @@ from . import hooks as events
 from ._clock import Clock, Timer
 from ._hints import Allowance, Reliance
 from ._limits import Gate
+from ._outstanding import Name, Outstanding
 from ._redact import redact
 from ._retry import ladder
 from ._schedule import Kind, Learner
@@ -56,8 +57,6 @@ IN_TIME: Final = 1.1
 """Beyond so many times the starvation that is allowed, not everyone can be asked in time."""
 TIMER_SLACK: Final = 0.01
 """What is due in less than this is due, in seconds: loops call a little early."""
-
-DEAD_ENDS: Final = (TaskState.FAILED, TaskState.CANCELED)
 
 K = TypeVar("K")
 
@@ -188,10 +187,13 @@ class Watch:
         return self.request.task_id or ""
 
     @property
+    def name(self) -> Name:
+        return name_of(self.request)
+
+    @property
     def is_settled(self) -> bool:
         """Whether there is nothing more to learn."""
-        record = self.record
-        return record is not None and (record.has_clip or record.state in DEAD_ENDS)
+        return self.record is not None and self.record.is_settled
 
 
 class Ranking:
@@ -262,6 +264,7 @@ class Poller:
         turns: Where looks queue while requests go at a pace; by default they never do.
         net: How often to look at a task while deliveries are relied on, in seconds; None where
             there are none.
+        outstanding: Who hears which tasks are waited for, and which have ended.
     """
 
     def __init__(
@@ -276,6 +279,7 @@ class Poller:
         learner: Learner | None = None,
         turns: Turns | None = None,
         net: float | None = None,
+        outstanding: Outstanding | None = None,
     ) -> None:
         self._look = look
         self._policy = policy
@@ -285,7 +289,7 @@ class Poller:
         self._hooks = hooks
         self._random = rng or random.Random()  # noqa: S311  (spreads load, guards nothing)
         # By endpoint too: whoever asked in the wrong format may still ask in the right one.
-        self._watches: WeakValueDictionary[tuple[str, str], Watch] = WeakValueDictionary()
+        self._watches: WeakValueDictionary[Name, Watch] = WeakValueDictionary()
         self._looks: PollQueue[Watch] = PollQueue()
         self._deadlines: PollQueue[Waiter] = PollQueue()
         self._asking: set[Watch] = set()
@@ -294,6 +298,7 @@ class Poller:
         self._net = net
         self._reliance = Reliance()
         self._is_silence_told = False
+        self._outstanding = outstanding or Outstanding()
         self._queuing: asyncio.Task[None] | None = None
         self._ranking = Ranking()
         self._timer: Timer | None = None
@@ -323,7 +328,7 @@ class Poller:
         is_addressed: bool = False,
     ) -> Watch:
         """Give the watch over one task; everyone who asks for the same task gets the same."""
-        name = (request.endpoint.name, request.task_id or "")
+        name = name_of(request)
         watch = self._watches.get(name)
         if watch is None:
             watch = Watch(request, submitted_at, record, is_addressed=is_addressed)
@@ -426,6 +431,7 @@ class Poller:
         future: asyncio.Future[TaskRecord] = asyncio.get_running_loop().create_future()
         waiter = Waiter(watch, future, timeout, any_change)
         watch.waiters.add(waiter)
+        self._outstanding.waited_for(watch.name)
         if deadline is not None:
             self._deadlines.put(waiter, deadline)
         if watch.question is None and watch not in self._looks:
@@ -593,6 +599,7 @@ class Poller:
             self._mind_the_url(watch, record)
 
     def _settle(self, watch: Watch, record: TaskRecord) -> None:
+        self._outstanding.seen(watch.name, record)
         if not was_told(watch, "settled"):
             self._rate_deliveries(watch)
             self._hooks.emit(
@@ -643,6 +650,8 @@ class Poller:
         if isinstance(error, HOPELESS) or (
             isinstance(error, NotFound) and not self._may_appear(watch, now)
         ):
+            if isinstance(error, NotFound):
+                self._outstanding.not_found(watch.name)
             self._fail(watch, partial(_copy, error))
             return
         asked = error.retry_after if isinstance(error, GatewayError) else None
@@ -700,6 +709,11 @@ class Poller:
         for note in record.notes:
             if not was_told(watch, note):
                 self._hooks.emit(events.ContradictionSeen(watch.task_id, note))
+
+
+def name_of(request: Request) -> Name:
+    """Give what tells a task from all others of one gateway."""
+    return request.endpoint.name, request.task_id or ""
 
 
 def was_told(watch: Watch, what: str) -> bool:

@@ -19,7 +19,7 @@ from ._limits import Gate
 from ._redact import redact
 from ._retry import repeat
 from ._wire import Reply, Request
-from .errors import Fate, NoReply, NotSent, RateLimited, RunwayError
+from .errors import Fate, NoReply, NotSent, RateLimited, RunwayError, UsageError
 from .hooks import Hooks
 from .models import RetryPolicy, Timeouts, usage_error
 
@@ -70,6 +70,7 @@ class Transport:
         self._hooks = hooks
         self._clock = clock
         self._in_the_air: set[asyncio.Task[Any]] = set()
+        self._pays = True
 
     async def call(
         self,
@@ -128,6 +129,8 @@ class Transport:
     ) -> T:
         """Do the same, in a way that cancelling the caller cannot lose the answer."""
         async with self._gate.slot() as sent_at:
+            if not self._pays:
+                raise closed()
             exchange = partial(self.in_turn, request, read, sent_at)
             flight = asyncio.create_task(around(exchange) if around else exchange())
             self._in_the_air.add(flight)
@@ -204,12 +207,17 @@ class Transport:
         ) as response:
             yield response
 
+    def pay_no_more(self) -> None:
+        """Refuse each paid request that is not in the air yet."""
+        self._pays = False
+
     async def aclose(self) -> None:
         """
         Close what this transport opened.
 
         A paid request in the air is waited for, since its answer holds the id of a paid task.
         """
+        self.pay_no_more()
         try:
             if self._in_the_air:
                 await asyncio.wait(self._in_the_air, timeout=self._timeouts.total)
@@ -217,6 +225,15 @@ class Transport:
             if self._borrowed is None:
                 await self._free.close()
                 await self._paid.close()
+
+
+def closed() -> UsageError:
+    """Give the error for a call on a client that someone has begun to close."""
+    return usage_error(
+        "client",
+        "The client was closed in this event loop.",
+        "Enter it again with `async with`, or make a new one; tasks are found by their ids.",
+    )
 
 
 def _check_open(session: aiohttp.ClientSession) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 from uuid import uuid4
+from weakref import WeakSet, WeakValueDictionary
 
 import aiohttp
 import attrs
@@ -18,12 +19,14 @@ import attrs
 from . import hooks as events
 from ._clock import Clock, LoopClock
 from ._engine import Engine, Settings
-from ._gateway import BALANCE_ENDPOINTS, ENDPOINTS, GATEWAYS, NOWHERE, SUBMITS
-from ._polling import Poller, Watch
+from ._gateway import BALANCE_ENDPOINTS, ENDPOINTS, GATEWAYS, NOWHERE, SUBMITS, Endpoint
+from ._outstanding import Name
+from ._polling import Poller, Watch, name_of
 from ._retry import fate_of
 from ._schedule import kind_of
 from ._submission import Submission, afterwards
-from ._wire import Request, ask_balance, ask_task, build, read_balance, read_task
+from ._transport import closed
+from ._wire import Reply, Request, ask_balance, ask_task, build, read_balance, read_task
 from .batch import Batch, Outcome, Source
 from .downloads import Progress, origin_of
 from .downloads import Source as ClipSource
@@ -71,7 +74,8 @@ class Client:
 
     May be made anywhere, also outside of a running event loop, and used in several loops one
     after the other: each gets a session of its own, which is closed when its loop ends. Use it
-    with `async with`, or call `aclose()`.
+    with `async with`, or call `aclose()`; after that it refuses every call in that loop, until it
+    is entered again.
 
     Args:
         api_key: The key; by default the environment variable FUHU_API_KEY.
@@ -121,6 +125,8 @@ class Client:
         hooks: Iterable[events.Listener] = (),
     ) -> None:
         self._engines: dict[asyncio.AbstractEventLoop, Engine] = {}
+        self._closed_in: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
+        self._handles: WeakValueDictionary[Name, Task] = WeakValueDictionary()
         self._key = _checked_key(api_key or os.environ.get(KEY_VARIABLE))
         self._callback_url = _checked_callback(callback_url)
         self._callbacks = _checked_receiver(callbacks, callback_url)
@@ -157,6 +163,10 @@ class Client:
         return f"<Client {self.gateway.base_url}{polls}>"
 
     async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        if loop in self._closed_in:
+            await self.aclose()  # somebody may still be at it
+            self._closed_in.discard(loop)
         return self
 
     async def __aexit__(
@@ -181,15 +191,34 @@ class Client:
         """
         Close what this client opened in the running loop; calling it again is fine.
 
-        Waits that are under way end with `WaitAbandoned`; their tasks go on. A paid request in
-        the air is waited for, since only its answer tells the id of the task: look for it in
-        `unclaimed`.
+        From here on each call in this loop is refused, before anything is sent. Waits that are
+        under way end with `WaitAbandoned`; their tasks go on. A paid request in the air is waited
+        for, since only its answer tells the id of the task. What is unfinished then is in
+        `outstanding`.
         """
-        engine = self._engines.pop(asyncio.get_running_loop(), None)
+        loop = asyncio.get_running_loop()
+        self._closed_in.add(loop)
+        engine = self._engines.get(loop)
         if engine is not None:
             await engine.aclose()
         if self.journal is not None and self._owns_journal:
             await self.journal.aclose()
+
+    @property
+    def outstanding(self) -> tuple[Task, ...]:
+        """
+        The tasks that were submitted or waited for here, and whose end has not been seen.
+
+        They are paid for, and go on at the gateway whatever becomes of this process, so an app
+        that ends writes down their ids: `[task.id for task in client.outstanding]`. Among them
+        are those that nobody waits for any more, those that are `unclaimed`, and those whose
+        handle is gone, for which there is a new one. Good before and after `aclose()`, in any
+        loop; after it nothing is missing.
+        """
+        return tuple(
+            self._handles.get(name) or self._handle(*name, accepted_at)
+            for name, accepted_at in self._settings.outstanding
+        )
 
     # Paid calls
 
@@ -247,6 +276,7 @@ class Client:
 
     async def submit_job(self, request: Generation, plan: Plan | None) -> Task:
         """Do what `submit` does for a job that the journal knows already; for batches."""
+        engine = self._engine()
         job = plan
         if job is None and self.journal is not None:
             job = plan_of(request, f"single:{uuid4()}")
@@ -260,13 +290,12 @@ class Client:
                 submission.entry = await self._entry(
                     self.journal, job, submission.trace(), is_new=plan is None
                 )
-            engine = self._engine()
             async with engine.tasks.one_more(submission.held):
                 found = None
                 try:
                     record = await engine.transport.call(
                         wire,
-                        read_task,
+                        partial(self._read_accepted, _tells_of(request)),
                         unclaimed=partial(self._leave, engine, submission),
                         around=submission.sending,
                         submission=submission.number,
@@ -562,7 +591,9 @@ class Client:
             api-facts 1.6, 2 and 3.
         """
         wire = self._task_request(_checked_id(task_id), official=official)
-        return await self._engine().transport.call(wire, read_task)
+        record = await self._engine().transport.call(wire, read_task)
+        self._settings.outstanding.seen(name_of(wire), record)
+        return record
 
     async def balance(self) -> Balance:
         """
@@ -590,7 +621,9 @@ class Client:
     def watch_over(self, task: Task) -> tuple[Poller, Watch]:
         """Give the scheduler of the running loop, and its watch over *task*; for handles."""
         poller = self._engine().poller
-        return poller, self._watch(poller, task)
+        watch = self._watch(poller, task)
+        self._handles.setdefault(watch.name, task)
+        return poller, watch
 
     async def save(
         self,
@@ -610,6 +643,16 @@ class Client:
         downloader = self._engine().downloader
         return await downloader.save(source, path, max_bytes=max_bytes, on_progress=on_progress)
 
+    def age(self, task: Task) -> float | None:
+        """Give how long ago *task* was accepted, in seconds; for handles."""
+        if task.submitted_at is not None:
+            try:
+                return max(0.0, self._clock.now() - task.submitted_at)
+            except RuntimeError:  # asked outside of any loop, where there is no such instant
+                pass
+        created_at = task.record.created_at if task.record else None
+        return max(0.0, self._clock.wall() - created_at.timestamp()) if created_at else None
+
     def _follow(self, engine: Engine, task: Task, address: "Address | None") -> Watch:
         """Count a task that was accepted, and have it hear of its deliveries."""
         watch = self._watch(engine.poller, task, is_addressed=address is not None)
@@ -628,9 +671,12 @@ class Client:
         kind = kind_of(task.request)
         return poller.watch(wire, task.submitted_at, task.record, kind, is_addressed=is_addressed)
 
+    def _handle(self, endpoint: str, task_id: str, submitted_at: float | None) -> Task:
+        official = endpoint == _feed(official=True).name
+        return Task(self, task_id, official=official, submitted_at=submitted_at)
+
     def _task_request(self, task_id: str, *, official: bool) -> Request:
-        endpoint = ENDPOINTS["official_task" if official else "feed"]
-        return ask_task(task_id, endpoint, self.gateway, self._key)
+        return ask_task(task_id, _feed(official=official), self.gateway, self._key)
 
     async def _entry(
         self, journal: Journal, plan: Plan, traceparent: str | None, *, is_new: bool
@@ -653,17 +699,28 @@ class Client:
         wire = build(request, self.gateway, self._key, self._callbacks.url(address))
         return attrs.evolve(wire, secrets=(*wire.secrets, self._callbacks.token(address)))
 
+    def _read_accepted(self, feed: Endpoint, reply: Reply) -> TaskRecord:
+        """Read the answer to a submit, and keep the id before anyone can be cancelled."""
+        record = read_task(reply)
+        name = (feed.name, record.task_id)
+        self._settings.outstanding.accepted(name, self._clock.now())
+        self._settings.outstanding.seen(name, record)
+        return record
+
     def _accepted(self, submission: Submission, record: TaskRecord) -> Task:
         submission.accepted(record.task_id)
         request = submission.request
-        return Task(
+        feed = _tells_of(request)
+        task = Task(
             self,
             record.task_id,
-            official=isinstance(request, OfficialImageToVideo),
+            official=feed is _feed(official=True),
             request=request,
             record=record,
             submitted_at=self._clock.now(),
         )
+        self._handles[feed.name, task.id] = task
+        return task
 
     def _leave(
         self, engine: Engine, submission: Submission, flight: "asyncio.Task[TaskRecord]"
@@ -793,6 +850,7 @@ class Client:
                 address.is_sought = False
             if record is not None:
                 address.answered(record.task_id)
+                self._settings.outstanding.accepted((FEED, record.task_id), self._clock.now())
                 if self.journal is not None and address.job is not None:
                     entry = Entry(self.journal, address.job, self._clock)
                     writing = entry.accepted(record.task_id, address.made_at)
@@ -831,6 +889,8 @@ class Client:
     def _engine(self) -> Engine:
         """Give what belongs to the running loop, made on first use."""
         loop = asyncio.get_running_loop()
+        if loop in self._closed_in:
+            raise closed()
         engine = self._engines.get(loop)
         if engine is None:
             _check_loop(self._settings.session, loop)
@@ -845,6 +905,15 @@ class Client:
         """Heed what was delivered while no loop was there to hear of it."""
         for address, delivery in [] if self._callbacks is None else self._callbacks.unheard():
             self._heed(engine, address, delivery)
+
+
+def _feed(*, official: bool) -> Endpoint:
+    """Give the endpoint that tells of the tasks of one format."""
+    return ENDPOINTS["official_task" if official else "feed"]
+
+
+def _tells_of(request: Generation) -> Endpoint:
+    return _feed(official=isinstance(request, OfficialImageToVideo))
 
 
 def _journal(journal: Journal | str | os.PathLike[str] | None) -> Journal | None:

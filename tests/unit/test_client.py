@@ -2,8 +2,10 @@ import asyncio
 import gc
 import logging
 import re
+import time
 import warnings
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -457,6 +459,26 @@ async def test_a_page_in_place_of_a_balance_is_told(gateway: Simulator, runway: 
         await runway.balance()
 
 
+async def test_the_age_of_a_task(gateway: Simulator, runway: Client) -> None:
+    """Since it was accepted here, or else since the gateway made it, or else not known."""
+    task = await runway.generate("a kitten")
+    age = runway.age(task)
+    assert age is not None
+    assert 0 <= age < 10
+    assert runway.age(runway.task(task.id)) is None
+    an_hour_ago = datetime.fromtimestamp(time.time() - 3600, UTC)
+    for made_at, expected in ((an_hour_ago, 3600), (datetime(9999, 1, 1, tzinfo=UTC), 0)):
+        record = TaskRecord("t-1", TaskState.RUNNING, created_at=made_at)
+        assert runway.age(Task(runway, "t-1", record=record)) == pytest.approx(expected, abs=60)
+
+
+async def test_a_task_is_shown_outside_of_any_loop(gateway: Simulator, runway: Client) -> None:
+    """As a plain Python shell does: what only the loop's clock knows is left out."""
+    task = await runway.generate("a kitten")
+    html = await asyncio.to_thread(task._repr_html_)
+    assert task.id in html
+
+
 # The whole way
 
 
@@ -562,14 +584,15 @@ async def test_closing_twice_is_fine(gateway: Simulator) -> None:
     """Also before anything was opened."""
     client = quick_client(gateway)
     await client.aclose()
-    await client.generate("a kitten")
-    await client.aclose()
+    async with client:
+        await client.generate("a kitten")
+        await client.aclose()
     await client.aclose()
     assert client._engines == {}
 
 
 async def test_a_closed_client_opens_anew(gateway: Simulator) -> None:
-    """After a close the next call opens a new session."""
+    """Entered again after a close, it opens a new session, and old handles work."""
     client = quick_client(gateway)
     async with client as same:
         assert same is client

@@ -227,10 +227,10 @@ async def test_a_loop_that_has_ended_hears_nothing(scene: Scene) -> None:
     await scene.client.generate(PROMPT)
     loop = asyncio.new_event_loop()
     loop.close()
-    engine = next(iter(scene.client._engines.values()))
-    scene.client._engines = {loop: engine}
+    engines = scene.client._engines
+    engines[loop] = engines.pop(asyncio.get_running_loop())
     assert scene.post() == 204
-    scene.client._engines = {asyncio.get_running_loop(): engine}
+    engines[asyncio.get_running_loop()] = engines.pop(loop)
 
 
 async def test_one_loop_of_several_tells_of_it(scene: Scene) -> None:

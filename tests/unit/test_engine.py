@@ -13,7 +13,7 @@ from fuhu_runway._clock import LoopClock
 from fuhu_runway._engine import Engine, Settings, TaskBudget
 from fuhu_runway._gateway import ENDPOINTS
 from fuhu_runway._wire import Request
-from fuhu_runway.errors import NoReply, NotFound, WaitAbandoned, WaitTimeout
+from fuhu_runway.errors import NoReply, NotFound, UsageError, WaitAbandoned, WaitTimeout
 from fuhu_runway.hooks import ClientClosed, Hooks
 from fuhu_runway.models import Limits, Timeouts
 
@@ -42,7 +42,7 @@ def look_at(url: str) -> Request:
 
 
 def test_the_end_of_the_loop_closes_it() -> None:
-    """What nobody closed is closed while its loop still runs, and is forgotten before."""
+    """What nobody closed is closed while its loop still runs, and is forgotten after that."""
     forgotten: list[bool] = []
 
     async def main() -> Engine:
@@ -52,7 +52,7 @@ def test_the_end_of_the_loop_closes_it() -> None:
 
     engine = asyncio.run(main())
     assert is_closed(engine)
-    assert forgotten == [False]
+    assert forgotten == [True]
 
 
 async def test_closing_closes_once() -> None:
@@ -158,6 +158,42 @@ async def test_a_close_that_is_cancelled_leaves_no_session(monkeypatch: pytest.M
     await asyncio.wait([closing])
     assert closing.cancelled()
     assert is_closed(engine)
+
+
+async def test_who_closes_as_well_comes_back_when_all_is_closed() -> None:
+    """A second close, made while the first waits for a paid request, waits for it too."""
+    engine = Engine(settings())
+    engine.stay_until_the_loop_ends(list)
+    async with raw_server(reply()) as server:
+        server.may_answer.clear()
+        paying = asyncio.ensure_future(_pay(engine, server.url))
+        await server.asked.wait()
+        closings = [asyncio.ensure_future(engine.aclose()) for _ in range(2)]
+        await settle()
+        assert [closing.done() for closing in closings] == [False, False]
+        server.may_answer.set()
+        await closings[1]
+        assert is_closed(engine)
+        await closings[0]
+    assert await paying == b"{}"
+
+
+async def test_room_that_comes_free_at_the_close_is_not_used() -> None:
+    """Who waits to submit while looks are ended is refused, and nothing is sent."""
+    engine = Engine(settings())
+    engine.stay_until_the_loop_ends(list)
+    async with raw_server(reply()) as server:
+        async with engine.gate.slot():
+            engine.gate.limits = Limits(requests_in_flight=1)
+            paying = asyncio.ensure_future(_pay(engine, server.url))
+            await settle()
+            closing = asyncio.ensure_future(engine.aclose())
+            await asyncio.sleep(0)
+        with pytest.raises(UsageError) as caught:
+            await paying
+        await closing
+        assert server.requests == []
+    assert caught.value.field == "client"
 
 
 async def _pay(engine: Engine, url: str) -> Any:

@@ -408,6 +408,24 @@ async def test_a_paid_request_in_its_pause_is_not_sent_again(
         assert (len(server.requests), clock.timers) == (1, [])
 
 
+async def test_a_paid_request_that_comes_too_late_is_not_sent(make: Make) -> None:
+    """Whatever kept it waiting: once nothing more is paid for, only what is in the air goes on."""
+    async with raw_server(reply()) as server:
+        server.may_answer.clear()
+        transport = make(requests_in_flight=1)
+        first = asyncio.ensure_future(transport.call(paid(server.url), body, unclaimed=_never))
+        await server.asked.wait()
+        second = asyncio.ensure_future(transport.call(paid(server.url), body, unclaimed=_never))
+        await settle()
+        transport.pay_no_more()
+        server.may_answer.set()
+        assert await first == b"{}"
+        with pytest.raises(UsageError) as caught:
+            await second
+        assert caught.value.field == "client"
+        assert len(server.requests) == 1
+
+
 # Ownership
 
 
