@@ -82,7 +82,7 @@ def simulated() -> Iterator[Simulator]:
 def run_page(page: Document) -> None:
     """Run the blocks of *page* in order, and then the tests that they define."""
     with asyncio.Runner() as runner:
-        page.namespace.update(__runner__=runner, __name__="__main__")
+        page.namespace.update(__runner__=runner, __name__="page")
         for example in page.examples():
             example.evaluate()
         for name, value in [*page.namespace.items()]:
