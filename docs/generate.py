@@ -21,8 +21,9 @@ import attrs
 from sphinx.pycode import ModuleAnalyzer
 
 from fuhu_runway import _gateway as facts
+from fuhu_runway import _hints as hints
 from fuhu_runway import _limits as pace
-from fuhu_runway import errors, hooks
+from fuhu_runway import callbacks, errors, hooks
 from fuhu_runway._retry import MAY_REPEAT, ladder
 from fuhu_runway.inputs import KINDS
 from fuhu_runway.journal import MIGRATIONS, SCHEMA, STEPS, JobState
@@ -480,15 +481,38 @@ def pacing() -> str:
     )
 
 
-def hook_events() -> str:
-    """Give one line for each event: when it happens, and how loud it is in the log."""
+def callback_numbers() -> str:
+    """Give what deliveries may take, and what they may cause."""
     return table(
-        ("Event", "Level", "It tells"),
+        ("What", "Value"),
+        (
+            ("the largest body", f"{callbacks.MAX_BODY_BYTES // 1024} KiB"),
+            ("how long a body may take to come", f"{callbacks.READ_TIMEOUT:g} s"),
+            ("bodies that are read at once", f"{callbacks.READ_AT_ONCE}"),
+            ("addresses that are kept", f"{callbacks.REMEMBERED:,}"),
+            ("what cannot be guessed of an address", f"{callbacks.SEAL_BYTES * 8} bits"),
+            ("looks at one task that may follow at once", f"{hints.HINTED_AT_ONCE}"),
+            ("and from there on", f"one in {hints.HINTED_EVERY:g} s"),
+            ("looks while deliveries are relied on", f"one in {callbacks.SAFETY_NET:g} s"),
+            (
+                "ends told first that make up for one that was not",
+                f"1, then 2, 4 and so on, up to {hints.MOST_PROOF}",
+            ),
+            ("ends without any delivery, until it is told", f"{hints.SILENT_ENDS}"),
+        ),
+    )
+
+
+def hook_events() -> str:
+    """Give one line for each event: when it happens, what it holds, how loud it is in the log."""
+    return table(
+        ("Event", "Level", "When", "Fields"),
         (
             (
                 api(f"hooks.{event.__name__}"),
                 logging.getLevelName(event.level),
                 (inspect.getdoc(event) or "").partition("\n")[0],
+                codes(field.name for field in attrs.fields(event)),
             )
             for event in hooks.Event.__subclasses__()
         ),
@@ -664,6 +688,7 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
         delays,
         looks,
         pacing,
+        callback_numbers,
         hook_events,
         input_kinds,
         job_states,

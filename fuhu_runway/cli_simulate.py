@@ -45,6 +45,15 @@ ADDRESS_KEYS: Final = {
 TABLES: Final = {"A simulator in JSON": ADDRESS_KEYS}
 """What the reference page says about what is printed here."""
 
+AT_LEAST_ZERO: Final = (
+    *("takes", "points", "price", "retry_after"),
+    *(f"callback_{name}" for name in ("delay", "again_after", "retry_after", "stutter")),
+)
+RANGES: Final = {
+    "callback_times": (1, 10),
+    "callback_tries": (1, 10),
+    "expired_status": (400, 599),
+}
 SEE_HELP: Final = "See fuhu-runway simulate --help."
 
 _money: Final = options_of(Group("Keys, points and limits", sort_key=4))
@@ -132,6 +141,25 @@ class Ways:
     callback_progress: Annotated[
         bool, _file("Whether every change is told, or the end alone.", negative=None)
     ] = True
+    callback_disorder: Annotated[
+        bool, _file("Let the last two of a job come the wrong way round.", negative=None)
+    ] = False
+    callback_garbage: Annotated[
+        bool, _file("Post a page that is no JSON before each one.", negative=None)
+    ] = False
+    callback_again_after: Annotated[
+        float | None,
+        _file("After how many simulated seconds all of a job are told again; by default never."),
+    ] = None
+    callback_tries: Annotated[
+        int, _file("How often one is tried that is not answered with a 2xx.")
+    ] = 1
+    callback_retry_after: Annotated[
+        float, _file("How long is waited between two tries, in simulated seconds.")
+    ] = 60.0
+    callback_stutter: Annotated[
+        float, _file("How long a body pauses half-way, in simulated seconds.")
+    ] = 0.0
 
 
 _PLACE: Final = Place()
@@ -194,11 +222,11 @@ def _check(place: Place, ways: Ways) -> None:
     for name in ("speed", "rate_limit", "burst", "link_lifetime"):
         if (value := getattr(ways, name)) is not None:
             check_positive(name.replace("_", "-"), value)
-    for name in ("takes", "points", "price", "retry_after", "callback_delay"):
+    for name in AT_LEAST_ZERO:
         if (value := getattr(ways, name)) is not None and not 0 <= value < math.inf:
             told = f"--{name.replace('_', '-')} is {value:g}."
             raise usage_error(name, told, "Use 0 or a number above it.")
-    for name, least, most in (("callback_times", 1, 10), ("expired_status", 400, 599)):
+    for name, (least, most) in RANGES.items():
         if not least <= getattr(ways, name) <= most:
             told = f"--{name.replace('_', '-')} is {getattr(ways, name)}."
             raise usage_error(name, told, f"Use a number from {least} to {most}.")
@@ -211,7 +239,9 @@ def _gateway(place: Place, ways: Ways) -> "Simulator":
 
     _check(place, ways)
     chosen = attrs.asdict(ways)
-    callbacks = {name: chosen.pop(f"callback_{name}") for name in ("times", "delay", "progress")}
+    callbacks = {
+        field.name: chosen.pop(f"callback_{field.name}") for field in attrs.fields(Callbacks)
+    }
     chosen["callbacks"] = Callbacks(**callbacks) if ways.callbacks else None
     chosen["rate_limit_answer"] = TooManyRequests(chosen.pop("retry_after"))
     chosen["video"] = None if ways.video is None else _read_video(ways.video)

@@ -1,15 +1,17 @@
 """What a user holds: `Client`, with one method for each thing that the gateway can be asked."""
 
 import asyncio
+import itertools
 import os
 import warnings
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 from uuid import uuid4
+from weakref import WeakSet, WeakValueDictionary
 
 import aiohttp
 import attrs
@@ -17,16 +19,19 @@ import attrs
 from . import hooks as events
 from ._clock import Clock, LoopClock
 from ._engine import Engine, Settings
-from ._gateway import BALANCE_ENDPOINTS, ENDPOINTS, GATEWAYS, NOWHERE, SUBMITS
-from ._polling import Poller, Watch
+from ._gateway import BALANCE_ENDPOINTS, ENDPOINTS, GATEWAYS, NOWHERE, SUBMITS, Endpoint
+from ._outstanding import Name
+from ._polling import Poller, Watch, name_of
 from ._retry import fate_of
 from ._schedule import kind_of
-from ._wire import Request, ask_balance, ask_task, build, read_balance, read_task
+from ._submission import Submission, afterwards
+from ._transport import closed
+from ._wire import Reply, Request, ask_balance, ask_task, build, read_balance, read_task
 from .batch import Batch, Outcome, Source
 from .downloads import Progress, origin_of
 from .downloads import Source as ClipSource
 from .errors import Fate, JournalError, RunwayError, SubmissionInDoubt
-from .journal import Entry, Job, Journal, Plan, plan_of
+from .journal import Entry, Job, JobState, Journal, Plan, plan_of
 from .models import (
     DEFAULT_MODEL,
     DEFAULT_WAIT,
@@ -41,6 +46,7 @@ from .models import (
     PollPolicy,
     RetryPolicy,
     TaskRecord,
+    TaskState,
     TextToVideo,
     Timeouts,
     VideoToVideo,
@@ -49,9 +55,17 @@ from .models import (
 )
 from .task import Clip, Task
 
+if TYPE_CHECKING:
+    # It brings a web server along, which most programs have no use for.
+    from .callbacks import Address, CallbackReceiver, Delivery
+
 KEY_VARIABLE: Final = "FUHU_API_KEY"
 URL_VARIABLE: Final = "FUHU_BASE_URL"
 DEFAULT_GATEWAY: Final = "fuhuapi"
+FEED: Final = ENDPOINTS["feed"].name
+
+_NUMBERS: Final = itertools.count(1)
+_ENDPOINT_NAMES: Final = {kind.__name__: row.name for kind, row in SUBMITS.items()}
 
 
 class Client:
@@ -60,7 +74,8 @@ class Client:
 
     May be made anywhere, also outside of a running event loop, and used in several loops one
     after the other: each gets a session of its own, which is closed when its loop ends. Use it
-    with `async with`, or call `aclose()`.
+    with `async with`, or call `aclose()`; after that it refuses every call in that loop, until it
+    is entered again.
 
     Args:
         api_key: The key; by default the environment variable FUHU_API_KEY.
@@ -71,6 +86,8 @@ class Client:
             carry an Authorization header, which would reach the hosts of the clips.
         callback_url: Where the gateway is told to post news. By default an address that leads
             nowhere, since sister gateways refuse a request without one; None leaves it out.
+        callbacks: Takes what the gateway posts: each submit is given an address of its own there
+            in place of *callback_url*, and each delivery makes the task's waits look at once.
         timeouts: How long one exchange may take.
         retry: How often, and after how long, a safe request is repeated.
         polling: When a task is looked at.
@@ -97,6 +114,7 @@ class Client:
         # how
         session: aiohttp.ClientSession | None = None,
         callback_url: str | None = NOWHERE,
+        callbacks: "CallbackReceiver | None" = None,
         timeouts: Timeouts | None = None,
         retry: RetryPolicy | None = None,
         polling: PollPolicy | None = None,
@@ -107,8 +125,11 @@ class Client:
         hooks: Iterable[events.Listener] = (),
     ) -> None:
         self._engines: dict[asyncio.AbstractEventLoop, Engine] = {}
+        self._closed_in: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
+        self._handles: WeakValueDictionary[Name, Task] = WeakValueDictionary()
         self._key = _checked_key(api_key or os.environ.get(KEY_VARIABLE))
         self._callback_url = _checked_callback(callback_url)
+        self._callbacks = _checked_receiver(callbacks, callback_url)
         self._hooks = events.Hooks(hooks)
         self._owns_journal = journal is not None and not isinstance(journal, Journal)
         #: The durable record, where there is one.
@@ -116,6 +137,7 @@ class Client:
         if self.journal is not None:
             self._hooks.add(self.journal.note)
         self._clock: Clock = LoopClock()
+        self._number = next(_NUMBERS)
         self._settings = Settings(
             session=_checked_session(session),
             timeouts=timeouts or Timeouts(),
@@ -124,18 +146,27 @@ class Client:
             limits=limits or Limits(),
             hooks=self._hooks,
             clock=self._clock,
+            client=self._number,
+            net=None if callbacks is None else callbacks.safety_net,
         )
         #: Where requests go, and how they are spelled.
         self.gateway: Gateway = _resolved(gateway, base_url)
-        #: Tasks that were accepted after whoever submitted them had been cancelled.
+        #: Tasks that were accepted after whoever submitted them had been cancelled, and those of
+        #: submissions in doubt that a delivery told of.
         self.unclaimed: list[Task] = []
         self._has_recalled = False
+        if callbacks is not None:
+            callbacks.attach(self)
 
     def __repr__(self) -> str:
         polls = "".join(f", {engine.poller!r}" for engine in self._engines.values())
         return f"<Client {self.gateway.base_url}{polls}>"
 
     async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        if loop in self._closed_in:
+            await self.aclose()  # somebody may still be at it
+            self._closed_in.discard(loop)
         return self
 
     async def __aexit__(
@@ -160,15 +191,34 @@ class Client:
         """
         Close what this client opened in the running loop; calling it again is fine.
 
-        Waits that are under way end with `WaitAbandoned`; their tasks go on. A paid request in
-        the air is waited for, since only its answer tells the id of the task: look for it in
-        `unclaimed`.
+        From here on each call in this loop is refused, before anything is sent. Waits that are
+        under way end with `WaitAbandoned`; their tasks go on. A paid request in the air is waited
+        for, since only its answer tells the id of the task. What is unfinished then is in
+        `outstanding`.
         """
-        engine = self._engines.pop(asyncio.get_running_loop(), None)
+        loop = asyncio.get_running_loop()
+        self._closed_in.add(loop)
+        engine = self._engines.get(loop)
         if engine is not None:
             await engine.aclose()
         if self.journal is not None and self._owns_journal:
             await self.journal.aclose()
+
+    @property
+    def outstanding(self) -> tuple[Task, ...]:
+        """
+        The tasks that were submitted or waited for here, and whose end has not been seen.
+
+        They are paid for, and go on at the gateway whatever becomes of this process, so an app
+        that ends writes down their ids: `[task.id for task in client.outstanding]`. Among them
+        are those that nobody waits for any more, those that are `unclaimed`, and those whose
+        handle is gone, for which there is a new one. Good before and after `aclose()`, in any
+        loop; after it nothing is missing.
+        """
+        return tuple(
+            self._handles.get(name) or self._handle(*name, accepted_at)
+            for name, accepted_at in self._settings.outstanding
+        )
 
     # Paid calls
 
@@ -209,9 +259,16 @@ class Client:
 
     def attach(self, job: Job, request: Generation | None = None) -> Task:
         """Give a handle on the task of a job from the journal; for batches and resuming."""
+        task_id = _checked_id(job.task_id)
+        endpoint = _ENDPOINT_NAMES.get(job.endpoint)
+        self._hooks.emit(
+            events.TaskAttached(
+                task_id, self._number, endpoint, job.model, job.seconds, job.traceparent
+            )
+        )
         return Task(
             self,
-            _checked_id(job.task_id),
+            task_id,
             official=job.endpoint == OfficialImageToVideo.__name__,
             request=request,
             submitted_at=self._clock.now() - max(0.0, self._clock.wall() - (job.accepted_at or 0)),
@@ -219,20 +276,42 @@ class Client:
 
     async def submit_job(self, request: Generation, plan: Plan | None) -> Task:
         """Do what `submit` does for a job that the journal knows already; for batches."""
-        wire = build(request, self.gateway, self._key, self._callback_url)
-        around = None
-        if self.journal is not None:
-            entry = await self._entry(self.journal, request, plan)
-            around = partial(_written_down, entry)
         engine = self._engine()
-        async with engine.tasks.one_more():
-            started_at = self._clock.now()
-            record = await engine.transport.call(
-                wire, read_task, unclaimed=partial(self._take_unclaimed, request), around=around
-            )
-            task = self._accepted(request, record, started_at)
-            # Not the engine of the moment: this one may have been closed meanwhile.
-            engine.tasks.add(self._watch(engine.poller, task))
+        job = plan
+        if job is None and self.journal is not None:
+            job = plan_of(request, f"single:{uuid4()}")
+        address = self._address(request, job)
+        wire = self._submission(request, address)
+        submission = Submission(
+            wire.endpoint.name, self._number, self._hooks, self._clock, request, address
+        )
+        with submission.told():
+            if self.journal is not None and job is not None:
+                submission.entry = await self._entry(
+                    self.journal, job, submission.trace(), is_new=plan is None
+                )
+            async with engine.tasks.one_more(submission.held):
+                found = None
+                try:
+                    record = await engine.transport.call(
+                        wire,
+                        partial(self._read_accepted, _tells_of(request)),
+                        unclaimed=partial(self._leave, engine, submission),
+                        around=submission.sending,
+                        submission=submission.number,
+                    )
+                except SubmissionInDoubt:
+                    # While the answer was waited for, a delivery may have told what it would have.
+                    found = await self._told_instead(engine, address)
+                    if found is None:
+                        raise
+                    record = TaskRecord(found.task_id, TaskState.QUEUED)
+                task = self._accepted(submission, record)
+                # Not the engine of the moment: this one may have been closed meanwhile.
+                watch = self._follow(engine, task, address)
+                if found is not None:
+                    self._hooks.emit(events.SubmissionFound(wire.endpoint.name, task.id))
+                    engine.poller.take_told(watch, found)
         return task
 
     async def generate(
@@ -486,7 +565,9 @@ class Client:
         Raises:
             UsageError: The id is empty.
         """
-        return Task(self, _checked_id(task_id), official=official)
+        task_id = _checked_id(task_id)
+        self._hooks.emit(events.TaskAttached(task_id, self._number))
+        return Task(self, task_id, official=official)
 
     async def feed(self, task_id: str, *, official: bool = False) -> TaskRecord:
         """
@@ -510,7 +591,9 @@ class Client:
             api-facts 1.6, 2 and 3.
         """
         wire = self._task_request(_checked_id(task_id), official=official)
-        return await self._engine().transport.call(wire, read_task)
+        record = await self._engine().transport.call(wire, read_task)
+        self._settings.outstanding.seen(name_of(wire), record)
+        return record
 
     async def balance(self) -> Balance:
         """
@@ -538,7 +621,9 @@ class Client:
     def watch_over(self, task: Task) -> tuple[Poller, Watch]:
         """Give the scheduler of the running loop, and its watch over *task*; for handles."""
         poller = self._engine().poller
-        return poller, self._watch(poller, task)
+        watch = self._watch(poller, task)
+        self._handles.setdefault(watch.name, task)
+        return poller, watch
 
     async def save(
         self,
@@ -558,55 +643,254 @@ class Client:
         downloader = self._engine().downloader
         return await downloader.save(source, path, max_bytes=max_bytes, on_progress=on_progress)
 
-    def _watch(self, poller: Poller, task: Task) -> Watch:
+    def age(self, task: Task) -> float | None:
+        """Give how long ago *task* was accepted, in seconds; for handles."""
+        if task.submitted_at is not None:
+            try:
+                return max(0.0, self._clock.now() - task.submitted_at)
+            except RuntimeError:  # asked outside of any loop, where there is no such instant
+                pass
+        created_at = task.record.created_at if task.record else None
+        return max(0.0, self._clock.wall() - created_at.timestamp()) if created_at else None
+
+    def _follow(self, engine: Engine, task: Task, address: "Address | None") -> Watch:
+        """Count a task that was accepted, and have it hear of its deliveries."""
+        watch = self._watch(engine.poller, task, is_addressed=address is not None)
+        engine.tasks.add(watch)
+        if address is not None:
+            task.keep(watch)
+            early, address.early = address.early, None
+            if early is not None:
+                self._heed(engine, address, early)
+        return watch
+
+    def _watch(self, poller: Poller, task: Task, *, is_addressed: bool = False) -> Watch:
         wire = self._task_request(task.id, official=task.official)
         # A refused look may quote the prompt.
         wire = attrs.evolve(wire, secrets=(*wire.secrets, *task.secrets()))
-        return poller.watch(wire, task.submitted_at, task.record, kind_of(task.request))
+        kind = kind_of(task.request)
+        return poller.watch(wire, task.submitted_at, task.record, kind, is_addressed=is_addressed)
+
+    def _handle(self, endpoint: str, task_id: str, submitted_at: float | None) -> Task:
+        official = endpoint == _feed(official=True).name
+        return Task(self, task_id, official=official, submitted_at=submitted_at)
 
     def _task_request(self, task_id: str, *, official: bool) -> Request:
-        endpoint = ENDPOINTS["official_task" if official else "feed"]
-        return ask_task(task_id, endpoint, self.gateway, self._key)
+        return ask_task(task_id, _feed(official=official), self.gateway, self._key)
 
-    async def _entry(self, journal: Journal, request: Generation, plan: Plan | None) -> Entry:
+    async def _entry(
+        self, journal: Journal, plan: Plan, traceparent: str | None, *, is_new: bool
+    ) -> Entry:
         if not self._has_recalled:
             self._has_recalled = True
             self._settings.learner.recall(await journal.durations())
-        if plan is None:
+            doubts = (await journal.counts())[JobState.IN_DOUBT]
+            if doubts:
+                self._hooks.emit(events.DoubtsFound(doubts))
+        if is_new:
             # A job of a batch has its row already.
-            plan = plan_of(request, f"single:{uuid4()}")
             await journal.plan(plan, self._clock.wall())
-        return Entry(journal, plan.key, self._clock)
+        return Entry(journal, plan.key, self._clock, traceparent)
 
-    def _accepted(self, request: Generation, record: TaskRecord, started_at: float) -> Task:
-        now = self._clock.now()
-        endpoint = SUBMITS[type(request)].name
-        self._hooks.emit(events.TaskSubmitted(record.task_id, endpoint, now - started_at))
-        return Task(
+    def _submission(self, request: Generation, address: "Address | None") -> Request:
+        """Give the request that submits, its callback address among its secrets."""
+        if address is None or self._callbacks is None:
+            return build(request, self.gateway, self._key, self._callback_url)
+        wire = build(request, self.gateway, self._key, self._callbacks.url(address))
+        return attrs.evolve(wire, secrets=(*wire.secrets, self._callbacks.token(address)))
+
+    def _read_accepted(self, feed: Endpoint, reply: Reply) -> TaskRecord:
+        """Read the answer to a submit, and keep the id before anyone can be cancelled."""
+        record = read_task(reply)
+        name = (feed.name, record.task_id)
+        self._settings.outstanding.accepted(name, self._clock.now())
+        self._settings.outstanding.seen(name, record)
+        return record
+
+    def _accepted(self, submission: Submission, record: TaskRecord) -> Task:
+        submission.accepted(record.task_id)
+        request = submission.request
+        feed = _tells_of(request)
+        task = Task(
             self,
             record.task_id,
-            official=isinstance(request, OfficialImageToVideo),
+            official=feed is _feed(official=True),
             request=request,
             record=record,
-            submitted_at=now,
+            submitted_at=self._clock.now(),
         )
+        self._handles[feed.name, task.id] = task
+        return task
 
-    def _take_unclaimed(self, request: Generation, flight: "asyncio.Task[TaskRecord]") -> None:
+    def _leave(
+        self, engine: Engine, submission: Submission, flight: "asyncio.Task[TaskRecord]"
+    ) -> None:
+        """See to it that what becomes of a request is told, whose caller goes."""
+        submission.leave()
+        flight.add_done_callback(partial(self._take_unclaimed, engine, submission))
+
+    def _take_unclaimed(
+        self, engine: Engine, submission: Submission, flight: "asyncio.Task[TaskRecord]"
+    ) -> None:
         """Keep the task of a request whose caller is gone, or tell what became of it."""
-        endpoint = SUBMITS[type(request)].name
         error = None if flight.cancelled() else flight.exception()
         if flight.cancelled() or error is not None:
             known = isinstance(error, RunwayError) and fate_of(error) is not Fate.UNKNOWN
             fault = type(error).__name__ if known else SubmissionInDoubt.__name__
-            self._hooks.emit(events.SubmissionUnclaimed(endpoint, None, fault))
+            submission.unclaimed(None, fault)
+            address = submission.address
+            if address is not None and address.is_in_doubt:
+                engine.run(self._recover(engine, address, submission.endpoint))
             return
-        task = self._accepted(request, flight.result(), self._clock.now())
+        task = self._accepted(submission, flight.result())
+        self._follow(engine, task, submission.address)
         self.unclaimed.append(task)
-        self._hooks.emit(events.SubmissionUnclaimed(endpoint, task.id))
+        submission.unclaimed(task.id)
+
+    # Deliveries
+
+    def heard(self, address: "Address", delivery: "Delivery") -> None:
+        """Take note of a delivery, in whatever thread and loop this is; for the receiver."""
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
+        engines = list(self._engines.items())
+        if not engines:
+            address.early = delivery
+        for place, (loop, engine) in enumerate(engines):
+            heed = partial(self._heed, engine, address, delivery, is_told=place == 0)
+            if loop is here:
+                heed()
+            else:
+                # A loop that has ended since has nobody left who waits.
+                with suppress(RuntimeError):
+                    loop.call_soon_threadsafe(heed)
+
+    def _heed(
+        self, engine: Engine, address: "Address", delivery: "Delivery", *, is_told: bool = True
+    ) -> None:
+        """Do in one loop what a delivery asks for; *is_told* in the one that tells of it."""
+        if address.is_strange and address.task_id is None:
+            address.task_id = delivery.task_id or None
+        if address.task_id is None:
+            address.early = delivery
+            if address.is_in_doubt and is_told:
+                engine.run(self._recover(engine, address, _endpoint_of(address.request)))
+            return
+        is_other = delivery.task_id not in {None, address.task_id}
+        if is_told and is_other:
+            self._hooks.emit(events.CallbackRefused(address.task_id, "it names another task"))
+        elif is_told:
+            self._hooks.emit(events.CallbackReceived(address.task_id, delivery.state))
+        if is_other:
+            return
+        watch = engine.poller.find(FEED, address.task_id)
+        if watch is not None:
+            engine.poller.hint(watch, is_end=delivery.is_end)
+        elif address.is_strange and is_told:
+            engine.run(self._look_up(engine, address, delivery))
+        else:
+            address.early = delivery
+
+    def _address(self, request: Generation, job: Plan | None) -> "Address | None":
+        """Give a new address for what a request will make, if it can be told one."""
+        if self._callbacks is None or not SUBMITS[type(request)].takes_callback:
+            return None
+        key = None if job is None else job.key
+        return self._callbacks.address(self, request, key, self._clock.wall())
+
+    async def _look_up(self, engine: Engine, address: "Address", delivery: "Delivery") -> None:
+        """See whether an address from before a restart is that of a job in doubt."""
+        receiver, journal = self._callbacks, self.journal
+        if receiver is None or journal is None or not receiver.is_lasting or address.is_looked_up:
+            return
+        address.is_looked_up = True
+        with suppress(JournalError):
+            for job in await journal.jobs(JobState.IN_DOUBT):
+                if receiver.nonce_of(job.key) == address.nonce:
+                    address.job, address.made_at = job.key, job.submitted_at or job.planned_at
+                    address.early, address.task_id = delivery, None
+                    await self._recover(engine, address, _ENDPOINT_NAMES[job.endpoint])
+                    # The feed may not know it yet; then the next delivery says so again.
+                    address.is_looked_up = address.task_id is not None
+
+    async def _recover(self, engine: Engine, address: "Address", endpoint: str) -> None:
+        """Keep the task that a delivery told of a submission in doubt, if the feed has it."""
+        request = address.request
+        found = await self._sought(engine, address)
+        if found is None:
+            return
+        task = Task(self, found.task_id, request=request, submitted_at=self._clock.now())
+        watch = self._follow(engine, task, address)
+        self.unclaimed.append(task)
+        self._hooks.emit(events.SubmissionFound(endpoint, task.id))
+        engine.poller.take_told(watch, found)
+
+    async def _told_instead(self, engine: Engine, address: "Address | None") -> TaskRecord | None:
+        """Give the task of a submission in doubt to its caller, if a delivery told of it."""
+        if address is None:
+            return None
+        early = address.early
+        try:
+            return await self._sought(engine, address)
+        except asyncio.CancelledError:
+            address.early = address.early or early
+            engine.run(self._recover(engine, address, _endpoint_of(address.request)))
+            raise
+
+    async def _sought(self, engine: Engine, address: "Address") -> TaskRecord | None:
+        """Give what the feed says of the task that a delivery told, and write it down."""
+        while address.early is not None and not address.is_sought:
+            told, address.early = address.early, None
+            address.is_sought = True
+            try:
+                record = await self._confirmed(engine, address, told.task_id)
+            finally:
+                address.is_sought = False
+            if record is not None:
+                address.answered(record.task_id)
+                self._settings.outstanding.accepted((FEED, record.task_id), self._clock.now())
+                if self.journal is not None and address.job is not None:
+                    entry = Entry(self.journal, address.job, self._clock)
+                    writing = entry.accepted(record.task_id, address.made_at)
+                    await afterwards(writing, f"task {record.task_id}")
+                return record
+        return None
+
+    async def _confirmed(
+        self, engine: Engine, address: "Address", task_id: str | None
+    ) -> TaskRecord | None:
+        """Give what the feed says of a task, if it may be the one of this address."""
+        now = self._clock.now()
+        if not task_id or not address.allowance.is_open(now):
+            return None
+        address.allowance.take(now)
+        try:
+            if await self._is_known(task_id, address):
+                reason = "the task that it names belongs to another submission"
+            else:
+                wire = self._task_request(task_id, official=False)
+                prompt = getattr(address.request, "prompt", None) or ""
+                wire = attrs.evolve(wire, secrets=(*wire.secrets, prompt))
+                record = await engine.transport.call(wire, read_task)
+                return attrs.evolve(record, task_id=task_id)
+        except RunwayError as error:
+            reason = f"the feed does not confirm it ({type(error).__name__})"
+        self._hooks.emit(events.CallbackRefused(None, reason))
+        return None
+
+    async def _is_known(self, task_id: str, address: "Address") -> bool:
+        """Whether a task belongs to another submission."""
+        if self._callbacks is not None and self._callbacks.is_taken(task_id, address):
+            return True
+        return self.journal is not None and await self.journal.find(task_id) is not None
 
     def _engine(self) -> Engine:
         """Give what belongs to the running loop, made on first use."""
         loop = asyncio.get_running_loop()
+        if loop in self._closed_in:
+            raise closed()
         engine = self._engines.get(loop)
         if engine is None:
             _check_loop(self._settings.session, loop)
@@ -614,36 +898,30 @@ class Client:
                 del self._engines[ended]
             engine = self._engines[loop] = Engine(self._settings)
             engine.stay_until_the_loop_ends(partial(self._engines.pop, loop, None))
+            self._catch_up(engine)
         return engine
 
-
-async def _written_down(
-    entry: Entry, exchange: Callable[[], Coroutine[Any, Any, TaskRecord]]
-) -> TaskRecord:
-    """Do one sending, with a row in the journal before it and another after it."""
-    await entry.sending()
-    try:
-        record = await exchange()
-    except RunwayError as error:
-        await _afterwards(entry.failed(error), type(error).__name__)
-        raise
-    await _afterwards(entry.accepted(record.task_id), f"task {record.task_id}")
-    return record
+    def _catch_up(self, engine: Engine) -> None:
+        """Heed what was delivered while no loop was there to hear of it."""
+        for address, delivery in [] if self._callbacks is None else self._callbacks.unheard():
+            self._heed(engine, address, delivery)
 
 
-async def _afterwards(writing: Coroutine[Any, Any, None], news: str) -> None:
-    """Write what became of a sending; what became of it matters more than the row does."""
-    try:
-        await writing
-    except JournalError as fault:
-        # The row goes on saying SUBMITTING, which is in doubt once the journal is closed.
-        events.LOGGER.error(
-            "The journal lacks how a submission ended (%s): %s", news, fault.happened
-        )
+def _feed(*, official: bool) -> Endpoint:
+    """Give the endpoint that tells of the tasks of one format."""
+    return ENDPOINTS["official_task" if official else "feed"]
+
+
+def _tells_of(request: Generation) -> Endpoint:
+    return _feed(official=isinstance(request, OfficialImageToVideo))
 
 
 def _journal(journal: Journal | str | os.PathLike[str] | None) -> Journal | None:
     return journal if journal is None or isinstance(journal, Journal) else Journal(journal)
+
+
+def _endpoint_of(request: Generation | None) -> str:
+    return SUBMITS[type(request)].name if request is not None else ""
 
 
 class Official:
@@ -783,6 +1061,26 @@ def _checked_callback(url: str | None) -> str | None:
             "callback_url", "callback_url is no absolute http(s) address.", "Give one, or None."
         )
     return url
+
+
+def _checked_receiver(
+    callbacks: "CallbackReceiver | None", callback_url: str | None
+) -> "CallbackReceiver | None":
+    if callbacks is None:
+        return None
+    if not hasattr(callbacks, "deliver"):
+        raise usage_error(
+            "callbacks",
+            f"callbacks is of type {type(callbacks).__name__}.",
+            "Give a CallbackReceiver, made from the public address of your app.",
+        )
+    if callback_url != NOWHERE:
+        raise usage_error(
+            "callback_url",
+            "There are both callback_url and callbacks, and a request has room for one address.",
+            "Leave callback_url out: the receiver gives each task an address of its own.",
+        )
+    return callbacks
 
 
 def _resolved(gateway: Gateway | str | None, base_url: str | None) -> Gateway:

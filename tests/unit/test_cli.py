@@ -643,7 +643,7 @@ def test_verbose_shows_the_log_without_secrets(
 ) -> None:
     """-v shows what happened, -vv each look as well, and neither a key, prompt or address."""
     done = run("generate", PROMPT, "-o", "kitten.mp4", flag)
-    assert re.search(rf"^{level}: \w+\(task_id=", done.err, re.MULTILINE)
+    assert re.search(rf"^{level}: \w+ task_id=", done.err, re.MULTILINE)
     assert ("TaskPolled" in done.err) == (flag == "-vv")
     for secret in (PROMPT, gateway.simulator.api_key, "http://"):
         assert secret not in done.err

@@ -239,7 +239,9 @@ def test_each_option_arrives(run: Run, made: list[Simulator]) -> None:
     }
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     words += ["--video", "clip.mp4", "--no-strict", "--retry-after", "4", "--callback-times", "2"]
-    words += ["--callback-delay", "1.5", "--no-callback-progress"]
+    words += ["--callback-delay", "1.5", "--no-callback-progress", "--callback-disorder"]
+    words += ["--callback-garbage", "--callback-again-after", "9", "--callback-tries", "3"]
+    words += ["--callback-retry-after", "7", "--callback-stutter", "0.5"]
     assert run("simulate", *words, ENDS_AT_ONCE).code == 0
     (simulator,) = made
     for name, value in options.items():
@@ -247,7 +249,17 @@ def test_each_option_arrives(run: Run, made: list[Simulator]) -> None:
         assert (str(arrived) if name == "state-file" else arrived) == value, name
     assert (simulator.video, simulator.strict) == (b"a clip", False)
     assert simulator.rate_limit_answer == faults.TooManyRequests(4.0)
-    assert simulator.callbacks == Callbacks(times=2, delay=1.5, progress=False)
+    assert simulator.callbacks == Callbacks(
+        times=2,
+        delay=1.5,
+        progress=False,
+        disorder=True,
+        garbage=True,
+        again_after=9.0,
+        tries=3,
+        retry_after=7.0,
+        stutter=0.5,
+    )
 
 
 def has_ipv6() -> bool:
@@ -299,6 +311,7 @@ def test_it_goes_on_with_its_state_file(run: Run) -> None:
         (["--retry-after", "-1"], "--retry-after is -1"),
         (["--callback-delay", "-1"], "--callback-delay is -1"),
         (["--callback-times", "11"], "--callback-times is 11"),
+        (["--callback-again-after", "-1"], "--callback-again-after is -1"),
         (["--expired-status", "200"], "--expired-status is 200"),
         (["--quota-status", "402"], "--quota-status"),
         (["--feed-verb", "PUT"], "--feed-verb"),

@@ -129,7 +129,7 @@ async def test_every_option_that_json_can_carry_is_told() -> None:
     apart = {"api_key", "host", "port", "cdn_port", "video", "state_file", "control"}
     apart |= {"log_limit", "rate_limit_answer"}
     assert options.keys() - {"base_url", "cdn_url", "control_url", "keeps_state"} == fields - apart
-    assert options["callbacks"] == {"times": 2, "delay": 0.0, "progress": True}
+    assert options["callbacks"] == attrs.asdict(Callbacks(times=2))
 
 
 # Who may ask.
