@@ -1,11 +1,32 @@
-"""A whole gateway for tests and for trying things out: no key, no cost, no network."""
+"""
+A whole gateway for tests and for trying things out: no key, no cost, no network.
 
-from . import faults
-from ._books import Seen, TaskView
-from ._callbacks import Callbacks
-from ._dialects import DIALECTS
-from ._state import LedgerEntry, read_ledger
-from .simulator import Simulator
+Names are imported when they are first asked for: pytest imports this package in each of its runs,
+for the plugin.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import faults
+    from ._books import Seen, TaskView
+    from ._callbacks import Callbacks
+    from ._dialects import DIALECTS
+    from ._state import LedgerEntry, read_ledger
+    from ._virtual import virtual_time
+    from .simulator import Simulator
+
+_HOME_OF = {
+    "DIALECTS": "_dialects",
+    "Callbacks": "_callbacks",
+    "LedgerEntry": "_state",
+    "Seen": "_books",
+    "Simulator": "simulator",
+    "TaskView": "_books",
+    "read_ledger": "_state",
+    "virtual_time": "_virtual",
+}
 
 __all__ = [
     "DIALECTS",
@@ -16,4 +37,20 @@ __all__ = [
     "TaskView",
     "faults",
     "read_ledger",
+    "virtual_time",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for (PEP 562)."""
+    if name == "faults":
+        return importlib.import_module(".faults", __name__)
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,6 +1,8 @@
 """A gateway on loopback that tells its own story from literal JSON."""
 
 import contextlib
+import os
+import socket
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -123,6 +125,8 @@ class Simulator:
     _reception: Reception = attrs.field(init=False)
     _api: Api = attrs.field(init=False)
     _running: contextlib.AsyncExitStack | None = attrs.field(init=False, default=None)
+    # Doors that have their ports and do not open yet.
+    _doors: dict[Origin, socket.socket] = attrs.field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
         self._state = StateFile(None if self.state_file is None else Path(self.state_file))
@@ -188,6 +192,37 @@ class Simulator:
     ) -> None:
         await self.aclose()
 
+    def bind(self) -> None:
+        """
+        Take both ports, so that there are addresses before `start`; nobody answers there yet.
+
+        Raises:
+            OSError: A port is taken.
+        """
+        if self._running is not None:
+            return
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.unbind)
+            self.port = self._bind("api", self.port)
+            self.cdn_port = self._bind("cdn", self.cdn_port)
+            stack.pop_all()
+
+    def _bind(self, origin: Origin, port: int) -> int:
+        if origin not in self._doors:
+            family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+            self._doors[origin] = door = socket.socket(family, socket.SOCK_STREAM)
+            if os.name == "posix":
+                # As asyncio does: elsewhere it would let two servers have one port.
+                door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            door.bind((self.host, port))
+            self._files.origins[origin] = self._url(door.getsockname()[1])
+        return int(self._doors[origin].getsockname()[1])
+
+    def unbind(self) -> None:
+        """Let go of the ports that `bind` took, unless `start` has opened them."""
+        while self._doors:
+            self._doors.popitem()[1].close()
+
     async def start(self) -> None:
         """
         Open both origins; does nothing if they are open.
@@ -206,10 +241,10 @@ class Simulator:
         async with contextlib.AsyncExitStack() as stack:
             self._clock.open()
             self._open_state(stack)
-            self.port = await self._listen(stack, "api", self._application(), self.port)
-            self.cdn_port = await self._listen(
-                stack, "cdn", self._files.application(self._reception), self.cdn_port
-            )
+            stack.callback(self.unbind)
+            self.bind()
+            await self._listen(stack, "api", self._application())
+            await self._listen(stack, "cdn", self._files.application(self._reception))
             stack.push_async_callback(self._reception.aclose)
             stack.push_async_callback(self._postman.aclose)
             # Last in, first out: whoever hangs has to wake before the doors are shut on them.
@@ -239,15 +274,12 @@ class Simulator:
         self._state.append(Closed(at=time.time(), instant=self._told_until))
 
     async def _listen(
-        self, stack: contextlib.AsyncExitStack, origin: Origin, app: web.Application, port: int
-    ) -> int:
+        self, stack: contextlib.AsyncExitStack, origin: Origin, app: web.Application
+    ) -> None:
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=GRACE)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        await web.TCPSite(runner, self.host, port).start()
-        bound = int(runner.addresses[0][1])
-        self._files.origins[origin] = self._url(bound)
-        return bound
+        await web.SockSite(runner, self._doors.pop(origin)).start()
 
     def _url(self, port: int) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -255,6 +287,7 @@ class Simulator:
 
     async def aclose(self) -> None:
         """Close everything, whoever still hangs included; does nothing if it is closed."""
+        self.unbind()
         running, self._running = self._running, None
         if running is not None:
             await running.aclose()
