@@ -285,8 +285,10 @@ def _test_of(item: pytest.Item) -> tuple[Any, str] | None:
     """Where the function of an asynchronous test is: its owner and its name there."""
     test = getattr(item, "obj", None)
     inner = getattr(test, "hypothesis", None)
-    place = (item, "obj") if inner is None else (inner, "inner_test")
-    return place if inspect.iscoroutinefunction(getattr(*place, None)) else None
+    function = test if inner is None else inner.inner_test
+    if not inspect.iscoroutinefunction(function):
+        return None
+    return (item, "obj") if inner is None else (inner, "inner_test")
 
 
 def _runner() -> asyncio.Runner:

@@ -139,7 +139,7 @@ class Lead:
 
 @attrs.frozen
 class _Select:
-    """What stands in for the `select` of a loop's selector: where a loop waits, and nowhere else."""
+    """What stands in for the `select` of a loop's selector, the one place where a loop waits."""
 
     clock: VirtualClock
     real: Callable[[float | None], list[Any]]

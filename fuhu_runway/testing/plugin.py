@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from ..client import Client
+    from fuhu_runway.client import Client
+
     from ._house import House
     from .simulator import Simulator
 
@@ -41,10 +42,13 @@ def runway_gateway(request: pytest.FixtureRequest) -> "Iterator[Simulator]":
 
 
 @pytest.fixture
-def runway_client(runway_gateway: "Simulator", request: pytest.FixtureRequest) -> "Client":
+def runway_client(
+    runway_gateway: "Simulator",  # noqa: ARG001 - its house is what is needed
+    request: pytest.FixtureRequest,
+) -> "Client":
     """Give a client of `runway_gateway`, closed when the test is over."""
-    from ..client import Client
-    from ..models import PollPolicy
+    from fuhu_runway.client import Client
+    from fuhu_runway.models import PollPolicy
 
     house: House = request.node.stash[HOUSE]
     # Without chance, all instants of a test are the same in each run.

@@ -214,7 +214,11 @@ class Simulator:
             if os.name == "posix":
                 # As asyncio does: elsewhere it would let two servers have one port.
                 door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            door.bind((self.host, port))
+            try:
+                door.bind((self.host, port))
+            except OSError as error:
+                where = f"cannot listen on {(self.host, port)}: {error.strerror}"
+                raise OSError(error.errno, where) from error
             self._files.origins[origin] = self._url(door.getsockname()[1])
         return int(self._doors[origin].getsockname()[1])
 
