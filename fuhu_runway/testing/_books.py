@@ -39,10 +39,16 @@ class Plans:
     """Faults that wait for their requests, first come first served for each place."""
 
     _waiting: list[Planned] = attrs.field(factory=list)
+    #: Those that never happened so far.
+    untouched: list[Planned] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.untouched = [*self._waiting]
 
     def add(self, planned: Planned) -> None:
         """Wait with one more."""
         self._waiting.append(planned)
+        self.untouched.append(planned)
 
     def waiting(self, now: float) -> list[Planned]:
         """Those that still wait."""
@@ -58,6 +64,7 @@ class Plans:
         return None
 
     def _use(self, index: int, planned: Planned) -> None:
+        self.untouched = [one for one in self.untouched if one is not planned]
         if planned.times is None:
             return
         if planned.times > 1:
@@ -74,6 +81,8 @@ class Rule:
     script: Script
     #: None is the gateway's own.
     takes: float | None = None
+    #: Whether a submit of such a task ever came.
+    is_asked: bool = attrs.field(init=False, default=False)
     plans: Plans = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -248,6 +257,22 @@ class Books:
         """Those that name tasks, the last one first, and then the next ones in order."""
         return (*self._rules, *self._next)
 
+    def unasked(self) -> list[Rule]:
+        """Those of which no task ever came, unless a later one stands in for them."""
+        found: list[Rule] = []
+        named: list[Which] = []
+        for rule in self.rules:
+            if not rule.is_asked and (rule.which is None or rule.which not in named):
+                found.append(rule)
+            named.append(rule.which)
+        return found
+
+    def untouched(self) -> list[Planned]:
+        """The faults that never happened, of the gateway, of its scripts and of its tasks."""
+        plans = [self.plans, *(rule.plans for rule in self.rules)]
+        plans += [task.plans for task in self.tasks.values()]
+        return [planned for one in plans for planned in one.untouched]
+
     def forget_plans(self) -> None:
         """Let nothing more go as planned; a task that has its script keeps it."""
         self.plans = Plans()
@@ -272,10 +297,11 @@ class Books:
 
     def rule_for(self, body: Body) -> Rule | None:
         """The rule for a submit of *body*: one that names it, else the next in order."""
-        for rule in self._rules:
-            if rule.fits(body):
-                return rule
-        return self._next[0] if self._next else None
+        waiting = self._next[0] if self._next else None
+        found = next((rule for rule in self._rules if rule.fits(body)), waiting)
+        if found is not None:
+            found.is_asked = True
+        return found
 
     def accept(
         self, account: Account, *, path: str, action: str, raw: bytes, body: Body, points: float

@@ -33,7 +33,7 @@ class Guard:
     """Who lets nothing pass but loopback and the hosts of one test."""
 
     #: Names or addresses that may be reached besides.
-    allowed: frozenset[str] = attrs.field(converter=frozenset)
+    allowed: frozenset[str] = frozenset()
     #: Hosts and ports that were stopped and not told of yet.
     stopped: list[tuple[str, object]] = attrs.field(factory=list)
     _addresses: dict[str, frozenset[str]] = attrs.field(factory=dict)

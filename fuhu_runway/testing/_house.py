@@ -110,7 +110,7 @@ class House:
         """Keep a house for the test *item*, from its first fixture to its last."""
         options = options_of(item)
         try:
-            house = cls(options, Simulator(**options.simulator), Guard(options.allow))
+            house = cls(options, Simulator(**options.simulator), Guard(frozenset(options.allow)))
         except (TypeError, ValueError) as error:
             pytest.fail(f"@pytest.mark.{MARKER}: {error}", pytrace=False)
         place = _test_of(item)

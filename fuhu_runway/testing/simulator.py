@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from random import Random
+from re import Pattern
 from types import TracebackType
 from typing import Literal, Self
 
 import attrs
 from aiohttp import web
 
-from . import _dialects, _loopback
+from . import _dialects, _ledger, _loopback
 from ._accounts import Bucket
 from ._api import Api, FeedVerb, KeyStyle, Options, price_of
 from ._books import Body, Books, Origin, Rule, Seen, TaskView, Which
@@ -480,6 +481,36 @@ class Simulator:
             groups[task.digest].append(task)
         return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
+    def assert_submitted_once(self, prompt: str | Pattern[str] | None = None) -> None:
+        """
+        Fail unless exactly one task was submitted, and so paid for.
+
+        Args:
+            prompt: Count the tasks with this prompt, or with this pattern in it; None counts all.
+
+        Raises:
+            AssertionError: There are none or several. It shows the ledger, prompts included.
+        """
+        __tracebackhide__ = True
+        _fail_with(_ledger.submitted_once(self._entries(), prompt))
+
+    def assert_all_asked(self) -> None:
+        """
+        Fail unless all that was planned came about, and every paid task was asked about.
+
+        A script came about when a task that it is for was submitted, and a fault when it happened
+        once; a task was asked about when the feed was.
+
+        Raises:
+            AssertionError: Something is left over. It shows the ledger, prompts included.
+        """
+        __tracebackhide__ = True
+        books = self._books
+        _fail_with(_ledger.all_asked(self._entries(), books.unasked(), books.untouched()))
+
+    def _entries(self) -> list[_ledger.Entry]:
+        return [_ledger.Entry(self._clock.instant(task.created_at), task) for task in self.tasks]
+
     def ledger(self) -> tuple[LedgerEntry, ...]:
         """
         What became of every paid submit, in the order they were accepted.
@@ -534,6 +565,12 @@ class Simulator:
     def callbacks_failed(self) -> int:
         """How many callbacks were answered with anything else, or not at all."""
         return self._postman.failed
+
+
+def _fail_with(words: str | None) -> None:
+    __tracebackhide__ = True
+    if words is not None:
+        raise AssertionError(words)
 
 
 def _per_task(value: PerTask) -> Callable[[Body], float]:
