@@ -17,7 +17,7 @@ from support.clock import ManualClock
 
 import fuhu_runway
 from fuhu_runway import Client
-from fuhu_runway.testing import Simulator
+from fuhu_runway.testing import Simulator, virtual_time
 
 # A slow machine is no fault of the code: examples have no deadline of their own.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -36,9 +36,6 @@ def refuse_the_outside(event: str, args: tuple[Any, ...]) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep every run on this machine and without a key, except the one that needs both."""
-    # Once set, even to nothing, asyncio makes no loop by itself that nobody would close;
-    # looptime asks for one in each test that has none.
-    asyncio.set_event_loop(None)
     if config.option.markexpr != "live":
         sys.addaudithook(refuse_the_outside)
         for name in [name for name in os.environ if name.startswith("FUHU_")]:
@@ -75,6 +72,13 @@ def measurement() -> Any:
 def clock() -> ManualClock:
     """Time that passes when the test says so."""
     return ManualClock()
+
+
+@pytest.fixture
+async def virtual() -> AsyncIterator[None]:
+    """Let the loop's time jump over all waiting, for the whole test."""
+    with virtual_time():
+        yield
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ async def lag_of(client: Client, gateway: Simulator) -> float:
     return asyncio.get_running_loop().time() - finished
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_a_delivery_ends_the_wait_and_saves_the_looks() -> None:
     """The first clip is polled as ever and told; from the second on one look is all it takes."""
     async with (
@@ -69,7 +69,7 @@ UNRULY: Final = {
 }
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 @pytest.mark.parametrize("callbacks", UNRULY.values(), ids=UNRULY)
 async def test_unruly_deliveries_end_well(callbacks: Callbacks) -> None:
     """Each wait ends in its clip within moments, and looks stay rarer than without deliveries."""
@@ -87,7 +87,7 @@ async def test_unruly_deliveries_end_well(callbacks: Callbacks) -> None:
     assert gateway.submitted == 3
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_late_deliveries_cost_no_time() -> None:
     """What comes half a minute after the end is of no use, and nothing is left to it."""
     callbacks = Callbacks(delay=30.0)
@@ -102,7 +102,7 @@ async def test_late_deliveries_cost_no_time() -> None:
     assert house.receiver.answers[204] == gateway.callbacks_delivered > 0
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_deliveries_that_never_come_cost_no_time() -> None:
     """A gateway that posts nothing is polled as ever, and after five ends a warning says so."""
     ear = Ear()
@@ -116,7 +116,7 @@ async def test_deliveries_that_never_come_cost_no_time() -> None:
     assert ear.all(CallbacksMissing) == [CallbacksMissing(5)]
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_deliveries_that_stop_cost_one_net() -> None:
     """The net finds the first clip that was not told, and the next are polled as ever."""
     async with (
@@ -135,7 +135,7 @@ async def test_deliveries_that_stop_cost_one_net() -> None:
     assert max(again) < SOON
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_a_failure_is_told_as_well() -> None:
     """A delivery of a failure ends the wait with the feed's own words."""
     async with receiving(PATH) as house, simulator(Callbacks(progress=False)) as gateway:
@@ -150,7 +150,7 @@ async def test_a_failure_is_told_as_well() -> None:
         assert caught.value.refunded
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 @pytest.mark.parametrize(
     ("outside", "inside"),
     [("/app/marked-hooks", "/marked-hooks"), ("/marked", ""), ("", "/deep/marked-hooks")],
@@ -167,7 +167,7 @@ async def test_a_proxy_may_change_the_path(outside: str, inside: str) -> None:
     assert all(path.startswith(f"{outside}/") for path, _ in house.posted)
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_a_batch_looks_hardly_more_often_than_it_has_jobs() -> None:
     """Of a hundred jobs each ends within moments, and most are looked at twice."""
     ear = Ear()
@@ -183,7 +183,7 @@ async def test_a_batch_looks_hardly_more_often_than_it_has_jobs() -> None:
     assert len({event.task_id for event in ear.all(CallbackReceived)}) == 100
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_who_follows_changes_hears_of_each() -> None:
     """A reader of updates gets every change that is delivered, when it is delivered."""
     async with receiving(PATH) as house, simulator(Callbacks(), dialect="new_api") as gateway:
@@ -200,7 +200,7 @@ async def test_who_follows_changes_hears_of_each() -> None:
     assert changes[1.0] == pytest.approx(100, abs=1)
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_a_lost_answer_is_found_by_its_first_delivery() -> None:
     """A submit in doubt is an error at once, and a task in hand as soon as the gateway posts."""
     ear = Ear()
@@ -217,7 +217,7 @@ async def test_a_lost_answer_is_found_by_its_first_delivery() -> None:
         assert ear.all(SubmissionFound) == [SubmissionFound("text_to_video", clip.id)]
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_an_answer_that_hangs_is_made_up_for() -> None:
     """A submit whose answer never comes gives its task all the same: a delivery told of it."""
     async with receiving(PATH) as house, simulator(Callbacks()) as gateway:

@@ -32,7 +32,7 @@ async def submit_many(client: Client, count: int) -> None:
     await asyncio.gather(*(client.generate(f"a marked kitten {n}") for n in range(count)))
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 @pytest.mark.parametrize("says", [None, 0.5, 2.0])
 async def test_sixty_at_once_all_pass_and_few_are_refused(says: float | None) -> None:
     """Sixty in parallel before a gateway that takes twenty a second: all succeed, once each."""
@@ -49,7 +49,7 @@ async def test_sixty_at_once_all_pass_and_few_are_refused(says: float | None) ->
         assert 40 <= gateway.limited <= 45
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_a_pace_once_learned_is_kept() -> None:
     """After the first burst was refused, of the next two hundred requests hardly any is."""
     async with (
@@ -63,7 +63,7 @@ async def test_a_pace_once_learned_is_kept() -> None:
         assert gateway.limited - before <= 5
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_everything_waits_as_long_as_the_gateway_asks() -> None:
     """After a 429 with Retry-After no request of any kind leaves before its time is over."""
     async with Simulator() as gateway, client_of(gateway) as client:
@@ -78,7 +78,7 @@ async def test_everything_waits_as_long_as_the_gateway_asks() -> None:
         assert min(after) >= refused_at + 30.0 - 0.01
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 @pytest.mark.parametrize("rate", [1.0, 5.0])
 async def test_a_rate_that_is_given_is_never_refused(rate: float) -> None:
     """Told the gateway's own rate, which allows no burst, a client is not refused once."""
@@ -93,7 +93,7 @@ async def test_a_rate_that_is_given_is_never_refused(rate: float) -> None:
         assert min(gaps(gateway)) >= 1 / rate
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_a_burst_of_refusals_slows_down_once() -> None:
     """Fifty refusals of one burst are one event, and one halving of the pace."""
     ear = Ear()
@@ -105,7 +105,7 @@ async def test_a_burst_of_refusals_slows_down_once() -> None:
         assert change.rate == 25.0
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_no_more_requests_are_in_flight_than_may_be() -> None:
     """Of fifty that want to go at once, the gateway never has more than four to answer."""
     async with (
@@ -117,7 +117,7 @@ async def test_no_more_requests_are_in_flight_than_may_be() -> None:
         assert gateway.peak_requests <= 4
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_waits_and_submits_share_one_pace() -> None:
     """Looks at running tasks and new submissions together keep to the rate that was given."""
     async with (

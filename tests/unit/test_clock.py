@@ -25,7 +25,7 @@ def test_wall_is_unix_time() -> None:
     assert before <= LoopClock().wall() <= time.time()
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_sleep_takes_as_long_as_it_says() -> None:
     """Ten minutes of sleep move the clock by ten minutes, in the loop's own time."""
     clock: Clock = LoopClock()
@@ -34,7 +34,7 @@ async def test_sleep_takes_as_long_as_it_says() -> None:
     assert clock.now() - before == pytest.approx(600)
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_a_call_happens_at_its_instant_unless_it_is_cancelled() -> None:
     """Of two timers for the same instant the one that was cancelled stays silent."""
     clock: Clock = LoopClock()

@@ -97,7 +97,7 @@ async def test_a_submit_is_answered_with_thirteen_fields_of_which_one_is_filled(
     assert [name for name, value in body["data"].items() if value] == ["task_id"]
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_a_task_waits_then_runs_then_shows_its_video() -> None:
     """The feed goes through its four numbers in time, and shows the video at the end only."""
     async with running(takes=100.0) as caller:
@@ -115,7 +115,7 @@ async def test_a_task_waits_then_runs_then_shows_its_video() -> None:
     assert int(told["update_time"]) - int(told["create_time"]) == 100
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_speed_shortens_the_wait() -> None:
     """At speed 20 a task of 100 seconds is over after 5 seconds of the loop."""
     async with running(takes=100.0, speed=20.0) as caller:
@@ -367,7 +367,7 @@ async def test_another_key_does_not_see_the_task(caller: Caller) -> None:
 # Money.
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_points_go_at_the_submit_and_come_back_with_a_failure() -> None:
     """A task is charged when it is accepted, and refunded when it fails, not before."""
     async with running(takes=100.0, points=1000.0) as caller:
@@ -488,7 +488,7 @@ async def test_scripts_without_a_name_go_to_the_next_tasks_in_order(caller: Call
     assert states == ["running", "failed", "expired", "succeeded"]
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_a_script_may_hide_blank_and_withhold() -> None:
     """Hidden comes first, then blank, then running, then a success that has no URL yet."""
     async with running() as caller:
@@ -640,7 +640,7 @@ async def test_the_repr_tells_the_state(caller: Caller) -> None:
 # Pace.
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_the_rate_limit_turns_away_what_comes_too_fast() -> None:
     """Two requests pass at once and one more each half second; each key has its own."""
     answer = faults.TooManyRequests(0.5, form="milliseconds", body="")

@@ -59,7 +59,7 @@ async def submit(gateway: Simulator, callback_url: object) -> str:
         return str((await response.json())["data"]["task_id"])
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_each_change_is_told_as_the_bare_task() -> None:
     """Every percent and the end are posted, without envelope and without `state`."""
     async with receiving() as receiver, Simulator(takes=100.0) as gateway:
@@ -76,7 +76,7 @@ async def test_each_change_is_told_as_the_bare_task() -> None:
         assert (gateway.callbacks_delivered, gateway.callbacks_failed) == (3, 0)
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_callbacks_may_be_late_repeated_and_about_the_end_alone() -> None:
     """Only the failure is told, three times, half a minute late."""
     callbacks = Callbacks(times=3, delay=30.0, progress=False)
@@ -90,7 +90,7 @@ async def test_callbacks_may_be_late_repeated_and_about_the_end_alone() -> None:
         assert receiver.at[0] - begun == pytest.approx(130.0, abs=0.5)
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_no_callbacks_may_be_sent_at_all() -> None:
     """A gateway without callbacks sends none, and the task goes on."""
     async with receiving() as receiver, Simulator(callbacks=None) as gateway:
@@ -109,7 +109,7 @@ async def test_no_callbacks_may_be_sent_at_all() -> None:
         "http://[/",
     ],
 )
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_nothing_is_ever_sent_to_another_machine(address: str) -> None:
     """An address that is not plainly this machine gets nothing, not even an attempt."""
     async with Simulator(takes=1.0) as gateway:
@@ -127,7 +127,7 @@ async def test_an_official_task_has_no_callback() -> None:
         assert gateway.callbacks_delivered == 0
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 @pytest.mark.parametrize("status", [302, 500])
 async def test_a_receivers_error_is_counted_and_not_raised(status: int) -> None:
     """A 500 is a failed delivery, and so is a redirect, which is not followed."""
@@ -139,7 +139,7 @@ async def test_a_receivers_error_is_counted_and_not_raised(status: int) -> None:
         assert len(receiver.got) == 2
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_a_receiver_that_is_not_there_is_counted_and_not_raised() -> None:
     """A refused connection is a failed delivery."""
     async with receiving() as receiver:
@@ -150,7 +150,7 @@ async def test_a_receiver_that_is_not_there_is_counted_and_not_raised() -> None:
         assert (gateway.callbacks_delivered, gateway.callbacks_failed) == (0, 6)
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_closing_stops_what_is_on_its_way() -> None:
     """No callback is sent after the gateway has closed, and no task is left."""
     before = asyncio.all_tasks()
@@ -165,7 +165,7 @@ async def test_closing_stops_what_is_on_its_way() -> None:
     assert asyncio.all_tasks() == before
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_neighbours_may_change_places() -> None:
     """The end is told before the change that led to it, and nothing is told before it happened."""
     callbacks = Callbacks(disorder=True)
@@ -178,7 +178,7 @@ async def test_neighbours_may_change_places() -> None:
         assert [at - begun for at in receiver.at] == pytest.approx([40, 40, 100, 100], abs=0.5)
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_everything_may_be_told_again_later() -> None:
     """A minute after the end all of it comes once more, the first change first."""
     callbacks = Callbacks(again_after=60.0)
@@ -191,7 +191,7 @@ async def test_everything_may_be_told_again_later() -> None:
         assert [at - begun for at in receiver.at] == pytest.approx([1, 10, 70, 70], abs=0.5)
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_garbage_may_come_first() -> None:
     """A page is posted to the same address before each delivery, and is no delivery itself."""
     callbacks = Callbacks(garbage=True)
@@ -204,7 +204,7 @@ async def test_garbage_may_come_first() -> None:
         assert (gateway.callbacks_delivered, gateway.callbacks_failed) == (2, 0)
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_what_is_not_taken_may_be_tried_again() -> None:
     """A receiver that says no is asked three times, a minute apart, and one that says yes once."""
     callbacks = Callbacks(tries=3, progress=False)
@@ -219,7 +219,7 @@ async def test_what_is_not_taken_may_be_tried_again() -> None:
         assert (gateway.callbacks_delivered, gateway.callbacks_failed) == (1, 2)
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_a_body_may_stutter() -> None:
     """Its second half comes later than its first, and the whole is right."""
     callbacks = Callbacks(stutter=2.0, progress=False)

@@ -92,7 +92,7 @@ async def test_a_server_error_may_come_after_the_job(
     assert caller.gateway.balance == (100_000.0 - 320.0 if accepted else 100_000.0)
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 @pytest.mark.parametrize("accepted", [False, True])
 async def test_a_hanging_submit_outlasts_the_clients_patience(
     caller: Caller, *, accepted: bool
@@ -105,7 +105,7 @@ async def test_a_hanging_submit_outlasts_the_clients_patience(
     assert caller.submitted == int(accepted)
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_an_answer_may_hang_in_its_middle(caller: Caller) -> None:
     """The status and a few bytes come, and then nothing."""
     caller.gateway.fault("submit", faults.Hang(after_bytes=5))
@@ -118,7 +118,7 @@ async def test_an_answer_may_hang_in_its_middle(caller: Caller) -> None:
     assert caller.submitted == 1
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_a_slow_answer_is_late_and_its_work_is_not(caller: Caller) -> None:
     """The task exists at once, and the answer takes its simulated seconds."""
     loop = asyncio.get_running_loop()
@@ -131,7 +131,7 @@ async def test_a_slow_answer_is_late_and_its_work_is_not(caller: Caller) -> None
     assert loop.time() - begun == pytest.approx(20.0, abs=0.5)
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_a_slow_answer_may_be_a_wrong_one(caller: Caller) -> None:
     """A proxy gives up after a minute, and the job it gave up on exists."""
     caller.gateway.fault("submit", faults.Slow(60.0, faults.server_error(504, accepted=True)))
@@ -324,7 +324,7 @@ async def test_a_fault_waits_for_its_own_kind_of_request(caller: Caller) -> None
         assert response.status == 502
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_an_outage_lasts_as_long_as_it_is_planned(caller: Caller) -> None:
     """Every look within three minutes fails, and none after."""
     caller.gateway.fault("feed", faults.server_error(502), times=None, seconds=180.0)

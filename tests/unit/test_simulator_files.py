@@ -138,7 +138,7 @@ async def test_a_link_needs_its_signature() -> None:
         assert (await get(f"{url}?_jwt=x"))[0] == 403
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_a_link_dies_and_the_feed_gives_a_new_one() -> None:
     """After its lifetime the old link is dead for good, and the feed's new one works."""
     async with Simulator(takes=0.0, link_lifetime=60.0, expired_status=410) as gateway:
@@ -306,7 +306,7 @@ async def test_a_redirect_may_lead_back_for_ever() -> None:
             await get((await told(gateway))["video_url"], follow=True)
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_a_download_may_trickle() -> None:
     """A thousand bytes at a hundred each second take ten seconds."""
     async with Simulator(takes=0.0, video=bytes(1000)) as gateway:

@@ -182,7 +182,7 @@ async def test_time_never_goes_back(path: Path) -> None:
     assert only(Simulator(state_file=path)).state == "succeeded"
 
 
-@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual")
 async def test_virtual_time_is_kept_as_well(path: Path) -> None:
     """What a task went through by a loop's own clock lies behind it in the next run."""
     async with running(path) as (_, caller):
