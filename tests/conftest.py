@@ -19,6 +19,8 @@ import fuhu_runway
 from fuhu_runway import Client
 from fuhu_runway.testing import Simulator, virtual_time
 
+pytest_plugins = ["pytester"]  # for the tests of our own plugin
+
 # A slow machine is no fault of the code: examples have no deadline of their own.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")

@@ -55,6 +55,7 @@ class Guard:
         Raises:
             OutsideReached: It leads away from this machine, and is not allowed.
         """
+        __tracebackhide__ = True
         if _is_here(host) or self._is_allowed(host):
             return
         self.stopped.append((host, port))
@@ -86,6 +87,7 @@ def _install() -> None:
 
 
 def _hear(event: str, args: tuple[Any, ...]) -> None:
+    __tracebackhide__ = True
     # Most events of a process are none of ours, and this is called for each.
     if not _WATCHING or not event.startswith("socket."):
         return

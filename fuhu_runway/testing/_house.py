@@ -14,9 +14,10 @@ import contextlib
 import functools
 import inspect
 import threading
+import unittest
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from types import MethodType, TracebackType
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, Self, TypeVar
 
 import attrs
 import pytest
@@ -31,8 +32,11 @@ FIXTURES: Final = ("runway_gateway", "runway_client")
 T = TypeVar("T")
 
 
-class Closing(Protocol):
+class Guest(Protocol):
     """What the house has to know of a client."""
+
+    async def __aenter__(self) -> Self:
+        """Open it, also if it was closed before."""
 
     async def aclose(self) -> None:
         """Close it."""
@@ -66,7 +70,10 @@ def options_of(item: pytest.Item) -> Options:
         if marker.args:
             _refuse(f"takes its options by name, and got {marker.args[0]!r}")
         told |= marker.kwargs
-        client |= marker.kwargs.get("client", {})
+        its = marker.kwargs.get("client", {})
+        if not isinstance(its, Mapping):
+            _refuse("has client as a dictionary of options, such as client={'limits': Limits(...)}")
+        client |= its
     own = {name: told.pop(name) for name in OWN if name in told}
     _check_names(told, "option", [*_simulator_options(), *OWN])
     if isinstance(own.get("allow"), str):
@@ -98,7 +105,7 @@ class House:
     options: Options
     gateway: Simulator
     guard: Guard
-    client: Closing | None = None
+    client: Guest | None = None
     _users: set[str] = attrs.field(factory=lambda: {*FIXTURES})
     _loop: asyncio.AbstractEventLoop | None = None
     _life: AsyncGenerator[None, None] | None = None
@@ -108,6 +115,13 @@ class House:
     @contextlib.contextmanager
     def of(cls, item: pytest.Item) -> "Iterator[House]":
         """Keep a house for the test *item*, from its first fixture to its last."""
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop()
+            pytest.fail(
+                "runway_gateway has to be there before the loop runs: ask for it as an "
+                "argument of the test or of its fixture",
+                pytrace=False,
+            )
         options = options_of(item)
         try:
             house = cls(options, Simulator(**options.simulator), Guard(frozenset(options.allow)))
@@ -220,8 +234,8 @@ class House:
         traceback: TracebackType | None,
     ) -> None:
         self._guests -= 1
-        if self._guests == 0 and self._life is not None:
-            await self._life.aclose()
+        if self._guests == 0:
+            await self._close()
 
     async def _open(self) -> None:
         loop = _running_loop()
@@ -229,6 +243,9 @@ class House:
             self._life = self._live()
             await anext(self._life)
             self._loop = loop
+            if self.client is not None:
+                # Hypothesis runs a test many times, and each has its end.
+                await self.client.__aenter__()
         elif self._loop is not loop:
             raise RuntimeError(
                 "runway_gateway is at home in the event loop that used it first, and this is "
@@ -237,32 +254,33 @@ class House:
             )
 
     async def _live(self) -> AsyncGenerator[None, None]:
-        # A loop that ends closes the asynchronous generators that are left, and so this house.
+        # A loop that ends closes all asynchronous generators that are left, at once: this one, and
+        # that of the client, which does not have to be closed from here.
         try:
-            async with contextlib.AsyncExitStack() as stack:
-                if self.options.virtual_time:
-                    stack.enter_context(virtual_time())
-                await stack.enter_async_context(self.gateway)
-                stack.push_async_callback(self._close_client)
-                yield
+            with virtual_time() if self.options.virtual_time else contextlib.nullcontext():
+                async with self.gateway:
+                    yield
         finally:
             self._life = self._loop = None
 
-    async def _close_client(self) -> None:
-        # It may have come after the gateway.
+    async def _close(self) -> None:
         if self.client is not None:
             await self.client.aclose()
+        if self._life is not None:
+            await self._life.aclose()
 
     def _end(self) -> None:
         """Close what nobody closed: a fixture failed, and its loop still is there."""
-        if self._life is not None and self._loop is not None and not self._loop.is_closed():
-            self._loop.run_until_complete(self._life.aclose())
+        if self._loop is not None:
+            self._loop.run_until_complete(self._close())
 
     # Synchronous tests
 
     @contextlib.contextmanager
     def in_thread(self) -> Iterator[None]:
         """Run the gateway in a thread, and close the client there."""
+        # Whichever loop the fixtures have, the gateway is not in it.
+        self._users.clear()
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever, name=FIXTURES[0], daemon=True)
         thread.start()
@@ -273,7 +291,7 @@ class House:
         try:
             run(self.gateway.start())
             yield
-            run(self._close_client())
+            run(self._close())
         finally:
             run(self.gateway.aclose())
             loop.call_soon_threadsafe(loop.stop)
@@ -288,6 +306,9 @@ def _test_of(item: pytest.Item) -> tuple[Any, str] | None:
     function = test if inner is None else inner.inner_test
     if not inspect.iscoroutinefunction(function):
         return None
+    if isinstance(item, pytest.Function) and isinstance(item.instance, unittest.TestCase):
+        # Its own runner finds the function there.
+        return item.instance, item.name
     return (item, "obj") if inner is None else (inner, "inner_test")
 
 

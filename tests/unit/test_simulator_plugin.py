@@ -1,0 +1,606 @@
+"""The pytest plugin, as the runs of its users see it; each run holds many of their tests."""
+
+import re
+import socket
+import subprocess
+import sys
+from textwrap import dedent
+from typing import Final
+
+import pytest
+
+from fuhu_runway.testing import _guard
+
+BARE: Final = ("-p", "no:asyncio", "-p", "no:aiohttp", "-p", "no:anyio")
+"""Nothing that runs asynchronous tests, as where only the extra is installed."""
+
+MODES: Final = {
+    "bare": (BARE, ""),
+    "asyncio auto": (("-p", "no:aiohttp", "-o", "asyncio_mode=auto"), ""),
+    "asyncio strict": (("-p", "no:aiohttp"), "pytest.mark.asyncio"),
+    "asyncio strict, unmarked": (("-p", "no:aiohttp"), ""),
+    "aiohttp": (("-o", "asyncio_mode=auto"), ""),
+    "anyio": (("-p", "no:asyncio", "-p", "no:aiohttp"), "pytest.mark.anyio"),
+    "anyio auto": (("-p", "no:asyncio", "-p", "no:aiohttp", "-o", "anyio_mode=auto"), ""),
+}
+
+HEAD: Final = """
+import asyncio
+import socket
+import pytest
+
+from fuhu_runway.testing import _guard
+from fuhu_runway import Client, PollPolicy, errors
+from fuhu_runway.testing import Simulator, faults
+
+async def make_clip(client, prompt):
+    return await (await client.generate(prompt))
+"""
+
+BACKEND: Final = """
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+"""
+
+TESTS: Final = """
+async def test_my_app(runway_gateway, runway_client):
+    runway_gateway.script("a kitten", takes=600, then="succeed")
+    begun = asyncio.get_running_loop().time()
+    clip = await make_clip(runway_client, "a kitten")
+    assert runway_gateway.submitted == 1
+    assert 600 <= asyncio.get_running_loop().time() - begun < 615
+
+async def test_the_same_again(runway_gateway, runway_client):
+    assert runway_gateway.submitted == 0
+    await make_clip(runway_client, "a kitten")
+
+@pytest.mark.parametrize("prompt", ["a", "b"])
+async def test_without_the_client(prompt, runway_gateway):
+    async with Client(runway_gateway.api_key, base_url=runway_gateway.base_url) as client:
+        await make_clip(client, prompt)
+    runway_gateway.assert_submitted_once(prompt)
+    runway_gateway.assert_all_asked()
+
+async def test_the_client_alone(runway_client):
+    assert (await runway_client.balance()).used == 0
+
+@pytest.mark.runway(points=1000, takes=33)
+class TestOptions:
+    @pytest.mark.runway(takes=60, client={"polling": PollPolicy(first=61, max_interval=61, jitter=0)})
+    async def test_the_nearest_counts(self, runway_gateway, runway_client):
+        await make_clip(runway_client, "a kitten")
+        assert (runway_gateway.takes, runway_gateway.balance) == (60, 680)
+        assert runway_gateway.tasks[0].polls == 1
+
+    async def test_the_class_counts_else(self, runway_gateway):
+        assert (runway_gateway.takes, runway_gateway.points) == (33, 1000)
+
+@pytest.mark.runway(virtual_time=False, takes=0, client={"polling": PollPolicy(first=0.01)})
+async def test_in_real_time(runway_gateway, runway_client):
+    loop = asyncio.get_running_loop()
+    before = loop.time
+    await make_clip(runway_client, "a kitten")
+    assert not hasattr(loop.time.__self__, "is_virtual")
+
+@pytest.fixture
+def address(runway_gateway):
+    return runway_gateway.base_url
+
+async def test_the_address_is_known_before(address, runway_gateway):
+    assert address == runway_gateway.base_url
+    async with Client("sk-simulated", base_url=address) as client:
+        await client.balance()
+
+@pytest.mark.runway(takes=0, client={"polling": PollPolicy(first=0.01)})
+def test_of_a_synchronous_app(runway_gateway, runway_client):
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        runner.run(make_clip(runway_client, "a kitten"))
+    runway_gateway.assert_submitted_once()
+
+async def test_the_loop_of_others_is_left_alone():
+    assert not hasattr(asyncio.get_running_loop().time.__self__, "is_virtual")
+"""
+
+
+def file_of(*parts: str) -> str:
+    """Give the text of a file of tests."""
+    return "\n".join([HEAD, *map(dedent, parts)])
+
+
+def marked(tests: str, mark: str) -> str:
+    """Give *tests* with *mark* on each that is asynchronous."""
+    return (
+        re.sub("^( *)(?=async def test)", rf"\1@{mark}\n\1", tests, flags=re.M) if mark else tests
+    )
+
+
+@pytest.fixture(autouse=True)
+def settings(pytester: pytest.Pytester) -> None:
+    """Have each warning be an error, as careful users do."""
+    pytester.makeini(
+        """
+        [pytest]
+        filterwarnings =
+            error
+            ignore:The configuration option "asyncio_default_fixture_loop_scope"
+        """
+    )
+
+
+def run(pytester: pytest.Pytester, *options: str) -> pytest.RunResult:
+    """Run the tests in this process, without what the outer run needs."""
+    return pytester.runpytest_inprocess("-p", "no:randomly", "-p", "no:cacheprovider", *options)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_it_works_with_whoever_runs_the_tests(pytester: pytest.Pytester, mode: str) -> None:
+    """The same tests pass with every plugin for asynchronous tests, and with none."""
+    options, mark = MODES[mode]
+    # Nobody runs a test that asks for nothing of ours.
+    tests = (
+        TESTS
+        if "asyncio_mode=auto" in options or mark or "auto" in mode
+        else TESTS.rpartition("\nasync def")[0]
+    )
+    pytester.makepyfile(file_of(BACKEND, marked(tests, mark)))
+    result = run(pytester, *options)
+    result.assert_outcomes(passed=11 if tests is TESTS else 10)
+
+
+FIXTURES: Final = """
+ENDED = []
+
+@{fixture}
+async def app(runway_client):
+    await make_clip(runway_client, "before")
+    yield runway_client
+    await make_clip(runway_client, "after")
+    ENDED.append("app")
+
+@{fixture}
+async def clip(runway_gateway, app):
+    return await make_clip(app, "first")
+
+@{fixture}
+async def unconcerned():
+    yield asyncio.get_running_loop()
+
+@pytest.fixture
+def before_and_after(runway_gateway):
+    assert not runway_gateway.is_running
+    yield
+    assert not runway_gateway.is_running
+    assert [task.prompt for task in runway_gateway.tasks][-1] == "after"
+    ENDED.append("before_and_after")
+
+class TestFixtures:
+    word = None
+
+    @{fixture}
+    async def own(self, app):
+        self.word = "own"
+        yield await make_clip(app, "own")
+        assert self.word == "own"
+
+    @{fixture}
+    async def second(self, own):
+        assert self.word == "own"
+        return await make_clip(Client, "second") if own is None else self
+
+    async def test_all(self, before_and_after, clip, second, unconcerned, runway_gateway):
+        assert second is self
+        assert unconcerned is asyncio.get_running_loop()
+        assert [task.prompt for task in runway_gateway.tasks] == ["before", "first", "own"]
+
+async def test_they_ended(unconcerned):
+    assert ENDED == ["app", "before_and_after"]
+    assert not hasattr(unconcerned.time.__self__, "is_virtual")
+
+@pytest.fixture
+def broken(clip):
+    raise LookupError("a fixture of the user")
+
+async def test_never_runs(broken, runway_gateway):
+    assert False
+
+@{fixture}
+async def broken_itself(app):
+    raise LookupError("an asynchronous fixture of the user")
+
+async def test_never_runs_either(broken_itself):
+    assert False
+
+@{fixture}
+async def only_a_clip(runway_client):
+    return await make_clip(runway_client, "a kitten")
+
+@pytest.fixture
+def broken_later(only_a_clip):
+    raise LookupError("a synchronous fixture after an asynchronous one")
+
+async def test_never_runs_for_that(broken_later):
+    assert False
+
+async def test_still_works(runway_gateway, runway_client):
+    await make_clip(runway_client, "a kitten")
+    runway_gateway.assert_submitted_once()
+
+@pytest.mark.runway(takes=0, client={{"polling": PollPolicy(first=0.01)}})
+def test_of_what_a_fixture_made(anyio_backend, runway_gateway, only_a_clip):
+    runway_gateway.assert_all_asked()
+"""
+
+
+@pytest.mark.parametrize("mode", ["asyncio auto", "asyncio strict", "aiohttp", "anyio auto"])
+def test_fixtures_of_users_live_in_the_same_house(pytester: pytest.Pytester, mode: str) -> None:
+    """Asynchronous fixtures find the gateway running, to their ends, also where others break."""
+    options, mark = MODES[mode]
+    fixture = "pytest_asyncio.fixture" if "strict" in mode else "pytest.fixture"
+    pytester.makepyfile(
+        file_of("import pytest_asyncio", BACKEND, marked(FIXTURES.format(fixture=fixture), mark))
+    )
+    result = run(pytester, *options)
+    result.assert_outcomes(passed=4, errors=3)
+    result.stdout.fnmatch_lines([f"E*LookupError: a*{word}*" for word in ("fixture of",) * 2])
+
+
+SESSION: Final = """
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+async def test_first(runway_client):
+    await make_clip(runway_client, "a kitten")
+
+@pytest.fixture
+async def clip(runway_client):
+    return await make_clip(runway_client, "a kitten")
+
+@pytest.fixture
+def broken(clip):
+    raise LookupError("a synchronous fixture")
+
+async def test_never_runs(broken):
+    assert False
+
+async def test_time_is_real_by_now():
+    loop = asyncio.get_running_loop()
+    assert not loop.time.__self__.is_virtual
+
+async def test_second(runway_gateway, clip):
+    runway_gateway.assert_submitted_once()
+"""
+
+
+def test_a_loop_may_be_older_than_the_test(pytester: pytest.Pytester) -> None:
+    """Where tests share a loop, each has its gateway there, and leaves the loop's time real."""
+    pytester.makepyfile(file_of(SESSION))
+    scope = "asyncio_default_fixture_loop_scope=module"
+    run(pytester, "-o", "asyncio_mode=auto", "-o", scope).assert_outcomes(passed=3, errors=1)
+
+
+WRONG: Final = """
+import functools
+mark = pytest.mark.runway
+
+@mark(taeks=3)
+async def test_unknown(runway_gateway): pass
+
+@mark(600)
+async def test_unnamed(runway_gateway): pass
+
+@mark(speed=0)
+async def test_unfit(runway_gateway): pass
+
+@mark(client={"pollling": None})
+async def test_unknown_of_the_client(runway_client): pass
+
+@mark(client={"base_url": "http://127.0.0.1:1"})
+async def test_elsewhere(runway_client): pass
+
+@mark(client={"api_key": "two words"})
+async def test_unfit_of_the_client(runway_client): pass
+
+@mark(allow="db.example.com")
+async def test_one_host(runway_gateway): pass
+
+@mark(client=PollPolicy())
+async def test_no_options_of_the_client(runway_gateway): pass
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_another_loop(clip): pass
+
+@pytest.fixture
+async def clip(runway_client):
+    return await make_clip(runway_client, "a kitten")
+
+async def test_too_late(request):
+    request.getfixturevalue("runway_gateway")
+"""
+
+
+def test_what_cannot_be_is_told(pytester: pytest.Pytester) -> None:
+    """Each mistake ends its test with a message that names it, and what is allowed."""
+    pytester.makepyfile(file_of(WRONG))
+    result = run(pytester, "-o", "asyncio_mode=auto", "-p", "no:anyio")
+    result.assert_outcomes(errors=8, failed=2)
+    for line in (
+        "*runway has no option 'taeks'; there are: allow, api_key*takes*virtual_time",
+        "*runway takes its options by name, and got 600",
+        "*runway: *speed*",
+        "*runway has no option of the client 'pollling'; there are: api_key*polling*",
+        "*runway has no option of the client 'base_url'*",
+        "*api_key*",
+        "*runway has allow as a list of hosts*",
+        "*runway has client as a dictionary*",
+        "*RuntimeError: runway_gateway is at home in the event loop that used it first*",
+        "*runway_gateway has to be there before the loop runs*",
+    ):
+        result.stdout.fnmatch_lines([line])
+
+
+def test_trio_is_told(pytester: pytest.Pytester) -> None:
+    """A test that anyio runs on trio fails with what to do about it."""
+    pytest.importorskip("trio")
+    backend = BACKEND.replace("asyncio", "trio")
+    pytester.makepyfile(
+        file_of(backend, "async def test_it(runway_client):\n    await runway_client.balance()\n")
+    )
+    result = run(pytester, *MODES["anyio auto"][0])
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*need asyncio*trio*'asyncio'*"])
+
+
+def test_a_test_that_nobody_runs_joins_the_loop_of_its_fixtures(
+    pytester: pytest.Pytester,
+) -> None:
+    """Where another plugin runs the fixtures and not the test, all of it is in one loop."""
+    pytester.makepyfile(
+        file_of(
+            """
+            import pytest_asyncio
+
+            @pytest_asyncio.fixture
+            async def loop_of_fixture(runway_client):
+                await runway_client.balance()
+                return asyncio.get_running_loop()
+
+            async def test_it(loop_of_fixture, runway_client):
+                assert loop_of_fixture is asyncio.get_running_loop()
+                await make_clip(runway_client, "a kitten")
+            """
+        )
+    )
+    run(pytester, *MODES["asyncio strict"][0]).assert_outcomes(passed=1)
+
+
+def test_hypothesis_has_its_examples(pytester: pytest.Pytester) -> None:
+    """Each example finds the gateway running, with the tasks of those before."""
+    pytester.makepyfile(
+        file_of(
+            """
+            from hypothesis import HealthCheck, given, settings, strategies
+
+            @settings(max_examples=3, suppress_health_check=list(HealthCheck), database=None)
+            @given(prompt=strategies.sampled_from(["a", "b", "c"]))
+            async def test_it(runway_gateway, runway_client, prompt):
+                runway_gateway.reset()
+                await make_clip(runway_client, prompt)
+                runway_gateway.assert_submitted_once(prompt)
+            """
+        )
+    )
+    run(pytester, *MODES["asyncio auto"][0]).assert_outcomes(passed=1)
+
+
+def test_unittest_has_its_loop(pytester: pytest.Pytester) -> None:
+    """A test case of unittest, which runs its own loop, may use the fixtures as well."""
+    pytester.makepyfile(
+        file_of(
+            """
+            import unittest
+
+            class TestIt(unittest.IsolatedAsyncioTestCase):
+                @pytest.fixture(autouse=True)
+                def with_fixtures(self, runway_gateway, runway_client):
+                    self.gateway, self.client = runway_gateway, runway_client
+
+                async def test_it(self):
+                    await make_clip(self.client, "a kitten")
+                    self.gateway.assert_submitted_once("a kitten")
+            """
+        )
+    )
+    run(pytester, *BARE).assert_outcomes(passed=1)
+
+
+def test_it_works_in_the_workers_of_xdist(pytester: pytest.Pytester) -> None:
+    """Tests that run side by side have each their own gateway."""
+    pytest.importorskip("xdist")
+    pytester.makepyfile(file_of(BACKEND, TESTS.rpartition("\nasync def")[0]))
+    run(pytester, *BARE, "-n", "2").assert_outcomes(passed=10)
+
+
+def test_a_failed_assertion_explains_itself(pytester: pytest.Pytester) -> None:
+    """The failure shows the ledger, and the user's line in place of the simulator's own."""
+    pytester.makepyfile(
+        file_of(
+            """
+            async def test_twice(runway_gateway, runway_client):
+                await make_clip(runway_client, "a kitten")
+                await runway_client.generate("a kitten")
+                runway_gateway.assert_submitted_once("a kitten")
+
+            async def test_left_over(runway_gateway):
+                runway_gateway.script("a puppy")
+                runway_gateway.assert_all_asked()
+            """
+        )
+    )
+    result = run(pytester, *BARE)
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(
+        [
+            ">*runway_gateway.assert_submitted_once(*",
+            "E*'a kitten' was to be submitted once, and was submitted 2 times, for 640 points.",
+            "E*at * prompt * state * asked * paid",
+            "E   * 0 s * 'a kitten' * succeeded * ??x * 320",
+            "E*+ * s * 'a kitten' * queued * 0x * 320",
+            ">*runway_gateway.assert_all_asked(*",
+            "E*- * never * 'a puppy'",
+        ]
+    )
+    assert "simulator.py" not in result.stdout.str()
+
+
+# The guard
+
+REACHING: Final = """
+import contextlib
+
+def reach(host="gateway.example"):
+    socket.getaddrinfo(host, 443)
+
+async def test_unhidden(runway_gateway):
+    reach()
+
+async def test_hidden(runway_gateway):
+    with contextlib.suppress(Exception):
+        reach()
+    with contextlib.suppress(Exception):
+        reach("2001:db8::1")
+
+async def test_of_the_client(runway_gateway):
+    async with Client("sk-key", base_url="https://gateway.example") as client:
+        await client.balance()
+
+def test_of_a_synchronous_app(runway_client):
+    with contextlib.suppress(RuntimeError):
+        reach()
+
+async def test_another_failure(runway_gateway):
+    with contextlib.suppress(RuntimeError):
+        reach()
+    raise LookupError("of the user")
+
+@pytest.fixture
+def late(runway_gateway):
+    yield
+    with contextlib.suppress(RuntimeError):
+        reach()
+
+async def test_late(late):
+    pass
+
+@pytest.mark.runway(allow=["192.0.2.1"])
+async def test_allowed(runway_gateway):
+    reach("192.0.2.1")
+
+async def test_here(runway_gateway):
+    reach("localhost")
+    reach("127.0.0.1")
+    reach("::1")
+    reach("0.0.0.0")
+    reach(None)
+
+async def test_of_others():
+    reach("192.0.2.1")
+"""
+
+
+def test_whoever_reaches_for_the_outside_fails(pytester: pytest.Pytester) -> None:
+    """A test fails with the address it wanted, even where its code hides the error."""
+    pytester.makepyfile(file_of(REACHING))
+    result = run(pytester, "-o", "asyncio_mode=auto")
+    result.assert_outcomes(failed=5, passed=4, errors=1)
+    result.stdout.fnmatch_lines(
+        [
+            "The test reached for gateway.example:443, *allow=[[]'gateway.example'[]])",
+            "E*OutsideReached: The test reached for gateway.example:443, *",
+            "The test reached for gateway.example:443, [[]2001:db8::1[]]:443, *",
+            "*test_of_the_client*",
+            "E*OutsideReached: *gateway.example:443*",
+            "*test_of_a_synchronous_app*",
+            "The test reached for gateway.example:443, *",
+            "*test_another_failure*",
+            "E*LookupError: of the user",
+            "E*The test reached for gateway.example:443, *",
+        ]
+    )
+
+
+def test_a_connection_by_address_is_stopped(pytester: pytest.Pytester) -> None:
+    """Sockets that know an address and no name are stopped before a byte leaves."""
+    pytester.makepyfile(
+        file_of(
+            """
+            async def test_it(runway_gateway):
+                loop = asyncio.get_running_loop()
+                with socket.socket() as sock:
+                    sock.setblocking(False)
+                    await loop.sock_connect(sock, ("192.0.2.1", 443))
+            """
+        )
+    )
+    result = pytester.runpytest_subprocess(*BARE)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["E*OutsideReached: The test reached for 192.0.2.1:443*"])
+
+
+def event(name: str, *args: object) -> tuple[str, object] | None:
+    """Give the way of an audit event."""
+    return _guard.way_of(name, args)
+
+
+def test_ways_that_lead_nowhere_pass() -> None:
+    """Other families, servers that listen and events of other kinds are none of the guard's."""
+    with socket.socket(socket.AF_UNIX) as unix, socket.socket() as inet:
+        assert event("socket.connect", unix, "/tmp/a.sock") is None  # noqa: S108 - never opened
+        assert event("socket.sendmsg", inet, None) is None
+        assert event("socket.sendto", inet, ("192.0.2.1", 53)) == ("192.0.2.1", 53)
+        assert event("socket.bind", inet, ("192.0.2.1", 53)) is None
+        assert event("socket.getaddrinfo", b"gateway.example", 1) == ("gateway.example", 1)
+        assert event("socket.gethostbyname", "gateway.example") == ("gateway.example", None)
+        assert event("socket.getaddrinfo", None, 80, 0, 0, 0) is None
+
+
+def test_what_is_allowed_is_allowed_by_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection that follows the look-up of an allowed name passes, and no other."""
+
+    def look_up(host: str, port: object) -> list[tuple[object, ...]]:
+        sys.audit("socket.getaddrinfo", host, port, 0, 0, 0)
+        return [(2, 1, 6, "", ("192.0.2.1", 0)), (10, 1, 6, "", ("2001:db8::1", 0, 0, 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    guard = _guard.Guard(frozenset({"db.example.com"}))
+    with guard.watching():
+        socket.getaddrinfo("db.example.com", 5432)
+        for host in ("db.example.com", "192.0.2.1", "2001:db8::1"):
+            guard.check(host, 5432)
+        with pytest.raises(_guard.OutsideReached, match=r"192\.0\.2\.2:5432,"):
+            guard.check("192.0.2.2", 5432)
+    assert guard.stopped == [("192.0.2.2", 5432)]
+
+
+# What it costs those who do not use it
+
+
+def test_the_plugin_brings_nothing_heavy() -> None:
+    """What every run of pytest imports is small: no client, no simulator, none of their needs."""
+    source = (
+        "import sys, pytest; before = {*sys.modules}; import fuhu_runway.testing.plugin;"
+        "print(*sorted({*sys.modules} - before))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, check=True, text=True
+    )
+    assert set(done.stdout.split()) == {
+        "fuhu_runway",
+        "fuhu_runway.testing",
+        "fuhu_runway.testing.plugin",
+    }
+
+
+def test_the_marker_is_known(pytester: pytest.Pytester) -> None:
+    """`pytest --markers` tells what the marker takes, and strict markers accept it."""
+    result = run(pytester, "--markers")
+    result.stdout.fnmatch_lines(["@pytest.mark.runway(*, client={}, virtual_time=True, *"])
