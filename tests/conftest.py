@@ -1,6 +1,5 @@
 """What holds for every test: only loopback is reached, and nothing is timed."""
 
-import asyncio
 import importlib
 import ipaddress
 import os

@@ -33,6 +33,8 @@ from fuhu_runway.testing import _guard
 from fuhu_runway import Client, PollPolicy, errors
 from fuhu_runway.testing import Simulator, faults
 
+LATE = PollPolicy(first=61, max_interval=61, jitter=0)
+
 async def make_clip(client, prompt):
     return await (await client.generate(prompt))
 """
@@ -67,7 +69,7 @@ async def test_the_client_alone(runway_client):
 
 @pytest.mark.runway(points=1000, takes=33)
 class TestOptions:
-    @pytest.mark.runway(takes=60, client={"polling": PollPolicy(first=61, max_interval=61, jitter=0)})
+    @pytest.mark.runway(takes=60, client={"polling": LATE})
     async def test_the_nearest_counts(self, runway_gateway, runway_client):
         await make_clip(runway_client, "a kitten")
         assert (runway_gateway.takes, runway_gateway.balance) == (60, 680)
@@ -111,7 +113,9 @@ def file_of(*parts: str) -> str:
 def marked(tests: str, mark: str) -> str:
     """Give *tests* with *mark* on each that is asynchronous."""
     return (
-        re.sub("^( *)(?=async def test)", rf"\1@{mark}\n\1", tests, flags=re.M) if mark else tests
+        re.sub("^( *)(?=async def test)", rf"\1@{mark}\n\1", tests, flags=re.MULTILINE)
+        if mark
+        else tests
     )
 
 

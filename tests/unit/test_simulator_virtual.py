@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fuhu_runway import Client, Journal, PollPolicy
+from fuhu_runway import Client, PollPolicy
 from fuhu_runway.testing import Simulator, _virtual, faults, virtual_time
 
 
@@ -86,14 +86,15 @@ async def test_a_thread_that_waits_for_the_loop_does_not_stop_it(
 async def test_the_journal_takes_no_time(tmp_path: Path) -> None:
     """What the journal writes is waited for, though its thread is its own."""
     with virtual_time():
-        async with Simulator() as gateway, Journal_client(gateway, tmp_path) as client:
+        async with (
+            Simulator() as gateway,
+            Client(
+                gateway.api_key, base_url=gateway.base_url, journal=tmp_path / "run.db"
+            ) as client,
+        ):
             for number in range(5):
                 async with asyncio.timeout(1):
                     assert await spent(client.generate(f"kitten {number}")) == 0
-
-
-def Journal_client(gateway: Simulator, folder: Path) -> Client:
-    return Client(gateway.api_key, base_url=gateway.base_url, journal=Journal(folder / "run.db"))
 
 
 async def test_bytes_on_their_way_take_no_time() -> None:
@@ -157,6 +158,16 @@ async def test_after_it_time_is_real() -> None:
     assert loop.time() - clock._real_time() == pytest.approx(first, abs=1e-3)
     assert "select" not in vars(loop._selector)  # type: ignore[attr-defined]
     assert "run_in_executor" not in vars(loop)
+
+
+async def test_whoever_moved_the_selector_before_finds_it_so() -> None:
+    """A loop that others have put something of their own into has it again afterwards."""
+    selector = asyncio.get_running_loop()._selector  # type: ignore[attr-defined]
+    selector.select = own = selector.select
+    with virtual_time():
+        assert await spent(asyncio.sleep(60)) == 60
+    assert selector.select is own
+    del selector.select
 
 
 async def test_a_block_in_a_block_changes_nothing() -> None:

@@ -1,0 +1,133 @@
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+import pytest
+
+from fuhu_runway import Client, errors
+from fuhu_runway.testing import Simulator, faults
+
+
+@pytest.fixture
+async def gateway(virtual: None) -> AsyncIterator[Simulator]:
+    """Give a gateway at its natural pace."""
+    async with Simulator() as simulator:
+        yield simulator
+
+
+@pytest.fixture
+async def client(gateway: Simulator) -> AsyncIterator[Client]:
+    """Give a client at its natural pace."""
+    async with Client(gateway.api_key, base_url=gateway.base_url) as client:
+        yield client
+
+
+def complaint(assertion: Callable[..., None], *arguments: Any) -> list[str]:
+    """Give the lines of what a failed assertion says."""
+    with pytest.raises(AssertionError) as told:
+        assertion(*arguments)
+    return str(told.value).splitlines()
+
+
+async def test_one_submit_is_one_submit(gateway: Simulator, client: Client) -> None:
+    """Exactly one task is as it should be: of all, with a prompt, or with a pattern in it."""
+    await client.generate("a kitten in the rain")
+    gateway.assert_submitted_once()
+    gateway.assert_submitted_once("a kitten in the rain")
+    gateway.assert_submitted_once(re.compile("kitten"))
+
+
+async def test_a_second_submit_is_shown(gateway: Simulator, client: Client) -> None:
+    """One too many is marked, with its instant, its state, its polls and its points."""
+    gateway.script("a kitten", takes=10, then="fail")
+    with pytest.raises(errors.TaskFailed):
+        await (await client.generate("a kitten"))
+    await client.generate("a dog")
+    await asyncio.sleep(1000)
+    await client.generate("a kitten")
+    headline, _, head, first, dog, second, _, legend = complaint(
+        gateway.assert_submitted_once, "a kitten"
+    )
+    assert headline == (
+        "'a kitten' was to be submitted once, and was submitted 2 times, for 640 points."
+    )
+    assert head.split() == ["at", "prompt", "state", "asked", "paid"]
+    assert first.split() == ["0", "s", "'a", "kitten'", "failed", "4x", "320", "(given", "back)"]
+    assert dog.startswith("   ")
+    assert "succeeded" in dog
+    assert second.startswith("+  ")
+    assert second.endswith("0x     320")
+    assert legend == "+ is one too many."
+    assert len(complaint(gateway.assert_submitted_once)) == len((first, dog, second)) + 5
+
+
+@pytest.mark.parametrize(
+    ("wanted", "name"),
+    [("a puppy", "'a puppy'"), (re.compile("pup+y"), "/pup+y/"), (None, "the next task")],
+)
+async def test_no_submit_is_told(
+    gateway: Simulator, wanted: str | re.Pattern[str] | None, name: str
+) -> None:
+    """A task that never came is named as it was asked for."""
+    headline, *_, missing, _, legend = complaint(gateway.assert_submitted_once, wanted)
+    assert "was submitted 0 times, for 0 points" in headline
+    assert missing.startswith("-  never  ")
+    assert name in missing
+    assert legend == "- never came."
+
+
+async def test_all_that_was_planned_came(gateway: Simulator, client: Client) -> None:
+    """Scripts that were taken, faults that happened and tasks that were asked about are fine."""
+    gateway.script("a kitten", takes=10, faults=[faults.on("feed", faults.Slow(1.0))])
+    gateway.script(takes=10)
+    gateway.fault("feed", faults.server_error(), times=None)
+    gateway.fault("submit", faults.TooManyRequests(), times=2)
+    waits = [await client.generate("a kitten"), await client.generate("a dog")]
+    gateway.forget_plans()
+    await asyncio.gather(*(task.wait() for task in waits))
+    gateway.assert_all_asked()
+
+
+def by_the_body(body: Mapping[str, Any]) -> bool:
+    """Tell kittens."""
+    return "kitten" in body["prompt"]
+
+
+async def test_what_is_left_over_is_told(gateway: Simulator, client: Client) -> None:
+    """Scripts without a task, faults that never happened and tasks nobody asked about are shown."""
+    gateway.script("a puppy")
+    gateway.script(re.compile("rain"))
+    gateway.script(by_the_body)
+    gateway.script()
+    gateway.fault("download", faults.Cut())
+    await client.generate("a dog", model="gen3")
+    gateway.script("a late one", faults=[faults.on("submit", faults.Drop())])
+    headline, *rows, _, legend = complaint(gateway.assert_all_asked)
+    assert headline == (
+        "6 of the plans never came about and 1 of the paid tasks were never asked about."
+    )
+    assert [row.split()[0] for row in rows[2:]] == ["?", *"-" * 6]
+    told = "\n".join(rows)
+    for name in ("'a puppy'", "/rain/", "by_the_body", "'a late one'", "Cut on 'download'"):
+        assert name in told
+    assert "Drop on 'submit'" in told
+    assert legend == "? is paid for, and nobody asked how it went; - never came."
+
+
+async def test_a_script_that_another_stands_in_for_is_not_missed(
+    gateway: Simulator, client: Client
+) -> None:
+    """A test that scripts a prompt anew need not use what its fixture had scripted."""
+    gateway.script("a kitten", then="fail")
+    gateway.script("a kitten", takes=1)
+    await (await client.generate("a kitten"))
+    gateway.assert_all_asked()
+
+
+async def test_a_refused_submit_was_asked_for(gateway: Simulator, client: Client) -> None:
+    """A script whose submit was refused on purpose came about, though there is no task."""
+    gateway.script("a kitten", faults=[faults.on("submit", faults.key_exhausted())])
+    with pytest.raises(errors.OutOfCredits):
+        await client.generate("a kitten")
+    gateway.assert_all_asked()
