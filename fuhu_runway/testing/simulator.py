@@ -212,9 +212,8 @@ class Simulator:
         if origin not in self._doors:
             family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
             self._doors[origin] = door = socket.socket(family, socket.SOCK_STREAM)
-            if os.name == "posix":
-                # As asyncio does: elsewhere it would let two servers have one port.
-                door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # As asyncio does: elsewhere it would let two servers have one port.
+            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, os.name == "posix")
             try:
                 door.bind((self.host, port))
             except OSError as error:

@@ -2,6 +2,8 @@ import asyncio
 import json
 import re
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from io import BytesIO
@@ -11,6 +13,7 @@ import aiohttp
 import attrs
 import pytest
 
+from fuhu_runway import testing
 from fuhu_runway.testing import DIALECTS, Simulator, faults
 
 GENERATE = "/runway/pro/generate"
@@ -805,3 +808,73 @@ async def test_a_client_that_leaves_in_the_middle_of_its_request_harms_nobody(
     await reader.read()
     assert (await caller.submit())[0] == 200
     assert (caller.gateway.submitted, caplog.records) == (1, [])
+
+
+# Addresses before it runs
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_an_address_may_be_known_before_it_runs(host: str) -> None:
+    """After `bind` the addresses stand, nobody answers there yet, and `start` keeps them."""
+    gateway = Simulator(host=host)
+    gateway.bind()
+    bound = (gateway.base_url, gateway.cdn_url)
+    gateway.bind()
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(host, gateway.port)
+    async with gateway:
+        gateway.bind()
+        assert (gateway.base_url, gateway.cdn_url) == bound
+        assert f":{gateway.port}" in gateway.base_url
+        _, writer = await asyncio.open_connection(host, gateway.port)
+        writer.close()
+
+
+def test_a_port_that_is_not_opened_can_be_let_go() -> None:
+    """What `bind` took, `unbind` gives back, and it may be taken by whoever comes next."""
+    gateway = Simulator()
+    gateway.bind()
+    gateway.unbind()
+    gateway.unbind()
+    with socket.create_server(("127.0.0.1", gateway.port)):
+        pass
+
+
+def test_a_bind_takes_both_ports_or_none() -> None:
+    """Where one of the ports is taken, the other is let go, and the error names the one."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        gateway = Simulator(cdn_port=port)
+        with pytest.raises(OSError, match=rf"'127\.0\.0\.1', {port}\): Address already in use"):
+            gateway.bind()
+    with socket.create_server(("127.0.0.1", gateway.port)):
+        pass
+
+
+async def test_closing_lets_go_of_ports_that_never_opened() -> None:
+    """A simulator that was bound and closed leaves nothing open."""
+    gateway = Simulator()
+    gateway.bind()
+    await gateway.aclose()
+    with socket.create_server(("127.0.0.1", gateway.port)):
+        pass
+
+
+# The package
+
+
+def test_names_are_imported_when_they_are_asked_for() -> None:
+    """The package shows its names before it has them, and tells a misspelt one."""
+    assert set(testing.__all__) <= set(dir(testing))
+    assert all(getattr(testing, name) is getattr(testing, name) for name in testing.__all__)
+    with pytest.raises(AttributeError, match=r"'fuhu_runway\.testing'.*'Simulater'"):
+        testing.Simulater  # noqa: B018 - looking is enough
+
+
+def test_the_faults_come_without_the_simulator() -> None:
+    """`fuhu_runway.testing.faults` is there by its name, before anything else is imported."""
+    source = "from fuhu_runway import testing; print(testing.faults.Drop())"
+    done = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, check=True, text=True
+    )
+    assert done.stdout == "Drop(accepted=False, reset=False)\n"

@@ -115,6 +115,13 @@ async def test_what_is_left_over_is_told(gateway: Simulator, client: Client) -> 
     assert legend == "? is paid for, and nobody asked how it went; - never came."
 
 
+async def test_a_task_that_nobody_asks_about_is_told(gateway: Simulator, client: Client) -> None:
+    """A paid task that was left alone is a clip that may be lost."""
+    await client.generate("a dog")
+    headline, *_ = complaint(gateway.assert_all_asked)
+    assert headline == "1 of the paid tasks were never asked about."
+
+
 async def test_a_script_that_another_stands_in_for_is_not_missed(
     gateway: Simulator, client: Client
 ) -> None:

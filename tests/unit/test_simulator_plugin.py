@@ -577,12 +577,40 @@ def test_what_is_allowed_is_allowed_by_its_addresses(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     guard = _guard.Guard(frozenset({"db.example.com"}))
     with guard.watching():
-        socket.getaddrinfo("db.example.com", 5432)
-        for host in ("db.example.com", "192.0.2.1", "2001:db8::1"):
+        for host in ("db.example.com", "db.example.com", "192.0.2.1", "2001:db8::1"):
             guard.check(host, 5432)
         with pytest.raises(_guard.OutsideReached, match=r"192\.0\.2\.2:5432,"):
             guard.check("192.0.2.2", 5432)
     assert guard.stopped == [("192.0.2.2", 5432)]
+
+
+def test_this_machine_is_reached_by_any_of_its_names() -> None:
+    """Loopback passes as a name, as an address, and as what a server listens on everywhere."""
+    guard = _guard.Guard()
+    for host in ("localhost", "127.0.0.1", "127.8.8.8", "::1", "0.0.0.0", "::"):  # noqa: S104
+        guard.check(host, 80)
+    for host in ("localhost.example", "10.0.0.1", "::2"):
+        with pytest.raises(_guard.OutsideReached):
+            guard.check(host, 80)
+    told = guard.tell()
+    assert told is not None
+    assert "localhost.example:80, 10.0.0.1:80, [::2]:80," in told
+    assert guard.tell() is None
+
+
+def test_the_hook_hears_nothing_while_nobody_watches() -> None:
+    """Outside of a test with our fixtures, and of sockets, every event passes."""
+    guard = _guard.Guard()
+    with socket.socket() as inet:
+        way = (inet, ("192.0.2.1", 443))
+        _guard._hear("socket.connect", way)
+        with guard.watching():
+            _guard._hear("open", ("/tmp/a", "r", 0))  # noqa: S108 - never opened
+            _guard._hear("socket.bind", way)
+            _guard._hear("socket.connect", (inet, ("127.0.0.1", 443)))
+            with pytest.raises(_guard.OutsideReached):
+                _guard._hear("socket.connect", way)
+    assert guard.stopped == [("192.0.2.1", 443)]
 
 
 # What it costs those who do not use it
