@@ -32,10 +32,11 @@ NOTEBOOK = "docs/howto/notebook.md"
 
 SETTINGS = """
 [pytest]
-asyncio_mode = auto
-asyncio_default_fixture_loop_scope = function
 filterwarnings = error
 """
+
+NOTHING_ELSE = [f"-pno:{plugin}" for plugin in ("aiohttp", "anyio", "asyncio")]
+"""Whoever installed the extra and no more has no plugin for asynchronous tests."""
 
 
 def run_block(example: Example) -> None:
@@ -164,7 +165,7 @@ def test_the_test_file_of_the_page_about_tests_passes(tmp_path: Path) -> None:
     (tmp_path / "pytest.ini").write_text(SETTINGS, encoding="utf-8")
     # The very package that is tested here, be it the tree's or an installed one.
     environment = os.environ | {"PYTHONPATH": str(Path(fuhu_runway.__file__).parents[1])}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *NOTHING_ELSE]
     ran = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
