@@ -38,7 +38,7 @@ def runway_gateway(request: pytest.FixtureRequest) -> "Iterator[Simulator]":
     with House.of(request.node) as house:
         request.node.stash[HOUSE] = house
         yield house.gateway
-    del request.node.stash[HOUSE]
+        del request.node.stash[HOUSE]
 
 
 @pytest.fixture
@@ -71,7 +71,10 @@ def pytest_fixture_setup(
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Run an asynchronous test with a fixture of ours where no other plugin does."""
     house = pyfuncitem.stash.get(HOUSE, None)
-    return None if house is None else house.run(pyfuncitem)
+    # The plugin inside of aiohttp runs all of them, and its turn comes after ours.
+    if house is None or pyfuncitem.config.pluginmanager.hasplugin("aiohttp.pytest_plugin"):
+        return None
+    return house.run(pyfuncitem)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,5 +1,7 @@
 """The public interface as a user's type checker sees it: checked by mypy, never run."""
 
+import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -34,7 +36,7 @@ from fuhu_runway import (
     hooks,
     safe_name,
 )
-from fuhu_runway.testing import Simulator, faults
+from fuhu_runway.testing import Simulator, faults, virtual_time
 
 
 def listener(event: hooks.Event) -> None:
@@ -199,4 +201,8 @@ async def simulating() -> None:
         client = Client(gateway.api_key, base_url=gateway.base_url)
         assert_type(gateway.submitted, int)
         assert_type(gateway.environment(), dict[str, str])
+        gateway.assert_submitted_once(re.compile("kitten"))
+        gateway.assert_all_asked()
+        with virtual_time():
+            await asyncio.sleep(600)
         await client.aclose()

@@ -14,12 +14,16 @@ from fuhu_runway.testing import _guard
 BARE: Final = ("-p", "no:asyncio", "-p", "no:aiohttp", "-p", "no:anyio")
 """Nothing that runs asynchronous tests, as where only the extra is installed."""
 
+OLD: Final = ("-p", "aiohttp.pytest_plugin", "-W", "ignore:aiohttp.pytest_plugin will be removed")
+"""What pytest-aiohttp has taken the place of."""
+
 MODES: Final = {
     "bare": (BARE, ""),
     "asyncio auto": (("-p", "no:aiohttp", "-o", "asyncio_mode=auto"), ""),
     "asyncio strict": (("-p", "no:aiohttp"), "pytest.mark.asyncio"),
     "asyncio strict, unmarked": (("-p", "no:aiohttp"), ""),
     "aiohttp": (("-o", "asyncio_mode=auto"), ""),
+    "inside of aiohttp": ((*BARE, *OLD), ""),
     "anyio": (("-p", "no:asyncio", "-p", "no:aiohttp"), "pytest.mark.anyio"),
     "anyio auto": (("-p", "no:asyncio", "-p", "no:aiohttp", "-o", "anyio_mode=auto"), ""),
 }
