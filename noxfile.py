@@ -150,7 +150,8 @@ def floors(session: nox.Session) -> None:
     oldest = [*declared["dependencies"], *itertools.chain(*doors)]
     install(session, "telemetry", "test", extras=EVERY_DOOR)
     session.install(*(requirement.replace(">=", "==") for requirement in oldest))
-    session.run("pytest", *session.posargs, env=SAFE_PATH)
+    # pytest-aiohttp needs a newer aiohttp than we do.
+    session.run("pytest", "-p", "no:aiohttp", *session.posargs, env=SAFE_PATH)
 
 
 @nox.session(requires=["build"])

@@ -867,8 +867,8 @@ def test_names_are_imported_when_they_are_asked_for() -> None:
     """The package shows its names before it has them, and tells a misspelt one."""
     assert set(testing.__all__) <= set(dir(testing))
     assert all(getattr(testing, name) is getattr(testing, name) for name in testing.__all__)
-    with pytest.raises(AttributeError, match=r"'fuhu_runway\.testing'.*'Simulater'"):
-        testing.Simulater  # noqa: B018 - looking is enough
+    with pytest.raises(AttributeError, match=r"'fuhu_runway\.testing'.*'Emulator'"):
+        testing.Emulator  # noqa: B018 - looking is enough
 
 
 def test_the_faults_come_without_the_simulator() -> None:

@@ -14,12 +14,15 @@ from fuhu_runway.testing import _guard
 BARE: Final = ("-p", "no:asyncio", "-p", "no:aiohttp", "-p", "no:anyio")
 """Nothing that runs asynchronous tests, as where only the extra is installed."""
 
+AUTO: Final = ("-p", "no:aiohttp", "-o", "asyncio_mode=auto")
+"""What most suites have."""
+
 OLD: Final = ("-p", "aiohttp.pytest_plugin", "-W", "ignore:aiohttp.pytest_plugin will be removed")
 """What pytest-aiohttp has taken the place of."""
 
 MODES: Final = {
     "bare": (BARE, ""),
-    "asyncio auto": (("-p", "no:aiohttp", "-o", "asyncio_mode=auto"), ""),
+    "asyncio auto": (AUTO, ""),
     "asyncio strict": (("-p", "no:aiohttp"), "pytest.mark.asyncio"),
     "asyncio strict, unmarked": (("-p", "no:aiohttp"), ""),
     "aiohttp": (("-o", "asyncio_mode=auto"), ""),
@@ -114,6 +117,13 @@ def file_of(*parts: str) -> str:
     return "\n".join([HEAD, *map(dedent, parts)])
 
 
+def options_and_mark(config: pytest.Config, mode: str) -> tuple[tuple[str, ...], str]:
+    """Give what makes a run one of this *mode*, if the plugins at hand allow for it."""
+    if mode == "aiohttp" and not config.pluginmanager.hasplugin("aiohttp"):
+        pytest.skip("pytest-aiohttp is not there, or needs a newer aiohttp")
+    return MODES[mode]
+
+
 def marked(tests: str, mark: str) -> str:
     """Give *tests* with *mark* on each that is asynchronous."""
     return (
@@ -142,9 +152,11 @@ def run(pytester: pytest.Pytester, *options: str) -> pytest.RunResult:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_it_works_with_whoever_runs_the_tests(pytester: pytest.Pytester, mode: str) -> None:
+def test_it_works_with_whoever_runs_the_tests(
+    pytester: pytest.Pytester, pytestconfig: pytest.Config, mode: str
+) -> None:
     """The same tests pass with every plugin for asynchronous tests, and with none."""
-    options, mark = MODES[mode]
+    options, mark = options_and_mark(pytestconfig, mode)
     # Nobody runs a test that asks for nothing of ours.
     tests = (
         TESTS
@@ -241,9 +253,11 @@ def test_of_what_a_fixture_made(anyio_backend, runway_gateway, only_a_clip):
 
 
 @pytest.mark.parametrize("mode", ["asyncio auto", "asyncio strict", "aiohttp", "anyio auto"])
-def test_fixtures_of_users_live_in_the_same_house(pytester: pytest.Pytester, mode: str) -> None:
+def test_fixtures_of_users_live_in_the_same_house(
+    pytester: pytest.Pytester, pytestconfig: pytest.Config, mode: str
+) -> None:
     """Asynchronous fixtures find the gateway running, to their ends, also where others break."""
-    options, mark = MODES[mode]
+    options, mark = options_and_mark(pytestconfig, mode)
     fixture = "pytest_asyncio.fixture" if "strict" in mode else "pytest.fixture"
     pytester.makepyfile(
         file_of("import pytest_asyncio", BACKEND, marked(FIXTURES.format(fixture=fixture), mark))
@@ -283,7 +297,7 @@ def test_a_loop_may_be_older_than_the_test(pytester: pytest.Pytester) -> None:
     """Where tests share a loop, each has its gateway there, and leaves the loop's time real."""
     pytester.makepyfile(file_of(SESSION))
     scope = "asyncio_default_fixture_loop_scope=module"
-    run(pytester, "-o", "asyncio_mode=auto", "-o", scope).assert_outcomes(passed=3, errors=1)
+    run(pytester, *AUTO, "-o", scope).assert_outcomes(passed=3, errors=1)
 
 
 WRONG: Final = """
@@ -329,7 +343,7 @@ async def test_too_late(request):
 def test_what_cannot_be_is_told(pytester: pytest.Pytester) -> None:
     """Each mistake ends its test with a message that names it, and what is allowed."""
     pytester.makepyfile(file_of(WRONG))
-    result = run(pytester, "-o", "asyncio_mode=auto", "-p", "no:anyio")
+    result = run(pytester, *AUTO, "-p", "no:anyio")
     result.assert_outcomes(errors=8, failed=2)
     for line in (
         "*runway has no option 'taeks'; there are: allow, api_key*takes*virtual_time",
@@ -397,7 +411,7 @@ def test_hypothesis_has_its_examples(pytester: pytest.Pytester) -> None:
             """
         )
     )
-    run(pytester, *MODES["asyncio auto"][0]).assert_outcomes(passed=1)
+    run(pytester, *AUTO).assert_outcomes(passed=1)
 
 
 def test_unittest_has_its_loop(pytester: pytest.Pytester) -> None:
@@ -518,7 +532,7 @@ async def test_of_others():
 def test_whoever_reaches_for_the_outside_fails(pytester: pytest.Pytester) -> None:
     """A test fails with the address it wanted, even where its code hides the error."""
     pytester.makepyfile(file_of(REACHING))
-    result = run(pytester, "-o", "asyncio_mode=auto")
+    result = run(pytester, *AUTO)
     result.assert_outcomes(failed=5, passed=4, errors=1)
     result.stdout.fnmatch_lines(
         [
