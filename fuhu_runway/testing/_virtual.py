@@ -6,7 +6,9 @@ Rule 2. Bytes that are under way between two sockets of this machine are waited 
     byte of our own after them.
 Rule 3. Work that the loop gave to a thread is waited for, so that it takes no time at all; for so
     long at the most that a thread which waits for the loop stops neither of them.
-Rule 4. The loop's time never goes back, neither when virtual time begins nor when it ends.
+Rule 4. A loop that is busy with itself for long sees a little time pass, as it would in real time:
+    who waits for an instant to be over, and not only reached, would wait for ever.
+Rule 5. The loop's time never goes back, neither when virtual time begins nor when it ends.
 """
 
 import asyncio
@@ -21,6 +23,10 @@ import attrs
 
 # For a disk that is slow; a thread that works longer waits for something, at times for the loop.
 PATIENCE: Final = 5.0
+
+# More than any chain of callbacks that leads somewhere, and less than anybody waits for.
+BUSY_ROUNDS: Final = 1000
+ROUND_TAKES: Final = 1e-6
 
 # A loop in which nothing is planned begins at a multiple of this, so that the instants of a test
 # are the same to the last bit whenever it runs. A power of two, and more than most delays: then
@@ -59,6 +65,8 @@ class VirtualClock:
     _ahead: float = 0.0
     #: The instant it is; None while time is real.
     _now: float | None = None
+    #: How often the loop went round since something came from outside or time passed.
+    _rounds: int = 0
     #: What threads do for the loop, with the real second up to which it is waited for.
     _work: dict["asyncio.Future[Any]", float] = attrs.field(factory=dict)
 
@@ -98,6 +106,13 @@ class VirtualClock:
     def jump(self, seconds: float) -> None:
         """Let *seconds* pass at once."""
         self._now = self.time() + seconds
+        self._rounds = 0
+
+    def go_round(self, *, has_news: bool) -> None:
+        """Count one round in which the loop had something to do by itself."""
+        self._rounds = 0 if has_news else self._rounds + 1
+        if self._rounds > BUSY_ROUNDS:
+            self._now = self.time() + ROUND_TAKES
 
     def note(self, work: "asyncio.Future[Any]") -> None:
         """Let no time pass while a thread does *work*."""
@@ -148,6 +163,7 @@ class _Select:
     def __call__(self, timeout: float | None = None) -> list[Any]:
         events = self.real(0)
         if timeout is not None and timeout <= 0:
+            self.clock.go_round(has_news=bool(events))
             return events
         while not events and (patience := self.clock.patience()):
             events = self.real(patience)

@@ -652,5 +652,5 @@ def test_the_plugin_brings_nothing_heavy() -> None:
 
 def test_the_marker_is_known(pytester: pytest.Pytester) -> None:
     """`pytest --markers` tells what the marker takes, and strict markers accept it."""
-    result = run(pytester, "--markers")
+    result = run(pytester, *BARE, "--markers")
     result.stdout.fnmatch_lines(["@pytest.mark.runway(*, client={}, virtual_time=True, *"])

@@ -97,6 +97,33 @@ async def test_the_journal_takes_no_time(tmp_path: Path) -> None:
                     assert await spent(client.generate(f"kitten {number}")) == 0
 
 
+async def test_an_instant_ends() -> None:
+    """Who plans for the present instant again and again until it is over comes to an end."""
+    loop = asyncio.get_running_loop()
+    over = asyncio.Event()
+
+    def until_after(instant: float) -> None:
+        if loop.time() <= instant:
+            loop.call_at(instant, until_after, instant)
+        else:
+            over.set()
+
+    with virtual_time():
+        until_after(loop.time() + 75)
+        assert await spent(over.wait()) == pytest.approx(75, abs=1e-5)
+
+
+async def test_a_busy_loop_takes_next_to_no_time() -> None:
+    """Ten thousand rounds of the loop by itself are some milliseconds of its time."""
+
+    async def spin() -> None:
+        for _ in range(10_000):
+            await asyncio.sleep(0)
+
+    with virtual_time():
+        assert await spent(spin()) < 0.01 < await spent(asyncio.sleep(1))
+
+
 async def test_bytes_on_their_way_take_no_time() -> None:
     """A thousand exchanges over loopback beside a timer of a second do not let it come."""
 
