@@ -23,7 +23,7 @@ from sphinx.pycode import ModuleAnalyzer
 from fuhu_runway import _gateway as facts
 from fuhu_runway import _hints as hints
 from fuhu_runway import _limits as pace
-from fuhu_runway import callbacks, errors, hooks
+from fuhu_runway import callbacks, cli, errors, hooks
 from fuhu_runway._retry import MAY_REPEAT, ladder
 from fuhu_runway.inputs import KINDS
 from fuhu_runway.journal import MIGRATIONS, SCHEMA, STEPS, JobState
@@ -555,6 +555,11 @@ def _fault_links(kinds: Iterable[type[faults.Fault]]) -> str:
 # The control API
 
 
+def commands() -> str:
+    """Give the arguments of each command, and what it prints and exits with."""
+    return cli.reference().strip()
+
+
 def control_commands() -> str:
     """Give one line for each thing that a control request can ask for."""
     return table(
@@ -697,6 +702,7 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
         journal_migrations,
         simulated_dialects,
         fault_places,
+        commands,
         control_commands,
         control_details,
         control_faults,

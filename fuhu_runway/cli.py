@@ -680,7 +680,7 @@ _TABLES: Final = {**cli_batch.TABLES, **cli_journal.TABLES, **cli_simulate.TABLE
 
 
 def reference() -> str:
-    """Give the tables of docs/reference/cli.md, as they follow from the commands themselves."""
+    """Give the tables of the reference page, as they follow from the commands themselves."""
     names = [name for name in app if not name.startswith("-")]
     sections = (
         *map(_command_section, names),

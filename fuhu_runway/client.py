@@ -5,32 +5,33 @@ import itertools
 import os
 import warnings
 from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 from uuid import uuid4
-from weakref import WeakSet, WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary, ref
 
 import aiohttp
 import attrs
 
 from . import hooks as events
 from ._clock import Clock, LoopClock
+from ._deliveries import ENDPOINT_NAMES, Deliveries
 from ._engine import Engine, Settings
 from ._gateway import BALANCE_ENDPOINTS, ENDPOINTS, GATEWAYS, NOWHERE, SUBMITS, Endpoint
 from ._outstanding import Name
 from ._polling import Poller, Watch, name_of
 from ._retry import fate_of
 from ._schedule import kind_of
-from ._submission import Submission, afterwards
+from ._submission import Submission
 from ._transport import closed
 from ._wire import Reply, Request, ask_balance, ask_task, build, read_balance, read_task
 from .batch import Batch, Outcome, Source
 from .downloads import Progress, origin_of
 from .downloads import Source as ClipSource
-from .errors import Fate, JournalError, RunwayError, SubmissionInDoubt
+from .errors import Fate, RunwayError, SubmissionInDoubt
 from .journal import Entry, Job, JobState, Journal, Plan, plan_of
 from .models import (
     DEFAULT_MODEL,
@@ -57,15 +58,13 @@ from .task import Clip, Task
 
 if TYPE_CHECKING:
     # It brings a web server along, which most programs have no use for.
-    from .callbacks import Address, CallbackReceiver, Delivery
+    from .callbacks import Address, CallbackReceiver
 
 KEY_VARIABLE: Final = "FUHU_API_KEY"
 URL_VARIABLE: Final = "FUHU_BASE_URL"
 DEFAULT_GATEWAY: Final = "fuhuapi"
-FEED: Final = ENDPOINTS["feed"].name
 
 _NUMBERS: Final = itertools.count(1)
-_ENDPOINT_NAMES: Final = {kind.__name__: row.name for kind, row in SUBMITS.items()}
 
 
 class Client:
@@ -155,8 +154,15 @@ class Client:
         #: submissions in doubt that a delivery told of.
         self.unclaimed: list[Task] = []
         self._has_recalled = False
-        if callbacks is not None:
-            callbacks.attach(self)
+        self._deliveries = Deliveries(
+            receiver=self._callbacks,
+            home=ref(self),
+            engines=self._engines,
+            journal=self.journal,
+            outstanding=self._settings.outstanding,
+            hooks=self._hooks,
+            clock=self._clock,
+        )
 
     def __repr__(self) -> str:
         polls = "".join(f", {engine.poller!r}" for engine in self._engines.values())
@@ -260,7 +266,7 @@ class Client:
     def attach(self, job: Job, request: Generation | None = None) -> Task:
         """Give a handle on the task of a job from the journal; for batches and resuming."""
         task_id = _checked_id(job.task_id)
-        endpoint = _ENDPOINT_NAMES.get(job.endpoint)
+        endpoint = ENDPOINT_NAMES.get(job.endpoint)
         self._hooks.emit(
             events.TaskAttached(
                 task_id, self._number, endpoint, job.model, job.seconds, job.traceparent
@@ -280,7 +286,7 @@ class Client:
         job = plan
         if job is None and self.journal is not None:
             job = plan_of(request, f"single:{uuid4()}")
-        address = self._address(request, job)
+        address = self._deliveries.address(request, job)
         wire = self._submission(request, address)
         submission = Submission(
             wire.endpoint.name, self._number, self._hooks, self._clock, request, address
@@ -302,7 +308,7 @@ class Client:
                     )
                 except SubmissionInDoubt:
                     # While the answer was waited for, a delivery may have told what it would have.
-                    found = await self._told_instead(engine, address)
+                    found = await self._deliveries.told_instead(engine, address)
                     if found is None:
                         raise
                     record = TaskRecord(found.task_id, TaskState.QUEUED)
@@ -643,6 +649,31 @@ class Client:
         downloader = self._engine().downloader
         return await downloader.save(source, path, max_bytes=max_bytes, on_progress=on_progress)
 
+    async def look_for(
+        self, engine: Engine, task_id: str, request: Generation | None
+    ) -> TaskRecord:
+        """Ask the feed about a task of which there is no handle yet; for deliveries."""
+        wire = self._task_request(task_id, official=False)
+        prompt = getattr(request, "prompt", None) or ""
+        wire = attrs.evolve(wire, secrets=(*wire.secrets, prompt))
+        return await engine.transport.call(wire, read_task)
+
+    def adopt(
+        self,
+        engine: Engine,
+        address: "Address",
+        request: Generation | None,
+        record: TaskRecord,
+        endpoint: str,
+    ) -> None:
+        """Keep a task whose submission got no answer; for deliveries."""
+        task = Task(self, record.task_id, request=request, submitted_at=self._clock.now())
+        watch = self._follow(engine, task, address)
+        self._handles[watch.name] = task
+        self.unclaimed.append(task)
+        self._hooks.emit(events.SubmissionFound(endpoint, task.id))
+        engine.poller.take_told(watch, record)
+
     def age(self, task: Task) -> float | None:
         """Give how long ago *task* was accepted, in seconds; for handles."""
         if task.submitted_at is not None:
@@ -661,7 +692,7 @@ class Client:
             task.keep(watch)
             early, address.early = address.early, None
             if early is not None:
-                self._heed(engine, address, early)
+                self._deliveries.heed(engine, address, early)
         return watch
 
     def _watch(self, poller: Poller, task: Task, *, is_addressed: bool = False) -> Watch:
@@ -740,151 +771,12 @@ class Client:
             submission.unclaimed(None, fault)
             address = submission.address
             if address is not None and address.is_in_doubt:
-                engine.run(self._recover(engine, address, submission.endpoint))
+                engine.run(self._deliveries.recover(engine, address))
             return
         task = self._accepted(submission, flight.result())
         self._follow(engine, task, submission.address)
         self.unclaimed.append(task)
         submission.unclaimed(task.id)
-
-    # Deliveries
-
-    def heard(self, address: "Address", delivery: "Delivery") -> None:
-        """Take note of a delivery, in whatever thread and loop this is; for the receiver."""
-        try:
-            here = asyncio.get_running_loop()
-        except RuntimeError:
-            here = None
-        engines = list(self._engines.items())
-        if not engines:
-            address.early = delivery
-        for place, (loop, engine) in enumerate(engines):
-            heed = partial(self._heed, engine, address, delivery, is_told=place == 0)
-            if loop is here:
-                heed()
-            else:
-                # A loop that has ended since has nobody left who waits.
-                with suppress(RuntimeError):
-                    loop.call_soon_threadsafe(heed)
-
-    def _heed(
-        self, engine: Engine, address: "Address", delivery: "Delivery", *, is_told: bool = True
-    ) -> None:
-        """Do in one loop what a delivery asks for; *is_told* in the one that tells of it."""
-        if address.is_strange and address.task_id is None:
-            address.task_id = delivery.task_id or None
-        if address.task_id is None:
-            address.early = delivery
-            if address.is_in_doubt and is_told:
-                engine.run(self._recover(engine, address, _endpoint_of(address.request)))
-            return
-        is_other = delivery.task_id not in {None, address.task_id}
-        if is_told and is_other:
-            self._hooks.emit(events.CallbackRefused(address.task_id, "it names another task"))
-        elif is_told:
-            self._hooks.emit(events.CallbackReceived(address.task_id, delivery.state))
-        if is_other:
-            return
-        watch = engine.poller.find(FEED, address.task_id)
-        if watch is not None:
-            engine.poller.hint(watch, is_end=delivery.is_end)
-        elif address.is_strange and is_told:
-            engine.run(self._look_up(engine, address, delivery))
-        else:
-            address.early = delivery
-
-    def _address(self, request: Generation, job: Plan | None) -> "Address | None":
-        """Give a new address for what a request will make, if it can be told one."""
-        if self._callbacks is None or not SUBMITS[type(request)].takes_callback:
-            return None
-        key = None if job is None else job.key
-        return self._callbacks.address(self, request, key, self._clock.wall())
-
-    async def _look_up(self, engine: Engine, address: "Address", delivery: "Delivery") -> None:
-        """See whether an address from before a restart is that of a job in doubt."""
-        receiver, journal = self._callbacks, self.journal
-        if receiver is None or journal is None or not receiver.is_lasting or address.is_looked_up:
-            return
-        address.is_looked_up = True
-        with suppress(JournalError):
-            for job in await journal.jobs(JobState.IN_DOUBT):
-                if receiver.nonce_of(job.key) == address.nonce:
-                    address.job, address.made_at = job.key, job.submitted_at or job.planned_at
-                    address.early, address.task_id = delivery, None
-                    await self._recover(engine, address, _ENDPOINT_NAMES[job.endpoint])
-                    # The feed may not know it yet; then the next delivery says so again.
-                    address.is_looked_up = address.task_id is not None
-
-    async def _recover(self, engine: Engine, address: "Address", endpoint: str) -> None:
-        """Keep the task that a delivery told of a submission in doubt, if the feed has it."""
-        request = address.request
-        found = await self._sought(engine, address)
-        if found is None:
-            return
-        task = Task(self, found.task_id, request=request, submitted_at=self._clock.now())
-        watch = self._follow(engine, task, address)
-        self.unclaimed.append(task)
-        self._hooks.emit(events.SubmissionFound(endpoint, task.id))
-        engine.poller.take_told(watch, found)
-
-    async def _told_instead(self, engine: Engine, address: "Address | None") -> TaskRecord | None:
-        """Give the task of a submission in doubt to its caller, if a delivery told of it."""
-        if address is None:
-            return None
-        early = address.early
-        try:
-            return await self._sought(engine, address)
-        except asyncio.CancelledError:
-            address.early = address.early or early
-            engine.run(self._recover(engine, address, _endpoint_of(address.request)))
-            raise
-
-    async def _sought(self, engine: Engine, address: "Address") -> TaskRecord | None:
-        """Give what the feed says of the task that a delivery told, and write it down."""
-        while address.early is not None and not address.is_sought:
-            told, address.early = address.early, None
-            address.is_sought = True
-            try:
-                record = await self._confirmed(engine, address, told.task_id)
-            finally:
-                address.is_sought = False
-            if record is not None:
-                address.answered(record.task_id)
-                self._settings.outstanding.accepted((FEED, record.task_id), self._clock.now())
-                if self.journal is not None and address.job is not None:
-                    entry = Entry(self.journal, address.job, self._clock)
-                    writing = entry.accepted(record.task_id, address.made_at)
-                    await afterwards(writing, f"task {record.task_id}")
-                return record
-        return None
-
-    async def _confirmed(
-        self, engine: Engine, address: "Address", task_id: str | None
-    ) -> TaskRecord | None:
-        """Give what the feed says of a task, if it may be the one of this address."""
-        now = self._clock.now()
-        if not task_id or not address.allowance.is_open(now):
-            return None
-        address.allowance.take(now)
-        try:
-            if await self._is_known(task_id, address):
-                reason = "the task that it names belongs to another submission"
-            else:
-                wire = self._task_request(task_id, official=False)
-                prompt = getattr(address.request, "prompt", None) or ""
-                wire = attrs.evolve(wire, secrets=(*wire.secrets, prompt))
-                record = await engine.transport.call(wire, read_task)
-                return attrs.evolve(record, task_id=task_id)
-        except RunwayError as error:
-            reason = f"the feed does not confirm it ({type(error).__name__})"
-        self._hooks.emit(events.CallbackRefused(None, reason))
-        return None
-
-    async def _is_known(self, task_id: str, address: "Address") -> bool:
-        """Whether a task belongs to another submission."""
-        if self._callbacks is not None and self._callbacks.is_taken(task_id, address):
-            return True
-        return self.journal is not None and await self.journal.find(task_id) is not None
 
     def _engine(self) -> Engine:
         """Give what belongs to the running loop, made on first use."""
@@ -898,13 +790,8 @@ class Client:
                 del self._engines[ended]
             engine = self._engines[loop] = Engine(self._settings)
             engine.stay_until_the_loop_ends(partial(self._engines.pop, loop, None))
-            self._catch_up(engine)
+            self._deliveries.catch_up(engine)
         return engine
-
-    def _catch_up(self, engine: Engine) -> None:
-        """Heed what was delivered while no loop was there to hear of it."""
-        for address, delivery in [] if self._callbacks is None else self._callbacks.unheard():
-            self._heed(engine, address, delivery)
 
 
 def _feed(*, official: bool) -> Endpoint:
@@ -918,10 +805,6 @@ def _tells_of(request: Generation) -> Endpoint:
 
 def _journal(journal: Journal | str | os.PathLike[str] | None) -> Journal | None:
     return journal if journal is None or isinstance(journal, Journal) else Journal(journal)
-
-
-def _endpoint_of(request: Generation | None) -> str:
-    return SUBMITS[type(request)].name if request is not None else ""
 
 
 class Official:

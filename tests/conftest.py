@@ -4,6 +4,7 @@ import importlib
 import ipaddress
 import os
 import pkgutil
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -19,6 +20,10 @@ from fuhu_runway import Client
 from fuhu_runway.testing import Simulator, virtual_time
 
 pytest_plugins = ["pytester"]  # for the tests of our own plugin
+
+# In the background of a script a process is born deaf to Ctrl-C, and so is all that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A slow machine is no fault of the code: examples have no deadline of their own.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -130,6 +130,11 @@ def test_a_doubt_is_told_by_what_was_seen(
     assert ear.heard[1:] == [SubmissionDoubted(submission.number, "text_to_video", name)]
 
 
+def test_without_a_tracer_there_is_no_trace(submission: Submission) -> None:
+    """What a later process would link to is none where nobody traces."""
+    assert submission.trace() is None
+
+
 @pytest.mark.parametrize(
     ("error", "is_in_doubt"),
     [(errors.NoReply(*TEXTS), True), (errors.InvalidRequest(*TEXTS), False)],
