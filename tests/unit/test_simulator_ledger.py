@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fuhu_runway import Client, errors
+from fuhu_runway import Client, PollPolicy, errors
 from fuhu_runway.testing import Simulator, faults
 
 
@@ -18,8 +18,9 @@ async def gateway(virtual: None) -> AsyncIterator[Simulator]:
 
 @pytest.fixture
 async def client(gateway: Simulator) -> AsyncIterator[Client]:
-    """Give a client at its natural pace."""
-    async with Client(gateway.api_key, base_url=gateway.base_url) as client:
+    """Give a client at its natural pace, without chance."""
+    calm = PollPolicy(jitter=0)
+    async with Client(gateway.api_key, base_url=gateway.base_url, polling=calm) as client:
         yield client
 
 
