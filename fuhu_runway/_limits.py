@@ -20,7 +20,7 @@ from typing import Final
 import attrs
 
 from ._clock import Clock, Timer
-from .hooks import Hooks, PaceChanged
+from .hooks import Hooks, PaceChanged, PaceHeld, PaceRecovered
 from .models import Limits
 
 BACK_OFF: Final = 0.5
@@ -34,6 +34,8 @@ SLOW_RECOVERY: Final = 0.002
 """What each answer adds to the rate, as parts of the rate that was refused."""
 FORGET_AFTER: Final = 4.0
 """A pace this many times above the last refusal is no limit any more."""
+WORTH_TELLING: Final = 1.0
+"""Each refusal of a burst moves the end of a pause a little; what is less is not told again."""
 
 
 @attrs.define(eq=False)
@@ -71,16 +73,17 @@ class Pace:
         # credit is saved up: a burst after a pause is what gateways refuse.
         self._next_at = (now if due_at is None else max(due_at, now - gap / 2)) + gap
 
-    def answered(self) -> None:
-        """Grow, after an answer that was no refusal."""
+    def answered(self) -> bool:
+        """Grow, after an answer that was no refusal; tell whether that was the last step."""
         if math.isinf(self.refused_at_rate):
-            return
+            return False
         cautious = self.rate >= CAUTIOUS_FROM * self.refused_at_rate
         self.rate += (SLOW_RECOVERY if cautious else FAST_RECOVERY) * self.refused_at_rate
-        if self.at_most is not None:
-            self.rate = min(self.rate, self.at_most)
-        elif self.rate > FORGET_AFTER * self.refused_at_rate:
-            self.rate = self.refused_at_rate = math.inf
+        enough = FORGET_AFTER * self.refused_at_rate if self.at_most is None else self.at_most
+        if self.rate < enough:
+            return False
+        self.rate, self.refused_at_rate = self.at_most or math.inf, math.inf
+        return True
 
     def refused(self, sent_at: float, now: float, retry_after: float | None) -> bool:
         """Slow down, once for all requests of one burst; tell whether it did."""
@@ -149,12 +152,16 @@ class Gate:
 
     def answered(self) -> None:
         """Take note of an answer that was no refusal."""
-        self.pace.answered()
+        if self.pace.answered():
+            self._hooks.emit(PaceRecovered(self.limits.requests_per_second))
 
     def refused(self, sent_at: float, retry_after: float | None) -> None:
         """Take note of a refusal: everyone slows down, and holds as long as was asked."""
-        if self.pace.refused(sent_at, self._clock.now(), retry_after):
+        now, held_until = self._clock.now(), self.pace.hold_until
+        if self.pace.refused(sent_at, now, retry_after):
             self._hooks.emit(PaceChanged(self.pace.rate, retry_after))
+        elif self.pace.hold_until > max(now, held_until) + WORTH_TELLING:
+            self._hooks.emit(PaceHeld(self.pace.hold_until - now))
 
     async def _turn(self, behind: int | None) -> None:
         turn = asyncio.get_running_loop().create_future()

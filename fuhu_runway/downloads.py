@@ -29,7 +29,7 @@ from ._retry import MAY_REPEAT, delays, fate_of
 from ._transport import Transport
 from ._wire import retry_after
 from .errors import DownloadIncomplete, DownloadRefused, GatewayError, RunwayError
-from .hooks import DownloadFinished, DownloadStarted, Hooks
+from .hooks import DownloadBroken, DownloadFailed, DownloadFinished, DownloadStarted, Hooks
 from .models import RetryPolicy, is_web_address, usage_error
 
 R = TypeVar("R")
@@ -105,20 +105,33 @@ class Downloader:
             UsageError: The same file is being downloaded already.
         """
         with _alone(path):
+            part = None
             try:
                 # Not in a thread: cancelled there, it would leave a file that nobody closes.
-                part = Part.open(path, source.task_id)
-            except OSError as exc:
-                raise _unwritable(source, 0, exc) from exc
-            try:
-                await _Download(self, source, part, max_bytes, on_progress).run()
-                await _in_thread(part.publish)
-            except OSError as exc:
-                raise _unwritable(source, part.received, exc) from exc
-            finally:
-                await _in_thread(part.close)
+                part = _opened(path, source)
+                await self._fill(part, source, max_bytes, on_progress)
+            except BaseException as error:
+                received = part.received if part else 0
+                self.hooks.emit(DownloadFailed(source.task_id, received, type(error).__name__))
+                raise
         self.hooks.emit(DownloadFinished(source.task_id, part.received))
         return path
+
+    async def _fill(
+        self,
+        part: "Part",
+        source: Source,
+        max_bytes: int,
+        on_progress: Callable[[Progress], object] | None,
+    ) -> None:
+        """Come back when *part* is whole and has its name; what it is otherwise stays."""
+        try:
+            await _Download(self, source, part, max_bytes, on_progress).run()
+            await _in_thread(part.publish)
+        except OSError as exc:
+            raise _unwritable(source, part.received, exc) from exc
+        finally:
+            await _in_thread(part.close)
 
 
 @attrs.define(eq=False)
@@ -158,12 +171,19 @@ class _Download:
                 fruitless, drawn = 0, delays(self.tools.retry)
             if cause.expired and not renew:
                 renew = True  # a fresh address is worth a try at once
+                self._tell(0.0)
                 continue
             fruitless += 1
             if fruitless >= self.tools.retry.attempts:
                 raise _incomplete(self.source, self.part.received, cause) from cause
             renew = cause.expired
-            await self.tools.clock.sleep(next(drawn) if cause.delay is None else cause.delay)
+            delay = next(drawn) if cause.delay is None else cause.delay
+            self._tell(delay)
+            await self.tools.clock.sleep(delay)
+
+    def _tell(self, delay: float) -> None:
+        hooks = self.tools.hooks
+        hooks.emit(DownloadBroken(self.source.task_id, self.part.received, delay))
 
     async def _address(self, renew: bool) -> str:  # noqa: FBT001  (as the source has it)
         """Give where the clip is; trouble with asking that may pass is a break like any other."""
@@ -348,6 +368,13 @@ class Part:
         if not self.received:
             _part_path(self.path).unlink(missing_ok=True)
             _note_path(self.path).unlink(missing_ok=True)
+
+
+def _opened(path: Path, source: Source) -> Part:
+    try:
+        return Part.open(path, source.task_id)
+    except OSError as exc:
+        raise _unwritable(source, 0, exc) from exc
 
 
 def _begin(part: Part, response: aiohttp.ClientResponse) -> int | None:

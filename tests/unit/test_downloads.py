@@ -41,7 +41,13 @@ from fuhu_runway.errors import (
     RateLimited,
     UsageError,
 )
-from fuhu_runway.hooks import DownloadFinished, DownloadStarted, Hooks
+from fuhu_runway.hooks import (
+    DownloadBroken,
+    DownloadFailed,
+    DownloadFinished,
+    DownloadStarted,
+    Hooks,
+)
 from fuhu_runway.models import Limits, Timeouts
 
 KEY = "Bearer sk-marked"
@@ -204,7 +210,12 @@ async def test_a_break_is_resumed(desk: Desk) -> None:
         ranges = [range_of(request) for request in server.requests]
     assert ranges == [(None, None), ("bytes=1000-", TAG)]
     assert desk.path.read_bytes() == VIDEO
-    assert [event.resumed_at_bytes for event in desk.ear.all(DownloadStarted)] == [0, 1000]
+    assert desk.ear.heard == [
+        DownloadStarted("t-1", 0, len(VIDEO)),
+        DownloadBroken("t-1", 1000, desk.clock.slept[0]),
+        DownloadStarted("t-1", 1000, len(VIDEO)),
+        DownloadFinished("t-1", len(VIDEO)),
+    ]
     assert len(desk.clock.slept) == 1
 
 
@@ -444,6 +455,10 @@ async def test_a_refused_connection_is_repeated_and_then_told(desk: Desk) -> Non
     with pytest.raises(DownloadIncomplete) as caught:
         await desk.save(f"http://127.0.0.1:{free_port()}/")
     assert caught.value.received_bytes == 0
+    assert desk.ear.heard == [
+        *(DownloadBroken("t-1", 0, delay) for delay in desk.clock.slept),
+        DownloadFailed("t-1", 0, "DownloadIncomplete"),
+    ]
     assert len(desk.asked) == QUICK_RETRY.attempts
     assert list(desk.path.parent.iterdir()) == []
 
@@ -484,6 +499,7 @@ async def test_an_expired_address_is_asked_for_anew(desk: Desk, status: str) -> 
         assert (len(old.requests), len(new.requests)) == (1, 1)
     assert desk.asked == [False, True]
     assert desk.clock.slept == []
+    assert desk.ear.all(DownloadBroken) == [DownloadBroken("t-1", 0, 0.0)]
     assert desk.path.read_bytes() == VIDEO
 
 
@@ -592,6 +608,7 @@ async def test_a_folder_that_is_gone_is_told(desk: Desk) -> None:
     with pytest.raises(DownloadIncomplete, match="No such file") as caught:
         await desk.save("http://127.0.0.1/")
     assert isinstance(caught.value.__cause__, OSError)
+    assert desk.ear.heard == [DownloadFailed("t-1", 0, "DownloadIncomplete")]
 
 
 @pytest.mark.parametrize("video", [VIDEO, LARGE], ids=["at the end", "on the way"])
@@ -612,6 +629,7 @@ async def test_a_full_disk_is_told(
                 await desk.save(server.url)
         assert len(server.requests) == 1
     assert caught.value.received_bytes == 500
+    assert desk.ear.all(DownloadFailed) == [DownloadFailed("t-1", 500, "DownloadIncomplete")]
     assert desk.part == video[:500]
     async with raw_server(rest(500, video)) as server:
         await desk.save(server.url)
