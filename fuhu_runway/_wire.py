@@ -6,10 +6,12 @@ Rule 2: an answer is recognised by its shape alone, each time anew (api-facts 2)
 Rule 3: whatever comes in, only errors of this package come out.
 """
 
+import codecs
 import email.utils
 import functools
 import json
 import math
+import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -286,7 +288,8 @@ def _is_success(reply: Reply) -> bool:
 def _decode(reply: Reply) -> dict[str, Any]:
     """Give the body as a JSON object, or raise what a body that is none means (api-facts 2 H)."""
     # A text in a foreign encoding spoils itself only, not the id beside it.
-    text = reply.body.decode("utf-8-sig", "replace")
+    # Not "utf-8-sig", which is a codec written in Python, as every look would notice.
+    text = reply.body.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace")
     body, fault = None, None
     try:
         body = DECODER.decode(text)
@@ -368,7 +371,7 @@ Flag = NewType("Flag", bool)
 Refund = NewType("Refund", bool)
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)  # frozen ones take three times as long to make, at each look
 class Sighting:
     """What one level of an answer says about a task, before it is weighed against the others."""
 
@@ -422,10 +425,13 @@ class Ledger:
         return Balance(remaining, used, total, raw=raw)
 
 
+_NO_TEXT: Final = (dict, list, bool)
+
+
 def _text(value: Any, _type: Any = None) -> str | None:
-    if value is None or isinstance(value, dict | list | bool):
-        return None
-    return str(value).strip() or None
+    if isinstance(value, str):
+        return value.strip() or None
+    return None if value is None or isinstance(value, _NO_TEXT) else str(value)
 
 
 def _id(value: Any, _type: Any = None) -> str:
@@ -610,22 +616,19 @@ def _fold(levels: Sequence[Sighting], answer: bytes) -> TaskRecord:
 
 def _merged(levels: Sequence[Sighting]) -> Sighting:
     """Give one level that has of each part what the outermost level says that says anything."""
-    if len(levels) == 1:
-        return levels[0]
-    parts: dict[str, Any] = {}
-    for level in reversed(levels):
-        for name in SIGHTING_FIELDS:
-            value = getattr(level, name)
-            if value is not None:
-                parts[name] = value
-    return Sighting(**parts)
+    return functools.reduce(_filled_up, levels)
+
+
+def _filled_up(outer: Sighting, inner: Sighting) -> Sighting:
+    pairs = zip(_values_of(outer), _values_of(inner), strict=True)
+    return Sighting(*[its if own is None else own for own, its in pairs])
 
 
 def _result(level: Sighting) -> Address | None:
     return level.video_url or level.result_url or level.raw_video_url or level.output
 
 
-SIGHTING_FIELDS: Final = tuple(field.name for field in attrs.fields(Sighting))
+_values_of: Final = operator.attrgetter(*(field.name for field in attrs.fields(Sighting)))
 FAILURES: Final = (TaskState.FAILED, TaskState.CANCELED)
 UNFINISHED: Final = (TaskState.RUNNING, TaskState.QUEUED, TaskState.UNKNOWN)
 CONTRADICTION: Final = "the words of the answer contradict each other, or the address beside them"
