@@ -111,16 +111,22 @@ def build(
 
 def ask_task(task_id: str, endpoint: Endpoint, gateway: Gateway, key: str) -> Request:
     """Give the request that looks at one task; *endpoint* is the feed or the official task."""
-    quoted = quote(task_id, safe="", errors="replace")
-    url = _address(endpoint, gateway).replace("{task_id}", quoted)
+    asks = _asks_tasks(endpoint, gateway, key)
+    url = asks.url.replace("{task_id}", quote(task_id, safe="", errors="replace"))
     body = None
-    headers = _headers(gateway, key)
+    if asks.endpoint.verb == "POST":
+        body = json.dumps({facts.TASK_ID_KEY: task_id}).encode()
+    return Request(asks.endpoint, url, asks.headers, body, asks.secrets, task_id)
+
+
+@functools.lru_cache(maxsize=16)
+def _asks_tasks(endpoint: Endpoint, gateway: Gateway, key: str) -> Request:
+    """Give what the looks at all tasks share, of which thousands of waits each hold one."""
+    url = _address(endpoint, gateway)
     if endpoint.root is Root.REVERSE and gateway.feed_verb == "GET":
         endpoint = attrs.evolve(endpoint, verb="GET")
-        url += f"?{facts.TASK_ID_KEY}={quoted}"
-    elif endpoint.verb == "POST":
-        body = json.dumps({facts.TASK_ID_KEY: task_id}).encode()
-    return Request(endpoint, url, headers, body, secrets=(key,), task_id=task_id)
+        url += f"?{facts.TASK_ID_KEY}={{task_id}}"
+    return Request(endpoint, url, _headers(gateway, key), secrets=(key,))
 
 
 def ask_balance(endpoint: Endpoint, gateway: Gateway, key: str) -> Request:
@@ -329,7 +335,7 @@ def _read_task(reply: Reply, body: dict[str, Any], dialect: Dialect) -> TaskReco
         # Some submits answer with the id alone; it must not be lost over its shape.
         part = {facts.TASK_ID_KEY: part}
     outer = _structure(Sighting, dialect, part, path, reply)
-    return _fold([outer, *_inner(outer.inner)], reply.body)
+    return _fold([outer, *_inner(outer.inner)], reply)
 
 
 def _part(body: dict[str, Any], dialect: Dialect, task_id: str | None = None) -> tuple[Any, str]:
@@ -580,8 +586,9 @@ def _explained(fault: BaseException, kind: type | None) -> str:
 # Weighing what the levels say (api-facts 3.4)
 
 
-def _fold(levels: Sequence[Sighting], answer: bytes) -> TaskRecord:
+def _fold(levels: Sequence[Sighting], reply: Reply) -> TaskRecord:
     seen = _merged(levels)
+    asked = reply.request.task_id
     words = _words(levels)
     states = list(words.values())
     succeeded = TaskState.SUCCEEDED in states
@@ -594,7 +601,8 @@ def _fold(levels: Sequence[Sighting], answer: bytes) -> TaskRecord:
     state = _weigh(states, url, against=bool(seen.refund) or seen.message is not None)
     contradiction = (url or succeeded) and any(one in states for one in FAILURES)
     return TaskRecord(
-        task_id=seen.task_id,
+        # The very text that was asked with, which the wait holds anyway.
+        task_id=asked if asked == seen.task_id else seen.task_id,
         state=state,
         word=_deciding(words, state),
         progress=seen.progress,
@@ -610,7 +618,7 @@ def _fold(levels: Sequence[Sighting], answer: bytes) -> TaskRecord:
         created_at=seen.created_at or seen.submitted_at,
         updated_at=seen.updated_at or seen.finished_at,
         notes=(CONTRADICTION,) if contradiction else (),
-        answer=answer,
+        answer=reply.body,
     )
 
 
