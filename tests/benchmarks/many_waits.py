@@ -230,8 +230,10 @@ def main() -> None:
     """Print the table, and the figures that there are goals for."""
     with feed_in_another_process(POLLS) as url:
         figures = asyncio.run(measure(url))
-    heading = ("waits at once", "client", "us CPU per poll", "timers at rest", "us to leave one")
-    heading += ("bytes per wait at rest", "at the peak")
+    heading = (
+        *("waits at once", "client", "us CPU per poll", "timers at rest", "us to leave one"),
+        *("bytes per wait at rest", "at the peak"),
+    )
     rows = [(f"{size:,}", side, *found.row()) for (size, side), found in figures.items()]
     print(f"CPU: medians of {ROUNDS} rounds, in each of which all took turns.\n")
     print(table([heading, *rows]))
