@@ -472,7 +472,7 @@ def test_a_broken_task_id_is_asked_for_all_the_same(verb: str) -> None:
 
 
 def test_looks_share_what_is_the_same_for_all() -> None:
-    """Of the requests that thousands of waits hold, the bodies differ, and the rest is there once."""
+    """Of requests that thousands of waits hold, the bodies differ, and the rest is there once."""
     one, other = asking("feed", task_id="t-1"), asking("feed", task_id="t-2")
     assert (one.body, other.body) == (b'{"task_id": "t-1"}', b'{"task_id": "t-2"}')
     assert one.url is other.url
