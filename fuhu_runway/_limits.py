@@ -12,6 +12,7 @@ Rates are in requests per second, instants are seconds of the loop's clock.
 import asyncio
 import math
 from collections import deque
+from collections.abc import Awaitable
 from functools import partial
 from typing import Final
 
@@ -203,7 +204,7 @@ class Gate:
             self._waiting.popleft().set_result(None)
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Slot:
     """
     The place of one request among those in flight; entering it gives the instant.
@@ -214,8 +215,8 @@ class Slot:
     _gate: Gate
     _behind: int | None
 
-    async def __aenter__(self) -> float:
-        return await self._gate.enter(self._behind)
+    def __aenter__(self) -> Awaitable[float]:
+        return self._gate.enter(self._behind)
 
     async def __aexit__(self, *_raised: object) -> None:
         self._gate.leave()

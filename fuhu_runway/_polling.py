@@ -465,10 +465,11 @@ class Poller:
     # The one timer
 
     def _arm(self) -> None:
-        dues = [self._deadlines.next_due_at()]
+        at = self._deadlines.next_due_at()
         if self._queuing is None and len(self._asking) < self._at_once:
-            dues.append(self._looks.next_due_at())
-        at = min((due for due in dues if due is not None), default=None)
+            look_at = self._looks.next_due_at()
+            if at is None or (look_at is not None and look_at < at):
+                at = look_at
         if self._timer is not None and at == self._timer_at:
             return
         if self._timer is not None:
