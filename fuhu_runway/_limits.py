@@ -12,8 +12,7 @@ Rates are in requests per second, instants are seconds of the loop's clock.
 import asyncio
 import math
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable
 from functools import partial
 from typing import Final
 
@@ -135,20 +134,30 @@ class Gate:
         """Whether requests go at a rate, so that it matters which goes first."""
         return not math.isinf(self.pace.rate)
 
-    @asynccontextmanager
-    async def slot(self, *, behind: int | None = None) -> AsyncIterator[float]:
+    def slot(self, *, behind: int | None = None) -> "Slot":
         """
-        Come back when a request may go, with the instant; count it until the block is left.
+        Give a block that is entered when a request may go, and counts it until it is left.
 
         Args:
             behind: How many of those that wait go before this one; by default all.
         """
+        return Slot(self, behind)
+
+    async def enter(self, behind: int | None) -> float:
+        """Come back when a request may go, with the instant; for slots."""
+        now = self._clock.now()
+        is_free = not self._waiting and self.in_flight < self.limits.requests_in_flight
+        if is_free and self.pace.ready_at(now) <= now:
+            self.in_flight += 1
+            self.pace.sent(now)
+            return now
         await self._turn(behind)
-        try:
-            yield self._clock.now()
-        finally:
-            self.in_flight -= 1
-            self._let_go()
+        return self._clock.now()
+
+    def leave(self) -> None:
+        """Count one request less; for slots."""
+        self.in_flight -= 1
+        self._let_go()
 
     def answered(self) -> None:
         """Take note of an answer that was no refusal."""
@@ -193,3 +202,21 @@ class Gate:
             self.pace.sent(now, due_at)
             due_at = None
             self._waiting.popleft().set_result(None)
+
+
+@attrs.define(eq=False)
+class Slot:
+    """
+    The place of one request among those in flight; entering it gives the instant.
+
+    No `asynccontextmanager`: the loop keeps a book of asynchronous generators, at each request.
+    """
+
+    _gate: Gate
+    _behind: int | None
+
+    def __aenter__(self) -> Awaitable[float]:
+        return self._gate.enter(self._behind)
+
+    async def __aexit__(self, *_raised: object) -> None:
+        self._gate.leave()

@@ -177,6 +177,12 @@ class Watch:
     #: How often it had been looked at when a delivery told its end; None where none did.
     polls_at_end_told: int | None = None
     allowance: Allowance | None = None
+    #: Made once, since all that know the task by it hold on to it.
+    name: Name = attrs.field(init=False)
+
+    @name.default
+    def _name(self) -> Name:
+        return name_of(self.request)
 
     def age(self, now: float) -> float:
         """How long it had been there at the instant *now*; of use where its kind is known."""
@@ -185,10 +191,6 @@ class Watch:
     @property
     def task_id(self) -> str:
         return self.request.task_id or ""
-
-    @property
-    def name(self) -> Name:
-        return name_of(self.request)
 
     @property
     def is_settled(self) -> bool:
@@ -328,15 +330,14 @@ class Poller:
         is_addressed: bool = False,
     ) -> Watch:
         """Give the watch over one task; everyone who asks for the same task gets the same."""
-        name = name_of(request)
-        watch = self._watches.get(name)
+        watch = self._watches.get(name_of(request))
         if watch is None:
             watch = Watch(request, submitted_at, record, is_addressed=is_addressed)
             watch.due_at = watch.asked_at = self._clock.now()
             if submitted_at is not None:
                 watch.kind, watch.running_at = kind, submitted_at
                 watch.due_at = submitted_at + self._pause(watch, submitted_at)
-            self._watches[name] = watch
+            self._watches[watch.name] = watch
         return watch
 
     def find(self, endpoint: str, task_id: str) -> Watch | None:
@@ -386,7 +387,11 @@ class Poller:
         if watch.is_settled and watch.record is not None:
             return watch.record
         waiter = self._waiter(watch, timeout, self.deadline(timeout), any_change=False)
-        return await self._wait(waiter)
+        # As in `changed`: a coroutine for both would be one more in each of thousands of waits.
+        try:
+            return await waiter.future
+        finally:
+            self._leave(waiter)
 
     async def changed(
         self, watch: Watch, version: int, timeout: float | None, deadline: float | None
@@ -399,7 +404,11 @@ class Poller:
         """
         if watch.record is not None and watch.version > version:
             return watch.record
-        return await self._wait(self._waiter(watch, timeout, deadline, any_change=True))
+        waiter = self._waiter(watch, timeout, deadline, any_change=True)
+        try:
+            return await waiter.future
+        finally:
+            self._leave(waiter)
 
     def deadline(self, timeout: float | None) -> float | None:
         """Give the instant at which *timeout* seconds will be over."""
@@ -442,12 +451,6 @@ class Poller:
         self._arm()
         return waiter
 
-    async def _wait(self, waiter: Waiter) -> TaskRecord:
-        try:
-            return await waiter.future
-        finally:
-            self._leave(waiter)
-
     def _leave(self, waiter: Waiter) -> None:
         watch = waiter.watch
         watch.waiters.discard(waiter)
@@ -462,10 +465,11 @@ class Poller:
     # The one timer
 
     def _arm(self) -> None:
-        dues = [self._deadlines.next_due_at()]
+        at = self._deadlines.next_due_at()
         if self._queuing is None and len(self._asking) < self._at_once:
-            dues.append(self._looks.next_due_at())
-        at = min((due for due in dues if due is not None), default=None)
+            look_at = self._looks.next_due_at()
+            if at is None or (look_at is not None and look_at < at):
+                at = look_at
         if self._timer is not None and at == self._timer_at:
             return
         if self._timer is not None:

@@ -255,8 +255,9 @@ def _open_session(*, fresh_connections: bool) -> aiohttp.ClientSession:
 async def _read_body(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
     """Give the body, and whether it was longer than is read."""
     body = bytearray()
-    while chunk := await response.content.readany():
-        body += chunk
+    # What is there whole, as answers mostly are, is not asked whether there is more of it.
+    while not response.content.at_eof():
+        body += await response.content.readany()
         if len(body) > MAX_ANSWER_BYTES:
             response.close()
             return bytes(body[:1024]), True

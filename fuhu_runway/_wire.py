@@ -6,10 +6,12 @@ Rule 2: an answer is recognised by its shape alone, each time anew (api-facts 2)
 Rule 3: whatever comes in, only errors of this package come out.
 """
 
+import codecs
 import email.utils
 import functools
 import json
 import math
+import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -109,16 +111,22 @@ def build(
 
 def ask_task(task_id: str, endpoint: Endpoint, gateway: Gateway, key: str) -> Request:
     """Give the request that looks at one task; *endpoint* is the feed or the official task."""
-    quoted = quote(task_id, safe="", errors="replace")
-    url = _address(endpoint, gateway).replace("{task_id}", quoted)
+    asks = _asks_tasks(endpoint, gateway, key)
+    url = asks.url.replace("{task_id}", quote(task_id, safe="", errors="replace"))
     body = None
-    headers = _headers(gateway, key)
+    if asks.endpoint.verb == "POST":
+        body = json.dumps({facts.TASK_ID_KEY: task_id}).encode()
+    return Request(asks.endpoint, url, asks.headers, body, asks.secrets, task_id)
+
+
+@functools.lru_cache(maxsize=16)
+def _asks_tasks(endpoint: Endpoint, gateway: Gateway, key: str) -> Request:
+    """Give what the looks at all tasks share, of which thousands of waits each hold one."""
+    url = _address(endpoint, gateway)
     if endpoint.root is Root.REVERSE and gateway.feed_verb == "GET":
         endpoint = attrs.evolve(endpoint, verb="GET")
-        url += f"?{facts.TASK_ID_KEY}={quoted}"
-    elif endpoint.verb == "POST":
-        body = json.dumps({facts.TASK_ID_KEY: task_id}).encode()
-    return Request(endpoint, url, headers, body, secrets=(key,), task_id=task_id)
+        url += f"?{facts.TASK_ID_KEY}={{task_id}}"
+    return Request(endpoint, url, _headers(gateway, key), secrets=(key,))
 
 
 def ask_balance(endpoint: Endpoint, gateway: Gateway, key: str) -> Request:
@@ -286,7 +294,8 @@ def _is_success(reply: Reply) -> bool:
 def _decode(reply: Reply) -> dict[str, Any]:
     """Give the body as a JSON object, or raise what a body that is none means (api-facts 2 H)."""
     # A text in a foreign encoding spoils itself only, not the id beside it.
-    text = reply.body.decode("utf-8-sig", "replace")
+    # Not "utf-8-sig", which is a codec written in Python, as every look would notice.
+    text = reply.body.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace")
     body, fault = None, None
     try:
         body = DECODER.decode(text)
@@ -326,7 +335,7 @@ def _read_task(reply: Reply, body: dict[str, Any], dialect: Dialect) -> TaskReco
         # Some submits answer with the id alone; it must not be lost over its shape.
         part = {facts.TASK_ID_KEY: part}
     outer = _structure(Sighting, dialect, part, path, reply)
-    return _fold([outer, *_inner(outer.inner)], reply.body)
+    return _fold([outer, *_inner(outer.inner)], reply)
 
 
 def _part(body: dict[str, Any], dialect: Dialect, task_id: str | None = None) -> tuple[Any, str]:
@@ -368,7 +377,7 @@ Flag = NewType("Flag", bool)
 Refund = NewType("Refund", bool)
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)  # frozen ones take three times as long to make, at each look
 class Sighting:
     """What one level of an answer says about a task, before it is weighed against the others."""
 
@@ -422,10 +431,13 @@ class Ledger:
         return Balance(remaining, used, total, raw=raw)
 
 
+_NO_TEXT: Final = (dict, list, bool)
+
+
 def _text(value: Any, _type: Any = None) -> str | None:
-    if value is None or isinstance(value, dict | list | bool):
-        return None
-    return str(value).strip() or None
+    if isinstance(value, str):
+        return value.strip() or None
+    return None if value is None or isinstance(value, _NO_TEXT) else str(value)
 
 
 def _id(value: Any, _type: Any = None) -> str:
@@ -574,8 +586,9 @@ def _explained(fault: BaseException, kind: type | None) -> str:
 # Weighing what the levels say (api-facts 3.4)
 
 
-def _fold(levels: Sequence[Sighting], answer: bytes) -> TaskRecord:
+def _fold(levels: Sequence[Sighting], reply: Reply) -> TaskRecord:
     seen = _merged(levels)
+    asked = reply.request.task_id
     words = _words(levels)
     states = list(words.values())
     succeeded = TaskState.SUCCEEDED in states
@@ -588,7 +601,8 @@ def _fold(levels: Sequence[Sighting], answer: bytes) -> TaskRecord:
     state = _weigh(states, url, against=bool(seen.refund) or seen.message is not None)
     contradiction = (url or succeeded) and any(one in states for one in FAILURES)
     return TaskRecord(
-        task_id=seen.task_id,
+        # The very text that was asked with, which the wait holds anyway.
+        task_id=asked if asked == seen.task_id else seen.task_id,
         state=state,
         word=_deciding(words, state),
         progress=seen.progress,
@@ -604,28 +618,25 @@ def _fold(levels: Sequence[Sighting], answer: bytes) -> TaskRecord:
         created_at=seen.created_at or seen.submitted_at,
         updated_at=seen.updated_at or seen.finished_at,
         notes=(CONTRADICTION,) if contradiction else (),
-        answer=answer,
+        answer=reply.body,
     )
 
 
 def _merged(levels: Sequence[Sighting]) -> Sighting:
     """Give one level that has of each part what the outermost level says that says anything."""
-    if len(levels) == 1:
-        return levels[0]
-    parts: dict[str, Any] = {}
-    for level in reversed(levels):
-        for name in SIGHTING_FIELDS:
-            value = getattr(level, name)
-            if value is not None:
-                parts[name] = value
-    return Sighting(**parts)
+    return functools.reduce(_filled_up, levels)
+
+
+def _filled_up(outer: Sighting, inner: Sighting) -> Sighting:
+    pairs = zip(_values_of(outer), _values_of(inner), strict=True)
+    return Sighting(*[its if own is None else own for own, its in pairs])
 
 
 def _result(level: Sighting) -> Address | None:
     return level.video_url or level.result_url or level.raw_video_url or level.output
 
 
-SIGHTING_FIELDS: Final = tuple(field.name for field in attrs.fields(Sighting))
+_values_of: Final = operator.attrgetter(*(field.name for field in attrs.fields(Sighting)))
 FAILURES: Final = (TaskState.FAILED, TaskState.CANCELED)
 UNFINISHED: Final = (TaskState.RUNNING, TaskState.QUEUED, TaskState.UNKNOWN)
 CONTRADICTION: Final = "the words of the answer contradict each other, or the address beside them"

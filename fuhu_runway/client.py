@@ -697,8 +697,10 @@ class Client:
 
     def _watch(self, poller: Poller, task: Task, *, is_addressed: bool = False) -> Watch:
         wire = self._task_request(task.id, official=task.official)
-        # A refused look may quote the prompt.
-        wire = attrs.evolve(wire, secrets=(*wire.secrets, *task.secrets()))
+        secrets = task.secrets()
+        if secrets:
+            # A refused look may quote the prompt.
+            wire = attrs.evolve(wire, secrets=(*wire.secrets, *secrets))
         kind = kind_of(task.request)
         return poller.watch(wire, task.submitted_at, task.record, kind, is_addressed=is_addressed)
 

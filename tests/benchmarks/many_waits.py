@@ -1,75 +1,120 @@
-"""What very many waits at once cost: CPU for each look, timers, memory, and leaving one of them."""
+"""What very many waits at once cost beside plain loops over aiohttp, and how that grows."""
 
 import asyncio
 import gc
 import itertools
+import math
 import random
+import statistics
 import sys
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
+
+import aiohttp
 
 sys.path.insert(0, str(Path(__file__).parent))  # the folder may be missing in safe-path mode
 
-from _common import KEY, feed_in_another_process, table, verdict
+from _common import KEY, feed_in_another_process, ratio, table, verdict
 
-from fuhu_runway import Client, Clip, PollPolicy
+from fuhu_runway import Client, PollPolicy
 from fuhu_runway.hooks import Event, TaskPolled
 
-SIZES: Final = (1_000, 10_000)
+SIZES: Final = (100, 1_000, 10_000)
 POLLS: Final = 3
-STEADY: Final = PollPolicy(first=1.0, factor=1.0, max_interval=1.0)
-RESTING: Final = PollPolicy(first=600.0, factor=1.0, max_interval=600.0)
+LEAST: Final = 1_000
+"""So many waits, in groups of the size, make up a turn at least: fewer are over too soon."""
+ROUNDS: Final = 5
+STEADY: Final = 0.05
+"""Between two looks at a task, in seconds: the CPU is busy with 1,000 waits, and idle with 100."""
+RESTING: Final = 600.0
 """One look at the start, and the next one after the figures are taken."""
 LEAVERS: Final = 200
 
-Wait = asyncio.Task[Clip]
+Looked = Callable[[], object]
+"""Called after each look."""
+Begin = Callable[[str], Awaitable[object]]
+"""Waits for the end of the task with that id."""
+Opener = Callable[[str, float, Looked | None], AbstractAsyncContextManager[Begin]]
+"""Opens a client that looks at the feed of that address in that interval."""
 
 NUMBERS: Final = itertools.count()
 
 
-def waits_of(client: Client, size: int) -> list[Wait]:
-    """Begin *size* waits, each for a task of its own."""
-    numbers = itertools.islice(NUMBERS, size)
-    ids = (f"221c136d-7888-43c3-acd3-{number:012}" for number in numbers)
-    return [asyncio.create_task(client.task(task_id).wait()) for task_id in ids]
+@asynccontextmanager
+async def ours(url: str, interval: float, looked: Looked | None = None) -> AsyncIterator[Begin]:
+    """Give what our user does."""
 
+    def hear(event: Event) -> None:
+        if looked is not None and isinstance(event, TaskPolled):
+            looked()
 
-async def cpu_per_poll(url: str, size: int) -> float:
-    """Give the CPU time of this process for each look until all have ended, in microseconds."""
-    async with Client(KEY, base_url=url, polling=STEADY) as client:
-        began = time.process_time()
-        await asyncio.gather(*waits_of(client, size))
-        return (time.process_time() - began) * 1e6 / (size * POLLS)
-
-
-class Looks:
-    """A listener that knows when every task has been looked at once."""
-
-    def __init__(self, size: int) -> None:
-        self.missing = size
-        self.all_done = asyncio.Event()
-
-    def __call__(self, event: Event) -> None:
-        """Count one look."""
-        self.missing -= isinstance(event, TaskPolled)
-        if not self.missing:
-            self.all_done.set()
+    polling = PollPolicy(first=interval, factor=1.0, max_interval=interval)
+    hooks = [] if looked is None else [hear]
+    async with Client(KEY, base_url=url, polling=polling, hooks=hooks) as client:
+        yield lambda task_id: client.task(task_id).wait()
 
 
 @asynccontextmanager
-async def at_rest(url: str, size: int) -> AsyncIterator[list[Wait]]:
+async def bare(url: str, interval: float, looked: Looked | None = None) -> AsyncIterator[Begin]:
+    """Give the loop that one writes over aiohttp, which sends 100 at once, as many as ours."""
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as session:
+
+        async def wait(task_id: str) -> Any:
+            while True:
+                async with session.post(f"{url}/runway/feed", json={"task_id": task_id}) as reply:
+                    answer = await reply.json()
+                if looked is not None:
+                    looked()
+                if answer["data"]["video_url"]:
+                    return answer
+                await asyncio.sleep(interval)
+
+        yield wait
+
+
+SIDES: Final[Mapping[str, Opener]] = {"ours": ours, "bare aiohttp": bare}
+
+
+def waits_of(begin: Begin, size: int) -> list[asyncio.Task[object]]:
+    """Begin *size* waits, each for a task of its own."""
+    numbers = itertools.islice(NUMBERS, size)
+    ids = (f"221c136d-7888-43c3-acd3-{number:012}" for number in numbers)
+    return [asyncio.ensure_future(begin(task_id)) for task_id in ids]
+
+
+async def cpu_per_poll(url: str, opener: Opener, size: int) -> float:
+    """Give the CPU time of this process for each look until all have ended, in microseconds."""
+    turns = max(1, LEAST // size)
+    gc.collect()  # so that nobody pays for what another left behind
+    async with opener(url, STEADY, None) as begin:
+        began = time.process_time()
+        for _ in range(turns):
+            await asyncio.gather(*waits_of(begin, size))
+        return (time.process_time() - began) * 1e6 / (turns * size * POLLS)
+
+
+@asynccontextmanager
+async def at_rest(url: str, opener: Opener, size: int) -> AsyncIterator[list[asyncio.Task[object]]]:
     """Give *size* waits that have all been looked at, none of which is due."""
-    looks = Looks(size)
-    async with Client(KEY, base_url=url, polling=RESTING, hooks=[looks]) as client:
-        waits = waits_of(client, size)
-        await looks.all_done.wait()
+    all_looked = asyncio.Event()
+    looks = itertools.count(1)
+
+    def looked() -> None:
+        if next(looks) == size:
+            all_looked.set()
+
+    async with opener(url, RESTING, looked) as begin:
+        waits = waits_of(begin, size)
+        await all_looked.wait()
         yield waits
-    await asyncio.gather(*waits, return_exceptions=True)
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
 
 
 def timers() -> Counter[str]:
@@ -77,17 +122,17 @@ def timers() -> Counter[str]:
     # asyncio has no public way to ask.
     scheduled = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
     calls = (timer._callback for timer in scheduled if not timer.cancelled())
-    return Counter(call.__module__.partition(".")[0] for call in calls)
+    return Counter(call.__module__.partition(".")[0].strip("_") for call in calls)
 
 
-async def leaving(waits: list[Wait]) -> float:
+async def leaving(waits: Sequence[asyncio.Task[object]]) -> float:
     """Give the CPU time for cancelling one of many *waits*, in microseconds."""
-    leavers = random.Random(0).sample(waits, LEAVERS)
+    leavers = random.Random(0).sample(waits, min(LEAVERS, len(waits) // 2))
     began = time.process_time()
     for wait in leavers:
         wait.cancel()
         await asyncio.wait([wait])
-    return (time.process_time() - began) * 1e6 / LEAVERS
+    return (time.process_time() - began) * 1e6 / len(leavers)
 
 
 class Memory(NamedTuple):
@@ -97,13 +142,13 @@ class Memory(NamedTuple):
     peak: float
 
 
-async def memory_per_wait(url: str, size: int) -> Memory:
-    """Give what one wait takes: its task, its coroutines, and all that we remember of it."""
-    async with at_rest(url, 100):
+async def memory_per_wait(url: str, opener: Opener, size: int) -> Memory:
+    """Give what one wait takes: its task, its coroutines, and all that is remembered of it."""
+    async with at_rest(url, opener, SIZES[0]):
         pass  # whatever is made once is made now
     gc.collect()
     tracemalloc.start()
-    async with at_rest(url, size):
+    async with at_rest(url, opener, size):
         gc.collect()
         now, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -111,45 +156,88 @@ async def memory_per_wait(url: str, size: int) -> Memory:
 
 
 class Figures(NamedTuple):
-    """What is found for one number of waits."""
+    """What is found for one side and one number of waits."""
 
-    size: int
-    cpu: float
+    #: Round by round.
+    cpu: list[float]
     timers: Counter[str]
     leaving: float
     memory: Memory
 
     def row(self) -> Iterator[str]:
-        """Give them as a row of the table."""
-        yield f"{self.size:,}"
-        yield f"{self.cpu:.1f}"
-        yield ", ".join(f"{package} {count}" for package, count in sorted(self.timers.items()))
+        """Give them as cells of the table."""
+        yield f"{statistics.median(self.cpu):.1f}"
+        yield ", ".join(f"{package} {count:,}" for package, count in sorted(self.timers.items()))
         yield f"{self.leaving:.1f}"
         yield f"{self.memory.resting:,.0f}"
         yield f"{self.memory.peak:,.0f}"
 
 
-async def measure(url: str, size: int) -> Figures:
-    """Give the figures for *size* waits at once."""
-    cpu = await cpu_per_poll(url, size)
-    async with at_rest(url, size) as waits:
-        held = timers()
-        left = await leaving(waits)
-    return Figures(size, cpu, held, left, await memory_per_wait(url, size))
+Turn = tuple[int, str]
+"""One number of waits, and one side."""
+
+
+async def cpu_in_turns(url: str) -> dict[Turn, list[float]]:
+    """Give the CPU time for each look, round by round; in each, all take their turns."""
+    found: dict[Turn, list[float]] = {turn: [] for turn in itertools.product(SIZES, SIDES)}
+    for opener in SIDES.values():
+        await cpu_per_poll(url, opener, LEAST)  # warms up
+    for _ in range(ROUNDS):
+        for (size, side), values in found.items():
+            values.append(await cpu_per_poll(url, SIDES[side], size))
+    return found
+
+
+async def measure(url: str) -> dict[Turn, Figures]:
+    """Give the figures of both sides for every number of waits."""
+    gc.freeze()  # nobody's full collections walk through all that was imported
+    figures = {}
+    for (size, side), cpu in (await cpu_in_turns(url)).items():
+        async with at_rest(url, SIDES[side], size) as waits:
+            held, left = timers(), await leaving(waits)
+        memory = await memory_per_wait(url, SIDES[side], size)
+        figures[size, side] = Figures(cpu, held, left, memory)
+    return figures
+
+
+def growth(per_wait: Sequence[float]) -> float:
+    """
+    Give how many times faster than n log n the whole grew, at the worst step between two sizes.
+
+    The whole is *per_wait* times n, so a wait may cost more only as log n does.
+    """
+    costs = [cost / math.log(size) for cost, size in zip(per_wait, SIZES, strict=True)]
+    return max(after / before for before, after in itertools.pairwise(costs))
+
+
+def verdicts(figures: Mapping[Turn, Figures]) -> Iterator[str]:
+    """Give the figures that there are goals for."""
+    mine = [figures[size, "ours"] for size in SIZES]
+    for size, our in zip(SIZES, mine, strict=True):
+        over = ratio(our.cpu, figures[size, "bare aiohttp"].cpu)
+        yield f"CPU, ours / bare aiohttp, {size:,} waits: {verdict(over, 1.5)}"
+    largest = mine[-1]
+    yield f"Bytes for each of {SIZES[-1]:,} waits at the peak: " + verdict(
+        largest.memory.peak, 4096, ",.0f"
+    )
+    yield f"Timers of ours: {verdict(largest.timers['fuhu_runway'], 1, '.0f')}"
+    cpu = growth([statistics.median(our.cpu) for our in mine])
+    yield f"Growth of the CPU / n log n: {verdict(cpu, 1)}"
+    yield f"Growth of the memory / n log n: {verdict(growth([our.memory.peak for our in mine]), 1)}"
 
 
 def main() -> None:
     """Print the table, and the figures that there are goals for."""
     with feed_in_another_process(POLLS) as url:
-        found = [asyncio.run(measure(url, size)) for size in SIZES]
+        figures = asyncio.run(measure(url))
     heading = (
-        *("waits at once", "us CPU per look", "timers at rest", "us to cancel one"),
+        *("waits at once", "client", "us CPU per poll", "timers at rest", "us to leave one"),
         *("bytes per wait at rest", "at the peak"),
     )
-    print(table([heading, *(tuple(figures.row()) for figures in found)]))
-    largest = found[-1]
-    print(f"\nTimers of ours: {verdict(largest.timers['fuhu_runway'], 1, '.0f')}")
-    print(f"Bytes per wait at the peak: {verdict(largest.memory.peak, 4096, ',.0f')}")
+    rows = [(f"{size:,}", side, *found.row()) for (size, side), found in figures.items()]
+    print(f"CPU: medians of {ROUNDS} rounds, in each of which all took turns.\n")
+    print(table([heading, *rows]))
+    print("", *verdicts(figures), sep="\n")
 
 
 if __name__ == "__main__":

@@ -245,6 +245,29 @@ async def test_no_more_than_so_many_are_inside() -> None:
     assert (some.peak, some.gate.in_flight) == (2, 0)
 
 
+async def test_a_free_gate_is_passed_at_once() -> None:
+    """A request that need not wait goes before anything else in the loop has its turn."""
+    some = visitors(requests_in_flight=1, requests_per_second=2.0)
+    order: list[str] = []
+    asyncio.get_running_loop().call_soon(order.append, "the loop")
+    async with some.gate.slot() as sent_at:
+        order.append("the request")
+    await settle()
+    assert order == ["the request", "the loop"]
+    assert sent_at == START
+
+
+async def test_a_free_gate_keeps_the_pace() -> None:
+    """Nobody is before the second of two requests, and it waits for its instant all the same."""
+    some = visitors(requests_per_second=2.0)
+    await some.come(0)
+    await some.leave(0)
+    await some.come(1)
+    assert some.inside == set()
+    await some.clock.advance(0.5)
+    assert some.offsets == [0.0, 0.5]
+
+
 async def test_first_come_first_served() -> None:
     """Requests go in the order in which they came."""
     some = visitors(requests_in_flight=1)

@@ -471,6 +471,24 @@ def test_a_broken_task_id_is_asked_for_all_the_same(verb: str) -> None:
     assert request.url.isascii()
 
 
+def test_looks_share_what_is_the_same_for_all() -> None:
+    """Of requests that thousands of waits hold, the bodies differ, and the rest is there once."""
+    one, other = asking("feed", task_id="t-1"), asking("feed", task_id="t-2")
+    assert (one.body, other.body) == (b'{"task_id": "t-1"}', b'{"task_id": "t-2"}')
+    assert one.url is other.url
+    assert one.headers is other.headers
+    assert one.secrets is other.secrets
+
+
+def test_looks_by_address_share_the_rest() -> None:
+    """With a feed that is asked by GET, two looks differ in their address alone."""
+    gateway = attrs.evolve(GATEWAY, feed_verb="GET")
+    one, other = (asking("feed", gateway, task_id) for task_id in ("t-1", "t 2"))
+    assert one.url.endswith("/feed?task_id=t-1")
+    assert other.url.endswith("/feed?task_id=t%202")
+    assert one.endpoint is other.endpoint
+
+
 def test_two_keys_do_not_mix() -> None:
     """Requests of two clients carry their own keys, whichever was made first."""
     keys = ["sk-one", "sk-two", "sk-one"]
@@ -650,6 +668,23 @@ def test_an_upstream_without_an_id_is_heard_all_the_same(inner: dict[str, Any]) 
     record = read({"code": "success", "data": {"task_id": "t-1", "data": inner}})
     assert (record.task_id, record.state) == ("t-1", TaskState.SUCCEEDED)
     assert record.video_url == "https://x.example/1.mp4"
+
+
+def test_the_id_that_was_asked_with_is_kept_once() -> None:
+    """A record holds the very text of the request, and an id that differs from it as it came."""
+    body = b'{"code": 200, "data": {"task_id": "%s", "status": "1"}}'
+    request = asking("feed", task_id="t-1")
+    same, other = (read_task(Reply(request, 200, {}, body % each)) for each in (b"t-1", b"t-2"))
+    assert same.task_id is request.task_id
+    assert other.task_id == "t-2"
+
+
+def test_of_each_part_the_outermost_level_that_tells_it_counts() -> None:
+    """What a relay says stands, also where that is zero, and the upstream fills the gaps."""
+    inner = {"code": 200, "data": {"task_id": "u-1", "status": "1", "progress": "40%", "point": 5}}
+    task = {"task_id": "t-1", "status": "IN_PROGRESS", "progress": "0%", "data": inner}
+    record = read({"code": "success", "data": task})
+    assert (record.task_id, record.progress, record.points) == ("t-1", 0.0, 5.0)
 
 
 def test_the_relays_own_address_comes_before_the_upstreams() -> None:
