@@ -267,6 +267,7 @@ CROWDS: Final = {
 }
 AT_CAPACITY: Final = "100 in flight"
 """Each task needs two requests, so that 100 at once are done every 200 s at the best."""
+LEAST_AT_CAPACITY: Final = 2 * 100 / BUDGET
 
 
 def run(way: Callable[..., Awaitable[None]], crowd: Crowd) -> Figures:
@@ -282,6 +283,11 @@ async def _awaited(work: Awaitable[None]) -> None:
     await work
 
 
+def mean_duration() -> float:
+    """Give how long a task runs on average, in seconds."""
+    return DURATIONS.median * math.exp(DURATIONS.sigma**2 / 2)
+
+
 def main() -> None:
     """Print every way for every crowd."""
     held = True
@@ -295,13 +301,20 @@ def main() -> None:
             print(
                 f"  {way_name:<22} lag {got.lag:5.1f} s (longest {got.longest_lag:4.0f} s), "
                 f"{got.lag / theirs:4.2f} x; call to clip {got.turnaround:5.0f} s; "
-                f"refused {got.refused:5.1%}; {got.looks:.1f} looks a task"
+                f"refused {got.refused:6.2%}; {got.looks:.1f} looks a task"
             )
-            if way_name == "ours" and name != AT_CAPACITY:
-                held &= got.lag <= LAG_GOAL * theirs and got.refused < REFUSED_GOAL
+            if way_name == "ours":
+                held &= got.lag <= LAG_GOAL * theirs or name == AT_CAPACITY
+            if way is not naive:
+                held &= got.refused < REFUSED_GOAL
+        if name == AT_CAPACITY:
+            print(
+                f"  at this budget, the least there can be from call to clip is "
+                f"{LEAST_AT_CAPACITY:.0f} s; a task runs for {mean_duration():.0f} s of it"
+            )
     print(
-        f"goal, {LAG_GOAL} x the lag with under {REFUSED_GOAL:.0%} refused, "
-        f"with {AT_CAPACITY} left out: {'held' if held else 'MISSED'}"
+        f"goal, {LAG_GOAL} x the lag (with {AT_CAPACITY} left out) with under {REFUSED_GOAL:.0%} "
+        f"refused, whether the budget is told or not: {'held' if held else 'MISSED'}"
     )
     sys.exit(0 if held else 1)
 
