@@ -283,11 +283,6 @@ async def _awaited(work: Awaitable[None]) -> None:
     await work
 
 
-def mean_duration() -> float:
-    """Give how long a task runs on average, in seconds."""
-    return DURATIONS.median * math.exp(DURATIONS.sigma**2 / 2)
-
-
 def main() -> None:
     """Print every way for every crowd."""
     held = True
@@ -310,7 +305,7 @@ def main() -> None:
         if name == AT_CAPACITY:
             print(
                 f"  at this budget, the least there can be from call to clip is "
-                f"{LEAST_AT_CAPACITY:.0f} s; a task runs for {mean_duration():.0f} s of it"
+                f"{LEAST_AT_CAPACITY:.0f} s; a task runs for {DURATIONS.mean:.0f} s of it"
             )
     print(
         f"goal, {LAG_GOAL} x the lag (with {AT_CAPACITY} left out) with under {REFUSED_GOAL:.0%} "
