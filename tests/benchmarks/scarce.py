@@ -250,7 +250,7 @@ def every(seconds: float) -> Crowd:
     return crowd
 
 
-WAYS: Final = {
+WAYS: Final[dict[str, Callable[..., Awaitable[None]]]] = {
     "each for itself": naive,
     "ours, exponential": functools.partial(
         take_turns, limits=Limits(requests_per_second=BUDGET), policy=PollPolicy(learn=False)

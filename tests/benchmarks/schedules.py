@@ -20,7 +20,6 @@ from _rhythms import (
     Ours,
     Runwayml,
     mean,
-    optimum,
     optimum_with_lag,
     run,
 )
