@@ -45,24 +45,23 @@ def measured(session: nox.Session, name: str, *pytest_args: str) -> None:
     )
 
 
-def report(session: nox.Session, *names: str, only: str = "*") -> None:
-    """Fail unless the runs in the folders *names* reached every line and branch of *only*."""
+def combine(session: nox.Session, *names: str) -> dict[str, str]:
+    """Put the runs in the folders *names* together, and give the environment that reads them."""
     folders = [str(session.cache_dir / "coverage" / name) for name in names]
+    whole = session.cache_dir.resolve() / "coverage" / " ".join(names)
+    whole.mkdir(exist_ok=True)
     # The files to combine are told by this one's name.
-    env = {"COVERAGE_FILE": f"{session.create_tmp()}/data"}
-    session.run("coverage", "combine", "--quiet", *folders, env=env)
-    session.run("coverage", "report", f"--include={only}", env=env)
+    env = {"COVERAGE_FILE": str(whole / "data")}
+    session.run("coverage", "combine", "--quiet", "--keep", *folders, env=env)
+    return env
 
 
-def own_tests() -> Iterator[tuple[str, list[str]]]:
-    """Give each part of the package with the test files that have to cover it alone."""
+def own_tests() -> Iterator[tuple[str, str]]:
+    """Give each part of the package with a pattern for the test files that have to cover it."""
     for module in sorted(PACKAGE.glob("*.py")):
-        unit = f"tests/unit/test_{module.stem.strip('_')}"
-        further = sorted(map(str, Path().glob(f"{unit}_*.py")))
-        own = [f"{unit}.py", *further]
-        yield str(module), ["tests/test_exports.py"] if module.stem == "__init__" else own
-    simulator = sorted(map(str, Path("tests/unit").glob("test_simulator*.py")))
-    yield f"{PACKAGE}/testing/*", simulator
+        own = rf"tests/unit/test_{module.stem.strip('_')}(_\w+)?\.py"
+        yield str(module), r"tests/test_exports\.py" if module.stem == "__init__" else own
+    yield f"{PACKAGE}/testing/*", r"tests/unit/test_simulator\w*\.py"
 
 
 @nox.session
@@ -110,14 +109,16 @@ def tests(session: nox.Session, extras: str) -> None:
     measured(session, session.name, *chosen)
 
 
-@nox.session(requires=["build", "tests(bare)", "tests(cli)"])
+@nox.session(requires=["tests(bare)", "tests(cli)"])
 def coverage(session: nox.Session) -> None:
     """All tests reach every branch, and each module's own tests reach all of that module."""
-    install(session, "test", extras="[cli]")
-    report(session, "tests(bare)", "tests(cli)")
-    for part, test_files in own_tests():
-        measured(session, "part", "--quiet", "--no-header", *test_files)
-        report(session, "part", only=part)
+    install_groups(session, "test")
+    session.run("coverage", "report", env=combine(session, "tests(bare)", "tests(cli)"))
+    env = combine(session, "tests(cli)")
+    for part, own in own_tests():
+        # What no file of tests did is what happens when a module is imported.
+        contexts = rf"--contexts=^$|^{own}$|\|{own}$"
+        session.run("coverage", "report", f"--include={part}", contexts, env=env, silent=True)
 
 
 @nox.session(requires=["build"])
