@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from ._polling import Poller, Watch
 from ._redact import redact
-from .downloads import MAX_CLIP_BYTES, Progress, check_target
+from .downloads import MAX_CLIP_BYTES, Progress, check_vacant
 from .errors import ClipMissing, TaskCanceled, TaskFailed
 from .models import DEFAULT_WAIT, Generation, TaskRecord, TaskState, usage_error
 
@@ -248,7 +248,7 @@ class Clip:
         Source:
             api-facts 5.7.
         """
-        target = check_target(Path(path), overwrite=overwrite)
+        target = check_vacant(Path(path), overwrite=overwrite)
         return await self._home.save(self, target, max_bytes, on_progress)
 
     async def address(self, fresh: bool = False) -> str:  # noqa: FBT001, FBT002  (a callback)
