@@ -1,5 +1,6 @@
 """Everything that has to hold before a change is done: `nox` runs it, and so does CI."""
 
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ nox.options.sessions = ["lint", "layers", "types", "tests", "coverage", "docs"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PACKAGE = Path("fuhu_runway")
+EVERY_DOOR = "[cli,otel]"
 
 # Without it `python -m` and `coverage run` look into the working directory first, and
 # the tree would be tested in place of the wheel.
@@ -61,7 +63,8 @@ def own_tests() -> Iterator[tuple[str, str]]:
     for module in sorted(PACKAGE.glob("*.py")):
         own = rf"tests/unit/test_{module.stem.strip('_')}(_\w+)?\.py"
         yield str(module), r"tests/test_exports\.py" if module.stem == "__init__" else own
-    yield f"{PACKAGE}/testing/*", r"tests/unit/test_simulator\w*\.py"
+    for folder, name in (("testing", "simulator"), ("contrib", "contrib")):
+        yield f"{PACKAGE}/{folder}/*", rf"tests/unit/test_{name}\w*\.py"
 
 
 @nox.session
@@ -92,29 +95,29 @@ def layers(session: nox.Session) -> None:
 @nox.session(requires=["build"])
 def types(session: nox.Session) -> None:
     """The package, this file and the public interface, as strictly as mypy can."""
-    install(session, "types", extras="[cli,testing]")
+    install(session, "types", extras="[cli,otel,testing]")
     session.run("mypy")
 
 
 @nox.session(requires=["build"])
-@nox.parametrize("extras", ["", "[cli]"], ids=["bare", "cli"])
+@nox.parametrize("extras", ["", EVERY_DOOR], ids=["bare", "all"])
 def tests(session: nox.Session, extras: str) -> None:
-    """Every test against the wheel with the optional door, and each module's own without it."""
-    install(session, "test", extras=extras)
+    """Every test against the wheel with the optional doors, and each module's own without them."""
+    install(session, "test", *(["telemetry"] if extras else []), extras=extras)
     # The blocks of the documentation are the docs session's. What takes long, such as hundreds of
-    # killed processes, does not depend on the door.
+    # killed processes, does not depend on the doors.
     everything = ["--numprocesses=2", "--ignore=tests/docs"]
-    long = [f"--ignore=tests/{folder}" for folder in ("crash", "loopback", "properties")]
+    long = [f"--ignore=tests/{folder}" for folder in ("browser", "crash", "loopback", "properties")]
     chosen = session.posargs or (everything if extras else [*everything, *long])
     measured(session, session.name, *chosen)
 
 
-@nox.session(requires=["tests(bare)", "tests(cli)"])
+@nox.session(requires=["tests(bare)", "tests(all)"])
 def coverage(session: nox.Session) -> None:
     """All tests reach every branch, and each module's own tests reach all of that module."""
     install_groups(session, "test")
-    session.run("coverage", "report", env=combine(session, "tests(bare)", "tests(cli)"))
-    env = combine(session, "tests(cli)")
+    session.run("coverage", "report", env=combine(session, "tests(bare)", "tests(all)"))
+    env = combine(session, "tests(all)")
     for part, own in own_tests():
         # What no file of tests did is what happens when a module is imported.
         contexts = rf"--contexts=^$|^{own}$|\|{own}$"
@@ -124,7 +127,7 @@ def coverage(session: nox.Session) -> None:
 @nox.session(requires=["build"])
 def docs(session: nox.Session) -> None:
     """Generated pages are fresh, no reference is broken, every Python block runs."""
-    install(session, "docs", "test", extras="[cli]")
+    install(session, "docs", "telemetry", "test", extras=EVERY_DOOR)
     session.run("python", "docs/generate.py", "--check")
     session.run("sphinx-build", "-nW", "--keep-going", "--quiet", "docs", "docs/_build/html")
     session.run("pytest", "tests/docs", env=SAFE_PATH)
@@ -133,7 +136,7 @@ def docs(session: nox.Session) -> None:
 @nox.session(python=nox.project.python_versions(PYPROJECT), requires=["build"])
 def interpreter(session: nox.Session) -> None:
     """Every test on one more interpreter: `nox -s interpreter-3.13`."""
-    install(session, "test", extras="[cli]")
+    install(session, "telemetry", "test", extras=EVERY_DOOR)
     session.run("pytest", *session.posargs, env=SAFE_PATH)
 
 
@@ -141,8 +144,11 @@ def interpreter(session: nox.Session) -> None:
 def floors(session: nox.Session) -> None:
     """Every test with the oldest dependencies we admit."""
     declared = PYPROJECT["project"]
-    oldest = [*declared["dependencies"], *declared["optional-dependencies"]["cli"]]
-    install(session, "test", extras="[cli]")
+    doors = [declared["optional-dependencies"][name] for name in ("cli", "otel")]
+    # The SDK goes with the API of its own version only.
+    doors.append(nox.project.dependency_groups(PYPROJECT, "telemetry"))
+    oldest = [*declared["dependencies"], *itertools.chain(*doors)]
+    install(session, "telemetry", "test", extras=EVERY_DOOR)
     session.install(*(requirement.replace(">=", "==") for requirement in oldest))
     session.run("pytest", *session.posargs, env=SAFE_PATH)
 

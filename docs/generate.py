@@ -8,6 +8,7 @@ here. `--check` writes nothing, names each stale page, and fails if there is one
 import argparse
 import ast
 import inspect
+import json
 import logging
 import re
 import sys
@@ -20,8 +21,9 @@ import attrs
 from sphinx.pycode import ModuleAnalyzer
 
 from fuhu_runway import _gateway as facts
+from fuhu_runway import _hints as hints
 from fuhu_runway import _limits as pace
-from fuhu_runway import errors, hooks
+from fuhu_runway import callbacks, cli, errors, hooks
 from fuhu_runway._retry import MAY_REPEAT, ladder
 from fuhu_runway.inputs import KINDS
 from fuhu_runway.journal import MIGRATIONS, SCHEMA, STEPS, JobState
@@ -36,6 +38,9 @@ from fuhu_runway.models import (
 )
 from fuhu_runway.testing import DIALECTS as SIMULATED_DIALECTS
 from fuhu_runway.testing import faults
+from fuhu_runway.testing._control import COMMANDS, Command
+from fuhu_runway.testing._shown import OPTIONS as CONTROL_OPTIONS
+from fuhu_runway.testing._wanted import FAULTS, REQUIRED, Field, Fields
 
 DOCS: Final = Path(__file__).parent
 PACKAGE: Final = DOCS.parent / "fuhu_runway"
@@ -478,15 +483,38 @@ def pacing() -> str:
     )
 
 
-def hook_events() -> str:
-    """Give one line for each event: when it happens, and how loud it is in the log."""
+def callback_numbers() -> str:
+    """Give what deliveries may take, and what they may cause."""
     return table(
-        ("Event", "Level", "It tells"),
+        ("What", "Value"),
+        (
+            ("the largest body", f"{callbacks.MAX_BODY_BYTES // 1024} KiB"),
+            ("how long a body may take to come", f"{callbacks.READ_TIMEOUT:g} s"),
+            ("bodies that are read at once", f"{callbacks.READ_AT_ONCE}"),
+            ("addresses that are kept", f"{callbacks.REMEMBERED:,}"),
+            ("what cannot be guessed of an address", f"{callbacks.SEAL_BYTES * 8} bits"),
+            ("looks at one task that may follow at once", f"{hints.HINTED_AT_ONCE}"),
+            ("and from there on", f"one in {hints.HINTED_EVERY:g} s"),
+            ("looks while deliveries are relied on", f"one in {callbacks.SAFETY_NET:g} s"),
+            (
+                "ends told first that make up for one that was not",
+                f"1, then 2, 4 and so on, up to {hints.MOST_PROOF}",
+            ),
+            ("ends without any delivery, until it is told", f"{hints.SILENT_ENDS}"),
+        ),
+    )
+
+
+def hook_events() -> str:
+    """Give one line for each event: when it happens, what it holds, how loud it is in the log."""
+    return table(
+        ("Event", "Level", "When", "Fields"),
         (
             (
                 api(f"hooks.{event.__name__}"),
                 logging.getLevelName(event.level),
                 (inspect.getdoc(event) or "").partition("\n")[0],
+                codes(field.name for field in attrs.fields(event)),
             )
             for event in hooks.Event.__subclasses__()
         ),
@@ -524,6 +552,98 @@ def _is_fault(kind: object) -> bool:
 
 def _fault_links(kinds: Iterable[type[faults.Fault]]) -> str:
     return ", ".join(api(f"testing.faults.{kind.__name__}") for kind in kinds)
+
+
+# The control API
+
+
+def commands() -> str:
+    """Give the arguments of each command, and what it prints and exits with."""
+    return cli.reference().strip()
+
+
+def control_commands() -> str:
+    """Give one line for each thing that a control request can ask for."""
+    return table(
+        ("Request", "What it does"),
+        ((f"[{code(one.line)}](#{_control_anchor(one)})", one.told) for one in COMMANDS),
+    )
+
+
+def _control_anchor(command: Command) -> str:
+    return re.sub(r"[^\w\- ]", "", command.line.lower().replace(" ", "-"))
+
+
+def control_details() -> str:
+    """Give a section for each of them: its fields, and what is in the answer."""
+    return "\n\n".join(_control_section(one) for one in COMMANDS)
+
+
+def _control_section(command: Command) -> str:
+    parts = [f"### `{command.line}`", command.told]
+    if command.fields:
+        where = "Filters, in the query:" if command.method == "GET" else "Fields of the body:"
+        parts += [where, _control_fields(command.fields)]
+    told = command.answer or _control_options()
+    each = f"Each row of `{command.rows}`:" if command.rows else "The answer:"
+    parts += [each, table(("Name", "What it is"), ((code(name), told[name]) for name in told))]
+    return "\n\n".join(parts)
+
+
+def _control_fields(fields: Fields) -> str:
+    return table(
+        ("Field", "What it is", "Allowed", "Default"),
+        (
+            (code(name), one.told, one.kind.allowed, _control_default(one))
+            for name, one in fields.items()
+        ),
+    )
+
+
+def _control_default(field: Field) -> str:
+    return "required" if field.default is REQUIRED else code(json.dumps(field.default))
+
+
+def _control_options() -> dict[str, str]:
+    """Give what `GET /-/options` tells, in the words of the simulator's own options."""
+    told = meanings("fuhu_runway.testing.simulator", "Simulator")
+    apart = {
+        "base_url": "Where the API is.",
+        "cdn_url": "Where the files are.",
+        "control_url": "Where the control API is.",
+    }
+    own = (*CONTROL_OPTIONS, "takes", "price", "callbacks")
+    here = {name: told[name].replace("None", "null") for name in own}
+    here["points"] = here["points"].replace("that account", "the first account")
+    return {**apart, **here, "keeps_state": "Whether it has a state file."}
+
+
+def control_faults() -> str:
+    """Give each fault by name, with its places and its fields."""
+    return table(
+        ("Kind", "What goes wrong", "Where", "Fields"),
+        (
+            (
+                code(name),
+                kind.told,
+                "anywhere" if kind.usable_on == faults.PLACES else codes(sorted(kind.usable_on)),
+                codes(kind.fields),
+            )
+            for name, kind in FAULTS.items()
+        ),
+    )
+
+
+def control_fault_fields() -> str:
+    """Give each field of the faults, with what is allowed."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for name, kind in FAULTS.items():
+        for field, one in kind.fields.items():
+            rows.setdefault((field, one.kind.allowed), []).append(name)
+    return table(
+        ("Field", "Allowed", "Of the kinds"),
+        ((code(field), allowed, codes(names)) for (field, allowed), names in sorted(rows.items())),
+    )
 
 
 # The code
@@ -575,6 +695,7 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
         delays,
         looks,
         pacing,
+        callback_numbers,
         hook_events,
         input_kinds,
         job_states,
@@ -583,6 +704,11 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
         journal_migrations,
         simulated_dialects,
         fault_places,
+        commands,
+        control_commands,
+        control_details,
+        control_faults,
+        control_fault_fields,
         layers,
     )
 }

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from . import errors, hooks
     from ._gateway import GATEWAYS
     from .batch import Batch, Item, Outcome, Summary
+    from .callbacks import CallbackReceiver
     from .client import Client
     from .downloads import Progress, safe_name
     from .journal import Journal
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "_gateway": ("GATEWAYS",),
     "batch": ("Batch", "Item", "Outcome", "Summary"),
+    "callbacks": ("CallbackReceiver",),
     "client": ("Client",),
     "downloads": ("Progress", "safe_name"),
     "journal": ("Journal",),
@@ -70,6 +72,7 @@ __all__ = [
     "Balance",
     "BalanceRoute",
     "Batch",
+    "CallbackReceiver",
     "Client",
     "Clip",
     "Gateway",

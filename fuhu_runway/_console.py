@@ -233,11 +233,20 @@ class Stop:
     def run(self, runner: asyncio.Runner, work: Coroutine[Any, Any, int | None]) -> int:
         """Do *work* until it is done or stopped, and give the exit code, which it may name."""
         loop = runner.get_loop()
+        self._wake_by_signals(loop)
         self._task = loop.create_task(work)
         try:
             return loop.run_until_complete(self._task) or 0
         except asyncio.CancelledError:
             return 128 + self._number
+
+    def _wake_by_signals(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have a signal wake the loop that comes just as it falls asleep, or to another thread."""
+        with contextlib.suppress(NotImplementedError):  # where loops see to that themselves
+            for number in self._before:
+                # For what it does beside: the loop closes it again.
+                loop.add_signal_handler(number, lambda: None)
+                signal.signal(number, self._hear)
 
     def _hear(self, number: int, _frame: FrameType | None) -> None:
         if self._number or self._task is None or self._task.done():

@@ -1,21 +1,24 @@
 """What belongs to one event loop: a transport, a scheduler and a downloader, closed with it."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Any
 
 import aiohttp
 import attrs
 
 from ._clock import Clock
 from ._limits import Gate
+from ._outstanding import Outstanding
 from ._polling import Poller, Turns, Watch
 from ._schedule import Learner
 from ._transport import Transport
 from ._wire import read_task
 from .downloads import Downloader
 from .errors import RunwayError
-from .hooks import Hooks
+from .hooks import ClientClosed, Hooks
 from .models import Limits, PollPolicy, RetryPolicy, Timeouts
 
 
@@ -30,8 +33,14 @@ class Settings:
     limits: Limits
     hooks: Hooks
     clock: Clock
+    #: The number of the client, which its events hold.
+    client: int = 0
+    #: How often to look while callbacks are relied on, in seconds; None where there are none.
+    net: float | None = None
     #: Shared by all engines: what was learned in one loop holds in the next.
     learner: Learner = attrs.Factory(lambda self: Learner(self.polling), takes_self=True)
+    #: Shared as well: a task goes on, whatever becomes of the loop it was submitted in.
+    outstanding: Outstanding = attrs.field(factory=Outstanding)
 
 
 class Engine:
@@ -59,10 +68,21 @@ class Engine:
                 self.gate,
                 lambda request, sent_at: self.transport.in_turn(request, read_task, sent_at),
             ),
+            net=settings.net,
+            outstanding=settings.outstanding,
         )
         self.tasks = TaskBudget(settings.limits.tasks_in_flight, self.poller)
         self.downloader = Downloader(self.transport, settings.retry, settings.clock, settings.hooks)
+        self._told_closed = partial(settings.hooks.emit, ClientClosed(settings.client))
         self._keeper: AsyncGenerator[None, None] | None = None
+        self._closing = asyncio.Lock()
+        self._errands: set[asyncio.Task[None]] = set()
+
+    def run(self, errand: Coroutine[Any, Any, None]) -> None:
+        """Have something done that nobody waits for; closing cancels it."""
+        task = asyncio.get_running_loop().create_task(errand)
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
 
     def stay_until_the_loop_ends(self, forget: Callable[[], object]) -> None:
         """
@@ -76,8 +96,10 @@ class Engine:
             try:
                 yield
             finally:
-                forget()
-                await self._close()
+                try:
+                    await self._close()
+                finally:
+                    forget()
 
         self._keeper = keep()
         # One step, up to the yield; it never suspends, so that this need not be a coroutine.
@@ -87,15 +109,25 @@ class Engine:
             return
 
     async def aclose(self) -> None:
-        """Close everything; calling it again is fine."""
-        if self._keeper is not None:
-            await self._keeper.aclose()
+        """Close everything; calling it again is fine, and comes back when all is closed."""
+        async with self._closing:
+            if self._keeper is not None:
+                await self._keeper.aclose()
 
     async def _close(self) -> None:
+        # First of all: room that comes free now is not for those who still wait to submit.
+        self.transport.pay_no_more()
         try:
             await self.poller.aclose()
         finally:
-            await self.transport.aclose()
+            try:
+                await self.transport.aclose()
+                # Last, since an answer that came while closing may have begun one.
+                for errand in self._errands:
+                    errand.cancel()
+                await asyncio.gather(*self._errands, return_exceptions=True)
+            finally:
+                self._told_closed()
 
 
 class TaskBudget:
@@ -115,13 +147,19 @@ class TaskBudget:
         self._news: asyncio.Future[None] | None = None
 
     @asynccontextmanager
-    async def one_more(self) -> AsyncIterator[None]:
-        """Come back when one more may be submitted, and count that submission."""
+    async def one_more(self, held: Callable[[int], object]) -> AsyncIterator[None]:
+        """
+        Come back when one more may be submitted, and count that submission.
+
+        If that is not at once, *held* is called with how many there are.
+        """
         if self.at_most is None:
             yield
             return
+        if self._door.locked() or self._count() >= self.at_most:
+            held(self._count())
         async with self._door:
-            while self._submitting + len(self._outstanding) >= self.at_most:
+            while self._count() >= self.at_most:
                 await self._one_ends()
             self._submitting += 1
         try:
@@ -135,6 +173,9 @@ class TaskBudget:
         """Count a task that was accepted."""
         if self.at_most is not None:
             self._outstanding.add(watch)
+
+    def _count(self) -> int:
+        return self._submitting + len(self._outstanding)
 
     async def _one_ends(self) -> None:
         self._news = asyncio.get_running_loop().create_future()

@@ -20,7 +20,7 @@ from typing import Final
 import attrs
 
 from ._clock import Clock, Timer
-from .hooks import Hooks, PaceChanged
+from .hooks import Hooks, PaceChanged, PaceHeld, PaceRecovered
 from .models import Limits
 
 BACK_OFF: Final = 0.5
@@ -45,6 +45,8 @@ FIRST_ROOM: Final = 4
 """So many may be in flight before anything was let through, as in TCP (RFC 3390)."""
 ROOM_PER_ANSWER: Final = 2
 """How many more may be in flight for each answer: three times as many with each round."""
+WORTH_TELLING: Final = 1.0
+"""Each refusal of a burst moves the end of a pause a little; what is less is not told again."""
 
 
 @attrs.define(eq=False)
@@ -95,21 +97,22 @@ class Pace:
         # credit is saved up: a burst after a pause is what gateways refuse.
         self._next_at = (now if due_at is None else max(due_at, now - gap / 2)) + gap
 
-    def answered(self) -> None:
-        """Grow, after an answer that was no refusal."""
+    def answered(self) -> bool:
+        """Grow, after an answer that was no refusal; tell whether that was the last step."""
         if math.isinf(self.refused_at_rate):
             self.room += ROOM_PER_ANSWER
-            return
+            return False
         # Steep at first, flat where it was refused, and then steep again: as TCP's CUBIC
         # (RFC 9438), by answers in place of seconds.
         self._answers += 1
         way = self._answers / ANSWERS_BACK - 1
         self.rate = max(self.rate, self.refused_at_rate + self._depth * way**3)
-        if self.at_most is not None:
-            self.rate = min(self.rate, self.at_most)
-        elif self.rate > FORGET_AFTER * self.refused_at_rate:
-            self.rate = self.refused_at_rate = math.inf
-            self.room = FIRST_ROOM
+        enough = FORGET_AFTER * self.refused_at_rate if self.at_most is None else self.at_most
+        if self.rate < enough:
+            return False
+        self.rate, self.refused_at_rate = self.at_most or math.inf, math.inf
+        self.room = FIRST_ROOM if self.at_most is None else math.inf
+        return True
 
     def refused(self, sent_at: float, now: float, retry_after: float | None) -> bool:
         """Slow down, once for all requests of one burst; tell whether it did."""
@@ -221,12 +224,16 @@ class Gate:
 
     def answered(self) -> None:
         """Take note of an answer that was no refusal."""
-        self.pace.answered()
+        if self.pace.answered():
+            self._hooks.emit(PaceRecovered(self.limits.requests_per_second))
 
     def refused(self, sent_at: float, retry_after: float | None) -> None:
         """Take note of a refusal: everyone slows down, and holds as long as was asked."""
-        if self.pace.refused(sent_at, self._clock.now(), retry_after):
+        now, held_until = self._clock.now(), self.pace.hold_until
+        if self.pace.refused(sent_at, now, retry_after):
             self._hooks.emit(PaceChanged(self.pace.rate, retry_after))
+        elif self.pace.hold_until > max(now, held_until) + WORTH_TELLING:
+            self._hooks.emit(PaceHeld(self.pace.hold_until - now))
 
     async def _turn(self, behind: int | None) -> None:
         turn = asyncio.get_running_loop().create_future()

@@ -7,6 +7,7 @@ Rule 3: a failed look touches its own task only, and ends a wait only if asking 
 Rule 4: with no waiters left there is no timer, no look and no entry left.
 Rule 5: where requests go at a pace, one look at a time queues for its turn, and which task it is
 for is decided when that comes: the one most likely to have news.
+Rule 6: a delivery moves a look forward, in the limits of `_hints`, and says nothing by itself.
 
 Instants are seconds of the loop's clock.
 """
@@ -26,7 +27,9 @@ import attrs
 
 from . import hooks as events
 from ._clock import Clock, Timer
+from ._hints import Allowance, Reliance
 from ._limits import Gate
+from ._outstanding import Name, Outstanding
 from ._redact import redact
 from ._retry import ladder
 from ._schedule import Kind, Learner
@@ -54,8 +57,6 @@ IN_TIME: Final = 1.1
 """Beyond so many times the starvation that is allowed, not everyone can be asked in time."""
 TIMER_SLACK: Final = 0.01
 """What is due in less than this is due, in seconds: loops call a little early."""
-
-DEAD_ENDS: Final = (TaskState.FAILED, TaskState.CANCELED)
 
 K = TypeVar("K")
 
@@ -98,6 +99,10 @@ class PollQueue(Generic[K]):
         while self._heap and not self._is_live(self._heap[0]):
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
+
+    def keys(self) -> list[K]:
+        """Give all entries, in no order; they stay."""
+        return list(self._live)
 
     def due(self, now: float) -> list[K]:
         """Give all entries that are due, in no order; they stay."""
@@ -165,6 +170,13 @@ class Watch:
     last_error: RunwayError | None = None
     url_missing_since: float | None = None
     told: frozenset[str] = frozenset()
+    #: Whether the gateway was given an address to post the news of this task to.
+    is_addressed: bool = False
+    #: When the next look is due for a delivery's sake; None where none is.
+    hinted_at: float | None = None
+    #: How often it had been looked at when a delivery told its end; None where none did.
+    polls_at_end_told: int | None = None
+    allowance: Allowance | None = None
 
     def age(self, now: float) -> float:
         """How long it had been there at the instant *now*; of use where its kind is known."""
@@ -175,10 +187,13 @@ class Watch:
         return self.request.task_id or ""
 
     @property
+    def name(self) -> Name:
+        return name_of(self.request)
+
+    @property
     def is_settled(self) -> bool:
         """Whether there is nothing more to learn."""
-        record = self.record
-        return record is not None and (record.has_clip or record.state in DEAD_ENDS)
+        return self.record is not None and self.record.is_settled
 
 
 class Ranking:
@@ -207,6 +222,10 @@ class Ranking:
         self._starved = sorted(starved, key=attrgetter("asked_at"), reverse=True)
         longest = max((now - watch.asked_at for watch in starved), default=0.0)
         self._share = 1 if longest <= IN_TIME * starvation else STARVED_SHARE
+
+    def put_first(self, watch: Watch) -> None:
+        """Have *watch* asked before all that stand here."""
+        self._promising.append(watch)
 
     def take(self, may_be: Callable[[Watch], bool]) -> list[Watch]:
         """Remove and give the first that *may_be* taken, if there is one."""
@@ -243,6 +262,9 @@ class Poller:
         rng: Where the jitter comes from.
         learner: What is known of how long tasks take; by default nothing yet.
         turns: Where looks queue while requests go at a pace; by default they never do.
+        net: How often to look at a task while deliveries are relied on, in seconds; None where
+            there are none.
+        outstanding: Who hears which tasks are waited for, and which have ended.
     """
 
     def __init__(
@@ -256,6 +278,8 @@ class Poller:
         rng: random.Random | None = None,
         learner: Learner | None = None,
         turns: Turns | None = None,
+        net: float | None = None,
+        outstanding: Outstanding | None = None,
     ) -> None:
         self._look = look
         self._policy = policy
@@ -265,12 +289,16 @@ class Poller:
         self._hooks = hooks
         self._random = rng or random.Random()  # noqa: S311  (spreads load, guards nothing)
         # By endpoint too: whoever asked in the wrong format may still ask in the right one.
-        self._watches: WeakValueDictionary[tuple[str, str], Watch] = WeakValueDictionary()
+        self._watches: WeakValueDictionary[Name, Watch] = WeakValueDictionary()
         self._looks: PollQueue[Watch] = PollQueue()
         self._deadlines: PollQueue[Waiter] = PollQueue()
         self._asking: set[Watch] = set()
         self._learner = learner or Learner(policy)
         self._turns = turns
+        self._net = net
+        self._reliance = Reliance()
+        self._is_silence_told = False
+        self._outstanding = outstanding or Outstanding()
         self._queuing: asyncio.Task[None] | None = None
         self._ranking = Ranking()
         self._timer: Timer | None = None
@@ -296,18 +324,52 @@ class Poller:
         submitted_at: float | None = None,
         record: TaskRecord | None = None,
         kind: Kind | None = None,
+        *,
+        is_addressed: bool = False,
     ) -> Watch:
         """Give the watch over one task; everyone who asks for the same task gets the same."""
-        name = (request.endpoint.name, request.task_id or "")
+        name = name_of(request)
         watch = self._watches.get(name)
         if watch is None:
-            watch = Watch(request, submitted_at, record)
+            watch = Watch(request, submitted_at, record, is_addressed=is_addressed)
             watch.due_at = watch.asked_at = self._clock.now()
             if submitted_at is not None:
                 watch.kind, watch.running_at = kind, submitted_at
                 watch.due_at = submitted_at + self._pause(watch, submitted_at)
             self._watches[name] = watch
         return watch
+
+    def find(self, endpoint: str, task_id: str) -> Watch | None:
+        """Give the watch over a task that somebody holds; None where nobody does."""
+        return self._watches.get((endpoint, task_id))
+
+    def hint(self, watch: Watch, *, is_end: bool) -> None:
+        """
+        Take note of a delivery about a task: it is looked at now, or as soon as somebody waits.
+
+        Args:
+            watch: The task's.
+            is_end: Whether it may have ended. If not, only those who follow its changes look.
+        """
+        watch.is_addressed = self._reliance.was_heard = True
+        if watch.is_settled or self._is_closed:
+            return
+        if is_end and watch.polls_at_end_told is None:
+            watch.polls_at_end_told = watch.polls
+        is_news = is_end or not watch.waiters or any(one.any_change for one in watch.waiters)
+        if not is_news or watch.hinted_at is not None:
+            return
+        watch.allowance = watch.allowance or Allowance()
+        # Whoever tells of progress leaves one look over for the end.
+        watch.hinted_at = watch.allowance.take(self._clock.now(), keep=0 if is_end else 1)
+        if watch.question is None:
+            self._look_by(watch, watch.hinted_at)
+
+    def take_told(self, watch: Watch, record: TaskRecord) -> None:
+        """Take in what a look said that was made elsewhere for a delivery's sake."""
+        if record.state.is_final:
+            watch.polls_at_end_told = watch.polls
+        self._take_in(watch, record)
 
     async def settled(self, watch: Watch, timeout: float | None) -> TaskRecord:
         """
@@ -369,6 +431,7 @@ class Poller:
         future: asyncio.Future[TaskRecord] = asyncio.get_running_loop().create_future()
         waiter = Waiter(watch, future, timeout, any_change)
         watch.waiters.add(waiter)
+        self._outstanding.waited_for(watch.name)
         if deadline is not None:
             self._deadlines.put(waiter, deadline)
         if watch.question is None and watch not in self._looks:
@@ -415,7 +478,8 @@ class Poller:
         self._timer = None
         now = max(self._clock.now(), self._timer_at)
         for waiter in self._deadlines.take(now, len(self._deadlines)):
-            _reject(waiter, _timed_out)
+            if _reject(waiter, _timed_out):
+                self._hooks.emit(events.WaitFailed(waiter.watch.task_id, WaitTimeout.__name__))
         if self._turns is not None and self._turns.gate.is_paced:
             self._queue_up(self._turns, now)
         else:
@@ -480,6 +544,8 @@ class Poller:
 
     def _promise(self, now: float, watch: Watch) -> float:
         """Give how likely it is that there is news, or if that is not known, how overdue it is."""
+        if watch.hinted_at is not None:
+            return math.inf
         news = self._learner.news(watch.kind, watch.age(watch.running_at), watch.age(now))
         return (now - watch.due_at) / self._policy.max_starvation if news is None else news
 
@@ -490,6 +556,7 @@ class Poller:
 
     async def _ask(self, watch: Watch, look: Callable[[Request], Awaitable[TaskRecord]]) -> None:
         watch.polls += 1
+        watch.hinted_at = None
         watch.asked_at = self._clock.now()
         try:
             record = await look(watch.request)
@@ -506,6 +573,9 @@ class Poller:
     def _asked(self, watch: Watch, _question: "asyncio.Task[None]") -> None:
         watch.question = None
         self._asking.discard(watch)
+        if watch.hinted_at is not None:
+            # What was told meanwhile may be news to the look that was under way.
+            watch.due_at = min(watch.due_at, watch.hinted_at)
         if watch.waiters and not watch.is_settled:
             self._looks.put(watch, watch.due_at)
         self._arm()
@@ -529,7 +599,9 @@ class Poller:
             self._mind_the_url(watch, record)
 
     def _settle(self, watch: Watch, record: TaskRecord) -> None:
+        self._outstanding.seen(watch.name, record)
         if not was_told(watch, "settled"):
+            self._rate_deliveries(watch)
             self._hooks.emit(
                 events.TaskSettled(
                     watch.task_id, record.state, watch.polls, record.points, record.refunded
@@ -537,6 +609,29 @@ class Poller:
             )
         for waiter in list(watch.waiters):
             _resolve(waiter, record)
+
+    def _rate_deliveries(self, watch: Watch) -> None:
+        """Take note of whether a delivery had told of the end that was found."""
+        if self._net is None or not watch.is_addressed:
+            return
+        if watch.polls_at_end_told is not None:
+            self._reliance.end_was_told()
+        elif self._reliance.end_was_not_told():
+            now = self._clock.now()
+            for other in filter(_is_untold, self._looks.keys()):
+                self._look_by(other, now + self._pause(other, now))
+        elif self._reliance.is_silent and not self._is_silence_told:
+            self._is_silence_told = True
+            self._hooks.emit(events.CallbacksMissing(self._reliance.untold))
+
+    def _look_by(self, watch: Watch, at: float) -> None:
+        """Move the next look at a task forward, if it is later than *at*."""
+        watch.due_at = min(watch.due_at, at)
+        if watch in self._looks:
+            self._looks.put(watch, watch.due_at)
+            if watch.hinted_at is not None and self._queuing is not None:
+                self._ranking.put_first(watch)
+            self._arm()
 
     def _mind_the_url(self, watch: Watch, record: TaskRecord) -> None:
         """End the wait for a success that goes on without an address (api-facts 3.4, rule 4)."""
@@ -555,6 +650,8 @@ class Poller:
         if isinstance(error, HOPELESS) or (
             isinstance(error, NotFound) and not self._may_appear(watch, now)
         ):
+            if isinstance(error, NotFound):
+                self._outstanding.not_found(watch.name)
             self._fail(watch, partial(_copy, error))
             return
         asked = error.retry_after if isinstance(error, GatewayError) else None
@@ -585,14 +682,24 @@ class Poller:
     def _pause(self, watch: Watch, now: float) -> float:
         """Give how long to stay away from a task that was looked at now, in seconds."""
         stray = self._policy.jitter * self._random.uniform(-1, 1)
+        if watch.polls_at_end_told is not None:
+            # The feed lags behind what was told, so it is asked as one is that was just submitted.
+            return self._rung(watch.polls - watch.polls_at_end_told - 1) * (1 + stray)
+        if self._net is not None and watch.is_addressed and self._reliance.is_proved:
+            return self._net * (1 + stray)
         learned = self._learner.gap(watch.kind, watch.age(now), stray)
         if learned is not None:
             return learned
-        return self._ladder[min(watch.polls, len(self._ladder) - 1)] * (1 + stray)
+        return self._rung(watch.polls) * (1 + stray)
+
+    def _rung(self, step: int) -> float:
+        return self._ladder[min(max(step, 0), len(self._ladder) - 1)]
 
     def _fail(self, watch: Watch, make: Callable[[Waiter], BaseException]) -> None:
-        for waiter in list(watch.waiters):
-            _reject(waiter, make)
+        failed = [waiter for waiter in list(watch.waiters) if _reject(waiter, make)]
+        if failed:
+            name = type(make(failed[0])).__name__
+            self._hooks.emit(events.WaitFailed(watch.task_id, name))
 
     def _remark(self, watch: Watch, record: TaskRecord) -> None:
         """Tell of odd answers, once for each oddity."""
@@ -604,11 +711,20 @@ class Poller:
                 self._hooks.emit(events.ContradictionSeen(watch.task_id, note))
 
 
+def name_of(request: Request) -> Name:
+    """Give what tells a task from all others of one gateway."""
+    return request.endpoint.name, request.task_id or ""
+
+
 def was_told(watch: Watch, what: str) -> bool:
     """Tell whether *what* was said about this task before, and remember that it is now."""
     before = what in watch.told
     watch.told |= {what}
     return before
+
+
+def _is_untold(watch: Watch) -> bool:
+    return watch.is_addressed and watch.polls_at_end_told is None
 
 
 def _face(record: TaskRecord) -> tuple[object, ...]:
@@ -622,9 +738,12 @@ def _resolve(waiter: Waiter, record: TaskRecord) -> None:
         waiter.future.set_result(record)
 
 
-def _reject(waiter: Waiter, make: Callable[[Waiter], BaseException]) -> None:
-    if not waiter.future.done():
-        waiter.future.set_exception(make(waiter))
+def _reject(waiter: Waiter, make: Callable[[Waiter], BaseException]) -> bool:
+    """End a wait, and tell whether it had not ended before."""
+    if waiter.future.done():
+        return False
+    waiter.future.set_exception(make(waiter))
+    return True
 
 
 def _copy(error: RunwayError, _waiter: Waiter) -> RunwayError:

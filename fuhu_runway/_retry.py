@@ -91,9 +91,14 @@ async def repeat(
     policy: RetryPolicy,
     clock: Clock,
     hooks: Hooks,
+    *,
+    submission: int | None = None,
+    task_id: str | None = None,
 ) -> T:
     """
     Give what *attempt* gives, repeated as the table and the policy allow.
+
+    The hooks hear of each repeat, with the number of the *submission* or the task it is about.
 
     Raises:
         SubmissionInDoubt: A paid request got no clear answer; it was not repeated.
@@ -109,7 +114,8 @@ async def repeat(
                 if endpoint.replay is Replay.PAID and fate_of(error) is Fate.UNKNOWN:
                     raise in_doubt(error) from error
                 raise
-            hooks.emit(RetryScheduled(endpoint.name, count, delay, type(error).__name__))
+            name = type(error).__name__
+            hooks.emit(RetryScheduled(endpoint.name, count, delay, name, submission, task_id))
         await clock.sleep(delay)
     raise AssertionError  # pragma: no cover  (count never ends)
 

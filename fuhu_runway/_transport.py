@@ -19,7 +19,7 @@ from ._limits import Gate
 from ._redact import redact
 from ._retry import repeat
 from ._wire import Reply, Request
-from .errors import Fate, NoReply, NotSent, RateLimited, RunwayError
+from .errors import Fate, NoReply, NotSent, RateLimited, RunwayError, UsageError
 from .hooks import Hooks
 from .models import RetryPolicy, Timeouts, usage_error
 
@@ -29,7 +29,7 @@ MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
 """The largest answer that is read; a task that quotes a picture as data may take some MB."""
 
 Unclaimed = Callable[["asyncio.Task[Any]"], object]
-"""Called with the finished exchange of a paid request whose caller was cancelled meanwhile."""
+"""Called with the exchange of a paid request, which goes on, when its caller is cancelled."""
 
 Around = Callable[[Callable[[], Coroutine[Any, Any, Any]]], Coroutine[Any, Any, Any]]
 """Does one sending, given as a function to await, and whatever belongs before and after it."""
@@ -70,6 +70,7 @@ class Transport:
         self._hooks = hooks
         self._clock = clock
         self._in_the_air: set[asyncio.Task[Any]] = set()
+        self._pays = True
 
     async def call(
         self,
@@ -78,13 +79,15 @@ class Transport:
         *,
         unclaimed: Unclaimed | None = None,
         around: Around | None = None,
+        submission: int | None = None,
     ) -> T:
         """
         Give what *read* makes of the answer, the request repeated as far as that is safe.
 
         With *unclaimed*, cancelling the caller does not cancel an exchange that is in the air:
-        it goes on, and *unclaimed* is called with it when it is done. With *around*, each sending
-        is done by way of it, so that it can be written down before and after.
+        it goes on, and *unclaimed* is called with it. With *around*, each sending is done by way
+        of it, so that it can be written down before and after. What is told of repeats holds the
+        number of the *submission*.
 
         Raises:
             NotSent: The gateway could not be reached.
@@ -98,7 +101,15 @@ class Transport:
                 return await self.once(request, read)
             return await self._once_whatever_happens(request, read, unclaimed, around)
 
-        return await repeat(attempt, request.endpoint, self._retry, self._clock, self._hooks)
+        return await repeat(
+            attempt,
+            request.endpoint,
+            self._retry,
+            self._clock,
+            self._hooks,
+            submission=submission,
+            task_id=request.task_id,
+        )
 
     async def once(self, request: Request, read: Callable[[Reply], T]) -> T:
         """Give what *read* makes of the answer to one sending, when the limits allow it."""
@@ -118,6 +129,8 @@ class Transport:
     ) -> T:
         """Do the same, in a way that cancelling the caller cannot lose the answer."""
         async with self._gate.slot() as sent_at:
+            if not self._pays:
+                raise closed()
             exchange = partial(self.in_turn, request, read, sent_at)
             flight = asyncio.create_task(around(exchange) if around else exchange())
             self._in_the_air.add(flight)
@@ -125,7 +138,7 @@ class Transport:
             try:
                 return await asyncio.shield(flight)
             except asyncio.CancelledError:
-                flight.add_done_callback(unclaimed)
+                unclaimed(flight)
                 raise
 
     def _heed(self, read: Callable[[Reply], T], reply: Reply, sent_at: float) -> T:
@@ -194,12 +207,17 @@ class Transport:
         ) as response:
             yield response
 
+    def pay_no_more(self) -> None:
+        """Refuse each paid request that is not in the air yet."""
+        self._pays = False
+
     async def aclose(self) -> None:
         """
         Close what this transport opened.
 
         A paid request in the air is waited for, since its answer holds the id of a paid task.
         """
+        self.pay_no_more()
         try:
             if self._in_the_air:
                 await asyncio.wait(self._in_the_air, timeout=self._timeouts.total)
@@ -207,6 +225,15 @@ class Transport:
             if self._borrowed is None:
                 await self._free.close()
                 await self._paid.close()
+
+
+def closed() -> UsageError:
+    """Give the error for a call on a client that someone has begun to close."""
+    return usage_error(
+        "client",
+        "The client was closed in this event loop.",
+        "Enter it again with `async with`, or make a new one; tasks are found by their ids.",
+    )
 
 
 def _check_open(session: aiohttp.ClientSession) -> None:

@@ -38,7 +38,16 @@ from .models import (
 if TYPE_CHECKING:
     import cattrs
 
-__all__ = ["Reply", "Request", "ask_balance", "ask_task", "build", "read_balance", "read_task"]
+__all__ = [
+    "Reply",
+    "Request",
+    "ask_balance",
+    "ask_task",
+    "build",
+    "read_balance",
+    "read_callback",
+    "read_task",
+]
 
 
 @attrs.frozen(eq=False)
@@ -230,6 +239,20 @@ def read_balance(reply: Reply) -> Balance:
             missing = f"required field missing @ {path}.{dialect.spelling[name]}"
             raise _unreadable(reply, missing, body=part)
     return found.balance(raw=body)
+
+
+def read_callback(body: bytes) -> TaskRecord | None:
+    """
+    Give what a delivery says about a task; None where it says nothing that can be read.
+
+    It is the feed's answer without its envelope (api-facts 4), and with one it is read as well.
+    """
+    request = Request(facts.ENDPOINTS["feed"], "", {})
+    # Whoever posts it may be anybody, so what is wrong with it is no error of ours.
+    try:
+        return read_task(Reply(request, 200, {}, body))
+    except RunwayError:
+        return None
 
 
 def _recognise(reply: Reply) -> tuple[dict[str, Any], Dialect, Sense]:

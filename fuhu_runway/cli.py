@@ -32,7 +32,7 @@ from cyclopts import (
 )
 from rich import filesize
 
-from . import cli_batch, cli_journal, errors, hooks
+from . import cli_batch, cli_journal, cli_simulate, errors, hooks
 from ._console import (
     EXIT_CODES,
     NO_DEFAULT,
@@ -353,24 +353,7 @@ def balance(
     return _run(ask, reach, talk, simulate=simulate)
 
 
-@app.command(name="simulate")
-def serve(
-    *,
-    port: Annotated[int, gateway_option("Where it listens; 0 takes a free one.")] = 0,
-    speed: Annotated[
-        float, gateway_option("Simulated seconds per second: a job takes 100 of them.")
-    ] = 1.0,
-) -> int:
-    """
-    Run a simulated gateway on this machine until Ctrl-C: no key, no cost.
-
-    Prints the two environment variables that lead the SDK and this command to it.
-    """
-    screen = Lines()
-    return guarded(partial(_serve, port, speed, screen), screen, verbosity=0)
-
-
-for _command in (cli_batch.batch, *cli_journal.COMMANDS):
+for _command in (cli_simulate.simulate, cli_batch.batch, *cli_journal.COMMANDS):
     app.command(_command)
 
 
@@ -573,26 +556,6 @@ def _cost(record: TaskRecord) -> str:
     return "" if record.points is None else f", {record.points:,g} points"
 
 
-async def _serve(port: int, speed: float, screen: Lines) -> None:
-    """Run the simulator until somebody stops it."""
-    from .testing.simulator import Simulator  # noqa: PLC0415  (aiohttp, as above)
-
-    check_positive("speed", speed)
-    gateway = Simulator(port=port, speed=speed)
-    try:
-        await gateway.start()
-    except (OSError, OverflowError) as taken:
-        reason = getattr(taken, "strerror", None) or "ports go up to 65535"
-        raise usage_error(
-            "port", f"Port {port} cannot be opened ({reason}).", "Choose another, or leave it out."
-        ) from taken
-    for name, value in gateway.environment().items():
-        write(sys.stdout, f"export {name}={shlex.quote(value)}")
-    screen.say("simulated: a gateway on this machine, until Ctrl-C")
-    with contextlib.suppress(asyncio.CancelledError):
-        await gateway.serve_forever()
-
-
 # From errands to exit codes
 
 
@@ -713,11 +676,11 @@ def _hint(error: CycloptsError) -> str:
 # The pages about it
 
 
-_TABLES: Final = {**cli_batch.TABLES, **cli_journal.TABLES}
+_TABLES: Final = {**cli_batch.TABLES, **cli_journal.TABLES, **cli_simulate.TABLES}
 
 
 def reference() -> str:
-    """Give the tables of docs/reference/cli.md, as they follow from the commands themselves."""
+    """Give the tables of the reference page, as they follow from the commands themselves."""
     names = [name for name in app if not name.startswith("-")]
     sections = (
         *map(_command_section, names),

@@ -1,32 +1,38 @@
 """What a user holds: `Client`, with one method for each thing that the gateway can be asked."""
 
 import asyncio
+import itertools
 import os
 import warnings
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 from uuid import uuid4
+from weakref import WeakSet, WeakValueDictionary, ref
 
 import aiohttp
 import attrs
 
 from . import hooks as events
 from ._clock import Clock, LoopClock
+from ._deliveries import ENDPOINT_NAMES, Deliveries
 from ._engine import Engine, Settings
-from ._gateway import BALANCE_ENDPOINTS, ENDPOINTS, GATEWAYS, NOWHERE, SUBMITS
-from ._polling import Poller, Watch
+from ._gateway import BALANCE_ENDPOINTS, ENDPOINTS, GATEWAYS, NOWHERE, SUBMITS, Endpoint
+from ._outstanding import Name
+from ._polling import Poller, Watch, name_of
 from ._retry import fate_of
 from ._schedule import kind_of
-from ._wire import Request, ask_balance, ask_task, build, read_balance, read_task
+from ._submission import Submission
+from ._transport import closed
+from ._wire import Reply, Request, ask_balance, ask_task, build, read_balance, read_task
 from .batch import Batch, Outcome, Source
 from .downloads import Progress, origin_of
 from .downloads import Source as ClipSource
-from .errors import Fate, JournalError, RunwayError, SubmissionInDoubt
-from .journal import Entry, Job, Journal, Plan, plan_of
+from .errors import Fate, RunwayError, SubmissionInDoubt
+from .journal import Entry, Job, JobState, Journal, Plan, plan_of
 from .models import (
     DEFAULT_MODEL,
     DEFAULT_WAIT,
@@ -41,6 +47,7 @@ from .models import (
     PollPolicy,
     RetryPolicy,
     TaskRecord,
+    TaskState,
     TextToVideo,
     Timeouts,
     VideoToVideo,
@@ -49,9 +56,15 @@ from .models import (
 )
 from .task import Clip, Task
 
+if TYPE_CHECKING:
+    # It brings a web server along, which most programs have no use for.
+    from .callbacks import Address, CallbackReceiver
+
 KEY_VARIABLE: Final = "FUHU_API_KEY"
 URL_VARIABLE: Final = "FUHU_BASE_URL"
 DEFAULT_GATEWAY: Final = "fuhuapi"
+
+_NUMBERS: Final = itertools.count(1)
 
 
 class Client:
@@ -60,7 +73,8 @@ class Client:
 
     May be made anywhere, also outside of a running event loop, and used in several loops one
     after the other: each gets a session of its own, which is closed when its loop ends. Use it
-    with `async with`, or call `aclose()`.
+    with `async with`, or call `aclose()`; after that it refuses every call in that loop, until it
+    is entered again.
 
     Args:
         api_key: The key; by default the environment variable FUHU_API_KEY.
@@ -71,6 +85,8 @@ class Client:
             carry an Authorization header, which would reach the hosts of the clips.
         callback_url: Where the gateway is told to post news. By default an address that leads
             nowhere, since sister gateways refuse a request without one; None leaves it out.
+        callbacks: Takes what the gateway posts: each submit is given an address of its own there
+            in place of *callback_url*, and each delivery makes the task's waits look at once.
         timeouts: How long one exchange may take.
         retry: How often, and after how long, a safe request is repeated.
         polling: When a task is looked at.
@@ -97,6 +113,7 @@ class Client:
         # how
         session: aiohttp.ClientSession | None = None,
         callback_url: str | None = NOWHERE,
+        callbacks: "CallbackReceiver | None" = None,
         timeouts: Timeouts | None = None,
         retry: RetryPolicy | None = None,
         polling: PollPolicy | None = None,
@@ -107,8 +124,11 @@ class Client:
         hooks: Iterable[events.Listener] = (),
     ) -> None:
         self._engines: dict[asyncio.AbstractEventLoop, Engine] = {}
+        self._closed_in: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
+        self._handles: WeakValueDictionary[Name, Task] = WeakValueDictionary()
         self._key = _checked_key(api_key or os.environ.get(KEY_VARIABLE))
         self._callback_url = _checked_callback(callback_url)
+        self._callbacks = _checked_receiver(callbacks, callback_url)
         self._hooks = events.Hooks(hooks)
         self._owns_journal = journal is not None and not isinstance(journal, Journal)
         #: The durable record, where there is one.
@@ -116,6 +136,7 @@ class Client:
         if self.journal is not None:
             self._hooks.add(self.journal.note)
         self._clock: Clock = LoopClock()
+        self._number = next(_NUMBERS)
         self._settings = Settings(
             session=_checked_session(session),
             timeouts=timeouts or Timeouts(),
@@ -124,18 +145,34 @@ class Client:
             limits=limits or Limits(),
             hooks=self._hooks,
             clock=self._clock,
+            client=self._number,
+            net=None if callbacks is None else callbacks.safety_net,
         )
         #: Where requests go, and how they are spelled.
         self.gateway: Gateway = _resolved(gateway, base_url)
-        #: Tasks that were accepted after whoever submitted them had been cancelled.
+        #: Tasks that were accepted after whoever submitted them had been cancelled, and those of
+        #: submissions in doubt that a delivery told of.
         self.unclaimed: list[Task] = []
         self._has_recalled = False
+        self._deliveries = Deliveries(
+            receiver=self._callbacks,
+            home=ref(self),
+            engines=self._engines,
+            journal=self.journal,
+            outstanding=self._settings.outstanding,
+            hooks=self._hooks,
+            clock=self._clock,
+        )
 
     def __repr__(self) -> str:
         polls = "".join(f", {engine.poller!r}" for engine in self._engines.values())
         return f"<Client {self.gateway.base_url}{polls}>"
 
     async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        if loop in self._closed_in:
+            await self.aclose()  # somebody may still be at it
+            self._closed_in.discard(loop)
         return self
 
     async def __aexit__(
@@ -160,15 +197,34 @@ class Client:
         """
         Close what this client opened in the running loop; calling it again is fine.
 
-        Waits that are under way end with `WaitAbandoned`; their tasks go on. A paid request in
-        the air is waited for, since only its answer tells the id of the task: look for it in
-        `unclaimed`.
+        From here on each call in this loop is refused, before anything is sent. Waits that are
+        under way end with `WaitAbandoned`; their tasks go on. A paid request in the air is waited
+        for, since only its answer tells the id of the task. What is unfinished then is in
+        `outstanding`.
         """
-        engine = self._engines.pop(asyncio.get_running_loop(), None)
+        loop = asyncio.get_running_loop()
+        self._closed_in.add(loop)
+        engine = self._engines.get(loop)
         if engine is not None:
             await engine.aclose()
         if self.journal is not None and self._owns_journal:
             await self.journal.aclose()
+
+    @property
+    def outstanding(self) -> tuple[Task, ...]:
+        """
+        The tasks that were submitted or waited for here, and whose end has not been seen.
+
+        They are paid for, and go on at the gateway whatever becomes of this process, so an app
+        that ends writes down their ids: `[task.id for task in client.outstanding]`. Among them
+        are those that nobody waits for any more, those that are `unclaimed`, and those whose
+        handle is gone, for which there is a new one. Good before and after `aclose()`, in any
+        loop; after it nothing is missing.
+        """
+        return tuple(
+            self._handles.get(name) or self._handle(*name, accepted_at)
+            for name, accepted_at in self._settings.outstanding
+        )
 
     # Paid calls
 
@@ -209,9 +265,16 @@ class Client:
 
     def attach(self, job: Job, request: Generation | None = None) -> Task:
         """Give a handle on the task of a job from the journal; for batches and resuming."""
+        task_id = _checked_id(job.task_id)
+        endpoint = ENDPOINT_NAMES.get(job.endpoint)
+        self._hooks.emit(
+            events.TaskAttached(
+                task_id, self._number, endpoint, job.model, job.seconds, job.traceparent
+            )
+        )
         return Task(
             self,
-            _checked_id(job.task_id),
+            task_id,
             official=job.endpoint == OfficialImageToVideo.__name__,
             request=request,
             submitted_at=self._clock.now() - max(0.0, self._clock.wall() - (job.accepted_at or 0)),
@@ -219,20 +282,42 @@ class Client:
 
     async def submit_job(self, request: Generation, plan: Plan | None) -> Task:
         """Do what `submit` does for a job that the journal knows already; for batches."""
-        wire = build(request, self.gateway, self._key, self._callback_url)
-        around = None
-        if self.journal is not None:
-            entry = await self._entry(self.journal, request, plan)
-            around = partial(_written_down, entry)
         engine = self._engine()
-        async with engine.tasks.one_more():
-            started_at = self._clock.now()
-            record = await engine.transport.call(
-                wire, read_task, unclaimed=partial(self._take_unclaimed, request), around=around
-            )
-            task = self._accepted(request, record, started_at)
-            # Not the engine of the moment: this one may have been closed meanwhile.
-            engine.tasks.add(self._watch(engine.poller, task))
+        job = plan
+        if job is None and self.journal is not None:
+            job = plan_of(request, f"single:{uuid4()}")
+        address = self._deliveries.address(request, job)
+        wire = self._submission(request, address)
+        submission = Submission(
+            wire.endpoint.name, self._number, self._hooks, self._clock, request, address
+        )
+        with submission.told():
+            if self.journal is not None and job is not None:
+                submission.entry = await self._entry(
+                    self.journal, job, submission.trace(), is_new=plan is None
+                )
+            async with engine.tasks.one_more(submission.held):
+                found = None
+                try:
+                    record = await engine.transport.call(
+                        wire,
+                        partial(self._read_accepted, _tells_of(request)),
+                        unclaimed=partial(self._leave, engine, submission),
+                        around=submission.sending,
+                        submission=submission.number,
+                    )
+                except SubmissionInDoubt:
+                    # While the answer was waited for, a delivery may have told what it would have.
+                    found = await self._deliveries.told_instead(engine, address)
+                    if found is None:
+                        raise
+                    record = TaskRecord(found.task_id, TaskState.QUEUED)
+                task = self._accepted(submission, record)
+                # Not the engine of the moment: this one may have been closed meanwhile.
+                watch = self._follow(engine, task, address)
+                if found is not None:
+                    self._hooks.emit(events.SubmissionFound(wire.endpoint.name, task.id))
+                    engine.poller.take_told(watch, found)
         return task
 
     async def generate(
@@ -486,7 +571,9 @@ class Client:
         Raises:
             UsageError: The id is empty.
         """
-        return Task(self, _checked_id(task_id), official=official)
+        task_id = _checked_id(task_id)
+        self._hooks.emit(events.TaskAttached(task_id, self._number))
+        return Task(self, task_id, official=official)
 
     async def feed(self, task_id: str, *, official: bool = False) -> TaskRecord:
         """
@@ -510,7 +597,9 @@ class Client:
             api-facts 1.6, 2 and 3.
         """
         wire = self._task_request(_checked_id(task_id), official=official)
-        return await self._engine().transport.call(wire, read_task)
+        record = await self._engine().transport.call(wire, read_task)
+        self._settings.outstanding.seen(name_of(wire), record)
+        return record
 
     async def balance(self) -> Balance:
         """
@@ -538,7 +627,9 @@ class Client:
     def watch_over(self, task: Task) -> tuple[Poller, Watch]:
         """Give the scheduler of the running loop, and its watch over *task*; for handles."""
         poller = self._engine().poller
-        return poller, self._watch(poller, task)
+        watch = self._watch(poller, task)
+        self._handles.setdefault(watch.name, task)
+        return poller, watch
 
     async def save(
         self,
@@ -558,55 +649,140 @@ class Client:
         downloader = self._engine().downloader
         return await downloader.save(source, path, max_bytes=max_bytes, on_progress=on_progress)
 
-    def _watch(self, poller: Poller, task: Task) -> Watch:
+    async def look_for(
+        self, engine: Engine, task_id: str, request: Generation | None
+    ) -> TaskRecord:
+        """Ask the feed about a task of which there is no handle yet; for deliveries."""
+        wire = self._task_request(task_id, official=False)
+        prompt = getattr(request, "prompt", None) or ""
+        wire = attrs.evolve(wire, secrets=(*wire.secrets, prompt))
+        return await engine.transport.call(wire, read_task)
+
+    def adopt(
+        self,
+        engine: Engine,
+        address: "Address",
+        request: Generation | None,
+        record: TaskRecord,
+        endpoint: str,
+    ) -> None:
+        """Keep a task whose submission got no answer; for deliveries."""
+        task = Task(self, record.task_id, request=request, submitted_at=self._clock.now())
+        watch = self._follow(engine, task, address)
+        self._handles[watch.name] = task
+        self.unclaimed.append(task)
+        self._hooks.emit(events.SubmissionFound(endpoint, task.id))
+        engine.poller.take_told(watch, record)
+
+    def age(self, task: Task) -> float | None:
+        """Give how long ago *task* was accepted, in seconds; for handles."""
+        if task.submitted_at is not None:
+            try:
+                return max(0.0, self._clock.now() - task.submitted_at)
+            except RuntimeError:  # asked outside of any loop, where there is no such instant
+                pass
+        created_at = task.record.created_at if task.record else None
+        return max(0.0, self._clock.wall() - created_at.timestamp()) if created_at else None
+
+    def _follow(self, engine: Engine, task: Task, address: "Address | None") -> Watch:
+        """Count a task that was accepted, and have it hear of its deliveries."""
+        watch = self._watch(engine.poller, task, is_addressed=address is not None)
+        engine.tasks.add(watch)
+        if address is not None:
+            task.keep(watch)
+            early, address.early = address.early, None
+            if early is not None:
+                self._deliveries.heed(engine, address, early)
+        return watch
+
+    def _watch(self, poller: Poller, task: Task, *, is_addressed: bool = False) -> Watch:
         wire = self._task_request(task.id, official=task.official)
         # A refused look may quote the prompt.
         wire = attrs.evolve(wire, secrets=(*wire.secrets, *task.secrets()))
-        return poller.watch(wire, task.submitted_at, task.record, kind_of(task.request))
+        kind = kind_of(task.request)
+        return poller.watch(wire, task.submitted_at, task.record, kind, is_addressed=is_addressed)
+
+    def _handle(self, endpoint: str, task_id: str, submitted_at: float | None) -> Task:
+        official = endpoint == _feed(official=True).name
+        return Task(self, task_id, official=official, submitted_at=submitted_at)
 
     def _task_request(self, task_id: str, *, official: bool) -> Request:
-        endpoint = ENDPOINTS["official_task" if official else "feed"]
-        return ask_task(task_id, endpoint, self.gateway, self._key)
+        return ask_task(task_id, _feed(official=official), self.gateway, self._key)
 
-    async def _entry(self, journal: Journal, request: Generation, plan: Plan | None) -> Entry:
+    async def _entry(
+        self, journal: Journal, plan: Plan, traceparent: str | None, *, is_new: bool
+    ) -> Entry:
         if not self._has_recalled:
             self._has_recalled = True
             self._settings.learner.recall(await journal.durations())
-        if plan is None:
+            doubts = (await journal.counts())[JobState.IN_DOUBT]
+            if doubts:
+                self._hooks.emit(events.DoubtsFound(doubts))
+        if is_new:
             # A job of a batch has its row already.
-            plan = plan_of(request, f"single:{uuid4()}")
             await journal.plan(plan, self._clock.wall())
-        return Entry(journal, plan.key, self._clock)
+        return Entry(journal, plan.key, self._clock, traceparent)
 
-    def _accepted(self, request: Generation, record: TaskRecord, started_at: float) -> Task:
-        now = self._clock.now()
-        endpoint = SUBMITS[type(request)].name
-        self._hooks.emit(events.TaskSubmitted(record.task_id, endpoint, now - started_at))
-        return Task(
+    def _submission(self, request: Generation, address: "Address | None") -> Request:
+        """Give the request that submits, its callback address among its secrets."""
+        if address is None or self._callbacks is None:
+            return build(request, self.gateway, self._key, self._callback_url)
+        wire = build(request, self.gateway, self._key, self._callbacks.url(address))
+        return attrs.evolve(wire, secrets=(*wire.secrets, self._callbacks.token(address)))
+
+    def _read_accepted(self, feed: Endpoint, reply: Reply) -> TaskRecord:
+        """Read the answer to a submit, and keep the id before anyone can be cancelled."""
+        record = read_task(reply)
+        name = (feed.name, record.task_id)
+        self._settings.outstanding.accepted(name, self._clock.now())
+        self._settings.outstanding.seen(name, record)
+        return record
+
+    def _accepted(self, submission: Submission, record: TaskRecord) -> Task:
+        submission.accepted(record.task_id)
+        request = submission.request
+        feed = _tells_of(request)
+        task = Task(
             self,
             record.task_id,
-            official=isinstance(request, OfficialImageToVideo),
+            official=feed is _feed(official=True),
             request=request,
             record=record,
-            submitted_at=now,
+            submitted_at=self._clock.now(),
         )
+        self._handles[feed.name, task.id] = task
+        return task
 
-    def _take_unclaimed(self, request: Generation, flight: "asyncio.Task[TaskRecord]") -> None:
+    def _leave(
+        self, engine: Engine, submission: Submission, flight: "asyncio.Task[TaskRecord]"
+    ) -> None:
+        """See to it that what becomes of a request is told, whose caller goes."""
+        submission.leave()
+        flight.add_done_callback(partial(self._take_unclaimed, engine, submission))
+
+    def _take_unclaimed(
+        self, engine: Engine, submission: Submission, flight: "asyncio.Task[TaskRecord]"
+    ) -> None:
         """Keep the task of a request whose caller is gone, or tell what became of it."""
-        endpoint = SUBMITS[type(request)].name
         error = None if flight.cancelled() else flight.exception()
         if flight.cancelled() or error is not None:
             known = isinstance(error, RunwayError) and fate_of(error) is not Fate.UNKNOWN
             fault = type(error).__name__ if known else SubmissionInDoubt.__name__
-            self._hooks.emit(events.SubmissionUnclaimed(endpoint, None, fault))
+            submission.unclaimed(None, fault)
+            address = submission.address
+            if address is not None and address.is_in_doubt:
+                engine.run(self._deliveries.recover(engine, address))
             return
-        task = self._accepted(request, flight.result(), self._clock.now())
+        task = self._accepted(submission, flight.result())
+        self._follow(engine, task, submission.address)
         self.unclaimed.append(task)
-        self._hooks.emit(events.SubmissionUnclaimed(endpoint, task.id))
+        submission.unclaimed(task.id)
 
     def _engine(self) -> Engine:
         """Give what belongs to the running loop, made on first use."""
         loop = asyncio.get_running_loop()
+        if loop in self._closed_in:
+            raise closed()
         engine = self._engines.get(loop)
         if engine is None:
             _check_loop(self._settings.session, loop)
@@ -614,32 +790,17 @@ class Client:
                 del self._engines[ended]
             engine = self._engines[loop] = Engine(self._settings)
             engine.stay_until_the_loop_ends(partial(self._engines.pop, loop, None))
+            self._deliveries.catch_up(engine)
         return engine
 
 
-async def _written_down(
-    entry: Entry, exchange: Callable[[], Coroutine[Any, Any, TaskRecord]]
-) -> TaskRecord:
-    """Do one sending, with a row in the journal before it and another after it."""
-    await entry.sending()
-    try:
-        record = await exchange()
-    except RunwayError as error:
-        await _afterwards(entry.failed(error), type(error).__name__)
-        raise
-    await _afterwards(entry.accepted(record.task_id), f"task {record.task_id}")
-    return record
+def _feed(*, official: bool) -> Endpoint:
+    """Give the endpoint that tells of the tasks of one format."""
+    return ENDPOINTS["official_task" if official else "feed"]
 
 
-async def _afterwards(writing: Coroutine[Any, Any, None], news: str) -> None:
-    """Write what became of a sending; what became of it matters more than the row does."""
-    try:
-        await writing
-    except JournalError as fault:
-        # The row goes on saying SUBMITTING, which is in doubt once the journal is closed.
-        events.LOGGER.error(
-            "The journal lacks how a submission ended (%s): %s", news, fault.happened
-        )
+def _tells_of(request: Generation) -> Endpoint:
+    return _feed(official=isinstance(request, OfficialImageToVideo))
 
 
 def _journal(journal: Journal | str | os.PathLike[str] | None) -> Journal | None:
@@ -783,6 +944,26 @@ def _checked_callback(url: str | None) -> str | None:
             "callback_url", "callback_url is no absolute http(s) address.", "Give one, or None."
         )
     return url
+
+
+def _checked_receiver(
+    callbacks: "CallbackReceiver | None", callback_url: str | None
+) -> "CallbackReceiver | None":
+    if callbacks is None:
+        return None
+    if not hasattr(callbacks, "deliver"):
+        raise usage_error(
+            "callbacks",
+            f"callbacks is of type {type(callbacks).__name__}.",
+            "Give a CallbackReceiver, made from the public address of your app.",
+        )
+    if callback_url != NOWHERE:
+        raise usage_error(
+            "callback_url",
+            "There are both callback_url and callbacks, and a request has room for one address.",
+            "Leave callback_url out: the receiver gives each task an address of its own.",
+        )
+    return callbacks
 
 
 def _resolved(gateway: Gateway | str | None, base_url: str | None) -> Gateway:

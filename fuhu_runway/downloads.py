@@ -30,7 +30,7 @@ from ._retry import MAY_REPEAT, delays, fate_of
 from ._transport import Transport
 from ._wire import retry_after
 from .errors import DownloadIncomplete, DownloadRefused, GatewayError, RunwayError, UsageError
-from .hooks import DownloadFinished, DownloadStarted, Hooks
+from .hooks import DownloadBroken, DownloadFailed, DownloadFinished, DownloadStarted, Hooks
 from .models import RetryPolicy, is_web_address, usage_error
 
 R = TypeVar("R")
@@ -106,21 +106,34 @@ class Downloader:
             UsageError: Nothing can be written there, or the same file is being downloaded already.
         """
         with _alone(path):
+            part = None
             try:
                 # Not in a thread: cancelled there, it would leave a file that nobody closes.
-                part = Part.open(path, source.task_id)
-            except (OSError, ValueError) as exc:
-                raise _no_place(path, exc) from exc
-            try:
-                await _Download(self, source, part, max_bytes, on_progress).run()
-                await _in_thread(part.publish)
-            except OSError as exc:
-                raise _unwritable(source, part.received, exc) from exc
-            finally:
-                if not part.file.closed:  # or it is published
-                    await _in_thread(part.close)
+                part = _opened(path, source)
+                await self._fill(part, source, max_bytes, on_progress)
+            except BaseException as error:
+                received = part.received if part else 0
+                self.hooks.emit(DownloadFailed(source.task_id, received, type(error).__name__))
+                raise
         self.hooks.emit(DownloadFinished(source.task_id, part.received))
         return path
+
+    async def _fill(
+        self,
+        part: "Part",
+        source: Source,
+        max_bytes: int,
+        on_progress: Callable[[Progress], object] | None,
+    ) -> None:
+        """Come back when *part* is whole and has its name; what it is otherwise stays."""
+        try:
+            await _Download(self, source, part, max_bytes, on_progress).run()
+            await _in_thread(part.publish)
+        except OSError as exc:
+            raise _unwritable(source, part.received, exc) from exc
+        finally:
+            if not part.file.closed:  # or it is published
+                await _in_thread(part.close)
 
 
 @attrs.define(eq=False)
@@ -160,12 +173,19 @@ class _Download:
                 fruitless, drawn = 0, delays(self.tools.retry)
             if cause.expired and not renew:
                 renew = True  # a fresh address is worth a try at once
+                self._tell(0.0)
                 continue
             fruitless += 1
             if fruitless >= self.tools.retry.attempts:
                 raise _incomplete(self.source, self.part.received, cause) from cause
             renew = cause.expired
-            await self.tools.clock.sleep(next(drawn) if cause.delay is None else cause.delay)
+            delay = next(drawn) if cause.delay is None else cause.delay
+            self._tell(delay)
+            await self.tools.clock.sleep(delay)
+
+    def _tell(self, delay: float) -> None:
+        hooks = self.tools.hooks
+        hooks.emit(DownloadBroken(self.source.task_id, self.part.received, delay))
 
     async def _address(self, renew: bool) -> str:  # noqa: FBT001  (as the source has it)
         """Give where the clip is; trouble with asking that may pass is a break like any other."""
@@ -295,16 +315,25 @@ class Part:
 
     def start(self, validator: str | None) -> None:
         """Begin anew, and remember which version of the file this is the start of."""
+        if self.is_noted:
+            # It speaks of another version; beside the bytes of this one it would be taken for theirs.
+            _note_path(self.path).unlink(missing_ok=True)
         if self.received:
             self.restart()
         self.validator, self.is_noted = validator, False
 
     def write(self, data: bytes, total: int | None) -> None:
-        """Add to the end, as far as the disk takes it; first note whose start it is, if it is."""
-        # What comes whole at once is renamed at once, and nobody will ask what it was. Noting it
-        # all the same would make and remove a file for each clip, which takes as long as a flush.
-        if not self.is_noted and len(data) != total:
-            self._note()
+        """Add to the end, as far as the disk takes it; note whose start it is, if that is all."""
+        try:
+            self._append(data)
+        finally:
+            # What came whole at once is renamed at once, and nobody will ask what it was: a note
+            # all the same would make and remove a file for each clip, as slow as a flush. If we
+            # are killed in between, there is no note, and what has none is fetched anew.
+            if not self.is_noted and self.received != total:
+                self._note()
+
+    def _append(self, data: bytes) -> None:
         rest = memoryview(data)
         while rest:
             written = self.file.write(rest)
@@ -361,6 +390,13 @@ class Part:
         if not self.received:
             _part_path(self.path).unlink(missing_ok=True)
             _note_path(self.path).unlink(missing_ok=True)
+
+
+def _opened(path: Path, source: Source) -> Part:
+    try:
+        return Part.open(path, source.task_id)
+    except (OSError, ValueError) as exc:
+        raise _no_place(path, exc) from exc
 
 
 def _begin(part: Part, response: aiohttp.ClientResponse) -> int | None:

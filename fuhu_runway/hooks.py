@@ -4,17 +4,29 @@ Frozen events, and the list of listeners that hear them.
 Listeners hear everything and decide nothing: they are called at once, are never awaited, and one
 that raises is logged and skipped. Events hold ids, counts and seconds, and no prompt, key or
 address. Each event is also a line in the standard log under "fuhu_runway", at its own `level`.
+
+What belongs to one job is tied together by the number of its submission, which is unique in this
+process, until the gateway has given a task id: `TaskSubmitted` holds both.
 """
 
+import enum
+import json
 import logging
+import re
 from collections.abc import Callable, Iterable
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import attrs
 
+from .errors import Fate
 from .models import TaskState
 
+# Without a handler of ours, not even one that drops everything: what needs attention, such as a
+# paid task that nobody holds, then shows on stderr also where nobody has set up logging.
 LOGGER: Final = logging.getLogger("fuhu_runway")
+
+_BARE: Final = re.compile(r"[\w.:/-]+", re.ASCII)
+_TRACEPARENT: Final = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 @attrs.frozen
@@ -22,6 +34,58 @@ class Event:
     """Something that happened; the base of all events."""
 
     level: ClassVar[int] = logging.DEBUG
+
+    def __str__(self) -> str:
+        known = {name: value for name, value in self.as_dict().items() if value is not None}
+        name = known.pop("event")
+        return " ".join((name, *(f"{field}={_shown(value)}" for field, value in known.items())))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give the event's name, as `event`, and its fields, in values that JSON has."""
+        values = {field.name: getattr(self, field.name) for field in attrs.fields(type(self))}
+        return {"event": type(self).__name__, **{name: _plain(v) for name, v in values.items()}}
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, enum.Enum) else value
+
+
+def _shown(value: Any) -> str:
+    """Give a value for one line of a log; some of the words are the gateway's."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) and _BARE.fullmatch(value) else json.dumps(value)
+
+
+@attrs.frozen
+class SubmissionStarted(Event):
+    """A paid request was asked for; nothing was sent yet."""
+
+    submission: int
+    #: The number of the client, unique in this process.
+    client: int
+    endpoint: str
+    model: str | None
+    #: Length of the clip, in seconds.
+    clip_seconds: int | None
+
+
+@attrs.frozen
+class SubmissionHeld(Event):
+    """A submission waits for others to end: `tasks_in_flight` allows no more tasks."""
+
+    submission: int
+    #: How many tasks there are.
+    tasks: int
+
+
+@attrs.frozen
+class SubmissionSent(Event):
+    """It is a paid request's turn, and it goes out."""
+
+    submission: int
+    #: How often it has been sent, this time included.
+    attempt: int
 
 
 @attrs.frozen
@@ -33,6 +97,30 @@ class TaskSubmitted(Event):
     endpoint: str
     #: From the first sending to the answer, in seconds.
     seconds: float
+    submission: int | None = None
+
+
+@attrs.frozen
+class SubmissionFailed(Event):
+    """A submission ended without a task; nothing was charged."""
+
+    level: ClassVar[int] = logging.INFO
+    submission: int
+    endpoint: str
+    #: The name of the error; "CancelledError" where the caller left before it was sent.
+    error: str
+    fate: Fate
+
+
+@attrs.frozen
+class SubmissionDoubted(Event):
+    """A paid request was sent, and nobody knows whether it was accepted; it is not sent again."""
+
+    level: ClassVar[int] = logging.WARNING
+    submission: int
+    endpoint: str
+    #: The name of the error that came in place of an answer.
+    error: str
 
 
 @attrs.frozen
@@ -45,6 +133,32 @@ class SubmissionUnclaimed(Event):
     task_id: str | None
     #: What became of it otherwise: the name of the error.
     error: str | None = None
+    submission: int | None = None
+
+
+@attrs.frozen
+class DoubtsFound(Event):
+    """The journal holds jobs in doubt from before; told once a client, at its first submission."""
+
+    level: ClassVar[int] = logging.WARNING
+    #: How many they are.
+    jobs: int
+
+
+@attrs.frozen
+class TaskAttached(Event):
+    """A handle was made for a task that exists already: by its id, or from a row of the journal."""
+
+    task_id: str
+    #: The number of the client, unique in this process.
+    client: int
+    #: What was asked for; None where only the id is known.
+    endpoint: str | None = None
+    model: str | None = None
+    #: Length of the clip, in seconds.
+    clip_seconds: int | None = None
+    #: Where the submission was traced, as W3C Trace Context has it.
+    traceparent: str | None = None
 
 
 @attrs.frozen
@@ -59,6 +173,10 @@ class RetryScheduled(Event):
     delay: float
     #: The name of the error, such as "RateLimited".
     error: str
+    #: Of a paid request.
+    submission: int | None = None
+    #: The task that was asked about, where there is one.
+    task_id: str | None = None
 
 
 @attrs.frozen
@@ -70,6 +188,24 @@ class PaceChanged(Event):
     rate: float
     #: How long nothing is sent at all, in seconds; None where the gateway did not ask.
     retry_after: float | None
+
+
+@attrs.frozen
+class PaceHeld(Event):
+    """The gateway asked for a pause, longer than it had before; nothing is sent on this client."""
+
+    level: ClassVar[int] = logging.INFO
+    #: How long, in seconds.
+    delay: float
+
+
+@attrs.frozen
+class PaceRecovered(Event):
+    """The pace is what it was before the gateway refused."""
+
+    level: ClassVar[int] = logging.INFO
+    #: What the user allows, in requests per second; None is no limit.
+    rate: float | None
 
 
 @attrs.frozen
@@ -113,6 +249,16 @@ class ContradictionSeen(Event):
 
 
 @attrs.frozen
+class WaitFailed(Event):
+    """A wait ended before its task did, by whatever but a cancellation; the task goes on."""
+
+    level: ClassVar[int] = logging.INFO
+    task_id: str
+    #: The name of the error, such as "WaitTimeout".
+    error: str
+
+
+@attrs.frozen
 class TaskSettled(Event):
     """A task came to its end."""
 
@@ -138,6 +284,18 @@ class DownloadStarted(Event):
 
 
 @attrs.frozen
+class DownloadBroken(Event):
+    """A download broke off and will go on."""
+
+    level: ClassVar[int] = logging.INFO
+    task_id: str
+    #: What is on disk.
+    received_bytes: int
+    #: Until it goes on, in seconds.
+    delay: float
+
+
+@attrs.frozen
 class DownloadFinished(Event):
     """A clip is on disk, whole and verified."""
 
@@ -146,7 +304,71 @@ class DownloadFinished(Event):
     total_bytes: int
 
 
+@attrs.frozen
+class DownloadFailed(Event):
+    """A clip could not be saved, or whoever wanted it left; it may be downloaded again."""
+
+    level: ClassVar[int] = logging.INFO
+    task_id: str
+    #: What was kept on disk.
+    received_bytes: int
+    #: The name of the error.
+    error: str
+
+
+@attrs.frozen
+class ClientClosed(Event):
+    """A client was closed in one event loop; nothing that is outstanding there goes on."""
+
+    #: The number of the client, unique in this process.
+    client: int
+
+
+@attrs.frozen
+class CallbackReceived(Event):
+    """A delivery came to the address of a task; what it says counts for nothing by itself."""
+
+    task_id: str
+    #: What it says of the task; UNKNOWN where it says nothing that can be read.
+    state: TaskState
+
+
+@attrs.frozen
+class CallbackRefused(Event):
+    """A delivery came to the address of a task, and what it says cannot be."""
+
+    level: ClassVar[int] = logging.INFO
+    #: The task whose address it was; None where that is not known.
+    task_id: str | None
+    reason: str
+
+
+@attrs.frozen
+class CallbacksMissing(Event):
+    """Tasks end and no delivery ever comes, so the public address may be wrong; told once."""
+
+    level: ClassVar[int] = logging.WARNING
+    #: How many have ended.
+    tasks: int
+
+
+@attrs.frozen
+class SubmissionFound(Event):
+    """A delivery told the task of a submission whose answer was lost, and the feed confirms it."""
+
+    level: ClassVar[int] = logging.WARNING
+    endpoint: str
+    task_id: str
+
+
 Listener = Callable[[Event], None]
+"""
+A function that is called with each event.
+
+An object that is called so may also have a method `trace_of`, which is given the number of a
+submission and gives where that is traced, as W3C Trace Context has it (`traceparent`), or None.
+The journal keeps it, so that a later process can link what it does to the same trace.
+"""
 
 
 class Hooks:
@@ -167,10 +389,24 @@ class Hooks:
     def emit(self, event: Event) -> None:
         """Tell everyone; whatever a listener does, the caller goes on."""
         if LOGGER.isEnabledFor(event.level):
-            LOGGER.log(event.level, "%s", event)
+            LOGGER.log(event.level, "%s", event, extra={"event": event})
         for listener in self._listeners:
             try:
                 listener(event)
             except Exception:  # noqa: BLE001  (whatever a listener does, the caller goes on)
                 # The listener's own fault may quote what it pleases, so only its place is told.
                 LOGGER.warning("A hook raised on %s and was skipped.", type(event).__name__)
+
+    def trace_of(self, submission: int) -> str | None:
+        """Give where a submission is traced, by the first listener that can tell; or None."""
+        for listener in self._listeners:
+            tell = getattr(listener, "trace_of", None)
+            try:
+                told = tell(submission) if tell is not None else None
+            except Exception:  # noqa: BLE001  (whatever a listener does, the caller goes on)
+                LOGGER.warning("A hook raised on trace_of and was skipped.")
+                continue
+            # It goes into the journal, so it has to be an id and nothing else.
+            if isinstance(told, str) and _TRACEPARENT.fullmatch(told):
+                return told
+        return None

@@ -78,14 +78,16 @@ STEPS: Final[Mapping[JobState, Mapping[JobState, str]]] = {
         JobState.PLANNED: "Someone asked for another try.",
     },
     JobState.IN_DOUBT: {
-        JobState.ACCEPTED: "A person found the task and gave its id.",
+        JobState.ACCEPTED: "A person or a delivery told the id of the task, and the feed has it.",
         JobState.PLANNED: "A person made sure that it was not accepted.",
     },
 }
 """From each state, the states that may follow, and what each step means."""
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
+# 1  the first
+# 2  job.traceparent
 SCHEMA: Final = """
 CREATE TABLE job (
     -- What the job is known by: its custom id, or its content and occurrence.
@@ -117,16 +119,21 @@ CREATE TABLE job (
     submitted_at REAL,
     accepted_at  REAL,
     finished_at  REAL,
-    saved_at     REAL
+    saved_at     REAL,
+    -- Where its last submission was traced, as W3C Trace Context has it.
+    traceparent  TEXT
 ) STRICT;
 CREATE INDEX job_by_state ON job (state);
 """
 
+ADD_TRACEPARENT: Final = """
+ALTER TABLE job ADD COLUMN traceparent TEXT;
+"""
+
 MIGRATIONS: Final[Mapping[int, str]] = {
-    # 0 -> 1: the first schema.
-    0: SCHEMA,
+    1: ADD_TRACEPARENT,
 }
-"""From each older version, what leads to the next."""
+"""From each older version, what leads to the next; a new file gets the present schema at once."""
 
 _INSTANT_OF: Final = {
     JobState.PLANNED: "planned_at",
@@ -173,6 +180,7 @@ class Job:
     accepted_at: float | None = None
     finished_at: float | None = None
     saved_at: float | None = None
+    traceparent: str | None = None
 
 
 def plan_of(request: Generation, key: str | None = None, custom_id: str | None = None) -> Plan:
@@ -331,14 +339,17 @@ class Entry:
     journal: Journal
     key: str
     clock: Clock
+    #: Where the submission is traced, as W3C Trace Context has it.
+    traceparent: str | None = None
 
     async def sending(self) -> None:
         """Write that the request is about to go; it goes when this has come back."""
-        await self.journal.step(self.key, JobState.SUBMITTING, self.clock.wall())
-
-    async def accepted(self, task_id: str) -> None:
-        """Write the id that the gateway gave."""
         now = self.clock.wall()
+        await self.journal.step(self.key, JobState.SUBMITTING, now, traceparent=self.traceparent)
+
+    async def accepted(self, task_id: str, at: float | None = None) -> None:
+        """Write the id that the gateway gave, now or at an instant in the past."""
+        now = self.clock.wall() if at is None else at
         await self.journal.step(self.key, JobState.ACCEPTED, now, task_id=task_id)
 
     async def failed(self, error: RunwayError) -> None:
@@ -499,10 +510,11 @@ def _migrate(db: sqlite3.Connection, path: Path) -> None:
             "Nothing was sent or charged.",
             "Use the version of fuhu-runway that wrote it, or a newer one.",
         )
-    for older in range(version, SCHEMA_VERSION):
-        for statement in _statements(MIGRATIONS[older]):
+    steps = [MIGRATIONS[older] for older in range(version, SCHEMA_VERSION)] if version else [SCHEMA]
+    for script in steps:
+        for statement in _statements(script):
             db.execute(statement)
-        db.execute(f"PRAGMA user_version={older + 1}")
+    db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
 
 def _statements(script: str) -> Iterator[str]:

@@ -421,6 +421,10 @@ class TaskState(enum.Enum):
         return self in {TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELED}
 
 
+DEAD_ENDS: Final = (TaskState.FAILED, TaskState.CANCELED)
+"""States after which there will be no clip."""
+
+
 @attrs.frozen
 class TaskRecord:
     """What one answer said about a task, in one form for every dialect (api-facts 2 and 3)."""
@@ -467,6 +471,11 @@ class TaskRecord:
     def has_clip(self) -> bool:
         """Whether there is something to download."""
         return self.state is TaskState.SUCCEEDED and self.video_url is not None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is nothing more to learn: it has its clip, or there will be none."""
+        return self.has_clip or self.state in DEAD_ENDS
 
 
 @attrs.frozen

@@ -4,12 +4,14 @@ import os
 from collections.abc import AsyncIterator, Callable, Generator
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import quote
 
+from ._notebook import clip_view, task_view
 from ._polling import Poller, Watch
 from ._redact import redact
 from .downloads import MAX_CLIP_BYTES, Progress, check_vacant
 from .errors import ClipMissing, TaskCanceled, TaskFailed
-from .models import DEFAULT_WAIT, Generation, TaskRecord, TaskState, usage_error
+from .models import DEAD_ENDS, DEFAULT_WAIT, Generation, TaskRecord, TaskState, usage_error
 
 
 class Home(Protocol):
@@ -26,6 +28,9 @@ class Home(Protocol):
         on_progress: Callable[[Progress], object] | None,
     ) -> Path:
         """Save *clip* to *path*."""
+
+    def age(self, task: "Task") -> float | None:
+        """Give how long ago *task* was accepted, in seconds; None where that is not known."""
 
 
 class Task:
@@ -63,6 +68,15 @@ class Task:
         progress = self.record.progress if self.record else None
         percent = "" if progress is None else f" {progress:.0%}"
         return f"<Task {self.id} {self.state.name}{percent}>"
+
+    def _repr_html_(self) -> str:
+        """Give what a notebook shows: where it stood when the gateway was last asked."""
+        record = self.record
+        reason = money = None
+        if record is not None and record.state in DEAD_ENDS:
+            reason, money = self._reason(record), _money(record)
+        age = self._home.age(self)
+        return task_view(self.id, record, age=age, reason=reason, money=money)
 
     def __await__(self) -> Generator[Any, None, "Clip"]:
         """Awaiting a task is waiting for it."""
@@ -155,6 +169,10 @@ class Task:
         self._watch = watch
         return await poller.refresh(watch)
 
+    def keep(self, watch: Watch) -> None:
+        """Hold what is known of this task; for the client, where deliveries may add to it."""
+        self._watch = watch
+
     def secrets(self) -> tuple[str, ...]:
         """Give the texts that must not be shown in what is said about this task."""
         record = self.record
@@ -172,11 +190,11 @@ class Task:
         if record.has_clip:
             return Clip(self._home, self, record)
         canceled = record.state is TaskState.CANCELED
-        reason = redact(record.message, self.secrets()) if record.message else None
+        reason = self._reason(record)
         what = "was cancelled" if canceled else "failed"
         raise (TaskCanceled if canceled else TaskFailed)(
             f"The task {what}: {reason}." if reason else f"The task {what}.",
-            "The points were given back." if record.refunded else _CHARGED,
+            _money(record),
             "Change the request and submit it anew, if you still want the clip.",
             self.id,
             None,
@@ -186,8 +204,14 @@ class Task:
             record.refunded,
         )
 
+    def _reason(self, record: TaskRecord) -> str | None:
+        return redact(record.message, self.secrets()) if record.message else None
 
-_CHARGED = "The gateway did not say that points were given back; failed tasks usually get them."
+
+def _money(failed: TaskRecord) -> str:
+    if failed.refunded:
+        return "The points were given back."
+    return "The gateway did not say that points were given back; failed tasks usually get them."
 
 
 class Clip:
@@ -203,9 +227,19 @@ class Clip:
         self.task = task
         #: What the gateway said about it.
         self.record = record
+        self._file: Path | None = None
 
     def __repr__(self) -> str:
         return f"<Clip {self.id}>"
+
+    def _repr_html_(self) -> str:
+        """
+        Give what a notebook shows: the clip, to be played.
+
+        It plays from the file that this handle saved, if that lies where a notebook's page can
+        find it, or else from the temporary address, which then stands in the notebook.
+        """
+        return clip_view(self.id, self.record, _beside_the_notebook(self._file))
 
     @property
     def id(self) -> str:
@@ -249,7 +283,8 @@ class Clip:
             api-facts 5.7.
         """
         target = check_vacant(Path(path), overwrite=overwrite)
-        return await self._home.save(self, target, max_bytes, on_progress)
+        self._file = await self._home.save(self, target, max_bytes, on_progress)
+        return self._file
 
     async def address(self, fresh: bool = False) -> str:  # noqa: FBT001, FBT002  (a callback)
         """Give where the clip is; with *fresh*, ask the gateway for a new address."""
@@ -264,6 +299,17 @@ class Clip:
                 )
             self.record = record
         return self.video_url
+
+
+def _beside_the_notebook(file: Path | None) -> str | None:
+    """Give the address of a file for pages of this folder; None where they cannot reach it."""
+    if file is None or not file.is_file():
+        return None
+    try:
+        place = file.resolve().relative_to(Path.cwd().resolve())
+    except (ValueError, OSError):
+        return None
+    return quote(os.fsencode(place.as_posix()))
 
 
 def _checked(timeout: float | None) -> float | None:

@@ -5,6 +5,7 @@ import importlib
 import ipaddress
 import os
 import pkgutil
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -18,6 +19,10 @@ from support.clock import ManualClock
 import fuhu_runway
 from fuhu_runway import Client
 from fuhu_runway.testing import Simulator
+
+# In the background of a script a process is born deaf to Ctrl-C, and so is all that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A slow machine is no fault of the code: examples have no deadline of their own.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -11,8 +11,12 @@ import pytest
 PACKAGE = resources.files("fuhu_runway")
 HEAVY = {"aiohttp", "asyncio", "attr", "attrs", "backoff", "cattrs"}
 NEEDS_AN_EXTRA = dict.fromkeys(
-    (f"fuhu_runway.{name}" for name in ("_console", "cli", "cli_batch", "cli_journal")), "cyclopts"
-)
+    (
+        f"fuhu_runway.{name}"
+        for name in ("_console", "cli", "cli_batch", "cli_journal", "cli_simulate")
+    ),
+    "cyclopts",
+) | {"fuhu_runway.contrib.otel": "opentelemetry.trace"}
 
 
 def module_names(folder: Traversable = PACKAGE, name: str = "fuhu_runway") -> Iterator[str]:
@@ -78,6 +82,18 @@ def test_the_command_names_the_extra_it_lacks(missing: str) -> None:
     assert done.returncode != 0
     assert "fuhu-runway[cli]" in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_spans_name_the_extra_they_lack() -> None:
+    """Without the extra, importing them says which one to install; the client works."""
+    done = python(
+        "import sys; sys.modules['opentelemetry'] = None; import fuhu_runway; fuhu_runway.Client;"
+        "import fuhu_runway.contrib.otel"
+    )
+    assert done.returncode != 0
+    *_, last = done.stderr.splitlines()
+    assert last.startswith("ImportError: ")
+    assert last.endswith('pip install "fuhu-runway[otel]"')
 
 
 @pytest.mark.parametrize("path", ["py.typed", "testing/simulated.mp4"])

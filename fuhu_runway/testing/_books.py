@@ -44,10 +44,14 @@ class Plans:
         """Wait with one more."""
         self._waiting.append(planned)
 
+    def waiting(self, now: float) -> list[Planned]:
+        """Those that still wait."""
+        self._waiting = [one for one in self._waiting if one.until is None or now < one.until]
+        return self._waiting
+
     def take(self, where: Where, now: float) -> Fault | None:
         """The fault for a request of the kind *where*, used up by it."""
-        self._waiting = [one for one in self._waiting if one.until is None or now < one.until]
-        for index, planned in enumerate(self._waiting):
+        for index, planned in enumerate(self.waiting(now)):
             if planned.where == where:
                 self._use(index, planned)
                 return planned.fault
@@ -238,6 +242,27 @@ class Books:
             self._next.append(rule)
         else:
             self._rules.insert(0, rule)
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """Those that name tasks, the last one first, and then the next ones in order."""
+        return (*self._rules, *self._next)
+
+    def forget_plans(self) -> None:
+        """Let nothing more go as planned; a task that has its script keeps it."""
+        self.plans = Plans()
+        self._rules.clear()
+        self._next.clear()
+
+    def forget(self) -> None:
+        """Start the story anew, without keys; no id is given twice."""
+        self.forget_plans()
+        self.accounts.clear()
+        self.tasks.clear()
+        self._refunds.clear()
+        self.seen.clear()
+        self.leaked.clear()
+        self.limited = 0
 
     def note(self, seen: Seen) -> None:
         """Write down one request."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 import aiohttp
@@ -12,7 +12,7 @@ from yarl import URL
 from . import _bodies, _dialects, _story
 from ._books import Books, SimulatedTask
 from ._loopback import is_loopback
-from .faults import JSON
+from .faults import HTML, JSON
 
 # A receiver may be slow, and a forgotten one must not pile up connections.
 TIMEOUT: Final = aiohttp.ClientTimeout(total=5.0)
@@ -29,6 +29,19 @@ class Callbacks:
     delay: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
     #: Whether every change is told, or the end alone.
     progress: bool = True
+    #: Whether neighbours change places, so that the last two of a task may come the wrong way.
+    disorder: bool = False
+    #: Whether a page that is no JSON is posted to the same address before each one.
+    garbage: bool = False
+    #: How long after the last one all of a task are told once more, in simulated seconds; None
+    #: is never.
+    again_after: float | None = None
+    #: How often one is tried that is not answered with a 2xx.
+    tries: int = attrs.field(default=1, validator=attrs.validators.in_(range(1, 11)))
+    #: How long is waited between two tries, in simulated seconds.
+    retry_after: float = attrs.field(default=60.0, validator=attrs.validators.ge(0))
+    #: How long a body pauses half-way, in simulated seconds.
+    stutter: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
 
 
 @attrs.define
@@ -56,31 +69,58 @@ class Postman:
         round_.add_done_callback(self._rounds.discard)
 
     async def _round(
-        self, task: SimulatedTask, url: URL, ages: Iterable[float], options: Callbacks
+        self, task: SimulatedTask, url: URL, ages: Sequence[float], options: Callbacks
     ) -> None:
-        for age in ages:
-            clock = self.books.clock
+        clock = self.books.clock
+        for age in _swapped(ages) if options.disorder else ages:
             await clock.pause(max(0.0, age + options.delay - task.age(clock.now())))
-            body = _dialects.data(self.books.moment(task, age, self.urls(task)))
-            for _ in range(options.times):
-                await self._deliver(url, _bodies.as_text(body))
+            await self._tell(task, url, age, options)
+        if options.again_after is not None:
+            await clock.pause(options.again_after)
+            for age in ages:
+                await self._tell(task, url, age, options)
 
-    async def _deliver(self, url: URL, body: str) -> None:
+    async def _tell(self, task: SimulatedTask, url: URL, age: float, options: Callbacks) -> None:
+        body = _bodies.as_text(_dialects.data(self.books.moment(task, age, self.urls(task))))
+        for _ in range(options.times):
+            if options.garbage:
+                await self._post(url, _bodies.error_page(502), HTML, options)
+            for attempt in range(options.tries):
+                if attempt:
+                    await self.books.clock.pause(options.retry_after)
+                if self._count(ok=await self._post(url, body, JSON, options)):
+                    break
+
+    async def _post(self, url: URL, body: str, kind: str, options: Callbacks) -> bool:
+        """Whether the receiver said yes."""
         if self._session is None:
             connector = aiohttp.TCPConnector(limit=AT_ONCE, force_close=True)
             self._session = aiohttp.ClientSession(connector=connector, timeout=TIMEOUT)
+        sent = self._in_halves(body.encode(), options) if options.stutter else body.encode()
         try:
-            headers = {"Content-Type": JSON}
             async with self._session.post(
-                url, data=body.encode(), headers=headers, allow_redirects=False
+                url, data=sent, headers={"Content-Type": kind}, allow_redirects=False
             ) as response:
-                self._count(ok=response.status // 100 == 2)
+                return response.status // 100 == 2
         except (aiohttp.ClientError, OSError):
-            self._count(ok=False)
+            return False
 
-    def _count(self, *, ok: bool) -> None:
+    async def _in_halves(self, body: bytes, options: Callbacks) -> AsyncIterator[bytes]:
+        middle = len(body) // 2
+        yield body[:middle]
+        await self.books.clock.pause(options.stutter)
+        yield body[middle:]
+
+    def _count(self, *, ok: bool) -> bool:
         self.delivered += ok
         self.failed += not ok
+        return ok
+
+    def forget(self) -> None:
+        """Deliver nothing of what is on its way, and count from zero."""
+        for round_ in self._rounds:
+            round_.cancel()
+        self.delivered = self.failed = 0
 
     async def aclose(self) -> None:
         """Deliver nothing more."""
@@ -91,6 +131,11 @@ class Postman:
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+
+def _swapped(ages: Sequence[float]) -> list[float]:
+    pairs = [ages[place : place + 2][::-1] for place in range(0, len(ages), 2)]
+    return [age for pair in pairs for age in pair]
 
 
 def _loopback_url(address: object) -> URL | None:

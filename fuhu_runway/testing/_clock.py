@@ -55,6 +55,10 @@ class SimulatedClock:
         """The loop's time at a simulated instant."""
         return self._opened_at + instant / self.speed
 
+    def instant(self, loop_time: float) -> float:
+        """The simulated second at one of the loop's, to the microsecond."""
+        return round((loop_time - self._opened_at) * self.speed, 6)
+
     async def pause(self, seconds: float) -> None:
         """Let *seconds* of simulated time pass, or less when the gateway closes."""
         waiter = self._waiter()

@@ -214,12 +214,12 @@ class SlowDownload(Fault):
     bytes_per_second: float
 
 
-def drop_before_accepting() -> Fault:
+def drop_before_accepting() -> Drop:
     """The connection dies, and no task exists."""
     return Drop(accepted=False)
 
 
-def drop_after_accepting() -> Fault:
+def drop_after_accepting() -> Drop:
     """The connection dies, and a task exists that has to be paid."""
     return Drop(accepted=True)
 
@@ -229,7 +229,7 @@ def server_error(
     *,
     accepted: bool = False,
     body: Literal["html", "json", "empty"] = "html",
-) -> Fault:
+) -> Answer:
     """A 5xx as a proxy (html), the relay (json) or shell_api (empty) sends it."""
     if body == "html":
         return Answer(status, _bodies.error_page(status), HTML, accepted=accepted)
@@ -237,23 +237,23 @@ def server_error(
     return Answer(status, _bodies.as_text(trouble) if body == "json" else "", accepted=accepted)
 
 
-def empty_429(retry_after: float | None = None) -> Fault:
+def empty_429(retry_after: float | None = None) -> TooManyRequests:
     """The per-IP limiter: a 429 with no body at all."""
     return TooManyRequests(retry_after, body="")
 
 
-def quota_in_429() -> Fault:
+def quota_in_429() -> TooManyRequests:
     """A 429 that speaks of load and means an empty account (api-facts 5.1, yunwu)."""
     body = _bodies.openai_error(_bodies.SATURATED, code="local:quota_not_enough")
     return TooManyRequests(body=_bodies.as_text(body))
 
 
-def key_exhausted() -> Fault:
+def key_exhausted() -> Answer:
     """An empty key in the coat of a wrong one: HTTP 401 (api-facts 5.1)."""
     return error(401, _bodies.KEY_EXHAUSTED, code=None)
 
 
-def model_not_found() -> Fault:
+def model_not_found() -> Answer:
     """HTTP 503: no channel offers the model to this group."""
     message = "No available channel for model gen4 under group default (distributor)"
     return error(503, message, code="model_not_found")
@@ -267,69 +267,69 @@ def error(
     code: str | int | None = "",
     param: str | None = "",
     accepted: bool = False,
-) -> Fault:
+) -> Answer:
     """Dialect E with any HTTP status, 200 included; *param* None leaves that field out."""
     body = _bodies.openai_error(message, type=type, code=code, param=param)
     return Answer(status, _bodies.as_text(body), accepted=accepted)
 
 
-def task_error(code: str, message: str | None = None, *, status: int = 400) -> Fault:
+def task_error(code: str, message: str | None = None, *, status: int = 400) -> Answer:
     """Dialect D."""
     return Answer(status, _bodies.as_text(_bodies.task_error(code, message)))
 
 
-def task_not_exist() -> Fault:
+def task_not_exist() -> Answer:
     """The task cannot be seen yet, or never could."""
     return task_error("task_not_exist")
 
 
-def refused(message: str = "提示词违规", *, code: int = 400, data: object = None) -> Fault:
+def refused(message: str = "提示词违规", *, code: int = 400, data: object = None) -> Answer:
     """HTTP 200 with a `code` that is not 200; *data* may be None, a list or an object."""
     return Answer(200, _bodies.as_text(_bodies.refusal(message, code=code, data=data)))
 
 
-def empty_result() -> Fault:
+def empty_result() -> Answer:
     """New-API's "nothing found": success, and `data` is null."""
     return Answer(200, _bodies.as_text({"code": "success", "data": None}))
 
 
-def nested_error(status: int = 500, *, levels: int = 2) -> Fault:
+def nested_error(status: int = 500, *, levels: int = 2) -> Answer:
     """Dialect J: an error inside an error's message, *levels* deep."""
     body = _bodies.nested_error("content moderation", levels=levels)
     return Answer(status, _bodies.as_text(body))
 
 
-def dashboard_error(status: int = 200, message: str = "无权进行此操作") -> Fault:
+def dashboard_error(status: int = 200, message: str = "无权进行此操作") -> Answer:
     """Dialect F."""
     return Answer(status, _bodies.as_text(_bodies.dashboard_error(message)))
 
 
-def midjourney_error(status: int = 400, description: str = "quota_not_enough") -> Fault:
+def midjourney_error(status: int = 400, description: str = "quota_not_enough") -> Answer:
     """Dialect G."""
     return Answer(status, _bodies.as_text(_bodies.midjourney_error(description)))
 
 
-def html_page(status: int = 200, *, accepted: bool = False) -> Fault:
+def html_page(status: int = 200, *, accepted: bool = False) -> Answer:
     """The gateway's web page instead of an answer or a video."""
     return Answer(status, _bodies.INDEX_PAGE, HTML, accepted=accepted)
 
 
-def not_json(*, accepted: bool = False) -> Fault:
+def not_json(*, accepted: bool = False) -> Answer:
     """Text where JSON was promised."""
     return Answer(200, "upstream connect error or disconnect/reset", accepted=accepted)
 
 
-def unknown_word(word: str = "MOONWALKING") -> Fault:
+def unknown_word(word: str = "MOONWALKING") -> Words:
     """A state that no documentation names."""
     return Words(status=word, state=word)
 
 
-def unknown_code(code: str = "7") -> Fault:
+def unknown_code(code: str = "7") -> Words:
     """A number that no documentation names, and no word beside it."""
     return Words(status=code, state="")
 
 
-def disagreement(status: str = "1", state: str = "succeeded") -> Fault:
+def disagreement(status: str = "1", state: str = "succeeded") -> Words:
     """The two fields that tell the state tell different things."""
     return Words(status=status, state=state)
 

@@ -20,6 +20,8 @@ from ._books import Body, Books, Origin, Rule, Seen, TaskView, Which
 from ._callbacks import Callbacks, Postman
 from ._cdn import Files, Media
 from ._clock import SimulatedClock
+from ._control import PREFIX as CONTROL
+from ._control import Control
 from ._state import Closed, LedgerEntry, Opened, StateFile, StrPath, past_of
 from ._story import Ending, Script
 from ._visits import GRACE, Reception
@@ -108,6 +110,8 @@ class Simulator:
 
     #: Where all that has to survive the process is kept; None keeps nothing.
     state_file: StrPath | None = None
+    #: Whether other programs may script it and look into it, by JSON under `control_url`.
+    control: bool = attrs.field(default=False)
 
     _state: StateFile = attrs.field(init=False)
     # Up to when everybody was told everything.
@@ -147,6 +151,11 @@ class Simulator:
             random=Random(f"dialects {self.seed}"),  # noqa: S311 - the same for the same seed
         )
         self.add_key(self.api_key, points=self.points)
+
+    @control.validator
+    def _has_its_own_paths(self, _: object, control: bool) -> None:  # noqa: FBT001 - attrs calls it
+        if control and f"{self.prefix}/".startswith(f"{CONTROL}/"):
+            raise ValueError(f"prefix={self.prefix!r} is where the control API is")
 
     def _options(self) -> Options:
         return Options(
@@ -197,7 +206,7 @@ class Simulator:
         async with contextlib.AsyncExitStack() as stack:
             self._clock.open()
             self._open_state(stack)
-            self.port = await self._listen(stack, "api", self._api.application(), self.port)
+            self.port = await self._listen(stack, "api", self._application(), self.port)
             self.cdn_port = await self._listen(
                 stack, "cdn", self._files.application(self._reception), self.cdn_port
             )
@@ -208,6 +217,12 @@ class Simulator:
             for task in earlier:
                 self._postman.follow(task, self._told_until)
             self._running = stack.pop_all()
+
+    def _application(self) -> web.Application:
+        app = self._api.application()
+        if self.control:
+            Control(self, self._books).add_to(app)
+        return app
 
     def _open_state(self, stack: contextlib.AsyncExitStack) -> None:
         self._state.open()
@@ -281,6 +296,18 @@ class Simulator:
         if origin not in self._files.origins:
             raise RuntimeError("the simulator has not been started, so it has no address yet")
         return self._files.origins[origin]
+
+    @property
+    def control_url(self) -> str:
+        """
+        Where the control API is.
+
+        Raises:
+            RuntimeError: The simulator never ran, or has none.
+        """
+        if not self.control:
+            raise RuntimeError("the simulator has no control API; Simulator(control=True) has one")
+        return f"{self.base_url}{CONTROL}"
 
     def environment(self) -> dict[str, str]:
         """The variables that lead a client here."""
@@ -374,6 +401,29 @@ class Simulator:
         """
         until = None if seconds is None else self._clock.now() + seconds
         self._books.plans.add(Planned(where, fault, times, until))
+
+    def forget_plans(self) -> None:
+        """Forget every script and fault that waits; a task that has its script keeps it."""
+        self._books.forget_plans()
+
+    def reset(self) -> None:
+        """
+        Forget everything, as between two tests: plans, tasks, requests, counts and further keys.
+
+        The first key has its points again, and callbacks on their way are not delivered. Ids go
+        on, so that whoever still waits for a forgotten task does not meet another one.
+
+        Raises:
+            RuntimeError: It has a state file, which forgets nothing.
+        """
+        if self.state_file is not None:
+            raise RuntimeError(
+                "a simulator with a state file cannot forget its tasks; start one with another file"
+            )
+        self._books.forget()
+        self._postman.forget()
+        self._reception.peak = 0
+        self.add_key(self.api_key, points=self.points)
 
     @property
     def submitted(self) -> int:

@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import atexit
 import inspect
 import os
 import subprocess
@@ -10,11 +11,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from IPython.core.displaypub import DisplayPublisher
+from IPython.core.interactiveshell import InteractiveShell
 from sybil import Document, Example, Sybil
 from sybil.evaluators.python import pad
 from sybil.parsers.myst import CodeBlockParser
+from traitlets.config import Config
 
 import fuhu_runway
 from fuhu_runway.testing import Simulator
@@ -22,6 +27,8 @@ from fuhu_runway.testing import Simulator
 ROOT = Path(__file__).parents[2]
 TEST_FILE = "docs/howto/test-your-app.md"
 """Its blocks are a test file, so that pytest has to run them."""
+NOTEBOOK = "docs/howto/notebook.md"
+"""Its blocks are the cells of a notebook, so that IPython has to run them."""
 
 SETTINGS = """
 [pytest]
@@ -49,7 +56,9 @@ SYBIL = Sybil([CodeBlockParser("python", run_block)], path=str(ROOT))
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 DOCUMENTS = {str(page.relative_to(ROOT)): SYBIL.parse(page) for page in PAGES}
 PROGRAMS = {
-    name: page for name, page in DOCUMENTS.items() if name != TEST_FILE and list(page.examples())
+    name: page
+    for name, page in DOCUMENTS.items()
+    if name not in {TEST_FILE, NOTEBOOK} and list(page.examples())
 }
 
 
@@ -73,12 +82,49 @@ def simulated() -> Iterator[Simulator]:
 def run_page(page: Document) -> None:
     """Run the blocks of *page* in order, and then the tests that they define."""
     with asyncio.Runner() as runner:
-        page.namespace["__runner__"] = runner
+        page.namespace.update(__runner__=runner, __name__="page")
         for example in page.examples():
             example.evaluate()
         for name, value in [*page.namespace.items()]:
             if name.startswith("test_"):
                 runner.run(value())
+
+
+class Screen(DisplayPublisher):
+    """What a notebook's page shows: each thing that is displayed, and what it becomes."""
+
+    def publish(self, data: dict[str, Any], *_: Any, **how: Any) -> None:
+        name = how.get("transient", {}).get("display_id")
+        self.shown.setdefault(name or object(), []).append(data)
+
+    shown: dict[Any, list[dict[str, Any]]]
+
+
+@contextmanager
+def notebook(folder: Path) -> Iterator[InteractiveShell]:
+    """Give a shell of its own, which leaves nothing in the user's home."""
+    settings = Config(HistoryManager={"enabled": False})
+    shell = InteractiveShell.instance(
+        config=settings, ipython_dir=str(folder), display_pub_class=Screen
+    )
+    shell.display_pub.shown = {}
+    try:
+        yield shell
+    finally:
+        shell.atexit_operations()
+        atexit.unregister(shell.atexit_operations)
+        InteractiveShell.clear_instance()
+
+
+async def run_cells(shell: InteractiveShell, cells: list[str]) -> list[str]:
+    """Run *cells* and give what each of them shows of its last value, as HTML."""
+    shown = []
+    for cell in cells:
+        ran = await shell.run_cell_async(cell, transformed_cell=shell.transform_cell(cell))
+        ran.raise_error()
+        formats, _ = shell.display_formatter.format(ran.result)
+        shown.append(formats.get("text/html", ""))
+    return shown
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -89,6 +135,26 @@ def test_each_block_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         for variable, value in gateway.environment().items():
             monkeypatch.setenv(variable, value)
         run_page(PROGRAMS[name])
+
+
+async def test_the_cells_of_the_notebook_show_what_the_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task, its progress while it is waited for, and the clip, first from its address."""
+    monkeypatch.chdir(tmp_path)
+    cells = [example.parsed for example in DOCUMENTS[NOTEBOOK].examples()]
+    with simulated() as gateway, notebook(tmp_path / "ipython") as shell:
+        for variable, value in gateway.environment().items():
+            monkeypatch.setenv(variable, value)
+        values = await run_cells(shell, cells)
+        live, *clips = shell.display_pub.shown.values()
+    task, _, clip, saved, *_ = values
+    assert "<strong>Queued" in task
+    assert "<strong>Succeeded" in live[-1]["text/html"]
+    assert len(live) > 1
+    assert f'src="{gateway.cdn_url}/' in clip
+    assert 'src="kitten.mp4"' in saved
+    assert len([one for [one] in clips if "<video" in one["text/html"]]) == 3
 
 
 def test_the_test_file_of_the_page_about_tests_passes(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ BY_HAND = [
     *(
         page
         for page in sorted(ROOT.glob("docs/**/*.md"))
-        # Both are copies of what was written elsewhere.
+        # What is written elsewhere: by the documents of the gateways, and in the commands.
         if page.name not in {"api-facts.md", "cli.md"}
     ),
 ]

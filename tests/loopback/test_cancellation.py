@@ -9,8 +9,8 @@ from support.clients import Ear, others, quick_client
 from support.clock import settle, until
 
 from fuhu_runway import Client, Task
-from fuhu_runway.errors import WaitAbandoned, WaitTimeout
-from fuhu_runway.hooks import RetryScheduled, SubmissionUnclaimed
+from fuhu_runway.errors import Fate, WaitAbandoned, WaitTimeout
+from fuhu_runway.hooks import RetryScheduled, SubmissionFailed, SubmissionUnclaimed
 from fuhu_runway.models import Limits
 from fuhu_runway.testing import Simulator, faults
 
@@ -56,7 +56,8 @@ async def test_a_submit_in_the_air(gateway: Simulator) -> None:
         assert client.unclaimed == []
     [task] = client.unclaimed
     assert [one.task_id for one in gateway.tasks] == [task.id]
-    assert ear.all(SubmissionUnclaimed) == [SubmissionUnclaimed("text_to_video", task.id)]
+    [told_of] = ear.all(SubmissionUnclaimed)
+    assert (told_of.task_id, told_of.error) == (task.id, None)
     async with client:
         clip = await task.wait(timeout=10)
     assert clip.id == task.id
@@ -102,6 +103,8 @@ async def test_a_submit_in_its_pause(gateway: Simulator) -> None:
         await cancel(submitting)
     assert (gateway.submitted, len(gateway.requests), client.unclaimed) == (0, 1, [])
     assert ear.all(SubmissionUnclaimed) == []
+    [told_of] = ear.all(SubmissionFailed)
+    assert (told_of.error, told_of.fate) == ("CancelledError", Fate.UNSENT)
 
 
 async def test_a_close_waits_for_a_submit(gateway: Simulator) -> None:
@@ -128,8 +131,8 @@ async def test_a_close_that_is_cancelled(gateway: Simulator) -> None:
     await settle()
     await cancel(closing)
     await until(lambda: ear.all(SubmissionUnclaimed))
-    fault = "SubmissionInDoubt"
-    assert ear.all(SubmissionUnclaimed) == [SubmissionUnclaimed("text_to_video", None, fault)]
+    [told_of] = ear.all(SubmissionUnclaimed)
+    assert (told_of.task_id, told_of.error) == (None, "SubmissionInDoubt")
     assert others() == set()
 
 
@@ -286,4 +289,4 @@ async def test_a_program_that_is_interrupted(gateway: Simulator, body: str, is_k
     assert ended.words == ([task_id, "None"] if is_kept else ["None", "SubmissionInDoubt"])
     # The standard log, which shows warnings to whoever set up nothing else.
     [line] = ended.complaints.splitlines()
-    assert line.startswith("SubmissionUnclaimed(")
+    assert line.startswith("SubmissionUnclaimed ")

@@ -38,7 +38,7 @@ async def test_a_client_learns_from_its_own_waits(gateway: Simulator) -> None:
     async with quick_client(gateway) as client:
         await (await client.generate("a kitten"))
         learner = client._settings.learner
-        await client.aclose()
+    async with client:
         await (await client.generate("a dog", seconds=5))
         assert repr(learner).count("TextToVideo") == 2
 

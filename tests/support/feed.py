@@ -90,6 +90,8 @@ class Scene:
     feed: Feed
     ear: Ear
     poller: Poller
+    #: Each submission that had to wait for room: for how many tasks.
+    held: list[int] = attrs.field(factory=list)
 
     def watch(self, task_id: str = "t-1", *, fresh: bool = False, endpoint: str = "feed") -> Watch:
         """Give the watch over a task; a fresh one was submitted just now."""

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any, assert_type
 
 import aiohttp
+from aiohttp import web
 
 from fuhu_runway import (
     GATEWAYS,
     ActOne,
     Balance,
     BalanceRoute,
+    CallbackReceiver,
     Client,
     Clip,
     Gateway,
@@ -178,6 +180,16 @@ def standard_bases(
 ) -> tuple[ValueError, TimeoutError, ConnectionError]:
     """Errors are of the standard kinds that callers expect."""
     return usage, late, unsent
+
+
+def receiving(app: web.Application) -> None:
+    """A receiver is given to a client, mounted in an app, or called by another framework."""
+    receiver = CallbackReceiver("https://app.example/hooks", secret="s" * 16, safety_net=60)
+    Client("sk-1", callbacks=receiver)
+    receiver.add_routes(app)
+    app.add_routes(receiver.routes("/"))
+    app.router.add_post("/hooks/{token}", receiver.handle)
+    assert_type(receiver.deliver("token", b"{}"), int)
 
 
 async def simulating() -> None:

@@ -2,8 +2,10 @@ import asyncio
 import gc
 import logging
 import re
+import time
 import warnings
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,16 @@ from fuhu_runway.errors import (
     UsageError,
     WaitAbandoned,
 )
-from fuhu_runway.hooks import DownloadFinished, SubmissionUnclaimed, TaskSettled, TaskSubmitted
+from fuhu_runway.hooks import (
+    DownloadFinished,
+    SubmissionDoubted,
+    SubmissionFailed,
+    SubmissionStarted,
+    SubmissionUnclaimed,
+    TaskAttached,
+    TaskSettled,
+    TaskSubmitted,
+)
 from fuhu_runway.models import (
     ActOne,
     Balance,
@@ -210,6 +221,41 @@ async def test_a_submit_gives_a_task(gateway: Simulator) -> None:
     [told_of] = ear.all(TaskSubmitted)
     assert (told_of.task_id, told_of.endpoint) == (task.id, "text_to_video")
     assert 0 <= told_of.seconds < 10
+
+
+async def test_every_submission_has_a_number_of_its_own(gateway: Simulator) -> None:
+    """What is told of it holds its number, up to the event that holds the task's id as well."""
+    ears = Ear(), Ear()
+    async with (
+        quick_client(gateway, hooks=[ears[0]]) as first,
+        quick_client(gateway, hooks=[ears[1]]) as second,
+    ):
+        made = [await client.generate("a kitten") for client in (first, second, first)]
+    started = [event for ear in ears for event in ear.all(SubmissionStarted)]
+    assert len({event.submission for event in started}) == 3
+    assert started[0].client == started[1].client != started[2].client
+    assert (started[0].endpoint, started[0].model, started[0].clip_seconds) == (
+        "text_to_video",
+        "gen4",
+        10,
+    )
+    told_of = {event.submission: event.task_id for ear in ears for event in ear.all(TaskSubmitted)}
+    assert told_of == dict(
+        zip((event.submission for event in started), (made[n].id for n in (0, 2, 1)), strict=True)
+    )
+
+
+async def test_a_handle_on_a_task_is_told(gateway: Simulator) -> None:
+    """Listeners hear that somebody goes on with a task that exists; nothing is sent."""
+    ear = Ear()
+    async with quick_client(gateway, hooks=[ear]) as client:
+        client.task(" t-1 ")
+        client.official.task("t-2")
+        assert ear.heard == [
+            TaskAttached("t-1", client._number),
+            TaskAttached("t-2", client._number),
+        ]
+    assert gateway.requests == ()
 
 
 async def submitted(gateway: Simulator, call: Callable[[Client], Any]) -> tuple[Task, Any]:
@@ -413,6 +459,26 @@ async def test_a_page_in_place_of_a_balance_is_told(gateway: Simulator, runway: 
         await runway.balance()
 
 
+async def test_the_age_of_a_task(gateway: Simulator, runway: Client) -> None:
+    """Since it was accepted here, or else since the gateway made it, or else not known."""
+    task = await runway.generate("a kitten")
+    age = runway.age(task)
+    assert age is not None
+    assert 0 <= age < 10
+    assert runway.age(runway.task(task.id)) is None
+    an_hour_ago = datetime.fromtimestamp(time.time() - 3600, UTC)
+    for made_at, expected in ((an_hour_ago, 3600), (datetime(9999, 1, 1, tzinfo=UTC), 0)):
+        record = TaskRecord("t-1", TaskState.RUNNING, created_at=made_at)
+        assert runway.age(Task(runway, "t-1", record=record)) == pytest.approx(expected, abs=60)
+
+
+async def test_a_task_is_shown_outside_of_any_loop(gateway: Simulator, runway: Client) -> None:
+    """As a plain Python shell does: what only the loop's clock knows is left out."""
+    task = await runway.generate("a kitten")
+    html = await asyncio.to_thread(task._repr_html_)
+    assert task.id in html
+
+
 # The whole way
 
 
@@ -465,8 +531,13 @@ async def test_the_task_of_a_cancelled_submit_is_unclaimed() -> None:
     client, ear = await left_alone(reply(b'{"code": 200, "data": {"task_id": "t-7"}}'))
     [task] = client.unclaimed
     assert (task.id, task.request) == ("t-7", TextToVideo("a kitten"))
-    assert ear.all(SubmissionUnclaimed) == [SubmissionUnclaimed("text_to_video", "t-7")]
-    assert [event.task_id for event in ear.all(TaskSubmitted)] == ["t-7"]
+    number = ear.all(SubmissionStarted)[0].submission
+    assert ear.all(SubmissionUnclaimed) == [
+        SubmissionUnclaimed("text_to_video", "t-7", None, number)
+    ]
+    [told_of] = ear.all(TaskSubmitted)
+    assert (told_of.task_id, told_of.submission) == ("t-7", number)
+    assert ear.all(SubmissionFailed) == []
 
 
 @pytest.mark.parametrize(
@@ -484,7 +555,11 @@ async def test_what_became_of_a_cancelled_submit_is_told(answer: bytes | None, e
     """Where no task is known, the event tells a refusal from a doubt."""
     client, ear = await left_alone(answer)
     assert client.unclaimed == []
-    assert ear.all(SubmissionUnclaimed) == [SubmissionUnclaimed("text_to_video", None, error)]
+    number = ear.all(SubmissionStarted)[0].submission
+    assert ear.all(SubmissionUnclaimed) == [
+        SubmissionUnclaimed("text_to_video", None, error, number)
+    ]
+    assert [*ear.all(SubmissionFailed), *ear.all(SubmissionDoubted)] == []
 
 
 async def test_a_flight_that_is_shot_down_is_in_doubt() -> None:
@@ -498,7 +573,8 @@ async def test_a_flight_that_is_shot_down_is_in_doubt() -> None:
     client, ear = await left_alone(reply(), gone=shoot)
     assert client.unclaimed == []
     fault = SubmissionInDoubt.__name__
-    assert ear.all(SubmissionUnclaimed) == [SubmissionUnclaimed("text_to_video", None, fault)]
+    [told_of] = ear.all(SubmissionUnclaimed)
+    assert (told_of.task_id, told_of.error) == (None, fault)
 
 
 # Closed well
@@ -508,14 +584,15 @@ async def test_closing_twice_is_fine(gateway: Simulator) -> None:
     """Also before anything was opened."""
     client = quick_client(gateway)
     await client.aclose()
-    await client.generate("a kitten")
-    await client.aclose()
+    async with client:
+        await client.generate("a kitten")
+        await client.aclose()
     await client.aclose()
     assert client._engines == {}
 
 
 async def test_a_closed_client_opens_anew(gateway: Simulator) -> None:
-    """After a close the next call opens a new session."""
+    """Entered again after a close, it opens a new session, and old handles work."""
     client = quick_client(gateway)
     async with client as same:
         assert same is client

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.clients import quick_client
+from support.clients import Ear, quick_client
 
-from fuhu_runway.errors import InvalidRequest, JournalError
+from fuhu_runway.errors import InvalidRequest, JournalError, SubmissionInDoubt
+from fuhu_runway.hooks import DoubtsFound, SubmissionStarted, TaskAttached
 from fuhu_runway.journal import Job, JobState, Journal
 from fuhu_runway.models import OfficialImageToVideo
 from fuhu_runway.testing import Simulator, faults
@@ -77,6 +78,45 @@ async def test_a_job_of_the_journal_has_a_handle(gateway: Simulator, tmp_path: P
         task = client.attach(job)
         assert task.official
         assert (await task.wait(timeout=10)).id == job.task_id
+
+
+class Traced(Ear):
+    """A listener that knows where each submission is traced."""
+
+    def trace_of(self, submission: int) -> str:
+        return f"00-{submission:032x}-{1:016x}-01"
+
+
+async def test_a_job_leads_to_the_trace_of_its_submission(
+    gateway: Simulator, tmp_path: Path
+) -> None:
+    """What a listener knows of a submission stands in its row, and is told to who goes on."""
+    first, second = Traced(), Ear()
+    async with quick_client(gateway, journal=tmp_path / "run.db", hooks=[first]) as client:
+        task = await client.generate(PROMPT, seconds=5)
+    [started] = first.all(SubmissionStarted)
+    trace = first.trace_of(started.submission)
+    async with quick_client(gateway, journal=tmp_path / "run.db", hooks=[second]) as client:
+        assert client.journal is not None
+        [job] = await client.journal.jobs()
+        client.attach(job)
+    assert job.traceparent == trace
+    [attached] = second.all(TaskAttached)
+    assert attached == TaskAttached(task.id, attached.client, "text_to_video", job.model, 5, trace)
+
+
+async def test_doubts_from_before_are_told_once(gateway: Simulator, tmp_path: Path) -> None:
+    """A client whose journal holds jobs in doubt says how many, at its first submission."""
+    counted = []
+    for _ in range(3):
+        gateway.fault("submit", faults.Drop(accepted=False))
+        ear = Ear()
+        async with quick_client(gateway, journal=tmp_path / "run.db", hooks=[ear]) as client:
+            with pytest.raises(SubmissionInDoubt):
+                await client.generate(PROMPT)
+            await client.generate(PROMPT)
+        counted.append([event.jobs for event in ear.all(DoubtsFound)])
+    assert counted == [[], [1], [2]]
 
 
 async def test_many_prompts_come_to_many_files(gateway: Simulator, tmp_path: Path) -> None:

@@ -194,6 +194,27 @@ def test_leaving_at_once_gives_the_cursor_back(monkeypatch: pytest.MonkeyPatch) 
     assert written == [b"\x1b[?25h\n"]
 
 
+def test_a_loop_that_sleeps_hears_of_a_signal_to_another_thread() -> None:
+    """Only the thread that takes the signal wakes by itself, and that need not be the loop's."""
+    is_asleep, is_over = threading.Event(), threading.Event()
+
+    def press() -> None:
+        is_asleep.wait(10)
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        is_over.wait(10)
+
+    async def work() -> None:
+        asyncio.get_running_loop().call_soon(is_asleep.set)
+        await asyncio.Event().wait()
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    with _console.Stop() as stop, asyncio.Runner() as runner:
+        assert stop.run(runner, work()) == 130
+    is_over.set()
+    thread.join()
+
+
 def test_who_was_told_to_ignore_ctrl_c_does() -> None:
     """A process in the background of a script stays deaf to Ctrl-C."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -41,7 +41,13 @@ from fuhu_runway.errors import (
     RateLimited,
     UsageError,
 )
-from fuhu_runway.hooks import DownloadFinished, DownloadStarted, Hooks
+from fuhu_runway.hooks import (
+    DownloadBroken,
+    DownloadFailed,
+    DownloadFinished,
+    DownloadStarted,
+    Hooks,
+)
 from fuhu_runway.models import Limits, Timeouts
 
 KEY = "Bearer sk-marked"
@@ -204,7 +210,12 @@ async def test_a_break_is_resumed(desk: Desk) -> None:
         ranges = [range_of(request) for request in server.requests]
     assert ranges == [(None, None), ("bytes=1000-", TAG)]
     assert desk.path.read_bytes() == VIDEO
-    assert [event.resumed_at_bytes for event in desk.ear.all(DownloadStarted)] == [0, 1000]
+    assert desk.ear.heard == [
+        DownloadStarted("t-1", 0, len(VIDEO)),
+        DownloadBroken("t-1", 1000, desk.clock.slept[0]),
+        DownloadStarted("t-1", 1000, len(VIDEO)),
+        DownloadFinished("t-1", len(VIDEO)),
+    ]
     assert len(desk.clock.slept) == 1
 
 
@@ -352,7 +363,7 @@ async def test_without_a_length_the_boxes_tell(desk: Desk) -> None:
 def test_the_last_box_ends_with_the_file(tmp_path: Path, tail: bytes, is_whole: bool) -> None:
     """Boxes of 32 and 64 bits, and one without an end, are walked to where the file stops."""
     part = Part.open(tmp_path / "a.mp4", "t-1")
-    part.write(VIDEO + tail)
+    part.write(VIDEO + tail, None)
     assert part.ends_well() is is_whole
     part.close()
 
@@ -365,7 +376,7 @@ def test_the_last_box_ends_with_the_file(tmp_path: Path, tail: bytes, is_whole: 
 def test_a_file_that_lacks_its_end_is_told(tmp_path: Path, tail: bytes, is_cut: bool) -> None:
     """A known box that goes on past the file is a cut file; bytes that are no box are not."""
     part = Part.open(tmp_path / "a.mp4", "t-1")
-    part.write(VIDEO + tail)
+    part.write(VIDEO + tail, None)
     assert part.is_cut() is is_cut
     part.close()
 
@@ -444,6 +455,10 @@ async def test_a_refused_connection_is_repeated_and_then_told(desk: Desk) -> Non
     with pytest.raises(DownloadIncomplete) as caught:
         await desk.save(f"http://127.0.0.1:{free_port()}/")
     assert caught.value.received_bytes == 0
+    assert desk.ear.heard == [
+        *(DownloadBroken("t-1", 0, delay) for delay in desk.clock.slept),
+        DownloadFailed("t-1", 0, "DownloadIncomplete"),
+    ]
     assert len(desk.asked) == QUICK_RETRY.attempts
     assert list(desk.path.parent.iterdir()) == []
 
@@ -484,6 +499,7 @@ async def test_an_expired_address_is_asked_for_anew(desk: Desk, status: str) -> 
         assert (len(old.requests), len(new.requests)) == (1, 1)
     assert desk.asked == [False, True]
     assert desk.clock.slept == []
+    assert desk.ear.all(DownloadBroken) == [DownloadBroken("t-1", 0, 0.0)]
     assert desk.path.read_bytes() == VIDEO
 
 
@@ -587,11 +603,13 @@ def test_an_origin_is_scheme_host_and_port(one: str, other: str, same: bool) -> 
 
 
 async def test_a_folder_that_is_gone_is_told(desk: Desk) -> None:
-    """What cannot be opened is `DownloadIncomplete`: the clip is paid for and still there."""
+    """What cannot be opened is the caller's to mend, and nothing is asked for before."""
     desk.path = desk.path.parent / "gone" / "clip.mp4"
-    with pytest.raises(DownloadIncomplete, match="No such file") as caught:
+    with pytest.raises(UsageError, match="No such file") as caught:
         await desk.save("http://127.0.0.1/")
     assert isinstance(caught.value.__cause__, OSError)
+    assert desk.asked == []
+    assert desk.ear.heard == [DownloadFailed("t-1", 0, "UsageError")]
 
 
 @pytest.mark.parametrize("video", [VIDEO, LARGE], ids=["at the end", "on the way"])
@@ -600,18 +618,19 @@ async def test_a_full_disk_is_told(
 ) -> None:
     """No space left ends the download at once, and what was written is kept as it was."""
 
-    def write(part: Part, data: bytes) -> None:
+    def append(part: Part, data: bytes) -> None:
         part.file.write(data[:500])
         part.received += 500
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     async with raw_server(whole(video), closes=True) as server:
         with monkeypatch.context() as patched:
-            patched.setattr(Part, "write", write)
+            patched.setattr(Part, "_append", append)
             with pytest.raises(DownloadIncomplete, match="No space left") as caught:
                 await desk.save(server.url)
         assert len(server.requests) == 1
     assert caught.value.received_bytes == 500
+    assert desk.ear.all(DownloadFailed) == [DownloadFailed("t-1", 500, "DownloadIncomplete")]
     assert desk.part == video[:500]
     async with raw_server(rest(500, video)) as server:
         await desk.save(server.url)
@@ -631,7 +650,7 @@ def test_a_disk_that_takes_little_at_a_time_gets_all(tmp_path: Path) -> None:
 
     narrow = Narrow()
     part = Part(tmp_path / "a", narrow, "t-1", 0)  # type: ignore[arg-type]
-    part.write(b"x" * 100)
+    part.write(b"x" * 100, 100)
     assert (part.received, narrow.data) == (100, b"x" * 100)
 
 
@@ -675,10 +694,10 @@ async def test_a_write_that_is_cancelled_is_written_once(
     begun, may_end = threading.Event(), threading.Event()
     write = Part.write
 
-    def slow(part: Part, data: bytes) -> None:
+    def slow(part: Part, data: bytes, total: int | None) -> None:
         begun.set()
         may_end.wait()
-        write(part, data)
+        write(part, data, total)
 
     monkeypatch.setattr(Part, "write", slow)
     async with raw_server(whole(LARGE)) as server:

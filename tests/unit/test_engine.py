@@ -2,8 +2,9 @@ import asyncio
 from typing import Any
 
 import aiohttp
+import attrs
 import pytest
-from support.clients import QUICK_POLLS, QUICK_RETRY, others
+from support.clients import QUICK_POLLS, QUICK_RETRY, Ear, others
 from support.clock import ManualClock, settle, until
 from support.feed import Scene, done, no, record, scene_on
 from support.servers import raw_server, reply
@@ -12,8 +13,8 @@ from fuhu_runway._clock import LoopClock
 from fuhu_runway._engine import Engine, Settings, TaskBudget
 from fuhu_runway._gateway import ENDPOINTS
 from fuhu_runway._wire import Request
-from fuhu_runway.errors import NoReply, NotFound, WaitAbandoned, WaitTimeout
-from fuhu_runway.hooks import Hooks
+from fuhu_runway.errors import NoReply, NotFound, UsageError, WaitAbandoned, WaitTimeout
+from fuhu_runway.hooks import ClientClosed, Hooks
 from fuhu_runway.models import Limits, Timeouts
 
 
@@ -41,7 +42,7 @@ def look_at(url: str) -> Request:
 
 
 def test_the_end_of_the_loop_closes_it() -> None:
-    """What nobody closed is closed while its loop still runs, and is forgotten before."""
+    """What nobody closed is closed while its loop still runs, and is forgotten after that."""
     forgotten: list[bool] = []
 
     async def main() -> Engine:
@@ -51,7 +52,7 @@ def test_the_end_of_the_loop_closes_it() -> None:
 
     engine = asyncio.run(main())
     assert is_closed(engine)
-    assert forgotten == [False]
+    assert forgotten == [True]
 
 
 async def test_closing_closes_once() -> None:
@@ -66,11 +67,41 @@ async def test_closing_closes_once() -> None:
     assert others() == set()
 
 
+async def test_the_close_is_told_once_all_is_closed() -> None:
+    """Listeners hear of it last, with the client's number, and once."""
+    closed: list[bool] = []
+    engine = Engine(attrs.evolve(settings(), client=7, hooks=Hooks([ear := Ear()])))
+    engine.stay_until_the_loop_ends(list)
+    await engine.aclose()
+    await engine.aclose()
+    assert ear.heard == [ClientClosed(7)]
+    engine = Engine(
+        attrs.evolve(settings(), hooks=Hooks([lambda _: closed.append(is_closed(engine))]))
+    )
+    engine.stay_until_the_loop_ends(list)
+    await engine.aclose()
+    assert closed == [True]
+
+
 async def test_one_that_does_not_stay_has_nothing_to_close() -> None:
     """Closing before it was tied to the loop does nothing."""
     async with aiohttp.ClientSession() as session:
         await Engine(settings(session)).aclose()
         assert not session.closed
+
+
+async def test_closing_ends_its_errands() -> None:
+    """What nobody waits for is cancelled with the engine, and what is done is forgotten."""
+    engine = Engine(settings())
+    engine.stay_until_the_loop_ends(list)
+    engine.run(asyncio.sleep(0))
+    engine.run(asyncio.sleep(3600))
+    await settle()
+    assert len(engine._errands) == 1
+    await engine.aclose()
+    await settle()
+    assert engine._errands == set()
+    assert others() == set()
 
 
 async def test_a_look_is_not_repeated_by_itself() -> None:
@@ -129,6 +160,42 @@ async def test_a_close_that_is_cancelled_leaves_no_session(monkeypatch: pytest.M
     assert is_closed(engine)
 
 
+async def test_who_closes_as_well_comes_back_when_all_is_closed() -> None:
+    """A second close, made while the first waits for a paid request, waits for it too."""
+    engine = Engine(settings())
+    engine.stay_until_the_loop_ends(list)
+    async with raw_server(reply()) as server:
+        server.may_answer.clear()
+        paying = asyncio.ensure_future(_pay(engine, server.url))
+        await server.asked.wait()
+        closings = [asyncio.ensure_future(engine.aclose()) for _ in range(2)]
+        await settle()
+        assert [closing.done() for closing in closings] == [False, False]
+        server.may_answer.set()
+        await closings[1]
+        assert is_closed(engine)
+        await closings[0]
+    assert await paying == b"{}"
+
+
+async def test_room_that_comes_free_at_the_close_is_not_used() -> None:
+    """Who waits to submit while looks are ended is refused, and nothing is sent."""
+    engine = Engine(settings())
+    engine.stay_until_the_loop_ends(list)
+    async with raw_server(reply()) as server:
+        async with engine.gate.slot():
+            engine.gate.limits = Limits(requests_in_flight=1)
+            paying = asyncio.ensure_future(_pay(engine, server.url))
+            await settle()
+            closing = asyncio.ensure_future(engine.aclose())
+            await asyncio.sleep(0)
+        with pytest.raises(UsageError) as caught:
+            await paying
+        await closing
+        assert server.requests == []
+    assert caught.value.field == "client"
+
+
 async def _pay(engine: Engine, url: str) -> Any:
     request = Request(ENDPOINTS["text_to_video"], url, {}, b"{}")
     return await engine.transport.call(request, lambda answer: answer.body, unclaimed=id)
@@ -139,7 +206,7 @@ async def _pay(engine: Engine, url: str) -> Any:
 
 async def submit(budget: TaskBudget, scene: Scene, task_id: str) -> None:
     """Do what a submit does with the budget."""
-    async with budget.one_more():
+    async with budget.one_more(scene.held.append):
         await asyncio.sleep(0)
         budget.add(scene.watch(task_id))
 
@@ -150,6 +217,7 @@ async def test_without_a_limit_every_task_may_exist(clock: ManualClock) -> None:
     budget = TaskBudget(None, scene.poller)
     await asyncio.gather(*(submit(budget, scene, f"t-{n}") for n in range(50)))
     assert scene.feed.looks == []
+    assert scene.held == []
 
 
 async def test_one_task_too_many_waits_for_an_end(clock: ManualClock) -> None:
@@ -164,23 +232,25 @@ async def test_one_task_too_many_waits_for_an_end(clock: ManualClock) -> None:
     assert not third.done()
     await clock.advance(60)
     assert third.done()
+    assert scene.held == [2]
     assert others() == set()
 
 
 async def test_submits_count_and_come_in_their_order(clock: ManualClock) -> None:
-    """While one is in the air there is no room for another; who came first goes first."""
+    """While one is in the air there is no room for another, and each that waits is told so."""
     scene = scene_on(clock)
     scene.feed.says(done("t-1"))
     budget, order, landed = TaskBudget(1, scene.poller), [], asyncio.Event()
 
     async def one(number: int) -> None:
-        async with budget.one_more():
+        async with budget.one_more(scene.held.append):
             order.append(number)
             await landed.wait()
 
     tasks = [asyncio.create_task(one(number)) for number in range(3)]
     await settle()
     assert order == [0]
+    assert scene.held == [1, 1]
     landed.set()
     await asyncio.gather(*tasks)
     assert order == [0, 1, 2]

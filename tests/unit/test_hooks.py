@@ -1,3 +1,4 @@
+import json
 import logging
 import pickle
 from typing import Any
@@ -6,6 +7,7 @@ import attrs
 import pytest
 
 from fuhu_runway import hooks
+from fuhu_runway.errors import Fate
 from fuhu_runway.hooks import Event, Hooks, TaskSubmitted
 from fuhu_runway.models import TaskState
 
@@ -27,6 +29,16 @@ EXAMPLES: dict[str, Any] = {
     "total_bytes": 4096,
     "rate": 2.0,
     "retry_after": 3.0,
+    "submission": 7,
+    "client": 1,
+    "model": "gen4",
+    "clip_seconds": 10,
+    "tasks": 40,
+    "jobs": 2,
+    "fate": Fate.REFUSED,
+    "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    "received_bytes": 2048,
+    "reason": "it names another task",
 }
 EVENTS = [
     kind(**{field.name: EXAMPLES[field.name] for field in attrs.fields(kind)})
@@ -100,6 +112,39 @@ def test_each_event_is_a_line_in_the_log(event: Event, caplog: pytest.LogCapture
 
 
 @EACH_EVENT
+def test_a_line_of_the_log_carries_its_event(
+    event: Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A formatter finds the event itself on the record, and can make JSON of it."""
+    with caplog.at_level(logging.DEBUG, "fuhu_runway"):
+        Hooks().emit(event)
+    [line] = caplog.records
+    carried: Event = line.event  # type: ignore[attr-defined]
+    assert carried is event
+    row = json.loads(json.dumps(carried.as_dict()))
+    assert row.pop("event") == type(event).__name__
+    assert row == {
+        name: getattr(value, "value", value)
+        for name, value in attrs.asdict(event, recurse=False).items()
+    }
+
+
+def test_a_line_of_the_log_is_easy_to_read() -> None:
+    """It is the event's name and what is known, as `name=value` with plain words and numbers."""
+    event = hooks.TaskSettled("t-1", TaskState.SUCCEEDED, 3, 1 / 3, refunded=False)
+    assert str(event) == (
+        "TaskSettled task_id=t-1 state=succeeded polls=3 points=0.333333 refunded=false"
+    )
+    assert str(hooks.PaceRecovered(None)) == "PaceRecovered"
+
+
+def test_what_a_gateway_says_cannot_break_the_line() -> None:
+    """A word that is no plain word stands in quotes, and brings no line of its own."""
+    event = hooks.UnknownWordSeen("t 1", "ok\nERROR all=lost \x1b[2J")
+    assert str(event) == ('UnknownWordSeen task_id="t 1" word="ok\\nERROR all=lost \\u001b[2J"')
+
+
+@EACH_EVENT
 def test_a_closed_log_gets_nothing(event: Event, caplog: pytest.LogCaptureFixture) -> None:
     """Below the log's level an event costs no line."""
     with caplog.at_level(event.level + 1, "fuhu_runway"):
@@ -108,22 +153,39 @@ def test_a_closed_log_gets_nothing(event: Event, caplog: pytest.LogCaptureFixtur
 
 
 LEVELS = {
+    "SubmissionStarted": logging.DEBUG,
+    "SubmissionHeld": logging.DEBUG,
+    "SubmissionSent": logging.DEBUG,
     "TaskSubmitted": logging.INFO,
+    "SubmissionFailed": logging.INFO,
+    "SubmissionDoubted": logging.WARNING,
     "SubmissionUnclaimed": logging.WARNING,
+    "DoubtsFound": logging.WARNING,
+    "TaskAttached": logging.DEBUG,
     "RetryScheduled": logging.INFO,
     "PaceChanged": logging.INFO,
+    "PaceHeld": logging.INFO,
+    "PaceRecovered": logging.INFO,
     "TaskPolled": logging.DEBUG,
     "PollFailed": logging.INFO,
     "UnknownWordSeen": logging.WARNING,
     "ContradictionSeen": logging.WARNING,
+    "WaitFailed": logging.INFO,
     "TaskSettled": logging.INFO,
     "DownloadStarted": logging.INFO,
+    "DownloadBroken": logging.INFO,
     "DownloadFinished": logging.INFO,
+    "DownloadFailed": logging.INFO,
+    "ClientClosed": logging.DEBUG,
+    "CallbackReceived": logging.DEBUG,
+    "CallbackRefused": logging.INFO,
+    "CallbacksMissing": logging.WARNING,
+    "SubmissionFound": logging.WARNING,
 }
 
 
 def test_what_happens_all_the_time_is_for_debugging_only() -> None:
-    """Single looks are debug lines, what asks for attention is a warning, the rest is info."""
+    """Steps on the way are debug lines, what asks for attention is a warning, the rest is info."""
     assert {type(event).__name__: event.level for event in EVENTS} == LEVELS
     assert Event.level == logging.DEBUG
 
@@ -140,7 +202,7 @@ def test_events_are_frozen_values(event: Event) -> None:
 @EACH_EVENT
 def test_events_hold_ids_counts_and_seconds_only(event: Event) -> None:
     """No event has a field that could carry a prompt, an address, a header or a key."""
-    plain = {"str", "int", "float", "bool", "TaskState", "None"}
+    plain = {"str", "int", "float", "bool", "TaskState", "Fate", "None"}
     for field in attrs.fields(type(event)):
         kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", None)
         assert set(str(kind or field.type).replace(" ", "").split("|")) <= plain
@@ -160,7 +222,11 @@ def test_an_event_that_nobody_hears_need_not_be_made(
 
 
 def test_the_log_belongs_to_the_package() -> None:
-    """Lines go to the logger of the package's name, for the user to open or close."""
+    """
+    Lines go to the logger of the package's name, for the user to open or close.
+
+    It has no handler, so that warnings show also where nobody has set up logging.
+    """
     assert hooks.LOGGER is logging.getLogger("fuhu_runway")
     assert hooks.LOGGER.handlers == []
 
@@ -174,3 +240,51 @@ def test_a_listener_that_is_added_twice_hears_once() -> None:
     hooks.add(listener)
     hooks.emit(EVENTS[0])
     assert heard == [EVENTS[0]]
+
+
+class Traced:
+    """A listener that can tell where a submission is traced."""
+
+    def __init__(self, told: Any) -> None:
+        self.told = told
+        self.asked: list[int] = []
+
+    def __call__(self, event: Event) -> None:
+        pass
+
+    def trace_of(self, submission: int) -> Any:
+        self.asked.append(submission)
+        if isinstance(self.told, Exception):
+            raise self.told
+        return self.told
+
+
+TRACE = EXAMPLES["traceparent"]
+
+
+def test_the_first_listener_that_can_tell_names_the_trace() -> None:
+    """Functions and listeners that know of no trace are passed over; later ones are not asked."""
+    silent, first, second = Traced(None), Traced(TRACE), Traced(TRACE)
+    assert Hooks([print, silent, first, second]).trace_of(7) == TRACE
+    assert [one.asked for one in (silent, first, second)] == [[7], [7], []]
+    assert Hooks([print]).trace_of(7) is None
+    assert Hooks().trace_of(7) is None
+
+
+@pytest.mark.parametrize(
+    "told",
+    ["", "a kitten", TRACE + "-a kitten", TRACE.upper(), TRACE.encode(), 7, [TRACE]],
+    ids=repr,
+)
+def test_nothing_but_a_trace_goes_into_the_journal(told: Any) -> None:
+    """What does not have the form of W3C Trace Context is no trace: it might be a secret."""
+    assert Hooks([Traced(told)]).trace_of(7) is None
+
+
+def test_a_listener_that_fails_to_name_a_trace_is_skipped(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its fault reaches neither caller nor log, and the next listener is asked."""
+    with caplog.at_level(logging.WARNING, "fuhu_runway"):
+        assert Hooks([Traced(ValueError("marked")), Traced(TRACE)]).trace_of(7) == TRACE
+    assert caplog.messages == ["A hook raised on trace_of and was skipped."]

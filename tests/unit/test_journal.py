@@ -458,7 +458,7 @@ async def test_the_file_is_strict_durable_and_ours_alone(journal: Journal) -> No
     assert await asked(journal, "PRAGMA journal_mode") == "wal"
     assert await asked(journal, "PRAGMA synchronous") == 2
     assert await asked(journal, "PRAGMA locking_mode") == "exclusive"
-    assert await asked(journal, "PRAGMA user_version") == SCHEMA_VERSION == 1
+    assert await asked(journal, "PRAGMA user_version") == SCHEMA_VERSION == 2
 
 
 async def test_a_wrong_type_is_refused_by_the_file(journal: Journal) -> None:
@@ -480,24 +480,25 @@ async def test_an_empty_file_becomes_a_journal(path: Path, make: Callable[[Path]
 
 def test_each_older_version_has_a_way_on() -> None:
     """There is one migration from each version below the present one, and none beyond."""
-    assert set(journals.MIGRATIONS) == set(range(SCHEMA_VERSION))
+    assert set(journals.MIGRATIONS) == set(range(1, SCHEMA_VERSION))
 
 
 def next_version(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """Have a version 2, to which *script* leads."""
-    monkeypatch.setattr(journals, "SCHEMA_VERSION", 2)
-    monkeypatch.setattr(journals, "MIGRATIONS", {**journals.MIGRATIONS, 1: script})
+    """Have one more version, to which *script* leads."""
+    more = {**journals.MIGRATIONS, SCHEMA_VERSION: script}
+    monkeypatch.setattr(journals, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
+    monkeypatch.setattr(journals, "MIGRATIONS", more)
 
 
 async def test_a_migration_keeps_what_is_there(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A journal of version 1 is taken to version 2 with its rows, statement by statement."""
+    """A journal is taken to the next version with its rows, statement by statement."""
     async with opened(path) as journal:
         await job_at(journal, SAVED)
     next_version(
         monkeypatch, "CREATE TABLE a (\n    b TEXT  -- c; d\n);\nINSERT INTO a VALUES ('e;f');\n"
     )
     async with opened(path) as journal:
-        assert await asked(journal, "PRAGMA user_version") == 2
+        assert await asked(journal, "PRAGMA user_version") == SCHEMA_VERSION + 1
         assert await asked(journal, "SELECT b FROM a") == "e;f"
         assert [job.state for job in await journal.jobs()] == [SAVED]
 
@@ -514,7 +515,7 @@ async def test_a_migration_that_fails_leaves_the_file_as_it_was(
             with pytest.raises(JournalError, match="no such table: nowhere"):
                 await journal.counts()
     async with opened(path) as journal:
-        assert await asked(journal, "PRAGMA user_version") == 1
+        assert await asked(journal, "PRAGMA user_version") == SCHEMA_VERSION
         assert await asked(journal, "SELECT count(*) FROM sqlite_schema WHERE name = 'a'") == 0
         assert [job.state for job in await journal.jobs()] == [SAVED]
 
@@ -579,7 +580,7 @@ def content(path: Path) -> object:
 @pytest.mark.parametrize(
     ("make", "kind", "says"),
     [
-        (newer, JournalTooNew, "has schema 2; this version knows 1"),
+        (newer, JournalTooNew, "has schema 3; this version knows 2"),
         (foreign, JournalError, "a database of something else"),
         (foreign_with_versions, JournalError, "a database of something else"),
         (foreign_and_far_ahead, JournalError, "a database of something else"),

@@ -17,7 +17,7 @@ from fuhu_runway._limits import (
     Gate,
     Pace,
 )
-from fuhu_runway.hooks import Event, Hooks, PaceChanged
+from fuhu_runway.hooks import Event, Hooks, PaceChanged, PaceHeld, PaceRecovered
 from fuhu_runway.models import Limits
 
 START = 1_000.0
@@ -494,6 +494,26 @@ async def test_a_burst_of_refusals_is_told_once() -> None:
     await some.come(8)
     some.gate.refused(START + 3, None)
     assert some.heard[1:] == [PaceChanged(0.5, None)]
+
+
+async def test_a_longer_pause_is_told() -> None:
+    """Where a later refusal of a burst asks for more than a second more, listeners hear of it."""
+    some = visitors()
+    await some.come(*range(8))
+    for asked in (None, 3.0, 3.5, 60.0, 60.5):
+        some.gate.refused(START, asked)
+    assert some.heard == [PaceChanged(2.0, None), PaceHeld(3.0), PaceHeld(60.0)]
+
+
+@pytest.mark.parametrize("at_most", [None, 20.0])
+async def test_the_recovery_of_the_pace_is_told(at_most: float | None) -> None:
+    """Once it is what it was, listeners hear so, once; answers after that are no news."""
+    some = visitors(requests_per_second=at_most)
+    some.gate.refused(START, None)
+    for _ in range(12_000):
+        some.gate.answered()
+    assert some.heard[1:] == [PaceRecovered(at_most)]
+    assert some.gate.pace.rate == (at_most or math.inf)
 
 
 async def test_answers_bring_the_pace_back() -> None:

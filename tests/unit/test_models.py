@@ -461,6 +461,14 @@ def test_a_clip_needs_success_and_an_address(changes: dict[str, Any], has_clip: 
     assert record(**changes).has_clip is has_clip
 
 
+@pytest.mark.parametrize("state", TaskState)
+@pytest.mark.parametrize("url", [None, "https://a.example/1.mp4"], ids=["bare", "with address"])
+def test_a_record_is_settled_by_its_clip_or_its_failure(state: TaskState, url: str | None) -> None:
+    """A success without an address is none: there is something to wait for."""
+    settled = {TaskState.FAILED, TaskState.CANCELED} | ({TaskState.SUCCEEDED} if url else set())
+    assert record(state=state, video_url=url).is_settled is (state in settled)
+
+
 @pytest.mark.parametrize(
     ("limit", "usage", "joined"),
     [

@@ -30,7 +30,7 @@ from fuhu_runway.errors import (
     WaitAbandoned,
     WaitTimeout,
 )
-from fuhu_runway.hooks import Hooks
+from fuhu_runway.hooks import Hooks, WaitFailed
 from fuhu_runway.models import PollPolicy, TaskRecord, TaskState
 
 
@@ -316,6 +316,19 @@ async def test_a_timeout_tells_what_was_going_on(scene: Scene) -> None:
     assert (error.task_id, error.timeout, error.__cause__) == ("t-1", 30.0, trouble)
     assert "30 s" in str(error)
     assert "running" in str(error)
+    assert scene.ear.all(WaitFailed) == [WaitFailed("t-1", "WaitTimeout")]
+
+
+async def test_a_wait_that_is_left_at_its_deadline_did_not_time_out(scene: Scene) -> None:
+    """Cancelled before the deadline and still there when it comes, it is no timeout to anybody."""
+    waiting = scene.wait(scene.watch(), 10.0)
+    await scene.clock.advance(0)
+    waiting.cancel()
+    scene.clock.instant += 10
+    scene.poller._fire()
+    await settle()
+    assert waiting.cancelled()
+    assert scene.ear.all(WaitFailed) == []
 
 
 async def test_a_task_may_be_waited_for_again_after_a_timeout(scene: Scene) -> None:
@@ -368,6 +381,9 @@ async def test_a_hopeless_no_ends_every_wait_at_once(scene: Scene, hopeless: Run
         assert type(error) is type(hopeless)
         assert attrs.asdict(error) == attrs.asdict(hopeless)
         assert error.__cause__ is hopeless.__cause__
+    # Told once, however many waited.
+    name = type(hopeless).__name__
+    assert scene.ear.all(WaitFailed) == [WaitFailed("t-1", name)]
     assert scene.has_nothing_left()
 
 
@@ -661,6 +677,9 @@ async def test_closing_ends_every_wait(scene: Scene) -> None:
     assert [type(error) for error in errors] == [WaitAbandoned] * 2
     assert [error.task_id for error in errors if isinstance(error, WaitAbandoned)] == ["t-1", "t-2"]
     assert waits[2].cancelled()
+    assert scene.ear.all(WaitFailed) == [
+        WaitFailed(task_id, "WaitAbandoned") for task_id in ("t-1", "t-2")
+    ]
     assert scene.feed.left == 2
     assert scene.has_nothing_left()
 

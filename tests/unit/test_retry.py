@@ -82,9 +82,9 @@ class Sendings:
             raise end
         return end
 
-    async def run(self, endpoint: Any, policy: RetryPolicy = POLICY) -> object:
+    async def run(self, endpoint: Any, policy: RetryPolicy = POLICY, **about: Any) -> object:
         hooks = Hooks([self.heard.append])
-        return await repeat(self.send, endpoint, policy, self.clock, hooks)
+        return await repeat(self.send, endpoint, policy, self.clock, hooks, **about)
 
 
 # The table
@@ -235,6 +235,14 @@ async def test_refused_requests_go_again_after_what_was_asked(endpoint: Any) -> 
         RetryScheduled(endpoint.name, 1, 3.0, "RateLimited"),
         RetryScheduled(endpoint.name, 2, 1.5, "RateLimited"),
     ]
+
+
+@pytest.mark.parametrize("about", [{"submission": 7}, {"task_id": "t-1"}])
+async def test_a_repeat_tells_what_it_is_about(about: dict[str, Any]) -> None:
+    """Its event names the submission, or the task that is asked about."""
+    sendings = Sendings(gateway_error(RateLimited, Fate.REFUSED, 1.0), "answer")
+    await sendings.run(FREE, **about)
+    assert sendings.heard == [RetryScheduled(FREE.name, 1, 1.0, "RateLimited", **about)]
 
 
 async def test_what_was_never_sent_goes_again_though_it_is_paid() -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,9 +20,15 @@ class Receiver:
     url: str = ""
     got: list[dict[str, Any]] = attrs.field(factory=list)
     at: list[float] = attrs.field(factory=list)
+    #: What came that is no JSON.
+    pages: list[str] = attrs.field(factory=list)
 
     async def receive(self, request: web.Request) -> web.Response:
-        self.got.append(await request.json())
+        text = await request.text()
+        if request.content_type == "text/html":
+            self.pages.append(text)
+            return web.Response(status=400)
+        self.got.append(json.loads(text))
         self.at.append(asyncio.get_running_loop().time())
         return web.Response(status=self.status, headers={"Location": self.url})
 
@@ -158,7 +165,75 @@ async def test_closing_stops_what_is_on_its_way() -> None:
     assert asyncio.all_tasks() == before
 
 
+@pytest.mark.looptime
+async def test_neighbours_may_change_places() -> None:
+    """The end is told before the change that led to it, and nothing is told before it happened."""
+    callbacks = Callbacks(disorder=True)
+    async with receiving() as receiver, Simulator(takes=100.0, callbacks=callbacks) as gateway:
+        gateway.script(progress=(0, 30, 60))
+        begun = asyncio.get_running_loop().time()
+        await submit(gateway, receiver.url)
+        await asyncio.sleep(101)
+        assert [body["status"] for body in receiver.got] == ["1", "1", "3", "1"]
+        assert [at - begun for at in receiver.at] == pytest.approx([40, 40, 100, 100], abs=0.5)
+
+
+@pytest.mark.looptime
+async def test_everything_may_be_told_again_later() -> None:
+    """A minute after the end all of it comes once more, the first change first."""
+    callbacks = Callbacks(again_after=60.0)
+    async with receiving() as receiver, Simulator(takes=10.0, callbacks=callbacks) as gateway:
+        gateway.script(progress=[])
+        begun = asyncio.get_running_loop().time()
+        await submit(gateway, receiver.url)
+        await asyncio.sleep(75)
+        assert [body["status"] for body in receiver.got] == ["1", "3", "1", "3"]
+        assert [at - begun for at in receiver.at] == pytest.approx([1, 10, 70, 70], abs=0.5)
+
+
+@pytest.mark.looptime
+async def test_garbage_may_come_first() -> None:
+    """A page is posted to the same address before each delivery, and is no delivery itself."""
+    callbacks = Callbacks(garbage=True)
+    async with receiving() as receiver, Simulator(takes=10.0, callbacks=callbacks) as gateway:
+        gateway.script(progress=[])
+        await submit(gateway, receiver.url)
+        await asyncio.sleep(11)
+        assert len(receiver.got) == len(receiver.pages) == 2
+        assert "<html" in receiver.pages[0]
+        assert (gateway.callbacks_delivered, gateway.callbacks_failed) == (2, 0)
+
+
+@pytest.mark.looptime
+async def test_what_is_not_taken_may_be_tried_again() -> None:
+    """A receiver that says no is asked three times, a minute apart, and one that says yes once."""
+    callbacks = Callbacks(tries=3, progress=False)
+    async with receiving(503) as receiver, Simulator(takes=10.0, callbacks=callbacks) as gateway:
+        await submit(gateway, receiver.url)
+        await asyncio.sleep(11)
+        assert len(receiver.got) == 1
+        await asyncio.sleep(60)
+        receiver.status = 204
+        await asyncio.sleep(600)
+        assert [at - receiver.at[0] for at in receiver.at] == pytest.approx([0, 60, 120], abs=0.5)
+        assert (gateway.callbacks_delivered, gateway.callbacks_failed) == (1, 2)
+
+
+@pytest.mark.looptime
+async def test_a_body_may_stutter() -> None:
+    """Its second half comes later than its first, and the whole is right."""
+    callbacks = Callbacks(stutter=2.0, progress=False)
+    async with receiving() as receiver, Simulator(takes=10.0, callbacks=callbacks) as gateway:
+        begun = asyncio.get_running_loop().time()
+        task_id = await submit(gateway, receiver.url)
+        await asyncio.sleep(13)
+        assert [body["task_id"] for body in receiver.got] == [task_id]
+        assert receiver.at[0] - begun == pytest.approx(12.0, abs=0.5)
+
+
 def test_callbacks_are_bounded() -> None:
     """Nobody can ask for more than ten deliveries of the same thing."""
     with pytest.raises(ValueError, match="times"):
         Callbacks(times=11)
+    with pytest.raises(ValueError, match="tries"):
+        Callbacks(tries=11)

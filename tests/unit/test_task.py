@@ -8,6 +8,7 @@ import pytest
 from support.clients import others
 from support.clock import ManualClock, settle
 from support.feed import VIDEO, Scene, done, no, record, scene_on
+from support.pages import read_page
 
 from fuhu_runway._polling import Poller, Watch
 from fuhu_runway.errors import (
@@ -28,6 +29,7 @@ class Home:
 
     scene: Scene
     saved: list[tuple[Any, ...]] = attrs.field(factory=list)
+    ages: dict[str, float] = attrs.field(factory=dict)
 
     def watch_over(self, task: Task) -> tuple[Poller, Watch]:
         watch = self.scene.watch(task.id)
@@ -39,6 +41,9 @@ class Home:
         self.saved.append(what)
         path: Path = what[1]
         return path
+
+    def age(self, task: Task) -> float | None:
+        return self.ages.get(task.id)
 
     def task(self, **options: Any) -> Task:
         return Task(self, "t-1", **options)
@@ -99,6 +104,15 @@ def test_the_texts_that_may_not_be_shown(home: Home) -> None:
     )
     assert home.task(request=OfficialImageToVideo("https://a.example/1.png")).secrets() == ()
     assert home.task().secrets() == ()
+
+
+def test_a_handle_tells_what_its_deliveries_led_to(home: Home) -> None:
+    """Whoever submitted with a callback address holds what is known, without having waited."""
+    task = home.task()
+    watch = home.scene.watch()
+    task.keep(watch)
+    home.scene.poller.take_told(watch, done())
+    assert task.record == done()
 
 
 # Waiting
@@ -399,3 +413,54 @@ async def test_an_address_that_is_gone_is_told(home: Home) -> None:
     assert caught.value.task_id == "t-1"
     assert clip.record == done()
     assert others() == set()
+
+
+# In a notebook
+
+
+def test_a_task_shows_how_it_stands(home: Home) -> None:
+    """What the gateway last said, and for how long it has run; no prompt."""
+    home.ages["t-1"] = 72.0
+    running = home.task(record=record(progress=0.42, prompt="a marked kitten"))
+    html = running._repr_html_()
+    assert read_page(html).text == "Running · 42% · for 1 min 12 sTask t-1"
+    assert "marked" not in html
+    assert read_page(home.task()._repr_html_()).text.startswith("Not asked about yet · for")
+
+
+def test_a_failed_task_shows_why(home: Home) -> None:
+    """With secrets taken out of the reason, and what it means for the money."""
+    answer = record(
+        state=TaskState.FAILED,
+        message="<b>a kitten</b> at https://a.example/1.png is not allowed",
+        refunded=True,
+    )
+    page = read_page(home.task(record=answer, request=TextToVideo("a kitten"))._repr_html_())
+    assert page.text == (
+        "Failed<b><hidden></b> at <url> is not allowedThe points were given back.Task t-1"
+    )
+    bare = home.task(record=record(state=TaskState.CANCELED))
+    assert read_page(bare._repr_html_()).text.startswith("CancelledThe gateway did not say")
+
+
+async def test_a_clip_shows_itself_from_where_it_is(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its address, until it was saved by this handle below the working directory."""
+    (tmp_path / "here" / "my clips").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    clip = Clip(home, home.task(), done())
+
+    def source() -> str | None:
+        [video] = read_page(clip._repr_html_()).all("video")
+        return video["src"]
+
+    assert source() == VIDEO
+    await clip.download("my clips/a:b#\udcff.mp4")
+    assert source() == VIDEO  # the file is not there
+    home.saved[-1][1].write_bytes(b"clip")
+    assert source() == "my%20clips/a%3Ab%23%FF.mp4"
+    assert VIDEO not in clip._repr_html_()
+    await clip.download(tmp_path / "elsewhere.mp4")
+    (tmp_path / "elsewhere.mp4").write_bytes(b"clip")
+    assert source() == VIDEO

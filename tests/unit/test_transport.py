@@ -344,7 +344,7 @@ async def test_no_more_than_the_limit_are_in_flight(make: Make) -> None:
 
 
 async def test_a_paid_request_in_the_air_outlives_its_caller(make: Make) -> None:
-    """Whoever sent it is gone, and its answer is handed over when it comes."""
+    """Whoever sent it is gone, and the exchange, which goes on, is handed over at once."""
     left: list[asyncio.Task[Any]] = []
     async with raw_server(reply(b"[1]")) as server:
         server.may_answer.clear()
@@ -356,7 +356,7 @@ async def test_a_paid_request_in_the_air_outlives_its_caller(make: Make) -> None
         calling.cancel()
         await settle()
         assert calling.cancelled()
-        assert left == []
+        assert [flight.done() for flight in left] == [False]
         server.may_answer.set()
         await transport.aclose()
     assert [flight.result() for flight in left] == [b"[1]"]
@@ -406,6 +406,24 @@ async def test_a_paid_request_in_its_pause_is_not_sent_again(
         await clock.advance(60)
         assert calling.cancelled()
         assert (len(server.requests), clock.timers) == (1, [])
+
+
+async def test_a_paid_request_that_comes_too_late_is_not_sent(make: Make) -> None:
+    """Whatever kept it waiting: once nothing more is paid for, only what is in the air goes on."""
+    async with raw_server(reply()) as server:
+        server.may_answer.clear()
+        transport = make(requests_in_flight=1)
+        first = asyncio.ensure_future(transport.call(paid(server.url), body, unclaimed=_never))
+        await server.asked.wait()
+        second = asyncio.ensure_future(transport.call(paid(server.url), body, unclaimed=_never))
+        await settle()
+        transport.pay_no_more()
+        server.may_answer.set()
+        assert await first == b"{}"
+        with pytest.raises(UsageError) as caught:
+            await second
+        assert caught.value.field == "client"
+        assert len(server.requests) == 1
 
 
 # Ownership

@@ -22,7 +22,15 @@ from support.secrets import chain, told
 
 from fuhu_runway import _wire, errors
 from fuhu_runway._gateway import ENDPOINTS, GATEWAYS, NOWHERE, Replay
-from fuhu_runway._wire import Reply, Request, ask_balance, build, read_task, retry_after
+from fuhu_runway._wire import (
+    Reply,
+    Request,
+    ask_balance,
+    build,
+    read_callback,
+    read_task,
+    retry_after,
+)
 from fuhu_runway.errors import Fate
 from fuhu_runway.models import (
     ActOne,
@@ -948,3 +956,28 @@ def test_a_balance_is_completed_from_two_of_three(body: dict[str, Any], balance:
 def test_the_converter_is_made_anew_each_time() -> None:
     """Whoever changes a converter changes their own, and not how this package reads."""
     assert _wire.make_converter() is not _wire.make_converter()
+
+
+# Deliveries
+
+
+@pytest.mark.parametrize(
+    "sample", [one for one in samples() if one.folder == "callback"], ids=lambda one: one.name
+)
+def test_a_delivery_is_read_like_the_feed(sample: Sample) -> None:
+    """What is posted to a callback gives the record that the feed would have given."""
+    assert read_callback(sample.body) == sample.read()
+
+
+def test_a_delivery_with_an_envelope_is_read_as_well() -> None:
+    """A gateway that posts the whole answer is understood."""
+    body = json.dumps({"code": 200, "msg": "success", "data": {"task_id": "t-1", "status": "3"}})
+    found = read_callback(body.encode())
+    assert found is not None
+    assert (found.task_id, found.state) == ("t-1", TaskState.SUCCEEDED)
+
+
+@pytest.mark.parametrize("body", [b"", b"[", b"null", b'{"error": {"message": "no"}}', b"\xff\xfe"])
+def test_a_delivery_that_says_nothing_is_no_error(body: bytes) -> None:
+    """Anybody may post anything: what cannot be read gives nothing, and raises nothing."""
+    assert read_callback(body) is None

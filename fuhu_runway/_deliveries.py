@@ -1,0 +1,218 @@
+"""
+What a client does with what a gateway posts: whom it wakes, and which lost tasks it finds.
+
+Rule 1: a delivery says only where to look; what is believed is what the feed says then.
+Rule 2: the task of a submission in doubt is taken from a delivery only if the feed has it and no
+other submission does.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol
+from weakref import ref
+
+import attrs
+
+from . import hooks as events
+from ._clock import Clock
+from ._engine import Engine
+from ._gateway import ENDPOINTS, SUBMITS
+from ._outstanding import Outstanding
+from ._submission import afterwards
+from .errors import JournalError, RunwayError
+from .journal import Entry, JobState, Journal, Plan
+from .models import Generation, TaskRecord
+
+if TYPE_CHECKING:
+    # It brings a web server along, which most programs have no use for.
+    from .callbacks import Address, CallbackReceiver, Delivery
+
+FEED: Final = ENDPOINTS["feed"].name
+"""What tells of every task that can have an address: the official format knows no callbacks."""
+
+ENDPOINT_NAMES: Final = {kind.__name__: endpoint.name for kind, endpoint in SUBMITS.items()}
+"""What the journal calls a kind of request, to the name of its endpoint."""
+
+
+class Home(Protocol):
+    """What deliveries need of the client."""
+
+    async def look_for(
+        self, engine: Engine, task_id: str, request: Generation | None
+    ) -> TaskRecord:
+        """Ask the feed about a task of which there is no handle yet."""
+
+    def adopt(
+        self,
+        engine: Engine,
+        address: "Address",
+        request: Generation | None,
+        record: TaskRecord,
+        endpoint: str,
+    ) -> None:
+        """Keep a task whose submission got no answer."""
+
+
+@attrs.define(eq=False, kw_only=True)
+class Deliveries:
+    """
+    The deliveries to one client, in all its loops; without a receiver there are none.
+
+    It may not hold the client, which holds it: whoever forgets to close a client is told so when
+    nobody has it any more.
+    """
+
+    receiver: "CallbackReceiver | None"
+    home: "ref[Home]"
+    #: The parts of the client in each loop, as they come and go.
+    engines: Mapping[asyncio.AbstractEventLoop, Engine]
+    journal: Journal | None
+    outstanding: Outstanding
+    hooks: events.Hooks
+    clock: Clock
+
+    def __attrs_post_init__(self) -> None:
+        if self.receiver is not None:
+            self.receiver.attach(self)
+
+    def address(self, request: Generation, job: Plan | None) -> "Address | None":
+        """Give a new address for what a request will make, if it can be told one."""
+        if self.receiver is None or not SUBMITS[type(request)].takes_callback:
+            return None
+        key = None if job is None else job.key
+        return self.receiver.address(self, request, key, self.clock.wall())
+
+    def heard(self, address: "Address", delivery: "Delivery") -> None:
+        """Take note of a delivery, in whatever thread and loop this is; for the receiver."""
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
+        engines = list(self.engines.items())
+        if not engines:
+            address.early = delivery
+        for place, (loop, engine) in enumerate(engines):
+            heed = partial(self.heed, engine, address, delivery, is_told=place == 0)
+            if loop is here:
+                heed()
+            else:
+                # A loop that has ended since has nobody left who waits.
+                with suppress(RuntimeError):
+                    loop.call_soon_threadsafe(heed)
+
+    def catch_up(self, engine: Engine) -> None:
+        """Heed what was delivered while no loop was there to hear of it."""
+        for address, delivery in [] if self.receiver is None else self.receiver.unheard():
+            self.heed(engine, address, delivery)
+
+    def heed(
+        self, engine: Engine, address: "Address", delivery: "Delivery", *, is_told: bool = True
+    ) -> None:
+        """Do in one loop what a delivery asks for; *is_told* in the one that tells of it."""
+        if address.is_strange and address.task_id is None:
+            address.task_id = delivery.task_id or None
+        if address.task_id is None:
+            address.early = delivery
+            if address.is_in_doubt and is_told:
+                engine.run(self.recover(engine, address))
+            return
+        is_other = delivery.task_id not in {None, address.task_id}
+        if is_told and is_other:
+            self.hooks.emit(events.CallbackRefused(address.task_id, "it names another task"))
+        elif is_told:
+            self.hooks.emit(events.CallbackReceived(address.task_id, delivery.state))
+        if is_other:
+            return
+        watch = engine.poller.find(FEED, address.task_id)
+        if watch is not None:
+            engine.poller.hint(watch, is_end=delivery.is_end)
+        elif address.is_strange and is_told:
+            engine.run(self._look_up(engine, address, delivery))
+        else:
+            address.early = delivery
+
+    # What was lost
+
+    async def told_instead(self, engine: Engine, address: "Address | None") -> TaskRecord | None:
+        """Give the task of a submission in doubt to its caller, if a delivery told of it."""
+        if address is None:
+            return None
+        early = address.early
+        try:
+            return await self._sought(engine, address)
+        except asyncio.CancelledError:
+            address.early = address.early or early
+            engine.run(self.recover(engine, address))
+            raise
+
+    async def recover(
+        self, engine: Engine, address: "Address", endpoint: str | None = None
+    ) -> None:
+        """Have the client keep the task of a submission in doubt, if a delivery told of it."""
+        request = address.request
+        found = await self._sought(engine, address)
+        home = self.home()
+        if found is not None and home is not None:
+            endpoint = endpoint or ENDPOINT_NAMES[type(request).__name__]
+            home.adopt(engine, address, request, found, endpoint)
+
+    async def _look_up(self, engine: Engine, address: "Address", delivery: "Delivery") -> None:
+        """See whether an address from before a restart is that of a job in doubt."""
+        receiver, journal = self.receiver, self.journal
+        if receiver is None or journal is None or not receiver.is_lasting or address.is_looked_up:
+            return
+        address.is_looked_up = True
+        with suppress(JournalError):
+            for job in await journal.jobs(JobState.IN_DOUBT):
+                if receiver.nonce_of(job.key) == address.nonce:
+                    address.job, address.made_at = job.key, job.submitted_at or job.planned_at
+                    address.early, address.task_id = delivery, None
+                    await self.recover(engine, address, ENDPOINT_NAMES[job.endpoint])
+                    # The feed may not know it yet; then the next delivery says so again.
+                    address.is_looked_up = address.task_id is not None
+
+    async def _sought(self, engine: Engine, address: "Address") -> TaskRecord | None:
+        """Give what the feed says of the task that a delivery told, and write it down."""
+        while address.early is not None and not address.is_sought:
+            told, address.early = address.early, None
+            address.is_sought = True
+            try:
+                record = await self._confirmed(engine, address, told.task_id)
+            finally:
+                address.is_sought = False
+            if record is not None:
+                address.answered(record.task_id)
+                self.outstanding.accepted((FEED, record.task_id), self.clock.now())
+                if self.journal is not None and address.job is not None:
+                    entry = Entry(self.journal, address.job, self.clock)
+                    writing = entry.accepted(record.task_id, address.made_at)
+                    await afterwards(writing, f"task {record.task_id}")
+                return record
+        return None
+
+    async def _confirmed(
+        self, engine: Engine, address: "Address", task_id: str | None
+    ) -> TaskRecord | None:
+        """Give what the feed says of a task, if it may be the one of this address."""
+        now, home = self.clock.now(), self.home()
+        if not task_id or home is None or not address.allowance.is_open(now):
+            return None
+        address.allowance.take(now)
+        try:
+            if await self._is_known(task_id, address):
+                reason = "the task that it names belongs to another submission"
+            else:
+                record = await home.look_for(engine, task_id, address.request)
+                return attrs.evolve(record, task_id=task_id)
+        except RunwayError as error:
+            reason = f"the feed does not confirm it ({type(error).__name__})"
+        self.hooks.emit(events.CallbackRefused(None, reason))
+        return None
+
+    async def _is_known(self, task_id: str, address: "Address") -> bool:
+        """Whether a task belongs to another submission."""
+        if self.receiver is not None and self.receiver.is_taken(task_id, address):
+            return True
+        return self.journal is not None and await self.journal.find(task_id) is not None

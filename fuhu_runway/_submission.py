@@ -1,0 +1,144 @@
+"""
+One paid request on its way: what is told and written down of it before, while and after.
+
+Rule 1: each submission that was started has one end that is told: a task, a failure or a doubt.
+Rule 2: what became of a request matters more than the row that says so.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from . import hooks as events
+from ._clock import Clock
+from ._retry import fate_of
+from .errors import Fate, JournalError, RunwayError, SubmissionInDoubt
+from .journal import Entry
+from .models import Generation, TaskRecord
+
+if TYPE_CHECKING:
+    from .callbacks import Address
+
+_NUMBERS: Final = itertools.count(1)
+
+
+@attrs.define(eq=False)
+class Submission:
+    """One call of `submit`, told to the hooks and, where there is one, to the journal."""
+
+    #: The name of the endpoint.
+    endpoint: str
+    #: The number of the client.
+    client: int
+    hooks: events.Hooks
+    clock: Clock
+    #: What is asked for.
+    request: Generation = attrs.field(repr=False)
+    #: Where the gateway posts its news, if it is told any.
+    address: "Address | None" = None
+    number: int = attrs.field(init=False, factory=partial(next, _NUMBERS))
+    #: Its row in the journal, where there is one.
+    entry: Entry | None = attrs.field(init=False, default=None)
+    #: How often it was sent.
+    attempts: int = attrs.field(init=False, default=0)
+    #: When it was first sent, on the loop's clock.
+    sent_at: float = attrs.field(init=False, default=0.0)
+    #: Whether its end is told, or comes later since its caller left while it was in the air.
+    end_is_told: bool = attrs.field(init=False, default=False)
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Tell of its beginning, and of its end unless somebody else does."""
+        model = getattr(self.request, "model", None)
+        seconds = getattr(self.request, "seconds", None)
+        self.hooks.emit(
+            events.SubmissionStarted(self.number, self.client, self.endpoint, model, seconds)
+        )
+        try:
+            yield
+        except BaseException as error:
+            if not self.end_is_told:
+                self._tell_end(error)
+            raise
+
+    def trace(self) -> str | None:
+        """Give what a later process links its own spans to, if anybody traces."""
+        return self.hooks.trace_of(self.number)
+
+    def held(self, tasks: int) -> None:
+        """Tell that it waits for one of so many tasks to end."""
+        self.hooks.emit(events.SubmissionHeld(self.number, tasks))
+
+    async def sending(
+        self, exchange: Callable[[], Coroutine[object, object, TaskRecord]]
+    ) -> TaskRecord:
+        """Do one sending, with a row in the journal before it and another after it."""
+        if self.entry is not None:
+            await self.entry.sending()
+        self.attempts += 1
+        if self.attempts == 1:
+            self.sent_at = self.clock.now()
+        self.hooks.emit(events.SubmissionSent(self.number, self.attempts))
+        try:
+            record = await exchange()
+        except RunwayError as error:
+            if self.entry is not None:
+                await afterwards(self.entry.failed(error), type(error).__name__)
+            if self.address is not None:
+                self.address.is_in_doubt = fate_of(error) is Fate.UNKNOWN
+            raise
+        if self.entry is not None:
+            await afterwards(self.entry.accepted(record.task_id), f"task {record.task_id}")
+        if self.address is not None:
+            self.address.answered(record.task_id)
+        return record
+
+    def leave(self) -> None:
+        """Take note that the caller is gone: `accepted` and `unclaimed` tell the end."""
+        self.end_is_told = True
+
+    def accepted(self, task_id: str) -> None:
+        """Tell that a task came of it."""
+        self.end_is_told = True
+        seconds = self.clock.now() - self.sent_at
+        self.hooks.emit(events.TaskSubmitted(task_id, self.endpoint, seconds, self.number))
+
+    def unclaimed(self, task_id: str | None, error: str | None = None) -> None:
+        """Tell what became of it after its caller was gone."""
+        self.hooks.emit(
+            events.SubmissionUnclaimed(self.endpoint, task_id, error, submission=self.number)
+        )
+
+    def _tell_end(self, error: BaseException) -> None:
+        cause = error.__cause__ if isinstance(error, SubmissionInDoubt) else error
+        name = type(cause).__name__
+        fate = self._fate(error)
+        if fate is Fate.UNKNOWN:
+            self.hooks.emit(events.SubmissionDoubted(self.number, self.endpoint, name))
+        else:
+            self.hooks.emit(events.SubmissionFailed(self.number, self.endpoint, name, fate))
+
+    def _fate(self, error: BaseException) -> Fate:
+        """Give what is known of the request: of what is no answer, it depends on when it came."""
+        fate = getattr(error, "fate", None)
+        if isinstance(fate, Fate):
+            return fate
+        # Our own noes come before a sending, and a cancellation here was not in the air.
+        ours = isinstance(error, RunwayError | asyncio.CancelledError)
+        return Fate.UNSENT if ours or not self.attempts else Fate.UNKNOWN
+
+
+async def afterwards(writing: Coroutine[object, object, None], news: str) -> None:
+    """Write what became of a sending; what became of it matters more than the row does."""
+    try:
+        await writing
+    except JournalError as fault:
+        # The row goes on saying SUBMITTING, which is in doubt once the journal is closed.
+        events.LOGGER.error(
+            "The journal lacks how a submission ended (%s): %s", news, fault.happened
+        )

@@ -1,0 +1,1 @@
+"""Optional doors to other libraries: each module needs an extra, and nothing needs these."""

@@ -1,0 +1,90 @@
+"""The pages for other frameworks and languages, run by those frameworks and as such programs."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+import fuhu_runway
+from fuhu_runway.testing import Simulator
+
+ROOT = Path(__file__).parents[2]
+HOWTO = (ROOT / "docs/howto/any-test-framework.md").read_text(encoding="utf-8")
+REFERENCE = (ROOT / "docs/reference/control-api.md").read_text(encoding="utf-8")
+
+
+def block(language: str, heading: str) -> str:
+    """Give the block in *language* under *heading* of the how-to."""
+    section = HOWTO.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    found = re.search(rf"^```{language}\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    assert found, heading
+    return found[1]
+
+
+def ran(*command: str, folder: Path, path: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, each warning in it an error."""
+    # The very package that is tested here, be it the tree's or an installed one.
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(fuhu_runway.__file__).parents[1]),
+        "PYTHONWARNINGS": "error",
+        "PATH": f"{path}{os.pathsep}{os.environ['PATH']}",
+    }
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_unittest_runs_the_test_case(tmp_path: Path) -> None:
+    """The file of the page passes under unittest's own runner, with no pytest in sight."""
+    (tmp_path / "test_clips.py").write_text(block("python", "Use it in unittest"))
+    done = ran(sys.executable, "-m", "unittest", "-v", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Ran 2 tests" in done.stderr
+
+
+@pytest.mark.parametrize("heading", ["Use it in a plain script", "Use it from another language"])
+def test_the_script_runs(heading: str, tmp_path: Path) -> None:
+    """A program of the page runs by itself to its end, and leaves nothing open."""
+    if "language" in heading:
+        pytest.importorskip("cyclopts")
+    (tmp_path / "program.py").write_text(block("python", heading))
+    done = ran(sys.executable, "-X", "dev", "program.py", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Error" not in done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="this machine has no curl")
+def test_the_walk_with_curl_leads_to_its_end(tmp_path: Path) -> None:
+    """The lines of the page, typed one by one into a shell, do what the page says."""
+    pytest.importorskip("cyclopts")
+    command = tmp_path / "bin" / "fuhu-runway"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m fuhu_runway "$@"\n')
+    command.chmod(0o755)
+    done = ran(
+        "sh", "-c", block("sh", "Use it from the shell"), folder=tmp_path, path=str(command.parent)
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no answer\n" in done.stdout
+    assert '"answered": false' in done.stdout
+    assert '"field": "times", "value": 0' in done.stdout
+
+
+async def test_the_refusal_of_the_reference_is_a_real_one() -> None:
+    """The example of an error is what the simulator answers, word for word."""
+    found = re.search(r"^```json\n(.*?)^```$", REFERENCE, re.DOTALL | re.MULTILINE)
+    assert found
+    body = {"where": "feed", "fault": {"kind": "Answer", "status": 99}}
+    async with (
+        Simulator(control=True) as gateway,
+        aiohttp.ClientSession() as session,
+        session.post(f"{gateway.control_url}/faults", json=body) as response,
+    ):
+        assert await response.json() == json.loads(found[1])

@@ -1,0 +1,230 @@
+"""Callbacks from end to end: a gateway that posts, an app that takes it, and clips that come."""
+
+import asyncio
+from statistics import mean
+from typing import Final
+
+import pytest
+from support.clients import Ear
+from support.clock import until
+from support.receivers import House, behind_a_proxy, receiving
+
+from fuhu_runway import Client
+from fuhu_runway.errors import SubmissionInDoubt, TaskFailed
+from fuhu_runway.hooks import CallbackReceived, CallbacksMissing, SubmissionFound
+from fuhu_runway.testing import Callbacks, Simulator, faults
+
+PROMPT: Final = "a marked kitten"
+KEY: Final = "sk-marked-7f3a"
+#: No address may be in the log: the fixture of this folder looks for its first part.
+PATH: Final = "/marked-hooks"
+TAKES: Final = 100.0
+SOON: Final = 0.5
+#: The longest pause of the ordinary schedule, with its jitter.
+ORDINARY: Final = 16.6
+
+
+def simulator(callbacks: Callbacks | None = None, **options: object) -> Simulator:
+    """Give a gateway in the loop's own time."""
+    return Simulator(takes=TAKES, api_key=KEY, callbacks=callbacks, **options)
+
+
+def client_of(gateway: Simulator, house: House, **options: object) -> Client:
+    """Give a client with everything at its defaults, and the receiver of an app."""
+    return Client(gateway.api_key, base_url=gateway.base_url, callbacks=house.receiver, **options)
+
+
+async def lag_of(client: Client, gateway: Simulator) -> float:
+    """Make one clip, and give how long it lay about, in seconds."""
+    task = await client.generate(PROMPT)
+    await task.wait()
+    finished = next(one for one in gateway.tasks if one.task_id == task.id).finishes_at
+    assert finished is not None
+    return asyncio.get_running_loop().time() - finished
+
+
+@pytest.mark.looptime
+async def test_a_delivery_ends_the_wait_and_saves_the_looks() -> None:
+    """The first clip is polled as ever and told; from the second on one look is all it takes."""
+    async with (
+        receiving(PATH) as house,
+        simulator(Callbacks()) as gateway,
+        client_of(gateway, house) as client,
+    ):
+        lags = [await lag_of(client, gateway) for _ in range(4)]
+        polls = [gateway.polls(task.task_id) for task in gateway.tasks]
+    assert max(lags) < SOON
+    assert polls[1:] == [2, 2, 2]  # the net at 60 s, and the delivery at 100 s
+    assert house.receiver.answers == {204: gateway.callbacks_delivered}
+
+
+UNRULY: Final = {
+    "repeated": Callbacks(times=3),
+    "the end alone": Callbacks(progress=False),
+    "out of order": Callbacks(disorder=True),
+    "told again": Callbacks(again_after=5.0),
+    "after garbage": Callbacks(garbage=True),
+    "in two halves": Callbacks(stutter=1.0),
+    "all of it": Callbacks(times=3, disorder=True, garbage=True, again_after=5.0),
+}
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("callbacks", UNRULY.values(), ids=UNRULY)
+async def test_unruly_deliveries_end_well(callbacks: Callbacks) -> None:
+    """Each wait ends in its clip within moments, and looks stay rarer than without deliveries."""
+    async with (
+        receiving(PATH) as house,
+        simulator(callbacks) as gateway,
+        client_of(gateway, house) as client,
+    ):
+        lags = [await lag_of(client, gateway) for _ in range(3)]
+        await asyncio.sleep(30)
+        polls = [gateway.polls(task.task_id) for task in gateway.tasks]
+    assert max(lags) < SOON + callbacks.stutter
+    # Garbage cannot be read, so each piece may be the end, and the limit of hints is what it costs.
+    assert max(polls[1:]) <= (14 if callbacks.garbage else 4)
+    assert gateway.submitted == 3
+
+
+@pytest.mark.looptime
+async def test_late_deliveries_cost_no_time() -> None:
+    """What comes half a minute after the end is of no use, and nothing is left to it."""
+    callbacks = Callbacks(delay=30.0)
+    async with (
+        receiving(PATH) as house,
+        simulator(callbacks) as gateway,
+        client_of(gateway, house) as client,
+    ):
+        lags = [await lag_of(client, gateway) for _ in range(5)]
+        await asyncio.sleep(60)
+    assert max(lags) < ORDINARY
+    assert house.receiver.answers[204] == gateway.callbacks_delivered > 0
+
+
+@pytest.mark.looptime
+async def test_deliveries_that_never_come_cost_no_time() -> None:
+    """A gateway that posts nothing is polled as ever, and after five ends a warning says so."""
+    ear = Ear()
+    async with (
+        receiving(PATH) as house,
+        simulator() as gateway,
+        client_of(gateway, house, hooks=[ear]) as client,
+    ):
+        lags = [await lag_of(client, gateway) for _ in range(7)]
+    assert max(lags) < ORDINARY
+    assert ear.all(CallbacksMissing) == [CallbacksMissing(5)]
+
+
+@pytest.mark.looptime
+async def test_deliveries_that_stop_cost_one_net() -> None:
+    """The net finds the first clip that was not told, and the next are polled as ever."""
+    async with (
+        receiving(PATH, safety_net=45.0) as house,
+        simulator(Callbacks()) as gateway,
+        client_of(gateway, house) as client,
+    ):
+        assert await lag_of(client, gateway) < SOON
+        house.is_deaf = True
+        first = await lag_of(client, gateway)
+        later = [await lag_of(client, gateway) for _ in range(3)]
+        house.is_deaf = False
+        again = [await lag_of(client, gateway) for _ in range(3)]
+    assert first < 50
+    assert max(later) < ORDINARY
+    assert max(again) < SOON
+
+
+@pytest.mark.looptime
+async def test_a_failure_is_told_as_well() -> None:
+    """A delivery of a failure ends the wait with the feed's own words."""
+    async with receiving(PATH) as house, simulator(Callbacks(progress=False)) as gateway:
+        gateway.script(then="fail")
+        async with client_of(gateway, house) as client:
+            task = await client.generate(PROMPT)
+            with pytest.raises(TaskFailed) as caught:
+                await task.wait()
+        finished = gateway.tasks[0].finishes_at
+        assert finished is not None
+        assert asyncio.get_running_loop().time() - finished < SOON
+        assert caught.value.refunded
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize(
+    ("outside", "inside"),
+    [("/app/marked-hooks", "/marked-hooks"), ("/marked", ""), ("", "/deep/marked-hooks")],
+)
+async def test_a_proxy_may_change_the_path(outside: str, inside: str) -> None:
+    """Whatever prefix a proxy takes away or adds, the deliveries wake their waits."""
+    async with (
+        behind_a_proxy(outside, inside) as house,
+        simulator(Callbacks()) as gateway,
+        client_of(gateway, house) as client,
+    ):
+        assert await lag_of(client, gateway) < SOON
+    assert len(house.posted) == gateway.callbacks_delivered > 0
+    assert all(path.startswith(f"{outside}/") for path, _ in house.posted)
+
+
+@pytest.mark.looptime
+async def test_a_batch_looks_hardly_more_often_than_it_has_jobs() -> None:
+    """Of a hundred jobs each ends within moments, and most are looked at twice."""
+    ear = Ear()
+    async with receiving(PATH) as house, simulator(Callbacks()) as gateway:
+        gateway.script(lambda _body: True, takes=70)
+        async with client_of(gateway, house, hooks=[ear]) as client:
+            prompts = [f"{PROMPT} {number}" for number in range(100)]
+            outcomes = [one async for one in client.generate_many(prompts, in_flight=10)]
+        polls = [gateway.polls(task.task_id) for task in gateway.tasks]
+    assert all(outcome.clip for outcome in outcomes)
+    assert mean(polls[10:]) <= 2.2
+    assert gateway.submitted == 100
+    assert len({event.task_id for event in ear.all(CallbackReceived)}) == 100
+
+
+@pytest.mark.looptime
+async def test_who_follows_changes_hears_of_each() -> None:
+    """A reader of updates gets every change that is delivered, when it is delivered."""
+    async with receiving(PATH) as house, simulator(Callbacks(), dialect="new_api") as gateway:
+        gateway.script(progress=(0, 50))
+        async with client_of(gateway, house) as client:
+            task = await client.generate(PROMPT)
+            began = asyncio.get_running_loop().time()
+            seen = [
+                (record.progress, asyncio.get_running_loop().time() - began)
+                async for record in task.updates()
+            ]
+    changes = dict(reversed(seen))
+    assert changes[0.5] == pytest.approx(55, abs=1)
+    assert changes[1.0] == pytest.approx(100, abs=1)
+
+
+@pytest.mark.looptime
+async def test_a_lost_answer_is_found_by_its_first_delivery() -> None:
+    """A submit in doubt is an error at once, and a task in hand as soon as the gateway posts."""
+    ear = Ear()
+    async with receiving(PATH) as house, simulator(Callbacks()) as gateway:
+        gateway.fault("submit", faults.drop_after_accepting())
+        async with client_of(gateway, house, hooks=[ear]) as client:
+            with pytest.raises(SubmissionInDoubt):
+                await client.generate(PROMPT)
+            await until(lambda: client.unclaimed)
+            [task] = client.unclaimed
+            clip = await task.wait()
+        assert clip.id == gateway.tasks[0].task_id
+        assert gateway.submitted == 1
+        assert ear.all(SubmissionFound) == [SubmissionFound("text_to_video", clip.id)]
+
+
+@pytest.mark.looptime
+async def test_an_answer_that_hangs_is_made_up_for() -> None:
+    """A submit whose answer never comes gives its task all the same: a delivery told of it."""
+    async with receiving(PATH) as house, simulator(Callbacks()) as gateway:
+        gateway.fault("submit", faults.Hang(accepted=True))
+        async with client_of(gateway, house) as client:
+            task = await client.generate(PROMPT)
+            clip = await task.wait()
+        assert clip.id == gateway.tasks[0].task_id
+        assert client.unclaimed == []
+        assert gateway.submitted == 1

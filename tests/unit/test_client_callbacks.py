@@ -1,0 +1,162 @@
+"""What deliveries are to a client: addresses to give, waits to end, tasks to keep."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from support.clock import settle, until
+from support.scene import A_WHILE, IMAGE, PROMPT, URL, Scene, scene_of
+
+from fuhu_runway import CallbackReceiver, Client
+from fuhu_runway.errors import UsageError
+from fuhu_runway.hooks import (
+    CallbackReceived,
+    SubmissionFound,
+    SubmissionUnclaimed,
+)
+from fuhu_runway.models import TaskState, TextToVideo
+from fuhu_runway.testing import Simulator, faults
+
+
+@pytest.fixture
+async def gateway() -> AsyncIterator[Simulator]:
+    """A gateway that delivers nothing by itself, on which a task takes some milliseconds."""
+    async with Simulator(speed=1000, takes=20, callbacks=None) as simulator:
+        yield simulator
+
+
+@pytest.fixture
+async def scene(gateway: Simulator) -> AsyncIterator[Scene]:
+    """Give a client without a journal."""
+    async with scene_of(gateway) as scene:
+        yield scene
+
+
+# Made well
+
+
+@pytest.mark.parametrize("url", ["https://app.example/mine", None])
+def test_there_is_room_for_one_address(url: str | None) -> None:
+    """A receiver and an address of one's own are a contradiction, told before anything is sent."""
+    with pytest.raises(UsageError, match="both callback_url and callbacks") as caught:
+        Client("sk-1", callback_url=url, callbacks=CallbackReceiver(URL))
+    assert caught.value.field == "callback_url"
+
+
+def test_a_receiver_is_one() -> None:
+    """An address in a receiver's place is told by name."""
+    with pytest.raises(UsageError, match="callbacks is of type str") as caught:
+        Client("sk-1", callbacks=URL)  # type: ignore[arg-type]
+    assert caught.value.field == "callbacks"
+
+
+async def test_each_submit_carries_an_address_of_its_own(scene: Scene) -> None:
+    """Whatever can be told an address is told one; the official format has no place for it."""
+    client = scene.client
+    await client.generate(PROMPT)
+    await client.generate(PROMPT, image=IMAGE)
+    await client.video_to_video("https://clips.example/1.mp4", PROMPT)
+    await client.act_one("https://clips.example/1.mp4", IMAGE)
+    assert len({scene.token(place) for place in range(4)}) == 4
+    task = await client.official.image_to_video(IMAGE, PROMPT)
+    assert "callback_url" not in scene.gateway.tasks[-1].request
+    assert task.id == scene.gateway.tasks[-1].task_id
+
+
+async def test_an_address_is_a_secret_of_its_request(scene: Scene) -> None:
+    """What the gateway says about a request is shown without the address, should it quote it."""
+    request = TextToVideo(PROMPT)
+    address = scene.client._deliveries.address(request, None)
+    wire = scene.client._submission(request, address)
+    assert address is not None
+    token = scene.receiver.token(address)
+    assert token in wire.secrets
+    assert wire.body is not None
+    assert token.encode() in wire.body
+    assert token not in repr(wire)
+
+
+async def test_a_delivery_ends_the_wait(scene: Scene) -> None:
+    """The wait looks at once, the feed's answer ends it, and it was the only look."""
+    task = await scene.client.generate(PROMPT)
+    waiting = asyncio.create_task(task.wait())
+    await scene.ended()
+    await settle()
+    assert not waiting.done()
+    assert scene.post() == 204
+    assert (await waiting).id == task.id
+    assert scene.feeds == 1
+    assert scene.ear.all(CallbackReceived) == [CallbackReceived(task.id, TaskState.SUCCEEDED)]
+
+
+async def test_a_delivery_before_the_answer_counts_after_it(scene: Scene) -> None:
+    """A gateway that posts before it answers the submit is heard once the task is known."""
+    scene.gateway.fault("submit", faults.Slow(A_WHILE))
+    submitting = asyncio.create_task(scene.client.generate(PROMPT))
+    await until(lambda: scene.gateway.submitted)
+    await scene.ended()
+    scene.post()
+    task = await submitting
+    assert (await task.wait()).id == task.id
+    assert scene.feeds == 1
+
+
+async def test_a_delivery_finds_what_was_in_doubt(scene: Scene) -> None:
+    """The task of a paid request whose answer was lost is handed over, and its clip can be had."""
+    await scene.doubt()
+    assert scene.client.unclaimed == []
+    scene.post(status="1")
+    await until(lambda: scene.client.unclaimed)
+    [task] = scene.client.unclaimed
+    assert task.id == scene.gateway.tasks[0].task_id
+    assert task.request is not None
+    assert scene.ear.all(SubmissionFound) == [SubmissionFound("text_to_video", task.id)]
+    assert scene.feeds == 1
+    waiting = asyncio.create_task(task.wait())
+    await scene.ended()
+    scene.post()
+    assert (await waiting).id == task.id
+    assert scene.gateway.submitted == 1
+
+
+async def test_a_delivery_in_time_is_as_good_as_the_answer(scene: Scene) -> None:
+    """What was delivered before the answer got lost makes the submit succeed, paid once."""
+    scene.gateway.fault("submit", faults.Hang(accepted=True))
+    submitting = asyncio.create_task(scene.client.generate(PROMPT))
+    await until(lambda: scene.gateway.submitted)
+    scene.post(status="1")
+    task = await submitting
+    assert task.id == scene.gateway.tasks[0].task_id
+    assert scene.client.unclaimed == []
+    assert scene.ear.all(SubmissionFound) == [SubmissionFound("text_to_video", task.id)]
+    waiting = asyncio.create_task(task.wait())
+    await scene.ended()
+    scene.post()
+    assert (await waiting).id == task.id
+
+
+async def test_a_caller_who_is_gone_loses_nothing(scene: Scene) -> None:
+    """Cancelled in the air, in doubt after that, and told by a delivery before: it is kept."""
+    scene.gateway.fault("submit", faults.Hang(accepted=True))
+    submitting = asyncio.create_task(scene.client.generate(PROMPT))
+    await until(lambda: scene.gateway.submitted)
+    submitting.cancel()
+    await asyncio.wait([submitting])
+    scene.post(status="1")
+    await until(lambda: scene.client.unclaimed)
+    assert [task.id for task in scene.client.unclaimed] == [scene.gateway.tasks[0].task_id]
+    assert scene.ear.all(SubmissionUnclaimed)[0].error == "SubmissionInDoubt"
+
+
+async def test_a_caller_who_is_gone_hears_of_deliveries(scene: Scene) -> None:
+    """A task that is unclaimed has its address like any other."""
+    scene.gateway.fault("submit", faults.Slow(A_WHILE))
+    submitting = asyncio.create_task(scene.client.generate(PROMPT))
+    await until(lambda: scene.gateway.submitted)
+    submitting.cancel()
+    await until(lambda: scene.client.unclaimed)
+    [task] = scene.client.unclaimed
+    waiting = asyncio.create_task(task.wait())
+    await scene.ended()
+    scene.post()
+    assert (await waiting).id == task.id

@@ -1,0 +1,336 @@
+"""What is left when a client closes: the tasks that are outstanding, and nothing that pays."""
+
+import asyncio
+import gc
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.clients import others, quick_client
+from support.clock import settle, until
+from support.servers import raw_server, reply
+
+from fuhu_runway import Client, Task
+from fuhu_runway.errors import NotFound, TaskFailed, UsageError, WaitAbandoned, WaitTimeout
+from fuhu_runway.journal import JobState, Journal
+from fuhu_runway.models import Limits
+from fuhu_runway.testing import Simulator, faults
+
+IMAGE = "https://pictures.example/1.png"
+ACCEPTED = reply(b'{"code": 200, "data": {"task_id": "t-7"}}')
+
+
+def ids(client: Client) -> list[str]:
+    """Do what an app does that ends."""
+    return [task.id for task in client.outstanding]
+
+
+async def cancelled(work: "asyncio.Future[Any]") -> None:
+    """Cancel *work* and wait for it to be over."""
+    work.cancel()
+    await asyncio.wait([work])
+    assert work.cancelled()
+
+
+# Outstanding
+
+
+async def test_a_task_is_outstanding_until_its_clip_is_seen(
+    gateway: Simulator, runway: Client
+) -> None:
+    """From its submit on, whether or not anyone waits; the handle is the one that was given."""
+    assert runway.outstanding == ()
+    task = await runway.generate("a kitten")
+    other = await runway.generate("a puppy")
+    assert runway.outstanding == (task, other)
+    await task
+    assert runway.outstanding == (other,)
+    await other.refresh()
+    await asyncio.wait_for(other.wait(), 10)
+    assert runway.outstanding == ()
+
+
+async def test_a_failed_task_is_not_outstanding(gateway: Simulator, runway: Client) -> None:
+    """There is nothing left to wait for."""
+    gateway.script(then="fail")
+    with pytest.raises(TaskFailed):
+        await (await runway.generate("a kitten"))
+    assert runway.outstanding == ()
+
+
+async def test_any_look_may_show_the_end(gateway: Simulator, runway: Client) -> None:
+    """Also `client.feed`, which has no handle."""
+    task = await runway.generate("a kitten")
+    while not (await runway.feed(task.id)).has_clip:
+        assert ids(runway) == [task.id]
+        await asyncio.sleep(0.001)
+    assert runway.outstanding == ()
+
+
+async def test_an_end_that_comes_with_the_submit_is_one() -> None:
+    """A gateway that answers with the clip at once leaves nothing outstanding."""
+    body = (
+        b'{"code": 200, "data": {"task_id": "t-7", "status": "SUCCESS",'
+        b' "video_url": "https://a.example/1.mp4"}}'
+    )
+    async with raw_server(reply(body)) as server, Client("sk-1", base_url=server.url) as client:
+        task = await client.generate("a kitten")
+        assert task.record is not None
+        assert task.record.has_clip
+        assert client.outstanding == ()
+
+
+async def test_a_wait_that_was_left_changes_nothing(gateway: Simulator, runway: Client) -> None:
+    """By a timeout or a cancellation; the task goes on, so it is outstanding."""
+    gateway.script(then="stall")
+    task = await runway.generate("a kitten")
+    with pytest.raises(WaitTimeout):
+        await task.wait(timeout=0.02)
+    waiting = asyncio.ensure_future(task.wait())
+    await settle()
+    await cancelled(waiting)
+    assert runway.outstanding == (task,)
+
+
+async def test_a_handle_that_is_gone_is_made_anew(gateway: Simulator, runway: Client) -> None:
+    """Nothing but its id is kept of a task, and the new handle gets the clip."""
+    task_id = (await runway.generate("a kitten")).id
+    official_id = (await runway.official.image_to_video(IMAGE)).id
+    gc.collect()
+    assert len(runway._handles) == 0
+    reverse, official = runway.outstanding
+    assert (reverse.id, reverse.official) == (task_id, False)
+    assert (official.id, official.official) == (official_id, True)
+    assert reverse.submitted_at is not None
+    assert reverse.request is None
+    for task in (reverse, official):
+        assert (await task).id == task.id
+    assert runway.outstanding == ()
+
+
+async def test_a_task_by_its_id_is_outstanding_once_it_is_waited_for(
+    gateway: Simulator, runway: Client
+) -> None:
+    """A handle alone is no promise; a wait is, also one that was left."""
+    gateway.script(then="stall")
+    task_id = (await runway.generate("a kitten")).id
+    async with quick_client(gateway) as other:
+        task = other.task(task_id)
+        assert other.outstanding == ()
+        with pytest.raises(WaitTimeout):
+            await task.wait(timeout=0.02)
+        assert other.outstanding == (task,)
+
+
+async def test_an_id_that_nobody_knows_is_not_outstanding(runway: Client) -> None:
+    """It was waited for, and there is no such task."""
+    with pytest.raises(NotFound):
+        await runway.task("9f6243e5-3ab8-49c3-9c3c-6309ef5c96bd").wait(timeout=10)
+    assert runway.outstanding == ()
+
+
+async def test_a_paid_task_that_the_gateway_lost_is_outstanding(
+    gateway: Simulator, runway: Client
+) -> None:
+    """Its id is what the gateway's support asks for."""
+    gateway.script(hidden=1e9)
+    task = await runway.generate("a kitten")
+    with pytest.raises(NotFound):
+        await task.wait(timeout=10)
+    assert runway.outstanding == (task,)
+
+
+def test_what_is_outstanding_outlives_the_loop() -> None:
+    """A task of one loop is outstanding in the next, and settled there."""
+    client: list[Client] = []
+
+    async def submit(gateway: Simulator) -> str:
+        client.append(quick_client(gateway))
+        return (await client[0].generate("a kitten")).id
+
+    async def finish() -> None:
+        [task] = client[0].outstanding
+        await task
+
+    with asyncio.Runner() as home:
+        gateway = Simulator(speed=1000, takes=20)
+        home.run(gateway.start())
+        task_id = home.run(submit(gateway))
+        home.run(client[0].aclose())
+        assert ids(client[0]) == [task_id]
+        home.run(gateway.aclose())
+    with asyncio.Runner() as abroad:
+        abroad.run(gateway.start())
+        abroad.run(finish())
+        assert ids(client[0]) == []
+        abroad.run(client[0].aclose())
+        abroad.run(gateway.aclose())
+
+
+async def test_a_batch_that_is_left_leaves_its_tasks_outstanding(
+    gateway: Simulator, runway: Client
+) -> None:
+    """Whoever breaks off finds what was accepted, without a journal as well."""
+    gateway.script(re.compile("slow"), then="stall")
+    batch = runway.batch(["quick", "slow 1", "slow 2"], in_flight=3)
+    outcomes = batch.outcomes()
+    first = await anext(outcomes)
+    await until(lambda: gateway.submitted == 3 and len(runway.outstanding) == 2)
+    await outcomes.aclose()
+    made = {task.task_id for task in gateway.tasks}
+    assert set(ids(runway)) == made - {first.task_id}
+
+
+# Closing
+
+
+async def test_closing_leaves_all_that_is_unfinished(gateway: Simulator) -> None:
+    """One that is waited for, one that nobody waits for, and one that was in the air."""
+    gateway.script(then="stall")
+    async with quick_client(gateway) as client:
+        waited = await client.generate("a kitten")
+        waiting = asyncio.ensure_future(waited.wait())
+        left = (await client.generate("a puppy")).id
+        gateway.fault("submit", faults.Slow(100.0))
+        submitting = asyncio.ensure_future(client.generate("a foal"))
+        await until(lambda: gateway.submitted == 3)
+        await cancelled(submitting)
+    assert ids(client) == [task.task_id for task in gateway.tasks]
+    assert ids(client)[:2] == [waited.id, left]
+    assert [task.id for task in client.unclaimed] == ids(client)[2:]
+    with pytest.raises(WaitAbandoned):
+        await waiting
+    assert others() == set()
+
+
+async def test_a_submit_in_the_air_ends_well_while_the_client_closes(gateway: Simulator) -> None:
+    """Its caller gets the handle, and the closed client knows the id as well."""
+    gateway.fault("submit", faults.Slow(100.0))
+    client = quick_client(gateway)
+    submitting = asyncio.ensure_future(client.generate("a kitten"))
+    await until(lambda: gateway.submitted)
+    await client.aclose()
+    task = await submitting
+    assert isinstance(task, Task)
+    assert client.outstanding == (task,)
+    assert client.unclaimed == []
+
+
+async def test_an_id_is_kept_before_anyone_can_be_cancelled() -> None:
+    """Cancelled in the very turn in which the answer is read, nothing is lost."""
+    async with raw_server(ACCEPTED) as server:
+        client = Client("sk-1", base_url=server.url)
+        submitting = asyncio.ensure_future(client.generate("a kitten"))
+        while not client.outstanding:  # noqa: ASYNC110  (the very turn counts)
+            await asyncio.sleep(0)
+        submitting.cancel()
+        await client.aclose()
+        await asyncio.wait([submitting])
+    assert ids(client) == ["t-7"]
+
+
+@pytest.mark.parametrize("when", ["while it closes", "after"])
+async def test_a_closed_client_sends_nothing(gateway: Simulator, tmp_path: Path, when: str) -> None:
+    """From the moment of the close on, every call is refused; what was in the air ends well."""
+    gateway.fault("submit", faults.Slow(100.0))
+    journal = Journal(tmp_path / "run.db")
+    client = quick_client(gateway, journal=journal)
+    submitting = asyncio.ensure_future(client.generate("a kitten"))
+    await until(lambda: gateway.submitted)
+    closing = asyncio.ensure_future(client.aclose())
+    await settle()
+    if when == "after":
+        await closing
+    before = len(gateway.requests)
+    calls = [
+        client.generate("a puppy"),
+        client.task("t-1").wait(),
+        client.task("t-1").refresh(),
+        client.feed("t-1"),
+        client.balance(),
+    ]
+    for call in calls:
+        with pytest.raises(UsageError, match="closed") as caught:
+            await call
+        assert caught.value.field == "client"
+    assert closing.done() is (when == "after")
+    await closing
+    task = await submitting
+    assert (len(gateway.requests), gateway.submitted) == (before, 1)
+    assert [(job.task_id, job.state) for job in await journal.jobs()] == [
+        (task.id, JobState.ACCEPTED)
+    ]
+    await journal.aclose()
+
+
+@pytest.mark.parametrize(
+    "limits", [Limits(tasks_in_flight=1), Limits(requests_in_flight=1)], ids=["tasks", "requests"]
+)
+async def test_who_waits_to_submit_is_refused_at_the_close(
+    gateway: Simulator, limits: Limits
+) -> None:
+    """Room that comes free by the close is not used for paying."""
+    gateway.script(then="stall")
+    gateway.fault("submit", faults.Slow(100.0))
+    client = quick_client(gateway, limits=limits)
+    first = asyncio.ensure_future(client.generate("a kitten"))
+    await until(lambda: gateway.submitted)
+    second = asyncio.ensure_future(client.generate("a puppy"))
+    if limits.tasks_in_flight:
+        await first
+    await settle()
+    await client.aclose()
+    with pytest.raises(UsageError, match="closed"):
+        await second
+    assert ids(client) == [(await first).id]
+    assert gateway.submitted == 1
+
+
+async def test_closing_twice_at_once_waits_for_the_answer(
+    gateway: Simulator, tmp_path: Path
+) -> None:
+    """The journal is not taken from a submit by the second close while the first one waits."""
+    gateway.fault("submit", faults.Slow(100.0))
+    client = quick_client(gateway, journal=tmp_path / "run.db")
+    submitting = asyncio.ensure_future(client.generate("a kitten"))
+    await until(lambda: gateway.submitted)
+    await asyncio.gather(client.aclose(), client.aclose())
+    task = await submitting
+    journal = Journal(tmp_path / "run.db")
+    [job] = await journal.jobs()
+    await journal.aclose()
+    assert (job.state, job.task_id) == (JobState.ACCEPTED, task.id)
+
+
+async def test_one_that_is_entered_while_it_closes_opens_anew(gateway: Simulator) -> None:
+    """It waits for the close, and works."""
+    gateway.fault("submit", faults.Slow(100.0))
+    client = quick_client(gateway)
+    submitting = asyncio.ensure_future(client.generate("a kitten"))
+    await until(lambda: gateway.submitted)
+    closing = asyncio.ensure_future(client.aclose())
+    await settle()
+    async with client:
+        assert closing.done()
+        await client.generate("a puppy")
+    await submitting
+    assert gateway.submitted == 2
+
+
+def test_a_client_is_closed_in_one_loop_only() -> None:
+    """In the next loop it works without being entered."""
+    client = Client("sk-1", base_url="http://127.0.0.1:1")
+
+    async def touch() -> None:
+        client._engine()
+
+    async def close() -> None:
+        async with client:
+            await touch()
+        with pytest.raises(UsageError, match="closed"):
+            await touch()
+
+    asyncio.run(close())
+    asyncio.run(touch())
+    assert client._engines == {}

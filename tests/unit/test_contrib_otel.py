@@ -1,0 +1,418 @@
+import asyncio
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from support.clients import quick_client
+from support.clock import settle
+
+pytest.importorskip("opentelemetry.sdk", reason="the extra otel is not installed")
+
+from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from fuhu_runway import hooks as events
+from fuhu_runway.contrib.otel import JobSpans
+from fuhu_runway.errors import Fate, InvalidRequest, SubmissionInDoubt, UsageError
+from fuhu_runway.models import TaskState
+from fuhu_runway.testing import Simulator, faults
+
+PROMPT: Final = "a marked kitten"
+TRACE: Final = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+STARTED: Final = events.SubmissionStarted(7, 1, "text_to_video", "gen4", 10)
+ACCEPTED: Final = events.TaskSubmitted("t-1", "text_to_video", 0.5, 7)
+SETTLED: Final = events.TaskSettled("t-1", TaskState.SUCCEEDED, 3, 320.0, refunded=False)
+FINISHED: Final = events.DownloadFinished("t-1", 4096)
+CLOSED: Final = events.ClientClosed(1)
+
+
+class Desk:
+    """Spans, as an SDK collects them."""
+
+    def __init__(self) -> None:
+        self._exporter = InMemorySpanExporter()
+        self.provider = TracerProvider()
+        self.provider.add_span_processor(SimpleSpanProcessor(self._exporter))
+        self.tracer = self.provider.get_tracer("app")
+
+    def spans(self, **settings: Any) -> JobSpans:
+        """Give a listener whose spans end here."""
+        return JobSpans(self.provider, **settings)
+
+    @property
+    def ended(self) -> list[ReadableSpan]:
+        return list(self._exporter.get_finished_spans())
+
+
+@pytest.fixture
+def desk() -> Desk:
+    """Give a place that collects spans."""
+    return Desk()
+
+
+def hear(spans: JobSpans, *heard: events.Event) -> None:
+    """Have a listener hear some events."""
+    for event in heard:
+        spans(event)
+
+
+def named(span: ReadableSpan) -> list[str]:
+    """Give the names of the events of a span."""
+    return [event.name for event in span.events]
+
+
+def polled(state: TaskState = TaskState.RUNNING, polls: int = 1) -> events.TaskPolled:
+    """Give a look."""
+    return events.TaskPolled("t-1", state, None, polls)
+
+
+# The whole way
+
+
+async def test_one_span_from_submit_to_file(desk: Desk, gateway: Simulator, tmp_path: Path) -> None:
+    """A job is one span in the caller's trace, with what it cost, and without what it was about."""
+    async with quick_client(gateway, hooks=[desk.spans()]) as client:
+        with desk.tracer.start_as_current_span("request") as outer:
+            task = await client.generate(PROMPT)
+        clip = await task
+        await clip.download(tmp_path / "kitten.mp4")
+        span = desk.ended[1]
+    assert len(desk.ended) == 2
+    assert span.name == "generate_content gen4"
+    assert span.kind is trace.SpanKind.CLIENT
+    assert span.parent == outer.get_span_context()
+    assert span.status.status_code is trace.StatusCode.UNSET
+    assert span.attributes == {
+        "gen_ai.operation.name": "generate_content",
+        "gen_ai.provider.name": "runway",
+        "gen_ai.output.type": "video",
+        "gen_ai.request.model": "gen4",
+        "gen_ai.response.id": task.id,
+        "fuhu_runway.endpoint": "text_to_video",
+        "fuhu_runway.clip_seconds": 10,
+        "fuhu_runway.submissions": 1,
+        "fuhu_runway.state": "succeeded",
+        "fuhu_runway.polls": span.attributes["fuhu_runway.polls"],
+        "fuhu_runway.points": 320.0,
+        "fuhu_runway.refunded": False,
+        "fuhu_runway.file_bytes": (tmp_path / "kitten.mp4").stat().st_size,
+    }
+    names = named(span)
+    assert names[:2] == ["sent", "accepted"]
+    assert names[-3:] == ["settled", "download started", "download finished"]
+    told = span.to_json()
+    assert not [mark for mark in ("marked", gateway.api_key, "127.0.0.1", "_jwt") if mark in told]
+
+
+async def test_a_later_process_links_to_the_first(
+    desk: Desk, gateway: Simulator, tmp_path: Path
+) -> None:
+    """Who goes on with a job of the journal gets a span of their own, with a link to the first."""
+    journal = tmp_path / "run.db"
+    async with quick_client(gateway, hooks=[desk.spans()], journal=journal) as client:
+        await client.generate(PROMPT)
+    async with quick_client(gateway, hooks=[desk.spans()], journal=journal) as client:
+        assert client.journal is not None
+        [job] = await client.journal.jobs()
+        with desk.tracer.start_as_current_span("resume") as outer:
+            task = client.attach(job)
+        await task
+    first, _, second = desk.ended
+    assert first.attributes is not None
+    assert first.attributes["fuhu_runway.abandoned"] is True
+    assert second.parent == outer.get_span_context()
+    [link] = second.links
+    assert link.context.span_id == first.get_span_context().span_id
+    assert link.context.trace_id == first.get_span_context().trace_id
+    assert second.attributes is not None
+    assert second.attributes["gen_ai.request.model"] == "gen4"
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (faults.refused(), InvalidRequest),
+        (faults.drop_after_accepting(), SubmissionInDoubt),
+    ],
+)
+async def test_a_submission_that_fails_is_an_error(
+    desk: Desk, gateway: Simulator, fault: Any, kind: type[Exception]
+) -> None:
+    """Refused or in doubt, its span ends at once as an error with the name of the exception."""
+    gateway.fault("submit", fault)
+    async with quick_client(gateway, hooks=[spans := desk.spans()]) as client:
+        with pytest.raises(kind):
+            await client.generate(PROMPT)
+        [span] = desk.ended
+    assert span.status.status_code is trace.StatusCode.ERROR
+    assert span.attributes is not None
+    assert span.status.description == span.attributes["error.type"] == kind.__name__
+    assert repr(spans) == "<JobSpans 0 open>"
+
+
+# Submits
+
+
+def test_what_happens_before_the_task_is_an_event(desk: Desk) -> None:
+    """Waiting for room and being sent again are events of the one span."""
+    spans = desk.spans(attributes={"server.address": "api.example"})
+    hear(
+        spans,
+        STARTED,
+        events.SubmissionHeld(7, 40),
+        events.SubmissionSent(7, 1),
+        events.RetryScheduled("text_to_video", 1, 2.0, "RateLimited", 7),
+        events.SubmissionSent(7, 2),
+        events.SubmissionFailed(7, "text_to_video", "RateLimited", Fate.REFUSED),
+    )
+    [span] = desk.ended
+    assert named(span) == ["held", "sent", "retry", "sent"]
+    assert span.attributes is not None
+    assert span.attributes["fuhu_runway.submissions"] == 2
+    assert span.attributes["fuhu_runway.fate"] == "refused"
+    assert span.attributes["server.address"] == "api.example"
+
+
+def test_one_that_is_unclaimed_goes_on(desk: Desk) -> None:
+    """Its caller is gone, and its span stays open until its task ends, or there is none."""
+    spans = desk.spans()
+    hear(spans, STARTED, ACCEPTED, events.SubmissionUnclaimed("text_to_video", "t-1", None, 7))
+    assert desk.ended == []
+    hear(spans, CLOSED, STARTED)
+    hear(spans, events.SubmissionUnclaimed("text_to_video", None, "InvalidRequest", 7))
+    first, second = desk.ended
+    assert named(first) == ["accepted", "unclaimed", "abandoned"]
+    assert second.status.description == "InvalidRequest"
+
+
+def test_a_submission_has_a_trace_while_it_is_under_way(desk: Desk) -> None:
+    """What the journal keeps is the span's own context; of strangers nothing is known."""
+    spans = desk.spans()
+    hear(spans, STARTED)
+    told = spans.trace_of(7)
+    hear(spans, ACCEPTED, CLOSED)
+    context = desk.ended[0].get_span_context()
+    ids = f"{context.trace_id:032x}-{context.span_id:016x}"
+    assert told == f"00-{ids}-{context.trace_flags:02x}"
+    assert spans.trace_of(7) is spans.trace_of(8) is None
+
+
+def test_what_belongs_to_no_job_is_passed_over(desk: Desk) -> None:
+    """Events of strangers, and of no job at all, make no span."""
+    spans = desk.spans()
+    hear(
+        spans,
+        ACCEPTED,
+        events.PaceChanged(1.0, None),
+        events.RetryScheduled("feed", 1, 1.0, "GatewayDown"),
+        events.SubmissionHeld(7, 1),
+        events.SubmissionSent(7, 1),
+        events.SubmissionFailed(7, "text_to_video", "NotSent", Fate.UNSENT),
+        events.SubmissionDoubted(7, "text_to_video", "NoReply"),
+        events.SubmissionUnclaimed("text_to_video", "t-1"),
+        polled(),
+        events.PollFailed("t-1", "GatewayDown", 1.0),
+        events.WaitFailed("t-1", "NotFound"),
+        SETTLED,
+        events.DownloadStarted("t-1", 0, None),
+        events.DownloadBroken("t-1", 0, 1.0),
+        FINISHED,
+        events.DownloadFailed("t-1", 0, "DownloadIncomplete"),
+        CLOSED,
+    )
+    assert (desk.ended, repr(spans)) == ([], "<JobSpans 0 open>")
+
+
+# Waits
+
+
+async def test_states_are_told_when_they_change(desk: Desk) -> None:
+    """Queue and run show as events, once each, and so does trouble on the way."""
+    spans = desk.spans()
+    hear(spans, STARTED, ACCEPTED)
+    hear(spans, *(polled(TaskState.QUEUED) for _ in range(3)), *(polled() for _ in range(3)))
+    hear(
+        spans, events.PollFailed("t-1", "GatewayDown", 4.0), events.WaitFailed("t-1", "WaitTimeout")
+    )
+    hear(spans, events.RetryScheduled("feed", 1, 1.0, "GatewayDown", task_id="t-1"))
+    hear(spans, polled(TaskState.SUCCEEDED), SETTLED, FINISHED)
+    assert named(desk.ended[0]) == [
+        "accepted",
+        "queued",
+        "running",
+        "look failed",
+        "wait ended",
+        "retry",
+        "settled",
+        "download finished",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("state", "error"),
+    [(TaskState.FAILED, "TaskFailed"), (TaskState.CANCELED, "TaskCanceled")],
+)
+def test_a_task_that_fails_is_an_error(desk: Desk, state: TaskState, error: str) -> None:
+    """Its span ends with it, and says whether the points were given back."""
+    spans = desk.spans()
+    hear(spans, STARTED, ACCEPTED, events.TaskSettled("t-1", state, 2, 320.0, refunded=True))
+    [span] = desk.ended
+    assert span.status.description == error
+    assert span.attributes is not None
+    assert span.attributes["fuhu_runway.refunded"] is True
+
+
+def test_a_wait_that_is_hopeless_ends_the_span(desk: Desk) -> None:
+    """A final no is an error; whoever waits again later gets a span with a link."""
+    spans = desk.spans()
+    hear(spans, STARTED, ACCEPTED, events.WaitFailed("t-1", "ClipMissing"))
+    hear(spans, events.TaskAttached("t-1", 1), events.PollFailed("t-1", "GatewayDown", 1.0), CLOSED)
+    first, second = desk.ended
+    assert first.status.description == "ClipMissing"
+    assert [link.context for link in second.links] == [first.get_span_context()]
+
+
+# Ends
+
+
+async def test_without_a_download_it_ends_with_the_task(desk: Desk) -> None:
+    """The span is handed on a little later, and ends when the task did."""
+    spans = desk.spans(linger=0)
+    hear(spans, STARTED, ACCEPTED, SETTLED)
+    assert desk.ended == []
+    await settle()
+    await asyncio.sleep(0.001)
+    [span] = desk.ended
+    assert named(span) == ["accepted", "settled"]
+    assert span.end_time is not None
+    assert 0 <= span.end_time - span.events[-1].timestamp < 1_000_000_000
+
+
+async def test_a_download_that_begins_is_waited_for(desk: Desk) -> None:
+    """Once it has begun, its breaks are events, and the span ends with the file."""
+    spans = desk.spans(linger=0)
+    hear(spans, STARTED, ACCEPTED, SETTLED, events.DownloadStarted("t-1", 0, 4096))
+    await asyncio.sleep(0.001)
+    assert desk.ended == []
+    hear(spans, events.DownloadBroken("t-1", 100, 1.0), events.DownloadStarted("t-1", 100, 4096))
+    hear(spans, FINISHED)
+    assert named(desk.ended[0])[2:] == [
+        "download started",
+        "download broken",
+        "download resumed",
+        "download finished",
+    ]
+
+
+async def test_a_download_that_comes_later_has_a_span_of_its_own(desk: Desk) -> None:
+    """It belongs where it was asked for, and links to the job; a mere look makes none."""
+    spans = desk.spans()
+    hear(spans, STARTED, ACCEPTED, SETTLED, CLOSED)
+    hear(spans, polled(TaskState.SUCCEEDED, 3), polled(TaskState.RUNNING, 3))
+    assert len(desk.ended) == 1
+    with desk.tracer.start_as_current_span("late") as outer:
+        hear(spans, events.DownloadBroken("t-1", 0, 1.0))
+    hear(spans, events.DownloadFailed("t-1", 0, "DownloadIncomplete"))
+    first, _, second = desk.ended
+    assert second.parent == outer.get_span_context()
+    assert [link.context for link in second.links] == [first.get_span_context()]
+    assert second.status.description == "DownloadIncomplete"
+
+
+def test_a_client_that_is_closed_ends_its_own_spans(desk: Desk) -> None:
+    """What is outstanding is abandoned, which is no error; other clients' jobs go on."""
+    spans = desk.spans()
+    hear(spans, STARTED, ACCEPTED, events.ClientClosed(2))
+    assert desk.ended == []
+    hear(spans, CLOSED)
+    [span] = desk.ended
+    assert span.attributes is not None
+    assert span.attributes["fuhu_runway.abandoned"] is True
+    assert span.status.status_code is trace.StatusCode.UNSET
+
+
+def test_a_task_that_is_waited_for_after_the_close_links_back(desk: Desk) -> None:
+    """The same client in another loop goes on with the task: in no one's trace, with a link."""
+    spans = desk.spans()
+    hear(spans, STARTED, ACCEPTED, CLOSED, polled(), CLOSED)
+    first, second = desk.ended
+    assert second.parent is None
+    assert [link.context for link in second.links] == [first.get_span_context()]
+
+
+# Handles
+
+
+async def test_a_handle_makes_no_span_until_it_is_waited_with(desk: Desk) -> None:
+    """Single looks make none; the first look of a wait does, from when the handle was made."""
+    spans = desk.spans()
+    attached = events.TaskAttached("t-1", 1, "text_to_video", "gen4", 10, TRACE)
+    hear(spans, attached, polled(polls=0))
+    hear(spans, events.TaskSettled("t-1", TaskState.SUCCEEDED, 0, None, refunded=False))
+    assert repr(spans) == "<JobSpans 0 open>"
+    hear(spans, polled(), attached, SETTLED, FINISHED)
+    [span] = desk.ended
+    assert named(span) == ["running", "settled", "download finished"]
+    [link] = span.links
+    assert link.context.is_remote
+    assert f"00-{link.context.trace_id:032x}-{link.context.span_id:016x}-01" == TRACE
+
+
+async def test_a_wait_that_finds_the_end_makes_a_span(desk: Desk) -> None:
+    """One look is enough; where no trace is known, there is no link and no model in the name."""
+    spans = desk.spans()
+    hear(spans, events.TaskAttached("t-1", 1), SETTLED, FINISHED)
+    [span] = desk.ended
+    assert (span.name, span.links) == ("generate_content", ())
+
+
+# Bounds
+
+
+def test_there_is_a_most_to_what_is_kept(desk: Desk) -> None:
+    """Beyond it the oldest span is ended and the oldest trail forgotten."""
+    spans = desk.spans(at_most=2)
+    for number in range(6):
+        hear(spans, events.SubmissionStarted(number, 1, "text_to_video", None, None))
+        hear(spans, events.TaskSubmitted(f"t-{number}", "text_to_video", 0.1, number))
+    assert repr(spans) == "<JobSpans 2 open>"
+    assert len(desk.ended) == 4
+    assert list(spans._trails) == ["t-2", "t-3"]
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: JobSpans(linger=-1), "linger"),
+        (lambda: JobSpans(linger=float("nan")), "linger"),
+        (lambda: JobSpans(at_most=0), "at_most"),
+    ],
+)
+def test_a_bad_setting_is_told(make: Callable[[], object], field: str) -> None:
+    """A time that is none, and room for nothing, are errors of the call."""
+    with pytest.raises(UsageError) as caught:
+        make()
+    assert caught.value.field == field
+
+
+def test_without_the_api_the_error_names_the_extra() -> None:
+    """Importing it says which extra is missing."""
+    source = "import sys; sys.modules['opentelemetry'] = None; import fuhu_runway.contrib.otel"
+    done = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, check=False, text=True
+    )
+    assert 'needs an extra: pip install "fuhu-runway[otel]"' in done.stderr
+
+
+def test_without_an_sdk_nothing_is_recorded() -> None:
+    """The API alone gives spans that hold nothing, so that there is no trace to keep."""
+    spans = JobSpans(trace.NoOpTracerProvider())
+    hear(spans, STARTED)
+    assert spans.trace_of(7) is None
+    hear(spans, ACCEPTED, CLOSED)
+    assert repr(spans) == "<JobSpans 0 open>"

@@ -1,0 +1,447 @@
+"""What a client does with deliveries: whom they wake, what they find, and what they cannot do."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.clients import QUICK_RETRY, quick_client
+from support.clock import settle, until
+from support.scene import A_WHILE, IMAGE, PROMPT, SECRET, Scene, scene_of
+
+from fuhu_runway import Client, Task
+from fuhu_runway._hints import HINTED_AT_ONCE
+from fuhu_runway.errors import SubmissionInDoubt
+from fuhu_runway.hooks import (
+    CallbackReceived,
+    CallbackRefused,
+    SubmissionFound,
+    TaskSettled,
+)
+from fuhu_runway.journal import Job, JobState, Journal
+from fuhu_runway.models import Limits, PollPolicy
+from fuhu_runway.testing import Simulator, faults
+
+
+@pytest.fixture
+async def gateway() -> AsyncIterator[Simulator]:
+    """A gateway that delivers nothing by itself, on which a task takes some milliseconds."""
+    async with Simulator(speed=1000, takes=20, callbacks=None) as simulator:
+        yield simulator
+
+
+@pytest.fixture
+async def scene(gateway: Simulator) -> AsyncIterator[Scene]:
+    """Give a client without a journal."""
+    async with scene_of(gateway) as scene:
+        yield scene
+
+
+# A delivery
+
+
+async def test_a_delivery_from_another_thread_ends_the_wait(scene: Scene) -> None:
+    """An app may take deliveries in a thread that has no event loop."""
+    task = await scene.client.generate(PROMPT)
+    waiting = asyncio.create_task(task.wait())
+    await scene.ended()
+    assert await asyncio.to_thread(scene.post) == 204
+    assert (await waiting).id == task.id
+
+
+async def test_a_delivery_while_nobody_holds_the_task_does_no_harm(scene: Scene) -> None:
+    """A handle that was let go of leaves nobody to wake."""
+    await scene.client.generate(PROMPT)
+    await scene.ended()
+    assert scene.post() == 204
+    assert scene.feeds == 0
+
+
+async def test_a_body_that_names_another_task_wakes_neither(scene: Scene) -> None:
+    """An address speaks for its own task only; the sender gets the same answer as always."""
+    tasks = [await scene.client.generate(PROMPT), await scene.client.generate(PROMPT)]
+    waits = [asyncio.create_task(task.wait()) for task in tasks]
+    await scene.ended()
+    assert scene.post(0, task_id=tasks[1].id) == 204
+    assert scene.post(0, task_id="t-1") == 204
+    await settle()
+    assert scene.feeds == 0
+    refused = CallbackRefused(tasks[0].id, "it names another task")
+    assert scene.ear.all(CallbackRefused) == [refused, refused]
+    for place in range(2):
+        scene.post(place)
+    await asyncio.gather(*waits)
+
+
+async def test_a_body_that_names_nothing_wakes_its_own(scene: Scene) -> None:
+    """The address alone says which task it is about."""
+    task = await scene.client.generate(PROMPT)
+    waiting = asyncio.create_task(task.wait())
+    await scene.ended()
+    assert scene.receiver.deliver(scene.token(), b"<html>") == 204
+    assert (await waiting).id == task.id
+
+
+async def test_a_client_that_is_closed_hears_nothing(scene: Scene) -> None:
+    """Late deliveries are answered politely, and open nothing again."""
+    await scene.client.generate(PROMPT)
+    await scene.client.aclose()
+    assert scene.post() == 204
+    assert scene.client._engines == {}
+
+
+async def test_a_loop_that_has_ended_hears_nothing(scene: Scene) -> None:
+    """A delivery for waits whose loop is gone is no error for whoever delivers it."""
+    await scene.client.generate(PROMPT)
+    loop = asyncio.new_event_loop()
+    loop.close()
+    engines = scene.client._engines
+    engines[loop] = engines.pop(asyncio.get_running_loop())
+    assert scene.post() == 204
+    engines[asyncio.get_running_loop()] = engines.pop(loop)
+
+
+async def test_one_loop_of_several_tells_of_it(scene: Scene) -> None:
+    """A client that is used in two loops at once tells of a delivery once."""
+
+    async def elsewhere() -> None:
+        async with asyncio.timeout(10):
+            await scene.client.balance()
+            done.set()
+            await asyncio.to_thread(heard.wait)
+            await scene.client.aclose()
+
+    done, heard = threading.Event(), threading.Event()
+    task = await scene.client.generate(PROMPT)
+    thread = asyncio.create_task(asyncio.to_thread(lambda: asyncio.run(elsewhere())))
+    await asyncio.to_thread(done.wait)
+    assert len(scene.client._engines) == 2
+    waiting = asyncio.create_task(task.wait())
+    await scene.ended()
+    scene.post()
+    scene.post(task_id="t-1")
+    await waiting
+    heard.set()
+    await thread
+    assert len(scene.ear.all(CallbackReceived)) == 1
+    assert len(scene.ear.all(CallbackRefused)) == 1
+
+
+# What was lost
+
+
+async def test_without_a_receiver_it_stays_in_doubt(gateway: Simulator) -> None:
+    """Nobody can tell what was lost where no address was given."""
+    gateway.fault("submit", faults.drop_after_accepting())
+    async with quick_client(gateway) as client:
+        with pytest.raises(SubmissionInDoubt):
+            await client.generate(PROMPT)
+        assert client.unclaimed == []
+
+
+async def test_the_official_format_has_no_address(scene: Scene) -> None:
+    """It knows no callbacks, so nobody can tell what was lost of it."""
+    scene.gateway.fault("official", faults.drop_after_accepting())
+    with pytest.raises(SubmissionInDoubt):
+        await scene.client.official.image_to_video(IMAGE, PROMPT)
+    assert "callback_url" not in scene.gateway.tasks[-1].request
+
+
+async def test_an_end_that_is_found_is_told(scene: Scene) -> None:
+    """If the lost task has ended by then, its end is told and the wait costs no look more."""
+    await scene.doubt()
+    await scene.ended()
+    scene.post()
+    await until(lambda: scene.client.unclaimed)
+    [task] = scene.client.unclaimed
+    assert (await task.wait()).id == task.id
+    assert scene.feeds == 1
+    assert [event.task_id for event in scene.ear.all(TaskSettled)] == [task.id]
+
+
+async def test_a_forged_id_finds_nothing_and_spoils_nothing(scene: Scene) -> None:
+    """It costs one look, the task stays in doubt, and the right delivery still finds it."""
+    await scene.doubt()
+    scene.post(task_id="no-such-task")
+    await until(lambda: scene.ear.all(CallbackRefused))
+    reason = "the feed does not confirm it (NotFound)"
+    assert scene.ear.all(CallbackRefused) == [CallbackRefused(None, reason)]
+    assert (scene.feeds, scene.client.unclaimed) == (1, [])
+    scene.post(status="1")
+    await until(lambda: scene.client.unclaimed)
+    assert scene.client.unclaimed[0].id == scene.gateway.tasks[0].task_id
+
+
+async def test_a_storm_of_forged_ids_is_bounded(scene: Scene) -> None:
+    """However many are posted to an address in doubt, a handful of looks is what they cost."""
+    await scene.doubt()
+    for number in range(100):
+        scene.post(task_id=f"no-such-task-{number}")
+        await settle()
+    await asyncio.sleep(0)
+    assert scene.feeds <= HINTED_AT_ONCE
+    assert scene.client.unclaimed == []
+
+
+async def test_nobody_elses_task_is_taken(scene: Scene) -> None:
+    """A task that another submit of this client made is not what was lost."""
+    mine = await scene.client.generate(PROMPT)
+    await scene.doubt()
+    scene.post(task_id=mine.id)
+    await until(lambda: scene.ear.all(CallbackRefused))
+    reason = "the task that it names belongs to another submission"
+    assert scene.ear.all(CallbackRefused) == [CallbackRefused(None, reason)]
+    assert (scene.feeds, scene.client.unclaimed) == (0, [])
+
+
+async def test_a_body_without_an_id_finds_nothing(scene: Scene) -> None:
+    """Which task it is cannot be told from the address alone, and nothing is asked."""
+    await scene.doubt()
+    scene.receiver.deliver(scene.token(), b"")
+    await settle()
+    assert (scene.feeds, scene.client.unclaimed) == (0, [])
+
+
+async def test_two_deliveries_at_once_find_it_once(scene: Scene) -> None:
+    """While the feed is asked, a second delivery starts no second search."""
+    await scene.doubt()
+    scene.gateway.fault("feed", faults.Slow(A_WHILE))
+    scene.post(status="1")
+    await until(lambda: scene.feeds)
+    scene.post(status="1")
+    await until(lambda: scene.client.unclaimed)
+    await settle()
+    assert len(scene.client.unclaimed) == 1
+    assert len(scene.ear.all(SubmissionFound)) == 1
+
+
+async def test_with_one_request_in_flight_it_is_found(gateway: Simulator) -> None:
+    """The look that confirms it waits for no turn that the lost submit holds."""
+    async with scene_of(gateway, limits=Limits(requests_in_flight=1, tasks_in_flight=1)) as scene:
+        gateway.fault("submit", faults.Hang(accepted=True))
+        submitting = asyncio.create_task(scene.client.generate(PROMPT))
+        await until(lambda: gateway.submitted)
+        scene.post(status="1")
+        assert (await submitting).id == gateway.tasks[0].task_id
+
+
+async def test_a_caller_who_leaves_while_the_feed_is_asked_loses_nothing(scene: Scene) -> None:
+    """Cancelled between the lost answer and its confirmation, the task is unclaimed."""
+    scene.gateway.fault("submit", faults.Hang(accepted=True))
+    scene.gateway.fault("feed", faults.Slow(A_WHILE))
+    submitting = asyncio.create_task(scene.client.generate(PROMPT))
+    await until(lambda: scene.gateway.submitted)
+    scene.post(status="1")
+    await until(lambda: scene.feeds)
+    submitting.cancel()
+    await asyncio.wait([submitting])
+    assert submitting.cancelled()
+    await until(lambda: scene.client.unclaimed)
+    assert [task.id for task in scene.client.unclaimed] == [scene.gateway.tasks[0].task_id]
+
+
+async def test_a_repeated_submit_keeps_its_address(scene: Scene) -> None:
+    """A request that was turned away and sent again keeps its address, which is its task's."""
+    scene.gateway.fault("submit", faults.TooManyRequests(), times=1)
+    retried = await scene.client.generate(PROMPT)
+    assert scene.gateway.submitted == 1
+    waiting = asyncio.create_task(retried.wait())
+    await scene.ended()
+    scene.post()
+    assert (await waiting).id == retried.id
+
+
+# With a journal
+
+
+async def only_job(journal: Journal | None) -> Job:
+    """Give the one job of a journal."""
+    assert journal is not None
+    (job,) = await journal.jobs()
+    return job
+
+
+async def test_what_is_found_is_written_down(gateway: Simulator, tmp_path: Path) -> None:
+    """The row that was in doubt is accepted, from when it was sent, and later finished."""
+    async with scene_of(gateway, journal=tmp_path / "run.db") as scene:
+        await scene.doubt()
+        assert (await only_job(scene.client.journal)).state is JobState.IN_DOUBT
+        await scene.ended()
+        scene.post()
+        await until(lambda: scene.client.unclaimed)
+        job = await only_job(scene.client.journal)
+    assert (job.state, job.task_id) == (JobState.FINISHED, gateway.tasks[0].task_id)
+    assert job.accepted_at is not None
+    assert job.submitted_at is not None
+    assert job.accepted_at <= job.submitted_at
+    assert job.submissions == 1
+
+
+async def test_a_job_that_a_batch_reported_is_found(gateway: Simulator, tmp_path: Path) -> None:
+    """An outcome in doubt is accepted in the journal later, and the next run goes on with it."""
+    async with scene_of(gateway, journal=tmp_path / "run.db") as scene:
+        gateway.fault("submit", faults.drop_after_accepting())
+        outcomes = [one async for one in scene.client.generate_many([PROMPT])]
+        assert [one.is_in_doubt for one in outcomes] == [True]
+        await scene.ended()
+        scene.post()
+        await until(lambda: scene.client.unclaimed)
+        again = [one async for one in scene.client.generate_many([PROMPT])]
+    assert [one.task_id for one in again] == [gateway.tasks[0].task_id]
+    assert (again[0].resumed, again[0].error, gateway.submitted) == (True, None, 1)
+
+
+async def test_a_task_that_the_journal_has_is_not_taken(gateway: Simulator, tmp_path: Path) -> None:
+    """An id that stands in another row is somebody else's, also after a restart."""
+    async with scene_of(gateway, journal=tmp_path / "run.db") as scene:
+        mine = await scene.client.generate(PROMPT)
+    async with scene_of(gateway, journal=tmp_path / "run.db") as scene:
+        await scene.doubt()
+        scene.post(task_id=mine.id)
+        await until(lambda: scene.ear.all(CallbackRefused))
+        assert scene.client.unclaimed == []
+
+
+# After a restart
+
+
+async def test_a_re_attached_task_is_woken(gateway: Simulator) -> None:
+    """With a secret, the address of the process before wakes the wait of this one."""
+    async with scene_of(gateway, secret=SECRET) as scene:
+        task_id = (await scene.client.generate(PROMPT)).id
+    gateway.fault("feed", faults.Blank(), times=1)
+    async with scene_of(gateway, secret=SECRET) as scene:
+        waiting = asyncio.create_task(scene.client.task(task_id).wait())
+        await until(lambda: scene.feeds)
+        await scene.ended()
+        await settle()
+        assert scene.post() == 204
+        assert (await waiting).id == task_id
+        scene.post(task_id="another")
+        await settle()
+        assert scene.ear.all(CallbackRefused) == [CallbackRefused(task_id, "it names another task")]
+
+
+async def test_without_a_secret_it_is_polled(gateway: Simulator) -> None:
+    """Then the old address is unknown, and the wait of a re-attached task goes on as ever."""
+    async with scene_of(gateway) as scene:
+        task_id = (await scene.client.generate(PROMPT)).id
+    async with scene_of(gateway, polling=PollPolicy(first=0.01, max_interval=0.02)) as scene:
+        assert scene.post() == 404
+        assert (await scene.client.task(task_id).wait()).id == task_id
+
+
+async def lost_in_a_crash(gateway: Simulator, path: Path) -> None:
+    """Leave a journal with a job in doubt, as a process does that ended before its answer."""
+    async with scene_of(gateway, secret=SECRET, journal=path) as scene:
+        await scene.doubt()
+
+
+async def test_what_a_crash_lost_is_found(gateway: Simulator, tmp_path: Path) -> None:
+    """A delivery tells the next process which row its task belongs to, and the clip is had."""
+    path = tmp_path / "run.db"
+    await lost_in_a_crash(gateway, path)
+    async with scene_of(gateway, secret=SECRET, journal=path) as scene:
+        await scene.client.balance()
+        scene.post(status="1")
+        await until(lambda: scene.client.unclaimed)
+        [task] = scene.client.unclaimed
+        job = await only_job(scene.client.journal)
+        assert job.state in {JobState.ACCEPTED, JobState.FINISHED}
+        assert job.task_id == task.id
+        assert job.accepted_at == job.submitted_at
+        assert scene.ear.all(SubmissionFound) == [SubmissionFound("text_to_video", task.id)]
+        waiting = asyncio.create_task(task.wait())
+        await scene.ended()
+        scene.post()
+        assert (await waiting).id == task.id
+
+
+async def test_what_came_before_the_first_call_is_heard_with_it(
+    gateway: Simulator, tmp_path: Path
+) -> None:
+    """A delivery to a process that has just started waits until its client runs."""
+    path = tmp_path / "run.db"
+    await lost_in_a_crash(gateway, path)
+    async with scene_of(gateway, secret=SECRET, journal=path) as scene:
+        assert scene.post() == 204
+        await scene.client.balance()
+        await until(lambda: scene.client.unclaimed)
+        assert scene.client.unclaimed[0].id == gateway.tasks[0].task_id
+
+
+async def test_a_feed_that_does_not_know_it_yet_is_asked_again(
+    gateway: Simulator, tmp_path: Path
+) -> None:
+    """The next delivery says so again, and then it is found."""
+    path = tmp_path / "run.db"
+    await lost_in_a_crash(gateway, path)
+    gateway.fault("feed", faults.task_not_exist())
+    async with scene_of(gateway, secret=SECRET, journal=path) as scene:
+        await scene.client.balance()
+        scene.post()
+        await until(lambda: scene.ear.all(CallbackRefused))
+        await settle()
+        assert scene.client.unclaimed == []
+        scene.post()
+        await until(lambda: scene.client.unclaimed)
+
+
+async def test_an_address_that_is_no_job_is_looked_up_once(
+    gateway: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A known address of a task that nobody waits for costs the journal one question, ever."""
+    path = tmp_path / "run.db"
+    async with scene_of(gateway, secret=SECRET) as scene:
+        await scene.client.generate(PROMPT)
+    asked: list[tuple[JobState, ...]] = []
+    jobs = Journal.jobs
+
+    async def counted(journal: Journal, *states: JobState) -> list[Job]:
+        asked.append(states)
+        return await jobs(journal, *states)
+
+    monkeypatch.setattr(Journal, "jobs", counted)
+    async with scene_of(gateway, secret=SECRET, journal=path) as scene:
+        await scene.doubt()
+        await scene.client.balance()
+        for _ in range(5):
+            scene.post(0)
+            await settle()
+        await until(lambda: asked and not _errands(scene.client))
+    assert asked == [(JobState.IN_DOUBT,)]
+    assert scene.client.unclaimed == []
+
+
+async def test_a_journal_that_cannot_be_read_is_no_error_for_the_sender(
+    gateway: Simulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever delivers is answered as always, and no traceback is in the log."""
+    async with scene_of(gateway, secret=SECRET) as scene:
+        await scene.client.generate(PROMPT)
+    missing = tmp_path / "missing" / "run.db"
+    with caplog.at_level(logging.WARNING):
+        async with scene_of(gateway, secret=SECRET, journal=missing) as scene:
+            await scene.client.balance()
+            assert scene.post() == 204
+            await until(lambda: not scene.client._engines or not _errands(scene.client))
+    assert caplog.records == []
+
+
+def _errands(client: Client) -> set[Any]:
+    return next(iter(client._engines.values()))._errands
+
+
+async def test_without_a_journal_there_is_nothing_to_look_up(gateway: Simulator) -> None:
+    """A known address of a task that nobody waits for is answered, and that is all."""
+    async with scene_of(gateway, secret=SECRET) as scene:
+        await scene.client.generate(PROMPT)
+    async with scene_of(gateway, secret=SECRET, retry=QUICK_RETRY) as scene:
+        await scene.client.balance()
+        assert scene.post() == 204
+        await settle()
+        assert scene.feeds == 0
+        assert isinstance(scene.client.task("t-1"), Task)

@@ -1,0 +1,191 @@
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from support.feed import VIDEO, done, record
+from support.pages import read_page
+
+from fuhu_runway._notebook import MOST_WORDS, STATES, UNASKED, clip_view, duration, task_view
+from fuhu_runway.models import TaskState
+
+POSTER = "https://cdn.example/1.png"
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onmouseover='alert(1)",
+    "</div></small></code><iframe src=//evil.example>",
+    "&lt;script&gt; <!-- ",
+    "javascript:alert(1)",
+    "\ud800<b>",
+    "\0<svg/onload=alert(1)>",
+]
+EACH_HOSTILE = pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+
+
+def luminance(color: str) -> float:
+    """Give how bright a colour is, as WCAG 2 has it."""
+    parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    red, green, blue = (
+        part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+# A task
+
+
+@pytest.mark.parametrize("state", TaskState)
+def test_each_state_has_a_name_and_a_colour_that_stands_out(state: TaskState) -> None:
+    """The colour has a contrast of 3:1 and more on white and on black, and the name is text."""
+    for name, color in (STATES[state], UNASKED):
+        assert 1.05 / (luminance(color) + 0.05) >= 3
+        assert (luminance(color) + 0.05) / 0.05 >= 3
+        assert name
+    page = read_page(task_view("t-1", record(state=state)))
+    assert page.text.startswith(STATES[state][0])
+    assert STATES[state][1] in str(page.tags[0][1]["style"])
+    assert "Task t-1" in page.text
+
+
+def test_a_running_task_shows_how_far_it_is() -> None:
+    """As text, and as a bar whose name a screen reader tells."""
+    page = read_page(task_view("t-1", record(progress=0.424), age=72.9))
+    assert page.text == "Running · 42% · for 1 min 12 sTask t-1"
+    [bar] = page.all("progress")
+    assert (bar["max"], bar["value"]) == ("100", "42")
+    assert bar["title"] == "Progress of task t-1"
+
+
+def test_a_task_whose_progress_nobody_tells_has_no_bar() -> None:
+    """A bar without a value would move for ever in a saved notebook."""
+    page = read_page(task_view("t-1", record()))
+    assert page.text == "RunningTask t-1"
+    assert page.all("progress") == []
+
+
+def test_a_task_known_by_its_id_only() -> None:
+    """It says that it was not asked about, and not that it is queued."""
+    assert read_page(task_view("t-1", None)).text == "Not asked about yetTask t-1"
+
+
+def test_a_task_that_has_its_clip_is_full() -> None:
+    """Whatever percent was told last; the text says how to get the clip."""
+    page = read_page(task_view("t-1", done()))
+    assert [bar["value"] for bar in page.all("progress")] == ["100"]
+    assert page.text == "SucceededAwaiting it gives the clip.Task t-1"
+    assert VIDEO not in task_view("t-1", done())
+
+
+def test_a_success_without_an_address_says_so() -> None:
+    """There is no clip to be awaited yet."""
+    page = read_page(task_view("t-1", record(state=TaskState.SUCCEEDED, video_url=None)))
+    assert "no address for the clip yet" in page.text
+
+
+@pytest.mark.parametrize("state", [TaskState.FAILED, TaskState.CANCELED])
+def test_a_failure_has_its_reason_and_no_bar(state: TaskState) -> None:
+    """And says what it means for the money, however long the reason is."""
+    long = "x" * 1000
+    page = read_page(task_view("t-1", record(state=state, progress=0.8), reason=long, money="Ok."))
+    assert page.text.endswith(f"{'x' * MOST_WORDS}…Ok.Task t-1")
+    assert page.all("progress") == []
+
+
+def test_an_unknown_state_shows_the_word() -> None:
+    """With secrets taken out of it, and cut."""
+    page = read_page(task_view("t-1", record(state=TaskState.UNKNOWN, word="PAUSED 10.1.2.3")))
+    assert page.text.endswith("The gateway calls it: PAUSED <ip>Task t-1")
+    bare = record(state=TaskState.UNKNOWN)
+    assert read_page(task_view("t-1", bare)).text.endswith("calls it: Task t-1")
+
+
+@pytest.mark.parametrize("took", [100, -1, None])
+def test_a_task_that_ended_shows_how_long_it_took(took: int | None) -> None:
+    """By the gateway's own clock, if that makes sense; the time since then does not count."""
+    updated = None if took is None else NOON + timedelta(seconds=took)
+    ended = record(state=TaskState.FAILED, created_at=NOON, updated_at=updated)
+    page = read_page(task_view("t-1", ended, age=5000.0))
+    assert page.text == ("Failed · after 1 min 40 sTask t-1" if took == 100 else "FailedTask t-1")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0, "0 s"), (59.9, "59 s"), (60, "1 min 0 s"), (3599, "59 min 59 s"), (7500, "2 h 5 min")],
+)
+def test_a_duration_is_short(seconds: float, text: str) -> None:
+    """Two units at the most."""
+    assert duration(seconds) == text
+
+
+@EACH_HOSTILE
+def test_what_a_gateway_says_of_a_task_stays_text(text: str) -> None:
+    """In the id, the reason and the word: no element, no attribute comes of it."""
+    plain = read_page(task_view("t-1", record(state=TaskState.FAILED), reason="a", money="b"))
+    page = read_page(task_view(text, record(state=TaskState.FAILED), reason=text, money=text))
+    assert [tag for tag, _ in page.tags] == [tag for tag, _ in plain.tags]
+    shown = text.replace("\ud800", "?")
+    assert page.text == f"Failed{shown}{shown}Task {shown}"
+    odd = read_page(task_view("t-1", record(state=TaskState.UNKNOWN, word=text, progress=0.1)))
+    tags = " ".join(tag for tag, _ in odd.tags)
+    assert tags == "div div strong div progress div div small code"
+
+
+# A clip
+
+
+def test_a_clip_plays_from_its_address() -> None:
+    """With controls, its poster and a name; nothing is fetched but what the player shows first."""
+    shown = record(state=TaskState.SUCCEEDED, poster_url=POSTER, points=320.0)
+    page = read_page(clip_view("t-1", shown, None))
+    [video] = page.all("video")
+    assert (video["src"], video["poster"], video["title"]) == (VIDEO, POSTER, "Clip t-1")
+    assert video["preload"] == "metadata"
+    assert "controls" in video
+    assert page.text.startswith("Clip t-1 · 320 points")
+    assert "temporary" in page.text
+
+
+def test_a_clip_plays_from_its_file() -> None:
+    """Then no address of the gateway's is in it, the poster's included."""
+    html = clip_view("t-1", record(state=TaskState.SUCCEEDED, poster_url=POSTER), "a%20b.mp4")
+    [video] = read_page(html).all("video")
+    assert video["src"] == "a%20b.mp4"
+    assert "https:" not in html
+    assert "Plays from the file." in html
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        None,
+        "javascript:alert(1)",
+        "data:text/html,<script>alert(1)</script>",
+        "file:///etc/passwd",
+        "//evil.example/1.mp4",
+        "https://a.example/\ud800.mp4",
+    ],
+    ids=ascii,
+)
+def test_only_web_addresses_are_played(url: str | None) -> None:
+    """A clip with any other address says so, and such a poster is left out."""
+    html = clip_view("t-1", record(state=TaskState.SUCCEEDED, video_url=url), None)
+    page = read_page(html)
+    assert page.all("video") == []
+    assert "none that a page can play" in page.text
+    posed = record(state=TaskState.SUCCEEDED, poster_url=url)
+    [video] = read_page(clip_view("t-1", posed, None)).all("video")
+    assert "poster" not in video
+
+
+@EACH_HOSTILE
+def test_what_a_gateway_says_of_a_clip_stays_text(text: str) -> None:
+    """In the id and in both addresses."""
+    address = "https://a.example/" + text.replace("\ud800", "").replace("\0", "").replace(" ", "")
+    parts: dict[str, Any] = {"video_url": address, "poster_url": address}
+    page = read_page(clip_view(text, record(state=TaskState.SUCCEEDED, **parts), None))
+    tags = [tag for tag, _ in page.tags]
+    assert tags == ["div", "video", "div", "small", "code", "br"]
+    [video] = page.all("video")
+    assert (video["src"], video["poster"]) == (address, address)
+    assert video["title"] == "Clip " + text.replace("\ud800", "?")

@@ -1,0 +1,332 @@
+"""Looks that follow deliveries: at once, once, within limits, and with a net below them."""
+
+import asyncio
+import gc
+
+import pytest
+from support.clock import ManualClock, settle
+from support.feed import STEADY, Scene, done, no, record, scene_on
+
+from fuhu_runway._gateway import ENDPOINTS, GATEWAYS
+from fuhu_runway._hints import HINTED_AT_ONCE, HINTED_EVERY
+from fuhu_runway._limits import Gate
+from fuhu_runway._polling import Turns, Watch
+from fuhu_runway._wire import ask_task
+from fuhu_runway.errors import GatewayDown
+from fuhu_runway.hooks import CallbacksMissing, Hooks, TaskSettled
+from fuhu_runway.models import Limits, TaskState
+
+NET = 60.0
+
+
+@pytest.fixture
+def scene(clock: ManualClock) -> Scene:
+    """Give a scheduler without jitter, whose net is a minute wide."""
+    return scene_on(clock, net=NET)
+
+
+def addressed(scene: Scene, task_id: str = "t-1") -> Watch:
+    """Give the watch over a task that was submitted just now, with an address."""
+    request = ask_task(task_id, ENDPOINTS["feed"], GATEWAYS["fuhuapi"], "sk-1")
+    return scene.poller.watch(request, scene.clock.now(), is_addressed=True)
+
+
+async def prove(scene: Scene, task_id: str = "proof") -> None:
+    """Have one end told by a delivery before a look finds it."""
+    scene.feed.says(done(task_id), task_id=task_id)
+    watch = addressed(scene, task_id)
+    waiting = scene.wait(watch)
+    scene.poller.hint(watch, is_end=True)
+    await scene.clock.advance(0)
+    assert waiting.done()
+    scene.feed.looks.clear()
+
+
+# A hint
+
+
+async def test_an_end_that_is_told_is_looked_at_at_once(scene: Scene) -> None:
+    """The wait ends at the instant of the delivery, by one look."""
+    watch = addressed(scene)
+    waiting = scene.wait(watch)
+    await scene.clock.advance(1)
+    scene.feed.says(done())
+    scene.poller.hint(watch, is_end=True)
+    await scene.clock.advance(0)
+    assert waiting.result() == done()
+    assert scene.feed.instants == [1]
+    assert scene.has_nothing_left()
+
+
+async def test_a_watch_is_found_as_long_as_it_is_held(scene: Scene) -> None:
+    """A task that nobody holds has no watch that a delivery could reach."""
+    watch = addressed(scene)
+    assert scene.poller.find("feed", "t-1") is watch
+    assert scene.poller.find("official_task", "t-1") is None
+    del watch
+    gc.collect()
+    assert scene.poller.find("feed", "t-1") is None
+
+
+async def test_what_is_told_is_not_believed(scene: Scene) -> None:
+    """A delivery that says done about a task that runs costs one look and ends no wait."""
+    watch = addressed(scene)
+    waiting = scene.wait(watch)
+    scene.poller.hint(watch, is_end=True)
+    await scene.clock.advance(1)
+    assert not waiting.done()
+    assert scene.feed.instants == [0]
+    waiting.cancel()
+
+
+async def test_a_feed_that_lags_is_asked_as_if_just_submitted(scene: Scene) -> None:
+    """After an end that the feed does not show yet, the ladder begins anew at its first rung."""
+    await prove(scene)
+    watch = addressed(scene)
+    waiting = scene.wait(watch)
+    await scene.clock.advance(30)
+    scene.poller.hint(watch, is_end=True)
+    await scene.clock.advance(10)
+    assert scene.feed.instants == [30, 32, 35, 39.5]
+    waiting.cancel()
+
+
+async def test_progress_wakes_nobody_who_waits_for_the_end(scene: Scene) -> None:
+    """It saves the looks that would find no end."""
+    watch = addressed(scene)
+    waiting = scene.wait(watch)
+    await settle()
+    for _ in range(50):
+        scene.poller.hint(watch, is_end=False)
+        await scene.clock.advance(0.01)
+    assert scene.feed.looks == []
+    waiting.cancel()
+
+
+async def test_progress_wakes_who_follows_changes(scene: Scene) -> None:
+    """A reader of updates hears of a change at the instant of its delivery."""
+    watch = addressed(scene)
+    waiting = scene.change(watch)
+    await scene.clock.advance(1)
+    scene.poller.hint(watch, is_end=False)
+    await scene.clock.advance(0)
+    assert waiting.result() == record()
+    assert scene.feed.instants == [1]
+
+
+async def test_while_nobody_waits_the_next_wait_looks_at_once(scene: Scene) -> None:
+    """A delivery between two waits is not lost, and looks at nothing by itself."""
+    watch = addressed(scene)
+    scene.poller.hint(watch, is_end=False)
+    await scene.clock.advance(1)
+    assert scene.feed.looks == []
+    scene.feed.says(done())
+    waiting = scene.wait(watch)
+    await scene.clock.advance(0)
+    assert waiting.result() == done()
+    assert scene.feed.instants == [1]
+
+
+async def test_a_hint_during_a_look_is_followed_by_one_more(scene: Scene) -> None:
+    """However many come meanwhile: one look at a time, and one after it."""
+    scene.feed.is_open.clear()
+    watch = addressed(scene)
+    waiting = scene.wait(watch)
+    scene.poller.hint(watch, is_end=True)
+    await scene.clock.advance(0)
+    for _ in range(5):
+        scene.poller.hint(watch, is_end=True)
+    scene.feed.says(record(), done())
+    scene.feed.is_open.set()
+    await scene.clock.advance(0)
+    assert waiting.result() == done()
+    assert (len(scene.feed.looks), scene.feed.peak) == (2, 1)
+
+
+async def test_an_end_makes_further_hints_idle(scene: Scene) -> None:
+    """Repeated and late deliveries about a task whose end is known cost nothing."""
+    scene.feed.says(done())
+    watch = addressed(scene)
+    waiting = scene.wait(watch)
+    for _ in range(5):
+        scene.poller.hint(watch, is_end=True)
+        await scene.clock.advance(10)
+    assert waiting.result() == done()
+    assert len(scene.feed.looks) == 1
+    assert len(scene.ear.all(TaskSettled)) == 1
+
+
+async def test_a_storm_costs_what_the_limits_allow(scene: Scene) -> None:
+    """A thousand deliveries in ten seconds are a handful of looks, in time with the limits."""
+    watch = addressed(scene)
+    waiting = scene.wait(watch)
+    for _ in range(1000):
+        scene.poller.hint(watch, is_end=True)
+        await scene.clock.advance(0.01)
+    assert len(scene.feed.looks) <= HINTED_AT_ONCE + 10 / HINTED_EVERY + 1
+    waiting.cancel()
+
+
+async def test_trouble_with_the_look_is_tried_again(scene: Scene) -> None:
+    """A look that fails after a delivery is repeated in the time of a fresh task."""
+    scene.feed.says(no(GatewayDown), done())
+    watch = addressed(scene)
+    waiting = scene.wait(watch)
+    scene.poller.hint(watch, is_end=True)
+    await scene.clock.advance(2)
+    assert waiting.result() == done()
+    assert scene.feed.instants == [0, 2]
+
+
+async def test_a_closed_scheduler_takes_no_hint(scene: Scene) -> None:
+    """A delivery after the close moves nothing."""
+    watch = addressed(scene)
+    due_at = watch.due_at
+    await scene.poller.aclose()
+    scene.poller.hint(watch, is_end=True)
+    assert watch.due_at == due_at
+    assert scene.clock.timers == []
+
+
+async def test_an_end_that_was_found_elsewhere_was_told(scene: Scene) -> None:
+    """What a delivery led to is told by it, whoever looked, and counts as proof."""
+    scene.poller.take_told(addressed(scene), record())
+    assert not scene.poller._reliance.is_proved
+    watch = addressed(scene, "t-2")
+    scene.poller.take_told(watch, done("t-2"))
+    assert scene.poller._reliance.is_proved
+    assert await scene.poller.settled(watch, None) == done("t-2")
+    assert scene.feed.looks == []
+
+
+# The net
+
+
+async def test_without_proof_it_looks_as_ever(scene: Scene) -> None:
+    """An address alone changes no look: a wrong one would cost every clip its time."""
+    waiting = scene.wait(addressed(scene))
+    await scene.clock.advance(42)
+    assert scene.feed.instants == [2, 5, 9.5, 16.25, 26.375, 41.375]
+    waiting.cancel()
+
+
+async def test_with_proof_it_looks_once_a_minute(scene: Scene) -> None:
+    """Once an end was told first, tasks with an address are left to their deliveries."""
+    await prove(scene)
+    waiting = scene.wait(addressed(scene))
+    await scene.clock.advance(130)
+    assert scene.feed.instants == [60, 120]
+    waiting.cancel()
+
+
+async def test_a_task_without_an_address_is_looked_at_as_ever(scene: Scene) -> None:
+    """What no delivery can tell of is not left to deliveries."""
+    await prove(scene)
+    waiting = scene.wait(scene.watch(fresh=True))
+    await scene.clock.advance(10)
+    assert scene.feed.instants == [2, 5, 9.5]
+    waiting.cancel()
+
+
+async def test_an_end_that_was_not_told_brings_the_looks_back(scene: Scene) -> None:
+    """The net finds an end: from then on every task is looked at as without deliveries."""
+    await prove(scene)
+    _, *others = watches = [addressed(scene, f"t-{n}") for n in range(4)]
+    for watch in others:
+        watch.due_at += NET / 2
+    waits = [scene.wait(watch) for watch in watches]
+    scene.feed.says(done("t-0"), task_id="t-0")
+    await scene.clock.advance(NET)
+    assert waits[0].done()
+    assert scene.feed.looks == [("t-0", 1060.0)]
+    await scene.clock.advance(10)
+    assert [at for task_id, at in scene.feed.looks if task_id == "t-1"] == [1062, 1065, 1069.5]
+    for wait in waits[1:]:
+        wait.cancel()
+
+
+async def test_an_end_that_is_told_late_is_no_proof(scene: Scene) -> None:
+    """A delivery for a task whose end a look has found already leaves the looks as they are."""
+    scene.feed.says(done("late"), task_id="late")
+    watch = addressed(scene, "late")
+    waiting = scene.wait(watch)
+    await scene.clock.advance(2)
+    assert waiting.done()
+    scene.poller.hint(watch, is_end=True)
+    assert not scene.poller._reliance.is_proved
+
+
+async def settle_untold(scene: Scene, count: int) -> None:
+    """Have so many tasks end of which no delivery tells."""
+    for number in range(count):
+        scene.feed.says(done(f"u-{number}"), task_id=f"u-{number}")
+        waiting = scene.wait(addressed(scene, f"u-{number}"))
+        await scene.clock.advance(2)
+        assert waiting.done()
+
+
+async def test_silence_is_told_once(scene: Scene) -> None:
+    """Five ends without any delivery make one warning, and fifty make no second."""
+    await settle_untold(scene, 4)
+    assert scene.ear.all(CallbacksMissing) == []
+    await settle_untold(scene, 50)
+    assert scene.ear.all(CallbacksMissing) == [CallbacksMissing(5)]
+
+
+async def test_one_delivery_is_no_silence(scene: Scene) -> None:
+    """Where anything was ever delivered, nobody is warned of a wrong address."""
+    scene.poller.hint(addressed(scene), is_end=False)
+    await settle_untold(scene, 10)
+    assert scene.ear.all(CallbacksMissing) == []
+
+
+async def test_without_a_receiver_nothing_is_rated(clock: ManualClock) -> None:
+    """A client without deliveries neither relies on them nor misses them."""
+    scene = scene_on(clock)
+    await settle_untold(scene, 10)
+    assert scene.ear.all(CallbacksMissing) == []
+
+
+# In turns
+
+
+def slow_scene(clock: ManualClock) -> Scene:
+    """Give a scheduler whose looks go one in 2 s."""
+    gate = Gate(Limits(requests_per_second=0.5), clock, Hooks())
+    scene: Scene
+    turns = Turns(gate, lambda request, sent_at: scene.feed.look(request))
+    scene = scene_on(clock, STEADY, turns=turns, net=NET)
+    return scene
+
+
+async def test_a_hint_goes_before_all_that_are_due(clock: ManualClock) -> None:
+    """Where looks go one at a time, the one that was told of is the next; nobody jumps the pace."""
+    scene = slow_scene(clock)
+    watches = [addressed(scene, f"t-{n}") for n in range(20)]
+    waits = [scene.wait(watch) for watch in watches]
+    await clock.advance(4)
+    before = len(scene.feed.looks)
+    scene.feed.says(done("t-13"), task_id="t-13")
+    scene.poller.hint(watches[13], is_end=True)
+    await clock.advance(2)
+    assert [task_id for task_id, _ in scene.feed.looks[before:]] == ["t-13"]
+    assert waits[13].done()
+    for wait in waits:
+        wait.cancel()
+    await settle()
+    assert scene.has_nothing_left()
+
+
+async def test_a_hint_alone_queues_like_any_look(clock: ManualClock) -> None:
+    """With nothing else due, a hinted look takes the next turn of the gate."""
+    scene = slow_scene(clock)
+    watch = addressed(scene)
+    watch.due_at = clock.now() + NET
+    waiting = scene.wait(watch)
+    await clock.advance(10)
+    scene.feed.says(record(state=TaskState.FAILED))
+    scene.poller.hint(watch, is_end=True)
+    await clock.advance(0)
+    assert waiting.result().state is TaskState.FAILED
+    assert scene.feed.instants == [10]
+    assert asyncio.all_tasks() == {asyncio.current_task()}

@@ -1,0 +1,831 @@
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from io import BytesIO
+from typing import Any
+
+import aiohttp
+import attrs
+import pytest
+
+from fuhu_runway.testing import Callbacks, Simulator, _control, _shown, _wanted, faults
+
+GENERATE = "/runway/pro/generate"
+BODY = {"callback_url": "https://callback.invalid/", "prompt": "a kitten", "model": "gen4"}
+KEY = "sk-simulated"
+
+
+@attrs.define
+class Caller:
+    """A program that knows nothing but addresses and JSON."""
+
+    gateway: Simulator
+    session: aiohttp.ClientSession
+
+    async def ask(self, line: str, body: object = None, **options: Any) -> tuple[int, Any]:
+        method, _, path = line.partition(" ")
+        url = f"{self.gateway.control_url}/{path}"
+        async with self.session.request(method, url, json=body, **options) as response:
+            assert response.content_type == "application/json"
+            return response.status, await response.json()
+
+    async def told(self, line: str, body: object = None) -> Any:
+        status, answer = await self.ask(line, body)
+        assert status == 200, answer
+        return answer
+
+    async def refusal(self, line: str, body: object = None, **options: Any) -> Any:
+        status, answer = await self.ask(line, body, **options)
+        assert status == 400, answer
+        return answer["error"]
+
+    async def call(self, path: str, body: object, key: str = KEY) -> tuple[int, str]:
+        headers = {"Authorization": f"Bearer {key}"}
+        url = f"{self.gateway.base_url}{path}"
+        async with self.session.post(url, json=body, headers=headers) as response:
+            return response.status, await response.text()
+
+    async def submit(self, prompt: str = "a kitten", **changes: Any) -> str:
+        status, text = await self.call(GENERATE, BODY | {"prompt": prompt} | changes)
+        assert status == 200, text
+        return str(json.loads(text)["data"]["task_id"])
+
+    async def look(self, task_id: str) -> dict[str, Any]:
+        status, text = await self.call("/runway/feed", {"task_id": task_id})
+        assert status == 200, text
+        data: dict[str, Any] = json.loads(text)["data"]
+        return data
+
+
+@asynccontextmanager
+async def running(**options: Any) -> AsyncIterator[Caller]:
+    """A gateway that other programs may control."""
+    async with (
+        Simulator(control=True, **options) as gateway,
+        aiohttp.ClientSession() as session,
+    ):
+        yield Caller(gateway, session)
+
+
+@pytest.fixture
+async def caller() -> AsyncIterator[Caller]:
+    """Somebody who controls a gateway whose tasks are over at once."""
+    async with running(takes=0.0) as caller:
+        yield caller
+
+
+# Where it is.
+
+
+async def test_without_the_option_there_is_no_control_api() -> None:
+    """An embedded simulator answers under the prefix as it does on any path it does not know."""
+    async with Simulator() as gateway, aiohttp.ClientSession() as session:
+        async with session.get(f"{gateway.base_url}/-/health") as response:
+            assert response.content_type == "text/html"
+        with pytest.raises(RuntimeError, match=r"Simulator\(control=True\)"):
+            _ = gateway.control_url
+
+
+async def test_it_has_no_address_before_it_runs() -> None:
+    """The control API's address is known as soon as the API's is, and not before."""
+    with pytest.raises(RuntimeError, match="has not been started"):
+        _ = Simulator(control=True).control_url
+
+
+@pytest.mark.parametrize("prefix", ["/-", "/-/runway"])
+def test_no_gateway_lives_under_its_prefix(prefix: str) -> None:
+    """A gateway whose own routes would stand where the control API is cannot be made."""
+    with pytest.raises(ValueError, match="where the control API is"):
+        Simulator(control=True, prefix=prefix)
+
+
+async def test_its_health_tells_simulated_time() -> None:
+    """A harness can ask whether the gateway runs, and how late it is there."""
+    async with running(speed=1_000_000) as caller:
+        health = await caller.told("GET health")
+        later = await caller.told("GET health")
+    assert health["status"] == "ok"
+    assert 0 < health["now"] < later["now"]
+
+
+async def test_the_options_lead_to_every_address_and_to_no_key() -> None:
+    """What the gateway is like is told, a function as null, and its key is not."""
+    async with running(takes=lambda _: 5.0, points=7, callbacks=None, api_key="sk-x") as caller:
+        options = await caller.told("GET options")
+    assert options["base_url"] == caller.gateway.base_url
+    assert options["cdn_url"] == caller.gateway.cdn_url
+    assert options["control_url"] == f"{options['base_url']}/-"
+    assert (options["takes"], options["points"], options["callbacks"]) == (None, 7, None)
+    assert "sk-x" not in json.dumps(options)
+
+
+async def test_every_option_that_json_can_carry_is_told() -> None:
+    """No option of the simulator is left out, but for keys, bytes, paths and what is internal."""
+    async with running(callbacks=Callbacks(times=2)) as caller:
+        options = await caller.told("GET options")
+    fields = {field.name for field in attrs.fields(Simulator) if field.init}
+    apart = {"api_key", "host", "port", "cdn_port", "video", "state_file", "control"}
+    apart |= {"log_limit", "rate_limit_answer"}
+    assert options.keys() - {"base_url", "cdn_url", "control_url", "keeps_state"} == fields - apart
+    assert options["callbacks"] == attrs.asdict(Callbacks(times=2))
+
+
+# Who may ask.
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("Host", "rebound.example"),
+        ("Host", "127.0.0.1.rebound.example:80"),
+        ("Host", "[not an address"),
+        ("Host", ""),
+        ("Origin", "https://a.page.example"),
+        ("Origin", "null"),
+        ("Origin", "http://127.0.0.1:1"),
+        ("Sec-Fetch-Site", "cross-site"),
+        ("Sec-Fetch-Site", "same-site"),
+    ],
+)
+async def test_a_web_page_is_turned_away(caller: Caller, header: str, value: str) -> None:
+    """A page of another site, even under a name that now leads here, changes and learns nothing."""
+    status, answer = await caller.ask("POST faults", {}, headers={header: value})
+    assert (status, answer["error"]["field"]) == (403, header)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:1234", "localhost:1234", "[::1]:1234", "127.9.9.9"])
+async def test_every_name_of_this_machine_will_do(caller: Caller, host: str) -> None:
+    """The gateway is controlled by whichever name of this machine leads to it."""
+    headers = {"Host": host, "Origin": f"http://{host}", "Sec-Fetch-Site": "same-origin"}
+    assert (await caller.ask("GET health", headers=headers))[0] == 200
+
+
+async def test_a_request_without_a_host_is_turned_away(caller: Caller) -> None:
+    """Who does not say whom it means is not answered, not even in HTTP/1.0."""
+    reader, writer = await asyncio.open_connection(caller.gateway.host, caller.gateway.port)
+    writer.write(b"GET /-/health HTTP/1.0\r\n\r\n")
+    assert b" 403 " in await reader.readline()
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_who_leaves_in_the_middle_of_a_request_is_no_trouble(
+    caller: Caller, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A caller that dies before its body has come leaves no trace in the log."""
+    _, writer = await asyncio.open_connection(caller.gateway.host, caller.gateway.port)
+    head = (
+        f"POST /-/faults HTTP/1.1\r\nHost: {caller.gateway.host}\r\nContent-Length: 100\r\n\r\n{{"
+    )
+    writer.write(head.encode())
+    await writer.drain()
+    await caller.told("GET health")
+    writer.transport.abort()
+    await caller.told("GET health")
+    await caller.gateway.aclose()
+    assert caplog.records == []
+
+
+# What is no command.
+
+
+@pytest.mark.parametrize("line", ["GET nothing", "GET ", "GET tasks/", "GET kinds/faults"])
+async def test_an_unknown_path_names_the_known_ones(caller: Caller, line: str) -> None:
+    """A wrong path is a 404 that lists every command."""
+    status, answer = await caller.ask(line)
+    assert status == 404
+    assert answer["error"]["allowed"] == [command.line for command in _control.COMMANDS]
+
+
+async def test_the_bare_prefix_names_the_known_paths(caller: Caller) -> None:
+    """The prefix itself is no command, and leads to all of them."""
+    async with caller.session.get(caller.gateway.control_url) as response:
+        assert response.status == 404
+        assert "GET /-/health" in await response.text()
+
+
+async def test_a_wrong_method_names_the_right_ones(caller: Caller) -> None:
+    """A known path asked for in another way is a 405 that says in which way it is asked for."""
+    status, answer = await caller.ask("POST plans", {})
+    assert status == 405
+    assert answer["error"]["allowed"] == ["GET /-/plans", "DELETE /-/plans"]
+
+
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [
+        ("GET tasks?colour=red", "colour"),
+        ("GET health?now=1", "now"),
+        ("GET tasks?prompt=a&prompt=b", "query"),
+        ("GET tasks?state=asleep", "state"),
+        ("GET requests?where=moon", "where"),
+        ("POST reset?all=1", "query.all"),
+    ],
+)
+async def test_a_query_is_taken_as_strictly_as_a_body(
+    caller: Caller, line: str, field: str
+) -> None:
+    """A filter that would be ignored is refused, since a test would trust in it."""
+    assert (await caller.refusal(line))["field"] == field
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"{", b"\xff", b'{"where": NaN}', b'{"where": "feed", "where": "feed"}', b"[" * 100_000],
+    ids=["cut", "bytes", "NaN", "twice", "deep"],
+)
+async def test_what_is_no_json_is_told(caller: Caller, raw: bytes) -> None:
+    """A body that is no JSON, or that two readers might read in two ways, is refused."""
+    url = f"{caller.gateway.control_url}/faults"
+    async with caller.session.post(url, data=raw) as response:
+        assert response.status == 400
+        assert (await response.json())["error"]["field"] == "body"
+
+
+async def test_a_fault_that_is_nested_too_deeply_is_told(caller: Caller) -> None:
+    """A fault inside of hundreds of others is refused, and the gateway stands."""
+    deep = '{"kind": "Slow", "seconds": 1, "then": ' * 400 + "null" + "}" * 400
+    url = f"{caller.gateway.control_url}/faults"
+    body = f'{{"where": "feed", "fault": {deep}}}'
+    async with caller.session.post(url, data=body) as response:
+        assert response.status == 400
+        assert "deep" in await response.text()
+
+
+async def test_a_body_beyond_measure_is_told(caller: Caller) -> None:
+    """More than a gateway takes is a 413, in JSON as well."""
+    url = f"{caller.gateway.control_url}/scripts"
+    async with caller.session.post(url, data=BytesIO(b" " * 21_000_000)) as response:
+        assert response.status == 413
+        assert (await response.json())["error"]["field"] == "body"
+
+
+# Scripts.
+
+
+async def test_a_script_for_a_prompt_says_how_its_task_ends(caller: Caller) -> None:
+    """A task with exactly that prompt goes as scripted, and no other."""
+    await caller.told(
+        "POST scripts", {"prompt": "a kitten", "then": "fail", "reason": "no kittens"}
+    )
+    assert (await caller.look(await caller.submit("a kitten")))["msg"] == "no kittens"
+    assert (await caller.look(await caller.submit("a kitten too")))["video_url"]
+
+
+async def test_a_script_for_a_pattern_says_how_its_tasks_end(caller: Caller) -> None:
+    """Each task in whose prompt the pattern is found goes as scripted."""
+    await caller.told("POST scripts", {"pattern": "(?i)KITTEN$", "url_after": None})
+    assert (await caller.look(await caller.submit("two kittens")))["video_url"]
+    for prompt in ("a kitten", "another kitten"):
+        seen = await caller.look(await caller.submit(prompt))
+        assert (seen["state"], seen["video_url"]) == ("succeeded", None)
+
+
+async def test_a_script_for_nobody_is_the_next_tasks(caller: Caller) -> None:
+    """Scripts that name nobody are taken in order, each by one task."""
+    await caller.told("POST scripts", {"then": "fail"})
+    await caller.told("POST scripts", {"takes": 1e6, "dialect": "new_api"})
+    assert (await caller.told("GET counters"))["scripts_waiting"] == 2
+    assert (await caller.look(await caller.submit()))["state"] == "error"
+    task = json.loads((await caller.call(GENERATE, BODY))[1])["data"]
+    assert task["status"] == "NOT_START"
+    assert (await caller.look(await caller.submit()))["state"] == "succeeded"
+    assert (await caller.told("GET counters"))["scripts_waiting"] == 0
+
+
+async def test_every_field_of_a_script_arrives(caller: Caller) -> None:
+    """Whatever `Simulator.script` takes that JSON can carry is in the script afterwards."""
+    wanted = {
+        "prompt": "a",
+        "takes": 5,
+        "then": "succeed",
+        "dialect": "luma",
+        "faults": [
+            {
+                "where": "download",
+                "fault": {"kind": "Slow", "seconds": 1, "then": "Redirect"},
+                "times": None,
+            }
+        ],
+        "progress": [1, 99],
+        "queued": 0.5,
+        "reason": "because",
+        "hidden": 1,
+        "blank": 2.5,
+        "url_after": 3,
+    }
+    told = (await caller.told("POST scripts", wanted))["script"]
+    redirect = {"kind": "Redirect", "status": 302, "loop": False}
+    slow = {"kind": "Slow", "seconds": 1, "then": redirect}
+    faults_ = [{"where": "download", "fault": slow, "times": None}]
+    assert told == {**wanted, "for": "prompt", "faults": faults_}
+    assert wanted.keys() | {"pattern"} == _wanted.SCRIPT_FIELDS.keys()
+
+
+async def test_the_defaults_that_are_told_are_the_scripts_own(caller: Caller) -> None:
+    """A script that says nothing is one that says the defaults that the reference tells."""
+    told = (await caller.told("POST scripts", {}))["script"]
+    stated = {name: field.default for name, field in _wanted.SCRIPT_FIELDS.items()}
+    assert told == {"for": "next"} | {
+        name: value for name, value in stated.items() if name not in {"prompt", "pattern"}
+    }
+
+
+async def test_the_faults_of_a_script_happen(caller: Caller) -> None:
+    """A fault in a script goes wrong with that script's task."""
+    trouble = {"where": "submit", "fault": {"kind": "server_error", "status": 503}}
+    await caller.told("POST scripts", {"prompt": "b", "faults": [trouble]})
+    assert (await caller.call(GENERATE, BODY))[0] == 200
+    assert (await caller.call(GENERATE, BODY | {"prompt": "b"}))[0] == 503
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "allowed"),
+    [
+        ({"colour": "red"}, "colour", "prompt"),
+        ([], "body", "an object"),
+        ({"prompt": 1}, "prompt", "text"),
+        ({"prompt": None}, "prompt", "text"),
+        ({"prompt": "\ud800"}, "prompt", "text"),
+        ({"pattern": 1}, "pattern", "regular expression"),
+        ({"pattern": "("}, "pattern", "regular expression"),
+        ({"prompt": "a", "pattern": "a"}, "pattern", "prompt"),
+        ({"takes": -1}, "takes", "a number from 0"),
+        ({"takes": "5"}, "takes", "a number from 0"),
+        ({"takes": True}, "takes", "a number from 0"),
+        ({"takes": 1e300}, "takes", "a number from 0"),
+        ({"then": "explode"}, "then", '"stall"'),
+        ({"dialect": "klingon"}, "dialect", '"envelope"'),
+        ({"progress": 5}, "progress", "a list"),
+        ({"progress": [5, 101]}, "progress[1]", "from 0 to 100"),
+        ({"queued": 2}, "queued", "from 0 to 1"),
+        ({"then": "fail", "url_after": 1}, "url_after", "succeed"),
+        ({"faults": [{"where": "feed"}]}, "faults[0].fault", "a fault"),
+        ({"faults": [{"where": "balance", "fault": "Drop"}]}, "faults[0].where", '"submit"'),
+        ({"faults": [{"where": "feed", "fault": "Redirect"}]}, "faults[0].where", "download"),
+        ({"faults": [{"where": "feed", "fault": 1}]}, "faults[0].fault.kind", '"Drop"'),
+        ({"faults": ["Drop"]}, "faults[0]", "an object"),
+    ],
+)
+async def test_a_script_that_cannot_be_is_told(
+    caller: Caller, body: object, field: str, allowed: str
+) -> None:
+    """Bad input names the field and what is allowed, and no script is left behind."""
+    told = await caller.refusal("POST scripts", body)
+    assert told["field"] == field
+    assert field in told["message"]
+    assert allowed in json.dumps(told["allowed"], ensure_ascii=False).replace('\\"', '"')
+    assert (await caller.told("GET plans")) == {"scripts": [], "faults": []}
+
+
+async def test_the_value_that_does_not_fit_is_shown_in_short(caller: Caller) -> None:
+    """The value is in the answer, and a long one only with its beginning."""
+    assert (await caller.refusal("POST scripts", {"queued": 2}))["value"] == 2
+    told = await caller.refusal("POST scripts", {"then": "x" * 5000})
+    assert len(told["value"]) < 300
+    url = f"{caller.gateway.control_url}/scripts"
+    async with caller.session.post(url, data='{"takes": 1e999}') as response:
+        assert (await response.json())["error"]["value"] == "Infinity"
+
+
+async def test_a_bad_pattern_says_what_is_bad(caller: Caller) -> None:
+    """Python's own complaint about a regular expression is passed on."""
+    assert "missing )" in (await caller.refusal("POST scripts", {"pattern": "("}))["message"]
+
+
+# Faults.
+
+
+def example(kind: str) -> dict[str, Any]:
+    """The least that asks for a fault of this kind."""
+    needed = {"seconds": 1, "status": 500, "dialect": "luma", "bytes_per_second": 1000, "code": "x"}
+    fields = _wanted.FAULTS[kind].fields
+    return {"kind": kind} | {
+        name: needed[name] for name, field in fields.items() if "default" not in field.shown()
+    }
+
+
+@pytest.mark.parametrize("kind", _wanted.FAULTS)
+async def test_each_kind_of_fault_can_be_planned(caller: Caller, kind: str) -> None:
+    """Each fault is planned by name where it can happen, and is told in a form that plans it."""
+    for where in _wanted.FAULTS[kind].usable_on:
+        wanted = {"where": where, "fault": example(kind)}
+        told = (await caller.told("POST faults", wanted))["fault"]
+        assert (told["where"], told["times"], told["seconds"]) == (where, 1, None)
+        again = await caller.told("POST faults", told)
+        assert again["fault"] == told
+
+
+def test_each_fault_of_the_module_has_a_kind() -> None:
+    """Whatever fault Python code can make, other languages can name."""
+    made = {
+        name
+        for name, thing in vars(faults).items()
+        if callable(thing) and getattr(thing, "__module__", "") == faults.__name__
+    }
+    assert _wanted.FAULTS.keys() == made - {"Fault", "Planned", "on"}
+
+
+async def test_the_kinds_can_be_asked_for(caller: Caller) -> None:
+    """A program learns every ending, dialect and fault, and each field with what is allowed."""
+    kinds = await caller.told("GET kinds")
+    assert "stall" in kinds["endings"]
+    assert "mixed" in kinds["dialects"]
+    assert kinds["faults"]["Slow"]["fields"]["seconds"] == {
+        "allowed": "a number from 0 to 1000000000"
+    }
+    assert kinds["faults"]["Answer"]["fields"]["headers"]["default"] == {}
+    assert kinds["faults"]["ExpiredLink"]["where"] == ["download"]
+    assert kinds["faults"]["drop_after_accepting"]["told"].startswith("The connection dies")
+
+
+async def test_a_fault_happens_as_often_as_it_was_planned(caller: Caller) -> None:
+    """Two requests fail, the third does not, and what is left can be seen in between."""
+    await caller.told("POST faults", {"where": "feed", "fault": "html_page", "times": 2})
+    task_id = await caller.submit()
+    assert (await caller.call("/runway/feed", {"task_id": task_id}))[1].startswith("<!doctype")
+    assert (await caller.told("GET plans"))["faults"][0]["times"] == 1
+    assert (await caller.call("/runway/feed", {"task_id": task_id}))[1].startswith("<!doctype")
+    assert (await caller.told("GET plans"))["faults"] == []
+    assert (await caller.look(task_id))["video_url"]
+
+
+async def test_a_fault_ends_when_its_time_is_over(caller: Caller) -> None:
+    """A fault for so many seconds tells how many are left."""
+    wanted = {"where": "feed", "fault": "Drop", "times": None, "seconds": 1000}
+    assert 0 < (await caller.told("POST faults", wanted))["fault"]["seconds"] <= 1000
+    await caller.told("POST faults", {**wanted, "seconds": 0.5e-6})
+    await asyncio.sleep(0)
+    assert (await caller.told("GET counters"))["faults_waiting"] == 1
+
+
+async def test_an_answer_of_ones_own_comes_to_the_letter(caller: Caller) -> None:
+    """Status, headers and body of a planned answer are what the client gets."""
+    fault = {
+        "kind": "Answer",
+        "status": 418,
+        "body": "täpot",
+        "content_type": "text/plain; charset=utf-8",
+        "headers": {"X-Tea": "green"},
+    }
+    await caller.told("POST faults", {"where": "submit", "fault": fault})
+    url, headers = f"{caller.gateway.base_url}{GENERATE}", {"Authorization": f"Bearer {KEY}"}
+    async with caller.session.post(url, json=BODY, headers=headers) as response:
+        assert (response.status, response.headers["X-Tea"]) == (418, "green")
+        assert await response.text() == "täpot"
+
+
+@pytest.mark.parametrize(
+    ("where", "fault", "field", "allowed"),
+    [
+        ("moon", "Drop", "where", '"balance"'),
+        ("feed", "Explosion", "fault.kind", '"Drop"'),
+        ("feed", {}, "fault.kind", '"Drop"'),
+        ("feed", {"kind": "Drop", "hard": True}, "fault.hard", "accepted"),
+        ("feed", {"kind": "Drop", "accepted": 1}, "fault.accepted", "true or false"),
+        ("feed", {"kind": "Slow"}, "fault.seconds", "a number from 0"),
+        ("feed", {"kind": "Slow", "seconds": -1}, "fault.seconds", "a number from 0"),
+        ("feed", {"kind": "Slow", "seconds": 1, "then": "Redirect"}, "where", "download"),
+        ("feed", "Redirect", "where", "download"),
+        ("submit", "NoUrl", "where", "feed"),
+        ("feed", {"kind": "Answer", "status": 99}, "fault.status", "from 200 to 599"),
+        ("feed", {"kind": "Answer", "status": 200.5}, "fault.status", "a whole number"),
+        ("feed", {"kind": "Answer", "status": 200, "headers": []}, "fault.headers", "an object"),
+        (
+            "feed",
+            {"kind": "Answer", "status": 200, "headers": {"X": "a\r\nY: b"}},
+            "fault.headers.X",
+            "one line",
+        ),
+        (
+            "feed",
+            {"kind": "Answer", "status": 200, "headers": {"": "a"}},
+            "fault.headers",
+            "the name of a header",
+        ),
+        (
+            "feed",
+            {"kind": "Answer", "status": 200, "content_type": "\n"},
+            "fault.content_type",
+            "one line",
+        ),
+        ("download", {"kind": "Redirect", "status": 200}, "fault.status", "from 300 to 399"),
+        ("feed", {"kind": "Speaks", "dialect": "klingon"}, "fault.dialect", '"envelope"'),
+        ("feed", {"kind": "error", "status": 400, "code": 1.5}, "fault.code", "text, or a whole"),
+        ("feed", {"kind": "refused", "data": ["\ud800"]}, "fault.data", "any JSON"),
+        ("feed", {"kind": "TooManyRequests", "form": "weeks"}, "fault.form", '"date"'),
+    ],
+)
+async def test_a_fault_that_cannot_be_is_told(
+    caller: Caller, where: str, fault: object, field: str, allowed: str
+) -> None:
+    """Bad input names the field and what is allowed, and nothing is planned."""
+    told = await caller.refusal("POST faults", {"where": where, "fault": fault})
+    assert told["field"] == field
+    assert field in told["message"]
+    assert allowed in json.dumps(told["allowed"]).replace('\\"', '"')
+    assert (await caller.told("GET plans"))["faults"] == []
+
+
+@pytest.mark.parametrize("code", ["word", 5, None])
+async def test_a_field_of_several_types_takes_each(caller: Caller, code: object) -> None:
+    """Where a gateway has words, numbers or nothing, the fault takes all three."""
+    fault = {"kind": "error", "status": 400, "code": code}
+    await caller.told("POST faults", {"where": "submit", "fault": fault})
+    text = (await caller.call(GENERATE, BODY))[1]
+    assert json.loads(text)["error"]["code"] == code
+
+
+@pytest.mark.parametrize(("times", "fits"), [(0, False), (1, True), (1.0, False), (None, True)])
+async def test_a_fault_happens_at_least_once(caller: Caller, times: object, fits: bool) -> None:
+    """A fault that never happens is a mistake in a test."""
+    wanted = {"where": "feed", "fault": "Drop", "times": times}
+    assert (await caller.ask("POST faults", wanted))[0] == (200 if fits else 400)
+
+
+async def test_plans_can_be_forgotten(caller: Caller) -> None:
+    """Nothing that waited happens any more, and a task that has its script keeps it."""
+    await caller.told("POST scripts", {"prompt": "a", "then": "fail"})
+    task_id = await caller.submit("a")
+    await caller.told("POST scripts", {"then": "fail"})
+    await caller.told("POST faults", {"where": "submit", "fault": "Drop"})
+    assert await caller.told("DELETE plans") == {"scripts": [], "faults": []}
+    assert (await caller.look(await caller.submit("a")))["state"] == "succeeded"
+    assert (await caller.look(task_id))["state"] == "error"
+
+
+async def test_scripts_are_told_in_the_order_in_which_they_are_asked(caller: Caller) -> None:
+    """The last script that names a task comes first, and those for the next tasks in order."""
+    caller.gateway.script(lambda body: "dog" in body["prompt"])
+    caller.gateway.script(re.compile("cat"))
+    await caller.told("POST scripts", {"reason": "first"})
+    await caller.told("POST scripts", {"prompt": "a cat"})
+    await caller.told("POST scripts", {"reason": "second"})
+    scripts = (await caller.told("GET plans"))["scripts"]
+    assert [one["for"] for one in scripts] == ["prompt", "pattern", "function", "next", "next"]
+    assert [scripts[0]["prompt"], scripts[1]["pattern"]] == ["a cat", "cat"]
+    assert [one["reason"] for one in scripts[3:]] == ["first", "second"]
+
+
+# What it tells.
+
+
+async def test_a_task_is_told_with_what_was_asked_for() -> None:
+    """A task has its prompt, its body, its state, and instants in simulated seconds."""
+    async with running(takes=500.0) as caller:
+        task_id = await caller.submit()
+        await caller.look(task_id)
+        (task,) = (await caller.told("GET tasks"))["tasks"]
+    assert task.keys() == _shown.TASK.keys()
+    assert (task["task_id"], task["prompt"], task["request"]) == (task_id, "a kitten", BODY)
+    assert (task["state"], task["polls"], task["points"]) == ("queued", 1, 320)
+    assert task["finishes_at"] - task["created_at"] == pytest.approx(500)
+
+
+async def test_a_task_that_never_ends_has_no_end(caller: Caller) -> None:
+    """Where a script lets a task run for ever, its end is null."""
+    await caller.told("POST scripts", {"then": "stall"})
+    await caller.submit()
+    assert (await caller.told("GET tasks"))["tasks"][0]["finishes_at"] is None
+
+
+async def test_tasks_can_be_chosen(caller: Caller) -> None:
+    """By id, by prompt and by state; what is not there is an empty list."""
+    await caller.told("POST scripts", {"prompt": "b", "then": "fail"})
+    first, second = await caller.submit("a"), await caller.submit("b")
+
+    async def chosen(query: str) -> list[str]:
+        return [task["task_id"] for task in (await caller.told(f"GET tasks?{query}"))["tasks"]]
+
+    assert await chosen(f"task_id={first}") == [first]
+    assert await chosen("prompt=b") == await chosen("state=failed") == [second]
+    assert await chosen("prompt=b&state=succeeded") == []
+
+
+async def test_what_json_cannot_carry_is_told_as_text(caller: Caller) -> None:
+    """A body that Python's reader takes, and no other, does not end the answer."""
+    raw = json.dumps(BODY | {"extra": float("nan"), "half": "\ud800"})
+    url, headers = f"{caller.gateway.base_url}{GENERATE}", {"Authorization": f"Bearer {KEY}"}
+    async with caller.session.post(url, data=raw, headers=headers) as response:
+        assert response.status == 200
+    (task,) = (await caller.told("GET tasks"))["tasks"]
+    assert (task["request"]["extra"], task["request"]["half"]) == ("NaN", "\ud800")
+
+
+async def test_the_ledger_tells_which_submits_were_answered(caller: Caller) -> None:
+    """A paid submit whose answer was lost has no status."""
+    task_id = await caller.submit()
+    await caller.told("POST faults", {"where": "submit", "fault": "drop_after_accepting"})
+    with pytest.raises(aiohttp.ServerDisconnectedError):
+        await caller.submit("lost")
+    (entry,) = (await caller.told(f"GET ledger?task_id={task_id}"))["ledger"]
+    (lost,) = (await caller.told("GET ledger?prompt=lost"))["ledger"]
+    assert entry.keys() == _shown.ENTRY.keys()
+    assert (entry["status"], entry["answered"]) == (200, True)
+    assert (lost["status"], lost["answered"]) == (None, False)
+
+
+async def test_what_was_paid_twice_is_told(caller: Caller) -> None:
+    """Two submits of the same bytes are a group, and count as one duplicate."""
+    tasks = [await caller.submit(prompt) for prompt in ("a", "b", "a")]
+    groups = (await caller.told("GET duplicates"))["duplicates"]
+    assert groups == [[tasks[0], tasks[2]]]
+    assert (await caller.told("GET counters"))["duplicates"] == 1
+
+
+async def test_the_requests_are_told_and_control_is_none_of_them(caller: Caller) -> None:
+    """What the client asked is there in order, and what the test asked is not."""
+    await caller.told("POST faults", {"where": "feed", "fault": "Blank"})
+    task_id = await caller.submit()
+    await caller.look(task_id)
+    requests = (await caller.told("GET requests"))["requests"]
+    assert [one["where"] for one in requests] == ["submit", "feed"]
+    assert requests[0].keys() == _shown.SEEN.keys()
+    assert (requests[1]["fault"], requests[1]["task_id"]) == ("Blank", task_id)
+    looks = await caller.told(f"GET requests?where=feed&origin=api&task_id={task_id}")
+    assert looks["requests"] == requests[1:]
+    assert (await caller.told("GET requests?origin=cdn"))["requests"] == []
+    assert caller.gateway.peak_requests == 1
+
+
+async def test_the_counters_count() -> None:
+    """All that a test wants to compare is in one object."""
+    async with running(takes=0.0, rate_limit=0.001, burst=4) as caller:
+        caller.gateway.script("a", then="fail")
+        first = await caller.submit("a")
+        await caller.submit("b")
+        await caller.look(first)
+        assert (await caller.call("/somewhere", {}))[0] == 200
+        await caller.look(first)
+        assert (await caller.call(GENERATE, BODY))[0] == 429
+        counters = await caller.told("GET counters")
+    assert counters == {
+        "submitted": 2,
+        "duplicates": 0,
+        "states": {"failed": 1, "succeeded": 1},
+        "polls": 2,
+        "requests": 6,
+        "places": {"submit": 3, "feed": 2, "unknown": 1},
+        "peak_requests": 1,
+        "limited": 1,
+        "leaked": 0,
+        "balance": 100_000 - 320,
+        "refunds": 320,
+        "callbacks_delivered": 0,
+        "callbacks_failed": 0,
+        "scripts_waiting": 0,
+        "faults_waiting": 0,
+    }
+    assert counters.keys() == _shown.COUNTERS.keys()
+
+
+async def test_control_is_never_limited_and_never_goes_wrong() -> None:
+    """Neither the rate limit nor a fault for all requests reaches a control request."""
+    async with running(rate_limit=0.001) as caller:
+        for where in sorted(faults.PLACES):
+            await caller.told("POST faults", {"where": where, "fault": "Drop", "times": None})
+        for _ in range(5):
+            await caller.told("GET health")
+        assert caller.gateway.requests == ()
+        assert caller.gateway.limited == 0
+
+
+async def test_no_key_is_told() -> None:
+    """Wherever a key may stand in a request, what is told of the request is without it."""
+    async with running(takes=0.0, key_style="any") as caller:
+        await caller.told("POST keys", {"key": "sk-second-key", "points": 500})
+        await caller.submit(key=KEY)
+        await caller.call(GENERATE, BODY, "sk-second-key")
+        await caller.call(GENERATE, BODY, "sk-of-somebody")
+        await caller.call(f"/{KEY}/?a={KEY}", {})
+        url = f"{caller.gateway.base_url}/user/quota?key=sk-of-somebody&start_date=2026-01-01"
+        async with caller.session.get(url, headers={"User-Agent": KEY}) as response:
+            assert response.status == 401
+        told = [
+            json.dumps(await caller.told(command.line.replace("/-/", "")))
+            for command in _control.COMMANDS
+            if command.method == "GET"
+        ]
+    assert not re.findall("sk-[a-z-]+", "".join(told))
+    assert '"key": "***"' in "".join(told)
+    assert "key=***&start_date" in "".join(told)
+
+
+# Keys.
+
+
+async def test_a_key_can_be_added(caller: Caller) -> None:
+    """A further key works at once, has the points it was given, and is never told."""
+    assert await caller.told("POST keys", {"key": "sk-b", "points": 320, "name": "second"}) == {
+        "name": "second",
+        "points": 320,
+    }
+    assert (await caller.call(GENERATE, BODY, "sk-b"))[0] == 200
+    assert (await caller.call(GENERATE, BODY, "sk-b"))[0] == 403
+    assert (await caller.told("POST keys", {"key": "sk-c"}))["name"] == "test_key_3"
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "allowed"),
+    [
+        ({}, "key", "printable ASCII"),
+        ({"key": ""}, "key", "printable ASCII"),
+        ({"key": "sk-secret\n"}, "key", "printable ASCII"),
+        ({"key": KEY}, "key", "a key that the gateway has not"),
+        ({"key": "sk-secret", "name": "test_key"}, "name", "a name that no other key has"),
+        ({"key": "sk-secret", "points": -1}, "points", "a number from 0"),
+        ({"Key": "sk-secret"}, "Key", "points"),
+        ("sk-secret", "body", "an object"),
+    ],
+)
+async def test_a_key_that_cannot_be_is_told_and_not_shown(
+    caller: Caller, body: object, field: str, allowed: str
+) -> None:
+    """The answer names the field and what is allowed, and the key is not in it."""
+    told = await caller.refusal("POST keys", body)
+    assert told["field"] == field
+    assert allowed in str(told["allowed"])
+    assert "sk-s" not in json.dumps(told)
+
+
+# Reset.
+
+
+async def test_a_reset_leaves_nothing_behind() -> None:
+    """Between two tests everything is as at the start, but for ids, which never come again."""
+    async with running(takes=0.0, points=320, rate_limit=0.001, burst=2) as caller:
+        await caller.told("POST keys", {"key": "sk-b"})
+        caller.gateway.script("a kitten", then="fail")
+        first = await caller.submit()
+        await caller.look(first)
+        assert (await caller.call(GENERATE, BODY))[0] == 429
+        await caller.told("POST faults", {"where": "feed", "fault": "Drop"})
+        async with caller.session.get(f"{caller.gateway.cdn_url}/?{KEY}") as response:
+            assert response.status == 404
+        await caller.told("POST scripts", {})
+        before = await caller.told("GET counters")
+        after = await caller.told("POST reset")
+        same = {name for name in before if before[name] == after[name]}
+        assert same == {"duplicates", "balance", "callbacks_delivered", "callbacks_failed"}
+        assert not any(value for name, value in after.items() if name != "balance")
+        assert after["balance"] == 320
+        assert (await caller.told("GET tasks"))["tasks"] == []
+        assert (await caller.told("GET ledger"))["ledger"] == []
+        assert (await caller.told("GET plans")) == {"scripts": [], "faults": []}
+        assert (await caller.call(GENERATE, BODY, "sk-b"))[0] == 401
+        assert await caller.submit() != first
+        await caller.told("POST keys", {"key": "sk-b"})
+
+
+async def test_a_reset_calls_nobody_back() -> None:
+    """What was on its way to a callback_url at the reset is not delivered."""
+    called = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        called.append(await reader.readline())
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    async with server, running(takes=0.0, callbacks=Callbacks(delay=0.05)) as caller:
+        await caller.submit(callback_url=url)
+        await caller.told("POST reset")
+        await caller.submit("later", callback_url="http://127.0.0.1:1/")
+        while caller.gateway.callbacks_failed < 1:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.001)
+    assert called == []
+
+
+async def test_a_state_file_is_not_reset(tmp_path: Any) -> None:
+    """A gateway that has written its tasks down says that it cannot forget them."""
+    async with running(state_file=tmp_path / "state") as caller:
+        await caller.submit()
+        status, answer = await caller.ask("POST reset")
+        assert status == 409
+        assert "another file" in answer["error"]["message"]
+        assert caller.gateway.submitted == 1
+
+
+# What the reference says of it.
+
+
+@pytest.mark.parametrize("command", _control.COMMANDS, ids=lambda command: command.line)
+async def test_each_answer_has_what_the_reference_says(
+    caller: Caller, command: _control.Command
+) -> None:
+    """The names in each answer are those that the page about it lists."""
+    bodies = {
+        "scripts": {},
+        "faults": {"where": "feed", "fault": "Drop"},
+        "keys": {"key": "sk-b"},
+    }
+    await caller.submit()
+    line = command.line.replace("/-/", "")
+    answer = await caller.told(line, bodies.get(command.path) if command.method == "POST" else None)
+    if command.rows:
+        assert answer.keys() == {command.rows}
+        answer = answer[command.rows][0]
+    if command.path != "options":
+        assert answer.keys() == command.answer.keys()

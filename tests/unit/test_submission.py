@@ -1,0 +1,234 @@
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from support.clients import Ear
+from support.clock import ManualClock
+
+from fuhu_runway import errors
+from fuhu_runway._submission import Submission
+from fuhu_runway.callbacks import Address
+from fuhu_runway.errors import Fate
+from fuhu_runway.hooks import (
+    Hooks,
+    SubmissionDoubted,
+    SubmissionFailed,
+    SubmissionHeld,
+    SubmissionSent,
+    SubmissionStarted,
+    SubmissionUnclaimed,
+    TaskSubmitted,
+)
+from fuhu_runway.journal import Entry, JobState, Journal, plan_of
+from fuhu_runway.models import ActOne, TaskRecord, TaskState, TextToVideo
+
+REQUEST: Final = TextToVideo("a kitten", seconds=5)
+TEXTS: Final = ("It happened.", "Nothing was charged.", "Do.")
+
+
+@pytest.fixture
+def ear() -> Ear:
+    """Give a listener that remembers."""
+    return Ear()
+
+
+@pytest.fixture
+def submission(ear: Ear, clock: ManualClock) -> Submission:
+    """Give a submission of client 3."""
+    return Submission("text_to_video", 3, Hooks([ear]), clock, REQUEST)
+
+
+async def accepting() -> TaskRecord:
+    """Answer with an id."""
+    return TaskRecord("t-1", TaskState.QUEUED)
+
+
+def ending_in(error: BaseException) -> Callable[[], Any]:
+    """Give an exchange that ends in *error*."""
+
+    async def exchange() -> TaskRecord:
+        raise error
+
+    return exchange
+
+
+async def test_the_whole_way_is_told(submission: Submission, ear: Ear, clock: ManualClock) -> None:
+    """Beginning, waiting, two sendings and the task: all with one number, timed from the first."""
+    number = submission.number
+    with submission.told():
+        submission.held(40)
+        for _ in range(2):
+            await submission.sending(accepting)
+            await clock.advance(2.0)
+        submission.accepted("t-1")
+    assert ear.heard == [
+        SubmissionStarted(number, 3, "text_to_video", "gen4", 5),
+        SubmissionHeld(number, 40),
+        SubmissionSent(number, 1),
+        SubmissionSent(number, 2),
+        TaskSubmitted("t-1", "text_to_video", 4.0, number),
+    ]
+
+
+def test_what_a_request_does_not_have_is_not_told(submission: Submission, ear: Ear) -> None:
+    """Not every kind of request has a model and a length."""
+    submission.request = ActOne("https://example.com/1.mp4", "https://example.com/1.png")
+    with submission.told():
+        pass
+    [told] = ear.all(SubmissionStarted)
+    assert told.model is told.clip_seconds is None
+
+
+def in_doubt() -> errors.SubmissionInDoubt:
+    """Give the error for a connection that broke."""
+    error = errors.SubmissionInDoubt(*TEXTS)
+    error.__cause__ = errors.NoReply(*TEXTS)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts", "fate"),
+    [
+        (errors.NotSent(*TEXTS, None, None, Fate.UNSENT), 1, Fate.UNSENT),
+        (
+            errors.RateLimited(*TEXTS, None, None, 429, None, None, None, Fate.REFUSED),
+            4,
+            Fate.REFUSED,
+        ),
+        (errors.InvalidRequest(*TEXTS), 1, Fate.REJECTED),
+        (errors.JournalError(*TEXTS), 0, Fate.UNSENT),
+        (errors.UsageError(*TEXTS), 1, Fate.UNSENT),
+        (asyncio.CancelledError(), 1, Fate.UNSENT),
+        (ZeroDivisionError(), 0, Fate.UNSENT),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_a_failure_is_told_by_its_name(
+    submission: Submission, ear: Ear, error: BaseException, attempts: int, fate: Fate
+) -> None:
+    """What ended without a task, and surely without a charge, is told with its fate, and raised."""
+    submission.attempts = attempts
+    with pytest.raises(type(error)), submission.told():
+        raise error
+    name = type(error).__name__
+    assert ear.heard[1:] == [SubmissionFailed(submission.number, "text_to_video", name, fate)]
+
+
+@pytest.mark.parametrize(
+    ("error", "name"), [(in_doubt(), "NoReply"), (ZeroDivisionError(), "ZeroDivisionError")]
+)
+def test_a_doubt_is_told_by_what_was_seen(
+    submission: Submission, ear: Ear, error: Exception, name: str
+) -> None:
+    """Whatever leaves it open whether money was spent is a doubt, a defect after a sending too."""
+    submission.attempts = 1
+    with pytest.raises(type(error)), submission.told():
+        raise error
+    assert ear.heard[1:] == [SubmissionDoubted(submission.number, "text_to_video", name)]
+
+
+def test_without_a_tracer_there_is_no_trace(submission: Submission) -> None:
+    """What a later process would link to is none where nobody traces."""
+    assert submission.trace() is None
+
+
+@pytest.mark.parametrize(
+    ("error", "is_in_doubt"),
+    [(errors.NoReply(*TEXTS), True), (errors.InvalidRequest(*TEXTS), False)],
+)
+async def test_its_address_knows_whether_a_task_may_come_of_it(
+    submission: Submission, error: BaseException, is_in_doubt: bool
+) -> None:
+    """A delivery tells the task of a submission without an answer, and of no other."""
+    submission.address = address = Address(b"nonce", request=REQUEST)
+    with pytest.raises(type(error)):
+        await submission.sending(ending_in(error))
+    assert address.is_in_doubt is is_in_doubt
+    await submission.sending(accepting)
+    assert not address.is_in_doubt
+    assert address.task_id == "t-1"
+    assert address.request is None
+
+
+def test_one_that_was_left_has_its_end_later(submission: Submission, ear: Ear) -> None:
+    """Cancelled in the air, it is no failure: what became of it is told when that is known."""
+    submission.leave()
+    with pytest.raises(asyncio.CancelledError), submission.told():
+        raise asyncio.CancelledError
+    assert len(ear.heard) == 1
+    submission.unclaimed(None, "InvalidRequest")
+    submission.unclaimed("t-1")
+    assert ear.heard[1:] == [
+        SubmissionUnclaimed("text_to_video", None, "InvalidRequest", submission.number),
+        SubmissionUnclaimed("text_to_video", "t-1", None, submission.number),
+    ]
+
+
+def test_one_that_was_accepted_does_not_fail(submission: Submission, ear: Ear) -> None:
+    """Whatever goes wrong after the id came, the end that is told is the task."""
+    submission.accepted("t-1")
+    with pytest.raises(ZeroDivisionError), submission.told():
+        raise ZeroDivisionError
+    assert [type(event) for event in ear.heard] == [TaskSubmitted, SubmissionStarted]
+
+
+@pytest.mark.parametrize(
+    ("exchange", "state"),
+    [
+        (accepting, JobState.ACCEPTED),
+        (ending_in(errors.InvalidRequest(*TEXTS)), JobState.FAILED),
+        (ending_in(errors.NoReply(*TEXTS)), JobState.IN_DOUBT),
+    ],
+)
+async def test_a_sending_is_written_down_around(
+    submission: Submission,
+    clock: ManualClock,
+    tmp_path: Path,
+    exchange: Callable[[], Any],
+    state: JobState,
+) -> None:
+    """Its row says that it is sent before it is, and what became of it afterwards."""
+    journal = Journal(tmp_path / "run.db")
+    await journal.plan(plan_of(REQUEST, "k"), clock.wall())
+    submission.entry = Entry(journal, "k", clock)
+    seen: list[JobState] = []
+
+    async def looking() -> Any:
+        seen.extend(job.state for job in await journal.jobs())
+        return await exchange()
+
+    try:
+        await submission.sending(looking)
+    except errors.RunwayError:
+        assert state is not JobState.ACCEPTED
+    seen += [job.state for job in await journal.jobs()]
+    await journal.aclose()
+    assert seen == [JobState.SUBMITTING, state]
+
+
+async def test_a_sending_without_a_journal_fails_as_it_is(submission: Submission) -> None:
+    """There is nothing to write down, and the error goes through."""
+    with pytest.raises(errors.NoReply):
+        await submission.sending(ending_in(errors.NoReply(*TEXTS)))
+
+
+async def test_what_cannot_be_written_costs_no_task(
+    submission: Submission, clock: ManualClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An id that came is given, and the log names it, whatever the disk says to its row."""
+    journal = Journal(tmp_path / "run.db")
+    await journal.plan(plan_of(REQUEST, "k"), clock.wall())
+    submission.entry = Entry(journal, "k", clock)
+
+    async def forgetting() -> TaskRecord:
+        await journal.forget("k")
+        return await accepting()
+
+    record = await submission.sending(forgetting)
+    await journal.aclose()
+    assert record.task_id == "t-1"
+    [line] = [one for one in caplog.records if one.levelno == logging.ERROR]
+    assert "task t-1" in line.getMessage()
