@@ -297,7 +297,7 @@ class Part:
     @classmethod
     def open(cls, path: Path, task_id: str) -> "Part":
         """Open what an earlier attempt left, if it is of the same task, else a fresh start."""
-        file = FileIO(_part_path(path), "ab")
+        file = FileIO(_part_path(path), "a+b")
         part = cls(path, file, task_id, file.seek(0, os.SEEK_END))
         note = _read_note(path)
         part.is_noted = bool(note)
@@ -316,7 +316,7 @@ class Part:
     def start(self, validator: str | None) -> None:
         """Begin anew, and remember which version of the file this is the start of."""
         if self.is_noted:
-            # It speaks of another version; beside the bytes of this one it would be taken for theirs.
+            # It is of another version, and would pass for this one's if we were killed half-way.
             _note_path(self.path).unlink(missing_ok=True)
         if self.received:
             self.restart()
@@ -363,17 +363,16 @@ class Part:
     def _last_box(self) -> tuple[int, bytes]:
         """Give where the last box ends, by its own word, and its kind."""
         at, size, kind = 0, self.received, b""
-        with _part_path(self.path).open("rb") as file:
-            while at < size:
-                file.seek(at)
-                head = file.read(16)
-                if len(head) < LEAST_START:
-                    return size + 1, b""
-                kind = head[4:8]
-                length = int.from_bytes(head[:4])
-                if length == 1:
-                    length = int.from_bytes(head[8:16])
-                at = at + length if length else size  # 0: the last box, up to the end
+        while at < size:
+            self.file.seek(at)  # what is written goes to the end nevertheless
+            head = self.file.read(16)
+            if len(head) < LEAST_START:
+                return size + 1, b""
+            kind = head[4:8]
+            length = int.from_bytes(head[:4])
+            if length == 1:
+                length = int.from_bytes(head[8:16])
+            at = at + length if length else size  # 0: the last box, up to the end
         return at, kind
 
     def publish(self) -> None:

@@ -196,6 +196,11 @@ def plan_of(request: Generation, key: str | None = None, custom_id: str | None =
     )
 
 
+def nth(fingerprint: str, times: int) -> str:
+    """Give the key of a job that is known by its content, and by how often that came up."""
+    return f"{fingerprint}:{times}"
+
+
 def fingerprint(request: Generation) -> str:
     """Give what tells one request from another without telling what is in it."""
     fields = json.dumps(attrs.asdict(request), default=dict)
@@ -278,9 +283,13 @@ class Journal:
         """Count occurrences of equal requests from zero."""
         await self._run(lambda db: db.execute("DELETE FROM temp.seen"))
 
-    async def occurrence(self, fingerprint: str) -> int:
-        """Give how often this request has come up in the run so far, this time included."""
-        return await self._run(lambda db: _occurrence(db, fingerprint))
+    async def plan_next(self, plan: Plan, now: float) -> Job:
+        """
+        Give the row of the next job with this content in this run, made if there is none.
+
+        Its key is the fingerprint and how often that has come up in the run so far.
+        """
+        return await self._run(lambda db: _plan_next(db, plan, now))
 
     def note(self, event: Event) -> None:
         """
@@ -615,6 +624,11 @@ def _durations(db: sqlite3.Connection) -> list[tuple[str, str | None, int | None
         "WHERE finished_at > accepted_at ORDER BY finished_at DESC LIMIT 5000"
     )
     return [tuple(row) for row in rows]
+
+
+def _plan_next(db: sqlite3.Connection, plan: Plan, now: float) -> Job:
+    times = _occurrence(db, plan.fingerprint)
+    return _plan(db, attrs.evolve(plan, key=nth(plan.fingerprint, times)), now)
 
 
 def _occurrence(db: sqlite3.Connection, fingerprint: str) -> int:
