@@ -379,18 +379,18 @@ _AFTER: Final = {
 
 @attrs.frozen(eq=False)
 class _Errand:
-    """Something to do with the database, and who waits for it, if anybody does."""
+    """Something to do with the database, and who waits for it."""
 
     action: Callable[[sqlite3.Connection], Any]
     future: "asyncio.Future[Any]"
 
-    def settle(self, result: Any, error: BaseException | None) -> None:
-        """Tell whoever waits; called in the journal's thread."""
-        # The loop may have ended while the disk was busy; then nobody waits any more.
-        with contextlib.suppress(RuntimeError):
-            self.future.get_loop().call_soon_threadsafe(self._settle, result, error)
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """Where its end is to be told; None for where the work was done."""
+        return self.future.get_loop()
 
-    def _settle(self, result: Any, error: BaseException | None) -> None:
+    def settle(self, result: Any, error: BaseException | None) -> None:
+        """Tell whoever waits."""
         if self.future.done():
             return
         if error is None:
@@ -404,10 +404,33 @@ class _Remark(_Errand):
     """Something to do that nobody waits for."""
 
     future: None = None  # type: ignore[assignment]
+    loop = None
 
     def settle(self, _result: Any, error: BaseException | None) -> None:
         if error is not None:
             LOGGER.error("The journal could not be written (%s).", type(error).__name__)
+
+
+_End = tuple[_Errand, Any, BaseException | None]
+
+
+def _tell(ends: Iterable[_End]) -> None:
+    """Tell how errands ended, each in its loop, which is woken once for all of its own."""
+    of_loop: dict[asyncio.AbstractEventLoop | None, list[_End]] = {}
+    for end in ends:
+        of_loop.setdefault(end[0].loop, []).append(end)
+    for loop, its in of_loop.items():
+        if loop is None:
+            _settle(its)
+        else:
+            # The loop may have ended while the disk was busy; then nobody waits any more.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(_settle, its)
+
+
+def _settle(ends: Iterable[_End]) -> None:
+    for errand, result, error in ends:
+        errand.settle(result, error)
 
 
 # In the journal's thread
@@ -431,8 +454,7 @@ def _work(
         try:
             db = db or _open(path)
         except Exception as exc:  # noqa: BLE001  (whoever waits must hear of it)
-            for errand in batch:
-                errand.settle(None, _named(exc, path))
+            _tell((errand, None, _named(exc, path)) for errand in batch)
         else:
             _do(db, batch, path)
     if db is not None:
@@ -461,7 +483,7 @@ def _gather(todo: "queue.SimpleQueue[_Errand | None]") -> tuple[list[_Errand], b
 
 def _do(db: sqlite3.Connection, batch: Iterable[_Errand], path: Path) -> None:
     """Do all in one transaction; a fault of one is its own, a fault of the disk is everyone's."""
-    done: list[tuple[_Errand, Any, BaseException | None]] = []
+    done: list[_End] = []
     try:
         db.execute("BEGIN")
         for errand in batch:
@@ -476,8 +498,7 @@ def _do(db: sqlite3.Connection, batch: Iterable[_Errand], path: Path) -> None:
         with contextlib.suppress(sqlite3.Error):
             db.rollback()
         done = [(errand, None, _named(exc, path)) for errand in batch]
-    for errand, result, error in done:
-        errand.settle(result, error)
+    _tell(done)
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -179,6 +179,61 @@ async def test_a_large_clip_is_saved(desk: Desk) -> None:
     assert seen == sorted(seen)
 
 
+async def test_what_comes_whole_is_not_noted_down(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clip of one buffer costs no second file; one of several is noted at its first."""
+    noted: list[int] = []
+    note = Part._note
+
+    def counted(part: Part) -> None:
+        noted.append(part.received)
+        note(part)
+
+    monkeypatch.setattr(Part, "_note", counted)
+    async with raw_server(whole()) as server:
+        await desk.save(server.url)
+    assert noted == []
+    async with raw_server(whole(LARGE)) as server:
+        await desk.save(server.url)
+    assert len(noted) == 1
+    assert BUFFER_BYTES <= noted[0] < len(LARGE)
+    assert desk.path.read_bytes() == LARGE
+    assert desk.is_clean()
+
+
+async def test_a_note_goes_before_the_bytes_it_does_not_speak_of(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while another version is written, nothing is left that passes for the first."""
+    newer = VIDEO[::-1]
+    newer = VIDEO[:24] + newer[: len(VIDEO) - 24]
+    left: list[list[str]] = []
+    append = Part._append
+
+    def watched(part: Part, data: bytes) -> None:
+        append(part, data)
+        left.append(sorted(entry.name for entry in part.path.parent.iterdir()))
+
+    desk.leave_part(VIDEO[:1000])
+    monkeypatch.setattr(Part, "_append", watched)
+    async with raw_server(whole(newer, ETag='"v-2"')) as server:
+        await desk.save(server.url)
+    assert left == [["clip.mp4.part"]]
+    assert desk.path.read_bytes() == newer
+    assert desk.is_clean()
+
+
+async def test_bytes_without_a_note_are_fetched_anew(desk: Desk) -> None:
+    """Killed between a write and its note, the next process starts from the first byte."""
+    desk.path.with_name("clip.mp4.part").write_bytes(VIDEO[:1000])
+    async with raw_server(whole()) as server:
+        await desk.save(server.url)
+    assert range_of(server.requests[0]) == (None, None)
+    assert desk.path.read_bytes() == VIDEO
+    assert desk.is_clean()
+
+
 async def test_the_old_file_stays_until_the_new_one_is_whole(desk: Desk) -> None:
     """Replacing happens in one step, at the end."""
     desk.path.write_bytes(b"old")
@@ -610,6 +665,16 @@ async def test_a_folder_that_is_gone_is_told(desk: Desk) -> None:
     assert isinstance(caught.value.__cause__, OSError)
     assert desk.asked == []
     assert desk.ear.heard == [DownloadFailed("t-1", 0, "UsageError")]
+
+
+@pytest.mark.parametrize("name", ["x" * 251, "nul\0.mp4"], ids=["too long", "null"])
+async def test_a_name_that_no_system_takes_is_told(desk: Desk, name: str) -> None:
+    """Where no file can be opened, the path is to blame, and nothing is asked for before."""
+    desk.path = desk.path.with_name(name)
+    with pytest.raises(UsageError) as caught:
+        await desk.save("http://127.0.0.1/")
+    assert caught.value.field == "path"
+    assert desk.asked == []
 
 
 @pytest.mark.parametrize("video", [VIDEO, LARGE], ids=["at the end", "on the way"])
