@@ -225,7 +225,7 @@ class _Download:
         if total is None:
             return self.part.ends_well()
         if self.part.received == total and self.part.is_cut():
-            self.part.validator = None  # there is no rest to ask for, so it is fetched anew
+            self.part.restart()  # there is no rest to ask for, so it is fetched anew
             return False
         return self.part.received == total
 
@@ -315,12 +315,9 @@ class Part:
 
     def start(self, validator: str | None) -> None:
         """Begin anew, and remember which version of the file this is the start of."""
-        if self.is_noted:
-            # It is of another version, and would pass for this one's if we were killed half-way.
-            _note_path(self.path).unlink(missing_ok=True)
-        if self.received:
+        if self.received or self.is_noted:
             self.restart()
-        self.validator, self.is_noted = validator, False
+        self.validator = validator
 
     def write(self, data: bytes, total: int | None) -> None:
         """Add to the end, as far as the disk takes it; note whose start it is, if that is all."""
@@ -347,6 +344,10 @@ class Part:
 
     def restart(self) -> None:
         """Throw away what is there."""
+        if self.is_noted:
+            # First of all: killed half-way, it would pass for a note on what comes next.
+            _note_path(self.path).unlink(missing_ok=True)
+            self.is_noted = False
         self.file.truncate(0)
         self.received, self.validator = 0, None
 
