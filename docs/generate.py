@@ -463,16 +463,18 @@ def pacing() -> str:
     return table(
         ("What", "Value"),
         (
+            ("in flight before the first answer, where no rate is given", f"{pace.FIRST_ROOM}"),
+            ("in flight for each answer, until one is refused", f"{pace.ROOM_PER_ANSWER} more"),
             ("a refusal multiplies the rate by", f"{pace.BACK_OFF:g}"),
+            (
+                f"the same after {pace.KNOWN_AFTER * pace.ANSWERS_BACK:g} answers without one",
+                f"{pace.PROBE_BACK_OFF:g}",
+            ),
             (
                 "the rate never falls below, unless yours is lower",
                 f"one request in {1 / pace.SLOWEST:g} s",
             ),
-            (
-                f"each answer adds, below {pace.CAUTIOUS_FROM:.0%} of the rate that was refused",
-                f"{pace.FAST_RECOVERY:.1%} of that rate",
-            ),
-            ("each answer adds, from there on", f"{pace.SLOW_RECOVERY:.1%} of that rate"),
+            ("it is back where it was refused after", f"{pace.ANSWERS_BACK} answers"),
             (
                 "a learned pace is dropped when it has grown to",
                 f"{pace.FORGET_AFTER:g} times the rate that was refused",

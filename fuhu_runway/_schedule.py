@@ -35,7 +35,7 @@ SEEN_PART: Final = 0.8
 
 LOOK_PRICE: Final = 0.4
 """What one look may cost in lag: a look is worth it if it saves this much, in units."""
-MAX_LAG: Final = 3.1
+MAX_LAG: Final = 3.05
 MAX_LAG_PART: Final = 0.01
 """How long a clip may lie about on average: so many units, or this part of the median duration."""
 

@@ -23,7 +23,7 @@ from . import errors
 from ._clock import Clock
 from .downloads import check_folder, safe_name
 from .errors import RunwayError
-from .journal import Job, JobState, Journal, Plan, plan_of
+from .journal import Job, JobState, Journal, Plan, nth, plan_of
 from .models import Generation, TextToVideo, usage_error
 from .task import Clip, Task
 
@@ -241,8 +241,7 @@ class Batch:
     # One job
 
     async def _job(self, index: int, item: Item) -> Outcome | None:
-        plan = await self._planned(index, item)
-        known = await self._known(plan)
+        plan, known = await self._planned(index, item)
         outcome = Outcome(index, item.request, item.custom_id)
         path = self._path(item, plan)
         try:
@@ -307,26 +306,20 @@ class Batch:
         except RunwayError as error:
             return attrs.evolve(outcome, error=error)
 
-    async def _planned(self, index: int, item: Item) -> Plan:
-        if item.custom_id is not None:
-            return plan_of(item.request, f"id:{item.custom_id}", item.custom_id)
-        plan = plan_of(item.request)
-        # Without a journal nothing counts, and the place tells equal requests apart as well.
-        times = index + 1
-        if self._journal is not None:
-            times = await self._journal.occurrence(plan.fingerprint)
-        return attrs.evolve(plan, key=f"{plan.fingerprint}:{times}")
-
-    async def _known(self, plan: Plan) -> Job | None:
-        """Give what the journal knows of a job, one that is to be tried again as if it were new."""
+    async def _planned(self, index: int, item: Item) -> tuple[Plan, Job | None]:
+        """Give what is wanted and, if there is a journal, how far it is."""
+        is_named, now = item.custom_id is not None, self._clock.wall()
+        plan = plan_of(item.request, f"id:{item.custom_id}" if is_named else None, item.custom_id)
         if self._journal is None:
-            return None
-        job = await self._journal.plan(plan, self._clock.wall())
+            # Nothing counts, and the place tells equal requests apart as well.
+            key = plan.key if is_named else nth(plan.fingerprint, index + 1)
+            return attrs.evolve(plan, key=key), None
+        planned = self._journal.plan if is_named else self._journal.plan_next
+        job = await planned(plan, now)
         if job.state is JobState.FAILED and self._retry_failed:
-            job = await self._journal.step(
-                job.key, JobState.PLANNED, self._clock.wall(), task_id=None
-            )
-        return job
+            # As if it were new.
+            job = await self._journal.step(job.key, JobState.PLANNED, now, task_id=None)
+        return attrs.evolve(plan, key=job.key), job
 
     def _path(self, item: Item, plan: Plan) -> Path | None:
         """Give a name that reads like the job, and is its own in this batch and in every run."""

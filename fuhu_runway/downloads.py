@@ -1,9 +1,10 @@
 """
 Bytes to a file: stream, resume, verify, then rename.
 
-What arrives is kept in `<name>.part`, beside a `<name>.part.json` that tells which file it is the
-start of. A later attempt goes on there if the server proves that it is still the same file, and
-starts anew otherwise. The file itself appears whole, verified and flushed to disk, or not at all.
+What arrives is kept in `<name>.part`; where more is to come, a `<name>.part.json` beside it tells
+which file it is the start of. A later attempt goes on there if the server proves that it is still
+the same file, and starts anew otherwise. The file itself appears whole, verified and flushed to
+disk, or not at all.
 Sizes are in bytes.
 """
 
@@ -28,7 +29,7 @@ from ._gateway import Replay
 from ._retry import MAY_REPEAT, delays, fate_of
 from ._transport import Transport
 from ._wire import retry_after
-from .errors import DownloadIncomplete, DownloadRefused, GatewayError, RunwayError
+from .errors import DownloadIncomplete, DownloadRefused, GatewayError, RunwayError, UsageError
 from .hooks import DownloadBroken, DownloadFailed, DownloadFinished, DownloadStarted, Hooks
 from .models import RetryPolicy, is_web_address, usage_error
 
@@ -102,7 +103,7 @@ class Downloader:
         Raises:
             DownloadIncomplete: It broke off and repeating did not help; what came is kept.
             DownloadRefused: What the address gives is no clip, or too large.
-            UsageError: The same file is being downloaded already.
+            UsageError: Nothing can be written there, or the same file is being downloaded already.
         """
         with _alone(path):
             part = None
@@ -131,7 +132,8 @@ class Downloader:
         except OSError as exc:
             raise _unwritable(source, part.received, exc) from exc
         finally:
-            await _in_thread(part.close)
+            if not part.file.closed:  # or it is published
+                await _in_thread(part.close)
 
 
 @attrs.define(eq=False)
@@ -223,7 +225,7 @@ class _Download:
         if total is None:
             return self.part.ends_well()
         if self.part.received == total and self.part.is_cut():
-            self.part.validator = None  # there is no rest to ask for, so it is fetched anew
+            self.part.restart()  # there is no rest to ask for, so it is fetched anew
             return False
         return self.part.received == total
 
@@ -256,7 +258,7 @@ class _Download:
                 if len(buffer) >= BUFFER_BYTES:
                     # Taken out first: what a cancelled write was given is not to be written twice.
                     data, buffer = bytes(buffer), bytearray()
-                    await _in_thread(self.part.write, data)
+                    await _in_thread(self.part.write, data, total)
                 if self.on_progress is not None:
                     self.on_progress(Progress(here, total))
             if self.part.received == 0:
@@ -267,7 +269,7 @@ class _Download:
             raise
         finally:
             if buffer:
-                await _in_thread(self.part.write, bytes(buffer))
+                await _in_thread(self.part.write, bytes(buffer), total)
 
     def _check_size(self, size: int | None) -> None:
         if size is not None and size > self.max_bytes:
@@ -289,13 +291,16 @@ class Part:
     received: int
     #: What the server named this version of the file, for If-Range.
     validator: str | None = None
+    #: Whether that is written down.
+    is_noted: bool = False
 
     @classmethod
     def open(cls, path: Path, task_id: str) -> "Part":
         """Open what an earlier attempt left, if it is of the same task, else a fresh start."""
-        file = FileIO(_part_path(path), "ab")
+        file = FileIO(_part_path(path), "a+b")
         part = cls(path, file, task_id, file.seek(0, os.SEEK_END))
         note = _read_note(path)
+        part.is_noted = bool(note)
         if note.get("task_id") == task_id:
             part.validator = note.get("validator")
         if part.validator is None:
@@ -310,21 +315,39 @@ class Part:
 
     def start(self, validator: str | None) -> None:
         """Begin anew, and remember which version of the file this is the start of."""
-        self.restart()
+        if self.received or self.is_noted:
+            self.restart()
         self.validator = validator
-        note = {"task_id": self.task_id, "validator": validator}
-        _note_path(self.path).write_text(json.dumps(note), encoding="utf-8")
 
-    def write(self, data: bytes) -> None:
-        """Add to the end, as far as the disk takes it."""
+    def write(self, data: bytes, total: int | None) -> None:
+        """Add to the end, as far as the disk takes it; note whose start it is, if that is all."""
+        try:
+            self._append(data)
+        finally:
+            # What came whole at once is renamed at once, and nobody will ask what it was: a note
+            # all the same would make and remove a file for each clip, as slow as a flush. If we
+            # are killed in between, there is no note, and what has none is fetched anew.
+            if not self.is_noted and self.received != total:
+                self._note()
+
+    def _append(self, data: bytes) -> None:
         rest = memoryview(data)
         while rest:
             written = self.file.write(rest)
             self.received += written
             rest = rest[written:]
 
+    def _note(self) -> None:
+        note = {"task_id": self.task_id, "validator": self.validator}
+        _note_path(self.path).write_text(json.dumps(note), encoding="utf-8")
+        self.is_noted = True
+
     def restart(self) -> None:
         """Throw away what is there."""
+        if self.is_noted:
+            # First of all: killed half-way, it would pass for a note on what comes next.
+            _note_path(self.path).unlink(missing_ok=True)
+            self.is_noted = False
         self.file.truncate(0)
         self.received, self.validator = 0, None
 
@@ -341,17 +364,16 @@ class Part:
     def _last_box(self) -> tuple[int, bytes]:
         """Give where the last box ends, by its own word, and its kind."""
         at, size, kind = 0, self.received, b""
-        with _part_path(self.path).open("rb") as file:
-            while at < size:
-                file.seek(at)
-                head = file.read(16)
-                if len(head) < LEAST_START:
-                    return size + 1, b""
-                kind = head[4:8]
-                length = int.from_bytes(head[:4])
-                if length == 1:
-                    length = int.from_bytes(head[8:16])
-                at = at + length if length else size  # 0: the last box, up to the end
+        while at < size:
+            self.file.seek(at)  # what is written goes to the end nevertheless
+            head = self.file.read(16)
+            if len(head) < LEAST_START:
+                return size + 1, b""
+            kind = head[4:8]
+            length = int.from_bytes(head[:4])
+            if length == 1:
+                length = int.from_bytes(head[8:16])
+            at = at + length if length else size  # 0: the last box, up to the end
         return at, kind
 
     def publish(self) -> None:
@@ -373,8 +395,8 @@ class Part:
 def _opened(path: Path, source: Source) -> Part:
     try:
         return Part.open(path, source.task_id)
-    except OSError as exc:
-        raise _unwritable(source, 0, exc) from exc
+    except (OSError, ValueError) as exc:
+        raise _no_place(path, exc) from exc
 
 
 def _begin(part: Part, response: aiohttp.ClientResponse) -> int | None:
@@ -520,20 +542,41 @@ def check_target(path: Path, *, overwrite: bool = False) -> Path:
     Raises:
         UsageError: The folder is missing or not writable, or there is such a file already.
     """
-    folder = str(path.parent)
+    check_vacant(path, overwrite=overwrite)
+    try:
+        _touch(_part_path(path))
+        _touch(_note_path(path))
+    except (OSError, ValueError) as exc:
+        raise _no_place(path, exc) from exc
+    return path
+
+
+def check_vacant(path: Path, *, overwrite: bool = False) -> Path:
+    """
+    Give *path* if nothing stands in its place; whether it can be written, writing will show.
+
+    Raises:
+        UsageError: The folder is missing, or there is such a file already.
+    """
     try:
         obstacle = _obstacle(path, overwrite=overwrite)
-        if obstacle is None:
-            _touch(_part_path(path))
-            _touch(_note_path(path))
-            return path
     except OSError as exc:
-        happened = f"Nothing can be written there, in {folder!r} ({exc.strerror})."
-        advice = "Choose another folder or a shorter name, or mend the folder's permissions."
-        raise usage_error("path", happened, advice) from exc
-    except ValueError as exc:  # a name that no system takes
-        raise usage_error("path", f"The path is none ({exc}).", "Give another name.") from exc
-    raise usage_error("path", *obstacle)
+        raise _no_place(path, exc) from exc
+    if obstacle is not None:
+        raise usage_error("path", *obstacle)
+    return path
+
+
+def _no_place(path: Path, exc: OSError | ValueError) -> UsageError:
+    """Give the error for a place where no file can be opened."""
+    if isinstance(exc, OSError):
+        return usage_error(
+            "path",
+            f"Nothing can be written there, in {str(path.parent)!r} ({exc.strerror}).",
+            "Choose another folder or a shorter name, or mend the folder's permissions.",
+        )
+    # A name that no system takes.
+    return usage_error("path", f"The path is none ({exc}).", "Give another name.")
 
 
 def _obstacle(path: Path, *, overwrite: bool) -> tuple[str, str] | None:

@@ -184,7 +184,7 @@ class PaceChanged(Event):
     """The gateway refused for being too fast, and everything on this client slows down."""
 
     level: ClassVar[int] = logging.INFO
-    #: From now on, in requests per second.
+    #: From now on, in requests per second; lower if more of the same burst are refused.
     rate: float
     #: How long nothing is sent at all, in seconds; None where the gateway did not ask.
     retry_after: float | None

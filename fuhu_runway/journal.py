@@ -22,7 +22,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -197,6 +197,11 @@ def plan_of(request: Generation, key: str | None = None, custom_id: str | None =
     )
 
 
+def nth(fingerprint: str, times: int) -> str:
+    """Give the key of a job that is known by its content, and by how often that came up."""
+    return f"{fingerprint}:{times}"
+
+
 def fingerprint(request: Generation) -> str:
     """Give what tells one request from another without telling what is in it."""
     fields = json.dumps(attrs.asdict(request), default=dict)
@@ -280,9 +285,13 @@ class Journal:
         """Count occurrences of equal requests from zero."""
         await self._run(lambda db: db.execute("DELETE FROM temp.seen"))
 
-    async def occurrence(self, fingerprint: str) -> int:
-        """Give how often this request has come up in the run so far, this time included."""
-        return await self._run(lambda db: _occurrence(db, fingerprint))
+    async def plan_next(self, plan: Plan, now: float) -> Job:
+        """
+        Give the row of the next job with this content in this run, made if there is none.
+
+        Its key is the fingerprint and how often that has come up in the run so far.
+        """
+        return await self._run(lambda db: _plan_next(db, plan, now))
 
     def note(self, event: Event) -> None:
         """
@@ -372,13 +381,20 @@ _AFTER: Final = {
 
 @attrs.frozen(eq=False)
 class _Errand:
-    """Something to do with the database, and who waits for it, if anybody does."""
+    """Something to do with the database, and who waits for it."""
 
     action: Callable[[sqlite3.Connection], Any]
-    future: "Future[Any]" = attrs.field(factory=Future)
+    future: "asyncio.Future[Any]"
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """Where its end is to be told; None for where the work was done."""
+        return self.future.get_loop()
 
     def settle(self, result: Any, error: BaseException | None) -> None:
-        """Tell whoever waits; called in the journal's thread."""
+        """Tell whoever waits."""
+        if self.future.done():
+            return
         if error is None:
             self.future.set_result(result)
         else:
@@ -390,6 +406,7 @@ class _Remark(_Errand):
     """Something to do that nobody waits for."""
 
     future: None = None  # type: ignore[assignment]
+    loop = None
 
     def settle(self, _result: Any, error: BaseException | None) -> None:
         if error is not None:
@@ -404,12 +421,35 @@ class _Desk(Executor):
 
     def submit(  # type: ignore[override]
         self, action: Callable[[sqlite3.Connection], T]
-    ) -> "Future[T]":
+    ) -> "asyncio.Future[T]":
         """Take one errand; it is done even if nobody waits for it any more."""
-        errand = _Errand(action)
-        errand.future.set_running_or_notify_cancel()
+        # A future of the loop's own, which it takes as it is. One of another thread would wake
+        # the loop for each errand, in place of once for all that a commit did.
+        errand = _Errand(action, asyncio.get_running_loop().create_future())
         self.send(errand)
         return errand.future
+
+
+_End = tuple[_Errand, Any, BaseException | None]
+
+
+def _tell(ends: Iterable[_End]) -> None:
+    """Tell how errands ended, each in its loop, which is woken once for all of its own."""
+    of_loop: dict[asyncio.AbstractEventLoop | None, list[_End]] = {}
+    for end in ends:
+        of_loop.setdefault(end[0].loop, []).append(end)
+    for loop, its in of_loop.items():
+        if loop is None:
+            _settle(its)
+        else:
+            # The loop may have ended while the disk was busy; then nobody waits any more.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(_settle, its)
+
+
+def _settle(ends: Iterable[_End]) -> None:
+    for errand, result, error in ends:
+        errand.settle(result, error)
 
 
 # In the journal's thread
@@ -433,8 +473,7 @@ def _work(
         try:
             db = db or _open(path)
         except Exception as exc:  # noqa: BLE001  (whoever waits must hear of it)
-            for errand in batch:
-                errand.settle(None, _named(exc, path))
+            _tell((errand, None, _named(exc, path)) for errand in batch)
         else:
             _do(db, batch, path)
     if db is not None:
@@ -463,7 +502,7 @@ def _gather(todo: "queue.SimpleQueue[_Errand | None]") -> tuple[list[_Errand], b
 
 def _do(db: sqlite3.Connection, batch: Iterable[_Errand], path: Path) -> None:
     """Do all in one transaction; a fault of one is its own, a fault of the disk is everyone's."""
-    done: list[tuple[_Errand, Any, BaseException | None]] = []
+    done: list[_End] = []
     try:
         db.execute("BEGIN")
         for errand in batch:
@@ -478,8 +517,7 @@ def _do(db: sqlite3.Connection, batch: Iterable[_Errand], path: Path) -> None:
         with contextlib.suppress(sqlite3.Error):
             db.rollback()
         done = [(errand, None, _named(exc, path)) for errand in batch]
-    for errand, result, error in done:
-        errand.settle(result, error)
+    _tell(done)
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -626,6 +664,11 @@ def _durations(db: sqlite3.Connection) -> list[tuple[str, str | None, int | None
         "WHERE finished_at > accepted_at ORDER BY finished_at DESC LIMIT 5000"
     )
     return [tuple(row) for row in rows]
+
+
+def _plan_next(db: sqlite3.Connection, plan: Plan, now: float) -> Job:
+    times = _occurrence(db, plan.fingerprint)
+    return _plan(db, attrs.evolve(plan, key=nth(plan.fingerprint, times)), now)
 
 
 def _occurrence(db: sqlite3.Connection, fingerprint: str) -> int:

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from ._notebook import clip_view, task_view
 from ._polling import Poller, Watch
 from ._redact import redact
-from .downloads import MAX_CLIP_BYTES, Progress, check_target
+from .downloads import MAX_CLIP_BYTES, Progress, check_vacant
 from .errors import ClipMissing, TaskCanceled, TaskFailed
 from .models import DEAD_ENDS, DEFAULT_WAIT, Generation, TaskRecord, TaskState, usage_error
 
@@ -282,7 +282,7 @@ class Clip:
         Source:
             api-facts 5.7.
         """
-        target = check_target(Path(path), overwrite=overwrite)
+        target = check_vacant(Path(path), overwrite=overwrite)
         self._file = await self._home.save(self, target, max_bytes, on_progress)
         return self._file
 

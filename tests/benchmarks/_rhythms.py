@@ -4,6 +4,7 @@ import heapq
 import itertools
 import math
 import random
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import Final, Protocol
 
@@ -16,6 +17,7 @@ from fuhu_runway.models import PollPolicy
 POLICY: Final = PollPolicy()
 KIND: Final[Kind] = ("TextToVideo", "gen4", 10)
 LONGEST_GAP: Final = 20.0
+NORMAL: Final = statistics.NormalDist()
 
 
 @attrs.frozen
@@ -25,8 +27,18 @@ class Lognormal:
     median: float
     sigma: float
 
+    @property
+    def mean(self) -> float:
+        return self.median * math.exp(self.sigma**2 / 2)
+
     def draw(self, rng: random.Random) -> float:
         return rng.lognormvariate(math.log(self.median), self.sigma)
+
+    def spread(self, count: int, rng: random.Random) -> list[float]:
+        """Give *count* durations in no order, of which each stands for as many tasks."""
+        places = [NORMAL.inv_cdf((place + 0.5) / count) for place in range(count)]
+        rng.shuffle(places)
+        return [self.median * math.exp(self.sigma * place) for place in places]
 
     def ended(self, age: float) -> float:
         """Give the part that has ended by *age*."""
@@ -57,6 +69,19 @@ class Runwayml:
 
     def gap(self, age: float, looks: int) -> float:
         return self.rng.uniform(4.5, 7.5)
+
+    def saw(self, since: float, until: float, *, has_ended: bool) -> None:
+        """Learn nothing."""
+
+
+@attrs.frozen
+class AtAges:
+    """Looks at ages that are known beforehand, and every 20 s after the last of them."""
+
+    ages: Sequence[float]
+
+    def gap(self, age: float, looks: int) -> float:
+        return self.ages[looks] - age if looks < len(self.ages) else LONGEST_GAP
 
     def saw(self, since: float, until: float, *, has_ended: bool) -> None:
         """Learn nothing."""
@@ -137,17 +162,30 @@ class Optimum:
 
     looks: float
     lag: float
+    #: What one look is worth, in seconds of lag.
+    price: float
     #: The ages at which to look.
     ages: tuple[float, ...]
 
+    def fewest_looks(self, lag: float) -> float:
+        """
+        Give how many looks any schedule needs at the least that keeps to a mean *lag*.
 
-def optimum(tasks: Lognormal, price: float, step: float = 0.5) -> Optimum:
-    """Give the dynamic programme's answer: no gap over 20 s, none under 1 s."""
+        None has a smaller sum of its lag and of its looks at this price, or it would be the
+        optimum: so whoever has less lag has no fewer looks than this.
+        """
+        return self.looks - (lag - self.lag) / self.price
+
+
+def optimum(
+    tasks: Lognormal, price: float, *, longest: float = LONGEST_GAP, step: float = 0.5
+) -> Optimum:
+    """Give the dynamic programme's answer: no gap over *longest* seconds, none under 1 s."""
     count = int(tasks.median * math.exp(4 * tasks.sigma) / step)
     ended = [tasks.ended(place * step) for place in range(count + 1)]
     # Between two looks, those that have ended lie about: the area under the curve.
     area = [0.0, *itertools.accumulate((a + b) / 2 * step for a, b in itertools.pairwise(ended))]
-    fewest, most = round(1 / step), round(LONGEST_GAP / step)
+    fewest, most = round(1 / step), round(longest / step)
     cost, choice = [0.0] * (count + 1), [count] * (count + 1)
     for here in range(count - 1, -1, -1):
         cost[here], choice[here] = min(
@@ -166,13 +204,14 @@ def optimum(tasks: Lognormal, price: float, step: float = 0.5) -> Optimum:
         looks += 1 - ended[here]
         here = choice[here]
         ages.append(here * step)
-    return Optimum(looks, cost[0] - price * looks, tuple(ages))
+    return Optimum(looks, cost[0] - price * looks, price, tuple(ages))
 
 
-def optimum_with_lag(tasks: Lognormal, lag: float) -> Optimum:
+def optimum_with_lag(tasks: Lognormal, lag: float, *, longest: float = LONGEST_GAP) -> Optimum:
     """Give the fewest looks that keep to a mean *lag*."""
     low, high = 0.01, 1.0
     for _ in range(12):
         price = math.sqrt(low * high)
-        low, high = (price, high) if optimum(tasks, price).lag < lag else (low, price)
-    return optimum(tasks, low)
+        found = optimum(tasks, price, longest=longest)
+        low, high = (price, high) if found.lag < lag else (low, price)
+    return optimum(tasks, low, longest=longest)

@@ -250,7 +250,7 @@ def every(seconds: float) -> Crowd:
     return crowd
 
 
-WAYS: Final = {
+WAYS: Final[dict[str, Callable[..., Awaitable[None]]]] = {
     "each for itself": naive,
     "ours, exponential": functools.partial(
         take_turns, limits=Limits(requests_per_second=BUDGET), policy=PollPolicy(learn=False)
@@ -267,6 +267,7 @@ CROWDS: Final = {
 }
 AT_CAPACITY: Final = "100 in flight"
 """Each task needs two requests, so that 100 at once are done every 200 s at the best."""
+LEAST_AT_CAPACITY: Final = 2 * 100 / BUDGET
 
 
 def run(way: Callable[..., Awaitable[None]], crowd: Crowd) -> Figures:
@@ -295,13 +296,20 @@ def main() -> None:
             print(
                 f"  {way_name:<22} lag {got.lag:5.1f} s (longest {got.longest_lag:4.0f} s), "
                 f"{got.lag / theirs:4.2f} x; call to clip {got.turnaround:5.0f} s; "
-                f"refused {got.refused:5.1%}; {got.looks:.1f} looks a task"
+                f"refused {got.refused:6.2%}; {got.looks:.1f} looks a task"
             )
-            if way_name == "ours" and name != AT_CAPACITY:
-                held &= got.lag <= LAG_GOAL * theirs and got.refused < REFUSED_GOAL
+            if way_name == "ours":
+                held &= got.lag <= LAG_GOAL * theirs or name == AT_CAPACITY
+            if way is not naive:
+                held &= got.refused < REFUSED_GOAL
+        if name == AT_CAPACITY:
+            print(
+                f"  at this budget, the least there can be from call to clip is "
+                f"{LEAST_AT_CAPACITY:.0f} s; a task runs for {DURATIONS.mean:.0f} s of it"
+            )
     print(
-        f"goal, {LAG_GOAL} x the lag with under {REFUSED_GOAL:.0%} refused, "
-        f"with {AT_CAPACITY} left out: {'held' if held else 'MISSED'}"
+        f"goal, {LAG_GOAL} x the lag (with {AT_CAPACITY} left out) with under {REFUSED_GOAL:.0%} "
+        f"refused, whether the budget is told or not: {'held' if held else 'MISSED'}"
     )
     sys.exit(0 if held else 1)
 

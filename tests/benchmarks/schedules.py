@@ -14,24 +14,26 @@ from typing import Final
 from _rhythms import (
     DISTRIBUTIONS,
     LONGEST_GAP,
+    AtAges,
     Job,
     Lognormal,
-    Optimum,
     Ours,
     Runwayml,
     mean,
-    optimum,
     optimum_with_lag,
     run,
 )
 
-JOBS: Final = 4000
+JOBS: Final = 12_000
+JOBS_IN_DRIFT: Final = 2000
 LEARNED_BY: Final = 200
 """Jobs before this are those that are learned from, and counted apart."""
 LOOKS_GOAL: Final = 0.75
 """Of runwayml's looks, at no more lag than it has."""
 TOLERANCE: Final = 0.02
 """How far above the optimum a rhythm may lie that has to learn the distribution first."""
+NO_CAP: Final = 400.0
+"""A gap that no schedule asks for, in seconds."""
 
 
 def figures(jobs: Sequence[Job]) -> tuple[float, float]:
@@ -50,46 +52,51 @@ def row(name: str, looks: float, lag: float, theirs: tuple[float, float]) -> Non
 def compare(tasks: Lognormal) -> bool:
     """Print all rhythms over one distribution; tell whether ours keeps to the goal."""
     rng = random.Random(1)
-    durations = [tasks.draw(rng) for _ in range(JOBS)]
-    theirs = figures(run(Runwayml(rng), durations))
+    durations = tasks.spread(JOBS, rng)
+    # Several times, since what the others are held against should not be a matter of luck.
+    theirs = figures(run(Runwayml(rng), durations * 4))
     exponential = figures(run(Ours.of(rng, learn=False), durations))
     learned = run(Ours.of(rng, learn=True), durations)
     early, late = figures(learned[20:LEARNED_BY]), figures(learned[LEARNED_BY:])
-    at_theirs = optimum_with_lag(tasks, theirs[1])
+    best = optimum_with_lag(tasks, theirs[1])
+    on_these = figures(run(AtAges(best.ages), durations))
     print(f"median {tasks.median:g} s, sigma {tasks.sigma:g}")
     row("runwayml: 6 s, strayed by 1.5 s", *theirs, theirs)
     row("ours, exponential", *exponential, theirs)
     row(f"ours, learned from the first 20 to {LEARNED_BY}", *early, theirs)
     row("ours, learned", *late, theirs)
-    for best, name in (
-        (at_theirs, "optimum at runwayml's lag"),
-        (optimum(tasks, 0.25), "optimum at 0.25 s a look"),
-        (optimum(tasks, 0.5), "optimum at 0.5 s a look"),
-    ):
-        row(name, best.looks, best.lag, theirs)
-    return verdict(late, theirs, at_theirs)
+    row("optimum at runwayml's lag, on these tasks", *on_these, theirs)
+    least = best.fewest_looks(theirs[1]) / theirs[0]
+    uncapped = optimum_with_lag(tasks, theirs[1], longest=NO_CAP)
+    print(
+        f"  no schedule with gaps of at most {LONGEST_GAP:g} s and runwayml's lag needs less than "
+        f"{least:.3f} x its looks;\n  without that limit, none needs less than "
+        f"{uncapped.fewest_looks(theirs[1]) / theirs[0]:.3f} x"
+    )
+    return verdict(late, theirs, least)
 
 
-def verdict(ours: tuple[float, float], theirs: tuple[float, float], best: Optimum) -> bool:
+def verdict(ours: tuple[float, float], theirs: tuple[float, float], least: float) -> bool:
     """Tell whether ours needs at most the goal's part of their looks, at no more lag."""
     looks, lag = ours[0] / theirs[0], ours[1] / theirs[1]
-    reachable = max(LOOKS_GOAL, best.looks / theirs[0])
     if looks <= LOOKS_GOAL and lag <= 1:
         print(f"  goal, {LOOKS_GOAL} x the looks at no more lag: held\n")
         return True
-    print(
-        f"  goal, {LOOKS_GOAL} x the looks at no more lag: MISSED; "
-        f"the optimum needs {best.looks / theirs[0]:.3f} x\n"
-    )
     # Looks and lag can be had for each other, about one part for one part.
-    return looks * lag <= reachable * (1 + TOLERANCE)
+    print(
+        f"  goal, {LOOKS_GOAL} x the looks at no more lag: MISSED, "
+        f"{'but not' if least <= LOOKS_GOAL else 'and'} out of reach; "
+        f"looks x lag are {looks * lag / least - 1:.1%} above the least\n"
+    )
+    return looks * lag <= max(LOOKS_GOAL, least) * (1 + TOLERANCE)
 
 
 def drift(tasks: Lognormal, factor: float) -> bool:
     """Print what becomes of a service that changes midway; tell whether no lag was over 20 s."""
     rng = random.Random(2)
     durations = [
-        tasks.draw(rng) * (1 if number < JOBS / 4 else factor) for number in range(JOBS // 2)
+        tasks.draw(rng) * (1 if number < JOBS_IN_DRIFT / 2 else factor)
+        for number in range(JOBS_IN_DRIFT)
     ]
     ours = run(Ours.of(rng, learn=True), durations)
     theirs = run(Runwayml(random.Random(2)), durations)

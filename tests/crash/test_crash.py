@@ -25,7 +25,7 @@ from fuhu_runway.testing import Simulator, faults
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the worker forks its children")
 
 WORKER: Final = Path(__file__).with_name("worker.py")
-PROMPTS: Final = 200
+PROMPTS: Final = 300
 KILLS: Final = 60
 
 

@@ -242,6 +242,7 @@ MIX: list[Fault] = [
 ]
 
 
+@pytest.mark.usefixtures("virtual")
 @pytest.mark.parametrize("seed", range(3))
 async def test_no_mix_of_faults_makes_two_jobs_of_one(gateway: Simulator, seed: int) -> None:
     """Sixty submits at once under every fault there is: at most one job each, all accounted for."""

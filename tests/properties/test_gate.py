@@ -116,8 +116,12 @@ class GateMachine(RuleBasedStateMachine):
     @rule(ago=spans, retry_after=st.none() | spans)
     def be_refused(self, ago: float, retry_after: float | None) -> None:
         now = self.clock.now()
+        rate = self.gate.pace.rate
         self.gate.refused(now - ago, retry_after)
         self.held_until = max(self.held_until, now + (retry_after or 0.0))
+        if self.gate.pace.rate < rate or self.gate.pace.slowed_at == now:
+            # The next goes a whole gap later, at the rate that is left.
+            self.free_at = max(self.free_at, now + 1 / self.gate.pace.rate)
 
     @rule(times=st.integers(1, 100))
     def be_answered(self, times: int) -> None:

@@ -1,10 +1,11 @@
 import itertools
 import math
 import random
+import statistics
 
 import attrs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fuhu_runway._schedule import EDGES, Aim, Kind, Learner, Spread
@@ -113,29 +114,34 @@ def ours(tasks: Lognormal, learner: Learner) -> tuple[float, float]:
     return looks, lag
 
 
-@settings(max_examples=15)
-@given(
-    median=st.floats(30, 400),
-    sigma=st.floats(0.2, 0.6),
-    count=st.sampled_from([40, 200]),
-    seed=st.integers(0, 1000),
-)
-def test_what_is_learned_is_nearly_the_best_there_is(
-    median: float, sigma: float, count: int, seed: int
-) -> None:
-    """Looks and lag are within a tenth of the optimum for the true distribution, at some price."""
-    tasks, rng = Lognormal(median, sigma), random.Random(seed)
-    learner = Learner(POLICY)
+def watched(tasks: Lognormal, count: int, seed: int) -> Learner:
+    """Give a learner that saw so many tasks run, looking as its own advice was meanwhile."""
+    learner, rng = Learner(POLICY), random.Random(seed)
     for _ in range(count):
-        duration = rng.lognormvariate(math.log(median), sigma)
+        duration = rng.lognormvariate(math.log(tasks.median), tasks.sigma)
         age, gap = 0.0, 0.0
         while age < duration:
             gap = learner.gap(KIND, age, 0.0) or min(15.0, 2 + age / 3)
             learner.saw(KIND, age, age + gap, has_ended=duration <= age + gap)
             age += gap
-    if learner.gap(KIND, 0.0, 0.0) is None:  # a row of durations so odd that it seems a drift
-        return
-    looks, lag = ours(tasks, learner)
-    prices = [0.05 * 1.5**step for step in range(7)]
-    ratio = min((lag + price * looks) / best(tasks, price) for price in prices)
-    assert ratio <= 1.1
+    return learner
+
+
+@pytest.mark.parametrize("count", [40, 200])
+@pytest.mark.parametrize(
+    ("median", "sigma"),
+    [(30, 0.36), (30, 0.6), (75, 0.45), (100, 0.35), (300, 0.5), (400, 0.2)],
+)
+def test_what_is_learned_is_nearly_the_best_there_is(
+    median: float, sigma: float, count: int
+) -> None:
+    """Of twenty learners most are within a twentieth of the optimum, and all within a tenth."""
+    tasks = Lognormal(median, sigma)
+    # The optimum for the true distribution, at some price.
+    least = {price: best(tasks, price) for price in (0.05 * 1.5**step for step in range(7))}
+    ratios = []
+    for seed in range(20):
+        looks, lag = ours(tasks, watched(tasks, count, seed))
+        ratios.append(min((lag + price * looks) / cost for price, cost in least.items()))
+    assert statistics.median(ratios) <= 1.05
+    assert max(ratios) <= 1.1

@@ -179,6 +179,61 @@ async def test_a_large_clip_is_saved(desk: Desk) -> None:
     assert seen == sorted(seen)
 
 
+async def test_what_comes_whole_is_not_noted_down(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clip of one buffer costs no second file; one of several is noted at its first."""
+    noted: list[int] = []
+    note = Part._note
+
+    def counted(part: Part) -> None:
+        noted.append(part.received)
+        note(part)
+
+    monkeypatch.setattr(Part, "_note", counted)
+    async with raw_server(whole()) as server:
+        await desk.save(server.url)
+    assert noted == []
+    async with raw_server(whole(LARGE)) as server:
+        await desk.save(server.url)
+    assert len(noted) == 1
+    assert BUFFER_BYTES <= noted[0] < len(LARGE)
+    assert desk.path.read_bytes() == LARGE
+    assert desk.is_clean()
+
+
+async def test_a_note_goes_before_the_bytes_it_does_not_speak_of(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while another version is written, nothing is left that passes for the first."""
+    newer = VIDEO[::-1]
+    newer = VIDEO[:24] + newer[: len(VIDEO) - 24]
+    left: list[list[str]] = []
+    append = Part._append
+
+    def watched(part: Part, data: bytes) -> None:
+        append(part, data)
+        left.append(sorted(entry.name for entry in part.path.parent.iterdir()))
+
+    desk.leave_part(VIDEO[:1000])
+    monkeypatch.setattr(Part, "_append", watched)
+    async with raw_server(whole(newer, ETag='"v-2"')) as server:
+        await desk.save(server.url)
+    assert left == [["clip.mp4.part"]]
+    assert desk.path.read_bytes() == newer
+    assert desk.is_clean()
+
+
+async def test_bytes_without_a_note_are_fetched_anew(desk: Desk) -> None:
+    """Killed between a write and its note, the next process starts from the first byte."""
+    desk.path.with_name("clip.mp4.part").write_bytes(VIDEO[:1000])
+    async with raw_server(whole()) as server:
+        await desk.save(server.url)
+    assert range_of(server.requests[0]) == (None, None)
+    assert desk.path.read_bytes() == VIDEO
+    assert desk.is_clean()
+
+
 async def test_the_old_file_stays_until_the_new_one_is_whole(desk: Desk) -> None:
     """Replacing happens in one step, at the end."""
     desk.path.write_bytes(b"old")
@@ -363,7 +418,7 @@ async def test_without_a_length_the_boxes_tell(desk: Desk) -> None:
 def test_the_last_box_ends_with_the_file(tmp_path: Path, tail: bytes, is_whole: bool) -> None:
     """Boxes of 32 and 64 bits, and one without an end, are walked to where the file stops."""
     part = Part.open(tmp_path / "a.mp4", "t-1")
-    part.write(VIDEO + tail)
+    part.write(VIDEO + tail, None)
     assert part.ends_well() is is_whole
     part.close()
 
@@ -376,7 +431,7 @@ def test_the_last_box_ends_with_the_file(tmp_path: Path, tail: bytes, is_whole: 
 def test_a_file_that_lacks_its_end_is_told(tmp_path: Path, tail: bytes, is_cut: bool) -> None:
     """A known box that goes on past the file is a cut file; bytes that are no box are not."""
     part = Part.open(tmp_path / "a.mp4", "t-1")
-    part.write(VIDEO + tail)
+    part.write(VIDEO + tail, None)
     assert part.is_cut() is is_cut
     part.close()
 
@@ -603,12 +658,23 @@ def test_an_origin_is_scheme_host_and_port(one: str, other: str, same: bool) -> 
 
 
 async def test_a_folder_that_is_gone_is_told(desk: Desk) -> None:
-    """What cannot be opened is `DownloadIncomplete`: the clip is paid for and still there."""
+    """What cannot be opened is the caller's to mend, and nothing is asked for before."""
     desk.path = desk.path.parent / "gone" / "clip.mp4"
-    with pytest.raises(DownloadIncomplete, match="No such file") as caught:
+    with pytest.raises(UsageError, match="No such file") as caught:
         await desk.save("http://127.0.0.1/")
     assert isinstance(caught.value.__cause__, OSError)
-    assert desk.ear.heard == [DownloadFailed("t-1", 0, "DownloadIncomplete")]
+    assert desk.asked == []
+    assert desk.ear.heard == [DownloadFailed("t-1", 0, "UsageError")]
+
+
+@pytest.mark.parametrize("name", ["x" * 251, "nul\0.mp4"], ids=["too long", "null"])
+async def test_a_name_that_no_system_takes_is_told(desk: Desk, name: str) -> None:
+    """Where no file can be opened, the path is to blame, and nothing is asked for before."""
+    desk.path = desk.path.with_name(name)
+    with pytest.raises(UsageError) as caught:
+        await desk.save("http://127.0.0.1/")
+    assert caught.value.field == "path"
+    assert desk.asked == []
 
 
 @pytest.mark.parametrize("video", [VIDEO, LARGE], ids=["at the end", "on the way"])
@@ -617,14 +683,14 @@ async def test_a_full_disk_is_told(
 ) -> None:
     """No space left ends the download at once, and what was written is kept as it was."""
 
-    def write(part: Part, data: bytes) -> None:
+    def append(part: Part, data: bytes) -> None:
         part.file.write(data[:500])
         part.received += 500
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     async with raw_server(whole(video), closes=True) as server:
         with monkeypatch.context() as patched:
-            patched.setattr(Part, "write", write)
+            patched.setattr(Part, "_append", append)
             with pytest.raises(DownloadIncomplete, match="No space left") as caught:
                 await desk.save(server.url)
         assert len(server.requests) == 1
@@ -649,7 +715,7 @@ def test_a_disk_that_takes_little_at_a_time_gets_all(tmp_path: Path) -> None:
 
     narrow = Narrow()
     part = Part(tmp_path / "a", narrow, "t-1", 0)  # type: ignore[arg-type]
-    part.write(b"x" * 100)
+    part.write(b"x" * 100, 100)
     assert (part.received, narrow.data) == (100, b"x" * 100)
 
 
@@ -693,10 +759,10 @@ async def test_a_write_that_is_cancelled_is_written_once(
     begun, may_end = threading.Event(), threading.Event()
     write = Part.write
 
-    def slow(part: Part, data: bytes) -> None:
+    def slow(part: Part, data: bytes, total: int | None) -> None:
         begun.set()
         may_end.wait()
-        write(part, data)
+        write(part, data, total)
 
     monkeypatch.setattr(Part, "write", slow)
     async with raw_server(whole(LARGE)) as server:

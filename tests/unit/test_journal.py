@@ -268,11 +268,13 @@ async def test_durations_are_of_finished_jobs(journal: Journal) -> None:
 
 
 async def test_occurrences_count_from_each_start(journal: Journal) -> None:
-    """Equal requests are counted within one run, and from one again in the next."""
-    await journal.start_run()
-    assert [await journal.occurrence(mark) for mark in "aaba"] == [1, 2, 1, 3]
-    await journal.start_run()
-    assert await journal.occurrence("a") == 1
+    """Equal requests are counted within one run, and are the same jobs again in the next."""
+    plans = {mark: Plan(key="", fingerprint=mark, endpoint="TextToVideo") for mark in "ab"}
+    for now in (1.0, 2.0):
+        await journal.start_run()
+        jobs = [await journal.plan_next(plans[mark], now) for mark in "aaba"]
+        assert [job.key for job in jobs] == ["a:1", "a:2", "b:1", "a:3"]
+        assert [job.planned_at for job in jobs] == [1.0] * 4
 
 
 # What a request is known by

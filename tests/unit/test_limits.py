@@ -7,10 +7,12 @@ import pytest
 from support.clock import ManualClock, settle
 
 from fuhu_runway._limits import (
-    CAUTIOUS_FROM,
-    FAST_RECOVERY,
+    ANSWERS_BACK,
+    BACK_OFF,
+    FIRST_ROOM,
     FORGET_AFTER,
-    SLOW_RECOVERY,
+    PROBE_BACK_OFF,
+    ROOM_PER_ANSWER,
     SLOWEST,
     Gate,
     Pace,
@@ -94,21 +96,47 @@ def test_a_refusal_halves_the_rate_where_there_is_one() -> None:
 
 
 def test_one_burst_is_slowed_down_once() -> None:
-    """Refusals of requests that were sent before the slow-down say nothing new; later ones do."""
+    """Refusals of requests that were sent before the slow-down are part of it; later ones not."""
     pace = slowed(40)
-    assert not any(pace.refused(START - 0.4 + n * 0.01, START + 0.2, None) for n in range(40))
+    assert not any(pace.refused(START - 0.4 + n * 0.01, START + 0.2, None) for n in range(19))
     assert pace.rate == 20.0
     pace.sent(START + 0.3)
     assert pace.refused(START + 0.3, START + 0.4, None)
     assert pace.rate == 10.0
 
 
+def test_a_burst_of_which_little_passes_leaves_no_more_than_passed() -> None:
+    """Of forty in a second 33 are refused: seven a second are left, not twenty."""
+    pace = slowed(40)
+    for _ in range(32):
+        pace.refused(START - 0.3, START + 0.1, None)
+    assert pace.rate == 7.0
+    for _ in range(7):
+        pace.refused(START - 0.3, START + 0.1, None)
+    assert pace.rate == 1.0
+    assert pace.refused_at_rate == 40.0
+
+
+def test_a_refusal_of_long_ago_says_nothing_of_that_second() -> None:
+    """A refusal that took seconds to come back takes nothing off what passed since."""
+    pace = slowed(40)
+    for _ in range(39):
+        pace.refused(START - 5, START + 0.1, None)
+    assert pace.rate == 20.0
+
+
+def test_after_a_refusal_a_whole_gap_passes() -> None:
+    """The next request goes at the new rate, not when the old one would have let it."""
+    pace = slowed(4)
+    assert list(instants(pace, 3, START)) == [START + 0.5, START + 1.0, START + 1.5]
+
+
 def test_everybody_is_held_for_as_long_as_was_asked() -> None:
     """Nobody goes before the instant that a refusal named, a later and longer one included."""
     pace = slowed(10)
-    pace.refused(START - 0.1, START + 1, 30.0)
+    pace.refused(START - 2, START + 1, 30.0)
     assert pace.ready_at(START + 2) == START + 31
-    pace.refused(START - 0.1, START + 2, 5.0)
+    pace.refused(START - 2, START + 2, 5.0)
     assert pace.ready_at(START + 2) == START + 31
     assert list(instants(pace, 2, START + 2)) == [START + 31, START + 31.2]
 
@@ -132,23 +160,77 @@ def test_answers_before_any_refusal_change_nothing() -> None:
         assert pace.rate == before
 
 
-def test_the_pace_recovers_by_steps_fast_then_slowly() -> None:
-    """Each answer adds a fixed part of the refused rate: large below it, small near it."""
-    pace = slowed(40)
-    pace.answered()
-    assert pace.rate == pytest.approx(20 + FAST_RECOVERY * 40)
-    pace.rate = CAUTIOUS_FROM * 40
-    pace.answered()
-    assert pace.rate == pytest.approx(36 + SLOW_RECOVERY * 40)
-    assert SLOW_RECOVERY < FAST_RECOVERY
-
-
-def test_the_pace_is_back_within_few_answers() -> None:
-    """Ten answers after a refusal, nine tenths of the refused rate are reached, and not passed."""
-    pace = slowed(40)
-    for _ in range(10):
+def rates(pace: Pace, answers: int) -> list[float]:
+    """Give the rate after each of so many answers."""
+    found = []
+    for _ in range(answers):
         pace.answered()
-    assert 36 <= pace.rate < 40
+        found.append(pace.rate)
+    return found
+
+
+def test_the_pace_recovers_steeply_then_flatly_then_steeply() -> None:
+    """A third of the answers bring most of it back; the last third before and after hardly any."""
+    pace = slowed(40)
+    found = rates(pace, 2 * ANSWERS_BACK)
+    third = ANSWERS_BACK // 3
+    assert found == sorted(found)
+    assert found[third] > 34
+    assert found[ANSWERS_BACK - third] > 39
+    assert found[ANSWERS_BACK - 1] == pytest.approx(40)
+    assert found[ANSWERS_BACK + third] < 41
+    assert found[-1] == pytest.approx(60)
+
+
+def test_a_rate_that_is_well_known_is_given_up_by_little() -> None:
+    """Who was refused after long being let through falls a little; who was not falls by half."""
+    pace = slowed(4)
+    rates(pace, ANSWERS_BACK)
+    assert pace.rate == pytest.approx(4.0)
+    went = list(instants(pace, 20, START + 100))[-1]
+    assert pace.refused(went, went, None)
+    assert pace.rate == pytest.approx(4 * PROBE_BACK_OFF)
+    rates(pace, 10)
+    before = pace.rate
+    went = list(instants(pace, 20, START + 200))[-1]
+    assert pace.refused(went, went, None)
+    assert pace.rate == pytest.approx(before * BACK_OFF)
+
+
+def test_even_the_slowest_pace_grows() -> None:
+    """After an hour in which all was refused, it comes back to one a second, and beyond."""
+    pace = Pace(None)
+    for number in range(100):
+        pace.sent(START + 36 * number)
+        pace.refused(START + 36 * number, START + 36 * number, None)
+    assert pace.rate == SLOWEST
+    found = rates(pace, 2 * ANSWERS_BACK)
+    assert found[ANSWERS_BACK - 1] == pytest.approx(1.0)
+    assert found[-1] == pytest.approx(1.5)
+
+
+def test_a_gateway_that_counts_by_the_minute_is_come_back_to() -> None:
+    """Refused for half a minute after hundreds passed, the aim is what passed in a minute."""
+    pace = Pace(None)
+    for number in range(600):
+        pace.sent(START + number / 10)
+    for number in range(15):
+        pace.sent(START + 60 + 2 * number)
+        pace.refused(START + 60 + 2 * number, START + 60.1 + 2 * number, None)
+    assert pace.rate == SLOWEST
+    assert 5 < pace.refused_at_rate < 10
+
+
+def test_more_may_be_in_flight_with_each_answer() -> None:
+    """A few at first, some more for each answer, and all that wait once there is a rate."""
+    pace = Pace(None)
+    assert pace.room == FIRST_ROOM
+    pace.answered()
+    assert pace.room == FIRST_ROOM + ROOM_PER_ANSWER
+    pace.sent(START)
+    pace.refused(START, START, None)
+    assert math.isinf(pace.room)
+    assert math.isinf(Pace(2.0).room)
 
 
 def test_a_refusal_long_ago_is_forgotten() -> None:
@@ -159,8 +241,9 @@ def test_a_refusal_long_ago_is_forgotten() -> None:
         assert pace.rate <= FORGET_AFTER * 40
         pace.answered()
         answers += 1
-    assert 1000 < answers < 2000
-    assert set(instants(pace, 100, START)) == {START}
+    assert ANSWERS_BACK < answers < 1000
+    assert pace.room == FIRST_ROOM
+    assert set(instants(pace, 100, START)) == {START + 0.05}  # when the last gap ends
 
 
 def test_it_never_grows_above_what_the_user_allows() -> None:
@@ -234,6 +317,14 @@ def visitors(**limits: float | None) -> Visitors:
     return Visitors(gate, clock, heard)
 
 
+def known_visitors() -> Visitors:
+    """Give the visitors of a gate that has let a hundred in already."""
+    some = visitors()
+    for _ in range(100):
+        some.gate.answered()
+    return some
+
+
 async def test_no_more_than_so_many_are_inside() -> None:
     """A third request waits while two are in flight, and goes when one has come back."""
     some = visitors(requests_in_flight=2)
@@ -266,6 +357,17 @@ async def test_a_free_gate_keeps_the_pace() -> None:
     assert some.inside == set()
     await some.clock.advance(0.5)
     assert some.offsets == [0.0, 0.5]
+
+
+async def test_few_go_before_the_first_answer() -> None:
+    """Of a hundred that come at once to an unknown gateway four go, and more with each answer."""
+    some = visitors()
+    await some.come(*range(100))
+    assert len(some.inside) == 4
+    for _ in range(4):
+        some.gate.answered()
+    await some.leave(0)
+    assert len(some.inside) == 12
 
 
 async def test_first_come_first_served() -> None:
@@ -394,19 +496,19 @@ async def test_a_refusal_holds_everyone() -> None:
 
 async def test_a_refusal_without_a_time_slows_down_only() -> None:
     """Where nothing is asked for, nobody is held, and the pace is half of what it was."""
-    some = visitors()
+    some = known_visitors()
     await some.come(*range(8))
     assert not some.gate.is_paced
     some.gate.refused(START, None)
     assert some.gate.is_paced
     await some.come(8, 9, 10)
     await some.clock.advance(10)
-    assert some.offsets[8:] == [0.0, 0.25, 0.5]
+    assert some.offsets[8:] == [0.25, 0.5, 0.75]
 
 
 async def test_a_burst_of_refusals_is_told_once() -> None:
     """Listeners hear of a slow-down, with the new rate, and of the rest of its burst nothing."""
-    some = visitors()
+    some = known_visitors()
     await some.come(*range(8))
     for _ in range(8):
         some.gate.refused(START, 2.0)
@@ -423,7 +525,7 @@ async def test_a_longer_pause_is_told() -> None:
     await some.come(*range(8))
     for asked in (None, 3.0, 3.5, 60.0, 60.5):
         some.gate.refused(START, asked)
-    assert some.heard == [PaceChanged(4.0, None), PaceHeld(3.0), PaceHeld(60.0)]
+    assert some.heard == [PaceChanged(2.0, None), PaceHeld(3.0), PaceHeld(60.0)]
 
 
 @pytest.mark.parametrize("at_most", [None, 20.0])
@@ -439,10 +541,12 @@ async def test_the_recovery_of_the_pace_is_told(at_most: float | None) -> None:
 
 async def test_answers_bring_the_pace_back() -> None:
     """After enough answers there is no pace any more, and a hundred go at once."""
-    some = visitors()
+    some = known_visitors()
     await some.come(*range(8))
     some.gate.refused(START, None)
     while some.gate.is_paced:
+        some.gate.answered()
+    for _ in range(50):
         some.gate.answered()
     await some.clock.advance(1)
     await some.come(*range(8, 80))
