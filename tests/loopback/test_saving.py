@@ -238,7 +238,7 @@ async def test_a_program_that_is_killed(tmp_path: Path) -> None:
         simulator.fault("download", faults.Hang(after_bytes=2 * MIB))
         process = await programs.start(simulator, KILLED.format(task_id=clip.id, target=target))
         # Whose start it is comes after the first bytes of it; those alone would come once more.
-        await until(note.exists)
+        await until(lambda: note.exists() and note.stat().st_size)
         process.kill()
         assert (await programs.end_of(process)).code == -9
         kept = part.stat().st_size
