@@ -597,7 +597,7 @@ class Client:
             api-facts 1.6, 2 and 3.
         """
         wire = self._task_request(_checked_id(task_id), official=official)
-        record = await self._engine().transport.call(wire, read_task)
+        record = await self._engine().transport.call(self._discreet(wire), read_task)
         self._settings.outstanding.seen(name_of(wire), record)
         return record
 
@@ -617,10 +617,15 @@ class Client:
         transport = self._engine().transport
         for name in BALANCE_ENDPOINTS[self.gateway.balance]:
             wire = ask_balance(ENDPOINTS[name], self.gateway, self._key)
-            part = await transport.call(wire, read_balance)
+            part = await transport.call(self._discreet(wire), read_balance)
             found = part if found is None else found.joined(part)
         assert found is not None  # noqa: S101  (every route has an endpoint)
         return found
+
+    def _discreet(self, wire: Request) -> Request:
+        """Give a request of no handle that knows, for its errors, what the handles were sent."""
+        told = (secret for task in self._handles.values() for secret in task.secrets())
+        return attrs.evolve(wire, secrets=tuple(dict.fromkeys((*wire.secrets, *told))))
 
     # For the handles
 
