@@ -107,7 +107,10 @@ def tests(session: nox.Session, extras: str) -> None:
     # The blocks of the documentation are the docs session's. What takes long, such as hundreds of
     # killed processes, does not depend on the doors.
     everything = ["--numprocesses=2", "--ignore=tests/docs"]
-    long = [f"--ignore=tests/{folder}" for folder in ("browser", "crash", "loopback", "properties")]
+    long = [
+        f"--ignore=tests/{folder}"
+        for folder in ("browser", "crash", "loopback", "properties", "secrets")
+    ]
     chosen = session.posargs or (everything if extras else [*everything, *long])
     measured(session, session.name, *chosen)
 

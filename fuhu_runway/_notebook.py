@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Final
 
-from ._redact import redact
 from .models import TaskRecord, TaskState, is_web_address
 
 MOST_WORDS: Final = 300
@@ -116,7 +115,7 @@ def _bar(task_id: str, record: TaskRecord | None) -> Iterator[str]:
 
 def _note(record: TaskRecord | None) -> str | None:
     if record is not None and record.state is TaskState.UNKNOWN:
-        return f"The gateway calls it: {redact(record.word or '')[:40]}"
+        return f"The gateway calls it: {record.word or ''}"
     if record is None or record.state is not TaskState.SUCCEEDED:
         return None
     if record.has_clip:

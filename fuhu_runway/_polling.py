@@ -30,7 +30,6 @@ from ._clock import Clock, Timer
 from ._hints import Allowance, Reliance
 from ._limits import Gate
 from ._outstanding import Name, Outstanding
-from ._redact import redact
 from ._retry import ladder
 from ._schedule import Kind, Learner
 from ._wire import Request
@@ -708,8 +707,7 @@ class Poller:
     def _remark(self, watch: Watch, record: TaskRecord) -> None:
         """Tell of odd answers, once for each oddity."""
         if record.state is TaskState.UNKNOWN and not was_told(watch, f"word {record.word}"):
-            word = redact(record.word or "")[:40]
-            self._hooks.emit(events.UnknownWordSeen(watch.task_id, word))
+            self._hooks.emit(events.UnknownWordSeen(watch.task_id, record.word or ""))
         for note in record.notes:
             if not was_told(watch, note):
                 self._hooks.emit(events.ContradictionSeen(watch.task_id, note))

@@ -604,7 +604,7 @@ def _fold(levels: Sequence[Sighting], reply: Reply) -> TaskRecord:
         # The very text that was asked with, which the wait holds anyway.
         task_id=asked if asked == seen.task_id else seen.task_id,
         state=state,
-        word=_deciding(words, state),
+        word=_shown(_deciding(words, state), reply),
         progress=seen.progress,
         video_url=url,
         poster_url=seen.poster,
@@ -612,7 +612,7 @@ def _fold(levels: Sequence[Sighting], reply: Reply) -> TaskRecord:
         prompt=seen.prompt,
         prompt_en=seen.prompt_en,
         message=None if succeeded and is_web_address(message) else message,
-        failure_code=seen.failure_code,
+        failure_code=_shown(seen.failure_code, reply),
         points=seen.points,
         refunded=bool(seen.refund),
         created_at=seen.created_at or seen.submitted_at,
@@ -639,6 +639,8 @@ def _result(level: Sighting) -> Address | None:
 _values_of: Final = operator.attrgetter(*(field.name for field in attrs.fields(Sighting)))
 FAILURES: Final = (TaskState.FAILED, TaskState.CANCELED)
 UNFINISHED: Final = (TaskState.RUNNING, TaskState.QUEUED, TaskState.UNKNOWN)
+MOST_OF_A_WORD: Final = 40
+"""How much is shown of a word that no source documents, in characters."""
 CONTRADICTION: Final = "the words of the answer contradict each other, or the address beside them"
 
 
@@ -677,6 +679,13 @@ def _deciding(states: Mapping[str, TaskState], state: TaskState) -> str | None:
     return next((word for word, its in states.items() if its is state), None) or next(
         iter(states), None
     )
+
+
+def _shown(word: str | None, reply: Reply) -> str | None:
+    """Give a word of the gateway's as records show it: nobody keeps it from quoting a prompt."""
+    if word is None or word.strip().lower() in facts.STATES:
+        return word
+    return redact(word, reply.request.secrets)[:MOST_OF_A_WORD]
 
 
 # Noes

@@ -23,6 +23,7 @@ from ._engine import Engine, Settings
 from ._gateway import BALANCE_ENDPOINTS, ENDPOINTS, GATEWAYS, NOWHERE, SUBMITS, Endpoint
 from ._outstanding import Name
 from ._polling import Poller, Watch, name_of
+from ._redact import redact
 from ._retry import fate_of
 from ._schedule import kind_of
 from ._submission import Submission
@@ -678,6 +679,10 @@ class Client:
         self.unclaimed.append(task)
         self._hooks.emit(events.SubmissionFound(endpoint, task.id))
         engine.poller.take_told(watch, record)
+
+    def without_secrets(self, text: str, task: Task) -> str:
+        """Give what a gateway says about *task* as it may be shown; for handles."""
+        return redact(text, (self._key, *task.secrets()))
 
     def age(self, task: Task) -> float | None:
         """Give how long ago *task* was accepted, in seconds; for handles."""

@@ -431,7 +431,7 @@ class TaskRecord:
 
     task_id: str
     state: TaskState
-    #: The gateway's own word that decided the state.
+    #: The gateway's own word that decided the state; an unknown one is cut, and shows no secrets.
     word: str | None = None
     #: How far it is, from 0 to 1; no sign of success (api-facts 2 B).
     progress: float | None = None

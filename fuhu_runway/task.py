@@ -8,7 +8,6 @@ from urllib.parse import quote
 
 from ._notebook import clip_view, task_view
 from ._polling import Poller, Watch
-from ._redact import redact
 from .downloads import MAX_CLIP_BYTES, Progress, check_vacant
 from .errors import ClipMissing, TaskCanceled, TaskFailed
 from .models import DEAD_ENDS, DEFAULT_WAIT, Generation, TaskRecord, TaskState, usage_error
@@ -31,6 +30,9 @@ class Home(Protocol):
 
     def age(self, task: "Task") -> float | None:
         """Give how long ago *task* was accepted, in seconds; None where that is not known."""
+
+    def without_secrets(self, text: str, task: "Task") -> str:
+        """Give what a gateway says about *task* as it may be shown."""
 
 
 class Task:
@@ -205,7 +207,7 @@ class Task:
         )
 
     def _reason(self, record: TaskRecord) -> str | None:
-        return redact(record.message, self.secrets()) if record.message else None
+        return self._home.without_secrets(record.message, self) if record.message else None
 
 
 def _money(failed: TaskRecord) -> str:

@@ -81,13 +81,13 @@ def simulated() -> Iterator[Simulator]:
 
 
 def run_page(page: Document) -> None:
-    """Run the blocks of *page* in order, and then the tests that they define."""
+    """Run the blocks of *page* in order, and then the tests that they define for no runner."""
     with asyncio.Runner() as runner:
         page.namespace.update(__runner__=runner, __name__="page")
         for example in page.examples():
             example.evaluate()
         for name, value in [*page.namespace.items()]:
-            if name.startswith("test_"):
+            if name.startswith("test_") and not inspect.signature(value).parameters:
                 runner.run(value())
 
 
@@ -158,9 +158,12 @@ async def test_the_cells_of_the_notebook_show_what_the_page_says(
     assert len([one for [one] in clips if "<video" in one["text/html"]]) == 3
 
 
-def test_the_test_file_of_the_page_about_tests_passes(tmp_path: Path) -> None:
-    """Pytest, given nothing but the blocks of the page, passes each of its tests."""
-    blocks = [example.parsed for example in DOCUMENTS[TEST_FILE].examples()]
+@pytest.mark.parametrize("page", [TEST_FILE, "README.md"])
+def test_the_test_files_of_the_pages_pass(page: str, tmp_path: Path) -> None:
+    """Pytest, given nothing but the blocks that are tests, passes each of them."""
+    blocks = [str(example.parsed) for example in DOCUMENTS[page].examples()]
+    if page != TEST_FILE:
+        blocks = [block for block in blocks if "(runway_gateway" in block]
     (tmp_path / "test_app.py").write_text("\n\n".join(blocks), encoding="utf-8")
     (tmp_path / "pytest.ini").write_text(SETTINGS, encoding="utf-8")
     # The very package that is tested here, be it the tree's or an installed one.

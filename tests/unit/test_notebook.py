@@ -93,9 +93,9 @@ def test_a_failure_has_its_reason_and_no_bar(state: TaskState) -> None:
 
 
 def test_an_unknown_state_shows_the_word() -> None:
-    """With secrets taken out of it, and cut."""
-    page = read_page(task_view("t-1", record(state=TaskState.UNKNOWN, word="PAUSED 10.1.2.3")))
-    assert page.text.endswith("The gateway calls it: PAUSED <ip>Task t-1")
+    """As text, where there is one."""
+    page = read_page(task_view("t-1", record(state=TaskState.UNKNOWN, word="<b>PAUSED")))
+    assert page.text.endswith("The gateway calls it: <b>PAUSEDTask t-1")
     bare = record(state=TaskState.UNKNOWN)
     assert read_page(task_view("t-1", bare)).text.endswith("calls it: Task t-1")
 

@@ -500,13 +500,13 @@ async def test_the_grace_begins_anew_with_a_new_success(scene: Scene) -> None:
 
 
 async def test_an_unknown_word_is_told_once(scene: Scene) -> None:
-    """It does not end the wait, and one event tells of it, cut to 40 characters."""
-    odd = record(state=TaskState.UNKNOWN, word="moonwalking" * 10)
+    """It does not end the wait, and one event tells of it."""
+    odd = record(state=TaskState.UNKNOWN, word="moonwalking")
     scene.feed.says(odd, odd, odd, done())
     waiting = scene.wait(scene.watch())
     await scene.clock.advance(30)
     told = scene.ear.all(events.UnknownWordSeen)
-    assert told == [events.UnknownWordSeen("t-1", ("moonwalking" * 10)[:40])]
+    assert told == [events.UnknownWordSeen("t-1", "moonwalking")]
     assert waiting.done()
 
 
@@ -729,7 +729,7 @@ async def test_no_secret_is_told(scene: Scene, caplog: pytest.LogCaptureFixture)
     caplog.set_level(logging.DEBUG)
     marked = "https://cdn.example/marked.mp4?_jwt=marked"
     scene.feed.says(
-        record(state=TaskState.UNKNOWN, word=f"see {marked}", prompt="marked", video_url=marked)
+        record(state=TaskState.UNKNOWN, message=marked, prompt="marked", video_url=marked)
     )
     waiting = scene.wait(scene.watch(), 5.0)
     await scene.clock.advance(5)

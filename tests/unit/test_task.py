@@ -11,6 +11,7 @@ from support.feed import VIDEO, Scene, done, no, record, scene_on
 from support.pages import read_page
 
 from fuhu_runway._polling import Poller, Watch
+from fuhu_runway._redact import redact
 from fuhu_runway.errors import (
     ClipMissing,
     GatewayDown,
@@ -41,6 +42,9 @@ class Home:
         self.saved.append(what)
         path: Path = what[1]
         return path
+
+    def without_secrets(self, text: str, task: Task) -> str:
+        return redact(text, ("sk-1", *task.secrets()))
 
     def age(self, task: Task) -> float | None:
         return self.ages.get(task.id)

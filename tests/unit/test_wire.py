@@ -1016,3 +1016,14 @@ def test_a_delivery_with_an_envelope_is_read_as_well() -> None:
 def test_a_delivery_that_says_nothing_is_no_error(body: bytes) -> None:
     """Anybody may post anything: what cannot be read gives nothing, and raises nothing."""
     assert read_callback(body) is None
+
+
+@pytest.mark.parametrize("field", ["status", "failureCode"])
+def test_a_word_that_nobody_knows_shows_no_secret(field: str) -> None:
+    """Neither what it quotes of the request nor what looks like a secret; and it is cut."""
+    told = "a wombat of 10.1.2.3 " + "moonwalking " * 9
+    body = json.dumps({"id": "t-1", "status": "FAILED", "failure": "no", field: told})
+    asked = attrs.evolve(asking("official_task"), secrets=("a wombat",))
+    record = read_task(Reply(asked, 200, {}, body.encode()))
+    shown = record.word if field == "status" else record.failure_code
+    assert shown == "<hidden> of <ip> moonwalking moonwalking "[:40]

@@ -1,0 +1,134 @@
+"""Everything that a user can hold shows no secret that is in it."""
+
+import enum
+import inspect
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from support.marks import (
+    DATA,
+    EXTRA,
+    IMAGE,
+    IPV6,
+    KEY,
+    LAST_IMAGE,
+    PROMPT,
+    SECRET,
+    VIDEO,
+    Evidence,
+    indiscretion,
+)
+
+import fuhu_runway
+from fuhu_runway import testing
+from fuhu_runway.batch import Item, Outcome, Summary
+from fuhu_runway.callbacks import CallbackReceiver
+from fuhu_runway.client import Client
+from fuhu_runway.downloads import Progress
+from fuhu_runway.journal import Journal
+from fuhu_runway.models import (
+    ActOne,
+    Balance,
+    Gateway,
+    ImageToVideo,
+    Limits,
+    MotionVector,
+    OfficialImageToVideo,
+    PollPolicy,
+    RetryPolicy,
+    TaskRecord,
+    TaskState,
+    TextToVideo,
+    Timeouts,
+    VideoToVideo,
+)
+from fuhu_runway.task import Clip, Task
+
+LINK: Final = "https://cdn.example/1.mp4?_jwt=pangolin"
+CLIENT: Final = Client(KEY, callbacks=CallbackReceiver("https://app.example", secret=SECRET))
+REQUEST: Final = TextToVideo(PROMPT, extra=EXTRA)
+TOLD: Final = indiscretion(ImageToVideo(PROMPT, IMAGE, last_image=VIDEO))
+RECORD: Final = TaskRecord(
+    "t-1",
+    TaskState.SUCCEEDED,
+    video_url=LINK,
+    poster_url=LINK,
+    last_frame_url=LINK,
+    prompt=PROMPT,
+    prompt_en=PROMPT,
+    message=TOLD,
+    answer=TOLD.encode(),
+)
+TASK: Final = Task(CLIENT, "t-1", request=REQUEST, record=RECORD)
+CLIP: Final = Clip(CLIENT, TASK, RECORD)
+
+HELD: Final[tuple[Any, ...]] = (
+    ActOne(VIDEO, IMAGE, extra=EXTRA),
+    Balance(1.0, raw={"of": TOLD}),
+    CLIENT.batch([PROMPT]),
+    CallbackReceiver("https://app.example/hooks", secret=SECRET),
+    CLIENT,
+    CLIP,
+    Gateway("mine", "https://gateway.example"),
+    ImageToVideo(PROMPT, IMAGE, last_image=LAST_IMAGE, extra=EXTRA),
+    Item(REQUEST, custom_id="1"),
+    Journal(Path("run.db")),
+    Limits(),
+    MotionVector(),
+    OfficialImageToVideo(DATA, PROMPT, last_image=IMAGE, extra=EXTRA),
+    Outcome(0, REQUEST, task_id="t-1", clip=CLIP),
+    PollPolicy(),
+    Progress(1, 2),
+    RetryPolicy(),
+    Summary(),
+    TASK,
+    RECORD,
+    REQUEST,
+    Timeouts(),
+    VideoToVideo(VIDEO, PROMPT, extra=EXTRA),
+)
+
+
+def test_every_class_that_a_user_can_hold_is_here() -> None:
+    """A class that comes to the package has to be looked at, too; enums hold nothing."""
+    public = {
+        thing
+        for name in fuhu_runway.__all__
+        if inspect.isclass(thing := getattr(fuhu_runway, name)) and not issubclass(thing, enum.Enum)
+    }
+    assert {type(thing) for thing in HELD} == public
+
+
+@pytest.mark.parametrize("thing", HELD, ids=lambda thing: type(thing).__name__)
+def test_what_is_held_shows_no_secret(thing: object) -> None:
+    """Neither `repr` nor `str` nor `format` tells what a program, or a log, should not have."""
+    evidence = Evidence()
+    evidence.thing(thing)
+    if isinstance(thing, Task):
+        evidence.take("notebook", thing._repr_html_())
+    if isinstance(thing, Clip):
+        evidence.take("notebook", thing._repr_html_(), but={"video"})
+    assert evidence.leaks == []
+
+
+def test_what_the_simulator_holds_shows_no_secret() -> None:
+    """Of a simulated gateway nothing is told but its address, which is this machine's."""
+    gateway = testing.Simulator(api_key=KEY)
+    gateway.add_key(f"{KEY}-2", name="second")
+    seen = testing.Seen(
+        origin="api",
+        where="feed",
+        method="GET",
+        path=f"/{IMAGE}",
+        query=PROMPT,
+        headers={"Authorization": KEY, "X-Forwarded-For": IPV6},
+        body_bytes=1,
+        at=0.0,
+        carried_key=True,
+    )
+    evidence = Evidence()
+    evidence.thing(gateway)
+    evidence.thing(seen)
+    evidence.thing(testing.faults.Answer(400, TOLD))
+    assert evidence.leaks == []

@@ -1,0 +1,450 @@
+"""
+Every way in which the simulator can treat a client, with secrets that are marked.
+
+The scenarios are found in the simulator itself, so that a fault, a place, a dialect or an ending
+that comes to it later is one more scenario, or a test fails that says so.
+"""
+
+import asyncio
+import inspect
+import json
+import logging
+import pickle
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, get_args
+
+import attrs
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from support.clients import Ear, quick_client
+from support.marks import (
+    DATA,
+    EXTRA,
+    IMAGE,
+    IPV4,
+    IPV6,
+    KEY,
+    LAST_IMAGE,
+    PROMPT,
+    SECRET,
+    VIDEO,
+    Evidence,
+    indiscretion,
+)
+
+from fuhu_runway import CallbackReceiver, Client, Clip, Task
+from fuhu_runway.contrib.otel import JobSpans
+from fuhu_runway.errors import RunwayError
+from fuhu_runway.models import (
+    ActOne,
+    Generation,
+    ImageToVideo,
+    OfficialImageToVideo,
+    TextToVideo,
+    Timeouts,
+    VideoToVideo,
+)
+from fuhu_runway.testing import DIALECTS, Simulator, faults
+from fuhu_runway.testing._cdn import Media
+from fuhu_runway.testing._story import Ending
+from fuhu_runway.testing.faults import PLACES, Fault, Where
+
+# Whatever takes its time takes none of ours.
+pytestmark = pytest.mark.usefixtures("virtual")
+
+PUBLIC_URL: Final = "https://app.example/hooks"
+BRIEF: Final = Timeouts(connect=1.0, read=0.05, total=0.3)
+TEXTS: Final = (str, str | None, str | int | None)
+OF_THE_SERVER: Final = ("aiohttp.access", "aiohttp.server", "aiohttp.web")
+
+REQUESTS: Final[tuple[Generation, ...]] = (
+    TextToVideo(PROMPT, extra=EXTRA),
+    ImageToVideo(PROMPT, IMAGE, last_image=LAST_IMAGE, extra=EXTRA),
+    VideoToVideo(VIDEO, PROMPT, extra=EXTRA),
+    ActOne(VIDEO, IMAGE, extra=EXTRA),
+    OfficialImageToVideo(DATA, PROMPT, last_image=IMAGE, extra=EXTRA),
+)
+
+# What the makers of faults have to be told, beside the texts that may be indiscreet.
+NEEDED: Final[dict[str, dict[str, Any]]] = {
+    "Answer": {"status": 418},
+    "Huge": {"megabytes": 9},
+    "Slow": {"seconds": 1.0},
+    "SlowDownload": {"bytes_per_second": 1e7},
+    "Speaks": {"dialect": "mixed"},
+    "error": {"status": 400},
+    "task_error": {"code": "no"},
+}
+INDISCREET: Final = (
+    *("message", "description", "type", "param", "code", "word", "reason", "state", "status"),
+    "body",
+)
+
+
+def makers() -> dict[str, Callable[..., Fault]]:
+    """Give everything in the module of faults that makes one."""
+    found: dict[str, Callable[..., Fault]] = {}
+    for name, thing in vars(faults).items():
+        if inspect.isclass(thing):
+            if issubclass(thing, Fault) and thing is not Fault:
+                found[name] = thing
+        elif inspect.isfunction(thing) and not name.startswith("_"):
+            made = inspect.signature(thing).return_annotation
+            if inspect.isclass(made) and issubclass(made, Fault):
+                found[name] = thing
+    return found
+
+
+def made_by(name: str, text: str) -> Iterator[Fault]:
+    """Give what one maker makes: as it is, saying *text* wherever it can, and with all done."""
+    make, needed = makers()[name], NEEDED.get(name, {})
+    parameters = inspect.signature(make).parameters
+    texts = {
+        word: text
+        for word, parameter in parameters.items()
+        if word in INDISCREET and parameter.annotation in TEXTS
+    }
+    yield make(**needed)
+    if texts:
+        yield make(**(needed | texts))
+    if "accepted" in parameters:
+        yield make(**(needed | texts), accepted=True)
+
+
+def quoting(text: str) -> Iterator[Fault]:
+    """Give answers that say *text* in every place that an answer has."""
+    headers = (("X-Client-IP", IPV4), ("Set-Cookie", f"k={KEY}"), ("X-Request-Id", f"{KEY} {IPV6}"))
+    for status in (200, 302, 400, 401, 402, 403, 404, 413, 422, 429, 451, 500, 503, 524):
+        yield faults.Answer(status, text, "text/plain", headers)
+        yield faults.Answer(status, f"<h1>{text}</h1>", faults.HTML, headers)
+        yield faults.error(status, text, type=text, code=text)
+        yield faults.Answer(status, json.dumps({text: [text, {text: text}]}))
+        yield faults.Answer(status, json.dumps({"code": text, "message": json.dumps(text)}))
+
+
+@attrs.define
+class House:
+    """A gateway and a client of it, and all who hear of what they do."""
+
+    gateway: Simulator
+    client: Client
+    evidence: Evidence
+    ear: Ear
+    spans: InMemorySpanExporter
+
+    async def live(
+        self,
+        request: Generation,
+        folder: Path,
+        name: str = "clip",
+        *,
+        then: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Go the whole way with one request, and look at everything that a user holds there.
+
+        *then* is called when it is accepted.
+        """
+        with suppress(RunwayError):
+            async with self.judged():
+                task = await self.client.submit(request)
+                then()
+                await self.follow(task, folder / f"{name}.mp4")
+
+    async def follow(self, task: Task, path: Path) -> Clip:
+        """Go from a task to its file."""
+        self.evidence.thing(task)
+        async for record in task.updates(timeout=0.1):
+            self._know(record.video_url, record.poster_url, record.last_frame_url)
+            self.evidence.thing(record)
+        clip = await task.wait(timeout=0.1)
+        self.evidence.thing(clip)
+        # A clip that shows itself in a notebook shows the link by which it plays.
+        self.evidence.take("notebook", clip._repr_html_(), but={"link", "IP address"})
+        self.evidence.take("notebook", task._repr_html_())
+        await clip.download(path, max_bytes=1_000_000)
+        return clip
+
+    @asynccontextmanager
+    async def judged(self) -> AsyncIterator[None]:
+        """Look at whatever error comes of it, and at the client after that."""
+        try:
+            yield
+        except RunwayError as error:
+            for seen in self.gateway.tasks:
+                self._know(seen.request.get("callback_url"))
+            self.evidence.error(error)
+            raise
+        finally:
+            # It tells where its gateway is, as it was told itself.
+            self.evidence.thing(self.client, but={"IP address"})
+            for task in self.client.outstanding:
+                self.evidence.thing(task)
+                self.evidence.take("notebook", task._repr_html_())
+
+    def _know(self, *urls: str | None) -> None:
+        for url in filter(None, urls):
+            self.evidence.finder.add_link(url)
+
+    def judge_what_was_heard(self) -> None:
+        """Look at the events and the spans so far."""
+        for event in self.ear.heard:
+            self.evidence.thing(event)
+            self.evidence.take("event", repr(event.as_dict()))
+            self.evidence.take("event", pickle.dumps(event))
+        for span in self.spans.get_finished_spans():
+            self.evidence.take("span", span.to_json())
+
+
+@pytest.fixture
+def evidence(caplog: pytest.LogCaptureFixture) -> Iterator[Evidence]:
+    """Give what collects evidence, and let there be none, in the log of the whole test neither."""
+    caplog.set_level(logging.DEBUG)
+    found = Evidence()
+    yield found
+    for record in caplog.get_records("call"):
+        # The simulator is not the one who is on trial.
+        if not record.name.startswith(OF_THE_SERVER):
+            found.take(f"log {record.name}", f"{record.getMessage()} {vars(record)}")
+            error = record.exc_info and record.exc_info[1]
+            if error:
+                found.error(error)
+    assert found.leaks == []
+
+
+@asynccontextmanager
+async def house(evidence: Evidence, folder: Path, **options: Any) -> AsyncIterator[House]:
+    """Give a gateway with a marked key, and a client with a journal that hears of deliveries."""
+    key = options.setdefault("api_key", KEY)
+    ear, exporter = Ear(), InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    receiver = CallbackReceiver(PUBLIC_URL, secret=SECRET)
+    path = folder / "run.db"
+    folder.mkdir(exist_ok=True)  # noqa: ASYNC240  (in a test nobody waits for it)
+    async with Simulator(speed=1000, takes=5, **options) as gateway:
+        client = quick_client(
+            gateway,
+            callbacks=receiver,
+            journal=path,
+            timeouts=BRIEF,
+            hooks=[ear, JobSpans(provider)],
+        )
+        assert gateway.api_key == key
+        async with client:
+            yield House(gateway, client, evidence, ear, exporter)
+            judge_files(evidence, folder)
+    found = House(gateway, client, evidence, ear, exporter)
+    found.judge_what_was_heard()
+    evidence.thing(receiver)
+    evidence.thing(client.journal)
+    judge_files(evidence, folder)
+    judge_rows(evidence, path)
+
+
+def judge_files(evidence: Evidence, folder: Path) -> None:
+    """Look at the bytes of every file that is no clip: the journal, its log, notes of downloads."""
+    for file in folder.iterdir():
+        if file.suffix not in {".mp4", ".part"}:
+            evidence.take(file.name, file.read_bytes())
+
+
+def judge_rows(evidence: Evidence, path: Path) -> None:
+    """Look at each cell of each table of a journal."""
+    database = sqlite3.connect(path)
+    tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master")]
+    for table in tables:
+        with suppress(sqlite3.OperationalError):  # an index has no rows
+            for row in database.execute(f"SELECT * FROM {table}"):  # noqa: S608  (its own name)
+                evidence.take(table, repr(row))
+    database.close()
+
+
+# The scenarios
+
+
+@pytest.mark.parametrize("name", makers())
+async def test_no_fault_brings_a_secret_to_light(
+    name: str, evidence: Evidence, tmp_path: Path
+) -> None:
+    """Each fault, wherever it may happen, to each kind of request: nothing is told but the news."""
+    for place in sorted(PLACES):
+        async with house(evidence, tmp_path / place) as here:
+            await _meet(here, place, partial(made_by, name), tmp_path / place)
+
+
+@pytest.mark.parametrize("place", sorted(PLACES))
+async def test_no_quotation_is_repeated(place: Where, evidence: Evidence, tmp_path: Path) -> None:
+    """A gateway that quotes every secret in texts, codes, keys and headers is not quoted itself."""
+    async with house(evidence, tmp_path) as here:
+        await _meet(here, place, quoting, tmp_path)
+
+
+async def _meet(
+    here: House, place: Where, faults_that_say: Callable[[str], Iterable[Fault]], folder: Path
+) -> None:
+    """Let faults happen to each kind of request that meets them in one place."""
+    if place == "balance":
+        # What is asked for while nothing is known of the request: a prompt of a living task.
+        task = await here.client.submit(REQUESTS[0])
+        for fault in faults_that_say(indiscretion(task.request)):
+            if place in fault.usable_on:
+                here.gateway.fault(place, fault, times=None)
+                with suppress(RunwayError):
+                    async with here.judged():
+                        here.evidence.thing(await here.client.balance())
+                here.gateway.forget_plans()
+        return
+    for index, request in enumerate(REQUESTS):
+        if place != "download" and (place == "official") != isinstance(
+            request, OfficialImageToVideo
+        ):
+            continue
+        for number, fault in enumerate(faults_that_say(indiscretion(request))):
+            if place in fault.usable_on:
+                here.gateway.fault(place, fault, times=None)
+                await here.live(request, folder, f"{number}-{index}")
+                here.gateway.forget_plans()
+
+
+@pytest.mark.parametrize("dialect", [*DIALECTS, "mixed"])
+async def test_no_dialect_and_no_ending_tells(
+    dialect: str, evidence: Evidence, tmp_path: Path
+) -> None:
+    """Each ending, in each dialect, with a reason that quotes every secret."""
+    async with house(evidence, tmp_path, dialect=dialect, official_dialect=dialect) as here:
+        for ending in get_args(Ending):
+            for index, request in enumerate(REQUESTS):
+                here.gateway.script(then=ending, reason=indiscretion(request))
+                await here.live(request, tmp_path, f"{ending}-{index}")
+
+
+@pytest.mark.parametrize("media", get_args(Media))
+async def test_no_way_of_delivering_tells(media: Media, evidence: Evidence, tmp_path: Path) -> None:
+    """From another origin, from the gateway's, led on, and with links that have expired."""
+    async with house(evidence, tmp_path, media=media, link_lifetime=1.0) as here:
+        for index, request in enumerate(REQUESTS):
+            await here.live(request, tmp_path, f"clip-{index}")
+            await here.live(request, tmp_path / "nowhere")
+            await here.live(request, tmp_path, f"clip-{index}")  # there is such a file
+
+
+@pytest.mark.parametrize("style", ["bearer", "raw", "body"])
+async def test_a_key_is_told_to_nobody_however_it_is_sent(
+    style: Any, evidence: Evidence, tmp_path: Path
+) -> None:
+    """A wrong key, a key without points, and a key that is quoted, in each style."""
+    for key in (KEY, f"sk-{KEY}"):
+        folder = tmp_path / key
+        async with house(evidence, folder, key_style=style, points=1.0, api_key=key) as here:
+            for request in REQUESTS:
+                await here.live(request, folder)
+                here.gateway.fault("submit", faults.error(401, f"无效的令牌{key}，来自{IPV4}"))
+                await here.live(request, folder)
+
+
+WAYS: Final[tuple[dict[str, Any], ...]] = (
+    {"points": 1.0, "quota_status": 401},
+    {"points": 1.0, "quota_status": 403, "price": 2.0},
+    {"rate_limit": 2.0, "burst": 1, "rate_limit_answer": faults.TooManyRequests(body=KEY)},
+    {"link_lifetime": 0.5, "expired_status": 410},
+    {"video": f"<html>{KEY} {PROMPT}".encode()},
+    {"feed_verb": "GET"},
+    {"strict": False, "callbacks": None},
+)
+ELSEWHERE: Final = {"api_key", "dialect", "official_dialect", "media", "key_style"}
+"""Tried in the other tests."""
+UNTOLD: Final = {
+    *("host", "port", "cdn_port", "prefix", "seed", "speed", "takes", "log_limit"),
+    *("state_file", "control"),
+}
+"""They change where, when and for whom it is told, and not what."""
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: next(iter(way)))
+async def test_no_further_way_of_the_simulator_tells(
+    way: dict[str, Any], evidence: Evidence, tmp_path: Path
+) -> None:
+    """Empty accounts, limits, dead links, files that are no clips, and other ways to ask."""
+    async with house(evidence, tmp_path, **way) as here:
+        for index, request in enumerate(REQUESTS):
+            await here.live(request, tmp_path, f"clip-{index}")
+
+
+def test_every_option_of_the_simulator_is_tried() -> None:
+    """One that comes to it has to be tried, too, unless it changes nothing of what is told."""
+    options = {field.name for field in attrs.fields(Simulator) if field.init}
+    assert options == ELSEWHERE | UNTOLD | {name for way in WAYS for name in way}
+
+
+async def test_who_is_cancelled_closed_or_alone_tells_nothing(
+    evidence: Evidence, tmp_path: Path
+) -> None:
+    """Left in the air, abandoned while waiting, refused after closing, and no gateway at all."""
+    async with house(evidence, tmp_path) as here:
+        for request in REQUESTS:
+            here.gateway.fault("submit", faults.Slow(20.0))
+            submitting = asyncio.create_task(here.client.submit(request))
+            await asyncio.sleep(0.005)
+            submitting.cancel()
+            await asyncio.wait([submitting])
+        here.gateway.script(then="stall")
+        task = await here.client.generate(PROMPT)
+        waiting = asyncio.create_task(task.wait())
+        await asyncio.sleep(0)
+        await here.client.aclose()
+        for action in (waiting, here.client.generate(PROMPT), task.wait()):
+            with pytest.raises(RunwayError):
+                async with here.judged():
+                    await action
+        for task in here.client.unclaimed:
+            evidence.thing(task)
+        await here.gateway.aclose()
+        async with here.client:
+            for request in REQUESTS:
+                await here.live(request, tmp_path)
+
+
+async def test_a_batch_tells_nothing(evidence: Evidence, tmp_path: Path) -> None:
+    """Its outcomes, its summary and its journal, with clips, failures, noes and doubts."""
+    async with house(evidence, tmp_path) as here:
+        gateway, client = here.gateway, here.client
+        gateway.script(then="fail", reason=indiscretion(REQUESTS[0]))
+        gateway.fault("submit", faults.drop_after_accepting())
+        gateway.fault("submit", faults.error(400, indiscretion(REQUESTS[2])))
+        for _ in range(2):
+            batch = client.batch(REQUESTS, in_flight=2, timeout=2.0)
+            async for outcome in batch.outcomes():
+                evidence.thing(outcome)
+                if outcome.error is not None:
+                    evidence.error(outcome.error)
+            evidence.thing(batch)
+            evidence.thing(batch.summary)
+            for job in await client.journal.jobs():
+                evidence.thing(job)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [indiscretion(REQUESTS[0]).encode(), b"{}", b'{"task_id": "%s", "status": "3"}' % KEY.encode()],
+    ids=["no json", "empty", "a key for an id"],
+)
+async def test_a_delivery_tells_nothing(body: bytes, evidence: Evidence, tmp_path: Path) -> None:
+    """Neither its address nor what it says comes out, whether it is right, forged or rubbish."""
+    async with house(evidence, tmp_path, callbacks=None) as here:
+        receiver = here.client._callbacks
+        assert receiver is not None
+        here.gateway.fault("submit", faults.drop_after_accepting(), times=1)
+        for request in REQUESTS:
+            await here.live(request, tmp_path)
+            url = here.gateway.tasks[-1].request.get("callback_url", PUBLIC_URL)
+            evidence.finder.add_link(url)
+            receiver.deliver(url.rpartition("/")[2], body)
+            receiver.deliver(SECRET, body)
+            await asyncio.sleep(0.01)

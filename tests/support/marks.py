@@ -1,0 +1,143 @@
+"""Secrets that are marked, and what finds their marks in whatever shape they come out."""
+
+import base64
+import html
+import json
+import pickle
+import re
+import traceback
+from collections.abc import Iterable, Iterator
+from typing import Final
+from urllib.parse import quote, urlsplit
+
+import attrs
+from support.secrets import chain
+
+from fuhu_runway.models import Generation
+
+# Each secret is made of words that stand nowhere else, so that a part of it is found as well.
+KEY: Final = "zanzibar-quoll-7731"
+PROMPT: Final = 'a wombat & a "numbat" <i>über</i>\n 100 % bilby'
+IMAGE: Final = "https://pictures.example/axolotl.png?signature=tarsier"
+LAST_IMAGE: Final = "https://pictures.example/caracal.png?signature=serval"
+VIDEO: Final = "https://clips.example/okapi.mp4?token=pangolin"
+DATA: Final = "data:image/png;base64," + base64.b64encode(b"the quagga, as bytes").decode()
+EXTRA: Final = {"note": "dugong"}
+SECRET: Final = "a secret of an ibexhorn"
+IPV4: Final = "203.0.113.77"
+IPV6: Final = "2001:db8:77::fa11"
+LOOPBACK: Final = "127.0.0.1"
+
+WORDS: Final = {
+    "key": ("zanzibar", "quoll-7731"),
+    "prompt": ("wombat", "numbat", "bilby"),
+    "image": ("axolotl", "tarsier", "caracal", "serval"),
+    "video": ("okapi", "pangolin"),
+    "data": ("the quagga",),
+    "extra": ("dugong",),
+    "callback secret": ("ibexhorn",),
+    "IP address": (IPV4, IPV6, LOOPBACK),
+}
+
+
+def indiscretion(request: Generation | None = None, key: str = KEY) -> str:
+    """Give what a gateway says that knows no discretion: who asks, from where, and for what."""
+    fields = {} if request is None else attrs.asdict(request)
+    asked = " ".join(value for value in fields.values() if isinstance(value, str))
+    return f"{key} from {IPV4} and [{IPV6}] asks for: {asked}"
+
+
+SIGNATURE: Final = re.compile(r"\w{8,}")
+SIGNED: Final = re.compile(rb"[0-9a-z_]{8,}")
+
+
+def shapes(word: str) -> Iterator[bytes]:
+    """Give the bytes that a word may come out as; letters in lower case, but for base64."""
+    plain = word.lower()
+    spelled = {plain, quote(plain, safe=""), html.escape(plain), json.dumps(plain)[1:-1]}
+    for text in {*spelled, *(one.lower() for one in spelled)}:
+        yield text.encode()
+        yield text.encode("utf-16-le")
+    yield plain.encode().hex().encode()
+
+
+def in_base64(word: str) -> Iterator[bytes]:
+    """Give the bytes that a word, as it is written, comes out as in the middle of base64."""
+    for before in range(3):
+        code = base64.b64encode(bytes(before) + word.encode())
+        # Its first and last characters depend on what stands beside the word.
+        yield code.rstrip(b"=")[before + (before > 0) : -1]
+
+
+@attrs.define
+class Finder:
+    """Finds marks; more may be given to it as they become known."""
+
+    _shapes: dict[bytes, str] = attrs.field(factory=dict)
+    _base64: dict[bytes, str] = attrs.field(factory=dict)
+    #: The signatures of links, of which there are many.
+    _signatures: set[bytes] = attrs.field(factory=set)
+
+    @classmethod
+    def of(cls, words: dict[str, tuple[str, ...]] = WORDS) -> "Finder":
+        """Give a finder of all words, each told by the name of its secret."""
+        finder = cls()
+        for name, parts in words.items():
+            finder.add(name, *parts)
+        return finder
+
+    def add(self, name: str, *words: str) -> None:
+        """Look for these words, too."""
+        for word in words:
+            self._shapes |= dict.fromkeys(shapes(word), name)
+            self._base64 |= dict.fromkeys(in_base64(word), name)
+
+    def add_link(self, url: str) -> None:
+        """Look for what makes an address one that works: its signature."""
+        values = [pair.partition("=")[2] for pair in urlsplit(url).query.split("&")]
+        self._signatures.update(one.lower().encode() for one in values if SIGNATURE.fullmatch(one))
+
+    def found(self, data: str | bytes) -> set[str]:
+        """Give the names of the secrets that *data* tells."""
+        raw = data if isinstance(data, bytes) else data.encode("utf-8", "surrogatepass")
+        folded = raw.lower()
+        shaped = {name for shape, name in self._shapes.items() if shape in folded}
+        if not self._signatures.isdisjoint(SIGNED.findall(folded)):
+            shaped.add("link")
+        return shaped | {name for shape, name in self._base64.items() if shape in raw}
+
+
+@attrs.define
+class Evidence:
+    """What was told in one test, and which secrets are in it."""
+
+    finder: Finder = attrs.field(factory=Finder.of)
+    #: Where a secret was told, and which.
+    leaks: list[tuple[str, str]] = attrs.field(factory=list)
+    #: The classes of which something was looked at.
+    kinds: set[type] = attrs.field(factory=set)
+
+    def take(self, place: str, data: str | bytes, *, but: Iterable[str] = ()) -> None:
+        """Look at what was told in one place, where the secrets *but* are told on purpose."""
+        found = self.finder.found(data).difference(but)
+        self.leaks += [(f"{place}: {_beginning(data)}", name) for name in sorted(found)]
+
+    def thing(self, thing: object, *, but: Iterable[str] = ()) -> None:
+        """Look at what is shown of an object."""
+        self.kinds.add(type(thing))
+        for text in (repr(thing), str(thing), format(thing)):
+            self.take(type(thing).__qualname__, text, but=but)
+
+    def error(self, error: BaseException) -> None:
+        """Look at an error and all that it came from: its texts, its fields, its pickle."""
+        self.take("traceback", "".join(traceback.format_exception(error, limit=0)))
+        for link in chain(error):
+            self.thing(link)
+            name = type(link).__qualname__
+            self.take(f"{name}.args", repr(link.args))
+            self.take(f"{name} fields", repr(vars(link)))
+            self.take(f"{name} pickled", pickle.dumps(link))
+
+
+def _beginning(data: str | bytes) -> str:
+    return repr(data if len(data) < 4000 else data[:4000])
