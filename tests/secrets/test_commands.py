@@ -165,7 +165,7 @@ def test_a_bad_line_is_named_and_not_quoted(
     for bad in (
         json.dumps({"prompt": PROMPT, "seconds": 7}),
         json.dumps({"prompt": PROMPT, "image": f"no address, {KEY}"}),
-        json.dumps({"promt": PROMPT}),
+        json.dumps({"wish": PROMPT}),
         json.dumps([PROMPT]),
         f'{{"prompt": "{KEY}',
     ):
