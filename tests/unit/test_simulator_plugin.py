@@ -362,7 +362,6 @@ def test_what_cannot_be_is_told(pytester: pytest.Pytester) -> None:
 
 def test_trio_is_told(pytester: pytest.Pytester) -> None:
     """A test that anyio runs on trio fails with what to do about it."""
-    pytest.importorskip("trio")
     backend = BACKEND.replace("asyncio", "trio")
     pytester.makepyfile(
         file_of(backend, "async def test_it(runway_client):\n    await runway_client.balance()\n")
