@@ -156,6 +156,7 @@ async def test_a_429_waits_exactly_as_long_as_it_says(gateway: Simulator, fault:
     assert [one.task_id for one in gateway.tasks] == [task.id]
 
 
+@pytest.mark.usefixtures("virtual")
 async def test_a_429_without_a_word_backs_off(gateway: Simulator) -> None:
     """With no body and no header, the delays are drawn from growing ranges."""
     gateway.fault("submit", faults.empty_429(), times=4)

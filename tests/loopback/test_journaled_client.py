@@ -178,6 +178,7 @@ async def test_the_row_is_on_disk_before_the_request_leaves(path: Path) -> None:
 # What becomes of it
 
 
+@pytest.mark.usefixtures("virtual")
 @pytest.mark.parametrize(
     ("fault", "kind", "state"),
     [

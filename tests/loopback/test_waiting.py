@@ -86,6 +86,7 @@ TROUBLE: dict[str, Fault] = {
 }
 
 
+@pytest.mark.usefixtures("virtual")
 @pytest.mark.parametrize("fault", TROUBLE.values(), ids=TROUBLE.keys())
 async def test_trouble_on_the_way_ends_in_the_clip(gateway: Simulator, fault: Fault) -> None:
     """Five troubled looks in a row, whatever the trouble, do not end a wait."""

@@ -243,6 +243,7 @@ async def test_a_caller_who_leaves_while_the_feed_is_asked_loses_nothing(scene: 
     assert [task.id for task in scene.client.unclaimed] == [scene.gateway.tasks[0].task_id]
 
 
+@pytest.mark.usefixtures("virtual")
 async def test_a_repeated_submit_keeps_its_address(scene: Scene) -> None:
     """A request that was turned away and sent again keeps its address, which is its task's."""
     scene.gateway.fault("submit", faults.TooManyRequests(), times=1)
