@@ -133,7 +133,7 @@ def docs(session: nox.Session) -> None:
     install(session, "docs", "telemetry", "test", extras=EVERY_DOOR)
     session.run("python", "docs/generate.py", "--check")
     session.run("sphinx-build", "-nW", "--keep-going", "--quiet", "docs", "docs/_build/html")
-    session.run("pytest", "tests/docs", env=SAFE_PATH)
+    session.run("pytest", "--numprocesses=2", "tests/docs", env=SAFE_PATH)
 
 
 @nox.session(python=nox.project.python_versions(PYPROJECT), requires=["build"])
