@@ -7,7 +7,7 @@ other submission does.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
@@ -72,6 +72,8 @@ class Deliveries:
     outstanding: Outstanding
     hooks: events.Hooks
     clock: Clock
+    #: The addresses from before a restart that the journal was asked about.
+    _looked_up: set[bytes] = attrs.field(init=False, factory=set)
 
     def __attrs_post_init__(self) -> None:
         if self.receiver is not None:
@@ -90,7 +92,8 @@ class Deliveries:
             here = asyncio.get_running_loop()
         except RuntimeError:
             here = None
-        engines = list(self.engines.items())
+        # Those that run first: one of them tells of it, and looks.
+        engines = sorted(self.engines.items(), key=lambda pair: not pair[0].is_running())
         if not engines:
             address.early = delivery
         for place, (loop, engine) in enumerate(engines):
@@ -104,7 +107,7 @@ class Deliveries:
 
     def catch_up(self, engine: Engine) -> None:
         """Heed what was delivered while no loop was there to hear of it."""
-        for address, delivery in [] if self.receiver is None else self.receiver.unheard():
+        for address, delivery in [] if self.receiver is None else self.receiver.unheard(self):
             self.heed(engine, address, delivery)
 
     def heed(
@@ -139,20 +142,32 @@ class Deliveries:
         """Give the task of a submission in doubt to its caller, if a delivery told of it."""
         if address is None:
             return None
-        early = address.early
+        request = address.request
+        # To its end, whoever leaves: half-way the task would be known, and nobody have it.
+        seeking = asyncio.create_task(self._sought(engine, address))
         try:
-            return await self._sought(engine, address)
+            return await asyncio.shield(seeking)
         except asyncio.CancelledError:
-            address.early = address.early or early
-            engine.run(self.recover(engine, address))
+            engine.run(self._adopted(engine, address, request, None, seeking))
             raise
 
     async def recover(
         self, engine: Engine, address: "Address", endpoint: str | None = None
     ) -> None:
         """Have the client keep the task of a submission in doubt, if a delivery told of it."""
-        request = address.request
-        found = await self._sought(engine, address)
+        await self._adopted(
+            engine, address, address.request, endpoint, self._sought(engine, address)
+        )
+
+    async def _adopted(
+        self,
+        engine: Engine,
+        address: "Address",
+        request: Generation | None,
+        endpoint: str | None,
+        seeking: Awaitable[TaskRecord | None],
+    ) -> None:
+        found = await seeking
         home = self.home()
         if found is not None and home is not None:
             endpoint = endpoint or ENDPOINT_NAMES[type(request).__name__]
@@ -161,9 +176,11 @@ class Deliveries:
     async def _look_up(self, engine: Engine, address: "Address", delivery: "Delivery") -> None:
         """See whether an address from before a restart is that of a job in doubt."""
         receiver, journal = self.receiver, self.journal
-        if receiver is None or journal is None or not receiver.is_lasting or address.is_looked_up:
+        if receiver is None or journal is None or not receiver.is_lasting:
             return
-        address.is_looked_up = True
+        if address.nonce in self._looked_up:
+            return
+        self._looked_up.add(address.nonce)
         with suppress(JournalError):
             for job in await journal.jobs(JobState.IN_DOUBT):
                 if receiver.nonce_of(job.key) == address.nonce:
@@ -171,7 +188,8 @@ class Deliveries:
                     address.early, address.task_id = delivery, None
                     await self.recover(engine, address, ENDPOINT_NAMES[job.endpoint])
                     # The feed may not know it yet; then the next delivery says so again.
-                    address.is_looked_up = address.task_id is not None
+                    if address.task_id is None:
+                        self._looked_up.discard(address.nonce)
 
     async def _sought(self, engine: Engine, address: "Address") -> TaskRecord | None:
         """Give what the feed says of the task that a delivery told, and write it down."""
@@ -205,7 +223,10 @@ class Deliveries:
                 reason = "the task that it names belongs to another submission"
             else:
                 record = await home.look_for(engine, task_id, address.request)
-                return attrs.evolve(record, task_id=task_id)
+                # Another may have found it meanwhile.
+                if self.receiver is None or not self.receiver.is_taken(task_id, address):
+                    return attrs.evolve(record, task_id=task_id)
+                reason = "the task that it names belongs to another submission"
         except RunwayError as error:
             reason = f"the feed does not confirm it ({type(error).__name__})"
         self.hooks.emit(events.CallbackRefused(None, reason))

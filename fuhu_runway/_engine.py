@@ -165,9 +165,18 @@ class TaskBudget:
         try:
             yield
         finally:
-            self._submitting -= 1
-            if self._news is not None and not self._news.done():
-                self._news.set_result(None)
+            self._submitted()
+
+    def hold(self, flight: "asyncio.Task[Any]") -> None:
+        """Count a submission until its answer is here, whose caller has left it in the air."""
+        if self.at_most is not None:
+            self._submitting += 1
+            flight.add_done_callback(self._submitted)
+
+    def _submitted(self, _flight: object = None) -> None:
+        self._submitting -= 1
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
 
     def add(self, watch: Watch) -> None:
         """Count a task that was accepted."""

@@ -12,9 +12,9 @@ Rates are in requests per second, instants are seconds of the loop's clock.
 import asyncio
 import math
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import attrs
 
@@ -229,6 +229,19 @@ class Gate:
     def leave(self) -> None:
         """Count one request less; for slots."""
         self.in_flight -= 1
+        self._let_go()
+
+    def hold(self, flight: "asyncio.Task[Any]") -> None:
+        """Count a request until its answer is here, whose caller has left it in the air."""
+        self.in_flight += 1
+        flight.add_done_callback(lambda _: self.leave())
+
+    def close(self, refusal: Callable[[], Exception]) -> None:
+        """Turn away whoever waits, who would wait for a turn that is none any more."""
+        waiting, self._waiting = self._waiting, deque()
+        for turn in waiting:
+            if not turn.done():
+                turn.set_exception(refusal())
         self._let_go()
 
     def answered(self) -> None:

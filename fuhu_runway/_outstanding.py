@@ -23,7 +23,7 @@ class Outstanding:
     _tasks: dict[Name, float | None] = attrs.field(factory=dict)
 
     def __iter__(self) -> Iterator[tuple[Name, float | None]]:
-        return iter(self._tasks.items())
+        return iter(list(self._tasks.items()))  # other loops may go on
 
     def accepted(self, name: Name, at: float) -> None:
         """Keep a task that was paid for."""

@@ -365,6 +365,11 @@ class Poller:
         if watch.question is None:
             self._look_by(watch, watch.hinted_at)
 
+    def take_end(self, watch: Watch) -> None:
+        """Tell the end of a task if the answer to its submit had it already."""
+        if watch.record is not None and watch.is_settled:
+            self._settle(watch, watch.record)
+
     def take_told(self, watch: Watch, record: TaskRecord) -> None:
         """Take in what a look said that was made elsewhere for a delivery's sake."""
         if record.state.is_final:
@@ -515,6 +520,7 @@ class Poller:
 
     async def _ask_in_turn(self, turns: Turns) -> None:
         # Behind one at the most, so that looks get every second turn where submits queue as well.
+        await asyncio.sleep(0)  # a loop may begin a task before it is known as `_queuing`
         async with turns.gate.slot(behind=1) as now:
             question, self._queuing = self._queuing, None
             assert question is not None  # noqa: S101  (it is this very task)
@@ -592,6 +598,8 @@ class Poller:
                 events.TaskPolled(watch.task_id, record.state, record.progress, watch.polls)
             )
         self._remark(watch, record)
+        if was is None or (was.prompt, was.prompt_en) != (record.prompt, record.prompt_en):
+            watch.request = _discreet(watch.request, record)
         if was is None or _face(was) != _face(record):
             watch.version += 1
             for waiter in [one for one in watch.waiters if one.any_change]:
@@ -716,6 +724,13 @@ class Poller:
 def name_of(request: Request) -> Name:
     """Give what tells a task from all others of one gateway."""
     return request.endpoint.name, request.task_id or ""
+
+
+def _discreet(request: Request, record: TaskRecord) -> Request:
+    """Give a request that knows, for its errors, what the gateway told of the prompt."""
+    told = {text for text in (record.prompt, record.prompt_en) if text}
+    news = told.difference(request.secrets)
+    return attrs.evolve(request, secrets=(*request.secrets, *news)) if news else request
 
 
 def was_told(watch: Watch, what: str) -> bool:

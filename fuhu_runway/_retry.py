@@ -6,7 +6,6 @@ from typing import Final, TypeVar
 
 import backoff
 
-from ._clock import Clock
 from ._gateway import Endpoint, Replay
 from .errors import (
     Fate,
@@ -89,7 +88,7 @@ async def repeat(
     attempt: Callable[[], Awaitable[T]],
     endpoint: Endpoint,
     policy: RetryPolicy,
-    clock: Clock,
+    pause: Callable[[float], Awaitable[None]],
     hooks: Hooks,
     *,
     submission: int | None = None,
@@ -116,7 +115,7 @@ async def repeat(
                 raise
             name = type(error).__name__
             hooks.emit(RetryScheduled(endpoint.name, count, delay, name, submission, task_id))
-        await clock.sleep(delay)
+        await pause(delay)
     raise AssertionError  # pragma: no cover  (count never ends)
 
 

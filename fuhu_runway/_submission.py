@@ -46,6 +46,8 @@ class Submission:
     entry: Entry | None = attrs.field(init=False, default=None)
     #: How often it was sent.
     attempts: int = attrs.field(init=False, default=0)
+    #: Whether the last sending got no clear answer.
+    is_in_doubt: bool = attrs.field(init=False, default=False)
     #: When it was first sent, on the loop's clock.
     sent_at: float = attrs.field(init=False, default=0.0)
     #: Whether its end is told, or comes later since its caller left while it was in the air.
@@ -64,6 +66,8 @@ class Submission:
         except BaseException as error:
             if not self.end_is_told:
                 self._tell_end(error)
+                if self.address is not None and not self.is_in_doubt:
+                    self.address.request = None  # nothing came of it, and nobody asks for it
             raise
 
     def trace(self) -> str | None:
@@ -89,14 +93,22 @@ class Submission:
         except RunwayError as error:
             if self.entry is not None:
                 await afterwards(self.entry.failed(error), type(error).__name__)
-            if self.address is not None:
-                self.address.is_in_doubt = fate_of(error) is Fate.UNKNOWN
+            self._doubt(is_in_doubt=fate_of(error) is Fate.UNKNOWN)
+            raise
+        except BaseException:
+            # Such as the end of the loop: what it was cut off from may have been accepted.
+            self._doubt(is_in_doubt=True)
             raise
         if self.entry is not None:
             await afterwards(self.entry.accepted(record.task_id), f"task {record.task_id}")
         if self.address is not None:
             self.address.answered(record.task_id)
         return record
+
+    def _doubt(self, *, is_in_doubt: bool) -> None:
+        self.is_in_doubt = is_in_doubt
+        if self.address is not None:
+            self.address.is_in_doubt = is_in_doubt
 
     def leave(self) -> None:
         """Take note that the caller is gone: `accepted` and `unclaimed` tell the end."""
@@ -128,6 +140,8 @@ class Submission:
         fate = getattr(error, "fate", None)
         if isinstance(fate, Fate):
             return fate
+        if self.is_in_doubt:
+            return Fate.UNKNOWN  # left while a delivery was asked what became of it
         # Our own noes come before a sending, and a cancellation here was not in the air.
         ours = isinstance(error, RunwayError | asyncio.CancelledError)
         return Fate.UNSENT if ours or not self.attempts else Fate.UNKNOWN

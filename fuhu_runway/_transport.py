@@ -70,6 +70,7 @@ class Transport:
         self._hooks = hooks
         self._clock = clock
         self._in_the_air: set[asyncio.Task[Any]] = set()
+        self._pauses: set[asyncio.Task[None]] = set()
         self._pays = True
 
     async def call(
@@ -105,11 +106,25 @@ class Transport:
             attempt,
             request.endpoint,
             self._retry,
-            self._clock,
+            self._pause,
             self._hooks,
             submission=submission,
             task_id=request.task_id,
         )
+
+    async def _pause(self, delay: float) -> None:
+        """Let time pass before a repeat, which closing makes none."""
+        pause = asyncio.ensure_future(self._clock.sleep(delay))
+        self._pauses.add(pause)
+        try:
+            await pause
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if self._pays or (caller is not None and caller.cancelling()):
+                raise
+            raise closed() from None
+        finally:
+            self._pauses.discard(pause)
 
     async def once(self, request: Request, read: Callable[[Reply], T]) -> T:
         """Give what *read* makes of the answer to one sending, when the limits allow it."""
@@ -138,6 +153,7 @@ class Transport:
             try:
                 return await asyncio.shield(flight)
             except asyncio.CancelledError:
+                self._gate.hold(flight)
                 unclaimed(flight)
                 raise
 
@@ -208,8 +224,10 @@ class Transport:
             yield response
 
     def pay_no_more(self) -> None:
-        """Refuse each paid request that is not in the air yet."""
+        """Refuse each paid request that is not in the air yet, and every repeat to come."""
         self._pays = False
+        for pause in self._pauses:
+            pause.cancel()
 
     async def aclose(self) -> None:
         """
@@ -222,6 +240,7 @@ class Transport:
             if self._in_the_air:
                 await asyncio.wait(self._in_the_air, timeout=self._timeouts.total)
         finally:
+            self._gate.close(closed)
             if self._borrowed is None:
                 await self._free.close()
                 await self._paid.close()

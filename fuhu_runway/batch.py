@@ -116,6 +116,9 @@ class Summary:
 class Submitter(Protocol):
     """What a batch needs of a client."""
 
+    def check_open(self) -> None:
+        """Refuse what comes after closing."""
+
     async def submit_job(self, request: Generation, plan: Plan | None) -> Task:
         """Submit a job."""
 
@@ -241,8 +244,13 @@ class Batch:
     # One job
 
     async def _job(self, index: int, item: Item) -> Outcome | None:
-        plan, known = await self._planned(index, item)
         outcome = Outcome(index, item.request, item.custom_id)
+        try:
+            self._client.check_open()
+        except errors.UsageError as error:
+            self.stop()
+            return attrs.evolve(outcome, error=error)
+        plan, known = await self._planned(index, item)
         path = self._path(item, plan)
         try:
             return await self._carry_out(outcome, item, plan, known, path)
@@ -297,6 +305,8 @@ class Batch:
             clip = await task.wait(timeout=self._timeout)
         except errors.TaskFailed as error:
             return attrs.evolve(outcome, error=error, points=error.points, refunded=error.refunded)
+        except RunwayError as error:
+            return attrs.evolve(outcome, error=error, task_id=error.task_id or task.id)
         record = clip.record
         outcome = attrs.evolve(outcome, clip=clip, points=record.points, refunded=record.refunded)
         if path is None:

@@ -88,8 +88,6 @@ class Address:
     is_in_doubt: bool = False
     #: Whether the task that its submission made is being looked for.
     is_sought: bool = False
-    #: Whether the journal was asked whose it is.
-    is_looked_up: bool = False
     #: The last delivery that nobody could hear of yet.
     early: Delivery | None = None
     allowance: Allowance = attrs.field(factory=Allowance, repr=False)
@@ -216,6 +214,8 @@ class CallbackReceiver:
             return self._counted(413)
         delivery = Delivery.of(read_callback(body))
         address, homes = self._found(nonce)
+        if not homes:
+            address.early = delivery
         for home in homes:
             home.heard(address, delivery)
         return self._counted(204)
@@ -240,12 +240,13 @@ class CallbackReceiver:
             known = list(self._addresses.values())
         return any(one.task_id == task_id and one is not besides for one in known)
 
-    def unheard(self) -> list[tuple[Address, Delivery]]:
-        """Take what was posted to addresses from before a restart while no client ran."""
+    def unheard(self, home: Home) -> list[tuple[Address, Delivery]]:
+        """Take what was posted while no client ran, to strange addresses and those in doubt."""
         found: list[tuple[Address, Delivery]] = []
         with self._lock:
             for address in self._addresses.values():
-                if address.is_strange and address.early is not None:
+                mine = address.home is not None and address.home() is home and address.is_in_doubt
+                if (address.is_strange or mine) and address.early is not None:
                     found.append((address, address.early))
                     address.early = None
         return found

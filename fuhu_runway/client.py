@@ -264,6 +264,11 @@ class Client:
             )
         return await self.submit_job(request, None)
 
+    def check_open(self) -> None:
+        """Refuse what would open a journal anew that nobody closes again; for batches."""
+        if asyncio.get_running_loop() in self._closed_in:
+            raise closed()
+
     def attach(self, job: Job, request: Generation | None = None) -> Task:
         """Give a handle on the task of a job from the journal; for batches and resuming."""
         task_id = _checked_id(job.task_id)
@@ -673,7 +678,9 @@ class Client:
         endpoint: str,
     ) -> None:
         """Keep a task whose submission got no answer; for deliveries."""
-        task = Task(self, record.task_id, request=request, submitted_at=self._clock.now())
+        ago = max(0.0, self._clock.wall() - address.made_at)
+        submitted_at = self._clock.now() - ago
+        task = Task(self, record.task_id, request=request, submitted_at=submitted_at)
         watch = self._follow(engine, task, address)
         self._handles[watch.name] = task
         self.unclaimed.append(task)
@@ -696,8 +703,11 @@ class Client:
 
     def _follow(self, engine: Engine, task: Task, address: "Address | None") -> Watch:
         """Count a task that was accepted, and have it hear of its deliveries."""
-        watch = self._watch(engine.poller, task, is_addressed=address is not None)
+        has_ended = task.record is not None and task.record.is_settled
+        is_addressed = address is not None and not has_ended
+        watch = self._watch(engine.poller, task, is_addressed=is_addressed)
         engine.tasks.add(watch)
+        engine.poller.take_end(watch)
         if address is not None:
             task.keep(watch)
             early, address.early = address.early, None
@@ -727,9 +737,11 @@ class Client:
         if not self._has_recalled:
             self._has_recalled = True
             self._settings.learner.recall(await journal.durations())
+            self.check_open()
             doubts = (await journal.counts())[JobState.IN_DOUBT]
             if doubts:
                 self._hooks.emit(events.DoubtsFound(doubts))
+            self.check_open()
         if is_new:
             # A job of a batch has its row already.
             await journal.plan(plan, self._clock.wall())
@@ -771,6 +783,7 @@ class Client:
         """See to it that what becomes of a request is told, whose caller goes."""
         submission.leave()
         flight.add_done_callback(partial(self._take_unclaimed, engine, submission))
+        engine.tasks.hold(flight)
 
     def _take_unclaimed(
         self, engine: Engine, submission: Submission, flight: "asyncio.Task[TaskRecord]"
@@ -792,9 +805,8 @@ class Client:
 
     def _engine(self) -> Engine:
         """Give what belongs to the running loop, made on first use."""
+        self.check_open()
         loop = asyncio.get_running_loop()
-        if loop in self._closed_in:
-            raise closed()
         engine = self._engines.get(loop)
         if engine is None:
             _check_loop(self._settings.session, loop)

@@ -102,6 +102,8 @@ class FakeClient:
     peak: int = 0
     downloading: list[str] = attrs.field(factory=list)
     timeouts: set[float | None] = attrs.field(factory=set)
+    is_closed: bool = False
+
     _doors: dict[tuple[str, str], asyncio.Event] = attrs.field(factory=dict)
     _failures: dict[tuple[str, str], BaseException] = attrs.field(factory=dict)
     _clock: ManualClock = attrs.field(factory=ManualClock)
@@ -131,6 +133,10 @@ class FakeClient:
             self.running -= 1
         if self.journal is not None:
             self.journal.note(event)
+
+    def check_open(self) -> None:
+        if self.is_closed:
+            raise UsageError("It was closed.", "Nothing was sent or charged.", "Open it.")
 
     async def submit_job(self, request: Generation, plan: Plan | None) -> Any:
         prompt = getattr(request, "prompt", "") or ""
@@ -777,6 +783,16 @@ async def until(holds: Callable[[], object]) -> None:
     """Let the loop, and the journal's thread, go on until *holds* does."""
     while not holds():  # noqa: ASYNC110 - what is waited for has no event to tell it
         await asyncio.sleep(0.001)
+
+
+async def test_a_batch_stops_where_its_client_is_closed(client: FakeClient) -> None:
+    """The job that finds out has the error, and no further one is read."""
+    prompts = names()
+    client.is_closed = True
+    [outcome] = await run(client, prompts, in_flight=1)
+    assert isinstance(outcome.error, UsageError)
+    assert next(prompts) in {"p1", "p2"}
+    assert client.submitted == []
 
 
 async def test_a_stopped_batch_follows_what_runs(client: FakeClient) -> None:

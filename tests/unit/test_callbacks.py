@@ -239,10 +239,10 @@ def test_what_nobody_heard_is_kept() -> None:
     token = scene_of(secret=SECRET).token()
     scene.receiver.deliver(token, DONE)
     [(address, delivery)] = scene.client.told
-    assert scene.receiver.unheard() == []
+    assert scene.receiver.unheard(scene.client) == []
     address.early = scene.address().early = delivery
-    assert scene.receiver.unheard() == [(address, delivery)]
-    assert scene.receiver.unheard() == []
+    assert scene.receiver.unheard(scene.client) == [(address, delivery)]
+    assert scene.receiver.unheard(scene.client) == []
 
 
 def test_an_answer_makes_it_the_tasks_own() -> None:
@@ -432,3 +432,21 @@ async def test_a_crowd_of_senders_is_asked_to_come_again(site: Web) -> None:
     assert await site.post("/any/x") == 404
     site.scene.receiver._reading = 0
     assert await site.post(f"/any/{token}") == 204
+
+
+def test_what_comes_before_any_client_is_kept() -> None:
+    """A delivery that nobody hears waits for the first client, which may be made later."""
+    receiver = CallbackReceiver(URL, secret=SECRET)
+    assert receiver.deliver(scene_of(secret=SECRET).token(), DONE) == 204
+    [(address, delivery)] = receiver.unheard(scene_of().client)
+    assert address.is_strange
+    assert delivery.is_end
+
+
+def test_a_doubt_hears_what_came_while_its_client_rested() -> None:
+    """Between two loops of one client, a delivery waits for it, and for no other client."""
+    scene = scene_of()
+    address = scene.address()
+    address.is_in_doubt, address.early = True, Delivery.of(None)
+    assert scene.receiver.unheard(scene_of().client) == []
+    assert scene.receiver.unheard(scene.client) == [(address, Delivery.of(None))]

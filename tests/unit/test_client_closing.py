@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.clients import others, quick_client
+from support.clients import Ear, others, quick_client
 from support.clock import settle, until
 from support.servers import raw_server, reply
 
 from fuhu_runway import Client, Task
 from fuhu_runway.errors import NotFound, TaskFailed, UsageError, WaitAbandoned, WaitTimeout
+from fuhu_runway.hooks import TaskPolled, TaskSettled
 from fuhu_runway.journal import JobState, Journal
 from fuhu_runway.models import Limits
 from fuhu_runway.testing import Simulator, faults
@@ -79,6 +80,24 @@ async def test_an_end_that_comes_with_the_submit_is_one() -> None:
         assert task.record is not None
         assert task.record.has_clip
         assert client.outstanding == ()
+
+
+async def test_an_end_that_comes_with_the_submit_is_told(tmp_path: Path) -> None:
+    """Its row is as it would be had somebody looked, and the hooks hear of it once."""
+    body = (
+        b'{"code": 200, "data": {"task_id": "t-7", "status": "SUCCESS",'
+        b' "video_url": "https://a.example/1.mp4"}}'
+    )
+    ear = Ear()
+    async with raw_server(reply(body)) as server:
+        client = Client("sk-1", base_url=server.url, hooks=[ear], journal=tmp_path / "run.db")
+        async with client:
+            await (await client.generate("a kitten")).wait()
+            assert client.journal is not None
+            (job,) = await client.journal.jobs()
+    assert job.state is JobState.FINISHED
+    assert [event.task_id for event in ear.all(TaskSettled)] == ["t-7"]
+    assert ear.all(TaskPolled) == []
 
 
 async def test_a_wait_that_was_left_changes_nothing(gateway: Simulator, runway: Client) -> None:
@@ -334,3 +353,100 @@ def test_a_client_is_closed_in_one_loop_only() -> None:
     asyncio.run(close())
     asyncio.run(touch())
     assert client._engines == {}
+
+
+# What else must not go on
+
+
+async def test_who_sleeps_before_a_repeat_is_refused_at_the_close(gateway: Simulator) -> None:
+    """A minute that a gateway asked for is not waited for once nothing will be sent after it."""
+    gateway.fault("submit", faults.TooManyRequests(60), times=None)
+    client = Client(gateway.api_key, base_url=gateway.base_url)
+    work = asyncio.create_task(client.generate("a kitten"))
+    await until(lambda: client._engines and next(iter(client._engines.values())).transport._pauses)
+    async with asyncio.timeout(10):
+        await client.aclose()
+        with pytest.raises(UsageError, match="was closed"):
+            await work
+    assert gateway.submitted == 0
+
+
+async def test_who_queues_for_a_held_gateway_is_refused_at_the_close(gateway: Simulator) -> None:
+    """Whoever waits for a turn that never comes hears of it at once."""
+    gateway.fault("submit", faults.TooManyRequests(60))
+    client = Client(gateway.api_key, base_url=gateway.base_url)
+    works = [asyncio.create_task(client.generate("a kitten"))]
+    await until(lambda: gateway.requests)
+    await asyncio.sleep(0.01)
+    works += [asyncio.create_task(client.generate("a puppy")) for _ in range(3)]
+    await settle()
+    async with asyncio.timeout(10):
+        await client.aclose()
+        results = await asyncio.gather(*works, return_exceptions=True)
+    assert {type(result) for result in results} == {UsageError}
+    assert gateway.submitted == 0
+
+
+async def test_a_pause_that_is_cancelled_is_cancelled(gateway: Simulator) -> None:
+    """Who leaves before a repeat hears of no closing."""
+    gateway.fault("submit", faults.TooManyRequests(60), times=None)
+    async with Client(gateway.api_key, base_url=gateway.base_url) as client:
+        work = asyncio.create_task(client.generate("a kitten"))
+        await until(lambda: client._engines and client._engine().transport._pauses)
+        await cancelled(work)
+        assert client._engine().transport._pauses == set()
+
+
+async def test_an_own_journal_is_not_opened_anew(gateway: Simulator, tmp_path: Path) -> None:
+    """A submit that was on its way to a row leaves no thread, and no file locked, behind."""
+    path = tmp_path / "run.db"
+    for steps in range(12):
+        client = quick_client(gateway, journal=path)
+        work = asyncio.create_task(client.generate("a kitten"))
+        for _ in range(steps):
+            await asyncio.sleep(0.0005)
+        await client.aclose()
+        await asyncio.wait([work])
+        assert client.journal is not None
+        assert repr(client.journal).endswith("closed>")
+
+
+async def test_a_batch_whose_client_is_closed_stops(gateway: Simulator, tmp_path: Path) -> None:
+    """What ran is abandoned and has its row, what was read is refused, and the rest is not read."""
+    client = quick_client(gateway, journal=tmp_path / "run.db")
+    gateway.script(lambda _: True, then="stall")
+    prompts = iter([f"a kitten, take {number}" for number in range(30)])
+    outcomes: list[Any] = []
+
+    async def run() -> None:
+        outcomes.extend([one async for one in client.generate_many(prompts, in_flight=3)])
+
+    running = asyncio.create_task(run())
+    await until(lambda: len(client.outstanding) == 3)
+    await settle()
+    await client.aclose()
+    await running
+    assert {type(outcome.error) for outcome in outcomes} == {WaitAbandoned, UsageError}
+    paid = {outcome.task_id for outcome in outcomes if outcome.task_id}
+    assert paid == {task.id for task in client.outstanding}
+    assert len(list(prompts)) > 20
+    assert repr(client.journal).endswith("closed>")
+    journal = Journal(tmp_path / "run.db")
+    assert [job.state for job in await journal.jobs()] == [JobState.ACCEPTED] * 3
+    await journal.aclose()
+
+
+async def test_a_submit_in_the_air_counts_though_its_caller_left(gateway: Simulator) -> None:
+    """With room for one task and one request, neither is given away before the answer is here."""
+    limits = Limits(tasks_in_flight=1, requests_in_flight=1)
+    gateway.fault("submit", faults.Slow(100.0))
+    gateway.script(then="stall")
+    async with quick_client(gateway, limits=limits) as client:
+        first = asyncio.create_task(client.generate("a kitten"))
+        await until(lambda: gateway.submitted)
+        first.cancel()
+        second = asyncio.create_task(client.generate("a puppy"))
+        await until(lambda: client.unclaimed)
+        await settle()
+        assert gateway.submitted == gateway.peak_requests == 1
+        await cancelled(second)

@@ -255,6 +255,31 @@ async def test_a_repeated_submit_keeps_its_address(scene: Scene) -> None:
     assert (await waiting).id == retried.id
 
 
+async def test_one_task_is_taken_once(scene: Scene) -> None:
+    """Two submissions in doubt whose deliveries name the same task do not both get it."""
+    await scene.doubt()
+    await scene.doubt()
+    named = scene.gateway.tasks[0].task_id
+    for place in range(2):
+        scene.post(place, status="1", task_id=named)
+    await until(lambda: scene.client.unclaimed and not _errands(scene.client))
+    assert [task.id for task in scene.client.unclaimed] == [named]
+    assert len(scene.ear.all(SubmissionFound)) == 1
+
+
+async def test_a_loop_that_rests_is_not_asked_to_look(scene: Scene) -> None:
+    """Of several loops, one that runs does what a delivery asks for."""
+    resting = asyncio.new_event_loop()
+    engines = scene.client._engines
+    await scene.doubt()
+    mine = engines.pop(asyncio.get_running_loop())
+    engines.update({resting: mine, asyncio.get_running_loop(): mine})
+    scene.post(status="1")
+    await until(lambda: scene.client.unclaimed)
+    del engines[resting]
+    resting.close()
+
+
 # With a journal
 
 

@@ -277,3 +277,27 @@ async def test_leaving_the_queue_leaves_nothing(clock: ManualClock) -> None:
     await asyncio.gather(waiting, return_exceptions=True)
     await settle()
     assert scene.has_nothing_left()
+
+
+async def test_a_submit_that_was_left_in_the_air_counts(clock: ManualClock) -> None:
+    """Its caller is gone, and there is room again only when its answer is here."""
+    scene = scene_on(clock)
+    budget, landed = TaskBudget(1, scene.poller), asyncio.Event()
+    flight = asyncio.create_task(landed.wait())
+    async with budget.one_more(scene.held.append):
+        budget.hold(flight)
+    second = asyncio.create_task(submit(budget, scene, "t-2"))
+    await settle()
+    assert scene.held == [1]
+    assert not second.done()
+    landed.set()
+    await second
+
+
+async def test_without_a_limit_nothing_is_held(clock: ManualClock) -> None:
+    """Nobody waits for room, so nobody has to be counted."""
+    budget = TaskBudget(None, scene_on(clock).poller)
+    flight = asyncio.create_task(asyncio.sleep(0))
+    budget.hold(flight)
+    await flight
+    assert budget._submitting == 0

@@ -577,3 +577,29 @@ async def test_the_repr_tells_the_state() -> None:
     await some.clock.advance(2)
     text = "<Gate 2 of 2 in flight, 2 waiting, 1 a second, held for 10.0 s>"
     assert repr(some.gate) == text
+
+
+async def test_a_request_that_was_left_in_the_air_counts() -> None:
+    """Whoever waits behind it comes in when its answer is here, and not when its caller leaves."""
+    some, landed = visitors(requests_in_flight=1), asyncio.Event()
+    async with some.gate.slot():
+        some.gate.hold(asyncio.create_task(landed.wait()))
+    await some.come(1)
+    assert some.inside == set()
+    landed.set()
+    await settle()
+    assert some.inside == {1}
+
+
+async def test_a_gate_that_closes_turns_all_away() -> None:
+    """Who waits gets the refusal; who was cancelled before, and who is inside, do not."""
+    some = visitors(requests_in_flight=1)
+    await some.come(0, 1, 2)
+    some.tasks[1].cancel()
+    some.gate.close(ZeroDivisionError)
+    await settle()
+    assert isinstance(some.tasks[2].exception(), ZeroDivisionError)
+    assert some.tasks[1].cancelled()
+    assert some.inside == {0}
+    await some.leave(0)
+    assert some.gate.in_flight == 0

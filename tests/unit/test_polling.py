@@ -735,3 +735,30 @@ async def test_no_secret_is_told(scene: Scene, caplog: pytest.LogCaptureFixture)
     await scene.clock.advance(5)
     assert "marked" not in f"{caplog.text} {scene.ear.heard} {waiting.exception()!r}"
     assert len(caplog.records) > 1
+
+
+async def test_an_end_that_is_known_is_told_without_a_look(scene: Scene) -> None:
+    """What the answer to a submit showed already is told once; of anything else nothing is."""
+    watch = scene.watch()
+    scene.poller.take_end(watch)
+    assert scene.ear.heard == []
+    watch.record = record()
+    scene.poller.take_end(watch)
+    assert scene.ear.heard == []
+    watch.record = done()
+    for _ in range(2):
+        scene.poller.take_end(watch)
+    assert len(scene.ear.heard) == 1
+    assert scene.ear.all(events.TaskSettled)[0].polls == 0
+
+
+async def test_a_prompt_that_a_look_told_is_in_no_later_error(scene: Scene) -> None:
+    """A handle by its id learns the prompt from the feed, and a refusal may quote it after that."""
+    watch = scene.watch()
+    scene.feed.says(record(prompt="a wombat", prompt_en="the wombat"))
+    await scene.poller.refresh(watch)
+    assert {"a wombat", "the wombat"} <= set(watch.request.secrets)
+    known = watch.request
+    scene.feed.says(record(prompt="a wombat", prompt_en="the wombat"))
+    await scene.poller.refresh(watch)
+    assert watch.request is known

@@ -84,7 +84,7 @@ class Sendings:
 
     async def run(self, endpoint: Any, policy: RetryPolicy = POLICY, **about: Any) -> object:
         hooks = Hooks([self.heard.append])
-        return await repeat(self.send, endpoint, policy, self.clock, hooks, **about)
+        return await repeat(self.send, endpoint, policy, self.clock.sleep, hooks, **about)
 
 
 # The table

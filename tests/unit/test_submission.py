@@ -232,3 +232,35 @@ async def test_what_cannot_be_written_costs_no_task(
     assert record.task_id == "t-1"
     [line] = [one for one in caplog.records if one.levelno == logging.ERROR]
     assert "task t-1" in line.getMessage()
+
+
+async def test_one_that_is_cut_off_may_have_been_accepted(submission: Submission) -> None:
+    """A loop that ends while it is in the air leaves a doubt, to which a delivery may come."""
+    submission.address = Address(b"nonce", request=REQUEST)
+    with pytest.raises(asyncio.CancelledError):
+        await submission.sending(ending_in(asyncio.CancelledError()))
+    assert submission.is_in_doubt
+    assert submission.address.is_in_doubt
+
+
+async def test_one_that_is_left_in_doubt_is_told_as_one(submission: Submission, ear: Ear) -> None:
+    """Whoever leaves while a delivery is asked what became of it has not left before a sending."""
+    with pytest.raises(errors.NoReply):
+        await submission.sending(ending_in(errors.NoReply(*TEXTS)))
+    with pytest.raises(asyncio.CancelledError), submission.told():
+        raise asyncio.CancelledError
+    assert ear.all(SubmissionFailed) == []
+    assert len(ear.all(SubmissionDoubted)) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "is_kept"), [(errors.InvalidRequest(*TEXTS), False), (errors.NoReply(*TEXTS), True)]
+)
+async def test_what_was_asked_for_is_let_go_of(
+    submission: Submission, error: BaseException, is_kept: bool
+) -> None:
+    """An address of nothing holds no prompt; one in doubt has to know what it may be about."""
+    submission.address = Address(b"nonce", request=REQUEST)
+    with pytest.raises(type(error)), submission.told():
+        await submission.sending(ending_in(error))
+    assert (submission.address.request is REQUEST) is is_kept

@@ -548,3 +548,35 @@ async def test_a_429_holds_everything_on_the_same_gate(make: Make, clock: Manual
         with pytest.raises(RateLimited):
             await transport.once(free(server.url), read_task)
         assert transport._gate.pace.ready_at(clock.now()) == clock.now() + 3
+
+
+async def test_who_waits_to_repeat_is_refused_at_the_close(make: Make) -> None:
+    """Nothing will be sent after the pause, so it is not waited for, and nothing is in doubt."""
+    async with raw_server(reply()) as server:
+        transport = make()
+        calling = asyncio.ensure_future(
+            transport.call(paid(server.url), refusing, unclaimed=_never)
+        )
+        await until(lambda: transport._pauses)
+        await transport.aclose()
+        with pytest.raises(UsageError, match="was closed"):
+            await calling
+
+
+async def test_who_leaves_before_a_repeat_leaves(make: Make) -> None:
+    """Cancelled in a pause, a call is cancelled, and no pause is left."""
+    async with raw_server(reply()) as server:
+        transport = make()
+        calling = asyncio.ensure_future(
+            transport.call(paid(server.url), refusing, unclaimed=_never)
+        )
+        await until(lambda: transport._pauses)
+        calling.cancel()
+        await asyncio.wait([calling])
+        assert calling.cancelled()
+        assert transport._pauses == set()
+
+
+def refusing(answer: Reply) -> bytes:
+    """Take every answer for a refusal."""
+    raise RateLimited("No.", "Free.", "Wait.", None, None, 429, None, None, None, Fate.REFUSED)
