@@ -655,7 +655,7 @@ def main(tokens: Sequence[str] | None = None) -> int:
         complain(_hint(error))
     except errors.UsageError as error:
         complain(str(error))
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # the latter is what becomes of a help page
         write(sys.stdout, "")
         return 0
     return 2

@@ -396,7 +396,7 @@ def _opened(path: Path, source: Source) -> Part:
     try:
         return Part.open(path, source.task_id)
     except (OSError, ValueError) as exc:
-        raise _no_place(path, exc) from exc
+        raise of_a_paid_clip(_no_place(path, exc), source.task_id) from exc
 
 
 def _begin(part: Part, response: aiohttp.ClientResponse) -> int | None:
@@ -567,6 +567,12 @@ def check_vacant(path: Path, *, overwrite: bool = False) -> Path:
     return path
 
 
+def of_a_paid_clip(error: UsageError, task_id: str) -> UsageError:
+    """Give an error that was made for before any money is spent as it is after that."""
+    money = "The clip exists and is paid for."
+    return UsageError(error.happened, money, error.advice, task_id, None, error.field)
+
+
 def _no_place(path: Path, exc: OSError | ValueError) -> UsageError:
     """Give the error for a place where no file can be opened."""
     if isinstance(exc, OSError):
@@ -586,7 +592,7 @@ def _obstacle(path: Path, *, overwrite: bool) -> tuple[str, str] | None:
     if not path.parent.is_dir():
         return f"There is no folder {str(path.parent)!r}.", "Make it first, or choose another."
     if path.exists() and not overwrite:
-        advice = "Choose another name, or allow it to be overwritten."
+        advice = "Choose another name, or allow it to be overwritten (overwrite=True, or --force)."
         return f"{path.name!r} exists already.", advice
     return None
 

@@ -8,8 +8,8 @@ from urllib.parse import quote
 
 from ._notebook import clip_view, task_view
 from ._polling import Poller, Watch
-from .downloads import MAX_CLIP_BYTES, Progress, check_vacant
-from .errors import ClipMissing, TaskCanceled, TaskFailed
+from .downloads import MAX_CLIP_BYTES, Progress, check_vacant, of_a_paid_clip
+from .errors import ClipMissing, TaskCanceled, TaskFailed, UsageError
 from .models import DEAD_ENDS, DEFAULT_WAIT, Generation, TaskRecord, TaskState, usage_error
 
 
@@ -284,7 +284,10 @@ class Clip:
         Source:
             api-facts 5.7.
         """
-        target = check_vacant(Path(path), overwrite=overwrite)
+        try:
+            target = check_vacant(Path(path), overwrite=overwrite)
+        except UsageError as error:
+            raise of_a_paid_clip(error, self.id) from error.__cause__
         self._file = await self._home.save(self, target, max_bytes, on_progress)
         return self._file
 

@@ -16,6 +16,7 @@ import attrs
 from . import _story
 from ._accounts import Account, Bucket
 from ._clock import SimulatedClock
+from ._options import is_duration
 from ._state import Accepted, Answered, Filed, LedgerEntry, Record, StateFile, entry_of
 from ._story import Moment, Script, Stage
 from .faults import Fault, Planned, Where
@@ -80,7 +81,9 @@ class Rule:
     which: Which
     script: Script
     #: None is the gateway's own.
-    takes: float | None = None
+    takes: float | None = attrs.field(
+        default=None, validator=attrs.validators.optional(is_duration)
+    )
     #: Whether a submit of such a task ever came.
     is_asked: bool = attrs.field(init=False, default=False)
     plans: Plans = attrs.field(init=False)

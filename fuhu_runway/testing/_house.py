@@ -78,6 +78,8 @@ def options_of(item: pytest.Item) -> Options:
     _check_names(told, "option", [*_simulator_options(), *OWN])
     if isinstance(own.get("allow"), str):
         _refuse("has allow as a list of hosts, such as allow=['db.example.com']")
+    if not isinstance(own.get("virtual_time", True), bool):
+        _refuse("has virtual_time as True or False")
     return Options(**{**own, "client": client, "simulator": told})
 
 

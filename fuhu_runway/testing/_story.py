@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 import attrs
 
+from ._options import is_duration, one_of
 from .faults import Planned
 
 Ending = Literal["succeed", "fail", "cancel", "expire", "stall"]
@@ -30,14 +31,12 @@ class Script:
     """What one task will do. All durations are simulated seconds."""
 
     #: From the submit to the end.
-    takes: float = 100.0
+    takes: float = attrs.field(default=100.0, validator=is_duration)
     #: The share of that which is spent in the queue.
     queued: float = 0.1
     #: The percents told one after the other while it runs.
     progress: tuple[int, ...] = attrs.field(default=(0, 20, 40, 60, 80), converter=tuple[int, ...])
-    then: Ending = attrs.field(
-        default="succeed", validator=attrs.validators.in_((*ENDINGS, "stall"))
-    )
+    then: Ending = attrs.field(default="succeed", validator=one_of((*ENDINGS, "stall")))
     #: What the gateway says of a failure.
     reason: str = "The input did not pass the content moderation"
     #: The dialect of its answers; None is the gateway's own.

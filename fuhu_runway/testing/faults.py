@@ -11,6 +11,7 @@ from typing import ClassVar, Final, Literal
 import attrs
 
 from . import _bodies
+from ._options import one_of
 
 Where = Literal["submit", "feed", "download", "balance", "official"]
 
@@ -338,14 +339,16 @@ def disagreement(status: str = "1", state: str = "succeeded") -> Words:
 class Planned:
     """A fault with its place, and how often it happens there."""
 
-    where: Where = attrs.field(validator=attrs.validators.in_(PLACES))
-    fault: Fault = attrs.field(validator=attrs.validators.instance_of(Fault))
+    where: Where = attrs.field(validator=one_of(PLACES))
+    fault: Fault
     #: For how many requests; None is for all of them.
     times: int | None = 1
     #: Not after this simulated second; None is no end.
     until: float | None = None
 
     def __attrs_post_init__(self) -> None:
+        if not isinstance(self.fault, Fault):
+            raise TypeError(f"{self.fault!r} is no fault; fuhu_runway.testing.faults has them")
         if self.where not in self.fault.usable_on:
             places = ", ".join(sorted(self.fault.usable_on))
             kind = type(self.fault).__name__

@@ -25,6 +25,7 @@ from ._cdn import Files, Media
 from ._clock import SimulatedClock
 from ._control import PREFIX as CONTROL
 from ._control import Control
+from ._options import is_duration
 from ._state import Closed, LedgerEntry, Opened, StateFile, StrPath, past_of
 from ._story import Ending, Script
 from ._visits import GRACE, Reception
@@ -68,12 +69,12 @@ class Simulator:
     #: The same seed gives the same task ids, links and mix of dialects.
     seed: int = 0
     #: How long a task takes if its script does not say, or a function of the request's body.
-    takes: PerTask = 100.0
+    takes: PerTask = attrs.field(default=100.0)
 
     #: The first account's key.
     api_key: str = "sk-simulated"
     #: What that account had when the story began; None is without limit.
-    points: float | None = 100_000.0
+    points: float | None = attrs.field(default=100_000.0)
     #: Points per task, or a function of the request's body.
     price: PerTask = price_of
 
@@ -156,6 +157,16 @@ class Simulator:
             random=Random(f"dialects {self.seed}"),  # noqa: S311 - the same for the same seed
         )
         self.add_key(self.api_key, points=self.points)
+
+    @takes.validator
+    def _is_duration(self, attribute: "attrs.Attribute[PerTask]", value: object) -> None:
+        if not callable(value):
+            is_duration(self, attribute, value)
+
+    @points.validator
+    def _is_amount(self, _: object, value: object) -> None:
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"points={value!r} is no number; None is without limit")
 
     @control.validator
     def _has_its_own_paths(self, _: object, control: bool) -> None:  # noqa: FBT001 - attrs calls it

@@ -880,3 +880,27 @@ def test_the_faults_come_without_the_simulator() -> None:
         [sys.executable, "-c", source], capture_output=True, check=True, text=True
     )
     assert done.stdout == "Drop(accepted=False, reset=False)\n"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (lambda: Simulator(takes="x"), "takes='x' is no number of seconds from 0 on"),
+        (lambda: Simulator(takes=-1.0), "takes=-1.0 is no number of seconds"),
+        (lambda: Simulator(takes=True), "takes=True is no number of seconds"),
+        (lambda: Simulator(points="many"), "points='many' is no number; None is without limit"),
+        (lambda: Simulator().script(takes="x"), "takes='x' is no number of seconds"),
+        (lambda: Simulator().script(then="succed"), "then='succed' is none of: cancel, expire,"),
+        (
+            lambda: Simulator().fault("sbmit", faults.html_page()),
+            "where='sbmit' is none of: balance, download, feed, official, submit",
+        ),
+        (lambda: Simulator().fault("submit", "x"), "'x' is no fault; fuhu_runway.testing.faults"),
+    ],
+)
+def test_an_option_that_cannot_be_is_told_in_one_line(wrong: Any, told: str) -> None:
+    """Its name, what it was, and what it may be; nothing of how that was found out."""
+    with pytest.raises((ValueError, TypeError)) as caught:
+        wrong()
+    assert str(caught.value).startswith(told)
+    assert "Attribute(" not in str(caught.value)
