@@ -890,10 +890,10 @@ def test_the_faults_come_without_the_simulator() -> None:
         (lambda: Simulator(takes=True), "takes=True is no number of seconds"),
         (lambda: Simulator(points="many"), "points='many' is no number; None is without limit"),
         (lambda: Simulator().script(takes="x"), "takes='x' is no number of seconds"),
-        (lambda: Simulator().script(then="succed"), "then='succed' is none of: cancel, expire,"),
+        (lambda: Simulator().script(then="prosper"), "then='prosper' is none of: cancel, expire,"),
         (
-            lambda: Simulator().fault("sbmit", faults.html_page()),
-            "where='sbmit' is none of: balance, download, feed, official, submit",
+            lambda: Simulator().fault("payment", faults.html_page()),
+            "where='payment' is none of: balance, download, feed, official, submit",
         ),
         (lambda: Simulator().fault("submit", "x"), "'x' is no fault; fuhu_runway.testing.faults"),
     ],
