@@ -12,6 +12,7 @@ from support.receivers import House, behind_a_proxy, receiving
 from fuhu_runway import Client
 from fuhu_runway.errors import SubmissionInDoubt, TaskFailed
 from fuhu_runway.hooks import CallbackReceived, CallbacksMissing, SubmissionFound
+from fuhu_runway.models import PollPolicy
 from fuhu_runway.testing import Callbacks, Simulator, faults
 
 PROMPT: Final = "a marked kitten"
@@ -32,6 +33,10 @@ def simulator(callbacks: Callbacks | None = None, **options: object) -> Simulato
 def client_of(gateway: Simulator, house: House, **options: object) -> Client:
     """Give a client with everything at its defaults, and the receiver of an app."""
     return Client(gateway.api_key, base_url=gateway.base_url, callbacks=house.receiver, **options)
+
+
+#: A look that happens to come between an end and its delivery proves that deliveries are slow.
+STEADY: Final = PollPolicy(jitter=0)
 
 
 async def lag_of(client: Client, gateway: Simulator) -> float:
@@ -76,7 +81,7 @@ async def test_unruly_deliveries_end_well(callbacks: Callbacks) -> None:
     async with (
         receiving(PATH) as house,
         simulator(callbacks) as gateway,
-        client_of(gateway, house) as client,
+        client_of(gateway, house, polling=STEADY) as client,
     ):
         lags = [await lag_of(client, gateway) for _ in range(3)]
         await asyncio.sleep(30)
