@@ -422,8 +422,7 @@ async def test_a_batch_whose_client_is_closed_stops(gateway: Simulator, tmp_path
         outcomes.extend([one async for one in client.generate_many(prompts, in_flight=3)])
 
     running = asyncio.create_task(run())
-    await until(lambda: len(client.outstanding) == 3)
-    await settle()
+    await until(lambda: [gateway.polls(one.task_id) > 0 for one in gateway.tasks] == [True] * 3)
     await client.aclose()
     await running
     assert {type(outcome.error) for outcome in outcomes} == {WaitAbandoned, UsageError}
