@@ -325,6 +325,9 @@ async def test_unfit_of_the_client(runway_client): pass
 @mark(allow="db.example.com")
 async def test_one_host(runway_gateway): pass
 
+@mark(virtual_time="no")
+async def test_no_truth(runway_gateway): pass
+
 @mark(client=PollPolicy())
 async def test_no_options_of_the_client(runway_gateway): pass
 
@@ -344,7 +347,7 @@ def test_what_cannot_be_is_told(pytester: pytest.Pytester) -> None:
     """Each mistake ends its test with a message that names it, and what is allowed."""
     pytester.makepyfile(file_of(WRONG))
     result = run(pytester, *AUTO, "-p", "no:anyio")
-    result.assert_outcomes(errors=8, failed=2)
+    result.assert_outcomes(errors=9, failed=2)
     for line in (
         "*runway has no option 'taeks'; there are: allow, api_key*takes*virtual_time",
         "*runway takes its options by name, and got 600",
@@ -353,6 +356,7 @@ def test_what_cannot_be_is_told(pytester: pytest.Pytester) -> None:
         "*runway has no option of the client 'base_url'*",
         "*api_key*",
         "*runway has allow as a list of hosts*",
+        "*runway has virtual_time as True or False*",
         "*runway has client as a dictionary*",
         "*RuntimeError: runway_gateway is at home in the event loop that used it first*",
         "*runway_gateway has to be there before the loop runs*",
