@@ -219,14 +219,12 @@ class Deliveries:
             return None
         address.allowance.take(now)
         try:
-            if await self._is_known(task_id, address):
-                reason = "the task that it names belongs to another submission"
-            else:
+            if not await self._is_known(task_id, address):
                 record = await home.look_for(engine, task_id, address.request)
                 # Another may have found it meanwhile.
-                if self.receiver is None or not self.receiver.is_taken(task_id, address):
+                if not self._is_taken(task_id, address):
                     return attrs.evolve(record, task_id=task_id)
-                reason = "the task that it names belongs to another submission"
+            reason = "the task that it names belongs to another submission"
         except RunwayError as error:
             reason = f"the feed does not confirm it ({type(error).__name__})"
         self.hooks.emit(events.CallbackRefused(None, reason))
@@ -234,6 +232,9 @@ class Deliveries:
 
     async def _is_known(self, task_id: str, address: "Address") -> bool:
         """Whether a task belongs to another submission."""
-        if self.receiver is not None and self.receiver.is_taken(task_id, address):
+        if self._is_taken(task_id, address):
             return True
         return self.journal is not None and await self.journal.find(task_id) is not None
+
+    def _is_taken(self, task_id: str, address: "Address") -> bool:
+        return self.receiver is not None and self.receiver.is_taken(task_id, address)

@@ -599,7 +599,7 @@ class Poller:
             )
         self._remark(watch, record)
         if was is None or (was.prompt, was.prompt_en) != (record.prompt, record.prompt_en):
-            watch.request = _discreet(watch.request, record)
+            watch.request = watch.request.hiding(record.prompt, record.prompt_en)
         if was is None or _face(was) != _face(record):
             watch.version += 1
             for waiter in [one for one in watch.waiters if one.any_change]:
@@ -724,13 +724,6 @@ class Poller:
 def name_of(request: Request) -> Name:
     """Give what tells a task from all others of one gateway."""
     return request.endpoint.name, request.task_id or ""
-
-
-def _discreet(request: Request, record: TaskRecord) -> Request:
-    """Give a request that knows, for its errors, what the gateway told of the prompt."""
-    told = {text for text in (record.prompt, record.prompt_en) if text}
-    news = told.difference(request.secrets)
-    return attrs.evolve(request, secrets=(*request.secrets, *news)) if news else request
 
 
 def was_told(watch: Watch, what: str) -> bool:

@@ -65,6 +65,11 @@ class Request:
     #: The task asked about, where there is one.
     task_id: str | None = None
 
+    def hiding(self, *texts: str | None) -> "Request":
+        """Give the same exchange with further texts among its secrets; itself if none is new."""
+        news = dict.fromkeys(text for text in texts if text and text not in self.secrets)
+        return attrs.evolve(self, secrets=(*self.secrets, *news)) if news else self
+
 
 @attrs.frozen(eq=False)
 class Reply:

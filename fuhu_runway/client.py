@@ -631,7 +631,7 @@ class Client:
     def _discreet(self, wire: Request) -> Request:
         """Give a request of no handle that knows, for its errors, what the handles were sent."""
         told = (secret for task in self._handles.values() for secret in task.secrets())
-        return attrs.evolve(wire, secrets=tuple(dict.fromkeys((*wire.secrets, *told))))
+        return wire.hiding(*told)
 
     # For the handles
 
@@ -665,8 +665,7 @@ class Client:
     ) -> TaskRecord:
         """Ask the feed about a task of which there is no handle yet; for deliveries."""
         wire = self._task_request(task_id, official=False)
-        prompt = getattr(request, "prompt", None) or ""
-        wire = attrs.evolve(wire, secrets=(*wire.secrets, prompt))
+        wire = wire.hiding(getattr(request, "prompt", None))
         return await engine.transport.call(wire, read_task)
 
     def adopt(
@@ -717,10 +716,7 @@ class Client:
 
     def _watch(self, poller: Poller, task: Task, *, is_addressed: bool = False) -> Watch:
         wire = self._task_request(task.id, official=task.official)
-        secrets = task.secrets()
-        if secrets:
-            # A refused look may quote the prompt.
-            wire = attrs.evolve(wire, secrets=(*wire.secrets, *secrets))
+        wire = wire.hiding(*task.secrets())  # a refused look may quote the prompt
         kind = kind_of(task.request)
         return poller.watch(wire, task.submitted_at, task.record, kind, is_addressed=is_addressed)
 
@@ -752,7 +748,7 @@ class Client:
         if address is None or self._callbacks is None:
             return build(request, self.gateway, self._key, self._callback_url)
         wire = build(request, self.gateway, self._key, self._callbacks.url(address))
-        return attrs.evolve(wire, secrets=(*wire.secrets, self._callbacks.token(address)))
+        return wire.hiding(self._callbacks.token(address))
 
     def _read_accepted(self, feed: Endpoint, reply: Reply) -> TaskRecord:
         """Read the answer to a submit, and keep the id before anyone can be cancelled."""

@@ -1027,3 +1027,10 @@ def test_a_word_that_nobody_knows_shows_no_secret(field: str) -> None:
     record = read_task(Reply(asked, 200, {}, body.encode()))
     shown = record.word if field == "status" else record.failure_code
     assert shown == "<hidden> of <ip> moonwalking moonwalking "[:40]
+
+
+def test_a_request_may_learn_further_secrets() -> None:
+    """Each once, and what is nothing is none; with no news it stays the very same."""
+    asked = asking("feed").hiding("a wombat", None, "", "a wombat", "bilby")
+    assert asked.secrets == (*asking("feed").secrets, "a wombat", "bilby")
+    assert asked.hiding("bilby", None) is asked
