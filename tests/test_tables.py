@@ -38,7 +38,7 @@ EACH_DIALECT = pytest.mark.parametrize("row", DIALECTS, ids=lambda row: row.name
 EACH_GATEWAY = pytest.mark.parametrize("row", GATEWAYS.values(), ids=GATEWAYS)
 EACH_REFUSAL = pytest.mark.parametrize("row", REFUSALS, ids=lambda row: row.source)
 
-#: Where the samples of each dialect are, as tests/samples/README.md has it.
+#: Which file has the samples of each dialect, as tests/samples/README.md says.
 FOLDERS = {
     "openai_error": "openai-error",
     "dashboard_error": "dashboard",
@@ -166,7 +166,7 @@ def spoken(sample: Sample) -> Dialect | None:
 
 @EACH_DIALECT
 def test_each_dialect_has_samples(row: Dialect) -> None:
-    """Some sample of the dialect's own folder is recognised as that dialect and as no other."""
+    """Some sample of the dialect's own file is recognised as that dialect and as no other."""
     own = [sample for sample in samples() if sample.folder == FOLDERS[row.name]]
     assert any(spoken(sample) is row for sample in own)
 
@@ -185,8 +185,8 @@ def test_the_docs_keep_the_order_of_the_dialects() -> None:
     assert listed[: len(DIALECTS)] == [row.name for row in DIALECTS]
 
 
-def test_every_folder_of_samples_belongs_to_someone() -> None:
-    """Beside the dialects' own folders there are those for noes, cut replies and headers only."""
+def test_every_file_of_samples_has_a_subject() -> None:
+    """Beside the dialects' own files there are those for refusals, pages and headers only."""
     others = {"envelope-error", "nested-error", "no-dialect", "not-json", "retry-after"}
     assert {sample.folder for sample in samples()} == {*FOLDERS.values(), *others}
 

@@ -1,12 +1,12 @@
-"""The literal replies under tests/samples, and what has to come out of each."""
+"""The literal replies under tests/samples, and what each has to be read as."""
 
-import json
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 import attrs
+import yaml
 
 from fuhu_runway import _gateway as facts
 from fuhu_runway._wire import (
@@ -48,6 +48,50 @@ SUBMITS: Final[Mapping[str, Generation]] = {
 }
 """One request for each paid endpoint."""
 
+TASK: Final[Mapping[str, Any]] = {
+    "gives": "task",
+    "task_id": None,
+    "state": None,
+    "word": None,
+    "progress": None,
+    "video_url": None,
+    "poster_url": None,
+    "last_frame_url": None,
+    "prompt": None,
+    "prompt_en": None,
+    "message": None,
+    "points": None,
+    "refunded": False,
+    "created_at": None,
+    "updated_at": None,
+}
+BALANCE: Final[Mapping[str, Any]] = {
+    "gives": "balance",
+    "remaining": None,
+    "used": None,
+    "total": None,
+    "unlimited": False,
+}
+ERROR: Final[Mapping[str, Any]] = {
+    "code": None,
+    "message": None,
+    "request_id": None,
+    "retry_after": None,
+}
+"""What each field has to be that a sample does not mention."""
+
+FATES: Final[Mapping[str, str]] = {
+    "InvalidRequest": "REJECTED",
+    "Unauthorized": "REJECTED",
+    "OutOfCredits": "REJECTED",
+    "NotFound": "REJECTED",
+    "RateLimited": "REFUSED",
+    "ModelUnavailable": "REFUSED",
+    "GatewayDown": "UNKNOWN",
+    "UnreadableReply": "UNKNOWN",
+}
+"""The errors that a reply may be read as, each with its fate where a sample mentions none."""
+
 GATEWAY: Final = attrs.evolve(facts.GATEWAYS["fuhuapi"], quota_url="https://query.example")
 
 
@@ -61,6 +105,7 @@ class Sample:
     headers: Mapping[str, str]
     body: bytes
     expected: Mapping[str, Any]
+    why: str = ""
 
     @property
     def folder(self) -> str:
@@ -80,7 +125,7 @@ class Sample:
 def asking(
     endpoint: str, gateway: Gateway = GATEWAY, task_id: str = "t-1", key: str = KEY
 ) -> Request:
-    """Give a request for the endpoint of that name."""
+    """Return a request for the endpoint of that name."""
     row = facts.ENDPOINTS[endpoint]
     if endpoint in SUBMITS:
         return build(SUBMITS[endpoint], gateway, key, facts.NOWHERE)
@@ -90,24 +135,74 @@ def asking(
 
 
 def reader_of(endpoint: str) -> Callable[[Reply], TaskRecord | Balance]:
-    """Give what reads the answers of the endpoint of that name."""
+    """Return the function that reads the replies of the endpoint of that name."""
     return read_balance if facts.ENDPOINTS[endpoint].gives is Balance else read_task
+
+
+class _NoKeyTwice(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """Refuses a key that is written twice. Of two equal keys YAML keeps the last, silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, *deep: bool, **also: bool) -> Any:
+        keys = [key.value for key, _ in node.value]
+        twice = {key for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"written twice: {', '.join(sorted(twice))}", node.start_mark
+            )
+        return super().construct_mapping(node, *deep, **also)
 
 
 @cache
 def samples() -> tuple[Sample, ...]:
-    """Give every sample, in the order of their names."""
-    return tuple(map(_load, sorted(path.parent for path in FOLDER.glob("*/*/reply.json"))))
+    """Return every sample, file by file, in the order in which they are written."""
+    return tuple(sample for path in sorted(FOLDER.glob("*.yaml")) for sample in read_samples(path))
 
 
-def _load(folder: Path) -> Sample:
-    reply = json.loads((folder / "reply.json").read_bytes())
-    (body,) = folder.glob("body*")
+def read_samples(path: Path) -> list[Sample]:
+    """Return the samples of one file. What a sample does not mention is as its base has it."""
+    cases = yaml.load(path.read_bytes(), _NoKeyTwice)  # noqa: S506 - a safe loader
+    base = cases.pop("base")
+    return [
+        _sample(
+            f"{path.stem}/{name}",
+            **(base | case | {"headers": base["headers"] | case.get("headers", {})}),
+        )
+        for name, case in cases.items()
+    ]
+
+
+def _sample(
+    name: str,
+    *,
+    why: str,
+    endpoint: str,
+    status: int,
+    headers: Mapping[str, str | None],
+    body: str,
+    expect: Mapping[str, Any],
+    encoding: str = "utf-8",
+) -> Sample:
     return Sample(
-        "/".join(folder.parts[-2:]),
-        reply["endpoint"],
-        reply["status"],
-        reply["headers"],
-        body.read_bytes(),
-        json.loads((folder / "expect.json").read_bytes()),
+        name,
+        endpoint,
+        status,
+        {header: value for header, value in headers.items() if value is not None},
+        body.encode(encoding),
+        _expected(status, **expect),
+        why,
     )
+
+
+def _expected(
+    status: int, *, gives: str = "task", raises: str | None = None, **said: Any
+) -> Mapping[str, Any]:
+    """Return what each field has to be, whether it is the default or *said* by the sample."""
+    if raises is None:
+        defaults = {"task": TASK, "balance": BALANCE}[gives]
+    else:
+        reasons = {"reasons": []} if raises == "UnreadableReply" else {}
+        fate = FATES[raises]
+        defaults = {**ERROR, "raises": raises, "status": status, "fate": fate, **reasons}
+    if unknown := said.keys() - defaults.keys():
+        raise ValueError(f"no field of what is expected: {', '.join(sorted(unknown))}")
+    return {**defaults, **said}

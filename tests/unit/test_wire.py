@@ -2,10 +2,12 @@ import json
 import pickle
 from collections.abc import Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
+import yaml
 from support.samples import (
     GATEWAY,
     KEY,
@@ -15,6 +17,7 @@ from support.samples import (
     STILL,
     Sample,
     asking,
+    read_samples,
     reader_of,
     samples,
 )
@@ -67,7 +70,7 @@ def outcome(sample: Sample, body: bytes | None = None) -> Any:
 
 
 def seen(result: Any, name: str) -> Any:
-    """Give one attribute as `expect.json` spells it."""
+    """Return one attribute as a sample spells it."""
     value = getattr(result, name)
     return value.name if isinstance(value, TaskState | Fate) else value
 
@@ -106,9 +109,56 @@ def test_each_sample_reads_as_expected(sample: Sample) -> None:
 
 
 def test_samples_are_many() -> None:
-    """No sample is lost on the way: there are hundreds, of every folder."""
-    assert len(samples()) >= 473
+    """The loader finds every file of samples, and hundreds of samples in them."""
+    assert len(samples()) >= 474
     assert len({sample.folder for sample in samples()}) == 16
+
+
+BASE = "base: {endpoint: feed, status: 404, headers: {Content-Type: text/plain}}\n"
+CASE = "  why: Made up.\n  body: '{}'\n  expect: {raises: NotFound}\n"
+
+
+def test_what_a_sample_does_not_mention_is_checked_all_the_same(tmp_path: Path) -> None:
+    """A sample takes its reply from the base, and expects the default of each other field."""
+    path = tmp_path / "made-up.yaml"
+    path.write_text(f"{BASE}one:\n{CASE}", "utf-8")
+    assert read_samples(path) == [
+        Sample(
+            name="made-up/one",
+            why="Made up.",
+            endpoint="feed",
+            status=404,
+            headers={"Content-Type": "text/plain"},
+            body=b"{}",
+            expected={
+                "raises": "NotFound",
+                "status": 404,
+                "code": None,
+                "message": None,
+                "request_id": None,
+                "fate": "REJECTED",
+                "retry_after": None,
+            },
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (f"one:\n{CASE}one:\n{CASE}", "written twice: one"),
+        (f"one:\n{CASE}  why: Twice.\n", "written twice: why"),
+        (f"one:\n{CASE}  header: {{Retry-After: '3'}}\n", "header"),
+        (f"one:\n{CASE.replace('NotFound', 'NotFound, task_id: t-1')}", "task_id"),
+        (f"one:\n{CASE.replace('raises: NotFound', 'state: QUEUED, code: x')}", "code"),
+    ],
+)
+def test_a_sample_with_a_mistake_is_not_read(tmp_path: Path, text: str, complaint: str) -> None:
+    """A name that is written twice, or that means nothing, would leave something unchecked."""
+    path = tmp_path / "made-up.yaml"
+    path.write_text(BASE + text, "utf-8")
+    with pytest.raises((yaml.YAMLError, TypeError, ValueError), match=complaint):
+        read_samples(path)
 
 
 @ANY_SAMPLE
