@@ -306,17 +306,20 @@ def states() -> str:
 
 
 def refusals() -> str:
-    """Give one line for each way to be told no, in the order in which they are tried."""
+    """Return one line for each kind of refusal, in the order in which they are tried."""
+    heads = ("Body", "Status", "Code", "Words in the reason", "Raises", "Fate", "Proof", "Source")
     return table(
-        ("", "Status", "Code", "Words in the reason", "Raises", "Fate", "Source"),
+        ("", *heads),
         (
             (
                 str(number),
+                "JSON" if row.in_json else "any",
                 _statuses(row.statuses),
                 codes(sorted(row.codes)),
                 codes(row.texts),
                 error_link(row.raises),
                 row.fate.name,
+                row.proof or "none",
                 sourced(row.source),
             )
             for number, row in enumerate(facts.REFUSALS, 1)

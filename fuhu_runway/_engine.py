@@ -60,6 +60,7 @@ class Engine:
             # Without repeats of its own: the scheduler looks again anyway, in its own time.
             lambda request: self.transport.once(request, read_task),
             policy=settings.polling,
+            max_retry_after=settings.retry.max_retry_after,
             at_once=settings.limits.requests_in_flight,
             clock=settings.clock,
             hooks=settings.hooks,

@@ -317,15 +317,20 @@ GATEWAYS: Final[Mapping[str, Gateway]] = {
 STATES: Final[Mapping[str, TaskState]] = {
     word: state
     for state, words in {
-        TaskState.QUEUED: "0 not_start submitted queued pending throttled",
-        TaskState.RUNNING: "1 running in_progress processing generating",
-        TaskState.SUCCEEDED: "3 succeeded success completed complete done",
-        TaskState.FAILED: "2 error failed failure fail expired",
-        TaskState.CANCELED: "cancelled canceled",
+        TaskState.QUEUED: "0 not_start submitted queued pending throttled 等待中 排队中",
+        TaskState.RUNNING: "1 running in_progress processing generating 处理中 生成中 进行中",
+        TaskState.SUCCEEDED: (
+            "3 succeeded succeed success completed complete done finished ok ready 成功 已完成"
+        ),
+        TaskState.FAILED: (
+            "2 error failed failure fail expired rejected refused denied aborted moderated blocked "
+            "timeout timed_out killed terminated stopped revoked 失败 已失败"
+        ),
+        TaskState.CANCELED: "cancelled canceled 已取消",
     }.items()
     for word in words.split()
 }
-"""Every word that a source documents, trimmed and in lower case (api-facts 3.1 to 3.4)."""
+"""Every known status word, in lower case, with `_` between words (api-facts 3.1 to 3.4, 11)."""
 
 
 # --- dialects ------------------------------------------------------------------------------------
@@ -390,6 +395,24 @@ def _envelope_sense(body: Mapping[str, Any]) -> Sense:
     return Sense.TASK if int(body["code"]) == 200 else Sense.REFUSAL
 
 
+PARTS: Final = ("data", "result", "task", "response", "output")
+"""Where the task may stand in an answer: as an object, a list, JSON in a text, or its id alone."""
+
+STATE_KEYS: Final = frozenset({"state", "status", "task_status"})
+SURE_KEYS: Final = STATE_KEYS | {"code", "task_id"}
+"""With one of these at the top, an id there is that of the task, or the task is in the data."""
+ENVELOPE_WORDS: Final = frozenset({"msg", "message"})
+
+USUAL_KEYS: Final = {
+    "task_status": "status",
+    "video_result": "video_url",
+    "video_results": "output",
+    # Only beside a success: of a running task it may be the address to poll.
+    "url": "raw_video_url",
+}
+"""Rare spelling to the usual one, which it stands in for where that is missing (api-facts 11)."""
+
+
 def _flag_sense(body: Mapping[str, Any]) -> Sense:
     return Sense.BALANCE if body["code"] else Sense.REFUSAL
 
@@ -410,7 +433,10 @@ _NUMERIC: Final = {
     "last_frame": "last_frame",
     "prompt": "prompt",
     "prompt_en": "prompt_en",
+    "output": "output",
     "message": "msg",
+    "reason": "fail_reason",
+    "error": "error",
     "points": "point",
     "refund": "refund",
     "created_at": "create_time",
@@ -418,25 +444,32 @@ _NUMERIC: Final = {
 }
 _RELAY: Final = {
     "task_id": "task_id",
+    "state": "state",
     "status": "status",
     "progress": "progress",
     "video_url": "video_url",
     "result_url": "result_url",
+    "raw_video_url": "raw_video_url",
+    "output": "output",
     "reason": "fail_reason",
+    "error": "error",
     "created_at": "created_at",
     "updated_at": "updated_at",
     "submitted_at": "submit_time",
     "finished_at": "finish_time",
     "inner": "data",
 }
-_RELAY_ONLY: Final = {"fail_reason", "result_url", "data"}
 _OFFICIAL: Final = {
     "task_id": "id",
     "status": "status",
     "progress": "progress",
+    "video_url": "video_url",
+    "raw_video_url": "raw_video_url",
     "output": "output",
     "reason": "failure",
     "failure_code": "failureCode",
+    "error": "error",
+    "cost": "cost",
     "created_at": "createdAt",
     "updated_at": "updatedAt",
 }
@@ -449,6 +482,7 @@ _LUMA: Final = {
     "last_frame": "last_frame",
     "prompt": "prompt",
     "reason": "failure_reason",
+    "error": "error",
     "created_at": "created_at",
 }
 
@@ -607,8 +641,12 @@ UNLIMITED: Final = 100_000_000
 """A `hard_limit_usd` or a `remain_quota` from here on means: no limit (api-facts 7.1, 7.2)."""
 
 
-WEB_PAGE: Final = "web page"
-"""Stands for a code where the answer is a page for people (api-facts 2 H)."""
+INDEX_PAGE: Final = "the gateway's index page"
+CHALLENGE: Final = "a challenge page"
+STRANGER: Final = "an answer that is not the gateway's"
+"""These stand for codes where the answer is not JSON (api-facts 2 H)."""
+INDEX_PAGE_MARKS: Final = ('id="root"', "id='root'", "id=root", 'id="app"', "id='app'", "id=app")
+"""What the index page of a gateway's web UI has, and no error page."""
 TASK_NOT_EXIST: Final = "task_not_exist"
 
 # --- refusals ------------------------------------------------------------------------------------
@@ -616,34 +654,79 @@ TASK_NOT_EXIST: Final = "task_not_exist"
 
 @attrs.frozen(eq=False)
 class Refusal:
-    """One way to be told no; the first row counts of which every given condition holds."""
+    """
+    One kind of refusal; the first row counts of which every given condition holds.
+
+    A row that says nothing was charged names its proof. Of a paid request that a row without a
+    proof refuses, nobody knows whether it was accepted.
+    """
 
     raises: type[errors.GatewayError]
     fate: Fate
     advice: str
     source: str
+    #: Why there cannot be a task behind this answer; empty where there may be one.
+    proof: str = ""
     statuses: frozenset[int] = frozenset()
     codes: frozenset[str] = frozenset()
     #: Last resort, in lower case: messages come in Chinese or English (api-facts 5.1).
     texts: tuple[str, ...] = ()
-    #: What happened, where the gateway has no words of its own for it.
-    happened: str | None = None
+    #: Whether it counts only in JSON, which is the gateway's own; a page may be anyone's.
+    in_json: bool = True
 
 
-_CLIENT_ERRORS: Final = frozenset(range(400, 500))
-_SERVER_ERRORS: Final = frozenset(range(500, 600))
 _NOT_DOWN: Final = frozenset(range(200, 500))
 
 _TOP_UP: Final = "Top up the account or the key's quota, then call again."
-_BASE_URL: Final = "Check base_url and the gateway's prefix: there is nothing of this kind there."
-_LATER: Final = "Ask again later; the gateway is in trouble."
+_CHANGE: Final = "Change the request: sent again as it is, it will be refused again."
+_LATER: Final = "Try again later; the gateway is in trouble."
+_OTHER_MODEL: Final = "Use another model, or one that the key's group offers, or try again later."
+BASE_URL: Final = "Check base_url and the gateway's prefix: there is nothing of this kind there."
+NO_SUCH_TASK: Final = (
+    "Check the task id and the key: a task is seen only by the account that made it, and a few "
+    "seconds after it was made."
+)
+
+_RESERVED_FIRST: Final = "The points are reserved before anything is passed on."
+_CHECKED_FIRST: Final = "The gateway checks the request before it passes it on."
+_NO_CHANNEL: Final = "Without a channel there is nothing that could accept the request."
 
 REFUSALS: Final = (
+    # Not JSON: perhaps a proxy, a firewall or a captive portal, and no word of the gateway's.
+    Refusal(
+        errors.GatewayDown,
+        Fate.REFUSED,
+        "Try again later, or from another network: a firewall asks for a browser.",
+        "Cloudflare's documentation of challenges: header cf-mitigated",
+        "The firewall answers in place of the gateway, which has not seen the request.",
+        codes=frozenset({CHALLENGE}),
+        in_json=False,
+    ),
+    Refusal(
+        errors.GatewayDown,
+        Fate.UNKNOWN,
+        "Try again later; if it stays so, check base_url, the gateway's prefix and the network.",
+        "Pages, empty bodies and captive portals in answer to a free request, with any status",
+        codes=frozenset({STRANGER}),
+        in_json=False,
+    ),
+    Refusal(
+        errors.NotFound,
+        Fate.REJECTED,
+        BASE_URL,
+        "api-facts 2 H: an unrouted path gets the gateway's own page with status 200",
+        "The web UI's router answers what no route of the API takes.",
+        statuses=frozenset({200}),
+        codes=frozenset({INDEX_PAGE}),
+        in_json=False,
+    ),
+    # The gateway's own codes.
     Refusal(
         errors.OutOfCredits,
         Fate.REJECTED,
         _TOP_UP,
         "api-facts 5.1 (403 insufficient_user_quota; 429 local:quota_not_enough)",
+        _RESERVED_FIRST,
         codes=frozenset(
             {
                 "insufficient_user_quota",
@@ -654,12 +737,20 @@ REFUSALS: Final = (
             }
         ),
     ),
-    Refusal(errors.OutOfCredits, Fate.REJECTED, _TOP_UP, "HTTP 402", frozenset({402})),
     Refusal(
         errors.OutOfCredits,
         Fate.REJECTED,
         _TOP_UP,
-        "api-facts 5.1 (401 额度已用尽; 403 用户额度不足, 预扣费额度失败)",
+        "HTTP 402",
+        _RESERVED_FIRST,
+        frozenset({402}),
+    ),
+    Refusal(
+        errors.OutOfCredits,
+        Fate.REJECTED,
+        _TOP_UP,
+        "api-facts 5.1 (401 额度已用尽; 403 用户额度不足, 预扣费额度失败); 11, row 4",
+        _RESERVED_FIRST,
         statuses=_NOT_DOWN,
         texts=(
             "额度已用尽",
@@ -672,32 +763,48 @@ REFUSALS: Final = (
             "insufficient quota",
             "insufficient balance",
             "insufficient credit",
+            "not enough credit",
+            "not have enough credit",
+            "not enough points",
+            "not enough balance",
+            "out of credit",
         ),
     ),
     Refusal(
         errors.NotFound,
         Fate.REJECTED,
-        "Check the task id and the key: a task is seen only by the account that made it, and a few "
-        "seconds after it was made.",
+        NO_SUCH_TASK,
         "api-facts 5.1 (400 task_not_exist), 5.4",
         codes=frozenset({TASK_NOT_EXIST}),
+    ),
+    Refusal(
+        errors.NotFound,
+        Fate.REJECTED,
+        NO_SUCH_TASK,
+        "api-facts 11, row 6 (404 Could not find Task; 视频任务不存在)",
+        statuses=_NOT_DOWN,
+        texts=("could not find task", "task not found", "task does not exist", "任务不存在"),
     ),
     Refusal(
         errors.InvalidRequest,
         Fate.REJECTED,
         "Give the client a callback_url: this gateway requires one.",
         "api-facts 5.1 (400 callback_url_empty)",
+        _CHECKED_FIRST,
         codes=frozenset({"callback_url_empty"}),
     ),
     Refusal(
         errors.InvalidRequest,
         Fate.REJECTED,
-        "Change the request: sent again as it is, it will be refused again.",
-        "api-facts 5.1 (400 invalid_request …; 500 invalid_request)",
+        _CHANGE,
+        "api-facts 5.1 (400 invalid_request …; 500 invalid_request); 11, row 7",
+        _CHECKED_FIRST,
         codes=frozenset(
             {
                 "invalid_request",
                 "invalid_api_platform",
+                "invalid_parameters",
+                "reference_images_empty",
                 "model_mapping_failed",
                 "model_price_error",
                 "channel_not_found",
@@ -707,32 +814,65 @@ REFUSALS: Final = (
         ),
     ),
     Refusal(
-        errors.ModelUnavailable,
-        Fate.REFUSED,
-        "Use another model, or one that the key's group offers.",
-        "api-facts 5.1 (503 model_not_found)",
-        codes=frozenset({"model_not_found"}),
+        errors.InvalidRequest,
+        Fate.REJECTED,
+        _CHANGE,
+        "api-facts 5.1 (200 with code ≠ 200: refused, for the reason in msg)",
+        _CHECKED_FIRST,
+        statuses=frozenset({200}),
+        texts=("参数错误", "无效的参数", "不能为空", "invalid param", "is required", "is_required"),
     ),
     Refusal(
         errors.ModelUnavailable,
         Fate.REFUSED,
-        "Use another model, or one that the key's group offers.",
+        _OTHER_MODEL,
+        "api-facts 5.1 (503 model_not_found); 11, row 7 (channel_disabled, no_available_key)",
+        _NO_CHANNEL,
+        codes=frozenset(
+            {"model_not_found", "channel_disabled", "task_channel_disable", "no_available_key"}
+        ),
+    ),
+    Refusal(
+        errors.ModelUnavailable,
+        Fate.REFUSED,
+        _OTHER_MODEL,
         "api-facts 5.1 (503, 无可用渠道)",
+        _NO_CHANNEL,
         statuses=frozenset({503}),
         texts=("无可用渠道", "no available channel"),
     ),
     Refusal(
+        errors.GatewayDown,
+        Fate.UNKNOWN,
+        _LATER,
+        "api-facts 5.1 (500 do_request_failed …); 11, row 7 (insert_task_failed is charged)",
+        codes=frozenset(
+            {
+                "build_request_failed",
+                "do_request_failed",
+                "get_channel_failed",
+                "get_task_failed",
+                "insert_task_failed",
+                "request_failed",
+            }
+        ),
+    ),
+    # Statuses that mean: this request was never looked at.
+    Refusal(
         errors.RateLimited,
         Fate.REFUSED,
         "Call again later, or less often.",
-        "api-facts 5.1 (429)",
+        "api-facts 5.1 (429); RFC 6585",
+        "A limiter stands before the handler, and its status says that nothing was taken.",
         frozenset({429}),
+        in_json=False,
     ),
     Refusal(
         errors.RateLimited,
         Fate.REFUSED,
         "Call again later, or less often.",
         "api-facts 5.1 (200 with a busy or frequent msg)",
+        "The words are the gateway's own for a request that it did not take.",
         statuses=frozenset({200, 400}),
         texts=(
             "频繁",
@@ -748,84 +888,80 @@ REFUSALS: Final = (
     ),
     Refusal(
         errors.GatewayDown,
-        Fate.UNKNOWN,
-        _LATER,
-        "api-facts 5.1 (500 do_request_failed …)",
-        codes=frozenset(
-            {
-                "build_request_failed",
-                "do_request_failed",
-                "get_channel_failed",
-                "get_task_failed",
-            }
-        ),
+        Fate.REFUSED,
+        "Call again later.",
+        "RFC 8470 (425), RFC 9110 (421)",
+        "The status asks for the same request again: it was not processed.",
+        frozenset({421, 425}),
+        in_json=False,
+    ),
+    Refusal(
+        errors.GatewayDown,
+        Fate.REFUSED,
+        "Log in to the proxy or the network, then call again.",
+        "RFC 9110 (407), RFC 6585 (511)",
+        "The proxy or the network answers in place of the gateway, which has not seen the request.",
+        frozenset({407, 511}),
+        in_json=False,
     ),
     Refusal(
         errors.Unauthorized,
         Fate.REJECTED,
         "Check the key and what it is allowed to do, on the gateway's own page.",
         "api-facts 5.1 (401, 403)",
+        "The key is checked before the request is looked at.",
         frozenset({401, 403}),
     ),
     Refusal(
         errors.NotFound,
         Fate.REJECTED,
-        _BASE_URL,
-        "api-facts 5.1 (404 Invalid URL; 301)",
-        frozenset({404, *range(300, 400)}),
-    ),
-    Refusal(
-        errors.GatewayDown,
-        Fate.UNKNOWN,
-        _LATER,
-        "HTTP 408: the gateway gave up reading or answering",
-        frozenset({408}),
-    ),
-    Refusal(
-        errors.InvalidRequest,
-        Fate.REJECTED,
-        "Change the request: sent again as it is, it will be refused again.",
-        "api-facts 5.1 (400, 413, 501)",
-        _CLIENT_ERRORS | {501},
-    ),
-    Refusal(
-        errors.GatewayDown,
-        Fate.UNKNOWN,
-        _LATER,
-        "api-facts 5.1 (500, 502, 504, 520 to 524)",
-        _SERVER_ERRORS,
-    ),
-    Refusal(
-        errors.GatewayDown,
-        Fate.UNKNOWN,
-        _LATER,
-        "api-facts 5.1 (200 with an error of upstream_error, one_api_error, new_api_error)",
-        statuses=frozenset({200}),
-        codes=frozenset(
-            {
-                "upstream_error",
-                "one_api_error",
-                "new_api_error",
-                "comet_api_error",
-                "rix_api_error",
-                "shell_api_error",
-            }
-        ),
+        BASE_URL,
+        "api-facts 5.1 (404 Invalid URL)",
+        "No handler took the request.",
+        frozenset({404}),
+        in_json=False,
     ),
     Refusal(
         errors.NotFound,
         Fate.REJECTED,
-        _BASE_URL,
-        "api-facts 2 H: an unrouted path gets the gateway's own page with status 200",
-        statuses=frozenset({200}),
-        codes=frozenset({WEB_PAGE}),
-        happened="The gateway answered with a web page.",
+        BASE_URL,
+        "RFC 9110 (307, 308)",
+        "The redirect asks for the same request elsewhere: it was not processed here.",
+        frozenset({307, 308}),
+        in_json=False,
     ),
-    # Last: a plain "no" inside a 200, whatever its code.
+    Refusal(
+        errors.NotFound,
+        Fate.REJECTED,
+        BASE_URL,
+        "api-facts 5.1 (301); a 303 is also how some servers answer what they have accepted",
+        statuses=frozenset(range(300, 400)),
+        in_json=False,
+    ),
     Refusal(
         errors.InvalidRequest,
         Fate.REJECTED,
-        "Change the request: the gateway's reason says what it does not accept.",
-        "api-facts 5.1 (200 with code ≠ 200)",
+        _CHANGE,
+        "RFC 9110 (405, 411, 413, 414, 415, 417, 426, 501, 505), RFC 6585 (428, 431)",
+        "The status is about the head of the request or its size: no handler took it.",
+        frozenset({405, 411, 413, 414, 415, 417, 426, 428, 431, 501, 505}),
+        in_json=False,
+    ),
+    Refusal(
+        errors.InvalidRequest,
+        Fate.REJECTED,
+        _CHANGE,
+        "api-facts 5.1 (400); RFC 9110",
+        "In the gateway's own JSON these statuses say that the request itself is wrong.",
+        frozenset({400, 406, 410, 412, 416, 422, 451}),
+    ),
+    # Last: whatever is left proves nothing.
+    Refusal(
+        errors.GatewayDown,
+        Fate.UNKNOWN,
+        _LATER,
+        "api-facts 5.1 (500, 502, 504, 520 to 524; 200 with a code or text that we do not know); "
+        "408, 409, 444, 460, 499 and every other status",
+        in_json=False,
     ),
 )

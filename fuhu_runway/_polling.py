@@ -54,6 +54,9 @@ STARVED_SHARE: Final = 4
 """Where not everyone can be asked in time, one turn of so many goes to who waited the longest."""
 IN_TIME: Final = 1.1
 """Beyond so many times the starvation that is allowed, not everyone can be asked in time."""
+STUCK_AFTER: Final = 5
+"""How many polls in a row have to give the same unknown status with the same reason until it counts
+as a failure. Fewer would give up a task that only queues under a word that we do not know."""
 TIMER_SLACK: Final = 0.01
 """What is due in less than this is due, in seconds: loops call a little early."""
 
@@ -168,6 +171,8 @@ class Watch:
     waiters: set[Waiter] = attrs.field(factory=set)
     last_error: RunwayError | None = None
     url_missing_since: float | None = None
+    #: How many polls in a row gave the same unknown status with the same reason.
+    stuck: int = 0
     told: frozenset[str] = frozenset()
     #: Whether the gateway was given an address to post the news of this task to.
     is_addressed: bool = False
@@ -257,6 +262,8 @@ class Poller:
     Args:
         look: Asks the gateway once and gives the record, or raises.
         policy: When to look.
+        max_retry_after: The longest time that a gateway may keep a task from being polled, in
+            seconds.
         at_once: How many looks may be under way at the same time.
         clock: Where time comes from.
         hooks: Who hears of it.
@@ -276,6 +283,7 @@ class Poller:
         at_once: int,
         clock: Clock,
         hooks: events.Hooks,
+        max_retry_after: float = 120.0,
         rng: random.Random | None = None,
         learner: Learner | None = None,
         turns: Turns | None = None,
@@ -286,6 +294,7 @@ class Poller:
         self._policy = policy
         self._ladder = ladder(policy.first, policy.factor, policy.max_interval)
         self._at_once = at_once
+        self._max_retry_after = max_retry_after
         self._clock = clock
         self._hooks = hooks
         self._random = rng or random.Random()  # noqa: S311  (spreads load, guards nothing)
@@ -590,6 +599,7 @@ class Poller:
         self._arm()
 
     def _take_in(self, watch: Watch, record: TaskRecord) -> None:
+        record = self._ended_if_stuck(watch, record)
         self._learn(watch, record)
         was, watch.record, watch.last_error = watch.record, record, None
         watch.was_seen = True
@@ -608,6 +618,16 @@ class Poller:
             self._settle(watch, record)
         else:
             self._mind_the_url(watch, record)
+
+    def _ended_if_stuck(self, watch: Watch, record: TaskRecord) -> TaskRecord:
+        """Return *record* as a failure if an unknown status stays the same, with a reason."""
+        was = watch.record
+        is_odd = record.state is TaskState.UNKNOWN and record.message is not None
+        is_same = was is not None and _face(was) == _face(record) and was.word == record.word
+        watch.stuck = (watch.stuck + 1 if is_same else 1) if is_odd else 0
+        return (
+            attrs.evolve(record, state=TaskState.FAILED) if watch.stuck >= STUCK_AFTER else record
+        )
 
     def _settle(self, watch: Watch, record: TaskRecord) -> None:
         self._outstanding.seen(watch.name, record)
@@ -666,7 +686,8 @@ class Poller:
             self._fail(watch, partial(_copy, error))
             return
         asked = error.retry_after if isinstance(error, GatewayError) else None
-        delay = max(self._pause(watch, now), asked or 0.0)
+        # A wait has a deadline of its own, so a gateway that asks for more is polled nevertheless.
+        delay = max(self._pause(watch, now), min(asked or 0.0, self._max_retry_after))
         watch.due_at = now + delay
         self._hooks.emit(events.PollFailed(watch.task_id, type(error).__name__, delay))
 

@@ -120,11 +120,12 @@ async def repeat(
 
 
 def in_doubt(error: RunwayError) -> SubmissionInDoubt:
-    """Give the error for a paid request of unknown fate."""
+    """Return the error for a paid request of unknown fate, with the task that its answer named."""
+    named = f" with client.task({error.task_id!r})" if error.task_id else " in the gateway's list"
     return SubmissionInDoubt(
         f"A paid request was sent and its fate is unknown. {error.happened}",
         "It may have been accepted and charged; it was not sent again.",
-        "Look for the task in the gateway's own list or at the balance before you submit again.",
+        f"Look for the task{named}, or check the balance, before you submit again.",
         error.task_id,
         error.request_id,
         Fate.UNKNOWN,

@@ -6,7 +6,6 @@ Rule 2: an answer is recognised by its shape alone, each time anew (api-facts 2)
 Rule 3: whatever comes in, only errors of this package come out.
 """
 
-import codecs
 import email.utils
 import functools
 import json
@@ -22,10 +21,11 @@ import attrs
 
 from . import _gateway as facts
 from ._gateway import Dialect, Endpoint, Refusal, Replay, Root, Sense
+from ._json import decode, parsed, text_of
 from ._redact import outline, outline_text, redact
+from ._salvage import bare_id, id_of, is_task_key, salvage
 from .errors import Fate, GatewayError, RunwayError, UnreadableReply
 from .models import (
-    DECODER,
     Balance,
     Gateway,
     Generation,
@@ -222,30 +222,54 @@ def _secrets_of(request: Generation, key: str) -> Iterator[str]:
 
 def read_task(reply: Reply) -> TaskRecord:
     """
-    Give what *reply* says about a task.
+    Return what *reply* says about a task.
 
     Raises:
-        GatewayError: It says no; the leaf says which no.
-        UnreadableReply: No dialect fits, or a part that has to be there is missing.
+        GatewayError: The gateway refused; the leaf says how.
+        UnreadableReply: No dialect fits, a required part is missing, or the answer to a paid
+            request names a task without accepting it: `task_id` is that task.
     """
-    body, dialect, sense = _recognise(reply)
-    if sense is not Sense.TASK:
-        raise _unreadable(reply, f"expected a task, got {sense.value} @ $", body=body)
-    return _read_task(reply, body, dialect)
+    try:
+        body, dialect, sense = _recognise(reply)
+        if sense is not Sense.TASK:
+            raise _unreadable(reply, f"expected a task, got {sense.value} @ $", body=body)
+        return _read_task(reply, body, dialect)
+    except (GatewayError, UnreadableReply) as refused:
+        task_id = salvaged(reply.request, reply.body)
+        if task_id is None:
+            raise
+        reasons = getattr(refused, "reasons", ("a task id beside a refusal",))
+        in_doubt = _unreadable(reply, *reasons, excerpt=_excerpt_of(refused))
+        in_doubt.happened = f"The answer names a task and does not accept it. {refused.happened}"
+        in_doubt.task_id = task_id
+        raise in_doubt from refused
+
+
+def _excerpt_of(refused: GatewayError | UnreadableReply) -> str:
+    return refused.excerpt if isinstance(refused, UnreadableReply) else refused.body
+
+
+def salvaged(request: Request, body: bytes) -> str | None:
+    """Return the task that an answer to a paid request names; what was sent is no id."""
+    if request.endpoint.replay is not Replay.PAID:
+        return None
+    ids = (task_id for task_id in salvage(body) if redact(task_id, request.secrets) == task_id)
+    return next(ids, None)
 
 
 def read_balance(reply: Reply) -> Balance:
     """
-    Give what *reply* says about the balance.
+    Return what *reply* says about the balance.
 
     Raises:
-        GatewayError: It says no; the leaf says which no.
-        UnreadableReply: No dialect fits, or a part that has to be there is missing.
+        GatewayError: The gateway refused; the leaf says how.
+        UnreadableReply: No dialect fits, or a required part is missing.
     """
     body, dialect, sense = _recognise(reply)
     if sense is not Sense.BALANCE:
         raise _unreadable(reply, f"expected a balance, got {sense.value} @ $", body=body)
-    part, path = _part(body, dialect)
+    part = body if dialect.under is None else body.get(dialect.under)
+    path = "$" if dialect.under is None else f"$.{dialect.under}"
     found = _structure(Ledger, dialect, part, path, reply)
     for name in dialect.required:
         if getattr(found, name) is None:
@@ -256,12 +280,12 @@ def read_balance(reply: Reply) -> Balance:
 
 def read_callback(body: bytes) -> TaskRecord | None:
     """
-    Give what a delivery says about a task; None where it says nothing that can be read.
+    Return what a webhook says about a task; None where it says nothing that can be read.
 
     It is the feed's answer without its envelope (api-facts 4), and with one it is read as well.
     """
     request = Request(facts.ENDPOINTS["feed"], "", {})
-    # Whoever posts it may be anybody, so what is wrong with it is no error of ours.
+    # Anyone may post to a webhook, so what is wrong with it is no error of ours.
     try:
         return read_task(Reply(request, 200, {}, body))
     except RunwayError:
@@ -269,27 +293,51 @@ def read_callback(body: bytes) -> TaskRecord | None:
 
 
 def _recognise(reply: Reply) -> tuple[dict[str, Any], Dialect, Sense]:
-    """Find the dialect, and raise what the answer is if it is a no."""
+    """Return the body, its dialect and what it is about; raise if it is a refusal."""
     body = _decode(reply)
+    wanted = Sense.TASK if reply.request.endpoint.gives is TaskRecord else Sense.BALANCE
     dialect = _dialect_of(body)
-    if dialect is None:
-        _raise_by_status(reply)
-        raise _unreadable(reply, "no dialect fits @ $", body=body)
-    sense = dialect.sense(body)
-    if sense is Sense.REFUSAL:
-        raise _refusal(reply, body, dialect)
+    sense = dialect.sense(body) if dialect else None
+    if dialect is None or sense is Sense.REFUSAL:
+        refusal = _why_not(reply, body, dialect)
+        # What names a task is one, whatever stands beside it. Only a refusal that is proven
+        # outweighs an id, and not one that comes with a state.
+        part = _named_part(body) if wanted is Sense.TASK and _is_success(reply) else None
+        if part is None or (
+            refusal.fate is not Fate.UNKNOWN and not part.keys() & facts.STATE_KEYS
+        ):
+            raise refusal
+        return part, _dialect_by_shape(part), Sense.TASK
     if not _is_success(reply) and dialect.letter not in {"A", "B"}:
         # Only the two envelopes say by themselves that all is well; of any other shape the
-        # status tells whether it is an answer or an error that happens to have an id.
-        _raise_by_status(reply)
-    return body, dialect, sense
+        # status decides whether it is an answer or an error that happens to have an id.
+        raise _refused_by_status(reply)
+    if wanted is Sense.TASK and (sense is not wanted or not body.keys() & facts.SURE_KEYS):
+        # The id of an answer is not that of the task which stands further down in it.
+        part = _named_part(body)
+        if part is not None and facts.TASK_ID_KEY in part and dialect.letter not in {"A", "B"}:
+            return part, _dialect_by_shape(part), Sense.TASK
+    return body, dialect, dialect.sense(body)
+
+
+def _why_not(
+    reply: Reply, body: dict[str, Any], dialect: Dialect | None
+) -> GatewayError | UnreadableReply:
+    if dialect is not None:
+        return _refusal(reply, body, dialect)
+    if not _is_success(reply):
+        return _refused_by_status(reply)
+    return _unreadable(reply, "no dialect fits @ $", body=body)
 
 
 def _dialect_of(body: Mapping[str, Any]) -> Dialect | None:
-    for dialect in facts.DIALECTS:
-        if dialect.fits(body):
-            return dialect
-    return None
+    return next((dialect for dialect in facts.DIALECTS if dialect.fits(body)), None)
+
+
+def _dialect_by_shape(part: Mapping[str, Any]) -> Dialect:
+    """Return the dialect that spells a task as *part* does, which stands in no known envelope."""
+    rows = [row for row in facts.DIALECTS if row.under is None and row.sense(part) is Sense.TASK]
+    return next((row for row in rows if row.fits(part)), rows[-1])
 
 
 def _is_success(reply: Reply) -> bool:
@@ -297,76 +345,110 @@ def _is_success(reply: Reply) -> bool:
 
 
 def _decode(reply: Reply) -> dict[str, Any]:
-    """Give the body as a JSON object, or raise what a body that is none means (api-facts 2 H)."""
-    # A text in a foreign encoding spoils itself only, not the id beside it.
-    # Not "utf-8-sig", which is a codec written in Python, as every look would notice.
-    text = reply.body.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace")
+    """Return the body as a JSON object; a list or an id alone counts as an envelope's data."""
     body, fault = None, None
     try:
-        body = DECODER.decode(text)
+        body = decode(reply.body)
     except (ValueError, RecursionError) as broken:
         fault = type(broken).__name__
     # Raised outside the clause, since the original holds the whole answer.
-    if fault:
-        _raise_by_status(reply)
     if fault or reply.cut:
-        raise _no_json(reply, f"expected JSON, got {fault} @ $")
-    if not isinstance(body, dict):
-        _raise_by_status(reply)
-        raise _unreadable(reply, "expected an object @ $", body=body)
-    return body
+        raise _no_json(reply, fault)
+    return body if isinstance(body, dict) else {"data": body}
 
 
-def _no_json(reply: Reply, reason: str) -> RunwayError:
-    text = reply.body.decode("utf-8", "replace")
-    if _is_page(reply, text):
-        return _no(reply, reply.status, Told(None, {facts.WEB_PAGE}, None))
-    if reply.cut:
-        reason = "larger than what is read of an answer @ $"
-    return _unreadable(reply, reason, excerpt=outline_text(redact(text, reply.request.secrets)))
-
-
-def _is_page(reply: Reply, text: str) -> bool:
+def _no_json(reply: Reply, fault: str | None) -> GatewayError | UnreadableReply:
+    """Return what an answer means that is not JSON, so perhaps not the gateway's own."""
+    text = text_of(reply.body[:MAX_BODY]).lstrip()
     kind = reply.headers.get("content-type", "").lower()
-    start = text.lstrip("\ufeff \r\n\t")[:9].lower()
-    return "html" in kind or start.startswith(("<!doctype", "<html"))
+    is_page = "html" in kind or text[:9].lower().startswith(("<!doctype", "<html"))
+    is_paid = reply.request.endpoint.replay is Replay.PAID
+    names = set()
+    if reply.headers.get("cf-mitigated", "").lower() == "challenge":
+        names.add(facts.CHALLENGE)
+    if not is_paid and reply.status != 429:
+        names.add(facts.STRANGER)
+    elif is_page and _is_success(reply) and any(mark in text for mark in facts.INDEX_PAGE_MARKS):
+        names.add(facts.INDEX_PAGE)
+    if not is_page and _is_success(reply):
+        reason = "larger than what is read of an answer @ $"
+        if not reply.cut:
+            reason = f"expected JSON, got {fault} @ $"
+        return _unreadable(reply, reason, excerpt=outline_text(redact(text, reply.request.secrets)))
+    what = "a web page" if is_page else "not JSON" if text else "empty"
+    happened = f"The answer was {what}, with status {reply.status}."
+    return _no(reply, reply.status, Told(None, names, None), happened)
 
 
 def _read_task(reply: Reply, body: dict[str, Any], dialect: Dialect) -> TaskRecord:
     part, path = _part(body, dialect, reply.request.task_id)
     if dialect.empty_is_not_found and part in (None, [], {}) and reply.request.task_id is not None:
         raise _no(reply, reply.status, Told(None, {facts.TASK_NOT_EXIST}, None))
-    if isinstance(part, str) and part.strip():
-        # Some submits answer with the id alone; it must not be lost over its shape.
-        part = {facts.TASK_ID_KEY: part}
-    outer = _structure(Sighting, dialect, part, path, reply)
+    if not (isinstance(part, Mapping) and _text(part.get(dialect.spelling["task_id"]))):
+        named = _named_part(body)
+        if named is not None:
+            part, dialect = named, _dialect_by_shape(named)
+    outer = _structure(Sighting, dialect, _usual(part), path, reply)
     return _fold([outer, *_inner(outer.inner)], reply)
 
 
-def _part(body: dict[str, Any], dialect: Dialect, task_id: str | None = None) -> tuple[Any, str]:
+def _part(body: Mapping[str, Any], dialect: Dialect, task_id: str | None = None) -> tuple[Any, str]:
     if dialect.under is None:
         return body, "$"
     part = body.get(dialect.under)
     if isinstance(part, list) and part:
         # Batch routes answer with a list (api-facts 2 B).
-        key = dialect.spelling.get("task_id", "")
+        key = dialect.spelling["task_id"]
         named = [item for item in part if isinstance(item, dict) and item.get(key) == task_id]
         return (named or part)[0], f"$.{dialect.under}[0]"
     return part, f"$.{dialect.under}"
 
 
+def _named_part(value: Any, depth: int = facts.MAX_NESTING) -> dict[str, Any] | None:
+    """Return the object in *value* that names a task, in our spelling; a `task_id` before an id."""
+    found = list(_named_parts(value, depth))
+    return next((part for part in found if facts.TASK_ID_KEY in part), next(iter(found), None))
+
+
+def _named_parts(value: Any, depth: int) -> Iterator[dict[str, Any]]:
+    if isinstance(value, str):
+        value = parsed(value) or {facts.TASK_ID_KEY: bare_id(value)}
+    if isinstance(value, list) and depth:
+        for item in value:
+            yield from _named_parts(item, depth - 1)
+    if isinstance(value, dict):
+        sure = next(filter(None, (id_of(value[key]) for key in value if is_task_key(key))), None)
+        if sure is not None:
+            # Beside a code, the message is the envelope's and no reason for a failure.
+            words = facts.ENVELOPE_WORDS if "code" in value else frozenset()
+            yield {key: value[key] for key in value if key not in words} | {facts.TASK_ID_KEY: sure}
+        elif isinstance(value.get("id"), str) and id_of(value["id"]) is not None:
+            yield value  # a number is the row of a database
+        for key in facts.PARTS:
+            if depth and value.get(key):
+                yield from _named_parts(value[key], depth - 1)
+
+
+def _usual(part: Any) -> Any:
+    """Return *part* with what it spells in a rare way under the usual keys as well."""
+    if not isinstance(part, dict) or not part.keys() & facts.USUAL_KEYS.keys():
+        return part
+    return {usual: part.get(rare) for rare, usual in facts.USUAL_KEYS.items()} | {
+        key: value for key, value in part.items() if value is not None
+    }
+
+
 def _inner(value: Any, depth: int = 0) -> Iterator["Sighting"]:
-    """Give what the upstream said, which a relay passes on in whatever dialect it came."""
+    """Yield what the upstream said, which a relay passes on in whatever dialect it came."""
     if not isinstance(value, dict) or depth == facts.MAX_NESTING:
         return
-    dialect = _dialect_of(value)
-    if dialect is None or dialect.sense(value) is not Sense.TASK:
-        return
-    part, _ = _part(value, dialect)
+    envelope = _dialect_of(value)
+    is_envelope = envelope is not None and envelope.under == "data"
+    part = _part(value, envelope)[0] if is_envelope and envelope is not None else value
     if isinstance(part, dict):
+        dialect = _dialect_by_shape(part)
         # The id of the relay is the one that counts, so the upstream's may be missing or odd.
-        named = {**part, dialect.spelling["task_id"]: "-"}
-        found = _reader(Sighting, dialect.name)(named)
+        found = _reader(Sighting, dialect.name)({**_usual(part), dialect.spelling["task_id"]: "-"})
         yield found
         yield from _inner(found.inner, depth + 1)
 
@@ -380,6 +462,8 @@ Instant = NewType("Instant", datetime)
 Address = NewType("Address", str)
 Flag = NewType("Flag", bool)
 Refund = NewType("Refund", bool)
+Cost = NewType("Cost", float)
+Trouble = NewType("Trouble", tuple[str | None, str | None])
 
 
 @attrs.define(eq=False)  # frozen ones take three times as long to make, at each look
@@ -403,7 +487,10 @@ class Sighting:
     #: Said beside a success as well (api-facts 2 B).
     reason: Text | None = None
     failure_code: Text | None = None
+    #: Message and code of an error object, which may stand beside a success as well.
+    error: Trouble | None = None
     points: Number | None = None
+    cost: Cost | None = None
     refund: Refund | None = None
     created_at: Instant | None = None
     updated_at: Instant | None = None
@@ -493,14 +580,19 @@ def _usable_address(value: Any, _type: Any = None) -> str | None:
     """Read an address, also the first of a list or the `url` of an object, if it can be fetched."""
     if not value:
         return None
-    if isinstance(value, str):
-        text = value.strip()
-        return text if is_web_address(text) else None
     # One level and no more: what nests without end must not take the id beside it along.
     items = value if isinstance(value, list) else [value]
     found = (item.get("url") if isinstance(item, dict) else item for item in items)
     texts = (text.strip() for text in found if isinstance(text, str))
-    return next(filter(is_web_address, texts), None)
+    return next(filter(_is_address, texts), None)
+
+
+def _is_address(text: str) -> bool:
+    # A path of the gateway's own counts as well; `_fold` puts the gateway's origin before it.
+    return is_web_address(text) or _PATH.fullmatch(text) is not None
+
+
+_PATH: Final = re.compile(r"//?[^\s/\\\ud800-\udfff][^\s\0\ud800-\udfff]*")
 
 
 def _flag(value: Any, _type: Any = None) -> bool:
@@ -512,6 +604,19 @@ def _refund(value: Any, _type: Any = None) -> bool:
     if value is None or isinstance(value, bool):
         return value is True
     return _text(value) is not None and _number(value) != 0
+
+
+def _cost(value: Any, _type: Any = None) -> float | None:
+    """Return the credits of an official task (api-facts 11, row 8)."""
+    return _number(value.get("credits")) if isinstance(value, dict) else None
+
+
+def _trouble(value: Any, _type: Any = None) -> tuple[str | None, str | None] | None:
+    """Return message and code of an error, which may be an object or a text."""
+    if not isinstance(value, dict):
+        return (_text(value), None) if isinstance(value, str) else None
+    messages = (_text(value.get(key)) for key in ("message", "msg", "reason", "detail"))
+    return next(filter(None, messages), None), _text(value.get("code"))
 
 
 def make_converter() -> "cattrs.Converter":
@@ -529,6 +634,8 @@ def make_converter() -> "cattrs.Converter":
         Address | None: _usable_address,
         Flag | None: _flag,
         Refund | None: _refund,
+        Cost | None: _cost,
+        Trouble | None: _trouble,
     }
     for kind, reader in readers.items():
         converter.register_structure_hook(kind, reader)
@@ -597,34 +704,54 @@ def _fold(levels: Sequence[Sighting], reply: Reply) -> TaskRecord:
     words = _words(levels)
     states = list(words.values())
     succeeded = TaskState.SUCCEEDED in states
-    # An address of the relay's own comes before any that the upstream has (api-facts 3.4).
-    url = next(filter(None, map(_result, levels)), None)
+    # An address of the relay's own comes before any that the upstream has (api-facts 3.4). What
+    # may be the input counts beside a success only, and last (api-facts 11, row 1).
+    urls = [level.video_url or level.result_url or level.output for level in levels]
+    urls += [level.raw_video_url for level in levels if succeeded]
+    url = next(filter(None, urls), None)
     if url is None and succeeded and is_web_address(seen.reason):
         # Older rows keep the address in the reason for a failure that was none (api-facts 2 B).
         url = Address(str(seen.reason))
-    message = seen.message or seen.reason
-    state = _weigh(states, url, against=bool(seen.refund) or seen.message is not None)
+    error_message, error_code = seen.error or (None, None)
+    message = seen.message or seen.reason or error_message
+    state = _weigh(states, url, refunded=bool(seen.refund), against=seen.message is not None)
+    is_submit = reply.request.endpoint.replay is Replay.PAID
+    if is_submit and state is TaskState.SUCCEEDED and url is None:
+        # In the answer to a submit, success means that it was accepted (api-facts 11, row 16).
+        state = TaskState.QUEUED
     contradiction = (url or succeeded) and any(one in states for one in FAILURES)
+    locate = functools.partial(_absolute, reply.request.url)
     return TaskRecord(
         # The very text that was asked with, which the wait holds anyway.
         task_id=asked if asked == seen.task_id else seen.task_id,
         state=state,
         word=_shown(_deciding(words, state), reply),
         progress=seen.progress,
-        video_url=url,
-        poster_url=seen.poster,
-        last_frame_url=seen.last_frame,
+        video_url=locate(url),
+        poster_url=locate(seen.poster),
+        last_frame_url=locate(seen.last_frame),
         prompt=seen.prompt,
         prompt_en=seen.prompt_en,
         message=None if succeeded and is_web_address(message) else message,
-        failure_code=_shown(seen.failure_code, reply),
-        points=seen.points,
-        refunded=bool(seen.refund),
+        failure_code=_shown(seen.failure_code or error_code, reply),
+        points=seen.cost if seen.points is None else seen.points,
+        # An official task that failed and cost nothing was paid back (api-facts 11, row 8).
+        refunded=bool(seen.refund)
+        or (state in FAILURES and seen.cost is not None and not seen.cost),
         created_at=seen.created_at or seen.submitted_at,
         updated_at=seen.updated_at or seen.finished_at,
         notes=(CONTRADICTION,) if contradiction else (),
         answer=reply.body,
     )
+
+
+def _absolute(base: str, address: str | None) -> str | None:
+    """Return an address as it came, after the gateway's origin if it is a path there."""
+    if address is None or not address.startswith("/"):
+        return address
+    scheme, _, rest = base.partition("://")
+    origin = f"{scheme}:" if address.startswith("//") else f"{scheme}://{rest.partition('/')[0]}"
+    return f"{origin}{address}" if rest else None
 
 
 def _merged(levels: Sequence[Sighting]) -> Sighting:
@@ -637,10 +764,6 @@ def _filled_up(outer: Sighting, inner: Sighting) -> Sighting:
     return Sighting(*[its if own is None else own for own, its in pairs])
 
 
-def _result(level: Sighting) -> Address | None:
-    return level.video_url or level.result_url or level.raw_video_url or level.output
-
-
 _values_of: Final = operator.attrgetter(*(field.name for field in attrs.fields(Sighting)))
 FAILURES: Final = (TaskState.FAILED, TaskState.CANCELED)
 UNFINISHED: Final = (TaskState.RUNNING, TaskState.QUEUED, TaskState.UNKNOWN)
@@ -649,15 +772,19 @@ MOST_OF_A_WORD: Final = 40
 CONTRADICTION: Final = "the words of the answer contradict each other, or the address beside them"
 
 
-def _weigh(states: Sequence[TaskState], url: str | None, *, against: bool) -> TaskState:
+def _weigh(
+    states: Sequence[TaskState], url: str | None, *, refunded: bool, against: bool
+) -> TaskState:
     """Apply the rules of api-facts 3.4, in their order."""
     failed = [state for state in FAILURES if state in states]
-    if failed and (not url or against):
+    if failed and (not url or refunded or against):
         return failed[0]
     if url:
         return TaskState.SUCCEEDED
     if TaskState.SUCCEEDED in states:
-        return TaskState.FAILED if against else TaskState.SUCCEEDED
+        return TaskState.FAILED if refunded or against else TaskState.SUCCEEDED
+    if refunded and TaskState.UNKNOWN in states:
+        return TaskState.FAILED  # points are given back for what has ended without a clip
     # The answer to a submit may say nothing at all (api-facts 1.2).
     return next((state for state in UNFINISHED if state in states), TaskState.QUEUED)
 
@@ -677,7 +804,9 @@ def _words(levels: Sequence[Sighting]) -> dict[str, TaskState]:
 
 
 def _state_of(word: str) -> TaskState:
-    return facts.STATES.get(word.strip().lower(), TaskState.UNKNOWN)
+    plain = word.strip().lower()
+    state = facts.STATES.get(plain)
+    return state or facts.STATES.get(re.sub(r"[\s-]+", "_", plain), TaskState.UNKNOWN)
 
 
 def _deciding(states: Mapping[str, TaskState], state: TaskState) -> str | None:
@@ -688,21 +817,28 @@ def _deciding(states: Mapping[str, TaskState], state: TaskState) -> str | None:
 
 def _shown(word: str | None, reply: Reply) -> str | None:
     """Give a word of the gateway's as records show it: nobody keeps it from quoting a prompt."""
-    if word is None or word.strip().lower() in facts.STATES:
+    if word is None or _state_of(word) is not TaskState.UNKNOWN:
         return word
     return redact(word, reply.request.secrets)[:MOST_OF_A_WORD]
 
 
-# Noes
+# Refusals
+
+MAX_BODY: Final = 2000
+"""How much of a refused answer an error keeps, in characters."""
+MAX_CHECKED: Final = 32_000
+"""The longest answer that is searched for secrets, in characters; more takes seconds."""
+MAX_MESSAGE: Final = 4000
+"""How much of a gateway's reason is read, in characters: some quote whole pictures."""
 
 
 @attrs.frozen(eq=False)
 class Told:
-    """What a refusal tells of itself."""
+    """What a refusal says about itself."""
 
     #: The gateway's code, as a person may be shown it.
     code: str | None
-    #: Everything that names its kind: codes, types, and a reason that is itself a code.
+    #: Everything that names its kind: codes and types.
     names: set[str]
     message: str | None
     #: The HTTP status that its code stands for, where it does.
@@ -710,17 +846,17 @@ class Told:
 
 
 def _refusal(reply: Reply, body: Mapping[str, Any], dialect: Dialect) -> GatewayError:
-    """Give the error for an answer that says no, unwrapped as far as it nests (api-facts 2 J)."""
+    """Return the error for a refusal, unwrapped as far as it nests (api-facts 2 J)."""
     told = _told(body, dialect)
     status = reply.status
-    # A status in the code counts for an envelope, which is sent with 200, and where there is no
-    # other that says no.
+    # A status in the code counts for an envelope, which is sent with 200, and where no other
+    # status refuses.
     if told.status and (dialect.code_is_status or _is_success(reply)):
         status = told.status
     for _ in range(facts.MAX_NESTING):
-        inner = _nested(told.message)
-        spoken = _dialect_of(inner or {})
-        if inner is None or spoken is None:
+        inner = parsed(told.message or "")
+        spoken = _dialect_of(inner) if isinstance(inner, dict) else None
+        if spoken is None:
             break
         deeper = _told(inner, spoken)
         told = Told(deeper.code or told.code, deeper.names | told.names, deeper.message)
@@ -737,60 +873,84 @@ def _told(body: Mapping[str, Any], dialect: Dialect) -> Told:
     message = next(filter(None, texts), None)
     numbers = (int(name) for name in names if facts.is_whole(name))
     status = next((number for number in numbers if 400 <= number < 600), None)
-    if message and _IS_CODE.fullmatch(message):
-        names.add(message)
+    if message and not message.startswith("{"):
+        message = "; ".join([message[:MAX_MESSAGE], *_issues(body.get("issues"))])
     return Told(_text(part.get("code")), names, message, status)
+
+
+def _issues(issues: Any) -> Iterator[str]:
+    """Yield which field breaks which bound, as Runway's own checks say it (api-facts 11, row 5)."""
+    for issue in issues[:10] if isinstance(issues, list) else ():
+        if isinstance(issue, dict) and (message := _text(issue.get("message"))):
+            path = issue.get("path")
+            names = path if isinstance(path, list) else [path]
+            yield f"{' '.join(str(name) for name in names if name is not None)}: {message}"
 
 
 _IS_CODE: Final = re.compile(r"[a-z]+(?:[_:][a-z]+)+")
 """A reason that is itself a code, as in "task_not_exist"."""
+_CODE: Final = re.compile(r"[\w.:-]{1,64}", re.ASCII)
+"""A code as it may be shown; longer or odder ones are prose, which may quote what was sent."""
 
 
-def _nested(message: str | None) -> dict[str, Any] | None:
-    if not message or not message.lstrip().startswith("{"):
-        return None
-    try:
-        inner = json.loads(message)
-    except (ValueError, RecursionError):
-        return None
-    return inner if isinstance(inner, dict) else None
+def _refused_by_status(reply: Reply) -> GatewayError:
+    """Return what a status that is no success means by itself."""
+    return _no(reply, reply.status, Told(None, set(), None))
 
 
-def _raise_by_status(reply: Reply) -> None:
-    """Raise what a status alone means; a success means nothing by itself."""
-    if not _is_success(reply):
-        raise _no(reply, reply.status, Told(None, set(), None))
-
-
-def _no(reply: Reply, status: int, told: Told) -> GatewayError:
-    text, request_id = _without_request_id(told.message)
-    row = _row(status, told.names, text or "")
-    secrets = reply.request.secrets
+def _no(reply: Reply, status: int, told: Told, happened: str | None = None) -> GatewayError:
+    """Return the error of the first row of the table that fits; *happened*: it was not JSON."""
+    text, request_id = _without_request_id((told.message or "")[:MAX_MESSAGE] or None)
+    request, secrets = reply.request, reply.request.secrets
+    # What was sent is taken out first: a quoted prompt must not decide what the refusal means.
     shown = redact(text, secrets) if text else None
+    names = told.names | ({shown} if shown and _IS_CODE.fullmatch(shown) else set())
+    row = _row(status, names, shown or "", is_json=happened is None)
+    # Without proof that nothing was accepted, a paid request may have been.
+    is_unproven = request.endpoint.replay is Replay.PAID and not row.proof
+    fate = Fate.UNKNOWN if is_unproven else row.fate
     said = f": {_stop(shown)}" if shown else "."
+    about_task = row.advice == facts.BASE_URL and status == 404 and request.task_id is not None
     return row.raises(
-        row.happened or f"The gateway refused with status {status}{said}",
-        _money(reply.request, row.fate),
-        row.advice,
-        reply.request.task_id,
+        happened or f"The gateway refused with status {status}{said}",
+        _money(request, fate),
+        facts.NO_SUCH_TASK if about_task else row.advice,
+        request.task_id,
         redact(request_id, secrets) if request_id else _header_id(reply),
         reply.status,
-        redact(told.code, secrets) if told.code else None,
+        told.code if told.code and _CODE.fullmatch(redact(told.code, secrets)) else None,
         shown,
         retry_after(reply.headers, reply.received_at),
-        row.fate,
+        fate,
+        _hidden_text(reply, text_of(reply.body)),
     )
 
 
-def _row(status: int, codes: Iterable[str], text: str) -> Refusal:
+def _row(status: int, codes: Iterable[str], text: str, *, is_json: bool) -> Refusal:
     names = {code.lower() for code in codes}
     return next(
         row
         for row in facts.REFUSALS
-        if (not row.statuses or status in row.statuses)
+        if (is_json or not row.in_json)
+        and (not row.statuses or status in row.statuses)
         and (not row.codes or row.codes & names)
         and (not row.texts or any(part in text.lower() for part in row.texts))
     )
+
+
+_OWN_WORDS: Final = re.compile(
+    r'("(?:prompt|text|input|caption|image|video|uri|url)\w*\\*"\s*:\s*)'
+    r'\\*"(?:[^"\\]|\\.)*"?',
+    re.IGNORECASE,
+)
+"""Fields that quote what was sent, also where its handle is gone and nobody knows the text."""
+
+
+def _hidden_text(reply: Reply, text: str) -> str:
+    """Return the start of an answer that is no success, without secrets; nothing of a giant."""
+    if len(text) > MAX_CHECKED:
+        return ""  # cut before it is checked, it could end in half a secret
+    return _OWN_WORDS.sub(r'\1"<hidden>"', redact(text, reply.request.secrets))[:MAX_BODY]
 
 
 def _stop(text: str) -> str:
@@ -815,21 +975,28 @@ def _header_id(reply: Reply) -> str | None:
 
 def retry_after(headers: Mapping[str, str], received_at: float | None = None) -> float | None:
     """
-    Give how long the gateway asks to be left alone, in seconds; None where it does not.
+    Return how long the gateway asks us to wait, in seconds; None where it does not ask.
 
-    Three forms: `retry-after-ms`, seconds, and an HTTP date. A date is measured against the
+    Read are `retry-after-ms`, and `retry-after` as seconds, as an HTTP date, or as the Unix
+    instant that some gateways send in place of seconds. An instant is measured against the
     answer's own Date, so that the two clocks need not agree, else against *received_at*.
     """
-    milliseconds = _number(headers.get("retry-after-ms"))
-    if milliseconds is not None and milliseconds >= 0:
-        return milliseconds / 1000
     value = headers.get("retry-after", "")
-    seconds = _number(value)
-    if seconds is not None:
-        return max(0.0, seconds)
-    until, sent_at = _http_date(value), _http_date(headers.get("date", ""))
-    now = sent_at or received_at
-    return None if until is None or now is None else max(0.0, until - now)
+    milliseconds, seconds = _number(headers.get("retry-after-ms")), _number(value)
+    if milliseconds is not None and milliseconds >= 0:
+        seconds = milliseconds / 1000
+    if seconds is not None and seconds < UNIX_INSTANT:
+        return seconds if seconds >= 0 else None
+    until = _http_date(value) if seconds is None else seconds
+    now = _http_date(headers.get("date", "")) or received_at
+    if until is None or now is None:
+        return None
+    # Milliseconds are sent in place of seconds as well.
+    return max(0.0, (until if until < 100 * UNIX_INSTANT else until / 1000) - now)
+
+
+UNIX_INSTANT: Final = 1e9
+"""From here on a number of seconds is an instant, since 2001; nobody asks us to wait 30 years."""
 
 
 def _http_date(value: str) -> float | None:

@@ -106,7 +106,8 @@ class SubmissionInDoubt(TransportError):
     """
     A paid request whose fate is unknown: it may have been accepted, and is never sent again.
 
-    `__cause__` tells what was seen in place of the gateway's answer.
+    `task_id` is the task that the answer names, if it names one: `client.task(task_id)` follows
+    it. `__cause__` says what was seen in place of an acceptance.
     """
 
 
@@ -124,6 +125,8 @@ class GatewayError(RunwayError):
     retry_after: float | None = None
     #: What is known about the request.
     fate: Fate = Fate.REJECTED
+    #: The start of the answer, with secrets taken out.
+    body: str = ""
 
 
 class InvalidRequest(GatewayError):

@@ -17,6 +17,7 @@ from typing import Any, Final, Self
 
 import attrs
 
+from ._json import decode
 from ._redact import redact
 from .errors import UsageError
 
@@ -35,9 +36,6 @@ OFFICIAL_RATIOS: Final = (
 SECONDS: Final = (5, 10)
 MAX_OFFICIAL_PROMPT: Final = 1000
 MAX_SEED: Final = 4_294_967_295
-DECODER: Final = json.JSONDecoder(parse_constant=lambda _name: None)
-"""Reads answers; NaN and Infinity, which JSON does not have, are read as nothing."""
-
 DEFAULT_MODEL: Final = "gen4"
 DEFAULT_WAIT: Final = 1800.0
 """How long a wait lasts unless told otherwise, in seconds: half an hour (api-facts 5.6)."""
@@ -464,8 +462,7 @@ class TaskRecord:
     @property
     def raw(self) -> Any:
         """The whole answer as JSON, unknown keys included; None where there is none."""
-        text = self.answer.decode("utf-8-sig", "replace")
-        return DECODER.decode(text) if text else None
+        return decode(self.answer) if self.answer else None
 
     @property
     def has_clip(self) -> bool:
@@ -571,7 +568,8 @@ class RetryPolicy:
     factor: float = attrs.field(default=2.0, validator=_check_number(1, 100))
     #: Where that growth ends, in seconds.
     max_delay: float = attrs.field(default=30.0, validator=_check_duration)
-    #: A gateway that asks for a longer pause than this gets no repeat, in seconds.
+    #: The longest time that a server may make us wait, in seconds. A request that is asked to wait
+    #: longer ends with its error; a wait for a task goes on polling after this time.
     max_retry_after: float = attrs.field(default=120.0, validator=_check_duration)
 
 
@@ -610,7 +608,7 @@ class PollPolicy:
     learn: bool = attrs.field(default=True, validator=_check_flag)
     #: Where requests are scarce, how long a promising task may keep others waiting, in seconds.
     max_starvation: float = attrs.field(default=60.0, validator=_check_duration)
-    #: How long after a submit the gateway may not know the task yet, in seconds (api-facts 5.4).
-    not_found_grace: float = attrs.field(default=60.0, validator=_check_duration)
+    #: How long after a submit the gateway may not know the task yet, in seconds (api-facts 11).
+    not_found_grace: float = attrs.field(default=300.0, validator=_check_duration)
     #: How long a success may lack the clip's address, in seconds (api-facts 3.4).
     url_grace: float = attrs.field(default=60.0, validator=_check_duration)

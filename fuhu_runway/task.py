@@ -76,7 +76,7 @@ class Task:
         record = self.record
         reason = money = None
         if record is not None and record.state in DEAD_ENDS:
-            reason, money = self._reason(record), _money(record)
+            reason, money = self._reason(record), _money(record, official=self.official)
         age = self._home.age(self)
         return task_view(self.id, record, age=age, reason=reason, money=money)
 
@@ -195,8 +195,8 @@ class Task:
         reason = self._reason(record)
         what = "was cancelled" if canceled else "failed"
         raise (TaskCanceled if canceled else TaskFailed)(
-            f"The task {what}: {reason}." if reason else f"The task {what}.",
-            _money(record),
+            f"The task {what}: {reason.rstrip('.')}." if reason else f"The task {what}.",
+            _money(record, official=self.official),
             "Change the request and submit it anew, if you still want the clip.",
             self.id,
             None,
@@ -210,9 +210,17 @@ class Task:
         return self._home.without_secrets(record.message, self) if record.message else None
 
 
-def _money(failed: TaskRecord) -> str:
+def _money(failed: TaskRecord, *, official: bool) -> str:
+    """Return what a failure means for the money, as the answer or else the format says."""
     if failed.refunded:
         return "The points were given back."
+    if failed.points:
+        return f"{failed.points:,.10g} points were used, and the gateway did not give them back."
+    if official:
+        return (
+            "The gateway did not say that points were given back; Runway gives none back for work "
+            "that was moderated."
+        )
     return "The gateway did not say that points were given back; failed tasks usually get them."
 
 

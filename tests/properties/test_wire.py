@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
-from hypothesis import example, given
+import pytest
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from properties.strategies import (
     ADDRESSES,
@@ -289,3 +290,99 @@ def test_equal_requests_make_equal_bytes(prompt: str, motion: MotionVector) -> N
     assert one == other
     assert hash(one) == hash(other)
     assert build(one, GATEWAY, KEY).body == build(other, GATEWAY, KEY).body
+
+
+IDS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{2,30}[0-9]", fullmatch=True)
+WORDS = st.sampled_from(["", "ok", "error", "busy", "余额不足", "invalid_request", "no such thing"])
+BESIDE = st.dictionaries(
+    st.sampled_from(["code", "msg", "message", "success", "error", "type", "description", "x"]),
+    st.one_of(
+        WORDS, st.booleans(), st.none(), st.integers(-1, 600), st.just({"code": "", "message": ""})
+    ),
+)
+NAMES = st.sampled_from(["task_id", "taskId", "id"])
+PARTS = st.sampled_from(["data", "result"])
+
+
+@st.composite
+def bodies_with_an_id(draw: st.DrawFn) -> tuple[bytes, str]:
+    """Draw the body of an answer that has a task id at one of the usual places."""
+    task_id = draw(IDS)
+    named = draw(BESIDE) | {draw(NAMES): task_id}
+    outer = draw(BESIDE)
+    body: Any = draw(
+        st.sampled_from(
+            [
+                named,
+                outer | {"data": named},
+                outer | {"result": named},
+                outer | {"data": [named]},
+                outer | {"data": json.dumps(named)},
+                outer | {"data": task_id},
+                outer | {"result": task_id},
+                [named],
+            ]
+        )
+    )
+    text = json.dumps(body, ensure_ascii=False)
+    before, behind = draw(
+        st.sampled_from(
+            [
+                ("", ""),
+                ("\ufeff", ""),
+                ("<br />\nWarning\n", ""),
+                ("", "<br />"),
+                ("", '{"code":"x"}'),
+            ]
+        )
+    )
+    encoding = draw(st.sampled_from(["utf-8", "utf-16", "gbk"])) if not before else "utf-8"
+    return f"{before}{text}{behind}".encode(encoding, "replace"), task_id
+
+
+@settings(max_examples=2000)
+@given(
+    bodies_with_an_id(),
+    st.sampled_from(sorted(row.name for row in SUBMITS.values())),
+    st.integers(100, 699),
+)
+def test_an_answer_with_an_id_is_never_called_free_of_charge(
+    drawn: tuple[bytes, str], endpoint: str, status: int
+) -> None:
+    """Whatever stands beside the id, the answer to a submit is a task, or in doubt with the id."""
+    body, task_id = drawn
+    result = answer(Reply(asking(endpoint), status, {}, body))
+    if isinstance(result, errors.RunwayError):
+        assert isinstance(result, errors.UnreadableReply)
+        assert result.fate is Fate.UNKNOWN
+        assert "Nothing was charged" not in str(result)
+    assert result.task_id == task_id
+
+
+ODD_NUMBERS = ["0", "-1", "1e400", "NaN", "10000000000", "1893456000", "4102444800000", "-0.0"]
+DATE_IN_2099 = "Thu, 01 Jan 2099 00:00:00 GMT"
+
+
+@pytest.mark.parametrize("number", [*ODD_NUMBERS, f'"{DATE_IN_2099}"', "9" * 400])
+@pytest.mark.parametrize(
+    "field", ["progress", "point", "refund", "create_time", "update_time", "status", "code"]
+)
+def test_no_number_of_an_answer_breaks_its_record(field: str, number: str) -> None:
+    """Each number that is read of a task may be anything, as a number and as text."""
+    for text in (number, json.dumps(number)):
+        fields = {"task_id": '"t-1"', "status": '"1"', field: text}
+        data = ",".join(f'"{name}":{value}' for name, value in fields.items())
+        result = answer(
+            Reply(asking("feed"), 200, {}, f'{{"code":200,"data":{{{data}}}}}'.encode())
+        )
+        assert isinstance(result, TaskRecord)
+        assert result.progress is None or 0 <= result.progress <= 1
+        assert result.created_at is None or result.created_at.year >= 1970
+
+
+@pytest.mark.parametrize("header", ["retry-after", "retry-after-ms"])
+@pytest.mark.parametrize("value", [*ODD_NUMBERS, DATE_IN_2099, "9" * 400, "inf", "soon"])
+def test_no_number_of_a_header_asks_for_less_than_nothing(header: str, value: str) -> None:
+    """What a gateway asks us to wait is none, or a finite number of seconds from 0 on."""
+    asked = retry_after({header: value, "date": "Wed, 05 Nov 2025 12:00:00 GMT"})
+    assert asked is None or (math.isfinite(asked) and asked >= 0)

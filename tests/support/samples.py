@@ -188,13 +188,13 @@ def _sample(
         status,
         {header: value for header, value in headers.items() if value is not None},
         body.encode(encoding),
-        _expected(status, **expect),
+        _expected(endpoint, status, **expect),
         why,
     )
 
 
 def _expected(
-    status: int, *, gives: str = "task", raises: str | None = None, **said: Any
+    endpoint: str, status: int, *, gives: str = "task", raises: str | None = None, **said: Any
 ) -> Mapping[str, Any]:
     """Return what each field has to be, whether it is the default or *said* by the sample."""
     if raises is None:
@@ -202,7 +202,9 @@ def _expected(
     else:
         reasons = {"reasons": []} if raises == "UnreadableReply" else {}
         fate = FATES[raises]
-        defaults = {**ERROR, "raises": raises, "status": status, "fate": fate, **reasons}
+        asked = "t-1" if endpoint in {"feed", "official_task"} else None
+        own = {"raises": raises, "status": status, "fate": fate, "task_id": asked}
+        defaults = {**ERROR, **own, **reasons}
     if unknown := said.keys() - defaults.keys():
         raise ValueError(f"no field of what is expected: {', '.join(sorted(unknown))}")
     return {**defaults, **said}

@@ -1,3 +1,4 @@
+import json
 from typing import Any
 
 import attrs
@@ -5,6 +6,7 @@ import pytest
 
 from fuhu_runway import _gateway as facts
 from fuhu_runway._gateway import DIALECTS, ENDPOINTS, GATEWAYS, REFUSALS, Replay, Root, Sense
+from fuhu_runway._wire import Reply, Request, read_task
 from fuhu_runway.errors import Fate, GatewayError
 from fuhu_runway.models import Balance, BalanceRoute, KeyStyle, TaskRecord, TaskState
 
@@ -105,18 +107,36 @@ def test_every_reading_of_a_code_fits_python() -> None:
 
 
 WORDS = {
-    TaskState.QUEUED: ["0", "not_start", "submitted", "queued", "pending", "throttled"],
-    TaskState.RUNNING: ["1", "running", "in_progress", "processing", "generating"],
-    TaskState.SUCCEEDED: ["3", "succeeded", "success", "completed", "complete", "done"],
-    TaskState.FAILED: ["2", "error", "failed", "failure", "fail", "expired"],
-    TaskState.CANCELED: ["cancelled", "canceled"],
+    TaskState.QUEUED: "0 not_start submitted queued pending throttled 等待中 排队中",
+    TaskState.RUNNING: "1 running in_progress processing generating 处理中 生成中 进行中",
+    TaskState.SUCCEEDED: (
+        "3 succeeded succeed success completed complete done finished ok ready 成功 已完成"
+    ),
+    TaskState.FAILED: (
+        "2 error failed failure fail expired rejected refused denied aborted moderated blocked "
+        "timeout timed_out killed terminated stopped revoked 失败 已失败"
+    ),
+    TaskState.CANCELED: "cancelled canceled 已取消",
 }
 
 
 @pytest.mark.parametrize(("state", "words"), WORDS.items())
-def test_the_words_are_those_of_the_facts(state: TaskState, words: list[str]) -> None:
-    """Each state has exactly the words of api-facts 3.4; 2 is a failure and 3 a success."""
-    assert [word for word, its in facts.STATES.items() if its is state] == words
+def test_the_words_are_those_of_the_facts(state: TaskState, words: str) -> None:
+    """Each state has exactly the words of api-facts 3.4 and 11; 2 is a failure and 3 a success."""
+    assert [word for word, its in facts.STATES.items() if its is state] == words.split()
+
+
+@pytest.mark.parametrize(
+    ("word", "state"),
+    [(word, state) for state, words in WORDS.items() for word in words.split()]
+    + [("Timed Out", TaskState.FAILED), ("IN-PROGRESS", TaskState.RUNNING)]
+    + [(" Done ", TaskState.SUCCEEDED), ("dreaming", TaskState.UNKNOWN)],
+)
+def test_each_word_is_read_as_its_state(word: str, state: TaskState) -> None:
+    """Case, spaces and hyphens in a status count for nothing."""
+    request = Request(ENDPOINTS["feed"], "http://127.0.0.1/feed", {}, task_id="t-1")
+    body = json.dumps({"task_id": "t-1", "status": word}).encode()
+    assert read_task(Reply(request, 200, {}, body)).state is state
 
 
 def test_no_word_stands_for_the_unknown() -> None:
@@ -177,7 +197,7 @@ def test_only_duomi_speaks_differently() -> None:
 @pytest.mark.parametrize("row", [*ENDPOINTS.values(), *GATEWAYS.values(), *DIALECTS, *REFUSALS])
 def test_every_row_has_a_source(row: Any) -> None:
     """No row of any table is without the place that it comes from."""
-    assert row.source.startswith(("api-facts ", "HTTP "))
+    assert row.source.startswith(("api-facts ", "HTTP ", "RFC ", "Cloudflare", "Pages, "))
 
 
 def test_the_last_line_of_the_catalogue_takes_everything() -> None:
@@ -197,11 +217,17 @@ def test_the_catalogue_can_be_matched(row: facts.Refusal) -> None:
 
 
 def test_refused_is_claimed_only_where_the_gateway_took_nothing() -> None:
-    """A paid request may go again only after a 429, a busy sign or a model without a channel."""
+    """A paid request goes again after a 429, a busy sign, no channel, or the page of a firewall."""
     claims = {row.raises.__name__ for row in REFUSALS if row.fate is Fate.REFUSED}
-    assert claims == {"RateLimited", "ModelUnavailable"}
+    assert claims == {"RateLimited", "ModelUnavailable", "GatewayDown"}
     assert {row.raises.__name__ for row in REFUSALS if row.fate is Fate.UNKNOWN} == {"GatewayDown"}
     assert not any(row.fate is Fate.UNSENT for row in REFUSALS)
+
+
+def test_a_row_that_could_be_sent_again_names_its_proof() -> None:
+    """What is known to be charged or unknown has no proof; whatever is repeated has one."""
+    assert all(row.proof for row in REFUSALS if row.fate is Fate.REFUSED)
+    assert not any(row.proof for row in REFUSALS if row.fate is Fate.UNKNOWN)
 
 
 def test_each_endpoint_gives_one_of_two_things() -> None:

@@ -387,21 +387,21 @@ async def test_a_hopeless_no_ends_every_wait_at_once(scene: Scene, hopeless: Run
     assert scene.has_nothing_left()
 
 
-async def test_a_fresh_task_may_not_be_found_for_a_minute(scene: Scene) -> None:
-    """`task_not_exist` is passed over for 60 s after the submit (api-facts 5.4)."""
-    scene.feed.says(*[no(NotFound)] * 5, done())
+async def test_a_fresh_task_may_not_be_found_for_minutes(scene: Scene) -> None:
+    """`task_not_exist` is tolerated for 300 s after the submit (api-facts 11, row 3)."""
+    scene.feed.says(*[no(NotFound)] * 20, done())
     waiting = scene.wait(scene.watch(fresh=True))
-    await scene.clock.advance(42)
+    await scene.clock.advance(285)
     assert waiting.result() == done()
 
 
-async def test_the_minute_ends(scene: Scene) -> None:
-    """A task that is still not found after that minute ends its wait with `NotFound`."""
+async def test_the_minutes_end(scene: Scene) -> None:
+    """A task that is still not found after that time ends its wait with `NotFound`."""
     scene.feed.says(no(NotFound))
     waiting = scene.wait(scene.watch(fresh=True))
-    await scene.clock.advance(56.375)
+    await scene.clock.advance(290)
     assert not waiting.done()
-    await scene.clock.advance(15)
+    await scene.clock.advance(25)
     assert isinstance(waiting.exception(), NotFound)
     assert scene.has_nothing_left()
 
@@ -430,6 +430,16 @@ async def test_retry_after_moves_the_next_look(scene: Scene) -> None:
     assert scene.feed.instants == [0, 40]
     assert scene.ear.all(events.PollFailed) == [events.PollFailed("t-1", "RateLimited", 40.0)]
     assert waiting.done()
+
+
+async def test_a_far_retry_after_does_not_keep_a_task_from_being_polled(scene: Scene) -> None:
+    """A gateway that asks for a day is polled again after `RetryPolicy.max_retry_after`."""
+    scene.feed.says(no(RateLimited, 86400.0), done())
+    waiting = scene.wait(scene.watch())
+    await scene.clock.advance(119)
+    assert not waiting.done()
+    await scene.clock.advance(2)
+    assert waiting.result() == done()
 
 
 async def test_a_short_retry_after_does_not_hasten(scene: Scene) -> None:
@@ -508,6 +518,27 @@ async def test_an_unknown_word_is_told_once(scene: Scene) -> None:
     told = scene.ear.all(events.UnknownWordSeen)
     assert told == [events.UnknownWordSeen("t-1", "moonwalking")]
     assert waiting.done()
+
+
+async def test_an_unknown_word_that_stays_the_same_with_a_reason_is_a_failure(scene: Scene) -> None:
+    """Five polls in a row with the same unknown status and a reason end the wait as failed."""
+    odd = record(state=TaskState.UNKNOWN, word="moonwalking", message="not allowed")
+    scene.feed.says(odd)
+    waiting = scene.wait(scene.watch())
+    await scene.clock.advance(60)
+    assert waiting.result() == attrs.evolve(odd, state=TaskState.FAILED)
+    assert len(scene.feed.looks) == 5
+
+
+async def test_an_unknown_word_that_moves_on_is_no_failure(scene: Scene) -> None:
+    """A status that changes, or comes without a reason, is waited for."""
+    odd = record(state=TaskState.UNKNOWN, word="moonwalking", message="not allowed")
+    news = attrs.evolve(odd, progress=0.5)
+    silent = attrs.evolve(odd, message=None)
+    scene.feed.says(*[odd] * 4, *[news] * 4, *[silent] * 8, *[odd] * 4, done())
+    waiting = scene.wait(scene.watch())
+    await scene.clock.advance(400)
+    assert waiting.result() == done()
 
 
 async def test_an_unknown_word_of_none_is_told_too(scene: Scene) -> None:

@@ -111,7 +111,7 @@ def test_each_sample_reads_as_expected(sample: Sample) -> None:
 def test_samples_are_many() -> None:
     """The loader finds every file of samples, and hundreds of samples in them."""
     assert len(samples()) >= 474
-    assert len({sample.folder for sample in samples()}) == 16
+    assert len({sample.folder for sample in samples()}) == 18
 
 
 BASE = "base: {endpoint: feed, status: 404, headers: {Content-Type: text/plain}}\n"
@@ -138,6 +138,7 @@ def test_what_a_sample_does_not_mention_is_checked_all_the_same(tmp_path: Path) 
                 "request_id": None,
                 "fate": "REJECTED",
                 "retry_after": None,
+                "task_id": "t-1",
             },
         )
     ]
@@ -149,7 +150,7 @@ def test_what_a_sample_does_not_mention_is_checked_all_the_same(tmp_path: Path) 
         (f"one:\n{CASE}one:\n{CASE}", "written twice: one"),
         (f"one:\n{CASE}  why: Twice.\n", "written twice: why"),
         (f"one:\n{CASE}  header: {{Retry-After: '3'}}\n", "header"),
-        (f"one:\n{CASE.replace('NotFound', 'NotFound, task_id: t-1')}", "task_id"),
+        (f"one:\n{CASE.replace('NotFound', 'NotFound, video_url: x')}", "video_url"),
         (f"one:\n{CASE.replace('raises: NotFound', 'state: QUEUED, code: x')}", "code"),
     ],
 )
@@ -864,7 +865,9 @@ def test_a_reply_that_was_cut_short_is_not_read() -> None:
 def test_a_page_that_was_cut_short_is_still_a_page() -> None:
     """A large web page means a wrong address, however little of it was read."""
     with pytest.raises(errors.NotFound, match="web page"):
-        read_task(Reply(asking("text_to_video"), 200, {}, b"<!DOCTYPE html><p>", cut=True))
+        read_task(
+            Reply(asking("text_to_video"), 200, {}, b"<!DOCTYPE html><div id=root>", cut=True)
+        )
 
 
 @pytest.mark.parametrize("name", ["x-oneapi-request-id", "x-request-id"])
@@ -923,7 +926,7 @@ NOON_UNIX = 1762344000.0
         ({"retry-after": "3"}, None, 3.0),
         ({"retry-after": " 2.5 "}, None, 2.5),
         ({"retry-after": "0"}, None, 0.0),
-        ({"retry-after": "-7"}, None, 0.0),
+        ({"retry-after": "-7"}, None, None),
         ({"retry-after-ms": "1500"}, None, 1.5),
         ({"retry-after-ms": "1500", "retry-after": "9"}, None, 1.5),
         ({"retry-after-ms": "-1", "retry-after": "9"}, None, 9.0),
@@ -940,6 +943,14 @@ NOON_UNIX = 1762344000.0
         ({"retry-after": "1e999"}, NOON_UNIX, None),
         ({"retry-after": "later"}, NOON_UNIX, None),
         ({"retry-after": "9" * 400}, NOON_UNIX, None),
+        ({"retry-after": str(NOON_UNIX + 60)}, NOON_UNIX, 60.0),
+        ({"retry-after": str(NOON_UNIX - 60)}, NOON_UNIX, 0.0),
+        ({"retry-after": str(1000 * (NOON_UNIX + 60))}, NOON_UNIX, 60.0),
+        ({"retry-after": str(NOON_UNIX + 60), "date": NOON}, None, 60.0),
+        ({"retry-after": str(NOON_UNIX + 60)}, None, None),
+        ({"retry-after-ms": str(1000 * (NOON_UNIX + 60))}, NOON_UNIX, 60.0),
+        ({"retry-after": "1e10"}, NOON_UNIX, 1e10 - NOON_UNIX),
+        ({"retry-after": "86400"}, NOON_UNIX, 86400.0),
         ({"retry-after": "Wed, 05 Nov 2025 12:01:99999999999999999999 GMT"}, NOON_UNIX, None),
         ({"retry-after": "Wed, 05 Nov 2025 12:01:00 +99999999999999999999"}, NOON_UNIX, None),
     ],

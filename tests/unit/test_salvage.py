@@ -1,0 +1,123 @@
+import json
+
+import pytest
+
+from fuhu_runway._json import MAX_BYTES, decode, parsed, text_of
+from fuhu_runway._salvage import bare_id, id_of, salvage
+
+
+@pytest.mark.parametrize(
+    ("body", "ids"),
+    [
+        (b'{"task_id":"t-1"}', ("t-1",)),
+        (b'{"taskId":"t-1"}', ("t-1",)),
+        (b'{"TaskID":"t-1"}', ("t-1",)),
+        (b'{"task-id":"t-1"}', ("t-1",)),
+        (b'{"id":"t-1"}', ("t-1",)),
+        (b'{"id":4711}', ("4711",)),
+        (b'{"ID":"t-1"}', ("t-1",)),
+        (b'{"data":{"id":"t-1"}}', ("t-1",)),
+        (b'{"data":"t-1"}', ("t-1",)),
+        (b'{"data":["t-1","t-2"]}', ("t-1", "t-2")),
+        (b'{"data":[{"taskId":"t-1"}]}', ("t-1",)),
+        (b'{"data":"[{\\"id\\":\\"t-1\\"}]"}', ("t-1",)),
+        (b'{"result":"1712384729"}', ("1712384729",)),
+        (b'{"output":{"task_id":"t-1"}}', ("t-1",)),
+        (b'{"error":{"message":"odd","task_id":"t-1"}}', ("t-1",)),
+        (b'{"error":"{\\"task_id\\":\\"t-1\\"}"}', ("t-1",)),
+        (b'{"id":"answer-1","data":{"task_id":"t-1"}}', ("t-1", "answer-1")),
+        (b'{"id":"t-1"}{"id":"t-2"}', ("t-1", "t-2")),
+        (b'<br />Warning: [x] {\n{"id":"t-1"}', ("t-1",)),
+        (b'<script>x = {"id": "t-1"};</script>', ("t-1",)),
+        (b'{"code":200,"data":{"task_id":"t-1","state":"","sta', ("t-1",)),
+        (b'{"data":{"task_id":"t-1","options":{"a":1},"pro', ("t-1",)),
+        (b'{"data":{"id":"t-1","pro', ("t-1",)),
+        (b"{'task_id': 't-1'}", ("t-1",)),
+        (b"task_id=t-1&status=queued", ("t-1",)),
+        (b"<task_id>t-1</task_id>", ("t-1",)),
+        ('{"id":"t-1"}'.encode("utf-16"), ("t-1",)),
+        ('{"id":"t-1"}'.encode("utf-32-be"), ("t-1",)),
+        ('{"msg":"成功","task_id":"t-1"}'.encode("gbk"), ("t-1",)),
+        # An id that may have been cut is none.
+        (b'{"code":200,"data":{"task_id":"573772da', ()),
+        (b"task_id=573772da", ()),
+        # What is no id.
+        (b"", ()),
+        (b"ok", ()),
+        (b'{"data":"error"}', ()),
+        (b'{"data":"two words 2"}', ()),
+        (b'{"data":["ok",true,7]}', ()),
+        (b'{"id":null,"task_id":"","data":{"id":true}}', ()),
+        (b'{"id":"0","task_id":"None","data":{"id":["x"]}}', ()),
+        (b'{"error":{"id":"request-1"}}', ()),
+        (b'{"request_id":"request-1","message":"task_id: has to be set"}', ()),
+        (b'{"a":{"b":{"c":{"d":{"e":{"task_id":"t-1"}}}}}}', ()),
+        (b"[" * 100_000, ()),
+        (b'{"a":' * 100_000, ()),
+    ],
+)
+def test_the_ids_that_stand_in_an_answer(body: bytes, ids: tuple[str, ...]) -> None:
+    """Each id at a usual place is found, the surest first, whatever the bytes around it are."""
+    assert salvage(body) == ids
+
+
+def test_an_answer_that_is_compressed_is_unpacked() -> None:
+    """Both formats are known by how they begin; what is cut or broken gives what it has."""
+    import gzip
+    import zlib
+
+    plain = b'{"id":"t-1"}' + bytes(100)
+    assert salvage(gzip.compress(plain)) == salvage(zlib.compress(plain)) == ("t-1",)
+    assert salvage(gzip.compress(plain)[:-10]) == ("t-1",)
+    assert text_of(b"\x1f\x8bodd") == ""
+    assert len(text_of(gzip.compress(b" " * (MAX_BYTES + 9)))) == MAX_BYTES
+
+
+@pytest.mark.parametrize(
+    ("body", "value"),
+    [
+        (b'{"a":1}', {"a": 1}),
+        (b'\xef\xbb\xbf{"a":1}', {"a": 1}),
+        (b'{"a":"one\ntwo\x00"}', {"a": "one\ntwo\0"}),
+        (b'{"a":1}<br />', {"a": 1}),
+        (b'{"a":1}{"b":2}', {"a": 1}),
+        (b'<br />[x]\n{"a":1}\n', {"a": 1}),
+        (b'"{\\"a\\":1}"', {"a": 1}),
+        (b'"{odd"', "{odd"),
+        (b'{"a":NaN}', {"a": None}),
+        (b'{"a":%s}' % (b"9" * 5000), {"a": None}),
+    ],
+)
+def test_json_that_is_only_nearly_json(body: bytes, value: object) -> None:
+    """What a strict parser refuses is read if there is one value that it can be."""
+    assert decode(body) == value
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"ok", b'<p>{"a":1}</p>', b'{"a":{"b":1}', b'{"a":{"b":1},', b"{'a': 1}"]
+)
+def test_what_is_no_json(body: bytes) -> None:
+    """A value inside of a page, or inside of a broken value, is not the answer."""
+    with pytest.raises(ValueError, match=r"."):
+        decode(body)
+
+
+def test_text_that_holds_json() -> None:
+    """Only objects and lists count: a text may be a number by chance."""
+    assert parsed(' {"a":1}') == {"a": 1}
+    assert parsed("[1]") == [1]
+    assert parsed("7") is parsed("{") is parsed("[" * 100_000) is None
+
+
+@pytest.mark.parametrize("value", [None, True, "", "two words", "x" * 201, 1.5, [], "NULL", "0", 0])
+def test_what_cannot_be_an_id(value: object) -> None:
+    """An id is a text or a whole number, of one word, and no word for nothing."""
+    assert id_of(value) is None
+
+
+def test_an_id_that_stands_alone_has_a_digit() -> None:
+    """Or it would be a word, such as error."""
+    assert bare_id(" t-1 ") == "t-1"
+    assert bare_id("error") is None
+    assert bare_id(4711) is None
+    assert json.loads(json.dumps(bare_id("573772da-c2ec"))) == "573772da-c2ec"
