@@ -13,7 +13,9 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import datetime
+from ipaddress import ip_address
 from typing import Any, Final, Self
+from urllib.parse import urlsplit
 
 import attrs
 
@@ -153,6 +155,33 @@ _WEB_ADDRESS: Final = re.compile(
 def is_web_address(text: object) -> bool:
     """Tell whether *text* is an absolute http or https address with a host."""
     return isinstance(text, str) and _WEB_ADDRESS.fullmatch(text) is not None
+
+
+_HOST: Final = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?", re.IGNORECASE)
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_MAX_HOST: Final = 253
+"""The longest name that DNS can carry (RFC 1035)."""
+
+
+def is_reachable_address(text: object) -> bool:
+    """
+    Return whether *text* is a web address whose host and port can exist.
+
+    For what a user gives; answers, of which thousands arrive, go by `is_web_address`.
+    """
+    if not (isinstance(text, str) and is_web_address(text)) or _CONTROL.search(text):
+        return False
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname or "", parts.port
+        if port == 0 or len(host) > _MAX_HOST:
+            return False
+        if ":" in host or host.rpartition(".")[2].isdigit():
+            ip_address(host)
+            return True
+        return _HOST.fullmatch(host.encode("idna").decode()) is not None
+    except ValueError:  # a port above 65535, a label that is empty or too long, no IP address
+        return False
 
 
 def _check_address(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
