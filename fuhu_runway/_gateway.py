@@ -238,7 +238,7 @@ ENDPOINTS: Final[Mapping[str, Endpoint]] = {
             Balance,
             Replay.FREE,
             method="balance",
-            source="api-facts 7.4, 11 row 2",
+            source="api-facts 7.4",
         ),
         Endpoint(
             "quota",
