@@ -28,6 +28,7 @@ from fuhu_runway._retry import MAY_REPEAT, ladder
 from fuhu_runway.inputs import KINDS
 from fuhu_runway.journal import MIGRATIONS, SCHEMA, STEPS, JobState
 from fuhu_runway.models import (
+    MODELS,
     BalanceRoute,
     Gateway,
     KeyStyle,
@@ -223,6 +224,24 @@ def gateways() -> str:
 def _balance_of(row: Gateway) -> str:
     host = f" at {code(row.quota_url)}" if row.quota_url else ""
     return f"{row.balance.name}{host}"
+
+
+def models() -> str:
+    """Return one line for each model of each format, with what is documented of it."""
+    return table(
+        ("Model", "Format", "Seconds", "Ratios", "Other ratios", "Source"),
+        (
+            (
+                code(row.name),
+                "official" if row.official else "reverse",
+                codes(row.seconds) or "not documented",
+                codes(row.ratios),
+                "refused" if row.refuses_other_ratios else "sent",
+                sourced(row.source),
+            )
+            for row in MODELS
+        ),
+    )
 
 
 def key_styles() -> str:
@@ -689,6 +708,7 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
         endpoints,
         bodies,
         gateways,
+        models,
         key_styles,
         dialects,
         spellings,

@@ -234,7 +234,7 @@ ENDPOINTS: Final[Mapping[str, Endpoint]] = {
             "token_usage",
             "GET",
             Root.BASE,
-            "/api/usage/token",
+            "/api/usage/token/",
             Balance,
             Replay.FREE,
             method="balance",
@@ -267,6 +267,8 @@ BALANCE_ENDPOINTS: Final[Mapping[BalanceRoute, tuple[str, ...]]] = {
 TASK_ID_KEY: Final = "task_id"
 CALLBACK_KEY: Final = "callback_url"
 QUOTA_KEY: Final = "key"
+BODY_KEY: Final = "key"
+"""Where `KeyStyle.BODY` puts the key (api-facts 11 row 14)."""
 LAST_IMAGE: Final = {"key": "promptImage", "uri": "uri", "position": "position"}
 """How the official format spells first and last frame together (api-facts 6)."""
 
@@ -289,7 +291,7 @@ GATEWAYS: Final[Mapping[str, Gateway]] = {
             "https://api.deerapi.com",
             balance=BalanceRoute.QUOTA,
             quota_url="https://query.deerapi.com",
-            source="api-facts 1.1 S2",
+            source="api-facts 1.1 S2, 11 row 13",
         ),
         Gateway("gpt-best", source="api-facts 1.1 S5"),
         Gateway("ecovai", "https://api.ecovai.cn", source="api-facts 1.1 S7"),
@@ -300,13 +302,23 @@ GATEWAYS: Final[Mapping[str, Gateway]] = {
         Gateway("gptproto", prefix="/runway/v1", source="api-facts 1.1 S16"),
         Gateway("yutoai", prefix="/runway/v1", source="api-facts 1.1 S10"),
         Gateway("zyhelp", prefix="/runway/v1", source="api-facts 1.1 S10"),
+        Gateway("bltcy", "https://api.bltcy.ai", prefix="/runway/v1", source="api-facts 11 row 13"),
+        Gateway("ait8", "https://ai.t8star.cn", prefix="/runway/v1", source="api-facts 11 row 13"),
+        # Its documentation has the official format alone.
+        Gateway(
+            "ezlinkai",
+            "https://api.ezlinkai.com",
+            prefix="/runway/v1",
+            official_prefix="/runway/v1",
+            source="api-facts 11 row 13",
+        ),
+        # As its clients do it. Its page has a GET for the feed, with the key in Authorization.
         Gateway(
             "duomi",
             "https://duomiapi.com",
             prefix="/api/video/runway",
-            feed_verb="GET",
-            key_style=KeyStyle.RAW,
-            source="api-facts 1.1 S6",
+            key_style=KeyStyle.BODY,
+            source="api-facts 1.1 S6, 11 row 14",
         ),
     )
 }

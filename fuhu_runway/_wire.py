@@ -93,13 +93,15 @@ def build(
     request: Generation, gateway: Gateway, key: str, callback_url: str | None = None
 ) -> Request:
     """
-    Give the request that submits *request* through *gateway*.
+    Return the request that submits *request* through *gateway*.
 
     Raises:
         UsageError: `extra` sets a field that has a place of its own.
     """
     endpoint = facts.SUBMITS[type(request)]
-    body = dict(_filled(request, endpoint))
+    style = _key_style(endpoint, gateway)
+    body: dict[str, Any] = {facts.BODY_KEY: key} if style is KeyStyle.BODY else {}
+    body |= _filled(request, endpoint)
     if isinstance(request, OfficialImageToVideo) and request.last_image is not None:
         body[facts.LAST_IMAGE["key"]] = _first_and_last(request.image, request.last_image)
     if endpoint.takes_callback and callback_url is not None:
@@ -108,39 +110,49 @@ def build(
     return Request(
         endpoint,
         _address(endpoint, gateway),
-        _headers(gateway, key),
+        _headers(style, key),
         json.dumps(body, ensure_ascii=False, allow_nan=False).encode(),
         secrets=tuple(_secrets_of(request, key)),
     )
 
 
 def ask_task(task_id: str, endpoint: Endpoint, gateway: Gateway, key: str) -> Request:
-    """Give the request that looks at one task; *endpoint* is the feed or the official task."""
+    """Return the request that polls one task; *endpoint* is the feed or the official task."""
     asks = _asks_tasks(endpoint, gateway, key)
     url = asks.url.replace("{task_id}", quote(task_id, safe="", errors="replace"))
     body = None
     if asks.endpoint.verb == "POST":
-        body = json.dumps({facts.TASK_ID_KEY: task_id}).encode()
+        in_body = _key_style(asks.endpoint, gateway) is KeyStyle.BODY
+        shown = {facts.BODY_KEY: key} if in_body else {}
+        body = json.dumps({**shown, facts.TASK_ID_KEY: task_id}).encode()
     return Request(asks.endpoint, url, asks.headers, body, asks.secrets, task_id)
 
 
 @functools.lru_cache(maxsize=16)
 def _asks_tasks(endpoint: Endpoint, gateway: Gateway, key: str) -> Request:
-    """Give what the looks at all tasks share, of which thousands of waits each hold one."""
+    """Return what the polls of all tasks share, since thousands of waits each hold one."""
     url = _address(endpoint, gateway)
     if endpoint.root is Root.REVERSE and gateway.feed_verb == "GET":
         endpoint = attrs.evolve(endpoint, verb="GET")
         url += f"?{facts.TASK_ID_KEY}={{task_id}}"
-    return Request(endpoint, url, _headers(gateway, key), secrets=(key,))
+    return Request(endpoint, url, _headers(_key_style(endpoint, gateway), key), secrets=(key,))
 
 
 def ask_balance(endpoint: Endpoint, gateway: Gateway, key: str) -> Request:
-    """Give the request that asks one balance route; on QUOTA the key stands in the address."""
+    """Return the request for one balance route; on QUOTA the key stands in the address."""
     url = _address(endpoint, gateway)
     if endpoint.root is Root.QUOTA:
         # The route wants no Authorization header (api-facts 7.1).
         return Request(endpoint, f"{url}?{urlencode({facts.QUOTA_KEY: key})}", {}, secrets=(key,))
-    return Request(endpoint, url, _headers(gateway, key), secrets=(key,))
+    return Request(endpoint, url, _headers(_key_style(endpoint, gateway), key), secrets=(key,))
+
+
+def _key_style(endpoint: Endpoint, gateway: Gateway) -> KeyStyle:
+    """Return how this endpoint takes the key: in the body only if it has one to put it in."""
+    takes_body = endpoint.root is Root.REVERSE and endpoint.verb == "POST"
+    if gateway.key_style is KeyStyle.BODY and not takes_body:
+        return KeyStyle.RAW
+    return gateway.key_style
 
 
 def _address(endpoint: Endpoint, gateway: Gateway) -> str:
@@ -156,16 +168,17 @@ def _address(endpoint: Endpoint, gateway: Gateway) -> str:
 
 
 @functools.lru_cache(maxsize=16)
-def _headers(gateway: Gateway, key: str) -> Mapping[str, str]:
-    """Give what every request carries; shared, since thousands of waits each hold a request."""
-    shown = key if gateway.key_style is KeyStyle.RAW else f"Bearer {key}"
-    return {
-        "Authorization": shown,
+def _headers(style: KeyStyle, key: str) -> Mapping[str, str]:
+    """Return what every request carries; shared, since thousands of waits each hold a request."""
+    headers = {
         "Content-Type": "application/json",
         "Accept": "application/json",
         "Accept-Encoding": "identity",
         **facts.VERSION_HEADER,
     }
+    if style is KeyStyle.BODY:
+        return headers
+    return {"Authorization": key if style is KeyStyle.RAW else f"Bearer {key}", **headers}
 
 
 def _filled(request: Generation, endpoint: Endpoint) -> Iterator[tuple[str, Any]]:

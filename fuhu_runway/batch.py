@@ -24,7 +24,7 @@ from ._clock import Clock
 from .downloads import check_folder, safe_name
 from .errors import RunwayError
 from .journal import Job, JobState, Journal, Plan, nth, plan_of
-from .models import Generation, TextToVideo, usage_error
+from .models import Generation, TextToVideo, check_text, usage_error
 from .task import Clip, Task
 
 REQUESTS: Final = Generation.__args__
@@ -38,7 +38,9 @@ class Item:
 
     request: Generation
     #: The caller's own name for it; unique within the batch.
-    custom_id: str | None = None
+    custom_id: str | None = attrs.field(
+        default=None, validator=attrs.validators.optional(check_text)
+    )
 
 
 @attrs.frozen

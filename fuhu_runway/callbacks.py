@@ -25,7 +25,7 @@ from aiohttp import web
 
 from ._hints import Allowance
 from ._wire import read_callback
-from .models import Generation, TaskRecord, TaskState, is_web_address, usage_error
+from .models import Generation, TaskRecord, TaskState, is_reachable_address, usage_error
 
 MAX_BODY_BYTES: Final = 64 * 1024
 """The largest delivery that is read; documented ones have about 1 KB (api-facts 4)."""
@@ -346,7 +346,7 @@ def _checked_url(url: object) -> str:
             "Give the one under which the gateway reaches your app, such as"
             " https://app.example/hooks.",
         )
-    if not is_web_address(url) or any(mark in str(url) for mark in "?#@"):
+    if not is_reachable_address(url) or any(mark in str(url) for mark in "?#@"):
         raise usage_error(
             "public_url",
             "public_url is no plain http(s) address.",

@@ -117,11 +117,13 @@ class Wish:
     ratio: Annotated[
         str | None,
         _request(
-            "16:9 (default), 9:16, 1:1, 4:3, 3:4 or 21:9; with --official in pixels, such as "
+            "Width to height, such as 16:9 (default); with --official in pixels, such as "
             "1280:720 (default)."
         ),
     ] = None
-    seconds: Annotated[int | None, _request("Length of the clip: 5 or 10 (default).")] = None
+    seconds: Annotated[
+        int | None, _request("Length of the clip: 10 (default), 5 or what the model takes.")
+    ] = None
     model: Annotated[
         str | None, _request("Such as gen4 (default) or gen4_turbo (default with --official).")
     ] = None
@@ -234,7 +236,7 @@ def restyle(
     seconds: Annotated[
         int | None,
         _request(
-            "Length of the clip: 5 or 10; --no-seconds leaves it out.",
+            "Length of the clip, such as 5 or 10; --no-seconds leaves it out.",
             negative=None,
             negative_none="no-",
         ),

@@ -52,6 +52,7 @@ from .models import (
     TextToVideo,
     Timeouts,
     VideoToVideo,
+    is_reachable_address,
     is_web_address,
     usage_error,
 )
@@ -355,8 +356,8 @@ class Client:
             last_image: Address of the last frame; with *image* only.
             image_as_end_frame: gen3: the picture is the end; with *image* only.
             flip: Portrait in place of landscape; with *image* only.
-            ratio: Width to height: 16:9, 9:16, 1:1, 4:3, 3:4 or 21:9.
-            seconds: Length of the clip, in seconds: 5 or 10.
+            ratio: Width to height, such as 16:9 or 1280:720.
+            seconds: Length of the clip, in seconds; most models take 5 and 10.
             model: The model, such as gen4, gen4_turbo or gen3.
             style: The look.
             motion: How the camera moves.
@@ -419,7 +420,7 @@ class Client:
             video: Address of the clip, up to 10 s and 64 MB.
             prompt: The style to redraw it in.
             structure_transformation: From 0, which keeps the structure, to 1.
-            seconds: Length of the clip, in seconds: 5 or 10; None leaves it out.
+            seconds: Length of the clip, in seconds; None leaves it out.
             flip: Portrait in place of landscape.
             model: The model.
             extra: Further fields for the request's body.
@@ -654,7 +655,8 @@ class Client:
         source = ClipSource(
             clip.id,
             clip.address,
-            {"Authorization": wire.headers["Authorization"]},
+            # A gateway that takes the key in the body is shown none for its files.
+            {name: wire.headers[name] for name in ("Authorization",) if name in wire.headers},
             origin_of(self.gateway.base_url or ""),
         )
         downloader = self._engine().downloader
@@ -863,7 +865,7 @@ class Official:
             last_image: The last frame: an https address, or a data URI.
             model: The model, such as gen4_turbo.
             ratio: Width to height in pixels, such as 1280:720.
-            seconds: Length of the clip, in seconds: 5 or 10.
+            seconds: Length of the clip, in seconds; gen4.5 takes 2 to 10.
             seed: The same seed and request give similar clips: 0 to 4294967295.
             watermark: Whether the clip carries a watermark; None leaves it to the gateway.
             extra: Further fields for the request's body.
@@ -959,9 +961,11 @@ def _check_loop(session: aiohttp.ClientSession | None, loop: asyncio.AbstractEve
 
 
 def _checked_callback(url: str | None) -> str | None:
-    if url is not None and not is_web_address(url):
+    if url is not None and not is_reachable_address(url):
         raise usage_error(
-            "callback_url", "callback_url is no absolute http(s) address.", "Give one, or None."
+            "callback_url",
+            "callback_url must be an http(s) URL with a valid host and port.",
+            "Give one, or None.",
         )
     return url
 

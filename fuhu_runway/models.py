@@ -6,14 +6,16 @@ value and what is allowed, before anything is sent. Durations are in seconds, in
 datetimes, points are in the gateway's own unit. Prompts, addresses and keys are in no repr.
 """
 
-import copy
 import enum
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Mapping
 from datetime import datetime
+from ipaddress import ip_address
 from typing import Any, Final, Self
+from urllib.parse import urlsplit
 
 import attrs
 
@@ -21,21 +23,14 @@ from ._json import decode
 from ._redact import redact
 from .errors import UsageError
 
-RATIOS: Final = ("16:9", "9:16", "1:1", "4:3", "3:4", "21:9")
-GEN3_RATIOS: Final = ("16:9", "9:16")
-OFFICIAL_RATIOS: Final = (
-    "1280:720",
-    "720:1280",
-    "1104:832",
-    "832:1104",
-    "960:960",
-    "1584:672",
-    "1280:768",
-    "768:1280",
-)
-SECONDS: Final = (5, 10)
+MAX_SECONDS: Final = 60
+"""The longest clip that can be asked for, so that a slip such as 1000 is found unpaid."""
 MAX_OFFICIAL_PROMPT: Final = 1000
+"""In UTF-16 units: the official API refuses longer prompts."""
 MAX_SEED: Final = 4_294_967_295
+MAX_DEPTH: Final = 100
+"""How many levels *extra* may have: far fewer than any reader of JSON on the way can take."""
+
 DEFAULT_MODEL: Final = "gen4"
 DEFAULT_WAIT: Final = 1800.0
 """How long a wait lasts unless told otherwise, in seconds: half an hour (api-facts 5.6)."""
@@ -55,20 +50,39 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _check_text(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-    """A text that may not be empty, and that UTF-8 can carry."""
+# Letters and symbols by Unicode's categories that nevertheless show nothing, such as the Hangul
+# fillers and the empty Braille cell.
+_BLANKS: Final = frozenset("\u115f\u1160\u2800\u3164\uffa0\ufffe\uffff")
+
+
+def _is_visible(character: str) -> bool:
+    # A character that this Python does not know yet (Cn) may be an emoji of next year.
+    kind = unicodedata.category(character)
+    return (kind[0] in "LNPS" or kind in {"Cn", "Co"}) and character not in _BLANKS
+
+
+def check_text(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+    """Raise unless the value is text that shows something and that every storage can take."""
     name = attribute.name
     if not isinstance(value, str):
         kind = type(value).__name__
         raise usage_error(name, f"{name} is of type {kind}.", "Give it as text (str).")
-    if not value.strip():
-        raise usage_error(name, f"{name} is empty.", f"Give a {name} with at least one word.")
     broken_at = _half_character(value)
     if broken_at is not None:
         raise usage_error(
             name,
             f"{name} has half a character (a lone surrogate) at position {broken_at}.",
             "Decode the text with the encoding it was written in.",
+        )
+    if not any(map(_is_visible, value)):
+        fault = "has no visible character" if value else "is empty"
+        raise usage_error(name, f"{name} {fault}.", f"Give a {name} with at least one word.")
+    if "\0" in value:
+        # JSON can carry it, but PostgreSQL cannot: a gateway on it fails after it has charged.
+        raise usage_error(
+            name,
+            f"{name} has a NUL character at position {value.index(chr(0))}.",
+            "Remove it: databases of gateways refuse it.",
         )
 
 
@@ -153,13 +167,40 @@ def is_web_address(text: object) -> bool:
     return isinstance(text, str) and _WEB_ADDRESS.fullmatch(text) is not None
 
 
+_HOST: Final = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?", re.IGNORECASE)
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_MAX_HOST: Final = 253
+"""The longest name that DNS can carry (RFC 1035)."""
+
+
+def is_reachable_address(text: object) -> bool:
+    """
+    Return whether *text* is a web address whose host and port can exist.
+
+    For what a user gives; answers, of which thousands arrive, go by `is_web_address`.
+    """
+    if not (isinstance(text, str) and is_web_address(text)) or _CONTROL.search(text):
+        return False
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname or "", parts.port
+        if port == 0 or len(host) > _MAX_HOST:
+            return False
+        if ":" in host or host.rpartition(".")[2].isdigit():
+            ip_address(host)
+            return True
+        return _HOST.fullmatch(host.encode("idna").decode()) is not None
+    except ValueError:  # a port above 65535, a label that is empty or too long, no IP address
+        return False
+
+
 def _check_address(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-    """An address that the gateway can fetch from."""
-    if not is_web_address(value):
+    """Raise unless the gateway could fetch a file from this address."""
+    if not is_reachable_address(value):
         # The value stays out of the text: a prompt may have slipped into this argument.
         raise usage_error(
             attribute.name,
-            f"{attribute.name} is no absolute http(s) address.",
+            f"{attribute.name} must be an http(s) URL with a valid host and port.",
             "Put the file where the gateway can download it, and give that address.",
         )
 
@@ -171,24 +212,42 @@ def _check_image(instance: object, attribute: "attrs.Attribute[Any]", value: obj
 
 
 def _checked_extra(extra: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Give a copy of the further fields, which the caller cannot change any more."""
+    """Return a copy of the further fields as JSON has them, which the caller cannot change."""
     if not _has_names(extra):
         raise usage_error(
             "extra",
             f"extra is of type {type(extra).__name__}, or has keys that are not text.",
             "Give a dict of further fields for the request's body.",
         )
+    copy: dict[str, Any] = {}
     try:
-        json.dumps(dict(extra), allow_nan=False, ensure_ascii=False).encode()
-        return copy.deepcopy(dict(extra))
+        text = json.dumps(dict(extra), allow_nan=False, ensure_ascii=False)
+        text.encode()
+        copy = json.loads(text)
+        fault = f"more than {MAX_DEPTH} levels" if _is_deep(copy) else None
     except (TypeError, ValueError, RecursionError) as unfit:
         fault = type(unfit).__name__
+    if fault is None:
+        return copy
     # Outside the clause, since the original may quote the value.
     raise usage_error(
         "extra",
         f"extra cannot be written as JSON ({fault}).",
         "Use text, finite numbers, booleans, None, lists and dicts only.",
     )
+
+
+def _is_deep(value: Any) -> bool:
+    """Return whether a JSON value has more levels than `MAX_DEPTH`."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for one in level
+            if isinstance(one, dict | list)
+            for child in (one.values() if isinstance(one, dict) else one)
+        ]
+    return bool(level)
 
 
 def _has_names(value: object) -> bool:
@@ -228,11 +287,74 @@ def _check_motion(instance: object, attribute: "attrs.Attribute[Any]", value: ob
         )
 
 
-def _check_gen3_ratio(model: str, ratio: str) -> None:
-    if model == "gen3" and ratio not in GEN3_RATIOS:
-        raise usage_error(
-            "ratio", f"ratio is {ratio!r}, which gen3 does not offer.", "Use 16:9 or 9:16."
-        )
+_check_seconds: Final = _check_number(1, MAX_SECONDS, whole=True)
+
+
+def _check_shape(shape: str, advice: str) -> Any:
+    """Text of that shape; which values a model takes is for the gateway to say."""
+    pattern = re.compile(shape, re.ASCII)
+
+    def check(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+        if not (isinstance(value, str) and pattern.fullmatch(value)):
+            raise usage_error(
+                attribute.name, f"{attribute.name} is {_shown(value)}.", f"Use {advice}."
+            )
+
+    return check
+
+
+_check_ratio: Final = _check_shape(
+    r"[1-9]\d{0,4}(\.\d{1,3})?:[1-9]\d{0,4}(\.\d{1,3})?",
+    "width:height, such as 16:9 or 1280:720",
+)
+_check_pixels: Final = _check_shape(
+    r"[1-9]\d{2,4}:[1-9]\d{2,4}", "width:height in pixels, such as 1280:720"
+)
+
+
+@attrs.frozen
+class KnownModel:
+    """The lengths and ratios that are documented for one model in one format."""
+
+    name: str
+    #: In seconds.
+    seconds: tuple[int, ...]
+    ratios: tuple[str, ...]
+    source: str
+    official: bool = False
+    #: Whether a source says that the gateway refuses other ratios. Anything else that is not
+    #: listed is sent: gateways gain models and sizes faster than their documentation.
+    refuses_other_ratios: bool = False
+
+
+_SHAPES: Final = ("16:9", "9:16", "1:1", "4:3", "3:4", "21:9")
+_PIXELS: Final = ("1280:720", "720:1280", "1104:832", "832:1104", "960:960", "1584:672")
+_VEO_PIXELS: Final = ("1280:720", "720:1280", "1080:1920", "1920:1080")
+
+MODELS: Final = (
+    KnownModel("gen2", (), _SHAPES, "api-facts 1.2"),
+    KnownModel("gen3", (5, 10), ("16:9", "9:16"), "api-facts 1.2", refuses_other_ratios=True),
+    KnownModel("gen4", (5, 10), _SHAPES, "api-facts 1.2"),
+    KnownModel("gen4_turbo", (5, 10), _SHAPES, "api-facts 1.2"),
+    KnownModel("gen4.5", (5, 10), _SHAPES, "api-facts 1.2"),
+    KnownModel("gen3a_turbo", (5, 10), ("1280:768", "768:1280"), "api-facts 6", official=True),
+    KnownModel("gen4_turbo", (5, 10), _PIXELS, "api-facts 6", official=True),
+    KnownModel("gen4.5", tuple(range(2, 11)), _PIXELS, "api-facts 11 row 10", official=True),
+    KnownModel("veo3.1", (4, 6, 8), _VEO_PIXELS, "api-facts 11 row 10", official=True),
+    KnownModel("veo3.1_fast", (4, 6, 8), _VEO_PIXELS, "api-facts 11 row 10", official=True),
+)
+"""What is documented of each model: a hint for the reader, and a wall where it refuses others."""
+
+
+def _check_model_ratio(model: str, ratio: str) -> None:
+    """Raise where a source says that the gateway refuses this ratio for this model."""
+    for row in MODELS:
+        if row.refuses_other_ratios and row.name == model and ratio not in row.ratios:
+            raise usage_error(
+                "ratio",
+                f"ratio is {ratio!r}, which {model} does not offer.",
+                f"Use {' or '.join(row.ratios)}.",
+            )
 
 
 # `extra` is left out of the hashes below, since a dict has none; it still counts in comparisons.
@@ -244,15 +366,15 @@ class TextToVideo:
     """One clip from words alone (api-facts 1.2). Spends points when the gateway accepts it."""
 
     #: What should be seen; any language.
-    prompt: str = attrs.field(validator=_check_text, repr=False)
-    #: Width to height: 16:9, 9:16, 1:1, 4:3, 3:4 or 21:9. gen3 knows the first two only.
-    ratio: str = attrs.field(default="16:9", kw_only=True, validator=_check_choice(*RATIOS))
-    #: Length of the clip, in seconds: 5 or 10.
-    seconds: int = attrs.field(default=10, kw_only=True, validator=_check_choice(*SECONDS))
+    prompt: str = attrs.field(validator=check_text, repr=False)
+    #: Width to height, such as 16:9 or 1280:720; the documented ones are listed by model.
+    ratio: str = attrs.field(default="16:9", kw_only=True, validator=_check_ratio)
+    #: Length of the clip, in seconds, from 1 to 60; most models take 5 and 10.
+    seconds: int = attrs.field(default=10, kw_only=True, validator=_check_seconds)
     #: The model; new ones appear, so any name is sent as it is.
-    model: str = attrs.field(default=DEFAULT_MODEL, kw_only=True, validator=_check_text)
+    model: str = attrs.field(default=DEFAULT_MODEL, kw_only=True, validator=check_text)
     #: The look; "cinematic" is the only value documented.
-    style: str = attrs.field(default="cinematic", kw_only=True, validator=_check_text)
+    style: str = attrs.field(default="cinematic", kw_only=True, validator=check_text)
     #: How the camera moves.
     motion: MotionVector = attrs.field(factory=MotionVector, kw_only=True, validator=_check_motion)
     #: Further fields for the request's body, sent as they are.
@@ -261,7 +383,7 @@ class TextToVideo:
     )
 
     def __attrs_post_init__(self) -> None:
-        _check_gen3_ratio(self.model, self.ratio)
+        _check_model_ratio(self.model, self.ratio)
 
 
 @attrs.frozen
@@ -269,21 +391,21 @@ class ImageToVideo:
     """One clip from a picture and words (api-facts 1.3). Spends points when accepted."""
 
     #: What should happen; any language.
-    prompt: str = attrs.field(validator=_check_text, repr=False)
+    prompt: str = attrs.field(validator=check_text, repr=False)
     #: Address of the first frame; the gateway must be able to download it.
     image: str = attrs.field(validator=_check_address, repr=False)
     #: Address of the last frame, towards which the clip moves.
     last_image: str | None = attrs.field(
         default=None, kw_only=True, validator=_maybe(_check_address), repr=False
     )
-    #: Width to height: 16:9, 9:16, 1:1, 4:3, 3:4 or 21:9. gen3 knows the first two only.
-    ratio: str = attrs.field(default="16:9", kw_only=True, validator=_check_choice(*RATIOS))
-    #: Length of the clip, in seconds: 5 or 10.
-    seconds: int = attrs.field(default=10, kw_only=True, validator=_check_choice(*SECONDS))
+    #: Width to height, such as 16:9 or 1280:720; the documented ones are listed by model.
+    ratio: str = attrs.field(default="16:9", kw_only=True, validator=_check_ratio)
+    #: Length of the clip, in seconds, from 1 to 60; most models take 5 and 10.
+    seconds: int = attrs.field(default=10, kw_only=True, validator=_check_seconds)
     #: The model; any name is sent as it is.
-    model: str = attrs.field(default=DEFAULT_MODEL, kw_only=True, validator=_check_text)
+    model: str = attrs.field(default=DEFAULT_MODEL, kw_only=True, validator=check_text)
     #: The look; "cinematic" is the only value documented.
-    style: str = attrs.field(default="cinematic", kw_only=True, validator=_check_text)
+    style: str = attrs.field(default="cinematic", kw_only=True, validator=check_text)
     #: How the camera moves.
     motion: MotionVector = attrs.field(factory=MotionVector, kw_only=True, validator=_check_motion)
     #: gen3: the picture is the end of the clip, not its start.
@@ -296,7 +418,7 @@ class ImageToVideo:
     )
 
     def __attrs_post_init__(self) -> None:
-        _check_gen3_ratio(self.model, self.ratio)
+        _check_model_ratio(self.model, self.ratio)
 
 
 @attrs.frozen
@@ -306,19 +428,17 @@ class VideoToVideo:
     #: Address of the clip to redraw, up to 10 s and 64 MB.
     video: str = attrs.field(validator=_check_address, repr=False)
     #: The style to redraw it in.
-    prompt: str = attrs.field(validator=_check_text, repr=False)
+    prompt: str = attrs.field(validator=check_text, repr=False)
     #: How far the result may leave the source: 0 keeps its structure, 1 is free.
     structure_transformation: float = attrs.field(
         default=0.5, kw_only=True, validator=_check_number(0, 1)
     )
-    #: Length of the clip, in seconds: 5 or 10; None leaves the field out.
-    seconds: int | None = attrs.field(
-        default=5, kw_only=True, validator=_maybe(_check_choice(*SECONDS))
-    )
+    #: Length of the clip, in seconds, from 1 to 60; None leaves the field out.
+    seconds: int | None = attrs.field(default=5, kw_only=True, validator=_maybe(_check_seconds))
     #: Portrait in place of landscape.
     flip: bool = attrs.field(default=False, kw_only=True, validator=_check_flag)
     #: The model; any name is sent as it is.
-    model: str = attrs.field(default=DEFAULT_MODEL, kw_only=True, validator=_check_text)
+    model: str = attrs.field(default=DEFAULT_MODEL, kw_only=True, validator=check_text)
     #: Further fields for the request's body, sent as they are.
     extra: Mapping[str, Any] = attrs.field(
         factory=dict, kw_only=True, converter=_checked_extra, repr=_counted, hash=False
@@ -364,20 +484,18 @@ class OfficialImageToVideo:
 
     #: The first frame: an https address, or a data URI.
     image: str = attrs.field(validator=_check_image, repr=False)
-    #: What should happen, up to 1000 characters (CometAPI: 512).
-    prompt: str | None = attrs.field(default=None, validator=_maybe(_check_text), repr=False)
+    #: What should happen, up to 1000 UTF-16 units, of which an emoji is two (CometAPI: 512).
+    prompt: str | None = attrs.field(default=None, validator=_maybe(check_text), repr=False)
     #: The last frame: an https address, or a data URI.
     last_image: str | None = attrs.field(
         default=None, kw_only=True, validator=_maybe(_check_image), repr=False
     )
     #: The model; any name is sent as it is.
-    model: str = attrs.field(default="gen4_turbo", kw_only=True, validator=_check_text)
-    #: Width to height in pixels, as this format spells it.
-    ratio: str = attrs.field(
-        default="1280:720", kw_only=True, validator=_check_choice(*OFFICIAL_RATIOS)
-    )
-    #: Length of the clip, in seconds: 5 or 10.
-    seconds: int = attrs.field(default=10, kw_only=True, validator=_check_choice(*SECONDS))
+    model: str = attrs.field(default="gen4_turbo", kw_only=True, validator=check_text)
+    #: Width to height in pixels, as this format spells it; listed by model.
+    ratio: str = attrs.field(default="1280:720", kw_only=True, validator=_check_pixels)
+    #: Length of the clip, in seconds, from 1 to 60; gen4.5 takes 2 to 10, veo3.1 takes 4, 6 and 8.
+    seconds: int = attrs.field(default=10, kw_only=True, validator=_check_seconds)
     #: The same seed and request give similar clips: 0 to 4294967295.
     seed: int | None = attrs.field(
         default=None, kw_only=True, validator=_maybe(_check_number(0, MAX_SEED, whole=True))
@@ -390,11 +508,12 @@ class OfficialImageToVideo:
     )
 
     def __attrs_post_init__(self) -> None:
-        if len(self.prompt or "") > MAX_OFFICIAL_PROMPT:
+        length = len((self.prompt or "").encode("utf-16-le")) // 2
+        if length > MAX_OFFICIAL_PROMPT:
             raise usage_error(
                 "prompt",
-                f"prompt has {len(self.prompt or '')} characters.",
-                f"Use at most {MAX_OFFICIAL_PROMPT}.",
+                f"prompt has {length} characters.",
+                f"Use at most {MAX_OFFICIAL_PROMPT}; most emoji count as two, as in UTF-16.",
             )
 
 
@@ -507,14 +626,23 @@ class KeyStyle(enum.Enum):
 
     BEARER = "Authorization: Bearer <key>"
     RAW = "Authorization: <key>"
+    BODY = "key in the body"
+    """
+    `key` in the JSON body of what is POSTed to the reverse format, without `Authorization`.
+    Everything else, which has no such body, carries `Authorization: <key>`.
+    """
 
 
 class BalanceRoute(enum.Enum):
     """Where a gateway tells what is left to spend (api-facts 7)."""
 
     BILLING = "/v1/dashboard/billing/subscription and /v1/dashboard/billing/usage"
-    TOKEN = "/api/usage/token"  # noqa: S105  (an address)
+    TOKEN = "/api/usage/token/"  # noqa: S105  (an address)
     QUOTA = "/user/quota on a host of its own, with the key in the address"
+
+
+# Without the slash it would become part of the host's name, and the key go to another host.
+_check_prefix: Final = _check_shape(r"(/[!\"$->@-~]*)?", "a path such as /runway")
 
 
 @attrs.frozen
@@ -526,17 +654,19 @@ class Gateway:
     `Client` in place of a `Gateway`.
     """
 
-    name: str
+    name: str = attrs.field(validator=check_text)
     #: Scheme and host; None where no source names it, and the caller has to.
     base_url: str | None = None
     #: Stands before `/pro/generate` and `/feed`.
-    prefix: str = "/runway"
+    prefix: str = attrs.field(default="/runway", validator=_check_prefix)
     #: Stands before `/image_to_video` and `/tasks/…` of the official format.
-    official_prefix: str = "/runwayml/v1"
+    official_prefix: str = attrs.field(default="/runwayml/v1", validator=_check_prefix)
     #: How the feed is asked: POST with a body, or GET with a query.
     feed_verb: str = attrs.field(default="POST", validator=_check_choice("POST", "GET"))
-    key_style: KeyStyle = KeyStyle.BEARER
-    balance: BalanceRoute = BalanceRoute.BILLING
+    key_style: KeyStyle = attrs.field(default=KeyStyle.BEARER, validator=_check_choice(*KeyStyle))
+    balance: BalanceRoute = attrs.field(
+        default=BalanceRoute.BILLING, validator=_check_choice(*BalanceRoute)
+    )
     #: Host of the QUOTA route, the one place where a key stands in an address.
     quota_url: str | None = None
     #: Where this row comes from.

@@ -36,7 +36,11 @@ BALANCES: Final[dict[str, Callable[[Account], _bodies.JsonObject]]] = {
     "/dashboard/billing/usage": _bodies.usage,
     "/api/usage/token": _bodies.token_usage,
 }
-OFFICIAL_TASKS: Final = ("/runwayml/v1/tasks/{task_id}", "/v1/runway/tasks/{task_id}")
+OFFICIAL_TASKS: Final = (
+    "/runwayml/v1/tasks/{task_id}",
+    "/v1/runway/tasks/{task_id}",
+    "/runway/v1/tasks/{task_id}",
+)
 
 # "320" is what the samples of api-facts 9 say, and ten seconds are the default.
 POINTS_PER_SECOND: Final = 32.0
@@ -101,7 +105,8 @@ class Api:
 
     def _add_official(self, app: web.Application) -> None:
         submit = Route("official", "submit", partial(self._submit, "official"))
-        self._add(app, "POST", "/runwayml/v1/image_to_video", submit)
+        for prefix in ("/runwayml/v1", "/runway/v1"):
+            self._add(app, "POST", f"{prefix}/image_to_video", submit)
         look = Route("official", "feed", partial(self._look, self.options.official_dialect))
         for path in OFFICIAL_TASKS:
             self._add(app, "GET", path, look)

@@ -176,8 +176,8 @@ async def test_what_is_wrong_is_told_before_anything_is_sent(
     """Arguments are checked first: the gateway sees nothing of them."""
     bad: list[Awaitable[Any]] = [
         runway.generate(""),
-        runway.generate(PROMPT, ratio="2:1"),
-        runway.generate(PROMPT, seconds=7),
+        runway.generate(PROMPT, ratio="2/1"),
+        runway.generate(PROMPT, seconds=61),
         runway.generate(PROMPT, image="marked.png"),
         runway.generate(PROMPT, extra={"prompt": PROMPT}),
         runway.generate(PROMPT, extra={"a": {1, 2}}),

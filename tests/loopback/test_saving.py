@@ -5,13 +5,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from support import programs
 from support.clients import QUICK_RETRY, Ear, quick_client
 from support.clock import until
 from support.secrets import told
 
-from fuhu_runway import Client, Clip
+from fuhu_runway import GATEWAYS, Client, Clip
 from fuhu_runway.errors import ClipMissing, DownloadIncomplete, DownloadRefused, UsageError
 from fuhu_runway.hooks import DownloadFinished, DownloadStarted
 from fuhu_runway.testing import Simulator, faults
@@ -39,6 +40,18 @@ async def a_clip(client: Client) -> AsyncIterator[Clip]:
 def downloads(gateway: Simulator) -> list[Any]:
     """Give every request for a file."""
     return [seen for seen in gateway.requests if seen.where == "download"]
+
+
+async def test_a_key_in_the_body_is_in_no_header(tmp_path: Path) -> None:
+    """A gateway that takes the key in the body is shown it nowhere else, also not for the file."""
+    async with Simulator(speed=1000, takes=20, api_key="sk-marked", key_style="body") as gateway:
+        duomi = attrs.evolve(GATEWAYS["duomi"], base_url=gateway.base_url)
+        async with a_clip(Client("sk-marked", gateway=duomi)) as clip:
+            await clip.download(tmp_path / "clip.mp4")
+        assert (tmp_path / "clip.mp4").is_file()
+        assert gateway.requests
+        assert not any("authorization" in str(seen.headers).lower() for seen in gateway.requests)
+        assert not any("marked" in seen.path for seen in gateway.requests)
 
 
 PASSING: dict[str, list[Fault]] = {

@@ -24,7 +24,12 @@ def texts(**options: Any) -> st.SearchStrategy[str]:
     return st.text(st.characters(exclude_categories=["Cs"]), **options)
 
 
-PROMPTS: Final = texts(min_size=1).filter(str.strip)
+# The Hangul fillers are letters that show nothing.
+PROMPTS: Final = texts(min_size=1).filter(
+    lambda text: (
+        "\0" not in text and any(c.isalnum() and c not in "\u115f\u1160\u3164\uffa0" for c in text)
+    )
+)
 ADDRESSES: Final = st.builds(
     "{}://{}.example/{}".format,
     st.sampled_from(["http", "https", "HTTPS"]),
@@ -119,12 +124,12 @@ JSON_VALUES: Final = st.recursive(
 # A leading "x-" keeps them clear of the request's own fields.
 EXTRAS: Final = st.dictionaries(texts(max_size=5).map("x-{}".format), JSON_VALUES, max_size=3)
 MOTIONS: Final = st.builds(MotionVector, *[NUMBERS] * 6)
-SECONDS: Final = st.sampled_from(models.SECONDS)
+SECONDS: Final = st.integers(1, models.MAX_SECONDS)
 MODELS: Final = st.one_of(
     st.sampled_from(["gen2", "gen4", "gen4_turbo", "gen4.5"]), PROMPTS
 ).filter(lambda model: model != "gen3")
 GENERATED: Final = {
-    "ratio": st.sampled_from(models.RATIOS),
+    "ratio": st.builds("{}:{}".format, st.integers(1, 99_999), st.integers(1, 99_999)),
     "seconds": SECONDS,
     "model": MODELS,
     "style": PROMPTS,
@@ -166,10 +171,11 @@ REQUESTS: Final = st.one_of(
     st.builds(
         OfficialImageToVideo,
         ADDRESSES,
-        st.none() | PROMPTS.filter(lambda prompt: len(prompt) <= models.MAX_OFFICIAL_PROMPT),
+        # Each character is one or two UTF-16 units.
+        st.none() | PROMPTS.filter(lambda prompt: len(prompt) <= models.MAX_OFFICIAL_PROMPT // 2),
         last_image=st.none() | ADDRESSES,
         model=MODELS,
-        ratio=st.sampled_from(models.OFFICIAL_RATIOS),
+        ratio=st.builds("{}:{}".format, st.integers(100, 99_999), st.integers(100, 99_999)),
         seconds=SECONDS,
         seed=st.none() | st.integers(0, models.MAX_SEED),
         watermark=st.none() | st.booleans(),

@@ -163,7 +163,7 @@ def test_a_bad_line_is_named_and_not_quoted(
 ) -> None:
     """Which line is wrong, and what is wrong with it, and nothing of what it says."""
     for bad in (
-        json.dumps({"prompt": PROMPT, "seconds": 7}),
+        json.dumps({"prompt": PROMPT, "seconds": 0}),
         json.dumps({"prompt": PROMPT, "image": f"no address, {KEY}"}),
         json.dumps({"wish": PROMPT}),
         json.dumps([PROMPT]),

@@ -224,6 +224,14 @@ def test_prompts_requests_and_items_make_items() -> None:
     assert item_of(item, 2) is item
 
 
+@pytest.mark.parametrize("custom_id", ["", " ", "\u200b", "a\ud800", "a\0", 5])
+def test_a_name_that_no_journal_can_keep_is_refused_when_the_item_is_made(custom_id: Any) -> None:
+    """Half a character in a name would end a batch half-way; it is found before it starts."""
+    with pytest.raises(UsageError) as caught:
+        Item(TextToVideo("c"), custom_id)
+    assert caught.value.field == "custom_id"
+
+
 @pytest.mark.parametrize("thing", [None, 7, b"bytes", {"prompt": "a"}])
 async def test_what_is_no_request_is_named_by_its_place(client: FakeClient, thing: object) -> None:
     """An entry of another type, None among them, ends the batch with an error that counts it."""
@@ -234,7 +242,7 @@ async def test_what_is_no_request_is_named_by_its_place(client: FakeClient, thin
 
 async def test_a_prompt_that_is_none_ends_the_batch(client: FakeClient) -> None:
     """An empty prompt in the source is an error, since nobody meant to ask for it."""
-    with pytest.raises(UsageError, match="prompt is empty"):
+    with pytest.raises(UsageError, match="prompt has no visible character"):
         await run(client, ["a", "  "])
 
 

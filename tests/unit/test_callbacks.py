@@ -80,7 +80,10 @@ def test_a_missing_public_address_is_told(url: Any) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["app.marked/hooks", "ftp://a.example", "https://a/?x=1", "https://a/#x", "https://u@a", 7],
+    [
+        *("app.marked/hooks", "ftp://a.example", "https://a/?x=1", "https://a/#x", "https://u@a"),
+        *("https://app..example", "https://app.example:99999", 7),
+    ],
 )
 def test_a_public_address_is_plain(url: Any) -> None:
     """What the last part of a path cannot be put behind is no public address."""

@@ -199,7 +199,7 @@ def test_a_wrong_batch_is_one_line_and_costs_nothing(
 
 def test_a_bad_line_is_named_before_anything_is_sent(run: Run, gateway: Elsewhere) -> None:
     """The last line's fault is found before the first is paid, and no folder is made."""
-    Path("shots.jsonl").write_text('{"prompt": "x"}\n{"prompt": "x", "seconds": 7}\n')
+    Path("shots.jsonl").write_text('{"prompt": "x"}\n{"prompt": "x", "seconds": 0}\n')
     done = run(file="shots.jsonl")
     assert (done.code, done.out) == (2, "")
     assert "shots.jsonl, line 2: " in done.err
@@ -209,7 +209,7 @@ def test_a_bad_line_is_named_before_anything_is_sent(run: Run, gateway: Elsewher
 
 def test_bad_lines_may_be_passed_over(run: Run, gateway: Elsewhere) -> None:
     """With --skip-bad each of them is told once, and the rest is made."""
-    Path("shots.jsonl").write_text('{"prompt": "x", "seconds": 7}\n{"prompt": "x"}\nno JSON\n')
+    Path("shots.jsonl").write_text('{"prompt": "x", "seconds": 0}\n{"prompt": "x"}\nno JSON\n')
     done = run("--skip-bad", file="shots.jsonl")
     assert (done.code, submitted(gateway)) == (0, 1)
     assert re.findall(r"^passed over: shots.jsonl, line (\d)", done.err, re.MULTILINE) == ["1", "3"]

@@ -159,6 +159,8 @@ def test_a_callback_has_an_address() -> None:
     with pytest.raises(UsageError) as caught:
         Client("sk-1", callback_url="baidu.com")
     assert caught.value.field == "callback_url"
+    with pytest.raises(UsageError, match="callback_url must be an http"):
+        Client("sk-1", callback_url="https://app..example/hooks")
 
 
 def with_header() -> aiohttp.ClientSession:

@@ -1,5 +1,10 @@
+import io
 import json
-from collections.abc import Callable
+import os
+import stat
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,7 +14,7 @@ from support.secrets import told
 
 from fuhu_runway.batch import Item
 from fuhu_runway.errors import UsageError
-from fuhu_runway.inputs import KINDS, READERS, check_items, read_items
+from fuhu_runway.inputs import KINDS, READERS, check_items, read_items, spooled
 from fuhu_runway.models import (
     ActOne,
     Generation,
@@ -80,8 +85,10 @@ def test_a_file_with_nothing_in_it_asks_for_nothing(made: Make, name: str) -> No
 
 
 def test_the_ending_may_be_in_capitals(made: Make) -> None:
-    """How the ending of the name is written does not matter."""
-    assert requests(made("A.TXT", "a kitten")) == [TextToVideo("a kitten")]
+    """How the ending of the name is written does not matter, and the path may be text."""
+    path = made("A.TXT", "a kitten")
+    assert requests(path) == [TextToVideo("a kitten")]
+    assert check_items(str(path)) == 1
 
 
 # Requests, a line each
@@ -175,7 +182,101 @@ def test_a_row_may_be_short(made: Make) -> None:
     assert requests(made("a.csv", "prompt,seconds\na kitten\n")) == [TextToVideo("a kitten")]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "prompt;seconds;flip;image\r\na, b;5;TRUE;https://e.com/1\r\n",
+        "sep=;\r\nprompt;seconds;flip;image\r\na, b;5.0;True;https://e.com/1\r\n",
+        'SEP=|\nprompt|seconds|flip|image\n"a, b"|5|true|https://e.com/1\n',
+        '"sep=\t"\nprompt\tseconds\tflip\timage\na, b\t5\ttrue\thttps://e.com/1\n',
+        "prompt\tseconds\tflip\timage\na, b\t 5.0 \t TRUE\t https://e.com/1 \n",
+        '\ufeff\n\n"Prompt",SECONDS,"FLIP ", Image\n"a, b",5,TRUE,https://e.com/1\n',
+        'prompt,seconds,flip,image,,\n"a, b",5,TRUE,https://e.com/1,,\n,,,,,\n  ,,,,,\n',
+    ],
+)
+def test_a_table_may_come_from_a_spreadsheet(made: Make, content: str) -> None:
+    """Semicolons, tabs, a line that names the separator, TRUE, 5.0, and names in capitals."""
+    wanted = [ImageToVideo("a, b", "https://e.com/1", seconds=5, flip=True)]
+    assert requests(made("a.csv", content)) == wanted
+    assert requests(made("b.csv", content.encode("utf-16"))) == wanted
+    assert type(wanted[0].seconds) is type(requests(made("a.csv", content))[0].seconds)  # type: ignore[union-attr]
+
+
+def test_a_table_with_tabs_may_have_one_column(made: Make) -> None:
+    """In a .tsv file a comma is a part of the text, also where the head has no tab."""
+    assert requests(made("a.tsv", "prompt\na, b\n")) == [TextToVideo("a, b")]
+
+
+def test_names_of_columns_may_have_spaces(made: Make) -> None:
+    """`Custom ID` and `last-image` are the fields custom_id and last_image."""
+    path = made("a.csv", f"Prompt,Custom ID,Image,Last-Image\na,one,{STILL},{STILL}\n")
+    assert list(read_items(path)) == [Item(ImageToVideo("a", STILL, last_image=STILL), "one")]
+
+
+def test_whole_numbers_may_have_a_fraction_of_zero(made: Make) -> None:
+    """5.0 is 5 in tables and in JSON, for each field that is a whole number."""
+    fields = {"kind": "official_image_to_video", "image": STILL, "seed": 7.0, "seconds": 4.0}
+    wanted = OfficialImageToVideo(STILL, seed=7, seconds=4)
+    (request,) = requests(made("a.jsonl", lines(fields)))
+    assert request == wanted
+    assert repr(request) == repr(wanted)
+
+
+@pytest.mark.parametrize("cell", ["[" * 100_000, '{"a":' * 20_000, "9" * 5000])
+def test_a_cell_that_no_reader_of_json_takes_is_text(made: Make, cell: str) -> None:
+    """Brackets without end are the value of their field, which refuses it, and no crash."""
+    cell = '"' + cell.replace('"', '""') + '"'
+    assert refusal(made("a.csv", f"prompt,seconds\na,{cell}\n")).field == "seconds"
+
+
+@pytest.mark.parametrize(
+    ("content", "happened", "field"),
+    [
+        ("prompt,Prompt \na,b\n", "line 1: the column prompt is there twice.", "prompt"),
+        ("sep=;\nprompt;seconds;seconds\n", "line 2: the column seconds is there", "seconds"),
+        ("a kitten\na puppy\n", "line 1: it names no field of a request.", "path"),
+        ("\na kitten, in the snow\n", "line 2: it names no field of a request.", "path"),
+        ("prompt:seconds\na:5\n", "line 1: it names no field of a request.", "path"),
+    ],
+)
+def test_a_bad_head_ends_it_at_once(made: Make, content: str, happened: str, field: str) -> None:
+    """A column that is there twice, and a missing head, are no matter of single rows."""
+    path = made("a.csv", content)
+    for skip_bad in (None, id):
+        with pytest.raises(UsageError) as caught:
+            list(read_items(path, skip_bad=skip_bad))
+        assert caught.value.happened.startswith(f"a.csv, {happened}")
+        assert caught.value.field == field
+
+
+def test_columns_without_a_name_may_be_many(made: Make) -> None:
+    """Empty columns are no columns; a column that no request has may be there, if it is empty."""
+    assert requests(made("a.csv", "prompt,,,notes\na,,,\n")) == [TextToVideo("a")]
+    assert refusal(made("a.csv", "prompt,,,notes\na,,,b\n")).field == "notes"
+    assert refusal(made("a.csv", "prompt,,\na,b,\n")).field == "<no name>"
+
+
 # Bad entries
+
+
+@pytest.mark.parametrize(
+    ("fields", "question"),
+    [
+        ({"prompt": "p", "second": 5}, "Did you mean seconds? It has extra, model,"),
+        ({"Prompt": "p"}, "Did you mean prompt? It has"),
+        ({"prompt": "p", "customid": "a"}, "Did you mean custom_id? It has"),
+        ({"prompt": "p", "image_url": STILL}, "Did you mean image? It has extra,"),
+        ({"kind": "act_one", "video": CLIP, "prompt": "p"}, "It has character_video,"),
+        ({"prompt": "p", "image": STILL, "imagee": STILL}, "Did you mean image? It has"),
+        ({"prompt": "p", "motion.xx": 1}, "Use bg_x_pan,"),
+        ({"prompt": "p", "zzz": 1}, "It has extra,"),
+    ],
+)
+def test_a_name_that_is_mistyped_gets_the_right_one(
+    made: Make, fields: dict[str, Any], question: str
+) -> None:
+    """A name that is close to one of the request's, or to the entry's own, is asked about."""
+    assert refusal(made("a.jsonl", lines(fields))).advice.startswith(question)
 
 
 @pytest.mark.parametrize(
@@ -197,14 +298,26 @@ def test_a_row_may_be_short(made: Make) -> None:
         ('{"prompt": ""}', "prompt is empty", "prompt"),
         ('{"prompt": null}', "prompt is of type NoneType", "prompt"),
         ('{"prompt": "\\ud800"}', "half a character", "prompt"),
-        ('{"prompt": "p", "seconds": 7}', "seconds is 7", "seconds"),
+        ('{"prompt": "p", "seconds": 61}', "seconds is 61", "seconds"),
+        ('{"prompt": "p", "seconds": 5.5}', "seconds is 5.5", "seconds"),
+        ('{"prompt": "p", "seconds": true}', "seconds is True", "seconds"),
         ('{"prompt": "p", "seconds": NaN}', "seconds is nan", "seconds"),
         ('{"prompt": "p", "extra": []}', "extra is of type list", "extra"),
         ('{"prompt": "p", "motion": {"speed": 1}}', "motion has other parts", "motion"),
         ('{"prompt": "p", "motion": "left"}', "motion has other parts", "motion"),
         ('{"prompt": "p", "motion": {"x": "left"}}', "x is 'left'", "x"),
-        ('{"prompt": "p", "custom_id": ""}', "custom_id is no text", "custom_id"),
-        ('{"prompt": "p", "custom_id": 1.5}', "custom_id is no text", "custom_id"),
+        ('{"prompt": "\\u200b\\ufeff"}', "prompt has no visible character", "prompt"),
+        ('{"prompt": "p", "ratio": []}', "ratio is []", "ratio"),
+        ('{"prompt": "p", "image": "https://a..example/1"}', "valid host and port", "image"),
+        ('{"prompt": "p", "extra": {"a": {"\\ud800": 1}}}', "UnicodeEncodeError", "extra"),
+        ('{"prompt": "p", "extra": {"a": ' + "[" * 200 + "]" * 200 + "}}", "levels", "extra"),
+        ('{"prompt": "p", "extra": ' + '{"a":' * 50_000, "no JSON object", "line"),
+        ('{"prompt": "p", "custom_id": ""}', "custom_id is empty", "custom_id"),
+        ('{"prompt": "p", "custom_id": "\\u200b"}', "no visible character", "custom_id"),
+        ('{"prompt": "p", "custom_id": "a\\ud800"}', "half a character", "custom_id"),
+        ('{"prompt": "p", "custom_id": "a\\u0000"}', "NUL character at position 1", "custom_id"),
+        ('{"prompt": "p", "custom_id": 1.5}', "custom_id must be text", "custom_id"),
+        ('{"prompt": "p", "custom_id": true}', "custom_id must be text", "custom_id"),
     ],
 )
 def test_a_bad_entry_is_named_by_file_and_line(
@@ -220,14 +333,15 @@ def test_a_bad_entry_is_named_by_file_and_line(
 
 def test_a_row_is_named_by_its_last_line(made: Make) -> None:
     """A bad row of a table is found by the number of the line on which it ends."""
-    error = refusal(made("a.csv", 'prompt,seconds\n"a\nb",5\n"c\nd",7\n'))
-    assert error.happened == "a.csv, line 5: seconds is 7."
+    error = refusal(made("a.csv", 'prompt,seconds\n"a\nb",5\n"c\nd",0\n'))
+    assert error.happened == "a.csv, line 5: seconds is 0."
 
 
 def test_a_row_that_is_too_long_is_told(made: Make) -> None:
     """A prompt with a comma and no quotes has spilt into cells that the head does not have."""
     error = refusal(made("a.csv", "prompt\na kitten, in the snow\n"))
     assert error.happened == "a.csv, line 2: it has more cells than the head."
+    assert requests(made("a.csv", "prompt\na kitten,,\n")) == [TextToVideo("a kitten")]
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
@@ -262,26 +376,82 @@ def test_a_file_of_no_known_kind_is_not_read(made: Make, name: str) -> None:
     assert all(ending in error.advice for ending in READERS)
 
 
-@pytest.mark.parametrize("name", ["missing.txt", "folder.txt"])
+@pytest.mark.parametrize("name", ["missing.txt", "folder.txt", "\ud800.txt"])
 def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, name: str) -> None:
     """A missing file, and a folder, are errors that name it and say why."""
     (tmp_path / "folder.txt").mkdir()
     error = refusal(tmp_path / name)
     assert error.happened.startswith(f"{name!r} cannot be read (")
-    assert isinstance(error.__cause__, OSError)
+    assert isinstance(error.__cause__, OSError | ValueError)
+
+
+def test_a_name_that_no_file_can_have_is_told() -> None:
+    """A NUL in a path is an error that names the path, and so is what is no path."""
+    assert refusal(Path("a\0.txt")).happened == "'a\\x00.txt' cannot be read (ValueError)."
+    with pytest.raises(UsageError, match="path is of type int"):
+        list(read_items(5))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
 def test_a_file_that_is_not_utf_8_is_told(made: Make, name: str) -> None:
-    """Another encoding is an error, not a wrong prompt."""
-    error = refusal(made(name, "prompt\n笑起来\n".encode("gb18030")))
-    assert error.happened == f"{name!r} is no such text (UnicodeDecodeError)."
+    """Another encoding is an error that names the line, not a wrong prompt."""
+    first = '"prompt"\n' if name == "a.jsonl" else "prompt\n"
+    error = refusal(made(name, f"{first}笑起来\n".encode("gb18030")))
+    assert error.happened == f"{name}, line 2: it is not UTF-8 text."
+    assert error.advice == "Save it as UTF-8."
 
 
-def test_a_table_with_a_broken_quote_is_told(made: Make) -> None:
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_text_with_a_byte_order_mark_says_its_encoding(
+    made: Make, encoding: str, end: str
+) -> None:
+    """What spreadsheets call Unicode text is read, if it begins with its mark."""
+    content = end.join(["\ufeff笑起来", "😀 a kitten", ""])
+    assert requests(made("a.txt", content.encode(encoding))) == [
+        TextToVideo("笑起来"),
+        TextToVideo("😀 a kitten"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+def test_a_text_with_nul_characters_is_named_as_such(made: Make, name: str, encoding: str) -> None:
+    """UTF-16 without its mark looks like UTF-8 with NULs, which no prompt has."""
+    error = refusal(made(name, '"prompt"\n"a kitten"\n'.encode(encoding)))
+    assert error.happened == (
+        f"{name}, line 1: it has a NUL character, as UTF-16 text without a byte order mark has."
+    )
+
+
+def test_a_text_that_breaks_off_within_a_character_is_told(made: Make) -> None:
+    """Half a character at the end of UTF-16 text is an error behind the lines before it."""
+    error = refusal(made("a.txt", "a kitten\n".encode("utf-16") + b"\n"))
+    assert error.happened == "a.txt, line 1: after it, there is something that is not UTF-16 text."
+    assert told(error, ["kitten"]) == []
+
+
+def test_files_that_were_put_together_have_marks_in_the_middle(made: Make) -> None:
+    """A byte order mark at the start of any line belongs to no prompt."""
+    assert requests(made("a.txt", "\ufeffa\n\ufeffb\n")) == [TextToVideo("a"), TextToVideo("b")]
+    assert requests(made("a.jsonl", '"a"\n\ufeff{"prompt": "b"}\n')) == [
+        TextToVideo("a"),
+        TextToVideo("b"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "happened"),
+    [
+        ('prompt\n"a kitten\na puppy\n', "line 2: the row that begins here is broken (unexpected"),
+        ('prompt\na\n"b"c\n', "line 3: the row that begins here is broken ("),
+        ('sep=,\nprompt\na\n"b\nc"d\n', "line 4: the row that begins here is broken ("),
+        (f"prompt\n{'a' * 131_073}\n", "line 2: the row that begins here is broken (field larger"),
+    ],
+)
+def test_a_table_with_a_broken_quote_is_told(made: Make, content: str, happened: str) -> None:
     """A quote that nobody closes would swallow the rest of the table; it is an error."""
-    error = refusal(made("a.csv", 'prompt\n"a kitten\na puppy\n'))
-    assert error.happened == "'a.csv' is no such text (Error)."
+    assert refusal(made("a.csv", content)).happened.startswith(f"a.csv, {happened}")
 
 
 # Before anything is sent
@@ -312,6 +482,121 @@ def test_a_file_is_read_as_it_is_asked_for(made: Make) -> None:
         next(items)
 
 
+# What can be read only once
+
+
+@pytest.fixture
+def stdin(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
+    """Give a function that puts bytes into standard input."""
+
+    def put(content: bytes) -> None:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+    return put
+
+
+@pytest.fixture
+def piped(tmp_path: Path) -> Iterator[Callable[[str, bytes], Path]]:
+    """Give a function that makes a named pipe into which someone writes."""
+    writers: list[threading.Thread] = []
+
+    def make(name: str, content: bytes) -> Path:
+        pipe = tmp_path / name
+        os.mkfifo(pipe)
+        writers.append(threading.Thread(target=pipe.write_bytes, args=(content,)))
+        writers[-1].start()
+        return pipe
+
+    yield make
+    for writer in writers:
+        writer.join()
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "wanted"),
+    [
+        ("a kitten\nprompt\n", "stdin.txt", [Item(TextToVideo("a kitten")), "prompt"]),
+        ("\n[a kitten]\n", "stdin.txt", ["[a kitten]"]),
+        ('\n {"prompt": "a", "seconds": 5}\n', "stdin.jsonl", [TextToVideo("a", seconds=5)]),
+        ("Prompt,custom_id\na,7\n", "stdin.csv", [Item(TextToVideo("a"), "7")]),
+        ("sep=;\nprompt;seconds\na;5\n", "stdin.csv", [TextToVideo("a", seconds=5)]),
+        ("", "stdin.txt", []),
+    ],
+)
+def test_standard_input_is_copied_and_read_as_what_it_is(
+    stdin: Callable[[bytes], None], content: str, name: str, wanted: list[Any]
+) -> None:
+    """The first line says what it holds, the copy can be read twice, and is gone afterwards."""
+    stdin(content.encode("utf-16"))
+    with spooled("-") as path:
+        assert path.name == name
+        assert check_items(path) == len(wanted)
+        items = list(read_items(path))
+        mode = stat.S_IMODE(path.parent.stat().st_mode)
+    assert items == [
+        one if isinstance(one, Item) else Item(TextToVideo(one) if isinstance(one, str) else one)
+        for one in wanted
+    ]
+    assert mode == 0o700
+    assert not path.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "read"),
+    [
+        ("pipe", b"a kitten\n", [TextToVideo("a kitten")]),
+        ("pipe.txt", b'{"prompt": "a"}\n', [TextToVideo('{"prompt": "a"}')]),
+        ("the.pipe.JSONL", b'"a"\n', [TextToVideo("a")]),
+    ],
+)
+def test_a_pipe_is_copied(
+    piped: Callable[[str, bytes], Path], name: str, content: bytes, read: list[Generation]
+) -> None:
+    """What its name says is what it holds; its entries are read as often as one likes."""
+    with spooled(piped(name, content)) as path:
+        assert requests(path) == read
+        assert requests(path) == read
+
+
+def test_a_descriptor_is_copied(made: Make) -> None:
+    """What a shell makes of `<(command)` has a number for a name, and may be a file after all."""
+    with made("a.txt", "a kitten\n").open() as file, spooled(f"/dev/fd/{file.fileno()}") as path:
+        assert path.name == f"{file.fileno()}.txt"
+        assert requests(path) == [TextToVideo("a kitten")]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "missing.txt", "."])
+def test_a_file_is_not_copied(made: Make, name: str) -> None:
+    """A file is read where it is, and what cannot be read is told by reading it."""
+    path = made("a.txt", "a kitten\n").parent / name
+    with spooled(path) as same:
+        assert same == path
+
+
+def test_a_pipe_is_refused_before_it_is_opened(tmp_path: Path) -> None:
+    """Nobody writes into this pipe: opening it would block for ever."""
+    os.mkfifo(tmp_path / "pipe.txt")
+    error = refusal(tmp_path / "pipe.txt")
+    assert error.happened == ("'pipe.txt' is not a regular file, and may be readable only once.")
+    assert "spooled" in error.advice
+    assert refusal(Path("-")).happened.startswith("'-' is not a regular file")
+
+
+def test_standard_input_may_be_missing_or_closed(
+    stdin: Callable[[bytes], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A program without a terminal has none; one that was closed, or cannot be read, is told."""
+    stdin(b"")
+    sys.stdin.buffer.close()
+    with pytest.raises(UsageError, match=r"'-' cannot be read \(ValueError\)"), spooled("-"):
+        pass
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(UsageError, match="There is no standard input"), spooled("-"):
+        pass
+    with pytest.raises(UsageError, match="'999' cannot be read"), spooled("/dev/fd/999"):
+        pass
+
+
 # Secrets
 
 
@@ -320,7 +605,7 @@ def test_a_file_is_read_as_it_is_asked_for(made: Make) -> None:
     [
         ("a.jsonl", f'{{"prompt": "{MARK}"'),
         ("a.jsonl", json.dumps([MARK])),
-        ("a.jsonl", json.dumps({"prompt": MARK, "seconds": 7})),
+        ("a.jsonl", json.dumps({"prompt": MARK, "seconds": 0})),
         ("a.jsonl", json.dumps({"prompt": MARK, "image": MARK})),
         ("a.jsonl", json.dumps({MARK: 1})),
         ("a.jsonl", json.dumps({"prompt": MARK, "kind": MARK})),

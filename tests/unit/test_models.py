@@ -30,6 +30,7 @@ from fuhu_runway.models import (
     TextToVideo,
     Timeouts,
     VideoToVideo,
+    is_reachable_address,
     is_web_address,
 )
 
@@ -71,12 +72,22 @@ POLICIES: list[Make] = [Timeouts, RetryPolicy, PollPolicy, Limits, MotionVector,
 # What is allowed, as the error says it, to who has such fields, and what is not allowed.
 WORD = "with at least one word"
 ADDRESS = "the gateway can download it"
-SECONDS = "Use 5 or 10."
+SECONDS = "Use a whole number from 1 to 60."
+RATIO = "Use width:height, such as 16:9 or 1280:720."
+PIXELS = "Use width:height in pixels, such as 1280:720."
 FLAG = "Use True or False."
 NUMBER = "Use a number."
 SPAN = "Use a number of seconds above 0."
 
 NO_TEXTS: list[Any] = ["", " \n", None, 5, b"marked", ["marked"]]
+# Spaces, signs of direction and of joining, control characters, accents and selectors with
+# nothing to stand on, tags, fillers that count as letters or symbols, and noncharacters.
+UNSEEN: list[Any] = [
+    *(" \t\r\n\u00a0\u3000\u2003\u2028", "\u200b", "\u200b\u200c\u200d\u200e\u200f", "\u2060"),
+    *("\ufeff", "\u00ad", "\u180e", "\u061c", "\u202e \u2066", "\0", "\x1b\x7f\x85"),
+    *("\u0301", "\u20dd", "\ufe0f", "\u034f", "\U000e0100", "\U000e0061"),
+    *("\u3164", "\uffa0", "\u115f\u1160", "\u2800", "\ufffe"),
+]
 NO_ADDRESSES: list[Any] = [
     "",
     "marked words",
@@ -88,36 +99,47 @@ NO_ADDRESSES: list[Any] = [
     "https://marked.example/1 2.jpeg",
     "https://marked.example/\ud800.jpeg",
     "file:///home/marked/1.jpeg",
+    "https://marked.example:99999999/1.jpeg",
+    "https://marked.example/1\x1f.jpeg",
     5,
     b"https://marked.example/",
+]
+NO_HOSTS: list[Any] = [
+    "https://marked..example/1.jpeg",
+    f"https://{'a' * 64}.marked.example/1.jpeg",
+    "https://marked.example:65536/1.jpeg",
 ]
 NO_FLAGS: list[Any] = [1, 0, "true", 0.0]
 NO_SPANS: list[Any] = [0, -1, math.nan, math.inf, "5", True, None, 10**400, 10**5000]
 NO_NUMBERS: list[Any] = ["1", None, True, math.nan, math.inf, -math.inf, 10**400, [1], 1j]
-NO_SECONDS: list[Any] = [0, 7, 15, "10", 10.0, 5.0, True, [], math.nan, 10**5000]
+NO_SECONDS: list[Any] = [0, -5, 61, 1000, "10", 10.0, 5.5, True, [], math.nan, 10**5000]
+NO_RATIOS: list[Any] = [
+    *("16/9", "16x9", "16：9", "", "16", "16:", ":9", "0:9", "16:0", "16:9 ", "16:9\n", "-16:9"),
+    *("１６:９", "wide", "100000:1", None, 1.78, (16, 9), []),
+]
 
 RULES: list[tuple[list[Make], str, str, list[Any]]] = [
-    ([text, image, video], "prompt", WORD, NO_TEXTS[:2]),
-    ([official], "prompt", WORD, NO_TEXTS[:2]),
+    ([text, image, video], "prompt", WORD, [*NO_TEXTS[:2], *UNSEEN]),
+    ([official], "prompt", WORD, [*NO_TEXTS[:2], *UNSEEN]),
+    ([text, image, video, official], "prompt", "Remove it", ["a marked\0 kitten"]),
     ([text, image, video], "prompt", "Give it as text (str).", NO_TEXTS[2:]),
     ([official], "prompt", "Give it as text (str).", [5, b"marked"]),
     ([text, image, video, official], "prompt", "lone surrogate", ["a marked \ud83d kitten"]),
-    ([text, image, video, official], "model", WORD, NO_TEXTS[:2]),
+    ([text, image, video, official], "model", WORD, [*NO_TEXTS[:2], *UNSEEN[:2]]),
     ([text, image, video, official], "model", "Give it as text (str).", [None, 4]),
-    ([text, image], "style", WORD, NO_TEXTS[:2]),
-    ([text, image], "ratio", "16:9, 9:16, 1:1, 4:3, 3:4 or 21:9.", ["16/9", "", None, 1.78, []]),
-    ([text, image], "ratio", "16:9, 9:16", ["1280:720"]),
-    ([official], "ratio", "1280:720, 720:1280", ["16:9", None]),
+    ([text, image], "style", WORD, [*NO_TEXTS[:2], *UNSEEN[:2]]),
+    ([text, image], "ratio", RATIO, NO_RATIOS),
+    ([official], "ratio", PIXELS, [*NO_RATIOS, "16:9", "1.5:100"]),
     ([text, image, official], "seconds", SECONDS, [*NO_SECONDS, None]),
     ([video], "seconds", SECONDS, NO_SECONDS),
     ([text, image], "motion", "Use a MotionVector.", [None, {}, 0.4]),
-    ([image, act_one], "image", ADDRESS, NO_ADDRESSES),
+    ([image, act_one], "image", ADDRESS, [*NO_ADDRESSES, *NO_HOSTS]),
     ([image, act_one], "image", ADDRESS, ["data:image/png;base64,aGk="]),
-    ([official], "image", ADDRESS, [*NO_ADDRESSES, None, "data:text/marked,a"]),
+    ([official], "image", ADDRESS, [*NO_ADDRESSES, *NO_HOSTS, None, "data:text/marked,a"]),
     ([official], "image", ADDRESS, ["data:image/png;base64,\ud800", "data:image/png,marked笑"]),
-    ([image, official], "last_image", ADDRESS, NO_ADDRESSES),
-    ([video, act_one], "video", ADDRESS, [*NO_ADDRESSES, None]),
-    ([act_one], "character_video", ADDRESS, NO_ADDRESSES),
+    ([image, official], "last_image", ADDRESS, [*NO_ADDRESSES, *NO_HOSTS]),
+    ([video, act_one], "video", ADDRESS, [*NO_ADDRESSES, *NO_HOSTS, None]),
+    ([act_one], "character_video", ADDRESS, [*NO_ADDRESSES, *NO_HOSTS]),
     ([image], "image_as_end_frame", FLAG, [*NO_FLAGS, None]),
     ([image, video], "flip", FLAG, [*NO_FLAGS, None]),
     ([act_one], "flip", FLAG, NO_FLAGS),
@@ -174,6 +196,48 @@ def test_a_refusal_keeps_what_is_secret(make: Make, field: str, value: Any, allo
     assert told(caught.value, ["marked"]) == []
 
 
+@pytest.mark.parametrize("value", UNSEEN)
+def test_a_text_that_shows_nothing_says_so(value: str) -> None:
+    """It is not called empty, since it is not."""
+    with pytest.raises(UsageError) as caught:
+        text(prompt=value)
+    assert caught.value.happened == "prompt has no visible character."
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a",
+        "一",
+        "ا",
+        "क्",
+        "é",
+        "e\u0301",
+        "?",
+        "😀",
+        "👩\u200d🚀",
+        "\ufeffa\u200b",
+        "\ufffd",
+        "\ue000",
+    ],
+)
+def test_a_text_that_shows_anything_is_taken(value: str) -> None:
+    """One visible character is enough, of any script, and also one that only some fonts have."""
+    assert text(prompt=value).prompt == value
+
+
+def test_a_character_that_this_python_does_not_know_is_taken() -> None:
+    """An emoji of a later Unicode than Python's own is not assigned yet, and no fault."""
+    assert text(prompt="\U0001faff").prompt == "\U0001faff"
+
+
+def test_control_characters_are_sent() -> None:
+    """Line breaks and the like are escaped by JSON; only NUL is refused, by its place."""
+    assert text(prompt="a\tb\r\nc\x1b").prompt == "a\tb\r\nc\x1b"
+    with pytest.raises(UsageError, match="prompt has a NUL character at position 1"):
+        text(prompt="a\0b")
+
+
 def test_every_checked_field_has_a_bad_value_in_these_tests() -> None:
     """No field with a check of its own is missing from the rules above."""
     tested = {(type(make()), field) for makes, field, *_ in RULES for make in makes}
@@ -189,8 +253,8 @@ def test_every_checked_field_has_a_bad_value_in_these_tests() -> None:
 @pytest.mark.parametrize("make", [text, image])
 def test_a_choice_shows_the_value_that_is_wrong(make: Make) -> None:
     """A wrong ratio is shown, so that a slip of the keyboard is seen at once."""
-    with pytest.raises(UsageError, match=r"ratio is '16:10'\. .* Use 16:9, 9:16, .* or 21:9\."):
-        make(ratio="16:10")
+    with pytest.raises(UsageError, match=r"ratio is '16-10'\. .* such as 16:9 or 1280:720\."):
+        make(ratio="16-10")
 
 
 def test_a_value_is_shown_short_and_without_secrets() -> None:
@@ -217,6 +281,29 @@ def test_gen3_knows_two_ratios(make: Make) -> None:
     assert caught.value.field == "ratio"
     assert make(model="gen3", ratio="9:16").ratio == "9:16"
     assert make(model="gen4", ratio="1:1").ratio == "1:1"
+    assert official(model="gen3", ratio="960:960").ratio == "960:960"
+
+
+def test_the_models_are_those_of_the_facts() -> None:
+    """Each model has its documented lengths and ratios, once for each format."""
+    shapes = "16:9 9:16 1:1 4:3 3:4 21:9"
+    pixels = "1280:720 720:1280 1104:832 832:1104 960:960 1584:672"
+    veo = "1280:720 720:1280 1080:1920 1920:1080"
+    assert [
+        (row.official, row.name, row.seconds, " ".join(row.ratios), row.refuses_other_ratios)
+        for row in models.MODELS
+    ] == [
+        (False, "gen2", (), shapes, False),
+        (False, "gen3", (5, 10), "16:9 9:16", True),
+        (False, "gen4", (5, 10), shapes, False),
+        (False, "gen4_turbo", (5, 10), shapes, False),
+        (False, "gen4.5", (5, 10), shapes, False),
+        (True, "gen3a_turbo", (5, 10), "1280:768 768:1280", False),
+        (True, "gen4_turbo", (5, 10), pixels, False),
+        (True, "gen4.5", (2, 3, 4, 5, 6, 7, 8, 9, 10), pixels, False),
+        (True, "veo3.1", (4, 6, 8), veo, False),
+        (True, "veo3.1_fast", (4, 6, 8), veo, False),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -238,14 +325,39 @@ def test_an_official_prompt_has_a_length() -> None:
     with pytest.raises(UsageError, match=r"prompt has 1001 characters\. .* at most 1000") as caught:
         official(prompt="x" * 1001)
     assert caught.value.field == "prompt"
+    # It counts UTF-16 units, as JavaScript does, and an emoji has two of them.
+    assert official(prompt="😀" * 500).prompt == "😀" * 500
+    assert official(prompt="笑" * 1000).prompt == "笑" * 1000
+    with pytest.raises(UsageError, match="prompt has 1002 characters"):
+        official(prompt="😀" * 501)
+    assert text(prompt="x" * 100_000).prompt == "x" * 100_000
 
 
 @pytest.mark.parametrize(
     ("make", "changes"),
     [
-        *[(text, {"ratio": ratio}) for ratio in models.RATIOS],
-        *[(official, {"ratio": ratio}) for ratio in models.OFFICIAL_RATIOS],
-        *[(make, {"seconds": 5}) for make in (text, image, video, official)],
+        *[
+            (official if row.official else text, {"model": row.name, "ratio": ratio})
+            for row in models.MODELS
+            for ratio in row.ratios
+        ],
+        *[
+            (official if row.official else text, {"model": row.name, "seconds": seconds})
+            for row in models.MODELS
+            for seconds in row.seconds
+        ],
+        # What is documented is a hint: the rest is for the gateway to judge.
+        *[
+            (make, {"seconds": value})
+            for make in (text, image, video, official)
+            for value in (1, 60)
+        ],
+        *[(make, {"model": "gen4", "seconds": 7, "ratio": "2.39:1"}) for make in (text, image)],
+        *[(make, {"model": "gen9", "seconds": 15, "ratio": "5:4"}) for make in (text, image)],
+        *[(make, {"ratio": "1280:720"}) for make in (text, image)],
+        *[(make, {"ratio": "21:9"}) for make in (text, image)],
+        (official, {"model": "gen9", "seconds": 12, "ratio": "2048:858"}),
+        (official, {"model": "gen4_turbo", "seconds": 3, "ratio": "99999:100"}),
         (text, {"prompt": "一只小猫"}),
         (text, {"model": "gen9", "style": "未来"}),
         (text, {"motion": MotionVector(-6.2, 0.4, 1000, -6, 0, 0)}),
@@ -308,6 +420,8 @@ def test_the_policies_are_the_promised_ones() -> None:
         ({"a": [math.inf]}, "ValueError"),
         ({"a": "marked \ud800"}, "UnicodeEncodeError"),
         ({"a": {("marked",): 1}}, "TypeError"),
+        ({"a": [{"b": {"marked \ud800": 1}}]}, "UnicodeEncodeError"),
+        ({"a": 10**5000}, "ValueError"),
         ({"a": threading.Lock()}, "TypeError"),
         ({"a": (one for one in "marked")}, "TypeError"),
     ],
@@ -333,6 +447,20 @@ def test_extra_without_end_is_refused() -> None:
             text(extra=extra)
 
 
+@pytest.mark.parametrize(("levels", "fits"), [(100, True), (101, False)])
+@pytest.mark.parametrize("make_level", [lambda inner: {"a": inner}, lambda inner: [inner]])
+def test_extra_has_a_greatest_depth(levels: int, fits: bool, make_level: Any) -> None:
+    """What would be too deep for some reader on its way is refused here, whatever the stack."""
+    value: Any = {}
+    for _ in range(levels - 2):
+        value = make_level(value)
+    if fits:
+        assert text(extra={"a": value}).extra == {"a": value}
+    else:
+        with pytest.raises(UsageError, match="more than 100 levels"):
+            text(extra={"a": value})
+
+
 def test_extra_is_a_copy() -> None:
     """What the caller changes later does not change the request."""
     extra = {"options": {"fps": 24}}
@@ -354,6 +482,57 @@ def test_a_web_address_has_scheme_and_host(value: str) -> None:
 def test_anything_else_is_no_web_address(value: Any) -> None:
     """Words, other schemes, relative addresses, broken ones and other types are no addresses."""
     assert not is_web_address(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "http://localhost:8080",
+        "https://a_b.example-1.com:65535/x?y#z",
+        "https://example.com./",
+        "https://user:word@x.example:/1",
+        "http://127.0.0.1:1/",
+        "http://[::1]:80/",
+        "https://bücher.example/图",
+        "https://小猫.例え",
+        f"https://{'a' * 63}.example",
+        f"https://{'.'.join(['a' * 49] * 5)}.eu",
+    ],
+)
+def test_an_address_that_can_exist_is_reachable(value: str) -> None:
+    """Names of any script, IP addresses, and hosts and ports up to their limits are taken."""
+    assert is_reachable_address(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "https://api..example.com",
+        "https://.example.com",
+        f"https://{'a' * 64}.example",
+        f"https://{'小' * 60}.example",
+        f"https://{'.'.join(['a' * 49] * 5)}.example",
+        f"https://{'a.' * 100_000}example",
+        "https://x.example:65536/",
+        "https://x.example:0/",
+        "https://x.example:８０/",
+        "https://256.1.1.1/",
+        "https://[:::]/",
+        "https://ex%61mple.com/",
+        'https://ex"ample.com/',
+        "https://ex\\ample.com/",
+        "https://ex\x01ample.com/",
+        "https://example.com/\x7f",
+        "https://example.com/\x1b[31m",
+        "https://℀.example/",
+        "https://a\u2024\u2024b.example/",
+        *NO_ADDRESSES,
+        None,
+    ],
+)
+def test_an_address_that_cannot_exist_is_not_reachable(value: Any) -> None:
+    """Empty and overlong labels, ports beyond 65535, control characters and non-addresses."""
+    assert not is_reachable_address(value)
 
 
 # Values
@@ -498,6 +677,34 @@ def test_a_feed_is_asked_by_post_or_get(verb: Any) -> None:
     """No other verb is a way to ask the feed."""
     with pytest.raises(UsageError, match=r"feed_verb .* Use POST or GET\."):
         Gateway("own", feed_verb=verb)
+
+
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        ({"name": ""}, "with at least one word"),
+        ({"prefix": "runway"}, "Use a path such as /runway."),
+        ({"prefix": "/runway?a=b"}, "Use a path such as /runway."),
+        ({"prefix": "/runway#a"}, "Use a path such as /runway."),
+        ({"prefix": "/run way"}, "Use a path such as /runway."),
+        ({"official_prefix": "@marked.example"}, "Use a path such as /runway."),
+        ({"official_prefix": None}, "Use a path such as /runway."),
+        ({"key_style": "bearer"}, "Use KeyStyle.BEARER, KeyStyle.RAW or KeyStyle.BODY."),
+        ({"balance": "TOKEN"}, "BalanceRoute.BILLING, BalanceRoute.TOKEN or BalanceRoute.QUOTA."),
+    ],
+)
+def test_a_gateway_is_checked_when_it_is_made(changes: dict[str, Any], advice: str) -> None:
+    """A prefix without its slash would make the key go to another host."""
+    with pytest.raises(UsageError) as caught:
+        Gateway(**{"name": "own"} | changes)
+    assert caught.value.field == next(iter(changes))
+    assert advice in caught.value.advice
+
+
+@pytest.mark.parametrize("prefix", ["", "/", "/runway/v1/", "/a/%20/~b:c@d"])
+def test_a_prefix_is_a_path(prefix: str) -> None:
+    """It may be empty, and it may have several parts."""
+    assert Gateway("own", prefix=prefix, official_prefix=prefix).prefix == prefix
 
 
 def test_a_gateway_of_ones_own_speaks_like_most() -> None:

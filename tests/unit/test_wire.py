@@ -424,6 +424,9 @@ ADDRESSES = {
     "gptproto": "https://own.example/runway/v1",
     "yutoai": "https://own.example/runway/v1",
     "zyhelp": "https://own.example/runway/v1",
+    "bltcy": "https://api.bltcy.ai/runway/v1",
+    "ait8": "https://ai.t8star.cn/runway/v1",
+    "ezlinkai": "https://api.ezlinkai.com/runway/v1",
     "duomi": "https://duomiapi.com/api/video/runway",
 }
 PATHS = {
@@ -452,27 +455,24 @@ def test_each_gateway_gets_each_submit_at_its_address(
 
 @pytest.mark.parametrize("gateway", GATEWAYS)
 def test_each_gateway_is_asked_for_a_task_its_own_way(gateway: str) -> None:
-    """The feed is a POST with the id in the body; duomi's is a GET with the id in the address."""
+    """The feed is a POST with the id in the body, and for duomi the key beside it."""
     request = asking("feed", gateway_of(gateway), "a/b c")
-    if gateway == "duomi":
-        assert request.endpoint.verb == "GET"
-        assert request.url == f"{ADDRESSES[gateway]}/feed?task_id=a%2Fb%20c"
-        assert request.body is None
-    else:
-        assert request.endpoint.verb == "POST"
-        assert request.url == f"{ADDRESSES[gateway]}/feed"
-        assert sent(request) == {"task_id": "a/b c"}
+    assert request.endpoint.verb == "POST"
+    assert request.url == f"{ADDRESSES[gateway]}/feed"
+    key = {"key": KEY} if gateway == "duomi" else {}
+    assert sent(request) == {**key, "task_id": "a/b c"}
     assert request.endpoint.replay is Replay.FREE
     assert request.task_id == "a/b c"
 
 
 @pytest.mark.parametrize("gateway", GATEWAYS)
 def test_the_official_routes_stand_beside_the_prefix(gateway: str) -> None:
-    """The official format has the same paths on every gateway, whatever its prefix."""
+    """The official format has a prefix of its own, which only ezlinkai shares with the other."""
     row = gateway_of(gateway)
+    prefix = "/runway/v1" if gateway == "ezlinkai" else "/runwayml/v1"
     submit, look = asking("official_image_to_video", row), asking("official_task", row, "a/b")
-    assert submit.url == f"{row.base_url}/runwayml/v1/image_to_video"
-    assert look.url == f"{row.base_url}/runwayml/v1/tasks/a%2Fb"
+    assert submit.url == f"{row.base_url}{prefix}/image_to_video"
+    assert look.url == f"{row.base_url}{prefix}/tasks/a%2Fb"
     assert (submit.endpoint.verb, look.endpoint.verb, look.body) == ("POST", "GET", None)
 
 
@@ -481,7 +481,7 @@ def test_the_official_routes_stand_beside_the_prefix(gateway: str) -> None:
     [
         ("subscription", "/v1/dashboard/billing/subscription"),
         ("usage", "/v1/dashboard/billing/usage"),
-        ("token_usage", "/api/usage/token"),
+        ("token_usage", "/api/usage/token/"),
     ],
 )
 def test_the_balance_is_asked_with_the_key_in_the_header(endpoint: str, path: str) -> None:
@@ -554,6 +554,45 @@ def test_the_key_is_shown_as_the_gateway_wants_it(style: KeyStyle, shown: str) -
     """`Bearer` stands before the key or does not; the key itself is untouched (api-facts 1.1)."""
     headers = asking("text_to_video", attrs.evolve(GATEWAY, key_style=style)).headers
     assert headers["Authorization"] == shown
+
+
+IN_BODY = attrs.evolve(GATEWAY, key_style=KeyStyle.BODY)
+
+
+@pytest.mark.parametrize("endpoint", [*PATHS, "feed"])
+def test_the_key_may_go_in_the_body(endpoint: str) -> None:
+    """What is POSTed in the reverse format then has `key` and no header (api-facts 11 row 14)."""
+    request = asking(endpoint, IN_BODY)
+    assert sent(request)["key"] == KEY
+    assert "Authorization" not in request.headers
+    assert KEY not in request.url
+    assert KEY in request.secrets
+    assert {**sent(request), "key": None} == {**sent(asking(endpoint)), "key": None}
+
+
+@pytest.mark.parametrize("endpoint", ["official_image_to_video", "official_task", "subscription"])
+def test_other_routes_of_such_a_gateway_keep_the_header(endpoint: str) -> None:
+    """The official format and the balance have no place for a key in the body."""
+    request = asking(endpoint, IN_BODY)
+    assert request.headers["Authorization"] == KEY
+    assert KEY.encode() not in (request.body or b"")
+    assert KEY not in request.url
+
+
+def test_a_feed_without_a_body_keeps_the_header() -> None:
+    """A feed that is polled by GET carries the key in the header, and never in the address."""
+    request = asking("feed", attrs.evolve(IN_BODY, feed_verb="GET"), "t 1")
+    assert request.url == "https://api.fuhuapi.com/runway/feed?task_id=t%201"
+    assert (request.body, request.headers["Authorization"]) == (None, KEY)
+
+
+def test_extra_cannot_set_the_key() -> None:
+    """Where the key goes in the body, `extra` may not replace it; elsewhere it is a field."""
+    request = TextToVideo("a kitten", extra={"key": "marked"})
+    with pytest.raises(errors.UsageError, match="extra sets 'key'") as caught:
+        build(request, IN_BODY, KEY)
+    assert told(caught.value, ["marked", KEY]) == []
+    assert sent(build(request, GATEWAY, KEY))["key"] == "marked"
 
 
 def test_every_request_carries_the_version_and_its_types() -> None:
