@@ -264,7 +264,7 @@ def _bent(
 
 
 def _with_slash(visit: Visit, _fault: Fault | None) -> Reply:
-    """What gin's router answers where a path lacks its last slash (api-facts 11)."""
+    """Return the redirect of gin's router to the same path with a slash (api-facts 11)."""
     path = f"{visit.request.path}/"
     page = f'<a href="{path}">Moved Permanently</a>.\n\n'
     return Reply(301, page.encode(), {"Location": path, "Content-Type": HTML})

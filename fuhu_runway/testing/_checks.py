@@ -45,7 +45,7 @@ def is_number(value: object) -> bool:
 
 
 def is_official_duration(value: object) -> bool:
-    """Whether *value* is one of the official format's lengths: veo's 4, 6 and 8 among them."""
+    """Return whether *value* is a length of the official format; veo's are 4, 6 and 8."""
     return type(value) is int and 2 <= value <= 10
 
 
@@ -67,7 +67,7 @@ def _find(body: Body, path: str) -> object:
 
 
 def has_length(body: Body) -> bool:
-    """Whether the clip, if it says how long it is, is as long as its model makes them."""
+    """Return whether the clip's length, if there is one, is one that its model makes."""
     seconds = _find(body, "options.seconds")
     if body.get("model") in FIVE_OR_TEN:
         return seconds is None or (type(seconds) is int and seconds in {5, 10})
@@ -75,7 +75,7 @@ def has_length(body: Body) -> bool:
 
 
 def has_picture_or_text(body: Body) -> bool:
-    """Whether there is a picture, or nothing but text (api-facts 11)."""
+    """Return whether there is a picture, or text alone (api-facts 11)."""
     if "promptImage" in body:
         return is_picture(body["promptImage"])
     return is_text(body.get("promptText"))

@@ -385,7 +385,7 @@ def checked(dialect: str) -> str:
 
 
 def tell(moment: Moment, dialect: str, random: Random) -> tuple[bytes, str]:
-    """The body of the reply that tells *moment* in *dialect*, and its content type."""
+    """Return the body of the reply for *moment* in *dialect*, and its content type."""
     moment = _emptied(moment) if moment.blank else moment
     if dialect in SHAPES:
         return _shaped(moment, dialect)

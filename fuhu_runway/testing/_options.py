@@ -30,7 +30,7 @@ BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
 
 
 def bounds(owner: str, name: str) -> tuple[float, float]:
-    """How far the number *name* of the fault, or of the function, *owner* may go."""
+    """Return how far the number *name* of the fault, or of the function, *owner* may go."""
     return BOUNDS.get(f"{owner}.{name}", BOUNDS.get(name, (-MOST, MOST)))
 
 

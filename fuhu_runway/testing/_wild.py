@@ -1,5 +1,5 @@
 """
-What gateways, proxies and networks really send, documented or not, as literal text.
+What gateways, proxies and networks send in practice, documented or not, as literal text.
 
 Data only. `SHAPES` are answers about a task, and can be named wherever a dialect can. `KNOWN`
 are answers that say nothing about a task.
@@ -28,7 +28,7 @@ class Shape:
     text: str
     content_type: str = JSON
     encoding: str = "utf-8"
-    #: The feed answers with the envelope.
+    #: Whether the feed answers with the envelope instead.
     submits_only: bool = False
 
 

@@ -34,7 +34,7 @@ class Fault:
 
     @property
     def label(self) -> str:
-        """What the log of requests calls it."""
+        """Return its name in the log of requests."""
         return type(self).__name__
 
 
@@ -75,12 +75,12 @@ class Answer(Fault):
     content_type: str = JSON
     headers: tuple[tuple[str, str], ...] = ()
     accepted: bool = False
-    #: What the log of requests calls it; empty is `Answer`.
+    #: Its name in the log of requests; empty is `Answer`.
     name: str = ""
 
     @property
     def label(self) -> str:
-        """What the log of requests calls it."""
+        """Return its name in the log of requests."""
         return self.name or "Answer"
 
 
@@ -224,7 +224,7 @@ class Speaks(Fault):
 
     @property
     def label(self) -> str:
-        """What the log of requests calls it."""
+        """Return its name in the log of requests."""
         return f"Speaks {self.dialect}"
 
 
@@ -314,7 +314,7 @@ class SlowDownload(Fault):
 
 def known(name: str, *, accepted: bool | None = None) -> Answer:
     """
-    One of the answers in `KNOWN`, all of them seen in the wild.
+    Return one of the answers in `KNOWN`, all of them seen in the wild.
 
     Args:
         name: Its name there.

@@ -418,16 +418,16 @@ SAID = {
     "no_credits_nested": (
         400,
         (
-            r'{"code":"fail_to_fetch_task","message":"{\"error\":\"You do not have enough credits to '
-            r'run this task.\",\"docUrl\":\"https://docs.dev.runwayml.com/api\"}","data":null}'
+            r'{"code":"fail_to_fetch_task","message":"{\"error\":\"You do not have enough '
+            r'credits to run this task.\",\"docUrl\":\"https://docs.dev.runwayml.com/api\"}","data":null}'
         ),
     ),
     "issues": (
         400,
         (
             '{"error":"Validation of body failed","issues":[{"code":"too_big","maximum":1000,'
-            '"message":"Too big: expected string to have <=1000 characters","path":["promptText"]}],'
-            '"docUrl":"https://docs.dev.runwayml.com/api"}'
+            '"message":"Too big: expected string to have <=1000 characters",'
+            '"path":["promptText"]}],"docUrl":"https://docs.dev.runwayml.com/api"}'
         ),
     ),
     "reference_images_empty": (
@@ -594,6 +594,17 @@ async def test_an_informational_answer_may_be_all(caller: Caller) -> None:
     got = await caller.submit()
     assert got.raw.startswith(b"HTTP/1.1 103 ")
     assert got.body == b""
+    assert caller.gateway.submitted == 1
+
+
+@pytest.mark.usefixtures("virtual")
+async def test_an_informational_answer_may_find_its_client_gone(caller: Caller) -> None:
+    """The work is done for a client that hung up before the 103 was sent."""
+    caller.gateway.fault("submit", faults.Slow(5.0, faults.Informational()))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1.0):
+            await caller.submit()
+    await asyncio.sleep(10.0)
     assert caller.gateway.submitted == 1
 
 
