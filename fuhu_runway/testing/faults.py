@@ -250,7 +250,7 @@ class RefusesRange(Fault):
 
     usable_on: ClassVar[frozenset[Where]] = _DOWNLOADS
 
-    #: Such as "bytes */0"; None is no such header.
+    #: Such as ``bytes */0``; None is no such header.
     content_range: str | None = None
 
 
@@ -314,11 +314,11 @@ class SlowDownload(Fault):
 
 def known(name: str, *, accepted: bool | None = None) -> Answer:
     """
-    Return one of the answers in `KNOWN`, all of them seen in the wild.
+    Return one of the answers in `KNOWN`.
 
     Args:
         name: Its name there.
-        accepted: Whether a task was made, and paid for, before it; None is as in the wild.
+        accepted: Whether a task was made, and paid for, before it; None is as `KNOWN` has it.
 
     Raises:
         ValueError: There is none of this name.
