@@ -38,7 +38,7 @@ from fuhu_runway.models import (
     TaskState,
 )
 from fuhu_runway.testing import DIALECTS as SIMULATED_DIALECTS
-from fuhu_runway.testing import faults
+from fuhu_runway.testing import KNOWN, SHAPES, faults
 from fuhu_runway.testing._control import COMMANDS, Command
 from fuhu_runway.testing._shown import OPTIONS as CONTROL_OPTIONS
 from fuhu_runway.testing._wanted import FAULTS, REQUIRED, Field, Fields
@@ -557,6 +557,26 @@ def simulated_dialects() -> str:
     )
 
 
+def simulated_shapes() -> str:
+    """Return one line for each answer that names a task and is in no documented dialect."""
+    return table(("Name", "What it is"), ((code(name), one.told) for name, one in SHAPES.items()))
+
+
+def known_answers() -> str:
+    """Return one line for each answer that says nothing about a task."""
+    return table(
+        ("Name", "Status", "Its beginning"),
+        (
+            (
+                f"{code(name)}{', after the task was made and paid for' * one.accepted}",
+                str(one.status),
+                code(one.body.replace("\n", "").replace("|", "\\|")[:60]) if one.body else "empty",
+            )
+            for name, one in KNOWN.items()
+        ),
+    )
+
+
 def fault_places() -> str:
     """Give, for each place, the faults that can happen there and not everywhere."""
     kinds = [kind for kind in vars(faults).values() if _is_fault(kind)]
@@ -726,6 +746,8 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
         journal_schema,
         journal_migrations,
         simulated_dialects,
+        simulated_shapes,
+        known_answers,
         fault_places,
         commands,
         control_commands,

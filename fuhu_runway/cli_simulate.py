@@ -53,6 +53,7 @@ RANGES: Final = {
     "callback_times": (1, 10),
     "callback_tries": (1, 10),
     "expired_status": (400, 599),
+    "weather": (0, 1),
 }
 SEE_HELP: Final = "See fuhu-runway simulate --help."
 
@@ -109,7 +110,10 @@ class Ways:
     ] = None
 
     dialect: Annotated[
-        str, _answer("How it answers: envelope as FuhuAPI does, new_api, mixed or another.")
+        str,
+        _answer(
+            "How it answers: envelope as FuhuAPI does, new_api, mixed, or odd as php_warning does."
+        ),
     ] = "envelope"
     official_dialect: Annotated[str, _answer("How it answers on the official routes.")] = "official"
     prefix: Annotated[str, _answer("One more path prefix.")] = "/runway"
@@ -121,11 +125,21 @@ class Ways:
         bool,
         _answer("Refuse a request without callback_url, as most gateways do.", negative=None),
     ] = True
+    requires_version: Annotated[
+        bool,
+        _answer("Refuse an official request without X-Runway-Version.", **NO_DEFAULT),
+    ] = False
+    weather: Annotated[
+        float, _answer("The share of requests, from 0 to 1, to which harmless trouble happens.")
+    ] = 0.0
 
     media: Annotated[
-        Literal["cdn", "api", "redirect"],
+        Literal["cdn", "api", "redirect", "relative"],
         _file("Where video URLs lead: to another origin, or to the API's, which may lead on."),
     ] = "cdn"
+    exact_links: Annotated[
+        bool, _file("Answer to the exact bytes of a URL only.", **NO_DEFAULT)
+    ] = False
     video: Annotated[Path | None, _file("The file of every job, in place of its own clip.")] = None
     link_lifetime: Annotated[
         float | None, _file("For how many simulated seconds a URL works; by default for ever.")
@@ -243,11 +257,12 @@ def _gateway(place: Place, ways: Ways) -> "Simulator":
         field.name: chosen.pop(f"callback_{field.name}") for field in attrs.fields(Callbacks)
     }
     chosen["callbacks"] = Callbacks(**callbacks) if ways.callbacks else None
-    chosen["rate_limit_answer"] = TooManyRequests(chosen.pop("retry_after"))
+    retry_after = chosen.pop("retry_after")
     chosen["video"] = None if ways.video is None else _read_video(ways.video)
     if chosen["price"] is None:
         del chosen["price"]
     try:
+        chosen["rate_limit_answer"] = TooManyRequests(retry_after)
         return Simulator(**attrs.asdict(place), **chosen, control=True)
     except ValueError as unfit:
         raise usage_error("simulate", f"{unfit}.", SEE_HELP) from unfit

@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from ._dialects import DIALECTS
     from ._state import LedgerEntry, read_ledger
     from ._virtual import virtual_time
+    from ._wild import KNOWN, SHAPES
     from .simulator import Simulator
 
 _HOME_OF = {
     "DIALECTS": "_dialects",
     "Callbacks": "_callbacks",
+    "KNOWN": "_wild",
     "LedgerEntry": "_state",
+    "SHAPES": "_wild",
     "Seen": "_books",
     "Simulator": "simulator",
     "TaskView": "_books",
@@ -30,6 +33,8 @@ _HOME_OF = {
 
 __all__ = [
     "DIALECTS",
+    "KNOWN",
+    "SHAPES",
     "Callbacks",
     "LedgerEntry",
     "Seen",

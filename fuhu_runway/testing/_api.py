@@ -13,9 +13,11 @@ from ._accounts import Account
 from ._books import Body, Books, SimulatedTask
 from ._callbacks import Postman
 from ._cdn import Files
+from ._checks import OFFICIAL_ACTIONS, REVERSE_ACTIONS
 from ._exchange import Refused, Reply, json_reply, too_many_requests
 from ._story import Moment
 from ._visits import MAX_BODY_BYTES, Reception, Route, Visit
+from ._wild import HTML
 from .faults import Fault, TooManyRequests
 
 KeyStyle = Literal["bearer", "raw", "body", "any"]
@@ -23,18 +25,12 @@ FeedVerb = Literal["POST", "GET", "any"]
 
 #: All three of api-facts 1.1 work at once.
 PREFIXES: Final = ("/runway", "/runway/v1", "/api/video/runway")
-ACTIONS: Final = {
-    "generate": "TEXT_TO_VIDEO",
-    "video2video": "VIDEO_TO_VIDEO",
-    "act_one": "ACT_ONE",
-    "official": "IMAGE_TO_VIDEO",
-}
 BALANCES: Final[dict[str, Callable[[Account], _bodies.JsonObject]]] = {
     "/v1/dashboard/billing/subscription": _bodies.subscription,
     "/dashboard/billing/subscription": _bodies.subscription,
     "/v1/dashboard/billing/usage": _bodies.usage,
     "/dashboard/billing/usage": _bodies.usage,
-    "/api/usage/token": _bodies.token_usage,
+    "/api/usage/token/": _bodies.token_usage,
 }
 OFFICIAL_TASKS: Final = (
     "/runwayml/v1/tasks/{task_id}",
@@ -56,6 +52,7 @@ class Options:
     feed_verb: FeedVerb
     prefix: str
     strict: bool
+    requires_version: bool
     price: Callable[[Body], float]
     quota_status: Literal[401, 403]
     rate_limit_answer: TooManyRequests
@@ -94,7 +91,7 @@ class Api:
         app.router.add_route(verb, path, partial(self.reception.receive, route))
 
     def _add_runway(self, app: web.Application, prefix: str) -> None:
-        for action in ("generate", "video2video", "act_one"):
+        for action in REVERSE_ACTIONS:
             submit = Route("submit", "submit", partial(self._submit, action))
             self._add(app, "POST", f"{prefix}/pro/{action}", submit)
         # Duomi, whose prefix the third one is, answers both verbs (api-facts 1.1).
@@ -104,9 +101,10 @@ class Api:
             self._add(app, one, f"{prefix}/feed", look)
 
     def _add_official(self, app: web.Application) -> None:
-        submit = Route("official", "submit", partial(self._submit, "official"))
-        for prefix in ("/runwayml/v1", "/runway/v1"):
-            self._add(app, "POST", f"{prefix}/image_to_video", submit)
+        for action in OFFICIAL_ACTIONS:
+            submit = Route("official", "submit", partial(self._submit, action))
+            for prefix in ("/runwayml/v1", "/runway/v1"):
+                self._add(app, "POST", f"{prefix}/{action}", submit)
         look = Route("official", "feed", partial(self._look, self.options.official_dialect))
         for path in OFFICIAL_TASKS:
             self._add(app, "GET", path, look)
@@ -115,6 +113,7 @@ class Api:
         for path, body_of in BALANCES.items():
             work = partial(self._balance, body_of)
             self._add(app, "GET", path, Route("balance", "balance", work))
+        self._add(app, "GET", "/api/usage/token", Route(None, None, _with_slash))
         self._add(app, "GET", "/user/quota", Route("balance", "balance", self._quota))
 
     def _submit(self, action: str, visit: Visit, fault: Fault | None) -> Reply:
@@ -135,14 +134,16 @@ class Api:
         visit.made = task
         visit.seen.task_id = task.task_id
         self.postman.follow(task)
-        dialect = self.options.official_dialect if action == "official" else self.options.dialect
+        is_official = action in OFFICIAL_ACTIONS
+        dialect = self.options.official_dialect if is_official else self.options.dialect
         return self._tell(task, self.books.first_moment(task), dialect, fault)
 
     def _check(self, action: str, visit: Visit, body: Body) -> None:
         problem = _checks.problem(action, body, strict=self.options.strict)
         if problem is not None:
             raise Refused(problem)
-        if action == "official" and "X-Runway-Version" not in visit.request.headers:
+        wanted = self.options.requires_version and action in OFFICIAL_ACTIONS
+        if wanted and "X-Runway-Version" not in visit.request.headers:
             message = "X-Runway-Version header is required"
             raise Refused(json_reply(_bodies.openai_error(message, code="invalid_request"), 400))
 
@@ -161,7 +162,8 @@ class Api:
         self, task: SimulatedTask, moment: Moment, dialect: str, fault: Fault | None
     ) -> Reply:
         spoken = fault.dialect if isinstance(fault, faults.Speaks) else task.script.dialect
-        return json_reply(_dialects.tell(moment, spoken or dialect, self.random))
+        body, content_type = _dialects.tell(moment, spoken or dialect, self.random)
+        return Reply(200, body, {"Content-Type": content_type})
 
     def _balance(
         self,
@@ -226,7 +228,9 @@ KEY_STYLES: Final[Mapping[KeyStyle, Callable[[Visit], str | None]]] = {
 
 
 def _action(action: str, body: Mapping[str, Any]) -> str:
-    return "IMAGE_TO_VIDEO" if "image" in body and action == "generate" else ACTIONS[action]
+    if action == "generate":
+        return "IMAGE_TO_VIDEO" if "image" in body else "TEXT_TO_VIDEO"
+    return "VIDEO_TO_VIDEO" if action == "video2video" else action.upper()
 
 
 def _key_refused(status: int, message: str) -> Reply:
@@ -264,10 +268,17 @@ def _bent(
     return moment
 
 
+def _with_slash(visit: Visit, _fault: Fault | None) -> Reply:
+    """Return the redirect of gin's router to the same path with a slash (api-facts 11)."""
+    path = f"{visit.request.path}/"
+    page = f'<a href="{path}">Moved Permanently</a>.\n\n'
+    return Reply(301, page.encode(), {"Location": path, "Content-Type": HTML})
+
+
 def _lost(visit: Visit, _fault: Fault | None) -> Reply:
     """What the gateway does with a path it does not know (api-facts 2 H and 5.1)."""
     path = visit.request.path
     if path.startswith(("/v1", "/api")):
         message = f"Invalid URL ({visit.request.method} {path})"
         return json_reply(_bodies.openai_error(message, type="invalid_request_error"), 404)
-    return Reply(200, _bodies.INDEX_PAGE.encode(), {"Content-Type": faults.HTML})
+    return Reply(200, _bodies.INDEX_PAGE.encode(), {"Content-Type": HTML})

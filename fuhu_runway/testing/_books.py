@@ -455,8 +455,12 @@ class Books:
             stage=stage,
             percent=percent,
             points=task.points,
-            refunded=stage in _story.UNLUCKY,
+            refunded=over and script.refunds,
             reason=script.reason if stage in _story.UNLUCKY else None,
+            failure_code=script.failure_code,
+            input_url=_video_of(task.body),
+            status_word=script.end_status if over else None,
+            state_word=script.end_state if over else None,
             created_at=unix(task.created),
             started_at=unix(task.created + begins) if age >= begins else 0,
             finished_at=unix(task.created + script.takes) if over else 0,
@@ -482,11 +486,16 @@ class Books:
             finishes_at=None if ends is None else self.clock.loop_time(task.created + ends),
             polls=task.polls,
             points=task.points,
-            refunded=stage in _story.UNLUCKY,
+            refunded=stage in _story.OVER and task.script.refunds,
             request=task.body,
             raw=task.raw,
             digest=task.entry.digest,
         )
+
+
+def _video_of(body: Body) -> str | None:
+    video = body.get("video") or body.get("videoUri")
+    return video if isinstance(video, str) else None
 
 
 def _signature(seed: str) -> str:

@@ -12,7 +12,7 @@ from yarl import URL
 from . import _bodies, _dialects, _story
 from ._books import Books, SimulatedTask
 from ._loopback import is_loopback
-from .faults import HTML, JSON
+from ._wild import HTML, JSON
 
 # A receiver may be slow, and a forgotten one must not pile up connections.
 TIMEOUT: Final = aiohttp.ClientTimeout(total=5.0)

@@ -17,7 +17,7 @@ from .faults import Fault
 FOLDER: Final = "/attachments/video/runway/20241213"
 ROUTE: Final = FOLDER + "/{name}"
 
-Media = Literal["cdn", "api", "redirect"]
+Media = Literal["cdn", "api", "redirect", "relative"]
 
 
 def _resource(name: str) -> bytes:
@@ -39,6 +39,8 @@ class Files:
     #: The same file for every task; None is the bundled clip, marked with the task's id.
     video: bytes | None
     expired_status: int
+    #: Whether a URL works only if it comes back byte for byte.
+    exact: bool = False
     origins: dict[Origin, str] = attrs.field(factory=dict)
 
     @cached_property
@@ -51,10 +53,18 @@ class Files:
 
     def urls(self, task: SimulatedTask) -> tuple[str, str, str]:
         """Where the task's video, poster and last frame are, signed."""
-        origin: Origin = "cdn" if self.media == "cdn" else "api"
-        stem = f"{self.origins[origin]}{FOLDER}/{task.task_id.replace('-', '')}"
-        signed = f"?_jwt={self.books.live_link(task).token}"
-        return f"{stem}.mp4{signed}", f"{stem}-poster.png{signed}", f"{stem}-last.png{signed}"
+        origin = "" if self.media == "relative" else self.origins[self._first]
+        self.books.live_link(task)
+        exact = self.exact and self.media != "redirect"
+        video, poster, last_frame = (
+            f"{origin}{_path(task, ending, exact=exact)}"
+            for ending in (".mp4", "-poster.png", "-last.png")
+        )
+        return video, poster, last_frame
+
+    @property
+    def _first(self) -> Origin:
+        return "cdn" if self.media == "cdn" else "api"
 
     def application(self, reception: Reception) -> web.Application:
         """The second origin, to be served."""
@@ -74,11 +84,14 @@ class Files:
         app.router.add_get(ROUTE, partial(reception.receive, route))
 
     def _lead_on(self, origin: Origin, visit: Visit, _fault: Fault | None) -> Reply:
-        return self._elsewhere(visit.request, origin, 302)
+        path, task = visit.request.raw_path, visit.task
+        if task is not None and visit.request.query.get("_jwt") == task.link.token:
+            path = _path(task, visit.request.match_info["name"][32:], exact=self.exact)
+        return self._elsewhere(path, origin, 302)
 
-    def _elsewhere(self, request: web.Request, origin: Origin, status: int) -> Reply:
+    def _elsewhere(self, path: str, origin: Origin, status: int) -> Reply:
         other: Origin = "cdn" if origin == "api" else "api"
-        return Reply(status, b"", {"Location": f"{self.origins[other]}{request.path_qs}"})
+        return Reply(status, b"", {"Location": f"{self.origins[other]}{path}"})
 
     def _serve(self, origin: Origin, visit: Visit, fault: Fault | None) -> Reply:
         request, task = visit.request, visit.task
@@ -94,7 +107,7 @@ class Files:
     def _redirect(self, request: web.Request, origin: Origin, fault: faults.Redirect) -> Reply:
         if fault.loop:
             return Reply(fault.status, b"", {"Location": str(request.url)})
-        return self._elsewhere(request, origin, fault.status)
+        return self._elsewhere(request.raw_path, origin, fault.status)
 
     def _change(self, task: SimulatedTask, fault: Fault | None) -> None:
         if isinstance(fault, faults.ExpiredLink):
@@ -107,6 +120,9 @@ class Files:
             raise Refused(_xml_error(self.expired_status, "AccessDenied"))
         if not task.link.is_alive(self.books.clock.now()):
             raise Refused(_xml_error(task.link.dead or self.expired_status, "AccessDenied"))
+        ending = request.match_info["name"][32:].removeprefix("'s")
+        if self.exact and request.raw_path != _path(task, ending, exact=True):
+            raise Refused(_xml_error(403, "SignatureDoesNotMatch"))
 
     def _content(self, task: SimulatedTask, name: str) -> "Content":
         modified = formatdate(self.books.clock.unix(task.created), usegmt=True)
@@ -116,6 +132,13 @@ class Files:
         mark = _free_box(f"simulated task {task.task_id} version {task.version:03}")
         video = self._clip + mark if self.video is None else self.video
         return Content(video, "video/mp4", etag, modified)
+
+
+def _path(task: SimulatedTask, ending: str, *, exact: bool) -> str:
+    stem, token = f"{FOLDER}/{task.task_id.replace('-', '')}", task.link.token
+    if exact:
+        return f"{stem}%27s{ending}?Policy=a%2Fb&_jwt={token}&Signature=x%7Ey"
+    return f"{stem}{ending}?_jwt={token}"
 
 
 @attrs.frozen
@@ -140,6 +163,9 @@ class Content:
 def _part(request: web.Request, content: Content, fault: Fault | None) -> Reply:
     size = len(content.body)
     wanted = _range(request, size)
+    if wanted is not None and isinstance(fault, faults.RefusesRange):
+        span = {} if fault.content_range is None else {"Content-Range": fault.content_range}
+        return Reply(416, b"", span)
     if wanted is None or isinstance(fault, faults.IgnoresRange):
         return Reply(200, content.body, content.headers())
     if not _is_current(request, content) and not _is_sly(fault):
@@ -175,6 +201,10 @@ def _bent(reply: Reply, fault: Fault | None) -> Reply:
     if isinstance(fault, faults.WrongLength):
         claimed = max(0, len(reply.body) + fault.by)
         return attrs.evolve(reply, claimed_bytes=claimed, cut_after=len(reply.body))
+    if isinstance(fault, faults.WithoutETag):
+        gone = {"ETag"} if fault.last_modified else {"ETag", "Last-Modified"}
+        kept = {name: value for name, value in reply.headers.items() if name not in gone}
+        return attrs.evolve(reply, headers=kept)
     if isinstance(fault, faults.SlowDownload):
         return attrs.evolve(reply, bytes_per_second=fault.bytes_per_second)
     if isinstance(fault, faults.WrongContentRange) and reply.status == 206:

@@ -10,6 +10,8 @@ from ._exchange import Reply, json_reply
 Fits = Callable[[object], bool]
 Check = Callable[[Body], bool]
 
+#: The models of which the documentation has the lengths; act-one has no model.
+FIVE_OR_TEN: Final = frozenset({"gen2", "gen3", "gen4", "gen4_turbo", None})
 MOTIONS: Final = frozenset({"x", "y", "z", "r", "bg_x_pan", "bg_y_pan"})
 
 
@@ -42,9 +44,9 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def is_duration(value: object) -> bool:
-    """Whether *value* is 5 or 10, as an integer."""
-    return type(value) is int and value in {5, 10}
+def is_official_duration(value: object) -> bool:
+    """Return whether *value* is a length of the official format; veo's are 4, 6 and 8."""
+    return type(value) is int and 2 <= value <= 10
 
 
 def is_share(value: object) -> bool:
@@ -64,6 +66,21 @@ def _find(body: Body, path: str) -> object:
     return value
 
 
+def has_length(body: Body) -> bool:
+    """Return whether the clip's length, if there is one, is one that its model makes."""
+    seconds = _find(body, "options.seconds")
+    if body.get("model") in FIVE_OR_TEN:
+        return seconds is None or (type(seconds) is int and seconds in {5, 10})
+    return seconds is None or (type(seconds) is int and seconds > 0)
+
+
+def has_picture_or_text(body: Body) -> bool:
+    """Return whether there is a picture, or text alone (api-facts 11)."""
+    if "promptImage" in body:
+        return is_picture(body["promptImage"])
+    return is_text(body.get("promptText"))
+
+
 def required(path: str, fits: Fits) -> tuple[str, Check]:
     """The field at *path* has to be there, and to fit."""
     return path, lambda body: fits(_find(body, path))
@@ -74,6 +91,13 @@ def optional(path: str, fits: Fits) -> tuple[str, Check]:
     return path, lambda body: _find(body, path) is None or fits(_find(body, path))
 
 
+OFFICIAL: Final = (
+    optional("promptText", is_text),
+    optional("duration", is_official_duration),
+    optional("ratio", is_text),
+    optional("seed", is_number),
+    optional("watermark", is_flag),
+)
 CHECKS: Final[dict[str, tuple[tuple[str, Check], ...]]] = {
     "generate": (
         required("prompt", is_text),
@@ -82,7 +106,7 @@ CHECKS: Final[dict[str, tuple[tuple[str, Check], ...]]] = {
         optional("last_image", is_url),
         optional("ratio", is_text),
         optional("style", is_text),
-        optional("options.seconds", is_duration),
+        ("options.seconds", has_length),
         optional("options.motion_vector", is_motion),
         optional("options.image_as_end_frame", is_flag),
         optional("options.flip", is_flag),
@@ -92,7 +116,7 @@ CHECKS: Final[dict[str, tuple[tuple[str, Check], ...]]] = {
         required("prompt", is_text),
         optional("callback_url", is_url),
         optional("options.structure_transformation", is_share),
-        optional("options.seconds", is_duration),
+        ("options.seconds", has_length),
         optional("options.flip", is_flag),
     ),
     "act_one": (
@@ -100,18 +124,40 @@ CHECKS: Final[dict[str, tuple[tuple[str, Check], ...]]] = {
         ("image", lambda body: is_url(body.get("image")) or is_url(body.get("character_video"))),
         optional("callback_url", is_url),
         optional("options.motion_multiplier", is_number),
-        optional("options.seconds", is_duration),
+        ("options.seconds", has_length),
         optional("options.flip", is_flag),
     ),
-    "official": (
-        required("promptImage", is_picture),
-        optional("promptText", is_text),
-        optional("duration", is_duration),
-        optional("ratio", is_text),
-        optional("seed", is_number),
-        optional("watermark", is_flag),
+    "aleph": (
+        required("video", is_url),
+        required("prompt", is_text),
+        optional("callback_url", is_url),
+        optional("images", lambda value: isinstance(value, list) and len(value) <= 1),
+        optional("options.seconds", lambda value: value == 5),
     ),
+    "image_to_video": (
+        ("promptImage", has_picture_or_text),
+        *OFFICIAL,
+    ),
+    "text_to_video": (required("promptText", is_text), *OFFICIAL),
+    "video_to_video": (
+        required("videoUri", is_url),
+        required("promptText", is_text),
+        optional("references", lambda value: isinstance(value, list)),
+        *OFFICIAL,
+    ),
+    "character_performance": (
+        required("character.uri", is_url),
+        required("reference.uri", is_url),
+        optional("bodyControl", is_flag),
+        optional("expressionIntensity", lambda value: value in range(1, 6)),
+        *OFFICIAL,
+    ),
+    "video_upscale": (required("videoUri", is_url),),
 }
+
+
+REVERSE_ACTIONS: Final = ("generate", "video2video", "act_one", "aleph")
+OFFICIAL_ACTIONS: Final = tuple(action for action in CHECKS if action not in REVERSE_ACTIONS)
 
 
 def problem(action: str, body: Body, *, strict: bool) -> Reply | None:
@@ -119,17 +165,18 @@ def problem(action: str, body: Body, *, strict: bool) -> Reply | None:
     if action != "act_one" and not is_text(body.get("model")):
         message = "model name is required"
         return json_reply(_bodies.openai_error(message, type="invalid_request_error"), 400)
-    if strict and action != "official" and not body.get("callback_url"):
+    official = action in OFFICIAL_ACTIONS
+    if strict and not official and not body.get("callback_url"):
         return json_reply(_bodies.task_error("callback_url_empty"), 400)
     for path, holds in CHECKS[action]:
         if not holds(body):
-            return _invalid(action, path)
+            return _invalid(path, official=official)
     return None
 
 
-def _invalid(action: str, path: str) -> Reply:
+def _invalid(path: str, *, official: bool) -> Reply:
     message = f"{path} is missing or invalid"
-    if action == "official":
+    if official:
         return json_reply(_bodies.openai_error(message, code="invalid_request"), 400)
     # The upstream of the reverse format refuses under an HTTP 200, and is written in PHP.
     return json_reply(_bodies.refusal(message, data=[]))

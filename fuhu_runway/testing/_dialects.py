@@ -8,12 +8,14 @@ client's tables: where the documentation contradicts itself, the dialects do so 
 from collections.abc import Callable
 from datetime import UTC, datetime
 from random import Random
+from string import Template
 from typing import Final
 
 import attrs
 
-from ._bodies import JsonObject
-from ._story import Moment, Stage
+from ._bodies import JsonObject, as_text
+from ._story import OVER, Moment, Stage
+from ._wild import JSON, SHAPES
 
 # Api-facts 3.1 and 3.2. A cancelled or expired task has no word of its own here.
 NUMBERS: Final[dict[Stage, str]] = {
@@ -59,6 +61,18 @@ LUMA: Final[dict[Stage, str]] = {
     "cancelled": "failed",
     "expired": "failed",
     "succeeded": "completed",
+}
+
+
+# Api-facts 11: ezlinkai says of a submit that it did succeed.
+UNIFIED: Final[dict[Stage, str]] = {
+    "submitted": "succeed",
+    "queued": "processing",
+    "running": "processing",
+    "failed": "failed",
+    "cancelled": "failed",
+    "expired": "failed",
+    "succeeded": "succeed",
 }
 
 
@@ -263,10 +277,24 @@ def official(moment: Moment) -> JsonObject:
         return {"id": moment.task_id}
     told: JsonObject = {
         "id": moment.task_id,
-        "status": OFFICIAL[moment.stage] if moment.status_word is None else moment.status_word,
-        "createdAt": _iso(moment.created_at).replace("+00:00", "Z"),
+        "status": _official_word(moment),
+        "createdAt": _zulu(moment.created_at),
+        # Api-facts 11: what is fully given back costs 0.
+        **(
+            {"cost": {"credits": 0 if moment.refunded else round(moment.points)}}
+            if moment.stage in OVER
+            else {"estimatedCost": {"credits": round(moment.points)}}
+        ),
     }
     return told | _official_rest(moment)
+
+
+def _official_word(moment: Moment) -> str:
+    return OFFICIAL[moment.stage] if moment.status_word is None else moment.status_word
+
+
+def _zulu(unix: int) -> str:
+    return _iso(unix).replace("+00:00", "Z")
 
 
 def _official_rest(moment: Moment) -> JsonObject:
@@ -275,7 +303,7 @@ def _official_rest(moment: Moment) -> JsonObject:
     if moment.stage == "running":
         return {"progress": moment.percent / 100}
     if moment.stage in {"failed", "expired"}:
-        return {"failure": moment.reason, "failureCode": "SAFETY.INPUT.TEXT"}
+        return {"failure": moment.reason, "failureCode": moment.failure_code}
     return {}
 
 
@@ -315,6 +343,7 @@ DIALECTS: Final[dict[str, Callable[[Moment], JsonObject]]] = {
 }
 
 MIXED: Final = "mixed"
+NAMES: Final = (*DIALECTS, *SHAPES, MIXED)
 
 # A list in `data` is documented for batch routes, luma for submits, and the bare task for
 # callbacks only: "mixed" keeps to what one gateway may send on one route.
@@ -349,18 +378,46 @@ def checked(dialect: str) -> str:
     Raises:
         ValueError: There is none.
     """
-    if dialect != MIXED and dialect not in DIALECTS:
-        names = ", ".join((*DIALECTS, MIXED))
+    if dialect not in NAMES:
+        names = ", ".join(NAMES)
         raise ValueError(f"dialect={dialect!r} is unknown; there are: {names}")
     return dialect
 
 
-def tell(moment: Moment, dialect: str, random: Random) -> JsonObject:
-    """The body of the reply that tells *moment* in *dialect*."""
+def tell(moment: Moment, dialect: str, random: Random) -> tuple[bytes, str]:
+    """Return the body of the reply for *moment* in *dialect*, and its content type."""
+    moment = _emptied(moment) if moment.blank else moment
+    if dialect in SHAPES:
+        return _shaped(moment, dialect)
     if dialect == MIXED:
-        dialect = random.choice(MIXED_SUBMITS if moment.stage == "submitted" else MIXED_LOOKS)
-    return DIALECTS[dialect](_emptied(moment) if moment.blank else moment)
+        dialect = random.choice(MIXED_SUBMITS if _nothing_yet(moment) else MIXED_LOOKS)
+    return as_text(DIALECTS[dialect](moment)).encode(), JSON
 
 
 def _emptied(moment: Moment) -> Moment:
     return Moment(task_id=moment.task_id, action=moment.action, prompt="", stage="submitted")
+
+
+def _shaped(moment: Moment, name: str) -> tuple[bytes, str]:
+    shape, data = SHAPES[name], as_text(_fuhu_data(moment))
+    error = {"code": moment.failure_code, "message": moment.reason}
+    values = {
+        "id": moment.task_id,
+        "answer": as_text(envelope(moment)),
+        "data": data,
+        "rest": data.partition(",")[2].removesuffix("}"),
+        "text": as_text(data),
+        "official": as_text(official(moment))[1:-1],
+        "state": _word(moment) if not _nothing_yet(moment) else "submitted",
+        "unified": UNIFIED[moment.stage] if moment.status_word is None else moment.status_word,
+        "status": _official_word(moment),
+        "url": as_text(moment.video_url),
+        "output": as_text([] if moment.video_url is None else [moment.video_url]),
+        "input": as_text(moment.input_url),
+        "reason": as_text(moment.reason or ""),
+        "error": as_text(None if moment.reason is None else error),
+        "created": _zulu(moment.created_at),
+        "updated": _zulu(moment.updated_at),
+    }
+    text = values["answer"] if shape.submits_only and not _nothing_yet(moment) else shape.text
+    return Template(text).substitute(values).encode(shape.encoding), shape.content_type

@@ -6,12 +6,16 @@ answer says is passed on to the route's `work`, which alone knows how.
 """
 
 import asyncio
+import gzip
+import html
+import json
 import math
 import time
 from collections.abc import Callable, Mapping
 from email.utils import formatdate
 from functools import singledispatch
 from typing import Final
+from urllib.parse import quote
 
 import attrs
 from aiohttp import web
@@ -19,10 +23,19 @@ from aiohttp import web
 from . import _bodies, faults
 from ._books import Seen
 from ._clock import SimulatedClock
+from ._wild import JSON
 from .faults import Fault
 
 CHUNK: Final = 64 * 1024
 BLANKS: Final = b" " * CHUNK
+
+QUOTATIONS: Final[Mapping[str, Callable[[str], str]]] = {
+    "plain": str,
+    "cut": lambda prompt: f"{prompt[:40]}...",
+    "html": html.escape,
+    "url": quote,
+    "json": lambda prompt: json.dumps(json.dumps(prompt)),
+}
 
 # Often enough for a trickle to look like one, seldom enough to cost nothing.
 TRICKLE: Final = 0.1
@@ -50,7 +63,7 @@ class Reply:
 
 def json_reply(body: object, status: int = 200) -> Reply:
     """*body* as JSON."""
-    return Reply(status, _bodies.as_text(body).encode(), {"Content-Type": faults.JSON})
+    return Reply(status, _bodies.as_text(body).encode(), {"Content-Type": JSON})
 
 
 class Refused(Exception):
@@ -70,6 +83,8 @@ class Exchange:
     seen: Seen
     #: Does what the route does, with a fault that changes what it says or with None.
     work: Callable[[Fault | None], Reply]
+    #: What the request asks for.
+    prompt: str = attrs.field(default="", repr=False)
 
     def right_answer(self) -> Reply:
         """What a gateway without faults would say."""
@@ -88,6 +103,11 @@ class Exchange:
         elif transport is not None:
             transport.close()
         return web.Response()
+
+    def write(self, raw: bytes) -> None:
+        """Send *raw* as it is, whatever HTTP says."""
+        if self.request.transport is not None:
+            self.request.transport.write(raw)
 
     async def send(self, reply: Reply) -> web.StreamResponse:
         """Send *reply* in its own way."""
@@ -179,6 +199,52 @@ async def _cut(fault: faults.Cut, exchange: Exchange) -> web.StreamResponse:
 
 
 @enact.register
+async def _informational(fault: faults.Informational, exchange: Exchange) -> web.StreamResponse:
+    exchange.write(b"HTTP/1.1 %d Early\r\nLink: </style.css>; rel=preload\r\n\r\n" % fault.status)
+    return await enact(fault.then, exchange)
+
+
+@enact.register
+async def _large_head(fault: faults.LargeHead, exchange: Exchange) -> web.StreamResponse:
+    reply = exchange.right_answer()
+    more = {f"X-Policy-{number}": "a" * fault.size for number in range(fault.count)}
+    return await exchange.send(attrs.evolve(reply, headers={**reply.headers, **more}))
+
+
+@enact.register
+async def _quotes(fault: faults.Quotes, exchange: Exchange) -> web.StreamResponse:
+    message = f"not allowed: '{QUOTATIONS[fault.how](exchange.prompt)}'"
+    body = _bodies.openai_error(message, type="invalid_request_error")
+    return await exchange.send(json_reply(body, fault.status))
+
+
+@enact.register
+async def _huge_refusal(fault: faults.HugeRefusal, exchange: Exchange) -> web.StreamResponse:
+    message = "a" * (fault.megabytes * 1024 * 1024)
+    return await exchange.send(json_reply(_bodies.openai_error(message), 400))
+
+
+@enact.register
+async def _gzipped(fault: faults.Gzipped, exchange: Exchange) -> web.StreamResponse:
+    reply = exchange.right_answer()
+    body = gzip.compress(reply.body + bytes(fault.megabytes * 1024 * 1024))
+    headers = {**reply.headers, "Content-Encoding": "gzip"}
+    return await exchange.send(attrs.evolve(reply, body=body, headers=headers))
+
+
+@enact.register
+async def _chunked(fault: faults.Chunked, exchange: Exchange) -> web.StreamResponse:
+    reply = exchange.right_answer()
+    exchange.seen.status = reply.status
+    response = web.StreamResponse(status=reply.status, headers=reply.headers)
+    await response.prepare(exchange.request)
+    await response.write(reply.body + fault.extra.encode())
+    await response.write_eof()
+    exchange.write(fault.behind.encode())
+    return response
+
+
+@enact.register
 async def _huge(fault: faults.Huge, exchange: Exchange) -> web.StreamResponse:
     reply = exchange.right_answer()
     exchange.seen.status = reply.status
@@ -193,18 +259,21 @@ async def _huge(fault: faults.Huge, exchange: Exchange) -> web.StreamResponse:
 
 
 def too_many_requests(fault: faults.TooManyRequests) -> Reply:
-    """The 429 that *fault* describes."""
-    headers = {"Content-Type": faults.JSON, **_retry_after(fault)}
-    return Reply(429, fault.body.encode(), headers)
+    """The 429, or 503, that *fault* describes."""
+    headers = {"Content-Type": JSON, **_retry_after(fault)}
+    return Reply(fault.status, fault.body.encode(), headers)
 
 
 def _retry_after(fault: faults.TooManyRequests) -> dict[str, str]:
     if fault.retry_after is None:
         return {}
+    if isinstance(fault.retry_after, str):
+        name = "retry-after-ms" if fault.form == "milliseconds" else "Retry-After"
+        return {name: fault.retry_after}
     if fault.form == "seconds":
-        return {"Retry-After": f"{fault.retry_after:g}"}
+        return {"Retry-After": f"{fault.retry_after:.12g}"}
     if fault.form == "milliseconds":
-        return {"retry-after-ms": f"{fault.retry_after * 1000:g}"}
+        return {"retry-after-ms": f"{fault.retry_after * 1000:.12g}"}
     # A date means nothing without the sender's own, and both know whole seconds only.
     now = math.floor(time.time())
     later = now + math.ceil(fault.retry_after)

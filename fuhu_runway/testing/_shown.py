@@ -16,7 +16,7 @@ import attrs
 
 from ._bodies import JsonObject
 from ._books import Books, Rule, Seen, TaskView
-from ._dialects import DIALECTS, MIXED
+from ._dialects import NAMES
 from ._state import LedgerEntry
 from ._story import ENDINGS
 from ._wanted import FAULTS, FaultKind
@@ -38,11 +38,14 @@ OPTIONS: Final = (
     "feed_verb",
     "key_style",
     "strict",
+    "requires_version",
     "quota_status",
     "points",
     "rate_limit",
     "burst",
     "media",
+    "exact_links",
+    "weather",
     "link_lifetime",
     "expired_status",
 )
@@ -253,7 +256,7 @@ def kinds() -> JsonObject:
     """Every word that scripts and faults are made of."""
     return {
         "endings": [*ENDINGS, "stall"],
-        "dialects": [*DIALECTS, MIXED],
+        "dialects": list(NAMES),
         "faults": {name: _kind(kind) for name, kind in FAULTS.items()},
     }
 

@@ -38,7 +38,14 @@ class Script:
     progress: tuple[int, ...] = attrs.field(default=(0, 20, 40, 60, 80), converter=tuple[int, ...])
     then: Ending = attrs.field(default="succeed", validator=one_of((*ENDINGS, "stall")))
     #: What the gateway says of a failure.
-    reason: str = "The input did not pass the content moderation"
+    reason: str | None = "The input did not pass the content moderation"
+    #: The official format's code for it.
+    failure_code: str = "SAFETY.INPUT.TEXT"
+    #: Whether the points come back after a failure.
+    refund: bool = True
+    #: What the answers call its end in `status` and `state`; None is the dialect's own word.
+    end_status: str | None = None
+    end_state: str | None = None
     #: The dialect of its answers; None is the gateway's own.
     dialect: str | None = None
     #: On its own submit, looks and download; nothing else is the task's.
@@ -68,7 +75,7 @@ class Script:
     @property
     def refunds(self) -> bool:
         """Whether its points come back."""
-        return self.then in {"fail", "cancel", "expire"}
+        return self.refund and self.then in {"fail", "cancel", "expire"}
 
 
 @attrs.frozen(kw_only=True)
@@ -83,6 +90,9 @@ class Moment:
     points: float = 0.0
     refunded: bool = False
     reason: str | None = None
+    failure_code: str = "SAFETY.INPUT.TEXT"
+    #: The video that was sent in.
+    input_url: str | None = None
     video_url: str | None = None
     poster_url: str | None = None
     last_frame_url: str | None = None

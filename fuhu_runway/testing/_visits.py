@@ -5,14 +5,16 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
+from random import Random
 from typing import Any, Final, cast
 
 import attrs
 from aiohttp import web
 
 from . import _bodies
-from ._books import Books, Origin, Plans, Seen, SimulatedTask
+from ._books import Books, Origin, Plans, Seen, SimulatedTask, prompt_of
 from ._exchange import Exchange, Refused, Reply, enact, json_reply
+from ._weather import WEATHER
 from .faults import Fault, Where
 
 # Pictures may come as data URIs in the official format.
@@ -79,6 +81,9 @@ class Reception:
     """Where every request of both origins comes in."""
 
     books: Books
+    #: The share of requests to which something harmless happens.
+    weather: float
+    random: Random
     #: The most requests there ever were to answer at once.
     peak: int = 0
     _answering: set[asyncio.Task[Any]] = attrs.field(factory=set)
@@ -100,9 +105,10 @@ class Reception:
         return await self._answer(visit, route.work, self._fault(visit, route))
 
     async def _answer(self, visit: Visit, work: Work, fault: Fault | None) -> web.StreamResponse:
-        visit.seen.fault = None if fault is None else type(fault).__name__
+        visit.seen.fault = None if fault is None else fault.label
         guarded = partial(self._guarded, work, visit)
-        exchange = Exchange(visit.request, self.books.clock, visit.seen, guarded)
+        prompt = prompt_of(visit.sent or {})
+        exchange = Exchange(visit.request, self.books.clock, visit.seen, guarded, prompt)
         with self._in_flight():
             try:
                 response = await enact(fault, exchange)
@@ -187,7 +193,9 @@ class Reception:
             fault = None if where is None else plans.take(where, now)
             if fault is not None:
                 return fault
-        return None
+        if route.role is None or self.random.random() >= self.weather:
+            return None
+        return self.random.choice(WEATHER[route.role])
 
     def _plans(self, visit: Visit, route: Route) -> Iterator[tuple[Plans, Where | None]]:
         """Where a fault may wait for *visit*: what is scripted comes first."""

@@ -17,12 +17,12 @@ from typing import Any, Final, Literal, TypeGuard, Union, get_args, get_origin
 import attrs
 
 from . import faults
-from ._dialects import DIALECTS, MIXED
+from ._dialects import NAMES
+from ._options import MOST, bounds
 from ._story import ENDINGS, OWN
+from ._wild import KNOWN
 from .faults import Fault, Planned, Where
 
-#: Thirty years: more than any test needs, and few enough for every date.
-MOST: Final = 1_000_000_000
 SHOWN_CHARACTERS: Final = 200
 SECRET: Final = "key"
 
@@ -168,7 +168,7 @@ ANYTHING: Final = such(
     "any JSON", lambda value: is_text(json.dumps(value, ensure_ascii=False, allow_nan=False))
 )
 REGULAR: Final = Kind("a regular expression of Python's", _pattern)
-DIALECT: Final = one_of((*DIALECTS, MIXED))
+DIALECT: Final = one_of(NAMES)
 NAME_OF_HEADER: Final = text_like("the name of a header", HEADER_NAME)
 VALUE_OF_HEADER: Final = text_like("printable ASCII in one line", HEADER_VALUE)
 HEADERS: Final = Kind("an object: names of headers, and their values as text", _headers)
@@ -255,22 +255,14 @@ def _no_number(word: str) -> object:
 
 # Faults
 
-#: How far a number may go, by the name of its parameter.
-BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
-    "status": (200, 599),
-    "ExpiredLink.status": (400, 599),
-    "Redirect.status": (300, 399),
-    "megabytes": (0, 1024),
-    "levels": (1, 10),
-    "bytes_per_second": (0.001, MOST),
-    "seconds": (0, MOST),
-    "retry_after": (0, MOST),
-    "after_bytes": (0, MOST),
-    "keep_bytes": (0, MOST),
-}
-ANY_NUMBER: Final = (-MOST, MOST)
 #: Text that cannot be any text, by the name of its parameter.
-WORDS: Final = {"dialect": DIALECT, "content_type": VALUE_OF_HEADER}
+WORDS: Final = {
+    "dialect": DIALECT,
+    "content_type": VALUE_OF_HEADER,
+    "content_range": VALUE_OF_HEADER,
+    "retry_after": VALUE_OF_HEADER,
+    "known.name": one_of(KNOWN),
+}
 
 
 @attrs.frozen
@@ -289,12 +281,12 @@ def _kind_of(name: str, hint: Any, owner: str) -> Kind:
         return _kind_of_union(name, get_args(hint), owner)
     if get_origin(hint) is Literal:
         return one_of(get_args(hint))
-    least, most = BOUNDS.get(f"{owner}.{name}", BOUNDS.get(name, ANY_NUMBER))
+    least, most = bounds(owner, name)
     kinds: Mapping[Any, Kind] = {
         bool: FLAG,
         int: whole(int(least), int(most)),
         float: number(least, most),
-        str: WORDS.get(name, TEXT),
+        str: WORDS.get(f"{owner}.{name}", WORDS.get(name, TEXT)),
         object: ANYTHING,
         Fault: FAULT,
         tuple[tuple[str, str], ...]: HEADERS,
@@ -378,8 +370,9 @@ def check_place(where: Where, fault: Fault, at: str) -> None:
     if where not in fault.usable_on:
         what = f"cannot be: {type(fault).__name__} does not happen there"
         raise misfit(at, where, sorted(fault.usable_on), what)
-    if isinstance(fault, faults.Slow) and fault.then is not None:
-        check_place(where, fault.then, at)
+    then = getattr(fault, "then", None)
+    if then is not None:
+        check_place(where, then, at)
 
 
 # What is asked for
@@ -421,8 +414,18 @@ SCRIPT_FIELDS: Final[Fields] = {
     ),
     "queued": Field(number(0, 1), "The share of its time that it waits in the queue.", 0.1),
     "reason": Field(
-        TEXT, "What is said of its failure.", "The input did not pass the content moderation"
+        or_null(TEXT),
+        "What is said of its failure; null is nothing.",
+        "The input did not pass the content moderation",
     ),
+    "failure_code": Field(
+        TEXT, "The code of its failure in the official format.", "SAFETY.INPUT.TEXT"
+    ),
+    "refund": Field(FLAG, "Whether its points come back after a failure.", default=True),
+    "end_status": Field(
+        or_null(TEXT), "What `status` says at its end; null is the dialect's own word.", None
+    ),
+    "end_state": Field(or_null(TEXT), "The same for `state`.", None),
     "hidden": Field(SECONDS, "For how long the gateway says `task_not_exist` at first.", 0.0),
     "blank": Field(SECONDS, "For how long its answers are all empty at first.", 0.0),
     "url_after": Field(

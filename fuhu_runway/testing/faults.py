@@ -11,7 +11,8 @@ from typing import ClassVar, Final, Literal
 import attrs
 
 from . import _bodies
-from ._options import one_of
+from ._options import check_fields, one_of
+from ._wild import HTML, JSON, KNOWN
 
 Where = Literal["submit", "feed", "download", "balance", "official"]
 
@@ -21,15 +22,20 @@ _API: Final = PLACES - {"download"}
 _LOOKS: Final[frozenset[Where]] = frozenset({"feed", "official"})
 _DOWNLOADS: Final[frozenset[Where]] = frozenset({"download"})
 
-JSON: Final = "application/json; charset=utf-8"
-HTML: Final = "text/html; charset=utf-8"
-
 
 @attrs.frozen
 class Fault:
     """One thing that goes wrong with one request."""
 
     usable_on: ClassVar[frozenset[Where]] = _ANYWHERE
+
+    def __attrs_post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def label(self) -> str:
+        """Return its name in the log of requests."""
+        return type(self).__name__
 
 
 @attrs.frozen
@@ -69,20 +75,80 @@ class Answer(Fault):
     content_type: str = JSON
     headers: tuple[tuple[str, str], ...] = ()
     accepted: bool = False
+    #: Its name in the log of requests; empty is `Answer`.
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        """Return its name in the log of requests."""
+        return self.name or "Answer"
 
 
 @attrs.frozen
 class TooManyRequests(Fault):
-    """HTTP 429, saying in one of the three ways when to come back."""
+    """HTTP 429 or 503, saying in one of the three ways when to come back."""
 
-    #: In seconds as the client will read them; None says nothing about it.
-    retry_after: float | None = None
+    #: In seconds as the client will read them; text goes out as it is, and None is no header.
+    retry_after: float | str | None = None
     form: Literal["seconds", "milliseconds", "date"] = "seconds"
     #: Empty is the per-IP limiter of api-facts 5.1.
     body: str = attrs.field(
         default=_bodies.as_text(_bodies.openai_error(_bodies.SATURATED, code="saturated")),
         repr=False,
     )
+    status: Literal[429, 503] = 429
+
+
+@attrs.frozen
+class Informational(Fault):
+    """A status that is no answer yet, before the right answer."""
+
+    status: int = 103
+    #: What comes after that; None is the right answer.
+    then: Fault | None = None
+
+
+@attrs.frozen
+class LargeHead(Fault):
+    """The right answer, with *count* headers of *size* bytes more than a client may expect."""
+
+    size: int = 8200
+    count: int = 1
+
+
+@attrs.frozen
+class Gzipped(Fault):
+    """The right answer in gzip."""
+
+    #: Zeros behind it, of which a thousand come in one byte.
+    megabytes: int = 0
+
+
+@attrs.frozen
+class Chunked(Fault):
+    """The right answer in chunks and without a length."""
+
+    #: Text that follows in the same body.
+    extra: str = ""
+    #: Text that follows after the end of the body, where nothing may stand.
+    behind: str = ""
+
+
+@attrs.frozen
+class Quotes(Fault):
+    """A refusal that repeats the prompt: as it is, cut to 40 characters, or in another spelling."""
+
+    usable_on: ClassVar[frozenset[Where]] = frozenset({"submit", "official"})
+
+    how: Literal["plain", "cut", "html", "url", "json"] = "plain"
+    status: int = 400
+
+
+@attrs.frozen
+class HugeRefusal(Fault):
+    """A 400 whose message is *megabytes* long."""
+
+    megabytes: int = 8
 
 
 @attrs.frozen
@@ -144,11 +210,22 @@ class Blank(Fault):
 
 @attrs.frozen
 class Speaks(Fault):
-    """The answer comes in another dialect."""
+    """The answer comes in another dialect, or in one of `SHAPES`."""
 
     usable_on: ClassVar[frozenset[Where]] = _API - {"balance"}
 
     dialect: str
+
+    def __attrs_post_init__(self) -> None:
+        from ._dialects import checked  # noqa: PLC0415 - stories hold faults, dialects tell stories
+
+        super().__attrs_post_init__()
+        checked(self.dialect)
+
+    @property
+    def label(self) -> str:
+        """Return its name in the log of requests."""
+        return f"Speaks {self.dialect}"
 
 
 @attrs.frozen
@@ -165,6 +242,26 @@ class IgnoresRange(Fault):
     """A 200 with the whole file, whatever part was asked for."""
 
     usable_on: ClassVar[frozenset[Where]] = _DOWNLOADS
+
+
+@attrs.frozen
+class RefusesRange(Fault):
+    """A 416 to every request for a part, and the whole file to any other."""
+
+    usable_on: ClassVar[frozenset[Where]] = _DOWNLOADS
+
+    #: Such as ``bytes */0``; None is no such header.
+    content_range: str | None = None
+
+
+@attrs.frozen
+class WithoutETag(Fault):
+    """The right answer without its ETag."""
+
+    usable_on: ClassVar[frozenset[Where]] = _DOWNLOADS
+
+    #: Whether it has at least the time of its last change.
+    last_modified: bool = True
 
 
 @attrs.frozen
@@ -213,6 +310,24 @@ class SlowDownload(Fault):
 
     #: Per simulated second.
     bytes_per_second: float
+
+
+def known(name: str, *, accepted: bool | None = None) -> Answer:
+    """
+    Return one of the answers in `KNOWN`.
+
+    Args:
+        name: Its name there.
+        accepted: Whether a task was made, and paid for, before it; None is as `KNOWN` has it.
+
+    Raises:
+        ValueError: There is none of this name.
+    """
+    if name not in KNOWN:
+        raise ValueError(f"name={name!r} is unknown; there are: {', '.join(KNOWN)}")
+    one = KNOWN[name]
+    made = one.accepted if accepted is None else accepted
+    return Answer(one.status, one.body, one.content_type, one.headers, made, name)
 
 
 def drop_before_accepting() -> Drop:
@@ -349,10 +464,13 @@ class Planned:
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.fault, Fault):
             raise TypeError(f"{self.fault!r} is no fault; fuhu_runway.testing.faults has them")
-        if self.where not in self.fault.usable_on:
-            places = ", ".join(sorted(self.fault.usable_on))
-            kind = type(self.fault).__name__
-            raise ValueError(f"{kind} cannot happen on {self.where!r}, only on: {places}")
+        fault: Fault | None = self.fault
+        while fault is not None:
+            if self.where not in fault.usable_on:
+                places = ", ".join(sorted(fault.usable_on))
+                kind = type(fault).__name__
+                raise ValueError(f"{kind} cannot happen on {self.where!r}, only on: {places}")
+            fault = getattr(fault, "then", None)
 
 
 def on(where: Where, fault: Fault, *, times: int | None = 1) -> Planned:

@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 from re import Pattern
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import attrs
 from aiohttp import web
@@ -25,7 +25,7 @@ from ._cdn import Files, Media
 from ._clock import SimulatedClock
 from ._control import PREFIX as CONTROL
 from ._control import Control
-from ._options import is_duration
+from ._options import is_duration, one_of
 from ._state import Closed, LedgerEntry, Opened, StateFile, StrPath, past_of
 from ._story import Ending, Script
 from ._visits import GRACE, Reception
@@ -78,7 +78,8 @@ class Simulator:
     #: Points per task, or a function of the request's body.
     price: PerTask = price_of
 
-    #: How it answers: a name from `DIALECTS`, or "mixed", which changes from reply to reply.
+    #: How it answers: a name from `DIALECTS` or `SHAPES`, or "mixed", which changes from reply
+    #: to reply.
     dialect: str = attrs.field(default="envelope", converter=_dialects.checked)
     #: How it answers on the official routes.
     official_dialect: str = attrs.field(default="official", converter=_dialects.checked)
@@ -88,6 +89,8 @@ class Simulator:
     key_style: KeyStyle = "bearer"
     #: Refuse a request without `callback_url`, as most gateways do.
     strict: bool = True
+    #: Refuse an official request without `X-Runway-Version`, as CometAPI's page has it.
+    requires_version: bool = False
     #: What an empty account answers: both are in use (api-facts 5.1).
     quota_status: Literal[401, 403] = 403
 
@@ -98,14 +101,24 @@ class Simulator:
     #: What the others are told.
     rate_limit_answer: TooManyRequests = attrs.field(factory=TooManyRequests)
 
-    #: Where video URLs point: "cdn", "api", or "redirect" (to the API, which leads on).
-    media: Media = "cdn"
+    #: Where video URLs point: "cdn", "api", "relative" (to the API, without its origin), or
+    #: "redirect" (to the API, which leads on).
+    media: Media = attrs.field(default="cdn", validator=one_of(get_args(Media)))
+    #: Whether files are served only for the exact bytes of a URL that has more to it: quoted
+    #: characters in its path and in its query.
+    exact_links: bool = False
     #: The file of every task; None is the bundled clip, with the task's id at its end.
     video: bytes | None = None
     #: How long a URL works before the feed has to give a new one; None is for ever.
     link_lifetime: float | None = None
     #: What a dead URL answers.
     expired_status: int = 403
+
+    #: The share of requests, from 0 to 1, to which something goes wrong that costs nothing: what,
+    #: chance and *seed* decide, and `Seen.fault` tells.
+    weather: float = attrs.field(
+        default=0.0, validator=[attrs.validators.ge(0), attrs.validators.le(1)]
+    )
 
     #: How callbacks are delivered; None delivers none.
     callbacks: Callbacks | None = attrs.field(factory=Callbacks)
@@ -145,8 +158,11 @@ class Simulator:
             state=self._state,
         )
         self._books.restore(records)
-        self._reception = Reception(self._books)
-        self._files = Files(self._books, self.media, self.video, self.expired_status)
+        weather = Random(f"weather {self.seed}")  # noqa: S311 - the same for the same seed
+        self._reception = Reception(self._books, self.weather, weather)
+        self._files = Files(
+            self._books, self.media, self.video, self.expired_status, self.exact_links
+        )
         self._postman = Postman(self._books, self.callbacks, self._files.urls)
         self._api = Api(
             books=self._books,
@@ -181,6 +197,7 @@ class Simulator:
             feed_verb=self.feed_verb,
             prefix=self.prefix,
             strict=self.strict,
+            requires_version=self.requires_version,
             price=_per_task(self.price),
             quota_status=self.quota_status,
             rate_limit_answer=self.rate_limit_answer,
@@ -389,7 +406,11 @@ class Simulator:
         faults: Iterable[Planned] = (),
         progress: Sequence[int] = (0, 20, 40, 60, 80),
         queued: float = 0.1,
-        reason: str = "The input did not pass the content moderation",
+        reason: str | None = "The input did not pass the content moderation",
+        failure_code: str = "SAFETY.INPUT.TEXT",
+        refund: bool = True,
+        end_status: str | None = None,
+        end_state: str | None = None,
         hidden: float = 0.0,
         blank: float = 0.0,
         url_after: float | None = 0.0,
@@ -409,7 +430,11 @@ class Simulator:
                 "feed" or "download".
             progress: The percents it tells one after the other while it runs.
             queued: The share of its time that it waits in the queue.
-            reason: What is said of its failure.
+            reason: What is said of its failure; None is nothing.
+            failure_code: The code of its failure in the official format.
+            refund: Whether its points come back after a failure.
+            end_status: What the answers call its end in `status`; None is the dialect's own word.
+            end_state: The same in `state`, or in the `status` of a nested task.
             hidden: For how long the gateway says `task_not_exist` at first.
             blank: For how long its answers are all empty at first.
             url_after: How long after its success the URL appears; None is never.
@@ -421,6 +446,10 @@ class Simulator:
             progress=progress,
             queued=queued,
             reason=reason,
+            failure_code=failure_code,
+            refund=refund,
+            end_status=end_status,
+            end_state=end_state,
             hidden=hidden,
             blank=blank,
             url_after=url_after,

@@ -81,6 +81,7 @@ NEEDED: Final[dict[str, dict[str, Any]]] = {
     "SlowDownload": {"bytes_per_second": 1e7},
     "Speaks": {"dialect": "mixed"},
     "error": {"status": 400},
+    "known": {"name": "challenge"},
     "task_error": {"code": "no"},
 }
 INDISCREET: Final = (
@@ -359,6 +360,8 @@ WAYS: Final[tuple[dict[str, Any], ...]] = (
     {"video": f"<html>{KEY} {PROMPT}".encode()},
     {"feed_verb": "GET"},
     {"strict": False, "callbacks": None},
+    {"exact_links": True, "requires_version": True},
+    {"weather": 0.5},
 )
 ELSEWHERE: Final = {"api_key", "dialect", "official_dialect", "media", "key_style"}
 """Tried in the other tests."""

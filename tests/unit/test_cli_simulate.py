@@ -236,18 +236,21 @@ def test_each_option_arrives(run: Run, made: list[Simulator]) -> None:
         "media": "redirect",
         "link-lifetime": 9.0,
         "expired-status": 410,
+        "weather": 0.25,
     }
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     words += ["--video", "clip.mp4", "--no-strict", "--retry-after", "4", "--callback-times", "2"]
     words += ["--callback-delay", "1.5", "--no-callback-progress", "--callback-disorder"]
     words += ["--callback-garbage", "--callback-again-after", "9", "--callback-tries", "3"]
     words += ["--callback-retry-after", "7", "--callback-stutter", "0.5"]
+    words += ["--requires-version", "--exact-links"]
     assert run("simulate", *words, ENDS_AT_ONCE).code == 0
     (simulator,) = made
     for name, value in options.items():
         arrived = getattr(simulator, name.replace("-", "_"))
         assert (str(arrived) if name == "state-file" else arrived) == value, name
     assert (simulator.video, simulator.strict) == (b"a clip", False)
+    assert (simulator.requires_version, simulator.exact_links) == (True, True)
     assert simulator.rate_limit_answer == faults.TooManyRequests(4.0)
     assert simulator.callbacks == Callbacks(
         times=2,
@@ -309,6 +312,8 @@ def test_it_goes_on_with_its_state_file(run: Run) -> None:
         (["--points", "-1"], "--points is -1"),
         (["--price", "inf"], "--price is inf"),
         (["--retry-after", "-1"], "--retry-after is -1"),
+        (["--retry-after", "2000000000"], "retry_after=2000000000.0 is not a number from 0 to"),
+        (["--weather", "2"], "--weather is 2.0"),
         (["--callback-delay", "-1"], "--callback-delay is -1"),
         (["--callback-times", "11"], "--callback-times is 11"),
         (["--callback-again-after", "-1"], "--callback-again-after is -1"),

@@ -286,12 +286,20 @@ async def test_the_official_picture_is_text_or_a_list_of_objects(
     assert (await caller.ask("POST", OFFICIAL, json=body, headers=VERSION))[0] == status
 
 
-async def test_the_official_submit_needs_the_version_header(caller: Caller) -> None:
-    """Without X-Runway-Version an official submit is refused, and nothing exists."""
+async def test_the_official_submit_may_need_the_version_header() -> None:
+    """A gateway that requires X-Runway-Version refuses an official submit without it."""
     body = {"promptImage": "https://example.com/1.jpeg", "model": "gen4_turbo"}
-    status, told = await caller.ask("POST", OFFICIAL, json=body)
-    assert (status, told["error"]["code"]) == (400, "invalid_request")
-    assert caller.gateway.submitted == 0
+    async with running(requires_version=True) as caller:
+        status, told = await caller.ask("POST", OFFICIAL, json=body)
+        assert (status, told["error"]["code"]) == (400, "invalid_request")
+        assert caller.gateway.submitted == 0
+        assert (await caller.ask("POST", OFFICIAL, json=body, headers=VERSION))[0] == 200
+
+
+async def test_the_official_submit_needs_no_version_header(caller: Caller) -> None:
+    """Most clients of the official format do not send X-Runway-Version, and are served."""
+    body = {"promptImage": "https://example.com/1.jpeg", "model": "gen4_turbo"}
+    assert (await caller.ask("POST", OFFICIAL, json=body))[0] == 200
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"\xff"])

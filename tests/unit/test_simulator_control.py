@@ -311,7 +311,11 @@ async def test_every_field_of_a_script_arrives(caller: Caller) -> None:
         ],
         "progress": [1, 99],
         "queued": 0.5,
-        "reason": "because",
+        "reason": None,
+        "failure_code": "INTERNAL",
+        "refund": False,
+        "end_status": "",
+        "end_state": "rejected",
         "hidden": 1,
         "blank": 2.5,
         "url_after": 3,
@@ -400,7 +404,14 @@ async def test_a_bad_pattern_says_what_is_bad(caller: Caller) -> None:
 
 def example(kind: str) -> dict[str, Any]:
     """The least that asks for a fault of this kind."""
-    needed = {"seconds": 1, "status": 500, "dialect": "luma", "bytes_per_second": 1000, "code": "x"}
+    needed: dict[str, Any] = {
+        "seconds": 1,
+        "status": 500,
+        "dialect": "luma",
+        "bytes_per_second": 1000,
+        "code": "x",
+    }
+    needed["name"] = "challenge"
     fields = _wanted.FAULTS[kind].fields
     return {"kind": kind} | {
         name: needed[name] for name, field in fields.items() if "default" not in field.shown()
@@ -490,7 +501,7 @@ async def test_an_answer_of_ones_own_comes_to_the_letter(caller: Caller) -> None
         ("feed", {"kind": "Slow", "seconds": 1, "then": "Redirect"}, "where", "download"),
         ("feed", "Redirect", "where", "download"),
         ("submit", "NoUrl", "where", "feed"),
-        ("feed", {"kind": "Answer", "status": 99}, "fault.status", "from 200 to 599"),
+        ("feed", {"kind": "Answer", "status": 99}, "fault.status", "from 200 to 999"),
         ("feed", {"kind": "Answer", "status": 200.5}, "fault.status", "a whole number"),
         ("feed", {"kind": "Answer", "status": 200, "headers": []}, "fault.headers", "an object"),
         (

@@ -349,7 +349,7 @@ def test_what_cannot_be_is_told(pytester: pytest.Pytester) -> None:
     result = run(pytester, *AUTO, "-p", "no:anyio")
     result.assert_outcomes(errors=9, failed=2)
     for line in (
-        "*runway has no option 'taeks'; there are: allow, api_key*takes*virtual_time",
+        "*runway has no option 'taeks'; there are: allow, api_key*takes*weather",
         "*runway takes its options by name, and got 600",
         "*runway: *speed*",
         "*runway has no option of the client 'pollling'; there are: api_key*polling*",

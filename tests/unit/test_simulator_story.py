@@ -1,6 +1,9 @@
 import asyncio
 import itertools
+import json
 import random
+from typing import Any
+from unittest.mock import ANY
 
 import attrs
 import pytest
@@ -30,9 +33,11 @@ FAILED = attrs.evolve(
 DONE = attrs.evolve(MOMENT, stage="succeeded", percent=100).with_urls(URLS)
 
 
-def told(moment: Moment, dialect: str) -> dict[str, object]:
+def told(moment: Moment, dialect: str) -> Any:
     """The body that tells *moment* in *dialect*."""
-    return tell(moment, dialect, random.Random(0))
+    body, content_type = tell(moment, dialect, random.Random(0))
+    assert content_type == "application/json; charset=utf-8"
+    return json.loads(body)
 
 
 @pytest.mark.parametrize(
@@ -163,20 +168,30 @@ def test_a_nested_url_stands_nowhere_else(dialect: str, path: tuple[str | int, .
 @pytest.mark.parametrize(
     ("moment", "more"),
     [
-        (MOMENT, {"status": "RUNNING", "progress": 0.4}),
-        (DONE, {"status": "SUCCEEDED", "output": ["http://x/1.mp4"]}),
-        (FAILED, {"failure": "moderated", "failureCode": "SAFETY.INPUT.TEXT"}),
-        (attrs.evolve(FAILED, stage="cancelled"), {"status": "CANCELLED"}),
-        (attrs.evolve(MOMENT, stage="queued"), {"status": "PENDING"}),
+        (MOMENT, {"status": "RUNNING", "progress": 0.4, "estimatedCost": {"credits": 320}}),
+        (
+            DONE,
+            {"status": "SUCCEEDED", "output": ["http://x/1.mp4"], "cost": {"credits": 320}},
+        ),
+        (
+            FAILED,
+            {
+                "status": "FAILED",
+                "failure": "moderated",
+                "failureCode": "SAFETY.INPUT.TEXT",
+                "cost": {"credits": 0},
+            },
+        ),
+        (attrs.evolve(FAILED, stage="cancelled"), {"status": "CANCELLED", "cost": {"credits": 0}}),
+        (attrs.evolve(MOMENT, stage="queued"), {"status": "PENDING", "estimatedCost": ANY}),
     ],
 )
 def test_the_official_task_has_what_its_status_calls_for(
     moment: Moment, more: dict[str, object]
 ) -> None:
-    """Dialect C carries progress, output or failure beside the status, and else none."""
+    """Dialect C carries progress, output or failure beside the status, and what it costs."""
     task = told(moment, "official")
-    assert more.items() <= task.items()
-    assert set(task) == {"id", "status", "createdAt"} | set(more)
+    assert task == {"id": MOMENT.task_id, "createdAt": ANY, **more}
     assert task["createdAt"] == "2024-12-13T08:25:48.000Z"
 
 
