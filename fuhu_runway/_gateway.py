@@ -471,6 +471,7 @@ _RELAY: Final = {
     "finished_at": "finish_time",
     "inner": "data",
 }
+_REVERSE_ONLY: Final = frozenset({"video_url", "raw_video_url", "point", "refund", "create_time"})
 _OFFICIAL: Final = {
     "task_id": "id",
     "status": "status",
@@ -625,6 +626,14 @@ DIALECTS: Final = (
         sense=_always(Sense.TASK),
         source="api-facts 2 I",
         spelling=_NUMERIC,
+    ),
+    Dialect(
+        "I'",
+        "callback_by_id",
+        fits=lambda body: "id" in body and not body.keys().isdisjoint(_REVERSE_ONLY),
+        sense=_always(Sense.TASK),
+        source="api-facts 11, row 16: the id under another usual name",
+        spelling={**_NUMERIC, "task_id": "id"},
     ),
     Dialect(
         "C'",

@@ -52,6 +52,7 @@ FOLDERS = {
     "account_quota": "balance",
     "bare_relay": "bare-task",
     "callback": "callback",
+    "callback_by_id": "ids",
     "luma": "luma-like",
     "official": "official",
 }
@@ -186,7 +187,7 @@ def test_the_docs_keep_the_order_of_the_dialects() -> None:
 
 def test_every_file_of_samples_has_a_subject() -> None:
     """Beside the dialects' own files there are those for refusals, pages and headers only."""
-    others = {"envelope-error", "ids", "loose", "nested-error", "no-dialect", "not-json"}
+    others = {"envelope-error", "loose", "nested-error", "no-dialect", "not-json"}
     others.add("retry-after")
     assert {sample.folder for sample in samples()} == {*FOLDERS.values(), *others}
 
