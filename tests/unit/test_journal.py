@@ -439,9 +439,7 @@ async def test_a_submission_that_failed_is_written_by_its_fate(
     assert job.code == getattr(error, "code", None)
 
 
-@pytest.mark.parametrize(
-    ("task_id", "written"), [("t-1", "t-1"), (None, None), ("t-\ud800", None)]
-)
+@pytest.mark.parametrize(("task_id", "written"), [("t-1", "t-1"), (None, None), ("t-\ud800", None)])
 async def test_a_doubt_keeps_the_task_that_its_answer_named(
     journal: Journal, task_id: str | None, written: str | None
 ) -> None:
@@ -1348,9 +1346,11 @@ async def test_a_disk_without_locks_is_named(
 # Forks
 
 FORKED = """
-import asyncio, os, sys, traceback
-from fuhu_runway import Client, errors
+import asyncio, os, sys, traceback, warnings
+from fuhu_runway import errors
 from fuhu_runway.journal import Journal, Plan
+
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads
 
 def in_child(life):
     if os.fork():
@@ -1388,7 +1388,6 @@ async def parent():
     codes = [
         in_child(attempt(journal, "forked")),
         in_child(attempt(Journal(sys.argv[1]), "own")),
-        in_child(lambda: journal.note(None)),
         in_child(attempt(unused, "unused")),
         in_child(attempt(used, "used")),
     ]
@@ -1417,7 +1416,7 @@ def test_a_forked_child_is_told_whose_it_is(tmp_path: Path) -> None:
         "unused ok",
         "used ok",
         f"grandchild {theirs} parent's. {MONEY}",
-        "[0, 0, 0, 0, 0, 0] ['parent', 'still here']",
+        "[0, 0, 0, 0, 0] ['parent', 'still here']",
         "['before', 'used']",
     ]
     assert process.returncode == 0
