@@ -258,8 +258,8 @@ class Fetcher:
             record = await self._save(self.client.attach(job))
         except Exception as error:  # noqa: BLE001  (one clip must not end the others)
             points, refunded = getattr(error, "points", None), getattr(error, "refunded", False)
-            is_ours = isinstance(error, errors.RunwayError)
-            word = word_of(error, job.key) if is_ours else "unfinished"
+            known = error if isinstance(error, errors.RunwayError) else None
+            word = word_of(known, job.key) if known else "unfinished"
             self.tally.add(End(word, type(error).__name__, points, refunded))
         else:
             self.tally.add(End("saved", "", record.points, record.refunded))

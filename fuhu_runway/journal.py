@@ -21,6 +21,7 @@ import json
 import os
 import queue
 import re
+import shlex
 import sqlite3
 import threading
 import time
@@ -562,6 +563,9 @@ def _work(
         _let_go(db)
 
 
+NEEDS_NO_LOG: Final = "UPDATE header SET needs_log = 0"
+
+
 def _move_log(db: sqlite3.Connection) -> None:
     """Move the log into the file, which then says that it needs the log; the log says otherwise."""
     # In this order, a file without its log is always found out: each checkpoint writes the 1, and
@@ -570,13 +574,13 @@ def _move_log(db: sqlite3.Connection) -> None:
         db.execute("UPDATE header SET needs_log = 1")
         db.execute("PRAGMA wal_checkpoint").fetchall()
     finally:
-        db.execute("UPDATE header SET needs_log = 0")
+        db.execute(NEEDS_NO_LOG)
 
 
 def _let_go(db: sqlite3.Connection) -> None:
     with contextlib.suppress(sqlite3.Error):
         _doubt(db)
-        db.execute("UPDATE header SET needs_log = 0")  # again, where a full disk refused it
+        db.execute(NEEDS_NO_LOG)  # again, where a full disk refused it
     db.close()
 
 
@@ -634,13 +638,8 @@ def _open(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA temp_store=MEMORY")
         db.execute("BEGIN IMMEDIATE")
         _migrate(db, path)
-        if db.execute("SELECT needs_log FROM header").fetchone()[0] and not has_log:
-            raise JournalError(
-                f"The journal {path.name!r} is a copy without its log, {log.name!r}.",
-                "Nothing was sent, but jobs that only the log has may be paid for.",
-                f"Copy the log as well. To go on without it, run sqlite3 {str(path)!r} "
-                "'UPDATE header SET needs_log = 0'.",
-            )
+        if not has_log:
+            _check_whole(db, path)
         _doubt(db)
         db.execute("CREATE TABLE temp.seen (fingerprint TEXT PRIMARY KEY, times INTEGER) STRICT")
         db.commit()
@@ -652,6 +651,16 @@ def _open(path: Path) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _check_whole(db: sqlite3.Connection, path: Path) -> None:
+    if db.execute("SELECT needs_log FROM header").fetchone()[0]:
+        command = shlex.join(["sqlite3", str(path), NEEDS_NO_LOG])
+        raise JournalError(
+            f"The journal {path.name!r} is a copy without its log, '{path.name}-wal'.",
+            "Nothing was sent, but jobs that only the log has may be paid for.",
+            f"Copy the log as well, or go on without it after: {command}",
+        )
 
 
 def _migrate(db: sqlite3.Connection, path: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import itertools
 import os
+import shutil
 import signal
 import sqlite3
 import sys
@@ -110,9 +111,7 @@ def mark_of(prompt: str, path: Path) -> str:
 
 async def check_file_alone(path: Path) -> None:
     """Raise unless the file that a killed process left is refused where its log is not beside."""
-    copy = path.with_name("alone.db")
-    copy.write_bytes(path.read_bytes())
-    journal = Journal(copy)
+    journal = Journal(shutil.copy(path, path.with_name("alone.db")))
     try:
         with pytest.raises(JournalError, match="is a copy without its log"):
             await journal.counts()

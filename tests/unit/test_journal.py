@@ -1115,7 +1115,7 @@ async def test_other_text_is_kept_as_it_is(journal: Journal, text: str) -> None:
 async def damaged(journal: Journal, setting: str) -> None:
     """Have a finished job, of which a column was overwritten."""
     await job_at(journal, FINISHED)
-    await asked(journal, f"UPDATE job SET {setting} RETURNING 1")
+    await asked(journal, f"UPDATE job SET {setting} RETURNING 1")  # noqa: S608
 
 
 @pytest.mark.parametrize("act", [Journal.jobs, Journal.counts, lambda j: j.find("k")])
@@ -1133,7 +1133,12 @@ async def test_impossible_instants_teach_nothing(journal: Journal, at: str) -> N
     """A duration that cannot be is left out of what the schedule learns from."""
     await damaged(journal, f"finished_at = {at}")
     assert await journal.durations() == []
-    await asked(journal, f"UPDATE job SET accepted_at = {at}, finished_at = 1.0 RETURNING 1")
+
+
+@pytest.mark.parametrize("at", ["1e300", "9e999", "-1e300", "-9e999"])
+async def test_impossible_beginnings_teach_nothing(journal: Journal, at: str) -> None:
+    """The same holds where the instant of the id cannot be."""
+    await damaged(journal, f"accepted_at = {at}")
     assert await journal.durations() == []
 
 
@@ -1244,7 +1249,7 @@ async def test_another_tool_may_put_the_log_into_the_file(journal: Journal, tmp_
     left = with_log(journal.path, tmp_path / "left.db")
     with database(left) as db:
         assert db.execute("SELECT count(*) FROM job").fetchone() == (1,)
-    assert not Path(f"{left}-wal").exists()
+    assert content(tmp_path) == ["left.db", "run.db", "run.db-wal"]
     async with opened(left) as whole:
         assert await whole.jobs() == [before]
 
@@ -1298,6 +1303,11 @@ async def test_a_log_that_cannot_be_moved_stays(
 # Who may read it
 
 
+def modes(path: Path) -> list[int]:
+    """Return the permissions of all files of a journal."""
+    return [stat.S_IMODE(file.stat().st_mode) for file in sorted(path.parent.glob(f"{path.name}*"))]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
 async def test_the_files_are_for_their_owner_alone(journal: Journal) -> None:
     """The file and its log are made with 0600, whatever the umask leaves to others."""
@@ -1306,19 +1316,17 @@ async def test_the_files_are_for_their_owner_alone(journal: Journal) -> None:
         await job_at(journal, ACCEPTED)
     finally:
         os.umask(before)
-    files = sorted(journal.path.parent.glob("run.db*"))
-    assert [file.name for file in files] == ["run.db", "run.db-wal"]
-    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+    assert content(journal.path.parent) == ["run.db", "run.db-wal"]
+    assert modes(journal.path) == [0o600, 0o600]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
 async def test_permissions_that_it_has_stay(path: Path) -> None:
     """A file that was there may be shared by intention."""
-    path.touch()
-    path.chmod(0o640)
+    os.close(os.open(path, os.O_CREAT, 0o640))
     async with opened(path) as journal:
         await job_at(journal, ACCEPTED)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert modes(path) == [0o640]
 
 
 # Disks without locks

@@ -1,5 +1,6 @@
 """Journals that an earlier version of the package wrote, brought up to date."""
 
+import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -163,9 +164,7 @@ async def test_an_older_journal_may_have_been_copied_without_its_log(
     make(path)
     journal = Journal(path)
     assert len(await journal.jobs()) == 2
-    copy = path.with_name("copy.db")
-    copy.write_bytes(path.read_bytes())
-    alone = Journal(copy)
+    alone = Journal(shutil.copy(path, path.with_name("copy.db")))
     with pytest.raises(JournalError, match="is a copy without its log"):
         await alone.jobs()
     await alone.aclose()

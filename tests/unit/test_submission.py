@@ -150,11 +150,10 @@ async def test_a_doubt_names_the_task_that_its_answer_named(
     await journal.plan(plan_of(REQUEST, "k"), clock.wall())
     submission.entry = Entry(journal, "k", clock)
     submission.address = Address(b"nonce", request=REQUEST)
+    with pytest.raises(errors.UnreadableReply):
+        await submission.sending(ending_in(NAMED))
     with pytest.raises(errors.SubmissionInDoubt), submission.told():
-        try:
-            await submission.sending(ending_in(NAMED))
-        except errors.UnreadableReply:
-            raise named_in_doubt() from NAMED
+        raise named_in_doubt() from NAMED
     (job,) = await journal.jobs()
     await journal.aclose()
     assert (job.state, job.error, job.task_id) == (JobState.IN_DOUBT, "UnreadableReply", "t-1")
