@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import shlex
 import shutil
+import sqlite3
 import sys
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
@@ -80,7 +81,7 @@ JOB_KEYS: Final = {
     "points": "Points used, in the gateway's unit.",
     "refunded": "Whether the points were given back.",
     "file_bytes": "Size of the clip.",
-    "planned_at": "When it was wanted, in ISO 8601; null for an instant that cannot be.",
+    "planned_at": "When it was wanted, in ISO 8601; null if it is impossible.",
     "submitted_at": "When it was sent.",
     "accepted_at": "When the gateway's id came.",
     "finished_at": "When the clip was seen.",
@@ -277,15 +278,24 @@ class Fetcher:
 # Journals
 
 
+UNWRITABLE: Final = {
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+}
+"""What SQLite says of a file that can be read and not written."""
+
+
 @contextlib.asynccontextmanager
 async def _readable(path: Path) -> AsyncIterator[Journal]:
     """Yield the journal; where it cannot be written, a copy of it and of its log."""
     async with contextlib.AsyncExitStack() as stack:
         try:
             journal = await stack.enter_async_context(opened(path))
-        except errors.JournalBusy:
-            raise
         except errors.JournalError as error:
+            if getattr(error.__cause__, "sqlite_errorcode", 0) & 0xFF not in UNWRITABLE:
+                raise
             copy = Path(stack.enter_context(TemporaryDirectory())) / path.name
             try:
                 shutil.copyfile(path, copy)
@@ -318,7 +328,7 @@ def _what_to_do(path: Path, *, is_named: bool) -> Iterator[str]:
     command = shlex.join(["fuhu-runway", "resolve", str(path)])
     yield "In doubt: sent, without a clear answer, perhaps charged. Look for it at the gateway."
     if is_named:
-        yield f"Its row shows a task: {command} KEY --found"
+        yield f"It is the task that its row shows: {command} KEY --found"
     yield f"It is there: {command} KEY --task-id ID"
     yield f"It is not, and the balance agrees: {command} KEY --not-accepted"
 

@@ -730,6 +730,7 @@ def _keyed(db: sqlite3.Connection, plan: Plan) -> Plan:
 
 
 def _plan(db: sqlite3.Connection, plan: Plan, now: float) -> Job:
+    _check(now=now)
     values = {**attrs.asdict(plan), "state": JobState.PLANNED.value, "planned_at": now}
     names = ", ".join(values)
     marks = ", ".join(f":{name}" for name in values)

@@ -135,7 +135,7 @@ def test_jobs_shows_the_task_of_a_doubt(run: Run) -> None:
     write_down(JobState.SUBMITTING, key="id:shot 7")
     done = run("jobs", PATH)
     assert re.search(r"^0123456789 +in doubt .* t-1 NoReply$", done.out, re.MULTILINE)
-    assert f"Its row shows a task: fuhu-runway resolve {PATH} KEY --found" in done.err
+    assert f"It is the task that its row shows: fuhu-runway resolve {PATH} KEY --found" in done.err
     assert f"fuhu-runway resolve {PATH} KEY --task-id ID" in done.err
     (row, _) = json.loads(run("jobs", PATH, "--json").out)["jobs"]
     assert (row["state"], row["task_id"]) == ("in doubt", "t-1")
@@ -294,6 +294,23 @@ def test_what_may_not_be_read_is_an_error(run: Run) -> None:
         done = run("jobs", PATH)
     assert (done.code not in {0, 70}, done.out) == (os.geteuid() == 0, "")
     assert "'journal.db' cannot be used" in done.err
+
+
+def test_what_is_no_journal_is_not_copied(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A film given by mistake is refused as it is, however large it may be."""
+    monkeypatch.setattr(cli_journal, "TemporaryDirectory", None)
+    Path(PATH).write_bytes(b"film" * 1000)
+    done = run("jobs", PATH)
+    assert (done.code not in {0, 70}, done.out) == (True, "")
+    assert "file is not a database" in done.err
+
+
+@pytest.mark.parametrize("at", ["1e300", "-1e300", "9e999", "-9e999"])
+def test_impossible_instants_cost_no_clip(run: Run, gateway: Elsewhere, at: str) -> None:
+    """A paid clip is fetched whatever a damaged journal says of when it was paid for."""
+    leave_open(run, gateway)
+    overwrite(f"planned_at = {at}, submitted_at = {at}, accepted_at = {at}")
+    assert run("resume", PATH, "--out", "found").code == 0
 
 
 def test_jobs_may_be_chosen_by_state(run: Run) -> None:

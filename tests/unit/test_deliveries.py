@@ -302,10 +302,11 @@ async def test_a_delivery_confirms_what_a_damaged_answer_named(
         await journal.step(before.key, JobState.PLANNED, 1.0)
         await journal.step(before.key, JobState.SUBMITTING, 2.0)
         await journal.step(before.key, JobState.IN_DOUBT, 3.0, task_id=named)
-        scene.post(status="1")
+        await scene.ended()
+        scene.post()
         await until(lambda: scene.client.unclaimed)
         job = await only_job(journal)
-        assert (job.state, job.task_id) == (JobState.ACCEPTED, named)
+        assert (job.state, job.task_id) == (JobState.FINISHED, named)
 
 
 async def test_what_is_found_is_written_down(gateway: Simulator, tmp_path: Path) -> None:

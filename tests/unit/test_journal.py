@@ -1081,6 +1081,16 @@ async def test_what_the_file_cannot_hold_is_named(journal: Journal, field: str) 
     assert await journal.jobs() == [before]
 
 
+@pytest.mark.parametrize("plan", [Journal.plan, Journal.plan_next])
+async def test_an_instant_that_the_file_cannot_hold_is_named(
+    journal: Journal, plan: Callable[..., Awaitable[Job]]
+) -> None:
+    """A time that is no number of 64 bits plans nothing."""
+    with pytest.raises(JournalError, match="cannot hold this now"):
+        await plan(journal, wanted(), 2**64)
+    assert await journal.jobs() == []
+
+
 @pytest.mark.parametrize("act", [Journal.forget, lambda j, key: j.step(key, PLANNED, NOW)])
 async def test_a_key_that_the_file_cannot_hold_is_named(
     journal: Journal, act: Callable[[Journal, str], Awaitable[Any]]
@@ -1430,12 +1440,15 @@ def test_a_forked_child_is_told_whose_it_is(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
-async def test_a_fork_is_imitated(journal: Journal, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_fork_is_imitated(
+    journal: Journal, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What waits hears of it, what nobody waits for is in the log, and closing does nothing."""
     before = await job_at(journal, ACCEPTED)
     child = Journal(journal.path)
     child._thread = journal._thread
-    child._forked()
+    monkeypatch.setattr(journals, "_JOURNALS", {child})
+    journals._start_over()
     with pytest.raises(JournalBusy, match="when this process was forked"):
         await child.jobs()
     child.note(settled(TaskState.SUCCEEDED))
