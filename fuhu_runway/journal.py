@@ -701,10 +701,13 @@ def _doubt(db: sqlite3.Connection) -> None:
     )
 
 
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+
+
 def _fits(value: object) -> bool:
     """Return whether SQLite can hold a value."""
     if isinstance(value, str):
-        return not any("\ud800" <= sign <= "\udfff" for sign in value)
+        return not _SURROGATE.search(value)
     if isinstance(value, int):
         return -(2**63) <= value < 2**63
     return value is None or isinstance(value, float)

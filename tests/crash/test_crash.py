@@ -25,7 +25,10 @@ from fuhu_runway.journal import Job, JobState, Journal, fingerprint
 from fuhu_runway.models import TextToVideo
 from fuhu_runway.testing import Simulator, faults
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the worker forks its children")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="the worker forks its children"),
+    pytest.mark.timeout(600),  # hundreds of processes, one after the other
+]
 
 WORKER: Final = Path(__file__).with_name("worker.py")
 PROMPTS: Final = 300
