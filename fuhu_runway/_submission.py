@@ -48,6 +48,8 @@ class Submission:
     attempts: int = attrs.field(init=False, default=0)
     #: Whether the last sending got no clear answer.
     is_in_doubt: bool = attrs.field(init=False, default=False)
+    #: The task that the damaged answer to a sending in doubt named, if any.
+    named_task: str | None = attrs.field(init=False, default=None)
     #: When it was first sent, on the loop's clock.
     sent_at: float = attrs.field(init=False, default=0.0)
     #: Whether its end is told, or comes later since its caller left while it was in the air.
@@ -93,7 +95,7 @@ class Submission:
         except RunwayError as error:
             if self.entry is not None:
                 await afterwards(self.entry.failed(error), type(error).__name__)
-            self._doubt(is_in_doubt=fate_of(error) is Fate.UNKNOWN)
+            self._doubt(is_in_doubt=fate_of(error) is Fate.UNKNOWN, task_id=error.task_id)
             raise
         except BaseException:
             # Such as the end of the loop: what it was cut off from may have been accepted.
@@ -105,8 +107,9 @@ class Submission:
             self.address.answered(record.task_id)
         return record
 
-    def _doubt(self, *, is_in_doubt: bool) -> None:
+    def _doubt(self, *, is_in_doubt: bool, task_id: str | None = None) -> None:
         self.is_in_doubt = is_in_doubt
+        self.named_task = task_id if is_in_doubt else None
         if self.address is not None:
             self.address.is_in_doubt = is_in_doubt
 
@@ -121,7 +124,8 @@ class Submission:
         self.hooks.emit(events.TaskSubmitted(task_id, self.endpoint, seconds, self.number))
 
     def unclaimed(self, task_id: str | None, error: str | None = None) -> None:
-        """Tell what became of it after its caller was gone."""
+        """Report what became of it after its caller was gone."""
+        task_id = task_id or self.named_task
         self.hooks.emit(
             events.SubmissionUnclaimed(self.endpoint, task_id, error, submission=self.number)
         )
@@ -131,7 +135,8 @@ class Submission:
         name = type(cause).__name__
         fate = self._fate(error)
         if fate is Fate.UNKNOWN:
-            self.hooks.emit(events.SubmissionDoubted(self.number, self.endpoint, name))
+            task_id = getattr(error, "task_id", None) or self.named_task
+            self.hooks.emit(events.SubmissionDoubted(self.number, self.endpoint, name, task_id))
         else:
             self.hooks.emit(events.SubmissionFailed(self.number, self.endpoint, name, fate))
 

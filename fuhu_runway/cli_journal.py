@@ -8,11 +8,14 @@ Rule 2: what is in doubt is left to a person, who is told what to do.
 import asyncio
 import contextlib
 import shlex
+import shutil
+import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import attrs
@@ -61,11 +64,14 @@ DOWNLOADS: Final = 20
 MARK_LENGTH: Final = 10
 """How much of a job's key is shown: with it a row fits into 80 columns."""
 
+LATEST: Final = 32_500_000_000.0
+"""The latest instant that is shown, in Unix seconds: near the year 3000, where Windows ends."""
+
 JOB_KEYS: Final = {
     "key": "What the journal knows it by.",
     "custom_id": "The input's own name for it.",
     "state": f"{', '.join(state.value for state in JobState)}.",
-    "task_id": "The task, where there is one.",
+    "task_id": "The task, where there is one; of a job in doubt, the one that its answer named.",
     "endpoint": "The kind of request.",
     "model": "The model.",
     "seconds": "Length of the clip.",
@@ -75,7 +81,7 @@ JOB_KEYS: Final = {
     "points": "Points used, in the gateway's unit.",
     "refunded": "Whether the points were given back.",
     "file_bytes": "Size of the clip.",
-    "planned_at": "When it was wanted, in ISO 8601.",
+    "planned_at": "When it was wanted, in ISO 8601; null if it is impossible.",
     "submitted_at": "When it was sent.",
     "accepted_at": "When the gateway's id came.",
     "finished_at": "When the clip was seen.",
@@ -106,7 +112,7 @@ def jobs(
     """
     Show what a journal knows, job by job, and what to do about those in doubt.
 
-    Free, and asks no gateway.
+    Free, and asks no gateway. A journal that cannot be written is copied and shown.
     """
     screen = screen_for(quiet=talk.json)
     return guarded(
@@ -139,6 +145,9 @@ def resolve(
     key: Annotated[str, _KEY],
     /,
     *,
+    found: Annotated[
+        bool, result_option("It was accepted, as the task that `jobs` shows.", **NO_DEFAULT)
+    ] = False,
     task_id: Annotated[str | None, result_option("It was accepted, as this task.")] = None,
     not_accepted: Annotated[
         bool, result_option("It was not: the batch may submit it again.", **NO_DEFAULT)
@@ -150,16 +159,17 @@ def resolve(
     """
     Tell a journal what became of a job in doubt.
 
-    Free. Whether there is such a task is looked up first.
+    Free. The gateway has to know the task, else nothing changes.
     """
-    if (task_id is None) != not_accepted:
+    if found + (task_id is not None) + not_accepted != 1:
         raise usage_error(
             "task_id",
             "What became of it has to be said in one way.",
-            "Give --task-id, or --not-accepted.",
+            "Give --found, --task-id, or --not-accepted.",
         )
     screen = screen_for(quiet=talk.json)
-    work = partial(_settle, journal, key, task_id, Place(screen, talk, reach, simulate))
+    place = Place(screen, talk, reach, simulate)
+    work = partial(_settle, journal, key, task_id, place, is_named=found)
     return guarded(work, screen, verbosity=len(talk.verbose))
 
 
@@ -204,7 +214,9 @@ async def _fetch_all(path: Path, out: Path, timeout: float, place: Place) -> int
     check_folder(out)
     async with contextlib.AsyncExitStack() as stack:
         journal = await stack.enter_async_context(opened(path))
-        paid = await journal.jobs(JobState.ACCEPTED, JobState.FINISHED)
+        known = await journal.jobs(JobState.ACCEPTED, JobState.FINISHED)
+        # One clip a task: a gateway may have answered two submits with the same id.
+        paid = list({job.task_id: job for job in known}.values())
         if not paid:
             place.screen.say("There is nothing to fetch.")
             return 0
@@ -243,13 +255,13 @@ class Fetcher:
             raise
 
     async def _fetch(self, job: Job) -> None:
-        task = self.client.attach(job)
         try:
-            record = await self._save(task)
-        except errors.RunwayError as error:
+            record = await self._save(self.client.attach(job))
+        except Exception as error:  # noqa: BLE001  (one clip must not end the others)
             points, refunded = getattr(error, "points", None), getattr(error, "refunded", False)
-            name = type(error).__name__
-            self.tally.add(End(word_of(error, task.id), name, points, refunded))
+            known = error if isinstance(error, errors.RunwayError) else None
+            word = word_of(known, job.key) if known else "unfinished"
+            self.tally.add(End(word, type(error).__name__, points, refunded))
         else:
             self.tally.add(End("saved", "", record.points, record.refunded))
 
@@ -266,8 +278,38 @@ class Fetcher:
 # Journals
 
 
+UNWRITABLE: Final = {
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+}
+"""What SQLite says of a file that can be read and not written."""
+
+
+@contextlib.asynccontextmanager
+async def _readable(path: Path) -> AsyncIterator[Journal]:
+    """Yield the journal; where it cannot be written, a copy of it and of its log."""
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            journal = await stack.enter_async_context(opened(path))
+        except errors.JournalError as error:
+            if getattr(error.__cause__, "sqlite_errorcode", 0) & 0xFF not in UNWRITABLE:
+                raise
+            copy = Path(stack.enter_context(TemporaryDirectory())) / path.name
+            try:
+                shutil.copyfile(path, copy)
+                log = path.with_name(f"{path.name}-wal")
+                if log.is_file():
+                    shutil.copyfile(log, f"{copy}-wal")
+            except OSError:
+                raise error from None
+            journal = await stack.enter_async_context(opened(copy))
+        yield journal
+
+
 async def _list(path: Path, states: tuple[JobState, ...], talk: Talk, screen: Lines) -> None:
-    async with opened(_existing(path)) as journal:
+    async with _readable(_existing(path)) as journal:
         found = await journal.jobs(*states)
         counts = {state.value: n for state, n in (await journal.counts()).items() if n}
     if talk.json:
@@ -276,14 +318,17 @@ async def _list(path: Path, states: tuple[JobState, ...], talk: Talk, screen: Li
     for line in _table(found):
         write(sys.stdout, line)
     write(sys.stdout, ", ".join(f"{n:,} {name}" for name, n in counts.items()) or "no jobs")
-    if any(job.state is JobState.IN_DOUBT for job in found):
-        for line in _what_to_do(path):
+    doubts = [job for job in found if job.state is JobState.IN_DOUBT]
+    if doubts:
+        for line in _what_to_do(path, is_named=any(job.task_id for job in doubts)):
             screen.say(line)
 
 
-def _what_to_do(path: Path) -> Iterator[str]:
+def _what_to_do(path: Path, *, is_named: bool) -> Iterator[str]:
     command = shlex.join(["fuhu-runway", "resolve", str(path)])
     yield "In doubt: sent, without a clear answer, perhaps charged. Look for it at the gateway."
+    if is_named:
+        yield f"It is the task that its row shows: {command} KEY --found"
     yield f"It is there: {command} KEY --task-id ID"
     yield f"It is not, and the balance agrees: {command} KEY --not-accepted"
 
@@ -296,7 +341,8 @@ def job_row(job: Job) -> dict[str, Any]:
 
 
 def _instant(at: float | None) -> datetime | None:
-    return None if at is None else datetime.fromtimestamp(at, UTC)
+    # A damaged journal may hold any number.
+    return datetime.fromtimestamp(at, UTC) if at is not None and 0 <= at <= LATEST else None
 
 
 def mark_of(job: Job) -> str:
@@ -316,12 +362,12 @@ def _table(found: list[Job]) -> Iterator[str]:
 def _cells(job: Job) -> tuple[str, ...]:
     points = "" if job.points is None else number(job.points)
     instants = (job.planned_at, job.submitted_at, job.accepted_at, job.finished_at, job.saved_at)
-    changed = datetime.fromtimestamp(max(at or 0 for at in instants)).astimezone()
+    changed = max(filter(None, map(_instant, instants)), default=None)
     return (
         one_line(mark_of(job)),
         job.state.value,
         f"({points})" if job.refunded else points,
-        f"{changed:%m-%d %H:%M}",
+        f"{changed.astimezone():%m-%d %H:%M}" if changed else "unknown",
         one_line(" ".join(filter(None, (job.task_id, job.error)))),
     )
 
@@ -342,7 +388,9 @@ async def _picked(journal: Journal, name: str) -> Job:
     return found[0]
 
 
-async def _settle(path: Path, name: str, task_id: str | None, place: Place) -> None:
+async def _settle(
+    path: Path, name: str, task_id: str | None, place: Place, *, is_named: bool
+) -> None:
     """Take a job out of doubt."""
     state_file = _existing(path).parent / STATE_NAME
     async with contextlib.AsyncExitStack() as stack:
@@ -350,11 +398,17 @@ async def _settle(path: Path, name: str, task_id: str | None, place: Place) -> N
         job = await _picked(journal, name)
         if job.state is not JobState.IN_DOUBT:
             raise usage_error("key", f"The job is {job.state.value}.", "Nothing has to be done.")
+        if is_named and job.task_id is None:
+            raise usage_error(
+                "found", "Its answer named no task.", "Give the task's id with --task-id."
+            )
+        task_id = job.task_id if is_named else task_id
         if task_id is None:
             job = await journal.step(job.key, JobState.PLANNED, CLOCK.wall())
         else:
             place.check(path, state_file)
-            if await journal.find(task_id) is not None:
+            # An id of its own may be another's as well: some gateways answer two submits with one.
+            if task_id != job.task_id and await journal.find(task_id) is not None:
                 raise usage_error("task_id", "Another job has this task.", "Give its own.")
             client = await place.client(stack, journal, state_file)
             is_official = job.endpoint == OfficialImageToVideo.__name__

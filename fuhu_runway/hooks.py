@@ -121,6 +121,8 @@ class SubmissionDoubted(Event):
     endpoint: str
     #: The name of the error that came in place of an answer.
     error: str
+    #: The task that a damaged answer named, if any.
+    task_id: str | None = None
 
 
 @attrs.frozen
@@ -129,7 +131,7 @@ class SubmissionUnclaimed(Event):
 
     level: ClassVar[int] = logging.WARNING
     endpoint: str
-    #: The task that came of it; None where that stayed unknown, or it was refused.
+    #: The task that came of it, or that a damaged answer named; None where there is none.
     task_id: str | None
     #: What became of it otherwise: the name of the error.
     error: str | None = None

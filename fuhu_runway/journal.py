@@ -4,7 +4,8 @@ The durable record: SQLite schema, legal steps of a job, what is in doubt after 
 Rule 1: a row says SUBMITTING, flushed to disk, before the request that it speaks of is sent.
 Rule 2: a row that says SUBMITTING when the journal is opened is IN_DOUBT: nobody knows.
 Rule 3: a step that the table does not have is an error, and changes nothing.
-Rule 4: no prompt, key or address is written; a request is known by its fingerprint.
+Rule 4: no prompt, key or address is written; a request is known by its fingerprint, which is
+keyed by the journal's own salt.
 
 One thread of its own talks to the database, and writes whatever has gathered meanwhile in one
 transaction. One process at a time: the file is locked for as long as the journal is open.
@@ -15,9 +16,12 @@ import asyncio
 import contextlib
 import enum
 import hashlib
+import hmac
 import json
 import os
 import queue
+import re
+import shlex
 import sqlite3
 import threading
 import time
@@ -25,6 +29,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Final, TypeVar
+from weakref import WeakSet
 
 import attrs
 
@@ -85,17 +90,18 @@ STEPS: Final[Mapping[JobState, Mapping[JobState, str]]] = {
 }
 """From each state, the states that may follow, and what each step means."""
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 # 1  the first
 # 2  job.traceparent
+# 3  header; job.task_id is no longer unique, and a job in doubt may have one
 SCHEMA: Final = """
 CREATE TABLE job (
     -- What the job is known by: its custom id, or its content and occurrence.
     key          TEXT NOT NULL PRIMARY KEY,
     -- The caller's own name for it.
     custom_id    TEXT,
-    -- SHA-256 of the request; the request itself, which holds the prompt, is not kept.
+    -- Keyed hash of the request; the request itself, which holds the prompt, is not kept.
     fingerprint  TEXT NOT NULL,
     -- What was asked, as far as it tells how long it will take.
     endpoint     TEXT NOT NULL,
@@ -103,8 +109,9 @@ CREATE TABLE job (
     seconds      INTEGER,
     -- A word of JobState.
     state        TEXT NOT NULL,
-    -- The gateway's id, from ACCEPTED on.
-    task_id      TEXT UNIQUE,
+    -- The gateway's id, from ACCEPTED on; in doubt, the id that was found in a damaged answer.
+    -- A gateway may answer two submits with one id.
+    task_id      TEXT,
     -- How often it was sent.
     submissions  INTEGER NOT NULL DEFAULT 0,
     -- Why it failed or is in doubt: the name of the error, and the gateway's code.
@@ -125,14 +132,42 @@ CREATE TABLE job (
     traceparent  TEXT
 ) STRICT;
 CREATE INDEX job_by_state ON job (state);
+CREATE INDEX job_by_task ON job (task_id);
+CREATE TABLE header (
+    -- Keys the fingerprints, so that equal requests look different in different journals.
+    salt      BLOB NOT NULL,
+    -- 1 in this file and 0 in its log while it is open: a copy without the log says 1.
+    needs_log INTEGER NOT NULL
+) STRICT;
+INSERT INTO header VALUES (randomblob(32), 0);
 """
 
 ADD_TRACEPARENT: Final = """
 ALTER TABLE job ADD COLUMN traceparent TEXT;
 """
 
+# SQLite cannot drop a UNIQUE, so the table is built again. The salt is empty, since the keys of
+# the jobs hold fingerprints without one.
+SHARE_TASK_IDS: Final = """
+ALTER TABLE job RENAME TO old_job;
+CREATE TABLE job (
+    key TEXT NOT NULL PRIMARY KEY, custom_id TEXT, fingerprint TEXT NOT NULL,
+    endpoint TEXT NOT NULL, model TEXT, seconds INTEGER, state TEXT NOT NULL, task_id TEXT,
+    submissions INTEGER NOT NULL DEFAULT 0, error TEXT, code TEXT, points REAL,
+    refunded INTEGER NOT NULL DEFAULT 0, file_bytes INTEGER, planned_at REAL NOT NULL,
+    submitted_at REAL, accepted_at REAL, finished_at REAL, saved_at REAL, traceparent TEXT
+) STRICT;
+INSERT INTO job SELECT * FROM old_job ORDER BY rowid;
+DROP TABLE old_job;
+CREATE INDEX job_by_state ON job (state);
+CREATE INDEX job_by_task ON job (task_id);
+CREATE TABLE header (salt BLOB NOT NULL, needs_log INTEGER NOT NULL) STRICT;
+INSERT INTO header VALUES (x'', 0);
+"""
+
 MIGRATIONS: Final[Mapping[int, str]] = {
     1: ADD_TRACEPARENT,
+    2: SHARE_TASK_IDS,
 }
 """From each older version, what leads to the next; a new file gets the present schema at once."""
 
@@ -184,8 +219,11 @@ class Job:
     traceparent: str | None = None
 
 
+_CHANGEABLE: Final = {field.name for field in attrs.fields(Job)} - {"key", "state"}
+
+
 def plan_of(request: Generation, key: str | None = None, custom_id: str | None = None) -> Plan:
-    """Give what the journal may know of a request; the key is its fingerprint if none is given."""
+    """Return what the journal may know of a request; its key is the fingerprint by default."""
     mark = fingerprint(request)
     return Plan(
         key=key or mark,
@@ -203,7 +241,7 @@ def nth(fingerprint: str, times: int) -> str:
 
 
 def fingerprint(request: Generation) -> str:
-    """Give what tells one request from another without telling what is in it."""
+    """Return a hash of the request; a journal writes it only after keying it with its salt."""
     fields = json.dumps(attrs.asdict(request), default=dict)
     # Read back, since only keys that are all text can be sorted.
     content = json.dumps([type(request).__name__, json.loads(fields)], sort_keys=True)
@@ -218,12 +256,13 @@ class Journal:
     Each method comes back when what it wrote is on disk.
 
     Args:
-        path: The file; made if it is not there, in a folder that is.
+        path: The file; made if it is not there, in a folder that is, for its owner alone.
 
     Raises:
-        JournalBusy: Another process has it open; from any method.
+        JournalBusy: Another process has it open, or had when it forked this one; from any method.
         JournalTooNew: A newer version of this package wrote it; from any method.
-        JournalError: It cannot be read or written, or is no journal; from any method.
+        JournalError: It cannot be read or written, is no journal, is a copy without its log, or
+            cannot hold a value, which is named; from any method.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -233,13 +272,15 @@ class Journal:
         self._former: threading.Thread | None = None
         self._starting = threading.Lock()
         self._desk = _Desk(self._send)
+        self._is_parents = False
+        _JOURNALS.add(self)
 
     def __repr__(self) -> str:
         return f"<Journal {self.path.name} {'open' if self._thread else 'closed'}>"
 
     async def plan(self, plan: Plan, now: float) -> Job:
         """Give the row of a job, made in state PLANNED if there is none."""
-        return await self._run(lambda db: _plan(db, plan, now))
+        return await self._run(lambda db: _plan(db, _keyed(db, plan), now))
 
     async def step(self, key: str, to: JobState, now: float, **changes: Any) -> Job:
         """
@@ -266,7 +307,7 @@ class Journal:
         await self._run(lambda db: _forget(db, key))
 
     async def find(self, name: str) -> Job | None:
-        """Give the job with this key, task id or custom id; None where there is none."""
+        """Return the first job with this key, task id or custom id; None where there is none."""
         return await self._run(lambda db: _find(db, name))
 
     async def jobs(self, *states: JobState) -> list[Job]:
@@ -287,17 +328,17 @@ class Journal:
 
     async def plan_next(self, plan: Plan, now: float) -> Job:
         """
-        Give the row of the next job with this content in this run, made if there is none.
+        Return the row of the next job with this content in this run, made if there is none.
 
-        Its key is the fingerprint and how often that has come up in the run so far.
+        Its key is the keyed fingerprint and how often that has come up in the run so far.
         """
-        return await self._run(lambda db: _plan_next(db, plan, now))
+        return await self._run(lambda db: _plan_next(db, _keyed(db, plan), now))
 
     def note(self, event: Event) -> None:
         """
         Write how a task ended, or that its clip is on disk; a listener for `hooks`.
 
-        Tasks that the journal does not know are nobody's concern.
+        Each row with the task's id takes the step, where it is legal; other tasks are ignored.
         """
         if isinstance(event, TaskSettled):
             ended = JobState.FINISHED if event.state is TaskState.SUCCEEDED else JobState.FAILED
@@ -319,8 +360,11 @@ class Journal:
                 self._todo.put(None)
                 # Whatever comes from now on is for the next thread.
                 self._todo = queue.SimpleQueue()
-        if self._former is not None:
-            await asyncio.to_thread(self._former.join)
+        former = self._former
+        if former is not None:
+            await asyncio.to_thread(former.join)
+            with self._starting:
+                self._former = None if self._former is former else self._former
 
     async def _run(self, action: Callable[[sqlite3.Connection], T]) -> T:
         # The loop's own way to a thread: where a test moves the loop's time, it knows to wait.
@@ -328,7 +372,18 @@ class Journal:
         result: T = await loop.run_in_executor(self._desk, action)  # type: ignore[arg-type]
         return result
 
+    def _forked(self) -> None:
+        """Start over in a forked child, where the thread is gone and the lock may be held."""
+        # SQLite's own locks came along, so that this process cannot open the file again either.
+        self._is_parents |= self._thread is not None or self._former is not None
+        self._thread = self._former = None
+        self._todo = queue.SimpleQueue()
+        self._starting = threading.Lock()
+
     def _send(self, errand: "_Errand") -> None:
+        if self._is_parents:
+            _tell([(errand, None, _parents(self.path))])
+            return
         with self._starting:
             if self._thread is None:
                 # A daemon, so that a program that forgot to close still ends; what was awaited
@@ -341,6 +396,18 @@ class Journal:
                 )
                 self._thread.start()
             self._todo.put(errand)
+
+
+_JOURNALS: Final["WeakSet[Journal]"] = WeakSet()
+
+
+def _start_over() -> None:
+    for journal in _JOURNALS:
+        journal._forked()  # noqa: SLF001  (of this module)
+
+
+with contextlib.suppress(AttributeError):  # Windows has no fork
+    os.register_at_fork(after_in_child=_start_over)
 
 
 @attrs.frozen
@@ -364,11 +431,17 @@ class Entry:
         await self.journal.step(self.key, JobState.ACCEPTED, now, task_id=task_id)
 
     async def failed(self, error: RunwayError) -> None:
-        """Write why there is no id, and whether there may be a task all the same."""
+        """Write why there is no task; of one in doubt, also the id that its answer named."""
         to = _AFTER[getattr(error, "fate", Fate.REJECTED)]
         code = getattr(error, "code", None)
-        name = type(error).__name__
-        await self.journal.step(self.key, to, self.clock.wall(), error=name, code=code)
+        changes = {
+            "error": type(error).__name__,
+            # The gateway fills it with what it likes, such as a sentence that quotes the prompt.
+            "code": code if code and _CODE.fullmatch(code) else None,
+        }
+        if to is JobState.IN_DOUBT and _fits(error.task_id):
+            changes["task_id"] = error.task_id
+        await self.journal.step(self.key, to, self.clock.wall(), **changes)
 
 
 _AFTER: Final = {
@@ -377,6 +450,7 @@ _AFTER: Final = {
     Fate.REJECTED: JobState.FAILED,
     Fate.UNKNOWN: JobState.IN_DOUBT,
 }
+_CODE: Final = re.compile(r"[\w.:/-]{1,64}", re.ASCII)
 
 
 @attrs.frozen(eq=False)
@@ -457,6 +531,9 @@ def _settle(ends: Iterable[_End]) -> None:
 AT_ONCE: Final = 1000
 """How many errands one transaction takes at the most."""
 
+CHECKPOINT_AFTER: Final = 1000
+"""How many errands are written to the log before it is moved into the file; more: a longer log."""
+
 
 def _work(
     path: Path, todo: "queue.SimpleQueue[_Errand | None]", former: threading.Thread | None
@@ -466,6 +543,7 @@ def _work(
         former.join()  # it may have the file still
     db: sqlite3.Connection | None = None
     ends = False
+    in_log = 0
     while not ends:
         batch, ends = _gather(todo)
         if not batch:
@@ -476,13 +554,33 @@ def _work(
             _tell((errand, None, _named(exc, path)) for errand in batch)
         else:
             _do(db, batch, path)
+            in_log += len(batch)
+        if db is not None and in_log >= CHECKPOINT_AFTER:
+            in_log = 0
+            with contextlib.suppress(sqlite3.Error):
+                _move_log(db)
     if db is not None:
         _let_go(db)
+
+
+NEEDS_NO_LOG: Final = "UPDATE header SET needs_log = 0"
+
+
+def _move_log(db: sqlite3.Connection) -> None:
+    """Move the log into the file, which then says that it needs the log; the log says otherwise."""
+    # In this order, a file without its log is always found out: each checkpoint writes the 1, and
+    # the 0 is in the log only. A process that is killed in between leaves a log that is not empty.
+    try:
+        db.execute("UPDATE header SET needs_log = 1")
+        db.execute("PRAGMA wal_checkpoint").fetchall()
+    finally:
+        db.execute(NEEDS_NO_LOG)
 
 
 def _let_go(db: sqlite3.Connection) -> None:
     with contextlib.suppress(sqlite3.Error):
         _doubt(db)
+        db.execute(NEEDS_NO_LOG)  # again, where a full disk refused it
     db.close()
 
 
@@ -524,6 +622,11 @@ def _open(path: Path) -> sqlite3.Connection:
     """Open the file for this process alone, bring its schema up to date, settle old doubts."""
     if not path.parent.is_dir():
         raise _error(f"There is no folder {str(path.parent)!r} for the journal.", "Make it first.")
+    log = path.with_name(f"{path.name}-wal")
+    has_log = log.is_file() and log.stat().st_size > 0
+    with contextlib.suppress(OSError):
+        # SQLite gives its other files the same permissions.
+        path.touch(0o600, exist_ok=False)
     db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
     try:
         db.row_factory = sqlite3.Row
@@ -535,15 +638,29 @@ def _open(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA temp_store=MEMORY")
         db.execute("BEGIN IMMEDIATE")
         _migrate(db, path)
+        if not has_log:
+            _check_whole(db, path)
         _doubt(db)
         db.execute("CREATE TABLE temp.seen (fingerprint TEXT PRIMARY KEY, times INTEGER) STRICT")
         db.commit()
         # Last, since it changes the file, which is known to be ours by now.
         db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA wal_autocheckpoint=0")
+        _move_log(db)
     except BaseException:
         db.close()
         raise
     return db
+
+
+def _check_whole(db: sqlite3.Connection, path: Path) -> None:
+    if db.execute("SELECT needs_log FROM header").fetchone()[0]:
+        command = shlex.join(["sqlite3", str(path), NEEDS_NO_LOG])
+        raise JournalError(
+            f"The journal {path.name!r} is a copy without its log, '{path.name}-wal'.",
+            "Nothing was sent, but jobs that only the log has may be paid for.",
+            f"Copy the log as well, or go on without it after: {command}",
+        )
 
 
 def _migrate(db: sqlite3.Connection, path: Path) -> None:
@@ -584,7 +701,39 @@ def _doubt(db: sqlite3.Connection) -> None:
     )
 
 
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+
+
+def _fits(value: object) -> bool:
+    """Return whether SQLite can hold a value."""
+    if isinstance(value, str):
+        return not _SURROGATE.search(value)
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**63
+    return value is None or isinstance(value, float)
+
+
+def _check(**values: object) -> None:
+    for name, value in values.items():
+        if not _fits(value):
+            raise _error(
+                f"The journal cannot hold this {name}.",
+                "Use text without lone surrogates, and whole numbers of up to 64 bits.",
+            )
+
+
+def _keyed(db: sqlite3.Connection, plan: Plan) -> Plan:
+    """Return the plan with its fingerprint as this journal writes it."""
+    _check(**attrs.asdict(plan))
+    salt: bytes = db.execute("SELECT salt FROM header").fetchone()[0]
+    if not salt:
+        return plan
+    keyed = hmac.new(salt, plan.fingerprint.encode(), "sha256")
+    return attrs.evolve(plan, fingerprint=keyed.hexdigest())
+
+
 def _plan(db: sqlite3.Connection, plan: Plan, now: float) -> Job:
+    _check(now=now)
     values = {**attrs.asdict(plan), "state": JobState.PLANNED.value, "planned_at": now}
     names = ", ".join(values)
     marks = ", ".join(f":{name}" for name in values)
@@ -597,16 +746,22 @@ def _plan(db: sqlite3.Connection, plan: Plan, now: float) -> Job:
 def _step(
     db: sqlite3.Connection, key: str, to: JobState, now: float, changes: Mapping[str, Any]
 ) -> Job:
+    _check(key=key, now=now, **changes)
     row = db.execute("SELECT * FROM job WHERE key = ?", (key,)).fetchone()
     if row is None:
         raise _unknown(key)
+    for name in changes.keys() - _CHANGEABLE:
+        raise _error(f"A step cannot change {name!r}.", "Name a column of the journal.")
     job = _job(row)
     if to not in STEPS[job.state]:
         raise _error(
             f"A job that is {job.state.value} cannot become {to.value}.",
             "List the jobs with `fuhu-runway jobs`.",
         )
-    values: dict[str, Any] = {"state": to.value, **changes}
+    values: dict[str, Any] = {"state": to.value}
+    if to is JobState.PLANNED:
+        values["task_id"] = None
+    values |= changes
     # A clip that is fetched again did not take until now: `durations` goes by these instants.
     if to in _INSTANT_OF and job.state is not JobState.SAVED:
         values[_INSTANT_OF[to]] = now
@@ -618,6 +773,7 @@ def _step(
 
 
 def _forget(db: sqlite3.Connection, key: str) -> None:
+    _check(key=key)
     if not db.execute("DELETE FROM job WHERE key = ?", (key,)).rowcount:
         raise _unknown(key)
 
@@ -625,43 +781,51 @@ def _forget(db: sqlite3.Connection, key: str) -> None:
 def _note(
     db: sqlite3.Connection, task_id: str, to: JobState, now: float, changes: Mapping[str, Any]
 ) -> None:
-    job = _look_up(db, "task_id", task_id)
-    if job is None:
-        return
-    # A task may be looked at again after its end was written; what is written stays.
-    if to in STEPS[job.state] and job.state is not JobState.SAVED:
-        _step(db, job.key, to, now, changes)
+    for job in map(_job, db.execute("SELECT * FROM job WHERE task_id = ?", (task_id,)).fetchall()):
+        # A task may be polled again after its end was written; what is written stays.
+        if to in STEPS[job.state] and job.state is not JobState.SAVED:
+            _step(db, job.key, to, now, changes)
 
 
 def _find(db: sqlite3.Connection, name: str) -> Job | None:
+    _check(name=name)
     # One after the other: together they would walk through the whole table each time.
     found = (_look_up(db, column, name) for column in ("key", "task_id", "custom_id"))
     return next(filter(None, found), None)
 
 
 def _look_up(db: sqlite3.Connection, column: str, value: str) -> Job | None:
-    row = db.execute(f"SELECT * FROM job WHERE {column} = ?", (value,)).fetchone()  # noqa: S608
+    sql = f"SELECT * FROM job WHERE {column} = ? ORDER BY rowid"  # noqa: S608
+    row = db.execute(sql, (value,)).fetchone()
     return None if row is None else _job(row)
 
 
 def _jobs(db: sqlite3.Connection, states: tuple[JobState, ...]) -> list[Job]:
-    words = [state.value for state in states or JobState]
+    words = [state.value for state in states]
     marks = ", ".join("?" for _ in words)
-    sql = f"SELECT * FROM job WHERE state IN ({marks}) ORDER BY planned_at, rowid"  # noqa: S608
+    # Without states also the rows of none, which are damaged, and an error.
+    where = f"WHERE state IN ({marks})" if states else ""
+    sql = f"SELECT * FROM job {where} ORDER BY planned_at, rowid"  # noqa: S608
     return [_job(row) for row in db.execute(sql, words)]
+
+
+LONGEST: Final = 1e6
+"""What a task takes at the most, in seconds; beyond it, the instants of a row are damaged."""
 
 
 def _counts(db: sqlite3.Connection) -> dict[JobState, int]:
     found = dict.fromkeys(JobState, 0)
     for word, count in db.execute("SELECT state, count(*) FROM job GROUP BY state"):
-        found[JobState(word)] = count
+        found[_state(word)] = count
     return found
 
 
 def _durations(db: sqlite3.Connection) -> list[tuple[str, str | None, int | None, float]]:
     rows = db.execute(
         "SELECT endpoint, model, seconds, finished_at - accepted_at FROM job "
-        "WHERE finished_at > accepted_at ORDER BY finished_at DESC LIMIT 5000"
+        "WHERE finished_at - accepted_at > 0 AND finished_at - accepted_at < ? "
+        "ORDER BY finished_at DESC LIMIT 5000",
+        (LONGEST,),
     )
     return [tuple(row) for row in rows]
 
@@ -683,19 +847,35 @@ def _occurrence(db: sqlite3.Connection, fingerprint: str) -> int:
 
 def _job(row: Mapping[str, Any] | sqlite3.Row) -> Job:
     values = dict(row)
-    return Job(**{**values, "state": JobState(values["state"])})
+    return Job(**{**values, "state": _state(values["state"])})
+
+
+def _state(word: str) -> JobState:
+    try:
+        return JobState(word)
+    except ValueError:
+        raise _error(
+            f"The journal is damaged: the state of a job is {word[:40]!r}.",
+            "Put a copy from before in its place.",
+        ) from None
 
 
 def _named(exc: Exception, path: Path) -> JournalError:
-    """Give our error for one of SQLite's or of the system's."""
+    """Return our error for one of SQLite's or of the system's."""
     if isinstance(exc, JournalError):
         return exc
+    code = getattr(exc, "sqlite_errorcode", 0)
     # The low byte is the kind, and what is above it tells more.
-    if getattr(exc, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
+    if code & 0xFF == sqlite3.SQLITE_BUSY:
         error: JournalError = JournalBusy(
             f"Another process has the journal {path.name!r} open.",
             "Nothing was sent or charged.",
             "Wait for it to end, or use another journal.",
+        )
+    elif code in _LOCKLESS:
+        error = _error(
+            f"The journal {path.name!r} cannot be used: it cannot be locked ({exc}).",
+            "Check its permissions, or keep it on a local disk: network drives often lack locks.",
         )
     else:
         error = _error(
@@ -704,6 +884,24 @@ def _named(exc: Exception, path: Path) -> JournalError:
         )
     error.__cause__ = exc
     return error
+
+
+_LOCKLESS: Final = {
+    sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_IOERR_LOCK,
+    sqlite3.SQLITE_IOERR_RDLOCK,
+    sqlite3.SQLITE_IOERR_UNLOCK,
+    sqlite3.SQLITE_IOERR_CHECKRESERVEDLOCK,
+}
+"""What SQLite says on a file system without working locks, or of a file that is read-only."""
+
+
+def _parents(path: Path) -> JournalBusy:
+    return JournalBusy(
+        f"The journal {path.name!r} was open when this process was forked: it is the parent's.",
+        "Nothing was sent or charged.",
+        "Close it before the fork, or use another journal in the child.",
+    )
 
 
 def _unknown(key: str) -> JournalError:

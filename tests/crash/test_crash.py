@@ -1,8 +1,10 @@
 """Processes that are killed while they spend money, and what the next one finds."""
 
 import asyncio
+import hmac
 import itertools
 import os
+import shutil
 import signal
 import sqlite3
 import sys
@@ -18,11 +20,15 @@ import attrs
 import pytest
 
 import fuhu_runway
+from fuhu_runway.errors import JournalError
 from fuhu_runway.journal import Job, JobState, Journal, fingerprint
 from fuhu_runway.models import TextToVideo
 from fuhu_runway.testing import Simulator, faults
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the worker forks its children")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="the worker forks its children"),
+    pytest.mark.timeout(600),  # hundreds of processes, one after the other
+]
 
 WORKER: Final = Path(__file__).with_name("worker.py")
 PROMPTS: Final = 300
@@ -78,8 +84,8 @@ async def working(gateway: Simulator, folder: Path) -> AsyncIterator[Worker]:
 # One batch, killed again and again
 
 
-async def killed_often(worker: Worker, random: Random) -> None:
-    """Have the batch worked on by children that are killed soon after they have some news."""
+async def killed_often(worker: Worker, folder: Path, random: Random) -> None:
+    """Kill children that work on the batch, soon after each has reported something."""
     for _ in range(KILLS):
         child = await worker.tell("work", PROMPTS)
         for _ in range(random.randint(1, 10)):
@@ -87,13 +93,31 @@ async def killed_often(worker: Worker, random: Random) -> None:
         await asyncio.sleep(random.uniform(0.0, 0.006))
         os.kill(child, signal.SIGKILL)
         assert (await worker.end())[1] == -signal.SIGKILL
+        await check_file_alone(folder / "run.db")
 
 
 async def jobs_in(path: Path) -> dict[str, Job]:
-    """Give the jobs of a journal by their fingerprints."""
+    """Return the jobs of a journal by their fingerprints."""
     journal = Journal(path)
     try:
         return {job.fingerprint: job for job in await journal.jobs()}
+    finally:
+        await journal.aclose()
+
+
+def mark_of(prompt: str, path: Path) -> str:
+    """Return the fingerprint of a prompt in a closed journal."""
+    with closing(sqlite3.connect(path)) as db:
+        (salt,) = db.execute("SELECT salt FROM header").fetchone()
+    return hmac.digest(salt, fingerprint(TextToVideo(prompt)).encode(), "sha256").hex()
+
+
+async def check_file_alone(path: Path) -> None:
+    """Raise unless the file that a killed process left is refused where its log is not beside."""
+    journal = Journal(shutil.copy(path, path.with_name("alone.db")))
+    try:
+        with pytest.raises(JournalError, match="is a copy without its log"):
+            await journal.counts()
     finally:
         await journal.aclose()
 
@@ -116,7 +140,7 @@ async def test_a_batch_that_is_killed_sixty_times_pays_once_and_loses_nothing(
         # The answer takes its time after the task was made: the window in which a doubt is born.
         gateway.fault("submit", faults.Slow(4.0), times=None)
         async with working(gateway, tmp_path) as worker:
-            await killed_often(worker, Random(seed))
+            await killed_often(worker, tmp_path, Random(seed))
             await worker.tell("work", PROMPTS)
             assert (await worker.end())[1] == 0
         jobs, clips = await jobs_in(tmp_path / "run.db"), clips_in(tmp_path / "clips")
@@ -127,7 +151,7 @@ async def test_a_batch_that_is_killed_sixty_times_pays_once_and_loses_nothing(
     assert {job.state for job in jobs.values()} == {JobState.SAVED, JobState.IN_DOUBT}
     doubted = 0
     for task in tasks:
-        job = jobs[fingerprint(TextToVideo(task.prompt))]
+        job = jobs[mark_of(task.prompt, tmp_path / "run.db")]
         if job.state is JobState.IN_DOUBT:
             assert job.task_id is None
             doubted += 1

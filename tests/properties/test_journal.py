@@ -64,8 +64,7 @@ class JournalMachine(RuleBasedStateMachine):
     def step(self, key: str, to: JobState, task_id: str) -> None:
         changes = {"task_id": task_id} if to is JobState.ACCEPTED else {}
         row = self.rows.get(key)
-        taken = any(other.task_id == task_id for name, other in self.rows.items() if name != key)
-        is_legal = row is not None and to in STEPS[row.state] and not (changes and taken)
+        is_legal = row is not None and to in STEPS[row.state]
         try:
             self.run(self.journal.step(key, to, 2.0, **changes))
         except JournalError:
@@ -74,7 +73,7 @@ class JournalMachine(RuleBasedStateMachine):
             assert is_legal
             assert row is not None
             row.state = to
-            row.task_id = changes.get("task_id", row.task_id)
+            row.task_id = changes.get("task_id", None if to is JobState.PLANNED else row.task_id)
             row.submissions += to is JobState.SUBMITTING
 
     @rule(task_id=task_ids, end=ends)

@@ -606,8 +606,7 @@ async def test_a_file_that_is_not_whole_is_fetched_again(tmp_path: Path, damage:
 
 async def job_in(journal: Journal, state: JobState, prompt: str = "a") -> None:
     """Leave a job in *state*, as an earlier run would."""
-    key = plan_of(TextToVideo(prompt)).fingerprint + ":1"
-    await journal.plan(plan_of(TextToVideo(prompt), key), 1.0)
+    key = (await journal.plan_next(plan_of(TextToVideo(prompt)), 1.0)).key
     roads = {
         JobState.PLANNED: [],
         JobState.IN_DOUBT: [JobState.SUBMITTING, JobState.IN_DOUBT],
@@ -728,8 +727,7 @@ async def test_an_old_failure_is_told_by_its_own_name(
     money: str,
 ) -> None:
     """The error is of the kind that is written, with what is known about the money."""
-    key = plan_of(TextToVideo("a")).fingerprint + ":1"
-    await journal.plan(plan_of(TextToVideo("a"), key), 1.0)
+    key = (await journal.plan_next(plan_of(TextToVideo("a")), 1.0)).key
     await journal.step(key, JobState.SUBMITTING, 1.0)
     await journal.step(key, JobState.FAILED, 1.0, error=name, refunded=refunded)
     (outcome,) = await run(FakeClient(journal), ["a"])

@@ -1,8 +1,14 @@
 """The commands that read and mend journals, in this process."""
 
 import asyncio
+import contextlib
 import json
+import os
 import re
+import sqlite3
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +27,8 @@ from support.commands import (
 
 pytest.importorskip("cyclopts")
 
-from fuhu_runway import cli_batch, cli_journal, errors
+import fuhu_runway
+from fuhu_runway import Client, cli_batch, cli_journal, errors
 from fuhu_runway.journal import Job, JobState, Journal, Plan
 from fuhu_runway.testing import faults
 
@@ -122,6 +129,190 @@ def test_jobs_tells_what_to_do_about_doubts(run: Run) -> None:
     assert f"fuhu-runway resolve {PATH} KEY --not-accepted" in done.err
 
 
+def test_jobs_shows_the_task_of_a_doubt(run: Run) -> None:
+    """A job in doubt whose answer named a task shows it, and the short way to settle it."""
+    doubt(task_id="t-1")
+    write_down(JobState.SUBMITTING, key="id:shot 7")
+    done = run("jobs", PATH)
+    assert re.search(r"^0123456789 +in doubt .* t-1 NoReply$", done.out, re.MULTILINE)
+    assert f"It is the task that its row shows: fuhu-runway resolve {PATH} KEY --found" in done.err
+    assert f"fuhu-runway resolve {PATH} KEY --task-id ID" in done.err
+    (row, _) = json.loads(run("jobs", PATH, "--json").out)["jobs"]
+    assert (row["state"], row["task_id"]) == ("in doubt", "t-1")
+
+
+def test_jobs_without_a_named_task_do_not_offer_one(run: Run) -> None:
+    """The short way is shown only if a row has a task."""
+    doubt()
+    assert "--found" not in run("jobs", PATH).err
+
+
+def overwrite(setting: str) -> None:
+    """Damage every row."""
+    with contextlib.closing(sqlite3.connect(PATH, isolation_level=None)) as db:
+        db.execute(f"UPDATE job SET {setting}")  # noqa: S608
+
+
+@pytest.mark.parametrize("at", ["1e300", "9e999", "-1e300", "-1", "32500000001"])
+def test_an_impossible_instant_is_shown_as_unknown(run: Run, at: str) -> None:
+    """A damaged journal can be read, and the instants that can be are shown."""
+    doubt()
+    overwrite(f"planned_at = {at}, submitted_at = {at}, accepted_at = {at}")
+    done = run("jobs", PATH)
+    assert (done.code, " unknown " in done.out) == (0, True)
+    overwrite("submitted_at = 32500000000")
+    assert "unknown" not in run("jobs", PATH).out
+    (row,) = json.loads(run("jobs", PATH, "--json").out)["jobs"]
+    assert (row["planned_at"], row["accepted_at"]) == (None, None)
+    assert row["submitted_at"] == "2999-11-19T09:46:40+00:00"
+
+
+def test_a_state_that_is_none_is_an_error(run: Run) -> None:
+    """A damaged word is named, and nothing is shown in its place."""
+    doubt()
+    overwrite("state = 'lost'")
+    done = run("jobs", PATH)
+    assert done.code not in {0, 70}
+    assert "the state of a job is 'lost'" in done.err
+
+
+# jobs that may only be read
+
+
+@contextlib.contextmanager
+def read_only(*paths: str) -> Iterator[None]:
+    """Take away what it takes to write, also from root."""
+    is_root = os.geteuid() == 0
+    for path in paths:
+        Path(path).chmod(0o555)
+    try:
+        if is_root:
+            os.seteuid(65534)
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+        for path in paths:
+            Path(path).chmod(0o755)
+
+
+@pytest.fixture
+def open_place(tmp_path: Path) -> Iterator[Path]:
+    """Give a folder that each user can enter, and be in it."""
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        place.chmod(0o755)
+        (place / "clips").mkdir()
+        os.chdir(place)
+        yield place
+        os.chdir(before)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+@pytest.mark.parametrize("paths", [["clips", PATH], ["clips"], [PATH]])
+@pytest.mark.usefixtures("open_place")
+def test_jobs_shows_what_may_only_be_read(run: Run, paths: list[str]) -> None:
+    """On a read-only disk a closed journal is shown, and nothing is left beside it."""
+    doubt()
+    Path(PATH).chmod(0o644)
+    with read_only(*paths):
+        done = run("jobs", PATH)
+        found = sorted(file.name for file in Path("clips").iterdir())
+    assert (done.code, done.out.splitlines()[-1]) == (0, "1 in doubt")
+    assert found == ["journal.db"]
+
+
+LEFT_OPEN = """
+import asyncio, sys
+from fuhu_runway.journal import Journal, JobState, Plan
+
+async def main():
+    journal = Journal(sys.argv[1])
+    await journal.plan(Plan(key="k", fingerprint="f", endpoint="TextToVideo"), 1.0)
+    await journal.step("k", JobState.SUBMITTING, 2.0)
+    print("open", flush=True)
+    sys.stdin.read()
+
+asyncio.run(main())
+"""
+
+
+@contextlib.contextmanager
+def left_open() -> Iterator["subprocess.Popen[str]"]:
+    """Have another process with the journal open."""
+    root = Path(fuhu_runway.__file__).parents[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", LEFT_OPEN, PATH],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n"
+        yield process
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+@pytest.mark.usefixtures("open_place")
+def test_jobs_shows_what_a_crash_left_on_a_read_only_disk(run: Run) -> None:
+    """The log is read as well; without it the file alone is refused."""
+    with left_open() as process:
+        process.kill()
+    for name in (PATH, f"{PATH}-wal"):
+        Path(name).chmod(0o644)
+    with read_only("clips", PATH, f"{PATH}-wal"):
+        done = run("jobs", PATH)
+    assert (done.code, done.out.splitlines()[-1]) == (0, "1 in doubt")
+    Path(f"{PATH}-wal").unlink()
+    with read_only("clips", PATH):
+        done = run("jobs", PATH)
+    assert done.code != 0
+    assert "is a copy without its log" in done.err
+
+
+@pytest.mark.usefixtures("open_place")
+def test_jobs_is_refused_while_a_batch_runs(run: Run) -> None:
+    """Another process has it, on a read-only disk as well: that is said, and nothing is shown."""
+    with left_open() as process:
+        for paths in ([], ["clips", PATH]):
+            with read_only(*paths) if paths else contextlib.nullcontext():
+                done = run("jobs", PATH)
+            assert (done.code != 0, done.out) == (True, "")
+            assert "Another process has the journal 'journal.db' open." in done.err
+        process.communicate()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+@pytest.mark.usefixtures("open_place")
+def test_what_may_not_be_read_is_an_error(run: Run) -> None:
+    """A journal of another user that is not shared cannot be shown."""
+    doubt()
+    Path(PATH).chmod(0o600)
+    with read_only("clips"):
+        done = run("jobs", PATH)
+    assert (done.code not in {0, 70}, done.out) == (os.geteuid() == 0, "")
+    assert "'journal.db' cannot be used" in done.err
+
+
+def test_what_is_no_journal_is_not_copied(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A film given by mistake is refused as it is, however large it may be."""
+    monkeypatch.setattr(cli_journal, "TemporaryDirectory", None)
+    Path(PATH).write_bytes(b"film" * 1000)
+    done = run("jobs", PATH)
+    assert (done.code not in {0, 70}, done.out) == (True, "")
+    assert "file is not a database" in done.err
+
+
+@pytest.mark.parametrize("at", ["1e300", "-1e300", "9e999", "-9e999"])
+def test_impossible_instants_cost_no_clip(run: Run, gateway: Elsewhere, at: str) -> None:
+    """A paid clip is fetched whatever a damaged journal says of when it was paid for."""
+    leave_open(run, gateway)
+    overwrite(f"planned_at = {at}, submitted_at = {at}, accepted_at = {at}")
+    assert run("resume", PATH, "--out", "found").code == 0
+
+
 def test_jobs_may_be_chosen_by_state(run: Run) -> None:
     """One state or several pick their rows; the counts are of all."""
     doubt()
@@ -177,6 +368,44 @@ def test_a_journal_that_is_not_there_is_not_made(run: Run, tokens: list[str]) ->
 
 
 # resume
+
+
+def test_one_bad_row_costs_no_other_clip(run: Run, gateway: Elsewhere) -> None:
+    """A row that no task can be made of is one that is unfinished; the others are fetched."""
+    leave_open(run, gateway)
+    write_down(JobState.SUBMITTING, JobState.ACCEPTED, key="id:broken")
+    done = run("resume", PATH, "--out", "found")
+    assert (done.code, len(done.out.split())) == (5, 3)
+    assert "1 paid for and not fetched (1 UsageError)." in done.err
+
+
+def test_an_error_of_another_kind_costs_no_other_clip(
+    run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A defect while one clip is fetched is told as that clip's end."""
+    leave_open(run, gateway)
+    attach, broken = Client.attach, iter([ZeroDivisionError])
+
+    def attach_or_break(client: Client, job: Job) -> Any:
+        for error in broken:
+            raise error
+        return attach(client, job)
+
+    monkeypatch.setattr(Client, "attach", attach_or_break)
+    done = run("resume", PATH, "--out", "found")
+    assert (done.code, len(done.out.split())) == (5, 2)
+    assert "1 paid for and not fetched (1 ZeroDivisionError)." in done.err
+
+
+def test_two_jobs_with_one_task_are_one_clip(run: Run, gateway: Elsewhere) -> None:
+    """A clip whose id two submits were answered with is fetched once, and saved for both."""
+    leave_open(run, gateway)
+    shared = known()[0].task_id
+    write_down(JobState.SUBMITTING, JobState.ACCEPTED, key="id:twin", task_id=shared)
+    done = run("resume", PATH, "--out", "found")
+    assert (done.code, len(done.out.split())) == (0, 3)
+    assert "3 of 3 clips" in done.err
+    assert [job.state for job in known()] == [JobState.SAVED] * 4
 
 
 def leave_open(run: Run, gateway: Elsewhere, failing: str = "none") -> None:
@@ -268,6 +497,42 @@ def test_a_doubt_becomes_a_task(run: Run, gateway: Elsewhere) -> None:
     assert len(list(Path("clips").glob("*.mp4"))) == 3
 
 
+def test_a_doubt_becomes_the_task_that_its_answer_named(run: Run, gateway: Elsewhere) -> None:
+    """With --found the id in the row is checked and taken, and nothing has to be typed."""
+    assert run(*BATCH).code == 0
+    task_id = gateway.ask(lambda one: one.tasks[0].task_id)
+    doubt(task_id=task_id)
+    done = run("resolve", PATH, MARK, "--found")
+    assert (done.code, done.err) == (0, "The batch's own command goes on with it.\n")
+    assert re.search(rf"accepted +[\d-]+ [\d:]+ +{task_id}", done.out)
+
+
+def test_a_named_task_that_the_gateway_does_not_know_changes_nothing(
+    run: Run, gateway: Elsewhere
+) -> None:
+    """The gateway is asked first; the job stays in doubt and keeps what its answer named."""
+    doubt(task_id="no-such-task")
+    done = run("resolve", PATH, MARK, "--found")
+    assert (done.code, "task_not_exist" in done.err) == (5, True)
+    (job,) = known()
+    assert (job.state, job.task_id) == (JobState.IN_DOUBT, "no-such-task")
+
+
+def test_a_doubt_without_a_task_cannot_be_found(run: Run, gateway: Elsewhere) -> None:
+    """Where no answer named one, the id has to be typed."""
+    doubt()
+    done = run("resolve", PATH, MARK, "--found")
+    assert (done.code, "Its answer named no task." in done.err) == (2, True)
+    assert (known()[0].state, gateway.ask(lambda one: one.requests)) == (JobState.IN_DOUBT, ())
+
+
+def test_a_named_task_goes_when_it_was_not_accepted(run: Run) -> None:
+    """What is submitted again does not keep the id of what was not."""
+    doubt(task_id="t-1")
+    assert run("resolve", PATH, MARK, "--not-accepted").code == 0
+    assert (known()[0].state, known()[0].task_id) == (JobState.PLANNED, None)
+
+
 def test_a_doubt_may_be_submitted_again(run: Run) -> None:
     """What a person knows was not accepted is planned anew, which needs no key and no gateway."""
     doubt()
@@ -298,6 +563,9 @@ def test_a_task_belongs_to_one_job(run: Run, gateway: Elsewhere) -> None:
     [
         ([f"{MARK}:1"], "has to be said in one way"),
         ([f"{MARK}:1", "--task-id", "t", "--not-accepted"], "has to be said in one way"),
+        ([f"{MARK}:1", "--task-id", "t", "--found"], "has to be said in one way"),
+        ([f"{MARK}:1", "--found", "--not-accepted"], "has to be said in one way"),
+        ([f"{MARK}:1", "--found", "--not-accepted", "--task-id", "t"], "said in one way"),
         (["0123", "--not-accepted"], "2 jobs begin with this key."),
         (["f", "--not-accepted"], "No job begins with this key."),
         (["", "--not-accepted"], "No job begins with this key."),

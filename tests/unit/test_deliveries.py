@@ -290,6 +290,25 @@ async def only_job(journal: Journal | None) -> Job:
     return job
 
 
+async def test_a_delivery_confirms_what_a_damaged_answer_named(
+    gateway: Simulator, tmp_path: Path
+) -> None:
+    """A row in doubt that has the id is the submission's own, and becomes accepted."""
+    async with scene_of(gateway, journal=tmp_path / "run.db") as scene:
+        await scene.doubt()
+        named, journal = gateway.tasks[0].task_id, scene.client.journal
+        assert journal is not None
+        before = await only_job(journal)
+        await journal.step(before.key, JobState.PLANNED, 1.0)
+        await journal.step(before.key, JobState.SUBMITTING, 2.0)
+        await journal.step(before.key, JobState.IN_DOUBT, 3.0, task_id=named)
+        await scene.ended()
+        scene.post()
+        await until(lambda: scene.client.unclaimed)
+        job = await only_job(journal)
+        assert (job.state, job.task_id) == (JobState.FINISHED, named)
+
+
 async def test_what_is_found_is_written_down(gateway: Simulator, tmp_path: Path) -> None:
     """The row that was in doubt is accepted, from when it was sent, and later finished."""
     async with scene_of(gateway, journal=tmp_path / "run.db") as scene:

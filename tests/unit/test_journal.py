@@ -1,10 +1,12 @@
 import asyncio
+import hmac
 import itertools
 import logging
 import os
 import re
 import shutil
 import sqlite3
+import stat
 import subprocess
 import sys
 import tempfile
@@ -13,6 +15,7 @@ import time
 from collections import UserDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -187,13 +190,40 @@ async def test_instants_and_submissions_are_written(journal: Journal) -> None:
     assert (job.points, job.refunded, job.file_bytes) == (320.0, False, 11)
 
 
-async def test_a_task_belongs_to_one_job(journal: Journal) -> None:
-    """Two jobs cannot have the same task id, and the second stays as it was."""
-    await job_at(journal, ACCEPTED, "a")
-    before = await job_at(journal, SUBMITTING, "b")
-    with pytest.raises(JournalError, match=r"UNIQUE.*task_id"):
-        await journal.step("b", ACCEPTED, NOW, task_id="task of a")
-    assert await journal.find("b") == before
+async def test_two_jobs_may_have_one_task(journal: Journal) -> None:
+    """A gateway that answers two submits with one id leaves no doubt, and its end is both's."""
+    for key in "ab":
+        await job_at(journal, SUBMITTING, key)
+        await journal.step(key, ACCEPTED, NOW, task_id="t-1")
+    found = await journal.find("t-1")
+    assert found is not None
+    assert found.key == "a"
+    journal.note(settled(TaskState.SUCCEEDED, "t-1"))
+    journal.note(DownloadFinished("t-1", 4242))
+    jobs = await journal.jobs()
+    assert [(job.key, job.state, job.task_id) for job in jobs] == [
+        ("a", SAVED, "t-1"),
+        ("b", SAVED, "t-1"),
+    ]
+
+
+async def test_an_end_is_written_only_where_that_is_a_step(journal: Journal) -> None:
+    """Of two rows with one task, the one in doubt stays in doubt when the task ends."""
+    await job_at(journal, IN_DOUBT, "a")
+    await job_at(journal, ACCEPTED, "b")
+    await asked(journal, "UPDATE job SET task_id = 't-1' RETURNING 1")
+    journal.note(settled(TaskState.SUCCEEDED, "t-1"))
+    assert [job.state for job in await journal.jobs()] == [IN_DOUBT, FINISHED]
+
+
+@pytest.mark.parametrize("state", [IN_DOUBT, FAILED])
+async def test_a_job_that_is_planned_again_has_no_task(journal: Journal, state: JobState) -> None:
+    """What is submitted again gets a task of its own, so that the old id goes."""
+    await job_at(journal, state)
+    await asked(journal, "UPDATE job SET task_id = 't-1' RETURNING 1")
+    job = await journal.step("k", PLANNED, NOW)
+    assert job.task_id is None
+    assert await journal.find("t-1") is None
 
 
 async def test_fetching_a_clip_again_does_not_change_how_long_it_took(journal: Journal) -> None:
@@ -230,6 +260,7 @@ async def test_a_job_is_found_by_each_of_its_names(journal: Journal) -> None:
     await job_at(journal, ACCEPTED, "a")
     await journal.plan(wanted("b", custom_id="a"), NOW)
     await journal.plan(wanted("c", custom_id="mine"), NOW)
+    await journal.plan(wanted("d", custom_id="mine"), NOW)
     names = ["a", "b", "task of a", "mine", "nobody"]
     found = [await journal.find(name) for name in names]
     assert [job and job.key for job in found] == ["a", "b", "a", "c", None]
@@ -273,7 +304,9 @@ async def test_occurrences_count_from_each_start(journal: Journal) -> None:
     for now in (1.0, 2.0):
         await journal.start_run()
         jobs = [await journal.plan_next(plans[mark], now) for mark in "aaba"]
-        assert [job.key for job in jobs] == ["a:1", "a:2", "b:1", "a:3"]
+        a, b = jobs[0].fingerprint, jobs[2].fingerprint
+        assert [job.key for job in jobs] == [f"{a}:1", f"{a}:2", f"{b}:1", f"{a}:3"]
+        assert a != b
         assert [job.planned_at for job in jobs] == [1.0] * 4
 
 
@@ -406,6 +439,56 @@ async def test_a_submission_that_failed_is_written_by_its_fate(
     assert job.code == getattr(error, "code", None)
 
 
+@pytest.mark.parametrize(("task_id", "written"), [("t-1", "t-1"), (None, None), ("t-\ud800", None)])
+async def test_a_doubt_keeps_the_task_that_its_answer_named(
+    journal: Journal, task_id: str | None, written: str | None
+) -> None:
+    """The id from a damaged answer is in the row, and the job is found by it."""
+    await journal.plan(wanted(), NOW)
+    entry = Entry(journal, "k", ManualClock())
+    await entry.sending()
+    await entry.failed(NoReply("a", "b", "c", task_id, None, Fate.UNKNOWN))
+    (job,) = await journal.jobs()
+    assert (job.state, job.error, job.task_id) == (IN_DOUBT, "NoReply", written)
+    assert await journal.find("t-1") == (job if written else None)
+
+
+async def test_a_refusal_keeps_no_task(journal: Journal) -> None:
+    """Only what is in doubt or accepted has a task."""
+    await journal.plan(wanted(), NOW)
+    entry = Entry(journal, "k", ManualClock())
+    await entry.sending()
+    await entry.failed(InvalidRequest("a", "b", "c", "t-1", fate=Fate.REJECTED))
+    (job,) = await journal.jobs()
+    assert (job.state, job.task_id) == (FAILED, None)
+
+
+@pytest.mark.parametrize(
+    ("code", "written"),
+    [
+        ("task_not_exist", "task_not_exist"),
+        ("400", "400"),
+        ("SAFETY.INPUT:text/1-2", "SAFETY.INPUT:text/1-2"),
+        ("x" * 64, "x" * 64),
+        ("x" * 65, None),
+        ("a marked kitten", None),
+        ("kitten\n", None),
+        ("\ud800", None),
+        ("", None),
+    ],
+)
+async def test_only_a_code_is_written_as_one(
+    journal: Journal, code: str, written: str | None
+) -> None:
+    """What a gateway puts where a code belongs may be a sentence with the prompt in it."""
+    await journal.plan(wanted(), NOW)
+    entry = Entry(journal, "k", ManualClock())
+    await entry.sending()
+    await entry.failed(InvalidRequest("a", "b", "c", code=code, fate=Fate.REJECTED))
+    (job,) = await journal.jobs()
+    assert (job.state, job.code) == (FAILED, written)
+
+
 async def test_a_submission_that_was_accepted_has_its_id(journal: Journal) -> None:
     """The row says SUBMITTING while the request is away, and has the id afterwards."""
     await journal.plan(wanted(), NOW)
@@ -460,7 +543,7 @@ async def test_the_file_is_strict_durable_and_ours_alone(journal: Journal) -> No
     assert await asked(journal, "PRAGMA journal_mode") == "wal"
     assert await asked(journal, "PRAGMA synchronous") == 2
     assert await asked(journal, "PRAGMA locking_mode") == "exclusive"
-    assert await asked(journal, "PRAGMA user_version") == SCHEMA_VERSION == 2
+    assert await asked(journal, "PRAGMA user_version") == SCHEMA_VERSION == 3
 
 
 async def test_a_wrong_type_is_refused_by_the_file(journal: Journal) -> None:
@@ -582,7 +665,7 @@ def content(path: Path) -> object:
 @pytest.mark.parametrize(
     ("make", "kind", "says"),
     [
-        (newer, JournalTooNew, "has schema 3; this version knows 2"),
+        (newer, JournalTooNew, "has schema 4; this version knows 3"),
         (foreign, JournalError, "a database of something else"),
         (foreign_with_versions, JournalError, "a database of something else"),
         (foreign_and_far_ahead, JournalError, "a database of something else"),
@@ -932,7 +1015,7 @@ async def test_what_gathers_is_written_in_few_transactions(journal: Journal) -> 
     [
         lambda journal: journal.step("k", SAVED, NOW),
         lambda journal: journal.step("nobody", SUBMITTING, NOW),
-        lambda journal: journal.step("other", ACCEPTED, NOW, task_id="task of k"),
+        lambda journal: journal.step("k", FINISHED, NOW, unheard_of=1),
         lambda journal: journal.step("k", FINISHED, NOW, points="many"),
         lambda journal: journal.step("k", FINISHED, NOW, points=object()),
         lambda journal: journal.step("k", FINISHED, NOW, file_bytes=2**70),
@@ -969,6 +1052,411 @@ async def test_whoever_is_cancelled_leaves_it_usable(journal: Journal) -> None:
     await asyncio.gather(held, stays)
     assert gone.cancelled()
     assert [job.key for job in await journal.jobs()] == ["gone", "stays"]
+
+
+# What it is given
+
+
+WRONG: Final[dict[str, Callable[[Journal], Awaitable[Any]]]] = {
+    "key": lambda journal: journal.plan(wanted("\ud800"), NOW),
+    "custom_id": lambda journal: journal.plan(wanted(custom_id="a\udfff"), NOW),
+    "model": lambda journal: journal.plan_next(wanted(model="\ud800"), NOW),
+    "seconds": lambda journal: journal.plan(wanted(seconds=2**63), NOW),
+    "fingerprint": lambda journal: journal.plan(wanted(fingerprint="\ud800"), NOW),
+    "task_id": lambda journal: journal.step("k", ACCEPTED, NOW, task_id="\ud800"),
+    "file_bytes": lambda journal: journal.step("k", ACCEPTED, NOW, file_bytes=-(2**63) - 1),
+    "points": lambda journal: journal.step("k", ACCEPTED, NOW, points=object()),
+    "now": lambda journal: journal.step("k", ACCEPTED, 2**64),
+    "name": lambda journal: journal.find("\ud800"),
+}
+
+
+@pytest.mark.parametrize("field", WRONG)
+async def test_what_the_file_cannot_hold_is_named(journal: Journal, field: str) -> None:
+    """Halves of characters, endless numbers and objects are an error that names the field."""
+    before = await job_at(journal, SUBMITTING)
+    with pytest.raises(JournalError, match=f"cannot hold this {field}") as caught:
+        await WRONG[field](journal)
+    assert caught.value.money == MONEY
+    assert await journal.jobs() == [before]
+
+
+@pytest.mark.parametrize("plan", [Journal.plan, Journal.plan_next])
+async def test_an_instant_that_the_file_cannot_hold_is_named(
+    journal: Journal, plan: Callable[..., Awaitable[Job]]
+) -> None:
+    """A time that is no number of 64 bits plans nothing."""
+    with pytest.raises(JournalError, match="cannot hold this now"):
+        await plan(journal, wanted(), 2**64)
+    assert await journal.jobs() == []
+
+
+@pytest.mark.parametrize("act", [Journal.forget, lambda j, key: j.step(key, PLANNED, NOW)])
+async def test_a_key_that_the_file_cannot_hold_is_named(
+    journal: Journal, act: Callable[[Journal, str], Awaitable[Any]]
+) -> None:
+    """Each method that takes a key says that it is the key."""
+    with pytest.raises(JournalError, match="cannot hold this key"):
+        await act(journal, "\ud800")
+
+
+@pytest.mark.parametrize("name", ["state", "unheard_of", "points = 1, error"])
+async def test_a_step_changes_columns_only(journal: Journal, name: str) -> None:
+    """The state comes from the step alone, and what is no column changes nothing."""
+    before = await job_at(journal, ACCEPTED)
+    with pytest.raises(JournalError, match="A step cannot change"):
+        await journal.step("k", FINISHED, NOW, **{name: "saved"})
+    assert await journal.jobs() == [before]
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\U0001f431", "x" * 100_000, "'; DROP TABLE job; --"])
+async def test_other_text_is_kept_as_it_is(journal: Journal, text: str) -> None:
+    """Zeros, emoji, length and quotes are no trouble in a key and in a name."""
+    await journal.plan(wanted(text, custom_id=f"my {text}"), NOW)
+    for name in (text, f"my {text}"):
+        job = await journal.find(name)
+        assert job is not None
+        assert (job.key, job.custom_id) == (text, f"my {text}")
+
+
+# Damage
+
+
+async def damaged(journal: Journal, setting: str) -> None:
+    """Have a finished job, of which a column was overwritten."""
+    await job_at(journal, FINISHED)
+    await asked(journal, f"UPDATE job SET {setting} RETURNING 1")  # noqa: S608
+
+
+@pytest.mark.parametrize("act", [Journal.jobs, Journal.counts, lambda j: j.find("k")])
+async def test_a_state_that_is_none_is_named(
+    journal: Journal, act: Callable[[Journal], Awaitable[Any]]
+) -> None:
+    """A word that is no state is an error that quotes its start, and no job is left out."""
+    await damaged(journal, f"state = 'paid{'!' * 100}'")
+    with pytest.raises(JournalError, match=r"damaged: the state of a job is 'paid!{36}'"):
+        await act(journal)
+
+
+@pytest.mark.parametrize("at", ["1e300", "9e999", "-1e300", "-9e999"])
+async def test_impossible_instants_teach_nothing(journal: Journal, at: str) -> None:
+    """A duration that cannot be is left out of what the schedule learns from."""
+    await damaged(journal, f"finished_at = {at}")
+    assert await journal.durations() == []
+
+
+@pytest.mark.parametrize("at", ["1e300", "9e999", "-1e300", "-9e999"])
+async def test_impossible_beginnings_teach_nothing(journal: Journal, at: str) -> None:
+    """The same holds where the instant of the id cannot be."""
+    await damaged(journal, f"accepted_at = {at}")
+    assert await journal.durations() == []
+
+
+# Salt
+
+
+async def test_each_journal_keys_its_fingerprints(tmp_path: Path) -> None:
+    """Equal requests look different in two journals, and the same in each run of one."""
+    plan = plan_of(TextToVideo("a kitten"))
+    marks = []
+    for name in ["a.db", "b.db", "a.db"]:
+        async with opened(tmp_path / name) as journal:
+            job = await journal.plan_next(plan, NOW)
+            marks.append(job.fingerprint)
+            salt = await asked(journal, "SELECT salt FROM header")
+            keyed = hmac.digest(salt, plan.fingerprint.encode(), "sha256").hex()
+            assert (len(salt), job.fingerprint, job.key) == (32, keyed, f"{keyed}:1")
+    assert marks[0] == marks[2] != marks[1]
+    assert plan.fingerprint.encode() not in every_byte(tmp_path / "a.db")
+
+
+async def test_a_named_job_is_keyed_as_well(journal: Journal) -> None:
+    """A job with a key of its own has a fingerprint that tells nothing outside of its journal."""
+    plan = plan_of(TextToVideo("a kitten"), "id:mine", "mine")
+    job = await journal.plan(plan, NOW)
+    assert job.key == "id:mine"
+    assert job.fingerprint != plan.fingerprint
+
+
+# The log beside the file
+
+
+def without_log(path: Path, copy: Path) -> Path:
+    """Copy the file alone."""
+    return Path(shutil.copy(path, copy))
+
+
+def with_empty_log(path: Path, copy: Path) -> Path:
+    """Copy the file, and have a log without anything in it."""
+    Path(f"{copy}-wal").touch()
+    return without_log(path, copy)
+
+
+def with_log(path: Path, copy: Path) -> Path:
+    """Copy both."""
+    shutil.copy(f"{path}-wal", f"{copy}-wal")
+    return without_log(path, copy)
+
+
+@pytest.mark.parametrize("copied", [without_log, with_empty_log])
+async def test_a_file_without_its_log_is_found_out(
+    journal: Journal, tmp_path: Path, copied: Callable[[Path, Path], Path]
+) -> None:
+    """Copied alone while it is open, the file lacks paid jobs, and is refused each time."""
+    await job_at(journal, ACCEPTED)
+    copy = copied(journal.path, tmp_path / "copy.db")
+    for _ in range(2):
+        async with opened(copy) as alone:
+            with pytest.raises(JournalError, match="is a copy without its log") as caught:
+                await alone.counts()
+    assert "'copy.db-wal'" in caught.value.happened
+    assert "may be paid for" in caught.value.money
+
+
+async def test_it_is_found_out_after_any_number_of_checkpoints(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much of the log was moved into the file, the file alone is refused."""
+    monkeypatch.setattr(journals, "CHECKPOINT_AFTER", 3)
+    for number in range(30):
+        await journal.plan(wanted(f"k{number}"), NOW)
+        copy = without_log(journal.path, tmp_path / f"{number}.db")
+        async with opened(copy) as alone:
+            with pytest.raises(JournalError, match="is a copy without its log"):
+                await alone.counts()
+    with database(copy) as db:
+        assert 25 <= db.execute("SELECT count(*) FROM job").fetchone()[0] <= 30
+    both = with_log(journal.path, tmp_path / "both.db")
+    async with opened(both) as whole:
+        assert len(await whole.jobs()) == 30
+
+
+async def test_one_can_go_on_without_the_log(journal: Journal, tmp_path: Path) -> None:
+    """The statement that the error names makes a journal of what the file has."""
+    await job_at(journal, ACCEPTED)
+    copy = without_log(journal.path, tmp_path / "copy.db")
+    async with opened(copy) as alone:
+        with pytest.raises(JournalError) as caught:
+            await alone.counts()
+        statement = re.search("'(UPDATE .*)'", caught.value.advice)
+        assert statement
+        with database(copy) as db:
+            db.execute(statement[1])
+        assert await alone.jobs() == []
+
+
+async def test_the_file_alone_is_whole_once_it_is_closed(journal: Journal, tmp_path: Path) -> None:
+    """A closed journal is one file, and a copy of it knows every job."""
+    before = await job_at(journal, ACCEPTED)
+    await journal.aclose()
+    async with opened(without_log(journal.path, tmp_path / "copy.db")) as copy:
+        assert await copy.jobs() == [before]
+
+
+async def test_another_tool_may_put_the_log_into_the_file(journal: Journal, tmp_path: Path) -> None:
+    """After a crash, a tool that reads the file takes the log in, and nothing is missing then."""
+    before = await job_at(journal, ACCEPTED)
+    left = with_log(journal.path, tmp_path / "left.db")
+    with database(left) as db:
+        assert db.execute("SELECT count(*) FROM job").fetchone() == (1,)
+    assert content(tmp_path) == ["left.db", "run.db", "run.db-wal"]
+    async with opened(left) as whole:
+        assert await whole.jobs() == [before]
+
+
+@pytest.mark.parametrize("statements", range(1, 14))
+async def test_death_while_the_log_is_moved_loses_nothing(
+    journal: Journal, tmp_path: Path, statements: int
+) -> None:
+    """A copy of both files between any two statements of an opening and a checkpoint is whole."""
+    left = tmp_path / "left.db"
+    taken = 0
+
+    class Watched(sqlite3.Connection):
+        def execute(self, *arguments: Any) -> sqlite3.Cursor:
+            nonlocal taken
+            cursor = super().execute(*arguments)
+            taken += 1
+            if taken == statements:
+                for suffix in ["", "-wal"]:
+                    if Path(f"{again.path}{suffix}").exists():
+                        shutil.copy(f"{again.path}{suffix}", f"{left}{suffix}")
+            return cursor
+
+    before = await job_at(journal, ACCEPTED)
+    again = Journal(with_log(journal.path, tmp_path / "again.db"))
+    with pytest.MonkeyPatch.context() as patch:
+        connect = sqlite3.connect
+        patch.setattr(sqlite3, "connect", partial(connect, factory=Watched))
+        await again.counts()
+        await again.aclose()
+    assert taken >= 13
+    async with opened(left) as found:
+        assert await found.jobs() == [before]
+
+
+async def test_a_log_that_cannot_be_moved_stays(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk at a checkpoint is no trouble for those who wait; closing tries once more."""
+    monkeypatch.setattr(journals, "CHECKPOINT_AFTER", 2)
+    refused = "CREATE TEMP TRIGGER full BEFORE UPDATE ON header BEGIN SELECT RAISE(FAIL, 'x'); END"
+    await journal._run(lambda db: db.execute(refused))
+    await job_at(journal, ACCEPTED)
+    both = with_log(journal.path, tmp_path / "both.db")
+    async with opened(both) as whole:
+        assert [job.state for job in await whole.jobs()] == [ACCEPTED]
+    await journal.aclose()
+    assert [job.state for job in await journal.jobs()] == [ACCEPTED]
+
+
+# Who may read it
+
+
+def modes(path: Path) -> list[int]:
+    """Return the permissions of all files of a journal."""
+    return [stat.S_IMODE(file.stat().st_mode) for file in sorted(path.parent.glob(f"{path.name}*"))]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+async def test_the_files_are_for_their_owner_alone(journal: Journal) -> None:
+    """The file and its log are made with 0600, whatever the umask leaves to others."""
+    before = os.umask(0)
+    try:
+        await job_at(journal, ACCEPTED)
+    finally:
+        os.umask(before)
+    assert content(journal.path.parent) == ["run.db", "run.db-wal"]
+    assert modes(journal.path) == [0o600, 0o600]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+async def test_permissions_that_it_has_stay(path: Path) -> None:
+    """A file that was there may be shared by intention."""
+    os.close(os.open(path, os.O_CREAT, 0o640))
+    async with opened(path) as journal:
+        await job_at(journal, ACCEPTED)
+    assert modes(path) == [0o640]
+
+
+# Disks without locks
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_IOERR_LOCK])
+async def test_a_disk_without_locks_is_named(
+    path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """On a network drive whose locks do not work, the error says what to do."""
+
+    def refuse(*_arguments: object, **_options: object) -> None:
+        error = sqlite3.OperationalError("locking protocol")
+        error.sqlite_errorcode = code
+        raise error
+
+    monkeypatch.setattr(sqlite3, "connect", refuse)
+    async with opened(path) as journal:
+        with pytest.raises(JournalError, match="cannot be locked") as caught:
+            await journal.counts()
+    assert "local disk" in caught.value.advice
+    assert caught.value.money == MONEY
+
+
+# Forks
+
+FORKED = """
+import asyncio, os, sys, traceback, warnings
+from fuhu_runway import errors
+from fuhu_runway.journal import Journal, Plan
+
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads
+
+def in_child(life):
+    if os.fork():
+        return os.waitstatus_to_exitcode(os.wait()[1])
+    try:
+        life()
+        sys.stdout.flush()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+def plan(key):
+    return Plan(key=key, fingerprint="f", endpoint="TextToVideo")
+
+def attempt(journal, key):
+    async def trying():
+        try:
+            await journal.plan(plan(key), 1.0)
+            print(key, "ok")
+        except errors.JournalError as error:
+            print(key, type(error).__name__, error.happened, error.money)
+        await journal.aclose()
+    return lambda: asyncio.run(trying())
+
+journal, unused, used = Journal(sys.argv[1]), Journal(sys.argv[2]), Journal(sys.argv[3])
+
+async def parent():
+    await used.plan(plan("before"), 1.0)
+    await used.aclose()
+    await journal.plan(plan("parent"), 1.0)
+    # While the lock is held, as another thread may hold it.
+    for one in (journal, unused, used):
+        one._starting.acquire()
+    codes = [
+        in_child(attempt(journal, "forked")),
+        in_child(attempt(Journal(sys.argv[1]), "own")),
+        in_child(attempt(unused, "unused")),
+        in_child(attempt(used, "used")),
+    ]
+    for one in (journal, unused, used):
+        one._starting.release()
+    await journal.plan(plan("still here"), 1.0)
+    codes.append(in_child(lambda: in_child(attempt(journal, "grandchild"))))
+    print(codes, [job.key for job in await journal.jobs()])
+    await journal.aclose()
+    print([job.key for job in await used.jobs()])
+    await used.aclose()
+
+asyncio.run(parent())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+def test_a_forked_child_is_told_whose_it_is(tmp_path: Path) -> None:
+    """Open at the fork it is the parent's, in every descendant; closed or unused it works."""
+    with python(FORKED, *(tmp_path / f"{name}.db" for name in "abc")) as process:
+        said, _ = process.communicate(timeout=60)
+    theirs = "JournalBusy The journal 'a.db' was open when this process was forked: it is the"
+    assert said.splitlines() == [
+        f"forked {theirs} parent's. {MONEY}",
+        f"own JournalBusy Another process has the journal 'a.db' open. {MONEY}",
+        "unused ok",
+        "used ok",
+        f"grandchild {theirs} parent's. {MONEY}",
+        "[0, 0, 0, 0, 0] ['parent', 'still here']",
+        "['before', 'used']",
+    ]
+    assert process.returncode == 0
+
+
+async def test_a_fork_is_imitated(
+    journal: Journal, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits hears of it, what nobody waits for is in the log, and closing does nothing."""
+    before = await job_at(journal, ACCEPTED)
+    child = Journal(journal.path)
+    child._thread = journal._thread
+    monkeypatch.setattr(journals, "_JOURNALS", {child})
+    journals._start_over()
+    with pytest.raises(JournalBusy, match="when this process was forked"):
+        await child.jobs()
+    child.note(settled(TaskState.SUCCEEDED))
+    await child.aclose()
+    assert [record.getMessage() for record in caplog.records] == [
+        "The journal could not be written (JournalBusy)."
+    ]
+    assert await journal.jobs() == [before]
 
 
 # Secrets

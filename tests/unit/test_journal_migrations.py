@@ -1,6 +1,8 @@
 """Journals that an earlier version of the package wrote, brought up to date."""
 
+import shutil
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
@@ -8,7 +10,10 @@ from typing import Any, Final
 import pytest
 from support.clock import ManualClock
 
-from fuhu_runway.journal import SCHEMA_VERSION, Entry, Job, JobState, Journal, Plan
+from fuhu_runway.errors import JournalError
+from fuhu_runway.hooks import DownloadFinished
+from fuhu_runway.journal import SCHEMA_VERSION, Entry, Job, JobState, Journal, Plan, plan_of
+from fuhu_runway.models import TextToVideo
 
 TRACE: Final = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -65,12 +70,29 @@ def of_version_1(path: Path) -> None:
         db.execute("PRAGMA user_version=1")
 
 
-def columns(path: Path) -> tuple[int, list[tuple[Any, ...]], int]:
-    """Give the version, the columns and whether the table is strict."""
+def of_version_2(path: Path) -> None:
+    """Leave what the second version leaves when it is killed: the same two jobs."""
+    of_version_1(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("ALTER TABLE job ADD COLUMN traceparent TEXT")
+        db.execute("UPDATE job SET traceparent = ? WHERE key = 'k'", (TRACE,))
+        db.execute("PRAGMA user_version=2")
+
+
+OLDER: Final = pytest.mark.parametrize("make", [of_version_1, of_version_2])
+
+
+def columns(path: Path) -> tuple[int, list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+    """Return the version, the columns of both tables, and what there is with how it is kept."""
     with closing(sqlite3.connect(path)) as db:
         version = db.execute("PRAGMA user_version").fetchone()[0]
-        strict = db.execute("SELECT strict FROM pragma_table_list WHERE name = 'job'").fetchone()[0]
-        return version, db.execute("SELECT * FROM pragma_table_info('job')").fetchall(), strict
+        sql = "SELECT * FROM pragma_table_info(?)"
+        found = [row for name in ("job", "header") for row in db.execute(sql, (name,))]
+        kept = db.execute(
+            "SELECT name, strict FROM pragma_table_list WHERE schema = 'main' UNION ALL "
+            "SELECT name, sql FROM sqlite_schema WHERE type = 'index' ORDER BY name"
+        ).fetchall()
+        return version, found, kept
 
 
 @pytest.fixture
@@ -79,9 +101,10 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "run.db"
 
 
-async def test_a_journal_of_version_1_keeps_every_row(path: Path) -> None:
-    """Its jobs are what they were, without a trace; what was in the air is in doubt."""
-    of_version_1(path)
+@OLDER
+async def test_an_older_journal_keeps_every_row(path: Path, make: Callable[[Path], None]) -> None:
+    """Its jobs are what they were, with a trace where they had one; SUBMITTING is in doubt."""
+    make(path)
     journal = Journal(path)
     kept, doubtful = await journal.jobs()
     await journal.aclose()
@@ -94,15 +117,67 @@ async def test_a_journal_of_version_1_keeps_every_row(path: Path) -> None:
         submissions=1,
         planned_at=1.5,
         accepted_at=2.5,
+        traceparent=TRACE if make is of_version_2 else None,
     )
     assert (doubtful.key, doubtful.state) == ("in the air", JobState.IN_DOUBT)
-    assert kept.traceparent is doubtful.traceparent is None
+    assert doubtful.traceparent is None
 
 
-async def test_a_journal_of_version_1_becomes_like_a_new_one(path: Path) -> None:
-    """Afterwards it has the version, the columns in their order and the strictness of a new one."""
-    of_version_1(path)
-    assert columns(path)[0] == 1
+@OLDER
+async def test_an_older_journal_lets_two_jobs_have_one_task(
+    path: Path, make: Callable[[Path], None]
+) -> None:
+    """The id of another job can be written, and the end of the task is written to both."""
+    make(path)
+    journal = Journal(path)
+    await journal.step("in the air", JobState.ACCEPTED, 4.5, task_id="t-1")
+    for key in ("k", "in the air"):
+        await journal.step(key, JobState.FINISHED, 5.5)
+    journal.note(DownloadFinished("t-1", 42))
+    jobs = await journal.jobs()
+    await journal.aclose()
+    assert [(job.state, job.task_id) for job in jobs] == [(JobState.SAVED, "t-1")] * 2
+
+
+@OLDER
+async def test_an_older_journal_goes_on_with_its_keys(
+    path: Path, make: Callable[[Path], None]
+) -> None:
+    """Jobs that were known by a fingerprint without a salt are the same jobs afterwards."""
+    make(path)
+    plan = plan_of(TextToVideo("a kitten"))
+    key = f"{plan.fingerprint}:1"
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        known = (key, plan.fingerprint)
+        db.execute("UPDATE job SET key = ?, fingerprint = ? WHERE key = 'k'", known)
+    journal = Journal(path)
+    job = await journal.plan_next(plan, 9.5)
+    await journal.aclose()
+    assert (job.key, job.state, job.task_id) == (key, JobState.ACCEPTED, "t-1")
+
+
+@OLDER
+async def test_an_older_journal_may_have_been_copied_without_its_log(
+    path: Path, make: Callable[[Path], None]
+) -> None:
+    """Whether its log is missing cannot be known of it; from then on it is."""
+    make(path)
+    journal = Journal(path)
+    assert len(await journal.jobs()) == 2
+    alone = Journal(shutil.copy(path, path.with_name("copy.db")))
+    with pytest.raises(JournalError, match="is a copy without its log"):
+        await alone.jobs()
+    await alone.aclose()
+    await journal.aclose()
+
+
+@OLDER
+async def test_an_older_journal_becomes_like_a_new_one(
+    path: Path, make: Callable[[Path], None]
+) -> None:
+    """Afterwards it has the version, the columns, the indexes and the strictness of a new one."""
+    make(path)
+    assert columns(path)[0] < SCHEMA_VERSION
     for one in (path, path.with_name("new.db")):
         journal = Journal(one)
         await journal.counts()
@@ -111,7 +186,7 @@ async def test_a_journal_of_version_1_becomes_like_a_new_one(path: Path) -> None
     assert columns(path)[0] == SCHEMA_VERSION
 
 
-@pytest.mark.parametrize("make", [of_version_1, Path.touch])
+@pytest.mark.parametrize("make", [of_version_1, of_version_2, Path.touch])
 async def test_a_submission_leaves_its_trace(path: Path, make: Any) -> None:
     """The row that precedes a request holds its trace; a later one leaves its own, or none."""
     make(path)

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -127,7 +128,65 @@ def test_a_doubt_is_told_by_what_was_seen(
     submission.attempts = 1
     with pytest.raises(type(error)), submission.told():
         raise error
-    assert ear.heard[1:] == [SubmissionDoubted(submission.number, "text_to_video", name)]
+    assert ear.heard[1:] == [SubmissionDoubted(submission.number, "text_to_video", name, None)]
+
+
+NAMED: Final = errors.UnreadableReply(*TEXTS, "t-1", fate=Fate.UNKNOWN)
+"""What a damaged answer raises in which the id can still be read."""
+
+
+def named_in_doubt() -> errors.SubmissionInDoubt:
+    """Return the error that the caller gets for it."""
+    error = errors.SubmissionInDoubt(*TEXTS, "t-1")
+    error.__cause__ = NAMED
+    return error
+
+
+async def test_a_doubt_names_the_task_that_its_answer_named(
+    submission: Submission, ear: Ear, clock: ManualClock, tmp_path: Path
+) -> None:
+    """The id is in the event and in the row, and its address is in doubt all the same."""
+    journal = Journal(tmp_path / "run.db")
+    await journal.plan(plan_of(REQUEST, "k"), clock.wall())
+    submission.entry = Entry(journal, "k", clock)
+    submission.address = Address(b"nonce", request=REQUEST)
+    with pytest.raises(errors.UnreadableReply):
+        await submission.sending(ending_in(NAMED))
+    with pytest.raises(errors.SubmissionInDoubt), submission.told():
+        raise named_in_doubt() from NAMED
+    (job,) = await journal.jobs()
+    await journal.aclose()
+    assert (job.state, job.error, job.task_id) == (JobState.IN_DOUBT, "UnreadableReply", "t-1")
+    assert submission.address.is_in_doubt
+    assert submission.address.task_id is None
+    assert ear.all(SubmissionDoubted) == [
+        SubmissionDoubted(submission.number, "text_to_video", "UnreadableReply", "t-1")
+    ]
+
+
+async def test_whoever_leaves_a_doubt_leaves_its_task_in_the_events(
+    submission: Submission, ear: Ear
+) -> None:
+    """Cancelled meanwhile, nobody gets the error, so the events name the task."""
+    with pytest.raises(errors.UnreadableReply):
+        await submission.sending(ending_in(NAMED))
+    with pytest.raises(asyncio.CancelledError), submission.told():
+        raise asyncio.CancelledError
+    submission.unclaimed(None, "SubmissionInDoubt")
+    assert [event.task_id for event in ear.all(SubmissionDoubted)] == ["t-1"]
+    assert [event.task_id for event in ear.all(SubmissionUnclaimed)] == ["t-1"]
+
+
+@pytest.mark.parametrize("exchange", [accepting, ending_in(errors.NoReply(*TEXTS))])
+async def test_the_task_of_an_earlier_sending_is_not_named(
+    submission: Submission, ear: Ear, exchange: Callable[[], Any]
+) -> None:
+    """A refusal that names a task is no doubt, and a doubt names what its own answer named."""
+    refused = errors.RateLimited(*TEXTS, "t-1", fate=Fate.REFUSED)
+    for last in (ending_in(refused), exchange):
+        with contextlib.suppress(errors.RunwayError):
+            await submission.sending(last)
+        assert submission.named_task is None
 
 
 def test_without_a_tracer_there_is_no_trace(submission: Submission) -> None:
