@@ -64,7 +64,7 @@ RECOGNISED: Final[Mapping[str, str]] = {
     "account_quota": "`total_quota`",
     "bare_relay": "`task_id`, and `fail_reason`, `result_url` or `data`",
     "callback": "`task_id`",
-    "callback_by_id": "has `id` and `video_url`, `raw_video_url`, `point`, `refund` or `create_time`",
+    "callback_by_id": "`id`, and a field that only the reverse format has, such as `video_url`",
     "luma": "`id` and `state`",
     "official": "`id`",
 }
