@@ -5,6 +5,7 @@ Durations are in seconds. Monotonic instants belong to the running loop and mean
 """
 
 import asyncio
+import contextvars
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -46,4 +47,5 @@ class LoopClock:
         await asyncio.sleep(delay)
 
     def call_at(self, when: float, action: Callable[[], None]) -> Timer:
-        return asyncio.get_running_loop().call_at(when, action)
+        # In an empty context: a timer serves many callers, and belongs to none of them.
+        return asyncio.get_running_loop().call_at(when, action, context=contextvars.Context())

@@ -1,6 +1,7 @@
 """What belongs to one event loop: a transport, a scheduler and a downloader, closed with it."""
 
 import asyncio
+import contextvars
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -80,8 +81,8 @@ class Engine:
         self._errands: set[asyncio.Task[None]] = set()
 
     def run(self, errand: Coroutine[Any, Any, None]) -> None:
-        """Have something done that nobody waits for; closing cancels it."""
-        task = asyncio.get_running_loop().create_task(errand)
+        """Start something in the background, in an empty context; closing cancels it."""
+        task = asyncio.get_running_loop().create_task(errand, context=contextvars.Context())
         self._errands.add(task)
         task.add_done_callback(self._errands.discard)
 

@@ -13,6 +13,7 @@ Instants are seconds of the loop's clock.
 """
 
 import asyncio
+import contextvars
 import heapq
 import itertools
 import math
@@ -171,6 +172,8 @@ class Watch:
     waiters: set[Waiter] = attrs.field(factory=set)
     last_error: RunwayError | None = None
     url_missing_since: float | None = None
+    #: Where it was submitted, or first waited for: its polls and events run in a copy of that.
+    context: contextvars.Context = attrs.field(factory=contextvars.copy_context)
     #: How many polls in a row gave the same unknown status with the same reason.
     stuck: int = 0
     told: frozenset[str] = frozenset()
@@ -310,6 +313,7 @@ class Poller:
         self._is_silence_told = False
         self._outstanding = outstanding or Outstanding()
         self._queuing: asyncio.Task[None] | None = None
+        self._turn_takers: set[asyncio.Task[None]] = set()
         self._ranking = Ranking()
         self._timer: Timer | None = None
         self._timer_at = 0.0
@@ -439,8 +443,7 @@ class Poller:
         for watch in list(self._watches.values()):
             self._fail(watch, _abandoned)
         looks = [watch.question for watch in self._asking if watch.question is not None]
-        if self._queuing is not None:
-            looks.append(self._queuing)
+        looks += self._turn_takers
         for look in looks:
             look.cancel()
         await asyncio.gather(*looks, return_exceptions=True)
@@ -502,7 +505,8 @@ class Poller:
         else:
             for watch in self._looks.take(now, self._at_once - len(self._asking)):
                 look = self._ask(watch, self._look)
-                self._begin(watch, asyncio.get_running_loop().create_task(look))
+                loop = asyncio.get_running_loop()
+                self._begin(watch, loop.create_task(look, context=watch.context))
         self._arm()
 
     def _begin(self, watch: Watch, question: "asyncio.Task[None]") -> None:
@@ -518,7 +522,11 @@ class Poller:
         # A queue of looks would keep submits waiting, and most of it would be out of date.
         room = self._queuing is None and len(self._asking) < self._at_once
         if room and self._has_due(now):
-            self._queuing = asyncio.get_running_loop().create_task(self._ask_in_turn(turns))
+            self._queuing = asyncio.get_running_loop().create_task(
+                self._ask_in_turn(turns), context=contextvars.Context()
+            )
+            self._turn_takers.add(self._queuing)
+            self._queuing.add_done_callback(self._turn_takers.discard)
 
     def _leave_the_queue(self) -> None:
         """Give up the turn that nobody needs any more."""
@@ -531,14 +539,14 @@ class Poller:
         # Behind one at the most, so that looks get every second turn where submits queue as well.
         await asyncio.sleep(0)  # a loop may begin a task before it is known as `_queuing`
         async with turns.gate.slot(behind=1) as now:
-            question, self._queuing = self._queuing, None
-            assert question is not None  # noqa: S101  (it is this very task)
-            first = self._take_first(now)
-            for watch in first:
-                self._begin(watch, question)
+            self._queuing = None
+            polls = []
+            for watch in self._take_first(now):
+                look = self._ask(watch, lambda request: turns.look(request, now))
+                polls.append(asyncio.get_running_loop().create_task(look, context=watch.context))
+                self._begin(watch, polls[-1])
             self._arm()
-            for watch in first:
-                await self._ask(watch, lambda request: turns.look(request, now))
+            await asyncio.gather(*polls, return_exceptions=True)
 
     def _has_due(self, now: float) -> bool:
         due_at = self._looks.next_due_at()

@@ -1,4 +1,5 @@
 import asyncio
+import contextvars
 import gc
 import logging
 import random
@@ -14,7 +15,8 @@ from support.feed import STEADY, Feed, Scene, Wait, done, no, record, scene_on
 from fuhu_runway import hooks as events
 from fuhu_runway._clock import LoopClock
 from fuhu_runway._gateway import ENDPOINTS, GATEWAYS
-from fuhu_runway._polling import Poller, PollQueue
+from fuhu_runway._limits import Gate
+from fuhu_runway._polling import Poller, PollQueue, Turns
 from fuhu_runway._wire import ask_task
 from fuhu_runway.errors import (
     ClipMissing,
@@ -31,7 +33,7 @@ from fuhu_runway.errors import (
     WaitTimeout,
 )
 from fuhu_runway.hooks import Hooks, WaitFailed
-from fuhu_runway.models import PollPolicy, TaskRecord, TaskState
+from fuhu_runway.models import Limits, PollPolicy, TaskRecord, TaskState
 
 
 @pytest.fixture
@@ -793,3 +795,34 @@ async def test_a_prompt_that_a_look_told_is_in_no_later_error(scene: Scene) -> N
     scene.feed.says(record(prompt="a wombat", prompt_en="the wombat"))
     await scene.poller.refresh(watch)
     assert watch.request is known
+
+
+WHO: contextvars.ContextVar[str] = contextvars.ContextVar("who", default="no one")
+
+
+@pytest.mark.parametrize("pace", [None, 5.0])
+async def test_polls_run_in_the_context_of_their_own_task(pace: float | None) -> None:
+    """What a caller sets before it waits is seen by its own polls, and by those of no other."""
+    seen: dict[str, set[str]] = {}
+    polls: list[str] = []
+
+    async def look(request: Any, _sent_at: float = 0.0) -> TaskRecord:
+        seen.setdefault(request.task_id, set()).add(WHO.get())
+        polls.append(request.task_id)
+        return (done if polls.count(request.task_id) == 3 else record)(request.task_id)
+
+    clock = LoopClock()
+    gate = Gate(Limits(requests_per_second=pace), clock, Hooks(()))
+    policy = PollPolicy(first=0.001, max_interval=0.001, learn=False)
+    poller = Poller(
+        look, policy=policy, at_once=9, clock=clock, hooks=Hooks(()), turns=Turns(gate, look)
+    )
+
+    async def caller(name: str) -> None:
+        WHO.set(name)
+        request = ask_task(name, ENDPOINTS["feed"], GATEWAYS["fuhuapi"], "sk-1")
+        await poller.settled(poller.watch(request), None)
+
+    await asyncio.gather(*(asyncio.create_task(caller(name)) for name in ("a", "b", "c")))
+    assert seen == {"a": {"a"}, "b": {"b"}, "c": {"c"}}
+    await poller.aclose()
