@@ -25,9 +25,10 @@ The tree of everything that can be raised, each leaf saying what happened to the
     ├── DownloadError
     │   ├── DownloadIncomplete
     │   └── DownloadRefused
-    └── JournalError
-        ├── JournalBusy
-        └── JournalTooNew
+    ├── JournalError
+    │   ├── JournalBusy
+    │   └── JournalTooNew
+    └── UnexpectedError
 
 Every text has three parts: what happened, what that means for the money, and what to do next.
 No text, and no field, ever holds a key, a prompt, a signed URL or an IP address, so an error
@@ -235,3 +236,7 @@ class JournalBusy(JournalError):
 @attrs.define(eq=False, slots=False)
 class JournalTooNew(JournalError):
     """A newer version of this package wrote the journal."""
+
+
+class UnexpectedError(RunwayError):
+    """An error that this package does not foresee ended one job of a batch."""

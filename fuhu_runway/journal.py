@@ -29,7 +29,15 @@ from typing import Any, Final, TypeVar
 import attrs
 
 from ._clock import Clock
-from .errors import Fate, JournalBusy, JournalError, JournalTooNew, RunwayError
+from .errors import (
+    Fate,
+    JournalBusy,
+    JournalError,
+    JournalTooNew,
+    OutOfCredits,
+    RunwayError,
+    Unauthorized,
+)
 from .hooks import LOGGER, DownloadFinished, Event, TaskSettled
 from .models import Generation, TaskState
 
@@ -366,6 +374,8 @@ class Entry:
     async def failed(self, error: RunwayError) -> None:
         """Write why there is no id, and whether there may be a task all the same."""
         to = _AFTER[getattr(error, "fate", Fate.REJECTED)]
+        if isinstance(error, OutOfCredits | Unauthorized):
+            to = JobState.PLANNED  # it says nothing against the request
         code = getattr(error, "code", None)
         name = type(error).__name__
         await self.journal.step(self.key, to, self.clock.wall(), error=name, code=code)

@@ -188,6 +188,7 @@ def batch_of(client: FakeClient, source: Source, **options: Any) -> Batch:
         "timeout": None,
         "max_points": None,
         "retry_failed": False,
+        "overwrite": False,
         "clock": ManualClock(),
     }
     return Batch(client, source, **given | options)
