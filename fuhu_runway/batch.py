@@ -235,12 +235,13 @@ class Batch:
         self._clock = clock
         self._purse = Purse(max_points)
         self._is_stopped = False
+        self._is_hopeless = False
         self._feeder: asyncio.Task[None] | None = None
         self._custom_ids: set[str] = set()
         self.summary = Summary()
 
     def stop(self) -> None:
-        """Submit nothing more; jobs that were submitted are followed to their end."""
+        """Read nothing more; jobs that exist are followed to their end."""
         self._stop(None)
 
     def _stop(self, reason: str | None) -> None:
@@ -299,21 +300,17 @@ class Batch:
     ) -> None:
         """Start a job for each item, as room comes free."""
         index = 0
-        try:
-            async with aclosing(_each(self._source)) as items:
-                while not self._is_stopped:
-                    await free.acquire()
-                    thing = await anext(items, _END)
-                    if thing is _END or self._is_stopped:
-                        return
-                    job = asyncio.create_task(self._job(index, item_of(thing, index)))
-                    self.summary.running += 1
-                    jobs.add(job)
-                    job.add_done_callback(ended.put_nowait)
-                    index += 1
-        except Exception as error:
-            self.summary.stopped_by = self.summary.stopped_by or type(error).__name__
-            raise
+        async with aclosing(_each(self._source)) as items:
+            while not self._is_stopped:
+                await free.acquire()
+                thing = await anext(items, _END)
+                if thing is _END or self._is_stopped:
+                    return
+                job = asyncio.create_task(self._job(index, item_of(thing, index)))
+                self.summary.running += 1
+                jobs.add(job)
+                job.add_done_callback(ended.put_nowait)
+                index += 1
 
     # One job
 
@@ -339,6 +336,7 @@ class Batch:
                 raise
             outcome = attrs.evolve(begun, error=_unexpected(error, begun.task_id))
         if outcome is not None and not outcome.resumed and _is_hopeless(outcome.error):
+            self._is_hopeless = True
             self._stop(type(outcome.error).__name__)
         return outcome
 
@@ -383,7 +381,7 @@ class Batch:
             return None
         cost: float | None = 0.0
         try:
-            if self._is_stopped:
+            if self._is_hopeless:
                 return None
             cost = None  # from here on it may be charged, and the amount is unknown
             task = await self._client.submit_job(request, plan if self._journal else None)
