@@ -361,7 +361,7 @@ class Batch:
         if state is JobState.FAILED:
             return attrs.evolve(outcome, error=_failed(known))
         if state is JobState.SAVED:
-            place = None if path is None else _place_of(path, known)
+            place = path and await asyncio.to_thread(_place_of, path, known)
             if path is None or place is not None:
                 return attrs.evolve(outcome, path=place)
             assert self._journal is not None  # noqa: S101  (it knows the job)
@@ -452,12 +452,7 @@ class Batch:
         beside = _beside(path, clip.id)
         # Named after the task, so that it can only be of an earlier attempt at the same clip.
         await clip.download(beside, overwrite=True)
-        # If an earlier run was killed between saving a clip and writing that down, the file in
-        # its place is the clip.
-        if await asyncio.to_thread(filecmp.cmp, beside, path, shallow=False):
-            beside.unlink()
-            return path
-        return beside
+        return await asyncio.to_thread(_only_copy, beside, path)
 
     def _is_taken(self, path: Path) -> bool:
         return path.exists() and not self._overwrite
@@ -650,10 +645,23 @@ async def _each(source: Source) -> AsyncGenerator[Any, None]:
 
 def _place_of(path: Path, job: Job) -> Path | None:
     """Return where the file is that was saved for *job*; None if it is gone or was changed."""
-    for place in (path, _beside(path, job.task_id or "")):
-        if place.is_file() and place.stat().st_size == job.file_bytes:
-            return place
-    return None
+    beside = _beside(path, job.task_id or "")
+    place = _only_copy(beside, path) if beside.is_file() else path
+    is_whole = place.is_file() and place.stat().st_size == job.file_bytes
+    return place if is_whole else None
+
+
+def _only_copy(beside: Path, path: Path) -> Path:
+    """
+    Return where a clip is that was saved beside its place.
+
+    If a run is killed between saving a clip and writing that down, the file in its place is the
+    clip, and one of the two goes.
+    """
+    if path.is_file() and filecmp.cmp(beside, path, shallow=False):
+        beside.unlink()
+        return path
+    return beside
 
 
 def _is_hopeless(error: RunwayError | None) -> bool:

@@ -910,6 +910,19 @@ async def test_a_clip_that_an_earlier_run_had_just_saved_is_recognised(tmp_path:
     assert await states(tmp_path) == [JobState.SAVED]
 
 
+async def test_a_second_copy_of_a_saved_clip_goes(tmp_path: Path) -> None:
+    """What a killed run left beside a clip that was in its place all along is removed."""
+    clips = tmp_path / "clips"
+    async with remembered(tmp_path) as client:
+        (first,) = await run(client, ["a"], download_to=clips)
+        assert first.path is not None
+        (clips / f"{first.path.stem}-{str(first.task_id).replace(' ', '-')}.mp4").write_bytes(CLIP)
+        (again,) = await run(client, ["a"], download_to=clips)
+    assert again.path == first.path
+    assert list(clips.iterdir()) == [first.path]
+    assert client.attached == []
+
+
 async def test_a_clip_that_was_changed_is_kept(tmp_path: Path) -> None:
     """A saved file of another size is the user's: the clip is saved beside it, once."""
     clips = tmp_path / "clips"
