@@ -374,7 +374,7 @@ class Batch:
     ) -> Outcome | None:
         """Submit and follow; None if the batch stopped first, and nothing was sent."""
         if path is not None:
-            self._check_place(path, outcome, plan)
+            self._check_place(path, outcome, plan.key)
         kind = (plan.endpoint, plan.model, plan.seconds)
         if not await self._purse.take(kind):
             self._stop("max_points")
@@ -457,12 +457,12 @@ class Batch:
     def _is_taken(self, path: Path) -> bool:
         return path.exists() and not self._overwrite
 
-    def _check_place(self, path: Path, outcome: Outcome, plan: Plan) -> None:
+    def _check_place(self, path: Path, outcome: Outcome, key: str) -> None:
         """Raise unless a clip can be saved at *path*; for before it is paid for."""
         if not path.parent.is_dir():
             raise usage_error("download_to", "The folder for the clips is gone.", "Make it again.")
         if self._is_taken(path) or path.is_dir():
-            mark = plan.fingerprint[:MARK_LENGTH]
+            mark = key[:MARK_LENGTH]
             # What stands before the mark is the prompt.
             name = path.name if outcome.custom_id else f"*-{mark}{path.name.partition(mark)[2]}"
             raise usage_error(
@@ -574,7 +574,7 @@ def _as_files_have_it(text: str) -> str:
 
 
 def _as_some_disks_have_it(name: str) -> str:
-    return unicodedata.normalize("NFC", name.casefold())
+    return unicodedata.normalize("NFC", name.upper().casefold())
 
 
 def _beside(path: Path, task_id: str) -> Path:

@@ -528,7 +528,9 @@ async def _first_look(task: "Task") -> TaskRecord | None:
 async def _deliver(task: "Task", saving: Saving, talk: Talk, errand: Errand) -> None:
     clip = await task.wait(timeout=saving.timeout)
     await _save(clip, errand, overwrite=saving.force)
-    size = filesize.decimal(errand.path.stat().st_size)
+    size = ""
+    with contextlib.suppress(OSError):  # another program may have moved the file by now
+        size = filesize.decimal(errand.path.stat().st_size)
     errand.screen.news(f"saved: {size}{_cost(clip.record)}")
     errand.screen.close()
     if talk.json:

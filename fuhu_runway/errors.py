@@ -223,6 +223,10 @@ class DownloadRefused(DownloadError):
     """What came is not a clip, or is more than was allowed, or may not be written there."""
 
 
+class UnexpectedError(RunwayError):
+    """An error that this package does not foresee ended one job of a batch."""
+
+
 @attrs.define(eq=False, slots=False)
 class JournalError(RunwayError):
     """The journal cannot be read or written, so nothing is sent that it could not remember."""
@@ -236,7 +240,3 @@ class JournalBusy(JournalError):
 @attrs.define(eq=False, slots=False)
 class JournalTooNew(JournalError):
     """A newer version of this package wrote the journal."""
-
-
-class UnexpectedError(RunwayError):
-    """An error that this package does not foresee ended one job of a batch."""

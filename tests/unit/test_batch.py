@@ -737,12 +737,15 @@ async def test_one_prompt_with_thousands_of_pictures_makes_as_many_files(tmp_pat
         ("stra\u00dfe", "strasse"),
         ("\u212b", "\u00e5"),
         ("\u01c4", "\u01c6"),
+        ("\u0131", "i"),
+        ("\u03c2", "\u03c3"),
     ],
 )
 def test_two_ids_never_share_a_file(one: str, other: str) -> None:
     """Names that are the same once they are safe, or on some disks, are told apart."""
-    names = [unicodedata.normalize("NFC", file_name(name).casefold()) for name in (one, other)]
-    assert names[0] != names[1]
+    for fold in (str.casefold, str.upper):
+        names = [unicodedata.normalize("NFC", fold(file_name(name))) for name in (one, other)]
+        assert names[0] != names[1]
     assert all(len(file_name(name).encode()) <= 120 for name in (one, other))
 
 
@@ -813,12 +816,13 @@ async def test_what_was_saved_needs_no_file_if_none_is_wanted(tmp_path: Path) ->
     assert client.attached == []
 
 
-async def taken_place(tmp_path: Path) -> Path:
-    """Return a file of the user's in the place of the clip of "a" in a first run."""
-    request = TextToVideo("a")
-    plan = plan_of(request)
-    batch = batch_of(FakeClient(), [], download_to=tmp_path / "clips")
-    path = batch._path(Item(request), attrs.evolve(plan, key=f"{plan.fingerprint}:1"))
+async def taken_place(client: FakeClient, tmp_path: Path) -> Path:
+    """Return a file of the user's in the place of the clip of "a"."""
+    assert client.journal is not None
+    plan = plan_of(TextToVideo("a"))
+    job = await client.journal.plan_next(plan, 1.0)
+    batch = batch_of(client, [], download_to=tmp_path / "clips")
+    path = batch._path(Item(TextToVideo("a")), attrs.evolve(plan, key=job.key))
     assert path is not None
     path.write_bytes(b"mine")
     return path
@@ -836,7 +840,7 @@ async def test_a_file_in_the_way_is_found_before_anything_is_paid(
             place.parent.mkdir()
             place.write_bytes(b"mine")
         else:
-            place = await taken_place(tmp_path)
+            place = await taken_place(client, tmp_path)
         first, second = await run(client, [item, "b"], download_to=tmp_path / "clips")
         assert isinstance(first.error, UsageError)
         assert (first.error.field, first.path) == ("download_to", None)
@@ -851,8 +855,8 @@ async def test_a_file_in_the_way_is_found_before_anything_is_paid(
 
 async def test_a_file_in_the_way_is_replaced_if_that_is_wanted(tmp_path: Path) -> None:
     """With overwrite=True the clip is saved in the place of the other file."""
-    place = await taken_place(tmp_path)
     async with remembered(tmp_path) as client:
+        place = await taken_place(client, tmp_path)
         (outcome,) = await run(client, ["a"], download_to=tmp_path / "clips", overwrite=True)
     assert outcome.path == place
     assert place.read_bytes() == CLIP
@@ -860,10 +864,10 @@ async def test_a_file_in_the_way_is_replaced_if_that_is_wanted(tmp_path: Path) -
 
 async def test_a_folder_in_the_way_is_never_replaced(tmp_path: Path) -> None:
     """A folder of the name is found before anything is paid, also with overwrite=True."""
-    place = await taken_place(tmp_path)
-    place.unlink()
-    place.mkdir()
     async with remembered(tmp_path) as client:
+        place = await taken_place(client, tmp_path)
+        place.unlink()
+        place.mkdir()
         (outcome,) = await run(client, ["a"], download_to=tmp_path / "clips", overwrite=True)
     assert isinstance(outcome.error, UsageError)
     assert client.submitted == []
@@ -884,8 +888,8 @@ async def test_a_paid_clip_whose_place_was_taken_is_saved_beside_it(
     tmp_path: Path, state: JobState
 ) -> None:
     """The other file stays, the clip is named after its task as well, and is found again."""
-    place = await taken_place(tmp_path)
     async with remembered(tmp_path) as client:
+        place = await taken_place(client, tmp_path)
         assert client.journal is not None
         await job_in(client.journal, state)
         for _ in range(2):
@@ -899,9 +903,9 @@ async def test_a_paid_clip_whose_place_was_taken_is_saved_beside_it(
 
 async def test_a_clip_that_an_earlier_run_had_just_saved_is_recognised(tmp_path: Path) -> None:
     """A run that was killed between saving a clip and writing that down leaves no second file."""
-    place = await taken_place(tmp_path)
-    place.write_bytes(CLIP)
     async with remembered(tmp_path) as client:
+        place = await taken_place(client, tmp_path)
+        place.write_bytes(CLIP)
         assert client.journal is not None
         await job_in(client.journal, JobState.FINISHED)
         (outcome,) = await run(client, ["a"], download_to=tmp_path / "clips")
@@ -963,8 +967,8 @@ async def test_a_file_that_is_not_whole_is_fetched_again(tmp_path: Path, damage:
 
 async def job_in(journal: Journal, state: JobState, prompt: str = "a") -> None:
     """Leave a job in *state*, as an earlier run would."""
-    key = plan_of(TextToVideo(prompt)).fingerprint + ":1"
-    await journal.plan(plan_of(TextToVideo(prompt), key), 1.0)
+    await journal.start_run()
+    key = (await journal.plan_next(plan_of(TextToVideo(prompt)), 1.0)).key
     roads = {
         JobState.PLANNED: [],
         JobState.IN_DOUBT: [JobState.SUBMITTING, JobState.IN_DOUBT],
@@ -1085,8 +1089,7 @@ async def test_an_old_failure_is_told_by_its_own_name(
     money: str,
 ) -> None:
     """The error is of the kind that is written, with what is known about the money."""
-    key = plan_of(TextToVideo("a")).fingerprint + ":1"
-    await journal.plan(plan_of(TextToVideo("a"), key), 1.0)
+    key = (await journal.plan_next(plan_of(TextToVideo("a")), 1.0)).key
     await journal.step(key, JobState.SUBMITTING, 1.0)
     await journal.step(key, JobState.FAILED, 1.0, error=name, refunded=refunded)
     (outcome,) = await run(FakeClient(journal), ["a"])
@@ -1190,8 +1193,7 @@ async def test_a_refusal_of_an_earlier_run_ends_nothing(tmp_path: Path) -> None:
     """A row that failed for want of points in another run says nothing about this one."""
     async with remembered(tmp_path) as client:
         assert client.journal is not None
-        key = plan_of(TextToVideo("a")).fingerprint + ":1"
-        await client.journal.plan(plan_of(TextToVideo("a"), key), 1.0)
+        key = (await client.journal.plan_next(plan_of(TextToVideo("a")), 1.0)).key
         await client.journal.step(key, JobState.SUBMITTING, 1.0)
         await client.journal.step(key, JobState.FAILED, 1.0, error="OutOfCredits")
         first, second = await run(client, ["a", "b"], in_flight=1)
