@@ -496,7 +496,7 @@ class Batch:
         again = "" if times == "1" else f"-{times}"
         text = getattr(item.request, "prompt", None) or plan.endpoint
         suffix = f"-{fingerprint[:MARK_LENGTH]}{again}.mp4"
-        return self._folder / safe_name(_as_files_have_it(text), suffix)
+        return self._folder / safe_name(encodable(text), suffix)
 
 
 Kind = tuple[str, str | None, int | None]
@@ -561,19 +561,19 @@ def file_name(custom_id: str) -> str:
     other spellings of the same letter, is told apart by a hash.
     """
     name = safe_name(custom_id)
-    if name == f"{custom_id}.mp4" == _as_files_have_it(name) == _as_some_disks_have_it(name):
+    if name == f"{custom_id}.mp4" == encodable(name) == _folded(name):
         return name
     mark = hashlib.sha256(custom_id.encode("utf-8", "surrogatepass")).hexdigest()
-    return safe_name(_as_files_have_it(custom_id), f"-{mark[:MARK_LENGTH]}.mp4")
+    return safe_name(encodable(custom_id), f"-{mark[:MARK_LENGTH]}.mp4")
 
 
-def _as_files_have_it(text: str) -> str:
+def encodable(text: str) -> str:
     """Return *text* without the characters that the locale has no bytes for in file names."""
     encoding = sys.getfilesystemencoding()
     return text.encode(encoding, "ignore").decode(encoding)
 
 
-def _as_some_disks_have_it(name: str) -> str:
+def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name.upper().casefold())
 
 

@@ -115,9 +115,7 @@ TABLES: Final[Mapping[str, Mapping[str, str]]] = {
 # Arguments
 
 OUT: Final = result_option("The folder for the clips; made if it is not there.")
-TIMEOUT: Final = result_option(
-    "How long to wait for each clip, and then as long again for its file, in seconds."
-)
+TIMEOUT: Final = result_option("How long to wait for each clip, in seconds.")
 
 
 @Parameter(name="*")
@@ -142,7 +140,12 @@ class Order:
     overwrite: Annotated[
         bool, result_option("Replace files that stand in the place of clips.", **NO_DEFAULT)
     ] = False
-    timeout: Annotated[float, TIMEOUT] = DEFAULT_WAIT
+    timeout: Annotated[
+        float,
+        result_option(
+            "How long to wait for each clip, and then as long again for its file, in seconds."
+        ),
+    ] = DEFAULT_WAIT
     results: Annotated[
         Path | None,
         result_option("A line of JSON for each outcome; by default results.jsonl in that folder."),
@@ -173,7 +176,8 @@ def batch(
     file: Annotated[
         Path,
         Parameter(
-            help="Requests: .txt (a prompt a line), .jsonl or .csv; - for prompts from stdin."
+            help="Requests: .txt (a prompt a line), .jsonl or .csv; - for prompts from stdin.",
+            allow_leading_hyphen=True,
         ),
     ],
     /,

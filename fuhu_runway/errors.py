@@ -25,10 +25,10 @@ The tree of everything that can be raised, each leaf saying what happened to the
     ├── DownloadError
     │   ├── DownloadIncomplete
     │   └── DownloadRefused
-    ├── JournalError
-    │   ├── JournalBusy
-    │   └── JournalTooNew
-    └── UnexpectedError
+    ├── UnexpectedError
+    └── JournalError
+        ├── JournalBusy
+        └── JournalTooNew
 
 Every text has three parts: what happened, what that means for the money, and what to do next.
 No text, and no field, ever holds a key, a prompt, a signed URL or an IP address, so an error
