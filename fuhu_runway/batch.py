@@ -396,10 +396,13 @@ class Batch:
         except (Exception, asyncio.CancelledError) as error:
             if _is_cancelled(error):
                 raise
-            result = await self._broken(outcome, plan, error)
+            fault = error
+        else:
+            return result
         finally:
             self._purse.put_back(kind, cost)
-        return result
+        # Outside of the clause: what is raised there would quote the error.
+        return await self._broken(outcome, plan, fault)
 
     async def _broken(self, outcome: Outcome, plan: Plan, error: BaseException) -> Outcome:
         """Return the outcome of a submission that ended with an error which is not ours."""
@@ -423,8 +426,7 @@ class Batch:
                 outcome, clip=clip, points=record.points, refunded=record.refunded
             )
             if path is not None:
-                async with asyncio.timeout(self._timeout):
-                    outcome = attrs.evolve(outcome, path=await self._save(clip, path))
+                outcome = attrs.evolve(outcome, path=await self._save_in_time(clip, path))
         except errors.TaskFailed as error:
             return attrs.evolve(outcome, error=error, points=error.points, refunded=error.refunded)
         except RunwayError as error:
@@ -432,17 +434,22 @@ class Batch:
         except (Exception, asyncio.CancelledError) as error:
             if _is_cancelled(error):
                 raise
-            is_late = isinstance(error, TimeoutError) and outcome.clip is not None
-            fault = self._too_slow(task.id) if is_late else _unexpected(error, task.id)
-            return attrs.evolve(outcome, error=fault)
+            return attrs.evolve(outcome, error=_unexpected(error, task.id))
         return outcome
 
-    def _too_slow(self, task_id: str) -> RunwayError:
-        return errors.DownloadIncomplete(
+    async def _save_in_time(self, clip: Clip, path: Path) -> Path:
+        limit = asyncio.timeout(self._timeout)
+        try:
+            async with limit:
+                return await self._save(clip, path)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+        raise errors.DownloadIncomplete(
             f"The download was not done within {self._timeout:g} s.",
             "The clip exists and is paid for.",
             "Run the batch again with the same journal: the download goes on where it broke off.",
-            task_id,
+            clip.id,
         )
 
     async def _save(self, clip: Clip, path: Path) -> Path:

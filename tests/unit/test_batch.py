@@ -485,7 +485,13 @@ async def test_an_error_of_the_source_is_never_lost(client: FakeClient) -> None:
         await take()
 
 
-FOREIGN: Final = (ValueError("secret"), UnicodeError("secret"), OSError("secret"), KeyError(1))
+FOREIGN: Final = (
+    ValueError("secret"),
+    UnicodeError("secret"),
+    OSError("secret"),
+    TimeoutError("secret"),
+    KeyError(1),
+)
 
 
 @pytest.mark.parametrize("error", [*FOREIGN, asyncio.CancelledError()], ids=repr)
