@@ -56,6 +56,9 @@ EXIT_OF: Final = (
 UNNOTICED: Final = 0.1
 """How long somebody who pressed Ctrl-C is left without a word, in seconds."""
 
+SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGBREAK")
+"""What asks a command to end; the last is Ctrl-Break, on Windows."""
+
 SIMULATED: Final = "simulated: a gateway on this machine, no key, no cost"
 SHOW_CURSOR: Final = b"\x1b[?25h\n"
 
@@ -220,10 +223,12 @@ class Stop:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # A process in the background of a script is born deaf to Ctrl-C, and stays so.
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._hear)
+        for number in filter(None, (getattr(signal, name, None) for name in SIGNALS)):
+            # A process in the background of a script is born deaf to Ctrl-C, and stays so. None
+            # is a handler that is not Python's.
+            if signal.getsignal(number) not in {signal.SIG_IGN, None}:
+                with contextlib.suppress(ValueError):  # outside the main thread, no signal comes
+                    self._before[number] = signal.signal(number, self._hear)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -258,8 +263,9 @@ class Stop:
 
 def leave(code: int) -> None:
     """End the process here and now, with a cursor on the terminal."""
-    if os.isatty(2):
-        os.write(2, SHOW_CURSOR)
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        if os.isatty(2):
+            os.write(2, SHOW_CURSOR)
     os._exit(code)
 
 
@@ -267,11 +273,10 @@ def leave(code: int) -> None:
 
 
 def screen_for(*, quiet: bool) -> "Lines":
-    can_move = (
-        sys.stderr is not None
-        and sys.stderr.isatty()
-        and os.environ.get("TERM") not in {"dumb", "unknown"}
-    )
+    # Windows has no TERM, and terminals that can move the cursor all the same.
+    kind = os.environ.get("TERM", "windows" if os.name == "nt" else "")
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    can_move = is_terminal and kind not in {"", "dumb", "unknown"}
     return Bar() if can_move and not quiet else Lines(quiet=quiet)
 
 
@@ -377,7 +382,7 @@ def _progress_bar() -> Any:
 
     stderr = console.Console(stderr=True)
     bar = WithMore(
-        progress.SpinnerColumn(),
+        progress.SpinnerColumn("dots" if stderr.encoding.startswith("utf") else "line"),
         progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(bar_width=40 if stderr.width >= 80 else None),
         DetailOrTime(table_column=table.Column(no_wrap=True)),  # the bar gives way
@@ -446,11 +451,14 @@ def complain(text: str) -> None:
 
 
 def write(stream: TextIO | None, text: str) -> None:
-    """Print a line; nobody may be there to read it, and that is no reason to stop."""
+    """Print a line; that it cannot be read, or shown as it is, is no reason to stop."""
     if stream is None:
         return
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    shown = text.encode(encoding, "backslashreplace").decode(encoding)
     try:
-        print(text, file=stream, flush=True)
-    except OSError:
-        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+        print(shown, file=stream, flush=True)
+    except (OSError, ValueError):
+        # A stream that is closed, or is no file, is left as it is.
+        with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123
             os.dup2(nowhere.fileno(), stream.fileno())

@@ -2,17 +2,24 @@
 Many jobs over one client: read lazily, submit, follow, save, and go on where a crash broke off.
 
 Rule 1: at most `in_flight` jobs exist at once, and an outcome that nobody has taken counts.
-Rule 2: one failure is an outcome, not an end.
+Rule 2: whatever goes wrong with one job is its outcome. Only what every other job would meet as
+well (`HOPELESS`) ends the submitting.
 Rule 3: what the journal says was accepted is never submitted again, and what it says is in doubt
 is reported, and left to a person.
+Rule 4: no clip replaces a file that was not saved for the same job, unless `overwrite` is set.
 
 A job is known by its `custom_id`, else by its content and how often that came up before.
 """
 
 import asyncio
+import filecmp
 import hashlib
+import os
+import sys
+import traceback
+import unicodedata
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -29,18 +36,40 @@ from .task import Clip, Task
 
 REQUESTS: Final = Generation.__args__
 
+HOPELESS: Final = (
+    errors.OutOfCredits,
+    errors.Unauthorized,
+    errors.NotSent,
+    errors.JournalError,
+)
+"""What every other job would meet as well: a batch that meets one of these submits no more."""
+
 _END: Final = object()
 
 
 @attrs.frozen
 class Item:
-    """One thing that a batch is to make."""
+    """
+    One thing that a batch is to make.
 
-    request: Generation
+    Raises:
+        UsageError: *request* is no request, or *custom_id* is no text that can be written down.
+    """
+
+    request: Generation = attrs.field()
     #: The caller's own name for it; unique within the batch.
     custom_id: str | None = attrs.field(
         default=None, validator=attrs.validators.optional(check_text)
     )
+
+    @request.validator
+    def _is_request(self, _: object, request: object) -> None:
+        if not isinstance(request, REQUESTS):
+            raise usage_error(
+                "request",
+                f"request is of type {type(request).__name__}.",
+                f"Use one of {', '.join(kind.__name__ for kind in REQUESTS)}.",
+            )
 
 
 @attrs.frozen
@@ -85,8 +114,14 @@ class Summary:
     #: Points that were used and not given back.
     points: float = 0.0
     refunded_points: float = 0.0
-    #: It stopped because `max_points` was reached.
-    out_of_points: bool = False
+    #: Why the batch stopped submitting early: the name of an error, or `max_points`; None where
+    #: it did not, or where `Batch.stop` was called.
+    stopped_by: str | None = None
+
+    @property
+    def out_of_points(self) -> bool:
+        """Whether it stopped because `max_points` was reached."""
+        return self.stopped_by == "max_points"
 
     @property
     def failed(self) -> int:
@@ -143,10 +178,15 @@ class Batch:
         in_flight: How many jobs may exist at once.
         journal: What makes a second run of the same batch go on; None remembers nothing.
         download_to: The folder that clips are saved in; None saves none.
-        timeout: How long to wait for one task, in seconds; None waits for ever.
+        timeout: How long to wait for one task, and then as long again for its file, in seconds;
+            None waits for ever.
         max_points: Nothing more is submitted once this many points are spent or bound to be.
         retry_failed: Whether jobs that failed in an earlier run are submitted again.
+        overwrite: Whether a file that stands in the place of a clip may be replaced.
         clock: Where time comes from.
+
+    Raises:
+        UsageError: An argument is wrong, or nothing can be written to *download_to*.
     """
 
     def __init__(
@@ -156,39 +196,56 @@ class Batch:
         *,
         in_flight: int,
         journal: Journal | None,
-        download_to: Path | None,
+        download_to: str | os.PathLike[str] | None,
         timeout: float | None,
         max_points: float | None,
         retry_failed: bool,
+        overwrite: bool,
         clock: Clock,
     ) -> None:
-        if in_flight < 1:
-            raise usage_error("in_flight", f"in_flight is {in_flight!r}.", "Use 1 or more.")
+        if type(in_flight) is not int or in_flight < 1:
+            raise _wrong("in_flight", in_flight, "Use a whole number from 1 on.")
+        for name, number in (("timeout", timeout), ("max_points", max_points)):
+            is_number = isinstance(number, int | float) and not isinstance(number, bool)
+            if number is not None and not (is_number and number >= 0):
+                raise _wrong(name, number, "Use a number from 0 on, or None.")
+        for name, flag in (("retry_failed", retry_failed), ("overwrite", overwrite)):
+            if not isinstance(flag, bool):
+                raise _wrong(name, flag, "Use True or False.")
         self._client = client
-        self._source = source
+        self._source = _checked_source(source)
         self._in_flight = in_flight
         self._journal = journal
-        self._folder = None if download_to is None else check_folder(download_to)
+        self._folder = _checked_folder(download_to)
         self._timeout = timeout
         self._retry_failed = retry_failed
+        self._overwrite = overwrite
         self._clock = clock
         self._purse = Purse(max_points)
-        self._stopping = asyncio.Event()
+        self._is_stopped = False
+        self._is_hopeless = False
         self._feeder: asyncio.Task[None] | None = None
+        self._custom_ids: set[str] = set()
         self.summary = Summary()
 
     def stop(self) -> None:
-        """Submit nothing more; jobs that exist are followed to their end."""
-        self._stopping.set()
+        """Read nothing more; jobs that exist are followed to their end."""
+        self._stop(None)
+
+    def _stop(self, reason: str | None) -> None:
+        if not self._is_stopped:
+            self.summary.stopped_by = reason
+        self._is_stopped = True
         if self._feeder is not None:
             self._feeder.cancel()  # it may be waiting for a source that has nothing to give
 
     async def outcomes(self) -> AsyncGenerator[Outcome, None]:
         """
-        Give the outcomes as they come.
+        Yield the outcomes as they come.
 
-        Leaving early cancels the jobs that run: their tasks go on at the gateway, and their ids
-        are in the journal.
+        What the source raises ends the submitting, and is raised once every job that exists has
+        had its outcome. Leaving early cancels the jobs that run: their tasks go on at the gateway,
+        and their ids are in the journal.
 
         Raises:
             UsageError: The source gave something that is no request.
@@ -207,8 +264,6 @@ class Batch:
                 job = await ended.get()
                 if job is feeder:
                     is_fed = True
-                    if not (feeder.cancelled() and self._stopping.is_set()):
-                        feeder.result()
                     continue
                 outcome = job.result()
                 jobs.discard(job)
@@ -218,6 +273,8 @@ class Batch:
                     yield outcome
                 # Only now: an outcome that nobody takes must not make room for another job.
                 free.release()
+            if not (feeder.cancelled() and self._is_stopped):
+                feeder.result()
         finally:
             for job in (feeder, *jobs):
                 job.cancel()
@@ -232,10 +289,10 @@ class Batch:
         """Start a job for each item, as room comes free."""
         index = 0
         async with aclosing(_each(self._source)) as items:
-            while not self._stopping.is_set():
+            while not self._is_stopped:
                 await free.acquire()
                 thing = await anext(items, _END)
-                if thing is _END or self._stopping.is_set():
+                if thing is _END or self._is_stopped:
                     return
                 job = asyncio.create_task(self._job(index, item_of(thing, index)))
                 self.summary.running += 1
@@ -246,77 +303,168 @@ class Batch:
     # One job
 
     async def _job(self, index: int, item: Item) -> Outcome | None:
-        outcome = Outcome(index, item.request, item.custom_id)
+        """Return how a job ended; None if the batch stopped before it was submitted."""
+        begun = Outcome(index, item.request, item.custom_id)
+        outcome: Outcome | None
         try:
-            self._client.check_open()
-        except errors.UsageError as error:
-            self.stop()
-            return attrs.evolve(outcome, error=error)
-        plan, known = await self._planned(index, item)
-        path = self._path(item, plan)
-        try:
-            return await self._carry_out(outcome, item, plan, known, path)
+            try:
+                self._client.check_open()
+            except errors.UsageError as closed:
+                self._stop(type(closed).__name__)
+                raise
+            self._check_name(item)
+            plan, known = await self._planned(index, item)
+            if known is not None and known.state is not JobState.PLANNED:
+                begun = attrs.evolve(begun, task_id=known.task_id, resumed=True)
+            outcome = await self._carry_out(begun, item, plan, known, self._path(item, plan))
         except RunwayError as error:
-            task_id = error.task_id or (known.task_id if known else None)
-            return attrs.evolve(outcome, error=error, task_id=task_id, resumed=_had(known))
+            outcome = attrs.evolve(begun, error=error, task_id=error.task_id or begun.task_id)
+        except (Exception, asyncio.CancelledError) as error:  # one job's fault ends no batch
+            if _is_cancelled(error):
+                raise
+            outcome = attrs.evolve(begun, error=_unexpected(error, begun.task_id))
+        if outcome is not None and not outcome.resumed and _is_hopeless(outcome.error):
+            self._is_hopeless = True
+            self._stop(type(outcome.error).__name__)
+        return outcome
+
+    def _check_name(self, item: Item) -> None:
+        if item.custom_id in self._custom_ids:
+            raise usage_error(
+                "custom_id",
+                f"Another job of this batch has the custom_id {item.custom_id!r}.",
+                "Use another for each job.",
+            )
+        if item.custom_id is not None:
+            self._custom_ids.add(item.custom_id)
 
     async def _carry_out(
         self, outcome: Outcome, item: Item, plan: Plan, known: Job | None, path: Path | None
     ) -> Outcome | None:
         state = known.state if known else JobState.PLANNED
-        if known is not None and state is JobState.SAVED:
-            if path is None or _is_whole(path, known):
-                return attrs.evolve(outcome, task_id=known.task_id, path=path, resumed=True)
-            assert self._journal is not None  # noqa: S101  (it knows the job)
-            await self._journal.step(known.key, JobState.FINISHED, self._clock.wall())
-        if known is not None and state is JobState.IN_DOUBT:
-            return attrs.evolve(outcome, error=_in_doubt(known), resumed=True)
-        if known is not None and state is JobState.FAILED:
-            return attrs.evolve(outcome, error=_failed(known), task_id=known.task_id, resumed=True)
         if known is None or state is JobState.PLANNED:
             return await self._make(outcome, item.request, plan, path)
+        if state in {JobState.SUBMITTING, JobState.IN_DOUBT}:
+            return attrs.evolve(outcome, error=_in_doubt(known), task_id=known.task_id)
+        if state is JobState.FAILED:
+            return attrs.evolve(outcome, error=_failed(known))
+        if state is JobState.SAVED:
+            place = path and await asyncio.to_thread(_place_of, path, known)
+            if path is None or place is not None:
+                return attrs.evolve(outcome, path=place)
+            assert self._journal is not None  # noqa: S101  (it knows the job)
+            await self._journal.step(known.key, JobState.FINISHED, self._clock.wall())
         task = self._client.attach(known, item.request)
-        return await self._follow(attrs.evolve(outcome, resumed=True), task, path)
+        return await self._follow(outcome, task, path)
 
     async def _make(
         self, outcome: Outcome, request: Generation, plan: Plan, path: Path | None
     ) -> Outcome | None:
-        """Submit and follow; None: there are not points enough, and nothing was sent."""
+        """Submit and follow; None if the batch stopped first, and nothing was sent."""
+        if path is not None:
+            self._check_place(path, outcome, plan.key)
         kind = (plan.endpoint, plan.model, plan.seconds)
         if not await self._purse.take(kind):
-            self.summary.out_of_points = True
-            self.stop()
+            self._stop("max_points")
             return None
-        cost: float | None = 0.0  # until it is accepted, or may have been
+        cost: float | None = 0.0
         try:
+            if self._is_hopeless:
+                return None
+            cost = None  # from here on it may be charged, and the amount is unknown
             task = await self._client.submit_job(request, plan if self._journal else None)
             self.summary.submitted += 1
-            cost = None
             result = await self._follow(outcome, task, path)
             cost = 0.0 if result.refunded else result.points
-        except (errors.SubmissionInDoubt, asyncio.CancelledError):
-            cost = None
+        except errors.SubmissionInDoubt:
             raise
+        except RunwayError:
+            cost = 0.0
+            raise
+        except (Exception, asyncio.CancelledError) as error:
+            if _is_cancelled(error):
+                raise
+            fault = error
+        else:
+            return result
         finally:
             self._purse.put_back(kind, cost)
-        return result
+        # Outside of the clause: what is raised there would quote the error.
+        return await self._broken(outcome, plan, fault)
+
+    async def _broken(self, outcome: Outcome, plan: Plan, error: BaseException) -> Outcome:
+        """Return the outcome of a submission that ended with an error which is not ours."""
+        job = await self._journal.find(plan.key) if self._journal else None
+        if job is not None and (job.task_id or job.state is JobState.PLANNED):
+            return attrs.evolve(outcome, error=_unexpected(error, job.task_id), task_id=job.task_id)
+        doubt = errors.SubmissionInDoubt(
+            _described(error),
+            "It may have been accepted and charged; it is not sent again.",
+            "Check the gateway's list of tasks before you submit it again.",
+        )
+        return attrs.evolve(outcome, error=doubt)
 
     async def _follow(self, outcome: Outcome, task: Task, path: Path | None) -> Outcome:
+        """Wait for a task that is paid for, and save its clip."""
         outcome = attrs.evolve(outcome, task_id=task.id)
         try:
             clip = await task.wait(timeout=self._timeout)
+            record = clip.record
+            outcome = attrs.evolve(
+                outcome, clip=clip, points=record.points, refunded=record.refunded
+            )
+            if path is not None:
+                outcome = attrs.evolve(outcome, path=await self._save_in_time(clip, path))
         except errors.TaskFailed as error:
             return attrs.evolve(outcome, error=error, points=error.points, refunded=error.refunded)
         except RunwayError as error:
             return attrs.evolve(outcome, error=error, task_id=error.task_id or task.id)
-        record = clip.record
-        outcome = attrs.evolve(outcome, clip=clip, points=record.points, refunded=record.refunded)
-        if path is None:
-            return outcome
+        except (Exception, asyncio.CancelledError) as error:
+            if _is_cancelled(error):
+                raise
+            return attrs.evolve(outcome, error=_unexpected(error, task.id))
+        return outcome
+
+    async def _save_in_time(self, clip: Clip, path: Path) -> Path:
+        limit = asyncio.timeout(self._timeout)
         try:
-            return attrs.evolve(outcome, path=await clip.download(path, overwrite=True))
-        except RunwayError as error:
-            return attrs.evolve(outcome, error=error)
+            async with limit:
+                return await self._save(clip, path)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+        raise errors.DownloadIncomplete(
+            f"The download was not done within {self._timeout:g} s.",
+            "The clip exists and is paid for.",
+            "Run the batch again with the same journal: the download goes on where it broke off.",
+            clip.id,
+        )
+
+    async def _save(self, clip: Clip, path: Path) -> Path:
+        """Save a clip in its place; beside it if another file has come there."""
+        if not self._is_taken(path):
+            return await clip.download(path, overwrite=self._overwrite)
+        beside = _beside(path, clip.id)
+        # Named after the task, so that it can only be of an earlier attempt at the same clip.
+        await clip.download(beside, overwrite=True)
+        return await asyncio.to_thread(_only_copy, beside, path)
+
+    def _is_taken(self, path: Path) -> bool:
+        return path.exists() and not self._overwrite
+
+    def _check_place(self, path: Path, outcome: Outcome, key: str) -> None:
+        """Raise unless a clip can be saved at *path*; for before it is paid for."""
+        if not path.parent.is_dir():
+            raise usage_error("download_to", "The folder for the clips is gone.", "Make it again.")
+        if self._is_taken(path) or path.is_dir():
+            mark = key[:MARK_LENGTH]
+            # What stands before the mark is the prompt.
+            name = path.name if outcome.custom_id else f"*-{mark}{path.name.partition(mark)[2]}"
+            raise usage_error(
+                "download_to",
+                f"There is a file {name!r} already, which was not saved for this job.",
+                "Move it, or allow it to be replaced (overwrite=True, or --overwrite).",
+            )
 
     async def _planned(self, index: int, item: Item) -> tuple[Plan, Job | None]:
         """Give what is wanted and, if there is a journal, how far it is."""
@@ -331,7 +479,8 @@ class Batch:
         if job.state is JobState.FAILED and self._retry_failed:
             # As if it were new.
             job = await self._journal.step(job.key, JobState.PLANNED, now, task_id=None)
-        return attrs.evolve(plan, key=job.key), job
+        # The journal keys fingerprints, so that they do not give a prompt away.
+        return attrs.evolve(plan, key=job.key, fingerprint=job.fingerprint), job
 
     def _path(self, item: Item, plan: Plan) -> Path | None:
         """Give a name that reads like the job, and is its own in this batch and in every run."""
@@ -342,7 +491,8 @@ class Batch:
         fingerprint, _, times = plan.key.partition(":")
         again = "" if times == "1" else f"-{times}"
         text = getattr(item.request, "prompt", None) or plan.endpoint
-        return self._folder / safe_name(text, f"-{fingerprint[:MARK_LENGTH]}{again}.mp4")
+        suffix = f"-{fingerprint[:MARK_LENGTH]}{again}.mp4"
+        return self._folder / safe_name(encodable(text), suffix)
 
 
 Kind = tuple[str, str | None, int | None]
@@ -400,13 +550,32 @@ MARK_LENGTH: Final = 12
 
 
 def file_name(custom_id: str) -> str:
-    """Give the name of a clip's file, which no other id has."""
+    """
+    Return the name of a clip's file, which no other id has.
+
+    An id that another one may equal, once it is safe or on a disk that knows neither capitals nor
+    other spellings of the same letter, is told apart by a hash.
+    """
     name = safe_name(custom_id)
-    if name == f"{custom_id}.mp4":
+    if name == f"{custom_id}.mp4" == encodable(name) == _folded(name):
         return name
-    # Two ids may look alike once they are safe.
     mark = hashlib.sha256(custom_id.encode("utf-8", "surrogatepass")).hexdigest()
-    return safe_name(custom_id, f"-{mark[:MARK_LENGTH]}.mp4")
+    return safe_name(encodable(custom_id), f"-{mark[:MARK_LENGTH]}.mp4")
+
+
+def encodable(text: str) -> str:
+    """Return *text* without the characters that the locale has no bytes for in file names."""
+    encoding = sys.getfilesystemencoding()
+    return text.encode(encoding, "ignore").decode(encoding)
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name.upper().casefold())
+
+
+def _beside(path: Path, task_id: str) -> Path:
+    """Return where a clip goes whose place is taken."""
+    return path.with_name(safe_name(f"{path.stem}-{task_id}"))
 
 
 def item_of(thing: Any, index: int) -> Item:
@@ -429,6 +598,37 @@ def item_of(thing: Any, index: int) -> Item:
     )
 
 
+def _wrong(name: str, value: object, advice: str) -> errors.UsageError:
+    return usage_error(name, f"{name} is {value!r:.40}.", advice)
+
+
+def _checked_source(source: Source) -> Source:
+    # Some of these can be iterated over, and would give letters, keys or fields.
+    no_source = (str, bytes, bytearray, Mapping, Item, *REQUESTS)
+    if isinstance(source, no_source) or not isinstance(source, Iterable | AsyncIterable):
+        raise usage_error(
+            "prompts",
+            f"prompts is of type {type(source).__name__}.",
+            "Use a list, or another iterable, of prompts, requests or Items.",
+        )
+    if isinstance(source, list | tuple):  # which can be read before anything is paid
+        for index, thing in enumerate(source):
+            item_of(thing, index)
+    return source
+
+
+def _checked_folder(folder: str | os.PathLike[str] | None) -> Path | None:
+    if folder is None:
+        return None
+    try:
+        return check_folder(Path(folder))
+    except errors.UsageError as error:
+        raise attrs.evolve(error, field="download_to") from error.__cause__
+    except (TypeError, ValueError) as unfit:
+        reason = f"download_to names no folder ({type(unfit).__name__})."
+    raise usage_error("download_to", reason, "Use the path of a folder, or None.")
+
+
 async def _each(source: Source) -> AsyncGenerator[Any, None]:
     """Read either kind of source, one entry at a time."""
     if isinstance(source, AsyncIterable):
@@ -439,19 +639,64 @@ async def _each(source: Source) -> AsyncGenerator[Any, None]:
             yield thing
 
 
-def _had(known: Job | None) -> bool:
-    return known is not None and known.state is not JobState.PLANNED
+def _place_of(path: Path, job: Job) -> Path | None:
+    """Return where the file is that was saved for *job*; None if it is gone or was changed."""
+    beside = _beside(path, job.task_id or "")
+    place = _only_copy(beside, path) if beside.is_file() else path
+    is_whole = place.is_file() and place.stat().st_size == job.file_bytes
+    return place if is_whole else None
 
 
-def _is_whole(path: Path, job: Job) -> bool:
-    return path.is_file() and path.stat().st_size == job.file_bytes
+def _only_copy(beside: Path, path: Path) -> Path:
+    """
+    Return where a clip is that was saved beside its place.
+
+    If a run is killed between saving a clip and writing that down, the file in its place is the
+    clip, and one of the two goes.
+    """
+    if path.is_file() and filecmp.cmp(beside, path, shallow=False):
+        beside.unlink()
+        return path
+    return beside
+
+
+def _is_hopeless(error: RunwayError | None) -> bool:
+    # A value that SQLite cannot take is the fault of one row.
+    return isinstance(error, HOPELESS) and not isinstance(
+        error.__cause__, ValueError | ArithmeticError
+    )
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """Return whether the job was cancelled, rather than met a cancellation somewhere below."""
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101  (only tasks run jobs)
+    return isinstance(error, asyncio.CancelledError) and task.cancelling() > 0
+
+
+def _described(error: BaseException) -> str:
+    """Return what *error* is and where it was raised; its own text may quote what is secret."""
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    module = frame.f_globals.get("__name__", "?")
+    return f"An unexpected {type(error).__name__} was raised ({module}, line {line})."
+
+
+def _unexpected(error: BaseException, task_id: str | None) -> errors.UnexpectedError:
+    if task_id is None:
+        money = "Nothing was sent or charged."
+        advice = "Correct the request, or report this as a defect."
+    else:
+        money = "The task is paid for, and its id finds the clip."
+        advice = "Run the batch again with the same journal, or wait for the task by its id."
+    return errors.UnexpectedError(_described(error), money, advice, task_id)
 
 
 def _in_doubt(job: Job) -> errors.SubmissionInDoubt:
     return errors.SubmissionInDoubt(
-        f"An earlier run submitted this and got no clear answer ({job.error}).",
+        f"An earlier run submitted this and got no clear answer ({job.error or 'none so far'}).",
         "It may have been accepted and charged; it was not sent again.",
         "Look for the task at the gateway, then tell the journal with `fuhu-runway resolve`.",
+        job.task_id,
     )
 
 

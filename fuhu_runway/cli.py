@@ -166,11 +166,12 @@ class Saving:
 
     def path(self, prompt: str | None, task_id: str) -> Path:
         """Give where the clip of a task goes."""
-        from .downloads import safe_name  # noqa: PLC0415  (as above)
+        from .batch import encodable  # noqa: PLC0415  (as above)
+        from .downloads import safe_name  # noqa: PLC0415
 
         if self.output is not None:
             return self.output
-        start = (prompt or "clip").encode(errors="ignore")[:NAME_BYTES].decode(errors="ignore")
+        start = encodable(prompt or "clip").encode()[:NAME_BYTES].decode(errors="ignore")
         return Path(safe_name(f"{start}-{task_id}"))
 
 
@@ -530,7 +531,9 @@ async def _first_look(task: "Task") -> TaskRecord | None:
 async def _deliver(task: "Task", saving: Saving, talk: Talk, errand: Errand) -> None:
     clip = await task.wait(timeout=saving.timeout)
     await _save(clip, errand, overwrite=saving.force)
-    size = filesize.decimal(errand.path.stat().st_size)
+    size = "size unknown"
+    with contextlib.suppress(OSError):  # another program may have moved the file by now
+        size = filesize.decimal(errand.path.stat().st_size)
     errand.screen.news(f"saved: {size}{_cost(clip.record)}")
     errand.screen.close()
     if talk.json:

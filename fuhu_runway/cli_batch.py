@@ -8,6 +8,7 @@ Rule 2: whatever ends a batch, the same command goes on with it.
 import asyncio
 import contextlib
 import json
+import os
 import shlex
 import sys
 from collections import Counter
@@ -57,13 +58,8 @@ SIMULATED_SPEED: Final = 100.0
 """A job of 100 s takes a second."""
 SIMULATED_POLLING: Final = PollPolicy(first=0.2, max_interval=0.4)
 
-HOPELESS: Final = (
-    errors.OutOfCredits,
-    errors.Unauthorized,
-    errors.NotSent,
-    errors.JournalError,
-)
-"""What would meet every other request as well."""
+PRIVATE: Final = 0o600
+"""The mode of new files: readable by their owner alone."""
 
 STATES: Final = {
     "saved": "The file is there.",
@@ -71,7 +67,7 @@ STATES: Final = {
     "in_doubt": "It was sent, and nobody knows whether it was accepted. It is not sent again.",
     "timed_out": "The task goes on, and so does the same command.",
     "unfinished": "It is paid for, and the clip could not be fetched; the same command tries.",
-    "refused": "It was not accepted: nothing was charged.",
+    "refused": "It was not submitted, or not accepted: nothing was charged.",
 }
 CODE_OF: Final = {"in_doubt": 3, "unfinished": 5, "refused": 5, "timed_out": 4, "failed": 1}
 """The first of these that came up gives the exit code: the more it needs a person, the earlier."""
@@ -139,7 +135,15 @@ class Order:
     skip_bad: Annotated[bool, result_option("Pass over bad entries of the file.", **NO_DEFAULT)] = (
         False
     )
-    timeout: Annotated[float, TIMEOUT] = DEFAULT_WAIT
+    overwrite: Annotated[
+        bool, result_option("Replace files that stand in the place of clips.", **NO_DEFAULT)
+    ] = False
+    timeout: Annotated[
+        float,
+        result_option(
+            "How long to wait for each clip, and then as long again for its file, in seconds."
+        ),
+    ] = DEFAULT_WAIT
     results: Annotated[
         Path | None,
         result_option("A line of JSON for each outcome; by default results.jsonl in that folder."),
@@ -167,7 +171,13 @@ class Order:
 
 
 def batch(
-    file: Annotated[Path, Parameter(help="Requests: .txt (a prompt a line), .jsonl or .csv.")],
+    file: Annotated[
+        Path,
+        Parameter(
+            help="Requests: .txt (a prompt a line), .jsonl or .csv; - for prompts from stdin.",
+            allow_leading_hyphen=True,
+        ),
+    ],
     /,
     *,
     order: Order,
@@ -181,9 +191,19 @@ def batch(
     Spends points for each one. However it ends, the same command goes on with it: nothing is
     lost, and nothing is paid twice.
     """
+    from .inputs import spooled  # noqa: PLC0415  (aiohttp, which --help can do without)
+
     screen = screen_for(quiet=talk.json)
-    work = partial(_make_all, file, order, Place(screen, talk, reach, simulate))
-    return guarded(work, screen, verbosity=len(talk.verbose))
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(spooled(file))
+        except KeyboardInterrupt:
+            return 130
+        except errors.UsageError as error:
+            complain(str(error))
+            return 2
+        work = partial(_make_all, file, order, Place(screen, talk, reach, simulate))
+        return guarded(work, screen, verbosity=len(talk.verbose))
 
 
 # Places
@@ -204,14 +224,8 @@ class Place:
             self.reach.check_simulated()
         else:
             self.reach.key()
-        if journal.exists() and state_file.exists() != self.is_simulated:
-            kinds = ("simulated", "real")
-            there, asked = kinds if state_file.exists() else kinds[::-1]
-            raise usage_error(
-                "simulate",
-                f"The journal is of a {there} gateway, and a {asked} one was asked for.",
-                "Give --simulate for both or for none, or choose another folder.",
-            )
+            if journal.exists() and state_file.exists():
+                raise _mixed("simulated", "real")
 
     async def client(
         self,
@@ -224,17 +238,32 @@ class Place:
         settings: dict[str, Any] = {"journal": journal, "hooks": listeners}
         simulator = None
         if self.is_simulated:
-            simulator = await stack.enter_async_context(_simulator(state_file))
+            counts = await journal.counts()
+            # A run that was killed early leaves a journal in which nothing was sent yet.
+            is_used = sum(counts.values()) > counts[JobState.PLANNED]
+            gateway = _simulator(state_file, has_to_exist=is_used)
+            simulator = await stack.enter_async_context(gateway)
             settings["polling"] = SIMULATED_POLLING
             self.screen.say(SIMULATED)
         client = self.reach.client(simulator, **settings)
         return await stack.enter_async_context(client)
 
 
-def _simulator(state_file: Path) -> Any:
+def _mixed(there: str, asked: str) -> errors.UsageError:
+    return usage_error(
+        "simulate",
+        f"The journal is of a {there} gateway, and a {asked} one was asked for.",
+        "Give --simulate for both or for none, or choose another folder.",
+    )
+
+
+def _simulator(state_file: Path, *, has_to_exist: bool) -> Any:
     from .testing.simulator import Simulator  # noqa: PLC0415  (aiohttp, which --help can do without)
 
+    if has_to_exist and not state_file.exists():
+        raise _mixed("real", "simulated")
     try:
+        state_file.touch(mode=PRIVATE)  # it holds the prompts
         return Simulator(
             speed=SIMULATED_SPEED,
             points=None,
@@ -414,7 +443,10 @@ def _advice(journal: Path) -> Mapping[str, tuple[str, str]]:
     return {
         "in_doubt": ("in doubt: perhaps charged, and not sent again", f"What to do: {listing}"),
         "unfinished": ("paid for and not fetched", again),
-        "refused": ("refused: nothing was charged", f"{again} After a no: with --retry-failed."),
+        "refused": (
+            "not submitted, or refused: nothing was charged",
+            f"{again} What was refused for good needs --retry-failed.",
+        ),
         "timed_out": ("timed out: their tasks go on", again),
         "failed": ("failed", "With --retry-failed they are submitted anew."),
     }
@@ -474,13 +506,13 @@ class Results:
             UsageError: It cannot be written, or is something else.
         """
         try:
-            with FileIO(path, "a+") as old:
+            with FileIO(path, "a+", opener=_private) as old:
                 old.seek(0)
                 *lines, torn = old.readall().split(b"\n")
                 said = dict(map(_said, lines))
                 old.truncate(_whole_bytes(lines, torn))
             return cls(FileIO(path, "a"), said)
-        except (OSError, ValueError, LookupError, TypeError) as unfit:
+        except (OSError, ValueError, RecursionError) as unfit:
             reason = getattr(unfit, "strerror", None) or "it is something else"
         raise usage_error(  # outside of the clause, since what was raised there may quote the file
             "results", f"{path.name!r} cannot hold the results ({reason}).", "Choose another."
@@ -515,8 +547,14 @@ def _whole_bytes(lines: list[bytes], torn: bytes) -> int:
 
 
 def _said(line: bytes) -> tuple[int, tuple[str, str | None]]:
-    row = json.loads(line)
-    return row["index"], (row["state"], row["task_id"])
+    match json.loads(line):
+        case {"index": int(index), "state": str(state), "task_id": str() | None as task_id}:
+            return index, (state, task_id)
+    raise ValueError
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, PRIVATE)
 
 
 def result_row(outcome: "Outcome") -> dict[str, Any]:
@@ -583,6 +621,7 @@ def _batch(client: "Client", file: Path, order: Order) -> "Batch":
         timeout=order.timeout,
         max_points=order.max_points,
         retry_failed=order.retry_failed,
+        overwrite=order.overwrite,
     )
 
 
@@ -599,9 +638,8 @@ async def _worked_off(
             async for outcome in outcomes:
                 tally.add(end_of(outcome))
                 results.write(outcome)
-                if isinstance(outcome.error, HOPELESS) and not outcome.resumed:
-                    tally.stopped_by = type(outcome.error).__name__
-                    many.stop()
+                if isinstance(outcome.error, errors.UsageError | errors.UnexpectedError):
+                    screen.say(f"entry {outcome.index + 1}: {outcome.error}")
     except asyncio.CancelledError:
         await _land(client, screen)
         raise
@@ -609,8 +647,8 @@ async def _worked_off(
         # The file changed, or the journal broke, after much was paid: exit code 2 would be a lie.
         complain(f"{error} What was submitted before goes on; so does the same command.")
         return 5
-    if many.summary.out_of_points:
-        tally.stopped_by = "--max-points is reached"
+    reason = many.summary.stopped_by
+    tally.stopped_by = "--max-points is reached" if many.summary.out_of_points else reason or ""
     return tally.exit_code()
 
 

@@ -500,24 +500,26 @@ class Client:
         timeout: float | None = DEFAULT_WAIT,
         max_points: float | None = None,
         retry_failed: bool = False,
+        overwrite: bool = False,
     ) -> Batch:
         """
-        Give a batch, to be run by iterating over its `outcomes()`; nothing is sent yet.
+        Return a batch, to be run by iterating over its `outcomes()`; nothing is sent yet.
 
-        As `generate_many`, with a `summary` to look at and a way to `stop`.
+        Arguments as in `generate_many`; the batch has a `summary`, and can be stopped.
 
         Raises:
-            UsageError: *in_flight* is below 1, or nothing can be written to *download_to*.
+            UsageError: An argument is wrong, or nothing can be written to *download_to*.
         """
         return Batch(
             self,
             prompts,
             in_flight=in_flight,
             journal=self.journal,
-            download_to=None if download_to is None else Path(download_to),
+            download_to=download_to,
             timeout=timeout,
             max_points=max_points,
             retry_failed=retry_failed,
+            overwrite=overwrite,
             clock=self._clock,
         )
 
@@ -530,14 +532,20 @@ class Client:
         timeout: float | None = DEFAULT_WAIT,
         max_points: float | None = None,
         retry_failed: bool = False,
+        overwrite: bool = False,
     ) -> AsyncGenerator[Outcome, None]:
         """
-        Give the outcome of each of many jobs, as they end.
+        Yield the outcome of each of many jobs, as they end.
 
         Spends points for each job that the gateway accepts; each is submitted at most once, as
         `submit` says. With a journal (`Client(journal=...)`), the same call made again goes on
         where an earlier one was ended, by whatever ended it: what was accepted is followed, what
         is in doubt is reported, and neither is submitted again.
+
+        Whatever goes wrong with one job is its outcome. A key that is refused, an account without
+        points, a gateway that cannot be reached and a journal that is broken end the submitting;
+        what was submitted is followed to its end, and `Batch.summary.stopped_by` says why. What
+        the source raises is raised after that.
 
         Args:
             prompts: Prompts, requests, or an `Item` each, from any iterable or async iterable. It
@@ -545,13 +553,16 @@ class Client:
             in_flight: How many jobs may exist at once; one whose outcome was not taken counts.
             download_to: The folder that clips are saved in, under names that read like their
                 prompts; None saves none.
-            timeout: How long to wait for each task, in seconds; None waits for ever.
+            timeout: How long to wait for each task, and then as long again for its file, in
+                seconds; None waits for ever.
             max_points: Nothing more is submitted once this many points are spent or bound to be.
             retry_failed: Whether jobs that failed in an earlier run are submitted again.
+            overwrite: Whether a file that stands in the place of a clip may be replaced. If not,
+                such a job is not submitted, and its outcome says so.
 
         Raises:
             UsageError: An argument is wrong, or the source gave something that is no request.
-            JournalError: The journal cannot be used; nothing more was sent.
+            JournalError: The journal cannot be opened; nothing was sent.
         """
         batch = self.batch(
             prompts,
@@ -560,6 +571,7 @@ class Client:
             timeout=timeout,
             max_points=max_points,
             retry_failed=retry_failed,
+            overwrite=overwrite,
         )
         async with aclosing(batch.outcomes()) as outcomes:
             async for outcome in outcomes:

@@ -25,6 +25,7 @@ The tree of everything that can be raised, each leaf saying what happened to the
     ├── DownloadError
     │   ├── DownloadIncomplete
     │   └── DownloadRefused
+    ├── UnexpectedError
     └── JournalError
         ├── JournalBusy
         └── JournalTooNew
@@ -223,6 +224,10 @@ class DownloadIncomplete(DownloadError):
 
 class DownloadRefused(DownloadError):
     """What came is not a clip, or is more than was allowed, or may not be written there."""
+
+
+class UnexpectedError(RunwayError):
+    """An error that this package does not foresee ended one job of a batch."""
 
 
 @attrs.define(eq=False, slots=False)

@@ -34,7 +34,15 @@ from weakref import WeakSet
 import attrs
 
 from ._clock import Clock
-from .errors import Fate, JournalBusy, JournalError, JournalTooNew, RunwayError
+from .errors import (
+    Fate,
+    JournalBusy,
+    JournalError,
+    JournalTooNew,
+    OutOfCredits,
+    RunwayError,
+    Unauthorized,
+)
 from .hooks import LOGGER, DownloadFinished, Event, TaskSettled
 from .models import Generation, TaskState
 
@@ -433,6 +441,8 @@ class Entry:
     async def failed(self, error: RunwayError) -> None:
         """Write why there is no task; of one in doubt, also the id that its answer named."""
         to = _AFTER[getattr(error, "fate", Fate.REJECTED)]
+        if isinstance(error, OutOfCredits | Unauthorized):
+            to = JobState.PLANNED  # it says nothing against the request
         code = getattr(error, "code", None)
         changes = {
             "error": type(error).__name__,

@@ -1,18 +1,23 @@
 """Many jobs against a whole gateway: what was made, what was paid, what is on disk."""
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from support.clients import Ear, quick_client
+from support.clients import QUICK_POLLS, QUICK_RETRY, Ear, quick_client
 from support.clock import until
+from support.secrets import told
+from support.servers import reply
 
 from fuhu_runway import Client
 from fuhu_runway.batch import Outcome
+from fuhu_runway.errors import DownloadIncomplete, OutOfCredits, RunwayError, UsageError
 from fuhu_runway.hooks import TaskPolled
 from fuhu_runway.inputs import check_items, read_items
 from fuhu_runway.journal import JobState, Journal
@@ -299,3 +304,130 @@ async def test_a_file_becomes_a_batch(gateway: Simulator, tmp_path: Path, clips:
     assert [outcome.custom_id for outcome in outcomes] == ["kitten", "smile"]
     assert names_in(clips) == {"kitten.mp4", "smile.mp4"}
     assert {task.action for task in gateway.tasks} == {"TEXT_TO_VIDEO", "IMAGE_TO_VIDEO"}
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://cdn..example/c.mp4",
+        f"http://{'a' * 70}.example/c.mp4",
+        "http://user@127.0.0.1:1/c.mp4",
+        "http://127.0.0.1:99999/c.mp4",
+        "http://[::1/c.mp4",
+        "http://\u0661.example\u0000/c.mp4",
+    ],
+)
+async def test_one_odd_address_is_one_outcome(clips: Path, journal: Path, address: str) -> None:
+    """Of twelve clips, one of which has an address that cannot be, eleven are saved."""
+    video = b"\0\0\0\x08ftyp\0\0\0\x08moov"
+    ids = iter(range(1, 13))
+
+    def answer(head: bytes, body: bytes) -> bytes:
+        if b"/feed" in head:
+            task_id = json.loads(body)["task_id"]
+            url = address if task_id == "t-2" else f"{base}/c.mp4"
+            fields = {"task_id": task_id, "status": "3", "video_url": url}
+        elif head.startswith(b"GET"):
+            return reply(video, Content_Type="video/mp4")
+        else:
+            fields = {"task_id": f"t-{next(ids)}"}
+        return reply(json.dumps({"code": 200, "data": fields}).encode())
+
+    async with routed_server(answer) as base:
+        client = Client(
+            "sk-x", base_url=base, journal=journal, polling=QUICK_POLLS, retry=QUICK_RETRY
+        )
+        async with client:
+            outcomes = await made(client, prompts(12), in_flight=3, download_to=clips)
+    (odd,) = [outcome for outcome in outcomes if outcome.error]
+    assert odd.task_id == "t-2"
+    assert isinstance(odd.error, RunwayError)
+    assert told(odd.error, [address]) == []
+    assert len(names_in(clips)) == 11
+    assert (await states(journal)).count(JobState.SAVED) == 11
+
+
+@asynccontextmanager
+async def routed_server(answer: Callable[[bytes, bytes], bytes]) -> AsyncIterator[str]:
+    """Serve what *answer* makes of the head and the body of each request."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = re.search(rb"(?i)content-length: (\d+)", head)
+                writer.write(
+                    answer(head, await reader.readexactly(int(length[1]) if length else 0))
+                )
+                await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_a_second_run_without_a_journal_replaces_nothing(
+    gateway: Simulator, clips: Path
+) -> None:
+    """Each job finds its file before anything is paid; with overwrite=True it is made again."""
+    async with quick_client(gateway) as client:
+        first = await made(client, prompts(3), download_to=clips)
+        kept = first[0].path
+        assert kept is not None
+        kept.write_bytes(b"mine")
+        second = await made(client, prompts(3), download_to=clips)
+        assert [type(outcome.error) for outcome in second] == [UsageError] * 3
+        assert (gateway.submitted, kept.read_bytes()) == (3, b"mine")
+        third = await made(client, prompts(3), download_to=clips, overwrite=True)
+    assert [outcome.path for outcome in third] == [outcome.path for outcome in first]
+    assert (gateway.submitted, kept.read_bytes()[4:8]) == (6, b"ftyp")
+
+
+async def test_a_dead_key_is_tried_by_few_and_costs_nothing(
+    gateway: Simulator, clips: Path, journal: Path
+) -> None:
+    """Of forty prompts no more are refused than jobs may exist; the next run makes them all."""
+    gateway.fault("submit", faults.key_exhausted(), times=None)
+    async with quick_client(gateway, journal=journal) as client:
+        batch = client.batch(prompts(40), in_flight=4, download_to=clips)
+        outcomes = [outcome async for outcome in batch.outcomes()]
+    assert batch.summary.stopped_by == "OutOfCredits"
+    assert 1 <= len(outcomes) <= 4
+    assert {type(outcome.error) for outcome in outcomes} == {OutOfCredits}
+    assert set(await states(journal)) == {JobState.PLANNED}
+    gateway.forget_plans()
+    async with quick_client(gateway, journal=journal) as client:
+        again = await made(client, prompts(40), in_flight=10, download_to=clips)
+    assert all(outcome.path for outcome in again)
+    assert gateway.submitted == 40
+
+
+async def test_a_gateway_that_is_not_there_ends_the_submitting(clips: Path, journal: Path) -> None:
+    """Nothing was sent, so that all of it is planned still."""
+    gateway = Simulator()
+    await gateway.start()
+    await gateway.aclose()
+    async with quick_client(gateway, journal=journal) as client:
+        batch = client.batch(prompts(40), in_flight=2, download_to=clips)
+        outcomes = [outcome async for outcome in batch.outcomes()]
+    assert batch.summary.stopped_by == "NotSent"
+    assert 1 <= len(outcomes) <= 2
+    assert set(await states(journal)) == {JobState.PLANNED}
+
+
+async def test_the_timeout_of_a_batch_holds_for_its_downloads(
+    gateway: Simulator, clips: Path, journal: Path
+) -> None:
+    """A host that goes silent costs one job its time; the next run fetches the rest of the file."""
+    gateway.fault("download", faults.Hang(after_bytes=1000))
+    async with quick_client(gateway, journal=journal) as client:
+        outcomes = await made(client, prompts(3), in_flight=1, timeout=1.0, download_to=clips)
+        assert [type(outcome.error) for outcome in outcomes] == [
+            DownloadIncomplete,
+            type(None),
+            type(None),
+        ]
+        again = await made(client, prompts(3), download_to=clips)
+    assert all(outcome.path for outcome in again)
+    assert gateway.submitted == 3

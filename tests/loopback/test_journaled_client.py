@@ -189,7 +189,7 @@ async def test_the_row_is_on_disk_before_the_request_leaves(path: Path) -> None:
         (faults.not_json(accepted=True), SubmissionInDoubt, JobState.IN_DOUBT),
         (faults.TooManyRequests(), RateLimited, JobState.PLANNED),
         (faults.refused(), InvalidRequest, JobState.FAILED),
-        (faults.key_exhausted(), OutOfCredits, JobState.FAILED),
+        (faults.key_exhausted(), OutOfCredits, JobState.PLANNED),
     ],
 )
 async def test_every_end_of_a_submission_is_written(

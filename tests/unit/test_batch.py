@@ -1,6 +1,9 @@
 import asyncio
 import gc
 import itertools
+import math
+import sys
+import unicodedata
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
@@ -17,10 +20,13 @@ from fuhu_runway.errors import (
     Fate,
     InvalidRequest,
     JournalError,
+    NotSent,
     OutOfCredits,
     RunwayError,
     SubmissionInDoubt,
     TaskFailed,
+    Unauthorized,
+    UnexpectedError,
     UsageError,
     WaitTimeout,
 )
@@ -56,9 +62,13 @@ class FakeClip:
     task: "FakeTask"
     record: TaskRecord
 
+    @property
+    def id(self) -> str:
+        return self.task.id
+
     async def download(self, path: Path, *, overwrite: bool) -> Path:
         home = self.task.home
-        assert overwrite, "a file of an earlier run may be in the way"
+        assert overwrite or not path.exists()  # noqa: ASYNC240 - a few bytes
         home.downloading.append(self.task.id)
         await home.pause("download", self.task.prompt)
         home.fail("download", self.task.prompt)
@@ -188,6 +198,7 @@ def batch_of(client: FakeClient, source: Source, **options: Any) -> Batch:
         "timeout": None,
         "max_points": None,
         "retry_failed": False,
+        "overwrite": False,
         "clock": ManualClock(),
     }
     return Batch(client, source, **given | options)
@@ -251,11 +262,96 @@ async def test_a_batch_of_nothing_has_no_outcomes(client: FakeClient) -> None:
     assert await run(client, []) == []
 
 
-@pytest.mark.parametrize("in_flight", [0, -1])
-def test_there_has_to_be_room_for_one_job(client: FakeClient, in_flight: int) -> None:
-    """A batch in which no job may exist is refused when it is made."""
-    with pytest.raises(UsageError, match=f"in_flight is {in_flight}"):
-        batch_of(client, ["a"], in_flight=in_flight)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("in_flight", value) for value in (0, -1, 2.5, True, "3", None)),
+        *(("timeout", value) for value in ("60", True, -1, math.nan, [])),
+        *(("max_points", value) for value in ("3", False, -0.5, math.nan)),
+        *(("retry_failed", value) for value in (1, "yes", None)),
+        *(("overwrite", value) for value in (0, "no", None)),
+        *(("download_to", value) for value in (3, b"clips", True, "a\0b", ["clips"])),
+    ],
+)
+def test_a_wrong_argument_is_named_before_anything_is_opened(
+    client: FakeClient, tmp_path: Path, name: str, value: object
+) -> None:
+    """Each argument of a wrong type or size is a usage error when the batch is made."""
+    given = {"download_to": tmp_path / "clips", name: value}
+    with pytest.raises(UsageError, match=name) as caught:
+        batch_of(client, ["a"], **given)
+    assert caught.value.field == name
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "a kitten",
+        b"a kitten",
+        bytearray(b"a kitten"),
+        {"prompt": "a kitten"},
+        TextToVideo("a kitten"),
+        Item(TextToVideo("a kitten")),
+        None,
+        7,
+        names,
+    ],
+    ids=lambda source: type(source).__name__,
+)
+def test_one_thing_is_no_list_of_things(client: FakeClient, source: Any) -> None:
+    """A text, a request or a function in the place of many prompts is a usage error."""
+    with pytest.raises(UsageError, match=f"prompts is of type {type(source).__name__}") as caught:
+        batch_of(client, source)
+    assert caught.value.field == "prompts"
+
+
+def test_numbers_may_be_none_or_nothing(client: FakeClient, tmp_path: Path) -> None:
+    """Zero seconds, zero points and no limits are all allowed."""
+    batch_of(client, ["a"], timeout=0, max_points=0, download_to=str(tmp_path))
+    batch_of(client, {"a", "b"}, timeout=None, max_points=None, in_flight=1)
+
+
+@pytest.mark.parametrize("name", ["", " ", 7, b"x", "\ud800", "a\0b", "x\udcff"])
+def test_an_id_has_to_be_text_that_can_be_written_down(name: Any) -> None:
+    """What a database or a disk cannot hold is found when the item is made."""
+    with pytest.raises(UsageError, match="custom_id "):
+        Item(TextToVideo("a"), name)
+
+
+def test_an_item_has_a_request() -> None:
+    """A prompt alone is no request: an item with one is refused when it is made."""
+    with pytest.raises(UsageError, match="request is of type str"):
+        Item("a")  # type: ignore[arg-type]
+
+
+async def test_an_id_names_one_job_of_a_batch(client: FakeClient) -> None:
+    """The second job of the same id is not submitted, and the others are."""
+    items = [
+        Item(TextToVideo(prompt), name) for prompt, name in [("a", "x"), ("b", "x"), ("c", "y")]
+    ]
+    first, second, third = await run(client, items)
+    assert isinstance(second.error, UsageError)
+    assert (second.error.field, second.custom_id) == ("custom_id", "x")
+    assert second.error.money == "Nothing was sent or charged."
+    assert first.clip is not None
+    assert third.clip is not None
+    assert sorted(client.submitted) == ["a", "c"]
+
+
+async def test_a_list_is_read_before_anything_is_paid(client: FakeClient) -> None:
+    """What is no request in a list is found before the first request is submitted."""
+    with pytest.raises(UsageError, match="Entry 3 is of type int"):
+        batch_of(client, ("a", "b", 3))
+
+
+async def test_a_stream_is_read_as_it_comes(client: FakeClient) -> None:
+    """What is no request in a stream is raised once what came before it has ended."""
+    async with aclosing(batch_of(client, iter(["a", 3, "c"])).outcomes()) as outcomes:
+        assert prompt_of(await anext(outcomes)) == "a"
+        with pytest.raises(UsageError, match="Entry 2 is of type int"):
+            await anext(outcomes)
+    assert client.submitted == ["a"]
 
 
 def test_the_folder_is_looked_at_before_anything_is_sent(
@@ -350,9 +446,9 @@ async def test_memory_does_not_grow_with_the_input() -> None:
     assert after[1] - before[1] < 1000
 
 
-@pytest.mark.parametrize("kind", [list, "async"])
-async def test_a_source_that_raises_ends_the_batch(client: FakeClient, kind: object) -> None:
-    """The source's own error comes out as it is, and jobs that run are cancelled."""
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_a_source_that_raises_ends_the_submitting(client: FakeClient, kind: str) -> None:
+    """Jobs that exist are followed to their end; then the source's own error is raised."""
     client.shut("wait", "a")
 
     def source() -> Iterator[str]:
@@ -364,9 +460,15 @@ async def test_a_source_that_raises_ends_the_batch(client: FakeClient, kind: obj
             yield prompt
 
     batch = batch_of(client, slow_source() if kind == "async" else source())
-    with pytest.raises(ZeroDivisionError):
-        [outcome async for outcome in batch.outcomes()]
-    assert client.submitted in (["a"], [])
+
+    async with aclosing(batch.outcomes()) as outcomes:
+        taking = asyncio.ensure_future(anext(outcomes))
+        await settle()
+        assert not taking.done()
+        await client.let_through("wait", "a")
+        assert (await taking).clip is not None
+        with pytest.raises(ZeroDivisionError):
+            await anext(outcomes)
 
 
 async def test_an_error_of_the_source_is_never_lost(client: FakeClient) -> None:
@@ -391,11 +493,110 @@ async def test_an_error_of_the_source_is_never_lost(client: FakeClient) -> None:
         await take()
 
 
-async def test_a_defect_is_no_outcome(client: FakeClient) -> None:
-    """What is not one of our errors ends the batch, rather than hide among the failures."""
-    client.let_fail("wait", "a", ZeroDivisionError())
-    with pytest.raises(ZeroDivisionError):
-        await run(client, ["a", "b"])
+FOREIGN: Final = (
+    ValueError("secret"),
+    UnicodeError("secret"),
+    OSError("secret"),
+    TimeoutError("secret"),
+    KeyError(1),
+)
+
+
+@pytest.mark.parametrize("error", [*FOREIGN, asyncio.CancelledError()], ids=repr)
+@pytest.mark.parametrize("what", ["submit", "wait", "download"])
+async def test_an_error_that_is_not_ours_is_an_outcome(
+    client: FakeClient, tmp_path: Path, what: str, error: BaseException
+) -> None:
+    """Its name and place are shown, never its text; the other jobs go on."""
+    client.let_fail(what, "a", error)
+    first, second, third = await run(client, ["a", "b", "c"], download_to=tmp_path)
+    name = type(error).__name__
+    assert first.error is not None
+    assert f"An unexpected {name} was raised ({__name__}, line " in first.error.happened
+    assert "secret" not in str(first.error)
+    assert (first.error.__cause__, first.error.__context__) == (None, None)
+    if what == "submit":
+        assert first.is_in_doubt
+        assert first.error.money == ("It may have been accepted and charged; it is not sent again.")
+    else:
+        assert type(first.error) is UnexpectedError
+        assert first.error.money == "The task is paid for, and its id finds the clip."
+        assert first.task_id == first.error.task_id is not None
+    assert second.path is not None
+    assert third.path is not None
+
+
+@attrs.define(eq=False)
+class Odd(FakeClient):
+    """Meets an error that is not ours before, or after, it writes its row."""
+
+    when: JobState = JobState.PLANNED
+
+    async def submit_job(self, request: Generation, plan: Plan | None) -> Any:
+        if getattr(request, "prompt", None) != "a":
+            return await super().submit_job(request, plan)
+        if self.when is JobState.SUBMITTING:
+            assert self.journal is not None
+            assert plan is not None
+            await self.journal.step(plan.key, JobState.SUBMITTING, 1.0)
+        if self.when is JobState.ACCEPTED:
+            await super().submit_job(request, plan)
+        raise ValueError
+
+
+@pytest.mark.parametrize(
+    ("when", "money", "again"),
+    [
+        (JobState.PLANNED, "Nothing was sent or charged.", ["a"]),
+        (JobState.SUBMITTING, "It may have been accepted and charged; it is not sent again.", []),
+        (JobState.ACCEPTED, "The task is paid for, and its id finds the clip.", []),
+    ],
+)
+async def test_the_journal_knows_what_such_an_error_means_for_the_money(
+    tmp_path: Path, when: JobState, money: str, again: list[str]
+) -> None:
+    """What was not sent is submitted by the next run; what was, is followed or in doubt."""
+    async with remembered(tmp_path) as client:
+        first, second = await run(Odd(client.journal, when=when), ["a", "b"])
+        assert first.error is not None
+        assert first.error.money == money
+        assert (first.task_id is not None) == (when is JobState.ACCEPTED)
+        assert second.clip is not None
+        # The row still says SUBMITTING: this journal was not closed.
+        (later, _) = await run(client, ["a", "b"])
+    assert client.submitted == again
+    assert later.is_in_doubt == (when is JobState.SUBMITTING)
+    assert (later.clip is not None) == (when is not JobState.SUBMITTING)
+
+
+@pytest.mark.parametrize("cause", [OverflowError(), UnicodeError()], ids=repr)
+async def test_a_value_that_no_row_can_hold_is_one_outcome(
+    client: FakeClient, cause: Exception
+) -> None:
+    """A number or text that SQLite cannot take ends the job that has it, and no other."""
+    error = JournalError("a", "b", "c")
+    error.__cause__ = cause
+    client.let_fail("submit", "a", error)
+    first, second = await run(client, ["a", "b"], in_flight=1)
+    assert first.error is error
+    assert second.clip is not None
+
+
+async def test_a_handle_that_cannot_be_made_is_an_outcome(tmp_path: Path) -> None:
+    """A defect on the way to a task of an earlier run is told with its id."""
+
+    @attrs.define(eq=False)
+    class Unattached(FakeClient):
+        def attach(self, job: Job, request: Generation) -> Any:
+            raise ValueError
+
+    async with remembered(tmp_path) as client:
+        assert client.journal is not None
+        await job_in(client.journal, JobState.ACCEPTED)
+        (outcome,) = await run(Unattached(client.journal), ["a"])
+    assert isinstance(outcome.error, UnexpectedError)
+    assert (outcome.task_id, outcome.resumed) == ("t-1", True)
+    assert outcome.error.money == "The task is paid for, and its id finds the clip."
 
 
 # Outcomes
@@ -467,6 +668,20 @@ async def test_a_failed_task_tells_what_it_cost(client: FakeClient) -> None:
     assert (outcome.points, outcome.refunded) == (320.0, True)
 
 
+async def test_the_time_limit_holds_for_the_file_as_well(
+    client: FakeClient, tmp_path: Path
+) -> None:
+    """A download that takes as long as a wait may is given up; the clip can be fetched again."""
+    client.shut("download", "a")
+    first, second = await run(client, ["a", "b"], download_to=tmp_path, timeout=0.05)
+    assert isinstance(first.error, DownloadIncomplete)
+    assert first.error.happened == "The download was not done within 0.05 s."
+    assert first.error.money == "The clip exists and is paid for."
+    assert first.task_id == first.error.task_id is not None
+    assert first.clip is not None
+    assert second.path is not None
+
+
 async def test_saving_overlaps_with_waiting(client: FakeClient, tmp_path: Path) -> None:
     """While one clip is being saved, another job is submitted and waited for."""
     client.shut("download", "a")
@@ -531,13 +746,45 @@ async def test_one_prompt_with_thousands_of_pictures_makes_as_many_files(tmp_pat
         ("con", "clip-con"),
         ("x" * 200, "x" * 201),
         ("\ud800", "\ud801"),
+        ("Shot", "shot"),
+        ("SHOT", "Shot"),
+        ("stra\u00dfe", "strasse"),
+        ("\u212b", "\u00e5"),
+        ("\u01c4", "\u01c6"),
+        ("\u0131", "i"),
+        ("\u03c2", "\u03c3"),
     ],
 )
 def test_two_ids_never_share_a_file(one: str, other: str) -> None:
-    """Names that look alike once they are safe are told apart, and safe names stay as they are."""
-    assert file_name(one) != file_name(other)
+    """Names that are the same once they are safe, or on some disks, are told apart."""
+    for fold in (str.casefold, str.upper):
+        names = [unicodedata.normalize("NFC", fold(file_name(name))) for name in (one, other)]
+        assert names[0] != names[1]
     assert all(len(file_name(name).encode()) <= 120 for name in (one, other))
+
+
+def test_a_safe_id_is_the_name_of_its_file() -> None:
+    """What no other id can equal stays as it is, in any script."""
     assert file_name("a-b") == "a-b.mp4"
+    assert file_name("9f6243e5-0000-4000-8000-0123456789ab").startswith("9f6243e5-0000-4000-8000")
+    assert file_name("笑") == "笑.mp4"
+
+
+def test_names_are_made_of_what_the_locale_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where file names are ASCII, letters of other scripts are left out and hashes differ."""
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    names = [file_name(name) for name in ("笑", "猫", "caf\u00e9", "cafe")]
+    assert len(set(names)) == 4
+    assert names[3] == "cafe.mp4"
+    batch = batch_of(FakeClient(), [], download_to=tmp_path)
+    for prompt in ("笑起来", "a caf\u00e9"):
+        request = TextToVideo(prompt)
+        path = batch._path(Item(request), plan_of(request))
+        assert path is not None
+        names.append(path.name)
+    assert all(name.isascii() and not name.startswith("-") for name in names)
 
 
 # Going on where an earlier run ended
@@ -583,9 +830,137 @@ async def test_what_was_saved_needs_no_file_if_none_is_wanted(tmp_path: Path) ->
     assert client.attached == []
 
 
+async def taken_place(client: FakeClient, tmp_path: Path) -> Path:
+    """Return a file of the user's in the place of the clip of "a"."""
+    assert client.journal is not None
+    plan = plan_of(TextToVideo("a"))
+    job = await client.journal.plan_next(plan, 1.0)
+    batch = batch_of(client, [], download_to=tmp_path / "clips")
+    path = batch._path(Item(TextToVideo("a")), attrs.evolve(plan, key=job.key))
+    assert path is not None
+    path.write_bytes(b"mine")
+    return path
+
+
+@pytest.mark.parametrize("named", [True, False])
+async def test_a_file_in_the_way_is_found_before_anything_is_paid(
+    tmp_path: Path, named: object
+) -> None:
+    """The job is not submitted and its row stays planned; the error names no prompt."""
+    async with remembered(tmp_path) as client:
+        item = Item(TextToVideo("a"), "mine") if named else Item(TextToVideo("a"))
+        place = tmp_path / "clips" / "mine.mp4"
+        if named:
+            place.parent.mkdir()
+            place.write_bytes(b"mine")
+        else:
+            place = await taken_place(client, tmp_path)
+        first, second = await run(client, [item, "b"], download_to=tmp_path / "clips")
+        assert isinstance(first.error, UsageError)
+        assert (first.error.field, first.path) == ("download_to", None)
+        assert first.error.money == "Nothing was sent or charged."
+        shown = "'mine.mp4'" if named else f"'*-{place.stem.partition('-')[2]}.mp4'"
+        assert f"There is a file {shown} already" in first.error.happened
+        assert second.path is not None
+    assert client.submitted == ["b"]
+    assert place.read_bytes() == b"mine"
+    assert await states(tmp_path) == [JobState.PLANNED, JobState.SAVED]
+
+
+async def test_a_file_in_the_way_is_replaced_if_that_is_wanted(tmp_path: Path) -> None:
+    """With overwrite=True the clip is saved in the place of the other file."""
+    async with remembered(tmp_path) as client:
+        place = await taken_place(client, tmp_path)
+        (outcome,) = await run(client, ["a"], download_to=tmp_path / "clips", overwrite=True)
+    assert outcome.path == place
+    assert place.read_bytes() == CLIP
+
+
+async def test_a_folder_in_the_way_is_never_replaced(tmp_path: Path) -> None:
+    """A folder of the name is found before anything is paid, also with overwrite=True."""
+    async with remembered(tmp_path) as client:
+        place = await taken_place(client, tmp_path)
+        place.unlink()
+        place.mkdir()
+        (outcome,) = await run(client, ["a"], download_to=tmp_path / "clips", overwrite=True)
+    assert isinstance(outcome.error, UsageError)
+    assert client.submitted == []
+
+
+async def test_a_folder_that_goes_away_is_found_before_anything_is_paid(tmp_path: Path) -> None:
+    """Whatever is read after the folder was removed is not submitted."""
+    client = FakeClient()
+    batch = batch_of(client, ["a"], download_to=tmp_path / "clips")
+    (tmp_path / "clips").rmdir()
+    (outcome,) = [outcome async for outcome in batch.outcomes()]
+    assert "The folder for the clips is gone. Nothing was sent or charged." in str(outcome.error)
+    assert client.submitted == []
+
+
+@pytest.mark.parametrize("state", [JobState.ACCEPTED, JobState.FINISHED])
+async def test_a_paid_clip_whose_place_was_taken_is_saved_beside_it(
+    tmp_path: Path, state: JobState
+) -> None:
+    """The other file stays, the clip is named after its task as well, and is found again."""
+    async with remembered(tmp_path) as client:
+        place = await taken_place(client, tmp_path)
+        assert client.journal is not None
+        await job_in(client.journal, state)
+        for _ in range(2):
+            (outcome,) = await run(client, ["a"], download_to=tmp_path / "clips")
+            assert outcome.error is None
+            assert outcome.path == place.with_name(f"{place.stem}-t-1.mp4")
+            assert outcome.path.read_bytes() == CLIP
+    assert client.attached == ["t-1"]
+    assert place.read_bytes() == b"mine"
+
+
+async def test_a_clip_that_an_earlier_run_had_just_saved_is_recognised(tmp_path: Path) -> None:
+    """A run that was killed between saving a clip and writing that down leaves no second file."""
+    async with remembered(tmp_path) as client:
+        place = await taken_place(client, tmp_path)
+        place.write_bytes(CLIP)
+        assert client.journal is not None
+        await job_in(client.journal, JobState.FINISHED)
+        (outcome,) = await run(client, ["a"], download_to=tmp_path / "clips")
+    assert outcome.path == place
+    assert list((tmp_path / "clips").iterdir()) == [place]
+    assert await states(tmp_path) == [JobState.SAVED]
+
+
+async def test_a_second_copy_of_a_saved_clip_goes(tmp_path: Path) -> None:
+    """What a killed run left beside a clip that was in its place all along is removed."""
+    clips = tmp_path / "clips"
+    async with remembered(tmp_path) as client:
+        (first,) = await run(client, ["a"], download_to=clips)
+        assert first.path is not None
+        (clips / f"{first.path.stem}-{str(first.task_id).replace(' ', '-')}.mp4").write_bytes(CLIP)
+        (again,) = await run(client, ["a"], download_to=clips)
+    assert again.path == first.path
+    assert list(clips.iterdir()) == [first.path]
+    assert client.attached == []
+
+
+async def test_a_clip_that_was_changed_is_kept(tmp_path: Path) -> None:
+    """A saved file of another size is the user's: the clip is saved beside it, once."""
+    clips = tmp_path / "clips"
+    async with remembered(tmp_path) as client:
+        (first,) = await run(client, ["a"], download_to=clips)
+        assert first.path is not None
+        first.path.write_bytes(b"cut by hand")
+        again = [(await run(client, ["a"], download_to=clips))[0] for _ in range(2)]
+    assert client.submitted == ["a"]
+    assert client.attached == [first.task_id]
+    assert first.path.read_bytes() == b"cut by hand"
+    for outcome in again:
+        assert outcome.path is not None
+        assert outcome.path != first.path
+        assert outcome.path.read_bytes() == CLIP
+
+
 @pytest.mark.parametrize("damage", ["gone", "short", "elsewhere"])
 async def test_a_file_that_is_not_whole_is_fetched_again(tmp_path: Path, damage: str) -> None:
-    """A saved clip whose file is missing or of another size is saved anew, and not paid anew."""
+    """A saved clip that is missing, or may be replaced, is saved again, and not paid again."""
     clips = tmp_path / "clips"
     async with remembered(tmp_path) as client:
         (first,) = await run(client, ["a"], download_to=clips)
@@ -595,7 +970,7 @@ async def test_a_file_that_is_not_whole_is_fetched_again(tmp_path: Path, damage:
         if damage == "short":
             first.path.write_bytes(b"half")
         wanted = tmp_path / "other" if damage == "elsewhere" else clips
-        (again,) = await run(client, ["a"], download_to=wanted)
+        (again,) = await run(client, ["a"], download_to=wanted, overwrite=damage == "short")
     assert client.submitted == ["a"]
     assert client.attached == [first.task_id]
     assert again.resumed
@@ -606,6 +981,7 @@ async def test_a_file_that_is_not_whole_is_fetched_again(tmp_path: Path, damage:
 
 async def job_in(journal: Journal, state: JobState, prompt: str = "a") -> None:
     """Leave a job in *state*, as an earlier run would."""
+    await journal.start_run()
     key = (await journal.plan_next(plan_of(TextToVideo(prompt)), 1.0)).key
     roads = {
         JobState.PLANNED: [],
@@ -791,6 +1167,65 @@ async def until(holds: Callable[[], object]) -> None:
         await asyncio.sleep(0.001)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OutOfCredits("a", "b", "c"),
+        Unauthorized("a", "b", "c"),
+        NotSent("a", "b", "c", None, None, Fate.UNSENT),
+        JournalError("a", "b", "c"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_what_every_other_job_would_meet_ends_the_submitting(
+    tmp_path: Path, error: RunwayError
+) -> None:
+    """Jobs that run are followed, and what was refused is submitted by the next run unasked."""
+    source = [f"p{number}" for number in range(20)]
+    async with remembered(tmp_path) as client:
+        client.shut("wait", "p0")
+        client.let_fail("submit", "p1", error)
+        batch = batch_of(client, iter(source), in_flight=2)
+        outcomes = batch.outcomes()
+        async with aclosing(outcomes):
+            refused = await anext(outcomes)
+            await client.let_through("wait", "p0")
+            rest = [outcome async for outcome in outcomes]
+    assert (refused.error, refused.index) == (error, 1)
+    assert [prompt_of(outcome) for outcome in rest if outcome.clip] == ["p0"]
+    assert client.submitted == ["p0", "p1"]
+    assert batch.summary.stopped_by == type(error).__name__
+    assert not batch.summary.out_of_points
+    if isinstance(error, OutOfCredits | Unauthorized | NotSent):
+        async with remembered(tmp_path) as client:
+            again = await run(client, source)
+        assert client.submitted == source[1:]
+        assert all(outcome.clip for outcome in again)
+
+
+async def test_a_refusal_of_an_earlier_run_ends_nothing(tmp_path: Path) -> None:
+    """A row that failed for want of points in another run says nothing about this one."""
+    async with remembered(tmp_path) as client:
+        assert client.journal is not None
+        key = (await client.journal.plan_next(plan_of(TextToVideo("a")), 1.0)).key
+        await client.journal.step(key, JobState.SUBMITTING, 1.0)
+        await client.journal.step(key, JobState.FAILED, 1.0, error="OutOfCredits")
+        first, second = await run(client, ["a", "b"], in_flight=1)
+    assert isinstance(first.error, OutOfCredits)
+    assert second.clip is not None
+
+
+async def test_a_job_that_waits_for_points_is_not_submitted_after_a_refusal(
+    client: FakeClient,
+) -> None:
+    """It stays planned, and it has no outcome."""
+    client.let_fail("submit", "p0", OutOfCredits("a", "b", "c"))
+    batch = batch_of(client, names(), max_points=1000.0, in_flight=3)
+    outcomes = [outcome async for outcome in batch.outcomes()]
+    assert [prompt_of(outcome) for outcome in outcomes] == client.submitted == ["p0"]
+    assert batch.summary.stopped_by == "OutOfCredits"
+
+
 async def test_a_batch_stops_where_its_client_is_closed(client: FakeClient) -> None:
     """The job that finds out has the error, and no further one is read."""
     prompts = names()
@@ -879,6 +1314,7 @@ async def test_nothing_is_submitted_beyond_the_points(client: FakeClient) -> Non
     outcomes = [outcome async for outcome in batch.outcomes()]
     assert len(outcomes) == len(client.submitted) == 3
     assert batch.summary.out_of_points
+    assert batch.summary.stopped_by == "max_points"
     assert batch.summary.points == 300.0
 
 
@@ -1066,5 +1502,5 @@ def test_an_empty_summary_is_all_zero() -> None:
         "failures": {},
         "points": 0.0,
         "refunded_points": 0.0,
-        "out_of_points": False,
+        "stopped_by": None,
     }

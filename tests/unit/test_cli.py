@@ -31,6 +31,7 @@ from support.commands import (
 pytest.importorskip("cyclopts")
 
 from fuhu_runway import _console, cli, errors
+from fuhu_runway.task import Clip
 from fuhu_runway.testing import faults
 from fuhu_runway.testing.faults import Fault
 
@@ -105,6 +106,32 @@ def test_a_long_prompt_leaves_the_id_in_the_name(run: Run, gateway: Elsewhere) -
     done = run("generate", "小猫" * 100)
     assert done.out.strip().endswith(f"-{done.task_id}.mp4")
     assert is_clip(done.out.strip())
+
+
+def test_a_name_is_made_of_what_the_locale_takes(
+    run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where file names are ASCII the clip of any prompt has one, before and after it is paid."""
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    done = run("generate", "小猫 x")
+    assert done.out == f"x-{done.task_id}.mp4\n"
+    assert run("wait", done.task_id, "--force").out == done.out
+
+
+def test_a_clip_that_is_moved_at_once_is_saved_all_the_same(
+    run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program may have taken the file before its size is shown."""
+    download = Clip.download
+
+    async def taken(clip: Clip, path: Path, **options: Any) -> Path:
+        saved = await download(clip, path, **options)
+        return saved.rename("elsewhere.mp4")
+
+    monkeypatch.setattr(Clip, "download", taken)
+    done = run("generate", PROMPT, "-o", "kitten.mp4")
+    assert (done.code, done.out) == (0, "kitten.mp4\n")
+    assert done.err.splitlines()[-1] == "saved: size unknown, 320 points"
 
 
 def test_every_option_of_text_to_video_reaches_the_gateway(run: Run, gateway: Elsewhere) -> None:

@@ -1,11 +1,15 @@
 """Batches from the command line, in this process where that is enough."""
 
 import asyncio
+import io
 import json
+import os
 import re
 import signal
+import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +34,7 @@ pytest.importorskip("cyclopts")
 
 from fuhu_runway import cli_batch, errors, hooks
 from fuhu_runway.inputs import read_items
-from fuhu_runway.journal import Journal
+from fuhu_runway.journal import Journal, Plan
 from fuhu_runway.testing import faults, read_ledger
 from fuhu_runway.testing.faults import Fault
 
@@ -267,6 +271,113 @@ def test_a_state_that_is_none_is_told(run: Run) -> None:
     assert Path("clips/simulated-gateway.jsonl").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"index": ' + "[" * 100_000,
+        '{"index": 0, "state": "saved", "task_id": 7}',
+        '{"index": [], "state": "saved", "task_id": null}',
+        '{"index": "0", "state": "saved", "task_id": null}',
+        '{"index": 0, "state": {}, "task_id": null}',
+        '["index", "state", "task_id"]',
+        "7",
+    ],
+)
+def test_a_line_of_results_that_is_none_is_told(run: Run, gateway: Elsewhere, line: str) -> None:
+    """A file whose lines are deep, or of other types, is named and kept, and nothing is sent."""
+    Path("odd.jsonl").write_text(f"{line}\n")
+    done = run("--results", "odd.jsonl")
+    assert (done.code, submitted(gateway)) == (2, 0)
+    assert "'odd.jsonl' cannot hold the results (it is something else)" in done.err
+    assert Path("odd.jsonl").read_text() == f"{line}\n"
+
+
+def named(custom_id: str = "shot") -> Path:
+    """Have a file with one entry, and return where its clip goes."""
+    Path("shots.jsonl").write_text(json.dumps({"prompt": "x", "custom_id": custom_id}))
+    Path("clips").mkdir()
+    return Path("clips", f"{custom_id}.mp4")
+
+
+def test_a_file_that_is_there_is_not_replaced_unasked(run: Run, gateway: Elsewhere) -> None:
+    """The entry is not submitted, a line says why, and --overwrite replaces the file."""
+    place = named()
+    place.write_bytes(b"mine")
+    done = run(file="shots.jsonl")
+    assert (done.code, submitted(gateway), place.read_bytes()) == (5, 0, b"mine")
+    assert "entry 1: There is a file 'shot.mp4' already" in done.err
+    assert "Nothing was sent or charged." in done.err
+    assert "1 not submitted, or refused: nothing was charged (1 UsageError)." in done.err
+    done = run("--overwrite", file="shots.jsonl")
+    assert (done.code, submitted(gateway), is_clip(str(place))) == (0, 1, True)
+
+
+@pytest.mark.parametrize("has_state", [True, False])
+def test_a_simulated_batch_that_was_killed_at_once_goes_on(run: Run, has_state: object) -> None:
+    """A journal in which nothing was sent is of no gateway yet, with or without its state."""
+    Path("clips").mkdir()
+
+    async def begin() -> None:
+        journal = Journal("clips/journal.db")
+        await journal.plan(Plan(key="k", fingerprint="f", endpoint="TextToVideo"), 1.0)
+        await journal.aclose()
+
+    asyncio.run(begin())
+    if has_state:
+        Path("clips/simulated-gateway.jsonl").touch()
+    done = run("--simulate")
+    assert (done.code, len(clips())) == (0, 3)
+
+
+def test_results_and_state_are_for_their_owner_alone(run: Run) -> None:
+    """Files that hold prompts, or what they came to, cannot be read by other users."""
+    run("--simulate")
+    for name in ("results.jsonl", "simulated-gateway.jsonl"):
+        assert Path("clips", name).stat().st_mode & 0o777 == 0o600
+
+
+# What can be read only once
+
+
+def test_prompts_may_come_from_stdin(
+    run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With - each line of stdin is a prompt, and the same lines again are the same jobs."""
+    for _ in range(2):
+        stdin = io.TextIOWrapper(io.BytesIO("a kitten\n笑\n".encode()), encoding="ascii")
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert run(file="-").code == 0
+    prompts = gateway.ask(lambda one: {task.prompt for task in one.tasks})
+    assert (submitted(gateway), prompts) == (2, {"a kitten", "笑"})
+
+
+@pytest.mark.parametrize("name", ["pipe", "pipe.jsonl"])
+def test_a_pipe_is_read_once(run: Run, gateway: Elsewhere, name: str) -> None:
+    """What a FIFO gives is copied first, since its entries are read twice."""
+    os.mkfifo(name)
+    text = '{"prompt": "a kitten"}\n' if name.endswith("jsonl") else "a kitten\n"
+    writer = threading.Thread(target=Path(name).write_text, args=[text])
+    writer.start()
+    done = run(file=name)
+    writer.join()
+    assert (done.code, submitted(gateway), gateway.body()["prompt"]) == (0, 1, "a kitten")
+
+
+def test_ctrl_c_ends_a_read_from_stdin(
+    run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With nothing submitted yet the command ends at once with 130."""
+
+    class Pressed:
+        def read(self, _size: int) -> bytes:
+            raise KeyboardInterrupt
+
+    stdin = types.SimpleNamespace(buffer=Pressed())
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert run(file="-").code == 130
+    assert submitted(gateway) == 0
+
+
 # What goes wrong after that
 
 
@@ -322,12 +433,22 @@ def test_trouble_of_the_gateway_is_5(
     assert set(states().values()) == {word}
 
 
-def test_without_points_nothing_more_is_submitted(run: Run, gateway: Elsewhere) -> None:
-    """What would be refused again and again is asked for once, and the rest is left as it is."""
-    gateway.simulator.fault("submit", faults.quota_in_429(), times=None)
+@pytest.mark.parametrize(
+    ("fault", "name"),
+    [
+        (faults.quota_in_429(), "OutOfCredits"),
+        (faults.error(401, code="invalid_api_key"), "Unauthorized"),
+    ],
+)
+def test_a_dead_key_ends_the_submitting(
+    run: Run, gateway: Elsewhere, fault: Fault, name: str
+) -> None:
+    """One entry is refused and the rest left; the same command submits them all later."""
+    gateway.simulator.fault("submit", fault, times=1)
     done = run("--in-flight", "1")
     assert (done.code, states()) == (5, {0: "refused"})
-    assert "2 were not begun (OutOfCredits). The same command goes on with them." in done.err
+    assert f"2 were not begun ({name}). The same command goes on with them." in done.err
+    assert (run().code, submitted(gateway)) == (0, 3)
 
 
 def test_max_points_ends_a_batch_early(run: Run, gateway: Elsewhere) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from support.clients import Ear, quick_client
 
-from fuhu_runway.errors import InvalidRequest, JournalError, SubmissionInDoubt
+from fuhu_runway.errors import InvalidRequest, JournalError, SubmissionInDoubt, UsageError
 from fuhu_runway.hooks import DoubtsFound, SubmissionStarted, TaskAttached
 from fuhu_runway.journal import Job, JobState, Journal
 from fuhu_runway.models import OfficialImageToVideo
@@ -131,3 +131,28 @@ async def test_many_prompts_come_to_many_files(gateway: Simulator, tmp_path: Pat
     assert sorted(outcome.index for outcome in outcomes) == [0, 1, 2]
     assert all(outcome.path and outcome.path.is_file() for outcome in outcomes)
     assert gateway.submitted == 3
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "field"),
+    [
+        ("a kitten", {}, "prompts"),
+        (["a kitten"], {"in_flight": 2.5}, "in_flight"),
+        (["a kitten"], {"timeout": "60"}, "timeout"),
+        (["a kitten"], {"max_points": "3"}, "max_points"),
+        (["a kitten"], {"download_to": 3}, "download_to"),
+        (["a kitten"], {"overwrite": "no"}, "overwrite"),
+    ],
+)
+async def test_wrong_arguments_are_named_before_anything_is_opened(
+    gateway: Simulator, tmp_path: Path, prompts: Any, options: dict[str, Any], field: str
+) -> None:
+    """Both ways to run a batch refuse them, with no file made and nothing sent."""
+    async with quick_client(gateway, journal=tmp_path / "run.db") as client:
+        with pytest.raises(UsageError) as caught:
+            client.batch(prompts, **options)
+        assert caught.value.field == field
+        with pytest.raises(UsageError):
+            await anext(client.generate_many(prompts, **options))
+    assert list(tmp_path.iterdir()) == []  # noqa: ASYNC240 - an empty folder
+    assert gateway.requests == ()

@@ -1,6 +1,8 @@
 """What all commands have in common, without a command."""
 
 import asyncio
+import contextlib
+import io
 import json
 import logging
 import os
@@ -226,7 +228,127 @@ def test_who_was_told_to_ignore_ctrl_c_does() -> None:
         signal.signal(signal.SIGINT, before)
 
 
+class WithoutHandlers(asyncio.SelectorEventLoop):
+    """A loop that leaves signals to Python, as the one of Windows does."""
+
+    def add_signal_handler(self, *_: object) -> None:
+        raise NotImplementedError
+
+
+def test_a_loop_that_knows_no_signals_is_stopped_all_the_same() -> None:
+    """Python's own handler stops the work where the loop has none."""
+    ready = threading.Event()
+
+    async def work() -> None:
+        asyncio.get_running_loop().call_soon(ready.set)
+        # The loop of Windows is woken by each signal; this one has to wake by itself.
+        while True:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+    with (
+        _console.Stop() as stop,
+        asyncio.Runner(loop_factory=WithoutHandlers) as runner,
+        pressed(ready.is_set),
+    ):
+        assert stop.run(runner, work()) == 130
+
+
+def test_ctrl_break_stops_as_ctrl_c_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is a SIGBREAK, it ends the work in order, with a code of its own."""
+    monkeypatch.setattr(signal, "SIGBREAK", signal.SIGUSR1, raising=False)
+    before = signal.getsignal(signal.SIGUSR1)
+    ready = threading.Event()
+
+    async def work() -> None:
+        asyncio.get_running_loop().call_soon(ready.set)
+        await asyncio.Event().wait()
+
+    with (
+        _console.Stop() as stop,
+        asyncio.Runner() as runner,
+        pressed(ready.is_set, signal.SIGUSR1),
+    ):
+        assert stop.run(runner, work()) == 128 + signal.SIGUSR1
+    assert signal.getsignal(signal.SIGUSR1) is before
+
+
+def test_a_handler_that_is_not_pythons_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a program around this one has set in C is neither replaced nor lost."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    with _console.Stop():
+        pass
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_command_may_run_in_any_thread() -> None:
+    """Outside the main thread no signal comes, and the work is done."""
+    codes: list[int] = []
+
+    async def work() -> int:
+        return 3
+
+    def command() -> None:
+        codes.append(_console.guarded(work, _console.Lines(), verbosity=0))
+
+    thread = threading.Thread(target=command)
+    thread.start()
+    thread.join()
+    assert codes == [3]
+
+
+def test_leaving_at_once_needs_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal that is gone by then does not keep the process."""
+    left: list[int] = []
+
+    def gone(handle: int, data: bytes) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "_exit", left.append)
+    monkeypatch.setattr(os, "isatty", lambda handle: True)
+    monkeypatch.setattr(os, "write", gone)
+    _console.leave(143)
+    assert left == [143]
+
+
 # Terminals
+
+
+def test_a_terminal_has_to_say_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without TERM only Windows is known to move the cursor."""
+    with on_a_terminal():
+        monkeypatch.delenv("TERM")
+        assert type(_console.screen_for(quiet=False)) is _console.Lines
+        monkeypatch.setenv("TERM", "")
+        assert type(_console.screen_for(quiet=False)) is _console.Lines
+        monkeypatch.delenv("TERM")
+        monkeypatch.setattr(os, "name", "nt")
+        assert type(_console.screen_for(quiet=False)) is _console.Bar
+        monkeypatch.undo()
+
+
+class OldTerminal(io.TextIOWrapper):
+    """A terminal of a Windows of western Europe, as the command has set it up."""
+
+    def __init__(self) -> None:
+        super().__init__(io.BytesIO(), encoding="cp1252", errors="backslashreplace")
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_bar_is_made_of_what_the_terminal_can_show() -> None:
+    """Where there are no dots and no lines the bar is plain, and names show their codes."""
+    terminal = OldTerminal()
+    with on_a_terminal(), contextlib.redirect_stderr(terminal), _console.Bar() as bar:
+        bar.stage("running", 0.5)
+        bar.say("saved 笑.mp4")
+        bar._progress.refresh()
+    terminal.seek(0)
+    shown = terminal.read()
+    assert "saved \\u7b11.mp4" in shown
+    assert shown.count("\\u") == 1
 
 
 def test_a_bar_that_swings_may_learn_how_far_it_is() -> None:
@@ -303,6 +425,36 @@ def test_a_result_is_a_table_or_an_object(capsys: pytest.CaptureFixture[str]) ->
     ]
     _console.tell(row, _console.Talk(json=True))
     assert json.loads(capsys.readouterr().out) == row
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [
+        ("cp1252", b"caf\xe9 \\u7b11 \\udc80\n"),
+        ("ascii", b"caf\\xe9 \\u7b11 \\udc80\n"),
+        ("utf-8", "café 笑 \\udc80\n".encode()),
+        ("gbk", "caf\\xe9 笑 \\udc80\n".encode("gbk").replace(b"\\xe9", "é".encode("gbk"))),
+    ],
+)
+def test_what_a_stream_cannot_show_is_shown_as_its_code(encoding: str, shown: bytes) -> None:
+    """A name or a reason in another script is no reason to fail, on any system."""
+    file = io.BytesIO()
+    stream = io.TextIOWrapper(file, encoding=encoding, newline="\n")
+    _console.write(stream, "café 笑 \udc80")
+    assert file.getvalue() == shown
+
+
+def test_a_stream_that_is_closed_or_no_file_is_no_trouble() -> None:
+    """What cannot be written there is dropped."""
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(32, "Broken pipe")
+
+    closed = io.StringIO()
+    closed.close()
+    for stream in (closed, Gone()):
+        _console.write(stream, "x")
 
 
 def test_a_reader_who_left_is_no_reason_to_stop() -> None:
