@@ -400,7 +400,8 @@ MARK_LENGTH: Final = 12
 def file_name(custom_id: str) -> str:
     """Give the name of a clip's file, which no other id has."""
     name = safe_name(custom_id)
-    if name == f"{custom_id}.mp4":
+    # Some disks take names that differ in case or in Unicode normalisation as one.
+    if name == f"{custom_id}.mp4" and name == name.upper().casefold():
         return name
     # Two ids may look alike once they are safe.
     mark = hashlib.sha256(custom_id.encode("utf-8", "surrogatepass")).hexdigest()

@@ -147,7 +147,8 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
         hooks=hooks,
         clock=clock,
     )
-    yield Desk(Downloader(transport, QUICK_RETRY, clock, hooks), ear, clock, tmp_path / "clip.mp4")
+    downloader = Downloader(transport, QUICK_RETRY, clock, hooks, patience=0.0)
+    yield Desk(downloader, ear, clock, tmp_path / "clip.mp4")
     await transport.aclose()
 
 
