@@ -89,8 +89,8 @@ async def test_a_clip_that_never_comes_is_incomplete(patient: Desk, answer: byte
     async with raw_server(answer, closes=True) as server:
         with pytest.raises(DownloadIncomplete, match="not at its address yet") as caught:
             await patient.save(server.url)
-    assert caught.value.money == "The clip exists and is paid for."
         assert len(server.requests) > 2
+    assert caught.value.money == "The clip exists and is paid for."
     assert sum(patient.clock.slept) < 75
     assert list(patient.path.parent.iterdir()) == []
 

@@ -504,6 +504,7 @@ async def test_a_stream_is_a_plain_get(make: Make) -> None:
     async with raw_server(away) as server:
         async with make().stream(server.url, {"Range": "bytes=5-"}) as response:
             assert (response.status, await response.read()) == (302, b"body")
+            assert response.headers["location"] == "/elsewhere"
         head = server.requests[0]
     assert head.startswith(b"GET / ")
     assert b"Accept-Encoding: identity" in head
