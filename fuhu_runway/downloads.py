@@ -45,6 +45,9 @@ MAX_REDIRECTS: Final = 5
 MAX_GAINS: Final = 200
 """How many attempts may break after some new bytes; without it a host could send one at a time."""
 
+PATIENT_ATTEMPTS: Final = 30
+"""How many more attempts than the retry policy has are made while patience lasts."""
+
 MAX_NAME_BYTES: Final = 120
 """Length of a name built from a prompt; leaves room for suffixes on every file system."""
 
@@ -212,6 +215,8 @@ class _Download:
             delay = next(drawn) if cause.delay is None else cause.delay
             if is_over or (cause.delay or 0.0) > policy.max_retry_after:
                 raise self._incomplete(cause) from cause
+            if fruitless >= policy.attempts:
+                delay = max(delay, self.tools.patience / PATIENT_ATTEMPTS)
             self._report_break(delay)
             await self.tools.clock.sleep(delay)
 

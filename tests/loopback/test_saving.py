@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from support import programs
-from support.clients import QUICK_RETRY, Ear, quick_client
+from support.clients import QUICK_RETRY, Ear, quick_client, without_pauses
 from support.clock import until
 from support.secrets import told
 
@@ -141,7 +141,9 @@ NOT_THERE: dict[str, Fault] = {
 async def test_a_clip_that_is_late(gateway: Simulator, tmp_path: Path, fault: Fault) -> None:
     """Right after the end of its task it is waited for, more often than there are attempts."""
     policy = PollPolicy(first=0.01, max_interval=0.02, url_grace=60)
-    async with a_clip(quick_client(gateway, polling=policy)) as clip:
+    client = quick_client(gateway, polling=policy)
+    without_pauses(client)
+    async with a_clip(client) as clip:
         gateway.fault("download", fault, times=20)
         await clip.download(tmp_path / "clip.mp4")
     assert (tmp_path / "clip.mp4").exists()

@@ -111,6 +111,15 @@ async def test_trouble_while_waiting_for_a_clip_does_not_end_it(patient: Desk) -
     assert patient.path.read_bytes() == VIDEO
 
 
+async def test_patience_is_spread_over_few_attempts(tmp_path: Path) -> None:
+    """However short the delays of the policy are, a host is not asked hundreds of times."""
+    async with open_desk(tmp_path, patience=60.0) as desk, raw_server(NOT_YET["404"]) as server:
+        with pytest.raises(DownloadIncomplete):
+            await desk.save(server.url)
+        assert len(server.requests) <= 1 + 5 + 30 + 1
+    assert desk.clock.slept[-1] == 2.0
+
+
 async def test_a_page_does_not_cost_what_came_before(patient: Desk) -> None:
     """A captive portal answers for a while, and then the rest is asked for as before."""
     patient.leave_part(VIDEO[:700])
