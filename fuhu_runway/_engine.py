@@ -74,7 +74,13 @@ class Engine:
             outstanding=settings.outstanding,
         )
         self.tasks = TaskBudget(settings.limits.tasks_in_flight, self.poller)
-        self.downloader = Downloader(self.transport, settings.retry, settings.clock, settings.hooks)
+        self.downloader = Downloader(
+            self.transport,
+            settings.retry,
+            settings.clock,
+            settings.hooks,
+            settings.polling.url_grace,
+        )
         self._told_closed = partial(settings.hooks.emit, ClientClosed(settings.client))
         self._keeper: AsyncGenerator[None, None] | None = None
         self._closing = asyncio.Lock()

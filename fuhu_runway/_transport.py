@@ -6,12 +6,16 @@ belongs to one event loop.
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final, TypeVar
+from urllib.parse import quote
 
 import aiohttp
+import attrs
+import yarl
 
 from ._clock import Clock
 from ._gateway import Replay
@@ -27,6 +31,9 @@ T = TypeVar("T")
 
 MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
 """The largest answer that is read; a task that quotes a picture as data may take some MB."""
+
+MAX_MEDIA_HEADER_BYTES: Final = 64 * 1024
+"""The longest header of a clip's host; CDNs send policies of more than aiohttp's own 8 KB."""
 
 Unclaimed = Callable[["asyncio.Task[Any]"], object]
 """Called with the exchange of a paid request, which goes on, when its caller is cancelled."""
@@ -202,26 +209,40 @@ class Transport:
         raise failure from cause
 
     @asynccontextmanager
-    async def stream(
-        self, url: str, headers: Mapping[str, str]
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def stream(self, url: str, headers: Mapping[str, str]) -> AsyncIterator["Stream"]:
         """
-        Open the answer to a plain GET, redirects not followed and nothing decoded.
+        Send a plain GET to *url* as it is written, and yield the answer.
 
-        Whole downloads may take long, so only the connection and each pause have a limit.
+        Redirects are not followed. Whole downloads may take long, so only the connection and each
+        pause have a limit.
+
+        Raises:
+            StreamBroken: There was no answer.
         """
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=self._timeouts.connect, sock_read=self._timeouts.read
         )
         _check_open(self._free)
-        async with self._free.get(
-            url,
-            headers={**headers, "Accept-Encoding": "identity"},
-            timeout=timeout,
-            allow_redirects=False,
-            raise_for_status=False,
-        ) as response:
-            yield response
+        try:
+            response = await self._free.get(
+                _as_written(url),
+                headers={**headers, "Accept-Encoding": "identity"},
+                timeout=timeout,
+                allow_redirects=False,
+                raise_for_status=False,
+                max_line_size=MAX_MEDIA_HEADER_BYTES,
+                max_field_size=MAX_MEDIA_HEADER_BYTES,
+            )
+        except Exception as exc:  # noqa: BLE001  (odd addresses raise whatever they meet)
+            sendable = not isinstance(exc, aiohttp.InvalidURL)
+            passes = sendable and isinstance(exc, aiohttp.ClientError | OSError)
+            broken = StreamBroken(type(exc).__name__, passes)
+        else:
+            async with response:
+                yield Stream(response)
+            return
+        # Outside the clause: what the HTTP library says may quote the signed address.
+        raise broken
 
     def pay_no_more(self) -> None:
         """Refuse each paid request that is not in the air yet, and every repeat to come."""
@@ -244,6 +265,65 @@ class Transport:
             if self._borrowed is None:
                 await self._free.close()
                 await self._paid.close()
+
+
+@attrs.define(eq=False)
+class StreamBroken(Exception):
+    """A stream broke, or could not be opened."""
+
+    #: The class of what the HTTP library raised; its text may quote the signed address.
+    name: str
+    #: Whether another attempt may do better; no request can be sent to some addresses.
+    passes: bool = True
+
+
+@attrs.frozen(eq=False)
+class Stream:
+    """An answer whose body is read as it arrives."""
+
+    _response: aiohttp.ClientResponse
+
+    @property
+    def status(self) -> int:
+        return self._response.status
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers, found by their names in any case."""
+        return self._response.headers
+
+    async def read(self) -> bytes:
+        """
+        Return the bytes that have arrived, decoded; none where the body has ended as it should.
+
+        Raises:
+            StreamBroken: It did not.
+        """
+        try:
+            return await self._response.content.readany()
+        except Exception as exc:  # noqa: BLE001  (decoders raise errors of their own)
+            broken = StreamBroken(type(exc).__name__)
+        raise broken
+
+
+def _as_written(url: str) -> yarl.URL:
+    """
+    Return *url* as an address that aiohttp sends byte for byte, as signatures need it.
+
+    The host alone is normalised, and what no request line can hold is quoted.
+    """
+    scheme, _, rest = url.partition("://")
+    at = next((place for place, char in enumerate(rest) if char in "/?#"), len(rest))
+    authority = yarl.URL(f"{scheme}://{rest[:at]}").raw_authority
+    return yarl.URL(f"{scheme}://{authority}{quoted(rest[at:])}", encoded=True)
+
+
+def quoted(text: str) -> str:
+    """Return *text* with only those characters quoted that no request line can hold."""
+    return _UNSENDABLE.sub(lambda found: quote(found[0].encode("utf-8", "surrogateescape")), text)
+
+
+_UNSENDABLE: Final = re.compile(r"[^!-~]+")
 
 
 def closed() -> UsageError:

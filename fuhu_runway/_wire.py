@@ -601,7 +601,9 @@ def _usable_address(value: Any, _type: Any = None) -> str | None:
 
 
 def _is_address(text: str) -> bool:
-    # A path of the gateway's own counts as well; `_fold` puts the gateway's origin before it.
+    # A path of the gateway's own counts as well; `_fold` puts the gateway's origin before it. Names
+    # of files may have spaces, which are quoted when the file is fetched.
+    text = text.replace(" ", "%20")
     return is_web_address(text) or _PATH.fullmatch(text) is not None
 
 

@@ -659,6 +659,8 @@ class Client:
         self,
         clip: Clip,
         path: Path,
+        *,
+        overwrite: bool,
         max_bytes: int,
         on_progress: Callable[[Progress], object] | None,
     ) -> Path:
@@ -672,7 +674,9 @@ class Client:
             origin_of(self.gateway.base_url or ""),
         )
         downloader = self._engine().downloader
-        return await downloader.save(source, path, max_bytes=max_bytes, on_progress=on_progress)
+        return await downloader.save(
+            source, path, overwrite=overwrite, max_bytes=max_bytes, on_progress=on_progress
+        )
 
     async def look_for(
         self, engine: Engine, task_id: str, request: Generation | None

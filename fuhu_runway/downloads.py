@@ -1,33 +1,35 @@
 """
 Bytes to a file: stream, resume, verify, then rename.
 
-What arrives is kept in `<name>.part`; where more is to come, a `<name>.part.json` beside it tells
-which file it is the start of. A later attempt goes on there if the server proves that it is still
-the same file, and starts anew otherwise. The file itself appears whole, verified and flushed to
-disk, or not at all.
+What has come is kept as a `Part`. A later attempt goes on there if both the bytes and the server's
+file are still the same, and starts from zero otherwise. The file itself appears whole, verified
+and flushed to disk, or not at all.
 Sizes are in bytes.
 """
 
 import asyncio
+import enum
 import hashlib
-import json
+import inspect
+import ipaddress
 import os
 import re
+import socket
 import unicodedata
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from io import FileIO
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import urljoin, urlsplit
 
-import aiohttp
 import attrs
 
 from ._clock import Clock
 from ._gateway import Replay
+from ._part import BUFFER_BYTES, LEAST_START, Part, is_validator, note_path, part_path, plain_file
 from ._retry import MAY_REPEAT, delays, fate_of
-from ._transport import Transport
+from ._transport import Stream, StreamBroken, Transport, quoted
 from ._wire import retry_after
 from .errors import DownloadIncomplete, DownloadRefused, GatewayError, RunwayError, UsageError
 from .hooks import DownloadBroken, DownloadFailed, DownloadFinished, DownloadStarted, Hooks
@@ -35,22 +37,49 @@ from .models import RetryPolicy, is_web_address, usage_error
 
 R = TypeVar("R")
 
+PAID_FOR: Final = "The clip exists and is paid for."
 MAX_CLIP_BYTES: Final = 1024**3
 """The largest clip that is saved unless told otherwise: 1 GiB."""
 
 MAX_REDIRECTS: Final = 5
+MAX_GAINS: Final = 200
+"""How many attempts may break after some new bytes; without it a host could send one at a time."""
+
+PATIENT_ATTEMPTS: Final = 30
+"""How many more attempts than the retry policy has are made while patience lasts."""
+
 MAX_NAME_BYTES: Final = 120
 """Length of a name built from a prompt; leaves room for suffixes on every file system."""
 
-BUFFER_BYTES: Final = 1024**2
-LEAST_START: Final = 8
-"""How much of a file tells whether it is an MP4."""
-EXPIRED: Final = frozenset({401, 403, 404, 410})
-"""Statuses of a link that has expired, or whose file has moved (api-facts 5.7)."""
-FLEETING: Final = frozenset({408, 425, 429, *range(500, 600)})
+RENAME_PAUSES: Final = (0.05, 0.2, 0.5, 1.0)
+"""Seconds between attempts to rename a file that a virus scanner or indexer holds open."""
 
 BOXES: Final = frozenset({b"ftyp", b"styp", b"moov", b"mdat", b"free", b"skip", b"wide", b"uuid"})
 """What an MP4 file may start with (ISO/IEC 14496-12)."""
+
+DECODED: Final = frozenset({"gzip", "deflate", "br", "zstd"})
+"""Content codings that aiohttp undoes: lengths and ranges are then about other bytes than ours."""
+
+
+class Means(enum.Enum):
+    """What an answer of the clip's host means for the download."""
+
+    CONTENT = "bytes of the clip, or that there are no more"
+    REDIRECT = "it is elsewhere"
+    NOT_YET = "it is not there yet: the host is asked again for as long as patience lasts"
+    EXPIRED = "the address has expired: the feed is asked for another; if that fails, NOT_YET"
+    TROUBLE = "trouble that may pass: another attempt"
+
+
+MEANING: Final = {
+    **dict.fromkeys((200, 203, 206, 416), Means.CONTENT),
+    **dict.fromkeys((301, 302, 303, 307, 308), Means.REDIRECT),
+    **dict.fromkeys((202, 204, 205, 409, 423, 425), Means.NOT_YET),
+    # S3 says 400 where the credentials behind a signature have expired (api-facts 5.7).
+    **dict.fromkeys((400, 401, 403, 404, 410), Means.EXPIRED),
+    **dict.fromkeys((408, 421, 429, *range(500, 600)), Means.TROUBLE),
+}
+"""What a status means; one that is missing here ends the download."""
 
 
 @attrs.frozen
@@ -88,52 +117,40 @@ class Downloader:
     retry: RetryPolicy
     clock: Clock
     hooks: Hooks
+    #: How long a clip may be missing at its address, in seconds; `PollPolicy.url_grace`.
+    patience: float
 
     async def save(
         self,
         source: Source,
         path: Path,
         *,
+        overwrite: bool = False,
         max_bytes: int = MAX_CLIP_BYTES,
         on_progress: Callable[[Progress], object] | None = None,
     ) -> Path:
         """
-        Give *path* once the whole clip is there.
+        Save the clip, and return *path* once all of it is there.
 
         Raises:
-            DownloadIncomplete: It broke off and repeating did not help; what came is kept.
+            DownloadIncomplete: It broke off and retrying did not help; what came is kept.
             DownloadRefused: What the address gives is no clip, or too large.
             UsageError: Nothing can be written there, or the same file is being downloaded already.
         """
-        with _alone(path):
-            part = None
+        part = None
+        try:
+            # Not in a thread: cancelled there, it would leave a file that nobody closes.
+            part = _opened(path, source.task_id)
             try:
-                # Not in a thread: cancelled there, it would leave a file that nobody closes.
-                part = _opened(path, source)
-                await self._fill(part, source, max_bytes, on_progress)
-            except BaseException as error:
-                received = part.received if part else 0
-                self.hooks.emit(DownloadFailed(source.task_id, received, type(error).__name__))
-                raise
+                await _Download(self, source, part, max_bytes, on_progress).run(overwrite)
+            finally:
+                await _in_thread(part.close)
+        except BaseException as error:
+            received = part.received if part else 0
+            self.hooks.emit(DownloadFailed(source.task_id, received, type(error).__name__))
+            raise
         self.hooks.emit(DownloadFinished(source.task_id, part.received))
         return path
-
-    async def _fill(
-        self,
-        part: "Part",
-        source: Source,
-        max_bytes: int,
-        on_progress: Callable[[Progress], object] | None,
-    ) -> None:
-        """Come back when *part* is whole and has its name; what it is otherwise stays."""
-        try:
-            await _Download(self, source, part, max_bytes, on_progress).run()
-            await _in_thread(part.publish)
-        except OSError as exc:
-            raise _unwritable(source, part.received, exc) from exc
-        finally:
-            if not part.file.closed:  # or it is published
-                await _in_thread(part.close)
 
 
 @attrs.define(eq=False)
@@ -141,10 +158,9 @@ class _Broken(Exception):
     """An attempt that broke off and may be repeated; never leaves this module."""
 
     happened: str
+    means: Means = Means.TROUBLE
     #: What the server asked for, in seconds.
     delay: float | None = None
-    #: The address itself is no longer good.
-    expired: bool = False
 
 
 @attrs.define(eq=False)
@@ -153,342 +169,357 @@ class _Download:
 
     tools: Downloader
     source: Source
-    part: "Part"
+    part: Part
     max_bytes: int
     on_progress: Callable[[Progress], object] | None
+    #: Where the last attempt that got bytes began.
+    began_at: int = 0
 
-    async def run(self) -> None:
-        """Go on until it is whole; attempts in a row that bring no byte come to an end."""
-        fruitless, renew = 0, False
-        drawn = delays(self.tools.retry)
+    async def run(self, overwrite: bool) -> None:  # noqa: FBT001  (as `save` has it)
+        """Make attempts until the file is whole, then publish it."""
+        with self._disk():
+            await _in_thread(self.part.resume)
+        await self._fetch()
+        with self._disk():
+            await self._publish(overwrite)
+
+    async def _fetch(self) -> None:
+        """
+        Make attempts until the part is whole.
+
+        An attempt counts as fruitful only if the part grew beyond the farthest point ever reached,
+        and from there: a host whose file is fetched from zero each time makes no progress.
+        """
+        policy, now = self.tools.retry, self.tools.clock.now
+        farthest, gains, fruitless, renew = self.part.received, 0, 0, False
+        drawn = delays(policy)
+        patient_until: float | None = None
         while True:
-            before = self.part.received
             try:
-                await self._attempt(await self._address(renew))
+                return await self._attempt(await self._address(renew))
             except _Broken as broken:
                 cause = broken
-            else:
-                return
-            if self.part.received > before:
-                fruitless, drawn = 0, delays(self.tools.retry)
-            if cause.expired and not renew:
+            if self.began_at >= farthest and self.part.received > farthest:
+                gains, fruitless, drawn, patient_until = gains + 1, 0, delays(policy), None
+            farthest = max(farthest, self.part.received)
+            if cause.means is Means.EXPIRED and not renew:
                 renew = True  # a fresh address is worth a try at once
-                self._tell(0.0)
+                self._report_break(0.0)
                 continue
+            renew = cause.means is Means.EXPIRED
             fruitless += 1
-            if fruitless >= self.tools.retry.attempts:
-                raise _incomplete(self.source, self.part.received, cause) from cause
-            renew = cause.expired
+            if cause.means is not Means.TROUBLE and patient_until is None:
+                patient_until = now() + self.tools.patience
+            has_patience = patient_until is not None and now() < patient_until
+            is_over = gains > MAX_GAINS or (fruitless >= policy.attempts and not has_patience)
             delay = next(drawn) if cause.delay is None else cause.delay
-            self._tell(delay)
+            if is_over or (cause.delay or 0.0) > policy.max_retry_after:
+                raise self._incomplete(cause) from cause
+            if fruitless >= policy.attempts:
+                delay = max(delay, self.tools.patience / PATIENT_ATTEMPTS)
+            self._report_break(delay)
             await self.tools.clock.sleep(delay)
 
-    def _tell(self, delay: float) -> None:
+    def _report_break(self, delay: float) -> None:
         hooks = self.tools.hooks
         hooks.emit(DownloadBroken(self.source.task_id, self.part.received, delay))
 
+    def _incomplete(self, cause: _Broken) -> DownloadIncomplete:
+        limit = self.tools.retry.max_retry_after
+        if cause.delay is not None and cause.delay > limit:
+            happened = f"{cause.happened} It asked for a pause of {cause.delay:,.0f} s."
+            advice = f"Download again then, or allow longer pauses than {limit:g} s (RetryPolicy)."
+        elif cause.means is Means.TROUBLE:
+            happened = f"The download broke off again and again: {cause.happened}"
+            advice = "Download again to the same path: it goes on where it broke off."
+        else:
+            happened = f"The clip is not at its address yet, or no longer: {cause.happened}"
+            advice = "Download again later."
+        return DownloadIncomplete(
+            happened, PAID_FOR, advice, self.source.task_id, None, self.part.received
+        )
+
     async def _address(self, renew: bool) -> str:  # noqa: FBT001  (as the source has it)
-        """Give where the clip is; trouble with asking that may pass is a break like any other."""
+        """Return where the clip is; a gateway in trouble is a break like any other."""
         try:
             return await self.source.address(renew)
         except RunwayError as error:
             if Replay.FREE not in MAY_REPEAT[fate_of(error)]:
                 raise
             delay = error.retry_after if isinstance(error, GatewayError) else None
-            happened = f"A fresh address was asked for in vain ({type(error).__name__})."
-            raise _Broken(happened, delay, expired=True) from error
+            happened = f"The gateway gave no fresh address ({type(error).__name__})."
+            raise _Broken(happened, Means.EXPIRED, delay) from error
 
     async def _attempt(self, url: str) -> None:
-        """Do one attempt, as far as it gets."""
+        """Make one attempt, and return if the part is whole after it."""
         try:
-            async with self._opened(url) as response:
-                # Not in a thread: aiohttp forgets what it has received and nobody has read yet,
-                # if the connection breaks meanwhile.
-                total = _begin(self.part, response)
-                if response.status == 416:
-                    return
-                self._check_size(total)
-                self.tools.hooks.emit(
-                    DownloadStarted(self.source.task_id, self.part.received, total)
-                )
-                await self._pour(response, total)
-        except (aiohttp.ClientError, TimeoutError, ConnectionError) as exc:
-            happened = f"The connection broke ({type(exc).__name__})."
-        else:
-            if self._is_whole(total):
-                return
-            happened = f"{self.part.received} of {total or 'an unknown number of'} bytes came."
-        # Outside the clause: what the HTTP library says may quote the signed address.
-        raise _Broken(happened)
-
-    def _is_whole(self, total: int | None) -> bool:
-        if total is None:
-            return self.part.ends_well()
-        if self.part.received == total and self.part.is_cut():
-            self.part.restart()  # there is no rest to ask for, so it is fetched anew
-            return False
-        return self.part.received == total
+            async with self._opened(url) as stream:
+                answer = _Answer.of(stream)
+                buffer = await self._begin(stream, answer)
+                if buffer is not None:
+                    await self._pour(stream, buffer, answer.total)
+        except StreamBroken as broken:
+            if not broken.passes:
+                happened = f"The clip's address cannot be fetched ({broken.name})."
+                raise self._refused(happened) from broken
+            raise _Broken(f"The connection broke ({broken.name}).") from broken
+        with self._disk():
+            await self._check_whole(answer)
 
     @asynccontextmanager
-    async def _opened(self, url: str) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Follow redirects to a response that has the bytes; the key stays at its origin."""
-        source, transport = self.source, self.tools.transport
+    async def _opened(self, url: str) -> AsyncIterator[Stream]:
+        """Follow redirects to an answer that has content; the key stays at its origin."""
+        source = self.source
         for _ in range(MAX_REDIRECTS + 1):
-            key = source.key_header if origin_of(url) == source.origin else {}
-            async with transport.stream(url, {**self.part.range_headers(), **key}) as response:
-                if response.status not in {301, 302, 303, 307, 308}:
-                    _check_status(source, response)
-                    yield response
+            if _is_link_local(url):
+                raise self._refused("The clip's address leads to a link-local one.")
+            key = source.key_header if origin_of(url) == source.origin != "" else {}
+            headers = {**self.part.range_headers(), **key}
+            async with self.tools.transport.stream(url, headers) as stream:
+                means = MEANING.get(stream.status)
+                if means is Means.CONTENT:
+                    yield stream
                     return
-                url = _led_to(url, response.headers.get("Location", ""))
+                if means is not Means.REDIRECT:
+                    happened = f"The clip's address answered with status {stream.status}."
+                    if means is None:
+                        raise self._refused(happened)
+                    named = {name.lower(): value for name, value in stream.headers.items()}
+                    raise _Broken(happened, means, retry_after(named, self.tools.clock.wall()))
+                url, before = _led_to(url, stream.headers.get("Location", "")), url
             if not is_web_address(url):
-                raise _refused(source, "The clip's address leads to one that is not http(s).")
-        raise _refused(source, f"The clip's address redirects more than {MAX_REDIRECTS} times.")
+                raise self._refused("The clip's address leads to one that is not http(s).")
+            if before.lower().startswith("https:") and not url.lower().startswith("https:"):
+                raise self._refused("The clip's address leads from https to http.")
+        raise self._refused(f"The clip's address redirects more than {MAX_REDIRECTS} times.")
 
-    async def _pour(self, response: aiohttp.ClientResponse, total: int | None) -> None:
-        """Write what comes; on a break, too: it is where the next attempt goes on."""
-        buffer = bytearray()
-        try:
-            while chunk := await response.content.readany():
+    async def _begin(self, stream: Stream, answer: "_Answer") -> bytearray | None:
+        """
+        Put the part where the body begins, and return what was read of it for that.
+
+        None if there is no body: all of it came before. What is kept already is thrown away only
+        once there is something better, or it is known to be of no use.
+        """
+        part, buffer = self.part, bytearray()
+        if answer.status == 416:
+            if not part.range_headers():
+                raise self._refused("The clip's address answered with status 416 to no range.")
+            if answer.total == part.received:
+                return None
+        if answer.start != 0 and not part.goes_on_with(
+            answer.start, answer.validator, answer.total
+        ):
+            with self._disk():
+                part.restart()
+            raise _Broken("The server has another file, or another part of it, than was asked for.")
+        self._check_size(answer.total)
+        if answer.start == 0:
+            while len(buffer) < LEAST_START and (chunk := await stream.read()):
                 buffer += chunk
+            self._check_start(buffer)
+            with self._disk():
+                part.start(answer.validator, answer.total)
+        self.began_at = part.received
+        self.tools.hooks.emit(DownloadStarted(self.source.task_id, part.received, answer.total))
+        return buffer
+
+    async def _pour(self, stream: Stream, buffer: bytearray, total: int | None) -> None:
+        """Write what comes; on a break, too: it is where the next attempt goes on."""
+        try:
+            while True:
                 here = self.part.received + len(buffer)
                 self._check_size(here)
-                if self.part.received == 0 and len(buffer) >= LEAST_START:
-                    _check_start(self.source, buffer)
+                if self.on_progress is not None:
+                    seen = self.on_progress(Progress(here, total))
+                    if inspect.isawaitable(seen):
+                        await seen
                 if len(buffer) >= BUFFER_BYTES:
                     # Taken out first: what a cancelled write was given is not to be written twice.
                     data, buffer = bytes(buffer), bytearray()
-                    await _in_thread(self.part.write, data, total)
-                if self.on_progress is not None:
-                    self.on_progress(Progress(here, total))
-            if self.part.received == 0:
-                _check_start(self.source, buffer)
+                    with self._disk():
+                        await _in_thread(self.part.write, data, total)
+                chunk = await stream.read()
+                if not chunk:
+                    break
+                buffer += chunk
         except DownloadRefused:
             buffer.clear()
-            await _in_thread(self.part.restart)
+            with self._disk():
+                await _in_thread(self.part.restart)
             raise
         finally:
             if buffer:
-                await _in_thread(self.part.write, bytes(buffer), total)
+                with self._disk():
+                    await _in_thread(self.part.write, bytes(buffer), total)
+
+    async def _check_whole(self, answer: "_Answer") -> None:
+        """
+        Raise unless all bytes are here.
+
+        Their number proves it, or the framing of the body, or boxes that end where it does; a box
+        that surely goes on disproves it.
+        """
+        part, total = self.part, answer.total
+        end, kind = await _in_thread(part.last_box)
+        came = part.received == total
+        if total is None:
+            came = answer.is_framed or end == part.received
+        # Bytes behind the last box may look like the head of one: players pass over them.
+        is_cut = end > part.received and kind in BOXES
+        if came and not is_cut:
+            return
+        if is_cut and part.received == total:
+            await _in_thread(part.restart)  # there is no rest to ask for
+        raise _Broken(f"{part.received} of {total or 'an unknown number of'} bytes came.")
+
+    async def _publish(self, overwrite: bool) -> None:  # noqa: FBT001  (as `save` has it)
+        publish = partial(self.part.publish, overwrite=overwrite)
+        for pause in RENAME_PAUSES:
+            try:
+                return await _in_thread(publish)
+            except PermissionError:
+                await self.tools.clock.sleep(pause)
+        return await _in_thread(publish)
 
     def _check_size(self, size: int | None) -> None:
         if size is not None and size > self.max_bytes:
-            raise _refused(
-                self.source,
+            raise self._refused(
                 f"The clip is larger than the {self.max_bytes:,} bytes that were allowed.",
                 "Allow more with max_bytes, and download again.",
             )
 
+    def _check_start(self, start: bytearray) -> None:
+        """Raise unless a body that begins with *start* may be a clip, or a page in its place."""
+        if bytes(start[4:8]) in BOXES:
+            return
+        if not start or start[:1].isspace() or start[:3] == b"\xef\xbb\xbf" or 32 < start[0] < 127:
+            what = "a page" if start else "nothing"
+            raise _Broken(f"The clip's address gives {what} in place of it.", Means.NOT_YET)
+        raise self._refused("What the clip's address gives is no MP4 file.")
 
-@attrs.define(eq=False)
-class Part:
-    """The start of a file that is not whole yet, on disk."""
+    def _refused(
+        self, happened: str, advice: str = "Look at the task again later; its id still works."
+    ) -> DownloadRefused:
+        return DownloadRefused(happened, PAID_FOR, advice, self.source.task_id)
 
-    path: Path
-    #: Unbuffered, so that a full disk never leaves us wrong about how much is there.
-    file: FileIO
-    task_id: str
-    received: int
-    #: What the server named this version of the file, for If-Range.
-    validator: str | None = None
-    #: Whether that is written down.
-    is_noted: bool = False
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        """Translate what the file system raises."""
+        try:
+            yield
+        except FileExistsError as exc:
+            raise of_a_paid_clip(_taken(self.part.path), self.source.task_id) from exc
+        except OSError as exc:
+            raise DownloadIncomplete(
+                f"The file could not be written ({exc.strerror or type(exc).__name__}).",
+                PAID_FOR,
+                "Make room or choose another path, and download again: what came is kept.",
+                self.source.task_id,
+                None,
+                self.part.received,
+            ) from exc
+
+
+@attrs.frozen
+class _Answer:
+    """What the head of an answer says about its body."""
+
+    status: int
+    #: Where in the file the body starts, and how large the file is; None where it does not say.
+    start: int | None
+    total: int | None
+    #: What names this version of the file, for If-Range.
+    validator: str | None
+    #: Whether the body is all of the file, and a break in it would have been noticed.
+    is_framed: bool = False
 
     @classmethod
-    def open(cls, path: Path, task_id: str) -> "Part":
-        """Open what an earlier attempt left, if it is of the same task, else a fresh start."""
-        file = FileIO(_part_path(path), "a+b")
-        part = cls(path, file, task_id, file.seek(0, os.SEEK_END))
-        note = _read_note(path)
-        part.is_noted = bool(note)
-        if note.get("task_id") == task_id:
-            part.validator = note.get("validator")
-        if part.validator is None:
-            part.restart()
-        return part
-
-    def range_headers(self) -> dict[str, str]:
-        """Ask for the rest, if it is the rest of the same file, else for the whole."""
-        if not self.received or self.validator is None:
-            return {}
-        return {"Range": f"bytes={self.received}-", "If-Range": self.validator}
-
-    def start(self, validator: str | None) -> None:
-        """Begin anew, and remember which version of the file this is the start of."""
-        if self.received or self.is_noted:
-            self.restart()
-        self.validator = validator
-
-    def write(self, data: bytes, total: int | None) -> None:
-        """Add to the end, as far as the disk takes it; note whose start it is, if that is all."""
-        try:
-            self._append(data)
-        finally:
-            # What came whole at once is renamed at once, and nobody will ask what it was: a note
-            # all the same would make and remove a file for each clip, as slow as a flush. If we
-            # are killed in between, there is no note, and what has none is fetched anew.
-            if not self.is_noted and self.received != total:
-                self._note()
-
-    def _append(self, data: bytes) -> None:
-        rest = memoryview(data)
-        while rest:
-            written = self.file.write(rest)
-            self.received += written
-            rest = rest[written:]
-
-    def _note(self) -> None:
-        note = {"task_id": self.task_id, "validator": self.validator}
-        _note_path(self.path).write_text(json.dumps(note), encoding="utf-8")
-        self.is_noted = True
-
-    def restart(self) -> None:
-        """Throw away what is there."""
-        if self.is_noted:
-            # First of all: killed half-way, it would pass for a note on what comes next.
-            _note_path(self.path).unlink(missing_ok=True)
-            self.is_noted = False
-        self.file.truncate(0)
-        self.received, self.validator = 0, None
-
-    def ends_well(self) -> bool:
-        """Tell whether the last box ends where the file does; for servers that name no length."""
-        return self._last_box()[0] == self.received
-
-    def is_cut(self) -> bool:
-        """Tell whether the file surely lacks its end; for servers that name a wrong length."""
-        end, kind = self._last_box()
-        # Bytes behind the last box may look like the head of one: players pass over them.
-        return end > self.received and kind in BOXES
-
-    def _last_box(self) -> tuple[int, bytes]:
-        """Give where the last box ends, by its own word, and its kind."""
-        at, size, kind = 0, self.received, b""
-        while at < size:
-            self.file.seek(at)  # what is written goes to the end nevertheless
-            head = self.file.read(16)
-            if len(head) < LEAST_START:
-                return size + 1, b""
-            kind = head[4:8]
-            length = int.from_bytes(head[:4])
-            if length == 1:
-                length = int.from_bytes(head[8:16])
-            at = at + length if length else size  # 0: the last box, up to the end
-        return at, kind
-
-    def publish(self) -> None:
-        """Flush to disk, then give the file its name in one step."""
-        os.fsync(self.file.fileno())
-        self.file.close()
-        _part_path(self.path).replace(self.path)
-        _note_path(self.path).unlink(missing_ok=True)
-        _sync_folder(self.path.parent)
-
-    def close(self) -> None:
-        """Keep what came, if anything did."""
-        self.file.close()
-        if not self.received:
-            _part_path(self.path).unlink(missing_ok=True)
-            _note_path(self.path).unlink(missing_ok=True)
+    def of(cls, stream: Stream) -> "_Answer":
+        status, headers = stream.status, stream.headers
+        is_decoded = headers.get("Content-Encoding", "").strip().lower() in DECODED
+        validator = None if is_decoded else _validator(headers)
+        if status in {206, 416}:
+            span = re.fullmatch(
+                r"bytes (?:([0-9]{1,18})-[0-9]{1,18}|\*)/(?:([0-9]{1,18})|\*)",
+                headers.get("Content-Range", "").strip(),
+            )
+            start, total = span.groups() if span and not is_decoded else (None, None)
+            return cls(status, None if status == 416 else _number(start), _number(total), validator)
+        length = _number(headers.get("Content-Length"))
+        is_chunked = "chunked" in headers.get("Transfer-Encoding", "").lower()
+        is_framed = is_chunked or length is not None
+        return cls(status, 0, None if is_decoded or is_chunked else length, validator, is_framed)
 
 
-def _opened(path: Path, source: Source) -> Part:
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and re.fullmatch(r"[0-9]{1,18}", text) else None
+
+
+def _validator(headers: Mapping[str, str]) -> str | None:
+    """Return what If-Range may be sent with: a weak ETag is not good enough (RFC 9110 13.1.5)."""
+    for name in ("ETag", "Last-Modified"):
+        if is_validator(headers.get(name)):
+            return headers[name]
+    return None
+
+
+def _opened(path: Path, task_id: str) -> Part:
+    """Return the part of *path*, opened for this download alone."""
     try:
-        return Part.open(path, source.task_id)
+        return Part.open(path, task_id)
+    except BlockingIOError as exc:
+        busy = usage_error(
+            "path",
+            f"{path.name!r} is being downloaded already.",
+            "Wait for that, or choose another name.",
+        )
+        raise of_a_paid_clip(busy, task_id) from exc
     except (OSError, ValueError) as exc:
-        raise of_a_paid_clip(_no_place(path, exc), source.task_id) from exc
+        raise of_a_paid_clip(_no_place(path, exc), task_id) from exc
 
 
-def _begin(part: Part, response: aiohttp.ClientResponse) -> int | None:
-    """Put *part* where the body starts, and give the size of the whole file."""
-    start, total = _content_range(response.headers.get("Content-Range", ""))
-    if response.status == 200:
-        part.start(_validator(response))
-        return response.content_length
-    if response.status == 416 and total == part.received:
-        return total  # all of it came, and only the renaming was missing
-    same = _validator(response) in {None, part.validator}
-    if response.status == 206 and start == part.received and same:
-        return total
-    part.restart()
-    raise _Broken("The server has another file, or another part of it, than was asked for.")
-
-
-def _content_range(value: str) -> tuple[int | None, int | None]:
-    """Give where the part starts and how large the whole is, as far as the header tells."""
-    found = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(?:(\d+)|\*)", value.strip())
-    start, total = found.groups() if found else (None, None)
-    return int(start) if start else None, int(total) if total else None
-
-
-def _validator(response: aiohttp.ClientResponse) -> str | None:
-    """Give what If-Range may be asked with: a weak ETag is not good enough (RFC 9110 13.1.5)."""
-    etag = response.headers.get("ETag", "")
-    if etag.startswith('"'):
-        return etag
-    return response.headers.get("Last-Modified")
-
-
-def _check_status(source: Source, response: aiohttp.ClientResponse) -> None:
-    status = response.status
-    if status in {200, 206, 416}:
-        return
-    happened = f"The clip's address answered with status {status}."
-    headers = {name.lower(): value for name, value in response.headers.items()}
-    if status in EXPIRED | FLEETING:
-        raise _Broken(happened, retry_after(headers), expired=status in EXPIRED)
-    raise _refused(source, happened)
-
-
-def _check_start(source: Source, start: bytearray) -> None:
-    if bytes(start[4:8]) not in BOXES:
-        raise _refused(source, "What the clip's address gives is no MP4 file.")
-
-
-def _refused(
-    source: Source, happened: str, advice: str = "Look at the task again later; its id still works."
-) -> DownloadRefused:
-    return DownloadRefused(happened, "The clip exists and is paid for.", advice, source.task_id)
-
-
-def _incomplete(source: Source, received: int, cause: _Broken) -> DownloadIncomplete:
-    return DownloadIncomplete(
-        f"The download broke off again and again: {cause.happened}",
-        "The clip exists and is paid for.",
-        "Download again to the same path: it goes on where it broke off.",
-        source.task_id,
-        None,
-        received,
-    )
-
-
-def _unwritable(source: Source, received: int, exc: OSError) -> DownloadIncomplete:
-    return DownloadIncomplete(
-        f"The file could not be written ({exc.strerror or type(exc).__name__}).",
-        "The clip exists and is paid for.",
-        "Make room or choose another path, and download again: what came is kept.",
-        source.task_id,
-        None,
-        received,
-    )
+# Addresses
 
 
 def origin_of(url: str) -> str:
-    """Give scheme, host and port in one form; what the key may be sent to is compared by it."""
+    """Return scheme, host and port in one form, to tell where the key may be sent."""
     try:
         parts = urlsplit(url)
         port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
     except ValueError:  # such as port 99999: nothing can be sent there anyway
         return ""
+    if "@" in parts.netloc:  # it has credentials of its own, and a request can have one kind only
+        return ""
     return f"{parts.scheme}://{(parts.hostname or '').rstrip('.')}:{port}"
 
 
 def _led_to(url: str, location: str) -> str:
-    """Give where *url* redirects to; nowhere, if *location* cannot be read."""
+    """Return where *url* redirects to, byte for byte; nowhere, if *location* cannot be read."""
     try:
-        return urljoin(url, location)
-    except ValueError:  # such as an unclosed bracket around an IPv6 host
+        # What a host cannot have is left to be found out, so only the rest is quoted.
+        absolute = re.match(r"[a-z]+://[^/?#]*", location, re.IGNORECASE)
+        at = absolute.end() if absolute else 0
+        location = location[:at] + quoted(location[at:])
+        return location if absolute else urljoin(url, location)
+    except ValueError:  # such as half a character, or an unclosed bracket around an IPv6 host
         return ""
+
+
+def _is_link_local(url: str) -> bool:
+    """
+    Whether the host is a link-local address, such as that of a cloud's metadata service.
+
+    Resolvers take an IPv4 address in hex, octal or as one number, so these count as well.
+    """
+    try:
+        host = (urlsplit(url).hostname or "").rstrip(".").partition("%")[0]
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            address = ipaddress.ip_address(socket.inet_aton(host))
+    except (OSError, ValueError):
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_link_local
 
 
 # Names and places
@@ -537,15 +568,15 @@ def check_folder(folder: Path) -> Path:
 
 def check_target(path: Path, *, overwrite: bool = False) -> Path:
     """
-    Give *path* if a clip can be saved there; meant for before any money is spent.
+    Return *path* if a clip can be saved there; meant for before any money is spent.
 
     Raises:
         UsageError: The folder is missing or not writable, or there is such a file already.
     """
     check_vacant(path, overwrite=overwrite)
     try:
-        _touch(_part_path(path))
-        _touch(_note_path(path))
+        _touch(part_path(path))
+        _touch(note_path(path))
     except (OSError, ValueError) as exc:
         raise _no_place(path, exc) from exc
     return path
@@ -553,92 +584,60 @@ def check_target(path: Path, *, overwrite: bool = False) -> Path:
 
 def check_vacant(path: Path, *, overwrite: bool = False) -> Path:
     """
-    Give *path* if nothing stands in its place; whether it can be written, writing will show.
+    Return *path* if nothing stands in its place; whether it can be written, writing will show.
 
     Raises:
         UsageError: The folder is missing, or there is such a file already.
     """
     try:
-        obstacle = _obstacle(path, overwrite=overwrite)
+        if path.is_dir():
+            raise usage_error("path", f"{path.name!r} is a folder.", "Give the name of a file.")
+        if not path.parent.is_dir():
+            raise usage_error(
+                "path",
+                f"There is no folder {str(path.parent)!r}.",
+                "Make it first, or choose another.",
+            )
+        # A link is there also where what it leads to is not.
+        if os.path.lexists(path) and not overwrite:
+            raise _taken(path)
+        if path.exists() and not path.is_file():
+            raise usage_error(
+                "path", f"{path.name!r} is a device or a pipe.", "Give the name of a file."
+            )
     except OSError as exc:
         raise _no_place(path, exc) from exc
-    if obstacle is not None:
-        raise usage_error("path", *obstacle)
     return path
 
 
 def of_a_paid_clip(error: UsageError, task_id: str) -> UsageError:
-    """Give an error that was made for before any money is spent as it is after that."""
-    money = "The clip exists and is paid for."
-    return UsageError(error.happened, money, error.advice, task_id, None, error.field)
+    """Return an error that was made for before any money is spent as it is after that."""
+    return UsageError(error.happened, PAID_FOR, error.advice, task_id, None, error.field)
 
 
 def _no_place(path: Path, exc: OSError | ValueError) -> UsageError:
-    """Give the error for a place where no file can be opened."""
+    """Return the error for a place where no file can be opened."""
     if isinstance(exc, OSError):
         return usage_error(
             "path",
             f"Nothing can be written there, in {str(path.parent)!r} ({exc.strerror}).",
-            "Choose another folder or a shorter name, or mend the folder's permissions.",
+            "Choose another folder or a shorter name, or correct what is in the way.",
         )
     # A name that no system takes.
     return usage_error("path", f"The path is none ({exc}).", "Give another name.")
 
 
-def _obstacle(path: Path, *, overwrite: bool) -> tuple[str, str] | None:
-    """Give what stands in the way of writing *path*, and what to do about it."""
-    if path.is_dir():
-        return f"{path.name!r} is a folder.", "Give the name of a file."
-    if not path.parent.is_dir():
-        return f"There is no folder {str(path.parent)!r}.", "Make it first, or choose another."
-    if path.exists() and not overwrite:
-        advice = "Choose another name, or allow it to be overwritten (overwrite=True, or --force)."
-        return f"{path.name!r} exists already.", advice
-    return None
+def _taken(path: Path) -> UsageError:
+    advice = "Choose another name, or allow it to be overwritten (overwrite=True, or --force)."
+    return usage_error("path", f"{path.name!r} exists already.", advice)
 
 
 def _touch(file: Path) -> None:
     """Open the very file that will be written, and leave no trace of it."""
-    existed = file.exists()
-    file.open("ab").close()
+    existed = os.path.lexists(file)
+    plain_file(file).close()
     if not existed:
         file.unlink()
-
-
-_busy: Final[set[Path]] = set()
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Keep a second download of this process away from the same file."""
-    place = path.parent.resolve() / path.name
-    if place in _busy:
-        raise usage_error(
-            "path",
-            f"{path.name!r} is being downloaded already.",
-            "Wait for that, or choose another name.",
-        )
-    _busy.add(place)
-    try:
-        yield
-    finally:
-        _busy.discard(place)
-
-
-def _part_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.part")
-
-
-def _note_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.part.json")
-
-
-def _read_note(path: Path) -> dict[str, Any]:
-    try:
-        note = json.loads(_note_path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return note if isinstance(note, dict) else {}
 
 
 async def _in_thread(work: Callable[..., R], *args: Any) -> R:
@@ -659,14 +658,3 @@ async def _in_thread(work: Callable[..., R], *args: Any) -> R:
         job.exception()  # looked at, or asyncio would tell that nobody did
         raise interrupted
     return job.result()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name itself survive a power cut, where the system can."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -740,5 +740,6 @@ class PollPolicy:
     max_starvation: float = attrs.field(default=60.0, validator=_check_duration)
     #: How long after a submit the gateway may not know the task yet, in seconds (api-facts 11).
     not_found_grace: float = attrs.field(default=300.0, validator=_check_duration)
-    #: How long a success may lack the clip's address, in seconds (api-facts 3.4).
+    #: How long a success may lack the clip's address (api-facts 3.4), and the address the clip,
+    #: in seconds.
     url_grace: float = attrs.field(default=60.0, validator=_check_duration)

@@ -23,6 +23,8 @@ class Home(Protocol):
         self,
         clip: "Clip",
         path: Path,
+        *,
+        overwrite: bool,
         max_bytes: int,
         on_progress: Callable[[Progress], object] | None,
     ) -> Path:
@@ -270,33 +272,41 @@ class Clip:
         on_progress: Callable[[Progress], object] | None = None,
     ) -> Path:
         """
-        Save the clip and give the path of the file.
+        Save the clip and return the path of the file.
 
-        Free, and safe to repeat. The file appears whole and verified or not at all; what came
+        Free, and safe to call again. The file appears whole and verified or not at all; what came
         before a break is kept beside it as `<name>.part`, and a later download to the same path
-        goes on there. An expired address is asked for anew. The key goes to the gateway only.
+        goes on there. If the address has expired, the gateway is asked for another. The key goes
+        to the gateway only. A clip that is not at its address yet is asked for again, for as long
+        as `PollPolicy.url_grace`.
 
         Args:
             path: The file to write; its folder has to exist.
             overwrite: Whether a file of that name may be replaced.
             max_bytes: The largest clip to accept.
-            on_progress: Called with a `Progress` as bytes arrive.
+            on_progress: Called with a `Progress` as bytes arrive; awaited if it is asynchronous.
 
         Raises:
-            UsageError: Nothing can be written there, or there is such a file already.
-            DownloadIncomplete: The connection kept breaking, or the disk is full.
-            DownloadRefused: What came is no MP4 file, or larger than *max_bytes*.
+            UsageError: An argument is wrong, nothing can be written there, there is such a file
+                already, or it is being downloaded.
+            DownloadIncomplete: The connection kept breaking, the clip is not there yet, its host
+                asks for too long a pause, or the disk is full.
+            DownloadRefused: What came is no MP4 file, or larger than *max_bytes*, or its address
+                is one that cannot or must not be fetched.
             ClipMissing: The address had expired, and the gateway shows no other.
-            GatewayError: The address had expired, and the gateway refuses to tell another.
+            GatewayError: The address had expired, and the gateway refuses to show another.
 
         Source:
             api-facts 5.7.
         """
         try:
-            target = check_vacant(Path(path), overwrite=overwrite)
+            _check_saving(overwrite, max_bytes, on_progress)
+            target = check_vacant(_path_of(path), overwrite=overwrite)
         except UsageError as error:
             raise of_a_paid_clip(error, self.id) from error.__cause__
-        self._file = await self._home.save(self, target, max_bytes, on_progress)
+        self._file = await self._home.save(
+            self, target, overwrite=overwrite, max_bytes=max_bytes, on_progress=on_progress
+        )
         return self._file
 
     async def address(self, fresh: bool = False) -> str:  # noqa: FBT001, FBT002  (a callback)
@@ -312,6 +322,28 @@ class Clip:
                 )
             self.record = record
         return self.video_url
+
+
+def _path_of(path: object) -> Path:
+    try:
+        return Path(path)  # type: ignore[arg-type]
+    except TypeError as exc:
+        kind = type(path).__name__
+        raise usage_error("path", f"path is of type {kind}.", "Use a str or a Path.") from exc
+
+
+def _check_saving(overwrite: object, max_bytes: object, on_progress: object) -> None:
+    if not isinstance(overwrite, bool):
+        kind = type(overwrite).__name__
+        raise usage_error("overwrite", f"overwrite is of type {kind}.", "Use True or False.")
+    if not isinstance(max_bytes, int) or isinstance(max_bytes, bool) or max_bytes < 1:
+        raise usage_error(
+            "max_bytes", "max_bytes is no whole number from 1 on.", "Use a number of bytes."
+        )
+    if on_progress is not None and not callable(on_progress):
+        raise usage_error(
+            "on_progress", "on_progress cannot be called.", "Use a function of one argument."
+        )
 
 
 def _beside_the_notebook(file: Path | None) -> str | None:

@@ -1,4 +1,5 @@
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,11 +9,11 @@ from typing import Any
 import attrs
 import pytest
 from support import programs
-from support.clients import QUICK_RETRY, Ear, quick_client
+from support.clients import QUICK_RETRY, Ear, quick_client, without_pauses
 from support.clock import until
 from support.secrets import told
 
-from fuhu_runway import GATEWAYS, Client, Clip
+from fuhu_runway import GATEWAYS, Client, Clip, PollPolicy
 from fuhu_runway.errors import ClipMissing, DownloadIncomplete, DownloadRefused, UsageError
 from fuhu_runway.hooks import DownloadFinished, DownloadStarted
 from fuhu_runway.testing import Simulator, faults
@@ -120,8 +121,6 @@ async def test_a_break_is_resumed_and_not_begun_anew(gateway: Simulator, tmp_pat
 
 
 REFUSED: dict[str, Fault] = {
-    "web page": faults.html_page(),
-    "nothing of it": faults.not_json(),
     "redirect loop": faults.Redirect(loop=True),
     "never there": faults.Answer(451),
 }
@@ -139,6 +138,42 @@ async def test_what_is_no_clip_leaves_no_file(
     assert caught.value.task_id == clip.id
     assert told(caught.value, SECRETS) == []
     assert list(tmp_path.iterdir()) == []  # noqa: ASYNC240
+    assert gateway.leaked == ()
+
+
+NOT_THERE: dict[str, Fault] = {
+    "web page": faults.html_page(),
+    "nothing of it": faults.not_json(),
+    "accepted": faults.Answer(202),
+    "locked": faults.Answer(423),
+    "missing": faults.Answer(404),
+}
+
+
+@pytest.mark.parametrize("fault", NOT_THERE.values(), ids=NOT_THERE.keys())
+async def test_a_clip_that_is_late(gateway: Simulator, tmp_path: Path, fault: Fault) -> None:
+    """Right after the end of its task it is waited for, more often than there are attempts."""
+    policy = PollPolicy(first=0.01, max_interval=0.02, url_grace=60)
+    client = quick_client(gateway, polling=policy)
+    without_pauses(client)
+    async with a_clip(client) as clip:
+        gateway.fault("download", fault, times=20)
+        await clip.download(tmp_path / "clip.mp4")
+    assert (tmp_path / "clip.mp4").exists()
+    assert gateway.leaked == ()
+
+
+@pytest.mark.parametrize("fault", NOT_THERE.values(), ids=NOT_THERE.keys())
+async def test_a_clip_that_never_comes(gateway: Simulator, tmp_path: Path, fault: Fault) -> None:
+    """When `url_grace` is over, `DownloadIncomplete` says so, and nothing stays in the folder."""
+    async with a_clip(quick_client(gateway)) as clip:
+        gateway.fault("download", fault, times=None)
+        with pytest.raises(DownloadIncomplete, match="not at its address yet") as caught:
+            await clip.download(tmp_path / "clip.mp4")
+    assert caught.value.task_id == clip.id
+    assert told(caught.value, SECRETS) == []
+    assert list(tmp_path.iterdir()) == []  # noqa: ASYNC240
+    assert len(downloads(gateway)) >= QUICK_RETRY.attempts
     assert gateway.leaked == ()
 
 
@@ -250,17 +285,18 @@ async def test_a_program_that_is_killed(tmp_path: Path) -> None:
     async with simulator, a_clip(quick_client(simulator)) as clip:
         simulator.fault("download", faults.Hang(after_bytes=2 * MIB))
         process = await programs.start(simulator, KILLED.format(task_id=clip.id, target=target))
-        # Whose start it is comes after the first bytes of it; those alone would come once more.
+        # Bytes that are not noted yet would come once more.
         await until(lambda: note.exists() and note.stat().st_size)
         process.kill()
         assert (await programs.end_of(process)).code == -9
-        kept = part.stat().st_size
+        kept = json.loads(note.read_text())["size"]
         assert not target.exists()
         assert video.startswith(part.read_bytes())
         await clip.download(target)
     assert target.read_bytes() == video
     last = downloads(simulator)[-1]
     assert (last.headers["Range"], last.status) == (f"bytes={kept}-", 206)
+    assert kept >= MIB
 
 
 async def test_attempts_are_counted(gateway: Simulator, tmp_path: Path) -> None:

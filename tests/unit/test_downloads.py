@@ -1,10 +1,9 @@
 import asyncio
 import errno
-import json
 import logging
 import os
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,28 @@ import attrs
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from support.clients import QUICK_RETRY, Ear, others
-from support.clock import RecordingClock, settle, until
+from support.clients import QUICK_RETRY, others
+from support.clock import settle, until
+from support.desk import (
+    KEY,
+    LARGE,
+    TAG,
+    VIDEO,
+    Desk,
+    chunked,
+    half,
+    open_desk,
+    range_of,
+    rest,
+    whole,
+)
 from support.secrets import told
 from support.servers import free_port, raw_server, reply
 
-from fuhu_runway import downloads
-from fuhu_runway._limits import Gate
-from fuhu_runway._transport import Transport
+from fuhu_runway import _part, downloads
 from fuhu_runway.downloads import (
     BUFFER_BYTES,
     MAX_NAME_BYTES,
-    Downloader,
     Part,
     Progress,
     Source,
@@ -33,6 +42,7 @@ from fuhu_runway.downloads import (
     safe_name,
 )
 from fuhu_runway.errors import (
+    DownloadError,
     DownloadIncomplete,
     DownloadRefused,
     Fate,
@@ -41,114 +51,14 @@ from fuhu_runway.errors import (
     RateLimited,
     UsageError,
 )
-from fuhu_runway.hooks import (
-    DownloadBroken,
-    DownloadFailed,
-    DownloadFinished,
-    DownloadStarted,
-    Hooks,
-)
-from fuhu_runway.models import Limits, Timeouts
-
-KEY = "Bearer sk-marked"
-TAG = '"v-1"'
-
-
-def box(kind: bytes, payload: bytes) -> bytes:
-    """Give one box of an MP4 file."""
-    return (8 + len(payload)).to_bytes(4, "big") + kind + payload
-
-
-VIDEO = box(b"ftyp", b"isom" * 4) + box(b"mdat", bytes(range(256)) * 40)
-LARGE = box(b"ftyp", b"isom" * 4) + box(b"mdat", os.urandom(3 * BUFFER_BYTES))
-
-
-def whole(video: bytes = VIDEO, **headers: str) -> bytes:
-    """Give the answer that has all of it."""
-    return reply(video, **{"ETag": TAG, **headers})
-
-
-def half(video: bytes = VIDEO, stop: int = 1000, **headers: str) -> bytes:
-    """Give an answer that promises all of it and has the first *stop* bytes."""
-    return whole(video, **headers)[: len(whole(video, **headers)) - len(video) + stop]
-
-
-def rest(start: int, video: bytes = VIDEO, **headers: str) -> bytes:
-    """Give the answer that has all from *start* on."""
-    span = f"bytes {start}-{len(video) - 1}/{len(video)}"
-    named = {"ETag": TAG, "Content_Range": span, **headers}
-    return reply(video[start:], "206 Partial Content", **named)
-
-
-def range_of(request: bytes) -> tuple[str | None, str | None]:
-    """Give what a request asked for with Range and with If-Range."""
-    lines = request.decode().split("\r\n")
-    named = dict(line.split(": ", 1) for line in lines if ": " in line)
-    return named.get("Range"), named.get("If-Range")
-
-
-@attrs.define(eq=False)
-class Desk:
-    """A downloader, what it heard, and how long it paused."""
-
-    downloader: Downloader
-    ear: Ear
-    clock: RecordingClock
-    path: Path
-    #: Whether a fresh address was asked for, each time one was asked for.
-    asked: list[bool] = attrs.field(factory=list)
-
-    async def save(self, *urls: str, origin: str = "", **options: Any) -> Path:
-        """Save what is at the first of *urls*; each fresh address is the next of them."""
-        waiting = list(urls)
-
-        async def address(fresh: bool) -> str:
-            self.asked.append(fresh)
-            if fresh and len(waiting) > 1:
-                del waiting[0]
-            return waiting[0]
-
-        return await self.save_from(address, origin=origin, **options)
-
-    async def save_from(
-        self, address: Callable[[bool], Awaitable[str]], *, origin: str = "", **options: Any
-    ) -> Path:
-        source = Source("t-1", address, {"Authorization": KEY}, origin)
-        return await self.downloader.save(source, self.path, **options)
-
-    @property
-    def part(self) -> bytes | None:
-        """What is kept of an unfinished file."""
-        file = self.path.with_name(self.path.name + ".part")
-        return file.read_bytes() if file.exists() else None
-
-    def leave_part(self, data: bytes, note: str | None = None) -> None:
-        """Leave what an earlier process may have left."""
-        self.path.with_name(self.path.name + ".part").write_bytes(data)
-        if note is None:
-            note = json.dumps({"task_id": "t-1", "validator": TAG})
-        self.path.with_name(self.path.name + ".part.json").write_text(note)
-
-    def is_clean(self) -> bool:
-        """Whether the file is there and nothing beside it."""
-        return [entry.name for entry in self.path.parent.iterdir()] == [self.path.name]
+from fuhu_runway.hooks import DownloadBroken, DownloadFailed, DownloadFinished, DownloadStarted
 
 
 @pytest.fixture
 async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
-    """Give a downloader that pauses without losing time."""
-    clock, ear = RecordingClock(), Ear()
-    hooks = Hooks([ear])
-    transport = Transport(
-        session=None,
-        timeouts=Timeouts(connect=5.0, read=5.0),
-        retry=QUICK_RETRY,
-        gate=Gate(Limits(requests_in_flight=9), clock, hooks),
-        hooks=hooks,
-        clock=clock,
-    )
-    yield Desk(Downloader(transport, QUICK_RETRY, clock, hooks), ear, clock, tmp_path / "clip.mp4")
-    await transport.aclose()
+    """Yield a downloader that pauses without losing time, and has no patience."""
+    async with open_desk(tmp_path) as opened:
+        yield opened
 
 
 # A file appears whole or not at all
@@ -179,67 +89,12 @@ async def test_a_large_clip_is_saved(desk: Desk) -> None:
     assert seen == sorted(seen)
 
 
-async def test_what_comes_whole_is_not_noted_down(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A clip of one buffer costs no second file; one of several is noted at its first."""
-    noted: list[int] = []
-    note = Part._note
-
-    def counted(part: Part) -> None:
-        noted.append(part.received)
-        note(part)
-
-    monkeypatch.setattr(Part, "_note", counted)
-    async with raw_server(whole()) as server:
-        await desk.save(server.url)
-    assert noted == []
-    async with raw_server(whole(LARGE)) as server:
-        await desk.save(server.url)
-    assert len(noted) == 1
-    assert BUFFER_BYTES <= noted[0] < len(LARGE)
-    assert desk.path.read_bytes() == LARGE
-    assert desk.is_clean()
-
-
-async def test_a_note_goes_before_the_bytes_it_does_not_speak_of(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Killed while another version is written, nothing is left that passes for the first."""
-    newer = VIDEO[::-1]
-    newer = VIDEO[:24] + newer[: len(VIDEO) - 24]
-    left: list[list[str]] = []
-    append = Part._append
-
-    def watched(part: Part, data: bytes) -> None:
-        append(part, data)
-        left.append(sorted(entry.name for entry in part.path.parent.iterdir()))
-
-    desk.leave_part(VIDEO[:1000])
-    monkeypatch.setattr(Part, "_append", watched)
-    async with raw_server(whole(newer, ETag='"v-2"')) as server:
-        await desk.save(server.url)
-    assert left == [["clip.mp4.part"]]
-    assert desk.path.read_bytes() == newer
-    assert desk.is_clean()
-
-
-async def test_bytes_without_a_note_are_fetched_anew(desk: Desk) -> None:
-    """Killed between a write and its note, the next process starts from the first byte."""
-    desk.path.with_name("clip.mp4.part").write_bytes(VIDEO[:1000])
-    async with raw_server(whole()) as server:
-        await desk.save(server.url)
-    assert range_of(server.requests[0]) == (None, None)
-    assert desk.path.read_bytes() == VIDEO
-    assert desk.is_clean()
-
-
 async def test_the_old_file_stays_until_the_new_one_is_whole(desk: Desk) -> None:
     """Replacing happens in one step, at the end."""
     desk.path.write_bytes(b"old")
     async with raw_server(whole()) as server:
         server.may_answer.clear()
-        saving = asyncio.ensure_future(desk.save(server.url))
+        saving = asyncio.ensure_future(desk.save(server.url, overwrite=True))
         await server.asked.wait()
         assert desk.path.read_bytes() == b"old"
         server.may_answer.set()
@@ -284,26 +139,6 @@ async def test_what_an_earlier_process_left_is_resumed(desk: Desk) -> None:
     assert desk.is_clean()
 
 
-@pytest.mark.parametrize(
-    "note",
-    [
-        "",
-        "{",
-        "[]",
-        '{"task_id": "t-2", "validator": "\\"v-1\\""}',
-        '{"task_id": "t-1", "validator": null}',
-    ],
-    ids=["empty", "torn", "no object", "another task", "no validator"],
-)
-async def test_what_cannot_be_trusted_is_begun_anew(desk: Desk, note: str) -> None:
-    """A part of another task, or of an unknown version, is no start of this file."""
-    desk.leave_part(b"something else", note)
-    async with raw_server(whole()) as server:
-        await desk.save(server.url)
-        assert range_of(server.requests[0]) == (None, None)
-    assert desk.path.read_bytes() == VIDEO
-
-
 async def test_a_weak_tag_is_not_good_enough(desk: Desk) -> None:
     """If-Range is asked with the date then: a weak ETag allows other bytes (RFC 9110 13.1.5)."""
     date = "Wed, 21 Oct 2026 07:28:00 GMT"
@@ -338,6 +173,12 @@ UNFIT = {
     "no range told": (rest(1000, Content_Range=""), whole()),
     "nothing there": (reply(b"", "416 No", Content_Range="bytes */5"), whole()),
     "nothing told": (reply(b"", "416 No"), whole()),
+    "another size": (rest(1000, VIDEO + b"more", ETag=""), whole()),
+    "compressed": (rest(1000, Content_Encoding="gzip"), whole()),
+    "a range of 5,000 digits": (
+        rest(1000, Content_Range=f"bytes 1000-{9:05000d}/{9:05000d}"),
+        whole(),
+    ),
 }
 
 
@@ -386,14 +227,6 @@ async def test_a_part_of_the_rest_is_gone_on_from(desk: Desk) -> None:
     assert desk.path.read_bytes() == VIDEO
 
 
-def chunked(*chunks: bytes, ends: bool = True, **headers: str) -> bytes:
-    """Give an answer that does not tell its length."""
-    head = reply(b"", Transfer_Encoding="chunked", ETag=TAG, **headers)
-    head = head.replace(b"Content-Length: 0\r\n", b"")
-    last = b"0\r\n\r\n" if ends else b""
-    return head + b"".join(b"%x\r\n%s\r\n" % (len(one), one) for one in chunks) + last
-
-
 async def test_without_a_length_the_boxes_tell(desk: Desk) -> None:
     """A file whose last box is cut is not whole, however well the answer ended."""
     async with raw_server(chunked(VIDEO[:2000]), rest(2000)) as server:
@@ -402,38 +235,14 @@ async def test_without_a_length_the_boxes_tell(desk: Desk) -> None:
     assert desk.path.read_bytes() == VIDEO
 
 
-@pytest.mark.parametrize(
-    ("tail", "is_whole"),
-    [
-        (b"", True),
-        (box(b"free", b"x" * 9), True),
-        (b"\0\0\0\0mdat" + b"x" * 50, True),
-        (b"\0\0\0\1mdat" + (26).to_bytes(8, "big") + b"x" * 10, True),
-        (b"\0\0\0\1mdat" + (27).to_bytes(8, "big") + b"x" * 10, False),
-        (b"\0\0", False),
-        (box(b"free", b"x" * 9)[:-1], False),
-    ],
-    ids=["nothing", "box", "open end", "long box", "long box cut", "head cut", "box cut"],
-)
-def test_the_last_box_ends_with_the_file(tmp_path: Path, tail: bytes, is_whole: bool) -> None:
-    """Boxes of 32 and 64 bits, and one without an end, are walked to where the file stops."""
-    part = Part.open(tmp_path / "a.mp4", "t-1")
-    part.write(VIDEO + tail, None)
-    assert part.ends_well() is is_whole
-    part.close()
-
-
-@pytest.mark.parametrize(
-    ("tail", "is_cut"),
-    [(b"", False), (b"garbage behind it", False), (box(b"free", b"x" * 9)[:-1], True)],
-    ids=["whole", "garbage", "cut"],
-)
-def test_a_file_that_lacks_its_end_is_told(tmp_path: Path, tail: bytes, is_cut: bool) -> None:
-    """A known box that goes on past the file is a cut file; bytes that are no box are not."""
-    part = Part.open(tmp_path / "a.mp4", "t-1")
-    part.write(VIDEO + tail, None)
-    assert part.is_cut() is is_cut
-    part.close()
+@pytest.mark.parametrize("make", [whole, chunked], ids=["length", "chunks"])
+@pytest.mark.parametrize("tail", [b"\n", b"garbage behind it"], ids=["newline", "garbage"])
+async def test_bytes_behind_the_last_box_are_fine(desk: Desk, make: Any, tail: bytes) -> None:
+    """A length that was kept, or the end of a chunked body, proves that all came."""
+    async with raw_server(make(VIDEO + tail)) as server:
+        await desk.save(server.url)
+        assert len(server.requests) == 1
+    assert desk.path.read_bytes() == VIDEO + tail
 
 
 async def test_a_length_that_cuts_the_file_is_not_believed(desk: Desk) -> None:
@@ -448,13 +257,16 @@ async def test_a_length_that_cuts_the_file_is_not_believed(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", [b"<!DOCTYPE html><html></html>", b"", b"<Error", b"\0\0\0\x18ftyx0123"]
+    "data",
+    [b"\0\0\0\x18ftyx0123", b"\x1f\x8b" + b"x" * 9, b"\x89PNG\r\n", b"\0"],
+    ids=["another box", "gzip", "picture", "a zero"],
 )
-async def test_what_is_no_mp4_is_refused(desk: Desk, page: bytes) -> None:
-    """A page in place of the clip is not kept, not even as a part."""
-    async with raw_server(whole(page)) as server:
+async def test_what_is_no_mp4_is_refused(desk: Desk, data: bytes) -> None:
+    """Other data in place of the clip is not kept, not even as a part."""
+    async with raw_server(whole(data)) as server:
         with pytest.raises(DownloadRefused) as caught:
             await desk.save(server.url)
+        assert len(server.requests) == 1
     assert caught.value.task_id == "t-1"
     assert "paid for" in str(caught.value)
     assert list(desk.path.parent.iterdir()) == []
@@ -483,19 +295,31 @@ async def test_a_clip_of_just_the_limit_is_saved(desk: Desk) -> None:
     assert desk.path.read_bytes() == VIDEO
 
 
-@pytest.mark.parametrize("status", ["400 Bad", "451 No", "204 Nothing"])
+@pytest.mark.parametrize("status", ["402 No", "451 No", "300 Which", "304 No", "226 Eh", "600 Eh"])
 async def test_a_status_that_stays_is_refused(desk: Desk, status: str) -> None:
-    """A no that repeating does not change ends the download at once."""
+    """A refusal that another attempt does not change ends the download at once."""
     async with raw_server(reply(b"", status)) as server:
         with pytest.raises(DownloadRefused, match=status[:3]):
             await desk.save(server.url)
         assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize("span", ["bytes */0", "", f"bytes */{len(VIDEO)}", "bytes 0-0/1"])
+async def test_no_range_where_none_was_asked_for_is_refused(desk: Desk, span: str) -> None:
+    """A 416 to a plain request leaves no empty file behind."""
+    async with raw_server(reply(b"", "416 No", Content_Range=span)) as server:
+        with pytest.raises(DownloadRefused, match="416"):
+            await desk.save(server.url)
+        assert len(server.requests) == 1
+    assert list(desk.path.parent.iterdir()) == []
+
+
 # Repeating
 
 
-@pytest.mark.parametrize("status", ["500 No", "503 No", "429 No", "408 No", "425 No"])
+@pytest.mark.parametrize(
+    "status", ["500 No", "503 No", "530 No", "429 No", "408 No", "421 No", "425 No"]
+)
 async def test_a_status_that_passes_is_repeated(desk: Desk, status: str) -> None:
     """The same address is asked again, after as long as the server says."""
     async with raw_server(reply(b"", status, Retry_After="7"), whole()) as server:
@@ -546,7 +370,7 @@ async def test_what_came_is_kept(desk: Desk) -> None:
 # Addresses
 
 
-@pytest.mark.parametrize("status", ["401 No", "403 No", "404 No", "410 No"])
+@pytest.mark.parametrize("status", ["400 No", "401 No", "403 No", "404 No", "410 No"])
 async def test_an_expired_address_is_asked_for_anew(desk: Desk, status: str) -> None:
     """At once, without a pause; and the fresh one is used."""
     async with raw_server(reply(b"", status)) as old, raw_server(whole()) as new:
@@ -618,7 +442,9 @@ async def test_a_redirect_is_followed(desk: Desk, status: str) -> None:
     assert desk.path.read_bytes() == VIDEO
 
 
-@pytest.mark.parametrize("location", ["/again", "", "http://[", "ftp://127.0.0.1/a", "http://a b/"])
+@pytest.mark.parametrize(
+    "location", ["/again", "", "http://[", "ftp://127.0.0.1/a", "http://a b/", "//["]
+)
 async def test_a_redirect_that_leads_nowhere_is_refused(desk: Desk, location: str) -> None:
     """A loop comes to an end, and an address that is none is not tried."""
     async with raw_server(reply(b"", "302 Away", Location=location)) as server:
@@ -627,11 +453,30 @@ async def test_a_redirect_that_leads_nowhere_is_refused(desk: Desk, location: st
         assert len(server.requests) <= 6
 
 
-async def test_an_impossible_port_is_told(desk: Desk) -> None:
-    """An address of a port that there is none of ends as every address that cannot be reached."""
-    async with raw_server(reply(b"", "302 Away", Location="http://127.0.0.1:99999/")) as server:
-        with pytest.raises(DownloadIncomplete):
-            await desk.save(server.url)
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://127.0.0.1:99999/",
+        "http://cdn..example/m",
+        f"http://{'a' * 70}.example/m",
+        "http://[::1::2]/m",
+        "http://b\u00fc\u0000r.example/",
+        "http://\udcff.example/",
+        "http://xn--a\u00e4.example/",
+    ],
+)
+@pytest.mark.parametrize("is_led_to", [False, True], ids=["at once", "by a redirect"])
+async def test_an_address_that_cannot_be_one_is_a_download_error(
+    desk: Desk, address: str, is_led_to: bool
+) -> None:
+    """Whatever the HTTP library makes of it, one error says that the clip is paid for."""
+    location = address.encode("utf-8", "surrogateescape").decode("latin1").replace("\0", "")
+    away = reply(b"").replace(b"200 OK", f"302 Away\r\nLocation: {location}".encode("latin1"))
+    async with raw_server(away) as server:
+        with pytest.raises(DownloadError, match="paid for") as caught:
+            await desk.save(server.url if is_led_to else address)
+    assert caught.value.task_id == "t-1"
+    assert list(desk.path.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -677,58 +522,63 @@ async def test_a_name_that_no_system_takes_is_told(desk: Desk, name: str) -> Non
     assert desk.asked == []
 
 
-@pytest.mark.parametrize("video", [VIDEO, LARGE], ids=["at the end", "on the way"])
-async def test_a_full_disk_is_told(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, video: bytes
+async def test_a_file_that_is_held_open_is_renamed_a_little_later(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No space left ends the download at once, and what was written is kept as it was."""
+    """On Windows a virus scanner or an indexer may hold a file for a moment, as we do ourselves."""
+    rename, failures = Path.replace, [PermissionError(errno.EACCES, "held") for _ in range(3)]
 
-    def append(part: Part, data: bytes) -> None:
-        part.file.write(data[:500])
-        part.received += 500
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def held(self: Path, target: Path) -> Path:
+        if failures:
+            raise failures.pop()
+        return rename(self, target)
 
-    async with raw_server(whole(video), closes=True) as server:
-        with monkeypatch.context() as patched:
-            patched.setattr(Part, "_append", append)
-            with pytest.raises(DownloadIncomplete, match="No space left") as caught:
-                await desk.save(server.url)
-        assert len(server.requests) == 1
-    assert caught.value.received_bytes == 500
-    assert desk.ear.all(DownloadFailed) == [DownloadFailed("t-1", 500, "DownloadIncomplete")]
-    assert desk.part == video[:500]
-    async with raw_server(rest(500, video)) as server:
+    monkeypatch.setattr(Path, "replace", held)
+    async with raw_server(whole()) as server:
         await desk.save(server.url)
-    assert desk.path.read_bytes() == video
+    assert desk.path.read_bytes() == VIDEO
+    assert desk.clock.slept == [0.05, 0.2, 0.5]
+    assert desk.is_clean()
 
 
-def test_a_disk_that_takes_little_at_a_time_gets_all(tmp_path: Path) -> None:
-    """Short writes are gone on with, and what is counted is what was written."""
-
-    class Narrow:
-        def __init__(self) -> None:
-            self.data = b""
-
-        def write(self, data: memoryview) -> int:
-            self.data += bytes(data[:7])
-            return min(7, len(data))
-
-    narrow = Narrow()
-    part = Part(tmp_path / "a", narrow, "t-1", 0)  # type: ignore[arg-type]
-    part.write(b"x" * 100, 100)
-    assert (part.received, narrow.data) == (100, b"x" * 100)
-
-
-def test_a_system_without_folder_handles_is_left_in_peace(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_file_that_stays_held_open_is_kept(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a folder cannot be opened, it is not."""
-    missing = tmp_path / "missing"
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "name", "other")
-        downloads._sync_folder(missing)
-    with pytest.raises(FileNotFoundError):
-        downloads._sync_folder(missing)
+    """All of it is there under its other name, and the next download only renames it."""
+
+    def held(self: Path, target: Path) -> Path:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    async with raw_server(whole()) as server:
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "replace", held)
+            with pytest.raises(DownloadIncomplete, match="Permission denied") as caught:
+                await desk.save(server.url)
+    assert caught.value.received_bytes == len(VIDEO)
+    assert desk.part == VIDEO
+    nothing = reply(b"", "416 No", Content_Range=f"bytes */{len(VIDEO)}")
+    async with raw_server(nothing) as server:
+        await desk.save(server.url)
+        assert range_of(server.requests[0]) == (f"bytes={len(VIDEO)}-", TAG)
+    assert desk.path.read_bytes() == VIDEO
+
+
+async def test_a_file_that_came_meanwhile_is_not_replaced(desk: Desk) -> None:
+    """What another program has saved under the name stays, and so does the clip, as a part."""
+
+    def another(progress: Progress) -> None:
+        desk.path.write_bytes(b"mine")
+
+    async with raw_server(whole()) as server:
+        with pytest.raises(UsageError, match="exists already") as caught:
+            await desk.save(server.url, on_progress=another)
+    assert caught.value.money == "The clip exists and is paid for."
+    assert desk.path.read_bytes() == b"mine"
+    assert desk.part == VIDEO
+    async with raw_server(rest(len(VIDEO) - 1), closes=True) as server:
+        desk.leave_part(VIDEO[:-1])
+        await desk.save(server.url, overwrite=True)
+    assert desk.path.read_bytes() == VIDEO
 
 
 # Leaving, and meeting
@@ -826,7 +676,7 @@ async def test_two_downloads_to_one_file_do_not_meet(desk: Desk) -> None:
             assert caught.value.field == "path"
         server.may_answer.set()
         await first
-        await desk.save(server.url)
+        await desk.save(server.url, overwrite=True)
     assert desk.path.read_bytes() == VIDEO
 
 
@@ -853,7 +703,9 @@ async def test_no_error_tells_an_address(desk: Desk, caplog: pytest.LogCaptureFi
         (None, DownloadIncomplete),
         (reply(b"marked", "403 No"), DownloadIncomplete),
         (reply(b"marked", "500 No"), DownloadIncomplete),
-        (whole(b"marked page"), DownloadRefused),
+        (whole(b"marked page"), DownloadIncomplete),
+        (whole(b"\0\0\0\0marked"), DownloadRefused),
+        (reply(b"", "302 Away", Location="http://marked..example/"), DownloadRefused),
         (reply(b"marked", "302 Away", Location="/marked"), DownloadRefused),
     ]
     for answer, kind in answers:
@@ -927,10 +779,42 @@ def test_a_target_that_cannot_be_written_is_a_usage_error(
 ) -> None:
     """A folder that lets nobody write is found out by trying."""
 
-    def denied(self: Path, mode: str) -> None:
+    def denied(*args: object, **options: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(Path, "open", denied)
+    monkeypatch.setattr(_part, "FileIO", denied)
+    with pytest.raises(UsageError, match="Permission denied"):
+        check_target(tmp_path / "clip.mp4")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_pipe_is_no_target(tmp_path: Path, overwrite: bool) -> None:
+    """A device or a pipe is never replaced by a file, whatever is allowed."""
+    path = tmp_path / "clip.mp4"
+    os.mkfifo(path)
+    with pytest.raises(UsageError, match=r"a device or a pipe|exists already"):
+        check_target(path, overwrite=overwrite)
+    assert path.is_fifo()
+
+
+def test_a_link_to_nothing_is_there(tmp_path: Path) -> None:
+    """It would be replaced like any file, so it is only if that is allowed."""
+    path = tmp_path / "clip.mp4"
+    path.symlink_to(tmp_path / "nothing")
+    with pytest.raises(UsageError, match="exists already"):
+        check_target(path)
+    assert check_target(path, overwrite=True) == path
+
+
+def test_a_folder_that_may_not_be_searched_is_a_usage_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its permissions do not even let anyone see what is in it."""
+
+    def denied(self: Path) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "is_dir", denied)
     with pytest.raises(UsageError, match="Permission denied"):
         check_target(tmp_path / "clip.mp4")
 

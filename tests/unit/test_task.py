@@ -38,9 +38,8 @@ class Home:
             watch.record = task.record
         return self.scene.poller, watch
 
-    async def save(self, *what: Any) -> Path:
-        self.saved.append(what)
-        path: Path = what[1]
+    async def save(self, clip: Clip, path: Path, **how: Any) -> Path:
+        self.saved.append((clip, path, how))
         return path
 
     def without_secrets(self, text: str, task: Task) -> str:
@@ -383,7 +382,46 @@ async def test_a_clip_is_saved_by_its_home(home: Home, tmp_path: Path) -> None:
     clip = Clip(home, home.task(), done())
     target = tmp_path / "clip.mp4"
     assert await clip.download(str(target), max_bytes=5, on_progress=id) == target
-    assert home.saved == [(clip, target, 5, id)]
+    how = {"overwrite": False, "max_bytes": 5, "on_progress": id}
+    assert home.saved == [(clip, target, how)]
+
+
+@pytest.mark.parametrize("value", [None, 5, b"clip.mp4", ["clip.mp4"]], ids=str)
+async def test_a_path_that_is_none_is_a_usage_error(home: Home, value: Any) -> None:
+    """It names the argument, and the money that was spent already."""
+    with pytest.raises(UsageError) as caught:
+        await Clip(home, home.task(), done()).download(value)
+    assert caught.value.field == "path"
+    assert caught.value.money == "The clip exists and is paid for."
+    assert home.saved == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("overwrite", "yes"),
+        ("overwrite", 1),
+        ("overwrite", None),
+        ("max_bytes", "x"),
+        ("max_bytes", 1e9),
+        ("max_bytes", True),
+        ("max_bytes", 0),
+        ("max_bytes", None),
+        ("on_progress", "print"),
+        ("on_progress", 5),
+    ],
+)
+async def test_an_argument_of_another_type_is_a_usage_error(
+    home: Home, tmp_path: Path, field: str, value: Any
+) -> None:
+    """It is named before anything is opened."""
+    clip = Clip(home, home.task(), done())
+    with pytest.raises(UsageError, match=field) as caught:
+        await clip.download(tmp_path / "clip.mp4", **{field: value})
+    assert caught.value.field == field
+    assert (caught.value.task_id, caught.value.money) == ("t-1", "The clip exists and is paid for.")
+    assert home.saved == []
+    assert list(tmp_path.iterdir()) == []  # noqa: ASYNC240
 
 
 async def test_a_bad_target_is_told_before_anything_is_asked(home: Home, tmp_path: Path) -> None:

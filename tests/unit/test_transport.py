@@ -15,7 +15,7 @@ from support.servers import free_port, raw_server, reply, silent_server
 from fuhu_runway._clock import Clock
 from fuhu_runway._gateway import ENDPOINTS
 from fuhu_runway._limits import Gate
-from fuhu_runway._transport import MAX_ANSWER_BYTES, Transport, translate
+from fuhu_runway._transport import MAX_ANSWER_BYTES, StreamBroken, Transport, translate
 from fuhu_runway._wire import Reply, Request, read_task
 from fuhu_runway.errors import (
     Fate,
@@ -504,6 +504,7 @@ async def test_a_stream_is_a_plain_get(make: Make) -> None:
     async with raw_server(away) as server:
         async with make().stream(server.url, {"Range": "bytes=5-"}) as response:
             assert (response.status, await response.read()) == (302, b"body")
+            assert response.headers["location"] == "/elsewhere"
         head = server.requests[0]
     assert head.startswith(b"GET / ")
     assert b"Accept-Encoding: identity" in head
@@ -519,6 +520,29 @@ async def test_a_stream_has_no_limit_as_a_whole(make: Make) -> None:
         async with make(timeouts=Timeouts(total=0.01)).stream(server.url, {}) as response:
             assert await response.read() == b"body"
         assert late.when() > 0
+
+
+async def test_a_stream_that_does_not_open_names_no_address(make: Make) -> None:
+    """The error has the class of what happened alone, and whether another attempt may help."""
+    addresses = {f"http://127.0.0.1:{free_port()}/marked": True, "http://marked..example/": False}
+    for url, passes in addresses.items():
+        with pytest.raises(StreamBroken) as caught:
+            async with make().stream(url, {}):
+                pytest.fail("it opened")
+        assert caught.value.passes is passes
+        assert told(caught.value, ["marked", "127.0.0.1"]) == []
+
+
+async def test_a_stream_that_breaks_says_so(make: Make) -> None:
+    """What came before the break can be read, and then nothing more."""
+    async with (
+        raw_server(reply(b"body")[:-1], closes=True) as server,
+        make().stream(server.url, {}) as response,
+    ):
+        assert await response.read() == b"bod"
+        with pytest.raises(StreamBroken, match="ClientPayloadError") as caught:
+            await response.read()
+    assert told(caught.value, ["127.0.0.1"]) == []
 
 
 async def test_no_secret_is_logged(make: Make, caplog: pytest.LogCaptureFixture) -> None:

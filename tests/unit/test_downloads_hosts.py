@@ -1,0 +1,506 @@
+"""What hosts of clips answer, and what becomes of the download."""
+
+import asyncio
+import gzip
+import zlib
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from support.desk import (
+    KEY,
+    LARGE,
+    TAG,
+    VIDEO,
+    Desk,
+    box,
+    chunked,
+    half,
+    open_desk,
+    range_of,
+    rest,
+    whole,
+)
+from support.servers import raw_server, reply
+
+from fuhu_runway import downloads
+from fuhu_runway.downloads import BUFFER_BYTES, Progress, origin_of
+from fuhu_runway.errors import DownloadIncomplete, DownloadRefused, Fate, RateLimited
+from fuhu_runway.hooks import DownloadFailed, DownloadStarted
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    """Yield a downloader that pauses without losing time, and has no patience."""
+    async with open_desk(tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def patient(tmp_path: Path) -> AsyncIterator[Desk]:
+    """Yield a downloader that makes two attempts, but is patient for a minute."""
+    async with open_desk(tmp_path, patience=60.0, attempts=2, first=10.0, max_delay=10.0) as opened:
+        yield opened
+
+
+# A clip that is not there yet
+
+NOT_YET = {
+    "202": reply(b'{"s": "wait"}', "202 Accepted"),
+    "204": reply(b"", "204 Nothing"),
+    "205": reply(b"", "205 Nothing"),
+    "409": reply(b"", "409 Conflict"),
+    "423": reply(b"", "423 Locked"),
+    "425": reply(b"", "425 Early"),
+    "400": reply(b"<Error><Code>ExpiredToken</Code></Error>", "400 Bad"),
+    "401": reply(b"", "401 No"),
+    "403": reply(b"", "403 No"),
+    "404": reply(b"", "404 No"),
+    "410": reply(b"", "410 Gone"),
+    "a page": whole(b"<!DOCTYPE html><html>Just a moment</html>"),
+    "a short page": whole(b"<Error"),
+    "a page with a mark": whole(b"\xef\xbb\xbf<html></html>"),
+    "a page after a line": whole(b"\n\n<html></html>"),
+    "JSON": whole(b'{"message": "not ready"}'),
+    "nothing": whole(b""),
+    "no chunks": chunked(),
+}
+
+
+@pytest.mark.parametrize("answer", NOT_YET.values(), ids=NOT_YET.keys())
+async def test_a_clip_that_is_not_there_yet_is_asked_for_again(
+    patient: Desk, answer: bytes
+) -> None:
+    """Right after the end of a task it takes a host a while, however few attempts are allowed."""
+    async with raw_server(*[answer] * 6, whole(), closes=True) as server:
+        await patient.save(server.url)
+        assert len(server.requests) == 7
+    assert patient.path.read_bytes() == VIDEO
+    assert patient.is_clean()
+
+
+@pytest.mark.parametrize("answer", NOT_YET.values(), ids=NOT_YET.keys())
+async def test_a_clip_that_never_comes_is_incomplete(patient: Desk, answer: bytes) -> None:
+    """When patience is over, the error says that the clip may still come, and nothing is left."""
+    async with raw_server(answer, closes=True) as server:
+        with pytest.raises(DownloadIncomplete, match="not at its address yet") as caught:
+            await patient.save(server.url)
+        assert len(server.requests) > 2
+    assert caught.value.money == "The clip exists and is paid for."
+    assert sum(patient.clock.slept) < 75
+    assert list(patient.path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("status", ["401 No", "403 No", "404 No", "410 No"])
+async def test_a_fresh_address_may_not_be_ready_either(patient: Desk, status: str) -> None:
+    """The feed is asked each time, since each address may be one that was given too early."""
+    async with raw_server(*[reply(b"", status)] * 5, whole(), closes=True) as server:
+        await patient.save(server.url)
+    assert patient.asked == [False, True, True, True, True, True]
+
+
+async def test_trouble_while_waiting_for_a_clip_does_not_end_it(patient: Desk) -> None:
+    """Two broken connections would be too many attempts, but not within the minute."""
+    answers = [NOT_YET["404"], NOT_YET["404"], None, None, None, reply(b"", "503 No"), whole()]
+    async with raw_server(*answers, closes=True) as server:
+        await patient.save(server.url)
+    assert patient.path.read_bytes() == VIDEO
+
+
+async def test_patience_is_spread_over_few_attempts(tmp_path: Path) -> None:
+    """However short the delays of the policy are, a host is not asked hundreds of times."""
+    async with open_desk(tmp_path, patience=60.0) as desk, raw_server(NOT_YET["404"]) as server:
+        with pytest.raises(DownloadIncomplete):
+            await desk.save(server.url)
+        assert len(server.requests) <= 1 + 5 + 30 + 1
+    assert desk.clock.slept[-1] == 2.0
+
+
+async def test_a_page_does_not_cost_what_came_before(patient: Desk) -> None:
+    """A captive portal answers for a while, and then the rest is asked for as before."""
+    patient.leave_part(VIDEO[:700])
+    async with raw_server(NOT_YET["a page"], NOT_YET["nothing"], rest(700), closes=True) as server:
+        await patient.save(server.url)
+        ranges = [range_of(request) for request in server.requests]
+    assert ranges == [("bytes=700-", TAG)] * 3
+    assert patient.path.read_bytes() == VIDEO
+
+
+# Pauses that a server asks for
+
+
+@pytest.mark.parametrize("status", ["503 No", "429 No", "202 Wait", "404 No"])
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("86400", "86,400"), (formatdate(4_000_000_000, usegmt=True), r"2,\d{3},\d{3},\d{3}")],
+    ids=["seconds", "date"],
+)
+async def test_too_long_a_pause_ends_the_download(
+    desk: Desk, status: str, header: str, seconds: str
+) -> None:
+    """It is not waited for; the error says how long it is, and what came is kept."""
+    desk.leave_part(VIDEO[:700])
+    async with raw_server(reply(b"", status, Retry_After=header), closes=True) as server:
+        with pytest.raises(DownloadIncomplete, match=f"a pause of {seconds} s") as caught:
+            await desk.save(server.url)
+        assert len(server.requests) == (2 if "404" in status else 1)  # a fresh address is free
+    assert caught.value.received_bytes == 700
+    assert desk.part == VIDEO[:700]
+    assert desk.clock.slept == []
+
+
+async def test_a_pause_of_just_the_limit_is_made(desk: Desk) -> None:
+    """The setting itself is allowed."""
+    async with raw_server(reply(b"", "503 No", Retry_After="120"), whole()) as server:
+        await desk.save(server.url)
+    assert desk.clock.slept == [120.0]
+
+
+async def test_too_long_a_pause_of_the_feed_ends_the_download(desk: Desk) -> None:
+    """A gateway that is asked for a fresh address is not waited for longer than any other."""
+    texts = ("It said no.", "Nothing was charged.", "Do.", "t-1", None)
+
+    async def address(fresh: bool) -> str:
+        raise RateLimited(*texts, 429, None, None, 86_400.0, Fate.REFUSED)
+
+    with pytest.raises(DownloadIncomplete, match="a pause of 86,400 s"):
+        await desk.save_from(address)
+    assert desk.clock.slept == []
+
+
+# Downloads that would have no end
+
+
+def cut_at(stop: int, **headers: str) -> bytes:
+    """Return the answer whose connection breaks after *stop* bytes."""
+    return half(stop=stop, **headers)
+
+
+def part_of(start: int, stop: int, **headers: str) -> bytes:
+    """Return some bytes of the middle, and no more than was promised."""
+    named = {"ETag": TAG, "Content_Range": f"bytes {start}-{stop - 1}/{len(VIDEO)}", **headers}
+    return reply(VIDEO[start:stop], "206 Partial Content", **named)
+
+
+ENDLESS = {
+    "up and down": [cut_at(9000, ETag=""), cut_at(900, ETag="")],
+    "a little more each time": [cut_at(9000 + more, ETag="") for more in range(99)],
+    "a range not asked for": [part_of(0, 1000, ETag="")],
+    "no range for ever": [cut_at(5000), reply(b"", "416 No")],
+    "never a fitting range": [cut_at(5000), part_of(7, 9000)],
+    "another version each time": [cut_at(5000 + at, ETag=f'"v-{at}"') for at in range(99)],
+    "a file that is cut": [whole(VIDEO[:2000])],
+    "a chunked file that is cut": [chunked(VIDEO[:2000], ETag="")],
+}
+
+
+@pytest.mark.parametrize("answers", ENDLESS.values(), ids=ENDLESS.keys())
+async def test_a_download_that_gets_no_further_ends(desk: Desk, answers: list[bytes]) -> None:
+    """Bytes count as progress only beyond the farthest point ever reached, and from there on."""
+    async with raw_server(*answers * 9, closes=True) as server:
+        with pytest.raises(DownloadIncomplete):
+            await desk.save(server.url)
+        assert 5 <= len(server.requests) <= 7
+    assert not desk.path.exists()
+
+
+async def test_a_download_of_very_many_breaks_ends(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that sends a byte at a time is not asked for ever; what came is kept."""
+    monkeypatch.setattr(downloads, "MAX_GAINS", 3)
+    drops = [cut_at(1000), *(part_of(at, at + 1) for at in range(1000, 1099))]
+    async with raw_server(*drops, closes=True) as server:
+        with pytest.raises(DownloadIncomplete) as caught:
+            await desk.save(server.url)
+    assert caught.value.received_bytes == 1003
+    assert desk.part == VIDEO[:1003]
+
+
+async def test_a_range_not_asked_for_is_gone_on_from(desk: Desk) -> None:
+    """A host that cuts every answer into ranges names the version in each, so all are of use."""
+    async with raw_server(part_of(0, 4000), part_of(4000, 8000), rest(8000)) as server:
+        await desk.save(server.url)
+        ranges = [range_of(request) for request in server.requests]
+    assert ranges == [(None, None), ("bytes=4000-", TAG), ("bytes=8000-", TAG)]
+    assert desk.path.read_bytes() == VIDEO
+
+
+async def test_a_file_from_its_first_byte_is_no_rest(desk: Desk) -> None:
+    """A 206 to a range that has all of it is the file, from the start."""
+    desk.leave_part(VIDEO[:700])
+    async with raw_server(rest(0)) as server:
+        await desk.save(server.url)
+    assert desk.path.read_bytes() == VIDEO
+
+
+async def test_a_transformed_answer_is_one(desk: Desk) -> None:
+    """A proxy that has touched an answer says 203 in place of 200."""
+    async with raw_server(whole().replace(b"200 OK", b"203 Touched")) as server:
+        await desk.save(server.url)
+    assert desk.path.read_bytes() == VIDEO
+
+
+# Encoded bodies
+
+
+@pytest.mark.parametrize(
+    ("coding", "encode"),
+    [("gzip", gzip.compress), ("GZIP", gzip.compress), ("deflate", zlib.compress)],
+)
+@pytest.mark.parametrize("make", [whole, chunked], ids=["length", "chunks"])
+async def test_an_encoded_clip_is_decoded(desk: Desk, coding: str, encode: Any, make: Any) -> None:
+    """Its length is that of other bytes, so none is told, and nothing is compared with it."""
+    seen: list[Progress] = []
+    async with raw_server(make(encode(VIDEO), Content_Encoding=coding)) as server:
+        await desk.save(server.url, on_progress=seen.append)
+    assert desk.path.read_bytes() == VIDEO
+    assert seen[-1] == Progress(len(VIDEO), None)
+    assert desk.ear.all(DownloadStarted) == [DownloadStarted("t-1", 0, None)]
+
+
+async def test_an_encoded_clip_that_breaks_is_fetched_from_zero(desk: Desk) -> None:
+    """Where its bytes would go on cannot be said, so no range is asked for."""
+    packed = gzip.compress(LARGE, 1)
+    broken = whole(packed, Content_Encoding="gzip")[: -len(packed) // 2]
+    async with raw_server(broken, whole(packed, Content_Encoding="gzip"), closes=True) as server:
+        await desk.save(server.url)
+        assert range_of(server.requests[1]) == (None, None)
+    assert desk.path.read_bytes() == LARGE
+
+
+async def test_a_body_that_is_not_encoded_as_it_says_is_a_break(desk: Desk) -> None:
+    """What no decoder takes comes to an end like every other break."""
+    async with raw_server(whole(Content_Encoding="gzip"), closes=True) as server:
+        with pytest.raises(DownloadIncomplete, match="broke"):
+            await desk.save(server.url)
+        assert len(server.requests) == 5
+
+
+async def test_an_unknown_coding_is_none(desk: Desk) -> None:
+    """S3 says aws-chunked of files that it gives as they are: lengths and ranges hold."""
+    coding = {"Content_Encoding": "aws-chunked"}
+    async with raw_server(half(**coding), rest(1000, **coding), closes=True) as server:
+        await desk.save(server.url)
+        assert range_of(server.requests[1]) == ("bytes=1000-", TAG)
+    assert desk.path.read_bytes() == VIDEO
+
+
+async def test_a_bomb_is_bounded_by_what_is_written(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some hundred bytes that become 64 MiB are refused before more than the limit is on disk."""
+    sizes: list[int] = []
+    write = downloads.Part.write
+
+    def measured(part: downloads.Part, data: bytes, total: int | None) -> None:
+        write(part, data, total)
+        sizes.append(part.received)
+
+    monkeypatch.setattr(downloads.Part, "write", measured)
+    bomb = gzip.compress(VIDEO + box(b"free", bytes(64 * BUFFER_BYTES)))
+    limit = 2 * BUFFER_BYTES
+    async with raw_server(chunked(bomb, Content_Encoding="gzip")) as server:
+        with pytest.raises(DownloadRefused, match="larger than the 2,097,152 bytes"):
+            await desk.save(server.url, max_bytes=limit)
+    assert max(sizes, default=0) <= limit
+    assert list(desk.path.parent.iterdir()) == []
+
+
+async def test_a_part_of_a_larger_clip_is_kept(desk: Desk) -> None:
+    """Refused for its size when going on, it may be allowed by the next call."""
+    desk.leave_part(VIDEO[:700])
+    async with raw_server(rest(700)) as server:
+        with pytest.raises(DownloadRefused, match="larger"):
+            await desk.save(server.url, max_bytes=5000)
+        await desk.save(server.url)
+        assert range_of(server.requests[1]) == ("bytes=700-", TAG)
+    assert desk.path.read_bytes() == VIDEO
+
+
+# Heads
+
+
+@pytest.mark.parametrize("size", [9_000, 60_000])
+async def test_a_long_header_is_read(desk: Desk, size: int) -> None:
+    """Hosts send policies of more than the 8 KB that aiohttp allows by itself."""
+    async with raw_server(whole(Content_Security_Policy="a" * size)) as server:
+        await desk.save(server.url)
+    assert desk.path.read_bytes() == VIDEO
+
+
+@pytest.mark.parametrize(
+    "tag", [b'"v\x011"', b'"v\xff1"', b'"v 1"', b'"v\x7f1"', b'"' + b"v" * 5000 + b'"', b"v-1"]
+)
+async def test_a_tag_that_no_request_can_hold_is_not_used(desk: Desk, tag: bytes) -> None:
+    """The file is fetched from zero then."""
+    start = half(ETag="").replace(b"ETag: ", b"ETag: " + tag)
+    async with raw_server(start, whole(), closes=True) as server:
+        await desk.save(server.url)
+        assert range_of(server.requests[-1]) == (None, None)
+    assert desk.path.read_bytes() == VIDEO
+
+
+async def test_a_length_of_5000_digits_is_a_download_error(desk: Desk) -> None:
+    """What the parser makes of it does not matter."""
+    async with raw_server(whole(Content_Length="9" * 5000), closes=True) as server:
+        with pytest.raises(DownloadIncomplete):
+            await desk.save(server.url)
+
+
+# Addresses
+
+
+def away(location: str) -> bytes:
+    """Return an answer that leads to another address."""
+    return reply(b"", "302 Away", Location=location)
+
+
+ADDRESSES = {
+    "signed": ("/v/foo%27s.mp4?Policy=a%2Fb&Signature=x%7Ey", None),
+    "lower case": ("/a%2fb?c=%c3%a4", None),
+    "what a quoter would touch": ("/a'b(c)[d]{e}|f\\g^h`i\"<j>?k=l+m%20n;o=%&p=%zz", None),
+    "dots": ("/a/../b/./c//d", None),
+    "a space": ("/a b?c d", "/a%20b?c%20d"),
+    "other letters": ("/\u72d0?q=\u00e4", "/%E7%8B%90?q=%C3%A4"),
+    "no path": ("?a=%2F", "/?a=%2F"),
+    "a fragment": ("/a%2Fb#c", "/a%2Fb"),
+}
+
+
+@pytest.mark.parametrize(("path", "sent"), ADDRESSES.values(), ids=ADDRESSES.keys())
+@pytest.mark.parametrize("is_led_to", [False, True], ids=["at once", "by a redirect"])
+async def test_an_address_goes_out_byte_for_byte(
+    desk: Desk, path: str, sent: str | None, is_led_to: bool
+) -> None:
+    """A signature is over the bytes as they are; only what cannot be sent at all is quoted."""
+    async with raw_server(whole()) as server:
+        url = server.url.rstrip("/") + path
+        async with raw_server(away(url)) as first:
+            await desk.save(first.url if is_led_to else url)
+        assert server.requests[0].split(b" HTTP")[0] == f"GET {sent or path}".encode()
+
+
+async def test_a_location_of_other_bytes_is_quoted_as_they_are(desk: Desk) -> None:
+    """Latin-1 in a header stays what it is."""
+    head = away("/caf*").replace(b"*", b"\xe9")
+    async with raw_server(head, whole()) as server:
+        await desk.save(server.url)
+        assert server.requests[1].startswith(b"GET /caf%E9 ")
+
+
+async def test_a_host_of_other_letters_is_asked_by_its_own_name(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name goes out in the letters of the DNS."""
+    seen: list[Any] = []
+
+    async def get(self: Any, url: Any, **options: Any) -> Any:
+        seen.append(url)
+        raise OSError
+
+    monkeypatch.setattr("aiohttp.ClientSession.get", get)
+    with pytest.raises(DownloadIncomplete):
+        await desk.save("https://b\u00fccher.example:444/\u00e4?b=%2f")
+    assert str(seen[0]) == "https://xn--bcher-kva.example:444/%C3%A4?b=%2f"
+
+
+async def test_credentials_in_an_address_take_the_place_of_the_key(desk: Desk) -> None:
+    """A request can have one kind only, and those of the address are meant for its host."""
+    async with raw_server(whole()) as server:
+        url = server.url.replace("http://", "http://user:word@")
+        await desk.save(url, origin=origin_of(server.url))
+        assert b"Authorization: Basic dXNlcjp3b3Jk" in server.requests[0]
+        assert KEY.encode() not in server.requests[0]
+
+
+LINK_LOCAL = [
+    "http://169.254.169.254/latest/meta-data",
+    "http://169.254.1.2:8080/",
+    "http://169.254.169.254./",
+    "http://2852039166/",
+    "http://0xa9fea9fe/",
+    "http://0251.0376.0251.0376/",
+    "http://[fe80::1]/",
+    "http://[fe80::1%25eth0]/",
+    "http://[::ffff:169.254.169.254]/",
+]
+
+
+@pytest.mark.parametrize("url", LINK_LOCAL)
+@pytest.mark.parametrize("is_led_to", [False, True], ids=["at once", "by a redirect"])
+async def test_a_link_local_address_is_never_asked(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, url: str, is_led_to: bool
+) -> None:
+    """A cloud's metadata service is behind such a one, however it is spelled; a clip never is."""
+    async with raw_server(away(url), closes=True) as server:
+        with pytest.raises(DownloadRefused, match=r"link-local|not http\(s\)"):
+            await desk.save(server.url if is_led_to else url)
+        assert len(server.requests) == is_led_to
+    assert list(desk.path.parent.iterdir()) == []
+
+
+@attrs.define
+class Hosts:
+    """Stands for the transport: hosts that lead on to each other."""
+
+    leads: Mapping[str, str]
+    asked: list[tuple[str, Mapping[str, str]]] = attrs.field(factory=list)
+
+    @asynccontextmanager
+    async def stream(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[Any]:
+        self.asked.append((url, headers))
+        yield attrs.make_class("Answer", ["status", "headers"])(302, {"Location": self.leads[url]})
+
+
+@pytest.mark.parametrize("end", ["http://cdn.example/b", "HTTP://cdn.example/b"])
+async def test_a_redirect_from_https_to_http_is_not_followed(desk: Desk, end: str) -> None:
+    """What was asked for in secret is not asked for again in the open."""
+    hosts = Hosts({"https://api.example/a": "HTTPS://cdn.example/a", "HTTPS://cdn.example/a": end})
+    patched = attrs.evolve(desk.downloader, transport=hosts)
+    desk = attrs.evolve(desk, downloader=patched)
+    with pytest.raises(DownloadRefused, match="from https to http"):
+        await desk.save("https://api.example/a", origin="https://api.example:443")
+    assert hosts.asked == [
+        ("https://api.example/a", {"Authorization": KEY}),
+        ("HTTPS://cdn.example/a", {}),
+    ]
+
+
+# Progress
+
+
+async def test_an_asynchronous_listener_is_awaited(desk: Desk) -> None:
+    """The download goes on when it is done."""
+    seen: list[Progress] = []
+
+    async def listen(progress: Progress) -> None:
+        await asyncio.sleep(0)
+        seen.append(progress)
+
+    async with raw_server(whole(LARGE)) as server:
+        await desk.save(server.url, on_progress=listen)
+    assert seen[-1] == Progress(len(LARGE), len(LARGE))
+    assert desk.path.read_bytes() == LARGE
+
+
+@pytest.mark.parametrize(
+    "error", [BrokenPipeError, TimeoutError, ValueError, asyncio.CancelledError]
+)
+async def test_what_a_listener_raises_is_its_own(desk: Desk, error: type[BaseException]) -> None:
+    """It is neither a full disk, nor a broken connection, nor an odd address."""
+
+    def burst(progress: Progress) -> None:
+        raise error
+
+    async with raw_server(whole()) as server:
+        with pytest.raises(error) as caught:
+            await desk.save(server.url, on_progress=burst)
+        assert len(server.requests) == 1
+    assert type(caught.value) is error
+    assert desk.ear.all(DownloadFailed) == [DownloadFailed("t-1", len(VIDEO), error.__name__)]
+    assert desk.part == VIDEO

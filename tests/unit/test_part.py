@@ -1,0 +1,503 @@
+"""What an unfinished file holds, who may write to it, and how it gets its name."""
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from support.desk import (
+    LARGE,
+    TAG,
+    VIDEO,
+    Desk,
+    box,
+    half,
+    open_desk,
+    range_of,
+    rest,
+    until_closed,
+    whole,
+)
+from support.servers import raw_server, reply
+
+from fuhu_runway import _part
+from fuhu_runway._part import BUFFER_BYTES, Part
+from fuhu_runway.downloads import Progress, check_target
+from fuhu_runway.errors import DownloadIncomplete, DownloadRefused, UsageError
+from fuhu_runway.hooks import DownloadFailed, DownloadFinished
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    """Yield a downloader that pauses without losing time."""
+    async with open_desk(tmp_path) as opened:
+        yield opened
+
+
+async def test_what_comes_whole_is_not_noted_down(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clip of one buffer costs no second file; one of several is noted until the last."""
+    noted: list[int] = []
+    note = Part._write_note
+
+    def counted(part: Part) -> None:
+        noted.append(part.received)
+        note(part)
+
+    monkeypatch.setattr(Part, "_write_note", counted)
+    async with raw_server(whole()) as server:
+        await desk.save(server.url)
+        assert noted == []
+        desk.path.unlink()
+    async with raw_server(whole(LARGE)) as server:
+        await desk.save(server.url)
+    assert noted
+    assert BUFFER_BYTES <= noted[0] < len(LARGE)
+    assert noted[-1] < len(LARGE)
+    assert desk.path.read_bytes() == LARGE
+    assert desk.is_clean()
+
+
+async def test_a_note_of_other_bytes_is_not_believed(desk: Desk) -> None:
+    """A power cut may leave a part of the right length with blocks of zeros in it."""
+    desk.leave_part(VIDEO[:1000])
+    desk.path.with_name("clip.mp4.part").write_bytes(VIDEO[:500] + bytes(500))
+    async with raw_server(whole()) as server:
+        await desk.save(server.url)
+        assert range_of(server.requests[0]) == (None, None)
+    assert desk.path.read_bytes() == VIDEO
+    assert desk.is_clean()
+
+
+async def test_bytes_behind_those_of_the_note_are_fetched_again(desk: Desk) -> None:
+    """Killed between a write and its note, the next process goes on where the note ends."""
+    desk.leave_part(VIDEO[:1000])
+    with desk.path.with_name("clip.mp4.part").open("ab") as part:
+        part.write(b"not noted yet")
+    async with raw_server(rest(1000)) as server:
+        await desk.save(server.url)
+        assert range_of(server.requests[0]) == ("bytes=1000-", TAG)
+    assert desk.path.read_bytes() == VIDEO
+
+
+async def test_bytes_without_a_note_are_fetched_anew(desk: Desk) -> None:
+    """Killed between a write and its note, the next process starts from the first byte."""
+    desk.path.with_name("clip.mp4.part").write_bytes(VIDEO[:1000])
+    async with raw_server(whole()) as server:
+        await desk.save(server.url)
+    assert range_of(server.requests[0]) == (None, None)
+    assert desk.path.read_bytes() == VIDEO
+    assert desk.is_clean()
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "",
+        "{",
+        "[]",
+        "[" * 5000,
+        '{"size": ' + "9" * 5000 + "}",
+        '{"task_id": "t-1", "validator": "\\"v-1\\""}',
+    ],
+    ids=["empty", "torn", "no object", "deep", "many digits", "no digest"],
+)
+async def test_a_note_that_says_nothing_starts_from_zero(desk: Desk, note: str) -> None:
+    """A part whose note is torn or odd is no start of this file."""
+    desk.leave_part(b"something else", note)
+    async with raw_server(whole()) as server:
+        await desk.save(server.url)
+        assert range_of(server.requests[0]) == (None, None)
+    assert desk.path.read_bytes() == VIDEO
+    assert desk.is_clean()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"task_id": "t-2"},
+        {"task_id": ["t-1"]},
+        {"validator": None},
+        {"validator": {}},
+        {"validator": '"v\n1"'},
+        {"validator": '"' + "v" * 2000 + '"'},
+        {"size": 699},
+        {"size": 701},
+        {"size": -1},
+        {"size": 0},
+        {"size": True},
+        {"size": 700.0},
+        {"size": 10**100},
+        {"digest": "0" * 64},
+        {"digest": None},
+    ],
+    ids=str,
+)
+async def test_a_note_with_one_odd_value_starts_from_zero(
+    desk: Desk, changes: dict[str, Any]
+) -> None:
+    """A part of another task, of an unknown version, or of other bytes is fetched from zero."""
+    desk.leave_part(VIDEO[:700], **changes)
+    async with raw_server(whole()) as server:
+        await desk.save(server.url)
+        assert range_of(server.requests[0]) == (None, None)
+    assert desk.path.read_bytes() == VIDEO
+    assert desk.is_clean()
+
+
+@pytest.mark.parametrize("total", [None, "x", -5, len(VIDEO)], ids=str)
+async def test_an_odd_size_in_a_note_does_no_harm(desk: Desk, total: object) -> None:
+    """Only a size that is one is compared with what the server says."""
+    desk.leave_part(VIDEO[:700], total=total)
+    async with raw_server(rest(700), whole()) as server:
+        await desk.save(server.url)
+    assert desk.path.read_bytes() == VIDEO
+
+
+@pytest.mark.parametrize(
+    ("tail", "is_whole"),
+    [
+        (b"", True),
+        (box(b"free", b"x" * 9), True),
+        (b"\0\0\0\0mdat" + b"x" * 50, True),
+        (b"\0\0\0\1mdat" + (26).to_bytes(8, "big") + b"x" * 10, True),
+        (b"\0\0\0\1mdat" + (27).to_bytes(8, "big") + b"x" * 10, False),
+        (b"\0\0", False),
+        (box(b"free", b"x" * 9)[:-1], False),
+    ],
+    ids=["nothing", "box", "open end", "long box", "long box cut", "head cut", "box cut"],
+)
+async def test_a_body_that_ends_with_the_connection_is_judged_by_its_boxes(
+    desk: Desk, tail: bytes, is_whole: bool
+) -> None:
+    """Boxes of 32 and 64 bits, and one without an end, are walked to where the file stops."""
+    async with raw_server(until_closed(VIDEO + tail), None, closes=True) as server:
+        if is_whole:
+            await desk.save(server.url)
+        else:
+            with pytest.raises(DownloadIncomplete) as caught:
+                await desk.save(server.url)
+            assert caught.value.received_bytes == len(VIDEO + tail)
+    assert desk.path.exists() is is_whole
+
+
+async def test_a_file_of_very_many_boxes_is_taken_as_it_is(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Walking boxes comes to an end, however many there are."""
+    monkeypatch.setattr(_part, "MAX_BOXES", 3)
+    video = VIDEO + box(b"free", b"") * 10
+    async with raw_server(until_closed(video), closes=True) as server:
+        await desk.save(server.url)
+    assert desk.path.read_bytes() == video
+
+
+class FullDisk(FileIO):
+    """A file on a disk with room for 500 bytes of a part."""
+
+    def write(self, data: Any) -> int:
+        if str(self.name).endswith(".part"):
+            data = data[: max(0, 500 - self.tell())]
+            if not data:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data) or 0
+
+
+@pytest.mark.parametrize("video", [VIDEO, LARGE], ids=["at the end", "on the way"])
+async def test_a_full_disk_is_told(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, video: bytes
+) -> None:
+    """No space left ends the download at once, and what was written is kept as it was."""
+    async with raw_server(whole(video), closes=True) as server:
+        with monkeypatch.context() as patched:
+            patched.setattr(_part, "FileIO", FullDisk)
+            with pytest.raises(DownloadIncomplete, match="No space left") as caught:
+                await desk.save(server.url)
+        assert len(server.requests) == 1
+    assert caught.value.received_bytes == 500
+    assert desk.ear.all(DownloadFailed) == [DownloadFailed("t-1", 500, "DownloadIncomplete")]
+    assert desk.part == video[:500]
+    async with raw_server(rest(500, video)) as server:
+        await desk.save(server.url)
+    assert desk.path.read_bytes() == video
+
+
+async def test_a_note_that_cannot_be_written_is_done_without(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is of use only after a break, so it does not end a download."""
+
+    class NoNotes(FileIO):
+        def write(self, data: Any) -> int:
+            if str(self.name).endswith(".json"):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(data) or 0
+
+    monkeypatch.setattr(_part, "FileIO", NoNotes)
+    async with raw_server(whole(LARGE)) as server:
+        await desk.save(server.url)
+    assert desk.path.read_bytes() == LARGE
+    assert desk.is_clean()
+
+
+async def test_a_disk_that_takes_little_at_a_time_gets_all(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short writes are gone on with, and what is counted is what was written."""
+
+    class Narrow(FileIO):
+        def write(self, data: Any) -> int:
+            return super().write(data[:700]) or 0
+
+    monkeypatch.setattr(_part, "FileIO", Narrow)
+    async with raw_server(whole()) as server:
+        await desk.save(server.url)
+    assert desk.path.read_bytes() == VIDEO
+
+
+async def test_after_the_rename_nothing_fails(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that cannot be flushed and a note that cannot be removed leave a whole file."""
+    flush = os.fsync
+
+    def files_only(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        flush(handle)
+
+    def denied(self: Path, *, missing_ok: bool = False) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    desk.leave_part(VIDEO[:700])
+    monkeypatch.setattr(os, "fsync", files_only)
+    monkeypatch.setattr(Path, "unlink", denied)
+    async with raw_server(rest(700)) as server:
+        assert await desk.save(server.url) == desk.path
+    assert desk.path.read_bytes() == VIDEO
+    assert desk.ear.heard[-1] == DownloadFinished("t-1", len(VIDEO))
+
+
+def test_a_rename_closes_the_file_only_if_it_has_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing gives up the lock, so it is for Windows alone, which renames no open file."""
+    rename = Path.replace
+    part = Part.open(tmp_path / "clip.mp4", "t-1")
+    part.write(VIDEO, len(VIDEO))
+
+    def of_windows(self: Path, target: Path) -> Path:
+        if not part.file.closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", of_windows)
+    with pytest.raises(PermissionError):
+        part.publish(overwrite=False)
+    assert part.file.closed
+    part.publish(overwrite=False)
+    part.close()
+    assert (tmp_path / "clip.mp4").read_bytes() == VIDEO
+    assert [entry.name for entry in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+def test_a_file_is_replaced_only_if_that_is_allowed(tmp_path: Path) -> None:
+    """What came meanwhile under the name is another's."""
+    path = tmp_path / "clip.mp4"
+    part = Part.open(path, "t-1")
+    part.write(VIDEO, len(VIDEO))
+    path.write_bytes(b"mine")
+    with pytest.raises(FileExistsError):
+        part.publish(overwrite=False)
+    assert path.read_bytes() == b"mine"
+    part.publish(overwrite=True)
+    part.close()
+    assert path.read_bytes() == VIDEO
+
+
+async def test_an_empty_part_goes_where_no_open_file_can_be_removed(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows removes a file only once it is closed."""
+    remove, refused = Path.unlink, [True]
+
+    def held(self: Path, *, missing_ok: bool = False) -> None:
+        if self.name.endswith(".part") and refused:
+            refused.pop()
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        remove(self, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", held)
+    async with raw_server(reply(b"", "451 No")) as server:
+        with pytest.raises(DownloadRefused):
+            await desk.save(server.url)
+    assert refused == []
+    assert list(desk.path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("is_replaced", [False, True], ids=["longer", "another file"])
+async def test_a_part_that_another_program_changed_is_not_published(
+    desk: Desk, is_replaced: bool
+) -> None:
+    """The file is measured before the rename, so that no broken one gets the name."""
+    part = desk.path.with_name("clip.mp4.part")
+
+    def meddle(progress: Progress) -> None:
+        if is_replaced:
+            part.unlink(missing_ok=True)
+        with part.open("ab") as file:
+            file.write(bytes(20_000))
+
+    async with raw_server(whole()) as server:
+        with pytest.raises(DownloadIncomplete, match="another program"):
+            await desk.save(server.url, on_progress=meddle)
+    assert not desk.path.exists()
+
+
+# Others at the same file
+
+
+HOLDING = """
+import fcntl, sys
+with open(sys.argv[1], "a+b") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def another_process(part: Path) -> Iterator[None]:
+    """Have another process hold *part* as a download does."""
+    program = [sys.executable, "-c", HOLDING, str(part)]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"locked\n"
+        yield
+        other.communicate()
+
+
+async def test_a_part_of_another_process_is_left_alone(desk: Desk) -> None:
+    """The second of two processes at one path is refused, and takes nothing from the first."""
+    part = desk.path.with_name("clip.mp4.part")
+    part.write_bytes(b"theirs")
+    async with raw_server(whole()) as server:
+        with another_process(part):
+            with pytest.raises(UsageError, match="being downloaded already"):
+                await desk.save(server.url)
+            assert part.read_bytes() == b"theirs"
+        await desk.save(server.url)
+    assert desk.path.read_bytes() == VIDEO
+
+
+async def test_a_part_that_was_renamed_before_it_was_locked_is_left_alone(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was opened as a part may be another's finished clip by the time it is locked."""
+    part, lock = desk.path.with_name("clip.mp4.part"), _part._lock
+
+    def late(file: FileIO) -> None:
+        part.write_bytes(VIDEO)
+        part.rename(desk.path)
+        lock(file)
+
+    monkeypatch.setattr(_part, "_lock", late)
+    with pytest.raises(UsageError, match="being downloaded already"):
+        await desk.save("http://127.0.0.1/")
+    assert desk.path.read_bytes() == VIDEO
+
+
+async def test_a_disk_without_locks_is_used_without(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some network disks have none."""
+
+    def none(*args: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(_part.LOCKS, "flock", none)
+    async with raw_server(whole()) as server:
+        await desk.save(server.url)
+    assert desk.path.read_bytes() == VIDEO
+
+
+@attrs.define
+class WindowsLocks:
+    """The locks of Windows, which are on bytes, and there whether they exist or not."""
+
+    is_taken: bool
+    LK_NBLCK: int = 2
+    taken: list[tuple[int, int]] = attrs.field(factory=list)
+
+    def locking(self, handle: int, mode: int, length: int) -> None:
+        if self.is_taken:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        self.taken.append((os.lseek(handle, 0, os.SEEK_CUR), length))
+
+
+async def test_windows_locks_a_byte(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is one that no clip reaches; where it is taken, the second download is refused."""
+    locks = WindowsLocks(is_taken=True)
+    monkeypatch.setattr(_part, "LOCKS", locks)
+    async with raw_server(whole()) as server:
+        with pytest.raises(UsageError, match="being downloaded already"):
+            await desk.save(server.url)
+        locks.is_taken = False
+        await desk.save(server.url)
+    assert locks.taken == [(2**31 - 2, 1)]
+    assert desk.path.read_bytes() == VIDEO
+    assert desk.is_clean()
+
+
+PLANTED = {
+    "a link": lambda place, victim: place.symlink_to(victim),
+    "a link to nothing": lambda place, victim: place.symlink_to(victim.with_name("nothing")),
+    "a second name": lambda place, victim: place.hardlink_to(victim),
+    "a pipe": lambda place, victim: os.mkfifo(place),
+    "a folder": lambda place, victim: place.mkdir(),
+}
+
+
+@pytest.mark.parametrize("plant", PLANTED.values(), ids=PLANTED.keys())
+@pytest.mark.parametrize("suffix", [".part", ".part.json"])
+@pytest.mark.parametrize("has_flags", [True, False], ids=["here", "elsewhere"])
+async def test_what_is_planted_in_place_of_a_part_is_refused(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, plant: Any, suffix: str, has_flags: bool
+) -> None:
+    """Neither followed, nor written to, nor waited for; also on systems that lack the flags."""
+    if not has_flags:
+        monkeypatch.delattr(os, "O_NOFOLLOW")
+    victim = desk.path.with_name("victim")
+    victim.write_bytes(b"theirs")
+    plant(desk.path.with_name(f"clip.mp4{suffix}"), victim)
+    with pytest.raises(UsageError) as caught:
+        await desk.save("http://127.0.0.1/")
+    assert caught.value.field == "path"
+    with pytest.raises(UsageError):
+        check_target(desk.path)
+    assert desk.asked == []
+    assert victim.read_bytes() == b"theirs"
+    assert not desk.path.with_name("nothing").exists()
+
+
+async def test_a_note_planted_later_is_not_written_to(desk: Desk) -> None:
+    """A link made while bytes arrive is no note, and its target stays as it is."""
+    victim = desk.path.with_name("victim")
+    victim.write_bytes(b"theirs")
+
+    def plant(progress: Progress) -> None:
+        note = desk.path.with_name("clip.mp4.part.json")
+        if not note.is_symlink():
+            note.symlink_to(victim)
+
+    async with raw_server(half(), rest(1000), closes=True) as server:
+        await desk.save(server.url, on_progress=plant)
+    assert desk.path.read_bytes() == VIDEO
+    assert victim.read_bytes() == b"theirs"
