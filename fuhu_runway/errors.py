@@ -35,6 +35,7 @@ may be logged, pickled and sent around as it is. Durations are in seconds.
 """
 
 import enum
+import re
 
 import attrs
 
@@ -52,6 +53,12 @@ class Fate(enum.Enum):
     """It was turned away for good: the same request will be turned away again."""
 
 
+def sentence(text: str) -> str:
+    """Return *text* with one full stop at its end; words quoted there may bring their own."""
+    ended = text if not text or text.endswith(tuple(".!?。！？…")) else f"{text}."
+    return re.sub(r"(?<!\.)(\.|\.{3}|[!?。！？…])\.$", r"\1", ended)
+
+
 @attrs.define(eq=False, slots=False)
 class RunwayError(Exception):
     """
@@ -61,11 +68,11 @@ class RunwayError(Exception):
     """
 
     #: What happened, in one sentence.
-    happened: str
+    happened: str = attrs.field(converter=sentence)
     #: What it means for the money, in one sentence.
-    money: str
+    money: str = attrs.field(converter=sentence)
     #: What to do next, in one sentence.
-    advice: str
+    advice: str = attrs.field(converter=sentence)
     #: The task concerned, where there is one.
     task_id: str | None = None
     #: The gateway's own name for the exchange, where it gave one; its support asks for it.

@@ -197,7 +197,7 @@ def test_a_value_is_shown_short_and_without_secrets() -> None:
     """Of a long value the start is shown, and of an address nothing."""
     with pytest.raises(UsageError) as caught:
         text(ratio="wide " * 1000)
-    assert caught.value.happened == f"ratio is {('wide ' * 100)!r:.57}...."
+    assert caught.value.happened == f"ratio is {('wide ' * 100)!r:.57}..."
     with pytest.raises(UsageError) as caught:
         text(ratio=IMAGE)
     assert caught.value.happened == "ratio is '<url>'."
