@@ -35,9 +35,17 @@ may be logged, pickled and sent around as it is. Durations are in seconds.
 """
 
 import enum
+import functools
 import re
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
 
 import attrs
+
+P = ParamSpec("P")
+T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 
 class Fate(enum.Enum):
@@ -242,3 +250,52 @@ class JournalBusy(JournalError):
 @attrs.define(eq=False, slots=False)
 class JournalTooNew(JournalError):
     """A newer version of this package wrote the journal."""
+
+
+# Tools that report errors show the variables of each frame that an error passed. Those of this
+# package hold keys, prompts and answers, and say nothing that the error does not say.
+
+
+def drop_frames(error: E, outer: BaseException | None = None) -> E:
+    """Return *error* without the frames that it, and what it came from, passed; not of *outer*."""
+    waiting: list[BaseException | None] = [error]
+    seen = {id(outer)}
+    while waiting:
+        link = waiting.pop()
+        if link is not None and id(link) not in seen:
+            seen.add(id(link))
+            link.__traceback__ = None
+            waiting += [link.__cause__, link.__context__]
+    return error
+
+
+def discreet(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Have a coroutine function raise its `RunwayError`s without the frames inside of it."""
+
+    @functools.wraps(call)
+    async def discreet_call(*args: P.args, **kwargs: P.kwargs) -> T:
+        outer = sys.exception()
+        try:
+            return await call(*args, **kwargs)
+        except RunwayError as error:
+            failure = error
+        del args, kwargs
+        raise drop_frames(failure, outer)
+
+    return discreet_call
+
+
+def discreetly_made(make: Callable[P, None]) -> Callable[P, None]:
+    """Have an `__init__` raise its `RunwayError`s without the frames inside of it."""
+
+    @functools.wraps(make)
+    def discreet_make(*args: P.args, **kwargs: P.kwargs) -> None:
+        outer = sys.exception()
+        try:
+            return make(*args, **kwargs)
+        except RunwayError as error:
+            failure = error
+        del args, kwargs
+        raise drop_frames(failure, outer)
+
+    return discreet_make

@@ -1,16 +1,18 @@
 """The handles a user holds on something paid for: `Task` to wait with, `Clip` to save from."""
 
+import inspect
 import os
 from collections.abc import AsyncIterator, Callable, Generator
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
+from ._arguments import check
 from ._notebook import clip_view, task_view
 from ._polling import Poller, Watch
 from .downloads import MAX_CLIP_BYTES, Progress, check_vacant, of_a_paid_clip
-from .errors import ClipMissing, TaskCanceled, TaskFailed, UsageError
-from .models import DEAD_ENDS, DEFAULT_WAIT, Generation, TaskRecord, TaskState, usage_error
+from .errors import ClipMissing, TaskCanceled, TaskFailed, UsageError, discreet
+from .models import DEAD_ENDS, DEFAULT_WAIT, Generation, TaskRecord, TaskState
 
 
 class Home(Protocol):
@@ -112,8 +114,8 @@ class Task:
         Args:
             timeout: How long to wait at the most, in seconds; None waits for ever. When it is
                 over, the task goes on and may be waited for again.
-            on_update: Called with the record at each change of state or progress. What it raises
-                ends this wait.
+            on_update: Called with the record at each change of state or progress; may be an
+                async function, which is awaited. What it raises ends this wait.
 
         Raises:
             TaskFailed: The work failed, or was cancelled (`TaskCanceled`).
@@ -127,12 +129,15 @@ class Task:
         Source:
             api-facts 1.6, 3.4, 5.4 and 5.6.
         """
+        check(timeout=timeout, on_update=on_update)
         if on_update is None:
             poller, watch = self._home.watch_over(self)
             self._watch = watch
-            return self._clip(await poller.settled(watch, _checked(timeout)))
+            return self._clip(await poller.settled(watch, timeout))
         async for record in self.updates(timeout=timeout):
-            on_update(record)
+            reaction = on_update(record)
+            if inspect.isawaitable(reaction):
+                await reaction
         return self._clip(self._settled_record())
 
     async def updates(self, *, timeout: float | None = DEFAULT_WAIT) -> AsyncIterator[TaskRecord]:
@@ -145,9 +150,10 @@ class Task:
         Args:
             timeout: How long to follow it at the most, in seconds; None follows for ever.
         """
+        check(timeout=timeout)
         poller, watch = self._home.watch_over(self)
         self._watch = watch
-        deadline = poller.deadline(_checked(timeout))
+        deadline = poller.deadline(timeout)
         version = watch.version
         if watch.record is not None:
             yield watch.record
@@ -253,6 +259,7 @@ class Clip:
         """Where it is; temporary, and as good as a key to it."""
         return self.record.video_url or ""
 
+    @discreet
     async def download(
         self,
         path: str | os.PathLike[str],
@@ -315,9 +322,3 @@ def _beside_the_notebook(file: Path | None) -> str | None:
     except (ValueError, OSError):
         return None
     return quote(os.fsencode(place.as_posix()))
-
-
-def _checked(timeout: float | None) -> float | None:
-    if timeout is not None and not timeout >= 0:  # catches NaN, which is neither
-        raise usage_error("timeout", f"timeout is {timeout}.", "Use seconds from 0 on, or None.")
-    return timeout
