@@ -628,9 +628,9 @@ async def test_a_redirect_that_leads_nowhere_is_refused(desk: Desk, location: st
 
 
 async def test_an_impossible_port_is_told(desk: Desk) -> None:
-    """An address of a port that there is none of ends as every address that cannot be reached."""
+    """An address of a port that there is none of is no address that a clip can be at."""
     async with raw_server(reply(b"", "302 Away", Location="http://127.0.0.1:99999/")) as server:
-        with pytest.raises(DownloadIncomplete):
+        with pytest.raises(DownloadRefused):
             await desk.save(server.url)
 
 
