@@ -42,7 +42,7 @@ def _is_whole(value: Any) -> bool:
 def _is_amount(value: Any) -> bool:
     if value is None or isinstance(value, bool) or not isinstance(value, int | float):
         return value is None
-    return 0 <= value <= MAX_AMOUNT and not math.isnan(value)
+    return 0 <= value <= MAX_AMOUNT or value == math.inf
 
 
 def _is_receiver(value: Any) -> bool:

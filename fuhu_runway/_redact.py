@@ -50,6 +50,7 @@ _UNIT: Final = re.compile(
     re.IGNORECASE | re.DOTALL | re.VERBOSE,
 )
 
+_PERCENT: Final = re.compile(r"%(?:25)*([0-9a-f]{2})", re.IGNORECASE)
 _ESCAPED: Final = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 
 
@@ -181,7 +182,7 @@ def _meaning(unit: re.Match[str]) -> str:
     if unit.lastgroup == "utf16":
         return bytes.fromhex(re.sub(r"\\+u", "", found)).decode("utf-16-be", "replace")
     if unit.lastgroup == "percent":
-        return bytes.fromhex(re.sub(r"%(?:25)*", "", found)).decode("utf-8", "replace")
+        return bytes.fromhex("".join(_PERCENT.findall(found))).decode("utf-8", "replace")
     if unit.lastgroup == "entity":
         return html.unescape(re.sub(r"&(?:amp;)*", "&", found, flags=re.IGNORECASE))
     if unit.lastgroup == "backslash":

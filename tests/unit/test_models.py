@@ -344,13 +344,56 @@ def test_extra_is_a_copy() -> None:
 # Addresses
 
 
-@pytest.mark.parametrize("value", ["http://x", "https://x.example/?a#b", "HTTP://USER@X:80/图"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "http://x",
+        "https://x.example/?a#b",
+        "HTTP://USER@X:80/图",
+        "https://x.example.:65535",
+        "https://x_y.example:",
+        "https://" + "a" * 63 + ".example",
+        "https://图片.example/1",
+        "https://💩.example",
+        "https://[::1]:80/",
+        "https://[::ffff:10.0.0.1]",
+    ],
+)
 def test_a_web_address_has_scheme_and_host(value: str) -> None:
     """Absolute http and https addresses are taken, in any case, with any port, path and query."""
     assert is_web_address(value)
 
 
-@pytest.mark.parametrize("value", [*NO_ADDRESSES, None, "null", "//x.example/1", "http://?a", []])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *NO_ADDRESSES,
+        None,
+        "null",
+        "//x.example/1",
+        "http://?a",
+        [],
+        # hosts that no resolver takes
+        "https://a..example/",
+        "https://.example/",
+        "https://user@a..example/",
+        "https://" + "a" * 64 + ".example",
+        "https://" + "图" * 64 + ".example",
+        "https://a。。example",
+        "https://\u00ad.example",
+        "https://[::::]/",
+        "https://[1.2.3.4]/",
+        "https://a\\b.example/",
+        # ports that there are none of
+        "https://a.example:65536/",
+        "https://a.example:99999/",
+        "https://a.example:٣/",
+        # control characters
+        "https://a\x01.example/",
+        "https://a.example/\x01",
+        "https://a.example/\x7f",
+    ],
+)
 def test_anything_else_is_no_web_address(value: Any) -> None:
     """Words, other schemes, relative addresses, broken ones and other types are no addresses."""
     assert not is_web_address(value)
