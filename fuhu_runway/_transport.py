@@ -6,12 +6,12 @@ belongs to one event loop.
 """
 
 import asyncio
+import functools
 import ipaddress
 import os
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -166,7 +166,7 @@ class Transport:
         async with self._gate.slot() as sent_at:
             if not self._pays:
                 raise closed()
-            exchange = partial(self.in_turn, request, read, sent_at)
+            exchange = functools.partial(self.in_turn, request, read, sent_at)
             flight = asyncio.create_task(around(exchange) if around else exchange())
             self._in_the_air.add(flight)
             flight.add_done_callback(self._in_the_air.discard)
@@ -322,8 +322,12 @@ MAX_HEADERS: Final = 256
 def _trusted() -> ssl.SSLContext | bool:
     """Return the context that knows SSL_CERT_FILE and SSL_CERT_DIR, else True for aiohttp's own."""
     # aiohttp makes its own when it is imported, so that it lacks what a program sets after that.
-    if not (os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")):
-        return True
+    named = [os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")]
+    return _context_of(*named) if any(named) else True
+
+
+@functools.lru_cache(maxsize=1)  # reading all of a machine's authorities takes some 20 ms
+def _context_of(_file: str | None, _folder: str | None) -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     return context

@@ -274,6 +274,7 @@ def discreet(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine
 
     @functools.wraps(call)
     async def discreet_call(*args: P.args, **kwargs: P.kwargs) -> T:
+        __tracebackhide__ = True
         outer = sys.exception()
         try:
             return await call(*args, **kwargs)
@@ -290,6 +291,7 @@ def discreetly_made(make: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(make)
     def discreet_make(*args: P.args, **kwargs: P.kwargs) -> None:
+        __tracebackhide__ = True
         outer = sys.exception()
         try:
             return make(*args, **kwargs)

@@ -379,6 +379,8 @@ async def test_a_certificate_that_does_not_fit_is_not_sent(
     advice: str,
 ) -> None:
     """The error says that it is about TLS, what is wrong with the certificate, and what to do."""
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(name, raising=False)
     if trusted:
         trust(monkeypatch, authority, tmp_path)
     certificate = authority.issue_cert(host, not_before=YEAR_2000, not_after=expires)
