@@ -1,5 +1,6 @@
 """Takes secrets out of text that is about to be shown: keys, prompts, URLs and IP addresses."""
 
+import html
 import ipaddress
 import json
 import re
@@ -7,6 +8,15 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 HIDDEN: Final = "<hidden>"
+
+MAX_SHOWN: Final = 4096
+"""How much of a text is read and shown, in characters; more would be slow, and fill the log."""
+MAX_SECRET: Final = 32_768
+"""How much of a secret is looked for, in characters: more than any prompt; a picture is longer."""
+RUN: Final = 20
+"""From this length on, in characters, a part of a secret is as secret as the whole."""
+MIN_START: Final = 5
+"""How much of a secret's start is hidden where an ellipsis or the text's end cuts it off."""
 
 # No \b on the left: Chinese text runs into what follows without a space.
 _PATTERNS: Final = (
@@ -27,13 +37,52 @@ _MAYBE_IPV6: Final = re.compile(
 _JSON_TEXT: Final = re.compile(r'"(?:[^"\\]|\\.)*\\?(?:"|$)(?P<key>\s*:)?', re.DOTALL)
 _PLAIN_KEY: Final = re.compile(r'"[A-Za-z_][A-Za-z0-9_.-]{0,39}"')
 
+_CODE: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+_CUT_OFF: Final = re.compile(r"\.{2,}|…|$")
+# Each is undone at any depth: a text may have been escaped several times on its way. Possessive,
+# so that a text of backslashes is read in linear time.
+_UNIT: Final = re.compile(
+    r"""(?P<utf16>(?:\\++u[0-9a-f]{4})+)
+    |(?P<percent>(?:%(?:25)*[0-9a-f]{2})+)
+    |(?P<entity>&(?:amp;)*(?:\#[0-9]{1,7}|\#x[0-9a-f]{1,6}|[a-z]{2,8});)
+    |(?P<backslash>\\++["'/bfnrt]?)
+    |.""",
+    re.IGNORECASE | re.DOTALL | re.VERBOSE,
+)
+
+_PERCENT: Final = re.compile(r"%(?:25)*([0-9a-f]{2})", re.IGNORECASE)
+_ESCAPED: Final = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
-    """Give *text* without the *secrets*, and without anything shaped like a secret."""
+    """
+    Return *text* without the *secrets*, and without anything shaped like a secret.
+
+    A gateway may quote a secret in part, cut off or escaped: each is hidden. A long text is cut.
+    """
+    if len(text) > MAX_SHOWN:
+        text = f"{text[:MAX_SHOWN]}…"
+    return _replaced(text, [*_quotes(text, secrets), *_shapes(text)])
+
+
+def without(text: str, secrets: Iterable[str]) -> str:
+    """Return *text* without what it quotes of the *secrets*, for a search of it for words."""
+    text = text[:MAX_SHOWN]
+    return _replaced(text, [(start, end, " ") for start, end, _ in _quotes(text, secrets)])
+
+
+def shown_code(code: str | None, secrets: Iterable[str] = ()) -> str | None:
+    """Return a gateway's code if it looks like one and quotes none of the *secrets*, else None."""
+    if code is None or not _CODE.fullmatch(code) or redact(code, secrets) != code:
+        return None
+    return code
+
+
+def _replaced(text: str, parts: list[tuple[int, int, str]]) -> str:
     shown: list[str] = []
     done = 0
-    # All is looked for in the text as it came, so that hiding one part cannot disguise another.
-    for start, end, name in sorted(_found(text, secrets), key=lambda part: (part[0], -part[1])):
+    # All are found in the text as it came, so that hiding one part cannot disguise another.
+    for start, end, name in sorted(parts, key=lambda part: (part[0], -part[1])):
         if start >= done:
             shown += text[done:start], name
         done = max(done, end)
@@ -55,13 +104,94 @@ def outline_text(text: str, at_most: int = 200) -> str:
     return redact(_JSON_TEXT.sub(_hide_text, text[: at_most * 10]))[:at_most]
 
 
-def _found(text: str, secrets: Iterable[str]) -> Iterator[tuple[int, int, str]]:
-    """Give where each part to be hidden begins and ends, and what to show in its place."""
-    for form in {form for secret in secrets for form in _forms(secret)}:
-        # What is longer than the text is not in it, and a whole picture makes a slow pattern.
-        if 0 < len(form) <= len(text):
-            found = re.finditer(_whole(form), text, re.IGNORECASE)
-            yield from ((*match.span(), HIDDEN) for match in found)
+def _quotes(text: str, secrets: Iterable[str]) -> Iterator[tuple[int, int, str]]:
+    """Yield each part of *text* that quotes a secret: whole, a long run of it, or its start."""
+    said, places = _unescaped(text)
+    for secret in _whole(secrets):
+        found = _same(said, secret) if len(secret) < RUN else _same_runs(said, secret)
+        for start, end in (*found, *_same_starts(said, secret)):
+            yield places[start][0], places[end - 1][1], HIDDEN
+
+
+def _whole(secrets: Iterable[str]) -> Iterator[str]:
+    for secret in secrets:
+        plain = _unescaped(secret.strip()[:MAX_SECRET])[0].strip()
+        if plain:
+            yield plain
+        # Some gateways leave the prefix of a key out.
+        if plain.startswith("sk-") and len(plain) >= RUN // 2:
+            yield plain.removeprefix("sk-")
+
+
+def _same(said: str, secret: str) -> Iterator[tuple[int, int]]:
+    start = said.find(secret)
+    while start >= 0:
+        end = start + len(secret)
+        # A prompt of one letter is no secret inside another word, and hiding it would eat the text.
+        if len(secret) > 1 or not _is_word(said[max(0, start - 1) : start] + said[end : end + 1]):
+            yield start, end
+        start = said.find(secret, end)
+
+
+def _same_runs(said: str, secret: str) -> Iterator[tuple[int, int]]:
+    # A common run this long holds at least one whole block of half its length.
+    half = RUN // 2
+    if any(secret[at : at + half] in said for at in range(0, len(secret) - half + 1, half)):
+        runs = {secret[at : at + RUN] for at in range(len(secret) - RUN + 1)}
+        for at in range(len(said) - RUN + 1):
+            if said[at : at + RUN] in runs:
+                yield at, at + RUN
+
+
+def _same_starts(said: str, secret: str) -> Iterator[tuple[int, int]]:
+    for cut in _CUT_OFF.finditer(said):
+        end = cut.start()
+        for length in range(min(end, len(secret), RUN), MIN_START - 1, -1):
+            if said.startswith(secret[:length], end - length):
+                yield end - length, end
+                break
+
+
+def _is_word(signs: str) -> bool:
+    return any(sign.isalnum() or sign == "_" for sign in signs)
+
+
+def _unescaped(text: str) -> tuple[str, list[tuple[int, int]]]:
+    """
+    Return *text* in small letters and unescaped, and the place in *text* of each of its signs.
+
+    JSON, HTML and URL escapes are undone however often they were applied, and any run of space
+    is one space. Prompts and answers are compared in this form.
+    """
+    signs: list[str] = []
+    places: list[tuple[int, int]] = []
+    for unit in _UNIT.finditer(text):
+        for sign in _meaning(unit).lower():
+            # An URL's query may spell a space with a plus.
+            plain = " " if sign == "+" or sign.isspace() else sign
+            if plain == " " and signs and signs[-1] == " ":
+                places[-1] = (places[-1][0], unit.end())
+            else:
+                signs.append(plain)
+                places.append(unit.span())
+    return "".join(signs), places
+
+
+def _meaning(unit: re.Match[str]) -> str:
+    found = unit[0]
+    if unit.lastgroup == "utf16":
+        return bytes.fromhex(re.sub(r"\\+u", "", found)).decode("utf-16-be", "replace")
+    if unit.lastgroup == "percent":
+        return bytes.fromhex("".join(_PERCENT.findall(found))).decode("utf-8", "replace")
+    if unit.lastgroup == "entity":
+        return html.unescape(re.sub(r"&(?:amp;)*", "&", found, flags=re.IGNORECASE))
+    if unit.lastgroup == "backslash":
+        return _ESCAPED.get(found[-1], found[-1])
+    return found
+
+
+def _shapes(text: str) -> Iterator[tuple[int, int, str]]:
+    """Yield each part that looks like a secret, and what to show in its place."""
     for pattern, name in _PATTERNS:
         # Where a pattern has a group, only that is the secret.
         yield from ((*match.span(match.lastindex or 0), name) for match in pattern.finditer(text))
@@ -70,27 +200,14 @@ def _found(text: str, secrets: Iterable[str]) -> Iterator[tuple[int, int, str]]:
             yield *match.span(), "<ip>"
 
 
-def _forms(secret: str) -> set[str]:
-    """Give the ways in which a gateway may quote *secret*: trimmed, folded, as a part of JSON."""
-    trimmed = secret.strip()
-    in_json = [json.dumps(trimmed, ensure_ascii=escaped)[1:-1] for escaped in (True, False)]
-    in_php = [text.replace("/", r"\/") for text in in_json]
-    return {" ".join(trimmed.split()), *in_json, *in_php}
-
-
-def _whole(form: str) -> str:
-    escaped = r"\s+".join(map(re.escape, form.split()))
-    # A prompt of one letter is no secret inside another word, and hiding it would eat the text.
-    return rf"(?<!\w){escaped}(?!\w)" if len(form) == 1 else escaped
-
-
 def _is_ipv6_in_text(text: str) -> bool:
     address = text.partition("/")[0].rstrip(".")
     # A colon beside it may be punctuation, as in "2001:db8::1: too many requests".
-    return _is_ipv6(address) or _is_ipv6(address.strip(":"))
+    return is_ipv6(address) or is_ipv6(address.strip(":"))
 
 
-def _is_ipv6(text: str) -> bool:
+def is_ipv6(text: str) -> bool:
+    """Return whether *text* is an IPv6 address."""
     try:
         ipaddress.IPv6Address(text)
     except ValueError:

@@ -6,12 +6,16 @@ belongs to one event loop.
 """
 
 import asyncio
+import functools
+import ipaddress
+import os
 import re
+import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any, Final, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import attrs
@@ -23,9 +27,17 @@ from ._limits import Gate
 from ._redact import redact
 from ._retry import repeat
 from ._wire import Reply, Request
-from .errors import Fate, NoReply, NotSent, RateLimited, RunwayError, UsageError
+from .errors import (
+    Fate,
+    NoReply,
+    NotSent,
+    RateLimited,
+    RunwayError,
+    UsageError,
+    drop_frames,
+)
 from .hooks import Hooks
-from .models import RetryPolicy, Timeouts, usage_error
+from .models import RetryPolicy, Timeouts, is_web_address, usage_error
 
 T = TypeVar("T")
 
@@ -61,17 +73,24 @@ class Transport:
         clock: Clock,
     ) -> None:
         self._borrowed = session
-        self._free = session or _open_session(fresh_connections=False)
-        self._paid = session or _open_session(fresh_connections=True)
+        trusted = _trusted()
+        self._free = session or _open_session(trusted=trusted, fresh_connections=False)
+        self._paid = session or _open_session(trusted=trusted, fresh_connections=True)
+        #: Origin to the proxy for it, since reading the environment costs more than a poll may.
+        self._proxies: dict[str, str | None] = {}
         self._timeouts = timeouts
+        # With `connect`, a proxy that takes the connection and never opens a tunnel is given up
+        # too. In a borrowed session it would count the wait for a free connection.
+        self._connecting: dict[str, Any] = {
+            "sock_connect": timeouts.connect,
+            "connect": timeouts.connect if session is None else None,
+        }
         self._paid_timeout = aiohttp.ClientTimeout(
-            total=timeouts.total, sock_connect=timeouts.connect, sock_read=timeouts.read
+            total=timeouts.total, sock_read=timeouts.read, **self._connecting
         )
         # A free request has its answer in no time or is asked again, and a limit for each read
         # would cost a timer for each read.
-        self._free_timeout = aiohttp.ClientTimeout(
-            total=timeouts.read, sock_connect=timeouts.connect
-        )
+        self._free_timeout = aiohttp.ClientTimeout(total=timeouts.read, **self._connecting)
         self._retry = retry
         self._gate = gate
         self._hooks = hooks
@@ -153,7 +172,7 @@ class Transport:
         async with self._gate.slot() as sent_at:
             if not self._pays:
                 raise closed()
-            exchange = partial(self.in_turn, request, read, sent_at)
+            exchange = functools.partial(self.in_turn, request, read, sent_at)
             flight = asyncio.create_task(around(exchange) if around else exchange())
             self._in_the_air.add(flight)
             flight.add_done_callback(self._in_the_air.discard)
@@ -168,14 +187,17 @@ class Transport:
         """Read an answer, and let the pace hear whether it was a refusal."""
         try:
             answer = read(reply)
-        except RateLimited as refusal:
-            self._gate.refused(sent_at, refusal.retry_after)
-            raise
-        except RunwayError:
+        except RunwayError as error:
+            failure = error
+        else:
             self._gate.answered()
-            raise
-        self._gate.answered()
-        return answer
+            return answer
+        if isinstance(failure, RateLimited):
+            self._gate.refused(sent_at, failure.retry_after)
+        else:
+            self._gate.answered()
+        # The frames of reading hold the answer, which may quote anything.
+        raise drop_frames(failure)
 
     async def send(self, request: Request) -> Reply:
         """
@@ -184,29 +206,55 @@ class Transport:
         Raises:
             NotSent: The request provably did not arrive.
             NoReply: It may have arrived, and no whole answer came back.
+            UsageError: The proxy that the environment names cannot be used; nothing was sent.
         """
+        answer = await self._exchange(request)
+        if isinstance(answer, Reply):
+            return answer
+        # Here, where no variable holds the response, and outside the clause that caught the
+        # library's own error, whose text and frames may quote the address, the key and the body.
+        failure, cause = answer
+        raise failure from cause
+
+    async def _exchange(self, request: Request) -> "Reply | tuple[RunwayError, TransportCause]":
+        """Return the answer, or what to raise in its place and what that comes from."""
         is_paid = request.endpoint.replay is Replay.PAID
         session = self._paid if is_paid else self._free
         _check_open(session)
+        proxy = self._proxy(request.url)
+        body = None if request.body is None else Body(request.body)
         try:
             async with session.request(
                 request.endpoint.verb,
                 request.url,
-                data=request.body,
+                data=body,
                 headers=request.headers,
                 timeout=self._paid_timeout if is_paid else self._free_timeout,
+                proxy=proxy,
                 allow_redirects=False,
                 # A borrowed session may have it otherwise, and the gateway's own words be lost.
                 raise_for_status=False,
             ) as response:
-                body, cut = await _read_body(response)
+                answer, cut = await _read_body(response)
                 return Reply(
-                    request, response.status, response.headers, body, cut, self._clock.wall()
+                    request, response.status, response.headers, answer, cut, self._clock.wall()
                 )
-        except (aiohttp.ClientError, OSError) as exc:
-            failure, cause = translate(exc, request), _scrubbed(exc, request.secrets)
-        # Outside the clause, so that the original, which may quote addresses, is no context of it.
-        raise failure from cause
+        # Any exception: a resolver, a codec or a middleware of a borrowed session raises what it
+        # likes, and what became of the request does not depend on its class.
+        except Exception as exc:  # noqa: BLE001
+            arrived = body.is_begun if body is not None else not isinstance(exc, NEVER_ARRIVED)
+            return translate(exc, request, arrived=arrived, proxy=proxy), cause_of(
+                exc, request.secrets
+            )
+
+    def _proxy(self, url: str) -> str | None:
+        """Return the proxy for *url*; a borrowed session brings its own, or none."""
+        if self._borrowed is not None:
+            return None
+        origin = "/".join(url.split("/", 3)[:3])
+        if origin not in self._proxies:
+            self._proxies[origin] = proxy_from_environment(origin)
+        return self._proxies[origin]
 
     @asynccontextmanager
     async def stream(self, url: str, headers: Mapping[str, str]) -> AsyncIterator["Stream"]:
@@ -220,7 +268,7 @@ class Transport:
             StreamBroken: There was no answer.
         """
         timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=self._timeouts.connect, sock_read=self._timeouts.read
+            total=None, sock_read=self._timeouts.read, **self._connecting
         )
         _check_open(self._free)
         try:
@@ -228,6 +276,7 @@ class Transport:
                 _as_written(url),
                 headers={**headers, "Accept-Encoding": "identity"},
                 timeout=timeout,
+                proxy=self._proxy(url),
                 allow_redirects=False,
                 raise_for_status=False,
                 max_line_size=MAX_MEDIA_HEADER_BYTES,
@@ -344,11 +393,109 @@ def _check_open(session: aiohttp.ClientSession) -> None:
         )
 
 
-def _open_session(*, fresh_connections: bool) -> aiohttp.ClientSession:
-    # The number of connections is not limited here: a request that waits inside aiohttp for a
-    # free one would use up its own timeout, and its fate would be a guess.
-    connector = aiohttp.TCPConnector(limit=0, force_close=fresh_connections)
-    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+MAX_HEADER_BYTES: Final = 64 * 1024
+"""The longest header of an answer that is read; gateways' security policies pass 8 KB."""
+MAX_HEADERS: Final = 256
+
+
+def _trusted() -> ssl.SSLContext | bool:
+    """Return the context that knows SSL_CERT_FILE and SSL_CERT_DIR, else True for aiohttp's own."""
+    # aiohttp makes its own when it is imported, so that it lacks what a program sets after that.
+    named = [os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")]
+    return _context_of(*named) if any(named) else True
+
+
+@functools.lru_cache(maxsize=1)  # reading all of a machine's authorities takes some 20 ms
+def _context_of(_file: str | None, _folder: str | None) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def _open_session(
+    *, trusted: ssl.SSLContext | bool, fresh_connections: bool
+) -> aiohttp.ClientSession:
+    # Older versions of aiohttp do not limit the number of headers, and have no such argument.
+    has_limit = "max_headers" in (aiohttp.ClientSession.__init__.__kwdefaults__ or {})
+    number: dict[str, Any] = {"max_headers": MAX_HEADERS} if has_limit else {}
+    connector = aiohttp.TCPConnector(
+        # The number of connections is not limited here: a request that waits inside aiohttp for a
+        # free one would use up its own timeout.
+        limit=0,
+        force_close=fresh_connections,
+        ssl=trusted,
+    )
+    # Not trust_env, which would read passwords from .netrc as well.
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        max_line_size=MAX_HEADER_BYTES,
+        max_field_size=MAX_HEADER_BYTES,
+        **number,
+    )
+
+
+def proxy_from_environment(url: str) -> str | None:
+    """
+    Return the proxy that HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY name for *url*.
+
+    This machine itself is always reached directly.
+
+    Raises:
+        UsageError: It is no http(s) proxy.
+    """
+    if not is_web_address(url):
+        return None  # aiohttp says what is wrong with it
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    proxies = getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or _is_loopback(host) or proxy_bypass(host) or proxy_bypass(parts.netloc):
+        return None
+    if "://" not in proxy:
+        proxy = f"http://{proxy}"
+    if is_web_address(proxy):
+        return proxy
+    del proxy, proxies, parts, url  # no traceback shows a password
+    raise usage_error(
+        "proxy",
+        "The proxy that the environment names for the gateway is no http(s) address.",
+        "Set HTTPS_PROXY to one such as http://proxy.example:3128, or name the gateway's host in"
+        " NO_PROXY; for a SOCKS proxy, give the client a session of your own.",
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return f".{host}".rstrip(".").endswith(".localhost")
+    return address.is_loopback or address.is_unspecified
+
+
+class Body(aiohttp.payload.Payload):
+    """
+    A request's body that knows whether aiohttp has begun to write it.
+
+    As long as it has not, the gateway cannot have accepted the request, whatever went wrong.
+    """
+
+    _value: bytes
+    _autoclose = True  # there is nothing to close
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self._size = len(content)
+        self.is_begun = False
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Return the body as text; a middleware of a borrowed session may sign it."""
+        return self._value.decode(encoding, errors)
+
+    async def write(self, writer: aiohttp.abc.AbstractStreamWriter) -> None:
+        """Write the body, once the connection stands."""
+        self.is_begun = True
+        await writer.write(self._value)
 
 
 async def _read_body(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
@@ -363,18 +510,27 @@ async def _read_body(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
     return bytes(body), False
 
 
-def translate(exc: Exception, request: Request) -> RunwayError:
-    """Give our error for one of aiohttp's, with what is known about the request's fate."""
+NEVER_ARRIVED: Final = (
+    aiohttp.ClientConnectorError,
+    # A TimeoutError like the one for a late answer: only its class tells that there was no
+    # connection, also where a borrowed session has none free.
+    aiohttp.ConnectionTimeoutError,
+    aiohttp.ClientHttpProxyError,
+    aiohttp.InvalidURL,
+    aiohttp.NonHttpUrlClientError,
+    UnicodeError,
+)
+"""What is raised before anything is written, for requests that have no `Body` to tell."""
+
+
+def translate(
+    exc: Exception, request: Request, *, arrived: bool, proxy: str | None = None
+) -> RunwayError:
+    """Give our error for one of aiohttp's; *arrived* is whether the gateway may have it all."""
     paid = request.endpoint.replay is Replay.PAID
-    if _never_arrived(exc):
-        return NotSent(
-            f"The gateway could not be reached ({type(exc).__name__}).",
-            "Nothing was charged.",
-            "Check the network and base_url, then call again.",
-            request.task_id,
-            None,
-            Fate.UNSENT,
-        )
+    if not arrived:
+        happened, advice = explain(exc, proxy)
+        return NotSent(happened, "Nothing was charged.", advice, request.task_id, None, Fate.UNSENT)
     money = "It may have been accepted and charged." if paid else "Nothing was charged."
     return NoReply(
         f"No whole answer came back ({type(exc).__name__}).",
@@ -386,20 +542,67 @@ def translate(exc: Exception, request: Request) -> RunwayError:
     )
 
 
-def _never_arrived(exc: Exception) -> bool:
-    # ConnectionTimeoutError is a TimeoutError like the one for a late answer, and only its class
-    # tells that the connection never stood. A bare TimeoutError says nothing about how far it got.
-    return isinstance(
-        exc, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError | aiohttp.InvalidURL
+def explain(exc: Exception, proxy: str | None) -> tuple[str, str]:
+    """Return what kept a request from being sent, and what to do about it."""
+    name = type(exc).__name__
+    fault = getattr(exc, "certificate_error", None) or getattr(exc, "os_error", None)
+    if isinstance(fault, ssl.SSLError):
+        return _explain_tls(fault)
+    if proxy is None:
+        return (
+            f"The gateway could not be reached ({name}).",
+            "Check the network and base_url, then call again.",
+        )
+    host = redact(urlsplit(proxy).hostname or "")
+    if isinstance(exc, aiohttp.ClientHttpProxyError):
+        return (
+            f"The proxy {host} refused the connection with status {exc.status}.",
+            "Check the user and password in HTTPS_PROXY."
+            if exc.status == 407
+            else "Ask its operator, or name the gateway's host in NO_PROXY, then call again.",
+        )
+    return (
+        f"The gateway could not be reached through the proxy {host} ({name}).",
+        "Check HTTPS_PROXY, or name the gateway's host in NO_PROXY, then call again.",
     )
 
 
-def _scrubbed(exc: Exception, secrets: tuple[str, ...]) -> BaseException:
-    """Give *exc*, or where its text tells too much, a stand-in that names its class."""
-    text = str(exc)
-    if redact(text, secrets) == text:
-        return exc
-    return TransportCause(f"{type(exc).__name__}: {redact(text, secrets)}")
+_WRONG_HOST: Final = frozenset({62, 64})
+"""OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH."""
+_WRONG_TIME: Final = frozenset({9, 10})
+"""OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
+
+
+def _explain_tls(fault: ssl.SSLError) -> tuple[str, str]:
+    code = getattr(fault, "verify_code", None)
+    if code in _WRONG_HOST:
+        return (
+            "The TLS certificate is for another host.",
+            "Check the host in base_url; a proxy or a captive portal may have answered.",
+        )
+    if code in _WRONG_TIME:
+        return (
+            "The TLS certificate has expired or is not valid yet.",
+            "Check the clock of this machine; otherwise the server's operator has to renew it.",
+        )
+    if code is not None:
+        return (
+            f"The TLS certificate is not trusted ({getattr(fault, 'verify_message', '')}).",
+            "If it comes from an authority of your own, name its file in SSL_CERT_FILE.",
+        )
+    return (
+        f"The TLS handshake failed ({fault.reason or type(fault).__name__}).",
+        "Check scheme and port of base_url: there may be no TLS, or another version of it.",
+    )
+
+
+def cause_of(exc: Exception, secrets: tuple[str, ...]) -> "TransportCause":
+    """
+    Return what *exc* says, in place of itself.
+
+    Its text may quote addresses, and its frames hold the key and the body.
+    """
+    return TransportCause(f"{type(exc).__name__}: {redact(str(exc), secrets)}")
 
 
 class TransportCause(Exception):

@@ -22,7 +22,7 @@ import attrs
 from . import _gateway as facts
 from ._gateway import Dialect, Endpoint, Refusal, Replay, Root, Sense
 from ._json import decode, parsed, text_of
-from ._redact import outline, outline_text, redact
+from ._redact import outline, outline_text, redact, shown_code, without
 from ._salvage import bare_id, id_of, is_task_key, salvage
 from .errors import Fate, GatewayError, RunwayError, UnreadableReply
 from .models import (
@@ -748,7 +748,7 @@ def _fold(levels: Sequence[Sighting], reply: Reply) -> TaskRecord:
         prompt=seen.prompt,
         prompt_en=seen.prompt_en,
         message=None if succeeded and is_web_address(message) else message,
-        failure_code=_shown(seen.failure_code or error_code, reply),
+        failure_code=shown_code(seen.failure_code or error_code, reply.request.secrets),
         points=seen.cost if seen.points is None else seen.points,
         # An official task that failed and cost nothing was paid back (api-facts 11, row 8).
         refunded=bool(seen.refund)
@@ -841,8 +841,6 @@ def _shown(word: str | None, reply: Reply) -> str | None:
 
 MAX_BODY: Final = 2000
 """How much of a refused answer an error keeps, in characters."""
-MAX_CHECKED: Final = 32_000
-"""The longest answer that is searched for secrets, in characters; more takes seconds."""
 MAX_MESSAGE: Final = 4000
 """How much of a gateway's reason is read, in characters: some quote whole pictures."""
 
@@ -904,8 +902,6 @@ def _issues(issues: Any) -> Iterator[str]:
 
 _IS_CODE: Final = re.compile(r"[a-z]+(?:[_:][a-z]+)+")
 """A reason that is itself a code, as in "task_not_exist"."""
-_CODE: Final = re.compile(r"[\w.:-]{1,64}", re.ASCII)
-"""A code as it may be shown; longer or odder ones are prose, which may quote what was sent."""
 
 
 def _refused_by_status(reply: Reply) -> GatewayError:
@@ -917,14 +913,15 @@ def _no(reply: Reply, status: int, told: Told, happened: str | None = None) -> G
     """Return the error of the first row of the table that fits; *happened*: it was not JSON."""
     text, request_id = _without_request_id((told.message or "")[:MAX_MESSAGE] or None)
     request, secrets = reply.request, reply.request.secrets
-    # What was sent is taken out first: a quoted prompt must not decide what the refusal means.
     shown = redact(text, secrets) if text else None
-    names = told.names | ({shown} if shown and _IS_CODE.fullmatch(shown) else set())
-    row = _row(status, names, shown or "", is_json=happened is None)
+    # What was sent is taken out first: a quoted prompt must not decide what the refusal means.
+    words = without(text, secrets) if text else ""
+    names = told.names | ({words} if _IS_CODE.fullmatch(words) else set())
+    row = _row(status, names, words, is_json=happened is None)
     # Without proof that nothing was accepted, a paid request may have been.
     is_unproven = request.endpoint.replay is Replay.PAID and not row.proof
     fate = Fate.UNKNOWN if is_unproven else row.fate
-    said = f": {_stop(shown)}" if shown else "."
+    said = f": {shown}." if shown else "."
     about_task = row.advice == facts.BASE_URL and status == 404 and request.task_id is not None
     return row.raises(
         happened or f"The gateway refused with status {status}{said}",
@@ -933,11 +930,11 @@ def _no(reply: Reply, status: int, told: Told, happened: str | None = None) -> G
         request.task_id,
         redact(request_id, secrets) if request_id else _header_id(reply),
         reply.status,
-        told.code if told.code and _CODE.fullmatch(redact(told.code, secrets)) else None,
+        shown_code(told.code, secrets),
         shown,
         retry_after(reply.headers, reply.received_at),
         fate,
-        _hidden_text(reply, text_of(reply.body)),
+        _shape(reply),
     )
 
 
@@ -953,23 +950,12 @@ def _row(status: int, codes: Iterable[str], text: str, *, is_json: bool) -> Refu
     )
 
 
-_OWN_WORDS: Final = re.compile(
-    r'("(?:prompt|text|input|caption|image|video|uri|url)\w*\\*"\s*:\s*)'
-    r'\\*"(?:[^"\\]|\\.)*"?',
-    re.IGNORECASE,
-)
-"""Fields that quote what was sent, also where its handle is gone and nobody knows the text."""
-
-
-def _hidden_text(reply: Reply, text: str) -> str:
-    """Return the start of an answer that is no success, without secrets; nothing of a giant."""
-    if len(text) > MAX_CHECKED:
-        return ""  # cut before it is checked, it could end in half a secret
-    return _OWN_WORDS.sub(r'\1"<hidden>"', redact(text, reply.request.secrets))[:MAX_BODY]
-
-
-def _stop(text: str) -> str:
-    return text if text.endswith((".", "!", "?", "。")) else f"{text}."
+def _shape(reply: Reply) -> str:
+    """Return the shape of an answer, without what it quotes: it may quote anything."""
+    try:
+        return redact(outline(decode(reply.body)), reply.request.secrets)
+    except (ValueError, RecursionError):
+        return outline_text(redact(text_of(reply.body[:MAX_BODY]), reply.request.secrets))
 
 
 _REQUEST_ID: Final = re.compile(r"\(request id: ([^)\s]{1,80})\)$", re.IGNORECASE)

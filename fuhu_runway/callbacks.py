@@ -289,6 +289,9 @@ class CallbackReceiver:
                         return self._counted(413), b""
         except TimeoutError:
             return self._counted(408), b""
+        except web.RequestPayloadError:
+            # Such as a body that is not in the encoding that its header names.
+            return self._counted(400), b""
         finally:
             self._reading -= 1
         return 0, bytes(body)

@@ -17,6 +17,7 @@ import aiohttp
 import attrs
 
 from . import hooks as events
+from ._arguments import check
 from ._clock import Clock, LoopClock
 from ._deliveries import ENDPOINT_NAMES, Deliveries
 from ._engine import Engine, Settings
@@ -32,7 +33,7 @@ from ._wire import Reply, Request, ask_balance, ask_task, build, read_balance, r
 from .batch import Batch, Outcome, Source
 from .downloads import Progress, origin_of
 from .downloads import Source as ClipSource
-from .errors import Fate, RunwayError, SubmissionInDoubt
+from .errors import Fate, RunwayError, SubmissionInDoubt, discreet, discreetly_made
 from .journal import Entry, Job, JobState, Journal, Plan, plan_of
 from .models import (
     DEFAULT_MODEL,
@@ -105,6 +106,7 @@ class Client:
         api-facts 1.1 for the addresses, 1.2 and 4 for the callback.
     """
 
+    @discreetly_made
     def __init__(
         self,
         api_key: str | None = None,
@@ -125,6 +127,19 @@ class Client:
         # who hears of it
         hooks: Iterable[events.Listener] = (),
     ) -> None:
+        check(
+            api_key=api_key,
+            base_url=base_url,
+            gateway=gateway,
+            session=session,
+            callback_url=callback_url,
+            callbacks=callbacks,
+            timeouts=timeouts,
+            retry=retry,
+            polling=polling,
+            limits=limits,
+            journal=journal,
+        )
         self._engines: dict[asyncio.AbstractEventLoop, Engine] = {}
         self._closed_in: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
         self._handles: WeakValueDictionary[Name, Task] = WeakValueDictionary()
@@ -230,6 +245,7 @@ class Client:
 
     # Paid calls
 
+    @discreet
     async def submit(self, request: Generation) -> Task:
         """
         Start one piece of work and give its handle: the one way in for every request.
@@ -287,6 +303,7 @@ class Client:
             submitted_at=self._clock.now() - max(0.0, self._clock.wall() - (job.accepted_at or 0)),
         )
 
+    @discreet
     async def submit_job(self, request: Generation, plan: Plan | None) -> Task:
         """Do what `submit` does for a job that the journal knows already; for batches."""
         engine = self._engine()
@@ -327,6 +344,7 @@ class Client:
                     engine.poller.take_told(watch, found)
         return task
 
+    @discreet
     async def generate(
         self,
         prompt: str,
@@ -378,8 +396,8 @@ class Client:
             "seconds": seconds,
             "model": model,
             "style": style,
-            "motion": motion or MotionVector(),
-            "extra": extra or {},
+            "motion": MotionVector() if motion is None else motion,
+            "extra": {} if extra is None else extra,
         }
         if image is None:
             if last_image is not None or image_as_end_frame or flip:
@@ -400,6 +418,7 @@ class Client:
             )
         )
 
+    @discreet
     async def video_to_video(
         self,
         video: str,
@@ -443,10 +462,11 @@ class Client:
                 seconds=seconds,
                 flip=flip,
                 model=model,
-                extra=extra or {},
+                extra={} if extra is None else extra,
             )
         )
 
+    @discreet
     async def act_one(
         self,
         video: str,
@@ -487,7 +507,7 @@ class Client:
                 character_video=character_video,
                 motion_multiplier=motion_multiplier,
                 flip=flip,
-                extra=extra or {},
+                extra={} if extra is None else extra,
             )
         )
 
@@ -510,6 +530,14 @@ class Client:
         Raises:
             UsageError: An argument is wrong, or nothing can be written to *download_to*.
         """
+        check(
+            in_flight=in_flight,
+            download_to=download_to,
+            timeout=timeout,
+            max_points=max_points,
+            retry_failed=retry_failed,
+            overwrite=overwrite,
+        )
         return Batch(
             self,
             prompts,
@@ -590,10 +618,12 @@ class Client:
         Raises:
             UsageError: The id is empty.
         """
+        check(official=official)
         task_id = _checked_id(task_id)
         self._hooks.emit(events.TaskAttached(task_id, self._number))
         return Task(self, task_id, official=official)
 
+    @discreet
     async def feed(self, task_id: str, *, official: bool = False) -> TaskRecord:
         """
         Give what the gateway says about a task now, in one free look.
@@ -615,11 +645,13 @@ class Client:
         Source:
             api-facts 1.6, 2 and 3.
         """
+        check(official=official)
         wire = self._task_request(_checked_id(task_id), official=official)
         record = await self._engine().transport.call(self._discreet(wire), read_task)
         self._settings.outstanding.seen(name_of(wire), record)
         return record
 
+    @discreet
     async def balance(self) -> Balance:
         """
         Give what is left to spend, in the gateway's unit; free.
@@ -856,6 +888,7 @@ class Official:
     def __init__(self, client: Client) -> None:
         self._client = client
 
+    @discreet
     async def image_to_video(
         self,
         image: str,
@@ -906,7 +939,7 @@ class Official:
                 seconds=seconds,
                 seed=seed,
                 watermark=watermark,
-                extra=extra or {},
+                extra={} if extra is None else extra,
             )
         )
 
@@ -950,9 +983,11 @@ def _checked_key(key: object) -> str:
 
 
 def _checked_id(task_id: object) -> str:
-    if not isinstance(task_id, str) or not task_id.strip():
+    check(task_id=task_id)
+    text = str(task_id).strip()
+    if not text:
         raise usage_error("task_id", "The task id is empty.", "Give the id that the submit gave.")
-    return task_id.strip()
+    return text
 
 
 def _checked_session(session: aiohttp.ClientSession | None) -> aiohttp.ClientSession | None:
@@ -977,10 +1012,10 @@ def _check_loop(session: aiohttp.ClientSession | None, loop: asyncio.AbstractEve
 
 
 def _checked_callback(url: str | None) -> str | None:
-    if url is not None and not is_reachable_address(url):
+    if url is not None and (not is_reachable_address(url) or "@" in url):
         raise usage_error(
             "callback_url",
-            "callback_url must be an http(s) URL with a valid host and port.",
+            "callback_url must be an http(s) URL with a valid host and port, and without a user.",
             "Give one, or None.",
         )
     return url
@@ -989,15 +1024,7 @@ def _checked_callback(url: str | None) -> str | None:
 def _checked_receiver(
     callbacks: "CallbackReceiver | None", callback_url: str | None
 ) -> "CallbackReceiver | None":
-    if callbacks is None:
-        return None
-    if not hasattr(callbacks, "deliver"):
-        raise usage_error(
-            "callbacks",
-            f"callbacks is of type {type(callbacks).__name__}.",
-            "Give a CallbackReceiver, made from the public address of your app.",
-        )
-    if callback_url != NOWHERE:
+    if callbacks is not None and callback_url != NOWHERE:
         raise usage_error(
             "callback_url",
             "There are both callback_url and callbacks, and a request has room for one address.",
@@ -1019,16 +1046,18 @@ def _resolved(gateway: Gateway | str | None, base_url: str | None) -> Gateway:
             f"No source names the address of the gateway {row.name!r}.",
             f"Give it as base_url, or set the environment variable {URL_VARIABLE}.",
         )
-    if not is_web_address(url) or any(mark in url for mark in "?#@"):
-        raise usage_error(
-            "base_url",
-            "base_url is no http(s) address of a host.",
-            "Give scheme and host, such as https://api.fuhuapi.com.",
-        )
-    if other is None or row.quota_url is None:
-        return attrs.evolve(row, base_url=url)
     # Whoever moved the gateway elsewhere does not want the key shown to the old host.
-    return attrs.evolve(row, base_url=url, quota_url=url)
+    quota_url = row.quota_url if other is None or row.quota_url is None else url
+    for field, address in (("base_url", url), ("quota_url", quota_url)):
+        if address is None:
+            continue
+        if not is_web_address(address) or any(mark in address for mark in "?#@"):
+            raise usage_error(
+                field,
+                f"{field} is no http(s) address of a host that can exist.",
+                "Give scheme and host, such as https://api.fuhuapi.com.",
+            )
+    return attrs.evolve(row, base_url=url, quota_url=quota_url)
 
 
 def _named(gateway: Gateway | str) -> Gateway:

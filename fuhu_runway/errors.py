@@ -36,8 +36,17 @@ may be logged, pickled and sent around as it is. Durations are in seconds.
 """
 
 import enum
+import functools
+import re
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
 
 import attrs
+
+P = ParamSpec("P")
+T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 
 class Fate(enum.Enum):
@@ -53,6 +62,12 @@ class Fate(enum.Enum):
     """It was turned away for good: the same request will be turned away again."""
 
 
+def sentence(text: str) -> str:
+    """Return *text* with one full stop at its end; words quoted there may bring their own."""
+    ended = text if not text or text.endswith(tuple(".!?。！？…")) else f"{text}."
+    return re.sub(r"(?<!\.)(\.|\.{3}|[!?。！？…])\.$", r"\1", ended)
+
+
 @attrs.define(eq=False, slots=False)
 class RunwayError(Exception):
     """
@@ -62,11 +77,11 @@ class RunwayError(Exception):
     """
 
     #: What happened, in one sentence.
-    happened: str
+    happened: str = attrs.field(converter=sentence)
     #: What it means for the money, in one sentence.
-    money: str
+    money: str = attrs.field(converter=sentence)
     #: What to do next, in one sentence.
-    advice: str
+    advice: str = attrs.field(converter=sentence)
     #: The task concerned, where there is one.
     task_id: str | None = None
     #: The gateway's own name for the exchange, where it gave one; its support asks for it.
@@ -126,7 +141,7 @@ class GatewayError(RunwayError):
     retry_after: float | None = None
     #: What is known about the request.
     fate: Fate = Fate.REJECTED
-    #: The start of the answer, with secrets taken out.
+    #: The shape of the answer with every text in it hidden, as of an `UnreadableReply`.
     body: str = ""
 
 
@@ -243,3 +258,54 @@ class JournalBusy(JournalError):
 @attrs.define(eq=False, slots=False)
 class JournalTooNew(JournalError):
     """A newer version of this package wrote the journal."""
+
+
+# Tools that report errors show the variables of each frame that an error passed. Those of this
+# package hold keys, prompts and answers, and say nothing that the error does not say.
+
+
+def drop_frames(error: E, outer: BaseException | None = None) -> E:
+    """Return *error* without the frames that it, and what it came from, passed; not of *outer*."""
+    waiting: list[BaseException | None] = [error]
+    seen = {id(outer)}
+    while waiting:
+        link = waiting.pop()
+        if link is not None and id(link) not in seen:
+            seen.add(id(link))
+            link.__traceback__ = None
+            waiting += [link.__cause__, link.__context__]
+    return error
+
+
+def discreet(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Have a coroutine function raise its `RunwayError`s without the frames inside of it."""
+
+    @functools.wraps(call)
+    async def discreet_call(*args: P.args, **kwargs: P.kwargs) -> T:
+        __tracebackhide__ = True
+        outer = sys.exception()
+        try:
+            return await call(*args, **kwargs)
+        except RunwayError as error:
+            failure = error
+        del args, kwargs
+        raise drop_frames(failure, outer)
+
+    return discreet_call
+
+
+def discreetly_made(make: Callable[P, None]) -> Callable[P, None]:
+    """Have an `__init__` raise its `RunwayError`s without the frames inside of it."""
+
+    @functools.wraps(make)
+    def discreet_make(*args: P.args, **kwargs: P.kwargs) -> None:
+        __tracebackhide__ = True
+        outer = sys.exception()
+        try:
+            return make(*args, **kwargs)
+        except RunwayError as error:
+            failure = error
+        del args, kwargs
+        raise drop_frames(failure, outer)
+
+    return discreet_make

@@ -10,6 +10,7 @@ process, until the gateway has given a task id: `TaskSubmitted` holds both.
 """
 
 import enum
+import inspect
 import json
 import logging
 import re
@@ -19,7 +20,7 @@ from typing import Any, ClassVar, Final
 import attrs
 
 from .errors import Fate
-from .models import TaskState
+from .models import TaskState, usage_error
 
 # Without a handler of ours, not even one that drops everything: what needs attention, such as a
 # paid task that nobody holds, then shows on stderr also where nobody has set up logging.
@@ -363,9 +364,9 @@ class SubmissionFound(Event):
     task_id: str
 
 
-Listener = Callable[[Event], None]
+Listener = Callable[[Event], object]
 """
-A function that is called with each event.
+A function that is called with each event; a plain one, since it is never awaited.
 
 An object that is called so may also have a method `trace_of`, which is given the number of a
 submission and gives where that is traced, as W3C Trace Context has it (`traceparent`), or None.
@@ -373,11 +374,29 @@ The journal keeps it, so that a later process can link what it does to the same 
 """
 
 
+def _is_async(listener: object) -> bool:
+    return any(map(inspect.iscoroutinefunction, (listener, type(listener).__call__)))
+
+
 class Hooks:
     """The listeners of one client."""
 
     def __init__(self, listeners: Iterable[Listener] = ()) -> None:
-        self._listeners = tuple(listeners)
+        if not isinstance(listeners, Iterable):
+            raise usage_error(
+                "hooks",
+                f"hooks is of type {type(listeners).__name__}.",
+                "Use a list of functions.",
+            )
+        given: tuple[Any, ...] = tuple(listeners)
+        for listener in given:
+            if not callable(listener) or isinstance(listener, type) or _is_async(listener):
+                raise usage_error(
+                    "hooks",
+                    "One of hooks is a class, an async function, or nothing that can be called.",
+                    "Use plain functions: they are called at once and never awaited.",
+                )
+        self._listeners: tuple[Listener, ...] = given
 
     def add(self, listener: Listener) -> None:
         """Have one more listen, from now on."""
@@ -394,7 +413,10 @@ class Hooks:
             LOGGER.log(event.level, "%s", event, extra={"event": event})
         for listener in self._listeners:
             try:
-                listener(event)
+                result = listener(event)
+                if inspect.iscoroutine(result):
+                    result.close()
+                    LOGGER.warning("A hook gave a coroutine, and hooks are never awaited.")
             except Exception:  # noqa: BLE001  (whatever a listener does, the caller goes on)
                 # The listener's own fault may quote what it pleases, so only its place is told.
                 LOGGER.warning("A hook raised on %s and was skipped.", type(event).__name__)

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from ._json import decode
-from ._redact import redact
+from ._redact import is_ipv6, redact
 from .errors import UsageError
 
 MAX_SECONDS: Final = 60
@@ -153,18 +153,34 @@ def _check_flag(instance: object, attribute: "attrs.Attribute[Any]", value: obje
         )
 
 
-# Written as a pattern, since every answer has several addresses and urlsplit costs ten times more.
+# A pattern, since each poll reads several addresses and urlsplit takes ten times as long. A lone
+# surrogate and a control character can be in no address, and no resolver takes a label that is
+# empty or has more than 63 characters.
+_LABEL: Final = r"[^\s\x00-\x1f\x7f/\\?#@:\[\].\ud800-\udfff]{1,63}"
 _WEB_ADDRESS: Final = re.compile(
-    # Half a character (a lone surrogate) is in no address, and could not be sent.
-    r"https?://(?:[^\s/?#@\ud800-\udfff]*@)?(?:\[[0-9a-f:.]+\]|[^\s/?#@:\[\]\ud800-\udfff]+)"
-    r"(?::\d{0,5})?(?:[/?#][^\s\0\ud800-\udfff]*)?",
+    rf"https?://(?:[^\s/?#@\x00-\x1f\x7f\ud800-\udfff]*@)?"
+    rf"(?:\[(?P<ipv6>[0-9a-f:.]+)\]|(?P<host>{_LABEL}(?:\.{_LABEL})*\.?))"
+    r"(?::(?:[0-5]?[0-9]{0,4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
+    r"(?:[/?#][^\s\x00-\x1f\x7f\ud800-\udfff]*)?",
     re.IGNORECASE,
 )
 
 
 def is_web_address(text: object) -> bool:
-    """Tell whether *text* is an absolute http or https address with a host."""
-    return isinstance(text, str) and _WEB_ADDRESS.fullmatch(text) is not None
+    """Return whether *text* is an absolute http or https address that a request can be sent to."""
+    found = _WEB_ADDRESS.fullmatch(text) if isinstance(text, str) else None
+    if found is None:
+        return False
+    if found["host"] is None:
+        return is_ipv6(found["ipv6"])
+    return found["host"].isascii() or _has_ascii_form(found["host"])
+
+
+def _has_ascii_form(host: str) -> bool:
+    try:
+        return bool(host.encode("idna"))
+    except UnicodeError:
+        return False
 
 
 _HOST: Final = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?", re.IGNORECASE)

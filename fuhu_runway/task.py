@@ -1,16 +1,18 @@
 """The handles a user holds on something paid for: `Task` to wait with, `Clip` to save from."""
 
+import inspect
 import os
 from collections.abc import AsyncIterator, Callable, Generator
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
+from ._arguments import check
 from ._notebook import clip_view, task_view
 from ._polling import Poller, Watch
 from .downloads import MAX_CLIP_BYTES, Progress, check_vacant, of_a_paid_clip
-from .errors import ClipMissing, TaskCanceled, TaskFailed, UsageError
-from .models import DEAD_ENDS, DEFAULT_WAIT, Generation, TaskRecord, TaskState, usage_error
+from .errors import ClipMissing, TaskCanceled, TaskFailed, UsageError, discreet
+from .models import DEAD_ENDS, DEFAULT_WAIT, Generation, TaskRecord, TaskState
 
 
 class Home(Protocol):
@@ -114,8 +116,8 @@ class Task:
         Args:
             timeout: How long to wait at the most, in seconds; None waits for ever. When it is
                 over, the task goes on and may be waited for again.
-            on_update: Called with the record at each change of state or progress. What it raises
-                ends this wait.
+            on_update: Called with the record at each change of state or progress; may be an
+                async function, which is awaited. What it raises ends this wait.
 
         Raises:
             TaskFailed: The work failed, or was cancelled (`TaskCanceled`).
@@ -129,12 +131,15 @@ class Task:
         Source:
             api-facts 1.6, 3.4, 5.4 and 5.6.
         """
+        check(timeout=timeout, on_update=on_update)
         if on_update is None:
             poller, watch = self._home.watch_over(self)
             self._watch = watch
-            return self._clip(await poller.settled(watch, _checked(timeout)))
+            return self._clip(await poller.settled(watch, timeout))
         async for record in self.updates(timeout=timeout):
-            on_update(record)
+            reaction = on_update(record)
+            if inspect.isawaitable(reaction):
+                await reaction
         return self._clip(self._settled_record())
 
     async def updates(self, *, timeout: float | None = DEFAULT_WAIT) -> AsyncIterator[TaskRecord]:
@@ -147,9 +152,10 @@ class Task:
         Args:
             timeout: How long to follow it at the most, in seconds; None follows for ever.
         """
+        check(timeout=timeout)
         poller, watch = self._home.watch_over(self)
         self._watch = watch
-        deadline = poller.deadline(_checked(timeout))
+        deadline = poller.deadline(timeout)
         version = watch.version
         if watch.record is not None:
             yield watch.record
@@ -263,6 +269,7 @@ class Clip:
         """Where it is; temporary, and as good as a key to it."""
         return self.record.video_url or ""
 
+    @discreet
     async def download(
         self,
         path: str | os.PathLike[str],
@@ -300,8 +307,8 @@ class Clip:
             api-facts 5.7.
         """
         try:
-            _check_saving(overwrite, max_bytes, on_progress)
-            target = check_vacant(_path_of(path), overwrite=overwrite)
+            check(path=path, overwrite=overwrite, max_bytes=max_bytes, on_progress=on_progress)
+            target = check_vacant(Path(path), overwrite=overwrite)
         except UsageError as error:
             raise of_a_paid_clip(error, self.id) from error.__cause__
         self._file = await self._home.save(
@@ -324,28 +331,6 @@ class Clip:
         return self.video_url
 
 
-def _path_of(path: object) -> Path:
-    try:
-        return Path(path)  # type: ignore[arg-type]
-    except TypeError as exc:
-        kind = type(path).__name__
-        raise usage_error("path", f"path is of type {kind}.", "Use a str or a Path.") from exc
-
-
-def _check_saving(overwrite: object, max_bytes: object, on_progress: object) -> None:
-    if not isinstance(overwrite, bool):
-        kind = type(overwrite).__name__
-        raise usage_error("overwrite", f"overwrite is of type {kind}.", "Use True or False.")
-    if not isinstance(max_bytes, int) or isinstance(max_bytes, bool) or max_bytes < 1:
-        raise usage_error(
-            "max_bytes", "max_bytes is no whole number from 1 on.", "Use a number of bytes."
-        )
-    if on_progress is not None and not callable(on_progress):
-        raise usage_error(
-            "on_progress", "on_progress cannot be called.", "Use a function of one argument."
-        )
-
-
 def _beside_the_notebook(file: Path | None) -> str | None:
     """Give the address of a file for pages of this folder; None where they cannot reach it."""
     if file is None or not file.is_file():
@@ -355,9 +340,3 @@ def _beside_the_notebook(file: Path | None) -> str | None:
     except (ValueError, OSError):
         return None
     return quote(os.fsencode(place.as_posix()))
-
-
-def _checked(timeout: float | None) -> float | None:
-    if timeout is not None and not timeout >= 0:  # catches NaN, which is neither
-        raise usage_error("timeout", f"timeout is {timeout}.", "Use seconds from 0 on, or None.")
-    return timeout

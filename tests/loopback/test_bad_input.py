@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from support.clients import QUICK_RETRY, quick_client
 from support.secrets import told
-from support.servers import raw_server, reply
+from support.servers import free_port, raw_server, reply
 
 from fuhu_runway import Client
 from fuhu_runway.errors import (
@@ -105,9 +105,10 @@ async def test_an_address_that_moved(call: str) -> None:
 
 
 @pytest.mark.parametrize("call", [call for call in CALLS if call not in {"wait", "refresh"}])
-async def test_a_host_that_is_none(call: str) -> None:
-    """A port that there is none of is `NotSent`: nothing left this machine."""
-    async with Client(KEY, base_url="http://127.0.0.1:99999", retry=QUICK_RETRY) as client:
+async def test_a_port_where_nobody_listens(call: str) -> None:
+    """It is `NotSent`: nothing left this machine."""
+    url = f"http://127.0.0.1:{free_port()}"
+    async with Client(KEY, base_url=url, retry=QUICK_RETRY) as client:
         assert isinstance(await ending(client, call), NotSent)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -61,11 +62,13 @@ def _length(head: bytes) -> int:
 
 
 @asynccontextmanager
-async def raw_server(*answers: bytes | None, closes: bool = False) -> AsyncIterator[RawServer]:
+async def raw_server(
+    *answers: bytes | None, closes: bool = False, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[RawServer]:
     """Serve *answers* on a free port of this machine."""
     raw = RawServer(list(answers), closes)
     raw.may_answer.set()
-    server = await asyncio.start_server(raw.talk, "127.0.0.1", 0)
+    server = await asyncio.start_server(raw.talk, "127.0.0.1", 0, ssl=tls)
     raw.port = server.sockets[0].getsockname()[1]
     try:
         yield raw

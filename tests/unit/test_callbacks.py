@@ -401,6 +401,22 @@ async def test_a_body_without_end_is_cut_off(site: Web) -> None:
     assert site.scene.receiver._reading == 0
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+async def test_a_body_that_is_not_in_its_encoding_is_refused(site: Web, encoding: str) -> None:
+    """It is the sender's fault, 4xx, and not ours; nothing is heard of it."""
+    post = f"/any/{site.scene.token()}", b"no such encoding"
+    url, headers = f"{site.base}{post[0]}", {"Content-Encoding": encoding}
+    async with site.session.post(url, data=_pieces(post[1]), headers=headers) as response:
+        assert response.status == 400
+    assert site.scene.client.told == []
+    assert site.scene.receiver._reading == 0
+
+
+async def _pieces(content: bytes) -> AsyncIterator[bytes]:
+    """Give a body as it is, which the session does not encode as the header says."""
+    yield content
+
+
 async def test_an_unknown_address_is_answered_unread(site: Web) -> None:
     """Whoever knows no address is not even listened to: the 404 comes before the body ends."""
     try:

@@ -127,6 +127,12 @@ def test_a_bad_key_is_told_at_once(key: Any) -> None:
         "https://user:word@api.fuhuapi.com",
         "https://[::1",
         "file:///etc/passwd",
+        "https://api..fuhuapi.com",
+        "https://" + "a" * 70 + ".example",
+        "https://\u00ad.example",
+        "https://api.fuhuapi.com:99999",
+        "https://api.fuhuapi.com/\x00",
+        "https://user@api.fuhuapi.com",
     ],
 )
 def test_an_odd_address_is_told_at_once(url: str) -> None:
@@ -134,6 +140,14 @@ def test_an_odd_address_is_told_at_once(url: str) -> None:
     with pytest.raises(UsageError) as caught:
         Client("sk-1", base_url=url)
     assert caught.value.field == "base_url"
+
+
+@pytest.mark.parametrize("url", ["https://query..example", "https://u@query.example", "query"])
+def test_an_odd_address_of_the_balance_is_told_at_once(url: str) -> None:
+    """The key stands in that address, so that it has to be a host's as well."""
+    with pytest.raises(UsageError) as caught:
+        Client("sk-1", gateway=Gateway("own", HERE, quota_url=url))
+    assert caught.value.field == "quota_url"
 
 
 def test_a_gateway_without_an_address_needs_one() -> None:

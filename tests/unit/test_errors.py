@@ -160,6 +160,27 @@ def test_each_error_carries_a_traceback_and_notes(kind: type[RunwayError]) -> No
 
 
 @pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("The task failed: rejected", "The task failed: rejected."),
+        ("The task failed: rejected.", "The task failed: rejected."),
+        ("The task failed: rejected..", "The task failed: rejected."),
+        ("The task failed: no!.", "The task failed: no!"),
+        ("The task failed: why?.", "The task failed: why?"),
+        ("The task failed: 不行。.", "The task failed: 不行。"),
+        ("The task failed: a busy stre....", "The task failed: a busy stre..."),
+        ("Wait...", "Wait..."),
+        ("Wait….", "Wait…"),
+        ("", ""),
+    ],
+)
+def test_a_sentence_has_one_stop(text: str, said: str) -> None:
+    """Each of the three sentences ends once, whatever a gateway's words in it end with."""
+    error = errors.NotSent(text, text, text)
+    assert (error.happened, error.money, error.advice) == (said, said, said)
+
+
+@pytest.mark.parametrize(
     ("kind", "fate"),
     [
         (errors.TransportError, Fate.UNKNOWN),

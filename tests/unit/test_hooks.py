@@ -1,3 +1,4 @@
+import functools
 import json
 import logging
 import pickle
@@ -7,7 +8,7 @@ import attrs
 import pytest
 
 from fuhu_runway import hooks
-from fuhu_runway.errors import Fate
+from fuhu_runway.errors import Fate, UsageError
 from fuhu_runway.hooks import Event, Hooks, TaskSubmitted
 from fuhu_runway.models import TaskState
 
@@ -89,6 +90,29 @@ def test_a_listener_that_raises_is_skipped_and_told_of(caplog: pytest.LogCapture
         "A hook raised on TaskSubmitted and was skipped."
     ]
     assert "marked" not in caplog.text
+
+
+class Async:
+    async def __call__(self, event: Event) -> None:
+        """Would have to be awaited."""
+
+
+async def hear(event: Event) -> None:
+    """Would have to be awaited."""
+
+
+@pytest.mark.parametrize("listener", [hear, Async(), functools.partial(hear)], ids=repr)
+def test_an_async_listener_is_refused(listener: Any) -> None:
+    """It would never be awaited, so that it is told when it is given."""
+    with pytest.raises(UsageError, match="async function") as caught:
+        Hooks([listener])
+    assert caught.value.field == "hooks"
+
+
+def test_a_listener_that_gives_a_coroutine_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """That shows only when it is called; the coroutine is closed, and nothing warns later."""
+    Hooks([lambda event: hear(event)]).emit(EVENTS[0])  # noqa: PLW0108  (not seen to be async)
+    assert "never awaited" in caplog.text
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])

@@ -261,7 +261,7 @@ def test_a_value_is_shown_short_and_without_secrets() -> None:
     """Of a long value the start is shown, and of an address nothing."""
     with pytest.raises(UsageError) as caught:
         text(ratio="wide " * 1000)
-    assert caught.value.happened == f"ratio is {('wide ' * 100)!r:.57}...."
+    assert caught.value.happened == f"ratio is {('wide ' * 100)!r:.57}..."
     with pytest.raises(UsageError) as caught:
         text(ratio=IMAGE)
     assert caught.value.happened == "ratio is '<url>'."
@@ -398,7 +398,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
 def test_the_policies_are_the_promised_ones() -> None:
     """The default schedule is 2 s, x1.5, 15 s, and the time-outs leave a slow submit its time."""
     assert attrs.astuple(Timeouts()) == (5.0, 60.0, 300.0)
-    assert attrs.astuple(PollPolicy()) == (2.0, 1.5, 15.0, 0.1, True, 60.0, 60.0, 60.0)
+    assert attrs.astuple(PollPolicy()) == (2.0, 1.5, 15.0, 0.1, True, 60.0, 300.0, 60.0)
     assert attrs.astuple(Limits()) == (None, 100, None)
     assert attrs.astuple(RetryPolicy()) == (5, 0.5, 2.0, 30.0, 120.0)
     assert models.DEFAULT_WAIT == 1800.0
@@ -472,13 +472,56 @@ def test_extra_is_a_copy() -> None:
 # Addresses
 
 
-@pytest.mark.parametrize("value", ["http://x", "https://x.example/?a#b", "HTTP://USER@X:80/图"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "http://x",
+        "https://x.example/?a#b",
+        "HTTP://USER@X:80/图",
+        "https://x.example.:65535",
+        "https://x_y.example:",
+        "https://" + "a" * 63 + ".example",
+        "https://图片.example/1",
+        "https://💩.example",
+        "https://[::1]:80/",
+        "https://[::ffff:10.0.0.1]",
+    ],
+)
 def test_a_web_address_has_scheme_and_host(value: str) -> None:
     """Absolute http and https addresses are taken, in any case, with any port, path and query."""
     assert is_web_address(value)
 
 
-@pytest.mark.parametrize("value", [*NO_ADDRESSES, None, "null", "//x.example/1", "http://?a", []])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *NO_ADDRESSES,
+        None,
+        "null",
+        "//x.example/1",
+        "http://?a",
+        [],
+        # hosts that no resolver takes
+        "https://a..example/",
+        "https://.example/",
+        "https://user@a..example/",
+        "https://" + "a" * 64 + ".example",
+        "https://" + "图" * 64 + ".example",
+        "https://a。。example",
+        "https://\u00ad.example",
+        "https://[::::]/",
+        "https://[1.2.3.4]/",
+        "https://a\\b.example/",
+        # ports that there are none of
+        "https://a.example:65536/",
+        "https://a.example:99999/",
+        "https://a.example:٣/",
+        # control characters
+        "https://a\x01.example/",
+        "https://a.example/\x01",
+        "https://a.example/\x7f",
+    ],
+)
 def test_anything_else_is_no_web_address(value: Any) -> None:
     """Words, other schemes, relative addresses, broken ones and other types are no addresses."""
     assert not is_web_address(value)

@@ -1,8 +1,18 @@
+import html
+import json
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import pytest
 
-from fuhu_runway._redact import outline, outline_text, redact
+from fuhu_runway._redact import (
+    MAX_SHOWN,
+    outline,
+    outline_text,
+    redact,
+    shown_code,
+    without,
+)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +81,117 @@ def test_whatever_looks_like_a_secret_is_hidden(text: str, shown: str) -> None:
 def test_a_secret_is_hidden_however_it_is_quoted(secret: str, text: str, shown: str) -> None:
     """Trimmed, folded, in other letters or inside of JSON, what was sent is not shown."""
     assert redact(text, [secret]) == shown
+
+
+LONG = 'A "cat" & dogs, <b>über</b> the 城市 wall\nat 100% + more'
+QUOTED = {
+    "json": json.dumps(LONG),
+    "json of its own letters": json.dumps(LONG, ensure_ascii=False),
+    "json twice": json.dumps(json.dumps(LONG)),
+    "json three times": json.dumps(json.dumps(json.dumps(LONG))),
+    "html": html.escape(LONG),
+    "html twice": html.escape(html.escape(LONG)),
+    "html by numbers": "".join(f"&#{ord(sign)};" for sign in LONG),
+    "html by hexadecimal numbers": "".join(f"&#x{ord(sign):X};" for sign in LONG),
+    "url": quote(LONG),
+    "url of a form": quote_plus(LONG),
+    "url twice": quote(quote(LONG)),
+    "html in json": json.dumps(html.escape(LONG)),
+    "other letters": LONG.upper(),
+    "folded": " ".join(LONG.split()),
+    "its middle": LONG[8:32],
+    "its start": LONG[:24],
+    "its end": LONG[-24:],
+    "its start, cut": LONG[:9] + "...",
+    "its start, cut by one sign": LONG[:9] + "…",
+}
+
+
+@pytest.mark.parametrize("quoted", QUOTED.values(), ids=QUOTED.keys())
+def test_every_spelling_of_a_prompt_is_hidden(quoted: str) -> None:
+    """Escaped, also several times, cut off or in part: no word of it is left."""
+    shown = redact(f"not allowed: '{quoted}' is refused", [LONG])
+    assert shown.startswith("not allowed: '")
+    assert shown.endswith("' is refused")
+    for word in ("cat", "CAT", "dogs", "DOGS", "ber", "wall", "WALL", "more"):
+        assert word not in shown.removeprefix("not allowed").removesuffix("refused")
+
+
+@pytest.mark.parametrize(
+    ("secret", "text", "shown"),
+    [
+        ("a busy street", "no: a busy stre...", "no: <hidden>..."),
+        ("a busy street", "no: A BUSY stre… (2)", "no: <hidden>… (2)"),
+        ("a busy street", "no: a busy stre", "no: <hidden>"),
+        ("a busy street", "no: a bu... wait", "no: a bu... wait"),
+        ("a busy street", "the line is busy...", "the line is busy..."),
+        ("sk-marked-key-12345678", "bad key marked-key-12345678", "bad key <hidden>"),
+        ("sk-marked-key-12345678", "bad key (marked-key-1...)", "bad key (<hidden>...)"),
+        ("sk-x", "x is bad", "x is bad"),
+        ("x", "ax x_ 9x", "ax x_ 9x"),
+        ("C:\\new", 'at "C:\\\\new"', 'at "<hidden>"'),
+        ("a\x08b\x0cc", r"a\bb\fc", "<hidden>"),
+        ("\U0001f431 cat", r"no \ud83d\udc31 cat", "no <hidden>"),
+        ("İstanbul", "no İSTANBUL", "no <hidden>"),
+    ],
+)
+def test_a_part_of_a_secret_is_hidden(secret: str, text: str, shown: str) -> None:
+    """Its start where it is cut off, a key without its prefix, and no word that only looks so."""
+    assert redact(text, [secret]) == shown
+
+
+def test_a_long_text_is_cut_before_it_is_read() -> None:
+    """Eight megabytes of a refusal are neither read for a second nor shown."""
+    shown = redact("the prompt a busy street " * 400_000, ["a busy street"])
+    assert shown.startswith("the prompt <hidden> the prompt <hidden> ")
+    assert len(shown) <= MAX_SHOWN + 1
+    assert shown.endswith("…")
+
+
+def test_what_a_cut_leaves_of_a_secret_is_hidden() -> None:
+    """The cut goes through a prompt, of which the first half is no less secret."""
+    text = "x" * (MAX_SHOWN - 8) + "a busy street"
+    assert redact(text, ["a busy street"]) == "x" * (MAX_SHOWN - 8) + "<hidden>…"
+
+
+@pytest.mark.parametrize("filler", ["\\", "\\u00", "%25", "&amp;", "...", "a", "&#", "+ "])
+def test_escapes_cost_no_time(filler: str) -> None:
+    """Escapes without end, in the text and in the secret, are read once each."""
+    secret = filler * (1_000_000 // len(filler))
+    redact(secret + "x", [secret, secret[1:]])
+
+
+def test_a_search_does_not_find_what_we_sent() -> None:
+    """A prompt that is quoted says nothing about the gateway; what stands beside it does."""
+    assert without("not allowed: 'a busy street'", ["a busy street"]) == "not allowed: ' '"
+    assert without("not allowed: 'a busy stre...'", ["a busy street"]) == "not allowed: ' ...'"
+    assert without("we are busy: a%20busy%20street", ["a busy street"]) == "we are busy:  "
+    assert without("at https://a.example: busy", ["a busy street"]) == (
+        "at https://a.example: busy"
+    )
+    assert len(without("busy " * 100_000, ["x"])) == MAX_SHOWN
+
+
+@pytest.mark.parametrize(
+    ("code", "shown"),
+    [
+        ("task_not_exist", "task_not_exist"),
+        ("SAFETY.INPUT:3", "SAFETY.INPUT:3"),
+        ("400", "400"),
+        ("a" * 64, "a" * 64),
+        ("a" * 65, None),
+        ("two words", None),
+        ("代码", None),
+        ("", None),
+        (None, None),
+        ("marked", None),
+        ("sk-abc", None),
+        ("10.0.0.1", None),
+    ],
+)
+def test_a_code_is_shown_if_it_is_one(code: str | None, shown: str | None) -> None:
+    """Whatever else stands in its place, and whatever quotes a secret, is not."""
+    assert shown_code(code, ["marked"]) == shown
 
 
 def test_the_longer_of_two_secrets_goes_first() -> None:

@@ -221,6 +221,13 @@ async def test_a_failure_tells_its_reason(
     assert error.task_id == "t-1"
 
 
+async def test_a_reason_that_ends_in_a_stop_gets_no_second(home: Home) -> None:
+    """Sentences are put together in one place, whatever the gateway's own words end with."""
+    home.scene.feed.says(record(state=TaskState.FAILED, message="rejected."))
+    error = await ended(home, asyncio.ensure_future(home.task().wait()))
+    assert str(error).startswith("The task failed: rejected. The gateway did not say")
+
+
 async def test_a_failure_without_a_word(home: Home) -> None:
     """It says that it failed, and that nothing is known of the points."""
     home.scene.feed.says(record(state=TaskState.FAILED))
@@ -254,6 +261,28 @@ async def test_a_timeout_that_is_none_is_a_usage_error(home: Home, timeout: floa
     with pytest.raises(UsageError):
         await home.task().wait(timeout=timeout, on_update=id)
     assert home.scene.has_nothing_left()
+
+
+async def test_an_async_function_hears_updates(home: Home) -> None:
+    """It is awaited, and what it raises ends the wait, as with a plain one."""
+    home.scene.feed.says(record(progress=0.5), done())
+    heard: list[TaskRecord] = []
+
+    async def hear(one: TaskRecord) -> None:
+        await asyncio.sleep(0)
+        heard.append(one)
+
+    task = home.task()
+    waiting = asyncio.ensure_future(task.wait(on_update=hear))
+    await home.scene.clock.advance(30)
+    assert (await waiting).record == done()
+    assert heard == [record(progress=0.5), done()]
+
+    async def fail(one: TaskRecord) -> None:
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        await task.wait(on_update=fail)
 
 
 async def test_waiting_for_ever_has_no_deadline(home: Home) -> None:

@@ -9,23 +9,23 @@ import attrs
 import pytest
 from support.clients import QUICK_RETRY, Ear, others
 from support.clock import ManualClock, settle, until
-from support.secrets import chain, told
+from support.secrets import chain, in_frames, told
 from support.servers import free_port, raw_server, reply, silent_server
 
 from fuhu_runway._clock import Clock
 from fuhu_runway._gateway import ENDPOINTS
 from fuhu_runway._limits import Gate
-from fuhu_runway._transport import MAX_ANSWER_BYTES, StreamBroken, Transport, translate
+from fuhu_runway._transport import MAX_ANSWER_BYTES, Body, StreamBroken, Transport
 from fuhu_runway._wire import Reply, Request, read_task
 from fuhu_runway.errors import (
     Fate,
     GatewayDown,
+    InvalidRequest,
     NoReply,
     NotSent,
     RateLimited,
     RunwayError,
     SubmissionInDoubt,
-    TransportError,
     Unauthorized,
     UsageError,
 )
@@ -111,6 +111,34 @@ async def test_a_redirect_is_an_answer(make: Make) -> None:
     async with raw_server(reply(status="307 Away", Location="/elsewhere")) as server:
         answer = await make().send(paid(server.url))
         assert (answer.status, len(server.requests)) == (307, 1)
+
+
+@pytest.mark.parametrize("status", [101, 199, 303, 425, 499, 600, 999])
+async def test_every_status_is_an_answer(make: Make, status: int) -> None:
+    """What it means is read elsewhere; nothing of the library's own is raised about it."""
+    async with raw_server(reply(b"{}", f"{status} Odd"), closes=True) as server:
+        if status == 199:
+            # One that announces another answer, which does not come.
+            with pytest.raises(NoReply):
+                await make().send(paid(server.url))
+        else:
+            assert (await make().send(paid(server.url))).status == status
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content_Security_Policy": "a" * 8_200},
+        {"Content_Security_Policy": "a" * 65_000},
+        {f"X_{number}": "a" for number in range(250)},
+    ],
+    ids=["8200 bytes", "65000 bytes", "250 of them"],
+)
+async def test_large_headers_are_read(make: Make, headers: dict[str, str]) -> None:
+    """What proxies and security policies add does not cost the answer to a paid request."""
+    async with raw_server(reply(b"{}", **headers)) as server:
+        assert (await make().send(paid(server.url))).status == 200
 
 
 async def test_an_endless_answer_is_cut(make: Make) -> None:
@@ -251,31 +279,109 @@ async def test_an_error_tells_no_address(make: Make) -> None:
     assert "ClientConnectorError" in str(caught.value.__cause__)
 
 
-async def test_the_librarys_own_error_is_the_cause(make: Make) -> None:
-    """Where its words hold nothing secret, the original is the cause, and the only one."""
+async def test_what_the_library_said_is_the_cause(make: Make) -> None:
+    """What it said is the cause, and the only one, without the frames that hold the key."""
     async with raw_server(None) as server:
         with pytest.raises(NoReply) as caught:
             await make().send(free(server.url))
-    assert isinstance(caught.value.__cause__, aiohttp.ServerDisconnectedError)
+    assert str(caught.value.__cause__) == "ServerDisconnectedError: Server disconnected"
     assert len(list(chain(caught.value))) == 2
 
 
-def test_each_of_the_librarys_errors_has_a_fate() -> None:
-    """Only what provably failed before sending is UNSENT (house rule for `Fate`)."""
-    unsent = (aiohttp.ConnectionTimeoutError("late"), aiohttp.InvalidURL("odd"))
-    unknown = (
-        aiohttp.ServerDisconnectedError(),
-        aiohttp.ClientOSError("reset"),
-        aiohttp.SocketTimeoutError("late"),
-        aiohttp.ClientPayloadError("cut"),
-        TimeoutError(),
-        ConnectionResetError(),
-    )
-    for errors, fate in ((unsent, Fate.UNSENT), (unknown, Fate.UNKNOWN)):
-        for error in errors:
-            failure = translate(error, paid("http://127.0.0.1/"))
-            assert isinstance(failure, TransportError)
-            assert failure.fate is fate, error
+IMPOSSIBLE = [
+    "https://api..fuhuapi.com/",
+    "https://" + "a" * 70 + ".example/",
+    "https://\u00ad.example/",
+    "https://a\ud800.example/",
+    "https://[::1/",
+    "https://a.example:port/",
+    "https://",
+    "ftp://a.example/",
+    "",
+]
+
+
+def looks(url: str) -> Request:
+    """Give a request without a body."""
+    return Request(ENDPOINTS["official_task"], url, {}, task_id="t-1")
+
+
+@pytest.mark.parametrize("url", IMPOSSIBLE)
+@pytest.mark.parametrize("kind", [paid, free, looks], ids=lambda kind: kind.__name__)
+async def test_an_address_that_cannot_be_is_not_sent(
+    make: Make, kind: Callable[[str], Request], url: str
+) -> None:
+    """Whatever the library raises about it, nothing was written, and the error says so."""
+    with pytest.raises(NotSent) as caught:
+        await make().send(kind(url))
+    assert caught.value.fate is Fate.UNSENT
+
+
+class Odd(Exception):
+    """What a package beside aiohttp may raise."""
+
+
+class OddResolver(aiohttp.abc.AbstractResolver):
+    async def resolve(self, host: str, port: int = 0, family: Any = 0) -> list[Any]:
+        raise Odd(KEY)
+
+    async def close(self) -> None:
+        """Hold nothing."""
+
+
+class OddAnswer(aiohttp.ClientResponse):
+    async def start(self, connection: Any) -> Any:
+        await super().start(connection)
+        raise Odd(KEY)
+
+
+async def test_an_error_of_any_class_before_the_body_is_not_sent(make: Make) -> None:
+    """What a borrowed session's own resolver raises says by its place that nothing was written."""
+    connector = aiohttp.TCPConnector(resolver=OddResolver())
+    async with aiohttp.ClientSession(connector=connector) as session:
+        with pytest.raises(NotSent, match="Odd") as caught:
+            await make(session=session).send(paid("http://gateway.invalid/"))
+    assert told(caught.value, [KEY]) == in_frames(caught.value, [KEY]) == []
+
+
+async def test_an_error_of_any_class_after_the_body_is_unknown(make: Make) -> None:
+    """A paid request that was written may have been accepted, whatever is raised then."""
+    async with (
+        aiohttp.ClientSession(response_class=OddAnswer) as session,
+        raw_server(reply()) as server,
+    ):
+        with pytest.raises(NoReply, match="Odd") as caught:
+            await make(session=session).send(paid(server.url))
+        assert len(server.requests) == 1
+    assert caught.value.fate is Fate.UNKNOWN
+    assert told(caught.value, [KEY]) == in_frames(caught.value, [KEY]) == []
+
+
+@pytest.mark.parametrize("answer", BROKEN.values(), ids=BROKEN.keys())
+async def test_no_frame_of_a_failure_holds_a_secret(make: Make, answer: bytes | None) -> None:
+    """Neither key, body nor address is in a variable that a traceback would show."""
+    async with raw_server(answer, closes=True) as server:
+        with pytest.raises(NoReply) as caught:
+            await make().send(paid(f"{server.url}marked-path?key={KEY}"))
+    secrets = [KEY, '{"prompt', "marked-path", "127.0.0.1"]
+    assert in_frames(caught.value, secrets) == []
+
+
+async def test_no_frame_of_a_refusal_holds_the_answer(make: Make) -> None:
+    """A gateway may quote anything in it."""
+    refusal = reply(b'{"error": {"message": "no", "quoted": "marked-prompt"}}', "400 Bad")
+    async with raw_server(refusal) as server:
+        with pytest.raises(InvalidRequest) as caught:
+            await make().once(free(server.url), read_task)
+    assert in_frames(caught.value, ["marked-prompt"]) == []
+
+
+async def test_a_middleware_may_read_the_body() -> None:
+    """Such as one of a borrowed session that signs requests."""
+    body = Body('{"prompt": "小猫"}'.encode())
+    assert body.decode() == '{"prompt": "小猫"}'
+    assert body.size == 20
+    assert not body.is_begun
 
 
 # Repeating

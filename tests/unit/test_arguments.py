@@ -1,0 +1,176 @@
+import math
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.clients import quick_client
+
+from fuhu_runway import Client, Task
+from fuhu_runway.callbacks import CallbackReceiver
+from fuhu_runway.errors import UsageError
+from fuhu_runway.journal import Journal
+from fuhu_runway.models import Gateway, Limits, PollPolicy, RetryPolicy, Timeouts
+from fuhu_runway.testing import Simulator
+
+HERE = "http://127.0.0.1:1"
+
+
+@pytest.fixture
+async def idle() -> AsyncIterator[Simulator]:
+    """A gateway that has to stay unasked."""
+    async with Simulator() as gateway:
+        yield gateway
+        assert gateway.requests == ()
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("api_key", 5),
+        ("api_key", b"sk-1"),
+        ("base_url", 5),
+        ("base_url", Path("x")),
+        ("gateway", 5),
+        ("gateway", Gateway),
+        ("session", "x"),
+        ("callback_url", 5),
+        ("callbacks", 5),
+        ("callbacks", CallbackReceiver),
+        ("timeouts", 30),
+        ("timeouts", 0),
+        ("timeouts", Timeouts),
+        ("retry", 3),
+        ("retry", RetryPolicy),
+        ("polling", {}),
+        ("polling", PollPolicy),
+        ("limits", 10),
+        ("limits", False),
+        ("limits", Limits),
+        ("journal", 5),
+        ("journal", Journal),
+        ("journal", b"run.db"),
+        ("hooks", print),
+        ("hooks", 5),
+        ("hooks", "log"),
+        ("hooks", [5]),
+        ("hooks", [dict]),
+    ],
+)
+def test_a_client_names_the_argument_that_does_not_fit(argument: str, value: Any) -> None:
+    """A wrong type, also an empty one, and a class in place of an instance."""
+    with pytest.raises(UsageError) as caught:
+        Client(**{"api_key": "sk-1", "base_url": HERE, argument: value})
+    assert caught.value.field == argument
+    assert caught.value.money == "Nothing was sent or charged."
+    assert caught.value.advice.startswith("Use ")
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("in_flight", 2.5),
+        ("in_flight", True),
+        ("in_flight", "3"),
+        ("in_flight", 0),
+        ("in_flight", None),
+        ("in_flight", 10**9),
+        ("download_to", 3),
+        ("download_to", b"clips"),
+        ("timeout", "60"),
+        ("timeout", True),
+        ("timeout", math.nan),
+        ("timeout", -1),
+        ("timeout", 10**400),
+        ("max_points", "3"),
+        ("max_points", -1.0),
+        ("max_points", math.nan),
+        ("retry_failed", 1),
+    ],
+)
+async def test_a_batch_names_the_argument_that_does_not_fit(
+    idle: Simulator, argument: str, value: Any
+) -> None:
+    """Made as a batch or as a loop, it ends before a prompt is read or sent."""
+    async with quick_client(idle) as client:
+        with pytest.raises(UsageError) as caught:
+            client.batch(["a kitten"], **{argument: value})
+        assert caught.value.field == argument
+        with pytest.raises(UsageError) as caught:
+            await anext(client.generate_many(["a kitten"], **{argument: value}))
+        assert caught.value.field == argument
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("timeout", "60"), ("timeout", False), ("timeout", [1]), ("on_update", 5)],
+)
+async def test_a_wait_names_the_argument_that_does_not_fit(
+    idle: Simulator, argument: str, value: Any
+) -> None:
+    """Before the gateway is asked."""
+    async with quick_client(idle) as client:
+        with pytest.raises(UsageError) as caught:
+            await client.task("t-1").wait(**{argument: value})
+        assert caught.value.field == argument
+        assert client.outstanding == ()
+
+
+async def test_updates_name_their_argument(idle: Simulator) -> None:
+    """With the first step of the loop."""
+    async with quick_client(idle) as client:
+        with pytest.raises(UsageError) as caught:
+            await anext(client.task("t-1").updates(timeout="60"))  # type: ignore[arg-type]
+        assert caught.value.field == "timeout"
+
+
+async def test_a_task_names_its_argument(idle: Simulator) -> None:
+    """The id is text, and the format a flag."""
+    async with quick_client(idle) as client:
+        for make in (client.task, client.feed):
+            for arguments, field in (((5,), "task_id"), ((None,), "task_id")):
+                with pytest.raises(UsageError) as caught:
+                    await _awaited(make(*arguments))
+                assert caught.value.field == field
+            with pytest.raises(UsageError) as caught:
+                await _awaited(make("t-1", official="no"))
+            assert caught.value.field == "official"
+
+
+async def _awaited(made: Any) -> None:
+    if not isinstance(made, Task):
+        await made
+
+
+@pytest.mark.parametrize(("argument", "value"), [("motion", {}), ("extra", []), ("extra", 0)])
+async def test_an_empty_value_of_a_wrong_type_is_named(
+    idle: Simulator, argument: str, value: Any
+) -> None:
+    """It is not taken for an argument that was left out."""
+    async with quick_client(idle) as client:
+        with pytest.raises(UsageError) as caught:
+            await client.generate("a kitten", **{argument: value})
+        assert caught.value.field == argument
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (Timeouts, "timeouts is the class Timeouts."),
+        (0.5, "timeouts is 0.5."),
+        ("a marked prompt", "timeouts is of type str."),
+    ],
+)
+def test_a_value_is_described_without_its_text(value: Any, said: str) -> None:
+    """A prompt or a key may have slipped into the wrong argument."""
+    with pytest.raises(UsageError) as caught:
+        Client("sk-1", base_url=HERE, timeouts=value)
+    assert caught.value.happened == said
+    assert caught.value.advice == "Use an instance of Timeouts, or None."
+
+
+def test_what_fits_is_taken(tmp_path: Path) -> None:
+    """Paths and numbers of every kind, and for ever in two spellings."""
+    client = Client("sk-1", base_url=HERE, journal=tmp_path / "run.db", polling=None, hooks=())
+    client.batch([], in_flight=1, download_to=str(tmp_path), timeout=math.inf, max_points=0)
+    client.batch([], in_flight=10**6, download_to=tmp_path, timeout=None, max_points=None)
