@@ -934,6 +934,15 @@ REFUSALS: Final = (
         frozenset({401, 403}),
     ),
     Refusal(
+        errors.Unauthorized,
+        Fate.REJECTED,
+        "Check the key and what it is allowed to do, on the gateway's own page.",
+        "api-facts 2 F, 5.1 (the same texts in an answer with status 200)",
+        "The key is checked before the request is looked at.",
+        statuses=frozenset({200}),
+        texts=("无权进行此操作", "未登录", "无效的令牌", "未提供令牌", "invalid token"),
+    ),
+    Refusal(
         errors.NotFound,
         Fate.REJECTED,
         BASE_URL,

@@ -70,7 +70,7 @@ def _client(url: str) -> Client:
 
 
 USAGE: dict[str, Call] = {
-    "ratio": lambda client: client.generate(PROMPT, ratio="1:7"),
+    "ratio": lambda client: client.generate(PROMPT, ratio="1-7"),
     "prompt": lambda client: client.generate(f"{PROMPT}\ud800"),
     "extra": lambda client: client.generate(PROMPT, extra={"prompt": "marked.example"}),
     "no address": lambda client: client.video_to_video(PROMPT, PROMPT),

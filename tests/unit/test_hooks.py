@@ -101,7 +101,13 @@ async def hear(event: Event) -> None:
     """Would have to be awaited."""
 
 
-@pytest.mark.parametrize("listener", [hear, Async(), functools.partial(hear)], ids=["function", "object", "partial"])
+@pytest.mark.parametrize(
+    "listener",
+    [hear, Async(), functools.partial(hear)],
+    ids=["function", "object", "partial"],
+)
+    "listener", [hear, Async(), functools.partial(hear)], ids=["function", "object", "partial"]
+)
 def test_an_async_listener_is_refused(listener: Any) -> None:
     """It would never be awaited, so that it is told when it is given."""
     with pytest.raises(UsageError, match="async function") as caught:
