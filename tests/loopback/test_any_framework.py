@@ -140,7 +140,9 @@ def test_unittest_opens_it_in_every_way(tmp_path: Path) -> None:
 def test_a_script_may_run_it_in_several_loops(tmp_path: Path) -> None:
     """A gateway that comes back in another loop has its tasks still."""
     done = ran("-c", dedent(COMMON + SCRIPT), folder=tmp_path)
-    assert (done.stdout, done.stderr) == ("3 3\n", "")
+    # In dev mode asyncio complains of a machine that is slow.
+    complaints = [line for line in done.stderr.splitlines() if not line.startswith("Executing <")]
+    assert (done.stdout, complaints) == ("3 3\n", [])
 
 
 def is_there(url: str) -> bool:
