@@ -158,16 +158,16 @@ class Transport:
                 raise
 
     def _heed(self, read: Callable[[Reply], T], reply: Reply, sent_at: float) -> T:
-        """Read an answer, and let the pace hear whether it was a refusal."""
+        """Read an answer, and record whether it was a refusal for being too fast."""
         try:
             answer = read(reply)
         except RateLimited as refusal:
             self._gate.refused(sent_at, refusal.retry_after)
             raise
         except RunwayError:
-            self._gate.answered()
+            self._gate.answered(sent_at)
             raise
-        self._gate.answered()
+        self._gate.answered(sent_at)
         return answer
 
     async def send(self, request: Request) -> Reply:

@@ -182,7 +182,7 @@ async def take_turns(
         if has_ended is None:
             gate.refused(sent_at, None)
             raise refusal()
-        gate.answered()
+        gate.answered(sent_at)
         if has_ended:
             return TaskRecord(task_id, TaskState.SUCCEEDED, video_url="https://clips.invalid/1")
         return TaskRecord(task_id, TaskState.RUNNING)
@@ -205,7 +205,7 @@ async def take_turns(
         async with gate.slot() as sent_at:
             accepted = await gateway.submit(task)
             if accepted:
-                gate.answered()
+                gate.answered(sent_at)
             else:
                 gate.refused(sent_at, None)
             return accepted
