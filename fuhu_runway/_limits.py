@@ -37,7 +37,7 @@ PATIENCE: Final = 3.0
 STEP: Final = 0.05
 """First step of a rise, as a part of the rate; larger steps are refused more often."""
 USUAL: Final = 0.02
-"""Part of the requests that may be refused without meaning anything; a slight excess hides in it."""
+"""Part of the requests that may be refused in any case; if more, a slight excess goes unseen."""
 IN_A_ROW: Final = 3
 """Refusals without an answer between them after which one request tries for all."""
 LONGEST_PAUSE: Final = 10.0
@@ -122,15 +122,15 @@ class Pace:
         elif self._pause and sent_at >= self.hold_until and self._resumed_at < self._paused_at:
             # A gateway that counts by the minute lets the same number through again, so that the
             # average is what it allows, and for as long as the pause was nothing else is known.
-            self._last_pause = now - self._paused_at
-            whole = now - self._resumed_at
-            average = (self._refused_rate or min(self.rate, FASTEST)) * (
-                1 - self._last_pause / whole
-            )
+            ended_at = min(now, self.hold_until + PATIENCE)  # later ones waited for a caller
+            self._last_pause = ended_at - self._paused_at
+            whole = ended_at - self._resumed_at
+            rate = self._refused_rate or min(self.rate, FASTEST)
+            average = rate * (1 - self._last_pause / whole)
             self._known = max((1 + USUAL) * average, 1 / whole)
             self._settled, self._step = 0.0, STEP
             self._refused_rate, self._usual, self._last = 0.0, USUAL, (0.0, math.inf)
-            self._resumed_at, self._rise_at = sent_at, now + self._last_pause
+            self._resumed_at, self._rise_at = sent_at, now + min(60.0, self._last_pause)
             self._go(self._known, now)
         if self._pause or self.room == FIRST_ROOM:
             self._pause, self.hold_until = 0.0, now
@@ -182,12 +182,13 @@ class Pace:
         many = refused > usual + 2.5 * math.sqrt(usual)
         if self._refused_rate:
             expected = answers * self._refused_part
-            is_sure = expected >= ANSWERS or (not refused and expected >= ANSWERS / 2)
-            if is_sure or now >= self._began_at + PATIENCE:
-                self._end_test(refused / answers, now, is_same=refused > max(1, expected / 2))
-        elif answers >= ANSWERS and span >= (
-            ROUND if self._has_refusal or self._step == 1 else 2 * ROUND
-        ):
+            is_over = expected >= (ANSWERS if refused else ANSWERS / 2)
+            if is_over or now >= self._began_at + PATIENCE:
+                is_same = expected >= ANSWERS and refused > expected / 2
+                self._end_test(refused / answers, now, is_same=is_same)
+            return
+        is_quick = self._has_refusal or self._step == 1
+        if answers >= ANSWERS and span >= (ROUND if is_quick else 2 * ROUND):
             is_clear = many or not self._has_refusal or self._step == 1
             if is_clear or answers >= 4 * ANSWERS or span > PATIENCE:
                 self._judge(answers / span, max(1, self._passed) / span, now, many=many)
@@ -229,8 +230,8 @@ class Pace:
         """Keep what gets through; the longer it has been the same, the later try more."""
         if not self.limit / 1.5 < self._known < self.limit * 1.5:
             self.limit, self._limit_since = self._known, now
-        held_for = now - self._limit_since
-        self._rise_at, self._step = now + max(AGAIN, min(30 * AGAIN, (held_for / 17) ** 2)), STEP
+        wait = max(AGAIN, min(30 * AGAIN, ((now - self._limit_since) / 19) ** 2))
+        self._rise_at, self._step = now + (wait if self._settled else PATIENCE), STEP
         self._go(self._known, now)
 
 
