@@ -178,14 +178,13 @@ class Pace:
         answers, refused = self._answers, self._answers - self._passed
         span = sent_at - self._counts_since
         usual = answers * self._usual
-        # 2.5 standard deviations more than usual are no chance.
-        many = refused > usual + 2.5 * math.sqrt(usual)
+        # 2.5 standard deviations more than usual are no chance, and neither is more than half.
+        many = refused > min(usual + 2.5 * math.sqrt(usual), answers / 2)
         if self._refused_rate:
             expected = answers * self._refused_part
             is_over = expected >= (ANSWERS if refused else ANSWERS / 2)
             if is_over or now >= self._began_at + PATIENCE:
-                is_same = expected >= ANSWERS and refused > expected / 2
-                self._end_test(refused / answers, now, is_same=is_same)
+                self._end_test(refused / answers, now, is_same=refused > max(1, expected / 2))
             return
         is_quick = self._has_refusal or self._step == 1
         if answers >= ANSWERS and span >= (ROUND if is_quick else 2 * ROUND):
@@ -230,8 +229,8 @@ class Pace:
         """Keep what gets through; the longer it has been the same, the later try more."""
         if not self.limit / 1.5 < self._known < self.limit * 1.5:
             self.limit, self._limit_since = self._known, now
-        wait = max(AGAIN, min(30 * AGAIN, ((now - self._limit_since) / 19) ** 2))
-        self._rise_at, self._step = now + (wait if self._settled else PATIENCE), STEP
+        held_for = now - self._limit_since
+        self._rise_at, self._step = now + max(AGAIN, min(30 * AGAIN, (held_for / 17) ** 2)), STEP
         self._go(self._known, now)
 
 
