@@ -90,6 +90,8 @@ class Pace:
     #: What was sent and what got through in the last round, per second.
     _last: tuple[float, float] = (0.0, math.inf)
     _in_a_row: int = 0
+    #: How many refusals come in a row on average.
+    _usual_row: float = 0.0
     #: How long one request waits before it tries for all, in seconds; 0 while requests get through.
     _pause: float = 0.0
     _paused_at: float = 0.0
@@ -115,6 +117,7 @@ class Pace:
 
     def answered(self, sent_at: float, now: float) -> None:
         """Record an answer that was no refusal."""
+        self._usual_row += (min(self._in_a_row, ANSWERS) - self._usual_row) / 10
         self._in_a_row = 0
         if not self._known:
             self._known = FIRST_RATE / 2
@@ -141,7 +144,7 @@ class Pace:
     def refused(self, sent_at: float, now: float, retry_after: float | None) -> None:
         """Record a refusal."""
         self._in_a_row += 1
-        if self._in_a_row < IN_A_ROW:
+        if self._in_a_row < IN_A_ROW + int(ANSWERS * self._usual_row):
             self._count(sent_at, now, passed=False)
             return
         if not self._pause:
