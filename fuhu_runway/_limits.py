@@ -201,7 +201,7 @@ class Pace:
         rises = self.rate > self._known
         if many and not (rises and passed - passed_before > (sent - sent_before) / 2):
             self._refused_rate, self._refused_part = self.rate, 1 - passed / sent
-            self._known = max(0.97 * passed, self._settled) if rises else passed
+            self._known = max(0.96 * passed, self._settled) if rises else passed
             self._go(self._known / 2, now)
         elif sent <= 0.7 * self.rate or not (rises or now >= self._rise_at):
             self._go(self.rate, now)  # not tried: less was sent than might go
@@ -233,7 +233,7 @@ class Pace:
         if not self.limit / 1.5 < self._known < self.limit * 1.5:
             self.limit, self._limit_since = self._known, now
         held_for = now - self._limit_since
-        self._rise_at, self._step = now + max(AGAIN, min(30 * AGAIN, (held_for / 17) ** 2)), STEP
+        self._rise_at, self._step = now + max(AGAIN, min(30 * AGAIN, (held_for / 15) ** 2)), STEP
         self._go(self._known, now)
 
 
