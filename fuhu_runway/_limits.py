@@ -149,7 +149,9 @@ class Pace:
             return
         if not self._pause:
             self._pause = min(LONGEST_PAUSE, max(PATIENCE / 2, self._last_pause / 4))
-            self._paused_at, self.room = now, 1
+            self._paused_at = now
+            if self._known:
+                self.room = 1
         elif sent_at >= self.hold_until:
             self._pause = min(LONGEST_PAUSE, 2 * self._pause)
         asked = min(retry_after or 0.0, self.max_hold)
@@ -191,8 +193,9 @@ class Pace:
             return
         is_quick = self._has_refusal or self._step == 1
         if answers >= ANSWERS and span >= (ROUND if is_quick else 2 * ROUND):
-            is_clear = many or not self._has_refusal or self._step == 1
-            if is_clear or answers >= 4 * ANSWERS or span > PATIENCE:
+            waits = self.rate <= self._known and now < self._rise_at
+            enough = answers >= (20 if waits else 4) * ANSWERS or (span > PATIENCE and not waits)
+            if many or not self._has_refusal or self._step == 1 or enough:
                 self._judge(answers / span, max(1, self._passed) / span, now, many=many)
 
     def _judge(self, sent: float, passed: float, now: float, *, many: bool) -> None:
