@@ -170,6 +170,8 @@ class Pace:
         """Count an answer in this round, and judge the round when it tells enough."""
         if sent_at < self._counts_since:
             return
+        if passed and self.rate == math.inf and not self._has_refusal:
+            return  # nothing to judge, and this is on the way of every poll
         if not passed and not self._has_refusal:
             if self._known < self.rate < ANSWERS / PATIENCE and self._settled:
                 self._known = self._settled  # too slow to find out more than that

@@ -80,7 +80,9 @@ async def main() -> None:
         took, refused = await seconds(REFUSED, seed)
         stray.append(took)
         refusals += refused
-    print(f"{PROMPTS} prompts, {AT_ONCE} at once, tasks of {TAKES:g} s; {ROUNDS} rounds, in seconds")
+    print(
+        f"{PROMPTS} prompts, {AT_ONCE} at once, tasks of {TAKES:g} s; {ROUNDS} rounds, in seconds"
+    )
     print(f"without refusals      {spread(clean)}")
     print(f"{REFUSED:.0%} refused            {spread(stray)}, {refusals} refusals")
     found = ratio(stray, clean)

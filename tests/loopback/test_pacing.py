@@ -65,7 +65,7 @@ async def test_a_pace_once_learned_is_kept() -> None:
 
 @pytest.mark.usefixtures("virtual")
 async def test_only_the_refused_request_waits_as_long_as_the_gateway_asks() -> None:
-    """After a 429 with Retry-After its own task is polled when that is over, and all else goes on."""
+    """After a 429 with Retry-After its own task is polled later, and all else goes on."""
     async with Simulator() as gateway, client_of(gateway) as client:
         task = await client.generate("a marked kitten")
         gateway.fault("feed", TooManyRequests(retry_after=30.0))

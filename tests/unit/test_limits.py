@@ -213,7 +213,7 @@ def busy_pace() -> tuple[Pace, float]:
 
 
 @pytest.mark.parametrize("retry_after", [None, 0.5, 30.0])
-def test_one_refusal_holds_only_its_own_request(retry_after: float | None) -> None:
+def test_a_single_refusal_holds_nothing_else(retry_after: float | None) -> None:
     """Everything else goes on at once, whatever time the refusal asks for."""
     pace, now = busy_pace()
     refuse(pace, 2, now, retry_after)
