@@ -482,25 +482,20 @@ def _doings(script: str) -> list[str]:
 
 
 def pacing() -> str:
-    """Give the numbers by which the pace is learned."""
+    """Return the numbers by which the pace is learned."""
     return table(
         ("What", "Value"),
         (
-            ("in flight before the first answer, where no rate is given", f"{pace.FIRST_ROOM}"),
-            ("in flight for each answer, until one is refused", f"{pace.ROOM_PER_ANSWER} more"),
-            ("a refusal multiplies the rate by", f"{pace.BACK_OFF:g}"),
+            ("in flight before the first response, where no rate is set", f"{pace.FIRST_ROOM}"),
+            ("requests per second after it", f"{pace.FIRST_RATE:g}"),
+            ("part of the requests that may be refused in any case", f"{pace.USUAL:.0%}"),
+            ("the longest test at half the rate", f"{pace.PATIENCE:g} s"),
+            ("a rate that was kept is raised after", f"{pace.AGAIN:g} s to {30 * pace.AGAIN:g} s"),
+            ("by, as a part of it, at first", f"{pace.STEP:.0%}"),
+            ("nothing gets through: refusals in a row", f"{pace.IN_A_ROW} or more"),
             (
-                f"the same after {pace.KNOWN_AFTER * pace.ANSWERS_BACK:g} answers without one",
-                f"{pace.PROBE_BACK_OFF:g}",
-            ),
-            (
-                "the rate never falls below, unless yours is lower",
-                f"one request in {1 / pace.SLOWEST:g} s",
-            ),
-            ("it is back where it was refused after", f"{pace.ANSWERS_BACK} answers"),
-            (
-                "a learned pace is dropped when it has grown to",
-                f"{pace.FORGET_AFTER:g} times the rate that was refused",
+                "then one request tries for all every",
+                f"{pace.PATIENCE / 2:g} s to {pace.LONGEST_PAUSE:g} s",
             ),
         ),
     )

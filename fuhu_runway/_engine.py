@@ -48,7 +48,12 @@ class Engine:
     """The moving parts of one client in one event loop; to be made inside of it."""
 
     def __init__(self, settings: Settings) -> None:
-        self.gate = Gate(settings.limits, settings.clock, settings.hooks)
+        self.gate = Gate(
+            settings.limits,
+            settings.clock,
+            settings.hooks,
+            max_hold=settings.retry.max_retry_after,
+        )
         self.transport = Transport(
             session=settings.session,
             timeouts=settings.timeouts,

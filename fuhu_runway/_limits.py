@@ -1,7 +1,7 @@
 """
-When the next request may go: requests in flight, and a pace, set or learned from refusals.
+When the next request may go: requests in flight, and a pace, set or learned from the answers.
 
-Rule 1: first come, first served, whatever it is for. Only the one look that queues on behalf of
+Rule 1: first come, first served, whatever it is for. Only the one poll that queues on behalf of
 all tasks may say how far ahead it stands, or a crowd of submits would keep every clip waiting.
 Rule 2: waiting here costs nothing and may be cancelled at any time: what waits was not sent.
 Rule 3: state changes under no `await`, so that a cancelled waiter can leave nothing half done.
@@ -22,166 +22,245 @@ from ._clock import Clock, Timer
 from .hooks import Hooks, PaceChanged, PaceHeld, PaceRecovered
 from .models import Limits
 
-BACK_OFF: Final = 0.5
-"""What a refusal multiplies the rate by: half, as TCP does (RFC 5681)."""
-PROBE_BACK_OFF: Final = 0.85
-"""The same where the rate was well known, and only tried out beyond."""
-SLOWEST: Final = 0.5
-"""The learned rate never falls below this."""
-LEAST_GRANTED: Final = 1.0
-"""What it comes back to in any case: no gateway allows less (api-facts 5.5)."""
-ANSWERS_BACK: Final = 300
-"""After so many answers the rate is back where it was refused: a refusal in so many, then."""
-KNOWN_AFTER: Final = 0.3
-"""From this part of them on the refused rate was well known."""
-FORGET_AFTER: Final = 4.0
-"""A pace this many times above the last refusal is no limit any more."""
-REMEMBERED: Final = 60.0
-"""For how long it counts what was let through, in seconds: gateways count by the minute."""
-LEAST_REMEMBERED: Final = 10.0
-"""What was let through in less time than this, in seconds, may have been a burst."""
 FIRST_ROOM: Final = 4
-"""So many may be in flight before anything was let through, as in TCP (RFC 3390)."""
-ROOM_PER_ANSWER: Final = 2
-"""How many more may be in flight for each answer: three times as many with each round."""
-WORTH_TELLING: Final = 1.0
-"""Each refusal of a burst moves the end of a pause a little; what is less is not told again."""
+"""Requests in flight before the first answer; more of them meet an unknown limit together."""
+FIRST_RATE: Final = 10.0
+"""Requests per second after the first answer, doubled with each round; more are refused at once."""
+FASTEST: Final = 1000.0
+"""Requests per second from which on nothing is paced; higher values only cost CPU."""
+ANSWERS: Final = 5
+"""Answers that a round needs; with more of them a slow pace is judged more surely, but later."""
+ROUND: Final = 0.3
+"""Seconds that a round lasts; if longer, the pace rises more slowly and meets fewer refusals."""
+PATIENCE: Final = 3.0
+"""Seconds that a test lasts at most; half as many pass before the first request is tried again."""
+STEP: Final = 0.05
+"""First step of a rise, as a part of the rate; larger steps are refused more often."""
+USUAL: Final = 0.02
+"""Part of the requests that may be refused in any case; if more, a slight excess goes unseen."""
+IN_A_ROW: Final = 3
+"""Refusals without an answer between them after which one request tries for all."""
+LONGEST_PAUSE: Final = 10.0
+"""Seconds between requests that try for all; if more, the end of an outage is noticed later."""
+AGAIN: Final = 8.0
+"""Seconds until a limit is tried again, up to 30 times more for one that has held for long."""
 
 
 @attrs.define(eq=False)
 class Pace:
     """
-    A rate that falls with each refusal and grows back with each answer.
+    A rate that follows what gets through, not what is refused.
 
-    Pure: the caller passes *now*.
+    It rises as long as more gets through. After refusals it keeps what got through meanwhile, and
+    sends half for a moment: if as many are refused, the rate is not why, and it rises again.
+    Where nothing gets through, one request tries for all. Pure: the caller passes *now*.
     """
 
     #: What the user allowed; None is no limit.
     at_most: float | None
+    #: The longest time that a gateway may hold all requests, in seconds.
+    max_hold: float
+    #: Infinite while nothing is paced.
     rate: float = math.inf
-    #: How many may be in flight, as long as no rate tells when each may go.
+    #: How many requests may be in flight.
     room: float = FIRST_ROOM
-    #: Where it was last refused, and how far below that it began to grow back.
-    refused_at_rate: float = math.inf
-    _factor: float = BACK_OFF
-    _depth: float = 0.0
-    #: How many were let through in the second before, as far as is known, and how many since.
-    _burst: float = 0.0
-    _answers: int = 0
-    #: Requests sent before this instant were part of what was refused already.
-    slowed_at: float = -math.inf
-    #: Nobody goes before this instant: a gateway asked for it.
+    #: Nothing goes before this instant.
     hold_until: float = -math.inf
+    #: The rate above which the gateway was found to refuse; infinite while none is known.
+    limit: float = math.inf
+    _limit_since: float = 0.0
+    #: What gets through: *rate* is above it while it rises, and half of it in a test.
+    _known: float = 0.0
+    #: What got through before the rate began to rise; 0 if nothing is known.
+    _settled: float = 0.0
+    _step: float = 1.0
+    _rise_at: float = 0.0
+    #: In a test: the rate that was refused, and the part of the requests that were.
+    _refused_rate: float = 0.0
+    _refused_part: float = 0.0
+    #: The part of the requests that is refused whatever the rate is.
+    _usual: float = USUAL
+    # This round: what was sent since counts, from the first refusal on if there is one, since a
+    # gateway that allows bursts lets too much through before.
+    _began_at: float = -math.inf
+    _counts_since: float = -math.inf
+    _has_refusal: bool = False
+    _answers: int = 0
+    _passed: int = 0
+    #: What was sent and what got through in the last round, per second.
+    _last: tuple[float, float] = (0.0, math.inf)
+    _in_a_row: int = 0
+    #: How many refusals come in a row on average.
+    _usual_row: float = 0.0
+    #: How long one request waits before it tries for all, in seconds; 0 while requests get through.
+    _pause: float = 0.0
+    _paused_at: float = 0.0
+    _last_pause: float = 0.0
+    _resumed_at: float = math.inf
     _next_at: float = -math.inf
-    _sent_at: "deque[float]" = attrs.field(factory=lambda: deque(maxlen=64))
-    _began_at: float | None = None
-    _counted_at: float = 0.0
-    #: How many were let through, where what is long ago counts for less.
-    _let_through: float = 0.0
 
     def __attrs_post_init__(self) -> None:
         if self.at_most is not None:
-            self.rate, self.room = self.at_most, math.inf
+            self.rate = self._known = self._settled = self.at_most
+            self.room = math.inf
 
     def ready_at(self, now: float) -> float:
-        """Give the instant at which the next request may go."""
+        """Return the instant at which the next request may go."""
         return max(now, self._next_at, self.hold_until)
 
     def sent(self, now: float, due_at: float | None = None) -> None:
-        """Take note of a request that goes now; *due_at* is what its timer was set for."""
-        self._sent_at.append(now)
-        self._count(now, 1)
+        """Record a request that goes now; *due_at* is what its timer was set for."""
         gap = 0.0 if math.isinf(self.rate) else 1 / self.rate
         # From when it was due, not from when it went: a late timer must not cost pace. But no
         # credit is saved up: a burst after a pause is what gateways refuse.
         self._next_at = (now if due_at is None else max(due_at, now - gap / 2)) + gap
 
-    def answered(self) -> bool:
-        """Grow, after an answer that was no refusal; tell whether that was the last step."""
-        if math.isinf(self.refused_at_rate):
-            self.room += ROOM_PER_ANSWER
-            return False
-        # Steep at first, flat where it was refused, and then steep again: as TCP's CUBIC
-        # (RFC 9438), by answers in place of seconds.
+    def answered(self, sent_at: float, now: float) -> None:
+        """Record an answer that was no refusal."""
+        self._usual_row += (min(self._in_a_row, ANSWERS) - self._usual_row) / 10
+        self._in_a_row = 0
+        if not self._known:
+            self._known = FIRST_RATE / 2
+            self._go(FIRST_RATE, now)
+        elif self._pause and sent_at >= self.hold_until and self._resumed_at < self._paused_at:
+            # A gateway that counts by the minute lets the same number through again, so that the
+            # average is what it allows, and for as long as the pause was nothing else is known.
+            ended_at = min(now, self.hold_until + PATIENCE)  # later ones waited for a caller
+            self._last_pause = ended_at - self._paused_at
+            whole = ended_at - self._resumed_at
+            rate = self._refused_rate or min(self.rate, FASTEST)
+            average = rate * (1 - self._last_pause / whole)
+            self._known = max((1 + USUAL) * average, 1 / whole)
+            self._settled, self._step = 0.0, STEP
+            self._refused_rate, self._usual, self._last = 0.0, USUAL, (0.0, math.inf)
+            self._resumed_at, self._rise_at = sent_at, now + min(60.0, self._last_pause)
+            self._go(self._known, now)
+        if self._pause or self.room == FIRST_ROOM:
+            self._pause, self.hold_until = 0.0, now
+            self.room = math.inf
+        self._resumed_at = min(self._resumed_at, sent_at)
+        self._count(sent_at, now, passed=True)
+
+    def refused(self, sent_at: float, now: float, retry_after: float | None) -> None:
+        """Record a refusal."""
+        self._in_a_row += 1
+        if self._in_a_row < IN_A_ROW + int(ANSWERS * self._usual_row):
+            self._count(sent_at, now, passed=False)
+            return
+        if not self._pause:
+            self._pause = min(LONGEST_PAUSE, max(PATIENCE / 2, self._last_pause / 4))
+            self._paused_at = now
+            if self._known:
+                self.room = 1
+        elif sent_at >= self.hold_until:
+            self._pause = min(LONGEST_PAUSE, 2 * self._pause)
+        asked = min(retry_after or 0.0, self.max_hold)
+        self.hold_until = max(self.hold_until, now + max(self._pause, asked))
+
+    def _go(self, rate: float, now: float) -> None:
+        """Begin a round at this rate."""
+        rate = min(rate if rate <= FASTEST else math.inf, self.at_most or math.inf)
+        if rate > self.rate:
+            self._next_at = min(self._next_at, now + 1 / rate)
+        self.rate, self._began_at, self._counts_since = rate, now, now
+        self._answers = self._passed = 0
+        self._has_refusal = bool(self._refused_rate)
+
+    def _count(self, sent_at: float, now: float, *, passed: bool) -> None:
+        """Count an answer in this round, and judge the round when it tells enough."""
+        if sent_at < self._counts_since:
+            return
+        if passed and self.rate == math.inf and not self._has_refusal:
+            return  # nothing to judge, and this is on the way of every poll
+        if not passed and not self._has_refusal:
+            if self._known < self.rate < ANSWERS / PATIENCE and self._settled:
+                self._known = self._settled  # too slow to find out more than that
+                self._settle(now)
+            else:
+                self._has_refusal, self._counts_since = True, sent_at
+                self._answers = self._passed = 0
+            return
         self._answers += 1
-        way = self._answers / ANSWERS_BACK - 1
-        self.rate = max(self.rate, self.refused_at_rate + self._depth * way**3)
-        enough = FORGET_AFTER * self.refused_at_rate if self.at_most is None else self.at_most
-        if self.rate < enough:
-            return False
-        self.rate, self.refused_at_rate = self.at_most or math.inf, math.inf
-        self.room = FIRST_ROOM if self.at_most is None else math.inf
-        return True
+        self._passed += passed
+        answers, refused = self._answers, self._answers - self._passed
+        span = sent_at - self._counts_since
+        usual = answers * self._usual
+        # 2.5 standard deviations more than usual are no chance, and neither is more than half.
+        many = refused > min(usual + 2.5 * math.sqrt(usual), answers / 2)
+        if self._refused_rate:
+            expected = answers * self._refused_part
+            is_over = expected >= (ANSWERS if refused else ANSWERS / 2)
+            if is_over or now >= self._began_at + PATIENCE:
+                self._end_test(refused / answers, now, is_same=refused > max(1, expected / 2))
+            return
+        is_quick = self._has_refusal or self._step == 1
+        if answers >= ANSWERS and span >= (ROUND if is_quick else 2 * ROUND):
+            waits = self.rate <= self._known and now < self._rise_at
+            enough = answers >= (20 if waits else 4) * ANSWERS or (span > PATIENCE and not waits)
+            if many or not self._has_refusal or self._step == 1 or enough:
+                self._judge(answers / span, max(1, self._passed) / span, now, many=many)
 
-    def refused(self, sent_at: float, now: float, retry_after: float | None) -> bool:
-        """Slow down, once for all requests of one burst; tell whether it did."""
-        self.hold_until = max(self.hold_until, now + (retry_after or 0.0))
-        self._count(now, -1)
-        if sent_at <= self.slowed_at:
-            self._refused_with_it(sent_at, now)
-            return False
-        refused = self._rate_lately(now)
-        was_known = self._answers >= KNOWN_AFTER * ANSWERS_BACK
-        self._factor = PROBE_BACK_OFF if was_known else BACK_OFF
-        self._answers, self._burst = 0, refused - 1
-        self.slowed_at, self.room = now, math.inf
-        # Some gateways grant so many a minute: until the next one all is refused, but what they
-        # let through in the last one tells where to come back to.
-        self.refused_at_rate = max(refused, self._let_through_lately(now), LEAST_GRANTED)
-        self._slow_to(refused * self._factor, now)
-        return True
+    def _judge(self, sent: float, passed: float, now: float, *, many: bool) -> None:
+        """Go on after a round in which so many were sent and got through per second."""
+        (sent_before, passed_before), self._last = self._last, (sent, passed)
+        rises = self.rate > self._known
+        if many and not (rises and passed - passed_before > (sent - sent_before) / 2):
+            self._refused_rate, self._refused_part = self.rate, 1 - passed / sent
+            self._known = max(0.96 * passed, self._settled) if rises else passed
+            self._go(self._known / 2, now)
+        elif sent <= 0.7 * self.rate or not (rises or now >= self._rise_at):
+            self._go(self.rate, now)  # not tried: less was sent than might go
+        else:
+            if rises:
+                self._known, self._step = self.rate, min(max(0.5, self._step), 3 * self._step)
+                if many:
+                    self._usual = USUAL + min(0.25, 1 - passed / sent)
+                if self._known == self.at_most or self._known > 4 * self.limit:
+                    self.limit = math.inf
+            # A rise may live on what a gateway saved up, but not for long.
+            if not rises or (not self._has_refusal and now > self._began_at + PATIENCE):
+                self._settled = self._known
+            self._go(self._known * (1 + self._step), now)
 
-    def _refused_with_it(self, sent_at: float, now: float) -> None:
-        """Take note of one more refusal of the same burst: more than passed of it may not go."""
-        if sent_at > self.slowed_at - 1.0:
-            self._burst -= 1
-            rate = max(LEAST_GRANTED, self._burst)
-            if rate < self.rate:
-                self._slow_to(rate, now)
+    def _end_test(self, part: float, now: float, *, is_same: bool) -> None:
+        """Go on after half was sent for a moment, and this part of it was refused."""
+        refused_rate, self._refused_rate = self._refused_rate, 0.0
+        if is_same:
+            self._usual = USUAL + min(0.25, (part + self._refused_part) / 2)
+            self._known, self._step = refused_rate, 1.0
+            self._go(refused_rate * 2, now)
+        else:
+            self._usual = USUAL
+            self._settle(now)
 
-    def _slow_to(self, rate: float, now: float) -> None:
-        """Fall to a rate, a whole gap of which passes first, and grow back from there."""
-        slowest = SLOWEST if self.at_most is None else min(SLOWEST, self.at_most)
-        self.rate = max(slowest, rate)
-        least = (1 - self._factor) * self.refused_at_rate
-        self._depth = max(self.refused_at_rate - self.rate, least)
-        self._next_at = max(self._next_at, now + 1 / self.rate)
-
-    def _rate_lately(self, now: float) -> float:
-        """Give the rate at which requests went: the present one, unless fewer wanted to go."""
-        went = max(1, sum(sent > now - 1.0 for sent in self._sent_at))
-        # At 9.9 a second there are nine in some seconds, and ten in others.
-        return self.rate if self.rate < went + 1 else float(went)
-
-    def _count(self, now: float, requests: int) -> None:
-        """Count requests as let through; a refused one is taken off again."""
-        if self._began_at is None:
-            self._began_at = self._counted_at = now
-        self._let_through *= math.exp((self._counted_at - now) / REMEMBERED)
-        self._let_through = max(0.0, self._let_through + requests)
-        self._counted_at = now
-
-    def _let_through_lately(self, now: float) -> float:
-        """Give how many requests a second were let through in about the last minute."""
-        # As if it had gone on like this before the first request.
-        span = max(LEAST_REMEMBERED, now - (self._began_at or 0.0))
-        return self._let_through / REMEMBERED / -math.expm1(-span / REMEMBERED)
+    def _settle(self, now: float) -> None:
+        """Keep what gets through; the longer it has been the same, the later try more."""
+        if not self.limit / 1.5 < self._known < self.limit * 1.5:
+            self.limit, self._limit_since = self._known, now
+        held_for = now - self._limit_since
+        self._rise_at, self._step = now + max(AGAIN, min(30 * AGAIN, (held_for / 15) ** 2)), STEP
+        self._go(self._known, now)
 
 
 class Gate:
     """
-    Where everything on one client, in one event loop, waits for its turn to send.
+    The rate limiter: everything on one client, in one event loop, waits here for its turn to send.
 
     Args:
         limits: What the user allows.
         clock: Where time comes from.
-        hooks: Who hears when the pace changes.
+        hooks: Receive events when the pace changes.
+        max_hold: The longest time that a gateway may hold all requests, in seconds.
     """
 
-    def __init__(self, limits: Limits, clock: Clock, hooks: Hooks) -> None:
+    def __init__(
+        self, limits: Limits, clock: Clock, hooks: Hooks, *, max_hold: float = 120.0
+    ) -> None:
         self.limits = limits
-        self.pace = Pace(limits.requests_per_second)
+        self.pace = Pace(limits.requests_per_second, max_hold)
         self.in_flight = 0
+        self._reported_limit = math.inf
+        self._reported_hold = -math.inf
         self._clock = clock
         self._hooks = hooks
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -244,18 +323,36 @@ class Gate:
                 turn.set_exception(refusal())
         self._let_go()
 
-    def answered(self) -> None:
-        """Take note of an answer that was no refusal."""
-        if self.pace.answered():
-            self._hooks.emit(PaceRecovered(self.limits.requests_per_second))
+    def answered(self, sent_at: float) -> None:
+        """Record an answer that was no refusal, to the request that went at *sent_at*."""
+        self.pace.answered(sent_at, self._clock.now())
+        if self._reported_hold > -math.inf:
+            self._reported_hold = -math.inf
+            self._hooks.emit(PaceRecovered(self._rate))
+        self._report_limit()
 
     def refused(self, sent_at: float, retry_after: float | None) -> None:
-        """Take note of a refusal: everyone slows down, and holds as long as was asked."""
-        now, held_until = self._clock.now(), self.pace.hold_until
-        if self.pace.refused(sent_at, now, retry_after):
-            self._hooks.emit(PaceChanged(self.pace.rate, retry_after))
-        elif self.pace.hold_until > max(now, held_until) + WORTH_TELLING:
+        """Record a refusal of the request that went at *sent_at*."""
+        now = self._clock.now()
+        self.pace.refused(sent_at, now, retry_after)
+        # While others are in flight, one of them may still get through and end the pause.
+        if self.in_flight <= 1 and self.pace.hold_until > max(now, self._reported_hold):
+            self._reported_hold = self.pace.hold_until
             self._hooks.emit(PaceHeld(self.pace.hold_until - now))
+        self._report_limit()
+
+    def _report_limit(self) -> None:
+        if self.pace.limit != self._reported_limit:
+            self._reported_limit = self.pace.limit
+            is_known = math.isfinite(self.pace.limit)
+            self._hooks.emit(
+                PaceChanged(self.pace.limit) if is_known else PaceRecovered(self._rate)
+            )
+
+    @property
+    def _rate(self) -> float | None:
+        """The pace in requests per second; None if there is none."""
+        return self.pace.rate if self.is_paced else None
 
     async def _turn(self, behind: int | None) -> None:
         turn = asyncio.get_running_loop().create_future()

@@ -184,18 +184,18 @@ class Transport:
                 raise
 
     def _heed(self, read: Callable[[Reply], T], reply: Reply, sent_at: float) -> T:
-        """Read an answer, and let the pace hear whether it was a refusal."""
+        """Read an answer, and record whether it was a refusal for being too fast."""
         try:
             answer = read(reply)
         except RunwayError as error:
             failure = error
         else:
-            self._gate.answered()
+            self._gate.answered(sent_at)
             return answer
         if isinstance(failure, RateLimited):
             self._gate.refused(sent_at, failure.retry_after)
         else:
-            self._gate.answered()
+            self._gate.answered(sent_at)
         # The frames of reading hold the answer, which may quote anything.
         raise drop_frames(failure)
 

@@ -182,8 +182,8 @@ class Client:
         )
 
     def __repr__(self) -> str:
-        polls = "".join(f", {engine.poller!r}" for engine in self._engines.values())
-        return f"<Client {self.gateway.base_url}{polls}>"
+        loops = "".join(f", {e.gate!r}, {e.poller!r}" for e in self._engines.values())
+        return f"<Client {self.gateway.base_url}{loops}>"
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()

@@ -184,30 +184,28 @@ class RetryScheduled(Event):
 
 @attrs.frozen
 class PaceChanged(Event):
-    """The gateway refused for being too fast, and everything on this client slows down."""
+    """The gateway was found to refuse what is faster than this, and this client keeps to it."""
 
     level: ClassVar[int] = logging.INFO
-    #: From now on, in requests per second; lower if more of the same burst are refused.
+    #: What gets through, in requests per second; faster is tried again from time to time.
     rate: float
-    #: How long nothing is sent at all, in seconds; None where the gateway did not ask.
-    retry_after: float | None
 
 
 @attrs.frozen
 class PaceHeld(Event):
-    """The gateway asked for a pause, longer than it had before; nothing is sent on this client."""
+    """The gateway refuses everything: this client pauses, and then one request tries for all."""
 
     level: ClassVar[int] = logging.INFO
-    #: How long, in seconds.
+    #: Until that request, in seconds; what the gateway asked for, if that is longer than our own.
     delay: float
 
 
 @attrs.frozen
 class PaceRecovered(Event):
-    """The pace is what it was before the gateway refused."""
+    """A request got through after `PaceHeld`, or the limit of `PaceChanged` is gone."""
 
     level: ClassVar[int] = logging.INFO
-    #: What the user allows, in requests per second; None is no limit.
+    #: The pace now, in requests per second; None is no limit.
     rate: float | None
 
 

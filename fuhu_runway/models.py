@@ -721,13 +721,13 @@ class RetryPolicy:
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """What one client may take of the gateway, in each event loop."""
+    """What one client may ask of the gateway, in each event loop."""
 
-    #: Requests per second; None learns it from the gateway's refusals.
+    #: Requests per second at most; None follows what the gateway lets through.
     requests_per_second: float | None = attrs.field(
         default=None, validator=_maybe(_check_number(0.001, 1_000_000))
     )
-    #: Requests under way at once; aiohttp's own default, and room for long submits.
+    #: Requests in flight at once; aiohttp's own default, and enough for slow submits.
     requests_in_flight: int = attrs.field(
         default=100, validator=_check_number(1, 10**6, whole=True)
     )

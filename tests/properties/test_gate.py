@@ -1,7 +1,8 @@
-"""The gate against a simple model: a line, a set of those inside, and the instants they went."""
+"""The rate limiter against a simple model: a line, those in flight, and when each went."""
 
 import asyncio
 import math
+from collections.abc import Callable
 from typing import Any
 
 from hypothesis import settings
@@ -17,7 +18,7 @@ from hypothesis.stateful import (
 )
 from support.clock import ManualClock, settle
 
-from fuhu_runway._limits import SLOWEST, Gate
+from fuhu_runway._limits import Gate
 from fuhu_runway.hooks import Hooks
 from fuhu_runway.models import Limits
 
@@ -41,8 +42,9 @@ class GateMachine(RuleBasedStateMachine):
         self.tasks: dict[int, asyncio.Task[None]] = {}
         self.doors: dict[int, asyncio.Event] = {}
         self.count = 0
-        self.held_until = -math.inf
-        self.free_at = -math.inf
+        self.went_at = -math.inf
+        #: The highest rate since a request last went, which is when the next one could go.
+        self.fastest = math.inf
         self.wrong: list[str] = []
 
     @initialize(rate=rates, at_once=st.integers(1, 4))
@@ -60,7 +62,7 @@ class GateMachine(RuleBasedStateMachine):
             self.wrong += self.judged(number, now)
             self.line.remove(number)
             self.inside.add(number)
-            self.free_at = now + 1 / self.gate.pace.rate
+            self.went_at, self.fastest = now, self.gate.pace.rate
             try:
                 await self.doors[number].wait()
             finally:
@@ -70,8 +72,9 @@ class GateMachine(RuleBasedStateMachine):
         """Give what is wrong with this one going now."""
         wrong = {
             "somebody was overtaken": self.line[0] != number,
-            "faster than the pace": now < self.free_at - NEAR,
-            "went while all were held": now < self.held_until,
+            "faster than the pace": now < self.went_at + 0.5 / self.fastest - NEAR,
+            "went while all were held": now < self.gate.pace.hold_until,
+            "more than may be in flight": len(self.inside) >= self.gate.room,
         }
         return [what for what, holds in wrong.items() if holds]
 
@@ -113,20 +116,22 @@ class GateMachine(RuleBasedStateMachine):
     def let_time_pass(self, seconds: float) -> None:
         self.run(self.clock.advance(seconds))
 
-    @rule(ago=spans, retry_after=st.none() | spans)
-    def be_refused(self, ago: float, retry_after: float | None) -> None:
-        now = self.clock.now()
-        rate = self.gate.pace.rate
-        self.gate.refused(now - ago, retry_after)
-        self.held_until = max(self.held_until, now + (retry_after or 0.0))
-        if self.gate.pace.rate < rate or self.gate.pace.slowed_at == now:
-            # The next goes a whole gap later, at the rate that is left.
-            self.free_at = max(self.free_at, now + 1 / self.gate.pace.rate)
+    @rule(ago=spans, retry_after=st.none() | spans, times=st.integers(1, 4))
+    def be_refused(self, ago: float, retry_after: float | None, times: int) -> None:
+        self.run(self.receive(lambda now: self.gate.refused(now - ago, retry_after), times))
 
-    @rule(times=st.integers(1, 100))
-    def be_answered(self, times: int) -> None:
+    @rule(ago=spans, times=st.integers(1, 100))
+    def be_answered(self, ago: float, times: int) -> None:
+        self.run(self.receive(lambda now: self.gate.answered(now - ago), times))
+
+    async def receive(self, record: Callable[[float], None], times: int) -> None:
+        """Record answers to requests that went in another place of the same limiter."""
         for _ in range(times):
-            self.gate.answered()
+            self.gate.in_flight += 1
+            record(self.clock.now())
+            self.fastest = max(self.fastest, self.gate.pace.rate)
+            self.gate.leave()
+        await settle()
 
     @precondition(lambda self: self.line)
     @rule()
@@ -136,15 +141,13 @@ class GateMachine(RuleBasedStateMachine):
         async def all_doors() -> None:
             for door in self.doors.values():
                 door.set()
-            await self.clock.advance(60.0 + len(self.line) / self.slowest)
+            while self.line:
+                now = self.clock.now()
+                await self.clock.advance(self.gate.pace.ready_at(now) - now)
 
         self.run(all_doors())
         assert not self.line
         assert not self.inside
-
-    @property
-    def slowest(self) -> float:
-        return SLOWEST if self.at_most is None else min(SLOWEST, self.at_most)
 
     @invariant()
     def whoever_went_might_go(self) -> None:
@@ -153,13 +156,13 @@ class GateMachine(RuleBasedStateMachine):
     @invariant()
     def agrees_with_the_model(self) -> None:
         assert self.gate.in_flight == len(self.inside) <= self.at_once
-        assert self.slowest <= self.gate.pace.rate <= (self.at_most or math.inf)
+        assert 0 < self.gate.pace.rate <= (self.at_most or math.inf)
         assert f"{len(self.line)} waiting" in repr(self.gate)
 
     @invariant()
     def nobody_waits_who_may_go(self) -> None:
-        if self.line and len(self.inside) < self.at_once:
-            assert self.clock.now() < max(self.held_until, self.free_at) + NEAR
+        if self.line and len(self.inside) < self.gate.room:
+            assert self.gate.pace.ready_at(self.clock.now()) > self.clock.now()
 
     @invariant()
     def nothing_is_left_to_happen_for_nobody(self) -> None:
@@ -179,7 +182,7 @@ class GateMachine(RuleBasedStateMachine):
 
 class TestGate(GateMachine.TestCase):
     """
-    Whatever comes, goes, gives up, is answered or refused, the gate does as the model.
+    Whatever comes, goes, gives up, is answered or refused, the limiter does as the model.
 
     Nobody is overtaken, nobody is too fast, no slot is lost, and nobody waits without a reason.
     """

@@ -408,8 +408,8 @@ def test_in_doubt_is_3_and_is_never_sent_again(run: Run, gateway: Elsewhere) -> 
 
 def test_a_timeout_is_4_and_is_gone_on_with(run: Run, gateway: Elsewhere) -> None:
     """A task that takes longer is fetched by the same command, and not paid for again."""
-    gateway.simulator.script("a secret puppy", takes=400)
-    done = run("--timeout", "0.2")
+    gateway.simulator.script("a secret puppy", takes=4000)
+    done = run("--timeout", "1.5")
     assert done.code == 4
     assert "1 timed out: their tasks go on (1 WaitTimeout)" in done.err
     assert (run().code, submitted(gateway)) == (0, 3)

@@ -373,11 +373,10 @@ async def test_who_sleeps_before_a_repeat_is_refused_at_the_close(gateway: Simul
 
 async def test_who_queues_for_a_held_gateway_is_refused_at_the_close(gateway: Simulator) -> None:
     """Whoever waits for a turn that never comes hears of it at once."""
-    gateway.fault("submit", faults.TooManyRequests(60))
+    gateway.fault("submit", faults.TooManyRequests(60), times=4)
     client = Client(gateway.api_key, base_url=gateway.base_url)
-    works = [asyncio.create_task(client.generate("a kitten"))]
-    await until(lambda: gateway.requests)
-    await asyncio.sleep(0.01)
+    works = [asyncio.create_task(client.generate("a kitten")) for _ in range(4)]
+    await until(lambda: client._engines and len(client._engine().transport._pauses) == 4)
     works += [asyncio.create_task(client.generate("a puppy")) for _ in range(3)]
     await settle()
     async with asyncio.timeout(10):

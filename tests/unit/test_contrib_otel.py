@@ -208,7 +208,7 @@ def test_what_belongs_to_no_job_is_passed_over(desk: Desk) -> None:
     hear(
         spans,
         ACCEPTED,
-        events.PaceChanged(1.0, None),
+        events.PaceChanged(1.0),
         events.RetryScheduled("feed", 1, 1.0, "GatewayDown"),
         events.SubmissionHeld(7, 1),
         events.SubmissionSent(7, 1),

@@ -102,10 +102,6 @@ async def hear(event: Event) -> None:
 
 
 @pytest.mark.parametrize(
-    "listener",
-    [hear, Async(), functools.partial(hear)],
-    ids=["function", "object", "partial"],
-)
     "listener", [hear, Async(), functools.partial(hear)], ids=["function", "object", "partial"]
 )
 def test_an_async_listener_is_refused(listener: Any) -> None:

@@ -489,12 +489,12 @@ async def test_closing_ends_the_look_that_queues(clock: ManualClock) -> None:
 
 
 async def test_a_pace_that_comes_later_has_looks_take_turns(clock: ManualClock) -> None:
-    """After a refusal looks queue one at a time; before it they went together."""
+    """At a pace looks queue one at a time; before the first answer they went together."""
     world = scarce(clock, rate=None)
     waits = [world.scene.wait(watch_on(world.scene, f"t-{n}", age=30.0)) for n in range(10)]
     await clock.advance(0.1)
     assert (len(world.asked), world.in_turn) == (10, [])
-    world.gate.refused(clock.now(), None)
+    world.gate.answered(clock.now())
     await clock.advance(10.0)
     assert 0 < len(world.in_turn) == len(world.asked) - 10
     await leave(*waits)

@@ -12,7 +12,7 @@ from support.clock import ManualClock, settle, until
 from support.secrets import chain, in_frames, told
 from support.servers import free_port, raw_server, reply, silent_server
 
-from fuhu_runway._clock import Clock
+from fuhu_runway._clock import Clock, LoopClock
 from fuhu_runway._gateway import ENDPOINTS
 from fuhu_runway._limits import Gate
 from fuhu_runway._transport import MAX_ANSWER_BYTES, Body, StreamBroken, Transport
@@ -434,7 +434,7 @@ async def test_no_more_than_the_limit_are_in_flight(make: Make) -> None:
     """With room for two, ten requests reach the gateway two by two."""
     async with raw_server(reply()) as server:
         server.may_answer.clear()
-        transport = make(requests_in_flight=2)
+        transport = make(requests_in_flight=2, at=LoopClock())
         calls = [
             asyncio.ensure_future(transport.call(kind(server.url), body, unclaimed=unclaimed))
             for kind, unclaimed in ((paid, _never), (free, None)) * 5
@@ -667,16 +667,18 @@ def _never(flight: "asyncio.Task[Any]") -> None:
 # What the pace hears
 
 
-async def test_a_429_holds_everything_on_the_same_gate(make: Make, clock: ManualClock) -> None:
-    """The gate holds as long as the gateway asked, and not for any other no."""
+async def test_refusals_in_a_row_hold_everything(make: Make, clock: ManualClock) -> None:
+    """After three 429 in a row nothing goes for as long as was asked; a 403 is no such refusal."""
     many = reply(b"", "429 Too Many Requests", Retry_After="3")
-    async with raw_server(reply(b"{}", "403 Forbidden"), many) as server:
+    async with raw_server(reply(b"{}", "403 Forbidden"), many, many, many) as server:
         transport = make()
         with pytest.raises(Unauthorized):
             await transport.once(free(server.url), read_task)
-        assert transport._gate.pace.ready_at(clock.now()) == clock.now()
-        with pytest.raises(RateLimited):
-            await transport.once(free(server.url), read_task)
+        for _ in range(3):
+            clock.instant += 0.1
+            assert transport._gate.pace.ready_at(clock.now()) <= clock.now() + 1e-6
+            with pytest.raises(RateLimited):
+                await transport.once(free(server.url), read_task)
         assert transport._gate.pace.ready_at(clock.now()) == clock.now() + 3
 
 
