@@ -3,7 +3,6 @@
 import itertools
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import nox
@@ -58,15 +57,6 @@ def combine(session: nox.Session, *names: str) -> dict[str, str]:
     return env
 
 
-def own_tests() -> Iterator[tuple[str, str]]:
-    """Give each part of the package with a pattern for the test files that have to cover it."""
-    for module in sorted(PACKAGE.glob("*.py")):
-        own = rf"tests/unit/test_{module.stem.strip('_')}(_\w+)?\.py"
-        yield str(module), r"tests/test_exports\.py" if module.stem == "__init__" else own
-    for folder, name in (("testing", "simulator"), ("contrib", "contrib")):
-        yield f"{PACKAGE}/{folder}/*", rf"tests/unit/test_{name}\w*\.py"
-
-
 @nox.session
 def build(session: nox.Session) -> None:
     """Build the source distribution, and from it the wheel that the other sessions install."""
@@ -106,7 +96,7 @@ def tests(session: nox.Session, extras: str) -> None:
     install(session, "test", *(["telemetry"] if extras else []), extras=extras)
     # The blocks of the documentation are the docs session's. What takes long, such as hundreds of
     # killed processes, does not depend on the doors.
-    everything = ["--numprocesses=2", "--ignore=tests/docs"]
+    everything = ["--numprocesses=2", "--ignore=tests/docs", "--ignore=tests/official_sdk"]
     long = [
         f"--ignore=tests/{folder}"
         for folder in ("browser", "crash", "loopback", "properties", "secrets")
@@ -117,14 +107,9 @@ def tests(session: nox.Session, extras: str) -> None:
 
 @nox.session(requires=["tests(bare)", "tests(all)"])
 def coverage(session: nox.Session) -> None:
-    """All tests reach every branch, and each module's own tests reach all of that module."""
+    """All tests together reach every line and branch."""
     install_groups(session, "test")
     session.run("coverage", "report", env=combine(session, "tests(bare)", "tests(all)"))
-    env = combine(session, "tests(all)")
-    for part, own in own_tests():
-        # What no file of tests did is what happens when a module is imported.
-        contexts = rf"--contexts=^$|^{own}$|\|{own}$"
-        session.run("coverage", "report", f"--include={part}", contexts, env=env, silent=True)
 
 
 @nox.session(requires=["build"])
@@ -155,6 +140,13 @@ def floors(session: nox.Session) -> None:
     session.install(*(requirement.replace(">=", "==") for requirement in oldest))
     # pytest-aiohttp needs a newer aiohttp than we do.
     session.run("pytest", "-p", "no:aiohttp", *session.posargs, env=SAFE_PATH)
+
+
+@nox.session(requires=["build"])
+def full(session: nox.Session) -> None:
+    """What needs other packages: the official SDK against the simulator."""
+    install(session, "bench", "test", extras="[cli]")
+    session.run("pytest", "tests/official_sdk", *session.posargs, env=SAFE_PATH)
 
 
 @nox.session(requires=["build"])

@@ -1,13 +1,10 @@
 """What holds for every test: only loopback is reached, and nothing is timed."""
 
-import importlib
 import ipaddress
 import os
-import pkgutil
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -15,7 +12,6 @@ from hypothesis import HealthCheck, settings
 from support.clients import quick_client
 from support.clock import ManualClock
 
-import fuhu_runway
 from fuhu_runway import Client
 from fuhu_runway.testing import Simulator, virtual_time
 
@@ -46,32 +42,6 @@ def pytest_configure(config: pytest.Config) -> None:
         sys.addaudithook(refuse_the_outside)
         for name in [name for name in os.environ if name.startswith("FUHU_")]:
             del os.environ[name]
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Import every module before the first test, so that its top level is no one test's doing."""
-    if measurement() is None:
-        return
-    for module in pkgutil.walk_packages(fuhu_runway.__path__, "fuhu_runway."):
-        if not module.name.endswith("__main__"):
-            with suppress(ImportError):  # one that needs an extra
-                importlib.import_module(module.name)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> None:
-    """Have coverage write down which file of tests reaches what, in all that it starts as well."""
-    coverage = measurement()
-    name = item.nodeid.partition("::")[0]
-    if coverage is not None and os.environ.get("COVERAGE_TEST_FILE") != name:
-        coverage.switch_context(name)
-        os.environ["COVERAGE_TEST_FILE"] = name
-
-
-def measurement() -> Any:
-    """Give what measures this run, if anything does."""
-    coverage = sys.modules.get("coverage")
-    return coverage and coverage.Coverage.current()
 
 
 @pytest.fixture
