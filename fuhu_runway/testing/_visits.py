@@ -5,6 +5,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import TracebackType
 from typing import Any, Final, cast
 
 import attrs
@@ -85,6 +86,14 @@ class Reception:
 
     async def receive(self, route: Route, request: web.Request) -> web.StreamResponse:
         """The answer to *request*, with all that is planned to go wrong."""
+        try:
+            return await self._receive(route, request)
+        except Exception as error:  # noqa: BLE001 - of a function of the user's, as a rule
+            # The client gets a 500 and makes something else of it, so it is kept for the test.
+            self.books.mistakes.append(error.with_traceback(_users(error.__traceback__)))
+            return web.Response(status=500)
+
+    async def _receive(self, route: Route, request: web.Request) -> web.StreamResponse:
         try:
             raw = await request.read()
         except web.HTTPRequestEntityTooLarge:
@@ -198,6 +207,14 @@ class Reception:
             if rule is not None:
                 yield rule.plans, route.role
         yield self.books.plans, route.where
+
+
+def _users(traceback: TracebackType | None) -> TracebackType | None:
+    """Return the part of *traceback* that is not the simulator's, if there is one."""
+    found = traceback
+    while found is not None and found.tb_frame.f_globals["__name__"].startswith(__package__):
+        found = found.tb_next
+    return found or traceback
 
 
 def _parsed(raw: bytes) -> dict[str, Any] | None:

@@ -492,7 +492,7 @@ async def test_hidden(runway_gateway):
     with contextlib.suppress(Exception):
         reach()
     with contextlib.suppress(Exception):
-        reach("2001:db8::1")
+        reach("www.gateway.example")
 
 async def test_of_the_client(runway_gateway):
     async with Client("sk-key", base_url="https://gateway.example") as client:
@@ -516,9 +516,25 @@ def late(runway_gateway):
 async def test_late(late):
     pass
 
-@pytest.mark.runway(allow=["192.0.2.1"])
-async def test_allowed(runway_gateway):
-    reach("192.0.2.1")
+@pytest.mark.runway(allow=["gateway.example"])
+class TestAllowed:
+    @pytest.mark.runway(allow=["192.0.2.0/24"])
+    async def test_together(self, runway_gateway):
+        _guard._WATCHING[-1].check("socket.connect", "192.0.2.1", 443)
+        _guard._WATCHING[-1].check("socket.connect", "gateway.example", 443)
+
+async def test_skipped(runway_gateway):
+    with contextlib.suppress(RuntimeError):
+        reach()
+    pytest.skip("no gateway")
+
+@pytest.mark.parametrize("look_up", [
+    socket.gethostbyaddr, socket.getfqdn, socket.gethostbyname,
+    lambda host: socket.getnameinfo((host, 80), 0),
+])
+async def test_each_way_to_look_up(look_up, runway_gateway):
+    with contextlib.suppress(RuntimeError):
+        look_up("192.0.2.1" if look_up is not socket.gethostbyname else "gateway.example")
 
 async def test_here(runway_gateway):
     reach("localhost")
@@ -528,7 +544,8 @@ async def test_here(runway_gateway):
     reach(None)
 
 async def test_of_others():
-    reach("192.0.2.1")
+    with contextlib.suppress(OSError):
+        reach("gateway.invalid")
 """
 
 
@@ -536,12 +553,12 @@ def test_whoever_reaches_for_the_outside_fails(pytester: pytest.Pytester) -> Non
     """A test fails with the address it wanted, even where its code hides the error."""
     pytester.makepyfile(file_of(REACHING))
     result = run(pytester, *AUTO)
-    result.assert_outcomes(failed=5, passed=4, errors=1)
+    result.assert_outcomes(failed=10, passed=4, errors=1)
     result.stdout.fnmatch_lines(
         [
             "The test reached for gateway.example:443, *allow=[[]'gateway.example'[]])",
             "E*OutsideReached: The test reached for gateway.example:443, *",
-            "The test reached for gateway.example:443, [[]2001:db8::1[]]:443, *",
+            "The test reached for gateway.example:443, www.gateway.example:443, *",
             "*test_of_the_client*",
             "E*OutsideReached: *gateway.example:443*",
             "*test_of_a_synchronous_app*",
@@ -586,6 +603,13 @@ def test_ways_that_lead_nowhere_pass() -> None:
         assert event("socket.getaddrinfo", b"gateway.example", 1) == ("gateway.example", 1)
         assert event("socket.gethostbyname", "gateway.example") == ("gateway.example", None)
         assert event("socket.getaddrinfo", None, 80, 0, 0, 0) is None
+        assert event("socket.gethostbyaddr", "192.0.2.1") == ("192.0.2.1", None)
+        assert event("socket.getnameinfo", ("192.0.2.1", 53)) == ("192.0.2.1", None)
+
+
+def guard_of(*allowed: str) -> _guard.Guard:
+    """Give a guard with a marker's `allow`."""
+    return _guard.Guard(tuple(map(_guard.Host.of, allowed)))
 
 
 def test_what_is_allowed_is_allowed_by_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -596,32 +620,77 @@ def test_what_is_allowed_is_allowed_by_its_addresses(monkeypatch: pytest.MonkeyP
         return [(2, 1, 6, "", ("192.0.2.1", 0)), (10, 1, 6, "", ("2001:db8::1", 0, 0, 0))]
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    guard = _guard.Guard(frozenset({"db.example.com"}))
+    guard = guard_of("db.example.com:5432")
     with guard.watching():
-        for host in ("db.example.com", "db.example.com", "192.0.2.1", "2001:db8::1"):
-            guard.check(host, 5432)
+        for host in ("DB.Example.com.", "db.example.com"):
+            guard.check("socket.getaddrinfo", host, None)
+        for host in ("db.example.com", "192.0.2.1", "2001:db8::1"):
+            guard.check("socket.connect", host, 5432)
         with pytest.raises(_guard.OutsideReached, match=r"192\.0\.2\.2:5432,"):
-            guard.check("192.0.2.2", 5432)
-    assert guard.stopped == [("192.0.2.2", 5432)]
+            guard.check("socket.connect", "192.0.2.2", 5432)
+        with pytest.raises(_guard.OutsideReached, match=r"192\.0\.2\.1:5433,"):
+            guard.check("socket.connect", "192.0.2.1", 5433)
+    assert [str(reach) for reach in guard.stopped] == ["192.0.2.2:5432", "192.0.2.1:5433"]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "host", "port"),
+    [
+        ("10.0.0.0/8", "10.1.2.3", 5432),
+        ("10.1.2.3/8", "10.0.0.1", 5432),
+        ("10.0.0.0/8", "::ffff:10.1.2.3", 5432),
+        ("10.0.0.0/8:5432", "10.1.2.3", 5432),
+        ("2001:db8::/32", "2001:db8::1", 443),
+        ("[2001:db8::1]", "2001:db8::1", 443),
+        ("[2001:db8::1]:443", "2001:db8::1", 443),
+        ("192.0.2.1:443", "192.0.2.1", 443),
+        ("DB.Example.COM", "db.example.com", 5432),
+        ("db.example.com", "DB.EXAMPLE.com", 5432),
+        ("*.example.com", "a.b.example.com", 5432),
+        ("*.Example.com:5432", "db.example.com", 5432),
+        ("*", "192.0.2.1", 443),
+    ],
+)
+def test_what_may_be_allowed(allowed: str, host: str, port: int) -> None:
+    """Networks, patterns of names, ports and capitals are all understood."""
+    guard_of(allowed).check("socket.sendto", host, port)
+    with pytest.raises(_guard.OutsideReached):
+        guard_of("elsewhere.example:1").check("socket.sendto", host, port)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["https://db.example.com", "db.example.com/x", "2001:db8::zz", "a b", "", "a:99999", "[x", 5432],
+)
+def test_what_may_not_be_allowed(wrong: object) -> None:
+    """An entry that could never match is a usage error, which shows those that could."""
+    with pytest.raises(ValueError, match=r"allow has .*'10\.0\.0\.0/8'"):
+        _guard.Host.of(wrong)
 
 
 def test_this_machine_is_reached_by_any_of_its_names() -> None:
-    """Loopback passes as a name, as an address, and as what a server listens on everywhere."""
-    guard = _guard.Guard()
-    for host in ("localhost", "127.0.0.1", "127.8.8.8", "::1", "0.0.0.0", "::"):  # noqa: S104
-        guard.check(host, 80)
+    """Loopback passes under each of its names, as does what needs no name server."""
+    guard = guard_of()
+    here = ("localhost", "LOCALHOST.", "app.localhost", "127.0.0.1", "127.8.8.8", "127.1", "::1")
+    for host in (*here, "::ffff:127.0.0.1", "0.0.0.0", "::", socket.gethostname().upper()):  # noqa: S104
+        for kind in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyaddr"):
+            guard.check(kind, host, 80)
+    guard.check("socket.getaddrinfo", "192.0.2.1", 80)
     for host in ("localhost.example", "10.0.0.1", "::2"):
         with pytest.raises(_guard.OutsideReached):
-            guard.check(host, 80)
-    told = guard.tell()
-    assert told is not None
-    assert "localhost.example:80, 10.0.0.1:80, [::2]:80," in told
-    assert guard.tell() is None
+            guard.check("socket.connect", host, 80)
+    for kind in ("socket.gethostbyaddr", "socket.getnameinfo"):
+        with pytest.raises(_guard.OutsideReached):
+            guard.check(kind, "192.0.2.1", None)
+    report = guard.report()
+    assert report is not None
+    assert "localhost.example:80, 10.0.0.1:80, [::2]:80, 192.0.2.1," in report
+    assert guard.report() is None
 
 
 def test_the_hook_hears_nothing_while_nobody_watches() -> None:
     """Outside of a test with our fixtures, and of sockets, every event passes."""
-    guard = _guard.Guard()
+    guard = guard_of()
     with socket.socket() as inet:
         way = (inet, ("192.0.2.1", 443))
         _guard._hear("socket.connect", way)
@@ -631,7 +700,7 @@ def test_the_hook_hears_nothing_while_nobody_watches() -> None:
             _guard._hear("socket.connect", (inet, ("127.0.0.1", 443)))
             with pytest.raises(_guard.OutsideReached):
                 _guard._hear("socket.connect", way)
-    assert guard.stopped == [("192.0.2.1", 443)]
+    assert [str(reach) for reach in guard.stopped] == ["192.0.2.1:443"]
 
 
 # What it costs those who do not use it

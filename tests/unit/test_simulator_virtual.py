@@ -69,11 +69,8 @@ async def test_work_in_a_thread_takes_no_time() -> None:
             assert await spent(asyncio.gather(*(asyncio.to_thread(hard_work),) * 4)) == 0
 
 
-async def test_a_thread_that_waits_for_the_loop_does_not_stop_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Time goes on when a thread has had its patience, so that what it waits for comes."""
-    monkeypatch.setattr(_virtual, "PATIENCE", 0.01)
+async def test_a_thread_that_waits_for_the_loop_does_not_stop_it() -> None:
+    """A thread in `Future.result` is not waited for, so that time goes on for both."""
     loop = asyncio.get_running_loop()
 
     def wait_for_the_loop() -> None:

@@ -1,0 +1,116 @@
+"""The real time a test may take: what is not done by then is ended, and shows where it hangs."""
+
+import asyncio
+import contextlib
+import signal
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from types import CodeType, FrameType
+from typing import Any
+
+import attrs
+
+# Real seconds between two attempts to end what does not let itself be ended.
+AGAIN_AFTER = 1.0
+
+
+class DeadlinePassed(TimeoutError):
+    """What was watched was not done in time."""
+
+
+class LoopBlocked(BaseException):
+    """Something held the loop's thread past the deadline; no `except Exception` hides it."""
+
+
+@attrs.define(eq=False)
+class Deadline:
+    """Ends one task, or whatever blocks the thread of its loop."""
+
+    seconds: float
+    task: "asyncio.Task[Any]"
+    #: Kept here, and not read from the module, where tools that freeze time put their own.
+    real_time: Callable[[], float] = time.monotonic
+    #: What there is to say once the deadline has passed.
+    report: str | None = None
+    _due: float = attrs.field(init=False)
+    #: How often the loop waited for its sockets, and how often it had when the alarm rang last.
+    _turns: int = 0
+    _turns_at_alarm: int = -1
+
+    def __attrs_post_init__(self) -> None:
+        self._due = self.real_time() + self.seconds
+
+    def left(self) -> float:
+        """Return the real seconds that are left."""
+        return max(0.0, self._due - self.real_time())
+
+    def has_passed(self, jumped: float) -> bool:
+        """Cancel the task if it is time to. The loop asks in each of its rounds."""
+        self._turns += 1
+        if self.left():
+            return False
+        self._due = self.real_time() + AGAIN_AFTER
+        others = asyncio.all_tasks(self.task.get_loop()) - {self.task}
+        stacks = Counter(map(_stack_of, [self.task, *others]))
+        self.report = "\n".join(
+            [
+                f"Not done after {self.seconds:g} real seconds, and stopped. Time was virtual and "
+                f"jumped over {jumped:g} s. What needs longer has a larger deadline, or "
+                "deadline=None; what waits for something outside of its event loop, such as "
+                "another process, has virtual_time=False. The tasks were here:",
+                *(f"\n{count} x\n{stack}" for stack, count in stacks.items()),
+            ]
+        )
+        self.task.cancel()
+        return True
+
+    @contextlib.contextmanager
+    def alarm(self, waits: CodeType) -> Iterator[None]:
+        """
+        Interrupt what blocks the loop's thread, unless the loop is in the function *waits*.
+
+        It takes a signal to end a system call, and the main thread to get one. Where another tool
+        has the signal, such as pytest-timeout, that tool ends the test.
+        """
+
+        def ring(_: int, frame: FrameType | None) -> None:
+            __tracebackhide__ = True
+            before, self._turns_at_alarm = self._turns_at_alarm, self._turns
+            if self._turns == before and not any(
+                one.f_code is waits for one, _ in traceback.walk_stack(frame)
+            ):
+                raise LoopBlocked(
+                    f"After {self.seconds:g} real seconds this line still held the thread of the "
+                    "event loop, and with it the gateway, which runs there too. Run blocking code "
+                    "in asyncio.to_thread, a subprocess by asyncio.create_subprocess_exec, and an "
+                    "ASGI app by httpx.ASGITransport in place of TestClient."
+                )
+
+        is_main = threading.current_thread() is threading.main_thread()
+        alarm = getattr(signal, "SIGALRM", None)
+        if alarm is None or not is_main or signal.getsignal(alarm) is not signal.SIG_DFL:
+            yield
+            return
+        signal.signal(alarm, ring)
+        signal.setitimer(signal.ITIMER_REAL, self.seconds, AGAIN_AFTER)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(alarm, signal.SIG_DFL)
+
+
+def _stack_of(task: "asyncio.Task[Any]") -> str:
+    """Return the lines that *task* is at, from its own coroutine down to what it waits for."""
+    frames, waits = [], task.get_coro()
+    while waits is not None:
+        kind = next((kind for kind in ("cr", "gi", "ag") if hasattr(waits, f"{kind}_frame")), None)
+        if kind is None:
+            break
+        if (frame := getattr(waits, f"{kind}_frame")) is not None:
+            frames.append((frame, frame.f_lineno))
+        waits = getattr(waits, "gi_yieldfrom" if kind == "gi" else f"{kind}_await")
+    return "".join(traceback.StackSummary.extract(frames).format())
