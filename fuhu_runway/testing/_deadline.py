@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import gc
+import math
 import signal
 import threading
 import time
@@ -9,12 +11,15 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, Final, cast
 
 import attrs
 
 # Real seconds between two attempts to end what does not let itself be ended.
 AGAIN_AFTER = 1.0
+
+# Coroutines, generators and asynchronous generators name their frames after themselves.
+KINDS: Final = ("cr", "gi", "ag")
 
 
 class DeadlinePassed(TimeoutError):
@@ -48,22 +53,28 @@ class Deadline:
         return max(0.0, self._due - self.real_time())
 
     def has_passed(self, jumped: float) -> bool:
-        """Cancel the task if it is time to. The loop asks in each of its rounds."""
+        """
+        Cancel the task if it is time to. The loop asks in each of its rounds.
+
+        Raises:
+            DeadlinePassed: Out of the loop itself, if the task is over, such as that of a fixture.
+        """
         self._turns += 1
         if self.left():
             return False
         self._due = self.real_time() + AGAIN_AFTER
-        others = asyncio.all_tasks(self.task.get_loop()) - {self.task}
-        stacks = Counter(map(_stack_of, [self.task, *others]))
-        self.report = "\n".join(
-            [
-                f"Not done after {self.seconds:g} real seconds, and stopped. Time was virtual and "
-                f"jumped over {jumped:g} s. What needs longer has a larger deadline, or "
-                "deadline=None; what waits for something outside of its event loop, such as "
-                "another process, has virtual_time=False. The tasks were here:",
-                *(f"\n{count} x\n{stack}" for stack, count in stacks.items()),
-            ]
-        )
+        tasks = asyncio.all_tasks(self.task.get_loop())
+        # Its own comes first.
+        stacks = Counter(map(_stack_of, sorted(tasks, key=lambda one: one is not self.task)))
+        self.report = (
+            f"Not done after {self.seconds:g} real seconds, and stopped. Time was virtual and "
+            f"jumped over {jumped:g} s. For a test that needs longer, raise the deadline or set "
+            "deadline=None; for one that waits for something outside its event loop, such as "
+            "another process, set virtual_time=False. The tasks were here:\n"
+        ) + "".join(f"\n{count} x\n{stack}" for stack, count in stacks.items())
+        if self.task.done():
+            self._due = math.inf
+            raise DeadlinePassed(self.report)
         self.task.cancel()
         return True
 
@@ -105,12 +116,15 @@ class Deadline:
 
 def _stack_of(task: "asyncio.Task[Any]") -> str:
     """Return the lines that *task* is at, from its own coroutine down to what it waits for."""
-    frames, waits = [], task.get_coro()
+    frames, waits = [], cast("Any", task.get_coro())
     while waits is not None:
-        kind = next((kind for kind in ("cr", "gi", "ag") if hasattr(waits, f"{kind}_frame")), None)
-        if kind is None:
+        # A step of an asynchronous generator shows the generator to the garbage collector alone.
+        ways = ((one, kind) for one in (waits, *gc.get_referents(waits)) for kind in KINDS)
+        found = next((way for way in ways if hasattr(way[0], f"{way[1]}_frame")), None)
+        if found is None:
             break
-        if (frame := getattr(waits, f"{kind}_frame")) is not None:
+        one, kind = found
+        if (frame := getattr(one, f"{kind}_frame")) is not None:
             frames.append((frame, frame.f_lineno))
-        waits = getattr(waits, "gi_yieldfrom" if kind == "gi" else f"{kind}_await")
-    return "".join(traceback.StackSummary.extract(frames).format())
+        waits = getattr(one, "gi_yieldfrom" if kind == "gi" else f"{kind}_await")
+    return "".join(traceback.StackSummary.extract(iter(frames)).format())

@@ -231,7 +231,7 @@ def _addresses_of(host: str) -> Iterator[str]:
 
 
 def _is_of_a_pool(thread: threading.Thread) -> bool:
-    is_standard = getattr(thread, "_target", None) is concurrent.futures.thread._worker  # type: ignore[attr-defined]  # noqa: SLF001
+    is_standard = getattr(thread, "_target", None) is concurrent.futures.thread._worker  # noqa: SLF001
     return is_standard or type(thread).__module__.startswith("anyio.")
 
 
@@ -239,9 +239,7 @@ def _text_of(reaches: Iterable[Reach]) -> str:
     unique = list(dict.fromkeys(reaches))
     hosts = list(dict.fromkeys(reach.host for reach in unique))
     stranger = unique[0].stranger
-    who = (
-        f"The thread {stranger!r}, which is older than the test," if stranger else "The test"
-    )
+    who = f"The thread {stranger!r}, which is older than the test," if stranger else "The test"
     return (
         f"{who} reached for {', '.join(map(str, unique))}, and beside runway_gateway only this "
         "machine is there. Nothing was sent. Lead the code to the gateway, or allow it: "

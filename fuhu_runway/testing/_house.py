@@ -99,12 +99,14 @@ def options_of(item: pytest.Item) -> Options:
     if not isinstance(own.get("virtual_time", True), bool):
         _refuse("has virtual_time as True or False")
     for name in ("patience", "deadline"):
-        if not (isinstance(own.get(name, 0), int | float) or name == "deadline" and own[name] is None):
+        seconds = own.get(name, 0)
+        is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+        if not ((is_number and seconds >= 0) or (name == "deadline" and seconds is None)):
             _refuse(f"has {name} in real seconds")
     try:
         own["allow"] = tuple(map(Host.of, hosts))
     except ValueError as error:
-        _refuse(f": {error}")
+        pytest.fail(f"@pytest.mark.{MARKER}: {error}", pytrace=False)
     return Options(**{**own, "client": client, "simulator": given})
 
 
@@ -259,9 +261,10 @@ class House:
                 __tracebackhide__ = True
                 async with self, contextlib.aclosing(function(*args, **kwargs)) as given:
                     while True:
-                        with self._in_time():
-                            value = await anext(given, values)
-                        if value is values:
+                        try:
+                            with self._in_time():
+                                value = await anext(given)
+                        except StopAsyncIteration:
                             return
                         yield value
 
@@ -393,13 +396,13 @@ class House:
         """Run the gateway in a thread, and close the client there."""
         # Whichever loop the fixtures have, the gateway is not in it.
         self._users.clear()
+        is_own = self._home(None) is None
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever, name=FIXTURES[0], daemon=True)
 
         def run(work: Coroutine[Any, Any, None]) -> None:
             asyncio.run_coroutine_threadsafe(work, loop).result()
 
-        is_own = self._home(None) is None
         thread.start()
         try:
             if is_own:

@@ -6,7 +6,7 @@ import queue
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures.thread import _WorkItem  # type: ignore[attr-defined]
+from concurrent.futures.thread import _WorkItem
 from typing import Any, Final
 
 # Real seconds. Enough for a slow disk; a thread that takes longer waits for something, which may

@@ -82,8 +82,7 @@ def watched(seconds: float | None) -> Iterator[None]:
     """
     clock = getattr(asyncio.get_running_loop().time, "__self__", None)
     task = asyncio.current_task()
-    is_virtual = isinstance(clock, VirtualClock) and clock.is_virtual
-    if seconds is None or task is None or not is_virtual:
+    if not (isinstance(clock, VirtualClock) and clock.is_virtual and seconds and task):
         yield
         return
     before, clock.deadline = clock.deadline, Deadline(seconds, task)
@@ -165,13 +164,24 @@ class VirtualClock:
 
     def jump(self, seconds: float) -> None:
         """Let *seconds* pass at once."""
-        self._now = self._idle_at = self.time() + seconds
-        self.jumped += seconds
+        self._pass_to(self.time() + seconds)
+        self._idle_at = self.time()
         self._rounds, self._endless = 0, ENDLESS_ROUNDS
 
-    def is_endless(self, *, has_news: bool) -> bool:
+    def _pass_to(self, instant: float) -> None:
+        # asyncio adds its clock's resolution to see what is due, and to a large number in vain.
+        if instant + self._loop._clock_resolution == instant:  # noqa: SLF001
+            instant = math.nextafter(instant, math.inf)
+        self.jumped += instant - self.time()
+        self._now = instant
+
+    def hear_news(self) -> None:
+        """Begin again to count rounds."""
+        self._rounds = 0
+
+    def is_endless(self) -> bool:
         """Count one round in which the loop had something to do by itself."""
-        self._rounds = 0 if has_news else self._rounds + 1
+        self._rounds += 1
         if self._rounds > BUSY_ROUNDS:
             self._now = self.time() + ROUND_TAKES
         return self._rounds > self._endless
@@ -181,10 +191,10 @@ class VirtualClock:
         now, timers = self.time(), self._loop._scheduled  # noqa: SLF001
         self._endless = BUSY_ROUNDS
         if timers and timers[0].when() > now:
-            self._now, self._rounds = timers[0].when(), 0
+            self._pass_to(timers[0].when())
+            self._rounds = 0
         else:
-            self._now = now + (now - self._idle_at) / 100
-        self.jumped += self.time() - now
+            self._pass_to(now + (now - self._idle_at) / 100)
 
     def note(self, work: "asyncio.Future[Any]") -> None:
         """Let no time pass while an executor does *work*."""
@@ -236,18 +246,18 @@ class _Select:
         clock, events = self.clock, self.real(0)
         if clock.deadline is not None and clock.deadline.has_passed(clock.jumped):
             return events
-        is_round = timeout is not None and timeout <= 0
-        if is_round and not clock.is_endless(has_news=bool(events)):
-            return events
         if timeout is None and not events:
             # Nothing is planned: only something outside can make anything happen.
             return self.real(None if clock.deadline is None else clock.deadline.left())
-        events = events or self._late()
-        if events:
+        is_round = not timeout or timeout <= 0
+        if is_round and not events and not clock.is_endless():
+            return []
+        if events := events or self._late():
+            clock.hear_news()
             return events
         if is_round:
             clock.skip()
-        elif timeout is not None:
+        else:
             clock.jump(timeout)
         return []
 

@@ -88,9 +88,12 @@ class Reception:
         """The answer to *request*, with all that is planned to go wrong."""
         try:
             return await self._receive(route, request)
-        except Exception as error:  # noqa: BLE001 - of a function of the user's, as a rule
+        except Exception as error:
+            users = _users(error.__traceback__)
+            if users is None:
+                raise
             # The client gets a 500 and makes something else of it, so it is kept for the test.
-            self.books.mistakes.append(error.with_traceback(_users(error.__traceback__)))
+            self.books.mistakes.append(error.with_traceback(users))
             return web.Response(status=500)
 
     async def _receive(self, route: Route, request: web.Request) -> web.StreamResponse:
@@ -210,11 +213,11 @@ class Reception:
 
 
 def _users(traceback: TracebackType | None) -> TracebackType | None:
-    """Return the part of *traceback* that is not the simulator's, if there is one."""
-    found = traceback
-    while found is not None and found.tb_frame.f_globals["__name__"].startswith(__package__):
-        found = found.tb_next
-    return found or traceback
+    """Return the part of *traceback* that is in a function of the user's; None if none is."""
+    ours = (__package__, "aiohttp")
+    while traceback is not None and traceback.tb_frame.f_globals["__name__"].startswith(ours):
+        traceback = traceback.tb_next
+    return traceback
 
 
 def _parsed(raw: bytes) -> dict[str, Any] | None:

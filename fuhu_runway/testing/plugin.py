@@ -69,10 +69,11 @@ def runway_client(
         if house is None:
             # The suite has a runway_gateway of its own.
             house = stack.enter_context(_housed(request.node, runway_gateway))
-        # Without chance, all instants of a test are the same in each run. Real time is not to be
-        # spent between two polls.
-        quick = {"first": 0.01, "max_interval": 0.05} if house.is_synchronous else {}
-        house.client = house.made(Client, polling=PollPolicy(jitter=0, **quick))
+        # Without chance, all instants of a test are the same in each run.
+        polling = PollPolicy(jitter=0)
+        if house.is_synchronous:
+            polling = PollPolicy(first=0.01, max_interval=0.05, jitter=0)
+        house.client = house.made(Client, polling=polling)
         yield house.client
 
 
