@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import math
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -204,7 +205,7 @@ class VirtualClock:
     def thread_time(self) -> float:
         """Return for how many real seconds threads are still to be waited for."""
         now = self._real_time()
-        owed: dict[object, float] = dict.fromkeys(self._work, LIMIT) | dict(owed_to(self._loop))
+        owed: dict[object, float] = dict.fromkeys(self._work, LIMIT) | owed_to(self._loop)
         self._until = {one: self._until.get(one, now + limit) for one, limit in owed.items()}
         return max(0.0, max(self._until.values(), default=0.0) - now)
 
@@ -249,22 +250,22 @@ class _Select:
         if timeout is None and not events:
             # Nothing is planned: only something outside can make anything happen.
             return self.real(None if clock.deadline is None else clock.deadline.left())
-        is_round = not timeout or timeout <= 0
-        if is_round and not events and not clock.is_endless():
+        pause = max(0.0, timeout or 0.0)
+        if not (events or pause or clock.is_endless()):
             return []
         if events := events or self._late():
             clock.hear_news()
             return events
-        if is_round:
-            clock.skip()
+        if pause:
+            clock.jump(pause)
         else:
-            clock.jump(timeout)
+            clock.skip()
         return []
 
     def _late(self) -> list[Any]:
         """Return what comes while threads work, bytes are under way, and patience lasts."""
-        # Twice: between two variables, a thread may have its work in neither.
-        for _ in range(2):
+        # Twice, where there are threads: between two variables, one may have its work in neither.
+        for _ in range(min(2, threading.active_count())):
             while left := self.clock.thread_time():
                 if events := self.real(min(left, TICK)):
                     return events

@@ -323,7 +323,7 @@ class Simulator:
 
     @property
     def mistakes(self) -> list[Exception]:
-        """What functions of the user's raised, such as a script's; `async with` raises the first."""
+        """What functions of the user's raised, such as a script's; leaving raises the first."""
         return self._books.mistakes
 
     @property

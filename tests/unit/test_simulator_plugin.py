@@ -832,8 +832,7 @@ async def test_timeout_in_real_time(runway_gateway):
     raise TimeoutError
 
 @pytest.mark.runway(deadline=0.01)
-async def test_endless(runway_gateway, runway_client):
-    await runway_client.generate("a kitten")
+async def test_endless(runway_gateway):
     await asyncio.Event().wait()
 
 @pytest.mark.runway(deadline=0.01)
@@ -894,14 +893,12 @@ def test_failures_say_what_they_mean(pytester: pytest.Pytester) -> None:
             "_* test_endless _*",
             "Not done after 0.01 real seconds, and stopped. *",
             "*, in test_endless",
-            "*Captured runway_gateway call*",
-            "* 'a kitten' * queued *",
             "*TestTooEarly.test_it*",
             "E*GatewayShut: runway_gateway does not run at this moment. *asyncSetUp*",
         ]
     )
     output = result.stdout.str()
-    assert output.count("Captured runway_gateway call") == 2
+    assert output.count("Captured runway_gateway call") == 1
     assert output.count("Time is virtual in this test") == 2
     # What it says of the tasks are lines of the plugin's as well.
     assert not re.search(r"^\S*fuhu_runway/testing/(_house|plugin|_virtual)", output, re.MULTILINE)
