@@ -116,15 +116,15 @@ class Deadline:
 
 def _stack_of(task: "asyncio.Task[Any]") -> str:
     """Return the lines that *task* is at, from its own coroutine down to what it waits for."""
-    frames, waits = [], cast("Any", task.get_coro())
-    while waits is not None:
+    frames: list[tuple[FrameType, int]] = []
+    waits = cast("Any", task.get_coro())
+    while True:
         # A step of an asynchronous generator shows the generator to the garbage collector alone.
         ways = ((one, kind) for one in (waits, *gc.get_referents(waits)) for kind in KINDS)
         found = next((way for way in ways if hasattr(way[0], f"{way[1]}_frame")), None)
         if found is None:
-            break
+            return "".join(traceback.StackSummary.extract(iter(frames)).format())
         one, kind = found
-        if (frame := getattr(one, f"{kind}_frame")) is not None:
-            frames.append((frame, frame.f_lineno))
+        frame = getattr(one, f"{kind}_frame")
+        frames.append((frame, frame.f_lineno))
         waits = getattr(one, "gi_yieldfrom" if kind == "gi" else f"{kind}_await")
-    return "".join(traceback.StackSummary.extract(iter(frames)).format())

@@ -53,7 +53,7 @@ def _owed(loop: object) -> Iterator[tuple[object, float]]:
             continue
         for value in values + local:
             for one in value if type(value) is tuple else (value,):
-                has_work = _has_work_of(type(one))
+                has_work = _has_work_of(type(one))  # type: ignore[arg-type]
                 if has_work is not None and has_work(one, thread, top):
                     yield one, LIMIT
         if any(one is loop for one in local):

@@ -264,15 +264,17 @@ class _Select:
 
     def _late(self) -> list[Any]:
         """Return what comes while threads work, bytes are under way, and patience lasts."""
+        events: list[Any] = []
         # Twice, where there are threads: between two variables, one may have its work in neither.
-        for _ in range(min(2, threading.active_count())):
-            while left := self.clock.thread_time():
-                if events := self.real(min(left, TICK)):
-                    return events
-            self.lead.sound()
-            if events := self.real(0):
-                return events
-        return self.real(self.clock.patience) if self.clock.patience else []
+        passes = min(2, threading.active_count())
+        while passes and not events:
+            if left := self.clock.thread_time():
+                events = self.real(min(left, TICK))
+            else:
+                passes -= 1
+                self.lead.sound()
+                events = self.real(0)
+        return events or (self.real(self.clock.patience) if self.clock.patience else [])
 
 
 @attrs.frozen

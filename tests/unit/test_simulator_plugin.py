@@ -1,11 +1,12 @@
 """The pytest plugin, as the runs of its users see it; each run holds many of their tests."""
 
+import concurrent.futures
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from textwrap import dedent
 from typing import Final
@@ -559,6 +560,10 @@ class TestAllowed:
     async def test_together(self, runway_gateway):
         _guard._WATCHING[-1].check("socket.connect", "192.0.2.1", 443)
         _guard._WATCHING[-1].check("socket.connect", "gateway.example", 443)
+        assert not _guard._WATCHING[-1].is_shut(runway_gateway.port)
+
+async def test_skipped_for_itself(runway_gateway):
+    pytest.skip("no gateway")
 
 async def test_skipped(runway_gateway):
     with contextlib.suppress(RuntimeError):
@@ -590,7 +595,7 @@ def test_whoever_reaches_for_the_outside_fails(pytester: pytest.Pytester) -> Non
     """A test fails with the address it wanted, even where its code hides the error."""
     pytester.makepyfile(file_of(REACHING))
     result = run(pytester, *AUTO)
-    result.assert_outcomes(failed=10, passed=4, errors=1)
+    result.assert_outcomes(failed=10, passed=4, errors=1, skipped=1)
     result.stdout.fnmatch_lines(
         [
             "The test reached for gateway.example:443, *allow=[[]'gateway.example'[]])",
@@ -732,6 +737,41 @@ def test_this_machine_is_reached_by_any_of_its_names() -> None:
     assert report is not None
     assert "localhost.example:80, 10.0.0.1:80, [::2]:80, 192.0.2.1," in report
     assert guard.report() is None
+
+
+def test_a_gateway_that_does_not_run_is_told_apart() -> None:
+    """A connection to the test's own gateway says when that runs, and a look-up passes."""
+    guard = _guard.Guard(is_shut=lambda port: port == 81)
+    guard.check("socket.connect", "127.0.0.1", 80)
+    guard.check("socket.getaddrinfo", "localhost", 81)
+    with pytest.raises(_guard.GatewayShut, match="asyncSetUp"):
+        guard.check("socket.connect", "127.0.0.1", 81)
+    assert guard.report() is None
+
+
+def test_a_pool_works_for_the_test_whatever_its_age() -> None:
+    """What a thread of a pool wants is the test's, and what another older one wants is not."""
+    ask = threading.Event()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, guard_of().watching():
+        pool.submit(ask.wait)
+        guard = guard_of()
+
+        def reach(host: str) -> None:
+            ask.wait()
+            with pytest.raises(_guard.OutsideReached):
+                guard.check("socket.connect", host, 443)
+
+        older = threading.Thread(target=reach, args=["telemetry.example"], name="telemetry")
+        older.start()
+        with guard.watching():
+            ask.set()
+            older.join()
+            pool.submit(reach, "pool.example").result()
+    report, strangers = guard.report(), guard.report_strangers()
+    assert report is not None
+    assert report.startswith("The test reached for pool.example:443, and")
+    assert len(strangers) == 1
+    assert strangers[0].startswith("The thread 'telemetry', which is older than the test, reached")
 
 
 def test_the_hook_hears_nothing_while_nobody_watches() -> None:
@@ -1063,8 +1103,8 @@ def test_pytest_starts_quietly_after_the_package(pytester: pytest.Pytester) -> N
     """pytest.main() does not warn where the package is imported already, as once installed."""
     package = Path(fuhu_runway.__file__).parent
     # As an installer leaves it, which the package that is tested need not be.
-    place = pytester.mkdir("site")
-    shutil.copytree(package, place / "fuhu_runway", ignore=shutil.ignore_patterns("__pycache__"))
+    place = pytester.mkdir("site-packages")
+    (place / "fuhu_runway").symlink_to(package, target_is_directory=True)
     info = place / "fuhu_runway-9.9.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fuhu-runway\nVersion: 9.9\n")
