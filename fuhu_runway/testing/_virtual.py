@@ -32,6 +32,8 @@ from ._threads import LIMIT, owed_to
 DEADLINE: Final = 60.0
 # Real seconds between two checks of what threads do; their answers wake the loop at once.
 TICK: Final = 0.002
+# Real seconds for a thread of a pool to take its work.
+PICK_UP: Final = 0.2
 
 # Rounds without news from outside: more than any chain of callbacks that leads somewhere. Each
 # further one takes a microsecond.
@@ -121,9 +123,11 @@ class VirtualClock:
     _endless: int = ENDLESS_ROUNDS
     _idle_at: float = 0.0
     #: What executors do for the loop.
-    _work: set["asyncio.Future[Any]"] = attrs.field(factory=set)
+    _work: dict[object, float] = attrs.field(factory=dict)
     #: What threads owe the loop, with the real second up to which it is waited for.
     _until: dict[object, float] = attrs.field(factory=dict)
+    #: Since which real second they owe nothing; None where they do, or time has jumped since.
+    _handed_over_at: float | None = None
 
     def __attrs_post_init__(self) -> None:
         self._ahead = self._loop.time() - self._real_time()
@@ -175,6 +179,7 @@ class VirtualClock:
             instant = math.nextafter(instant, math.inf)
         self.jumped += instant - self.time()
         self._now = instant
+        self._handed_over_at = None
 
     def hear_news(self) -> None:
         """Begin again to count rounds."""
@@ -197,17 +202,22 @@ class VirtualClock:
         else:
             self._pass_to(now + (now - self._idle_at) / 100)
 
-    def note(self, work: "asyncio.Future[Any]") -> None:
-        """Let no time pass while an executor does *work*."""
-        self._work.add(work)
-        work.add_done_callback(self._work.discard)
+    def note(self, work: "asyncio.Future[Any]", limit: float) -> None:
+        """Let no time pass while an executor does *work*, for that many real seconds."""
+        self._work[work] = limit
+        work.add_done_callback(lambda done: self._work.pop(done, None))
 
     def thread_time(self) -> float:
         """Return for how many real seconds threads are still to be waited for."""
         now = self._real_time()
-        owed: dict[object, float] = dict.fromkeys(self._work, LIMIT) | owed_to(self._loop)
+        owed, handover = owed_to(self._loop)
+        owed.update(self._work)
         self._until = {one: self._until.get(one, now + limit) for one, limit in owed.items()}
-        return max(0.0, max(self._until.values(), default=0.0) - now)
+        left = max(0.0, max(self._until.values(), default=0.0) - now)
+        if left or self._handed_over_at is None:
+            self._handed_over_at = None if left else now
+        # After their work, and before each jump, a thread has time to wake up for more.
+        return left or max(0.0, (self._handed_over_at or now) + handover - now)
 
 
 class Lead:
@@ -288,9 +298,10 @@ class _Submit:
         self, executor: Any, func: Callable[..., Any], *args: Any
     ) -> "asyncio.Future[Any]":
         work = self.real(executor, func, *args)
-        # What the threads of the standard pool do can be seen, and also when they wait for us.
-        if executor is not None and type(executor) is not ThreadPoolExecutor:
-            self.clock.note(work)
+        # What the threads of the standard pool do can be seen, and also that they wait for us, as
+        # soon as they have begun.
+        is_standard = executor is None or type(executor) is ThreadPoolExecutor
+        self.clock.note(work, PICK_UP if is_standard else LIMIT)
         return work
 
 

@@ -44,7 +44,7 @@ def _housed(item: pytest.Item, gateway: "Simulator | None" = None) -> "Iterator[
     for report in house.guard.report_strangers():
         # Not by warnings.warn, which may fail the test: it has no part in this.
         warning = warnings.WarningMessage(pytest.PytestWarning(report), pytest.PytestWarning, "", 0)
-        item.ihook.pytest_warning_recorded.call_historic(
+        item.config.hook.pytest_warning_recorded.call_historic(
             kwargs={"warning_message": warning, "nodeid": "", "when": "runtest", "location": None}
         )
 

@@ -283,7 +283,6 @@ async def test_a_server_in_another_thread_takes_no_time() -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(100):
             hard_work()
-            await asyncio.to_thread(hard_work)
             writer.write(data)
         writer.close()
 
@@ -293,18 +292,21 @@ async def test_a_server_in_another_thread_takes_no_time() -> None:
     starting = asyncio.start_server(answer, "127.0.0.1", 0)
     server = asyncio.run_coroutine_threadsafe(starting, other).result()
 
-    async def close() -> None:
-        server.close()
-        await other.shutdown_default_executor()
-
     with virtual_time():
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
         async with asyncio.timeout(1):
             for _ in range(20):
                 writer.write(b"a kitten")
                 assert await spent(reader.read(100)) == 0
+        assert await spent(asyncio.sleep(3600)) == 3600
         writer.close()
         await writer.wait_closed()
+
+    async def close() -> None:
+        server.close()
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
+        await asyncio.sleep(0)
+
     asyncio.run_coroutine_threadsafe(close(), other).result()
     other.call_soon_threadsafe(other.stop)
     thread.join()
