@@ -3,6 +3,8 @@ An asyncio SDK for Runway-style video generation: submit once, pay once, never l
 
 Names are imported when they are first asked for, so that importing the package costs next to
 nothing.
+
+PYTEST_DONT_REWRITE: pytest.main() may come after this import, and would warn of it.
 """
 
 import importlib

@@ -84,8 +84,9 @@ class Rule:
     takes: float | None = attrs.field(
         default=None, validator=attrs.validators.optional(is_duration)
     )
-    #: Whether a submit of such a task ever came.
+    #: Whether a submit of such a task ever came, and whether one was accepted.
     is_asked: bool = attrs.field(init=False, default=False)
+    is_used: bool = attrs.field(init=False, default=False)
     plans: Plans = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -219,6 +220,8 @@ class Books:
     leaked: list[Seen] = attrs.field(factory=list)
     #: How many requests the rate limit turned away.
     limited: int = 0
+    #: What functions of the user's raised.
+    mistakes: list[Exception] = attrs.field(factory=list)
     _rules: list[Rule] = attrs.field(factory=list)
     _next: deque[Rule] = attrs.field(factory=deque)
     _refunds: list[tuple[float, int, SimulatedTask]] = attrs.field(factory=list)
@@ -249,7 +252,7 @@ class Books:
         self.accounts[key] = account
 
     def add_rule(self, rule: Rule) -> None:
-        """Follow *rule* from now on; the last one that names a task wins."""
+        """Follow *rule* from now on."""
         if rule.which is None:
             self._next.append(rule)
         else:
@@ -261,14 +264,8 @@ class Books:
         return (*self._rules, *self._next)
 
     def unasked(self) -> list[Rule]:
-        """Those of which no task ever came, unless a later one stands in for them."""
-        found: list[Rule] = []
-        named: list[Which] = []
-        for rule in self.rules:
-            if not rule.is_asked and (rule.which is None or rule.which not in named):
-                found.append(rule)
-            named.append(rule.which)
-        return found
+        """Those of which no task ever came."""
+        return [rule for rule in self.rules if not rule.is_asked]
 
     def untouched(self) -> list[Planned]:
         """The faults that never happened, of the gateway, of its scripts and of its tasks."""
@@ -299,9 +296,18 @@ class Books:
             self.leaked.append(seen)
 
     def rule_for(self, body: Body) -> Rule | None:
-        """The rule for a submit of *body*: one that names it, else the next in order."""
-        waiting = self._next[0] if self._next else None
-        found = next((rule for rule in self._rules if rule.fits(body)), waiting)
+        """
+        Return the rule for a submit of *body*.
+
+        The last one that names it decides, or an earlier one for the same tasks that no task has
+        used up; else it is the next in order.
+        """
+        found = next((rule for rule in self._rules if rule.fits(body)), None)
+        if found is not None:
+            same = [rule for rule in reversed(self._rules) if rule.which == found.which]
+            found = next((rule for rule in same if not rule.is_used), found)
+        elif self._next:
+            found = self._next[0]
         if found is not None:
             found.is_asked = True
         return found
@@ -388,6 +394,7 @@ class Books:
         rule = self.rule_for(body)
         if rule is None:
             return Script(takes=self.takes(body))
+        rule.is_used = True
         if rule.which is None:
             self._next.popleft()
         takes = self.takes(body) if rule.takes is None else rule.takes

@@ -26,6 +26,12 @@ class SimulatedClock:
     # One for each who pauses: thousands of slow answers would make a shared one slow.
     _waiters: set[asyncio.Future[None]] = attrs.field(init=False, factory=set)
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop it was opened in last."""
+        assert self._loop is not None  # noqa: S101 - for mypy
+        return self._loop
+
     def open(self) -> None:
         """Let time run; opened again, it has run on in between."""
         self._is_closing = False

@@ -1,79 +1,165 @@
 """
-Nothing but loopback: whoever reaches further while a guard watches is stopped and told of.
+Nothing but loopback: code that reaches further while a guard watches is stopped and reported.
 
-Rule 1. Python's own audit events tell of every socket, whichever library opened it. What a library
+Rule 1. Python's own audit events report every socket, whichever library opened it. What a library
     does in C without Python's sockets is not seen.
 Rule 2. An audit hook can never be taken out again, so there is one for the whole process. It comes
-    with the first guard and lets everything pass while nobody watches.
+    with the first guard and lets everything pass while no guard watches.
 Rule 3. What was stopped is remembered: code that hides the error hides nothing.
+Rule 4. A thread that is older than the test, and of no pool, works for something else. It is
+    stopped as well, but the test does not fail for it.
 """
 
+import concurrent.futures.thread
 import contextlib
+import fnmatch
 import ipaddress
 import socket
 import sys
-from collections.abc import Iterable, Iterator
-from typing import Any, Final
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, Self
 
 import attrs
 
-from ._loopback import is_loopback
-
 CONNECTS: Final = frozenset({"socket.connect", "socket.sendto", "socket.sendmsg"})
+# These ask a name server only if they get a name, the others for every address too.
 LOOK_UPS: Final = frozenset({"socket.getaddrinfo", "socket.gethostbyname"})
+REVERSE: Final = frozenset({"socket.gethostbyaddr", "socket.getnameinfo"})
 INTERNET: Final = frozenset({socket.AF_INET, socket.AF_INET6})
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class OutsideReached(RuntimeError):
     """A connection or the look-up of a name was stopped, since it led away from this machine."""
 
 
+class GatewayShut(RuntimeError):
+    """A connection to the test's own gateway while that does not run."""
+
+
+@attrs.frozen
+class Host:
+    """A host, a pattern of names or a network, with its port or with all ports."""
+
+    name: str
+    network: Network | None = None
+    port: int | None = None
+
+    @classmethod
+    def of(cls, text: object) -> Self:
+        """
+        Read one entry of `allow`.
+
+        Raises:
+            ValueError: It is none.
+        """
+        if isinstance(text, str):
+            name, colon, port = text.rpartition(":")
+            with contextlib.suppress(ValueError):
+                return cls(text, ipaddress.ip_network(text.strip("[]"), strict=False))
+            has_port = colon and port.isdecimal() and int(port) < 2**16
+            if has_port and (":" not in name or name.endswith("]")):
+                return attrs.evolve(cls.of(name), port=int(port))
+            if text and not set(text) & set(" \t\n/:@[]"):
+                return cls(_plain(text))
+        raise ValueError(
+            f"allow has {text!r}; an entry is a host, a network or a pattern of names, and may end "
+            "with a port: 'db.example.com', '10.0.0.0/8', '*.example.com', '192.0.2.1:5432'"
+        )
+
+    def fits(self, host: str, port: object) -> bool:
+        """Whether *host* is meant, at *port*; None is any port."""
+        if self.port is not None and port not in {None, self.port}:
+            return False
+        if self.network is not None:
+            return (address := _address(host)) is not None and address in self.network
+        return fnmatch.fnmatchcase(host, self.name)
+
+
+@attrs.frozen
+class Reach:
+    """One attempt that was stopped."""
+
+    host: str
+    port: object
+    #: The name of the thread, if that is older than the test and does not work for it.
+    stranger: str | None
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}" if self.port else host
+
+
 @attrs.define(eq=False)
 class Guard:
-    """Who lets nothing pass but loopback and the hosts of one test."""
+    """Stops everything but loopback and the hosts that one test allows."""
 
-    #: Names or addresses that may be reached besides.
-    allowed: frozenset[str] = frozenset()
-    #: Hosts and ports that were stopped and not told of yet.
-    stopped: list[tuple[str, object]] = attrs.field(factory=list)
+    #: What may be reached besides.
+    allowed: tuple[Host, ...] = ()
+    #: Whether a port of this machine is the gateway's, which does not run.
+    is_shut: Callable[[object], bool] = lambda _port: False
+    #: What was stopped and not reported yet.
+    stopped: list[Reach] = attrs.field(factory=list)
+    #: What allowed names were found to be: the connection that follows knows the address alone.
     _addresses: dict[str, frozenset[str]] = attrs.field(factory=dict)
+    _older: frozenset[threading.Thread] = frozenset()
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Stop whatever reaches further, in all threads of the process."""
         _install()
+        self._older = frozenset(threading.enumerate()) - {threading.current_thread()}
         _WATCHING.append(self)
         try:
             yield
         finally:
             _WATCHING.remove(self)
 
-    def check(self, host: str, port: object) -> None:
+    def check(self, event: str, host: str, port: object) -> None:
         """
-        Let a way to *host* pass.
+        Let an *event* about *host* pass.
 
         Raises:
+            GatewayShut: It is the test's own gateway, which does not run.
             OutsideReached: It leads away from this machine, and is not allowed.
         """
         __tracebackhide__ = True
-        if _is_here(host) or self._is_allowed(host):
+        host, is_connect = _plain(host), event in CONNECTS
+        if _is_here(host) or (event in LOOK_UPS and _address(host) is not None):
+            if is_connect and self.is_shut(port):
+                raise GatewayShut(
+                    "runway_gateway does not run at this moment. It begins with the first "
+                    "asynchronous fixture or test that has it as an argument, and ends with the "
+                    "last; in unittest it runs during the test method, and not in asyncSetUp or "
+                    "asyncTearDown. Move the request there"
+                )
             return
-        self.stopped.append((host, port))
-        raise OutsideReached(_told([(host, port)]))
-
-    def _is_allowed(self, host: str) -> bool:
-        if host in self.allowed:
-            # The connection that follows knows the address alone.
-            if host not in self._addresses:
+        names = [host, *(name for name, known in self._addresses.items() if host in known)]
+        allowed = (*self.allowed, Host(_plain(socket.gethostname())))
+        if any(one.fits(name, port if is_connect else None) for one in allowed for name in names):
+            if _address(host) is None and host not in self._addresses:
                 self._addresses[host] = frozenset()
                 self._addresses[host] = frozenset(_addresses_of(host))
-            return True
-        return any(host in addresses for addresses in self._addresses.values())
+            return
+        thread = threading.current_thread()
+        is_stranger = thread in self._older and not _is_of_a_pool(thread)
+        reach = Reach(host, port, thread.name if is_stranger else None)
+        self.stopped.append(reach)
+        raise OutsideReached(_text_of([reach]))
 
-    def tell(self) -> str | None:
-        """What was stopped since the last time, in words; None if nothing was."""
-        stopped, self.stopped = self.stopped, []
-        return _told(stopped) if stopped else None
+    def report(self) -> str | None:
+        """Return what the test wanted since the last time; None if nothing."""
+        own = [reach for reach in self.stopped if reach.stranger is None]
+        self.stopped = [reach for reach in self.stopped if reach.stranger is not None]
+        return _text_of(own) if own else None
+
+    def report_strangers(self) -> list[str]:
+        """Return what threads older than the test wanted since the last time."""
+        strangers, self.stopped = [one for one in self.stopped if one.stranger is not None], []
+        return [_text_of([reach]) for reach in dict.fromkeys(strangers)]
 
 
 _WATCHING: Final[list[Guard]] = []
@@ -94,15 +180,17 @@ def _hear(event: str, args: tuple[Any, ...]) -> None:
     way = way_of(event, args)
     if way is not None:
         for guard in tuple(_WATCHING):
-            guard.check(*way)
+            guard.check(event, *way)
 
 
 def way_of(event: str, args: tuple[Any, ...]) -> tuple[str, object] | None:
-    """The host and the port that an audit event is about; None where it leads nowhere."""
+    """Return the host and the port that an audit event is about; None where it leads nowhere."""
     if event in CONNECTS and args[0].family in INTERNET and args[1]:
         return _text(args[1][0]), args[1][1]
     if event in LOOK_UPS and args[0]:
         return _text(args[0]), args[1] if len(args) > 1 else None
+    if event in REVERSE and args[0]:
+        return _text(args[0][0] if isinstance(args[0], tuple) else args[0]), None
     return None
 
 
@@ -110,14 +198,30 @@ def _text(host: str | bytes | bytearray) -> str:
     return host if isinstance(host, str) else bytes(host).decode("ascii", "replace")
 
 
-def _is_here(host: str) -> bool:
-    if is_loopback(host):
-        return True
+def _plain(host: str) -> str:
+    return host.lower().removesuffix(".")
+
+
+def _address(host: str) -> Address | None:
+    """Return the address that *host* is, in any spelling that needs no name server."""
     try:
-        # What a server listens on that listens everywhere; as a target it is this machine.
-        return ipaddress.ip_address(host).is_unspecified
+        address: Address = ipaddress.ip_address(host)
     except ValueError:
-        return False
+        try:
+            # 127.1 and 0x7f000001 are addresses too.
+            return ipaddress.IPv4Address(socket.inet_aton(host))
+        except (OSError, ValueError):
+            return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
+
+
+def _is_here(host: str) -> bool:
+    address = _address(host)
+    if address is None:
+        return host == "localhost" or host.endswith(".localhost")
+    # A server that listens everywhere listens there; as a target it is this machine.
+    return address.is_loopback or address.is_unspecified
 
 
 def _addresses_of(host: str) -> Iterator[str]:
@@ -126,17 +230,18 @@ def _addresses_of(host: str) -> Iterator[str]:
             yield str(address[0])
 
 
-def _told(stopped: Iterable[tuple[str, object]]) -> str:
-    ways = list(dict.fromkeys(stopped))
-    where = ", ".join(_shown(*way) for way in ways)
-    hosts = list(dict.fromkeys(host for host, _ in ways))
+def _is_of_a_pool(thread: threading.Thread) -> bool:
+    is_standard = getattr(thread, "_target", None) is concurrent.futures.thread._worker  # noqa: SLF001
+    return is_standard or type(thread).__module__.startswith("anyio.")
+
+
+def _text_of(reaches: Iterable[Reach]) -> str:
+    unique = list(dict.fromkeys(reaches))
+    hosts = list(dict.fromkeys(reach.host for reach in unique))
+    stranger = unique[0].stranger
+    who = f"The thread {stranger!r}, which is older than the test," if stranger else "The test"
     return (
-        f"The test reached for {where}, and beside runway_gateway only this machine is there. "
-        "Nothing was sent. "
-        f"Lead the code to the gateway, or allow it: @pytest.mark.runway(allow={hosts})"
+        f"{who} reached for {', '.join(map(str, unique))}, and beside runway_gateway only this "
+        "machine is there. Nothing was sent. Lead the code to the gateway, or allow it: "
+        f"@pytest.mark.runway(allow={hosts})"
     )
-
-
-def _shown(host: str, port: object) -> str:
-    where = f"[{host}]" if ":" in host else host
-    return f"{where}:{port}" if port else where

@@ -6,7 +6,10 @@ Rule 2. The gateway starts, and time becomes virtual, with the first asynchronou
     that uses them, in its loop.
 Rule 3. They end when the test and all fixtures that use them have ended, in that loop. Where
     nothing of that comes to run any more, they end with the loop.
-Rule 4. A synchronous test has its gateway in a thread, in real time: there is no loop to share.
+Rule 4. A synchronous test has its gateway in a thread, in real time: there is no loop to share. The
+    gateway is fast then, and the client polls often, unless the test says otherwise.
+Rule 5. A `runway_gateway` that the suite defines itself keeps its own beginning and end, if it runs
+    already when the client is made.
 """
 
 import asyncio
@@ -22,12 +25,17 @@ from typing import Any, Final, Protocol, Self, TypeVar
 import attrs
 import pytest
 
-from ._guard import Guard, OutsideReached
-from ._virtual import virtual_time
+from . import _ledger
+from ._deadline import DeadlinePassed
+from ._guard import Guard, Host, OutsideReached
+from ._virtual import DEADLINE, VirtualClock, virtual_time, watched
 from .simulator import Simulator
 
 MARKER: Final = "runway"
 FIXTURES: Final = ("runway_gateway", "runway_client")
+
+# Simulated seconds per real one in a synchronous test: a clip of 100 s takes a tenth of one.
+SYNCHRONOUS_SPEED: Final = 1000.0
 
 T = TypeVar("T")
 
@@ -53,8 +61,12 @@ class Options:
     client: Mapping[str, Any] = attrs.field(factory=dict)
     #: Whether time jumps in an asynchronous test.
     virtual_time: bool = True
-    #: Hosts that may be reached besides.
-    allow: tuple[str, ...] = attrs.field(default=(), converter=tuple[str, ...])
+    #: Real seconds without news before each jump.
+    patience: float = 0.0
+    #: Real seconds after which a test in virtual time is ended; None is never.
+    deadline: float | None = DEADLINE
+    #: What may be reached besides.
+    allow: tuple[Host, ...] = ()
     #: Of the gateway.
     simulator: Mapping[str, Any] = attrs.field(factory=dict)
 
@@ -63,24 +75,39 @@ OWN: Final = tuple(name for name in attrs.fields_dict(Options) if name != "simul
 
 
 def options_of(item: pytest.Item) -> Options:
-    """What the markers say, those nearest to the test last and therefore for good."""
-    told: dict[str, Any] = {}
+    """
+    Return what the markers say.
+
+    Those nearest to the test count; what they say of the client and of hosts is put together.
+    """
+    given: dict[str, Any] = {}
     client: dict[str, Any] = {}
+    hosts: list[object] = []
     for marker in reversed([*item.iter_markers(MARKER)]):
         if marker.args:
             _refuse(f"takes its options by name, and got {marker.args[0]!r}")
-        told |= marker.kwargs
-        its = marker.kwargs.get("client", {})
+        given |= marker.kwargs
+        its, allow = marker.kwargs.get("client", {}), marker.kwargs.get("allow", ())
         if not isinstance(its, Mapping):
             _refuse("has client as a dictionary of options, such as client={'limits': Limits(...)}")
+        if not isinstance(allow, list | tuple | set | frozenset):
+            _refuse("has allow as a list of hosts, such as allow=['db.example.com']")
         client |= its
-    own = {name: told.pop(name) for name in OWN if name in told}
-    _check_names(told, "option", [*_simulator_options(), *OWN])
-    if isinstance(own.get("allow"), str):
-        _refuse("has allow as a list of hosts, such as allow=['db.example.com']")
+        hosts += allow
+    own = {name: given.pop(name) for name in OWN if name in given}
+    _check_names(given, "option", [*_simulator_options(), *OWN])
     if not isinstance(own.get("virtual_time", True), bool):
         _refuse("has virtual_time as True or False")
-    return Options(**{**own, "client": client, "simulator": told})
+    for name in ("patience", "deadline"):
+        seconds = own.get(name, 0)
+        is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+        if not ((is_number and seconds >= 0) or (name == "deadline" and seconds is None)):
+            _refuse(f"has {name} in real seconds")
+    try:
+        own["allow"] = tuple(map(Host.of, hosts))
+    except ValueError as error:
+        pytest.fail(f"@pytest.mark.{MARKER}: {error}", pytrace=False)
+    return Options(**{**own, "client": client, "simulator": given})
 
 
 def _simulator_options() -> list[str]:
@@ -107,6 +134,7 @@ class House:
     options: Options
     gateway: Simulator
     guard: Guard
+    is_synchronous: bool
     client: Guest | None = None
     _users: set[str] = attrs.field(factory=lambda: {*FIXTURES})
     _loop: asyncio.AbstractEventLoop | None = None
@@ -115,8 +143,8 @@ class House:
 
     @classmethod
     @contextlib.contextmanager
-    def of(cls, item: pytest.Item) -> "Iterator[House]":
-        """Keep a house for the test *item*, from its first fixture to its last."""
+    def of(cls, item: pytest.Item, gateway: Simulator | None = None) -> "Iterator[House]":
+        """Keep a house for the test *item*, with a *gateway* of its own or with this one."""
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop()
             pytest.fail(
@@ -124,38 +152,59 @@ class House:
                 "argument of the test or of its fixture",
                 pytrace=False,
             )
-        options = options_of(item)
+        options, place = options_of(item), _test_of(item)
+        speed = {"speed": SYNCHRONOUS_SPEED} if place is None else {}
         try:
-            house = cls(options, Simulator(**options.simulator), Guard(frozenset(options.allow)))
+            gateway = gateway or Simulator(**{**speed, **options.simulator})
         except (TypeError, ValueError) as error:
             pytest.fail(f"@pytest.mark.{MARKER}: {error}", pytrace=False)
-        place = _test_of(item)
+
+        def is_shut(port: object) -> bool:
+            return port in {gateway.port, gateway.cdn_port} and not gateway.is_running
+
+        house = cls(options, gateway, Guard(options.allow, is_shut), place is None)
         with contextlib.ExitStack() as stack:
             stack.callback(house.check)
             stack.enter_context(house.guard.watching())
-            house.gateway.bind()
-            stack.callback(house.gateway.unbind)
+            gateway.bind()
+            stack.callback(gateway.unbind)
             stack.enter_context(house.in_thread() if place is None else house.around(*place))
             yield house
 
     def made(self, client: Callable[..., T], **defaults: Any) -> T:
-        """A client of the gateway, with the marker's options."""
+        """Return a client of the gateway, with the marker's options."""
         known = [name for name in inspect.signature(client).parameters if name != "base_url"]
         _check_names(self.options.client, "option of the client", known)
         options = {"api_key": self.gateway.api_key, **defaults, **self.options.client}
         return client(base_url=self.gateway.base_url, **options)
 
     def check(self) -> None:
-        """Fail if anything reached for the outside."""
-        told = self.guard.tell()
-        if told is not None:
-            pytest.fail(told, pytrace=False)
+        """Fail if the gateway met an error of the user's, or anything reached for the outside."""
+        __tracebackhide__ = bool(self.gateway.mistakes)
+        if self.gateway.mistakes:
+            raise self.gateway.mistakes.pop(0) from None
+        report = self.guard.report()
+        if report is not None:
+            raise pytest.fail.Exception(report, pytrace=False) from None
 
-    def explain(self, error: BaseException) -> None:
-        """Add what reached for the outside to another failure."""
-        told = self.guard.tell()
-        if told is not None and not isinstance(error, OutsideReached):
-            error.add_note(told)
+    def explain(self, item: pytest.Item, error: BaseException) -> None:
+        """
+        Add to the failure of *item* what the gateway knows of it.
+
+        What `check` finds is raised in place of a test that skips or expects to fail, and an
+        error of the user's in place of what the client made of it.
+        """
+        __tracebackhide__ = bool(self.gateway.mistakes)
+        is_failure = not isinstance(error, pytest.skip.Exception | pytest.xfail.Exception)
+        if self.gateway.mistakes or not is_failure:
+            self.check()
+            return
+        report = self.guard.report()
+        if report is not None and not isinstance(error, OutsideReached):
+            error.add_note(report)
+        if self.gateway.submitted:
+            entries = self.gateway._entries()  # noqa: SLF001 - the same package
+            item.add_report_section("call", FIXTURES[0], _ledger.shown(entries))
 
     # Asynchronous tests
 
@@ -166,8 +215,10 @@ class House:
 
         @functools.wraps(test)
         async def in_house(*args: Any, **kwargs: Any) -> object:
+            __tracebackhide__ = True
             async with self:
-                return await test(*args, **kwargs)
+                with self._in_time(), _timeouts_explained():
+                    return await test(*args, **kwargs)
 
         setattr(owner, name, in_house)
         try:
@@ -175,6 +226,15 @@ class House:
         finally:
             setattr(owner, name, test)
             self._end()
+
+    @contextlib.contextmanager
+    def _in_time(self) -> Iterator[None]:
+        __tracebackhide__ = True
+        try:
+            with watched(self.options.deadline):
+                yield
+        except DeadlinePassed as error:
+            raise pytest.fail.Exception(str(error), pytrace=False) from None
 
     @contextlib.contextmanager
     def hosting(self, fixture: pytest.FixtureDef[Any]) -> Iterator[None]:
@@ -192,14 +252,20 @@ class House:
 
     def _in_house(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(function, MethodType):
-            # pytest binds it anew, to the instance of the test.
+            # pytest binds it again, to the instance of the test.
             return MethodType(self._in_house(function.__func__), function.__self__)
         if inspect.isasyncgenfunction(function):
 
             @functools.wraps(function)
             async def values(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+                __tracebackhide__ = True
                 async with self, contextlib.aclosing(function(*args, **kwargs)) as given:
-                    async for value in given:
+                    while True:
+                        try:
+                            with self._in_time():
+                                value = await anext(given)
+                        except StopAsyncIteration:
+                            return
                         yield value
 
             return values
@@ -207,25 +273,55 @@ class House:
 
             @functools.wraps(function)
             async def value(*args: Any, **kwargs: Any) -> Any:
+                __tracebackhide__ = True
                 await self._open()
-                return await function(*args, **kwargs)
+                with self._in_time():
+                    return await function(*args, **kwargs)
 
             return value
         return function
 
     def run(self, item: pytest.Function) -> bool | None:
-        """Run the test, if it is asynchronous and nobody else did; None if it is not."""
-        if not inspect.iscoroutinefunction(item.obj):
-            return None
-        names = item._fixtureinfo.argnames  # noqa: SLF001 - as every plugin that calls tests
-        test = item.obj(**{name: item.funcargs[name] for name in names})
+        """Run the test, if it is asynchronous and no other plugin does; None if it is not."""
+        __tracebackhide__ = True
+        inner = getattr(item.obj, "hypothesis", None)
+        if inner is not None and inspect.iscoroutinefunction(inner.inner_test):
+            example = inner.inner_test
+
+            @functools.wraps(example)
+            def in_a_loop(*args: Any, **kwargs: Any) -> None:
+                __tracebackhide__ = True
+                self._run(item, example(*args, **kwargs))
+
+            # pytest goes on, and calls what Hypothesis made of the test.
+            inner.inner_test = in_a_loop
+        elif inspect.iscoroutinefunction(item.obj):
+            names = item._fixtureinfo.argnames  # noqa: SLF001 - as every plugin that calls tests
+            self._run(item, item.obj(**{name: item.funcargs[name] for name in names}))
+            return True
+        return None
+
+    def _run(self, item: pytest.Function, test: Coroutine[Any, Any, object]) -> None:
+        __tracebackhide__ = True
         with contextlib.ExitStack() as stack:
             # An asynchronous fixture of another plugin may have been here first.
-            loop = self._loop or stack.enter_context(_runner()).get_loop()
+            loop = self._loop
+            if loop is None:
+                strangers = _asynchronous_fixtures(item)
+                if strangers:
+                    test.close()
+                    pytest.fail(
+                        f"{item.name} is asynchronous and no plugin runs it, but one runs its "
+                        f"fixtures, in an event loop of its own: {', '.join(strangers)}. Mark the "
+                        "test for that plugin, such as by @pytest.mark.asyncio or by "
+                        "asyncio_mode = auto",
+                        pytrace=False,
+                    )
+                loop = stack.enter_context(_runner()).get_loop()
             loop.run_until_complete(test)
-        return True
 
     async def __aenter__(self) -> None:
+        __tracebackhide__ = True
         await self._open()
         self._guests += 1
 
@@ -240,28 +336,45 @@ class House:
             await self._close()
 
     async def _open(self) -> None:
+        __tracebackhide__ = True
         loop = _running_loop()
         if self._life is None:
-            self._life = self._live()
+            self._life = self._live(self._home(loop))
             await anext(self._life)
             self._loop = loop
             if self.client is not None:
                 # Hypothesis runs a test many times, and each has its end.
                 await self.client.__aenter__()
         elif self._loop is not loop:
-            raise RuntimeError(
-                "runway_gateway is at home in the event loop that used it first, and this is "
-                "another one: give the test and its asynchronous fixtures the same loop, such as "
-                "by the same loop_scope"
-            )
+            raise RuntimeError(ANOTHER_LOOP)
 
-    async def _live(self) -> AsyncGenerator[None, None]:
+    def _home(self, loop: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop | None:
+        """Return the loop in which the suite itself started the gateway; None if it did not."""
+        if not self.gateway.is_running:
+            return None
+        home = self.gateway._clock.loop  # noqa: SLF001 - the same package
+        if home is not loop and not home.is_running():
+            raise RuntimeError(ANOTHER_LOOP)
+        return home
+
+    async def _live(self, home: asyncio.AbstractEventLoop | None) -> AsyncGenerator[None, None]:
         # A loop that ends closes all asynchronous generators that are left, at once: this one, and
         # that of the client, which does not have to be closed from here.
+        is_here = home is None or home is asyncio.get_running_loop()
+        options = self.options
         try:
-            with virtual_time() if self.options.virtual_time else contextlib.nullcontext():
-                async with self.gateway:
+            with (
+                virtual_time(patience=options.patience, deadline=None)
+                if options.virtual_time and is_here
+                else contextlib.nullcontext()
+            ):
+                if home is None:
+                    await self.gateway.start()
+                try:
                     yield
+                finally:
+                    if home is None:
+                        await self.gateway.aclose()
         finally:
             self._life = self._loop = None
 
@@ -272,7 +385,7 @@ class House:
             await self._life.aclose()
 
     def _end(self) -> None:
-        """Close what nobody closed: a fixture failed, and its loop still is there."""
+        """Close what is still open: a fixture failed, and its loop still is there."""
         if self._loop is not None:
             self._loop.run_until_complete(self._close())
 
@@ -283,22 +396,65 @@ class House:
         """Run the gateway in a thread, and close the client there."""
         # Whichever loop the fixtures have, the gateway is not in it.
         self._users.clear()
+        is_own = self._home(None) is None
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever, name=FIXTURES[0], daemon=True)
-        thread.start()
 
         def run(work: Coroutine[Any, Any, None]) -> None:
             asyncio.run_coroutine_threadsafe(work, loop).result()
 
+        thread.start()
         try:
-            run(self.gateway.start())
+            if is_own:
+                run(self.gateway.start())
             yield
             run(self._close())
         finally:
-            run(self.gateway.aclose())
+            if is_own:
+                run(self.gateway.aclose())
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
             loop.close()
+
+
+ANOTHER_LOOP: Final = (
+    "runway_gateway is at home in the event loop that used it first, and this is another one: "
+    "give the test and its asynchronous fixtures the same loop, such as by the same loop_scope"
+)
+
+
+@contextlib.contextmanager
+def _timeouts_explained() -> Iterator[None]:
+    """Add to a timeout that time is virtual here: what it waited for may not be in this loop."""
+    __tracebackhide__ = True
+    try:
+        yield
+    except BaseException as error:
+        clock = getattr(asyncio.get_running_loop().time, "__self__", None)
+        if isinstance(clock, VirtualClock) and clock.is_virtual and _is_timeout(error):
+            error.add_note(
+                f"Time is virtual in this test, and jumped over {clock.jumped:g} s. If it waits "
+                "for something outside its event loop, such as another process, use "
+                f"@pytest.mark.{MARKER}(virtual_time=False), or patience=0.05 for that many real "
+                "seconds of quiet before each jump."
+            )
+        raise
+
+
+def _is_timeout(error: BaseException | None) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return any(map(_is_timeout, error.exceptions))
+    return error is not None and (
+        "timeout" in type(error).__name__.lower() or _is_timeout(error.__cause__)
+    )
+
+
+def _asynchronous_fixtures(item: pytest.Function) -> list[str]:
+    return [
+        name
+        for name, found in item._fixtureinfo.name2fixturedefs.items()  # noqa: SLF001 - as above
+        if inspect.iscoroutinefunction(found[-1].func) or inspect.isasyncgenfunction(found[-1].func)
+    ]
 
 
 def _test_of(item: pytest.Item) -> tuple[Any, str] | None:

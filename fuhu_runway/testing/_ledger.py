@@ -73,6 +73,11 @@ def all_asked(
     return _told(f"{' and '.join(complaints)}.".capitalize(), [*rows, *missing])
 
 
+def shown(entries: Sequence[Entry]) -> str:
+    """Return the ledger as it is."""
+    return _told("The gateway accepted:", [entry.row(" ") for entry in entries])
+
+
 def _is(wanted: str | Pattern[str] | None, prompt: str) -> bool:
     if wanted is None or isinstance(wanted, str):
         return wanted is None or wanted == prompt
@@ -99,4 +104,4 @@ def _told(headline: str, rows: Sequence[Row]) -> str:
         for row in table
     )
     legend = [LEGEND[mark] for mark in dict.fromkeys(row[0] for row in rows) if mark in LEGEND]
-    return "\n".join([headline, "", *lines, "", f"{'; '.join(legend)}."])
+    return "\n".join([headline, "", *lines, *(["", f"{'; '.join(legend)}."] if legend else [])])

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from random import Random
+from types import TracebackType
 from typing import Any, Final, cast
 
 import attrs
@@ -90,6 +91,17 @@ class Reception:
 
     async def receive(self, route: Route, request: web.Request) -> web.StreamResponse:
         """The answer to *request*, with all that is planned to go wrong."""
+        try:
+            return await self._receive(route, request)
+        except Exception as error:
+            users = _users(error.__traceback__)
+            if users is None:
+                raise
+            # The client gets a 500 and makes something else of it, so it is kept for the test.
+            self.books.mistakes.append(error.with_traceback(users))
+            return web.Response(status=500)
+
+    async def _receive(self, route: Route, request: web.Request) -> web.StreamResponse:
         try:
             raw = await request.read()
         except web.HTTPRequestEntityTooLarge:
@@ -206,6 +218,14 @@ class Reception:
             if rule is not None:
                 yield rule.plans, route.role
         yield self.books.plans, route.where
+
+
+def _users(traceback: TracebackType | None) -> TracebackType | None:
+    """Return the part of *traceback* that is in a function of the user's; None if none is."""
+    ours = (__package__, "aiohttp")
+    while traceback is not None and traceback.tb_frame.f_globals["__name__"].startswith(ours):
+        traceback = traceback.tb_next
+    return traceback
 
 
 def _parsed(raw: bytes) -> dict[str, Any] | None:

@@ -6,6 +6,8 @@ Rule 1. Every run of pytest imports this module wherever the package is installe
 Rule 2. A test that asks for no fixture of ours notices nothing.
 """
 
+import contextlib
+import warnings
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -25,35 +27,54 @@ def pytest_configure(config: pytest.Config) -> None:
     """Make the marker known."""
     config.addinivalue_line(
         "markers",
-        "runway(*, client={}, virtual_time=True, allow=(), **simulator): options of the test's "
+        "runway(*, client={}, virtual_time=True, patience=0.0, deadline=60.0, allow=(), "
+        "**simulator): options of the test's "
         "runway_gateway and runway_client; those nearest to the test count.",
     )
 
 
-@pytest.fixture
-def runway_gateway(request: pytest.FixtureRequest) -> "Iterator[Simulator]":
-    """Give a simulated gateway, in virtual time while an asynchronous test runs."""
+@contextlib.contextmanager
+def _housed(item: pytest.Item, gateway: "Simulator | None" = None) -> "Iterator[House]":
     from ._house import House
 
-    with House.of(request.node) as house:
-        request.node.stash[HOUSE] = house
+    with House.of(item, gateway) as house:
+        item.stash[HOUSE] = house
+        yield house
+        del item.stash[HOUSE]
+    for report in house.guard.report_strangers():
+        # Not by warnings.warn, which may fail the test: it has no part in this.
+        warning = warnings.WarningMessage(pytest.PytestWarning(report), pytest.PytestWarning, "", 0)
+        item.config.hook.pytest_warning_recorded.call_historic(
+            kwargs={"warning_message": warning, "nodeid": "", "when": "runtest", "location": None}
+        )
+
+
+@pytest.fixture
+def runway_gateway(request: pytest.FixtureRequest) -> "Iterator[Simulator]":
+    """Yield a simulated gateway, in virtual time while an asynchronous test runs."""
+    with _housed(request.node) as house:
         yield house.gateway
-        del request.node.stash[HOUSE]
 
 
 @pytest.fixture
 def runway_client(
-    runway_gateway: "Simulator",  # noqa: ARG001 - its house is what is needed
-    request: pytest.FixtureRequest,
-) -> "Client":
-    """Give a client of `runway_gateway`, closed when the test is over."""
+    runway_gateway: "Simulator", request: pytest.FixtureRequest
+) -> "Iterator[Client]":
+    """Yield a client of `runway_gateway`, closed when the test is over."""
     from fuhu_runway.client import Client
     from fuhu_runway.models import PollPolicy
 
-    house: House = request.node.stash[HOUSE]
-    # Without chance, all instants of a test are the same in each run.
-    house.client = house.made(Client, polling=PollPolicy(jitter=0))
-    return house.client
+    house = request.node.stash.get(HOUSE, None)
+    with contextlib.ExitStack() as stack:
+        if house is None:
+            # The suite has a runway_gateway of its own.
+            house = stack.enter_context(_housed(request.node, runway_gateway))
+        # Without chance, all instants of a test are the same in each run.
+        polling = PollPolicy(jitter=0)
+        if house.is_synchronous:
+            polling = PollPolicy(first=0.01, max_interval=0.05, jitter=0)
+        house.client = house.made(Client, polling=polling)
+        yield house.client
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -61,6 +82,7 @@ def pytest_fixture_setup(
     fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
 ) -> Generator[None, object, object]:
     """Have the gateway run while an asynchronous fixture uses it."""
+    __tracebackhide__ = True
     house = request.node.stash.get(HOUSE, None)
     if house is None:
         return (yield)
@@ -70,9 +92,12 @@ def pytest_fixture_setup(
 
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Run an asynchronous test with a fixture of ours where no other plugin does."""
+    __tracebackhide__ = True
     house = pyfuncitem.stash.get(HOUSE, None)
-    # The plugin inside of aiohttp runs all of them, and its turn comes after ours.
-    if house is None or pyfuncitem.config.pluginmanager.hasplugin("aiohttp.pytest_plugin"):
+    # The turn of these comes after ours.
+    has_plugin = pyfuncitem.config.pluginmanager.hasplugin
+    is_anyios = has_plugin("anyio") and "anyio_backend" in pyfuncitem.funcargs
+    if house is None or is_anyios or has_plugin("aiohttp.pytest_plugin"):
         return None
     return house.run(pyfuncitem)
 
@@ -80,11 +105,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     """Fail a test that reached for the outside, even where its code hid the error."""
+    house = item.stash.get(HOUSE, None)
     try:
         yield
     except BaseException as error:
-        if HOUSE in item.stash:
-            item.stash[HOUSE].explain(error)
+        if house is not None:
+            house.explain(item, error)
         raise
-    if HOUSE in item.stash:
-        item.stash[HOUSE].check()
+    if house is not None:
+        house.check()

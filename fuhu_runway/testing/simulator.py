@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 from re import Pattern
 from types import TracebackType
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import attrs
 from aiohttp import web
@@ -209,6 +209,10 @@ class Simulator:
         told = ", ".join(f"{count} {state}" for state, count in states.items())
         return f"<Simulator {where}, {self.submitted} tasks{told and f' ({told})'}>"
 
+    def _repr_pretty_(self, printer: Any, _cycle: object) -> None:
+        # Hypothesis and IPython would print every field.
+        printer.text(repr(self))
+
     async def __aenter__(self) -> Self:
         await self.start()
         return self
@@ -220,6 +224,8 @@ class Simulator:
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+        if self.mistakes:
+            raise self.mistakes.pop(0)
 
     def bind(self) -> None:
         """
@@ -333,6 +339,11 @@ class Simulator:
             await self.aclose()
 
     @property
+    def mistakes(self) -> list[Exception]:
+        """What functions of the user's raised, such as a script's; leaving raises the first."""
+        return self._books.mistakes
+
+    @property
     def is_running(self) -> bool:
         """Whether it answers."""
         return self._running is not None
@@ -418,7 +429,8 @@ class Simulator:
         """
         Say beforehand what a task will do.
 
-        The last script that names a task wins; a task that none names takes the next in order.
+        The last script that names a task wins. Scripts for the same tasks go in order, one for
+        each task, and the last of them stays. A task that none names takes the next one.
 
         Args:
             which: A prompt, a pattern found in one, or a function of the request's body that

@@ -123,14 +123,69 @@ async def test_a_task_that_nobody_asks_about_is_told(gateway: Simulator, client:
     assert headline == "1 of the paid tasks were never asked about."
 
 
-async def test_a_script_that_another_stands_in_for_is_not_missed(
+@pytest.mark.parametrize("which", ["a kitten", re.compile("kit+en"), lambda body: True])
+async def test_scripts_for_the_same_tasks_go_in_order(
+    gateway: Simulator, client: Client, which: Any
+) -> None:
+    """Of two scripts for a prompt, the first is for the first task and the last one stays."""
+    gateway.script(which, then="fail", reason="the first")
+    gateway.script(which, then="fail", reason="the second")
+    gateway.script(which, takes=1)
+    for reason in ("the first", "the second"):
+        with pytest.raises(errors.TaskFailed, match=reason):
+            await (await client.generate("a kitten"))
+    assert complaint(gateway.assert_all_asked)[0] == "1 of the plans never came about."
+    for _ in range(2):
+        await (await client.generate("a kitten"))
+    gateway.assert_all_asked()
+
+
+async def test_a_refused_submit_does_not_use_up_a_script(
     gateway: Simulator, client: Client
 ) -> None:
-    """A test that scripts a prompt anew need not use what its fixture had scripted."""
-    gateway.script("a kitten", then="fail")
+    """The submit that comes again meets the script that it met before."""
+    fault = faults.on("submit", faults.TooManyRequests(retry_after=1))
+    gateway.script("a kitten", faults=[fault], then="fail")
     gateway.script("a kitten", takes=1)
+    with pytest.raises(errors.TaskFailed):
+        await (await client.generate("a kitten"))
     await (await client.generate("a kitten"))
     gateway.assert_all_asked()
+
+
+async def test_a_later_script_for_other_tasks_goes_first(
+    gateway: Simulator, client: Client
+) -> None:
+    """A script for a prompt does not wait for a pattern that fits as well."""
+    gateway.script(re.compile(""), then="fail")
+    gateway.script("a kitten", takes=1)
+    for _ in range(2):
+        await (await client.generate("a kitten"))
+    with pytest.raises(errors.TaskFailed):
+        await (await client.generate("a dog"))
+    gateway.assert_all_asked()
+
+
+@pytest.mark.parametrize("option", ["which", "takes", "price"])
+async def test_an_error_in_a_function_of_the_users_comes_out(option: str) -> None:
+    """A mistake in a test's own function is not taken for one of the gateway's."""
+
+    def mistaken(body: Mapping[str, Any]) -> Any:
+        return body["promt"]
+
+    own = {} if option == "which" else {option: mistaken}
+    with pytest.raises(KeyError, match="promt") as error:  # noqa: PT012 - it comes at the end
+        async with (
+            Simulator(**own) as gateway,
+            Client(gateway.api_key, base_url=gateway.base_url) as client,
+        ):
+            if option == "which":
+                gateway.script(mistaken)
+            with pytest.raises(errors.SubmissionInDoubt):
+                await client.generate("a kitten")
+            assert [type(one) for one in gateway.mistakes] == [KeyError]
+    assert error.traceback[-1].name == "mistaken"
+    assert gateway.mistakes == []
 
 
 async def test_a_refused_submit_was_asked_for(gateway: Simulator, client: Client) -> None:

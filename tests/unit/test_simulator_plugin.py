@@ -1,14 +1,19 @@
 """The pytest plugin, as the runs of its users see it; each run holds many of their tests."""
 
+import concurrent.futures
+import os
 import re
 import socket
 import subprocess
 import sys
+import threading
+from pathlib import Path
 from textwrap import dedent
 from typing import Final
 
 import pytest
 
+import fuhu_runway
 from fuhu_runway.testing import _guard
 
 BARE: Final = ("-p", "no:asyncio", "-p", "no:aiohttp", "-p", "no:anyio")
@@ -101,8 +106,8 @@ async def test_the_address_is_known_before(address, runway_gateway):
     async with Client("sk-simulated", base_url=address) as client:
         await client.balance()
 
-@pytest.mark.runway(takes=0, client={"polling": PollPolicy(first=0.01)})
 def test_of_a_synchronous_app(runway_gateway, runway_client):
+    assert (runway_gateway.takes, runway_gateway.speed) == (100, 1000)
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         runner.run(make_clip(runway_client, "a kitten"))
     runway_gateway.assert_submitted_once()
@@ -328,6 +333,15 @@ async def test_one_host(runway_gateway): pass
 @mark(virtual_time="no")
 async def test_no_truth(runway_gateway): pass
 
+@mark(allow=["https://db.example.com"])
+async def test_no_host(runway_gateway): pass
+
+@mark(patience="long")
+async def test_no_patience(runway_gateway): pass
+
+@mark(deadline=True)
+async def test_no_deadline(runway_gateway): pass
+
 @mark(client=PollPolicy())
 async def test_no_options_of_the_client(runway_gateway): pass
 
@@ -347,7 +361,7 @@ def test_what_cannot_be_is_told(pytester: pytest.Pytester) -> None:
     """Each mistake ends its test with a message that names it, and what is allowed."""
     pytester.makepyfile(file_of(WRONG))
     result = run(pytester, *AUTO, "-p", "no:anyio")
-    result.assert_outcomes(errors=9, failed=2)
+    result.assert_outcomes(errors=12, failed=2)
     for line in (
         "*runway has no option 'taeks'; there are: allow, api_key*takes*weather",
         "*runway takes its options by name, and got 600",
@@ -357,6 +371,9 @@ def test_what_cannot_be_is_told(pytester: pytest.Pytester) -> None:
         "*api_key*",
         "*runway has allow as a list of hosts*",
         "*runway has virtual_time as True or False*",
+        "*runway: allow has 'https://db.example.com'; an entry is a host*",
+        "*runway has patience in real seconds*",
+        "*runway has deadline in real seconds*",
         "*runway has client as a dictionary*",
         "*RuntimeError: runway_gateway is at home in the event loop that used it first*",
         "*runway_gateway has to be there before the loop runs*",
@@ -415,6 +432,27 @@ def test_hypothesis_has_its_examples(pytester: pytest.Pytester) -> None:
         )
     )
     run(pytester, *AUTO).assert_outcomes(passed=1)
+    run(pytester, *BARE).assert_outcomes(passed=1)
+    run(pytester, "-p", "no:aiohttp", "-p", "no:asyncio").assert_outcomes(passed=1)
+
+
+def test_a_failing_example_is_short(pytester: pytest.Pytester) -> None:
+    """Hypothesis shows a gateway in a line of its own, and not with all its options."""
+    pytester.makepyfile(
+        file_of(
+            """
+            from hypothesis import HealthCheck, given, settings, strategies
+
+            @settings(max_examples=1, suppress_health_check=list(HealthCheck), database=None)
+            @given(prompt=strategies.just("a kitten"))
+            async def test_it(runway_gateway, prompt):
+                assert False
+            """
+        )
+    )
+    result = run(pytester, *BARE)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["E* test_it(", "E* runway_gateway=<Simulator closed, 0 tasks>,"])
 
 
 def test_unittest_has_its_loop(pytester: pytest.Pytester) -> None:
@@ -492,7 +530,7 @@ async def test_hidden(runway_gateway):
     with contextlib.suppress(Exception):
         reach()
     with contextlib.suppress(Exception):
-        reach("2001:db8::1")
+        reach("www.gateway.example")
 
 async def test_of_the_client(runway_gateway):
     async with Client("sk-key", base_url="https://gateway.example") as client:
@@ -516,9 +554,29 @@ def late(runway_gateway):
 async def test_late(late):
     pass
 
-@pytest.mark.runway(allow=["192.0.2.1"])
-async def test_allowed(runway_gateway):
-    reach("192.0.2.1")
+@pytest.mark.runway(allow=["gateway.example"])
+class TestAllowed:
+    @pytest.mark.runway(allow=["192.0.2.0/24"])
+    async def test_together(self, runway_gateway):
+        _guard._WATCHING[-1].check("socket.connect", "192.0.2.1", 443)
+        _guard._WATCHING[-1].check("socket.connect", "gateway.example", 443)
+        assert not _guard._WATCHING[-1].is_shut(runway_gateway.port)
+
+async def test_skipped_for_itself(runway_gateway):
+    pytest.skip("no gateway")
+
+async def test_skipped(runway_gateway):
+    with contextlib.suppress(RuntimeError):
+        reach()
+    pytest.skip("no gateway")
+
+@pytest.mark.parametrize("look_up", [
+    socket.gethostbyaddr, socket.getfqdn, socket.gethostbyname,
+    lambda host: socket.getnameinfo((host, 80), 0),
+])
+async def test_each_way_to_look_up(look_up, runway_gateway):
+    with contextlib.suppress(RuntimeError):
+        look_up("192.0.2.1" if look_up is not socket.gethostbyname else "gateway.example")
 
 async def test_here(runway_gateway):
     reach("localhost")
@@ -528,7 +586,8 @@ async def test_here(runway_gateway):
     reach(None)
 
 async def test_of_others():
-    reach("192.0.2.1")
+    with contextlib.suppress(OSError):
+        reach("gateway.invalid")
 """
 
 
@@ -536,12 +595,12 @@ def test_whoever_reaches_for_the_outside_fails(pytester: pytest.Pytester) -> Non
     """A test fails with the address it wanted, even where its code hides the error."""
     pytester.makepyfile(file_of(REACHING))
     result = run(pytester, *AUTO)
-    result.assert_outcomes(failed=5, passed=4, errors=1)
+    result.assert_outcomes(failed=10, passed=4, errors=1, skipped=1)
     result.stdout.fnmatch_lines(
         [
             "The test reached for gateway.example:443, *allow=[[]'gateway.example'[]])",
             "E*OutsideReached: The test reached for gateway.example:443, *",
-            "The test reached for gateway.example:443, [[]2001:db8::1[]]:443, *",
+            "The test reached for gateway.example:443, www.gateway.example:443, *",
             "*test_of_the_client*",
             "E*(OutsideReached)*",
             "E*The test reached for gateway.example:443, *",
@@ -587,6 +646,13 @@ def test_ways_that_lead_nowhere_pass() -> None:
         assert event("socket.getaddrinfo", b"gateway.example", 1) == ("gateway.example", 1)
         assert event("socket.gethostbyname", "gateway.example") == ("gateway.example", None)
         assert event("socket.getaddrinfo", None, 80, 0, 0, 0) is None
+        assert event("socket.gethostbyaddr", "192.0.2.1") == ("192.0.2.1", None)
+        assert event("socket.getnameinfo", ("192.0.2.1", 53)) == ("192.0.2.1", None)
+
+
+def guard_of(*allowed: str) -> _guard.Guard:
+    """Give a guard with a marker's `allow`."""
+    return _guard.Guard(tuple(map(_guard.Host.of, allowed)))
 
 
 def test_what_is_allowed_is_allowed_by_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -597,32 +663,121 @@ def test_what_is_allowed_is_allowed_by_its_addresses(monkeypatch: pytest.MonkeyP
         return [(2, 1, 6, "", ("192.0.2.1", 0)), (10, 1, 6, "", ("2001:db8::1", 0, 0, 0))]
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    guard = _guard.Guard(frozenset({"db.example.com"}))
+    guard = guard_of("db.example.com:5432")
     with guard.watching():
-        for host in ("db.example.com", "db.example.com", "192.0.2.1", "2001:db8::1"):
-            guard.check(host, 5432)
+        for host in ("DB.Example.com.", "db.example.com"):
+            guard.check("socket.getaddrinfo", host, None)
+        for host in ("db.example.com", "192.0.2.1", "2001:db8::1"):
+            guard.check("socket.connect", host, 5432)
         with pytest.raises(_guard.OutsideReached, match=r"192\.0\.2\.2:5432,"):
-            guard.check("192.0.2.2", 5432)
-    assert guard.stopped == [("192.0.2.2", 5432)]
+            guard.check("socket.connect", "192.0.2.2", 5432)
+        with pytest.raises(_guard.OutsideReached, match=r"192\.0\.2\.1:5433,"):
+            guard.check("socket.connect", "192.0.2.1", 5433)
+    assert [str(reach) for reach in guard.stopped] == ["192.0.2.2:5432", "192.0.2.1:5433"]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "host", "port"),
+    [
+        ("10.0.0.0/8", "10.1.2.3", 5432),
+        ("10.1.2.3/8", "10.0.0.1", 5432),
+        ("10.0.0.0/8", "::ffff:10.1.2.3", 5432),
+        ("10.0.0.0/8:5432", "10.1.2.3", 5432),
+        ("2001:db8::/32", "2001:db8::1", 443),
+        ("[2001:db8::1]", "2001:db8::1", 443),
+        ("[2001:db8::1]:443", "2001:db8::1", 443),
+        ("192.0.2.1:443", "192.0.2.1", 443),
+        ("DB.Example.COM", "db.example.com", 5432),
+        ("db.example.com", "DB.EXAMPLE.com", 5432),
+        ("*.example.com", "a.b.example.com", 5432),
+        ("*.Example.com:5432", "db.example.com", 5432),
+        ("*", "192.0.2.1", 443),
+    ],
+)
+def test_what_may_be_allowed(allowed: str, host: str, port: int) -> None:
+    """Networks, patterns of names, ports and capitals are all understood."""
+    guard_of(allowed).check("socket.sendto", host, port)
+    with pytest.raises(_guard.OutsideReached):
+        guard_of("elsewhere.example:1").check("socket.sendto", host, port)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "https://db.example.com",
+        "db.example.com/x",
+        "2001:db8::zz",
+        "a b",
+        "",
+        "a:99999",
+        "[x",
+        5432,
+    ],
+)
+def test_what_may_not_be_allowed(wrong: object) -> None:
+    """An entry that could never match is a usage error, which shows those that could."""
+    with pytest.raises(ValueError, match=r"allow has .*'10\.0\.0\.0/8'"):
+        _guard.Host.of(wrong)
 
 
 def test_this_machine_is_reached_by_any_of_its_names() -> None:
-    """Loopback passes as a name, as an address, and as what a server listens on everywhere."""
-    guard = _guard.Guard()
-    for host in ("localhost", "127.0.0.1", "127.8.8.8", "::1", "0.0.0.0", "::"):  # noqa: S104
-        guard.check(host, 80)
+    """Loopback passes under each of its names, as does what needs no name server."""
+    guard = guard_of()
+    here = ("localhost", "LOCALHOST.", "app.localhost", "127.0.0.1", "127.8.8.8", "127.1", "::1")
+    for host in (*here, "::ffff:127.0.0.1", "0.0.0.0", "::", socket.gethostname().upper()):  # noqa: S104
+        for kind in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyaddr"):
+            guard.check(kind, host, 80)
+    guard.check("socket.getaddrinfo", "192.0.2.1", 80)
     for host in ("localhost.example", "10.0.0.1", "::2"):
         with pytest.raises(_guard.OutsideReached):
-            guard.check(host, 80)
-    told = guard.tell()
-    assert told is not None
-    assert "localhost.example:80, 10.0.0.1:80, [::2]:80," in told
-    assert guard.tell() is None
+            guard.check("socket.connect", host, 80)
+    for kind in ("socket.gethostbyaddr", "socket.getnameinfo"):
+        with pytest.raises(_guard.OutsideReached):
+            guard.check(kind, "192.0.2.1", None)
+    report = guard.report()
+    assert report is not None
+    assert "localhost.example:80, 10.0.0.1:80, [::2]:80, 192.0.2.1," in report
+    assert guard.report() is None
+
+
+def test_a_gateway_that_does_not_run_is_told_apart() -> None:
+    """A connection to the test's own gateway says when that runs, and a look-up passes."""
+    guard = _guard.Guard(is_shut=lambda port: port == 81)
+    guard.check("socket.connect", "127.0.0.1", 80)
+    guard.check("socket.getaddrinfo", "localhost", 81)
+    with pytest.raises(_guard.GatewayShut, match="asyncSetUp"):
+        guard.check("socket.connect", "127.0.0.1", 81)
+    assert guard.report() is None
+
+
+def test_a_pool_works_for_the_test_whatever_its_age() -> None:
+    """What a thread of a pool wants is the test's, and what another older one wants is not."""
+    ask = threading.Event()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, guard_of().watching():
+        pool.submit(ask.wait)
+        guard = guard_of()
+
+        def reach(host: str) -> None:
+            ask.wait()
+            with pytest.raises(_guard.OutsideReached):
+                guard.check("socket.connect", host, 443)
+
+        older = threading.Thread(target=reach, args=["telemetry.example"], name="telemetry")
+        older.start()
+        with guard.watching():
+            ask.set()
+            older.join()
+            pool.submit(reach, "pool.example").result()
+    report, strangers = guard.report(), guard.report_strangers()
+    assert report is not None
+    assert report.startswith("The test reached for pool.example:443, and")
+    assert len(strangers) == 1
+    assert strangers[0].startswith("The thread 'telemetry', which is older than the test, reached")
 
 
 def test_the_hook_hears_nothing_while_nobody_watches() -> None:
     """Outside of a test with our fixtures, and of sockets, every event passes."""
-    guard = _guard.Guard()
+    guard = guard_of()
     with socket.socket() as inet:
         way = (inet, ("192.0.2.1", 443))
         _guard._hear("socket.connect", way)
@@ -632,10 +787,340 @@ def test_the_hook_hears_nothing_while_nobody_watches() -> None:
             _guard._hear("socket.connect", (inet, ("127.0.0.1", 443)))
             with pytest.raises(_guard.OutsideReached):
                 _guard._hear("socket.connect", way)
-    assert guard.stopped == [("192.0.2.1", 443)]
+    assert [str(reach) for reach in guard.stopped] == ["192.0.2.1:443"]
+
+
+STRANGERS: Final = """
+import contextlib, threading
+from concurrent.futures import ThreadPoolExecutor
+
+asked, reached = threading.Event(), threading.Event()
+pool = ThreadPoolExecutor(1)
+pool.submit(int).result()
+
+def report():
+    asked.wait()
+    with contextlib.suppress(RuntimeError):
+        socket.getaddrinfo("telemetry.example", 4317)
+    reached.set()
+
+threading.Thread(target=report, name="telemetry", daemon=True).start()
+
+async def test_of_someone_else(runway_gateway):
+    asked.set()
+    assert reached.wait(10)
+
+async def test_of_a_thread_of_its_own(runway_gateway):
+    thread = threading.Thread(target=report)
+    thread.start()
+    thread.join()
+
+async def test_of_an_older_pool(runway_gateway):
+    await asyncio.wrap_future(pool.submit(report))
+"""
+
+
+def test_a_thread_that_is_older_than_the_test_is_told_apart(pytester: pytest.Pytester) -> None:
+    """What a suite's telemetry wants is stopped and told of, and fails no test that runs."""
+    pytester.makepyfile(file_of(STRANGERS))
+    result = run(pytester, *AUTO)
+    result.assert_outcomes(passed=1, failed=2, warnings=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*PytestWarning: The thread 'telemetry', which is older than the test, reached for *",
+        ]
+    )
+
+
+# Failures that say what they mean
+
+FAILING: Final = """
+import contextlib, unittest
+from fuhu_runway.testing import virtual_time
+
+async def test_mistaken(runway_gateway, runway_client):
+    runway_gateway.script(lambda body: body["promt"] == "a kitten", then="fail")
+    with contextlib.suppress(errors.RunwayError):
+        await make_clip(runway_client, "a kitten")
+
+async def test_mistaken_and_not_hidden(runway_gateway, runway_client):
+    runway_gateway.script(lambda body: body["promt"] == "a kitten", then="fail")
+    await make_clip(runway_client, "a kitten")
+
+async def test_plain(runway_gateway, runway_client):
+    await make_clip(runway_client, "a kitten")
+    assert runway_gateway.submitted == 2
+
+async def test_before_anything(runway_gateway):
+    assert runway_gateway.submitted == 2
+
+async def out_of_time():
+    try:
+        async with asyncio.timeout(5):
+            await asyncio.Event().wait()
+    except TimeoutError as error:
+        raise LookupError("of the app") from error
+
+async def test_timeout(runway_gateway):
+    await out_of_time()
+
+async def test_timeout_in_a_group(runway_gateway):
+    async with asyncio.TaskGroup() as group:
+        group.create_task(out_of_time())
+
+@pytest.mark.runway(virtual_time=False)
+async def test_timeout_in_real_time(runway_gateway):
+    raise TimeoutError
+
+@pytest.mark.runway(deadline=0.01)
+async def test_endless(runway_gateway):
+    await asyncio.Event().wait()
+
+@pytest.mark.runway(deadline=0.01)
+class TestFixtures:
+    @pytest.fixture
+    async def endless(self, runway_gateway):
+        await asyncio.Event().wait()
+
+    @pytest.fixture
+    async def endless_end(self, runway_gateway):
+        yield
+        await asyncio.Event().wait()
+
+    async def test_setup(self, endless): pass
+    async def test_teardown(self, endless_end): pass
+
+class TestTooEarly(unittest.IsolatedAsyncioTestCase):
+    @pytest.fixture(autouse=True)
+    def with_fixtures(self, runway_client):
+        self.client = runway_client
+
+    async def asyncSetUp(self):
+        await self.client.balance()
+
+    async def test_it(self): pass
+"""
+
+
+def test_failures_say_what_they_mean(pytester: pytest.Pytester) -> None:
+    """Each failure says what is the user's to mend, without a frame of the plugin's."""
+    pytester.makepyfile(file_of(FAILING))
+    result = run(pytester, *AUTO)
+    result.assert_outcomes(passed=1, failed=9, errors=2)
+    result.stdout.fnmatch_lines(
+        [
+            "*ERROR at setup of TestFixtures.test_setup*",
+            "Not done after 0.01 real seconds, and stopped. Time was virtual *",
+            "*, in endless",
+            "*ERROR at teardown of TestFixtures.test_teardown*",
+            "*, in endless_end",
+            "_* test_mistaken _*",
+            "E   KeyError: 'promt'",
+            "_* test_mistaken_and_not_hidden _*",
+            "E   KeyError: 'promt'",
+            "_* test_plain _*",
+            "E*assert 1 == 2*",
+            "*Captured runway_gateway call*",
+            "The gateway accepted:",
+            "* 0 s * 'a kitten' * succeeded * 10x * 320",
+            "_* test_before_anything _*",
+            "_* test_timeout _*",
+            "E*LookupError: of the app",
+            "E*Time is virtual in this test, and jumped over 5 s. *(virtual_time=False)*patience=*",
+            "_* test_timeout_in_a_group _*",
+            "*Time is virtual in this test, *",
+            "_* test_timeout_in_real_time _*",
+            "E*TimeoutError",
+            "_* test_endless _*",
+            "Not done after 0.01 real seconds, and stopped. *",
+            "*, in test_endless",
+            "*TestTooEarly.test_it*",
+            "E*GatewayShut: runway_gateway does not run at this moment. *asyncSetUp*",
+        ]
+    )
+    output = result.stdout.str()
+    assert output.count("Captured runway_gateway call") == 1
+    assert output.count("Time is virtual in this test") == 2
+    # What it says of the tasks are lines of the plugin's as well.
+    assert not re.search(r"^\S*fuhu_runway/testing/(_house|plugin|_virtual)", output, re.MULTILINE)
+
+
+def test_a_mark_that_was_forgotten_is_told(pytester: pytest.Pytester) -> None:
+    """A test in one loop with fixtures of another does not run, and says what is missing."""
+    pytester.makepyfile(
+        file_of(
+            """
+            import pytest_asyncio
+
+            @pytest_asyncio.fixture
+            async def session():
+                yield asyncio.get_running_loop()
+
+            async def test_it(session, runway_client):
+                assert False
+
+            async def test_without(runway_client):
+                await runway_client.balance()
+            """
+        )
+    )
+    result = run(pytester, *MODES["asyncio strict"][0])
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines(["test_it is asynchronous and no plugin runs it*: session. Mark *"])
+
+
+# Gateways of the suite's own
+
+OVERRIDDEN: Final = """
+class TestAsynchronous:
+    @pytest.fixture
+    async def runway_gateway(self):
+        async with Simulator(takes=7) as gateway:
+            yield gateway
+
+    async def test_it(self, runway_gateway, runway_client):
+        await make_clip(runway_client, "a kitten")
+        runway_gateway.assert_submitted_once()
+        assert asyncio.get_running_loop().time.__self__.is_virtual
+
+    async def test_the_client_alone(self, runway_client):
+        await make_clip(runway_client, "a kitten")
+
+    def test_no_loop_runs_for_it(self, runway_client):
+        assert False
+
+class TestSynchronous:
+    @pytest.fixture
+    def runway_gateway(self):
+        return Simulator(takes=0)
+
+    async def test_it(self, runway_gateway, runway_client):
+        await make_clip(runway_client, "a kitten")
+        runway_gateway.assert_submitted_once()
+
+    def test_of_a_synchronous_app(self, runway_gateway, runway_client):
+        asyncio.run(make_clip(runway_client, "a kitten"))
+        runway_gateway.assert_submitted_once()
+
+class TestExtended:
+    @pytest.fixture
+    def runway_gateway(self, runway_gateway):
+        runway_gateway.script("a kitten", takes=3)
+        return runway_gateway
+
+    async def test_it(self, runway_gateway, runway_client):
+        await make_clip(runway_client, "a kitten")
+        runway_gateway.assert_all_asked()
+
+import threading
+
+@pytest.fixture(scope="module")
+def one_for_all():
+    loop, gateway = asyncio.new_event_loop(), Simulator(takes=0)
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    asyncio.run_coroutine_threadsafe(gateway.start(), loop).result()
+    yield gateway
+    asyncio.run_coroutine_threadsafe(gateway.aclose(), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+class TestInAThread:
+    @pytest.fixture
+    def runway_gateway(self, one_for_all):
+        one_for_all.reset()
+        return one_for_all
+
+    @pytest.mark.runway(client={"polling": PollPolicy(first=0.01)})
+    async def test_in_real_time(self, runway_gateway, runway_client):
+        await make_clip(runway_client, "a kitten")
+        runway_gateway.assert_submitted_once()
+        assert not hasattr(asyncio.get_running_loop().time.__self__, "is_virtual")
+
+    def test_of_a_synchronous_app(self, runway_gateway, runway_client):
+        asyncio.run(make_clip(runway_client, "a kitten"))
+        runway_gateway.assert_submitted_once()
+"""
+
+SHARED: Final = """
+import pytest_asyncio
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def one_for_all():
+    async with Simulator() as gateway:
+        yield gateway
+
+@pytest.fixture
+def runway_gateway(one_for_all):
+    one_for_all.reset()
+    return one_for_all
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_it(number, one_for_all, runway_client):
+    await make_clip(runway_client, "a kitten")
+    one_for_all.assert_submitted_once()
+    assert asyncio.get_running_loop().time.__self__.is_virtual
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_another_loop(runway_client):
+    await runway_client.balance()
+
+async def test_it_runs_still(one_for_all):
+    assert one_for_all.is_running
+    assert not asyncio.get_running_loop().time.__self__.is_virtual
+"""
+
+
+def test_a_suite_may_have_a_gateway_of_its_own(pytester: pytest.Pytester) -> None:
+    """The client takes a `runway_gateway` of the suite's, which begins and ends as that says."""
+    pytester.makepyfile(file_of(OVERRIDDEN))
+    result = run(pytester, *AUTO)
+    result.assert_outcomes(passed=7, errors=1)
+    result.stdout.fnmatch_lines(["E*RuntimeError: runway_gateway is at home in the event loop *"])
+
+
+def test_a_module_may_share_a_gateway(pytester: pytest.Pytester) -> None:
+    """One gateway serves all tests of a module, which are in its loop, each in virtual time."""
+    pytester.makepyfile(file_of(SHARED))
+    result = run(pytester, *AUTO)
+    result.assert_outcomes(passed=3, failed=1)
+    result.stdout.fnmatch_lines(["E*RuntimeError: runway_gateway is at home in the event loop *"])
 
 
 # What it costs those who do not use it
+
+QUIET: Final = """
+import sys
+import pytest
+import fuhu_runway, fuhu_runway.client
+sys.exit(pytest.main(["-W", "error", *"{options}".split(), "test_it.py"]))
+"""
+
+
+def test_pytest_starts_quietly_after_the_package(pytester: pytest.Pytester) -> None:
+    """pytest.main() does not warn where the package is imported already, as once installed."""
+    package = Path(fuhu_runway.__file__).parent
+    # As an installer leaves it, which the package that is tested need not be.
+    place = pytester.mkdir("site-packages")
+    (place / "fuhu_runway").symlink_to(package, target_is_directory=True)
+    info = place / "fuhu_runway-9.9.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fuhu-runway\nVersion: 9.9\n")
+    (info / "RECORD").write_text("fuhu_runway/__init__.py,,\nfuhu_runway/testing/plugin.py,,\n")
+    (info / "entry_points.txt").write_text("[pytest11]\nfuhu_runway = fuhu_runway.testing.plugin\n")
+    pytester.makepyfile(test_it="def test_it(): pass")
+    done = subprocess.run(
+        [sys.executable, "-c", QUIET.format(options=" ".join(BARE))],
+        env=os.environ | {"PYTHONPATH": str(place)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "1 passed" in done.stdout, done
+    assert "fuhu-runway-9.9" in done.stdout
 
 
 def test_the_plugin_brings_nothing_heavy() -> None:

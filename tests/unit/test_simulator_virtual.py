@@ -1,21 +1,67 @@
 import asyncio
+import concurrent.futures
+import contextlib
 import hashlib
 import math
+import os
+import queue
+import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Awaitable, Callable
+import types
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import anyio.from_thread
+import anyio.to_thread
+import fastapi
+import httpx2
 import pytest
+import uvicorn
 
+import fuhu_runway
 from fuhu_runway import Client, PollPolicy
-from fuhu_runway.testing import Simulator, _virtual, faults, virtual_time
+from fuhu_runway.testing import Simulator, _deadline, _threads, _virtual, faults, virtual_time
 
 
 def hard_work() -> bytes:
     """Take some milliseconds, which is much for a clock that jumps."""
     return hashlib.pbkdf2_hmac("sha256", b"a kitten", b"salt", 20_000)
+
+
+class OwnPool(concurrent.futures.Executor):
+    """A pool that is not of the standard library."""
+
+    def __init__(self, _workers: int) -> None:
+        self._threads: list[threading.Thread] = []
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        done: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        work = threading.Thread(target=lambda: done.set_result(function(*args, **kwargs)))
+        self._threads.append(work)
+        work.start()
+        return done
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT002
+        for thread in self._threads:
+            thread.join()
+
+
+def run_program(source: str) -> str:
+    """Give what a program prints that uses this very package."""
+    path = {"PYTHONPATH": str(Path(fuhu_runway.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", source],
+        env=os.environ | path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+    return done.stdout
 
 
 async def spent(work: Awaitable[object]) -> float:
@@ -69,11 +115,8 @@ async def test_work_in_a_thread_takes_no_time() -> None:
             assert await spent(asyncio.gather(*(asyncio.to_thread(hard_work),) * 4)) == 0
 
 
-async def test_a_thread_that_waits_for_the_loop_does_not_stop_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Time goes on when a thread has had its patience, so that what it waits for comes."""
-    monkeypatch.setattr(_virtual, "PATIENCE", 0.01)
+async def test_a_thread_that_waits_for_the_loop_does_not_stop_it() -> None:
+    """A thread in `Future.result` is not waited for, so that time goes on for both."""
     loop = asyncio.get_running_loop()
 
     def wait_for_the_loop() -> None:
@@ -123,6 +166,426 @@ async def test_a_busy_loop_takes_next_to_no_time() -> None:
 
     with virtual_time():
         assert await spent(spin()) < 0.01 < await spent(asyncio.sleep(1))
+
+
+class Worker(threading.Thread):
+    """Does work for the loop in the way of aiosqlite: by a queue, futures and no executor."""
+
+    def __init__(self, works: Any, answer: Callable[..., None]) -> None:
+        super().__init__(daemon=True)
+        self.works = works
+        self.answer = answer
+
+    def run(self) -> None:
+        while (work := self.works.get()) is not None:
+            hard_work()
+            self.answer(work)
+
+    async def do(self) -> None:
+        """Have one work done."""
+        done = asyncio.get_running_loop().create_future()
+        self.works.put((done, "a kitten"))
+        await done
+
+
+def by_the_future(work: tuple["asyncio.Future[None]", str]) -> None:
+    """Answer to the loop that the future is of."""
+    work[0].get_loop().call_soon_threadsafe(work[0].set_result, None)
+
+
+@pytest.mark.parametrize("kind", [queue.SimpleQueue, queue.Queue])
+async def test_a_thread_with_a_queue_takes_no_time(kind: Callable[[], Any]) -> None:
+    """A worker that answers by call_soon_threadsafe is waited for, beside a timer that is set."""
+    worker = Worker(kind(), by_the_future)
+    worker.start()
+    with virtual_time():
+        beside = asyncio.create_task(asyncio.sleep(3600))
+        async with asyncio.timeout(10):
+            for _ in range(25):
+                assert await spent(asyncio.gather(worker.do(), worker.do())) == 0
+        beside.cancel()
+    worker.works.put(None)
+    worker.join()
+
+
+async def test_a_thread_started_by_hand_takes_no_time() -> None:
+    """A thread that holds the loop is waited for, however it will answer."""
+    loop = asyncio.get_running_loop()
+    news = asyncio.Event()
+
+    def bring() -> None:
+        hard_work()
+        loop.call_soon_threadsafe(news.set)
+
+    thread = threading.Thread(target=bring)
+    with virtual_time():
+        thread.start()
+        async with asyncio.timeout(1):
+            assert await spent(news.wait()) == 0
+    thread.join()
+
+
+async def test_a_thread_that_only_holds_the_loop_does_not_stop_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A worker that has nothing to do is waited for once at the most."""
+    monkeypatch.setattr(_threads, "HOLDER_LIMIT", 0.01)
+    loop, works = asyncio.get_running_loop(), queue.SimpleQueue[None]()
+
+    def wait() -> object:
+        return loop, works.get()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    with virtual_time():
+        assert await spent(asyncio.sleep(3600)) == 3600
+        assert await spent(asyncio.sleep(3600)) == 3600
+    works.put(None)
+    thread.join()
+
+
+@pytest.mark.parametrize("pool", [concurrent.futures.ThreadPoolExecutor, OwnPool])
+async def test_work_in_any_pool_takes_no_time(
+    pool: Callable[[int], concurrent.futures.Executor],
+) -> None:
+    """Work is waited for that was given to a pool with the loop or without it, queued or begun."""
+    loop = asyncio.get_running_loop()
+    with virtual_time(), pool(1) as executor:
+        async with asyncio.timeout(1):
+            inside = [loop.run_in_executor(executor, hard_work) for _ in range(3)]
+            assert await spent(asyncio.gather(*inside)) == 0
+            if pool is not OwnPool:
+                outside = [asyncio.wrap_future(executor.submit(hard_work)) for _ in range(3)]
+                assert await spent(asyncio.gather(*outside)) == 0
+
+
+async def test_a_thread_of_anyio_takes_no_time() -> None:
+    """What starlette does with synchronous routes and uploaded files takes no time."""
+    with virtual_time():
+        async with asyncio.timeout(1):
+            for _ in range(10):
+                works = (anyio.to_thread.run_sync(hard_work) for _ in range(3))
+                assert await spent(asyncio.gather(*works)) == 0
+
+
+async def test_a_thread_of_anyio_may_wait_for_the_loop() -> None:
+    """A synchronous route that calls asynchronous code has the time of the loop."""
+
+    def wait_for_the_loop() -> None:
+        anyio.from_thread.run(asyncio.sleep, 60)
+
+    with virtual_time():
+        assert await spent(anyio.to_thread.run_sync(wait_for_the_loop)) == 60
+
+
+async def test_a_server_in_another_thread_takes_no_time() -> None:
+    """A loop in another thread is waited for while it has bytes to read or a callback to run."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(100):
+            hard_work()
+            writer.write(data)
+        writer.close()
+
+    other = asyncio.new_event_loop()
+    thread = threading.Thread(target=other.run_forever)
+    thread.start()
+    starting = asyncio.start_server(answer, "127.0.0.1", 0)
+    server = asyncio.run_coroutine_threadsafe(starting, other).result()
+
+    with virtual_time():
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        async with asyncio.timeout(1):
+            for _ in range(20):
+                writer.write(b"a kitten")
+                assert await spent(reader.read(100)) == 0
+        assert await spent(asyncio.sleep(3600)) == 3600
+        writer.close()
+        await writer.wait_closed()
+
+    async def close() -> None:
+        server.close()
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
+        await asyncio.sleep(0)
+
+    asyncio.run_coroutine_threadsafe(close(), other).result()
+    other.call_soon_threadsafe(other.stop)
+    thread.join()
+    other.close()
+
+
+def app_of(client: Client) -> Any:
+    """Give an app whose routes and dependencies are synchronous or take files, as many are."""
+    app = fastapi.FastAPI()
+
+    @app.post("/size")
+    async def size(file: fastapi.UploadFile) -> int:
+        return len(await file.read())
+
+    @app.get("/digest", dependencies=[fastapi.Depends(hard_work)])
+    def digest() -> str:
+        return hard_work().hex()
+
+    @app.post("/clip")
+    async def clip() -> str:
+        task = await client.generate("a kitten")
+        await task
+        return task.id
+
+    return app
+
+
+@contextlib.asynccontextmanager
+async def in_process(app: Any) -> AsyncIterator[Any]:
+    """Give a client of *app* that calls it without a socket."""
+    transport = httpx2.ASGITransport(app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://app") as http:
+        yield http
+
+
+@contextlib.asynccontextmanager
+async def served(app: Any) -> AsyncIterator[Any]:
+    """Give a client of *app* on a real server in the same loop."""
+    config = uvicorn.Config(app, port=0, log_level="warning", lifespan="off", loop="none")
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110 - it has no event to tell it
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+        yield http
+    server.should_exit = True
+    await serving
+
+
+@pytest.mark.parametrize("way", [in_process, served])
+async def test_an_app_that_works_in_threads_answers_in_virtual_time(way: Any) -> None:
+    """Uploads and synchronous routes meet httpx's timeout of five seconds, time after time."""
+    large = b"a kitten" * 200_000
+    with virtual_time():
+        async with (
+            Simulator() as gateway,
+            Client(gateway.api_key, base_url=gateway.base_url) as client,
+            way(app_of(client)) as http,
+        ):
+            for _ in range(20):
+                answers = await asyncio.gather(
+                    http.post("/size", files={"file": ("a.mp4", large)}),
+                    http.get("/digest"),
+                )
+                assert [answer.status_code for answer in answers] == [200, 200]
+                assert answers[0].json() == len(large)
+            assert (await http.post("/clip", timeout=1000)).json() == gateway.tasks[0].task_id
+
+
+async def test_patience_waits_for_what_cannot_be_seen() -> None:
+    """A timer of a minute lets a process come first that has answered within the patience."""
+    program = [sys.executable, "-c", "input()"]
+    with virtual_time(patience=30):
+        process = await asyncio.create_subprocess_exec(*program, stdin=asyncio.subprocess.PIPE)
+        async with asyncio.timeout(60):
+            assert await spent(process.communicate(b"a kitten\n")) == 0
+    with virtual_time():
+        process = await asyncio.create_subprocess_exec(*program, stdin=asyncio.subprocess.PIPE)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(60):
+                await process.wait()
+        await process.communicate(b"a kitten\n")
+
+
+async def test_a_loop_of_sleep_0_lets_time_pass() -> None:
+    """Time jumps also where the loop only ever goes round, up to a timer and without one."""
+    loop = asyncio.get_running_loop()
+    with virtual_time():
+        end = loop.time() + 3
+        while loop.time() < end:  # noqa: ASYNC110 - just this is tested
+            await asyncio.sleep(0)
+        assert loop.time() < end + 1
+        timers = [asyncio.create_task(asyncio.sleep(delay)) for delay in (100, 3600)]
+        begun = loop.time()
+        while not timers[1].done():  # noqa: ASYNC110 - just this is tested
+            await asyncio.sleep(0)
+        assert loop.time() - begun == pytest.approx(3600, abs=1)
+
+
+async def test_a_loop_of_sleep_0_waits_for_threads() -> None:
+    """No time passes in a loop that goes round while a thread works for it."""
+    with virtual_time():
+        async with asyncio.timeout(1):
+            work = asyncio.gather(asyncio.to_thread(lambda: [hard_work() for _ in range(20)]))
+            while not work.done():  # noqa: ASYNC110 - just this is tested
+                await asyncio.sleep(0)
+
+
+# The deadline
+
+
+async def test_an_endless_wait_ends() -> None:
+    """A wait that nothing ends is stopped in real time, and shows where all tasks are."""
+
+    async def wait_for_godot() -> None:
+        await asyncio.Event().wait()
+
+    beside = [asyncio.create_task(wait_for_godot()) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(TimeoutError) as error, virtual_time(deadline=0.01):
+        await asyncio.Event().wait()
+    report = str(error.value)
+    assert report.startswith("Not done after 0.01 real seconds, and stopped. Time was virtual and")
+    assert "jumped over 0 s." in report
+    assert report.count("await asyncio.Event().wait()") == 2
+    assert "2 x\n" in report
+    assert "in wait_for_godot" in report
+    for one in beside:
+        one.cancel()
+
+
+async def test_a_wait_with_timers_that_never_ends_ends() -> None:
+    """Time that jumps on and on is stopped as well."""
+
+    async def poll() -> None:
+        while True:  # noqa: ASYNC110 - just this is tested
+            await asyncio.sleep(10)
+
+    with pytest.raises(TimeoutError, match="in poll"), virtual_time(deadline=0.05):
+        await poll()
+
+
+async def test_an_asynchronous_generator_shows_where_it_is() -> None:
+    """The report goes down through generators of all kinds."""
+
+    async def values() -> AsyncIterator[int]:
+        await old()
+        yield 1
+
+    @types.coroutine
+    def old() -> Generator[Any, None, None]:
+        yield from asyncio.Event().wait().__await__()
+
+    with pytest.raises(TimeoutError, match=r"(?s)in values.*in old"), virtual_time(deadline=0.01):
+        async for _ in values():
+            pass
+
+
+async def test_who_cannot_be_cancelled_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code that swallows its cancellation does not get past the deadline."""
+    monkeypatch.setattr(_deadline, "AGAIN_AFTER", 0.01)
+    cancelled = 0
+
+    async def swallow() -> None:
+        nonlocal cancelled
+        while cancelled < 3:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled += 1
+
+    with pytest.raises(TimeoutError), virtual_time(deadline=0.01):
+        await swallow()
+    assert cancelled == 3
+
+
+async def test_another_cancellation_stays_one() -> None:
+    """Who is cancelled by someone else before the deadline is not told of a deadline."""
+
+    async def wait() -> None:
+        with virtual_time(deadline=60):
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def test_the_task_that_began_may_be_over() -> None:
+    """Where time became virtual in a fixture, the deadline ends the run of the loop itself."""
+
+    async def begin() -> contextlib.AbstractContextManager[None]:
+        time = virtual_time(deadline=0.01)
+        time.__enter__()
+        return time
+
+    async def end(time: contextlib.AbstractContextManager[None]) -> None:
+        with pytest.raises(TimeoutError):
+            time.__exit__(None, None, None)
+
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        time = runner.run(begin())
+        with pytest.raises(TimeoutError, match="in wait"):
+            runner.get_loop().run_until_complete(asyncio.Event().wait())
+        runner.run(end(time))
+
+
+async def test_without_a_deadline_there_is_none() -> None:
+    """A deadline of None leaves a wait alone, and the signal as well."""
+    loop = asyncio.get_running_loop()
+    with virtual_time(deadline=None):
+        assert loop.time.__self__.deadline is None  # type: ignore[attr-defined]
+
+
+BLOCKED = """
+import asyncio, signal, subprocess, sys, threading
+from fuhu_runway.testing import _deadline, virtual_time
+
+_deadline.AGAIN_AFTER = 0.05
+
+async def block():
+    with virtual_time(deadline=0.05):
+        subprocess.run([sys.executable, "-c", "import time; time.sleep(600)"], check=False)
+
+try:
+    asyncio.run(block())
+except BaseException as error:
+    print(type(error).__name__, "ASGITransport" in str(error))
+
+async def wait():
+    with virtual_time(deadline=0.2):
+        await asyncio.Event().wait()
+
+for run in (asyncio.run, lambda work: asyncio.run(asyncio.to_thread(asyncio.run, work))):
+    try:
+        run(wait())
+    except TimeoutError as error:
+        print("TimeoutError", signal.getsignal(signal.SIGALRM) is signal.SIG_DFL)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="there is no signal to end a call with")
+def test_what_blocks_the_thread_of_the_loop_is_interrupted() -> None:
+    """A blocking call is ended where it hangs, and a loop that waits is never hit by that."""
+    done = run_program(BLOCKED)
+    assert done == "LoopBlocked True\nTimeoutError True\nTimeoutError True\n"
+
+
+FROZEN = """
+import asyncio, freezegun
+from fuhu_runway.testing import virtual_time
+
+async def main():
+    loop = asyncio.get_running_loop()
+    with freezegun.freeze_time("2020-02-02"), virtual_time():
+        begun = loop.time()
+        done = loop.create_future()
+        asyncio.get_running_loop().run_in_executor(
+            None, lambda: asyncio.run_coroutine_threadsafe(asyncio.sleep(60), loop).result()
+        ).add_done_callback(done.set_result)
+        await done
+        await asyncio.sleep(60)
+        print(f"{loop.time() - begun:.3f}", end=" ")
+    first = loop.time()
+    await asyncio.sleep(0.001)
+    print(0 < loop.time() - first < 60)
+
+asyncio.run(main())
+"""
+
+
+def test_a_frozen_clock_does_not_freeze_it() -> None:
+    """Where freezegun holds the time of the wall, that of the loop goes on, then and after."""
+    pytest.importorskip("freezegun")
+    assert run_program(FROZEN) == "120.000 True\n"
 
 
 async def test_bytes_on_their_way_take_no_time() -> None:
