@@ -171,10 +171,17 @@ async def test_an_odd_size_in_a_note_does_no_harm(desk: Desk, total: object) -> 
         (b"\0\0\0\0mdat" + b"x" * 50, True),
         (b"\0\0\0\1mdat" + (26).to_bytes(8, "big") + b"x" * 10, True),
         (b"\0\0\0\1mdat" + (27).to_bytes(8, "big") + b"x" * 10, False),
+        (b"\n", True),
+        (b"\r\n\r\n", True),
+        (b"garbage behind it", True),
+        (b"\0" * 9, True),
         (b"\0\0", False),
         (box(b"free", b"x" * 9)[:-1], False),
     ],
-    ids=["nothing", "box", "open end", "long box", "long box cut", "head cut", "box cut"],
+    ids=[
+        *("nothing", "box", "open end", "long box", "long box cut"),
+        *("newline", "newlines", "garbage", "zeros", "head cut", "box cut"),
+    ],
 )
 async def test_a_body_that_ends_with_the_connection_is_judged_by_its_boxes(
     desk: Desk, tail: bytes, is_whole: bool
