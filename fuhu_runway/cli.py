@@ -41,6 +41,7 @@ from ._console import (
     SIMULATED,
     TALK,
     UNNOTICED,
+    WHOLE,
     Lines,
     Reach,
     Talk,
@@ -122,7 +123,8 @@ class Wish:
         ),
     ] = None
     seconds: Annotated[
-        int | None, _request("Length of the clip: 10 (default), 5 or what the model takes.")
+        int | None,
+        _request("Length of the clip: 10 (default), 5 or what the model takes.", **WHOLE),
     ] = None
     model: Annotated[
         str | None, _request("Such as gen4 (default) or gen4_turbo (default with --official).")
@@ -132,9 +134,9 @@ class Wish:
         str | None,
         _request("How the camera moves: y=0.4,r=-6; of x, y, z, r, bg_x_pan and bg_y_pan."),
     ] = None
-    seed: Annotated[int | None, _request("The same seed gives similar clips; with --official.")] = (
-        None
-    )
+    seed: Annotated[
+        int | None, _request("The same seed gives similar clips; with --official.", **WHOLE)
+    ] = None
     watermark: Annotated[
         bool | None, _request("Whether the clip carries one; with --official.", negative=None)
     ] = None
@@ -195,6 +197,8 @@ app: Final = App(
     print_error=False,
     exit_on_error=False,
     verbose=False,
+    # Ctrl-C before the work begins is for `__main__`, like any before.
+    suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
 
@@ -240,6 +244,7 @@ def restyle(
             "Length of the clip, such as 5 or 10; --no-seconds leaves it out.",
             negative=None,
             negative_none="no-",
+            **WHOLE,
         ),
     ] = 5,
     flip: Annotated[bool, _request(f"{_PORTRAIT}.", **NO_DEFAULT)] = False,
@@ -277,7 +282,7 @@ def act(
         str | None, _request("Address of a clip of the character, in place of the picture.")
     ] = None,
     motion_multiplier: Annotated[
-        int | None, _request("How strongly it moves, from 1 to 5.")
+        int | None, _request("How strongly it moves, from 1 to 5.", **WHOLE)
     ] = None,
     flip: Annotated[bool | None, _request(f"{_PORTRAIT}.", negative=None)] = None,
     extra: Annotated[str | None, _EXTRA] = None,

@@ -31,6 +31,7 @@ from ._console import (
     SIMULATED,
     TALK,
     UNNOTICED,
+    WHOLE,
     Lines,
     Reach,
     Talk,
@@ -122,7 +123,7 @@ class Order:
     """What a batch does with its file."""
 
     out: Annotated[Path, OUT]
-    in_flight: Annotated[int, result_option("How many jobs may exist at once.")] = 20
+    in_flight: Annotated[int, result_option("How many jobs may exist at once.", **WHOLE)] = 20
     journal: Annotated[
         Path | None, result_option("What is remembered; by default journal.db in that folder.")
     ] = None

@@ -485,7 +485,8 @@ def _validator(headers: Mapping[str, str]) -> str | None:
 def _opened(path: Path, task_id: str) -> Part:
     """Return the part of *path*, opened for this download alone."""
     try:
-        return Part.open(path, task_id)
+        # Absolute, since the program may change its folder meanwhile.
+        return Part.open(path.absolute(), task_id)
     except BlockingIOError as exc:
         busy = usage_error(
             "path",

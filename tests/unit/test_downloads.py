@@ -283,20 +283,8 @@ async def test_what_is_no_mp4_is_refused(desk: Desk, data: bytes) -> None:
 @pytest.mark.parametrize(
     "kind",
     [
-        "styp",
-        "moov",
-        "moof",
-        "mdat",
-        "sidx",
-        "emsg",
-        "prft",
-        "meta",
-        "free",
-        "skip",
-        "wide",
-        "uuid",
-        "pnot",
-        "PICT",
+        *("styp", "moov", "moof", "mdat", "sidx", "emsg", "prft"),
+        *("meta", "free", "skip", "wide", "uuid", "pnot", "PICT"),
     ],
 )
 async def test_a_clip_may_begin_with_any_box_of_its_kind(desk: Desk, kind: str) -> None:
@@ -596,6 +584,20 @@ async def test_a_file_that_stays_held_open_is_kept(
         await desk.save(server.url)
         assert range_of(server.requests[0]) == (f"bytes={len(VIDEO)}-", TAG)
     assert desk.path.read_bytes() == VIDEO
+
+
+async def test_a_program_may_change_its_folder_meanwhile(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative path is that of the folder in which the download began."""
+    home = desk.path.parent
+    (home / "elsewhere").mkdir()
+    monkeypatch.chdir(home)
+    desk.path = Path("clip.mp4")
+    async with raw_server(half(), rest(1000), closes=True) as server:
+        await desk.save(server.url, on_progress=lambda _: os.chdir(home / "elsewhere"))
+    assert (home / "clip.mp4").read_bytes() == VIDEO
+    assert sorted(entry.name for entry in home.rglob("*")) == ["clip.mp4", "elsewhere"]
 
 
 async def test_a_file_that_came_meanwhile_is_not_replaced(desk: Desk) -> None:
