@@ -178,7 +178,7 @@ class Part:
         """
         part = part_path(self.path)
         if not self.file.closed:
-            os.fsync(self.file.fileno())
+            _flush(self.file)
             if not _is_at(part, self.file) or part.stat().st_size != self.received:
                 raise OSError(errno.EBUSY, "another program has changed its .part file")
         if not overwrite and os.path.lexists(self.path):
@@ -283,6 +283,14 @@ def _read_note(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return note if isinstance(note, dict) else {}
+
+
+def _flush(file: FileIO) -> None:
+    """Have the disk itself hold what was written, which macOS has a call of its own for."""
+    if hasattr(LOCKS, "F_FULLFSYNC"):
+        with suppress(OSError):  # some disks do not know it
+            LOCKS.fcntl(file, LOCKS.F_FULLFSYNC)
+    os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

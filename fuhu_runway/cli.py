@@ -9,11 +9,11 @@ Rule 3: no pipe, screen or terminal that goes away ends a paid job.
 
 import asyncio
 import contextlib
+import errno
 import inspect
 import io
 import json
 import os
-import shlex
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -56,6 +56,7 @@ from ._console import (
     write,
 )
 from ._redact import redact
+from .journal import command_line
 from .models import (
     DEFAULT_MODEL,
     DEFAULT_WAIT,
@@ -463,7 +464,7 @@ class Errand:
             return  # its gateway ends with this very process
         words = ["fuhu-runway", "wait", task.id, "-o", str(self.path), *self.reach.words()]
         words += ["--official"] * task.official + ["--force"] * saving.force
-        self.advice = f"Continue with: {shlex.join(words)}"
+        self.advice = f"Continue with: {command_line(*words)}"
 
     async def break_off(self) -> None:
         """Tell how to go on, after the answer to a paid request that is in the air."""
@@ -665,7 +666,11 @@ def main(tokens: Sequence[str] | None = None) -> int:
         complain(_hint(error))
     except errors.UsageError as error:
         complain(str(error))
-    except (BrokenPipeError, SystemExit):  # the latter is what becomes of a help page
+    except (OSError, SystemExit) as error:  # the latter is what becomes of a help page
+        # Windows says EINVAL of a pipe whose reader is gone.
+        is_gone = isinstance(error, BrokenPipeError | SystemExit) or error.errno == errno.EINVAL
+        if not is_gone:
+            raise
         write(sys.stdout, "")
         return 0
     return 2

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import json
 import os
-import shlex
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -43,7 +42,7 @@ from ._console import (
     tell,
     write,
 )
-from .journal import JobState, Journal
+from .journal import JobState, Journal, command_line
 from .models import DEFAULT_WAIT, PollPolicy, usage_error
 
 if TYPE_CHECKING:
@@ -439,7 +438,7 @@ class Tally:
 
 
 def _advice(journal: Path) -> Mapping[str, tuple[str, str]]:
-    listing = shlex.join(["fuhu-runway", "jobs", str(journal), "--state", "in-doubt"])
+    listing = command_line("fuhu-runway", "jobs", str(journal), "--state", "in-doubt")
     again = "The same command goes on with them."
     return {
         "in_doubt": ("in doubt: perhaps charged, and not sent again", f"What to do: {listing}"),

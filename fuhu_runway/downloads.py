@@ -617,7 +617,7 @@ def check_vacant(path: Path, *, overwrite: bool = False) -> Path:
     """
     try:
         if path.is_dir():
-            raise usage_error("path", f"{path.name!r} is a folder.", "Give the name of a file.")
+            raise usage_error("path", f"{str(path)!r} is a folder.", "Give the name of a file.")
         if not path.parent.is_dir():
             raise usage_error(
                 "path",

@@ -1,6 +1,7 @@
 """The command line, in this process where that is enough, and as a process of its own."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -913,15 +914,29 @@ def test_without_any_stderr_the_work_is_done(
     assert run("generate", PROMPT, "-o", "kitten.mp4").out == "kitten.mp4\n"
 
 
-def test_help_into_a_closed_pipe_is_quiet(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An older rich lets the broken pipe through, and nobody has to see it."""
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.EINVAL, "Invalid argument")])
+def test_help_into_a_closed_pipe_is_quiet(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    """An older rich lets the error through, which has no name of its own on Windows."""
 
     def break_off(_tokens: object) -> None:
-        raise BrokenPipeError
+        raise error
 
     monkeypatch.setattr(cli, "app", break_off)
     done = run("--help")
     assert (done.code, done.out.strip(), done.err) == (0, "", "")
+
+
+def test_other_trouble_of_the_system_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk, for one, is no reader who left."""
+
+    def break_off(_tokens: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cli, "app", break_off)
+    with pytest.raises(OSError, match="No space left"):
+        cli.main(["--help"])
 
 
 # Processes

@@ -163,6 +163,39 @@ async def test_an_odd_size_in_a_note_does_no_harm(desk: Desk, total: object) -> 
     assert desk.path.read_bytes() == VIDEO
 
 
+class MacLocks:
+    """What macOS has beside flock: a flush to the disk itself, unless the disk does not know it."""
+
+    F_FULLFSYNC = 51
+    LOCK_EX = LOCK_NB = 0
+
+    def __init__(self, *, is_known: bool) -> None:
+        self.is_known = is_known
+        self.flushed: list[int] = []
+
+    def flock(self, file: object, how: int) -> None:
+        pass
+
+    def fcntl(self, file: FileIO, command: int) -> None:
+        assert command == 51
+        self.flushed.append(os.fstat(file.fileno()).st_size)
+        if not self.is_known:
+            raise OSError(errno.ENOTSUP, "Operation not supported")
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_macos_flushes_to_the_disk_itself(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, is_known: bool
+) -> None:
+    """Its fsync leaves bytes in the drive's own memory, which a power cut takes."""
+    locks = MacLocks(is_known=is_known)
+    monkeypatch.setattr(_part, "LOCKS", locks)
+    async with raw_server(whole()) as server:
+        await desk.save(server.url)
+    assert locks.flushed == [len(VIDEO)]
+    assert desk.path.read_bytes() == VIDEO
+
+
 @pytest.mark.parametrize(
     ("tail", "is_whole"),
     [
