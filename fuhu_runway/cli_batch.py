@@ -199,9 +199,6 @@ def batch(
             file = stack.enter_context(spooled(file))
         except KeyboardInterrupt:
             return 130
-        except errors.UsageError as error:
-            complain(str(error))
-            return 2
         work = partial(_make_all, file, order, Place(screen, talk, reach, simulate))
         return guarded(work, screen, verbosity=len(talk.verbose))
 
@@ -638,6 +635,9 @@ async def _worked_off(
             async for outcome in outcomes:
                 tally.add(end_of(outcome))
                 results.write(outcome)
+                if results.fault and outcome.task_id:
+                    # The journal may lack it as well, and it finds the clip.
+                    screen.say(f"entry {outcome.index + 1}: task {outcome.task_id}")
                 if isinstance(outcome.error, errors.UsageError | errors.UnexpectedError):
                     screen.say(f"entry {outcome.index + 1}: {outcome.error}")
     except asyncio.CancelledError:

@@ -466,7 +466,8 @@ async def test_a_redirect_is_followed(desk: Desk, status: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "location", ["/again", "", "http://[", "ftp://127.0.0.1/a", "http://a b/", "//["]
+    "location",
+    ["/again", "", "http://[", "svn+ssh://[", "ftp://127.0.0.1/a", "http://a b/", "//["],
 )
 async def test_a_redirect_that_leads_nowhere_is_refused(desk: Desk, location: str) -> None:
     """A loop comes to an end, and an address that is none is not tried."""
