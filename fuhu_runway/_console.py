@@ -15,14 +15,14 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Final, Self, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self, TextIO, cast
 
 import attrs
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, Token
 
 from . import errors, hooks
 from ._redact import redact
@@ -40,7 +40,7 @@ EXIT_CODES: Final = {
     4: "Timeout: the task goes on, and `wait` goes on with it.",
     5: "The gateway, the network or the download gave trouble, or the disk while a batch ran.",
     70: "A defect of this program.",
-    130: "Stopped by Ctrl-C (143: by a request to terminate).",
+    130: "Stopped by Ctrl-C (143: by a request to terminate; 129: by a terminal that closed).",
 }
 EXIT_OF: Final = (
     (errors.UsageError, 2),
@@ -56,8 +56,8 @@ EXIT_OF: Final = (
 UNNOTICED: Final = 0.1
 """How long somebody who pressed Ctrl-C is left without a word, in seconds."""
 
-SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGBREAK")
-"""What asks a command to end; the last is Ctrl-Break, on Windows."""
+SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+"""What asks a command to end: also a terminal that closes, and Ctrl-Break on Windows."""
 
 SIMULATED: Final = "simulated: a gateway on this machine, no key, no cost"
 SHOW_CURSOR: Final = b"\x1b[?25h\n"
@@ -78,6 +78,17 @@ def options_of(group: Group) -> Callable[..., Parameter]:
 result_option: Final = options_of(Group("Result", sort_key=2))
 gateway_option: Final = options_of(Group("Gateway", sort_key=3))
 NO_DEFAULT: Final[Any] = {"show_default": False}
+
+
+def _whole(_: object, tokens: Sequence[Token]) -> int:
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError("it is no whole number.") from None
+
+
+WHOLE: Final[Any] = {"converter": _whole}
+"""Of options that cost points or mean nothing in parts: cyclopts by itself takes 5.7 for 6."""
 
 SIMULATE: Final = gateway_option(
     "Use a simulated gateway on this machine: no key, no cost.", **NO_DEFAULT
@@ -380,7 +391,7 @@ def _progress_bar() -> Any:
             detail = task.fields["detail"]
             return text.Text(detail) if detail else super().render(task)
 
-    stderr = console.Console(stderr=True)
+    stderr = console.Console(file=cast("TextIO", _Lasting(sys.stderr)))
     bar = WithMore(
         progress.SpinnerColumn("dots" if stderr.encoding.startswith("utf") else "line"),
         progress.TextColumn("{task.description}", markup=False),
@@ -456,9 +467,30 @@ def write(stream: TextIO | None, text: str) -> None:
         return
     encoding = getattr(stream, "encoding", None) or "utf-8"
     shown = text.encode(encoding, "backslashreplace").decode(encoding)
-    try:
-        print(shown, file=stream, flush=True)
-    except (OSError, ValueError):
-        # A stream that is closed, or is no file, is left as it is.
-        with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123
-            os.dup2(nowhere.fileno(), stream.fileno())
+    lasting = _Lasting(stream)
+    lasting.write(f"{shown}\n")
+    lasting.flush()
+
+
+@attrs.frozen
+class _Lasting:
+    """A stream whose terminal or reader may go away; what is written then is lost."""
+
+    _stream: TextIO
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> None:
+        self._try(self._stream.write, text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, work: Callable[..., object], *args: str) -> None:
+        try:
+            work(*args)
+        except (OSError, ValueError):
+            # A stream that is closed, or is no file, is left as it is.
+            with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+                os.dup2(nowhere.fileno(), self._stream.fileno())

@@ -25,6 +25,14 @@ MAX_NOTE_BYTES: Final = 8192
 LEAST_START: Final = 8
 """How much of a file tells whether it is an MP4."""
 
+BOXES: Final = frozenset(
+    b"ftyp styp moov moof mdat mfra sidx ssix emsg prft meta free skip wide uuid pnot PICT".split()
+)
+"""What an MP4 file is made of at its top level (ISO/IEC 14496-12, and QuickTime's own)."""
+
+TEXT: Final = 9
+"""From here on a first byte is text: the head of a box would announce 150 MB with it."""
+
 MAX_BOXES: Final = 100_000
 """How many boxes of a file are walked; a file of more is taken as it is."""
 
@@ -150,9 +158,11 @@ class Part:
             walked += 1
             self.file.seek(at)
             head = self.file.read(16)
+            kind, length = head[4:8], int.from_bytes(head[:4])
+            if kind not in BOXES and head[0] >= TEXT:
+                return size, kind  # a newline or the like behind the last box
             if len(head) < LEAST_START:
                 return size + 1, b""
-            kind, length = head[4:8], int.from_bytes(head[:4])
             if length == 1:
                 length = int.from_bytes(head[8:16])
             at = at + length if length else size  # 0: the last box, up to the end
@@ -168,7 +178,7 @@ class Part:
         """
         part = part_path(self.path)
         if not self.file.closed:
-            os.fsync(self.file.fileno())
+            _flush(self.file)
             if not _is_at(part, self.file) or part.stat().st_size != self.received:
                 raise OSError(errno.EBUSY, "another program has changed its .part file")
         if not overwrite and os.path.lexists(self.path):
@@ -273,6 +283,14 @@ def _read_note(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return note if isinstance(note, dict) else {}
+
+
+def _flush(file: FileIO) -> None:
+    """Have the disk itself hold what was written, which macOS has a call of its own for."""
+    if hasattr(LOCKS, "F_FULLFSYNC"):
+        with suppress(OSError):  # some disks do not know it
+            LOCKS.fcntl(file, LOCKS.F_FULLFSYNC)
+    os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

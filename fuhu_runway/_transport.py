@@ -364,7 +364,10 @@ def _as_written(url: str) -> yarl.URL:
     scheme, _, rest = url.partition("://")
     at = next((place for place, char in enumerate(rest) if char in "/?#"), len(rest))
     authority = yarl.URL(f"{scheme}://{rest[:at]}").raw_authority
-    return yarl.URL(f"{scheme}://{authority}{quoted(rest[at:])}", encoded=True)
+    target = quoted(rest[at:].partition("#")[0])
+    # All of it as the path: yarl drops the "?" before an empty query.
+    path = target if target.startswith("/") else f"/{target}"
+    return yarl.URL.build(scheme=scheme.lower(), authority=authority, path=path, encoded=True)
 
 
 def quoted(text: str) -> str:

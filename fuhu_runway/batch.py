@@ -12,6 +12,7 @@ A job is known by its `custom_id`, else by its content and how often that came u
 """
 
 import asyncio
+import errno
 import filecmp
 import hashlib
 import os
@@ -28,7 +29,7 @@ import attrs
 
 from . import errors
 from ._clock import Clock
-from .downloads import check_folder, safe_name
+from .downloads import check_folder, check_target, safe_name
 from .errors import RunwayError
 from .journal import Job, JobState, Journal, Plan, nth, plan_of
 from .models import Generation, TextToVideo, check_text, usage_error
@@ -465,6 +466,17 @@ class Batch:
                 f"There is a file {name!r} already, which was not saved for this job.",
                 "Move it, or allow it to be replaced (overwrite=True, or --overwrite).",
             )
+        try:
+            check_target(path, overwrite=True)  # it may be too long for this system, for example
+        except errors.UsageError as unfit:
+            reason = os.strerror(getattr(unfit.__cause__, "errno", None) or errno.EINVAL)
+        else:
+            return
+        raise usage_error(  # outside of the clause, since the name there is the prompt
+            "download_to",
+            f"The clip cannot be saved in its place ({reason}).",
+            "Choose a folder with a shorter path, or correct what is in the way.",
+        )
 
     async def _planned(self, index: int, item: Item) -> tuple[Plan, Job | None]:
         """Give what is wanted and, if there is a journal, how far it is."""

@@ -9,11 +9,11 @@ Rule 3: no pipe, screen or terminal that goes away ends a paid job.
 
 import asyncio
 import contextlib
+import errno
 import inspect
 import io
 import json
 import os
-import shlex
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -41,6 +41,7 @@ from ._console import (
     SIMULATED,
     TALK,
     UNNOTICED,
+    WHOLE,
     Lines,
     Reach,
     Talk,
@@ -55,6 +56,7 @@ from ._console import (
     write,
 )
 from ._redact import redact
+from .journal import command_line
 from .models import (
     DEFAULT_MODEL,
     DEFAULT_WAIT,
@@ -122,7 +124,8 @@ class Wish:
         ),
     ] = None
     seconds: Annotated[
-        int | None, _request("Length of the clip: 10 (default), 5 or what the model takes.")
+        int | None,
+        _request("Length of the clip: 10 (default), 5 or what the model takes.", **WHOLE),
     ] = None
     model: Annotated[
         str | None, _request("Such as gen4 (default) or gen4_turbo (default with --official).")
@@ -132,9 +135,9 @@ class Wish:
         str | None,
         _request("How the camera moves: y=0.4,r=-6; of x, y, z, r, bg_x_pan and bg_y_pan."),
     ] = None
-    seed: Annotated[int | None, _request("The same seed gives similar clips; with --official.")] = (
-        None
-    )
+    seed: Annotated[
+        int | None, _request("The same seed gives similar clips; with --official.", **WHOLE)
+    ] = None
     watermark: Annotated[
         bool | None, _request("Whether the clip carries one; with --official.", negative=None)
     ] = None
@@ -195,6 +198,8 @@ app: Final = App(
     print_error=False,
     exit_on_error=False,
     verbose=False,
+    # Ctrl-C before the work begins is for `__main__`, like any before.
+    suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
 
@@ -240,6 +245,7 @@ def restyle(
             "Length of the clip, such as 5 or 10; --no-seconds leaves it out.",
             negative=None,
             negative_none="no-",
+            **WHOLE,
         ),
     ] = 5,
     flip: Annotated[bool, _request(f"{_PORTRAIT}.", **NO_DEFAULT)] = False,
@@ -277,7 +283,7 @@ def act(
         str | None, _request("Address of a clip of the character, in place of the picture.")
     ] = None,
     motion_multiplier: Annotated[
-        int | None, _request("How strongly it moves, from 1 to 5.")
+        int | None, _request("How strongly it moves, from 1 to 5.", **WHOLE)
     ] = None,
     flip: Annotated[bool | None, _request(f"{_PORTRAIT}.", negative=None)] = None,
     extra: Annotated[str | None, _EXTRA] = None,
@@ -458,7 +464,7 @@ class Errand:
             return  # its gateway ends with this very process
         words = ["fuhu-runway", "wait", task.id, "-o", str(self.path), *self.reach.words()]
         words += ["--official"] * task.official + ["--force"] * saving.force
-        self.advice = f"Continue with: {shlex.join(words)}"
+        self.advice = f"Continue with: {command_line(*words)}"
 
     async def break_off(self) -> None:
         """Tell how to go on, after the answer to a paid request that is in the air."""
@@ -660,7 +666,11 @@ def main(tokens: Sequence[str] | None = None) -> int:
         complain(_hint(error))
     except errors.UsageError as error:
         complain(str(error))
-    except (BrokenPipeError, SystemExit):  # the latter is what becomes of a help page
+    except (OSError, SystemExit) as error:  # the latter is what becomes of a help page
+        # Windows says EINVAL of a pipe whose reader is gone.
+        is_gone = isinstance(error, BrokenPipeError | SystemExit) or error.errno == errno.EINVAL
+        if not is_gone:
+            raise
         write(sys.stdout, "")
         return 0
     return 2

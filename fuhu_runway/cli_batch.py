@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import json
 import os
-import shlex
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -31,6 +30,7 @@ from ._console import (
     SIMULATED,
     TALK,
     UNNOTICED,
+    WHOLE,
     Lines,
     Reach,
     Talk,
@@ -42,7 +42,7 @@ from ._console import (
     tell,
     write,
 )
-from .journal import JobState, Journal
+from .journal import JobState, Journal, command_line
 from .models import DEFAULT_WAIT, PollPolicy, usage_error
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Order:
     """What a batch does with its file."""
 
     out: Annotated[Path, OUT]
-    in_flight: Annotated[int, result_option("How many jobs may exist at once.")] = 20
+    in_flight: Annotated[int, result_option("How many jobs may exist at once.", **WHOLE)] = 20
     journal: Annotated[
         Path | None, result_option("What is remembered; by default journal.db in that folder.")
     ] = None
@@ -199,9 +199,6 @@ def batch(
             file = stack.enter_context(spooled(file))
         except KeyboardInterrupt:
             return 130
-        except errors.UsageError as error:
-            complain(str(error))
-            return 2
         work = partial(_make_all, file, order, Place(screen, talk, reach, simulate))
         return guarded(work, screen, verbosity=len(talk.verbose))
 
@@ -438,7 +435,7 @@ class Tally:
 
 
 def _advice(journal: Path) -> Mapping[str, tuple[str, str]]:
-    listing = shlex.join(["fuhu-runway", "jobs", str(journal), "--state", "in-doubt"])
+    listing = command_line("fuhu-runway", "jobs", str(journal), "--state", "in-doubt")
     again = "The same command goes on with them."
     return {
         "in_doubt": ("in doubt: perhaps charged, and not sent again", f"What to do: {listing}"),
@@ -638,6 +635,9 @@ async def _worked_off(
             async for outcome in outcomes:
                 tally.add(end_of(outcome))
                 results.write(outcome)
+                if results.fault and outcome.task_id:
+                    # The journal may lack it as well, and it finds the clip.
+                    screen.say(f"entry {outcome.index + 1}: task {outcome.task_id}")
                 if isinstance(outcome.error, errors.UsageError | errors.UnexpectedError):
                     screen.say(f"entry {outcome.index + 1}: {outcome.error}")
     except asyncio.CancelledError:

@@ -7,7 +7,6 @@ Rule 2: what is in doubt is left to a person, who is told what to do.
 
 import asyncio
 import contextlib
-import shlex
 import shutil
 import sqlite3
 import sys
@@ -51,7 +50,7 @@ from .cli_batch import (
     shown,
     word_of,
 )
-from .journal import Job, JobState, Journal
+from .journal import Job, JobState, Journal, command_line
 from .models import DEFAULT_WAIT, OfficialImageToVideo, TaskRecord, usage_error
 
 if TYPE_CHECKING:
@@ -325,7 +324,7 @@ async def _list(path: Path, states: tuple[JobState, ...], talk: Talk, screen: Li
 
 
 def _what_to_do(path: Path, *, is_named: bool) -> Iterator[str]:
-    command = shlex.join(["fuhu-runway", "resolve", str(path)])
+    command = command_line("fuhu-runway", "resolve", str(path))
     yield "In doubt: sent, without a clear answer, perhaps charged. Look for it at the gateway."
     if is_named:
         yield f"It is the task that its row shows: {command} KEY --found"

@@ -27,7 +27,16 @@ import attrs
 
 from ._clock import Clock
 from ._gateway import Replay
-from ._part import BUFFER_BYTES, LEAST_START, Part, is_validator, note_path, part_path, plain_file
+from ._part import (
+    BOXES,
+    BUFFER_BYTES,
+    LEAST_START,
+    Part,
+    is_validator,
+    note_path,
+    part_path,
+    plain_file,
+)
 from ._retry import MAY_REPEAT, delays, fate_of
 from ._transport import Stream, StreamBroken, Transport, quoted
 from ._wire import retry_after
@@ -54,8 +63,8 @@ MAX_NAME_BYTES: Final = 120
 RENAME_PAUSES: Final = (0.05, 0.2, 0.5, 1.0)
 """Seconds between attempts to rename a file that a virus scanner or indexer holds open."""
 
-BOXES: Final = frozenset({b"ftyp", b"styp", b"moov", b"mdat", b"free", b"skip", b"wide", b"uuid"})
-"""What an MP4 file may start with (ISO/IEC 14496-12)."""
+OTHER_MEDIA: Final = (b"\x1a\x45\xdf\xa3", b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"OggS")
+"""What files of other kinds begin with: WebM, pictures, AVI and WebP, Ogg."""
 
 DECODED: Final = frozenset({"gzip", "deflate", "br", "zstd"})
 """Content codings that aiohttp undoes: lengths and ranges are then about other bytes than ours."""
@@ -68,6 +77,7 @@ class Means(enum.Enum):
     REDIRECT = "it is elsewhere"
     NOT_YET = "it is not there yet: the host is asked again for as long as patience lasts"
     EXPIRED = "the address has expired: the feed is asked for another; if that fails, NOT_YET"
+    WHOLE = "it does not give the rest alone: another attempt, at the whole"
     TROUBLE = "trouble that may pass: another attempt"
 
 
@@ -79,7 +89,7 @@ MEANING: Final = {
     **dict.fromkeys((400, 401, 403, 404, 410), Means.EXPIRED),
     **dict.fromkeys((408, 421, 429, *range(500, 600)), Means.TROUBLE),
 }
-"""What a status means; one that is missing here ends the download."""
+"""What a status means; one that is missing here ends a download that asked for the whole."""
 
 
 @attrs.frozen
@@ -174,6 +184,8 @@ class _Download:
     on_progress: Callable[[Progress], object] | None
     #: Where the last attempt that got bytes began.
     began_at: int = 0
+    #: Whether the next attempt asks for the rest; some hosts refuse that and give the whole.
+    asks_for_rest: bool = True
 
     async def run(self, overwrite: bool) -> None:  # noqa: FBT001  (as `save` has it)
         """Make attempts until the file is whole, then publish it."""
@@ -202,13 +214,15 @@ class _Download:
             if self.began_at >= farthest and self.part.received > farthest:
                 gains, fruitless, drawn, patient_until = gains + 1, 0, delays(policy), None
             farthest = max(farthest, self.part.received)
-            if cause.means is Means.EXPIRED and not renew:
+            is_expired = cause.means is Means.EXPIRED
+            self.asks_for_rest = not (cause.means is Means.WHOLE or (is_expired and renew))
+            if is_expired and not renew:
                 renew = True  # a fresh address is worth a try at once
                 self._report_break(0.0)
                 continue
-            renew = cause.means is Means.EXPIRED
+            renew = is_expired
             fruitless += 1
-            if cause.means is not Means.TROUBLE and patient_until is None:
+            if cause.means in {Means.NOT_YET, Means.EXPIRED} and patient_until is None:
                 patient_until = now() + self.tools.patience
             has_patience = patient_until is not None and now() < patient_until
             is_over = gains > MAX_GAINS or (fruitless >= policy.attempts and not has_patience)
@@ -229,7 +243,7 @@ class _Download:
         if cause.delay is not None and cause.delay > limit:
             happened = f"{cause.happened} It asked for a pause of {cause.delay:,.0f} s."
             advice = f"Download again then, or allow longer pauses than {limit:g} s (RetryPolicy)."
-        elif cause.means is Means.TROUBLE:
+        elif cause.means in {Means.TROUBLE, Means.WHOLE}:
             happened = f"The download broke off again and again: {cause.happened}"
             advice = "Download again to the same path: it goes on where it broke off."
         else:
@@ -274,7 +288,7 @@ class _Download:
             if _is_link_local(url):
                 raise self._refused("The clip's address leads to a link-local one.")
             key = source.key_header if origin_of(url) == source.origin != "" else {}
-            headers = {**self.part.range_headers(), **key}
+            headers = {**self._range_headers(), **key}
             async with self.tools.transport.stream(url, headers) as stream:
                 means = MEANING.get(stream.status)
                 if means is Means.CONTENT:
@@ -282,6 +296,8 @@ class _Download:
                     return
                 if means is not Means.REDIRECT:
                     happened = f"The clip's address answered with status {stream.status}."
+                    if "Range" in headers and (means is None or stream.status == 501):
+                        means = Means.WHOLE
                     if means is None:
                         raise self._refused(happened)
                     named = {name.lower(): value for name, value in stream.headers.items()}
@@ -293,6 +309,9 @@ class _Download:
                 raise self._refused("The clip's address leads from https to http.")
         raise self._refused(f"The clip's address redirects more than {MAX_REDIRECTS} times.")
 
+    def _range_headers(self) -> dict[str, str]:
+        return self.part.range_headers() if self.asks_for_rest else {}
+
     async def _begin(self, stream: Stream, answer: "_Answer") -> bytearray | None:
         """
         Put the part where the body begins, and return what was read of it for that.
@@ -302,7 +321,7 @@ class _Download:
         """
         part, buffer = self.part, bytearray()
         if answer.status == 416:
-            if not part.range_headers():
+            if not self._range_headers():
                 raise self._refused("The clip's address answered with status 416 to no range.")
             if answer.total == part.received:
                 return None
@@ -389,13 +408,13 @@ class _Download:
             )
 
     def _check_start(self, start: bytearray) -> None:
-        """Raise unless a body that begins with *start* may be a clip, or a page in its place."""
+        """Raise unless a body that begins with *start* may be a clip."""
         if bytes(start[4:8]) in BOXES:
             return
-        if not start or start[:1].isspace() or start[:3] == b"\xef\xbb\xbf" or 32 < start[0] < 127:
-            what = "a page" if start else "nothing"
-            raise _Broken(f"The clip's address gives {what} in place of it.", Means.NOT_YET)
-        raise self._refused("What the clip's address gives is no MP4 file.")
+        if start.startswith(OTHER_MEDIA):
+            raise self._refused("What the clip's address gives is no MP4 file.")
+        what = "something else" if start else "nothing"
+        raise _Broken(f"The clip's address gives {what} in place of it.", Means.NOT_YET)
 
     def _refused(
         self, happened: str, advice: str = "Look at the task again later; its id still works."
@@ -466,7 +485,8 @@ def _validator(headers: Mapping[str, str]) -> str | None:
 def _opened(path: Path, task_id: str) -> Part:
     """Return the part of *path*, opened for this download alone."""
     try:
-        return Part.open(path, task_id)
+        # Absolute, since the program may change its folder meanwhile.
+        return Part.open(path.absolute(), task_id)
     except BlockingIOError as exc:
         busy = usage_error(
             "path",
@@ -500,6 +520,12 @@ def _led_to(url: str, location: str) -> str:
         absolute = re.match(r"[a-z]+://[^/?#]*", location, re.IGNORECASE)
         at = absolute.end() if absolute else 0
         location = location[:at] + quoted(location[at:])
+        parts = urlsplit(url)
+        # By urljoin only the rest, since it takes out dots and an empty query.
+        if location.startswith("//"):
+            return f"{parts.scheme}:{location}"
+        if location.startswith("/"):
+            return f"{parts.scheme}://{parts.netloc}{location}"
         return location if absolute else urljoin(url, location)
     except ValueError:  # such as half a character, or an unclosed bracket around an IPv6 host
         return ""
@@ -591,7 +617,7 @@ def check_vacant(path: Path, *, overwrite: bool = False) -> Path:
     """
     try:
         if path.is_dir():
-            raise usage_error("path", f"{path.name!r} is a folder.", "Give the name of a file.")
+            raise usage_error("path", f"{str(path)!r} is a folder.", "Give the name of a file.")
         if not path.parent.is_dir():
             raise usage_error(
                 "path",

@@ -146,7 +146,12 @@ def spooled(path: str | os.PathLike[str]) -> Iterator[Path]:
     is_stdin = str(path) == "-"
     if is_stdin and sys.stdin is None:
         raise usage_error("path", "There is no standard input.", "Give the name of a file.")
-    with tempfile.TemporaryDirectory(prefix="fuhu-runway-") as folder:
+    try:
+        # Windows removes no file that is still open.
+        place = tempfile.TemporaryDirectory(prefix="fuhu-runway-", ignore_cleanup_errors=True)
+    except OSError as exc:
+        raise _unreadable(path, exc) from exc
+    with place as folder:
         copy = Path(folder, "stdin" if is_stdin else path.stem)
         try:
             opened = contextlib.nullcontext(sys.stdin.buffer) if is_stdin else path.open("rb")

@@ -23,6 +23,7 @@ import queue
 import re
 import shlex
 import sqlite3
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -645,6 +646,7 @@ def _open(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA locking_mode=EXCLUSIVE")
         # Each commit is on disk before anybody acts on it: a paid request follows.
         db.execute("PRAGMA synchronous=FULL")
+        db.execute("PRAGMA fullfsync=1")  # macOS flushes to the disk itself by this alone
         db.execute("PRAGMA temp_store=MEMORY")
         db.execute("BEGIN IMMEDIATE")
         _migrate(db, path)
@@ -665,7 +667,7 @@ def _open(path: Path) -> sqlite3.Connection:
 
 def _check_whole(db: sqlite3.Connection, path: Path) -> None:
     if db.execute("SELECT needs_log FROM header").fetchone()[0]:
-        command = shlex.join(["sqlite3", str(path), NEEDS_NO_LOG])
+        command = command_line("sqlite3", str(path), NEEDS_NO_LOG)
         raise JournalError(
             f"The journal {path.name!r} is a copy without its log, '{path.name}-wal'.",
             "Nothing was sent, but jobs that only the log has may be paid for.",
@@ -904,6 +906,11 @@ _LOCKLESS: Final = {
     sqlite3.SQLITE_IOERR_CHECKRESERVEDLOCK,
 }
 """What SQLite says on a file system without working locks, or of a file that is read-only."""
+
+
+def command_line(*words: str) -> str:
+    """Return a command as a person may paste it into the shell of this system."""
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def _parents(path: Path) -> JournalBusy:

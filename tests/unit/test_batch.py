@@ -1,7 +1,9 @@
 import asyncio
+import errno
 import gc
 import itertools
 import math
+import os
 import sys
 import unicodedata
 from collections import deque
@@ -885,6 +887,53 @@ async def test_a_folder_in_the_way_is_never_replaced(tmp_path: Path) -> None:
         (outcome,) = await run(client, ["a"], download_to=tmp_path / "clips", overwrite=True)
     assert isinstance(outcome.error, UsageError)
     assert client.submitted == []
+
+
+@pytest.mark.parametrize(
+    ("place_it", "reason"),
+    [
+        (lambda place: Path(f"{place}.part").mkdir(), "Is a directory"),
+        (lambda place: Path(f"{place}.part.json").mkdir(), "Is a directory"),
+        (lambda place: Path(f"{place}.part").symlink_to("a"), "Too many levels of symbolic links"),
+        (os.mkfifo, "Invalid argument"),
+    ],
+    ids=["folder", "folder as note", "link", "pipe"],
+)
+async def test_a_place_that_takes_no_file_is_found_before_anything_is_paid(
+    tmp_path: Path, place_it: Callable[[Path], object], reason: str
+) -> None:
+    """Whatever the system says of the very names that would be written; no name is shown."""
+    async with remembered(tmp_path) as client:
+        place = await taken_place(client, tmp_path)
+        place.unlink()
+        place_it(place)
+        (outcome,) = await run(client, ["a"], download_to=tmp_path / "clips", overwrite=True)
+    assert isinstance(outcome.error, UsageError)
+    assert outcome.error.happened == f"The clip cannot be saved in its place ({reason})."
+    assert outcome.error.__cause__ is outcome.error.__context__ is None
+    assert client.submitted == []
+
+
+async def test_a_path_that_is_too_long_is_found_before_anything_is_paid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows allows 260 characters in all by default, and says that there is no such file."""
+    opened = os.open
+
+    def of_windows(path: Any, flags: int, mode: int = 0o777) -> int:
+        if len(os.fspath(path)) > len(str(tmp_path)) + 60:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
+        return opened(path, flags, mode)
+
+    client = FakeClient()
+    batch = batch_of(client, ["a", "b" * 60], download_to=tmp_path / "clips")
+    monkeypatch.setattr(os, "open", of_windows)
+    first, second = sorted(
+        [outcome async for outcome in batch.outcomes()], key=lambda outcome: outcome.index
+    )
+    assert first.error is None
+    assert "cannot be saved in its place (No such file or directory)" in str(second.error)
+    assert client.submitted == ["a"]
 
 
 async def test_a_folder_that_goes_away_is_found_before_anything_is_paid(tmp_path: Path) -> None:

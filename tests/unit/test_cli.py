@@ -1,6 +1,7 @@
 """The command line, in this process where that is enough, and as a process of its own."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -490,7 +491,12 @@ def test_the_key_may_come_from_a_file(
         (["generate", "- " + PROMPT], "Unknown option"),
         (["generate", *PROMPT.split()], "Put a prompt of several words in quotes"),
         (["generate"], "requires an argument"),
-        (["generate", PROMPT, "--seconds", "ten"], "--seconds"),
+        (["generate", PROMPT, "--seconds", "ten"], "--seconds: it is no whole number"),
+        (["generate", PROMPT, "--seconds", "5.7"], "--seconds: it is no whole number"),
+        (["generate", PROMPT, "--seed", "1.5"], "--seed: it is no whole number"),
+        (["restyle", VIDEO, PROMPT, "--seconds", "4.6"], "--seconds: it is no whole number"),
+        (["act", VIDEO, IMAGE, "--motion-multiplier", "2.5"], "it is no whole number"),
+        (["batch", "p.txt", "--out", "c", "--in-flight", "2.5"], "it is no whole number"),
         (["enerate", PROMPT], '"generate"'),
         ([PROMPT], "Available commands: generate, restyle"),
         (["-v"], "Unknown command"),
@@ -806,12 +812,15 @@ def test_ctrl_c_while_downloading_keeps_what_came(
     assert last.headers["Range"] == f"bytes={kept}-"
 
 
-def test_a_request_to_terminate_is_heard_as_well(run: Run, gateway: Elsewhere) -> None:
-    """SIGTERM ends the command in the same way, with a code of its own."""
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_request_to_terminate_is_heard_as_well(
+    run: Run, gateway: Elsewhere, number: int, code: int
+) -> None:
+    """SIGTERM, and a terminal that closes, end the command in order, with codes of their own."""
     gateway.simulator.script(takes=EVER)
-    with pressed(lambda: gateway.saw("feed"), signal.SIGTERM):
+    with pressed(lambda: gateway.saw("feed"), number):
         done = run("generate", PROMPT)
-    assert done.code == 143
+    assert done.code == code
     assert done.advice[1:3] == ["wait", done.task_id]
 
 
@@ -821,6 +830,17 @@ def test_ctrl_c_in_a_free_command_is_a_word(run: Run, gateway: Elsewhere) -> Non
     with pressed(lambda: gateway.saw("feed")):
         done = run("feed", "some-task")
     assert (done.code, done.out, done.err) == (130, "", "Stopped.\n")
+
+
+def test_ctrl_c_before_the_work_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a command still imports what it needs, Ctrl-C reaches the way in, which exits 130."""
+
+    def press(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "screen_for", press)
+    with pytest.raises(KeyboardInterrupt):
+        cli.main(["balance", "--simulate"])
 
 
 def test_ctrl_c_ends_a_simulated_task_with_its_gateway(
@@ -894,15 +914,29 @@ def test_without_any_stderr_the_work_is_done(
     assert run("generate", PROMPT, "-o", "kitten.mp4").out == "kitten.mp4\n"
 
 
-def test_help_into_a_closed_pipe_is_quiet(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An older rich lets the broken pipe through, and nobody has to see it."""
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.EINVAL, "Invalid argument")])
+def test_help_into_a_closed_pipe_is_quiet(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    """An older rich lets the error through, which has no name of its own on Windows."""
 
     def break_off(_tokens: object) -> None:
-        raise BrokenPipeError
+        raise error
 
     monkeypatch.setattr(cli, "app", break_off)
     done = run("--help")
     assert (done.code, done.out.strip(), done.err) == (0, "", "")
+
+
+def test_other_trouble_of_the_system_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk, for one, is no reader who left."""
+
+    def break_off(_tokens: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cli, "app", break_off)
+    with pytest.raises(OSError, match="No space left"):
+        cli.main(["--help"])
 
 
 # Processes

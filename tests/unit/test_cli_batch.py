@@ -497,12 +497,18 @@ class FullDisk:
 def test_a_full_disk_does_not_end_a_batch(
     run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch, writes: int, told: str
 ) -> None:
-    """Results that cannot be written are told, and the clips are made."""
+    """
+    Results that cannot be written are told, and the clips are made.
+
+    The ids are shown, since such a disk may not have let the journal write them either.
+    """
     opened = cli_batch.Results(FullDisk(writes), {})  # type: ignore[arg-type]
     monkeypatch.setattr(cli_batch.Results, "open", lambda path: opened)
     done = run()
     assert (done.code, len(clips())) == (0, 3)
     assert f"The results are not all in their file ({told})." in done.err
+    ids = {task.task_id for task in gateway.ask(lambda one: one.tasks)}
+    assert set(re.findall(r"^entry [123]: task (\S+)$", done.err, re.MULTILINE)) == ids
 
 
 @pytest.mark.parametrize("torn", ['{"ind', '{"index": 2, "state": "sav'])

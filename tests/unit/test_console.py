@@ -351,6 +351,24 @@ def test_a_bar_is_made_of_what_the_terminal_can_show() -> None:
     assert shown.count("\\u") == 1
 
 
+def test_a_terminal_that_goes_away_takes_no_job_with_it() -> None:
+    """What is shown from then on is lost, and nothing is raised to whoever shows it."""
+
+    class Gone(OldTerminal):
+        def write(self, text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+        def flush(self) -> None:
+            raise OSError(5, "Input/output error")
+
+    with on_a_terminal(), contextlib.redirect_stderr(Gone()), _console.Bar() as bar:
+        bar.say("before")
+        bar.stage("running", 0.5)
+        bar.say("accepted: task t-1")
+        bar.board("1 of 2", 0.5, "", "1 running")
+        bar._progress.refresh()
+
+
 def test_a_bar_that_swings_may_learn_how_far_it_is() -> None:
     """A stage without a known part follows one with it, and the other way round."""
     with on_a_terminal(), _console.Bar() as bar:

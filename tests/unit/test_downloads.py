@@ -19,6 +19,7 @@ from support.desk import (
     TAG,
     VIDEO,
     Desk,
+    box,
     chunked,
     half,
     open_desk,
@@ -258,11 +259,18 @@ async def test_a_length_that_cuts_the_file_is_not_believed(desk: Desk) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"\0\0\0\x18ftyx0123", b"\x1f\x8b" + b"x" * 9, b"\x89PNG\r\n", b"\0"],
-    ids=["another box", "gzip", "picture", "a zero"],
+    [
+        b"\x1a\x45\xdf\xa3webm",
+        b"\x89PNG\r\n",
+        b"\xff\xd8\xff\xe0",
+        b"GIF89a",
+        b"RIFF____AVI ",
+        b"OggS",
+    ],
+    ids=["WebM", "PNG", "JPEG", "GIF", "AVI", "Ogg"],
 )
 async def test_what_is_no_mp4_is_refused(desk: Desk, data: bytes) -> None:
-    """Other data in place of the clip is not kept, not even as a part."""
+    """A file of another kind in place of the clip is not kept, not even as a part."""
     async with raw_server(whole(data)) as server:
         with pytest.raises(DownloadRefused) as caught:
             await desk.save(server.url)
@@ -270,6 +278,21 @@ async def test_what_is_no_mp4_is_refused(desk: Desk, data: bytes) -> None:
     assert caught.value.task_id == "t-1"
     assert "paid for" in str(caught.value)
     assert list(desk.path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("styp", "moov", "moof", "mdat", "sidx", "emsg", "prft"),
+        *("meta", "free", "skip", "wide", "uuid", "pnot", "PICT"),
+    ],
+)
+async def test_a_clip_may_begin_with_any_box_of_its_kind(desk: Desk, kind: str) -> None:
+    """QuickTime has the index first, or a preview; a fragment has its own index first."""
+    video = box(kind.encode(), b"x" * 20) + VIDEO
+    async with raw_server(whole(video)) as server:
+        await desk.save(server.url)
+    assert desk.path.read_bytes() == video
 
 
 async def test_a_clip_that_begins_byte_by_byte_is_one(desk: Desk) -> None:
@@ -443,7 +466,8 @@ async def test_a_redirect_is_followed(desk: Desk, status: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "location", ["/again", "", "http://[", "ftp://127.0.0.1/a", "http://a b/", "//["]
+    "location",
+    ["/again", "", "http://[", "svn+ssh://[", "ftp://127.0.0.1/a", "http://a b/", "//["],
 )
 async def test_a_redirect_that_leads_nowhere_is_refused(desk: Desk, location: str) -> None:
     """A loop comes to an end, and an address that is none is not tried."""
@@ -561,6 +585,20 @@ async def test_a_file_that_stays_held_open_is_kept(
         await desk.save(server.url)
         assert range_of(server.requests[0]) == (f"bytes={len(VIDEO)}-", TAG)
     assert desk.path.read_bytes() == VIDEO
+
+
+async def test_a_program_may_change_its_folder_meanwhile(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative path is that of the folder in which the download began."""
+    home = desk.path.parent
+    (home / "elsewhere").mkdir()
+    monkeypatch.chdir(home)
+    desk.path = Path("clip.mp4")
+    async with raw_server(half(), rest(1000), closes=True) as server:
+        await desk.save(server.url, on_progress=lambda _: os.chdir(home / "elsewhere"))
+    assert (home / "clip.mp4").read_bytes() == VIDEO
+    assert sorted(entry.name for entry in home.rglob("*")) == ["clip.mp4", "elsewhere"]
 
 
 async def test_a_file_that_came_meanwhile_is_not_replaced(desk: Desk) -> None:
@@ -704,7 +742,8 @@ async def test_no_error_tells_an_address(desk: Desk, caplog: pytest.LogCaptureFi
         (reply(b"marked", "403 No"), DownloadIncomplete),
         (reply(b"marked", "500 No"), DownloadIncomplete),
         (whole(b"marked page"), DownloadIncomplete),
-        (whole(b"\0\0\0\0marked"), DownloadRefused),
+        (whole(b"\0\0\0\0marked"), DownloadIncomplete),
+        (whole(b"\x89PNG marked"), DownloadRefused),
         (reply(b"", "302 Away", Location="http://marked..example/"), DownloadRefused),
         (reply(b"marked", "302 Away", Location="/marked"), DownloadRefused),
     ]

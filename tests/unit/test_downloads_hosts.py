@@ -65,6 +65,12 @@ NOT_YET = {
     "a short page": whole(b"<Error"),
     "a page with a mark": whole(b"\xef\xbb\xbf<html></html>"),
     "a page after a line": whole(b"\n\n<html></html>"),
+    "a page in UTF-16": whole("\ufeff<html>".encode("utf-16-le")),
+    "a page in Chinese": whole("\u6587\u4ef6\u5904\u7406\u4e2d".encode()),
+    "a packed page that does not say so": whole(b"\x1f\x8b\x08\0\0\0\0\0"),
+    "the first bytes": whole(VIDEO[:5]),
+    "zeros": whole(bytes(1000)),
+    "another box": whole(b"\0\0\0\x18ftyx0123"),
     "JSON": whole(b'{"message": "not ready"}'),
     "nothing": whole(b""),
     "no chunks": chunked(),
@@ -322,6 +328,45 @@ async def test_a_part_of_a_larger_clip_is_kept(desk: Desk) -> None:
     assert desk.path.read_bytes() == VIDEO
 
 
+@pytest.mark.parametrize(
+    ("status", "times"),
+    [
+        *(("400 No", 2), ("401 No", 2), ("403 No", 2), ("404 No", 2)),
+        *(("405 No", 1), ("406 No", 1), ("412 No", 1), ("416 No", 1), ("417 No", 1), ("501 No", 1)),
+    ],
+)
+async def test_a_host_that_refuses_a_range_is_asked_for_the_whole(
+    desk: Desk, status: str, times: int
+) -> None:
+    """Where the status may mean that the address has expired, after one try at a fresh one."""
+    desk.leave_part(VIDEO[:700])
+    async with raw_server(*[reply(b"", status)] * times, whole()) as server:
+        await desk.save(server.url)
+        ranges = [range_of(request) for request in server.requests]
+    assert ranges == [("bytes=700-", TAG)] * times + [(None, None)]
+    assert desk.path.read_bytes() == VIDEO
+    assert desk.is_clean()
+
+
+async def test_a_host_that_refuses_ranges_and_the_whole_ends_the_download(desk: Desk) -> None:
+    """The error is that of the plain request, and what came is kept."""
+    desk.leave_part(VIDEO[:700])
+    async with raw_server(reply(b"", "405 No")) as server:
+        with pytest.raises(DownloadRefused, match="405"):
+            await desk.save(server.url)
+        ranges = [range_of(request) for request in server.requests]
+    assert ranges == [("bytes=700-", TAG), (None, None)]
+    assert desk.part == VIDEO[:700]
+
+
+async def test_a_range_is_asked_for_again_after_a_break(desk: Desk) -> None:
+    """A host that refused a range and then broke may take the next one."""
+    desk.leave_part(VIDEO[:700])
+    async with raw_server(reply(b"", "405 No"), None, rest(700), closes=True) as server:
+        await desk.save(server.url)
+    assert desk.path.read_bytes() == VIDEO
+
+
 # Heads
 
 
@@ -368,6 +413,10 @@ ADDRESSES = {
     "a space": ("/a b?c d", "/a%20b?c%20d"),
     "other letters": ("/\u72d0?q=\u00e4", "/%E7%8B%90?q=%C3%A4"),
     "no path": ("?a=%2F", "/?a=%2F"),
+    "an empty query": ("/a.mp4?", None),
+    "two slashes": ("//a//b?c//d", None),
+    "a host as the path": ("/http://a.example/b?c=http://d.example/", None),
+    "a fragment behind an empty query": ("/a?#b?c", "/a?"),
     "a fragment": ("/a%2Fb#c", "/a%2Fb"),
 }
 
@@ -383,6 +432,25 @@ async def test_an_address_goes_out_byte_for_byte(
         async with raw_server(away(url)) as first:
             await desk.save(first.url if is_led_to else url)
         assert server.requests[0].split(b" HTTP")[0] == f"GET {sent or path}".encode()
+
+
+@pytest.mark.parametrize(
+    ("location", "sent"),
+    [
+        ("/a/../b?c=%2f'", "/a/../b?c=%2f'"),
+        ("/a?", "/a?"),
+        ("//HOST/./a?", "/./a?"),
+        ("?c=%2f", "/x/y?c=%2f"),
+        ("z%2f?c", "/x/z%2f?c"),
+        ("/a#b", "/a"),
+    ],
+)
+async def test_a_relative_location_keeps_its_bytes(desk: Desk, location: str, sent: str) -> None:
+    """What it says is sent as it says it; only what it leaves out is that of the address before."""
+    async with raw_server(b"", whole()) as server:
+        server.answers[0] = away(location.replace("HOST", server.url.split("/")[2]))
+        await desk.save(f"{server.url}x/y")
+        assert server.requests[1].split(b" HTTP")[0] == f"GET {sent}".encode()
 
 
 async def test_a_location_of_other_bytes_is_quoted_as_they_are(desk: Desk) -> None:

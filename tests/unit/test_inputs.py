@@ -597,6 +597,33 @@ def test_standard_input_may_be_missing_or_closed(
         pass
 
 
+def test_no_room_for_a_copy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk has no place for the copy of what can be read only once."""
+
+    def no_place(**_: object) -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.TemporaryDirectory", no_place)
+    with pytest.raises(UsageError, match="No usable temporary directory found"), spooled("-"):
+        pass
+
+
+def test_a_copy_that_is_still_open_is_no_trouble_on_windows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Windows does not remove an open file; what was to be done with the copy is done by then."""
+
+    def held(path: str, *_: object, **__: object) -> None:
+        raise PermissionError(13, "The process cannot access the file", path)
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a kitten\n")))
+    with spooled("-") as path:
+        assert check_items(path) == 1
+        monkeypatch.setattr(os, "unlink", held)
+    monkeypatch.undo()
+
+
 # Secrets
 
 

@@ -46,6 +46,7 @@ from fuhu_runway.journal import (
     JobState,
     Journal,
     Plan,
+    command_line,
     fingerprint,
     plan_of,
 )
@@ -542,6 +543,7 @@ async def test_the_file_is_strict_durable_and_ours_alone(journal: Journal) -> No
     assert await asked(journal, strict) == 1
     assert await asked(journal, "PRAGMA journal_mode") == "wal"
     assert await asked(journal, "PRAGMA synchronous") == 2
+    assert await asked(journal, "PRAGMA fullfsync") == 1
     assert await asked(journal, "PRAGMA locking_mode") == "exclusive"
     assert await asked(journal, "PRAGMA user_version") == SCHEMA_VERSION == 3
 
@@ -1462,6 +1464,23 @@ async def test_a_fork_is_imitated(
 # Secrets
 
 MARK: Final = "marked-7c1e9d5b"
+
+
+@pytest.mark.parametrize(
+    ("system", "line"),
+    [
+        ("posix", """fuhu-runway jobs '/clips of mine/it'"'"'s.db'"""),
+        ("nt", 'fuhu-runway jobs "/clips of mine/it\'s.db"'),
+    ],
+)
+def test_a_command_is_told_as_the_systems_shell_takes_it(
+    monkeypatch: pytest.MonkeyPatch, system: str, line: str
+) -> None:
+    """The shells of Windows know double quotes alone."""
+    monkeypatch.setattr(os, "name", system)
+    told = command_line("fuhu-runway", "jobs", "/clips of mine/it's.db")
+    monkeypatch.undo()
+    assert told == line
 
 
 async def test_the_file_holds_no_prompt_and_no_address(journal: Journal) -> None:

@@ -163,6 +163,39 @@ async def test_an_odd_size_in_a_note_does_no_harm(desk: Desk, total: object) -> 
     assert desk.path.read_bytes() == VIDEO
 
 
+class MacLocks:
+    """What macOS has beside flock: a flush to the disk itself, unless the disk does not know it."""
+
+    F_FULLFSYNC = 51
+    LOCK_EX = LOCK_NB = 0
+
+    def __init__(self, *, is_known: bool) -> None:
+        self.is_known = is_known
+        self.flushed: list[int] = []
+
+    def flock(self, file: object, how: int) -> None:
+        pass
+
+    def fcntl(self, file: FileIO, command: int) -> None:
+        assert command == 51
+        self.flushed.append(os.fstat(file.fileno()).st_size)
+        if not self.is_known:
+            raise OSError(errno.ENOTSUP, "Operation not supported")
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_macos_flushes_to_the_disk_itself(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, is_known: bool
+) -> None:
+    """Its fsync leaves bytes in the drive's own memory, which a power cut takes."""
+    locks = MacLocks(is_known=is_known)
+    monkeypatch.setattr(_part, "LOCKS", locks)
+    async with raw_server(whole()) as server:
+        await desk.save(server.url)
+    assert locks.flushed == [len(VIDEO)]
+    assert desk.path.read_bytes() == VIDEO
+
+
 @pytest.mark.parametrize(
     ("tail", "is_whole"),
     [
@@ -171,10 +204,17 @@ async def test_an_odd_size_in_a_note_does_no_harm(desk: Desk, total: object) -> 
         (b"\0\0\0\0mdat" + b"x" * 50, True),
         (b"\0\0\0\1mdat" + (26).to_bytes(8, "big") + b"x" * 10, True),
         (b"\0\0\0\1mdat" + (27).to_bytes(8, "big") + b"x" * 10, False),
+        (b"\n", True),
+        (b"\r\n\r\n", True),
+        (b"garbage behind it", True),
+        (b"\0" * 9, True),
         (b"\0\0", False),
         (box(b"free", b"x" * 9)[:-1], False),
     ],
-    ids=["nothing", "box", "open end", "long box", "long box cut", "head cut", "box cut"],
+    ids=[
+        *("nothing", "box", "open end", "long box", "long box cut"),
+        *("newline", "newlines", "garbage", "zeros", "head cut", "box cut"),
+    ],
 )
 async def test_a_body_that_ends_with_the_connection_is_judged_by_its_boxes(
     desk: Desk, tail: bytes, is_whole: bool
