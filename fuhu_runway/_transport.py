@@ -9,6 +9,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
@@ -16,13 +17,14 @@ from urllib.parse import quote
 import aiohttp
 import attrs
 import yarl
+from aiohttp.client_proto import ResponseHandler
 
 from ._clock import Clock
 from ._gateway import Replay
 from ._limits import Gate
 from ._redact import redact
 from ._retry import repeat
-from ._wire import Reply, Request
+from ._wire import Reply, Request, salvaged
 from .errors import Fate, NoReply, NotSent, RateLimited, RunwayError, UsageError
 from .hooks import Hooks
 from .models import RetryPolicy, Timeouts, usage_error
@@ -31,6 +33,8 @@ T = TypeVar("T")
 
 MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
 """The largest answer that is read; a task that quotes a picture as data may take some MB."""
+MAX_CUT_BYTES: Final = 64 * 1024
+"""How much is kept of a larger one, in bytes, since it may name a task."""
 
 MAX_MEDIA_HEADER_BYTES: Final = 64 * 1024
 """The longest header of a clip's host; CDNs send policies of more than aiohttp's own 8 KB."""
@@ -188,6 +192,9 @@ class Transport:
         is_paid = request.endpoint.replay is Replay.PAID
         session = self._paid if is_paid else self._free
         _check_open(session)
+        body, arrived = bytearray(), bytearray()
+        if is_paid:
+            _ARRIVED.set(arrived)
         try:
             async with session.request(
                 request.endpoint.verb,
@@ -198,13 +205,18 @@ class Transport:
                 allow_redirects=False,
                 # A borrowed session may have it otherwise, and the gateway's own words be lost.
                 raise_for_status=False,
+                # A false Content-Encoding would lose the answer: what is packed shows it itself.
+                auto_decompress=False,
             ) as response:
-                body, cut = await _read_body(response)
+                cut = await _read_body(response, body)
+                # Of a status that has no body, aiohttp drops the one that is there all the same.
+                answer = bytes(body) or unframed(bytes(arrived))
                 return Reply(
-                    request, response.status, response.headers, body, cut, self._clock.wall()
+                    request, response.status, response.headers, answer, cut, self._clock.wall()
                 )
         except (aiohttp.ClientError, OSError) as exc:
-            failure, cause = translate(exc, request), _scrubbed(exc, request.secrets)
+            task_id = salvaged(request, unframed(bytes(arrived)) or bytes(body))
+            failure, cause = translate(exc, request, task_id), _scrubbed(exc, request.secrets)
         # Outside the clause, so that the original, which may quote addresses, is no context of it.
         raise failure from cause
 
@@ -348,23 +360,58 @@ def _open_session(*, fresh_connections: bool) -> aiohttp.ClientSession:
     # The number of connections is not limited here: a request that waits inside aiohttp for a
     # free one would use up its own timeout, and its fate would be a guess.
     connector = aiohttp.TCPConnector(limit=0, force_close=fresh_connections)
+    if fresh_connections:
+        # There is no public way to the bytes that cannot be parsed. Where this one is gone,
+        # answers of that kind are in doubt without an id.
+        loop = asyncio.get_running_loop()
+        connector._factory = partial(_Recorder, loop=loop)  # type: ignore[assignment]  # noqa: SLF001
     return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
 
-async def _read_body(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
-    """Give the body, and whether it was longer than is read."""
-    body = bytearray()
+_ARRIVED: ContextVar[bytearray] = ContextVar("_ARRIVED")
+"""What has arrived on the connection of the paid request that is being sent."""
+
+
+class _Recorder(ResponseHandler):
+    """Keeps the bytes that arrive, since aiohttp drops those that it cannot parse."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._arrived = _ARRIVED.get(bytearray())
+
+    def data_received(self, data: bytes) -> None:
+        if len(self._arrived) < MAX_ANSWER_BYTES:
+            self._arrived += data
+        super().data_received(data)
+
+
+def unframed(arrived: bytes) -> bytes:
+    """Return the body of an HTTP answer whose framing is broken: without heads and chunk sizes."""
+    return _CHUNK_SIZE.sub(b"", _HEADS.sub(b"", arrived, 1))
+
+
+_HEADS: Final = re.compile(rb"\A(?:HTTP/.*?\r?\n\r?\n)+", re.DOTALL)
+_CHUNK_SIZE: Final = re.compile(rb"(?:\A|\r\n)[0-9A-Fa-f]{1,8}[ \t]*(?:;[^\r\n]*)?\r\n")
+
+
+async def _read_body(response: aiohttp.ClientResponse, body: bytearray) -> bool:
+    """Read the answer into *body*, and return whether it was longer than is read."""
     # What is there whole, as answers mostly are, is not asked whether there is more of it.
     while not response.content.at_eof():
         body += await response.content.readany()
         if len(body) > MAX_ANSWER_BYTES:
             response.close()
-            return bytes(body[:1024]), True
-    return bytes(body), False
+            del body[MAX_CUT_BYTES:]
+            return True
+    return False
 
 
-def translate(exc: Exception, request: Request) -> RunwayError:
-    """Give our error for one of aiohttp's, with what is known about the request's fate."""
+def translate(exc: Exception, request: Request, task_id: str | None = None) -> RunwayError:
+    """
+    Give our error for one of aiohttp's, with what is known about the request's fate.
+
+    The *task_id* is that of the task which the broken answer to a paid request names.
+    """
     paid = request.endpoint.replay is Replay.PAID
     if _never_arrived(exc):
         return NotSent(
@@ -380,7 +427,7 @@ def translate(exc: Exception, request: Request) -> RunwayError:
         f"No whole answer came back ({type(exc).__name__}).",
         money,
         "Look again later.",
-        request.task_id,
+        task_id or request.task_id,
         None,
         Fate.UNKNOWN,
     )

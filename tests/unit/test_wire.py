@@ -871,9 +871,9 @@ def test_an_id_that_is_none_is_told_as_that(task_id: Any, said: str) -> None:
 def test_every_fault_of_an_answer_is_told_with_its_place() -> None:
     """What is missing is named by its path, and the shape is shown without content."""
     with pytest.raises(errors.UnreadableReply) as caught:
-        read({"code": 200, "data": {"state": "marked", "sk-marked-7c1e9d5b": 1}})
+        read({"code": 200, "data": {"prompt": "marked", "sk-marked-7c1e9d5b": 1}})
     assert caught.value.reasons == ("required field missing @ $.data.task_id",)
-    assert caught.value.excerpt == "{state: str, <hidden>: int}"
+    assert caught.value.excerpt == "{prompt: str, <hidden>: int}"
 
 
 @pytest.mark.parametrize(
