@@ -690,8 +690,11 @@ STRANGER: Final = "an answer that is not the gateway's"
 INDEX_PAGE_MARKS: Final = ('id="root"', "id='root'", "id=root", 'id="app"', "id='app'", "id=app")
 """What the index page of a gateway's web UI has, and no error page."""
 NO_REFUND: Final = frozenset(
-    "no none null nil false n na n/a undefined - 否 无 未退款 未退还 不退款".split()
-) | {"not refunded", "not_refunded"}
+    {
+        *("no", "none", "null", "nil", "false", "n", "na", "n/a", "-", "undefined"),
+        *("not refunded", "not_refunded", "否", "无", "未退款", "未退还", "不退款"),
+    }
+)
 """Words for a refund that there was not."""
 TASK_NOT_EXIST: Final = "task_not_exist"
 

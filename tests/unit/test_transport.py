@@ -268,9 +268,8 @@ async def test_what_broke_on_a_borrowed_session_keeps_its_id(make: Make) -> None
 
 async def test_an_id_that_may_be_cut_is_none(make: Make) -> None:
     """Half an id would lead to no task."""
-    async with raw_server(
-        reply(b'{"task_id":"573772da', Content_Length="90"), closes=True
-    ) as server:
+    cut = reply(b'{"task_id":"573772da', Content_Length="90")
+    async with raw_server(cut, closes=True) as server:
         with pytest.raises(NoReply) as caught:
             await make().send(paid(server.url))
     assert caught.value.task_id is None
