@@ -1,8 +1,11 @@
+import gzip
 import json
+import random
+import zlib
 
 import pytest
 
-from fuhu_runway._json import MAX_BYTES, decode, parsed, text_of
+from fuhu_runway._json import MAX_BROKEN, MAX_BYTES, decode, parsed, text_of
 from fuhu_runway._salvage import bare_id, id_of, salvage
 
 
@@ -101,9 +104,6 @@ def test_the_ids_that_stand_in_an_answer(body: bytes, ids: tuple[str, ...]) -> N
 
 def test_an_answer_that_is_compressed_is_unpacked() -> None:
     """Both formats are known by how they begin; what is cut or broken gives what it has."""
-    import gzip
-    import zlib
-
     plain = b'{"id":"t-1"}' + bytes(100)
     assert salvage(gzip.compress(plain)) == salvage(zlib.compress(plain)) == ("t-1",)
     assert salvage(gzip.compress(plain)[:-10]) == ("t-1",)
@@ -111,6 +111,9 @@ def test_an_answer_that_is_compressed_is_unpacked() -> None:
     assert salvage(gzip.compress(gzip.compress(plain))) == ("t-1",)
     packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     assert salvage(packer.compress(plain) + packer.flush()) == ("t-1",)
+    assert salvage(b"\xab\x56") == ()
+    noise = plain + random.Random(1).randbytes(2 * MAX_BROKEN)
+    assert salvage(gzip.compress(noise)[:-8] + bytes(8)) == ("t-1",)
     assert text_of(b"\x1f\x8bodd") == ""
     assert len(text_of(gzip.compress(b" " * (MAX_BYTES + 9)))) == MAX_BYTES
 

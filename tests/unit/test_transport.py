@@ -120,11 +120,12 @@ async def test_a_redirect_is_an_answer(make: Make) -> None:
         assert (answer.status, len(server.requests)) == (307, 1)
 
 
-async def test_an_endless_answer_is_cut(make: Make) -> None:
+@pytest.mark.parametrize("kind", [paid, free], ids=lambda kind: kind.__name__)
+async def test_an_endless_answer_is_cut(make: Make, kind: Callable[[str], Request]) -> None:
     """No more than the limit is read, and the start of it is kept, which may name a task."""
-    endless = reply(b"x" * (MAX_ANSWER_BYTES + 1))
+    endless = reply(b"x" * (2 * MAX_ANSWER_BYTES))
     async with raw_server(endless) as server:
-        answer = await make().send(free(server.url))
+        answer = await make().send(kind(server.url))
     assert (len(answer.body), answer.cut) == (MAX_CUT_BYTES, True)
 
 

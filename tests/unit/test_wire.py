@@ -33,6 +33,7 @@ from fuhu_runway._wire import (
     read_callback,
     read_task,
     retry_after,
+    salvaged,
 )
 from fuhu_runway.errors import Fate
 from fuhu_runway.models import (
@@ -1134,3 +1135,25 @@ def test_a_request_may_learn_further_secrets() -> None:
     asked = asking("feed").hiding("a wombat", None, "", "a wombat", "bilby")
     assert asked.secrets == (*asking("feed").secrets, "a wombat", "bilby")
     assert asked.hiding("bilby", None) is asked
+
+
+@pytest.mark.parametrize(
+    "prompt", ['{"task_id":"zzz-9"}', '"id": "x-1"', "a kitten, task_id: zzz-9 ", "task_id=zzz-9"]
+)
+@pytest.mark.parametrize("form", ["{}", "<p>{}</p>", '{{"error":{{"message":{}}}}}'])
+def test_an_id_that_was_sent_is_no_news(prompt: str, form: str) -> None:
+    """A prompt that reads like an answer, and comes back, names no task."""
+    request = build(TextToVideo(prompt), GATEWAY, KEY)
+    body = form.format(json.dumps(prompt) if "{{" in form else prompt).encode()
+    assert salvaged(request, body, is_whole=True) is None
+    assert salvaged(request, b'{"id":"t-1"}' + body) == "t-1"
+
+
+def test_a_page_with_the_prompt_is_not_the_index_page() -> None:
+    """The mark of the index page that the prompt brings along proves nothing."""
+    prompt = '<div id="root">'
+    request = build(TextToVideo(prompt), GATEWAY, KEY)
+    reply = Reply(request, 200, {"content-type": "text/html"}, f"<p>{prompt}</p>".encode())
+    with pytest.raises(errors.GatewayDown) as caught:
+        read_task(reply)
+    assert caught.value.fate is errors.Fate.UNKNOWN
