@@ -268,8 +268,10 @@ def salvaged(request: Request, body: bytes, *, is_whole: bool = False) -> str | 
         return None
     found = salvage(body, is_whole=is_whole)
     sent = {one for text in request.secrets for one in salvage(text.encode(), is_whole=True)}
-    ids = (one for one in found if one not in sent and redact(one, request.secrets) == one)
-    return next(ids, None)
+    # A short prompt may stand in an id by chance.
+    long = [text for text in request.secrets if len(text) > 7]
+    sent |= {one for one in found if one in request.secrets or any(text in one for text in long)}
+    return next((one for one in found if one not in sent and redact(one) == one), None)
 
 
 def read_balance(reply: Reply) -> Balance:

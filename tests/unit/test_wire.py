@@ -1149,6 +1149,15 @@ def test_an_id_that_was_sent_is_no_news(prompt: str, form: str) -> None:
     assert salvaged(request, b'{"id":"t-1"}' + body) == "t-1"
 
 
+def test_an_id_that_holds_what_was_sent_is_none() -> None:
+    """The key, or a prompt of one word, is no id; a short word may stand in one by chance."""
+    request = build(TextToVideo("kit"), GATEWAY, KEY)
+    assert salvaged(request, json.dumps({"task_id": f"x{KEY}"}).encode()) is None
+    assert salvaged(request, b'{"task_id":"kit"}') is None
+    assert salvaged(request, b'{"task_id":"kit-1"}') == "kit-1"
+    assert salvaged(request, b'{"task_id":"127.0.0.1"}') is None
+
+
 def test_a_page_with_the_prompt_is_not_the_index_page() -> None:
     """The mark of the index page that the prompt brings along proves nothing."""
     prompt = '<div id="root">'
