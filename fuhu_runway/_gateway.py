@@ -329,16 +329,25 @@ GATEWAYS: Final[Mapping[str, Gateway]] = {
 STATES: Final[Mapping[str, TaskState]] = {
     word: state
     for state, words in {
-        TaskState.QUEUED: "0 not_start submitted queued pending throttled 等待中 排队中",
-        TaskState.RUNNING: "1 running in_progress processing generating 处理中 生成中 进行中",
+        TaskState.QUEUED: (
+            "0 not_start not_started submitted submitting queued queueing queuing in_queue pending "
+            "throttled waiting wait created accepted scheduled init initializing new preparing "
+            "等待中 排队中 等待 排队 未开始 已提交"
+        ),
+        TaskState.RUNNING: (
+            "1 running in_progress in_process processing generating started starting active "
+            "working executing rendering uploading retrying 处理中 生成中 进行中 运行中 执行中"
+        ),
         TaskState.SUCCEEDED: (
-            "3 succeeded succeed success completed complete done finished ok ready 成功 已完成"
+            "3 succeeded succeed success successful completed complete done finished finish ok "
+            "ready 成功 完成 已完成 生成成功 生成完成 任务成功 任务完成"
         ),
         TaskState.FAILED: (
-            "2 error failed failure fail expired rejected refused denied aborted moderated blocked "
-            "timeout timed_out killed terminated stopped revoked 失败 已失败"
+            "2 error errored failed failure fail expired rejected refused denied aborted moderated "
+            "blocked timeout timed_out killed terminated stopped revoked crashed interrupted "
+            "失败 已失败 生成失败 任务失败 处理失败 执行失败 超时 已超时"
         ),
-        TaskState.CANCELED: "cancelled canceled 已取消",
+        TaskState.CANCELED: "cancelled canceled 已取消 取消",
     }.items()
     for word in words.split()
 }
@@ -407,7 +416,10 @@ def _envelope_sense(body: Mapping[str, Any]) -> Sense:
     return Sense.TASK if int(body["code"]) == 200 else Sense.REFUSAL
 
 
-PARTS: Final = ("data", "result", "task", "response", "output")
+PARTS: Final = (
+    *("data", "result", "task", "response", "output"),
+    *("results", "tasks", "job", "generation", "payload", "items", "list", "content", "body"),
+)
 """Where the task may stand in an answer: as an object, a list, JSON in a text, or its id alone."""
 
 STATE_KEYS: Final = frozenset({"state", "status", "task_status"})
@@ -417,10 +429,18 @@ ENVELOPE_WORDS: Final = frozenset({"msg", "message"})
 
 USUAL_KEYS: Final = {
     "task_status": "status",
+    "taskStatus": "status",
     "video_result": "video_url",
-    "video_results": "output",
-    # Only beside a success: of a running task it may be the address to poll.
-    "url": "raw_video_url",
+    "videoUrl": "video_url",
+    "video_urls": "video_url",
+    "videoUrls": "video_url",
+    # Only beside a success: of a running task they may be the address to poll, or the input.
+    **dict.fromkeys(
+        ("url", "urls", "videos", "video_results", "result_urls", "resultUrl", "resultUrls"),
+        "raw_video_url",
+    ),
+    **dict.fromkeys(("output_url", "outputUrl", "download_url", "file_url"), "raw_video_url"),
+    **dict.fromkeys(("result", "content"), "raw_video_url"),
 }
 """Rare spelling to the usual one, which it stands in for where that is missing (api-facts 11)."""
 
@@ -580,6 +600,7 @@ DIALECTS: Final = (
         fits=lambda body: isinstance(body.get("code"), str) and bool(body["code"].strip()),
         sense=_always(Sense.REFUSAL),
         source="api-facts 2 D",
+        messages=("message", "msg", "detail"),
     ),
     Dialect(
         "billing",
@@ -668,6 +689,13 @@ STRANGER: Final = "an answer that is not the gateway's"
 """These stand for codes where the answer is not JSON (api-facts 2 H)."""
 INDEX_PAGE_MARKS: Final = ('id="root"', "id='root'", "id=root", 'id="app"', "id='app'", "id=app")
 """What the index page of a gateway's web UI has, and no error page."""
+NO_REFUND: Final = frozenset(
+    {
+        *("no", "none", "null", "nil", "false", "n", "na", "n/a", "-", "undefined"),
+        *("not refunded", "not_refunded", "否", "无", "未退款", "未退还", "不退款"),
+    }
+)
+"""Words for a refund that there was not."""
 TASK_NOT_EXIST: Final = "task_not_exist"
 
 # --- refusals ------------------------------------------------------------------------------------

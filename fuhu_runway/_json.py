@@ -14,6 +14,10 @@ from typing import Any, Final
 
 MAX_BYTES: Final = 8 * 1024 * 1024
 """How much of a compressed answer is unpacked, in bytes; the rest is cut off."""
+MAX_PACKINGS: Final = 2
+"""How often a compressed answer may be compressed again: by a gateway and by its proxy."""
+MAX_BROKEN: Final = 64 * 1024
+"""How much of a compressed answer is unpacked that is broken, in bytes: it is done one by one."""
 MAX_ATTEMPTS: Final = 100
 """How many braces of one body are tried as the start of a JSON value; a page has thousands."""
 
@@ -25,23 +29,59 @@ def _whole_number(digits: str) -> int | None:
     return int(digits) if len(digits) < 400 else None  # Python refuses to read 4,300 digits
 
 
+def _filled(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of *pairs*; of a key that is there twice, an empty value does not count."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if value or not found.get(key):
+            found[key] = value
+    return found
+
+
 _LENIENT: Final = json.JSONDecoder(
-    strict=False, parse_constant=lambda _name: None, parse_int=_whole_number
+    strict=False,
+    parse_constant=lambda _name: None,
+    parse_int=_whole_number,
+    object_pairs_hook=_filled,
 )
 _OPENING: Final = re.compile(r"[{\[]")
 
 
 def text_of(body: bytes) -> str:
-    """Return *body* as text: unpacked if it is gzip or zlib, read as UTF-16 or UTF-32 if it is."""
-    if body[:2] in {b"\x1f\x8b", b"\x78\x01", b"\x78\x9c", b"\x78\xda"}:
-        try:
-            body = zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(body, MAX_BYTES)
-        except zlib.error:
-            return ""
-    is_wide = body[:2] in {b"\xff\xfe", b"\xfe\xff"} or b"\0" in body[:4]
-    # Text in an encoding that is not Unicode spoils itself only, not the id beside it.
-    encoding = json.detect_encoding(body) if is_wide else "utf-8"
-    return body.decode(encoding, "replace").lstrip("\ufeff")
+    """Return *body* as text: unpacked if it is compressed, read as UTF-16 or UTF-32 if it is."""
+    for _ in range(MAX_PACKINGS):
+        if body[:2] in {b"\x1f\x8b", b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda"}:
+            body = _unpacked(body)
+    is_wide = body[:2] in {b"\xff\xfe", b"\xfe\xff"} or b"\0" in body.lstrip(b"\0")[:4]
+    try:
+        text = body.decode(json.detect_encoding(body) if is_wide else "utf-8")
+    except UnicodeDecodeError:
+        # Text in an encoding that is not Unicode spoils itself only, not the id beside it.
+        text = (_inflated(body) or body).decode("utf-8", "replace")
+    return text.lstrip("\ufeff\0")
+
+
+def _inflated(packed: bytes) -> bytes:
+    """Return what *packed* holds if all of it is a deflate stream, which no first bytes tell."""
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    with contextlib.suppress(zlib.error):
+        found = unpacker.decompress(packed, MAX_BYTES)
+        if unpacker.eof and not unpacker.unused_data:
+            return found
+    return b""
+
+
+def _unpacked(packed: bytes) -> bytes:
+    """Return what *packed* holds, up to the place where it is cut or broken."""
+    unpacker, found = zlib.decompressobj(zlib.MAX_WBITS | 32), bytearray()
+    try:
+        found += unpacker.decompress(packed, MAX_BYTES)
+    except zlib.error:
+        unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
+        with contextlib.suppress(zlib.error):
+            for place in range(min(len(packed), MAX_BROKEN)):
+                found += unpacker.decompress(packed[place : place + 1])
+    return bytes(found)
 
 
 def decode(body: bytes) -> Any:

@@ -33,7 +33,7 @@ from ._limits import Gate
 from ._outstanding import Name, Outstanding
 from ._retry import ladder
 from ._schedule import Kind, Learner
-from ._wire import Request
+from ._wire import Request, is_reason
 from .errors import (
     ClipMissing,
     GatewayError,
@@ -630,7 +630,7 @@ class Poller:
     def _ended_if_stuck(self, watch: Watch, record: TaskRecord) -> TaskRecord:
         """Return *record* as a failure if an unknown status stays the same, with a reason."""
         was = watch.record
-        is_odd = record.state is TaskState.UNKNOWN and record.message is not None
+        is_odd = record.state is TaskState.UNKNOWN and is_reason(record.message)
         is_same = was is not None and _face(was) == _face(record) and was.word == record.word
         watch.stuck = (watch.stuck + 1 if is_same else 1) if is_odd else 0
         return (
@@ -686,9 +686,9 @@ class Poller:
     def _take_error(self, watch: Watch, error: RunwayError) -> None:
         watch.last_error = error
         now = self._clock.now()
-        if isinstance(error, HOPELESS) or (
-            isinstance(error, NotFound) and not self._may_appear(watch, now)
-        ):
+        # A redirect says nothing about the task: a proxy may have sent it.
+        is_unknown = isinstance(error, NotFound) and not 300 <= error.status < 400
+        if isinstance(error, HOPELESS) or (is_unknown and not self._may_appear(watch, now)):
             if isinstance(error, NotFound):
                 self._outstanding.not_found(watch.name)
             self._fail(watch, partial(_copy, error))

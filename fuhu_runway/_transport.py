@@ -13,6 +13,7 @@ import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -20,13 +21,14 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 import attrs
 import yarl
+from aiohttp.client_proto import ResponseHandler
 
 from ._clock import Clock
 from ._gateway import Replay
 from ._limits import Gate
 from ._redact import redact
 from ._retry import repeat
-from ._wire import Reply, Request
+from ._wire import Reply, Request, salvaged
 from .errors import (
     Fate,
     NoReply,
@@ -43,6 +45,8 @@ T = TypeVar("T")
 
 MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
 """The largest answer that is read; a task that quotes a picture as data may take some MB."""
+MAX_CUT_BYTES: Final = 64 * 1024
+"""How much is kept of a larger one, in bytes, since it may name a task."""
 
 MAX_MEDIA_HEADER_BYTES: Final = 64 * 1024
 """The longest header of a clip's host; CDNs send policies of more than aiohttp's own 8 KB."""
@@ -222,30 +226,37 @@ class Transport:
         session = self._paid if is_paid else self._free
         _check_open(session)
         proxy = self._proxy(request.url)
-        body = None if request.body is None else Body(request.body)
+        sent = None if request.body is None else Body(request.body)
+        body, arrived = bytearray(), bytearray()
+        if is_paid:
+            _ARRIVED.set(arrived)
         try:
             async with session.request(
                 request.endpoint.verb,
                 request.url,
-                data=body,
+                data=sent,
                 headers=request.headers,
                 timeout=self._paid_timeout if is_paid else self._free_timeout,
                 proxy=proxy,
                 allow_redirects=False,
                 # A borrowed session may have it otherwise, and the gateway's own words be lost.
                 raise_for_status=False,
+                # A false Content-Encoding would lose the answer: what is packed shows it itself.
+                auto_decompress=False,
             ) as response:
-                answer, cut = await _read_body(response)
+                cut = await _read_body(response, body)
+                # Of a status that has no body, aiohttp drops the one that is there all the same.
+                answer = bytes(body) or unframed(bytes(arrived))
                 return Reply(
                     request, response.status, response.headers, answer, cut, self._clock.wall()
                 )
         # Any exception: a resolver, a codec or a middleware of a borrowed session raises what it
         # likes, and what became of the request does not depend on its class.
         except Exception as exc:  # noqa: BLE001
-            arrived = body.is_begun if body is not None else not isinstance(exc, NEVER_ARRIVED)
-            return translate(exc, request, arrived=arrived, proxy=proxy), cause_of(
-                exc, request.secrets
-            )
+            written = sent.is_begun if sent is not None else not isinstance(exc, NEVER_ARRIVED)
+            task_id = salvaged(request, unframed(bytes(arrived)) or bytes(body))
+            failure = translate(exc, request, arrived=written, proxy=proxy, task_id=task_id)
+            return failure, cause_of(exc, request.secrets)
 
     def _proxy(self, url: str) -> str | None:
         """Return the proxy for *url*; a borrowed session brings its own, or none."""
@@ -428,6 +439,11 @@ def _open_session(
         force_close=fresh_connections,
         ssl=trusted,
     )
+    if fresh_connections:
+        # There is no public way to the bytes that cannot be parsed. Where this one is gone,
+        # answers of that kind are in doubt without an id.
+        factory = functools.partial(_Recorder, loop=asyncio.get_running_loop())
+        connector._factory = factory  # type: ignore[assignment]  # noqa: SLF001
     # Not trust_env, which would read passwords from .netrc as well.
     return aiohttp.ClientSession(
         connector=connector,
@@ -501,16 +517,42 @@ class Body(aiohttp.payload.Payload):
         await writer.write(self._value)
 
 
-async def _read_body(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
-    """Give the body, and whether it was longer than is read."""
-    body = bytearray()
+_ARRIVED: ContextVar[bytearray] = ContextVar("_ARRIVED")
+"""What has arrived on the connection of the paid request that is being sent."""
+
+
+class _Recorder(ResponseHandler):
+    """Keeps the bytes that arrive, since aiohttp drops those that it cannot parse."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._arrived = _ARRIVED.get(bytearray())
+
+    def data_received(self, data: bytes) -> None:
+        if len(self._arrived) < MAX_ANSWER_BYTES:
+            self._arrived += data
+        super().data_received(data)
+
+
+def unframed(arrived: bytes) -> bytes:
+    """Return the body of an HTTP answer whose framing is broken: without heads and chunk sizes."""
+    return _CHUNK_SIZE.sub(b"", _HEADS.sub(b"", arrived, 1))
+
+
+_HEADS: Final = re.compile(rb"\A(?:HTTP/.*?\r?\n\r?\n)+", re.DOTALL)
+_CHUNK_SIZE: Final = re.compile(rb"(?:\A|\r\n)[0-9A-Fa-f]{1,8}[ \t]*(?:;[^\r\n]*)?\r\n")
+
+
+async def _read_body(response: aiohttp.ClientResponse, body: bytearray) -> bool:
+    """Read the answer into *body*, and return whether it was longer than is read."""
     # What is there whole, as answers mostly are, is not asked whether there is more of it.
     while not response.content.at_eof():
         body += await response.content.readany()
         if len(body) > MAX_ANSWER_BYTES:
             response.close()
-            return bytes(body[:1024]), True
-    return bytes(body), False
+            del body[MAX_CUT_BYTES:]
+            return True
+    return False
 
 
 NEVER_ARRIVED: Final = (
@@ -527,9 +569,18 @@ NEVER_ARRIVED: Final = (
 
 
 def translate(
-    exc: Exception, request: Request, *, arrived: bool, proxy: str | None = None
+    exc: Exception,
+    request: Request,
+    *,
+    arrived: bool,
+    proxy: str | None = None,
+    task_id: str | None = None,
 ) -> RunwayError:
-    """Give our error for one of aiohttp's; *arrived* is whether the gateway may have it all."""
+    """
+    Return our error for one of aiohttp's; *arrived* is whether the gateway may have it all.
+
+    The *task_id* is that of the task which the broken answer to a paid request names.
+    """
     paid = request.endpoint.replay is Replay.PAID
     if not arrived:
         happened, advice = explain(exc, proxy)
@@ -539,7 +590,7 @@ def translate(
         f"No whole answer came back ({type(exc).__name__}).",
         money,
         "Look again later.",
-        request.task_id,
+        task_id or request.task_id,
         None,
         Fate.UNKNOWN,
     )

@@ -23,7 +23,7 @@ from . import _gateway as facts
 from ._gateway import Dialect, Endpoint, Refusal, Replay, Root, Sense
 from ._json import decode, parsed, text_of
 from ._redact import outline, outline_text, redact, shown_code, without
-from ._salvage import bare_id, id_of, is_task_key, salvage
+from ._salvage import NO_IDS, bare_id, id_of, is_task_key, salvage
 from .errors import Fate, GatewayError, RunwayError, UnreadableReply
 from .models import (
     Balance,
@@ -248,7 +248,7 @@ def read_task(reply: Reply) -> TaskRecord:
             raise _unreadable(reply, f"expected a task, got {sense.value} @ $", body=body)
         return _read_task(reply, body, dialect)
     except (GatewayError, UnreadableReply) as refused:
-        task_id = salvaged(reply.request, reply.body)
+        task_id = salvaged(reply.request, reply.body, is_whole=not reply.cut)
         if task_id is None:
             raise
         reasons = getattr(refused, "reasons", ("a task id beside a refusal",))
@@ -262,12 +262,16 @@ def _excerpt_of(refused: GatewayError | UnreadableReply) -> str:
     return refused.excerpt if isinstance(refused, UnreadableReply) else refused.body
 
 
-def salvaged(request: Request, body: bytes) -> str | None:
+def salvaged(request: Request, body: bytes, *, is_whole: bool = False) -> str | None:
     """Return the task that an answer to a paid request names; what was sent is no id."""
     if request.endpoint.replay is not Replay.PAID:
         return None
-    ids = (task_id for task_id in salvage(body) if redact(task_id, request.secrets) == task_id)
-    return next(ids, None)
+    found = salvage(body, is_whole=is_whole)
+    sent = {one for text in request.secrets for one in salvage(text.encode(), is_whole=True)}
+    # A short prompt may stand in an id by chance.
+    long = [text for text in request.secrets if len(text) > 7]
+    sent |= {one for one in found if one in request.secrets or any(text in one for text in long)}
+    return next((one for one in found if one not in sent and redact(one) == one), None)
 
 
 def read_balance(reply: Reply) -> Balance:
@@ -324,7 +328,7 @@ def _recognise(reply: Reply) -> tuple[dict[str, Any], Dialect, Sense]:
     if not _is_success(reply) and dialect.letter not in {"A", "B"}:
         # Only the two envelopes say by themselves that all is well; of any other shape the
         # status decides whether it is an answer or an error that happens to have an id.
-        raise _refused_by_status(reply)
+        raise _refusal(reply, body, _TASK_ERROR)
     if wanted is Sense.TASK and (sense is not wanted or not body.keys() & facts.SURE_KEYS):
         # The id of an answer is not that of the task which stands further down in it.
         part = _named_part(body)
@@ -339,7 +343,7 @@ def _why_not(
     if dialect is not None:
         return _refusal(reply, body, dialect)
     if not _is_success(reply):
-        return _refused_by_status(reply)
+        return _refusal(reply, body, _TASK_ERROR)
     return _unreadable(reply, "no dialect fits @ $", body=body)
 
 
@@ -376,18 +380,19 @@ def _no_json(reply: Reply, fault: str | None) -> GatewayError | UnreadableReply:
     kind = reply.headers.get("content-type", "").lower()
     is_page = "html" in kind or text[:9].lower().startswith(("<!doctype", "<html"))
     is_paid = reply.request.endpoint.replay is Replay.PAID
+    shown = redact(text, reply.request.secrets)
     names = set()
     if reply.headers.get("cf-mitigated", "").lower() == "challenge":
         names.add(facts.CHALLENGE)
     if not is_paid and reply.status != 429:
         names.add(facts.STRANGER)
-    elif is_page and _is_success(reply) and any(mark in text for mark in facts.INDEX_PAGE_MARKS):
+    elif is_page and _is_success(reply) and any(mark in shown for mark in facts.INDEX_PAGE_MARKS):
         names.add(facts.INDEX_PAGE)
     if not is_page and _is_success(reply):
         reason = "larger than what is read of an answer @ $"
         if not reply.cut:
             reason = f"expected JSON, got {fault} @ $"
-        return _unreadable(reply, reason, excerpt=outline_text(redact(text, reply.request.secrets)))
+        return _unreadable(reply, reason, excerpt=outline_text(shown))
     what = "a web page" if is_page else "not JSON" if text else "empty"
     happened = f"The answer was {what}, with status {reply.status}."
     return _no(reply, reply.status, Told(None, names, None), happened)
@@ -397,10 +402,14 @@ def _read_task(reply: Reply, body: dict[str, Any], dialect: Dialect) -> TaskReco
     part, path = _part(body, dialect, reply.request.task_id)
     if dialect.empty_is_not_found and part in (None, [], {}) and reply.request.task_id is not None:
         raise _no(reply, reply.status, Told(None, {facts.TASK_NOT_EXIST}, None))
-    if not (isinstance(part, Mapping) and _text(part.get(dialect.spelling["task_id"]))):
-        named = _named_part(body)
+    key, asked = dialect.spelling["task_id"], reply.request.task_id
+    if not (isinstance(part, Mapping) and _text(part.get(key))):
+        # An envelope's own id is that of the answer rather than of the task.
+        named = _named_part(part) or _named_part(body)
         if named is not None:
             part, dialect = named, _dialect_by_shape(named)
+        elif isinstance(part, Mapping) and asked is not None and part.keys() & facts.STATE_KEYS:
+            part = {**part, key: asked}  # the answer to a poll is about the task that was polled
     outer = _structure(Sighting, dialect, _usual(part), path, reply)
     return _fold([outer, *_inner(outer.inner)], reply)
 
@@ -446,13 +455,13 @@ def _usual(part: Any) -> Any:
     """Return *part* with what it spells in a rare way under the usual keys as well."""
     if not isinstance(part, dict) or not part.keys() & facts.USUAL_KEYS.keys():
         return part
-    return {usual: part.get(rare) for rare, usual in facts.USUAL_KEYS.items()} | {
-        key: value for key, value in part.items() if value is not None
-    }
+    usual = {usual: part[rare] for rare, usual in facts.USUAL_KEYS.items() if part.get(rare)}
+    return usual | {key: value for key, value in part.items() if value is not None}
 
 
 def _inner(value: Any, depth: int = 0) -> Iterator["Sighting"]:
     """Yield what the upstream said, which a relay passes on in whatever dialect it came."""
+    value = parsed(value) if isinstance(value, str) else value
     if not isinstance(value, dict) or depth == facts.MAX_NESTING:
         return
     envelope = _dialect_of(value)
@@ -546,8 +555,8 @@ def _text(value: Any, _type: Any = None) -> str | None:
 
 
 def _id(value: Any, _type: Any = None) -> str:
-    text = _text(value)
-    if text is None:
+    text = id_of(value) or (isinstance(value, str) and value.strip())
+    if not text or text.lower() in NO_IDS:
         is_empty = value is None or isinstance(value, str)
         fault = "empty" if is_empty else f"of type {type(value).__name__}"
         message = f"task id is {fault}"
@@ -590,14 +599,20 @@ def _instant(value: Any, _type: Any = None) -> datetime | None:
 
 
 def _usable_address(value: Any, _type: Any = None) -> str | None:
-    """Read an address, also the first of a list or the `url` of an object, if it can be fetched."""
+    """Read an address, also the first of a list or that of an object, if it can be fetched."""
     if not value:
         return None
+    if isinstance(value, str):
+        value = parsed(value) or value
     # One level and no more: what nests without end must not take the id beside it along.
     items = value if isinstance(value, list) else [value]
-    found = (item.get("url") if isinstance(item, dict) else item for item in items)
+    found = (_address_in(item) if isinstance(item, dict) else item for item in items)
     texts = (text.strip() for text in found if isinstance(text, str))
     return next(filter(_is_address, texts), None)
+
+
+def _address_in(item: dict[str, Any]) -> Any:
+    return item.get("url") or item.get("video_url") or item.get("video")
 
 
 def _is_address(text: str) -> bool:
@@ -616,9 +631,14 @@ def _flag(value: Any, _type: Any = None) -> bool:
 
 def _refund(value: Any, _type: Any = None) -> bool:
     """Read an amount and a flag alike: pages disagree on which it is (api-facts 4)."""
-    if value is None or isinstance(value, bool):
+    text = _text(value)
+    if text is None:
         return value is True
-    return _text(value) is not None and _number(value) != 0
+    amount = _AMOUNT.search(text)
+    return float(amount[0]) != 0 if amount else text.lower() not in facts.NO_REFUND
+
+
+_AMOUNT: Final = re.compile(r"\d{1,300}(?:\.\d{1,300})?", re.ASCII)
 
 
 def _cost(value: Any, _type: Any = None) -> float | None:
@@ -729,7 +749,7 @@ def _fold(levels: Sequence[Sighting], reply: Reply) -> TaskRecord:
         url = Address(str(seen.reason))
     error_message, error_code = seen.error or (None, None)
     message = seen.message or seen.reason or error_message
-    state = _weigh(states, url, refunded=bool(seen.refund), against=seen.message is not None)
+    state = _weigh(states, url, refunded=bool(seen.refund), against=is_reason(seen.message))
     is_submit = reply.request.endpoint.replay is Replay.PAID
     if is_submit and state is TaskState.SUCCEEDED and url is None:
         # In the answer to a submit, success means that it was accepted (api-facts 11, row 16).
@@ -819,9 +839,20 @@ def _words(levels: Sequence[Sighting]) -> dict[str, TaskState]:
 
 
 def _state_of(word: str) -> TaskState:
-    plain = word.strip().lower()
-    state = facts.STATES.get(plain)
-    return state or facts.STATES.get(re.sub(r"[\s-]+", "_", plain), TaskState.UNKNOWN)
+    state = facts.STATES.get(word.lower())
+    if state is not None:
+        return state
+    number = _number(word)
+    if number is not None and number.is_integer():
+        return facts.STATES.get(str(int(number)), TaskState.UNKNOWN)
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", word.strip(" .!"))
+    plain = re.sub(r"[\s-]+", "_", words).lower().removeprefix("task_").removeprefix("status_")
+    return facts.STATES.get(plain, TaskState.UNKNOWN)
+
+
+def is_reason(message: str | None) -> bool:
+    """Return whether *message* may say why a task failed: a word such as "success" does not."""
+    return message is not None and _state_of(message) in {TaskState.UNKNOWN, *FAILURES}
 
 
 def _deciding(states: Mapping[str, TaskState], state: TaskState) -> str | None:
@@ -876,6 +907,10 @@ def _refusal(reply: Reply, body: Mapping[str, Any], dialect: Dialect) -> Gateway
     return _no(reply, status, told)
 
 
+_TASK_ERROR: Final = next(row for row in facts.DIALECTS if row.letter == "D")
+"""How an error of no known shape is read, whose status says that it is one."""
+
+
 def _told(body: Mapping[str, Any], dialect: Dialect) -> Told:
     """Read one level of a refusal."""
     part: Any = body.get(dialect.under) if dialect.under and not dialect.code_is_status else body
@@ -902,11 +937,6 @@ def _issues(issues: Any) -> Iterator[str]:
 
 _IS_CODE: Final = re.compile(r"[a-z]+(?:[_:][a-z]+)+")
 """A reason that is itself a code, as in "task_not_exist"."""
-
-
-def _refused_by_status(reply: Reply) -> GatewayError:
-    """Return what a status that is no success means by itself."""
-    return _no(reply, reply.status, Told(None, set(), None))
 
 
 def _no(reply: Reply, status: int, told: Told, happened: str | None = None) -> GatewayError:

@@ -107,16 +107,25 @@ def test_every_reading_of_a_code_fits_python() -> None:
 
 
 WORDS = {
-    TaskState.QUEUED: "0 not_start submitted queued pending throttled 等待中 排队中",
-    TaskState.RUNNING: "1 running in_progress processing generating 处理中 生成中 进行中",
+    TaskState.QUEUED: (
+        "0 not_start not_started submitted submitting queued queueing queuing in_queue pending "
+        "throttled waiting wait created accepted scheduled init initializing new preparing "
+        "等待中 排队中 等待 排队 未开始 已提交"
+    ),
+    TaskState.RUNNING: (
+        "1 running in_progress in_process processing generating started starting active "
+        "working executing rendering uploading retrying 处理中 生成中 进行中 运行中 执行中"
+    ),
     TaskState.SUCCEEDED: (
-        "3 succeeded succeed success completed complete done finished ok ready 成功 已完成"
+        "3 succeeded succeed success successful completed complete done finished finish ok "
+        "ready 成功 完成 已完成 生成成功 生成完成 任务成功 任务完成"
     ),
     TaskState.FAILED: (
-        "2 error failed failure fail expired rejected refused denied aborted moderated blocked "
-        "timeout timed_out killed terminated stopped revoked 失败 已失败"
+        "2 error errored failed failure fail expired rejected refused denied aborted moderated "
+        "blocked timeout timed_out killed terminated stopped revoked crashed interrupted "
+        "失败 已失败 生成失败 任务失败 处理失败 执行失败 超时 已超时"
     ),
-    TaskState.CANCELED: "cancelled canceled 已取消",
+    TaskState.CANCELED: "cancelled canceled 已取消 取消",
 }
 
 
@@ -130,10 +139,14 @@ def test_the_words_are_those_of_the_facts(state: TaskState, words: str) -> None:
     ("word", "state"),
     [(word, state) for state, words in WORDS.items() for word in words.split()]
     + [("Timed Out", TaskState.FAILED), ("IN-PROGRESS", TaskState.RUNNING)]
-    + [(" Done ", TaskState.SUCCEEDED), ("dreaming", TaskState.UNKNOWN)],
+    + [(" Done ", TaskState.SUCCEEDED), ("dreaming", TaskState.UNKNOWN)]
+    + [("Completed.", TaskState.SUCCEEDED), ("timedOut", TaskState.FAILED)]
+    + [("TASK_STATUS_SUCCEED", TaskState.SUCCEEDED), ("task failed", TaskState.FAILED)]
+    + [("3.0", TaskState.SUCCEEDED), ("02", TaskState.FAILED), (" 1 ", TaskState.RUNNING)]
+    + [("0.5", TaskState.UNKNOWN), ("1e400", TaskState.UNKNOWN), ("4", TaskState.UNKNOWN)],
 )
 def test_each_word_is_read_as_its_state(word: str, state: TaskState) -> None:
-    """Case, spaces and hyphens in a status count for nothing."""
+    """Case, spaces, hyphens, a prefix and the form of a number count for nothing."""
     request = Request(ENDPOINTS["feed"], "http://127.0.0.1/feed", {}, task_id="t-1")
     body = json.dumps({"task_id": "t-1", "status": word}).encode()
     assert read_task(Reply(request, 200, {}, body)).state is state

@@ -416,6 +416,14 @@ async def test_a_reattached_task_has_no_such_minute(scene: Scene) -> None:
     assert isinstance(waiting.exception(), NotFound)
 
 
+async def test_a_redirect_ends_no_wait(scene: Scene) -> None:
+    """A proxy may have sent it, and it says nothing about the task."""
+    scene.feed.says(attrs.evolve(no(NotFound), status=302), done())
+    waiting = scene.wait(scene.watch())
+    await scene.clock.advance(60)
+    assert waiting.result() == done()
+
+
 async def test_a_task_once_seen_is_known_to_exist(scene: Scene) -> None:
     """A 404 between two good answers, from whatever proxy, ends nothing."""
     scene.feed.says(record(), no(NotFound), done())
@@ -533,13 +541,14 @@ async def test_an_unknown_word_that_stays_the_same_with_a_reason_is_a_failure(sc
 
 
 async def test_an_unknown_word_that_moves_on_is_no_failure(scene: Scene) -> None:
-    """A status that changes, or comes without a reason, is waited for."""
+    """A status that changes, or comes without a text that may be a reason, is waited for."""
     odd = record(state=TaskState.UNKNOWN, word="moonwalking", message="not allowed")
     news = attrs.evolve(odd, progress=0.5)
     silent = attrs.evolve(odd, message=None)
-    scene.feed.says(*[odd] * 4, *[news] * 4, *[silent] * 8, *[odd] * 4, done())
+    cheerful = attrs.evolve(odd, message="Success")
+    scene.feed.says(*[odd] * 4, *[news] * 4, *[silent] * 8, *[cheerful] * 8, *[odd] * 4, done())
     waiting = scene.wait(scene.watch())
-    await scene.clock.advance(400)
+    await scene.clock.advance(600)
     assert waiting.result() == done()
 
 

@@ -1,8 +1,11 @@
+import gzip
 import json
+import random
+import zlib
 
 import pytest
 
-from fuhu_runway._json import MAX_BYTES, decode, parsed, text_of
+from fuhu_runway._json import MAX_BROKEN, MAX_BYTES, decode, parsed, text_of
 from fuhu_runway._salvage import bare_id, id_of, salvage
 
 
@@ -24,6 +27,23 @@ from fuhu_runway._salvage import bare_id, id_of, salvage
         (b'{"result":"1712384729"}', ("1712384729",)),
         (b'{"output":{"task_id":"t-1"}}', ("t-1",)),
         (b'{"error":{"message":"odd","task_id":"t-1"}}', ("t-1",)),
+        (b'{"error":{"message":"busy (task_id: t-1)"}}', ("t-1",)),
+        (b'{"a":{"b":{"c":{"d":{"e":{"task_id":"t-1"}}}}}}', ("t-1",)),
+        (b'{"task id":"t-1"}', ("t-1",)),
+        (b'{"_id":"t-1"}', ("t-1",)),
+        (b'{"generation_id":"t-1"}', ("t-1",)),
+        (b'{"jobId":"t-1"}', ("t-1",)),
+        (b'{"Data":{"Id":"t-1"}}', ("t-1",)),
+        (b'{"tasks":[{"id":"t-1"}]}', ("t-1",)),
+        (b'{"task_ids":["t-1"]}', ("t-1",)),
+        (b'{"task_id":{"id":"t-1"}}', ("t-1",)),
+        (b'{"task_id":"t-1","task_id":""}', ("t-1",)),
+        (b'{"data":{"task_id":"t-1"},"data":null}', ("t-1",)),
+        (b'{"task_id":4711.0}', ("4711",)),
+        (b'{"result":1712384729}', ("1712384729",)),
+        (b'{"task_id":"t|1"}', ("t|1",)),
+        ('{"task_id":"任务-1"}'.encode(), ("任务-1",)),
+        (b'{"id":"r-1","code":200,"data":{"id":"t-1"}}', ("t-1", "r-1")),
         (b'{"error":"{\\"task_id\\":\\"t-1\\"}"}', ("t-1",)),
         (b'{"id":"answer-1","data":{"task_id":"t-1"}}', ("t-1", "answer-1")),
         (b'{"id":"t-1"}{"id":"t-2"}', ("t-1", "t-2")),
@@ -35,6 +55,24 @@ from fuhu_runway._salvage import bare_id, id_of, salvage
         (b"{'task_id': 't-1'}", ("t-1",)),
         (b"task_id=t-1&status=queued", ("t-1",)),
         (b"<task_id>t-1</task_id>", ("t-1",)),
+        (b"<task-id>t-1</task-id>", ("t-1",)),
+        (b'<task_id type="string">t-1</task_id>', ("t-1",)),
+        (b"<task_id><![CDATA[t-1]]></task_id>", ("t-1",)),
+        (b"<r><id>t-1</id></r>", ("t-1",)),
+        (b"<tr><td>task_id</td><td>t-1</td></tr>", ("t-1",)),
+        (b"<dict><key>task_id</key><string>t-1</string></dict>", ("t-1",)),
+        (b"<pre>{&quot;task_id&quot;:&quot;t-1&quot;}</pre>", ("t-1",)),
+        (b"data%5Btask_id%5D=t-1&x=", ("t-1",)),
+        (b"data=%7B%22task_id%22%3A%22t-1%22%7D", ("t-1",)),
+        (b"id=t-1&code=200", ("t-1",)),
+        (b'name="task_id"\r\n\r\nt-1\r\n--b--', ("t-1",)),
+        (b'["task_id"]=> string(3) "t-1"', ("t-1",)),
+        (b"{id:'t-1'}", ("t-1",)),
+        (b"{task_id:`t-1`}", ("t-1",)),
+        (b'{"code":200 "task_id":/*new*/"t-1",}', ("t-1",)),
+        ("{“task_id”：“t-1”}".encode(), ("t-1",)),
+        (b'{\xef\xbb\xbf"data":{"task_id":"t-1"}}', ("t-1",)),
+        (b'data: {"status":"queued"}\n\ndata: {"task_id":"t-1"}\n', ("t-1",)),
         ('{"id":"t-1"}'.encode("utf-16"), ("t-1",)),
         ('{"id":"t-1"}'.encode("utf-32-be"), ("t-1",)),
         ('{"msg":"成功","task_id":"t-1"}'.encode("gbk"), ("t-1",)),
@@ -51,7 +89,10 @@ from fuhu_runway._salvage import bare_id, id_of, salvage
         (b'{"id":"0","task_id":"None","data":{"id":["x"]}}', ()),
         (b'{"error":{"id":"request-1"}}', ()),
         (b'{"request_id":"request-1","message":"task_id: has to be set"}', ()),
-        (b'{"a":{"b":{"c":{"d":{"e":{"task_id":"t-1"}}}}}}', ()),
+        (b'{"data":60,"result":500000}', ()),
+        (b'{"task_id":"","state":"","status":""}', ()),
+        (b'{"task_id":-1,"id":-7,"job_id":1.5}', ()),
+        (b'<html id="root"><div id="main-1">', ()),
         (b"[" * 100_000, ()),
         (b'{"a":' * 100_000, ()),
     ],
@@ -63,12 +104,16 @@ def test_the_ids_that_stand_in_an_answer(body: bytes, ids: tuple[str, ...]) -> N
 
 def test_an_answer_that_is_compressed_is_unpacked() -> None:
     """Both formats are known by how they begin; what is cut or broken gives what it has."""
-    import gzip
-    import zlib
-
     plain = b'{"id":"t-1"}' + bytes(100)
     assert salvage(gzip.compress(plain)) == salvage(zlib.compress(plain)) == ("t-1",)
     assert salvage(gzip.compress(plain)[:-10]) == ("t-1",)
+    assert salvage(gzip.compress(plain)[:-8] + bytes(8)) == ("t-1",)
+    assert salvage(gzip.compress(gzip.compress(plain))) == ("t-1",)
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    assert salvage(packer.compress(plain) + packer.flush()) == ("t-1",)
+    assert salvage(b"\xab\x56") == ()
+    noise = plain + random.Random(1).randbytes(2 * MAX_BROKEN)
+    assert salvage(gzip.compress(noise)[:-8] + bytes(8)) == ("t-1",)
     assert text_of(b"\x1f\x8bodd") == ""
     assert len(text_of(gzip.compress(b" " * (MAX_BYTES + 9)))) == MAX_BYTES
 
@@ -109,7 +154,14 @@ def test_text_that_holds_json() -> None:
     assert parsed("7") is parsed("{") is parsed("[" * 100_000) is None
 
 
-@pytest.mark.parametrize("value", [None, True, "", "two words", "x" * 201, 1.5, [], "NULL", "0", 0])
+def test_the_end_of_a_whole_answer_cuts_no_id() -> None:
+    """An id at the end counts if all has arrived, and an answer that is nothing but an id."""
+    assert salvage(b"code=200&task_id=t-1", is_whole=True) == ("t-1",)
+    assert salvage(b"573772da-c2ec-4a60\n", is_whole=True) == ("573772da-c2ec-4a60",)
+    assert salvage(b"573772da-c2ec-4a60") == salvage(b"error 404", is_whole=True) == ()
+
+
+@pytest.mark.parametrize("value", [None, True, "", "two words", "x" * 501, 1.5, [], "NULL", "0", 0])
 def test_what_cannot_be_an_id(value: object) -> None:
     """An id is a text or a whole number, of one word, and no word for nothing."""
     assert id_of(value) is None

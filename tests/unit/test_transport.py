@@ -1,4 +1,5 @@
 import asyncio
+import gzip
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,7 +16,13 @@ from support.servers import free_port, raw_server, reply, silent_server
 from fuhu_runway._clock import Clock, LoopClock
 from fuhu_runway._gateway import ENDPOINTS
 from fuhu_runway._limits import Gate
-from fuhu_runway._transport import MAX_ANSWER_BYTES, Body, StreamBroken, Transport
+from fuhu_runway._transport import (
+    MAX_ANSWER_BYTES,
+    MAX_CUT_BYTES,
+    Body,
+    StreamBroken,
+    Transport,
+)
 from fuhu_runway._wire import Reply, Request, read_task
 from fuhu_runway.errors import (
     Fate,
@@ -141,12 +148,13 @@ async def test_large_headers_are_read(make: Make, headers: dict[str, str]) -> No
         assert (await make().send(paid(server.url))).status == 200
 
 
-async def test_an_endless_answer_is_cut(make: Make) -> None:
-    """No more than the limit is read, and the first kilobyte of it is kept."""
-    endless = reply(b"x" * (MAX_ANSWER_BYTES + 1))
+@pytest.mark.parametrize("kind", [paid, free], ids=lambda kind: kind.__name__)
+async def test_an_endless_answer_is_cut(make: Make, kind: Callable[[str], Request]) -> None:
+    """No more than the limit is read, and the start of it is kept, which may name a task."""
+    endless = reply(b"x" * (2 * MAX_ANSWER_BYTES))
     async with raw_server(endless) as server:
-        answer = await make().send(free(server.url))
-    assert (len(answer.body), answer.cut) == (1024, True)
+        answer = await make().send(kind(server.url))
+    assert (len(answer.body), answer.cut) == (MAX_CUT_BYTES, True)
 
 
 async def test_the_largest_answer_is_read(make: Make) -> None:
@@ -230,7 +238,6 @@ BROKEN = {
     "half a head": b"HTTP/1.1 200 OK\r\nContent-",
     "half a body": reply(b"{}", Content_Length="400"),
     "bad chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n",
-    "no gzip": reply(b"{}", Content_Encoding="gzip"),
     "giant head": b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n",
 }
 
@@ -248,6 +255,71 @@ async def test_what_broke_after_sending_is_unknown(
     assert caught.value.fate is Fate.UNKNOWN
     assert ("may have been" in caught.value.money) is (kind is paid)
     assert isinstance(caught.value, TimeoutError)
+
+
+ACCEPTED = b'{"code":200,"data":{"task_id":"t-1"}}'
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+PACKED = gzip.compress(ACCEPTED)
+BROKEN_BUT_NAMED = {
+    "length too long": reply(ACCEPTED, Content_Length="400"),
+    "length too short": reply(ACCEPTED, Content_Length="30"),
+    "length zero": reply(ACCEPTED, Content_Length="0"),
+    "length no number": reply(ACCEPTED, Content_Length="odd"),
+    "chunks without an end": CHUNKED + b"%x\r\n%s\r\n" % (len(ACCEPTED), ACCEPTED),
+    "an id in two chunks": CHUNKED + b"1e\r\n%s\r\n7\r\n%s\r\n" % (ACCEPTED[:30], ACCEPTED[30:]),
+    "chunk of no size": CHUNKED + b"%x\r\n%s\r\nzz\r\n" % (len(ACCEPTED), ACCEPTED),
+    "chunked in name only": CHUNKED + ACCEPTED,
+    "not http": ACCEPTED,
+    "not a status line": b"ICY 200 OK\r\n\r\n" + ACCEPTED,
+    "giant head": reply(ACCEPTED, X="x" * 100_000),
+    "packed and cut": reply(PACKED[:-4], Content_Encoding="gzip", Content_Length="400"),
+}
+
+
+@pytest.mark.parametrize("answer", BROKEN_BUT_NAMED.values(), ids=BROKEN_BUT_NAMED.keys())
+async def test_what_broke_and_names_a_task_keeps_its_id(make: Make, answer: bytes) -> None:
+    """Whatever is wrong with the framing of a paid answer, the id that arrived is on the error."""
+    async with raw_server(answer, closes=True) as server:
+        with pytest.raises(SubmissionInDoubt) as caught:
+            await make().call(paid(server.url), read_task)
+        assert len(server.requests) == 1
+    assert caught.value.task_id == "t-1"
+
+
+async def test_what_broke_on_a_borrowed_session_keeps_its_id(make: Make) -> None:
+    """There the id is searched for in what the HTTP library could read of the body."""
+    cut = reply(ACCEPTED, Content_Length="400")
+    async with aiohttp.ClientSession() as session, raw_server(cut, closes=True) as server:
+        with pytest.raises(NoReply) as caught:
+            await make(session=session).send(paid(server.url))
+    assert caught.value.task_id == "t-1"
+
+
+async def test_an_id_that_may_be_cut_is_none(make: Make) -> None:
+    """Half an id would lead to no task."""
+    cut = reply(b'{"task_id":"573772da', Content_Length="90")
+    async with raw_server(cut, closes=True) as server:
+        with pytest.raises(NoReply) as caught:
+            await make().send(paid(server.url))
+    assert caught.value.task_id is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        reply(ACCEPTED, Content_Encoding="gzip"),
+        reply(ACCEPTED, Content_Encoding="br"),
+        reply(PACKED, Content_Encoding="gzip"),
+        reply(PACKED, Content_Encoding="deflate"),
+        reply(PACKED),
+        b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n" + ACCEPTED,
+    ],
+)
+async def test_a_false_head_loses_no_answer(make: Make, answer: bytes) -> None:
+    """Whether a body is packed is seen by its first bytes, and whether there is one as well."""
+    async with raw_server(answer, closes=True) as server:
+        came = await make().send(paid(server.url))
+    assert read_task(attrs.evolve(came, status=200)).task_id == "t-1"
 
 
 @pytest.mark.parametrize("timeouts", [BRIEF, Timeouts(read=5.0, total=0.05)], ids=["read", "total"])

@@ -33,6 +33,7 @@ from fuhu_runway._wire import (
     read_callback,
     read_task,
     retry_after,
+    salvaged,
 )
 from fuhu_runway.errors import Fate
 from fuhu_runway.models import (
@@ -871,9 +872,9 @@ def test_an_id_that_is_none_is_told_as_that(task_id: Any, said: str) -> None:
 def test_every_fault_of_an_answer_is_told_with_its_place() -> None:
     """What is missing is named by its path, and the shape is shown without content."""
     with pytest.raises(errors.UnreadableReply) as caught:
-        read({"code": 200, "data": {"state": "marked", "sk-marked-7c1e9d5b": 1}})
+        read({"code": 200, "data": {"prompt": "marked", "sk-marked-7c1e9d5b": 1}})
     assert caught.value.reasons == ("required field missing @ $.data.task_id",)
-    assert caught.value.excerpt == "{state: str, <hidden>: int}"
+    assert caught.value.excerpt == "{prompt: str, <hidden>: int}"
 
 
 @pytest.mark.parametrize(
@@ -1133,3 +1134,34 @@ def test_a_request_may_learn_further_secrets() -> None:
     asked = asking("feed").hiding("a wombat", None, "", "a wombat", "bilby")
     assert asked.secrets == (*asking("feed").secrets, "a wombat", "bilby")
     assert asked.hiding("bilby", None) is asked
+
+
+@pytest.mark.parametrize(
+    "prompt", ['{"task_id":"zzz-9"}', '"id": "x-1"', "a kitten, task_id: zzz-9 ", "task_id=zzz-9"]
+)
+@pytest.mark.parametrize("form", ["{}", "<p>{}</p>", '{{"error":{{"message":{}}}}}'])
+def test_an_id_that_was_sent_is_no_news(prompt: str, form: str) -> None:
+    """A prompt that reads like an answer, and comes back, names no task."""
+    request = build(TextToVideo(prompt), GATEWAY, KEY)
+    body = form.format(json.dumps(prompt) if "{{" in form else prompt).encode()
+    assert salvaged(request, body, is_whole=True) is None
+    assert salvaged(request, b'{"id":"t-1"}' + body) == "t-1"
+
+
+def test_an_id_that_holds_what_was_sent_is_none() -> None:
+    """The key, or a prompt of one word, is no id; a short word may stand in one by chance."""
+    request = build(TextToVideo("kit"), GATEWAY, KEY)
+    assert salvaged(request, json.dumps({"task_id": f"x{KEY}"}).encode()) is None
+    assert salvaged(request, b'{"task_id":"kit"}') is None
+    assert salvaged(request, b'{"task_id":"kit-1"}') == "kit-1"
+    assert salvaged(request, b'{"task_id":"127.0.0.1"}') is None
+
+
+def test_a_page_with_the_prompt_is_not_the_index_page() -> None:
+    """The mark of the index page that the prompt brings along proves nothing."""
+    prompt = '<div id="root">'
+    request = build(TextToVideo(prompt), GATEWAY, KEY)
+    reply = Reply(request, 200, {"content-type": "text/html"}, f"<p>{prompt}</p>".encode())
+    with pytest.raises(errors.GatewayDown) as caught:
+        read_task(reply)
+    assert caught.value.fate is errors.Fate.UNKNOWN
