@@ -93,6 +93,13 @@ class Reach:
         return f"{host}:{self.port}" if self.port else host
 
 
+SHUT: Final = (
+    "runway_gateway does not run at this moment. It begins with the first asynchronous fixture or "
+    "test that has it as an argument, and ends with the last; in unittest it runs during the test "
+    "method, and not in asyncSetUp or asyncTearDown. Move the request there."
+)
+
+
 @attrs.define(eq=False)
 class Guard:
     """Stops everything but loopback and the hosts that one test allows."""
@@ -103,6 +110,8 @@ class Guard:
     is_shut: Callable[[object], bool] = lambda _port: False
     #: What was stopped and not reported yet.
     stopped: list[Reach] = attrs.field(factory=list)
+    #: Whether the gateway was asked while it did not run, which is not reported yet.
+    was_shut: bool = False
     #: What allowed names were found to be: the connection that follows knows the address alone.
     _addresses: dict[str, frozenset[str]] = attrs.field(factory=dict)
     _older: frozenset[threading.Thread] = frozenset()
@@ -130,12 +139,8 @@ class Guard:
         host, is_connect = _plain(host), event in CONNECTS
         if _is_here(host) or (event in LOOK_UPS and _address(host) is not None):
             if is_connect and self.is_shut(port):
-                raise GatewayShut(
-                    "runway_gateway does not run at this moment. It begins with the first "
-                    "asynchronous fixture or test that has it as an argument, and ends with the "
-                    "last; in unittest it runs during the test method, and not in asyncSetUp or "
-                    "asyncTearDown. Move the request there"
-                )
+                self.was_shut = True
+                raise GatewayShut(SHUT)
             return
         names = [host, *(name for name, known in self._addresses.items() if host in known)]
         allowed = (*self.allowed, Host(_plain(socket.gethostname())))
@@ -154,7 +159,9 @@ class Guard:
         """Return what the test wanted since the last time; None if nothing."""
         own = [reach for reach in self.stopped if reach.stranger is None]
         self.stopped = [reach for reach in self.stopped if reach.stranger is not None]
-        return _text_of(own) if own else None
+        texts = ([_text_of(own)] if own else []) + ([SHUT] if self.was_shut else [])
+        self.was_shut = False
+        return " ".join(texts) or None
 
     def report_strangers(self) -> list[str]:
         """Return what threads older than the test wanted since the last time."""
