@@ -5,22 +5,24 @@ import contextvars
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import attrs
 
 from ._clock import Clock
 from ._limits import Gate
-from ._outstanding import Outstanding
 from ._polling import Poller, Turns, Watch
 from ._schedule import Learner
 from ._transport import Transport
+from ._unfinished import Unfinished
 from ._wire import read_task
 from .downloads import Downloader
 from .errors import RunwayError
 from .hooks import ClientClosed, Hooks
 from .models import Limits, PollPolicy, RetryPolicy, Timeouts
+
+T = TypeVar("T")
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -41,7 +43,7 @@ class Settings:
     #: Shared by all engines: what was learned in one loop holds in the next.
     learner: Learner = attrs.Factory(lambda self: Learner(self.polling), takes_self=True)
     #: Shared as well: a task goes on, whatever becomes of the loop it was submitted in.
-    outstanding: Outstanding = attrs.field(factory=Outstanding)
+    unfinished: Unfinished = attrs.field(factory=Unfinished)
 
 
 class Engine:
@@ -71,7 +73,7 @@ class Engine:
                 lambda request, sent_at: self.transport.in_turn(request, read_task, sent_at),
             ),
             net=settings.net,
-            outstanding=settings.outstanding,
+            unfinished=settings.unfinished,
         )
         self.tasks = TaskBudget(settings.limits.tasks_in_flight, self.poller)
         self.downloader = Downloader(
@@ -83,14 +85,15 @@ class Engine:
         )
         self._told_closed = partial(settings.hooks.emit, ClientClosed(settings.client))
         self._keeper: AsyncGenerator[None, None] | None = None
-        self._closing = asyncio.Lock()
-        self._errands: set[asyncio.Task[None]] = set()
+        self._closing: asyncio.Task[None] | None = None
+        self._errands: set[asyncio.Task[Any]] = set()
 
-    def run(self, errand: Coroutine[Any, Any, None]) -> None:
+    def run(self, errand: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
         """Start something in the background, in an empty context; closing cancels it."""
         task = asyncio.get_running_loop().create_task(errand, context=contextvars.Context())
         self._errands.add(task)
         task.add_done_callback(self._errands.discard)
+        return task
 
     def stay_until_the_loop_ends(self, forget: Callable[[], object]) -> None:
         """
@@ -117,14 +120,20 @@ class Engine:
             return
 
     async def aclose(self) -> None:
-        """Close everything; calling it again is fine, and comes back when all is closed."""
-        async with self._closing:
-            if self._keeper is not None:
-                await self._keeper.aclose()
+        """
+        Close everything. Call it again at any time: each call returns when all is closed.
+
+        It cannot be cancelled half-way, since the answers to paid requests are waited for: a
+        cancelled caller leaves it to a task of its own.
+        """
+        if self._closing is None and self._keeper is not None:
+            self._closing = asyncio.get_running_loop().create_task(self._keeper.aclose())
+        if self._closing is not None:
+            await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
         # First of all: room that comes free now is not for those who still wait to submit.
-        self.transport.pay_no_more()
+        self.transport.stop()
         try:
             await self.poller.aclose()
         finally:

@@ -13,6 +13,7 @@ import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from types import TracebackType
 from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -97,6 +98,7 @@ class Transport:
         self._clock = clock
         self._in_the_air: set[asyncio.Task[Any]] = set()
         self._pauses: set[asyncio.Task[None]] = set()
+        self._scopes: set[asyncio.Timeout] = set()
         self._pays = True
 
     async def call(
@@ -206,9 +208,14 @@ class Transport:
         Raises:
             NotSent: The request provably did not arrive.
             NoReply: It may have arrived, and no whole answer came back.
-            UsageError: The proxy that the environment names cannot be used; nothing was sent.
+            UsageError: The transport was closed during a free request, or the proxy that the
+                environment names cannot be used; nothing was sent.
         """
-        answer = await self._exchange(request)
+        if request.endpoint.replay is Replay.PAID:
+            answer = await self._exchange(request)
+        else:
+            async with self.until_closed():
+                answer = await self._exchange(request)
         if isinstance(answer, Reply):
             return answer
         # Here, where no variable holds the response, and outside the clause that caught the
@@ -293,11 +300,18 @@ class Transport:
         # Outside the clause: what the HTTP library says may quote the signed address.
         raise broken
 
-    def pay_no_more(self) -> None:
-        """Refuse each paid request that is not in the air yet, and every repeat to come."""
+    def until_closed(self) -> "UntilClosed":
+        """Return a block that ends with a `UsageError` when this transport is closed."""
+        return UntilClosed(self._scopes)
+
+    def stop(self) -> None:
+        """End every free request and download, and refuse every paid one that is not in flight."""
         self._pays = False
         for pause in self._pauses:
             pause.cancel()
+        for scope in self._scopes:
+            # aiohttp wakes no reader when its session is closed, so they would wait for ever.
+            scope.reschedule(asyncio.get_running_loop().time())
 
     async def aclose(self) -> None:
         """
@@ -305,7 +319,7 @@ class Transport:
 
         A paid request in the air is waited for, since its answer holds the id of a paid task.
         """
-        self.pay_no_more()
+        self.stop()
         try:
             if self._in_the_air:
                 await asyncio.wait(self._in_the_air, timeout=self._timeouts.total)
@@ -314,6 +328,38 @@ class Transport:
             if self._borrowed is None:
                 await self._free.close()
                 await self._paid.close()
+
+
+@attrs.define(eq=False)
+class UntilClosed:
+    """
+    A block that closing ends, whatever it waits for.
+
+    No `asynccontextmanager`: the loop registers asynchronous generators, at each request.
+    """
+
+    _scopes: set[asyncio.Timeout]
+    _scope: asyncio.Timeout = attrs.field(init=False, factory=lambda: asyncio.timeout(None))
+
+    async def __aenter__(self) -> None:
+        await self._scope.__aenter__()
+        self._scopes.add(self._scope)
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._scopes.discard(self._scope)
+        try:
+            await self._scope.__aexit__(exc_type, exc, traceback)
+        except TimeoutError:
+            interrupted = True
+        else:
+            interrupted = False
+        if interrupted:
+            raise closed()
 
 
 @attrs.define(eq=False)
@@ -375,10 +421,14 @@ def quoted(text: str) -> str:
 _UNSENDABLE: Final = re.compile(r"[^!-~]+")
 
 
+CLIENT: Final = "client"
+"""The field of the error for a closed client."""
+
+
 def closed() -> UsageError:
     """Give the error for a call on a client that someone has begun to close."""
     return usage_error(
-        "client",
+        CLIENT,
         "The client was closed in this event loop.",
         "Enter it again with `async with`, or make a new one; tasks are found by their ids.",
     )

@@ -99,6 +99,8 @@ class TaskSubmitted(Event):
     #: From the first sending to the answer, in seconds.
     seconds: float
     submission: int | None = None
+    #: What the caller attached to the job.
+    tag: str | None = None
 
 
 @attrs.frozen
@@ -272,6 +274,31 @@ class TaskSettled(Event):
     polls: int
     points: float | None
     refunded: bool
+    #: The model that made it; None where that is not known here.
+    model: str | None = None
+    #: What the caller attached to the job.
+    tag: str | None = None
+
+
+@attrs.frozen
+class ClipHandedOut(Event):
+    """A wait returned the clip of a task to its caller."""
+
+    level: ClassVar[int] = logging.DEBUG
+    task_id: str
+
+
+@attrs.frozen
+class JobEnded(Event):
+    """A job that `Client.start` follows in the background came to its end."""
+
+    level: ClassVar[int] = logging.INFO
+    task_id: str
+    #: The caller's own name for it, and what the caller attached to it.
+    custom_id: str | None = None
+    tag: str | None = None
+    #: The name of the error; None where the clip was saved, or handed out.
+    error: str | None = None
 
 
 @attrs.frozen

@@ -63,7 +63,11 @@ def _is_visible(character: str) -> bool:
 
 def check_text(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
     """Raise unless the value is text that shows something and that every storage can take."""
-    name = attribute.name
+    require_text(attribute.name, value)
+
+
+def require_text(name: str, value: object) -> None:
+    """Raise a `UsageError` about *name* unless *value* is text, as `check_text` does."""
     if not isinstance(value, str):
         kind = type(value).__name__
         raise usage_error(name, f"{name} is of type {kind}.", "Give it as text (str).")

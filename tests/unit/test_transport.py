@@ -523,7 +523,7 @@ async def test_a_paid_request_that_comes_too_late_is_not_sent(make: Make) -> Non
         await server.asked.wait()
         second = asyncio.ensure_future(transport.call(paid(server.url), body, unclaimed=_never))
         await settle()
-        transport.pay_no_more()
+        transport.stop()
         server.may_answer.set()
         assert await first == b"{}"
         with pytest.raises(UsageError) as caught:
