@@ -79,6 +79,7 @@ ARGUMENTS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     # of its methods
     "task_id": (lambda value: isinstance(value, str), "the id that the submit gave, as text"),
     "official": (lambda value: isinstance(value, bool), "True or False"),
+    "save": (_or_none(str, os.PathLike), "the path of a file, or None"),
     "in_flight": (_is_whole, "a whole number from 1 to 1000000"),
     "download_to": (_or_none(str, os.PathLike), "the path of a folder, or None"),
     "max_points": (_is_amount, "a number from 0 on, or None"),

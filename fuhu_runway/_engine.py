@@ -3,24 +3,26 @@
 import asyncio
 import contextvars
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import attrs
 
 from ._clock import Clock
 from ._limits import Gate
-from ._outstanding import Outstanding
 from ._polling import Poller, Turns, Watch
 from ._schedule import Learner
 from ._transport import Transport
+from ._unfinished import Unfinished
 from ._wire import read_task
 from .downloads import Downloader
-from .errors import RunwayError
+from .errors import RunwayError, WaitAbandoned
 from .hooks import ClientClosed, Hooks
 from .models import Limits, PollPolicy, RetryPolicy, Timeouts
+
+T = TypeVar("T")
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -41,7 +43,7 @@ class Settings:
     #: Shared by all engines: what was learned in one loop holds in the next.
     learner: Learner = attrs.Factory(lambda self: Learner(self.polling), takes_self=True)
     #: Shared as well: a task goes on, whatever becomes of the loop it was submitted in.
-    outstanding: Outstanding = attrs.field(factory=Outstanding)
+    unfinished: Unfinished = attrs.field(factory=Unfinished)
 
 
 class Engine:
@@ -76,7 +78,7 @@ class Engine:
                 lambda request, sent_at: self.transport.in_turn(request, read_task, sent_at),
             ),
             net=settings.net,
-            outstanding=settings.outstanding,
+            unfinished=settings.unfinished,
         )
         self.tasks = TaskBudget(settings.limits.tasks_in_flight, self.poller)
         self.downloader = Downloader(
@@ -88,14 +90,28 @@ class Engine:
         )
         self._told_closed = partial(settings.hooks.emit, ClientClosed(settings.client))
         self._keeper: AsyncGenerator[None, None] | None = None
-        self._closing = asyncio.Lock()
-        self._errands: set[asyncio.Task[None]] = set()
+        self._closing: asyncio.Task[None] | None = None
+        self._errands: set[asyncio.Task[Any]] = set()
+        self._jobs: set[asyncio.Task[Any]] = set()
 
     def run(self, errand: Coroutine[Any, Any, None]) -> None:
         """Start something in the background, in an empty context; closing cancels it."""
-        task = asyncio.get_running_loop().create_task(errand, context=contextvars.Context())
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
+        self._start(errand, self._errands, contextvars.Context())
+
+    def follow(self, job: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+        """Start what ends by itself when its wait or its download is ended; closing awaits it."""
+        return self._start(job, self._jobs, contextvars.copy_context())
+
+    def _start(
+        self,
+        work: Coroutine[Any, Any, T],
+        running: set[asyncio.Task[Any]],
+        context: contextvars.Context,
+    ) -> "asyncio.Task[T]":
+        task = asyncio.get_running_loop().create_task(work, context=context)
+        running.add(task)
+        task.add_done_callback(running.discard)
+        return task
 
     def stay_until_the_loop_ends(self, forget: Callable[[], object]) -> None:
         """
@@ -122,19 +138,26 @@ class Engine:
             return
 
     async def aclose(self) -> None:
-        """Close everything; calling it again is fine, and comes back when all is closed."""
-        async with self._closing:
-            if self._keeper is not None:
-                await self._keeper.aclose()
+        """
+        Close everything. Call it again at any time: each call returns when all is closed.
+
+        It cannot be cancelled half-way, since the answers to paid requests are waited for: a
+        cancelled caller leaves it to a task of its own.
+        """
+        if self._closing is None and self._keeper is not None:
+            self._closing = asyncio.get_running_loop().create_task(self._keeper.aclose())
+        if self._closing is not None:
+            await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
         # First of all: room that comes free now is not for those who still wait to submit.
-        self.transport.pay_no_more()
+        self.transport.stop()
         try:
             await self.poller.aclose()
         finally:
             try:
                 await self.transport.aclose()
+                await asyncio.gather(*self._jobs, return_exceptions=True)
                 # Last, since an answer that came while closing may have begun one.
                 for errand in self._errands:
                     errand.cancel()
@@ -211,6 +234,11 @@ class TaskBudget:
 
     async def _end_of(self, watch: Watch) -> None:
         # One that can no longer be followed counts no more, or it would block for ever.
-        with suppress(RunwayError):
+        try:
             await self._poller.settled(watch, None)
+        except WaitAbandoned:
+            if not self._poller.is_closed:
+                return  # the waits were ended, and the task goes on
+        except RunwayError:
+            pass
         self._outstanding.discard(watch)

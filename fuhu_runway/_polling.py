@@ -30,9 +30,9 @@ from . import hooks as events
 from ._clock import Clock, Timer
 from ._hints import Allowance, Reliance
 from ._limits import Gate
-from ._outstanding import Name, Outstanding
 from ._retry import ladder
 from ._schedule import Kind, Learner
+from ._unfinished import Name, Unfinished
 from ._wire import Request, is_reason
 from .errors import (
     ClipMissing,
@@ -44,6 +44,7 @@ from .errors import (
     UsageError,
     WaitAbandoned,
     WaitTimeout,
+    copied,
 )
 from .models import PollPolicy, TaskRecord, TaskState
 
@@ -275,7 +276,7 @@ class Poller:
         turns: Where looks queue while requests go at a pace; by default they never do.
         net: How often to look at a task while deliveries are relied on, in seconds; None where
             there are none.
-        outstanding: Who hears which tasks are waited for, and which have ended.
+        unfinished: The list of paid tasks, which is kept up to date.
     """
 
     def __init__(
@@ -291,7 +292,7 @@ class Poller:
         learner: Learner | None = None,
         turns: Turns | None = None,
         net: float | None = None,
-        outstanding: Outstanding | None = None,
+        unfinished: Unfinished | None = None,
     ) -> None:
         self._look = look
         self._policy = policy
@@ -311,13 +312,15 @@ class Poller:
         self._net = net
         self._reliance = Reliance()
         self._is_silence_told = False
-        self._outstanding = outstanding or Outstanding()
+        self._unfinished = Unfinished() if unfinished is None else unfinished
         self._queuing: asyncio.Task[None] | None = None
         self._turn_takers: set[asyncio.Task[None]] = set()
         self._ranking = Ranking()
         self._timer: Timer | None = None
         self._timer_at = 0.0
-        self._is_closed = False
+        self.is_closed = False
+        #: How often every wait was ended.
+        self.abandoned = 0
 
     def __repr__(self) -> str:
         tasks = len(self._looks) + len(self._asking)
@@ -365,7 +368,7 @@ class Poller:
             is_end: Whether it may have ended. If not, only those who follow its changes look.
         """
         watch.is_addressed = self._reliance.was_heard = True
-        if watch.is_settled or self._is_closed:
+        if watch.is_settled or self.is_closed:
             return
         if is_end and watch.polls_at_end_told is None:
             watch.polls_at_end_told = watch.polls
@@ -411,14 +414,22 @@ class Poller:
             self._leave(waiter)
 
     async def changed(
-        self, watch: Watch, version: int, timeout: float | None, deadline: float | None
+        self,
+        watch: Watch,
+        version: int,
+        timeout: float | None,
+        deadline: float | None,
+        abandoned: int | None = None,
     ) -> TaskRecord:
         """
         Give the record as soon as it is newer than *version*; raises as `settled` does.
 
         The *deadline* is an instant, so that many calls can share it; *timeout* is what it was
-        made from, and only told.
+        made from, and only told. With *abandoned*, what that was when the reader began, the reader
+        ends as well if it was busy with a record while the waits were ended.
         """
+        if abandoned not in {None, self.abandoned}:
+            raise _abandoned(watch)
         if watch.record is not None and watch.version > version:
             return watch.record
         waiter = self._waiter(watch, timeout, deadline, any_change=True)
@@ -437,11 +448,16 @@ class Poller:
         self._take_in(watch, record)
         return record
 
-    async def aclose(self) -> None:
-        """End every wait with `WaitAbandoned`, and every look; the tasks themselves go on."""
-        self._is_closed = True
+    def abandon(self) -> None:
+        """End every wait with `WaitAbandoned`; the tasks themselves go on."""
+        self.abandoned += 1
         for watch in list(self._watches.values()):
-            self._fail(watch, _abandoned)
+            self._fail(watch, _abandon)
+
+    async def aclose(self) -> None:
+        """End every wait and every poll."""
+        self.is_closed = True
+        self.abandon()
         looks = [watch.question for watch in self._asking if watch.question is not None]
         looks += self._turn_takers
         for look in looks:
@@ -456,14 +472,14 @@ class Poller:
         future: asyncio.Future[TaskRecord] = asyncio.get_running_loop().create_future()
         waiter = Waiter(watch, future, timeout, any_change)
         watch.waiters.add(waiter)
-        self._outstanding.waited_for(watch.name)
+        self._unfinished.waited_for(watch.name)
         if deadline is not None:
             self._deadlines.put(waiter, deadline)
         if watch.question is None and watch not in self._looks:
             self._looks.put(watch, watch.due_at)
-        if self._is_closed:
+        if self.is_closed:
             # Someone who was between two changes when the client was closed.
-            _reject(waiter, _abandoned)
+            _reject(waiter, _abandon)
         self._arm()
         return waiter
 
@@ -638,12 +654,16 @@ class Poller:
         )
 
     def _settle(self, watch: Watch, record: TaskRecord) -> None:
-        self._outstanding.seen(watch.name, record)
+        tag = self._unfinished.tag_of(watch.name)
+        self._unfinished.seen(watch.name, record)
         if not was_told(watch, "settled"):
             self._rate_deliveries(watch)
+            model = watch.kind[1] if watch.kind else None
             self._hooks.emit(
                 events.TaskSettled(
-                    watch.task_id, record.state, watch.polls, record.points, record.refunded
+                    *(watch.task_id, record.state, watch.polls, record.points, record.refunded),
+                    model=model,
+                    tag=tag,
                 )
             )
         for waiter in list(watch.waiters):
@@ -690,7 +710,7 @@ class Poller:
         is_unknown = isinstance(error, NotFound) and not 300 <= error.status < 400
         if isinstance(error, HOPELESS) or (is_unknown and not self._may_appear(watch, now)):
             if isinstance(error, NotFound):
-                self._outstanding.not_found(watch.name)
+                self._unfinished.not_found(watch.name)
             self._fail(watch, partial(_copy, error))
             return
         asked = error.retry_after if isinstance(error, GatewayError) else None
@@ -786,11 +806,7 @@ def _reject(waiter: Waiter, make: Callable[[Waiter], BaseException]) -> bool:
 
 
 def _copy(error: RunwayError, _waiter: Waiter) -> RunwayError:
-    """Give each waiter an error of its own: a shared one would gather everyone's traceback."""
-    values = (getattr(error, field.name) for field in attrs.fields(type(error)))
-    twin = type(error)(*values)
-    twin.__cause__ = error.__cause__
-    return twin
+    return copied(error)
 
 
 def _same(defect: Exception, _waiter: Waiter) -> Exception:
@@ -822,10 +838,14 @@ def _clip_missing(waiter: Waiter) -> ClipMissing:
     )
 
 
-def _abandoned(waiter: Waiter) -> WaitAbandoned:
+def _abandon(waiter: Waiter) -> WaitAbandoned:
+    return _abandoned(waiter.watch)
+
+
+def _abandoned(watch: Watch) -> WaitAbandoned:
     return WaitAbandoned(
-        "The client was closed while the task was waited for.",
+        "The wait was ended: the client was closed, or its waits were (end_waits).",
         "The task goes on, and what it costs is spent either way.",
         "Wait for it again by its id: client.task(id).",
-        waiter.watch.task_id,
+        watch.task_id,
     )

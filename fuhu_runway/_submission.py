@@ -41,6 +41,9 @@ class Submission:
     request: Generation = attrs.field(repr=False)
     #: Where the gateway posts its news, if it is told any.
     address: "Address | None" = None
+    #: The caller's own name for it, and what the caller attached to it.
+    custom_id: str | None = None
+    tag: str | None = None
     number: int = attrs.field(init=False, factory=partial(next, _NUMBERS))
     #: Its row in the journal, where there is one.
     entry: Entry | None = attrs.field(init=False, default=None)
@@ -121,7 +124,9 @@ class Submission:
         """Tell that a task came of it."""
         self.end_is_told = True
         seconds = self.clock.now() - self.sent_at
-        self.hooks.emit(events.TaskSubmitted(task_id, self.endpoint, seconds, self.number))
+        self.hooks.emit(
+            events.TaskSubmitted(task_id, self.endpoint, seconds, self.number, self.tag)
+        )
 
     def unclaimed(self, task_id: str | None, error: str | None = None) -> None:
         """Report what became of it after its caller was gone."""

@@ -14,6 +14,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from types import TracebackType
 from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -100,8 +101,8 @@ class Transport:
         self._hooks = hooks
         self._clock = clock
         self._in_the_air: set[asyncio.Task[Any]] = set()
-        self._pauses: set[asyncio.Task[None]] = set()
-        self._pays = True
+        self._scopes: set[asyncio.Timeout] = set()
+        self._is_stopped = False
 
     async def call(
         self,
@@ -136,29 +137,25 @@ class Transport:
             attempt,
             request.endpoint,
             self._retry,
-            self._pause,
+            self.pause,
             self._hooks,
             submission=submission,
             task_id=request.task_id,
         )
 
-    async def _pause(self, delay: float) -> None:
-        """Let time pass before a repeat, which closing makes none."""
-        pause = asyncio.ensure_future(self._clock.sleep(delay))
-        self._pauses.add(pause)
-        try:
-            await pause
-        except asyncio.CancelledError:
-            caller = asyncio.current_task()
-            if self._pays or (caller is not None and caller.cancelling()):
-                raise
-            raise closed() from None
-        finally:
-            self._pauses.discard(pause)
+    async def pause(self, delay: float) -> None:
+        """Sleep before a retry. Closing ends the sleep and the retry, with a `UsageError`."""
+        async with self.until_closed():
+            await self._clock.sleep(delay)
 
     async def once(self, request: Request, read: Callable[[Reply], T]) -> T:
-        """Give what *read* makes of the answer to one sending, when the limits allow it."""
-        async with self._gate.slot() as sent_at:
+        """
+        Send a free request once, when the limits allow it, and return the parsed answer.
+
+        Raises:
+            UsageError: The transport was closed meanwhile.
+        """
+        async with self.until_closed(), self._gate.slot() as sent_at:
             return self._heed(read, await self.send(request), sent_at)
 
     async def in_turn(self, request: Request, read: Callable[[Reply], T], sent_at: float) -> T:
@@ -173,9 +170,9 @@ class Transport:
         around: Around | None,
     ) -> T:
         """Do the same, in a way that cancelling the caller cannot lose the answer."""
+        self._check_running()
         async with self._gate.slot() as sent_at:
-            if not self._pays:
-                raise closed()
+            self._check_running()
             exchange = functools.partial(self.in_turn, request, read, sent_at)
             flight = asyncio.create_task(around(exchange) if around else exchange())
             self._in_the_air.add(flight)
@@ -186,6 +183,10 @@ class Transport:
                 self._gate.hold(flight)
                 unclaimed(flight)
                 raise
+
+    def _check_running(self) -> None:
+        if self._is_stopped:
+            raise closed()
 
     def _heed(self, read: Callable[[Reply], T], reply: Reply, sent_at: float) -> T:
         """Read an answer, and record whether it was a refusal for being too fast."""
@@ -304,11 +305,19 @@ class Transport:
         # Outside the clause: what the HTTP library says may quote the signed address.
         raise broken
 
-    def pay_no_more(self) -> None:
-        """Refuse each paid request that is not in the air yet, and every repeat to come."""
-        self._pays = False
-        for pause in self._pauses:
-            pause.cancel()
+    def until_closed(self) -> "UntilClosed":
+        """Return a block that ends with a `UsageError` when this transport is closed."""
+        self._check_running()
+        return UntilClosed(self._scopes)
+
+    def stop(self) -> None:
+        """End every free request and download, and refuse every paid one that is not in flight."""
+        self._is_stopped = True
+        self._gate.close(closed)
+        now = asyncio.get_running_loop().time()
+        while self._scopes:
+            # aiohttp wakes no reader when its session is closed, so they would wait for ever.
+            self._scopes.pop().reschedule(now)
 
     async def aclose(self) -> None:
         """
@@ -316,15 +325,46 @@ class Transport:
 
         A paid request in the air is waited for, since its answer holds the id of a paid task.
         """
-        self.pay_no_more()
+        self.stop()
         try:
             if self._in_the_air:
                 await asyncio.wait(self._in_the_air, timeout=self._timeouts.total)
         finally:
-            self._gate.close(closed)
             if self._borrowed is None:
                 await self._free.close()
                 await self._paid.close()
+
+
+@attrs.define(eq=False)
+class UntilClosed:
+    """
+    A block that closing ends, whatever it waits for.
+
+    No `asynccontextmanager`: the loop registers asynchronous generators, at each request.
+    """
+
+    _scopes: set[asyncio.Timeout]
+    _scope: asyncio.Timeout = attrs.field(init=False, factory=lambda: asyncio.timeout(None))
+
+    async def __aenter__(self) -> None:
+        await self._scope.__aenter__()
+        self._scopes.add(self._scope)
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._scopes.discard(self._scope)
+        try:
+            await self._scope.__aexit__(exc_type, exc, traceback)
+        except TimeoutError:
+            failure = closed()
+        else:
+            return
+        # Outside of the clause, since what was interrupted says nothing more.
+        raise failure
 
 
 @attrs.define(eq=False)
@@ -389,10 +429,14 @@ def quoted(text: str) -> str:
 _UNSENDABLE: Final = re.compile(r"[^!-~]+")
 
 
+CLIENT: Final = "client"
+"""The field of the error for a closed client."""
+
+
 def closed() -> UsageError:
     """Give the error for a call on a client that someone has begun to close."""
     return usage_error(
-        "client",
+        CLIENT,
         "The client was closed in this event loop.",
         "Enter it again with `async with`, or make a new one; tasks are found by their ids.",
     )

@@ -157,8 +157,11 @@ class Submitter(Protocol):
     def check_open(self) -> None:
         """Refuse what comes after closing."""
 
+    async def submit(self, request: Generation, *, custom_id: str) -> Task:
+        """Submit a job that has a name."""
+
     async def submit_job(self, request: Generation, plan: Plan | None) -> Task:
-        """Submit a job."""
+        """Submit a job that is known by its content."""
 
     def attach(self, job: Job, request: Generation) -> Task:
         """Give a handle on a task that an earlier run submitted."""
@@ -271,6 +274,8 @@ class Batch:
                 self.summary.running -= 1
                 if outcome is not None:
                     self.summary.add(outcome)
+                    if outcome.clip is not None and outcome.error is None:
+                        outcome.clip.task.hand_out()
                     yield outcome
                 # Only now: an outcome that nobody takes must not make room for another job.
                 free.release()
@@ -345,8 +350,10 @@ class Batch:
         state = known.state if known else JobState.PLANNED
         if known is None or state is JobState.PLANNED:
             return await self._make(outcome, item.request, plan, path)
+        if state is JobState.SUBMITTING and plan.custom_id is not None:
+            return await self._make(outcome, item.request, plan, path)
         if state in {JobState.SUBMITTING, JobState.IN_DOUBT}:
-            return attrs.evolve(outcome, error=_in_doubt(known), task_id=known.task_id)
+            return attrs.evolve(outcome, error=in_doubt_of(known), task_id=known.task_id)
         if state is JobState.FAILED:
             return attrs.evolve(outcome, error=_failed(known))
         if state is JobState.SAVED:
@@ -373,7 +380,11 @@ class Batch:
             if self._is_hopeless:
                 return None
             cost = None  # from here on it may be charged, and the amount is unknown
-            task = await self._client.submit_job(request, plan if self._journal else None)
+            if plan.custom_id is None:
+                task = await self._client.submit_job(request, plan if self._journal else None)
+            else:
+                # Under one name there is one task, also if another batch is submitting it now.
+                task = await self._client.submit(request, custom_id=plan.custom_id)
             self.summary.submitted += 1
             result = await self._follow(outcome, task, path)
             cost = 0.0 if result.refunded else result.points
@@ -409,7 +420,7 @@ class Batch:
         """Wait for a task that is paid for, and save its clip."""
         outcome = attrs.evolve(outcome, task_id=task.id)
         try:
-            clip = await task.wait(timeout=self._timeout)
+            clip = await task.ended(self._timeout)
             record = clip.record
             outcome = attrs.evolve(
                 outcome, clip=clip, points=record.points, refunded=record.refunded
@@ -703,7 +714,8 @@ def _unexpected(error: BaseException, task_id: str | None) -> errors.UnexpectedE
     return errors.UnexpectedError(_described(error), money, advice, task_id)
 
 
-def _in_doubt(job: Job) -> errors.SubmissionInDoubt:
+def in_doubt_of(job: Job) -> errors.SubmissionInDoubt:
+    """Return the error for a job that an earlier submission left in doubt."""
     return errors.SubmissionInDoubt(
         f"An earlier run submitted this and got no clear answer ({job.error or 'none so far'}).",
         "It may have been accepted and charged; it was not sent again.",

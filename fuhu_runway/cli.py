@@ -471,7 +471,7 @@ class Errand:
         saving = self.submitting
         if saving is not None:
             await self._await_answer()
-            for task in self.client.unclaimed:
+            for task in self.client.unfinished:
                 self.accept(task, saving)
         self.screen.close()
         self.screen.say(f"Stopped. {self._outlook()}")

@@ -1,9 +1,12 @@
 """What a user holds: `Client`, with one method for each thing that the gateway can be asked."""
 
 import asyncio
+import contextvars
 import itertools
 import os
+import threading
 import warnings
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from functools import partial
@@ -22,18 +25,27 @@ from ._clock import Clock, LoopClock
 from ._deliveries import ENDPOINT_NAMES, Deliveries
 from ._engine import Engine, Settings
 from ._gateway import BALANCE_ENDPOINTS, ENDPOINTS, GATEWAYS, NOWHERE, SUBMITS, Endpoint
-from ._outstanding import Name
 from ._polling import Poller, Watch, name_of
 from ._redact import redact
-from ._retry import fate_of
+from ._retry import fate_of, in_doubt
 from ._schedule import kind_of
 from ._submission import Submission
 from ._transport import closed
+from ._unfinished import Name, Origin
 from ._wire import Reply, Request, ask_balance, ask_task, build, read_balance, read_task
-from .batch import Batch, Outcome, Source
-from .downloads import Progress, origin_of
+from .background import BackgroundJob, followed
+from .batch import Batch, Outcome, Source, in_doubt_of
+from .downloads import Progress, check_vacant, origin_of
 from .downloads import Source as ClipSource
-from .errors import Fate, RunwayError, SubmissionInDoubt, discreet, discreetly_made
+from .errors import (
+    Fate,
+    NoReply,
+    RunwayError,
+    SubmissionInDoubt,
+    copied,
+    discreet,
+    discreetly_made,
+)
 from .journal import Entry, Job, JobState, Journal, Plan, plan_of
 from .models import (
     DEFAULT_MODEL,
@@ -55,6 +67,7 @@ from .models import (
     VideoToVideo,
     is_reachable_address,
     is_web_address,
+    require_text,
     usage_error,
 )
 from .task import Clip, Task
@@ -67,7 +80,34 @@ KEY_VARIABLE: Final = "FUHU_API_KEY"
 URL_VARIABLE: Final = "FUHU_BASE_URL"
 DEFAULT_GATEWAY: Final = "fuhuapi"
 
+NAMES_KEPT: Final = 10_000
+"""How many custom ids a client with a journal remembers itself, so as not to ask the journal."""
+
 _NUMBERS: Final = itertools.count(1)
+
+
+@attrs.define(eq=False)
+class _Named:
+    """One submission under a name."""
+
+    #: Where it is made.
+    loop: asyncio.AbstractEventLoop
+    work: "asyncio.Task[Task]"
+    #: How many callers wait for it, and whether all of them were cancelled.
+    callers: int = 0
+    is_left: bool = False
+    #: The request that goes on after that, if it was sent.
+    flight: "asyncio.Task[TaskRecord] | None" = None
+    #: Done when the next submission under the name may begin.
+    over: "asyncio.Future[None]" = attrs.field(
+        default=attrs.Factory(lambda self: self.loop.create_future(), takes_self=True)
+    )
+
+
+def _is_cancelled() -> bool:
+    """Return whether the running task was cancelled, rather than what it waited for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 class Client:
@@ -167,29 +207,46 @@ class Client:
         )
         #: Where requests go, and how they are spelled.
         self.gateway: Gateway = _resolved(gateway, base_url)
-        #: Tasks that were accepted after whoever submitted them had been cancelled, and those of
-        #: submissions in doubt that a delivery told of.
-        self.unclaimed: list[Task] = []
+        self._entered: Counter[asyncio.AbstractEventLoop] = Counter()
+        self._closing: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
+        #: Custom id to the task that it names, to the submission in flight that will, to the
+        #: submission that may have, and to what follows the task in the background.
+        self._names: dict[str, Name] = {}
+        self._named: dict[str, _Named] = {}
+        self._naming = threading.Lock()
+        self._doubts: dict[str, SubmissionInDoubt] = {}
+        self._jobs: WeakValueDictionary[str, BackgroundJob] = WeakValueDictionary()
         self._has_recalled = False
+        #: Handles that no caller has, with what webhooks said of their tasks.
+        self._unclaimed: dict[Name, Task] = {}
         self._deliveries = Deliveries(
             receiver=self._callbacks,
             home=ref(self),
             engines=self._engines,
             journal=self.journal,
-            outstanding=self._settings.outstanding,
+            unfinished=self._settings.unfinished,
             hooks=self._hooks,
             clock=self._clock,
         )
 
     def __repr__(self) -> str:
-        loops = "".join(f", {e.gate!r}, {e.poller!r}" for e in self._engines.values())
+        engines = list(self._engines.values())
+        loops = "".join(f", {one.gate!r}, {one.poller!r}" for one in engines)
         return f"<Client {self.gateway.base_url}{loops}>"
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         if loop in self._closed_in:
-            await self.aclose()  # somebody may still be at it
+            await self.aclose()  # it may still be closing
             self._closed_in.discard(loop)
+        self._entered[loop] += 1
+        try:
+            if self.journal is not None:
+                # Here, not at the first request: a server that cannot have it must not start.
+                await self._recall(self.journal)
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
         return self
 
     async def __aexit__(
@@ -198,7 +255,11 @@ class Client:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.aclose()
+        loop = asyncio.get_running_loop()
+        self._entered[loop] -= 1
+        if self._entered[loop] <= 0:
+            del self._entered[loop]
+            await self.aclose()
 
     def __del__(self) -> None:
         # An instance whose checks failed has no engines yet.
@@ -212,56 +273,92 @@ class Client:
 
     async def aclose(self) -> None:
         """
-        Close what this client opened in the running loop; calling it again is fine.
+        Close what this client opened in the running loop. Call it again at any time.
 
-        From here on each call in this loop is refused, before anything is sent. Waits that are
-        under way end with `WaitAbandoned`; their tasks go on. A paid request in the air is waited
-        for, since only its answer tells the id of the task. What is unfinished then is in
-        `outstanding`.
+        From here on each call in this loop is refused, before anything is sent. Waits and
+        downloads that are under way end with errors of their own, and their tasks go on at the
+        gateway. A paid request in flight is waited for, for up to `Timeouts.total`, since only its
+        answer holds the id of the task: cancelling this call does not cancel that. What is not
+        finished then is in `unfinished`.
         """
         loop = asyncio.get_running_loop()
         self._closed_in.add(loop)
+        closing = self._closing.get(loop)
+        if closing is None:
+            # A task of its own, so that a cancelled caller does not let go of paid requests.
+            closing = loop.create_task(self._close(loop), context=contextvars.Context())
+            self._closing[loop] = closing
+            closing.add_done_callback(lambda _: self._closing.pop(loop, None))
+        await asyncio.shield(closing)
+
+    async def _close(self, loop: asyncio.AbstractEventLoop) -> None:
         engine = self._engines.get(loop)
         if engine is not None:
             await engine.aclose()
-        if self.journal is not None and self._owns_journal:
+        named = [one.work for one in list(self._named.values()) if one.loop is loop]
+        await asyncio.gather(*named, return_exceptions=True)
+        # Another loop may have requests in flight, which have to be written down.
+        others = any(not one.is_closed() for one in list(self._engines))
+        if self.journal is not None and self._owns_journal and not others:
+            self._has_recalled = False
             await self.journal.aclose()
 
-    @property
-    def outstanding(self) -> tuple[Task, ...]:
+    def end_waits(self) -> None:
         """
-        The tasks that were submitted or waited for here, and whose end has not been seen.
+        End every wait in the running loop with `WaitAbandoned`, without closing the client.
 
-        They are paid for, and go on at the gateway whatever becomes of this process, so an app
-        that ends writes down their ids: `[task.id for task in client.outstanding]`. Among them
-        are those that nobody waits for any more, those that are `unclaimed`, and those whose
-        handle is gone, for which there is a new one. Good before and after `aclose()`, in any
-        loop; after it nothing is missing.
+        For a server that shuts down: open streams of updates end, so that the shutdown can begin.
+        Background jobs and batches wait as well, so theirs end too. The tasks go on at the
+        gateway, and may be waited for again.
+        """
+        engine = self._engines.get(asyncio.get_running_loop())
+        if engine is not None:
+            engine.poller.abandon()
+
+    @property
+    def unfinished(self) -> tuple[Task, ...]:
+        """
+        Every task that is paid for and not yet saved, handed out or known to have failed.
+
+        An app that stops writes down their ids: `[task.id for task in client.unfinished]`. A task
+        leaves the list when a wait returns its clip, unless that is being saved then; when its
+        file is whole; and when it has failed. It stays whichever way its caller went: also if the
+        caller was cancelled while the request was in flight, or let go of the handle. With a
+        journal, the list begins with what earlier processes left. Good in any loop, before and
+        after `aclose()`.
         """
         return tuple(
-            self._handles.get(name) or self._handle(*name, accepted_at)
-            for name, accepted_at in self._settings.outstanding
+            self._handles.get(name) or self._handle(name, origin)
+            for name, origin in self._settings.unfinished
         )
 
     # Paid calls
 
     @discreet
-    async def submit(self, request: Generation) -> Task:
+    async def submit(
+        self, request: Generation, *, custom_id: str | None = None, tag: str | None = None
+    ) -> Task:
         """
-        Start one piece of work and give its handle: the one way in for every request.
+        Start one piece of work and return its handle: the one way in for every request.
 
-        Spends points as soon as the gateway accepts it. Sent at most once: it is repeated only
+        Spends points as soon as the gateway accepts it. Sent at most once: it is retried only
         where it provably was not accepted, and if that is not known, `SubmissionInDoubt` is
-        raised and nothing is repeated. If the caller is cancelled while the request is in the
-        air, the request goes on and its task appears in `unclaimed`.
+        raised and nothing is sent again. If the caller is cancelled while the request is in
+        flight, the request goes on and its task appears in `unfinished`.
 
         Args:
             request: What to make.
+            custom_id: Your own name for it, such as an order number. The same name is the same
+                task: a second submit under it, also at the same time, returns the first one's
+                task and sends nothing; with a journal, also after a restart.
+            tag: Text of yours that travels with the task into events, `unfinished` and the
+                journal.
 
         Returns:
-            The task; `await task.wait()` gives the clip.
+            The task; `await task.wait()` returns the clip.
 
         Raises:
+            UsageError: An argument is wrong, or the client is closed; nothing was sent.
             InvalidRequest: The gateway refused the arguments; nothing was charged.
             Unauthorized: The key may not do this; nothing was charged.
             OutOfCredits: There is not enough left; nothing was charged.
@@ -269,7 +366,8 @@ class Client:
             ModelUnavailable: No channel offers the model; nothing was charged.
             NotSent: The gateway could not be reached; nothing was charged.
             NotFound: There is no such route, or a web page in its place; nothing was charged.
-            SubmissionInDoubt: Sent, and its fate is unknown.
+            SubmissionInDoubt: Sent, and its fate is unknown; now, or under this name before.
+            JournalError: The journal cannot be used; nothing was sent.
 
         Source:
             api-facts 1.2 to 1.5, 5.1 and 5.2.
@@ -279,7 +377,186 @@ class Client:
             raise usage_error(
                 "request", f"request is of type {type(request).__name__}.", f"Use one of {kinds}."
             )
-        return await self.submit_job(request, None)
+        if tag is not None:
+            require_text("tag", tag)
+        if custom_id is None:
+            return await self.submit_job(request, None, tag=tag)
+        require_text("custom_id", custom_id)
+        return await self._submit_named(request, custom_id, tag)
+
+    async def _submit_named(self, request: Generation, custom_id: str, tag: str | None) -> Task:
+        """Submit once for all callers that use one name at the same time."""
+        loop = asyncio.get_running_loop()
+        while True:
+            with self._naming:
+                named = self._named.get(custom_id)
+                if named is None or named.loop.is_closed():
+                    work = loop.create_task(self._submit_once(request, custom_id, tag))
+                    named = self._named[custom_id] = _Named(loop, work)
+                    work.add_done_callback(partial(self._end_named, custom_id, named))
+            if named.loop is not loop:
+                # Another thread has begun, so it is done there for this caller as well.
+                joining = self._submit_named(request, custom_id, tag)
+                elsewhere = asyncio.run_coroutine_threadsafe(joining, named.loop)
+                try:
+                    return await asyncio.wrap_future(elsewhere)
+                except asyncio.CancelledError:
+                    if _is_cancelled():
+                        raise
+                    continue  # that loop ended meanwhile
+            if named.is_left:
+                await asyncio.wait([named.over])
+                continue
+            named.callers += 1
+            try:
+                return await asyncio.shield(named.work)
+            except RunwayError as error:
+                failure = copied(error)
+            except asyncio.CancelledError:
+                if named.callers == 1:
+                    # As without a name: what was not sent is not sent, what was sent goes on.
+                    named.is_left = True
+                    named.work.cancel()
+                raise
+            finally:
+                named.callers -= 1
+            raise failure
+
+    def _end_named(self, custom_id: str, named: "_Named", work: "asyncio.Task[Task]") -> None:
+        """Free a name, once the request that was sent under it has its answer."""
+
+        def end(_: object) -> None:
+            self._named.pop(custom_id, None)
+            named.over.set_result(None)
+
+        if not work.cancelled():
+            work.exception()  # or asyncio would report it where every caller is cancelled
+        if named.flight is None or named.flight.done():
+            end(work)
+        else:
+            named.flight.add_done_callback(end)
+
+    async def _submit_once(self, request: Generation, custom_id: str, tag: str | None) -> Task:
+        task = await self.find(custom_id)
+        if task is not None:
+            return task
+        if custom_id in self._doubts:
+            raise copied(self._doubts[custom_id])
+        self.check_open()
+        plan = None
+        if self.journal is not None:
+            plan = plan_of(request, f"id:{custom_id}", custom_id, tag)
+            job = await self.journal.plan(plan, self._clock.wall())
+            if job.state in {JobState.SUBMITTING, JobState.IN_DOUBT}:
+                raise in_doubt_of(job)
+            if job.state is JobState.FAILED:
+                # Refused before anything was charged, or `find` would have its task.
+                await self.journal.step(job.key, JobState.PLANNED, self._clock.wall())
+        return await self.submit_job(request, plan, custom_id=custom_id, tag=tag)
+
+    async def start(
+        self,
+        work: Generation | Task | str,
+        *,
+        save: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
+        custom_id: str | None = None,
+        tag: str | None = None,
+        timeout: float | None = DEFAULT_WAIT,
+    ) -> BackgroundJob:
+        """
+        Submit a request and follow it in the background; return as soon as it is accepted.
+
+        For servers: a route starts the job and answers, while the client waits for the clip, saves
+        it, and tries again for some minutes where saving it fails. Until the file is whole the
+        task is in `unfinished`. Its end is a `JobEnded` event, and `await job` waits for it.
+        Closing the client ends the following; the task goes on at the gateway.
+
+        Spends points as `submit` does, with the same errors.
+
+        Args:
+            work: A request, a prompt, or a task that exists already, such as one of `unfinished`.
+            save: The file to write; None saves none, and the clip is what `await job` returns.
+            overwrite: Whether a file of that name may be replaced.
+            custom_id: Your own name for it; the same name is the same task and is paid once.
+            tag: Text of yours that travels with the job.
+            timeout: How long to wait for the task, in seconds; None waits for ever.
+        """
+        check(save=save, overwrite=overwrite, timeout=timeout)
+        path = None if save is None else Path(save)
+        if isinstance(work, Task):
+            self._check_own(work, custom_id, tag)
+        request = TextToVideo(work) if isinstance(work, str) else work
+        going_on = self._going_on(custom_id)
+        if going_on is not None:
+            return going_on
+        engine = self._engine()
+        is_saved = path is not None and await self._is_saved(custom_id, path)
+        if path is not None and not is_saved:
+            check_vacant(path, overwrite=overwrite)
+        if isinstance(request, Task):
+            task = request
+        else:
+            task = await self.submit(request, custom_id=custom_id, tag=tag)
+            # Two calls under one name, at once, share the task: they share the file as well.
+            going_on = self._going_on(custom_id)
+            if going_on is not None:
+                return going_on
+        file, pause = None if is_saved else path, engine.transport.pause
+        following = followed(task, file, timeout, pause, overwrite=overwrite)
+        job = BackgroundJob(task, path, engine.follow(following), self._hooks)
+        if task.custom_id is not None:
+            self._jobs[task.custom_id] = job
+        return job
+
+    def _going_on(self, custom_id: str | None) -> BackgroundJob | None:
+        job = None if custom_id is None else self._jobs.get(custom_id)
+        return None if job is None or job.done() else job
+
+    def _check_own(self, task: Task, custom_id: str | None, tag: str | None) -> None:
+        if not task.belongs_to(self):
+            raise usage_error(
+                "work",
+                "The task belongs to another client.",
+                "Attach to it here: client.task(task.id).",
+            )
+        if custom_id is not None or tag is not None:
+            raise usage_error(
+                "custom_id" if tag is None else "tag",
+                "A task that exists already cannot be given a name or a tag.",
+                "Give them when you submit it.",
+            )
+
+    async def _is_saved(self, custom_id: str | None, path: Path) -> bool:
+        """Return whether the file is what the journal says was saved under this name."""
+        if self.journal is None or custom_id is None:
+            return False
+        job = await self.journal.find(f"id:{custom_id}")
+        if job is None or job.state is not JobState.SAVED:
+            return False
+        return job.file_bytes == await asyncio.to_thread(_size_of, path)
+
+    async def find(self, custom_id: str) -> Task | None:
+        """
+        Return the task that was submitted under a name, here or by what the journal knows.
+
+        Free, and sends nothing. None where there is no such task: nothing was submitted under the
+        name, or it was refused, or it is in doubt.
+
+        Raises:
+            UsageError: The name is no text, or the client is closed.
+            JournalError: The journal cannot be used.
+        """
+        require_text("custom_id", custom_id)
+        self.check_open()
+        name = self._names.get(custom_id)
+        if name is not None:
+            return self._handles.get(name) or self._handle(name, Origin(custom_id=custom_id))
+        job = None if self.journal is None else await self.journal.find(f"id:{custom_id}")
+        known = {JobState.ACCEPTED, JobState.FINISHED, JobState.SAVED, JobState.FAILED}
+        if job is None or job.task_id is None or job.state not in known:
+            return None
+        return self.attach(job)
 
     def check_open(self) -> None:
         """Refuse what would open a journal anew that nobody closes again; for batches."""
@@ -295,25 +572,40 @@ class Client:
                 task_id, self._number, endpoint, job.model, job.seconds, job.traceparent
             )
         )
-        return Task(
+        task = Task(
             self,
             task_id,
             official=job.endpoint == OfficialImageToVideo.__name__,
             request=request,
             submitted_at=self._clock.now() - max(0.0, self._clock.wall() - (job.accepted_at or 0)),
+            custom_id=job.custom_id,
+            tag=job.tag,
         )
+        self._keep(task)
+        return task
 
     @discreet
-    async def submit_job(self, request: Generation, plan: Plan | None) -> Task:
+    async def submit_job(
+        self,
+        request: Generation,
+        plan: Plan | None,
+        *,
+        custom_id: str | None = None,
+        tag: str | None = None,
+    ) -> Task:
         """Do what `submit` does for a job that the journal knows already; for batches."""
         engine = self._engine()
         job = plan
         if job is None and self.journal is not None:
-            job = plan_of(request, f"single:{uuid4()}")
+            job = plan_of(request, f"single:{uuid4()}", tag=tag)
         address = self._deliveries.address(request, job)
+        if address is not None:
+            address.custom_id, address.tag = custom_id, tag
         wire = self._submission(request, address)
         submission = Submission(
-            wire.endpoint.name, self._number, self._hooks, self._clock, request, address
+            *(wire.endpoint.name, self._number, self._hooks, self._clock, request, address),
+            custom_id=custom_id,
+            tag=tag,
         )
         with submission.told():
             if self.journal is not None and job is not None:
@@ -325,12 +617,14 @@ class Client:
                 try:
                     record = await engine.transport.call(
                         wire,
-                        partial(self._read_accepted, _tells_of(request)),
+                        partial(self._read_accepted, submission),
                         unclaimed=partial(self._leave, engine, submission),
                         around=submission.sending,
                         submission=submission.number,
                     )
-                except SubmissionInDoubt:
+                except SubmissionInDoubt as error:
+                    if custom_id is not None:
+                        self._doubts[custom_id] = error
                     # While the answer was waited for, a delivery may have told what it would have.
                     found = await self._deliveries.told_instead(engine, address)
                     if found is None:
@@ -362,6 +656,9 @@ class Client:
         motion: MotionVector | None = None,
         # whatever else the gateway takes
         extra: dict[str, Any] | None = None,
+        # what it is to you
+        custom_id: str | None = None,
+        tag: str | None = None,
     ) -> Task:
         """
         Start one clip from words, or from a picture and words, and give its handle.
@@ -380,6 +677,8 @@ class Client:
             style: The look.
             motion: How the camera moves.
             extra: Further fields for the request's body.
+            custom_id: Your own name for it, as in `submit`: the same name is paid once.
+            tag: Text of yours that travels with the task.
 
         Returns:
             The task; `await task.wait()` gives the clip.
@@ -406,7 +705,7 @@ class Client:
                     "last_image, image_as_end_frame and flip need an image, and none was given.",
                     "Give the image, or leave them out: this would be charged as text to video.",
                 )
-            return await self.submit(TextToVideo(prompt, **common))
+            return await self.submit(TextToVideo(prompt, **common), custom_id=custom_id, tag=tag)
         return await self.submit(
             ImageToVideo(
                 prompt,
@@ -415,7 +714,9 @@ class Client:
                 image_as_end_frame=image_as_end_frame,
                 flip=flip,
                 **common,
-            )
+            ),
+            custom_id=custom_id,
+            tag=tag,
         )
 
     @discreet
@@ -429,6 +730,9 @@ class Client:
         flip: bool = False,
         model: str = DEFAULT_MODEL,
         extra: dict[str, Any] | None = None,
+        # what it is to you
+        custom_id: str | None = None,
+        tag: str | None = None,
     ) -> Task:
         """
         Start redrawing a clip in another style and give its handle.
@@ -443,6 +747,8 @@ class Client:
             flip: Portrait in place of landscape.
             model: The model.
             extra: Further fields for the request's body.
+            custom_id: Your own name for it, as in `submit`: the same name is paid once.
+            tag: Text of yours that travels with the task.
 
         Returns:
             The task; `await task.wait()` gives the clip.
@@ -463,7 +769,9 @@ class Client:
                 flip=flip,
                 model=model,
                 extra={} if extra is None else extra,
-            )
+            ),
+            custom_id=custom_id,
+            tag=tag,
         )
 
     @discreet
@@ -476,6 +784,9 @@ class Client:
         motion_multiplier: int | None = None,
         flip: bool | None = None,
         extra: dict[str, Any] | None = None,
+        # what it is to you
+        custom_id: str | None = None,
+        tag: str | None = None,
     ) -> Task:
         """
         Start carrying a performance over to a character and give its handle.
@@ -489,6 +800,8 @@ class Client:
             motion_multiplier: How strongly it moves, from 1 to 5.
             flip: Portrait in place of landscape.
             extra: Further fields for the request's body.
+            custom_id: Your own name for it, as in `submit`: the same name is paid once.
+            tag: Text of yours that travels with the task.
 
         Returns:
             The task; `await task.wait()` gives the clip.
@@ -508,7 +821,9 @@ class Client:
                 motion_multiplier=motion_multiplier,
                 flip=flip,
                 extra={} if extra is None else extra,
-            )
+            ),
+            custom_id=custom_id,
+            tag=tag,
         )
 
     def batch(
@@ -648,7 +963,7 @@ class Client:
         check(official=official)
         wire = self._task_request(_checked_id(task_id), official=official)
         record = await self._engine().transport.call(self._discreet(wire), read_task)
-        self._settings.outstanding.seen(name_of(wire), record)
+        self._settings.unfinished.seen(name_of(wire), record)
         return record
 
     @discreet
@@ -675,7 +990,9 @@ class Client:
 
     def _discreet(self, wire: Request) -> Request:
         """Give a request of no handle that knows, for its errors, what the handles were sent."""
-        told = (secret for task in self._handles.values() for secret in task.secrets())
+        # The references are copied at once, since other threads may go on.
+        handles = (handle() for handle in self._handles.valuerefs())
+        told = (secret for task in handles if task is not None for secret in task.secrets())
         return wire.hiding(*told)
 
     # For the handles
@@ -686,6 +1003,13 @@ class Client:
         watch = self._watch(poller, task)
         self._handles.setdefault(watch.name, task)
         return poller, watch
+
+    def hand_out(self, task: Task) -> None:
+        """Record that a wait returns the clip of a task to its caller; for handles."""
+        name = _name_of(task)
+        if name in self._settings.unfinished:
+            self._settings.unfinished.done(name)
+            self._hooks.emit(events.ClipHandedOut(task.id))
 
     async def save(
         self,
@@ -706,9 +1030,15 @@ class Client:
             origin_of(self.gateway.base_url or ""),
         )
         downloader = self._engine().downloader
-        return await downloader.save(
+        # On the list again until the file is whole: an app may be stopped half-way.
+        task, name = clip.task, _name_of(clip.task)
+        origin = Origin(task.submitted_at, task.custom_id, task.tag)
+        self._settings.unfinished.saving(name, origin)
+        saved = await downloader.save(
             source, path, overwrite=overwrite, max_bytes=max_bytes, on_progress=on_progress
         )
+        self._settings.unfinished.done(name)
+        return saved
 
     async def look_for(
         self, engine: Engine, task_id: str, request: Generation | None
@@ -729,10 +1059,17 @@ class Client:
         """Keep a task whose submission got no answer; for deliveries."""
         ago = max(0.0, self._clock.wall() - address.made_at)
         submitted_at = self._clock.now() - ago
-        task = Task(self, record.task_id, request=request, submitted_at=submitted_at)
+        task = Task(
+            self,
+            record.task_id,
+            request=request,
+            submitted_at=submitted_at,
+            custom_id=address.custom_id,
+            tag=address.tag,
+        )
+        self._keep(task)
+        self._claim_later(task)
         watch = self._follow(engine, task, address)
-        self._handles[watch.name] = task
-        self.unclaimed.append(task)
         self._hooks.emit(events.SubmissionFound(endpoint, task.id))
         engine.poller.take_told(watch, record)
 
@@ -770,24 +1107,69 @@ class Client:
         kind = kind_of(task.request)
         return poller.watch(wire, task.submitted_at, task.record, kind, is_addressed=is_addressed)
 
-    def _handle(self, endpoint: str, task_id: str, submitted_at: float | None) -> Task:
-        official = endpoint == _feed(official=True).name
-        return Task(self, task_id, official=official, submitted_at=submitted_at)
+    def _handle(self, name: Name, origin: Origin) -> Task:
+        """Return a new handle on a task whose own one is gone."""
+        endpoint, task_id = name
+        return Task(
+            self,
+            task_id,
+            official=endpoint == _feed(official=True).name,
+            submitted_at=origin.accepted_at,
+            custom_id=origin.custom_id,
+            tag=origin.tag,
+        )
+
+    def _keep(self, task: Task) -> None:
+        """Find *task* again by its id, and by its name if it has one."""
+        name = _name_of(task)
+        self._handles[name] = task
+        if task.custom_id is not None:
+            self._name(task.custom_id, name)
+            self._doubts.pop(task.custom_id, None)
+
+    def _claim_later(self, task: Task) -> None:
+        """Hold a handle whose caller was cancelled, for as long as its task is unfinished."""
+        unfinished = self._settings.unfinished
+        held = [*self._unclaimed.items(), (_name_of(task), task)]
+        self._unclaimed = {name: handle for name, handle in held if name in unfinished}
+
+    def _name(self, custom_id: str, name: Name) -> None:
+        self._names[custom_id] = name
+        if self.journal is not None and len(self._names) > NAMES_KEPT:
+            del self._names[next(iter(self._names))]
 
     def _task_request(self, task_id: str, *, official: bool) -> Request:
         return ask_task(task_id, _feed(official=official), self.gateway, self._key)
 
-    async def _entry(
-        self, journal: Journal, plan: Plan, traceparent: str | None, *, is_new: bool
-    ) -> Entry:
-        if not self._has_recalled:
-            self._has_recalled = True
+    async def _recall(self, journal: Journal) -> None:
+        """Read once what earlier processes left: durations, doubts, unfinished tasks."""
+        if self._has_recalled:
+            return
+        self._has_recalled = True
+        try:
             self._settings.learner.recall(await journal.durations())
             self.check_open()
             doubts = (await journal.counts())[JobState.IN_DOUBT]
             if doubts:
                 self._hooks.emit(events.DoubtsFound(doubts))
             self.check_open()
+            now, wall = self._clock.now(), self._clock.wall()
+            for job in await journal.unfinished():
+                feed = _feed(official=job.endpoint == OfficialImageToVideo.__name__)
+                ago = max(0.0, wall - (job.accepted_at or wall))
+                origin = Origin(now - ago, job.custom_id, job.tag)
+                name = (feed.name, str(job.task_id))
+                if name not in self._settings.unfinished:
+                    self._settings.unfinished.accepted(name, origin)
+            self.check_open()
+        except BaseException:
+            self._has_recalled = False
+            raise
+
+    async def _entry(
+        self, journal: Journal, plan: Plan, traceparent: str | None, *, is_new: bool
+    ) -> Entry:
+        await self._recall(journal)
         if is_new:
             # A job of a batch has its row already.
             await journal.plan(plan, self._clock.wall())
@@ -800,12 +1182,15 @@ class Client:
         wire = build(request, self.gateway, self._key, self._callbacks.url(address))
         return wire.hiding(self._callbacks.token(address))
 
-    def _read_accepted(self, feed: Endpoint, reply: Reply) -> TaskRecord:
-        """Read the answer to a submit, and keep the id before anyone can be cancelled."""
+    def _read_accepted(self, submission: Submission, reply: Reply) -> TaskRecord:
+        """Read the answer to a submit, and keep the id before any caller can be cancelled."""
         record = read_task(reply)
-        name = (feed.name, record.task_id)
-        self._settings.outstanding.accepted(name, self._clock.now())
-        self._settings.outstanding.seen(name, record)
+        name = (_tells_of(submission.request).name, record.task_id)
+        origin = Origin(self._clock.now(), submission.custom_id, submission.tag)
+        self._settings.unfinished.accepted(name, origin)
+        self._settings.unfinished.seen(name, record)
+        if submission.custom_id is not None:
+            self._name(submission.custom_id, name)
         return record
 
     def _accepted(self, submission: Submission, record: TaskRecord) -> Task:
@@ -819,8 +1204,10 @@ class Client:
             request=request,
             record=record,
             submitted_at=self._clock.now(),
+            custom_id=submission.custom_id,
+            tag=submission.tag,
         )
-        self._handles[feed.name, task.id] = task
+        self._keep(task)
         return task
 
     def _leave(
@@ -829,6 +1216,8 @@ class Client:
         """See to it that what becomes of a request is told, whose caller goes."""
         submission.leave()
         flight.add_done_callback(partial(self._take_unclaimed, engine, submission))
+        if submission.custom_id is not None:
+            self._named[submission.custom_id].flight = flight
         engine.tasks.hold(flight)
 
     def _take_unclaimed(
@@ -840,13 +1229,17 @@ class Client:
             known = isinstance(error, RunwayError) and fate_of(error) is not Fate.UNKNOWN
             fault = type(error).__name__ if known else SubmissionInDoubt.__name__
             submission.unclaimed(None, fault)
+            if submission.custom_id is not None and not known:
+                cut_off = NoReply("The request was cut off.", "", "")
+                fault_seen = error if isinstance(error, RunwayError) else cut_off
+                self._doubts[submission.custom_id] = in_doubt(fault_seen)
             address = submission.address
             if address is not None and address.is_in_doubt:
                 engine.run(self._deliveries.recover(engine, address))
             return
         task = self._accepted(submission, flight.result())
+        self._claim_later(task)
         self._follow(engine, task, submission.address)
-        self.unclaimed.append(task)
         submission.unclaimed(task.id)
 
     def _engine(self) -> Engine:
@@ -856,8 +1249,8 @@ class Client:
         engine = self._engines.get(loop)
         if engine is None:
             _check_loop(self._settings.session, loop)
-            for ended in [one for one in self._engines if one.is_closed()]:
-                del self._engines[ended]
+            for ended in [one for one in list(self._engines) if one.is_closed()]:
+                self._engines.pop(ended, None)
             engine = self._engines[loop] = Engine(self._settings)
             engine.stay_until_the_loop_ends(partial(self._engines.pop, loop, None))
             self._deliveries.catch_up(engine)
@@ -867,6 +1260,10 @@ class Client:
 def _feed(*, official: bool) -> Endpoint:
     """Give the endpoint that tells of the tasks of one format."""
     return ENDPOINTS["official_task" if official else "feed"]
+
+
+def _name_of(task: Task) -> Name:
+    return _feed(official=task.official).name, task.id
 
 
 def _tells_of(request: Generation) -> Endpoint:
@@ -901,6 +1298,9 @@ class Official:
         seed: int | None = None,
         watermark: bool | None = None,
         extra: dict[str, Any] | None = None,
+        # what it is to you
+        custom_id: str | None = None,
+        tag: str | None = None,
     ) -> Task:
         """
         Start one clip from a picture in the official format and give its handle.
@@ -918,6 +1318,8 @@ class Official:
             seed: The same seed and request give similar clips: 0 to 4294967295.
             watermark: Whether the clip carries a watermark; None leaves it to the gateway.
             extra: Further fields for the request's body.
+            custom_id: Your own name for it, as in `submit`: the same name is paid once.
+            tag: Text of yours that travels with the task.
 
         Returns:
             The task; `await task.wait()` gives the clip.
@@ -940,7 +1342,9 @@ class Official:
                 seed=seed,
                 watermark=watermark,
                 extra={} if extra is None else extra,
-            )
+            ),
+            custom_id=custom_id,
+            tag=tag,
         )
 
     def task(self, task_id: str) -> Task:
@@ -963,6 +1367,10 @@ class Official:
             api-facts 6.
         """
         return await self._client.feed(task_id, official=True)
+
+
+def _size_of(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
 
 
 def _checked_key(key: object) -> str:

@@ -38,7 +38,7 @@ from ._part import (
     plain_file,
 )
 from ._retry import MAY_REPEAT, delays, fate_of
-from ._transport import Stream, StreamBroken, Transport, quoted
+from ._transport import CLIENT, Stream, StreamBroken, Transport, quoted
 from ._wire import retry_after
 from .errors import DownloadIncomplete, DownloadRefused, GatewayError, RunwayError, UsageError
 from .hooks import DownloadBroken, DownloadFailed, DownloadFinished, DownloadStarted, Hooks
@@ -191,7 +191,20 @@ class _Download:
         """Make attempts until the file is whole, then publish it."""
         with self._disk():
             await _in_thread(self.part.resume)
-        await self._fetch()
+        try:
+            async with self.tools.transport.until_closed():
+                await self._fetch()
+        except UsageError as error:
+            if error.field != CLIENT:
+                raise
+            raise DownloadIncomplete(
+                "The client was closed during the download.",
+                PAID_FOR,
+                "Download again to the same path: it goes on where it broke off.",
+                self.source.task_id,
+                None,
+                self.part.received,
+            ) from error
         with self._disk():
             await self._publish(overwrite)
 

@@ -222,7 +222,7 @@ class WaitTimeout(TaskError, TimeoutError):
 
 
 class WaitAbandoned(TaskError):
-    """The client was closed while someone waited; the task goes on."""
+    """The client was closed during a wait, or `end_waits` was called; the task goes on."""
 
 
 class DownloadError(RunwayError):
@@ -309,3 +309,13 @@ def discreetly_made(make: Callable[P, None]) -> Callable[P, None]:
         raise drop_frames(failure, outer)
 
     return discreet_make
+
+
+R = TypeVar("R", bound=RunwayError)
+
+
+def copied(error: R) -> R:
+    """Return an equal error: one that is raised twice would gather the tracebacks of both."""
+    twin = type(error)(*(getattr(error, field.name) for field in type(error).__attrs_attrs__))
+    twin.__cause__ = error.__cause__
+    return twin

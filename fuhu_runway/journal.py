@@ -44,7 +44,14 @@ from .errors import (
     RunwayError,
     Unauthorized,
 )
-from .hooks import LOGGER, DownloadFinished, Event, TaskSettled
+from .hooks import (
+    LOGGER,
+    ClipHandedOut,
+    DownloadFinished,
+    DownloadStarted,
+    Event,
+    TaskSettled,
+)
 from .models import Generation, TaskState
 
 T = TypeVar("T")
@@ -103,7 +110,8 @@ SCHEMA_VERSION: Final = 3
 
 # 1  the first
 # 2  job.traceparent
-# 3  header; job.task_id is no longer unique, and a job in doubt may have one
+# 3  header, job.tag, job.handed_out_at; job.task_id is no longer unique, and a job in doubt may
+#    have one
 SCHEMA: Final = """
 CREATE TABLE job (
     -- What the job is known by: its custom id, or its content and occurrence.
@@ -138,7 +146,11 @@ CREATE TABLE job (
     finished_at  REAL,
     saved_at     REAL,
     -- Where its last submission was traced, as W3C Trace Context has it.
-    traceparent  TEXT
+    traceparent  TEXT,
+    -- What the caller attached to it.
+    tag          TEXT,
+    -- When a wait returned its clip, which nothing has begun to save since; in Unix seconds.
+    handed_out_at REAL
 ) STRICT;
 CREATE INDEX job_by_state ON job (state);
 CREATE INDEX job_by_task ON job (task_id);
@@ -164,9 +176,10 @@ CREATE TABLE job (
     endpoint TEXT NOT NULL, model TEXT, seconds INTEGER, state TEXT NOT NULL, task_id TEXT,
     submissions INTEGER NOT NULL DEFAULT 0, error TEXT, code TEXT, points REAL,
     refunded INTEGER NOT NULL DEFAULT 0, file_bytes INTEGER, planned_at REAL NOT NULL,
-    submitted_at REAL, accepted_at REAL, finished_at REAL, saved_at REAL, traceparent TEXT
+    submitted_at REAL, accepted_at REAL, finished_at REAL, saved_at REAL, traceparent TEXT,
+    tag TEXT, handed_out_at REAL
 ) STRICT;
-INSERT INTO job SELECT * FROM old_job ORDER BY rowid;
+INSERT INTO job SELECT *, NULL, NULL FROM old_job ORDER BY rowid;
 DROP TABLE old_job;
 CREATE INDEX job_by_state ON job (state);
 CREATE INDEX job_by_task ON job (task_id);
@@ -200,6 +213,8 @@ class Plan:
     model: str | None = None
     #: Length of the clip, in seconds.
     seconds: int | None = None
+    #: What the caller attached to it.
+    tag: str | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -226,12 +241,19 @@ class Job:
     finished_at: float | None = None
     saved_at: float | None = None
     traceparent: str | None = None
+    tag: str | None = None
+    handed_out_at: float | None = None
 
 
 _CHANGEABLE: Final = {field.name for field in attrs.fields(Job)} - {"key", "state"}
 
 
-def plan_of(request: Generation, key: str | None = None, custom_id: str | None = None) -> Plan:
+def plan_of(
+    request: Generation,
+    key: str | None = None,
+    custom_id: str | None = None,
+    tag: str | None = None,
+) -> Plan:
     """Return what the journal may know of a request; its key is the fingerprint by default."""
     mark = fingerprint(request)
     return Plan(
@@ -241,6 +263,7 @@ def plan_of(request: Generation, key: str | None = None, custom_id: str | None =
         custom_id=custom_id,
         model=getattr(request, "model", None),
         seconds=getattr(request, "seconds", None),
+        tag=tag,
     )
 
 
@@ -266,6 +289,8 @@ class Journal:
 
     Args:
         path: The file; made if it is not there, in a folder that is, for its owner alone.
+        wait: How long to wait for another process that has it open, in seconds, as a server does
+            that is replaced while the old one still ends.
 
     Raises:
         JournalBusy: Another process has it open, or had when it forked this one; from any method.
@@ -274,8 +299,9 @@ class Journal:
             cannot hold a value, which is named; from any method.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, wait: float = 0.0) -> None:
         self.path = Path(path)
+        self._wait = wait
         self._todo: queue.SimpleQueue[_Errand | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._former: threading.Thread | None = None
@@ -356,10 +382,19 @@ class Journal:
                 changes["error"] = "TaskFailed"
         elif isinstance(event, DownloadFinished):
             ended, changes = JobState.SAVED, {"file_bytes": event.total_bytes}
+        elif isinstance(event, ClipHandedOut | DownloadStarted):
+            at = time.time() if isinstance(event, ClipHandedOut) else None
+            self._send(_Remark(lambda db: _hand_out(db, event.task_id, at)))
+            return
         else:
             return
         now = time.time()
         self._send(_Remark(lambda db: _note(db, event.task_id, ended, now, changes)))
+
+    async def unfinished(self) -> list[Job]:
+        """Return the jobs that are paid for and not saved, handed out or known to have failed."""
+        every = await self.jobs(JobState.ACCEPTED, JobState.FINISHED)
+        return [job for job in every if job.handed_out_at is None]
 
     async def aclose(self) -> None:
         """Write what is outstanding, let go of the file; opened anew if used again."""
@@ -399,7 +434,7 @@ class Journal:
                 # is on disk by then.
                 self._thread = threading.Thread(
                     target=_work,
-                    args=(self.path, self._todo, self._former),
+                    args=(self.path, self._wait, self._todo, self._former),
                     name="journal",
                     daemon=True,
                 )
@@ -547,7 +582,10 @@ CHECKPOINT_AFTER: Final = 1000
 
 
 def _work(
-    path: Path, todo: "queue.SimpleQueue[_Errand | None]", former: threading.Thread | None
+    path: Path,
+    wait: float,
+    todo: "queue.SimpleQueue[_Errand | None]",
+    former: threading.Thread | None,
 ) -> None:
     """Do errands until there is a None, all that have gathered in one transaction."""
     if former is not None:
@@ -560,7 +598,7 @@ def _work(
         if not batch:
             continue
         try:
-            db = db or _open(path)
+            db = db or _open_within(path, wait)
         except Exception as exc:  # noqa: BLE001  (whoever waits must hear of it)
             _tell((errand, None, _named(exc, path)) for errand in batch)
         else:
@@ -627,6 +665,27 @@ def _do(db: sqlite3.Connection, batch: Iterable[_Errand], path: Path) -> None:
             db.rollback()
         done = [(errand, None, _named(exc, path)) for errand in batch]
     _tell(done)
+
+
+BUSY_PAUSE: Final = 0.05
+"""How often a journal that another process has open is tried again, in seconds."""
+
+
+def _open_within(path: Path, wait: float) -> sqlite3.Connection:
+    """Open the file, as soon as no other process has it, but at most *wait* seconds later."""
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            return _open(path)
+        except sqlite3.OperationalError as exc:
+            if not _is_busy(exc) or time.monotonic() >= deadline:
+                raise
+        time.sleep(BUSY_PAUSE)
+
+
+def _is_busy(exc: Exception) -> bool:
+    # The low byte is the kind, and what is above it says more.
+    return getattr(exc, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -797,6 +856,10 @@ def _note(
         # A task may be polled again after its end was written; what is written stays.
         if to in STEPS[job.state] and job.state is not JobState.SAVED:
             _step(db, job.key, to, now, changes)
+
+
+def _hand_out(db: sqlite3.Connection, task_id: str, at: float | None) -> None:
+    db.execute("UPDATE job SET handed_out_at = ? WHERE task_id = ?", (at, task_id))
 
 
 def _find(db: sqlite3.Connection, name: str) -> Job | None:

@@ -63,7 +63,11 @@ def _is_visible(character: str) -> bool:
 
 def check_text(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
     """Raise unless the value is text that shows something and that every storage can take."""
-    name = attribute.name
+    require_text(attribute.name, value)
+
+
+def require_text(name: str, value: object) -> None:
+    """Raise a `UsageError` about *name* unless *value* is text, as `check_text` does."""
     if not isinstance(value, str):
         kind = type(value).__name__
         raise usage_error(name, f"{name} is of type {kind}.", "Give it as text (str).")
@@ -537,7 +541,7 @@ Generation = TextToVideo | ImageToVideo | VideoToVideo | ActOne | OfficialImageT
 """Any request that makes a task, and so costs points."""
 
 
-class TaskState(enum.Enum):
+class TaskState(enum.StrEnum):
     """Where a task stands, whatever word the gateway has for it (api-facts 3.4)."""
 
     QUEUED = "queued"
@@ -598,6 +602,16 @@ class TaskRecord:
     def raw(self) -> Any:
         """The whole answer as JSON, unknown keys included; None where there is none."""
         return decode(self.answer) if self.answer else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what may be shown and stored, as JSON has it: no prompt, address or raw answer."""
+        shown = [field.name for field in attrs.fields(type(self)) if field.repr]
+        values = {name: getattr(self, name) for name in shown}
+        instants = {
+            name: None if values[name] is None else values[name].isoformat()
+            for name in ("created_at", "updated_at")
+        }
+        return {**values, "state": self.state.value, "notes": list(self.notes), **instants}
 
     @property
     def has_clip(self) -> bool:

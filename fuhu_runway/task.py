@@ -4,7 +4,7 @@ import inspect
 import os
 from collections.abc import AsyncIterator, Callable, Generator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 from urllib.parse import quote
 
 from ._arguments import check
@@ -35,6 +35,9 @@ class Home(Protocol):
     def age(self, task: "Task") -> float | None:
         """Give how long ago *task* was accepted, in seconds; None where that is not known."""
 
+    def hand_out(self, task: "Task") -> None:
+        """Record that a wait returns the clip of *task*."""
+
     def without_secrets(self, text: str, task: "Task") -> str:
         """Give what a gateway says about *task* as it may be shown."""
 
@@ -57,6 +60,8 @@ class Task:
         request: Generation | None = None,
         record: TaskRecord | None = None,
         submitted_at: float | None = None,
+        custom_id: str | None = None,
+        tag: str | None = None,
     ) -> None:
         self._home = home
         self._last = record
@@ -69,6 +74,15 @@ class Task:
         self.request = request
         #: When it was accepted, on the clock of the loop it was made in; None if re-attached.
         self.submitted_at = submitted_at
+        #: Your own name for it, and what you attached to it.
+        self.custom_id = custom_id
+        self.tag = tag
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "A Task belongs to its client and cannot be pickled. Pass task.id on, and attach to it "
+            "there with client.task(id)."
+        )
 
     def __repr__(self) -> str:
         progress = self.record.progress if self.record else None
@@ -133,9 +147,9 @@ class Task:
         """
         check(timeout=timeout, on_update=on_update)
         if on_update is None:
-            poller, watch = self._home.watch_over(self)
-            self._watch = watch
-            return self._clip(await poller.settled(watch, timeout))
+            clip = await self.ended(timeout)
+            self.hand_out()
+            return clip
         async for record in self.updates(timeout=timeout):
             reaction = on_update(record)
             if inspect.isawaitable(reaction):
@@ -155,16 +169,18 @@ class Task:
         check(timeout=timeout)
         poller, watch = self._home.watch_over(self)
         self._watch = watch
-        deadline = poller.deadline(timeout)
+        deadline, abandoned = poller.deadline(timeout), poller.abandoned
         version = watch.version
         if watch.record is not None:
             yield watch.record
         # Also a reader that was busy while the task ended gets the end.
         while not watch.is_settled or watch.version > version:
-            record = await poller.changed(watch, version, timeout, deadline)
+            record = await poller.changed(watch, version, timeout, deadline, abandoned)
             # By now it may have changed again.
             version, record = watch.version, watch.record or record
             yield record
+        if watch.record is not None and watch.record.has_clip:
+            self.hand_out()
 
     async def refresh(self) -> TaskRecord:
         """
@@ -178,6 +194,20 @@ class Task:
         poller, watch = self._home.watch_over(self)
         self._watch = watch
         return await poller.refresh(watch)
+
+    async def ended(self, timeout: float | None) -> "Clip":
+        """Return the clip without handing it out: it stays in `unfinished`; for the client."""
+        poller, watch = self._home.watch_over(self)
+        self._watch = watch
+        return self._clip(await poller.settled(watch, timeout))
+
+    def hand_out(self) -> None:
+        """Record that the clip is in the hands of the app; for the client."""
+        self._home.hand_out(self)
+
+    def belongs_to(self, home: Home) -> bool:
+        """Return whether *home* is the client that this handle came from; for the client."""
+        return self._home is home
 
     def keep(self, watch: Watch) -> None:
         """Hold what is known of this task; for the client, where deliveries may add to it."""
@@ -246,6 +276,11 @@ class Clip:
         #: What the gateway said about it.
         self.record = record
         self._file: Path | None = None
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "A Clip belongs to its client and cannot be pickled. Pass clip.record or clip.id on."
+        )
 
     def __repr__(self) -> str:
         return f"<Clip {self.id}>"

@@ -71,7 +71,7 @@ def clients(session: aiohttp.ClientSession) -> None:
     assert_type(client.gateway.base_url, str | None)
     assert_type(client.gateway.key_style, KeyStyle)
     assert_type(client.gateway.balance, BalanceRoute)
-    assert_type(client.unclaimed, list[Task])
+    assert_type(client.unfinished, tuple[Task, ...])
     assert_type(GATEWAYS, Mapping[str, Gateway])
 
     Client(timeouts=5)  # type: ignore[arg-type]

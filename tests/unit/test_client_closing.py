@@ -1,9 +1,11 @@
-"""What is left when a client closes: the tasks that are outstanding, and nothing that pays."""
+"""What is left when a client closes: the tasks that are unfinished, and nothing that pays."""
 
 import asyncio
 import gc
+import pickle
 import re
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -12,10 +14,18 @@ from support.clock import settle, until
 from support.servers import raw_server, reply
 
 from fuhu_runway import Client, Task
-from fuhu_runway.errors import NotFound, TaskFailed, UsageError, WaitAbandoned, WaitTimeout
-from fuhu_runway.hooks import TaskPolled, TaskSettled
-from fuhu_runway.journal import JobState, Journal
-from fuhu_runway.models import Limits
+from fuhu_runway.errors import (
+    DownloadIncomplete,
+    JournalError,
+    NotFound,
+    TaskFailed,
+    UsageError,
+    WaitAbandoned,
+    WaitTimeout,
+)
+from fuhu_runway.hooks import DownloadStarted, TaskPolled, TaskSettled
+from fuhu_runway.journal import BUSY_PAUSE, JobState, Journal
+from fuhu_runway.models import Limits, RetryPolicy
 from fuhu_runway.testing import Simulator, faults
 
 IMAGE = "https://pictures.example/1.png"
@@ -24,7 +34,7 @@ ACCEPTED = reply(b'{"code": 200, "data": {"task_id": "t-7"}}')
 
 def ids(client: Client) -> list[str]:
     """Do what an app does that ends."""
-    return [task.id for task in client.outstanding]
+    return [task.id for task in client.unfinished]
 
 
 async def cancelled(work: "asyncio.Future[Any]") -> None:
@@ -34,43 +44,59 @@ async def cancelled(work: "asyncio.Future[Any]") -> None:
     assert work.cancelled()
 
 
-# Outstanding
+# Unfinished
 
 
-async def test_a_task_is_outstanding_until_its_clip_is_seen(
+async def test_a_task_is_unfinished_until_its_clip_is_seen(
     gateway: Simulator, runway: Client
 ) -> None:
     """From its submit on, whether or not anyone waits; the handle is the one that was given."""
-    assert runway.outstanding == ()
+    assert runway.unfinished == ()
     task = await runway.generate("a kitten")
     other = await runway.generate("a puppy")
-    assert runway.outstanding == (task, other)
+    assert runway.unfinished == (task, other)
     await task
-    assert runway.outstanding == (other,)
+    assert runway.unfinished == (other,)
     await other.refresh()
     await asyncio.wait_for(other.wait(), 10)
-    assert runway.outstanding == ()
+    assert runway.unfinished == ()
 
 
-async def test_a_failed_task_is_not_outstanding(gateway: Simulator, runway: Client) -> None:
+async def test_a_failed_task_is_not_unfinished(gateway: Simulator, runway: Client) -> None:
     """There is nothing left to wait for."""
     gateway.script(then="fail")
     with pytest.raises(TaskFailed):
         await (await runway.generate("a kitten"))
-    assert runway.outstanding == ()
+    assert runway.unfinished == ()
 
 
-async def test_any_look_may_show_the_end(gateway: Simulator, runway: Client) -> None:
+async def test_any_poll_may_show_a_failure(gateway: Simulator, runway: Client) -> None:
     """Also `client.feed`, which has no handle."""
+    gateway.script(then="fail")
     task = await runway.generate("a kitten")
-    while not (await runway.feed(task.id)).has_clip:
+    while not (await runway.feed(task.id)).is_settled:
         assert ids(runway) == [task.id]
         await asyncio.sleep(0.001)
-    assert runway.outstanding == ()
+    assert runway.unfinished == ()
+
+
+async def test_a_clip_that_a_poll_shows_is_not_handed_out(
+    gateway: Simulator, runway: Client
+) -> None:
+    """The task stays until a wait returns the clip, or its updates come to their end."""
+    task, other = await runway.generate("a kitten"), await runway.generate("a puppy")
+    await until(lambda: gateway.tasks[0].state == "succeeded")
+    assert (await runway.feed(task.id)).has_clip
+    assert (await task.refresh()).has_clip
+    assert runway.unfinished == (task, other)
+    await task
+    assert runway.unfinished == (other,)
+    await other.wait(on_update=print)
+    assert runway.unfinished == ()
 
 
 async def test_an_end_that_comes_with_the_submit_is_one() -> None:
-    """A gateway that answers with the clip at once leaves nothing outstanding."""
+    """A gateway may answer with the clip at once; it is handed out by the wait, as always."""
     body = (
         b'{"code": 200, "data": {"task_id": "t-7", "status": "SUCCESS",'
         b' "video_url": "https://a.example/1.mp4"}}'
@@ -79,7 +105,9 @@ async def test_an_end_that_comes_with_the_submit_is_one() -> None:
         task = await client.generate("a kitten")
         assert task.record is not None
         assert task.record.has_clip
-        assert client.outstanding == ()
+        assert client.unfinished == (task,)
+        await task
+        assert client.unfinished == ()
 
 
 async def test_an_end_that_comes_with_the_submit_is_told(tmp_path: Path) -> None:
@@ -101,7 +129,7 @@ async def test_an_end_that_comes_with_the_submit_is_told(tmp_path: Path) -> None
 
 
 async def test_a_wait_that_was_left_changes_nothing(gateway: Simulator, runway: Client) -> None:
-    """By a timeout or a cancellation; the task goes on, so it is outstanding."""
+    """By a timeout or a cancellation; the task goes on, so it is unfinished."""
     gateway.script(then="stall")
     task = await runway.generate("a kitten")
     with pytest.raises(WaitTimeout):
@@ -109,7 +137,7 @@ async def test_a_wait_that_was_left_changes_nothing(gateway: Simulator, runway: 
     waiting = asyncio.ensure_future(task.wait())
     await settle()
     await cancelled(waiting)
-    assert runway.outstanding == (task,)
+    assert runway.unfinished == (task,)
 
 
 async def test_a_handle_that_is_gone_is_made_anew(gateway: Simulator, runway: Client) -> None:
@@ -118,17 +146,17 @@ async def test_a_handle_that_is_gone_is_made_anew(gateway: Simulator, runway: Cl
     official_id = (await runway.official.image_to_video(IMAGE)).id
     gc.collect()
     assert len(runway._handles) == 0
-    reverse, official = runway.outstanding
+    reverse, official = runway.unfinished
     assert (reverse.id, reverse.official) == (task_id, False)
     assert (official.id, official.official) == (official_id, True)
     assert reverse.submitted_at is not None
     assert reverse.request is None
     for task in (reverse, official):
         assert (await task).id == task.id
-    assert runway.outstanding == ()
+    assert runway.unfinished == ()
 
 
-async def test_a_task_by_its_id_is_outstanding_once_it_is_waited_for(
+async def test_a_task_by_its_id_is_unfinished_once_it_is_waited_for(
     gateway: Simulator, runway: Client
 ) -> None:
     """A handle alone is no promise; a wait is, also one that was left."""
@@ -136,20 +164,20 @@ async def test_a_task_by_its_id_is_outstanding_once_it_is_waited_for(
     task_id = (await runway.generate("a kitten")).id
     async with quick_client(gateway) as other:
         task = other.task(task_id)
-        assert other.outstanding == ()
+        assert other.unfinished == ()
         with pytest.raises(WaitTimeout):
             await task.wait(timeout=0.02)
-        assert other.outstanding == (task,)
+        assert other.unfinished == (task,)
 
 
-async def test_an_id_that_nobody_knows_is_not_outstanding(runway: Client) -> None:
+async def test_an_id_that_nobody_knows_is_not_unfinished(runway: Client) -> None:
     """It was waited for, and there is no such task."""
     with pytest.raises(NotFound):
         await runway.task("9f6243e5-3ab8-49c3-9c3c-6309ef5c96bd").wait(timeout=10)
-    assert runway.outstanding == ()
+    assert runway.unfinished == ()
 
 
-async def test_a_paid_task_that_the_gateway_lost_is_outstanding(
+async def test_a_paid_task_that_the_gateway_lost_is_unfinished(
     gateway: Simulator, runway: Client
 ) -> None:
     """Its id is what the gateway's support asks for."""
@@ -157,11 +185,11 @@ async def test_a_paid_task_that_the_gateway_lost_is_outstanding(
     task = await runway.generate("a kitten")
     with pytest.raises(NotFound):
         await task.wait(timeout=10)
-    assert runway.outstanding == (task,)
+    assert runway.unfinished == (task,)
 
 
-def test_what_is_outstanding_outlives_the_loop() -> None:
-    """A task of one loop is outstanding in the next, and settled there."""
+def test_what_is_unfinished_outlives_the_loop() -> None:
+    """A task of one loop is unfinished in the next, and settled there."""
     client: list[Client] = []
 
     async def submit(gateway: Simulator) -> str:
@@ -169,7 +197,7 @@ def test_what_is_outstanding_outlives_the_loop() -> None:
         return (await client[0].generate("a kitten")).id
 
     async def finish() -> None:
-        [task] = client[0].outstanding
+        [task] = client[0].unfinished
         await task
 
     with asyncio.Runner() as home:
@@ -187,7 +215,7 @@ def test_what_is_outstanding_outlives_the_loop() -> None:
         abroad.run(gateway.aclose())
 
 
-async def test_a_batch_that_is_left_leaves_its_tasks_outstanding(
+async def test_a_batch_that_is_left_leaves_its_tasks_unfinished(
     gateway: Simulator, runway: Client
 ) -> None:
     """Whoever breaks off finds what was accepted, without a journal as well."""
@@ -195,7 +223,7 @@ async def test_a_batch_that_is_left_leaves_its_tasks_outstanding(
     batch = runway.batch(["quick", "slow 1", "slow 2"], in_flight=3)
     outcomes = batch.outcomes()
     first = await anext(outcomes)
-    await until(lambda: gateway.submitted == 3 and len(runway.outstanding) == 2)
+    await until(lambda: gateway.submitted == 3 and len(runway.unfinished) == 2)
     await outcomes.aclose()
     made = {task.task_id for task in gateway.tasks}
     assert set(ids(runway)) == made - {first.task_id}
@@ -217,7 +245,6 @@ async def test_closing_leaves_all_that_is_unfinished(gateway: Simulator) -> None
         await cancelled(submitting)
     assert ids(client) == [task.task_id for task in gateway.tasks]
     assert ids(client)[:2] == [waited.id, left]
-    assert [task.id for task in client.unclaimed] == ids(client)[2:]
     with pytest.raises(WaitAbandoned):
         await waiting
     assert others() == set()
@@ -232,8 +259,7 @@ async def test_a_submit_in_the_air_ends_well_while_the_client_closes(gateway: Si
     await client.aclose()
     task = await submitting
     assert isinstance(task, Task)
-    assert client.outstanding == (task,)
-    assert client.unclaimed == []
+    assert client.unfinished == (task,)
 
 
 async def test_an_id_is_kept_before_anyone_can_be_cancelled() -> None:
@@ -241,7 +267,7 @@ async def test_an_id_is_kept_before_anyone_can_be_cancelled() -> None:
     async with raw_server(ACCEPTED) as server:
         client = Client("sk-1", base_url=server.url)
         submitting = asyncio.ensure_future(client.generate("a kitten"))
-        while not client.outstanding:  # noqa: ASYNC110  (the very turn counts)
+        while not client.unfinished:  # noqa: ASYNC110  (the very turn counts)
             await asyncio.sleep(0)
         submitting.cancel()
         await client.aclose()
@@ -363,7 +389,7 @@ async def test_who_sleeps_before_a_repeat_is_refused_at_the_close(gateway: Simul
     gateway.fault("submit", faults.TooManyRequests(60), times=None)
     client = Client(gateway.api_key, base_url=gateway.base_url)
     work = asyncio.create_task(client.generate("a kitten"))
-    await until(lambda: client._engines and next(iter(client._engines.values())).transport._pauses)
+    await until(lambda: client._engines and next(iter(client._engines.values())).transport._scopes)
     async with asyncio.timeout(10):
         await client.aclose()
         with pytest.raises(UsageError, match="was closed"):
@@ -391,9 +417,9 @@ async def test_a_pause_that_is_cancelled_is_cancelled(gateway: Simulator) -> Non
     gateway.fault("submit", faults.TooManyRequests(60), times=None)
     async with Client(gateway.api_key, base_url=gateway.base_url) as client:
         work = asyncio.create_task(client.generate("a kitten"))
-        await until(lambda: client._engines and client._engine().transport._pauses)
+        await until(lambda: client._engines and client._engine().transport._scopes)
         await cancelled(work)
-        assert client._engine().transport._pauses == set()
+        assert client._engine().transport._scopes == set()
 
 
 async def test_an_own_journal_is_not_opened_anew(gateway: Simulator, tmp_path: Path) -> None:
@@ -426,7 +452,7 @@ async def test_a_batch_whose_client_is_closed_stops(gateway: Simulator, tmp_path
     await running
     assert {type(outcome.error) for outcome in outcomes} == {WaitAbandoned, UsageError}
     paid = {outcome.task_id for outcome in outcomes if outcome.task_id}
-    assert paid == {task.id for task in client.outstanding}
+    assert paid == {task.id for task in client.unfinished}
     assert len(list(prompts)) > 20
     assert repr(client.journal).endswith("closed>")
     journal = Journal(tmp_path / "run.db")
@@ -444,7 +470,272 @@ async def test_a_submit_in_the_air_counts_though_its_caller_left(gateway: Simula
         await until(lambda: gateway.submitted)
         first.cancel()
         second = asyncio.create_task(client.generate("a puppy"))
-        await until(lambda: client.unclaimed)
+        await until(lambda: client.unfinished)
         await settle()
         assert gateway.submitted == gateway.peak_requests == 1
         await cancelled(second)
+
+
+# What waits for bytes
+
+
+def whole(video: bytes) -> bytes:
+    """Return the answer of a clip's host."""
+    return reply(video, ETag='"v"')
+
+
+VIDEO = b"\0\0\0\x18ftypisom" + bytes(10_000)
+
+
+@pytest.mark.parametrize("call", ["feed", "balance"])
+async def test_closing_ends_a_free_call_whose_answer_is_arriving(call: str) -> None:
+    """At once, with our error, though the HTTP library wakes no reader of a closed session."""
+    half = reply(b'{"code": 200, "data": {"task_id": "t-7"}}')[:-5]
+    async with raw_server(half, closes=False) as server:
+        client = Client("sk-1", base_url=server.url)
+        asking = asyncio.ensure_future(client.feed("t-7") if call == "feed" else client.balance())
+        await server.asked.wait()
+        await settle()
+        await client.aclose()
+        with pytest.raises(UsageError, match="was closed") as caught:
+            await asking
+        assert caught.value.field == "client"
+        assert others() == set()
+
+
+async def test_closing_ends_a_free_call_that_waits_for_its_turn(gateway: Simulator) -> None:
+    """What the pace holds back is not sent after the close."""
+    gateway.fault("feed", faults.TooManyRequests(60), times=None)
+    client = quick_client(gateway, retry=RetryPolicy(max_retry_after=60))
+    asking = [asyncio.ensure_future(client.feed("t-7")) for _ in range(9)]
+    await until(lambda: gateway.requests)
+    await settle()
+    await client.aclose()
+    results = await asyncio.gather(*asking, return_exceptions=True)
+    assert {type(result) for result in results} == {UsageError}
+    assert others() == set()
+
+
+async def test_closing_ends_a_download_whose_bytes_arrive(tmp_path: Path) -> None:
+    """With our error; the part is kept, the task is unfinished, and the next client goes on."""
+    ear, path = Ear(), tmp_path / "1.mp4"
+    async with raw_server(whole(VIDEO)[:-5000], closes=False) as host:
+        body = b'{"code":200,"data":{"task_id":"t-7","status":"3","video_url":"%s"}}'
+        async with raw_server(reply(body % host.url.encode())) as server:
+            client = Client("sk-1", base_url=server.url, hooks=[ear])
+            clip = await client.task("t-7").wait()
+            assert client.unfinished == ()
+            saving = asyncio.ensure_future(clip.download(path))
+            await until(lambda: ear.all(DownloadStarted))
+            assert client.unfinished == (clip.task,)
+            await client.aclose()
+            with pytest.raises(DownloadIncomplete, match="closed during the download") as caught:
+                await saving
+    assert caught.value.received_bytes == path.with_name("1.mp4.part").stat().st_size > 0
+    assert client.unfinished == (clip.task,)
+    assert others() == set()
+
+
+async def test_waits_can_be_ended_without_closing(gateway: Simulator) -> None:
+    """A stream of updates ends, and the same task may be waited for again at once."""
+    gateway.script(then="stall")
+    async with quick_client(gateway, limits=Limits(tasks_in_flight=1)) as client:
+        client.end_waits()  # before anything was opened there
+        task = await client.generate("a kitten")
+
+        async def stream() -> list[Any]:
+            return [record async for record in task.updates()]
+
+        streaming = asyncio.ensure_future(stream())
+        held = asyncio.ensure_future(client.generate("a puppy"))
+        await until(lambda: gateway.polls(task.id))
+        client.end_waits()
+        with pytest.raises(WaitAbandoned, match="end_waits"):
+            await streaming
+        await settle()
+        # The task goes on, so that there is no room for another.
+        assert gateway.submitted == 1
+        await cancelled(held)
+        with pytest.raises(WaitTimeout):
+            await task.wait(timeout=0.02)
+
+
+async def test_a_stream_that_is_busy_ends_as_well(gateway: Simulator, runway: Client) -> None:
+    """Its reader was sending a record when the waits were ended, and waits no more after it."""
+    gateway.script(then="stall")
+    task = await runway.generate("a kitten")
+    updates = aiter(task.updates())
+    await anext(updates)
+    runway.end_waits()
+    with pytest.raises(WaitAbandoned):
+        while True:
+            await anext(updates)
+
+
+async def test_entering_fails_where_the_journal_is_missing(
+    gateway: Simulator, tmp_path: Path
+) -> None:
+    """A server that cannot have its journal does not start, and leaves nothing open."""
+    client = quick_client(gateway, journal=tmp_path / "missing" / "run.db")
+    with pytest.raises(JournalError):
+        await client.__aenter__()
+    assert repr(client.journal).endswith("closed>")
+    (tmp_path / "missing").mkdir()
+    async with client:
+        task = await client.generate("a kitten")
+        # Another loop, or a second block, recalls nothing twice.
+        async with client:
+            assert client.unfinished == (task,)
+
+
+async def test_a_journal_waits_for_the_server_before(gateway: Simulator, tmp_path: Path) -> None:
+    """While a deployment replaces it, the old one still has the file."""
+    path = tmp_path / "run.db"
+    before = Journal(path)
+    await before.counts()
+    after = Journal(path, wait=60)
+    starting = asyncio.ensure_future(after.counts())
+    await asyncio.sleep(BUSY_PAUSE * 2)
+    assert not starting.done()
+    await before.aclose()
+    await starting
+    await after.aclose()
+
+
+async def test_a_client_that_is_left_forgets_handles_that_were_handed_out(
+    gateway: Simulator,
+) -> None:
+    """What no caller has is held for as long as its task is unfinished, and no longer."""
+    async with quick_client(gateway) as client:
+        for _ in range(2):
+            gateway.fault("submit", faults.Slow(50.0))
+            submitting = asyncio.ensure_future(client.generate("a kitten"))
+            submitted = gateway.submitted + 1
+            await until(lambda: gateway.submitted == submitted)  # noqa: B023
+            await cancelled(submitting)
+            await until(lambda: client.unfinished)
+            [task] = client.unfinished
+            assert list(client._unclaimed.values()) == [task]
+            await task
+
+
+async def test_a_client_that_is_entered_twice_is_closed_once(gateway: Simulator) -> None:
+    """The inner block closes nothing that the outer one still uses."""
+    client = quick_client(gateway)
+    async with client:
+        async with client:
+            await client.generate("a kitten")
+        await client.generate("a puppy")
+    with pytest.raises(UsageError, match="closed"):
+        await client.generate("a foal")
+
+
+@pytest.mark.parametrize("seed", range(100))
+async def test_closing_at_any_instant_leaves_nothing(
+    gateway: Simulator, tmp_path: Path, seed: int
+) -> None:
+    """Each paid task was handed out, is saved, or is in the list; nothing goes on."""
+    random = Random(seed)
+    gateway.script(takes=random.choice([0, 10, 60]))
+    client, saved = quick_client(gateway), set[str]()
+
+    async def work(number: int) -> None:
+        task = await client.generate("a kitten", custom_id=random.choice([None, f"{number}"]))
+        clip = await task.wait()
+        await clip.download(tmp_path / f"{number}.mp4")
+        saved.add(task.id)
+
+    works = [asyncio.ensure_future(work(number)) for number in range(4)]
+    for _ in range(random.randrange(120)):
+        await asyncio.sleep(0)
+    for one in works[: random.randrange(3)]:
+        one.cancel()
+    await client.aclose()
+    results = await asyncio.gather(*works, return_exceptions=True)
+    ours = (UsageError, WaitAbandoned, DownloadIncomplete, asyncio.CancelledError)
+    assert [one for one in results if one is not None and not isinstance(one, ours)] == []
+    listed = {task.id for task in client.unfinished}
+    assert {task.task_id for task in gateway.tasks} - saved - _between(works, client) <= listed
+    assert others() == set()
+    assert saved.isdisjoint(listed)
+
+
+def _between(works: "list[asyncio.Future[None]]", client: Client) -> set[str]:
+    """Return the clips that a wait had handed out, whose download had not begun."""
+    return {task.id for task in client._handles.values()} - set(ids(client))
+
+
+# Several loops
+
+
+def test_the_journal_closes_with_the_last_loop(tmp_path: Path) -> None:
+    """Closing in one thread leaves the row of a submit in another alone."""
+    path = tmp_path / "run.db"
+    with asyncio.Runner() as here, asyncio.Runner() as there:
+        gateway = Simulator(speed=1000, takes=20)
+        here.run(gateway.start())
+        gateway.fault("submit", faults.Slow(300.0))
+        client = quick_client(gateway, journal=path)
+        submitting: list[asyncio.Task[Task]] = []
+
+        async def begin() -> None:
+            submitting.append(asyncio.create_task(client.generate("a kitten")))
+            await until(lambda: gateway.submitted)
+
+        async def elsewhere() -> None:
+            async with client:
+                await client.find("order 7")
+
+        async def end() -> str:
+            task = await submitting[0]
+            await client.aclose()
+            return task.id
+
+        here.run(begin())
+        there.run(elsewhere())
+        task_id = here.run(end())
+        assert repr(client.journal).endswith("closed>")
+
+        async def rows() -> list[Any]:
+            journal = Journal(path)
+            jobs = await journal.jobs()
+            await journal.aclose()
+            return [(job.task_id, job.state) for job in jobs]
+
+        assert here.run(rows()) == [(task_id, JobState.ACCEPTED)]
+        here.run(gateway.aclose())
+
+
+async def test_what_an_earlier_process_left_is_on_the_list(
+    gateway: Simulator, tmp_path: Path
+) -> None:
+    """With its name and tag; what was handed out or saved is not, and what was half saved is."""
+    path = tmp_path / "run.db"
+    async with quick_client(gateway, journal=path) as client:
+        left = await client.generate("a kitten", custom_id="order 7", tag="shop")
+        await (await client.generate("a puppy")).wait()
+        clip = await (await client.generate("a foal")).wait()
+        await clip.download(tmp_path / "1.mp4")
+        official = await client.official.image_to_video(IMAGE, custom_id="order 8", tag="desk")
+    async with quick_client(gateway, journal=path) as client:
+        listed = client.unfinished
+        assert [(one.id, one.custom_id, one.tag, one.official) for one in listed] == [
+            (left.id, "order 7", "shop", False),
+            (official.id, "order 8", "desk", True),
+        ]
+        found = await client.find("order 7")
+        assert found is not None
+        assert (found.id, found.tag) == (left.id, "shop")
+        await asyncio.gather(*(task.wait() for task in listed))
+        assert client.unfinished == ()
+    async with quick_client(gateway, journal=path) as client:
+        assert client.unfinished == ()
+
+
+@pytest.mark.parametrize("what", ["task", "clip"])
+async def test_handles_do_not_pickle(gateway: Simulator, runway: Client, what: str) -> None:
+    """The error says what to pass on in their place, before a pool fails after paying."""
+    task = await runway.generate("a kitten")
+    thing = task if what == "task" else await task
+    with pytest.raises(TypeError, match=rf"Pass {what}\.(id|record)"):
+        pickle.dumps(thing)

@@ -1,0 +1,122 @@
+"""A task that its client follows in the background: wait, save, try again to save."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Generator
+from pathlib import Path
+from typing import Any, Final
+
+from . import hooks as events
+from .errors import DownloadIncomplete, RunwayError, UsageError, WaitAbandoned, copied
+from .hooks import Hooks
+from .task import Clip, Task
+
+SAVE_AGAIN_AFTER: Final = (5.0, 15.0, 60.0, 300.0)
+"""The pauses before a clip is saved again, in seconds. Each download retries by itself before."""
+
+
+class BackgroundJob:
+    """
+    A paid piece of work that goes on by itself; `Client.start` makes it.
+
+    `await job` returns the clip, saved if that was asked for, or raises what the job ended with.
+    Cancelling that await, or never awaiting, changes nothing about the job.
+    """
+
+    def __init__(
+        self, task: Task, path: Path | None, work: "asyncio.Task[Clip]", hooks: Hooks
+    ) -> None:
+        #: The task at the gateway.
+        self.task = task
+        #: The file that is being written; None where none was asked for.
+        self.path = path
+        self._work = work
+        self._hooks = hooks
+        # In a callback, since closing may cancel the work before its first step.
+        work.add_done_callback(self._end)
+
+    def __repr__(self) -> str:
+        return f"<BackgroundJob {self.id} {'ended' if self.done() else 'going on'}>"
+
+    def __await__(self) -> Generator[Any, None, Clip]:
+        return self._result().__await__()
+
+    async def _result(self) -> Clip:
+        await asyncio.wait([self._work])
+        error = self._error()
+        if error is None:
+            return self._work.result()
+        # Each await gets an error of its own, or they would gather the tracebacks of all.
+        raise copied(error) if isinstance(error, RunwayError) else error
+
+    def _error(self) -> BaseException | None:
+        if self._work.cancelled():
+            return _abandoned(self.task)
+        return self._work.exception()
+
+    def _end(self, _: object) -> None:
+        error = self._error()
+        name = None if error is None else type(error).__name__
+        self._hooks.emit(events.JobEnded(self.id, self.custom_id, self.tag, name))
+
+    @property
+    def id(self) -> str:
+        """The id of its task."""
+        return self.task.id
+
+    @property
+    def custom_id(self) -> str | None:
+        """Your own name for it."""
+        return self.task.custom_id
+
+    @property
+    def tag(self) -> str | None:
+        """What you attached to it."""
+        return self.task.tag
+
+    def done(self) -> bool:
+        """Return whether it has come to its end."""
+        return self._work.done()
+
+
+def _abandoned(task: Task) -> WaitAbandoned:
+    return WaitAbandoned(
+        "The client was closed before the job ended.",
+        "The task goes on, and what it costs is spent either way.",
+        "Start it again: client.start(client.task(id)).",
+        task.id,
+    )
+
+
+async def followed(
+    task: Task,
+    path: Path | None,
+    timeout: float | None,
+    pause: Callable[[float], Awaitable[None]],
+    *,
+    overwrite: bool,
+) -> Clip:
+    """
+    Wait for the clip of *task*, save it to *path* if there is one, and return it.
+
+    *pause* sleeps, and raises a `UsageError` if the client is closed.
+    """
+    try:
+        clip = await task.ended(timeout)
+    except UsageError:
+        raise _abandoned(task) from None
+    if path is None:
+        task.hand_out()
+        return clip
+    for seconds in SAVE_AGAIN_AFTER:
+        try:
+            await clip.download(path, overwrite=overwrite)
+        except DownloadIncomplete as error:
+            failure = error
+        else:
+            return clip
+        try:
+            await pause(seconds)
+        except UsageError:
+            raise failure from failure.__cause__
+    await clip.download(path, overwrite=overwrite)
+    return clip
