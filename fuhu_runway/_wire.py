@@ -403,7 +403,8 @@ def _no_json(reply: Reply, fault: str | None) -> GatewayError | UnreadableReply:
 
 def _read_task(reply: Reply, body: dict[str, Any], dialect: Dialect) -> TaskRecord:
     part, path = _part(body, dialect, reply.request.task_id)
-    if dialect.empty_is_not_found and part in (None, [], {}) and reply.request.task_id is not None:
+    is_empty = dialect.empty_is_not_found and part in (None, [], {}) and reply.status < 429
+    if is_empty and reply.request.task_id is not None:
         raise _no(reply, reply.status, Told(None, {facts.TASK_NOT_EXIST}, None))
     key, asked = dialect.spelling["task_id"], reply.request.task_id
     if not (isinstance(part, Mapping) and _text(part.get(key))):
