@@ -434,12 +434,10 @@ USUAL_KEYS: Final = {
     "videoUrl": "video_url",
     "video_urls": "video_url",
     "videoUrls": "video_url",
+    **dict.fromkeys(("videos", "video_results", "result_url", "result_urls"), "output"),
+    **dict.fromkeys(("resultUrl", "resultUrls", "output_url", "outputUrl"), "output"),
     # Only beside a success: of a running task they may be the address to poll, or the input.
-    **dict.fromkeys(
-        ("url", "urls", "videos", "video_results", "result_urls", "resultUrl", "resultUrls"),
-        "raw_video_url",
-    ),
-    **dict.fromkeys(("output_url", "outputUrl", "download_url", "file_url"), "raw_video_url"),
+    **dict.fromkeys(("url", "urls", "download_url", "file_url"), "raw_video_url"),
     **dict.fromkeys(("result", "content"), "raw_video_url"),
 }
 """Rare spelling to the usual one, which it stands in for where that is missing (api-facts 11)."""

@@ -267,7 +267,10 @@ def salvaged(request: Request, body: bytes, *, is_whole: bool = False) -> str | 
     if request.endpoint.replay is not Replay.PAID:
         return None
     found = salvage(body, is_whole=is_whole)
-    sent = {one for text in request.secrets for one in salvage(text.encode(), is_whole=True)}
+    if not found:
+        return None  # what was sent may be a picture of some MB
+    texts = (text.encode("utf-8", "replace") for text in request.secrets)
+    sent = {one for text in texts for one in salvage(text, is_whole=True)}
     # A short prompt may stand in an id by chance.
     long = [text for text in request.secrets if len(text) > 7]
     sent |= {one for one in found if one in request.secrets or any(text in one for text in long)}
@@ -400,16 +403,19 @@ def _no_json(reply: Reply, fault: str | None) -> GatewayError | UnreadableReply:
 
 def _read_task(reply: Reply, body: dict[str, Any], dialect: Dialect) -> TaskRecord:
     part, path = _part(body, dialect, reply.request.task_id)
-    if dialect.empty_is_not_found and part in (None, [], {}) and reply.request.task_id is not None:
+    is_empty = dialect.empty_is_not_found and part in (None, [], {}) and reply.status < 429
+    if is_empty and reply.request.task_id is not None:
         raise _no(reply, reply.status, Told(None, {facts.TASK_NOT_EXIST}, None))
     key, asked = dialect.spelling["task_id"], reply.request.task_id
     if not (isinstance(part, Mapping) and _text(part.get(key))):
+        is_named = _named_part(part, 0) is not None
+        is_state = isinstance(part, Mapping) and not facts.STATE_KEYS.isdisjoint(part)
         # An envelope's own id is that of the answer rather than of the task.
         named = _named_part(part) or _named_part(body)
-        if named is not None:
-            part, dialect = named, _dialect_by_shape(named)
-        elif isinstance(part, Mapping) and asked is not None and part.keys() & facts.STATE_KEYS:
+        if asked is not None and is_state and not is_named:
             part = {**part, key: asked}  # the answer to a poll is about the task that was polled
+        elif named is not None:
+            part, dialect = named, _dialect_by_shape(named)
     outer = _structure(Sighting, dialect, _usual(part), path, reply)
     return _fold([outer, *_inner(outer.inner)], reply)
 
@@ -455,8 +461,12 @@ def _usual(part: Any) -> Any:
     """Return *part* with what it spells in a rare way under the usual keys as well."""
     if not isinstance(part, dict) or not part.keys() & facts.USUAL_KEYS.keys():
         return part
-    usual = {usual: part[rare] for rare, usual in facts.USUAL_KEYS.items() if part.get(rare)}
-    return usual | {key: value for key, value in part.items() if value is not None}
+    found: dict[str, Any] = {}
+    for rare, usual in facts.USUAL_KEYS.items():
+        value = part.get(rare)
+        if usual not in found and (usual == "status" or _usable_address(value) is not None):
+            found[usual] = value
+    return found | {key: value for key, value in part.items() if value is not None}
 
 
 def _inner(value: Any, depth: int = 0) -> Iterator["Sighting"]:
