@@ -21,12 +21,12 @@ async def keep(journal: Journal, count: int, duration: float) -> None:
 
 
 async def test_a_client_learns_from_its_journal_once(gateway: Simulator, tmp_path: Path) -> None:
-    """Before its first submit it knows what the journal knows, and does not count it twice."""
+    """Once it is entered it knows what the journal knows, and does not count it twice."""
     journal = Journal(tmp_path / "run.db")
     await keep(journal, 25, 0.02)
     async with quick_client(gateway, journal=journal) as client:
         learner = client._settings.learner
-        assert repr(learner) == "<Learner of nothing yet>"
+        assert repr(learner) == "<Learner TextToVideo: 25>"
         await client.generate("first")
         await client.generate("second")
         assert repr(learner) == "<Learner TextToVideo: 25>"

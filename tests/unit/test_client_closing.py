@@ -402,7 +402,7 @@ async def test_who_queues_for_a_held_gateway_is_refused_at_the_close(gateway: Si
     gateway.fault("submit", faults.TooManyRequests(60), times=4)
     client = Client(gateway.api_key, base_url=gateway.base_url)
     works = [asyncio.create_task(client.generate("a kitten")) for _ in range(4)]
-    await until(lambda: client._engines and len(client._engine().transport._pauses) == 4)
+    await until(lambda: client._engines and len(client._engine().transport._scopes) == 4)
     works += [asyncio.create_task(client.generate("a puppy")) for _ in range(3)]
     await settle()
     async with asyncio.timeout(10):
@@ -567,7 +567,7 @@ async def test_a_stream_that_is_busy_ends_as_well(gateway: Simulator, runway: Cl
     updates = aiter(task.updates())
     await anext(updates)
     runway.end_waits()
-    with pytest.raises(WaitAbandoned):
+    with pytest.raises(WaitAbandoned):  # noqa: PT012
         while True:
             await anext(updates)
 
