@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import errors, hooks
     from ._gateway import GATEWAYS
+    from .background import BackgroundJob
     from .batch import Batch, Item, Outcome, Summary
     from .callbacks import CallbackReceiver
     from .client import Client
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "_gateway": ("GATEWAYS",),
+    "background": ("BackgroundJob",),
     "batch": ("Batch", "Item", "Outcome", "Summary"),
     "callbacks": ("CallbackReceiver",),
     "client": ("Client",),
@@ -71,6 +73,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "GATEWAYS",
     "ActOne",
+    "BackgroundJob",
     "Balance",
     "BalanceRoute",
     "Batch",
