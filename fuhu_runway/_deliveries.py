@@ -186,6 +186,7 @@ class Deliveries:
                 if receiver.nonce_of(job.key) == address.nonce:
                     address.job, address.made_at = job.key, job.submitted_at or job.planned_at
                     address.early, address.task_id = delivery, None
+                    address.custom_id, address.tag = job.custom_id, job.tag
                     await self.recover(engine, address, ENDPOINT_NAMES[job.endpoint])
                     # The feed may not know it yet; then the next delivery says so again.
                     if address.task_id is None:
@@ -202,7 +203,8 @@ class Deliveries:
                 address.is_sought = False
             if record is not None:
                 address.answered(record.task_id)
-                self.unfinished.accepted((FEED, record.task_id), Origin(self.clock.now()))
+                origin = Origin(self.clock.now(), address.custom_id, address.tag)
+                self.unfinished.accepted((FEED, record.task_id), origin)
                 if self.journal is not None and address.job is not None:
                     entry = Entry(self.journal, address.job, self.clock)
                     writing = entry.accepted(record.task_id, address.made_at)

@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from ._transport import Transport
 from ._unfinished import Unfinished
 from ._wire import read_task
 from .downloads import Downloader
-from .errors import RunwayError
+from .errors import RunwayError, WaitAbandoned
 from .hooks import ClientClosed, Hooks
 from .models import Limits, PollPolicy, RetryPolicy, Timeouts
 
@@ -215,6 +215,11 @@ class TaskBudget:
 
     async def _end_of(self, watch: Watch) -> None:
         # One that can no longer be followed counts no more, or it would block for ever.
-        with suppress(RunwayError):
+        try:
             await self._poller.settled(watch, None)
+        except WaitAbandoned:
+            if not self._poller.is_closed:
+                return  # the waits were ended, and the task goes on
+        except RunwayError:
+            pass
         self._outstanding.discard(watch)

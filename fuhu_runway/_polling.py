@@ -318,7 +318,7 @@ class Poller:
         self._ranking = Ranking()
         self._timer: Timer | None = None
         self._timer_at = 0.0
-        self._is_closed = False
+        self.is_closed = False
 
     def __repr__(self) -> str:
         tasks = len(self._looks) + len(self._asking)
@@ -366,7 +366,7 @@ class Poller:
             is_end: Whether it may have ended. If not, only those who follow its changes look.
         """
         watch.is_addressed = self._reliance.was_heard = True
-        if watch.is_settled or self._is_closed:
+        if watch.is_settled or self.is_closed:
             return
         if is_end and watch.polls_at_end_told is None:
             watch.polls_at_end_told = watch.polls
@@ -445,7 +445,7 @@ class Poller:
 
     async def aclose(self) -> None:
         """End every wait and every poll."""
-        self._is_closed = True
+        self.is_closed = True
         self.abandon()
         looks = [watch.question for watch in self._asking if watch.question is not None]
         looks += self._turn_takers
@@ -466,7 +466,7 @@ class Poller:
             self._deadlines.put(waiter, deadline)
         if watch.question is None and watch not in self._looks:
             self._looks.put(watch, watch.due_at)
-        if self._is_closed:
+        if self.is_closed:
             # Someone who was between two changes when the client was closed.
             _reject(waiter, _abandoned)
         self._arm()
@@ -829,7 +829,7 @@ def _clip_missing(waiter: Waiter) -> ClipMissing:
 
 def _abandoned(waiter: Waiter) -> WaitAbandoned:
     return WaitAbandoned(
-        "The client was closed while the task was waited for.",
+        "The wait was ended: the client was closed, or its waits were (end_waits).",
         "The task goes on, and what it costs is spent either way.",
         "Wait for it again by its id: client.task(id).",
         waiter.watch.task_id,

@@ -97,9 +97,8 @@ class Transport:
         self._hooks = hooks
         self._clock = clock
         self._in_the_air: set[asyncio.Task[Any]] = set()
-        self._pauses: set[asyncio.Task[None]] = set()
         self._scopes: set[asyncio.Timeout] = set()
-        self._pays = True
+        self._is_stopped = False
 
     async def call(
         self,
@@ -141,22 +140,18 @@ class Transport:
         )
 
     async def _pause(self, delay: float) -> None:
-        """Let time pass before a repeat, which closing makes none."""
-        pause = asyncio.ensure_future(self._clock.sleep(delay))
-        self._pauses.add(pause)
-        try:
-            await pause
-        except asyncio.CancelledError:
-            caller = asyncio.current_task()
-            if self._pays or (caller is not None and caller.cancelling()):
-                raise
-            raise closed() from None
-        finally:
-            self._pauses.discard(pause)
+        """Sleep before a retry. Closing ends the sleep and the retry."""
+        async with self.until_closed():
+            await self._clock.sleep(delay)
 
     async def once(self, request: Request, read: Callable[[Reply], T]) -> T:
-        """Give what *read* makes of the answer to one sending, when the limits allow it."""
-        async with self._gate.slot() as sent_at:
+        """
+        Send a free request once, when the limits allow it, and return the parsed answer.
+
+        Raises:
+            UsageError: The transport was closed meanwhile.
+        """
+        async with self.until_closed(), self._gate.slot() as sent_at:
             return self._heed(read, await self.send(request), sent_at)
 
     async def in_turn(self, request: Request, read: Callable[[Reply], T], sent_at: float) -> T:
@@ -171,9 +166,9 @@ class Transport:
         around: Around | None,
     ) -> T:
         """Do the same, in a way that cancelling the caller cannot lose the answer."""
+        self._check_running()
         async with self._gate.slot() as sent_at:
-            if not self._pays:
-                raise closed()
+            self._check_running()
             exchange = functools.partial(self.in_turn, request, read, sent_at)
             flight = asyncio.create_task(around(exchange) if around else exchange())
             self._in_the_air.add(flight)
@@ -184,6 +179,10 @@ class Transport:
                 self._gate.hold(flight)
                 unclaimed(flight)
                 raise
+
+    def _check_running(self) -> None:
+        if self._is_stopped:
+            raise closed()
 
     def _heed(self, read: Callable[[Reply], T], reply: Reply, sent_at: float) -> T:
         """Read an answer, and let the pace hear whether it was a refusal."""
@@ -208,14 +207,9 @@ class Transport:
         Raises:
             NotSent: The request provably did not arrive.
             NoReply: It may have arrived, and no whole answer came back.
-            UsageError: The transport was closed during a free request, or the proxy that the
-                environment names cannot be used; nothing was sent.
+            UsageError: The proxy that the environment names cannot be used; nothing was sent.
         """
-        if request.endpoint.replay is Replay.PAID:
-            answer = await self._exchange(request)
-        else:
-            async with self.until_closed():
-                answer = await self._exchange(request)
+        answer = await self._exchange(request)
         if isinstance(answer, Reply):
             return answer
         # Here, where no variable holds the response, and outside the clause that caught the
@@ -302,16 +296,17 @@ class Transport:
 
     def until_closed(self) -> "UntilClosed":
         """Return a block that ends with a `UsageError` when this transport is closed."""
+        self._check_running()
         return UntilClosed(self._scopes)
 
     def stop(self) -> None:
         """End every free request and download, and refuse every paid one that is not in flight."""
-        self._pays = False
-        for pause in self._pauses:
-            pause.cancel()
-        for scope in self._scopes:
+        self._is_stopped = True
+        self._gate.close(closed)
+        now = asyncio.get_running_loop().time()
+        while self._scopes:
             # aiohttp wakes no reader when its session is closed, so they would wait for ever.
-            scope.reschedule(asyncio.get_running_loop().time())
+            self._scopes.pop().reschedule(now)
 
     async def aclose(self) -> None:
         """
@@ -324,7 +319,6 @@ class Transport:
             if self._in_the_air:
                 await asyncio.wait(self._in_the_air, timeout=self._timeouts.total)
         finally:
-            self._gate.close(closed)
             if self._borrowed is None:
                 await self._free.close()
                 await self._paid.close()
@@ -355,11 +349,11 @@ class UntilClosed:
         try:
             await self._scope.__aexit__(exc_type, exc, traceback)
         except TimeoutError:
-            interrupted = True
+            failure = closed()
         else:
-            interrupted = False
-        if interrupted:
-            raise closed()
+            return
+        # Outside of the clause, since what was interrupted says nothing more.
+        raise failure
 
 
 @attrs.define(eq=False)

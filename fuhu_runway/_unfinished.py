@@ -56,9 +56,9 @@ class Unfinished:
             self._tasks[name] = Origin()
             self._guesses.add(name)
 
-    def saving(self, name: Name) -> None:
+    def saving(self, name: Name, origin: Origin) -> None:
         """Add a task whose clip is being saved: handing it out was not its end."""
-        self._tasks.setdefault(name, Origin())
+        self._tasks.setdefault(name, origin)
 
     def seen(self, name: Name, record: TaskRecord) -> None:
         """Remove a task that has failed; one that has its clip stays until that is somewhere."""

@@ -3,11 +3,11 @@
 import asyncio
 from collections.abc import Generator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from . import hooks as events
 from ._clock import Clock
-from .errors import DownloadIncomplete
+from .errors import DownloadIncomplete, RunwayError, WaitAbandoned, copied
 from .hooks import Hooks
 from .task import Clip, Task
 
@@ -23,20 +23,46 @@ class BackgroundJob:
     Cancelling that await, or never awaiting, changes nothing about the job.
     """
 
-    def __init__(self, task: Task, path: Path | None, work: "asyncio.Task[Clip]") -> None:
+    def __init__(
+        self, task: Task, path: Path | None, work: "asyncio.Task[Clip]", hooks: Hooks
+    ) -> None:
         #: The task at the gateway.
         self.task = task
         #: The file that is being written; None where none was asked for.
         self.path = path
         self._work = work
-        # Its end is an event, so an error that is never awaited is no news for asyncio.
-        work.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._hooks = hooks
+        # In a callback, since closing may cancel the work before its first step.
+        work.add_done_callback(self._end)
 
     def __repr__(self) -> str:
         return f"<BackgroundJob {self.id} {'ended' if self.done() else 'going on'}>"
 
-    def __await__(self) -> Generator[object, None, Clip]:
-        return asyncio.shield(self._work).__await__()
+    def __await__(self) -> Generator[Any, None, Clip]:
+        return self._result().__await__()
+
+    async def _result(self) -> Clip:
+        await asyncio.wait([self._work])
+        error = self._error()
+        if error is None:
+            return self._work.result()
+        # Each await gets an error of its own, or they would gather the tracebacks of all.
+        raise copied(error) if isinstance(error, RunwayError) else error
+
+    def _error(self) -> BaseException | None:
+        if self._work.cancelled():
+            return WaitAbandoned(
+                "The client was closed before the job ended.",
+                "The task goes on, and what it costs is spent either way.",
+                "Start it again: client.start(client.task(id)).",
+                self.id,
+            )
+        return self._work.exception()
+
+    def _end(self, _: object) -> None:
+        error = self._error()
+        name = None if error is None else type(error).__name__
+        self._hooks.emit(events.JobEnded(self.id, self.custom_id, self.tag, name))
 
     @property
     def id(self) -> str:
@@ -59,37 +85,19 @@ class BackgroundJob:
 
 
 async def followed(
-    task: Task,
-    path: Path | None,
-    timeout: float | None,
-    clock: Clock,
-    hooks: Hooks,
-    *,
-    overwrite: bool,
+    task: Task, path: Path | None, timeout: float | None, clock: Clock, *, overwrite: bool
 ) -> Clip:
     """Wait for the clip of *task*, save it to *path* if there is one, and return it."""
-    error: str | None = "CancelledError"
-    try:
-        clip = await task.ended(timeout)
-        if path is not None:
-            await _saved(clip, path, clock, overwrite=overwrite)
-        else:
-            task.hand_out()
-        error = None
-    except Exception as exc:
-        error = type(exc).__name__
-        raise
-    finally:
-        hooks.emit(events.JobEnded(task.id, task.custom_id, task.tag, error))
-    return clip
-
-
-async def _saved(clip: Clip, path: Path, clock: Clock, *, overwrite: bool) -> None:
+    clip = await task.ended(timeout)
+    if path is None:
+        task.hand_out()
+        return clip
     for pause in SAVE_AGAIN_AFTER:
         try:
             await clip.download(path, overwrite=overwrite)
         except DownloadIncomplete:
             await clock.sleep(pause)
         else:
-            return
+            return clip
     await clip.download(path, overwrite=overwrite)
+    return clip

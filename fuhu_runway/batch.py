@@ -273,7 +273,7 @@ class Batch:
                 self.summary.running -= 1
                 if outcome is not None:
                     self.summary.add(outcome)
-                    if outcome.clip is not None:
+                    if outcome.clip is not None and outcome.error is None:
                         outcome.clip.task.hand_out()
                     yield outcome
                 # Only now: an outcome that nobody takes must not make room for another job.

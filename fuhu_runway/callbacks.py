@@ -84,6 +84,9 @@ class Address:
     #: When it was made, in Unix seconds.
     made_at: float = attrs.field(default=0.0, repr=False)
     task_id: str | None = None
+    #: The caller's own name for it, and what the caller attached to it.
+    custom_id: str | None = attrs.field(default=None, repr=False)
+    tag: str | None = attrs.field(default=None, repr=False)
     #: Whether its submission got no clear answer.
     is_in_doubt: bool = False
     #: Whether the task that its submission made is being looked for.

@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import itertools
 import os
+import threading
 import warnings
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable
@@ -26,7 +27,7 @@ from ._engine import Engine, Settings
 from ._gateway import BALANCE_ENDPOINTS, ENDPOINTS, GATEWAYS, NOWHERE, SUBMITS, Endpoint
 from ._polling import Poller, Watch, name_of
 from ._redact import redact
-from ._retry import fate_of
+from ._retry import fate_of, in_doubt
 from ._schedule import kind_of
 from ._submission import Submission
 from ._transport import closed
@@ -36,7 +37,15 @@ from .background import BackgroundJob, followed
 from .batch import Batch, Outcome, Source, in_doubt_of
 from .downloads import Progress, check_vacant, origin_of
 from .downloads import Source as ClipSource
-from .errors import Fate, RunwayError, SubmissionInDoubt, copied, discreet, discreetly_made
+from .errors import (
+    Fate,
+    NoReply,
+    RunwayError,
+    SubmissionInDoubt,
+    copied,
+    discreet,
+    discreetly_made,
+)
 from .journal import Entry, Job, JobState, Journal, Plan, plan_of
 from .models import (
     DEFAULT_MODEL,
@@ -71,7 +80,34 @@ KEY_VARIABLE: Final = "FUHU_API_KEY"
 URL_VARIABLE: Final = "FUHU_BASE_URL"
 DEFAULT_GATEWAY: Final = "fuhuapi"
 
+NAMES_KEPT: Final = 10_000
+"""How many custom ids a client with a journal remembers itself, so as not to ask the journal."""
+
 _NUMBERS: Final = itertools.count(1)
+
+
+@attrs.define(eq=False)
+class _Named:
+    """One submission under a name."""
+
+    #: Where it is made.
+    loop: asyncio.AbstractEventLoop
+    work: "asyncio.Task[Task]"
+    #: How many callers wait for it, and whether all of them were cancelled.
+    callers: int = 0
+    is_left: bool = False
+    #: The request that goes on after that, if it was sent.
+    flight: "asyncio.Task[TaskRecord] | None" = None
+    #: Done when the next submission under the name may begin.
+    over: "asyncio.Future[None]" = attrs.field(
+        default=attrs.Factory(lambda self: self.loop.create_future(), takes_self=True)
+    )
+
+
+def _is_cancelled() -> bool:
+    """Return whether the running task was cancelled, rather than what it waited for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 class Client:
@@ -173,10 +209,13 @@ class Client:
         self.gateway: Gateway = _resolved(gateway, base_url)
         self._entered: Counter[asyncio.AbstractEventLoop] = Counter()
         self._closing: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
-        #: Custom id to the task that it names, or to the submission in flight that will.
+        #: Custom id to the task that it names, to the submission in flight that will, to the
+        #: submission that may have, and to what follows the task in the background.
         self._names: dict[str, Name] = {}
-        self._submitting: dict[str, asyncio.Task[Task]] = {}
+        self._named: dict[str, _Named] = {}
+        self._naming = threading.Lock()
         self._doubts: dict[str, SubmissionInDoubt] = {}
+        self._jobs: WeakValueDictionary[str, BackgroundJob] = WeakValueDictionary()
         self._has_recalled = False
         self._deliveries = Deliveries(
             receiver=self._callbacks,
@@ -189,7 +228,7 @@ class Client:
         )
 
     def __repr__(self) -> str:
-        polls = "".join(f", {engine.poller!r}" for engine in self._engines.values())
+        polls = "".join(f", {engine.poller!r}" for engine in list(self._engines.values()))
         return f"<Client {self.gateway.base_url}{polls}>"
 
     async def __aenter__(self) -> Self:
@@ -197,10 +236,14 @@ class Client:
         if loop in self._closed_in:
             await self.aclose()  # it may still be closing
             self._closed_in.discard(loop)
-        if self.journal is not None:
-            # Here, not at the first request: a server that cannot have it must not start.
-            await self._recall(self.journal)
         self._entered[loop] += 1
+        try:
+            if self.journal is not None:
+                # Here, not at the first request: a server that cannot have it must not start.
+                await self._recall(self.journal)
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
         return self
 
     async def __aexit__(
@@ -249,8 +292,11 @@ class Client:
         engine = self._engines.get(loop)
         if engine is not None:
             await engine.aclose()
+        named = [one.work for one in list(self._named.values()) if one.loop is loop]
+        await asyncio.gather(*named, return_exceptions=True)
         # Another loop may have requests in flight, which have to be written down.
-        if self.journal is not None and self._owns_journal and not self._engines:
+        others = any(not one.is_closed() for one in list(self._engines))
+        if self.journal is not None and self._owns_journal and not others:
             self._has_recalled = False
             await self.journal.aclose()
 
@@ -259,7 +305,8 @@ class Client:
         End every wait in the running loop with `WaitAbandoned`, without closing the client.
 
         For a server that shuts down: open streams of updates end, so that the shutdown can begin.
-        The tasks go on, and may be waited for again.
+        Background jobs and batches wait as well, so theirs end too. The tasks go on at the
+        gateway, and may be waited for again.
         """
         engine = self._engines.get(asyncio.get_running_loop())
         if engine is not None:
@@ -332,40 +379,77 @@ class Client:
         if custom_id is None:
             return await self.submit_job(request, None, tag=tag)
         require_text("custom_id", custom_id)
-        # One submission for all callers. It goes on if one of them is cancelled.
-        submitting = self._submitting.get(custom_id)
-        if submitting is None:
-            submitting = asyncio.create_task(self._submit_named(request, custom_id, tag))
-            self._submitting[custom_id] = submitting
-            submitting.add_done_callback(lambda done: self._forget_named(custom_id, done))
-        return await asyncio.shield(submitting)
-
-    def _forget_named(self, custom_id: str, submitting: "asyncio.Task[Task]") -> None:
-        del self._submitting[custom_id]
-        if not submitting.cancelled():
-            submitting.exception()  # or asyncio would report it where every caller is cancelled
+        return await self._submit_named(request, custom_id, tag)
 
     async def _submit_named(self, request: Generation, custom_id: str, tag: str | None) -> Task:
+        """Submit once for all callers that use one name at the same time."""
+        loop = asyncio.get_running_loop()
+        while True:
+            with self._naming:
+                named = self._named.get(custom_id)
+                if named is None or named.loop.is_closed():
+                    work = loop.create_task(self._submit_once(request, custom_id, tag))
+                    named = self._named[custom_id] = _Named(loop, work)
+                    work.add_done_callback(partial(self._end_named, custom_id, named))
+            if named.loop is not loop:
+                # Another thread has begun, so it is done there for this caller as well.
+                joining = self._submit_named(request, custom_id, tag)
+                elsewhere = asyncio.run_coroutine_threadsafe(joining, named.loop)
+                try:
+                    return await asyncio.wrap_future(elsewhere)
+                except asyncio.CancelledError:
+                    if _is_cancelled():
+                        raise
+                    continue  # that loop ended meanwhile
+            if named.is_left:
+                await asyncio.wait([named.over])
+                continue
+            named.callers += 1
+            try:
+                return await asyncio.shield(named.work)
+            except RunwayError as error:
+                failure = copied(error)
+            except asyncio.CancelledError:
+                if named.callers == 1:
+                    # As without a name: what was not sent is not sent, what was sent goes on.
+                    named.is_left = True
+                    named.work.cancel()
+                raise
+            finally:
+                named.callers -= 1
+            raise failure
+
+    def _end_named(self, custom_id: str, named: "_Named", work: "asyncio.Task[Task]") -> None:
+        """Free a name, once the request that was sent under it has its answer."""
+
+        def end(_: object) -> None:
+            self._named.pop(custom_id, None)
+            named.over.set_result(None)
+
+        if not work.cancelled():
+            work.exception()  # or asyncio would report it where every caller is cancelled
+        if named.flight is None or named.flight.done():
+            end(work)
+        else:
+            named.flight.add_done_callback(end)
+
+    async def _submit_once(self, request: Generation, custom_id: str, tag: str | None) -> Task:
         task = await self.find(custom_id)
         if task is not None:
             return task
         if custom_id in self._doubts:
             raise copied(self._doubts[custom_id])
-        plan = plan_of(request, f"id:{custom_id}", custom_id, tag)
+        self.check_open()
+        plan = None
         if self.journal is not None:
+            plan = plan_of(request, f"id:{custom_id}", custom_id, tag)
             job = await self.journal.plan(plan, self._clock.wall())
-            if job.state is JobState.IN_DOUBT:
+            if job.state in {JobState.SUBMITTING, JobState.IN_DOUBT}:
                 raise in_doubt_of(job)
             if job.state is JobState.FAILED:
-                # Refused before anything was charged, or it would have a task.
+                # Refused before anything was charged, or `find` would have its task.
                 await self.journal.step(job.key, JobState.PLANNED, self._clock.wall())
-        try:
-            return await self.submit_job(
-                request, plan if self.journal is not None else None, custom_id=custom_id, tag=tag
-            )
-        except SubmissionInDoubt as error:
-            self._doubts[custom_id] = error
-            raise
+        return await self.submit_job(request, plan, custom_id=custom_id, tag=tag)
 
     async def start(
         self,
@@ -396,15 +480,58 @@ class Client:
             timeout: How long to wait for the task, in seconds; None waits for ever.
         """
         check(save=save, overwrite=overwrite, timeout=timeout)
-        path = None if save is None else check_vacant(Path(save), overwrite=overwrite)
-        engine = self._engine()
+        path = None if save is None else Path(save)
         if isinstance(work, Task):
-            task = work
+            self._check_own(work, custom_id, tag)
+        request = TextToVideo(work) if isinstance(work, str) else work
+        going_on = self._going_on(custom_id)
+        if going_on is not None:
+            return going_on
+        engine = self._engine()
+        is_saved = path is not None and await self._is_saved(custom_id, path)
+        if path is not None and not is_saved:
+            check_vacant(path, overwrite=overwrite)
+        if isinstance(request, Task):
+            task = request
         else:
-            request = TextToVideo(work) if isinstance(work, str) else work
             task = await self.submit(request, custom_id=custom_id, tag=tag)
-        following = followed(task, path, timeout, self._clock, self._hooks, overwrite=overwrite)
-        return BackgroundJob(task, path, engine.run(following))
+            # Two calls under one name, at once, share the task: they share the file as well.
+            going_on = self._going_on(custom_id)
+            if going_on is not None:
+                return going_on
+        file = None if is_saved else path
+        following = followed(task, file, timeout, self._clock, overwrite=overwrite)
+        job = BackgroundJob(task, path, engine.run(following), self._hooks)
+        if task.custom_id is not None:
+            self._jobs[task.custom_id] = job
+        return job
+
+    def _going_on(self, custom_id: str | None) -> BackgroundJob | None:
+        job = None if custom_id is None else self._jobs.get(custom_id)
+        return None if job is None or job.done() else job
+
+    def _check_own(self, task: Task, custom_id: str | None, tag: str | None) -> None:
+        if not task.belongs_to(self):
+            raise usage_error(
+                "work",
+                "The task belongs to another client.",
+                "Attach to it here: client.task(task.id).",
+            )
+        if custom_id is not None or tag is not None:
+            raise usage_error(
+                "custom_id" if tag is None else "tag",
+                "A task that exists already cannot be given a name or a tag.",
+                "Give them when you submit it.",
+            )
+
+    async def _is_saved(self, custom_id: str | None, path: Path) -> bool:
+        """Return whether the file is what the journal says was saved under this name."""
+        if self.journal is None or custom_id is None:
+            return False
+        job = await self.journal.find(f"id:{custom_id}")
+        if job is None or job.state is not JobState.SAVED:
+            return False
+        return job.file_bytes == await asyncio.to_thread(_size_of, path)
 
     async def find(self, custom_id: str) -> Task | None:
         """
@@ -414,10 +541,11 @@ class Client:
         name, or it was refused, or it is in doubt.
 
         Raises:
-            UsageError: The name is no text.
+            UsageError: The name is no text, or the client is closed.
             JournalError: The journal cannot be used.
         """
         require_text("custom_id", custom_id)
+        self.check_open()
         name = self._names.get(custom_id)
         if name is not None:
             return self._handles.get(name) or self._handle(name, Origin(custom_id=custom_id))
@@ -468,6 +596,8 @@ class Client:
         if job is None and self.journal is not None:
             job = plan_of(request, f"single:{uuid4()}", tag=tag)
         address = self._deliveries.address(request, job)
+        if address is not None:
+            address.custom_id, address.tag = custom_id, tag
         wire = self._submission(request, address)
         submission = Submission(
             *(wire.endpoint.name, self._number, self._hooks, self._clock, request, address),
@@ -489,7 +619,9 @@ class Client:
                         around=submission.sending,
                         submission=submission.number,
                     )
-                except SubmissionInDoubt:
+                except SubmissionInDoubt as error:
+                    if custom_id is not None:
+                        self._doubts[custom_id] = error
                     # While the answer was waited for, a delivery may have told what it would have.
                     found = await self._deliveries.told_instead(engine, address)
                     if found is None:
@@ -855,8 +987,9 @@ class Client:
 
     def _discreet(self, wire: Request) -> Request:
         """Give a request of no handle that knows, for its errors, what the handles were sent."""
-        # A list, since other threads may go on.
-        told = (secret for task in list(self._handles.values()) for secret in task.secrets())
+        # The references are copied at once, since other threads may go on.
+        handles = (handle() for handle in self._handles.valuerefs())
+        told = (secret for task in handles if task is not None for secret in task.secrets())
         return wire.hiding(*told)
 
     # For the handles
@@ -896,7 +1029,9 @@ class Client:
         downloader = self._engine().downloader
         name = (_feed(official=clip.task.official).name, clip.id)
         # On the list again until the file is whole: an app may be stopped half-way.
-        self._settings.unfinished.saving(name)
+        task = clip.task
+        origin = Origin(task.submitted_at, task.custom_id, task.tag)
+        self._settings.unfinished.saving(name, origin)
         saved = await downloader.save(
             source, path, overwrite=overwrite, max_bytes=max_bytes, on_progress=on_progress
         )
@@ -922,9 +1057,16 @@ class Client:
         """Keep a task whose submission got no answer; for deliveries."""
         ago = max(0.0, self._clock.wall() - address.made_at)
         submitted_at = self._clock.now() - ago
-        task = Task(self, record.task_id, request=request, submitted_at=submitted_at)
+        task = Task(
+            self,
+            record.task_id,
+            request=request,
+            submitted_at=submitted_at,
+            custom_id=address.custom_id,
+            tag=address.tag,
+        )
+        self._keep(task)
         watch = self._follow(engine, task, address)
-        self._handles[watch.name] = task
         self._hooks.emit(events.SubmissionFound(endpoint, task.id))
         engine.poller.take_told(watch, record)
 
@@ -979,8 +1121,13 @@ class Client:
         name = (_feed(official=task.official).name, task.id)
         self._handles[name] = task
         if task.custom_id is not None:
-            self._names[task.custom_id] = name
+            self._name(task.custom_id, name)
             self._doubts.pop(task.custom_id, None)
+
+    def _name(self, custom_id: str, name: Name) -> None:
+        self._names[custom_id] = name
+        if self.journal is not None and len(self._names) > NAMES_KEPT:
+            del self._names[next(iter(self._names))]
 
     def _task_request(self, task_id: str, *, official: bool) -> Request:
         return ask_task(task_id, _feed(official=official), self.gateway, self._key)
@@ -1002,7 +1149,7 @@ class Client:
                 feed = _feed(official=job.endpoint == OfficialImageToVideo.__name__)
                 ago = max(0.0, wall - (job.accepted_at or wall))
                 origin = Origin(now - ago, job.custom_id, job.tag)
-                name = (feed.name, _checked_id(job.task_id))
+                name = (feed.name, str(job.task_id))
                 if name not in self._settings.unfinished:
                     self._settings.unfinished.accepted(name, origin)
             self.check_open()
@@ -1034,7 +1181,7 @@ class Client:
         self._settings.unfinished.accepted(name, origin)
         self._settings.unfinished.seen(name, record)
         if submission.custom_id is not None:
-            self._names[submission.custom_id] = name
+            self._name(submission.custom_id, name)
         return record
 
     def _accepted(self, submission: Submission, record: TaskRecord) -> Task:
@@ -1060,6 +1207,8 @@ class Client:
         """See to it that what becomes of a request is told, whose caller goes."""
         submission.leave()
         flight.add_done_callback(partial(self._take_unclaimed, engine, submission))
+        if submission.custom_id is not None:
+            self._named[submission.custom_id].flight = flight
         engine.tasks.hold(flight)
 
     def _take_unclaimed(
@@ -1071,6 +1220,10 @@ class Client:
             known = isinstance(error, RunwayError) and fate_of(error) is not Fate.UNKNOWN
             fault = type(error).__name__ if known else SubmissionInDoubt.__name__
             submission.unclaimed(None, fault)
+            if submission.custom_id is not None and not known:
+                cut_off = NoReply("The request was cut off.", "", "")
+                fault_seen = error if isinstance(error, RunwayError) else cut_off
+                self._doubts[submission.custom_id] = in_doubt(fault_seen)
             address = submission.address
             if address is not None and address.is_in_doubt:
                 engine.run(self._deliveries.recover(engine, address))
@@ -1200,6 +1353,10 @@ class Official:
             api-facts 6.
         """
         return await self._client.feed(task_id, official=True)
+
+
+def _size_of(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
 
 
 def _checked_key(key: object) -> str:

@@ -222,7 +222,7 @@ class WaitTimeout(TaskError, TimeoutError):
 
 
 class WaitAbandoned(TaskError):
-    """The client was closed while someone waited; the task goes on."""
+    """The client was closed during a wait, or `end_waits` was called; the task goes on."""
 
 
 class DownloadError(RunwayError):

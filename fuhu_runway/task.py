@@ -205,6 +205,10 @@ class Task:
         """Record that the clip is in the hands of the app; for the client."""
         self._home.hand_out(self)
 
+    def belongs_to(self, home: Home) -> bool:
+        """Return whether *home* is the client that this handle came from; for the client."""
+        return self._home is home
+
     def keep(self, watch: Watch) -> None:
         """Hold what is known of this task; for the client, where deliveries may add to it."""
         self._watch = watch

@@ -214,8 +214,8 @@ async def test_a_lost_answer_is_found_by_its_first_delivery() -> None:
         async with client_of(gateway, house, hooks=[ear]) as client:
             with pytest.raises(SubmissionInDoubt):
                 await client.generate(PROMPT)
-            await until(lambda: client.unclaimed)
-            [task] = client.unclaimed
+            await until(lambda: client.unfinished)
+            [task] = client.unfinished
             clip = await task.wait()
         assert clip.id == gateway.tasks[0].task_id
         assert gateway.submitted == 1
@@ -231,5 +231,5 @@ async def test_an_answer_that_hangs_is_made_up_for() -> None:
             task = await client.generate(PROMPT)
             clip = await task.wait()
         assert clip.id == gateway.tasks[0].task_id
-        assert client.unclaimed == []
+        assert client.unfinished == ()
         assert gateway.submitted == 1

@@ -41,7 +41,7 @@ async def test_a_submit_that_waits_for_its_turn(gateway: Simulator) -> None:
         await cancel(second)
         task = await first
     assert [one.task_id for one in gateway.tasks] == [task.id]
-    assert client.unclaimed == []
+    assert client.unfinished == ()
     assert len(gateway.requests) == 1
 
 
@@ -53,8 +53,8 @@ async def test_a_submit_in_the_air(gateway: Simulator) -> None:
         submitting = asyncio.create_task(client.generate(PROMPT))
         await until(lambda: gateway.submitted)
         await cancel(submitting)
-        assert client.unclaimed == []
-    [task] = client.unclaimed
+        assert client.unfinished == ()
+    [task] = client.unfinished
     assert [one.task_id for one in gateway.tasks] == [task.id]
     [told_of] = ear.all(SubmissionUnclaimed)
     assert (told_of.task_id, told_of.error) == (task.id, None)
@@ -70,8 +70,8 @@ async def test_a_submit_with_a_deadline(gateway: Simulator) -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(A_WHILE / 2000):
                 await client.generate(PROMPT)
-    assert [task.id for task in client.unclaimed] == [one.task_id for one in gateway.tasks]
-    assert len(client.unclaimed) == 1
+    assert [task.id for task in client.unfinished] == [one.task_id for one in gateway.tasks]
+    assert len(client.unfinished) == 1
 
 
 async def test_submits_in_a_group_that_fails(gateway: Simulator) -> None:
@@ -89,7 +89,7 @@ async def test_submits_in_a_group_that_fails(gateway: Simulator) -> None:
     async with quick_client(gateway) as client:
         with pytest.raises(ExceptionGroup):
             await submit_all(client)
-    assert {task.id for task in client.unclaimed} == {one.task_id for one in gateway.tasks}
+    assert {task.id for task in client.unfinished} == {one.task_id for one in gateway.tasks}
 
 
 async def test_a_submit_in_its_pause(gateway: Simulator) -> None:
@@ -101,7 +101,7 @@ async def test_a_submit_in_its_pause(gateway: Simulator) -> None:
         await until(lambda: ear.all(RetryScheduled))
         await settle()
         await cancel(submitting)
-    assert (gateway.submitted, len(gateway.requests), client.unclaimed) == (0, 1, [])
+    assert (gateway.submitted, len(gateway.requests), client.unfinished) == (0, 1, ())
     assert ear.all(SubmissionUnclaimed) == []
     [told_of] = ear.all(SubmissionFailed)
     assert (told_of.error, told_of.fate) == ("CancelledError", Fate.UNSENT)
@@ -116,7 +116,7 @@ async def test_a_close_waits_for_a_submit(gateway: Simulator) -> None:
     await client.aclose()
     task: Task = await submitting
     assert [one.task_id for one in gateway.tasks] == [task.id]
-    assert client.unclaimed == []
+    assert client.unfinished == ()
 
 
 async def test_a_close_that_is_cancelled(gateway: Simulator) -> None:
@@ -249,7 +249,7 @@ async def test_a_client_in_the_middle_of_everything(gateway: Simulator, tmp_path
         await leave()
     await settle()
     assert others() == set()
-    assert [task.id for task in client.unclaimed] == [gateway.tasks[1].task_id]
+    assert [task.id for task in client.unfinished] == [gateway.tasks[1].task_id]
 
 
 # The whole program

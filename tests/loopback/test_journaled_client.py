@@ -293,7 +293,7 @@ async def test_a_caller_that_goes_away_loses_no_id(gateway: Simulator, path: Pat
     assert calling.cancelled()
     (job,) = await jobs(path)
     assert (job.state, job.task_id) == (JobState.ACCEPTED, gateway.tasks[0].task_id)
-    assert [task.id for task in client.unclaimed] == [job.task_id]
+    assert [task.id for task in client.unfinished] == [job.task_id]
 
 
 # A journal that fails too late

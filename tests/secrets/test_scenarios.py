@@ -187,7 +187,7 @@ class House:
         finally:
             # It tells where its gateway is, as it was told itself.
             self.evidence.thing(self.client, but={"IP address"})
-            for task in self.client.outstanding:
+            for task in self.client.unfinished:
                 self.evidence.thing(task)
                 self.evidence.take("notebook", task._repr_html_())
 
@@ -408,7 +408,7 @@ async def test_who_is_cancelled_closed_or_alone_tells_nothing(
             with pytest.raises(RunwayError):
                 async with here.judged():
                     await action
-        for task in here.client.unclaimed:
+        for task in here.client.unfinished:
             evidence.thing(task)
         await here.gateway.aclose()
         async with here.client:

@@ -113,7 +113,7 @@ async def test_a_wait_names_the_argument_that_does_not_fit(
         with pytest.raises(UsageError) as caught:
             await client.task("t-1").wait(**{argument: value})
         assert caught.value.field == argument
-        assert client.outstanding == ()
+        assert client.unfinished == ()
 
 
 async def test_updates_name_their_argument(idle: Simulator) -> None:

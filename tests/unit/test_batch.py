@@ -84,7 +84,10 @@ class FakeTask:
     id: str
     prompt: str
 
-    async def wait(self, *, timeout: float | None) -> FakeClip:
+    def hand_out(self) -> None:
+        self.home.handed_out.append(self.id)
+
+    async def ended(self, timeout: float | None) -> FakeClip:
         self.home.timeouts.add(timeout)
         await self.home.pause("wait", self.prompt)
         try:
@@ -113,6 +116,8 @@ class FakeClient:
     downloading: list[str] = attrs.field(factory=list)
     timeouts: set[float | None] = attrs.field(factory=set)
     is_closed: bool = False
+    #: The tasks whose clips were given to the reader of the outcomes.
+    handed_out: list[str] = attrs.field(factory=list)
 
     _doors: dict[tuple[str, str], asyncio.Event] = attrs.field(factory=dict)
     _failures: dict[tuple[str, str], BaseException] = attrs.field(factory=dict)
@@ -147,6 +152,10 @@ class FakeClient:
     def check_open(self) -> None:
         if self.is_closed:
             raise UsageError("It was closed.", "Nothing was sent or charged.", "Open it.")
+
+    async def submit(self, request: Generation, *, custom_id: str) -> Any:
+        plan = plan_of(request, f"id:{custom_id}", custom_id) if self.journal else None
+        return await self.submit_job(request, plan)
 
     async def submit_job(self, request: Generation, plan: Plan | None) -> Any:
         prompt = getattr(request, "prompt", "") or ""
@@ -531,6 +540,10 @@ class Odd(FakeClient):
     """Meets an error that is not ours before, or after, it writes its row."""
 
     when: JobState = JobState.PLANNED
+
+    async def submit(self, request: Generation, *, custom_id: str) -> Any:
+        plan = plan_of(request, f"id:{custom_id}", custom_id) if self.journal else None
+        return await self.submit_job(request, plan)
 
     async def submit_job(self, request: Generation, plan: Plan | None) -> Any:
         if getattr(request, "prompt", None) != "a":

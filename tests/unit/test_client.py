@@ -541,11 +541,11 @@ async def left_alone(
     return client, ear
 
 
-async def test_the_task_of_a_cancelled_submit_is_unclaimed() -> None:
-    """Closing waits for its id, which is then in `unclaimed` and told by an event."""
+async def test_the_task_of_a_cancelled_submit_is_unfinished() -> None:
+    """Closing waits for its id, which is then in `unfinished` and in an event."""
     client, ear = await left_alone(reply(b'{"code": 200, "data": {"task_id": "t-7"}}'))
-    [task] = client.unclaimed
-    assert (task.id, task.request) == ("t-7", TextToVideo("a kitten"))
+    [task] = client.unfinished
+    assert (task.id, task.request) == ("t-7", None)
     number = ear.all(SubmissionStarted)[0].submission
     assert ear.all(SubmissionUnclaimed) == [
         SubmissionUnclaimed("text_to_video", "t-7", None, number)
@@ -569,7 +569,7 @@ async def test_the_task_of_a_cancelled_submit_is_unclaimed() -> None:
 async def test_what_became_of_a_cancelled_submit_is_told(answer: bytes | None, error: str) -> None:
     """Where no task is known, the event tells a refusal from a doubt."""
     client, ear = await left_alone(answer)
-    assert client.unclaimed == []
+    assert client.unfinished == ()
     number = ear.all(SubmissionStarted)[0].submission
     assert ear.all(SubmissionUnclaimed) == [
         SubmissionUnclaimed("text_to_video", None, error, number)
@@ -586,7 +586,7 @@ async def test_a_flight_that_is_shot_down_is_in_doubt() -> None:
         flight.cancel()
 
     client, ear = await left_alone(reply(), gone=shoot)
-    assert client.unclaimed == []
+    assert client.unfinished == ()
     fault = SubmissionInDoubt.__name__
     [told_of] = ear.all(SubmissionUnclaimed)
     assert (told_of.task_id, told_of.error) == (None, fault)

@@ -104,10 +104,10 @@ async def test_a_delivery_before_the_answer_counts_after_it(scene: Scene) -> Non
 async def test_a_delivery_finds_what_was_in_doubt(scene: Scene) -> None:
     """The task of a paid request whose answer was lost is handed over, and its clip can be had."""
     await scene.doubt()
-    assert scene.client.unclaimed == []
+    assert scene.client.unfinished == ()
     scene.post(status="1")
-    await until(lambda: scene.client.unclaimed)
-    [task] = scene.client.unclaimed
+    await until(lambda: scene.client.unfinished)
+    [task] = scene.client.unfinished
     assert task.id == scene.gateway.tasks[0].task_id
     assert task.request is not None
     assert scene.ear.all(SubmissionFound) == [SubmissionFound("text_to_video", task.id)]
@@ -127,7 +127,7 @@ async def test_a_delivery_in_time_is_as_good_as_the_answer(scene: Scene) -> None
     scene.post(status="1")
     task = await submitting
     assert task.id == scene.gateway.tasks[0].task_id
-    assert scene.client.unclaimed == []
+    assert scene.client.unfinished == ()
     assert scene.ear.all(SubmissionFound) == [SubmissionFound("text_to_video", task.id)]
     waiting = asyncio.create_task(task.wait())
     await scene.ended()
@@ -143,8 +143,8 @@ async def test_a_caller_who_is_gone_loses_nothing(scene: Scene) -> None:
     submitting.cancel()
     await asyncio.wait([submitting])
     scene.post(status="1")
-    await until(lambda: scene.client.unclaimed)
-    assert [task.id for task in scene.client.unclaimed] == [scene.gateway.tasks[0].task_id]
+    await until(lambda: scene.client.unfinished)
+    assert [task.id for task in scene.client.unfinished] == [scene.gateway.tasks[0].task_id]
     assert scene.ear.all(SubmissionUnclaimed)[0].error == "SubmissionInDoubt"
 
 
@@ -154,8 +154,8 @@ async def test_a_caller_who_is_gone_hears_of_deliveries(scene: Scene) -> None:
     submitting = asyncio.create_task(scene.client.generate(PROMPT))
     await until(lambda: scene.gateway.submitted)
     submitting.cancel()
-    await until(lambda: scene.client.unclaimed)
-    [task] = scene.client.unclaimed
+    await until(lambda: scene.client.unfinished)
+    [task] = scene.client.unfinished
     waiting = asyncio.create_task(task.wait())
     await scene.ended()
     scene.post()

@@ -1,4 +1,4 @@
-"""What is left when a client closes: the tasks that are outstanding, and nothing that pays."""
+"""What is left when a client closes: the tasks that are unfinished, and nothing that pays."""
 
 import asyncio
 import gc
@@ -24,7 +24,7 @@ ACCEPTED = reply(b'{"code": 200, "data": {"task_id": "t-7"}}')
 
 def ids(client: Client) -> list[str]:
     """Do what an app does that ends."""
-    return [task.id for task in client.outstanding]
+    return [task.id for task in client.unfinished]
 
 
 async def cancelled(work: "asyncio.Future[Any]") -> None:
@@ -34,43 +34,59 @@ async def cancelled(work: "asyncio.Future[Any]") -> None:
     assert work.cancelled()
 
 
-# Outstanding
+# Unfinished
 
 
-async def test_a_task_is_outstanding_until_its_clip_is_seen(
+async def test_a_task_is_unfinished_until_its_clip_is_seen(
     gateway: Simulator, runway: Client
 ) -> None:
     """From its submit on, whether or not anyone waits; the handle is the one that was given."""
-    assert runway.outstanding == ()
+    assert runway.unfinished == ()
     task = await runway.generate("a kitten")
     other = await runway.generate("a puppy")
-    assert runway.outstanding == (task, other)
+    assert runway.unfinished == (task, other)
     await task
-    assert runway.outstanding == (other,)
+    assert runway.unfinished == (other,)
     await other.refresh()
     await asyncio.wait_for(other.wait(), 10)
-    assert runway.outstanding == ()
+    assert runway.unfinished == ()
 
 
-async def test_a_failed_task_is_not_outstanding(gateway: Simulator, runway: Client) -> None:
+async def test_a_failed_task_is_not_unfinished(gateway: Simulator, runway: Client) -> None:
     """There is nothing left to wait for."""
     gateway.script(then="fail")
     with pytest.raises(TaskFailed):
         await (await runway.generate("a kitten"))
-    assert runway.outstanding == ()
+    assert runway.unfinished == ()
 
 
-async def test_any_look_may_show_the_end(gateway: Simulator, runway: Client) -> None:
+async def test_any_poll_may_show_a_failure(gateway: Simulator, runway: Client) -> None:
     """Also `client.feed`, which has no handle."""
+    gateway.script(then="fail")
     task = await runway.generate("a kitten")
-    while not (await runway.feed(task.id)).has_clip:
+    while not (await runway.feed(task.id)).is_settled:
         assert ids(runway) == [task.id]
         await asyncio.sleep(0.001)
-    assert runway.outstanding == ()
+    assert runway.unfinished == ()
+
+
+async def test_a_clip_that_a_poll_shows_is_not_handed_out(
+    gateway: Simulator, runway: Client
+) -> None:
+    """The task stays until a wait returns the clip, or its updates come to their end."""
+    task, other = await runway.generate("a kitten"), await runway.generate("a puppy")
+    while not (await runway.feed(task.id)).has_clip:
+        await asyncio.sleep(0.001)
+    assert (await task.refresh()).has_clip
+    assert runway.unfinished == (task, other)
+    await task
+    assert runway.unfinished == (other,)
+    await other.wait(on_update=print)
+    assert runway.unfinished == ()
 
 
 async def test_an_end_that_comes_with_the_submit_is_one() -> None:
-    """A gateway that answers with the clip at once leaves nothing outstanding."""
+    """A gateway may answer with the clip at once; it is handed out by the wait, as always."""
     body = (
         b'{"code": 200, "data": {"task_id": "t-7", "status": "SUCCESS",'
         b' "video_url": "https://a.example/1.mp4"}}'
@@ -79,7 +95,9 @@ async def test_an_end_that_comes_with_the_submit_is_one() -> None:
         task = await client.generate("a kitten")
         assert task.record is not None
         assert task.record.has_clip
-        assert client.outstanding == ()
+        assert client.unfinished == (task,)
+        await task
+        assert client.unfinished == ()
 
 
 async def test_an_end_that_comes_with_the_submit_is_told(tmp_path: Path) -> None:
@@ -101,7 +119,7 @@ async def test_an_end_that_comes_with_the_submit_is_told(tmp_path: Path) -> None
 
 
 async def test_a_wait_that_was_left_changes_nothing(gateway: Simulator, runway: Client) -> None:
-    """By a timeout or a cancellation; the task goes on, so it is outstanding."""
+    """By a timeout or a cancellation; the task goes on, so it is unfinished."""
     gateway.script(then="stall")
     task = await runway.generate("a kitten")
     with pytest.raises(WaitTimeout):
@@ -109,7 +127,7 @@ async def test_a_wait_that_was_left_changes_nothing(gateway: Simulator, runway: 
     waiting = asyncio.ensure_future(task.wait())
     await settle()
     await cancelled(waiting)
-    assert runway.outstanding == (task,)
+    assert runway.unfinished == (task,)
 
 
 async def test_a_handle_that_is_gone_is_made_anew(gateway: Simulator, runway: Client) -> None:
@@ -118,17 +136,17 @@ async def test_a_handle_that_is_gone_is_made_anew(gateway: Simulator, runway: Cl
     official_id = (await runway.official.image_to_video(IMAGE)).id
     gc.collect()
     assert len(runway._handles) == 0
-    reverse, official = runway.outstanding
+    reverse, official = runway.unfinished
     assert (reverse.id, reverse.official) == (task_id, False)
     assert (official.id, official.official) == (official_id, True)
     assert reverse.submitted_at is not None
     assert reverse.request is None
     for task in (reverse, official):
         assert (await task).id == task.id
-    assert runway.outstanding == ()
+    assert runway.unfinished == ()
 
 
-async def test_a_task_by_its_id_is_outstanding_once_it_is_waited_for(
+async def test_a_task_by_its_id_is_unfinished_once_it_is_waited_for(
     gateway: Simulator, runway: Client
 ) -> None:
     """A handle alone is no promise; a wait is, also one that was left."""
@@ -136,20 +154,20 @@ async def test_a_task_by_its_id_is_outstanding_once_it_is_waited_for(
     task_id = (await runway.generate("a kitten")).id
     async with quick_client(gateway) as other:
         task = other.task(task_id)
-        assert other.outstanding == ()
+        assert other.unfinished == ()
         with pytest.raises(WaitTimeout):
             await task.wait(timeout=0.02)
-        assert other.outstanding == (task,)
+        assert other.unfinished == (task,)
 
 
-async def test_an_id_that_nobody_knows_is_not_outstanding(runway: Client) -> None:
+async def test_an_id_that_nobody_knows_is_not_unfinished(runway: Client) -> None:
     """It was waited for, and there is no such task."""
     with pytest.raises(NotFound):
         await runway.task("9f6243e5-3ab8-49c3-9c3c-6309ef5c96bd").wait(timeout=10)
-    assert runway.outstanding == ()
+    assert runway.unfinished == ()
 
 
-async def test_a_paid_task_that_the_gateway_lost_is_outstanding(
+async def test_a_paid_task_that_the_gateway_lost_is_unfinished(
     gateway: Simulator, runway: Client
 ) -> None:
     """Its id is what the gateway's support asks for."""
@@ -157,11 +175,11 @@ async def test_a_paid_task_that_the_gateway_lost_is_outstanding(
     task = await runway.generate("a kitten")
     with pytest.raises(NotFound):
         await task.wait(timeout=10)
-    assert runway.outstanding == (task,)
+    assert runway.unfinished == (task,)
 
 
-def test_what_is_outstanding_outlives_the_loop() -> None:
-    """A task of one loop is outstanding in the next, and settled there."""
+def test_what_is_unfinished_outlives_the_loop() -> None:
+    """A task of one loop is unfinished in the next, and settled there."""
     client: list[Client] = []
 
     async def submit(gateway: Simulator) -> str:
@@ -169,7 +187,7 @@ def test_what_is_outstanding_outlives_the_loop() -> None:
         return (await client[0].generate("a kitten")).id
 
     async def finish() -> None:
-        [task] = client[0].outstanding
+        [task] = client[0].unfinished
         await task
 
     with asyncio.Runner() as home:
@@ -187,7 +205,7 @@ def test_what_is_outstanding_outlives_the_loop() -> None:
         abroad.run(gateway.aclose())
 
 
-async def test_a_batch_that_is_left_leaves_its_tasks_outstanding(
+async def test_a_batch_that_is_left_leaves_its_tasks_unfinished(
     gateway: Simulator, runway: Client
 ) -> None:
     """Whoever breaks off finds what was accepted, without a journal as well."""
@@ -195,7 +213,7 @@ async def test_a_batch_that_is_left_leaves_its_tasks_outstanding(
     batch = runway.batch(["quick", "slow 1", "slow 2"], in_flight=3)
     outcomes = batch.outcomes()
     first = await anext(outcomes)
-    await until(lambda: gateway.submitted == 3 and len(runway.outstanding) == 2)
+    await until(lambda: gateway.submitted == 3 and len(runway.unfinished) == 2)
     await outcomes.aclose()
     made = {task.task_id for task in gateway.tasks}
     assert set(ids(runway)) == made - {first.task_id}
@@ -217,7 +235,6 @@ async def test_closing_leaves_all_that_is_unfinished(gateway: Simulator) -> None
         await cancelled(submitting)
     assert ids(client) == [task.task_id for task in gateway.tasks]
     assert ids(client)[:2] == [waited.id, left]
-    assert [task.id for task in client.unclaimed] == ids(client)[2:]
     with pytest.raises(WaitAbandoned):
         await waiting
     assert others() == set()
@@ -232,8 +249,7 @@ async def test_a_submit_in_the_air_ends_well_while_the_client_closes(gateway: Si
     await client.aclose()
     task = await submitting
     assert isinstance(task, Task)
-    assert client.outstanding == (task,)
-    assert client.unclaimed == []
+    assert client.unfinished == (task,)
 
 
 async def test_an_id_is_kept_before_anyone_can_be_cancelled() -> None:
@@ -241,7 +257,7 @@ async def test_an_id_is_kept_before_anyone_can_be_cancelled() -> None:
     async with raw_server(ACCEPTED) as server:
         client = Client("sk-1", base_url=server.url)
         submitting = asyncio.ensure_future(client.generate("a kitten"))
-        while not client.outstanding:  # noqa: ASYNC110  (the very turn counts)
+        while not client.unfinished:  # noqa: ASYNC110  (the very turn counts)
             await asyncio.sleep(0)
         submitting.cancel()
         await client.aclose()
@@ -363,7 +379,7 @@ async def test_who_sleeps_before_a_repeat_is_refused_at_the_close(gateway: Simul
     gateway.fault("submit", faults.TooManyRequests(60), times=None)
     client = Client(gateway.api_key, base_url=gateway.base_url)
     work = asyncio.create_task(client.generate("a kitten"))
-    await until(lambda: client._engines and next(iter(client._engines.values())).transport._pauses)
+    await until(lambda: client._engines and next(iter(client._engines.values())).transport._scopes)
     async with asyncio.timeout(10):
         await client.aclose()
         with pytest.raises(UsageError, match="was closed"):
@@ -392,9 +408,9 @@ async def test_a_pause_that_is_cancelled_is_cancelled(gateway: Simulator) -> Non
     gateway.fault("submit", faults.TooManyRequests(60), times=None)
     async with Client(gateway.api_key, base_url=gateway.base_url) as client:
         work = asyncio.create_task(client.generate("a kitten"))
-        await until(lambda: client._engines and client._engine().transport._pauses)
+        await until(lambda: client._engines and client._engine().transport._scopes)
         await cancelled(work)
-        assert client._engine().transport._pauses == set()
+        assert client._engine().transport._scopes == set()
 
 
 async def test_an_own_journal_is_not_opened_anew(gateway: Simulator, tmp_path: Path) -> None:
@@ -427,7 +443,7 @@ async def test_a_batch_whose_client_is_closed_stops(gateway: Simulator, tmp_path
     await running
     assert {type(outcome.error) for outcome in outcomes} == {WaitAbandoned, UsageError}
     paid = {outcome.task_id for outcome in outcomes if outcome.task_id}
-    assert paid == {task.id for task in client.outstanding}
+    assert paid == {task.id for task in client.unfinished}
     assert len(list(prompts)) > 20
     assert repr(client.journal).endswith("closed>")
     journal = Journal(tmp_path / "run.db")
@@ -445,7 +461,7 @@ async def test_a_submit_in_the_air_counts_though_its_caller_left(gateway: Simula
         await until(lambda: gateway.submitted)
         first.cancel()
         second = asyncio.create_task(client.generate("a puppy"))
-        await until(lambda: client.unclaimed)
+        await until(lambda: client.unfinished)
         await settle()
         assert gateway.submitted == gateway.peak_requests == 1
         await cancelled(second)

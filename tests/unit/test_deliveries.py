@@ -139,7 +139,7 @@ async def test_without_a_receiver_it_stays_in_doubt(gateway: Simulator) -> None:
     async with quick_client(gateway) as client:
         with pytest.raises(SubmissionInDoubt):
             await client.generate(PROMPT)
-        assert client.unclaimed == []
+        assert client.unfinished == ()
 
 
 async def test_the_official_format_has_no_address(scene: Scene) -> None:
@@ -155,8 +155,8 @@ async def test_an_end_that_is_found_is_told(scene: Scene) -> None:
     await scene.doubt()
     await scene.ended()
     scene.post()
-    await until(lambda: scene.client.unclaimed)
-    [task] = scene.client.unclaimed
+    await until(lambda: scene.client.unfinished)
+    [task] = scene.client.unfinished
     assert (await task.wait()).id == task.id
     assert scene.feeds == 1
     assert [event.task_id for event in scene.ear.all(TaskSettled)] == [task.id]
@@ -169,10 +169,10 @@ async def test_a_forged_id_finds_nothing_and_spoils_nothing(scene: Scene) -> Non
     await until(lambda: scene.ear.all(CallbackRefused))
     reason = "the feed does not confirm it (NotFound)"
     assert scene.ear.all(CallbackRefused) == [CallbackRefused(None, reason)]
-    assert (scene.feeds, scene.client.unclaimed) == (1, [])
+    assert (scene.feeds, scene.client.unfinished) == (1, ())
     scene.post(status="1")
-    await until(lambda: scene.client.unclaimed)
-    assert scene.client.unclaimed[0].id == scene.gateway.tasks[0].task_id
+    await until(lambda: scene.client.unfinished)
+    assert scene.client.unfinished[0].id == scene.gateway.tasks[0].task_id
 
 
 async def test_a_storm_of_forged_ids_is_bounded(scene: Scene) -> None:
@@ -183,7 +183,7 @@ async def test_a_storm_of_forged_ids_is_bounded(scene: Scene) -> None:
         await settle()
     await asyncio.sleep(0)
     assert scene.feeds <= HINTED_AT_ONCE
-    assert scene.client.unclaimed == []
+    assert scene.client.unfinished == ()
 
 
 async def test_nobody_elses_task_is_taken(scene: Scene) -> None:
@@ -194,7 +194,7 @@ async def test_nobody_elses_task_is_taken(scene: Scene) -> None:
     await until(lambda: scene.ear.all(CallbackRefused))
     reason = "the task that it names belongs to another submission"
     assert scene.ear.all(CallbackRefused) == [CallbackRefused(None, reason)]
-    assert (scene.feeds, scene.client.unclaimed) == (0, [])
+    assert (scene.feeds, scene.client.unfinished) == (0, ())
 
 
 async def test_a_body_without_an_id_finds_nothing(scene: Scene) -> None:
@@ -202,7 +202,7 @@ async def test_a_body_without_an_id_finds_nothing(scene: Scene) -> None:
     await scene.doubt()
     scene.receiver.deliver(scene.token(), b"")
     await settle()
-    assert (scene.feeds, scene.client.unclaimed) == (0, [])
+    assert (scene.feeds, scene.client.unfinished) == (0, ())
 
 
 async def test_two_deliveries_at_once_find_it_once(scene: Scene) -> None:
@@ -212,9 +212,9 @@ async def test_two_deliveries_at_once_find_it_once(scene: Scene) -> None:
     scene.post(status="1")
     await until(lambda: scene.feeds)
     scene.post(status="1")
-    await until(lambda: scene.client.unclaimed)
+    await until(lambda: scene.client.unfinished)
     await settle()
-    assert len(scene.client.unclaimed) == 1
+    assert len(scene.client.unfinished) == 1
     assert len(scene.ear.all(SubmissionFound)) == 1
 
 
@@ -239,8 +239,8 @@ async def test_a_caller_who_leaves_while_the_feed_is_asked_loses_nothing(scene: 
     submitting.cancel()
     await asyncio.wait([submitting])
     assert submitting.cancelled()
-    await until(lambda: scene.client.unclaimed)
-    assert [task.id for task in scene.client.unclaimed] == [scene.gateway.tasks[0].task_id]
+    await until(lambda: scene.client.unfinished)
+    assert [task.id for task in scene.client.unfinished] == [scene.gateway.tasks[0].task_id]
 
 
 @pytest.mark.usefixtures("virtual")
@@ -262,8 +262,8 @@ async def test_one_task_is_taken_once(scene: Scene) -> None:
     named = scene.gateway.tasks[0].task_id
     for place in range(2):
         scene.post(place, status="1", task_id=named)
-    await until(lambda: scene.client.unclaimed and not _errands(scene.client))
-    assert [task.id for task in scene.client.unclaimed] == [named]
+    await until(lambda: scene.client.unfinished and not _errands(scene.client))
+    assert [task.id for task in scene.client.unfinished] == [named]
     assert len(scene.ear.all(SubmissionFound)) == 1
 
 
@@ -275,7 +275,7 @@ async def test_a_loop_that_rests_is_not_asked_to_look(scene: Scene) -> None:
     mine = engines.pop(asyncio.get_running_loop())
     engines.update({resting: mine, asyncio.get_running_loop(): mine})
     scene.post(status="1")
-    await until(lambda: scene.client.unclaimed)
+    await until(lambda: scene.client.unfinished)
     del engines[resting]
     resting.close()
 
@@ -304,7 +304,7 @@ async def test_a_delivery_confirms_what_a_damaged_answer_named(
         await journal.step(before.key, JobState.IN_DOUBT, 3.0, task_id=named)
         await scene.ended()
         scene.post()
-        await until(lambda: scene.client.unclaimed)
+        await until(lambda: scene.client.unfinished)
         job = await only_job(journal)
         assert (job.state, job.task_id) == (JobState.FINISHED, named)
 
@@ -316,7 +316,7 @@ async def test_what_is_found_is_written_down(gateway: Simulator, tmp_path: Path)
         assert (await only_job(scene.client.journal)).state is JobState.IN_DOUBT
         await scene.ended()
         scene.post()
-        await until(lambda: scene.client.unclaimed)
+        await until(lambda: scene.client.unfinished)
         job = await only_job(scene.client.journal)
     assert (job.state, job.task_id) == (JobState.FINISHED, gateway.tasks[0].task_id)
     assert job.accepted_at is not None
@@ -333,7 +333,7 @@ async def test_a_job_that_a_batch_reported_is_found(gateway: Simulator, tmp_path
         assert [one.is_in_doubt for one in outcomes] == [True]
         await scene.ended()
         scene.post()
-        await until(lambda: scene.client.unclaimed)
+        await until(lambda: scene.client.unfinished)
         again = [one async for one in scene.client.generate_many([PROMPT])]
     assert [one.task_id for one in again] == [gateway.tasks[0].task_id]
     assert (again[0].resumed, again[0].error, gateway.submitted) == (True, None, 1)
@@ -347,7 +347,7 @@ async def test_a_task_that_the_journal_has_is_not_taken(gateway: Simulator, tmp_
         await scene.doubt()
         scene.post(task_id=mine.id)
         await until(lambda: scene.ear.all(CallbackRefused))
-        assert scene.client.unclaimed == []
+        assert scene.client.unfinished == ()
 
 
 # After a restart
@@ -392,8 +392,8 @@ async def test_what_a_crash_lost_is_found(gateway: Simulator, tmp_path: Path) ->
     async with scene_of(gateway, secret=SECRET, journal=path) as scene:
         await scene.client.balance()
         scene.post(status="1")
-        await until(lambda: scene.client.unclaimed)
-        [task] = scene.client.unclaimed
+        await until(lambda: scene.client.unfinished)
+        [task] = scene.client.unfinished
         job = await only_job(scene.client.journal)
         assert job.state in {JobState.ACCEPTED, JobState.FINISHED}
         assert job.task_id == task.id
@@ -414,8 +414,8 @@ async def test_what_came_before_the_first_call_is_heard_with_it(
     async with scene_of(gateway, secret=SECRET, journal=path) as scene:
         assert scene.post() == 204
         await scene.client.balance()
-        await until(lambda: scene.client.unclaimed)
-        assert scene.client.unclaimed[0].id == gateway.tasks[0].task_id
+        await until(lambda: scene.client.unfinished)
+        assert scene.client.unfinished[0].id == gateway.tasks[0].task_id
 
 
 async def test_a_feed_that_does_not_know_it_yet_is_asked_again(
@@ -430,9 +430,9 @@ async def test_a_feed_that_does_not_know_it_yet_is_asked_again(
         scene.post()
         await until(lambda: scene.ear.all(CallbackRefused))
         await settle()
-        assert scene.client.unclaimed == []
+        assert scene.client.unfinished == ()
         scene.post()
-        await until(lambda: scene.client.unclaimed)
+        await until(lambda: scene.client.unfinished)
 
 
 async def test_an_address_that_is_no_job_is_looked_up_once(
@@ -458,7 +458,7 @@ async def test_an_address_that_is_no_job_is_looked_up_once(
             await settle()
         await until(lambda: asked and not _errands(scene.client))
     assert asked == [(JobState.IN_DOUBT,)]
-    assert scene.client.unclaimed == []
+    assert scene.client.unfinished == ()
 
 
 async def test_a_journal_that_cannot_be_read_is_no_error_for_the_sender(

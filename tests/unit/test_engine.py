@@ -142,14 +142,14 @@ async def test_closing_ends_waits_and_keeps_paid_requests() -> None:
 
 
 async def test_a_close_that_is_cancelled_leaves_no_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cancelled while looks are ended, it still closes what the transport opened."""
+    """Cancelled while polls are ended, closing goes on, and the next call joins it."""
     engine = Engine(settings())
     engine.stay_until_the_loop_ends(list)
-    begun = asyncio.Event()
+    begun, may_end = asyncio.Event(), asyncio.Event()
 
     async def slow() -> None:
         begun.set()
-        await asyncio.Event().wait()
+        await may_end.wait()
 
     monkeypatch.setattr(engine.poller, "aclose", slow)
     closing = asyncio.ensure_future(engine.aclose())
@@ -157,6 +157,9 @@ async def test_a_close_that_is_cancelled_leaves_no_session(monkeypatch: pytest.M
     closing.cancel()
     await asyncio.wait([closing])
     assert closing.cancelled()
+    assert not is_closed(engine)
+    may_end.set()
+    await engine.aclose()
     assert is_closed(engine)
 
 

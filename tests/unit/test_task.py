@@ -31,6 +31,10 @@ class Home:
     scene: Scene
     saved: list[tuple[Any, ...]] = attrs.field(factory=list)
     ages: dict[str, float] = attrs.field(factory=dict)
+    handed_out: list[str] = attrs.field(factory=list)
+
+    def hand_out(self, task: Task) -> None:
+        self.handed_out.append(task.id)
 
     def watch_over(self, task: Task) -> tuple[Poller, Watch]:
         watch = self.scene.watch(task.id)

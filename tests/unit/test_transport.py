@@ -594,7 +594,7 @@ async def test_a_closed_session_is_told_before_a_byte_is_written(make: Make) -> 
         for kind in (paid, free):
             with pytest.raises(UsageError) as caught:
                 await transport.call(kind(server.url), body)
-            assert caught.value.field == "session"
+            assert caught.value.field == "client"
         with pytest.raises(UsageError):
             async with transport.stream(server.url, {}):
                 pytest.fail("it opened")
@@ -687,7 +687,7 @@ async def test_who_waits_to_repeat_is_refused_at_the_close(make: Make) -> None:
         calling = asyncio.ensure_future(
             transport.call(paid(server.url), refusing, unclaimed=_never)
         )
-        await until(lambda: transport._pauses)
+        await until(lambda: transport._scopes)
         await transport.aclose()
         with pytest.raises(UsageError, match="was closed"):
             await calling
@@ -700,11 +700,11 @@ async def test_who_leaves_before_a_repeat_leaves(make: Make) -> None:
         calling = asyncio.ensure_future(
             transport.call(paid(server.url), refusing, unclaimed=_never)
         )
-        await until(lambda: transport._pauses)
+        await until(lambda: transport._scopes)
         calling.cancel()
         await asyncio.wait([calling])
         assert calling.cancelled()
-        assert transport._pauses == set()
+        assert transport._scopes == set()
 
 
 def refusing(answer: Reply) -> bytes:

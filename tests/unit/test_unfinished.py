@@ -2,7 +2,7 @@ import pytest
 from support.feed import done, record
 
 from fuhu_runway._unfinished import Origin, Unfinished
-from fuhu_runway.models import TaskRecord, TaskState
+from fuhu_runway.models import TaskState
 
 ONE, OTHER = ("feed", "t-1"), ("official_task", "t-1")
 
@@ -15,43 +15,54 @@ def unfinished() -> Unfinished:
 
 def test_what_was_paid_for_is_kept_with_its_instant(unfinished: Unfinished) -> None:
     """In the order of the submits; the same id in the other format is another task."""
-    unfinished.accepted(ONE, 7.0)
-    unfinished.accepted(OTHER, 8.0)
-    assert list(unfinished) == [(ONE, 7.0), (OTHER, 8.0)]
+    unfinished.accepted(ONE, Origin(7.0))
+    unfinished.accepted(OTHER, Origin(8.0))
+    assert list(unfinished) == [(ONE, Origin(7.0)), (OTHER, Origin(8.0))]
 
 
 def test_waiting_for_what_was_paid_for_changes_nothing(unfinished: Unfinished) -> None:
     """It keeps its instant; what was only waited for has none."""
-    unfinished.accepted(ONE, 7.0)
+    unfinished.accepted(ONE, Origin(7.0))
     for name in (ONE, OTHER, OTHER):
         unfinished.waited_for(name)
-    assert list(unfinished) == [(ONE, 7.0), (OTHER, None)]
+    assert list(unfinished) == [(ONE, Origin(7.0)), (OTHER, Origin())]
 
 
-@pytest.mark.parametrize(
-    "end", [done(), record(state=TaskState.FAILED), record(state=TaskState.CANCELED)], ids=str
-)
-def test_what_has_ended_is_forgotten(unfinished: Unfinished, end: TaskRecord) -> None:
-    """By a clip, or by a failure; an end of what is not known is fine."""
-    unfinished.accepted(ONE, 7.0)
+@pytest.mark.parametrize("state", [TaskState.FAILED, TaskState.CANCELED])
+def test_what_has_failed_leaves_the_list(unfinished: Unfinished, state: TaskState) -> None:
+    """There is no clip to come; an end of what is not on the list is fine."""
+    end = record(state=state)
+    unfinished.accepted(ONE, Origin(7.0))
     unfinished.waited_for(OTHER)
     for name in (ONE, OTHER, ("feed", "t-2")):
         unfinished.seen(name, end)
     assert list(unfinished) == []
 
 
+def test_a_clip_that_is_nowhere_yet_stays(unfinished: Unfinished) -> None:
+    """It has to be handed out or saved first; while it is saved, it is on the list again."""
+    unfinished.accepted(ONE, Origin(7.0, "order-1", "a tag"))
+    unfinished.seen(ONE, done())
+    assert (ONE in unfinished, unfinished.tag_of(ONE)) == (True, "a tag")
+    unfinished.done(ONE)
+    assert (ONE in unfinished, unfinished.tag_of(ONE)) == (False, None)
+    unfinished.saving(ONE, Origin(7.0, "order-1", "a tag"))
+    unfinished.saving(ONE, Origin())
+    assert list(unfinished) == [(ONE, Origin(7.0, "order-1", "a tag"))]
+
+
 @pytest.mark.parametrize("state", [TaskState.RUNNING, TaskState.UNKNOWN, TaskState.SUCCEEDED])
 def test_what_may_still_give_a_clip_is_kept(unfinished: Unfinished, state: TaskState) -> None:
     """Whatever is no end, a success without an address included."""
-    unfinished.accepted(ONE, 7.0)
+    unfinished.accepted(ONE, Origin(7.0))
     unfinished.seen(ONE, record(state=state, video_url=None))
-    assert list(unfinished) == [(ONE, 7.0)]
+    assert list(unfinished) == [(ONE, Origin(7.0))]
 
 
 def test_a_task_that_nobody_knows_is_kept_if_it_was_paid_for(unfinished: Unfinished) -> None:
     """One that was only waited for is forgotten: it may never have been."""
-    unfinished.accepted(ONE, 7.0)
+    unfinished.accepted(ONE, Origin(7.0))
     unfinished.waited_for(OTHER)
     for name in (ONE, OTHER, ("feed", "t-2")):
         unfinished.not_found(name)
-    assert list(unfinished) == [(ONE, 7.0)]
+    assert list(unfinished) == [(ONE, Origin(7.0))]
