@@ -84,16 +84,16 @@ async def ended(process: Process) -> str:
     return out.decode()
 
 
-async def answer(http: ClientSession, path: str, **wanted: str) -> tuple[int, Any]:
-    """Ask for *path*, with a body if there is one, and return the status and the JSON."""
-    method = "POST" if wanted else "GET"
-    async with http.request(method, path, json=wanted or None) as response:
+async def answer(http: ClientSession, order: str, prompt: str = "") -> tuple[int, Any]:
+    """Ask for *order*, or make it if there is a prompt, and return the status and the JSON."""
+    method, wanted = ("PUT", {"prompt": prompt}) if prompt else ("GET", None)
+    async with http.request(method, f"/clips/{order}", json=wanted) as response:
         return response.status, await response.json()
 
 
 async def until_saved(http: ClientSession, order: str) -> None:
     """Ask for the state of an order until its clip is saved."""
-    while not (await answer(http, f"/clips/{order}"))[1]["saved"]:  # noqa: ASYNC110
+    while not (await answer(http, order))[1]["saved"]:  # noqa: ASYNC110
         await asyncio.sleep(0.05)
 
 
@@ -105,16 +105,16 @@ async def test_an_app_hands_its_jobs_over_to_the_next_process(name: str, tmp_pat
     async with Simulator(speed=100, takes=20) as gateway:
         gateway.script("a puppy", takes=500)
         async with served(SERVERS[name], tmp_path, gateway) as (process, http):
-            first = await answer(http, "/clips", order="order-1", prompt="a kitten")
+            first = await answer(http, "order-1", "a kitten")
             assert first[0] == 202
-            assert await answer(http, "/clips", order="order-1", prompt="a kitten") == first
+            assert await answer(http, "order-1", "a kitten") == first
             await until_saved(http, "order-1")
             async with http.get("/clips/order-1/video") as response:
                 assert (await response.read())[4:8] == b"ftyp"
             async with http.get("/clips/order-9") as response:
                 assert response.status == 404
-            assert (await answer(http, "/clips", order="order-3", prompt=" "))[0] == 400
-            _, puppy = await answer(http, "/clips", order="order-2", prompt="a puppy")
+            assert (await answer(http, "order-3", " "))[0] == 400
+            _, puppy = await answer(http, "order-2", "a puppy")
             assert await ended(process) == f"unfinished: ['{puppy['id']}']\n"
         async with served(SERVERS[name], tmp_path, gateway) as (process, http):
             await until_saved(http, "order-2")
@@ -132,10 +132,10 @@ async def test_a_stream_of_updates_ends_with_its_task_or_with_its_server(
     async with Simulator(speed=100, takes=20) as gateway:
         gateway.script("a puppy", then="stall")
         async with served(SERVERS[name], tmp_path, gateway) as (process, http):
-            await answer(http, "/clips", order="order-1", prompt="a kitten")
+            await answer(http, "order-1", "a kitten")
             async with http.get("/clips/order-1/updates") as stream:
                 assert (await stream.text()).endswith("event: end\ndata: {}\n\n")
-            await answer(http, "/clips", order="order-2", prompt="a puppy")
+            await answer(http, "order-2", "a puppy")
             async with http.get("/clips/order-2/updates") as stream:
                 assert await stream.content.readline()
                 process.terminate()
