@@ -15,6 +15,7 @@ import fuhu_runway
 from fuhu_runway.testing import Simulator
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(300)
 CELERY = """
 import sys
 import clips
@@ -97,7 +98,7 @@ async def test_celery_pays_once_for_a_job_that_is_delivered_twice(tmp_path: Path
     (tmp_path / "run.py").write_text(CELERY)
     for folder in ("queue", "control"):
         (tmp_path / folder).mkdir()
-    worker = ("run.py", *"worker --pool threads --concurrency 10 --loglevel error".split())
+    worker = ("run.py", "worker", "--pool", "threads", "--concurrency", "10", "-l", "error")
     async with Simulator(speed=100, takes=20) as gateway:
         gateway.script("a puppy", takes=1000)
         for job in (("order-1", "a kitten"), ("order-1", "a kitten"), ("order-2", "a puppy")):
@@ -113,7 +114,7 @@ async def test_celery_pays_once_for_a_job_that_is_delivered_twice(tmp_path: Path
             *worker,
             folder=tmp_path,
             gateway=gateway,
-            happened=lambda: (tmp_path / "clips/order-2.mp4").exists(),
+            happened=(tmp_path / "clips/order-2.mp4").exists,
         )
         assert gateway.submitted == 2
 
@@ -141,10 +142,10 @@ async def test_a_program_that_is_run_again_pays_for_nothing_again(
             happened=lambda: (data / "order-1.mp4").exists() and gateway.submitted == 2,
         )
         assert "unfinished: ['" in out
-        out = await printed(
+        await printed(
             name,
             folder=tmp_path,
             gateway=gateway,
-            happened=lambda: (data / "order-2.mp4").exists(),
+            happened=(data / "order-2.mp4").exists,
         )
         assert gateway.submitted == 2

@@ -19,6 +19,7 @@ import fuhu_runway
 from fuhu_runway.testing import Simulator
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(300)
 STOPPED = {0, -signal.SIGTERM}
 """How a server ends: uvicorn raises the signal again when everything is done."""
 
