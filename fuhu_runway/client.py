@@ -217,6 +217,8 @@ class Client:
         self._doubts: dict[str, SubmissionInDoubt] = {}
         self._jobs: WeakValueDictionary[str, BackgroundJob] = WeakValueDictionary()
         self._has_recalled = False
+        #: Handles that no caller has, with what webhooks said of their tasks.
+        self._unclaimed: dict[Name, Task] = {}
         self._deliveries = Deliveries(
             receiver=self._callbacks,
             home=ref(self),
@@ -1003,7 +1005,7 @@ class Client:
 
     def hand_out(self, task: Task) -> None:
         """Record that a wait returns the clip of a task to its caller; for handles."""
-        name = (_feed(official=task.official).name, task.id)
+        name = _name_of(task)
         if name in self._settings.unfinished:
             self._settings.unfinished.done(name)
             self._hooks.emit(events.ClipHandedOut(task.id))
@@ -1027,9 +1029,8 @@ class Client:
             origin_of(self.gateway.base_url or ""),
         )
         downloader = self._engine().downloader
-        name = (_feed(official=clip.task.official).name, clip.id)
         # On the list again until the file is whole: an app may be stopped half-way.
-        task = clip.task
+        task, name = clip.task, _name_of(clip.task)
         origin = Origin(task.submitted_at, task.custom_id, task.tag)
         self._settings.unfinished.saving(name, origin)
         saved = await downloader.save(
@@ -1066,6 +1067,7 @@ class Client:
             tag=address.tag,
         )
         self._keep(task)
+        self._claim_later(task)
         watch = self._follow(engine, task, address)
         self._hooks.emit(events.SubmissionFound(endpoint, task.id))
         engine.poller.take_told(watch, record)
@@ -1118,11 +1120,17 @@ class Client:
 
     def _keep(self, task: Task) -> None:
         """Find *task* again by its id, and by its name if it has one."""
-        name = (_feed(official=task.official).name, task.id)
+        name = _name_of(task)
         self._handles[name] = task
         if task.custom_id is not None:
             self._name(task.custom_id, name)
             self._doubts.pop(task.custom_id, None)
+
+    def _claim_later(self, task: Task) -> None:
+        """Hold a handle whose caller was cancelled, for as long as its task is unfinished."""
+        unfinished = self._settings.unfinished
+        held = [*self._unclaimed.items(), (_name_of(task), task)]
+        self._unclaimed = {name: handle for name, handle in held if name in unfinished}
 
     def _name(self, custom_id: str, name: Name) -> None:
         self._names[custom_id] = name
@@ -1229,6 +1237,7 @@ class Client:
                 engine.run(self._deliveries.recover(engine, address))
             return
         task = self._accepted(submission, flight.result())
+        self._claim_later(task)
         self._follow(engine, task, submission.address)
         submission.unclaimed(task.id)
 
@@ -1250,6 +1259,10 @@ class Client:
 def _feed(*, official: bool) -> Endpoint:
     """Give the endpoint that tells of the tasks of one format."""
     return ENDPOINTS["official_task" if official else "feed"]
+
+
+def _name_of(task: Task) -> Name:
+    return _feed(official=task.official).name, task.id
 
 
 def _tells_of(request: Generation) -> Endpoint:

@@ -444,9 +444,10 @@ class Hooks:
                 if inspect.iscoroutine(result):
                     result.close()
                     LOGGER.warning("A hook gave a coroutine, and hooks are never awaited.")
-            except Exception:  # noqa: BLE001  (whatever a listener does, the caller goes on)
-                # The listener's own fault may quote what it pleases, so only its place is told.
-                LOGGER.warning("A hook raised on %s and was skipped.", type(event).__name__)
+            except Exception as exc:  # noqa: BLE001  (whatever a listener does, the caller goes on)
+                # The exception's own text may quote anything, so only its class is logged.
+                fault, name = type(exc).__name__, type(event).__name__
+                LOGGER.warning("A hook raised %s on %s and was skipped.", fault, name)
 
     def trace_of(self, submission: int) -> str | None:
         """Give where a submission is traced, by the first listener that can tell; or None."""
@@ -454,8 +455,9 @@ class Hooks:
             tell = getattr(listener, "trace_of", None)
             try:
                 told = tell(submission) if tell is not None else None
-            except Exception:  # noqa: BLE001  (whatever a listener does, the caller goes on)
-                LOGGER.warning("A hook raised on trace_of and was skipped.")
+            except Exception as exc:  # noqa: BLE001  (whatever a listener does, the caller goes on)
+                fault = type(exc).__name__
+                LOGGER.warning("A hook raised %s on trace_of and was skipped.", fault)
                 continue
             # It goes into the journal, so it has to be an id and nothing else.
             if isinstance(told, str) and _TRACEPARENT.fullmatch(told):

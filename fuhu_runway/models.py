@@ -541,7 +541,7 @@ Generation = TextToVideo | ImageToVideo | VideoToVideo | ActOne | OfficialImageT
 """Any request that makes a task, and so costs points."""
 
 
-class TaskState(enum.Enum):
+class TaskState(enum.StrEnum):
     """Where a task stands, whatever word the gateway has for it (api-facts 3.4)."""
 
     QUEUED = "queued"
@@ -602,6 +602,16 @@ class TaskRecord:
     def raw(self) -> Any:
         """The whole answer as JSON, unknown keys included; None where there is none."""
         return decode(self.answer) if self.answer else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what may be shown and stored, as JSON has it: no prompt, address or raw answer."""
+        shown = [field.name for field in attrs.fields(type(self)) if field.repr]
+        values = {name: getattr(self, name) for name in shown}
+        instants = {
+            name: None if values[name] is None else values[name].isoformat()
+            for name in ("created_at", "updated_at")
+        }
+        return {**values, "state": self.state.value, "notes": list(self.notes), **instants}
 
     @property
     def has_clip(self) -> bool:

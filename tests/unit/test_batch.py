@@ -85,7 +85,7 @@ class FakeTask:
     prompt: str
 
     def hand_out(self) -> None:
-        self.home.handed_out.append(self.id)
+        self.home.handed_out.add(self.id)
 
     async def ended(self, timeout: float | None) -> FakeClip:
         self.home.timeouts.add(timeout)
@@ -117,7 +117,7 @@ class FakeClient:
     timeouts: set[float | None] = attrs.field(factory=set)
     is_closed: bool = False
     #: The tasks whose clips were given to the reader of the outcomes.
-    handed_out: list[str] = attrs.field(factory=list)
+    handed_out: set[str] = attrs.field(factory=set)
 
     _doors: dict[tuple[str, str], asyncio.Event] = attrs.field(factory=dict)
     _failures: dict[tuple[str, str], BaseException] = attrs.field(factory=dict)

@@ -545,7 +545,7 @@ async def test_the_task_of_a_cancelled_submit_is_unfinished() -> None:
     """Closing waits for its id, which is then in `unfinished` and in an event."""
     client, ear = await left_alone(reply(b'{"code": 200, "data": {"task_id": "t-7"}}'))
     [task] = client.unfinished
-    assert (task.id, task.request) == ("t-7", None)
+    assert (task.id, task.request) == ("t-7", TextToVideo("a kitten"))
     number = ear.all(SubmissionStarted)[0].submission
     assert ear.all(SubmissionUnclaimed) == [
         SubmissionUnclaimed("text_to_video", "t-7", None, number)

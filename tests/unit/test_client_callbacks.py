@@ -127,7 +127,7 @@ async def test_a_delivery_in_time_is_as_good_as_the_answer(scene: Scene) -> None
     scene.post(status="1")
     task = await submitting
     assert task.id == scene.gateway.tasks[0].task_id
-    assert scene.client.unfinished == ()
+    assert scene.client.unfinished == (task,)
     assert scene.ear.all(SubmissionFound) == [SubmissionFound("text_to_video", task.id)]
     waiting = asyncio.create_task(task.wait())
     await scene.ended()

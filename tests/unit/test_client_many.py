@@ -148,11 +148,12 @@ async def test_wrong_arguments_are_named_before_anything_is_opened(
     gateway: Simulator, tmp_path: Path, prompts: Any, options: dict[str, Any], field: str
 ) -> None:
     """Both ways to run a batch refuse them, with no file made and nothing sent."""
-    async with quick_client(gateway, journal=tmp_path / "run.db") as client:
-        with pytest.raises(UsageError) as caught:
-            client.batch(prompts, **options)
-        assert caught.value.field == field
-        with pytest.raises(UsageError):
-            await anext(client.generate_many(prompts, **options))
+    client = quick_client(gateway, journal=tmp_path / "run.db")
+    with pytest.raises(UsageError) as caught:
+        client.batch(prompts, **options)
+    assert caught.value.field == field
+    with pytest.raises(UsageError):
+        await anext(client.generate_many(prompts, **options))
+    await client.aclose()
     assert list(tmp_path.iterdir()) == []  # noqa: ASYNC240 - an empty folder
     assert gateway.requests == ()

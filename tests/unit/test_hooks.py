@@ -40,6 +40,8 @@ EXAMPLES: dict[str, Any] = {
     "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     "received_bytes": 2048,
     "reason": "it names another task",
+    "custom_id": "order 7",
+    "tag": "shop",
 }
 EVENTS = [
     kind(**{field.name: EXAMPLES[field.name] for field in attrs.fields(kind)})
@@ -87,7 +89,7 @@ def test_a_listener_that_raises_is_skipped_and_told_of(caplog: pytest.LogCapture
         Hooks([broken, heard.append]).emit(TaskSubmitted("t-1", "text_to_video", 2.5))
     assert len(heard) == 1
     assert [one.getMessage() for one in caplog.records] == [
-        "A hook raised on TaskSubmitted and was skipped."
+        "A hook raised ValueError on TaskSubmitted and was skipped."
     ]
     assert "marked" not in caplog.text
 
@@ -311,4 +313,4 @@ def test_a_listener_that_fails_to_name_a_trace_is_skipped(
     """Its fault reaches neither caller nor log, and the next listener is asked."""
     with caplog.at_level(logging.WARNING, "fuhu_runway"):
         assert Hooks([Traced(ValueError("marked")), Traced(TRACE)]).trace_of(7) == TRACE
-    assert caplog.messages == ["A hook raised on trace_of and was skipped."]
+    assert caplog.messages == ["A hook raised ValueError on trace_of and was skipped."]
