@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import re
 import signal
 import sys
 from asyncio.subprocess import PIPE
@@ -10,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.howtos import program
 
 import fuhu_runway
 from fuhu_runway.testing import Simulator
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(300)
 CELERY = """
 import sys
@@ -28,14 +27,6 @@ else:
     clips.app.worker_main(sys.argv[1:])
 """
 """The page's worker, with a broker that is made of files."""
-
-
-def program(page: str) -> str:
-    """Return the first Python block of a how-to, which is its whole program."""
-    text = (ROOT / f"docs/howto/{page}.md").read_text(encoding="utf-8")
-    found = re.search(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    assert found
-    return found[1]
 
 
 async def printed(

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import re
 import signal
 import socket
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientSession
+from support.howtos import program
 
 import fuhu_runway
 from fuhu_runway.testing import Simulator
@@ -43,17 +43,9 @@ SERVERS = {
 """By page: how its app is served, where {} is the number of the listening socket."""
 
 
-def program(page: str) -> str:
-    """Return the first Python block of a how-to, which is its whole program."""
-    text = (ROOT / f"docs/howto/{page}.md").read_text(encoding="utf-8")
-    found = re.search(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    assert found
-    return found[1]
-
-
 @asynccontextmanager
 async def served(
-    command: list[str], folder: Path, gateway: Simulator
+    command: list[str], folder: Path, gateway: Simulator, **variables: str
 ) -> AsyncIterator[tuple[Process, ClientSession]]:
     """Serve the app in *folder* by a process of its own, and yield that and a client for it."""
     # The very package that is tested here, be it the tree's or an installed one.
@@ -62,7 +54,7 @@ async def served(
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, *(part.replace("{}", str(listener.fileno())) for part in command)),
             cwd=folder,
-            env=os.environ | gateway.environment() | {"PYTHONPATH": package},
+            env=os.environ | gateway.environment() | {"PYTHONPATH": package} | variables,
             pass_fds=[listener.fileno()],
             stdout=PIPE,
         )
@@ -143,3 +135,24 @@ async def test_a_stream_of_updates_ends_with_its_task_or_with_its_server(
                 rest = await stream.text()
             assert rest.endswith(": this process stops; connect again\n\n")
             await process.wait()
+
+
+async def test_a_worker_waits_for_the_one_that_it_replaces(tmp_path: Path) -> None:
+    """It starts while the old one has the journal, and takes over its jobs when that has ended."""
+    (tmp_path / "app.py").write_text(program("several-workers"))
+    command = SERVERS["fastapi-app"]
+    async with Simulator(speed=100, takes=20) as gateway:
+        gateway.script("a puppy", takes=1000)
+        async with (
+            served(command, tmp_path, gateway, WORKER="1") as (old, http),
+            served(command, tmp_path, gateway, WORKER="2") as (other, other_http),
+        ):
+            assert (await answer(http, "1", "a puppy"))[1]["worker"] == "1"
+            assert (await answer(other_http, "2", "a kitten"))[1]["worker"] == "2"
+            await until_saved(other_http, "2")
+            async with served(command, tmp_path, gateway, WORKER="1") as (new, new_http):
+                waiting = asyncio.create_task(until_saved(new_http, "1"))
+                assert "unfinished: ['" in await ended(old)
+                await waiting
+                assert await ended(new) == await ended(other) == "unfinished: []\n"
+        assert gateway.submitted == 2
