@@ -87,12 +87,25 @@ class Engine:
         self._keeper: AsyncGenerator[None, None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._errands: set[asyncio.Task[Any]] = set()
+        self._jobs: set[asyncio.Task[Any]] = set()
 
-    def run(self, errand: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+    def run(self, errand: Coroutine[Any, Any, None]) -> None:
         """Start something in the background, in an empty context; closing cancels it."""
-        task = asyncio.get_running_loop().create_task(errand, context=contextvars.Context())
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
+        self._start(errand, self._errands, contextvars.Context())
+
+    def follow(self, job: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+        """Start what ends by itself when its wait or its download is ended; closing awaits it."""
+        return self._start(job, self._jobs, contextvars.copy_context())
+
+    def _start(
+        self,
+        work: Coroutine[Any, Any, T],
+        running: set[asyncio.Task[Any]],
+        context: contextvars.Context,
+    ) -> "asyncio.Task[T]":
+        task = asyncio.get_running_loop().create_task(work, context=context)
+        running.add(task)
+        task.add_done_callback(running.discard)
         return task
 
     def stay_until_the_loop_ends(self, forget: Callable[[], object]) -> None:
@@ -139,6 +152,7 @@ class Engine:
         finally:
             try:
                 await self.transport.aclose()
+                await asyncio.gather(*self._jobs, return_exceptions=True)
                 # Last, since an answer that came while closing may have begun one.
                 for errand in self._errands:
                     errand.cancel()

@@ -133,14 +133,14 @@ class Transport:
             attempt,
             request.endpoint,
             self._retry,
-            self._pause,
+            self.pause,
             self._hooks,
             submission=submission,
             task_id=request.task_id,
         )
 
-    async def _pause(self, delay: float) -> None:
-        """Sleep before a retry. Closing ends the sleep and the retry."""
+    async def pause(self, delay: float) -> None:
+        """Sleep before a retry. Closing ends the sleep and the retry, with a `UsageError`."""
         async with self.until_closed():
             await self._clock.sleep(delay)
 

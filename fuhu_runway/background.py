@@ -1,13 +1,12 @@
 """A task that its client follows in the background: wait, save, try again to save."""
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Awaitable, Callable, Generator
 from pathlib import Path
 from typing import Any, Final
 
 from . import hooks as events
-from ._clock import Clock
-from .errors import DownloadIncomplete, RunwayError, WaitAbandoned, copied
+from .errors import DownloadIncomplete, RunwayError, UsageError, WaitAbandoned, copied
 from .hooks import Hooks
 from .task import Clip, Task
 
@@ -51,12 +50,7 @@ class BackgroundJob:
 
     def _error(self) -> BaseException | None:
         if self._work.cancelled():
-            return WaitAbandoned(
-                "The client was closed before the job ended.",
-                "The task goes on, and what it costs is spent either way.",
-                "Start it again: client.start(client.task(id)).",
-                self.id,
-            )
+            return _abandoned(self.task)
         return self._work.exception()
 
     def _end(self, _: object) -> None:
@@ -84,20 +78,45 @@ class BackgroundJob:
         return self._work.done()
 
 
+def _abandoned(task: Task) -> WaitAbandoned:
+    return WaitAbandoned(
+        "The client was closed before the job ended.",
+        "The task goes on, and what it costs is spent either way.",
+        "Start it again: client.start(client.task(id)).",
+        task.id,
+    )
+
+
 async def followed(
-    task: Task, path: Path | None, timeout: float | None, clock: Clock, *, overwrite: bool
+    task: Task,
+    path: Path | None,
+    timeout: float | None,
+    pause: Callable[[float], Awaitable[None]],
+    *,
+    overwrite: bool,
 ) -> Clip:
-    """Wait for the clip of *task*, save it to *path* if there is one, and return it."""
-    clip = await task.ended(timeout)
+    """
+    Wait for the clip of *task*, save it to *path* if there is one, and return it.
+
+    *pause* sleeps, and raises a `UsageError` if the client is closed.
+    """
+    try:
+        clip = await task.ended(timeout)
+    except UsageError:
+        raise _abandoned(task) from None
     if path is None:
         task.hand_out()
         return clip
-    for pause in SAVE_AGAIN_AFTER:
+    for seconds in SAVE_AGAIN_AFTER:
         try:
             await clip.download(path, overwrite=overwrite)
-        except DownloadIncomplete:
-            await clock.sleep(pause)
+        except DownloadIncomplete as error:
+            failure = error
         else:
             return clip
+        try:
+            await pause(seconds)
+        except UsageError:
+            raise failure from failure.__cause__
     await clip.download(path, overwrite=overwrite)
     return clip

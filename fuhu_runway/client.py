@@ -501,9 +501,9 @@ class Client:
             going_on = self._going_on(custom_id)
             if going_on is not None:
                 return going_on
-        file = None if is_saved else path
-        following = followed(task, file, timeout, self._clock, overwrite=overwrite)
-        job = BackgroundJob(task, path, engine.run(following), self._hooks)
+        file, pause = None if is_saved else path, engine.transport.pause
+        following = followed(task, file, timeout, pause, overwrite=overwrite)
+        job = BackgroundJob(task, path, engine.follow(following), self._hooks)
         if task.custom_id is not None:
             self._jobs[task.custom_id] = job
         return job

@@ -105,11 +105,15 @@ async def test_nothing_is_sent_that_cannot_be_remembered(
     gateway: Simulator, path: Path, make: Callable[[Path], Path], kind: type[JournalError]
 ) -> None:
     """With a journal that cannot be used, no request leaves, by whichever way it was meant to."""
-    async with quick_client(gateway, journal=make(path)) as client:
-        with pytest.raises(kind) as caught:
-            await client.generate(PROMPT)
-        with pytest.raises(kind):
-            [outcome async for outcome in client.generate_many([PROMPT, PROMPT])]
+    client = quick_client(gateway, journal=make(path))
+    with pytest.raises(kind) as caught:
+        await client.generate(PROMPT)
+    with pytest.raises(kind):
+        [outcome async for outcome in client.generate_many([PROMPT, PROMPT])]
+    with pytest.raises(kind):
+        # An app that is started so does not start: it hears of it before its first request.
+        await client.__aenter__()
+    assert repr(client.journal).endswith("closed>")
     assert type(caught.value) is kind
     assert caught.value.money == MONEY
     assert gateway.submitted == 0
@@ -120,12 +124,15 @@ async def test_nothing_is_sent_while_another_has_the_journal(
     gateway: Simulator, path: Path
 ) -> None:
     """While the file is taken nothing is sent, and afterwards the same client goes on."""
-    async with quick_client(gateway, journal=path) as client:
-        async with opened(path) as other:
-            await other.counts()
-            with pytest.raises(JournalBusy):
-                await client.generate(PROMPT)
-            assert gateway.submitted == 0
+    client = quick_client(gateway, journal=path)
+    async with opened(path) as other:
+        await other.counts()
+        with pytest.raises(JournalBusy):
+            await client.generate(PROMPT)
+        with pytest.raises(JournalBusy):
+            await client.__aenter__()
+        assert gateway.submitted == 0
+    async with client:
         await client.generate(PROMPT)
     assert gateway.submitted == 1
 

@@ -2,8 +2,10 @@
 
 import asyncio
 import gc
+import pickle
 import re
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -12,10 +14,17 @@ from support.clock import settle, until
 from support.servers import raw_server, reply
 
 from fuhu_runway import Client, Task
-from fuhu_runway.errors import NotFound, TaskFailed, UsageError, WaitAbandoned, WaitTimeout
-from fuhu_runway.hooks import TaskPolled, TaskSettled
+from fuhu_runway.errors import (
+    DownloadIncomplete,
+    NotFound,
+    TaskFailed,
+    UsageError,
+    WaitAbandoned,
+    WaitTimeout,
+)
+from fuhu_runway.hooks import DownloadStarted, TaskPolled, TaskSettled
 from fuhu_runway.journal import JobState, Journal
-from fuhu_runway.models import Limits
+from fuhu_runway.models import Limits, RetryPolicy
 from fuhu_runway.testing import Simulator, faults
 
 IMAGE = "https://pictures.example/1.png"
@@ -75,8 +84,8 @@ async def test_a_clip_that_a_poll_shows_is_not_handed_out(
 ) -> None:
     """The task stays until a wait returns the clip, or its updates come to their end."""
     task, other = await runway.generate("a kitten"), await runway.generate("a puppy")
-    while not (await runway.feed(task.id)).has_clip:
-        await asyncio.sleep(0.001)
+    await until(lambda: gateway.tasks[0].state == "succeeded")
+    assert (await runway.feed(task.id)).has_clip
     assert (await task.refresh()).has_clip
     assert runway.unfinished == (task, other)
     await task
@@ -465,3 +474,211 @@ async def test_a_submit_in_the_air_counts_though_its_caller_left(gateway: Simula
         await settle()
         assert gateway.submitted == gateway.peak_requests == 1
         await cancelled(second)
+
+
+# What waits for bytes
+
+
+def whole(video: bytes) -> bytes:
+    """Return the answer of a clip's host."""
+    return reply(video, ETag='"v"')
+
+
+VIDEO = b"\0\0\0\x18ftypisom" + bytes(10_000)
+
+
+@pytest.mark.parametrize("call", ["feed", "balance"])
+async def test_closing_ends_a_free_call_whose_answer_is_arriving(call: str) -> None:
+    """At once, with our error, though the HTTP library wakes no reader of a closed session."""
+    half = reply(b'{"code": 200, "data": {"task_id": "t-7"}}')[:-5]
+    async with raw_server(half, closes=False) as server:
+        client = Client("sk-1", base_url=server.url)
+        asking = asyncio.ensure_future(
+            client.feed("t-7") if call == "feed" else client.balance()
+        )
+        await server.asked.wait()
+        await settle()
+        await client.aclose()
+        with pytest.raises(UsageError, match="was closed") as caught:
+            await asking
+        assert caught.value.field == "client"
+        assert others() == set()
+
+
+async def test_closing_ends_a_free_call_that_waits_for_its_turn(gateway: Simulator) -> None:
+    """What the pace holds back is not sent after the close."""
+    gateway.fault("feed", faults.TooManyRequests(60), times=None)
+    client = quick_client(gateway, retry=RetryPolicy(max_retry_after=60))
+    asking = [asyncio.ensure_future(client.feed("t-7")) for _ in range(9)]
+    await until(lambda: gateway.requests)
+    await settle()
+    await client.aclose()
+    results = await asyncio.gather(*asking, return_exceptions=True)
+    assert {type(result) for result in results} == {UsageError}
+    assert others() == set()
+
+
+async def test_closing_ends_a_download_whose_bytes_arrive(tmp_path: Path) -> None:
+    """With our error; the part is kept, the task is unfinished, and the next client goes on."""
+    ear, path = Ear(), tmp_path / "1.mp4"
+    async with raw_server(whole(VIDEO)[:-5000], closes=False) as host:
+        body = b'{"code":200,"data":{"task_id":"t-7","status":"3","video_url":"%s"}}'
+        async with raw_server(reply(body % host.url.encode())) as server:
+            client = Client("sk-1", base_url=server.url, hooks=[ear])
+            clip = await client.task("t-7").wait()
+            assert client.unfinished == ()
+            saving = asyncio.ensure_future(clip.download(path))
+            await until(lambda: ear.all(DownloadStarted))
+            assert client.unfinished == (clip.task,)
+            await client.aclose()
+            with pytest.raises(DownloadIncomplete, match="closed during the download") as caught:
+                await saving
+    assert caught.value.received_bytes == path.with_name("1.mp4.part").stat().st_size > 0
+    assert client.unfinished == (clip.task,)
+    assert others() == set()
+
+
+async def test_waits_can_be_ended_without_closing(gateway: Simulator) -> None:
+    """A stream of updates ends, and the same task may be waited for again at once."""
+    gateway.script(then="stall")
+    async with quick_client(gateway, limits=Limits(tasks_in_flight=1)) as client:
+        client.end_waits()  # before anything was opened there
+        task = await client.generate("a kitten")
+
+        async def stream() -> list[Any]:
+            return [record async for record in task.updates()]
+
+        streaming = asyncio.ensure_future(stream())
+        held = asyncio.ensure_future(client.generate("a puppy"))
+        await until(lambda: gateway.polls(task.id))
+        client.end_waits()
+        with pytest.raises(WaitAbandoned, match="end_waits"):
+            await streaming
+        await settle()
+        # The task goes on, so that there is no room for another.
+        assert gateway.submitted == 1
+        await cancelled(held)
+        with pytest.raises(WaitTimeout):
+            await task.wait(timeout=0.02)
+
+
+async def test_a_client_that_is_entered_twice_is_closed_once(gateway: Simulator) -> None:
+    """The inner block closes nothing that the outer one still uses."""
+    client = quick_client(gateway)
+    async with client:
+        async with client:
+            await client.generate("a kitten")
+        await client.generate("a puppy")
+    with pytest.raises(UsageError, match="closed"):
+        await client.generate("a foal")
+
+
+@pytest.mark.parametrize("seed", range(100))
+async def test_closing_at_any_instant_leaves_nothing(
+    gateway: Simulator, tmp_path: Path, seed: int
+) -> None:
+    """Each paid task was handed out, is saved, or is in the list; nothing goes on."""
+    random = Random(seed)
+    gateway.script(takes=random.choice([0, 10, 60]))
+    client, saved = quick_client(gateway), set[str]()
+
+    async def work(number: int) -> None:
+        task = await client.generate("a kitten", custom_id=random.choice([None, f"{number}"]))
+        clip = await task.wait()
+        await clip.download(tmp_path / f"{number}.mp4")
+        saved.add(task.id)
+
+    works = [asyncio.ensure_future(work(number)) for number in range(4)]
+    for _ in range(random.randrange(120)):
+        await asyncio.sleep(0)
+    for one in works[: random.randrange(3)]:
+        one.cancel()
+    await client.aclose()
+    results = await asyncio.gather(*works, return_exceptions=True)
+    ours = (UsageError, WaitAbandoned, DownloadIncomplete, asyncio.CancelledError)
+    assert [one for one in results if one is not None and not isinstance(one, ours)] == []
+    listed = {task.id for task in client.unfinished}
+    assert {task.task_id for task in gateway.tasks} - saved - _between(works, client) <= listed
+    assert others() == set()
+    assert saved.isdisjoint(listed)
+
+
+def _between(works: "list[asyncio.Future[None]]", client: Client) -> set[str]:
+    """Return the clips that a wait had handed out, whose download had not begun."""
+    return {task.id for task in client._handles.values()} - set(ids(client))
+
+
+# Several loops
+
+
+def test_the_journal_closes_with_the_last_loop(tmp_path: Path) -> None:
+    """Closing in one thread leaves the row of a submit in another alone."""
+    path = tmp_path / "run.db"
+    with asyncio.Runner() as here, asyncio.Runner() as there:
+        gateway = Simulator(speed=1000, takes=20)
+        here.run(gateway.start())
+        gateway.fault("submit", faults.Slow(300.0))
+        client = quick_client(gateway, journal=path)
+        submitting: list[asyncio.Task[Task]] = []
+
+        async def begin() -> None:
+            submitting.append(asyncio.create_task(client.generate("a kitten")))
+            await until(lambda: gateway.submitted)
+
+        async def elsewhere() -> None:
+            async with client:
+                await client.find("order 7")
+
+        async def end() -> str:
+            task = await submitting[0]
+            await client.aclose()
+            return task.id
+
+        here.run(begin())
+        there.run(elsewhere())
+        task_id = here.run(end())
+        assert repr(client.journal).endswith("closed>")
+
+        async def rows() -> list[Any]:
+            journal = Journal(path)
+            jobs = await journal.jobs()
+            await journal.aclose()
+            return [(job.task_id, job.state) for job in jobs]
+
+        assert here.run(rows()) == [(task_id, JobState.ACCEPTED)]
+        here.run(gateway.aclose())
+
+
+async def test_what_an_earlier_process_left_is_on_the_list(
+    gateway: Simulator, tmp_path: Path
+) -> None:
+    """With its name and tag; what was handed out or saved is not, and what was half saved is."""
+    path = tmp_path / "run.db"
+    async with quick_client(gateway, journal=path) as client:
+        left = await client.generate("a kitten", custom_id="order 7", tag="shop")
+        await (await client.generate("a puppy")).wait()
+        clip = await (await client.generate("a foal")).wait()
+        await clip.download(tmp_path / "1.mp4")
+        official = await client.official.image_to_video(IMAGE, custom_id="order 8", tag="desk")
+    async with quick_client(gateway, journal=path) as client:
+        listed = client.unfinished
+        assert [(one.id, one.custom_id, one.tag, one.official) for one in listed] == [
+            (left.id, "order 7", "shop", False),
+            (official.id, "order 8", "desk", True),
+        ]
+        found = await client.find("order 7")
+        assert found is not None
+        assert (found.id, found.tag) == (left.id, "shop")
+        await asyncio.gather(*(task.wait() for task in listed))
+        assert client.unfinished == ()
+    async with quick_client(gateway, journal=path) as client:
+        assert client.unfinished == ()
+
+
+@pytest.mark.parametrize("what", ["task", "clip"])
+async def test_handles_do_not_pickle(gateway: Simulator, runway: Client, what: str) -> None:
+    """The error says what to pass on in their place, before a pool fails after paying."""
+    task = await runway.generate("a kitten")
+    thing = task if what == "task" else await task
+    with pytest.raises(TypeError, match=rf"Pass {what}\.(id|record)"):
+        pickle.dumps(thing)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from support.clients import QUICK_RETRY, quick_client
 from support.clock import settle, until
-from support.scene import A_WHILE, IMAGE, PROMPT, SECRET, Scene, scene_of
+from support.scene import A_WHILE, IMAGE, PROMPT, SECRET, URL, Scene, scene_of
 
-from fuhu_runway import Client, Task
+from fuhu_runway import CallbackReceiver, Client, Task
 from fuhu_runway._hints import HINTED_AT_ONCE
 from fuhu_runway.errors import SubmissionInDoubt
 from fuhu_runway.hooks import (

@@ -198,6 +198,8 @@ LEVELS = {
     "ContradictionSeen": logging.WARNING,
     "WaitFailed": logging.INFO,
     "TaskSettled": logging.INFO,
+    "ClipHandedOut": logging.DEBUG,
+    "JobEnded": logging.INFO,
     "DownloadStarted": logging.INFO,
     "DownloadBroken": logging.INFO,
     "DownloadFinished": logging.INFO,

@@ -1,4 +1,5 @@
 import copy
+import json
 import math
 import pickle
 import threading
@@ -7,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import attrs
+import pydantic
 import pytest
 from support.secrets import told
 
@@ -607,6 +609,47 @@ def test_no_value_shows_a_secret(make: Make) -> None:
     made = make()
     assert repr(made).startswith(type(made).__name__)
     assert "marked" not in repr(made)
+
+
+def test_a_record_as_a_dict_is_json_without_secrets() -> None:
+    """For responses and rows: no prompt, address, reason or raw answer is in it."""
+    shown = record(progress=0.5, points=320.0, notes=("odd",)).as_dict()
+    assert json.loads(json.dumps(shown)) == {
+        "task_id": "t-1",
+        "state": "succeeded",
+        "word": None,
+        "progress": 0.5,
+        "failure_code": None,
+        "points": 320.0,
+        "refunded": False,
+        "created_at": "2025-01-01T00:00:00+00:00",
+        "updated_at": None,
+        "notes": ["odd"],
+    }
+    assert "marked" not in repr(shown)
+
+
+def test_pydantic_reads_a_record() -> None:
+    """A response model of FastAPI takes what it names from the attributes."""
+
+    class Shown(pydantic.BaseModel, from_attributes=True):
+        task_id: str
+        state: TaskState
+        created_at: datetime | None
+
+    shown = Shown.model_validate(record())
+    assert shown.model_dump(mode="json") == {
+        "task_id": "t-1",
+        "state": "succeeded",
+        "created_at": "2025-01-01T00:00:00Z",
+    }
+    assert Shown.model_validate(record().as_dict()) == shown
+
+
+def test_a_state_is_a_text() -> None:
+    """It is written as its word, wherever a text is wanted."""
+    assert json.dumps([TaskState.RUNNING]) == '["running"]'
+    assert f"{TaskState.RUNNING}" == "running"
 
 
 def test_extra_shows_only_how_much_there_is() -> None:
