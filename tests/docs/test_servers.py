@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientSession
+from support.clock import until
 from support.howtos import program
 
 import fuhu_runway
-from fuhu_runway.testing import Simulator
+from fuhu_runway.testing import Simulator, faults
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(300)
@@ -113,6 +114,23 @@ async def test_an_app_hands_its_jobs_over_to_the_next_process(name: str, tmp_pat
             await until_saved(http, "order-2")
             assert await ended(process) == "unfinished: []\n"
         assert gateway.submitted == 2
+
+
+@pytest.mark.parametrize("name", SERVERS)
+async def test_a_submit_in_flight_outlives_its_browser_and_its_server(
+    name: str, tmp_path: Path
+) -> None:
+    """The browser leaves, the server is stopped, and the id that comes after that is kept."""
+    (tmp_path / "app.py").write_text(program(name.partition(" ")[0]))
+    async with Simulator(speed=100, takes=20) as gateway:
+        gateway.fault("submit", faults.Slow(200))
+        async with served(SERVERS[name], tmp_path, gateway) as (process, http):
+            browser = asyncio.create_task(answer(http, "order-1", "a kitten"))
+            await until(lambda: gateway.requests)
+            browser.cancel()
+            await asyncio.wait([browser])
+            printed = await ended(process)
+        assert printed == f"unfinished: ['{gateway.tasks[0].task_id}']\n"
 
 
 @pytest.mark.parametrize("name", [name for name in SERVERS if name != "django-app"])
