@@ -319,6 +319,8 @@ class Poller:
         self._timer: Timer | None = None
         self._timer_at = 0.0
         self.is_closed = False
+        #: How often every wait was ended.
+        self.abandoned = 0
 
     def __repr__(self) -> str:
         tasks = len(self._looks) + len(self._asking)
@@ -412,14 +414,22 @@ class Poller:
             self._leave(waiter)
 
     async def changed(
-        self, watch: Watch, version: int, timeout: float | None, deadline: float | None
+        self,
+        watch: Watch,
+        version: int,
+        timeout: float | None,
+        deadline: float | None,
+        abandoned: int | None = None,
     ) -> TaskRecord:
         """
         Give the record as soon as it is newer than *version*; raises as `settled` does.
 
         The *deadline* is an instant, so that many calls can share it; *timeout* is what it was
-        made from, and only told.
+        made from, and only told. With *abandoned*, what that was when the reader began, the reader
+        ends as well if it was busy with a record while the waits were ended.
         """
+        if abandoned not in {None, self.abandoned}:
+            raise _abandoned(watch)
         if watch.record is not None and watch.version > version:
             return watch.record
         waiter = self._waiter(watch, timeout, deadline, any_change=True)
@@ -440,8 +450,9 @@ class Poller:
 
     def abandon(self) -> None:
         """End every wait with `WaitAbandoned`; the tasks themselves go on."""
+        self.abandoned += 1
         for watch in list(self._watches.values()):
-            self._fail(watch, _abandoned)
+            self._fail(watch, _abandon)
 
     async def aclose(self) -> None:
         """End every wait and every poll."""
@@ -468,7 +479,7 @@ class Poller:
             self._looks.put(watch, watch.due_at)
         if self.is_closed:
             # Someone who was between two changes when the client was closed.
-            _reject(waiter, _abandoned)
+            _reject(waiter, _abandon)
         self._arm()
         return waiter
 
@@ -827,10 +838,14 @@ def _clip_missing(waiter: Waiter) -> ClipMissing:
     )
 
 
-def _abandoned(waiter: Waiter) -> WaitAbandoned:
+def _abandon(waiter: Waiter) -> WaitAbandoned:
+    return _abandoned(waiter.watch)
+
+
+def _abandoned(watch: Watch) -> WaitAbandoned:
     return WaitAbandoned(
         "The wait was ended: the client was closed, or its waits were (end_waits).",
         "The task goes on, and what it costs is spent either way.",
         "Wait for it again by its id: client.task(id).",
-        waiter.watch.task_id,
+        watch.task_id,
     )

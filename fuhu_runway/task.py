@@ -169,13 +169,13 @@ class Task:
         check(timeout=timeout)
         poller, watch = self._home.watch_over(self)
         self._watch = watch
-        deadline = poller.deadline(timeout)
+        deadline, abandoned = poller.deadline(timeout), poller.abandoned
         version = watch.version
         if watch.record is not None:
             yield watch.record
         # Also a reader that was busy while the task ended gets the end.
         while not watch.is_settled or watch.version > version:
-            record = await poller.changed(watch, version, timeout, deadline)
+            record = await poller.changed(watch, version, timeout, deadline, abandoned)
             # By now it may have changed again.
             version, record = watch.version, watch.record or record
             yield record

@@ -16,6 +16,7 @@ from support.servers import raw_server, reply
 from fuhu_runway import Client, Task
 from fuhu_runway.errors import (
     DownloadIncomplete,
+    JournalError,
     NotFound,
     TaskFailed,
     UsageError,
@@ -23,7 +24,7 @@ from fuhu_runway.errors import (
     WaitTimeout,
 )
 from fuhu_runway.hooks import DownloadStarted, TaskPolled, TaskSettled
-from fuhu_runway.journal import JobState, Journal
+from fuhu_runway.journal import BUSY_PAUSE, JobState, Journal
 from fuhu_runway.models import Limits, RetryPolicy
 from fuhu_runway.testing import Simulator, faults
 
@@ -560,6 +561,65 @@ async def test_waits_can_be_ended_without_closing(gateway: Simulator) -> None:
         await cancelled(held)
         with pytest.raises(WaitTimeout):
             await task.wait(timeout=0.02)
+
+
+async def test_a_stream_that_is_busy_ends_as_well(gateway: Simulator, runway: Client) -> None:
+    """Its reader was sending a record when the waits were ended, and waits no more after it."""
+    gateway.script(then="stall")
+    task = await runway.generate("a kitten")
+    updates = aiter(task.updates())
+    await anext(updates)
+    runway.end_waits()
+    with pytest.raises(WaitAbandoned):
+        while True:
+            await anext(updates)
+
+
+async def test_entering_fails_where_the_journal_is_missing(
+    gateway: Simulator, tmp_path: Path
+) -> None:
+    """A server that cannot have its journal does not start, and leaves nothing open."""
+    client = quick_client(gateway, journal=tmp_path / "missing" / "run.db")
+    with pytest.raises(JournalError):
+        await client.__aenter__()
+    assert repr(client.journal).endswith("closed>")
+    (tmp_path / "missing").mkdir()
+    async with client:
+        task = await client.generate("a kitten")
+        # Another loop, or a second block, recalls nothing twice.
+        async with client:
+            assert client.unfinished == (task,)
+
+
+async def test_a_journal_waits_for_the_server_before(gateway: Simulator, tmp_path: Path) -> None:
+    """While a deployment replaces it, the old one still has the file."""
+    path = tmp_path / "run.db"
+    before = Journal(path)
+    await before.counts()
+    after = Journal(path, wait=60)
+    starting = asyncio.ensure_future(after.counts())
+    await asyncio.sleep(BUSY_PAUSE * 2)
+    assert not starting.done()
+    await before.aclose()
+    await starting
+    await after.aclose()
+
+
+async def test_a_client_that_is_left_forgets_handles_that_were_handed_out(
+    gateway: Simulator,
+) -> None:
+    """What no caller has is held for as long as its task is unfinished, and no longer."""
+    async with quick_client(gateway) as client:
+        for _ in range(2):
+            gateway.fault("submit", faults.Slow(50.0))
+            submitting = asyncio.ensure_future(client.generate("a kitten"))
+            submitted = gateway.submitted + 1
+            await until(lambda: gateway.submitted == submitted)  # noqa: B023
+            await cancelled(submitting)
+            await until(lambda: client.unfinished)
+            [task] = client.unfinished
+            assert list(client._unclaimed.values()) == [task]
+            await task
 
 
 async def test_a_client_that_is_entered_twice_is_closed_once(gateway: Simulator) -> None:
