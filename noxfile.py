@@ -124,7 +124,7 @@ def docs(session: nox.Session) -> None:
 @nox.session(python=nox.project.python_versions(PYPROJECT), requires=["build"])
 def interpreter(session: nox.Session) -> None:
     """Every test on one more interpreter: `nox -s interpreter-3.13`."""
-    install(session, "telemetry", "test", extras=EVERY_DOOR)
+    install(session, "pages", "telemetry", "test", extras=EVERY_DOOR)
     session.run("pytest", *session.posargs, env=SAFE_PATH)
 
 
@@ -136,7 +136,7 @@ def floors(session: nox.Session) -> None:
     # The SDK goes with the API of its own version only.
     doors.append(nox.project.dependency_groups(PYPROJECT, "telemetry"))
     oldest = [*declared["dependencies"], *itertools.chain(*doors)]
-    install(session, "telemetry", "test", extras=EVERY_DOOR)
+    install(session, "pages", "telemetry", "test", extras=EVERY_DOOR)
     session.install(*(requirement.replace(">=", "==") for requirement in oldest))
     # pytest-aiohttp needs a newer aiohttp than we do.
     session.run("pytest", "-p", "no:aiohttp", *session.posargs, env=SAFE_PATH)

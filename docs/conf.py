@@ -38,7 +38,7 @@ html_theme = "furo"
 html_title = f"fuhu-runway {release}"
 html_show_copyright = False
 
-NOT_MADE_BY_USERS = {"Task", "Clip", "Official", "Batch", "Summary", "Job"}
+NOT_MADE_BY_USERS = {"BackgroundJob", "Task", "Clip", "Official", "Batch", "Summary", "Job"}
 """Handles that a method gives: how they are made inside says nothing to a reader."""
 
 

@@ -1,0 +1,142 @@
+"""The programs of the pages that are stopped by SIGTERM, each run as a process of its own."""
+
+import asyncio
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.howtos import program
+
+import fuhu_runway
+from fuhu_runway.testing import Simulator
+
+pytestmark = pytest.mark.timeout(300)
+CELERY = """
+import sys
+import clips
+
+folders = {"data_folder_in": "queue", "data_folder_out": "queue", "control_folder": "control"}
+clips.app.conf.update(broker_url="filesystem://", broker_transport_options=folders)
+if sys.argv[1] == "order":
+    clips.make_clip.delay(*sys.argv[2:])
+else:
+    clips.app.worker_main(sys.argv[1:])
+"""
+"""The page's worker, with a broker that is made of files."""
+
+
+async def printed(
+    *command: str, folder: Path, gateway: Simulator, happened: Callable[[], object] | None = None
+) -> str:
+    """Run a program to its end, which SIGTERM brings once something has *happened*."""
+    # The very package that is tested here, be it the tree's or an installed one.
+    package = str(Path(fuhu_runway.__file__).parents[1])
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, *command),
+        cwd=folder,
+        env=os.environ | gateway.environment() | {"PYTHONPATH": package},
+        stdout=PIPE,
+    )
+    try:
+        while happened is not None and not happened():
+            assert process.returncode is None
+            await asyncio.sleep(0.02)
+        if happened is not None:
+            process.terminate()
+        out, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode in {0, -signal.SIGTERM}
+    return out.decode()
+
+
+async def test_the_bot_sends_each_clip_to_its_chat_also_after_a_restart(tmp_path: Path) -> None:
+    """Two chats get their clip or an apology, and the one that was interrupted gets it later."""
+    (tmp_path / "bot.py").write_text(program("chat-bot"))
+    (tmp_path / "inbox").mkdir()
+    for name, prompt in (("1@7", "a kitten"), ("2@8", "a puppy"), ("3@8", "a dragon")):
+        (tmp_path / f"inbox/{name}.txt").write_text(prompt)
+    chats = tmp_path / "chats"
+    async with Simulator(speed=100, takes=20) as gateway:
+        gateway.script("a puppy", takes=1000)
+        gateway.script("a dragon", then="fail")
+
+        async def run(*files: str) -> str:
+            return await printed(
+                "bot.py",
+                folder=tmp_path,
+                gateway=gateway,
+                happened=lambda: all((chats / file).exists() for file in files),
+            )
+
+        assert "unfinished: ['" in await run("7/1.mp4", "8/3.txt")
+        assert "unfinished: []" in await run("8/2.mp4")
+        assert gateway.submitted == 3
+    assert (chats / "8/3.txt").read_text() == "This one did not work."
+    assert list((tmp_path / "outbox").iterdir()) == []
+
+
+async def test_celery_pays_once_for_a_job_that_is_delivered_twice(tmp_path: Path) -> None:
+    """Two deliveries make one clip, and SIGTERM puts what is waited for back into the queue."""
+    pytest.importorskip("celery")
+    (tmp_path / "clips.py").write_text(program("celery"))
+    (tmp_path / "run.py").write_text(CELERY)
+    for folder in ("queue", "control"):
+        (tmp_path / folder).mkdir()
+    worker = ("run.py", "worker", "--pool", "threads", "--concurrency", "10", "-l", "error")
+    async with Simulator(speed=100, takes=20) as gateway:
+        gateway.script("a puppy", takes=1000)
+        for job in (("order-1", "a kitten"), ("order-1", "a kitten"), ("order-2", "a puppy")):
+            await printed("run.py", "order", *job, folder=tmp_path, gateway=gateway)
+        await printed(
+            *worker,
+            folder=tmp_path,
+            gateway=gateway,
+            happened=lambda: (tmp_path / "clips/order-1.mp4").exists() and gateway.submitted == 2,
+        )
+        assert len(list((tmp_path / "queue").iterdir())) == 1
+        await printed(
+            *worker,
+            folder=tmp_path,
+            gateway=gateway,
+            happened=(tmp_path / "clips/order-2.mp4").exists,
+        )
+        assert gateway.submitted == 2
+
+
+@pytest.mark.parametrize(
+    ("page", "name", "folder"),
+    [("module-level-client", "clips.py", "."), ("containers", "worker.py", "data")],
+)
+async def test_a_program_that_is_run_again_pays_for_nothing_again(
+    page: str, name: str, folder: str, tmp_path: Path
+) -> None:
+    """What SIGTERM interrupted is found by its name, and saved by the next run."""
+    (tmp_path / name).write_text(program(page))
+    data = tmp_path / folder
+    data.mkdir(exist_ok=True)
+    if page == "containers":
+        (data / "order-1.txt").write_text("a kitten")
+        (data / "order-2.txt").write_text("a puppy")
+    async with Simulator(speed=100, takes=20) as gateway:
+        gateway.script("a puppy", takes=1000)
+        out = await printed(
+            name,
+            folder=tmp_path,
+            gateway=gateway,
+            happened=lambda: (data / "order-1.mp4").exists() and gateway.submitted == 2,
+        )
+        assert "unfinished: ['" in out
+        await printed(
+            name,
+            folder=tmp_path,
+            gateway=gateway,
+            happened=(data / "order-2.mp4").exists,
+        )
+        assert gateway.submitted == 2
