@@ -109,7 +109,7 @@ def tests(session: nox.Session, extras: str) -> None:
     everything = ["--numprocesses=2", "--ignore=tests/docs"]
     long = [
         f"--ignore=tests/{folder}"
-        for folder in ("browser", "crash", "loopback", "properties", "secrets")
+        for folder in ("browser", "crash", "loopback", "properties", "secrets", "servers")
     ]
     chosen = session.posargs or (everything if extras else [*everything, *long])
     measured(session, session.name, *chosen)

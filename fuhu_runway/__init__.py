@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import errors, hooks
     from ._gateway import GATEWAYS
+    from .background import BackgroundJob
     from .batch import Batch, Item, Outcome, Summary
     from .callbacks import CallbackReceiver
     from .client import Client
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "_gateway": ("GATEWAYS",),
+    "background": ("BackgroundJob",),
     "batch": ("Batch", "Item", "Outcome", "Summary"),
     "callbacks": ("CallbackReceiver",),
     "client": ("Client",),
@@ -69,6 +71,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "GATEWAYS",
     "ActOne",
+    "BackgroundJob",
     "Balance",
     "BalanceRoute",
     "Batch",

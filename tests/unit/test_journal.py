@@ -37,8 +37,15 @@ from fuhu_runway.errors import (
     RunwayError,
     UsageError,
 )
-from fuhu_runway.hooks import DownloadFinished, TaskSettled, TaskSubmitted
+from fuhu_runway.hooks import (
+    ClipHandedOut,
+    DownloadFinished,
+    DownloadStarted,
+    TaskSettled,
+    TaskSubmitted,
+)
 from fuhu_runway.journal import (
+    BUSY_PAUSE,
     SCHEMA_VERSION,
     STEPS,
     Entry,
@@ -1484,3 +1491,40 @@ def every_byte(path: Path) -> bytes:
     files = sorted(path.parent.glob(f"{path.name}*"))
     assert files
     return b"".join(file.read_bytes() for file in files)
+
+
+async def test_a_journal_waits_for_the_server_before(tmp_path: Path) -> None:
+    """While a deployment replaces it, the old one still has the file."""
+    path = tmp_path / "run.db"
+    before = Journal(path)
+    await before.counts()
+    after = Journal(path, wait=60)
+    starting = asyncio.ensure_future(after.counts())
+    await asyncio.sleep(BUSY_PAUSE * 2)
+    assert not starting.done()
+    await before.aclose()
+    await starting
+    await after.aclose()
+
+
+async def test_what_was_handed_out_is_not_unfinished(tmp_path: Path) -> None:
+    """Until bytes of its clip arrive, since an app may be stopped while it saves."""
+    journal = Journal(tmp_path / "run.db")
+    for number, state in enumerate(("accepted", "finished")):
+        plan = plan_of(TextToVideo("a kitten"), f"{number}", tag="shop")
+        await journal.plan(plan, 1.0)
+        await journal.step(plan.key, JobState.SUBMITTING, 2.0)
+        await journal.step(plan.key, JobState.ACCEPTED, 3.0, task_id=f"t-{number}")
+        if state == "finished":
+            await journal.step(plan.key, JobState.FINISHED, 4.0)
+    assert [(job.task_id, job.tag) for job in await journal.unfinished()] == [
+        ("t-0", "shop"),
+        ("t-1", "shop"),
+    ]
+    journal.note(ClipHandedOut("t-1"))
+    assert [job.task_id for job in await journal.unfinished()] == ["t-0"]
+    journal.note(DownloadStarted("t-1", 0, None))
+    assert [job.task_id for job in await journal.unfinished()] == ["t-0", "t-1"]
+    journal.note(DownloadFinished("t-1", 5))
+    assert [job.task_id for job in await journal.unfinished()] == ["t-0"]
+    await journal.aclose()
