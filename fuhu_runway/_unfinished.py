@@ -1,6 +1,8 @@
 """Tasks that are paid for and not yet saved, handed out or known to have failed."""
 
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import attrs
 
@@ -34,6 +36,8 @@ class Unfinished:
     _tasks: dict[Name, Origin] = attrs.field(factory=dict)
     #: Tasks that are only waited for here: it is not known that they exist.
     _guesses: set[Name] = attrs.field(factory=set)
+    #: How many downloads of each task's clip are under way.
+    _saving: Counter[Name] = attrs.field(factory=Counter)
 
     def __iter__(self) -> Iterator[tuple[Name, Origin]]:
         return iter(list(self._tasks.items()))  # other loops and threads may go on
@@ -56,9 +60,25 @@ class Unfinished:
             self._tasks[name] = Origin()
             self._guesses.add(name)
 
-    def saving(self, name: Name, origin: Origin) -> None:
-        """Add a task whose clip is being saved: handing it out was not its end."""
+    @contextmanager
+    def saving(self, name: Name, origin: Origin) -> Iterator[None]:
+        """Keep a task on the list while its clip is being saved; saving it is its end."""
         self._tasks.setdefault(name, origin)
+        self._saving[name] += 1
+        try:
+            yield
+        finally:
+            self._saving[name] -= 1
+            if not self._saving[name]:
+                del self._saving[name]
+        self.done(name)
+
+    def hand_out(self, name: Name) -> bool:
+        """Remove a task whose clip goes to a caller, unless it is being saved; return whether."""
+        if name not in self._tasks or name in self._saving:
+            return False
+        self.done(name)
+        return True
 
     def seen(self, name: Name, record: TaskRecord) -> None:
         """Remove a task that has failed; one that has its clip stays until that is somewhere."""

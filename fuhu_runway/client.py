@@ -1006,9 +1006,7 @@ class Client:
 
     def hand_out(self, task: Task) -> None:
         """Record that a wait returns the clip of a task to its caller; for handles."""
-        name = _name_of(task)
-        if name in self._settings.unfinished:
-            self._settings.unfinished.done(name)
+        if self._settings.unfinished.hand_out(_name_of(task)):
             self._hooks.emit(events.ClipHandedOut(task.id))
 
     async def save(
@@ -1033,12 +1031,10 @@ class Client:
         # On the list again until the file is whole: an app may be stopped half-way.
         task, name = clip.task, _name_of(clip.task)
         origin = Origin(task.submitted_at, task.custom_id, task.tag)
-        self._settings.unfinished.saving(name, origin)
-        saved = await downloader.save(
-            source, path, overwrite=overwrite, max_bytes=max_bytes, on_progress=on_progress
-        )
-        self._settings.unfinished.done(name)
-        return saved
+        with self._settings.unfinished.saving(name, origin):
+            return await downloader.save(
+                source, path, overwrite=overwrite, max_bytes=max_bytes, on_progress=on_progress
+            )
 
     async def look_for(
         self, engine: Engine, task_id: str, request: Generation | None

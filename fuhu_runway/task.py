@@ -154,14 +154,17 @@ class Task:
             reaction = on_update(record)
             if inspect.isawaitable(reaction):
                 await reaction
-        return self._clip(self._settled_record())
+        clip = self._clip(self._settled_record())
+        self.hand_out()
+        return clip
 
     async def updates(self, *, timeout: float | None = DEFAULT_WAIT) -> AsyncIterator[TaskRecord]:
         """
-        Give each change of the task, and come to an end with it.
+        Yield each change of the task, and end with it.
 
         A reader that is slower than the gateway gets the latest record only. What the task ended
         with is the last record; it raises no `TaskFailed`, and otherwise raises as `wait` does.
+        The clip is not handed out: the task stays in `Client.unfinished` until a wait returns it.
 
         Args:
             timeout: How long to follow it at the most, in seconds; None follows for ever.
@@ -179,8 +182,6 @@ class Task:
             # By now it may have changed again.
             version, record = watch.version, watch.record or record
             yield record
-        if watch.record is not None and watch.record.has_clip:
-            self.hand_out()
 
     async def refresh(self) -> TaskRecord:
         """

@@ -44,11 +44,25 @@ def test_a_clip_that_is_nowhere_yet_stays(unfinished: Unfinished) -> None:
     unfinished.accepted(ONE, Origin(7.0, "order-1", "a tag"))
     unfinished.seen(ONE, done())
     assert (ONE in unfinished, unfinished.tag_of(ONE)) == (True, "a tag")
-    unfinished.done(ONE)
+    assert unfinished.hand_out(ONE)
     assert (ONE in unfinished, unfinished.tag_of(ONE)) == (False, None)
-    unfinished.saving(ONE, Origin(7.0, "order-1", "a tag"))
-    unfinished.saving(ONE, Origin())
-    assert list(unfinished) == [(ONE, Origin(7.0, "order-1", "a tag"))]
+    assert not unfinished.hand_out(ONE)
+    with unfinished.saving(ONE, Origin(7.0, "order-1", "a tag")):
+        assert list(unfinished) == [(ONE, Origin(7.0, "order-1", "a tag"))]
+    assert list(unfinished) == []
+
+
+def test_a_clip_that_is_being_saved_is_not_handed_out(unfinished: Unfinished) -> None:
+    """A reader beside a download does not take the task off the list; a failed download neither."""
+    unfinished.accepted(ONE, Origin(7.0))
+    with pytest.raises(OSError, match="full"), unfinished.saving(ONE, Origin()):
+        with unfinished.saving(ONE, Origin()), pytest.raises(ZeroDivisionError):
+            raise ZeroDivisionError
+        assert list(unfinished) == []
+        unfinished.accepted(ONE, Origin(7.0))
+        assert not unfinished.hand_out(ONE)
+        raise OSError("full")
+    assert list(unfinished) == [(ONE, Origin(7.0))]
 
 
 @pytest.mark.parametrize("state", [TaskState.RUNNING, TaskState.UNKNOWN, TaskState.SUCCEEDED])
