@@ -138,6 +138,22 @@ async def test_saving_that_fails_is_tried_again(
 
 
 @pytest.mark.usefixtures("virtual")
+async def test_the_last_attempt_may_succeed(gateway: Simulator, ear: Ear, tmp_path: Path) -> None:
+    """After four that failed, the file is whole."""
+
+    def mend(_: object) -> None:
+        if len(ear.all(DownloadFailed)) == 4:
+            gateway.forget_plans()
+
+    async with quick_client(gateway, hooks=[ear, mend]) as client:
+        gateway.fault("download", faults.server_error(), times=None)
+        job = await client.start("a kitten", save=tmp_path / "1.mp4")
+        await job
+        assert client.unfinished == ()
+    assert ear.all(JobEnded) == [JobEnded(job.id)]
+
+
+@pytest.mark.usefixtures("virtual")
 async def test_saving_is_given_up_at_last(gateway: Simulator, ear: Ear, tmp_path: Path) -> None:
     """The job ends with the error of the last attempt, and the task stays unfinished."""
     async with quick_client(gateway, hooks=[ear]) as client:

@@ -1566,3 +1566,27 @@ def test_an_empty_summary_is_all_zero() -> None:
         "refunded_points": 0.0,
         "stopped_by": None,
     }
+
+
+async def test_a_name_that_is_being_submitted_is_left_to_the_client(journal: Journal) -> None:
+    """Its row says so, and the client knows whether that is here, now, or from before."""
+
+    @attrs.define(eq=False)
+    class Joining(FakeClient):
+        async def submit(self, request: Generation, *, custom_id: str) -> Any:
+            return FakeTask(self, f"the task of {custom_id}", "a")
+
+    plan = plan_of(TextToVideo("a"), "id:order 7", "order 7")
+    await journal.plan(plan, 1.0)
+    await journal.step(plan.key, JobState.SUBMITTING, 2.0)
+    client = Joining(journal)
+    [outcome] = await run(client, [Item(TextToVideo("a"), "order 7")])
+    assert (outcome.task_id, outcome.error) == ("the task of order 7", None)
+
+
+async def test_a_clip_is_handed_out_with_its_outcome(client: FakeClient, tmp_path: Path) -> None:
+    """One that was to be saved and could not be is not handed out: its task is unfinished."""
+    client.let_fail("download", "b", DownloadIncomplete("a", "b", "c"))
+    outcomes = await run(client, ["a", "b"], download_to=tmp_path)
+    assert [type(one.error) for one in outcomes] == [type(None), DownloadIncomplete]
+    assert client.handed_out == {outcomes[0].task_id}
