@@ -88,34 +88,34 @@ NO_ANSWER: Final[Mapping[errors.Fate, tuple[type[errors.RunwayError], ...]]] = {
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Give a Markdown table."""
+    """Return a Markdown table."""
     titles = list(head)
     lines = [titles, ["---"] * len(titles), *rows]
     return "\n".join("| " + " | ".join(cell or " " for cell in line) + " |" for line in lines)
 
 
 def code(text: object) -> str:
-    """Give *text* as code that may stand in a table."""
+    """Return *text* as code that may stand in a table."""
     return f"`{text}`".replace("|", "\\|")
 
 
 def codes(texts: Iterable[object]) -> str:
-    """Give several texts as code, with commas between them."""
+    """Return several texts as code, with commas between them."""
     return ", ".join(map(code, texts))
 
 
 def api(name: str, kind: str = "class") -> str:
-    """Give a link to the description of one of our own names."""
+    """Return a link to the description of one of our own names."""
     return f"{{py:{kind}}}`~fuhu_runway.{name}`"
 
 
 def error_link(error: type[errors.RunwayError]) -> str:
-    """Give a link to the description of one exception."""
+    """Return a link to the description of one exception."""
     return api(f"errors.{error.__name__}", "exc")
 
 
 def _anchors() -> dict[str, str]:
-    """Give the sections of the fact sheet, by number, as the anchors MyST makes for them."""
+    """Return the sections of the fact sheet, by number, as the anchors MyST makes for them."""
     text = (DOCS / "reference" / "api-facts.md").read_text(encoding="utf-8")
     titles = re.findall(r"^#{2,3} ((\d+(?:\.\d+)?)\.? .*)$", text, re.MULTILINE)
     return {
@@ -125,7 +125,7 @@ def _anchors() -> dict[str, str]:
 
 
 def sourced(source: str) -> str:
-    """Give a row's source with its section of the fact sheet linked."""
+    """Return a row's source with its section of the fact sheet linked."""
     anchors = _anchors()
 
     def link(found: re.Match[str]) -> str:
@@ -136,7 +136,7 @@ def sourced(source: str) -> str:
 
 
 def meanings(module: str, kind: str) -> dict[str, str]:
-    """Give what the docstrings under the members of an enum say, by member."""
+    """Return what the docstrings under the members of an enum say, by member."""
     told = ModuleAnalyzer.for_module(module).find_attr_docs()
     return {name: " ".join(lines).strip() for (home, name), lines in told.items() if home == kind}
 
@@ -145,7 +145,7 @@ def meanings(module: str, kind: str) -> dict[str, str]:
 
 
 def error_tree() -> str:
-    """Give the tree of exceptions, as the classes themselves have it."""
+    """Return the tree of exceptions, as the classes themselves have it."""
     return "```text\n" + "\n".join(_branch(errors.RunwayError)) + "\n```"
 
 
@@ -165,7 +165,7 @@ def _branch(error: type[errors.RunwayError], before: str = "") -> Iterator[str]:
 
 
 def endpoints() -> str:
-    """Give one line for each thing that the gateway can be asked."""
+    """Return one line for each thing that the gateway can be asked."""
     return table(
         ("Name", "Request", "Asked by", "Costs", "Gives", "Source"),
         (
@@ -204,7 +204,7 @@ def _body(row: facts.Endpoint) -> str:
 
 
 def gateways() -> str:
-    """Give one line for each gateway that is known by name."""
+    """Return one line for each gateway that is known by name."""
     return table(
         ("Name", "`base_url`", "Prefix", "Feed", "Key", "Balance", "Source"),
         (
@@ -246,7 +246,7 @@ def models() -> str:
 
 
 def key_styles() -> str:
-    """Give the ways in which a gateway may want the key, and the routes to the balance."""
+    """Return the ways in which a gateway may want the key, and the routes to the balance."""
     styles = [(f"`KeyStyle.{style.name}`", code(style.value)) for style in KeyStyle]
     routes = [
         (f"`BalanceRoute.{route.name}`", codes(_balance_paths(route))) for route in BalanceRoute
@@ -266,7 +266,7 @@ def _balance_paths(route: BalanceRoute) -> list[str]:
 
 
 def dialects() -> str:
-    """Give one line for each shape of answer, in the order in which they are tried."""
+    """Return one line for each shape of answer, in the order in which they are tried."""
     return table(
         ("", "Letter", "Name", "Recognised by", "Tells of", "What matters is in", "Source"),
         (
@@ -291,7 +291,7 @@ def _sense(row: facts.Dialect) -> str:
 
 
 def spellings() -> str:
-    """Give what each dialect calls each part of a task; an empty cell: it does not tell."""
+    """Return what each dialect calls each part of a task; an empty cell: it does not tell."""
     telling = [row for row in facts.DIALECTS if "task_id" in row.spelling]
     parts = dict.fromkeys(part for row in telling for part in row.spelling)
     return table(
@@ -307,7 +307,7 @@ def spellings() -> str:
 
 
 def states() -> str:
-    """Give the words that a gateway may use for each state."""
+    """Return the words that a gateway may use for each state."""
     told = {state: [w for w, its in facts.STATES.items() if its is state] for state in TaskState}
     return table(
         ("State", "Words", "Is it final?"),
@@ -348,7 +348,7 @@ def refusals() -> str:
 
 
 def _statuses(statuses: frozenset[int]) -> str:
-    """Give statuses as a reader would write them: runs of ten and more as a range."""
+    """Return statuses as a reader would write them: runs of ten and more as a range."""
     if not statuses:
         return "any"
     runs: list[list[int]] = []
@@ -392,7 +392,7 @@ def _errors_of(fate: errors.Fate) -> list[type[errors.RunwayError]]:
 
 
 def delays() -> str:
-    """Give the pauses between the sendings of one request, under the default policy."""
+    """Return the pauses between the sendings of one request, under the default policy."""
     policy = RetryPolicy()
     steps = ladder(policy.first, policy.factor, policy.max_delay)
     pauses = [steps[min(step, len(steps) - 1)] for step in range(policy.attempts - 1)]
@@ -403,7 +403,7 @@ def delays() -> str:
 
 
 def looks() -> str:
-    """Give the instants of the first looks at a task, under the default policy."""
+    """Return the instants of the first looks at a task, under the default policy."""
     policy = PollPolicy()
     steps = ladder(policy.first, policy.factor, policy.max_interval)
     shown = [*steps, steps[-1]]
@@ -421,7 +421,7 @@ def looks() -> str:
 
 
 def input_kinds() -> str:
-    """Give one line for each kind of request that a file may ask for."""
+    """Return one line for each kind of request that a file may ask for."""
     return table(
         ("`kind`", "Request", "Must have", "May have"),
         (
@@ -443,7 +443,7 @@ def _fields(kind: type[attrs.AttrsInstance], *, needed: bool) -> list[str]:
 
 
 def job_states() -> str:
-    """Give the states of a job, as the journal spells them."""
+    """Return the states of a job, as the journal spells them."""
     told = meanings("fuhu_runway.journal", "JobState")
     return table(
         ("State", "In the file", "Meaning"),
@@ -452,7 +452,7 @@ def job_states() -> str:
 
 
 def job_steps() -> str:
-    """Give one line for each step that a job may take."""
+    """Return one line for each step that a job may take."""
     return table(
         ("From", "To", "When"),
         (
@@ -464,12 +464,12 @@ def job_steps() -> str:
 
 
 def journal_schema() -> str:
-    """Give the journal's schema as it is sent to SQLite."""
+    """Return the journal's schema as it is sent to SQLite."""
     return f"```sql\n{SCHEMA.strip()}\n```"
 
 
 def journal_migrations() -> str:
-    """Give what leads from each version of the schema to the next."""
+    """Return what leads from each version of the schema to the next."""
     return table(
         ("From version", "To version", "What is done"),
         ((str(older), str(older + 1), codes(_doings(text))) for older, text in MIGRATIONS.items()),
@@ -477,7 +477,7 @@ def journal_migrations() -> str:
 
 
 def _doings(script: str) -> list[str]:
-    """Give the statements of a script by their first three words."""
+    """Return the statements of a script by their first three words."""
     return re.findall(r"^[A-Z]+ \w+ \w+", script, re.MULTILINE)
 
 
@@ -502,7 +502,7 @@ def pacing() -> str:
 
 
 def callback_numbers() -> str:
-    """Give what deliveries may take, and what they may cause."""
+    """Return what deliveries may take, and what they may cause."""
     return table(
         ("What", "Value"),
         (
@@ -524,7 +524,7 @@ def callback_numbers() -> str:
 
 
 def hook_events() -> str:
-    """Give one line for each event: when it happens, what it holds, how loud it is in the log."""
+    """Return one line for each event: when it happens, what it holds, how loud it is in the log."""
     return table(
         ("Event", "Level", "When", "Fields"),
         (
@@ -543,7 +543,7 @@ def hook_events() -> str:
 
 
 def simulated_dialects() -> str:
-    """Give one line for each dialect that the simulator speaks."""
+    """Return one line for each dialect that the simulator speaks."""
     return table(
         ("Name", "What it is"),
         (
@@ -596,12 +596,12 @@ def _fault_links(kinds: Iterable[type[faults.Fault]]) -> str:
 
 
 def commands() -> str:
-    """Give the arguments of each command, and what it prints and exits with."""
+    """Return the arguments of each command, and what it prints and exits with."""
     return cli.reference().strip()
 
 
 def control_commands() -> str:
-    """Give one line for each thing that a control request can ask for."""
+    """Return one line for each thing that a control request can ask for."""
     return table(
         ("Request", "What it does"),
         ((f"[{code(one.line)}](#{_control_anchor(one)})", one.told) for one in COMMANDS),
@@ -613,7 +613,7 @@ def _control_anchor(command: Command) -> str:
 
 
 def control_details() -> str:
-    """Give a section for each of them: its fields, and what is in the answer."""
+    """Return a section for each of them: its fields, and what is in the answer."""
     return "\n\n".join(_control_section(one) for one in COMMANDS)
 
 
@@ -643,7 +643,7 @@ def _control_default(field: Field) -> str:
 
 
 def _control_options() -> dict[str, str]:
-    """Give what `GET /-/options` tells, in the words of the simulator's own options."""
+    """Return what `GET /-/options` tells, in the words of the simulator's own options."""
     told = meanings("fuhu_runway.testing.simulator", "Simulator")
     apart = {
         "base_url": "Where the API is.",
@@ -657,7 +657,7 @@ def _control_options() -> dict[str, str]:
 
 
 def control_faults() -> str:
-    """Give each fault by name, with its places and its fields."""
+    """Return each fault by name, with its places and its fields."""
     return table(
         ("Kind", "What goes wrong", "Where", "Fields"),
         (
@@ -673,7 +673,7 @@ def control_faults() -> str:
 
 
 def control_fault_fields() -> str:
-    """Give each field of the faults, with what is allowed."""
+    """Return each field of the faults, with what is allowed."""
     rows: dict[tuple[str, str], list[str]] = {}
     for name, kind in FAULTS.items():
         for field, one in kind.fields.items():
@@ -688,7 +688,7 @@ def control_fault_fields() -> str:
 
 
 def layers() -> str:
-    """Give each layer of the package with what its modules own, from the top down."""
+    """Return each layer of the package with what its modules own, from the top down."""
     settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
     contracts = settings["tool"]["importlinter"]["contracts"]
     (order,) = (one["layers"] for one in contracts if one["type"] == "layers")
@@ -707,7 +707,7 @@ def layers() -> str:
 
 
 def _owned_by(name: str) -> str | None:
-    """Give the first line of a module's docstring; None where there is no such module."""
+    """Return the first line of a module's docstring; None where there is no such module."""
     for place in (PACKAGE / f"{name}.py", PACKAGE / name / "__init__.py"):
         if place.exists():
             told = ast.get_docstring(ast.parse(place.read_text(encoding="utf-8"))) or ""
@@ -756,7 +756,7 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
 
 
 def refreshed(text: str) -> str:
-    """Give a page with every table in it written anew."""
+    """Return a page with every table in it written anew."""
     return REGION.sub(
         lambda found: f"{found['start']}\n{TABLES[found['name']]()}\n\n{found['end']}", text
     )

@@ -22,10 +22,10 @@ class Clock(Protocol):
     """Time, as the rest of the package sees it."""
 
     def now(self) -> float:
-        """Give the instant, in seconds that only ever grow."""
+        """Return the instant, in seconds that only ever grow."""
 
     def wall(self) -> float:
-        """Give the time of day, in Unix seconds."""
+        """Return the time of day, in Unix seconds."""
 
     async def sleep(self, delay: float) -> None:
         """Come back after *delay* seconds."""

@@ -67,7 +67,7 @@ SHOW_CURSOR: Final = b"\x1b[?25h\n"
 
 
 def options_of(group: Group) -> Callable[..., Parameter]:
-    """Give the maker of the options that the help shows under *group*."""
+    """Return the maker of the options that the help shows under *group*."""
 
     def option(text: str, *names: str, **more: Any) -> Parameter:
         return Parameter(help=text, name=names or None, group=group, **{"negative": "", **more})
@@ -131,7 +131,7 @@ class Reach:
     ] = None
 
     def words(self) -> Iterator[str]:
-        """Give the options that lead to the same gateway again."""
+        """Return the options that lead to the same gateway again."""
         for option, value in (
             ("--gateway", self.gateway),
             ("--base-url", self.base_url),
@@ -141,7 +141,7 @@ class Reach:
                 yield from (option, str(value))
 
     def key(self) -> str:
-        """Give the key, from a place that other processes cannot see, as they can arguments."""
+        """Return the key, from a place that other processes cannot see, as they can arguments."""
         key = os.environ.get("FUHU_API_KEY", "")
         if self.api_key_file is not None:
             key = _read_key(self.api_key_file)
@@ -163,7 +163,7 @@ class Reach:
             )
 
     def client(self, simulated: "Simulator | None" = None, **settings: Any) -> "Client":
-        """Give a client of this gateway, or of the one that stands in for it."""
+        """Return a client of this gateway, or of the one that stands in for it."""
         from .client import Client  # noqa: PLC0415  (aiohttp, which --help can do without)
 
         if simulated is None:
@@ -453,7 +453,7 @@ def _shown(name: str, value: Any) -> str:
 
 
 def one_line(text: str) -> str:
-    """Give *text* without what would move the cursor: some of it comes from the gateway."""
+    """Return *text* without what would move the cursor: some of it comes from the gateway."""
     return "".join(sign if sign.isprintable() else " " for sign in text).rstrip()
 
 

@@ -80,7 +80,7 @@ class Deliveries:
             self.receiver.attach(self)
 
     def address(self, request: Generation, job: Plan | None) -> "Address | None":
-        """Give a new address for what a request will make, if it can be told one."""
+        """Return a new address for what a request will make, if it can be told one."""
         if self.receiver is None or not SUBMITS[type(request)].takes_callback:
             return None
         key = None if job is None else job.key
@@ -139,7 +139,7 @@ class Deliveries:
     # What was lost
 
     async def told_instead(self, engine: Engine, address: "Address | None") -> TaskRecord | None:
-        """Give the task of a submission in doubt to its caller, if a delivery told of it."""
+        """Return the task of a submission in doubt to its caller, if a delivery told of it."""
         if address is None:
             return None
         request = address.request
@@ -193,7 +193,7 @@ class Deliveries:
                         self._looked_up.discard(address.nonce)
 
     async def _sought(self, engine: Engine, address: "Address") -> TaskRecord | None:
-        """Give what the feed says of the task that a delivery told, and write it down."""
+        """Return what the feed says of the task that a delivery told, and write it down."""
         while address.early is not None and not address.is_sought:
             told, address.early = address.early, None
             address.is_sought = True
@@ -215,7 +215,7 @@ class Deliveries:
     async def _confirmed(
         self, engine: Engine, address: "Address", task_id: str | None
     ) -> TaskRecord | None:
-        """Give what the feed says of a task, if it may be the one of this address."""
+        """Return what the feed says of a task, if it may be the one of this address."""
         now, home = self.clock.now(), self.home()
         if not task_id or home is None or not address.allowance.is_open(now):
             return None

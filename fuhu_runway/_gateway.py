@@ -705,7 +705,7 @@ class Refusal:
     One kind of refusal; the first row counts of which every given condition holds.
 
     A row that says nothing was charged names its proof. Of a paid request that a row without a
-    proof refuses, nobody knows whether it was accepted.
+    proof refuses, the fate is unknown.
     """
 
     raises: type[errors.GatewayError]

@@ -31,7 +31,7 @@ class Allowance:
     _spent_until: float = -math.inf
 
     def take(self, now: float, *, keep: int = 0) -> float:
-        """Give when the next look may be, and count it; the last *keep* at once are left over."""
+        """Return when the next look may be, and count it; the last *keep* at once are left over."""
         at = max(now, self._spent_until - (HINTED_AT_ONCE - 1 - keep) * HINTED_EVERY)
         self._spent_until = max(self._spent_until, now) + HINTED_EVERY
         return at

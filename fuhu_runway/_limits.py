@@ -287,7 +287,7 @@ class Gate:
 
     def slot(self, *, behind: int | None = None) -> "Slot":
         """
-        Give a block that is entered when a request may go, and counts it until it is left.
+        Return a block that is entered when a request may go, and counts it until it is left.
 
         Args:
             behind: How many of those that wait go before this one; by default all.

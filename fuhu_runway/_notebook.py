@@ -40,7 +40,7 @@ def task_view(
     money: str | None = None,
 ) -> str:
     """
-    Give a task as it stood when it was last asked about.
+    Return a task as it stood when it was last asked about.
 
     Args:
         task_id: Its id.
@@ -60,7 +60,7 @@ def task_view(
 
 def clip_view(task_id: str, record: TaskRecord, file: str | None) -> str:
     """
-    Give a clip that plays: from *file*, an address beside the notebook, or from the gateway's.
+    Return a clip that plays: from *file*, an address beside the notebook, or from the gateway's.
 
     With a file, the gateway's addresses stay out of it: they are as good as keys.
     """
@@ -78,7 +78,7 @@ def clip_view(task_id: str, record: TaskRecord, file: str | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Give a duration as people say it."""
+    """Return a duration as people say it."""
     whole = int(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -88,7 +88,7 @@ def duration(seconds: float) -> str:
 
 
 def _facts(record: TaskRecord | None, age: float | None) -> Iterator[str]:
-    """Give what is known beside the state: how far it is, and for how long it has been there."""
+    """Return what is known beside the state: how far it is, and for how long it has been there."""
     if record is None or not record.state.is_final:
         if record is not None and record.progress is not None:
             yield f"{record.progress:.0%}"
@@ -102,7 +102,7 @@ def _facts(record: TaskRecord | None, age: float | None) -> Iterator[str]:
 
 
 def _bar(task_id: str, record: TaskRecord | None) -> Iterator[str]:
-    """Give how far it is as a bar, where that is known: one without a value would never rest."""
+    """Return how far it is as a bar, where that is known: one without a value would never rest."""
     if record is None or record.state in {TaskState.FAILED, TaskState.CANCELED}:
         return
     progress = 1.0 if record.state is TaskState.SUCCEEDED else record.progress

@@ -286,7 +286,7 @@ def _read_note(path: Path) -> dict[str, Any]:
 
 
 def _flush(file: FileIO) -> None:
-    """Have the disk itself hold what was written, which macOS has a call of its own for."""
+    """Flush to the disk itself, for which macOS has a call of its own."""
     if hasattr(LOCKS, "F_FULLFSYNC"):
         with suppress(OSError):  # some disks do not know it
             LOCKS.fcntl(file, LOCKS.F_FULLFSYNC)

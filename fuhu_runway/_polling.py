@@ -99,17 +99,17 @@ class PollQueue(Generic[K]):
         self._live.pop(key, None)
 
     def next_due_at(self) -> float | None:
-        """Give the instant at which the first entry is due."""
+        """Return the instant at which the first entry is due."""
         while self._heap and not self._is_live(self._heap[0]):
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
     def keys(self) -> list[K]:
-        """Give all entries, in no order; they stay."""
+        """Return all entries, in no order; they stay."""
         return list(self._live)
 
     def due(self, now: float) -> list[K]:
-        """Give all entries that are due, in no order; they stay."""
+        """Return all entries that are due, in no order; they stay."""
         found: list[K] = []
         places = [0]
         while places:
@@ -344,7 +344,7 @@ class Poller:
         *,
         is_addressed: bool = False,
     ) -> Watch:
-        """Give the watch over one task; everyone who asks for the same task gets the same."""
+        """Return the watch over one task; everyone who asks for the same task gets the same."""
         watch = self._watches.get(name_of(request))
         if watch is None:
             watch = Watch(request, submitted_at, record, is_addressed=is_addressed)
@@ -356,7 +356,7 @@ class Poller:
         return watch
 
     def find(self, endpoint: str, task_id: str) -> Watch | None:
-        """Give the watch over a task that somebody holds; None where nobody does."""
+        """Return the watch over a task that somebody holds; None where nobody does."""
         return self._watches.get((endpoint, task_id))
 
     def hint(self, watch: Watch, *, is_end: bool) -> None:
@@ -394,7 +394,7 @@ class Poller:
 
     async def settled(self, watch: Watch, timeout: float | None) -> TaskRecord:
         """
-        Give the record with which the task ended, successfully or not.
+        Return the record with which the task ended, successfully or not.
 
         Raises:
             WaitTimeout: It had not ended after *timeout* seconds; `__cause__` is the last trouble.
@@ -422,7 +422,7 @@ class Poller:
         abandoned: int | None = None,
     ) -> TaskRecord:
         """
-        Give the record as soon as it is newer than *version*; raises as `settled` does.
+        Return the record as soon as it is newer than *version*; raises as `settled` does.
 
         The *deadline* is an instant, so that many calls can share it; *timeout* is what it was
         made from, and only told. With *abandoned*, what that was when the reader began, the reader
@@ -439,11 +439,11 @@ class Poller:
             self._leave(waiter)
 
     def deadline(self, timeout: float | None) -> float | None:
-        """Give the instant at which *timeout* seconds will be over."""
+        """Return the instant at which *timeout* seconds will be over."""
         return None if timeout is None else self._clock.now() + timeout
 
     async def refresh(self, watch: Watch) -> TaskRecord:
-        """Give what one look now says; raises whatever that look ends in."""
+        """Return what one look now says; raises whatever that look ends in."""
         record = await self._look(watch.request)
         self._take_in(watch, record)
         return record
@@ -545,7 +545,7 @@ class Poller:
             self._queuing.add_done_callback(self._turn_takers.discard)
 
     def _leave_the_queue(self) -> None:
-        """Give up the turn that nobody needs any more."""
+        """Return up the turn that nobody needs any more."""
         if self._queuing is not None and not self._has_due(self._clock.now()):
             self._queuing.cancel()
             self._queuing = None
@@ -585,7 +585,7 @@ class Poller:
         self._ranking.make(due, partial(self._promise, now), self._policy.max_starvation, now)
 
     def _promise(self, now: float, watch: Watch) -> float:
-        """Give how likely it is that there is news, or if that is not known, how overdue it is."""
+        """Return how likely news is, or if that is not known, how overdue the task is."""
         if watch.hinted_at is not None:
             return math.inf
         news = self._learner.news(watch.kind, watch.age(watch.running_at), watch.age(now))
@@ -740,7 +740,7 @@ class Poller:
         self._learner.saw(watch.kind, since, until, has_ended=record.has_clip)
 
     def _pause(self, watch: Watch, now: float) -> float:
-        """Give how long to stay away from a task that was looked at now, in seconds."""
+        """Return how long to stay away from a task that was looked at now, in seconds."""
         stray = self._policy.jitter * self._random.uniform(-1, 1)
         if watch.polls_at_end_told is not None:
             # The feed lags behind what was told, so it is asked as one is that was just submitted.
@@ -771,7 +771,7 @@ class Poller:
 
 
 def name_of(request: Request) -> Name:
-    """Give what tells a task from all others of one gateway."""
+    """Return what tells a task from all others of one gateway."""
     return request.endpoint.name, request.task_id or ""
 
 
@@ -787,7 +787,7 @@ def _is_untold(watch: Watch) -> bool:
 
 
 def _face(record: TaskRecord) -> tuple[object, ...]:
-    """Give what of a record a user can see change."""
+    """Return what of a record a user can see change."""
     return record.state, record.progress, record.video_url, record.message
 
 

@@ -90,7 +90,7 @@ def _replaced(text: str, parts: list[tuple[int, int, str]]) -> str:
 
 
 def outline(value: Any, depth: int = 4) -> str:
-    """Give the shape of a JSON value: its keys, and the kind of each value in place of it."""
+    """Return the shape of a JSON value: its keys, and the kind of each value in place of it."""
     if isinstance(value, dict) and depth:
         shown = [f"{_key(key)}: {outline(item, depth - 1)}" for key, item in value.items()]
         return "{" + ", ".join(shown[:20]) + (", …" if len(shown) > 20 else "") + "}"
@@ -100,7 +100,7 @@ def outline(value: Any, depth: int = 4) -> str:
 
 
 def outline_text(text: str, at_most: int = 200) -> str:
-    """Give the start of a text that is no JSON, with whatever stands in quotes hidden."""
+    """Return the start of a text that is no JSON, with whatever stands in quotes hidden."""
     return redact(_JSON_TEXT.sub(_hide_text, text[: at_most * 10]))[:at_most]
 
 

@@ -36,7 +36,7 @@ MODEL_UNAVAILABLE_REPEATS: Final = 2
 
 
 def fate_of(error: RunwayError) -> Fate:
-    """Give what is known about the request that ended in *error*."""
+    """Return what is known about the request that ended in *error*."""
     if isinstance(error, TransportError | GatewayError | UnreadableReply):
         return error.fate
     return Fate.REJECTED
@@ -46,7 +46,7 @@ def delay_before(
     attempt: int, error: RunwayError, replay: Replay, policy: RetryPolicy, drawn: float
 ) -> float | None:
     """
-    Give how long to wait before the next sending, in seconds; None: it is not sent again.
+    Return how long to wait before the next sending, in seconds; None: it is not sent again.
 
     A gateway that says how long is taken at its word; else the delay that was *drawn* counts.
     """
@@ -61,13 +61,13 @@ def delay_before(
 
 
 def delays(policy: RetryPolicy) -> Iterator[float]:
-    """Give the delays to draw from: exponential ranges, with full jitter."""
+    """Return the delays to draw from: exponential ranges, with full jitter."""
     limits = _exponential(policy.first, policy.factor, policy.max_delay)
     return map(backoff.full_jitter, limits)
 
 
 def ladder(first: float, factor: float, at_most: float) -> tuple[float, ...]:
-    """Give exponential intervals up to the first that has reached *at_most*, which goes on."""
+    """Return exponential intervals up to the first that has reached *at_most*, which goes on."""
     growing = _exponential(first, factor, at_most)
     # A factor of 1 never gets there: its first interval goes on.
     if factor == 1 or first >= at_most:
@@ -95,7 +95,7 @@ async def repeat(
     task_id: str | None = None,
 ) -> T:
     """
-    Give what *attempt* gives, repeated as the table and the policy allow.
+    Return what *attempt* gives, repeated as the table and the policy allow.
 
     The hooks hear of each repeat, with the number of the *submission* or the task it is about.
 

@@ -71,7 +71,7 @@ _WIDTHS: Final = tuple(end - start for start, end in itertools.pairwise(EDGES))
 
 
 def kind_of(request: Generation | None) -> Kind | None:
-    """Give the kind of task that a request makes; None where it is not known."""
+    """Return the kind of task that a request makes; None where it is not known."""
     if request is None:
         return None
     model, seconds = getattr(request, "model", None), getattr(request, "seconds", None)
@@ -89,7 +89,7 @@ class Aim:
 
     @classmethod
     def of(cls, policy: PollPolicy) -> "Aim":
-        """Give the aim of a policy: at its defaults, units of 1 s and gaps from 1 s to 20 s."""
+        """Return the aim of a policy: at its defaults, units of 1 s and gaps from 1 s to 20 s."""
         longest = min(20.0, policy.max_interval * 4 / 3)
         unit = min(policy.first / 2, longest)
         return cls(unit, unit, longest)
@@ -110,7 +110,7 @@ class Schedule:
         self._last_gap = 1 / density[-1]
 
     def gap(self, age: float) -> float:
-        """Give how long to stay away after a look at this age."""
+        """Return how long to stay away after a look at this age."""
         # Looks are due wherever their density has summed up to one more: so a gap that begins
         # before the time at which tasks end is shorter than its beginning would ask for.
         due = _at(self._looks, age) + 1
@@ -119,11 +119,11 @@ class Schedule:
         return _age_at(self._looks, due) - age
 
     def news(self, since: float, until: float) -> float:
-        """Give how many ends to expect of a task that runs at age *since*, up to age *until*."""
+        """Return how many ends to expect of a task that runs at age *since*, up to age *until*."""
         return _at(self._news, until) - _at(self._news, since)
 
     def news_in_reason(self, since: float, until: float) -> float:
-        """Give the same, up to what one task may prove."""
+        """Return the same, up to what one task may prove."""
         return max(0.0, min(_at(self._news, until), EXPECTED_AT_MOST) - _at(self._news, since))
 
 
@@ -147,7 +147,7 @@ class Spread:
         self._rests[last] += density * (until - EDGES[last])
 
     def sums(self) -> list[float]:
-        """Give how much there is in each slice."""
+        """Return how much there is in each slice."""
         whole = map(operator.mul, itertools.accumulate(self._steps), _WIDTHS)
         # What cancels out may leave a rounding error behind.
         return [max(0.0, sum_) for sum_ in map(operator.add, whole, self._rests)]
@@ -199,7 +199,7 @@ class History:
         return max(self.quicker, self.slower) > DRIFT_PROOF
 
     def advice(self, aim: Aim) -> Schedule | None:
-        """Give the schedule, made anew when a tenth of what it rests on is new."""
+        """Return the schedule, made anew when a tenth of what it rests on is new."""
         if self.seen >= ENOUGH and self.fresh >= max(5, min(self.seen, REMEMBERED) / 10):
             self.fresh = 0
             self.running.shrink(self.weight)
@@ -257,7 +257,7 @@ class Learner:
 
     def gap(self, kind: Kind | None, age: float, stray: float) -> float | None:
         """
-        Give how long to stay away from a task that was looked at at this *age*.
+        Return how long to stay away from a task that was looked at at this *age*.
 
         The gap strays from the best one by the part *stray* of it. None: not enough is known.
         """
@@ -268,7 +268,7 @@ class Learner:
         return min(max(gap, self._aim.shortest), self._aim.longest)
 
     def news(self, kind: Kind | None, since: float, until: float) -> float | None:
-        """Give how likely it is that a task that ran at age *since* has ended by age *until*."""
+        """Return how likely it is that a task that ran at age *since* has ended by age *until*."""
         schedule = self._schedule(kind)
         if schedule is None:
             return None
@@ -296,7 +296,7 @@ class Learner:
 
 def plan(running: Sequence[float], ended: Sequence[float], aim: Aim) -> Schedule | None:
     """
-    Give the schedule for what was seen, in units; None if too little of it is known.
+    Return the schedule for what was seen, in units; None if too little of it is known.
 
     Args:
         running: How long tasks were seen to run, in each slice.
@@ -335,7 +335,7 @@ class Fit:
 
 
 def _fitted(expected: Sequence[float]) -> Fit | None:
-    """Give the curve through the ages at which a fifth and four fifths of the tasks had ended."""
+    """Return the curve through the ages at which a fifth and four fifths of the tasks had ended."""
     if expected[-1] <= -math.log(1 - SEEN_PART):
         return None
     early = _age_at(expected, -math.log(SEEN_PART))
@@ -344,13 +344,13 @@ def _fitted(expected: Sequence[float]) -> Fit | None:
 
 
 def _log_left(z: float) -> float:
-    """Give the logarithm of the part of a normal distribution above *z*."""
+    """Return the logarithm of the part of a normal distribution above *z*."""
     # Beyond 30 it is smaller than what a float can hold; nothing ever runs for that long.
     return math.log(math.erfc(min(z, 30.0) / math.sqrt(2)) / 2)
 
 
 def _density(hazard: Sequence[float], max_lag: float, aim: Aim) -> list[float]:
-    """Give how many looks to spend in a unit, in each slice: the root rule, within the bounds."""
+    """Return how many looks to spend in a unit, in each slice: the root rule, within the bounds."""
     shares = _shares(hazard)
     price = LOOK_PRICE
     density: list[float] = []
@@ -367,7 +367,7 @@ def _bounded(looks: float, aim: Aim) -> float:
 
 
 def _shares(hazard: Sequence[float]) -> list[float]:
-    """Give the part of the tasks that ends in each slice."""
+    """Return the part of the tasks that ends in each slice."""
     left = [math.exp(-sum_) for sum_ in itertools.accumulate(map(operator.mul, hazard, _WIDTHS))]
     return [before - after for before, after in itertools.pairwise([1.0, *left])]
 
@@ -382,7 +382,7 @@ def _evidence(ratio: float, expected: float, *, has_ended: bool) -> float:
 
 
 def _at(sums: Sequence[float], age: float) -> float:
-    """Give a sum over slices up to *age*, which may lie inside one."""
+    """Return a sum over slices up to *age*, which may lie inside one."""
     place = bisect_right(EDGES, age) - 1
     if place >= len(_WIDTHS):
         return sums[-1]
@@ -391,7 +391,7 @@ def _at(sums: Sequence[float], age: float) -> float:
 
 
 def _age_at(sums: Sequence[float], value: float) -> float:
-    """Give the age at which a sum over slices reaches *value*, which it does."""
+    """Return the age at which a sum over slices reaches *value*, which it does."""
     place = bisect_right(sums, value)
     part = (value - sums[place - 1]) / (sums[place] - sums[place - 1])
     return EDGES[place - 1] + part * _WIDTHS[place - 1]

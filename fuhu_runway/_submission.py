@@ -76,7 +76,7 @@ class Submission:
             raise
 
     def trace(self) -> str | None:
-        """Give what a later process links its own spans to, if anybody traces."""
+        """Return what a later process links its own spans to, if anybody traces."""
         return self.hooks.trace_of(self.number)
 
     def held(self, tasks: int) -> None:
@@ -146,7 +146,7 @@ class Submission:
             self.hooks.emit(events.SubmissionFailed(self.number, self.endpoint, name, fate))
 
     def _fate(self, error: BaseException) -> Fate:
-        """Give what is known of the request: of what is no answer, it depends on when it came."""
+        """Return what is known of the request: of what is no answer, it depends on when it came."""
         fate = getattr(error, "fate", None)
         if isinstance(fate, Fate):
             return fate

@@ -114,7 +114,7 @@ class Transport:
         submission: int | None = None,
     ) -> T:
         """
-        Give what *read* makes of the answer, the request repeated as far as that is safe.
+        Return what *read* makes of the answer, the request repeated as far as that is safe.
 
         With *unclaimed*, cancelling the caller does not cancel an exchange that is in the air:
         it goes on, and *unclaimed* is called with it. With *around*, each sending is done by way
@@ -206,7 +206,7 @@ class Transport:
 
     async def send(self, request: Request) -> Reply:
         """
-        Give the answer to exactly one sending.
+        Return the answer to exactly one sending.
 
         Raises:
             NotSent: The request provably did not arrive.
@@ -316,7 +316,7 @@ class Transport:
         self._gate.close(closed)
         now = asyncio.get_running_loop().time()
         while self._scopes:
-            # aiohttp wakes no reader when its session is closed, so they would wait for ever.
+            # aiohttp wakes no reader when its session is closed, so they would never end.
             self._scopes.pop().reschedule(now)
 
     async def aclose(self) -> None:
@@ -434,7 +434,7 @@ CLIENT: Final = "client"
 
 
 def closed() -> UsageError:
-    """Give the error for a call on a client that someone has begun to close."""
+    """Return the error for a call on a client that someone has begun to close."""
     return usage_error(
         CLIENT,
         "The client was closed in this event loop.",

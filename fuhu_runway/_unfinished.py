@@ -55,7 +55,7 @@ class Unfinished:
         self._guesses.discard(name)
 
     def waited_for(self, name: Name) -> None:
-        """Add a task that a caller waits for, whoever submitted it."""
+        """Add a task that a caller waits for, also one that was submitted elsewhere."""
         if name not in self._tasks:
             self._tasks[name] = Origin()
             self._guesses.add(name)

@@ -66,7 +66,7 @@ class Request:
     task_id: str | None = None
 
     def hiding(self, *texts: str | None) -> "Request":
-        """Give the same exchange with further texts among its secrets; itself if none is new."""
+        """Return the same exchange with further texts among its secrets; itself if none is new."""
         news = dict.fromkeys(text for text in texts if text and text not in self.secrets)
         return attrs.evolve(self, secrets=(*self.secrets, *news)) if news else self
 
@@ -665,7 +665,7 @@ def _trouble(value: Any, _type: Any = None) -> tuple[str | None, str | None] | N
 
 
 def make_converter() -> "cattrs.Converter":
-    """Give the converter of this package: forgiving in types, strict about what must be there."""
+    """Return the converter of this package: forgiving in types, strict about what must be there."""
     # With the first answer and not with the client: a program that asks nothing starts faster.
     import cattrs  # noqa: PLC0415
 
@@ -689,7 +689,7 @@ def make_converter() -> "cattrs.Converter":
 
 @functools.cache
 def _reader(kind: type, dialect_name: str) -> Callable[[Any], Any]:
-    """Give the reader of one dialect, with its spelling compiled in; made when first needed."""
+    """Return the reader of one dialect, with its spelling compiled in; made when first needed."""
     from cattrs.gen import make_dict_structure_fn, override  # noqa: PLC0415  (as above)
 
     spelling = next(row.spelling for row in facts.DIALECTS if row.name == dialect_name)
@@ -800,7 +800,7 @@ def _absolute(base: str, address: str | None) -> str | None:
 
 
 def _merged(levels: Sequence[Sighting]) -> Sighting:
-    """Give one level that has of each part what the outermost level says that says anything."""
+    """Return one level that has of each part what the outermost level says that says anything."""
     return functools.reduce(_filled_up, levels)
 
 
@@ -836,7 +836,7 @@ def _weigh(
 
 def _words(levels: Sequence[Sighting]) -> dict[str, TaskState]:
     """
-    Give the words that count: those of the outermost level that has one we know.
+    Return the words that count: those of the outermost level that has one we know.
 
     A relay that tries another channel goes on while the upstream it quotes has failed.
     """
@@ -872,7 +872,7 @@ def _deciding(states: Mapping[str, TaskState], state: TaskState) -> str | None:
 
 
 def _shown(word: str | None, reply: Reply) -> str | None:
-    """Give a word of the gateway's as records show it: nobody keeps it from quoting a prompt."""
+    """Return a word of the gateway's as records show it: nobody keeps it from quoting a prompt."""
     if word is None or _state_of(word) is not TaskState.UNKNOWN:
         return word
     return redact(word, reply.request.secrets)[:MOST_OF_A_WORD]
@@ -995,7 +995,7 @@ def _shape(reply: Reply) -> str:
     try:
         return redact(outline(decode(reply.body)), reply.request.secrets)
     except (ValueError, RecursionError):
-        return ""  # a page, of which nobody knows what it quotes
+        return ""  # a page, which may quote anything
 
 
 _REQUEST_ID: Final = re.compile(r"\(request id: ([^)\s]{1,80})\)$", re.IGNORECASE)
@@ -1037,7 +1037,7 @@ def retry_after(headers: Mapping[str, str], received_at: float | None = None) ->
 
 
 UNIX_INSTANT: Final = 1e9
-"""From here on a number of seconds is an instant, since 2001; nobody asks us to wait 30 years."""
+"""From here on a number of seconds is an instant, after 2001; no server asks for that pause."""
 
 
 def _http_date(value: str) -> float | None:

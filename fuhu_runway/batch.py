@@ -164,7 +164,7 @@ class Submitter(Protocol):
         """Submit a job that is known by its content."""
 
     def attach(self, job: Job, request: Generation) -> Task:
-        """Give a handle on a task that an earlier run submitted."""
+        """Return a handle on a task that an earlier run submitted."""
 
 
 Source = Iterable[Any] | AsyncIterable[Any]
@@ -183,7 +183,7 @@ class Batch:
         journal: What makes a second run of the same batch go on; None remembers nothing.
         download_to: The folder that clips are saved in; None saves none.
         timeout: How long to wait for one task, and then as long again for its file, in seconds;
-            None waits for ever.
+            None waits without limit.
         max_points: Nothing more is submitted once this many points are spent or bound to be.
         retry_failed: Whether jobs that failed in an earlier run are submitted again.
         overwrite: Whether a file that stands in the place of a clip may be replaced.
@@ -490,7 +490,7 @@ class Batch:
         )
 
     async def _planned(self, index: int, item: Item) -> tuple[Plan, Job | None]:
-        """Give what is wanted and, if there is a journal, how far it is."""
+        """Return what is wanted and, if there is a journal, how far it is."""
         is_named, now = item.custom_id is not None, self._clock.wall()
         plan = plan_of(item.request, f"id:{item.custom_id}" if is_named else None, item.custom_id)
         if self._journal is None:
@@ -506,7 +506,7 @@ class Batch:
         return attrs.evolve(plan, key=job.key, fingerprint=job.fingerprint), job
 
     def _path(self, item: Item, plan: Plan) -> Path | None:
-        """Give a name that reads like the job, and is its own in this batch and in every run."""
+        """Return a name that reads like the job, and is its own in this batch and in every run."""
         if self._folder is None:
             return None
         if item.custom_id is not None:
@@ -603,7 +603,7 @@ def _beside(path: Path, task_id: str) -> Path:
 
 def item_of(thing: Any, index: int) -> Item:
     """
-    Give the item for a prompt, a request, or an item.
+    Return the item for a prompt, a request, or an item.
 
     Raises:
         UsageError: It is none of these.

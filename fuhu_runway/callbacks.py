@@ -58,7 +58,7 @@ class Delivery:
 
     @classmethod
     def of(cls, record: TaskRecord | None) -> "Delivery":
-        """Give what a body says, as far as it could be read."""
+        """Return what a body says, as far as it could be read."""
         if record is None:
             return cls()
         named = record.task_id if _TASK_ID.fullmatch(record.task_id) else ""
@@ -167,7 +167,7 @@ class CallbackReceiver:
         app.add_routes(self.routes(path))
 
     def routes(self, path: str | None = None) -> Iterable[web.RouteDef]:
-        """Give the routes that `add_routes` adds, for `app.add_routes` or a table of your own."""
+        """Return the routes that `add_routes` adds, for `app.add_routes` or a table of your own."""
         path = urlsplit(self._base).path if path is None else path
         return [web.post(f"{path.rstrip('/')}/{{token}}", self.handle)]
 
@@ -231,7 +231,7 @@ class CallbackReceiver:
             self._homes.add(home)
 
     def address(self, home: Home, request: Generation, job: str | None, made_at: float) -> Address:
-        """Give a new address, or for a job in a journal the one that it always has."""
+        """Return a new address, or for a job in a journal the one that it always has."""
         address = Address(self.nonce_of(job), ref(home), request, job, made_at)
         with self._lock:
             self._keep(address)
@@ -255,16 +255,16 @@ class CallbackReceiver:
         return found
 
     def url(self, address: Address) -> str:
-        """Give where the gateway is to post; a secret."""
+        """Return where the gateway is to post; a secret."""
         return f"{self._base}/{self.token(address)}"
 
     def token(self, address: Address) -> str:
-        """Give the last part of that; a secret."""
+        """Return the last part of that; a secret."""
         return self._token(address.nonce)
 
     def nonce_of(self, job: str | None) -> bytes:
         """
-        Give what one address differs from the next in.
+        Return what one address differs from the next in.
 
         With a secret, that of a job is made from the job's key, so that after a restart it is
         known again which submission a delivery belongs to. The address cannot be guessed from it.
@@ -281,7 +281,7 @@ class CallbackReceiver:
     # One delivery
 
     async def _read(self, request: web.Request) -> tuple[int, bytes]:
-        """Give the body and no status, or the status to answer with."""
+        """Return the body and no status, or the status to answer with."""
         self._reading += 1
         body = bytearray()
         try:
@@ -300,7 +300,7 @@ class CallbackReceiver:
         return 0, bytes(body)
 
     def _found(self, nonce: bytes) -> tuple[Address, list[Home]]:
-        """Give the address, and who has to hear of what is posted there."""
+        """Return the address, and who has to hear of what is posted there."""
         with self._lock:
             address = self._addresses.get(nonce)
             if address is None:
@@ -331,7 +331,7 @@ class CallbackReceiver:
         return base64.urlsafe_b64encode(nonce + seal).decode()
 
     def _nonce_of(self, token: str) -> bytes | None:
-        """Give what a token was made from; None if we did not make it."""
+        """Return what a token was made from; None if we did not make it."""
         # The same work for every token, so that the time it takes tells nothing of how near it is.
         try:
             nonce = base64.urlsafe_b64decode(token[:_NONCE_LENGTH])

@@ -168,7 +168,7 @@ class Saving:
         check_target(path, overwrite=self.force or self.output is None)
 
     def path(self, prompt: str | None, task_id: str) -> Path:
-        """Give where the clip of a task goes."""
+        """Return where the clip of a task goes."""
         from .batch import encodable  # noqa: PLC0415  (as above)
         from .downloads import safe_name  # noqa: PLC0415
 
@@ -370,7 +370,7 @@ for _command in (cli_simulate.simulate, cli_batch.batch, *cli_journal.COMMANDS):
 
 
 def _wished(prompt: str, wish: Wish, *, official: bool) -> Generation:
-    """Give the request that the options add up to; those that it has no place for are refused."""
+    """Return the request that the options add up to; those that it has no place for are refused."""
     kind: type[TextToVideo | ImageToVideo | OfficialImageToVideo]
     kind = TextToVideo if wish.image is None else ImageToVideo
     if official:
@@ -527,7 +527,7 @@ async def _go_on(
 
 
 async def _first_look(task: "Task") -> TaskRecord | None:
-    """Give what the gateway says, or raise what a wait, which is patient, would wait out."""
+    """Return what the gateway says, or raise what a wait, which is patient, would wait out."""
     try:
         return await task.refresh()
     except PASSING:
@@ -655,7 +655,7 @@ def _balance_row(left: Balance) -> dict[str, Any]:
 
 
 def main(tokens: Sequence[str] | None = None) -> int:
-    """Give the exit code of the command that *tokens*, or the process's arguments, spell."""
+    """Return the exit code of the command that *tokens*, or the process's arguments, spell."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A name that this terminal cannot show is no reason to fail after paying.
@@ -677,7 +677,7 @@ def main(tokens: Sequence[str] | None = None) -> int:
 
 
 def _hint(error: CycloptsError) -> str:
-    """Give what is wrong with the command, without the words that may be a prompt or a key."""
+    """Return what is wrong with the command, without the words that may be a prompt or a key."""
     help_of = " ".join(["fuhu-runway", *(error.command_chain or ()), "--help"])
     said = str(error)
     if isinstance(error, UnusedCliTokensError):
@@ -695,7 +695,7 @@ _TABLES: Final = {**cli_batch.TABLES, **cli_journal.TABLES, **cli_simulate.TABLE
 
 
 def reference() -> str:
-    """Give the tables of the reference page, as they follow from the commands themselves."""
+    """Return the tables of the reference page, as they follow from the commands themselves."""
     names = [name for name in app if not name.startswith("-")]
     sections = (
         *map(_command_section, names),

@@ -231,7 +231,7 @@ class Place:
         state_file: Path,
         *listeners: hooks.Listener,
     ) -> "Client":
-        """Give the client of the gateway, or of one that survives this process as a file."""
+        """Return the client of the gateway, or of one that survives this process as a file."""
         settings: dict[str, Any] = {"journal": journal, "hooks": listeners}
         simulator = None
         if self.is_simulated:
@@ -278,7 +278,7 @@ def _simulator(state_file: Path, *, has_to_exist: bool) -> Any:
 
 @contextlib.asynccontextmanager
 async def opened(path: Path) -> AsyncIterator[Journal]:
-    """Give a journal that no other process has open."""
+    """Return a journal that no other process has open."""
     journal = Journal(path)
     try:
         await journal.counts()  # what is wrong with it is to be known before all else
@@ -304,7 +304,7 @@ class End:
 
 
 def word_of(error: errors.RunwayError | None, task_id: str | None) -> str:
-    """Give the word for how a job ended."""
+    """Return the word for how a job ended."""
     if error is None:
         return "saved"
     known = (word for kind, word in _WORD_OF if isinstance(error, kind))
@@ -312,7 +312,7 @@ def word_of(error: errors.RunwayError | None, task_id: str | None) -> str:
 
 
 def end_of(outcome: "Outcome") -> End:
-    """Give what counts of an outcome."""
+    """Return what counts of an outcome."""
     error = outcome.error
     word = word_of(error, outcome.task_id)
     return End(
@@ -357,7 +357,7 @@ class Tally:
             self.points += end.points or 0.0
 
     def count(self, word: str) -> int:
-        """Give how many ended so."""
+        """Return how many ended so."""
         return sum(count for (one, _), count in self.ends.items() if one == word)
 
     @property
@@ -371,7 +371,7 @@ class Tally:
         return CLOCK.now() - self.started_at
 
     def seconds_left(self) -> float | None:
-        """Give how long the rest will take, as far as what this run has done tells."""
+        """Return how long the rest will take, as far as what this run has done tells."""
         fresh = self.done - self.old.total()
         return (self.total - self.done) * self.seconds / fresh if fresh else None
 
@@ -396,7 +396,7 @@ class Tally:
         )
 
     def row(self) -> dict[str, Any]:
-        """Give it as JSON has it."""
+        """Return it as JSON has it."""
         names: Counter[str] = Counter()
         for (_, name), count in self.ends.items():
             names[name] += count
@@ -412,7 +412,7 @@ class Tally:
         }
 
     def exit_code(self) -> int:
-        """Give the exit code: 0 if all is saved."""
+        """Return the exit code: 0 if all is saved."""
         codes = [code for word, code in CODE_OF.items() if self.count(word)]
         return codes[0] if codes else int(self.done < self.total)
 
@@ -450,7 +450,7 @@ def _advice(journal: Path) -> Mapping[str, tuple[str, str]]:
 
 
 def number(points: float) -> str:
-    """Give points as a person writes them."""
+    """Return points as a person writes them."""
     return f"{points:,.10g}"
 
 
@@ -537,7 +537,7 @@ class Results:
 
 
 def _whole_bytes(lines: list[bytes], torn: bytes) -> int:
-    """Give where the whole lines end, if what follows can be one of ours that was cut."""
+    """Return where the whole lines end, if what follows can be one of ours that was cut."""
     if not (BEGINNING.startswith(torn) or torn.startswith(BEGINNING)):
         raise ValueError
     return sum(len(line) + 1 for line in lines)
@@ -555,7 +555,7 @@ def _private(path: str, flags: int) -> int:
 
 
 def result_row(outcome: "Outcome") -> dict[str, Any]:
-    """Give what the results say about a job: neither prompt nor address."""
+    """Return what the results say about a job: neither prompt nor address."""
     error = outcome.error
     return {
         "index": outcome.index,
@@ -595,7 +595,7 @@ async def _make_all(file: Path, order: Order, place: Place) -> int:
 
 
 def _counted(file: Path, order: Order, screen: Lines) -> int:
-    """Give how many entries there are, after a look at each."""
+    """Return how many entries there are, after a look at each."""
     from .inputs import check_items  # noqa: PLC0415  (aiohttp, as above)
 
     def pass_over(bad: errors.UsageError) -> None:

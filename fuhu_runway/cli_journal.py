@@ -333,7 +333,7 @@ def _what_to_do(path: Path, *, is_named: bool) -> Iterator[str]:
 
 
 def job_row(job: Job) -> dict[str, Any]:
-    """Give a job as JSON has it."""
+    """Return a job as JSON has it."""
     row = {name: getattr(job, name) for name in JOB_KEYS}
     times = {name: _instant(at) for name, at in row.items() if name.endswith("_at")}
     return {**row, "state": job.state.value, **times}
@@ -345,7 +345,7 @@ def _instant(at: float | None) -> datetime | None:
 
 
 def mark_of(job: Job) -> str:
-    """Give a job's short name: its own, or enough of its key."""
+    """Return a job's short name: its own, or enough of its key."""
     head, _, tail = job.key.partition(":")
     mark = f"{head[:MARK_LENGTH]}:{tail[:MARK_LENGTH]}".removesuffix(":1").rstrip(":")
     return mark if job.custom_id is None else job.custom_id
@@ -376,7 +376,7 @@ def _begins(job: Job, start: str) -> bool:
 
 
 async def _picked(journal: Journal, name: str) -> Job:
-    """Give the one job that *name* means."""
+    """Return the one job that *name* means."""
     every = await journal.jobs()
     found = [job for job in every if name in {job.key, job.custom_id, job.task_id, mark_of(job)}]
     if not found and name:

@@ -480,7 +480,7 @@ class Client:
             overwrite: Whether a file of that name may be replaced.
             custom_id: Your own name for it; the same name is the same task and is paid once.
             tag: Text of yours that travels with the job.
-            timeout: How long to wait for the task, in seconds; None waits for ever.
+            timeout: How long to wait for the task, in seconds; None waits without limit.
         """
         check(save=save, overwrite=overwrite, timeout=timeout)
         path = None if save is None else Path(save)
@@ -564,7 +564,7 @@ class Client:
             raise closed()
 
     def attach(self, job: Job, request: Generation | None = None) -> Task:
-        """Give a handle on the task of a job from the journal; for batches and resuming."""
+        """Return a handle on the task of a job from the journal; for batches and resuming."""
         task_id = _checked_id(job.task_id)
         endpoint = ENDPOINT_NAMES.get(job.endpoint)
         self._hooks.emit(
@@ -897,7 +897,7 @@ class Client:
             download_to: The folder that clips are saved in, under names that read like their
                 prompts; None saves none.
             timeout: How long to wait for each task, and then as long again for its file, in
-                seconds; None waits for ever.
+                seconds; None waits without limit.
             max_points: Nothing more is submitted once this many points are spent or bound to be.
             retry_failed: Whether jobs that failed in an earlier run are submitted again.
             overwrite: Whether a file that stands in the place of a clip may be replaced. If not,
@@ -924,7 +924,7 @@ class Client:
 
     def task(self, task_id: str, *, official: bool = False) -> Task:
         """
-        Give a handle on a task that exists already, by its id alone; nothing is sent.
+        Return a handle on a task that exists already, by its id alone; nothing is sent.
 
         Args:
             task_id: What `Task.id` was when it was submitted.
@@ -941,7 +941,7 @@ class Client:
     @discreet
     async def feed(self, task_id: str, *, official: bool = False) -> TaskRecord:
         """
-        Give what the gateway says about a task now, in one free look.
+        Return what the gateway says about a task now, in one free look.
 
         Args:
             task_id: What `Task.id` was when it was submitted.
@@ -969,7 +969,7 @@ class Client:
     @discreet
     async def balance(self) -> Balance:
         """
-        Give what is left to spend, in the gateway's unit; free.
+        Return what is left to spend, in the gateway's unit; free.
 
         Raises:
             GatewayError: The gateway says no, or has no such route.
@@ -989,7 +989,7 @@ class Client:
         return found
 
     def _discreet(self, wire: Request) -> Request:
-        """Give a request of no handle that knows, for its errors, what the handles were sent."""
+        """Return a request of no handle that knows, for its errors, what the handles were sent."""
         # The references are copied at once, since other threads may go on.
         handles = (handle() for handle in self._handles.valuerefs())
         told = (secret for task in handles if task is not None for secret in task.secrets())
@@ -998,7 +998,7 @@ class Client:
     # For the handles
 
     def watch_over(self, task: Task) -> tuple[Poller, Watch]:
-        """Give the scheduler of the running loop, and its watch over *task*; for handles."""
+        """Return the scheduler of the running loop, and its watch over *task*; for handles."""
         poller = self._engine().poller
         watch = self._watch(poller, task)
         self._handles.setdefault(watch.name, task)
@@ -1070,11 +1070,11 @@ class Client:
         engine.poller.take_told(watch, record)
 
     def without_secrets(self, text: str, task: Task) -> str:
-        """Give what a gateway says about *task* as it may be shown; for handles."""
+        """Return what a gateway says about *task* as it may be shown; for handles."""
         return redact(text, (self._key, *task.secrets()))
 
     def age(self, task: Task) -> float | None:
-        """Give how long ago *task* was accepted, in seconds; for handles."""
+        """Return how long ago *task* was accepted, in seconds; for handles."""
         if task.submitted_at is not None:
             try:
                 return max(0.0, self._clock.now() - task.submitted_at)
@@ -1172,7 +1172,7 @@ class Client:
         return Entry(journal, plan.key, self._clock, traceparent)
 
     def _submission(self, request: Generation, address: "Address | None") -> Request:
-        """Give the request that submits, its callback address among its secrets."""
+        """Return the request that submits, its callback address among its secrets."""
         if address is None or self._callbacks is None:
             return build(request, self.gateway, self._key, self._callback_url)
         wire = build(request, self.gateway, self._key, self._callbacks.url(address))
@@ -1239,7 +1239,7 @@ class Client:
         submission.unclaimed(task.id)
 
     def _engine(self) -> Engine:
-        """Give what belongs to the running loop, made on first use."""
+        """Return what belongs to the running loop, made on first use."""
         self.check_open()
         loop = asyncio.get_running_loop()
         engine = self._engines.get(loop)
@@ -1254,7 +1254,7 @@ class Client:
 
 
 def _feed(*, official: bool) -> Endpoint:
-    """Give the endpoint that tells of the tasks of one format."""
+    """Return the endpoint that tells of the tasks of one format."""
     return ENDPOINTS["official_task" if official else "feed"]
 
 
@@ -1345,7 +1345,7 @@ class Official:
 
     def task(self, task_id: str) -> Task:
         """
-        Give a handle on an official task that exists already; nothing is sent.
+        Return a handle on an official task that exists already; nothing is sent.
 
         Raises:
             UsageError: The id is empty.
@@ -1354,7 +1354,7 @@ class Official:
 
     async def feed(self, task_id: str) -> TaskRecord:
         """
-        Give what the gateway says about an official task now, in one free look.
+        Return what the gateway says about an official task now, in one free look.
 
         Raises:
             RunwayError: As `Client.feed` says.
@@ -1370,7 +1370,7 @@ def _size_of(path: Path) -> int | None:
 
 
 def _checked_key(key: object) -> str:
-    """Give the key as it is: gateways split it, so that nothing may be added (api-facts 1.1)."""
+    """Return the key as it is: gateways split it, so that nothing may be added (api-facts 1.1)."""
     if not key:
         raise usage_error(
             "api_key",
@@ -1438,7 +1438,7 @@ def _checked_receiver(
 
 
 def _resolved(gateway: Gateway | str | None, base_url: str | None) -> Gateway:
-    """Give the gateway with the address that counts: the argument, its own, the environment's."""
+    """Return the gateway with the address that counts: the argument, its own, the environment's."""
     row = _named(gateway or DEFAULT_GATEWAY)
     other = base_url
     if other is None and (gateway is None or row.base_url is None):

@@ -570,7 +570,7 @@ _UNSAFE: Final = re.compile(r"[^\w.,+=@()-]+")
 
 def safe_name(text: str, suffix: str = ".mp4") -> str:
     """
-    Give a file name that reads like *text* and is safe on every file system.
+    Return a file name that reads like *text* and is safe on every file system.
 
     Letters of any script stay; spaces and all else become a dash. A long name is cut and told
     apart from its neighbours by six characters of a hash of the whole.
@@ -588,7 +588,7 @@ def safe_name(text: str, suffix: str = ".mp4") -> str:
 
 def check_folder(folder: Path) -> Path:
     """
-    Give *folder* if files can be made in it; it is made if its parent is there.
+    Return *folder* if files can be made in it; it is made if its parent is there.
 
     Raises:
         UsageError: It cannot be made, or nothing can be written there.
@@ -681,7 +681,7 @@ def _touch(file: Path) -> None:
 
 async def _in_thread(work: Callable[..., R], *args: Any) -> R:
     """
-    Give what *work* gives, done in a thread.
+    Return what *work* gives, done in a thread.
 
     A cancellation takes effect when it is done: no thread can be stopped half-way, and a file has
     one user at a time.

@@ -278,7 +278,7 @@ def drop_frames(error: E, outer: BaseException | None = None) -> E:
 
 
 def discreet(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Have a coroutine function raise its `RunwayError`s without the frames inside of it."""
+    """Make a coroutine function raise its `RunwayError`s without the frames inside of it."""
 
     @functools.wraps(call)
     async def discreet_call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -295,7 +295,7 @@ def discreet(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine
 
 
 def discreetly_made(make: Callable[P, None]) -> Callable[P, None]:
-    """Have an `__init__` raise its `RunwayError`s without the frames inside of it."""
+    """Make an `__init__` raise its `RunwayError`s without the frames inside of it."""
 
     @functools.wraps(make)
     def discreet_make(*args: P.args, **kwargs: P.kwargs) -> None:

@@ -42,7 +42,7 @@ class Event:
         return " ".join((name, *(f"{field}={_shown(value)}" for field, value in known.items())))
 
     def as_dict(self) -> dict[str, Any]:
-        """Give the event's name, as `event`, and its fields, in values that JSON has."""
+        """Return the event's name, as `event`, and its fields, in values that JSON has."""
         values = {field.name: getattr(self, field.name) for field in attrs.fields(type(self))}
         return {"event": type(self).__name__, **{name: _plain(v) for name, v in values.items()}}
 
@@ -52,7 +52,7 @@ def _plain(value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """Give a value for one line of a log; some of the words are the gateway's."""
+    """Return a value for one line of a log; some of the words are the gateway's."""
     if isinstance(value, float):
         return f"{value:.6g}"
     return value if isinstance(value, str) and _BARE.fullmatch(value) else json.dumps(value)
@@ -117,7 +117,7 @@ class SubmissionFailed(Event):
 
 @attrs.frozen
 class SubmissionDoubted(Event):
-    """A paid request was sent, and nobody knows whether it was accepted; it is not sent again."""
+    """A paid request was sent and its fate is unknown; it is not sent again."""
 
     level: ClassVar[int] = logging.WARNING
     submission: int
@@ -448,7 +448,7 @@ class Hooks:
                 LOGGER.warning("A hook raised %s on %s and was skipped.", fault, name)
 
     def trace_of(self, submission: int) -> str | None:
-        """Give where a submission is traced, by the first listener that can tell; or None."""
+        """Return where a submission is traced, by the first listener that can tell; or None."""
         for listener in self._listeners:
             tell = getattr(listener, "trace_of", None)
             try:

@@ -73,7 +73,7 @@ class JobState(enum.Enum):
     FAILED = "failed"
     """There will be no clip: the task failed, or the gateway refused the request for good."""
     IN_DOUBT = "in doubt"
-    """Sent, and nobody knows whether it was accepted."""
+    """Sent, and its fate is unknown."""
 
 
 STEPS: Final[Mapping[JobState, Mapping[JobState, str]]] = {
@@ -268,7 +268,7 @@ def plan_of(
 
 
 def nth(fingerprint: str, times: int) -> str:
-    """Give the key of a job that is known by its content, and by how often that came up."""
+    """Return the key of a job that is known by its content, and by how often that came up."""
     return f"{fingerprint}:{times}"
 
 
@@ -314,7 +314,7 @@ class Journal:
         return f"<Journal {self.path.name} {'open' if self._thread else 'closed'}>"
 
     async def plan(self, plan: Plan, now: float) -> Job:
-        """Give the row of a job, made in state PLANNED if there is none."""
+        """Return the row of a job, made in state PLANNED if there is none."""
         return await self._run(lambda db: _plan(db, _keyed(db, plan), now))
 
     async def step(self, key: str, to: JobState, now: float, **changes: Any) -> Job:
@@ -346,15 +346,15 @@ class Journal:
         return await self._run(lambda db: _find(db, name))
 
     async def jobs(self, *states: JobState) -> list[Job]:
-        """Give the jobs in these states, or all, in the order in which they were planned."""
+        """Return the jobs in these states, or all, in the order in which they were planned."""
         return await self._run(lambda db: _jobs(db, states))
 
     async def counts(self) -> dict[JobState, int]:
-        """Give how many jobs are in each state."""
+        """Return how many jobs are in each state."""
         return await self._run(_counts)
 
     async def durations(self) -> list[tuple[str, str | None, int | None, float]]:
-        """Give (endpoint, model, seconds, how long it took in seconds) of finished jobs."""
+        """Return (endpoint, model, seconds, how long it took in seconds) of finished jobs."""
         return await self._run(_durations)
 
     async def start_run(self) -> None:

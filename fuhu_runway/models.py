@@ -37,12 +37,12 @@ DEFAULT_WAIT: Final = 1800.0
 
 
 def usage_error(field: str, happened: str, advice: str) -> UsageError:
-    """Give the error for a call that is wrong before anything was sent."""
+    """Return the error for a call that is wrong before anything was sent."""
     return UsageError(redact(happened), "Nothing was sent or charged.", advice, field=field)
 
 
 def _shown(value: object) -> str:
-    """Give a value as an error may show it: short, and without secrets."""
+    """Return a value as an error may show it: short, and without secrets."""
     try:
         text = redact(repr(value))
     except Exception:  # noqa: BLE001  (such as an int of more digits than Python prints)
@@ -637,7 +637,7 @@ class Balance:
     raw: Any = attrs.field(default=None, repr=False, eq=False)
 
     def joined(self, other: Self) -> "Balance":
-        """Give one balance from two halves, such as the limit and the usage of a key."""
+        """Return one balance from two halves, such as the limit and the usage of a key."""
         used = self.used if self.used is not None else other.used
         total = self.total if self.total is not None else other.total
         known = used is not None and total is not None

@@ -19,7 +19,7 @@ class Home(Protocol):
     """What a handle needs of the client it came from."""
 
     def watch_over(self, task: "Task") -> tuple[Poller, Watch]:
-        """Give the scheduler of the running loop, and its watch over *task*."""
+        """Return the scheduler of the running loop, and its watch over *task*."""
 
     async def save(
         self,
@@ -33,13 +33,13 @@ class Home(Protocol):
         """Save *clip* to *path*."""
 
     def age(self, task: "Task") -> float | None:
-        """Give how long ago *task* was accepted, in seconds; None where that is not known."""
+        """Return how long ago *task* was accepted, in seconds; None where that is not known."""
 
     def hand_out(self, task: "Task") -> None:
         """Record that a wait returns the clip of *task*."""
 
     def without_secrets(self, text: str, task: "Task") -> str:
-        """Give what a gateway says about *task* as it may be shown."""
+        """Return what a gateway says about *task* as it may be shown."""
 
 
 class Task:
@@ -90,7 +90,7 @@ class Task:
         return f"<Task {self.id} {self.state.name}{percent}>"
 
     def _repr_html_(self) -> str:
-        """Give what a notebook shows: where it stood when the gateway was last asked."""
+        """Return what a notebook shows: where it stood when the gateway was last asked."""
         record = self.record
         reason = money = None
         if record is not None and record.state in DEAD_ENDS:
@@ -121,14 +121,14 @@ class Task:
         on_update: Callable[[TaskRecord], object] | None = None,
     ) -> "Clip":
         """
-        Give the clip as soon as the gateway shows its address.
+        Return the clip as soon as the gateway shows its address.
 
         Asking is free: the gateway is asked after 2 s, then ever more rarely, up to every 15 s,
         and once enough is known of how long such tasks take, when there is likely to be news
         (`PollPolicy`). Trouble on the way, even minutes of it, does not end the wait.
 
         Args:
-            timeout: How long to wait at the most, in seconds; None waits for ever. When it is
+            timeout: How long to wait at the most, in seconds; None waits without limit. When it is
                 over, the task goes on and may be waited for again.
             on_update: Called with the record at each change of state or progress; may be an
                 async function, which is awaited. What it raises ends this wait.
@@ -167,7 +167,7 @@ class Task:
         The clip is not handed out: the task stays in `Client.unfinished` until a wait returns it.
 
         Args:
-            timeout: How long to follow it at the most, in seconds; None follows for ever.
+            timeout: How long to follow it at the most, in seconds; None follows without limit.
         """
         check(timeout=timeout)
         poller, watch = self._home.watch_over(self)
@@ -185,7 +185,7 @@ class Task:
 
     async def refresh(self) -> TaskRecord:
         """
-        Give what the gateway says now, in one free look.
+        Return what the gateway says now, in one free look.
 
         Raises:
             GatewayError: It says no; `NotFound` right after a submit may pass (api-facts 5.4).
@@ -215,7 +215,7 @@ class Task:
         self._watch = watch
 
     def secrets(self) -> tuple[str, ...]:
-        """Give the texts that must not be shown in what is said about this task."""
+        """Return the texts that must not be shown in what is said about this task."""
         record = self.record
         known = [getattr(self.request, "prompt", None)]
         if record is not None:
@@ -288,7 +288,7 @@ class Clip:
 
     def _repr_html_(self) -> str:
         """
-        Give what a notebook shows: the clip, to be played.
+        Return what a notebook shows: the clip, to be played.
 
         It plays from the file that this handle saved, if that lies where a notebook's page can
         find it, or else from the temporary address, which then stands in the notebook.
@@ -353,7 +353,7 @@ class Clip:
         return self._file
 
     async def address(self, fresh: bool = False) -> str:  # noqa: FBT001, FBT002  (a callback)
-        """Give where the clip is; with *fresh*, ask the gateway for a new address."""
+        """Return where the clip is; with *fresh*, ask the gateway for a new address."""
         if fresh:
             record = await self.task.refresh()
             if not record.has_clip:
@@ -368,7 +368,7 @@ class Clip:
 
 
 def _beside_the_notebook(file: Path | None) -> str | None:
-    """Give the address of a file for pages of this folder; None where they cannot reach it."""
+    """Return the address of a file for pages of this folder; None where they cannot reach it."""
     if file is None or not file.is_file():
         return None
     try:

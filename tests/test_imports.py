@@ -20,7 +20,7 @@ NEEDS_AN_EXTRA = dict.fromkeys(
 
 
 def module_names(folder: Traversable = PACKAGE, name: str = "fuhu_runway") -> Iterator[str]:
-    """Give every module of the installed package, by its dotted name."""
+    """Return every module of the installed package, by its dotted name."""
     yield name
     for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
         if entry.is_dir() and entry.joinpath("__init__.py").is_file():

@@ -59,12 +59,12 @@ FOLDERS = {
 
 
 def page(name: str) -> str:
-    """Give a page of the reference."""
+    """Return a page of the reference."""
     return (REFERENCE / f"{name}.md").read_text("utf-8")
 
 
 def rows_of(name: str) -> list[list[str]]:
-    """Give the cells of each row of all tables of a page, in plain text."""
+    """Return the cells of each row of all tables of a page, in plain text."""
     lines = [line for line in page(name).splitlines() if line.startswith("| ")]
     return [[cell.strip().replace("`", "") for cell in line.split("|")[1:-1]] for line in lines]
 
@@ -115,7 +115,7 @@ async def exchanged(session: aiohttp.ClientSession, request: Request) -> TaskRec
 
 
 def at(simulator: Simulator, row: Gateway = GATEWAYS["fuhuapi"]) -> Gateway:
-    """Give a gateway moved to where the simulator is."""
+    """Return a gateway moved to where the simulator is."""
     return attrs.evolve(row, base_url=simulator.base_url, quota_url=simulator.base_url)
 
 
@@ -155,7 +155,7 @@ async def test_each_gateway_has_a_route_in_the_simulator(
 
 
 def spoken(sample: Sample) -> Dialect | None:
-    """Give the dialect that a sample's body fits, if it is an object at all."""
+    """Return the dialect that a sample's body fits, if it is an object at all."""
     try:
         body = json.loads(sample.body.decode("utf-8-sig", "replace"))
     except (ValueError, RecursionError):
@@ -202,7 +202,7 @@ def test_each_word_is_in_the_docs(word: str) -> None:
 
 
 def separated(name: str) -> list[list[str]]:
-    """Give the rows of a page without the signs between words."""
+    """Return the rows of a page without the signs between words."""
     return [[cell.replace(",", " ") for cell in cells] for cells in rows_of(name)]
 
 

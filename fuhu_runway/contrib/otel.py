@@ -159,7 +159,7 @@ class JobSpans:
             hear(event)
 
     def trace_of(self, submission: int) -> str | None:
-        """Give the span of a submission as W3C Trace Context has it, for the journal to keep."""
+        """Return the span of a submission as W3C Trace Context has it, for the journal to keep."""
         job = self._submitting.get(submission)
         carrier: dict[str, str] = {}
         if job is not None:
@@ -283,7 +283,7 @@ class JobSpans:
         self._conclude(event.task_id, event.error)
 
     def _downloading(self, task_id: str) -> _Job | None:
-        """Give the job whose span waits for this download, or a new one for it."""
+        """Return the job whose span waits for this download, or a new one for it."""
         job = self._following.get(task_id)
         if job is None:
             return self._go_on(task_id, get_current())
@@ -311,7 +311,7 @@ class JobSpans:
         _end(job, at=job.settled_at if job else None)
 
     def _take(self, task_id: str) -> _Job | None:
-        """Give the job of a task, which is followed no more, and keep what leads to it."""
+        """Return the job of a task, which is followed no more, and keep what leads to it."""
         job = self._following.pop(task_id, None)
         if job is None:
             return None
@@ -354,7 +354,7 @@ class JobSpans:
             self._let_go(next(iter(self._following)))
 
     def _go_on(self, task_id: str, download_in: Context | None = None) -> _Job | None:
-        """Give a new span for a task that had one, or was attached to."""
+        """Return a new span for a task that had one, or was attached to."""
         trail = self._trails.get(task_id)
         if trail is None or (trail.is_over and download_in is None):
             return None
@@ -373,7 +373,7 @@ class JobSpans:
 
 
 def _asked(event: events.SubmissionStarted | events.TaskAttached) -> dict[str, str | int]:
-    """Give what is known of a request as attributes."""
+    """Return what is known of a request as attributes."""
     return _known(
         {
             "gen_ai.request.model": event.model,

@@ -66,7 +66,7 @@ class Account:
             self.points -= price
 
     def refund(self, price: float) -> None:
-        """Give *price* points back for a task that failed."""
+        """Return *price* points back for a task that failed."""
         self.used -= price
         self.refunded += price
         if self.points is not None:

@@ -35,7 +35,7 @@ def bounds(owner: str, name: str) -> tuple[float, float]:
 
 
 def one_of(options: Iterable[str]) -> Callable[[object, "attrs.Attribute[Any]", object], None]:
-    """Give a check for a value that has to be one of these words."""
+    """Return a check for a value that has to be one of these words."""
     words = sorted(options)
 
     def check(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:

@@ -78,7 +78,7 @@ def virtual_time(*, patience: float = 0.0, deadline: float | None = DEADLINE) ->
 @contextlib.contextmanager
 def watched(seconds: float | None) -> Iterator[None]:
     """
-    Give the running task these real *seconds*, if time is virtual here.
+    Return the running task these real *seconds*, if time is virtual here.
 
     Raises:
         DeadlinePassed: It was not done by then. The error shows where each task was waiting.

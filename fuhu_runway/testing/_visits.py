@@ -135,7 +135,7 @@ class Reception:
         return response
 
     async def _hand_over(self, visit: Visit, response: web.StreamResponse) -> None:
-        """Give the answer to a paid request to the socket, and write down that it left."""
+        """Return the answer to a paid request to the socket, and write down that it left."""
         transport = visit.request.transport
         if visit.made is None or transport is None or transport.is_closing():
             return

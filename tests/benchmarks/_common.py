@@ -41,7 +41,7 @@ Answer = Callable[[Asked], Awaitable[bytes | None]]
 
 
 def reply(status: int, body: object, headers: Mapping[str, str] | None = None) -> bytes:
-    """Give an HTTP answer to the last byte; a body that is no text is sent as JSON."""
+    """Return an HTTP answer to the last byte; a body that is no text is sent as JSON."""
     text = body if isinstance(body, str) else json.dumps(body)
     content = text.encode()
     fields = {
@@ -56,7 +56,7 @@ def reply(status: int, body: object, headers: Mapping[str, str] | None = None) -
 
 
 def accepted(asked: Asked, task_id: str) -> bytes:
-    """Give the answer to a submit in the format that it came in (api-facts A3, 6)."""
+    """Return the answer to a submit in the format that it came in (api-facts A3, 6)."""
     if asked.path.startswith("/runway/"):
         data = {"task_id": task_id}
         return reply(200, {"code": 200, "msg": "success", "data": data, "exec_time": 0.67573})
@@ -66,7 +66,7 @@ def accepted(asked: Asked, task_id: str) -> bytes:
 @asynccontextmanager
 async def serving(answer: Answer, *, opens_after: float = 0.0) -> AsyncIterator[str]:
     """
-    Give the address of a gateway that speaks just enough HTTP over bare streams.
+    Return the address of a gateway that speaks just enough HTTP over bare streams.
 
     It shares no code with either client, nor with the simulator, so it can be a witness against
     all of them. Until it has been up for *opens_after* seconds, its port refuses connections.
@@ -128,7 +128,7 @@ async def _asked(reader: asyncio.StreamReader) -> Asked:
 
 @contextmanager
 def feed_in_another_process(polls: int) -> Iterator[str]:
-    """Give the address of a feed whose CPU is not ours; each task ends at its *polls*-th look."""
+    """Return the address of a feed whose CPU is not ours; each task ends at its *polls*-th look."""
     program = Path(__file__).with_name("_feed.py")
     with subprocess.Popen(
         [sys.executable, program, str(polls)],
@@ -141,25 +141,25 @@ def feed_in_another_process(polls: int) -> Iterator[str]:
 
 
 def spread(values: Sequence[float], form: str = ".1f") -> str:
-    """Give the median of *values*, and between which they lay."""
+    """Return the median of *values*, and between which they lay."""
     middle, low, high = statistics.median(values), min(values), max(values)
     return f"{middle:{form}} ({low:{form}} to {high:{form}})"
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Give how many times theirs ours is: the median over rounds, in each of which both ran."""
+    """Return how many times theirs ours is: the median over rounds, in each of which both ran."""
     # A machine that slows down for a while slows both sides of a round.
     return statistics.median(mine / other for mine, other in zip(ours, theirs, strict=True))
 
 
 def verdict(figure: float, at_most: float, form: str = ".2f") -> str:
-    """Give *figure* beside the goal it is held against."""
+    """Return *figure* beside the goal it is held against."""
     held = "held" if figure <= at_most else "MISSED"
     return f"{figure:{form}} (goal: at most {at_most:{form}}, {held})"
 
 
 def table(rows: Iterable[Sequence[str]]) -> str:
-    """Give *rows*, the first of which is the heading, in columns."""
+    """Return *rows*, the first of which is the heading, in columns."""
     lines = [*rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])

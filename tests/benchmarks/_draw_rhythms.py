@@ -18,12 +18,12 @@ BLUE: Final = "#3b82c4"
 
 
 def x(age: float) -> float:
-    """Give where an age lies, in pixels."""
+    """Return where an age lies, in pixels."""
     return LEFT + 2 * age
 
 
 def learned() -> Iterator[float]:
-    """Give when a learned schedule looks, without its jitter, after 200 tasks."""
+    """Return when a learned schedule looks, without its jitter, after 200 tasks."""
     rng = random.Random(3)
     ours = Ours.of(rng, learn=True)
     run(ours, [TASKS.draw(rng) for _ in range(200)])
@@ -34,7 +34,7 @@ def learned() -> Iterator[float]:
 
 
 def evenly(*gaps: float) -> Iterator[float]:
-    """Give instants with these gaps, the last of them for ever."""
+    """Return instants with these gaps, the last of them for ever."""
     age, place = 0.0, 0
     while age < UNTIL:
         age += gaps[min(place, len(gaps) - 1)]
@@ -43,7 +43,7 @@ def evenly(*gaps: float) -> Iterator[float]:
 
 
 def curve() -> str:
-    """Give the outline of how many tasks end when."""
+    """Return the outline of how many tasks end when."""
     highest = max(TASKS.density(age) for age in range(UNTIL))
     points = [(x(age), 90 - 75 * TASKS.density(age) / highest) for age in range(0, UNTIL + 1, 2)]
     outline = " ".join(f"{left:.0f},{top:.1f}" for left, top in points)
@@ -51,25 +51,25 @@ def curve() -> str:
 
 
 def words(left: float, top: float, said: str, anchor: str = "end") -> str:
-    """Give a text, at a place in pixels."""
+    """Return a text, at a place in pixels."""
     return f'<text x="{left:.0f}" y="{top:.0f}" text-anchor="{anchor}">{said}</text>'
 
 
 def stroke(path: str, width: float, colour: str, dashes: str = "none") -> str:
-    """Give lines."""
+    """Return lines."""
     style = f'stroke="{colour}" stroke-width="{width}" stroke-dasharray="{dashes}"'
     return f'<path d="{path}" {style}/>'
 
 
 def row(top: int, name: str, ages: Iterable[float]) -> str:
-    """Give one rhythm: its name, a line, and a tick for each look."""
+    """Return one rhythm: its name, a line, and a tick for each look."""
     ticks = "".join(f"M{x(age):.1f} {top - 9}v14" for age in ages if age <= UNTIL)
     line = stroke(f"M{x(0)} {top - 2}H{x(UNTIL)}", 0.5, GREY)
     return words(LEFT - 10, top + 3, name) + line + stroke(ticks, 2, BLUE)
 
 
 def drawing() -> str:
-    """Give the whole picture."""
+    """Return the whole picture."""
     rows = {
         "every 6 s": evenly(6.0),
         "exponential": evenly(2.0, 3.0, 4.5, 6.75, 10.125, 15.0),

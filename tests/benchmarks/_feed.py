@@ -17,7 +17,7 @@ POSTER = "https://clips.invalid/attachments/video/runway/20241213/dfd86fa65cac2a
 
 
 def envelope(task_id: str, percent: int, *, ended: bool) -> Mapping[str, Any]:
-    """Give what the numeric envelope says (api-facts 2 A, A6)."""
+    """Return what the numeric envelope says (api-facts 2 A, A6)."""
     data = {
         "task_id": task_id,
         "state": "succeeded" if ended else "running",
@@ -54,7 +54,7 @@ def relay(task_id: str, percent: int, *, ended: bool) -> Mapping[str, Any]:
 
 
 def official(task_id: str, percent: int, *, ended: bool) -> Mapping[str, Any]:
-    """Give what the official format says (api-facts 2 C, A11, A12)."""
+    """Return what the official format says (api-facts 2 C, A11, A12)."""
     made = {"id": task_id, "createdAt": "2026-03-13T09:52:46.351Z"}
     if ended:
         return {**made, "status": "SUCCEEDED", "output": [CLIP]}

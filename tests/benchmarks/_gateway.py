@@ -65,7 +65,7 @@ def _clip() -> bytes:
 @contextmanager
 def gateway_in_another_process(polls: int, answers_after: float) -> Iterator[str]:
     """
-    Give the address of a gateway whose CPU is not ours.
+    Return the address of a gateway whose CPU is not ours.
 
     Each task ends at its *polls*-th look, and each answer takes *answers_after* seconds.
     """

@@ -35,19 +35,19 @@ class Lognormal:
         return rng.lognormvariate(math.log(self.median), self.sigma)
 
     def spread(self, count: int, rng: random.Random) -> list[float]:
-        """Give *count* durations in no order, of which each stands for as many tasks."""
+        """Return *count* durations in no order, of which each stands for as many tasks."""
         places = [NORMAL.inv_cdf((place + 0.5) / count) for place in range(count)]
         rng.shuffle(places)
         return [self.median * math.exp(self.sigma * place) for place in places]
 
     def ended(self, age: float) -> float:
-        """Give the part that has ended by *age*."""
+        """Return the part that has ended by *age*."""
         if age <= 0:
             return 0.0
         return math.erfc(-math.log(age / self.median) / self.sigma / math.sqrt(2)) / 2
 
     def density(self, age: float) -> float:
-        """Give the part that ends in a second at *age*."""
+        """Return the part that ends in a second at *age*."""
         return self.ended(age + 0.5) - self.ended(age - 0.5)
 
 
@@ -151,7 +151,7 @@ def run(rhythm: Rhythm, durations: Iterable[float], in_flight: int = 20) -> list
 
 
 def mean(values: Iterable[float]) -> float:
-    """Give the mean."""
+    """Return the mean."""
     kept = [*values]
     return sum(kept) / len(kept)
 
@@ -169,7 +169,7 @@ class Optimum:
 
     def fewest_looks(self, lag: float) -> float:
         """
-        Give how many looks any schedule needs at the least that keeps to a mean *lag*.
+        Return how many looks any schedule needs at the least that keeps to a mean *lag*.
 
         None has a smaller sum of its lag and of its looks at this price, or it would be the
         optimum: so whoever has less lag has no fewer looks than this.
@@ -180,7 +180,7 @@ class Optimum:
 def optimum(
     tasks: Lognormal, price: float, *, longest: float = LONGEST_GAP, step: float = 0.5
 ) -> Optimum:
-    """Give the dynamic programme's answer: no gap over *longest* seconds, none under 1 s."""
+    """Return the dynamic programme's answer: no gap over *longest* seconds, none under 1 s."""
     count = int(tasks.median * math.exp(4 * tasks.sigma) / step)
     ended = [tasks.ended(place * step) for place in range(count + 1)]
     # Between two looks, those that have ended lie about: the area under the curve.
@@ -208,7 +208,7 @@ def optimum(
 
 
 def optimum_with_lag(tasks: Lognormal, lag: float, *, longest: float = LONGEST_GAP) -> Optimum:
-    """Give the fewest looks that keep to a mean *lag*."""
+    """Return the fewest looks that keep to a mean *lag*."""
     low, high = 0.01, 1.0
     for _ in range(12):
         price = math.sqrt(low * high)

@@ -38,7 +38,7 @@ Fault = Callable[[Gateway, Asked], Awaitable[bytes | None]]
 
 
 def job_then(answer: bytes | None) -> Fault:
-    """Give the fault of a gateway that does its work each time it is asked, and fails then."""
+    """Return the fault of a gateway that does its work each time it is asked, and fails then."""
 
     async def fault(gateway: Gateway, asked: Asked) -> bytes | None:
         gateway.make_job(asked)
@@ -48,7 +48,7 @@ def job_then(answer: bytes | None) -> Fault:
 
 
 def refused_once(form: Callable[[], str]) -> Fault:
-    """Give the fault of a gateway that wants to be left alone first, told in this *form*."""
+    """Return the fault of a gateway that wants to be left alone first, told in this *form*."""
 
     async def fault(gateway: Gateway, asked: Asked) -> bytes:
         if gateway.refused_at is not None:
@@ -74,7 +74,7 @@ async def lost_on_the_way(_gateway: Gateway, _asked: Asked) -> bytes:
 
 
 def error(status: int) -> bytes:
-    """Give an error as a gateway words it, or for 502 the page of a proxy before it."""
+    """Return an error as a gateway words it, or for 502 the page of a proxy before it."""
     if status == HTTPStatus.BAD_GATEWAY:
         return reply(status, "<html><h1>502 Bad Gateway</h1></html>")
     return reply(status, {"error": {"message": "internal error", "type": "new_api_error"}})

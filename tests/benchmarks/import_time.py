@@ -59,7 +59,7 @@ def start(program: str, environment: Mapping[str, str]) -> Start:
 
 
 def measure() -> dict[str, list[Start]]:
-    """Give the starts of every program, which took turns; a first round only compiles."""
+    """Return the starts of every program, which took turns; a first round only compiles."""
     with tempfile.TemporaryDirectory() as folder:
         # Bytecode of its own: from a tree, too, an import costs what an installed one does.
         environment = {**os.environ, "PYTHONPYCACHEPREFIX": folder, "PYTHONDONTWRITEBYTECODE": ""}
@@ -77,7 +77,7 @@ def over(runs: list[Start], others: list[Start]) -> float:
 
 
 def additions(starts: dict[str, list[Start]]) -> list[tuple[str, str]]:
-    """Give the modules that `Client` loads and aiohttp does not, the dearest first, in ms."""
+    """Return the modules that `Client` loads and aiohttp does not, the dearest first, in ms."""
     known = starts["aiohttp"][0].modules.keys()
     costs = {
         name: statistics.median(each.modules[name] for each in starts["Client"])

@@ -47,7 +47,7 @@ NUMBERS: Final = itertools.count()
 
 @asynccontextmanager
 async def ours(url: str, interval: float, looked: Looked | None = None) -> AsyncIterator[Begin]:
-    """Give what our user does."""
+    """Return what our user does."""
 
     def hear(event: Event) -> None:
         if looked is not None and isinstance(event, TaskPolled):
@@ -61,7 +61,7 @@ async def ours(url: str, interval: float, looked: Looked | None = None) -> Async
 
 @asynccontextmanager
 async def bare(url: str, interval: float, looked: Looked | None = None) -> AsyncIterator[Begin]:
-    """Give the loop that one writes over aiohttp, which sends 100 at once, as many as ours."""
+    """Return the loop that one writes over aiohttp, which sends 100 at once, as many as ours."""
     async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as session:
 
         async def wait(task_id: str) -> Any:
@@ -88,7 +88,7 @@ def waits_of(begin: Begin, size: int) -> list[asyncio.Task[object]]:
 
 
 async def cpu_per_poll(url: str, opener: Opener, size: int) -> float:
-    """Give the CPU time of this process for each look until all have ended, in microseconds."""
+    """Return the CPU time of this process for each look until all have ended, in microseconds."""
     turns = max(1, LEAST // size)
     gc.collect()  # so that nobody pays for what another left behind
     async with opener(url, STEADY, None) as begin:
@@ -100,7 +100,7 @@ async def cpu_per_poll(url: str, opener: Opener, size: int) -> float:
 
 @asynccontextmanager
 async def at_rest(url: str, opener: Opener, size: int) -> AsyncIterator[list[asyncio.Task[object]]]:
-    """Give *size* waits that have all been looked at, none of which is due."""
+    """Return *size* waits that have all been looked at, none of which is due."""
     all_looked = asyncio.Event()
     looks = itertools.count(1)
 
@@ -118,7 +118,7 @@ async def at_rest(url: str, opener: Opener, size: int) -> AsyncIterator[list[asy
 
 
 def timers() -> Counter[str]:
-    """Give the packages whose timers the loop holds, and how many each has."""
+    """Return the packages whose timers the loop holds, and how many each has."""
     # asyncio has no public way to ask.
     scheduled = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
     calls = (timer._callback for timer in scheduled if not timer.cancelled())
@@ -126,7 +126,7 @@ def timers() -> Counter[str]:
 
 
 async def leaving(waits: Sequence[asyncio.Task[object]]) -> float:
-    """Give the CPU time for cancelling one of many *waits*, in microseconds."""
+    """Return the CPU time for cancelling one of many *waits*, in microseconds."""
     leavers = random.Random(0).sample(waits, min(LEAVERS, len(waits) // 2))
     began = time.process_time()
     for wait in leavers:
@@ -143,7 +143,7 @@ class Memory(NamedTuple):
 
 
 async def memory_per_wait(url: str, opener: Opener, size: int) -> Memory:
-    """Give what one wait takes: its task, its coroutines, and all that is remembered of it."""
+    """Return what one wait takes: its task, its coroutines, and all that is remembered of it."""
     async with at_rest(url, opener, SIZES[0]):
         pass  # whatever is made once is made now
     gc.collect()
@@ -165,7 +165,7 @@ class Figures(NamedTuple):
     memory: Memory
 
     def row(self) -> Iterator[str]:
-        """Give them as cells of the table."""
+        """Return them as cells of the table."""
         yield f"{statistics.median(self.cpu):.1f}"
         yield ", ".join(f"{package} {count:,}" for package, count in sorted(self.timers.items()))
         yield f"{self.leaving:.1f}"
@@ -178,7 +178,7 @@ Turn = tuple[int, str]
 
 
 async def cpu_in_turns(url: str) -> dict[Turn, list[float]]:
-    """Give the CPU time for each look, round by round; in each, all take their turns."""
+    """Return the CPU time for each look, round by round; in each, all take their turns."""
     found: dict[Turn, list[float]] = {turn: [] for turn in itertools.product(SIZES, SIDES)}
     for opener in SIDES.values():
         await cpu_per_poll(url, opener, LEAST)  # warms up
@@ -189,7 +189,7 @@ async def cpu_in_turns(url: str) -> dict[Turn, list[float]]:
 
 
 async def measure(url: str) -> dict[Turn, Figures]:
-    """Give the figures of both sides for every number of waits."""
+    """Return the figures of both sides for every number of waits."""
     gc.freeze()  # nobody's full collections walk through all that was imported
     figures = {}
     for (size, side), cpu in (await cpu_in_turns(url)).items():
@@ -202,7 +202,7 @@ async def measure(url: str) -> dict[Turn, Figures]:
 
 def growth(per_wait: Sequence[float]) -> float:
     """
-    Give how many times faster than n log n the whole grew, at the worst step between two sizes.
+    Return how many times faster than n log n the whole grew, at the worst step between two sizes.
 
     The whole is *per_wait* times n, so a wait may cost more only as log n does.
     """
@@ -211,7 +211,7 @@ def growth(per_wait: Sequence[float]) -> float:
 
 
 def verdicts(figures: Mapping[Turn, Figures]) -> Iterator[str]:
-    """Give the figures that there are goals for."""
+    """Return the figures that there are goals for."""
     mine = [figures[size, "ours"] for size in SIZES]
     for size, our in zip(SIZES, mine, strict=True):
         over = ratio(our.cpu, figures[size, "bare aiohttp"].cpu)

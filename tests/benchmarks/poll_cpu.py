@@ -41,7 +41,7 @@ class Side(NamedTuple):
 
 
 def bare(address: str, finished: Callable[[Any], object]) -> Opener:
-    """Give the least that has to be done with aiohttp: ask, parse, until it has *finished*."""
+    """Return the least that has to be done with aiohttp: ask, parse, until it has *finished*."""
 
     @asynccontextmanager
     async def opened(url: str) -> AsyncIterator[WaitForAll]:
@@ -64,7 +64,7 @@ def bare(address: str, finished: Callable[[Any], object]) -> Opener:
 
 
 def ours(prefix: str, *, official: bool = False) -> Opener:
-    """Give what our user does."""
+    """Return what our user does."""
 
     @asynccontextmanager
     async def opened(url: str) -> AsyncIterator[WaitForAll]:
@@ -81,7 +81,7 @@ def ours(prefix: str, *, official: bool = False) -> Opener:
 
 @asynccontextmanager
 async def peer(url: str) -> AsyncIterator[WaitForAll]:
-    """Give what runwayml does at each poll; its own loop sleeps 6 s between two."""
+    """Return what runwayml does at each poll; its own loop sleeps 6 s between two."""
     import runwayml
 
     async with runwayml.AsyncRunwayML(api_key=KEY, base_url=url) as client:
@@ -94,7 +94,7 @@ async def peer(url: str) -> AsyncIterator[WaitForAll]:
 
 
 def waiting_for_all(wait: Callable[[str], Awaitable[None]]) -> WaitForAll:
-    """Give the wait for many tasks at once, made of the *wait* for one."""
+    """Return the wait for many tasks at once, made of the *wait* for one."""
 
     async def wait_for_all(task_ids: Sequence[str]) -> None:
         await asyncio.gather(*map(wait, task_ids))
@@ -114,7 +114,7 @@ SIDES: Final = (
 
 
 async def cpu_per_poll(wait_for_all: WaitForAll, task_ids: Sequence[str]) -> float:
-    """Give the CPU time of this process for each poll, in microseconds."""
+    """Return the CPU time of this process for each poll, in microseconds."""
     gc.collect()  # so that nobody pays for what another left behind
     began = time.process_time()
     await wait_for_all(task_ids)
@@ -122,7 +122,7 @@ async def cpu_per_poll(wait_for_all: WaitForAll, task_ids: Sequence[str]) -> flo
 
 
 async def measure(url: str) -> dict[Side, list[float]]:
-    """Give the figures of every side, round by round; the first round only warms up."""
+    """Return the figures of every side, round by round; the first round only warms up."""
     names = (f"221c136d-7888-43c3-acd3-{number:012}" for number in itertools.count())
     figures: dict[Side, list[float]] = {side: [] for side in SIDES}
     async with AsyncExitStack() as stack:
@@ -136,7 +136,7 @@ async def measure(url: str) -> dict[Side, list[float]]:
 
 
 def ratios(figures: dict[Side, list[float]]) -> Iterator[str]:
-    """Give ours over bare aiohttp in each format, and over runwayml in its own."""
+    """Return ours over bare aiohttp in each format, and over runwayml in its own."""
     values = {(side.client, side.format): found for side, found in figures.items()}
     for form in ("A", "B", "C"):
         over = ratio(values["fuhu_runway", form], values["bare aiohttp", form])

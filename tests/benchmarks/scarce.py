@@ -65,7 +65,7 @@ class LeapingLoop(asyncio.SelectorEventLoop):
 
 
 def now() -> float:
-    """Give the instant on the loop whose time leaps."""
+    """Return the instant on the loop whose time leaps."""
     return asyncio.get_running_loop().time()
 
 
@@ -123,7 +123,7 @@ class Figures:
 
 
 def figures(gateway: Gateway) -> Figures:
-    """Give what the run came to, each in seconds or as a part of one."""
+    """Return what the run came to, each in seconds or as a part of one."""
     lags = [seen - gateway.ends_at[task] for task, seen in gateway.seen_at.items()]
     turnarounds = [seen - gateway.called_at[task] for task, seen in gateway.seen_at.items()]
     assert len(lags) == TASKS
@@ -168,7 +168,7 @@ async def naive(crowd: Crowd, gateway: Gateway, rng: random.Random) -> None:
 
 
 def refusal() -> RateLimited:
-    """Give what the client makes of a 429."""
+    """Return what the client makes of a 429."""
     return RateLimited("Refused.", "Nothing was charged.", "Look again.", fate=Fate.REFUSED)
 
 
@@ -225,7 +225,7 @@ async def take_turns(
 
 
 def in_flight(count: int) -> Crowd:
-    """Give a batch that keeps so many jobs going."""
+    """Return a batch that keeps so many jobs going."""
 
     async def crowd(start: Start) -> None:
         free = asyncio.Semaphore(count)
@@ -240,7 +240,7 @@ def in_flight(count: int) -> Crowd:
 
 
 def every(seconds: float) -> Crowd:
-    """Give users who come one after the other."""
+    """Return users who come one after the other."""
 
     async def crowd(start: Start) -> None:
         running = []
@@ -273,7 +273,7 @@ LEAST_AT_CAPACITY: Final = 2 * 100 / BUDGET
 
 
 def run(way: Callable[..., Awaitable[None]], crowd: Crowd) -> Figures:
-    """Give what one way comes to for one crowd."""
+    """Return what one way comes to for one crowd."""
     rng = random.Random(1)
     gateway = Gateway(rng)
     with asyncio.Runner(loop_factory=LeapingLoop) as runner:

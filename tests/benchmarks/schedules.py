@@ -37,7 +37,7 @@ NO_CAP: Final = 400.0
 
 
 def figures(jobs: Sequence[Job]) -> tuple[float, float]:
-    """Give looks for each job and the mean lag in seconds."""
+    """Return looks for each job and the mean lag in seconds."""
     return mean(job.looks for job in jobs), mean(job.lag for job in jobs)
 
 

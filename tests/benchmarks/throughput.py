@@ -39,7 +39,7 @@ Run = Callable[[str, Sequence[str], Path], Awaitable[None]]
 
 
 def bare(*, download: bool) -> Run:
-    """Give the least that has to be done: submit, look until the address is there, save."""
+    """Return the least that has to be done: submit, look until the address is there, save."""
 
     async def run(url: str, prompts: Sequence[str], folder: Path) -> None:
         semaphore = asyncio.Semaphore(IN_FLIGHT)
@@ -78,7 +78,7 @@ async def bare_download(session: aiohttp.ClientSession, address: str, path: Path
 
 
 def body_of(prompt: str) -> dict[str, Any]:
-    """Give the body that our own client sends (api-facts 1.2)."""
+    """Return the body that our own client sends (api-facts 1.2)."""
     motion = {"x": 0, "y": 0, "z": 0, "r": 0, "bg_x_pan": 0, "bg_y_pan": 0}
     return {
         "callback_url": "https://callback.invalid/",
@@ -94,7 +94,7 @@ def body_of(prompt: str) -> dict[str, Any]:
 
 
 def ours(*, download: bool) -> Run:
-    """Give what our user does, with everything written down."""
+    """Return what our user does, with everything written down."""
 
     async def run(url: str, prompts: Sequence[str], folder: Path) -> None:
         journal = folder / "journal.db"
@@ -121,7 +121,7 @@ class Side(NamedTuple):
     download: bool
 
     def row(self, taken: Sequence["Turn"]) -> Iterator[str]:
-        """Give what its turns took as a row of the table."""
+        """Return what its turns took as a row of the table."""
         yield f"{self.answers_after * 1000:.0f} ms"
         yield "yes" if self.download else "no"
         yield self.client
@@ -157,7 +157,7 @@ async def take_turn(run: Run, url: str) -> Turn:
 
 
 async def measure(urls: dict[float, str]) -> dict[Side, list[Turn]]:
-    """Give the figures of every side, round by round; the first round only warms up."""
+    """Return the figures of every side, round by round; the first round only warms up."""
     turns: dict[Side, list[Turn]] = {side: [] for side in SIDES}
     for _ in range(ROUNDS + 1):
         for side in SIDES:
@@ -167,7 +167,7 @@ async def measure(urls: dict[float, str]) -> dict[Side, list[Turn]]:
 
 
 def ratios(turns: dict[Side, list[Turn]]) -> Iterator[str]:
-    """Give ours over bare aiohttp, for each gateway and with and without saving."""
+    """Return ours over bare aiohttp, for each gateway and with and without saving."""
     speeds = {side: [turn.jobs_per_second for turn in taken] for side, taken in turns.items()}
     for after, download in itertools.product(ANSWERS_AFTER, (False, True)):
         pair = [speeds[Side(client, after, download)] for client in ("fuhu_runway", "bare aiohttp")]

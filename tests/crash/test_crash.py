@@ -48,7 +48,7 @@ class Worker:
         return int((await self.hear()).removeprefix("child "))
 
     async def hear(self) -> str:
-        """Give the next thing that is said."""
+        """Return the next thing that is said."""
         assert self.process.stdout is not None
         said = (await self.process.stdout.readline()).decode().strip()
         assert said
@@ -56,7 +56,7 @@ class Worker:
         return said
 
     async def end(self) -> tuple[list[str], int]:
-        """Give what the child says to its end, and how it ended: 0, or minus a signal."""
+        """Return what the child says to its end, and how it ended: 0, or minus a signal."""
         said = []
         while not (word := await self.hear()).startswith("ended "):
             said.append(word)
@@ -65,7 +65,7 @@ class Worker:
 
 @asynccontextmanager
 async def working(gateway: Simulator, folder: Path) -> AsyncIterator[Worker]:
-    """Give a worker that is led to *gateway* and keeps its files in *folder*."""
+    """Return a worker that is led to *gateway* and keeps its files in *folder*."""
     package = Path(fuhu_runway.__file__).parents[1]
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-W", "error", str(WORKER), str(folder)),
@@ -123,7 +123,7 @@ async def check_file_alone(path: Path) -> None:
 
 
 def clips_in(folder: Path) -> dict[str, bytes]:
-    """Give the files of a folder by the fingerprints in their names."""
+    """Return the files of a folder by the fingerprints in their names."""
     return {path.stem.rpartition("-")[2]: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -172,7 +172,7 @@ async def test_a_batch_that_is_killed_sixty_times_pays_once_and_loses_nothing(
 
 
 def left_behind(path: Path) -> str:
-    """Give the state that the file of a killed process holds, as it is."""
+    """Return the state that the file of a killed process holds, as it is."""
     with closing(sqlite3.connect(path)) as db:
         row = db.execute("SELECT state FROM job").fetchone()
         return str(row[0]) if row else "nothing"

@@ -29,12 +29,12 @@ def say(word: str) -> None:
 
 
 def prompts(count: int) -> Iterator[str]:
-    """Give the prompts of the batch."""
+    """Return the prompts of the batch."""
     return (f"prompt {number}" for number in range(count))
 
 
 def client(journal: Path, listener: hooks.Listener) -> Client:
-    """Give a client that loses no time."""
+    """Return a client that loses no time."""
     polling = PollPolicy(first=0.02, max_interval=0.02)
     return Client(journal=Journal(journal), polling=polling, hooks=[listener])
 

@@ -103,7 +103,7 @@ class Screen(DisplayPublisher):
 
 @contextmanager
 def notebook(folder: Path) -> Iterator[InteractiveShell]:
-    """Give a shell of its own, which leaves nothing in the user's home."""
+    """Return a shell of its own, which leaves nothing in the user's home."""
     settings = Config(HistoryManager={"enabled": False})
     shell = InteractiveShell.instance(
         config=settings, ipython_dir=str(folder), display_pub_class=Screen

@@ -24,7 +24,7 @@ def generate(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def pages(tmp_path: Path) -> Path:
-    """Give a copy of the pages that a test may spoil."""
+    """Return a copy of the pages that a test may spoil."""
     return shutil.copytree(DOCS, tmp_path / "docs", ignore=shutil.ignore_patterns("_build"))
 
 

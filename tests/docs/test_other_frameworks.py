@@ -20,7 +20,7 @@ REFERENCE = (ROOT / "docs/reference/control-api.md").read_text(encoding="utf-8")
 
 
 def block(language: str, heading: str) -> str:
-    """Give the block in *language* under *heading* of the how-to."""
+    """Return the block in *language* under *heading* of the how-to."""
     section = HOWTO.partition(f"## {heading}\n")[2].partition("\n## ")[0]
     found = re.search(rf"^```{language}\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
     assert found, heading

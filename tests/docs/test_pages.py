@@ -24,7 +24,7 @@ BY_HAND = [
 
 
 def prose(page: Path) -> str:
-    """Give a page without its code, its tables and its lists of links."""
+    """Return a page without its code, its tables and its lists of links."""
     blocks = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
     text = blocks.sub("", page.read_text(encoding="utf-8"))
     return "\n".join(line for line in text.splitlines() if not line.startswith(("|", "- [")))

@@ -107,12 +107,12 @@ time.sleep(600)
 
 
 def command(*words: str) -> list[str]:
-    """Give the command that runs an interpreter in which each warning is an error."""
+    """Return the command that runs an interpreter in which each warning is an error."""
     return [sys.executable, "-X", "dev", "-W", "error", *words]
 
 
 def environment() -> dict[str, str]:
-    """Give the variables with which the package that is tested is found from anywhere."""
+    """Return the variables with which the package that is tested is found from anywhere."""
     return os.environ | {"PYTHONPATH": str(Path(fuhu_runway.__file__).parents[1])}
 
 

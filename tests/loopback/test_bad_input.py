@@ -44,7 +44,7 @@ def is_paid(call: str) -> bool:
 
 
 async def ending(client: Client, call: str) -> RunwayError:
-    """Give the error that a call ends in, which tells no secret."""
+    """Return the error that a call ends in, which tells no secret."""
     with pytest.raises(RunwayError) as caught:
         await CALLS[call](client)
     assert told(caught.value, SECRETS) == []

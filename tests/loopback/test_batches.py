@@ -31,24 +31,24 @@ OVER: Final = {"succeeded", "failed", "cancelled", "expired"}
 
 @pytest.fixture
 def clips(tmp_path: Path) -> Path:
-    """Give where clips are saved."""
+    """Return where clips are saved."""
     return tmp_path / "clips"
 
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Path:
-    """Give where the journal is."""
+    """Return where the journal is."""
     return tmp_path / "run.db"
 
 
 async def made(client: Client, prompts: Any, **options: Any) -> list[Outcome]:
-    """Give the outcomes of a batch, in the order of the input."""
+    """Return the outcomes of a batch, in the order of the input."""
     found = [outcome async for outcome in client.generate_many(prompts, **options)]
     return sorted(found, key=lambda outcome: outcome.index)
 
 
 async def states(journal: Path) -> list[JobState]:
-    """Give the states that the closed file holds."""
+    """Return the states that the closed file holds."""
     book = Journal(journal)
     try:
         return [job.state for job in await book.jobs()]
@@ -57,12 +57,12 @@ async def states(journal: Path) -> list[JobState]:
 
 
 def names_in(folder: Path) -> set[str]:
-    """Give what is in a folder."""
+    """Return what is in a folder."""
     return {file.name for file in folder.iterdir()}
 
 
 def prompts(count: int) -> list[str]:
-    """Give as many different prompts."""
+    """Return as many different prompts."""
     return [f"a marked kitten {number}" for number in range(count)]
 
 

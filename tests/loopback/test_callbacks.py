@@ -26,12 +26,12 @@ ORDINARY: Final = 16.6
 
 
 def simulator(callbacks: Callbacks | None = None, **options: object) -> Simulator:
-    """Give a gateway in the loop's own time."""
+    """Return a gateway in the loop's own time."""
     return Simulator(takes=TAKES, api_key=KEY, callbacks=callbacks, **options)
 
 
 def client_of(gateway: Simulator, house: House, **options: object) -> Client:
-    """Give a client with everything at its defaults, and the receiver of an app."""
+    """Return a client with everything at its defaults, and the receiver of an app."""
     return Client(gateway.api_key, base_url=gateway.base_url, callbacks=house.receiver, **options)
 
 

@@ -57,7 +57,7 @@ IN_DOUBT: dict[str, tuple[Fault, type[RunwayError]]] = {
 
 
 async def refusal(client: Client, kind: type[RunwayError]) -> RunwayError:
-    """Give the error that a submit ends in, which tells no secret."""
+    """Return the error that a submit ends in, which tells no secret."""
     with pytest.raises(kind) as caught:
         await client.generate(PROMPT)
     assert told(caught.value, SECRETS) == []

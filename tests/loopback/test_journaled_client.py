@@ -38,13 +38,13 @@ SIGNED: Final = "https://example.com/1.png?_jwt=marked"
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Give where the journal is."""
+    """Return where the journal is."""
     return tmp_path / "run.db"
 
 
 @asynccontextmanager
 async def opened(path: Path) -> AsyncIterator[Journal]:
-    """Give a journal that is closed afterwards."""
+    """Return a journal that is closed afterwards."""
     journal = Journal(path)
     try:
         yield journal
@@ -53,13 +53,13 @@ async def opened(path: Path) -> AsyncIterator[Journal]:
 
 
 async def jobs(path: Path) -> list[Job]:
-    """Give what the closed file says."""
+    """Return what the closed file says."""
     async with opened(path) as journal:
         return await journal.jobs()
 
 
 def every_byte(path: Path) -> bytes:
-    """Give all that is on disk of a journal."""
+    """Return all that is on disk of a journal."""
     return b"".join(file.read_bytes() for file in path.parent.glob(f"{path.name}*"))
 
 
@@ -160,7 +160,7 @@ async def test_nothing_is_sent_once_the_disk_is_full(gateway: Simulator, path: P
 
 
 def seen_from_outside(path: Path, copy: Path) -> list[str]:
-    """Give the states that would be found if the process ended now."""
+    """Return the states that would be found if the process ended now."""
     for suffix in ["", "-wal"]:
         shutil.copy(f"{path}{suffix}", f"{copy}{suffix}")
     with closing(sqlite3.connect(copy)) as db:

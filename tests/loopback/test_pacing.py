@@ -17,13 +17,13 @@ PATIENT = RetryPolicy(attempts=12)
 
 
 def gaps(gateway: Simulator, where: str = "submit") -> list[float]:
-    """Give the seconds between requests of one kind, as the gateway saw them come."""
+    """Return the seconds between requests of one kind, as the gateway saw them come."""
     instants = [seen.at for seen in gateway.requests if seen.where == where]
     return [after - before for before, after in itertools.pairwise(instants)]
 
 
 def client_of(gateway: Simulator, **changes: Any) -> Client:
-    """Give a client with the usual pauses, since time costs nothing here."""
+    """Return a client with the usual pauses, since time costs nothing here."""
     return quick_client(gateway, **{"retry": PATIENT, "polling": PollPolicy(), **changes})
 
 

@@ -25,7 +25,7 @@ MIB = 2**20
 
 
 def video_of(size: int) -> bytes:
-    """Give an MP4 file of *size* bytes, of which no two places look alike."""
+    """Return an MP4 file of *size* bytes, of which no two places look alike."""
     start = (16).to_bytes(4, "big") + b"ftypisom" + b"\0" * 4
     numbers = b"".join(number.to_bytes(4, "big") for number in range((size - 24) // 4))
     return start + (len(numbers) + 8).to_bytes(4, "big") + b"mdat" + numbers
@@ -39,7 +39,7 @@ async def a_clip(client: Client) -> AsyncIterator[Clip]:
 
 
 def downloads(gateway: Simulator) -> list[Any]:
-    """Give every request for a file."""
+    """Return every request for a file."""
     return [seen for seen in gateway.requests if seen.where == "download"]
 
 

@@ -101,7 +101,7 @@ async def test_trouble_on_the_way_ends_in_the_clip(gateway: Simulator, fault: Fa
 
 
 def _handle(client: Client, task: Task) -> Task:
-    """Give the same task in the hands of another client."""
+    """Return the same task in the hands of another client."""
     return Task(client, task.id, submitted_at=task.submitted_at)
 
 

@@ -20,7 +20,7 @@ from fuhu_runway.models import (
 
 
 def texts(**options: Any) -> st.SearchStrategy[str]:
-    """Give texts that UTF-8 can carry."""
+    """Return texts that UTF-8 can carry."""
     return st.text(st.characters(exclude_categories=["Cs"]), **options)
 
 

@@ -69,7 +69,7 @@ class GateMachine(RuleBasedStateMachine):
                 self.inside.discard(number)
 
     def judged(self, number: int, now: float) -> list[str]:
-        """Give what is wrong with this one going now."""
+        """Return what is wrong with this one going now."""
         wrong = {
             "somebody was overtaken": self.line[0] != number,
             "faster than the pace": now < self.went_at + 0.5 / self.fastest - NEAR,

@@ -26,14 +26,14 @@ class Lognormal:
     sigma: float
 
     def ended(self, age: float) -> float:
-        """Give the part that has ended by *age*."""
+        """Return the part that has ended by *age*."""
         if age <= 0:
             return 0.0
         return math.erfc(-math.log(age / self.median) / self.sigma / math.sqrt(2)) / 2
 
 
 def learned(durations: list[float], policy: PollPolicy = POLICY) -> Learner:
-    """Give a learner that knows of tasks that took so long."""
+    """Return a learner that knows of tasks that took so long."""
     learner = Learner(policy)
     learner.recall([(*KIND, duration) for duration in durations])
     return learner
@@ -84,7 +84,7 @@ def test_what_is_spread_is_what_comes_out(spans: list[tuple[float, float, float]
 
 
 def best(tasks: Lognormal, price: float) -> float:
-    """Give the least mean lag plus *price* for each look, by dynamic programming over seconds."""
+    """Return the least mean lag plus *price* for each look, by dynamic programming over seconds."""
     count = int(tasks.median * math.exp(4 * tasks.sigma))
     ended = [tasks.ended(age) for age in range(count + 1)]
     area = [0.0, *itertools.accumulate((a + b) / 2 for a, b in itertools.pairwise(ended))]
@@ -102,7 +102,7 @@ def best(tasks: Lognormal, price: float) -> float:
 
 
 def ours(tasks: Lognormal, learner: Learner) -> tuple[float, float]:
-    """Give looks for each task and the mean lag, when looks follow what was learned."""
+    """Return looks for each task and the mean lag, when looks follow what was learned."""
     age, looks, lag = 0.0, 0.0, 0.0
     while age < tasks.median * math.exp(4 * tasks.sigma):
         gap = learner.gap(KIND, age, 0.0)
@@ -115,7 +115,7 @@ def ours(tasks: Lognormal, learner: Learner) -> tuple[float, float]:
 
 
 def watched(tasks: Lognormal, count: int, seed: int) -> Learner:
-    """Give a learner that saw so many tasks run, looking as its own advice was meanwhile."""
+    """Return a learner that saw so many tasks run, looking as its own advice was meanwhile."""
     learner, rng = Learner(POLICY), random.Random(seed)
     for _ in range(count):
         duration = rng.lognormvariate(math.log(tasks.median), tasks.sigma)

@@ -44,7 +44,7 @@ from fuhu_runway.models import (
 
 
 def answer(reply: Reply) -> TaskRecord | Balance | errors.RunwayError:
-    """Give what an answer is read as, be it an error; nothing else may come of it."""
+    """Return what an answer is read as, be it an error; nothing else may come of it."""
     try:
         return reader_of(reply.request.endpoint.name)(reply)
     except errors.RunwayError as error:
@@ -159,7 +159,7 @@ def test_a_body_carries_every_attribute_of_its_request(
 
 
 def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Give each value of a body with the way to it; an empty object inside of it is a value."""
+    """Return each value of a body with the way to it; an empty object inside of it is a value."""
     if isinstance(value, dict) and (value or not path):
         for key, inner in value.items():
             yield from leaves(inner, (*path, key))
@@ -170,7 +170,7 @@ def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 def laid_out(
     request: Generation, places: Mapping[str, str]
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Give each attribute that is set, at the place that its row names."""
+    """Return each attribute that is set, at the place that its row names."""
     for place, source in places.items():
         value: Any = request
         for name in source.split("."):
@@ -197,7 +197,7 @@ def test_no_request_shows_what_it_is_about(request: Generation) -> None:
 
 
 def secret_fields(request: Generation) -> list[str]:
-    """Give the fields that are never shown, and that this request has set."""
+    """Return the fields that are never shown, and that this request has set."""
     hidden = [field.name for field in attrs.fields(type(request)) if field.repr is False]
     return [name for name in hidden if getattr(request, name) is not None]
 

@@ -70,7 +70,7 @@ def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
 
 @pytest.fixture
 def evidence(caplog: pytest.LogCaptureFixture) -> Iterator[Evidence]:
-    """Give what collects evidence, and let there be none."""
+    """Return what collects evidence, and let there be none."""
     caplog.set_level(logging.DEBUG, "fuhu_runway")
     found = Evidence()
     yield found

@@ -91,7 +91,7 @@ INDISCREET: Final = (
 
 
 def makers() -> dict[str, Callable[..., Fault]]:
-    """Give everything in the module of faults that makes one."""
+    """Return everything in the module of faults that makes one."""
     found: dict[str, Callable[..., Fault]] = {}
     for name, thing in vars(faults).items():
         if inspect.isclass(thing):
@@ -105,7 +105,7 @@ def makers() -> dict[str, Callable[..., Fault]]:
 
 
 def made_by(name: str, text: str) -> Iterator[Fault]:
-    """Give what one maker makes: as it is, saying *text* wherever it can, and with all done."""
+    """Return what one maker makes: as it is, saying *text* wherever it can, and with all done."""
     make, needed = makers()[name], NEEDED.get(name, {})
     parameters = inspect.signature(make).parameters
     texts = {
@@ -121,7 +121,7 @@ def made_by(name: str, text: str) -> Iterator[Fault]:
 
 
 def quoting(text: str) -> Iterator[Fault]:
-    """Give answers that say *text* in every place that an answer has."""
+    """Return answers that say *text* in every place that an answer has."""
     headers = (("X-Client-IP", IPV4), ("Set-Cookie", f"k={KEY}"), ("X-Request-Id", f"{KEY} {IPV6}"))
     for status in (200, 302, 400, 401, 402, 404, 422, 429, 500, 503):
         yield faults.Answer(status, text, "text/plain", headers)
@@ -223,7 +223,7 @@ def evidence(caplog: pytest.LogCaptureFixture) -> Iterator[Evidence]:
 
 @asynccontextmanager
 async def house(evidence: Evidence, folder: Path, **options: Any) -> AsyncIterator[House]:
-    """Give a gateway with a marked key, and a client with a journal that hears of deliveries."""
+    """Return a gateway with a marked key, and a client with a journal that hears of deliveries."""
     key = options.setdefault("api_key", KEY)
     ear, exporter = Ear(), InMemorySpanExporter()
     provider = TracerProvider()

@@ -113,7 +113,7 @@ async def opened(site: Site, profile: Path) -> AsyncIterator[asyncio.subprocess.
 
 
 async def look_at(views: list[str], folder: Path, profile: Path, *, scheme: str = "light") -> Any:
-    """Give what a browser sees of *views*, and what it asked for, on a page beside *folder*."""
+    """Return what a browser sees of *views*, and what it asked for, on a page beside *folder*."""
     shown = "\n".join(f"<section>{view}</section>" for view in views)
     html = (
         "<!doctype html><html lang=en><meta charset=utf-8><title>Views</title>"

@@ -20,7 +20,7 @@ E = TypeVar("E", bound=Event)
 
 
 def quick_client(gateway: Simulator, **changes: Any) -> Client:
-    """Give a client of *gateway* whose pauses are some milliseconds."""
+    """Return a client of *gateway* whose pauses are some milliseconds."""
     settings: dict[str, Any] = {
         "base_url": gateway.base_url,
         "retry": QUICK_RETRY,
@@ -47,12 +47,12 @@ class Ear:
         self.heard.append(event)
 
     def all(self, kind: type[E]) -> list[E]:
-        """Give every event of one kind, in order."""
+        """Return every event of one kind, in order."""
         return [event for event in self.heard if isinstance(event, kind)]
 
 
 def others() -> set["asyncio.Task[Any]"]:
-    """Give the tasks of the running loop beside the one that asks, and those of a server."""
+    """Return the tasks of the running loop beside the one that asks, and those of a server."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     return {task for task in tasks if not _is_of_a_server(task)}
 

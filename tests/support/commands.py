@@ -44,7 +44,7 @@ Run = Callable[..., Outcome]
 
 
 def runner(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Give what runs the command in this process."""
+    """Return what runs the command in this process."""
     from fuhu_runway import cli
 
     def command(*tokens: str) -> Outcome:
@@ -63,7 +63,7 @@ class Elsewhere:
     _loop: asyncio.AbstractEventLoop
 
     def ask(self, question: Callable[[Simulator], Any]) -> Any:
-        """Give what *question* sees, in the gateway's own thread."""
+        """Return what *question* sees, in the gateway's own thread."""
 
         async def answer() -> Any:
             return question(self.simulator)
@@ -81,7 +81,7 @@ class Elsewhere:
 
 @contextlib.contextmanager
 def gateway_elsewhere(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[Elsewhere]:
-    """Give a gateway that the environment leads to."""
+    """Return a gateway that the environment leads to."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()

@@ -21,19 +21,19 @@ Answer = TaskRecord | BaseException
 
 
 def record(task_id: str = "t-1", state: TaskState = TaskState.RUNNING, **parts: Any) -> TaskRecord:
-    """Give what an answer said; a success has its address unless told otherwise."""
+    """Return what an answer said; a success has its address unless told otherwise."""
     if state is TaskState.SUCCEEDED:
         parts = {"video_url": VIDEO, **parts}
     return TaskRecord(task_id, state, **parts)
 
 
 def done(task_id: str = "t-1") -> TaskRecord:
-    """Give what the last answer says."""
+    """Return what the last answer says."""
     return record(task_id, TaskState.SUCCEEDED, points=320.0)
 
 
 def no(kind: type[GatewayError], retry_after: float | None = None) -> GatewayError:
-    """Give the error for an answer that says no."""
+    """Return the error for an answer that says no."""
     texts = ("It said no.", "Nothing was charged.", "Do.")
     return kind(*texts, "t-1", "r-1", 0, None, None, retry_after)
 
@@ -94,7 +94,7 @@ class Scene:
     held: list[int] = attrs.field(factory=list)
 
     def watch(self, task_id: str = "t-1", *, fresh: bool = False, endpoint: str = "feed") -> Watch:
-        """Give the watch over a task; a fresh one was submitted just now."""
+        """Return the watch over a task; a fresh one was submitted just now."""
         request = ask_task(task_id, ENDPOINTS[endpoint], GATEWAYS["fuhuapi"], "sk-1")
         return self.poller.watch(request, self.clock.now() if fresh else None)
 
@@ -114,7 +114,7 @@ class Scene:
 def scene_on(
     clock: ManualClock, policy: PollPolicy = STEADY, *, at_once: int = 100, **options: Any
 ) -> Scene:
-    """Give a scheduler over a feed of its own."""
+    """Return a scheduler over a feed of its own."""
     feed, ear = Feed(clock), Ear()
     hooks = Hooks([ear])
     poller = Poller(feed.look, policy=policy, at_once=at_once, clock=clock, hooks=hooks, **options)

@@ -41,7 +41,7 @@ WORDS: Final = {
 
 
 def indiscretion(request: Generation | None = None, key: str = KEY) -> str:
-    """Give what a gateway says that knows no discretion: who asks, from where, and for what."""
+    """Return what a gateway says that knows no discretion: who asks, from where, and for what."""
     fields = {} if request is None else attrs.asdict(request)
     asked = " ".join(value for value in fields.values() if isinstance(value, str))
     return f"{key} from {IPV4} and [{IPV6}] asks for: {asked}"
@@ -52,7 +52,7 @@ SIGNED: Final = re.compile(rb"[0-9a-z_]{8,}")
 
 
 def shapes(word: str) -> Iterator[bytes]:
-    """Give the bytes that a word may come out as; letters in lower case, but for base64."""
+    """Return the bytes that a word may come out as; letters in lower case, but for base64."""
     plain = word.lower()
     spelled = {plain, quote(plain, safe=""), html.escape(plain), json.dumps(plain)[1:-1]}
     for text in {*spelled, *(one.lower() for one in spelled)}:
@@ -62,7 +62,7 @@ def shapes(word: str) -> Iterator[bytes]:
 
 
 def in_base64(word: str) -> Iterator[bytes]:
-    """Give the bytes that a word, as it is written, comes out as in the middle of base64."""
+    """Return the bytes that a word, as it is written, comes out as in the middle of base64."""
     for before in range(3):
         code = base64.b64encode(bytes(before) + word.encode())
         # Its first and last characters depend on what stands beside the word.
@@ -80,7 +80,7 @@ class Finder:
 
     @classmethod
     def of(cls, words: dict[str, tuple[str, ...]] = WORDS) -> "Finder":
-        """Give a finder of all words, each told by the name of its secret."""
+        """Return a finder of all words, each told by the name of its secret."""
         finder = cls()
         for name, parts in words.items():
             finder.add(name, *parts)
@@ -98,7 +98,7 @@ class Finder:
         self._signatures.update(one.lower().encode() for one in values if SIGNATURE.fullmatch(one))
 
     def found(self, data: str | bytes) -> set[str]:
-        """Give the names of the secrets that *data* tells."""
+        """Return the names of the secrets that *data* tells."""
         raw = data if isinstance(data, bytes) else data.encode("utf-8", "surrogatepass")
         folded = raw.lower()
         shaped = {name for shape, name in self._shapes.items() if shape in folded}

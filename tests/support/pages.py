@@ -56,12 +56,12 @@ class Page(HTMLParser):
     handle_decl = handle_pi = unknown_decl = handle_comment
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
-        """Give the attributes of each element of one kind."""
+        """Return the attributes of each element of one kind."""
         return [attributes for name, attributes in self.tags if name == tag]
 
 
 def read_page(html: str) -> Page:
-    """Give what *html* holds, and see that a notebook would leave all of it."""
+    """Return what *html* holds, and see that a notebook would leave all of it."""
     html.encode()  # half a character could not be sent to a notebook's page
     page = Page()
     page.feed(html)

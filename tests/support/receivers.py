@@ -44,7 +44,7 @@ async def served(app: web.Application, listener: socket.socket) -> AsyncIterator
 
 
 def bound() -> tuple[socket.socket, str]:
-    """Give a socket on a free port of this machine, and its address."""
+    """Return a socket on a free port of this machine, and its address."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     return listener, f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -37,7 +37,7 @@ class Scene:
     ear: Ear
 
     def token(self, place: int = -1) -> str:
-        """Give the last part of the address that a task's submit came with."""
+        """Return the last part of the address that a task's submit came with."""
         url: str = self.gateway.tasks[place].request["callback_url"]
         base, _, token = url.rpartition("/")
         assert base == URL
@@ -54,7 +54,7 @@ class Scene:
 
     @property
     def feeds(self) -> int:
-        """Give how often the feed was asked."""
+        """Return how often the feed was asked."""
         return len([seen for seen in self.gateway.requests if seen.where == "feed"])
 
     async def doubt(self) -> None:
@@ -68,7 +68,7 @@ class Scene:
 async def scene_of(
     gateway: Simulator, *, secret: str | None = None, **options: Any
 ) -> AsyncIterator[Scene]:
-    """Give a client with a receiver of its own."""
+    """Return a client with a receiver of its own."""
     receiver, ear = CallbackReceiver(URL, secret=secret), Ear()
     options = {"polling": NEVER, "timeouts": PATIENT, "hooks": [ear], **options}
     async with quick_client(gateway, callbacks=receiver, **options) as client:

@@ -9,7 +9,7 @@ TESTS = str(Path(__file__).parent.parent)
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """Give *error* and everything it came from, hidden contexts included."""
+    """Return *error* and everything it came from, hidden contexts included."""
     waiting: list[BaseException | None] = [error]
     seen: set[int] = set()
     while waiting:
@@ -21,7 +21,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def told(error: BaseException, secrets: Iterable[str]) -> list[tuple[str, str]]:
-    """Give each of the *secrets* that *error* tells, with the class that tells it."""
+    """Return each of the *secrets* that *error* tells, with the class that tells it."""
     return [
         (secret, type(link).__name__)
         for link in chain(error)

@@ -88,7 +88,7 @@ async def _closed(writer: asyncio.StreamWriter) -> None:
 
 
 def reply(body: bytes = b"{}", status: str = "200 OK", **headers: str) -> bytes:
-    """Give a whole HTTP answer; underscores in header names stand for dashes."""
+    """Return a whole HTTP answer; underscores in header names stand for dashes."""
     named = {"Content_Length": str(len(body)), "Content_Type": "application/json", **headers}
     lines = [f"{name.replace('_', '-')}: {value}" for name, value in named.items()]
     return "\r\n".join([f"HTTP/1.1 {status}", *lines, "", ""]).encode() + body
@@ -103,7 +103,7 @@ async def silent_server() -> AsyncIterator[int]:
 
 
 def free_port() -> int:
-    """Give a port on which nobody listens."""
+    """Return a port on which nobody listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -50,12 +50,12 @@ CLIP: Final = b"a whole clip"
 def failed(
     task_id: str = "t", points: float | None = 100.0, *, refunded: bool = True
 ) -> TaskFailed:
-    """Give the error of a task that failed."""
+    """Return the error of a task that failed."""
     return TaskFailed("a", "b", "c", task_id, None, None, None, points, refunded)
 
 
 def in_doubt() -> SubmissionInDoubt:
-    """Give the error of a submission that got no answer."""
+    """Return the error of a submission that got no answer."""
     return SubmissionInDoubt("a", "b", "c", None, None, Fate.UNKNOWN)
 
 
@@ -188,20 +188,20 @@ class FakeClient:
 
 @pytest.fixture
 def client() -> FakeClient:
-    """Give a client that remembers nothing."""
+    """Return a client that remembers nothing."""
     return FakeClient()
 
 
 @pytest.fixture
 async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
-    """Give a journal with nothing in it."""
+    """Return a journal with nothing in it."""
     journal = Journal(tmp_path / "run.db")
     yield journal
     await journal.aclose()
 
 
 def batch_of(client: FakeClient, source: Source, **options: Any) -> Batch:
-    """Give a batch; without further options, ten jobs at a time and nothing saved."""
+    """Return a batch; without further options, ten jobs at a time and nothing saved."""
     given: dict[str, Any] = {
         "in_flight": 10,
         "journal": client.journal,
@@ -216,7 +216,7 @@ def batch_of(client: FakeClient, source: Source, **options: Any) -> Batch:
 
 
 async def run(client: FakeClient, source: Source, **options: Any) -> list[Outcome]:
-    """Give all outcomes of a batch, in the order of the input."""
+    """Return all outcomes of a batch, in the order of the input."""
     batch = batch_of(client, source, **options)
     outcomes = [outcome async for outcome in batch.outcomes()]
     assert batch.summary.done == len(outcomes)
@@ -225,12 +225,12 @@ async def run(client: FakeClient, source: Source, **options: Any) -> list[Outcom
 
 
 def prompt_of(outcome: Outcome) -> str:
-    """Give what was asked for."""
+    """Return what was asked for."""
     return getattr(outcome.request, "prompt", None) or ""
 
 
 def names(prefix: str = "p") -> Iterator[str]:
-    """Give prompts without end."""
+    """Return prompts without end."""
     return (f"{prefix}{number}" for number in itertools.count())
 
 
@@ -381,14 +381,14 @@ def test_the_folder_is_looked_at_before_anything_is_sent(
 
 
 def counting(taken: list[str]) -> Iterator[str]:
-    """Give prompts without end, and write down which were taken."""
+    """Return prompts without end, and write down which were taken."""
     for name in names():
         taken.append(name)
         yield name
 
 
 async def counting_slowly(taken: list[str]) -> AsyncIterator[str]:
-    """Give the same from an asynchronous source."""
+    """Return the same from an asynchronous source."""
     for name in counting(taken):
         await asyncio.sleep(0)
         yield name
@@ -427,7 +427,7 @@ async def test_no_more_jobs_exist_than_may(client: FakeClient) -> None:
 
 
 def held() -> tuple[int, int]:
-    """Give how many things the interpreter keeps, and how much there is in all collections."""
+    """Return how many things the interpreter keeps, and how much there is in all collections."""
     gc.collect()
     things = gc.get_objects()
     kinds = (list, dict, set, deque)
@@ -807,7 +807,7 @@ def test_names_are_made_of_what_the_locale_takes(
 
 @asynccontextmanager
 async def remembered(tmp_path: Path) -> AsyncIterator[FakeClient]:
-    """Give a client with a journal, as a process of its own would have it."""
+    """Return a client with a journal, as a process of its own would have it."""
     journal = Journal(tmp_path / "run.db")
     try:
         yield FakeClient(journal)
@@ -816,7 +816,7 @@ async def remembered(tmp_path: Path) -> AsyncIterator[FakeClient]:
 
 
 async def states(tmp_path: Path) -> list[JobState]:
-    """Give the states of all jobs, in the order in which they were planned."""
+    """Return the states of all jobs, in the order in which they were planned."""
     async with remembered(tmp_path) as client:
         assert client.journal is not None
         return [job.state for job in await client.journal.jobs()]
@@ -1447,7 +1447,7 @@ async def test_resumed_jobs_cost_nothing(tmp_path: Path) -> None:
 
 
 async def taken(*calls: Awaitable[bool]) -> list[bool | None]:
-    """Give what came of each, None for those that still wait."""
+    """Return what came of each, None for those that still wait."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     await settle()
     results = [task.result() if task.done() else None for task in tasks]

@@ -55,7 +55,7 @@ class Scene:
 
 
 def scene_of(**options: Any) -> Scene:
-    """Give a receiver and a client that it serves."""
+    """Return a receiver and a client that it serves."""
     scene = Scene(CallbackReceiver(URL, **options), Client())
     scene.receiver.attach(scene.client)
     return scene
@@ -63,7 +63,7 @@ def scene_of(**options: Any) -> Scene:
 
 @pytest.fixture
 def scene() -> Scene:
-    """Give a receiver whose addresses end with the process."""
+    """Return a receiver whose addresses end with the process."""
     return scene_of()
 
 
@@ -383,7 +383,7 @@ async def test_the_verb_that_is_taken_is_named(site: Web) -> None:
 
 
 async def endless(started: asyncio.Event) -> AsyncIterator[bytes]:
-    """Give a body that never ends."""
+    """Return a body that never ends."""
     while True:
         started.set()
         yield b"x" * 4096
@@ -413,7 +413,7 @@ async def test_a_body_that_is_not_in_its_encoding_is_refused(site: Web, encoding
 
 
 async def _pieces(content: bytes) -> AsyncIterator[bytes]:
-    """Give a body as it is, which the session does not encode as the header says."""
+    """Return a body as it is, which the session does not encode as the header says."""
     yield content
 
 

@@ -697,7 +697,7 @@ def test_the_log_is_as_it_was(run: Run, gateway: Elsewhere) -> None:
 
 
 def shown(stage: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
-    """Give the question whether *stage* has been shown."""
+    """Return the question whether *stage* has been shown."""
     seen: set[str] = set()
     show = cli.Lines.stage
 
@@ -943,7 +943,7 @@ def test_other_trouble_of_the_system_is_not_hidden(monkeypatch: pytest.MonkeyPat
 
 
 def free_port() -> int:
-    """Give a port on which nobody listens."""
+    """Return a port on which nobody listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

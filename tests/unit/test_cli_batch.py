@@ -75,18 +75,18 @@ def results(path: str = "clips/results.jsonl") -> list[dict[str, Any]]:
 
 
 def states() -> dict[int, str]:
-    """Give the last word on each job."""
+    """Return the last word on each job."""
     return {row["index"]: row["state"] for row in results()}
 
 
 def submitted(gateway: Elsewhere) -> int:
-    """Give how many tasks were paid for."""
+    """Return how many tasks were paid for."""
     count: int = gateway.ask(lambda one: one.submitted)
     return count
 
 
 def clips() -> list[str]:
-    """Give the names of the clips that are here."""
+    """Return the names of the clips that are here."""
     return sorted(path.name for path in Path("clips").glob("*.mp4"))
 
 

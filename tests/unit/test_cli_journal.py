@@ -78,7 +78,7 @@ def write_down(*steps: JobState, key: str = f"{MARK}:1", **changes: Any) -> None
 
 
 def known() -> list[Job]:
-    """Give all that the journal knows."""
+    """Return all that the journal knows."""
 
     async def read() -> list[Job]:
         journal = Journal(PATH)
@@ -96,7 +96,7 @@ def doubt(**options: Any) -> None:
 
 
 def submitted(gateway: Elsewhere) -> int:
-    """Give how many tasks were paid for."""
+    """Return how many tasks were paid for."""
     count: int = gateway.ask(lambda one: one.submitted)
     return count
 
@@ -198,7 +198,7 @@ def read_only(*paths: str) -> Iterator[None]:
 
 @pytest.fixture
 def open_place(tmp_path: Path) -> Iterator[Path]:
-    """Give a folder that each user can enter, and be in it."""
+    """Return a folder that each user can enter, and be in it."""
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)

@@ -178,12 +178,12 @@ def test_a_callback_has_an_address() -> None:
 
 
 def with_header() -> aiohttp.ClientSession:
-    """Give a session that carries a key of its own."""
+    """Return a session that carries a key of its own."""
     return aiohttp.ClientSession(headers={"authorization": "Bearer sk-2"})
 
 
 def with_auth() -> aiohttp.ClientSession:
-    """Give a session that carries a password, in the way that newer libraries deprecate."""
+    """Return a session that carries a password, in the way that newer libraries deprecate."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return aiohttp.ClientSession(auth=aiohttp.BasicAuth("a", "b"))
@@ -275,7 +275,7 @@ async def test_a_handle_on_a_task_is_told(gateway: Simulator) -> None:
 
 
 async def submitted(gateway: Simulator, call: Callable[[Client], Any]) -> tuple[Task, Any]:
-    """Give the task that *call* makes, and the body that arrived."""
+    """Return the task that *call* makes, and the body that arrived."""
     async with quick_client(gateway) as client:
         task = await call(client)
     assert [one.task_id for one in gateway.tasks] == [task.id]
@@ -523,7 +523,7 @@ async def test_the_api_itself_is_shown_the_key(tmp_path: Path) -> None:
 async def left_alone(
     answer: bytes | None, *, gone: Callable[[Client], Any] | None = None
 ) -> tuple[Client, Ear]:
-    """Give a client whose submit was cancelled before *answer* came."""
+    """Return a client whose submit was cancelled before *answer* came."""
     ear = Ear()
     async with raw_server(answer) as server:
         server.may_answer.clear()

@@ -27,7 +27,7 @@ async def gateway() -> AsyncIterator[Simulator]:
 
 @pytest.fixture
 async def scene(gateway: Simulator) -> AsyncIterator[Scene]:
-    """Give a client without a journal."""
+    """Return a client without a journal."""
     async with scene_of(gateway) as scene:
         yield scene
 

@@ -41,7 +41,7 @@ class Desk:
         self.tracer = self.provider.get_tracer("app")
 
     def spans(self, **settings: Any) -> JobSpans:
-        """Give a listener whose spans end here."""
+        """Return a listener whose spans end here."""
         return JobSpans(self.provider, **settings)
 
     @property
@@ -51,7 +51,7 @@ class Desk:
 
 @pytest.fixture
 def desk() -> Desk:
-    """Give a place that collects spans."""
+    """Return a place that collects spans."""
     return Desk()
 
 
@@ -62,12 +62,12 @@ def hear(spans: JobSpans, *heard: events.Event) -> None:
 
 
 def named(span: ReadableSpan) -> list[str]:
-    """Give the names of the events of a span."""
+    """Return the names of the events of a span."""
     return [event.name for event in span.events]
 
 
 def polled(state: TaskState = TaskState.RUNNING, polls: int = 1) -> events.TaskPolled:
-    """Give a look."""
+    """Return a look."""
     return events.TaskPolled("t-1", state, None, polls)
 
 

@@ -35,7 +35,7 @@ async def gateway() -> AsyncIterator[Simulator]:
 
 @pytest.fixture
 async def scene(gateway: Simulator) -> AsyncIterator[Scene]:
-    """Give a client without a journal."""
+    """Return a client without a journal."""
     async with scene_of(gateway) as scene:
         yield scene
 
@@ -284,7 +284,7 @@ async def test_a_loop_that_rests_is_not_asked_to_look(scene: Scene) -> None:
 
 
 async def only_job(journal: Journal | None) -> Job:
-    """Give the one job of a journal."""
+    """Return the one job of a journal."""
     assert journal is not None
     (job,) = await journal.jobs()
     return job

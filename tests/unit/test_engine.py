@@ -19,7 +19,7 @@ from fuhu_runway.models import Limits, Timeouts
 
 
 def settings(session: aiohttp.ClientSession | None = None) -> Settings:
-    """Give what an engine is made from."""
+    """Return what an engine is made from."""
     return Settings(
         session=session,
         timeouts=Timeouts(),
@@ -37,7 +37,7 @@ def is_closed(engine: Engine) -> bool:
 
 
 def look_at(url: str) -> Request:
-    """Give a look at a task."""
+    """Return a look at a task."""
     return Request(ENDPOINTS["feed"], url, {}, b"{}", task_id="t-1")
 
 

@@ -38,17 +38,17 @@ EXAMPLES: dict[str, Any] = {
 
 
 def filled(kind: type[RunwayError]) -> RunwayError:
-    """Give an error whose every field differs from its default."""
+    """Return an error whose every field differs from its default."""
     return kind(**{field.name: EXAMPLES.get(field.name, field.name) for field in fields(kind)})
 
 
 def fields(kind: type[RunwayError]) -> "tuple[attrs.Attribute[Any], ...]":
-    """Give the fields of an error class, which mypy takes for a mere exception."""
+    """Return the fields of an error class, which mypy takes for a mere exception."""
     return tuple(attrs.fields(kind))
 
 
 def known(error: RunwayError) -> dict[str, Any]:
-    """Give every field of an error."""
+    """Return every field of an error."""
     return {field.name: getattr(error, field.name) for field in fields(type(error))}
 
 

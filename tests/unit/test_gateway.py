@@ -12,7 +12,7 @@ from fuhu_runway.models import Balance, BalanceRoute, KeyStyle, TaskRecord, Task
 
 
 def dialect_of(body: dict[str, Any]) -> tuple[str, Sense] | None:
-    """Give the name of the first dialect that fits, and what it makes of the body."""
+    """Return the name of the first dialect that fits, and what it makes of the body."""
     row = next((row for row in DIALECTS if row.fits(body)), None)
     return None if row is None else (row.name, row.sense(body))
 

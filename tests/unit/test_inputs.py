@@ -34,7 +34,7 @@ Make = Callable[[str, str | bytes], Path]
 
 @pytest.fixture
 def made(tmp_path: Path) -> Make:
-    """Give a function that writes a file of that name."""
+    """Return a function that writes a file of that name."""
 
     def make(name: str, content: str | bytes) -> Path:
         path = tmp_path / name
@@ -45,12 +45,12 @@ def made(tmp_path: Path) -> Make:
 
 
 def requests(path: Path) -> list[Generation]:
-    """Give the requests of a file in which every entry is good."""
+    """Return the requests of a file in which every entry is good."""
     return [item.request for item in read_items(path)]
 
 
 def refusal(path: Path) -> UsageError:
-    """Give the error that reading the file ends in."""
+    """Return the error that reading the file ends in."""
     with pytest.raises(UsageError) as caught:
         list(read_items(path))
     assert caught.value.money == "Nothing was sent or charged."
@@ -58,7 +58,7 @@ def refusal(path: Path) -> UsageError:
 
 
 def lines(*entries: Any) -> str:
-    """Give entries as JSON, a line each."""
+    """Return entries as JSON, a line each."""
     return "".join(json.dumps(entry) + "\n" for entry in entries)
 
 
@@ -487,7 +487,7 @@ def test_a_file_is_read_as_it_is_asked_for(made: Make) -> None:
 
 @pytest.fixture
 def stdin(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
-    """Give a function that puts bytes into standard input."""
+    """Return a function that puts bytes into standard input."""
 
     def put(content: bytes) -> None:
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
@@ -497,7 +497,7 @@ def stdin(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
 
 @pytest.fixture
 def piped(tmp_path: Path) -> Iterator[Callable[[str, bytes], Path]]:
-    """Give a function that makes a named pipe into which someone writes."""
+    """Return a function that makes a named pipe into which someone writes."""
     writers: list[threading.Thread] = []
 
     def make(name: str, content: bytes) -> Path:

@@ -94,7 +94,7 @@ ROADS: Final[dict[JobState, tuple[JobState, ...]]] = {
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Give where a journal may be; nothing is there yet."""
+    """Return where a journal may be; nothing is there yet."""
     return tmp_path / "run.db"
 
 
@@ -110,18 +110,18 @@ async def opened(path: Path) -> AsyncIterator[Journal]:
 
 @pytest.fixture
 async def journal(path: Path) -> AsyncIterator[Journal]:
-    """Give a journal that was not used yet."""
+    """Return a journal that was not used yet."""
     async with opened(path) as journal:
         yield journal
 
 
 def wanted(key: str = "k", **changes: Any) -> Plan:
-    """Give a plan."""
+    """Return a plan."""
     return Plan(**{"key": key, "fingerprint": f"of {key}", "endpoint": "TextToVideo"} | changes)
 
 
 async def job_at(journal: Journal, state: JobState, key: str = "k") -> Job:
-    """Give a job that came to *state* by the shortest way."""
+    """Return a job that came to *state* by the shortest way."""
     job = await journal.plan(wanted(key), NOW)
     for step in ROADS[state]:
         changes = {"task_id": f"task of {key}"} if step is ACCEPTED else {}
@@ -130,7 +130,7 @@ async def job_at(journal: Journal, state: JobState, key: str = "k") -> Job:
 
 
 async def asked(journal: Journal, sql: str) -> Any:
-    """Give the first value of the first row."""
+    """Return the first value of the first row."""
     return await journal._run(lambda db: db.execute(sql).fetchone()[0])
 
 
@@ -360,7 +360,7 @@ def test_a_plan_tells_what_may_be_told() -> None:
 
 
 def settled(state: TaskState, task_id: str = "task of k") -> TaskSettled:
-    """Give the event of a task's end; all but success is refunded."""
+    """Return the event of a task's end; all but success is refunded."""
     return TaskSettled(task_id, state, 3, 320.0, state is not TaskState.SUCCEEDED)
 
 
@@ -665,7 +665,7 @@ def folder(path: Path) -> None:
 
 
 def content(path: Path) -> object:
-    """Give what is there: the bytes of a file, or the names in a folder."""
+    """Return what is there: the bytes of a file, or the names in a folder."""
     if path.is_dir():
         return sorted(inside.name for inside in path.iterdir())
     return path.read_bytes()
@@ -711,7 +711,7 @@ async def test_a_folder_that_is_none_is_told(tmp_path: Path, name: str) -> None:
 
 @contextmanager
 def guest() -> Iterator[Path]:
-    """Give a folder, and be somebody whom file permissions hold back, as root is not."""
+    """Return a folder, and be somebody whom file permissions hold back, as root is not."""
     place = Path(tempfile.mkdtemp())
     is_root = os.geteuid() == 0
     try:
@@ -1506,7 +1506,7 @@ async def test_the_file_holds_no_prompt_and_no_address(journal: Journal) -> None
 
 
 def every_byte(path: Path) -> bytes:
-    """Give all that is on disk of a journal."""
+    """Return all that is on disk of a journal."""
     files = sorted(path.parent.glob(f"{path.name}*"))
     assert files
     return b"".join(file.read_bytes() for file in files)

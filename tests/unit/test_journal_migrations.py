@@ -97,7 +97,7 @@ def columns(path: Path) -> tuple[int, list[tuple[Any, ...]], list[tuple[Any, ...
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Give where the journal is."""
+    """Return where the journal is."""
     return tmp_path / "run.db"
 
 

@@ -361,7 +361,7 @@ class Visitors:
 
 
 def visitors(**limits: float | None) -> Visitors:
-    """Give the visitors of a new gate, in front of which time stands still."""
+    """Return the visitors of a new gate, in front of which time stands still."""
     clock, heard = ManualClock(START), list[Event]()
     gate = Gate(Limits(**limits), clock, Hooks([heard.append]))  # type: ignore[arg-type]
     return Visitors(gate, clock, heard)

@@ -12,7 +12,7 @@ from fuhu_runway.__main__ import main
 
 
 def exit_code_of_main() -> object:
-    """Give what the shell would see."""
+    """Return what the shell would see."""
     with pytest.raises(SystemExit) as leaving:
         main()
     return leaving.value.code

@@ -44,27 +44,27 @@ Make = Callable[..., Any]
 
 
 def text(**changes: Any) -> TextToVideo:
-    """Give a request for text to video, changed."""
+    """Return a request for text to video, changed."""
     return TextToVideo(**{"prompt": PROMPT} | changes)
 
 
 def image(**changes: Any) -> ImageToVideo:
-    """Give a request for image to video, changed."""
+    """Return a request for image to video, changed."""
     return ImageToVideo(**{"prompt": PROMPT, "image": IMAGE} | changes)
 
 
 def video(**changes: Any) -> VideoToVideo:
-    """Give a request for video to video, changed."""
+    """Return a request for video to video, changed."""
     return VideoToVideo(**{"video": CLIP, "prompt": PROMPT} | changes)
 
 
 def act_one(**changes: Any) -> ActOne:
-    """Give a request for an expression transfer, changed."""
+    """Return a request for an expression transfer, changed."""
     return ActOne(**{"video": CLIP, "image": IMAGE} | changes)
 
 
 def official(**changes: Any) -> OfficialImageToVideo:
-    """Give a request in the official format, changed."""
+    """Return a request in the official format, changed."""
     return OfficialImageToVideo(**{"image": IMAGE, "prompt": PROMPT} | changes)
 
 
@@ -584,7 +584,7 @@ def test_an_address_that_cannot_exist_is_not_reachable(value: Any) -> None:
 
 
 def record(**changes: Any) -> TaskRecord:
-    """Give a record in which everything that may be secret is marked."""
+    """Return a record in which everything that may be secret is marked."""
     known: dict[str, Any] = {
         "task_id": "t-1",
         "state": TaskState.SUCCEEDED,

@@ -24,7 +24,7 @@ EACH_HOSTILE = pytest.mark.parametrize("text", HOSTILE, ids=ascii)
 
 
 def luminance(color: str) -> float:
-    """Give how bright a colour is, as WCAG 2 has it."""
+    """Return how bright a colour is, as WCAG 2 has it."""
     parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     red, green, blue = (
         part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts

@@ -38,7 +38,7 @@ from fuhu_runway.models import Limits, PollPolicy, TaskRecord, TaskState
 
 @pytest.fixture
 def scene(clock: ManualClock) -> Scene:
-    """Give a scheduler without jitter."""
+    """Return a scheduler without jitter."""
     return scene_on(clock)
 
 

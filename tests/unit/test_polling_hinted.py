@@ -21,12 +21,12 @@ NET = 60.0
 
 @pytest.fixture
 def scene(clock: ManualClock) -> Scene:
-    """Give a scheduler without jitter, whose net is a minute wide."""
+    """Return a scheduler without jitter, whose net is a minute wide."""
     return scene_on(clock, net=NET)
 
 
 def addressed(scene: Scene, task_id: str = "t-1") -> Watch:
-    """Give the watch over a task that was submitted just now, with an address."""
+    """Return the watch over a task that was submitted just now, with an address."""
     request = ask_task(task_id, ENDPOINTS["feed"], GATEWAYS["fuhuapi"], "sk-1")
     return scene.poller.watch(request, scene.clock.now(), is_addressed=True)
 
@@ -291,7 +291,7 @@ async def test_without_a_receiver_nothing_is_rated(clock: ManualClock) -> None:
 
 
 def slow_scene(clock: ManualClock) -> Scene:
-    """Give a scheduler whose looks go one in 2 s."""
+    """Return a scheduler whose looks go one in 2 s."""
     gate = Gate(Limits(requests_per_second=0.5), clock, Hooks())
     scene: Scene
     turns = Turns(gate, lambda request, sent_at: scene.feed.look(request))

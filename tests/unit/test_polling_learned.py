@@ -28,13 +28,13 @@ START = 1_000.0
 
 
 def durations(count: int, median: float) -> list[float]:
-    """Give durations that are lognormal as exactly as so many can be."""
+    """Return durations that are lognormal as exactly as so many can be."""
     normal = NormalDist(math.log(median), 0.35)
     return [math.exp(normal.inv_cdf((place + 0.5) / count)) for place in range(count)]
 
 
 def taught(**medians: float) -> Learner:
-    """Give a learner that knows two kinds of tasks; by default of about 100 s and 600 s."""
+    """Return a learner that knows two kinds of tasks; by default of about 100 s and 600 s."""
     learner = Learner(STEADY)
     for kind, median in ((KIND, medians.get("kind", 100.0)), (SLOW, medians.get("slow", 600.0))):
         learner.recall([(*kind, duration) for duration in durations(100, median)])
@@ -42,14 +42,14 @@ def taught(**medians: float) -> Learner:
 
 
 def asking(task_id: str) -> Request:
-    """Give the request that asks about a task."""
+    """Return the request that asks about a task."""
     return ask_task(task_id, ENDPOINTS["feed"], GATEWAYS["fuhuapi"], "sk-1")
 
 
 def watch_on(
     scene: Scene, task_id: str = "t-1", kind: Kind | None = KIND, *, age: float | None = 0.0
 ) -> Watch:
-    """Give the watch over a task that was accepted *age* seconds ago."""
+    """Return the watch over a task that was accepted *age* seconds ago."""
     submitted_at = None if age is None else scene.clock.now() - age
     return scene.poller.watch(asking(task_id), submitted_at, None, kind)
 
@@ -229,7 +229,7 @@ def scarce(
     learner: Learner | None = None,
     at_once: int = 100,
 ) -> Scarcity:
-    """Give a scheduler that may look *rate* times a second."""
+    """Return a scheduler that may look *rate* times a second."""
     gate = Gate(Limits(requests_per_second=rate), clock, Hooks())
     in_turn: list[str] = []
 

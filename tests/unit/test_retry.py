@@ -35,7 +35,7 @@ SAID = ("It broke.", "Nothing was charged.", "Call again.")
 
 
 def gateway_error(kind: type[GatewayError], fate: Fate, retry_after: float | None = None) -> Any:
-    """Give a refusal of that fate."""
+    """Return a refusal of that fate."""
     return kind(*SAID, "t-1", "r-1", 429, None, None, retry_after, fate)
 
 

@@ -26,7 +26,7 @@ SLICES = len(EDGES) - 1
 
 
 def durations(count: int, median: float = 100.0, sigma: float = 0.35) -> list[float]:
-    """Give durations that are lognormal as exactly as so many can be, in no order."""
+    """Return durations that are lognormal as exactly as so many can be, in no order."""
     normal = NormalDist(math.log(median), sigma)
     drawn = [math.exp(normal.inv_cdf((place + 0.5) / count)) for place in range(count)]
     random.Random(1).shuffle(drawn)
@@ -43,7 +43,7 @@ def end(learner: Learner, duration: float, kind: Kind = KIND, interval: float = 
 
 
 def taught(count: int = 200, policy: PollPolicy | None = None, median: float = 100.0) -> Learner:
-    """Give a learner that saw so many tasks from their submit to their end."""
+    """Return a learner that saw so many tasks from their submit to their end."""
     learner = Learner(policy or PollPolicy())
     for duration in durations(count, median):
         end(learner, duration)
@@ -51,7 +51,7 @@ def taught(count: int = 200, policy: PollPolicy | None = None, median: float = 1
 
 
 def gaps(learner: Learner, until: float = 1000.0) -> list[float]:
-    """Give the gaps between the looks at a task that takes *until*."""
+    """Return the gaps between the looks at a task that takes *until*."""
     age, found = 0.0, list[float]()
     while age < until:
         gap = learner.gap(KIND, age, 0.0)
@@ -355,7 +355,7 @@ def test_a_learner_shows_what_it_knows() -> None:
 
 
 def forgets_after(learner: Learner, medians: float, interval: float = 5.0) -> int:
-    """Give after how many tasks of another duration what was learned is given up."""
+    """Return after how many tasks of another duration what was learned is given up."""
     for number, duration in enumerate(durations(60, medians), 1):
         end(learner, duration, interval=interval)
         if learner.gap(KIND, 50.0, 0.0) is None:

@@ -11,21 +11,21 @@ from fuhu_runway.testing import Simulator, faults
 
 @pytest.fixture
 async def gateway(virtual: None) -> AsyncIterator[Simulator]:
-    """Give a gateway at its natural pace."""
+    """Return a gateway at its natural pace."""
     async with Simulator() as simulator:
         yield simulator
 
 
 @pytest.fixture
 async def client(gateway: Simulator) -> AsyncIterator[Client]:
-    """Give a client at its natural pace, without chance."""
+    """Return a client at its natural pace, without chance."""
     calm = PollPolicy(jitter=0)
     async with Client(gateway.api_key, base_url=gateway.base_url, polling=calm) as client:
         yield client
 
 
 def complaint(assertion: Callable[..., None], *arguments: Any) -> list[str]:
-    """Give the lines of what a failed assertion says."""
+    """Return the lines of what a failed assertion says."""
     with pytest.raises(AssertionError) as told:
         assertion(*arguments)
     return str(told.value).splitlines()

@@ -118,19 +118,19 @@ async def test_the_loop_of_others_is_left_alone():
 
 
 def file_of(*parts: str) -> str:
-    """Give the text of a file of tests."""
+    """Return the text of a file of tests."""
     return "\n".join([HEAD, *map(dedent, parts)])
 
 
 def options_and_mark(config: pytest.Config, mode: str) -> tuple[tuple[str, ...], str]:
-    """Give what makes a run one of this *mode*, if the plugins at hand allow for it."""
+    """Return what makes a run one of this *mode*, if the plugins at hand allow for it."""
     if mode == "aiohttp" and not config.pluginmanager.hasplugin("aiohttp"):
         pytest.skip("pytest-aiohttp is not there, or needs a newer aiohttp")
     return MODES[mode]
 
 
 def marked(tests: str, mark: str) -> str:
-    """Give *tests* with *mark* on each that is asynchronous."""
+    """Return *tests* with *mark* on each that is asynchronous."""
     return (
         re.sub("^( *)(?=async def test)", rf"\1@{mark}\n\1", tests, flags=re.MULTILINE)
         if mark
@@ -632,7 +632,7 @@ def test_a_connection_by_address_is_stopped(pytester: pytest.Pytester) -> None:
 
 
 def event(name: str, *args: object) -> tuple[str, object] | None:
-    """Give the way of an audit event."""
+    """Return the way of an audit event."""
     return _guard.way_of(name, args)
 
 
@@ -651,7 +651,7 @@ def test_ways_that_lead_nowhere_pass() -> None:
 
 
 def guard_of(*allowed: str) -> _guard.Guard:
-    """Give a guard with a marker's `allow`."""
+    """Return a guard with a marker's `allow`."""
     return _guard.Guard(tuple(map(_guard.Host.of, allowed)))
 
 

@@ -51,7 +51,7 @@ class OwnPool(concurrent.futures.Executor):
 
 
 def run_program(source: str) -> str:
-    """Give what a program prints that uses this very package."""
+    """Return what a program prints that uses this very package."""
     path = {"PYTHONPATH": str(Path(fuhu_runway.__file__).parents[1])}
     done = subprocess.run(
         [sys.executable, "-c", source],
@@ -65,7 +65,7 @@ def run_program(source: str) -> str:
 
 
 async def spent(work: Awaitable[object]) -> float:
-    """Give how much of the loop's time *work* takes."""
+    """Return how much of the loop's time *work* takes."""
     loop = asyncio.get_running_loop()
     begun = loop.time()
     await work
@@ -315,7 +315,7 @@ async def test_a_server_in_another_thread_takes_no_time() -> None:
 
 
 def app_of(client: Client) -> Any:
-    """Give an app whose routes and dependencies are synchronous or take files, as many are."""
+    """Return an app whose routes and dependencies are synchronous or take files, as many are."""
     app = fastapi.FastAPI()
 
     @app.post("/size")
@@ -337,7 +337,7 @@ def app_of(client: Client) -> Any:
 
 @contextlib.asynccontextmanager
 async def in_process(app: Any) -> AsyncIterator[Any]:
-    """Give a client of *app* that calls it without a socket."""
+    """Return a client of *app* that calls it without a socket."""
     transport = httpx2.ASGITransport(app)
     async with httpx2.AsyncClient(transport=transport, base_url="http://app") as http:
         yield http
@@ -345,7 +345,7 @@ async def in_process(app: Any) -> AsyncIterator[Any]:
 
 @contextlib.asynccontextmanager
 async def served(app: Any) -> AsyncIterator[Any]:
-    """Give a client of *app* on a real server in the same loop."""
+    """Return a client of *app* on a real server in the same loop."""
     config = uvicorn.Config(app, port=0, log_level="warning", lifespan="off", loop="none")
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
@@ -724,7 +724,7 @@ async def clips(gateway: Simulator, client: Client) -> object:
 
 
 def story(scene: Scene) -> object:
-    """Give all that happened in *scene*, with its instants."""
+    """Return all that happened in *scene*, with its instants."""
 
     async def play() -> object:
         loop = asyncio.get_running_loop()

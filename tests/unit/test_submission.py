@@ -32,13 +32,13 @@ TEXTS: Final = ("It happened.", "Nothing was charged.", "Do.")
 
 @pytest.fixture
 def ear() -> Ear:
-    """Give a listener that remembers."""
+    """Return a listener that remembers."""
     return Ear()
 
 
 @pytest.fixture
 def submission(ear: Ear, clock: ManualClock) -> Submission:
-    """Give a submission of client 3."""
+    """Return a submission of client 3."""
     return Submission("text_to_video", 3, Hooks([ear]), clock, REQUEST)
 
 
@@ -48,7 +48,7 @@ async def accepting() -> TaskRecord:
 
 
 def ending_in(error: BaseException) -> Callable[[], Any]:
-    """Give an exchange that ends in *error*."""
+    """Return an exchange that ends in *error*."""
 
     async def exchange() -> TaskRecord:
         raise error
@@ -84,7 +84,7 @@ def test_what_a_request_does_not_have_is_not_told(submission: Submission, ear: E
 
 
 def in_doubt() -> errors.SubmissionInDoubt:
-    """Give the error for a connection that broke."""
+    """Return the error for a connection that broke."""
     error = errors.SubmissionInDoubt(*TEXTS)
     error.__cause__ = errors.NoReply(*TEXTS)
     return error

@@ -58,18 +58,18 @@ class Home:
 
 @pytest.fixture
 def scene(clock: ManualClock) -> Scene:
-    """Give a scheduler without jitter."""
+    """Return a scheduler without jitter."""
     return scene_on(clock)
 
 
 @pytest.fixture
 def home(scene: Scene) -> Home:
-    """Give what stands for the client."""
+    """Return what stands for the client."""
     return Home(scene)
 
 
 async def ended(home: Home, waiting: "asyncio.Future[Any]", seconds: float = 0.0) -> BaseException:
-    """Give what a wait ends in, that ends badly within some seconds."""
+    """Return what a wait ends in, that ends badly within some seconds."""
     await home.scene.clock.advance(seconds)
     error = waiting.exception()
     assert error is not None

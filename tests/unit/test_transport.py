@@ -48,7 +48,7 @@ Make = Callable[..., Transport]
 
 @pytest.fixture
 async def make(clock: ManualClock) -> AsyncIterator[Make]:
-    """Give a maker of transports that are closed at the end."""
+    """Return a maker of transports that are closed at the end."""
     async with AsyncExitStack() as stack:
 
         def build(
@@ -74,13 +74,13 @@ async def make(clock: ManualClock) -> AsyncIterator[Make]:
 
 
 def paid(url: str) -> Request:
-    """Give a request that costs points."""
+    """Return a request that costs points."""
     headers = {"Authorization": f"Bearer {KEY}"}
     return Request(ENDPOINTS["text_to_video"], url, headers, b'{"prompt": "a"}', (KEY,))
 
 
 def free(url: str) -> Request:
-    """Give a request that only looks."""
+    """Return a request that only looks."""
     return Request(ENDPOINTS["feed"], url, {}, b"{}", task_id="t-1")
 
 
@@ -374,7 +374,7 @@ IMPOSSIBLE = [
 
 
 def looks(url: str) -> Request:
-    """Give a request without a body."""
+    """Return a request without a body."""
     return Request(ENDPOINTS["official_task"], url, {}, task_id="t-1")
 
 

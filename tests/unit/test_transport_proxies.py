@@ -39,7 +39,7 @@ Make = Callable[..., Transport]
 
 @pytest.fixture
 async def make(clock: ManualClock) -> AsyncIterator[Make]:
-    """Give a maker of transports that are closed at the end."""
+    """Return a maker of transports that are closed at the end."""
     async with AsyncExitStack() as stack:
 
         def build(
@@ -60,14 +60,14 @@ async def make(clock: ManualClock) -> AsyncIterator[Make]:
 
 
 def paid(url: str) -> Request:
-    """Give a request that costs points."""
+    """Return a request that costs points."""
     headers = {"Authorization": f"Bearer {KEY}"}
     body = b'{"prompt": "marked-prompt"}'
     return Request(ENDPOINTS["text_to_video"], url, headers, body, (KEY, "marked-prompt"))
 
 
 def looks(url: str) -> Request:
-    """Give a request without a body."""
+    """Return a request without a body."""
     headers = {"Authorization": f"Bearer {KEY}"}
     return Request(ENDPOINTS["official_task"], url, headers, None, (KEY,), "t-1")
 
@@ -294,12 +294,12 @@ async def test_a_full_pool_is_not_sent(make: Make) -> None:
 
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
-    """Give a certificate authority that nobody trusts yet."""
+    """Return a certificate authority that nobody trusts yet."""
     return trustme.CA()
 
 
 def context_of(certificate: trustme.LeafCert) -> ssl.SSLContext:
-    """Give what a server needs to show *certificate*."""
+    """Return what a server needs to show *certificate*."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     certificate.configure_cert(context)
     return context

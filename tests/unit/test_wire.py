@@ -63,7 +63,7 @@ RIXAPI = (
 
 
 def outcome(sample: Sample, body: bytes | None = None) -> Any:
-    """Give what a sample, or another *body* in its place, is read as, be it an error."""
+    """Return what a sample, or another *body* in its place, is read as, be it an error."""
     try:
         return sample.read(body)
     except errors.RunwayError as error:
@@ -85,7 +85,7 @@ def wanted(name: str, expected: Any) -> Any:
 
 
 def fields(sample: Sample) -> list[str]:
-    """Give the names that the expectation is about and that such a result has."""
+    """Return the names that the expectation is about and that such a result has."""
     no_attribute = {"gives", "raises", "reasons"}
     if sample.expected.get("raises") == "UnreadableReply":
         # It was not understood, so there is nothing that it said.
@@ -183,7 +183,7 @@ def with_echo(value: Any, echo: str) -> Any:
 
 
 def echoing(sample: Sample) -> bytes:
-    """Give the sample's body, quoting the request wherever there is text."""
+    """Return the sample's body, quoting the request wherever there is text."""
     echo = f"{KEY} {PROMPT} {SIGNED} {STILL} 171.214.61.54 2001:db8::7"
     try:
         body = json.loads(sample.body)
@@ -230,7 +230,7 @@ def test_what_a_refusal_means_for_the_money_fits_its_fate(sample: Sample) -> Non
 
 
 def sent(request: Request) -> Any:
-    """Give the body of a request, decoded."""
+    """Return the body of a request, decoded."""
     assert request.body is not None
     return json.loads(request.body)
 
@@ -439,7 +439,7 @@ PATHS = {
 
 
 def gateway_of(name: str) -> Gateway:
-    """Give a known gateway; one whose address no source names gets one of ours."""
+    """Return a known gateway; one whose address no source names gets one of ours."""
     row = GATEWAYS[name]
     return row if row.base_url else attrs.evolve(row, base_url="https://own.example")
 
@@ -682,7 +682,7 @@ def test_building_leaves_the_request_as_it_was() -> None:
 def read(
     body: Any, endpoint: str = "feed", status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Any:
-    """Give what a body, as JSON or as literal bytes, is read as."""
+    """Return what a body, as JSON or as literal bytes, is read as."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     return reader_of(endpoint)(Reply(asking(endpoint), status, headers or {}, raw))
 
