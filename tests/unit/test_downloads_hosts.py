@@ -4,7 +4,7 @@ import asyncio
 import gzip
 import zlib
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -523,6 +523,9 @@ class Hosts:
     async def stream(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[Any]:
         self.asked.append((url, headers))
         yield attrs.make_class("Answer", ["status", "headers"])(302, {"Location": self.leads[url]})
+
+    def until_closed(self) -> Any:
+        return nullcontext()
 
 
 @pytest.mark.parametrize("end", ["http://cdn.example/b", "HTTP://cdn.example/b"])
