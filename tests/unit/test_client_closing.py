@@ -4,9 +4,12 @@ import asyncio
 import gc
 import pickle
 import re
+import sys
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from support.clients import Ear, others, quick_client
@@ -30,6 +33,8 @@ from fuhu_runway.testing import Simulator, faults
 
 IMAGE = "https://pictures.example/1.png"
 ACCEPTED = reply(b'{"code": 200, "data": {"task_id": "t-7"}}')
+
+T = TypeVar("T")
 
 
 def ids(client: Client) -> list[str]:
@@ -722,3 +727,60 @@ async def test_handles_do_not_pickle(gateway: Simulator, runway: Client, what: s
     thing = task if what == "task" else await task
     with pytest.raises(TypeError, match=rf"Pass {what}\.(id|record)"):
         pickle.dumps(thing)
+
+
+async def in_threads(number: int, work: Callable[[int], Coroutine[Any, Any, T]]) -> list[T]:
+    """Run *work* in so many threads at once, each with a loop of its own."""
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(number) as threads:
+        return await asyncio.gather(
+            *(
+                loop.run_in_executor(threads, lambda place=place: asyncio.run(work(place)))
+                for place in range(number)
+            )
+        )
+
+
+async def test_a_close_that_is_cancelled_in_two_threads_loses_no_id(gateway: Simulator) -> None:
+    """Each loop's closing goes on by itself, and a second call joins it."""
+    gateway.fault("submit", faults.Slow(0.2), times=None)
+    client = quick_client(gateway)
+
+    async def work(place: int) -> None:
+        submitting = asyncio.create_task(client.generate(f"a kitten, take {place}"))
+        await until(lambda: any(f"take {place}" in task.prompt for task in gateway.tasks))
+        submitting.cancel()
+        for _ in range(2):
+            closing = asyncio.create_task(client.aclose())
+            await settle()
+            closing.cancel()
+            await asyncio.wait([closing])
+        await client.aclose()
+
+    await in_threads(2, work)
+    assert {task.id for task in client.unfinished} == {task.task_id for task in gateway.tasks}
+    assert gateway.submitted == 2
+
+
+async def test_many_threads_may_share_a_client(gateway: Simulator) -> None:
+    """Twelve loops that come and go at once disturb no walk through what the client holds."""
+    client = quick_client(gateway)
+
+    async def work(place: int) -> str:
+        task = await client.generate(f"a kitten, take {place}", custom_id=f"order-{place}")
+        for _ in range(5):
+            await client.feed(task.id)
+            assert repr(client)
+            assert len(client.unfinished) <= 12
+        await task.wait(timeout=60)
+        await client.aclose()
+        return task.id
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        ids = await in_threads(12, work)
+    finally:
+        sys.setswitchinterval(before)
+    assert sorted(ids) == sorted(task.task_id for task in gateway.tasks)
+    assert client.unfinished == ()
