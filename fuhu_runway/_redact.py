@@ -180,13 +180,16 @@ def _unescaped(text: str) -> tuple[str, list[tuple[int, int]]]:
 def _meaning(unit: re.Match[str]) -> str:
     found = unit[0]
     if unit.lastgroup == "utf16":
-        return bytes.fromhex(re.sub(r"\\+u", "", found)).decode("utf-16-be", "replace")
+        return bytes.fromhex(re.sub(r"\\+u", "", found, flags=re.IGNORECASE)).decode(
+            "utf-16-be", "replace"
+        )
     if unit.lastgroup == "percent":
         return bytes.fromhex("".join(_PERCENT.findall(found))).decode("utf-8", "replace")
     if unit.lastgroup == "entity":
         return html.unescape(re.sub(r"&(?:amp;)*", "&", found, flags=re.IGNORECASE))
     if unit.lastgroup == "backslash":
-        return _ESCAPED.get(found[-1], found[-1])
+        # Backslashes count for nothing: how many there are depends on how often it was escaped.
+        return _ESCAPED.get(found[-1], found[-1].strip("\\"))
     return found
 
 

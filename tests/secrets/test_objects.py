@@ -3,6 +3,7 @@
 import enum
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import pytest
@@ -22,10 +23,12 @@ from support.marks import (
 
 import fuhu_runway
 from fuhu_runway import testing
+from fuhu_runway.background import BackgroundJob
 from fuhu_runway.batch import Item, Outcome, Summary
 from fuhu_runway.callbacks import CallbackReceiver
 from fuhu_runway.client import Client
 from fuhu_runway.downloads import Progress
+from fuhu_runway.hooks import Hooks
 from fuhu_runway.journal import Journal
 from fuhu_runway.models import (
     ActOne,
@@ -63,8 +66,10 @@ RECORD: Final = TaskRecord(
 TASK: Final = Task(CLIENT, "t-1", request=REQUEST, record=RECORD)
 CLIP: Final = Clip(CLIENT, TASK, RECORD)
 
+WORK: Final[Any] = SimpleNamespace(add_done_callback=id, done=lambda: False)
 HELD: Final[tuple[Any, ...]] = (
     ActOne(VIDEO, IMAGE, extra=EXTRA),
+    BackgroundJob(TASK, Path("clip.mp4"), WORK, Hooks(())),
     Balance(1.0, raw={"of": TOLD}),
     CLIENT.batch([PROMPT]),
     CallbackReceiver("https://app.example/hooks", secret=SECRET),

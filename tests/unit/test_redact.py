@@ -161,6 +161,21 @@ def test_escapes_cost_no_time(filler: str) -> None:
     redact(secret + "x", [secret, secret[1:]])
 
 
+@pytest.mark.parametrize("text", ["\\U0000", "\\u00zz", "%ZZ", "&#x110000;", "\\"])
+def test_what_only_begins_like_an_escape_is_text(text: str) -> None:
+    """No text of a gateway is an error."""
+    assert redact(text, ["a kitten"]) == text
+
+
+@pytest.mark.parametrize("prompt", ["a \\\u00b9 kitten", "a \\ kitten", "a \\u00b9 kitten"])
+def test_backslashes_of_a_prompt_hide_nothing_from_us(prompt: str) -> None:
+    """However often it was escaped: a letter behind a backslash is that letter."""
+    quoted = prompt
+    for _ in range(3):
+        quoted = json.dumps(quoted)
+        assert "kitten" not in redact(f"no: {quoted}", [prompt])
+
+
 def test_a_search_does_not_find_what_we_sent() -> None:
     """A prompt that is quoted says nothing about the gateway; what stands beside it does."""
     assert without("not allowed: 'a busy street'", ["a busy street"]) == "not allowed: ' '"
