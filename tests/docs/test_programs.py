@@ -38,7 +38,7 @@ async def printed(
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, *command),
         cwd=folder,
-        env=os.environ | gateway.environment() | {"PYTHONPATH": package},
+        env=os.environ | gateway.environment() | {"PYTHONPATH": package, "PYTHONSAFEPATH": ""},
         stdout=PIPE,
     )
     try:

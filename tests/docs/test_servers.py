@@ -55,7 +55,10 @@ async def served(
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, *(part.replace("{}", str(listener.fileno())) for part in command)),
             cwd=folder,
-            env=os.environ | gateway.environment() | {"PYTHONPATH": package} | variables,
+            env=os.environ
+            | gateway.environment()
+            | {"PYTHONPATH": package, "PYTHONSAFEPATH": ""}
+            | variables,
             pass_fds=[listener.fileno()],
             stdout=PIPE,
         )
