@@ -241,6 +241,22 @@ async def test_a_failure_without_a_word(home: Home) -> None:
     assert str(error).startswith("The task failed. The gateway did not say")
 
 
+@pytest.mark.parametrize(
+    ("points", "money"),
+    [
+        (None, "Runway gives none back for work that was moderated."),
+        (25.0, "25 points were used, and the gateway did not give them back."),
+    ],
+)
+async def test_a_failed_official_task_says_what_its_format_says(
+    home: Home, points: float | None, money: str
+) -> None:
+    """What the answer says counts first, and else the format's own page."""
+    home.scene.feed.says(record(state=TaskState.FAILED, points=points))
+    error = await ended(home, asyncio.ensure_future(Task(home, "t-1", official=True).wait()))
+    assert money in str(error)
+
+
 @pytest.mark.parametrize("hear", [None, id], ids=["silent", "told"])
 async def test_a_timeout_leaves_the_task_as_it_is(
     home: Home, hear: Callable[[object], object] | None
