@@ -356,7 +356,7 @@ class Poller:
         return watch
 
     def find(self, endpoint: str, task_id: str) -> Watch | None:
-        """Return the watch over a task that somebody holds; None where nobody does."""
+        """Return the watch over a task that a caller holds; None where none does."""
         return self._watches.get((endpoint, task_id))
 
     def hint(self, watch: Watch, *, is_end: bool) -> None:
@@ -545,7 +545,7 @@ class Poller:
             self._queuing.add_done_callback(self._turn_takers.discard)
 
     def _leave_the_queue(self) -> None:
-        """Return up the turn that nobody needs any more."""
+        """Give up the turn that no task needs any more."""
         if self._queuing is not None and not self._has_due(self._clock.now()):
             self._queuing.cancel()
             self._queuing = None

@@ -872,7 +872,7 @@ def _deciding(states: Mapping[str, TaskState], state: TaskState) -> str | None:
 
 
 def _shown(word: str | None, reply: Reply) -> str | None:
-    """Return a word of the gateway's as records show it: nobody keeps it from quoting a prompt."""
+    """Return a status as records show it: an unknown one may quote a prompt."""
     if word is None or _state_of(word) is not TaskState.UNKNOWN:
         return word
     return redact(word, reply.request.secrets)[:MOST_OF_A_WORD]
