@@ -271,8 +271,8 @@ class Gate:
         hold = self.pace.hold_until - self._clock.now()
         held = f", held for {hold:.1f} s" if hold > 0 else ""
         flying = f"{self.in_flight} of {self.limits.requests_in_flight} in flight"
-        # Who was cancelled stays in line until it is its turn.
-        waiting = sum(not turn.done() for turn in self._waiting)
+        # A cancelled one stays in line until it is its turn. A copy, since another thread may ask.
+        waiting = sum(not turn.done() for turn in self._waiting.copy())
         return f"<Gate {flying}, {waiting} waiting{rate}{held}>"
 
     @property

@@ -13,6 +13,7 @@ Instants are seconds of the loop's clock.
 """
 
 import asyncio
+import contextlib
 import contextvars
 import heapq
 import itertools
@@ -324,16 +325,13 @@ class Poller:
 
     def __repr__(self) -> str:
         tasks = len(self._looks) + len(self._asking)
-        return f"<Poller {tasks:,} tasks{self._next_look()}>"
-
-    def _next_look(self) -> str:
-        due_at = self._looks.next_due_at()
-        if due_at is None:
-            return ""
-        try:
-            return f", next in {max(0.0, due_at - self._clock.now()):.1f} s"
-        except RuntimeError:  # shown outside of its loop, where there is no such instant
-            return ""
+        # From the timer: another thread may ask, and looking into the queue would change it.
+        due = ""
+        if self._timer is not None:
+            # Outside of its loop there is no such instant.
+            with contextlib.suppress(RuntimeError):
+                due = f", next in {max(0.0, self._timer_at - self._clock.now()):.1f} s"
+        return f"<Poller {tasks:,} tasks{due}>"
 
     def watch(
         self,

@@ -8,10 +8,13 @@ from typing import Any, Final
 from . import hooks as events
 from .errors import DownloadIncomplete, RunwayError, UsageError, WaitAbandoned, copied
 from .hooks import Hooks
-from .task import Clip, Task
+from .task import Clip, Task, saved_beside
 
 SAVE_AGAIN_AFTER: Final = (5.0, 15.0, 60.0, 300.0)
 """The pauses before a clip is saved again, in seconds. Each download retries by itself before."""
+
+Followed = tuple[Clip, Path | None]
+"""A clip, and the file that it was saved to; None if that was not asked for."""
 
 
 class BackgroundJob:
@@ -23,12 +26,11 @@ class BackgroundJob:
     """
 
     def __init__(
-        self, task: Task, path: Path | None, work: "asyncio.Task[Clip]", hooks: Hooks
+        self, task: Task, path: Path | None, work: "asyncio.Task[Followed]", hooks: Hooks
     ) -> None:
         #: The task at the gateway.
         self.task = task
-        #: The file that is being written; None where none was asked for.
-        self.path = path
+        self._path = path
         self._work = work
         self._hooks = hooks
         # In a callback, since closing may cancel the work before its first step.
@@ -44,7 +46,7 @@ class BackgroundJob:
         await asyncio.wait([self._work])
         error = self._error()
         if error is None:
-            return self._work.result()
+            return self._work.result()[0]
         # Each await gets an error of its own, or they would gather the tracebacks of all.
         raise copied(error) if isinstance(error, RunwayError) else error
 
@@ -57,6 +59,12 @@ class BackgroundJob:
         error = self._error()
         name = None if error is None else type(error).__name__
         self._hooks.emit(events.JobEnded(self.id, self.custom_id, self.tag, name))
+
+    @property
+    def path(self) -> Path | None:
+        """The file that is being written, or that was; None if none was asked for."""
+        is_saved = self.done() and self._error() is None
+        return (self._work.result()[1] if is_saved else None) or self._path
 
     @property
     def id(self) -> str:
@@ -94,11 +102,13 @@ async def followed(
     pause: Callable[[float], Awaitable[None]],
     *,
     overwrite: bool,
-) -> Clip:
+    is_there: bool,
+) -> Followed:
     """
-    Wait for the clip of *task*, save it to *path* if there is one, and return it.
+    Wait for the clip of *task*, save it to *path* if there is one, and return both.
 
-    *pause* sleeps, and raises a `UsageError` if the client is closed.
+    *pause* sleeps, and raises a `UsageError` if the client is closed. *is_there* tells that an
+    earlier process may have saved the clip to *path* and was killed before it wrote that down.
     """
     try:
         clip = await task.ended(timeout)
@@ -106,17 +116,20 @@ async def followed(
         raise _abandoned(task) from None
     if path is None:
         task.hand_out()
-        return clip
+        return clip, None
+
+    async def save() -> Followed:
+        if is_there:
+            return clip, await saved_beside(clip, path)
+        return clip, await clip.download(path, overwrite=overwrite)
+
     for seconds in SAVE_AGAIN_AFTER:
         try:
-            await clip.download(path, overwrite=overwrite)
+            return await save()
         except DownloadIncomplete as error:
             failure = error
-        else:
-            return clip
         try:
             await pause(seconds)
         except UsageError:
             raise failure from failure.__cause__
-    await clip.download(path, overwrite=overwrite)
-    return clip
+    return await save()

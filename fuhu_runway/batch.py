@@ -13,7 +13,6 @@ A job is known by its `custom_id`, else by its content and how often that came u
 
 import asyncio
 import errno
-import filecmp
 import hashlib
 import os
 import sys
@@ -29,11 +28,11 @@ import attrs
 
 from . import errors
 from ._clock import Clock
-from .downloads import check_folder, check_target, safe_name
+from .downloads import check_folder, check_target, safe_name, saved_place
 from .errors import RunwayError
 from .journal import Job, JobState, Journal, Plan, nth, plan_of
 from .models import Generation, TextToVideo, check_text, usage_error
-from .task import Clip, Task
+from .task import Clip, Task, saved_beside
 
 REQUESTS: Final = Generation.__args__
 
@@ -357,7 +356,9 @@ class Batch:
         if state is JobState.FAILED:
             return attrs.evolve(outcome, error=_failed(known))
         if state is JobState.SAVED:
-            place = path and await asyncio.to_thread(_place_of, path, known)
+            place = path and await asyncio.to_thread(
+                saved_place, path, known.task_id or "", known.file_bytes
+            )
             if path is None or place is not None:
                 return attrs.evolve(outcome, path=place)
             assert self._journal is not None  # noqa: S101  (it knows the job)
@@ -456,10 +457,7 @@ class Batch:
         """Save a clip in its place; beside it if another file has come there."""
         if not self._is_taken(path):
             return await clip.download(path, overwrite=self._overwrite)
-        beside = _beside(path, clip.id)
-        # Named after the task, so that it can only be of an earlier attempt at the same clip.
-        await clip.download(beside, overwrite=True)
-        return await asyncio.to_thread(_only_copy, beside, path)
+        return await saved_beside(clip, path)
 
     def _is_taken(self, path: Path) -> bool:
         return path.exists() and not self._overwrite
@@ -596,11 +594,6 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name.upper().casefold())
 
 
-def _beside(path: Path, task_id: str) -> Path:
-    """Return where a clip goes whose place is taken."""
-    return path.with_name(safe_name(f"{path.stem}-{task_id}"))
-
-
 def item_of(thing: Any, index: int) -> Item:
     """
     Return the item for a prompt, a request, or an item.
@@ -660,27 +653,6 @@ async def _each(source: Source) -> AsyncGenerator[Any, None]:
     else:
         for thing in source:
             yield thing
-
-
-def _place_of(path: Path, job: Job) -> Path | None:
-    """Return where the file is that was saved for *job*; None if it is gone or was changed."""
-    beside = _beside(path, job.task_id or "")
-    place = _only_copy(beside, path) if beside.is_file() else path
-    is_whole = place.is_file() and place.stat().st_size == job.file_bytes
-    return place if is_whole else None
-
-
-def _only_copy(beside: Path, path: Path) -> Path:
-    """
-    Return where a clip is that was saved beside its place.
-
-    If a run is killed between saving a clip and writing that down, the file in its place is the
-    clip, and one of the two goes.
-    """
-    if path.is_file() and filecmp.cmp(beside, path, shallow=False):
-        beside.unlink()
-        return path
-    return beside
 
 
 def _is_hopeless(error: RunwayError | None) -> bool:

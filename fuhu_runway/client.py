@@ -35,7 +35,7 @@ from ._unfinished import Name, Origin
 from ._wire import Reply, Request, ask_balance, ask_task, build, read_balance, read_task
 from .background import BackgroundJob, followed
 from .batch import Batch, Outcome, Source, in_doubt_of
-from .downloads import Progress, check_vacant, origin_of
+from .downloads import Progress, check_vacant, origin_of, saved_place
 from .downloads import Source as ClipSource
 from .errors import (
     Fate,
@@ -476,7 +476,9 @@ class Client:
 
         Args:
             work: A request, a prompt, or a task that exists already, such as one of `unfinished`.
-            save: The file to write; None saves none, and the clip is what `await job` returns.
+            save: The file to write; None saves none, and the clip is what `await job` returns. If
+                the journal knows the name as paid and not saved, and there is a file, it may be
+                the clip: it is compared, and a clip that differs is saved beside it.
             overwrite: Whether a file of that name may be replaced.
             custom_id: Your own name for it; the same name is the same task and is paid once.
             tag: Text of yours that travels with the job.
@@ -491,9 +493,14 @@ class Client:
         if going_on is not None:
             return going_on
         engine = self._engine()
-        is_saved = path is not None and await self._is_saved(custom_id, path)
-        if path is not None and not is_saved:
-            check_vacant(path, overwrite=overwrite)
+        saved, is_there = None, False
+        if path is not None:
+            known = await self._job_named(custom_id)
+            saved = known and await self._saved_as(known, path)
+            is_paid = known is not None and known.state in {JobState.ACCEPTED, JobState.FINISHED}
+            is_there = is_paid and not overwrite and path.is_file()
+            if saved is None and not is_there:
+                check_vacant(path, overwrite=overwrite)
         if isinstance(request, Task):
             task = request
         else:
@@ -502,9 +509,9 @@ class Client:
             going_on = self._going_on(custom_id)
             if going_on is not None:
                 return going_on
-        file, pause = None if is_saved else path, engine.transport.pause
-        following = followed(task, file, timeout, pause, overwrite=overwrite)
-        job = BackgroundJob(task, path, engine.follow(following), self._hooks)
+        file, pause = path if saved is None else None, engine.transport.pause
+        following = followed(task, file, timeout, pause, overwrite=overwrite, is_there=is_there)
+        job = BackgroundJob(task, saved or path, engine.follow(following), self._hooks)
         if task.custom_id is not None:
             self._jobs[task.custom_id] = job
         return job
@@ -527,14 +534,16 @@ class Client:
                 "Give them when you submit it.",
             )
 
-    async def _is_saved(self, custom_id: str | None, path: Path) -> bool:
-        """Return whether the file is what the journal says was saved under this name."""
+    async def _job_named(self, custom_id: str | None) -> Job | None:
         if self.journal is None or custom_id is None:
-            return False
-        job = await self.journal.find(f"id:{custom_id}")
-        if job is None or job.state is not JobState.SAVED:
-            return False
-        return job.file_bytes == await asyncio.to_thread(_size_of, path)
+            return None
+        return await self.journal.find(f"id:{custom_id}")
+
+    async def _saved_as(self, job: Job, path: Path) -> Path | None:
+        """Return the file that was saved for this job, as far as the journal knows."""
+        if job.state is not JobState.SAVED:
+            return None
+        return await asyncio.to_thread(saved_place, path, job.task_id or "", job.file_bytes)
 
     async def find(self, custom_id: str) -> Task | None:
         """
@@ -552,7 +561,7 @@ class Client:
         name = self._names.get(custom_id)
         if name is not None:
             return self._handles.get(name) or self._handle(name, Origin(custom_id=custom_id))
-        job = None if self.journal is None else await self.journal.find(f"id:{custom_id}")
+        job = await self._job_named(custom_id)
         known = {JobState.ACCEPTED, JobState.FINISHED, JobState.SAVED, JobState.FAILED}
         if job is None or job.task_id is None or job.state not in known:
             return None
@@ -1363,10 +1372,6 @@ class Official:
             api-facts 6.
         """
         return await self._client.feed(task_id, official=True)
-
-
-def _size_of(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
 
 
 def _checked_key(key: object) -> str:

@@ -9,6 +9,7 @@ Sizes are in bytes.
 
 import asyncio
 import enum
+import filecmp
 import hashlib
 import inspect
 import ipaddress
@@ -584,6 +585,31 @@ def safe_name(text: str, suffix: str = ".mp4") -> str:
         mark = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:6]
         name = name.encode()[: room - 7].decode("utf-8", "ignore").rstrip("-. ") + f"-{mark}"
     return name + suffix
+
+
+def beside(path: Path, task_id: str) -> Path:
+    """Return where the clip of a task goes if another file is at *path*."""
+    return path.with_name(safe_name(f"{path.stem}-{task_id}"))
+
+
+def only_copy(copy: Path, path: Path) -> Path:
+    """
+    Return where a clip is that was saved beside its place.
+
+    If a process is killed between saving a clip and writing that down, the file at *path* is the
+    clip as well, and the copy is deleted.
+    """
+    if path.is_file() and filecmp.cmp(copy, path, shallow=False):
+        copy.unlink()
+        return path
+    return copy
+
+
+def saved_place(path: Path, task_id: str, size: int | None) -> Path | None:
+    """Return the file that was saved for a task, of *size* bytes; None if it is gone or changed."""
+    copy = beside(path, task_id)
+    place = only_copy(copy, path) if copy.is_file() else path
+    return place if place.is_file() and place.stat().st_size == size else None
 
 
 def check_folder(folder: Path) -> Path:

@@ -1,5 +1,6 @@
 """The handles a user holds on something paid for: `Task` to wait with, `Clip` to save from."""
 
+import asyncio
 import inspect
 import os
 from collections.abc import AsyncIterator, Callable, Generator
@@ -10,7 +11,14 @@ from urllib.parse import quote
 from ._arguments import check
 from ._notebook import clip_view, task_view
 from ._polling import Poller, Watch
-from .downloads import MAX_CLIP_BYTES, Progress, check_vacant, of_a_paid_clip
+from .downloads import (
+    MAX_CLIP_BYTES,
+    Progress,
+    beside,
+    check_vacant,
+    of_a_paid_clip,
+    only_copy,
+)
 from .errors import ClipMissing, TaskCanceled, TaskFailed, UsageError, discreet
 from .models import DEAD_ENDS, DEFAULT_WAIT, Generation, TaskRecord, TaskState
 
@@ -376,3 +384,15 @@ def _beside_the_notebook(file: Path | None) -> str | None:
     except (ValueError, OSError):
         return None
     return quote(os.fsencode(place.as_posix()))
+
+
+async def saved_beside(clip: Clip, path: Path) -> Path:
+    """
+    Save a clip for which there is a file at *path* already, and return where it is then.
+
+    That is *path* if the file there is the same clip, else a file beside it.
+    """
+    copy = beside(path, clip.id)
+    # Named after the task, so that it can only be of an earlier attempt at the same clip.
+    await clip.download(copy, overwrite=True)
+    return await asyncio.to_thread(only_copy, copy, path)

@@ -283,3 +283,30 @@ async def test_a_restart_in_the_middle_pays_once(gateway: Simulator, tmp_path: P
         await job
     assert path.is_file()
     assert gateway.submitted == 1
+
+
+@pytest.mark.parametrize("is_clip", [True, False])
+async def test_a_file_that_the_journal_does_not_know_of_is_compared(
+    gateway: Simulator, tmp_path: Path, is_clip: bool
+) -> None:
+    """After a kill between the two the clip is there once, and a file of another is kept."""
+    path, journal = tmp_path / "1.mp4", tmp_path / "run.db"
+    async with quick_client(gateway, journal=journal) as client:
+        task = await client.generate("a kitten", custom_id="order 7")
+        if is_clip:
+            async with quick_client(gateway) as other:
+                await (await other.task(task.id)).download(path)
+        else:
+            path.write_bytes(b"another program's")
+    before = path.read_bytes()
+    for _ in range(2):
+        async with quick_client(gateway, journal=journal) as client:
+            job = await client.start("a kitten", save=path, custom_id="order 7")
+            await job
+            assert client.unfinished == ()
+        assert path.read_bytes() == before
+        assert job.path is not None
+        assert job.path.is_file()
+        assert (job.path == path) is is_clip
+    assert (tmp_path / f"1-{task.id}.mp4").exists() is not is_clip
+    assert gateway.submitted == 1
