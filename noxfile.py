@@ -1,4 +1,4 @@
-"""Everything that has to hold before a change is done: `nox` runs it, and so does CI."""
+"""What has to hold before a change is done: `nox` runs the fast part, `nox -s full` the rest."""
 
 import itertools
 import os
@@ -11,11 +11,11 @@ nox.needs_version = ">=2025.5.1"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.error_on_external_run = True
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "layers", "types", "tests", "coverage", "docs"]
+nox.options.sessions = ["lint", "layers", "types", "tests"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PACKAGE = Path("fuhu_runway")
-EVERY_DOOR = "[cli,otel]"
+EXTRAS = "[cli,otel]"
 
 # Without it `python -m` and `coverage run` look into the working directory first, and
 # the tree would be tested in place of the wheel.
@@ -35,9 +35,9 @@ def install(session: nox.Session, *groups: str, extras: str = "") -> None:
     session.install("--force-reinstall", "--no-deps", str(wheel))
 
 
-def measured(session: nox.Session, name: str, *pytest_args: str) -> None:
-    """Run pytest under coverage, with everything it starts, into a fresh folder *name*."""
-    folder = session.cache_dir.resolve() / "coverage" / name
+def measured(session: nox.Session, *pytest_args: str) -> None:
+    """Run pytest under coverage, with everything it starts, into a fresh folder."""
+    folder = session.cache_dir.resolve() / "coverage" / session.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     session.run(
@@ -47,11 +47,11 @@ def measured(session: nox.Session, name: str, *pytest_args: str) -> None:
 
 
 def combine(session: nox.Session, *names: str) -> dict[str, str]:
-    """Put the runs in the folders *names* together, and give the environment that reads them."""
+    """Combine the runs of the sessions *names*, and return the environment that reads them."""
     folders = [str(session.cache_dir / "coverage" / name) for name in names]
     whole = session.cache_dir.resolve() / "coverage" / " ".join(names)
     whole.mkdir(exist_ok=True)
-    # The files to combine are told by this one's name.
+    # Coverage finds the files to combine by the name of this one.
     env = {"COVERAGE_FILE": str(whole / "data")}
     session.run("coverage", "combine", "--quiet", "--keep", *folders, env=env)
     return env
@@ -90,32 +90,34 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session(requires=["build"])
-@nox.parametrize("extras", ["", EVERY_DOOR], ids=["bare", "all"])
-def tests(session: nox.Session, extras: str) -> None:
-    """Every test against the wheel with the optional doors, and each module's own without them."""
+def tests(session: nox.Session) -> None:
+    """The unit tests against the wheel with all extras: the quick check while you work."""
+    install(session, "test", "telemetry", extras=EXTRAS)
+    session.run("pytest", *(session.posargs or ["--numprocesses=2", "tests/unit"]), env=SAFE_PATH)
+
+
+@nox.session(requires=["build"])
+@nox.parametrize("extras", ["", EXTRAS], ids=["bare", "all"])
+def measure(session: nox.Session, extras: str) -> None:
+    """Under coverage: every test with all extras, and the unit tests without any."""
     install(session, "test", *(["telemetry"] if extras else []), extras=extras)
-    # The blocks of the documentation are the docs session's. What takes long, such as hundreds of
-    # killed processes, does not depend on the doors.
-    everything = ["--numprocesses=2", "--ignore=tests/docs", "--ignore=tests/official_sdk"]
-    long = [
-        f"--ignore=tests/{folder}"
-        for folder in ("browser", "crash", "loopback", "properties", "secrets", "servers")
-    ]
-    chosen = session.posargs or (everything if extras else [*everything, *long])
-    measured(session, session.name, *chosen)
+    # The docs and official_sdk sessions run the other two. What takes long, such as hundreds of
+    # killed processes, does not depend on the extras.
+    chosen = ["--ignore=tests/docs", "--ignore=tests/official_sdk"] if extras else ["tests/unit"]
+    measured(session, "--numprocesses=2", *(session.posargs or chosen))
 
 
-@nox.session(requires=["tests(bare)", "tests(all)"])
+@nox.session(requires=["measure(bare)", "measure(all)"])
 def coverage(session: nox.Session) -> None:
     """All tests together reach every line and branch."""
     install_groups(session, "test")
-    session.run("coverage", "report", env=combine(session, "tests(bare)", "tests(all)"))
+    session.run("coverage", "report", env=combine(session, "measure(bare)", "measure(all)"))
 
 
 @nox.session(requires=["build"])
 def docs(session: nox.Session) -> None:
     """Generated pages are fresh, no reference is broken, every Python block runs."""
-    install(session, "docs", "telemetry", "test", extras=EVERY_DOOR)
+    install(session, "docs", "telemetry", "test", extras=EXTRAS)
     session.run("python", "docs/generate.py", "--check")
     session.run("sphinx-build", "-nW", "--keep-going", "--quiet", "docs", "docs/_build/html")
     session.run("pytest", "--numprocesses=2", "tests/docs", env=SAFE_PATH)
@@ -124,7 +126,7 @@ def docs(session: nox.Session) -> None:
 @nox.session(python=nox.project.python_versions(PYPROJECT), requires=["build"])
 def interpreter(session: nox.Session) -> None:
     """Every test on one more interpreter: `nox -s interpreter-3.13`."""
-    install(session, "pages", "telemetry", "test", extras=EVERY_DOOR)
+    install(session, "pages", "telemetry", "test", extras=EXTRAS)
     session.run("pytest", *session.posargs, env=SAFE_PATH)
 
 
@@ -136,17 +138,22 @@ def floors(session: nox.Session) -> None:
     # The SDK goes with the API of its own version only.
     doors.append(nox.project.dependency_groups(PYPROJECT, "telemetry"))
     oldest = [*declared["dependencies"], *itertools.chain(*doors)]
-    install(session, "pages", "telemetry", "test", extras=EVERY_DOOR)
+    install(session, "pages", "telemetry", "test", extras=EXTRAS)
     session.install(*(requirement.replace(">=", "==") for requirement in oldest))
     # pytest-aiohttp needs a newer aiohttp than we do.
     session.run("pytest", "-p", "no:aiohttp", *session.posargs, env=SAFE_PATH)
 
 
 @nox.session(requires=["build"])
-def full(session: nox.Session) -> None:
-    """What needs other packages: the official SDK against the simulator."""
+def official_sdk(session: nox.Session) -> None:
+    """The official SDK against the simulator."""
     install(session, "bench", "test", extras="[cli]")
     session.run("pytest", "tests/official_sdk", *session.posargs, env=SAFE_PATH)
+
+
+@nox.session(venv_backend="none", requires=["coverage", "docs", "official_sdk"])
+def full(_: nox.Session) -> None:
+    """All tests and their coverage, the pages, and the official SDK: what `nox` leaves out."""
 
 
 @nox.session(requires=["build"])
