@@ -190,7 +190,7 @@ def _path(row: facts.Endpoint) -> str:
 
 
 def bodies() -> str:
-    """Give, for each paid endpoint, where each argument goes in the body."""
+    """Return, for each paid endpoint, where each argument goes in the body."""
     return "\n\n".join(_body(row) for row in facts.ENDPOINTS.values() if row.sends is not None)
 
 
@@ -361,7 +361,7 @@ def _statuses(statuses: frozenset[int]) -> str:
 
 
 def repeating() -> str:
-    """Give, for each fate, what a free and a paid request do."""
+    """Return, for each fate, what a free and a paid request do."""
     told = meanings("fuhu_runway.errors", "Fate")
     return table(
         ("Fate", "What is known", "Seen as", "Errors", "A free request", "A paid request"),
@@ -574,7 +574,7 @@ def known_answers() -> str:
 
 
 def fault_places() -> str:
-    """Give, for each place, the faults that can happen there and not everywhere."""
+    """Return, for each place, the faults that can happen there and not everywhere."""
     kinds = [kind for kind in vars(faults).values() if _is_fault(kind)]
     wide = [kind for kind in kinds if kind.usable_on == faults.PLACES]
     lines = [("anywhere", _fault_links(wide))]

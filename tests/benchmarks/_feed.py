@@ -38,7 +38,7 @@ def envelope(task_id: str, percent: int, *, ended: bool) -> Mapping[str, Any]:
 
 
 def relay(task_id: str, percent: int, *, ended: bool) -> Mapping[str, Any]:
-    """Give what the relay's envelope says, with the upstream's own task inside (api-facts 2 B)."""
+    """Return the relay's envelope, with the upstream's own task inside (api-facts 2 B)."""
     data = {
         "task_id": task_id,
         "action": "IMAGE_TO_VIDEO",
@@ -72,7 +72,7 @@ class Feed:
         self.looks: Counter[str] = Counter()
 
     async def answer(self, asked: Asked) -> bytes:
-        """Tell where the task stands now."""
+        """Return the state of the task."""
         told = FORMATS.get(asked.path, official)
         by_path = asked.path.rpartition("/")[2]
         task_id = json.loads(asked.body)["task_id"] if asked.body else by_path
@@ -82,7 +82,7 @@ class Feed:
 
 
 async def main(polls: int) -> None:
-    """Tell the address, and serve until the standard input ends."""
+    """Print the address, and serve until the standard input ends."""
     async with serving(Feed(polls).answer) as url:
         print(url, flush=True)
         await asyncio.to_thread(sys.stdin.read)

@@ -80,7 +80,7 @@ def gateway_in_another_process(polls: int, answers_after: float) -> Iterator[str
 
 
 async def main(polls: int, answers_after: float) -> None:
-    """Tell the address, and serve until the standard input ends."""
+    """Print the address, and serve until the standard input ends."""
     gateway = Gateway(polls, answers_after)
     async with serving(gateway.answer) as gateway.url:
         print(gateway.url, flush=True)

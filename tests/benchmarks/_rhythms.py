@@ -55,7 +55,7 @@ DISTRIBUTIONS: Final = (Lognormal(75, 0.45), Lognormal(100, 0.35), Lognormal(300
 
 
 class Rhythm(Protocol):
-    """Says when to look next, and hears what a look showed."""
+    """Decides when to poll next, from what the polls returned."""
 
     def gap(self, age: float, looks: int) -> float: ...
     def saw(self, since: float, until: float, *, has_ended: bool) -> None: ...
@@ -122,7 +122,7 @@ class Job:
 
 
 def run(rhythm: Rhythm, durations: Iterable[float], in_flight: int = 20) -> list[Job]:
-    """Follow a job for each of *durations*, so many at a time; give them as they ended."""
+    """Follow a job for each of *durations*, some at a time; yield them as they end."""
     waiting = iter(durations)
     ended: list[Job] = []
     order = itertools.count()
@@ -172,7 +172,7 @@ class Optimum:
         Return how many looks any schedule needs at the least that keeps to a mean *lag*.
 
         None has a smaller sum of its lag and of its looks at this price, or it would be the
-        optimum: so whoever has less lag has no fewer looks than this.
+        optimum: so no rhythm with less lag takes fewer polls than this.
         """
         return self.looks - (lag - self.lag) / self.price
 

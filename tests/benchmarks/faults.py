@@ -1,4 +1,4 @@
-"""One call of "submit", one fault: how many billable jobs exist afterwards, and who was told."""
+"""One call of "submit", one fault: how many billable jobs exist afterwards, and what is said."""
 
 import asyncio
 import sys
@@ -106,13 +106,13 @@ CASES: Final = (
         PAUSE,
     ),
     Case("connection refused at first", no_fault, 1, A_TASK, opens_after=0.2),
-    # Whoever sends this again sends the first row again, too: nobody can tell the two apart.
+    # A client that retries here also retries the first row: the two cannot be told apart.
     Case("no job made, connection dies", lost_on_the_way, 0),
 )
 
 
 async def by_ours(url: str, read_timeout: float) -> str:
-    """Submit with our client, and give what its user is told."""
+    """Submit with our client, and return what its user sees."""
     async with Client(KEY, base_url=url, timeouts=Timeouts(read=read_timeout)) as client:
         try:
             await client.generate("a kitten")
@@ -122,7 +122,7 @@ async def by_ours(url: str, read_timeout: float) -> str:
 
 
 async def by_peer(url: str, read_timeout: float) -> str:
-    """Submit with runwayml, and give what its user is told."""
+    """Submit with runwayml, and return what its user sees."""
     import httpx
     import runwayml
 

@@ -71,7 +71,7 @@ def measure() -> dict[str, list[Start]]:
 
 
 def over(runs: list[Start], others: list[Start]) -> float:
-    """Give how much longer the imports took: the median over rounds, in each of which both ran."""
+    """Return how much longer the imports took: the median over rounds that ran both."""
     pairs = zip(runs, others, strict=True)
     return statistics.median(run.imports - other.imports for run, other in pairs)
 

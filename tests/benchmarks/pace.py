@@ -50,7 +50,7 @@ class Gateway(Protocol):
 
 @attrs.define
 class Bucket:
-    """Lets so many through each second, after *steps* of (until, rate); a burst is saved up."""
+    """A token bucket whose rate follows *steps* of (until, rate)."""
 
     steps: tuple[tuple[float, float], ...]
     burst: float | None = None
@@ -129,7 +129,7 @@ class Outage:
 
 @attrs.define
 class AtOnce:
-    """Takes so many requests at once."""
+    """Accepts a limited number of requests at once."""
 
     count: int
     _until: deque[float] = attrs.field(factory=deque)

@@ -83,7 +83,7 @@ class Gateway:
     _granted_until: float = 0.0
 
     def call(self, task: int) -> None:
-        """Take note of when the user wanted *task*."""
+        """Record when the user wanted *task*."""
         self.called_at[task] = now()
 
     async def submit(self, task: int) -> bool:
@@ -93,7 +93,7 @@ class Gateway:
         return True
 
     async def look(self, task: int) -> bool | None:
-        """Tell whether *task* has ended; None is a 429."""
+        """Return whether *task* has ended; None is a 429."""
         if not await self._grants():
             return None
         self.looks += 1
@@ -160,7 +160,7 @@ async def alone(gateway: Gateway, rng: random.Random, task: int) -> None:
 
 
 async def naive(crowd: Crowd, gateway: Gateway, rng: random.Random) -> None:
-    """Have each task look after itself."""
+    """Run each task with a poll loop of its own."""
     await crowd(lambda task: alone(gateway, rng, task))
 
 
@@ -175,7 +175,7 @@ def refusal() -> RateLimited:
 async def take_turns(
     crowd: Crowd, gateway: Gateway, rng: random.Random, *, limits: Limits, policy: PollPolicy
 ) -> None:
-    """Have one poller and one gate look after all, wired as an engine wires them."""
+    """Run all tasks on one poller and one rate limiter, wired as in a client."""
     gate = Gate(limits, LoopClock(), Hooks())
 
     async def look_in_turn(request: Request, sent_at: float) -> TaskRecord:
@@ -225,7 +225,7 @@ async def take_turns(
 
 
 def in_flight(count: int) -> Crowd:
-    """Return a batch that keeps so many jobs going."""
+    """Return a batch that keeps this many jobs going."""
 
     async def crowd(start: Start) -> None:
         free = asyncio.Semaphore(count)

@@ -1,5 +1,5 @@
 """
-How many looks a job costs, and how long its clip lies about: our rhythms, runwayml's, the best.
+How many polls a job costs, and how late its clip is seen: our intervals, runwayml's, the best.
 
 Durations are drawn from the lognormal distributions that the field was measured on; nothing waits,
 since only ages are counted. Then the service becomes 3 times quicker or slower midway.
@@ -77,7 +77,7 @@ def compare(tasks: Lognormal) -> bool:
 
 
 def verdict(ours: tuple[float, float], theirs: tuple[float, float], least: float) -> bool:
-    """Tell whether ours needs at most the goal's part of their looks, at no more lag."""
+    """Return whether ours needs at most the goal's part of their polls, at no more lag."""
     looks, lag = ours[0] / theirs[0], ours[1] / theirs[1]
     if looks <= LOOKS_GOAL and lag <= 1:
         print(f"  goal, {LOOKS_GOAL} x the looks at no more lag: held\n")

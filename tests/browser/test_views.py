@@ -28,7 +28,7 @@ HOSTILE = [
 async def test_a_clip_plays_and_a_task_shows_its_progress(
     gateway: Simulator, runway: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From its temporary address and from its file, as the bar has the value that was told."""
+    """The clip plays from its temporary address and from its file, and the bar has its value."""
     monkeypatch.chdir(tmp_path)
     clip = await (await runway.generate("a kitten"))
     views = [clip._repr_html_()]

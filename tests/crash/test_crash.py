@@ -42,7 +42,7 @@ class Worker:
     process: Process
 
     async def tell(self, task: str, number: int) -> int:
-        """Have a new child do something, and give its process id."""
+        """Start a child that does something, and return its process id."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{task} {number}\n".encode())
         return int((await self.hear()).removeprefix("child "))

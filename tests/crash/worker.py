@@ -24,7 +24,7 @@ SUBMITTING = tuple(f"{PACKAGE}{os.sep}{name}.py" for name in ("client", "journal
 
 
 def say(word: str) -> None:
-    """Tell the test something, in one piece."""
+    """Send the test a line, in one piece."""
     os.write(1, f"{word}\n".encode())
 
 
@@ -60,7 +60,7 @@ async def submit(folder: Path, number: int) -> None:
 
     def listen(event: hooks.Event) -> None:
         if isinstance(event, hooks.TaskSubmitted):
-            os._exit(0)  # it came through: there are not so many statements
+            os._exit(0)  # it came through: there are fewer statements
 
     async with client(folder / f"{number}.db", listen) as runway:
         assert runway.journal is not None

@@ -63,7 +63,7 @@ KEYS: Final = st.one_of(st.sampled_from(WORDS), st.text(max_size=8))
 
 
 def nested(scalars: st.SearchStrategy[Any] = SCALARS) -> st.SearchStrategy[Any]:
-    """Give JSON values whose keys and words are often those that gateways use."""
+    """Return JSON values whose keys and words are often those that gateways use."""
     return st.recursive(
         scalars,
         lambda inner: st.one_of(

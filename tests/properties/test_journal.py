@@ -49,7 +49,7 @@ class JournalMachine(RuleBasedStateMachine):
         return self.runner.run(coroutine)
 
     def doubt(self) -> None:
-        """What was in the air is in doubt from now on."""
+        """What was in flight is in doubt from now on."""
         for row in self.rows.values():
             if row.state is JobState.SUBMITTING:
                 row.state = JobState.IN_DOUBT

@@ -115,7 +115,7 @@ def ours(tasks: Lognormal, learner: Learner) -> tuple[float, float]:
 
 
 def watched(tasks: Lognormal, count: int, seed: int) -> Learner:
-    """Return a learner that saw so many tasks run, looking as its own advice was meanwhile."""
+    """Return a learner that saw a number of tasks run, polled at its own intervals."""
     learner, rng = Learner(POLICY), random.Random(seed)
     for _ in range(count):
         duration = rng.lognormvariate(math.log(tasks.median), tasks.sigma)

@@ -36,7 +36,7 @@ MAKING: Final = {
     "act": ["act", VIDEO, "--image", IMAGE],
 }
 
-# What is told on purpose, where, and why.
+# What is printed on purpose, where, and why.
 NAMES: Final = {"prompt"}
 """A file that the command names itself is named after its prompt: a person has to find it."""
 FEED: Final = {"prompt", "link", "IP address"}
@@ -47,7 +47,7 @@ ADDRESS: Final = {"key", "IP address"}
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in an empty folder, in milliseconds, without the variables of whoever runs the tests."""
+    """Work in an empty folder, in milliseconds, without the variables of the real user."""
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("FUHU_")]:
         monkeypatch.delenv(name)
@@ -81,7 +81,7 @@ def evidence(caplog: pytest.LogCaptureFixture) -> Iterator[Evidence]:
 
 
 def judge(evidence: Evidence, done: Outcome, *, but: set[str] = frozenset()) -> None:  # type: ignore[assignment]
-    """Look at both streams of a command; of what is told on purpose, stderr may have names."""
+    """Check both streams of a command; of what is printed on purpose, stderr may have names."""
     evidence.take("stdout", done.out, but=but)
     evidence.take("stderr", done.err, but=but & NAMES)
 

@@ -118,7 +118,7 @@ def test_what_is_held_shows_no_secret(thing: object) -> None:
 
 
 def test_what_the_simulator_holds_shows_no_secret() -> None:
-    """Of a simulated gateway nothing is told but its address, which is this machine's."""
+    """The repr of a simulated gateway shows its address only, which is this machine's."""
     gateway = testing.Simulator(api_key=KEY)
     gateway.add_key(f"{KEY}-2", name="second")
     seen = testing.Seen(

@@ -185,7 +185,7 @@ class House:
             self.evidence.error(error)
             raise
         finally:
-            # It tells where its gateway is, as it was told itself.
+            # It shows the address of its gateway, which the caller gave it.
             self.evidence.thing(self.client, but={"IP address"})
             for task in self.client.unfinished:
                 self.evidence.thing(task)
@@ -207,7 +207,7 @@ class House:
 
 @pytest.fixture
 def evidence(caplog: pytest.LogCaptureFixture) -> Iterator[Evidence]:
-    """Give what collects evidence, and let there be none, in the log of the whole test neither."""
+    """Yield what collects evidence; there must be none, nor in the log of the whole test."""
     caplog.set_level(logging.DEBUG)
     found = Evidence()
     yield found
@@ -276,7 +276,7 @@ def judge_rows(evidence: Evidence, path: Path) -> None:
 async def test_no_fault_brings_a_secret_to_light(
     name: str, evidence: Evidence, tmp_path: Path
 ) -> None:
-    """Each fault, wherever it may happen, to each kind of request: nothing is told but the news."""
+    """Each fault, wherever it may happen, to each kind of request: no secret is in the events."""
     for place in sorted(PLACES):
         async with house(evidence, tmp_path / place) as here:
             await _meet(here, place, partial(made_by, name), tmp_path / place)
@@ -383,7 +383,7 @@ async def test_no_further_way_of_the_simulator_tells(
 
 
 def test_every_option_of_the_simulator_is_tried() -> None:
-    """One that comes to it has to be tried, too, unless it changes nothing of what is told."""
+    """A new option has to be tried, too, unless it changes nothing of what is printed."""
     options = {field.name for field in attrs.fields(Simulator) if field.init}
     assert options == ELSEWHERE | UNTOLD | {name for way in WAYS for name in way}
 
@@ -391,7 +391,7 @@ def test_every_option_of_the_simulator_is_tried() -> None:
 async def test_who_is_cancelled_closed_or_alone_tells_nothing(
     evidence: Evidence, tmp_path: Path
 ) -> None:
-    """Left in the air, abandoned while waiting, refused after closing, and no gateway at all."""
+    """Left in flight, abandoned while waiting, refused after closing, and no gateway at all."""
     async with house(evidence, tmp_path) as here:
         for request in REQUESTS:
             here.gateway.fault("submit", faults.Slow(20.0))
@@ -417,7 +417,7 @@ async def test_who_is_cancelled_closed_or_alone_tells_nothing(
 
 
 async def test_a_batch_tells_nothing(evidence: Evidence, tmp_path: Path) -> None:
-    """Its outcomes, its summary and its journal, with clips, failures, noes and doubts."""
+    """Its outcomes, its summary and its journal, with clips, failures, refusals and doubts."""
     async with house(evidence, tmp_path) as here:
         gateway, client = here.gateway, here.client
         gateway.script(then="fail", reason=indiscretion(REQUESTS[0]))
