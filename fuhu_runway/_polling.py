@@ -319,18 +319,19 @@ class Poller:
         self._ranking = Ranking()
         self._timer: Timer | None = None
         self._timer_at = 0.0
+        self._poll_at: float | None = None
         self.is_closed = False
         #: How often every wait was ended.
         self.abandoned = 0
 
     def __repr__(self) -> str:
         tasks = len(self._looks) + len(self._asking)
-        # From the timer: another thread may ask, and looking into the queue would change it.
-        due = ""
-        if self._timer is not None:
+        # As it was found last: another thread may ask, and looking into the queue changes that.
+        due, poll_at = "", self._poll_at
+        if poll_at is not None:
             # Outside of its loop there is no such instant.
             with contextlib.suppress(RuntimeError):
-                due = f", next in {max(0.0, self._timer_at - self._clock.now()):.1f} s"
+                due = f", next in {max(0.0, poll_at - self._clock.now()):.1f} s"
         return f"<Poller {tasks:,} tasks{due}>"
 
     def watch(
@@ -495,11 +496,11 @@ class Poller:
     # The one timer
 
     def _arm(self) -> None:
-        at = self._deadlines.next_due_at()
-        if self._queuing is None and len(self._asking) < self._at_once:
-            look_at = self._looks.next_due_at()
-            if at is None or (look_at is not None and look_at < at):
-                at = look_at
+        may_poll = self._queuing is None and len(self._asking) < self._at_once
+        self._poll_at = at = self._looks.next_due_at() if may_poll else None
+        ends_at = self._deadlines.next_due_at()
+        if at is None or (ends_at is not None and ends_at < at):
+            at = ends_at
         if self._timer is not None and at == self._timer_at:
             return
         if self._timer is not None:
