@@ -25,7 +25,7 @@ def test_each_name_resolves(name: str) -> None:
 
 
 def has_a_home(name: str) -> bool:
-    """Tell classes and functions, which name their module, from modules and plain values."""
+    """Return whether a value is a class or a function, which name their module."""
     thing = getattr(fuhu_runway, name)
     return inspect.isclass(thing) or inspect.isfunction(thing)
 
@@ -51,7 +51,7 @@ def test_a_star_import_gives_the_public_names() -> None:
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    """A misspelt name is told by name, as any module does."""
+    """A misspelt name is in the error, as with any module."""
     with pytest.raises(AttributeError, match=r"'fuhu_runway'.*'Klient'"):
         fuhu_runway.Klient  # noqa: B018 - looking is enough
     assert not hasattr(fuhu_runway, "__wrapped__")

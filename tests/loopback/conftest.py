@@ -18,7 +18,7 @@ OF_THE_SERVER: Final = ("asyncio", "aiohttp.access", "aiohttp.server", "aiohttp.
 
 @pytest.fixture
 async def gateway() -> AsyncIterator[Simulator]:
-    """A gateway whose key is marked, so that it is found wherever it is told."""
+    """A gateway whose key is marked, so that it is found wherever it is shown."""
     async with Simulator(speed=1000, takes=20, api_key=KEY) as simulator:
         yield simulator
 

@@ -146,7 +146,7 @@ def test_a_script_may_run_it_in_several_loops(tmp_path: Path) -> None:
 
 
 def is_there(url: str) -> bool:
-    """Tell whether anybody answers at *url*."""
+    """Return whether a server answers at *url*."""
     try:
         with urllib.request.urlopen(url):  # noqa: S310 - on this machine
             return True

@@ -39,7 +39,7 @@ CALLS: dict[str, Callable[[Client], Awaitable[Any]]] = {
 
 
 def is_paid(call: str) -> bool:
-    """Tell whether a call costs points."""
+    """Return whether a call costs points."""
     return call in {"generate", "image", "video", "official"}
 
 
@@ -81,7 +81,7 @@ async def test_an_address_that_is_a_web_site(call: str) -> None:
     "body", [b"bad gateway", b"", b"[1]", b'"marked"', b"{}", b'{"a": "marked"}']
 )
 async def test_an_answer_that_is_none(call: str, body: bytes) -> None:
-    """A paid call is in doubt and was sent once; a free one was repeated and is told."""
+    """A paid call is in doubt and was sent once; a free one was retried, and raises."""
     async with raw_server(reply(body)) as server:
         async with Client(KEY, base_url=server.url, retry=QUICK_RETRY) as client:
             error = await ending(client, call)

@@ -18,7 +18,7 @@ from fuhu_runway.testing import Simulator, faults
 PROMPT = "a marked kitten"
 #: In simulated seconds: a fifth of a second, long enough to be cancelled in.
 A_WHILE = 200.0
-#: The task goes on for so many looks, however long each of them takes.
+#: The task goes on for this many polls, however long each of them takes.
 SOME_LOOKS = [faults.on("feed", faults.Blank(), times=12)]
 
 
@@ -33,7 +33,7 @@ async def cancel(work: "asyncio.Task[Any]") -> None:
 
 
 async def test_a_submit_that_waits_for_its_turn(gateway: Simulator) -> None:
-    """Cancelled while another is in the air, it is never sent, and no id is unclaimed."""
+    """Cancelled while another is in flight, it is never sent, and no id is lost."""
     gateway.fault("submit", faults.Slow(A_WHILE))
     async with quick_client(gateway, limits=Limits(requests_in_flight=1)) as client:
         first = asyncio.create_task(client.generate(PROMPT))
@@ -201,7 +201,7 @@ async def test_all_waits_at_once(gateway: Simulator) -> None:
 
 
 async def test_a_reader_of_updates(gateway: Simulator) -> None:
-    """Cancelled between two changes, it leaves nothing; at a close it is told."""
+    """Cancelled between two changes, it leaves nothing; at a close it raises."""
     gateway.script(lambda _body: True, takes=3600)
     async with quick_client(gateway) as client:
         task = await client.generate(PROMPT)
@@ -294,7 +294,7 @@ except KeyboardInterrupt:
     ids=["with", "without"],
 )
 async def test_a_program_that_is_interrupted(gateway: Simulator, body: str, is_kept: bool) -> None:
-    """Ctrl-C in the middle of a submit: `async with` gets the id; without it doubt is told."""
+    """Ctrl-C in the middle of a submit: `async with` gets the id; without it doubt is reported."""
     gateway.fault("submit", faults.Slow(A_WHILE * 4))
     process = await programs.start(gateway, INTERRUPTED.replace("BODY", body))
     await until(lambda: gateway.submitted)
@@ -302,6 +302,6 @@ async def test_a_program_that_is_interrupted(gateway: Simulator, body: str, is_k
     ended = await programs.end_of(process)
     task_id = gateway.tasks[0].task_id
     assert ended.words == ([task_id, "None"] if is_kept else ["None", "SubmissionInDoubt"])
-    # The standard log, which shows warnings to whoever set up nothing else.
+    # The standard log, which shows warnings where nothing else is set up.
     [line] = ended.complaints.splitlines()
     assert line.startswith("SubmissionUnclaimed ")

@@ -208,7 +208,7 @@ FINAL: dict[str, tuple[Fault, type[GatewayError]]] = {
 async def test_a_final_no_is_sent_once(
     gateway: Simulator, fault: Fault, kind: type[GatewayError]
 ) -> None:
-    """It is told as what it is, without a pause, and no job exists."""
+    """It raises the error of its kind, without a pause, and no job exists."""
     gateway.fault("submit", fault, times=None)
     async with quick_client(gateway) as client:
         clock = without_pauses(client)

@@ -290,7 +290,7 @@ async def test_equal_requests_made_one_by_one_are_jobs_of_their_own(
 
 
 async def test_a_caller_that_goes_away_loses_no_id(gateway: Simulator, path: Path) -> None:
-    """Cancelled while the request is in the air, the job is ACCEPTED all the same."""
+    """Cancelled while the request is in flight, the job is ACCEPTED all the same."""
     gateway.fault("submit", faults.Slow(30.0))
     async with quick_client(gateway, journal=path) as client:
         calling = asyncio.create_task(client.generate(PROMPT))

@@ -10,7 +10,7 @@ from fuhu_runway.testing import Simulator
 
 
 async def keep(journal: Journal, count: int, duration: float) -> None:
-    """Write down so many jobs that took *duration* seconds."""
+    """Record a number of jobs that took *duration* seconds."""
     for number in range(count):
         request = TextToVideo(f"kitten {number}")
         plan = plan_of(request)

@@ -28,7 +28,7 @@ def client_of(gateway: Simulator, **changes: Any) -> Client:
 
 
 async def submit_many(client: Client, count: int) -> None:
-    """Submit so many at once."""
+    """Submit this many at once."""
     await asyncio.gather(*(client.generate(f"a marked kitten {n}") for n in range(count)))
 
 

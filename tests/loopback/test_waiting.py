@@ -106,7 +106,7 @@ def _handle(client: Client, task: Task) -> Task:
 
 
 async def test_trouble_that_stays_ends_at_the_deadline(gateway: Simulator) -> None:
-    """Then the cause of the timeout is the last trouble, and no secret is told."""
+    """Then the cause of the timeout is the last trouble, and no secret is shown."""
     gateway.fault("feed", faults.server_error(502), times=None)
     async with quick_client(gateway) as client:
         task = await client.generate(PROMPT)
@@ -289,7 +289,7 @@ async def test_changes_are_told_as_they_come(gateway: Simulator) -> None:
 
 
 async def test_a_clip_fails_in_the_same_words_everywhere(gateway: Simulator) -> None:
-    """The points of a failed task are told as given back, as the gateway has them."""
+    """The points of a failed task are reported as given back, as the gateway has them."""
     gateway.script(then="fail")
     async with quick_client(gateway, polling=QUICK_POLLS) as client:
         with pytest.raises(TaskFailed) as caught:

@@ -89,7 +89,7 @@ class Site:
 
 @asynccontextmanager
 async def opened(site: Site, profile: Path) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Have a browser show the page of *site*, and give its process."""
+    """Start a browser on the page of *site*, and return its process."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", site.answer)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)

@@ -97,7 +97,7 @@ def gateway_elsewhere(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterat
 
 
 def is_clip(path: str) -> bool:
-    """Tell whether there is an MP4 file."""
+    """Return whether there is an MP4 file."""
     return Path(path).read_bytes()[4:8] == b"ftyp"
 
 
@@ -130,7 +130,7 @@ class Terminal(io.StringIO):
 
 @contextlib.contextmanager
 def on_a_terminal(**variables: str) -> Iterator[Terminal]:
-    """Have a terminal in the place of stderr, with these variables set."""
+    """Replace stderr by a terminal, with these variables set."""
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(Terminal()) as screen:
         patch.delenv("NO_COLOR", raising=False)
         for name, value in {"TERM": "xterm-256color", **variables}.items():

@@ -109,16 +109,16 @@ class Finder:
 
 @attrs.define
 class Evidence:
-    """What was told in one test, and which secrets are in it."""
+    """What was shown in one test, and which secrets are in it."""
 
     finder: Finder = attrs.field(factory=Finder.of)
-    #: Where a secret was told, and which.
+    #: Where a secret was shown, and which.
     leaks: list[tuple[str, str]] = attrs.field(factory=list)
     #: The classes of which something was looked at.
     kinds: set[type] = attrs.field(factory=set)
 
     def take(self, place: str, data: str | bytes, *, but: Iterable[str] = ()) -> None:
-        """Look at what was told in one place, where the secrets *but* are told on purpose."""
+        """Check what was shown in one place, where the secrets *but* are allowed."""
         found = self.finder.found(data).difference(but)
         self.leaks += [(f"{place}: {_beginning(data)}", name) for name in sorted(found)]
 

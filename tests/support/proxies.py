@@ -54,7 +54,7 @@ async def tunnels(target: int) -> AsyncIterator[Tunnels]:
 
 
 def name_proxies(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
-    """Have the environment name these proxies and no others."""
+    """Set the environment to these proxies and no others."""
     for name in VARIABLES:
         for spelling in (name, name.lower()):
             if spelling in os.environ:

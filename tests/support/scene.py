@@ -58,7 +58,7 @@ class Scene:
         return len([seen for seen in self.gateway.requests if seen.where == "feed"])
 
     async def doubt(self) -> None:
-        """Have the answer to a paid request get lost."""
+        """Lose the answer to a paid request."""
         self.gateway.fault("submit", faults.drop_after_accepting())
         with pytest.raises(SubmissionInDoubt):
             await self.client.generate(PROMPT)

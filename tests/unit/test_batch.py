@@ -112,7 +112,7 @@ class FakeClient:
     #: The prompts that were submitted, in order.
     submitted: list[str] = attrs.field(factory=list)
     attached: list[str] = attrs.field(factory=list)
-    #: How many tasks exist that nobody was told the end of.
+    #: How many tasks exist whose end was never reported.
     running: int = 0
     peak: int = 0
     downloading: list[str] = attrs.field(factory=list)
@@ -598,7 +598,7 @@ async def test_a_value_that_no_row_can_hold_is_one_outcome(
 
 
 async def test_a_handle_that_cannot_be_made_is_an_outcome(tmp_path: Path) -> None:
-    """A defect on the way to a task of an earlier run is told with its id."""
+    """A defect on the way to a task of an earlier run is reported with its id."""
 
     @attrs.define(eq=False)
     class Unattached(FakeClient):
@@ -662,7 +662,7 @@ async def test_a_clip_is_an_outcome(client: FakeClient) -> None:
 async def test_one_failure_is_an_outcome(
     client: FakeClient, tmp_path: Path, what: str, error: RunwayError, task_id: str | None
 ) -> None:
-    """Whatever goes wrong with one job is told with its task, and the others go on."""
+    """A defect in one job is reported with its task, and the others go on."""
     client.let_fail(what, "a", error)
     first, second = await run(client, ["a", "b"], download_to=tmp_path / "clips")
     assert first.error is error
@@ -771,7 +771,7 @@ async def test_one_prompt_with_thousands_of_pictures_makes_as_many_files(tmp_pat
     ],
 )
 def test_two_ids_never_share_a_file(one: str, other: str) -> None:
-    """Names that are the same once they are safe, or on some disks, are told apart."""
+    """Names that are the same once they are safe, or on some disks, stay apart."""
     for fold in (str.casefold, str.upper):
         names = [unicodedata.normalize("NFC", fold(file_name(name))) for name in (one, other)]
         assert names[0] != names[1]
@@ -823,7 +823,7 @@ async def states(tmp_path: Path) -> list[JobState]:
 
 
 async def test_the_same_batch_again_submits_nothing(tmp_path: Path) -> None:
-    """What was saved is told as it is, without a task, a wait or a byte."""
+    """What was saved is returned as it is, without a task, a wait or a byte."""
     source = ["a", "a", Item(TextToVideo("b"), "mine")]
     async with remembered(tmp_path) as client:
         before = await run(client, source, download_to=tmp_path / "clips")
@@ -1086,7 +1086,7 @@ async def test_what_was_paid_is_followed(tmp_path: Path, state: JobState, saved:
 
 
 async def test_what_is_in_doubt_is_reported_and_left_alone(tmp_path: Path) -> None:
-    """A submission without an answer is told as such in every run, and never sent again."""
+    """A submission without an answer is in doubt in every run, and never sent again."""
     async with remembered(tmp_path) as client:
         assert client.journal is not None
         await job_in(client.journal, JobState.IN_DOUBT)
@@ -1100,7 +1100,7 @@ async def test_what_is_in_doubt_is_reported_and_left_alone(tmp_path: Path) -> No
 
 
 async def test_what_failed_is_reported(tmp_path: Path) -> None:
-    """A failure of an earlier run is told with its task, and nothing is sent."""
+    """A failure of an earlier run is reported with its task, and nothing is sent."""
     async with remembered(tmp_path) as client:
         assert client.journal is not None
         await job_in(client.journal, JobState.FAILED)
@@ -1357,7 +1357,7 @@ async def test_a_source_may_stop_its_own_batch(client: FakeClient) -> None:
 
 
 async def test_a_source_that_was_cancelled_is_not_a_source_that_ended(client: FakeClient) -> None:
-    """A cancellation inside of the source is told, since what it had left was not submitted."""
+    """A cancellation inside of the source raises, since the rest of it was not submitted."""
 
     async def source() -> AsyncIterator[str]:
         yield "a"
@@ -1541,7 +1541,7 @@ async def test_the_summary_adds_up(tmp_path: Path) -> None:
 
 
 async def test_the_summary_tells_what_runs(client: FakeClient) -> None:
-    """Jobs that exist are told while the batch runs."""
+    """Jobs that exist are reported while the batch runs."""
     client.shut("wait", "a", "b")
     batch = batch_of(client, ["a", "b"])
     async with aclosing(batch.outcomes()) as outcomes:

@@ -31,7 +31,7 @@ DONE: Final = json.dumps({"task_id": "t-1", "status": "3"}).encode()
 
 
 class Client:
-    """Whoever has to hear of deliveries."""
+    """Records what the receiver reports."""
 
     def __init__(self) -> None:
         self.told: list[tuple[Address, Delivery]] = []
@@ -285,7 +285,7 @@ BODIES = {
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 def test_what_cannot_be_read_still_came_to_the_address(scene: Scene, body: bytes) -> None:
-    """Whoever knows the address is heard, and what he says is taken for nothing known."""
+    """A sender that knows the address gets through, and its claims are not believed."""
     assert scene.receiver.deliver(scene.token(), body) == 204
     [(_, delivery)] = scene.client.told
     assert delivery == Delivery(None, TaskState.UNKNOWN)
@@ -418,7 +418,7 @@ async def _pieces(content: bytes) -> AsyncIterator[bytes]:
 
 
 async def test_an_unknown_address_is_answered_unread(site: Web) -> None:
-    """Whoever knows no address is not even listened to: the 404 comes before the body ends."""
+    """A sender that knows no address is not read: the 404 comes before the body ends."""
     try:
         assert await site.post("/any/x", endless(asyncio.Event())) == 404
     except aiohttp.ClientError:

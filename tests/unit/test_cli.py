@@ -47,7 +47,7 @@ SIMULATED_SPEED = cli.SIMULATED_SPEED
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in an empty folder, without the variables of whoever runs the tests."""
+    """Work in an empty folder, without the variables of the real user."""
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("FUHU_")]:
         monkeypatch.delenv(name)
@@ -55,7 +55,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have pauses of milliseconds, and simulated jobs of half a second."""
+    """Make pauses last milliseconds, and simulated jobs half a second."""
     monkeypatch.setattr("fuhu_runway.client.PollPolicy", lambda: QUICK_POLLS)
     monkeypatch.setattr("fuhu_runway.client.RetryPolicy", lambda: QUICK_RETRY)
     monkeypatch.setattr(cli, "SIMULATED_SPEED", 1000.0)
@@ -231,7 +231,7 @@ def test_a_simulated_job_takes_some_three_seconds() -> None:
 
 
 def test_wait_goes_on_by_the_id_alone(run: Run, gateway: Elsewhere) -> None:
-    """After a timeout the command that was told fetches the clip, and nothing is paid again."""
+    """After a timeout the printed command fetches the clip, and nothing is paid again."""
     gateway.simulator.script(takes=300)
     late = run("generate", PROMPT, "-o", "kitten.mp4", "--timeout", "0.01")
     assert late.code == 4
@@ -282,7 +282,7 @@ def test_wait_ends_at_once_for_an_id_that_nobody_knows(run: Run, gateway: Elsewh
 
 
 def test_wait_ends_at_once_where_nobody_answers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong address is told, and not waited out."""
+    """A wrong address is reported at once, without retries."""
     monkeypatch.setenv("FUHU_API_KEY", "sk-1")
     done = run("wait", "some-task", "--base-url", f"http://127.0.0.1:{free_port()}")
     assert done.code == 5
@@ -347,7 +347,7 @@ def test_balance_shows_what_is_left(run: Run, gateway: Elsewhere) -> None:
 
 
 def test_balance_can_be_simulated(run: Run) -> None:
-    """Whoever wants to see what it looks like needs no key."""
+    """Trying it out needs no key."""
     assert "1,000" in run("balance", "--simulate").out
 
 
@@ -601,7 +601,7 @@ def test_a_refused_submit_is_5(run: Run, gateway: Elsewhere, fault: Fault) -> No
 
 
 def test_a_gateway_that_is_not_there_is_5(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever cannot be reached was not paid, and every repeat was shown."""
+    """A host that cannot be reached was not paid, and every retry was shown."""
     monkeypatch.setenv("FUHU_API_KEY", "sk-1")
     done = run("generate", PROMPT, "--base-url", f"http://127.0.0.1:{free_port()}")
     assert done.code == 5
@@ -724,7 +724,7 @@ class Held:
 def test_ctrl_c_waits_for_the_answer_to_a_paid_request(
     run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A submit that is in the air is waited for, and its id is told with the way to go on."""
+    """A submit in flight is waited for, and its id is printed with the way to go on."""
     held = Held()
     gateway.simulator.script(held)
     say = cli.Lines.say
@@ -779,7 +779,7 @@ def test_ctrl_c_tells_what_became_of_the_request(
 def test_ctrl_c_between_two_tries_submits_nothing(
     run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While a refused request waits for its repeat nothing is in the air, and nothing is lost."""
+    """While a refused request waits for its retry nothing is in flight, and nothing is lost."""
     gateway.simulator.fault("submit", faults.empty_429(60))
     with pressed(shown("RateLimited, trying again", monkeypatch)):
         done = run("generate", PROMPT)
@@ -800,7 +800,7 @@ def test_ctrl_c_while_waiting_tells_how_to_go_on(run: Run, gateway: Elsewhere) -
 def test_ctrl_c_while_downloading_keeps_what_came(
     run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The start of the file stays, and the command that was told goes on there."""
+    """The start of the file stays, and the printed command goes on there."""
     gateway.simulator.fault("download", faults.SlowDownload(bytes_per_second=2))
     with pressed(shown("downloading", monkeypatch)):
         done = run("generate", PROMPT, "-o", "kitten.mp4")
@@ -846,7 +846,7 @@ def test_ctrl_c_before_the_work_is_no_success(monkeypatch: pytest.MonkeyPatch) -
 def test_ctrl_c_ends_a_simulated_task_with_its_gateway(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was simulated cannot be continued, and nobody is told so."""
+    """What was simulated cannot be continued, and no command to do so is printed."""
     monkeypatch.setattr(cli, "SIMULATED_SPEED", 0.001)
     with pressed(shown("queued", monkeypatch)):
         done = run("generate", PROMPT, "--simulate")
@@ -965,7 +965,7 @@ def test_ctrl_c_ends_the_process_with_130(gateway: Elsewhere) -> None:
 
 
 def test_the_second_ctrl_c_ends_the_process(gateway: Elsewhere) -> None:
-    """Whoever does not want to wait for the answer does not have to."""
+    """A second Ctrl-C ends the wait for the answer."""
     gateway.simulator.fault("submit", faults.Hang())
     with start("generate", PROMPT) as process:
         assert process.stderr

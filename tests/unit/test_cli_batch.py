@@ -44,7 +44,7 @@ EVER = 1_000_000.0
 
 @pytest.fixture(autouse=True)
 def _quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have an empty folder with a file of prompts, and no pauses."""
+    """Set up an empty folder with a file of prompts, and no pauses."""
     settle_in(tmp_path, monkeypatch)
     monkeypatch.setattr(cli_batch, "SIMULATED_SPEED", 1000.0)
     monkeypatch.setattr(cli_batch, "SIMULATED_POLLING", QUICK_POLLS)
@@ -122,7 +122,7 @@ def test_a_result_has_the_keys_of_the_page_and_no_secret(run: Run, gateway: Else
 
 
 def test_the_same_command_again_does_nothing_twice(run: Run, gateway: Elsewhere) -> None:
-    """A batch that is done is told again, with nothing submitted and no result said twice."""
+    """A finished batch is summed up again: nothing is submitted, no result printed twice."""
     run()
     before = results()
     done = run()
@@ -212,7 +212,7 @@ def test_a_bad_line_is_named_before_anything_is_sent(run: Run, gateway: Elsewher
 
 
 def test_bad_lines_may_be_passed_over(run: Run, gateway: Elsewhere) -> None:
-    """With --skip-bad each of them is told once, and the rest is made."""
+    """With --skip-bad each of them is reported once, and the rest is made."""
     Path("shots.jsonl").write_text('{"prompt": "x", "seconds": 0}\n{"prompt": "x"}\nno JSON\n')
     done = run("--skip-bad", file="shots.jsonl")
     assert (done.code, submitted(gateway)) == (0, 1)
@@ -220,7 +220,7 @@ def test_bad_lines_may_be_passed_over(run: Run, gateway: Elsewhere) -> None:
 
 
 def test_an_empty_file_is_a_mistake(run: Run, gateway: Elsewhere) -> None:
-    """A file without entries is told, and not taken for a batch that is done."""
+    """A file without entries is an error, not a batch that is done."""
     Path("none.txt").write_text("\n")
     done = run(file="none.txt")
     assert (done.code, "none.txt has no entries" in done.err) == (2, True)
@@ -293,7 +293,7 @@ def test_a_line_of_results_that_is_none_is_told(run: Run, gateway: Elsewhere, li
 
 
 def named(custom_id: str = "shot") -> Path:
-    """Have a file with one entry, and return where its clip goes."""
+    """Write a file with one entry, and return where its clip goes."""
     Path("shots.jsonl").write_text(json.dumps({"prompt": "x", "custom_id": custom_id}))
     Path("clips").mkdir()
     return Path("clips", f"{custom_id}.mp4")
@@ -427,7 +427,7 @@ def test_a_timeout_is_4_and_is_gone_on_with(run: Run, gateway: Elsewhere) -> Non
 def test_trouble_of_the_gateway_is_5(
     run: Run, gateway: Elsewhere, where: Any, fault: Fault, word: str
 ) -> None:
-    """A refusal and a lost download are told apart: the one is free, the other paid."""
+    """A refusal and a lost download differ: the one is free, the other paid."""
     gateway.simulator.fault(where, fault, times=None)
     assert run().code == 5
     assert set(states().values()) == {word}
@@ -498,7 +498,7 @@ def test_a_full_disk_does_not_end_a_batch(
     run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch, writes: int, told: str
 ) -> None:
     """
-    Results that cannot be written are told, and the clips are made.
+    Results that cannot be written are reported, and the clips are made.
 
     The ids are shown, since such a disk may not have let the journal write them either.
     """
@@ -529,7 +529,7 @@ def test_a_torn_result_is_taken_away(run: Run, gateway: Elsewhere, torn: str) ->
 
 
 def test_ctrl_c_lets_submits_land(run: Run, gateway: Elsewhere) -> None:
-    """What was in the air is in the journal, and the same command fetches it and pays no more."""
+    """What was in flight is in the journal, and the same command fetches it and pays no more."""
     held, let_go = threading.Event(), threading.Event()
 
     def hold(_body: object) -> bool:
@@ -555,7 +555,7 @@ def test_ctrl_c_lets_submits_land(run: Run, gateway: Elsewhere) -> None:
 
 
 def test_ctrl_c_while_all_is_waiting_says_how_to_go_on(run: Run, gateway: Elsewhere) -> None:
-    """With nothing in the air the end comes at once, and every task is kept."""
+    """With nothing in flight the end comes at once, and every task is kept."""
     gateway.simulator.script(lambda body: True, takes=600)
     with pressed(lambda: submitted(gateway) == 3):
         done = run()
@@ -575,7 +575,7 @@ def test_ctrl_c_tells_of_doubts(run: Run, gateway: Elsewhere) -> None:
 
 
 def begun() -> bool:
-    """Tell whether a batch has had its first outcome."""
+    """Return whether a batch has had its first outcome."""
     path = Path("clips/results.jsonl")
     return path.exists() and path.stat().st_size > 0
 
@@ -587,7 +587,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def many_prompts() -> None:
-    """Have a file that takes a while."""
+    """Write a file of prompts that takes a while."""
     Path("prompts.txt").write_text("".join(f"take {number}\n" for number in range(20)))
 
 
@@ -621,7 +621,7 @@ def test_ctrl_c_ends_the_process_with_130(gateway: Elsewhere, run: Run) -> None:
 
 
 def test_the_second_ctrl_c_ends_the_process_at_once(gateway: Elsewhere) -> None:
-    """Whoever does not want to wait for answers does not have to."""
+    """A second Ctrl-C ends the wait for answers."""
     gateway.simulator.fault("submit", faults.Hang(), times=None)
     with start("batch", "prompts.txt", "--out", "clips") as process:
         assert process.stderr

@@ -40,7 +40,7 @@ BATCH = ("batch", "prompts.txt", "--out", "clips")
 
 @pytest.fixture(autouse=True)
 def _quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have an empty folder with a file of prompts, and no pauses."""
+    """Set up an empty folder with a file of prompts, and no pauses."""
     settle_in(tmp_path, monkeypatch)
     monkeypatch.setattr(cli_batch, "SIMULATED_SPEED", 1000.0)
     monkeypatch.setattr(cli_batch, "SIMULATED_POLLING", QUICK_POLLS)
@@ -62,7 +62,7 @@ def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
 
 
 def write_down(*steps: JobState, key: str = f"{MARK}:1", **changes: Any) -> None:
-    """Have a job in the journal that went these steps."""
+    """Add a job to the journal that went these steps."""
 
     async def write() -> None:
         journal = Journal(PATH)
@@ -91,7 +91,7 @@ def known() -> list[Job]:
 
 
 def doubt(**options: Any) -> None:
-    """Have a job in doubt."""
+    """Add a job in doubt."""
     write_down(JobState.SUBMITTING, JobState.IN_DOUBT, error="NoReply", **options)
 
 
@@ -105,7 +105,7 @@ def submitted(gateway: Elsewhere) -> int:
 
 
 def test_jobs_shows_a_row_for_each(run: Run, gateway: Elsewhere) -> None:
-    """Key, state, points, time and task are a line, and equal requests are told apart."""
+    """Key, state, points, time and task are a line, and equal requests stay apart."""
     run(*BATCH)
     done = run("jobs", PATH)
     head, *rows, counts = done.out.splitlines()
@@ -119,7 +119,7 @@ def test_jobs_shows_a_row_for_each(run: Run, gateway: Elsewhere) -> None:
 
 
 def test_jobs_tells_what_to_do_about_doubts(run: Run) -> None:
-    """Each way out is told as a command, with the journal's own path in it."""
+    """Each way out is printed as a command, with the journal's own path in it."""
     doubt()
     write_down(JobState.SUBMITTING, key="id:shot 7")
     done = run("jobs", PATH)
@@ -240,7 +240,7 @@ asyncio.run(main())
 
 @contextlib.contextmanager
 def left_open() -> Iterator["subprocess.Popen[str]"]:
-    """Have another process with the journal open."""
+    """Open the journal in another process."""
     root = Path(fuhu_runway.__file__).parents[1]
     with subprocess.Popen(
         [sys.executable, "-c", LEFT_OPEN, PATH],
@@ -345,7 +345,7 @@ def test_jobs_in_json(run: Run) -> None:
 
 
 def test_an_empty_journal_has_no_jobs(run: Run) -> None:
-    """A journal that nothing was planned in is told as that."""
+    """A journal without any planned job is reported as empty."""
     Path(PATH).touch()
     assert run("jobs", PATH).out.splitlines()[-1] == "no jobs"
 
@@ -382,7 +382,7 @@ def test_one_bad_row_costs_no_other_clip(run: Run, gateway: Elsewhere) -> None:
 def test_an_error_of_another_kind_costs_no_other_clip(
     run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A defect while one clip is fetched is told as that clip's end."""
+    """A defect while one clip is fetched is reported as the end of that clip."""
     leave_open(run, gateway)
     attach, broken = Client.attach, iter([ZeroDivisionError])
 
@@ -409,7 +409,7 @@ def test_two_jobs_with_one_task_are_one_clip(run: Run, gateway: Elsewhere) -> No
 
 
 def leave_open(run: Run, gateway: Elsewhere, failing: str = "none") -> None:
-    """Have a batch whose tasks had not ended when it did."""
+    """Run a batch whose tasks do not end before it does."""
     gateway.simulator.script(lambda body: True, takes=600)
     gateway.simulator.script(failing, then="fail", takes=600)
     assert run(*BATCH, "--timeout", "0.01").code == 4
@@ -625,7 +625,7 @@ async def test_the_journal_forgets_only_what_it_knows(tmp_path: Path) -> None:
 
 
 def test_a_single_job_has_a_short_name() -> None:
-    """What was submitted outside of a batch is told apart as well."""
+    """What was submitted outside of a batch stays apart as well."""
     job = Job(
         key="single:9f6243e5-3ab8", state=JobState.PLANNED, endpoint="ActOne", fingerprint=MARK
     )

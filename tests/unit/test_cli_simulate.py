@@ -112,7 +112,7 @@ def test_one_line_of_json_tells_all(run: Run) -> None:
 
 
 def test_it_answers_as_soon_as_it_tells_where(tmp_path: Path) -> None:
-    """Whoever has read the line can submit, control and look, without a try in vain."""
+    """Once the line is printed, submitting, controlling and polling work at the first try."""
     with simulating("--takes", "0") as (told, _):
         assert asked(f"{told['control_url']}/health")["status"] == "ok"
         url = f"{told['base_url']}/runway/pro/generate"
@@ -207,7 +207,7 @@ def test_each_option_of_the_simulator_is_one_of_the_command() -> None:
         for field in attrs.fields(options)
     }
     fields = {field.name for field in attrs.fields(Simulator) if field.init}
-    # Its key is told, further ones come through the control API, and that is always there.
+    # Its key is printed, further ones come through the control API, and that is always there.
     apart = {"api_key", "control", "log_limit"}
     assert fields - reached - apart == {"rate_limit_answer"}
     assert reached - fields == {"retry_after"} | {
@@ -216,7 +216,7 @@ def test_each_option_of_the_simulator_is_one_of_the_command() -> None:
 
 
 def test_each_option_arrives(run: Run, made: list[Simulator]) -> None:
-    """What the command is told is what the simulator does."""
+    """The options of the command set up the simulator."""
     Path("clip.mp4").write_bytes(b"a clip")
     options: dict[str, Any] = {
         "state-file": "state",
@@ -266,7 +266,7 @@ def test_each_option_arrives(run: Run, made: list[Simulator]) -> None:
 
 
 def has_ipv6() -> bool:
-    """Tell whether this machine has the other loopback address."""
+    """Return whether this machine has the other loopback address."""
     try:
         with socket.create_server(("::1", 0), family=socket.AF_INET6):
             return True

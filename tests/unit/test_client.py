@@ -95,7 +95,7 @@ def test_a_gateway_has_a_name_or_is_given() -> None:
 
 
 def test_the_key_does_not_stay_behind() -> None:
-    """Whoever moves a gateway elsewhere does not show the key to its old balance host."""
+    """A client with another base_url does not send the key to the gateway's old balance host."""
     assert Client("sk-1", gateway="deerapi").gateway.quota_url == "https://query.deerapi.com"
     moved = Client("sk-1", gateway="deerapi", base_url=HERE).gateway
     assert (moved.base_url, moved.quota_url) == (HERE, HERE)
@@ -240,7 +240,7 @@ async def test_a_submit_gives_a_task(gateway: Simulator) -> None:
 
 
 async def test_every_submission_has_a_number_of_its_own(gateway: Simulator) -> None:
-    """What is told of it holds its number, up to the event that holds the task's id as well."""
+    """Its events hold its number, up to the event that holds the task's id as well."""
     ears = Ear(), Ear()
     async with (
         quick_client(gateway, hooks=[ears[0]]) as first,
@@ -517,7 +517,7 @@ async def test_the_api_itself_is_shown_the_key(tmp_path: Path) -> None:
     assert [seen.carried_key for seen in simulator.requests if seen.where == "download"] == [True]
 
 
-# Cancelled while a paid request is in the air
+# Cancelled while a paid request is in flight
 
 
 async def left_alone(

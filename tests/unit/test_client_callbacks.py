@@ -44,14 +44,14 @@ def test_there_is_room_for_one_address(url: str | None) -> None:
 
 
 def test_a_receiver_is_one() -> None:
-    """An address in a receiver's place is told by name."""
+    """An address in place of a receiver raises an error that names it."""
     with pytest.raises(UsageError, match="callbacks is of type str") as caught:
         Client("sk-1", callbacks=URL)  # type: ignore[arg-type]
     assert caught.value.field == "callbacks"
 
 
 async def test_each_submit_carries_an_address_of_its_own(scene: Scene) -> None:
-    """Whatever can be told an address is told one; the official format has no place for it."""
+    """Every request that can carry an address does; the official format has no place for it."""
     client = scene.client
     await client.generate(PROMPT)
     await client.generate(PROMPT, image=IMAGE)
@@ -136,7 +136,7 @@ async def test_a_delivery_in_time_is_as_good_as_the_answer(scene: Scene) -> None
 
 
 async def test_a_caller_who_is_gone_loses_nothing(scene: Scene) -> None:
-    """Cancelled in the air, in doubt after that, and told by a delivery before: it is kept."""
+    """Cancelled in flight, in doubt after that, and called back before: it is kept."""
     scene.gateway.fault("submit", faults.Hang(accepted=True))
     submitting = asyncio.create_task(scene.client.generate(PROMPT))
     await until(lambda: scene.gateway.submitted)

@@ -223,7 +223,7 @@ def test_what_is_unfinished_outlives_the_loop() -> None:
 async def test_a_batch_that_is_left_leaves_its_tasks_unfinished(
     gateway: Simulator, runway: Client
 ) -> None:
-    """Whoever breaks off finds what was accepted, without a journal as well."""
+    """A caller that breaks off finds what was accepted, without a journal as well."""
     gateway.script(re.compile("slow"), then="stall")
     batch = runway.batch(["quick", "slow 1", "slow 2"], in_flight=3)
     outcomes = batch.outcomes()
@@ -238,7 +238,7 @@ async def test_a_batch_that_is_left_leaves_its_tasks_unfinished(
 
 
 async def test_closing_leaves_all_that_is_unfinished(gateway: Simulator) -> None:
-    """One that is waited for, one that nobody waits for, and one that was in the air."""
+    """One task that is waited for, one that is not, and one whose submit is in flight."""
     gateway.script(then="stall")
     async with quick_client(gateway) as client:
         waited = await client.generate("a kitten")
@@ -282,7 +282,7 @@ async def test_an_id_is_kept_before_anyone_can_be_cancelled() -> None:
 
 @pytest.mark.parametrize("when", ["while it closes", "after"])
 async def test_a_closed_client_sends_nothing(gateway: Simulator, tmp_path: Path, when: str) -> None:
-    """From the moment of the close on, every call is refused; what was in the air ends well."""
+    """From the moment of the close on, every call is refused; what is in flight ends well."""
     gateway.fault("submit", faults.Slow(100.0))
     journal = Journal(tmp_path / "run.db")
     client = quick_client(gateway, journal=journal)
@@ -403,7 +403,7 @@ async def test_who_sleeps_before_a_repeat_is_refused_at_the_close(gateway: Simul
 
 
 async def test_who_queues_for_a_held_gateway_is_refused_at_the_close(gateway: Simulator) -> None:
-    """Whoever waits for a turn that never comes hears of it at once."""
+    """A submit that waits for its turn is refused at once."""
     gateway.fault("submit", faults.TooManyRequests(60), times=4)
     client = Client(gateway.api_key, base_url=gateway.base_url)
     works = [asyncio.create_task(client.generate("a kitten")) for _ in range(4)]
@@ -730,7 +730,7 @@ async def test_handles_do_not_pickle(gateway: Simulator, runway: Client, what: s
 
 
 async def in_threads(number: int, work: Callable[[int], Coroutine[Any, Any, T]]) -> list[T]:
-    """Run *work* in so many threads at once, each with a loop of its own."""
+    """Run *work* in this many threads at once, each with a loop of its own."""
     loop = asyncio.get_running_loop()
     # Leaving the executor blocks this loop, where the gateway answers, so all have to end first.
     with ThreadPoolExecutor(number) as threads:

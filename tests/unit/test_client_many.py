@@ -30,7 +30,7 @@ async def test_a_path_makes_a_journal_that_the_client_closes(
 
 
 async def test_a_journal_that_was_given_stays_open(gateway: Simulator, tmp_path: Path) -> None:
-    """Whoever made it closes it."""
+    """The client closes a session that it made, and no other."""
     journal = Journal(tmp_path / "run.db")
     async with quick_client(gateway, journal=journal) as client:
         await client.generate(PROMPT)
@@ -90,7 +90,7 @@ class Traced(Ear):
 async def test_a_job_leads_to_the_trace_of_its_submission(
     gateway: Simulator, tmp_path: Path
 ) -> None:
-    """What a listener knows of a submission stands in its row, and is told to who goes on."""
+    """What a listener knows of a submission is in its row, and is passed on when it resumes."""
     first, second = Traced(), Ear()
     async with quick_client(gateway, journal=tmp_path / "run.db", hooks=[first]) as client:
         task = await client.generate(PROMPT, seconds=5)

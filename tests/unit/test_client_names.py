@@ -217,7 +217,7 @@ async def test_a_request_that_was_left_and_got_lost_is_in_doubt(
 async def test_what_was_not_sent_is_not_sent_once_all_have_left(
     gateway: Simulator, path: Path | None
 ) -> None:
-    """As without a name; whoever comes next under the name submits anew."""
+    """As without a name; the next submit under the name is a new one."""
     gateway.fault("submit", faults.Slow(A_WHILE))
     limits = Limits(requests_in_flight=1)
     async with quick_client(gateway, journal=path, limits=limits) as client:

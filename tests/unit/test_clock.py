@@ -20,7 +20,7 @@ def test_there_is_no_now_outside_of_a_loop() -> None:
 
 
 def test_wall_is_unix_time() -> None:
-    """The time of day is told in Unix seconds, and needs no loop."""
+    """The time of day is in Unix seconds, and needs no loop."""
     before = time.time()
     assert before <= LoopClock().wall() <= time.time()
 

@@ -32,7 +32,7 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_key_comes_from_the_environment_or_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file wins over the variable, and without either the ways to give one are told."""
+    """A file wins over the variable, and without either the error names the ways to give one."""
     with pytest.raises(errors.UsageError, match="--api-key-file; --simulate needs none"):
         _console.REACH.key()
     monkeypatch.setenv("FUHU_API_KEY", "sk-1")
@@ -77,7 +77,7 @@ async def test_a_client_goes_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -
     [_console.Reach(base_url="http://a"), _console.Reach(api_key_file=Path("key"))],
 )
 def test_a_simulated_gateway_is_not_the_real_one(reach: _console.Reach) -> None:
-    """Whoever names a real gateway and a simulated one is asked which."""
+    """Naming both a real gateway and a simulated one is an error."""
     _console.Reach(gateway="deerapi").check_simulated()
     with pytest.raises(errors.UsageError, match="together with the address"):
         reach.check_simulated()
@@ -352,7 +352,7 @@ def test_a_bar_is_made_of_what_the_terminal_can_show() -> None:
 
 
 def test_a_terminal_that_goes_away_takes_no_job_with_it() -> None:
-    """What is shown from then on is lost, and nothing is raised to whoever shows it."""
+    """What is shown from then on is lost, and nothing is raised."""
 
     class Gone(OldTerminal):
         def write(self, text: str) -> int:
@@ -401,7 +401,7 @@ def test_what_is_said_is_not_read_as_markup() -> None:
 def test_only_terminals_that_can_get_what_moves(
     variables: dict[str, str], quiet: bool, kind: type
 ) -> None:
-    """Whoever reads a log, or wants JSON, gets lines."""
+    """A log, and JSON, get lines."""
     with on_a_terminal(**variables):
         screen = _console.screen_for(quiet=quiet)
         assert type(screen) is kind

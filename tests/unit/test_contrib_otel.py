@@ -56,7 +56,7 @@ def desk() -> Desk:
 
 
 def hear(spans: JobSpans, *heard: events.Event) -> None:
-    """Have a listener hear some events."""
+    """Send a listener some events."""
     for event in heard:
         spans(event)
 
@@ -268,7 +268,7 @@ def test_a_task_that_fails_is_an_error(desk: Desk, state: TaskState, error: str)
 
 
 def test_a_wait_that_is_hopeless_ends_the_span(desk: Desk) -> None:
-    """A final no is an error; whoever waits again later gets a span with a link."""
+    """A final refusal is an error; a later wait gets a span with a link."""
     spans = desk.spans()
     hear(spans, STARTED, ACCEPTED, events.WaitFailed("t-1", "ClipMissing"))
     hear(spans, events.TaskAttached("t-1", 1), events.PollFailed("t-1", "GatewayDown", 1.0), CLOSED)

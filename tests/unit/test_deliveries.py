@@ -94,7 +94,7 @@ async def test_a_client_that_is_closed_hears_nothing(scene: Scene) -> None:
 
 
 async def test_a_loop_that_has_ended_hears_nothing(scene: Scene) -> None:
-    """A delivery for waits whose loop is gone is no error for whoever delivers it."""
+    """A webhook for waits whose loop is gone is no error for its sender."""
     await scene.client.generate(PROMPT)
     loop = asyncio.new_event_loop()
     loop.close()
@@ -151,7 +151,7 @@ async def test_the_official_format_has_no_address(scene: Scene) -> None:
 
 
 async def test_an_end_that_is_found_is_told(scene: Scene) -> None:
-    """If the lost task has ended by then, its end is told and the wait costs no look more."""
+    """If the lost task has ended by then, its end is reported and the wait costs no more polls."""
     await scene.doubt()
     await scene.ended()
     scene.post()
@@ -465,7 +465,7 @@ async def test_an_address_that_is_no_job_is_looked_up_once(
 async def test_a_journal_that_cannot_be_read_is_no_error_for_the_sender(
     gateway: Simulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever delivers is answered as always, and no traceback is in the log."""
+    """The sender is answered as always, and no traceback is in the log."""
     async with scene_of(gateway, secret=SECRET) as scene:
         await scene.client.generate(PROMPT)
     missing, receiver = tmp_path / "missing" / "run.db", CallbackReceiver(URL, secret=SECRET)

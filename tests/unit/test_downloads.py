@@ -805,7 +805,7 @@ def test_a_file_that_exists_may_be_overwritten_on_demand(tmp_path: Path) -> None
     ids=["folder", "no folder", "a file", "too long", "too long for its note", "null"],
 )
 def test_a_bad_target_is_a_usage_error(tmp_path: Path, name: str, happened: str) -> None:
-    """Whatever is wrong with the path is told before any money is spent, and leaves no trace."""
+    """A wrong path raises before any money is spent, and leaves no trace."""
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UsageError, match=happened) as caught:
         check_target(tmp_path / name)

@@ -260,7 +260,7 @@ async def test_a_transformed_answer_is_one(desk: Desk) -> None:
 )
 @pytest.mark.parametrize("make", [whole, chunked], ids=["length", "chunks"])
 async def test_an_encoded_clip_is_decoded(desk: Desk, coding: str, encode: Any, make: Any) -> None:
-    """Its length is that of other bytes, so none is told, and nothing is compared with it."""
+    """Its length is that of other bytes, so none is reported, and nothing is compared with it."""
     seen: list[Progress] = []
     async with raw_server(make(encode(VIDEO), Content_Encoding=coding)) as server:
         await desk.save(server.url, on_progress=seen.append)

@@ -32,7 +32,7 @@ def settings(session: aiohttp.ClientSession | None = None) -> Settings:
 
 
 def is_closed(engine: Engine) -> bool:
-    """Tell whether both of an engine's sessions are closed."""
+    """Return whether both sessions are closed."""
     return engine.transport._free.closed and engine.transport._paid.closed
 
 
@@ -120,7 +120,7 @@ async def test_a_look_is_not_repeated_by_itself() -> None:
 
 
 async def test_closing_ends_waits_and_keeps_paid_requests() -> None:
-    """Waits are abandoned at once; a paid request in the air is waited for."""
+    """Waits are abandoned at once; a paid request in flight is waited for."""
     engine = Engine(settings())
     engine.stay_until_the_loop_ends(list)
     async with raw_server(reply()) as server:
@@ -240,7 +240,7 @@ async def test_one_task_too_many_waits_for_an_end(clock: ManualClock) -> None:
 
 
 async def test_submits_count_and_come_in_their_order(clock: ManualClock) -> None:
-    """While one is in the air there is no room for another, and each that waits is told so."""
+    """While one is in flight there is no room for another, and each that waits is reported."""
     scene = scene_on(clock)
     scene.feed.says(done("t-1"))
     budget, order, landed = TaskBudget(1, scene.poller), [], asyncio.Event()

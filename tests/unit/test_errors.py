@@ -125,7 +125,7 @@ def test_a_text_names_only_the_ids_that_are_known(
 
 @EVERY_KIND
 def test_each_error_has_the_standard_base_that_callers_expect(kind: type[RunwayError]) -> None:
-    """Whoever catches ValueError, ConnectionError or TimeoutError catches ours of that kind."""
+    """`except ValueError`, `ConnectionError` or `TimeoutError` catches ours of that kind."""
     (standard,) = [base for base in kind.__mro__ if base.__module__ == "builtins"][:1]
     assert standard is STANDARD_BASES.get(kind.__name__, Exception)
 

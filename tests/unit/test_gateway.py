@@ -67,7 +67,7 @@ SHAPES: list[tuple[dict[str, Any], str | None, Sense | None]] = [
 def test_a_dialect_is_known_by_its_shape(
     body: dict[str, Any], name: str | None, sense: Sense | None
 ) -> None:
-    """The smallest body of each shape of api-facts 2 goes to its own row, whoever sent it."""
+    """The smallest body of each shape of api-facts 2 goes to its own row, whatever its host."""
     assert dialect_of(body) == (name and (name, sense))
 
 

@@ -87,7 +87,7 @@ def test_a_look_that_was_quicker_costs_one_proof() -> None:
 
 
 def test_silence_is_what_never_was_broken() -> None:
-    """So many ends without any delivery are silence; with one, however old, they are not."""
+    """Several ends without a webhook are silence; with one, however old, they are not."""
     reliance = Reliance()
     for _ in range(SILENT_ENDS - 1):
         reliance.end_was_not_told()

@@ -107,7 +107,7 @@ async def hear(event: Event) -> None:
     "listener", [hear, Async(), functools.partial(hear)], ids=["function", "object", "partial"]
 )
 def test_an_async_listener_is_refused(listener: Any) -> None:
-    """It would never be awaited, so that it is told when it is given."""
+    """It would never be awaited, so it is refused when it is given."""
     with pytest.raises(UsageError, match="async function") as caught:
         Hooks([listener])
     assert caught.value.field == "hooks"

@@ -346,7 +346,7 @@ def test_a_row_that_is_too_long_is_told(made: Make) -> None:
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
 def test_bad_entries_can_be_passed_over(made: Make, name: str) -> None:
-    """Each bad entry is told to the listener in its order, and the good ones come all the same."""
+    """Each bad entry is reported in its order, and the good ones come all the same."""
     good, bad = {
         "a.txt": ("good", ""),
         "a.jsonl": ('"good"', '{"prompt": ""}'),
@@ -567,7 +567,7 @@ def test_a_descriptor_is_copied(made: Make) -> None:
 
 @pytest.mark.parametrize("name", ["a.txt", "missing.txt", "."])
 def test_a_file_is_not_copied(made: Make, name: str) -> None:
-    """A file is read where it is, and what cannot be read is told by reading it."""
+    """A file is read where it is, and reading it shows what cannot be read."""
     path = made("a.txt", "a kitten\n").parent / name
     with spooled(path) as same:
         assert same == path
@@ -585,7 +585,7 @@ def test_a_pipe_is_refused_before_it_is_opened(tmp_path: Path) -> None:
 def test_standard_input_may_be_missing_or_closed(
     stdin: Callable[[bytes], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A program without a terminal has none; one that was closed, or cannot be read, is told."""
+    """A program without a terminal has none; a closed or unreadable one raises."""
     stdin(b"")
     sys.stdin.buffer.close()
     with pytest.raises(UsageError, match=r"'-' cannot be read \(ValueError\)"), spooled("-"):

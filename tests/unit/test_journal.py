@@ -292,7 +292,7 @@ async def test_counts_have_every_state(journal: Journal) -> None:
 
 
 async def test_durations_are_of_finished_jobs(journal: Journal) -> None:
-    """How long it took is told of jobs that were accepted and finished, the latest first."""
+    """How long it took is known of jobs that were accepted and finished, the latest first."""
     for number, (accepted, finished) in enumerate([(0.0, 104.0), (200.0, 491.0)]):
         key = f"k{number}"
         await journal.plan(wanted(key, model="gen4", seconds=5), 0.0)
@@ -388,7 +388,7 @@ async def test_it_notes_failures(journal: Journal, end: TaskState) -> None:
 
 
 async def test_what_is_written_of_an_end_stays(journal: Journal) -> None:
-    """An end that is told again, after another, changes nothing."""
+    """An end that is reported again, after another, changes nothing."""
     before = await job_at(journal, SAVED)
     journal.note(settled(TaskState.FAILED))
     journal.note(settled(TaskState.SUCCEEDED))
@@ -411,7 +411,7 @@ async def test_unknown_tasks_and_other_events_are_nobodys_concern(
 async def test_a_remark_that_cannot_be_written_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nobody waits for a remark, so that its failure is told in the log."""
+    """A note is not awaited, so its failure is in the log."""
     journal = Journal(tmp_path / "nowhere" / "run.db")
     journal.note(settled(TaskState.SUCCEEDED))
     await journal.aclose()
@@ -578,7 +578,7 @@ def test_each_older_version_has_a_way_on() -> None:
 
 
 def next_version(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """Have one more version, to which *script* leads."""
+    """Add one more version, to which *script* leads."""
     more = {**journals.MIGRATIONS, SCHEMA_VERSION: script}
     monkeypatch.setattr(journals, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
     monkeypatch.setattr(journals, "MIGRATIONS", more)
@@ -753,7 +753,7 @@ async def test_a_file_that_may_not_be_written_is_told() -> None:
 
 
 async def test_a_folder_that_may_not_be_entered_is_no_other_process() -> None:
-    """Missing permissions are told as such, whatever the folder is called."""
+    """Missing permissions are named in the error, whatever the folder is called."""
     with guest() as place:
         (place / "locked").mkdir(mode=0o000)
         async with opened(place / "locked" / "in" / "run.db") as journal:
@@ -866,7 +866,7 @@ async def test_a_second_process_is_told_and_writes_nothing(path: Path) -> None:
 
 
 async def test_a_process_that_was_killed_leaves_its_doubts(path: Path) -> None:
-    """A job that was in the air when its process was killed is in doubt when it is opened anew."""
+    """A job in flight when its process was killed is in doubt when the journal is opened again."""
     with python(HOLDER, path) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -1035,7 +1035,7 @@ async def test_what_gathers_is_written_in_few_transactions(journal: Journal) -> 
 async def test_a_fault_of_one_is_its_own(
     journal: Journal, fault: Callable[[Journal], Awaitable[Job]]
 ) -> None:
-    """Whoever shares a transaction with what cannot be written is written all the same."""
+    """A step that shares a transaction with one that cannot be written is written all the same."""
     await job_at(journal, ACCEPTED)
     await job_at(journal, SUBMITTING, "other")
     _, wrong, _ = await asyncio.gather(
@@ -1132,7 +1132,7 @@ async def test_other_text_is_kept_as_it_is(journal: Journal, text: str) -> None:
 
 
 async def damaged(journal: Journal, setting: str) -> None:
-    """Have a finished job, of which a column was overwritten."""
+    """Write a finished job, of which a column was overwritten."""
     await job_at(journal, FINISHED)
     await asked(journal, f"UPDATE job SET {setting} RETURNING 1")  # noqa: S608
 

@@ -63,7 +63,7 @@ VALUES ('in the air', 'g', 'ActOne', 'submitting', 1, 3.5);
 
 
 def of_version_1(path: Path) -> None:
-    """Leave what the first version leaves when it is killed: two jobs, one of them in the air."""
+    """Leave what the first version leaves when it is killed: two jobs, one of them in flight."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("PRAGMA journal_mode=WAL")
         db.executescript(VERSION_1 + ROWS)

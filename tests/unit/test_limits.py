@@ -28,7 +28,7 @@ def instants(pace: Pace, count: int, now: float) -> Iterator[float]:
 
 @attrs.define
 class Gateway:
-    """Lets so many requests through each second, and no more than *burst* at once."""
+    """Lets this many requests through each second, and no more than *burst* at once."""
 
     rate: float
     burst: float = 1.0
@@ -445,7 +445,7 @@ async def test_nobody_overtakes_who_waits() -> None:
     [(0, [0, 9, 1, 2, 3]), (1, [0, 1, 9, 2, 3]), (7, [0, 1, 2, 3, 9]), (None, [0, 1, 2, 3, 9])],
 )
 async def test_one_may_stand_further_ahead(behind: int | None, order: list[int]) -> None:
-    """Whoever says how many go before goes after so many, and the others keep their order."""
+    """A request that stands behind some others goes after these, and all keep their order."""
     some = visitors(requests_in_flight=1)
     await some.come(0, 1, 2, 3)
     await some.come(9, behind=behind)
@@ -455,7 +455,7 @@ async def test_one_may_stand_further_ahead(behind: int | None, order: list[int])
 
 
 async def test_who_gives_up_holds_nobody_up() -> None:
-    """Whoever is cancelled while waiting takes no slot, and the others keep their order."""
+    """A request that is cancelled while waiting takes no slot, and the others keep their order."""
     some = visitors(requests_in_flight=1)
     await some.come(*range(6))
     await some.give_up(1, 3, 4)
@@ -661,7 +661,7 @@ async def test_the_repr_tells_the_state() -> None:
 
 
 async def test_a_request_that_was_left_in_the_air_counts() -> None:
-    """Whoever waits behind it comes in when its answer is here, and not when its caller leaves."""
+    """The next request goes in when the answer is here, and not when the caller leaves."""
     some, landed = visitors(requests_in_flight=1), asyncio.Event()
     async with some.gate.slot():
         some.gate.hold(asyncio.create_task(landed.wait()))

@@ -52,7 +52,7 @@ class FakeCli:
 
 
 def install(monkeypatch: pytest.MonkeyPatch, cli: FakeCli) -> None:
-    """Have the extra there, and *cli* in place of the module that needs it."""
+    """Install the extra, and *cli* in place of the module that needs it."""
     for name in ("cyclopts", "rich"):
         there = ModuleType(name)
         there.__spec__ = ModuleSpec(name, None)
@@ -73,7 +73,7 @@ def test_the_process_ends_with_the_code_of_the_command(
 def test_ctrl_c_before_the_command_began_is_quiet(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whoever presses Ctrl-C while Python still imports sees no traceback, and gets 130."""
+    """Ctrl-C while Python still imports shows no traceback, and exits with 130."""
     install(monkeypatch, FakeCli(KeyboardInterrupt()))
     assert exit_code_of_main() == 130
     assert capsys.readouterr().err == ""

@@ -70,7 +70,7 @@ def test_a_task_known_by_its_id_only() -> None:
 
 
 def test_a_task_that_has_its_clip_is_full() -> None:
-    """Whatever percent was told last; the text says how to get the clip."""
+    """Whatever the last percent was, the text says how to get the clip."""
     page = read_page(task_view("t-1", done()))
     assert [bar["value"] for bar in page.all("progress")] == ["100"]
     assert page.text == "SucceededAwaiting it gives the clip.Task t-1"

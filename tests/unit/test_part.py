@@ -415,7 +415,7 @@ with open(sys.argv[1], "a+b") as file:
 
 @contextmanager
 def another_process(part: Path) -> Iterator[None]:
-    """Have another process hold *part* as a download does."""
+    """Lock *part* in another process, as a download does."""
     program = [sys.executable, "-c", HOLDING, str(part)]
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None

@@ -164,7 +164,7 @@ async def test_a_failed_task_ends_its_wait(scene: Scene) -> None:
 
 
 async def test_the_end_is_told_once(scene: Scene) -> None:
-    """However often an ended task is looked at, one `TaskSettled` is told, with its points."""
+    """However often an ended task is polled, there is one `TaskSettled`, with its points."""
     scene.feed.says(record(), done())
     watch = scene.watch()
     waiting = scene.wait(watch)
@@ -619,7 +619,7 @@ async def test_a_change_wakes_who_waits_for_changes(scene: Scene) -> None:
 
 
 async def test_a_change_that_was_is_given_at_once(scene: Scene) -> None:
-    """Who knows less than the scheduler does is told without a look."""
+    """A caller that knows less than the poller gets the last record without a poll."""
     watch = scene.watch()
     await scene.poller.refresh(watch)
     assert await scene.poller.changed(watch, 0, None, None) == record()
@@ -780,7 +780,7 @@ async def test_no_secret_is_told(scene: Scene, caplog: pytest.LogCaptureFixture)
 
 
 async def test_an_end_that_is_known_is_told_without_a_look(scene: Scene) -> None:
-    """What the answer to a submit showed already is told once; of anything else nothing is."""
+    """What the answer to a submit showed already is reported once; of anything else nothing is."""
     watch = scene.watch()
     scene.poller.take_end(watch)
     assert scene.ear.heard == []

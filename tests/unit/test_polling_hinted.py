@@ -32,7 +32,7 @@ def addressed(scene: Scene, task_id: str = "t-1") -> Watch:
 
 
 async def prove(scene: Scene, task_id: str = "proof") -> None:
-    """Have one end told by a delivery before a look finds it."""
+    """Announce one end by a webhook before a poll finds it."""
     scene.feed.says(done(task_id), task_id=task_id)
     watch = addressed(scene, task_id)
     waiting = scene.wait(watch)
@@ -189,7 +189,7 @@ async def test_a_closed_scheduler_takes_no_hint(scene: Scene) -> None:
 
 
 async def test_an_end_that_was_found_elsewhere_was_told(scene: Scene) -> None:
-    """What a delivery led to is told by it, whoever looked, and counts as proof."""
+    """An end that a webhook led to counts as proof, whichever wait polled."""
     scene.poller.take_told(addressed(scene), record())
     assert not scene.poller._reliance.is_proved
     watch = addressed(scene, "t-2")
@@ -211,7 +211,7 @@ async def test_without_proof_it_looks_as_ever(scene: Scene) -> None:
 
 
 async def test_with_proof_it_looks_once_a_minute(scene: Scene) -> None:
-    """Once an end was told first, tasks with an address are left to their deliveries."""
+    """Once a webhook came first, tasks with an address are left to their webhooks."""
     await prove(scene)
     waiting = scene.wait(addressed(scene))
     await scene.clock.advance(130)
@@ -257,7 +257,7 @@ async def test_an_end_that_is_told_late_is_no_proof(scene: Scene) -> None:
 
 
 async def settle_untold(scene: Scene, count: int) -> None:
-    """Have so many tasks end of which no delivery tells."""
+    """End this many tasks without a webhook."""
     for number in range(count):
         scene.feed.says(done(f"u-{number}"), task_id=f"u-{number}")
         waiting = scene.wait(addressed(scene, f"u-{number}"))
@@ -300,7 +300,7 @@ def slow_scene(clock: ManualClock) -> Scene:
 
 
 async def test_a_hint_goes_before_all_that_are_due(clock: ManualClock) -> None:
-    """Where looks go one at a time, the one that was told of is the next; nobody jumps the pace."""
+    """Where polls go one at a time, the task of the webhook is next; none jumps the pace."""
     scene = slow_scene(clock)
     watches = [addressed(scene, f"t-{n}") for n in range(20)]
     waits = [scene.wait(watch) for watch in watches]

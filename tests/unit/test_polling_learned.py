@@ -28,7 +28,7 @@ START = 1_000.0
 
 
 def durations(count: int, median: float) -> list[float]:
-    """Return durations that are lognormal as exactly as so many can be."""
+    """Return lognormal durations, as exactly as *number* of them can be."""
     normal = NormalDist(math.log(median), 0.35)
     return [math.exp(normal.inv_cdf((place + 0.5) / count)) for place in range(count)]
 
@@ -204,7 +204,7 @@ async def test_a_drift_brings_the_exponential_rhythm_back(clock: ManualClock) ->
 
 @attrs.define(eq=False)
 class Scarcity:
-    """A scheduler whose looks share a gate of so many requests a second."""
+    """A poller whose polls share a rate limiter of this many requests a second."""
 
     scene: Scene
     gate: Gate
@@ -475,7 +475,7 @@ async def test_a_deadline_passes_while_a_look_queues(clock: ManualClock) -> None
 
 
 async def test_closing_ends_the_look_that_queues(clock: ManualClock) -> None:
-    """A closed scheduler leaves nothing at the gate, and its waits are told."""
+    """A closed poller leaves nothing in the rate limiter, and its waits end with an error."""
     world = scarce(clock)
     waits = [world.scene.wait(watch_on(world.scene, f"t-{n}", age=30.0)) for n in range(3)]
     await clock.advance(0.5)

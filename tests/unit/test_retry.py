@@ -311,7 +311,7 @@ async def test_a_doubt_may_come_after_a_refusal() -> None:
 
 
 async def test_a_pause_that_is_too_long_ends_in_the_refusal() -> None:
-    """A gateway that asks for an hour gets no repeat, and the caller is told for how long."""
+    """A gateway that asks for an hour gets no retry, and the error says how long it asked for."""
     error = gateway_error(RateLimited, Fate.REFUSED, 3600.0)
     sendings = Sendings(error, "answer")
     with pytest.raises(RateLimited) as caught:
@@ -329,7 +329,7 @@ async def test_what_is_not_ours_goes_through() -> None:
 
 
 async def test_cancelling_the_pause_ends_it() -> None:
-    """Whoever is cancelled between two sendings sends no more."""
+    """A request that is cancelled between two attempts is not sent again."""
     sendings = Sendings(gateway_error(RateLimited, Fate.REFUSED, 100.0), "answer")
 
     async def cancelled(delay: float) -> None:

@@ -26,7 +26,7 @@ SLICES = len(EDGES) - 1
 
 
 def durations(count: int, median: float = 100.0, sigma: float = 0.35) -> list[float]:
-    """Return durations that are lognormal as exactly as so many can be, in no order."""
+    """Return lognormal durations in no order, as exactly as this many can be."""
     normal = NormalDist(math.log(median), sigma)
     drawn = [math.exp(normal.inv_cdf((place + 0.5) / count)) for place in range(count)]
     random.Random(1).shuffle(drawn)
@@ -34,7 +34,7 @@ def durations(count: int, median: float = 100.0, sigma: float = 0.35) -> list[fl
 
 
 def end(learner: Learner, duration: float, kind: Kind = KIND, interval: float = 5.0) -> None:
-    """Have *learner* look at a task until it sees that it took *duration*, asking it on the way."""
+    """Let *learner* poll a task until it sees that it took *duration*, at its own intervals."""
     age = 0.0
     while age < duration:
         learner.gap(kind, age, 0.0)
@@ -43,7 +43,7 @@ def end(learner: Learner, duration: float, kind: Kind = KIND, interval: float = 
 
 
 def taught(count: int = 200, policy: PollPolicy | None = None, median: float = 100.0) -> Learner:
-    """Return a learner that saw so many tasks from their submit to their end."""
+    """Return a learner that saw a number of tasks from their submit to their end."""
     learner = Learner(policy or PollPolicy())
     for duration in durations(count, median):
         end(learner, duration)

@@ -577,7 +577,7 @@ async def test_a_script_speaks_its_own_dialect(caller: Caller) -> None:
 
 
 async def test_an_unknown_dialect_is_an_error_at_once() -> None:
-    """A misspelt dialect is told when it is named, with the names there are."""
+    """A misspelt dialect is in the error, with the names there are."""
     with pytest.raises(ValueError, match="'envelop' is unknown; there are: envelope, "):
         Simulator(dialect="envelop")
     with pytest.raises(ValueError, match="'b' is unknown"):
@@ -626,7 +626,7 @@ async def test_requests_are_remembered_with_what_matters(caller: Caller) -> None
 
 
 async def test_the_log_forgets_the_oldest() -> None:
-    """Only so many requests are remembered as `log_limit` says."""
+    """Only the last `log_limit` requests are remembered."""
     async with running(log_limit=2) as caller:
         for number in range(3):
             await caller.ask("GET", f"/{number}")
@@ -841,7 +841,7 @@ async def test_an_address_may_be_known_before_it_runs(host: str) -> None:
 
 
 def test_a_port_that_is_not_opened_can_be_let_go() -> None:
-    """What `bind` took, `unbind` gives back, and it may be taken by whoever comes next."""
+    """`unbind` frees the port that `bind` took, and another server may take it."""
     gateway = Simulator()
     gateway.bind()
     gateway.unbind()

@@ -78,7 +78,7 @@ async def test_each_change_is_told_as_the_bare_task() -> None:
 
 @pytest.mark.usefixtures("virtual")
 async def test_callbacks_may_be_late_repeated_and_about_the_end_alone() -> None:
-    """Only the failure is told, three times, half a minute late."""
+    """Only the failure is sent, three times, half a minute late."""
     callbacks = Callbacks(times=3, delay=30.0, progress=False)
     async with receiving() as receiver, Simulator(takes=100.0, callbacks=callbacks) as gateway:
         gateway.script(then="fail")
@@ -167,7 +167,7 @@ async def test_closing_stops_what_is_on_its_way() -> None:
 
 @pytest.mark.usefixtures("virtual")
 async def test_neighbours_may_change_places() -> None:
-    """The end is told before the change that led to it, and nothing is told before it happened."""
+    """The end is sent before the change that led to it, and nothing is sent before it happened."""
     callbacks = Callbacks(disorder=True)
     async with receiving() as receiver, Simulator(takes=100.0, callbacks=callbacks) as gateway:
         gateway.script(progress=(0, 30, 60))

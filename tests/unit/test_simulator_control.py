@@ -111,7 +111,7 @@ async def test_its_health_tells_simulated_time() -> None:
 
 
 async def test_the_options_lead_to_every_address_and_to_no_key() -> None:
-    """What the gateway is like is told, a function as null, and its key is not."""
+    """The options of the gateway are shown, a function as null, and its key is not."""
     async with running(takes=lambda _: 5.0, points=7, callbacks=None, api_key="sk-x") as caller:
         options = await caller.told("GET options")
     assert options["base_url"] == caller.gateway.base_url
@@ -420,7 +420,7 @@ def example(kind: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", _wanted.FAULTS)
 async def test_each_kind_of_fault_can_be_planned(caller: Caller, kind: str) -> None:
-    """Each fault is planned by name where it can happen, and is told in a form that plans it."""
+    """Each fault is planned by name where it can happen, and is shown in a form that plans it."""
     for where in _wanted.FAULTS[kind].usable_on:
         wanted = {"where": where, "fault": example(kind)}
         told = (await caller.told("POST faults", wanted))["fault"]
@@ -464,7 +464,7 @@ async def test_a_fault_happens_as_often_as_it_was_planned(caller: Caller) -> Non
 
 
 async def test_a_fault_ends_when_its_time_is_over(caller: Caller) -> None:
-    """A fault for so many seconds tells how many are left."""
+    """A fault with a number of seconds shows how many are left."""
     wanted = {"where": "feed", "fault": "Drop", "times": None, "seconds": 1000}
     assert 0 < (await caller.told("POST faults", wanted))["fault"]["seconds"] <= 1000
     await caller.told("POST faults", {**wanted, "seconds": 0.5e-6})
@@ -704,7 +704,7 @@ async def test_control_is_never_limited_and_never_goes_wrong() -> None:
 
 
 async def test_no_key_is_told() -> None:
-    """Wherever a key may stand in a request, what is told of the request is without it."""
+    """Wherever a key may stand in a request, what is shown of the request is without it."""
     async with running(takes=0.0, key_style="any") as caller:
         await caller.told("POST keys", {"key": "sk-second-key", "points": 500})
         await caller.submit(key=KEY)

@@ -186,7 +186,7 @@ async def test_a_part_is_the_part_that_was_asked_for(
 
 
 async def test_a_part_beyond_the_end_is_a_416() -> None:
-    """Nothing is left to send, and the true length is told."""
+    """Nothing is left to send, and the true length is in the header."""
     async with Simulator(takes=0.0, video=b"0123") as gateway:
         status, _, headers = await get((await told(gateway))["video_url"], Range="bytes=4-")
     assert (status, headers["Content-Range"]) == (416, "bytes */4")

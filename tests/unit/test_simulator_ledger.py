@@ -91,7 +91,7 @@ async def test_all_that_was_planned_came(gateway: Simulator, client: Client) -> 
 
 
 def by_the_body(body: Mapping[str, Any]) -> bool:
-    """Tell kittens."""
+    """Return whether the prompt is about kittens."""
     return "kitten" in body["prompt"]
 
 

@@ -140,7 +140,7 @@ def marked(tests: str, mark: str) -> str:
 
 @pytest.fixture(autouse=True)
 def settings(pytester: pytest.Pytester) -> None:
-    """Have each warning be an error, as careful users do."""
+    """Turn each warning into an error, as careful users do."""
     pytester.makeini(
         """
         [pytest]

@@ -163,7 +163,7 @@ async def test_time_goes_on_while_nobody_runs(path: Path) -> None:
 
 
 async def test_the_last_run_says_how_fast_the_gap_went(path: Path) -> None:
-    """A new speed is for the time from now on: it makes nothing undone that was told."""
+    """A new speed is for the time from now on: it undoes nothing that was reported."""
     async with running(path, speed=0.001) as (_, caller):
         await caller.start()
     async with Simulator(state_file=path, speed=100.0):
@@ -524,7 +524,7 @@ async def test_what_happened_meanwhile_is_told_when_it_is_back(path: Path) -> No
 
 
 async def test_a_callback_that_is_late_anyhow_is_not_lost(path: Path) -> None:
-    """An end that came before a restart and was to be told after it is told after it."""
+    """An end that came before a restart and was due to be sent after it is sent after it."""
     late = Callbacks(delay=30.0, progress=False)
     async with receiving() as (url, got):
         async with running(path, callbacks=late) as (_, caller):

@@ -182,7 +182,7 @@ class Worker(threading.Thread):
             self.answer(work)
 
     async def do(self) -> None:
-        """Have one work done."""
+        """Run one piece of work."""
         done = asyncio.get_running_loop().create_future()
         self.works.put((done, "a kitten"))
         await done

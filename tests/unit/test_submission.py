@@ -110,7 +110,7 @@ def in_doubt() -> errors.SubmissionInDoubt:
 def test_a_failure_is_told_by_its_name(
     submission: Submission, ear: Ear, error: BaseException, attempts: int, fate: Fate
 ) -> None:
-    """What ended without a task, and surely without a charge, is told with its fate, and raised."""
+    """What ended without a task, and surely without a charge, is reported and raised."""
     submission.attempts = attempts
     with pytest.raises(type(error)), submission.told():
         raise error
@@ -213,7 +213,7 @@ async def test_its_address_knows_whether_a_task_may_come_of_it(
 
 
 def test_one_that_was_left_has_its_end_later(submission: Submission, ear: Ear) -> None:
-    """Cancelled in the air, it is no failure: what became of it is told when that is known."""
+    """Cancelled in flight, it is no failure: its outcome is reported when that is known."""
     submission.leave()
     with pytest.raises(asyncio.CancelledError), submission.told():
         raise asyncio.CancelledError
@@ -227,7 +227,7 @@ def test_one_that_was_left_has_its_end_later(submission: Submission, ear: Ear) -
 
 
 def test_one_that_was_accepted_does_not_fail(submission: Submission, ear: Ear) -> None:
-    """Whatever goes wrong after the id came, the end that is told is the task."""
+    """Whatever goes wrong after the id came, the reported end is the task."""
     submission.accepted("t-1")
     with pytest.raises(ZeroDivisionError), submission.told():
         raise ZeroDivisionError
@@ -294,7 +294,7 @@ async def test_what_cannot_be_written_costs_no_task(
 
 
 async def test_one_that_is_cut_off_may_have_been_accepted(submission: Submission) -> None:
-    """A loop that ends while it is in the air leaves a doubt, to which a delivery may come."""
+    """A loop that ends while it is in flight leaves a doubt, to which a webhook may come."""
     submission.address = Address(b"nonce", request=REQUEST)
     with pytest.raises(asyncio.CancelledError):
         await submission.sending(ending_in(asyncio.CancelledError()))
@@ -303,7 +303,7 @@ async def test_one_that_is_cut_off_may_have_been_accepted(submission: Submission
 
 
 async def test_one_that_is_left_in_doubt_is_told_as_one(submission: Submission, ear: Ear) -> None:
-    """Whoever leaves while a delivery is asked what became of it has not left before a sending."""
+    """A caller that leaves while a webhook settles a doubt has not left before a sending."""
     with pytest.raises(errors.NoReply):
         await submission.sending(ending_in(errors.NoReply(*TEXTS)))
     with pytest.raises(asyncio.CancelledError), submission.told():

@@ -114,7 +114,7 @@ def test_the_texts_that_may_not_be_shown(home: Home) -> None:
 
 
 def test_a_handle_tells_what_its_deliveries_led_to(home: Home) -> None:
-    """Whoever submitted with a callback address holds what is known, without having waited."""
+    """A task with a callback address holds what is known, without a wait."""
     task = home.task()
     watch = home.scene.watch()
     task.keep(watch)
@@ -346,7 +346,7 @@ async def test_updates_end_with_the_task(home: Home) -> None:
 
 
 async def test_a_slow_reader_gets_the_latest_only(home: Home) -> None:
-    """What changed while it was busy is told as one change."""
+    """Changes while the listener was busy arrive as one change."""
     home.scene.feed.says(*(record(progress=step / 10) for step in range(9)), done())
     task = home.task()
     others_wait = asyncio.ensure_future(task.wait())

@@ -522,7 +522,7 @@ async def test_no_more_than_the_limit_are_in_flight(make: Make) -> None:
 
 
 async def test_a_paid_request_in_the_air_outlives_its_caller(make: Make) -> None:
-    """Whoever sent it is gone, and the exchange, which goes on, is handed over at once."""
+    """The sender is gone, and the exchange, which goes on, is handed over at once."""
     left: list[asyncio.Task[Any]] = []
     async with raw_server(reply(b"[1]")) as server:
         server.may_answer.clear()
@@ -587,7 +587,7 @@ async def test_a_paid_request_in_its_pause_is_not_sent_again(
 
 
 async def test_a_paid_request_that_comes_too_late_is_not_sent(make: Make) -> None:
-    """Whatever kept it waiting: once nothing more is paid for, only what is in the air goes on."""
+    """Once nothing more is paid for, only what is in flight goes on, whatever kept it waiting."""
     async with raw_server(reply()) as server:
         server.may_answer.clear()
         transport = make(requests_in_flight=1)
@@ -617,7 +617,7 @@ async def test_what_it_opened_it_closes(make: Make) -> None:
 
 
 async def test_a_close_that_is_cancelled_closes(make: Make) -> None:
-    """Who does not want to wait for a request in the air leaves no session open."""
+    """A close that does not wait for a request in flight leaves no session open."""
     async with raw_server(reply()) as server:
         server.may_answer.clear()
         transport = make()

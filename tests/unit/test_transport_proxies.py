@@ -89,7 +89,7 @@ def looks(url: str) -> Request:
         ({"HTTPS_PROXY": "https://p.example"}, "https://a.example", "https://p.example"),
         ({"HTTPS_PROXY": "http://u:s@p"}, "https://a.example", "http://u:s@p"),
         ({"HTTPS_PROXY": ""}, "https://a.example", None),
-        # a CGI script's HTTP_PROXY is a header of whoever called it
+        # a CGI script's HTTP_PROXY is a header of the caller's
         ({"HTTP_PROXY": "http://p", "REQUEST_METHOD": "GET"}, "http://a.example", None),
         # exceptions
         ({"ALL_PROXY": "http://p", "NO_PROXY": "a.example"}, "https://a.example", None),

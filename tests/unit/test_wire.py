@@ -174,7 +174,7 @@ def test_no_sample_makes_an_error_tell_a_secret(sample: Sample) -> None:
 
 
 def with_echo(value: Any, echo: str) -> Any:
-    """Give JSON in which each text also quotes what was sent."""
+    """Return JSON in which each text also quotes what was sent."""
     if isinstance(value, dict):
         return {key: with_echo(item, echo) for key, item in value.items()} | {echo: 1}
     if isinstance(value, list):
@@ -889,7 +889,7 @@ def test_every_fault_of_an_answer_is_told_with_its_place() -> None:
 def test_an_answer_to_another_question_is_unreadable(
     endpoint: str, body: dict[str, Any], reason: str
 ) -> None:
-    """A task in place of a balance, or half a balance, is told as that and not guessed at."""
+    """A task in place of a balance, or half a balance, raises and is not guessed at."""
     with pytest.raises(errors.UnreadableReply) as caught:
         read(body, endpoint)
     assert caught.value.reasons == (reason,)
@@ -913,7 +913,7 @@ def test_a_page_that_was_cut_short_is_still_a_page() -> None:
 @pytest.mark.parametrize("name", ["x-oneapi-request-id", "x-request-id"])
 @pytest.mark.parametrize("body", [{"error": {"message": "no"}}, {"what": 1}])
 def test_a_request_id_may_stand_in_a_header(name: str, body: dict[str, Any]) -> None:
-    """Where the message has no request id, the header's is told, with secrets taken out."""
+    """Where the message has no request id, the header's is reported, with secrets taken out."""
     with pytest.raises(errors.RunwayError) as caught:
         read(body, headers={name: f"r-1-{KEY}"})
     assert caught.value.request_id == "r-1-<hidden>"
@@ -1085,12 +1085,12 @@ def test_a_refund_is_an_amount_or_a_flag(told_as: Any, refunded: bool) -> None:
     ],
 )
 def test_a_balance_is_completed_from_two_of_three(body: dict[str, Any], balance: Balance) -> None:
-    """What is left, used and granted follow from one another where two of them are told."""
+    """What is left, used and granted follow from one another where two of them are given."""
     assert read(body, "token_usage") == balance
 
 
 def test_the_converter_is_made_anew_each_time() -> None:
-    """Whoever changes a converter changes their own, and not how this package reads."""
+    """Changing a converter does not change how this package reads."""
     assert _wire.make_converter() is not _wire.make_converter()
 
 
