@@ -68,11 +68,12 @@ def build(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style, form and spelling."""
+    """Style, form, spelling and words."""
     install_groups(session, "lint")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("codespell")
+    session.run("python", "docs/words.py")
 
 
 @nox.session

@@ -518,7 +518,7 @@ def callback_numbers() -> str:
                 "ends told first that make up for one that was not",
                 f"1, then 2, 4 and so on, up to {hints.MOST_PROOF}",
             ),
-            ("ends without any delivery, until it is told", f"{hints.SILENT_ENDS}"),
+            ("ends without any webhook until the event `CallbacksMissing`", f"{hints.SILENT_ENDS}"),
         ),
     )
 

@@ -98,7 +98,7 @@ SIMULATE: Final = gateway_option(
 @Parameter(name="*")
 @attrs.frozen(kw_only=True)
 class Talk:
-    """How results and news are told."""
+    """How results and progress are shown."""
 
     json: Annotated[
         bool, result_option("Print one JSON object, and no progress.", **NO_DEFAULT)
@@ -154,7 +154,7 @@ class Reach:
         return key
 
     def check_simulated(self) -> None:
-        """See to it that nobody who means a real gateway is given a simulated one."""
+        """Raise if both a real gateway and a simulated one are named."""
         if self.base_url or self.api_key_file:
             raise usage_error(
                 "simulate",
@@ -191,7 +191,7 @@ def _read_key(path: Path) -> str:
 
 
 def check_positive(name: str, value: float) -> None:
-    """See to it that the option *name* is a number that can be counted down from."""
+    """Raise unless the option *name* is a number that can be counted down from."""
     if not 0 < value < math.inf:
         raise usage_error(name, f"--{name} is {value:g}.", "Use a number above 0.")
 
@@ -206,7 +206,7 @@ def guarded(
     try:
         with Stop() as stop, asyncio.Runner() as runner, logged(screen, verbosity), screen:
             return stop.run(runner, work())
-    except Exception as error:  # noqa: BLE001  (a defect is told, too, with the task to go on with)
+    except Exception as error:  # noqa: BLE001  (a defect is shown too, with the task to go on with)
         if verbosity > 1:
             write(sys.stderr, redact("".join(traceback.format_exception(error))))
         complain(_told(error))
@@ -257,7 +257,7 @@ class Stop:
             return 128 + self._number
 
     def _wake_by_signals(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have a signal wake the loop that comes just as it falls asleep, or to another thread."""
+        """Let a signal wake the loop, also one that arrives just as it falls asleep."""
         with contextlib.suppress(NotImplementedError):  # where loops see to that themselves
             for number in self._before:
                 # For what it does beside: the loop closes it again.

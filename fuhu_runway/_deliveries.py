@@ -60,8 +60,8 @@ class Deliveries:
     """
     The deliveries to one client, in all its loops; without a receiver there are none.
 
-    It may not hold the client, which holds it: whoever forgets to close a client is told so when
-    nobody has it any more.
+    It must not hold the client, which holds it: a client that was never closed warns when it is
+    collected.
     """
 
     receiver: "CallbackReceiver | None"
@@ -87,7 +87,7 @@ class Deliveries:
         return self.receiver.address(self, request, key, self.clock.wall())
 
     def heard(self, address: "Address", delivery: "Delivery") -> None:
-        """Take note of a delivery, in whatever thread and loop this is; for the receiver."""
+        """Record a webhook, in whatever thread and loop this is; for the receiver."""
         try:
             here = asyncio.get_running_loop()
         except RuntimeError:
@@ -143,7 +143,7 @@ class Deliveries:
         if address is None:
             return None
         request = address.request
-        # To its end, whoever leaves: half-way the task would be known, and nobody have it.
+        # Shielded from cancellation: half-way the task would be known and held by no handle.
         seeking = asyncio.create_task(self._sought(engine, address))
         try:
             return await asyncio.shield(seeking)
@@ -154,7 +154,7 @@ class Deliveries:
     async def recover(
         self, engine: Engine, address: "Address", endpoint: str | None = None
     ) -> None:
-        """Have the client keep the task of a submission in doubt, if a delivery told of it."""
+        """Keep the task of a submission in doubt, if a webhook named it."""
         await self._adopted(
             engine, address, address.request, endpoint, self._sought(engine, address)
         )

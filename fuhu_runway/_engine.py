@@ -115,7 +115,7 @@ class Engine:
 
     def stay_until_the_loop_ends(self, forget: Callable[[], object]) -> None:
         """
-        Have the loop close this engine, if nobody did before, and call *forget*.
+        Close this engine when the loop ends, unless it is closed by then, and call *forget*.
 
         `asyncio.run` closes the asynchronous generators that are still suspended while the loop
         still runs: the one moment at which a session can be closed that nobody closed.
@@ -170,8 +170,8 @@ class TaskBudget:
     """
     How many tasks of this client may exist at once.
 
-    A task counts until its end is seen. Whoever waits for room has the outstanding tasks watched,
-    so that room comes free also where nobody waits for them.
+    A task counts until its end is seen. While a submission waits for a free slot, the unfinished
+    tasks are polled, so that a slot is released even if no caller awaits them.
     """
 
     def __init__(self, at_most: int | None, poller: Poller) -> None:
@@ -204,7 +204,7 @@ class TaskBudget:
             self._submitted()
 
     def hold(self, flight: "asyncio.Task[Any]") -> None:
-        """Count a submission until its answer is here, whose caller has left it in the air."""
+        """Count a submission whose caller was cancelled, until its answer is here."""
         if self.at_most is not None:
             self._submitting += 1
             flight.add_done_callback(self._submitted)

@@ -395,7 +395,7 @@ class Dialect:
 
 
 def is_whole(value: object) -> bool:
-    """Tell a number, or digits, from the boolean that Python calls an int too (api-facts 2 F)."""
+    """Return whether it is a number or digits, and no boolean (api-facts 2 F)."""
     if isinstance(value, str):
         digits = value.strip()
         # Python refuses to read thousands of digits; no code has more than a few.

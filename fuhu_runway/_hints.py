@@ -2,7 +2,7 @@
 What deliveries change about looking: how many looks they may cause, and whether to rely on them.
 
 Rule 1: a delivery is only a hint: the look that follows counts.
-Rule 2: whoever learned the address of a task can make it be looked at, but only so often.
+Rule 2: a sender that learned the address of a task can cause polls, at a limited rate.
 Rule 3: only what has been proved is relied on: looking is left to a slow net once deliveries were
 seen to come first, and no longer when an end comes that none of them told.
 
@@ -43,7 +43,7 @@ class Allowance:
 
 @attrs.define
 class Reliance:
-    """Whether ends are told by deliveries before a look finds them."""
+    """Whether webhooks announce ends before a poll finds them."""
 
     #: Whether looking can be left to the net.
     is_proved: bool = False
@@ -55,12 +55,12 @@ class Reliance:
     _needed: int = 1
 
     def end_was_told(self) -> None:
-        """Take note of an end that a delivery had told before the look that found it."""
+        """Record an end that a webhook announced before a poll found it."""
         self._proof += 1
         self.is_proved = self._proof >= self._needed
 
     def end_was_not_told(self) -> bool:
-        """Take note of an end that no delivery had told; tell whether that ends the reliance."""
+        """Record an end without a webhook; return whether that ends the reliance."""
         self.untold += 1
         was_proved = self.is_proved
         if was_proved:

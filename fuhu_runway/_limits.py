@@ -201,7 +201,7 @@ class Pace:
                 self._judge(answers / span, max(1, self._passed) / span, now, many=many)
 
     def _judge(self, sent: float, passed: float, now: float, *, many: bool) -> None:
-        """Go on after a round in which so many were sent and got through per second."""
+        """Go on after a round; *sent* and *passed* are per second."""
         (sent_before, passed_before), self._last = self._last, (sent, passed)
         rises = self.rate > self._known
         if many and not (rises and passed - passed_before > (sent - sent_before) / 2):
@@ -311,12 +311,12 @@ class Gate:
         self._let_go()
 
     def hold(self, flight: "asyncio.Task[Any]") -> None:
-        """Count a request until its answer is here, whose caller has left it in the air."""
+        """Count a request whose caller was cancelled, until its answer is here."""
         self.in_flight += 1
         flight.add_done_callback(lambda _: self.leave())
 
     def close(self, refusal: Callable[[], Exception]) -> None:
-        """Turn away whoever waits, who would wait for a turn that is none any more."""
+        """Refuse all that wait, since their turn will not come."""
         waiting, self._waiting = self._waiting, deque()
         for turn in waiting:
             if not turn.done():

@@ -87,7 +87,7 @@ class PollQueue(Generic[K]):
         return key in self._live
 
     def put(self, key: K, due_at: float) -> None:
-        """Say when *key* is due; what was said about it before is void."""
+        """Set when *key* is due, in place of an earlier time."""
         order = next(self._order)
         self._live[key] = order
         heapq.heappush(self._heap, (due_at, order, key))
@@ -226,7 +226,7 @@ class Ranking:
     def make(
         self, due: list[Watch], promise: Callable[[Watch], float], starvation: float, now: float
     ) -> None:
-        """Rank those that are *due*; whoever stood here before is forgotten."""
+        """Rank those that are *due*, in place of all that were ranked before."""
         self.made_at = now
         self._promising = sorted(due, key=promise)
         starved = [watch for watch in due if now - watch.asked_at >= starvation]
@@ -235,7 +235,7 @@ class Ranking:
         self._share = 1 if longest <= IN_TIME * starvation else STARVED_SHARE
 
     def put_first(self, watch: Watch) -> None:
-        """Have *watch* asked before all that stand here."""
+        """Put *watch* before all others."""
         self._promising.append(watch)
 
     def take(self, may_be: Callable[[Watch], bool]) -> list[Watch]:
@@ -303,7 +303,7 @@ class Poller:
         self._clock = clock
         self._hooks = hooks
         self._random = rng or random.Random()  # noqa: S311  (spreads load, guards nothing)
-        # By endpoint too: whoever asked in the wrong format may still ask in the right one.
+        # By endpoint too: an id that was polled in the wrong format may be right in the other one.
         self._watches: WeakValueDictionary[Name, Watch] = WeakValueDictionary()
         self._looks: PollQueue[Watch] = PollQueue()
         self._deadlines: PollQueue[Waiter] = PollQueue()
@@ -360,7 +360,7 @@ class Poller:
 
     def hint(self, watch: Watch, *, is_end: bool) -> None:
         """
-        Take note of a delivery about a task: it is looked at now, or as soon as somebody waits.
+        Record a webhook about a task: it is polled now, or as soon as a caller waits.
 
         Args:
             watch: The task's.
@@ -375,13 +375,13 @@ class Poller:
         if not is_news or watch.hinted_at is not None:
             return
         watch.allowance = watch.allowance or Allowance()
-        # Whoever tells of progress leaves one look over for the end.
+        # A webhook that reports progress leaves one poll over for the end.
         watch.hinted_at = watch.allowance.take(self._clock.now(), keep=0 if is_end else 1)
         if watch.question is None:
             self._look_by(watch, watch.hinted_at)
 
     def take_end(self, watch: Watch) -> None:
-        """Tell the end of a task if the answer to its submit had it already."""
+        """Report the end of a task if the answer to its submit had it already."""
         if watch.record is not None and watch.is_settled:
             self._settle(watch, watch.record)
 
@@ -533,7 +533,7 @@ class Poller:
     # Taking turns
 
     def _queue_up(self, turns: Turns, now: float) -> None:
-        """Have one look queue, for the task that is the first to be asked by then."""
+        """Queue one poll, for the task that is the first to be polled by then."""
         # A queue of looks would keep submits waiting, and most of it would be out of date.
         room = self._queuing is None and len(self._asking) < self._at_once
         if room and self._has_due(now):
@@ -544,7 +544,7 @@ class Poller:
             self._queuing.add_done_callback(self._turn_takers.discard)
 
     def _leave_the_queue(self) -> None:
-        """Give up the turn that no task needs any more."""
+        """Leave the queue, since no task needs the turn any more."""
         if self._queuing is not None and not self._has_due(self._clock.now()):
             self._queuing.cancel()
             self._queuing = None
@@ -604,7 +604,7 @@ class Poller:
         except RunwayError as error:
             self._take_error(watch, error)
         except Exception as defect:  # noqa: BLE001  (not one of ours: a defect)
-            # Whoever waits must hear of it, rather than wait on for an answer that cannot come.
+            # Waiters get the error, rather than wait on for an answer that cannot come.
             self._fail(watch, partial(_same, defect))
         else:
             self._take_in(watch, record)
@@ -615,7 +615,7 @@ class Poller:
         watch.question = None
         self._asking.discard(watch)
         if watch.hinted_at is not None:
-            # What was told meanwhile may be news to the look that was under way.
+            # A webhook that came meanwhile may be newer than the poll that was in flight.
             watch.due_at = min(watch.due_at, watch.hinted_at)
         if watch.waiters and not watch.is_settled:
             self._looks.put(watch, watch.due_at)
@@ -669,7 +669,7 @@ class Poller:
             _resolve(waiter, record)
 
     def _rate_deliveries(self, watch: Watch) -> None:
-        """Take note of whether a delivery had told of the end that was found."""
+        """Record whether a webhook had announced the end that was found."""
         if self._net is None or not watch.is_addressed:
             return
         if watch.polls_at_end_told is not None:
@@ -720,7 +720,7 @@ class Poller:
 
     def _may_appear(self, watch: Watch, now: float) -> bool:
         """
-        Tell whether a task that was not found may be found yet.
+        Return whether a task that was not found may be found yet.
 
         One that was just accepted may not be visible at once (api-facts 5.4), and one that was
         seen before is known to exist, whatever a page of some proxy says in between.
@@ -731,7 +731,7 @@ class Poller:
         return watch.submitted_at is not None and watch.submitted_at > since
 
     def _learn(self, watch: Watch, record: TaskRecord) -> None:
-        """Take note of how long the task has run, before the record is its own."""
+        """Record how long the task has run, before the record is its own."""
         if watch.kind is None or watch.is_settled:
             return
         since, watch.running_at = watch.age(watch.running_at), self._clock.now()
@@ -742,7 +742,7 @@ class Poller:
         """Return how long to stay away from a task that was looked at now, in seconds."""
         stray = self._policy.jitter * self._random.uniform(-1, 1)
         if watch.polls_at_end_told is not None:
-            # The feed lags behind what was told, so it is asked as one is that was just submitted.
+            # The feed lags behind the webhook: the task is polled like one that was just submitted.
             return self._rung(watch.polls - watch.polls_at_end_told - 1) * (1 + stray)
         if self._net is not None and watch.is_addressed and self._reliance.is_proved:
             return self._net * (1 + stray)
@@ -761,7 +761,7 @@ class Poller:
             self._hooks.emit(events.WaitFailed(watch.task_id, name))
 
     def _remark(self, watch: Watch, record: TaskRecord) -> None:
-        """Tell of odd answers, once for each oddity."""
+        """Report odd answers, once for each oddity."""
         if record.state is TaskState.UNKNOWN and not was_told(watch, f"word {record.word}"):
             self._hooks.emit(events.UnknownWordSeen(watch.task_id, record.word or ""))
         for note in record.notes:
@@ -775,7 +775,7 @@ def name_of(request: Request) -> Name:
 
 
 def was_told(watch: Watch, what: str) -> bool:
-    """Tell whether *what* was said about this task before, and remember that it is now."""
+    """Return whether *what* was reported for this task before, and record that it is now."""
     before = what in watch.told
     watch.told |= {what}
     return before

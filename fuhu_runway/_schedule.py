@@ -186,7 +186,7 @@ class History:
             self.weight *= 1 + 1 / REMEMBERED
 
     def has_drifted(self, since: float, until: float, *, has_ended: bool) -> bool:
-        """Tell whether this look completes the proof that the service has changed."""
+        """Return whether this poll completes the proof that the service has changed."""
         if self.schedule is None:
             return False
         if has_ended:
@@ -373,7 +373,7 @@ def _shares(hazard: Sequence[float]) -> list[float]:
 
 
 def _evidence(ratio: float, expected: float, *, has_ended: bool) -> float:
-    """Give how much likelier a look's finding is if ends come *ratio* times as often, as a log."""
+    """Return the log of how much likelier a finding is if ends come *ratio* times as often."""
     if not has_ended:
         return (1 - ratio) * expected
     if expected < 1e-9:

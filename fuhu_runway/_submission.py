@@ -1,7 +1,7 @@
 """
-One paid request on its way: what is told and written down of it before, while and after.
+One paid request: emits its events and updates its journal row before, during and after sending.
 
-Rule 1: each submission that was started has one end that is told: a task, a failure or a doubt.
+Rule 1: each submission that was started has one reported end: a task, a failure or a doubt.
 Rule 2: what became of a request matters more than the row that says so.
 """
 
@@ -39,7 +39,7 @@ class Submission:
     clock: Clock
     #: What is asked for.
     request: Generation = attrs.field(repr=False)
-    #: Where the gateway posts its news, if it is told any.
+    #: Where the gateway posts its webhooks; None if there is none.
     address: "Address | None" = None
     #: The caller's own name for it, and what the caller attached to it.
     custom_id: str | None = None
@@ -55,12 +55,12 @@ class Submission:
     named_task: str | None = attrs.field(init=False, default=None)
     #: When it was first sent, on the loop's clock.
     sent_at: float = attrs.field(init=False, default=0.0)
-    #: Whether its end is told, or comes later since its caller left while it was in the air.
+    #: Whether its end was reported, or comes later since its caller was cancelled in flight.
     end_is_told: bool = attrs.field(init=False, default=False)
 
     @contextmanager
     def told(self) -> Iterator[None]:
-        """Tell of its beginning, and of its end unless somebody else does."""
+        """Report its beginning, and its end unless that was reported elsewhere."""
         model = getattr(self.request, "model", None)
         seconds = getattr(self.request, "seconds", None)
         self.hooks.emit(
@@ -80,7 +80,7 @@ class Submission:
         return self.hooks.trace_of(self.number)
 
     def held(self, tasks: int) -> None:
-        """Tell that it waits for one of so many tasks to end."""
+        """Report that it waits until one of *tasks* unfinished tasks ends."""
         self.hooks.emit(events.SubmissionHeld(self.number, tasks))
 
     async def sending(
@@ -117,11 +117,11 @@ class Submission:
             self.address.is_in_doubt = is_in_doubt
 
     def leave(self) -> None:
-        """Take note that the caller is gone: `accepted` and `unclaimed` tell the end."""
+        """Record that the caller is gone: `accepted` and `unclaimed` report the end."""
         self.end_is_told = True
 
     def accepted(self, task_id: str) -> None:
-        """Tell that a task came of it."""
+        """Report that it was accepted as a task."""
         self.end_is_told = True
         seconds = self.clock.now() - self.sent_at
         self.hooks.emit(
@@ -152,7 +152,7 @@ class Submission:
             return fate
         if self.is_in_doubt:
             return Fate.UNKNOWN  # left while a delivery was asked what became of it
-        # Our own noes come before a sending, and a cancellation here was not in the air.
+        # Our own refusals come before a sending, and a cancellation here was not in flight.
         ours = isinstance(error, RunwayError | asyncio.CancelledError)
         return Fate.UNSENT if ours or not self.attempts else Fate.UNKNOWN
 

@@ -116,9 +116,9 @@ class Transport:
         """
         Return what *read* makes of the answer, the request repeated as far as that is safe.
 
-        With *unclaimed*, cancelling the caller does not cancel an exchange that is in the air:
+        With *unclaimed*, cancelling the caller does not cancel an exchange that is in flight:
         it goes on, and *unclaimed* is called with it. With *around*, each sending is done by way
-        of it, so that it can be written down before and after. What is told of repeats holds the
+        of it, so that it can be written down before and after. Events about retries hold the
         number of the *submission*.
 
         Raises:
@@ -323,7 +323,7 @@ class Transport:
         """
         Close what this transport opened.
 
-        A paid request in the air is waited for, since its answer holds the id of a paid task.
+        A paid request in flight is waited for, since its answer holds the id of a paid task.
         """
         self.stop()
         try:

@@ -552,7 +552,7 @@ class Purse:
         return True
 
     def put_back(self, kind: Kind, cost: float | None) -> None:
-        """Take note of what a job that has ended did cost; None: nobody knows, so the worst."""
+        """Record what a job that has ended cost; None if unknown, which counts as the most."""
         self._running[kind] -= 1
         known = self._dearest.get(kind, 0.0)
         self.spent += known if cost is None else cost
@@ -575,7 +575,7 @@ def file_name(custom_id: str) -> str:
     Return the name of a clip's file, which no other id has.
 
     An id that another one may equal, once it is safe or on a disk that knows neither capitals nor
-    other spellings of the same letter, is told apart by a hash.
+    other spellings of the same letter, differs by a hash.
     """
     name = safe_name(custom_id)
     if name == f"{custom_id}.mp4" == encodable(name) == _folded(name):

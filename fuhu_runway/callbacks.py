@@ -2,9 +2,9 @@
 The webhook receiver: whose address it is, what was posted there, and who has to hear of it.
 
 Rule 1: gateways sign nothing (api-facts 4), so the address is the signature: each task has its
-own, which nobody can guess, and which is told to the gateway alone.
+own, which cannot be guessed and is sent to the gateway only.
 Rule 2: a delivery is only a hint: what it says is never believed, it makes the feed be asked.
-Rule 3: whoever does not know an address learns nothing and costs nothing but the answer to him.
+Rule 3: a sender that does not know an address learns nothing, and costs one answer.
 Rule 4: nothing that was posted, and no address, is in a log, an event or a repr.
 """
 
@@ -101,7 +101,7 @@ class Address:
         return self.home is None
 
     def answered(self, task_id: str) -> None:
-        """Take note of the task that came of it."""
+        """Record the task that was accepted."""
         self.task_id = task_id
         self.is_in_doubt = False
         self.request = None
@@ -111,7 +111,7 @@ class Home(Protocol):
     """What a receiver needs of a client."""
 
     def heard(self, address: Address, delivery: Delivery) -> None:
-        """Take note of a delivery, in whatever thread and loop this is."""
+        """Record a webhook, in whatever thread and loop this is."""
 
 
 class CallbackReceiver:
@@ -157,7 +157,7 @@ class CallbackReceiver:
 
     def add_routes(self, app: web.Application, path: str | None = None) -> None:
         """
-        Have *app* take deliveries.
+        Add a route for webhooks to *app*.
 
         Args:
             app: The aiohttp application, or a sub-application of it.
@@ -226,7 +226,7 @@ class CallbackReceiver:
     # For clients
 
     def attach(self, home: Home) -> None:
-        """Have a client hear of deliveries to addresses that this process did not make."""
+        """Pass webhooks to a client whose addresses another process made."""
         with self._lock:
             self._homes.add(home)
 

@@ -2,8 +2,8 @@
 The command line: arguments in, progress bars and exit codes out.
 
 Rule 1: what was asked for goes to stdout, and everything else to stderr.
-Rule 2: the id of a paid task is shown as soon as the gateway tells it, and whoever has to stop
-after that is told the command that goes on.
+Rule 2: the id of a paid task is shown as soon as it is known, and a command that has to stop after
+that prints the command that goes on.
 Rule 3: no pipe, screen or terminal that goes away ends a paid job.
 """
 
@@ -159,7 +159,7 @@ class Saving:
     )
 
     def check(self, prompt: str | None) -> None:
-        """See to it that the clip can be waited for and saved; meant for before it is paid."""
+        """Raise unless the clip can be waited for and saved; called before it is paid."""
         from .downloads import check_target  # noqa: PLC0415  (aiohttp, which --help can do without)
 
         check_positive("timeout", self.timeout)
@@ -467,7 +467,7 @@ class Errand:
         self.advice = f"Continue with: {command_line(*words)}"
 
     async def break_off(self) -> None:
-        """Tell how to go on, after the answer to a paid request that is in the air."""
+        """Print how to go on, after the answer to a paid request that is in flight."""
         saving = self.submitting
         if saving is not None:
             await self._await_answer()

@@ -127,7 +127,7 @@ class Order:
         Path | None, result_option("What is remembered; by default journal.db in that folder.")
     ] = None
     max_points: Annotated[
-        float | None, result_option("Submit nothing more once so many points are spent.")
+        float | None, result_option("Submit nothing more once this many points are spent.")
     ] = None
     retry_failed: Annotated[
         bool, result_option("Submit anew what failed in an earlier run.", **NO_DEFAULT)
@@ -160,7 +160,7 @@ class Order:
         return self.results or self.out / "results.jsonl"
 
     def check(self) -> None:
-        """See to it that all numbers can be."""
+        """Raise unless all numbers are possible."""
         check_positive("timeout", self.timeout)
         check_positive("in-flight", self.in_flight)
         if self.max_points is not None:
@@ -216,7 +216,7 @@ class Place:
     is_simulated: bool
 
     def check(self, journal: Path, state_file: Path) -> None:
-        """See to it that there is a key, and that a journal meets the gateway it speaks of."""
+        """Raise unless there is a key, and the journal belongs to this gateway."""
         if self.is_simulated:
             self.reach.check_simulated()
         else:
@@ -340,7 +340,7 @@ class Tally:
     stopped_by: str = ""
 
     def hear(self, event: hooks.Event) -> None:
-        """Take note of trouble, and of its end."""
+        """Record trouble, and its end."""
         match event:
             case hooks.RetryScheduled() | hooks.PollFailed():
                 self.trouble = event.error
@@ -417,7 +417,7 @@ class Tally:
         return codes[0] if codes else int(self.done < self.total)
 
     def lines(self, folder: Path, journal: Path) -> Iterator[str]:
-        """Tell what it came to, a sentence for each kind of end."""
+        """Print the result, a sentence for each kind of end."""
         earlier = f", {self.old['saved']:,} of them from earlier runs" * bool(self.old["saved"])
         yield f"{self.count('saved'):,} of {self.total:,} clips are in {folder}{earlier}."
         advice = _advice(journal)
@@ -610,7 +610,7 @@ def _counted(file: Path, order: Order, screen: Lines) -> int:
 def _batch(client: "Client", file: Path, order: Order) -> "Batch":
     from .inputs import read_items  # noqa: PLC0415  (aiohttp, as above)
 
-    # Which entries are bad was told when they were counted.
+    # Bad entries were reported when they were counted.
     return client.batch(
         read_items(file, skip_bad=id if order.skip_bad else None),
         in_flight=order.in_flight,
@@ -664,7 +664,7 @@ def _tell_end(tally: Tally, results: Results, order: Order, place: Place) -> Non
 
 
 async def _land(client: "Client", screen: Lines) -> None:
-    """Let the paid requests in the air come down, so that their ids are known; tell the rest."""
+    """Wait for the paid requests in flight, so that their ids are known; report the rest."""
     closing = asyncio.ensure_future(client.aclose())
     done, _ = await asyncio.wait({closing}, timeout=UNNOTICED)
     if not done:

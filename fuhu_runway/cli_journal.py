@@ -2,7 +2,7 @@
 The command line for journals: what is in them, what is paid for and not here, what is in doubt.
 
 Rule 1: nothing is submitted here.
-Rule 2: what is in doubt is left to a person, who is told what to do.
+Rule 2: what is in doubt is left to a person, and the output says what to do.
 """
 
 import asyncio
@@ -156,7 +156,7 @@ def resolve(
     simulate: Annotated[bool, SIMULATE] = False,
 ) -> int:
     """
-    Tell a journal what became of a job in doubt.
+    Record in a journal what became of a job in doubt.
 
     Free. The gateway has to know the task, else nothing changes.
     """

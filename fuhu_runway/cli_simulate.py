@@ -2,7 +2,7 @@
 The command line for the simulator: a gateway as a process of its own, for programs in any language.
 
 Rule 1: what leads a program to it goes to stdout, as soon as it answers and not before.
-Rule 2: it ends when it is told to, and can end with the program that started it.
+Rule 2: it ends on a signal, and can end with the program that started it.
 """
 
 import asyncio
@@ -105,9 +105,9 @@ class Ways:
         float | None, _money("Requests per second, for each key; by default there is no limit.")
     ] = None
     burst: Annotated[int, _money("How many requests that limit lets pass at once.")] = 1
-    retry_after: Annotated[
-        float | None, _money("After how many seconds the others are told to come back.")
-    ] = None
+    retry_after: Annotated[float | None, _money("The Retry-After of the others, in seconds.")] = (
+        None
+    )
 
     dialect: Annotated[
         str,
@@ -153,7 +153,7 @@ class Ways:
         float, _file("How long after the change it is sent, in simulated seconds.")
     ] = 0.0
     callback_progress: Annotated[
-        bool, _file("Whether every change is told, or the end alone.", negative=None)
+        bool, _file("Whether every change is sent, or the end alone.", negative=None)
     ] = True
     callback_disorder: Annotated[
         bool, _file("Let the last two of a job come the wrong way round.", negative=None)
@@ -163,7 +163,7 @@ class Ways:
     ] = False
     callback_again_after: Annotated[
         float | None,
-        _file("After how many simulated seconds all of a job are told again; by default never."),
+        _file("After how many simulated seconds all of a job are sent again; by default never."),
     ] = None
     callback_tries: Annotated[
         int, _file("How often one is tried that is not answered with a 2xx.")
@@ -225,7 +225,7 @@ async def _serve(
 
 
 def _check(place: Place, ways: Ways) -> None:
-    """See to it that the address is this machine's, and that every number can be meant."""
+    """Raise unless the address is this machine's and every number is possible."""
     from .testing._loopback import is_loopback  # noqa: PLC0415  (aiohttp, which --help can do without)
 
     if not is_loopback(place.host):

@@ -126,7 +126,7 @@ class Client:
         gateway: A `Gateway`, or the name of a known one, such as "deerapi"; by default FuhuAPI.
         session: A session to borrow in place of an own one; it is never closed here. It may not
             carry an Authorization header, which would reach the hosts of the clips.
-        callback_url: Where the gateway is told to post news. By default an address that leads
+        callback_url: Where the gateway posts its webhooks. By default an address that leads
             nowhere, since sister gateways refuse a request without one; None leaves it out.
         callbacks: Takes what the gateway posts: each submit is given an address of its own there
             in place of *callback_url*, and each delivery makes the task's waits look at once.
@@ -1218,7 +1218,7 @@ class Client:
     def _leave(
         self, engine: Engine, submission: Submission, flight: "asyncio.Task[TaskRecord]"
     ) -> None:
-        """See to it that what becomes of a request is told, whose caller goes."""
+        """Report the outcome of a request whose caller was cancelled."""
         submission.leave()
         flight.add_done_callback(partial(self._take_unclaimed, engine, submission))
         if submission.custom_id is not None:
@@ -1455,7 +1455,7 @@ def _resolved(gateway: Gateway | str | None, base_url: str | None) -> Gateway:
             f"No source names the address of the gateway {row.name!r}.",
             f"Give it as base_url, or set the environment variable {URL_VARIABLE}.",
         )
-    # Whoever moved the gateway elsewhere does not want the key shown to the old host.
+    # With another base_url, the key is not for the gateway's own balance host.
     quota_url = row.quota_url if other is None or row.quota_url is None else url
     for field, address in (("base_url", url), ("quota_url", quota_url)):
         if address is None:

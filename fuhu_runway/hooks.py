@@ -130,7 +130,7 @@ class SubmissionDoubted(Event):
 
 @attrs.frozen
 class SubmissionUnclaimed(Event):
-    """Whoever submitted was cancelled while the request was in the air, and it went on."""
+    """The caller of a submit was cancelled while the request was in flight, and it went on."""
 
     level: ClassVar[int] = logging.WARNING
     endpoint: str
@@ -334,7 +334,7 @@ class DownloadFinished(Event):
 
 @attrs.frozen
 class DownloadFailed(Event):
-    """A clip could not be saved, or whoever wanted it left; it may be downloaded again."""
+    """A clip could not be saved, or its download was cancelled; it may be downloaded again."""
 
     level: ClassVar[int] = logging.INFO
     task_id: str
@@ -424,7 +424,7 @@ class Hooks:
         self._listeners: tuple[Listener, ...] = given
 
     def add(self, listener: Listener) -> None:
-        """Have one more listen, from now on."""
+        """Add a listener, from now on."""
         if listener not in self._listeners:
             self._listeners = (*self._listeners, listener)
 
@@ -433,7 +433,7 @@ class Hooks:
         return bool(self._listeners) or LOGGER.isEnabledFor(kind.level)
 
     def emit(self, event: Event) -> None:
-        """Tell everyone; whatever a listener does, the caller goes on."""
+        """Call every listener; whatever one of them does, the caller goes on."""
         if LOGGER.isEnabledFor(event.level):
             LOGGER.log(event.level, "%s", event, extra={"event": event})
         for listener in self._listeners:

@@ -512,7 +512,7 @@ class _Errand:
         return self.future.get_loop()
 
     def settle(self, result: Any, error: BaseException | None) -> None:
-        """Tell whoever waits."""
+        """Wake the waiting calls."""
         if self.future.done():
             return
         if error is None:
@@ -554,7 +554,7 @@ _End = tuple[_Errand, Any, BaseException | None]
 
 
 def _tell(ends: Iterable[_End]) -> None:
-    """Tell how errands ended, each in its loop, which is woken once for all of its own."""
+    """Report how errands ended, each in its loop, which is woken once for all of its own."""
     of_loop: dict[asyncio.AbstractEventLoop | None, list[_End]] = {}
     for end in ends:
         of_loop.setdefault(end[0].loop, []).append(end)
@@ -599,7 +599,7 @@ def _work(
             continue
         try:
             db = db or _open_within(path, wait)
-        except Exception as exc:  # noqa: BLE001  (whoever waits must hear of it)
+        except Exception as exc:  # noqa: BLE001  (the waiting call has to raise it)
             _tell((errand, None, _named(exc, path)) for errand in batch)
         else:
             _do(db, batch, path)
@@ -657,7 +657,7 @@ def _do(db: sqlite3.Connection, batch: Iterable[_Errand], path: Path) -> None:
                 done.append((errand, errand.action(db), None))
             except sqlite3.OperationalError:
                 raise
-            except Exception as illegal:  # noqa: BLE001  (whoever waits must hear of it)
+            except Exception as illegal:  # noqa: BLE001  (the waiting call has to raise it)
                 done.append((errand, None, _named(illegal, path)))
         db.commit()
     except sqlite3.Error as exc:
@@ -765,7 +765,7 @@ def _statements(script: str) -> Iterator[str]:
 
 
 def _doubt(db: sqlite3.Connection) -> None:
-    """Say of every job that was in the air that nobody knows."""
+    """Mark every SUBMITTING job as IN_DOUBT: its outcome is unknown."""
     db.execute(
         "UPDATE job SET state = ?, error = coalesce(error, ?) WHERE state = ?",
         (JobState.IN_DOUBT.value, "NoReply", JobState.SUBMITTING.value),

@@ -114,7 +114,7 @@ def _check_choice(*allowed: Any) -> Any:
 
 
 def _is_finite(value: float) -> bool:
-    """Tell a number that every JSON reader takes from NaN, infinity, a flag or a giant."""
+    """Return whether every JSON reader takes it as a number: no NaN, infinity, flag or giant."""
     try:
         return math.isfinite(value) and not isinstance(value, bool)
     except OverflowError:  # an int that no float can hold

@@ -5,7 +5,7 @@ Rule 1: a span begins when the submit is asked for, in the caller's trace, and w
 way is an event of it: retries, states, breaks of the download.
 Rule 2: it ends with the file. Where no download follows, it ends when the task did: nobody can
 know that at once, so it is handed on a little later, with the right end.
-Rule 3: whoever goes on with a job later, in this process or another, gets a span of their own with
+Rule 3: a job that is resumed later, in this process or another, gets a span of its own with
 a link to the first one.
 Rule 4: there is a most to what is kept, and closing a client ends the spans of its jobs.
 
@@ -153,7 +153,7 @@ class JobSpans:
         return f"<JobSpans {len(self._submitting) + len(self._following):,} open>"
 
     def __call__(self, event: events.Event) -> None:
-        """Take note of one event."""
+        """Record one event."""
         hear = self._hears.get(type(event))
         if hear is not None:
             hear(event)

@@ -8,7 +8,7 @@ import attrs
 @attrs.define
 class Bucket:
     """
-    A token bucket: so many requests per second, and so many at once.
+    A token bucket: requests per second, and how many at once.
 
     Pure: the caller passes *now*, in seconds of any monotonic clock.
     """

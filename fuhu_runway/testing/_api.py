@@ -59,7 +59,7 @@ class Options:
 
 
 def price_of(body: Body) -> float:
-    """What a task costs if nothing else was agreed: so many points for each of its seconds."""
+    """What a task costs by default: a number of points for each of its seconds."""
     options = body.get("options")
     seconds = options.get("seconds") if isinstance(options, dict) else body.get("duration")
     return POINTS_PER_SECOND * (seconds if isinstance(seconds, int) else 10)

@@ -401,7 +401,7 @@ class Books:
         return attrs.evolve(rule.script, takes=takes)
 
     def settle(self) -> None:
-        """Give back the points of every task that has failed by now."""
+        """Refund the points of every task that has failed by now."""
         now = self.clock.now()
         while self._refunds and self._refunds[0][0] <= now:
             task = heappop(self._refunds)[2]

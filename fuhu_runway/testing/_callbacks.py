@@ -27,13 +27,13 @@ class Callbacks:
     times: int = attrs.field(default=1, validator=attrs.validators.in_(range(1, 11)))
     #: How long after the change it is sent, in simulated seconds.
     delay: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
-    #: Whether every change is told, or the end alone.
+    #: Whether every change is sent, or the end alone.
     progress: bool = True
     #: Whether neighbours change places, so that the last two of a task may come the wrong way.
     disorder: bool = False
     #: Whether a page that is no JSON is posted to the same address before each one.
     garbage: bool = False
-    #: How long after the last one all of a task are told once more, in simulated seconds; None
+    #: How long after the last one all of a task are sent once more, in simulated seconds; None
     #: is never.
     again_after: float | None = None
     #: How often one is tried that is not answered with a 2xx.
@@ -57,7 +57,7 @@ class Postman:
     _session: aiohttp.ClientSession | None = None
 
     def follow(self, task: SimulatedTask, since: float = -math.inf) -> None:
-        """Tell the task's `callback_url` of all that will happen to it, or did *since* then."""
+        """Send the task's `callback_url` all that will happen to it, or did *since* then."""
         url = _loopback_url(task.body.get("callback_url"))
         if self.options is None or url is None:
             return

@@ -210,7 +210,7 @@ class House:
 
     @contextlib.contextmanager
     def around(self, owner: Any, name: str) -> Iterator[None]:
-        """Have the test, which is the attribute *name* of *owner*, run in the house."""
+        """Run the test, which is the attribute *name* of *owner*, inside the fixture lifecycle."""
         test = getattr(owner, name)
 
         @functools.wraps(test)
@@ -238,7 +238,7 @@ class House:
 
     @contextlib.contextmanager
     def hosting(self, fixture: pytest.FixtureDef[Any]) -> Iterator[None]:
-        """Have *fixture* run in the house, if it uses it."""
+        """Run *fixture* inside the fixture lifecycle, if it uses it."""
         if self._users.isdisjoint(fixture.argnames):
             yield
             return

@@ -164,7 +164,7 @@ class Past:
     #: When the last thing happened: Unix seconds, and simulated ones.
     at: float = 0.0
     instant: float = 0.0
-    #: Up to when everybody was told everything, at the least; in simulated seconds.
+    #: Up to when all webhooks were sent, at the least; in simulated seconds.
     told_until: float = 0.0
 
     def now(self) -> float:

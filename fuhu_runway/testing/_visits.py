@@ -21,7 +21,7 @@ from .faults import Fault, Where
 # Pictures may come as data URIs in the official format.
 MAX_BODY_BYTES: Final = 20 * 1024 * 1024
 
-# Whoever hangs has been woken by now, so this is for a client that does not read its answer.
+# All that hang were woken by now, so this is for a client that does not read its answer.
 GRACE: Final = 0.1
 
 HEADERS_THAT_MATTER: Final = (

@@ -1,8 +1,8 @@
 """
-What a control request may say, field by field, and what is told of one that cannot be.
+What a control request may say, field by field, and the errors of one that cannot be.
 
-Rule 1. Nothing is guessed: a field nobody knows, a wrong type and a value out of bounds are told.
-Rule 2. What is told names the field, its value and what is allowed, and never a key.
+Rule 1. Nothing is guessed: an unknown field, a wrong type and a value out of bounds are errors.
+Rule 2. An error names the field, its value and what is allowed, and never a key.
 Rule 3. What can go wrong is read from `faults` itself: a new fault can be asked for as soon as
     it is there.
 """
@@ -41,7 +41,7 @@ class Unfit(Exception):
 
 
 def misfit(at: str, value: object, allowed: object, what: str = "does not fit") -> Unfit:
-    """Tell that the field *at* cannot have this *value*."""
+    """Return the error of a field *at* that cannot have this *value*."""
     shown = "***" if at == SECRET else _short(value)
     return Unfit(f"{at} {what}", field=at, value=shown, allowed=allowed)
 
@@ -362,7 +362,7 @@ KIND: Final = one_of(FAULTS)
 
 def check_place(where: Where, fault: Fault, at: str) -> None:
     """
-    See to it that *fault*, and what follows on it, can happen there.
+    Raise unless *fault*, and what follows on it, can happen there.
 
     Raises:
         Unfit: It cannot.

@@ -125,7 +125,7 @@ SHAPES: Final[dict[str, Shape]] = {
         '"video_results":[{"url":$url}]}',
     ),
     "official_deer": Shape(
-        "DeerAPI's official task: a failure is told in `error`.",
+        "DeerAPI's official task: a failure is in `error`.",
         '{"id":"$id","status":"$status","createdAt":"$created","updatedAt":"$updated",'
         '"output":$output,"error":$error}',
     ),

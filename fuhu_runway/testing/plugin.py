@@ -81,7 +81,7 @@ def runway_client(
 def pytest_fixture_setup(
     fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
 ) -> Generator[None, object, object]:
-    """Have the gateway run while an asynchronous fixture uses it."""
+    """Run the gateway while an asynchronous fixture uses it."""
     __tracebackhide__ = True
     house = request.node.stash.get(HOUSE, None)
     if house is None:

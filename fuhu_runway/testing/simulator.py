@@ -98,7 +98,7 @@ class Simulator:
     rate_limit: float | None = None
     #: How many requests that limit lets pass at once.
     burst: int = 1
-    #: What the others are told.
+    #: What the others get.
     rate_limit_answer: TooManyRequests = attrs.field(factory=TooManyRequests)
 
     #: Where video URLs point: "cdn", "api", "relative" (to the API, without its origin), or
@@ -131,7 +131,7 @@ class Simulator:
     control: bool = attrs.field(default=False)
 
     _state: StateFile = attrs.field(init=False)
-    # Up to when everybody was told everything.
+    # Up to when all webhooks were sent.
     _told_until: float = attrs.field(init=False)
     _clock: SimulatedClock = attrs.field(init=False)
     _books: Books = attrs.field(init=False)
@@ -266,7 +266,7 @@ class Simulator:
         Open both origins; does nothing if they are open.
 
         After `aclose` the gateway comes back on the same ports and with all its tasks, which
-        have gone on in the meantime; what their callbacks would have told is told now.
+        have gone on in the meantime; the webhooks that were due are sent now.
 
         Raises:
             OSError: A port is taken, or the state file cannot be written.
@@ -285,7 +285,7 @@ class Simulator:
             await self._listen(stack, "cdn", self._files.application(self._reception))
             stack.push_async_callback(self._reception.aclose)
             stack.push_async_callback(self._postman.aclose)
-            # Last in, first out: whoever hangs has to wake before the doors are shut on them.
+            # Last in, first out: requests that hang have to wake before their connections close.
             stack.callback(self._clock.close)
             for task in earlier:
                 self._postman.follow(task, self._told_until)
@@ -324,7 +324,7 @@ class Simulator:
         return f"http://{host}:{port}"
 
     async def aclose(self) -> None:
-        """Close everything, whoever still hangs included; does nothing if it is closed."""
+        """Close everything, requests that hang included; does nothing if it is closed."""
         self.unbind()
         running, self._running = self._running, None
         if running is not None:
@@ -427,7 +427,7 @@ class Simulator:
         url_after: float | None = 0.0,
     ) -> None:
         """
-        Say beforehand what a task will do.
+        Set beforehand what a task will do.
 
         The last script that names a task wins. Scripts for the same tasks go in order, one for
         each task, and the last of them stays. A task that none names takes the next one.
@@ -500,7 +500,7 @@ class Simulator:
         Forget everything, as between two tests: plans, tasks, requests, counts and further keys.
 
         The first key has its points again, and callbacks on their way are not delivered. Ids go
-        on, so that whoever still waits for a forgotten task does not meet another one.
+        on, so that a wait for a forgotten task does not meet another one.
 
         Raises:
             RuntimeError: It has a state file, which forgets nothing.
