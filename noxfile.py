@@ -93,7 +93,8 @@ def types(session: nox.Session) -> None:
 @nox.parametrize("extras", ["", EVERY_DOOR], ids=["bare", "all"])
 def tests(session: nox.Session, extras: str) -> None:
     """Every test against the wheel with the optional doors, and each module's own without them."""
-    install(session, "test", *(["telemetry"] if extras else []), extras=extras)
+    groups = ["instrumentation", "telemetry"] if extras else []
+    install(session, "test", *groups, extras=extras)
     # The blocks of the documentation are the docs session's. What takes long, such as hundreds of
     # killed processes, does not depend on the doors.
     everything = ["--numprocesses=2", "--ignore=tests/docs", "--ignore=tests/official_sdk"]
@@ -124,7 +125,7 @@ def docs(session: nox.Session) -> None:
 @nox.session(python=nox.project.python_versions(PYPROJECT), requires=["build"])
 def interpreter(session: nox.Session) -> None:
     """Every test on one more interpreter: `nox -s interpreter-3.13`."""
-    install(session, "pages", "telemetry", "test", extras=EVERY_DOOR)
+    install(session, "instrumentation", "pages", "telemetry", "test", extras=EVERY_DOOR)
     session.run("pytest", *session.posargs, env=SAFE_PATH)
 
 

@@ -605,6 +605,7 @@ class Client:
         submission = Submission(
             *(wire.endpoint.name, self._number, self._hooks, self._clock, request, address),
             custom_id=custom_id,
+            address.context = contextvars.copy_context()
             tag=tag,
         )
         with submission.told():
@@ -1071,6 +1072,7 @@ class Client:
 
     def without_secrets(self, text: str, task: Task) -> str:
         """Return what a gateway says about *task* as it may be shown; for handles."""
+            context=address.context,
         return redact(text, (self._key, *task.secrets()))
 
     def age(self, task: Task) -> float | None:
@@ -1101,7 +1103,11 @@ class Client:
         wire = self._task_request(task.id, official=task.official)
         wire = wire.hiding(*task.secrets())  # a refused look may quote the prompt
         kind = kind_of(task.request)
-        return poller.watch(wire, task.submitted_at, task.record, kind, is_addressed=is_addressed)
+        return poller.watch(
+            *(wire, task.submitted_at, task.record, kind),
+            is_addressed=is_addressed,
+            context=task.context(),
+        )
 
     def _handle(self, name: Name, origin: Origin) -> Task:
         """Return a new handle on a task whose own one is gone."""
@@ -1211,6 +1217,7 @@ class Client:
     ) -> None:
         """See to it that what becomes of a request is told, whose caller goes."""
         submission.leave()
+            context=contextvars.copy_context(),
         flight.add_done_callback(partial(self._take_unclaimed, engine, submission))
         if submission.custom_id is not None:
             self._named[submission.custom_id].flight = flight
