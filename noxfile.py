@@ -93,7 +93,7 @@ def types(session: nox.Session) -> None:
 @nox.session(requires=["build"])
 def tests(session: nox.Session) -> None:
     """The unit tests against the wheel with all extras: the quick check while you work."""
-    install(session, "test", "telemetry", extras=EXTRAS)
+    install(session, "instrumentation", "telemetry", "test", extras=EXTRAS)
     session.run("pytest", *(session.posargs or ["--numprocesses=2", "tests/unit"]), env=SAFE_PATH)
 
 
@@ -101,7 +101,7 @@ def tests(session: nox.Session) -> None:
 @nox.parametrize("extras", ["", EXTRAS], ids=["bare", "all"])
 def measure(session: nox.Session, extras: str) -> None:
     """Under coverage: every test with all extras, and the unit tests without any."""
-    install(session, "test", *(["telemetry"] if extras else []), extras=extras)
+    install(session, "test", *(["instrumentation", "telemetry"] if extras else []), extras=extras)
     # The docs and official_sdk sessions run the other two. What takes long, such as hundreds of
     # killed processes, does not depend on the extras.
     chosen = ["--ignore=tests/docs", "--ignore=tests/official_sdk"] if extras else ["tests/unit"]
@@ -127,7 +127,7 @@ def docs(session: nox.Session) -> None:
 @nox.session(python=nox.project.python_versions(PYPROJECT), requires=["build"])
 def interpreter(session: nox.Session) -> None:
     """Every test on one more interpreter: `nox -s interpreter-3.13`."""
-    install(session, "pages", "telemetry", "test", extras=EXTRAS)
+    install(session, "instrumentation", "pages", "telemetry", "test", extras=EXTRAS)
     session.run("pytest", *session.posargs, env=SAFE_PATH)
 
 

@@ -174,7 +174,8 @@ class Watch:
     waiters: set[Waiter] = attrs.field(factory=set)
     last_error: RunwayError | None = None
     url_missing_since: float | None = None
-    #: Where it was submitted, or first waited for: its polls and events run in a copy of that.
+    #: Its polls and their events run in this copy of the context in which the task was submitted,
+    #: or if that is not known, first waited for.
     context: contextvars.Context = attrs.field(factory=contextvars.copy_context)
     #: How many polls in a row gave the same unknown status with the same reason.
     stuck: int = 0
@@ -342,11 +343,18 @@ class Poller:
         kind: Kind | None = None,
         *,
         is_addressed: bool = False,
+        context: contextvars.Context | None = None,
     ) -> Watch:
-        """Return the watch over one task; everyone who asks for the same task gets the same."""
+        """
+        Return the watch over one task; everyone who asks for the same task gets the same.
+
+        A new watch polls in a copy of *context*, by default of the running one.
+        """
         watch = self._watches.get(name_of(request))
         if watch is None:
-            watch = Watch(request, submitted_at, record, is_addressed=is_addressed)
+            # A copy, since two loops in two threads may poll at the same time.
+            context = contextvars.copy_context() if context is None else context.copy()
+            watch = Watch(request, submitted_at, record, is_addressed=is_addressed, context=context)
             watch.due_at = watch.asked_at = self._clock.now()
             if submitted_at is not None:
                 watch.kind, watch.running_at = kind, submitted_at
@@ -451,7 +459,8 @@ class Poller:
         """End every wait with `WaitAbandoned`; the tasks themselves go on."""
         self.abandoned += 1
         for watch in list(self._watches.values()):
-            self._fail(watch, _abandon)
+            # In a copy, since a listener may call this during a poll, whose context is in use.
+            watch.context.copy().run(self._fail, watch, _abandon)
 
     async def aclose(self) -> None:
         """End every wait and every poll."""
@@ -514,7 +523,8 @@ class Poller:
         now = max(self._clock.now(), self._timer_at)
         for waiter in self._deadlines.take(now, len(self._deadlines)):
             if _reject(waiter, _timed_out):
-                self._hooks.emit(events.WaitFailed(waiter.watch.task_id, WaitTimeout.__name__))
+                failed = events.WaitFailed(waiter.watch.task_id, WaitTimeout.__name__)
+                waiter.watch.context.copy().run(self._hooks.emit, failed)
         if self._turns is not None and self._turns.gate.is_paced:
             self._queue_up(self._turns, now)
         else:

@@ -10,6 +10,7 @@ Rule 4: nothing that was posted, and no address, is in a log, an event or a repr
 
 import asyncio
 import base64
+import contextvars
 import hmac
 import re
 import secrets
@@ -87,6 +88,8 @@ class Address:
     #: The caller's own name for it, and what the caller attached to it.
     custom_id: str | None = attrs.field(default=None, repr=False)
     tag: str | None = attrs.field(default=None, repr=False)
+    #: The context of its submission.
+    context: contextvars.Context | None = attrs.field(default=None, repr=False)
     #: Whether its submission got no clear answer.
     is_in_doubt: bool = False
     #: Whether the task that its submission made is being looked for.

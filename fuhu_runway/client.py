@@ -183,6 +183,8 @@ class Client:
         self._engines: dict[asyncio.AbstractEventLoop, Engine] = {}
         self._closed_in: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
         self._handles: WeakValueDictionary[Name, Task] = WeakValueDictionary()
+        #: What earlier processes left, with the event for the first wait for it.
+        self._left: dict[Name, events.TaskAttached] = {}
         self._key = _checked_key(api_key or os.environ.get(KEY_VARIABLE))
         self._callback_url = _checked_callback(callback_url)
         self._callbacks = _checked_receiver(callbacks, callback_url)
@@ -565,7 +567,7 @@ class Client:
         known = {JobState.ACCEPTED, JobState.FINISHED, JobState.SAVED, JobState.FAILED}
         if job is None or job.task_id is None or job.state not in known:
             return None
-        return self.attach(job)
+        return self._handles.get(_name_in(job)) or self.attach(job)
 
     def check_open(self) -> None:
         """Refuse what would open a journal anew that nobody closes again; for batches."""
@@ -575,16 +577,12 @@ class Client:
     def attach(self, job: Job, request: Generation | None = None) -> Task:
         """Return a handle on the task of a job from the journal; for batches and resuming."""
         task_id = _checked_id(job.task_id)
-        endpoint = ENDPOINT_NAMES.get(job.endpoint)
-        self._hooks.emit(
-            events.TaskAttached(
-                task_id, self._number, endpoint, job.model, job.seconds, job.traceparent
-            )
-        )
+        self._left.pop(_name_in(job), None)
+        self._hooks.emit(self._attached(job))
         task = Task(
             self,
             task_id,
-            official=job.endpoint == OfficialImageToVideo.__name__,
+            official=_is_official(job),
             request=request,
             submitted_at=self._clock.now() - max(0.0, self._clock.wall() - (job.accepted_at or 0)),
             custom_id=job.custom_id,
@@ -592,6 +590,12 @@ class Client:
         )
         self._keep(task)
         return task
+
+    def _attached(self, job: Job) -> events.TaskAttached:
+        endpoint = ENDPOINT_NAMES.get(job.endpoint)
+        return events.TaskAttached(
+            *(str(job.task_id), self._number, endpoint, job.model, job.seconds, job.traceparent)
+        )
 
     @discreet
     async def submit_job(
@@ -610,6 +614,7 @@ class Client:
         address = self._deliveries.address(request, job)
         if address is not None:
             address.custom_id, address.tag = custom_id, tag
+            address.context = contextvars.copy_context()
         wire = self._submission(request, address)
         submission = Submission(
             *(wire.endpoint.name, self._number, self._hooks, self._clock, request, address),
@@ -944,8 +949,10 @@ class Client:
         """
         check(official=official)
         task_id = _checked_id(task_id)
-        self._hooks.emit(events.TaskAttached(task_id, self._number))
-        return Task(self, task_id, official=official)
+        task = Task(self, task_id, official=official)
+        bare = events.TaskAttached(task_id, self._number)
+        self._hooks.emit(self._left.pop(_name_of(task), bare))
+        return task
 
     @discreet
     async def feed(self, task_id: str, *, official: bool = False) -> TaskRecord:
@@ -1009,6 +1016,9 @@ class Client:
     def watch_over(self, task: Task) -> tuple[Poller, Watch]:
         """Return the scheduler of the running loop, and its watch over *task*; for handles."""
         poller = self._engine().poller
+        attached = self._left.pop(_name_of(task), None)
+        if attached is not None:
+            self._hooks.emit(attached)
         watch = self._watch(poller, task)
         self._handles.setdefault(watch.name, task)
         return poller, watch
@@ -1071,6 +1081,7 @@ class Client:
             submitted_at=submitted_at,
             custom_id=address.custom_id,
             tag=address.tag,
+            context=address.context,
         )
         self._keep(task)
         self._claim_later(task)
@@ -1110,7 +1121,11 @@ class Client:
         wire = self._task_request(task.id, official=task.official)
         wire = wire.hiding(*task.secrets())  # a refused look may quote the prompt
         kind = kind_of(task.request)
-        return poller.watch(wire, task.submitted_at, task.record, kind, is_addressed=is_addressed)
+        return poller.watch(
+            *(wire, task.submitted_at, task.record, kind),
+            is_addressed=is_addressed,
+            context=task.context(),
+        )
 
     def _handle(self, name: Name, origin: Origin) -> Task:
         """Return a new handle on a task whose own one is gone."""
@@ -1160,12 +1175,12 @@ class Client:
             self.check_open()
             now, wall = self._clock.now(), self._clock.wall()
             for job in await journal.unfinished():
-                feed = _feed(official=job.endpoint == OfficialImageToVideo.__name__)
                 ago = max(0.0, wall - (job.accepted_at or wall))
                 origin = Origin(now - ago, job.custom_id, job.tag)
-                name = (feed.name, str(job.task_id))
+                name = _name_in(job)
                 if name not in self._settings.unfinished:
                     self._settings.unfinished.accepted(name, origin)
+                    self._left[name] = self._attached(job)
             self.check_open()
         except BaseException:
             self._has_recalled = False
@@ -1211,6 +1226,7 @@ class Client:
             submitted_at=self._clock.now(),
             custom_id=submission.custom_id,
             tag=submission.tag,
+            context=contextvars.copy_context(),
         )
         self._keep(task)
         return task
@@ -1269,6 +1285,14 @@ def _feed(*, official: bool) -> Endpoint:
 
 def _name_of(task: Task) -> Name:
     return _feed(official=task.official).name, task.id
+
+
+def _name_in(job: Job) -> Name:
+    return _feed(official=_is_official(job)).name, str(job.task_id)
+
+
+def _is_official(job: Job) -> bool:
+    return job.endpoint == OfficialImageToVideo.__name__
 
 
 def _tells_of(request: Generation) -> Endpoint:

@@ -152,7 +152,12 @@ class DoubtsFound(Event):
 
 @attrs.frozen
 class TaskAttached(Event):
-    """A handle was made for a task that exists already: by its id, or from a row of the journal."""
+    """
+    A task that was submitted before is followed here: by its id, or from the journal.
+
+    Emitted when a handle is made from an id or a row of the journal. For a task that an earlier
+    process left in `Client.unfinished`, emitted once, before the first wait for it or poll of it.
+    """
 
     task_id: str
     #: The number of the client, unique in this process.

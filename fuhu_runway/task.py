@@ -1,6 +1,7 @@
 """The handles a user holds on something paid for: `Task` to wait with, `Clip` to save from."""
 
 import asyncio
+import contextvars
 import inspect
 import os
 from collections.abc import AsyncIterator, Callable, Generator
@@ -70,10 +71,12 @@ class Task:
         submitted_at: float | None = None,
         custom_id: str | None = None,
         tag: str | None = None,
+        context: contextvars.Context | None = None,
     ) -> None:
         self._home = home
         self._last = record
         self._watch: Watch | None = None
+        self._context = context
         #: The gateway's name for it; enough to find it again.
         self.id = task_id
         #: Whether it belongs to the official format, whose tasks are asked for elsewhere.
@@ -217,6 +220,10 @@ class Task:
     def belongs_to(self, home: Home) -> bool:
         """Return whether *home* is the client that this handle came from; for the client."""
         return self._home is home
+
+    def context(self) -> contextvars.Context | None:
+        """Return the context of the submit, None if that is not known; for the client."""
+        return self._context
 
     def keep(self, watch: Watch) -> None:
         """Hold what is known of this task; for the client, where deliveries may add to it."""

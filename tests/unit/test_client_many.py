@@ -105,6 +105,38 @@ async def test_a_job_leads_to_the_trace_of_its_submission(
     assert attached == TaskAttached(task.id, attached.client, "text_to_video", job.model, 5, trace)
 
 
+async def test_unfinished_tasks_of_the_journal_are_attached_once(
+    gateway: Simulator, tmp_path: Path
+) -> None:
+    """The event comes with the first wait, not with `unfinished`; `find` adds none after that."""
+    path, traced, ear = tmp_path / "run.db", Traced(), Ear()
+    async with quick_client(gateway, journal=path, hooks=[traced]) as client:
+        task_id = (await client.generate(PROMPT, seconds=5, custom_id="order 7")).id
+    async with quick_client(gateway, journal=path, hooks=[ear]) as client:
+        [task] = client.unfinished
+        assert client.unfinished[0].id == task.id == task_id
+        assert ear.all(TaskAttached) == []
+        await task.refresh()
+        assert await client.find("order 7") is task
+        await task
+    [attached] = ear.all(TaskAttached)
+    [started] = traced.all(SubmissionStarted)
+    trace = traced.trace_of(started.submission)
+    assert attached == TaskAttached(task_id, attached.client, "text_to_video", "gen4", 5, trace)
+
+
+async def test_a_handle_by_its_id_has_what_the_journal_knows(
+    gateway: Simulator, tmp_path: Path
+) -> None:
+    """A task that an earlier process left is attached with its model, and its wait adds nothing."""
+    ear, image = Ear(), "https://pictures.example/1.png"
+    async with quick_client(gateway, journal=tmp_path / "run.db") as client:
+        task_id = (await client.official.image_to_video(image, PROMPT)).id
+    async with quick_client(gateway, journal=tmp_path / "run.db", hooks=[ear]) as client:
+        await client.official.task(task_id)
+    assert [event.model for event in ear.all(TaskAttached)] == ["gen4_turbo"]
+
+
 async def test_doubts_from_before_are_told_once(gateway: Simulator, tmp_path: Path) -> None:
     """A client whose journal holds jobs in doubt says how many, at its first submission."""
     counted = []

@@ -133,6 +133,28 @@ async def test_a_later_process_links_to_the_first(
     assert second.attributes["gen_ai.request.model"] == "gen4"
 
 
+@pytest.mark.parametrize("wait_is_first", [True, False])
+async def test_a_task_that_was_left_unfinished_links_to_its_submit(
+    desk: Desk, gateway: Simulator, tmp_path: Path, wait_is_first: bool
+) -> None:
+    """`client.unfinished` and `client.find` of a later process lead to the trace of the submit."""
+    journal = tmp_path / "run.db"
+    async with quick_client(gateway, hooks=[desk.spans()], journal=journal) as client:
+        await client.generate(PROMPT, custom_id="order 7")
+    async with quick_client(gateway, hooks=[desk.spans()], journal=journal) as client:
+        with desk.tracer.start_as_current_span("resume") as outer:
+            found = None if wait_is_first else await client.find("order 7")
+            [task] = client.unfinished
+            assert found in {None, task}
+            await task
+    first, _, second = desk.ended
+    assert second.parent == outer.get_span_context()
+    [link] = second.links
+    assert link.context.span_id == first.get_span_context().span_id
+    assert second.attributes is not None
+    assert second.attributes["gen_ai.request.model"] == "gen4"
+
+
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [
