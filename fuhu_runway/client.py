@@ -98,6 +98,8 @@ class _Named:
     is_left: bool = False
     #: The request that goes on after that, if it was sent.
     flight: "asyncio.Task[TaskRecord] | None" = None
+    #: Set when the next submission under the name may begin; for other threads.
+    ended: threading.Event = attrs.field(factory=threading.Event)
     #: Done when the next submission under the name may begin.
     over: "asyncio.Future[None]" = attrs.field(
         default=attrs.Factory(lambda self: self.loop.create_future(), takes_self=True)
@@ -405,7 +407,9 @@ class Client:
                 except asyncio.CancelledError:
                     if _is_cancelled():
                         raise
-                    continue  # that loop ended meanwhile
+                # That loop is ending. What it starts now may never run, so wait for its outcome.
+                await asyncio.to_thread(named.ended.wait, 1)
+                continue
             if named.is_left:
                 await asyncio.wait([named.over])
                 continue
@@ -430,12 +434,15 @@ class Client:
         def end(_: object) -> None:
             self._named.pop(custom_id, None)
             named.over.set_result(None)
+            named.ended.set()
 
         if not work.cancelled():
             work.exception()  # or asyncio would report it where every caller is cancelled
-        if named.flight is None or named.flight.done():
+        if named.flight is None:
             end(work)
         else:
+            # Also if it is done: first it has to be recorded whether the request is in doubt, or
+            # another thread could find the name free and pay again.
             named.flight.add_done_callback(end)
 
     async def _submit_once(self, request: Generation, custom_id: str, tag: str | None) -> Task:

@@ -212,7 +212,7 @@ async def test_a_wait_that_times_out_is_told_in_the_context_of_the_submit(
 
 
 async def test_closing_runs_in_an_empty_context(gateway: Simulator, witness: Witness) -> None:
-    """Its own event is nobody's, and the end of a wait is told in the context of the submit."""
+    """`ClientClosed` has an empty context, the end of a wait that of the submit."""
     gateway.script(then="stall")
     client = quick_client(gateway, hooks=[witness])
     task = await as_caller("a", lambda: client.generate(PROMPT))
