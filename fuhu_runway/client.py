@@ -399,16 +399,9 @@ class Client:
                     named = self._named[custom_id] = _Named(loop, work)
                     work.add_done_callback(partial(self._end_named, custom_id, named))
             if named.loop is not loop:
-                # Another thread has begun, so it is done there for this caller as well.
-                joining = self._submit_named(request, custom_id, tag)
-                elsewhere = asyncio.run_coroutine_threadsafe(joining, named.loop)
-                try:
-                    return await asyncio.wrap_future(elsewhere)
-                except asyncio.CancelledError:
-                    if _is_cancelled():
-                        raise
-                # That loop is ending. What it starts now may never run, so wait for its outcome.
-                await asyncio.to_thread(named.ended.wait, 1)
+                task = await self._submitted_elsewhere(named, request, custom_id, tag)
+                if task is not None:
+                    return task
                 continue
             if named.is_left:
                 await asyncio.wait([named.over])
@@ -427,6 +420,25 @@ class Client:
             finally:
                 named.callers -= 1
             raise failure
+
+    async def _submitted_elsewhere(
+        self, named: "_Named", request: Generation, custom_id: str, tag: str | None
+    ) -> Task | None:
+        """Join a submission that another thread's loop has begun; None if that loop ended."""
+        joining = self._submit_named(request, custom_id, tag)
+        answer = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(joining, named.loop))
+        try:
+            # In steps, since a loop that is ending may never run what it is given.
+            while not answer.done() and not named.loop.is_closed():
+                await asyncio.wait([answer], timeout=1)
+            return answer.result()
+        except (asyncio.CancelledError, asyncio.InvalidStateError):
+            if _is_cancelled():
+                answer.cancel()
+                raise
+        # The last step of an ending loop records whether the request is in doubt.
+        await asyncio.to_thread(named.ended.wait, 1)
+        return None
 
     def _end_named(self, custom_id: str, named: "_Named", work: "asyncio.Task[Task]") -> None:
         """Free a name, once the request that was sent under it has its answer."""
