@@ -54,7 +54,7 @@ EXIT_OF: Final = (
 """The first class that fits an error gives the exit code."""
 
 UNNOTICED: Final = 0.1
-"""How long somebody who pressed Ctrl-C is left without a word, in seconds."""
+"""After how many seconds after Ctrl-C a line says what it waits for."""
 
 SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 """What asks a command to end: also a terminal that closes, and Ctrl-Break on Windows."""
@@ -312,7 +312,7 @@ class Lines:
         write(sys.stderr, one_line(text))
 
     def news(self, text: str) -> None:
-        """Show a line that nobody has to see."""
+        """Show a line that may be missed."""
         if not self._quiet:
             self.say(text)
 
@@ -385,7 +385,7 @@ def _progress_bar() -> Any:
                 yield text.Text(self.below)
 
     class DetailOrTime(progress.TimeElapsedColumn):
-        """How far it is, or where nobody knows, for how long it has been going on."""
+        """The progress, or where that is unknown, the elapsed time."""
 
         def render(self, task: progress.Task) -> text.Text:
             detail = task.fields["detail"]

@@ -101,7 +101,7 @@ class Deliveries:
             if loop is here:
                 heed()
             else:
-                # A loop that has ended since has nobody left who waits.
+                # A loop that has ended since has no waits left.
                 with suppress(RuntimeError):
                     loop.call_soon_threadsafe(heed)
 

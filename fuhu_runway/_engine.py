@@ -118,7 +118,7 @@ class Engine:
         Close this engine when the loop ends, unless it is closed by then, and call *forget*.
 
         `asyncio.run` closes the asynchronous generators that are still suspended while the loop
-        still runs: the one moment at which a session can be closed that nobody closed.
+        still runs: the one moment at which a session that was left open can be closed.
         """
 
         async def keep() -> AsyncGenerator[None, None]:

@@ -2,7 +2,7 @@
 One scheduler for all waits: a pure `PollQueue` and the single timer that drives it.
 
 Rule 1: a task is asked about once at a time, however many wait for it.
-Rule 2: each waiter has a future of its own, so that cancelling one disturbs nobody.
+Rule 2: each waiter has a future of its own, so that cancelling one disturbs no other.
 Rule 3: a failed look touches its own task only, and ends a wait only if asking again is hopeless.
 Rule 4: with no waiters left there is no timer, no look and no entry left.
 Rule 5: where requests go at a pace, one look at a time queues for its turn, and which task it is
@@ -168,7 +168,7 @@ class Watch:
     polls: int = 0
     #: Whether the feed has ever shown it.
     was_seen: bool = False
-    #: When the next look is due; kept while nobody waits, so that short waits add up.
+    #: Next poll time; kept while no one waits, so that short waits do not poll more often.
     due_at: float = 0.0
     question: "asyncio.Task[None] | None" = None
     waiters: set[Waiter] = attrs.field(factory=set)
@@ -558,7 +558,7 @@ class Poller:
         if self._queuing is not None and not self._has_due(self._clock.now()):
             self._queuing.cancel()
             self._queuing = None
-            self._ranking = Ranking()  # it must not keep tasks that nobody waits for
+            self._ranking = Ranking()  # it must not keep tasks without waits
 
     async def _ask_in_turn(self, turns: Turns) -> None:
         # Behind one at the most, so that looks get every second turn where submits queue as well.

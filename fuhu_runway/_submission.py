@@ -72,11 +72,11 @@ class Submission:
             if not self.end_is_told:
                 self._tell_end(error)
                 if self.address is not None and not self.is_in_doubt:
-                    self.address.request = None  # nothing came of it, and nobody asks for it
+                    self.address.request = None  # nothing was accepted, so it is not needed
             raise
 
     def trace(self) -> str | None:
-        """Return what a later process links its own spans to, if anybody traces."""
+        """Return what a later process links its own spans to, if a hook traces."""
         return self.hooks.trace_of(self.number)
 
     def held(self, tasks: int) -> None:

@@ -1,7 +1,7 @@
 """
 Many jobs over one client: read lazily, submit, follow, save, and go on where a crash broke off.
 
-Rule 1: at most `in_flight` jobs exist at once, and an outcome that nobody has taken counts.
+Rule 1: at most `in_flight` jobs exist at once, and an outcome that was not taken yet counts.
 Rule 2: whatever goes wrong with one job is its outcome. Only what every other job would meet as
 well (`HOPELESS`) ends the submitting.
 Rule 3: what the journal says was accepted is never submitted again, and what it says is in doubt
@@ -96,7 +96,7 @@ class Outcome:
 
     @property
     def is_in_doubt(self) -> bool:
-        """Whether nobody knows if it was accepted, and charged."""
+        """Whether it is unknown if it was accepted, and charged."""
         return isinstance(self.error, errors.SubmissionInDoubt)
 
 
@@ -276,7 +276,7 @@ class Batch:
                     if outcome.clip is not None and outcome.error is None:
                         outcome.clip.task.hand_out()
                     yield outcome
-                # Only now: an outcome that nobody takes must not make room for another job.
+                # Only now: an outcome that is not taken must not make room for another job.
                 free.release()
             if not (feeder.cancelled() and self._is_stopped):
                 feeder.result()

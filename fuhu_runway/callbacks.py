@@ -94,7 +94,7 @@ class Address:
     is_in_doubt: bool = False
     #: Whether the task that its submission made is being looked for.
     is_sought: bool = False
-    #: The last delivery that nobody could hear of yet.
+    #: The last webhook that came before there was a task.
     early: Delivery | None = None
     allowance: Allowance = attrs.field(factory=Allowance, repr=False)
 

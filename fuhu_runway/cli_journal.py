@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from .task import Task
 
 DOWNLOADS: Final = 20
-"""How many clips are fetched at once where nobody says it."""
+"""How many clips are fetched at once by default."""
 
 MARK_LENGTH: Final = 10
 """How much of a job's key is shown: with it a row fits into 80 columns."""

@@ -209,7 +209,7 @@ def simulate(
 async def _serve(
     place: Place, ways: Ways, screen: Lines, *, as_json: bool, with_stdin: bool
 ) -> None:
-    """Run the simulator until somebody stops it."""
+    """Run the simulator until it is stopped."""
     gateway = _gateway(place, ways)
     await _start(gateway, place)
     try:
@@ -324,5 +324,5 @@ def _set_at_end_of_stdin(ended: asyncio.Event) -> None:
         with contextlib.suppress(RuntimeError):  # the end came another way, and the loop is gone
             loop.call_soon_threadsafe(ended.set)
 
-    # Nobody waits for it: it may hang on a stdin that stays open.
+    # Not awaited: it may hang on a stdin that stays open.
     threading.Thread(target=watch, daemon=True).start()

@@ -589,7 +589,7 @@ class Client:
         return self._handles.get(_name_in(job)) or self.attach(job)
 
     def check_open(self) -> None:
-        """Refuse what would open a journal anew that nobody closes again; for batches."""
+        """Raise if closed, since a journal opened anew would stay open; for batches."""
         if asyncio.get_running_loop() in self._closed_in:
             raise closed()
 

@@ -150,7 +150,7 @@ class Downloader:
         """
         part = None
         try:
-            # Not in a thread: cancelled there, it would leave a file that nobody closes.
+            # Not in a thread: cancelled there, it would leave an open file.
             part = _opened(path, source.task_id)
             try:
                 await _Download(self, source, part, max_bytes, on_progress).run(overwrite)
@@ -720,6 +720,6 @@ async def _in_thread(work: Callable[..., R], *args: Any) -> R:
         except asyncio.CancelledError as exc:
             interrupted = exc
     if interrupted is not None:
-        job.exception()  # looked at, or asyncio would tell that nobody did
+        job.exception()  # retrieved, or asyncio would log that it was not
         raise interrupted
     return job.result()

@@ -23,7 +23,7 @@ from .errors import Fate
 from .models import TaskState, usage_error
 
 # Without a handler of ours, not even one that drops everything: what needs attention, such as a
-# paid task that nobody holds, then shows on stderr also where nobody has set up logging.
+# paid task without a handle, then shows on stderr also where logging is not set up.
 LOGGER: Final = logging.getLogger("fuhu_runway")
 
 _BARE: Final = re.compile(r"[\w.:/-]+", re.ASCII)
@@ -434,7 +434,7 @@ class Hooks:
             self._listeners = (*self._listeners, listener)
 
     def are_heard(self, kind: type[Event]) -> bool:
-        """Whether an event of this kind reaches anybody; for events that come by the thousand."""
+        """Whether an event of this kind has a listener; for events that come by the thousand."""
         return bool(self._listeners) or LOGGER.isEnabledFor(kind.level)
 
     def emit(self, event: Event) -> None:

@@ -2,7 +2,7 @@
 The durable record: SQLite schema, legal steps of a job, what is in doubt after a crash.
 
 Rule 1: a row says SUBMITTING, flushed to disk, before the request that it speaks of is sent.
-Rule 2: a row that says SUBMITTING when the journal is opened is IN_DOUBT: nobody knows.
+Rule 2: a row that says SUBMITTING when the journal is opened is IN_DOUBT: its outcome is unknown.
 Rule 3: a step that the table does not have is an error, and changes nothing.
 Rule 4: no prompt, key or address is written; a request is known by its fingerprint, which is
 keyed by the journal's own salt.
@@ -334,7 +334,7 @@ class Journal:
 
     async def forget(self, key: str) -> None:
         """
-        Remove the row of a job, whatever its state: what was paid for it is known to nobody then.
+        Remove the row of a job, whatever its state: what was paid for it is then recorded nowhere.
 
         Raises:
             JournalError: There is no such job.
@@ -523,7 +523,7 @@ class _Errand:
 
 @attrs.frozen(eq=False)
 class _Remark(_Errand):
-    """Something to do that nobody waits for."""
+    """Something to do that is not awaited."""
 
     future: None = None  # type: ignore[assignment]
     loop = None
@@ -542,7 +542,7 @@ class _Desk(Executor):
     def submit(  # type: ignore[override]
         self, action: Callable[[sqlite3.Connection], T]
     ) -> "asyncio.Future[T]":
-        """Take one errand; it is done even if nobody waits for it any more."""
+        """Take one errand; it is done even if it is no longer awaited."""
         # A future of the loop's own, which it takes as it is. One of another thread would wake
         # the loop for each errand, in place of once for all that a commit did.
         errand = _Errand(action, asyncio.get_running_loop().create_future())
@@ -562,7 +562,7 @@ def _tell(ends: Iterable[_End]) -> None:
         if loop is None:
             _settle(its)
         else:
-            # The loop may have ended while the disk was busy; then nobody waits any more.
+            # The loop may have ended while the disk was busy; then nothing waits any more.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(_settle, its)
 
@@ -703,7 +703,7 @@ def _open(path: Path) -> sqlite3.Connection:
         # Exclusive and write-ahead: the lock is taken at the first write and kept until the end,
         # and goes with the process, however it ends.
         db.execute("PRAGMA locking_mode=EXCLUSIVE")
-        # Each commit is on disk before anybody acts on it: a paid request follows.
+        # Each commit is on disk before it is acted on: a paid request follows.
         db.execute("PRAGMA synchronous=FULL")
         db.execute("PRAGMA fullfsync=1")  # macOS flushes to the disk itself by this alone
         db.execute("PRAGMA temp_store=MEMORY")

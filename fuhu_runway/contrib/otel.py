@@ -80,7 +80,7 @@ class _Trail:
     context: Context
     #: Whether it has come to its end, so that only a download can follow.
     is_over: bool = False
-    #: When somebody set out to go on with it, in Unix nanoseconds; None where nobody did yet.
+    #: When it was resumed, in Unix nanoseconds; None if it was not.
     since: int | None = None
 
 
@@ -321,7 +321,7 @@ class JobSpans:
             job.client,
             job.attributes,
             job.span.get_span_context(),
-            Context(),  # the scheduler's looks are made in nobody's
+            Context(),  # a root: the span that resumes it is linked, not a child
             is_over=job.settled_at is not None,
         )
         self._remember(task_id, trail)

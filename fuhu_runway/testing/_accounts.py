@@ -38,7 +38,7 @@ class Account:
     """One key and its money, in points."""
 
     name: str
-    #: Empty until somebody brings the key of an account that is known from an earlier run.
+    #: Empty until the key of an account that is known from an earlier run is used.
     key: str = attrs.field(default="", repr=False)
     #: What is left to spend; None is a key without limit.
     points: float | None = None

@@ -212,7 +212,7 @@ class Books:
     state: StateFile
     #: By key.
     accounts: dict[str, Account] = attrs.field(factory=dict, repr=False)
-    #: By name, those of earlier runs whose keys nobody has brought yet.
+    #: By name, those of earlier runs whose keys were not used yet.
     keyless: dict[str, Account] = attrs.field(factory=dict)
     tasks: dict[str, SimulatedTask] = attrs.field(factory=dict)
     plans: Plans = attrs.field(factory=Plans)

@@ -42,7 +42,7 @@ class SimulatedClock:
             self._loop = loop
 
     def close(self) -> None:
-        """Wake everybody who pauses."""
+        """Wake all that pause."""
         self._is_closing = True
         for waiter in self._waiters:
             _release(waiter)

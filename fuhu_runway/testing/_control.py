@@ -81,7 +81,7 @@ class Control:
         except RecursionError:
             return _answer({"error": {"message": "the body is nested too deeply"}}, 400)
         except ConnectionError:
-            # The caller left before it had said all it wanted, and nobody is there to answer.
+            # The caller left before its request was complete, and there is no one to answer.
             return web.Response()
 
 

@@ -4,7 +4,7 @@ What outlives the process: a line of JSON for each thing that happened.
 Rule 1. A line counts when its newline is there. The last one may be torn: it never was.
 Rule 2. A task is written down before its answer goes out, the answer after that. So whatever a
     client can have heard of is in the file, and an answer in the file has left the process.
-Rule 3. Lines are handed to the system before anybody acts on them. They survive the death of the
+Rule 3. Lines are handed to the system before they take effect. They survive the death of the
     process, `kill -9` included, and not that of the machine.
 Rule 4. Lines are only ever added, by one simulator at a time.
 """
@@ -168,7 +168,7 @@ class Past:
     told_until: float = 0.0
 
     def now(self) -> float:
-        """The simulated second it is by the wall clock while nobody runs; it never goes back."""
+        """The simulated second it is by the wall clock while none runs; it never goes back."""
         return self.instant + max(0.0, time.time() - self.at) * self.speed
 
 
@@ -219,7 +219,7 @@ class StateFile:
 
         Raises:
             OSError: It cannot be written.
-            RuntimeError: Somebody else has written to it since it was read.
+            RuntimeError: Another process has written to it since it was read.
         """
         if self.path is None:
             return
@@ -239,7 +239,7 @@ class StateFile:
 
         Raises:
             OSError: It cannot be written.
-            RuntimeError: Somebody else writes to the file.
+            RuntimeError: Another process writes to the file.
         """
         if self._file is None:
             return

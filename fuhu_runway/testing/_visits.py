@@ -69,7 +69,7 @@ Work = Callable[[Visit, Fault | None], Reply]
 class Route:
     """What one path is for."""
 
-    #: Whose faults it takes from the gateway's plans; None for a path nobody knows.
+    #: Whose faults it takes from the gateway's plans; None for an unknown path.
     where: Where | None
     #: Whose faults it takes from a script: the official routes submit and look as well.
     role: Where | None
@@ -107,7 +107,7 @@ class Reception:
         except web.HTTPRequestEntityTooLarge:
             route, raw = attrs.evolve(route, work=_too_large), b""
         except ConnectionError:
-            # The client left before it had said all it wanted, and nobody is there to answer.
+            # The client left before its request was complete, and there is no one to answer.
             return web.Response()
         visit = Visit(request, raw, _parsed(raw), self._note(request, len(raw), route))
         visit.task = self._task_of(visit)
@@ -129,7 +129,7 @@ class Reception:
                 # The client left before it had read all, which is its own affair.
                 return exchange.drop(reset=True)
             except asyncio.CancelledError:
-                # Nobody reads the answer, and what is left of it must not outlive the gateway.
+                # The answer is not read, and what is left of it must not outlive the gateway.
                 exchange.drop(reset=True)
                 raise
         return response
@@ -139,7 +139,7 @@ class Reception:
         transport = visit.request.transport
         if visit.made is None or transport is None or transport.is_closing():
             return
-        # aiohttp would do just this a moment later, and tell nobody.
+        # aiohttp would do just this a moment later, without a word.
         await response.prepare(visit.request)
         await response.write_eof()
         self.books.answered(visit.made, response.status)

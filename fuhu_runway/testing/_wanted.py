@@ -110,7 +110,7 @@ def list_of(kind: Kind) -> Kind:
 
     def make(value: Any, at: str) -> list[Any]:
         if not isinstance(value, list):
-            raise ValueError  # noqa: TRY004 - what kind of error it is nobody sees
+            raise ValueError  # noqa: TRY004 - the kind of error is not seen
         return [kind.read(one, f"{at}[{index}]") for index, one in enumerate(value)]
 
     return Kind(f"a list; in it {kind.allowed}", make)
@@ -155,7 +155,7 @@ def _pattern(value: Any, _at: str) -> re.Pattern[str]:
 
 def _headers(value: Any, at: str) -> tuple[tuple[str, str], ...]:
     if not isinstance(value, dict):
-        raise ValueError  # noqa: TRY004 - what kind of error it is nobody sees
+        raise ValueError  # noqa: TRY004 - the kind of error is not seen
     return tuple(
         (NAME_OF_HEADER.read(name, at), VALUE_OF_HEADER.read(text, f"{at}.{name}"))
         for name, text in value.items()

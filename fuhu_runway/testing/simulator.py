@@ -46,7 +46,7 @@ class Simulator:
     With a state file it survives its own death. Every accepted task is written there before its
     submit is answered, and the next simulator with this file goes on with all of them: with
     their ids, files, endings and callbacks, with the points, and in time, which went on by the
-    wall clock while nobody ran. What it saw, its polls, and the scripts and faults that wait for
+    wall clock while none ran. What it saw, its polls, and the scripts and faults that wait for
     requests are each run's own. The file holds prompts and no keys, and has one simulator at a
     time.
 
@@ -229,7 +229,7 @@ class Simulator:
 
     def bind(self) -> None:
         """
-        Take both ports, so that there are addresses before `start`; nobody answers there yet.
+        Take both ports, so that there are addresses before `start`; nothing answers there yet.
 
         Raises:
             OSError: A port is taken.
@@ -305,7 +305,7 @@ class Simulator:
         self._state.append(Opened(at=time.time(), instant=now, speed=self.speed, epoch=epoch))
 
     def _write_end(self, _kind: object, error: object, _traceback: object) -> None:
-        # A start that failed told nobody anything.
+        # A start that failed sent no webhook.
         if error is not None:
             return
         self._told_until = self._clock.now()
