@@ -131,7 +131,8 @@ class GateMachine(RuleBasedStateMachine):
             record(self.clock.now())
             self.fastest = max(self.fastest, self.gate.pace.rate)
             self.gate.leave()
-        await settle()
+            # The one that goes now has to record its pace before the next answer changes that.
+            await settle()
 
     @precondition(lambda self: self.line)
     @rule()
@@ -187,6 +188,4 @@ class TestGate(GateMachine.TestCase):
     Nobody is overtaken, nobody is too fast, no slot is lost, and nobody waits without a reason.
     """
 
-    # The same examples in each run: within one answer the pace may rise and fall, which the model
-    # does not see, and a rare random example of that would be red without a fault.
-    settings = settings(max_examples=60, stateful_step_count=40, derandomize=True)
+    settings = settings(max_examples=60, stateful_step_count=40)
