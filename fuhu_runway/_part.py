@@ -183,6 +183,9 @@ class Part:
                 raise OSError(errno.EBUSY, "another program has changed its .part file")
         if not overwrite and os.path.lexists(self.path):
             raise FileExistsError
+        # First, or a process that is killed in between would leave it beside the clip for ever.
+        with suppress(OSError):
+            note_path(self.path).unlink(missing_ok=True)
         try:
             part.replace(self.path)
         except PermissionError:
@@ -191,8 +194,6 @@ class Part:
             self.file.close()
             raise
         self.is_published = True
-        with suppress(OSError):
-            note_path(self.path).unlink(missing_ok=True)
         with suppress(OSError):
             _sync_folder(self.path.parent)
 

@@ -348,6 +348,27 @@ def test_a_rename_closes_the_file_only_if_it_has_to(
     assert [entry.name for entry in tmp_path.iterdir()] == ["clip.mp4"]
 
 
+def test_a_kill_after_the_rename_leaves_the_clip_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that dies right after the rename leaves no note beside the clip."""
+    rename = Path.replace
+    part = Part.open(tmp_path / "clip.mp4", "t-1")
+    part.write(VIDEO[:700], len(VIDEO))
+    part.write(VIDEO[700:], len(VIDEO))
+    assert (tmp_path / "clip.mp4.part.json").exists()
+
+    def killed(self: Path, target: Path) -> Path:
+        rename(self, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        part.publish(overwrite=False)
+    part.file.close()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["clip.mp4"]
+
+
 def test_a_file_is_replaced_only_if_that_is_allowed(tmp_path: Path) -> None:
     """What came meanwhile under the name is another's."""
     path = tmp_path / "clip.mp4"
