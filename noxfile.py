@@ -17,6 +17,12 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 PACKAGE = Path("fuhu_runway")
 EXTRAS = "[cli,otel]"
 
+# Sessions of their own run the tests of the pages and of the official SDK.
+EVERY_TEST = ["--numprocesses=2", "--ignore=tests/docs", "--ignore=tests/official_sdk"]
+# What takes long, such as hundreds of killed processes, does not depend on the extras.
+LONG = ("browser", "crash", "loopback", "properties", "secrets", "servers")
+QUICK_TESTS = [*EVERY_TEST, *(f"--ignore=tests/{folder}" for folder in LONG)]
+
 # Without it `python -m` and `coverage run` look into the working directory first, and
 # the tree would be tested in place of the wheel.
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
@@ -92,20 +98,17 @@ def types(session: nox.Session) -> None:
 
 @nox.session(requires=["build"])
 def tests(session: nox.Session) -> None:
-    """The unit tests against the wheel with all extras: the quick check while you work."""
+    """The quick tests against the wheel with all extras: the check while you work."""
     install(session, "instrumentation", "telemetry", "test", extras=EXTRAS)
-    session.run("pytest", *(session.posargs or ["--numprocesses=2", "tests/unit"]), env=SAFE_PATH)
+    session.run("pytest", *(session.posargs or QUICK_TESTS), env=SAFE_PATH)
 
 
 @nox.session(requires=["build"])
 @nox.parametrize("extras", ["", EXTRAS], ids=["bare", "all"])
 def measure(session: nox.Session, extras: str) -> None:
-    """Under coverage: every test with all extras, and the unit tests without any."""
+    """Under coverage: every test with all extras, and the quick ones without any."""
     install(session, "test", *(["instrumentation", "telemetry"] if extras else []), extras=extras)
-    # The docs and official_sdk sessions run the other two. What takes long, such as hundreds of
-    # killed processes, does not depend on the extras.
-    chosen = ["--ignore=tests/docs", "--ignore=tests/official_sdk"] if extras else ["tests/unit"]
-    measured(session, "--numprocesses=2", *(session.posargs or chosen))
+    measured(session, *(session.posargs or (EVERY_TEST if extras else QUICK_TESTS)))
 
 
 @nox.session(requires=["measure(bare)", "measure(all)"])

@@ -589,7 +589,7 @@ class Client:
         return self._handles.get(_name_in(job)) or self.attach(job)
 
     def check_open(self) -> None:
-        """Raise if closed, since a journal opened anew would stay open; for batches."""
+        """Raise a `UsageError` if the client is closed; for batches, which open the journal."""
         if asyncio.get_running_loop() in self._closed_in:
             raise closed()
 

@@ -19,9 +19,6 @@ from typing import Any, Final, get_args
 
 import attrs
 import pytest
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from support.clients import Ear, quick_client
 from support.marks import (
     DATA,
@@ -37,6 +34,7 @@ from support.marks import (
     Evidence,
     indiscretion,
 )
+from support.spans import Collected
 
 from fuhu_runway import CallbackReceiver, Client, Clip, Task
 from fuhu_runway.contrib.otel import JobSpans
@@ -139,7 +137,7 @@ class House:
     client: Client
     evidence: Evidence
     ear: Ear
-    spans: InMemorySpanExporter
+    spans: Collected
 
     async def live(
         self,
@@ -201,7 +199,7 @@ class House:
             self.evidence.thing(event)
             self.evidence.take("event", repr(event.as_dict()))
             self.evidence.take("event", pickle.dumps(event))
-        for span in self.spans.get_finished_spans():
+        for span in self.spans.ended:
             self.evidence.take("span", span.to_json())
 
 
@@ -225,9 +223,7 @@ def evidence(caplog: pytest.LogCaptureFixture) -> Iterator[Evidence]:
 async def house(evidence: Evidence, folder: Path, **options: Any) -> AsyncIterator[House]:
     """Return a gateway with a marked key, and a client with a journal that hears of deliveries."""
     key = options.setdefault("api_key", KEY)
-    ear, exporter = Ear(), InMemorySpanExporter()
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    ear, spans = Ear(), Collected()
     receiver = CallbackReceiver(PUBLIC_URL, secret=SECRET)
     path = folder / "run.db"
     folder.mkdir(exist_ok=True)  # noqa: ASYNC240  (in a test nobody waits for it)
@@ -237,13 +233,13 @@ async def house(evidence: Evidence, folder: Path, **options: Any) -> AsyncIterat
             callbacks=receiver,
             journal=path,
             timeouts=BRIEF,
-            hooks=[ear, JobSpans(provider)],
+            hooks=[ear, JobSpans(spans.provider)],
         )
         assert gateway.api_key == key
         async with client:
-            yield House(gateway, client, evidence, ear, exporter)
+            yield House(gateway, client, evidence, ear, spans)
             judge_files(evidence, folder)
-    found = House(gateway, client, evidence, ear, exporter)
+    found = House(gateway, client, evidence, ear, spans)
     found.judge_what_was_heard()
     evidence.thing(receiver)
     evidence.thing(client.journal)

@@ -12,9 +12,8 @@ from support.clock import settle
 pytest.importorskip("opentelemetry.sdk", reason="the extra otel is not installed")
 
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace import ReadableSpan
+from support.spans import Collected
 
 from fuhu_runway import hooks as events
 from fuhu_runway.contrib.otel import JobSpans
@@ -31,22 +30,12 @@ FINISHED: Final = events.DownloadFinished("t-1", 4096)
 CLOSED: Final = events.ClientClosed(1)
 
 
-class Desk:
-    """Spans, as an SDK collects them."""
-
-    def __init__(self) -> None:
-        self._exporter = InMemorySpanExporter()
-        self.provider = TracerProvider()
-        self.provider.add_span_processor(SimpleSpanProcessor(self._exporter))
-        self.tracer = self.provider.get_tracer("app")
+class Desk(Collected):
+    """The spans of listeners that it makes."""
 
     def spans(self, **settings: Any) -> JobSpans:
         """Return a listener whose spans end here."""
         return JobSpans(self.provider, **settings)
-
-    @property
-    def ended(self) -> list[ReadableSpan]:
-        return list(self._exporter.get_finished_spans())
 
 
 @pytest.fixture

@@ -12,10 +12,9 @@ pytest.importorskip("opentelemetry.sdk", reason="the extra otel is not installed
 pytest.importorskip("opentelemetry.instrumentation.aiohttp_client", reason="needs a newer API")
 
 from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import Span, SpanKind
+from support.spans import Collected
 
 from fuhu_runway import Client
 from fuhu_runway.contrib.otel import JobSpans
@@ -27,14 +26,8 @@ PROMPT: Final = "a kitten"
 JOB: Final = "generate_content gen4"
 
 
-class Collected:
-    """The spans of a program whose aiohttp is instrumented."""
-
-    def __init__(self) -> None:
-        self.exporter = InMemorySpanExporter()
-        self.provider = TracerProvider()
-        self.provider.add_span_processor(SimpleSpanProcessor(self.exporter))
-        self.tracer = self.provider.get_tracer("app")
+class Traces(Collected):
+    """The spans of a program whose aiohttp is instrumented, by their traces."""
 
     def requests_in(self, parent: Span) -> list[str]:
         """Return the last parts of the addresses of all requests in one trace, in order."""
@@ -50,16 +43,15 @@ class Collected:
 
     def _in(self, parent: Span) -> list[ReadableSpan]:
         trace_id = parent.get_span_context().trace_id
-        ended = self.exporter.get_finished_spans()
-        return [span for span in ended if span.get_span_context().trace_id == trace_id]
+        return [span for span in self.ended if span.get_span_context().trace_id == trace_id]
 
 
 @pytest.fixture
-def collected(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collected]:
+def collected(monkeypatch: pytest.MonkeyPatch) -> Iterator[Traces]:
     """Return the spans of a program whose aiohttp is instrumented until the end of the test."""
     # The names of the attributes before the stable ones, which are still the default.
     monkeypatch.delenv("OTEL_SEMCONV_STABILITY_OPT_IN", raising=False)
-    collected, instrumentor = Collected(), AioHttpClientInstrumentor()
+    collected, instrumentor = Traces(), AioHttpClientInstrumentor()
     instrumentor.instrument(tracer_provider=collected.provider)
     yield collected
     instrumentor.uninstrument()
@@ -67,7 +59,7 @@ def collected(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collected]:
 
 @pytest.mark.parametrize("pace", [None, 500.0])
 async def test_spans_of_polls_belong_to_their_job(
-    gateway: Simulator, collected: Collected, pace: float | None
+    gateway: Simulator, collected: Traces, pace: float | None
 ) -> None:
     """Two jobs in two spans, waited for in a third: each trace has its own submit and polls."""
     ear, parents, tasks = Ear(), [], []
@@ -88,7 +80,7 @@ async def test_spans_of_polls_belong_to_their_job(
 
 
 async def test_spans_of_background_jobs_belong_to_the_call_of_start(
-    gateway: Simulator, collected: Collected, tmp_path: Path
+    gateway: Simulator, collected: Traces, tmp_path: Path
 ) -> None:
     """Also after its span has ended: the submit, the polls and the download are in its trace."""
 
@@ -110,7 +102,7 @@ async def test_spans_of_background_jobs_belong_to_the_call_of_start(
 
 
 async def test_spans_of_a_task_by_its_id_belong_to_the_first_wait(
-    gateway: Simulator, runway: Client, collected: Collected
+    gateway: Simulator, runway: Client, collected: Traces
 ) -> None:
     """Where the submit was in another process, the polls are in the trace of the wait."""
     task_id = (await runway.generate(PROMPT)).id
