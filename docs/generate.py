@@ -20,11 +20,12 @@ from typing import Final
 import attrs
 from sphinx.pycode import ModuleAnalyzer
 
-from fuhu_runway import _gateway as facts
-from fuhu_runway import _hints as hints
-from fuhu_runway import _limits as pace
-from fuhu_runway import callbacks, cli, errors, hooks
-from fuhu_runway._retry import MAY_REPEAT, ladder
+from fuhu_runway import callbacks, errors, hooks
+from fuhu_runway._http import limiter as pace
+from fuhu_runway._http.retry import MAY_REPEAT, ladder
+from fuhu_runway._waiting import hints
+from fuhu_runway._wire import tables as facts
+from fuhu_runway.cli import app as cli
 from fuhu_runway.inputs import KINDS
 from fuhu_runway.journal import MIGRATIONS, SCHEMA, STEPS, JobState
 from fuhu_runway.models import (
@@ -39,9 +40,9 @@ from fuhu_runway.models import (
 )
 from fuhu_runway.testing import DIALECTS as SIMULATED_DIALECTS
 from fuhu_runway.testing import KNOWN, SHAPES, faults
-from fuhu_runway.testing._control import COMMANDS, Command
-from fuhu_runway.testing._shown import OPTIONS as CONTROL_OPTIONS
-from fuhu_runway.testing._wanted import FAULTS, REQUIRED, Field, Fields
+from fuhu_runway.testing._control.commands import COMMANDS, Command
+from fuhu_runway.testing._control.shown import OPTIONS as CONTROL_OPTIONS
+from fuhu_runway.testing._control.wanted import FAULTS, REQUIRED, Field, Fields
 
 DOCS: Final = Path(__file__).parent
 PACKAGE: Final = DOCS.parent / "fuhu_runway"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import errors, hooks
-    from ._gateway import GATEWAYS
+    from ._wire.tables import GATEWAYS
     from .background import BackgroundJob
     from .batch import Batch, Item, Outcome, Summary
     from .callbacks import CallbackReceiver
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from .task import Clip, Task
 
 _HOMES = {
-    "_gateway": ("GATEWAYS",),
+    "_wire.tables": ("GATEWAYS",),
     "background": ("BackgroundJob",),
     "batch": ("Batch", "Item", "Outcome", "Summary"),
     "callbacks": ("CallbackReceiver",),

@@ -11,9 +11,9 @@ def main() -> NoReturn:
         print('The command line needs an extra: pip install "fuhu-runway[cli]"', file=sys.stderr)
         sys.exit(2)
     try:
-        from . import cli
+        from .cli.app import main as run
 
-        sys.exit(cli.main())
+        sys.exit(run())
     except KeyboardInterrupt:  # before the command began its work
         sys.exit(130)
 

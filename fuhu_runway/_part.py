@@ -204,13 +204,37 @@ class Part:
                 self._write_note()
             elif not self.is_published:
                 note_path(self.path).unlink(missing_ok=True)
-                try:
-                    part_path(self.path).unlink()
-                except PermissionError:  # as above
-                    self.file.close()
-                    part_path(self.path).unlink()
+                _remove(part_path(self.path), self.file)
         with suppress(OSError):
             self.file.close()
+
+
+def probe(path: Path) -> None:
+    """
+    Open the files that a download to *path* writes, and leave no trace of that.
+
+    If one is there already and empty, a process was killed here: it is removed as well.
+
+    Raises:
+        OSError: One cannot be opened, or is no plain file.
+    """
+    for name in (part_path(path), note_path(path)):
+        with plain_file(name) as file:
+            try:
+                _lock(file)
+            except BlockingIOError:  # a download that has just begun
+                return
+            if not os.fstat(file.fileno()).st_size:
+                _remove(name, file)
+
+
+def _remove(path: Path, file: FileIO) -> None:
+    """Remove *path*, which is open as *file*."""
+    try:
+        path.unlink()
+    except PermissionError:  # Windows removes no file that is open
+        file.close()
+        path.unlink()
 
 
 def is_validator(value: object) -> bool:

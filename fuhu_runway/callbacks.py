@@ -24,8 +24,8 @@ from weakref import WeakSet, ref
 import attrs
 from aiohttp import web
 
-from ._hints import Allowance
-from ._wire import read_callback
+from ._waiting.hints import Allowance
+from ._wire.decode import read_callback
 from .models import Generation, TaskRecord, TaskState, is_reachable_address, usage_error
 
 MAX_BODY_BYTES: Final = 64 * 1024

@@ -22,30 +22,22 @@ import attrs
 from . import hooks as events
 from ._arguments import check
 from ._clock import Clock, LoopClock
-from ._deliveries import ENDPOINT_NAMES, Deliveries
-from ._engine import Engine, Settings
-from ._gateway import BALANCE_ENDPOINTS, ENDPOINTS, GATEWAYS, NOWHERE, SUBMITS, Endpoint
-from ._polling import Poller, Watch, name_of
+from ._http.retry import fate_of, in_doubt
+from ._http.transport import closed
 from ._redact import redact
-from ._retry import fate_of, in_doubt
-from ._schedule import kind_of
-from ._submission import Submission
-from ._transport import closed
-from ._unfinished import Name, Origin
-from ._wire import Reply, Request, ask_balance, ask_task, build, read_balance, read_task
+from ._session.session import Engine, Settings
+from ._session.submission import Submission
+from ._session.webhooks import ENDPOINT_NAMES, Deliveries
+from ._waiting.intervals import kind_of
+from ._waiting.poller import Poller, Watch, name_of
+from ._waiting.task_limit import Name, Origin
+from ._wire.decode import Reply, Request, ask_balance, ask_task, build, read_balance, read_task
+from ._wire.tables import BALANCE_ENDPOINTS, ENDPOINTS, GATEWAYS, NOWHERE, SUBMITS, Endpoint
 from .background import BackgroundJob, followed
 from .batch import Batch, Outcome, Source, in_doubt_of
 from .downloads import Progress, check_vacant, origin_of, saved_place
 from .downloads import Source as ClipSource
-from .errors import (
-    Fate,
-    NoReply,
-    RunwayError,
-    SubmissionInDoubt,
-    copied,
-    discreet,
-    discreetly_made,
-)
+from .errors import Fate, NoReply, RunwayError, SubmissionInDoubt, copied, discreet, discreetly_made
 from .journal import Entry, Job, JobState, Journal, Plan, plan_of
 from .models import (
     DEFAULT_MODEL,

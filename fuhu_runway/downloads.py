@@ -27,20 +27,18 @@ from urllib.parse import urljoin, urlsplit
 import attrs
 
 from ._clock import Clock
-from ._gateway import Replay
+from ._http.retry import MAY_REPEAT, delays, fate_of
+from ._http.transport import CLIENT, Stream, StreamBroken, Transport, quoted
 from ._part import (
     BOXES,
     BUFFER_BYTES,
     LEAST_START,
     Part,
     is_validator,
-    note_path,
-    part_path,
-    plain_file,
+    probe,
 )
-from ._retry import MAY_REPEAT, delays, fate_of
-from ._transport import CLIENT, Stream, StreamBroken, Transport, quoted
-from ._wire import retry_after
+from ._wire.decode import retry_after
+from ._wire.tables import Replay
 from .errors import DownloadIncomplete, DownloadRefused, GatewayError, RunwayError, UsageError
 from .hooks import DownloadBroken, DownloadFailed, DownloadFinished, DownloadStarted, Hooks
 from .models import RetryPolicy, is_web_address, usage_error
@@ -621,7 +619,7 @@ def check_folder(folder: Path) -> Path:
     """
     try:
         folder.mkdir(exist_ok=True)
-        _touch(folder / f".{os.getpid()}.probe")
+        probe(folder / f".{os.getpid()}")
     except OSError as exc:
         raise usage_error(
             "path",
@@ -640,8 +638,7 @@ def check_target(path: Path, *, overwrite: bool = False) -> Path:
     """
     check_vacant(path, overwrite=overwrite)
     try:
-        _touch(part_path(path))
-        _touch(note_path(path))
+        probe(path)
     except (OSError, ValueError) as exc:
         raise _no_place(path, exc) from exc
     return path
@@ -695,14 +692,6 @@ def _no_place(path: Path, exc: OSError | ValueError) -> UsageError:
 def _taken(path: Path) -> UsageError:
     advice = "Choose another name, or allow it to be overwritten (overwrite=True, or --force)."
     return usage_error("path", f"{path.name!r} exists already.", advice)
-
-
-def _touch(file: Path) -> None:
-    """Open the very file that will be written, and leave no trace of it."""
-    existed = os.path.lexists(file)
-    plain_file(file).close()
-    if not existed:
-        file.unlink()
 
 
 async def _in_thread(work: Callable[..., R], *args: Any) -> R:

@@ -44,14 +44,7 @@ from .errors import (
     RunwayError,
     Unauthorized,
 )
-from .hooks import (
-    LOGGER,
-    ClipHandedOut,
-    DownloadFinished,
-    DownloadStarted,
-    Event,
-    TaskSettled,
-)
+from .hooks import LOGGER, ClipHandedOut, DownloadFinished, DownloadStarted, Event, TaskSettled
 from .models import Generation, TaskState
 
 T = TypeVar("T")

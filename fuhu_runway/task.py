@@ -11,15 +11,8 @@ from urllib.parse import quote
 
 from ._arguments import check
 from ._notebook import clip_view, task_view
-from ._polling import Poller, Watch
-from .downloads import (
-    MAX_CLIP_BYTES,
-    Progress,
-    beside,
-    check_vacant,
-    of_a_paid_clip,
-    only_copy,
-)
+from ._waiting.poller import Poller, Watch
+from .downloads import MAX_CLIP_BYTES, Progress, beside, check_vacant, of_a_paid_clip, only_copy
 from .errors import ClipMissing, TaskCanceled, TaskFailed, UsageError, discreet
 from .models import DEAD_ENDS, DEFAULT_WAIT, Generation, TaskRecord, TaskState
 

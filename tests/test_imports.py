@@ -11,10 +11,7 @@ import pytest
 PACKAGE = resources.files("fuhu_runway")
 HEAVY = {"aiohttp", "asyncio", "attr", "attrs", "backoff", "cattrs"}
 NEEDS_AN_EXTRA = dict.fromkeys(
-    (
-        f"fuhu_runway.{name}"
-        for name in ("_console", "cli", "cli_batch", "cli_journal", "cli_simulate")
-    ),
+    (f"fuhu_runway.cli.{name}" for name in ("app", "batch", "console", "journal", "simulate")),
     "cyclopts",
 ) | {"fuhu_runway.contrib.otel": "opentelemetry.trace"}
 
@@ -96,7 +93,7 @@ def test_the_spans_name_the_extra_they_lack() -> None:
     assert last.endswith('pip install "fuhu-runway[otel]"')
 
 
-@pytest.mark.parametrize("path", ["py.typed", "testing/simulated.mp4"])
+@pytest.mark.parametrize("path", ["py.typed", "testing/_server/simulated.mp4"])
 def test_the_package_carries_its_data(path: str) -> None:
     """The type marker and the simulator's film are installed with the code."""
     assert PACKAGE.joinpath(path).is_file()

@@ -11,8 +11,11 @@ import attrs
 import pytest
 from support.samples import SUBMITS, Sample, asking, reader_of, samples
 
-from fuhu_runway import Client, _wire, errors
-from fuhu_runway._gateway import (
+from fuhu_runway import Client, errors
+from fuhu_runway._http.retry import MAY_REPEAT
+from fuhu_runway._wire import decode as _wire
+from fuhu_runway._wire.decode import Reply, Request
+from fuhu_runway._wire.tables import (
     DIALECTS,
     ENDPOINTS,
     GATEWAYS,
@@ -23,8 +26,6 @@ from fuhu_runway._gateway import (
     Refusal,
     Replay,
 )
-from fuhu_runway._retry import MAY_REPEAT
-from fuhu_runway._wire import Reply, Request
 from fuhu_runway.errors import Fate
 from fuhu_runway.models import Balance, Gateway, KeyStyle, TaskRecord
 from fuhu_runway.testing import Simulator

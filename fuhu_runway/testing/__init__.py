@@ -10,25 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import faults
-    from ._books import Seen, TaskView
-    from ._callbacks import Callbacks
-    from ._dialects import DIALECTS
-    from ._state import LedgerEntry, read_ledger
-    from ._virtual import virtual_time
-    from ._wild import KNOWN, SHAPES
+    from ._pytest.virtual import virtual_time
+    from ._server.books import Seen, TaskView
+    from ._server.callbacks import Callbacks
+    from ._server.dialects import DIALECTS
+    from ._server.state import LedgerEntry, read_ledger
+    from ._server.wild import KNOWN, SHAPES
     from .simulator import Simulator
 
 _HOME_OF = {
-    "DIALECTS": "_dialects",
-    "Callbacks": "_callbacks",
-    "KNOWN": "_wild",
-    "LedgerEntry": "_state",
-    "SHAPES": "_wild",
-    "Seen": "_books",
+    "DIALECTS": "_server.dialects",
+    "Callbacks": "_server.callbacks",
+    "KNOWN": "_server.wild",
+    "LedgerEntry": "_server.state",
+    "SHAPES": "_server.wild",
+    "Seen": "_server.books",
     "Simulator": "simulator",
-    "TaskView": "_books",
-    "read_ledger": "_state",
-    "virtual_time": "_virtual",
+    "TaskView": "_server.books",
+    "read_ledger": "_server.state",
+    "virtual_time": "_pytest.virtual",
 }
 
 __all__ = [

@@ -10,9 +10,9 @@ from typing import ClassVar, Final, Literal
 
 import attrs
 
-from . import _bodies
-from ._options import check_fields, one_of
-from ._wild import HTML, JSON, KNOWN
+from ._server import bodies as _bodies
+from ._server.options import check_fields, one_of
+from ._server.wild import HTML, JSON, KNOWN
 
 Where = Literal["submit", "feed", "download", "balance", "official"]
 
@@ -217,7 +217,7 @@ class Speaks(Fault):
     dialect: str
 
     def __attrs_post_init__(self) -> None:
-        from ._dialects import checked  # noqa: PLC0415 - stories hold faults, dialects tell stories
+        from ._server.dialects import checked  # noqa: PLC0415 - stories hold faults, dialects tell stories
 
         super().__attrs_post_init__()
         checked(self.dialect)

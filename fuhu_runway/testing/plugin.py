@@ -16,7 +16,7 @@ import pytest
 if TYPE_CHECKING:
     from fuhu_runway.client import Client
 
-    from ._house import House
+    from ._pytest.house import House
     from .simulator import Simulator
 
 HOUSE: pytest.StashKey["House"] = pytest.StashKey()
@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @contextlib.contextmanager
 def _housed(item: pytest.Item, gateway: "Simulator | None" = None) -> "Iterator[House]":
-    from ._house import House
+    from ._pytest.house import House
 
     with House.of(item, gateway) as house:
         item.stash[HOUSE] = house

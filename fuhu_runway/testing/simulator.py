@@ -16,19 +16,21 @@ from typing import Any, Literal, Self, get_args
 import attrs
 from aiohttp import web
 
-from . import _dialects, _ledger, _loopback
-from ._accounts import Bucket
-from ._api import Api, FeedVerb, KeyStyle, Options, price_of
-from ._books import Body, Books, Origin, Rule, Seen, TaskView, Which
-from ._callbacks import Callbacks, Postman
-from ._cdn import Files, Media
+from . import _loopback
 from ._clock import SimulatedClock
-from ._control import PREFIX as CONTROL
-from ._control import Control
-from ._options import is_duration, one_of
-from ._state import Closed, LedgerEntry, Opened, StateFile, StrPath, past_of
-from ._story import Ending, Script
-from ._visits import GRACE, Reception
+from ._control.commands import PREFIX as CONTROL
+from ._control.commands import Control
+from ._server import dialects as _dialects
+from ._server import ledger as _ledger
+from ._server.accounts import Bucket
+from ._server.api import Api, FeedVerb, KeyStyle, Options, price_of
+from ._server.books import Body, Books, Origin, Rule, Seen, TaskView, Which
+from ._server.callbacks import Callbacks, Postman
+from ._server.cdn import Files, Media
+from ._server.options import is_duration, one_of
+from ._server.state import Closed, LedgerEntry, Opened, StateFile, StrPath, past_of
+from ._server.story import Ending, Script
+from ._server.visits import GRACE, Reception
 from .faults import Fault, Planned, TooManyRequests, Where
 
 PerTask = float | Callable[[Body], float]

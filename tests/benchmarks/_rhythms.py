@@ -10,8 +10,8 @@ from typing import Final, Protocol
 
 import attrs
 
-from fuhu_runway._retry import ladder
-from fuhu_runway._schedule import Kind, Learner
+from fuhu_runway._http.retry import ladder
+from fuhu_runway._waiting.intervals import Kind, Learner
 from fuhu_runway.models import PollPolicy
 
 POLICY: Final = PollPolicy()

@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/support
 from support.samples import asking, reader_of, samples
 
 from fuhu_runway import errors
-from fuhu_runway._gateway import ENDPOINTS, SUBMITS
-from fuhu_runway._wire import Reply
+from fuhu_runway._wire.decode import Reply
+from fuhu_runway._wire.tables import ENDPOINTS, SUBMITS
 from fuhu_runway.models import Balance, TaskRecord
 
 ID: Final = "573772da-c2ec-4a60"

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # the folder may be missing in s
 
 from _common import table
 
-from fuhu_runway._limits import Pace
+from fuhu_runway._http.limiter import Pace
 from fuhu_runway.models import RetryPolicy
 
 CALLERS: Final = 60

@@ -21,10 +21,10 @@ import attrs
 from _rhythms import KIND, POLICY, Lognormal
 
 from fuhu_runway._clock import LoopClock
-from fuhu_runway._gateway import ENDPOINTS, GATEWAYS
-from fuhu_runway._limits import Gate
-from fuhu_runway._polling import Poller, Turns
-from fuhu_runway._wire import Request, ask_task
+from fuhu_runway._http.limiter import Gate
+from fuhu_runway._waiting.poller import Poller, Turns
+from fuhu_runway._wire.decode import Request, ask_task
+from fuhu_runway._wire.tables import ENDPOINTS, GATEWAYS
 from fuhu_runway.errors import Fate, RateLimited
 from fuhu_runway.hooks import Hooks
 from fuhu_runway.models import Limits, PollPolicy, TaskRecord, TaskState

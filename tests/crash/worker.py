@@ -19,8 +19,10 @@ from fuhu_runway import Client, PollPolicy, hooks
 from fuhu_runway.journal import Journal
 
 NEWS = (hooks.TaskSubmitted, hooks.TaskSettled, hooks.DownloadFinished)
-PACKAGE = str(Path(fuhu_runway.__file__).parent)
-SUBMITTING = tuple(f"{PACKAGE}{os.sep}{name}.py" for name in ("client", "journal", "_transport"))
+PACKAGE = Path(fuhu_runway.__file__).parent
+SUBMITTING = tuple(
+    str(PACKAGE / name) for name in ("client.py", "journal.py", "_http/transport.py")
+)
 
 
 def say(word: str) -> None:

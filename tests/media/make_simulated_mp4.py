@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-PACKAGE: Final = Path(__file__).resolve().parents[2] / "fuhu_runway" / "testing"
+PACKAGE: Final = Path(__file__).resolve().parents[2] / "fuhu_runway" / "testing" / "_server"
 
 # 16:9 at the smallest size that still shows the word clearly in a notebook.
 SIZE: Final = "480x270"

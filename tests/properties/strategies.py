@@ -6,7 +6,7 @@ from typing import Any, Final
 from hypothesis import strategies as st
 
 from fuhu_runway import models
-from fuhu_runway._gateway import DIALECTS, ENDPOINTS, REFUSALS, STATES
+from fuhu_runway._wire.tables import DIALECTS, ENDPOINTS, REFUSALS, STATES
 from fuhu_runway.models import (
     ActOne,
     ImageToVideo,

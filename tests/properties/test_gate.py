@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 )
 from support.clock import ManualClock, settle
 
-from fuhu_runway._limits import Gate
+from fuhu_runway._http.limiter import Gate
 from fuhu_runway.hooks import Hooks
 from fuhu_runway.models import Limits
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuhu_runway._schedule import EDGES, Aim, Kind, Learner, Spread
+from fuhu_runway._waiting.intervals import EDGES, Aim, Kind, Learner, Spread
 from fuhu_runway.models import PollPolicy
 
 KIND: Kind = ("TextToVideo", "gen4", 10)

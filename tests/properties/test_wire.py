@@ -27,9 +27,9 @@ from support.samples import GATEWAY, KEY, asking, reader_of
 from support.secrets import told
 
 from fuhu_runway import errors
-from fuhu_runway._gateway import ENDPOINTS, GATEWAYS, SUBMITS, Replay
-from fuhu_runway._retry import MAY_REPEAT, delay_before, delays, ladder
-from fuhu_runway._wire import Reply, ask_task, build, retry_after
+from fuhu_runway._http.retry import MAY_REPEAT, delay_before, delays, ladder
+from fuhu_runway._wire.decode import Reply, ask_task, build, retry_after
+from fuhu_runway._wire.tables import ENDPOINTS, GATEWAYS, SUBMITS, Replay
 from fuhu_runway.errors import Fate
 from fuhu_runway.models import (
     Balance,

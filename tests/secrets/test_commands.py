@@ -23,7 +23,7 @@ from support.marks import (
     indiscretion,
 )
 
-from fuhu_runway import cli
+from fuhu_runway.cli import app as cli
 from fuhu_runway.models import ImageToVideo
 from fuhu_runway.testing import faults
 

@@ -49,8 +49,8 @@ from fuhu_runway.models import (
     VideoToVideo,
 )
 from fuhu_runway.testing import DIALECTS, Simulator, faults
-from fuhu_runway.testing._cdn import Media
-from fuhu_runway.testing._story import Ending
+from fuhu_runway.testing._server.cdn import Media
+from fuhu_runway.testing._server.story import Ending
 from fuhu_runway.testing.faults import PLACES, Fault, Where
 
 # Whatever takes its time takes none of ours.

@@ -45,7 +45,7 @@ Run = Callable[..., Outcome]
 
 def runner(capsys: pytest.CaptureFixture[str]) -> Run:
     """Return what runs the command in this process."""
-    from fuhu_runway import cli
+    from fuhu_runway.cli import app as cli
 
     def command(*tokens: str) -> Outcome:
         capsys.readouterr()

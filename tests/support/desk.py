@@ -13,8 +13,8 @@ from support.clients import QUICK_RETRY, Ear
 from support.clock import RecordingClock
 from support.servers import reply
 
-from fuhu_runway._limits import Gate
-from fuhu_runway._transport import Transport
+from fuhu_runway._http.limiter import Gate
+from fuhu_runway._http.transport import Transport
 from fuhu_runway.downloads import BUFFER_BYTES, Downloader, Source
 from fuhu_runway.hooks import Hooks
 from fuhu_runway.models import Limits, Timeouts

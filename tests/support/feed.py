@@ -7,9 +7,9 @@ import attrs
 from support.clients import Ear, others
 from support.clock import ManualClock
 
-from fuhu_runway._gateway import ENDPOINTS, GATEWAYS
-from fuhu_runway._polling import Poller, Watch
-from fuhu_runway._wire import ask_task
+from fuhu_runway._waiting.poller import Poller, Watch
+from fuhu_runway._wire.decode import ask_task
+from fuhu_runway._wire.tables import ENDPOINTS, GATEWAYS
 from fuhu_runway.errors import GatewayError
 from fuhu_runway.hooks import Hooks
 from fuhu_runway.models import PollPolicy, TaskRecord, TaskState

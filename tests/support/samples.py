@@ -8,8 +8,8 @@ from typing import Any, Final
 import attrs
 import yaml
 
-from fuhu_runway import _gateway as facts
-from fuhu_runway._wire import (
+from fuhu_runway._wire import tables as facts
+from fuhu_runway._wire.decode import (
     Reply,
     Request,
     ask_balance,

@@ -34,14 +34,7 @@ from fuhu_runway.errors import (
 )
 from fuhu_runway.hooks import DownloadFinished, TaskSettled
 from fuhu_runway.journal import Entry, Job, JobState, Journal, Plan, plan_of
-from fuhu_runway.models import (
-    ActOne,
-    Generation,
-    ImageToVideo,
-    TaskRecord,
-    TaskState,
-    TextToVideo,
-)
+from fuhu_runway.models import ActOne, Generation, ImageToVideo, TaskRecord, TaskState, TextToVideo
 
 KIND: Final = ("TextToVideo", "gen4", 10)
 CLIP: Final = b"a whole clip"

@@ -31,7 +31,9 @@ from support.commands import (
 
 pytest.importorskip("cyclopts")
 
-from fuhu_runway import _console, cli, errors
+from fuhu_runway import errors
+from fuhu_runway.cli import app as cli
+from fuhu_runway.cli import console as _console
 from fuhu_runway.task import Clip
 from fuhu_runway.testing import faults
 from fuhu_runway.testing.faults import Fault

@@ -32,7 +32,8 @@ from support.commands import (
 
 pytest.importorskip("cyclopts")
 
-from fuhu_runway import cli_batch, errors, hooks
+from fuhu_runway import errors, hooks
+from fuhu_runway.cli import batch as cli_batch
 from fuhu_runway.inputs import read_items
 from fuhu_runway.journal import Journal, Plan
 from fuhu_runway.testing import faults, read_ledger

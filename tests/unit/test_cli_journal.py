@@ -28,7 +28,9 @@ from support.commands import (
 pytest.importorskip("cyclopts")
 
 import fuhu_runway
-from fuhu_runway import Client, cli_batch, cli_journal, errors
+from fuhu_runway import Client, errors
+from fuhu_runway.cli import batch as cli_batch
+from fuhu_runway.cli import journal as cli_journal
 from fuhu_runway.journal import Job, JobState, Journal, Plan
 from fuhu_runway.testing import faults
 

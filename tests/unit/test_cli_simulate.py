@@ -20,7 +20,7 @@ from support.commands import Outcome, Run, is_clip, runner, settle_in, start
 
 pytest.importorskip("cyclopts")
 
-from fuhu_runway import cli_simulate
+from fuhu_runway.cli import simulate as cli_simulate
 from fuhu_runway.testing import Callbacks, Simulator, faults
 
 BODY = {"callback_url": "https://callback.invalid/", "prompt": "a kitten", "model": "gen4"}

@@ -18,7 +18,7 @@ from support.secrets import told
 from support.servers import raw_server, reply
 
 from fuhu_runway import Client, Task
-from fuhu_runway._gateway import GATEWAYS, NOWHERE
+from fuhu_runway._wire.tables import GATEWAYS, NOWHERE
 from fuhu_runway.errors import (
     InvalidRequest,
     NotFound,

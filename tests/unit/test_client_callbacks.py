@@ -9,11 +9,7 @@ from support.scene import A_WHILE, IMAGE, PROMPT, URL, Scene, scene_of
 
 from fuhu_runway import CallbackReceiver, Client
 from fuhu_runway.errors import UsageError
-from fuhu_runway.hooks import (
-    CallbackReceived,
-    SubmissionFound,
-    SubmissionUnclaimed,
-)
+from fuhu_runway.hooks import CallbackReceived, SubmissionFound, SubmissionUnclaimed
 from fuhu_runway.models import TaskState, TextToVideo
 from fuhu_runway.testing import Simulator, faults
 

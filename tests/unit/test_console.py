@@ -19,7 +19,8 @@ from support.commands import on_a_terminal, pressed, settle_in
 
 pytest.importorskip("cyclopts")
 
-from fuhu_runway import _console, errors, hooks
+from fuhu_runway import errors, hooks
+from fuhu_runway.cli import console as _console
 from fuhu_runway.testing import Simulator
 
 
@@ -479,13 +480,13 @@ def test_a_reader_who_left_is_no_reason_to_stop() -> None:
     """A closed pipe takes whatever is written from then on, and no stream is no trouble."""
     source = """
 import sys
-from fuhu_runway._console import write
+from fuhu_runway.cli.console import write
 write(None, "nobody")
 for _ in range(3):
     write(sys.stdout, "x" * 100_000)
 write(sys.stderr, "done")
 """
-    home = {"PYTHONPATH": str(Path(_console.__file__).parents[1])}
+    home = {"PYTHONPATH": str(Path(_console.__file__).parents[2])}
     command = [sys.executable, "-c", source]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env={**os.environ, **home}, **pipes) as process:

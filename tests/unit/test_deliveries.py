@@ -13,14 +13,9 @@ from support.clock import settle, until
 from support.scene import A_WHILE, IMAGE, PROMPT, SECRET, URL, Scene, scene_of
 
 from fuhu_runway import CallbackReceiver, Client, Task
-from fuhu_runway._hints import HINTED_AT_ONCE
+from fuhu_runway._waiting.hints import HINTED_AT_ONCE
 from fuhu_runway.errors import SubmissionInDoubt
-from fuhu_runway.hooks import (
-    CallbackReceived,
-    CallbackRefused,
-    SubmissionFound,
-    TaskSettled,
-)
+from fuhu_runway.hooks import CallbackReceived, CallbackRefused, SubmissionFound, TaskSettled
 from fuhu_runway.journal import Job, JobState, Journal
 from fuhu_runway.models import Limits, PollPolicy
 from fuhu_runway.testing import Simulator, faults

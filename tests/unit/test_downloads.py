@@ -782,6 +782,23 @@ def test_a_trial_leaves_an_earlier_part(tmp_path: Path) -> None:
     assert part.read_bytes() == b"part"
 
 
+def test_a_trial_removes_what_a_killed_trial_left(tmp_path: Path) -> None:
+    """Empty files in place of the part and its note hold nothing, and do not stay."""
+    for name in ("clip.mp4.part", "clip.mp4.part.json"):
+        (tmp_path / name).touch()
+    check_target(tmp_path / "clip.mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trial_leaves_a_part_that_is_in_use(tmp_path: Path) -> None:
+    """A download that has no bytes yet keeps its file."""
+    path = tmp_path / "clip.mp4"
+    part = _part.Part.open(path, "task-1")
+    check_target(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["clip.mp4.part"]
+    part.close()
+
+
 def test_a_file_that_exists_may_be_overwritten_on_demand(tmp_path: Path) -> None:
     """Without the permission it is a `UsageError`, with it the target is good."""
     path = tmp_path / "clip.mp4"

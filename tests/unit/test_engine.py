@@ -10,9 +10,9 @@ from support.feed import Scene, done, no, record, scene_on
 from support.servers import raw_server, reply
 
 from fuhu_runway._clock import LoopClock
-from fuhu_runway._engine import Engine, Settings, TaskBudget
-from fuhu_runway._gateway import ENDPOINTS
-from fuhu_runway._wire import Request
+from fuhu_runway._session.session import Engine, Settings, TaskBudget
+from fuhu_runway._wire.decode import Request
+from fuhu_runway._wire.tables import ENDPOINTS
 from fuhu_runway.errors import NoReply, NotFound, UsageError, WaitAbandoned, WaitTimeout
 from fuhu_runway.hooks import ClientClosed, Hooks
 from fuhu_runway.models import Limits, Timeouts

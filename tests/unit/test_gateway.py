@@ -4,9 +4,9 @@ from typing import Any
 import attrs
 import pytest
 
-from fuhu_runway import _gateway as facts
-from fuhu_runway._gateway import DIALECTS, ENDPOINTS, GATEWAYS, REFUSALS, Replay, Root, Sense
-from fuhu_runway._wire import Reply, Request, read_task
+from fuhu_runway._wire import tables as facts
+from fuhu_runway._wire.decode import Reply, Request, read_task
+from fuhu_runway._wire.tables import DIALECTS, ENDPOINTS, GATEWAYS, REFUSALS, Replay, Root, Sense
 from fuhu_runway.errors import Fate, GatewayError
 from fuhu_runway.models import Balance, BalanceRoute, KeyStyle, TaskRecord, TaskState
 

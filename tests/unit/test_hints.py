@@ -1,6 +1,6 @@
 import pytest
 
-from fuhu_runway._hints import (
+from fuhu_runway._waiting.hints import (
     HINTED_AT_ONCE,
     HINTED_EVERY,
     MOST_PROOF,

@@ -6,7 +6,7 @@ import attrs
 import pytest
 from support.clock import ManualClock, settle
 
-from fuhu_runway._limits import Gate, Pace
+from fuhu_runway._http.limiter import Gate, Pace
 from fuhu_runway.hooks import Event, Hooks, PaceChanged, PaceHeld, PaceRecovered
 from fuhu_runway.models import Limits
 

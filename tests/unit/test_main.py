@@ -34,7 +34,7 @@ def test_without_the_extra_the_command_line_is_not_imported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What is missing is found out before the module that needs it is touched."""
-    monkeypatch.setitem(sys.modules, "fuhu_runway.cli", None)
+    monkeypatch.setitem(sys.modules, "fuhu_runway.cli.app", None)
     monkeypatch.setitem(sys.modules, "rich", None)
     assert exit_code_of_main() == 2
 
@@ -57,8 +57,7 @@ def install(monkeypatch: pytest.MonkeyPatch, cli: FakeCli) -> None:
         there = ModuleType(name)
         there.__spec__ = ModuleSpec(name, None)
         monkeypatch.setitem(sys.modules, name, there)
-    monkeypatch.setitem(sys.modules, "fuhu_runway.cli", cli)
-    monkeypatch.setattr("fuhu_runway.cli", cli, raising=False)
+    monkeypatch.setitem(sys.modules, "fuhu_runway.cli.app", cli)
 
 
 @pytest.mark.parametrize("code", [0, 5])

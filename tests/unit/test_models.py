@@ -13,7 +13,7 @@ import pytest
 from support.secrets import told
 
 from fuhu_runway import models
-from fuhu_runway._gateway import GATEWAYS
+from fuhu_runway._wire.tables import GATEWAYS
 from fuhu_runway.errors import UsageError
 from fuhu_runway.models import (
     ActOne,

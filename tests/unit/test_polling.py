@@ -14,10 +14,10 @@ from support.feed import STEADY, Feed, Scene, Wait, done, no, record, scene_on
 
 from fuhu_runway import hooks as events
 from fuhu_runway._clock import LoopClock
-from fuhu_runway._gateway import ENDPOINTS, GATEWAYS
-from fuhu_runway._limits import Gate
-from fuhu_runway._polling import Poller, PollQueue, Turns
-from fuhu_runway._wire import ask_task
+from fuhu_runway._http.limiter import Gate
+from fuhu_runway._waiting.poller import Poller, PollQueue, Turns
+from fuhu_runway._wire.decode import ask_task
+from fuhu_runway._wire.tables import ENDPOINTS, GATEWAYS
 from fuhu_runway.errors import (
     ClipMissing,
     GatewayDown,

@@ -7,11 +7,11 @@ import pytest
 from support.clock import ManualClock, settle
 from support.feed import STEADY, Scene, done, no, record, scene_on
 
-from fuhu_runway._gateway import ENDPOINTS, GATEWAYS
-from fuhu_runway._hints import HINTED_AT_ONCE, HINTED_EVERY
-from fuhu_runway._limits import Gate
-from fuhu_runway._polling import Turns, Watch
-from fuhu_runway._wire import ask_task
+from fuhu_runway._http.limiter import Gate
+from fuhu_runway._waiting.hints import HINTED_AT_ONCE, HINTED_EVERY
+from fuhu_runway._waiting.poller import Turns, Watch
+from fuhu_runway._wire.decode import ask_task
+from fuhu_runway._wire.tables import ENDPOINTS, GATEWAYS
 from fuhu_runway.errors import GatewayDown
 from fuhu_runway.hooks import CallbacksMissing, Hooks, TaskSettled
 from fuhu_runway.models import Limits, TaskState

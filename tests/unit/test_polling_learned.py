@@ -12,11 +12,11 @@ import pytest
 from support.clock import ManualClock, settle
 from support.feed import STEADY, Feed, Scene, Wait, done, no, record, scene_on
 
-from fuhu_runway._gateway import ENDPOINTS, GATEWAYS
-from fuhu_runway._limits import Gate
-from fuhu_runway._polling import STARVED_SHARE, PollQueue, Turns, Watch
-from fuhu_runway._schedule import Kind, Learner
-from fuhu_runway._wire import Request, ask_task
+from fuhu_runway._http.limiter import Gate
+from fuhu_runway._waiting.intervals import Kind, Learner
+from fuhu_runway._waiting.poller import STARVED_SHARE, PollQueue, Turns, Watch
+from fuhu_runway._wire.decode import Request, ask_task
+from fuhu_runway._wire.tables import ENDPOINTS, GATEWAYS
 from fuhu_runway.errors import GatewayDown, WaitAbandoned
 from fuhu_runway.hooks import Hooks
 from fuhu_runway.models import Limits, PollPolicy, TaskRecord, TaskState

@@ -5,14 +5,7 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
-from fuhu_runway._redact import (
-    MAX_SHOWN,
-    outline,
-    outline_text,
-    redact,
-    shown_code,
-    without,
-)
+from fuhu_runway._redact import MAX_SHOWN, outline, outline_text, redact, shown_code, without
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,16 @@ from typing import Any
 
 import pytest
 
-from fuhu_runway._gateway import ENDPOINTS, Replay
-from fuhu_runway._retry import MAY_REPEAT, delay_before, delays, fate_of, in_doubt, ladder, repeat
+from fuhu_runway._http.retry import (
+    MAY_REPEAT,
+    delay_before,
+    delays,
+    fate_of,
+    in_doubt,
+    ladder,
+    repeat,
+)
+from fuhu_runway._wire.tables import ENDPOINTS, Replay
 from fuhu_runway.errors import (
     ClipMissing,
     DownloadIncomplete,

@@ -6,7 +6,7 @@ import zlib
 import pytest
 
 from fuhu_runway._json import MAX_BROKEN, MAX_BYTES, decode, parsed, text_of
-from fuhu_runway._salvage import bare_id, id_of, salvage
+from fuhu_runway._wire.salvage import bare_id, id_of, salvage
 
 
 @pytest.mark.parametrize(

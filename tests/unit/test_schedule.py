@@ -4,7 +4,7 @@ from statistics import NormalDist
 
 import pytest
 
-from fuhu_runway._schedule import (
+from fuhu_runway._waiting.intervals import (
     DRIFT_RATIO,
     EDGES,
     ENOUGH,

@@ -10,7 +10,10 @@ import aiohttp
 import attrs
 import pytest
 
-from fuhu_runway.testing import Callbacks, Simulator, _control, _shown, _wanted, faults
+from fuhu_runway.testing import Callbacks, Simulator, faults
+from fuhu_runway.testing._control import commands as _control
+from fuhu_runway.testing._control import shown as _shown
+from fuhu_runway.testing._control import wanted as _wanted
 
 GENERATE = "/runway/pro/generate"
 BODY = {"callback_url": "https://callback.invalid/", "prompt": "a kitten", "model": "gen4"}

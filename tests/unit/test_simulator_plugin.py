@@ -14,7 +14,7 @@ from typing import Final
 import pytest
 
 import fuhu_runway
-from fuhu_runway.testing import _guard
+from fuhu_runway.testing._pytest import guard as _guard
 
 BARE: Final = ("-p", "no:asyncio", "-p", "no:aiohttp", "-p", "no:anyio")
 """Nothing that runs asynchronous tests, as where only the extra is installed."""
@@ -41,7 +41,7 @@ import asyncio
 import socket
 import pytest
 
-from fuhu_runway.testing import _guard
+from fuhu_runway.testing._pytest import guard as _guard
 from fuhu_runway import Client, PollPolicy, errors
 from fuhu_runway.testing import Simulator, faults
 
@@ -952,7 +952,7 @@ def test_failures_say_what_they_mean(pytester: pytest.Pytester) -> None:
     }
     assert explained == {"test_timeout", "test_timeout_in_a_group"}
     # What it says of the tasks are lines of the plugin's as well.
-    assert not re.search(r"^\S*fuhu_runway/testing/(_house|plugin|_virtual)", output, re.MULTILINE)
+    assert not re.search(r"^\S*fuhu_runway/testing/(_pytest|plugin)", output, re.MULTILINE)
 
 
 def test_a_mark_that_was_forgotten_is_told(pytester: pytest.Pytester) -> None:

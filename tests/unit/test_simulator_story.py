@@ -9,11 +9,19 @@ import attrs
 import pytest
 
 from fuhu_runway.testing import DIALECTS, faults
-from fuhu_runway.testing._accounts import Bucket
 from fuhu_runway.testing._clock import SimulatedClock
-from fuhu_runway.testing._dialects import tell
 from fuhu_runway.testing._loopback import is_loopback
-from fuhu_runway.testing._story import Ending, Moment, Script, Stage, changes, has_url, stage_at
+from fuhu_runway.testing._server.accounts import Bucket
+from fuhu_runway.testing._server.dialects import tell
+from fuhu_runway.testing._server.story import (
+    Ending,
+    Moment,
+    Script,
+    Stage,
+    changes,
+    has_url,
+    stage_at,
+)
 
 URLS = ("http://x/1.mp4", "http://x/1.png", "http://x/2.png")
 MOMENT = Moment(

@@ -24,7 +24,10 @@ import uvicorn
 
 import fuhu_runway
 from fuhu_runway import Client, PollPolicy
-from fuhu_runway.testing import Simulator, _deadline, _threads, _virtual, faults, virtual_time
+from fuhu_runway.testing import Simulator, faults, virtual_time
+from fuhu_runway.testing._pytest import deadline as _deadline
+from fuhu_runway.testing._pytest import threads as _threads
+from fuhu_runway.testing._pytest import virtual as _virtual
 
 
 def hard_work() -> bytes:

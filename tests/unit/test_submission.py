@@ -10,7 +10,7 @@ from support.clients import Ear
 from support.clock import ManualClock
 
 from fuhu_runway import errors
-from fuhu_runway._submission import Submission
+from fuhu_runway._session.submission import Submission
 from fuhu_runway.callbacks import Address
 from fuhu_runway.errors import Fate
 from fuhu_runway.hooks import (

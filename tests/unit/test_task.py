@@ -10,8 +10,8 @@ from support.clock import ManualClock, settle
 from support.feed import VIDEO, Scene, done, no, record, scene_on
 from support.pages import read_page
 
-from fuhu_runway._polling import Poller, Watch
 from fuhu_runway._redact import redact
+from fuhu_runway._waiting.poller import Poller, Watch
 from fuhu_runway.errors import (
     ClipMissing,
     GatewayDown,

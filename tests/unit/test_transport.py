@@ -14,16 +14,16 @@ from support.secrets import chain, in_frames, told
 from support.servers import free_port, raw_server, reply, silent_server
 
 from fuhu_runway._clock import Clock, LoopClock
-from fuhu_runway._gateway import ENDPOINTS
-from fuhu_runway._limits import Gate
-from fuhu_runway._transport import (
+from fuhu_runway._http.limiter import Gate
+from fuhu_runway._http.transport import (
     MAX_ANSWER_BYTES,
     MAX_CUT_BYTES,
     Body,
     StreamBroken,
     Transport,
 )
-from fuhu_runway._wire import Reply, Request, read_task
+from fuhu_runway._wire.decode import Reply, Request, read_task
+from fuhu_runway._wire.tables import ENDPOINTS
 from fuhu_runway.errors import (
     Fate,
     GatewayDown,

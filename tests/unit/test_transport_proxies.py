@@ -20,10 +20,10 @@ from support.proxies import name_proxies, tunnels
 from support.secrets import in_frames, told
 from support.servers import free_port, raw_server, reply, silent_server
 
-from fuhu_runway._gateway import ENDPOINTS
-from fuhu_runway._limits import Gate
-from fuhu_runway._transport import StreamBroken, Transport, proxy_from_environment
-from fuhu_runway._wire import Request
+from fuhu_runway._http.limiter import Gate
+from fuhu_runway._http.transport import StreamBroken, Transport, proxy_from_environment
+from fuhu_runway._wire.decode import Request
+from fuhu_runway._wire.tables import ENDPOINTS
 from fuhu_runway.errors import Fate, NoReply, NotSent, UsageError
 from fuhu_runway.hooks import Hooks
 from fuhu_runway.models import Limits, Timeouts

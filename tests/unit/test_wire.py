@@ -23,9 +23,9 @@ from support.samples import (
 )
 from support.secrets import chain, told
 
-from fuhu_runway import _wire, errors
-from fuhu_runway._gateway import ENDPOINTS, GATEWAYS, NOWHERE, Replay
-from fuhu_runway._wire import (
+from fuhu_runway import errors
+from fuhu_runway._wire import decode as _wire
+from fuhu_runway._wire.decode import (
     Reply,
     Request,
     ask_balance,
@@ -35,6 +35,7 @@ from fuhu_runway._wire import (
     retry_after,
     salvaged,
 )
+from fuhu_runway._wire.tables import ENDPOINTS, GATEWAYS, NOWHERE, Replay
 from fuhu_runway.errors import Fate
 from fuhu_runway.models import (
     ActOne,

@@ -1,0 +1,132 @@
+"""Whether a failed request may go again, and after how long; the only importer of `backoff`."""
+
+import itertools
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Final, TypeVar
+
+import backoff
+
+from fuhu_runway._wire.tables import Endpoint, Replay
+from fuhu_runway.errors import (
+    Fate,
+    GatewayError,
+    ModelUnavailable,
+    RunwayError,
+    SubmissionInDoubt,
+    TransportError,
+    UnreadableReply,
+)
+from fuhu_runway.hooks import Hooks, RetryScheduled
+from fuhu_runway.models import RetryPolicy
+
+T = TypeVar("T")
+
+MAY_REPEAT: Final[Mapping[Fate, frozenset[Replay]]] = {
+    Fate.UNSENT: frozenset(Replay),
+    Fate.REFUSED: frozenset(Replay),
+    Fate.UNKNOWN: frozenset({Replay.FREE}),
+    Fate.REJECTED: frozenset(),
+}
+"""What is known about a failed request, to what may be sent again (api-facts 5.2)."""
+
+MOST_STEPS: Final = 1000
+
+MODEL_UNAVAILABLE_REPEATS: Final = 2
+"""Not in itself transient: "at most once or twice" (api-facts 5.1)."""
+
+
+def fate_of(error: RunwayError) -> Fate:
+    """Return what is known about the request that ended in *error*."""
+    if isinstance(error, TransportError | GatewayError | UnreadableReply):
+        return error.fate
+    return Fate.REJECTED
+
+
+def delay_before(
+    attempt: int, error: RunwayError, replay: Replay, policy: RetryPolicy, drawn: float
+) -> float | None:
+    """
+    Return how long to wait before the next sending, in seconds; None: it is not sent again.
+
+    A gateway that says how long is taken at its word; else the delay that was *drawn* counts.
+    """
+    if replay not in MAY_REPEAT[fate_of(error)] or attempt >= policy.attempts:
+        return None
+    if isinstance(error, ModelUnavailable) and attempt > MODEL_UNAVAILABLE_REPEATS:
+        return None
+    asked = error.retry_after if isinstance(error, GatewayError) else None
+    if asked is None:
+        return drawn
+    return asked if asked <= policy.max_retry_after else None
+
+
+def delays(policy: RetryPolicy) -> Iterator[float]:
+    """Return the delays to draw from: exponential ranges, with full jitter."""
+    limits = _exponential(policy.first, policy.factor, policy.max_delay)
+    return map(backoff.full_jitter, limits)
+
+
+def ladder(first: float, factor: float, at_most: float) -> tuple[float, ...]:
+    """Return exponential intervals up to the first that has reached *at_most*, which goes on."""
+    growing = _exponential(first, factor, at_most)
+    # A factor of 1 never gets there: its first interval goes on.
+    if factor == 1 or first >= at_most:
+        return (min(first, at_most),)
+    # A factor of hardly more than 1 takes millions of steps to get there.
+    steps = itertools.islice(growing, MOST_STEPS)
+    below = itertools.takewhile(lambda interval: interval < at_most, steps)
+    return (*below, at_most)
+
+
+def _exponential(first: float, factor: float, at_most: float) -> Iterator[float]:
+    steps = backoff.expo(base=factor, factor=first, max_value=at_most)
+    next(steps)  # backoff's generators open with a None that is meant for send()
+    return steps
+
+
+async def repeat(
+    attempt: Callable[[], Awaitable[T]],
+    endpoint: Endpoint,
+    policy: RetryPolicy,
+    pause: Callable[[float], Awaitable[None]],
+    hooks: Hooks,
+    *,
+    submission: int | None = None,
+    task_id: str | None = None,
+) -> T:
+    """
+    Return what *attempt* gives, repeated as the table and the policy allow.
+
+    The hooks hear of each repeat, with the number of the *submission* or the task it is about.
+
+    Raises:
+        SubmissionInDoubt: A paid request got no clear answer; it was not repeated.
+        RunwayError: Whatever the last attempt ended in.
+    """
+    drawn = delays(policy)
+    for count in itertools.count(1):
+        try:
+            return await attempt()
+        except RunwayError as error:
+            delay = delay_before(count, error, endpoint.replay, policy, next(drawn))
+            if delay is None:
+                if endpoint.replay is Replay.PAID and fate_of(error) is Fate.UNKNOWN:
+                    raise in_doubt(error) from error
+                raise
+            name = type(error).__name__
+            hooks.emit(RetryScheduled(endpoint.name, count, delay, name, submission, task_id))
+        await pause(delay)
+    raise AssertionError  # pragma: no cover  (count never ends)
+
+
+def in_doubt(error: RunwayError) -> SubmissionInDoubt:
+    """Return the error for a paid request of unknown fate, with the task that its answer named."""
+    named = f" with client.task({error.task_id!r})" if error.task_id else " in the gateway's list"
+    return SubmissionInDoubt(
+        f"A paid request was sent and its fate is unknown. {error.happened}",
+        "It may have been accepted and charged; it was not sent again.",
+        f"Look for the task{named}, or check the balance, before you submit again.",
+        error.task_id,
+        error.request_id,
+        Fate.UNKNOWN,
+    )

@@ -1,0 +1,1 @@
+"""What one client holds in one event loop."""

@@ -1,0 +1,245 @@
+"""
+What a client does with what a gateway posts: whom it wakes, and which lost tasks it finds.
+
+Rule 1: a delivery says only where to look; what is believed is what the feed says then.
+Rule 2: the task of a submission in doubt is taken from a delivery only if the feed has it and no
+other submission does.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol
+from weakref import ref
+
+import attrs
+
+from fuhu_runway import hooks as events
+from fuhu_runway._clock import Clock
+from fuhu_runway._waiting.task_limit import Origin, Unfinished
+from fuhu_runway._wire.tables import ENDPOINTS, SUBMITS
+from fuhu_runway.errors import JournalError, RunwayError
+from fuhu_runway.journal import Entry, JobState, Journal, Plan
+from fuhu_runway.models import Generation, TaskRecord
+
+from .session import Engine
+from .submission import afterwards
+
+if TYPE_CHECKING:
+    # It brings a web server along, which most programs have no use for.
+    from fuhu_runway.callbacks import Address, CallbackReceiver, Delivery
+
+FEED: Final = ENDPOINTS["feed"].name
+"""What tells of every task that can have an address: the official format knows no callbacks."""
+
+ENDPOINT_NAMES: Final = {kind.__name__: endpoint.name for kind, endpoint in SUBMITS.items()}
+"""What the journal calls a kind of request, to the name of its endpoint."""
+
+
+class Home(Protocol):
+    """What deliveries need of the client."""
+
+    async def look_for(
+        self, engine: Engine, task_id: str, request: Generation | None
+    ) -> TaskRecord:
+        """Ask the feed about a task of which there is no handle yet."""
+
+    def adopt(
+        self,
+        engine: Engine,
+        address: "Address",
+        request: Generation | None,
+        record: TaskRecord,
+        endpoint: str,
+    ) -> None:
+        """Keep a task whose submission got no answer."""
+
+
+@attrs.define(eq=False, kw_only=True)
+class Deliveries:
+    """
+    The deliveries to one client, in all its loops; without a receiver there are none.
+
+    It must not hold the client, which holds it: a client that was never closed warns when it is
+    collected.
+    """
+
+    receiver: "CallbackReceiver | None"
+    home: "ref[Home]"
+    #: The parts of the client in each loop, as they come and go.
+    engines: Mapping[asyncio.AbstractEventLoop, Engine]
+    journal: Journal | None
+    unfinished: Unfinished
+    hooks: events.Hooks
+    clock: Clock
+    #: The addresses from before a restart that the journal was asked about.
+    _looked_up: set[bytes] = attrs.field(init=False, factory=set)
+
+    def __attrs_post_init__(self) -> None:
+        if self.receiver is not None:
+            self.receiver.attach(self)
+
+    def address(self, request: Generation, job: Plan | None) -> "Address | None":
+        """Return a new address for what a request will make, if it can be told one."""
+        if self.receiver is None or not SUBMITS[type(request)].takes_callback:
+            return None
+        key = None if job is None else job.key
+        return self.receiver.address(self, request, key, self.clock.wall())
+
+    def heard(self, address: "Address", delivery: "Delivery") -> None:
+        """Record a webhook, in whatever thread and loop this is; for the receiver."""
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
+        # Those that run first: one of them tells of it, and looks.
+        engines = sorted(self.engines.items(), key=lambda pair: not pair[0].is_running())
+        if not engines:
+            address.early = delivery
+        for place, (loop, engine) in enumerate(engines):
+            heed = partial(self.heed, engine, address, delivery, is_told=place == 0)
+            if loop is here:
+                heed()
+            else:
+                # A loop that has ended since has no waits left.
+                with suppress(RuntimeError):
+                    loop.call_soon_threadsafe(heed)
+
+    def catch_up(self, engine: Engine) -> None:
+        """Heed what was delivered while no loop was there to hear of it."""
+        for address, delivery in [] if self.receiver is None else self.receiver.unheard(self):
+            self.heed(engine, address, delivery)
+
+    def heed(
+        self, engine: Engine, address: "Address", delivery: "Delivery", *, is_told: bool = True
+    ) -> None:
+        """Do in one loop what a delivery asks for; *is_told* in the one that tells of it."""
+        if address.is_strange and address.task_id is None:
+            address.task_id = delivery.task_id or None
+        if address.task_id is None:
+            address.early = delivery
+            if address.is_in_doubt and is_told:
+                engine.run(self.recover(engine, address))
+            return
+        is_other = delivery.task_id not in {None, address.task_id}
+        if is_told and is_other:
+            self.hooks.emit(events.CallbackRefused(address.task_id, "it names another task"))
+        elif is_told:
+            self.hooks.emit(events.CallbackReceived(address.task_id, delivery.state))
+        if is_other:
+            return
+        watch = engine.poller.find(FEED, address.task_id)
+        if watch is not None:
+            engine.poller.hint(watch, is_end=delivery.is_end)
+        elif address.is_strange and is_told:
+            engine.run(self._look_up(engine, address, delivery))
+        else:
+            address.early = delivery
+
+    # What was lost
+
+    async def told_instead(self, engine: Engine, address: "Address | None") -> TaskRecord | None:
+        """Return the task of a submission in doubt to its caller, if a delivery told of it."""
+        if address is None:
+            return None
+        request = address.request
+        # Shielded from cancellation: half-way the task would be known and held by no handle.
+        seeking = asyncio.create_task(self._sought(engine, address))
+        try:
+            return await asyncio.shield(seeking)
+        except asyncio.CancelledError:
+            engine.run(self._adopted(engine, address, request, None, seeking))
+            raise
+
+    async def recover(
+        self, engine: Engine, address: "Address", endpoint: str | None = None
+    ) -> None:
+        """Keep the task of a submission in doubt, if a webhook named it."""
+        await self._adopted(
+            engine, address, address.request, endpoint, self._sought(engine, address)
+        )
+
+    async def _adopted(
+        self,
+        engine: Engine,
+        address: "Address",
+        request: Generation | None,
+        endpoint: str | None,
+        seeking: Awaitable[TaskRecord | None],
+    ) -> None:
+        found = await seeking
+        home = self.home()
+        if found is not None and home is not None:
+            endpoint = endpoint or ENDPOINT_NAMES[type(request).__name__]
+            home.adopt(engine, address, request, found, endpoint)
+
+    async def _look_up(self, engine: Engine, address: "Address", delivery: "Delivery") -> None:
+        """See whether an address from before a restart is that of a job in doubt."""
+        receiver, journal = self.receiver, self.journal
+        if receiver is None or journal is None or not receiver.is_lasting:
+            return
+        if address.nonce in self._looked_up:
+            return
+        self._looked_up.add(address.nonce)
+        with suppress(JournalError):
+            for job in await journal.jobs(JobState.IN_DOUBT):
+                if receiver.nonce_of(job.key) == address.nonce:
+                    address.job, address.made_at = job.key, job.submitted_at or job.planned_at
+                    address.early, address.task_id = delivery, None
+                    address.custom_id, address.tag = job.custom_id, job.tag
+                    await self.recover(engine, address, ENDPOINT_NAMES[job.endpoint])
+                    # The feed may not know it yet; then the next delivery says so again.
+                    if address.task_id is None:
+                        self._looked_up.discard(address.nonce)
+
+    async def _sought(self, engine: Engine, address: "Address") -> TaskRecord | None:
+        """Return what the feed says of the task that a delivery told, and write it down."""
+        while address.early is not None and not address.is_sought:
+            told, address.early = address.early, None
+            address.is_sought = True
+            try:
+                record = await self._confirmed(engine, address, told.task_id)
+            finally:
+                address.is_sought = False
+            if record is not None:
+                address.answered(record.task_id)
+                origin = Origin(self.clock.now(), address.custom_id, address.tag)
+                self.unfinished.accepted((FEED, record.task_id), origin)
+                if self.journal is not None and address.job is not None:
+                    entry = Entry(self.journal, address.job, self.clock)
+                    writing = entry.accepted(record.task_id, address.made_at)
+                    await afterwards(writing, f"task {record.task_id}")
+                return record
+        return None
+
+    async def _confirmed(
+        self, engine: Engine, address: "Address", task_id: str | None
+    ) -> TaskRecord | None:
+        """Return what the feed says of a task, if it may be the one of this address."""
+        now, home = self.clock.now(), self.home()
+        if not task_id or home is None or not address.allowance.is_open(now):
+            return None
+        address.allowance.take(now)
+        try:
+            if not await self._is_known(task_id, address):
+                record = await home.look_for(engine, task_id, address.request)
+                # Another may have found it meanwhile.
+                if not self._is_taken(task_id, address):
+                    return attrs.evolve(record, task_id=task_id)
+            reason = "the task that it names belongs to another submission"
+        except RunwayError as error:
+            reason = f"the feed does not confirm it ({type(error).__name__})"
+        self.hooks.emit(events.CallbackRefused(None, reason))
+        return None
+
+    async def _is_known(self, task_id: str, address: "Address") -> bool:
+        """Whether a task belongs to another submission."""
+        if self._is_taken(task_id, address):
+            return True
+        job = None if self.journal is None else await self.journal.find(task_id)
+        # Its own row names the task as well, where a damaged answer did.
+        return job is not None and job.key != address.job
+
+    def _is_taken(self, task_id: str, address: "Address") -> bool:
+        return self.receiver is not None and self.receiver.is_taken(task_id, address)

@@ -1,0 +1,1 @@
+"""The protocol of the gateways, as tables and pure functions. No I/O."""

@@ -1,0 +1,731 @@
+"""
+The command line: arguments in, progress bars and exit codes out.
+
+Rule 1: what was asked for goes to stdout, and everything else to stderr.
+Rule 2: the id of a paid task is shown as soon as it is known, and a command that has to stop after
+that prints the command that goes on.
+Rule 3: no pipe, screen or terminal that goes away ends a paid job.
+"""
+
+import asyncio
+import contextlib
+import errno
+import inspect
+import io
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import attrs
+from cyclopts import (
+    App,
+    Argument,
+    CycloptsError,
+    Group,
+    Parameter,
+    UnknownCommandError,
+    UnusedCliTokensError,
+)
+from rich import filesize
+
+from fuhu_runway import errors, hooks
+from fuhu_runway._redact import redact
+from fuhu_runway.journal import command_line
+from fuhu_runway.models import (
+    DEFAULT_MODEL,
+    DEFAULT_WAIT,
+    ActOne,
+    Balance,
+    Generation,
+    ImageToVideo,
+    MotionVector,
+    OfficialImageToVideo,
+    PollPolicy,
+    TaskRecord,
+    TextToVideo,
+    VideoToVideo,
+    usage_error,
+)
+
+from . import batch as cli_batch
+from . import journal as cli_journal
+from . import simulate as cli_simulate
+from .console import (
+    EXIT_CODES,
+    NO_DEFAULT,
+    REACH,
+    SIMULATE,
+    SIMULATED,
+    TALK,
+    UNNOTICED,
+    WHOLE,
+    Lines,
+    Reach,
+    Talk,
+    check_positive,
+    complain,
+    gateway_option,
+    guarded,
+    options_of,
+    result_option,
+    screen_for,
+    tell,
+    write,
+)
+
+if TYPE_CHECKING:
+    from fuhu_runway.client import Client
+    from fuhu_runway.downloads import Progress
+    from fuhu_runway.task import Clip, Task
+
+PASSING: Final = (errors.GatewayDown, errors.RateLimited, errors.NoReply)
+"""Trouble that says nothing against the task's id or the gateway's address."""
+
+SIMULATED_SPEED: Final = 100 / 3
+"""A job of 100 s takes 3 s."""
+SIMULATED_DIALECT: Final = "new_api"
+"""One that tells how far a task is; FuhuAPI's own has no word for that."""
+SIMULATED_POLLING: Final = PollPolicy(first=0.1, max_interval=0.5)
+
+NAME_BYTES: Final = 60
+"""How much of a prompt a file name shows; leaves room for the task's id."""
+
+# Arguments
+
+
+_request: Final = options_of(Group("Request", sort_key=1))
+_PROMPT: Final = Parameter(help="What should be seen; any language.")
+_STYLE: Final = Parameter(help="The style to redraw it in.")
+_SOURCE: Final = Parameter(help="Address of the clip, up to 10 s and 64 MB.")
+_PERFORMANCE: Final = Parameter(help="Address of the performance; 16:9 only.")
+_CHARACTER: Final = Parameter(help="Address of the character's picture; 16:9 only.")
+_TASK_ID: Final = Parameter(help="What was shown when the task was accepted.")
+_EXTRA: Final = _request("Further fields for the request's body, as a JSON object.")
+_PORTRAIT: Final = "Portrait in place of landscape"
+_OFFICIAL: Final = gateway_option("The task was submitted with --official.", **NO_DEFAULT)
+
+
+@Parameter(name="*")
+@attrs.frozen(kw_only=True)
+class Wish:
+    """What a generated clip should be like; None is what the request itself has by default."""
+
+    image: Annotated[str | None, _request("Address of the first frame: image to video.")] = None
+    last_image: Annotated[str | None, _request("Address of the last; with --image.")] = None
+    image_as_end_frame: Annotated[
+        bool | None, _request("gen3: the image is the end; with --image.")
+    ] = None
+    flip: Annotated[bool | None, _request(f"{_PORTRAIT}; with --image.")] = None
+    ratio: Annotated[
+        str | None,
+        _request(
+            "Width to height, such as 16:9 (default); with --official in pixels, such as "
+            "1280:720 (default)."
+        ),
+    ] = None
+    seconds: Annotated[
+        int | None,
+        _request("Length of the clip: 10 (default), 5 or what the model takes.", **WHOLE),
+    ] = None
+    model: Annotated[
+        str | None, _request("Such as gen4 (default) or gen4_turbo (default with --official).")
+    ] = None
+    style: Annotated[str | None, _request("The look: cinematic (default).")] = None
+    motion: Annotated[
+        str | None,
+        _request("How the camera moves: y=0.4,r=-6; of x, y, z, r, bg_x_pan and bg_y_pan."),
+    ] = None
+    seed: Annotated[
+        int | None, _request("The same seed gives similar clips; with --official.", **WHOLE)
+    ] = None
+    watermark: Annotated[
+        bool | None, _request("Whether the clip carries one; with --official.", negative=None)
+    ] = None
+    extra: Annotated[str | None, _EXTRA] = None
+
+
+@Parameter(name="*")
+@attrs.frozen(kw_only=True)
+class Saving:
+    """Where the clip goes, and how long it is waited for."""
+
+    output: Annotated[
+        Path | None,
+        result_option("The file to save; by default named by prompt and task.", "--output", "-o"),
+    ] = None
+    force: Annotated[bool, result_option("Replace the file if there is one.", **NO_DEFAULT)] = False
+    timeout: Annotated[float, result_option("How long to wait for the clip, in seconds.")] = (
+        DEFAULT_WAIT
+    )
+
+    def check(self, prompt: str | None) -> None:
+        """Raise unless the clip can be waited for and saved; called before it is paid."""
+        from fuhu_runway.downloads import check_target  # noqa: PLC0415  (aiohttp, which --help can do without)
+
+        check_positive("timeout", self.timeout)
+        # The id is not known yet, so that a name made of it cannot be taken.
+        path = self.path(prompt, "task")
+        check_target(path, overwrite=self.force or self.output is None)
+
+    def path(self, prompt: str | None, task_id: str) -> Path:
+        """Return where the clip of a task goes."""
+        from fuhu_runway.batch import encodable  # noqa: PLC0415  (as above)
+        from fuhu_runway.downloads import safe_name  # noqa: PLC0415
+
+        if self.output is not None:
+            return self.output
+        start = encodable(prompt or "clip").encode()[:NAME_BYTES].decode(errors="ignore")
+        return Path(safe_name(f"{start}-{task_id}"))
+
+
+_NO_WISH: Final = Wish()
+_SAVING: Final = Saving()
+
+_HELP: Final = """
+Video generation through Runway-style gateways: submit once, pay once, never lose a clip.
+
+The key is read from the environment variable FUHU_API_KEY. To look around without one:
+`fuhu-runway generate "a kitten" --simulate`
+
+Exit codes:
+
+""" + "\n".join(f"- {code}: {meaning}" for code, meaning in EXIT_CODES.items())
+
+app: Final = App(
+    name="fuhu-runway",
+    help=_HELP,
+    help_format="markdown",
+    print_error=False,
+    exit_on_error=False,
+    verbose=False,
+    # Ctrl-C before the work begins is for `__main__`, like any before.
+    suppress_keyboard_interrupt=False,
+    result_action="return_value",
+)
+
+
+# Commands
+
+
+@app.command
+def generate(
+    prompt: Annotated[str, _PROMPT],
+    /,
+    *,
+    wish: Wish = _NO_WISH,
+    official: Annotated[
+        bool, _request("Use the official format; needs --image.", **NO_DEFAULT)
+    ] = False,
+    saving: Saving = _SAVING,
+    talk: Talk = TALK,
+    reach: Reach = REACH,
+    simulate: Annotated[bool, SIMULATE] = False,
+) -> int:
+    """
+    Make one clip from words, or from a picture and words, and save it.
+
+    Spends points as soon as the gateway accepts it.
+    """
+    request = _wished(prompt, wish, official=official)
+    return _run(partial(_make, request, saving, talk), reach, talk, simulate=simulate)
+
+
+@app.command
+def restyle(
+    video: Annotated[str, _SOURCE],
+    prompt: Annotated[str, _STYLE],
+    /,
+    *,
+    structure_transformation: Annotated[
+        float, _request("From 0, which keeps the structure, to 1.")
+    ] = 0.5,
+    seconds: Annotated[
+        int | None,
+        _request(
+            "Length of the clip, such as 5 or 10; --no-seconds leaves it out.",
+            negative=None,
+            negative_none="no-",
+            **WHOLE,
+        ),
+    ] = 5,
+    flip: Annotated[bool, _request(f"{_PORTRAIT}.", **NO_DEFAULT)] = False,
+    model: Annotated[str, _request("The model.")] = DEFAULT_MODEL,
+    extra: Annotated[str | None, _EXTRA] = None,
+    saving: Saving = _SAVING,
+    talk: Talk = TALK,
+    reach: Reach = REACH,
+    simulate: Annotated[bool, SIMULATE] = False,
+) -> int:
+    """
+    Redraw a clip in another style, and save it.
+
+    Spends points as soon as the gateway accepts it.
+    """
+    request = VideoToVideo(
+        video,
+        prompt,
+        structure_transformation=structure_transformation,
+        seconds=seconds,
+        flip=flip,
+        model=model,
+        extra=_extra(extra),
+    )
+    return _run(partial(_make, request, saving, talk), reach, talk, simulate=simulate)
+
+
+@app.command
+def act(
+    video: Annotated[str, _PERFORMANCE],
+    image: Annotated[str | None, _CHARACTER] = None,
+    /,
+    *,
+    character_video: Annotated[
+        str | None, _request("Address of a clip of the character, in place of the picture.")
+    ] = None,
+    motion_multiplier: Annotated[
+        int | None, _request("How strongly it moves, from 1 to 5.", **WHOLE)
+    ] = None,
+    flip: Annotated[bool | None, _request(f"{_PORTRAIT}.", negative=None)] = None,
+    extra: Annotated[str | None, _EXTRA] = None,
+    saving: Saving = _SAVING,
+    talk: Talk = TALK,
+    reach: Reach = REACH,
+    simulate: Annotated[bool, SIMULATE] = False,
+) -> int:
+    """
+    Carry a performance over to a character, and save the clip.
+
+    Spends points as soon as the gateway accepts it.
+    """
+    request = ActOne(
+        video,
+        image,
+        character_video=character_video,
+        motion_multiplier=motion_multiplier,
+        flip=flip,
+        extra=_extra(extra),
+    )
+    return _run(partial(_make, request, saving, talk), reach, talk, simulate=simulate)
+
+
+@app.command
+def wait(
+    task_id: Annotated[str, _TASK_ID],
+    /,
+    *,
+    saving: Saving = _SAVING,
+    talk: Talk = TALK,
+    reach: Reach = REACH,
+    official: Annotated[bool, _OFFICIAL] = False,
+) -> int:
+    """
+    Go on with a task that was submitted before: wait for its clip, and save it.
+
+    Free, and safe to repeat. A download that broke off goes on where it was.
+    """
+    return _run(partial(_go_on, task_id, saving, talk, official=official), reach, talk)
+
+
+@app.command
+def feed(
+    task_id: Annotated[str, _TASK_ID],
+    /,
+    *,
+    talk: Talk = TALK,
+    reach: Reach = REACH,
+    official: Annotated[bool, _OFFICIAL] = False,
+) -> int:
+    """
+    Show what the gateway says about a task now.
+
+    Free. The addresses are temporary, and as good as a key to the clip.
+    """
+
+    async def look(errand: Errand) -> None:
+        tell(_record_row(await errand.client.feed(task_id, official=official)), talk)
+
+    return _run(look, reach, talk)
+
+
+@app.command
+def balance(
+    *,
+    talk: Talk = TALK,
+    reach: Reach = REACH,
+    simulate: Annotated[bool, SIMULATE] = False,
+) -> int:
+    """Show what is left to spend, in the gateway's unit."""
+
+    async def ask(errand: Errand) -> None:
+        tell(_balance_row(await errand.client.balance()), talk)
+
+    return _run(ask, reach, talk, simulate=simulate)
+
+
+for _command in (cli_simulate.simulate, cli_batch.batch, *cli_journal.COMMANDS):
+    app.command(_command)
+
+
+# From options to requests
+
+
+def _wished(prompt: str, wish: Wish, *, official: bool) -> Generation:
+    """Return the request that the options add up to; those that it has no place for are refused."""
+    kind: type[TextToVideo | ImageToVideo | OfficialImageToVideo]
+    kind = TextToVideo if wish.image is None else ImageToVideo
+    if official:
+        kind = OfficialImageToVideo
+    given = {name: value for name, value in attrs.asdict(wish).items() if value is not None}
+    for name in given.keys() - attrs.fields_dict(kind).keys():
+        what, advice = _KINDS[kind]
+        raise usage_error(name, f"--{name.replace('_', '-')} does not go with {what}.", advice)
+    if official and wish.image is None:
+        raise usage_error("image", "--official needs an image.", "Give --image, or leave it out.")
+    if wish.motion is not None:
+        given["motion"] = _motion(wish.motion)
+    return kind(prompt=prompt, **{**given, "extra": _extra(wish.extra)})
+
+
+_KINDS: Final[Mapping[type, tuple[str, str]]] = {
+    TextToVideo: ("text to video", "Give --image as well, or leave it out."),
+    ImageToVideo: ("image to video", "Give --official as well, or leave it out."),
+    OfficialImageToVideo: ("the official format", "Leave it out, or leave --official out."),
+}
+
+
+def _motion(text: str) -> MotionVector:
+    try:
+        pairs = (part.split("=") for part in text.split(","))
+        return MotionVector(**{axis.strip(): float(value) for axis, value in pairs})
+    except (TypeError, ValueError) as unfit:
+        raise usage_error(
+            "motion",
+            "--motion is no list of axes and numbers.",
+            "Write it as y=0.4,r=-6; the axes are x, y, z, r, bg_x_pan and bg_y_pan.",
+        ) from unfit
+
+
+def _extra(text: str | None) -> Any:
+    try:
+        return {} if text is None else json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    raise usage_error("extra", "--extra is no JSON.", """Write it as '{"name": "value"}'.""")
+
+
+# One command under way
+
+
+@attrs.define(eq=False)
+class Errand:
+    """What a command works with, and what errors and Ctrl-C have to tell of it."""
+
+    screen: Lines
+    reach: Reach
+    is_simulated: bool
+    client: "Client" = attrs.field(init=False)
+    #: Where the clip will be, once that is known.
+    path: Path = attrs.field(init=False)
+    #: How to go on with the paid task, once there is one.
+    advice: str = ""
+    #: How the clip of the request under way is to be saved.
+    submitting: Saving | None = None
+    unclaimed: hooks.SubmissionUnclaimed | None = None
+
+    def hear(self, event: hooks.Event) -> None:
+        """Show what the client tells of its work."""
+        match event:
+            case hooks.TaskPolled() if not event.state.is_final:
+                percent = "" if event.progress is None else f"{event.progress:.0%}"
+                self.screen.stage(event.state.value, event.progress, percent)
+            case hooks.RetryScheduled() | hooks.PollFailed():
+                self.screen.stage(f"{event.error}, trying again")
+            case hooks.SubmissionUnclaimed():
+                self.unclaimed = event
+
+    async def submit(self, request: Generation, saving: Saving) -> "Task":
+        """Pay, once, and show the id before anything else happens."""
+        self.submitting = saving
+        self.screen.stage("submitting")
+        task = await self.client.submit(request)
+        self.accept(task, saving)
+        return task
+
+    def accept(self, task: "Task", saving: Saving) -> None:
+        """Show that *task* is paid, and be ready to tell how to go on with it."""
+        self.submitting = None
+        self.screen.say(f"accepted: task {task.id}")
+        self.plan(task, saving, getattr(task.request, "prompt", None))
+
+    def plan(self, task: "Task", saving: Saving, prompt: str | None) -> None:
+        """Settle where the clip goes, and the command that fetches it if this one cannot."""
+        self.path = saving.path(prompt, task.id)
+        if self.is_simulated:
+            return  # its gateway ends with this very process
+        words = ["fuhu-runway", "wait", task.id, "-o", str(self.path), *self.reach.words()]
+        words += ["--official"] * task.official + ["--force"] * saving.force
+        self.advice = f"Continue with: {command_line(*words)}"
+
+    async def break_off(self) -> None:
+        """Print how to go on, after the answer to a paid request that is in flight."""
+        saving = self.submitting
+        if saving is not None:
+            await self._await_answer()
+            for task in self.client.unfinished:
+                self.accept(task, saving)
+        self.screen.close()
+        self.screen.say(f"Stopped. {self._outlook()}")
+
+    async def _await_answer(self) -> None:
+        closing = asyncio.ensure_future(self.client.aclose())
+        done, _ = await asyncio.wait({closing}, timeout=UNNOTICED)
+        if not done:
+            self.screen.say(
+                "Waiting for the answer to the request, which may name a paid task. "
+                "Ctrl-C again leaves at once."
+            )
+        await closing
+
+    def _outlook(self) -> str:
+        error = self.unclaimed.error if self.unclaimed else None
+        if error == errors.SubmissionInDoubt.__name__:
+            return (
+                "The fate of the request is unknown: it may have been charged. Look at the "
+                "balance, or at the gateway's own list, before you submit again."
+            )
+        if error:
+            return f"The request was turned away ({error}): nothing was charged."
+        if self.submitting is not None:
+            return "Nothing was submitted."
+        if self.advice:
+            return f"The task goes on. {self.advice}"
+        return "The simulated gateway ended, too." if self.is_simulated else ""
+
+
+Work = Callable[[Errand], Awaitable[None]]
+
+
+async def _make(request: Generation, saving: Saving, talk: Talk, errand: Errand) -> None:
+    """Submit, wait, save: the whole way."""
+    saving.check(getattr(request, "prompt", None))
+    task = await errand.submit(request, saving)
+    await _deliver(task, saving, talk, errand)
+
+
+async def _go_on(
+    task_id: str, saving: Saving, talk: Talk, errand: Errand, *, official: bool
+) -> None:
+    """Wait and save, for a task that was paid before."""
+    from fuhu_runway.downloads import check_target  # noqa: PLC0415  (aiohttp, which --help can do without)
+
+    saving.check(None)
+    task = errand.client.task(task_id, official=official)
+    record = await _first_look(task)
+    errand.plan(task, saving, record.prompt if record else None)
+    check_target(errand.path, overwrite=saving.force)
+    await _deliver(task, saving, talk, errand)
+
+
+async def _first_look(task: "Task") -> TaskRecord | None:
+    """Return what the gateway says, or raise what a wait, which is patient, would wait out."""
+    try:
+        return await task.refresh()
+    except PASSING:
+        return None
+
+
+async def _deliver(task: "Task", saving: Saving, talk: Talk, errand: Errand) -> None:
+    clip = await task.wait(timeout=saving.timeout)
+    await _save(clip, errand, overwrite=saving.force)
+    size = "size unknown"
+    with contextlib.suppress(OSError):  # another program may have moved the file by now
+        size = filesize.decimal(errand.path.stat().st_size)
+    errand.screen.news(f"saved: {size}{_cost(clip.record)}")
+    errand.screen.close()
+    if talk.json:
+        tell({**_record_row(clip.record), "file": str(errand.path)}, talk)
+    else:
+        write(sys.stdout, str(errand.path))
+
+
+async def _save(clip: "Clip", errand: Errand, *, overwrite: bool) -> None:
+    def show(progress: "Progress") -> None:
+        sizes = [progress.received_bytes, progress.total_bytes]
+        shown = "/".join(filesize.decimal(size) for size in sizes if size is not None)
+        errand.screen.stage("downloading", progress.fraction, shown)
+
+    try:
+        await clip.download(errand.path, overwrite=overwrite, on_progress=show)
+    except errors.UsageError as error:
+        # The place was free before the clip was paid, and an error has to tell what is true now.
+        raise errors.DownloadRefused(
+            error.happened, "The clip exists and is paid for.", error.advice, clip.id
+        ) from error
+
+
+def _cost(record: TaskRecord) -> str:
+    return "" if record.points is None else f", {record.points:,g} points"
+
+
+# From errands to exit codes
+
+
+def _run(work: Work, reach: Reach, talk: Talk, *, simulate: bool = False) -> int:
+    """Do *work* with a client, and give the exit code."""
+    screen = screen_for(quiet=talk.json)
+    errand = Errand(screen, reach, simulate)
+    return guarded(partial(_with_client, work, errand), screen, verbosity=len(talk.verbose))
+
+
+async def _with_client(work: Work, errand: Errand) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        opened = _simulated if errand.is_simulated else _connected
+        errand.client = await opened(stack, errand)
+        try:
+            await work(errand)
+        except asyncio.CancelledError:
+            await errand.break_off()
+            raise
+        except Exception as error:
+            if errand.advice and not isinstance(error, errors.TaskFailed):
+                error.add_note(errand.advice)
+            raise
+
+
+async def _connected(stack: contextlib.AsyncExitStack, errand: Errand) -> "Client":
+    return await stack.enter_async_context(errand.reach.client(hooks=[errand.hear]))
+
+
+async def _simulated(stack: contextlib.AsyncExitStack, errand: Errand) -> "Client":
+    from fuhu_runway.testing.simulator import Simulator  # noqa: PLC0415  (aiohttp, as above)
+
+    errand.reach.check_simulated()
+    # A seed of its own for each run, or the second would meet the files of the first.
+    seed = int.from_bytes(os.urandom(4))
+    gateway = Simulator(
+        speed=SIMULATED_SPEED,
+        seed=seed,
+        dialect=SIMULATED_DIALECT,
+        key_style="any",
+        feed_verb="any",
+    )
+    await stack.enter_async_context(gateway)
+    errand.screen.say(SIMULATED)
+    client = errand.reach.client(gateway, polling=SIMULATED_POLLING, hooks=[errand.hear])
+    return await stack.enter_async_context(client)
+
+
+# What is printed
+
+RECORD_KEYS: Final = {
+    "task_id": "The task.",
+    "state": "queued, running, succeeded, failed, canceled or unknown.",
+    "progress": "How far it is, from 0 to 1.",
+    "video_url": "Where the clip is; temporary.",
+    "poster_url": "A still picture of it.",
+    "last_frame_url": "Its last frame.",
+    "prompt": "The prompt as it was sent.",
+    "prompt_en": "The prompt as the gateway translated it.",
+    "message": "The gateway's reason for a failure.",
+    "failure_code": "The machine's name for that reason.",
+    "points": "Points used, in the gateway's unit.",
+    "refunded": "Whether the points were given back.",
+    "created_at": "When it was made, in ISO 8601.",
+    "updated_at": "When it last changed, in ISO 8601.",
+}
+FILE_KEY: Final = {"file": "The clip on this machine; where one was saved."}
+BALANCE_KEYS: Final = {
+    "remaining": "What is left.",
+    "used": "What was used.",
+    "total": "Both together.",
+    "unlimited": "Whether the key has no limit of its own.",
+}
+
+
+def _record_row(record: TaskRecord) -> dict[str, Any]:
+    row = {key: getattr(record, key) for key in RECORD_KEYS}
+    return {**row, "state": record.state.value}
+
+
+def _balance_row(left: Balance) -> dict[str, Any]:
+    return {key: getattr(left, key) for key in BALANCE_KEYS}
+
+
+# The way in
+
+
+def main(tokens: Sequence[str] | None = None) -> int:
+    """Return the exit code of the command that *tokens*, or the process's arguments, spell."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A name that this terminal cannot show is no reason to fail after paying.
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        return app(tokens) or 0
+    except CycloptsError as error:
+        complain(_hint(error))
+    except errors.UsageError as error:
+        complain(str(error))
+    except (OSError, SystemExit) as error:  # the latter is what becomes of a help page
+        # Windows says EINVAL of a pipe whose reader is gone.
+        is_gone = isinstance(error, BrokenPipeError | SystemExit) or error.errno == errno.EINVAL
+        if not is_gone:
+            raise
+        write(sys.stdout, "")
+        return 0
+    return 2
+
+
+def _hint(error: CycloptsError) -> str:
+    """Return what is wrong with the command, without the words that may be a prompt or a key."""
+    help_of = " ".join(["fuhu-runway", *(error.command_chain or ()), "--help"])
+    said = str(error)
+    if isinstance(error, UnusedCliTokensError):
+        said = "There are more words than arguments. Put a prompt of several words in quotes."
+    if isinstance(error, UnknownCommandError):
+        said = said.replace(f' "{(error.unused_tokens or [""])[0]}"', "", 1)
+    sentences = [word for word in error.root_input_tokens or () if " " in word]
+    return f"{redact(said, sentences)} See {help_of}"
+
+
+# The pages about it
+
+
+_TABLES: Final = {**cli_batch.TABLES, **cli_journal.TABLES, **cli_simulate.TABLES}
+
+
+def reference() -> str:
+    """Return the tables of the reference page, as they follow from the commands themselves."""
+    names = [name for name in app if not name.startswith("-")]
+    sections = (
+        *map(_command_section, names),
+        ["## Exit codes\n", *_table("Code", EXIT_CODES)],
+        ["## A task in JSON\n", *_table("Key", {**RECORD_KEYS, **FILE_KEY})],
+        ["## A balance in JSON\n", *_table("Key", BALANCE_KEYS)],
+        *([f"## {head}\n", *_table("Key", keys)] for head, keys in _TABLES.items()),
+    )
+    return "\n".join("\n".join(lines) for lines in sections)
+
+
+def _command_section(name: str) -> list[str]:
+    options = {
+        "`, `".join(argument.names): _meaning(argument)
+        for argument in app[name].assemble_argument_collection()
+        if argument.show
+    }
+    return [f"## {name}\n\n{inspect.cleandoc(app[name].help)}\n", *_table("Argument", options)]
+
+
+def _meaning(argument: Argument) -> str:
+    default = argument.field_info.default
+    is_told = isinstance(default, str | float) or type(default) is int
+    return f"{argument.parameter.help}{f' Default: {default}.' * is_told}"
+
+
+def _table(head: str, rows: Mapping[Any, str]) -> list[str]:
+    lines = [f"| `{name}` | {meaning} |" for name, meaning in rows.items()]
+    return [f"| {head} | Meaning |", "|---|---|", *lines, ""]

@@ -1,0 +1,498 @@
+"""
+What all commands have in common: options, a screen, exit codes, and a way to stop.
+
+Rule 1: what was asked for goes to stdout, and everything else to stderr.
+Rule 2: whatever goes wrong is one line.
+Rule 3: no pipe, screen or terminal that goes away ends a paid job.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import math
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self, TextIO, cast
+
+import attrs
+from cyclopts import Group, Parameter, Token
+
+from fuhu_runway import errors, hooks
+from fuhu_runway._redact import redact
+from fuhu_runway.models import usage_error
+
+if TYPE_CHECKING:
+    from fuhu_runway.client import Client
+    from fuhu_runway.testing.simulator import Simulator
+
+EXIT_CODES: Final = {
+    0: "The clip is saved, or the answer is printed.",
+    1: "The task failed: there will be no clip.",
+    2: "The command is wrong, or the journal cannot be used: nothing was sent or charged.",
+    3: "In doubt: a paid request was sent, and its fate is unknown. It is not sent again.",
+    4: "Timeout: the task goes on, and `wait` goes on with it.",
+    5: "The gateway, the network or the download gave trouble, or the disk while a batch ran.",
+    70: "A defect of this program.",
+    130: "Stopped by Ctrl-C (143: by a request to terminate; 129: by a terminal that closed).",
+}
+EXIT_OF: Final = (
+    (errors.UsageError, 2),
+    (errors.JournalError, 2),
+    (errors.SubmissionInDoubt, 3),
+    (errors.WaitTimeout, 4),
+    (errors.TaskFailed, 1),
+    (errors.RunwayError, 5),
+    (Exception, 70),
+)
+"""The first class that fits an error gives the exit code."""
+
+UNNOTICED: Final = 0.1
+"""After how many seconds after Ctrl-C a line says what it waits for."""
+
+SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+"""What asks a command to end: also a terminal that closes, and Ctrl-Break on Windows."""
+
+SIMULATED: Final = "simulated: a gateway on this machine, no key, no cost"
+SHOW_CURSOR: Final = b"\x1b[?25h\n"
+
+
+# Arguments
+
+
+def options_of(group: Group) -> Callable[..., Parameter]:
+    """Return the maker of the options that the help shows under *group*."""
+
+    def option(text: str, *names: str, **more: Any) -> Parameter:
+        return Parameter(help=text, name=names or None, group=group, **{"negative": "", **more})
+
+    return option
+
+
+result_option: Final = options_of(Group("Result", sort_key=2))
+gateway_option: Final = options_of(Group("Gateway", sort_key=3))
+NO_DEFAULT: Final[Any] = {"show_default": False}
+
+
+def _whole(_: object, tokens: Sequence[Token]) -> int:
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError("it is no whole number.") from None
+
+
+WHOLE: Final[Any] = {"converter": _whole}
+"""Of options that cost points or mean nothing in parts: cyclopts by itself takes 5.7 for 6."""
+
+SIMULATE: Final = gateway_option(
+    "Use a simulated gateway on this machine: no key, no cost.", **NO_DEFAULT
+)
+
+
+@Parameter(name="*")
+@attrs.frozen(kw_only=True)
+class Talk:
+    """How results and progress are shown."""
+
+    json: Annotated[
+        bool, result_option("Print one JSON object, and no progress.", **NO_DEFAULT)
+    ] = False
+    # cyclopts counts flags by itself only from 4.1 on
+    verbose: Annotated[
+        list[bool],
+        result_option(
+            "Log what the SDK does; -vv logs all of it, and where errors come from.",
+            *("--verbose", "-v"),
+            negative_iterable="",
+            **NO_DEFAULT,
+        ),
+    ] = attrs.field(factory=list)
+
+
+@Parameter(name="*")
+@attrs.frozen(kw_only=True)
+class Reach:
+    """Which gateway, and with which key."""
+
+    gateway: Annotated[
+        str | None, gateway_option("A known one, such as deerapi; else fuhuapi.")
+    ] = None
+    base_url: Annotated[
+        str | None, gateway_option("Its address; by default FUHU_BASE_URL, then its own.")
+    ] = None
+    api_key_file: Annotated[
+        Path | None, gateway_option("File with the key; by default the key is FUHU_API_KEY.")
+    ] = None
+
+    def words(self) -> Iterator[str]:
+        """Return the options that lead to the same gateway again."""
+        for option, value in (
+            ("--gateway", self.gateway),
+            ("--base-url", self.base_url),
+            ("--api-key-file", self.api_key_file),
+        ):
+            if value is not None:
+                yield from (option, str(value))
+
+    def key(self) -> str:
+        """Return the key, from a place that other processes cannot see, as they can arguments."""
+        key = os.environ.get("FUHU_API_KEY", "")
+        if self.api_key_file is not None:
+            key = _read_key(self.api_key_file)
+        if not key:
+            raise usage_error(
+                "api_key",
+                "There is no key.",
+                "Set FUHU_API_KEY, or give --api-key-file; --simulate needs none.",
+            )
+        return key
+
+    def check_simulated(self) -> None:
+        """Raise if both a real gateway and a simulated one are named."""
+        if self.base_url or self.api_key_file:
+            raise usage_error(
+                "simulate",
+                "--simulate was given together with the address or the key of a real gateway.",
+                "Leave --base-url and --api-key-file out, or leave --simulate out.",
+            )
+
+    def client(self, simulated: "Simulator | None" = None, **settings: Any) -> "Client":
+        """Return a client of this gateway, or of the one that stands in for it."""
+        from fuhu_runway.client import Client  # noqa: PLC0415  (aiohttp, which --help can do without)
+
+        if simulated is None:
+            key, url = self.key(), self.base_url
+        else:
+            key, url = simulated.api_key, simulated.base_url
+        return Client(key, base_url=url, gateway=self.gateway, **settings)
+
+
+REACH: Final = Reach()
+TALK: Final = Talk()
+
+
+def _read_key(path: Path) -> str:
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as unreadable:
+        reason = getattr(unreadable, "strerror", None) or "it is no text"
+        raise usage_error(
+            "api_key_file", f"The key file cannot be read ({reason}).", "Give another."
+        ) from None  # the cause may hold a part of the file
+    if not key:
+        raise usage_error("api_key_file", "The key file is empty.", "Put the key into it.")
+    return key
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise unless the option *name* is a number that can be counted down from."""
+    if not 0 < value < math.inf:
+        raise usage_error(name, f"--{name} is {value:g}.", "Use a number above 0.")
+
+
+# From work to exit codes
+
+
+def guarded(
+    work: Callable[[], Coroutine[Any, Any, int | None]], screen: "Lines", *, verbosity: int
+) -> int:
+    """Do *work* and give the exit code; whatever goes wrong is one line on stderr."""
+    try:
+        with Stop() as stop, asyncio.Runner() as runner, logged(screen, verbosity), screen:
+            return stop.run(runner, work())
+    except Exception as error:  # noqa: BLE001  (a defect is shown too, with the task to go on with)
+        if verbosity > 1:
+            write(sys.stderr, redact("".join(traceback.format_exception(error))))
+        complain(_told(error))
+        return next(code for kind, code in EXIT_OF if isinstance(error, kind))
+
+
+def _told(error: Exception) -> str:
+    text = str(error)
+    if not isinstance(error, errors.RunwayError):
+        text = f"A defect of this program ({type(error).__name__}). Please report it."
+    return " ".join([text, *getattr(error, "__notes__", ())])
+
+
+class Stop:
+    """
+    Ctrl-C, and a request to terminate, in two steps.
+
+    The first cancels the work, which may then finish what must not be lost. The second leaves at
+    once, without waiting for threads, such as one that hangs in a name lookup.
+    """
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._task: asyncio.Task[int | None] | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in filter(None, (getattr(signal, name, None) for name in SIGNALS)):
+            # A process in the background of a script is born deaf to Ctrl-C, and stays so. None
+            # is a handler that is not Python's.
+            if signal.getsignal(number) not in {signal.SIG_IGN, None}:
+                with contextlib.suppress(ValueError):  # outside the main thread, no signal comes
+                    self._before[number] = signal.signal(number, self._hear)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def run(self, runner: asyncio.Runner, work: Coroutine[Any, Any, int | None]) -> int:
+        """Do *work* until it is done or stopped, and give the exit code, which it may name."""
+        loop = runner.get_loop()
+        self._wake_by_signals(loop)
+        self._task = loop.create_task(work)
+        try:
+            return loop.run_until_complete(self._task) or 0
+        except asyncio.CancelledError:
+            return 128 + self._number
+
+    def _wake_by_signals(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let a signal wake the loop, also one that arrives just as it falls asleep."""
+        with contextlib.suppress(NotImplementedError):  # where loops see to that themselves
+            for number in self._before:
+                # For what it does beside: the loop closes it again.
+                loop.add_signal_handler(number, lambda: None)
+                signal.signal(number, self._hear)
+
+    def _hear(self, number: int, _frame: FrameType | None) -> None:
+        if self._number or self._task is None or self._task.done():
+            leave(128 + number)
+        else:
+            self._number = number
+            self._task.get_loop().call_soon_threadsafe(self._task.cancel)
+
+
+def leave(code: int) -> None:
+    """End the process here and now, with a cursor on the terminal."""
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        if os.isatty(2):
+            os.write(2, SHOW_CURSOR)
+    os._exit(code)
+
+
+# What is shown
+
+
+def screen_for(*, quiet: bool) -> "Lines":
+    """Return what shows progress on this terminal."""
+    # Windows has no TERM, and terminals that can move the cursor all the same.
+    kind = os.environ.get("TERM", "windows" if os.name == "nt" else "")
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    can_move = is_terminal and kind not in {"", "dumb", "unknown"}
+    return Bar() if can_move and not quiet else Lines(quiet=quiet)
+
+
+class Lines:
+    """News as plain lines on stderr: for pipes, logs and terminals that can do no more."""
+
+    #: How often a board is worth showing, in seconds.
+    interval: float = 10.0
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._stage = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def say(self, text: str) -> None:
+        """Show a line that has to be seen."""
+        write(sys.stderr, one_line(text))
+
+    def news(self, text: str) -> None:
+        """Show a line that may be missed."""
+        if not self._quiet:
+            self.say(text)
+
+    def stage(self, name: str, part: float | None = None, detail: str = "") -> None:  # noqa: ARG002  (percents would fill a log)
+        """Show what is going on now, and how much of it is done, from 0 to 1."""
+        if name != self._stage:
+            self._stage = name
+            self.news(name)
+
+    def board(self, head: str, part: float, detail: str, below: str) -> None:  # noqa: ARG002  (as above)
+        """Show how many things at once stand: how many are done, what is left, and the rest."""
+        self.news(", ".join(filter(None, (head, below, detail))))
+
+    def close(self) -> None:
+        """Show nothing that moves any more."""
+
+
+class Bar(Lines):
+    """The same on a terminal: one line that moves, below the lines that stay."""
+
+    interval = 0.2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._progress: Any = None
+
+    def say(self, text: str) -> None:
+        """Show a line above the one that moves."""
+        if self._progress is None:
+            super().say(text)
+        else:
+            # Soft wrapping leaves it to the terminal, so that ids and commands can be copied.
+            self._progress.console.print(
+                one_line(text), markup=False, emoji=False, highlight=False, soft_wrap=True
+            )
+
+    def stage(self, name: str, part: float | None = None, detail: str = "") -> None:
+        """Show it in the line that moves, with a bar that swings where the part is not known."""
+        if self._progress is None:
+            self._progress = _progress_bar()
+        # Set by hand: update() cannot take a total back, and without one the bar swings.
+        task = self._progress.tasks[0]
+        task.description, task.fields["detail"] = name, detail
+        task.total, task.completed = (None, 0.0) if part is None else (1.0, part)
+        self._progress.start()  # once; again does nothing
+
+    def board(self, head: str, part: float, detail: str, below: str) -> None:
+        """Show it in the line that moves, with the rest below, in as many lines as that takes."""
+        self.stage(head, part, detail)
+        self._progress.below = below
+
+    def close(self) -> None:
+        """Take the line that moves away."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def _progress_bar() -> Any:
+    from rich import console, progress, table, text  # noqa: PLC0415  (for terminals only)
+
+    class WithMore(progress.Progress):
+        """A line that moves, and below it what else there is to know."""
+
+        below = ""
+
+        def get_renderables(self) -> Iterator[console.RenderableType]:
+            yield from super().get_renderables()
+            if self.below:
+                yield text.Text(self.below)
+
+    class DetailOrTime(progress.TimeElapsedColumn):
+        """The progress, or where that is unknown, the elapsed time."""
+
+        def render(self, task: progress.Task) -> text.Text:
+            detail = task.fields["detail"]
+            return text.Text(detail) if detail else super().render(task)
+
+    stderr = console.Console(file=cast("TextIO", _Lasting(sys.stderr)))
+    bar = WithMore(
+        progress.SpinnerColumn("dots" if stderr.encoding.startswith("utf") else "line"),
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(bar_width=40 if stderr.width >= 80 else None),
+        DetailOrTime(table_column=table.Column(no_wrap=True)),  # the bar gives way
+        console=stderr,
+        transient=True,
+    )
+    bar.add_task("", total=None, detail="")
+    return bar
+
+
+@contextlib.contextmanager
+def logged(screen: Lines, verbosity: int) -> Iterator[None]:
+    """Let the SDK's log appear on *screen*, as far as it was asked for."""
+    logger, handler = hooks.LOGGER, _ToScreen(screen)
+    before = logger.level
+    # Without a handler of ours, Python itself would print warnings.
+    logger.setLevel({0: logging.CRITICAL, 1: logging.INFO}.get(verbosity, logging.DEBUG))
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+class _ToScreen(logging.Handler):
+    def __init__(self, screen: Lines) -> None:
+        super().__init__()
+        self._screen = screen
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._screen.say(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+# What is printed
+
+
+def tell(row: Mapping[str, Any], talk: Talk) -> None:
+    """Print one result: as JSON with every key, or as a table of what is known."""
+    if talk.json:
+        write(sys.stdout, json.dumps(row, default=datetime.isoformat))
+        return
+    known = {key.replace("_", " "): value for key, value in row.items() if value is not None}
+    width = max(map(len, known))
+    for name, value in known.items():
+        write(sys.stdout, f"{name:<{width}}  {_shown(name, value)}")
+
+
+def _shown(name: str, value: Any) -> str:
+    if name == "progress":
+        return f"{value:.0%}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.10g}"
+    return one_line(str(value))
+
+
+def one_line(text: str) -> str:
+    """Return *text* without what would move the cursor: some of it comes from the gateway."""
+    return "".join(sign if sign.isprintable() else " " for sign in text).rstrip()
+
+
+def complain(text: str) -> None:
+    """Write one line to stderr."""
+    write(sys.stderr, f"fuhu-runway: {one_line(text)}")
+
+
+def write(stream: TextIO | None, text: str) -> None:
+    """Print a line; that it cannot be read, or shown as it is, is no reason to stop."""
+    if stream is None:
+        return
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    shown = text.encode(encoding, "backslashreplace").decode(encoding)
+    lasting = _Lasting(stream)
+    lasting.write(f"{shown}\n")
+    lasting.flush()
+
+
+@attrs.frozen
+class _Lasting:
+    """A stream whose terminal or reader may go away; what is written then is lost."""
+
+    _stream: TextIO
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> None:
+        self._try(self._stream.write, text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, work: Callable[..., object], *args: str) -> None:
+        try:
+            work(*args)
+        except (OSError, ValueError):
+            # A stream that is closed, or is no file, is left as it is.
+            with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+                os.dup2(nowhere.fileno(), self._stream.fileno())

@@ -1,0 +1,288 @@
+"""The gateway's first origin: which path leads to which work, and who may ask for it."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from random import Random
+from typing import Any, Final, Literal
+
+import attrs
+from aiohttp import web
+
+from fuhu_runway.testing import faults
+from fuhu_runway.testing.faults import Fault, TooManyRequests
+
+from . import bodies as _bodies
+from . import checks as _checks
+from . import dialects as _dialects
+from .accounts import Account
+from .books import Body, Books, SimulatedTask
+from .callbacks import Postman
+from .cdn import Files
+from .checks import OFFICIAL_ACTIONS, REVERSE_ACTIONS
+from .exchange import Refused, Reply, json_reply, too_many_requests
+from .story import Moment
+from .visits import MAX_BODY_BYTES, Reception, Route, Visit
+from .wild import HTML
+
+KeyStyle = Literal["bearer", "raw", "body", "any"]
+FeedVerb = Literal["POST", "GET", "any"]
+
+#: All three of api-facts 1.1 work at once.
+PREFIXES: Final = ("/runway", "/runway/v1", "/api/video/runway")
+BALANCES: Final[dict[str, Callable[[Account], _bodies.JsonObject]]] = {
+    "/v1/dashboard/billing/subscription": _bodies.subscription,
+    "/dashboard/billing/subscription": _bodies.subscription,
+    "/v1/dashboard/billing/usage": _bodies.usage,
+    "/dashboard/billing/usage": _bodies.usage,
+    "/api/usage/token/": _bodies.token_usage,
+}
+OFFICIAL_TASKS: Final = (
+    "/runwayml/v1/tasks/{task_id}",
+    "/v1/runway/tasks/{task_id}",
+    "/runway/v1/tasks/{task_id}",
+)
+
+# "320" is what the samples of api-facts 9 say, and ten seconds are the default.
+POINTS_PER_SECOND: Final = 32.0
+
+
+@attrs.frozen(kw_only=True)
+class Options:
+    """How this gateway differs from its sisters."""
+
+    dialect: str
+    official_dialect: str
+    key_style: KeyStyle
+    feed_verb: FeedVerb
+    prefix: str
+    strict: bool
+    requires_version: bool
+    price: Callable[[Body], float]
+    quota_status: Literal[401, 403]
+    rate_limit_answer: TooManyRequests
+
+
+def price_of(body: Body) -> float:
+    """What a task costs by default: a number of points for each of its seconds."""
+    options = body.get("options")
+    seconds = options.get("seconds") if isinstance(options, dict) else body.get("duration")
+    return POINTS_PER_SECOND * (seconds if isinstance(seconds, int) else 10)
+
+
+@attrs.define
+class Api:
+    """Every path of the first origin, over the gateway's books."""
+
+    books: Books
+    files: Files
+    postman: Postman
+    reception: Reception
+    options: Options
+    random: Random
+
+    def application(self) -> web.Application:
+        """The first origin, to be served."""
+        app = web.Application(client_max_size=MAX_BODY_BYTES)
+        for prefix in dict.fromkeys((*PREFIXES, self.options.prefix)):
+            self._add_runway(app, prefix)
+        self._add_official(app)
+        self._add_balance(app)
+        self.files.add_routes(app, self.reception, "api")
+        self._add(app, "*", "/{tail:.*}", Route(None, None, _lost))
+        return app
+
+    def _add(self, app: web.Application, verb: str, path: str, route: Route) -> None:
+        app.router.add_route(verb, path, partial(self.reception.receive, route))
+
+    def _add_runway(self, app: web.Application, prefix: str) -> None:
+        for action in REVERSE_ACTIONS:
+            submit = Route("submit", "submit", partial(self._submit, action))
+            self._add(app, "POST", f"{prefix}/pro/{action}", submit)
+        # Duomi, whose prefix the third one is, answers both verbs (api-facts 1.1).
+        verb = "any" if prefix == PREFIXES[-1] else self.options.feed_verb
+        look = Route("feed", "feed", partial(self._look, self.options.dialect))
+        for one in ("POST", "GET") if verb == "any" else (verb,):
+            self._add(app, one, f"{prefix}/feed", look)
+
+    def _add_official(self, app: web.Application) -> None:
+        for action in OFFICIAL_ACTIONS:
+            submit = Route("official", "submit", partial(self._submit, action))
+            for prefix in ("/runwayml/v1", "/runway/v1"):
+                self._add(app, "POST", f"{prefix}/{action}", submit)
+        look = Route("official", "feed", partial(self._look, self.options.official_dialect))
+        for path in OFFICIAL_TASKS:
+            self._add(app, "GET", path, look)
+
+    def _add_balance(self, app: web.Application) -> None:
+        for path, body_of in BALANCES.items():
+            work = partial(self._balance, body_of)
+            self._add(app, "GET", path, Route("balance", "balance", work))
+        self._add(app, "GET", "/api/usage/token", Route(None, None, _with_slash))
+        self._add(app, "GET", "/user/quota", Route("balance", "balance", self._quota))
+
+    def _submit(self, action: str, visit: Visit, fault: Fault | None) -> Reply:
+        account = self._account(visit, self.options.key_style)
+        body = visit.body()
+        self._check(action, visit, body)
+        points = self.options.price(body)
+        if not account.can_pay(points):
+            raise Refused(_out_of_quota(self.options.quota_status))
+        task = self.books.accept(
+            account,
+            path=visit.request.path,
+            action=_action(action, body),
+            raw=visit.raw,
+            body=body,
+            points=points,
+        )
+        visit.made = task
+        visit.seen.task_id = task.task_id
+        self.postman.follow(task)
+        is_official = action in OFFICIAL_ACTIONS
+        dialect = self.options.official_dialect if is_official else self.options.dialect
+        return self._tell(task, self.books.first_moment(task), dialect, fault)
+
+    def _check(self, action: str, visit: Visit, body: Body) -> None:
+        problem = _checks.problem(action, body, strict=self.options.strict)
+        if problem is not None:
+            raise Refused(problem)
+        wanted = self.options.requires_version and action in OFFICIAL_ACTIONS
+        if wanted and "X-Runway-Version" not in visit.request.headers:
+            message = "X-Runway-Version header is required"
+            raise Refused(json_reply(_bodies.openai_error(message, code="invalid_request"), 400))
+
+    def _look(self, dialect: str, visit: Visit, fault: Fault | None) -> Reply:
+        account = self._account(visit, self.options.key_style)
+        task = visit.task
+        now = self.books.clock.now()
+        # A task of another user is not found either (api-facts 5.1).
+        if task is None or task.account is not account or task.age(now) < task.script.hidden:
+            raise Refused(json_reply(_bodies.task_error("task_not_exist"), 400))
+        urls = self.files.urls(task)
+        moment = _bent(self.books.moment(task, task.age(now), urls), fault, task, urls)
+        return self._tell(task, moment, dialect, fault)
+
+    def _tell(
+        self, task: SimulatedTask, moment: Moment, dialect: str, fault: Fault | None
+    ) -> Reply:
+        spoken = fault.dialect if isinstance(fault, faults.Speaks) else task.script.dialect
+        body, content_type = _dialects.tell(moment, spoken or dialect, self.random)
+        return Reply(200, body, {"Content-Type": content_type})
+
+    def _balance(
+        self,
+        body_of: Callable[[Account], _bodies.JsonObject],
+        visit: Visit,
+        _fault: Fault | None,
+    ) -> Reply:
+        # The billing routes are the gateway's own, whatever its Runway routes do with the key.
+        return json_reply(body_of(self._account(visit, "any")))
+
+    def _quota(self, visit: Visit, _fault: Fault | None) -> Reply:
+        self._account_of_key(visit.request.query.get("key"))
+        day = visit.request.query.get("start_date")
+        return json_reply(_bodies.quota(list(self.books.accounts.values()), by_date=day))
+
+    def _account(self, visit: Visit, style: KeyStyle) -> Account:
+        account = self._account_of_key(KEY_STYLES[style](visit))
+        bucket = account.bucket
+        if bucket is not None and bucket.take(visit.seen.at) > 0:
+            self.books.limited += 1
+            raise Refused(too_many_requests(self.options.rate_limit_answer))
+        return account
+
+    def _account_of_key(self, key: str | None) -> Account:
+        if not key:
+            raise Refused(_key_refused(401, "未提供令牌"))
+        account = self.books.accounts.get(key)
+        if account is not None:
+            return account
+        # What follows a known key and a dash is read as a channel (api-facts 1.1).
+        if key.rpartition("-")[0] in self.books.accounts:
+            raise Refused(_key_refused(403, "普通用户不支持指定渠道"))
+        raise Refused(_key_refused(401, "无效的令牌"))
+
+
+def _bearer(visit: Visit) -> str | None:
+    scheme, _, key = visit.request.headers.get("Authorization", "").partition(" ")
+    return key if scheme == "Bearer" else None
+
+
+def _raw(visit: Visit) -> str | None:
+    return visit.request.headers.get("Authorization")
+
+
+def _in_body(visit: Visit) -> str | None:
+    if visit.request.method == "GET":
+        return _raw(visit)
+    key = (visit.sent or {}).get("key")
+    return key if isinstance(key, str) else None
+
+
+def _anywhere(visit: Visit) -> str | None:
+    return _bearer(visit) or _in_body(visit) or _raw(visit)
+
+
+KEY_STYLES: Final[Mapping[KeyStyle, Callable[[Visit], str | None]]] = {
+    "bearer": _bearer,
+    "raw": _raw,
+    "body": _in_body,
+    "any": _anywhere,
+}
+
+
+def _action(action: str, body: Mapping[str, Any]) -> str:
+    if action == "generate":
+        return "IMAGE_TO_VIDEO" if "image" in body else "TEXT_TO_VIDEO"
+    return "VIDEO_TO_VIDEO" if action == "video2video" else action.upper()
+
+
+def _key_refused(status: int, message: str) -> Reply:
+    # One-API's middleware sends these two fields only (api-facts 2 E).
+    body = {
+        "error": {
+            "message": f"{message} (request id: {_bodies.REQUEST_ID})",
+            "type": "new_api_error",
+        }
+    }
+    return json_reply(body, status)
+
+
+def _out_of_quota(status: int) -> Reply:
+    if status == 401:
+        return _key_refused(401, _bodies.KEY_EXHAUSTED)
+    return json_reply(_bodies.task_error("insufficient_user_quota", "用户额度不足"), status)
+
+
+def _bent(
+    moment: Moment, fault: Fault | None, task: SimulatedTask, urls: tuple[str, str, str]
+) -> Moment:
+    """*moment* as a fault would have it told."""
+    match fault:
+        case faults.Words(status, state):
+            return attrs.evolve(moment, status_word=status, state_word=state)
+        case faults.Blank():
+            return attrs.evolve(moment, blank=True)
+        case faults.NoUrl():
+            return moment.without_urls("succeeded")
+        case faults.FailureWithUrl(refunded):
+            reason = task.script.reason if refunded else None
+            failed = attrs.evolve(moment, stage="failed", refunded=refunded, reason=reason)
+            return failed.with_urls(urls)
+    return moment
+
+
+def _with_slash(visit: Visit, _fault: Fault | None) -> Reply:
+    """Return the redirect of gin's router to the same path with a slash (api-facts 11)."""
+    path = f"{visit.request.path}/"
+    page = f'<a href="{path}">Moved Permanently</a>.\n\n'
+    return Reply(301, page.encode(), {"Location": path, "Content-Type": HTML})
+
+
+def _lost(visit: Visit, _fault: Fault | None) -> Reply:
+    """What the gateway does with a path it does not know (api-facts 2 H and 5.1)."""
+    path = visit.request.path
+    if path.startswith(("/v1", "/api")):
+        message = f"Invalid URL ({visit.request.method} {path})"
+        return json_reply(_bodies.openai_error(message, type="invalid_request_error"), 404)
+    return Reply(200, _bodies.INDEX_PAGE.encode(), {"Content-Type": HTML})

@@ -1,0 +1,423 @@
+"""
+One task told in every dialect of api-facts 2, as literal JSON.
+
+Each function takes a `Moment` and gives the body of one reply. Nothing is shared with the
+client's tables: where the documentation contradicts itself, the dialects do so too.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from random import Random
+from string import Template
+from typing import Final
+
+import attrs
+
+from .bodies import JsonObject, as_text
+from .story import OVER, Moment, Stage
+from .wild import JSON, SHAPES
+
+# Api-facts 3.1 and 3.2. A cancelled or expired task has no word of its own here.
+NUMBERS: Final[dict[Stage, str]] = {
+    "queued": "0",
+    "running": "1",
+    "failed": "2",
+    "cancelled": "2",
+    "expired": "2",
+    "succeeded": "3",
+}
+WORDS: Final[dict[Stage, str]] = {
+    "queued": "pending",
+    "running": "running",
+    "failed": "error",
+    "cancelled": "error",
+    "expired": "error",
+    "succeeded": "succeeded",
+}
+# Api-facts 3.3.
+NEW_API: Final[dict[Stage, str]] = {
+    "submitted": "NOT_START",
+    "queued": "QUEUED",
+    "running": "IN_PROGRESS",
+    "failed": "FAILURE",
+    "cancelled": "FAILURE",
+    "expired": "EXPIRED",
+    "succeeded": "SUCCESS",
+}
+OFFICIAL: Final[dict[Stage, str]] = {
+    "submitted": "PENDING",
+    "queued": "PENDING",
+    "running": "RUNNING",
+    "failed": "FAILED",
+    "cancelled": "CANCELLED",
+    "expired": "FAILED",
+    "succeeded": "SUCCEEDED",
+}
+LUMA: Final[dict[Stage, str]] = {
+    "submitted": "pending",
+    "queued": "pending",
+    "running": "processing",
+    "failed": "failed",
+    "cancelled": "failed",
+    "expired": "failed",
+    "succeeded": "completed",
+}
+
+
+# Api-facts 11: ezlinkai says of a submit that it did succeed.
+UNIFIED: Final[dict[Stage, str]] = {
+    "submitted": "succeed",
+    "queued": "processing",
+    "running": "processing",
+    "failed": "failed",
+    "cancelled": "failed",
+    "expired": "failed",
+    "succeeded": "succeed",
+}
+
+
+def _number(moment: Moment) -> str:
+    return NUMBERS[moment.stage] if moment.status_word is None else moment.status_word
+
+
+def _word(moment: Moment) -> str:
+    return WORDS[moment.stage] if moment.state_word is None else moment.state_word
+
+
+def _translated(moment: Moment) -> str:
+    return moment.prompt if moment.prompt.isascii() else "a little kitten."
+
+
+def _amount(points: float) -> str:
+    return f"{points:g}"
+
+
+def _iso(unix: int) -> str:
+    return datetime.fromtimestamp(unix, UTC).isoformat(timespec="milliseconds")
+
+
+def _nothing_yet(moment: Moment) -> bool:
+    return moment.stage == "submitted"
+
+
+def _told(moment: Moment) -> JsonObject:
+    """What every dialect with strings for numbers tells of a task that has begun."""
+    return {
+        "task_id": moment.task_id,
+        "status": _number(moment),
+        "prompt": moment.prompt,
+        "prompt_en": _translated(moment),
+        "video_url": moment.video_url,
+        "poster": moment.poster_url,
+        "last_frame": moment.last_frame_url,
+        "msg": moment.reason,
+        "point": _amount(moment.points),
+        "refund": _amount(moment.points if moment.refunded else 0),
+        "create_time": str(moment.created_at),
+        "update_time": str(moment.updated_at),
+    }
+
+
+def data(moment: Moment) -> JsonObject:
+    """Dialect I: the bare task, as callbacks carry it (A16, with no `state`)."""
+    return {"task_id": moment.task_id} if _nothing_yet(moment) else _told(moment)
+
+
+def _fuhu_data(moment: Moment) -> JsonObject:
+    if _nothing_yet(moment):
+        return {
+            "task_id": moment.task_id,
+            "state": "",
+            "status": "",
+            "prompt": "",
+            "prompt_en": None,
+            "video_url": None,
+            "poster": None,
+            "last_frame": None,
+            "msg": None,
+            "point": "",
+            "refund": "",
+            "create_time": "",
+            "update_time": "",
+        }
+    return {"task_id": moment.task_id, "state": _word(moment), **_told(moment)}
+
+
+def envelope(moment: Moment) -> JsonObject:
+    """Dialect A as FuhuAPI (1.2, A1) and ecovai (A6) send it: all thirteen fields."""
+    # A submit may take its time (api-facts 1.2); a look is quick.
+    exec_time = 20.930577 if _nothing_yet(moment) else 0.028943
+    return {"code": 200, "msg": "success", "data": _fuhu_data(moment), "exec_time": exec_time}
+
+
+def _deer_data(moment: Moment) -> JsonObject:
+    if _nothing_yet(moment):
+        return {
+            "task_id": moment.task_id,
+            "state": "",
+            "status": "0",
+            "prompt": "",
+            "prompt_en": None,
+            "video_url": None,
+            "raw_video_url": None,
+            "poster": None,
+            "last_frame": None,
+            "msg": None,
+            "create_time": "0",
+            "update_time": "0",
+        }
+    return {**_fuhu_data(moment), "raw_video_url": moment.video_url}
+
+
+def envelope_deer(moment: Moment) -> JsonObject:
+    """Dialect A as DeerAPI sends it (A2): `raw_video_url` beside `video_url`."""
+    return {"code": 200, "msg": "成功", "data": _deer_data(moment), "exec_time": 0}
+
+
+def envelope_short(moment: Moment) -> JsonObject:
+    """
+    Dialect A as gpt-best sends it (A3, A7).
+
+    No `state`, `refund` as a flag instead of an amount, and the caller's `ip`.
+    """
+    told = data(moment)
+    if not _nothing_yet(moment):
+        told["refund"] = "1" if moment.refunded else "0"
+    return {"code": 200, "msg": "成功", "data": told, "exec_time": 0.67573, "ip": "192.0.2.54"}
+
+
+def compat(moment: Moment) -> JsonObject:
+    """Dialect A as CometAPI's compatibility pages send it (A5): an empty `message` more."""
+    return {"code": 200, "message": "", "msg": "success", "data": data(moment)}
+
+
+def _new_api_task(moment: Moment, nested: object) -> JsonObject:
+    """Dialect B's task (A17). `progress` is 100% after a failure too."""
+    return {
+        "task_id": moment.task_id,
+        "action": moment.action,
+        "status": NEW_API[moment.stage] if moment.status_word is None else moment.status_word,
+        "fail_reason": moment.reason or "",
+        "submit_time": moment.created_at,
+        "start_time": moment.started_at,
+        "finish_time": moment.finished_at,
+        "progress": f"{moment.percent}%",
+        "data": nested,
+    }
+
+
+def _new_api(task: object) -> JsonObject:
+    return {"code": "success", "message": "", "data": task}
+
+
+def _bare_task(moment: Moment) -> JsonObject:
+    task = _new_api_task(moment, _nested_official(moment))
+    return task if moment.video_url is None else {**task, "result_url": moment.video_url}
+
+
+def _nested_official(moment: Moment) -> JsonObject | None:
+    if _nothing_yet(moment):
+        return None
+    # Nested, its status is the second field that tells the state.
+    return official(attrs.evolve(moment, status_word=moment.state_word))
+
+
+def new_api(moment: Moment) -> JsonObject:
+    """Dialect B with the URL in `result_url`."""
+    return _new_api(_bare_task(moment))
+
+
+def new_api_list(moment: Moment) -> JsonObject:
+    """Dialect B as the batch routes send it: a list in `data`."""
+    return _new_api([_bare_task(moment)])
+
+
+def new_api_official(moment: Moment) -> JsonObject:
+    """Dialect B with the URL only in a nested official task, and times as ISO text."""
+    task = _new_api_task(moment, _nested_official(moment))
+    return _new_api({**task, "id": 41, "created_at": _iso(moment.created_at)})
+
+
+def new_api_task(moment: Moment) -> JsonObject:
+    """Dialect B with the URL only in a nested numeric task."""
+    return _new_api(_new_api_task(moment, _fuhu_data(moment)))
+
+
+def new_api_envelope(moment: Moment) -> JsonObject:
+    """Dialect B with the URL only in a whole nested envelope A."""
+    return _new_api(_new_api_task(moment, envelope(moment)))
+
+
+def new_api_fail_reason(moment: Moment) -> JsonObject:
+    """Dialect B as older rows hold it: every field of the source, the URL in `fail_reason`."""
+    task = {
+        "id": 41,
+        "created_at": moment.created_at,
+        "updated_at": moment.updated_at,
+        "platform": "runway",
+        "user_id": 7,
+        "group": "default",
+        "channel_id": 3,
+        "quota": round(moment.points),
+        **_new_api_task(moment, None),
+        "properties": {"input": ""},
+        "username": "",
+    }
+    return _new_api({**task, "fail_reason": moment.video_url or moment.reason or ""})
+
+
+def bare(moment: Moment) -> JsonObject:
+    """Dialect B': the task of dialect B with no envelope."""
+    return _bare_task(moment)
+
+
+def official(moment: Moment) -> JsonObject:
+    """Dialect C: the official task (A11, A12); a submit is answered with the id alone."""
+    if _nothing_yet(moment):
+        return {"id": moment.task_id}
+    told: JsonObject = {
+        "id": moment.task_id,
+        "status": _official_word(moment),
+        "createdAt": _zulu(moment.created_at),
+        # Api-facts 11: what is fully given back costs 0.
+        **(
+            {"cost": {"credits": 0 if moment.refunded else round(moment.points)}}
+            if moment.stage in OVER
+            else {"estimatedCost": {"credits": round(moment.points)}}
+        ),
+    }
+    return told | _official_rest(moment)
+
+
+def _official_word(moment: Moment) -> str:
+    return OFFICIAL[moment.stage] if moment.status_word is None else moment.status_word
+
+
+def _zulu(unix: int) -> str:
+    return _iso(unix).replace("+00:00", "Z")
+
+
+def _official_rest(moment: Moment) -> JsonObject:
+    if moment.video_url is not None:
+        return {"output": [moment.video_url]}
+    if moment.stage == "running":
+        return {"progress": moment.percent / 100}
+    if moment.stage in {"failed", "expired"}:
+        return {"failure": moment.reason, "failureCode": moment.failure_code}
+    return {}
+
+
+def luma(moment: Moment) -> JsonObject:
+    """Dialect C': luma-like (A14), in which some gateways answer an official submit."""
+    return {
+        "id": moment.task_id,
+        "prompt": "" if _nothing_yet(moment) else moment.prompt,
+        "state": LUMA[moment.stage] if moment.status_word is None else moment.status_word,
+        "queue_state": None,
+        "created_at": _iso(moment.created_at),
+        "batch_id": "",
+        "video": moment.video_url,
+        "video_raw": moment.video_url,
+        "liked": None,
+        "estimate_wait_seconds": None,
+        "thumbnail": moment.poster_url,
+        "last_frame": moment.last_frame_url,
+    }
+
+
+DIALECTS: Final[dict[str, Callable[[Moment], JsonObject]]] = {
+    "envelope": envelope,
+    "envelope_deer": envelope_deer,
+    "envelope_short": envelope_short,
+    "compat": compat,
+    "new_api": new_api,
+    "new_api_official": new_api_official,
+    "new_api_task": new_api_task,
+    "new_api_envelope": new_api_envelope,
+    "new_api_fail_reason": new_api_fail_reason,
+    "new_api_list": new_api_list,
+    "bare": bare,
+    "official": official,
+    "luma": luma,
+    "data": data,
+}
+
+MIXED: Final = "mixed"
+NAMES: Final = (*DIALECTS, *SHAPES, MIXED)
+
+# A list in `data` is documented for batch routes, luma for submits, and the bare task for
+# callbacks only: "mixed" keeps to what one gateway may send on one route.
+MIXED_SUBMITS: Final = (
+    "envelope",
+    "envelope_deer",
+    "envelope_short",
+    "compat",
+    "new_api",
+    "official",
+    "luma",
+)
+MIXED_LOOKS: Final = (
+    "envelope",
+    "envelope_deer",
+    "envelope_short",
+    "compat",
+    "new_api",
+    "new_api_official",
+    "new_api_task",
+    "new_api_envelope",
+    "new_api_fail_reason",
+    "bare",
+    "official",
+)
+
+
+def checked(dialect: str) -> str:
+    """
+    *dialect*, if there is one of that name.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if dialect not in NAMES:
+        names = ", ".join(NAMES)
+        raise ValueError(f"dialect={dialect!r} is unknown; there are: {names}")
+    return dialect
+
+
+def tell(moment: Moment, dialect: str, random: Random) -> tuple[bytes, str]:
+    """Return the body of the reply for *moment* in *dialect*, and its content type."""
+    moment = _emptied(moment) if moment.blank else moment
+    if dialect in SHAPES:
+        return _shaped(moment, dialect)
+    if dialect == MIXED:
+        dialect = random.choice(MIXED_SUBMITS if _nothing_yet(moment) else MIXED_LOOKS)
+    return as_text(DIALECTS[dialect](moment)).encode(), JSON
+
+
+def _emptied(moment: Moment) -> Moment:
+    return Moment(task_id=moment.task_id, action=moment.action, prompt="", stage="submitted")
+
+
+def _shaped(moment: Moment, name: str) -> tuple[bytes, str]:
+    shape, data = SHAPES[name], as_text(_fuhu_data(moment))
+    error = {"code": moment.failure_code, "message": moment.reason}
+    values = {
+        "id": moment.task_id,
+        "answer": as_text(envelope(moment)),
+        "data": data,
+        "rest": data.partition(",")[2].removesuffix("}"),
+        "text": as_text(data),
+        "official": as_text(official(moment))[1:-1],
+        "state": _word(moment) if not _nothing_yet(moment) else "submitted",
+        "unified": UNIFIED[moment.stage] if moment.status_word is None else moment.status_word,
+        "status": _official_word(moment),
+        "url": as_text(moment.video_url),
+        "output": as_text([] if moment.video_url is None else [moment.video_url]),
+        "input": as_text(moment.input_url),
+        "reason": as_text(moment.reason or ""),
+        "error": as_text(None if moment.reason is None else error),
+        "created": _zulu(moment.created_at),
+        "updated": _zulu(moment.updated_at),
+    }
+    text = values["answer"] if shape.submits_only and not _nothing_yet(moment) else shape.text
+    return Template(text).substitute(values).encode(shape.encoding), shape.content_type

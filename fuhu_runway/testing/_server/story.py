@@ -1,0 +1,152 @@
+"""
+How a simulated task goes on in time, from the submit to its end.
+
+Pure: a script and an age in simulated seconds give a moment; nothing here reads a clock.
+"""
+
+from bisect import bisect_right
+from typing import Any, Final, Literal
+
+import attrs
+
+from fuhu_runway.testing.faults import Planned
+
+from .options import is_duration, one_of
+
+Ending = Literal["succeed", "fail", "cancel", "expire", "stall"]
+Stage = Literal["submitted", "queued", "running", "succeeded", "failed", "cancelled", "expired"]
+
+ENDINGS: Final[dict[Ending, Stage]] = {
+    "succeed": "succeeded",
+    "fail": "failed",
+    "cancel": "cancelled",
+    "expire": "expired",
+}
+OWN: Final = ("submit", "feed", "download")
+UNLUCKY: Final[frozenset[Stage]] = frozenset({"failed", "cancelled", "expired"})
+OVER: Final[frozenset[Stage]] = UNLUCKY | {"succeeded"}
+
+
+@attrs.frozen(kw_only=True)
+class Script:
+    """What one task will do. All durations are simulated seconds."""
+
+    #: From the submit to the end.
+    takes: float = attrs.field(default=100.0, validator=is_duration)
+    #: The share of that which is spent in the queue.
+    queued: float = 0.1
+    #: The percents told one after the other while it runs.
+    progress: tuple[int, ...] = attrs.field(default=(0, 20, 40, 60, 80), converter=tuple[int, ...])
+    then: Ending = attrs.field(default="succeed", validator=one_of((*ENDINGS, "stall")))
+    #: What the gateway says of a failure.
+    reason: str | None = "The input did not pass the content moderation"
+    #: The official format's code for it.
+    failure_code: str = "SAFETY.INPUT.TEXT"
+    #: Whether the points come back after a failure.
+    refund: bool = True
+    #: What the answers call its end in `status` and `state`; None is the dialect's own word.
+    end_status: str | None = None
+    end_state: str | None = None
+    #: The dialect of its answers; None is the gateway's own.
+    dialect: str | None = None
+    #: On its own submit, looks and download; nothing else is the task's.
+    faults: tuple[Planned, ...] = attrs.field(default=(), converter=tuple[Planned, ...])
+    #: For how long after the submit the gateway says `task_not_exist`.
+    hidden: float = 0.0
+    #: For how long after the submit every field of the answer is empty.
+    blank: float = 0.0
+    #: How long after its success the URL appears; None is never.
+    url_after: float | None = 0.0
+
+    @faults.validator
+    def _are_its_own(self, _: object, planned: tuple[Planned, ...]) -> None:
+        for one in planned:
+            if one.where not in OWN:
+                raise ValueError(f"a script has no {one.where!r}; its faults are on {OWN}")
+
+    def plain(self) -> dict[str, Any]:
+        """All that another process needs to go on with it; faults are each process's own."""
+        return attrs.asdict(self, filter=attrs.filters.exclude("faults"))
+
+    @property
+    def ends_after(self) -> float | None:
+        """The age at which the task is over; None for one that never is."""
+        return None if self.then == "stall" else self.takes
+
+    @property
+    def refunds(self) -> bool:
+        """Whether its points come back."""
+        return self.refund and self.then in {"fail", "cancel", "expire"}
+
+
+@attrs.frozen(kw_only=True)
+class Moment:
+    """One task at one instant: all that a reply in any dialect can tell of it."""
+
+    task_id: str
+    action: str
+    prompt: str
+    stage: Stage
+    percent: int = 0
+    points: float = 0.0
+    refunded: bool = False
+    reason: str | None = None
+    failure_code: str = "SAFETY.INPUT.TEXT"
+    #: The video that was sent in.
+    input_url: str | None = None
+    video_url: str | None = None
+    poster_url: str | None = None
+    last_frame_url: str | None = None
+    #: Unix seconds; 0 when it has not happened.
+    created_at: int = 0
+    started_at: int = 0
+    finished_at: int = 0
+    updated_at: int = 0
+    #: Words that a fault puts into the reply's mouth.
+    status_word: str | None = None
+    state_word: str | None = None
+    #: The reply says nothing but the id.
+    blank: bool = False
+
+    def with_urls(self, urls: tuple[str, str, str]) -> "Moment":
+        """The same moment with its video, poster and last frame."""
+        video, poster, last_frame = urls
+        return attrs.evolve(self, video_url=video, poster_url=poster, last_frame_url=last_frame)
+
+    def without_urls(self, stage: Stage) -> "Moment":
+        """The same moment in *stage*, with nothing to show for it."""
+        bare = attrs.evolve(self, stage=stage, percent=100)
+        return attrs.evolve(bare, video_url=None, poster_url=None, last_frame_url=None)
+
+
+def steps(script: Script) -> list[float]:
+    """The ages at which the task starts to run and at which its percents change."""
+    begins = script.takes * script.queued
+    width = (script.takes - begins) / max(1, len(script.progress))
+    return [begins + index * width for index in range(max(1, len(script.progress)))]
+
+
+def changes(script: Script) -> list[float]:
+    """Every age at which an answer says something new: what callbacks are sent for."""
+    ages = steps(script)
+    if script.ends_after is None:
+        return ages
+    late = [script.takes + script.url_after] if script.url_after else []
+    return [*ages, script.takes, *late]
+
+
+def stage_at(script: Script, age: float) -> tuple[Stage, int]:
+    """The stage and the percent of a task of this *age*."""
+    if script.ends_after is not None and age >= script.ends_after:
+        return ENDINGS[script.then], 100
+    done = bisect_right(steps(script), age)
+    if not done:
+        return "queued", 0
+    return "running", script.progress[done - 1] if script.progress else 0
+
+
+def has_url(script: Script, age: float) -> bool:
+    """Whether a task of this *age* shows its video."""
+    if script.then != "succeed" or script.url_after is None:
+        return False
+    return age >= script.takes + script.url_after

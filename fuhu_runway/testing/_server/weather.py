@@ -1,0 +1,51 @@
+"""What may go wrong by chance, by the kind of the request."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from fuhu_runway.testing import faults
+from fuhu_runway.testing.faults import Fault, Where
+
+# What costs nothing, and is over at once: no task is made unnoticed, and each id arrives.
+_ANYWHERE: Final = (
+    faults.TooManyRequests(0.1),
+    faults.TooManyRequests("0.1", status=503),
+    faults.empty_429(),
+    faults.Informational(),
+    faults.LargeHead(),
+    faults.Chunked(),
+    faults.Gzipped(),
+)
+_UNPAID: Final = (
+    *_ANYWHERE,
+    faults.server_error(502),
+    faults.Drop(reset=True),
+    faults.Cut(1000),
+)
+_LOOKS: Final = (
+    *_UNPAID,
+    faults.Truncated(),
+    faults.Answer(401),
+    faults.Answer(404),
+    *map(faults.known, ("challenge", "captive_portal", "request_failed")),
+)
+_SHAPES: Final = ("bom", "php_warning", "raw_control", "empty_error")
+WEATHER: Final[Mapping[Where, tuple[Fault, ...]]] = {
+    "submit": (*_ANYWHERE, *map(faults.Speaks, _SHAPES)),
+    "feed": (
+        *_LOOKS,
+        faults.Blank(),
+        faults.unknown_word(),
+        faults.task_not_exist(),
+        faults.known("task_not_exist_in_200"),
+    ),
+    "download": (
+        *_UNPAID,
+        faults.Answer(202),
+        faults.html_page(),
+        faults.Redirect(),
+        faults.IgnoresRange(),
+        faults.WithoutETag(),
+    ),
+    "balance": _LOOKS,
+}
