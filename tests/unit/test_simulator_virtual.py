@@ -530,7 +530,8 @@ async def test_without_a_deadline_there_is_none() -> None:
 
 BLOCKED = """
 import asyncio, signal, subprocess, sys, threading
-from fuhu_runway.testing import _deadline, virtual_time
+from fuhu_runway.testing import virtual_time
+from fuhu_runway.testing._pytest import deadline as _deadline
 
 _deadline.AGAIN_AFTER = 0.05
 
