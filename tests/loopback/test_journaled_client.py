@@ -380,7 +380,7 @@ def test_a_client_and_its_journal_serve_several_loops(path: Path) -> None:
         nonlocal client
         async with Simulator(speed=1000, takes=20, seed=number) as gateway:
             client = client or quick_client(gateway, journal=path)
-            client.gateway = quick_client(gateway).gateway
+            client._sessions.gateway = quick_client(gateway).gateway
             await (await client.generate(f"{PROMPT} {number}")).wait(timeout=30)
             if number == 2:
                 await client.aclose()
