@@ -22,11 +22,12 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 import attrs
 
 from . import errors
+from ._arguments import check
 from ._clock import Clock
 from ._session.sessions import Sessions
 from .downloads import check_folder, check_target, safe_name, saved_place
@@ -154,6 +155,17 @@ class Summary:
 Source = Iterable[Any] | AsyncIterable[Any]
 
 
+class BatchOptions(TypedDict, total=False):
+    """The options of a batch, which `Client.batch` describes."""
+
+    in_flight: int
+    download_to: str | os.PathLike[str] | None
+    timeout: float | None
+    max_points: float | None
+    retry_failed: bool
+    overwrite: bool
+
+
 class Batch:
     """
     One run over a source of prompts, requests or items.
@@ -191,15 +203,14 @@ class Batch:
         overwrite: bool,
         clock: Clock,
     ) -> None:
-        if type(in_flight) is not int or in_flight < 1:
-            raise _wrong("in_flight", in_flight, "Use a whole number from 1 on.")
-        for name, number in (("timeout", timeout), ("max_points", max_points)):
-            is_number = isinstance(number, int | float) and not isinstance(number, bool)
-            if number is not None and not (is_number and number >= 0):
-                raise _wrong(name, number, "Use a number from 0 on, or None.")
-        for name, flag in (("retry_failed", retry_failed), ("overwrite", overwrite)):
-            if not isinstance(flag, bool):
-                raise _wrong(name, flag, "Use True or False.")
+        check(
+            in_flight=in_flight,
+            download_to=download_to,
+            timeout=timeout,
+            max_points=max_points,
+            retry_failed=retry_failed,
+            overwrite=overwrite,
+        )
         self._sessions = sessions
         self._source = _checked_source(source)
         self._in_flight = in_flight
@@ -595,10 +606,6 @@ def item_of(thing: Any, index: int) -> Item:
         f"Entry {index + 1} is of type {type(thing).__name__}.",
         "Give prompts (str), requests such as TextToVideo, or Items.",
     )
-
-
-def _wrong(name: str, value: object, advice: str) -> errors.UsageError:
-    return usage_error(name, f"{name} is {value!r:.40}.", advice)
 
 
 def _checked_source(source: Source) -> Source:

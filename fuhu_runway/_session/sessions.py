@@ -7,10 +7,11 @@ since a task goes on whatever becomes of the loop that it was submitted in.
 
 import asyncio
 import contextvars
+import functools
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakSet, WeakValueDictionary, ref
@@ -24,11 +25,12 @@ from fuhu_runway._redact import redact
 from fuhu_runway._waiting.intervals import kind_of
 from fuhu_runway._waiting.poller import Poller, Watch, name_of
 from fuhu_runway._waiting.task_limit import Name, Origin
-from fuhu_runway._wire.decode import Request, ask_task, build, read_task
-from fuhu_runway._wire.tables import SUBMITS, feed
+from fuhu_runway._wire.decode import Request, ask_balance, ask_task, build, read_balance, read_task
+from fuhu_runway._wire.tables import BALANCE_ENDPOINTS, ENDPOINTS, SUBMITS, feed
 from fuhu_runway.downloads import Progress, Source, origin_of
 from fuhu_runway.journal import Entry, Job, JobState, Journal, Plan
 from fuhu_runway.models import (
+    Balance,
     Gateway,
     Generation,
     OfficialImageToVideo,
@@ -75,6 +77,7 @@ class Sessions:
             self.hooks.add(self.journal.note)
         self.by_loop: dict[asyncio.AbstractEventLoop, Session] = {}
         self.closed_in: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
+        self._entered: Counter[asyncio.AbstractEventLoop] = Counter()
         self._closing: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
         self._has_recalled = False
         self.handles: WeakValueDictionary[Name, Task] = WeakValueDictionary()
@@ -148,9 +151,31 @@ class Sessions:
             for ended in [one for one in list(self.by_loop) if one.is_closed()]:
                 self.by_loop.pop(ended, None)
             session = self.by_loop[loop] = Session(self.settings)
-            session.stay_until_the_loop_ends(partial(self.by_loop.pop, loop, None))
+            session.stay_until_the_loop_ends(functools.partial(self.by_loop.pop, loop, None))
             self.webhooks.catch_up(session)
         return session
+
+    async def enter(self) -> None:
+        """Open the client again in the running loop, and read its journal."""
+        loop = asyncio.get_running_loop()
+        if loop in self.closed_in:
+            await self.aclose()  # it may still be closing
+            self.closed_in.discard(loop)
+        self._entered[loop] += 1
+        try:
+            # Here, not at the first request: a server that cannot open its journal must not start.
+            await self.recall()
+        except BaseException:
+            await self.leave()
+            raise
+
+    async def leave(self) -> None:
+        """Close the client in the running loop, once it is left as often as it was entered."""
+        loop = asyncio.get_running_loop()
+        self._entered[loop] -= 1
+        if self._entered[loop] <= 0:
+            del self._entered[loop]
+            await self.aclose()
 
     async def aclose(self) -> None:
         """Close the session of the running loop; see `Client.aclose`."""
@@ -406,6 +431,16 @@ class Sessions:
         record = await self.current().transport.call(self.discreet(wire), read_task)
         self.settings.unfinished.seen(name_of(wire), record)
         return record
+
+    async def balance(self) -> Balance:
+        """Return what is left to spend; see `Client.balance`."""
+        parts = [
+            await self.current().transport.call(
+                self.discreet(ask_balance(ENDPOINTS[name], self.gateway, self.key)), read_balance
+            )
+            for name in BALANCE_ENDPOINTS[self.gateway.balance]
+        ]
+        return functools.reduce(Balance.joined, parts)
 
 
 def name_of_task(task: Task) -> Name:
