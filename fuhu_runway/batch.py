@@ -28,12 +28,11 @@ import attrs
 
 from . import errors
 from ._arguments import check
-from ._clock import Clock
 from ._session.sessions import Sessions
 from .downloads import check_folder, check_target, safe_name, saved_place
 from .errors import RunwayError
-from .journal import Job, JobState, Journal, Plan, in_doubt_of, nth, plan_of
-from .models import Generation, TextToVideo, check_text, usage_error
+from .journal import Job, JobState, Plan, in_doubt_of, nth, plan_of
+from .models import DEFAULT_WAIT, Generation, TextToVideo, check_text, usage_error
 from .task import Clip, Task, saved_beside
 
 REQUESTS: Final = Generation.__args__
@@ -156,7 +155,7 @@ Source = Iterable[Any] | AsyncIterable[Any]
 
 
 class BatchOptions(TypedDict, total=False):
-    """The options of a batch, which `Client.batch` describes."""
+    """The options of a `Batch`, which describes them."""
 
     in_flight: int
     download_to: str | os.PathLike[str] | None
@@ -168,22 +167,30 @@ class BatchOptions(TypedDict, total=False):
 
 class Batch:
     """
-    One run over a source of prompts, requests or items.
+    Many jobs in one run, made by `Client.batch`; nothing is sent before `outcomes()` is read.
 
-    Iterate over `outcomes()` once; `summary` tells at any time how it stands.
+    Spends points for each job that the gateway accepts; each is submitted at most once, as
+    `Client.submit` says. With a journal, the same batch run again continues where an earlier one
+    ended, for whatever reason: what was accepted is followed, what is in doubt is reported, and
+    neither is submitted again.
+
+    An error of one job is its outcome. A refused key, an account without points, a gateway that
+    cannot be reached and a broken journal end the submitting; what was submitted is followed to
+    its end, and `summary.stopped_by` says why. What the source raises is raised after that.
 
     Args:
-        sessions: What the client holds: submits and re-attaches.
-        source: Prompts, requests, or an `Item` each; read only as far as jobs are free.
-        in_flight: How many jobs may exist at once.
-        journal: What makes a second run of the same batch go on; None remembers nothing.
-        download_to: The folder that clips are saved in; None saves none.
-        timeout: How long to wait for one task, and then as long again for its file, in seconds;
+        sessions: What the client holds.
+        prompts: Prompts, requests, or an `Item` each, from any iterable or async iterable. It is
+            read only as far as there is room for jobs.
+        in_flight: How many jobs may exist at once; one whose outcome was not read counts.
+        download_to: The folder that clips are saved in, under names made from their prompts; None
+            saves none.
+        timeout: How long to wait for each task, and then as long again for its file, in seconds;
             None waits without limit.
-        max_points: Nothing more is submitted once this many points are spent or bound to be.
+        max_points: Nothing more is submitted once this many points are spent or reserved.
         retry_failed: Whether jobs that failed in an earlier run are submitted again.
-        overwrite: Whether a file that stands in the place of a clip may be replaced.
-        clock: Where time comes from.
+        overwrite: Whether a file in the place of a clip may be replaced. If not, such a job is not
+            submitted, and its outcome says so.
 
     Raises:
         UsageError: An argument is wrong, or nothing can be written to *download_to*.
@@ -192,16 +199,14 @@ class Batch:
     def __init__(
         self,
         sessions: Sessions,
-        source: Source,
+        prompts: Source,
         *,
-        in_flight: int,
-        journal: Journal | None,
-        download_to: str | os.PathLike[str] | None,
-        timeout: float | None,
-        max_points: float | None,
-        retry_failed: bool,
-        overwrite: bool,
-        clock: Clock,
+        in_flight: int = 20,
+        download_to: str | os.PathLike[str] | None = None,
+        timeout: float | None = DEFAULT_WAIT,
+        max_points: float | None = None,
+        retry_failed: bool = False,
+        overwrite: bool = False,
     ) -> None:
         check(
             in_flight=in_flight,
@@ -212,14 +217,14 @@ class Batch:
             overwrite=overwrite,
         )
         self._sessions = sessions
-        self._source = _checked_source(source)
+        self._source = _checked_source(prompts)
         self._in_flight = in_flight
-        self._journal = journal
+        self._journal = sessions.journal
         self._folder = _checked_folder(download_to)
         self._timeout = timeout
         self._retry_failed = retry_failed
         self._overwrite = overwrite
-        self._clock = clock
+        self._clock = sessions.settings.clock
         self._purse = Purse(max_points)
         self._is_stopped = False
         self._is_hopeless = False

@@ -389,66 +389,18 @@ class Client:
             jobs=self._jobs,
         )
 
-    def batch(
-        self,
-        prompts: Source,
-        *,
-        in_flight: int = 20,
-        download_to: str | os.PathLike[str] | None = None,
-        timeout: float | None = DEFAULT_WAIT,
-        max_points: float | None = None,
-        retry_failed: bool = False,
-        overwrite: bool = False,
-    ) -> Batch:
-        """
-        Return a batch, which runs while its `outcomes()` are read; nothing is sent yet.
-
-        Spends points for each job that the gateway accepts; each is submitted at most once, as
-        `submit` says. With a journal, the same batch run again continues where an earlier one
-        ended, for whatever reason: what was accepted is followed, what is in doubt is reported, and
-        neither is submitted again.
-
-        An error of one job is its outcome. A refused key, an account without points, a gateway that
-        cannot be reached and a broken journal end the submitting; what was submitted is followed to
-        its end, and `Batch.summary.stopped_by` says why. What the source raises is raised after
-        that.
-
-        Args:
-            prompts: Prompts, requests, or an `Item` each, from any iterable or async iterable. It
-                is read only as far as there is room for jobs.
-            in_flight: How many jobs may exist at once; one whose outcome was not read counts.
-            download_to: The folder that clips are saved in, under names made from their prompts;
-                None saves none.
-            timeout: How long to wait for each task, and then as long again for its file, in
-                seconds; None waits without limit.
-            max_points: Nothing more is submitted once this many points are spent or reserved.
-            retry_failed: Whether jobs that failed in an earlier run are submitted again.
-            overwrite: Whether a file in the place of a clip may be replaced. If not, such a job is
-                not submitted, and its outcome says so.
-
-        Raises:
-            UsageError: An argument is wrong, or nothing can be written to *download_to*.
-        """
-        return Batch(
-            self._sessions,
-            prompts,
-            in_flight=in_flight,
-            journal=self.journal,
-            download_to=download_to,
-            timeout=timeout,
-            max_points=max_points,
-            retry_failed=retry_failed,
-            overwrite=overwrite,
-            clock=self._sessions.settings.clock,
-        )
+    def batch(self, prompts: Source, **options: Unpack[BatchOptions]) -> Batch:
+        """Return a `Batch` of many jobs; its `outcomes()` run it, and nothing is sent before."""
+        return Batch(self._sessions, prompts, **options)
 
     async def generate_many(
-        self,
-        prompts: Source,
-        **options: Unpack[BatchOptions],
+        self, prompts: Source, **options: Unpack[BatchOptions]
     ) -> AsyncGenerator[Outcome, None]:
         """
-        Yield the outcome of each job of a batch as it ends; costs and arguments as in `batch`.
+        Submit many prompts, and yield the outcome of each job as it ends.
+
+        Costs, options and errors as in `Batch`, which this runs: `in_flight`, `download_to`,
+        `timeout`, `max_points`, `retry_failed` and `overwrite`.
 
         Raises:
             UsageError: An argument is wrong, or the source yielded something that is no request.

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import attrs
@@ -118,6 +119,10 @@ class FakeClient:
     _failures: dict[tuple[str, str], BaseException] = attrs.field(factory=dict)
     _clock: ManualClock = attrs.field(factory=ManualClock)
 
+    @property
+    def settings(self) -> SimpleNamespace:
+        return SimpleNamespace(clock=ManualClock())
+
     def shut(self, what: str, *prompts: str) -> None:
         for prompt in prompts:
             self._doors[what, prompt] = asyncio.Event()
@@ -197,13 +202,11 @@ def batch_of(client: FakeClient, source: Source, **options: Any) -> Batch:
     """Return a batch; without further options, ten jobs at a time and nothing saved."""
     given: dict[str, Any] = {
         "in_flight": 10,
-        "journal": client.journal,
         "download_to": None,
         "timeout": None,
         "max_points": None,
         "retry_failed": False,
         "overwrite": False,
-        "clock": ManualClock(),
     }
     return Batch(client, source, **given | options)
 
