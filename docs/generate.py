@@ -25,6 +25,7 @@ from fuhu_runway._http import limiter as pace
 from fuhu_runway._http.retry import MAY_REPEAT, ladder
 from fuhu_runway._waiting import hints
 from fuhu_runway._wire import tables as facts
+from fuhu_runway._wire.refusals import REFUSALS
 from fuhu_runway.cli import app as cli
 from fuhu_runway.inputs import KINDS
 from fuhu_runway.journal import MIGRATIONS, SCHEMA, STEPS, JobState
@@ -343,7 +344,7 @@ def refusals() -> str:
                 row.proof or "none",
                 sourced(row.source),
             )
-            for number, row in enumerate(facts.REFUSALS, 1)
+            for number, row in enumerate(REFUSALS, 1)
         ),
     )
 
@@ -388,7 +389,7 @@ def _paid(fate: errors.Fate) -> str:
 
 
 def _errors_of(fate: errors.Fate) -> list[type[errors.RunwayError]]:
-    told = [row.raises for row in facts.REFUSALS if row.fate is fate]
+    told = [row.raises for row in REFUSALS if row.fate is fate]
     return list(dict.fromkeys([*NO_ANSWER.get(fate, ()), *told]))
 
 

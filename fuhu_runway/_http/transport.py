@@ -26,7 +26,8 @@ from aiohttp.client_proto import ResponseHandler
 
 from fuhu_runway._clock import Clock
 from fuhu_runway._redact import redact
-from fuhu_runway._wire.decode import Reply, Request, salvaged
+from fuhu_runway._wire.decode import salvaged
+from fuhu_runway._wire.encode import Reply, Request
 from fuhu_runway._wire.tables import Replay
 from fuhu_runway.errors import (
     Fate,

@@ -17,7 +17,8 @@ import attrs
 from fuhu_runway import hooks as events
 from fuhu_runway._http.retry import fate_of, in_doubt, repeat
 from fuhu_runway._waiting.task_limit import Origin
-from fuhu_runway._wire.decode import Reply, Request, read_task
+from fuhu_runway._wire.decode import read_task
+from fuhu_runway._wire.encode import Reply, Request
 from fuhu_runway._wire.tables import feed, feed_of
 from fuhu_runway.errors import (
     Fate,

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from fuhu_runway._http.retry import repeat
 from fuhu_runway._http.transport import Transport
-from fuhu_runway._wire.decode import Reply, Request
+from fuhu_runway._wire.encode import Reply, Request
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from support.servers import raw_server, reply
 
 from fuhu_runway._clock import LoopClock
 from fuhu_runway._session.session import Session, Settings, TaskBudget
-from fuhu_runway._wire.decode import Request
+from fuhu_runway._wire.encode import Request
 from fuhu_runway._wire.tables import ENDPOINTS
 from fuhu_runway.errors import NoReply, NotFound, UsageError, WaitAbandoned, WaitTimeout
 from fuhu_runway.hooks import ClientClosed, Hooks

@@ -14,7 +14,7 @@ from support.clock import ManualClock
 
 from fuhu_runway import errors
 from fuhu_runway._session.submission import Submission
-from fuhu_runway._wire.decode import build
+from fuhu_runway._wire.encode import build
 from fuhu_runway._wire.tables import GATEWAYS
 from fuhu_runway.callbacks import Address
 from fuhu_runway.errors import Fate

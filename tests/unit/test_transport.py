@@ -23,7 +23,8 @@ from fuhu_runway._http.transport import (
     StreamBroken,
     Transport,
 )
-from fuhu_runway._wire.decode import Reply, Request, read_task
+from fuhu_runway._wire.decode import read_task
+from fuhu_runway._wire.encode import Reply, Request
 from fuhu_runway._wire.tables import ENDPOINTS
 from fuhu_runway.errors import (
     Fate,
