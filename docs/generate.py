@@ -23,12 +23,13 @@ from sphinx.pycode import ModuleAnalyzer
 from fuhu_runway import callbacks, errors, hooks
 from fuhu_runway._http import limiter as pace
 from fuhu_runway._http.retry import MAY_REPEAT, ladder
+from fuhu_runway._journal_file import MIGRATIONS, SCHEMA
 from fuhu_runway._waiting import hints
 from fuhu_runway._wire import tables as facts
 from fuhu_runway._wire.refusals import REFUSALS
 from fuhu_runway.cli import app as cli
 from fuhu_runway.inputs import KINDS
-from fuhu_runway.journal import MIGRATIONS, SCHEMA, STEPS, JobState
+from fuhu_runway.journal import STEPS, JobState
 from fuhu_runway.models import (
     MODELS,
     BalanceRoute,

@@ -33,8 +33,8 @@ from cyclopts import (
 from rich import filesize
 
 from fuhu_runway import errors, hooks
+from fuhu_runway._journal_file import command_line
 from fuhu_runway._redact import redact
-from fuhu_runway.journal import command_line
 from fuhu_runway.models import (
     DEFAULT_MODEL,
     DEFAULT_WAIT,

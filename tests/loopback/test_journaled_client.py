@@ -13,6 +13,7 @@ from support.clients import quick_client
 from support.clock import until
 
 from fuhu_runway import Client
+from fuhu_runway._journal_file import SCHEMA_VERSION
 from fuhu_runway.errors import (
     InvalidRequest,
     JournalBusy,
@@ -25,7 +26,7 @@ from fuhu_runway.errors import (
     SubmissionInDoubt,
     TaskFailed,
 )
-from fuhu_runway.journal import SCHEMA_VERSION, Job, JobState, Journal
+from fuhu_runway.journal import Job, JobState, Journal
 from fuhu_runway.models import Generation, ImageToVideo, RetryPolicy, TextToVideo, VideoToVideo
 from fuhu_runway.testing import Simulator, faults
 from fuhu_runway.testing.faults import Fault
