@@ -62,9 +62,15 @@ def read_sections(  # noqa: PLR0917  (Sphinx calls it so)
 ) -> None:
     """Read Google sections, and leave out what a module says of itself: the page says it."""
     # Not by the extension, which takes "Width to height: 16:9" for a type and its meaning.
-    settings = Config(napoleon_custom_sections=["Source"])
-    read = GoogleDocstring(lines, settings, app, "object", name, thing, options)
+    settings = Config()
+    read = GoogleDocstring(without_sources(lines), settings, app, "object", name, thing, options)
     lines[:] = [] if what == "module" else read.lines()
+
+
+def without_sources(lines: list[str]) -> list[str]:
+    """Leave out where a docstring's facts were found: reference/sources.md has that."""
+    text = re.sub(r"^( *)Source:\n(?:\1 +.*(?:\n|$)|\n)*", "", "\n".join(lines), flags=re.MULTILINE)
+    return re.sub(r"\s*\([^()]*api-facts[^()]*\)", "", text).split("\n")
 
 
 def find_by_last_name(
