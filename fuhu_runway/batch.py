@@ -22,15 +22,16 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import attrs
 
 from . import errors
 from ._clock import Clock
+from ._session.sessions import Sessions
 from .downloads import check_folder, check_target, safe_name, saved_place
 from .errors import RunwayError
-from .journal import Job, JobState, Journal, Plan, nth, plan_of
+from .journal import Job, JobState, Journal, Plan, in_doubt_of, nth, plan_of
 from .models import Generation, TextToVideo, check_text, usage_error
 from .task import Clip, Task, saved_beside
 
@@ -150,22 +151,6 @@ class Summary:
             self.failures[name] = self.failures.get(name, 0) + 1
 
 
-class Submitter(Protocol):
-    """What a batch needs of a client."""
-
-    def check_open(self) -> None:
-        """Refuse what comes after closing."""
-
-    async def submit(self, request: Generation, *, custom_id: str) -> Task:
-        """Submit a job that has a name."""
-
-    async def submit_job(self, request: Generation, plan: Plan | None) -> Task:
-        """Submit a job that is known by its content."""
-
-    def attach(self, job: Job, request: Generation) -> Task:
-        """Return a handle on a task that an earlier run submitted."""
-
-
 Source = Iterable[Any] | AsyncIterable[Any]
 
 
@@ -176,7 +161,7 @@ class Batch:
     Iterate over `outcomes()` once; `summary` tells at any time how it stands.
 
     Args:
-        client: Submits and re-attaches.
+        sessions: What the client holds: submits and re-attaches.
         source: Prompts, requests, or an `Item` each; read only as far as jobs are free.
         in_flight: How many jobs may exist at once.
         journal: What makes a second run of the same batch go on; None remembers nothing.
@@ -194,7 +179,7 @@ class Batch:
 
     def __init__(
         self,
-        client: Submitter,
+        sessions: Sessions,
         source: Source,
         *,
         in_flight: int,
@@ -215,7 +200,7 @@ class Batch:
         for name, flag in (("retry_failed", retry_failed), ("overwrite", overwrite)):
             if not isinstance(flag, bool):
                 raise _wrong(name, flag, "Use True or False.")
-        self._client = client
+        self._sessions = sessions
         self._source = _checked_source(source)
         self._in_flight = in_flight
         self._journal = journal
@@ -313,7 +298,7 @@ class Batch:
         outcome: Outcome | None
         try:
             try:
-                self._client.check_open()
+                self._sessions.check_open()
             except errors.UsageError as closed:
                 self._stop(type(closed).__name__)
                 raise
@@ -363,7 +348,7 @@ class Batch:
                 return attrs.evolve(outcome, path=place)
             assert self._journal is not None  # noqa: S101  (it knows the job)
             await self._journal.step(known.key, JobState.FINISHED, self._clock.wall())
-        task = self._client.attach(known, item.request)
+        task = self._sessions.attach(known, item.request)
         return await self._follow(outcome, task, path)
 
     async def _make(
@@ -381,11 +366,9 @@ class Batch:
             if self._is_hopeless:
                 return None
             cost = None  # from here on it may be charged, and the amount is unknown
-            if plan.custom_id is None:
-                task = await self._client.submit_job(request, plan if self._journal else None)
-            else:
-                # Under one name there is one task, also if another batch is submitting it now.
-                task = await self._client.submit(request, custom_id=plan.custom_id)
+            # Under one name there is one task, also if another batch is submitting it now.
+            row = plan if self._journal and plan.custom_id is None else None
+            task = await self._sessions.submit(request, custom_id=plan.custom_id, plan=row)
             self.summary.submitted += 1
             result = await self._follow(outcome, task, path)
             cost = 0.0 if result.refunded else result.points
@@ -684,16 +667,6 @@ def _unexpected(error: BaseException, task_id: str | None) -> errors.UnexpectedE
         money = "The task is paid for, and its id finds the clip."
         advice = "Run the batch again with the same journal, or wait for the task by its id."
     return errors.UnexpectedError(_described(error), money, advice, task_id)
-
-
-def in_doubt_of(job: Job) -> errors.SubmissionInDoubt:
-    """Return the error for a job that an earlier submission left in doubt."""
-    return errors.SubmissionInDoubt(
-        f"An earlier run submitted this and got no clear answer ({job.error or 'none so far'}).",
-        "It may have been accepted and charged; it was not sent again.",
-        "Look for the task at the gateway, then tell the journal with `fuhu-runway resolve`.",
-        job.task_id,
-    )
 
 
 def _failed(job: Job) -> RunwayError:

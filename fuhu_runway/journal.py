@@ -42,6 +42,7 @@ from .errors import (
     JournalTooNew,
     OutOfCredits,
     RunwayError,
+    SubmissionInDoubt,
     Unauthorized,
 )
 from .hooks import LOGGER, ClipHandedOut, DownloadFinished, DownloadStarted, Event, TaskSettled
@@ -239,6 +240,16 @@ class Job:
 
 
 _CHANGEABLE: Final = {field.name for field in attrs.fields(Job)} - {"key", "state"}
+
+
+def in_doubt_of(job: Job) -> SubmissionInDoubt:
+    """Return the error for a job that an earlier submission left in doubt."""
+    return SubmissionInDoubt(
+        f"An earlier run submitted this and got no clear answer ({job.error or 'none so far'}).",
+        "It may have been accepted and charged; it was not sent again.",
+        "Look for the task at the gateway, then tell the journal with `fuhu-runway resolve`.",
+        job.task_id,
+    )
 
 
 def plan_of(

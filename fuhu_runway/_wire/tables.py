@@ -258,6 +258,17 @@ SUBMITS: Final[Mapping[type, Endpoint]] = {
 }
 """Request class to the endpoint that takes it."""
 
+
+def feed(*, official: bool) -> Endpoint:
+    """Return the endpoint that is polled for the tasks of one format."""
+    return ENDPOINTS["official_task" if official else "feed"]
+
+
+def feed_of(request: object) -> Endpoint:
+    """Return the endpoint that is polled for the task that *request* makes."""
+    return feed(official=isinstance(request, OfficialImageToVideo))
+
+
 BALANCE_ENDPOINTS: Final[Mapping[BalanceRoute, tuple[str, ...]]] = {
     BalanceRoute.BILLING: ("subscription", "usage"),
     BalanceRoute.TOKEN: ("token_usage",),

@@ -922,7 +922,7 @@ async def test_using_it_while_it_closes_is_no_trouble(journal: Journal) -> None:
 
 
 @pytest.mark.parametrize("state", JobState)
-async def test_what_was_in_the_air_is_in_doubt_once_it_is_closed(
+async def test_what_was_in_flight_is_in_doubt_once_it_is_closed(
     journal: Journal, state: JobState
 ) -> None:
     """Closing says of a job that is SUBMITTING that nobody knows, and of no other job anything."""
@@ -937,7 +937,7 @@ async def test_what_was_in_the_air_is_in_doubt_once_it_is_closed(
 
 
 @pytest.mark.parametrize("state", JobState)
-async def test_what_was_in_the_air_is_in_doubt_once_it_is_opened(
+async def test_what_was_in_flight_is_in_doubt_once_it_is_opened(
     journal: Journal, tmp_path: Path, state: JobState
 ) -> None:
     """The file as a crash leaves it says SUBMITTING; opened, that is in doubt, and no other is."""
