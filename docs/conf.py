@@ -92,8 +92,16 @@ def find_by_last_name(
     return make_refnode(app.builder, source, entry.docname, entry.node_id, contents, name)
 
 
+def let_markdown_link_to_objects(_app: Sphinx, env: BuildEnvironment) -> None:
+    """Accept `client.md#fuhu_runway.Client`, which leads to the page on a code host as well."""
+    for name, entry in env.domains.python_domain.objects.items():
+        slugs = env.metadata[entry.docname].setdefault("myst_slugs", {})
+        slugs.setdefault(entry.node_id, (0, entry.node_id, name))
+
+
 def setup(app: Sphinx) -> None:
     """Add what this project's docstrings need."""
     app.connect("autodoc-process-signature", shorten_signature)
     app.connect("autodoc-process-docstring", read_sections)
     app.connect("missing-reference", find_by_last_name)
+    app.connect("env-updated", let_markdown_link_to_objects)

@@ -7,6 +7,7 @@ here. `--check` writes nothing, names each stale page, and fails if there is one
 
 import argparse
 import ast
+import functools
 import inspect
 import json
 import logging
@@ -105,9 +106,28 @@ def codes(texts: Iterable[object]) -> str:
     return ", ".join(map(code, texts))
 
 
+@functools.cache
+def _homes() -> dict[str, str]:
+    """Return which page of the reference describes which object or module."""
+    return {
+        name: page.name
+        for page in sorted((DOCS / "reference").glob("*.md"))
+        for name in re.findall(
+            r"^\.\. (?:auto|py:)\w+:: (fuhu_runway[\w.]*)$",
+            page.read_text(encoding="utf-8"),
+            re.MULTILINE,
+        )
+    }
+
+
 def api(name: str, kind: str = "class") -> str:
-    """Return a link to the description of one of our own names."""
-    return f"{{py:{kind}}}`~fuhu_runway.{name}`"
+    """Return a link to the description of one of our own names, which code hosts show too."""
+    homes, full = _homes(), f"fuhu_runway.{name}"
+    home = full
+    while home not in homes:
+        home = home.rpartition(".")[0]
+    label = ".".join(name.split(".")[-2:]) if kind == "meth" else name.rpartition(".")[2]
+    return f"[{code(label)}]({homes[home]}#{full})"
 
 
 def error_link(error: type[errors.RunwayError]) -> str:
