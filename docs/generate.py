@@ -359,7 +359,7 @@ def sources() -> str:
         "[model](models.md#models-lengths-and-ratios)": ((row.name, row.source) for row in MODELS),
         "[dialect](dialects.md)": ((row.name, row.source) for row in facts.DIALECTS),
         "[refusal](refusals.md)": (
-            (str(number), row.source) for number, row in enumerate(facts.REFUSALS, 1)
+            (str(number), row.source) for number, row in enumerate(REFUSALS, 1)
         ),
     }
     return table(
