@@ -37,6 +37,12 @@ class Fault:
         """Return its name in the log of requests."""
         return type(self).__name__
 
+    @property
+    def places(self) -> frozenset[Where]:
+        """Return the requests that it, and what follows it, can happen to."""
+        then = getattr(self, "then", None)
+        return self.usable_on if then is None else self.usable_on & then.places
+
 
 @attrs.frozen
 class Drop(Fault):
@@ -464,15 +470,18 @@ class Planned:
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.fault, Fault):
             raise TypeError(f"{self.fault!r} is no fault; fuhu_runway.testing.faults has them")
-        fault: Fault | None = self.fault
-        while fault is not None:
-            if self.where not in fault.usable_on:
-                places = ", ".join(sorted(fault.usable_on))
-                kind = type(fault).__name__
-                raise ValueError(f"{kind} cannot happen on {self.where!r}, only on: {places}")
-            fault = getattr(fault, "then", None)
+        if self.where not in self.fault.places:
+            places = ", ".join(sorted(self.fault.places))
+            raise ValueError(f"{self.fault} cannot happen on {self.where!r}, only on: {places}")
 
 
 def on(where: Where, fault: Fault, *, times: int | None = 1) -> Planned:
-    """*fault* on requests of the kind *where*, for `Simulator.script(faults=[...])`."""
+    """
+    Return *fault* on requests of the kind *where*, for `Simulator.script(faults=[...])`.
+
+    Args:
+        where: Its submit, its polls, or its download.
+        fault: What goes wrong.
+        times: How many requests it happens to; None is all of them.
+    """
     return Planned(where, fault, times)

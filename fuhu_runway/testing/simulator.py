@@ -18,17 +18,15 @@ from aiohttp import web
 
 from . import _loopback
 from ._clock import SimulatedClock
-from ._control.commands import PREFIX as CONTROL
-from ._control.commands import Control
 from ._server import dialects as _dialects
 from ._server import ledger as _ledger
 from ._server.accounts import Bucket
 from ._server.api import Api, FeedVerb, KeyStyle, Options, price_of
-from ._server.books import Body, Books, Origin, Rule, Seen, TaskView, Which
 from ._server.callbacks import Callbacks, Postman
 from ._server.cdn import Files, Media
-from ._server.options import is_duration, one_of
+from ._server.options import CONTROL, is_duration, one_of
 from ._server.state import Closed, LedgerEntry, Opened, StateFile, StrPath, past_of
+from ._server.store import Body, Origin, Rule, Seen, Store, TaskView, Which
 from ._server.story import Ending, Script
 from ._server.visits import GRACE, Reception
 from .faults import Fault, Planned, TooManyRequests, Where
@@ -136,7 +134,7 @@ class Simulator:
     # Up to when all webhooks were sent.
     _told_until: float = attrs.field(init=False)
     _clock: SimulatedClock = attrs.field(init=False)
-    _books: Books = attrs.field(init=False)
+    _store: Store = attrs.field(init=False)
     _files: Files = attrs.field(init=False)
     _postman: Postman = attrs.field(init=False)
     _reception: Reception = attrs.field(init=False)
@@ -151,7 +149,7 @@ class Simulator:
         past = past_of(records)
         self._told_until = past.told_until
         self._clock = SimulatedClock(self.speed, past.epoch, past.now)
-        self._books = Books(
+        self._store = Store(
             clock=self._clock,
             seed=self.seed,
             takes=_per_task(self.takes),
@@ -159,15 +157,15 @@ class Simulator:
             log_limit=self.log_limit,
             state=self._state,
         )
-        self._books.restore(records)
+        self._store.restore(records)
         weather = Random(f"weather {self.seed}")  # noqa: S311 - the same for the same seed
-        self._reception = Reception(self._books, self.weather, weather)
+        self._reception = Reception(self._store, self.weather, weather)
         self._files = Files(
-            self._books, self.media, self.video, self.expired_status, self.exact_links
+            self._store, self.media, self.video, self.expired_status, self.exact_links
         )
-        self._postman = Postman(self._books, self.callbacks, self._files.urls)
+        self._postman = Postman(self._store, self.callbacks, self._files.urls)
         self._api = Api(
-            books=self._books,
+            store=self._store,
             files=self._files,
             postman=self._postman,
             reception=self._reception,
@@ -277,7 +275,7 @@ class Simulator:
         if self._running is not None:
             return
         # Who is accepted from here on is followed from the beginning.
-        earlier = tuple(self._books.tasks.values())
+        earlier = tuple(self._store.tasks.values())
         async with contextlib.AsyncExitStack() as stack:
             self._clock.open()
             self._open_state(stack)
@@ -296,7 +294,9 @@ class Simulator:
     def _application(self) -> web.Application:
         app = self._api.application()
         if self.control:
-            Control(self, self._books).add_to(app)
+            from ._control.commands import Control  # noqa: PLC0415 - it imports this module
+
+            Control(self, self._store).add_to(app)
         return app
 
     def _open_state(self, stack: contextlib.AsyncExitStack) -> None:
@@ -343,7 +343,7 @@ class Simulator:
     @property
     def mistakes(self) -> list[Exception]:
         """What functions of the user's raised, such as a script's; leaving raises the first."""
-        return self._books.mistakes
+        return self._store.mistakes
 
     @property
     def is_running(self) -> bool:
@@ -404,10 +404,10 @@ class Simulator:
         Raises:
             ValueError: There is such a key, or such a name.
         """
-        count = len(self._books.accounts) + 1
+        count = len(self._store.accounts) + 1
         name = name or ("test_key" if count == 1 else f"test_key_{count}")
         bucket = None if self.rate_limit is None else Bucket(self.rate_limit, self.burst)
-        self._books.open_account(key, name, points, bucket)
+        self._store.open_account(key, name, points, bucket)
 
     def script(
         self,
@@ -438,11 +438,11 @@ class Simulator:
             which: A prompt, a pattern found in one, or a function of the request's body that
                 says yes: all such tasks. None: the next task, and only that one.
             takes: From the submit to the end; None is the gateway's own.
-            then: "succeed", "fail", "cancel", "expire", or "stall" for one that never ends.
+            then: How it ends; "stall" never does.
             dialect: Of its answers; None is the gateway's own.
-            faults: What goes wrong with it, made by `faults.on("feed", ...)`: on "submit",
-                "feed" or "download".
-            progress: The percents it tells one after the other while it runs.
+            faults: What goes wrong with its submit, its polls or its download; made by
+                `faults.on("feed", ...)`.
+            progress: The percents it reports one after the other while it runs.
             queued: The share of its time that it waits in the queue.
             reason: What is said of its failure; None is nothing.
             failure_code: The code of its failure in the official format.
@@ -468,7 +468,7 @@ class Simulator:
             blank=blank,
             url_after=url_after,
         )
-        self._books.add_rule(Rule(which, script, takes))
+        self._store.add_rule(Rule(which, script, takes))
 
     def fault(
         self,
@@ -482,20 +482,20 @@ class Simulator:
         Let *fault* happen to the next requests of the kind *where*.
 
         Args:
-            where: "submit", "feed", "download", "balance" or "official".
-            fault: One of `fuhu_runway.testing.faults`.
-            times: To how many requests; None is to all of them.
+            where: The requests that it happens to.
+            fault: What goes wrong: one of `fuhu_runway.testing.faults`.
+            times: How many requests it happens to; None is all of them.
             seconds: For how long from now; None is no end.
 
         Raises:
             ValueError: This fault cannot happen there.
         """
         until = None if seconds is None else self._clock.now() + seconds
-        self._books.plans.add(Planned(where, fault, times, until))
+        self._store.plans.add(Planned(where, fault, times, until))
 
     def forget_plans(self) -> None:
         """Forget every script and fault that waits; a task that has its script keeps it."""
-        self._books.forget_plans()
+        self._store.forget_plans()
 
     def reset(self) -> None:
         """
@@ -511,7 +511,7 @@ class Simulator:
             raise RuntimeError(
                 "a simulator with a state file cannot forget its tasks; start one with another file"
             )
-        self._books.forget()
+        self._store.forget()
         self._postman.forget()
         self._reception.peak = 0
         self.add_key(self.api_key, points=self.points)
@@ -519,12 +519,12 @@ class Simulator:
     @property
     def submitted(self) -> int:
         """How many billable tasks exist."""
-        return len(self._books.tasks)
+        return len(self._store.tasks)
 
     @property
     def tasks(self) -> tuple[TaskView, ...]:
         """Every billable task, in the order they were accepted."""
-        return tuple(self._books.views())
+        return tuple(self._store.views())
 
     @property
     def duplicates(self) -> tuple[tuple[TaskView, ...], ...]:
@@ -558,8 +558,8 @@ class Simulator:
             AssertionError: Something is left over. It shows the ledger, prompts included.
         """
         __tracebackhide__ = True
-        books = self._books
-        _fail_with(_ledger.all_asked(self._entries(), books.unasked(), books.untouched()))
+        store = self._store
+        _fail_with(_ledger.all_asked(self._entries(), store.unasked(), store.untouched()))
 
     def _entries(self) -> list[_ledger.Entry]:
         return [_ledger.Entry(self._clock.instant(task.created_at), task) for task in self.tasks]
@@ -570,26 +570,26 @@ class Simulator:
 
         `read_ledger` reads the same from the state file.
         """
-        return tuple(task.entry for task in self._books.tasks.values())
+        return tuple(task.entry for task in self._store.tasks.values())
 
     def polls(self, task_id: str) -> int:
         """How often the client asked for one task, answered or not."""
-        return self._books.tasks[task_id].polls
+        return self._store.tasks[task_id].polls
 
     @property
     def requests(self) -> tuple[Seen, ...]:
         """The requests it saw on both origins, in the order they came."""
-        return tuple(self._books.seen)
+        return tuple(self._store.seen)
 
     @property
     def leaked(self) -> tuple[Seen, ...]:
         """The requests to the second origin that carried a key, in a header or in the URL."""
-        return tuple(self._books.leaked)
+        return tuple(self._store.leaked)
 
     @property
     def limited(self) -> int:
         """How many requests the rate limit turned away."""
-        return self._books.limited
+        return self._store.limited
 
     @property
     def peak_requests(self) -> int:
@@ -599,14 +599,14 @@ class Simulator:
     @property
     def balance(self) -> float | None:
         """The points the first account has left; None without limit."""
-        self._books.settle()
-        return self._books.accounts[self.api_key].points
+        self._store.settle()
+        return self._store.accounts[self.api_key].points
 
     @property
     def refunds(self) -> float:
         """The points it gave back for tasks that failed, to all accounts."""
-        self._books.settle()
-        accounts = chain(self._books.accounts.values(), self._books.keyless.values())
+        self._store.settle()
+        accounts = chain(self._store.accounts.values(), self._store.keyless.values())
         return sum(account.refunded for account in accounts)
 
     @property

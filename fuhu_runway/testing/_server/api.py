@@ -15,11 +15,11 @@ from . import bodies as _bodies
 from . import checks as _checks
 from . import dialects as _dialects
 from .accounts import Account
-from .books import Body, Books, SimulatedTask
 from .callbacks import Postman
 from .cdn import Files
 from .checks import OFFICIAL_ACTIONS, REVERSE_ACTIONS
 from .exchange import Refused, Reply, json_reply, too_many_requests
+from .store import Body, SimulatedTask, Store
 from .story import Moment
 from .visits import MAX_BODY_BYTES, Reception, Route, Visit
 from .wild import HTML
@@ -71,9 +71,9 @@ def price_of(body: Body) -> float:
 
 @attrs.define
 class Api:
-    """Every path of the first origin, over the gateway's books."""
+    """Every path of the first origin, over the gateway's store."""
 
-    books: Books
+    store: Store
     files: Files
     postman: Postman
     reception: Reception
@@ -127,7 +127,7 @@ class Api:
         points = self.options.price(body)
         if not account.can_pay(points):
             raise Refused(_out_of_quota(self.options.quota_status))
-        task = self.books.accept(
+        task = self.store.accept(
             account,
             path=visit.request.path,
             action=_action(action, body),
@@ -140,7 +140,7 @@ class Api:
         self.postman.follow(task)
         is_official = action in OFFICIAL_ACTIONS
         dialect = self.options.official_dialect if is_official else self.options.dialect
-        return self._tell(task, self.books.first_moment(task), dialect, fault)
+        return self._tell(task, self.store.first_moment(task), dialect, fault)
 
     def _check(self, action: str, visit: Visit, body: Body) -> None:
         problem = _checks.problem(action, body, strict=self.options.strict)
@@ -154,12 +154,12 @@ class Api:
     def _look(self, dialect: str, visit: Visit, fault: Fault | None) -> Reply:
         account = self._account(visit, self.options.key_style)
         task = visit.task
-        now = self.books.clock.now()
+        now = self.store.clock.now()
         # A task of another user is not found either (api-facts 5.1).
         if task is None or task.account is not account or task.age(now) < task.script.hidden:
             raise Refused(json_reply(_bodies.task_error("task_not_exist"), 400))
         urls = self.files.urls(task)
-        moment = _bent(self.books.moment(task, task.age(now), urls), fault, task, urls)
+        moment = _bent(self.store.moment(task, task.age(now), urls), fault, task, urls)
         return self._tell(task, moment, dialect, fault)
 
     def _tell(
@@ -181,24 +181,24 @@ class Api:
     def _quota(self, visit: Visit, _fault: Fault | None) -> Reply:
         self._account_of_key(visit.request.query.get("key"))
         day = visit.request.query.get("start_date")
-        return json_reply(_bodies.quota(list(self.books.accounts.values()), by_date=day))
+        return json_reply(_bodies.quota(list(self.store.accounts.values()), by_date=day))
 
     def _account(self, visit: Visit, style: KeyStyle) -> Account:
         account = self._account_of_key(KEY_STYLES[style](visit))
         bucket = account.bucket
         if bucket is not None and bucket.take(visit.seen.at) > 0:
-            self.books.limited += 1
+            self.store.limited += 1
             raise Refused(too_many_requests(self.options.rate_limit_answer))
         return account
 
     def _account_of_key(self, key: str | None) -> Account:
         if not key:
             raise Refused(_key_refused(401, "未提供令牌"))
-        account = self.books.accounts.get(key)
+        account = self.store.accounts.get(key)
         if account is not None:
             return account
         # What follows a known key and a dash is read as a channel (api-facts 1.1).
-        if key.rpartition("-")[0] in self.books.accounts:
+        if key.rpartition("-")[0] in self.store.accounts:
             raise Refused(_key_refused(403, "普通用户不支持指定渠道"))
         raise Refused(_key_refused(401, "无效的令牌"))
 

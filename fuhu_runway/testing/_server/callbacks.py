@@ -14,7 +14,7 @@ from fuhu_runway.testing._loopback import is_loopback
 from . import bodies as _bodies
 from . import dialects as _dialects
 from . import story as _story
-from .books import Books, SimulatedTask
+from .store import SimulatedTask, Store
 from .wild import HTML, JSON
 
 # A receiver may be slow, and a forgotten one must not pile up connections.
@@ -51,7 +51,7 @@ class Callbacks:
 class Postman:
     """Everything on its way to a `callback_url`."""
 
-    books: Books
+    store: Store
     options: Callbacks | None
     urls: Callable[[SimulatedTask], tuple[str, str, str]]
     delivered: int = 0
@@ -74,7 +74,7 @@ class Postman:
     async def _round(
         self, task: SimulatedTask, url: URL, ages: Sequence[float], options: Callbacks
     ) -> None:
-        clock = self.books.clock
+        clock = self.store.clock
         for age in _swapped(ages) if options.disorder else ages:
             await clock.pause(max(0.0, age + options.delay - task.age(clock.now())))
             await self._tell(task, url, age, options)
@@ -84,13 +84,13 @@ class Postman:
                 await self._tell(task, url, age, options)
 
     async def _tell(self, task: SimulatedTask, url: URL, age: float, options: Callbacks) -> None:
-        body = _bodies.as_text(_dialects.data(self.books.moment(task, age, self.urls(task))))
+        body = _bodies.as_text(_dialects.data(self.store.moment(task, age, self.urls(task))))
         for _ in range(options.times):
             if options.garbage:
                 await self._post(url, _bodies.error_page(502), HTML, options)
             for attempt in range(options.tries):
                 if attempt:
-                    await self.books.clock.pause(options.retry_after)
+                    await self.store.clock.pause(options.retry_after)
                 if self._count(ok=await self._post(url, body, JSON, options)):
                     break
 
@@ -111,7 +111,7 @@ class Postman:
     async def _in_halves(self, body: bytes, options: Callbacks) -> AsyncIterator[bytes]:
         middle = len(body) // 2
         yield body[:middle]
-        await self.books.clock.pause(options.stutter)
+        await self.store.clock.pause(options.stutter)
         yield body[middle:]
 
     def _count(self, *, ok: bool) -> bool:

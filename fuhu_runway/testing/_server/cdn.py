@@ -11,8 +11,8 @@ from aiohttp import web
 from fuhu_runway.testing import faults
 from fuhu_runway.testing.faults import Fault
 
-from .books import Books, Origin, SimulatedTask
 from .exchange import Refused, Reply
+from .store import Origin, SimulatedTask, Store
 from .visits import Reception, Route, Visit
 
 FOLDER: Final = "/attachments/video/runway/20241213"
@@ -35,7 +35,7 @@ def _free_box(text: str) -> bytes:
 class Files:
     """What the second origin serves, and the links to it."""
 
-    books: Books
+    store: Store
     media: Media
     #: The same file for every task; None is the bundled clip, marked with the task's id.
     video: bytes | None
@@ -55,7 +55,7 @@ class Files:
     def urls(self, task: SimulatedTask) -> tuple[str, str, str]:
         """Where the task's video, poster and last frame are, signed."""
         origin = "" if self.media == "relative" else self.origins[self._first]
-        self.books.live_link(task)
+        self.store.live_link(task)
         exact = self.exact and self.media != "redirect"
         video, poster, last_frame = (
             f"{origin}{_path(task, ending, exact=exact)}"
@@ -112,21 +112,21 @@ class Files:
 
     def _change(self, task: SimulatedTask, fault: Fault | None) -> None:
         if isinstance(fault, faults.ExpiredLink):
-            self.books.refile(task, attrs.evolve(task.link, dead=fault.status), task.version)
+            self.store.refile(task, attrs.evolve(task.link, dead=fault.status), task.version)
         if isinstance(fault, faults.Changed):
-            self.books.refile(task, task.link, task.version + 1)
+            self.store.refile(task, task.link, task.version + 1)
 
     def _check_link(self, task: SimulatedTask, request: web.Request) -> None:
         if request.query.get("_jwt") != task.link.token:
             raise Refused(_xml_error(self.expired_status, "AccessDenied"))
-        if not task.link.is_alive(self.books.clock.now()):
+        if not task.link.is_alive(self.store.clock.now()):
             raise Refused(_xml_error(task.link.dead or self.expired_status, "AccessDenied"))
         ending = request.match_info["name"][32:].removeprefix("'s")
         if self.exact and request.raw_path != _path(task, ending, exact=True):
             raise Refused(_xml_error(403, "SignatureDoesNotMatch"))
 
     def _content(self, task: SimulatedTask, name: str) -> "Content":
-        modified = formatdate(self.books.clock.unix(task.created), usegmt=True)
+        modified = formatdate(self.store.clock.unix(task.created), usegmt=True)
         etag = f'"{task.task_id[:8]}-{task.version}"'
         if not name.endswith(".mp4"):
             return Content(self._still, "image/png", etag, modified)

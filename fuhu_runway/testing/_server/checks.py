@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Final
 
 from . import bodies as _bodies
-from .books import Body
 from .exchange import Reply, json_reply
+from .store import Body
 
 Fits = Callable[[object], bool]
 Check = Callable[[Body], bool]

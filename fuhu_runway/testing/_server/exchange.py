@@ -25,7 +25,7 @@ from fuhu_runway.testing._clock import SimulatedClock
 from fuhu_runway.testing.faults import Fault
 
 from . import bodies as _bodies
-from .books import Seen
+from .store import Seen
 from .wild import JSON
 
 CHUNK: Final = 64 * 1024

@@ -11,7 +11,7 @@ import attrs
 
 from fuhu_runway.testing.faults import Planned
 
-from .books import Rule, TaskView, Which
+from .store import Rule, TaskView, Which
 
 HEAD = ("", "at", "prompt", "state", "asked", "paid")
 LEGEND = {

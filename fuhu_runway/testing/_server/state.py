@@ -103,11 +103,13 @@ BEGINNING: Final = b'{"kind": "opened"'
 class LedgerEntry:
     """What became of one paid submit, as the gateway knows it."""
 
+    #: The task.
     task_id: str
     #: SHA-256 of the request's body, in hex: the same for two submits of the same bytes.
     digest: str
+    #: What was asked for.
     prompt: str = attrs.field(repr=False)
-    #: Unix seconds, by the wall clock.
+    #: When it was accepted, in Unix seconds by the wall clock.
     accepted_at: float
     #: The HTTP status of the answer that was handed whole to the socket; None if none was.
     status: int | None = None
@@ -115,7 +117,7 @@ class LedgerEntry:
     @property
     def answered(self) -> bool:
         """
-        Whether the whole answer was handed to the socket.
+        Return whether the whole answer was handed to the socket.
 
         If so, the client may have got it or not. If not, it can have got a part of it; all of it
         only if the process was killed in the instant between the socket and the ledger.

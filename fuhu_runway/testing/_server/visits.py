@@ -15,8 +15,8 @@ from aiohttp import web
 from fuhu_runway.testing.faults import Fault, Where
 
 from . import bodies as _bodies
-from .books import Books, Origin, Plans, Seen, SimulatedTask, prompt_of
 from .exchange import Exchange, Refused, Reply, enact, json_reply
+from .store import Origin, Plans, Seen, SimulatedTask, Store, prompt_of
 from .weather import WEATHER
 
 # Pictures may come as data URIs in the official format.
@@ -82,7 +82,7 @@ class Route:
 class Reception:
     """Where every request of both origins comes in."""
 
-    books: Books
+    store: Store
     #: The share of requests to which something harmless happens.
     weather: float
     random: Random
@@ -99,7 +99,7 @@ class Reception:
             if users is None:
                 raise
             # The client gets a 500 and makes something else of it, so it is kept for the test.
-            self.books.mistakes.append(error.with_traceback(users))
+            self.store.mistakes.append(error.with_traceback(users))
             return web.Response(status=500)
 
     async def _receive(self, route: Route, request: web.Request) -> web.StreamResponse:
@@ -121,7 +121,7 @@ class Reception:
         visit.seen.fault = None if fault is None else fault.label
         guarded = partial(self._guarded, work, visit)
         prompt = prompt_of(visit.sent or {})
-        exchange = Exchange(visit.request, self.books.clock, visit.seen, guarded, prompt)
+        exchange = Exchange(visit.request, self.store.clock, visit.seen, guarded, prompt)
         with self._in_flight():
             try:
                 response = await enact(fault, exchange)
@@ -143,7 +143,7 @@ class Reception:
         # aiohttp would do just this a moment later, without a word.
         await response.prepare(visit.request)
         await response.write_eof()
-        self.books.answered(visit.made, response.status)
+        self.store.answered(visit.made, response.status)
 
     @contextlib.contextmanager
     def _in_flight(self) -> Iterator[None]:
@@ -165,7 +165,7 @@ class Reception:
         await asyncio.gather(*late, return_exceptions=True)
 
     def _guarded(self, work: Work, visit: Visit, fault: Fault | None) -> Reply:
-        self.books.settle()
+        self.store.settle()
         try:
             return work(visit, fault)
         except Refused as refused:
@@ -181,27 +181,27 @@ class Reception:
             query=request.query_string,
             headers={name: request.headers[name] for name in named},
             body_bytes=body_bytes,
-            at=self.books.clock.loop_time(self.books.clock.now()),
+            at=self.store.clock.loop_time(self.store.clock.now()),
             carried_key=self._carries_key(request),
         )
-        self.books.note(seen)
+        self.store.note(seen)
         return seen
 
     def _carries_key(self, request: web.Request) -> bool:
         head = [*request.headers.values(), request.query_string]
-        return any(key in text for key in self.books.accounts for text in head)
+        return any(key in text for key in self.store.accounts for text in head)
 
     def _task_of(self, visit: Visit) -> SimulatedTask | None:
         match = visit.request.match_info
         if "name" in match:
-            return self.books.task_of_file(match["name"])
+            return self.store.task_of_file(match["name"])
         asked = match.get("task_id") or visit.request.query.get("task_id")
         if asked is None:
             asked = (visit.sent or {}).get("task_id")
-        return self.books.tasks.get(asked) if isinstance(asked, str) else None
+        return self.store.tasks.get(asked) if isinstance(asked, str) else None
 
     def _fault(self, visit: Visit, route: Route) -> Fault | None:
-        now = self.books.clock.now()
+        now = self.store.clock.now()
         for plans, where in self._plans(visit, route):
             fault = None if where is None else plans.take(where, now)
             if fault is not None:
@@ -215,10 +215,10 @@ class Reception:
         if visit.task is not None:
             yield visit.task.plans, route.role
         elif route.role == "submit":
-            rule = self.books.rule_for(visit.sent or {})
+            rule = self.store.rule_for(visit.sent or {})
             if rule is not None:
                 yield rule.plans, route.role
-        yield self.books.plans, route.where
+        yield self.store.plans, route.where
 
 
 def _users(traceback: TracebackType | None) -> TracebackType | None:

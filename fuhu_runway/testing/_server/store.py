@@ -159,23 +159,28 @@ class SimulatedTask:
 class TaskView:
     """What the simulator knows of one billable task. Instants are seconds of the loop's clock."""
 
+    #: The task.
     task_id: str
+    #: What it was asked for.
     prompt: str = attrs.field(repr=False)
+    #: submitted, queued, running, succeeded, failed, cancelled or expired.
     state: Stage
-    #: Which of the paid routes made it.
+    #: Which of the paid routes made it, such as TEXT_TO_VIDEO.
     action: str
+    #: When it was accepted.
     created_at: float
     #: When it ends, or ended; None if its script lets it run for ever.
     finishes_at: float | None
-    #: How often the client asked for it.
+    #: How often the client polled it.
     polls: int
+    #: What it costs.
     points: float
-    #: Whether the points went back.
+    #: Whether the points were refunded.
     refunded: bool
     #: The request's body, as JSON and as it came.
     request: Body = attrs.field(repr=False)
     raw: bytes = attrs.field(repr=False)
-    #: SHA-256 of the body, in hex.
+    #: SHA-256 of the body, in hex: the same for two submits of the same bytes.
     digest: str
 
 
@@ -183,26 +188,34 @@ class TaskView:
 class Seen:
     """One request the simulator saw."""
 
+    #: api or cdn.
     origin: Origin
+    #: submit, feed, download, balance or official; None for an unknown path.
     where: Where | None
+    #: GET, POST or another.
     method: str
+    #: The path.
     path: str = attrs.field(repr=False)
+    #: What came after it.
     query: str = attrs.field(repr=False)
+    #: Those that matter to a gateway.
     headers: Mapping[str, str] = attrs.field(repr=False)
+    #: Size of the body.
     body_bytes: int
-    #: Second of the loop's clock.
+    #: When it came: a second of the loop's clock.
     at: float
     #: Whether one of the gateway's keys stood anywhere in its head.
     carried_key: bool
+    #: The task that it was about.
     task_id: str | None = None
     #: The name of what went wrong on purpose.
     fault: str | None = None
-    #: The HTTP status it was given; None if it was given none.
+    #: The HTTP status of the answer; None if there was none.
     status: int | None = None
 
 
 @attrs.define
-class Books:
+class Store:
     """Everything the gateway remembers. Changes under no `await`."""
 
     clock: SimulatedClock
