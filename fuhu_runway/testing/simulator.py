@@ -5,10 +5,9 @@ import os
 import socket
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from random import Random
 from re import Pattern
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
@@ -21,17 +20,15 @@ from ._clock import SimulatedClock
 from ._server import dialects as _dialects
 from ._server import ledger as _ledger
 from ._server.accounts import Bucket
-from ._server.api import Api, FeedVerb, KeyStyle, Options, price_of
+from ._server.api import Api, FeedVerb, KeyStyle, price_of
 from ._server.callbacks import Callbacks, Postman
 from ._server.cdn import Files, Media
 from ._server.options import CONTROL, is_duration, one_of
 from ._server.state import Closed, LedgerEntry, Opened, StateFile, StrPath, past_of
-from ._server.store import Body, Origin, Rule, Seen, Store, TaskView, Which
+from ._server.store import Origin, PerTask, Rule, Seen, Store, TaskView, Which
 from ._server.story import Ending, Script
 from ._server.visits import GRACE, Reception
 from .faults import Fault, Planned, TooManyRequests, Where
-
-PerTask = float | Callable[[Body], float]
 
 
 @attrs.define(kw_only=True, eq=False, repr=False)
@@ -132,7 +129,7 @@ class Simulator:
 
     _state: StateFile = attrs.field(init=False)
     # Up to when all webhooks were sent.
-    _told_until: float = attrs.field(init=False)
+    _sent_until: float = attrs.field(init=False)
     _clock: SimulatedClock = attrs.field(init=False)
     _store: Store = attrs.field(init=False)
     _files: Files = attrs.field(init=False)
@@ -147,31 +144,14 @@ class Simulator:
         self._state = StateFile(None if self.state_file is None else Path(self.state_file))
         records = self._state.read()
         past = past_of(records)
-        self._told_until = past.told_until
+        self._sent_until = past.sent_until
         self._clock = SimulatedClock(self.speed, past.epoch, past.now)
-        self._store = Store(
-            clock=self._clock,
-            seed=self.seed,
-            takes=_per_task(self.takes),
-            link_lifetime=self.link_lifetime,
-            log_limit=self.log_limit,
-            state=self._state,
-        )
+        self._store = Store(self, self._clock, self._state)
         self._store.restore(records)
-        weather = Random(f"weather {self.seed}")  # noqa: S311 - the same for the same seed
-        self._reception = Reception(self._store, self.weather, weather)
-        self._files = Files(
-            self._store, self.media, self.video, self.expired_status, self.exact_links
-        )
-        self._postman = Postman(self._store, self.callbacks, self._files.urls)
-        self._api = Api(
-            store=self._store,
-            files=self._files,
-            postman=self._postman,
-            reception=self._reception,
-            options=self._options(),
-            random=Random(f"dialects {self.seed}"),  # noqa: S311 - the same for the same seed
-        )
+        self._reception = Reception(self._store)
+        self._files = Files(self, self._store)
+        self._postman = Postman(self, self._files)
+        self._api = Api(self, self._store, self._files, self._postman, self._reception)
         self.add_key(self.api_key, points=self.points)
 
     @takes.validator
@@ -189,25 +169,11 @@ class Simulator:
         if control and f"{self.prefix}/".startswith(f"{CONTROL}/"):
             raise ValueError(f"prefix={self.prefix!r} is where the control API is")
 
-    def _options(self) -> Options:
-        return Options(
-            dialect=self.dialect,
-            official_dialect=self.official_dialect,
-            key_style=self.key_style,
-            feed_verb=self.feed_verb,
-            prefix=self.prefix,
-            strict=self.strict,
-            requires_version=self.requires_version,
-            price=_per_task(self.price),
-            quota_status=self.quota_status,
-            rate_limit_answer=self.rate_limit_answer,
-        )
-
     def __repr__(self) -> str:
         where = f"on {self.base_url}" if self.is_running else "closed"
         states = Counter(task.state for task in self.tasks)
-        told = ", ".join(f"{count} {state}" for state, count in states.items())
-        return f"<Simulator {where}, {self.submitted} tasks{told and f' ({told})'}>"
+        counts = ", ".join(f"{count} {state}" for state, count in states.items())
+        return f"<Simulator {where}, {self.submitted} tasks{counts and f' ({counts})'}>"
 
     def _repr_pretty_(self, printer: Any, _cycle: object) -> None:
         # Hypothesis and IPython would print every field.
@@ -274,30 +240,27 @@ class Simulator:
         """
         if self._running is not None:
             return
-        # Who is accepted from here on is followed from the beginning.
+        # Tasks that are accepted from here on are followed from the beginning.
         earlier = tuple(self._store.tasks.values())
         async with contextlib.AsyncExitStack() as stack:
             self._clock.open()
             self._open_state(stack)
             stack.callback(self.unbind)
             self.bind()
-            await self._listen(stack, "api", self._application())
+            app = self._api.application()
+            if self.control:
+                from ._control.commands import Control  # noqa: PLC0415 - it imports this module
+
+                Control(self, self._store).add_to(app)
+            await self._listen(stack, "api", app)
             await self._listen(stack, "cdn", self._files.application(self._reception))
             stack.push_async_callback(self._reception.aclose)
             stack.push_async_callback(self._postman.aclose)
             # Last in, first out: requests that hang have to wake before their connections close.
             stack.callback(self._clock.close)
             for task in earlier:
-                self._postman.follow(task, self._told_until)
+                self._postman.follow(task, self._sent_until)
             self._running = stack.pop_all()
-
-    def _application(self) -> web.Application:
-        app = self._api.application()
-        if self.control:
-            from ._control.commands import Control  # noqa: PLC0415 - it imports this module
-
-            Control(self, self._store).add_to(app)
-        return app
 
     def _open_state(self, stack: contextlib.AsyncExitStack) -> None:
         self._state.open()
@@ -310,8 +273,8 @@ class Simulator:
         # A start that failed sent no webhook.
         if error is not None:
             return
-        self._told_until = self._clock.now()
-        self._state.append(Closed(at=time.time(), instant=self._told_until))
+        self._sent_until = self._clock.now()
+        self._state.append(Closed(at=time.time(), instant=self._sent_until))
 
     async def _listen(
         self, stack: contextlib.AsyncExitStack, origin: Origin, app: web.Application
@@ -524,7 +487,7 @@ class Simulator:
     @property
     def tasks(self) -> tuple[TaskView, ...]:
         """Every billable task, in the order they were accepted."""
-        return tuple(self._store.views())
+        return tuple(task.view(self._clock) for task in self._store.tasks.values())
 
     @property
     def duplicates(self) -> tuple[tuple[TaskView, ...], ...]:
@@ -559,7 +522,7 @@ class Simulator:
         """
         __tracebackhide__ = True
         store = self._store
-        _fail_with(_ledger.all_asked(self._entries(), store.unasked(), store.untouched()))
+        _fail_with(_ledger.all_asked(self._entries(), store.rules, store.untouched()))
 
     def _entries(self) -> list[_ledger.Entry]:
         return [_ledger.Entry(self._clock.instant(task.created_at), task) for task in self.tasks]
@@ -624,7 +587,3 @@ def _fail_with(words: str | None) -> None:
     __tracebackhide__ = True
     if words is not None:
         raise AssertionError(words)
-
-
-def _per_task(value: PerTask) -> Callable[[Body], float]:
-    return value if callable(value) else lambda _body: value

@@ -504,8 +504,8 @@ def test_a_failed_assertion_explains_itself(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(
         [
             ">*runway_gateway.assert_submitted_once(*",
-            "E*'a kitten' was to be submitted once, and was submitted 2 times, for 640 points.",
-            "E*at * prompt * state * asked * paid",
+            "E*expected 1 submission of 'a kitten', got 2, for 640 points.",
+            "E*at * prompt * state * polls * paid",
             "E   * 0 s * 'a kitten' * succeeded * ??x * 320",
             "E*+ * s * 'a kitten' * queued * 0x * 320",
             ">*runway_gateway.assert_all_asked(*",

@@ -12,13 +12,10 @@ import attrs
 from fuhu_runway.testing.faults import Planned
 
 from .store import Rule, TaskView, Which
+from .story import Script
 
-HEAD = ("", "at", "prompt", "state", "asked", "paid")
-LEGEND = {
-    "+": "+ is one too many",
-    "-": "- never came",
-    "?": "? is paid for, and nobody asked how it went",
-}
+HEAD = ("", "at", "prompt", "state", "polls", "paid")
+LEGEND = {"+": "+ is one too many", "-": "- never came", "?": "? is paid for and was never polled"}
 
 Row = tuple[str, str, str, str, str, str]
 
@@ -31,61 +28,54 @@ class Entry:
     task: TaskView
 
     def row(self, mark: str) -> Row:
-        """What the ledger says of it."""
         task = self.task
         paid = f"{task.points:g}{' (given back)' if task.refunded else ''}"
         return mark, f"{self.at:g} s", repr(task.prompt), task.state, f"{task.polls}x", paid
 
 
-def submitted_once(entries: Sequence[Entry], wanted: str | Pattern[str] | None) -> str | None:
-    """Whether exactly one task is as *wanted*, in words if not."""
-    found = [entry for entry in entries if _is(wanted, entry.task.prompt)]
+def submitted_once(entries: Sequence[Entry], which: str | Pattern[str] | None) -> str | None:
+    """Return what is wrong unless exactly one task is as *which* says."""
+    found = [
+        entry
+        for entry in entries
+        if which is None or Rule(which, Script()).fits({"prompt": entry.task.prompt})
+    ]
     if len(found) == 1:
         return None
-    extra = found[1:]
-    rows = [entry.row("+" if entry in extra else " ") for entry in entries]
+    rows = [entry.row("+" if entry in found[1:] else " ") for entry in entries]
     if not found:
-        rows.append(_missing(_named(wanted)))
-    what = "Something" if wanted is None else _named(wanted)
-    return _told(
-        f"{what} was to be submitted once, and was submitted {len(found)} times, "
-        f"for {sum(entry.task.points for entry in found):g} points.",
-        rows,
-    )
+        rows.append(_missing(_name_of(which)))
+    of = "" if which is None else f" of {_name_of(which)}"
+    points = sum(entry.task.points for entry in found)
+    return _table(f"expected 1 submission{of}, got {len(found)}, for {points:g} points.", rows)
 
 
 def all_asked(
-    entries: Sequence[Entry], unasked: Iterable[Rule], untouched: Iterable[Planned]
+    entries: Sequence[Entry], rules: Iterable[Rule], untouched: Iterable[Planned]
 ) -> str | None:
-    """Whether all that was planned came about and all that was paid for was asked about."""
+    """Return what is wrong unless all plans came about and all paid tasks were polled."""
     forgotten = [entry for entry in entries if not entry.task.polls]
     missing = [
-        *(_missing(_named(rule.which)) for rule in unasked),
+        *(_missing(_name_of(rule.which)) for rule in rules if not rule.is_asked),
         *(_missing(f"{type(one.fault).__name__} on {one.where!r}") for one in untouched),
     ]
-    if not forgotten and not missing:
-        return None
-    rows = [entry.row("?" if entry in forgotten else " ") for entry in entries]
     complaints = []
     if missing:
         complaints.append(f"{len(missing)} of the plans never came about")
     if forgotten:
-        complaints.append(f"{len(forgotten)} of the paid tasks were never asked about")
-    return _told(f"{' and '.join(complaints)}.".capitalize(), [*rows, *missing])
+        complaints.append(f"{len(forgotten)} of the paid tasks were never polled")
+    if not complaints:
+        return None
+    rows = [entry.row("?" if entry in forgotten else " ") for entry in entries]
+    return _table(f"{' and '.join(complaints)}.", [*rows, *missing])
 
 
 def shown(entries: Sequence[Entry]) -> str:
     """Return the ledger as it is."""
-    return _told("The gateway accepted:", [entry.row(" ") for entry in entries])
+    return _table("The gateway accepted:", [entry.row(" ") for entry in entries])
 
 
-def _is(wanted: str | Pattern[str] | None, prompt: str) -> bool:
-    if wanted is None or isinstance(wanted, str):
-        return wanted is None or wanted == prompt
-    return wanted.search(prompt) is not None
-
-
-def _named(which: Which) -> str:
+def _name_of(which: Which) -> str:
     if which is None:
         return "the next task"
     if isinstance(which, Pattern):
@@ -97,7 +87,7 @@ def _missing(what: str) -> Row:
     return "-", "never", what, "", "", ""
 
 
-def _told(headline: str, rows: Sequence[Row]) -> str:
+def _table(headline: str, rows: Sequence[Row]) -> str:
     table = [HEAD, *rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = (

@@ -167,7 +167,7 @@ class Past:
     at: float = 0.0
     instant: float = 0.0
     #: Up to when all webhooks were sent, at the least; in simulated seconds.
-    told_until: float = 0.0
+    sent_until: float = 0.0
 
     def now(self) -> float:
         """The simulated second it is by the wall clock while none runs; it never goes back."""
@@ -179,13 +179,13 @@ def past_of(records: Sequence[Record]) -> Past:
     if not records:
         return Past()
     opened = next(one for one in reversed(records) if isinstance(one, Opened))
-    told = (one.instant for one in records if not isinstance(one, Opened))
+    instants = (one.instant for one in records if not isinstance(one, Opened))
     return Past(
         epoch=opened.epoch,
         speed=opened.speed,
         at=records[-1].at,
         instant=records[-1].instant,
-        told_until=max(told, default=0.0),
+        sent_until=max(instants, default=0.0),
     )
 
 
