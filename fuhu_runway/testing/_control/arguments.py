@@ -250,7 +250,8 @@ def _fault_kinds() -> dict[str, FaultKind]:
     kinds = {}
     for name, make in vars(faults).items():
         made = inspect.signature(make).return_annotation if inspect.isfunction(make) else make
-        if isinstance(made, type) and issubclass(made, Fault) and made is not Fault:
+        is_fault = isinstance(made, type) and issubclass(made, Fault) and made is not Fault
+        if is_fault and not name.startswith("_"):
             help_ = (inspect.getdoc(make) or "").partition("\n")[0]
             kinds[name] = FaultKind(make, made.usable_on, help_, fields_of(make))
     return kinds
