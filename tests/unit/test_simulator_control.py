@@ -435,7 +435,7 @@ def test_each_fault_of_the_module_has_a_kind() -> None:
     made = {
         name
         for name, thing in vars(faults).items()
-        if callable(thing) and getattr(thing, "__module__", "") == faults.__name__
+        if getattr(thing, "__module__", "") == faults.__name__ and not name.startswith("_")
     }
     assert _arguments.FAULTS.keys() == made - {"Fault", "Planned", "on"}
 
