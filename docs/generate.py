@@ -556,7 +556,7 @@ def simulated_dialects() -> str:
 
 def simulated_shapes() -> str:
     """Return one line for each answer that names a task and is in no documented dialect."""
-    return table(("Name", "What it is"), ((code(name), one.told) for name, one in SHAPES.items()))
+    return table(("Name", "What it is"), ((code(name), one.help) for name, one in SHAPES.items()))
 
 
 def known_answers() -> str:

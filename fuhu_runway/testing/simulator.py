@@ -1,4 +1,4 @@
-"""A gateway on loopback that tells its own story from literal JSON."""
+"""A gateway on loopback that answers with literal JSON."""
 
 import contextlib
 import os
@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from re import Pattern
-from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
 import attrs
@@ -70,7 +69,7 @@ class Simulator:
 
     #: The first account's key.
     api_key: str = "sk-simulated"
-    #: What that account had when the story began; None is without limit.
+    #: What that account has at first; None is without limit.
     points: float | None = attrs.field(default=100_000.0)
     #: Points per task, or a function of the request's body.
     price: PerTask = price_of
@@ -112,7 +111,7 @@ class Simulator:
     expired_status: int = 403
 
     #: The share of requests, from 0 to 1, to which something goes wrong that costs nothing: what,
-    #: chance and *seed* decide, and `Seen.fault` tells.
+    #: chance and *seed* decide, and `Seen.fault` has its name.
     weather: float = attrs.field(
         default=0.0, validator=[attrs.validators.ge(0), attrs.validators.le(1)]
     )
@@ -183,12 +182,7 @@ class Simulator:
         await self.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         await self.aclose()
         if self.mistakes:
             raise self.mistakes.pop(0)
@@ -219,11 +213,12 @@ class Simulator:
             except OSError as error:
                 where = f"cannot listen on {(self.host, port)}: {error.strerror}"
                 raise OSError(error.errno, where) from error
-            self._files.origins[origin] = self._url(door.getsockname()[1])
+            host = f"[{self.host}]" if ":" in self.host else self.host
+            self._files.origins[origin] = f"http://{host}:{door.getsockname()[1]}"
         return int(self._doors[origin].getsockname()[1])
 
     def unbind(self) -> None:
-        """Let go of the ports that `bind` took, unless `start` has opened them."""
+        """Release the ports that `bind` took, unless `start` has opened them."""
         while self._doors:
             self._doors.popitem()[1].close()
 
@@ -284,10 +279,6 @@ class Simulator:
         stack.push_async_callback(runner.cleanup)
         await web.SockSite(runner, self._doors.pop(origin)).start()
 
-    def _url(self, port: int) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{port}"
-
     async def aclose(self) -> None:
         """Close everything, requests that hang included; does nothing if it is closed."""
         self.unbind()
@@ -305,18 +296,18 @@ class Simulator:
 
     @property
     def mistakes(self) -> list[Exception]:
-        """What functions of the user's raised, such as a script's; leaving raises the first."""
+        """Return what the user's own functions raised; leaving `async with` raises the first."""
         return self._store.mistakes
 
     @property
     def is_running(self) -> bool:
-        """Whether it answers."""
+        """Return whether it answers."""
         return self._running is not None
 
     @property
     def base_url(self) -> str:
         """
-        Where the API is.
+        Return where the API is.
 
         Raises:
             RuntimeError: The simulator never ran, so it has no port yet.
@@ -326,7 +317,7 @@ class Simulator:
     @property
     def cdn_url(self) -> str:
         """
-        Where the files are: another origin, which must never see the key.
+        Return where the files are: another origin, which must never see the key.
 
         Raises:
             RuntimeError: The simulator never ran, so it has no port yet.
@@ -341,7 +332,7 @@ class Simulator:
     @property
     def control_url(self) -> str:
         """
-        Where the control API is.
+        Return where the control API is.
 
         Raises:
             RuntimeError: The simulator never ran, or has none.
@@ -351,16 +342,16 @@ class Simulator:
         return f"{self.base_url}{CONTROL}"
 
     def environment(self) -> dict[str, str]:
-        """The variables that lead a client here."""
+        """Return the variables that lead a client here."""
         return {"FUHU_BASE_URL": self.base_url, "FUHU_API_KEY": self.api_key}
 
     def add_key(self, key: str, *, points: float | None = None, name: str | None = None) -> None:
         """
-        One more account, which sees none of the others' tasks.
+        Add an account, which sees none of the others' tasks.
 
         Args:
             key: What its requests have to carry.
-            points: What it had when the story began; None is without limit.
+            points: What it has at first; None is without limit.
             name: What the balance routes and the state file call it: a key with the name of an
                 earlier run has that one's tasks. None counts: test_key, test_key_2 and so on.
 
@@ -407,7 +398,7 @@ class Simulator:
                 `faults.on("feed", ...)`.
             progress: The percents it reports one after the other while it runs.
             queued: The share of its time that it waits in the queue.
-            reason: What is said of its failure; None is nothing.
+            reason: The reason of its failure; None is none.
             failure_code: The code of its failure in the official format.
             refund: Whether its points come back after a failure.
             end_status: What the answers call its end in `status`; None is the dialect's own word.
@@ -481,17 +472,17 @@ class Simulator:
 
     @property
     def submitted(self) -> int:
-        """How many billable tasks exist."""
+        """Return how many billable tasks exist."""
         return len(self._store.tasks)
 
     @property
     def tasks(self) -> tuple[TaskView, ...]:
-        """Every billable task, in the order they were accepted."""
+        """Return every billable task, in the order they were accepted."""
         return tuple(task.view(self._clock) for task in self._store.tasks.values())
 
     @property
     def duplicates(self) -> tuple[tuple[TaskView, ...], ...]:
-        """The tasks that share a request body, byte for byte, in groups of two and more."""
+        """Return the tasks with equal request bodies, in groups of two and more."""
         groups: defaultdict[str, list[TaskView]] = defaultdict(list)
         for task in self.tasks:
             groups[task.digest].append(task)
@@ -512,10 +503,10 @@ class Simulator:
 
     def assert_all_asked(self) -> None:
         """
-        Fail unless all that was planned came about, and every paid task was asked about.
+        Fail unless all that was planned came about, and every paid task was polled.
 
         A script came about when a task that it is for was submitted, and a fault when it happened
-        once; a task was asked about when the feed was.
+        once.
 
         Raises:
             AssertionError: Something is left over. It shows the ledger, prompts included.
@@ -529,57 +520,57 @@ class Simulator:
 
     def ledger(self) -> tuple[LedgerEntry, ...]:
         """
-        What became of every paid submit, in the order they were accepted.
+        Return what became of every paid submit, in the order they were accepted.
 
         `read_ledger` reads the same from the state file.
         """
         return tuple(task.entry for task in self._store.tasks.values())
 
     def polls(self, task_id: str) -> int:
-        """How often the client asked for one task, answered or not."""
+        """Return how often the client polled one task, answered or not."""
         return self._store.tasks[task_id].polls
 
     @property
     def requests(self) -> tuple[Seen, ...]:
-        """The requests it saw on both origins, in the order they came."""
+        """Return the requests on both origins, in the order they came."""
         return tuple(self._store.seen)
 
     @property
     def leaked(self) -> tuple[Seen, ...]:
-        """The requests to the second origin that carried a key, in a header or in the URL."""
+        """Return the requests to the second origin with a key in a header or in the URL."""
         return tuple(self._store.leaked)
 
     @property
     def limited(self) -> int:
-        """How many requests the rate limit turned away."""
+        """Return how many requests the rate limit turned away."""
         return self._store.limited
 
     @property
     def peak_requests(self) -> int:
-        """The most requests it ever had to answer at once."""
+        """Return the most requests it ever had to answer at once."""
         return self._reception.peak
 
     @property
     def balance(self) -> float | None:
-        """The points the first account has left; None without limit."""
+        """Return the points the first account has left; None without limit."""
         self._store.settle()
         return self._store.accounts[self.api_key].points
 
     @property
     def refunds(self) -> float:
-        """The points it gave back for tasks that failed, to all accounts."""
+        """Return the points it gave back for tasks that failed, to all accounts."""
         self._store.settle()
         accounts = chain(self._store.accounts.values(), self._store.keyless.values())
         return sum(account.refunded for account in accounts)
 
     @property
     def callbacks_delivered(self) -> int:
-        """How many callbacks were answered with a 2xx."""
+        """Return how many callbacks were answered with a 2xx."""
         return self._postman.delivered
 
     @property
     def callbacks_failed(self) -> int:
-        """How many callbacks were answered with anything else, or not at all."""
+        """Return how many callbacks were answered with anything else, or not at all."""
         return self._postman.failed
 
 

@@ -1,4 +1,4 @@
-"""What an option of the simulator may be, told in one line where it is not."""
+"""What an option of the simulator may be, and the one-line error where it is not."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
