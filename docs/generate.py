@@ -42,7 +42,7 @@ from fuhu_runway.testing import DIALECTS as SIMULATED_DIALECTS
 from fuhu_runway.testing import KNOWN, SHAPES, Simulator, faults
 from fuhu_runway.testing._control.arguments import FAULTS, REQUIRED, Field, Fields
 from fuhu_runway.testing._control.commands import COMMANDS, Command
-from fuhu_runway.testing._control.replies import OPTIONS as CONTROL_OPTIONS
+from fuhu_runway.testing._control.commands import OPTIONS as CONTROL_OPTIONS
 
 DOCS: Final = Path(__file__).parent
 PACKAGE: Final = DOCS.parent / "fuhu_runway"

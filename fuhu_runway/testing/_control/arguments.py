@@ -41,12 +41,8 @@ def invalid(at: str, value: object, allowed: object, why: str = "is not valid") 
     return Rejected(f"{at} {why}", field=at, value="***" if at == "key" else shown, allowed=allowed)
 
 
-@attrs.frozen
-class Required:
-    """In the place of a default: the field has to be there."""
-
-
-REQUIRED: Final = Required()
+#: In the place of a default: the field has to be there.
+REQUIRED: Final = inspect.Parameter.empty
 
 
 @attrs.frozen
@@ -222,18 +218,12 @@ def fields_of(function: Callable[..., Any]) -> dict[str, Field]:
         name: attrs.evolve(
             field_of(one.annotation, function.__name__, name),
             help=" ".join(helps.get(name, "").split()).replace("None", "null"),
-            default=_default(name, one.default),
+            # Pairs in Python and an object in JSON.
+            default={} if name == "headers" else one.default,
         )
         for name, one in inspect.signature(function).parameters.items()
         if name not in {"self", "which"}
     }
-
-
-def _default(name: str, default: object) -> object:
-    if default is inspect.Parameter.empty:
-        return REQUIRED
-    # Pairs in Python and an object in JSON.
-    return {} if name == "headers" else default
 
 
 @attrs.frozen

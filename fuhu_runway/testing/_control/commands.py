@@ -28,7 +28,7 @@ from fuhu_runway.testing.simulator import Simulator
 
 from . import arguments as _arguments
 from . import replies as _replies
-from .arguments import FAULTS, PATTERN, TEXT, Field, Fields, Rejected, invalid
+from .arguments import FAULTS, PATTERN, REQUIRED, TEXT, Field, Fields, Rejected, invalid
 
 Arguments = Mapping[str, Any]
 
@@ -171,6 +171,27 @@ SCRIPT: Final = {
     "pattern": attrs.evolve(PATTERN, help="All tasks in whose prompt this is found.", default=None),
     **_arguments.fields_of(Simulator.script),
 }
+#: The options of the gateway that are JSON and no secret.
+OPTIONS: Final = (
+    "prefix",
+    "speed",
+    "seed",
+    "dialect",
+    "official_dialect",
+    "feed_verb",
+    "key_style",
+    "strict",
+    "requires_version",
+    "quota_status",
+    "points",
+    "rate_limit",
+    "burst",
+    "media",
+    "exact_links",
+    "weather",
+    "link_lifetime",
+    "expired_status",
+)
 PLANS: Final = {
     "scripts": "As they were asked for, with every field and with `for`: prompt, pattern, next, or "
     "function for one that only Python can write. The one that applies first comes first.",
@@ -204,7 +225,18 @@ def health(control: Control, _: Arguments) -> JsonObject:
 @command("GET options", Simulator)
 def options(control: Control, _: Arguments) -> JsonObject:
     """Return where it is, and how it was set up."""
-    return _replies.options(control.gateway)
+    gateway = control.gateway
+    return {
+        "base_url": gateway.base_url,
+        "cdn_url": gateway.cdn_url,
+        "control_url": gateway.control_url,
+        **{name: getattr(gateway, name) for name in OPTIONS},
+        # Null where a function decides.
+        "takes": None if callable(gateway.takes) else gateway.takes,
+        "price": None if callable(gateway.price) else gateway.price,
+        "callbacks": gateway.callbacks and attrs.asdict(gateway.callbacks),
+        "keeps_state": gateway.state_file is not None,
+    }
 
 
 @command(
@@ -217,14 +249,13 @@ def options(control: Control, _: Arguments) -> JsonObject:
 )
 def kinds(_control: Control, _: Arguments) -> JsonObject:
     """Return every word that scripts and faults are made of."""
-    found = {
-        name: {
-            "told": kind.help,
-            "where": sorted(kind.places),
-            "fields": {field: _replies.field(one) for field, one in kind.fields.items()},
-        }
-        for name, kind in FAULTS.items()
-    }
+    found = {}
+    for name, kind in FAULTS.items():
+        fields = {}
+        for field, one in kind.fields.items():
+            default = {} if one.default is REQUIRED else {"default": one.default}
+            fields[field] = {"allowed": one.allowed, **default}
+        found[name] = {"told": kind.help, "where": sorted(kind.places), "fields": fields}
     return {"endings": list(get_args(Ending)), "dialects": list(NAMES), "faults": found}
 
 

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable, Collection
 from re import Pattern
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import attrs
 
@@ -17,48 +17,7 @@ from fuhu_runway.testing._server.bodies import JsonObject
 from fuhu_runway.testing._server.store import Rule, Seen, Store, TaskView
 from fuhu_runway.testing.faults import Fault, Planned
 
-from .arguments import REQUIRED, Field
-
-if TYPE_CHECKING:
-    from fuhu_runway.testing.simulator import Simulator
-
 HIDDEN: Final = "***"
-
-#: The options of the gateway that are JSON and no secret.
-OPTIONS: Final = (
-    "prefix",
-    "speed",
-    "seed",
-    "dialect",
-    "official_dialect",
-    "feed_verb",
-    "key_style",
-    "strict",
-    "requires_version",
-    "quota_status",
-    "points",
-    "rate_limit",
-    "burst",
-    "media",
-    "exact_links",
-    "weather",
-    "link_lifetime",
-    "expired_status",
-)
-
-
-def options(gateway: "Simulator") -> JsonObject:
-    """Return the addresses and the options; null where a function decides."""
-    return {
-        "base_url": gateway.base_url,
-        "cdn_url": gateway.cdn_url,
-        "control_url": gateway.control_url,
-        **{name: getattr(gateway, name) for name in OPTIONS},
-        "takes": None if callable(gateway.takes) else gateway.takes,
-        "price": None if callable(gateway.price) else gateway.price,
-        "callbacks": gateway.callbacks and attrs.asdict(gateway.callbacks),
-        "keeps_state": gateway.state_file is not None,
-    }
 
 
 def task(view: TaskView, instant: Callable[[float], float]) -> JsonObject:
@@ -135,9 +94,3 @@ def _fault(one: Fault) -> JsonObject:
     if "headers" in fields:
         fields["headers"] = dict(fields["headers"])
     return {"kind": type(one).__name__, **fields}
-
-
-def field(one: Field) -> JsonObject:
-    """Return what a field may be, and its default if it has one."""
-    default = {} if one.default is REQUIRED else {"default": one.default}
-    return {"allowed": one.allowed, **default}

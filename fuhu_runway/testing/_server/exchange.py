@@ -132,7 +132,40 @@ class Exchange:
 @singledispatch
 async def enact(fault: Fault | None, exchange: Exchange) -> web.StreamResponse:
     """Answer *exchange*, with *fault* in it."""
-    return await exchange.send(exchange.work(fault))
+    return await exchange.send(_reply(fault, exchange))
+
+
+def _reply(fault: Fault | None, exchange: Exchange) -> Reply:
+    """Return what is sent where nothing happens to the connection."""
+    match fault:
+        case faults.Answer():
+            if fault.accepted:
+                exchange.right_answer()
+            headers = {"Content-Type": fault.content_type, **dict(fault.headers)}
+            reply = Reply(fault.status, fault.body.encode(), headers)
+        case faults.TooManyRequests():
+            reply = too_many_requests(fault)
+        case faults.Truncated(keep_bytes):
+            reply = exchange.right_answer()
+            reply = attrs.evolve(reply, body=reply.body[:keep_bytes])
+        case faults.Cut(after_bytes):
+            reply = attrs.evolve(exchange.right_answer(), cut_after=after_bytes)
+        case faults.LargeHead(size, count):
+            more = {f"X-Policy-{number}": "a" * size for number in range(count)}
+            reply = exchange.right_answer().with_headers(more)
+        case faults.Gzipped(megabytes):
+            reply = exchange.right_answer().with_headers({"Content-Encoding": "gzip"})
+            reply = attrs.evolve(
+                reply, body=gzip.compress(reply.body + bytes(megabytes * MEGABYTE))
+            )
+        case faults.Quotes(how, status):
+            message = f"not allowed: '{QUOTATIONS[how](exchange.prompt)}'"
+            reply = json_reply(_bodies.openai_error(message, type="invalid_request_error"), status)
+        case faults.HugeRefusal(megabytes):
+            reply = json_reply(_bodies.openai_error("a" * megabytes * MEGABYTE), 400)
+        case _:
+            reply = exchange.work(fault)
+    return reply
 
 
 @enact.register
@@ -162,59 +195,9 @@ async def _slow(fault: faults.Slow, exchange: Exchange) -> web.StreamResponse:
 
 
 @enact.register
-async def _answer(fault: faults.Answer, exchange: Exchange) -> web.StreamResponse:
-    if fault.accepted:
-        exchange.right_answer()
-    headers = {"Content-Type": fault.content_type, **dict(fault.headers)}
-    return await exchange.send(Reply(fault.status, fault.body.encode(), headers))
-
-
-@enact.register
-async def _too_many(fault: faults.TooManyRequests, exchange: Exchange) -> web.StreamResponse:
-    return await exchange.send(too_many_requests(fault))
-
-
-@enact.register
-async def _truncated(fault: faults.Truncated, exchange: Exchange) -> web.StreamResponse:
-    reply = exchange.right_answer()
-    return await exchange.send(attrs.evolve(reply, body=reply.body[: fault.keep_bytes]))
-
-
-@enact.register
-async def _cut(fault: faults.Cut, exchange: Exchange) -> web.StreamResponse:
-    return await exchange.send(attrs.evolve(exchange.right_answer(), cut_after=fault.after_bytes))
-
-
-@enact.register
 async def _informational(fault: faults.Informational, exchange: Exchange) -> web.StreamResponse:
     exchange.write(b"HTTP/1.1 %d Early\r\nLink: </style.css>; rel=preload\r\n\r\n" % fault.status)
     return await enact(fault.then, exchange)
-
-
-@enact.register
-async def _large_head(fault: faults.LargeHead, exchange: Exchange) -> web.StreamResponse:
-    more = {f"X-Policy-{number}": "a" * fault.size for number in range(fault.count)}
-    return await exchange.send(exchange.right_answer().with_headers(more))
-
-
-@enact.register
-async def _quotes(fault: faults.Quotes, exchange: Exchange) -> web.StreamResponse:
-    message = f"not allowed: '{QUOTATIONS[fault.how](exchange.prompt)}'"
-    body = _bodies.openai_error(message, type="invalid_request_error")
-    return await exchange.send(json_reply(body, fault.status))
-
-
-@enact.register
-async def _huge_refusal(fault: faults.HugeRefusal, exchange: Exchange) -> web.StreamResponse:
-    message = "a" * (fault.megabytes * MEGABYTE)
-    return await exchange.send(json_reply(_bodies.openai_error(message), 400))
-
-
-@enact.register
-async def _gzipped(fault: faults.Gzipped, exchange: Exchange) -> web.StreamResponse:
-    reply = exchange.right_answer().with_headers({"Content-Encoding": "gzip"})
-    body = gzip.compress(reply.body + bytes(fault.megabytes * MEGABYTE))
-    return await exchange.send(attrs.evolve(reply, body=body))
 
 
 @enact.register
