@@ -144,6 +144,18 @@ class VirtualClock:
     def virtual(self, patience: float) -> Iterator[None]:
         """Let time jump."""
         selector, submit = self._loop._selector, self._loop.run_in_executor  # noqa: SLF001
+
+        def run_in_executor(
+            executor: Any, function: Callable[..., Any], *args: Any
+        ) -> "asyncio.Future[Any]":
+            work: asyncio.Future[Any] = submit(executor, function, *args)
+            # What the threads of the standard pool do can be seen, and also that they wait for us,
+            # as soon as they have begun.
+            is_standard = executor is None or type(executor) is ThreadPoolExecutor
+            self._work[work] = PICK_UP if is_standard else LIMIT
+            work.add_done_callback(lambda done: self._work.pop(done, None))
+            return work
+
         with contextlib.ExitStack() as stack:
             lead = stack.enter_context(contextlib.closing(Lead()))
             now = self.time()
@@ -157,7 +169,7 @@ class VirtualClock:
             stack.callback(self._end)
             select = _Select(self, selector.select, lead)
             stack.enter_context(_replaced(selector, "select", select))
-            stack.enter_context(_replaced(self._loop, "run_in_executor", _Submit(self, submit)))
+            stack.enter_context(_replaced(self._loop, "run_in_executor", run_in_executor))
             yield
 
     def _end(self) -> None:
@@ -195,11 +207,6 @@ class VirtualClock:
             self.rounds = 0
         else:
             self._pass_to(now + (now - self._idle_at) / 100)
-
-    def note(self, work: "asyncio.Future[Any]", limit: float) -> None:
-        """Let no time pass while an executor does *work*, for that many real seconds."""
-        self._work[work] = limit
-        work.add_done_callback(lambda done: self._work.pop(done, None))
 
     def thread_time(self) -> float:
         """Return for how many real seconds threads are still to be waited for."""
@@ -278,24 +285,6 @@ class _Select:
                 self.lead.sound()
                 events = self.real(0)
         return events or (self.real(self.clock.patience) if self.clock.patience else [])
-
-
-@attrs.frozen
-class _Submit:
-    """What stands in for `loop.run_in_executor`."""
-
-    clock: VirtualClock
-    real: Callable[..., "asyncio.Future[Any]"]
-
-    def __call__(
-        self, executor: Any, func: Callable[..., Any], *args: Any
-    ) -> "asyncio.Future[Any]":
-        work = self.real(executor, func, *args)
-        # What the threads of the standard pool do can be seen, and also that they wait for us, as
-        # soon as they have begun.
-        is_standard = executor is None or type(executor) is ThreadPoolExecutor
-        self.clock.note(work, PICK_UP if is_standard else LIMIT)
-        return work
 
 
 def _clock_of(loop: asyncio.AbstractEventLoop) -> VirtualClock:
