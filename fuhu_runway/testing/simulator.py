@@ -17,11 +17,11 @@ from aiohttp import web
 from . import _loopback
 from ._clock import SimulatedClock
 from ._server import dialects as _dialects
-from ._server import ledger as _ledger
 from ._server.accounts import Bucket
 from ._server.api import Api, FeedVerb, KeyStyle, price_of
 from ._server.callbacks import Callbacks, Postman
 from ._server.cdn import Files, Media
+from ._server.ledger import Ledger
 from ._server.options import CONTROL, is_duration, one_of
 from ._server.state import Closed, LedgerEntry, Opened, StateFile, StrPath, past_of
 from ._server.store import Origin, PerTask, Rule, Seen, Store, TaskView, Which
@@ -499,7 +499,7 @@ class Simulator:
             AssertionError: There are none or several. It shows the ledger, prompts included.
         """
         __tracebackhide__ = True
-        _fail_with(_ledger.submitted_once(self._entries(), prompt))
+        _fail_with(self._ledger().unless_once(prompt))
 
     def assert_all_asked(self) -> None:
         """
@@ -512,11 +512,10 @@ class Simulator:
             AssertionError: Something is left over. It shows the ledger, prompts included.
         """
         __tracebackhide__ = True
-        store = self._store
-        _fail_with(_ledger.all_asked(self._entries(), store.rules, store.untouched()))
+        _fail_with(self._ledger().unless_all(self._store.rules, self._store.untouched()))
 
-    def _entries(self) -> list[_ledger.Entry]:
-        return [_ledger.Entry(self._clock.instant(task.created_at), task) for task in self.tasks]
+    def _ledger(self) -> Ledger:
+        return Ledger(self.tasks, self._clock.instant)
 
     def ledger(self) -> tuple[LedgerEntry, ...]:
         """

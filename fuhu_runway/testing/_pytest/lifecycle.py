@@ -25,7 +25,6 @@ from typing import Any, Final, NoReturn, TypeVar
 import attrs
 import pytest
 
-from fuhu_runway.testing._server import ledger as _ledger
 from fuhu_runway.testing.simulator import Simulator
 
 from .deadline import DeadlinePassed
@@ -194,8 +193,8 @@ class Lifecycle:
         if report is not None and not isinstance(error, OutsideReached):
             error.add_note(report)
         if self.gateway.submitted:
-            entries = self.gateway._entries()  # noqa: SLF001 - the same package
-            item.add_report_section("call", FIXTURES[0], _ledger.shown(entries))
+            ledger = str(self.gateway._ledger())  # noqa: SLF001 - the same package
+            item.add_report_section("call", FIXTURES[0], ledger)
 
     # Asynchronous tests
 
