@@ -42,10 +42,10 @@ from fuhu_runway.models import (
     TaskState,
 )
 from fuhu_runway.testing import DIALECTS as SIMULATED_DIALECTS
-from fuhu_runway.testing import KNOWN, SHAPES, faults
+from fuhu_runway.testing import KNOWN, SHAPES, Simulator, faults
+from fuhu_runway.testing._control.arguments import FAULTS, REQUIRED, Field, Fields
 from fuhu_runway.testing._control.commands import COMMANDS, Command
-from fuhu_runway.testing._control.shown import OPTIONS as CONTROL_OPTIONS
-from fuhu_runway.testing._control.wanted import FAULTS, REQUIRED, Field, Fields
+from fuhu_runway.testing._control.commands import OPTIONS as CONTROL_OPTIONS
 
 DOCS: Final = Path(__file__).parent
 PACKAGE: Final = DOCS.parent / "fuhu_runway"
@@ -604,7 +604,7 @@ def simulated_dialects() -> str:
 
 def simulated_shapes() -> str:
     """Return one line for each answer that names a task and is in no documented dialect."""
-    return table(("Name", "What it is"), ((code(name), one.told) for name, one in SHAPES.items()))
+    return table(("Name", "What it is"), ((code(name), one.help) for name, one in SHAPES.items()))
 
 
 def known_answers() -> str:
@@ -653,7 +653,7 @@ def control_commands() -> str:
     """Return one line for each thing that a control request can ask for."""
     return table(
         ("Request", "What it does"),
-        ((f"[{code(one.line)}](#{_control_anchor(one)})", one.told) for one in COMMANDS),
+        ((f"[{code(one.line)}](#{_control_anchor(one)})", one.help) for one in COMMANDS),
     )
 
 
@@ -667,21 +667,35 @@ def control_details() -> str:
 
 
 def _control_section(command: Command) -> str:
-    parts = [f"### `{command.line}`", command.told]
+    parts = [f"### `{command.line}`", command.help]
     if command.fields:
         where = "Filters, in the query:" if command.method == "GET" else "Fields of the body:"
         parts += [where, _control_fields(command.fields)]
-    told = command.answer or _control_options()
-    each = f"Each row of `{command.rows}`:" if command.rows else "The answer:"
-    parts += [each, table(("Name", "What it is"), ((code(name), told[name]) for name in told))]
+    names, each = command.answer, "The answer:"
+    if names is Simulator:
+        names = _control_options()
+    elif isinstance(names, type):
+        names, each = _control_row(names), f"Each row of `{command.path}`:"
+    parts += [each, table(("Name", "What it is"), ((code(name), names[name]) for name in names))]
     return "\n\n".join(parts)
+
+
+def _control_row(kind: type) -> dict[str, str]:
+    """Return what the comments and properties of a class say of a row."""
+    fields = meanings(kind.__module__, kind.__name__)
+    properties = {
+        name: (inspect.getdoc(one) or "").partition("\n")[0].removeprefix("Return ").capitalize()
+        for name, one in vars(kind).items()
+        if isinstance(one, property)
+    }
+    return {name: text.replace("None", "null") for name, text in (fields | properties).items()}
 
 
 def _control_fields(fields: Fields) -> str:
     return table(
         ("Field", "What it is", "Allowed", "Default"),
         (
-            (code(name), one.told, one.kind.allowed, _control_default(one))
+            (code(name), one.help, one.allowed, _control_default(one))
             for name, one in fields.items()
         ),
     )
@@ -712,8 +726,8 @@ def control_faults() -> str:
         (
             (
                 code(name),
-                unsourced(kind.told),
-                "anywhere" if kind.usable_on == faults.PLACES else codes(sorted(kind.usable_on)),
+                unsourced(kind.help),
+                "anywhere" if kind.places == faults.PLACES else codes(sorted(kind.places)),
                 codes(kind.fields),
             )
             for name, kind in FAULTS.items()
@@ -726,7 +740,7 @@ def control_fault_fields() -> str:
     rows: dict[tuple[str, str], list[str]] = {}
     for name, kind in FAULTS.items():
         for field, one in kind.fields.items():
-            rows.setdefault((field, one.kind.allowed), []).append(name)
+            rows.setdefault((field, one.allowed), []).append(name)
     return table(
         ("Field", "Allowed", "Of the kinds"),
         ((code(field), allowed, codes(names)) for (field, allowed), names in sorted(rows.items())),
