@@ -61,12 +61,12 @@ from .console import (
     SIMULATE,
     SIMULATED,
     TALK,
-    UNNOTICED,
     WHOLE,
     Lines,
     Reach,
     Talk,
     check_positive,
+    close,
     complain,
     gateway_option,
     guarded,
@@ -474,21 +474,12 @@ class Errand:
         """Print how to go on, after the answer to a paid request that is in flight."""
         saving = self.submitting
         if saving is not None:
-            await self._await_answer()
+            awaited = "the answer to the request, which may name a paid task"
+            await close(self.client, self.screen, awaited)
             for task in self.client.unfinished:
                 self.accept(task, saving)
         self.screen.close()
         self.screen.say(f"Stopped. {self._outlook()}")
-
-    async def _await_answer(self) -> None:
-        closing = asyncio.ensure_future(self.client.aclose())
-        done, _ = await asyncio.wait({closing}, timeout=UNNOTICED)
-        if not done:
-            self.screen.say(
-                "Waiting for the answer to the request, which may name a paid task. "
-                "Ctrl-C again leaves at once."
-            )
-        await closing
 
     def _outlook(self) -> str:
         error = self.unclaimed.error if self.unclaimed else None

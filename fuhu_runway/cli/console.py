@@ -53,9 +53,6 @@ EXIT_OF: Final = (
 )
 """The first class that fits an error gives the exit code."""
 
-UNNOTICED: Final = 0.1
-"""After how many seconds after Ctrl-C a line says what it waits for."""
-
 SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 """What asks a command to end: also a terminal that closes, and Ctrl-Break on Windows."""
 
@@ -202,22 +199,33 @@ def check_positive(name: str, value: float) -> None:
 def guarded(
     work: Callable[[], Coroutine[Any, Any, int | None]], screen: "Lines", *, verbosity: int
 ) -> int:
-    """Do *work* and give the exit code; whatever goes wrong is one line on stderr."""
+    """Do *work* and return the exit code. An error is one line on stderr."""
     try:
         with Stop() as stop, asyncio.Runner() as runner, logged(screen, verbosity), screen:
             return stop.run(runner, work())
     except Exception as error:  # noqa: BLE001  (a defect is shown too, with the task to go on with)
         if verbosity > 1:
             write(sys.stderr, redact("".join(traceback.format_exception(error))))
-        complain(_told(error))
+        text = str(error)
+        if not isinstance(error, errors.RunwayError):
+            text = f"A defect of this program ({type(error).__name__}). Please report it."
+        complain(" ".join([text, *getattr(error, "__notes__", ())]))
         return next(code for kind, code in EXIT_OF if isinstance(error, kind))
 
 
-def _told(error: Exception) -> str:
-    text = str(error)
-    if not isinstance(error, errors.RunwayError):
-        text = f"A defect of this program ({type(error).__name__}). Please report it."
-    return " ".join([text, *getattr(error, "__notes__", ())])
+def run(work: "Callable[[Lines], Coroutine[Any, Any, int | None]]", talk: Talk) -> int:
+    """Do *work* with a screen as *talk* wants it, and return the exit code."""
+    screen = screen_for(quiet=talk.json)
+    return guarded(lambda: work(screen), screen, verbosity=len(talk.verbose))
+
+
+async def close(client: "Client", screen: "Lines", awaited: str) -> None:
+    """Close *client* once its paid requests have their answers, and say so if that takes time."""
+    closing = asyncio.ensure_future(client.aclose())
+    done, _ = await asyncio.wait({closing}, timeout=0.1)
+    if not done:
+        screen.say(f"Waiting for {awaited}. Ctrl-C again leaves at once.")
+    await closing
 
 
 class Stop:
