@@ -31,7 +31,7 @@ from support.commands import (
 
 pytest.importorskip("cyclopts")
 
-from fuhu_runway import errors
+from fuhu_runway import Client, errors
 from fuhu_runway.cli import app as cli
 from fuhu_runway.cli import console as _console
 from fuhu_runway.task import Clip
@@ -400,11 +400,11 @@ def test_json_of_a_balance(run: Run, gateway: Elsewhere) -> None:
         (["generate", PROMPT, "--image", IMAGE, "--seed", "1"], "--seed does not go with image"),
         (["generate", PROMPT, "--official", "--image", IMAGE, "--style", "noir"], "--style"),
         (["generate", PROMPT, "--official"], "--official needs an image"),
-        (["generate", PROMPT, "--motion", "y"], "--motion is no list"),
-        (["generate", PROMPT, "--motion", "up=1"], "--motion is no list"),
-        (["generate", PROMPT, "--motion", "y=nan"], "--motion is no list"),
-        (["generate", PROMPT, "--extra", "{"], "--extra is no JSON"),
-        (["generate", PROMPT, "--extra", "[" * 100_000], "--extra is no JSON"),
+        (["generate", PROMPT, "--motion", "y"], "--motion is not a list"),
+        (["generate", PROMPT, "--motion", "up=1"], "--motion is not a list"),
+        (["generate", PROMPT, "--motion", "y=nan"], "--motion is not a list"),
+        (["generate", PROMPT, "--extra", "{"], "--extra is not JSON"),
+        (["generate", PROMPT, "--extra", "[" * 100_000], "--extra is not JSON"),
         (["generate", PROMPT, "--extra", "[1]"], "extra is of type list"),
         (["generate", PROMPT, "--extra", '{"prompt": 1}'], "extra sets 'prompt'"),
         (["generate", PROMPT, "--timeout", "0"], "--timeout is 0."),
@@ -765,13 +765,13 @@ def test_ctrl_c_tells_what_became_of_the_request(
     """Where the answer is no, or none, the last line says what that means for the money."""
     held = Held()
     gateway.simulator.script(held, faults=[faults.on("submit", fault)])
-    await_answer = cli.Errand._await_answer
+    close = Client.aclose
 
-    async def let_go_and_await(errand: cli.Errand) -> None:
+    async def let_go_and_close(client: Client) -> None:
         held.let_go.set()
-        await await_answer(errand)
+        await close(client)
 
-    monkeypatch.setattr(cli.Errand, "_await_answer", let_go_and_await)
+    monkeypatch.setattr(Client, "aclose", let_go_and_close)
     with pressed(held.reached.is_set):
         done = run("generate", PROMPT)
     assert done.code == 130
@@ -840,7 +840,7 @@ def test_ctrl_c_before_the_work_is_no_success(monkeypatch: pytest.MonkeyPatch) -
     def press(**_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "screen_for", press)
+    monkeypatch.setattr(_console, "screen_for", press)
     with pytest.raises(KeyboardInterrupt):
         cli.main(["balance", "--simulate"])
 
