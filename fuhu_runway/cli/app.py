@@ -69,9 +69,9 @@ from .console import (
     complain,
     gateway_option,
     options_of,
+    print_row,
     result_option,
     run,
-    tell,
     write,
 )
 
@@ -344,7 +344,7 @@ def feed(
     """
 
     async def look(errand: Errand) -> None:
-        tell(_record_row(await errand.client.feed(task_id, official=official)), talk)
+        print_row(_record_row(await errand.client.feed(task_id, official=official)), talk)
 
     return _run(look, reach, talk)
 
@@ -360,7 +360,7 @@ def balance(
 
     async def ask(errand: Errand) -> None:
         left = await errand.client.balance()
-        tell({key: getattr(left, key) for key in BALANCE_KEYS}, talk)
+        print_row({key: getattr(left, key) for key in BALANCE_KEYS}, talk)
 
     return _run(ask, reach, talk, simulate=simulate)
 
@@ -538,10 +538,10 @@ async def _deliver(task: "Task", saving: Saving, talk: Talk, errand: Errand) -> 
         size = filesize.decimal(errand.path.stat().st_size)
     points = clip.record.points
     cost = "" if points is None else f", {points:,g} points"
-    errand.screen.news(f"saved: {size}{cost}")
+    errand.screen.info(f"saved: {size}{cost}")
     errand.screen.close()
     if talk.json:
-        tell({**_record_row(clip.record), "file": str(errand.path)}, talk)
+        print_row({**_record_row(clip.record), "file": str(errand.path)}, talk)
     else:
         write(sys.stdout, str(errand.path))
 

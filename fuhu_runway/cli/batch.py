@@ -39,9 +39,9 @@ from .console import (
     check_positive,
     close,
     complain,
+    print_row,
     result_option,
     run,
-    tell,
     write,
 )
 
@@ -65,7 +65,7 @@ PRIVATE: Final = 0o600
 STATES: Final = {
     "saved": "The file is there.",
     "failed": "The task failed: there will be no clip.",
-    "in_doubt": "It was sent, and nobody knows whether it was accepted. It is not sent again.",
+    "in_doubt": "It was sent, and may have been accepted. It is not sent again.",
     "timed_out": "The task goes on, and so does the same command.",
     "unfinished": "It is paid for, and the clip could not be fetched; the same command tries.",
     "refused": "It was not submitted, or not accepted: nothing was charged.",
@@ -103,7 +103,7 @@ RESULT_KEYS: Final = {
     "path": "The clip on this machine; where one was saved.",
     "error": "The name of the error.",
     "money": "What that means for the money, in a sentence.",
-    "points": "Points used, in the gateway's unit; where this run heard of them.",
+    "points": "Points used, in the gateway's unit; null where they are unknown.",
     "refunded": "Whether the points were given back.",
     "resumed": "Whether an earlier run had submitted it.",
 }
@@ -419,9 +419,9 @@ class Tally:
     ) -> int:
         """Print the result, and return the exit code."""
         for line in self._lines(folder, journal):
-            screen.news(line)
+            screen.info(line)
         if place.talk.json:
-            tell({**self.row(), "files": files}, place.talk)
+            print_row({**self.row(), "files": files}, place.talk)
         else:
             write(sys.stdout, "\n".join(files))
         return self.exit_code()

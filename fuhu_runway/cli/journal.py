@@ -45,9 +45,9 @@ from .console import (
     Talk,
     check_positive,
     one_line,
+    print_row,
     result_option,
     run,
-    tell,
     write,
 )
 
@@ -289,7 +289,7 @@ async def _list(path: Path, states: tuple[JobState, ...], talk: Talk, screen: Li
         found = await journal.jobs(*states)
         counts = {state.value: n for state, n in (await journal.counts()).items() if n}
     if talk.json:
-        tell({"counts": counts, "jobs": list(map(job_row, found))}, talk)
+        print_row({"counts": counts, "jobs": list(map(job_row, found))}, talk)
         return
     rows = [("key", "state", "points", "changed", "task, error"), *map(_cells, found)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -380,7 +380,7 @@ async def _settle(
             await client.feed(task_id, official=is_official)
             job = await journal.step(job.key, JobState.ACCEPTED, CLOCK.wall(), task_id=task_id)
     _print_job(job, place.talk)
-    screen.news("The batch's own command goes on with it.")
+    screen.info("The batch's own command goes on with it.")
 
 
 PAID: Final = frozenset(
@@ -404,6 +404,6 @@ async def _forget(path: Path, name: str, talk: Talk, *, force: bool) -> None:
 
 def _print_job(job: Job, talk: Talk) -> None:
     if talk.json:
-        tell(job_row(job), talk)
+        print_row(job_row(job), talk)
     else:
         write(sys.stdout, "  ".join(filter(None, _cells(job))))

@@ -673,7 +673,7 @@ async def test_a_board_tells_of_trouble_until_it_is_over() -> None:
     tally, told = cli_batch.Tally(5), []
 
     class Ear(cli_batch.Lines):
-        def news(self, text: str) -> None:
+        def info(self, text: str) -> None:
             told.append(text)
 
     tally.watch(hooks.RetryScheduled("generate", 1, 0.1, "RateLimited"))
