@@ -19,6 +19,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,7 +44,7 @@ KINDS: Final[Mapping[str, type]] = {
     "act_one": ActOne,
     "official_image_to_video": OfficialImageToVideo,
 }
-"""What an entry may call itself with its field `kind`; text or image to video need no name."""
+"""What the field `kind` of an entry may be; without it, the entry is text or image to video."""
 
 MOTION_PREFIX: Final = "motion."
 
@@ -67,7 +68,7 @@ def read_items(
     path: str | os.PathLike[str], *, skip_bad: Callable[[UsageError], object] | None = None
 ) -> Iterator[Item]:
     """
-    Yield what a file asks for, entry by entry.
+    Yield the items of a file, entry by entry.
 
     Args:
         path: `.txt`: a prompt a line; `.jsonl`: an object of request fields a line; `.csv` and
@@ -89,7 +90,7 @@ def read_items(
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise usage_error(
-            "path", f"{path.name!r} is of no known kind.", f"Use a file in {', '.join(READERS)}."
+            "path", f"{path.name!r} has no known ending.", f"Use a file in {', '.join(READERS)}."
         )
     for number, read in reader(path):
         try:
@@ -213,7 +214,7 @@ def _lines(path: Path) -> Generator[str, None, None]:
     Yield the lines of a text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
 
     Raises:
-        UsageError: The file cannot be read, or is no such text.
+        UsageError: The file cannot be read, or is not text in one of these.
     """
     encoding, number, fault = "utf-8", 0, None
     try:
@@ -221,7 +222,7 @@ def _lines(path: Path) -> Generator[str, None, None]:
             head = start.read(4)
         encoding = next((name for mark, name in _MARKS if head.startswith(mark)), encoding)
         with path.open(encoding=encoding, errors="surrogateescape", newline="") as file:
-            for number, line in enumerate(file, 1):  # noqa: B007  (told below)
+            for number, line in enumerate(file, 1):  # noqa: B007  (used below)
                 if "\0" in line:
                     fault = "it has a NUL character, as UTF-16 text without a byte order mark has."
                 elif _UNDECODED.search(line):
@@ -243,28 +244,26 @@ def _lines(path: Path) -> Generator[str, None, None]:
 Entry = tuple[int, Callable[[], Item]]
 
 
-def _text_entries(path: Path) -> Iterator[Entry]:
+def _line_entries(path: Path, read: Callable[[str], Item]) -> Iterator[Entry]:
     for number, line in enumerate(_lines(path), 1):
         if line.strip():
-            yield number, lambda line=line: Item(TextToVideo(line.strip()))  # type: ignore[misc]
+            yield number, partial(read, line.strip())
 
 
-def _json_entries(path: Path) -> Iterator[Entry]:
-    for number, line in enumerate(_lines(path), 1):
-        if line.strip():
-            yield number, lambda line=line: _item(_json_fields(line))  # type: ignore[misc]
+def _text_item(line: str) -> Item:
+    return Item(TextToVideo(line))
 
 
-def _json_fields(line: str) -> dict[str, Any]:
+def _json_item(line: str) -> Item:
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError):
         fields = None  # judged outside of the clause, since what was raised quotes the line
     if isinstance(fields, str):
-        return {"prompt": fields}
+        fields = {"prompt": fields}
     if not isinstance(fields, dict):
-        raise usage_error("line", "it is no JSON object.", "Write one JSON object a line.")
-    return fields
+        raise usage_error("line", "it is not a JSON object.", "Write one JSON object a line.")
+    return _item(fields)
 
 
 def _csv_entries(path: Path) -> Iterator[Entry]:
@@ -279,7 +278,7 @@ def _csv_entries(path: Path) -> Iterator[Entry]:
     if head and _NAMES.isdisjoint(names):
         raise usage_error(
             "path",
-            f"{path.name}, line {at}: it names no field of a request.",
+            f"{path.name}, line {at}: it has no field of a request.",
             "Begin with a line that names the columns, such as prompt,seconds.",
         )
     for number, row in rows:
@@ -296,9 +295,9 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else None
     before, line = 0, ""
     for before, line in enumerate(lines):  # noqa: B007  (used below, as of the last turn)
-        told = _SEPARATOR.fullmatch(line.rstrip("\r\n"))
-        if told:
-            delimiter = told[1]
+        separator = _SEPARATOR.fullmatch(line.rstrip("\r\n"))
+        if separator:
+            delimiter = separator[1]
         elif line.strip():
             break
     delimiter = delimiter or max(",;\t", key=line.count)
@@ -324,7 +323,7 @@ def _folded(head: list[str]) -> list[str]:
 
 
 def _csv_fields(names: list[str], row: list[str]) -> dict[str, Any]:
-    """Return a row's fields in the types of the request; an empty cell is no field."""
+    """Return a row's fields in the types of the request; an empty cell is left out."""
     if any(row[len(names) :]):
         raise usage_error("line", "it has more cells than the head.", "Put text in quotes.")
     return {name: _cell(name, text) for name, text in zip(names, row, strict=False) if text.strip()}
@@ -349,8 +348,8 @@ def _cell(name: str, text: str) -> Any:
 
 
 READERS: Final[Mapping[str, Callable[[Path], Iterator[Entry]]]] = {
-    ".txt": _text_entries,
-    ".jsonl": _json_entries,
+    ".txt": partial(_line_entries, read=_text_item),
+    ".jsonl": partial(_line_entries, read=_json_item),
     ".csv": _csv_entries,
     ".tsv": _csv_entries,
 }
@@ -369,7 +368,15 @@ def _item(fields: dict[str, Any]) -> Item:
     known = [field.name for field in attrs.fields(kind)]
     for name in fields:
         if name not in known:
-            raise _unknown(kind, name, sorted(known))
+            # Without a head, the name is a prompt, which errors do not show.
+            shown = name if _NAME.fullmatch(name) else "<no name>"
+            close = difflib.get_close_matches(shown.lower(), sorted(_NAMES - {shown}), 1)
+            question = f"Did you mean {close[0]}? " if close else ""
+            raise usage_error(
+                shown,
+                f"{kind.__name__} has no field {shown!r}.",
+                f"{question}It has {', '.join(sorted(known))}.",
+            )
     for name, value in fields.items():
         if name in _WHOLE and isinstance(value, float) and value.is_integer():
             fields[name] = int(value)
@@ -380,22 +387,10 @@ def _item(fields: dict[str, Any]) -> Item:
     return Item(kind(**fields), None if custom_id is None else str(custom_id).strip())
 
 
-def _unknown(kind: type, name: str, known: list[str]) -> UsageError:
-    # Without a head, a prompt stands where the name is looked for.
-    shown = name if _NAME.fullmatch(name) else "<no name>"
-    close = difflib.get_close_matches(shown.lower(), sorted(_NAMES - {shown}), 1)
-    question = f"Did you mean {close[0]}? " if close else ""
-    return usage_error(
-        shown,
-        f"{kind.__name__} has no field {shown!r}.",
-        f"{question}It has {', '.join(known)}.",
-    )
-
-
 def _kind(fields: dict[str, Any]) -> type:
     name = fields.pop("kind", "image_to_video" if "image" in fields else "text_to_video")
     if not isinstance(name, str) or name not in KINDS:
-        raise usage_error("kind", "kind names no request.", f"Use {', '.join(KINDS)}.")
+        raise usage_error("kind", "kind is not a request.", f"Use {', '.join(KINDS)}.")
     return KINDS[name]
 
 
@@ -411,5 +406,5 @@ def _motion(fields: dict[str, Any]) -> MotionVector | None:
     if not parts:
         return None
     if not isinstance(parts, dict) or set(parts) - _AXES:
-        raise usage_error("motion", "motion has other parts.", f"Use {', '.join(sorted(_AXES))}.")
+        raise usage_error("motion", "motion has unknown parts.", f"Use {', '.join(sorted(_AXES))}.")
     return MotionVector(**parts)

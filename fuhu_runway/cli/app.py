@@ -39,7 +39,6 @@ from fuhu_runway.models import (
     DEFAULT_MODEL,
     DEFAULT_WAIT,
     ActOne,
-    Balance,
     Generation,
     ImageToVideo,
     MotionVector,
@@ -61,19 +60,18 @@ from .console import (
     SIMULATE,
     SIMULATED,
     TALK,
-    UNNOTICED,
     WHOLE,
     Lines,
     Reach,
     Talk,
     check_positive,
+    close,
     complain,
     gateway_option,
-    guarded,
     options_of,
+    print_row,
     result_option,
-    screen_for,
-    tell,
+    run,
     write,
 )
 
@@ -83,16 +81,16 @@ if TYPE_CHECKING:
     from fuhu_runway.task import Clip, Task
 
 PASSING: Final = (errors.GatewayDown, errors.RateLimited, errors.NoReply)
-"""Trouble that says nothing against the task's id or the gateway's address."""
+"""Errors that do not mean that the task's id or the gateway's address is wrong."""
 
 SIMULATED_SPEED: Final = 100 / 3
 """A job of 100 s takes 3 s."""
 SIMULATED_DIALECT: Final = "new_api"
-"""One that tells how far a task is; FuhuAPI's own has no word for that."""
+"""One that reports the progress of a task; FuhuAPI's own does not."""
 SIMULATED_POLLING: Final = PollPolicy(first=0.1, max_interval=0.5)
 
 NAME_BYTES: Final = 60
-"""How much of a prompt a file name shows; leaves room for the task's id."""
+"""How much of a prompt a file name has, in bytes; a longer one may not leave room for the id."""
 
 # Arguments
 
@@ -112,7 +110,7 @@ _OFFICIAL: Final = gateway_option("The task was submitted with --official.", **N
 @Parameter(name="*")
 @attrs.frozen(kw_only=True)
 class Wish:
-    """What a generated clip should be like; None is what the request itself has by default."""
+    """The options of a request; None is the request's own default."""
 
     image: Annotated[str | None, _request("Address of the first frame: image to video.")] = None
     last_image: Annotated[str | None, _request("Address of the last; with --image.")] = None
@@ -346,7 +344,7 @@ def feed(
     """
 
     async def look(errand: Errand) -> None:
-        tell(_record_row(await errand.client.feed(task_id, official=official)), talk)
+        print_row(_record_row(await errand.client.feed(task_id, official=official)), talk)
 
     return _run(look, reach, talk)
 
@@ -361,7 +359,8 @@ def balance(
     """Show what is left to spend, in the gateway's unit."""
 
     async def ask(errand: Errand) -> None:
-        tell(_balance_row(await errand.client.balance()), talk)
+        left = await errand.client.balance()
+        print_row({key: getattr(left, key) for key in BALANCE_KEYS}, talk)
 
     return _run(ask, reach, talk, simulate=simulate)
 
@@ -374,7 +373,12 @@ for _command in (cli_simulate.simulate, cli_batch.batch, *cli_journal.COMMANDS):
 
 
 def _wished(prompt: str, wish: Wish, *, official: bool) -> Generation:
-    """Return the request that the options add up to; those that it has no place for are refused."""
+    """
+    Return the request that the options describe.
+
+    Raises:
+        UsageError: An option does not go with this kind of request.
+    """
     kind: type[TextToVideo | ImageToVideo | OfficialImageToVideo]
     kind = TextToVideo if wish.image is None else ImageToVideo
     if official:
@@ -404,7 +408,7 @@ def _motion(text: str) -> MotionVector:
     except (TypeError, ValueError) as unfit:
         raise usage_error(
             "motion",
-            "--motion is no list of axes and numbers.",
+            "--motion is not a list of axes and numbers.",
             "Write it as y=0.4,r=-6; the axes are x, y, z, r, bg_x_pan and bg_y_pan.",
         ) from unfit
 
@@ -414,7 +418,7 @@ def _extra(text: str | None) -> Any:
         return {} if text is None else json.loads(text)
     except (ValueError, RecursionError):
         pass
-    raise usage_error("extra", "--extra is no JSON.", """Write it as '{"name": "value"}'.""")
+    raise usage_error("extra", "--extra is not JSON.", """Write it as '{"name": "value"}'.""")
 
 
 # One command under way
@@ -422,7 +426,7 @@ def _extra(text: str | None) -> Any:
 
 @attrs.define(eq=False)
 class Errand:
-    """What a command works with, and what errors and Ctrl-C have to tell of it."""
+    """One command under way: its client, and what to print if it has to stop."""
 
     screen: Lines
     reach: Reach
@@ -436,8 +440,8 @@ class Errand:
     submitting: Saving | None = None
     unclaimed: hooks.SubmissionUnclaimed | None = None
 
-    def hear(self, event: hooks.Event) -> None:
-        """Show what the client tells of its work."""
+    def watch(self, event: hooks.Event) -> None:
+        """Show the client's progress."""
         match event:
             case hooks.TaskPolled() if not event.state.is_final:
                 percent = "" if event.progress is None else f"{event.progress:.0%}"
@@ -448,7 +452,7 @@ class Errand:
                 self.unclaimed = event
 
     async def submit(self, request: Generation, saving: Saving) -> "Task":
-        """Pay, once, and show the id before anything else happens."""
+        """Submit, and show the id before anything else happens."""
         self.submitting = saving
         self.screen.stage("submitting")
         task = await self.client.submit(request)
@@ -456,39 +460,33 @@ class Errand:
         return task
 
     def accept(self, task: "Task", saving: Saving) -> None:
-        """Show that *task* is paid, and be ready to tell how to go on with it."""
+        """Show that *task* is paid, and prepare the command that goes on with it."""
         self.submitting = None
         self.screen.say(f"accepted: task {task.id}")
         self.plan(task, saving, getattr(task.request, "prompt", None))
 
     def plan(self, task: "Task", saving: Saving, prompt: str | None) -> None:
-        """Settle where the clip goes, and the command that fetches it if this one cannot."""
+        """Set where the clip goes, and the command that fetches it if this one cannot."""
         self.path = saving.path(prompt, task.id)
         if self.is_simulated:
             return  # its gateway ends with this very process
         words = ["fuhu-runway", "wait", task.id, "-o", str(self.path), *self.reach.words()]
-        words += ["--official"] * task.official + ["--force"] * saving.force
+        if task.official:
+            words.append("--official")
+        if saving.force:
+            words.append("--force")
         self.advice = f"Continue with: {command_line(*words)}"
 
     async def break_off(self) -> None:
-        """Print how to go on, after the answer to a paid request that is in flight."""
+        """Wait for the answer to a paid request in flight, and print how to go on."""
         saving = self.submitting
         if saving is not None:
-            await self._await_answer()
+            awaited = "the answer to the request, which may name a paid task"
+            await close(self.client, self.screen, awaited)
             for task in self.client.unfinished:
                 self.accept(task, saving)
         self.screen.close()
         self.screen.say(f"Stopped. {self._outlook()}")
-
-    async def _await_answer(self) -> None:
-        closing = asyncio.ensure_future(self.client.aclose())
-        done, _ = await asyncio.wait({closing}, timeout=UNNOTICED)
-        if not done:
-            self.screen.say(
-                "Waiting for the answer to the request, which may name a paid task. "
-                "Ctrl-C again leaves at once."
-            )
-        await closing
 
     def _outlook(self) -> str:
         error = self.unclaimed.error if self.unclaimed else None
@@ -510,7 +508,7 @@ Work = Callable[[Errand], Awaitable[None]]
 
 
 async def _make(request: Generation, saving: Saving, talk: Talk, errand: Errand) -> None:
-    """Submit, wait, save: the whole way."""
+    """Submit, wait and save."""
     saving.check(getattr(request, "prompt", None))
     task = await errand.submit(request, saving)
     await _deliver(task, saving, talk, errand)
@@ -524,18 +522,12 @@ async def _go_on(
 
     saving.check(None)
     task = errand.client.task(task_id, official=official)
-    record = await _first_look(task)
-    errand.plan(task, saving, record.prompt if record else None)
+    prompt = None
+    with contextlib.suppress(*PASSING):  # the wait goes on through these, and ends with all others
+        prompt = (await task.refresh()).prompt
+    errand.plan(task, saving, prompt)
     check_target(errand.path, overwrite=saving.force)
     await _deliver(task, saving, talk, errand)
-
-
-async def _first_look(task: "Task") -> TaskRecord | None:
-    """Return what the gateway says, or raise what a wait, which is patient, would wait out."""
-    try:
-        return await task.refresh()
-    except PASSING:
-        return None
 
 
 async def _deliver(task: "Task", saving: Saving, talk: Talk, errand: Errand) -> None:
@@ -544,10 +536,12 @@ async def _deliver(task: "Task", saving: Saving, talk: Talk, errand: Errand) -> 
     size = "size unknown"
     with contextlib.suppress(OSError):  # another program may have moved the file by now
         size = filesize.decimal(errand.path.stat().st_size)
-    errand.screen.news(f"saved: {size}{_cost(clip.record)}")
+    points = clip.record.points
+    cost = "" if points is None else f", {points:,g} points"
+    errand.screen.info(f"saved: {size}{cost}")
     errand.screen.close()
     if talk.json:
-        tell({**_record_row(clip.record), "file": str(errand.path)}, talk)
+        print_row({**_record_row(clip.record), "file": str(errand.path)}, talk)
     else:
         write(sys.stdout, str(errand.path))
 
@@ -561,30 +555,40 @@ async def _save(clip: "Clip", errand: Errand, *, overwrite: bool) -> None:
     try:
         await clip.download(errand.path, overwrite=overwrite, on_progress=show)
     except errors.UsageError as error:
-        # The place was free before the clip was paid, and an error has to tell what is true now.
+        # The place was free before the clip was paid. The error has to say what is true now.
         raise errors.DownloadRefused(
             error.happened, "The clip exists and is paid for.", error.advice, clip.id
         ) from error
-
-
-def _cost(record: TaskRecord) -> str:
-    return "" if record.points is None else f", {record.points:,g} points"
 
 
 # From errands to exit codes
 
 
 def _run(work: Work, reach: Reach, talk: Talk, *, simulate: bool = False) -> int:
-    """Do *work* with a client, and give the exit code."""
-    screen = screen_for(quiet=talk.json)
-    errand = Errand(screen, reach, simulate)
-    return guarded(partial(_with_client, work, errand), screen, verbosity=len(talk.verbose))
+    """Do *work* with a client, and return the exit code."""
+    return run(lambda screen: _with_client(work, Errand(screen, reach, simulate)), talk)
 
 
 async def _with_client(work: Work, errand: Errand) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        opened = _simulated if errand.is_simulated else _connected
-        errand.client = await opened(stack, errand)
+        settings: dict[str, Any] = {"hooks": [errand.watch]}
+        simulator = None
+        if errand.is_simulated:
+            from fuhu_runway.testing.simulator import Simulator  # noqa: PLC0415  (aiohttp, as above)
+
+            errand.reach.check_simulated()
+            simulator = Simulator(
+                speed=SIMULATED_SPEED,
+                seed=int.from_bytes(os.urandom(4)),  # else each run would have the same task ids
+                dialect=SIMULATED_DIALECT,
+                key_style="any",
+                feed_verb="any",
+            )
+            await stack.enter_async_context(simulator)
+            errand.screen.say(SIMULATED)
+            settings["polling"] = SIMULATED_POLLING
+        client = errand.reach.client(simulator, **settings)
+        errand.client = await stack.enter_async_context(client)
         try:
             await work(errand)
         except asyncio.CancelledError:
@@ -594,29 +598,6 @@ async def _with_client(work: Work, errand: Errand) -> None:
             if errand.advice and not isinstance(error, errors.TaskFailed):
                 error.add_note(errand.advice)
             raise
-
-
-async def _connected(stack: contextlib.AsyncExitStack, errand: Errand) -> "Client":
-    return await stack.enter_async_context(errand.reach.client(hooks=[errand.hear]))
-
-
-async def _simulated(stack: contextlib.AsyncExitStack, errand: Errand) -> "Client":
-    from fuhu_runway.testing.simulator import Simulator  # noqa: PLC0415  (aiohttp, as above)
-
-    errand.reach.check_simulated()
-    # A seed of its own for each run, or the second would meet the files of the first.
-    seed = int.from_bytes(os.urandom(4))
-    gateway = Simulator(
-        speed=SIMULATED_SPEED,
-        seed=seed,
-        dialect=SIMULATED_DIALECT,
-        key_style="any",
-        feed_verb="any",
-    )
-    await stack.enter_async_context(gateway)
-    errand.screen.say(SIMULATED)
-    client = errand.reach.client(gateway, polling=SIMULATED_POLLING, hooks=[errand.hear])
-    return await stack.enter_async_context(client)
 
 
 # What is printed
@@ -647,12 +628,7 @@ BALANCE_KEYS: Final = {
 
 
 def _record_row(record: TaskRecord) -> dict[str, Any]:
-    row = {key: getattr(record, key) for key in RECORD_KEYS}
-    return {**row, "state": record.state.value}
-
-
-def _balance_row(left: Balance) -> dict[str, Any]:
-    return {key: getattr(left, key) for key in BALANCE_KEYS}
+    return {**{key: getattr(record, key) for key in RECORD_KEYS}, "state": record.state.value}
 
 
 # The way in
@@ -700,9 +676,8 @@ _TABLES: Final = {**cli_batch.TABLES, **cli_journal.TABLES, **cli_simulate.TABLE
 
 def reference() -> str:
     """Return the tables of the reference page, as they follow from the commands themselves."""
-    names = [name for name in app if not name.startswith("-")]
     sections = (
-        *map(_command_section, names),
+        *(_command_section(name) for name in app if not name.startswith("-")),
         ["## Exit codes\n", *_table("Code", EXIT_CODES)],
         ["## A task in JSON\n", *_table("Key", {**RECORD_KEYS, **FILE_KEY})],
         ["## A balance in JSON\n", *_table("Key", BALANCE_KEYS)],
@@ -722,8 +697,8 @@ def _command_section(name: str) -> list[str]:
 
 def _meaning(argument: Argument) -> str:
     default = argument.field_info.default
-    is_told = isinstance(default, str | float) or type(default) is int
-    return f"{argument.parameter.help}{f' Default: {default}.' * is_told}"
+    has_default = isinstance(default, str | float) or type(default) is int
+    return f"{argument.parameter.help}{f' Default: {default}.' if has_default else ''}"
 
 
 def _table(head: str, rows: Mapping[Any, str]) -> list[str]:

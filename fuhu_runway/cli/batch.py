@@ -33,23 +33,23 @@ from .console import (
     SIMULATE,
     SIMULATED,
     TALK,
-    UNNOTICED,
     WHOLE,
     Lines,
     Reach,
     Talk,
     check_positive,
+    close,
     complain,
-    guarded,
+    print_row,
     result_option,
-    screen_for,
-    tell,
+    run,
     write,
 )
 
 if TYPE_CHECKING:
     from fuhu_runway.batch import Batch, Outcome
     from fuhu_runway.client import Client
+    from fuhu_runway.testing.simulator import Simulator
 
 CLOCK: Final = LoopClock()
 
@@ -66,7 +66,7 @@ PRIVATE: Final = 0o600
 STATES: Final = {
     "saved": "The file is there.",
     "failed": "The task failed: there will be no clip.",
-    "in_doubt": "It was sent, and nobody knows whether it was accepted. It is not sent again.",
+    "in_doubt": "It was sent, and may have been accepted. It is not sent again.",
     "timed_out": "The task goes on, and so does the same command.",
     "unfinished": "It is paid for, and the clip could not be fetched; the same command tries.",
     "refused": "It was not submitted, or not accepted: nothing was charged.",
@@ -74,8 +74,21 @@ STATES: Final = {
 CODE_OF: Final = {"in_doubt": 3, "unfinished": 5, "refused": 5, "timed_out": 4, "failed": 1}
 """The first of these that came up gives the exit code: the more it needs a person, the earlier."""
 
+_AGAIN: Final = "The same command goes on with them."
+ADVICE: Final = {
+    "in_doubt": ("in doubt: perhaps charged, and not sent again", "What to do: {jobs}"),
+    "unfinished": ("paid for and not fetched", _AGAIN),
+    "refused": (
+        "not submitted, or refused: nothing was charged",
+        f"{_AGAIN} What was refused for good needs --retry-failed.",
+    ),
+    "timed_out": ("timed out: their tasks go on", _AGAIN),
+    "failed": ("failed", "With --retry-failed they are submitted anew."),
+}
+"""What the summary says of each kind of end, and what to do about it."""
+
 OVER: Final = frozenset({"saved", "failed", "refused", "in_doubt"})
-"""What no later run can change without being told to."""
+"""What no later run changes by itself."""
 
 _WORD_OF: Final = (
     (errors.SubmissionInDoubt, "in_doubt"),
@@ -91,7 +104,7 @@ RESULT_KEYS: Final = {
     "path": "The clip on this machine; where one was saved.",
     "error": "The name of the error.",
     "money": "What that means for the money, in a sentence.",
-    "points": "Points used, in the gateway's unit; where this run heard of them.",
+    "points": "Points used, in the gateway's unit; null where they are unknown.",
     "refunded": "Whether the points were given back.",
     "resumed": "Whether an earlier run had submitted it.",
 }
@@ -195,14 +208,12 @@ def batch(
     """
     from fuhu_runway.inputs import spooled  # noqa: PLC0415  (aiohttp, which --help can do without)
 
-    screen = screen_for(quiet=talk.json)
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(spooled(file))
         except KeyboardInterrupt:
             return 130
-        work = partial(_make_all, file, order, Place(screen, talk, reach, simulate))
-        return guarded(work, screen, verbosity=len(talk.verbose))
+        return run(partial(_make_all, file, order, Place(talk, reach, simulate)), talk)
 
 
 # Places
@@ -210,9 +221,8 @@ def batch(
 
 @attrs.frozen
 class Place:
-    """What a command speaks to: a person, and a gateway."""
+    """The gateway of a command, and how its results are shown."""
 
-    screen: Lines
     talk: Talk
     reach: Reach
     is_simulated: bool
@@ -231,32 +241,32 @@ class Place:
         stack: contextlib.AsyncExitStack,
         journal: Journal,
         state_file: Path,
+        screen: Lines,
         *listeners: hooks.Listener,
     ) -> "Client":
-        """Return the client of the gateway, or of one that survives this process as a file."""
+        """Return the client of the gateway, or of a simulated one that is kept in *state_file*."""
         settings: dict[str, Any] = {"journal": journal, "hooks": listeners}
         simulator = None
         if self.is_simulated:
             counts = await journal.counts()
             # A run that was killed early leaves a journal in which nothing was sent yet.
             is_used = sum(counts.values()) > counts[JobState.PLANNED]
-            gateway = _simulator(state_file, has_to_exist=is_used)
-            simulator = await stack.enter_async_context(gateway)
+            simulator = _simulator(state_file, has_to_exist=is_used)
+            await stack.enter_async_context(simulator)
             settings["polling"] = SIMULATED_POLLING
-            self.screen.say(SIMULATED)
-        client = self.reach.client(simulator, **settings)
-        return await stack.enter_async_context(client)
+            screen.say(SIMULATED)
+        return await stack.enter_async_context(self.reach.client(simulator, **settings))
 
 
-def _mixed(there: str, asked: str) -> errors.UsageError:
+def _mixed(found: str, wanted: str) -> errors.UsageError:
     return usage_error(
         "simulate",
-        f"The journal is of a {there} gateway, and a {asked} one was asked for.",
+        f"The journal is of a {found} gateway, and a {wanted} one was asked for.",
         "Give --simulate for both or for none, or choose another folder.",
     )
 
 
-def _simulator(state_file: Path, *, has_to_exist: bool) -> Any:
+def _simulator(state_file: Path, *, has_to_exist: bool) -> "Simulator":
     from fuhu_runway.testing.simulator import Simulator  # noqa: PLC0415  (aiohttp, which --help can do without)
 
     if has_to_exist and not state_file.exists():
@@ -280,10 +290,10 @@ def _simulator(state_file: Path, *, has_to_exist: bool) -> Any:
 
 @contextlib.asynccontextmanager
 async def opened(path: Path) -> AsyncIterator[Journal]:
-    """Return a journal that no other process has open."""
+    """Yield a journal that no other process has open."""
     journal = Journal(path)
     try:
-        await journal.counts()  # what is wrong with it is to be known before all else
+        await journal.counts()  # raises first if anything is wrong with it
         yield journal
     finally:
         await journal.aclose()
@@ -292,20 +302,7 @@ async def opened(path: Path) -> AsyncIterator[Journal]:
 # Counting
 
 
-@attrs.frozen
-class End:
-    """How one job ended, as far as it counts."""
-
-    word: str
-    #: The name of the error; empty where there is none.
-    error: str = ""
-    points: float | None = None
-    refunded: bool = False
-    #: It was brought to this end by an earlier run.
-    is_old: bool = False
-
-
-def word_of(error: errors.RunwayError | None, task_id: str | None) -> str:
+def word_of(error: Exception | None, task_id: str | None) -> str:
     """Return the word for how a job ended."""
     if error is None:
         return "saved"
@@ -313,35 +310,24 @@ def word_of(error: errors.RunwayError | None, task_id: str | None) -> str:
     return next(known, "unfinished" if task_id else "refused")
 
 
-def end_of(outcome: "Outcome") -> End:
-    """Return what counts of an outcome."""
-    error = outcome.error
-    word = word_of(error, outcome.task_id)
-    return End(
-        word,
-        type(error).__name__ if error else "",
-        outcome.points,
-        outcome.refunded,
-        outcome.resumed and outcome.clip is None and word in OVER,
-    )
-
-
 @attrs.define(eq=False)
 class Tally:
-    """What many jobs have come to so far."""
+    """The outcomes of a batch so far."""
 
     total: int
+    #: How many ended with each word and error; the error is empty where there is none.
     ends: Counter[tuple[str, str]] = attrs.field(factory=Counter)
+    #: How many of each word an earlier run had brought to this end.
     old: Counter[str] = attrs.field(factory=Counter)
     points: float = 0.0
     refunded_points: float = 0.0
     started_at: float = attrs.field(factory=CLOCK.now)
-    #: What stands in the way at the moment: the name of an error.
+    #: The name of the latest error, until something goes well.
     trouble: str = ""
     #: Why nothing more is submitted.
     stopped_by: str = ""
 
-    def hear(self, event: hooks.Event) -> None:
+    def watch(self, event: hooks.Event) -> None:
         """Record trouble, and its end."""
         match event:
             case hooks.RetryScheduled() | hooks.PollFailed():
@@ -349,17 +335,26 @@ class Tally:
             case hooks.TaskSubmitted() | hooks.TaskPolled():
                 self.trouble = ""
 
-    def add(self, end: End) -> None:
-        """Count one end."""
-        self.ends[end.word, end.error] += 1
-        self.old[end.word] += end.is_old
-        if end.refunded:
-            self.refunded_points += end.points or 0.0
+    def add(
+        self,
+        error: Exception | None,
+        task_id: str | None,
+        points: float | None,
+        *,
+        refunded: bool = False,
+        is_old: bool = False,
+    ) -> None:
+        """Count one job that ended; *is_old* if this run did nothing for it."""
+        word = word_of(error, task_id)
+        self.ends[word, type(error).__name__ if error else ""] += 1
+        self.old[word] += is_old and word in OVER
+        if refunded:
+            self.refunded_points += points or 0.0
         else:
-            self.points += end.points or 0.0
+            self.points += points or 0.0
 
     def count(self, word: str) -> int:
-        """Return how many ended so."""
+        """Return how many ended with *word*."""
         return sum(count for (one, _), count in self.ends.items() if one == word)
 
     @property
@@ -369,16 +364,16 @@ class Tally:
 
     @property
     def seconds(self) -> float:
-        """How long it has been going on."""
+        """How long this run has taken so far."""
         return CLOCK.now() - self.started_at
 
     def seconds_left(self) -> float | None:
-        """Return how long the rest will take, as far as what this run has done tells."""
+        """Return how long the rest will take at the pace of this run; None before its first."""
         fresh = self.done - self.old.total()
         return (self.total - self.done) * self.seconds / fresh if fresh else None
 
     def show(self, screen: Lines, running: int) -> None:
-        """Show how it stands."""
+        """Show the counts."""
         counts = {
             "running": running,
             "left": self.total - self.done - running,
@@ -387,8 +382,10 @@ class Tally:
             "in doubt": self.count("in_doubt"),
         }
         parts = [f"{count:,} {name}" for name, count in counts.items() if count]
-        parts += [f"{number(self.points)} points"] * bool(self.points)
-        parts += [f"{self.trouble}, trying again"] * bool(self.trouble)
+        if self.points:
+            parts.append(f"{number(self.points)} points")
+        if self.trouble:
+            parts.append(f"{self.trouble}, trying again")
         left = self.seconds_left()
         screen.board(
             f"{self.done:,} of {self.total:,}",
@@ -398,11 +395,11 @@ class Tally:
         )
 
     def row(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
+        """Return the row for JSON."""
         names: Counter[str] = Counter()
         for (_, name), count in self.ends.items():
-            names[name] += count
-        del names[""]
+            if name:
+                names[name] += count
         return {
             "total": self.total,
             **{word: self.count(word) for word in STATES},
@@ -418,37 +415,34 @@ class Tally:
         codes = [code for word, code in CODE_OF.items() if self.count(word)]
         return codes[0] if codes else int(self.done < self.total)
 
-    def lines(self, folder: Path, journal: Path) -> Iterator[str]:
-        """Print the result, a sentence for each kind of end."""
-        earlier = f", {self.old['saved']:,} of them from earlier runs" * bool(self.old["saved"])
+    def report(
+        self, place: Place, screen: Lines, folder: Path, journal: Path, files: list[str]
+    ) -> int:
+        """Print the result, and return the exit code."""
+        for line in self._lines(folder, journal):
+            screen.info(line)
+        if place.talk.json:
+            print_row({**self.row(), "files": files}, place.talk)
+        else:
+            write(sys.stdout, "\n".join(files))
+        return self.exit_code()
+
+    def _lines(self, folder: Path, journal: Path) -> Iterator[str]:
+        old = self.old["saved"]
+        earlier = f", {old:,} of them from earlier runs" if old else ""
         yield f"{self.count('saved'):,} of {self.total:,} clips are in {folder}{earlier}."
-        advice = _advice(journal)
-        for word in CODE_OF:
+        listing = command_line("fuhu-runway", "jobs", str(journal), "--state", "in-doubt")
+        for word, (meaning, advice) in ADVICE.items():
             reasons = {name: n for (one, name), n in self.ends.items() if one == word}
             if reasons:
                 named = ", ".join(f"{n:,} {name}" for name, n in reasons.items())
-                yield f"{sum(reasons.values()):,} {advice[word][0]} ({named}). {advice[word][1]}"
+                yield f"{self.count(word):,} {meaning} ({named}). {advice.format(jobs=listing)}"
         if self.done < self.total:
-            named = f" ({self.stopped_by})" * bool(self.stopped_by)
+            named = f" ({self.stopped_by})" if self.stopped_by else ""
             left = self.total - self.done
             yield f"{left:,} were not begun{named}. The same command goes on with them."
         spent, back = number(self.points), number(self.refunded_points)
         yield f"{spent} points spent, {back} given back, in {_duration(self.seconds)}."
-
-
-def _advice(journal: Path) -> Mapping[str, tuple[str, str]]:
-    listing = command_line("fuhu-runway", "jobs", str(journal), "--state", "in-doubt")
-    again = "The same command goes on with them."
-    return {
-        "in_doubt": ("in doubt: perhaps charged, and not sent again", f"What to do: {listing}"),
-        "unfinished": ("paid for and not fetched", again),
-        "refused": (
-            "not submitted, or refused: nothing was charged",
-            f"{again} What was refused for good needs --retry-failed.",
-        ),
-        "timed_out": ("timed out: their tasks go on", again),
-        "failed": ("failed", "With --retry-failed they are submitted anew."),
-    }
 
 
 def number(points: float) -> str:
@@ -462,7 +456,7 @@ def _duration(seconds: float) -> str:
 
 @contextlib.asynccontextmanager
 async def shown(tally: Tally, screen: Lines, running: Callable[[], int]) -> AsyncIterator[None]:
-    """Keep showing how it stands."""
+    """Show the counts until the end of the block."""
 
     async def keep_showing() -> None:
         while True:
@@ -480,37 +474,40 @@ async def shown(tally: Tally, screen: Lines, running: Callable[[], int]) -> Asyn
 
 # Results
 
-BEGINNING: Final = b'{"index": '
-
 
 @attrs.define(eq=False)
 class Results:
     """
     The file of outcomes, a line of JSON each.
 
-    A run that goes on adds what is new; what stood there already is not said twice.
+    A run that goes on adds what is new, and repeats no line.
     """
 
     _file: FileIO
-    _said: dict[int, tuple[str, str | None]]
+    #: The state and the task of each job's last line.
+    _last: dict[int, tuple[str, str | None]]
     #: Why not all could be written.
     fault: str = ""
 
     @classmethod
     def open(cls, path: Path) -> Self:
         """
-        Go on behind the last whole line; a torn one, left by a crash, is taken away.
+        Continue after the last whole line; a truncated one, left by a crash, is removed.
 
         Raises:
             UsageError: It cannot be written, or is something else.
         """
+        beginning = b'{"index": '
         try:
-            with FileIO(path, "a+", opener=_private) as old:
+            with FileIO(path, "a+", opener=partial(os.open, mode=PRIVATE)) as old:
                 old.seek(0)
-                *lines, torn = old.readall().split(b"\n")
-                said = dict(map(_said, lines))
-                old.truncate(_whole_bytes(lines, torn))
-            return cls(FileIO(path, "a"), said)
+                content = old.readall()
+                *lines, torn = content.split(b"\n")
+                last = dict(map(_parsed, lines))
+                if not (beginning.startswith(torn) or torn.startswith(beginning)):
+                    raise ValueError  # noqa: TRY301  (as for a line that cannot be parsed)
+                old.truncate(len(content) - len(torn))
+            return cls(FileIO(path, "a"), last)
         except (OSError, ValueError, RecursionError) as unfit:
             reason = getattr(unfit, "strerror", None) or "it is something else"
         raise usage_error(  # outside of the clause, since what was raised there may quote the file
@@ -524,12 +521,12 @@ class Results:
         self._file.close()
 
     def write(self, outcome: "Outcome") -> None:
-        """Add a line; a full disk is a pity, and no reason to stop: the journal has it all."""
+        """Add a line. A full disk does not end the batch: the journal has everything."""
         row = result_row(outcome)
-        news = (row["state"], row["task_id"])
-        if self.fault or (outcome.resumed and self._said.get(outcome.index) == news):
+        latest = (row["state"], row["task_id"])
+        if self.fault or (outcome.resumed and self._last.get(outcome.index) == latest):
             return
-        self._said[outcome.index] = news
+        self._last[outcome.index] = latest
         line = json.dumps(row).encode() + b"\n"
         try:
             if self._file.write(line) < len(line):
@@ -538,22 +535,11 @@ class Results:
             self.fault = full.strerror or type(full).__name__
 
 
-def _whole_bytes(lines: list[bytes], torn: bytes) -> int:
-    """Return where the whole lines end, if what follows can be one of ours that was cut."""
-    if not (BEGINNING.startswith(torn) or torn.startswith(BEGINNING)):
-        raise ValueError
-    return sum(len(line) + 1 for line in lines)
-
-
-def _said(line: bytes) -> tuple[int, tuple[str, str | None]]:
+def _parsed(line: bytes) -> tuple[int, tuple[str, str | None]]:
     match json.loads(line):
         case {"index": int(index), "state": str(state), "task_id": str() | None as task_id}:
             return index, (state, task_id)
     raise ValueError
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, PRIVATE)
 
 
 def result_row(outcome: "Outcome") -> dict[str, Any]:
@@ -576,28 +562,50 @@ def result_row(outcome: "Outcome") -> dict[str, Any]:
 # A batch
 
 
-async def _make_all(file: Path, order: Order, place: Place) -> int:
-    """Submit, follow and save everything, as far as it was not done before."""
+async def _make_all(file: Path, order: Order, place: Place, screen: Lines) -> int:
+    """Submit, follow and save everything that was not done before."""
     from fuhu_runway.downloads import check_folder  # noqa: PLC0415  (aiohttp, as above)
+    from fuhu_runway.inputs import read_items  # noqa: PLC0415  (as above)
 
     order.check()
     state_file = order.out / STATE_NAME
     place.check(order.journal_path, state_file)
-    tally = Tally(_counted(file, order, place.screen))
+    tally = Tally(_counted(file, order, screen))
     check_folder(order.out)
     async with contextlib.AsyncExitStack() as stack:
-        # The journal is first: who has it is alone with all the other files.
+        # The journal is first: only one process has it, and so the other files.
         journal = await stack.enter_async_context(opened(order.journal_path))
         results = stack.enter_context(Results.open(order.results_path))
-        client = await place.client(stack, journal, state_file, tally.hear)
-        many = _batch(client, file, order)
-        code = await _worked_off(many, client, results, tally, place)
-        _tell_end(tally, results, order, place)
-        return code
+        client = await place.client(stack, journal, state_file, screen, tally.watch)
+        many = client.batch(
+            # Bad entries were reported when they were counted.
+            read_items(file, skip_bad=id if order.skip_bad else None),
+            in_flight=order.in_flight,
+            download_to=order.out,
+            timeout=order.timeout,
+            max_points=order.max_points,
+            retry_failed=order.retry_failed,
+            overwrite=order.overwrite,
+        )
+        fault = None
+        try:
+            await _work_off(many, tally, results, screen)
+        except asyncio.CancelledError:
+            await _stop(client, journal, screen)
+            raise
+        except errors.RunwayError as error:
+            # The file changed, or the journal broke. Exit code 2 would say that nothing was paid.
+            complain(f"{error} What was submitted before goes on; so does the same command.")
+            fault = 5
+        if results.fault:
+            complain(f"The results are not all in their file ({results.fault}).")
+        files = [str(order.results_path)]
+        code = tally.report(place, screen, order.out, order.journal_path, files)
+        return fault or code
 
 
 def _counted(file: Path, order: Order, screen: Lines) -> int:
-    """Return how many entries there are, after a look at each."""
+    """Return how many entries there are, after checking each."""
     from fuhu_runway.inputs import check_items  # noqa: PLC0415  (aiohttp, as above)
 
     def pass_over(bad: errors.UsageError) -> None:
@@ -609,77 +617,40 @@ def _counted(file: Path, order: Order, screen: Lines) -> int:
     return count
 
 
-def _batch(client: "Client", file: Path, order: Order) -> "Batch":
-    from fuhu_runway.inputs import read_items  # noqa: PLC0415  (aiohttp, as above)
-
-    # Bad entries were reported when they were counted.
-    return client.batch(
-        read_items(file, skip_bad=id if order.skip_bad else None),
-        in_flight=order.in_flight,
-        download_to=order.out,
-        timeout=order.timeout,
-        max_points=order.max_points,
-        retry_failed=order.retry_failed,
-        overwrite=order.overwrite,
-    )
-
-
-async def _worked_off(
-    many: "Batch", client: "Client", results: Results, tally: Tally, place: Place
-) -> int:
-    """Take every outcome, and give the exit code."""
-    screen = place.screen
-    try:
-        async with (
-            shown(tally, screen, lambda: many.summary.running),
-            contextlib.aclosing(many.outcomes()) as outcomes,
-        ):
-            async for outcome in outcomes:
-                tally.add(end_of(outcome))
-                results.write(outcome)
-                if results.fault and outcome.task_id:
-                    # The journal may lack it as well, and it finds the clip.
-                    screen.say(f"entry {outcome.index + 1}: task {outcome.task_id}")
-                if isinstance(outcome.error, errors.UsageError | errors.UnexpectedError):
-                    screen.say(f"entry {outcome.index + 1}: {outcome.error}")
-    except asyncio.CancelledError:
-        await _land(client, screen)
-        raise
-    except errors.RunwayError as error:
-        # The file changed, or the journal broke, after much was paid: exit code 2 would be a lie.
-        complain(f"{error} What was submitted before goes on; so does the same command.")
-        return 5
-    reason = many.summary.stopped_by
-    tally.stopped_by = "--max-points is reached" if many.summary.out_of_points else reason or ""
-    return tally.exit_code()
+async def _work_off(many: "Batch", tally: Tally, results: Results, screen: Lines) -> None:
+    """Count and record every outcome."""
+    async with (
+        shown(tally, screen, lambda: many.summary.running),
+        contextlib.aclosing(many.outcomes()) as outcomes,
+    ):
+        async for outcome in outcomes:
+            error = outcome.error
+            tally.add(
+                error,
+                outcome.task_id,
+                outcome.points,
+                refunded=outcome.refunded,
+                is_old=outcome.resumed and outcome.clip is None,
+            )
+            results.write(outcome)
+            if results.fault and outcome.task_id:
+                # The disk may have refused the journal as well, and the id finds the clip.
+                screen.say(f"entry {outcome.index + 1}: task {outcome.task_id}")
+            if isinstance(error, errors.UsageError | errors.UnexpectedError):
+                screen.say(f"entry {outcome.index + 1}: {error}")
+    tally.stopped_by = many.summary.stopped_by or ""
+    if many.summary.out_of_points:
+        tally.stopped_by = "--max-points is reached"
 
 
-def _tell_end(tally: Tally, results: Results, order: Order, place: Place) -> None:
-    for line in tally.lines(order.out, order.journal_path):
-        place.screen.news(line)
-    if results.fault:
-        complain(f"The results are not all in their file ({results.fault}).")
-    if place.talk.json:
-        tell({**tally.row(), "files": [str(order.results_path)]}, place.talk)
-    else:
-        write(sys.stdout, str(order.results_path))
-
-
-async def _land(client: "Client", screen: Lines) -> None:
+async def _stop(client: "Client", journal: Journal, screen: Lines) -> None:
     """Wait for the paid requests in flight, so that their ids are known; report the rest."""
-    closing = asyncio.ensure_future(client.aclose())
-    done, _ = await asyncio.wait({closing}, timeout=UNNOTICED)
-    if not done:
-        screen.say(
-            "Waiting for the answers to requests, which may name paid tasks. "
-            "Ctrl-C again leaves at once."
-        )
-    await closing
-    assert client.journal is not None  # noqa: S101  (every batch has one)
-    counts = await client.journal.counts()
-    open_ones = counts[JobState.ACCEPTED] + counts[JobState.FINISHED]
-    doubts = f" {counts[JobState.IN_DOUBT]:,} in doubt." * bool(counts[JobState.IN_DOUBT])
+    await close(client, screen, "the answers to requests, which may name paid tasks")
+    counts = await journal.counts()
+    running = counts[JobState.ACCEPTED] + counts[JobState.FINISHED]
+    in_doubt = counts[JobState.IN_DOUBT]
+    doubts = f" {in_doubt:,} in doubt." if in_doubt else ""
     screen.say(
-        f"Stopped. {open_ones:,} tasks go on, and the journal has their ids.{doubts} "
+        f"Stopped. {running:,} tasks go on, and the journal has their ids.{doubts} "
         "Continue with the same command."
     )

@@ -53,9 +53,6 @@ EXIT_OF: Final = (
 )
 """The first class that fits an error gives the exit code."""
 
-UNNOTICED: Final = 0.1
-"""After how many seconds after Ctrl-C a line says what it waits for."""
-
 SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 """What asks a command to end: also a terminal that closes, and Ctrl-Break on Windows."""
 
@@ -84,7 +81,7 @@ def _whole(_: object, tokens: Sequence[Token]) -> int:
     try:
         return int(tokens[0].value)
     except ValueError:
-        raise ValueError("it is no whole number.") from None
+        raise ValueError("it is not a whole number.") from None
 
 
 WHOLE: Final[Any] = {"converter": _whole}
@@ -181,7 +178,7 @@ def _read_key(path: Path) -> str:
     try:
         key = path.read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as unreadable:
-        reason = getattr(unreadable, "strerror", None) or "it is no text"
+        reason = getattr(unreadable, "strerror", None) or "it is not text"
         raise usage_error(
             "api_key_file", f"The key file cannot be read ({reason}).", "Give another."
         ) from None  # the cause may hold a part of the file
@@ -191,7 +188,7 @@ def _read_key(path: Path) -> str:
 
 
 def check_positive(name: str, value: float) -> None:
-    """Raise unless the option *name* is a number that can be counted down from."""
+    """Raise unless the option *name* is a positive, finite number."""
     if not 0 < value < math.inf:
         raise usage_error(name, f"--{name} is {value:g}.", "Use a number above 0.")
 
@@ -202,22 +199,33 @@ def check_positive(name: str, value: float) -> None:
 def guarded(
     work: Callable[[], Coroutine[Any, Any, int | None]], screen: "Lines", *, verbosity: int
 ) -> int:
-    """Do *work* and give the exit code; whatever goes wrong is one line on stderr."""
+    """Do *work* and return the exit code. An error is one line on stderr."""
     try:
         with Stop() as stop, asyncio.Runner() as runner, logged(screen, verbosity), screen:
             return stop.run(runner, work())
     except Exception as error:  # noqa: BLE001  (a defect is shown too, with the task to go on with)
         if verbosity > 1:
             write(sys.stderr, redact("".join(traceback.format_exception(error))))
-        complain(_told(error))
+        text = str(error)
+        if not isinstance(error, errors.RunwayError):
+            text = f"A defect of this program ({type(error).__name__}). Please report it."
+        complain(" ".join([text, *getattr(error, "__notes__", ())]))
         return next(code for kind, code in EXIT_OF if isinstance(error, kind))
 
 
-def _told(error: Exception) -> str:
-    text = str(error)
-    if not isinstance(error, errors.RunwayError):
-        text = f"A defect of this program ({type(error).__name__}). Please report it."
-    return " ".join([text, *getattr(error, "__notes__", ())])
+def run(work: "Callable[[Lines], Coroutine[Any, Any, int | None]]", talk: Talk) -> int:
+    """Do *work* with a screen as *talk* wants it, and return the exit code."""
+    screen = screen_for(quiet=talk.json)
+    return guarded(lambda: work(screen), screen, verbosity=len(talk.verbose))
+
+
+async def close(client: "Client", screen: "Lines", awaited: str) -> None:
+    """Close *client* once its paid requests have their answers, and say so if that takes time."""
+    closing = asyncio.ensure_future(client.aclose())
+    done, _ = await asyncio.wait({closing}, timeout=0.1)
+    if not done:
+        screen.say(f"Waiting for {awaited}. Ctrl-C again leaves at once.")
+    await closing
 
 
 class Stop:
@@ -235,11 +243,11 @@ class Stop:
 
     def __enter__(self) -> Self:
         for number in filter(None, (getattr(signal, name, None) for name in SIGNALS)):
-            # A process in the background of a script is born deaf to Ctrl-C, and stays so. None
-            # is a handler that is not Python's.
+            # A background process of a script ignores Ctrl-C, and has to go on doing so. None is
+            # a handler that is not Python's.
             if signal.getsignal(number) not in {signal.SIG_IGN, None}:
                 with contextlib.suppress(ValueError):  # outside the main thread, no signal comes
-                    self._before[number] = signal.signal(number, self._hear)
+                    self._before[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -247,7 +255,7 @@ class Stop:
             signal.signal(number, handler)
 
     def run(self, runner: asyncio.Runner, work: Coroutine[Any, Any, int | None]) -> int:
-        """Do *work* until it is done or stopped, and give the exit code, which it may name."""
+        """Run *work* until it ends or is stopped, and return the exit code."""
         loop = runner.get_loop()
         self._wake_by_signals(loop)
         self._task = loop.create_task(work)
@@ -262,9 +270,9 @@ class Stop:
             for number in self._before:
                 # For what it does beside: the loop closes it again.
                 loop.add_signal_handler(number, lambda: None)
-                signal.signal(number, self._hear)
+                signal.signal(number, self._on_signal)
 
-    def _hear(self, number: int, _frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self._number or self._task is None or self._task.done():
             leave(128 + number)
         else:
@@ -293,7 +301,7 @@ def screen_for(*, quiet: bool) -> "Lines":
 
 
 class Lines:
-    """News as plain lines on stderr: for pipes, logs and terminals that can do no more."""
+    """Progress as plain lines on stderr, for pipes, logs and simple terminals."""
 
     #: How often a board is worth showing, in seconds.
     interval: float = 10.0
@@ -309,11 +317,11 @@ class Lines:
         self.close()
 
     def say(self, text: str) -> None:
-        """Show a line that has to be seen."""
+        """Show a line, also on a quiet screen."""
         write(sys.stderr, one_line(text))
 
-    def news(self, text: str) -> None:
-        """Show a line that may be missed."""
+    def info(self, text: str) -> None:
+        """Show a line, unless the screen is quiet."""
         if not self._quiet:
             self.say(text)
 
@@ -321,18 +329,18 @@ class Lines:
         """Show what is going on now, and how much of it is done, from 0 to 1."""
         if name != self._stage:
             self._stage = name
-            self.news(name)
+            self.info(name)
 
     def board(self, head: str, part: float, detail: str, below: str) -> None:  # noqa: ARG002  (as above)
-        """Show how many things at once stand: how many are done, what is left, and the rest."""
-        self.news(", ".join(filter(None, (head, below, detail))))
+        """Show the state of a batch: *head* and *detail* in one line, and *below* in the next."""
+        self.info(", ".join(filter(None, (head, below, detail))))
 
     def close(self) -> None:
-        """Show nothing that moves any more."""
+        """Remove what moves, if anything does."""
 
 
 class Bar(Lines):
-    """The same on a terminal: one line that moves, below the lines that stay."""
+    """Progress on a terminal: one line that moves, below the lines that stay."""
 
     interval = 0.2
 
@@ -366,7 +374,7 @@ class Bar(Lines):
         self._progress.below = below
 
     def close(self) -> None:
-        """Take the line that moves away."""
+        """Remove the line that moves."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
@@ -407,7 +415,7 @@ def _progress_bar() -> Any:
 
 @contextlib.contextmanager
 def logged(screen: Lines, verbosity: int) -> Iterator[None]:
-    """Let the SDK's log appear on *screen*, as far as it was asked for."""
+    """Show the SDK's log on *screen*: nothing, from INFO on, or all of it."""
     logger, handler = hooks.LOGGER, _ToScreen(screen)
     before = logger.level
     # Without a handler of ours, Python itself would print warnings.
@@ -432,7 +440,7 @@ class _ToScreen(logging.Handler):
 # What is printed
 
 
-def tell(row: Mapping[str, Any], talk: Talk) -> None:
+def print_row(row: Mapping[str, Any], talk: Talk) -> None:
     """Print one result: as JSON with every key, or as a table of what is known."""
     if talk.json:
         write(sys.stdout, json.dumps(row, default=datetime.isoformat))
@@ -464,7 +472,7 @@ def complain(text: str) -> None:
 
 
 def write(stream: TextIO | None, text: str) -> None:
-    """Print a line; that it cannot be read, or shown as it is, is no reason to stop."""
+    """Print a line. Errors of the stream are ignored; what it cannot encode is escaped."""
     if stream is None:
         return
     encoding = getattr(stream, "encoding", None) or "utf-8"
@@ -476,7 +484,7 @@ def write(stream: TextIO | None, text: str) -> None:
 
 @attrs.frozen
 class _Lasting:
-    """A stream whose terminal or reader may go away; what is written then is lost."""
+    """A stream whose terminal or reader may close; what is written after that is lost."""
 
     _stream: TextIO
 

@@ -10,7 +10,7 @@ import contextlib
 import shutil
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -23,20 +23,18 @@ from cyclopts import Parameter
 from fuhu_runway import errors
 from fuhu_runway._journal_file import command_line
 from fuhu_runway.journal import Job, JobState, Journal
-from fuhu_runway.models import DEFAULT_WAIT, OfficialImageToVideo, TaskRecord, usage_error
+from fuhu_runway.models import DEFAULT_WAIT, OfficialImageToVideo, usage_error
 
 from .batch import (
     CLOCK,
     OUT,
     STATE_NAME,
     TIMEOUT,
-    End,
     Place,
     Tally,
     number,
     opened,
     shown,
-    word_of,
 )
 from .console import (
     NO_DEFAULT,
@@ -47,17 +45,15 @@ from .console import (
     Reach,
     Talk,
     check_positive,
-    guarded,
     one_line,
+    print_row,
     result_option,
-    screen_for,
-    tell,
+    run,
     write,
 )
 
 if TYPE_CHECKING:
     from fuhu_runway.client import Client
-    from fuhu_runway.task import Task
 
 DOWNLOADS: Final = 20
 """How many clips are fetched at once by default."""
@@ -115,10 +111,7 @@ def jobs(
 
     Free, and asks no gateway. A journal that cannot be written is copied and shown.
     """
-    screen = screen_for(quiet=talk.json)
-    return guarded(
-        partial(_list, journal, state, talk, screen), screen, verbosity=len(talk.verbose)
-    )
+    return run(partial(_list, journal, state, talk), talk)
 
 
 def resume(
@@ -136,9 +129,7 @@ def resume(
 
     Free, and submits nothing. The files are named after their tasks.
     """
-    screen = screen_for(quiet=talk.json)
-    work = partial(_fetch_all, journal, out, timeout, Place(screen, talk, reach, simulate))
-    return guarded(work, screen, verbosity=len(talk.verbose))
+    return run(partial(_fetch_all, journal, out, timeout, Place(talk, reach, simulate)), talk)
 
 
 def resolve(
@@ -165,13 +156,11 @@ def resolve(
     if found + (task_id is not None) + not_accepted != 1:
         raise usage_error(
             "task_id",
-            "What became of it has to be said in one way.",
-            "Give --found, --task-id, or --not-accepted.",
+            "Exactly one of --found, --task-id and --not-accepted is needed.",
+            "Give the one that is true.",
         )
-    screen = screen_for(quiet=talk.json)
-    place = Place(screen, talk, reach, simulate)
-    work = partial(_settle, journal, key, task_id, place, is_named=found)
-    return guarded(work, screen, verbosity=len(talk.verbose))
+    place = Place(talk, reach, simulate)
+    return run(partial(_settle, journal, key, task_id, place, is_named=found), talk)
 
 
 def forget(
@@ -187,10 +176,9 @@ def forget(
     """
     Remove a job from a journal, so that the batch takes it for a new one.
 
-    Not one that is, or may be, paid for and not saved, unless --force says so.
+    Refuses jobs that are, or may be, paid for and not saved, unless --force is given.
     """
-    screen = screen_for(quiet=talk.json)
-    return guarded(partial(_forget, journal, key, force, talk), screen, verbosity=len(talk.verbose))
+    return run(lambda _: _forget(journal, key, talk, force=force), talk)
 
 
 COMMANDS: Final = (jobs, resume, resolve, forget)
@@ -205,8 +193,8 @@ def _existing(path: Path) -> Path:
 # Fetching what is paid for
 
 
-async def _fetch_all(path: Path, out: Path, timeout: float, place: Place) -> int:
-    """Follow every task that a journal knows to its file."""
+async def _fetch_all(path: Path, out: Path, timeout: float, place: Place, screen: Lines) -> int:
+    """Save the clip of every task that a journal knows to be paid for."""
     from fuhu_runway.downloads import check_folder  # noqa: PLC0415  (aiohttp, as above)
 
     check_positive("timeout", timeout)
@@ -217,63 +205,50 @@ async def _fetch_all(path: Path, out: Path, timeout: float, place: Place) -> int
         journal = await stack.enter_async_context(opened(path))
         known = await journal.jobs(JobState.ACCEPTED, JobState.FINISHED)
         # One clip a task: a gateway may have answered two submits with the same id.
-        paid = list({job.task_id: job for job in known}.values())
+        paid = {job.task_id: job for job in known}.values()
         if not paid:
-            place.screen.say("There is nothing to fetch.")
+            screen.say("There is nothing to fetch.")
             return 0
         tally = Tally(len(paid))
-        client = await place.client(stack, journal, state_file, tally.hear)
+        client = await place.client(stack, journal, state_file, screen, tally.watch)
         fetcher = Fetcher(client, out, timeout, tally)
-        await fetcher.fetch_all(paid, place.screen)
-    for line in tally.lines(out, path):
-        place.screen.news(line)
-    if place.talk.json:
-        tell({**tally.row(), "files": fetcher.files}, place.talk)
-    else:
-        write(sys.stdout, "\n".join(fetcher.files))
-    return tally.exit_code()
+        try:
+            async with shown(tally, screen, lambda: tally.total - tally.done):
+                await asyncio.gather(*map(fetcher.fetch, paid))
+        except asyncio.CancelledError:
+            screen.say("Stopped. The tasks go on. Continue with the same command.")
+            raise
+    return tally.report(place, screen, out, path, fetcher.files)
 
 
 @attrs.define(eq=False)
 class Fetcher:
-    """Follows tasks that were paid for to their files."""
+    """Saves the clips of tasks that are paid for."""
 
     client: "Client"
     folder: Path
     timeout: float
     tally: Tally
-    #: The clips that are here, as they came.
+    #: The saved clips, in the order in which they came.
     files: list[str] = attrs.field(factory=list)
     _turns: asyncio.Semaphore = attrs.field(factory=partial(asyncio.Semaphore, DOWNLOADS))
 
-    async def fetch_all(self, paid: list[Job], screen: Lines) -> None:
-        """Come back when every task has come to its end, or its time is over."""
-        try:
-            async with shown(self.tally, screen, lambda: self.tally.total - self.tally.done):
-                await asyncio.gather(*map(self._fetch, paid))
-        except asyncio.CancelledError:
-            screen.say("Stopped. The tasks go on. Continue with the same command.")
-            raise
-
-    async def _fetch(self, job: Job) -> None:
-        try:
-            record = await self._save(self.client.attach(job))
-        except Exception as error:  # noqa: BLE001  (one clip must not end the others)
-            points, refunded = getattr(error, "points", None), getattr(error, "refunded", False)
-            known = error if isinstance(error, errors.RunwayError) else None
-            word = word_of(known, job.key) if known else "unfinished"
-            self.tally.add(End(word, type(error).__name__, points, refunded))
-        else:
-            self.tally.add(End("saved", "", record.points, record.refunded))
-
-    async def _save(self, task: "Task") -> TaskRecord:
+    async def fetch(self, job: Job) -> None:
+        """Wait for the task of a job, save its clip, and count how that ended."""
         from fuhu_runway.batch import file_name  # noqa: PLC0415  (aiohttp, as above)
 
-        clip = await task.wait(timeout=self.timeout)
-        async with self._turns:
-            path = await clip.download(self.folder / file_name(task.id), overwrite=True)
-        self.files.append(str(path))
-        return clip.record
+        try:
+            task = self.client.attach(job)
+            clip = await task.wait(timeout=self.timeout)
+            async with self._turns:
+                path = await clip.download(self.folder / file_name(task.id), overwrite=True)
+        except Exception as error:  # noqa: BLE001  (one clip must not end the others)
+            points, refunded = getattr(error, "points", None), getattr(error, "refunded", False)
+            self.tally.add(error, job.key, points, refunded=refunded)
+        else:
+            self.files.append(str(path))
+            record = clip.record
+            self.tally.add(None, task.id, record.points, refunded=record.refunded)
 
 
 # Journals
@@ -310,28 +285,29 @@ async def _readable(path: Path) -> AsyncIterator[Journal]:
 
 
 async def _list(path: Path, states: tuple[JobState, ...], talk: Talk, screen: Lines) -> None:
+    """Print the jobs of a journal, and what to do about those in doubt."""
     async with _readable(_existing(path)) as journal:
         found = await journal.jobs(*states)
         counts = {state.value: n for state, n in (await journal.counts()).items() if n}
     if talk.json:
-        tell({"counts": counts, "jobs": list(map(job_row, found))}, talk)
+        print_row({"counts": counts, "jobs": list(map(job_row, found))}, talk)
         return
-    for line in _table(found):
-        write(sys.stdout, line)
+    rows = [("key", "state", "points", "changed", "task, error"), *map(_cells, found)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        write(sys.stdout, "  ".join(map(str.ljust, row, widths)).rstrip())
     write(sys.stdout, ", ".join(f"{n:,} {name}" for name, n in counts.items()) or "no jobs")
     doubts = [job for job in found if job.state is JobState.IN_DOUBT]
-    if doubts:
-        for line in _what_to_do(path, is_named=any(job.task_id for job in doubts)):
-            screen.say(line)
-
-
-def _what_to_do(path: Path, *, is_named: bool) -> Iterator[str]:
+    if not doubts:
+        return
     command = command_line("fuhu-runway", "resolve", str(path))
-    yield "In doubt: sent, without a clear answer, perhaps charged. Look for it at the gateway."
-    if is_named:
-        yield f"It is the task that its row shows: {command} KEY --found"
-    yield f"It is there: {command} KEY --task-id ID"
-    yield f"It is not, and the balance agrees: {command} KEY --not-accepted"
+    screen.say(
+        "In doubt: sent, without a clear answer, perhaps charged. Look for it at the gateway."
+    )
+    if any(job.task_id for job in doubts):
+        screen.say(f"It is the task that its row shows: {command} KEY --found")
+    screen.say(f"It is there: {command} KEY --task-id ID")
+    screen.say(f"It is not, and the balance agrees: {command} KEY --not-accepted")
 
 
 def job_row(job: Job) -> dict[str, Any]:
@@ -353,13 +329,6 @@ def mark_of(job: Job) -> str:
     return mark if job.custom_id is None else job.custom_id
 
 
-def _table(found: list[Job]) -> Iterator[str]:
-    rows = [("key", "state", "points", "changed", "task, error"), *map(_cells, found)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(map(str.ljust, row, widths)).rstrip()
-
-
 def _cells(job: Job) -> tuple[str, ...]:
     points = "" if job.points is None else number(job.points)
     instants = (job.planned_at, job.submitted_at, job.accepted_at, job.finished_at, job.saved_at)
@@ -373,16 +342,12 @@ def _cells(job: Job) -> tuple[str, ...]:
     )
 
 
-def _begins(job: Job, start: str) -> bool:
-    return job.key.startswith(start) or mark_of(job).startswith(start)
-
-
 async def _picked(journal: Journal, name: str) -> Job:
-    """Return the one job that *name* means."""
+    """Return the one job that has *name*, or whose key begins with it."""
     every = await journal.jobs()
     found = [job for job in every if name in {job.key, job.custom_id, job.task_id, mark_of(job)}]
     if not found and name:
-        found = [job for job in every if _begins(job, name)]
+        found = [job for job in every if job.key.startswith(name) or mark_of(job).startswith(name)]
     if len(found) != 1:
         fit = f"{len(found):,} jobs begin" if found else "No job begins"
         raise usage_error("key", f"{fit} with this key.", "See them with `fuhu-runway jobs`.")
@@ -390,9 +355,9 @@ async def _picked(journal: Journal, name: str) -> Job:
 
 
 async def _settle(
-    path: Path, name: str, task_id: str | None, place: Place, *, is_named: bool
+    path: Path, name: str, task_id: str | None, place: Place, screen: Lines, *, is_named: bool
 ) -> None:
-    """Take a job out of doubt."""
+    """Record what became of a job in doubt."""
     state_file = _existing(path).parent / STATE_NAME
     async with contextlib.AsyncExitStack() as stack:
         journal = await stack.enter_async_context(opened(path))
@@ -411,12 +376,12 @@ async def _settle(
             # An id of its own may be another's as well: some gateways answer two submits with one.
             if task_id != job.task_id and await journal.find(task_id) is not None:
                 raise usage_error("task_id", "Another job has this task.", "Give its own.")
-            client = await place.client(stack, journal, state_file)
+            client = await place.client(stack, journal, state_file, screen)
             is_official = job.endpoint == OfficialImageToVideo.__name__
             await client.feed(task_id, official=is_official)
             job = await journal.step(job.key, JobState.ACCEPTED, CLOCK.wall(), task_id=task_id)
-    _tell_job(job, place.talk)
-    place.screen.news("The batch's own command goes on with it.")
+    _print_job(job, place.talk)
+    screen.info("The batch's own command goes on with it.")
 
 
 PAID: Final = frozenset(
@@ -425,7 +390,7 @@ PAID: Final = frozenset(
 """A clip is, or may be, paid for and not saved."""
 
 
-async def _forget(path: Path, name: str, force: bool, talk: Talk) -> None:  # noqa: FBT001
+async def _forget(path: Path, name: str, talk: Talk, *, force: bool) -> None:
     async with opened(_existing(path)) as journal:
         job = await _picked(journal, name)
         if job.state in PAID and not force:
@@ -435,11 +400,11 @@ async def _forget(path: Path, name: str, force: bool, talk: Talk) -> None:  # no
                 "Use `resume` or `resolve`; or --force, if you want to pay again.",
             )
         await journal.forget(job.key)
-    _tell_job(job, talk)
+    _print_job(job, talk)
 
 
-def _tell_job(job: Job, talk: Talk) -> None:
+def _print_job(job: Job, talk: Talk) -> None:
     if talk.json:
-        tell(job_row(job), talk)
+        print_row(job_row(job), talk)
     else:
         write(sys.stdout, "  ".join(filter(None, _cells(job))))

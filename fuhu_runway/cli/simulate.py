@@ -1,38 +1,29 @@
 """
 The command line for the simulator: a gateway as a process of its own, for programs in any language.
 
-Rule 1: what leads a program to it goes to stdout, as soon as it answers and not before.
+Rule 1: its address is printed to stdout as soon as it answers, and nothing else is.
 Rule 2: it ends on a signal, and can end with the program that started it.
 """
 
 import asyncio
 import contextlib
 import json
-import math
 import os
 import shlex
 import sys
 import threading
+import tomllib
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import attrs
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 
 from fuhu_runway.errors import UsageError
 from fuhu_runway.models import usage_error
 
-from .console import (
-    NO_DEFAULT,
-    Lines,
-    check_positive,
-    gateway_option,
-    guarded,
-    options_of,
-    result_option,
-    write,
-)
+from .console import NO_DEFAULT, Lines, gateway_option, guarded, result_option, write
 
 if TYPE_CHECKING:
     from fuhu_runway.testing.simulator import Simulator
@@ -43,148 +34,92 @@ ADDRESS_KEYS: Final = {
     "control_url": "Where the control API is.",
     "api_key": "The first key; what FUHU_API_KEY has to be.",
 }
-TABLES: Final = {"A simulator in JSON": ADDRESS_KEYS}
-"""What the reference page says about what is printed here."""
+CONFIG_KEYS: Final = {
+    "callbacks": "A table with options of `Callbacks`, such as `times`, `delay` and `tries`.",
+    "retry_after": "The `Retry-After` of a request above `rate_limit`, in seconds.",
+    "others": "Any option of `Simulator`, such as `price`, `burst`, `media` or `link_lifetime`.",
+}
+TABLES: Final = {"A simulator in JSON": ADDRESS_KEYS, "A simulator.toml": CONFIG_KEYS}
+"""What the reference page says about what is printed and read here."""
 
-AT_LEAST_ZERO: Final = (
-    *("takes", "points", "price", "retry_after"),
-    *(f"callback_{name}" for name in ("delay", "again_after", "retry_after", "stutter")),
-)
 RANGES: Final = {
-    "callback_times": (1, 10),
-    "callback_tries": (1, 10),
+    **dict.fromkeys(("port", "cdn_port"), (0, 65_535)),
+    **dict.fromkeys(("speed", "rate_limit", "link_lifetime"), (1e-6, 1e9)),
+    **dict.fromkeys(("takes", "points", "price", "retry_after"), (0, 1e9)),
+    "burst": (1, 1e9),
+    "quota_status": (401, 403),
     "expired_status": (400, 599),
     "weather": (0, 1),
 }
-SEE_HELP: Final = "See fuhu-runway simulate --help."
-
-_money: Final = options_of(Group("Keys, points and limits", sort_key=4))
-_answer: Final = options_of(Group("Answers", sort_key=5))
-_file: Final = options_of(Group("Files and callbacks", sort_key=6))
+"""The least and the most that a number may be."""
 
 
 @Parameter(name="*")
 @attrs.frozen(kw_only=True)
-class Place:
-    """Where it is, and for how long."""
+class Options:
+    """The everyday options of a simulator; None leaves one to the config or to its default."""
 
-    host: Annotated[str, gateway_option("127.0.0.1, ::1 or localhost.")] = "127.0.0.1"
-    port: Annotated[int, gateway_option("Where it listens; 0 takes a free one.")] = 0
-    cdn_port: Annotated[int, gateway_option("Where its files are; 0 takes a free one.")] = 0
+    config: Annotated[
+        Path | None,
+        gateway_option("A TOML file with any option of Simulator; the other options here win."),
+    ] = None
+    host: Annotated[str | None, gateway_option("127.0.0.1 (default), ::1 or localhost.")] = None
+    port: Annotated[int | None, gateway_option("Where it listens; by default a free port.")] = None
+    cdn_port: Annotated[
+        int | None, gateway_option("Where its files are; by default a free port.")
+    ] = None
     state_file: Annotated[
         Path | None,
         gateway_option("Where its tasks are kept, for the next simulator with this file."),
     ] = None
-
-
-@Parameter(name="*")
-@attrs.frozen(kw_only=True)
-class Ways:
-    """How it behaves; None is the simulator's own default."""
-
     speed: Annotated[
-        float, gateway_option("Simulated seconds per second: a job takes 100 of them.")
-    ] = 1.0
-    takes: Annotated[float, gateway_option("How long a job takes, in simulated seconds.")] = 100.0
-    seed: Annotated[int, gateway_option("The same one gives the same task ids.")] = 0
-
-    points: Annotated[
-        float | None,
-        _money(
-            "What the first key may spend; --no-points is without limit.",
-            negative=None,
-            negative_none="no-",
-        ),
-    ] = 100_000.0
-    price: Annotated[
-        float | None, _money("Points per job; by default 32 for each second of the clip.")
+        float | None, gateway_option("Simulated seconds per second (1): a job takes 100 of them.")
     ] = None
-    quota_status: Annotated[
-        Literal[401, 403], _money("What a key with too few points is answered.")
-    ] = 403
-    rate_limit: Annotated[
-        float | None, _money("Requests per second, for each key; by default there is no limit.")
+    takes: Annotated[
+        float | None, gateway_option("How long a job takes, in simulated seconds (100).")
     ] = None
-    burst: Annotated[int, _money("How many requests that limit lets pass at once.")] = 1
-    retry_after: Annotated[float | None, _money("The Retry-After of the others, in seconds.")] = (
+    seed: Annotated[int | None, gateway_option("The same one gives the same task ids.")] = None
+    points: Annotated[float | None, gateway_option("What the first key may spend (100,000).")] = (
         None
     )
-
+    no_points: Annotated[
+        bool, gateway_option("Let the first key spend without limit.", **NO_DEFAULT)
+    ] = False
+    rate_limit: Annotated[
+        float | None, gateway_option("Requests per second, for each key; by default no limit.")
+    ] = None
     dialect: Annotated[
-        str,
-        _answer(
-            "How it answers: envelope as FuhuAPI does, new_api, mixed, or odd as php_warning does."
+        str | None,
+        gateway_option(
+            "How it answers: envelope as FuhuAPI does (default), new_api, mixed, or odd as "
+            "php_warning does."
         ),
-    ] = "envelope"
-    official_dialect: Annotated[str, _answer("How it answers on the official routes.")] = "official"
-    prefix: Annotated[str, _answer("One more path prefix.")] = "/runway"
-    feed_verb: Annotated[Literal["POST", "GET", "any"], _answer("How the feed is asked.")] = "POST"
+    ] = None
+    feed_verb: Annotated[
+        Literal["POST", "GET", "any"] | None, gateway_option("The feed's method (POST).")
+    ] = None
     key_style: Annotated[
-        Literal["bearer", "raw", "body", "any"], _answer("Where the key has to be.")
-    ] = "bearer"
-    strict: Annotated[
-        bool,
-        _answer("Refuse a request without callback_url, as most gateways do.", negative=None),
-    ] = True
-    requires_version: Annotated[
-        bool,
-        _answer("Refuse an official request without X-Runway-Version.", **NO_DEFAULT),
-    ] = False
+        Literal["bearer", "raw", "body", "any"] | None,
+        gateway_option("Where the key has to be (bearer)."),
+    ] = None
     weather: Annotated[
-        float, _answer("The share of requests, from 0 to 1, to which harmless trouble happens.")
-    ] = 0.0
-
-    media: Annotated[
-        Literal["cdn", "api", "redirect", "relative"],
-        _file("Where video URLs lead: to another origin, or to the API's, which may lead on."),
-    ] = "cdn"
-    exact_links: Annotated[
-        bool, _file("Answer to the exact bytes of a URL only.", **NO_DEFAULT)
-    ] = False
-    video: Annotated[Path | None, _file("The file of every job, in place of its own clip.")] = None
-    link_lifetime: Annotated[
-        float | None, _file("For how many simulated seconds a URL works; by default for ever.")
-    ] = None
-    expired_status: Annotated[int, _file("What a dead URL answers.")] = 403
-    callbacks: Annotated[
-        bool, _file("Tell the callback_url of each job, on this machine only.", negative=None)
-    ] = True
-    callback_times: Annotated[int, _file("How often each callback is delivered.")] = 1
-    callback_delay: Annotated[
-        float, _file("How long after the change it is sent, in simulated seconds.")
-    ] = 0.0
-    callback_progress: Annotated[
-        bool, _file("Whether every change is sent, or the end alone.", negative=None)
-    ] = True
-    callback_disorder: Annotated[
-        bool, _file("Let the last two of a job come the wrong way round.", negative=None)
-    ] = False
-    callback_garbage: Annotated[
-        bool, _file("Post a page that is no JSON before each one.", negative=None)
-    ] = False
-    callback_again_after: Annotated[
         float | None,
-        _file("After how many simulated seconds all of a job are sent again; by default never."),
+        gateway_option("The share of requests, from 0 to 1, to which harmless trouble happens."),
     ] = None
-    callback_tries: Annotated[
-        int, _file("How often one is tried that is not answered with a 2xx.")
-    ] = 1
-    callback_retry_after: Annotated[
-        float, _file("How long is waited between two tries, in simulated seconds.")
-    ] = 60.0
-    callback_stutter: Annotated[
-        float, _file("How long a body pauses half-way, in simulated seconds.")
-    ] = 0.0
+    video: Annotated[
+        Path | None, gateway_option("The file of every job, in place of its own clip.")
+    ] = None
+    no_callbacks: Annotated[
+        bool, gateway_option("Post nothing to the callback_url of a job.", **NO_DEFAULT)
+    ] = False
 
 
-_PLACE: Final = Place()
-_WAYS: Final = Ways()
+_OPTIONS: Final = Options()
 
 
 def simulate(
     *,
-    place: Place = _PLACE,
-    ways: Ways = _WAYS,
+    options: Options = _OPTIONS,
     as_json: Annotated[
         bool,
         result_option("Print one line of JSON in place of the variables.", "--json", **NO_DEFAULT),
@@ -203,18 +138,21 @@ def simulate(
     programs script it and look into it by its control API.
     """
     screen = Lines()
-    work = partial(_serve, place, ways, screen, as_json=as_json, with_stdin=until_stdin_closes)
+    work = partial(_serve, options, screen, as_json=as_json, with_stdin=until_stdin_closes)
     return guarded(work, screen, verbosity=0)
 
 
-async def _serve(
-    place: Place, ways: Ways, screen: Lines, *, as_json: bool, with_stdin: bool
-) -> None:
+async def _serve(options: Options, screen: Lines, *, as_json: bool, with_stdin: bool) -> None:
     """Run the simulator until it is stopped."""
-    gateway = _gateway(place, ways)
-    await _start(gateway, place)
+    gateway = _gateway(options)
+    await _start(gateway)
     try:
-        _tell_address(gateway, as_json=as_json)
+        if as_json:
+            write(sys.stdout, json.dumps({key: getattr(gateway, key) for key in ADDRESS_KEYS}))
+        else:
+            variables = {**gateway.environment(), "FUHU_CONTROL_URL": gateway.control_url}
+            for name, value in variables.items():
+                write(sys.stdout, f"export {name}={shlex.quote(value)}")
         screen.say("simulated: a gateway on this machine, until Ctrl-C")
         ended = asyncio.Event()
         if with_stdin:
@@ -225,93 +163,81 @@ async def _serve(
         await gateway.aclose()
 
 
-def _check(place: Place, ways: Ways) -> None:
-    """Raise unless the address is this machine's and every number is possible."""
-    from fuhu_runway.testing._loopback import is_loopback  # noqa: PLC0415  (aiohttp, which --help can do without)
-
-    if not is_loopback(place.host):
-        raise usage_error("host", "--host is not this machine.", "Use localhost, or leave it out.")
-    for port in (place.port, place.cdn_port):
-        if not 0 <= port <= 65535:
-            raise _port_error(port, "ports go from 0 to 65535")
-    for name in ("speed", "rate_limit", "burst", "link_lifetime"):
-        if (value := getattr(ways, name)) is not None:
-            check_positive(name.replace("_", "-"), value)
-    for name in AT_LEAST_ZERO:
-        if (value := getattr(ways, name)) is not None and not 0 <= value < math.inf:
-            told = f"--{name.replace('_', '-')} is {value:g}."
-            raise usage_error(name, told, "Use 0 or a number above it.")
-    for name, (least, most) in RANGES.items():
-        if not least <= getattr(ways, name) <= most:
-            told = f"--{name.replace('_', '-')} is {getattr(ways, name)}."
-            raise usage_error(name, told, f"Use a number from {least} to {most}.")
-
-
-def _gateway(place: Place, ways: Ways) -> "Simulator":
-    from fuhu_runway.testing._server.callbacks import Callbacks  # noqa: PLC0415  (as above)
+def _gateway(options: Options) -> "Simulator":
+    """Return the simulator that the config and the options describe."""
+    from fuhu_runway.testing import Callbacks, Simulator  # noqa: PLC0415  (aiohttp, which --help can do without)
     from fuhu_runway.testing.faults import TooManyRequests  # noqa: PLC0415  (as above)
-    from fuhu_runway.testing.simulator import Simulator  # noqa: PLC0415  (as above)
 
-    _check(place, ways)
-    chosen = attrs.asdict(ways)
-    callbacks = {
-        field.name: chosen.pop(f"callback_{field.name}") for field in attrs.fields(Callbacks)
-    }
-    chosen["callbacks"] = Callbacks(**callbacks) if ways.callbacks else None
-    retry_after = chosen.pop("retry_after")
-    chosen["video"] = None if ways.video is None else _read_video(ways.video)
-    if chosen["price"] is None:
-        del chosen["price"]
+    settings = {} if options.config is None else _read_config(options.config)
+    settings |= {name: value for name, value in attrs.asdict(options).items() if value is not None}
+    settings.pop("config", None)
+    if settings.pop("no_points"):
+        settings["points"] = None
+    if settings.pop("no_callbacks"):
+        settings["callbacks"] = None
+    for name in RANGES.keys() & settings.keys():
+        _check_number(name, settings[name])
+    if settings.get("video") is not None:
+        settings["video"] = _read(Path(settings["video"]), "video")
     try:
-        chosen["rate_limit_answer"] = TooManyRequests(retry_after)
-        return Simulator(**attrs.asdict(place), **chosen, control=True)
-    except ValueError as unfit:
-        raise usage_error("simulate", f"{unfit}.", SEE_HELP) from unfit
-    except OSError as unreadable:
-        raise _state_error(unreadable) from unreadable
+        if settings.get("callbacks") is not None:
+            settings["callbacks"] = Callbacks(**settings["callbacks"])
+        answer = TooManyRequests(settings.pop("retry_after", None))
+        return Simulator(**{**settings, "rate_limit_answer": answer, "control": True})
+    except (TypeError, ValueError) as unfit:
+        raise usage_error("simulate", f"{unfit}.", "See fuhu-runway simulate --help.") from unfit
+    except OSError as unusable:
+        raise _state_error(unusable) from unusable
 
 
-def _read_video(path: Path) -> bytes:
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(_read(path, "config").decode())
+    except ValueError as broken:
+        raise usage_error(
+            "config", f"{path.name} is not TOML: {broken}.", "Correct it."
+        ) from broken
+
+
+def _read(path: Path, option: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as unreadable:
-        told = f"The video cannot be read ({unreadable.strerror})."
-        raise usage_error("video", told, "Give another, or leave it out.") from unreadable
+        happened = f"The file of --{option} cannot be read ({unreadable.strerror})."
+        raise usage_error(option, happened, "Give another, or leave it out.") from unreadable
 
 
-async def _start(gateway: "Simulator", place: Place) -> None:
+def _check_number(name: str, value: Any) -> None:
+    least, most = RANGES[name]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is not None and not (is_number and least <= value <= most):
+        raise usage_error(
+            name, f"{name} is {value!r}.", f"Use a number from {least:g} to {most:.12g}."
+        )
+
+
+async def _start(gateway: "Simulator") -> None:
     try:
         await gateway.start()
     except OSError as unusable:
         if unusable.filename is not None:
             raise _state_error(unusable) from unusable
-        # It may be either, and the system's words name the one.
-        second = place.cdn_port > 0 and f", {place.cdn_port}" in str(unusable)
-        port = place.cdn_port if second else place.port
-        raise _port_error(port, unusable.strerror or "no reason was told") from unusable
+        reason = unusable.strerror or "The port cannot be opened"
+        raise usage_error("port", f"{reason}.", "Choose another, or leave it out.") from unusable
     except RuntimeError as taken:
-        told = "The state file is in use, or changed since it was read."
-        raise usage_error("state_file", told, "End the other simulator first.") from taken
-
-
-def _port_error(port: int, reason: str) -> UsageError:
-    return usage_error(
-        "port", f"Port {port} cannot be opened ({reason}).", "Choose another, or leave it out."
-    )
+        raise usage_error(
+            "state_file",
+            "The state file is in use, or changed since it was read.",
+            "End the other simulator first.",
+        ) from taken
 
 
 def _state_error(error: OSError) -> UsageError:
-    told = f"The state file cannot be used ({error.strerror})."
-    return usage_error("state_file", told, "Give another, or leave it out.")
-
-
-def _tell_address(gateway: "Simulator", *, as_json: bool) -> None:
-    if as_json:
-        write(sys.stdout, json.dumps({key: getattr(gateway, key) for key in ADDRESS_KEYS}))
-        return
-    variables = {**gateway.environment(), "FUHU_CONTROL_URL": gateway.control_url}
-    for name, value in variables.items():
-        write(sys.stdout, f"export {name}={shlex.quote(value)}")
+    return usage_error(
+        "state_file",
+        f"The state file cannot be used ({error.strerror}).",
+        "Give another, or leave it out.",
+    )
 
 
 def _set_at_end_of_stdin(ended: asyncio.Event) -> None:
@@ -322,7 +248,7 @@ def _set_at_end_of_stdin(ended: asyncio.Event) -> None:
         with contextlib.suppress(OSError):  # it was never open
             while os.read(0, 1024):
                 pass
-        with contextlib.suppress(RuntimeError):  # the end came another way, and the loop is gone
+        with contextlib.suppress(RuntimeError):  # the loop has ended another way
             loop.call_soon_threadsafe(ended.set)
 
     # Not awaited: it may hang on a stdin that stays open.

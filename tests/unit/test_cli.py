@@ -31,7 +31,7 @@ from support.commands import (
 
 pytest.importorskip("cyclopts")
 
-from fuhu_runway import errors
+from fuhu_runway import Client, errors
 from fuhu_runway.cli import app as cli
 from fuhu_runway.cli import console as _console
 from fuhu_runway.task import Clip
@@ -400,11 +400,11 @@ def test_json_of_a_balance(run: Run, gateway: Elsewhere) -> None:
         (["generate", PROMPT, "--image", IMAGE, "--seed", "1"], "--seed does not go with image"),
         (["generate", PROMPT, "--official", "--image", IMAGE, "--style", "noir"], "--style"),
         (["generate", PROMPT, "--official"], "--official needs an image"),
-        (["generate", PROMPT, "--motion", "y"], "--motion is no list"),
-        (["generate", PROMPT, "--motion", "up=1"], "--motion is no list"),
-        (["generate", PROMPT, "--motion", "y=nan"], "--motion is no list"),
-        (["generate", PROMPT, "--extra", "{"], "--extra is no JSON"),
-        (["generate", PROMPT, "--extra", "[" * 100_000], "--extra is no JSON"),
+        (["generate", PROMPT, "--motion", "y"], "--motion is not a list"),
+        (["generate", PROMPT, "--motion", "up=1"], "--motion is not a list"),
+        (["generate", PROMPT, "--motion", "y=nan"], "--motion is not a list"),
+        (["generate", PROMPT, "--extra", "{"], "--extra is not JSON"),
+        (["generate", PROMPT, "--extra", "[" * 100_000], "--extra is not JSON"),
         (["generate", PROMPT, "--extra", "[1]"], "extra is of type list"),
         (["generate", PROMPT, "--extra", '{"prompt": 1}'], "extra sets 'prompt'"),
         (["generate", PROMPT, "--timeout", "0"], "--timeout is 0."),
@@ -418,7 +418,7 @@ def test_json_of_a_balance(run: Run, gateway: Elsewhere) -> None:
         (["generate", PROMPT, "--base-url", "example.com"], "base_url is no http(s) address"),
         (["generate", PROMPT, "--api-key-file", "nothing"], "No such file"),
         (["generate", PROMPT, "--api-key-file", "empty"], "The key file is empty"),
-        (["generate", PROMPT, "--api-key-file", "binary"], "it is no text"),
+        (["generate", PROMPT, "--api-key-file", "binary"], "it is not text"),
         (["generate", PROMPT, "--api-key-file", "two lines"], "a space or a character"),
         (["generate", PROMPT, "--simulate", "--base-url", "http://a"], "together with the address"),
         (["generate", PROMPT, "--simulate", "--api-key-file", "empty"], "together with the addr"),
@@ -493,12 +493,12 @@ def test_the_key_may_come_from_a_file(
         (["generate", "- " + PROMPT], "Unknown option"),
         (["generate", *PROMPT.split()], "Put a prompt of several words in quotes"),
         (["generate"], "requires an argument"),
-        (["generate", PROMPT, "--seconds", "ten"], "--seconds: it is no whole number"),
-        (["generate", PROMPT, "--seconds", "5.7"], "--seconds: it is no whole number"),
-        (["generate", PROMPT, "--seed", "1.5"], "--seed: it is no whole number"),
-        (["restyle", VIDEO, PROMPT, "--seconds", "4.6"], "--seconds: it is no whole number"),
-        (["act", VIDEO, IMAGE, "--motion-multiplier", "2.5"], "it is no whole number"),
-        (["batch", "p.txt", "--out", "c", "--in-flight", "2.5"], "it is no whole number"),
+        (["generate", PROMPT, "--seconds", "ten"], "--seconds: it is not a whole number"),
+        (["generate", PROMPT, "--seconds", "5.7"], "--seconds: it is not a whole number"),
+        (["generate", PROMPT, "--seed", "1.5"], "--seed: it is not a whole number"),
+        (["restyle", VIDEO, PROMPT, "--seconds", "4.6"], "--seconds: it is not a whole number"),
+        (["act", VIDEO, IMAGE, "--motion-multiplier", "2.5"], "it is not a whole number"),
+        (["batch", "p.txt", "--out", "c", "--in-flight", "2.5"], "it is not a whole number"),
         (["enerate", PROMPT], '"generate"'),
         ([PROMPT], "Available commands: generate, restyle"),
         (["-v"], "Unknown command"),
@@ -765,13 +765,13 @@ def test_ctrl_c_tells_what_became_of_the_request(
     """Where the answer is no, or none, the last line says what that means for the money."""
     held = Held()
     gateway.simulator.script(held, faults=[faults.on("submit", fault)])
-    await_answer = cli.Errand._await_answer
+    close = Client.aclose
 
-    async def let_go_and_await(errand: cli.Errand) -> None:
+    async def let_go_and_close(client: Client) -> None:
         held.let_go.set()
-        await await_answer(errand)
+        await close(client)
 
-    monkeypatch.setattr(cli.Errand, "_await_answer", let_go_and_await)
+    monkeypatch.setattr(Client, "aclose", let_go_and_close)
     with pressed(held.reached.is_set):
         done = run("generate", PROMPT)
     assert done.code == 130
@@ -840,7 +840,7 @@ def test_ctrl_c_before_the_work_is_no_success(monkeypatch: pytest.MonkeyPatch) -
     def press(**_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "screen_for", press)
+    monkeypatch.setattr(_console, "screen_for", press)
     with pytest.raises(KeyboardInterrupt):
         cli.main(["balance", "--simulate"])
 

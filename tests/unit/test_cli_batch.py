@@ -142,10 +142,13 @@ def test_a_clip_that_is_gone_is_fetched_again(run: Run, gateway: Elsewhere) -> N
 
 def test_json_is_one_object(run: Run, gateway: Elsewhere) -> None:
     """With --json stdout has the summary with the keys of the page, and stderr nothing."""
+    gateway.simulator.script("a secret puppy", then="fail")
     done = run("--json")
     told = json.loads(done.out)
     assert told.keys() == cli_batch.SUMMARY_KEYS.keys()
-    assert (told["total"], told["saved"], told["points"], done.err) == (3, 3, 960, "")
+    assert (told["total"], told["saved"], told["failed"], done.err) == (3, 2, 1, "")
+    assert (told["points"], told["refunded_points"]) == (640, 320)
+    assert told["errors"] == {"TaskFailed": 1}
     assert told["files"] == ["clips/results.jsonl"]
 
 
@@ -670,14 +673,14 @@ async def test_a_board_tells_of_trouble_until_it_is_over() -> None:
     tally, told = cli_batch.Tally(5), []
 
     class Ear(cli_batch.Lines):
-        def news(self, text: str) -> None:
+        def info(self, text: str) -> None:
             told.append(text)
 
-    tally.hear(hooks.RetryScheduled("generate", 1, 0.1, "RateLimited"))
+    tally.watch(hooks.RetryScheduled("generate", 1, 0.1, "RateLimited"))
     tally.show(Ear(), 1)
-    tally.hear(hooks.TaskSubmitted("1", "generate", 0.1))
-    tally.hear(hooks.DownloadFinished("1", 1))
-    tally.add(cli_batch.End("failed", "TaskFailed", 320, refunded=True))
+    tally.watch(hooks.TaskSubmitted("1", "generate", 0.1))
+    tally.watch(hooks.DownloadFinished("1", 1))
+    tally.add(errors.TaskFailed("a", "b", "c"), "1", 320, refunded=True)
     tally.show(Ear(), 1)
     assert told == [
         "0 of 5, 1 running, 4 left, RateLimited, trying again",
@@ -688,9 +691,9 @@ async def test_a_board_tells_of_trouble_until_it_is_over() -> None:
 async def test_what_earlier_runs_did_says_nothing_about_the_time() -> None:
     """The time that is left is known once this run has done something itself."""
     tally = cli_batch.Tally(3)
-    tally.add(cli_batch.End("saved", is_old=True))
+    tally.add(None, "1", None, is_old=True)
     assert tally.seconds_left() is None
-    tally.add(cli_batch.End("saved"))
+    tally.add(None, "2", None)
     left = tally.seconds_left()
     assert left is not None
     assert 0 <= left <= tally.seconds

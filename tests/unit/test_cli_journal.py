@@ -563,11 +563,11 @@ def test_a_task_belongs_to_one_job(run: Run, gateway: Elsewhere) -> None:
 @pytest.mark.parametrize(
     ("tokens", "told"),
     [
-        ([f"{MARK}:1"], "has to be said in one way"),
-        ([f"{MARK}:1", "--task-id", "t", "--not-accepted"], "has to be said in one way"),
-        ([f"{MARK}:1", "--task-id", "t", "--found"], "has to be said in one way"),
-        ([f"{MARK}:1", "--found", "--not-accepted"], "has to be said in one way"),
-        ([f"{MARK}:1", "--found", "--not-accepted", "--task-id", "t"], "said in one way"),
+        ([f"{MARK}:1"], "Exactly one of --found"),
+        ([f"{MARK}:1", "--task-id", "t", "--not-accepted"], "Exactly one of --found"),
+        ([f"{MARK}:1", "--task-id", "t", "--found"], "Exactly one of --found"),
+        ([f"{MARK}:1", "--found", "--not-accepted"], "Exactly one of --found"),
+        ([f"{MARK}:1", "--found", "--not-accepted", "--task-id", "t"], "Exactly one of --found"),
         (["0123", "--not-accepted"], "2 jobs begin with this key."),
         (["f", "--not-accepted"], "No job begins with this key."),
         (["", "--not-accepted"], "No job begins with this key."),

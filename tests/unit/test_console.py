@@ -43,7 +43,7 @@ def test_the_key_comes_from_the_environment_or_a_file(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("content", "told"), [(None, "No such file"), (b"\n", "is empty"), (b"\xff\xfe", "is no text")]
+    ("content", "told"), [(None, "No such file"), (b"\n", "is empty"), (b"\xff\xfe", "is not text")]
 )
 def test_a_key_file_that_is_none_is_told(content: bytes | None, told: str) -> None:
     """The line says why, and holds no part of the file."""
@@ -438,11 +438,11 @@ def test_a_board_takes_the_lines_it_needs(columns: str) -> None:
 def test_a_result_is_a_table_or_an_object(capsys: pytest.CaptureFixture[str]) -> None:
     """A table shows what is known as a person writes it; JSON has every key."""
     row = {"task_id": "t\x1b1", "progress": 0.42, "refunded": True, "points": 1234.5, "file": None}
-    _console.tell(row, _console.TALK)
+    _console.print_row(row, _console.TALK)
     assert capsys.readouterr().out.splitlines() == [
         *("task id   t 1", "progress  42%", "refunded  yes", "points    1,234.5"),
     ]
-    _console.tell(row, _console.Talk(json=True))
+    _console.print_row(row, _console.Talk(json=True))
     assert json.loads(capsys.readouterr().out) == row
 
 

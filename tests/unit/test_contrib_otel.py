@@ -1,13 +1,10 @@
-import asyncio
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 from support.clients import quick_client
-from support.clock import settle
 
 pytest.importorskip("opentelemetry.sdk", reason="the extra otel is not installed")
 
@@ -63,15 +60,16 @@ def polled(state: TaskState = TaskState.RUNNING, polls: int = 1) -> events.TaskP
 # The whole way
 
 
-async def test_one_span_from_submit_to_file(desk: Desk, gateway: Simulator, tmp_path: Path) -> None:
-    """A job is one span in the caller's trace, with what it cost, and without what it was about."""
+async def test_one_span_for_the_job_and_one_for_its_file(
+    desk: Desk, gateway: Simulator, tmp_path: Path
+) -> None:
+    """A job is one span in the caller's trace, with its cost, and without its prompt."""
     async with quick_client(gateway, hooks=[desk.spans()]) as client:
         with desk.tracer.start_as_current_span("request") as outer:
             task = await client.generate(PROMPT)
         clip = await task
         await clip.download(tmp_path / "kitten.mp4")
-        span = desk.ended[1]
-    assert len(desk.ended) == 2
+        _, span, download = desk.ended
     assert span.name == "generate_content gen4"
     assert span.kind is trace.SpanKind.CLIENT
     assert span.parent == outer.get_span_context()
@@ -89,12 +87,15 @@ async def test_one_span_from_submit_to_file(desk: Desk, gateway: Simulator, tmp_
         "fuhu_runway.polls": span.attributes["fuhu_runway.polls"],
         "fuhu_runway.points": 320.0,
         "fuhu_runway.refunded": False,
+    }
+    assert named(span)[:2] == ["sent", "accepted"]
+    assert (download.name, named(download)) == ("download", ["started"])
+    assert download.parent == span.get_span_context()
+    assert download.attributes == {
+        "gen_ai.response.id": task.id,
         "fuhu_runway.file_bytes": (tmp_path / "kitten.mp4").stat().st_size,
     }
-    names = named(span)
-    assert names[:2] == ["sent", "accepted"]
-    assert names[-3:] == ["settled", "download started", "download finished"]
-    told = span.to_json()
+    told = span.to_json() + download.to_json()
     assert not [mark for mark in ("marked", gateway.api_key, "127.0.0.1", "_jwt") if mark in told]
 
 
@@ -136,7 +137,7 @@ async def test_a_task_that_was_left_unfinished_links_to_its_submit(
             [task] = client.unfinished
             assert found in {None, task}
             await task
-    first, _, second = desk.ended
+    first, second, _ = desk.ended
     assert second.parent == outer.get_span_context()
     [link] = second.links
     assert link.context.span_id == first.get_span_context().span_id
@@ -251,16 +252,14 @@ async def test_states_are_told_when_they_change(desk: Desk) -> None:
         spans, events.PollFailed("t-1", "GatewayDown", 4.0), events.WaitFailed("t-1", "WaitTimeout")
     )
     hear(spans, events.RetryScheduled("feed", 1, 1.0, "GatewayDown", task_id="t-1"))
-    hear(spans, polled(TaskState.SUCCEEDED), SETTLED, FINISHED)
+    hear(spans, polled(TaskState.SUCCEEDED), SETTLED)
     assert named(desk.ended[0]) == [
         "accepted",
         "queued",
         "running",
-        "look failed",
+        "poll failed",
         "wait ended",
         "retry",
-        "settled",
-        "download finished",
     ]
 
 
@@ -291,48 +290,41 @@ def test_a_wait_that_is_hopeless_ends_the_span(desk: Desk) -> None:
 # Ends
 
 
-async def test_without_a_download_it_ends_with_the_task(desk: Desk) -> None:
-    """The span is handed on a little later, and ends when the task did."""
-    spans = desk.spans(linger=0)
-    hear(spans, STARTED, ACCEPTED, SETTLED)
-    assert desk.ended == []
-    await settle()
-    await asyncio.sleep(0.001)
-    [span] = desk.ended
-    assert named(span) == ["accepted", "settled"]
-    assert span.end_time is not None
-    assert 0 <= span.end_time - span.events[-1].timestamp < 1_000_000_000
-
-
-async def test_a_download_that_begins_is_waited_for(desk: Desk) -> None:
-    """Once it has begun, its breaks are events, and the span ends with the file."""
-    spans = desk.spans(linger=0)
-    hear(spans, STARTED, ACCEPTED, SETTLED, events.DownloadStarted("t-1", 0, 4096))
-    await asyncio.sleep(0.001)
-    assert desk.ended == []
-    hear(spans, events.DownloadBroken("t-1", 100, 1.0), events.DownloadStarted("t-1", 100, 4096))
-    hear(spans, FINISHED)
-    assert named(desk.ended[0])[2:] == [
-        "download started",
-        "download broken",
-        "download resumed",
-        "download finished",
-    ]
-
-
-async def test_a_download_that_comes_later_has_a_span_of_its_own(desk: Desk) -> None:
-    """It belongs where it was asked for, and links to the job; a mere look makes none."""
+def test_it_ends_with_the_task(desk: Desk) -> None:
+    """The span of a job is over before its download begins, and a poll of the task starts none."""
     spans = desk.spans()
-    hear(spans, STARTED, ACCEPTED, SETTLED, CLOSED)
-    hear(spans, polled(TaskState.SUCCEEDED, 3), polled(TaskState.RUNNING, 3))
+    hear(spans, STARTED, ACCEPTED, SETTLED)
+    assert named(desk.ended[0]) == ["accepted"]
+    hear(spans, polled(TaskState.SUCCEEDED, 3), polled(TaskState.RUNNING, 3), SETTLED)
     assert len(desk.ended) == 1
-    with desk.tracer.start_as_current_span("late") as outer:
-        hear(spans, events.DownloadBroken("t-1", 0, 1.0))
-    hear(spans, events.DownloadFailed("t-1", 0, "DownloadIncomplete"))
-    first, _, second = desk.ended
-    assert second.parent == outer.get_span_context()
-    assert [link.context for link in second.links] == [first.get_span_context()]
-    assert second.status.description == "DownloadIncomplete"
+
+
+def test_a_download_that_breaks_off_has_one_span(desk: Desk) -> None:
+    """Its breaks are events of one span, which ends with the file."""
+    spans = desk.spans(attributes={"server.address": "api.example"})
+    hear(spans, STARTED, ACCEPTED, SETTLED, events.DownloadStarted("t-1", 0, 4096))
+    hear(spans, events.DownloadBroken("t-1", 100, 1.0), events.DownloadStarted("t-1", 100, 4096))
+    assert len(desk.ended) == 1
+    hear(spans, FINISHED)
+    job, download = desk.ended
+    assert named(download) == ["started", "broken", "resumed"]
+    assert download.parent == job.get_span_context()
+    assert download.attributes == {
+        "gen_ai.response.id": "t-1",
+        "server.address": "api.example",
+        "fuhu_runway.file_bytes": 4096,
+    }
+
+
+def test_a_download_that_fails_is_an_error(desk: Desk) -> None:
+    """Its span ends as failed, and the job's does not; the next download has a span of its own."""
+    spans = desk.spans()
+    hear(spans, STARTED, ACCEPTED, SETTLED)
+    hear(spans, events.DownloadFailed("t-1", 0, "DownloadIncomplete"), FINISHED)
+    job, failed, finished = desk.ended
+    assert job.status.status_code is trace.StatusCode.UNSET
+    assert failed.status.description == "DownloadIncomplete"
+    assert failed.parent == finished.parent == job.get_span_context()
 
 
 def test_a_client_that_is_closed_ends_its_own_spans(desk: Desk) -> None:
@@ -366,9 +358,9 @@ async def test_a_handle_makes_no_span_until_it_is_waited_with(desk: Desk) -> Non
     hear(spans, attached, polled(polls=0))
     hear(spans, events.TaskSettled("t-1", TaskState.SUCCEEDED, 0, None, refunded=False))
     assert repr(spans) == "<JobSpans 0 open>"
-    hear(spans, polled(), attached, SETTLED, FINISHED)
+    hear(spans, polled(), attached, SETTLED)
     [span] = desk.ended
-    assert named(span) == ["running", "settled", "download finished"]
+    assert named(span) == ["running"]
     [link] = span.links
     assert link.context.is_remote
     assert f"00-{link.context.trace_id:032x}-{link.context.span_id:016x}-01" == TRACE
@@ -377,7 +369,7 @@ async def test_a_handle_makes_no_span_until_it_is_waited_with(desk: Desk) -> Non
 async def test_a_wait_that_finds_the_end_makes_a_span(desk: Desk) -> None:
     """One look is enough; where no trace is known, there is no link and no model in the name."""
     spans = desk.spans()
-    hear(spans, events.TaskAttached("t-1", 1), SETTLED, FINISHED)
+    hear(spans, events.TaskAttached("t-1", 1), SETTLED)
     [span] = desk.ended
     assert (span.name, span.links) == ("generate_content", ())
 
@@ -386,29 +378,22 @@ async def test_a_wait_that_finds_the_end_makes_a_span(desk: Desk) -> None:
 
 
 def test_there_is_a_most_to_what_is_kept(desk: Desk) -> None:
-    """Beyond it the oldest span is ended and the oldest trail forgotten."""
+    """Beyond it the oldest span is ended, and the oldest job that ended is forgotten."""
     spans = desk.spans(at_most=2)
     for number in range(6):
         hear(spans, events.SubmissionStarted(number, 1, "text_to_video", None, None))
         hear(spans, events.TaskSubmitted(f"t-{number}", "text_to_video", 0.1, number))
     assert repr(spans) == "<JobSpans 2 open>"
     assert len(desk.ended) == 4
-    assert list(spans._trails) == ["t-2", "t-3"]
+    hear(spans, *(events.DownloadFinished(f"t-{number}", 1) for number in range(4)))
+    assert [span.attributes["gen_ai.response.id"] for span in desk.ended[4:]] == ["t-2", "t-3"]
 
 
-@pytest.mark.parametrize(
-    ("make", "field"),
-    [
-        (lambda: JobSpans(linger=-1), "linger"),
-        (lambda: JobSpans(linger=float("nan")), "linger"),
-        (lambda: JobSpans(at_most=0), "at_most"),
-    ],
-)
-def test_a_bad_setting_is_told(make: Callable[[], object], field: str) -> None:
-    """A time that is none, and room for nothing, are errors of the call."""
+def test_room_for_no_job_is_an_error() -> None:
+    """`at_most` is at least 1."""
     with pytest.raises(UsageError) as caught:
-        make()
-    assert caught.value.field == field
+        JobSpans(at_most=0)
+    assert caught.value.field == "at_most"
 
 
 def test_without_the_api_the_error_names_the_extra() -> None:

@@ -234,9 +234,9 @@ def test_a_cell_that_no_reader_of_json_takes_is_text(made: Make, cell: str) -> N
     [
         ("prompt,Prompt \na,b\n", "line 1: the column prompt is there twice.", "prompt"),
         ("sep=;\nprompt;seconds;seconds\n", "line 2: the column seconds is there", "seconds"),
-        ("a kitten\na puppy\n", "line 1: it names no field of a request.", "path"),
-        ("\na kitten, in the snow\n", "line 2: it names no field of a request.", "path"),
-        ("prompt:seconds\na:5\n", "line 1: it names no field of a request.", "path"),
+        ("a kitten\na puppy\n", "line 1: it has no field of a request.", "path"),
+        ("\na kitten, in the snow\n", "line 2: it has no field of a request.", "path"),
+        ("prompt:seconds\na:5\n", "line 1: it has no field of a request.", "path"),
     ],
 )
 def test_a_bad_head_ends_it_at_once(made: Make, content: str, happened: str, field: str) -> None:
@@ -282,19 +282,19 @@ def test_a_name_that_is_mistyped_gets_the_right_one(
 @pytest.mark.parametrize(
     ("line", "says", "field"),
     [
-        ("{", "no JSON object", "line"),
-        ("[" * 100_000, "no JSON object", "line"),
-        ("7", "no JSON object", "line"),
-        ("null", "no JSON object", "line"),
-        ('["a kitten"]', "no JSON object", "line"),
+        ("{", "not a JSON object", "line"),
+        ("[" * 100_000, "not a JSON object", "line"),
+        ("7", "not a JSON object", "line"),
+        ("null", "not a JSON object", "line"),
+        ('["a kitten"]', "not a JSON object", "line"),
         ('{"prompt": "p", "colour": 1}', "TextToVideo has no field 'colour'", "colour"),
         ('{"prompt": "p", "motion": {"x": 1}, "motion.y": 1}', "no field 'motion.y'", "motion.y"),
         ('{"seconds": 5}', "prompt is missing", "prompt"),
         ('{"prompt": "p", "kind": "act_one"}', "ActOne has no field 'prompt'", "prompt"),
         ('{"kind": "video_to_video", "video": "https://e.com/1"}', "prompt is missing", "prompt"),
-        ('{"prompt": "p", "kind": "opera"}', "kind names no request", "kind"),
-        ('{"prompt": "p", "kind": ["act_one"]}', "kind names no request", "kind"),
-        ('{"prompt": "p", "kind": null}', "kind names no request", "kind"),
+        ('{"prompt": "p", "kind": "opera"}', "kind is not a request", "kind"),
+        ('{"prompt": "p", "kind": ["act_one"]}', "kind is not a request", "kind"),
+        ('{"prompt": "p", "kind": null}', "kind is not a request", "kind"),
         ('{"prompt": ""}', "prompt is empty", "prompt"),
         ('{"prompt": null}', "prompt is of type NoneType", "prompt"),
         ('{"prompt": "\\ud800"}', "half a character", "prompt"),
@@ -303,15 +303,15 @@ def test_a_name_that_is_mistyped_gets_the_right_one(
         ('{"prompt": "p", "seconds": true}', "seconds is True", "seconds"),
         ('{"prompt": "p", "seconds": NaN}', "seconds is nan", "seconds"),
         ('{"prompt": "p", "extra": []}', "extra is of type list", "extra"),
-        ('{"prompt": "p", "motion": {"speed": 1}}', "motion has other parts", "motion"),
-        ('{"prompt": "p", "motion": "left"}', "motion has other parts", "motion"),
+        ('{"prompt": "p", "motion": {"speed": 1}}', "motion has unknown parts", "motion"),
+        ('{"prompt": "p", "motion": "left"}', "motion has unknown parts", "motion"),
         ('{"prompt": "p", "motion": {"x": "left"}}', "x is 'left'", "x"),
         ('{"prompt": "\\u200b\\ufeff"}', "prompt has no visible character", "prompt"),
         ('{"prompt": "p", "ratio": []}', "ratio is []", "ratio"),
         ('{"prompt": "p", "image": "https://a..example/1"}', "valid host and port", "image"),
         ('{"prompt": "p", "extra": {"a": {"\\ud800": 1}}}', "UnicodeEncodeError", "extra"),
         ('{"prompt": "p", "extra": {"a": ' + "[" * 200 + "]" * 200 + "}}", "levels", "extra"),
-        ('{"prompt": "p", "extra": ' + '{"a":' * 50_000, "no JSON object", "line"),
+        ('{"prompt": "p", "extra": ' + '{"a":' * 50_000, "not a JSON object", "line"),
         ('{"prompt": "p", "custom_id": ""}', "custom_id is empty", "custom_id"),
         ('{"prompt": "p", "custom_id": "\\u200b"}', "no visible character", "custom_id"),
         ('{"prompt": "p", "custom_id": "a\\ud800"}', "half a character", "custom_id"),
@@ -372,7 +372,7 @@ def test_bad_entries_can_be_passed_over(made: Make, name: str) -> None:
 def test_a_file_of_no_known_kind_is_not_read(made: Make, name: str) -> None:
     """The ending tells the kind, and the error tells which there are."""
     error = refusal(made(name, "a kitten"))
-    assert error.happened == f"{name!r} is of no known kind."
+    assert error.happened == f"{name!r} has no known ending."
     assert all(ending in error.advice for ending in READERS)
 
 
