@@ -18,10 +18,10 @@ from .accounts import Account
 from .callbacks import Postman
 from .cdn import Files
 from .checks import OFFICIAL_ACTIONS, REVERSE_ACTIONS
-from .exchange import Refused, Reply, json_reply, too_many_requests
+from .exchange import Refused, Reply, Visit, json_reply, too_many_requests
 from .store import Body, Store, amount
 from .story import Moment
-from .visits import MAX_BODY_BYTES, Reception, Route, Visit
+from .visits import MAX_BODY_BYTES, Reception, Route
 from .wild import HTML
 
 if TYPE_CHECKING:

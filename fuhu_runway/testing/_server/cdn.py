@@ -11,9 +11,9 @@ from aiohttp import web
 from fuhu_runway.testing import faults
 from fuhu_runway.testing.faults import Fault
 
-from .exchange import Refused, Reply
+from .exchange import Refused, Reply, Visit
 from .store import Origin, SimulatedTask, Store
-from .visits import Reception, Route, Visit
+from .visits import Reception, Route
 
 if TYPE_CHECKING:
     from fuhu_runway.testing.simulator import Simulator

@@ -14,18 +14,17 @@ import time
 from collections.abc import Callable, Mapping
 from email.utils import formatdate
 from functools import singledispatch
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 import attrs
 from aiohttp import web
 
 from fuhu_runway.testing import faults
-from fuhu_runway.testing._clock import SimulatedClock
 from fuhu_runway.testing.faults import Fault
 
 from . import bodies as _bodies
-from .store import Seen
+from .store import Seen, SimulatedTask, Store, prompt_of
 from .wild import JSON
 
 CHUNK: Final = 64 * 1024
@@ -74,19 +73,30 @@ class Refused(Exception):
         self.reply = reply
 
 
-@attrs.frozen
-class Exchange:
+@attrs.define
+class Visit:
     """One request on its way to an answer."""
 
+    store: Store
     request: web.Request
-    clock: SimulatedClock
+    raw: bytes = attrs.field(repr=False)
+    #: The JSON object that came; None if there was none.
+    sent: dict[str, Any] | None = attrs.field(repr=False)
     seen: Seen
+    #: The task it asks for, if there is such a task.
+    task: SimulatedTask | None
     #: Does what the route does, with a fault that changes what it says or with None.
-    work: Callable[[Fault | None], Reply]
-    prompt: str = attrs.field(repr=False)
+    work: Callable[["Visit", Fault | None], Reply]
+    #: The task that it made, and paid for.
+    made: SimulatedTask | None = None
 
-    def right_answer(self) -> Reply:
-        return self.work(None)
+    def answer(self, fault: Fault | None = None) -> Reply:
+        """Do the work and return the answer, by default the right one."""
+        self.store.settle()
+        try:
+            return self.work(self, fault)
+        except Refused as refused:
+            return refused.reply
 
     def drop(self, *, reset: bool = False) -> web.StreamResponse:
         """Close the connection; aiohttp finds it closed and writes nothing to it."""
@@ -115,7 +125,7 @@ class Exchange:
         for start in range(0, len(body), step):
             await response.write(body[start : start + step])
             if rate is not None:
-                await self.clock.pause(TRICKLE)
+                await self.store.clock.pause(TRICKLE)
         if cut is not None:
             self.drop()
         return response
@@ -130,90 +140,90 @@ class Exchange:
 
 
 @singledispatch
-async def enact(fault: Fault | None, exchange: Exchange) -> web.StreamResponse:
-    """Answer *exchange*, with *fault* in it."""
-    return await exchange.send(_reply(fault, exchange))
+async def enact(fault: Fault | None, visit: Visit) -> web.StreamResponse:
+    """Answer *visit*, with *fault* in it."""
+    return await visit.send(_reply(fault, visit))
 
 
-def _reply(fault: Fault | None, exchange: Exchange) -> Reply:
+def _reply(fault: Fault | None, visit: Visit) -> Reply:
     """Return what is sent where nothing happens to the connection."""
     match fault:
         case faults.Answer():
             if fault.accepted:
-                exchange.right_answer()
+                visit.answer()
             headers = {"Content-Type": fault.content_type, **dict(fault.headers)}
             reply = Reply(fault.status, fault.body.encode(), headers)
         case faults.TooManyRequests():
             reply = too_many_requests(fault)
         case faults.Truncated(keep_bytes):
-            reply = exchange.right_answer()
+            reply = visit.answer()
             reply = attrs.evolve(reply, body=reply.body[:keep_bytes])
         case faults.Cut(after_bytes):
-            reply = attrs.evolve(exchange.right_answer(), cut_after=after_bytes)
+            reply = attrs.evolve(visit.answer(), cut_after=after_bytes)
         case faults.LargeHead(size, count):
             more = {f"X-Policy-{number}": "a" * size for number in range(count)}
-            reply = exchange.right_answer().with_headers(more)
+            reply = visit.answer().with_headers(more)
         case faults.Gzipped(megabytes):
-            reply = exchange.right_answer().with_headers({"Content-Encoding": "gzip"})
+            reply = visit.answer().with_headers({"Content-Encoding": "gzip"})
             reply = attrs.evolve(
                 reply, body=gzip.compress(reply.body + bytes(megabytes * MEGABYTE))
             )
         case faults.Quotes(how, status):
-            message = f"not allowed: '{QUOTATIONS[how](exchange.prompt)}'"
+            message = f"not allowed: '{QUOTATIONS[how](prompt_of(visit.sent or {}))}'"
             reply = json_reply(_bodies.openai_error(message, type="invalid_request_error"), status)
         case faults.HugeRefusal(megabytes):
             reply = json_reply(_bodies.openai_error("a" * megabytes * MEGABYTE), 400)
         case _:
-            reply = exchange.work(fault)
+            reply = visit.answer(fault)
     return reply
 
 
 @enact.register
-async def _drop(fault: faults.Drop, exchange: Exchange) -> web.StreamResponse:
+async def _drop(fault: faults.Drop, visit: Visit) -> web.StreamResponse:
     if fault.accepted:
-        exchange.right_answer()
-    return exchange.drop(reset=fault.reset)
+        visit.answer()
+    return visit.drop(reset=fault.reset)
 
 
 @enact.register
-async def _hang(fault: faults.Hang, exchange: Exchange) -> web.StreamResponse:
+async def _hang(fault: faults.Hang, visit: Visit) -> web.StreamResponse:
     if fault.after_bytes is not None:
-        reply = exchange.right_answer()
-        response = await exchange.begin(reply, len(reply.body))
+        reply = visit.answer()
+        response = await visit.begin(reply, len(reply.body))
         await response.write(reply.body[: fault.after_bytes])
     elif fault.accepted:
-        exchange.right_answer()
-    await exchange.clock.wait_closed()
-    return exchange.drop()
+        visit.answer()
+    await visit.store.clock.wait_closed()
+    return visit.drop()
 
 
 @enact.register
-async def _slow(fault: faults.Slow, exchange: Exchange) -> web.StreamResponse:
-    reply = exchange.right_answer() if fault.then is None else None
-    await exchange.clock.pause(fault.seconds)
-    return await (enact(fault.then, exchange) if reply is None else exchange.send(reply))
+async def _slow(fault: faults.Slow, visit: Visit) -> web.StreamResponse:
+    reply = visit.answer() if fault.then is None else None
+    await visit.store.clock.pause(fault.seconds)
+    return await (enact(fault.then, visit) if reply is None else visit.send(reply))
 
 
 @enact.register
-async def _informational(fault: faults.Informational, exchange: Exchange) -> web.StreamResponse:
-    exchange.write(b"HTTP/1.1 %d Early\r\nLink: </style.css>; rel=preload\r\n\r\n" % fault.status)
-    return await enact(fault.then, exchange)
+async def _informational(fault: faults.Informational, visit: Visit) -> web.StreamResponse:
+    visit.write(b"HTTP/1.1 %d Early\r\nLink: </style.css>; rel=preload\r\n\r\n" % fault.status)
+    return await enact(fault.then, visit)
 
 
 @enact.register
-async def _chunked(fault: faults.Chunked, exchange: Exchange) -> web.StreamResponse:
-    reply = exchange.right_answer()
-    response = await exchange.begin(reply)
+async def _chunked(fault: faults.Chunked, visit: Visit) -> web.StreamResponse:
+    reply = visit.answer()
+    response = await visit.begin(reply)
     await response.write(reply.body + fault.extra.encode())
     await response.write_eof()
-    exchange.write(fault.behind.encode())
+    visit.write(fault.behind.encode())
     return response
 
 
 @enact.register
-async def _huge(fault: faults.Huge, exchange: Exchange) -> web.StreamResponse:
-    reply = exchange.right_answer()
-    response = await exchange.begin(reply)
+async def _huge(fault: faults.Huge, visit: Visit) -> web.StreamResponse:
+    reply = visit.answer()
+    response = await visit.begin(reply)
     await response.write(reply.body)
     for _ in range(fault.megabytes * MEGABYTE // CHUNK):
         await response.write(b" " * CHUNK)

@@ -4,7 +4,6 @@ import asyncio
 import json
 import uuid
 from collections.abc import Callable, Iterator
-from functools import partial
 from random import Random
 from types import TracebackType
 from typing import Any, Final, cast
@@ -15,8 +14,8 @@ from aiohttp import web
 from fuhu_runway.testing.faults import Fault, Where
 
 from . import bodies as _bodies
-from .exchange import Exchange, Refused, Reply, enact, json_reply
-from .store import Origin, Plans, Seen, SimulatedTask, Store, prompt_of
+from .exchange import Reply, Visit, enact, json_reply
+from .store import Origin, Plans, Seen, SimulatedTask, Store
 from .weather import WEATHER
 
 # Pictures may come as data URIs in the official format.
@@ -38,24 +37,6 @@ HEADERS: Final = (
 )
 
 
-@attrs.define
-class Visit:
-    """One request while its answer is made."""
-
-    request: web.Request
-    raw: bytes = attrs.field(repr=False)
-    #: The JSON object that came; None if there was none.
-    sent: dict[str, Any] | None = attrs.field(repr=False)
-    seen: Seen
-    #: The task it asks for, if there is such a task.
-    task: SimulatedTask | None
-    #: The task that it made, and paid for.
-    made: SimulatedTask | None = None
-
-
-Work = Callable[[Visit, Fault | None], Reply]
-
-
 @attrs.frozen
 class Route:
     """What one path is for."""
@@ -64,7 +45,7 @@ class Route:
     where: Where | None
     #: Whose faults it takes from a script: the official routes submit and poll as well.
     role: Where | None
-    work: Work
+    work: Callable[[Visit, Fault | None], Reply]
     origin: Origin = "api"
 
 
@@ -107,38 +88,28 @@ class Reception:
         if task is not None:
             seen.task_id = task.task_id
             task.polls += route.role == "feed"
-        visit = Visit(request, raw, sent, seen, task)
+        visit = Visit(self.store, request, raw, sent, seen, task, route.work)
         fault = self._fault(visit, route)
         seen.fault = None if fault is None else fault.label
-        return await self._answer(visit, route.work, fault)
+        return await self._answer(visit, fault)
 
-    async def _answer(self, visit: Visit, work: Work, fault: Fault | None) -> web.StreamResponse:
-        guarded = partial(self._guarded, work, visit)
-        clock, prompt = self.store.clock, prompt_of(visit.sent or {})
-        exchange = Exchange(visit.request, clock, visit.seen, guarded, prompt)
+    async def _answer(self, visit: Visit, fault: Fault | None) -> web.StreamResponse:
         answering = cast("asyncio.Task[Any]", asyncio.current_task())
         self._answering.add(answering)
         self.peak = max(self.peak, len(self._answering))
         try:
-            response = await enact(fault, exchange)
+            response = await enact(fault, visit)
             await self._hand_over(visit, response)
         except ConnectionError:
             # The client left before it had read all, which is its own affair.
-            return exchange.drop(reset=True)
+            return visit.drop(reset=True)
         except asyncio.CancelledError:
             # The answer is not read, and what is left of it must not outlive the gateway.
-            exchange.drop(reset=True)
+            visit.drop(reset=True)
             raise
         finally:
             self._answering.discard(answering)
         return response
-
-    def _guarded(self, work: Work, visit: Visit, fault: Fault | None) -> Reply:
-        self.store.settle()
-        try:
-            return work(visit, fault)
-        except Refused as refused:
-            return refused.reply
 
     async def _hand_over(self, visit: Visit, response: web.StreamResponse) -> None:
         """Send the answer to a paid request, and record that it left."""
