@@ -56,7 +56,7 @@ def clock() -> ManualClock:
 @pytest.fixture
 async def virtual() -> AsyncIterator[None]:
     """Let the loop's time jump over all waiting, for the whole test."""
-    with virtual_time():
+    with virtual_time(deadline=600):  # seconds, as long as pytest waits for a test
         yield
 
 

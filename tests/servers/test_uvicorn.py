@@ -18,7 +18,7 @@ import fuhu_runway
 from fuhu_runway.journal import Journal
 from fuhu_runway.testing import Simulator, faults
 
-INSTANTS: Final = int(os.environ.get("FUHU_TEST_INSTANTS", "20"))
+INSTANTS: Final = int(os.environ.get("TEST_INSTANTS", "20"))
 """How many servers are stopped; the full session asks for 200."""
 ROUTES: Final = ("start", "wait", "stream")
 
