@@ -23,7 +23,7 @@ from sphinx.pycode import ModuleAnalyzer
 from fuhu_runway import callbacks, errors, hooks
 from fuhu_runway._http import limiter as pace
 from fuhu_runway._http.retry import MAY_REPEAT, ladder
-from fuhu_runway._waiting import hints
+from fuhu_runway._waiting import poller
 from fuhu_runway._wire import tables as facts
 from fuhu_runway.cli import app as cli
 from fuhu_runway.inputs import KINDS
@@ -512,14 +512,12 @@ def callback_numbers() -> str:
             ("bodies that are read at once", f"{callbacks.READ_AT_ONCE}"),
             ("addresses that are kept", f"{callbacks.REMEMBERED:,}"),
             ("what cannot be guessed of an address", f"{callbacks.SEAL_BYTES * 8} bits"),
-            ("looks at one task that may follow at once", f"{hints.HINTED_AT_ONCE}"),
-            ("and from there on", f"one in {hints.HINTED_EVERY:g} s"),
-            ("looks while deliveries are relied on", f"one in {callbacks.SAFETY_NET:g} s"),
+            ("polls of one task that webhooks cause", f"one in {poller.WEBHOOK_EVERY:g} s"),
+            ("polls while webhooks are relied on", f"one in {callbacks.SAFETY_NET:g} s"),
             (
-                "ends told first that make up for one that was not",
-                f"1, then 2, 4 and so on, up to {hints.MOST_PROOF}",
+                "ends without any webhook until the event `CallbacksMissing`",
+                f"{poller.MISSING_AFTER}",
             ),
-            ("ends without any webhook until the event `CallbacksMissing`", f"{hints.SILENT_ENDS}"),
         ),
     )
 
