@@ -185,19 +185,6 @@ async def test_an_end_teaches_once(clock: ManualClock) -> None:
     assert repr(learner) == "<Learner TextToVideo: 1>"
 
 
-async def test_a_drift_brings_the_exponential_rhythm_back(clock: ManualClock) -> None:
-    """When tasks take three times as long as learned, gaps are those of the exponential one."""
-    learner = taught()
-    scene = scene_on(clock, learner=learner)
-    waits = [scene.wait(watch_on(scene, f"t-{number}")) for number in range(20)]
-    await clock.advance(250.0)
-    assert learner.gap(KIND, 50.0, 0.0) is None
-    await clock.advance(60.0)
-    last = [at for task_id, at in scene.feed.looks if task_id == "t-0"][-3:]
-    assert [b - a for a, b in pairwise(last)] == pytest.approx([15.0, 15.0])
-    await leave(*waits)
-
-
 # Looks that take turns
 
 
