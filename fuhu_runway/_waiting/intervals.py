@@ -38,7 +38,7 @@ SEEN_PART: Final = 0.8
 MAX_RECALLED: Final = 1000
 """Durations that are read from a journal; if more, opening a client takes longer."""
 
-MAX_LAG: Final = 3.25
+MAX_LAG: Final = 3.15
 """Units between the end of a task and the poll that finds it, on average; more for fewer polls."""
 MAX_LAG_PART: Final = 0.01
 """The same as a part of the median duration, for long tasks; more for fewer polls."""
