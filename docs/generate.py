@@ -25,7 +25,7 @@ from fuhu_runway import callbacks, errors, hooks
 from fuhu_runway._http import limiter as pace
 from fuhu_runway._http.retry import MAY_REPEAT, ladder
 from fuhu_runway._journal_file import MIGRATIONS, SCHEMA
-from fuhu_runway._waiting import hints
+from fuhu_runway._waiting import poller
 from fuhu_runway._wire import tables as facts
 from fuhu_runway._wire.refusals import REFUSALS
 from fuhu_runway.cli import app as cli
@@ -560,14 +560,12 @@ def callback_numbers() -> str:
             ("bodies received at once", f"{callbacks.READ_AT_ONCE}"),
             ("addresses kept in memory", f"{callbacks.REMEMBERED:,}"),
             ("random part of an address", f"{callbacks.SEAL_BYTES * 8} bits"),
-            ("polls of one task that webhooks may cause at once", f"{hints.HINTED_AT_ONCE}"),
-            ("polls that further webhooks may cause", f"one in {hints.HINTED_EVERY:g} s"),
+            ("polls of one task that webhooks may cause", f"one in {poller.WEBHOOK_EVERY:g} s"),
             ("polls of a task while webhooks are relied on", f"one in {callbacks.SAFETY_NET:g} s"),
             (
-                "ends announced in time before webhooks are relied on again",
-                f"1, then 2, 4 and so on, up to {hints.MOST_PROOF}",
+                "ended tasks without any webhook before `CallbacksMissing`",
+                f"{poller.MISSING_AFTER}",
             ),
-            ("ended tasks without any webhook before `CallbacksMissing`", f"{hints.SILENT_ENDS}"),
         ),
     )
 

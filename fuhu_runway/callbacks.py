@@ -12,6 +12,7 @@ import asyncio
 import base64
 import contextvars
 import hmac
+import math
 import re
 import secrets
 import threading
@@ -24,7 +25,6 @@ from weakref import WeakSet, ref
 import attrs
 from aiohttp import web
 
-from ._waiting.hints import Allowance
 from ._wire.decode import read_callback
 from .models import Generation, TaskRecord, TaskState, is_reachable_address, usage_error
 
@@ -99,7 +99,8 @@ class Address:
     is_sought: bool = False
     #: The last webhook that came before there was a task.
     early: Delivery | None = None
-    allowance: Allowance = attrs.field(factory=Allowance, repr=False)
+    #: The earliest instant at which a webhook may have that task looked for again.
+    next_search_at: float = attrs.field(default=-math.inf, repr=False)
 
     @property
     def is_strange(self) -> bool:

@@ -1,10 +1,10 @@
 """
 When the next request may go: requests in flight, and a pace, set or learned from the answers.
 
-Rule 1: first come, first served, whatever it is for. Only the one poll that queues on behalf of
-all tasks may say how far ahead it stands, or a crowd of submits would keep every clip waiting.
-Rule 2: waiting here costs nothing and may be cancelled at any time: what waits was not sent.
-Rule 3: state changes under no `await`, so that a cancelled waiter can leave nothing half done.
+Rule 1: first come, first served. Only the one place that the poller holds for all tasks is second
+in line at most, or a crowd of submits would keep every clip waiting.
+Rule 2: waiting here costs nothing and may be cancelled at any time: nothing was sent.
+Rule 3: no state change has an `await` in it, so that a cancelled waiter leaves nothing half done.
 
 Rates are in requests per second, instants are seconds of the loop's clock.
 """
@@ -242,9 +242,9 @@ class Pace:
         self._go(self._known, now)
 
 
-class Gate:
+class RateLimiter:
     """
-    The rate limiter: everything on one client, in one event loop, waits here for its turn to send.
+    Where every request of one client, in one event loop, waits for its turn to be sent.
 
     Args:
         limits: What the user allows.
@@ -270,43 +270,55 @@ class Gate:
         rate = "" if math.isinf(self.pace.rate) else f", {self.pace.rate:.2g} a second"
         hold = self.pace.hold_until - self._clock.now()
         held = f", held for {hold:.1f} s" if hold > 0 else ""
-        flying = f"{self.in_flight} of {self.limits.requests_in_flight} in flight"
-        # A cancelled one stays in line until it is its turn. A copy, since another thread may ask.
+        in_flight = f"{self.in_flight} of {self.limits.requests_in_flight} in flight"
+        # A cancelled turn stays in line until it is first. A copy, for calls from other threads.
         waiting = sum(not turn.done() for turn in self._waiting.copy())
-        return f"<Gate {flying}, {waiting} waiting{rate}{held}>"
+        return f"<RateLimiter {in_flight}, {waiting} waiting{rate}{held}>"
 
     @property
     def room(self) -> float:
         """How many requests may be in flight now."""
         return min(self.limits.requests_in_flight, self.pace.room)
 
-    @property
-    def is_paced(self) -> bool:
-        """Whether requests go at a rate, so that it matters which goes first."""
-        return not math.isinf(self.pace.rate)
+    def slot(self) -> "Slot":
+        """Return a block that is entered when a request may go, and counts it until it is left."""
+        return Slot(self)
 
-    def slot(self, *, behind: int | None = None) -> "Slot":
-        """
-        Return a block that is entered when a request may go, and counts it until it is left.
-
-        Args:
-            behind: How many of those that wait go before this one; by default all.
-        """
-        return Slot(self, behind)
-
-    async def enter(self, behind: int | None) -> float:
-        """Come back when a request may go, with the instant; for slots."""
+    def try_enter(self) -> bool:
+        """Count a request in flight if it may go now; return whether it may."""
         now = self._clock.now()
-        is_free = not self._waiting and self.in_flight < self.room
-        if is_free and self.pace.ready_at(now) <= now:
-            self.in_flight += 1
-            self.pace.sent(now)
-            return now
-        await self._turn(behind)
+        if self._waiting or self.in_flight >= self.room or self.pace.ready_at(now) > now:
+            return False
+        self.in_flight += 1
+        self.pace.sent(now)
+        return True
+
+    def line_up(self, *, soon: bool = False) -> "asyncio.Future[None]":
+        """
+        Return a future that is done when a request may go, which then counts as in flight.
+
+        Cancel the future to give up the place. With *soon* only one other request goes before.
+        """
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.insert(1 if soon else len(self._waiting), turn)
+        turn.add_done_callback(self._let_go_if_cancelled)
+        self._let_go()
+        return turn
+
+    async def enter(self) -> float:
+        """Wait until a request may go, count it in flight, and return the instant."""
+        if not self.try_enter():
+            turn = self.line_up()
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled() and turn.exception() is None:
+                    self.leave()  # its turn had come
+                raise
         return self._clock.now()
 
     def leave(self) -> None:
-        """Count one request less; for slots."""
+        """Count one request in flight less."""
         self.in_flight -= 1
         self._let_go()
 
@@ -316,7 +328,7 @@ class Gate:
         flight.add_done_callback(lambda _: self.leave())
 
     def close(self, refusal: Callable[[], Exception]) -> None:
-        """Refuse all that wait, since their turn will not come."""
+        """Refuse all requests that wait."""
         waiting, self._waiting = self._waiting, deque()
         for turn in waiting:
             if not turn.done():
@@ -328,7 +340,7 @@ class Gate:
         self.pace.answered(sent_at, self._clock.now())
         if self._reported_hold > -math.inf:
             self._reported_hold = -math.inf
-            self._hooks.emit(PaceRecovered(self._rate))
+            self._report_recovery()
         self._report_limit()
 
     def refused(self, sent_at: float, retry_after: float | None) -> None:
@@ -344,30 +356,21 @@ class Gate:
     def _report_limit(self) -> None:
         if self.pace.limit != self._reported_limit:
             self._reported_limit = self.pace.limit
-            is_known = math.isfinite(self.pace.limit)
-            self._hooks.emit(
-                PaceChanged(self.pace.limit) if is_known else PaceRecovered(self._rate)
-            )
+            if math.isfinite(self.pace.limit):
+                self._hooks.emit(PaceChanged(self.pace.limit))
+            else:
+                self._report_recovery()
 
-    @property
-    def _rate(self) -> float | None:
-        """The pace in requests per second; None if there is none."""
-        return self.pace.rate if self.is_paced else None
+    def _report_recovery(self) -> None:
+        rate = self.pace.rate
+        self._hooks.emit(PaceRecovered(None if math.isinf(rate) else rate))
 
-    async def _turn(self, behind: int | None) -> None:
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.insert(len(self._waiting) if behind is None else behind, turn)
-        self._let_go()
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self.in_flight -= 1  # it was this one's turn, and it does not take it
+    def _let_go_if_cancelled(self, turn: "asyncio.Future[None]") -> None:
+        if turn.cancelled():
             self._let_go()
-            raise
 
     def _let_go(self, due_at: float | None = None) -> None:
-        """Let everyone go whose turn it is, the first of them at *due_at*; set the timer."""
+        """Let all requests go whose turn it is, the first of them at *due_at*; set the timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -389,16 +392,19 @@ class Gate:
 @attrs.define(eq=False)
 class Slot:
     """
-    The place of one request among those in flight; entering it gives the instant.
+    The place of one request among those in flight; entering it returns the instant.
 
-    No `asynccontextmanager`: the loop keeps a book of asynchronous generators, at each request.
+    No `asynccontextmanager`: the loop keeps track of every asynchronous generator, which costs
+    CPU for each request.
     """
 
-    _gate: Gate
-    _behind: int | None
+    _limiter: RateLimiter
 
     def __aenter__(self) -> Awaitable[float]:
-        return self._gate.enter(self._behind)
+        return self._limiter.enter()
 
     async def __aexit__(self, *_raised: object) -> None:
-        self._gate.leave()
+        self._limiter.leave()
+
+
+Gate = RateLimiter  # the name that transport.py still uses

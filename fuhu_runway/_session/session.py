@@ -11,16 +11,17 @@ import aiohttp
 import attrs
 
 from fuhu_runway._clock import Clock
-from fuhu_runway._http.limiter import Gate
+from fuhu_runway._http.limiter import RateLimiter
 from fuhu_runway._http.transport import Transport
 from fuhu_runway._waiting.intervals import Learner
-from fuhu_runway._waiting.poller import Poller, Turns, Watch
+from fuhu_runway._waiting.poller import Poller, Watch
 from fuhu_runway._waiting.task_limit import Unfinished
 from fuhu_runway._wire.decode import read_task
+from fuhu_runway._wire.encode import Request
 from fuhu_runway.downloads import Downloader
 from fuhu_runway.errors import RunwayError, WaitAbandoned
 from fuhu_runway.hooks import ClientClosed, Hooks
-from fuhu_runway.models import Limits, PollPolicy, RetryPolicy, Timeouts
+from fuhu_runway.models import Limits, PollPolicy, RetryPolicy, TaskRecord, Timeouts
 
 T = TypeVar("T")
 
@@ -50,7 +51,7 @@ class Session:
     """The moving parts of one client in one event loop; to be made inside of it."""
 
     def __init__(self, settings: Settings) -> None:
-        self.gate = Gate(
+        self.gate = RateLimiter(
             settings.limits,
             settings.clock,
             settings.hooks,
@@ -65,19 +66,14 @@ class Session:
             clock=settings.clock,
         )
         self.poller = Poller(
-            # Without repeats of its own: the scheduler looks again anyway, in its own time.
-            lambda request: self.transport.once(request, read_task),
+            self._poll,
+            self.gate,
             policy=settings.polling,
             max_retry_after=settings.retry.max_retry_after,
-            at_once=settings.limits.requests_in_flight,
             clock=settings.clock,
             hooks=settings.hooks,
             learner=settings.learner,
-            turns=Turns(
-                self.gate,
-                lambda request, sent_at: self.transport.in_turn(request, read_task, sent_at),
-            ),
-            net=settings.net,
+            safety_net=settings.net,
             unfinished=settings.unfinished,
         )
         self.tasks = TaskBudget(settings.limits.tasks_in_flight, self.poller)
@@ -93,6 +89,11 @@ class Session:
         self._closing: asyncio.Task[None] | None = None
         self._errands: set[asyncio.Task[Any]] = set()
         self._jobs: set[asyncio.Task[Any]] = set()
+
+    async def _poll(self, request: Request, sent_at: float) -> TaskRecord:
+        # No retries: the poller polls again at its own intervals.
+        async with self.transport.until_closed():
+            return await self.transport.in_turn(request, read_task, sent_at)
 
     def run(self, errand: Coroutine[Any, Any, None]) -> None:
         """Start something in the background, in an empty context; closing cancels it."""

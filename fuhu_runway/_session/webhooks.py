@@ -17,6 +17,7 @@ import attrs
 
 from fuhu_runway import hooks as events
 from fuhu_runway._clock import Clock
+from fuhu_runway._waiting.poller import WEBHOOK_EVERY
 from fuhu_runway._waiting.task_limit import Origin, Unfinished
 from fuhu_runway._wire.decode import read_task
 from fuhu_runway._wire.tables import ENDPOINTS, SUBMITS
@@ -116,7 +117,7 @@ class Webhooks:
             return
         watch = session.poller.find(FEED, address.task_id)
         if watch is not None:
-            session.poller.hint(watch, is_end=delivery.is_end)
+            session.poller.webhook_came(watch, is_end=delivery.is_end)
         elif address.is_strange and is_told:
             session.run(self._look_up(session, address, delivery))
         else:
@@ -199,6 +200,9 @@ class Webhooks:
             told, address.early = address.early, None
             address.is_sought = True
             try:
+                # A leaked address must not cause a poll with each webhook.
+                await self.clock.sleep(max(0.0, address.next_search_at - self.clock.now()))
+                address.next_search_at = self.clock.now() + WEBHOOK_EVERY
                 record = await self._confirmed(session, address, told.task_id)
             finally:
                 address.is_sought = False
@@ -217,10 +221,9 @@ class Webhooks:
         self, session: Session, address: "Address", task_id: str | None
     ) -> TaskRecord | None:
         """Return what the feed says of a task, if it may be the one of this address."""
-        now, sessions = self.clock.now(), self.sessions()
-        if not task_id or sessions is None or not address.allowance.is_open(now):
+        sessions = self.sessions()
+        if not task_id or sessions is None:
             return None
-        address.allowance.take(now)
         try:
             if not await self._is_known(task_id, address):
                 wire = sessions.ask(task_id, official=False)

@@ -1,12 +1,13 @@
 """
-When to look next, learned from how long tasks of the same kind took.
+When to poll next, learned from how long tasks of the same kind took.
 
-Rule 1: whatever was learned, no gap is shorter or longer than the policy allows.
-Rule 2: a task that still runs counts for as long as it has run. Else the first of a batch to end,
-which are the quick ones, would pass for all of it.
-Rule 3: what no longer fits is forgotten, and nothing is advised until enough was seen anew.
+Rule 1: whatever was learned, no interval is shorter or longer than the policy allows.
+Rule 2: a task that still runs counts for as long as it has run. Otherwise the first tasks of a
+batch to end, which are the quick ones, would stand for all of it.
+Rule 3: what was seen fades, so that the intervals follow a service that becomes faster or slower.
 
-Pure: the caller says what it saw. Durations are in seconds since the submit.
+Pure: the caller passes what a poll showed. Durations are in seconds since the submit; inside, they
+are in units of half of the policy's first interval, so that an impatient policy polls impatiently.
 The method, and why, is in docs/explanation/polling.md.
 """
 
@@ -22,202 +23,127 @@ import attrs
 from fuhu_runway.models import Generation, PollPolicy
 
 Kind = tuple[str, str | None, int | None]
-"""What tells how long a task may take: the request's class, the model, the clip's seconds."""
+"""What the duration of a task depends on: the request's class, the model, the clip's seconds."""
 
-ENOUGH: Final = 20.0
-"""From so many ends on there is advice."""
-REMEMBERED: Final = 200.0
-"""What was seen so many ends ago weighs a third of what is seen now, and less from there on."""
+ENOUGH: Final = 20
+"""Ends of a kind after which intervals are learned; if more, learning starts later."""
+RENEWED_AFTER: Final = 5
+"""Ends after which the intervals are computed anew; if more, they are less up to date."""
+REMEMBERED: Final = 70.0
+"""Ends after which an observation counts for a third; if more, changes are followed more slowly."""
 MAX_KINDS: Final = 32
-"""Of more kinds than this, the one that ended longest ago is forgotten."""
+"""Kinds that are remembered, about 2 kB each; the one that ended longest ago is forgotten first."""
 SEEN_PART: Final = 0.8
-"""Advice needs this part of the tasks to have ended, at the pace at which they do."""
-
-LOOK_PRICE: Final = 0.4
-"""What one look may cost in lag: a look is worth it if it saves this much, in units."""
-MAX_LAG: Final = 3.05
-MAX_LAG_PART: Final = 0.01
-"""How long a clip may lie about on average: so many units, or this part of the median duration."""
-
-FITTED_WEIGHT: Final = 20.0
-"""How many tasks the fitted curve counts for, beside those that were seen."""
-NARROWEST: Final = 0.05
-"""The fitted curve is at least this wide: its sigma."""
-
-DRIFT_RATIO: Final = 3.0
-"""The change that is watched for: ends come so many times as often as learned, or as rarely."""
-DRIFT_PROOF: Final = 10.0
-"""How much likelier that has to be, as a logarithm: one false alarm in e^10 ends, or 22,000."""
-EXPECTED_AT_MOST: Final = 4.0
-"""No task may prove more than this by not ending: one that hangs is no drift."""
-
-SPREAD: Final = 2 * 0.8416
-"""From a fifth to four fifths of a normal distribution, in sigmas."""
-WIDEST: Final = 30.0
-"""An end seen after a longer gap than this, in units, and than half the age, teaches too little."""
-NEGLIGIBLE: Final = 0.001
-"""A slice in which tasks ran for less than this, in units, says nothing."""
-RECALL_BLUR: Final = 8.0
-"""A journal's ends are up to this late, in units: about the gap before a last look."""
+"""Part of the tasks that must be seen to end; if more, learning starts later in a batch."""
 MAX_RECALLED: Final = 1000
-"""So many of a journal's durations are taken in at the most."""
+"""Durations that are read from a journal; if more, opening a client takes longer."""
 
-# Time is cut into slices of a sixteenth each, from 2 units to 2 hours of them; the first is whole.
-_FIRST: Final = 2.0
-_SLICES_PER_E: Final = 16
-_SLICES: Final = 2 + int(_SLICES_PER_E * math.log(3600))
-EDGES: Final = (0.0, *(_FIRST * math.exp(n / _SLICES_PER_E) for n in range(_SLICES)))
-_WIDTHS: Final = tuple(end - start for start, end in itertools.pairwise(EDGES))
+MAX_LAG: Final = 3.15
+"""Units between the end of a task and the poll that finds it, on average; more for fewer polls."""
+MAX_LAG_PART: Final = 0.01
+"""The same as a part of the median duration, for long tasks; more for fewer polls."""
+PRIOR: Final = 1.0
+"""Units of running at the average hazard that are added at each age; if more, what a few tasks
+show at an age counts less."""
+SMOOTHING: Final = 4
+"""Slices on each side that are averaged; if more, peaks in the durations are less sharp."""
+WIDEST: Final = 30.0
+"""An end seen after a longer interval, in units, and than half the age, is left out; if more, the
+learned durations are less sharp."""
+RECALL_BLUR: Final = 8.0
+"""Units by which the ends in a journal may be late: about the interval before a last poll; if
+more, what a journal knows is less sharp."""
+
+# Ages are cut into slices of a sixteenth each, from 2 units to 2 hours of them; the first is whole.
+EDGES: Final = (0.0, *(2.0 * math.exp(n / 16) for n in range(2 + int(16 * math.log(3600)))))
+WIDTHS: Final = tuple(end - start for start, end in itertools.pairwise(EDGES))
 
 
 def kind_of(request: Generation | None) -> Kind | None:
-    """Return the kind of task that a request makes; None where it is not known."""
+    """Return the kind of task that a request makes; None if it is not known."""
     if request is None:
         return None
     model, seconds = getattr(request, "model", None), getattr(request, "seconds", None)
     return type(request).__name__, model, seconds
 
 
+class Curve:
+    """A sum that grows with age, at the given rates; the last rate goes on for ever."""
+
+    def __init__(self, rates: Sequence[float]) -> None:
+        self._rates = rates
+        self._sums: list[float] = [0.0, *itertools.accumulate(map(operator.mul, rates, WIDTHS))]
+
+    def at(self, age: float) -> float:
+        """Return the sum up to *age*."""
+        place = min(bisect_right(EDGES, age), len(self._rates)) - 1
+        return self._sums[place] + (age - EDGES[place]) * self._rates[place]
+
+    def age_at(self, value: float) -> float:
+        """Return the age at which the sum reaches *value*."""
+        place = min(bisect_right(self._sums, value), len(self._rates)) - 1
+        return EDGES[place] + (value - self._sums[place]) / self._rates[place]
+
+
 @attrs.frozen
-class Aim:
-    """What a schedule is to keep to, in seconds."""
-
-    #: What seconds are counted in, so that an impatient policy gets an impatient schedule.
-    unit: float
-    shortest: float
-    longest: float
-
-    @classmethod
-    def of(cls, policy: PollPolicy) -> "Aim":
-        """Return the aim of a policy: at its defaults, units of 1 s and gaps from 1 s to 20 s."""
-        longest = min(20.0, policy.max_interval * 4 / 3)
-        unit = min(policy.first / 2, longest)
-        return cls(unit, unit, longest)
-
-
 class Schedule:
-    """
-    How often to look at a task of one kind, by its age, in units.
+    """How many ends to expect of a running task, and how many polls to spend on it, by its age."""
 
-    Args:
-        hazard: How many ends to expect in one unit of running, in each slice.
-        density: How many looks to spend in one unit, in each slice.
-    """
-
-    def __init__(self, hazard: Sequence[float], density: Sequence[float]) -> None:
-        self._news = [0.0, *itertools.accumulate(map(operator.mul, hazard, _WIDTHS))]
-        self._looks = [0.0, *itertools.accumulate(map(operator.mul, density, _WIDTHS))]
-        self._last_gap = 1 / density[-1]
+    ends: Curve
+    polls: Curve
 
     def gap(self, age: float) -> float:
-        """Return how long to stay away after a look at this age."""
-        # Looks are due wherever their density has summed up to one more: so a gap that begins
-        # before the time at which tasks end is shorter than its beginning would ask for.
-        due = _at(self._looks, age) + 1
-        if due >= self._looks[-1]:
-            return self._last_gap
-        return _age_at(self._looks, due) - age
-
-    def news(self, since: float, until: float) -> float:
-        """Return how many ends to expect of a task that runs at age *since*, up to age *until*."""
-        return _at(self._news, until) - _at(self._news, since)
-
-    def news_in_reason(self, since: float, until: float) -> float:
-        """Return the same, up to what one task may prove."""
-        return max(0.0, min(_at(self._news, until), EXPECTED_AT_MOST) - _at(self._news, since))
-
-
-class Spread:
-    """What is spread evenly between two ages, in slices; adding costs the same always."""
-
-    def __init__(self) -> None:
-        # From each slice on, how much more there is in a unit of it; and what that leaves out.
-        self._steps = [0.0] * len(EDGES)
-        self._rests = [0.0] * len(EDGES)
-
-    def add(self, since: float, until: float, density: float) -> None:
-        """Add so much in each unit between two ages."""
-        if since >= EDGES[-1]:
-            return
-        until = min(until, EDGES[-1])
-        first, last = bisect_right(EDGES, since) - 1, bisect_right(EDGES, until) - 1
-        self._steps[first] += density
-        self._steps[last] -= density
-        self._rests[first] -= density * (since - EDGES[first])
-        self._rests[last] += density * (until - EDGES[last])
-
-    def sums(self) -> list[float]:
-        """Return how much there is in each slice."""
-        whole = map(operator.mul, itertools.accumulate(self._steps), _WIDTHS)
-        # What cancels out may leave a rounding error behind.
-        return [max(0.0, sum_) for sum_ in map(operator.add, whole, self._rests)]
-
-    def shrink(self, factor: float) -> None:
-        """Divide everything by *factor*."""
-        self._steps = [step / factor for step in self._steps]
-        self._rests = [rest / factor for rest in self._rests]
+        """Return the time from a poll at *age* to the next."""
+        # One more poll is due where the curve has grown by one. So a gap that begins before the
+        # time at which tasks end is shorter than the rate at its beginning asks for.
+        return self.polls.age_at(self.polls.at(age) + 1) - age
 
 
 @attrs.define
 class History:
-    """What was seen of one kind, in units; the newest counts most."""
+    """What polls showed of one kind of task, by age; older polls count less."""
 
-    #: Of each age, how long tasks were seen to run there, and how many ended.
-    running: Spread = attrs.field(factory=Spread)
-    ended: Spread = attrs.field(factory=Spread)
-    #: What is seen now weighs this much: it grows, so that what was seen need not fade each time.
-    weight: float = 1.0
-    #: How many ends were seen, and how many of them since the schedule was made.
+    #: How long tasks ran in each slice, and how many ended in it.
+    running: list[float] = attrs.field(factory=lambda: [0.0] * len(WIDTHS))
+    ended: list[float] = attrs.field(factory=lambda: [0.0] * len(WIDTHS))
     seen: int = 0
+    #: Ends since the schedule was made.
     fresh: int = 0
     schedule: Schedule | None = None
-    #: How much likelier it is that tasks have become quicker, or slower, as a logarithm.
-    quicker: float = 0.0
-    slower: float = 0.0
 
     def add(self, since: float, until: float, *, has_ended: bool) -> None:
-        """Take in that a task ran at age *since*, and at age *until* either still did or not."""
-        # It ended somewhere in between, and so ran for half of it on average.
-        self.running.add(since, until, self.weight * (0.5 if has_ended else 1.0))
+        """Add that a task ran at age *since*, and at age *until* still did or had ended."""
+        first, last = bisect_right(EDGES, since) - 1, bisect_right(EDGES, until)
+        for place in range(first, min(last, len(WIDTHS))):
+            part = min(until, EDGES[place + 1]) - max(since, EDGES[place])
+            if has_ended:
+                # It ended somewhere in between, and so ran for half of the time on average.
+                self.running[place] += part / 2
+                self.ended[place] += part / (until - since)
+            else:
+                self.running[place] += part
         if has_ended:
-            self.ended.add(since, until, self.weight / (until - since))
             self.seen += 1
             self.fresh += 1
-            self.weight *= 1 + 1 / REMEMBERED
+            kept = 1 - 1 / REMEMBERED
+            self.running = [kept * time for time in self.running]
+            self.ended = [kept * count for count in self.ended]
 
-    def has_drifted(self, since: float, until: float, *, has_ended: bool) -> bool:
-        """Return whether this poll completes the proof that the service has changed."""
-        if self.schedule is None:
-            return False
-        if has_ended:
-            expected = self.schedule.news(since, until)
-        else:
-            expected = self.schedule.news_in_reason(since, until)
-        self.quicker += _evidence(DRIFT_RATIO, expected, has_ended=has_ended)
-        self.slower += _evidence(1 / DRIFT_RATIO, expected, has_ended=has_ended)
-        self.quicker, self.slower = max(0.0, self.quicker), max(0.0, self.slower)
-        return max(self.quicker, self.slower) > DRIFT_PROOF
-
-    def advice(self, aim: Aim) -> Schedule | None:
-        """Return the schedule, made anew when a tenth of what it rests on is new."""
-        if self.seen >= ENOUGH and self.fresh >= max(5, min(self.seen, REMEMBERED) / 10):
+    def renewed(self, shortest: float, longest: float) -> Schedule | None:
+        """Return the schedule, computed anew if enough is new."""
+        if self.seen >= ENOUGH and self.fresh >= RENEWED_AFTER:
+            self.schedule = _schedule(self.running, self.ended, shortest, longest) or self.schedule
             self.fresh = 0
-            self.running.shrink(self.weight)
-            self.ended.shrink(self.weight)
-            self.weight = 1.0
-            self.schedule = plan(self.running.sums(), self.ended.sums(), aim) or self.schedule
         return self.schedule
 
 
 class Learner:
-    """
-    What one client knows of how long each kind of task takes.
-
-    Costs some microseconds a look, and about a millisecond when a schedule is made anew.
-    """
+    """What one client knows of how long each kind of task takes."""
 
     def __init__(self, policy: PollPolicy) -> None:
-        self._aim = Aim.of(policy)
+        # At the defaults of a policy, intervals go from 1 s to 20 s.
+        self._longest = min(20.0, policy.max_interval * 4 / 3)
+        self._unit = min(policy.first / 2, self._longest)
         self._learns = policy.learn
         self._kinds: dict[Kind, History] = {}
 
@@ -226,172 +152,99 @@ class Learner:
         return f"<Learner {known or 'of nothing yet'}>"
 
     def recall(self, durations: Iterable[tuple[str, str | None, int | None, float]]) -> None:
-        """Take in what a journal knows: the kind and the duration of tasks, the newest first."""
-        newest: dict[Kind, list[float]] = {}
-        for name, model, seconds, duration in itertools.islice(durations, MAX_RECALLED):
-            newest.setdefault((name, model, seconds), []).append(duration)
-        for kind, past in newest.items():
-            for duration in reversed(past):
-                self._recall(kind, duration / self._aim.unit)
+        """Add what a journal knows: the kind and the duration of tasks, the newest first."""
+        for name, model, seconds, duration in reversed(
+            list(itertools.islice(durations, MAX_RECALLED))
+        ):
+            kind, age = (name, model, seconds), duration / self._unit
+            seen_running = max(0.0, age - RECALL_BLUR)
+            self._add(kind, 0.0, seen_running, has_ended=False)
+            self._add(kind, seen_running, age, has_ended=True)
 
     def saw(self, kind: Kind, since: float, until: float, *, has_ended: bool) -> None:
         """
-        Take in what a look showed.
+        Add what a poll showed.
 
         Args:
-            kind: What kind of task it is.
+            kind: The kind of the task.
             since: The age at which it was last seen running; 0 if it never was.
-            until: The age at which it was looked at.
+            until: The age at which it was polled.
             has_ended: Whether it was done by then.
         """
-        since, until = since / self._aim.unit, until / self._aim.unit
-        if not self._learns or until <= since:
-            return
-        history = self._history(kind)
-        if history.has_drifted(since, until, has_ended=has_ended):
-            self._kinds[kind] = History()
-        elif until - since <= max(WIDEST, until / 2):
-            history.add(since, until, has_ended=has_ended)
-        if has_ended:
-            self._kinds[kind] = self._kinds.pop(kind)  # the last to be forgotten
+        since, until = since / self._unit, until / self._unit
+        if self._learns and since < until:
+            self._add(kind, since, until, has_ended=has_ended)
 
     def gap(self, kind: Kind | None, age: float, stray: float) -> float | None:
         """
-        Return how long to stay away from a task that was looked at at this *age*.
+        Return the time from a poll at *age* to the next; None if not enough is known.
 
-        The gap strays from the best one by the part *stray* of it. None: not enough is known.
+        The gap strays from the best one by the part *stray* of it.
         """
         schedule = self._schedule(kind)
         if schedule is None:
             return None
-        gap = schedule.gap(age / self._aim.unit) * self._aim.unit * (1 + stray)
-        return min(max(gap, self._aim.shortest), self._aim.longest)
+        gap = schedule.gap(age / self._unit) * self._unit * (1 + stray)
+        return min(max(gap, self._unit), self._longest)
 
     def news(self, kind: Kind | None, since: float, until: float) -> float | None:
         """Return how likely it is that a task that ran at age *since* has ended by age *until*."""
         schedule = self._schedule(kind)
         if schedule is None:
             return None
-        return -math.expm1(-schedule.news(since / self._aim.unit, until / self._aim.unit))
+        ends = schedule.ends
+        return -math.expm1(ends.at(since / self._unit) - ends.at(until / self._unit))
 
     def _schedule(self, kind: Kind | None) -> Schedule | None:
         history = None if kind is None else self._kinds.get(kind)
-        return None if history is None else history.advice(self._aim)
+        return None if history is None else history.renewed(1.0, self._longest / self._unit)
 
-    def _history(self, kind: Kind) -> History:
-        history = self._kinds.get(kind)
-        if history is None:
-            if len(self._kinds) == MAX_KINDS:
+    def _add(self, kind: Kind, since: float, until: float, *, has_ended: bool) -> None:
+        history = self._kinds.get(kind) or History()
+        if until - since <= max(WIDEST, until / 2) or not has_ended:
+            history.add(since, until, has_ended=has_ended)
+        if has_ended or kind not in self._kinds:
+            self._kinds.pop(kind, None)
+            self._kinds[kind] = history  # the last to be forgotten
+            if len(self._kinds) > MAX_KINDS:
                 del self._kinds[next(iter(self._kinds))]
-            history = self._kinds[kind] = History()
-        return history
-
-    def _recall(self, kind: Kind, duration: float) -> None:
-        # What the journal calls the end is the look that showed it.
-        seen_running = max(0.0, duration - RECALL_BLUR)
-        history = self._history(kind)
-        history.add(0.0, seen_running, has_ended=False)
-        history.add(seen_running, duration, has_ended=True)
 
 
-def plan(running: Sequence[float], ended: Sequence[float], aim: Aim) -> Schedule | None:
-    """
-    Return the schedule for what was seen, in units; None if too little of it is known.
-
-    Args:
-        running: How long tasks were seen to run, in each slice.
-        ended: How many were seen to end there.
-        aim: What the schedule keeps to.
-    """
-    rate = [
-        count / time if time > NEGLIGIBLE else 0.0
-        for count, time in zip(ended, running, strict=True)
-    ]
-    fit = _fitted([0.0, *itertools.accumulate(map(operator.mul, rate, _WIDTHS))])
-    if fit is None:
+def _schedule(
+    running: Sequence[float], ended: Sequence[float], shortest: float, longest: float
+) -> Schedule | None:
+    """Return the schedule for what was seen; None if too little of the tasks' lives is known."""
+    seen = sum(
+        count / time * width
+        for count, time, width in zip(ended, running, WIDTHS, strict=True)
+        if count
+    )
+    if seen <= -math.log(1 - SEEN_PART):
         return None
+    average = sum(ended) / sum(running)
     hazard = [
-        (count + FITTED_WEIGHT * width * fitted) / (time + FITTED_WEIGHT * width)
-        for count, time, width, fitted in zip(ended, running, _WIDTHS, fit.hazard, strict=True)
+        (count + PRIOR * average) / (time + PRIOR)
+        for count, time in zip(_smooth(ended), _smooth(running), strict=True)
     ]
-    return Schedule(hazard, _density(hazard, max(MAX_LAG, MAX_LAG_PART * fit.median), aim))
+    ends = Curve(hazard)
+    roots = [math.sqrt(rate) for rate in hazard]
+    # With as many polls in a unit as the root of the hazard, one poll costs as much as half a unit
+    # of delay saves. More are spent where the mean delay would be over the limit.
+    left = [math.exp(-ends.at(age)) for age in EDGES]
+    shares = [before - after for before, after in itertools.pairwise(left)]
+    delay = sum(share / root for share, root in zip(shares, roots, strict=True)) / 2
+    max_lag = max(MAX_LAG, MAX_LAG_PART * ends.age_at(math.log(2)))
+    factor = max(1.0, delay / max_lag)
+    polls = [min(max(factor * root, 1 / longest), 1 / shortest) for root in roots]
+    return Schedule(ends, Curve(polls))
 
 
-@attrs.frozen
-class Fit:
-    """A lognormal curve through what was seen."""
-
-    median: float
-    sigma: float
-
-    @property
-    def hazard(self) -> list[float]:
-        """How many ends in a unit it expects, in each slice."""
-        left = [_log_left(math.log(edge / self.median) / self.sigma) for edge in EDGES[1:]]
-        steps = itertools.pairwise([0.0, *left])
-        return [
-            (before - after) / width for (before, after), width in zip(steps, _WIDTHS, strict=True)
-        ]
-
-
-def _fitted(expected: Sequence[float]) -> Fit | None:
-    """Return the curve through the ages at which a fifth and four fifths of the tasks had ended."""
-    if expected[-1] <= -math.log(1 - SEEN_PART):
-        return None
-    early = _age_at(expected, -math.log(SEEN_PART))
-    late = _age_at(expected, -math.log(1 - SEEN_PART))
-    return Fit(math.sqrt(early * late), max(NARROWEST, math.log(late / early) / SPREAD))
-
-
-def _log_left(z: float) -> float:
-    """Return the logarithm of the part of a normal distribution above *z*."""
-    # Beyond 30 it is smaller than what a float can hold; nothing ever runs for that long.
-    return math.log(math.erfc(min(z, 30.0) / math.sqrt(2)) / 2)
-
-
-def _density(hazard: Sequence[float], max_lag: float, aim: Aim) -> list[float]:
-    """Return how many looks to spend in a unit, in each slice: the root rule, within the bounds."""
-    shares = _shares(hazard)
-    price = LOOK_PRICE
-    density: list[float] = []
-    # The mean lag goes about with the root of the price, so this is there after a few steps.
-    for _ in range(6):
-        density = [_bounded(math.sqrt(rate / (2 * price)), aim) for rate in hazard]
-        lag = sum(share / looks for share, looks in zip(shares, density, strict=True)) / 2
-        price = min(LOOK_PRICE, price * (max_lag / lag) ** 2)
-    return density
-
-
-def _bounded(looks: float, aim: Aim) -> float:
-    return min(max(looks, aim.unit / aim.longest), aim.unit / aim.shortest)
-
-
-def _shares(hazard: Sequence[float]) -> list[float]:
-    """Return the part of the tasks that ends in each slice."""
-    left = [math.exp(-sum_) for sum_ in itertools.accumulate(map(operator.mul, hazard, _WIDTHS))]
-    return [before - after for before, after in itertools.pairwise([1.0, *left])]
-
-
-def _evidence(ratio: float, expected: float, *, has_ended: bool) -> float:
-    """Return the log of how much likelier a finding is if ends come *ratio* times as often."""
-    if not has_ended:
-        return (1 - ratio) * expected
-    if expected < 1e-9:
-        return math.log(ratio)
-    return math.log(math.expm1(-ratio * expected) / math.expm1(-expected))
-
-
-def _at(sums: Sequence[float], age: float) -> float:
-    """Return a sum over slices up to *age*, which may lie inside one."""
-    place = bisect_right(EDGES, age) - 1
-    if place >= len(_WIDTHS):
-        return sums[-1]
-    part = (age - EDGES[place]) / _WIDTHS[place]
-    return sums[place] + part * (sums[place + 1] - sums[place])
-
-
-def _age_at(sums: Sequence[float], value: float) -> float:
-    """Return the age at which a sum over slices reaches *value*, which it does."""
-    place = bisect_right(sums, value)
-    part = (value - sums[place - 1]) / (sums[place] - sums[place - 1])
-    return EDGES[place - 1] + part * _WIDTHS[place - 1]
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Return the sums of each value and its neighbours, the nearer ones counting more."""
+    weights = range(-SMOOTHING, SMOOTHING + 1)
+    padded = [*[0.0] * SMOOTHING, *values, *[0.0] * SMOOTHING]
+    return [
+        sum((1 + SMOOTHING - abs(step)) * padded[place + SMOOTHING + step] for step in weights)
+        / (1 + SMOOTHING)
+        for place in range(len(values))
+    ]

@@ -1,13 +1,12 @@
 """
-One scheduler for all waits: a pure `PollQueue` and the single timer that drives it.
+All waits of one client in one event loop: one timer, one poll per task, many waiters.
 
-Rule 1: a task is asked about once at a time, however many wait for it.
-Rule 2: each waiter has a future of its own, so that cancelling one disturbs no other.
-Rule 3: a failed look touches its own task only, and ends a wait only if asking again is hopeless.
-Rule 4: with no waiters left there is no timer, no look and no entry left.
-Rule 5: where requests go at a pace, one look at a time queues for its turn, and which task it is
-for is decided when that comes: the one most likely to have news.
-Rule 6: a delivery moves a look forward, in the limits of `_hints`, and says nothing by itself.
+Rule 1: a task is polled once at a time, however many callers wait for it.
+Rule 2: each waiter has a future of its own, so that cancelling one leaves the others alone.
+Rule 3: a failed poll affects its own task only, and ends a wait only if polling again is hopeless.
+Rule 4: with no waiters left there is no timer, no poll and no queue entry left.
+Rule 5: the poller holds one place in the rate limiter, and picks the task when its turn comes.
+Rule 6: a webhook makes a poll due. The record that counts is the one that the poll returns.
 
 Instants are seconds of the loop's clock.
 """
@@ -15,21 +14,18 @@ Instants are seconds of the loop's clock.
 import asyncio
 import contextlib
 import contextvars
-import heapq
-import itertools
 import math
 import random
 from collections.abc import Awaitable, Callable
 from functools import partial
-from operator import attrgetter
-from typing import Final, Generic, TypeVar
+from typing import Final
 from weakref import WeakValueDictionary
 
 import attrs
 
 from fuhu_runway import hooks as events
 from fuhu_runway._clock import Clock, Timer
-from fuhu_runway._http.limiter import Gate
+from fuhu_runway._http.limiter import RateLimiter
 from fuhu_runway._http.retry import ladder
 from fuhu_runway._wire.decode import is_reason
 from fuhu_runway._wire.encode import Request
@@ -47,149 +43,82 @@ from fuhu_runway.errors import (
 )
 from fuhu_runway.models import PollPolicy, TaskRecord, TaskState
 
-from .hints import Allowance, Reliance
 from .intervals import Kind, Learner
+from .poll_queue import PollQueue
 from .task_limit import Name, Unfinished
 
 HOPELESS: Final = (Unauthorized, OutOfCredits, UsageError)
-"""Noes that asking again does not change: they end a wait at once."""
+"""Errors that polling again does not change: they end a wait at once."""
 RANKING_LASTS: Final = 1.0
-"""How long it counts who is to be asked first, in seconds: making a ranking looks at everyone."""
-STARVED_SHARE: Final = 4
-"""Where not everyone can be asked in time, one turn of so many goes to who waited the longest."""
-IN_TIME: Final = 1.1
-"""Beyond so many times the starvation that is allowed, not everyone can be asked in time."""
+"""Seconds between two sortings of the due tasks; if more, the order of polls is less up to date."""
+STARVED_GAIN: Final = 0.5
+"""What a task that is not polled gains on others, in chances of an end for each `max_starvation`
+after the first; if more, no task waits for long, but clips lie about for longer where the budget
+is too small for all."""
 STUCK_AFTER: Final = 5
-"""How many polls in a row have to give the same unknown status with the same reason until it counts
-as a failure. Fewer would give up a task that only queues under a word that we do not know."""
-TIMER_SLACK: Final = 0.01
-"""What is due in less than this is due, in seconds: loops call a little early."""
-
-K = TypeVar("K")
-
-
-class PollQueue(Generic[K]):
-    """
-    When each entry is next worth attention.
-
-    Pure: no clock, no sockets; the caller passes *now*. Putting, dropping and taking one entry
-    of n costs O(log n): entries that died are skipped when they surface, and swept out when they
-    outnumber the living.
-    """
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[float, int, K]] = []
-        self._live: dict[K, int] = {}
-        self._order = itertools.count()
-
-    def __len__(self) -> int:
-        return len(self._live)
-
-    def __contains__(self, key: K) -> bool:
-        return key in self._live
-
-    def put(self, key: K, due_at: float) -> None:
-        """Set when *key* is due, in place of an earlier time."""
-        order = next(self._order)
-        self._live[key] = order
-        heapq.heappush(self._heap, (due_at, order, key))
-        if len(self._heap) > 2 * len(self._live) + 16:
-            self._heap = [entry for entry in self._heap if self._is_live(entry)]
-            heapq.heapify(self._heap)
-
-    def drop(self, key: K) -> None:
-        """Forget *key*; unknown keys are fine."""
-        self._live.pop(key, None)
-
-    def next_due_at(self) -> float | None:
-        """Return the instant at which the first entry is due."""
-        while self._heap and not self._is_live(self._heap[0]):
-            heapq.heappop(self._heap)
-        return self._heap[0][0] if self._heap else None
-
-    def keys(self) -> list[K]:
-        """Return all entries, in no order; they stay."""
-        return list(self._live)
-
-    def due(self, now: float) -> list[K]:
-        """Return all entries that are due, in no order; they stay."""
-        found: list[K] = []
-        places = [0]
-        while places:
-            place = places.pop()
-            if place < len(self._heap) and self._heap[place][0] <= now:
-                if self._is_live(self._heap[place]):
-                    found.append(self._heap[place][2])
-                places += (2 * place + 1, 2 * place + 2)  # the children of a heap's entry
-        return found
-
-    def take(self, now: float, at_most: int) -> list[K]:
-        """Remove and give up to *at_most* entries that are due, the longest due first."""
-        taken: list[K] = []
-        while len(taken) < at_most:
-            due_at = self.next_due_at()
-            if due_at is None or due_at > now:
-                break
-            _, _, key = heapq.heappop(self._heap)
-            del self._live[key]
-            taken.append(key)
-        return taken
-
-    def _is_live(self, entry: tuple[float, int, K]) -> bool:
-        return self._live.get(entry[2]) == entry[1]
+"""Polls in a row with the same unknown status and reason that count as a failure; if more, a
+failure under an unknown word is reported later. If fewer, a task that only queues is given up."""
+WEBHOOK_EVERY: Final = 5.0
+"""Seconds between two polls of a task that webhooks make due; if more, a change that follows
+another is seen later. If fewer, a leaked address can cause more polls."""
+MISSING_AFTER: Final = 5
+"""Ends without any webhook until `CallbacksMissing`; if more, a wrong address is reported later."""
 
 
 @attrs.define(eq=False)
 class Waiter:
-    """Someone who waits: for the end of a task, or for the next change of it."""
+    """A caller that waits for the end of a task, or for its next change."""
 
     watch: "Watch"
     future: "asyncio.Future[TaskRecord]"
-    #: What the caller asked for, for the error's text, in seconds.
+    #: What the caller asked for, in seconds, for the text of the error.
     timeout: float | None
     any_change: bool
 
 
 @attrs.define(eq=False, weakref_slot=True)
 class Watch:
-    """What the scheduler knows about one task."""
+    """What the poller knows about one task."""
 
     request: Request
-    #: When the task was accepted; None where it was re-attached by its id.
+    #: When the task was accepted; None if it was re-attached by its id.
     submitted_at: float | None
     record: TaskRecord | None = None
-    #: What tells how long it may take; None where that, or when it was accepted, is not known.
+    #: What its duration depends on; None if that, or when it was accepted, is not known.
     kind: Kind | None = None
     #: When it was last known to run.
     running_at: float = 0.0
-    #: When it was last asked about.
-    asked_at: float = 0.0
+    #: When it was last polled.
+    polled_at: float = 0.0
     #: Grows by one with every change of the record.
     version: int = 0
-    #: How often it was looked at.
+    #: How often it was polled.
     polls: int = 0
     #: Whether the feed has ever shown it.
     was_seen: bool = False
-    #: Next poll time; kept while no one waits, so that short waits do not poll more often.
+    #: Next poll time. Kept while no one is waiting, so that many short waits do not poll more
+    #: often than one long wait.
     due_at: float = 0.0
-    question: "asyncio.Task[None] | None" = None
     waiters: set[Waiter] = attrs.field(factory=set)
     last_error: RunwayError | None = None
     url_missing_since: float | None = None
     #: Its polls and their events run in this copy of the context in which the task was submitted,
-    #: or if that is not known, first waited for.
+    #: or first waited for if that is not known.
     context: contextvars.Context = attrs.field(factory=contextvars.copy_context)
     #: How many polls in a row gave the same unknown status with the same reason.
     stuck: int = 0
-    told: frozenset[str] = frozenset()
-    #: Whether the gateway was given an address to post the news of this task to.
+    #: The oddities that were reported.
+    reported: frozenset[str] = frozenset()
+    is_end_reported: bool = False
+    #: Whether the gateway was given an address for the webhooks of this task.
     is_addressed: bool = False
-    #: When the next look is due for a delivery's sake; None where none is.
-    hinted_at: float | None = None
-    #: How often it had been looked at when a delivery told its end; None where none did.
-    polls_at_end_told: int | None = None
-    allowance: Allowance | None = None
-    #: Made once, since all that know the task by it hold on to it.
+    #: When a webhook makes it due; None if there was none since the last poll.
+    webhook_due_at: float | None = None
+    #: The earliest time at which a webhook may make it due.
+    next_webhook_at: float = -math.inf
+    #: How often it had been polled when a webhook announced its end; None if none did.
+    polls_at_announced_end: int | None = None
+    #: Made once, since it is a key in several places.
     name: Name = attrs.field(init=False)
 
     @name.default
@@ -197,7 +126,7 @@ class Watch:
         return name_of(self.request)
 
     def age(self, now: float) -> float:
-        """How long it had been there at the instant *now*; of use where its kind is known."""
+        """Return how old the task was at the instant *now*; of use only where its kind is known."""
         return now - (self.submitted_at or 0.0)
 
     @property
@@ -206,61 +135,8 @@ class Watch:
 
     @property
     def is_settled(self) -> bool:
-        """Whether there is nothing more to learn."""
+        """Whether the task has ended."""
         return self.record is not None and self.record.is_settled
-
-
-class Ranking:
-    """
-    Who is to be asked first, of all that are due.
-
-    Those who were not asked for too long go first, the longest ago before all, and then those with
-    the most promise. Where the budget does not allow that, most turns go by promise alone.
-    """
-
-    def __init__(self) -> None:
-        self.made_at = -math.inf
-        self._share = 1
-        # The best stand last, where they are taken from.
-        self._promising: list[Watch] = []
-        self._starved: list[Watch] = []
-        self._turns = itertools.count(1)
-
-    def make(
-        self, due: list[Watch], promise: Callable[[Watch], float], starvation: float, now: float
-    ) -> None:
-        """Rank those that are *due*, in place of all that were ranked before."""
-        self.made_at = now
-        self._promising = sorted(due, key=promise)
-        starved = [watch for watch in due if now - watch.asked_at >= starvation]
-        self._starved = sorted(starved, key=attrgetter("asked_at"), reverse=True)
-        longest = max((now - watch.asked_at for watch in starved), default=0.0)
-        self._share = 1 if longest <= IN_TIME * starvation else STARVED_SHARE
-
-    def put_first(self, watch: Watch) -> None:
-        """Put *watch* before all others."""
-        self._promising.append(watch)
-
-    def take(self, may_be: Callable[[Watch], bool]) -> list[Watch]:
-        """Remove and give the first that *may_be* taken, if there is one."""
-        ranks = [self._promising, self._starved]
-        if next(self._turns) % self._share == 0:
-            ranks.reverse()
-        for rank in ranks:
-            while rank:
-                watch = rank.pop()
-                if may_be(watch):
-                    return [watch]
-        return []
-
-
-@attrs.frozen
-class Turns:
-    """Where looks queue with all other requests, and how to look when it is their turn."""
-
-    gate: Gate
-    #: Does what the poller's `look` does, in a turn of the gate that was taken at that instant.
-    look: Callable[[Request, float], Awaitable[TaskRecord]]
 
 
 class Poller:
@@ -268,58 +144,58 @@ class Poller:
     All waits of one client in one event loop, over one heap and one timer.
 
     Args:
-        look: Asks the gateway once and gives the record, or raises.
-        policy: When to look.
+        poll: Sends one poll, in a turn of the limiter that began at the given instant.
+        limiter: Where polls wait for their turn.
+        policy: When to poll.
+        clock: Where time comes from.
+        hooks: Receive the events.
         max_retry_after: The longest time that a gateway may keep a task from being polled, in
             seconds.
-        at_once: How many looks may be under way at the same time.
-        clock: Where time comes from.
-        hooks: Who hears of it.
         rng: Where the jitter comes from.
         learner: What is known of how long tasks take; by default nothing yet.
-        turns: Where looks queue while requests go at a pace; by default they never do.
-        net: How often to look at a task while deliveries are relied on, in seconds; None where
-            there are none.
+        safety_net: The interval of polls while webhooks are relied on, in seconds; None without
+            a receiver.
         unfinished: The list of paid tasks, which is kept up to date.
     """
 
     def __init__(
         self,
-        look: Callable[[Request], Awaitable[TaskRecord]],
+        poll: Callable[[Request, float], Awaitable[TaskRecord]],
+        limiter: RateLimiter,
         *,
         policy: PollPolicy,
-        at_once: int,
         clock: Clock,
         hooks: events.Hooks,
         max_retry_after: float = 120.0,
         rng: random.Random | None = None,
         learner: Learner | None = None,
-        turns: Turns | None = None,
-        net: float | None = None,
+        safety_net: float | None = None,
         unfinished: Unfinished | None = None,
     ) -> None:
-        self._look = look
+        self._poll = poll
+        self._limiter = limiter
         self._policy = policy
         self._ladder = ladder(policy.first, policy.factor, policy.max_interval)
-        self._at_once = at_once
         self._max_retry_after = max_retry_after
         self._clock = clock
         self._hooks = hooks
         self._random = rng or random.Random()  # noqa: S311  (spreads load, guards nothing)
+        self._learner = learner or Learner(policy)
+        self._safety_net = safety_net
+        self._unfinished = Unfinished() if unfinished is None else unfinished
         # By endpoint too: an id that was polled in the wrong format may be right in the other one.
         self._watches: WeakValueDictionary[Name, Watch] = WeakValueDictionary()
-        self._looks: PollQueue[Watch] = PollQueue()
+        self._queue: PollQueue[Watch] = PollQueue()
         self._deadlines: PollQueue[Waiter] = PollQueue()
-        self._asking: set[Watch] = set()
-        self._learner = learner or Learner(policy)
-        self._turns = turns
-        self._net = net
-        self._reliance = Reliance()
-        self._is_silence_told = False
-        self._unfinished = Unfinished() if unfinished is None else unfinished
-        self._queuing: asyncio.Task[None] | None = None
-        self._turn_takers: set[asyncio.Task[None]] = set()
-        self._ranking = Ranking()
+        self._polls: dict[Watch, asyncio.Task[None]] = {}
+        #: The place in the limiter, for whichever task is picked when its turn comes.
+        self._turn: asyncio.Future[None] | None = None
+        #: The tasks that were due at that instant, the best one last.
+        self._ranking: list[Watch] = []
+        self._ranked_at = -math.inf
+        self._webhooks_came = False
+        self._relies_on_webhooks = False
+        self._ends_without_webhook = 0
         self._timer: Timer | None = None
         self._timer_at = 0.0
         self._poll_at: float | None = None
@@ -328,11 +204,12 @@ class Poller:
         self.abandoned = 0
 
     def __repr__(self) -> str:
-        tasks = len(self._looks) + len(self._asking)
-        # As it was found last: another thread may ask, and looking into the queue changes that.
+        tasks = len(self._queue) + len(self._polls)
+        # The last known due time: the call may come from another thread, and reading the queue
+        # changes it.
         due, poll_at = "", self._poll_at
         if poll_at is not None:
-            # Outside of its loop there is no such instant.
+            # Outside of its loop there is no instant *now*.
             with contextlib.suppress(RuntimeError):
                 due = f", next in {max(0.0, poll_at - self._clock.now()):.1f} s"
         return f"<Poller {tasks:,} tasks{due}>"
@@ -348,7 +225,7 @@ class Poller:
         context: contextvars.Context | None = None,
     ) -> Watch:
         """
-        Return the watch over one task; everyone who asks for the same task gets the same.
+        Return the watch over one task; all handles of a task share it.
 
         A new watch polls in a copy of *context*, by default of the running one.
         """
@@ -357,7 +234,7 @@ class Poller:
             # A copy, since two loops in two threads may poll at the same time.
             context = contextvars.copy_context() if context is None else context.copy()
             watch = Watch(request, submitted_at, record, is_addressed=is_addressed, context=context)
-            watch.due_at = watch.asked_at = self._clock.now()
+            watch.due_at = watch.polled_at = self._clock.now()
             if submitted_at is not None:
                 watch.kind, watch.running_at = kind, submitted_at
                 watch.due_at = submitted_at + self._pause(watch, submitted_at)
@@ -365,30 +242,27 @@ class Poller:
         return watch
 
     def find(self, endpoint: str, task_id: str) -> Watch | None:
-        """Return the watch over a task that a caller holds; None where none does."""
+        """Return the watch over a task that a caller holds; None if there is none."""
         return self._watches.get((endpoint, task_id))
 
-    def hint(self, watch: Watch, *, is_end: bool) -> None:
+    def webhook_came(self, watch: Watch, *, is_end: bool) -> None:
         """
-        Record a webhook about a task: it is polled now, or as soon as a caller waits.
+        Make a poll due because of a webhook, at most every `WEBHOOK_EVERY` seconds.
 
-        Args:
-            watch: The task's.
-            is_end: Whether it may have ended. If not, only those who follow its changes look.
+        While no one waits, the next wait polls at once. A webhook that announces no end is of use
+        only to callers that follow every change.
         """
-        watch.is_addressed = self._reliance.was_heard = True
+        watch.is_addressed = self._webhooks_came = True
         if watch.is_settled or self.is_closed:
             return
-        if is_end and watch.polls_at_end_told is None:
-            watch.polls_at_end_told = watch.polls
+        if is_end and watch.polls_at_announced_end is None:
+            watch.polls_at_announced_end = watch.polls
         is_news = is_end or not watch.waiters or any(one.any_change for one in watch.waiters)
-        if not is_news or watch.hinted_at is not None:
-            return
-        watch.allowance = watch.allowance or Allowance()
-        # A webhook that reports progress leaves one poll over for the end.
-        watch.hinted_at = watch.allowance.take(self._clock.now(), keep=0 if is_end else 1)
-        if watch.question is None:
-            self._look_by(watch, watch.hinted_at)
+        if is_news and watch.webhook_due_at is None:
+            watch.webhook_due_at = max(self._clock.now(), watch.next_webhook_at)
+            watch.next_webhook_at = watch.webhook_due_at + WEBHOOK_EVERY
+            if watch not in self._polls:
+                self._poll_by(watch, watch.webhook_due_at)
 
     def take_end(self, watch: Watch) -> None:
         """Report the end of a task if the answer to its submit had it already."""
@@ -396,9 +270,9 @@ class Poller:
             self._settle(watch, watch.record)
 
     def take_told(self, watch: Watch, record: TaskRecord) -> None:
-        """Take in what a look said that was made elsewhere for a delivery's sake."""
+        """Take in the record of a poll that was sent elsewhere because of a webhook."""
         if record.state.is_final:
-            watch.polls_at_end_told = watch.polls
+            watch.polls_at_announced_end = watch.polls
         self._take_in(watch, record)
 
     async def settled(self, watch: Watch, timeout: float | None) -> TaskRecord:
@@ -409,8 +283,8 @@ class Poller:
             WaitTimeout: It had not ended after *timeout* seconds; `__cause__` is the last trouble.
             ClipMissing: A success that went on showing no address.
             NotFound: The gateway does not know the task, and had time to.
-            Unauthorized: The key may not ask.
-            OutOfCredits: The key's quota is used up, and with it the right to ask.
+            Unauthorized: The key may not poll.
+            OutOfCredits: The key's quota is used up, and with it the right to poll.
             WaitAbandoned: The client was closed meanwhile.
         """
         if watch.is_settled and watch.record is not None:
@@ -433,9 +307,9 @@ class Poller:
         """
         Return the record as soon as it is newer than *version*; raises as `settled` does.
 
-        The *deadline* is an instant, so that many calls can share it; *timeout* is what it was
-        made from, and only told. With *abandoned*, what that was when the reader began, the reader
-        ends as well if it was busy with a record while the waits were ended.
+        The *deadline* is an instant, so that many calls can share it; *timeout* is for the text of
+        the error. A reader passes *abandoned* as it was when it began, so that it ends as well if
+        it was busy with a record while all waits were ended.
         """
         if abandoned not in {None, self.abandoned}:
             raise _abandoned(watch)
@@ -452,8 +326,9 @@ class Poller:
         return None if timeout is None else self._clock.now() + timeout
 
     async def refresh(self, watch: Watch) -> TaskRecord:
-        """Return what one look now says; raises whatever that look ends in."""
-        record = await self._look(watch.request)
+        """Return what one poll now says; raises its error."""
+        async with self._limiter.slot() as sent_at:
+            record = await self._poll(watch.request, sent_at)
         self._take_in(watch, record)
         return record
 
@@ -462,17 +337,18 @@ class Poller:
         self.abandoned += 1
         for watch in list(self._watches.values()):
             # In a copy, since a listener may call this during a poll, whose context is in use.
-            watch.context.copy().run(self._fail, watch, _abandon)
+            watch.context.copy().run(self._fail, watch, partial(_abandoned, watch))
 
     async def aclose(self) -> None:
         """End every wait and every poll."""
         self.is_closed = True
         self.abandon()
-        looks = [watch.question for watch in self._asking if watch.question is not None]
-        looks += self._turn_takers
-        for look in looks:
-            look.cancel()
-        await asyncio.gather(*looks, return_exceptions=True)
+        polls = list(self._polls.values())
+        for poll in polls:
+            poll.cancel()
+        if self._turn is not None:
+            self._turn.cancel()
+        await asyncio.gather(*polls, return_exceptions=True)
 
     # Waiting
 
@@ -485,11 +361,11 @@ class Poller:
         self._unfinished.waited_for(watch.name)
         if deadline is not None:
             self._deadlines.put(waiter, deadline)
-        if watch.question is None and watch not in self._looks:
-            self._looks.put(watch, watch.due_at)
+        if watch not in self._polls and watch not in self._queue:
+            self._queue.put(watch, watch.due_at)
         if self.is_closed:
-            # Someone who was between two changes when the client was closed.
-            _reject(waiter, _abandon)
+            # A reader that was between two changes when the client was closed.
+            future.set_exception(_abandoned(watch))
         self._arm()
         return waiter
 
@@ -498,17 +374,18 @@ class Poller:
         watch.waiters.discard(waiter)
         self._deadlines.drop(waiter)
         if not watch.waiters:
-            self._looks.drop(watch)
-            if watch.question is not None:
-                watch.question.cancel()
-            self._leave_the_queue()
+            self._queue.drop(watch)
+            if watch in self._polls:
+                self._polls[watch].cancel()
+            if self._turn is not None and not self._has_due(self._clock.now()):
+                self._turn.cancel()
+                self._turn, self._ranking = None, []
         self._arm()
 
-    # The one timer
+    # The timer, and the turns
 
     def _arm(self) -> None:
-        may_poll = self._queuing is None and len(self._asking) < self._at_once
-        self._poll_at = at = self._looks.next_due_at() if may_poll else None
+        self._poll_at = at = self._queue.next_due_at() if self._turn is None else None
         ends_at = self._deadlines.next_due_at()
         if at is None or (ends_at is not None and ends_at < at):
             at = ends_at
@@ -522,115 +399,100 @@ class Poller:
 
     def _fire(self) -> None:
         self._timer = None
-        now = max(self._clock.now(), self._timer_at)
+        now = max(self._clock.now(), self._timer_at)  # loops call a little early
         for waiter in self._deadlines.take(now, len(self._deadlines)):
-            if _reject(waiter, _timed_out):
+            # A cancelled waiter stays until its task has run.
+            if not waiter.future.done():
+                waiter.future.set_exception(_timed_out(waiter))
                 failed = events.WaitFailed(waiter.watch.task_id, WaitTimeout.__name__)
                 waiter.watch.context.copy().run(self._hooks.emit, failed)
-        if self._turns is not None and self._turns.gate.is_paced:
-            self._queue_up(self._turns, now)
-        else:
-            for watch in self._looks.take(now, self._at_once - len(self._asking)):
-                look = self._ask(watch, self._look)
-                loop = asyncio.get_running_loop()
-                self._begin(watch, loop.create_task(look, context=watch.context))
+        self._take_turns(now)
+
+    def _take_turns(self, now: float) -> None:
+        """Start a poll in each turn that the limiter has now, then hold a place for the next."""
+        while self._turn is None and self._has_due(now):
+            if self._limiter.try_enter():
+                self._start_best(now)
+            else:
+                self._turn = self._limiter.line_up(soon=True)
+                self._turn.add_done_callback(self._turn_came, context=contextvars.Context())
         self._arm()
 
-    def _begin(self, watch: Watch, question: "asyncio.Task[None]") -> None:
-        self._asking.add(watch)
-        watch.question = question
-        # No clause in the look itself: one that is cancelled before it began runs none of it.
-        question.add_done_callback(partial(self._asked, watch))
-
-    # Taking turns
-
-    def _queue_up(self, turns: Turns, now: float) -> None:
-        """Queue one poll, for the task that is the first to be polled by then."""
-        # A queue of looks would keep submits waiting, and most of it would be out of date.
-        room = self._queuing is None and len(self._asking) < self._at_once
-        if room and self._has_due(now):
-            self._queuing = asyncio.get_running_loop().create_task(
-                self._ask_in_turn(turns), context=contextvars.Context()
-            )
-            self._turn_takers.add(self._queuing)
-            self._queuing.add_done_callback(self._turn_takers.discard)
-
-    def _leave_the_queue(self) -> None:
-        """Leave the queue, since no task needs the turn any more."""
-        if self._queuing is not None and not self._has_due(self._clock.now()):
-            self._queuing.cancel()
-            self._queuing = None
-            self._ranking = Ranking()  # it must not keep tasks without waits
-
-    async def _ask_in_turn(self, turns: Turns) -> None:
-        # Behind one at the most, so that looks get every second turn where submits queue as well.
-        await asyncio.sleep(0)  # a loop may begin a task before it is known as `_queuing`
-        async with turns.gate.slot(behind=1) as now:
-            self._queuing = None
-            polls = []
-            for watch in self._take_first(now):
-                look = self._ask(watch, lambda request: turns.look(request, now))
-                polls.append(asyncio.get_running_loop().create_task(look, context=watch.context))
-                self._begin(watch, polls[-1])
-            self._arm()
-            await asyncio.gather(*polls, return_exceptions=True)
+    def _turn_came(self, turn: "asyncio.Future[None]") -> None:
+        if not turn.cancelled() and turn.exception() is None:
+            self._turn, now = None, self._clock.now()
+            self._start_best(now)
+            self._take_turns(now)
 
     def _has_due(self, now: float) -> bool:
-        due_at = self._looks.next_due_at()
-        return due_at is not None and due_at <= now + TIMER_SLACK
+        due_at = self._queue.next_due_at()
+        return due_at is not None and due_at <= now
 
-    def _take_first(self, now: float) -> list[Watch]:
-        """Remove and give the one task that is to be asked now, if there still is one."""
-        if now - self._ranking.made_at >= RANKING_LASTS:
-            self._rank(now)
-        first = self._ranking.take(partial(self._is_due, now))
-        if not first:
-            self._rank(now)
-            first = self._ranking.take(partial(self._is_due, now))
-        for watch in first:
-            self._looks.drop(watch)
-        return first
+    def _start_best(self, now: float) -> None:
+        watch = self._best(now)
+        if watch is None:
+            self._limiter.leave()
+            return
+        self._queue.drop(watch)
+        poll = asyncio.get_running_loop().create_task(
+            self._poll_once(watch, self._clock.now()), context=watch.context
+        )
+        self._polls[watch] = poll
+        # Not in the coroutine: one that is cancelled before its first step runs none of it.
+        poll.add_done_callback(partial(self._polled, watch))
 
-    def _rank(self, now: float) -> None:
-        due = self._looks.due(now + TIMER_SLACK)
-        self._ranking.make(due, partial(self._promise, now), self._policy.max_starvation, now)
+    def _best(self, now: float) -> Watch | None:
+        """Return the due task whose poll is worth most."""
+        for is_new in (False, True):
+            if is_new or now - self._ranked_at >= RANKING_LASTS:
+                self._ranking = sorted(self._queue.due(now), key=partial(self._worth, now))
+                self._ranked_at = now
+            while self._ranking:
+                watch = self._ranking.pop()
+                if watch in self._queue and watch.due_at <= now:
+                    return watch
+        return None
 
-    def _promise(self, now: float, watch: Watch) -> float:
-        """Return how likely news is, or if that is not known, how overdue the task is."""
-        if watch.hinted_at is not None:
+    def _worth(self, now: float, watch: Watch) -> float:
+        """
+        Return the chance that a poll finds an end; if that is not known, how overdue the poll is.
+
+        A task that was not polled for `max_starvation` gains on the others from then on.
+        """
+        if watch.webhook_due_at is not None:
             return math.inf
-        news = self._learner.news(watch.kind, watch.age(watch.running_at), watch.age(now))
-        return (now - watch.due_at) / self._policy.max_starvation if news is None else news
+        patience = self._policy.max_starvation
+        chance = self._learner.news(watch.kind, watch.age(watch.running_at), watch.age(now))
+        worth = (now - watch.due_at) / patience if chance is None else chance
+        return worth + STARVED_GAIN * max(0.0, (now - watch.polled_at) / patience - 1)
 
-    def _is_due(self, now: float, watch: Watch) -> bool:
-        return watch in self._looks and watch.due_at <= now + TIMER_SLACK
+    # One poll
 
-    # One look
-
-    async def _ask(self, watch: Watch, look: Callable[[Request], Awaitable[TaskRecord]]) -> None:
+    async def _poll_once(self, watch: Watch, sent_at: float) -> None:
         watch.polls += 1
-        watch.hinted_at = None
-        watch.asked_at = self._clock.now()
+        watch.webhook_due_at = None
+        watch.polled_at = sent_at
         try:
-            record = await look(watch.request)
+            record = await self._poll(watch.request, sent_at)
         except RunwayError as error:
             self._take_error(watch, error)
         except Exception as defect:  # noqa: BLE001  (not one of ours: a defect)
-            # Waiters get the error, rather than wait on for an answer that cannot come.
-            self._fail(watch, partial(_same, defect))
+            # Waiters get it at once, rather than wait for a record that cannot come.
+            known = defect
+            self._fail(watch, lambda: known)
         else:
             self._take_in(watch, record)
             now = self._clock.now()
             watch.due_at = now + self._pause(watch, now)
 
-    def _asked(self, watch: Watch, _question: "asyncio.Task[None]") -> None:
-        watch.question = None
-        self._asking.discard(watch)
-        if watch.hinted_at is not None:
+    def _polled(self, watch: Watch, _poll: "asyncio.Task[None]") -> None:
+        del self._polls[watch]
+        self._limiter.leave()
+        if watch.webhook_due_at is not None:
             # A webhook that came meanwhile may be newer than the poll that was in flight.
-            watch.due_at = min(watch.due_at, watch.hinted_at)
+            watch.due_at = min(watch.due_at, watch.webhook_due_at)
         if watch.waiters and not watch.is_settled:
-            self._looks.put(watch, watch.due_at)
+            self._queue.put(watch, watch.due_at)
         self._arm()
 
     def _take_in(self, watch: Watch, record: TaskRecord) -> None:
@@ -642,33 +504,44 @@ class Poller:
             self._hooks.emit(
                 events.TaskPolled(watch.task_id, record.state, record.progress, watch.polls)
             )
-        self._remark(watch, record)
+        if record.state is TaskState.UNKNOWN:
+            seen = events.UnknownWordSeen(watch.task_id, record.word or "")
+            self._report_once(watch, f"word {record.word}", seen)
+        for note in record.notes:
+            self._report_once(watch, note, events.ContradictionSeen(watch.task_id, note))
         if was is None or (was.prompt, was.prompt_en) != (record.prompt, record.prompt_en):
             watch.request = watch.request.hiding(record.prompt, record.prompt_en)
-        if was is None or _face(was) != _face(record):
+        if was is None or _visible(was) != _visible(record):
             watch.version += 1
-            for waiter in [one for one in watch.waiters if one.any_change]:
-                _resolve(waiter, record)
+            for waiter in watch.waiters:
+                if waiter.any_change:
+                    _resolve(waiter, record)
         if watch.is_settled:
             self._settle(watch, record)
         else:
-            self._mind_the_url(watch, record)
+            self._check_url(watch, record)
+
+    def _report_once(self, watch: Watch, what: str, event: events.Event) -> None:
+        if what not in watch.reported:
+            watch.reported |= {what}
+            self._hooks.emit(event)
 
     def _ended_if_stuck(self, watch: Watch, record: TaskRecord) -> TaskRecord:
         """Return *record* as a failure if an unknown status stays the same, with a reason."""
         was = watch.record
         is_odd = record.state is TaskState.UNKNOWN and is_reason(record.message)
-        is_same = was is not None and _face(was) == _face(record) and was.word == record.word
+        is_same = was is not None and _visible(was) == _visible(record) and was.word == record.word
         watch.stuck = (watch.stuck + 1 if is_same else 1) if is_odd else 0
-        return (
-            attrs.evolve(record, state=TaskState.FAILED) if watch.stuck >= STUCK_AFTER else record
-        )
+        if watch.stuck >= STUCK_AFTER:
+            return attrs.evolve(record, state=TaskState.FAILED)
+        return record
 
     def _settle(self, watch: Watch, record: TaskRecord) -> None:
         tag = self._unfinished.tag_of(watch.name)
         self._unfinished.seen(watch.name, record)
-        if not was_told(watch, "settled"):
-            self._rate_deliveries(watch)
+        if not watch.is_end_reported:
+            watch.is_end_reported = True
+            self._judge_webhooks(watch)
             model = watch.kind[1] if watch.kind else None
             self._hooks.emit(
                 events.TaskSettled(
@@ -677,33 +550,36 @@ class Poller:
                     tag=tag,
                 )
             )
-        for waiter in list(watch.waiters):
+        for waiter in watch.waiters:
             _resolve(waiter, record)
 
-    def _rate_deliveries(self, watch: Watch) -> None:
-        """Record whether a webhook had announced the end that was found."""
-        if self._net is None or not watch.is_addressed:
+    def _judge_webhooks(self, watch: Watch) -> None:
+        """Rely on webhooks after one that announced an end, and no longer after one was missed."""
+        if self._safety_net is None or not watch.is_addressed:
             return
-        if watch.polls_at_end_told is not None:
-            self._reliance.end_was_told()
-        elif self._reliance.end_was_not_told():
+        if watch.polls_at_announced_end is not None:
+            self._relies_on_webhooks = True
+        elif self._relies_on_webhooks:
+            self._relies_on_webhooks = False
             now = self._clock.now()
-            for other in filter(_is_untold, self._looks.keys()):
-                self._look_by(other, now + self._pause(other, now))
-        elif self._reliance.is_silent and not self._is_silence_told:
-            self._is_silence_told = True
-            self._hooks.emit(events.CallbacksMissing(self._reliance.untold))
+            for other in self._queue:
+                if other.is_addressed and other.polls_at_announced_end is None:
+                    self._poll_by(other, now + self._pause(other, now))
+        else:
+            self._ends_without_webhook += 1
+            if self._ends_without_webhook == MISSING_AFTER and not self._webhooks_came:
+                self._hooks.emit(events.CallbacksMissing(MISSING_AFTER))
 
-    def _look_by(self, watch: Watch, at: float) -> None:
-        """Move the next look at a task forward, if it is later than *at*."""
+    def _poll_by(self, watch: Watch, at: float) -> None:
+        """Make the next poll of a task due at *at*, if it would be later."""
         watch.due_at = min(watch.due_at, at)
-        if watch in self._looks:
-            self._looks.put(watch, watch.due_at)
-            if watch.hinted_at is not None and self._queuing is not None:
-                self._ranking.put_first(watch)
+        if watch in self._queue:
+            self._queue.put(watch, watch.due_at)
+            if watch.webhook_due_at is not None:
+                self._ranking.append(watch)
             self._arm()
 
-    def _mind_the_url(self, watch: Watch, record: TaskRecord) -> None:
+    def _check_url(self, watch: Watch, record: TaskRecord) -> None:
         """End the wait for a success that goes on without an address (api-facts 3.4, rule 4)."""
         if record.state is not TaskState.SUCCEEDED:
             watch.url_missing_since = None
@@ -712,7 +588,7 @@ class Poller:
         if watch.url_missing_since is None:
             watch.url_missing_since = now
         if now - watch.url_missing_since >= self._policy.url_grace:
-            self._fail(watch, _clip_missing)
+            self._fail(watch, partial(_clip_missing, watch))
 
     def _take_error(self, watch: Watch, error: RunwayError) -> None:
         watch.last_error = error
@@ -722,11 +598,11 @@ class Poller:
         if isinstance(error, HOPELESS) or (is_unknown and not self._may_appear(watch, now)):
             if isinstance(error, NotFound):
                 self._unfinished.not_found(watch.name)
-            self._fail(watch, partial(_copy, error))
+            self._fail(watch, partial(copied, error))
             return
-        asked = error.retry_after if isinstance(error, GatewayError) else None
-        # A wait has a deadline of its own, so a gateway that asks for more is polled nevertheless.
-        delay = max(self._pause(watch, now), min(asked or 0.0, self._max_retry_after))
+        retry_after = error.retry_after if isinstance(error, GatewayError) else None
+        # A wait has a deadline, so the task is polled even if the gateway asks for more time.
+        delay = max(self._pause(watch, now), min(retry_after or 0.0, self._max_retry_after))
         watch.due_at = now + delay
         self._hooks.emit(events.PollFailed(watch.task_id, type(error).__name__, delay))
 
@@ -735,7 +611,7 @@ class Poller:
         Return whether a task that was not found may be found yet.
 
         One that was just accepted may not be visible at once (api-facts 5.4), and one that was
-        seen before is known to exist, whatever a page of some proxy says in between.
+        seen before is known to exist, whatever a proxy's page says in between.
         """
         if watch.was_seen:
             return True
@@ -751,77 +627,42 @@ class Poller:
         self._learner.saw(watch.kind, since, until, has_ended=record.has_clip)
 
     def _pause(self, watch: Watch, now: float) -> float:
-        """Return how long to stay away from a task that was looked at now, in seconds."""
+        """Return the time from a poll now to the next, in seconds."""
         stray = self._policy.jitter * self._random.uniform(-1, 1)
-        if watch.polls_at_end_told is not None:
+        if watch.polls_at_announced_end is not None:
             # The feed lags behind the webhook: the task is polled like one that was just submitted.
-            return self._rung(watch.polls - watch.polls_at_end_told - 1) * (1 + stray)
-        if self._net is not None and watch.is_addressed and self._reliance.is_proved:
-            return self._net * (1 + stray)
+            return self._interval(watch.polls - watch.polls_at_announced_end - 1) * (1 + stray)
+        if self._safety_net is not None and watch.is_addressed and self._relies_on_webhooks:
+            return self._safety_net * (1 + stray)
         learned = self._learner.gap(watch.kind, watch.age(now), stray)
-        if learned is not None:
-            return learned
-        return self._rung(watch.polls) * (1 + stray)
+        return self._interval(watch.polls) * (1 + stray) if learned is None else learned
 
-    def _rung(self, step: int) -> float:
+    def _interval(self, step: int) -> float:
         return self._ladder[min(max(step, 0), len(self._ladder) - 1)]
 
-    def _fail(self, watch: Watch, make: Callable[[Waiter], BaseException]) -> None:
-        failed = [waiter for waiter in list(watch.waiters) if _reject(waiter, make)]
-        if failed:
-            name = type(make(failed[0])).__name__
-            self._hooks.emit(events.WaitFailed(watch.task_id, name))
-
-    def _remark(self, watch: Watch, record: TaskRecord) -> None:
-        """Report odd answers, once for each oddity."""
-        if record.state is TaskState.UNKNOWN and not was_told(watch, f"word {record.word}"):
-            self._hooks.emit(events.UnknownWordSeen(watch.task_id, record.word or ""))
-        for note in record.notes:
-            if not was_told(watch, note):
-                self._hooks.emit(events.ContradictionSeen(watch.task_id, note))
+    def _fail(self, watch: Watch, make: Callable[[], BaseException]) -> None:
+        """End all waits for a task, each with an error of its own."""
+        waiting = [waiter for waiter in watch.waiters if not waiter.future.done()]
+        for waiter in waiting:
+            waiter.future.set_exception(make())
+        if waiting:
+            self._hooks.emit(events.WaitFailed(watch.task_id, type(make()).__name__))
 
 
 def name_of(request: Request) -> Name:
-    """Return what tells a task from all others of one gateway."""
+    """Return what identifies a task among all of one gateway."""
     return request.endpoint.name, request.task_id or ""
 
 
-def was_told(watch: Watch, what: str) -> bool:
-    """Return whether *what* was reported for this task before, and record that it is now."""
-    before = what in watch.told
-    watch.told |= {what}
-    return before
-
-
-def _is_untold(watch: Watch) -> bool:
-    return watch.is_addressed and watch.polls_at_end_told is None
-
-
-def _face(record: TaskRecord) -> tuple[object, ...]:
+def _visible(record: TaskRecord) -> tuple[object, ...]:
     """Return what of a record a user can see change."""
     return record.state, record.progress, record.video_url, record.message
 
 
 def _resolve(waiter: Waiter, record: TaskRecord) -> None:
-    # A cancelled waiter stays in its place until its task has run.
+    # A cancelled waiter stays until its task has run.
     if not waiter.future.done():
         waiter.future.set_result(record)
-
-
-def _reject(waiter: Waiter, make: Callable[[Waiter], BaseException]) -> bool:
-    """End a wait, and tell whether it had not ended before."""
-    if waiter.future.done():
-        return False
-    waiter.future.set_exception(make(waiter))
-    return True
-
-
-def _copy(error: RunwayError, _waiter: Waiter) -> RunwayError:
-    return copied(error)
-
-
-def _same(defect: Exception, _waiter: Waiter) -> Exception:
-    return defect
 
 
 def _timed_out(waiter: Waiter) -> WaitTimeout:
@@ -840,17 +681,13 @@ def _timed_out(waiter: Waiter) -> WaitTimeout:
     return error
 
 
-def _clip_missing(waiter: Waiter) -> ClipMissing:
+def _clip_missing(watch: Watch) -> ClipMissing:
     return ClipMissing(
         "The gateway calls the task a success and shows no address for the clip.",
         "It was charged.",
         "Wait for it again later, or show its id to the gateway's support.",
-        waiter.watch.task_id,
+        watch.task_id,
     )
-
-
-def _abandon(waiter: Waiter) -> WaitAbandoned:
-    return _abandoned(waiter.watch)
 
 
 def _abandoned(watch: Watch) -> WaitAbandoned:

@@ -3,7 +3,7 @@
 
 Both run against the same gateway, which answers 429 beyond its budget, on a loop whose time leaps.
 A naive task submits until it is let in, then looks by itself in the same exponential rhythm as we
-start with. Ours take turns; the real `Poller` and `Gate` decide.
+start with. Ours take turns; the real `Poller` and `RateLimiter` decide.
 Exit status 1 if a goal is missed.
 """
 
@@ -21,8 +21,8 @@ import attrs
 from _rhythms import KIND, POLICY, Lognormal
 
 from fuhu_runway._clock import LoopClock
-from fuhu_runway._http.limiter import Gate
-from fuhu_runway._waiting.poller import Poller, Turns
+from fuhu_runway._http.limiter import RateLimiter
+from fuhu_runway._waiting.poller import Poller
 from fuhu_runway._wire.encode import Request, ask_task
 from fuhu_runway._wire.tables import ENDPOINTS, GATEWAYS
 from fuhu_runway.errors import Fate, RateLimited
@@ -176,7 +176,7 @@ async def take_turns(
     crowd: Crowd, gateway: Gateway, rng: random.Random, *, limits: Limits, policy: PollPolicy
 ) -> None:
     """Run all tasks on one poller and one rate limiter, wired as in a client."""
-    gate = Gate(limits, LoopClock(), Hooks())
+    gate = RateLimiter(limits, LoopClock(), Hooks())
 
     async def look_in_turn(request: Request, sent_at: float) -> TaskRecord:
         task_id = request.task_id or ""
@@ -189,19 +189,7 @@ async def take_turns(
             return TaskRecord(task_id, TaskState.SUCCEEDED, video_url="https://clips.invalid/1")
         return TaskRecord(task_id, TaskState.RUNNING)
 
-    async def look(request: Request) -> TaskRecord:
-        async with gate.slot() as sent_at:
-            return await look_in_turn(request, sent_at)
-
-    poller = Poller(
-        look,
-        policy=policy,
-        at_once=limits.requests_in_flight,
-        clock=LoopClock(),
-        hooks=Hooks(),
-        rng=rng,
-        turns=Turns(gate, look_in_turn),
-    )
+    poller = Poller(look_in_turn, gate, policy=policy, clock=LoopClock(), hooks=Hooks(), rng=rng)
 
     async def submitted(task: int) -> bool:
         async with gate.slot() as sent_at:

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 )
 from support.clock import ManualClock, settle
 
-from fuhu_runway._http.limiter import Gate
+from fuhu_runway._http.limiter import RateLimiter
 from fuhu_runway.hooks import Hooks
 from fuhu_runway.models import Limits
 
@@ -52,7 +52,7 @@ class GateMachine(RuleBasedStateMachine):
         self.at_most = rate
         self.at_once = at_once
         limits = Limits(requests_per_second=rate, requests_in_flight=at_once)
-        self.gate = Gate(limits, self.clock, Hooks())
+        self.gate = RateLimiter(limits, self.clock, Hooks())
 
     def run(self, coroutine: Any) -> None:
         self.runner.run(coroutine)

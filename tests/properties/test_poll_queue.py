@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from fuhu_runway._waiting.poller import PollQueue
+from fuhu_runway._waiting.poll_queue import PollQueue
 
 KEYS = st.sampled_from("abcdefgh")
 # Few instants, so that many entries are due at the same one.

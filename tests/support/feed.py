@@ -1,18 +1,20 @@
 """A feed that says what a test wants, and a scheduler over it on a clock that the test moves."""
 
 import asyncio
+import math
 from typing import Any, Final
 
 import attrs
 from support.clients import Ear, others
 from support.clock import ManualClock
 
+from fuhu_runway._http.limiter import RateLimiter
 from fuhu_runway._waiting.poller import Poller, Watch
 from fuhu_runway._wire.encode import ask_task
 from fuhu_runway._wire.tables import ENDPOINTS, GATEWAYS
 from fuhu_runway.errors import GatewayError
 from fuhu_runway.hooks import Hooks
-from fuhu_runway.models import PollPolicy, TaskRecord, TaskState
+from fuhu_runway.models import Limits, PollPolicy, TaskRecord, TaskState
 
 STEADY: Final = PollPolicy(jitter=0)
 VIDEO: Final = "https://cdn.example/1.mp4"
@@ -59,7 +61,8 @@ class Feed:
     def says(self, *answers: Answer, task_id: str = "t-1") -> None:
         self.answers[task_id] = list(answers)
 
-    async def look(self, request: Any) -> TaskRecord:
+    async def poll(self, request: Any, sent_at: float) -> TaskRecord:
+        assert sent_at == self.clock.now()
         self.looks.append((request.task_id, self.clock.now()))
         self.under_way += 1
         self.peak = max(self.peak, self.under_way)
@@ -90,6 +93,7 @@ class Scene:
     feed: Feed
     ear: Ear
     poller: Poller
+    limiter: RateLimiter
     #: Each submission that had to wait for room: for how many tasks.
     held: list[int] = attrs.field(factory=list)
 
@@ -111,11 +115,18 @@ class Scene:
         return idle and not self.clock.timers and not others() and not self.feed.under_way
 
 
+def limiter_of(limits: Limits, clock: ManualClock) -> RateLimiter:
+    """Return a limiter as it is after the first answer, at full speed where no rate is set."""
+    limiter = RateLimiter(limits, clock, Hooks())
+    limiter.pace.room = math.inf
+    return limiter
+
+
 def scene_on(
-    clock: ManualClock, policy: PollPolicy = STEADY, *, at_once: int = 100, **options: Any
+    clock: ManualClock, policy: PollPolicy = STEADY, limits: Limits | None = None, **options: Any
 ) -> Scene:
-    """Return a scheduler over a feed of its own."""
+    """Return a poller over a feed of its own."""
     feed, ear = Feed(clock), Ear()
-    hooks = Hooks([ear])
-    poller = Poller(feed.look, policy=policy, at_once=at_once, clock=clock, hooks=hooks, **options)
-    return Scene(clock, feed, ear, poller)
+    limiter = limiter_of(limits or Limits(), clock)
+    poller = Poller(feed.poll, limiter, policy=policy, clock=clock, hooks=Hooks([ear]), **options)
+    return Scene(clock, feed, ear, poller, limiter)

@@ -6,7 +6,7 @@ import attrs
 import pytest
 from support.clock import ManualClock, settle
 
-from fuhu_runway._http.limiter import Gate, Pace
+from fuhu_runway._http.limiter import Pace, RateLimiter
 from fuhu_runway.hooks import Event, Hooks, PaceChanged, PaceHeld, PaceRecovered
 from fuhu_runway.models import Limits
 
@@ -312,7 +312,7 @@ def test_trouble_before_the_first_answer_teaches_no_rate() -> None:
 class Visitors:
     """Those who go through a gate, and stay inside until they are sent away."""
 
-    gate: Gate
+    gate: RateLimiter
     clock: ManualClock
     heard: list[Event]
     #: Who came in, and when.
@@ -322,14 +322,14 @@ class Visitors:
     _may_leave: dict[int, asyncio.Event] = attrs.field(factory=dict)
     tasks: dict[int, asyncio.Task[None]] = attrs.field(factory=dict)
 
-    async def come(self, *numbers: int, behind: int | None = None) -> None:
+    async def come(self, *numbers: int) -> None:
         for number in numbers:
             self._may_leave[number] = asyncio.Event()
-            self.tasks[number] = asyncio.create_task(self._visit(number, behind))
+            self.tasks[number] = asyncio.create_task(self._visit(number))
         await settle()
 
-    async def _visit(self, number: int, behind: int | None) -> None:
-        async with self.gate.slot(behind=behind) as sent_at:
+    async def _visit(self, number: int) -> None:
+        async with self.gate.slot() as sent_at:
             self.entered.append((number, sent_at))
             self.inside.add(number)
             self.peak = max(self.peak, len(self.inside))
@@ -363,7 +363,7 @@ class Visitors:
 def visitors(**limits: float | None) -> Visitors:
     """Return the visitors of a new gate, in front of which time stands still."""
     clock, heard = ManualClock(START), list[Event]()
-    gate = Gate(Limits(**limits), clock, Hooks([heard.append]))  # type: ignore[arg-type]
+    gate = RateLimiter(Limits(**limits), clock, Hooks([heard.append]))  # type: ignore[arg-type]
     return Visitors(gate, clock, heard)
 
 
@@ -440,18 +440,31 @@ async def test_nobody_overtakes_who_waits() -> None:
     assert some.order == [0, 1, 9]
 
 
-@pytest.mark.parametrize(
-    ("behind", "order"),
-    [(0, [0, 9, 1, 2, 3]), (1, [0, 1, 9, 2, 3]), (7, [0, 1, 2, 3, 9]), (None, [0, 1, 2, 3, 9])],
-)
-async def test_one_may_stand_further_ahead(behind: int | None, order: list[int]) -> None:
-    """A request that stands behind some others goes after these, and all keep their order."""
+async def test_the_place_of_the_poller_is_second_in_line() -> None:
+    """Its turn comes after one other request, and all others keep their order."""
     some = visitors(requests_in_flight=1)
     await some.come(0, 1, 2, 3)
-    await some.come(9, behind=behind)
-    for number in order:
-        await some.leave(number)
-    assert some.order == order
+    turn = some.gate.line_up(soon=True)
+    await some.leave(0)
+    assert not turn.done()
+    await some.leave(1)
+    assert (turn.done(), some.order) == (True, [0, 1])
+    some.gate.leave()
+    await some.leave(2)
+    assert some.order == [0, 1, 2, 3]
+
+
+async def test_a_place_that_is_given_up_holds_nothing_up() -> None:
+    """Cancelling it lets the next request go, and leaves no timer."""
+    some = visitors(requests_per_second=1.0)
+    await some.come(0)
+    turn = some.gate.line_up()
+    turn.cancel()
+    await settle()
+    assert some.clock.timers == []
+    await some.come(1)
+    await some.clock.advance(1)
+    assert some.order == [0, 1]
 
 
 async def test_who_gives_up_holds_nobody_up() -> None:
@@ -567,7 +580,7 @@ async def test_where_nothing_gets_through_one_request_tries_for_all() -> None:
 async def test_no_gateway_may_hold_everything_for_longer_than_allowed() -> None:
     """A Retry-After of 56 years is one of 90 s where 90 s are the most."""
     clock = ManualClock(START)
-    gate = Gate(Limits(), clock, Hooks(), max_hold=90.0)
+    gate = RateLimiter(Limits(), clock, Hooks(), max_hold=90.0)
     for _ in range(3):
         gate.refused(START, 1.8e9)
     assert gate.pace.hold_until == START + 90
@@ -648,15 +661,15 @@ async def test_nobody_waiting_leaves_no_timer() -> None:
 async def test_the_repr_tells_the_state() -> None:
     """In flight and waiting are shown, and the pace and a hold where there are any."""
     some = visitors(requests_in_flight=2)
-    assert repr(some.gate) == "<Gate 0 of 2 in flight, 0 waiting>"
+    assert repr(some.gate) == "<RateLimiter 0 of 2 in flight, 0 waiting>"
     await some.come(*range(5))
     await some.give_up(3)
-    assert repr(some.gate) == "<Gate 2 of 2 in flight, 2 waiting>"
+    assert repr(some.gate) == "<RateLimiter 2 of 2 in flight, 2 waiting>"
     some.gate.answered(START)
     for _ in range(3):
         some.gate.refused(START, 12.0)
     await some.clock.advance(2)
-    text = "<Gate 2 of 2 in flight, 2 waiting, 10 a second, held for 10.0 s>"
+    text = "<RateLimiter 2 of 2 in flight, 2 waiting, 10 a second, held for 10.0 s>"
     assert repr(some.gate) == text
 
 

@@ -3,19 +3,19 @@ import contextvars
 import gc
 import logging
 import random
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import attrs
 import pytest
 from support.clients import Ear
 from support.clock import ManualClock, settle
-from support.feed import STEADY, Feed, Scene, Wait, done, no, record, scene_on
+from support.feed import STEADY, Feed, Scene, Wait, done, limiter_of, no, record, scene_on
 
 from fuhu_runway import hooks as events
 from fuhu_runway._clock import LoopClock
-from fuhu_runway._http.limiter import Gate
-from fuhu_runway._waiting.poller import Poller, PollQueue, Turns
+from fuhu_runway._http.limiter import RateLimiter
+from fuhu_runway._waiting.poll_queue import PollQueue
+from fuhu_runway._waiting.poller import Poller
 from fuhu_runway._wire.encode import ask_task
 from fuhu_runway._wire.tables import ENDPOINTS, GATEWAYS
 from fuhu_runway.errors import (
@@ -580,9 +580,9 @@ async def test_a_listener_that_raises_changes_nothing(
 
     feed = Feed(clock)
     feed.says(record(), done())
-    hooks = Hooks([burst])
-    poller = Poller(feed.look, policy=STEADY, at_once=9, clock=clock, hooks=hooks)
-    scene = Scene(clock, feed, Ear(), poller)
+    limiter = limiter_of(Limits(), clock)
+    poller = Poller(feed.poll, limiter, policy=STEADY, clock=clock, hooks=Hooks([burst]))
+    scene = Scene(clock, feed, Ear(), poller, limiter)
     waiting = scene.wait(scene.watch())
     await clock.advance(30)
     assert waiting.result() == done()
@@ -674,8 +674,8 @@ async def test_a_thousand_waits_have_one_timer(scene: Scene) -> None:
 
 
 async def test_so_many_looks_at_once_and_no_more(clock: ManualClock) -> None:
-    """At most `at_once` looks are under way; the others follow, the longest due first."""
-    scene = scene_on(clock, at_once=3)
+    """No more polls than requests may be in flight; the others follow, the longest due first."""
+    scene = scene_on(clock, limits=Limits(requests_in_flight=3))
     scene.feed.is_open.clear()
     watches = []
     for number in range(10):
@@ -747,11 +747,10 @@ def test_it_can_be_shown_outside_of_its_loop() -> None:
     """Its repr raises nothing where the loop, and with it the time, stands still."""
     loop = asyncio.new_event_loop()
 
-    async def look(request: Any) -> TaskRecord:
-        return record()
-
-    async def begin(see: Callable[[Any], Awaitable[TaskRecord]]) -> tuple[Poller, Wait]:
-        poller = Poller(see, policy=STEADY, at_once=1, clock=LoopClock(), hooks=Hooks())
+    async def begin() -> tuple[Poller, Wait]:
+        limiter = RateLimiter(Limits(), LoopClock(), Hooks())
+        feed = Feed(ManualClock())
+        poller = Poller(feed.poll, limiter, policy=STEADY, clock=LoopClock(), hooks=Hooks())
         request = ask_task("t-1", ENDPOINTS["feed"], GATEWAYS["fuhuapi"], "sk-1")
         waiting = asyncio.ensure_future(
             poller.settled(poller.watch(request, asyncio.get_running_loop().time()), None)
@@ -759,7 +758,7 @@ def test_it_can_be_shown_outside_of_its_loop() -> None:
         await asyncio.sleep(0)
         return poller, waiting
 
-    poller, waiting = loop.run_until_complete(begin(look))
+    poller, waiting = loop.run_until_complete(begin())
     assert repr(poller) == "<Poller 1 tasks>"
     waiting.cancel()
     loop.run_until_complete(asyncio.wait([waiting]))
@@ -815,17 +814,15 @@ async def test_polls_run_in_the_context_of_their_own_task(pace: float | None) ->
     seen: dict[str, set[str]] = {}
     polls: list[str] = []
 
-    async def look(request: Any, _sent_at: float = 0.0) -> TaskRecord:
+    async def poll(request: Any, _sent_at: float) -> TaskRecord:
         seen.setdefault(request.task_id, set()).add(WHO.get())
         polls.append(request.task_id)
         return (done if polls.count(request.task_id) == 3 else record)(request.task_id)
 
     clock = LoopClock()
-    gate = Gate(Limits(requests_per_second=pace), clock, Hooks(()))
+    limiter = RateLimiter(Limits(requests_per_second=pace), clock, Hooks(()))
     policy = PollPolicy(first=0.001, max_interval=0.001, learn=False)
-    poller = Poller(
-        look, policy=policy, at_once=9, clock=clock, hooks=Hooks(()), turns=Turns(gate, look)
-    )
+    poller = Poller(poll, limiter, policy=policy, clock=clock, hooks=Hooks(()))
 
     async def caller(name: str) -> None:
         WHO.set(name)

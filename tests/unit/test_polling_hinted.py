@@ -7,13 +7,11 @@ import pytest
 from support.clock import ManualClock, settle
 from support.feed import STEADY, Scene, done, no, record, scene_on
 
-from fuhu_runway._http.limiter import Gate
-from fuhu_runway._waiting.hints import HINTED_AT_ONCE, HINTED_EVERY
-from fuhu_runway._waiting.poller import Turns, Watch
+from fuhu_runway._waiting.poller import WEBHOOK_EVERY, Watch
 from fuhu_runway._wire.encode import ask_task
 from fuhu_runway._wire.tables import ENDPOINTS, GATEWAYS
 from fuhu_runway.errors import GatewayDown
-from fuhu_runway.hooks import CallbacksMissing, Hooks, TaskSettled
+from fuhu_runway.hooks import CallbacksMissing, TaskSettled
 from fuhu_runway.models import Limits, TaskState
 
 NET = 60.0
@@ -22,7 +20,7 @@ NET = 60.0
 @pytest.fixture
 def scene(clock: ManualClock) -> Scene:
     """Return a scheduler without jitter, whose net is a minute wide."""
-    return scene_on(clock, net=NET)
+    return scene_on(clock, safety_net=NET)
 
 
 def addressed(scene: Scene, task_id: str = "t-1") -> Watch:
@@ -36,7 +34,7 @@ async def prove(scene: Scene, task_id: str = "proof") -> None:
     scene.feed.says(done(task_id), task_id=task_id)
     watch = addressed(scene, task_id)
     waiting = scene.wait(watch)
-    scene.poller.hint(watch, is_end=True)
+    scene.poller.webhook_came(watch, is_end=True)
     await scene.clock.advance(0)
     assert waiting.done()
     scene.feed.looks.clear()
@@ -51,7 +49,7 @@ async def test_an_end_that_is_told_is_looked_at_at_once(scene: Scene) -> None:
     waiting = scene.wait(watch)
     await scene.clock.advance(1)
     scene.feed.says(done())
-    scene.poller.hint(watch, is_end=True)
+    scene.poller.webhook_came(watch, is_end=True)
     await scene.clock.advance(0)
     assert waiting.result() == done()
     assert scene.feed.instants == [1]
@@ -72,7 +70,7 @@ async def test_what_is_told_is_not_believed(scene: Scene) -> None:
     """A delivery that says done about a task that runs costs one look and ends no wait."""
     watch = addressed(scene)
     waiting = scene.wait(watch)
-    scene.poller.hint(watch, is_end=True)
+    scene.poller.webhook_came(watch, is_end=True)
     await scene.clock.advance(1)
     assert not waiting.done()
     assert scene.feed.instants == [0]
@@ -85,7 +83,7 @@ async def test_a_feed_that_lags_is_asked_as_if_just_submitted(scene: Scene) -> N
     watch = addressed(scene)
     waiting = scene.wait(watch)
     await scene.clock.advance(30)
-    scene.poller.hint(watch, is_end=True)
+    scene.poller.webhook_came(watch, is_end=True)
     await scene.clock.advance(10)
     assert scene.feed.instants == [30, 32, 35, 39.5]
     waiting.cancel()
@@ -97,7 +95,7 @@ async def test_progress_wakes_nobody_who_waits_for_the_end(scene: Scene) -> None
     waiting = scene.wait(watch)
     await settle()
     for _ in range(50):
-        scene.poller.hint(watch, is_end=False)
+        scene.poller.webhook_came(watch, is_end=False)
         await scene.clock.advance(0.01)
     assert scene.feed.looks == []
     waiting.cancel()
@@ -108,7 +106,7 @@ async def test_progress_wakes_who_follows_changes(scene: Scene) -> None:
     watch = addressed(scene)
     waiting = scene.change(watch)
     await scene.clock.advance(1)
-    scene.poller.hint(watch, is_end=False)
+    scene.poller.webhook_came(watch, is_end=False)
     await scene.clock.advance(0)
     assert waiting.result() == record()
     assert scene.feed.instants == [1]
@@ -117,7 +115,7 @@ async def test_progress_wakes_who_follows_changes(scene: Scene) -> None:
 async def test_while_nobody_waits_the_next_wait_looks_at_once(scene: Scene) -> None:
     """A delivery between two waits is not lost, and looks at nothing by itself."""
     watch = addressed(scene)
-    scene.poller.hint(watch, is_end=False)
+    scene.poller.webhook_came(watch, is_end=False)
     await scene.clock.advance(1)
     assert scene.feed.looks == []
     scene.feed.says(done())
@@ -132,13 +130,13 @@ async def test_a_hint_during_a_look_is_followed_by_one_more(scene: Scene) -> Non
     scene.feed.is_open.clear()
     watch = addressed(scene)
     waiting = scene.wait(watch)
-    scene.poller.hint(watch, is_end=True)
+    scene.poller.webhook_came(watch, is_end=True)
     await scene.clock.advance(0)
     for _ in range(5):
-        scene.poller.hint(watch, is_end=True)
+        scene.poller.webhook_came(watch, is_end=True)
     scene.feed.says(record(), done())
     scene.feed.is_open.set()
-    await scene.clock.advance(0)
+    await scene.clock.advance(WEBHOOK_EVERY)
     assert waiting.result() == done()
     assert (len(scene.feed.looks), scene.feed.peak) == (2, 1)
 
@@ -149,7 +147,7 @@ async def test_an_end_makes_further_hints_idle(scene: Scene) -> None:
     watch = addressed(scene)
     waiting = scene.wait(watch)
     for _ in range(5):
-        scene.poller.hint(watch, is_end=True)
+        scene.poller.webhook_came(watch, is_end=True)
         await scene.clock.advance(10)
     assert waiting.result() == done()
     assert len(scene.feed.looks) == 1
@@ -161,9 +159,9 @@ async def test_a_storm_costs_what_the_limits_allow(scene: Scene) -> None:
     watch = addressed(scene)
     waiting = scene.wait(watch)
     for _ in range(1000):
-        scene.poller.hint(watch, is_end=True)
+        scene.poller.webhook_came(watch, is_end=True)
         await scene.clock.advance(0.01)
-    assert len(scene.feed.looks) <= HINTED_AT_ONCE + 10 / HINTED_EVERY + 1
+    assert len(scene.feed.looks) <= 10 / WEBHOOK_EVERY + 4  # and those of the usual intervals
     waiting.cancel()
 
 
@@ -172,7 +170,7 @@ async def test_trouble_with_the_look_is_tried_again(scene: Scene) -> None:
     scene.feed.says(no(GatewayDown), done())
     watch = addressed(scene)
     waiting = scene.wait(watch)
-    scene.poller.hint(watch, is_end=True)
+    scene.poller.webhook_came(watch, is_end=True)
     await scene.clock.advance(2)
     assert waiting.result() == done()
     assert scene.feed.instants == [0, 2]
@@ -183,19 +181,20 @@ async def test_a_closed_scheduler_takes_no_hint(scene: Scene) -> None:
     watch = addressed(scene)
     due_at = watch.due_at
     await scene.poller.aclose()
-    scene.poller.hint(watch, is_end=True)
+    scene.poller.webhook_came(watch, is_end=True)
     assert watch.due_at == due_at
     assert scene.clock.timers == []
 
 
 async def test_an_end_that_was_found_elsewhere_was_told(scene: Scene) -> None:
     """An end that a webhook led to counts as proof, whichever wait polled."""
-    scene.poller.take_told(addressed(scene), record())
-    assert not scene.poller._reliance.is_proved
-    watch = addressed(scene, "t-2")
-    scene.poller.take_told(watch, done("t-2"))
-    assert scene.poller._reliance.is_proved
-    assert await scene.poller.settled(watch, None) == done("t-2")
+    running = addressed(scene, "t-2")
+    scene.poller.take_told(running, record("t-2"))
+    assert addressed(scene, "t-3").due_at == scene.clock.now() + 2.0
+    ended = addressed(scene, "t-4")
+    scene.poller.take_told(ended, done("t-4"))
+    assert addressed(scene, "t-5").due_at == scene.clock.now() + NET
+    assert await scene.poller.settled(ended, None) == done("t-4")
     assert scene.feed.looks == []
 
 
@@ -235,10 +234,12 @@ async def test_an_end_that_was_not_told_brings_the_looks_back(scene: Scene) -> N
     for watch in others:
         watch.due_at += NET / 2
     waits = [scene.wait(watch) for watch in watches]
+    waits.append(scene.wait(scene.watch("no-address", fresh=True)))
     scene.feed.says(done("t-0"), task_id="t-0")
     await scene.clock.advance(NET)
     assert waits[0].done()
-    assert scene.feed.looks == [("t-0", 1060.0)]
+    addressed_looks = [look for look in scene.feed.looks if look[0] != "no-address"]
+    assert addressed_looks == [("t-0", 1060.0)]
     await scene.clock.advance(10)
     assert [at for task_id, at in scene.feed.looks if task_id == "t-1"] == [1062, 1065, 1069.5]
     for wait in waits[1:]:
@@ -252,8 +253,8 @@ async def test_an_end_that_is_told_late_is_no_proof(scene: Scene) -> None:
     waiting = scene.wait(watch)
     await scene.clock.advance(2)
     assert waiting.done()
-    scene.poller.hint(watch, is_end=True)
-    assert not scene.poller._reliance.is_proved
+    scene.poller.webhook_came(watch, is_end=True)
+    assert addressed(scene).due_at == scene.clock.now() + 2.0
 
 
 async def settle_untold(scene: Scene, count: int) -> None:
@@ -275,7 +276,7 @@ async def test_silence_is_told_once(scene: Scene) -> None:
 
 async def test_one_delivery_is_no_silence(scene: Scene) -> None:
     """Where anything was ever delivered, nobody is warned of a wrong address."""
-    scene.poller.hint(addressed(scene), is_end=False)
+    scene.poller.webhook_came(addressed(scene), is_end=False)
     await settle_untold(scene, 10)
     assert scene.ear.all(CallbacksMissing) == []
 
@@ -292,11 +293,7 @@ async def test_without_a_receiver_nothing_is_rated(clock: ManualClock) -> None:
 
 def slow_scene(clock: ManualClock) -> Scene:
     """Return a scheduler whose looks go one in 2 s."""
-    gate = Gate(Limits(requests_per_second=0.5), clock, Hooks())
-    scene: Scene
-    turns = Turns(gate, lambda request, sent_at: scene.feed.look(request))
-    scene = scene_on(clock, STEADY, turns=turns, net=NET)
-    return scene
+    return scene_on(clock, STEADY, Limits(requests_per_second=0.5), safety_net=NET)
 
 
 async def test_a_hint_goes_before_all_that_are_due(clock: ManualClock) -> None:
@@ -307,7 +304,7 @@ async def test_a_hint_goes_before_all_that_are_due(clock: ManualClock) -> None:
     await clock.advance(4)
     before = len(scene.feed.looks)
     scene.feed.says(done("t-13"), task_id="t-13")
-    scene.poller.hint(watches[13], is_end=True)
+    scene.poller.webhook_came(watches[13], is_end=True)
     await clock.advance(2)
     assert [task_id for task_id, _ in scene.feed.looks[before:]] == ["t-13"]
     assert waits[13].done()
@@ -325,7 +322,7 @@ async def test_a_hint_alone_queues_like_any_look(clock: ManualClock) -> None:
     waiting = scene.wait(watch)
     await clock.advance(10)
     scene.feed.says(record(state=TaskState.FAILED))
-    scene.poller.hint(watch, is_end=True)
+    scene.poller.webhook_came(watch, is_end=True)
     await clock.advance(0)
     assert waiting.result().state is TaskState.FAILED
     assert scene.feed.instants == [10]
