@@ -70,13 +70,7 @@ NAME_BYTES: Final = 60
 
 # Arguments
 
-
 _request: Final = options_of(Group("Request", sort_key=1))
-_PROMPT: Final = Parameter(help="What should be seen; any language.")
-_STYLE: Final = Parameter(help="The style to redraw it in.")
-_SOURCE: Final = Parameter(help="Address of the clip, up to 10 s and 64 MB.")
-_PERFORMANCE: Final = Parameter(help="Address of the performance; 16:9 only.")
-_CHARACTER: Final = Parameter(help="Address of the character's picture; 16:9 only.")
 _TASK_ID: Final = Parameter(help="What was shown when the task was accepted.")
 _EXTRA: Final = _request("Further fields for the request's body, as a JSON object.")
 _PORTRAIT: Final = "Portrait in place of landscape"
@@ -163,7 +157,7 @@ _SAVING: Final = Saving()
 
 
 def generate(
-    prompt: Annotated[str, _PROMPT],
+    prompt: Annotated[str, Parameter(help="What should be seen; any language.")],
     /,
     *,
     wish: Wish = _NO_WISH,
@@ -185,8 +179,8 @@ def generate(
 
 
 def restyle(
-    video: Annotated[str, _SOURCE],
-    prompt: Annotated[str, _STYLE],
+    video: Annotated[str, Parameter(help="Address of the clip, up to 10 s and 64 MB.")],
+    prompt: Annotated[str, Parameter(help="The style to redraw it in.")],
     /,
     *,
     structure_transformation: Annotated[
@@ -227,8 +221,10 @@ def restyle(
 
 
 def act(
-    video: Annotated[str, _PERFORMANCE],
-    image: Annotated[str | None, _CHARACTER] = None,
+    video: Annotated[str, Parameter(help="Address of the performance; 16:9 only.")],
+    image: Annotated[
+        str | None, Parameter(help="Address of the character's picture; 16:9 only.")
+    ] = None,
     /,
     *,
     character_video: Annotated[
