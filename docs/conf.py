@@ -62,9 +62,15 @@ def read_sections(  # noqa: PLR0917  (Sphinx calls it so)
 ) -> None:
     """Read Google sections, and leave out what a module says of itself: the page says it."""
     # Not by the extension, which takes "Width to height: 16:9" for a type and its meaning.
-    settings = Config(napoleon_custom_sections=["Source"])
-    read = GoogleDocstring(lines, settings, app, "object", name, thing, options)
+    settings = Config()
+    read = GoogleDocstring(without_sources(lines), settings, app, "object", name, thing, options)
     lines[:] = [] if what == "module" else read.lines()
+
+
+def without_sources(lines: list[str]) -> list[str]:
+    """Leave out where a docstring's facts were found: reference/sources.md has that."""
+    text = re.sub(r"^( *)Source:\n(?:\1 +.*(?:\n|$)|\n)*", "", "\n".join(lines), flags=re.MULTILINE)
+    return re.sub(r"\s*\([^()]*api-facts[^()]*\)", "", text).split("\n")
 
 
 def find_by_last_name(
@@ -86,8 +92,16 @@ def find_by_last_name(
     return make_refnode(app.builder, source, entry.docname, entry.node_id, contents, name)
 
 
+def let_markdown_link_to_objects(_app: Sphinx, env: BuildEnvironment) -> None:
+    """Accept `client.md#fuhu_runway.Client`, which leads to the page on a code host as well."""
+    for name, entry in env.domains.python_domain.objects.items():
+        slugs = env.metadata[entry.docname].setdefault("myst_slugs", {})
+        slugs.setdefault(entry.node_id, (0, entry.node_id, name))
+
+
 def setup(app: Sphinx) -> None:
     """Add what this project's docstrings need."""
     app.connect("autodoc-process-signature", shorten_signature)
     app.connect("autodoc-process-docstring", read_sections)
     app.connect("missing-reference", find_by_last_name)
+    app.connect("env-updated", let_markdown_link_to_objects)

@@ -7,6 +7,7 @@ here. `--check` writes nothing, names each stale page, and fails if there is one
 
 import argparse
 import ast
+import functools
 import inspect
 import json
 import logging
@@ -23,11 +24,13 @@ from sphinx.pycode import ModuleAnalyzer
 from fuhu_runway import callbacks, errors, hooks
 from fuhu_runway._http import limiter as pace
 from fuhu_runway._http.retry import MAY_REPEAT, ladder
+from fuhu_runway._journal_file import MIGRATIONS, SCHEMA
 from fuhu_runway._waiting import hints
 from fuhu_runway._wire import tables as facts
+from fuhu_runway._wire.refusals import REFUSALS
 from fuhu_runway.cli import app as cli
 from fuhu_runway.inputs import KINDS
-from fuhu_runway.journal import MIGRATIONS, SCHEMA, STEPS, JobState
+from fuhu_runway.journal import STEPS, JobState
 from fuhu_runway.models import (
     MODELS,
     BalanceRoute,
@@ -39,10 +42,10 @@ from fuhu_runway.models import (
     TaskState,
 )
 from fuhu_runway.testing import DIALECTS as SIMULATED_DIALECTS
-from fuhu_runway.testing import KNOWN, SHAPES, faults
+from fuhu_runway.testing import KNOWN, SHAPES, Simulator, faults
+from fuhu_runway.testing._control.arguments import FAULTS, REQUIRED, Field, Fields
 from fuhu_runway.testing._control.commands import COMMANDS, Command
-from fuhu_runway.testing._control.shown import OPTIONS as CONTROL_OPTIONS
-from fuhu_runway.testing._control.wanted import FAULTS, REQUIRED, Field, Fields
+from fuhu_runway.testing._control.commands import OPTIONS as CONTROL_OPTIONS
 
 DOCS: Final = Path(__file__).parent
 PACKAGE: Final = DOCS.parent / "fuhu_runway"
@@ -74,10 +77,10 @@ RECOGNISED: Final[Mapping[str, str]] = {
 SEEN_AS: Final[Mapping[errors.Fate, str]] = {
     errors.Fate.UNSENT: "the host does not resolve, refuses, or fails in TLS; connecting takes too "
     "long",
-    errors.Fate.REFUSED: "an answer that says: not now",
-    errors.Fate.UNKNOWN: "the connection breaks or falls silent after sending; an answer nobody "
-    "can read; an answer that says: trouble",
-    errors.Fate.REJECTED: "an answer that says: no",
+    errors.Fate.REFUSED: "the gateway refuses for now, for example with 429",
+    errors.Fate.UNKNOWN: "the connection breaks or goes silent after sending; the answer cannot be "
+    "read; the gateway reports an error of its own, for example 502",
+    errors.Fate.REJECTED: "the gateway refuses for good, for example with 400 or 401",
 }
 NO_ANSWER: Final[Mapping[errors.Fate, tuple[type[errors.RunwayError], ...]]] = {
     errors.Fate.UNSENT: (errors.NotSent,),
@@ -105,9 +108,28 @@ def codes(texts: Iterable[object]) -> str:
     return ", ".join(map(code, texts))
 
 
+@functools.cache
+def _homes() -> dict[str, str]:
+    """Return which page of the reference describes which object or module."""
+    return {
+        name: page.name
+        for page in sorted((DOCS / "reference").glob("*.md"))
+        for name in re.findall(
+            r"^\.\. (?:auto|py:)\w+:: (fuhu_runway[\w.]*)$",
+            page.read_text(encoding="utf-8"),
+            re.MULTILINE,
+        )
+    }
+
+
 def api(name: str, kind: str = "class") -> str:
-    """Return a link to the description of one of our own names."""
-    return f"{{py:{kind}}}`~fuhu_runway.{name}`"
+    """Return a link to the description of one of our own names, which code hosts show too."""
+    homes, full = _homes(), f"fuhu_runway.{name}"
+    home = full
+    while home not in homes:
+        home = home.rpartition(".")[0]
+    label = ".".join(name.split(".")[-2:]) if kind == "meth" else name.rpartition(".")[2]
+    return f"[{code(label)}]({homes[home]}#{full})"
 
 
 def error_link(error: type[errors.RunwayError]) -> str:
@@ -136,10 +158,19 @@ def sourced(source: str) -> str:
     return re.sub(r"api-facts (\d+(?:\.\d+)?)", link, source).replace("|", "\\|")
 
 
+def unsourced(words: str) -> str:
+    """Return a docstring's words without its remarks on sources, which have a page of their own."""
+    return re.sub(r"\s*\([^()]*api-facts[^()]*\)", "", words)
+
+
 def meanings(module: str, kind: str) -> dict[str, str]:
     """Return what the docstrings under the members of an enum say, by member."""
-    told = ModuleAnalyzer.for_module(module).find_attr_docs()
-    return {name: " ".join(lines).strip() for (home, name), lines in told.items() if home == kind}
+    found = ModuleAnalyzer.for_module(module).find_attr_docs()
+    return {
+        name: unsourced(" ".join(lines)).strip()
+        for (home, name), lines in found.items()
+        if home == kind
+    }
 
 
 # Errors
@@ -166,9 +197,9 @@ def _branch(error: type[errors.RunwayError], before: str = "") -> Iterator[str]:
 
 
 def endpoints() -> str:
-    """Return one line for each thing that the gateway can be asked."""
+    """Return one line for each endpoint."""
     return table(
-        ("Name", "Request", "Asked by", "Costs", "Gives", "Source"),
+        ("Name", "Request", "Method", "Costs", "Returns", "Source"),
         (
             (
                 code(row.name),
@@ -207,7 +238,7 @@ def _body(row: facts.Endpoint) -> str:
 def gateways() -> str:
     """Return one line for each gateway that is known by name."""
     return table(
-        ("Name", "`base_url`", "Prefix", "Feed", "Key", "Balance", "Source"),
+        ("Name", "`base_url`", "Prefix", "Feed", "Key", "Balance"),
         (
             (
                 code(row.name),
@@ -216,7 +247,6 @@ def gateways() -> str:
                 code(f"{row.feed_verb} {row.prefix}{facts.ENDPOINTS['feed'].path}"),
                 code(row.key_style.value),
                 _balance_of(row),
-                sourced(row.source),
             )
             for row in facts.GATEWAYS.values()
         ),
@@ -231,7 +261,7 @@ def _balance_of(row: Gateway) -> str:
 def models() -> str:
     """Return one line for each model of each format, with what is documented of it."""
     return table(
-        ("Model", "Format", "Seconds", "Ratios", "Other ratios", "Source"),
+        ("Model", "Format", "Seconds", "Ratios", "Other ratios"),
         (
             (
                 code(row.name),
@@ -239,7 +269,6 @@ def models() -> str:
                 codes(row.seconds) or "not documented",
                 codes(row.ratios),
                 "refused" if row.refuses_other_ratios else "sent",
-                sourced(row.source),
             )
             for row in MODELS
         ),
@@ -269,7 +298,7 @@ def _balance_paths(route: BalanceRoute) -> list[str]:
 def dialects() -> str:
     """Return one line for each shape of answer, in the order in which they are tried."""
     return table(
-        ("", "Letter", "Name", "Recognised by", "Tells of", "What matters is in", "Source"),
+        ("", "Letter", "Name", "Recognised by", "Is about", "Fields are in"),
         (
             (
                 str(number),
@@ -278,7 +307,6 @@ def dialects() -> str:
                 RECOGNISED[row.name],
                 _sense(row),
                 code(row.under) if row.under else "the body itself",
-                sourced(row.source),
             )
             for number, row in enumerate(facts.DIALECTS, 1)
         ),
@@ -292,7 +320,7 @@ def _sense(row: facts.Dialect) -> str:
 
 
 def spellings() -> str:
-    """Return what each dialect calls each part of a task; an empty cell: it does not tell."""
+    """Return what each dialect calls each part of a task; empty where it has no such field."""
     telling = [row for row in facts.DIALECTS if "task_id" in row.spelling]
     parts = dict.fromkeys(part for row in telling for part in row.spelling)
     return table(
@@ -323,12 +351,33 @@ def states() -> str:
     )
 
 
-# Refusals and repeating
+def sources() -> str:
+    """Return where each row of the other tables was found."""
+    kinds: dict[str, Iterable[tuple[str, str]]] = {
+        "[endpoint](endpoints.md)": ((row.name, row.source) for row in facts.ENDPOINTS.values()),
+        "[gateway](gateways.md)": ((row.name, row.source) for row in facts.GATEWAYS.values()),
+        "[model](models.md#models-lengths-and-ratios)": ((row.name, row.source) for row in MODELS),
+        "[dialect](dialects.md)": ((row.name, row.source) for row in facts.DIALECTS),
+        "[refusal](refusals.md)": (
+            (str(number), row.source) for number, row in enumerate(REFUSALS, 1)
+        ),
+    }
+    return table(
+        ("What", "Row", "Source"),
+        (
+            (kind, code(name), sourced(source))
+            for kind, rows in kinds.items()
+            for name, source in rows
+        ),
+    )
+
+
+# Refusals and retries
 
 
 def refusals() -> str:
     """Return one line for each kind of refusal, in the order in which they are tried."""
-    heads = ("Body", "Status", "Code", "Words in the reason", "Raises", "Fate", "Proof", "Source")
+    heads = ("Body", "Status", "Code", "Words in the reason", "Raises", "Fate", "Proof")
     return table(
         ("", *heads),
         (
@@ -341,9 +390,8 @@ def refusals() -> str:
                 error_link(row.raises),
                 row.fate.name,
                 row.proof or "none",
-                sourced(row.source),
             )
-            for number, row in enumerate(facts.REFUSALS, 1)
+            for number, row in enumerate(REFUSALS, 1)
         ),
     )
 
@@ -388,31 +436,31 @@ def _paid(fate: errors.Fate) -> str:
 
 
 def _errors_of(fate: errors.Fate) -> list[type[errors.RunwayError]]:
-    told = [row.raises for row in facts.REFUSALS if row.fate is fate]
+    told = [row.raises for row in REFUSALS if row.fate is fate]
     return list(dict.fromkeys([*NO_ANSWER.get(fate, ()), *told]))
 
 
 def delays() -> str:
-    """Return the pauses between the sendings of one request, under the default policy."""
+    """Return the pauses between the attempts of one request, under the default policy."""
     policy = RetryPolicy()
     steps = ladder(policy.first, policy.factor, policy.max_delay)
     pauses = [steps[min(step, len(steps) - 1)] for step in range(policy.attempts - 1)]
     return table(
-        ("Before sending", "Pause, drawn evenly from"),
-        ((f"no. {number}", f"0 to {pause:g} s") for number, pause in enumerate(pauses, 2)),
+        ("Before attempt", "Random pause"),
+        ((f"{number}", f"0 to {pause:g} s") for number, pause in enumerate(pauses, 2)),
     )
 
 
-def looks() -> str:
-    """Return the instants of the first looks at a task, under the default policy."""
+def polls() -> str:
+    """Return when the first polls of a task are due, under the default policy."""
     policy = PollPolicy()
     steps = ladder(policy.first, policy.factor, policy.max_interval)
     shown = [*steps, steps[-1]]
     at = [sum(shown[: number + 1]) for number in range(len(shown))]
     return table(
-        ("Look", "Seconds after the one before", "Seconds after the submit"),
+        ("Poll", "Seconds after the previous one", "Seconds after the submit"),
         (
-            (f"no. {number}", f"{step:g}", f"{total:g}")
+            (f"{number}", f"{step:g}", f"{total:g}")
             for number, (step, total) in enumerate(zip(shown, at, strict=True), 1)
         ),
     )
@@ -487,15 +535,15 @@ def pacing() -> str:
     return table(
         ("What", "Value"),
         (
-            ("in flight before the first response, where no rate is set", f"{pace.FIRST_ROOM}"),
-            ("requests per second after it", f"{pace.FIRST_RATE:g}"),
-            ("part of the requests that may be refused in any case", f"{pace.USUAL:.0%}"),
-            ("the longest test at half the rate", f"{pace.PATIENCE:g} s"),
-            ("a rate that was kept is raised after", f"{pace.AGAIN:g} s to {30 * pace.AGAIN:g} s"),
-            ("by, as a part of it, at first", f"{pace.STEP:.0%}"),
-            ("nothing gets through: refusals in a row", f"{pace.IN_A_ROW} or more"),
+            ("requests in flight before the first response", f"{pace.FIRST_ROOM}"),
+            ("requests per second after the first response", f"{pace.FIRST_RATE:g}"),
+            ("share of refusals that is treated as chance", f"{pace.USUAL:.0%}"),
+            ("longest trial at half the rate", f"{pace.PATIENCE:g} s"),
+            ("time until a limited rate is raised", f"{pace.AGAIN:g} s to {30 * pace.AGAIN:g} s"),
+            ("first raise of the rate", f"{pace.STEP:.0%}"),
+            ("refusals in a row that stop all requests", f"{pace.IN_A_ROW} or more"),
             (
-                "then one request tries for all every",
+                "interval of the single trial requests after that",
                 f"{pace.PATIENCE / 2:g} s to {pace.LONGEST_PAUSE:g} s",
             ),
         ),
@@ -503,29 +551,29 @@ def pacing() -> str:
 
 
 def callback_numbers() -> str:
-    """Return what deliveries may take, and what they may cause."""
+    """Return the limits of webhooks, and how many polls they may cause."""
     return table(
         ("What", "Value"),
         (
-            ("the largest body", f"{callbacks.MAX_BODY_BYTES // 1024} KiB"),
-            ("how long a body may take to come", f"{callbacks.READ_TIMEOUT:g} s"),
-            ("bodies that are read at once", f"{callbacks.READ_AT_ONCE}"),
-            ("addresses that are kept", f"{callbacks.REMEMBERED:,}"),
-            ("what cannot be guessed of an address", f"{callbacks.SEAL_BYTES * 8} bits"),
-            ("looks at one task that may follow at once", f"{hints.HINTED_AT_ONCE}"),
-            ("and from there on", f"one in {hints.HINTED_EVERY:g} s"),
-            ("looks while deliveries are relied on", f"one in {callbacks.SAFETY_NET:g} s"),
+            ("largest body", f"{callbacks.MAX_BODY_BYTES // 1024} KiB"),
+            ("time limit for receiving a body", f"{callbacks.READ_TIMEOUT:g} s"),
+            ("bodies received at once", f"{callbacks.READ_AT_ONCE}"),
+            ("addresses kept in memory", f"{callbacks.REMEMBERED:,}"),
+            ("random part of an address", f"{callbacks.SEAL_BYTES * 8} bits"),
+            ("polls of one task that webhooks may cause at once", f"{hints.HINTED_AT_ONCE}"),
+            ("polls that further webhooks may cause", f"one in {hints.HINTED_EVERY:g} s"),
+            ("polls of a task while webhooks are relied on", f"one in {callbacks.SAFETY_NET:g} s"),
             (
-                "ends told first that make up for one that was not",
+                "ends announced in time before webhooks are relied on again",
                 f"1, then 2, 4 and so on, up to {hints.MOST_PROOF}",
             ),
-            ("ends without any webhook until the event `CallbacksMissing`", f"{hints.SILENT_ENDS}"),
+            ("ended tasks without any webhook before `CallbacksMissing`", f"{hints.SILENT_ENDS}"),
         ),
     )
 
 
 def hook_events() -> str:
-    """Return one line for each event: when it happens, what it holds, how loud it is in the log."""
+    """Return one line for each event: its log level, when it happens and its fields."""
     return table(
         ("Event", "Level", "When", "Fields"),
         (
@@ -556,7 +604,7 @@ def simulated_dialects() -> str:
 
 def simulated_shapes() -> str:
     """Return one line for each answer that names a task and is in no documented dialect."""
-    return table(("Name", "What it is"), ((code(name), one.told) for name, one in SHAPES.items()))
+    return table(("Name", "What it is"), ((code(name), one.help) for name, one in SHAPES.items()))
 
 
 def known_answers() -> str:
@@ -605,7 +653,7 @@ def control_commands() -> str:
     """Return one line for each thing that a control request can ask for."""
     return table(
         ("Request", "What it does"),
-        ((f"[{code(one.line)}](#{_control_anchor(one)})", one.told) for one in COMMANDS),
+        ((f"[{code(one.line)}](#{_control_anchor(one)})", one.help) for one in COMMANDS),
     )
 
 
@@ -619,21 +667,35 @@ def control_details() -> str:
 
 
 def _control_section(command: Command) -> str:
-    parts = [f"### `{command.line}`", command.told]
+    parts = [f"### `{command.line}`", command.help]
     if command.fields:
         where = "Filters, in the query:" if command.method == "GET" else "Fields of the body:"
         parts += [where, _control_fields(command.fields)]
-    told = command.answer or _control_options()
-    each = f"Each row of `{command.rows}`:" if command.rows else "The answer:"
-    parts += [each, table(("Name", "What it is"), ((code(name), told[name]) for name in told))]
+    names, each = command.answer, "The answer:"
+    if names is Simulator:
+        names = _control_options()
+    elif isinstance(names, type):
+        names, each = _control_row(names), f"Each row of `{command.path}`:"
+    parts += [each, table(("Name", "What it is"), ((code(name), names[name]) for name in names))]
     return "\n\n".join(parts)
+
+
+def _control_row(kind: type) -> dict[str, str]:
+    """Return what the comments and properties of a class say of a row."""
+    fields = meanings(kind.__module__, kind.__name__)
+    properties = {
+        name: (inspect.getdoc(one) or "").partition("\n")[0].removeprefix("Return ").capitalize()
+        for name, one in vars(kind).items()
+        if isinstance(one, property)
+    }
+    return {name: text.replace("None", "null") for name, text in (fields | properties).items()}
 
 
 def _control_fields(fields: Fields) -> str:
     return table(
         ("Field", "What it is", "Allowed", "Default"),
         (
-            (code(name), one.told, one.kind.allowed, _control_default(one))
+            (code(name), one.help, one.allowed, _control_default(one))
             for name, one in fields.items()
         ),
     )
@@ -664,8 +726,8 @@ def control_faults() -> str:
         (
             (
                 code(name),
-                kind.told,
-                "anywhere" if kind.usable_on == faults.PLACES else codes(sorted(kind.usable_on)),
+                unsourced(kind.help),
+                "anywhere" if kind.places == faults.PLACES else codes(sorted(kind.places)),
                 codes(kind.fields),
             )
             for name, kind in FAULTS.items()
@@ -678,7 +740,7 @@ def control_fault_fields() -> str:
     rows: dict[tuple[str, str], list[str]] = {}
     for name, kind in FAULTS.items():
         for field, one in kind.fields.items():
-            rows.setdefault((field, one.kind.allowed), []).append(name)
+            rows.setdefault((field, one.allowed), []).append(name)
     return table(
         ("Field", "Allowed", "Of the kinds"),
         ((code(field), allowed, codes(names)) for (field, allowed), names in sorted(rows.items())),
@@ -689,31 +751,41 @@ def control_fault_fields() -> str:
 
 
 def layers() -> str:
-    """Return each layer of the package with what its modules own, from the top down."""
+    """Return each layer of the package, and what each module in it owns, from the top down."""
     settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
     contracts = settings["tool"]["importlinter"]["contracts"]
     (order,) = (one["layers"] for one in contracts if one["type"] == "layers")
-    told = (
-        [(code(name), owned) for name in re.findall(r"\w+", layer) if (owned := _owned_by(name))]
-        for layer in order
-    )
+    named = ([*_modules(re.findall(r"\w+", layer))] for layer in order)
     return table(
         ("Layer", "Module", "What it owns"),
         (
-            (str(number), *cells)
-            for number, modules in enumerate(filter(None, told), 1)
-            for cells in modules
+            (str(number), code(name), owned)
+            for number, modules in enumerate(filter(None, named), 1)
+            for name, owned in modules
         ),
     )
 
 
-def _owned_by(name: str) -> str | None:
-    """Return the first line of a module's docstring; None where there is no such module."""
-    for place in (PACKAGE / f"{name}.py", PACKAGE / name / "__init__.py"):
-        if place.exists():
-            told = ast.get_docstring(ast.parse(place.read_text(encoding="utf-8"))) or ""
-            return told.partition("\n")[0].replace("|", "\\|")
-    return None
+def _modules(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield each module with the first sentence of its docstring; a folder before its modules."""
+    for name in names:
+        place = PACKAGE / name
+        if (place / "__init__.py").exists():
+            yield f"{name}/", _first_sentence(place / "__init__.py")
+            inside = {
+                path.stem
+                for path in place.iterdir()
+                if path.suffix == ".py" or (path / "__init__.py").exists()
+            }
+            yield from _modules(f"{name}/{one}" for one in sorted(inside - {"__init__"}))
+        elif place.with_suffix(".py").exists():
+            yield name, _first_sentence(place.with_suffix(".py"))
+
+
+def _first_sentence(path: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    sentence = " ".join(docstring.partition("\n\n")[0].split())
+    return re.split(r"(?<=\.) ", sentence)[0].replace("|", "\\|")
 
 
 # The program
@@ -730,10 +802,11 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
         dialects,
         spellings,
         states,
+        sources,
         refusals,
         repeating,
         delays,
-        looks,
+        polls,
         pacing,
         callback_numbers,
         hook_events,

@@ -4,10 +4,15 @@ import asyncio
 from collections.abc import Awaitable, Callable, Generator
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 from . import hooks as events
+from ._session.sessions import Sessions
+from .downloads import check_vacant, saved_place
 from .errors import DownloadIncomplete, RunwayError, UsageError, WaitAbandoned, copied
 from .hooks import Hooks
+from .journal import Job, JobState
+from .models import Generation, usage_error
 from .task import Clip, Task, saved_beside
 
 SAVE_AGAIN_AFTER: Final = (5.0, 15.0, 60.0, 300.0)
@@ -133,3 +138,83 @@ async def followed(
         except UsageError:
             raise failure from failure.__cause__
     return await save()
+
+
+async def start(
+    sessions: Sessions,
+    work: Task | Generation,
+    *,
+    path: Path | None,
+    overwrite: bool,
+    custom_id: str | None,
+    tag: str | None,
+    timeout: float | None,
+    jobs: WeakValueDictionary[str, BackgroundJob],
+) -> BackgroundJob:
+    """
+    Submit *work* unless it is a task, and follow it; see `Client.start`.
+
+    *jobs* holds the jobs that have a name, so that two calls under one share a job.
+    """
+
+    def going_on() -> BackgroundJob | None:
+        job = None if custom_id is None else jobs.get(custom_id)
+        return None if job is None or job.done() else job
+
+    if isinstance(work, Task):
+        _check_own(sessions, work, custom_id, tag)
+    shared = going_on()
+    if shared is not None:
+        return shared
+    session = sessions.current()
+    saved, may_be_there = None, False
+    if path is not None:
+        known = await sessions.job_named(custom_id)
+        saved, may_be_there = await asyncio.to_thread(_found, known, path, overwrite=overwrite)
+    if isinstance(work, Task):
+        task = work
+    else:
+        task = await sessions.submit(work, custom_id=custom_id, tag=tag)
+        # Two calls under one name, at once, share the task: they share the file as well.
+        shared = going_on()
+        if shared is not None:
+            return shared
+    file, pause = path if saved is None else None, session.transport.pause
+    following = followed(task, file, timeout, pause, overwrite=overwrite, is_there=may_be_there)
+    job = BackgroundJob(task, saved or path, session.follow(following), sessions.hooks)
+    if task.custom_id is not None:
+        jobs[task.custom_id] = job
+    return job
+
+
+def _found(known: Job | None, path: Path, *, overwrite: bool) -> tuple[Path | None, bool]:
+    """
+    Return the file that was saved for a known job, and whether its clip may be at *path*.
+
+    Raises:
+        UsageError: Neither, and nothing can be saved at *path*.
+    """
+    if known is not None and known.state is JobState.SAVED:
+        saved = saved_place(path, known.task_id or "", known.file_bytes)
+        if saved is not None:
+            return saved, False
+    is_paid = known is not None and known.state in {JobState.ACCEPTED, JobState.FINISHED}
+    if is_paid and not overwrite and path.is_file():
+        return None, True
+    check_vacant(path, overwrite=overwrite)
+    return None, False
+
+
+def _check_own(sessions: Sessions, task: Task, custom_id: str | None, tag: str | None) -> None:
+    if not task.belongs_to(sessions):
+        raise usage_error(
+            "work",
+            "The task belongs to another client.",
+            "Attach to it here: client.task(task.id).",
+        )
+    if custom_id is not None or tag is not None:
+        raise usage_error(
+            "custom_id" if tag is None else "tag",
+            "A task that exists already cannot be given a name or a tag.",
+            "Give them when you submit it.",
+        )

@@ -22,16 +22,17 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, TypedDict
 
 import attrs
 
 from . import errors
-from ._clock import Clock
+from ._arguments import check
+from ._session.sessions import Sessions
 from .downloads import check_folder, check_target, safe_name, saved_place
 from .errors import RunwayError
-from .journal import Job, JobState, Journal, Plan, nth, plan_of
-from .models import Generation, TextToVideo, check_text, usage_error
+from .journal import Job, JobState, Plan, in_doubt_of, nth, plan_of
+from .models import DEFAULT_WAIT, Generation, TextToVideo, check_text, usage_error
 from .task import Clip, Task, saved_beside
 
 REQUESTS: Final = Generation.__args__
@@ -150,43 +151,46 @@ class Summary:
             self.failures[name] = self.failures.get(name, 0) + 1
 
 
-class Submitter(Protocol):
-    """What a batch needs of a client."""
-
-    def check_open(self) -> None:
-        """Refuse what comes after closing."""
-
-    async def submit(self, request: Generation, *, custom_id: str) -> Task:
-        """Submit a job that has a name."""
-
-    async def submit_job(self, request: Generation, plan: Plan | None) -> Task:
-        """Submit a job that is known by its content."""
-
-    def attach(self, job: Job, request: Generation) -> Task:
-        """Return a handle on a task that an earlier run submitted."""
-
-
 Source = Iterable[Any] | AsyncIterable[Any]
+
+
+class BatchOptions(TypedDict, total=False):
+    """The options of a `Batch`, which describes them."""
+
+    in_flight: int
+    download_to: str | os.PathLike[str] | None
+    timeout: float | None
+    max_points: float | None
+    retry_failed: bool
+    overwrite: bool
 
 
 class Batch:
     """
-    One run over a source of prompts, requests or items.
+    Many jobs in one run, made by `Client.batch`; nothing is sent before `outcomes()` is read.
 
-    Iterate over `outcomes()` once; `summary` tells at any time how it stands.
+    Spends points for each job that the gateway accepts; each is submitted at most once, as
+    `Client.submit` says. With a journal, the same batch run again continues where an earlier one
+    ended, for whatever reason: what was accepted is followed, what is in doubt is reported, and
+    neither is submitted again.
+
+    An error of one job is its outcome. A refused key, an account without points, a gateway that
+    cannot be reached and a broken journal end the submitting; what was submitted is followed to
+    its end, and `summary.stopped_by` says why. What the source raises is raised after that.
 
     Args:
-        client: Submits and re-attaches.
-        source: Prompts, requests, or an `Item` each; read only as far as jobs are free.
-        in_flight: How many jobs may exist at once.
-        journal: What makes a second run of the same batch go on; None remembers nothing.
-        download_to: The folder that clips are saved in; None saves none.
-        timeout: How long to wait for one task, and then as long again for its file, in seconds;
+        sessions: What the client holds.
+        prompts: Prompts, requests, or an `Item` each, from any iterable or async iterable. It is
+            read only as far as there is room for jobs.
+        in_flight: How many jobs may exist at once; one whose outcome was not read counts.
+        download_to: The folder that clips are saved in, under names made from their prompts; None
+            saves none.
+        timeout: How long to wait for each task, and then as long again for its file, in seconds;
             None waits without limit.
-        max_points: Nothing more is submitted once this many points are spent or bound to be.
+        max_points: Nothing more is submitted once this many points are spent or reserved.
         retry_failed: Whether jobs that failed in an earlier run are submitted again.
-        overwrite: Whether a file that stands in the place of a clip may be replaced.
-        clock: Where time comes from.
+        overwrite: Whether a file in the place of a clip may be replaced. If not, such a job is not
+            submitted, and its outcome says so.
 
     Raises:
         UsageError: An argument is wrong, or nothing can be written to *download_to*.
@@ -194,36 +198,33 @@ class Batch:
 
     def __init__(
         self,
-        client: Submitter,
-        source: Source,
+        sessions: Sessions,
+        prompts: Source,
         *,
-        in_flight: int,
-        journal: Journal | None,
-        download_to: str | os.PathLike[str] | None,
-        timeout: float | None,
-        max_points: float | None,
-        retry_failed: bool,
-        overwrite: bool,
-        clock: Clock,
+        in_flight: int = 20,
+        download_to: str | os.PathLike[str] | None = None,
+        timeout: float | None = DEFAULT_WAIT,
+        max_points: float | None = None,
+        retry_failed: bool = False,
+        overwrite: bool = False,
     ) -> None:
-        if type(in_flight) is not int or in_flight < 1:
-            raise _wrong("in_flight", in_flight, "Use a whole number from 1 on.")
-        for name, number in (("timeout", timeout), ("max_points", max_points)):
-            is_number = isinstance(number, int | float) and not isinstance(number, bool)
-            if number is not None and not (is_number and number >= 0):
-                raise _wrong(name, number, "Use a number from 0 on, or None.")
-        for name, flag in (("retry_failed", retry_failed), ("overwrite", overwrite)):
-            if not isinstance(flag, bool):
-                raise _wrong(name, flag, "Use True or False.")
-        self._client = client
-        self._source = _checked_source(source)
+        check(
+            in_flight=in_flight,
+            download_to=download_to,
+            timeout=timeout,
+            max_points=max_points,
+            retry_failed=retry_failed,
+            overwrite=overwrite,
+        )
+        self._sessions = sessions
+        self._source = _checked_source(prompts)
         self._in_flight = in_flight
-        self._journal = journal
+        self._journal = sessions.journal
         self._folder = _checked_folder(download_to)
         self._timeout = timeout
         self._retry_failed = retry_failed
         self._overwrite = overwrite
-        self._clock = clock
+        self._clock = sessions.settings.clock
         self._purse = Purse(max_points)
         self._is_stopped = False
         self._is_hopeless = False
@@ -313,7 +314,7 @@ class Batch:
         outcome: Outcome | None
         try:
             try:
-                self._client.check_open()
+                self._sessions.check_open()
             except errors.UsageError as closed:
                 self._stop(type(closed).__name__)
                 raise
@@ -363,7 +364,7 @@ class Batch:
                 return attrs.evolve(outcome, path=place)
             assert self._journal is not None  # noqa: S101  (it knows the job)
             await self._journal.step(known.key, JobState.FINISHED, self._clock.wall())
-        task = self._client.attach(known, item.request)
+        task = self._sessions.attach(known, item.request)
         return await self._follow(outcome, task, path)
 
     async def _make(
@@ -381,11 +382,9 @@ class Batch:
             if self._is_hopeless:
                 return None
             cost = None  # from here on it may be charged, and the amount is unknown
-            if plan.custom_id is None:
-                task = await self._client.submit_job(request, plan if self._journal else None)
-            else:
-                # Under one name there is one task, also if another batch is submitting it now.
-                task = await self._client.submit(request, custom_id=plan.custom_id)
+            # Under one name there is one task, also if another batch is submitting it now.
+            row = plan if self._journal and plan.custom_id is None else None
+            task = await self._sessions.submit(request, custom_id=plan.custom_id, plan=row)
             self.summary.submitted += 1
             result = await self._follow(outcome, task, path)
             cost = 0.0 if result.refunded else result.points
@@ -614,10 +613,6 @@ def item_of(thing: Any, index: int) -> Item:
     )
 
 
-def _wrong(name: str, value: object, advice: str) -> errors.UsageError:
-    return usage_error(name, f"{name} is {value!r:.40}.", advice)
-
-
 def _checked_source(source: Source) -> Source:
     # Some of these can be iterated over, and would give letters, keys or fields.
     no_source = (str, bytes, bytearray, Mapping, Item, *REQUESTS)
@@ -684,16 +679,6 @@ def _unexpected(error: BaseException, task_id: str | None) -> errors.UnexpectedE
         money = "The task is paid for, and its id finds the clip."
         advice = "Run the batch again with the same journal, or wait for the task by its id."
     return errors.UnexpectedError(_described(error), money, advice, task_id)
-
-
-def in_doubt_of(job: Job) -> errors.SubmissionInDoubt:
-    """Return the error for a job that an earlier submission left in doubt."""
-    return errors.SubmissionInDoubt(
-        f"An earlier run submitted this and got no clear answer ({job.error or 'none so far'}).",
-        "It may have been accepted and charged; it was not sent again.",
-        "Look for the task at the gateway, then tell the journal with `fuhu-runway resolve`.",
-        job.task_id,
-    )
 
 
 def _failed(job: Job) -> RunwayError:

@@ -17,7 +17,7 @@ import secrets
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 from weakref import WeakSet, ref
 
@@ -27,6 +27,9 @@ from aiohttp import web
 from ._waiting.hints import Allowance
 from ._wire.decode import read_callback
 from .models import Generation, TaskRecord, TaskState, is_reachable_address, usage_error
+
+if TYPE_CHECKING:
+    from ._session.webhooks import Webhooks
 
 MAX_BODY_BYTES: Final = 64 * 1024
 """The largest delivery that is read; documented ones have about 1 KB (api-facts 4)."""
@@ -77,7 +80,7 @@ class Address:
 
     nonce: bytes = attrs.field(repr=False)
     #: The client that it was made for; None where it is from before a restart, or forgotten.
-    home: "ref[Home] | None" = attrs.field(default=None, repr=False)
+    home: "ref[Webhooks] | None" = attrs.field(default=None, repr=False)
     #: What was asked for, until there is an answer.
     request: Generation | None = attrs.field(default=None, repr=False)
     #: The key of its job in the journal.
@@ -110,13 +113,6 @@ class Address:
         self.request = None
 
 
-class Home(Protocol):
-    """What a receiver needs of a client."""
-
-    def heard(self, address: Address, delivery: Delivery) -> None:
-        """Record a webhook, in whatever thread and loop this is."""
-
-
 class CallbackReceiver:
     """
     Takes what a gateway posts about tasks, and has their waits look at once.
@@ -147,7 +143,7 @@ class CallbackReceiver:
         self._key = _checked_secret(secret)
         self._is_lasting = secret is not None
         self._addresses: OrderedDict[bytes, Address] = OrderedDict()
-        self._homes: WeakSet[Home] = WeakSet()
+        self._homes: WeakSet[Webhooks] = WeakSet()
         self._lock = threading.Lock()
         self._reading = 0
         self.safety_net = _checked_net(safety_net)
@@ -223,17 +219,19 @@ class CallbackReceiver:
         if not homes:
             address.early = delivery
         for home in homes:
-            home.heard(address, delivery)
+            home.receive(address, delivery)
         return self._counted(204)
 
     # For clients
 
-    def attach(self, home: Home) -> None:
+    def attach(self, home: "Webhooks") -> None:
         """Pass webhooks to a client whose addresses another process made."""
         with self._lock:
             self._homes.add(home)
 
-    def address(self, home: Home, request: Generation, job: str | None, made_at: float) -> Address:
+    def address(
+        self, home: "Webhooks", request: Generation, job: str | None, made_at: float
+    ) -> Address:
         """Return a new address, or for a job in a journal the one that it always has."""
         address = Address(self.nonce_of(job), ref(home), request, job, made_at)
         with self._lock:
@@ -246,7 +244,7 @@ class CallbackReceiver:
             known = list(self._addresses.values())
         return any(one.task_id == task_id and one is not besides for one in known)
 
-    def unheard(self, home: Home) -> list[tuple[Address, Delivery]]:
+    def unheard(self, home: "Webhooks") -> list[tuple[Address, Delivery]]:
         """Take what was posted while no client ran, to strange addresses and those in doubt."""
         found: list[tuple[Address, Delivery]] = []
         with self._lock:
@@ -302,7 +300,7 @@ class CallbackReceiver:
             self._reading -= 1
         return 0, bytes(body)
 
-    def _found(self, nonce: bytes) -> tuple[Address, list[Home]]:
+    def _found(self, nonce: bytes) -> "tuple[Address, list[Webhooks]]":
         """Return the address, and who has to hear of what is posted there."""
         with self._lock:
             address = self._addresses.get(nonce)

@@ -37,8 +37,8 @@ from ._part import (
     is_validator,
     probe,
 )
-from ._wire.decode import retry_after
 from ._wire.tables import Replay
+from ._wire.values import retry_after
 from .errors import DownloadIncomplete, DownloadRefused, GatewayError, RunwayError, UsageError
 from .hooks import DownloadBroken, DownloadFailed, DownloadFinished, DownloadStarted, Hooks
 from .models import RetryPolicy, is_web_address, usage_error

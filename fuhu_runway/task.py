@@ -6,42 +6,18 @@ import inspect
 import os
 from collections.abc import AsyncIterator, Callable, Generator
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote
 
 from ._arguments import check
 from ._notebook import clip_view, task_view
-from ._waiting.poller import Poller, Watch
+from ._waiting.poller import Watch
 from .downloads import MAX_CLIP_BYTES, Progress, beside, check_vacant, of_a_paid_clip, only_copy
 from .errors import ClipMissing, TaskCanceled, TaskFailed, UsageError, discreet
 from .models import DEAD_ENDS, DEFAULT_WAIT, Generation, TaskRecord, TaskState
 
-
-class Home(Protocol):
-    """What a handle needs of the client it came from."""
-
-    def watch_over(self, task: "Task") -> tuple[Poller, Watch]:
-        """Return the scheduler of the running loop, and its watch over *task*."""
-
-    async def save(
-        self,
-        clip: "Clip",
-        path: Path,
-        *,
-        overwrite: bool,
-        max_bytes: int,
-        on_progress: Callable[[Progress], object] | None,
-    ) -> Path:
-        """Save *clip* to *path*."""
-
-    def age(self, task: "Task") -> float | None:
-        """Return how long ago *task* was accepted, in seconds; None where that is not known."""
-
-    def hand_out(self, task: "Task") -> None:
-        """Record that a wait returns the clip of *task*."""
-
-    def without_secrets(self, text: str, task: "Task") -> str:
-        """Return what a gateway says about *task* as it may be shown."""
+if TYPE_CHECKING:
+    from ._session.sessions import Sessions
 
 
 class Task:
@@ -55,7 +31,7 @@ class Task:
 
     def __init__(
         self,
-        home: Home,
+        sessions: "Sessions",
         task_id: str,
         *,
         official: bool = False,
@@ -66,7 +42,7 @@ class Task:
         tag: str | None = None,
         context: contextvars.Context | None = None,
     ) -> None:
-        self._home = home
+        self._sessions = sessions
         self._last = record
         self._watch: Watch | None = None
         self._context = context
@@ -99,7 +75,7 @@ class Task:
         reason = money = None
         if record is not None and record.state in DEAD_ENDS:
             reason, money = self._reason(record), _money(record, official=self.official)
-        age = self._home.age(self)
+        age = self._sessions.age(self)
         return task_view(self.id, record, age=age, reason=reason, money=money)
 
     def __await__(self) -> Generator[Any, None, "Clip"]:
@@ -174,7 +150,7 @@ class Task:
             timeout: How long to follow it at the most, in seconds; None follows without limit.
         """
         check(timeout=timeout)
-        poller, watch = self._home.watch_over(self)
+        poller, watch = self._sessions.watch(self)
         self._watch = watch
         deadline, abandoned = poller.deadline(timeout), poller.abandoned
         version = watch.version
@@ -196,23 +172,23 @@ class Task:
             TransportError: It cannot be reached.
             UnreadableReply: No known dialect fits the answer.
         """
-        poller, watch = self._home.watch_over(self)
+        poller, watch = self._sessions.watch(self)
         self._watch = watch
         return await poller.refresh(watch)
 
     async def ended(self, timeout: float | None) -> "Clip":
         """Return the clip without handing it out: it stays in `unfinished`; for the client."""
-        poller, watch = self._home.watch_over(self)
+        poller, watch = self._sessions.watch(self)
         self._watch = watch
         return self._clip(await poller.settled(watch, timeout))
 
     def hand_out(self) -> None:
         """Record that the clip is in the hands of the app; for the client."""
-        self._home.hand_out(self)
+        self._sessions.hand_out(self)
 
-    def belongs_to(self, home: Home) -> bool:
-        """Return whether *home* is the client that this handle came from; for the client."""
-        return self._home is home
+    def belongs_to(self, sessions: "Sessions") -> bool:
+        """Return whether this handle came from the client with these sessions; for the client."""
+        return self._sessions is sessions
 
     def context(self) -> contextvars.Context | None:
         """Return the context of the submit, None if that is not known; for the client."""
@@ -237,7 +213,7 @@ class Task:
 
     def _clip(self, record: TaskRecord) -> "Clip":
         if record.has_clip:
-            return Clip(self._home, self, record)
+            return Clip(self._sessions, self, record)
         canceled = record.state is TaskState.CANCELED
         reason = self._reason(record)
         what = "was cancelled" if canceled else "failed"
@@ -254,7 +230,7 @@ class Task:
         )
 
     def _reason(self, record: TaskRecord) -> str | None:
-        return self._home.without_secrets(record.message, self) if record.message else None
+        return self._sessions.without_secrets(record.message, self) if record.message else None
 
 
 def _money(failed: TaskRecord, *, official: bool) -> str:
@@ -278,8 +254,8 @@ class Clip:
     The address is temporary, so save the file soon (api-facts 5.7).
     """
 
-    def __init__(self, home: Home, task: Task, record: TaskRecord) -> None:
-        self._home = home
+    def __init__(self, sessions: "Sessions", task: Task, record: TaskRecord) -> None:
+        self._sessions = sessions
         #: The task it came from.
         self.task = task
         #: What the gateway said about it.
@@ -355,7 +331,7 @@ class Clip:
             target = check_vacant(Path(path), overwrite=overwrite)
         except UsageError as error:
             raise of_a_paid_clip(error, self.id) from error.__cause__
-        self._file = await self._home.save(
+        self._file = await self._sessions.save(
             self, target, overwrite=overwrite, max_bytes=max_bytes, on_progress=on_progress
         )
         return self._file

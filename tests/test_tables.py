@@ -13,17 +13,16 @@ from support.samples import SUBMITS, Sample, asking, reader_of, samples
 
 from fuhu_runway import Client, errors
 from fuhu_runway._http.retry import MAY_REPEAT
-from fuhu_runway._wire import decode as _wire
-from fuhu_runway._wire.decode import Reply, Request
+from fuhu_runway._wire import refusals
+from fuhu_runway._wire.encode import Reply, Request
+from fuhu_runway._wire.refusals import REFUSALS, Refusal
 from fuhu_runway._wire.tables import (
     DIALECTS,
     ENDPOINTS,
     GATEWAYS,
-    REFUSALS,
     STATES,
     Dialect,
     Endpoint,
-    Refusal,
     Replay,
 )
 from fuhu_runway.errors import Fate
@@ -214,13 +213,15 @@ def separated(name: str) -> list[list[str]]:
 def reached() -> dict[str, list[Refusal]]:
     """Which lines of the catalogue each sample reaches."""
     lines: dict[str, list[Refusal]] = {}
-    find = _wire._row
+    find = refusals._row_for
 
     with pytest.MonkeyPatch.context() as patch:
         for sample in samples():
             met = lines.setdefault(sample.name, [])
             patch.setattr(
-                _wire, "_row", lambda *args, met=met, **on: met.append(find(*args, **on)) or met[-1]
+                refusals,
+                "_row_for",
+                lambda *args, met=met, **on: met.append(find(*args, **on)) or met[-1],
             )
             try:
                 sample.read()

@@ -1,7 +1,7 @@
 """
 The only user of `aiohttp.ClientSession`: ownership, timeouts, aiohttp's errors given a `Fate`.
 
-`send` is exactly one exchange; `call` is `send` under `_limits` and `_retry`. One transport
+`send` is exactly one exchange; `call` is `send` with the rate limiter and retries. One transport
 belongs to one event loop.
 """
 
@@ -26,7 +26,8 @@ from aiohttp.client_proto import ResponseHandler
 
 from fuhu_runway._clock import Clock
 from fuhu_runway._redact import redact
-from fuhu_runway._wire.decode import Reply, Request, salvaged
+from fuhu_runway._wire.decode import salvaged
+from fuhu_runway._wire.encode import Reply, Request
 from fuhu_runway._wire.tables import Replay
 from fuhu_runway.errors import (
     Fate,
@@ -52,12 +53,6 @@ MAX_CUT_BYTES: Final = 64 * 1024
 
 MAX_MEDIA_HEADER_BYTES: Final = 64 * 1024
 """The longest header of a clip's host; CDNs send policies of more than aiohttp's own 8 KB."""
-
-Unclaimed = Callable[["asyncio.Task[Any]"], object]
-"""Called with the exchange of a paid request, which goes on, when its caller is cancelled."""
-
-Around = Callable[[Callable[[], Coroutine[Any, Any, Any]]], Coroutine[Any, Any, Any]]
-"""Does one sending, given as a function to await, and whatever belongs before and after it."""
 
 
 class Transport:
@@ -101,46 +96,25 @@ class Transport:
         self._gate = gate
         self._hooks = hooks
         self._clock = clock
-        self._in_the_air: set[asyncio.Task[Any]] = set()
+        self._in_flight: set[asyncio.Task[Any]] = set()
         self._scopes: set[asyncio.Timeout] = set()
         self._is_stopped = False
 
-    async def call(
-        self,
-        request: Request,
-        read: Callable[[Reply], T],
-        *,
-        unclaimed: Unclaimed | None = None,
-        around: Around | None = None,
-        submission: int | None = None,
-    ) -> T:
+    async def call(self, request: Request, read: Callable[[Reply], T]) -> T:
         """
-        Return what *read* makes of the answer, the request repeated as far as that is safe.
-
-        With *unclaimed*, cancelling the caller does not cancel an exchange that is in flight:
-        it goes on, and *unclaimed* is called with it. With *around*, each sending is done by way
-        of it, so that it can be written down before and after. Events about retries hold the
-        number of the *submission*.
+        Send a free request, retrying while that is safe, and return the parsed answer.
 
         Raises:
             NotSent: The gateway could not be reached.
-            NoReply: A free request got no answer, however often it was sent.
-            SubmissionInDoubt: A paid request was sent, and its fate is unknown.
+            NoReply: It got no answer, however often it was sent.
             RunwayError: Whatever *read* raises.
         """
-
-        async def attempt() -> T:
-            if unclaimed is None:
-                return await self.once(request, read)
-            return await self._once_whatever_happens(request, read, unclaimed, around)
-
         return await repeat(
-            attempt,
+            lambda: self.once(request, read),
             request.endpoint,
             self._retry,
             self.pause,
             self._hooks,
-            submission=submission,
             task_id=request.task_id,
         )
 
@@ -159,31 +133,29 @@ class Transport:
         async with self.until_closed(), self._gate.slot() as sent_at:
             return self._heed(read, await self.send(request), sent_at)
 
-    async def in_turn(self, request: Request, read: Callable[[Reply], T], sent_at: float) -> T:
-        """Do the same, in a turn that the caller took at the instant *sent_at*."""
-        return self._heed(read, await self.send(request), sent_at)
+    @asynccontextmanager
+    async def paid_slot(self) -> AsyncIterator[float]:
+        """
+        Wait until the limits allow a paid request, and yield the instant at which it is sent.
 
-    async def _once_whatever_happens(
-        self,
-        request: Request,
-        read: Callable[[Reply], T],
-        unclaimed: Unclaimed,
-        around: Around | None,
-    ) -> T:
-        """Do the same, in a way that cancelling the caller cannot lose the answer."""
+        Raises:
+            UsageError: The transport was closed meanwhile.
+        """
         self._check_running()
         async with self._gate.slot() as sent_at:
             self._check_running()
-            exchange = functools.partial(self.in_turn, request, read, sent_at)
-            flight = asyncio.create_task(around(exchange) if around else exchange())
-            self._in_the_air.add(flight)
-            flight.add_done_callback(self._in_the_air.discard)
-            try:
-                return await asyncio.shield(flight)
-            except asyncio.CancelledError:
-                self._gate.hold(flight)
-                unclaimed(flight)
-                raise
+            yield sent_at
+
+    def start_paid(self, exchange: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+        """Start a paid exchange as a task, which closing waits for."""
+        flight = asyncio.create_task(exchange)
+        self._in_flight.add(flight)
+        flight.add_done_callback(self._in_flight.discard)
+        return flight
+
+    async def in_turn(self, request: Request, read: Callable[[Reply], T], sent_at: float) -> T:
+        """Send once, in the slot taken at the instant *sent_at*, and return the parsed answer."""
+        return self._heed(read, await self.send(request), sent_at)
 
     def _check_running(self) -> None:
         if self._is_stopped:
@@ -328,8 +300,8 @@ class Transport:
         """
         self.stop()
         try:
-            if self._in_the_air:
-                await asyncio.wait(self._in_the_air, timeout=self._timeouts.total)
+            if self._in_flight:
+                await asyncio.wait(self._in_flight, timeout=self._timeouts.total)
         finally:
             if self._borrowed is None:
                 await self._free.close()

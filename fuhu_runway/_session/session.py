@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 @attrs.frozen(kw_only=True, eq=False)
 class Settings:
-    """What every engine of one client is made from."""
+    """What every session of one client is made from."""
 
     session: aiohttp.ClientSession | None
     timeouts: Timeouts
@@ -40,13 +40,13 @@ class Settings:
     client: int = 0
     #: How often to look while callbacks are relied on, in seconds; None where there are none.
     net: float | None = None
-    #: Shared by all engines: what was learned in one loop holds in the next.
+    #: Shared by all sessions: what was learned in one loop holds in the next.
     learner: Learner = attrs.Factory(lambda self: Learner(self.polling), takes_self=True)
     #: Shared as well: a task goes on, whatever becomes of the loop it was submitted in.
     unfinished: Unfinished = attrs.field(factory=Unfinished)
 
 
-class Engine:
+class Session:
     """The moving parts of one client in one event loop; to be made inside of it."""
 
     def __init__(self, settings: Settings) -> None:
@@ -115,7 +115,7 @@ class Engine:
 
     def stay_until_the_loop_ends(self, forget: Callable[[], object]) -> None:
         """
-        Close this engine when the loop ends, unless it is closed by then, and call *forget*.
+        Close this session when the loop ends, unless it is closed by then, and call *forget*.
 
         `asyncio.run` closes the asynchronous generators that are still suspended while the loop
         still runs: the one moment at which a session that was left open can be closed.

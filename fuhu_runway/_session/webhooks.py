@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 from weakref import ref
 
 import attrs
@@ -18,17 +18,21 @@ import attrs
 from fuhu_runway import hooks as events
 from fuhu_runway._clock import Clock
 from fuhu_runway._waiting.task_limit import Origin, Unfinished
+from fuhu_runway._wire.decode import read_task
 from fuhu_runway._wire.tables import ENDPOINTS, SUBMITS
 from fuhu_runway.errors import JournalError, RunwayError
 from fuhu_runway.journal import Entry, JobState, Journal, Plan
 from fuhu_runway.models import Generation, TaskRecord
+from fuhu_runway.task import Task
 
-from .session import Engine
+from .session import Session
 from .submission import afterwards
 
 if TYPE_CHECKING:
     # It brings a web server along, which most programs have no use for.
     from fuhu_runway.callbacks import Address, CallbackReceiver, Delivery
+
+    from .sessions import Sessions
 
 FEED: Final = ENDPOINTS["feed"].name
 """What tells of every task that can have an address: the official format knows no callbacks."""
@@ -37,38 +41,19 @@ ENDPOINT_NAMES: Final = {kind.__name__: endpoint.name for kind, endpoint in SUBM
 """What the journal calls a kind of request, to the name of its endpoint."""
 
 
-class Home(Protocol):
-    """What deliveries need of the client."""
-
-    async def look_for(
-        self, engine: Engine, task_id: str, request: Generation | None
-    ) -> TaskRecord:
-        """Ask the feed about a task of which there is no handle yet."""
-
-    def adopt(
-        self,
-        engine: Engine,
-        address: "Address",
-        request: Generation | None,
-        record: TaskRecord,
-        endpoint: str,
-    ) -> None:
-        """Keep a task whose submission got no answer."""
-
-
 @attrs.define(eq=False, kw_only=True)
-class Deliveries:
+class Webhooks:
     """
-    The deliveries to one client, in all its loops; without a receiver there are none.
+    The webhooks of one client, in all its loops; without a receiver there are none.
 
-    It must not hold the client, which holds it: a client that was never closed warns when it is
+    The sessions hold it, so it must not hold them: a client that was never closed warns when it is
     collected.
     """
 
     receiver: "CallbackReceiver | None"
-    home: "ref[Home]"
-    #: The parts of the client in each loop, as they come and go.
-    engines: Mapping[asyncio.AbstractEventLoop, Engine]
+    sessions: "ref[Sessions]"
+    #: The session of each loop, as they come and go.
+    by_loop: Mapping[asyncio.AbstractEventLoop, Session]
     journal: Journal | None
     unfinished: Unfinished
     hooks: events.Hooks
@@ -87,18 +72,18 @@ class Deliveries:
         key = None if job is None else job.key
         return self.receiver.address(self, request, key, self.clock.wall())
 
-    def heard(self, address: "Address", delivery: "Delivery") -> None:
+    def receive(self, address: "Address", delivery: "Delivery") -> None:
         """Record a webhook, in whatever thread and loop this is; for the receiver."""
         try:
             here = asyncio.get_running_loop()
         except RuntimeError:
             here = None
         # Those that run first: one of them tells of it, and looks.
-        engines = sorted(self.engines.items(), key=lambda pair: not pair[0].is_running())
-        if not engines:
+        sessions = sorted(self.by_loop.items(), key=lambda pair: not pair[0].is_running())
+        if not sessions:
             address.early = delivery
-        for place, (loop, engine) in enumerate(engines):
-            heed = partial(self.heed, engine, address, delivery, is_told=place == 0)
+        for place, (loop, session) in enumerate(sessions):
+            heed = partial(self.heed, session, address, delivery, is_told=place == 0)
             if loop is here:
                 heed()
             else:
@@ -106,13 +91,13 @@ class Deliveries:
                 with suppress(RuntimeError):
                     loop.call_soon_threadsafe(heed)
 
-    def catch_up(self, engine: Engine) -> None:
+    def catch_up(self, session: Session) -> None:
         """Heed what was delivered while no loop was there to hear of it."""
         for address, delivery in [] if self.receiver is None else self.receiver.unheard(self):
-            self.heed(engine, address, delivery)
+            self.heed(session, address, delivery)
 
     def heed(
-        self, engine: Engine, address: "Address", delivery: "Delivery", *, is_told: bool = True
+        self, session: Session, address: "Address", delivery: "Delivery", *, is_told: bool = True
     ) -> None:
         """Do in one loop what a delivery asks for; *is_told* in the one that tells of it."""
         if address.is_strange and address.task_id is None:
@@ -120,7 +105,7 @@ class Deliveries:
         if address.task_id is None:
             address.early = delivery
             if address.is_in_doubt and is_told:
-                engine.run(self.recover(engine, address))
+                session.run(self.recover(session, address))
             return
         is_other = delivery.task_id not in {None, address.task_id}
         if is_told and is_other:
@@ -129,52 +114,67 @@ class Deliveries:
             self.hooks.emit(events.CallbackReceived(address.task_id, delivery.state))
         if is_other:
             return
-        watch = engine.poller.find(FEED, address.task_id)
+        watch = session.poller.find(FEED, address.task_id)
         if watch is not None:
-            engine.poller.hint(watch, is_end=delivery.is_end)
+            session.poller.hint(watch, is_end=delivery.is_end)
         elif address.is_strange and is_told:
-            engine.run(self._look_up(engine, address, delivery))
+            session.run(self._look_up(session, address, delivery))
         else:
             address.early = delivery
 
     # What was lost
 
-    async def told_instead(self, engine: Engine, address: "Address | None") -> TaskRecord | None:
+    async def told_instead(self, session: Session, address: "Address | None") -> TaskRecord | None:
         """Return the task of a submission in doubt to its caller, if a delivery told of it."""
         if address is None:
             return None
         request = address.request
         # Shielded from cancellation: half-way the task would be known and held by no handle.
-        seeking = asyncio.create_task(self._sought(engine, address))
+        seeking = asyncio.create_task(self._sought(session, address))
         try:
             return await asyncio.shield(seeking)
         except asyncio.CancelledError:
-            engine.run(self._adopted(engine, address, request, None, seeking))
+            session.run(self._adopted(session, address, request, None, seeking))
             raise
 
     async def recover(
-        self, engine: Engine, address: "Address", endpoint: str | None = None
+        self, session: Session, address: "Address", endpoint: str | None = None
     ) -> None:
         """Keep the task of a submission in doubt, if a webhook named it."""
         await self._adopted(
-            engine, address, address.request, endpoint, self._sought(engine, address)
+            session, address, address.request, endpoint, self._sought(session, address)
         )
 
     async def _adopted(
         self,
-        engine: Engine,
+        session: Session,
         address: "Address",
         request: Generation | None,
         endpoint: str | None,
         seeking: Awaitable[TaskRecord | None],
     ) -> None:
-        found = await seeking
-        home = self.home()
-        if found is not None and home is not None:
-            endpoint = endpoint or ENDPOINT_NAMES[type(request).__name__]
-            home.adopt(engine, address, request, found, endpoint)
+        record = await seeking
+        sessions = self.sessions()
+        if record is None or sessions is None:
+            return
+        ago = max(0.0, self.clock.wall() - address.made_at)
+        task = Task(
+            sessions,
+            record.task_id,
+            request=request,
+            submitted_at=self.clock.now() - ago,
+            custom_id=address.custom_id,
+            tag=address.tag,
+            context=address.context,
+        )
+        sessions.keep(task)
+        sessions.claim_later(task)
+        watch = sessions.follow(session, task, address)
+        endpoint = endpoint or ENDPOINT_NAMES[type(request).__name__]
+        self.hooks.emit(events.SubmissionFound(endpoint, task.id))
+        session.poller.take_told(watch, record)
 
-    async def _look_up(self, engine: Engine, address: "Address", delivery: "Delivery") -> None:
+    async def _look_up(self, session: Session, address: "Address", delivery: "Delivery") -> None:
         """See whether an address from before a restart is that of a job in doubt."""
         receiver, journal = self.receiver, self.journal
         if receiver is None or journal is None or not receiver.is_lasting:
@@ -188,18 +188,18 @@ class Deliveries:
                     address.job, address.made_at = job.key, job.submitted_at or job.planned_at
                     address.early, address.task_id = delivery, None
                     address.custom_id, address.tag = job.custom_id, job.tag
-                    await self.recover(engine, address, ENDPOINT_NAMES[job.endpoint])
+                    await self.recover(session, address, ENDPOINT_NAMES[job.endpoint])
                     # The feed may not know it yet; then the next delivery says so again.
                     if address.task_id is None:
                         self._looked_up.discard(address.nonce)
 
-    async def _sought(self, engine: Engine, address: "Address") -> TaskRecord | None:
+    async def _sought(self, session: Session, address: "Address") -> TaskRecord | None:
         """Return what the feed says of the task that a delivery told, and write it down."""
         while address.early is not None and not address.is_sought:
             told, address.early = address.early, None
             address.is_sought = True
             try:
-                record = await self._confirmed(engine, address, told.task_id)
+                record = await self._confirmed(session, address, told.task_id)
             finally:
                 address.is_sought = False
             if record is not None:
@@ -214,16 +214,18 @@ class Deliveries:
         return None
 
     async def _confirmed(
-        self, engine: Engine, address: "Address", task_id: str | None
+        self, session: Session, address: "Address", task_id: str | None
     ) -> TaskRecord | None:
         """Return what the feed says of a task, if it may be the one of this address."""
-        now, home = self.clock.now(), self.home()
-        if not task_id or home is None or not address.allowance.is_open(now):
+        now, sessions = self.clock.now(), self.sessions()
+        if not task_id or sessions is None or not address.allowance.is_open(now):
             return None
         address.allowance.take(now)
         try:
             if not await self._is_known(task_id, address):
-                record = await home.look_for(engine, task_id, address.request)
+                wire = sessions.ask(task_id, official=False)
+                wire = wire.hiding(getattr(address.request, "prompt", None))
+                record = await session.transport.call(wire, read_task)
                 # Another may have found it meanwhile.
                 if not self._is_taken(task_id, address):
                     return attrs.evolve(record, task_id=task_id)

@@ -31,7 +31,8 @@ from fuhu_runway import hooks as events
 from fuhu_runway._clock import Clock, Timer
 from fuhu_runway._http.limiter import Gate
 from fuhu_runway._http.retry import ladder
-from fuhu_runway._wire.decode import Request, is_reason
+from fuhu_runway._wire.decode import is_reason
+from fuhu_runway._wire.encode import Request
 from fuhu_runway.errors import (
     ClipMissing,
     GatewayError,

@@ -1,9 +1,9 @@
 """
-Everything known about the gateway, as data with sources: endpoints, dialects, refusals, rows.
+Everything known about the gateways, as data with sources: endpoints, gateways, states, dialects.
 
-Wire spellings stand here, in the samples and in the simulator, and nowhere else. The tables hold
-no code but small predicates over decoded JSON; `_wire` computes everything from them, and the
-pages under docs/reference are written from them.
+The gateways' own names for fields stand here, in the samples and in the simulator, and nowhere
+else. There is no code but small predicates over decoded JSON; `encode` and `decode` compute
+everything from them, and the pages under docs/reference are generated from them.
 """
 
 import enum
@@ -12,8 +12,6 @@ from typing import Any, Final
 
 import attrs
 
-from fuhu_runway import errors
-from fuhu_runway.errors import Fate
 from fuhu_runway.models import (
     ActOne,
     Balance,
@@ -257,6 +255,17 @@ SUBMITS: Final[Mapping[type, Endpoint]] = {
     row.sends: row for row in ENDPOINTS.values() if row.sends is not None
 }
 """Request class to the endpoint that takes it."""
+
+
+def feed(*, official: bool) -> Endpoint:
+    """Return the endpoint that is polled for the tasks of one format."""
+    return ENDPOINTS["official_task" if official else "feed"]
+
+
+def feed_of(request: object) -> Endpoint:
+    """Return the endpoint that is polled for the task that *request* makes."""
+    return feed(official=isinstance(request, OfficialImageToVideo))
+
 
 BALANCE_ENDPOINTS: Final[Mapping[BalanceRoute, tuple[str, ...]]] = {
     BalanceRoute.BILLING: ("subscription", "usage"),
@@ -681,343 +690,6 @@ UNLIMITED: Final = 100_000_000
 """A `hard_limit_usd` or a `remain_quota` from here on means: no limit (api-facts 7.1, 7.2)."""
 
 
-INDEX_PAGE: Final = "the gateway's index page"
-CHALLENGE: Final = "a challenge page"
-STRANGER: Final = "an answer that is not the gateway's"
-"""These stand for codes where the answer is not JSON (api-facts 2 H)."""
-INDEX_PAGE_MARKS: Final = ('id="root"', "id='root'", "id=root", 'id="app"', "id='app'", "id=app")
-"""What the index page of a gateway's web UI has, and no error page."""
-NO_REFUND: Final = frozenset(
-    {
-        *("no", "none", "null", "nil", "false", "n", "na", "n/a", "-", "undefined"),
-        *("not refunded", "not_refunded", "否", "无", "未退款", "未退还", "不退款"),
-    }
-)
-"""Words for a refund that there was not."""
-TASK_NOT_EXIST: Final = "task_not_exist"
-
-# --- refusals ------------------------------------------------------------------------------------
-
-
-@attrs.frozen(eq=False)
-class Refusal:
-    """
-    One kind of refusal; the first row counts of which every given condition holds.
-
-    A row that says nothing was charged names its proof. Of a paid request that a row without a
-    proof refuses, the fate is unknown.
-    """
-
-    raises: type[errors.GatewayError]
-    fate: Fate
-    advice: str
-    source: str
-    #: Why there cannot be a task behind this answer; empty where there may be one.
-    proof: str = ""
-    statuses: frozenset[int] = frozenset()
-    codes: frozenset[str] = frozenset()
-    #: Last resort, in lower case: messages come in Chinese or English (api-facts 5.1).
-    texts: tuple[str, ...] = ()
-    #: Whether it counts only in JSON, which is the gateway's own; a page may be anyone's.
-    in_json: bool = True
-
-
-_NOT_DOWN: Final = frozenset(range(200, 500))
-
-_TOP_UP: Final = "Top up the account or the key's quota, then call again."
-_CHANGE: Final = "Change the request: sent again as it is, it will be refused again."
-_LATER: Final = "Try again later; the gateway is in trouble."
-_OTHER_MODEL: Final = "Use another model, or one that the key's group offers, or try again later."
-BASE_URL: Final = "Check base_url and the gateway's prefix: there is nothing of this kind there."
-NO_SUCH_TASK: Final = (
-    "Check the task id and the key: a task is seen only by the account that made it, and a few "
-    "seconds after it was made."
-)
-
-_RESERVED_FIRST: Final = "The points are reserved before anything is passed on."
-_CHECKED_FIRST: Final = "The gateway checks the request before it passes it on."
-_NO_CHANNEL: Final = "Without a channel there is nothing that could accept the request."
-
-REFUSALS: Final = (
-    # Not JSON: perhaps a proxy, a firewall or a captive portal, and no word of the gateway's.
-    Refusal(
-        errors.GatewayDown,
-        Fate.REFUSED,
-        "Try again later, or from another network: a firewall asks for a browser.",
-        "Cloudflare's documentation of challenges: header cf-mitigated",
-        "The firewall answers in place of the gateway, which has not seen the request.",
-        codes=frozenset({CHALLENGE}),
-        in_json=False,
-    ),
-    Refusal(
-        errors.GatewayDown,
-        Fate.UNKNOWN,
-        "Try again later; if it stays so, check base_url, the gateway's prefix and the network.",
-        "Pages, empty bodies and captive portals in answer to a free request, with any status",
-        codes=frozenset({STRANGER}),
-        in_json=False,
-    ),
-    Refusal(
-        errors.NotFound,
-        Fate.REJECTED,
-        BASE_URL,
-        "api-facts 2 H: an unrouted path gets the gateway's own page with status 200",
-        "The web UI's router answers what no route of the API takes.",
-        statuses=frozenset({200}),
-        codes=frozenset({INDEX_PAGE}),
-        in_json=False,
-    ),
-    # The gateway's own codes.
-    Refusal(
-        errors.OutOfCredits,
-        Fate.REJECTED,
-        _TOP_UP,
-        "api-facts 5.1 (403 insufficient_user_quota; 429 local:quota_not_enough)",
-        _RESERVED_FIRST,
-        codes=frozenset(
-            {
-                "insufficient_user_quota",
-                "pre_consume_token_quota_failed",
-                "quota_not_enough",
-                "local:quota_not_enough",
-                "insufficient_quota",
-            }
-        ),
-    ),
-    Refusal(
-        errors.OutOfCredits,
-        Fate.REJECTED,
-        _TOP_UP,
-        "HTTP 402",
-        _RESERVED_FIRST,
-        frozenset({402}),
-    ),
-    Refusal(
-        errors.OutOfCredits,
-        Fate.REJECTED,
-        _TOP_UP,
-        "api-facts 5.1 (401 额度已用尽; 403 用户额度不足, 预扣费额度失败); 11, row 4",
-        _RESERVED_FIRST,
-        statuses=_NOT_DOWN,
-        texts=(
-            "额度已用尽",
-            "额度不足",
-            "余额不足",
-            "积分不足",
-            "预扣费额度失败",
-            "quota exhausted",
-            "quota has been exhausted",
-            "insufficient quota",
-            "insufficient balance",
-            "insufficient credit",
-            "not enough credit",
-            "not have enough credit",
-            "not enough points",
-            "not enough balance",
-            "out of credit",
-        ),
-    ),
-    Refusal(
-        errors.NotFound,
-        Fate.REJECTED,
-        NO_SUCH_TASK,
-        "api-facts 5.1 (400 task_not_exist), 5.4",
-        codes=frozenset({TASK_NOT_EXIST}),
-    ),
-    Refusal(
-        errors.NotFound,
-        Fate.REJECTED,
-        NO_SUCH_TASK,
-        "api-facts 11, row 6 (404 Could not find Task; 视频任务不存在)",
-        statuses=_NOT_DOWN,
-        texts=("could not find task", "task not found", "task does not exist", "任务不存在"),
-    ),
-    Refusal(
-        errors.InvalidRequest,
-        Fate.REJECTED,
-        "Give the client a callback_url: this gateway requires one.",
-        "api-facts 5.1 (400 callback_url_empty)",
-        _CHECKED_FIRST,
-        codes=frozenset({"callback_url_empty"}),
-    ),
-    Refusal(
-        errors.InvalidRequest,
-        Fate.REJECTED,
-        _CHANGE,
-        "api-facts 5.1 (400 invalid_request …; 500 invalid_request); 11, row 7",
-        _CHECKED_FIRST,
-        codes=frozenset(
-            {
-                "invalid_request",
-                "invalid_api_platform",
-                "invalid_parameters",
-                "reference_images_empty",
-                "model_mapping_failed",
-                "model_price_error",
-                "channel_not_found",
-                "read_request_body_failed",
-                "api_not_implemented",
-            }
-        ),
-    ),
-    Refusal(
-        errors.InvalidRequest,
-        Fate.REJECTED,
-        _CHANGE,
-        "api-facts 5.1 (200 with code ≠ 200: refused, for the reason in msg)",
-        _CHECKED_FIRST,
-        statuses=frozenset({200}),
-        texts=("参数错误", "无效的参数", "不能为空", "invalid param", "is required", "is_required"),
-    ),
-    Refusal(
-        errors.ModelUnavailable,
-        Fate.REFUSED,
-        _OTHER_MODEL,
-        "api-facts 5.1 (503 model_not_found); 11, row 7 (channel_disabled, no_available_key)",
-        _NO_CHANNEL,
-        codes=frozenset(
-            {"model_not_found", "channel_disabled", "task_channel_disable", "no_available_key"}
-        ),
-    ),
-    Refusal(
-        errors.ModelUnavailable,
-        Fate.REFUSED,
-        _OTHER_MODEL,
-        "api-facts 5.1 (503, 无可用渠道)",
-        _NO_CHANNEL,
-        statuses=frozenset({503}),
-        texts=("无可用渠道", "no available channel"),
-    ),
-    Refusal(
-        errors.GatewayDown,
-        Fate.UNKNOWN,
-        _LATER,
-        "api-facts 5.1 (500 do_request_failed …); 11, row 7 (insert_task_failed is charged)",
-        codes=frozenset(
-            {
-                "build_request_failed",
-                "do_request_failed",
-                "get_channel_failed",
-                "get_task_failed",
-                "insert_task_failed",
-                "request_failed",
-            }
-        ),
-    ),
-    # Statuses that mean: this request was never looked at.
-    Refusal(
-        errors.RateLimited,
-        Fate.REFUSED,
-        "Call again later, or less often.",
-        "api-facts 5.1 (429); RFC 6585",
-        "A limiter stands before the handler, and its status says that nothing was taken.",
-        frozenset({429}),
-        in_json=False,
-    ),
-    Refusal(
-        errors.RateLimited,
-        Fate.REFUSED,
-        "Call again later, or less often.",
-        "api-facts 5.1 (200 with a busy or frequent msg)",
-        "The words are the gateway's own for a request that it did not take.",
-        statuses=frozenset({200, 400}),
-        texts=(
-            "频繁",
-            "繁忙",
-            "饱和",
-            "请求数限制",
-            "saturated",
-            "too many requests",
-            "too frequent",
-            "rate limit",
-            "busy",
-        ),
-    ),
-    Refusal(
-        errors.GatewayDown,
-        Fate.REFUSED,
-        "Call again later.",
-        "RFC 8470 (425), RFC 9110 (421)",
-        "The status asks for the same request again: it was not processed.",
-        frozenset({421, 425}),
-        in_json=False,
-    ),
-    Refusal(
-        errors.GatewayDown,
-        Fate.REFUSED,
-        "Log in to the proxy or the network, then call again.",
-        "RFC 9110 (407), RFC 6585 (511)",
-        "The proxy or the network answers in place of the gateway, which has not seen the request.",
-        frozenset({407, 511}),
-        in_json=False,
-    ),
-    Refusal(
-        errors.Unauthorized,
-        Fate.REJECTED,
-        "Check the key and what it is allowed to do, on the gateway's own page.",
-        "api-facts 5.1 (401, 403)",
-        "The key is checked before the request is looked at.",
-        frozenset({401, 403}),
-    ),
-    Refusal(
-        errors.Unauthorized,
-        Fate.REJECTED,
-        "Check the key and what it is allowed to do, on the gateway's own page.",
-        "api-facts 2 F, 5.1 (the same texts in an answer with status 200)",
-        "The key is checked before the request is looked at.",
-        statuses=frozenset({200}),
-        texts=("无权进行此操作", "未登录", "无效的令牌", "未提供令牌", "invalid token"),
-    ),
-    Refusal(
-        errors.NotFound,
-        Fate.REJECTED,
-        BASE_URL,
-        "api-facts 5.1 (404 Invalid URL)",
-        "No handler took the request.",
-        frozenset({404}),
-        in_json=False,
-    ),
-    Refusal(
-        errors.NotFound,
-        Fate.REJECTED,
-        BASE_URL,
-        "RFC 9110 (307, 308)",
-        "The redirect asks for the same request elsewhere: it was not processed here.",
-        frozenset({307, 308}),
-        in_json=False,
-    ),
-    Refusal(
-        errors.NotFound,
-        Fate.REJECTED,
-        BASE_URL,
-        "api-facts 5.1 (301); a 303 is also how some servers answer what they have accepted",
-        statuses=frozenset(range(300, 400)),
-        in_json=False,
-    ),
-    Refusal(
-        errors.InvalidRequest,
-        Fate.REJECTED,
-        _CHANGE,
-        "RFC 9110 (405, 411, 413, 414, 415, 417, 426, 501, 505), RFC 6585 (428, 431)",
-        "The status is about the head of the request or its size: no handler took it.",
-        frozenset({405, 411, 413, 414, 415, 417, 426, 428, 431, 501, 505}),
-        in_json=False,
-    ),
-    Refusal(
-        errors.InvalidRequest,
-        Fate.REJECTED,
-        _CHANGE,
-        "api-facts 5.1 (400); RFC 9110",
-        "In the gateway's own JSON these statuses say that the request itself is wrong.",
-        frozenset({400, 406, 410, 412, 416, 422, 451}),
-    ),
-    # Last: whatever is left proves nothing.
-    Refusal(
-        errors.GatewayDown,
-        Fate.UNKNOWN,
-        _LATER,
-        "api-facts 5.1 (500, 502, 504, 520 to 524; 200 with a code or text that we do not know); "
-        "408, 409, 444, 460, 499 and every other status",
-        in_json=False,
-    ),
-)
+def dialect_of(body: Mapping[str, Any]) -> Dialect | None:
+    """Return the first dialect that *body* fits."""
+    return next((dialect for dialect in DIALECTS if dialect.fits(body)), None)

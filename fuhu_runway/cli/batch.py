@@ -23,7 +23,8 @@ from cyclopts import Parameter
 
 from fuhu_runway import errors, hooks
 from fuhu_runway._clock import LoopClock
-from fuhu_runway.journal import JobState, Journal, command_line
+from fuhu_runway._journal_file import command_line
+from fuhu_runway.journal import JobState, Journal
 from fuhu_runway.models import DEFAULT_WAIT, PollPolicy, usage_error
 
 from .console import SIMULATED, Lines, close, complain, print_row, run, write

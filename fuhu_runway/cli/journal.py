@@ -21,7 +21,8 @@ import attrs
 from cyclopts import Parameter
 
 from fuhu_runway import errors
-from fuhu_runway.journal import Job, JobState, Journal, command_line
+from fuhu_runway._journal_file import command_line
+from fuhu_runway.journal import Job, JobState, Journal
 from fuhu_runway.models import DEFAULT_WAIT, OfficialImageToVideo, usage_error
 
 from .batch import CLOCK, OUT, STATE_NAME, TIMEOUT, Place, Tally, number, opened, shown

@@ -20,7 +20,7 @@ from cyclopts import Group, Parameter
 from rich import filesize
 
 from fuhu_runway import errors, hooks
-from fuhu_runway.journal import command_line
+from fuhu_runway._journal_file import command_line
 from fuhu_runway.models import (
     DEFAULT_MODEL,
     DEFAULT_WAIT,

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import faults
     from ._pytest.virtual import virtual_time
-    from ._server.books import Seen, TaskView
     from ._server.callbacks import Callbacks
     from ._server.dialects import DIALECTS
     from ._server.state import LedgerEntry, read_ledger
+    from ._server.store import Seen, TaskView
     from ._server.wild import KNOWN, SHAPES
     from .simulator import Simulator
 
@@ -24,9 +24,9 @@ _HOME_OF = {
     "KNOWN": "_server.wild",
     "LedgerEntry": "_server.state",
     "SHAPES": "_server.wild",
-    "Seen": "_server.books",
+    "Seen": "_server.store",
     "Simulator": "simulator",
-    "TaskView": "_server.books",
+    "TaskView": "_server.store",
     "read_ledger": "_server.state",
     "virtual_time": "_pytest.virtual",
 }

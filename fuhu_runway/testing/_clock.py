@@ -18,7 +18,7 @@ class SimulatedClock:
     speed: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))
     #: The Unix second at which the story begins.
     epoch: float = attrs.field(factory=time.time)
-    #: The second at which it would open now; later than 0 if the gateway ran in other processes.
+    #: Returns the second at which it would open now; later than 0 after runs in other processes.
     resumes_at: Callable[[], float] = lambda: 0.0
     _loop: asyncio.AbstractEventLoop | None = attrs.field(init=False, default=None)
     _opened_at: float = attrs.field(init=False, default=0.0)
@@ -28,12 +28,12 @@ class SimulatedClock:
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
-        """The loop it was opened in last."""
+        """Return the loop it was opened in last."""
         assert self._loop is not None  # noqa: S101 - for mypy
         return self._loop
 
     def open(self) -> None:
-        """Let time run; opened again, it has run on in between."""
+        """Start; opened again, time has gone on in between."""
         self._is_closing = False
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
@@ -48,25 +48,23 @@ class SimulatedClock:
             _release(waiter)
 
     def now(self) -> float:
-        """Simulated seconds since the gateway first opened, in whichever process."""
+        """Return the simulated seconds since the gateway first opened, in any process."""
         if self._loop is None:
             return self.resumes_at()
         return (self._loop.time() - self._opened_at) * self.speed
 
     def unix(self, instant: float) -> int:
-        """The Unix second of a simulated instant."""
         return int(self.epoch + instant)
 
     def loop_time(self, instant: float) -> float:
-        """The loop's time at a simulated instant."""
         return self._opened_at + instant / self.speed
 
     def instant(self, loop_time: float) -> float:
-        """The simulated second at one of the loop's, to the microsecond."""
+        """Return the simulated second at one of the loop's, to the microsecond."""
         return round((loop_time - self._opened_at) * self.speed, 6)
 
     async def pause(self, seconds: float) -> None:
-        """Let *seconds* of simulated time pass, or less when the gateway closes."""
+        """Wait *seconds* of simulated time, or less when the gateway closes."""
         waiter = self._waiter()
         timer = waiter.get_loop().call_later(seconds / self.speed, _release, waiter)
         try:
@@ -76,7 +74,6 @@ class SimulatedClock:
             self._waiters.discard(waiter)
 
     async def wait_closed(self) -> None:
-        """Wait until the gateway closes."""
         waiter = self._waiter()
         try:
             await waiter

@@ -4,7 +4,7 @@ import ipaddress
 
 
 def is_loopback(host: str) -> bool:
-    """Whether *host* can only be this machine: 127.0.0.0/8, ::1 or localhost."""
+    """Return whether *host* can only be this machine: 127.0.0.0/8, ::1 or localhost."""
     if host == "localhost":
         return True
     try:
@@ -14,12 +14,7 @@ def is_loopback(host: str) -> bool:
 
 
 def bind_address(host: str) -> str:
-    """
-    The address to listen on for *host*.
-
-    Raises:
-        ValueError: Other machines could reach it.
-    """
+    """Return the address to listen on, or raise ValueError where other machines could reach it."""
     if not is_loopback(host):
         raise ValueError(f"host={host!r} is not this machine; use 127.0.0.1, ::1 or localhost")
     # localhost may be two addresses, and with port 0 each would get a port of its own.

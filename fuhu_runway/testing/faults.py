@@ -17,9 +17,8 @@ from ._server.wild import HTML, JSON, KNOWN
 Where = Literal["submit", "feed", "download", "balance", "official"]
 
 PLACES: Final[frozenset[Where]] = frozenset({"submit", "feed", "download", "balance", "official"})
-_ANYWHERE: Final = PLACES
-_API: Final = PLACES - {"download"}
-_LOOKS: Final[frozenset[Where]] = frozenset({"feed", "official"})
+_SUBMITS: Final[frozenset[Where]] = frozenset({"submit", "official"})
+_POLLS: Final[frozenset[Where]] = frozenset({"feed", "official"})
 _DOWNLOADS: Final[frozenset[Where]] = frozenset({"download"})
 
 
@@ -27,7 +26,12 @@ _DOWNLOADS: Final[frozenset[Where]] = frozenset({"download"})
 class Fault:
     """One thing that goes wrong with one request."""
 
-    usable_on: ClassVar[frozenset[Where]] = _ANYWHERE
+    usable_on: ClassVar[frozenset[Where]] = PLACES
+
+    def __init_subclass__(cls, *, on: frozenset[Where] | None = None) -> None:
+        # attrs makes each class a second time, from the first.
+        if on is not None:
+            cls.usable_on = on
 
     def __attrs_post_init__(self) -> None:
         check_fields(self)
@@ -36,6 +40,12 @@ class Fault:
     def label(self) -> str:
         """Return its name in the log of requests."""
         return type(self).__name__
+
+    @property
+    def places(self) -> frozenset[Where]:
+        """Return the requests that it, and what follows it, can happen to."""
+        then = getattr(self, "then", None)
+        return self.usable_on if then is None else self.usable_on & then.places
 
 
 @attrs.frozen
@@ -135,10 +145,8 @@ class Chunked(Fault):
 
 
 @attrs.frozen
-class Quotes(Fault):
+class Quotes(Fault, on=_SUBMITS):
     """A refusal that repeats the prompt: as it is, cut to 40 characters, or in another spelling."""
-
-    usable_on: ClassVar[frozenset[Where]] = frozenset({"submit", "official"})
 
     how: Literal["plain", "cut", "html", "url", "json"] = "plain"
     status: int = 400
@@ -173,10 +181,8 @@ class Huge(Fault):
 
 
 @attrs.frozen
-class Words(Fault):
+class Words(Fault, on=_POLLS):
     """The answer names the state with these words instead of the right ones."""
-
-    usable_on: ClassVar[frozenset[Where]] = _LOOKS
 
     #: For the outer field, `status`.
     status: str | None = None
@@ -185,34 +191,26 @@ class Words(Fault):
 
 
 @attrs.frozen
-class NoUrl(Fault):
+class NoUrl(Fault, on=_POLLS):
     """Success, and no video with it."""
-
-    usable_on: ClassVar[frozenset[Where]] = _LOOKS
 
 
 @attrs.frozen
-class FailureWithUrl(Fault):
+class FailureWithUrl(Fault, on=_POLLS):
     """A failure's words and a video's URL in one answer (api-facts 3.4, rule 3)."""
 
-    usable_on: ClassVar[frozenset[Where]] = _LOOKS
-
-    #: Whether the answer tells of a refund and a reason as well.
+    #: Whether the answer has a refund and a reason as well.
     refunded: bool = False
 
 
 @attrs.frozen
-class Blank(Fault):
+class Blank(Fault, on=_POLLS):
     """The all-empty answer of a task just made (api-facts A2)."""
-
-    usable_on: ClassVar[frozenset[Where]] = _LOOKS
 
 
 @attrs.frozen
-class Speaks(Fault):
+class Speaks(Fault, on=_SUBMITS | _POLLS):
     """The answer comes in another dialect, or in one of `SHAPES`."""
-
-    usable_on: ClassVar[frozenset[Where]] = _API - {"balance"}
 
     dialect: str
 
@@ -229,84 +227,66 @@ class Speaks(Fault):
 
 
 @attrs.frozen
-class ExpiredLink(Fault):
+class ExpiredLink(Fault, on=_DOWNLOADS):
     """The signed URL is dead from now on; the feed gives a new one when asked."""
-
-    usable_on: ClassVar[frozenset[Where]] = _DOWNLOADS
 
     status: int = 403
 
 
 @attrs.frozen
-class IgnoresRange(Fault):
+class IgnoresRange(Fault, on=_DOWNLOADS):
     """A 200 with the whole file, whatever part was asked for."""
-
-    usable_on: ClassVar[frozenset[Where]] = _DOWNLOADS
 
 
 @attrs.frozen
-class RefusesRange(Fault):
+class RefusesRange(Fault, on=_DOWNLOADS):
     """A 416 to every request for a part, and the whole file to any other."""
-
-    usable_on: ClassVar[frozenset[Where]] = _DOWNLOADS
 
     #: Such as ``bytes */0``; None is no such header.
     content_range: str | None = None
 
 
 @attrs.frozen
-class WithoutETag(Fault):
+class WithoutETag(Fault, on=_DOWNLOADS):
     """The right answer without its ETag."""
-
-    usable_on: ClassVar[frozenset[Where]] = _DOWNLOADS
 
     #: Whether it has at least the time of its last change.
     last_modified: bool = True
 
 
 @attrs.frozen
-class WrongContentRange(Fault):
+class WrongContentRange(Fault, on=_DOWNLOADS):
     """A 206 whose Content-Range is off by *shift* bytes."""
-
-    usable_on: ClassVar[frozenset[Where]] = _DOWNLOADS
 
     shift: int = 1
 
 
 @attrs.frozen
-class Changed(Fault):
+class Changed(Fault, on=_DOWNLOADS):
     """From now on the file is another one, of the same length, with another ETag."""
-
-    usable_on: ClassVar[frozenset[Where]] = _DOWNLOADS
 
     #: False answers 206 out of the new file to a client that has a part of the old one.
     honours_if_range: bool = True
 
 
 @attrs.frozen
-class WrongLength(Fault):
+class WrongLength(Fault, on=_DOWNLOADS):
     """A Content-Length that is *by* bytes off; the connection closes after the body."""
-
-    usable_on: ClassVar[frozenset[Where]] = _DOWNLOADS
 
     by: int = -10
 
 
 @attrs.frozen
-class Redirect(Fault):
+class Redirect(Fault, on=_DOWNLOADS):
     """A redirect to the simulator's other origin, or back to itself for ever."""
-
-    usable_on: ClassVar[frozenset[Where]] = _DOWNLOADS
 
     status: int = 302
     loop: bool = False
 
 
 @attrs.frozen
-class SlowDownload(Fault):
+class SlowDownload(Fault, on=_DOWNLOADS):
     """The bytes trickle."""
-
-    usable_on: ClassVar[frozenset[Where]] = _DOWNLOADS
 
     #: Per simulated second.
     bytes_per_second: float
@@ -314,7 +294,7 @@ class SlowDownload(Fault):
 
 def known(name: str, *, accepted: bool | None = None) -> Answer:
     """
-    Return one of the answers in `KNOWN`.
+    One of the answers in `KNOWN`.
 
     Args:
         name: Its name there.
@@ -328,6 +308,10 @@ def known(name: str, *, accepted: bool | None = None) -> Answer:
     one = KNOWN[name]
     made = one.accepted if accepted is None else accepted
     return Answer(one.status, one.body, one.content_type, one.headers, made, name)
+
+
+def _json(body: object, status: int = 200, *, accepted: bool = False) -> Answer:
+    return Answer(status, _bodies.as_text(body), accepted=accepted)
 
 
 def drop_before_accepting() -> Drop:
@@ -349,8 +333,10 @@ def server_error(
     """A 5xx as a proxy (html), the relay (json) or shell_api (empty) sends it."""
     if body == "html":
         return Answer(status, _bodies.error_page(status), HTML, accepted=accepted)
+    if body == "empty":
+        return Answer(status, accepted=accepted)
     trouble = _bodies.task_error("do_request_failed", "请求上游地址失败")
-    return Answer(status, _bodies.as_text(trouble) if body == "json" else "", accepted=accepted)
+    return _json(trouble, status, accepted=accepted)
 
 
 def empty_429(retry_after: float | None = None) -> TooManyRequests:
@@ -365,7 +351,7 @@ def quota_in_429() -> TooManyRequests:
 
 
 def key_exhausted() -> Answer:
-    """An empty key in the coat of a wrong one: HTTP 401 (api-facts 5.1)."""
+    """An empty key that looks like a wrong one: HTTP 401 (api-facts 5.1)."""
     return error(401, _bodies.KEY_EXHAUSTED, code=None)
 
 
@@ -386,12 +372,12 @@ def error(
 ) -> Answer:
     """Dialect E with any HTTP status, 200 included; *param* None leaves that field out."""
     body = _bodies.openai_error(message, type=type, code=code, param=param)
-    return Answer(status, _bodies.as_text(body), accepted=accepted)
+    return _json(body, status, accepted=accepted)
 
 
 def task_error(code: str, message: str | None = None, *, status: int = 400) -> Answer:
-    """Dialect D."""
-    return Answer(status, _bodies.as_text(_bodies.task_error(code, message)))
+    """Dialect D: the flat error of the task relay."""
+    return _json(_bodies.task_error(code, message), status)
 
 
 def task_not_exist() -> Answer:
@@ -401,28 +387,31 @@ def task_not_exist() -> Answer:
 
 def refused(message: str = "提示词违规", *, code: int = 400, data: object = None) -> Answer:
     """HTTP 200 with a `code` that is not 200; *data* may be None, a list or an object."""
-    return Answer(200, _bodies.as_text(_bodies.refusal(message, code=code, data=data)))
+    return _json(_bodies.refusal(message, code=code, data=data))
 
 
 def empty_result() -> Answer:
     """New-API's "nothing found": success, and `data` is null."""
-    return Answer(200, _bodies.as_text({"code": "success", "data": None}))
+    return _json({"code": "success", "data": None})
 
 
 def nested_error(status: int = 500, *, levels: int = 2) -> Answer:
     """Dialect J: an error inside an error's message, *levels* deep."""
-    body = _bodies.nested_error("content moderation", levels=levels)
-    return Answer(status, _bodies.as_text(body))
+    message = "content moderation"
+    body = _bodies.openai_error(message, type="upstream_error", code="upstream_error")
+    for _ in range(levels):
+        body = _bodies.task_error("fail_to_fetch_task", _bodies.as_text(body))
+    return _json(body, status)
 
 
 def dashboard_error(status: int = 200, message: str = "无权进行此操作") -> Answer:
-    """Dialect F."""
-    return Answer(status, _bodies.as_text(_bodies.dashboard_error(message)))
+    """Dialect F: the dashboard's refusal."""
+    return _json({"success": False, "message": message}, status)
 
 
 def midjourney_error(status: int = 400, description: str = "quota_not_enough") -> Answer:
-    """Dialect G."""
-    return Answer(status, _bodies.as_text(_bodies.midjourney_error(description)))
+    """Dialect G: the Midjourney routes' refusal."""
+    return _json({"description": description, "type": "upstream_error", "code": 4}, status)
 
 
 def html_page(status: int = 200, *, accepted: bool = False) -> Answer:
@@ -446,7 +435,7 @@ def unknown_code(code: str = "7") -> Words:
 
 
 def disagreement(status: str = "1", state: str = "succeeded") -> Words:
-    """The two fields that tell the state tell different things."""
+    """Two fields with different states."""
     return Words(status=status, state=state)
 
 
@@ -464,15 +453,18 @@ class Planned:
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.fault, Fault):
             raise TypeError(f"{self.fault!r} is no fault; fuhu_runway.testing.faults has them")
-        fault: Fault | None = self.fault
-        while fault is not None:
-            if self.where not in fault.usable_on:
-                places = ", ".join(sorted(fault.usable_on))
-                kind = type(fault).__name__
-                raise ValueError(f"{kind} cannot happen on {self.where!r}, only on: {places}")
-            fault = getattr(fault, "then", None)
+        if self.where not in self.fault.places:
+            places = ", ".join(sorted(self.fault.places))
+            raise ValueError(f"{self.fault} cannot happen on {self.where!r}, only on: {places}")
 
 
 def on(where: Where, fault: Fault, *, times: int | None = 1) -> Planned:
-    """*fault* on requests of the kind *where*, for `Simulator.script(faults=[...])`."""
+    """
+    Return *fault* on requests of the kind *where*, for `Simulator.script(faults=[...])`.
+
+    Args:
+        where: Its submit, its polls, or its download.
+        fault: What goes wrong.
+        times: How many requests it happens to; None is all of them.
+    """
     return Planned(where, fault, times)

@@ -16,11 +16,11 @@ import pytest
 if TYPE_CHECKING:
     from fuhu_runway.client import Client
 
-    from ._pytest.house import House
+    from ._pytest.lifecycle import Lifecycle
     from .simulator import Simulator
 
-HOUSE: pytest.StashKey["House"] = pytest.StashKey()
-"""Where the house of a test is kept, once one of the fixtures was asked for."""
+LIFECYCLE: pytest.StashKey["Lifecycle"] = pytest.StashKey()
+"""Where the lifecycle of a test is kept, once one of the fixtures was asked for."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,14 +34,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @contextlib.contextmanager
-def _housed(item: pytest.Item, gateway: "Simulator | None" = None) -> "Iterator[House]":
-    from ._pytest.house import House
+def _lifecycle(item: pytest.Item, gateway: "Simulator | None" = None) -> "Iterator[Lifecycle]":
+    from ._pytest.lifecycle import Lifecycle
 
-    with House.of(item, gateway) as house:
-        item.stash[HOUSE] = house
-        yield house
-        del item.stash[HOUSE]
-    for report in house.guard.report_strangers():
+    with Lifecycle.of(item, gateway) as lifecycle:
+        item.stash[LIFECYCLE] = lifecycle
+        yield lifecycle
+        del item.stash[LIFECYCLE]
+    for report in lifecycle.guard.report_strangers():
         # Not by warnings.warn, which may fail the test: it has no part in this.
         warning = warnings.WarningMessage(pytest.PytestWarning(report), pytest.PytestWarning, "", 0)
         item.config.hook.pytest_warning_recorded.call_historic(
@@ -52,8 +52,8 @@ def _housed(item: pytest.Item, gateway: "Simulator | None" = None) -> "Iterator[
 @pytest.fixture
 def runway_gateway(request: pytest.FixtureRequest) -> "Iterator[Simulator]":
     """Yield a simulated gateway, in virtual time while an asynchronous test runs."""
-    with _housed(request.node) as house:
-        yield house.gateway
+    with _lifecycle(request.node) as lifecycle:
+        yield lifecycle.gateway
 
 
 @pytest.fixture
@@ -64,17 +64,17 @@ def runway_client(
     from fuhu_runway.client import Client
     from fuhu_runway.models import PollPolicy
 
-    house = request.node.stash.get(HOUSE, None)
+    lifecycle = request.node.stash.get(LIFECYCLE, None)
     with contextlib.ExitStack() as stack:
-        if house is None:
+        if lifecycle is None:
             # The suite has a runway_gateway of its own.
-            house = stack.enter_context(_housed(request.node, runway_gateway))
+            lifecycle = stack.enter_context(_lifecycle(request.node, runway_gateway))
         # Without chance, all instants of a test are the same in each run.
         polling = PollPolicy(jitter=0)
-        if house.is_synchronous:
+        if lifecycle.is_synchronous:
             polling = PollPolicy(first=0.01, max_interval=0.05, jitter=0)
-        house.client = house.made(Client, polling=polling)
-        yield house.client
+        lifecycle.client = lifecycle.made(Client, polling=polling)
+        yield lifecycle.client
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -83,34 +83,34 @@ def pytest_fixture_setup(
 ) -> Generator[None, object, object]:
     """Run the gateway while an asynchronous fixture uses it."""
     __tracebackhide__ = True
-    house = request.node.stash.get(HOUSE, None)
-    if house is None:
+    lifecycle = request.node.stash.get(LIFECYCLE, None)
+    if lifecycle is None:
         return (yield)
-    with house.hosting(fixturedef):
+    with lifecycle.hosting(fixturedef):
         return (yield)
 
 
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Run an asynchronous test with a fixture of ours where no other plugin does."""
     __tracebackhide__ = True
-    house = pyfuncitem.stash.get(HOUSE, None)
+    lifecycle = pyfuncitem.stash.get(LIFECYCLE, None)
     # The turn of these comes after ours.
     has_plugin = pyfuncitem.config.pluginmanager.hasplugin
     is_anyios = has_plugin("anyio") and "anyio_backend" in pyfuncitem.funcargs
-    if house is None or is_anyios or has_plugin("aiohttp.pytest_plugin"):
+    if lifecycle is None or is_anyios or has_plugin("aiohttp.pytest_plugin"):
         return None
-    return house.run(pyfuncitem)
+    return lifecycle.run(pyfuncitem)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     """Fail a test that reached for the outside, even where its code hid the error."""
-    house = item.stash.get(HOUSE, None)
+    lifecycle = item.stash.get(LIFECYCLE, None)
     try:
         yield
     except BaseException as error:
-        if house is not None:
-            house.explain(item, error)
+        if lifecycle is not None:
+            lifecycle.explain(item, error)
         raise
-    if house is not None:
-        house.check()
+    if lifecycle is not None:
+        lifecycle.check()

@@ -1,16 +1,14 @@
-"""A gateway on loopback that tells its own story from literal JSON."""
+"""A gateway on loopback that answers with literal JSON."""
 
 import contextlib
 import os
 import socket
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from random import Random
 from re import Pattern
-from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
 import attrs
@@ -18,22 +16,18 @@ from aiohttp import web
 
 from . import _loopback
 from ._clock import SimulatedClock
-from ._control.commands import PREFIX as CONTROL
-from ._control.commands import Control
 from ._server import dialects as _dialects
-from ._server import ledger as _ledger
 from ._server.accounts import Bucket
-from ._server.api import Api, FeedVerb, KeyStyle, Options, price_of
-from ._server.books import Body, Books, Origin, Rule, Seen, TaskView, Which
+from ._server.api import Api, FeedVerb, KeyStyle, price_of
 from ._server.callbacks import Callbacks, Postman
 from ._server.cdn import Files, Media
-from ._server.options import is_duration, one_of
+from ._server.ledger import Ledger
+from ._server.options import CONTROL, is_duration, one_of
 from ._server.state import Closed, LedgerEntry, Opened, StateFile, StrPath, past_of
+from ._server.store import Origin, PerTask, Rule, Seen, Store, TaskView, Which
 from ._server.story import Ending, Script
 from ._server.visits import GRACE, Reception
 from .faults import Fault, Planned, TooManyRequests, Where
-
-PerTask = float | Callable[[Body], float]
 
 
 @attrs.define(kw_only=True, eq=False, repr=False)
@@ -75,7 +69,7 @@ class Simulator:
 
     #: The first account's key.
     api_key: str = "sk-simulated"
-    #: What that account had when the story began; None is without limit.
+    #: What that account has at first; None is without limit.
     points: float | None = attrs.field(default=100_000.0)
     #: Points per task, or a function of the request's body.
     price: PerTask = price_of
@@ -117,7 +111,7 @@ class Simulator:
     expired_status: int = 403
 
     #: The share of requests, from 0 to 1, to which something goes wrong that costs nothing: what,
-    #: chance and *seed* decide, and `Seen.fault` tells.
+    #: chance and *seed* decide, and `Seen.fault` has its name.
     weather: float = attrs.field(
         default=0.0, validator=[attrs.validators.ge(0), attrs.validators.le(1)]
     )
@@ -134,9 +128,9 @@ class Simulator:
 
     _state: StateFile = attrs.field(init=False)
     # Up to when all webhooks were sent.
-    _told_until: float = attrs.field(init=False)
+    _sent_until: float = attrs.field(init=False)
     _clock: SimulatedClock = attrs.field(init=False)
-    _books: Books = attrs.field(init=False)
+    _store: Store = attrs.field(init=False)
     _files: Files = attrs.field(init=False)
     _postman: Postman = attrs.field(init=False)
     _reception: Reception = attrs.field(init=False)
@@ -149,31 +143,14 @@ class Simulator:
         self._state = StateFile(None if self.state_file is None else Path(self.state_file))
         records = self._state.read()
         past = past_of(records)
-        self._told_until = past.told_until
+        self._sent_until = past.sent_until
         self._clock = SimulatedClock(self.speed, past.epoch, past.now)
-        self._books = Books(
-            clock=self._clock,
-            seed=self.seed,
-            takes=_per_task(self.takes),
-            link_lifetime=self.link_lifetime,
-            log_limit=self.log_limit,
-            state=self._state,
-        )
-        self._books.restore(records)
-        weather = Random(f"weather {self.seed}")  # noqa: S311 - the same for the same seed
-        self._reception = Reception(self._books, self.weather, weather)
-        self._files = Files(
-            self._books, self.media, self.video, self.expired_status, self.exact_links
-        )
-        self._postman = Postman(self._books, self.callbacks, self._files.urls)
-        self._api = Api(
-            books=self._books,
-            files=self._files,
-            postman=self._postman,
-            reception=self._reception,
-            options=self._options(),
-            random=Random(f"dialects {self.seed}"),  # noqa: S311 - the same for the same seed
-        )
+        self._store = Store(self, self._clock, self._state)
+        self._store.restore(records)
+        self._reception = Reception(self._store)
+        self._files = Files(self, self._store)
+        self._postman = Postman(self, self._files)
+        self._api = Api(self, self._store, self._files, self._postman, self._reception)
         self.add_key(self.api_key, points=self.points)
 
     @takes.validator
@@ -191,25 +168,11 @@ class Simulator:
         if control and f"{self.prefix}/".startswith(f"{CONTROL}/"):
             raise ValueError(f"prefix={self.prefix!r} is where the control API is")
 
-    def _options(self) -> Options:
-        return Options(
-            dialect=self.dialect,
-            official_dialect=self.official_dialect,
-            key_style=self.key_style,
-            feed_verb=self.feed_verb,
-            prefix=self.prefix,
-            strict=self.strict,
-            requires_version=self.requires_version,
-            price=_per_task(self.price),
-            quota_status=self.quota_status,
-            rate_limit_answer=self.rate_limit_answer,
-        )
-
     def __repr__(self) -> str:
         where = f"on {self.base_url}" if self.is_running else "closed"
         states = Counter(task.state for task in self.tasks)
-        told = ", ".join(f"{count} {state}" for state, count in states.items())
-        return f"<Simulator {where}, {self.submitted} tasks{told and f' ({told})'}>"
+        counts = ", ".join(f"{count} {state}" for state, count in states.items())
+        return f"<Simulator {where}, {self.submitted} tasks{counts and f' ({counts})'}>"
 
     def _repr_pretty_(self, printer: Any, _cycle: object) -> None:
         # Hypothesis and IPython would print every field.
@@ -219,12 +182,7 @@ class Simulator:
         await self.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         await self.aclose()
         if self.mistakes:
             raise self.mistakes.pop(0)
@@ -255,11 +213,12 @@ class Simulator:
             except OSError as error:
                 where = f"cannot listen on {(self.host, port)}: {error.strerror}"
                 raise OSError(error.errno, where) from error
-            self._files.origins[origin] = self._url(door.getsockname()[1])
+            host = f"[{self.host}]" if ":" in self.host else self.host
+            self._files.origins[origin] = f"http://{host}:{door.getsockname()[1]}"
         return int(self._doors[origin].getsockname()[1])
 
     def unbind(self) -> None:
-        """Let go of the ports that `bind` took, unless `start` has opened them."""
+        """Release the ports that `bind` took, unless `start` has opened them."""
         while self._doors:
             self._doors.popitem()[1].close()
 
@@ -276,28 +235,27 @@ class Simulator:
         """
         if self._running is not None:
             return
-        # Who is accepted from here on is followed from the beginning.
-        earlier = tuple(self._books.tasks.values())
+        # Tasks that are accepted from here on are followed from the beginning.
+        earlier = tuple(self._store.tasks.values())
         async with contextlib.AsyncExitStack() as stack:
             self._clock.open()
             self._open_state(stack)
             stack.callback(self.unbind)
             self.bind()
-            await self._listen(stack, "api", self._application())
+            app = self._api.application()
+            if self.control:
+                from ._control.commands import Control  # noqa: PLC0415 - it imports this module
+
+                Control(self, self._store).add_to(app)
+            await self._listen(stack, "api", app)
             await self._listen(stack, "cdn", self._files.application(self._reception))
             stack.push_async_callback(self._reception.aclose)
             stack.push_async_callback(self._postman.aclose)
             # Last in, first out: requests that hang have to wake before their connections close.
             stack.callback(self._clock.close)
             for task in earlier:
-                self._postman.follow(task, self._told_until)
+                self._postman.follow(task, self._sent_until)
             self._running = stack.pop_all()
-
-    def _application(self) -> web.Application:
-        app = self._api.application()
-        if self.control:
-            Control(self, self._books).add_to(app)
-        return app
 
     def _open_state(self, stack: contextlib.AsyncExitStack) -> None:
         self._state.open()
@@ -310,8 +268,8 @@ class Simulator:
         # A start that failed sent no webhook.
         if error is not None:
             return
-        self._told_until = self._clock.now()
-        self._state.append(Closed(at=time.time(), instant=self._told_until))
+        self._sent_until = self._clock.now()
+        self._state.append(Closed(at=time.time(), instant=self._sent_until))
 
     async def _listen(
         self, stack: contextlib.AsyncExitStack, origin: Origin, app: web.Application
@@ -320,10 +278,6 @@ class Simulator:
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await web.SockSite(runner, self._doors.pop(origin)).start()
-
-    def _url(self, port: int) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{port}"
 
     async def aclose(self) -> None:
         """Close everything, requests that hang included; does nothing if it is closed."""
@@ -342,18 +296,18 @@ class Simulator:
 
     @property
     def mistakes(self) -> list[Exception]:
-        """What functions of the user's raised, such as a script's; leaving raises the first."""
-        return self._books.mistakes
+        """Return what the user's own functions raised; leaving `async with` raises the first."""
+        return self._store.mistakes
 
     @property
     def is_running(self) -> bool:
-        """Whether it answers."""
+        """Return whether it answers."""
         return self._running is not None
 
     @property
     def base_url(self) -> str:
         """
-        Where the API is.
+        Return where the API is.
 
         Raises:
             RuntimeError: The simulator never ran, so it has no port yet.
@@ -363,7 +317,7 @@ class Simulator:
     @property
     def cdn_url(self) -> str:
         """
-        Where the files are: another origin, which must never see the key.
+        Return where the files are: another origin, which must never see the key.
 
         Raises:
             RuntimeError: The simulator never ran, so it has no port yet.
@@ -378,7 +332,7 @@ class Simulator:
     @property
     def control_url(self) -> str:
         """
-        Where the control API is.
+        Return where the control API is.
 
         Raises:
             RuntimeError: The simulator never ran, or has none.
@@ -388,26 +342,26 @@ class Simulator:
         return f"{self.base_url}{CONTROL}"
 
     def environment(self) -> dict[str, str]:
-        """The variables that lead a client here."""
+        """Return the variables that lead a client here."""
         return {"FUHU_BASE_URL": self.base_url, "FUHU_API_KEY": self.api_key}
 
     def add_key(self, key: str, *, points: float | None = None, name: str | None = None) -> None:
         """
-        One more account, which sees none of the others' tasks.
+        Add an account, which sees none of the others' tasks.
 
         Args:
             key: What its requests have to carry.
-            points: What it had when the story began; None is without limit.
+            points: What it has at first; None is without limit.
             name: What the balance routes and the state file call it: a key with the name of an
                 earlier run has that one's tasks. None counts: test_key, test_key_2 and so on.
 
         Raises:
             ValueError: There is such a key, or such a name.
         """
-        count = len(self._books.accounts) + 1
+        count = len(self._store.accounts) + 1
         name = name or ("test_key" if count == 1 else f"test_key_{count}")
         bucket = None if self.rate_limit is None else Bucket(self.rate_limit, self.burst)
-        self._books.open_account(key, name, points, bucket)
+        self._store.open_account(key, name, points, bucket)
 
     def script(
         self,
@@ -438,13 +392,13 @@ class Simulator:
             which: A prompt, a pattern found in one, or a function of the request's body that
                 says yes: all such tasks. None: the next task, and only that one.
             takes: From the submit to the end; None is the gateway's own.
-            then: "succeed", "fail", "cancel", "expire", or "stall" for one that never ends.
+            then: How it ends; "stall" never does.
             dialect: Of its answers; None is the gateway's own.
-            faults: What goes wrong with it, made by `faults.on("feed", ...)`: on "submit",
-                "feed" or "download".
-            progress: The percents it tells one after the other while it runs.
+            faults: What goes wrong with its submit, its polls or its download; made by
+                `faults.on("feed", ...)`.
+            progress: The percents it reports one after the other while it runs.
             queued: The share of its time that it waits in the queue.
-            reason: What is said of its failure; None is nothing.
+            reason: The reason of its failure; None is none.
             failure_code: The code of its failure in the official format.
             refund: Whether its points come back after a failure.
             end_status: What the answers call its end in `status`; None is the dialect's own word.
@@ -468,7 +422,7 @@ class Simulator:
             blank=blank,
             url_after=url_after,
         )
-        self._books.add_rule(Rule(which, script, takes))
+        self._store.add_rule(Rule(which, script, takes))
 
     def fault(
         self,
@@ -482,20 +436,20 @@ class Simulator:
         Let *fault* happen to the next requests of the kind *where*.
 
         Args:
-            where: "submit", "feed", "download", "balance" or "official".
-            fault: One of `fuhu_runway.testing.faults`.
-            times: To how many requests; None is to all of them.
+            where: The requests that it happens to.
+            fault: What goes wrong: one of `fuhu_runway.testing.faults`.
+            times: How many requests it happens to; None is all of them.
             seconds: For how long from now; None is no end.
 
         Raises:
             ValueError: This fault cannot happen there.
         """
         until = None if seconds is None else self._clock.now() + seconds
-        self._books.plans.add(Planned(where, fault, times, until))
+        self._store.plans.add(Planned(where, fault, times, until))
 
     def forget_plans(self) -> None:
         """Forget every script and fault that waits; a task that has its script keeps it."""
-        self._books.forget_plans()
+        self._store.forget_plans()
 
     def reset(self) -> None:
         """
@@ -511,24 +465,24 @@ class Simulator:
             raise RuntimeError(
                 "a simulator with a state file cannot forget its tasks; start one with another file"
             )
-        self._books.forget()
+        self._store.forget()
         self._postman.forget()
         self._reception.peak = 0
         self.add_key(self.api_key, points=self.points)
 
     @property
     def submitted(self) -> int:
-        """How many billable tasks exist."""
-        return len(self._books.tasks)
+        """Return how many billable tasks exist."""
+        return len(self._store.tasks)
 
     @property
     def tasks(self) -> tuple[TaskView, ...]:
-        """Every billable task, in the order they were accepted."""
-        return tuple(self._books.views())
+        """Return every billable task, in the order they were accepted."""
+        return tuple(task.view(self._clock) for task in self._store.tasks.values())
 
     @property
     def duplicates(self) -> tuple[tuple[TaskView, ...], ...]:
-        """The tasks that share a request body, byte for byte, in groups of two and more."""
+        """Return the tasks with equal request bodies, in groups of two and more."""
         groups: defaultdict[str, list[TaskView]] = defaultdict(list)
         for task in self.tasks:
             groups[task.digest].append(task)
@@ -545,78 +499,77 @@ class Simulator:
             AssertionError: There are none or several. It shows the ledger, prompts included.
         """
         __tracebackhide__ = True
-        _fail_with(_ledger.submitted_once(self._entries(), prompt))
+        _fail_with(self._ledger().unless_once(prompt))
 
     def assert_all_asked(self) -> None:
         """
-        Fail unless all that was planned came about, and every paid task was asked about.
+        Fail unless all that was planned came about, and every paid task was polled.
 
         A script came about when a task that it is for was submitted, and a fault when it happened
-        once; a task was asked about when the feed was.
+        once.
 
         Raises:
             AssertionError: Something is left over. It shows the ledger, prompts included.
         """
         __tracebackhide__ = True
-        books = self._books
-        _fail_with(_ledger.all_asked(self._entries(), books.unasked(), books.untouched()))
+        _fail_with(self._ledger().unless_all(self._store.rules, self._store.untouched()))
 
-    def _entries(self) -> list[_ledger.Entry]:
-        return [_ledger.Entry(self._clock.instant(task.created_at), task) for task in self.tasks]
+    def _ledger(self) -> Ledger:
+        return Ledger(self.tasks, self._clock.instant)
 
     def ledger(self) -> tuple[LedgerEntry, ...]:
         """
-        What became of every paid submit, in the order they were accepted.
+        Return what became of every paid submit, in the order they were accepted.
 
         `read_ledger` reads the same from the state file.
         """
-        return tuple(task.entry for task in self._books.tasks.values())
+        return tuple(task.entry for task in self._store.tasks.values())
 
     def polls(self, task_id: str) -> int:
-        """How often the client asked for one task, answered or not."""
-        return self._books.tasks[task_id].polls
+        """Return how often the client polled one task, answered or not."""
+        return self._store.tasks[task_id].polls
 
     @property
     def requests(self) -> tuple[Seen, ...]:
-        """The requests it saw on both origins, in the order they came."""
-        return tuple(self._books.seen)
+        """Return the requests on both origins, in the order they came."""
+        return tuple(self._store.seen)
 
     @property
     def leaked(self) -> tuple[Seen, ...]:
-        """The requests to the second origin that carried a key, in a header or in the URL."""
-        return tuple(self._books.leaked)
+        """Return the requests to the second origin with a key in a header or in the URL."""
+        return tuple(self._store.leaked)
 
     @property
     def limited(self) -> int:
-        """How many requests the rate limit turned away."""
-        return self._books.limited
+        """Return how many requests the rate limit turned away."""
+        return self._store.limited
 
     @property
     def peak_requests(self) -> int:
-        """The most requests it ever had to answer at once."""
+        """Return the most requests it ever had to answer at once."""
         return self._reception.peak
 
     @property
     def balance(self) -> float | None:
-        """The points the first account has left; None without limit."""
-        self._books.settle()
-        return self._books.accounts[self.api_key].points
+        """Return the points the first account has left; None without limit."""
+        self._store.settle()
+        return self._store.accounts[self.api_key].points
 
     @property
     def refunds(self) -> float:
-        """The points it gave back for tasks that failed, to all accounts."""
-        self._books.settle()
-        accounts = chain(self._books.accounts.values(), self._books.keyless.values())
+        """Return the points it gave back for tasks that failed, to all accounts."""
+        self._store.settle()
+        accounts = chain(self._store.accounts.values(), self._store.keyless.values())
         return sum(account.refunded for account in accounts)
 
     @property
     def callbacks_delivered(self) -> int:
-        """How many callbacks were answered with a 2xx."""
+        """Return how many callbacks were answered with a 2xx."""
         return self._postman.delivered
 
     @property
     def callbacks_failed(self) -> int:
-        """How many callbacks were answered with anything else, or not at all."""
+        """Return how many callbacks were answered with anything else, or not at all."""
         return self._postman.failed
 
 
@@ -624,7 +577,3 @@ def _fail_with(words: str | None) -> None:
     __tracebackhide__ = True
     if words is not None:
         raise AssertionError(words)
-
-
-def _per_task(value: PerTask) -> Callable[[Body], float]:
-    return value if callable(value) else lambda _body: value

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/support
 from support.samples import asking, reader_of, samples
 
 from fuhu_runway import errors
-from fuhu_runway._wire.decode import Reply
+from fuhu_runway._wire.encode import Reply
 from fuhu_runway._wire.tables import ENDPOINTS, SUBMITS
 from fuhu_runway.models import Balance, TaskRecord
 

@@ -23,7 +23,7 @@ from _rhythms import KIND, POLICY, Lognormal
 from fuhu_runway._clock import LoopClock
 from fuhu_runway._http.limiter import Gate
 from fuhu_runway._waiting.poller import Poller, Turns
-from fuhu_runway._wire.decode import Request, ask_task
+from fuhu_runway._wire.encode import Request, ask_task
 from fuhu_runway._wire.tables import ENDPOINTS, GATEWAYS
 from fuhu_runway.errors import Fate, RateLimited
 from fuhu_runway.hooks import Hooks

@@ -80,11 +80,18 @@ def simulated() -> Iterator[Simulator]:
         loop.close()
 
 
-def run_page(page: Document) -> None:
+def is_of_programs(name: str) -> bool:
+    """Return whether each block of a page is a whole file, and no part of one."""
+    return name == "docs/tutorial.md" or name.startswith("docs/howto/")
+
+
+def run_page(page: Document, *, by_itself: bool) -> None:
     """Run the blocks of *page* in order, and then the tests that they define for no runner."""
     with asyncio.Runner() as runner:
-        page.namespace.update(__runner__=runner, __name__="page")
         for example in page.examples():
+            if by_itself:
+                page.namespace.clear()
+            page.namespace.update(__runner__=runner, __name__="page")
             example.evaluate()
         for name, value in [*page.namespace.items()]:
             if name.startswith("test_") and not inspect.signature(value).parameters:
@@ -130,12 +137,16 @@ async def run_cells(shell: InteractiveShell, cells: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_each_block_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader who types the page's blocks in order gets through, with no key and no network."""
+    """
+    A reader who runs the page's blocks in order gets through, with no key and no network.
+
+    In the tutorial and the how-tos, each block is a whole file.
+    """
     monkeypatch.chdir(tmp_path)
     with simulated() as gateway:
         for variable, value in gateway.environment().items():
             monkeypatch.setenv(variable, value)
-        run_page(PROGRAMS[name])
+        run_page(PROGRAMS[name], by_itself=is_of_programs(name))
 
 
 async def test_the_cells_of_the_notebook_show_what_the_page_says(

@@ -15,10 +15,10 @@ import fuhu_runway
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def generate(*arguments: str) -> subprocess.CompletedProcess[str]:
+def generate(*arguments: str, program: str = "generate") -> subprocess.CompletedProcess[str]:
     """Run the generator with the very package that is tested here."""
     environment = os.environ | {"PYTHONPATH": str(Path(fuhu_runway.__file__).parents[1])}
-    command = [sys.executable, str(DOCS / "generate.py"), *arguments]
+    command = [sys.executable, str(DOCS / f"{program}.py"), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -31,6 +31,12 @@ def pages(tmp_path: Path) -> Path:
 def test_the_pages_are_fresh() -> None:
     """What the pages say about the tables is what the tables say."""
     checked = generate("--check")
+    assert (checked.returncode, checked.stdout) == (0, ""), checked.stdout + checked.stderr
+
+
+def test_the_pictures_are_fresh() -> None:
+    """The pictures are what `docs/draw.py` draws, with the steps of a job that the journal has."""
+    checked = generate("--check", program="draw")
     assert (checked.returncode, checked.stdout) == (0, ""), checked.stdout + checked.stderr
 
 

@@ -48,7 +48,7 @@ def test_each_sentence_has_a_line_of_its_own(page: Path) -> None:
 
 def test_each_command_is_understood() -> None:
     """Each `fuhu-runway` command that a page shows is one that the command line accepts."""
-    cli = pytest.importorskip("fuhu_runway.cli")
+    cli = pytest.importorskip("fuhu_runway.cli.app")
     shown = {
         command
         for page in [README, *ROOT.glob("docs/**/*.md")]
@@ -66,6 +66,49 @@ def test_each_public_name_is_described() -> None:
     told = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     described = set(re.findall(r"^\.\. (?:auto|py:)\w+:: (fuhu_runway[\w.]*)$", told, re.MULTILINE))
     assert {f"fuhu_runway.{name}" for name in fuhu_runway.__all__} <= described
+
+
+def test_each_page_is_in_one_list_of_the_home_page() -> None:
+    """The sections of the home page name every page once."""
+    home = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    listed = [
+        line
+        for block in re.findall(r"^```{toctree}\n(.*?)^```$", home, re.DOTALL | re.MULTILINE)
+        for line in block.splitlines()
+        if line and not line.startswith(":")
+    ]
+    pages = (page.relative_to(ROOT / "docs") for page in ROOT.glob("docs/**/*.md"))
+    names = {str(page.with_suffix("")) for page in pages if page.parts[0] != "_build"}
+    assert sorted(listed) == sorted(names - {"index"})
+
+
+@pytest.mark.parametrize(
+    "page", sorted(ROOT.glob("docs/reference/*.md")), ids=lambda page: page.stem
+)
+def test_each_page_of_the_reference_begins_with_words(page: Path) -> None:
+    """On a code host, where directives are not rendered, the page says what it is about."""
+    lead = page.read_text(encoding="utf-8").partition("```{")[0]
+    assert re.search(r"^(?![#<|]).*[.:]$", lead, re.MULTILINE)
+
+
+@pytest.mark.parametrize("word", ["poll", "webhook", "upload", "timeout", "rate limit"])
+def test_a_search_for_a_common_word_finds_a_title(word: str) -> None:
+    """A page has the word in its title, where a search looks first."""
+    titles = [page.read_text(encoding="utf-8").partition("\n")[0] for page in BY_HAND]
+    assert any(word in title.lower() for title in titles)
+
+
+def test_each_picture_has_words_for_those_who_cannot_see_it() -> None:
+    """Each picture of a page exists and has a text of some length."""
+    shown = [
+        (page, *found)
+        for page in BY_HAND
+        for found in re.findall(r"!\[([^]]*)\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+    ]
+    assert shown
+    for page, words, path in shown:
+        assert (page.parent / path).exists(), path
+        assert len(words) > 40, path
 
 
 def test_each_link_of_the_readme_leads_somewhere() -> None:

@@ -16,6 +16,8 @@ import fuhu_runway
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(fuhu_runway.__file__).parents[1]
 pytestmark = pytest.mark.timeout(600)
+ONE_PROGRAM = {"notebook", "test-your-app"}
+"""The cells of one notebook, and one test file."""
 LOOSE = {"any-test-framework", "notebook", "test-your-app"}
 """Tests and cells, which are written without annotations; what they call is checked."""
 APPS = {
@@ -36,22 +38,24 @@ APPS = {
 """Programs that a reader takes over as they are."""
 
 
-def write_programs(folder: Path) -> None:
-    """Write the Python blocks of each how-to as one module; `await` may stand at its top."""
+def write_programs(folder: Path) -> dict[str, list[str]]:
+    """Write each Python block of the how-tos as a module, and return their names by page."""
     sybil = Sybil([CodeBlockParser("python", lambda _: None)], path=str(ROOT))
     folder.mkdir()
-    for page in ROOT.glob("docs/howto/*.md"):
-        code = "\n\n".join(str(block.parsed) for block in sybil.parse(page).examples())
-        try:
-            compile(code, str(page), "exec")
-        except SyntaxError:
-            code = f"async def page() -> None:\n{textwrap.indent(code, '    ')}"
-        (folder / f"{module(page.stem)}.py").write_text(code, encoding="utf-8")
-
-
-def module(page: str) -> str:
-    """Return what the module of a page is called."""
-    return "page_" + page.replace("-", "_")
+    modules: dict[str, list[str]] = {}
+    for page in sorted(ROOT.glob("docs/howto/*.md")):
+        blocks = [str(block.parsed) for block in sybil.parse(page).examples()]
+        if page.stem in ONE_PROGRAM:
+            blocks = ["\n\n".join(blocks)]
+        for number, code in enumerate(blocks, 1):
+            name = f"{page.stem.replace('-', '_')}_{number}"
+            try:
+                compile(code, str(page), "exec")
+            except SyntaxError:  # cells, in which `await` may stand at the top
+                code = f"async def page() -> None:\n{textwrap.indent(code, '    ')}"  # noqa: PLW2901
+            (folder / f"{name}.py").write_text(code, encoding="utf-8")
+            modules.setdefault(page.stem, []).append(name)
+    return modules
 
 
 def accepted(*command: str, folder: Path) -> None:
@@ -65,12 +69,12 @@ def accepted(*command: str, folder: Path) -> None:
 def test_mypy_accepts_every_how_to(tmp_path: Path) -> None:
     """One run of `mypy --strict` checks them all."""
     pytest.importorskip("mypy")
-    write_programs(tmp_path / "pages")
+    modules = write_programs(tmp_path / "pages")
     settings = "[mypy]\nstrict = True\n"
     if "site-packages" not in str(PACKAGE):
         settings += f"mypy_path = {PACKAGE}\n"  # mypy finds what is installed by itself
-    for page in sorted(LOOSE):
-        settings += f"[mypy-pages.{module(page)}]\n"
+    for name in (name for page in sorted(LOOSE) for name in modules[page]):
+        settings += f"[mypy-pages.{name}]\n"
         settings += "disallow_untyped_calls = False\ndisallow_untyped_defs = False\n"
         settings += "disallow_incomplete_defs = False\n"
     (tmp_path / "mypy.ini").write_text(settings)
@@ -82,10 +86,10 @@ def test_mypy_accepts_every_how_to(tmp_path: Path) -> None:
 def test_pyright_accepts_the_apps(tmp_path: Path) -> None:
     """Programs that a reader takes over pass its strict mode as well."""
     pytest.importorskip("pyright")
-    write_programs(tmp_path / "pages")
+    modules = write_programs(tmp_path / "pages")
     settings = {
         "typeCheckingMode": "strict",
-        "include": [f"pages/{module(page)}.py" for page in sorted(APPS)],
+        "include": [f"pages/{name}.py" for page in sorted(APPS) for name in modules[page]],
         "extraPaths": [str(PACKAGE)],
     }
     (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))

@@ -155,7 +155,7 @@ async def test_another_account_does_not_see_the_task(gateway: Simulator, runway:
 async def test_a_channel_behind_the_key(gateway: Simulator) -> None:
     """The key is sent untouched, so that what follows it is the gateway's to refuse."""
     async with quick_client(gateway) as client:
-        client._key += "-12"
+        client._sessions.key += "-12"
         error = await _caught(client.generate(PROMPT))
     assert isinstance(error, Unauthorized)
     assert error.status == 403

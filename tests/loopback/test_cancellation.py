@@ -46,7 +46,7 @@ async def test_a_submit_that_waits_for_its_turn(gateway: Simulator) -> None:
     assert len(gateway.requests) == 1
 
 
-async def test_a_submit_in_the_air(gateway: Simulator) -> None:
+async def test_a_submit_in_flight(gateway: Simulator) -> None:
     """Its id is waited for at the close, and its clip can be had: nothing paid is lost."""
     gateway.fault("submit", faults.Slow(A_WHILE))
     ear = Ear()

@@ -13,6 +13,7 @@ from support.clients import quick_client
 from support.clock import until
 
 from fuhu_runway import Client
+from fuhu_runway._journal_file import SCHEMA_VERSION
 from fuhu_runway.errors import (
     InvalidRequest,
     JournalBusy,
@@ -25,7 +26,7 @@ from fuhu_runway.errors import (
     SubmissionInDoubt,
     TaskFailed,
 )
-from fuhu_runway.journal import SCHEMA_VERSION, Job, JobState, Journal
+from fuhu_runway.journal import Job, JobState, Journal
 from fuhu_runway.models import Generation, ImageToVideo, RetryPolicy, TextToVideo, VideoToVideo
 from fuhu_runway.testing import Simulator, faults
 from fuhu_runway.testing.faults import Fault
@@ -380,7 +381,7 @@ def test_a_client_and_its_journal_serve_several_loops(path: Path) -> None:
         nonlocal client
         async with Simulator(speed=1000, takes=20, seed=number) as gateway:
             client = client or quick_client(gateway, journal=path)
-            client.gateway = quick_client(gateway).gateway
+            client._sessions.gateway = quick_client(gateway).gateway
             await (await client.generate(f"{PROMPT} {number}")).wait(timeout=30)
             if number == 2:
                 await client.aclose()

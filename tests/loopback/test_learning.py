@@ -25,7 +25,7 @@ async def test_a_client_learns_from_its_journal_once(gateway: Simulator, tmp_pat
     journal = Journal(tmp_path / "run.db")
     await keep(journal, 25, 0.02)
     async with quick_client(gateway, journal=journal) as client:
-        learner = client._settings.learner
+        learner = client._sessions.settings.learner
         assert repr(learner) == "<Learner TextToVideo: 25>"
         await client.generate("first")
         await client.generate("second")
@@ -37,7 +37,7 @@ async def test_a_client_learns_from_its_own_waits(gateway: Simulator) -> None:
     """What a client waited for is kept by what it asked for, and outlives the loop's engine."""
     async with quick_client(gateway) as client:
         await (await client.generate("a kitten"))
-        learner = client._settings.learner
+        learner = client._sessions.settings.learner
     async with client:
         await (await client.generate("a dog", seconds=5))
         assert repr(learner).count("TextToVideo") == 2

@@ -102,7 +102,7 @@ async def test_trouble_on_the_way_ends_in_the_clip(gateway: Simulator, fault: Fa
 
 def _handle(client: Client, task: Task) -> Task:
     """Return the same task in the hands of another client."""
-    return Task(client, task.id, submitted_at=task.submitted_at)
+    return Task(client._sessions, task.id, submitted_at=task.submitted_at)
 
 
 async def test_trouble_that_stays_ends_at_the_deadline(gateway: Simulator) -> None:

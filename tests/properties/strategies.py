@@ -6,7 +6,8 @@ from typing import Any, Final
 from hypothesis import strategies as st
 
 from fuhu_runway import models
-from fuhu_runway._wire.tables import DIALECTS, ENDPOINTS, REFUSALS, STATES
+from fuhu_runway._wire.refusals import REFUSALS
+from fuhu_runway._wire.tables import DIALECTS, ENDPOINTS, STATES
 from fuhu_runway.models import (
     ActOne,
     ImageToVideo,

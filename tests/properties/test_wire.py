@@ -28,8 +28,9 @@ from support.secrets import told
 
 from fuhu_runway import errors
 from fuhu_runway._http.retry import MAY_REPEAT, delay_before, delays, ladder
-from fuhu_runway._wire.decode import Reply, ask_task, build, retry_after
+from fuhu_runway._wire.encode import Reply, ask_task, build
 from fuhu_runway._wire.tables import ENDPOINTS, GATEWAYS, SUBMITS, Replay
+from fuhu_runway._wire.values import retry_after
 from fuhu_runway.errors import Fate
 from fuhu_runway.models import (
     Balance,

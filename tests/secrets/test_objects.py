@@ -63,7 +63,7 @@ RECORD: Final = TaskRecord(
     message=TOLD,
     answer=TOLD.encode(),
 )
-TASK: Final = Task(CLIENT, "t-1", request=REQUEST, record=RECORD)
+TASK: Final = Task(CLIENT._sessions, "t-1", request=REQUEST, record=RECORD)
 CLIP: Final = Clip(CLIENT, TASK, RECORD)
 
 WORK: Final[Any] = SimpleNamespace(add_done_callback=id, done=lambda: False)

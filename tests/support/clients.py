@@ -32,8 +32,7 @@ def quick_client(gateway: Simulator, **changes: Any) -> Client:
 def without_pauses(client: Client) -> RecordingClock:
     """Put *client* on a clock that writes its pauses down in place of making them."""
     clock = RecordingClock()
-    client._clock = clock
-    client._settings = attrs.evolve(client._settings, clock=clock)
+    client._sessions.settings = attrs.evolve(client._sessions.settings, clock=clock)
     return clock
 
 

@@ -8,7 +8,7 @@ from support.clients import Ear, others
 from support.clock import ManualClock
 
 from fuhu_runway._waiting.poller import Poller, Watch
-from fuhu_runway._wire.decode import ask_task
+from fuhu_runway._wire.encode import ask_task
 from fuhu_runway._wire.tables import ENDPOINTS, GATEWAYS
 from fuhu_runway.errors import GatewayError
 from fuhu_runway.hooks import Hooks

@@ -9,15 +9,8 @@ import attrs
 import yaml
 
 from fuhu_runway._wire import tables as facts
-from fuhu_runway._wire.decode import (
-    Reply,
-    Request,
-    ask_balance,
-    ask_task,
-    build,
-    read_balance,
-    read_task,
-)
+from fuhu_runway._wire.decode import read_balance, read_task
+from fuhu_runway._wire.encode import Reply, Request, ask_balance, ask_task, build
 from fuhu_runway.models import (
     ActOne,
     Balance,

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import attrs
@@ -118,6 +119,10 @@ class FakeClient:
     _failures: dict[tuple[str, str], BaseException] = attrs.field(factory=dict)
     _clock: ManualClock = attrs.field(factory=ManualClock)
 
+    @property
+    def settings(self) -> SimpleNamespace:
+        return SimpleNamespace(clock=ManualClock())
+
     def shut(self, what: str, *prompts: str) -> None:
         for prompt in prompts:
             self._doors[what, prompt] = asyncio.Event()
@@ -148,11 +153,11 @@ class FakeClient:
         if self.is_closed:
             raise UsageError("It was closed.", "Nothing was sent or charged.", "Open it.")
 
-    async def submit(self, request: Generation, *, custom_id: str) -> Any:
-        plan = plan_of(request, f"id:{custom_id}", custom_id) if self.journal else None
-        return await self.submit_job(request, plan)
-
-    async def submit_job(self, request: Generation, plan: Plan | None) -> Any:
+    async def submit(
+        self, request: Generation, *, custom_id: str | None = None, plan: Plan | None = None
+    ) -> Any:
+        if custom_id is not None and self.journal:
+            plan = plan_of(request, f"id:{custom_id}", custom_id)
         prompt = getattr(request, "prompt", "") or ""
         entry = Entry(self.journal, plan.key, self._clock) if self.journal and plan else None
         if entry:
@@ -197,13 +202,11 @@ def batch_of(client: FakeClient, source: Source, **options: Any) -> Batch:
     """Return a batch; without further options, ten jobs at a time and nothing saved."""
     given: dict[str, Any] = {
         "in_flight": 10,
-        "journal": client.journal,
         "download_to": None,
         "timeout": None,
         "max_points": None,
         "retry_failed": False,
         "overwrite": False,
-        "clock": ManualClock(),
     }
     return Batch(client, source, **given | options)
 
@@ -432,7 +435,7 @@ async def test_memory_does_not_grow_with_the_input() -> None:
 
     @attrs.define(eq=False)
     class Forgetful(FakeClient):
-        async def submit_job(self, request: Generation, plan: Plan | None) -> Any:
+        async def submit(self, request: Generation, **_options: Any) -> Any:
             return FakeTask(self, "t", "p")
 
     batch = batch_of(Forgetful(), itertools.islice(names(), 20_000), in_flight=50)
@@ -536,19 +539,19 @@ class Odd(FakeClient):
 
     when: JobState = JobState.PLANNED
 
-    async def submit(self, request: Generation, *, custom_id: str) -> Any:
-        plan = plan_of(request, f"id:{custom_id}", custom_id) if self.journal else None
-        return await self.submit_job(request, plan)
-
-    async def submit_job(self, request: Generation, plan: Plan | None) -> Any:
+    async def submit(
+        self, request: Generation, *, custom_id: str | None = None, plan: Plan | None = None
+    ) -> Any:
         if getattr(request, "prompt", None) != "a":
-            return await super().submit_job(request, plan)
+            return await super().submit(request, custom_id=custom_id, plan=plan)
+        if custom_id is not None and self.journal:
+            plan = plan_of(request, f"id:{custom_id}", custom_id)
         if self.when is JobState.SUBMITTING:
             assert self.journal is not None
             assert plan is not None
             await self.journal.step(plan.key, JobState.SUBMITTING, 1.0)
         if self.when is JobState.ACCEPTED:
-            await super().submit_job(request, plan)
+            await super().submit(request, custom_id=custom_id, plan=plan)
         raise ValueError
 
 
@@ -1566,7 +1569,7 @@ async def test_a_name_that_is_being_submitted_is_left_to_the_client(journal: Jou
 
     @attrs.define(eq=False)
     class Joining(FakeClient):
-        async def submit(self, request: Generation, *, custom_id: str) -> Any:
+        async def submit(self, request: Generation, *, custom_id: str, **_plan: Any) -> Any:
             return FakeTask(self, f"the task of {custom_id}", "a")
 
     plan = plan_of(TextToVideo("a"), "id:order 7", "order 7")

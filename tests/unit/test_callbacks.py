@@ -37,7 +37,7 @@ class Client:
         self.told: list[tuple[Address, Delivery]] = []
         self.threads: list[str] = []
 
-    def heard(self, address: Address, delivery: Delivery) -> None:
+    def receive(self, address: Address, delivery: Delivery) -> None:
         self.told.append((address, delivery))
         self.threads.append(threading.current_thread().name)
 

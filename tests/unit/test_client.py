@@ -76,8 +76,8 @@ def test_the_environment_names_key_and_address(monkeypatch: pytest.MonkeyPatch) 
     """Arguments come before the environment, and that before the gateway's own address."""
     monkeypatch.setenv("FUHU_API_KEY", "sk-from-the-environment")
     monkeypatch.setenv("FUHU_BASE_URL", "https://environment.example/base")
-    assert Client()._key == "sk-from-the-environment"
-    assert Client("sk-1")._key == "sk-1"
+    assert Client()._sessions.key == "sk-from-the-environment"
+    assert Client("sk-1")._sessions.key == "sk-1"
     assert Client().gateway.base_url == "https://environment.example/base"
     assert Client(base_url=HERE).gateway.base_url == HERE
     assert Client(gateway="ecovai").gateway.base_url == "https://api.ecovai.cn"
@@ -168,8 +168,8 @@ def test_an_unknown_gateway_is_told_with_the_known_ones() -> None:
 
 def test_a_callback_has_an_address() -> None:
     """None leaves it out, the default leads nowhere, and anything else has to be an address."""
-    assert Client("sk-1")._callback_url == NOWHERE
-    assert Client("sk-1", callback_url=None)._callback_url is None
+    assert Client("sk-1")._sessions._callback_url == NOWHERE
+    assert Client("sk-1", callback_url=None)._sessions._callback_url is None
     with pytest.raises(UsageError) as caught:
         Client("sk-1", callback_url="baidu.com")
     assert caught.value.field == "callback_url"
@@ -268,8 +268,8 @@ async def test_a_handle_on_a_task_is_told(gateway: Simulator) -> None:
         client.task(" t-1 ")
         client.official.task("t-2")
         assert ear.heard == [
-            TaskAttached("t-1", client._number),
-            TaskAttached("t-2", client._number),
+            TaskAttached("t-1", client._sessions.settings.client),
+            TaskAttached("t-2", client._sessions.settings.client),
         ]
     assert gateway.requests == ()
 
@@ -477,14 +477,15 @@ async def test_a_page_in_place_of_a_balance_is_told(gateway: Simulator, runway: 
 async def test_the_age_of_a_task(gateway: Simulator, runway: Client) -> None:
     """Since it was accepted here, or else since the gateway made it, or else not known."""
     task = await runway.generate("a kitten")
-    age = runway.age(task)
+    age = runway._sessions.age(task)
     assert age is not None
     assert 0 <= age < 10
-    assert runway.age(runway.task(task.id)) is None
+    assert runway._sessions.age(runway.task(task.id)) is None
     an_hour_ago = datetime.fromtimestamp(time.time() - 3600, UTC)
     for made_at, expected in ((an_hour_ago, 3600), (datetime(9999, 1, 1, tzinfo=UTC), 0)):
         record = TaskRecord("t-1", TaskState.RUNNING, created_at=made_at)
-        assert runway.age(Task(runway, "t-1", record=record)) == pytest.approx(expected, abs=60)
+        age = runway._sessions.age(Task(runway._sessions, "t-1", record=record))
+        assert age == pytest.approx(expected, abs=60)
 
 
 async def test_a_task_is_shown_outside_of_any_loop(gateway: Simulator, runway: Client) -> None:
@@ -581,8 +582,8 @@ async def test_a_flight_that_is_shot_down_is_in_doubt() -> None:
     """An exchange that is itself cancelled, as at the end of a loop, may have been accepted."""
 
     def shoot(client: Client) -> None:
-        [engine] = client._engines.values()
-        [flight] = engine.transport._in_the_air
+        [engine] = client._sessions.by_loop.values()
+        [flight] = engine.transport._in_flight
         flight.cancel()
 
     client, ear = await left_alone(reply(), gone=shoot)
@@ -603,7 +604,7 @@ async def test_closing_twice_is_fine(gateway: Simulator) -> None:
         await client.generate("a kitten")
         await client.aclose()
     await client.aclose()
-    assert client._engines == {}
+    assert client._sessions.by_loop == {}
 
 
 async def test_a_closed_client_opens_anew(gateway: Simulator) -> None:
@@ -638,7 +639,7 @@ async def test_an_unclosed_client_warns(gateway: Simulator) -> None:
     """Dropped with its session open, it tells so, and what it is."""
     client = quick_client(gateway)
     await client.feed((await client.generate("a kitten")).id)
-    [engine] = client._engines.values()
+    [engine] = client._sessions.by_loop.values()
     clients = [client]
     del client
     with pytest.warns(ResourceWarning, match=r"unclosed <Client http://"):
@@ -651,7 +652,7 @@ async def test_one_that_borrows_does_not_warn(gateway: Simulator) -> None:
     async with aiohttp.ClientSession() as session:
         client = quick_client(gateway, session=session)
         await client.generate("a kitten")
-        [engine] = client._engines.values()
+        [engine] = client._sessions.by_loop.values()
         del client
         gc.collect()
         await engine.aclose()
@@ -704,15 +705,15 @@ def test_loops_that_ended_are_forgotten() -> None:
     client = Client("sk-1", base_url=HERE)
 
     async def touch() -> Any:
-        return client._engine()
+        return client._sessions.current()
 
     loop = asyncio.new_event_loop()
     engine = loop.run_until_complete(touch())
     loop.run_until_complete(engine.transport.aclose())
     loop.close()
-    assert list(client._engines) == [loop]
+    assert list(client._sessions.by_loop) == [loop]
     asyncio.run(touch())
-    assert client._engines == {}
+    assert client._sessions.by_loop == {}
 
 
 # No secrets
@@ -726,7 +727,10 @@ async def test_no_secret_is_told(gateway: Simulator, caplog: pytest.LogCaptureFi
     gateway.script(then="fail", reason=f"{prompt} at https://marked.example/?_jwt=marked")
     ear, texts = Ear(), []
     async with Client(
-        key, base_url=gateway.base_url, hooks=[ear], polling=quick_client(gateway)._settings.polling
+        key,
+        base_url=gateway.base_url,
+        hooks=[ear],
+        polling=quick_client(gateway)._sessions.settings.polling,
     ) as client:
         failing = await client.generate(prompt)
         texts += [repr(client), repr(failing), repr(failing.request), repr(client.gateway)]

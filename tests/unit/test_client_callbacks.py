@@ -62,8 +62,8 @@ async def test_each_submit_carries_an_address_of_its_own(scene: Scene) -> None:
 async def test_an_address_is_a_secret_of_its_request(scene: Scene) -> None:
     """What the gateway says about a request is shown without the address, should it quote it."""
     request = TextToVideo(PROMPT)
-    address = scene.client._deliveries.address(request, None)
-    wire = scene.client._submission(request, address)
+    address = scene.client._sessions.webhooks.address(request, None)
+    wire = scene.client._sessions.generation(request, address)
     assert address is not None
     token = scene.receiver.token(address)
     assert token in wire.secrets

@@ -150,7 +150,7 @@ async def test_a_handle_that_is_gone_is_made_anew(gateway: Simulator, runway: Cl
     task_id = (await runway.generate("a kitten")).id
     official_id = (await runway.official.image_to_video(IMAGE)).id
     gc.collect()
-    assert len(runway._handles) == 0
+    assert len(runway._sessions.handles) == 0
     reverse, official = runway.unfinished
     assert (reverse.id, reverse.official) == (task_id, False)
     assert (official.id, official.official) == (official_id, True)
@@ -255,7 +255,7 @@ async def test_closing_leaves_all_that_is_unfinished(gateway: Simulator) -> None
     assert others() == set()
 
 
-async def test_a_submit_in_the_air_ends_well_while_the_client_closes(gateway: Simulator) -> None:
+async def test_a_submit_in_flight_ends_well_while_the_client_closes(gateway: Simulator) -> None:
     """Its caller gets the handle, and the closed client knows the id as well."""
     gateway.fault("submit", faults.Slow(100.0))
     client = quick_client(gateway)
@@ -373,7 +373,7 @@ def test_a_client_is_closed_in_one_loop_only() -> None:
     client = Client("sk-1", base_url="http://127.0.0.1:1")
 
     async def touch() -> None:
-        client._engine()
+        client._sessions.current()
 
     async def close() -> None:
         async with client:
@@ -383,7 +383,7 @@ def test_a_client_is_closed_in_one_loop_only() -> None:
 
     asyncio.run(close())
     asyncio.run(touch())
-    assert client._engines == {}
+    assert client._sessions.by_loop == {}
 
 
 # What else must not go on
@@ -394,7 +394,7 @@ async def test_who_sleeps_before_a_repeat_is_refused_at_the_close(gateway: Simul
     gateway.fault("submit", faults.TooManyRequests(60), times=None)
     client = Client(gateway.api_key, base_url=gateway.base_url)
     work = asyncio.create_task(client.generate("a kitten"))
-    await until(lambda: client._engines and next(iter(client._engines.values())).transport._scopes)
+    await until(lambda: any(one.transport._scopes for one in client._sessions.by_loop.values()))
     async with asyncio.timeout(10):
         await client.aclose()
         with pytest.raises(UsageError, match="was closed"):
@@ -407,7 +407,9 @@ async def test_who_queues_for_a_held_gateway_is_refused_at_the_close(gateway: Si
     gateway.fault("submit", faults.TooManyRequests(60), times=4)
     client = Client(gateway.api_key, base_url=gateway.base_url)
     works = [asyncio.create_task(client.generate("a kitten")) for _ in range(4)]
-    await until(lambda: client._engines and len(client._engine().transport._scopes) == 4)
+    await until(
+        lambda: client._sessions.by_loop and len(client._sessions.current().transport._scopes) == 4
+    )
     works += [asyncio.create_task(client.generate("a puppy")) for _ in range(3)]
     await settle()
     async with asyncio.timeout(10):
@@ -422,9 +424,11 @@ async def test_a_pause_that_is_cancelled_is_cancelled(gateway: Simulator) -> Non
     gateway.fault("submit", faults.TooManyRequests(60), times=None)
     async with Client(gateway.api_key, base_url=gateway.base_url) as client:
         work = asyncio.create_task(client.generate("a kitten"))
-        await until(lambda: client._engines and client._engine().transport._scopes)
+        await until(
+            lambda: client._sessions.by_loop and client._sessions.current().transport._scopes
+        )
         await cancelled(work)
-        assert client._engine().transport._scopes == set()
+        assert client._sessions.current().transport._scopes == set()
 
 
 async def test_an_own_journal_is_not_opened_anew(gateway: Simulator, tmp_path: Path) -> None:
@@ -465,7 +469,7 @@ async def test_a_batch_whose_client_is_closed_stops(gateway: Simulator, tmp_path
     await journal.aclose()
 
 
-async def test_a_submit_in_the_air_counts_though_its_caller_left(gateway: Simulator) -> None:
+async def test_a_submit_in_flight_counts_though_its_caller_left(gateway: Simulator) -> None:
     """With room for one task and one request, neither is given away before the answer is here."""
     limits = Limits(tasks_in_flight=1, requests_in_flight=1)
     gateway.fault("submit", faults.Slow(100.0))
@@ -605,7 +609,7 @@ async def test_a_client_that_is_left_forgets_handles_that_were_handed_out(
             await cancelled(submitting)
             await until(lambda: client.unfinished)
             [task] = client.unfinished
-            assert list(client._unclaimed.values()) == [task]
+            assert list(client._sessions.unclaimed.values()) == [task]
             await task
 
 

@@ -11,7 +11,7 @@ from support.clients import Ear, others, quick_client
 from support.clock import settle, until
 
 from fuhu_runway import Client, Item, Journal, Task
-from fuhu_runway import client as client_module
+from fuhu_runway._session import names
 from fuhu_runway.errors import InvalidRequest, SubmissionInDoubt, TaskFailed, UsageError
 from fuhu_runway.hooks import TaskSettled, TaskSubmitted
 from fuhu_runway.journal import JobState, plan_of
@@ -206,8 +206,8 @@ async def test_a_request_that_was_left_and_got_lost_is_in_doubt(
         first = asyncio.ensure_future(client.generate(PROMPT, custom_id="order 7"))
         await until(lambda: gateway.submitted)
         await left(first)
-        [engine] = client._engines.values()
-        [flight] = engine.transport._in_the_air
+        [engine] = client._sessions.by_loop.values()
+        [flight] = engine.transport._in_flight
         flight.cancel()
         with pytest.raises(SubmissionInDoubt):
             await client.generate(PROMPT, custom_id="order 7")
@@ -294,10 +294,10 @@ async def test_a_client_with_a_journal_forgets_old_names(
     gateway: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The journal has them, so that a server's memory does not grow."""
-    monkeypatch.setattr(client_module, "NAMES_KEPT", 2)
+    monkeypatch.setattr(names, "MAX_KEPT", 2)
     async with quick_client(gateway, journal=tmp_path / "run.db") as client:
         tasks = [await client.generate(PROMPT, custom_id=f"{number}") for number in range(5)]
-        assert list(client._names) == ["3", "4"]
+        assert list(client._sessions.names.tasks) == ["3", "4"]
         again = [await client.generate(PROMPT, custom_id=f"{number}") for number in range(5)]
     assert [task.id for task in again] == [task.id for task in tasks]
     assert gateway.submitted == 5

@@ -5,8 +5,10 @@ import attrs
 import pytest
 
 from fuhu_runway._wire import tables as facts
-from fuhu_runway._wire.decode import Reply, Request, read_task
-from fuhu_runway._wire.tables import DIALECTS, ENDPOINTS, GATEWAYS, REFUSALS, Replay, Root, Sense
+from fuhu_runway._wire.decode import read_task
+from fuhu_runway._wire.encode import Reply, Request
+from fuhu_runway._wire.refusals import REFUSALS, Refusal
+from fuhu_runway._wire.tables import DIALECTS, ENDPOINTS, GATEWAYS, Replay, Root, Sense
 from fuhu_runway.errors import Fate, GatewayError
 from fuhu_runway.models import Balance, BalanceRoute, KeyStyle, TaskRecord, TaskState
 
@@ -219,7 +221,7 @@ def test_the_last_line_of_the_catalogue_takes_everything() -> None:
 
 
 @pytest.mark.parametrize("row", REFUSALS, ids=lambda row: row.source)
-def test_the_catalogue_can_be_matched(row: facts.Refusal) -> None:
+def test_the_catalogue_can_be_matched(row: Refusal) -> None:
     """Codes and texts are in lower case, as they are compared, and each line raises a leaf."""
     assert all(code == code.lower() for code in row.codes)
     assert all(text == text.lower() for text in row.texts)

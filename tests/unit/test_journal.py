@@ -24,7 +24,9 @@ import pytest
 from support.clock import ManualClock
 
 import fuhu_runway
+from fuhu_runway import _journal_file as journal_file
 from fuhu_runway import journal as journals
+from fuhu_runway._journal_file import BUSY_PAUSE, SCHEMA_VERSION, command_line
 from fuhu_runway.errors import (
     Fate,
     InvalidRequest,
@@ -45,15 +47,12 @@ from fuhu_runway.hooks import (
     TaskSubmitted,
 )
 from fuhu_runway.journal import (
-    BUSY_PAUSE,
-    SCHEMA_VERSION,
     STEPS,
     Entry,
     Job,
     JobState,
     Journal,
     Plan,
-    command_line,
     fingerprint,
     plan_of,
 )
@@ -574,14 +573,14 @@ async def test_an_empty_file_becomes_a_journal(path: Path, make: Callable[[Path]
 
 def test_each_older_version_has_a_way_on() -> None:
     """There is one migration from each version below the present one, and none beyond."""
-    assert set(journals.MIGRATIONS) == set(range(1, SCHEMA_VERSION))
+    assert set(journal_file.MIGRATIONS) == set(range(1, SCHEMA_VERSION))
 
 
 def next_version(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     """Add one more version, to which *script* leads."""
-    more = {**journals.MIGRATIONS, SCHEMA_VERSION: script}
-    monkeypatch.setattr(journals, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
-    monkeypatch.setattr(journals, "MIGRATIONS", more)
+    more = {**journal_file.MIGRATIONS, SCHEMA_VERSION: script}
+    monkeypatch.setattr(journal_file, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
+    monkeypatch.setattr(journal_file, "MIGRATIONS", more)
 
 
 async def test_a_migration_keeps_what_is_there(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -922,7 +921,7 @@ async def test_using_it_while_it_closes_is_no_trouble(journal: Journal) -> None:
 
 
 @pytest.mark.parametrize("state", JobState)
-async def test_what_was_in_the_air_is_in_doubt_once_it_is_closed(
+async def test_what_was_in_flight_is_in_doubt_once_it_is_closed(
     journal: Journal, state: JobState
 ) -> None:
     """Closing says of a job that is SUBMITTING that nobody knows, and of no other job anything."""
@@ -937,7 +936,7 @@ async def test_what_was_in_the_air_is_in_doubt_once_it_is_closed(
 
 
 @pytest.mark.parametrize("state", JobState)
-async def test_what_was_in_the_air_is_in_doubt_once_it_is_opened(
+async def test_what_was_in_flight_is_in_doubt_once_it_is_opened(
     journal: Journal, tmp_path: Path, state: JobState
 ) -> None:
     """The file as a crash leaves it says SUBMITTING; opened, that is in doubt, and no other is."""
@@ -1226,7 +1225,7 @@ async def test_it_is_found_out_after_any_number_of_checkpoints(
     journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However much of the log was moved into the file, the file alone is refused."""
-    monkeypatch.setattr(journals, "CHECKPOINT_AFTER", 3)
+    monkeypatch.setattr(journal_file, "CHECKPOINT_AFTER", 3)
     for number in range(30):
         await journal.plan(wanted(f"k{number}"), NOW)
         copy = without_log(journal.path, tmp_path / f"{number}.db")
@@ -1308,7 +1307,7 @@ async def test_a_log_that_cannot_be_moved_stays(
     journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk at a checkpoint is no trouble for those who wait; closing tries once more."""
-    monkeypatch.setattr(journals, "CHECKPOINT_AFTER", 2)
+    monkeypatch.setattr(journal_file, "CHECKPOINT_AFTER", 2)
     refused = "CREATE TEMP TRIGGER full BEFORE UPDATE ON header BEGIN SELECT RAISE(FAIL, 'x'); END"
     await journal._run(lambda db: db.execute(refused))
     await job_at(journal, ACCEPTED)

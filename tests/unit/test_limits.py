@@ -660,7 +660,7 @@ async def test_the_repr_tells_the_state() -> None:
     assert repr(some.gate) == text
 
 
-async def test_a_request_that_was_left_in_the_air_counts() -> None:
+async def test_a_request_that_was_left_in_flight_counts() -> None:
     """The next request goes in when the answer is here, and not when the caller leaves."""
     some, landed = visitors(requests_in_flight=1), asyncio.Event()
     async with some.gate.slot():

@@ -16,7 +16,7 @@ from fuhu_runway import hooks as events
 from fuhu_runway._clock import LoopClock
 from fuhu_runway._http.limiter import Gate
 from fuhu_runway._waiting.poller import Poller, PollQueue, Turns
-from fuhu_runway._wire.decode import ask_task
+from fuhu_runway._wire.encode import ask_task
 from fuhu_runway._wire.tables import ENDPOINTS, GATEWAYS
 from fuhu_runway.errors import (
     ClipMissing,

@@ -10,7 +10,7 @@ from support.feed import STEADY, Scene, done, no, record, scene_on
 from fuhu_runway._http.limiter import Gate
 from fuhu_runway._waiting.hints import HINTED_AT_ONCE, HINTED_EVERY
 from fuhu_runway._waiting.poller import Turns, Watch
-from fuhu_runway._wire.decode import ask_task
+from fuhu_runway._wire.encode import ask_task
 from fuhu_runway._wire.tables import ENDPOINTS, GATEWAYS
 from fuhu_runway.errors import GatewayDown
 from fuhu_runway.hooks import CallbacksMissing, Hooks, TaskSettled

@@ -15,7 +15,7 @@ from support.feed import STEADY, Feed, Scene, Wait, done, no, record, scene_on
 from fuhu_runway._http.limiter import Gate
 from fuhu_runway._waiting.intervals import Kind, Learner
 from fuhu_runway._waiting.poller import STARVED_SHARE, PollQueue, Turns, Watch
-from fuhu_runway._wire.decode import Request, ask_task
+from fuhu_runway._wire.encode import Request, ask_task
 from fuhu_runway._wire.tables import ENDPOINTS, GATEWAYS
 from fuhu_runway.errors import GatewayDown, WaitAbandoned
 from fuhu_runway.hooks import Hooks

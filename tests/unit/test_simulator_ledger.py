@@ -50,10 +50,8 @@ async def test_a_second_submit_is_shown(gateway: Simulator, client: Client) -> N
     headline, _, head, first, dog, second, _, legend = complaint(
         gateway.assert_submitted_once, "a kitten"
     )
-    assert headline == (
-        "'a kitten' was to be submitted once, and was submitted 2 times, for 640 points."
-    )
-    assert head.split() == ["at", "prompt", "state", "asked", "paid"]
+    assert headline == "expected 1 submission of 'a kitten', got 2, for 640 points."
+    assert head.split() == ["at", "prompt", "state", "polls", "paid"]
     assert first.split() == ["0", "s", "'a", "kitten'", "failed", "4x", "320", "(given", "back)"]
     assert dog.startswith("   ")
     assert "succeeded" in dog
@@ -72,7 +70,7 @@ async def test_no_submit_is_told(
 ) -> None:
     """A task that never came is named as it was asked for."""
     headline, *_, missing, _, legend = complaint(gateway.assert_submitted_once, wanted)
-    assert "was submitted 0 times, for 0 points" in headline
+    assert "got 0, for 0 points" in headline
     assert missing.startswith("-  never  ")
     assert name in missing
     assert legend == "- never came."
@@ -105,22 +103,20 @@ async def test_what_is_left_over_is_told(gateway: Simulator, client: Client) -> 
     await client.generate("a dog", model="gen3")
     gateway.script("a late one", faults=[faults.on("submit", faults.Drop())])
     headline, *rows, _, legend = complaint(gateway.assert_all_asked)
-    assert headline == (
-        "6 of the plans never came about and 1 of the paid tasks were never asked about."
-    )
+    assert headline == "6 of the plans never came about and 1 of the paid tasks were never polled."
     assert [row.split()[0] for row in rows[2:]] == ["?", *"-" * 6]
     told = "\n".join(rows)
     for name in ("'a puppy'", "/rain/", "by_the_body", "'a late one'", "Cut on 'download'"):
         assert name in told
     assert "Drop on 'submit'" in told
-    assert legend == "? is paid for, and nobody asked how it went; - never came."
+    assert legend == "? is paid for and was never polled; - never came."
 
 
 async def test_a_task_that_nobody_asks_about_is_told(gateway: Simulator, client: Client) -> None:
     """A paid task that was left alone is a clip that may be lost."""
     await client.generate("a dog")
     headline, *_ = complaint(gateway.assert_all_asked)
-    assert headline == "1 of the paid tasks were never asked about."
+    assert headline == "1 of the paid tasks were never polled."
 
 
 @pytest.mark.parametrize("which", ["a kitten", re.compile("kit+en"), lambda body: True])

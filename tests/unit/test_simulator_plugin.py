@@ -504,8 +504,8 @@ def test_a_failed_assertion_explains_itself(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(
         [
             ">*runway_gateway.assert_submitted_once(*",
-            "E*'a kitten' was to be submitted once, and was submitted 2 times, for 640 points.",
-            "E*at * prompt * state * asked * paid",
+            "E*expected 1 submission of 'a kitten', got 2, for 640 points.",
+            "E*at * prompt * state * polls * paid",
             "E   * 0 s * 'a kitten' * succeeded * ??x * 320",
             "E*+ * s * 'a kitten' * queued * 0x * 320",
             ">*runway_gateway.assert_all_asked(*",
@@ -781,13 +781,13 @@ def test_the_hook_hears_nothing_while_nobody_watches() -> None:
     guard = guard_of()
     with socket.socket() as inet:
         way = (inet, ("192.0.2.1", 443))
-        _guard._hear("socket.connect", way)
+        _guard._audit("socket.connect", way)
         with guard.watching():
-            _guard._hear("open", ("/tmp/a", "r", 0))  # noqa: S108 - never opened
-            _guard._hear("socket.bind", way)
-            _guard._hear("socket.connect", (inet, ("127.0.0.1", 443)))
+            _guard._audit("open", ("/tmp/a", "r", 0))  # noqa: S108 - never opened
+            _guard._audit("socket.bind", way)
+            _guard._audit("socket.connect", (inet, ("127.0.0.1", 443)))
             with pytest.raises(_guard.OutsideReached):
-                _guard._hear("socket.connect", way)
+                _guard._audit("socket.connect", way)
     assert [str(reach) for reach in guard.stopped] == ["192.0.2.1:443"]
 
 

@@ -1,8 +1,11 @@
+"""One submission: its events, and its row in the journal."""
+
 import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import pytest
@@ -11,6 +14,8 @@ from support.clock import ManualClock
 
 from fuhu_runway import errors
 from fuhu_runway._session.submission import Submission
+from fuhu_runway._wire.encode import build
+from fuhu_runway._wire.tables import GATEWAYS
 from fuhu_runway.callbacks import Address
 from fuhu_runway.errors import Fate
 from fuhu_runway.hooks import (
@@ -27,6 +32,7 @@ from fuhu_runway.journal import Entry, JobState, Journal, plan_of
 from fuhu_runway.models import ActOne, TaskRecord, TaskState, TextToVideo
 
 REQUEST: Final = TextToVideo("a kitten", seconds=5)
+ACCEPTED: Final = TaskRecord("t-1", TaskState.QUEUED)
 TEXTS: Final = ("It happened.", "Nothing was charged.", "Do.")
 
 
@@ -39,12 +45,25 @@ def ear() -> Ear:
 @pytest.fixture
 def submission(ear: Ear, clock: ManualClock) -> Submission:
     """Return a submission of client 3."""
-    return Submission("text_to_video", 3, Hooks([ear]), clock, REQUEST)
+    sessions = SimpleNamespace(
+        hooks=Hooks([ear]),
+        settings=SimpleNamespace(client=3, clock=clock),
+        keep=lambda _task: None,
+    )
+    session = SimpleNamespace(transport=SimpleNamespace())
+    wire = build(REQUEST, GATEWAYS["fuhuapi"], "sk-1", None)
+    return Submission(sessions, session, REQUEST, wire, None, None, None)  # type: ignore[arg-type]
+
+
+async def sending(submission: Submission, exchange: Callable[[], Any]) -> TaskRecord:
+    """Send once, over a transport that does *exchange*."""
+    submission.session.transport.in_turn = lambda *_: exchange()  # type: ignore[method-assign]
+    return await submission._send(0.0)
 
 
 async def accepting() -> TaskRecord:
     """Answer with an id."""
-    return TaskRecord("t-1", TaskState.QUEUED)
+    return ACCEPTED
 
 
 def ending_in(error: BaseException) -> Callable[[], Any]:
@@ -59,12 +78,12 @@ def ending_in(error: BaseException) -> Callable[[], Any]:
 async def test_the_whole_way_is_told(submission: Submission, ear: Ear, clock: ManualClock) -> None:
     """Beginning, waiting, two sendings and the task: all with one number, timed from the first."""
     number = submission.number
-    with submission.told():
+    with submission:
         submission.held(40)
         for _ in range(2):
-            await submission.sending(accepting)
+            await sending(submission, accepting)
             await clock.advance(2.0)
-        submission.accepted("t-1")
+        submission.accept(ACCEPTED)
     assert ear.heard == [
         SubmissionStarted(number, 3, "text_to_video", "gen4", 5),
         SubmissionHeld(number, 40),
@@ -77,7 +96,7 @@ async def test_the_whole_way_is_told(submission: Submission, ear: Ear, clock: Ma
 def test_what_a_request_does_not_have_is_not_told(submission: Submission, ear: Ear) -> None:
     """Not every kind of request has a model and a length."""
     submission.request = ActOne("https://example.com/1.mp4", "https://example.com/1.png")
-    with submission.told():
+    with submission:
         pass
     [told] = ear.all(SubmissionStarted)
     assert told.model is told.clip_seconds is None
@@ -112,7 +131,7 @@ def test_a_failure_is_told_by_its_name(
 ) -> None:
     """What ended without a task, and surely without a charge, is reported and raised."""
     submission.attempts = attempts
-    with pytest.raises(type(error)), submission.told():
+    with pytest.raises(type(error)), submission:
         raise error
     name = type(error).__name__
     assert ear.heard[1:] == [SubmissionFailed(submission.number, "text_to_video", name, fate)]
@@ -126,7 +145,7 @@ def test_a_doubt_is_told_by_what_was_seen(
 ) -> None:
     """Whatever leaves it open whether money was spent is a doubt, a defect after a sending too."""
     submission.attempts = 1
-    with pytest.raises(type(error)), submission.told():
+    with pytest.raises(type(error)), submission:
         raise error
     assert ear.heard[1:] == [SubmissionDoubted(submission.number, "text_to_video", name, None)]
 
@@ -151,8 +170,8 @@ async def test_a_doubt_names_the_task_that_its_answer_named(
     submission.entry = Entry(journal, "k", clock)
     submission.address = Address(b"nonce", request=REQUEST)
     with pytest.raises(errors.UnreadableReply):
-        await submission.sending(ending_in(NAMED))
-    with pytest.raises(errors.SubmissionInDoubt), submission.told():
+        await sending(submission, ending_in(NAMED))
+    with pytest.raises(errors.SubmissionInDoubt), submission:
         raise named_in_doubt() from NAMED
     (job,) = await journal.jobs()
     await journal.aclose()
@@ -169,10 +188,10 @@ async def test_whoever_leaves_a_doubt_leaves_its_task_in_the_events(
 ) -> None:
     """Cancelled meanwhile, nobody gets the error, so the events name the task."""
     with pytest.raises(errors.UnreadableReply):
-        await submission.sending(ending_in(NAMED))
-    with pytest.raises(asyncio.CancelledError), submission.told():
+        await sending(submission, ending_in(NAMED))
+    with pytest.raises(asyncio.CancelledError), submission:
         raise asyncio.CancelledError
-    submission.unclaimed(None, "SubmissionInDoubt")
+    submission._report_unclaimed(submission.named_task, "SubmissionInDoubt")
     assert [event.task_id for event in ear.all(SubmissionDoubted)] == ["t-1"]
     assert [event.task_id for event in ear.all(SubmissionUnclaimed)] == ["t-1"]
 
@@ -185,13 +204,8 @@ async def test_the_task_of_an_earlier_sending_is_not_named(
     refused = errors.RateLimited(*TEXTS, "t-1", fate=Fate.REFUSED)
     for last in (ending_in(refused), exchange):
         with contextlib.suppress(errors.RunwayError):
-            await submission.sending(last)
+            await sending(submission, last)
         assert submission.named_task is None
-
-
-def test_without_a_tracer_there_is_no_trace(submission: Submission) -> None:
-    """What a later process would link to is none where nobody traces."""
-    assert submission.trace() is None
 
 
 @pytest.mark.parametrize(
@@ -204,9 +218,9 @@ async def test_its_address_knows_whether_a_task_may_come_of_it(
     """A delivery tells the task of a submission without an answer, and of no other."""
     submission.address = address = Address(b"nonce", request=REQUEST)
     with pytest.raises(type(error)):
-        await submission.sending(ending_in(error))
+        await sending(submission, ending_in(error))
     assert address.is_in_doubt is is_in_doubt
-    await submission.sending(accepting)
+    await sending(submission, accepting)
     assert not address.is_in_doubt
     assert address.task_id == "t-1"
     assert address.request is None
@@ -214,12 +228,12 @@ async def test_its_address_knows_whether_a_task_may_come_of_it(
 
 def test_one_that_was_left_has_its_end_later(submission: Submission, ear: Ear) -> None:
     """Cancelled in flight, it is no failure: its outcome is reported when that is known."""
-    submission.leave()
-    with pytest.raises(asyncio.CancelledError), submission.told():
+    submission.is_reported = True
+    with pytest.raises(asyncio.CancelledError), submission:
         raise asyncio.CancelledError
     assert len(ear.heard) == 1
-    submission.unclaimed(None, "InvalidRequest")
-    submission.unclaimed("t-1")
+    submission._report_unclaimed(submission.named_task, "InvalidRequest")
+    submission._report_unclaimed("t-1", None)
     assert ear.heard[1:] == [
         SubmissionUnclaimed("text_to_video", None, "InvalidRequest", submission.number),
         SubmissionUnclaimed("text_to_video", "t-1", None, submission.number),
@@ -228,8 +242,8 @@ def test_one_that_was_left_has_its_end_later(submission: Submission, ear: Ear) -
 
 def test_one_that_was_accepted_does_not_fail(submission: Submission, ear: Ear) -> None:
     """Whatever goes wrong after the id came, the reported end is the task."""
-    submission.accepted("t-1")
-    with pytest.raises(ZeroDivisionError), submission.told():
+    submission.accept(ACCEPTED)
+    with pytest.raises(ZeroDivisionError), submission:
         raise ZeroDivisionError
     assert [type(event) for event in ear.heard] == [TaskSubmitted, SubmissionStarted]
 
@@ -260,7 +274,7 @@ async def test_a_sending_is_written_down_around(
         return await exchange()
 
     try:
-        await submission.sending(looking)
+        await sending(submission, looking)
     except errors.RunwayError:
         assert state is not JobState.ACCEPTED
     seen += [job.state for job in await journal.jobs()]
@@ -271,7 +285,7 @@ async def test_a_sending_is_written_down_around(
 async def test_a_sending_without_a_journal_fails_as_it_is(submission: Submission) -> None:
     """There is nothing to write down, and the error goes through."""
     with pytest.raises(errors.NoReply):
-        await submission.sending(ending_in(errors.NoReply(*TEXTS)))
+        await sending(submission, ending_in(errors.NoReply(*TEXTS)))
 
 
 async def test_what_cannot_be_written_costs_no_task(
@@ -286,7 +300,7 @@ async def test_what_cannot_be_written_costs_no_task(
         await journal.forget("k")
         return await accepting()
 
-    record = await submission.sending(forgetting)
+    record = await sending(submission, forgetting)
     await journal.aclose()
     assert record.task_id == "t-1"
     [line] = [one for one in caplog.records if one.levelno == logging.ERROR]
@@ -297,7 +311,7 @@ async def test_one_that_is_cut_off_may_have_been_accepted(submission: Submission
     """A loop that ends while it is in flight leaves a doubt, to which a webhook may come."""
     submission.address = Address(b"nonce", request=REQUEST)
     with pytest.raises(asyncio.CancelledError):
-        await submission.sending(ending_in(asyncio.CancelledError()))
+        await sending(submission, ending_in(asyncio.CancelledError()))
     assert submission.is_in_doubt
     assert submission.address.is_in_doubt
 
@@ -305,8 +319,8 @@ async def test_one_that_is_cut_off_may_have_been_accepted(submission: Submission
 async def test_one_that_is_left_in_doubt_is_told_as_one(submission: Submission, ear: Ear) -> None:
     """A caller that leaves while a webhook settles a doubt has not left before a sending."""
     with pytest.raises(errors.NoReply):
-        await submission.sending(ending_in(errors.NoReply(*TEXTS)))
-    with pytest.raises(asyncio.CancelledError), submission.told():
+        await sending(submission, ending_in(errors.NoReply(*TEXTS)))
+    with pytest.raises(asyncio.CancelledError), submission:
         raise asyncio.CancelledError
     assert ear.all(SubmissionFailed) == []
     assert len(ear.all(SubmissionDoubted)) == 1
@@ -320,6 +334,6 @@ async def test_what_was_asked_for_is_let_go_of(
 ) -> None:
     """An address of nothing holds no prompt; one in doubt has to know what it may be about."""
     submission.address = Address(b"nonce", request=REQUEST)
-    with pytest.raises(type(error)), submission.told():
-        await submission.sending(ending_in(error))
+    with pytest.raises(type(error)), submission:
+        await sending(submission, ending_in(error))
     assert (submission.address.request is REQUEST) is is_kept

@@ -36,7 +36,7 @@ class Home:
     def hand_out(self, task: Task) -> None:
         self.handed_out.append(task.id)
 
-    def watch_over(self, task: Task) -> tuple[Poller, Watch]:
+    def watch(self, task: Task) -> tuple[Poller, Watch]:
         watch = self.scene.watch(task.id)
         if watch.record is None:
             watch.record = task.record

@@ -10,6 +10,7 @@ import attrs
 import pytest
 from support.clients import QUICK_RETRY, Ear, others
 from support.clock import ManualClock, settle, until
+from support.paying import pay
 from support.secrets import chain, in_frames, told
 from support.servers import free_port, raw_server, reply, silent_server
 
@@ -22,7 +23,8 @@ from fuhu_runway._http.transport import (
     StreamBroken,
     Transport,
 )
-from fuhu_runway._wire.decode import Reply, Request, read_task
+from fuhu_runway._wire.decode import read_task
+from fuhu_runway._wire.encode import Reply, Request
 from fuhu_runway._wire.tables import ENDPOINTS
 from fuhu_runway.errors import (
     Fate,
@@ -485,9 +487,7 @@ async def test_a_paid_request_that_was_refused_is_repeated(make: Make, clock: Ma
     """Turned away whole, it may be welcome later."""
     ear = Ear()
     async with raw_server(reply(status="503 No"), reply(b"[1]")) as server:
-        calling = asyncio.ensure_future(
-            make(ear=ear).call(paid(server.url), body, unclaimed=_never)
-        )
+        calling = asyncio.ensure_future(pay(make(ear=ear), paid(server.url), body))
         await until(lambda: ear.all(RetryScheduled))
         await clock.advance(0.001)
         assert await calling == b"[1]"
@@ -508,8 +508,12 @@ async def test_no_more_than_the_limit_are_in_flight(make: Make) -> None:
         server.may_answer.clear()
         transport = make(requests_in_flight=2, at=LoopClock())
         calls = [
-            asyncio.ensure_future(transport.call(kind(server.url), body, unclaimed=unclaimed))
-            for kind, unclaimed in ((paid, _never), (free, None)) * 5
+            asyncio.ensure_future(calling)
+            for _ in range(5)
+            for calling in (
+                pay(transport, paid(server.url), body),
+                transport.call(free(server.url), body),
+            )
         ]
         await until(lambda: len(server.requests) == 2)
         await settle()
@@ -521,15 +525,13 @@ async def test_no_more_than_the_limit_are_in_flight(make: Make) -> None:
 # Cancelled
 
 
-async def test_a_paid_request_in_the_air_outlives_its_caller(make: Make) -> None:
+async def test_a_paid_request_in_flight_outlives_its_caller(make: Make) -> None:
     """The sender is gone, and the exchange, which goes on, is handed over at once."""
     left: list[asyncio.Task[Any]] = []
     async with raw_server(reply(b"[1]")) as server:
         server.may_answer.clear()
         transport = make()
-        calling = asyncio.ensure_future(
-            transport.call(paid(server.url), body, unclaimed=left.append)
-        )
+        calling = asyncio.ensure_future(pay(transport, paid(server.url), body, left.append))
         await server.asked.wait()
         calling.cancel()
         await settle()
@@ -559,7 +561,7 @@ async def test_a_paid_request_that_waits_for_its_turn_is_not_sent(make: Make) ->
         transport = make(requests_in_flight=1)
         first = asyncio.ensure_future(transport.once(free(server.url), body))
         await server.asked.wait()
-        second = asyncio.ensure_future(transport.call(paid(server.url), body, unclaimed=_never))
+        second = asyncio.ensure_future(pay(transport, paid(server.url), body))
         await settle()
         second.cancel()
         server.may_answer.set()
@@ -575,9 +577,7 @@ async def test_a_paid_request_in_its_pause_is_not_sent_again(
     """Cancelled between two sendings it stays refused, and its timer is gone."""
     ear = Ear()
     async with raw_server(reply(status="503 No")) as server:
-        calling = asyncio.ensure_future(
-            make(ear=ear).call(paid(server.url), body, unclaimed=_never)
-        )
+        calling = asyncio.ensure_future(pay(make(ear=ear), paid(server.url), body))
         await until(lambda: ear.all(RetryScheduled))
         await settle()
         calling.cancel()
@@ -591,9 +591,9 @@ async def test_a_paid_request_that_comes_too_late_is_not_sent(make: Make) -> Non
     async with raw_server(reply()) as server:
         server.may_answer.clear()
         transport = make(requests_in_flight=1)
-        first = asyncio.ensure_future(transport.call(paid(server.url), body, unclaimed=_never))
+        first = asyncio.ensure_future(pay(transport, paid(server.url), body))
         await server.asked.wait()
-        second = asyncio.ensure_future(transport.call(paid(server.url), body, unclaimed=_never))
+        second = asyncio.ensure_future(pay(transport, paid(server.url), body))
         await settle()
         transport.stop()
         server.may_answer.set()
@@ -621,7 +621,7 @@ async def test_a_close_that_is_cancelled_closes(make: Make) -> None:
     async with raw_server(reply()) as server:
         server.may_answer.clear()
         transport = make()
-        calling = asyncio.ensure_future(transport.call(paid(server.url), body, unclaimed=_never))
+        calling = asyncio.ensure_future(pay(transport, paid(server.url), body))
         await server.asked.wait()
         closing = asyncio.ensure_future(transport.aclose())
         await settle()
@@ -732,10 +732,6 @@ async def test_no_secret_is_logged(make: Make, caplog: pytest.LogCaptureFixture)
     assert "127.0.0.1" not in caplog.text
 
 
-def _never(flight: "asyncio.Task[Any]") -> None:
-    pytest.fail("nothing was unclaimed")
-
-
 # What the pace hears
 
 
@@ -758,9 +754,7 @@ async def test_who_waits_to_repeat_is_refused_at_the_close(make: Make) -> None:
     """Nothing will be sent after the pause, so it is not waited for, and nothing is in doubt."""
     async with raw_server(reply()) as server:
         transport = make()
-        calling = asyncio.ensure_future(
-            transport.call(paid(server.url), refusing, unclaimed=_never)
-        )
+        calling = asyncio.ensure_future(pay(transport, paid(server.url), refusing))
         await until(lambda: transport._scopes)
         await transport.aclose()
         with pytest.raises(UsageError, match="was closed"):
@@ -771,9 +765,7 @@ async def test_who_leaves_before_a_repeat_leaves(make: Make) -> None:
     """Cancelled in a pause, a call is cancelled, and no pause is left."""
     async with raw_server(reply()) as server:
         transport = make()
-        calling = asyncio.ensure_future(
-            transport.call(paid(server.url), refusing, unclaimed=_never)
-        )
+        calling = asyncio.ensure_future(pay(transport, paid(server.url), refusing))
         await until(lambda: transport._scopes)
         calling.cancel()
         await asyncio.wait([calling])

@@ -22,7 +22,7 @@ from support.servers import free_port, raw_server, reply, silent_server
 
 from fuhu_runway._http.limiter import Gate
 from fuhu_runway._http.transport import StreamBroken, Transport, proxy_from_environment
-from fuhu_runway._wire.decode import Request
+from fuhu_runway._wire.encode import Request
 from fuhu_runway._wire.tables import ENDPOINTS
 from fuhu_runway.errors import Fate, NoReply, NotSent, UsageError
 from fuhu_runway.hooks import Hooks

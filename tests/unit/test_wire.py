@@ -25,17 +25,10 @@ from support.secrets import chain, told
 
 from fuhu_runway import errors
 from fuhu_runway._wire import decode as _wire
-from fuhu_runway._wire.decode import (
-    Reply,
-    Request,
-    ask_balance,
-    build,
-    read_callback,
-    read_task,
-    retry_after,
-    salvaged,
-)
+from fuhu_runway._wire.decode import read_callback, read_task, salvaged
+from fuhu_runway._wire.encode import Reply, Request, ask_balance, build
 from fuhu_runway._wire.tables import ENDPOINTS, GATEWAYS, NOWHERE, Replay
+from fuhu_runway._wire.values import retry_after
 from fuhu_runway.errors import Fate
 from fuhu_runway.models import (
     ActOne,

@@ -1,42 +1,67 @@
 """
 The control API of a running simulator: its own methods as JSON, for programs in any language.
 
-Rule 1. What a control request does is never counted, limited or subject to a fault.
-Rule 2. Web pages have no business here: a request that names another host or comes from another
-    origin is turned away.
-Rule 3. Each command is one row of `COMMANDS`; the page about them is written from it.
+Rule 1. A control request is never counted, limited or subject to a fault.
+Rule 2. A request that names another host or comes from another origin is turned away, since a web
+    page may have sent it.
+Rule 3. Each command is one function below; the page about them is written from it.
 """
 
+import inspect
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import Any, Final, get_args
 
 import attrs
 from aiohttp import web
 from yarl import URL
 
-from fuhu_runway.testing import faults
 from fuhu_runway.testing._loopback import is_loopback
 from fuhu_runway.testing._server.bodies import JsonObject
-from fuhu_runway.testing._server.books import Books, Origin
-from fuhu_runway.testing._server.story import ENDINGS
+from fuhu_runway.testing._server.dialects import NAMES
+from fuhu_runway.testing._server.options import CONTROL
+from fuhu_runway.testing._server.state import LedgerEntry
+from fuhu_runway.testing._server.store import Seen, Store, TaskView
+from fuhu_runway.testing._server.story import Ending
+from fuhu_runway.testing.simulator import Simulator
 
-from . import shown as _shown
-from . import wanted as _wanted
-from .wanted import TEXT, Field, Fields, Unfit, misfit, one_of
+from . import arguments as _arguments
+from . import replies as _replies
+from .arguments import FAULTS, PATTERN, REQUIRED, TEXT, Field, Fields, Rejected, invalid
 
-if TYPE_CHECKING:
-    from fuhu_runway.testing.simulator import Simulator
+Arguments = Mapping[str, Any]
 
-#: Where it is on the API's origin. No gateway has such a path.
-PREFIX: Final = "/-"
 
-#: What a browser says of a request that no page of another site asked for.
-OWN_SITE: Final = {"none", "same-origin"}
+@attrs.frozen
+class Control:
+    """Runs commands on one gateway."""
 
-HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+    gateway: Simulator
+    store: Store
 
-Wanted = Mapping[str, Any]
+    def add_to(self, app: web.Application) -> None:
+        """Answer on the API's origin, under a prefix of its own."""
+        app.router.add_route("*", CONTROL, self.receive)
+        app.router.add_route("*", f"{CONTROL}/{{path:.*}}", self.receive)
+
+    async def receive(self, request: web.Request) -> web.Response:
+        """Run the command that *request* names, or answer why not."""
+        try:
+            _check_caller(request)
+            command = _command(request.method, request.match_info.get("path", ""))
+            given = await _given(command, request)
+            return _reply(command.run(self, _arguments.read(command.fields, given)))
+        except Rejected as rejected:
+            return _reply({"error": rejected.body}, rejected.status)
+        except RecursionError:
+            return _reply({"error": {"message": "the body is nested too deeply"}}, 400)
+        except ConnectionError:
+            # The caller left before its request was complete, and there is no one to answer.
+            return web.Response()
+
+
+Run = Callable[[Control, Arguments], JsonObject]
 
 
 @attrs.frozen
@@ -45,281 +70,314 @@ class Command:
 
     method: str
     path: str
-    told: str
-    run: Callable[["Control", Wanted], JsonObject]
+    run: Run
+    #: What is in the answer, by name, or the class of each of its rows.
+    answer: Mapping[str, str] | type
     #: Of the body, or for a GET of the query.
-    fields: Fields = attrs.field(factory=dict)
-    #: What is in the answer, or in each row of it, by name.
-    answer: Mapping[str, str] = attrs.field(factory=dict)
-    #: The name under which the answer has its rows; None has none.
-    rows: str | None = None
+    fields: Fields
 
     @property
     def line(self) -> str:
-        """How it is asked for."""
-        return f"{self.method} {PREFIX}/{self.path}"
+        """Return how it is asked for."""
+        return f"{self.method} {CONTROL}/{self.path}"
+
+    @property
+    def help(self) -> str:
+        """Return what it does."""
+        return inspect.getdoc(self.run) or ""
 
 
-@attrs.frozen
-class Control:
-    """Who does what a control request asks for."""
-
-    gateway: "Simulator"
-    books: Books
-
-    def add_to(self, app: web.Application) -> None:
-        """Answer on the API's origin, under a prefix of its own."""
-        app.router.add_route("*", PREFIX, self.receive)
-        app.router.add_route("*", f"{PREFIX}/{{path:.*}}", self.receive)
-
-    async def receive(self, request: web.Request) -> web.Response:
-        """Do what *request* asks for, or tell why not."""
-        try:
-            _check_caller(request)
-            command = _command(request.method, request.match_info.get("path", ""))
-            given = await _given(command, request)
-            return _answer(command.run(self, _wanted.read(command.fields, given)))
-        except Unfit as unfit:
-            return _answer({"error": unfit.told}, unfit.status)
-        except RecursionError:
-            return _answer({"error": {"message": "the body is nested too deeply"}}, 400)
-        except ConnectionError:
-            # The caller left before its request was complete, and there is no one to answer.
-            return web.Response()
+COMMANDS: Final[list[Command]] = []
 
 
-def _answer(body: JsonObject, status: int = 200) -> web.Response:
+def command(
+    line: str, answer: Mapping[str, str] | type, fields: Fields | None = None
+) -> Callable[[Run], Run]:
+    """Return a decorator that adds a function to `COMMANDS`."""
+
+    def add(run: Run) -> Run:
+        method, path = line.split()
+        COMMANDS.append(Command(method, path, run, answer, fields or {}))
+        return run
+
+    return add
+
+
+def _reply(body: JsonObject, status: int = 200) -> web.Response:
     # ASCII, since a prompt may hold what no encoding can write.
     text = json.dumps(body, allow_nan=False) + "\n"
-    return web.json_response(text=text, status=status, headers=HEADERS)
+    headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+    return web.json_response(text=text, status=status, headers=headers)
 
 
 def _check_caller(request: web.Request) -> None:
-    """Turn a web page away that a browser on this machine shows."""
+    """Raise Rejected for a web page in a browser on this machine."""
     host = request.headers.get("Host", "")
     try:
-        here = is_loopback(URL(f"http://{host}").host or "")
+        is_here = is_loopback(URL(f"http://{host}").host or "")
     except ValueError:
-        here = False
-    if not here:
-        raise Unfit("the Host is not this machine", 403, field="Host", allowed="127.0.0.1")
+        is_here = False
+    if not is_here:
+        raise Rejected("the Host is not this machine", 403, field="Host", allowed="127.0.0.1")
     if request.headers.get("Origin", f"http://{host}") != f"http://{host}":
-        raise Unfit("other origins have no business here", 403, field="Origin", allowed="none")
-    if request.headers.get("Sec-Fetch-Site", "none") not in OWN_SITE:
-        raise Unfit("other sites have no business here", 403, field="Sec-Fetch-Site")
+        raise Rejected("other origins are not allowed", 403, field="Origin", allowed="none")
+    # What a browser says of a request that no page of another site made.
+    if request.headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:
+        raise Rejected("other sites are not allowed", 403, field="Sec-Fetch-Site")
 
 
 def _command(method: str, path: str) -> Command:
-    there = [one for one in COMMANDS if one.path == path]
-    if not there:
-        raise Unfit(
-            f"there is no {PREFIX}/{path}", 404, allowed=[command.line for command in COMMANDS]
-        )
-    for one in there:
-        if one.method == method:
-            return one
-    allowed = [command.line for command in there]
-    raise Unfit(f"{PREFIX}/{path} takes no {method}", 405, allowed=allowed)
+    found = {one.method: one for one in COMMANDS if one.path == path}
+    if not found:
+        allowed = [one.line for one in COMMANDS]
+        raise Rejected(f"there is no {CONTROL}/{path}", 404, allowed=allowed)
+    if method not in found:
+        allowed = [one.line for one in found.values()]
+        raise Rejected(f"{CONTROL}/{path} takes no {method}", 405, allowed=allowed)
+    return found[method]
 
 
 async def _given(command: Command, request: web.Request) -> object:
-    """The fields that came: of a GET in the query, of the others in the body."""
+    """Return the fields that came: of a GET in the query, of the others in the body."""
     if command.method != "GET":
-        _wanted.read({}, dict(request.query), "query")
+        _arguments.read({}, dict(request.query), "query")
         try:
-            return _wanted.parsed(await request.read())
+            return _arguments.parse(await request.read())
         except web.HTTPRequestEntityTooLarge as large:
-            raise Unfit("the body is too large", 413, field="body") from large
+            raise Rejected("the body is too large", 413, field="body") from large
     given = dict(request.query)
     if len(given) < len(request.query):
-        raise Unfit("a field is there twice", field="query", allowed=list(command.fields))
+        raise Rejected("a field is there twice", field="query", allowed=list(command.fields))
     return given
 
 
-# What can be asked for
+def _filters(kind: type, *names: str) -> dict[str, Field]:
+    return {
+        name: attrs.evolve(
+            _arguments.field_of(attrs.fields_dict(kind)[name].type, kind.__name__, name),
+            help="Only those with this value.",
+            default=None,
+        )
+        for name in names
+    }
 
 
-def _health(control: Control, _: Wanted) -> JsonObject:
-    return {"status": "ok", "now": round(control.books.clock.now(), 6)}
+def _chosen(rows: list[JsonObject], arguments: Arguments) -> list[JsonObject]:
+    return [row for row in rows if all(row[name] == value for name, value in arguments.items())]
 
 
-def _options(control: Control, _: Wanted) -> JsonObject:
-    return _shown.options(control.gateway)
+SCRIPT: Final = {
+    "prompt": attrs.evolve(TEXT, help="All tasks with exactly this prompt.", default=None),
+    "pattern": attrs.evolve(PATTERN, help="All tasks in whose prompt this is found.", default=None),
+    **_arguments.fields_of(Simulator.script),
+}
+#: The options of the gateway that are JSON and no secret.
+OPTIONS: Final = (
+    "prefix",
+    "speed",
+    "seed",
+    "dialect",
+    "official_dialect",
+    "feed_verb",
+    "key_style",
+    "strict",
+    "requires_version",
+    "quota_status",
+    "points",
+    "rate_limit",
+    "burst",
+    "media",
+    "exact_links",
+    "weather",
+    "link_lifetime",
+    "expired_status",
+)
+PLANS: Final = {
+    "scripts": "As they were asked for, with every field and with `for`: prompt, pattern, next, or "
+    "function for one that only Python can write. The one that applies first comes first.",
+    "faults": "As they were asked for, with the requests and seconds that are left of them.",
+}
+COUNTERS: Final = {
+    "submitted": "Billable tasks.",
+    "duplicates": "Tasks whose request came before, byte for byte.",
+    "states": "Tasks in each state.",
+    "polls": "How often the client polled a task.",
+    "requests": "Requests on both origins, as far as they are remembered.",
+    "places": "Those of each kind: submit, feed, download, balance, official, unknown.",
+    "peak_requests": "The most that ever had to be answered at once.",
+    "limited": "Requests that the rate limit turned away.",
+    "leaked": "Requests to the second origin that carried a key.",
+    "balance": "The points that the first account has left; null without limit.",
+    "refunds": "The points that were refunded, to all accounts.",
+    "callbacks_delivered": "Callbacks that were answered with a 2xx.",
+    "callbacks_failed": "Callbacks that were answered with anything else, or not at all.",
+    "scripts_waiting": "Scripts for the next task that no task has taken yet.",
+    "faults_waiting": "Faults that have not happened yet, or not for the last time.",
+}
 
 
-def _kinds(_control: Control, _: Wanted) -> JsonObject:
-    return _shown.kinds()
+@command("GET health", {"status": "ok", "now": "Simulated seconds since the gateway opened."})
+def health(control: Control, _: Arguments) -> JsonObject:
+    """Return whether it runs."""
+    return {"status": "ok", "now": round(control.store.clock.now(), 6)}
 
 
-def _plans(control: Control, _: Wanted) -> JsonObject:
-    return _shown.plans(control.books)
+@command("GET options", Simulator)
+def options(control: Control, _: Arguments) -> JsonObject:
+    """Return where it is, and how it was set up."""
+    gateway = control.gateway
+    return {
+        "base_url": gateway.base_url,
+        "cdn_url": gateway.cdn_url,
+        "control_url": gateway.control_url,
+        **{name: getattr(gateway, name) for name in OPTIONS},
+        # Null where a function decides.
+        "takes": None if callable(gateway.takes) else gateway.takes,
+        "price": None if callable(gateway.price) else gateway.price,
+        "callbacks": gateway.callbacks and attrs.asdict(gateway.callbacks),
+        "keeps_state": gateway.state_file is not None,
+    }
 
 
-def _script(control: Control, wanted: Wanted) -> JsonObject:
-    control.gateway.script(**_wanted.script(wanted))
+@command(
+    "GET kinds",
+    {
+        "endings": "How a task may end.",
+        "dialects": "How the gateway may answer.",
+        "faults": "What can go wrong, by name: in words, where, and with which fields.",
+    },
+)
+def kinds(_control: Control, _: Arguments) -> JsonObject:
+    """Return every word that scripts and faults are made of."""
+    found = {}
+    for name, kind in FAULTS.items():
+        fields = {}
+        for field, one in kind.fields.items():
+            default = {} if one.default is REQUIRED else {"default": one.default}
+            fields[field] = {"allowed": one.allowed, **default}
+        found[name] = {"told": kind.help, "where": sorted(kind.places), "fields": fields}
+    return {"endings": list(get_args(Ending)), "dialects": list(NAMES), "faults": found}
+
+
+@command("POST scripts", {"script": "The script, as in `GET /-/plans`."}, SCRIPT)
+def script(control: Control, arguments: Arguments) -> JsonObject:
+    """Set beforehand what a task will do: each one that is named, or else the next one."""
+    rest = dict(arguments)
+    named = [rest.pop(name) for name in ("prompt", "pattern") if name in rest]
+    if len(named) > 1:
+        pattern = arguments["pattern"].pattern
+        raise invalid("pattern", pattern, ["prompt", "pattern"], "cannot be used with prompt")
+    then = rest.get("then", "succeed")
+    if "url_after" in rest and then != "succeed":
+        why = f"is not valid: a task that ends as {then!r} has no URL"
+        raise invalid("url_after", rest["url_after"], 'nothing, or "then": "succeed"', why)
+    control.gateway.script(named[0] if named else None, **rest)
     # The last one that names a task comes first, and of those that name none the last one last.
-    rules, named = control.books.rules, "prompt" in wanted or "pattern" in wanted
-    return {"script": _shown.script(rules[0 if named else -1])}
+    return {"script": _replies.script(control.store.rules[0 if named else -1])}
 
 
-def _fault(control: Control, wanted: Wanted) -> JsonObject:
-    _wanted.check_place(wanted["where"], wanted["fault"], "where")
-    control.gateway.fault(**wanted)
-    now = control.books.clock.now()
-    return {"fault": _shown.planned(control.books.plans.waiting(now)[-1], now)}
+@command(
+    "POST faults",
+    {"fault": "The fault, as in `GET /-/plans`."},
+    _arguments.fields_of(Simulator.fault),
+)
+def fault(control: Control, arguments: Arguments) -> JsonObject:
+    """Let something go wrong with the next requests of a kind."""
+    _arguments.planned(arguments)
+    control.gateway.fault(**arguments)
+    now = control.store.clock.now()
+    return {"fault": _replies.planned(control.store.plans.waiting(now)[-1], now)}
 
 
-def _forget(control: Control, _: Wanted) -> JsonObject:
+@command("GET plans", PLANS)
+def plans(control: Control, _: Arguments) -> JsonObject:
+    """Return the scripts and faults that wait."""
+    return _replies.plans(control.store)
+
+
+@command("DELETE plans", PLANS)
+def forget(control: Control, _: Arguments) -> JsonObject:
+    """Forget them; a task keeps its script."""
     control.gateway.forget_plans()
-    return _shown.plans(control.books)
+    return _replies.plans(control.store)
 
 
-def _tasks(control: Control, wanted: Wanted) -> JsonObject:
-    instant = control.books.clock.instant
-    told = [_shown.task(view, instant) for view in control.gateway.tasks]
-    return {"tasks": _chosen(told, wanted)}
+@command("GET tasks", TaskView, _filters(TaskView, "task_id", "prompt", "state"))
+def tasks(control: Control, arguments: Arguments) -> JsonObject:
+    """Return the billable tasks, in the order they were accepted."""
+    instant = control.store.clock.instant
+    rows = [_replies.task(view, instant) for view in control.gateway.tasks]
+    return {"tasks": _chosen(rows, arguments)}
 
 
-def _duplicates(control: Control, _: Wanted) -> JsonObject:
+@command("GET duplicates", {"duplicates": "A list of lists of task ids."})
+def duplicates(control: Control, _: Arguments) -> JsonObject:
+    """Return the tasks that share a request, byte for byte, in groups of two and more."""
     groups = control.gateway.duplicates
     return {"duplicates": [[view.task_id for view in group] for group in groups]}
 
 
-def _ledger(control: Control, wanted: Wanted) -> JsonObject:
-    told = [_shown.entry(one) for one in control.gateway.ledger()]
-    return {"ledger": _chosen(told, wanted)}
+@command("GET ledger", LedgerEntry, _filters(LedgerEntry, "task_id", "prompt"))
+def ledger(control: Control, arguments: Arguments) -> JsonObject:
+    """Return what became of every paid submit."""
+    rows = [{**attrs.asdict(one), "answered": one.answered} for one in control.gateway.ledger()]
+    return {"ledger": _chosen(rows, arguments)}
 
 
-def _requests(control: Control, wanted: Wanted) -> JsonObject:
-    instant, keys = control.books.clock.instant, control.books.accounts
-    told = [_shown.seen(one, instant, keys) for one in control.gateway.requests]
-    return {"requests": _chosen(told, wanted)}
+@command("GET requests", Seen, _filters(Seen, "where", "origin", "task_id"))
+def requests(control: Control, arguments: Arguments) -> JsonObject:
+    """Return the requests on both origins, in the order they came."""
+    instant, keys = control.store.clock.instant, control.store.accounts
+    rows = [_replies.seen(one, instant, keys) for one in control.gateway.requests]
+    return {"requests": _chosen(rows, arguments)}
 
 
-def _chosen(rows: list[JsonObject], wanted: Wanted) -> list[JsonObject]:
-    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+@command("GET counters", COUNTERS)
+def counters(control: Control, _: Arguments) -> JsonObject:
+    """Return all that it counts."""
+    gateway, store = control.gateway, control.store
+    return {
+        "submitted": gateway.submitted,
+        "duplicates": sum(len(group) - 1 for group in gateway.duplicates),
+        "states": dict(Counter(task.state for task in gateway.tasks)),
+        "polls": sum(task.polls for task in gateway.tasks),
+        "requests": len(gateway.requests),
+        "places": dict(Counter(one.where or "unknown" for one in gateway.requests)),
+        "peak_requests": gateway.peak_requests,
+        "limited": gateway.limited,
+        "leaked": len(gateway.leaked),
+        "balance": gateway.balance,
+        "refunds": gateway.refunds,
+        "callbacks_delivered": gateway.callbacks_delivered,
+        "callbacks_failed": gateway.callbacks_failed,
+        "scripts_waiting": sum(rule.which is None for rule in store.rules),
+        "faults_waiting": len(store.plans.waiting(store.clock.now())),
+    }
 
 
-def _counters(control: Control, _: Wanted) -> JsonObject:
-    return _shown.counters(control.gateway, control.books)
-
-
-def _add_key(control: Control, wanted: Wanted) -> JsonObject:
-    if wanted["key"] in control.books.accounts:
-        raise misfit("key", "", "a key that the gateway has not", "is there already")
+@command(
+    "POST keys",
+    {"name": "What the balance routes call it.", "points": "What it has."},
+    _arguments.fields_of(Simulator.add_key),
+)
+def add_key(control: Control, arguments: Arguments) -> JsonObject:
+    """Add an account, which sees none of the others' tasks."""
+    key, accounts = arguments["key"], control.store.accounts
+    if key in accounts:
+        raise invalid("key", "", "a key that the gateway has not", "is there already")
     try:
-        control.gateway.add_key(**wanted)
-    except ValueError as taken:
+        control.gateway.add_key(**arguments)
+    except ValueError as error:
         allowed = "a name that no other key has"
-        raise misfit("name", wanted.get("name"), allowed, "is taken") from taken
-    account = control.books.accounts[wanted["key"]]
-    return {"name": account.name, "points": account.points}
+        raise invalid("name", arguments.get("name"), allowed, "is taken") from error
+    return {"name": accounts[key].name, "points": accounts[key].points}
 
 
-def _reset(control: Control, _: Wanted) -> JsonObject:
+@command("POST reset", COUNTERS)
+def reset(control: Control, _: Arguments) -> JsonObject:
+    """Forget plans, tasks, requests, counts and further keys, as between two tests."""
     try:
         control.gateway.reset()
-    except RuntimeError as kept:
-        raise Unfit(str(kept), 409) from kept
-    return _counters(control, {})
-
-
-_TASK_ID: Final = Field(TEXT, "Only this task.", None)
-_PROMPT: Final = Field(TEXT, "Only those with exactly this prompt.", None)
-_STATE: Final = Field(
-    one_of(("queued", "running", *ENDINGS.values())), "Only those in this state now.", None
-)
-_WHERE: Final = Field(one_of(sorted(faults.PLACES)), "Only those of this kind.", None)
-_ORIGIN: Final = Field(one_of(get_args(Origin)), "Only those to this origin.", None)
-
-COMMANDS: Final = (
-    Command(
-        "GET",
-        "health",
-        "Whether it runs.",
-        _health,
-        answer={"status": "ok", "now": "Simulated seconds since the gateway opened."},
-    ),
-    Command("GET", "options", "Where it is, and how it was set up.", _options),
-    Command(
-        "GET",
-        "kinds",
-        "Every word that scripts and faults are made of.",
-        _kinds,
-        answer={
-            "endings": "How a task may end.",
-            "dialects": "How the gateway may answer.",
-            "faults": "What can go wrong, by name: in words, where, and with which fields.",
-        },
-    ),
-    Command(
-        "POST",
-        "scripts",
-        "Says beforehand what a task will do: each one that is named, or else the next one.",
-        _script,
-        fields=_wanted.SCRIPT_FIELDS,
-        answer={"script": "The script as `GET /-/plans` tells it."},
-    ),
-    Command(
-        "POST",
-        "faults",
-        "Lets something go wrong with the next requests of a kind.",
-        _fault,
-        fields=_wanted.FAULT_FIELDS,
-        answer={"fault": "The fault as `GET /-/plans` tells it."},
-    ),
-    Command("GET", "plans", "The scripts and faults that wait.", _plans, answer=_shown.PLANS),
-    Command(
-        "DELETE", "plans", "Forgets them; a task keeps its script.", _forget, answer=_shown.PLANS
-    ),
-    Command(
-        "GET",
-        "tasks",
-        "The billable tasks, in the order they were accepted.",
-        _tasks,
-        fields={"task_id": _TASK_ID, "prompt": _PROMPT, "state": _STATE},
-        answer=_shown.TASK,
-        rows="tasks",
-    ),
-    Command(
-        "GET",
-        "duplicates",
-        "The tasks that share a request, byte for byte, in groups of two and more.",
-        _duplicates,
-        answer={"duplicates": "A list of lists of task ids."},
-    ),
-    Command(
-        "GET",
-        "ledger",
-        "What became of every paid submit.",
-        _ledger,
-        fields={"task_id": _TASK_ID, "prompt": _PROMPT},
-        answer=_shown.ENTRY,
-        rows="ledger",
-    ),
-    Command(
-        "GET",
-        "requests",
-        "What the gateway saw on both origins, in the order it came.",
-        _requests,
-        fields={"where": _WHERE, "origin": _ORIGIN, "task_id": _TASK_ID},
-        answer=_shown.SEEN,
-        rows="requests",
-    ),
-    Command("GET", "counters", "All that it counts.", _counters, answer=_shown.COUNTERS),
-    Command(
-        "POST",
-        "keys",
-        "One more account, which sees none of the others' tasks.",
-        _add_key,
-        fields=_wanted.KEY_FIELDS,
-        answer={"name": "What the balance routes call it.", "points": "What it has."},
-    ),
-    Command(
-        "POST",
-        "reset",
-        "Forgets everything, as between two tests: plans, tasks, requests, counts, further keys.",
-        _reset,
-        answer=_shown.COUNTERS,
-    ),
-)
+    except RuntimeError as error:
+        raise Rejected(str(error), 409) from error
+    return counters(control, {})

@@ -11,15 +11,12 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from types import CodeType, FrameType
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import attrs
 
 # Real seconds between two attempts to end what does not let itself be ended.
 AGAIN_AFTER = 1.0
-
-# Coroutines, generators and asynchronous generators name their frames after themselves.
-KINDS: Final = ("cr", "gi", "ag")
 
 
 class DeadlinePassed(TimeoutError):
@@ -32,7 +29,7 @@ class LoopBlocked(BaseException):
 
 @attrs.define(eq=False)
 class Deadline:
-    """Ends one task, or whatever blocks the thread of its loop."""
+    """Ends one task, or what blocks the thread of its loop."""
 
     seconds: float
     task: "asyncio.Task[Any]"
@@ -49,7 +46,6 @@ class Deadline:
         self._due = self.real_time() + self.seconds
 
     def left(self) -> float:
-        """Return the real seconds that are left."""
         return max(0.0, self._due - self.real_time())
 
     def has_passed(self, jumped: float) -> bool:
@@ -119,8 +115,10 @@ def _stack_of(task: "asyncio.Task[Any]") -> str:
     frames: list[tuple[FrameType, int]] = []
     waits = cast("Any", task.get_coro())
     while True:
-        # A step of an asynchronous generator shows the generator to the garbage collector alone.
-        ways = ((one, kind) for one in (waits, *gc.get_referents(waits)) for kind in KINDS)
+        # Coroutines, generators and asynchronous generators name their frames after themselves. A
+        # step of an asynchronous generator shows the generator to the garbage collector alone.
+        kinds = ("cr", "gi", "ag")
+        ways = ((one, kind) for one in (waits, *gc.get_referents(waits)) for kind in kinds)
         found = next((way for way in ways if hasattr(way[0], f"{way[1]}_frame")), None)
         if found is None:
             return "".join(traceback.StackSummary.extract(iter(frames)).format())

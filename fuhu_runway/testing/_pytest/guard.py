@@ -13,6 +13,7 @@ Rule 4. A thread that is older than the test, and of no pool, works for somethin
 import concurrent.futures.thread
 import contextlib
 import fnmatch
+import functools
 import ipaddress
 import socket
 import sys
@@ -50,12 +51,7 @@ class Host:
 
     @classmethod
     def of(cls, text: object) -> Self:
-        """
-        Read one entry of `allow`.
-
-        Raises:
-            ValueError: It is none.
-        """
+        """Read one entry of `allow`, or raise ValueError."""
         if isinstance(text, str):
             name, colon, port = text.rpartition(":")
             with contextlib.suppress(ValueError):
@@ -71,7 +67,7 @@ class Host:
         )
 
     def fits(self, host: str, port: object) -> bool:
-        """Whether *host* is meant, at *port*; None is any port."""
+        """Return whether *host* is meant, at *port*; None is any port."""
         if self.port is not None and port not in {None, self.port}:
             return False
         if self.network is not None:
@@ -118,7 +114,7 @@ class Guard:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Stop whatever reaches further, in all threads of the process."""
+        """Stop every attempt, in all threads of the process."""
         _install()
         self._older = frozenset(threading.enumerate()) - {threading.current_thread()}
         _WATCHING.append(self)
@@ -128,13 +124,7 @@ class Guard:
             _WATCHING.remove(self)
 
     def check(self, event: str, host: str, port: object) -> None:
-        """
-        Let an *event* about *host* pass.
-
-        Raises:
-            GatewayShut: It is the test's own gateway, which does not run.
-            OutsideReached: It leads away from this machine, and is not allowed.
-        """
+        """Raise GatewayShut or OutsideReached unless an *event* about *host* may pass."""
         __tracebackhide__ = True
         host, is_connect = _plain(host), event in CONNECTS
         if _is_here(host) or (event in LOOK_UPS and _address(host) is not None):
@@ -147,10 +137,15 @@ class Guard:
         if any(one.fits(name, port if is_connect else None) for one in allowed for name in names):
             if _address(host) is None and host not in self._addresses:
                 self._addresses[host] = frozenset()
-                self._addresses[host] = frozenset(_addresses_of(host))
+                with contextlib.suppress(OSError):
+                    found = socket.getaddrinfo(host, None)
+                    self._addresses[host] = frozenset(str(way[4][0]) for way in found)
             return
         thread = threading.current_thread()
-        is_stranger = thread in self._older and not _is_of_a_pool(thread)
+        is_of_a_pool = type(thread).__module__.startswith("anyio.") or (
+            getattr(thread, "_target", None) is concurrent.futures.thread._worker  # noqa: SLF001
+        )
+        is_stranger = thread in self._older and not is_of_a_pool
         reach = Reach(host, port, thread.name if is_stranger else None)
         self.stopped.append(reach)
         raise OutsideReached(_text_of([reach]))
@@ -170,16 +165,14 @@ class Guard:
 
 
 _WATCHING: Final[list[Guard]] = []
-_INSTALLED: Final[list[bool]] = []
 
 
+@functools.cache
 def _install() -> None:
-    if not _INSTALLED:
-        _INSTALLED.append(True)
-        sys.addaudithook(_hear)
+    sys.addaudithook(_audit)
 
 
-def _hear(event: str, args: tuple[Any, ...]) -> None:
+def _audit(event: str, args: tuple[Any, ...]) -> None:
     __tracebackhide__ = True
     # Most events of a process are none of ours, and this is called for each.
     if not _WATCHING or not event.startswith("socket."):
@@ -229,17 +222,6 @@ def _is_here(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
     # A server that listens everywhere listens there; as a target it is this machine.
     return address.is_loopback or address.is_unspecified
-
-
-def _addresses_of(host: str) -> Iterator[str]:
-    with contextlib.suppress(OSError):
-        for *_, address in socket.getaddrinfo(host, None):
-            yield str(address[0])
-
-
-def _is_of_a_pool(thread: threading.Thread) -> bool:
-    is_standard = getattr(thread, "_target", None) is concurrent.futures.thread._worker  # noqa: SLF001
-    return is_standard or type(thread).__module__.startswith("anyio.")
 
 
 def _text_of(reaches: Iterable[Reach]) -> str:

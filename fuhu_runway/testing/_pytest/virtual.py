@@ -78,7 +78,7 @@ def virtual_time(*, patience: float = 0.0, deadline: float | None = DEADLINE) ->
 @contextlib.contextmanager
 def watched(seconds: float | None) -> Iterator[None]:
     """
-    Return the running task these real *seconds*, if time is virtual here.
+    Cancel the running task after these real *seconds*, if time is virtual here.
 
     Raises:
         DeadlinePassed: It was not done by then. The error shows where each task was waiting.
@@ -119,7 +119,7 @@ class VirtualClock:
     patience: float = 0.0
     deadline: Deadline | None = None
     #: How often the loop went round since something came from outside or time passed.
-    _rounds: int = 0
+    rounds: int = 0
     _endless: int = ENDLESS_ROUNDS
     _idle_at: float = 0.0
     #: What executors do for the loop.
@@ -134,7 +134,6 @@ class VirtualClock:
 
     @property
     def is_virtual(self) -> bool:
-        """Whether time jumps."""
         return self._now is not None
 
     def time(self) -> float:
@@ -145,21 +144,33 @@ class VirtualClock:
     def virtual(self, patience: float) -> Iterator[None]:
         """Let time jump."""
         selector, submit = self._loop._selector, self._loop.run_in_executor  # noqa: SLF001
+
+        def run_in_executor(
+            executor: Any, function: Callable[..., Any], *args: Any
+        ) -> "asyncio.Future[Any]":
+            work: asyncio.Future[Any] = submit(executor, function, *args)
+            # What the threads of the standard pool do can be seen, and also that they wait for us,
+            # as soon as they have begun.
+            is_standard = executor is None or type(executor) is ThreadPoolExecutor
+            self._work[work] = PICK_UP if is_standard else LIMIT
+            work.add_done_callback(lambda done: self._work.pop(done, None))
+            return work
+
         with contextlib.ExitStack() as stack:
             lead = stack.enter_context(contextlib.closing(Lead()))
-            self._now, self._was_virtual = self._beginning(), True
-            self.patience, self._idle_at = patience, self._now
+            now = self.time()
+            # A timer that was set before would be over at once.
+            timers = self._loop._scheduled  # noqa: SLF001
+            is_planned = any(not timer.cancelled() for timer in timers)
+            if not is_planned and not self._was_virtual:
+                now = math.ceil(now / ROUND) * ROUND
+            self._now, self._was_virtual = now, True
+            self.patience, self._idle_at = patience, now
             stack.callback(self._end)
             select = _Select(self, selector.select, lead)
             stack.enter_context(_replaced(selector, "select", select))
-            stack.enter_context(_replaced(self._loop, "run_in_executor", _Submit(self, submit)))
+            stack.enter_context(_replaced(self._loop, "run_in_executor", run_in_executor))
             yield
-
-    def _beginning(self) -> float:
-        now = self.time()
-        # A timer that was set before would be over at once.
-        is_planned = any(not timer.cancelled() for timer in self._loop._scheduled)  # noqa: SLF001
-        return now if is_planned or self._was_virtual else math.ceil(now / ROUND) * ROUND
 
     def _end(self) -> None:
         self._ahead = self.time() - self._real_time()
@@ -168,10 +179,9 @@ class VirtualClock:
         self._until.clear()
 
     def jump(self, seconds: float) -> None:
-        """Let *seconds* pass at once."""
         self._pass_to(self.time() + seconds)
         self._idle_at = self.time()
-        self._rounds, self._endless = 0, ENDLESS_ROUNDS
+        self.rounds, self._endless = 0, ENDLESS_ROUNDS
 
     def _pass_to(self, instant: float) -> None:
         # asyncio adds its clock's resolution to see what is due, and to a large number in vain.
@@ -181,16 +191,12 @@ class VirtualClock:
         self._now = instant
         self._handed_over_at = None
 
-    def hear_news(self) -> None:
-        """Begin again to count rounds."""
-        self._rounds = 0
-
     def is_endless(self) -> bool:
         """Count one round in which the loop had something to do by itself."""
-        self._rounds += 1
-        if self._rounds > BUSY_ROUNDS:
+        self.rounds += 1
+        if self.rounds > BUSY_ROUNDS:
             self._now = self.time() + ROUND_TAKES
-        return self._rounds > self._endless
+        return self.rounds > self._endless
 
     def skip(self) -> None:
         """Let the next timer of a loop that goes round be due; without one, time goes faster."""
@@ -198,14 +204,9 @@ class VirtualClock:
         self._endless = BUSY_ROUNDS
         if timers and timers[0].when() > now:
             self._pass_to(timers[0].when())
-            self._rounds = 0
+            self.rounds = 0
         else:
             self._pass_to(now + (now - self._idle_at) / 100)
-
-    def note(self, work: "asyncio.Future[Any]", limit: float) -> None:
-        """Let no time pass while an executor does *work*, for that many real seconds."""
-        self._work[work] = limit
-        work.add_done_callback(lambda done: self._work.pop(done, None))
 
     def thread_time(self) -> float:
         """Return for how many real seconds threads are still to be waited for."""
@@ -222,7 +223,7 @@ class VirtualClock:
 
 class Lead:
     """
-    A connection of our own over loopback, to sound whether anything is under way.
+    A connection of our own over loopback, to find out whether anything is under way.
 
     What one machine sends to itself arrives in the order in which it was sent. So when a byte
     that left last has come through, everything before it has.
@@ -235,12 +236,11 @@ class Lead:
         self._near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def sound(self) -> None:
-        """Come back when nothing that was sent before is under way any more."""
+        """Return when nothing that was sent before is under way any more."""
         self._near.sendall(b".")
         self._far.recv(1)
 
     def close(self) -> None:
-        """Let go of both ends."""
         self._near.close()
         self._far.close()
 
@@ -264,7 +264,7 @@ class _Select:
         if not (events or pause or clock.is_endless()):
             return []
         if events := events or self._late():
-            clock.hear_news()
+            clock.rounds = 0
             return events
         if pause:
             clock.jump(pause)
@@ -285,24 +285,6 @@ class _Select:
                 self.lead.sound()
                 events = self.real(0)
         return events or (self.real(self.clock.patience) if self.clock.patience else [])
-
-
-@attrs.frozen
-class _Submit:
-    """What stands in for `loop.run_in_executor`."""
-
-    clock: VirtualClock
-    real: Callable[..., "asyncio.Future[Any]"]
-
-    def __call__(
-        self, executor: Any, func: Callable[..., Any], *args: Any
-    ) -> "asyncio.Future[Any]":
-        work = self.real(executor, func, *args)
-        # What the threads of the standard pool do can be seen, and also that they wait for us, as
-        # soon as they have begun.
-        is_standard = executor is None or type(executor) is ThreadPoolExecutor
-        self.clock.note(work, PICK_UP if is_standard else LIMIT)
-        return work
 
 
 def _clock_of(loop: asyncio.AbstractEventLoop) -> VirtualClock:

@@ -1,4 +1,4 @@
-"""Who may ask, how much they have left, and how fast they may ask."""
+"""The keys: what each has left to spend, and how fast it may ask."""
 
 import math
 
@@ -22,7 +22,7 @@ class Bucket:
         self._tokens = float(self.burst)
 
     def take(self, now: float) -> float:
-        """Nothing to wait for (0.0) and one token less, or the seconds until there is one."""
+        """Take a token and return 0.0, or return the seconds until there is one."""
         if self._tokens < self.burst:
             refill = (now - self._filled_at) * self.per_second
             self._tokens = min(float(self.burst), self._tokens + refill)
@@ -55,18 +55,15 @@ class Account:
         self.bucket = bucket
 
     def can_pay(self, price: float) -> bool:
-        """Whether *price* points are left."""
         return self.points is None or self.points >= price
 
     def charge(self, price: float) -> None:
-        """Spend *price* points on one accepted task."""
         self.accepted += 1
         self.used += price
         if self.points is not None:
             self.points -= price
 
     def refund(self, price: float) -> None:
-        """Return *price* points back for a task that failed."""
         self.used -= price
         self.refunded += price
         if self.points is not None:

@@ -3,26 +3,29 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from random import Random
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import attrs
 from aiohttp import web
 
 from fuhu_runway.testing import faults
-from fuhu_runway.testing.faults import Fault, TooManyRequests
+from fuhu_runway.testing.faults import Fault
 
 from . import bodies as _bodies
 from . import checks as _checks
 from . import dialects as _dialects
 from .accounts import Account
-from .books import Body, Books, SimulatedTask
 from .callbacks import Postman
 from .cdn import Files
 from .checks import OFFICIAL_ACTIONS, REVERSE_ACTIONS
-from .exchange import Refused, Reply, json_reply, too_many_requests
+from .exchange import Refused, Reply, Visit, json_reply, too_many_requests
+from .store import Body, Store, amount
 from .story import Moment
-from .visits import MAX_BODY_BYTES, Reception, Route, Visit
+from .visits import MAX_BODY_BYTES, Reception, Route
 from .wild import HTML
+
+if TYPE_CHECKING:
+    from fuhu_runway.testing.simulator import Simulator
 
 KeyStyle = Literal["bearer", "raw", "body", "any"]
 FeedVerb = Literal["POST", "GET", "any"]
@@ -42,51 +45,40 @@ OFFICIAL_TASKS: Final = (
     "/runway/v1/tasks/{task_id}",
 )
 
-# "320" is what the samples of api-facts 9 say, and ten seconds are the default.
-POINTS_PER_SECOND: Final = 32.0
-
-
-@attrs.frozen(kw_only=True)
-class Options:
-    """How this gateway differs from its sisters."""
-
-    dialect: str
-    official_dialect: str
-    key_style: KeyStyle
-    feed_verb: FeedVerb
-    prefix: str
-    strict: bool
-    requires_version: bool
-    price: Callable[[Body], float]
-    quota_status: Literal[401, 403]
-    rate_limit_answer: TooManyRequests
-
 
 def price_of(body: Body) -> float:
-    """What a task costs by default: a number of points for each of its seconds."""
+    """Return what a task costs by default: a number of points for each of its seconds."""
     options = body.get("options")
     seconds = options.get("seconds") if isinstance(options, dict) else body.get("duration")
-    return POINTS_PER_SECOND * (seconds if isinstance(seconds, int) else 10)
+    # "320" is what the samples of api-facts 9 say, and ten seconds are the default.
+    return 32.0 * (seconds if isinstance(seconds, int) else 10)
 
 
 @attrs.define
 class Api:
-    """Every path of the first origin, over the gateway's books."""
+    """Every path of the first origin."""
 
-    books: Books
+    options: "Simulator"
+    store: Store
     files: Files
     postman: Postman
     reception: Reception
-    options: Options
-    random: Random
+    _random: Random = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        seed = self.options.seed
+        self._random = Random(f"dialects {seed}")  # noqa: S311 - the same for the same seed
 
     def application(self) -> web.Application:
-        """The first origin, to be served."""
         app = web.Application(client_max_size=MAX_BODY_BYTES)
         for prefix in dict.fromkeys((*PREFIXES, self.options.prefix)):
             self._add_runway(app, prefix)
         self._add_official(app)
-        self._add_balance(app)
+        for path, body_of in BALANCES.items():
+            work = partial(self._balance, body_of)
+            self._add(app, "GET", path, Route("balance", "balance", work))
+        self._add(app, "GET", "/api/usage/token", Route(None, None, _with_slash))
+        self._add(app, "GET", "/user/quota", Route("balance", "balance", self._quota))
         self.files.add_routes(app, self.reception, "api")
         self._add(app, "*", "/{tail:.*}", Route(None, None, _lost))
         return app
@@ -100,34 +92,35 @@ class Api:
             self._add(app, "POST", f"{prefix}/pro/{action}", submit)
         # Duomi, whose prefix the third one is, answers both verbs (api-facts 1.1).
         verb = "any" if prefix == PREFIXES[-1] else self.options.feed_verb
-        look = Route("feed", "feed", partial(self._look, self.options.dialect))
+        poll = Route("feed", "feed", partial(self._poll, self.options.dialect))
         for one in ("POST", "GET") if verb == "any" else (verb,):
-            self._add(app, one, f"{prefix}/feed", look)
+            self._add(app, one, f"{prefix}/feed", poll)
 
     def _add_official(self, app: web.Application) -> None:
         for action in OFFICIAL_ACTIONS:
             submit = Route("official", "submit", partial(self._submit, action))
             for prefix in ("/runwayml/v1", "/runway/v1"):
                 self._add(app, "POST", f"{prefix}/{action}", submit)
-        look = Route("official", "feed", partial(self._look, self.options.official_dialect))
+        poll = Route("official", "feed", partial(self._poll, self.options.official_dialect))
         for path in OFFICIAL_TASKS:
-            self._add(app, "GET", path, look)
-
-    def _add_balance(self, app: web.Application) -> None:
-        for path, body_of in BALANCES.items():
-            work = partial(self._balance, body_of)
-            self._add(app, "GET", path, Route("balance", "balance", work))
-        self._add(app, "GET", "/api/usage/token", Route(None, None, _with_slash))
-        self._add(app, "GET", "/user/quota", Route("balance", "balance", self._quota))
+            self._add(app, "GET", path, poll)
 
     def _submit(self, action: str, visit: Visit, fault: Fault | None) -> Reply:
-        account = self._account(visit, self.options.key_style)
-        body = visit.body()
-        self._check(action, visit, body)
-        points = self.options.price(body)
+        options, account = self.options, self._account(visit, self.options.key_style)
+        body, is_official = visit.sent, action in OFFICIAL_ACTIONS
+        if body is None:
+            raise Refused(json_reply(_bodies.task_error("read_request_body_failed"), 400))
+        problem = _checks.problem(action, body, strict=options.strict)
+        if problem is not None:
+            raise Refused(problem)
+        is_versioned = "X-Runway-Version" in visit.request.headers
+        if options.requires_version and is_official and not is_versioned:
+            message = "X-Runway-Version header is required"
+            raise Refused(json_reply(_bodies.openai_error(message, code="invalid_request"), 400))
+        points = amount(options.price, body)
         if not account.can_pay(points):
-            raise Refused(_out_of_quota(self.options.quota_status))
-        task = self.books.accept(
+            raise Refused(_out_of_quota(options.quota_status))
+        task = self.store.accept(
             account,
             path=visit.request.path,
             action=_action(action, body),
@@ -138,35 +131,37 @@ class Api:
         visit.made = task
         visit.seen.task_id = task.task_id
         self.postman.follow(task)
-        is_official = action in OFFICIAL_ACTIONS
-        dialect = self.options.official_dialect if is_official else self.options.dialect
-        return self._tell(task, self.books.first_moment(task), dialect, fault)
+        dialect = task.script.dialect or (
+            options.official_dialect if is_official else options.dialect
+        )
+        return self._reply(task.first_moment(self.store.clock), dialect, fault)
 
-    def _check(self, action: str, visit: Visit, body: Body) -> None:
-        problem = _checks.problem(action, body, strict=self.options.strict)
-        if problem is not None:
-            raise Refused(problem)
-        wanted = self.options.requires_version and action in OFFICIAL_ACTIONS
-        if wanted and "X-Runway-Version" not in visit.request.headers:
-            message = "X-Runway-Version header is required"
-            raise Refused(json_reply(_bodies.openai_error(message, code="invalid_request"), 400))
-
-    def _look(self, dialect: str, visit: Visit, fault: Fault | None) -> Reply:
+    def _poll(self, dialect: str, visit: Visit, fault: Fault | None) -> Reply:
         account = self._account(visit, self.options.key_style)
-        task = visit.task
-        now = self.books.clock.now()
+        task, clock = visit.task, self.store.clock
+        now = clock.now()
         # A task of another user is not found either (api-facts 5.1).
         if task is None or task.account is not account or task.age(now) < task.script.hidden:
             raise Refused(json_reply(_bodies.task_error("task_not_exist"), 400))
         urls = self.files.urls(task)
-        moment = _bent(self.books.moment(task, task.age(now), urls), fault, task, urls)
-        return self._tell(task, moment, dialect, fault)
+        moment = task.moment(clock, task.age(now), urls)
+        match fault:
+            case faults.Words(status, state):
+                moment = attrs.evolve(moment, status_word=status, state_word=state)
+            case faults.Blank():
+                moment = attrs.evolve(moment, blank=True)
+            case faults.NoUrl():
+                moment = moment.without_urls("succeeded")
+            case faults.FailureWithUrl(refunded):
+                reason = task.script.reason if refunded else None
+                failed = attrs.evolve(moment, stage="failed", refunded=refunded, reason=reason)
+                moment = failed.with_urls(urls)
+        return self._reply(moment, task.script.dialect or dialect, fault)
 
-    def _tell(
-        self, task: SimulatedTask, moment: Moment, dialect: str, fault: Fault | None
-    ) -> Reply:
-        spoken = fault.dialect if isinstance(fault, faults.Speaks) else task.script.dialect
-        body, content_type = _dialects.tell(moment, spoken or dialect, self.random)
+    def _reply(self, moment: Moment, dialect: str, fault: Fault | None) -> Reply:
+        if isinstance(fault, faults.Speaks):
+            dialect = fault.dialect
+        body, content_type = _dialects.tell(moment, dialect, self._random)
         return Reply(200, body, {"Content-Type": content_type})
 
     def _balance(
@@ -181,24 +176,23 @@ class Api:
     def _quota(self, visit: Visit, _fault: Fault | None) -> Reply:
         self._account_of_key(visit.request.query.get("key"))
         day = visit.request.query.get("start_date")
-        return json_reply(_bodies.quota(list(self.books.accounts.values()), by_date=day))
+        return json_reply(_bodies.quota(list(self.store.accounts.values()), by_date=day))
 
     def _account(self, visit: Visit, style: KeyStyle) -> Account:
         account = self._account_of_key(KEY_STYLES[style](visit))
-        bucket = account.bucket
-        if bucket is not None and bucket.take(visit.seen.at) > 0:
-            self.books.limited += 1
+        if account.bucket is not None and account.bucket.take(visit.seen.at) > 0:
+            self.store.limited += 1
             raise Refused(too_many_requests(self.options.rate_limit_answer))
         return account
 
     def _account_of_key(self, key: str | None) -> Account:
         if not key:
             raise Refused(_key_refused(401, "未提供令牌"))
-        account = self.books.accounts.get(key)
+        account = self.store.accounts.get(key)
         if account is not None:
             return account
         # What follows a known key and a dash is read as a channel (api-facts 1.1).
-        if key.rpartition("-")[0] in self.books.accounts:
+        if key.rpartition("-")[0] in self.store.accounts:
             raise Refused(_key_refused(403, "普通用户不支持指定渠道"))
         raise Refused(_key_refused(401, "无效的令牌"))
 
@@ -219,19 +213,15 @@ def _in_body(visit: Visit) -> str | None:
     return key if isinstance(key, str) else None
 
 
-def _anywhere(visit: Visit) -> str | None:
-    return _bearer(visit) or _in_body(visit) or _raw(visit)
-
-
 KEY_STYLES: Final[Mapping[KeyStyle, Callable[[Visit], str | None]]] = {
     "bearer": _bearer,
     "raw": _raw,
     "body": _in_body,
-    "any": _anywhere,
+    "any": lambda visit: _bearer(visit) or _in_body(visit) or _raw(visit),
 }
 
 
-def _action(action: str, body: Mapping[str, Any]) -> str:
+def _action(action: str, body: Body) -> str:
     if action == "generate":
         return "IMAGE_TO_VIDEO" if "image" in body else "TEXT_TO_VIDEO"
     return "VIDEO_TO_VIDEO" if action == "video2video" else action.upper()
@@ -239,37 +229,14 @@ def _action(action: str, body: Mapping[str, Any]) -> str:
 
 def _key_refused(status: int, message: str) -> Reply:
     # One-API's middleware sends these two fields only (api-facts 2 E).
-    body = {
-        "error": {
-            "message": f"{message} (request id: {_bodies.REQUEST_ID})",
-            "type": "new_api_error",
-        }
-    }
-    return json_reply(body, status)
+    message = f"{message} (request id: {_bodies.REQUEST_ID})"
+    return json_reply({"error": {"message": message, "type": "new_api_error"}}, status)
 
 
 def _out_of_quota(status: int) -> Reply:
     if status == 401:
         return _key_refused(401, _bodies.KEY_EXHAUSTED)
     return json_reply(_bodies.task_error("insufficient_user_quota", "用户额度不足"), status)
-
-
-def _bent(
-    moment: Moment, fault: Fault | None, task: SimulatedTask, urls: tuple[str, str, str]
-) -> Moment:
-    """*moment* as a fault would have it told."""
-    match fault:
-        case faults.Words(status, state):
-            return attrs.evolve(moment, status_word=status, state_word=state)
-        case faults.Blank():
-            return attrs.evolve(moment, blank=True)
-        case faults.NoUrl():
-            return moment.without_urls("succeeded")
-        case faults.FailureWithUrl(refunded):
-            reason = task.script.reason if refunded else None
-            failed = attrs.evolve(moment, stage="failed", refunded=refunded, reason=reason)
-            return failed.with_urls(urls)
-    return moment
 
 
 def _with_slash(visit: Visit, _fault: Fault | None) -> Reply:
@@ -280,7 +247,7 @@ def _with_slash(visit: Visit, _fault: Fault | None) -> Reply:
 
 
 def _lost(visit: Visit, _fault: Fault | None) -> Reply:
-    """What the gateway does with a path it does not know (api-facts 2 H and 5.1)."""
+    """Return the gateway's answer to a path it does not know (api-facts 2 H and 5.1)."""
     path = visit.request.path
     if path.startswith(("/v1", "/api")):
         message = f"Invalid URL ({visit.request.method} {path})"

@@ -1,8 +1,8 @@
 """
-What the gateway says when it has no task to tell of: errors, pages and balances.
+What the gateway answers where there is no task: errors, pages and balances.
 
 Literal JSON and text, copied from the documentation (docs/reference/api-facts.md)
-and from nothing else, so that a mistake in the client's tables finds no ally here.
+and from nothing else, so that a mistake in the client's tables is not repeated here.
 """
 
 import json
@@ -36,12 +36,12 @@ POINTS_PER_DOLLAR: Final = 100.0
 
 
 def as_text(body: object) -> str:
-    """*body* as the gateways write JSON: compact, and Chinese left as it is."""
+    """Return *body* as the gateways write JSON: compact, and Chinese left as it is."""
     return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
 
 
 def error_page(status: int) -> str:
-    """The HTML that a proxy in front of the gateway sends for *status*."""
+    """Return the HTML that a proxy in front of the gateway sends for *status*."""
     return (
         f"<html>\r\n<head><title>{status}</title></head>\r\n<body>\r\n"
         f"<center><h1>{status}</h1></center>\r\n<hr><center>cloudflare</center>\r\n"
@@ -74,24 +74,6 @@ def refusal(message: str, *, code: int = 400, data: object = None) -> JsonObject
     return {"code": code, "msg": message, "data": data, "exec_time": 0.028943}
 
 
-def dashboard_error(message: str) -> JsonObject:
-    """Dialect F: the dashboard's way to say no."""
-    return {"success": False, "message": message}
-
-
-def midjourney_error(description: str) -> JsonObject:
-    """Dialect G: the Midjourney routes' way to say no."""
-    return {"description": description, "type": "upstream_error", "code": 4}
-
-
-def nested_error(message: str, *, levels: int) -> JsonObject:
-    """Dialect J: the upstream's error, wrapped *levels* times as JSON in a string."""
-    body: JsonObject = openai_error(message, type="upstream_error", code="upstream_error")
-    for _ in range(levels):
-        body = task_error("fail_to_fetch_task", as_text(body))
-    return body
-
-
 def quota(accounts: list[Account], *, by_date: str | None = None) -> JsonObject:
     """
     Balance route 1: the whole user in dollars, with each of its keys.
@@ -103,38 +85,35 @@ def quota(accounts: list[Account], *, by_date: str | None = None) -> JsonObject:
         "total_quota": sum(_dollars(account.points or 0.0) for account in accounts),
         "total_used_quota": sum(_dollars(account.used) for account in accounts),
         "request_count": sum(account.accepted for account in accounts),
-        "keys": [_quota_of_key(account) for account in accounts],
+        "keys": [
+            {
+                "name": account.name,
+                "remain_quota": UNLIMITED_QUOTA
+                if account.points is None
+                else _dollars(account.points),
+                "used_quota": -1 if account.points is None else _dollars(account.used),
+            }
+            for account in accounts
+        ],
     }
     if by_date is not None:
-        body["daily_quota"] = {by_date: [_quota_of_day(account) for account in accounts]}
+        day = [
+            {
+                "token_name": account.name,
+                "quota_used": _dollars(account.used),
+                "request_count": account.accepted,
+            }
+            for account in accounts
+        ]
+        body["daily_quota"] = {by_date: day}
     return body
-
-
-def _quota_of_key(account: Account) -> JsonObject:
-    if account.points is None:
-        return {"name": account.name, "remain_quota": UNLIMITED_QUOTA, "used_quota": -1}
-    return {
-        "name": account.name,
-        "remain_quota": _dollars(account.points),
-        "used_quota": _dollars(account.used),
-    }
-
-
-def _quota_of_day(account: Account) -> JsonObject:
-    return {
-        "token_name": account.name,
-        "quota_used": _dollars(account.used),
-        "request_count": account.accepted,
-    }
 
 
 def subscription(account: Account) -> JsonObject:
     """Balance route 2: what remains plus what was used, in dollars."""
-    limit = (
-        UNLIMITED_SUBSCRIPTION
-        if account.points is None
-        else _dollars(account.points + account.used)
-    )
+    limit: float = UNLIMITED_SUBSCRIPTION
+    if account.points is not None:
+        limit = _dollars(account.points + account.used)
     return {
         "object": "billing_subscription",
         "has_payment_method": True,

@@ -1,9 +1,9 @@
-"""Who tells the client by itself: the bare task, posted at each change, to this machine only."""
+"""Webhooks: the bare task, posted to `callback_url` at each change, on this machine only."""
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Final
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING
 
 import aiohttp
 import attrs
@@ -14,12 +14,12 @@ from fuhu_runway.testing._loopback import is_loopback
 from . import bodies as _bodies
 from . import dialects as _dialects
 from . import story as _story
-from .books import Books, SimulatedTask
+from .cdn import Files
+from .store import SimulatedTask
 from .wild import HTML, JSON
 
-# A receiver may be slow, and a forgotten one must not pile up connections.
-TIMEOUT: Final = aiohttp.ClientTimeout(total=5.0)
-AT_ONCE: Final = 20
+if TYPE_CHECKING:
+    from fuhu_runway.testing.simulator import Simulator
 
 
 @attrs.frozen(kw_only=True)
@@ -51,9 +51,8 @@ class Callbacks:
 class Postman:
     """Everything on its way to a `callback_url`."""
 
-    books: Books
-    options: Callbacks | None
-    urls: Callable[[SimulatedTask], tuple[str, str, str]]
+    options: "Simulator"
+    files: Files
     delivered: int = 0
     failed: int = 0
     _rounds: set[asyncio.Task[None]] = attrs.field(factory=set)
@@ -61,45 +60,54 @@ class Postman:
 
     def follow(self, task: SimulatedTask, since: float = -math.inf) -> None:
         """Send the task's `callback_url` all that will happen to it, or did *since* then."""
-        url = _loopback_url(task.body.get("callback_url"))
-        if self.options is None or url is None:
+        url, callbacks = _loopback_url(task.body.get("callback_url")), self.options.callbacks
+        if callbacks is None or url is None:
             return
         ages = _story.changes(task.script)
-        told = ages if self.options.progress else ages[-1:]
-        due = [age for age in told if task.created + age + self.options.delay > since]
-        round_ = asyncio.create_task(self._round(task, url, due, self.options))
+        sent = ages if callbacks.progress else ages[-1:]
+        due = [age for age in sent if task.created + age + callbacks.delay > since]
+        round_ = asyncio.create_task(self._round(task, url, due, callbacks))
         self._rounds.add(round_)
         round_.add_done_callback(self._rounds.discard)
 
     async def _round(
-        self, task: SimulatedTask, url: URL, ages: Sequence[float], options: Callbacks
+        self, task: SimulatedTask, url: URL, ages: Sequence[float], callbacks: Callbacks
     ) -> None:
-        clock = self.books.clock
-        for age in _swapped(ages) if options.disorder else ages:
-            await clock.pause(max(0.0, age + options.delay - task.age(clock.now())))
-            await self._tell(task, url, age, options)
-        if options.again_after is not None:
-            await clock.pause(options.again_after)
+        clock = self.files.store.clock
+        pairs = [ages[place : place + 2][::-1] for place in range(0, len(ages), 2)]
+        for age in [age for pair in pairs for age in pair] if callbacks.disorder else ages:
+            await clock.pause(max(0.0, age + callbacks.delay - task.age(clock.now())))
+            await self._deliver(task, url, age, callbacks)
+        if callbacks.again_after is not None:
+            await clock.pause(callbacks.again_after)
             for age in ages:
-                await self._tell(task, url, age, options)
+                await self._deliver(task, url, age, callbacks)
 
-    async def _tell(self, task: SimulatedTask, url: URL, age: float, options: Callbacks) -> None:
-        body = _bodies.as_text(_dialects.data(self.books.moment(task, age, self.urls(task))))
-        for _ in range(options.times):
-            if options.garbage:
-                await self._post(url, _bodies.error_page(502), HTML, options)
-            for attempt in range(options.tries):
+    async def _deliver(
+        self, task: SimulatedTask, url: URL, age: float, callbacks: Callbacks
+    ) -> None:
+        clock = self.files.store.clock
+        moment = task.moment(clock, age, self.files.urls(task))
+        body = _bodies.as_text(_dialects.data(moment))
+        for _ in range(callbacks.times):
+            if callbacks.garbage:
+                await self._post(url, _bodies.error_page(502), HTML, callbacks)
+            for attempt in range(callbacks.tries):
                 if attempt:
-                    await self.books.clock.pause(options.retry_after)
-                if self._count(ok=await self._post(url, body, JSON, options)):
+                    await clock.pause(callbacks.retry_after)
+                if await self._post(url, body, JSON, callbacks):
+                    self.delivered += 1
                     break
+                self.failed += 1
 
-    async def _post(self, url: URL, body: str, kind: str, options: Callbacks) -> bool:
-        """Whether the receiver said yes."""
+    async def _post(self, url: URL, body: str, kind: str, callbacks: Callbacks) -> bool:
+        """Send one webhook, and return whether it was answered with a 2xx."""
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=AT_ONCE, force_close=True)
-            self._session = aiohttp.ClientSession(connector=connector, timeout=TIMEOUT)
-        sent = self._in_halves(body.encode(), options) if options.stutter else body.encode()
+            # A receiver may be slow, and a forgotten one must not pile up connections.
+            connector = aiohttp.TCPConnector(limit=20, force_close=True)
+            timeout = aiohttp.ClientTimeout(total=5.0)
+            self._session = aiohttp.ClientSession(connector=connector, timeout=timeout)
+        sent = self._in_halves(body.encode(), callbacks) if callbacks.stutter else body.encode()
         try:
             async with self._session.post(
                 url, data=sent, headers={"Content-Type": kind}, allow_redirects=False
@@ -108,16 +116,11 @@ class Postman:
         except (aiohttp.ClientError, OSError):
             return False
 
-    async def _in_halves(self, body: bytes, options: Callbacks) -> AsyncIterator[bytes]:
+    async def _in_halves(self, body: bytes, callbacks: Callbacks) -> AsyncIterator[bytes]:
         middle = len(body) // 2
         yield body[:middle]
-        await self.books.clock.pause(options.stutter)
+        await self.files.store.clock.pause(callbacks.stutter)
         yield body[middle:]
-
-    def _count(self, *, ok: bool) -> bool:
-        self.delivered += ok
-        self.failed += not ok
-        return ok
 
     def forget(self) -> None:
         """Deliver nothing of what is on its way, and count from zero."""
@@ -126,7 +129,6 @@ class Postman:
         self.delivered = self.failed = 0
 
     async def aclose(self) -> None:
-        """Deliver nothing more."""
         rounds = list(self._rounds)
         for round_ in rounds:
             round_.cancel()
@@ -134,11 +136,6 @@ class Postman:
         if self._session is not None:
             await self._session.close()
             self._session = None
-
-
-def _swapped(ages: Sequence[float]) -> list[float]:
-    pairs = [ages[place : place + 2][::-1] for place in range(0, len(ages), 2)]
-    return [age for pair in pairs for age in pair]
 
 
 def _loopback_url(address: object) -> URL | None:

@@ -1,9 +1,9 @@
 """The files: one clip and its pictures per task, behind signed links on either origin."""
 
 from email.utils import formatdate
-from functools import cached_property, partial
+from functools import cache, partial
 from importlib.resources import files
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import attrs
 from aiohttp import web
@@ -11,128 +11,107 @@ from aiohttp import web
 from fuhu_runway.testing import faults
 from fuhu_runway.testing.faults import Fault
 
-from .books import Books, Origin, SimulatedTask
-from .exchange import Refused, Reply
-from .visits import Reception, Route, Visit
+from .exchange import Refused, Reply, Visit
+from .store import Origin, SimulatedTask, Store
+from .visits import Reception, Route
+
+if TYPE_CHECKING:
+    from fuhu_runway.testing.simulator import Simulator
 
 FOLDER: Final = "/attachments/video/runway/20241213"
-ROUTE: Final = FOLDER + "/{name}"
 
 Media = Literal["cdn", "api", "redirect", "relative"]
 
 
+@cache
 def _resource(name: str) -> bytes:
     return files(__package__).joinpath(name).read_bytes()
 
 
-def _free_box(text: str) -> bytes:
-    # Players skip a `free` box, and a test can tell by it whose clip it holds.
-    payload = text.encode()
-    return (8 + len(payload)).to_bytes(4, "big") + b"free" + payload
-
-
-@attrs.define(slots=False)
+@attrs.define
 class Files:
     """What the second origin serves, and the links to it."""
 
-    books: Books
-    media: Media
-    #: The same file for every task; None is the bundled clip, marked with the task's id.
-    video: bytes | None
-    expired_status: int
-    #: Whether a URL works only if it comes back byte for byte.
-    exact: bool = False
+    options: "Simulator"
+    store: Store
     origins: dict[Origin, str] = attrs.field(factory=dict)
 
-    @cached_property
-    def _clip(self) -> bytes:
-        return _resource("simulated.mp4")
-
-    @cached_property
-    def _still(self) -> bytes:
-        return _resource("simulated.png")
-
     def urls(self, task: SimulatedTask) -> tuple[str, str, str]:
-        """Where the task's video, poster and last frame are, signed."""
-        origin = "" if self.media == "relative" else self.origins[self._first]
-        self.books.live_link(task)
-        exact = self.exact and self.media != "redirect"
+        """Return where the task's video, poster and last frame are, signed."""
+        media = self.options.media
+        origin = "" if media == "relative" else self.origins["cdn" if media == "cdn" else "api"]
+        self.store.live_link(task)
+        exact = self.options.exact_links and media != "redirect"
         video, poster, last_frame = (
             f"{origin}{_path(task, ending, exact=exact)}"
             for ending in (".mp4", "-poster.png", "-last.png")
         )
         return video, poster, last_frame
 
-    @property
-    def _first(self) -> Origin:
-        return "cdn" if self.media == "cdn" else "api"
-
     def application(self, reception: Reception) -> web.Application:
-        """The second origin, to be served."""
         app = web.Application()
         self.add_routes(app, reception, "cdn")
-        app.router.add_route(
-            "*", "/{tail:.*}", partial(reception.receive, Route(None, None, _lost, "cdn"))
-        )
+        lost = Route(None, None, _lost, "cdn")
+        app.router.add_route("*", "/{tail:.*}", partial(reception.receive, lost))
         return app
 
     def add_routes(self, app: web.Application, reception: Reception, origin: Origin) -> None:
         """Serve the files from *origin* as well."""
         route = Route("download", "download", partial(self._serve, origin), origin)
-        if origin == "api" and self.media == "redirect":
+        if origin == "api" and self.options.media == "redirect":
             # What goes wrong with a download goes wrong where the file is.
-            route = Route(None, None, partial(self._lead_on, origin), origin)
-        app.router.add_get(ROUTE, partial(reception.receive, route))
+            route = Route(None, None, self._lead_on)
+        app.router.add_get(FOLDER + "/{name}", partial(reception.receive, route))
 
-    def _lead_on(self, origin: Origin, visit: Visit, _fault: Fault | None) -> Reply:
+    def _lead_on(self, visit: Visit, _fault: Fault | None) -> Reply:
         path, task = visit.request.raw_path, visit.task
         if task is not None and visit.request.query.get("_jwt") == task.link.token:
-            path = _path(task, visit.request.match_info["name"][32:], exact=self.exact)
-        return self._elsewhere(path, origin, 302)
-
-    def _elsewhere(self, path: str, origin: Origin, status: int) -> Reply:
-        other: Origin = "cdn" if origin == "api" else "api"
-        return Reply(status, b"", {"Location": f"{self.origins[other]}{path}"})
+            ending = visit.request.match_info["name"][32:]
+            path = _path(task, ending, exact=self.options.exact_links)
+        return Reply(302, b"", {"Location": f"{self.origins['cdn']}{path}"})
 
     def _serve(self, origin: Origin, visit: Visit, fault: Fault | None) -> Reply:
         request, task = visit.request, visit.task
         if task is None:
             raise Refused(_xml_error(404, "NoSuchKey"))
         if isinstance(fault, faults.Redirect):
-            return self._redirect(request, origin, fault)
-        self._change(task, fault)
+            other = self.origins["cdn" if origin == "api" else "api"]
+            url = str(request.url) if fault.loop else f"{other}{request.raw_path}"
+            return Reply(fault.status, b"", {"Location": url})
+        if isinstance(fault, faults.ExpiredLink):
+            self.store.refile(task, attrs.evolve(task.link, dead=fault.status), task.version)
+        if isinstance(fault, faults.Changed):
+            self.store.refile(task, task.link, task.version + 1)
         self._check_link(task, request)
         content = self._content(task, request.match_info["name"])
-        return _bent(_part(request, content, fault), fault)
-
-    def _redirect(self, request: web.Request, origin: Origin, fault: faults.Redirect) -> Reply:
-        if fault.loop:
-            return Reply(fault.status, b"", {"Location": str(request.url)})
-        return self._elsewhere(request.raw_path, origin, fault.status)
-
-    def _change(self, task: SimulatedTask, fault: Fault | None) -> None:
-        if isinstance(fault, faults.ExpiredLink):
-            self.books.refile(task, attrs.evolve(task.link, dead=fault.status), task.version)
-        if isinstance(fault, faults.Changed):
-            self.books.refile(task, task.link, task.version + 1)
+        return _changed(_part(request, content, fault), fault)
 
     def _check_link(self, task: SimulatedTask, request: web.Request) -> None:
+        expired = self.options.expired_status
         if request.query.get("_jwt") != task.link.token:
-            raise Refused(_xml_error(self.expired_status, "AccessDenied"))
-        if not task.link.is_alive(self.books.clock.now()):
-            raise Refused(_xml_error(task.link.dead or self.expired_status, "AccessDenied"))
+            raise Refused(_xml_error(expired, "AccessDenied"))
+        if not task.link.is_alive(self.store.clock.now()):
+            raise Refused(_xml_error(task.link.dead or expired, "AccessDenied"))
         ending = request.match_info["name"][32:].removeprefix("'s")
-        if self.exact and request.raw_path != _path(task, ending, exact=True):
+        if self.options.exact_links and request.raw_path != _path(task, ending, exact=True):
             raise Refused(_xml_error(403, "SignatureDoesNotMatch"))
 
-    def _content(self, task: SimulatedTask, name: str) -> "Content":
-        modified = formatdate(self.books.clock.unix(task.created), usegmt=True)
-        etag = f'"{task.task_id[:8]}-{task.version}"'
-        if not name.endswith(".mp4"):
-            return Content(self._still, "image/png", etag, modified)
-        mark = _free_box(f"simulated task {task.task_id} version {task.version:03}")
-        video = self._clip + mark if self.video is None else self.video
-        return Content(video, "video/mp4", etag, modified)
+    def _content(self, task: SimulatedTask, name: str) -> Reply:
+        """Return the whole file as it is now."""
+        body, kind = _resource("simulated.png"), "image/png"
+        if name.endswith(".mp4"):
+            # Players skip a `free` box, and a test can tell by it whose clip it holds.
+            mark = f"simulated task {task.task_id} version {task.version:03}".encode()
+            box = (8 + len(mark)).to_bytes(4, "big") + b"free" + mark
+            own = self.options.video
+            body, kind = _resource("simulated.mp4") + box if own is None else own, "video/mp4"
+        headers = {
+            "Content-Type": kind,
+            "ETag": f'"{task.task_id[:8]}-{task.version}"',
+            "Last-Modified": formatdate(self.store.clock.unix(task.created), usegmt=True),
+            "Accept-Ranges": "bytes",
+        }
+        return Reply(200, body, headers)
 
 
 def _path(task: SimulatedTask, ending: str, *, exact: bool) -> str:
@@ -142,40 +121,24 @@ def _path(task: SimulatedTask, ending: str, *, exact: bool) -> str:
     return f"{stem}{ending}?_jwt={token}"
 
 
-@attrs.frozen
-class Content:
-    """One file as it is now."""
-
-    body: bytes = attrs.field(repr=False)
-    type: str
-    etag: str
-    modified: str
-
-    def headers(self) -> dict[str, str]:
-        """The headers that go with the file, or with any part of it."""
-        return {
-            "Content-Type": self.type,
-            "ETag": self.etag,
-            "Last-Modified": self.modified,
-            "Accept-Ranges": "bytes",
-        }
-
-
-def _part(request: web.Request, content: Content, fault: Fault | None) -> Reply:
+def _part(request: web.Request, content: Reply, fault: Fault | None) -> Reply:
+    """Return the part of the file that was asked for, or all of it."""
     size = len(content.body)
     wanted = _range(request, size)
-    if wanted is not None and isinstance(fault, faults.RefusesRange):
+    if wanted is None or isinstance(fault, faults.IgnoresRange):
+        return content
+    if isinstance(fault, faults.RefusesRange):
         span = {} if fault.content_range is None else {"Content-Range": fault.content_range}
         return Reply(416, b"", span)
-    if wanted is None or isinstance(fault, faults.IgnoresRange):
-        return Reply(200, content.body, content.headers())
-    if not _is_current(request, content) and not _is_sly(fault):
-        return Reply(200, content.body, content.headers())
+    condition = request.headers.get("If-Range")
+    is_current = condition in {None, content.headers["ETag"], content.headers["Last-Modified"]}
+    if not is_current and (not isinstance(fault, faults.Changed) or fault.honours_if_range):
+        return content
     start, stop = wanted
     if start >= stop:
         return Reply(416, b"", {"Content-Range": f"bytes */{size}"})
-    headers = {**content.headers(), "Content-Range": f"bytes {start}-{stop - 1}/{size}"}
-    return Reply(206, content.body[start:stop], headers)
+    part = attrs.evolve(content, status=206, body=content.body[start:stop])
+    return part.with_headers({"Content-Range": f"bytes {start}-{stop - 1}/{size}"})
 
 
 def _range(request: web.Request, size: int) -> tuple[int, int] | None:
@@ -189,35 +152,23 @@ def _range(request: web.Request, size: int) -> tuple[int, int] | None:
     return start, stop
 
 
-def _is_current(request: web.Request, content: Content) -> bool:
-    condition = request.headers.get("If-Range")
-    return condition is None or condition in {content.etag, content.modified}
-
-
-def _is_sly(fault: Fault | None) -> bool:
-    return isinstance(fault, faults.Changed) and not fault.honours_if_range
-
-
-def _bent(reply: Reply, fault: Fault | None) -> Reply:
-    if isinstance(fault, faults.WrongLength):
-        claimed = max(0, len(reply.body) + fault.by)
-        return attrs.evolve(reply, claimed_bytes=claimed, cut_after=len(reply.body))
-    if isinstance(fault, faults.WithoutETag):
-        gone = {"ETag"} if fault.last_modified else {"ETag", "Last-Modified"}
-        kept = {name: value for name, value in reply.headers.items() if name not in gone}
-        return attrs.evolve(reply, headers=kept)
-    if isinstance(fault, faults.SlowDownload):
-        return attrs.evolve(reply, bytes_per_second=fault.bytes_per_second)
-    if isinstance(fault, faults.WrongContentRange) and reply.status == 206:
-        shifted = _shifted(reply.headers["Content-Range"], fault.shift)
-        return attrs.evolve(reply, headers={**reply.headers, "Content-Range": shifted})
+def _changed(reply: Reply, fault: Fault | None) -> Reply:
+    """Return *reply* as *fault* makes it."""
+    match fault:
+        case faults.WrongLength(by):
+            size = len(reply.body)
+            return attrs.evolve(reply, claimed_bytes=max(0, size + by), cut_after=size)
+        case faults.WithoutETag(last_modified):
+            gone = {"ETag"} if last_modified else {"ETag", "Last-Modified"}
+            kept = {name: value for name, value in reply.headers.items() if name not in gone}
+            return attrs.evolve(reply, headers=kept)
+        case faults.SlowDownload(rate):
+            return attrs.evolve(reply, bytes_per_second=rate)
+        case faults.WrongContentRange(shift) if reply.status == 206:
+            span, _, total = reply.headers["Content-Range"].removeprefix("bytes ").partition("/")
+            first, last = (int(number) + shift for number in span.split("-"))
+            return reply.with_headers({"Content-Range": f"bytes {first}-{last}/{total}"})
     return reply
-
-
-def _shifted(content_range: str, shift: int) -> str:
-    span, _, size = content_range.removeprefix("bytes ").partition("/")
-    first, last = (int(number) + shift for number in span.split("-"))
-    return f"bytes {first}-{last}/{size}"
 
 
 def _lost(_visit: Visit, _fault: Fault | None) -> Reply:

@@ -4,29 +4,23 @@ from collections.abc import Callable
 from typing import Final
 
 from . import bodies as _bodies
-from .books import Body
 from .exchange import Reply, json_reply
+from .store import Body
 
 Fits = Callable[[object], bool]
 Check = Callable[[Body], bool]
 
-#: The models of which the documentation has the lengths; act-one has no model.
-FIVE_OR_TEN: Final = frozenset({"gen2", "gen3", "gen4", "gen4_turbo", None})
-MOTIONS: Final = frozenset({"x", "y", "z", "r", "bg_x_pan", "bg_y_pan"})
-
 
 def is_text(value: object) -> bool:
-    """Whether *value* is text with something in it."""
     return isinstance(value, str) and bool(value.strip())
 
 
 def is_url(value: object) -> bool:
-    """Whether *value* is an address the gateway could fetch or call."""
     return isinstance(value, str) and value.startswith(("http://", "https://"))
 
 
 def is_picture(value: object) -> bool:
-    """Whether *value* is what the official format takes for a picture, or a list of those."""
+    """Return whether the official format takes *value* for a picture, or a list of those."""
     if isinstance(value, list):
         return bool(value) and all(
             isinstance(one, dict) and is_picture(one.get("uri")) for one in value
@@ -35,12 +29,10 @@ def is_picture(value: object) -> bool:
 
 
 def is_flag(value: object) -> bool:
-    """Whether *value* is true or false."""
     return isinstance(value, bool)
 
 
 def is_number(value: object) -> bool:
-    """Whether *value* is a number, which true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -50,13 +42,13 @@ def is_official_duration(value: object) -> bool:
 
 
 def is_share(value: object) -> bool:
-    """Whether *value* is a number from 0 to 1."""
     return isinstance(value, int | float) and is_number(value) and 0 <= value <= 1
 
 
 def is_motion(value: object) -> bool:
-    """Whether *value* is an object of the six numbers."""
-    return isinstance(value, dict) and set(value) == MOTIONS and all(map(is_number, value.values()))
+    """Return whether *value* is an object of the six numbers."""
+    motions = {"x", "y", "z", "r", "bg_x_pan", "bg_y_pan"}
+    return isinstance(value, dict) and set(value) == motions and all(map(is_number, value.values()))
 
 
 def _find(body: Body, path: str) -> object:
@@ -69,9 +61,12 @@ def _find(body: Body, path: str) -> object:
 def has_length(body: Body) -> bool:
     """Return whether the clip's length, if there is one, is one that its model makes."""
     seconds = _find(body, "options.seconds")
-    if body.get("model") in FIVE_OR_TEN:
-        return seconds is None or (type(seconds) is int and seconds in {5, 10})
-    return seconds is None or (type(seconds) is int and seconds > 0)
+    if seconds is None or type(seconds) is not int:
+        return seconds is None
+    # The models of which the documentation has the lengths; act-one has no model.
+    if body.get("model") in {"gen2", "gen3", "gen4", "gen4_turbo", None}:
+        return seconds in {5, 10}
+    return seconds > 0
 
 
 def has_picture_or_text(body: Body) -> bool:
@@ -82,12 +77,10 @@ def has_picture_or_text(body: Body) -> bool:
 
 
 def required(path: str, fits: Fits) -> tuple[str, Check]:
-    """The field at *path* has to be there, and to fit."""
     return path, lambda body: fits(_find(body, path))
 
 
 def optional(path: str, fits: Fits) -> tuple[str, Check]:
-    """The field at *path* has to fit if it is there."""
     return path, lambda body: _find(body, path) is None or fits(_find(body, path))
 
 
@@ -134,10 +127,7 @@ CHECKS: Final[dict[str, tuple[tuple[str, Check], ...]]] = {
         optional("images", lambda value: isinstance(value, list) and len(value) <= 1),
         optional("options.seconds", lambda value: value == 5),
     ),
-    "image_to_video": (
-        ("promptImage", has_picture_or_text),
-        *OFFICIAL,
-    ),
+    "image_to_video": (("promptImage", has_picture_or_text), *OFFICIAL),
     "text_to_video": (required("promptText", is_text), *OFFICIAL),
     "video_to_video": (
         required("videoUri", is_url),
@@ -161,21 +151,17 @@ OFFICIAL_ACTIONS: Final = tuple(action for action in CHECKS if action not in REV
 
 
 def problem(action: str, body: Body, *, strict: bool) -> Reply | None:
-    """The gateway's answer to a *body* it does not accept; None for one it does."""
+    """Return the gateway's answer to a *body* it does not accept; None for one it does."""
     if action != "act_one" and not is_text(body.get("model")):
         message = "model name is required"
         return json_reply(_bodies.openai_error(message, type="invalid_request_error"), 400)
     official = action in OFFICIAL_ACTIONS
     if strict and not official and not body.get("callback_url"):
         return json_reply(_bodies.task_error("callback_url_empty"), 400)
-    for path, holds in CHECKS[action]:
-        if not holds(body):
-            return _invalid(path, official=official)
-    return None
-
-
-def _invalid(path: str, *, official: bool) -> Reply:
-    message = f"{path} is missing or invalid"
+    wrong = next((path for path, holds in CHECKS[action] if not holds(body)), None)
+    if wrong is None:
+        return None
+    message = f"{wrong} is missing or invalid"
     if official:
         return json_reply(_bodies.openai_error(message, code="invalid_request"), 400)
     # The upstream of the reverse format refuses under an HTTP 200, and is written in PHP.

@@ -1,7 +1,7 @@
 """
-One task told in every dialect of api-facts 2, as literal JSON.
+One task in every dialect of api-facts 2, as literal JSON.
 
-Each function takes a `Moment` and gives the body of one reply. Nothing is shared with the
+Each function takes a `Moment` and returns the body of one reply. Nothing is shared with the
 client's tables: where the documentation contradicts itself, the dialects do so too.
 """
 
@@ -15,104 +15,71 @@ import attrs
 
 from .bodies import JsonObject, as_text
 from .story import OVER, Moment, Stage
-from .wild import JSON, SHAPES
+from .wild import JSON, SHAPES, Shape
 
-# Api-facts 3.1 and 3.2. A cancelled or expired task has no word of its own here.
-NUMBERS: Final[dict[Stage, str]] = {
-    "queued": "0",
-    "running": "1",
-    "failed": "2",
-    "cancelled": "2",
-    "expired": "2",
-    "succeeded": "3",
-}
-WORDS: Final[dict[Stage, str]] = {
-    "queued": "pending",
-    "running": "running",
-    "failed": "error",
-    "cancelled": "error",
-    "expired": "error",
-    "succeeded": "succeeded",
-}
-# Api-facts 3.3.
-NEW_API: Final[dict[Stage, str]] = {
-    "submitted": "NOT_START",
-    "queued": "QUEUED",
-    "running": "IN_PROGRESS",
-    "failed": "FAILURE",
-    "cancelled": "FAILURE",
-    "expired": "EXPIRED",
-    "succeeded": "SUCCESS",
-}
-OFFICIAL: Final[dict[Stage, str]] = {
-    "submitted": "PENDING",
-    "queued": "PENDING",
-    "running": "RUNNING",
-    "failed": "FAILED",
-    "cancelled": "CANCELLED",
-    "expired": "FAILED",
-    "succeeded": "SUCCEEDED",
-}
-LUMA: Final[dict[Stage, str]] = {
-    "submitted": "pending",
-    "queued": "pending",
-    "running": "processing",
-    "failed": "failed",
-    "cancelled": "failed",
-    "expired": "failed",
-    "succeeded": "completed",
+
+@attrs.frozen
+class Words:
+    """What the dialects call one stage of a task."""
+
+    #: Api-facts 3.1 and 3.2. A cancelled or expired task has no word of its own there.
+    number: str
+    word: str
+    #: Api-facts 3.3.
+    new_api: str
+    official: str
+    luma: str
+    #: Api-facts 11: ezlinkai says of a submit that it did succeed.
+    unified: str
+
+
+WORDS: Final[dict[Stage, Words]] = {
+    "submitted": Words("", "", "NOT_START", "PENDING", "pending", "succeed"),
+    "queued": Words("0", "pending", "QUEUED", "PENDING", "pending", "processing"),
+    "running": Words("1", "running", "IN_PROGRESS", "RUNNING", "processing", "processing"),
+    "failed": Words("2", "error", "FAILURE", "FAILED", "failed", "failed"),
+    "cancelled": Words("2", "error", "FAILURE", "CANCELLED", "failed", "failed"),
+    "expired": Words("2", "error", "EXPIRED", "FAILED", "failed", "failed"),
+    "succeeded": Words("3", "succeeded", "SUCCESS", "SUCCEEDED", "completed", "succeed"),
 }
 
 
-# Api-facts 11: ezlinkai says of a submit that it did succeed.
-UNIFIED: Final[dict[Stage, str]] = {
-    "submitted": "succeed",
-    "queued": "processing",
-    "running": "processing",
-    "failed": "failed",
-    "cancelled": "failed",
-    "expired": "failed",
-    "succeeded": "succeed",
-}
+def _status(moment: Moment, dialect: str) -> str:
+    """Return the status of *moment* in the words of *dialect*, or the word that a fault gave it."""
+    if moment.status_word is not None:
+        return moment.status_word
+    return str(getattr(WORDS[moment.stage], dialect))
 
 
-def _number(moment: Moment) -> str:
-    return NUMBERS[moment.stage] if moment.status_word is None else moment.status_word
-
-
-def _word(moment: Moment) -> str:
-    return WORDS[moment.stage] if moment.state_word is None else moment.state_word
-
-
-def _translated(moment: Moment) -> str:
-    return moment.prompt if moment.prompt.isascii() else "a little kitten."
-
-
-def _amount(points: float) -> str:
-    return f"{points:g}"
+def _state(moment: Moment) -> str:
+    return WORDS[moment.stage].word if moment.state_word is None else moment.state_word
 
 
 def _iso(unix: int) -> str:
     return datetime.fromtimestamp(unix, UTC).isoformat(timespec="milliseconds")
 
 
+def _zulu(unix: int) -> str:
+    return _iso(unix).replace("+00:00", "Z")
+
+
 def _nothing_yet(moment: Moment) -> bool:
     return moment.stage == "submitted"
 
 
-def _told(moment: Moment) -> JsonObject:
-    """What every dialect with strings for numbers tells of a task that has begun."""
+def _task(moment: Moment) -> JsonObject:
+    """Return a task that has begun, in every dialect with strings for numbers."""
     return {
         "task_id": moment.task_id,
-        "status": _number(moment),
+        "status": _status(moment, "number"),
         "prompt": moment.prompt,
-        "prompt_en": _translated(moment),
+        "prompt_en": moment.prompt if moment.prompt.isascii() else "a little kitten.",
         "video_url": moment.video_url,
         "poster": moment.poster_url,
         "last_frame": moment.last_frame_url,
         "msg": moment.reason,
-        "point": _amount(moment.points),
-        "refund": _amount(moment.points if moment.refunded else 0),
+        "point": f"{moment.points:g}",
+        "refund": f"{moment.points if moment.refunded else 0:g}",
         "create_time": str(moment.created_at),
         "update_time": str(moment.updated_at),
     }
@@ -120,7 +87,7 @@ def _told(moment: Moment) -> JsonObject:
 
 def data(moment: Moment) -> JsonObject:
     """Dialect I: the bare task, as callbacks carry it (A16, with no `state`)."""
-    return {"task_id": moment.task_id} if _nothing_yet(moment) else _told(moment)
+    return {"task_id": moment.task_id} if _nothing_yet(moment) else _task(moment)
 
 
 def _fuhu_data(moment: Moment) -> JsonObject:
@@ -140,7 +107,7 @@ def _fuhu_data(moment: Moment) -> JsonObject:
             "create_time": "",
             "update_time": "",
         }
-    return {"task_id": moment.task_id, "state": _word(moment), **_told(moment)}
+    return {"task_id": moment.task_id, "state": _state(moment), **_task(moment)}
 
 
 def envelope(moment: Moment) -> JsonObject:
@@ -150,28 +117,13 @@ def envelope(moment: Moment) -> JsonObject:
     return {"code": 200, "msg": "success", "data": _fuhu_data(moment), "exec_time": exec_time}
 
 
-def _deer_data(moment: Moment) -> JsonObject:
-    if _nothing_yet(moment):
-        return {
-            "task_id": moment.task_id,
-            "state": "",
-            "status": "0",
-            "prompt": "",
-            "prompt_en": None,
-            "video_url": None,
-            "raw_video_url": None,
-            "poster": None,
-            "last_frame": None,
-            "msg": None,
-            "create_time": "0",
-            "update_time": "0",
-        }
-    return {**_fuhu_data(moment), "raw_video_url": moment.video_url}
-
-
 def envelope_deer(moment: Moment) -> JsonObject:
     """Dialect A as DeerAPI sends it (A2): `raw_video_url` beside `video_url`."""
-    return {"code": 200, "msg": "成功", "data": _deer_data(moment), "exec_time": 0}
+    task = {**_fuhu_data(moment), "raw_video_url": moment.video_url}
+    if _nothing_yet(moment):
+        del task["point"], task["refund"]
+        task |= {"status": "0", "create_time": "0", "update_time": "0"}
+    return {"code": 200, "msg": "成功", "data": task, "exec_time": 0}
 
 
 def envelope_short(moment: Moment) -> JsonObject:
@@ -180,10 +132,10 @@ def envelope_short(moment: Moment) -> JsonObject:
 
     No `state`, `refund` as a flag instead of an amount, and the caller's `ip`.
     """
-    told = data(moment)
+    task = data(moment)
     if not _nothing_yet(moment):
-        told["refund"] = "1" if moment.refunded else "0"
-    return {"code": 200, "msg": "成功", "data": told, "exec_time": 0.67573, "ip": "192.0.2.54"}
+        task["refund"] = "1" if moment.refunded else "0"
+    return {"code": 200, "msg": "成功", "data": task, "exec_time": 0.67573, "ip": "192.0.2.54"}
 
 
 def compat(moment: Moment) -> JsonObject:
@@ -196,7 +148,7 @@ def _new_api_task(moment: Moment, nested: object) -> JsonObject:
     return {
         "task_id": moment.task_id,
         "action": moment.action,
-        "status": NEW_API[moment.stage] if moment.status_word is None else moment.status_word,
+        "status": _status(moment, "new_api"),
         "fail_reason": moment.reason or "",
         "submit_time": moment.created_at,
         "start_time": moment.started_at,
@@ -210,7 +162,8 @@ def _new_api(task: object) -> JsonObject:
     return {"code": "success", "message": "", "data": task}
 
 
-def _bare_task(moment: Moment) -> JsonObject:
+def bare(moment: Moment) -> JsonObject:
+    """Dialect B': the task of dialect B with no envelope."""
     task = _new_api_task(moment, _nested_official(moment))
     return task if moment.video_url is None else {**task, "result_url": moment.video_url}
 
@@ -224,12 +177,12 @@ def _nested_official(moment: Moment) -> JsonObject | None:
 
 def new_api(moment: Moment) -> JsonObject:
     """Dialect B with the URL in `result_url`."""
-    return _new_api(_bare_task(moment))
+    return _new_api(bare(moment))
 
 
 def new_api_list(moment: Moment) -> JsonObject:
     """Dialect B as the batch routes send it: a list in `data`."""
-    return _new_api([_bare_task(moment)])
+    return _new_api([bare(moment)])
 
 
 def new_api_official(moment: Moment) -> JsonObject:
@@ -266,45 +219,28 @@ def new_api_fail_reason(moment: Moment) -> JsonObject:
     return _new_api({**task, "fail_reason": moment.video_url or moment.reason or ""})
 
 
-def bare(moment: Moment) -> JsonObject:
-    """Dialect B': the task of dialect B with no envelope."""
-    return _bare_task(moment)
-
-
 def official(moment: Moment) -> JsonObject:
     """Dialect C: the official task (A11, A12); a submit is answered with the id alone."""
     if _nothing_yet(moment):
         return {"id": moment.task_id}
-    told: JsonObject = {
+    task: JsonObject = {
         "id": moment.task_id,
-        "status": _official_word(moment),
+        "status": _status(moment, "official"),
         "createdAt": _zulu(moment.created_at),
-        # Api-facts 11: what is fully given back costs 0.
-        **(
-            {"cost": {"credits": 0 if moment.refunded else round(moment.points)}}
-            if moment.stage in OVER
-            else {"estimatedCost": {"credits": round(moment.points)}}
-        ),
     }
-    return told | _official_rest(moment)
-
-
-def _official_word(moment: Moment) -> str:
-    return OFFICIAL[moment.stage] if moment.status_word is None else moment.status_word
-
-
-def _zulu(unix: int) -> str:
-    return _iso(unix).replace("+00:00", "Z")
-
-
-def _official_rest(moment: Moment) -> JsonObject:
+    credits_ = round(moment.points)
+    if moment.stage in OVER:
+        # Api-facts 11: what is fully given back costs 0.
+        task["cost"] = {"credits": 0 if moment.refunded else credits_}
+    else:
+        task["estimatedCost"] = {"credits": credits_}
     if moment.video_url is not None:
-        return {"output": [moment.video_url]}
-    if moment.stage == "running":
-        return {"progress": moment.percent / 100}
-    if moment.stage in {"failed", "expired"}:
-        return {"failure": moment.reason, "failureCode": moment.failure_code}
-    return {}
+        task["output"] = [moment.video_url]
+    elif moment.stage == "running":
+        task["progress"] = moment.percent / 100
+    elif moment.stage in {"failed", "expired"}:
+        task |= {"failure": moment.reason, "failureCode": moment.failure_code}
+    return task
 
 
 def luma(moment: Moment) -> JsonObject:
@@ -312,7 +248,7 @@ def luma(moment: Moment) -> JsonObject:
     return {
         "id": moment.task_id,
         "prompt": "" if _nothing_yet(moment) else moment.prompt,
-        "state": LUMA[moment.stage] if moment.status_word is None else moment.status_word,
+        "state": _status(moment, "luma"),
         "queue_state": None,
         "created_at": _iso(moment.created_at),
         "batch_id": "",
@@ -326,20 +262,23 @@ def luma(moment: Moment) -> JsonObject:
 
 
 DIALECTS: Final[dict[str, Callable[[Moment], JsonObject]]] = {
-    "envelope": envelope,
-    "envelope_deer": envelope_deer,
-    "envelope_short": envelope_short,
-    "compat": compat,
-    "new_api": new_api,
-    "new_api_official": new_api_official,
-    "new_api_task": new_api_task,
-    "new_api_envelope": new_api_envelope,
-    "new_api_fail_reason": new_api_fail_reason,
-    "new_api_list": new_api_list,
-    "bare": bare,
-    "official": official,
-    "luma": luma,
-    "data": data,
+    make.__name__: make
+    for make in (
+        envelope,
+        envelope_deer,
+        envelope_short,
+        compat,
+        new_api,
+        new_api_official,
+        new_api_task,
+        new_api_envelope,
+        new_api_fail_reason,
+        new_api_list,
+        bare,
+        official,
+        luma,
+        data,
+    )
 }
 
 MIXED: Final = "mixed"
@@ -347,6 +286,7 @@ NAMES: Final = (*DIALECTS, *SHAPES, MIXED)
 
 # A list in `data` is documented for batch routes, luma for submits, and the bare task for
 # callbacks only: "mixed" keeps to what one gateway may send on one route.
+MIXED_POLLS: Final = [name for name in DIALECTS if name not in {"new_api_list", "luma", "data"}]
 MIXED_SUBMITS: Final = (
     "envelope",
     "envelope_deer",
@@ -356,28 +296,10 @@ MIXED_SUBMITS: Final = (
     "official",
     "luma",
 )
-MIXED_LOOKS: Final = (
-    "envelope",
-    "envelope_deer",
-    "envelope_short",
-    "compat",
-    "new_api",
-    "new_api_official",
-    "new_api_task",
-    "new_api_envelope",
-    "new_api_fail_reason",
-    "bare",
-    "official",
-)
 
 
 def checked(dialect: str) -> str:
-    """
-    *dialect*, if there is one of that name.
-
-    Raises:
-        ValueError: There is none.
-    """
+    """Return *dialect*, or raise ValueError if there is none of that name."""
     if dialect not in NAMES:
         names = ", ".join(NAMES)
         raise ValueError(f"dialect={dialect!r} is unknown; there are: {names}")
@@ -386,31 +308,28 @@ def checked(dialect: str) -> str:
 
 def tell(moment: Moment, dialect: str, random: Random) -> tuple[bytes, str]:
     """Return the body of the reply for *moment* in *dialect*, and its content type."""
-    moment = _emptied(moment) if moment.blank else moment
+    if moment.blank:
+        moment = Moment(task_id=moment.task_id, action=moment.action, prompt="", stage="submitted")
     if dialect in SHAPES:
-        return _shaped(moment, dialect)
+        return _shaped(moment, SHAPES[dialect])
     if dialect == MIXED:
-        dialect = random.choice(MIXED_SUBMITS if _nothing_yet(moment) else MIXED_LOOKS)
+        dialect = random.choice(MIXED_SUBMITS if _nothing_yet(moment) else MIXED_POLLS)
     return as_text(DIALECTS[dialect](moment)).encode(), JSON
 
 
-def _emptied(moment: Moment) -> Moment:
-    return Moment(task_id=moment.task_id, action=moment.action, prompt="", stage="submitted")
-
-
-def _shaped(moment: Moment, name: str) -> tuple[bytes, str]:
-    shape, data = SHAPES[name], as_text(_fuhu_data(moment))
+def _shaped(moment: Moment, shape: Shape) -> tuple[bytes, str]:
+    task = as_text(_fuhu_data(moment))
     error = {"code": moment.failure_code, "message": moment.reason}
     values = {
         "id": moment.task_id,
         "answer": as_text(envelope(moment)),
-        "data": data,
-        "rest": data.partition(",")[2].removesuffix("}"),
-        "text": as_text(data),
+        "data": task,
+        "rest": task.partition(",")[2].removesuffix("}"),
+        "text": as_text(task),
         "official": as_text(official(moment))[1:-1],
-        "state": _word(moment) if not _nothing_yet(moment) else "submitted",
-        "unified": UNIFIED[moment.stage] if moment.status_word is None else moment.status_word,
-        "status": _official_word(moment),
+        "state": _state(moment) if not _nothing_yet(moment) else "submitted",
+        "unified": _status(moment, "unified"),
+        "status": _status(moment, "official"),
         "url": as_text(moment.video_url),
         "output": as_text([] if moment.video_url is None else [moment.video_url]),
         "input": as_text(moment.input_url),

@@ -4,88 +4,77 @@ What an assertion about the gateway says when it fails: the ledger, as a diff.
 Pure: views of tasks and plans in, words out; None where all is well. The words hold prompts.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from re import Pattern
 
 import attrs
 
 from fuhu_runway.testing.faults import Planned
 
-from .books import Rule, TaskView, Which
+from .store import Rule, TaskView, Which
+from .story import Script
 
-HEAD = ("", "at", "prompt", "state", "asked", "paid")
-LEGEND = {
-    "+": "+ is one too many",
-    "-": "- never came",
-    "?": "? is paid for, and nobody asked how it went",
-}
+HEAD = ("", "at", "prompt", "state", "polls", "paid")
+LEGEND = {"+": "+ is one too many", "-": "- never came", "?": "? is paid for and was never polled"}
 
 Row = tuple[str, str, str, str, str, str]
 
 
 @attrs.frozen
-class Entry:
-    """One task with the simulated second at which it was accepted."""
+class Ledger:
+    """The tasks, in the order they were accepted."""
 
-    at: float
-    task: TaskView
+    tasks: Sequence[TaskView]
+    #: Returns the simulated second at one of the loop's.
+    instant: Callable[[float], float]
 
-    def row(self, mark: str) -> Row:
-        """What the ledger says of it."""
-        task = self.task
-        paid = f"{task.points:g}{' (given back)' if task.refunded else ''}"
-        return mark, f"{self.at:g} s", repr(task.prompt), task.state, f"{task.polls}x", paid
+    def __str__(self) -> str:
+        return _table("The gateway accepted:", self._rows())
 
+    def _rows(self, marked: Sequence[TaskView] = (), mark: str = "") -> list[Row]:
+        return [
+            (
+                mark if task in marked else " ",
+                f"{self.instant(task.created_at):g} s",
+                repr(task.prompt),
+                task.state,
+                f"{task.polls}x",
+                f"{task.points:g}{' (given back)' if task.refunded else ''}",
+            )
+            for task in self.tasks
+        ]
 
-def submitted_once(entries: Sequence[Entry], wanted: str | Pattern[str] | None) -> str | None:
-    """Whether exactly one task is as *wanted*, in words if not."""
-    found = [entry for entry in entries if _is(wanted, entry.task.prompt)]
-    if len(found) == 1:
-        return None
-    extra = found[1:]
-    rows = [entry.row("+" if entry in extra else " ") for entry in entries]
-    if not found:
-        rows.append(_missing(_named(wanted)))
-    what = "Something" if wanted is None else _named(wanted)
-    return _told(
-        f"{what} was to be submitted once, and was submitted {len(found)} times, "
-        f"for {sum(entry.task.points for entry in found):g} points.",
-        rows,
-    )
+    def unless_once(self, which: str | Pattern[str] | None) -> str | None:
+        """Return what is wrong unless exactly one task is as *which* says."""
+        rule = Rule(which, Script())
+        found = [task for task in self.tasks if which is None or rule.fits(task.request)]
+        if len(found) == 1:
+            return None
+        rows = self._rows(found[1:], "+")
+        if not found:
+            rows.append(_missing(_name_of(which)))
+        of = "" if which is None else f" of {_name_of(which)}"
+        points = sum(task.points for task in found)
+        return _table(f"expected 1 submission{of}, got {len(found)}, for {points:g} points.", rows)
 
-
-def all_asked(
-    entries: Sequence[Entry], unasked: Iterable[Rule], untouched: Iterable[Planned]
-) -> str | None:
-    """Whether all that was planned came about and all that was paid for was asked about."""
-    forgotten = [entry for entry in entries if not entry.task.polls]
-    missing = [
-        *(_missing(_named(rule.which)) for rule in unasked),
-        *(_missing(f"{type(one.fault).__name__} on {one.where!r}") for one in untouched),
-    ]
-    if not forgotten and not missing:
-        return None
-    rows = [entry.row("?" if entry in forgotten else " ") for entry in entries]
-    complaints = []
-    if missing:
-        complaints.append(f"{len(missing)} of the plans never came about")
-    if forgotten:
-        complaints.append(f"{len(forgotten)} of the paid tasks were never asked about")
-    return _told(f"{' and '.join(complaints)}.".capitalize(), [*rows, *missing])
-
-
-def shown(entries: Sequence[Entry]) -> str:
-    """Return the ledger as it is."""
-    return _told("The gateway accepted:", [entry.row(" ") for entry in entries])
+    def unless_all(self, rules: Iterable[Rule], untouched: Iterable[Planned]) -> str | None:
+        """Return what is wrong unless all plans came about and all paid tasks were polled."""
+        forgotten = [task for task in self.tasks if not task.polls]
+        missing = [
+            *(_missing(_name_of(rule.which)) for rule in rules if not rule.is_asked),
+            *(_missing(f"{type(one.fault).__name__} on {one.where!r}") for one in untouched),
+        ]
+        complaints = []
+        if missing:
+            complaints.append(f"{len(missing)} of the plans never came about")
+        if forgotten:
+            complaints.append(f"{len(forgotten)} of the paid tasks were never polled")
+        if not complaints:
+            return None
+        return _table(f"{' and '.join(complaints)}.", [*self._rows(forgotten, "?"), *missing])
 
 
-def _is(wanted: str | Pattern[str] | None, prompt: str) -> bool:
-    if wanted is None or isinstance(wanted, str):
-        return wanted is None or wanted == prompt
-    return wanted.search(prompt) is not None
-
-
-def _named(which: Which) -> str:
+def _name_of(which: Which) -> str:
     if which is None:
         return "the next task"
     if isinstance(which, Pattern):
@@ -97,7 +86,7 @@ def _missing(what: str) -> Row:
     return "-", "never", what, "", "", ""
 
 
-def _told(headline: str, rows: Sequence[Row]) -> str:
+def _table(headline: str, rows: Sequence[Row]) -> str:
     table = [HEAD, *rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = (

@@ -1,4 +1,4 @@
-"""What an option of the simulator may be, told in one line where it is not."""
+"""What an option of the simulator may be, and the one-line error where it is not."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -9,6 +9,8 @@ import attrs
 
 #: Thirty years: more than any test needs, and few enough for every date.
 MOST: Final = 1_000_000_000
+#: Where the control API is on the first origin. No gateway has such a path.
+CONTROL: Final = "/-"
 #: How far a number may go, by the name of its field or parameter.
 BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "status": (200, 999),
@@ -26,6 +28,14 @@ BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "keep_bytes": (0, MOST),
     "size": (0, 1024 * 1024),
     "count": (1, 1000),
+    "times": (1, MOST),
+    "takes": (0, MOST),
+    "hidden": (0, MOST),
+    "blank": (0, MOST),
+    "url_after": (0, MOST),
+    "points": (0, MOST),
+    "queued": (0, 1),
+    "progress": (0, 100),
 }
 
 

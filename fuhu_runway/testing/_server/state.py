@@ -1,9 +1,9 @@
 """
-What outlives the process: a line of JSON for each thing that happened.
+The state file: a line of JSON for each thing that happened, which outlives the process.
 
-Rule 1. A line counts when its newline is there. The last one may be torn: it never was.
-Rule 2. A task is written down before its answer goes out, the answer after that. So whatever a
-    client can have heard of is in the file, and an answer in the file has left the process.
+Rule 1. A line is valid only if it ends with a newline. A truncated last line is discarded.
+Rule 2. A task is written before its answer is sent, the answer after that. So each task that a
+    client can know of is in the file, and an answer in the file has left the process.
 Rule 3. Lines are handed to the system before they take effect. They survive the death of the
     process, `kill -9` included, and not that of the machine.
 Rule 4. Lines are only ever added, by one simulator at a time.
@@ -95,19 +95,18 @@ KINDS: Final[dict[str, type[Record]]] = {
     kind.__name__.lower(): kind for kind in (Opened, Closed, Accepted, Answered, Filed)
 }
 
-# What every such file begins with, or as much of it as was written.
-BEGINNING: Final = b'{"kind": "opened"'
-
 
 @attrs.frozen(kw_only=True)
 class LedgerEntry:
     """What became of one paid submit, as the gateway knows it."""
 
+    #: The task.
     task_id: str
     #: SHA-256 of the request's body, in hex: the same for two submits of the same bytes.
     digest: str
+    #: What was asked for.
     prompt: str = attrs.field(repr=False)
-    #: Unix seconds, by the wall clock.
+    #: When it was accepted, in Unix seconds by the wall clock.
     accepted_at: float
     #: The HTTP status of the answer that was handed whole to the socket; None if none was.
     status: int | None = None
@@ -115,7 +114,7 @@ class LedgerEntry:
     @property
     def answered(self) -> bool:
         """
-        Whether the whole answer was handed to the socket.
+        Return whether the whole answer was handed to the socket.
 
         If so, the client may have got it or not. If not, it can have got a part of it; all of it
         only if the process was killed in the instant between the socket and the ledger.
@@ -124,7 +123,6 @@ class LedgerEntry:
 
 
 def entry_of(record: Accepted) -> LedgerEntry:
-    """The ledger's entry for a task that was just accepted."""
     return LedgerEntry(
         task_id=record.task_id,
         digest=record.digest,
@@ -135,7 +133,7 @@ def entry_of(record: Accepted) -> LedgerEntry:
 
 def read_ledger(path: StrPath) -> tuple[LedgerEntry, ...]:
     """
-    Every paid submit in a simulator's state file, in the order they were accepted.
+    Return every paid submit in a simulator's state file, in the order they were accepted.
 
     Reads the file alone, whether its simulator runs, was closed or was killed.
 
@@ -165,25 +163,25 @@ class Past:
     at: float = 0.0
     instant: float = 0.0
     #: Up to when all webhooks were sent, at the least; in simulated seconds.
-    told_until: float = 0.0
+    sent_until: float = 0.0
 
     def now(self) -> float:
-        """The simulated second it is by the wall clock while none runs; it never goes back."""
+        """Return the simulated second by the wall clock while none runs; it never goes back."""
         return self.instant + max(0.0, time.time() - self.at) * self.speed
 
 
 def past_of(records: Sequence[Record]) -> Past:
-    """What *records* tell of their time; it goes on as it went in the last run."""
+    """Return when the runs in *records* were; time goes on as it went in the last of them."""
     if not records:
         return Past()
     opened = next(one for one in reversed(records) if isinstance(one, Opened))
-    told = (one.instant for one in records if not isinstance(one, Opened))
+    instants = (one.instant for one in records if not isinstance(one, Opened))
     return Past(
         epoch=opened.epoch,
         speed=opened.speed,
         at=records[-1].at,
         instant=records[-1].instant,
-        told_until=max(told, default=0.0),
+        sent_until=max(instants, default=0.0),
     )
 
 
@@ -198,13 +196,7 @@ class StateFile:
     _file: BinaryIO | None = attrs.field(init=False, default=None)
 
     def read(self) -> list[Record]:
-        """
-        All that it tells; it need not exist yet.
-
-        Raises:
-            OSError: It cannot be read.
-            ValueError: It is not the state of a simulator.
-        """
+        """Return all records; the file need not exist yet."""
         if self.path is None or not self.path.exists():
             return []
         data = self.path.read_bytes()
@@ -214,13 +206,7 @@ class StateFile:
         return records
 
     def open(self) -> None:
-        """
-        Begin to write where the last whole line ends.
-
-        Raises:
-            OSError: It cannot be written.
-            RuntimeError: Another process has written to it since it was read.
-        """
+        """Begin to write where the last whole line ends."""
         if self.path is None:
             return
         file = self.path.open("ab")
@@ -234,28 +220,23 @@ class StateFile:
         self._file = file
 
     def append(self, record: Record) -> None:
-        """
-        Write one line; the system has it when this returns.
-
-        Raises:
-            OSError: It cannot be written.
-            RuntimeError: Another process writes to the file.
-        """
+        """Write one line; the system has it when this returns."""
         if self._file is None:
             return
         self._check_size(self._file)
-        line = _line(record)
+        kind = type(record).__name__.lower()
+        line = json.dumps({"kind": kind, **attrs.asdict(record)}).encode() + b"\n"
         self._file.write(line)
         self._file.flush()
         self._whole_bytes += len(line)
 
     def close(self) -> None:
-        """Let go of the file."""
         file, self._file = self._file, None
         if file is not None:
             file.close()
 
     def _check_size(self, file: BinaryIO) -> None:
+        """Raise RuntimeError if another process has written to the file."""
         # Two writers would give out the same ids, and a size is what every system can tell.
         if os.fstat(file.fileno()).st_size != self._whole_bytes + self._torn_bytes:
             raise RuntimeError(
@@ -264,25 +245,19 @@ class StateFile:
             )
 
 
-def _line(record: Record) -> bytes:
-    kind = type(record).__name__.lower()
-    return json.dumps({"kind": kind, **attrs.asdict(record)}).encode() + b"\n"
-
-
 def _whole(data: bytes) -> bytes:
     return data[: data.rfind(b"\n") + 1]
 
 
 def _records(path: Path, data: bytes) -> Iterator[Record]:
-    if not BEGINNING.startswith(data[: len(BEGINNING)]):
+    # What every such file begins with, or as much of it as was written.
+    beginning = b'{"kind": "opened"'
+    if not beginning.startswith(data[: len(beginning)]):
         raise ValueError(f"{path} is not the state of a simulator")
     for number, line in enumerate(_whole(data).splitlines(), start=1):
         try:
-            yield _record(line)
+            fields = json.loads(line)
+            record = KINDS[fields.pop("kind")](**fields)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}, line {number}: not a line of a simulator") from error
-
-
-def _record(line: bytes) -> Record:
-    fields = json.loads(line)
-    return KINDS[fields.pop("kind")](**fields)
+        yield record

@@ -1,5 +1,5 @@
 """
-How a simulated task goes on in time, from the submit to its end.
+How a simulated task changes in time, from the submit to its end.
 
 Pure: a script and an age in simulated seconds give a moment; nothing here reads a clock.
 """
@@ -35,7 +35,7 @@ class Script:
     takes: float = attrs.field(default=100.0, validator=is_duration)
     #: The share of that which is spent in the queue.
     queued: float = 0.1
-    #: The percents told one after the other while it runs.
+    #: The percents reported one after the other while it runs.
     progress: tuple[int, ...] = attrs.field(default=(0, 20, 40, 60, 80), converter=tuple[int, ...])
     then: Ending = attrs.field(default="succeed", validator=one_of((*ENDINGS, "stall")))
     #: What the gateway says of a failure.
@@ -49,7 +49,7 @@ class Script:
     end_state: str | None = None
     #: The dialect of its answers; None is the gateway's own.
     dialect: str | None = None
-    #: On its own submit, looks and download; nothing else is the task's.
+    #: On its own submit, polls and download; nothing else is the task's.
     faults: tuple[Planned, ...] = attrs.field(default=(), converter=tuple[Planned, ...])
     #: For how long after the submit the gateway says `task_not_exist`.
     hidden: float = 0.0
@@ -65,23 +65,22 @@ class Script:
                 raise ValueError(f"a script has no {one.where!r}; its faults are on {OWN}")
 
     def plain(self) -> dict[str, Any]:
-        """All that another process needs to go on with it; faults are each process's own."""
+        """Return all that another process needs to go on with it; faults are each process's own."""
         return attrs.asdict(self, filter=attrs.filters.exclude("faults"))
 
     @property
     def ends_after(self) -> float | None:
-        """The age at which the task is over; None for one that never is."""
+        """Return the age at which the task is over; None for one that never is."""
         return None if self.then == "stall" else self.takes
 
     @property
     def refunds(self) -> bool:
-        """Whether its points come back."""
         return self.refund and self.then in {"fail", "cancel", "expire"}
 
 
 @attrs.frozen(kw_only=True)
 class Moment:
-    """One task at one instant: all that a reply in any dialect can tell of it."""
+    """One task at one instant: all that a reply in any dialect can say of it."""
 
     task_id: str
     action: str
@@ -102,41 +101,40 @@ class Moment:
     started_at: int = 0
     finished_at: int = 0
     updated_at: int = 0
-    #: Words that a fault puts into the reply's mouth.
+    #: Words for its state in place of the dialect's own.
     status_word: str | None = None
     state_word: str | None = None
     #: The reply says nothing but the id.
     blank: bool = False
 
     def with_urls(self, urls: tuple[str, str, str]) -> "Moment":
-        """The same moment with its video, poster and last frame."""
         video, poster, last_frame = urls
         return attrs.evolve(self, video_url=video, poster_url=poster, last_frame_url=last_frame)
 
     def without_urls(self, stage: Stage) -> "Moment":
-        """The same moment in *stage*, with nothing to show for it."""
+        """Return the same moment in *stage*, with nothing to show for it."""
         bare = attrs.evolve(self, stage=stage, percent=100)
         return attrs.evolve(bare, video_url=None, poster_url=None, last_frame_url=None)
 
 
 def steps(script: Script) -> list[float]:
-    """The ages at which the task starts to run and at which its percents change."""
+    """Return the ages at which the task starts to run and at which its percents change."""
     begins = script.takes * script.queued
     width = (script.takes - begins) / max(1, len(script.progress))
     return [begins + index * width for index in range(max(1, len(script.progress)))]
 
 
 def changes(script: Script) -> list[float]:
-    """Every age at which an answer says something new: what callbacks are sent for."""
+    """Return every age at which an answer changes: what callbacks are sent for."""
     ages = steps(script)
-    if script.ends_after is None:
-        return ages
-    late = [script.takes + script.url_after] if script.url_after else []
-    return [*ages, script.takes, *late]
+    if script.ends_after is not None:
+        ages.append(script.takes)
+        if script.url_after:
+            ages.append(script.takes + script.url_after)
+    return ages
 
 
 def stage_at(script: Script, age: float) -> tuple[Stage, int]:
-    """The stage and the percent of a task of this *age*."""
     if script.ends_after is not None and age >= script.ends_after:
         return ENDINGS[script.then], 100
     done = bisect_right(steps(script), age)
@@ -146,7 +144,6 @@ def stage_at(script: Script, age: float) -> tuple[Stage, int]:
 
 
 def has_url(script: Script, age: float) -> bool:
-    """Whether a task of this *age* shows its video."""
     if script.then != "succeed" or script.url_after is None:
         return False
     return age >= script.takes + script.url_after

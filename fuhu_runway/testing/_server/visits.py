@@ -1,10 +1,9 @@
-"""How a request is taken in: written down, given the fault that waits for it, and answered."""
+"""How a request is taken in: recorded, given the fault that waits for it, and answered."""
 
 import asyncio
-import contextlib
 import json
+import uuid
 from collections.abc import Callable, Iterator
-from functools import partial
 from random import Random
 from types import TracebackType
 from typing import Any, Final, cast
@@ -15,17 +14,18 @@ from aiohttp import web
 from fuhu_runway.testing.faults import Fault, Where
 
 from . import bodies as _bodies
-from .books import Books, Origin, Plans, Seen, SimulatedTask, prompt_of
-from .exchange import Exchange, Refused, Reply, enact, json_reply
+from .exchange import Reply, Visit, enact, json_reply
+from .store import Origin, Plans, Seen, SimulatedTask, Store
 from .weather import WEATHER
 
 # Pictures may come as data URIs in the official format.
 MAX_BODY_BYTES: Final = 20 * 1024 * 1024
 
-# All that hang were woken by now, so this is for a client that does not read its answer.
+# Real seconds for the answers that are left when the gateway closes. All that hang were woken by
+# now, so this is for a client that does not read its answer.
 GRACE: Final = 0.1
 
-HEADERS_THAT_MATTER: Final = (
+HEADERS: Final = (
     "Accept",
     "Authorization",
     "Content-Type",
@@ -37,44 +37,15 @@ HEADERS_THAT_MATTER: Final = (
 )
 
 
-@attrs.define
-class Visit:
-    """One request while its answer is made."""
-
-    request: web.Request
-    raw: bytes = attrs.field(repr=False)
-    #: The JSON object that came; None if there was none.
-    sent: dict[str, Any] | None = attrs.field(repr=False)
-    seen: Seen
-    #: The task it asks for, if there is such a task.
-    task: SimulatedTask | None = None
-    #: The task that it made, and paid for.
-    made: SimulatedTask | None = None
-
-    def body(self) -> dict[str, Any]:
-        """
-        The JSON object that came.
-
-        Raises:
-            Refused: It is none.
-        """
-        if self.sent is None:
-            raise Refused(json_reply(_bodies.task_error("read_request_body_failed"), 400))
-        return self.sent
-
-
-Work = Callable[[Visit, Fault | None], Reply]
-
-
 @attrs.frozen
 class Route:
     """What one path is for."""
 
     #: Whose faults it takes from the gateway's plans; None for an unknown path.
     where: Where | None
-    #: Whose faults it takes from a script: the official routes submit and look as well.
+    #: Whose faults it takes from a script: the official routes submit and poll as well.
     role: Where | None
-    work: Work
+    work: Callable[[Visit, Fault | None], Reply]
     origin: Origin = "api"
 
 
@@ -82,16 +53,18 @@ class Route:
 class Reception:
     """Where every request of both origins comes in."""
 
-    books: Books
-    #: The share of requests to which something harmless happens.
-    weather: float
-    random: Random
+    store: Store
     #: The most requests there ever were to answer at once.
     peak: int = 0
+    _random: Random = attrs.field(init=False)
     _answering: set[asyncio.Task[Any]] = attrs.field(factory=set)
 
+    def __attrs_post_init__(self) -> None:
+        seed = self.store.options.seed
+        self._random = Random(f"weather {seed}")  # noqa: S311 - the same for the same seed
+
     async def receive(self, route: Route, request: web.Request) -> web.StreamResponse:
-        """The answer to *request*, with all that is planned to go wrong."""
+        """Answer *request*, with all that is planned to go wrong."""
         try:
             return await self._receive(route, request)
         except Exception as error:
@@ -99,7 +72,7 @@ class Reception:
             if users is None:
                 raise
             # The client gets a 500 and makes something else of it, so it is kept for the test.
-            self.books.mistakes.append(error.with_traceback(users))
+            self.store.mistakes.append(error.with_traceback(users))
             return web.Response(status=500)
 
     async def _receive(self, route: Route, request: web.Request) -> web.StreamResponse:
@@ -110,53 +83,46 @@ class Reception:
         except ConnectionError:
             # The client left before its request was complete, and there is no one to answer.
             return web.Response()
-        visit = Visit(request, raw, _parsed(raw), self._note(request, len(raw), route))
-        visit.task = self._task_of(visit)
-        if visit.task is not None:
-            visit.seen.task_id = visit.task.task_id
-            visit.task.polls += route.role == "feed"
-        return await self._answer(visit, route.work, self._fault(visit, route))
+        sent = _parsed(raw)
+        seen, task = self._record(request, len(raw), route), self._task_of(request, sent or {})
+        if task is not None:
+            seen.task_id = task.task_id
+            task.polls += route.role == "feed"
+        visit = Visit(self.store, request, raw, sent, seen, task, route.work)
+        fault = self._fault(visit, route)
+        seen.fault = None if fault is None else fault.label
+        return await self._answer(visit, fault)
 
-    async def _answer(self, visit: Visit, work: Work, fault: Fault | None) -> web.StreamResponse:
-        visit.seen.fault = None if fault is None else fault.label
-        guarded = partial(self._guarded, work, visit)
-        prompt = prompt_of(visit.sent or {})
-        exchange = Exchange(visit.request, self.books.clock, visit.seen, guarded, prompt)
-        with self._in_flight():
-            try:
-                response = await enact(fault, exchange)
-                await self._hand_over(visit, response)
-            except ConnectionError:
-                # The client left before it had read all, which is its own affair.
-                return exchange.drop(reset=True)
-            except asyncio.CancelledError:
-                # The answer is not read, and what is left of it must not outlive the gateway.
-                exchange.drop(reset=True)
-                raise
-        return response
-
-    async def _hand_over(self, visit: Visit, response: web.StreamResponse) -> None:
-        """Return the answer to a paid request to the socket, and write down that it left."""
-        transport = visit.request.transport
-        if visit.made is None or transport is None or transport.is_closing():
-            return
-        # aiohttp would do just this a moment later, without a word.
-        await response.prepare(visit.request)
-        await response.write_eof()
-        self.books.answered(visit.made, response.status)
-
-    @contextlib.contextmanager
-    def _in_flight(self) -> Iterator[None]:
+    async def _answer(self, visit: Visit, fault: Fault | None) -> web.StreamResponse:
         answering = cast("asyncio.Task[Any]", asyncio.current_task())
         self._answering.add(answering)
         self.peak = max(self.peak, len(self._answering))
         try:
-            yield
+            response = await enact(fault, visit)
+            await self._hand_over(visit, response)
+        except ConnectionError:
+            # The client left before it had read all, which is its own affair.
+            return visit.drop(reset=True)
+        except asyncio.CancelledError:
+            # The answer is not read, and what is left of it must not outlive the gateway.
+            visit.drop(reset=True)
+            raise
         finally:
             self._answering.discard(answering)
+        return response
+
+    async def _hand_over(self, visit: Visit, response: web.StreamResponse) -> None:
+        """Send the answer to a paid request, and record that it left."""
+        transport = visit.request.transport
+        if visit.made is None or transport is None or transport.is_closing():
+            return
+        # aiohttp would do just this a moment later, without a report.
+        await response.prepare(visit.request)
+        await response.write_eof()
+        self.store.answered(visit.made, response.status)
 
     async def aclose(self) -> None:
-        """See every answer to its end, or end it."""
+        """Wait a moment for the answers that are left, and cancel the rest."""
         if not self._answering:
             return
         _, late = await asyncio.wait(self._answering, timeout=GRACE)
@@ -164,61 +130,54 @@ class Reception:
             answering.cancel()
         await asyncio.gather(*late, return_exceptions=True)
 
-    def _guarded(self, work: Work, visit: Visit, fault: Fault | None) -> Reply:
-        self.books.settle()
-        try:
-            return work(visit, fault)
-        except Refused as refused:
-            return refused.reply
-
-    def _note(self, request: web.Request, body_bytes: int, route: Route) -> Seen:
-        named = (name for name in HEADERS_THAT_MATTER if name in request.headers)
+    def _record(self, request: web.Request, body_bytes: int, route: Route) -> Seen:
+        head = [*request.headers.values(), request.query_string]
         seen = Seen(
             origin=route.origin,
             where=route.where,
             method=request.method,
             path=request.path,
             query=request.query_string,
-            headers={name: request.headers[name] for name in named},
+            headers={name: request.headers[name] for name in HEADERS if name in request.headers},
             body_bytes=body_bytes,
-            at=self.books.clock.loop_time(self.books.clock.now()),
-            carried_key=self._carries_key(request),
+            at=self.store.clock.loop_time(self.store.clock.now()),
+            carried_key=any(key in text for key in self.store.accounts for text in head),
         )
-        self.books.note(seen)
+        self.store.seen.append(seen)
+        if seen.carried_key and seen.origin == "cdn":
+            self.store.leaked.append(seen)
         return seen
 
-    def _carries_key(self, request: web.Request) -> bool:
-        head = [*request.headers.values(), request.query_string]
-        return any(key in text for key in self.books.accounts for text in head)
-
-    def _task_of(self, visit: Visit) -> SimulatedTask | None:
-        match = visit.request.match_info
+    def _task_of(self, request: web.Request, body: dict[str, Any]) -> SimulatedTask | None:
+        match = request.match_info
         if "name" in match:
-            return self.books.task_of_file(match["name"])
-        asked = match.get("task_id") or visit.request.query.get("task_id")
-        if asked is None:
-            asked = (visit.sent or {}).get("task_id")
-        return self.books.tasks.get(asked) if isinstance(asked, str) else None
+            # The digits of the id come first in the name of a file.
+            try:
+                return self.store.tasks.get(str(uuid.UUID(match["name"][:32])))
+            except ValueError:
+                return None
+        asked = match.get("task_id") or request.query.get("task_id") or body.get("task_id")
+        return self.store.tasks.get(asked) if isinstance(asked, str) else None
 
     def _fault(self, visit: Visit, route: Route) -> Fault | None:
-        now = self.books.clock.now()
+        now = self.store.clock.now()
         for plans, where in self._plans(visit, route):
             fault = None if where is None else plans.take(where, now)
             if fault is not None:
                 return fault
-        if route.role is None or self.random.random() >= self.weather:
+        if route.role is None or self._random.random() >= self.store.options.weather:
             return None
-        return self.random.choice(WEATHER[route.role])
+        return self._random.choice(WEATHER[route.role])
 
     def _plans(self, visit: Visit, route: Route) -> Iterator[tuple[Plans, Where | None]]:
-        """Where a fault may wait for *visit*: what is scripted comes first."""
+        """Yield where a fault may wait for *visit*: what is scripted comes first."""
         if visit.task is not None:
             yield visit.task.plans, route.role
         elif route.role == "submit":
-            rule = self.books.rule_for(visit.sent or {})
+            rule = self.store.rule_for(visit.sent or {})
             if rule is not None:
                 yield rule.plans, route.role
-        yield self.books.plans, route.where
+        yield self.store.plans, route.where
 
 
 def _users(traceback: TracebackType | None) -> TracebackType | None:

@@ -24,7 +24,8 @@ class Shape:
     thing), $url, $output, $input, $reason, $error, $created and $updated.
     """
 
-    told: str
+    #: What is unusual about it.
+    help: str
     text: str
     content_type: str = JSON
     encoding: str = "utf-8"

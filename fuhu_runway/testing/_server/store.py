@@ -1,4 +1,4 @@
-"""What the gateway has on record: its keys, its tasks, its plans and all it saw."""
+"""What the gateway remembers: its keys, its tasks, its plans and its requests."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from heapq import heappop, heappush
 from random import Random
 from re import Pattern
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
@@ -22,18 +22,27 @@ from .options import is_duration
 from .state import Accepted, Answered, Filed, LedgerEntry, Record, StateFile, entry_of
 from .story import Moment, Script, Stage
 
+if TYPE_CHECKING:
+    from fuhu_runway.testing.simulator import Simulator
+
 Body = Mapping[str, Any]
 Which = str | Pattern[str] | Callable[[Body], bool] | None
 Origin = Literal["api", "cdn"]
+PerTask = float | Callable[[Body], float]
 
 
 def prompt_of(body: Body) -> str:
-    """What *body* asks for, in either format; empty if it says nothing."""
+    """Return what *body* asks for, in either format; empty if it has no prompt."""
     prompt = body.get("prompt") or body.get("promptText")
     if not isinstance(prompt, str):
         return ""
     # JSON may hold half of a surrogate pair, which no answer can be written in.
     return prompt.encode(errors="replace").decode()
+
+
+def amount(value: PerTask, body: Body) -> float:
+    """Return *value*, or what it returns for *body*."""
+    return value(body) if callable(value) else value
 
 
 @attrs.define
@@ -48,31 +57,24 @@ class Plans:
         self.untouched = [*self._waiting]
 
     def add(self, planned: Planned) -> None:
-        """Wait with one more."""
         self._waiting.append(planned)
         self.untouched.append(planned)
 
     def waiting(self, now: float) -> list[Planned]:
-        """Those that still wait."""
         self._waiting = [one for one in self._waiting if one.until is None or now < one.until]
         return self._waiting
 
     def take(self, where: Where, now: float) -> Fault | None:
-        """The fault for a request of the kind *where*, used up by it."""
-        for index, planned in enumerate(self.waiting(now)):
-            if planned.where == where:
-                self._use(index, planned)
-                return planned.fault
-        return None
-
-    def _use(self, index: int, planned: Planned) -> None:
-        self.untouched = [one for one in self.untouched if one is not planned]
-        if planned.times is None:
-            return
-        if planned.times > 1:
-            self._waiting[index] = attrs.evolve(planned, times=planned.times - 1)
-        else:
-            del self._waiting[index]
+        """Return the fault for a request of the kind *where*, and count it as used once."""
+        found = next((one for one in self.waiting(now) if one.where == where), None)
+        if found is None:
+            return None
+        self.untouched = [one for one in self.untouched if one is not found]
+        if found.times is not None:
+            index = self._waiting.index(found)
+            left = attrs.evolve(found, times=found.times - 1)
+            self._waiting[index : index + 1] = [left] if left.times else []
+        return found.fault
 
 
 @attrs.define
@@ -95,7 +97,7 @@ class Rule:
         self.plans = Plans([one for one in self.script.faults if one.where == "submit"])
 
     def fits(self, body: Body) -> bool:
-        """Whether this rule names the task of *body*."""
+        """Return whether this rule names the task of *body*."""
         if isinstance(self.which, str):
             return self.which == prompt_of(body)
         if isinstance(self.which, Pattern):
@@ -114,8 +116,36 @@ class Link:
     dead: int | None = None
 
     def is_alive(self, now: float) -> bool:
-        """Whether the URL works."""
         return self.dead is None and (self.expires_at is None or now < self.expires_at)
+
+
+@attrs.frozen(kw_only=True)
+class TaskView:
+    """What the simulator knows of one billable task. Instants are seconds of the loop's clock."""
+
+    #: The task.
+    task_id: str
+    #: What it was asked for.
+    prompt: str = attrs.field(repr=False)
+    #: submitted, queued, running, succeeded, failed, cancelled or expired.
+    state: Stage
+    #: Which of the paid routes made it, such as TEXT_TO_VIDEO.
+    action: str
+    #: When it was accepted.
+    created_at: float
+    #: When it ends, or ended; None if its script lets it run for ever.
+    finishes_at: float | None
+    #: How often the client polled it.
+    polls: int
+    #: What it costs.
+    points: float
+    #: Whether the points were refunded.
+    refunded: bool
+    #: The request's body, as JSON and as it came.
+    request: Body = attrs.field(repr=False)
+    raw: bytes = attrs.field(repr=False)
+    #: SHA-256 of the body, in hex: the same for two submits of the same bytes.
+    digest: str
 
 
 @attrs.define(eq=False)
@@ -134,82 +164,108 @@ class SimulatedTask:
     #: What became of its submit.
     entry: LedgerEntry
     polls: int = 0
-    #: Goes up when the file changes under the client's hands.
+    #: Goes up when the file changes during a download.
     version: int = 1
     plans: Plans = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.plans = Plans([one for one in self.script.faults if one.where != "submit"])
 
-    @property
-    def prompt(self) -> str:
-        """What it was asked for."""
-        return prompt_of(self.body)
-
     def age(self, now: float) -> float:
-        """Simulated seconds since the submit."""
+        """Return the simulated seconds since the submit."""
         return now - self.created
 
-    def stage(self, now: float) -> Stage:
-        """How far it is."""
-        return _story.stage_at(self.script, self.age(now))[0]
+    def view(self, clock: SimulatedClock) -> TaskView:
+        """Return what the simulator knows of it now."""
+        script = self.script
+        stage, _ = _story.stage_at(script, self.age(clock.now()))
+        ends = None if script.ends_after is None else self.created + script.ends_after
+        return TaskView(
+            task_id=self.task_id,
+            prompt=prompt_of(self.body),
+            state=stage,
+            action=self.action,
+            created_at=clock.loop_time(self.created),
+            finishes_at=None if ends is None else clock.loop_time(ends),
+            polls=self.polls,
+            points=self.points,
+            refunded=stage in _story.OVER and script.refunds,
+            request=self.body,
+            raw=self.raw,
+            digest=self.entry.digest,
+        )
 
+    def first_moment(self, clock: SimulatedClock) -> Moment:
+        """Return what the answer to its submit can say."""
+        return Moment(
+            task_id=self.task_id,
+            action=self.action,
+            prompt=prompt_of(self.body),
+            stage="submitted",
+            created_at=clock.unix(self.created),
+        )
 
-@attrs.frozen(kw_only=True)
-class TaskView:
-    """What the simulator knows of one billable task. Instants are seconds of the loop's clock."""
-
-    task_id: str
-    prompt: str = attrs.field(repr=False)
-    state: Stage
-    #: Which of the paid routes made it.
-    action: str
-    created_at: float
-    #: When it ends, or ended; None if its script lets it run for ever.
-    finishes_at: float | None
-    #: How often the client asked for it.
-    polls: int
-    points: float
-    #: Whether the points went back.
-    refunded: bool
-    #: The request's body, as JSON and as it came.
-    request: Body = attrs.field(repr=False)
-    raw: bytes = attrs.field(repr=False)
-    #: SHA-256 of the body, in hex.
-    digest: str
+    def moment(self, clock: SimulatedClock, age: float, urls: tuple[str, str, str]) -> Moment:
+        """Return the task at *age*, with its video, poster and last frame once it has them."""
+        script, created = self.script, self.created
+        stage, percent = _story.stage_at(script, age)
+        begins, is_over = _story.steps(script)[0], stage in _story.OVER
+        video = self.body.get("video") or self.body.get("videoUri")
+        moment = attrs.evolve(
+            self.first_moment(clock),
+            stage=stage,
+            percent=percent,
+            points=self.points,
+            refunded=is_over and script.refunds,
+            reason=script.reason if stage in _story.UNLUCKY else None,
+            failure_code=script.failure_code,
+            input_url=video if isinstance(video, str) else None,
+            status_word=script.end_status if is_over else None,
+            state_word=script.end_state if is_over else None,
+            started_at=clock.unix(created + begins) if age >= begins else 0,
+            finished_at=clock.unix(created + script.takes) if is_over else 0,
+            updated_at=clock.unix(created + (script.takes if is_over else age)),
+            blank=age < script.blank,
+        )
+        return moment.with_urls(urls) if _story.has_url(script, age) else moment
 
 
 @attrs.define(kw_only=True)
 class Seen:
     """One request the simulator saw."""
 
+    #: api or cdn.
     origin: Origin
+    #: submit, feed, download, balance or official; None for an unknown path.
     where: Where | None
+    #: GET, POST or another.
     method: str
+    #: The path.
     path: str = attrs.field(repr=False)
+    #: What came after it.
     query: str = attrs.field(repr=False)
+    #: Those that matter to a gateway.
     headers: Mapping[str, str] = attrs.field(repr=False)
+    #: Size of the body.
     body_bytes: int
-    #: Second of the loop's clock.
+    #: When it came: a second of the loop's clock.
     at: float
     #: Whether one of the gateway's keys stood anywhere in its head.
     carried_key: bool
+    #: The task that it was about.
     task_id: str | None = None
     #: The name of what went wrong on purpose.
     fault: str | None = None
-    #: The HTTP status it was given; None if it was given none.
+    #: The HTTP status of the answer; None if there was none.
     status: int | None = None
 
 
 @attrs.define
-class Books:
+class Store:
     """Everything the gateway remembers. Changes under no `await`."""
 
+    options: "Simulator"
     clock: SimulatedClock
-    seed: int
-    takes: Callable[[Body], float]
-    link_lifetime: float | None
-    log_limit: int
     state: StateFile
     #: By key.
     accounts: dict[str, Account] = attrs.field(factory=dict, repr=False)
@@ -221,7 +277,7 @@ class Books:
     leaked: list[Seen] = attrs.field(factory=list)
     #: How many requests the rate limit turned away.
     limited: int = 0
-    #: What functions of the user's raised.
+    #: The exceptions of the user's own functions.
     mistakes: list[Exception] = attrs.field(factory=list)
     _rules: list[Rule] = attrs.field(factory=list)
     _next: deque[Rule] = attrs.field(factory=deque)
@@ -231,18 +287,18 @@ class Books:
     _position: int = 0
 
     def __attrs_post_init__(self) -> None:
-        self.seen = deque(maxlen=self.log_limit)
-        # A stream of its own: how often a client asks must not change the next task's id.
-        self._ids = Random(f"ids {self.seed}")  # noqa: S311 - the same for the same seed
+        self.seen = deque(maxlen=self.options.log_limit)
+        # A stream of its own: how often a client polls must not change the next task's id.
+        self._ids = Random(f"ids {self.options.seed}")  # noqa: S311 - the same for the same seed
 
     def open_account(
         self, key: str, name: str, points: float | None, bucket: Bucket | None
     ) -> None:
         """
-        Let *key* in, to the tasks that an account of this *name* has from earlier runs.
+        Add *key*, with the tasks that an account of this *name* has from earlier runs.
 
         Raises:
-            ValueError: There is such a key, or such a name.
+            ValueError: There is already such a key, or such a name.
         """
         if key in self.accounts:
             raise ValueError("the gateway has this key already")
@@ -253,7 +309,6 @@ class Books:
         self.accounts[key] = account
 
     def add_rule(self, rule: Rule) -> None:
-        """Follow *rule* from now on."""
         if rule.which is None:
             self._next.append(rule)
         else:
@@ -261,27 +316,22 @@ class Books:
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """Those that name tasks, the last one first, and then the next ones in order."""
+        """Return those that name tasks, the last one first, and then the next ones in order."""
         return (*self._rules, *self._next)
 
-    def unasked(self) -> list[Rule]:
-        """Those of which no task ever came."""
-        return [rule for rule in self.rules if not rule.is_asked]
-
     def untouched(self) -> list[Planned]:
-        """The faults that never happened, of the gateway, of its scripts and of its tasks."""
+        """Return the faults that never happened, of the gateway, its scripts and its tasks."""
         plans = [self.plans, *(rule.plans for rule in self.rules)]
         plans += [task.plans for task in self.tasks.values()]
         return [planned for one in plans for planned in one.untouched]
 
     def forget_plans(self) -> None:
-        """Let nothing more go as planned; a task that has its script keeps it."""
         self.plans = Plans()
         self._rules.clear()
         self._next.clear()
 
     def forget(self) -> None:
-        """Start the story anew, without keys; no id is given twice."""
+        """Start anew, without keys; no id is used twice."""
         self.forget_plans()
         self.accounts.clear()
         self.tasks.clear()
@@ -289,12 +339,6 @@ class Books:
         self.seen.clear()
         self.leaked.clear()
         self.limited = 0
-
-    def note(self, seen: Seen) -> None:
-        """Write down one request."""
-        self.seen.append(seen)
-        if seen.carried_key and seen.origin == "cdn":
-            self.leaked.append(seen)
 
     def rule_for(self, body: Body) -> Rule | None:
         """
@@ -316,9 +360,11 @@ class Books:
     def accept(
         self, account: Account, *, path: str, action: str, raw: bytes, body: Body, points: float
     ) -> SimulatedTask:
-        """A new task, written down and charged to *account*."""
+        """Return a new task, recorded and charged to *account*."""
         now, position, script = self.clock.now(), self._position, self._script_for(body)
         task_id = self._next_id()
+        # To the byte as it came, if no key came in it (api-facts 1.1).
+        kept = json.dumps({**body, "key": ""}).encode() if "key" in body else raw
         record = Accepted(
             at=time.time(),
             instant=now,
@@ -327,11 +373,11 @@ class Books:
             path=path,
             action=action,
             prompt=prompt_of(body),
-            body=_without_key(raw, body).decode("latin-1"),
+            body=kept.decode("latin-1"),
             digest=hashlib.sha256(raw).hexdigest(),
             points=points,
             position=position,
-            token=_signature(f"{self.seed} {task_id}"),
+            token=_signature(f"{self.options.seed} {task_id}"),
             link_expires_at=self._expiry(now),
             script=script.plain(),
         )
@@ -341,6 +387,16 @@ class Books:
     def _next_id(self) -> str:
         self._position += 1
         return str(uuid.UUID(int=self._ids.getrandbits(128), version=4))
+
+    def _script_for(self, body: Body) -> Script:
+        rule = self.rule_for(body)
+        if rule is None:
+            return Script(takes=amount(self.options.takes, body))
+        rule.is_used = True
+        if rule.which is None:
+            self._next.popleft()
+        takes = amount(self.options.takes, body) if rule.takes is None else rule.takes
+        return attrs.evolve(rule.script, takes=takes)
 
     def _enter(
         self, record: Accepted, account: Account, raw: bytes, body: Body, script: Script
@@ -364,18 +420,22 @@ class Books:
         return task
 
     def answered(self, task: SimulatedTask, status: int) -> None:
-        """Write down that the whole answer to the submit of *task* left."""
+        """Record that the whole answer to the submit of *task* left."""
         self.state.append(
             Answered(at=time.time(), instant=self.clock.now(), task_id=task.task_id, status=status)
         )
         task.entry = attrs.evolve(task.entry, status=status)
 
     def restore(self, records: Iterable[Record]) -> None:
-        """Go on with what earlier runs wrote down; before any key is let in."""
+        """Go on with what earlier runs recorded; before any key is added."""
         for record in records:
             match record:
                 case Accepted():
-                    self._restore_task(record)
+                    while self._position <= record.position:
+                        self._next_id()
+                    account = self.keyless.setdefault(record.account, Account(record.account))
+                    raw = record.body.encode("latin-1")
+                    self._enter(record, account, raw, json.loads(raw), Script(**record.script))
                 case Answered(task_id=task_id, status=status):
                     task = self.tasks[task_id]
                     task.entry = attrs.evolve(task.entry, status=status)
@@ -383,23 +443,6 @@ class Books:
                     task = self.tasks[task_id]
                     task.link = Link(record.token, record.link_expires_at, record.dead)
                     task.version = record.version
-
-    def _restore_task(self, record: Accepted) -> None:
-        while self._position <= record.position:
-            self._next_id()
-        account = self.keyless.setdefault(record.account, Account(record.account))
-        raw = record.body.encode("latin-1")
-        self._enter(record, account, raw, json.loads(raw), Script(**record.script))
-
-    def _script_for(self, body: Body) -> Script:
-        rule = self.rule_for(body)
-        if rule is None:
-            return Script(takes=self.takes(body))
-        rule.is_used = True
-        if rule.which is None:
-            self._next.popleft()
-        takes = self.takes(body) if rule.takes is None else rule.takes
-        return attrs.evolve(rule.script, takes=takes)
 
     def settle(self) -> None:
         """Refund the points of every task that has failed by now."""
@@ -409,7 +452,7 @@ class Books:
             task.account.refund(task.points)
 
     def live_link(self, task: SimulatedTask) -> Link:
-        """The task's link, signed anew if it has died."""
+        """Return the task's link, signed anew if it has died."""
         now = self.clock.now()
         if not task.link.is_alive(now):
             link = Link(_signature(task.link.token), self._expiry(now))
@@ -432,85 +475,10 @@ class Books:
         task.link, task.version = link, version
 
     def _expiry(self, now: float) -> float | None:
-        return None if self.link_lifetime is None else now + self.link_lifetime
-
-    def task_of_file(self, name: str) -> SimulatedTask | None:
-        """The task whose file *name* is: the digits of its id come first."""
-        try:
-            return self.tasks.get(str(uuid.UUID(name[:32])))
-        except ValueError:
-            return None
-
-    def first_moment(self, task: SimulatedTask) -> Moment:
-        """What the answer to a submit can tell."""
-        return Moment(
-            task_id=task.task_id,
-            action=task.action,
-            prompt=task.prompt,
-            stage="submitted",
-            created_at=self.clock.unix(task.created),
-        )
-
-    def moment(self, task: SimulatedTask, age: float, urls: tuple[str, str, str]) -> Moment:
-        """*task* at *age*, its video, poster and last frame at *urls* as soon as it shows them."""
-        script, unix = task.script, self.clock.unix
-        stage, percent = _story.stage_at(script, age)
-        begins, over = _story.steps(script)[0], stage in _story.OVER
-        moment = Moment(
-            task_id=task.task_id,
-            action=task.action,
-            prompt=task.prompt,
-            stage=stage,
-            percent=percent,
-            points=task.points,
-            refunded=over and script.refunds,
-            reason=script.reason if stage in _story.UNLUCKY else None,
-            failure_code=script.failure_code,
-            input_url=_video_of(task.body),
-            status_word=script.end_status if over else None,
-            state_word=script.end_state if over else None,
-            created_at=unix(task.created),
-            started_at=unix(task.created + begins) if age >= begins else 0,
-            finished_at=unix(task.created + script.takes) if over else 0,
-            updated_at=unix(task.created + (script.takes if over else age)),
-            blank=age < script.blank,
-        )
-        return moment.with_urls(urls) if _story.has_url(script, age) else moment
-
-    def views(self) -> Iterable[TaskView]:
-        """Every task, in the order they were accepted."""
-        now = self.clock.now()
-        return (self._view(task, now) for task in self.tasks.values())
-
-    def _view(self, task: SimulatedTask, now: float) -> TaskView:
-        stage = task.stage(now)
-        ends = task.script.ends_after
-        return TaskView(
-            task_id=task.task_id,
-            prompt=task.prompt,
-            state=stage,
-            action=task.action,
-            created_at=self.clock.loop_time(task.created),
-            finishes_at=None if ends is None else self.clock.loop_time(task.created + ends),
-            polls=task.polls,
-            points=task.points,
-            refunded=stage in _story.OVER and task.script.refunds,
-            request=task.body,
-            raw=task.raw,
-            digest=task.entry.digest,
-        )
-
-
-def _video_of(body: Body) -> str | None:
-    video = body.get("video") or body.get("videoUri")
-    return video if isinstance(video, str) else None
+        lifetime = self.options.link_lifetime
+        return None if lifetime is None else now + lifetime
 
 
 def _signature(seed: str) -> str:
-    # From what it follows on, so that the next run signs as this one would have.
+    # From the token before it, so that the next run signs as this one would have.
     return hashlib.sha256(seed.encode()).hexdigest()[:32]
-
-
-def _without_key(raw: bytes, body: Body) -> bytes:
-    """The body to keep: to the byte as it came, if no key came in it (api-facts 1.1)."""
-    return json.dumps({**body, "key": ""}).encode() if "key" in body else raw

@@ -7,11 +7,12 @@ import pytest
 from support.clients import QUICK_POLLS, QUICK_RETRY, Ear, others
 from support.clock import ManualClock, settle, until
 from support.feed import Scene, done, no, record, scene_on
+from support.paying import pay
 from support.servers import raw_server, reply
 
 from fuhu_runway._clock import LoopClock
-from fuhu_runway._session.session import Engine, Settings, TaskBudget
-from fuhu_runway._wire.decode import Request
+from fuhu_runway._session.session import Session, Settings, TaskBudget
+from fuhu_runway._wire.encode import Request
 from fuhu_runway._wire.tables import ENDPOINTS
 from fuhu_runway.errors import NoReply, NotFound, UsageError, WaitAbandoned, WaitTimeout
 from fuhu_runway.hooks import ClientClosed, Hooks
@@ -31,7 +32,7 @@ def settings(session: aiohttp.ClientSession | None = None) -> Settings:
     )
 
 
-def is_closed(engine: Engine) -> bool:
+def is_closed(engine: Session) -> bool:
     """Return whether both sessions are closed."""
     return engine.transport._free.closed and engine.transport._paid.closed
 
@@ -45,8 +46,8 @@ def test_the_end_of_the_loop_closes_it() -> None:
     """What nobody closed is closed while its loop still runs, and is forgotten after that."""
     forgotten: list[bool] = []
 
-    async def main() -> Engine:
-        engine = Engine(settings())
+    async def main() -> Session:
+        engine = Session(settings())
         engine.stay_until_the_loop_ends(lambda: forgotten.append(is_closed(engine)))
         return engine
 
@@ -58,7 +59,7 @@ def test_the_end_of_the_loop_closes_it() -> None:
 async def test_closing_closes_once() -> None:
     """However often it is closed, it is forgotten once, and the loop's end finds nothing to do."""
     forgotten: list[int] = []
-    engine = Engine(settings())
+    engine = Session(settings())
     engine.stay_until_the_loop_ends(lambda: forgotten.append(1))
     for _ in range(3):
         await engine.aclose()
@@ -70,12 +71,12 @@ async def test_closing_closes_once() -> None:
 async def test_the_close_is_told_once_all_is_closed() -> None:
     """Listeners hear of it last, with the client's number, and once."""
     closed: list[bool] = []
-    engine = Engine(attrs.evolve(settings(), client=7, hooks=Hooks([ear := Ear()])))
+    engine = Session(attrs.evolve(settings(), client=7, hooks=Hooks([ear := Ear()])))
     engine.stay_until_the_loop_ends(list)
     await engine.aclose()
     await engine.aclose()
     assert ear.heard == [ClientClosed(7)]
-    engine = Engine(
+    engine = Session(
         attrs.evolve(settings(), hooks=Hooks([lambda _: closed.append(is_closed(engine))]))
     )
     engine.stay_until_the_loop_ends(list)
@@ -86,13 +87,13 @@ async def test_the_close_is_told_once_all_is_closed() -> None:
 async def test_one_that_does_not_stay_has_nothing_to_close() -> None:
     """Closing before it was tied to the loop does nothing."""
     async with aiohttp.ClientSession() as session:
-        await Engine(settings(session)).aclose()
+        await Session(settings(session)).aclose()
         assert not session.closed
 
 
 async def test_closing_ends_its_errands() -> None:
     """What nobody waits for is cancelled with the engine, and what is done is forgotten."""
-    engine = Engine(settings())
+    engine = Session(settings())
     engine.stay_until_the_loop_ends(list)
     engine.run(asyncio.sleep(0))
     engine.run(asyncio.sleep(3600))
@@ -106,7 +107,7 @@ async def test_closing_ends_its_errands() -> None:
 
 async def test_a_look_is_not_repeated_by_itself() -> None:
     """The scheduler looks again in its own time: trouble is not multiplied by a retry policy."""
-    engine = Engine(settings())
+    engine = Session(settings())
     engine.stay_until_the_loop_ends(list)
     async with raw_server(None) as server:
         watch = engine.poller.watch(look_at(server.url))
@@ -121,7 +122,7 @@ async def test_a_look_is_not_repeated_by_itself() -> None:
 
 async def test_closing_ends_waits_and_keeps_paid_requests() -> None:
     """Waits are abandoned at once; a paid request in flight is waited for."""
-    engine = Engine(settings())
+    engine = Session(settings())
     engine.stay_until_the_loop_ends(list)
     async with raw_server(reply()) as server:
         server.may_answer.clear()
@@ -143,7 +144,7 @@ async def test_closing_ends_waits_and_keeps_paid_requests() -> None:
 
 async def test_a_close_that_is_cancelled_leaves_no_session(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cancelled while polls are ended, closing goes on, and the next call joins it."""
-    engine = Engine(settings())
+    engine = Session(settings())
     engine.stay_until_the_loop_ends(list)
     begun, may_end = asyncio.Event(), asyncio.Event()
 
@@ -165,7 +166,7 @@ async def test_a_close_that_is_cancelled_leaves_no_session(monkeypatch: pytest.M
 
 async def test_who_closes_as_well_comes_back_when_all_is_closed() -> None:
     """A second close, made while the first waits for a paid request, waits for it too."""
-    engine = Engine(settings())
+    engine = Session(settings())
     engine.stay_until_the_loop_ends(list)
     async with raw_server(reply()) as server:
         server.may_answer.clear()
@@ -183,7 +184,7 @@ async def test_who_closes_as_well_comes_back_when_all_is_closed() -> None:
 
 async def test_room_that_comes_free_at_the_close_is_not_used() -> None:
     """Who waits to submit while looks are ended is refused, and nothing is sent."""
-    engine = Engine(settings())
+    engine = Session(settings())
     engine.stay_until_the_loop_ends(list)
     async with raw_server(reply()) as server:
         async with engine.gate.slot():
@@ -199,9 +200,9 @@ async def test_room_that_comes_free_at_the_close_is_not_used() -> None:
     assert caught.value.field == "client"
 
 
-async def _pay(engine: Engine, url: str) -> Any:
+async def _pay(engine: Session, url: str) -> Any:
     request = Request(ENDPOINTS["text_to_video"], url, {}, b"{}")
-    return await engine.transport.call(request, lambda answer: answer.body, unclaimed=id)
+    return await pay(engine.transport, request, lambda answer: answer.body)
 
 
 # How many tasks may exist at once
@@ -282,7 +283,7 @@ async def test_leaving_the_queue_leaves_nothing(clock: ManualClock) -> None:
     assert scene.has_nothing_left()
 
 
-async def test_a_submit_that_was_left_in_the_air_counts(clock: ManualClock) -> None:
+async def test_a_submit_that_was_left_in_flight_counts(clock: ManualClock) -> None:
     """Its caller is gone, and there is room again only when its answer is here."""
     scene = scene_on(clock)
     budget, landed = TaskBudget(1, scene.poller), asyncio.Event()

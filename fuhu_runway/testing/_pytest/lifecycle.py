@@ -1,5 +1,5 @@
 """
-Where one test, its gateway and its client live: their options, their loop, and when they end.
+The fixture lifecycle of one test: its options, its gateway, its client, and when they end.
 
 Rule 1. The ports are taken before anything runs, so that synchronous fixtures know the addresses.
 Rule 2. The gateway starts, and time becomes virtual, with the first asynchronous fixture or test
@@ -19,13 +19,12 @@ import inspect
 import threading
 import unittest
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
-from types import MethodType, TracebackType
-from typing import Any, Final, Protocol, Self, TypeVar
+from types import MethodType
+from typing import Any, Final, NoReturn, TypeVar
 
 import attrs
 import pytest
 
-from fuhu_runway.testing._server import ledger as _ledger
 from fuhu_runway.testing.simulator import Simulator
 
 from .deadline import DeadlinePassed
@@ -35,23 +34,16 @@ from .virtual import DEADLINE, VirtualClock, virtual_time, watched
 MARKER: Final = "runway"
 FIXTURES: Final = ("runway_gateway", "runway_client")
 
-# Simulated seconds per real one in a synchronous test: a clip of 100 s takes a tenth of one.
-SYNCHRONOUS_SPEED: Final = 1000.0
+ANOTHER_LOOP: Final = (
+    "runway_gateway is at home in the event loop that used it first, and this is another one: "
+    "give the test and its asynchronous fixtures the same loop, such as by the same loop_scope"
+)
+ANOTHER_LIBRARY: Final = (
+    "runway_gateway and runway_client need asyncio, and this test runs on another library, such as "
+    "trio; with anyio's plugin, let the fixture anyio_backend give 'asyncio'"
+)
 
 T = TypeVar("T")
-
-
-class Guest(Protocol):
-    """What the house has to know of a client."""
-
-    async def __aenter__(self) -> Self:
-        """Open it, also if it was closed before."""
-
-    async def aclose(self) -> None:
-        """Close it."""
-
-
-# What the marker says
 
 
 @attrs.frozen(kw_only=True)
@@ -59,20 +51,17 @@ class Options:
     """What `@pytest.mark.runway` says about one test."""
 
     #: Of the client, beside its address.
-    client: Mapping[str, Any] = attrs.field(factory=dict)
+    client: Mapping[str, Any]
+    #: Of the gateway.
+    simulator: Mapping[str, Any]
+    #: What may be reached besides.
+    allow: tuple[Host, ...]
     #: Whether time jumps in an asynchronous test.
     virtual_time: bool = True
     #: Real seconds without news before each jump.
     patience: float = 0.0
     #: Real seconds after which a test in virtual time is ended; None is never.
     deadline: float | None = DEADLINE
-    #: What may be reached besides.
-    allow: tuple[Host, ...] = ()
-    #: Of the gateway.
-    simulator: Mapping[str, Any] = attrs.field(factory=dict)
-
-
-OWN: Final = tuple(name for name in attrs.fields_dict(Options) if name != "simulator")
 
 
 def options_of(item: pytest.Item) -> Options:
@@ -95,8 +84,10 @@ def options_of(item: pytest.Item) -> Options:
             _refuse("has allow as a list of hosts, such as allow=['db.example.com']")
         client |= its
         hosts += allow
-    own = {name: given.pop(name) for name in OWN if name in given}
-    _check_names(given, "option", [*_simulator_options(), *OWN])
+    names = attrs.fields_dict(Options).keys() - {"simulator"}
+    own = {name: given.pop(name) for name in names if name in given}
+    known = [field.alias or field.name for field in attrs.fields(Simulator) if field.init]
+    _check_names(given, "option", [*known, *names])
     if not isinstance(own.get("virtual_time", True), bool):
         _refuse("has virtual_time as True or False")
     for name in ("patience", "deadline"):
@@ -105,14 +96,10 @@ def options_of(item: pytest.Item) -> Options:
         if not ((is_number and seconds >= 0) or (name == "deadline" and seconds is None)):
             _refuse(f"has {name} in real seconds")
     try:
-        own["allow"] = tuple(map(Host.of, hosts))
+        allowed = tuple(map(Host.of, hosts))
     except ValueError as error:
-        pytest.fail(f"@pytest.mark.{MARKER}: {error}", pytrace=False)
-    return Options(**{**own, "client": client, "simulator": given})
-
-
-def _simulator_options() -> list[str]:
-    return [field.alias or field.name for field in attrs.fields(Simulator) if field.init]
+        _refuse(str(error), ":")
+    return Options(**own | {"client": client, "simulator": given, "allow": allowed})
 
 
 def _check_names(given: Mapping[str, Any], kind: str, known: list[str]) -> None:
@@ -121,31 +108,30 @@ def _check_names(given: Mapping[str, Any], kind: str, known: list[str]) -> None:
             _refuse(f"has no {kind} {name!r}; there are: {', '.join(sorted(known))}")
 
 
-def _refuse(why: str) -> None:
-    pytest.fail(f"@pytest.mark.{MARKER} {why}", pytrace=False)
-
-
-# The house
+def _refuse(why: str, colon: str = "") -> NoReturn:
+    pytest.fail(f"@pytest.mark.{MARKER}{colon} {why}", pytrace=False)
 
 
 @attrs.define(eq=False)
-class House:
+class Lifecycle:
     """One test's gateway, its client, if it asked for one, and its guard."""
 
     options: Options
     gateway: Simulator
     guard: Guard
     is_synchronous: bool
-    client: Guest | None = None
-    _users: set[str] = attrs.field(factory=lambda: {*FIXTURES})
+    #: The test's client; any object that is closed by `aclose` and opened by `async with`.
+    client: Any = None
+    _fixtures: set[str] = attrs.field(factory=lambda: {*FIXTURES})
     _loop: asyncio.AbstractEventLoop | None = None
-    _life: AsyncGenerator[None, None] | None = None
-    _guests: int = 0
+    _run: AsyncGenerator[None, None] | None = None
+    #: How many fixtures and tests use the gateway now.
+    _users: int = 0
 
     @classmethod
     @contextlib.contextmanager
-    def of(cls, item: pytest.Item, gateway: Simulator | None = None) -> "Iterator[House]":
-        """Keep a house for the test *item*, with a *gateway* of its own or with this one."""
+    def of(cls, item: pytest.Item, gateway: Simulator | None = None) -> "Iterator[Lifecycle]":
+        """Yield a lifecycle for the test *item*, with a *gateway* of its own or with this one."""
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop()
             pytest.fail(
@@ -154,23 +140,25 @@ class House:
                 pytrace=False,
             )
         options, place = options_of(item), _test_of(item)
-        speed = {"speed": SYNCHRONOUS_SPEED} if place is None else {}
+        # Simulated seconds per real one in a synchronous test: 100 s take a tenth of one.
+        speed = {"speed": 1000.0} if place is None else {}
         try:
             gateway = gateway or Simulator(**{**speed, **options.simulator})
         except (TypeError, ValueError) as error:
-            pytest.fail(f"@pytest.mark.{MARKER}: {error}", pytrace=False)
+            _refuse(str(error), ":")
 
         def is_shut(port: object) -> bool:
             return port in {gateway.port, gateway.cdn_port} and not gateway.is_running
 
-        house = cls(options, gateway, Guard(options.allow, is_shut), place is None)
+        lifecycle = cls(options, gateway, Guard(options.allow, is_shut), place is None)
         with contextlib.ExitStack() as stack:
-            stack.callback(house.check)
-            stack.enter_context(house.guard.watching())
+            stack.callback(lifecycle.check)
+            stack.enter_context(lifecycle.guard.watching())
             gateway.bind()
             stack.callback(gateway.unbind)
-            stack.enter_context(house.in_thread() if place is None else house.around(*place))
-            yield house
+            inner = lifecycle.in_thread() if place is None else lifecycle.around(*place)
+            stack.enter_context(inner)
+            yield lifecycle
 
     def made(self, client: Callable[..., T], **defaults: Any) -> T:
         """Return a client of the gateway, with the marker's options."""
@@ -180,7 +168,7 @@ class House:
         return client(base_url=self.gateway.base_url, **options)
 
     def check(self) -> None:
-        """Fail if the gateway met an error of the user's, or anything reached for the outside."""
+        """Fail if a function of the user's raised, or anything reached for the outside."""
         __tracebackhide__ = bool(self.gateway.mistakes)
         if self.gateway.mistakes:
             raise self.gateway.mistakes.pop(0) from None
@@ -196,37 +184,40 @@ class House:
         error of the user's in place of what the client made of it.
         """
         __tracebackhide__ = bool(self.gateway.mistakes)
-        is_failure = not isinstance(error, pytest.skip.Exception | pytest.xfail.Exception)
-        if self.gateway.mistakes or not is_failure:
+        if self.gateway.mistakes or isinstance(
+            error, pytest.skip.Exception | pytest.xfail.Exception
+        ):
             self.check()
             return
         report = self.guard.report()
         if report is not None and not isinstance(error, OutsideReached):
             error.add_note(report)
         if self.gateway.submitted:
-            entries = self.gateway._entries()  # noqa: SLF001 - the same package
-            item.add_report_section("call", FIXTURES[0], _ledger.shown(entries))
+            ledger = str(self.gateway._ledger())  # noqa: SLF001 - the same package
+            item.add_report_section("call", FIXTURES[0], ledger)
 
     # Asynchronous tests
 
     @contextlib.contextmanager
     def around(self, owner: Any, name: str) -> Iterator[None]:
-        """Run the test, which is the attribute *name* of *owner*, inside the fixture lifecycle."""
+        """Run the test, which is the attribute *name* of *owner*, inside the lifecycle."""
         test = getattr(owner, name)
 
         @functools.wraps(test)
-        async def in_house(*args: Any, **kwargs: Any) -> object:
+        async def inside(*args: Any, **kwargs: Any) -> object:
             __tracebackhide__ = True
             async with self:
                 with self._in_time(), _timeouts_explained():
                     return await test(*args, **kwargs)
 
-        setattr(owner, name, in_house)
+        setattr(owner, name, inside)
         try:
             yield
         finally:
             setattr(owner, name, test)
-            self._end()
+            if self._loop is not None:
+                # A fixture failed, and its loop still is there.
+                self._loop.run_until_complete(self._close())
 
     @contextlib.contextmanager
     def _in_time(self) -> Iterator[None]:
@@ -239,22 +230,22 @@ class House:
 
     @contextlib.contextmanager
     def hosting(self, fixture: pytest.FixtureDef[Any]) -> Iterator[None]:
-        """Run *fixture* inside the fixture lifecycle, if it uses it."""
-        if self._users.isdisjoint(fixture.argnames):
+        """Run *fixture* inside the lifecycle, if it uses the gateway."""
+        if self._fixtures.isdisjoint(fixture.argnames):
             yield
             return
-        self._users.add(fixture.argname)
+        self._fixtures.add(fixture.argname)
         before = fixture.func
-        fixture.func = self._in_house(before)  # type: ignore[misc]
+        fixture.func = self._inside(before)  # type: ignore[misc]
         try:
             yield
         finally:
             fixture.func = before  # type: ignore[misc]
 
-    def _in_house(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _inside(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(function, MethodType):
             # pytest binds it again, to the instance of the test.
-            return MethodType(self._in_house(function.__func__), function.__self__)
+            return MethodType(self._inside(function.__func__), function.__self__)
         if inspect.isasyncgenfunction(function):
 
             @functools.wraps(function)
@@ -292,56 +283,60 @@ class House:
             @functools.wraps(example)
             def in_a_loop(*args: Any, **kwargs: Any) -> None:
                 __tracebackhide__ = True
-                self._run(item, example(*args, **kwargs))
+                self._run_test(item, example(*args, **kwargs))
 
             # pytest goes on, and calls what Hypothesis made of the test.
             inner.inner_test = in_a_loop
         elif inspect.iscoroutinefunction(item.obj):
             names = item._fixtureinfo.argnames  # noqa: SLF001 - as every plugin that calls tests
-            self._run(item, item.obj(**{name: item.funcargs[name] for name in names}))
+            self._run_test(item, item.obj(**{name: item.funcargs[name] for name in names}))
             return True
         return None
 
-    def _run(self, item: pytest.Function, test: Coroutine[Any, Any, object]) -> None:
+    def _run_test(self, item: pytest.Function, test: Coroutine[Any, Any, object]) -> None:
         __tracebackhide__ = True
-        with contextlib.ExitStack() as stack:
-            # An asynchronous fixture of another plugin may have been here first.
-            loop = self._loop
-            if loop is None:
-                strangers = _asynchronous_fixtures(item)
-                if strangers:
-                    test.close()
-                    pytest.fail(
-                        f"{item.name} is asynchronous and no plugin runs it, but one runs its "
-                        f"fixtures, in an event loop of its own: {', '.join(strangers)}. Mark the "
-                        "test for that plugin, such as by @pytest.mark.asyncio or by "
-                        "asyncio_mode = auto",
-                        pytrace=False,
-                    )
-                loop = stack.enter_context(_runner()).get_loop()
-            loop.run_until_complete(test)
+        if self._loop is not None:
+            # An asynchronous fixture of another plugin was here first.
+            self._loop.run_until_complete(test)
+            return
+        fixtures = item._fixtureinfo.name2fixturedefs  # noqa: SLF001 - as above
+        others = [
+            name
+            for name, (*_, one) in fixtures.items()
+            if inspect.iscoroutinefunction(one.func) or inspect.isasyncgenfunction(one.func)
+        ]
+        if others:
+            test.close()
+            pytest.fail(
+                f"{item.name} is asynchronous and no plugin runs it, but one runs its fixtures, in "
+                f"an event loop of its own: {', '.join(others)}. Mark the test for that plugin, "
+                "such as by @pytest.mark.asyncio or by asyncio_mode = auto",
+                pytrace=False,
+            )
+        # With a factory of our own it leaves the thread's current loop alone.
+        with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+            runner.get_loop().run_until_complete(test)
 
+    # No generator, which the end of a loop would close together with those of the fixtures.
     async def __aenter__(self) -> None:
         __tracebackhide__ = True
         await self._open()
-        self._guests += 1
+        self._users += 1
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._guests -= 1
-        if self._guests == 0:
+    async def __aexit__(self, *_error: object) -> None:
+        self._users -= 1
+        if self._users == 0:
             await self._close()
 
     async def _open(self) -> None:
         __tracebackhide__ = True
-        loop = _running_loop()
-        if self._life is None:
-            self._life = self._live(self._home(loop))
-            await anext(self._life)
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError as error:
+            raise RuntimeError(ANOTHER_LIBRARY) from error
+        if self._run is None:
+            self._run = self._running(self._home(loop))
+            await anext(self._run)
             self._loop = loop
             if self.client is not None:
                 # Hypothesis runs a test many times, and each has its end.
@@ -358,17 +353,15 @@ class House:
             raise RuntimeError(ANOTHER_LOOP)
         return home
 
-    async def _live(self, home: asyncio.AbstractEventLoop | None) -> AsyncGenerator[None, None]:
+    async def _running(self, home: asyncio.AbstractEventLoop | None) -> AsyncGenerator[None, None]:
         # A loop that ends closes all asynchronous generators that are left, at once: this one, and
         # that of the client, which does not have to be closed from here.
         is_here = home is None or home is asyncio.get_running_loop()
-        options = self.options
         try:
-            with (
-                virtual_time(patience=options.patience, deadline=None)
-                if options.virtual_time and is_here
-                else contextlib.nullcontext()
-            ):
+            with contextlib.ExitStack() as stack:
+                if self.options.virtual_time and is_here:
+                    patience = self.options.patience
+                    stack.enter_context(virtual_time(patience=patience, deadline=None))
                 if home is None:
                     await self.gateway.start()
                 try:
@@ -377,18 +370,13 @@ class House:
                     if home is None:
                         await self.gateway.aclose()
         finally:
-            self._life = self._loop = None
+            self._run = self._loop = None
 
     async def _close(self) -> None:
         if self.client is not None:
             await self.client.aclose()
-        if self._life is not None:
-            await self._life.aclose()
-
-    def _end(self) -> None:
-        """Close what is still open: a fixture failed, and its loop still is there."""
-        if self._loop is not None:
-            self._loop.run_until_complete(self._close())
+        if self._run is not None:
+            await self._run.aclose()
 
     # Synchronous tests
 
@@ -396,7 +384,7 @@ class House:
     def in_thread(self) -> Iterator[None]:
         """Run the gateway in a thread, and close the client there."""
         # Whichever loop the fixtures have, the gateway is not in it.
-        self._users.clear()
+        self._fixtures.clear()
         is_own = self._home(None) is None
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever, name=FIXTURES[0], daemon=True)
@@ -416,12 +404,6 @@ class House:
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
             loop.close()
-
-
-ANOTHER_LOOP: Final = (
-    "runway_gateway is at home in the event loop that used it first, and this is another one: "
-    "give the test and its asynchronous fixtures the same loop, such as by the same loop_scope"
-)
 
 
 @contextlib.contextmanager
@@ -450,16 +432,8 @@ def _is_timeout(error: BaseException | None) -> bool:
     )
 
 
-def _asynchronous_fixtures(item: pytest.Function) -> list[str]:
-    return [
-        name
-        for name, found in item._fixtureinfo.name2fixturedefs.items()  # noqa: SLF001 - as above
-        if inspect.iscoroutinefunction(found[-1].func) or inspect.isasyncgenfunction(found[-1].func)
-    ]
-
-
 def _test_of(item: pytest.Item) -> tuple[Any, str] | None:
-    """Where the function of an asynchronous test is: its owner and its name there."""
+    """Return where the function of an asynchronous test is: its owner and its name there."""
     test = getattr(item, "obj", None)
     inner = getattr(test, "hypothesis", None)
     function = test if inner is None else inner.inner_test
@@ -469,19 +443,3 @@ def _test_of(item: pytest.Item) -> tuple[Any, str] | None:
         # Its own runner finds the function there.
         return item.instance, item.name
     return (item, "obj") if inner is None else (inner, "inner_test")
-
-
-def _runner() -> asyncio.Runner:
-    # With a factory of our own it leaves the thread's current loop alone.
-    return asyncio.Runner(loop_factory=asyncio.new_event_loop)
-
-
-def _running_loop() -> asyncio.AbstractEventLoop:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError as error:
-        raise RuntimeError(
-            "runway_gateway and runway_client need asyncio, and this test runs on another "
-            "library, such as trio; with anyio's plugin, let the fixture anyio_backend give "
-            "'asyncio'"
-        ) from error

@@ -85,7 +85,7 @@ async def test_a_client_that_is_closed_hears_nothing(scene: Scene) -> None:
     await scene.client.generate(PROMPT)
     await scene.client.aclose()
     assert scene.post() == 204
-    assert scene.client._engines == {}
+    assert scene.client._sessions.by_loop == {}
 
 
 async def test_a_loop_that_has_ended_hears_nothing(scene: Scene) -> None:
@@ -93,7 +93,7 @@ async def test_a_loop_that_has_ended_hears_nothing(scene: Scene) -> None:
     await scene.client.generate(PROMPT)
     loop = asyncio.new_event_loop()
     loop.close()
-    engines = scene.client._engines
+    engines = scene.client._sessions.by_loop
     engines[loop] = engines.pop(asyncio.get_running_loop())
     assert scene.post() == 204
     engines[asyncio.get_running_loop()] = engines.pop(loop)
@@ -113,7 +113,7 @@ async def test_one_loop_of_several_tells_of_it(scene: Scene) -> None:
     task = await scene.client.generate(PROMPT)
     thread = asyncio.create_task(asyncio.to_thread(lambda: asyncio.run(elsewhere())))
     await asyncio.to_thread(done.wait)
-    assert len(scene.client._engines) == 2
+    assert len(scene.client._sessions.by_loop) == 2
     waiting = asyncio.create_task(task.wait())
     await scene.ended()
     scene.post()
@@ -265,7 +265,7 @@ async def test_one_task_is_taken_once(scene: Scene) -> None:
 async def test_a_loop_that_rests_is_not_asked_to_look(scene: Scene) -> None:
     """Of several loops, one that runs does what a delivery asks for."""
     resting = asyncio.new_event_loop()
-    engines = scene.client._engines
+    engines = scene.client._sessions.by_loop
     await scene.doubt()
     mine = engines.pop(asyncio.get_running_loop())
     engines.update({resting: mine, asyncio.get_running_loop(): mine})
@@ -474,7 +474,7 @@ async def test_a_journal_that_cannot_be_read_is_no_error_for_the_sender(
 
 
 def _errands(client: Client) -> set[Any]:
-    return next(iter(client._engines.values()))._errands
+    return next(iter(client._sessions.by_loop.values()))._errands
 
 
 async def test_without_a_journal_there_is_nothing_to_look_up(gateway: Simulator) -> None:

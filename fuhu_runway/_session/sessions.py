@@ -1,0 +1,467 @@
+"""
+What one client holds: a session for each event loop, and what they share.
+
+They share the handles, the names of submissions, the journal, and the list of unfinished tasks,
+since a task goes on whatever becomes of the loop that it was submitted in.
+"""
+
+import asyncio
+import contextvars
+import functools
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+from weakref import WeakSet, WeakValueDictionary, ref
+
+import aiohttp
+
+from fuhu_runway import hooks as events
+from fuhu_runway._arguments import checked_id
+from fuhu_runway._http.transport import closed
+from fuhu_runway._redact import redact
+from fuhu_runway._waiting.intervals import kind_of
+from fuhu_runway._waiting.poller import Poller, Watch, name_of
+from fuhu_runway._waiting.task_limit import Name, Origin
+from fuhu_runway._wire.decode import read_balance, read_task
+from fuhu_runway._wire.encode import Request, ask_balance, ask_task, build
+from fuhu_runway._wire.tables import BALANCE_ENDPOINTS, ENDPOINTS, SUBMITS, feed
+from fuhu_runway.downloads import Progress, Source, origin_of
+from fuhu_runway.journal import Entry, Job, JobState, Journal, Plan
+from fuhu_runway.models import (
+    Balance,
+    Gateway,
+    Generation,
+    OfficialImageToVideo,
+    TaskRecord,
+    require_text,
+    usage_error,
+)
+from fuhu_runway.task import Clip, Task
+
+from .names import Names
+from .session import Session, Settings
+from .submission import submit
+from .webhooks import ENDPOINT_NAMES, Webhooks
+
+if TYPE_CHECKING:
+    # It brings a web server along, which most programs have no use for.
+    from fuhu_runway.callbacks import Address, CallbackReceiver
+
+
+class Sessions:
+    """Every session of one client, and what they share."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        gateway: Gateway,
+        key: str,
+        *,
+        callback_url: str | None,
+        callbacks: "CallbackReceiver | None",
+        journal: Journal | str | os.PathLike[str] | None,
+    ) -> None:
+        self.settings = settings
+        self.hooks = settings.hooks
+        self.gateway = gateway
+        self.key = key
+        self._callback_url = callback_url
+        self._callbacks = callbacks
+        self._owns_journal = journal is not None and not isinstance(journal, Journal)
+        self.journal = (
+            journal if journal is None or isinstance(journal, Journal) else Journal(journal)
+        )
+        if self.journal is not None:
+            self.hooks.add(self.journal.note)
+        self.by_loop: dict[asyncio.AbstractEventLoop, Session] = {}
+        self.closed_in: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
+        self._entered: Counter[asyncio.AbstractEventLoop] = Counter()
+        self._closing: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
+        self._has_recalled = False
+        self.handles: WeakValueDictionary[Name, Task] = WeakValueDictionary()
+        #: Handles that no caller has, with what webhooks said of their tasks.
+        self.unclaimed: dict[Name, Task] = {}
+        #: What earlier processes left, with the event for the first wait for it.
+        self._left: dict[Name, events.TaskAttached] = {}
+        self.names = Names(keeps_all=self.journal is None)
+        self.webhooks = Webhooks(
+            receiver=callbacks,
+            sessions=ref(self),
+            by_loop=self.by_loop,
+            journal=self.journal,
+            unfinished=settings.unfinished,
+            hooks=self.hooks,
+            clock=settings.clock,
+        )
+
+    def __repr__(self) -> str:
+        loops = "".join(f", {one.gate!r}, {one.poller!r}" for one in list(self.by_loop.values()))
+        return f"<Client {self.gateway.base_url}{loops}>"
+
+    def __del__(self) -> None:
+        # Here, not in the client: a task that is still held goes on without it.
+        if getattr(self, "by_loop", None) and self.settings.session is None:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
+
+    async def submit(
+        self,
+        request: Generation,
+        *,
+        custom_id: str | None = None,
+        tag: str | None = None,
+        plan: Plan | None = None,
+    ) -> Task:
+        """Submit under a name, or as a *plan* that the journal has; see `Client.submit`."""
+        if type(request) not in SUBMITS:
+            kinds = ", ".join(kind.__name__ for kind in SUBMITS)
+            raise usage_error(
+                "request", f"request is of type {type(request).__name__}.", f"Use one of {kinds}."
+            )
+        if tag is not None:
+            require_text("tag", tag)
+        if custom_id is None:
+            return await submit(self, request, plan, tag=tag)
+        require_text("custom_id", custom_id)
+        return await self.names.submit(self, request, custom_id, tag)
+
+    def check_open(self) -> None:
+        """
+        Check that the client may be used in the running loop.
+
+        Raises:
+            UsageError: It is closed.
+        """
+        if asyncio.get_running_loop() in self.closed_in:
+            raise closed()
+
+    def current(self) -> Session:
+        """
+        Return the session of the running loop, opened on first use.
+
+        Raises:
+            UsageError: The client is closed, or its aiohttp session belongs to another loop.
+        """
+        self.check_open()
+        loop = asyncio.get_running_loop()
+        session = self.by_loop.get(loop)
+        if session is None:
+            _check_loop(self.settings.session, loop)
+            for ended in [one for one in list(self.by_loop) if one.is_closed()]:
+                self.by_loop.pop(ended, None)
+            session = self.by_loop[loop] = Session(self.settings)
+            session.stay_until_the_loop_ends(functools.partial(self.by_loop.pop, loop, None))
+            self.webhooks.catch_up(session)
+        return session
+
+    async def enter(self) -> None:
+        """Open the client again in the running loop, and read its journal."""
+        loop = asyncio.get_running_loop()
+        if loop in self.closed_in:
+            await self.aclose()  # it may still be closing
+            self.closed_in.discard(loop)
+        self._entered[loop] += 1
+        try:
+            # Here, not at the first request: a server that cannot open its journal must not start.
+            await self.recall()
+        except BaseException:
+            await self.leave()
+            raise
+
+    async def leave(self) -> None:
+        """Close the client in the running loop, once it is left as often as it was entered."""
+        loop = asyncio.get_running_loop()
+        self._entered[loop] -= 1
+        if self._entered[loop] <= 0:
+            del self._entered[loop]
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the session of the running loop; see `Client.aclose`."""
+        loop = asyncio.get_running_loop()
+        self.closed_in.add(loop)
+        closing = self._closing.get(loop)
+        if closing is None:
+            # A task of its own, so that a cancelled caller does not let go of paid requests.
+            closing = loop.create_task(self._close(loop), context=contextvars.Context())
+            self._closing[loop] = closing
+            closing.add_done_callback(lambda _: self._closing.pop(loop, None))
+        await asyncio.shield(closing)
+
+    async def _close(self, loop: asyncio.AbstractEventLoop) -> None:
+        session = self.by_loop.get(loop)
+        if session is not None:
+            await session.aclose()
+        await asyncio.gather(*self.names.under_way_in(loop), return_exceptions=True)
+        # Another loop may have requests in flight, which have to be written down.
+        others = any(not one.is_closed() for one in list(self.by_loop))
+        if self.journal is not None and self._owns_journal and not others:
+            self._has_recalled = False
+            await self.journal.aclose()
+
+    # The journal
+
+    async def recall(self) -> None:
+        """Read once what earlier processes left: durations, doubts, unfinished tasks."""
+        journal = self.journal
+        if journal is None or self._has_recalled:
+            return
+        self._has_recalled = True
+        try:
+            self.settings.learner.recall(await journal.durations())
+            self.check_open()
+            doubts = (await journal.counts())[JobState.IN_DOUBT]
+            if doubts:
+                self.hooks.emit(events.DoubtsFound(doubts))
+            self.check_open()
+            now, wall = self.settings.clock.now(), self.settings.clock.wall()
+            for job in await journal.unfinished():
+                ago = max(0.0, wall - (job.accepted_at or wall))
+                origin = Origin(now - ago, job.custom_id, job.tag)
+                name = name_in(job)
+                if name not in self.settings.unfinished:
+                    self.settings.unfinished.accepted(name, origin)
+                    self._left[name] = self._attached(job)
+            self.check_open()
+        except BaseException:
+            self._has_recalled = False
+            raise
+
+    async def entry(self, plan: Plan, traceparent: str | None, *, is_new: bool) -> Entry | None:
+        """Return the row of a submission in the journal, planned if it is new."""
+        if self.journal is None:
+            return None
+        await self.recall()
+        if is_new:
+            # A job of a batch has its row already.
+            await self.journal.plan(plan, self.settings.clock.wall())
+        return Entry(self.journal, plan.key, self.settings.clock, traceparent)
+
+    # Handles
+
+    @property
+    def unfinished(self) -> tuple[Task, ...]:
+        """A handle on each task that is paid for and not yet saved, handed out or failed."""
+        return tuple(self.handle(name, origin) for name, origin in self.settings.unfinished)
+
+    def handle(self, name: Name, origin: Origin) -> Task:
+        """Return the handle on a task, or a new one if that is gone."""
+        endpoint, task_id = name
+        return self.handles.get(name) or Task(
+            self,
+            task_id,
+            official=endpoint == feed(official=True).name,
+            submitted_at=origin.accepted_at,
+            custom_id=origin.custom_id,
+            tag=origin.tag,
+        )
+
+    def task(self, task_id: str, *, official: bool) -> Task:
+        """Return a handle on a task that is known by its id alone."""
+        task_id = checked_id(task_id)
+        task = Task(self, task_id, official=official)
+        bare = events.TaskAttached(task_id, self.settings.client)
+        self.hooks.emit(self._left.pop(name_of_task(task), bare))
+        return task
+
+    def attach(self, job: Job, request: Generation | None = None) -> Task:
+        """Return a handle on the task of a job from the journal."""
+        task_id = checked_id(job.task_id)
+        self._left.pop(name_in(job), None)
+        self.hooks.emit(self._attached(job))
+        clock = self.settings.clock
+        task = Task(
+            self,
+            task_id,
+            official=_is_official(job),
+            request=request,
+            submitted_at=clock.now() - max(0.0, clock.wall() - (job.accepted_at or 0)),
+            custom_id=job.custom_id,
+            tag=job.tag,
+        )
+        self.keep(task)
+        return task
+
+    def _attached(self, job: Job) -> events.TaskAttached:
+        endpoint = ENDPOINT_NAMES.get(job.endpoint)
+        return events.TaskAttached(
+            *(str(job.task_id), self.settings.client, endpoint),
+            *(job.model, job.seconds, job.traceparent),
+        )
+
+    async def find(self, custom_id: str) -> Task | None:
+        """Return the task that was submitted under a name; see `Client.find`."""
+        require_text("custom_id", custom_id)
+        self.check_open()
+        name = self.names.tasks.get(custom_id)
+        if name is not None:
+            return self.handle(name, Origin(custom_id=custom_id))
+        job = await self.job_named(custom_id)
+        known = {JobState.ACCEPTED, JobState.FINISHED, JobState.SAVED, JobState.FAILED}
+        if job is None or job.task_id is None or job.state not in known:
+            return None
+        return self.handles.get(name_in(job)) or self.attach(job)
+
+    async def job_named(self, custom_id: str | None) -> Job | None:
+        """Return what the journal knows of a name."""
+        if self.journal is None or custom_id is None:
+            return None
+        return await self.journal.find(f"id:{custom_id}")
+
+    def keep(self, task: Task) -> None:
+        """Find *task* again by its id, and by its name if it has one."""
+        name = name_of_task(task)
+        self.handles[name] = task
+        if task.custom_id is not None:
+            self.names.accepted(task.custom_id, name)
+            self.names.doubts.pop(task.custom_id, None)
+
+    def claim_later(self, task: Task) -> None:
+        """Hold a handle whose caller was cancelled, for as long as its task is unfinished."""
+        held = [*self.unclaimed.items(), (name_of_task(task), task)]
+        unfinished = self.settings.unfinished
+        self.unclaimed = {name: handle for name, handle in held if name in unfinished}
+
+    # What a handle does
+
+    def watch(self, task: Task) -> tuple[Poller, Watch]:
+        """Return the poller of the running loop, and its watch over *task*."""
+        poller = self.current().poller
+        attached = self._left.pop(name_of_task(task), None)
+        if attached is not None:
+            self.hooks.emit(attached)
+        watch = self._watch(poller, task)
+        self.handles.setdefault(watch.name, task)
+        return poller, watch
+
+    def follow(self, session: Session, task: Task, address: "Address | None") -> Watch:
+        """Count a task that was accepted, and wake its waits when its webhook comes."""
+        has_ended = task.record is not None and task.record.is_settled
+        watch = self._watch(
+            session.poller, task, is_addressed=address is not None and not has_ended
+        )
+        session.tasks.add(watch)
+        session.poller.take_end(watch)
+        if address is not None:
+            task.keep(watch)
+            early, address.early = address.early, None
+            if early is not None:
+                self.webhooks.heed(session, address, early)
+        return watch
+
+    def _watch(self, poller: Poller, task: Task, *, is_addressed: bool = False) -> Watch:
+        wire = self.ask(task.id, official=task.official)
+        wire = wire.hiding(*task.secrets())  # a refused poll may quote the prompt
+        return poller.watch(
+            *(wire, task.submitted_at, task.record, kind_of(task.request)),
+            is_addressed=is_addressed,
+            context=task.context(),
+        )
+
+    def hand_out(self, task: Task) -> None:
+        """Record that a wait returns the clip of a task to its caller."""
+        if self.settings.unfinished.hand_out(name_of_task(task)):
+            self.hooks.emit(events.ClipHandedOut(task.id))
+
+    async def save(
+        self,
+        clip: Clip,
+        path: Path,
+        *,
+        overwrite: bool,
+        max_bytes: int,
+        on_progress: Callable[[Progress], object] | None,
+    ) -> Path:
+        """Save *clip* to *path*; see `Clip.download`."""
+        wire = self.ask(clip.id, official=clip.task.official)
+        source = Source(
+            clip.id,
+            clip.address,
+            # A gateway that takes the key in the body is shown none for its files.
+            {name: wire.headers[name] for name in ("Authorization",) if name in wire.headers},
+            origin_of(self.gateway.base_url or ""),
+        )
+        downloader = self.current().downloader
+        # On the list again until the file is whole: an app may be stopped half-way.
+        task, name = clip.task, name_of_task(clip.task)
+        origin = Origin(task.submitted_at, task.custom_id, task.tag)
+        with self.settings.unfinished.saving(name, origin):
+            return await downloader.save(
+                source, path, overwrite=overwrite, max_bytes=max_bytes, on_progress=on_progress
+            )
+
+    def without_secrets(self, text: str, task: Task) -> str:
+        """Return what a gateway says about *task* as it may be shown."""
+        return redact(text, (self.key, *task.secrets()))
+
+    def age(self, task: Task) -> float | None:
+        """Return how long ago *task* was accepted, in seconds; None if that is not known."""
+        clock = self.settings.clock
+        if task.submitted_at is not None:
+            try:
+                return max(0.0, clock.now() - task.submitted_at)
+            except RuntimeError:  # outside of any loop, where there is no such instant
+                pass
+        created_at = task.record.created_at if task.record else None
+        return max(0.0, clock.wall() - created_at.timestamp()) if created_at else None
+
+    # Requests
+
+    def ask(self, task_id: str, *, official: bool) -> Request:
+        """Return the request that polls a task."""
+        return ask_task(task_id, feed(official=official), self.gateway, self.key)
+
+    def generation(self, request: Generation, address: "Address | None") -> Request:
+        """Return the request that submits, its callback address among its secrets."""
+        if address is None or self._callbacks is None:
+            return build(request, self.gateway, self.key, self._callback_url)
+        wire = build(request, self.gateway, self.key, self._callbacks.url(address))
+        return wire.hiding(self._callbacks.token(address))
+
+    def discreet(self, wire: Request) -> Request:
+        """Return a request that hides what the handles were sent, since no handle sends it."""
+        # The references are copied at once, since other threads may go on.
+        handles = (handle() for handle in self.handles.valuerefs())
+        return wire.hiding(*(text for task in handles if task for text in task.secrets()))
+
+    async def record_of(self, task_id: str, *, official: bool) -> TaskRecord:
+        """Return what the gateway says of a task now; see `Client.feed`."""
+        wire = self.ask(checked_id(task_id), official=official)
+        record = await self.current().transport.call(self.discreet(wire), read_task)
+        self.settings.unfinished.seen(name_of(wire), record)
+        return record
+
+    async def balance(self) -> Balance:
+        """Return what is left to spend; see `Client.balance`."""
+        parts = [
+            await self.current().transport.call(
+                self.discreet(ask_balance(ENDPOINTS[name], self.gateway, self.key)), read_balance
+            )
+            for name in BALANCE_ENDPOINTS[self.gateway.balance]
+        ]
+        return functools.reduce(Balance.joined, parts)
+
+
+def name_of_task(task: Task) -> Name:
+    return feed(official=task.official).name, task.id
+
+
+def name_in(job: Job) -> Name:
+    return feed(official=_is_official(job)).name, str(job.task_id)
+
+
+def _is_official(job: Job) -> bool:
+    return job.endpoint == OfficialImageToVideo.__name__
+
+
+def _check_loop(session: aiohttp.ClientSession | None, loop: asyncio.AbstractEventLoop) -> None:
+    # aiohttp keeps the loop to itself, and a session used in another one fails half-way.
+    home = getattr(session, "_loop", loop)
+    if home is not loop:
+        raise usage_error(
+            "session",
+            "The session that the client was given belongs to another event loop.",
+            "Make one client for each loop, or let the client make its own sessions.",
+        )
