@@ -11,7 +11,10 @@ import pytest
 PACKAGE = resources.files("fuhu_runway")
 HEAVY = {"aiohttp", "asyncio", "attr", "attrs", "backoff", "cattrs"}
 NEEDS_AN_EXTRA = dict.fromkeys(
-    (f"fuhu_runway.cli.{name}" for name in ("app", "batch", "console", "journal", "simulate")),
+    (
+        f"fuhu_runway.cli.{name}"
+        for name in ("app", "batch", "console", "journal", "make", "options", "simulate")
+    ),
     "cyclopts",
 ) | {"fuhu_runway.contrib.otel": "opentelemetry.trace"}
 

@@ -27,23 +27,17 @@ from fuhu_runway._journal_file import command_line
 from fuhu_runway.journal import JobState, Journal
 from fuhu_runway.models import DEFAULT_WAIT, PollPolicy, usage_error
 
-from .console import (
+from .console import SIMULATED, Lines, close, complain, print_row, run, write
+from .options import (
     NO_DEFAULT,
     REACH,
     SIMULATE,
-    SIMULATED,
     TALK,
     WHOLE,
-    Lines,
     Reach,
     Talk,
     check_positive,
-    close,
-    complain,
-    print_row,
     result_option,
-    run,
-    write,
 )
 
 if TYPE_CHECKING:

@@ -25,32 +25,9 @@ from fuhu_runway._journal_file import command_line
 from fuhu_runway.journal import Job, JobState, Journal
 from fuhu_runway.models import DEFAULT_WAIT, OfficialImageToVideo, usage_error
 
-from .batch import (
-    CLOCK,
-    OUT,
-    STATE_NAME,
-    TIMEOUT,
-    Place,
-    Tally,
-    number,
-    opened,
-    shown,
-)
-from .console import (
-    NO_DEFAULT,
-    REACH,
-    SIMULATE,
-    TALK,
-    Lines,
-    Reach,
-    Talk,
-    check_positive,
-    one_line,
-    print_row,
-    result_option,
-    run,
-    write,
-)
+from .batch import CLOCK, OUT, STATE_NAME, TIMEOUT, Place, Tally, number, opened, shown
+from .console import Lines, one_line, print_row, run, write
+from .options import NO_DEFAULT, REACH, SIMULATE, TALK, Reach, Talk, check_positive, result_option
 
 if TYPE_CHECKING:
     from fuhu_runway.client import Client

@@ -23,7 +23,8 @@ from cyclopts import Parameter
 from fuhu_runway.errors import UsageError
 from fuhu_runway.models import usage_error
 
-from .console import NO_DEFAULT, Lines, gateway_option, guarded, result_option, write
+from .console import Lines, guarded, write
+from .options import NO_DEFAULT, gateway_option, result_option
 
 if TYPE_CHECKING:
     from fuhu_runway.testing.simulator import Simulator

@@ -34,6 +34,7 @@ pytest.importorskip("cyclopts")
 from fuhu_runway import Client, errors
 from fuhu_runway.cli import app as cli
 from fuhu_runway.cli import console as _console
+from fuhu_runway.cli import make
 from fuhu_runway.task import Clip
 from fuhu_runway.testing import faults
 from fuhu_runway.testing.faults import Fault
@@ -44,7 +45,7 @@ VIDEO = "https://example.com/video.mp4"
 COMMANDS = ["generate", "restyle", "act", "wait", "feed", "balance", "simulate"]
 COMMANDS += ["batch", "jobs", "resume", "resolve", "forget"]
 EVER = 1_000_000.0
-SIMULATED_SPEED = cli.SIMULATED_SPEED
+SIMULATED_SPEED = make.SIMULATED_SPEED
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +61,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make pauses last milliseconds, and simulated jobs half a second."""
     monkeypatch.setattr("fuhu_runway.client.PollPolicy", lambda: QUICK_POLLS)
     monkeypatch.setattr("fuhu_runway.client.RetryPolicy", lambda: QUICK_RETRY)
-    monkeypatch.setattr(cli, "SIMULATED_SPEED", 1000.0)
+    monkeypatch.setattr(make, "SIMULATED_SPEED", 1000.0)
 
 
 @pytest.fixture
@@ -226,7 +227,7 @@ def test_every_kind_of_gateway_can_be_simulated(run: Run) -> None:
 def test_a_simulated_job_takes_some_three_seconds() -> None:
     """A job of 100 s is over after 3 s, and seen to be over half a second later at the most."""
     assert 2.5 < 100 / SIMULATED_SPEED < 3.5
-    assert cli.SIMULATED_POLLING.max_interval <= 0.5
+    assert make.SIMULATED_POLLING.max_interval <= 0.5
 
 
 # Looking and going on
@@ -361,7 +362,7 @@ def test_json_is_one_object_with_the_keys_of_the_page(run: Run, gateway: Elsewhe
     done = run("generate", PROMPT, "-o", "kitten.mp4", "--json")
     (line,) = done.out.splitlines()
     told = json.loads(line)
-    assert told.keys() == {*cli.RECORD_KEYS, *cli.FILE_KEY}
+    assert told.keys() == {*make.RECORD_KEYS, *make.FILE_KEY}
     assert (told["state"], told["file"], told["points"]) == ("succeeded", "kitten.mp4", 320)
     assert done.err == f"accepted: task {told['task_id']}\n"
 
@@ -370,7 +371,7 @@ def test_json_of_a_look(run: Run, gateway: Elsewhere) -> None:
     """The feed gives the same keys but for the file, times in ISO 8601."""
     task_id = run("generate", PROMPT, "-o", "kitten.mp4").task_id
     told = json.loads(run("feed", task_id, "--json").out)
-    assert told.keys() == cli.RECORD_KEYS.keys()
+    assert told.keys() == make.RECORD_KEYS.keys()
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00", told["created_at"])
     assert told["video_url"].startswith("http://127.0.0.1:")
 
@@ -547,7 +548,7 @@ def test_each_command_tells_the_version(run: Run, command: list[str]) -> None:
 def test_the_page_tells_every_option() -> None:
     """Each field of the request classes is an option in the tables."""
     tables = cli.reference()
-    for kind in (cli.TextToVideo, cli.ImageToVideo, cli.OfficialImageToVideo):
+    for kind in (make.TextToVideo, make.ImageToVideo, make.OfficialImageToVideo):
         for name in attrs.fields_dict(kind):
             assert f"--{name.replace('_', '-')}`" in tables or name == "prompt"
     assert "| `--timeout` | How long to wait for the clip, in seconds. Default: 1800.0. |" in tables
@@ -623,13 +624,13 @@ def test_a_name_taken_meanwhile_is_told_as_what_it_is(
     run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that appears while the task runs is kept, and the error says that it is paid."""
-    accept = cli.Errand.accept
+    accept = make.Errand.accept
 
-    def accept_and_lose_the_name(errand: cli.Errand, *arguments: Any) -> None:
+    def accept_and_lose_the_name(errand: make.Errand, *arguments: Any) -> None:
         accept(errand, *arguments)
         errand.path.write_text("mine")
 
-    monkeypatch.setattr(cli.Errand, "accept", accept_and_lose_the_name)
+    monkeypatch.setattr(make.Errand, "accept", accept_and_lose_the_name)
     done = run("generate", PROMPT, "-o", "kitten.mp4")
     assert done.code == 5
     assert "exists already. The clip exists and is paid for." in done.err
@@ -689,7 +690,7 @@ def test_very_verbose_shows_where_an_error_comes_from(run: Run, gateway: Elsewhe
 
 def test_the_log_is_as_it_was(run: Run, gateway: Elsewhere) -> None:
     """A command that runs inside of another program leaves the logger behind as it found it."""
-    logger = cli.hooks.LOGGER
+    logger = make.hooks.LOGGER
     before = (logger.level, list(logger.handlers))
     run("generate", PROMPT, "-vv")
     assert (logger.level, logger.handlers) == before
@@ -701,13 +702,13 @@ def test_the_log_is_as_it_was(run: Run, gateway: Elsewhere) -> None:
 def shown(stage: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
     """Return the question whether *stage* has been shown."""
     seen: set[str] = set()
-    show = cli.Lines.stage
+    show = make.Lines.stage
 
-    def see(screen: cli.Lines, name: str, *more: Any) -> None:
+    def see(screen: make.Lines, name: str, *more: Any) -> None:
         show(screen, name, *more)
         seen.add(name)
 
-    monkeypatch.setattr(cli.Lines, "stage", see)
+    monkeypatch.setattr(make.Lines, "stage", see)
     return lambda: stage in seen
 
 
@@ -729,14 +730,14 @@ def test_ctrl_c_waits_for_the_answer_to_a_paid_request(
     """A submit in flight is waited for, and its id is printed with the way to go on."""
     held = Held()
     gateway.simulator.script(held)
-    say = cli.Lines.say
+    say = make.Lines.say
 
-    def say_and_let_go(screen: cli.Lines, text: str) -> None:
+    def say_and_let_go(screen: make.Lines, text: str) -> None:
         say(screen, text)
         if text.startswith("Waiting for the answer"):
             held.let_go.set()
 
-    monkeypatch.setattr(cli.Lines, "say", say_and_let_go)
+    monkeypatch.setattr(make.Lines, "say", say_and_let_go)
     with pressed(held.reached.is_set):
         done = run("generate", PROMPT, "-o", "kitten.mp4")
     submitting, waiting, accepted, stopped = done.err.splitlines()
@@ -849,7 +850,7 @@ def test_ctrl_c_ends_a_simulated_task_with_its_gateway(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was simulated cannot be continued, and no command to do so is printed."""
-    monkeypatch.setattr(cli, "SIMULATED_SPEED", 0.001)
+    monkeypatch.setattr(make, "SIMULATED_SPEED", 0.001)
     with pressed(shown("queued", monkeypatch)):
         done = run("generate", PROMPT, "--simulate")
     assert done.code == 130

@@ -21,6 +21,7 @@ pytest.importorskip("cyclopts")
 
 from fuhu_runway import errors, hooks
 from fuhu_runway.cli import console as _console
+from fuhu_runway.cli import options as _options
 from fuhu_runway.testing import Simulator
 
 
@@ -35,11 +36,11 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_key_comes_from_the_environment_or_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file wins over the variable, and without either the error names the ways to give one."""
     with pytest.raises(errors.UsageError, match="--api-key-file; --simulate needs none"):
-        _console.REACH.key()
+        _options.REACH.key()
     monkeypatch.setenv("FUHU_API_KEY", "sk-1")
-    assert _console.REACH.key() == "sk-1"
+    assert _options.REACH.key() == "sk-1"
     Path("key").write_text("sk-2\n")
-    assert _console.Reach(api_key_file=Path("key")).key() == "sk-2"
+    assert _options.Reach(api_key_file=Path("key")).key() == "sk-2"
 
 
 @pytest.mark.parametrize(
@@ -50,24 +51,24 @@ def test_a_key_file_that_is_none_is_told(content: bytes | None, told: str) -> No
     if content is not None:
         Path("key").write_bytes(content)
     with pytest.raises(errors.UsageError, match=told):
-        _console.Reach(api_key_file=Path("key")).key()
+        _options.Reach(api_key_file=Path("key")).key()
 
 
 def test_a_way_can_be_written_down() -> None:
     """The options lead to the same gateway again."""
-    reach = _console.Reach(gateway="deerapi", base_url="http://a", api_key_file=Path("my key"))
+    reach = _options.Reach(gateway="deerapi", base_url="http://a", api_key_file=Path("my key"))
     words = ["--gateway", "deerapi", "--base-url", "http://a", "--api-key-file", "my key"]
     assert list(reach.words()) == words
-    assert list(_console.REACH.words()) == []
+    assert list(_options.REACH.words()) == []
 
 
 async def test_a_client_goes_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """A simulated gateway takes the place of address and key, and of nothing else."""
     monkeypatch.setenv("FUHU_API_KEY", "sk-1")
-    real = _console.Reach(base_url="http://127.0.0.1:9").client()
+    real = _options.Reach(base_url="http://127.0.0.1:9").client()
     assert real.gateway.base_url == "http://127.0.0.1:9"
     async with Simulator(speed=1000, takes=20) as gateway:
-        client = _console.REACH.client(gateway, polling=QUICK_POLLS)
+        client = _options.REACH.client(gateway, polling=QUICK_POLLS)
         async with client:
             await (await client.generate("a kitten")).wait()
         assert gateway.submitted == 1
@@ -75,11 +76,11 @@ async def test_a_client_goes_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize(
     "reach",
-    [_console.Reach(base_url="http://a"), _console.Reach(api_key_file=Path("key"))],
+    [_options.Reach(base_url="http://a"), _options.Reach(api_key_file=Path("key"))],
 )
-def test_a_simulated_gateway_is_not_the_real_one(reach: _console.Reach) -> None:
+def test_a_simulated_gateway_is_not_the_real_one(reach: _options.Reach) -> None:
     """Naming both a real gateway and a simulated one is an error."""
-    _console.Reach(gateway="deerapi").check_simulated()
+    _options.Reach(gateway="deerapi").check_simulated()
     with pytest.raises(errors.UsageError, match="together with the address"):
         reach.check_simulated()
 
@@ -87,9 +88,9 @@ def test_a_simulated_gateway_is_not_the_real_one(reach: _console.Reach) -> None:
 @pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan")])
 def test_a_number_has_to_be_one(value: float) -> None:
     """What cannot be counted down from is named with its option."""
-    _console.check_positive("timeout", 0.5)
+    _options.check_positive("timeout", 0.5)
     with pytest.raises(errors.UsageError, match=f"--timeout is {value:g}"):
-        _console.check_positive("timeout", value)
+        _options.check_positive("timeout", value)
 
 
 # From work to exit codes
@@ -438,11 +439,11 @@ def test_a_board_takes_the_lines_it_needs(columns: str) -> None:
 def test_a_result_is_a_table_or_an_object(capsys: pytest.CaptureFixture[str]) -> None:
     """A table shows what is known as a person writes it; JSON has every key."""
     row = {"task_id": "t\x1b1", "progress": 0.42, "refunded": True, "points": 1234.5, "file": None}
-    _console.print_row(row, _console.TALK)
+    _console.print_row(row, _options.TALK)
     assert capsys.readouterr().out.splitlines() == [
         *("task id   t 1", "progress  42%", "refunded  yes", "points    1,234.5"),
     ]
-    _console.print_row(row, _console.Talk(json=True))
+    _console.print_row(row, _options.Talk(json=True))
     assert json.loads(capsys.readouterr().out) == row
 
 
