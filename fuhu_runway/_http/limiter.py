@@ -405,6 +405,3 @@ class Slot:
 
     async def __aexit__(self, *_raised: object) -> None:
         self._limiter.leave()
-
-
-Gate = RateLimiter  # the name that transport.py still uses

@@ -41,7 +41,7 @@ from fuhu_runway.errors import (
 from fuhu_runway.hooks import Hooks
 from fuhu_runway.models import RetryPolicy, Timeouts, is_web_address, usage_error
 
-from .limiter import Gate
+from .limiter import RateLimiter
 from .retry import repeat
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ class Transport:
         session: aiohttp.ClientSession | None,
         timeouts: Timeouts,
         retry: RetryPolicy,
-        gate: Gate,
+        limiter: RateLimiter,
         hooks: Hooks,
         clock: Clock,
     ) -> None:
@@ -93,7 +93,7 @@ class Transport:
         # would cost a timer for each read.
         self._free_timeout = aiohttp.ClientTimeout(total=timeouts.read, **self._connecting)
         self._retry = retry
-        self._gate = gate
+        self._limiter = limiter
         self._hooks = hooks
         self._clock = clock
         self._in_flight: set[asyncio.Task[Any]] = set()
@@ -130,7 +130,7 @@ class Transport:
         Raises:
             UsageError: The transport was closed meanwhile.
         """
-        async with self.until_closed(), self._gate.slot() as sent_at:
+        async with self.until_closed(), self._limiter.slot() as sent_at:
             return self._heed(read, await self.send(request), sent_at)
 
     @asynccontextmanager
@@ -142,7 +142,7 @@ class Transport:
             UsageError: The transport was closed meanwhile.
         """
         self._check_running()
-        async with self._gate.slot() as sent_at:
+        async with self._limiter.slot() as sent_at:
             self._check_running()
             yield sent_at
 
@@ -168,12 +168,12 @@ class Transport:
         except RunwayError as error:
             failure = error
         else:
-            self._gate.answered(sent_at)
+            self._limiter.answered(sent_at)
             return answer
         if isinstance(failure, RateLimited):
-            self._gate.refused(sent_at, failure.retry_after)
+            self._limiter.refused(sent_at, failure.retry_after)
         else:
-            self._gate.answered(sent_at)
+            self._limiter.answered(sent_at)
         # The frames of reading hold the answer, which may quote anything.
         raise drop_frames(failure)
 
@@ -286,7 +286,7 @@ class Transport:
     def stop(self) -> None:
         """End every free request and download, and refuse every paid one that is not in flight."""
         self._is_stopped = True
-        self._gate.close(closed)
+        self._limiter.close(closed)
         now = asyncio.get_running_loop().time()
         while self._scopes:
             # aiohttp wakes no reader when its session is closed, so they would never end.

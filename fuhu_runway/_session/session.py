@@ -51,7 +51,7 @@ class Session:
     """The moving parts of one client in one event loop; to be made inside of it."""
 
     def __init__(self, settings: Settings) -> None:
-        self.gate = RateLimiter(
+        self.limiter = RateLimiter(
             settings.limits,
             settings.clock,
             settings.hooks,
@@ -61,13 +61,13 @@ class Session:
             session=settings.session,
             timeouts=settings.timeouts,
             retry=settings.retry,
-            gate=self.gate,
+            limiter=self.limiter,
             hooks=settings.hooks,
             clock=settings.clock,
         )
         self.poller = Poller(
             self._poll,
-            self.gate,
+            self.limiter,
             policy=settings.polling,
             max_retry_after=settings.retry.max_retry_after,
             clock=settings.clock,

@@ -98,7 +98,7 @@ class Sessions:
         )
 
     def __repr__(self) -> str:
-        loops = "".join(f", {one.gate!r}, {one.poller!r}" for one in list(self.by_loop.values()))
+        loops = "".join(f", {one.limiter!r}, {one.poller!r}" for one in list(self.by_loop.values()))
         return f"<Client {self.gateway.base_url}{loops}>"
 
     def __del__(self) -> None:

@@ -168,7 +168,7 @@ class Submission:
                 return await asyncio.shield(flight)
             except asyncio.CancelledError:
                 self.is_reported = True
-                self.session.gate.hold(flight)
+                self.session.limiter.hold(flight)
                 flight.add_done_callback(self._claim_later)
                 self.session.tasks.hold(flight)
                 if self.custom_id is not None:

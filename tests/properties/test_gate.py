@@ -52,17 +52,17 @@ class GateMachine(RuleBasedStateMachine):
         self.at_most = rate
         self.at_once = at_once
         limits = Limits(requests_per_second=rate, requests_in_flight=at_once)
-        self.gate = RateLimiter(limits, self.clock, Hooks())
+        self.limiter = RateLimiter(limits, self.clock, Hooks())
 
     def run(self, coroutine: Any) -> None:
         self.runner.run(coroutine)
 
     async def visit(self, number: int) -> None:
-        async with self.gate.slot() as now:
+        async with self.limiter.slot() as now:
             self.wrong += self.judged(number, now)
             self.line.remove(number)
             self.inside.add(number)
-            self.went_at, self.fastest = now, self.gate.pace.rate
+            self.went_at, self.fastest = now, self.limiter.pace.rate
             try:
                 await self.doors[number].wait()
             finally:
@@ -73,8 +73,8 @@ class GateMachine(RuleBasedStateMachine):
         wrong = {
             "somebody was overtaken": self.line[0] != number,
             "faster than the pace": now < self.went_at + 0.5 / self.fastest - NEAR,
-            "went while all were held": now < self.gate.pace.hold_until,
-            "more than may be in flight": len(self.inside) >= self.gate.room,
+            "went while all were held": now < self.limiter.pace.hold_until,
+            "more than may be in flight": len(self.inside) >= self.limiter.room,
         }
         return [what for what, holds in wrong.items() if holds]
 
@@ -118,19 +118,19 @@ class GateMachine(RuleBasedStateMachine):
 
     @rule(ago=spans, retry_after=st.none() | spans, times=st.integers(1, 4))
     def be_refused(self, ago: float, retry_after: float | None, times: int) -> None:
-        self.run(self.receive(lambda now: self.gate.refused(now - ago, retry_after), times))
+        self.run(self.receive(lambda now: self.limiter.refused(now - ago, retry_after), times))
 
     @rule(ago=spans, times=st.integers(1, 100))
     def be_answered(self, ago: float, times: int) -> None:
-        self.run(self.receive(lambda now: self.gate.answered(now - ago), times))
+        self.run(self.receive(lambda now: self.limiter.answered(now - ago), times))
 
     async def receive(self, record: Callable[[float], None], times: int) -> None:
         """Record answers to requests that went in another place of the same limiter."""
         for _ in range(times):
-            self.gate.in_flight += 1
+            self.limiter.in_flight += 1
             record(self.clock.now())
-            self.fastest = max(self.fastest, self.gate.pace.rate)
-            self.gate.leave()
+            self.fastest = max(self.fastest, self.limiter.pace.rate)
+            self.limiter.leave()
             # The one that goes now has to record its pace before the next answer changes that.
             await settle()
 
@@ -144,7 +144,7 @@ class GateMachine(RuleBasedStateMachine):
                 door.set()
             while self.line:
                 now = self.clock.now()
-                await self.clock.advance(self.gate.pace.ready_at(now) - now)
+                await self.clock.advance(self.limiter.pace.ready_at(now) - now)
 
         self.run(all_doors())
         assert not self.line
@@ -156,14 +156,14 @@ class GateMachine(RuleBasedStateMachine):
 
     @invariant()
     def agrees_with_the_model(self) -> None:
-        assert self.gate.in_flight == len(self.inside) <= self.at_once
-        assert 0 < self.gate.pace.rate <= (self.at_most or math.inf)
-        assert f"{len(self.line)} waiting" in repr(self.gate)
+        assert self.limiter.in_flight == len(self.inside) <= self.at_once
+        assert 0 < self.limiter.pace.rate <= (self.at_most or math.inf)
+        assert f"{len(self.line)} waiting" in repr(self.limiter)
 
     @invariant()
     def nobody_waits_who_may_go(self) -> None:
-        if self.line and len(self.inside) < self.gate.room:
-            assert self.gate.pace.ready_at(self.clock.now()) > self.clock.now()
+        if self.line and len(self.inside) < self.limiter.room:
+            assert self.limiter.pace.ready_at(self.clock.now()) > self.clock.now()
 
     @invariant()
     def nothing_is_left_to_happen_for_nobody(self) -> None:

@@ -13,7 +13,7 @@ from support.clients import QUICK_RETRY, Ear
 from support.clock import RecordingClock
 from support.servers import reply
 
-from fuhu_runway._http.limiter import Gate
+from fuhu_runway._http.limiter import RateLimiter
 from fuhu_runway._http.transport import Transport
 from fuhu_runway.downloads import BUFFER_BYTES, Downloader, Source
 from fuhu_runway.hooks import Hooks
@@ -128,7 +128,7 @@ async def open_desk(folder: Path, patience: float = 0.0, **policy: Any) -> Async
         session=None,
         timeouts=Timeouts(connect=5.0, read=5.0),
         retry=retry,
-        gate=Gate(Limits(requests_in_flight=9), clock, hooks),
+        limiter=RateLimiter(Limits(requests_in_flight=9), clock, hooks),
         hooks=hooks,
         clock=clock,
     )

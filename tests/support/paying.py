@@ -25,7 +25,7 @@ async def pay(
             try:
                 return await asyncio.shield(flight)
             except asyncio.CancelledError:
-                transport._gate.hold(flight)
+                transport._limiter.hold(flight)
                 left(flight)
                 raise
 

@@ -305,14 +305,14 @@ def test_trouble_before_the_first_answer_teaches_no_rate() -> None:
     assert (slow.rate, slow.room) == (4.0, math.inf)
 
 
-# The gate
+# The rate limiter
 
 
 @attrs.define
 class Visitors:
-    """Those who go through a gate, and stay inside until they are sent away."""
+    """Those who go through a rate limiter, and stay inside until they are sent away."""
 
-    gate: RateLimiter
+    limiter: RateLimiter
     clock: ManualClock
     heard: list[Event]
     #: Who came in, and when.
@@ -329,7 +329,7 @@ class Visitors:
         await settle()
 
     async def _visit(self, number: int) -> None:
-        async with self.gate.slot() as sent_at:
+        async with self.limiter.slot() as sent_at:
             self.entered.append((number, sent_at))
             self.inside.add(number)
             self.peak = max(self.peak, len(self.inside))
@@ -361,17 +361,17 @@ class Visitors:
 
 
 def visitors(**limits: float | None) -> Visitors:
-    """Return the visitors of a new gate, in front of which time stands still."""
+    """Return the visitors of a new rate limiter, in front of which time stands still."""
     clock, heard = ManualClock(START), list[Event]()
-    gate = RateLimiter(Limits(**limits), clock, Hooks([heard.append]))  # type: ignore[arg-type]
-    return Visitors(gate, clock, heard)
+    limiter = RateLimiter(Limits(**limits), clock, Hooks([heard.append]))  # type: ignore[arg-type]
+    return Visitors(limiter, clock, heard)
 
 
 def known_visitors() -> Visitors:
     """Return the visitors of a rate limiter to which the gateway has answered."""
     some = visitors()
-    some.gate.answered(START)
-    some.gate.pace._go(math.inf, START)  # as after a few seconds of requests that got through
+    some.limiter.answered(START)
+    some.limiter.pace._go(math.inf, START)  # as after a few seconds of requests that got through
     return some
 
 
@@ -383,7 +383,7 @@ async def test_no_more_than_so_many_are_inside() -> None:
     await some.leave(0)
     assert some.inside == {1, 2}
     await some.leave(1, 2, 3, 4, 5)
-    assert (some.peak, some.gate.in_flight) == (2, 0)
+    assert (some.peak, some.limiter.in_flight) == (2, 0)
 
 
 async def test_a_free_gate_is_passed_at_once() -> None:
@@ -391,7 +391,7 @@ async def test_a_free_gate_is_passed_at_once() -> None:
     some = visitors(requests_in_flight=1, requests_per_second=2.0)
     order: list[str] = []
     asyncio.get_running_loop().call_soon(order.append, "the loop")
-    async with some.gate.slot() as sent_at:
+    async with some.limiter.slot() as sent_at:
         order.append("the request")
     await settle()
     assert order == ["the request", "the loop"]
@@ -414,7 +414,7 @@ async def test_few_go_before_the_first_answer() -> None:
     some = visitors()
     await some.come(*range(100))
     assert some.inside == {0, 1, 2, 3}
-    some.gate.answered(START)
+    some.limiter.answered(START)
     await some.leave(0)
     await some.clock.advance(0.35)
     assert some.order == [0, 1, 2, 3, 4, 5, 6, 7]
@@ -444,12 +444,12 @@ async def test_the_place_of_the_poller_is_second_in_line() -> None:
     """Its turn comes after one other request, and all others keep their order."""
     some = visitors(requests_in_flight=1)
     await some.come(0, 1, 2, 3)
-    turn = some.gate.line_up(soon=True)
+    turn = some.limiter.line_up(soon=True)
     await some.leave(0)
     assert not turn.done()
     await some.leave(1)
     assert (turn.done(), some.order) == (True, [0, 1])
-    some.gate.leave()
+    some.limiter.leave()
     await some.leave(2)
     assert some.order == [0, 1, 2, 3]
 
@@ -458,7 +458,7 @@ async def test_a_place_that_is_given_up_holds_nothing_up() -> None:
     """Cancelling it lets the next request go, and leaves no timer."""
     some = visitors(requests_per_second=1.0)
     await some.come(0)
-    turn = some.gate.line_up()
+    turn = some.limiter.line_up()
     turn.cancel()
     await settle()
     assert some.clock.timers == []
@@ -484,25 +484,25 @@ async def test_a_turn_that_is_not_taken_goes_to_the_next() -> None:
     await some.come(0, 1, 2)
     some.release(0)
     await asyncio.sleep(0)  # it is the turn of 1, who does not know yet
-    assert some.gate.in_flight == 1
+    assert some.limiter.in_flight == 1
     await some.give_up(1)
     assert some.inside == {2}
     assert some.tasks[1].cancelled()
     await some.leave(2)
-    assert some.gate.in_flight == 0
+    assert some.limiter.in_flight == 0
 
 
 async def test_a_slot_comes_back_however_it_was_left() -> None:
     """An error and a cancellation inside give the slot back as a success does."""
     some = visitors(requests_in_flight=1)
     with pytest.raises(OSError, match="wire"):
-        async with some.gate.slot():
+        async with some.limiter.slot():
             raise OSError("wire")
     await some.come(0, 1)
     await some.give_up(0)
     assert some.inside == {1}
     await some.leave(1)
-    assert some.gate.in_flight == 0
+    assert some.limiter.in_flight == 0
 
 
 async def test_requests_go_at_their_instants() -> None:
@@ -547,7 +547,7 @@ async def test_a_turn_is_put_off_by_whoever_goes_late() -> None:
 async def refuse_all(some: Visitors, *numbers: int, retry_after: float | None = None) -> None:
     """Refuse requests one after the other; each leaves before the next is refused."""
     for number in numbers:
-        some.gate.refused(some.clock.now(), retry_after)
+        some.limiter.refused(some.clock.now(), retry_after)
         await some.leave(number)
 
 
@@ -555,7 +555,7 @@ async def test_one_refusal_holds_only_its_own_request() -> None:
     """Those who come after a single refusal go at once, whatever time it asked for."""
     some = known_visitors()
     await some.come(0, 1, 2)
-    some.gate.refused(START, 30.0)
+    some.limiter.refused(START, 30.0)
     await some.come(3)
     assert some.order == [0, 1, 2, 3]
     assert some.heard == []
@@ -571,7 +571,7 @@ async def test_where_nothing_gets_through_one_request_tries_for_all() -> None:
     assert some.inside == set()
     await some.clock.advance(60.0)
     assert some.inside == {3}
-    some.gate.answered(some.clock.now())
+    some.limiter.answered(some.clock.now())
     await some.leave(3)
     await some.clock.advance(10.0)
     assert some.order == [0, 1, 2, 3, 4, 5]
@@ -580,10 +580,10 @@ async def test_where_nothing_gets_through_one_request_tries_for_all() -> None:
 async def test_no_gateway_may_hold_everything_for_longer_than_allowed() -> None:
     """A Retry-After of 56 years is one of 90 s where 90 s are the most."""
     clock = ManualClock(START)
-    gate = RateLimiter(Limits(), clock, Hooks(), max_hold=90.0)
+    limiter = RateLimiter(Limits(), clock, Hooks(), max_hold=90.0)
     for _ in range(3):
-        gate.refused(START, 1.8e9)
-    assert gate.pace.hold_until == START + 90
+        limiter.refused(START, 1.8e9)
+    assert limiter.pace.hold_until == START + 90
 
 
 async def test_a_hold_and_its_end_are_reported() -> None:
@@ -598,7 +598,7 @@ async def test_a_hold_and_its_end_are_reported() -> None:
     assert some.heard == [PaceHeld(1.5), PaceHeld(3.0)]
     await some.come(4)
     await some.clock.advance(3.0)
-    some.gate.answered(some.clock.now())
+    some.limiter.answered(some.clock.now())
     assert some.heard == [PaceHeld(1.5), PaceHeld(3.0), PaceRecovered(None)]
 
 
@@ -607,7 +607,7 @@ async def test_a_hold_that_may_end_at_once_is_not_reported() -> None:
     some = known_visitors()
     await some.come(*range(5))
     await refuse_all(some, 0, 1, 2)
-    some.gate.answered(START)
+    some.limiter.answered(START)
     await some.leave(3, 4)
     assert some.heard == []
 
@@ -621,11 +621,11 @@ async def test_a_limit_that_is_found_or_gone_is_reported(at_most: float | None) 
     async def ask_for(seconds: float) -> None:
         end = some.clock.now() + seconds
         while some.clock.now() < end:
-            async with some.gate.slot() as sent_at:
+            async with some.limiter.slot() as sent_at:
                 if gateway.admits(sent_at):
-                    some.gate.answered(sent_at)
+                    some.limiter.answered(sent_at)
                 else:
-                    some.gate.refused(sent_at, None)
+                    some.limiter.refused(sent_at, None)
             await some.clock.advance(0.02)
 
     async def drive(seconds: float) -> None:
@@ -661,23 +661,23 @@ async def test_nobody_waiting_leaves_no_timer() -> None:
 async def test_the_repr_tells_the_state() -> None:
     """In flight and waiting are shown, and the pace and a hold where there are any."""
     some = visitors(requests_in_flight=2)
-    assert repr(some.gate) == "<RateLimiter 0 of 2 in flight, 0 waiting>"
+    assert repr(some.limiter) == "<RateLimiter 0 of 2 in flight, 0 waiting>"
     await some.come(*range(5))
     await some.give_up(3)
-    assert repr(some.gate) == "<RateLimiter 2 of 2 in flight, 2 waiting>"
-    some.gate.answered(START)
+    assert repr(some.limiter) == "<RateLimiter 2 of 2 in flight, 2 waiting>"
+    some.limiter.answered(START)
     for _ in range(3):
-        some.gate.refused(START, 12.0)
+        some.limiter.refused(START, 12.0)
     await some.clock.advance(2)
     text = "<RateLimiter 2 of 2 in flight, 2 waiting, 10 a second, held for 10.0 s>"
-    assert repr(some.gate) == text
+    assert repr(some.limiter) == text
 
 
 async def test_a_request_that_was_left_in_flight_counts() -> None:
     """The next request goes in when the answer is here, and not when the caller leaves."""
     some, landed = visitors(requests_in_flight=1), asyncio.Event()
-    async with some.gate.slot():
-        some.gate.hold(asyncio.create_task(landed.wait()))
+    async with some.limiter.slot():
+        some.limiter.hold(asyncio.create_task(landed.wait()))
     await some.come(1)
     assert some.inside == set()
     landed.set()
@@ -690,10 +690,10 @@ async def test_a_gate_that_closes_turns_all_away() -> None:
     some = visitors(requests_in_flight=1)
     await some.come(0, 1, 2)
     some.tasks[1].cancel()
-    some.gate.close(ZeroDivisionError)
+    some.limiter.close(ZeroDivisionError)
     await settle()
     assert isinstance(some.tasks[2].exception(), ZeroDivisionError)
     assert some.tasks[1].cancelled()
     assert some.inside == {0}
     await some.leave(0)
-    assert some.gate.in_flight == 0
+    assert some.limiter.in_flight == 0

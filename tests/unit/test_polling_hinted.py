@@ -315,7 +315,7 @@ async def test_a_hint_goes_before_all_that_are_due(clock: ManualClock) -> None:
 
 
 async def test_a_hint_alone_queues_like_any_look(clock: ManualClock) -> None:
-    """With nothing else due, a hinted look takes the next turn of the gate."""
+    """With nothing else due, a hinted look takes the next turn of the rate limiter."""
     scene = slow_scene(clock)
     watch = addressed(scene)
     watch.due_at = clock.now() + NET

@@ -200,13 +200,13 @@ class Scarcity:
         return [task_id for task_id, _ in self.scene.feed.looks]
 
     @property
-    def gate(self) -> RateLimiter:
+    def limiter(self) -> RateLimiter:
         return self.scene.limiter
 
     @property
     def queue(self) -> int:
         """How many requests wait at the rate limiter."""
-        return int(repr(self.gate).partition(" in flight, ")[2].partition(" waiting")[0])
+        return int(repr(self.limiter).partition(" in flight, ")[2].partition(" waiting")[0])
 
 
 def scarce(
@@ -222,7 +222,7 @@ def scarce(
 
 
 async def test_one_look_queues_for_all_tasks(clock: ManualClock) -> None:
-    """With 50 tasks due on a budget of one a second, one request waits at the gate, not 50."""
+    """With 50 tasks due on a budget of one a second, one request waits at the rate limiter, not 50."""
     world = scarce(clock)
     waits = [world.scene.wait(watch_on(world.scene, f"t-{number}")) for number in range(50)]
     await clock.advance(2.5)
@@ -231,7 +231,7 @@ async def test_one_look_queues_for_all_tasks(clock: ManualClock) -> None:
     assert (len(world.asked), world.queue) == (11, 1)
     await leave(*waits)
     assert world.scene.has_nothing_left()
-    assert (world.gate.in_flight, world.queue) == (0, 0)
+    assert (world.limiter.in_flight, world.queue) == (0, 0)
 
 
 async def test_a_submit_waits_behind_one_look(clock: ManualClock) -> None:
@@ -241,7 +241,7 @@ async def test_a_submit_waits_behind_one_look(clock: ManualClock) -> None:
     await clock.advance(2.5)
 
     async def submit() -> float:
-        async with world.gate.slot() as sent_at:
+        async with world.limiter.slot() as sent_at:
             return sent_at
 
     submitting = asyncio.ensure_future(submit())
@@ -256,7 +256,7 @@ async def test_a_crowd_of_submits_does_not_keep_looks_waiting(clock: ManualClock
     submitted: list[int] = []
 
     async def submit(number: int) -> None:
-        async with world.gate.slot():
+        async with world.limiter.slot():
             submitted.append(number)
 
     submits = [asyncio.ensure_future(submit(number)) for number in range(20)]
@@ -385,9 +385,9 @@ async def test_when_nobody_is_due_any_more_the_queue_is_left(clock: ManualClock)
 
 
 async def test_a_turn_that_comes_too_late_is_given_back(clock: ManualClock) -> None:
-    """Who is cancelled at the very instant of the turn leaves the gate free and no look behind."""
+    """Who is cancelled at the very instant of the turn leaves the rate limiter free and no look behind."""
     world = scarce(clock)
-    async with world.gate.slot():
+    async with world.limiter.slot():
         pass
     wait = world.scene.wait(watch_on(world.scene, age=30.0))
     await settle()
@@ -395,23 +395,23 @@ async def test_a_turn_that_comes_too_late_is_given_back(clock: ManualClock) -> N
     assert world.queue == 1
     clock.instant += 0.5
     wait.cancel()
-    world.gate._let_go()  # the turn is given, and the look has not run yet
+    world.limiter._let_go()  # the turn is given, and the look has not run yet
     await leave(wait)
     assert world.asked == []
-    assert world.gate.in_flight == 0
+    assert world.limiter.in_flight == 0
     assert world.scene.has_nothing_left()
 
 
 async def test_a_look_in_its_turn_is_cancelled_with_its_last_wait(clock: ManualClock) -> None:
-    """A hanging look whose wait is left ends, and its place at the gate is free again."""
+    """A hanging look whose wait is left ends, and its place at the rate limiter is free again."""
     world = scarce(clock)
     world.scene.feed.is_open.clear()
     wait = world.scene.wait(watch_on(world.scene, age=30.0))
     await clock.advance(0.5)
-    assert world.gate.in_flight == 1
+    assert world.limiter.in_flight == 1
     await leave(wait)
     assert world.scene.feed.left == 1
-    assert world.gate.in_flight == 0
+    assert world.limiter.in_flight == 0
     assert world.scene.has_nothing_left()
 
 
@@ -450,7 +450,7 @@ async def test_closing_ends_the_look_that_queues(clock: ManualClock) -> None:
     for wait in waits:
         with pytest.raises(WaitAbandoned):
             await wait
-    assert (world.gate.in_flight, world.queue) == (0, 0)
+    assert (world.limiter.in_flight, world.queue) == (0, 0)
     assert world.scene.has_nothing_left()
 
 

@@ -187,8 +187,8 @@ async def test_room_that_comes_free_at_the_close_is_not_used() -> None:
     engine = Session(settings())
     engine.stay_until_the_loop_ends(list)
     async with raw_server(reply()) as server:
-        async with engine.gate.slot():
-            engine.gate.limits = Limits(requests_in_flight=1)
+        async with engine.limiter.slot():
+            engine.limiter.limits = Limits(requests_in_flight=1)
             paying = asyncio.ensure_future(_pay(engine, server.url))
             await settle()
             closing = asyncio.ensure_future(engine.aclose())

@@ -15,7 +15,7 @@ from support.secrets import chain, in_frames, told
 from support.servers import free_port, raw_server, reply, silent_server
 
 from fuhu_runway._clock import Clock, LoopClock
-from fuhu_runway._http.limiter import Gate
+from fuhu_runway._http.limiter import RateLimiter
 from fuhu_runway._http.transport import (
     MAX_ANSWER_BYTES,
     MAX_CUT_BYTES,
@@ -65,7 +65,7 @@ async def make(clock: ManualClock) -> AsyncIterator[Make]:
                 session=session,
                 timeouts=timeouts or Timeouts(),
                 retry=QUICK_RETRY,
-                gate=Gate(Limits(requests_in_flight=requests_in_flight), at, Hooks()),
+                limiter=RateLimiter(Limits(requests_in_flight=requests_in_flight), at, Hooks()),
                 hooks=Hooks([ear] if ear else []),
                 clock=at,
             )
@@ -744,10 +744,10 @@ async def test_refusals_in_a_row_hold_everything(make: Make, clock: ManualClock)
             await transport.once(free(server.url), read_task)
         for _ in range(3):
             clock.instant += 0.1
-            assert transport._gate.pace.ready_at(clock.now()) <= clock.now() + 1e-6
+            assert transport._limiter.pace.ready_at(clock.now()) <= clock.now() + 1e-6
             with pytest.raises(RateLimited):
                 await transport.once(free(server.url), read_task)
-        assert transport._gate.pace.ready_at(clock.now()) == clock.now() + 3
+        assert transport._limiter.pace.ready_at(clock.now()) == clock.now() + 3
 
 
 async def test_who_waits_to_repeat_is_refused_at_the_close(make: Make) -> None:

@@ -20,7 +20,7 @@ from support.proxies import name_proxies, tunnels
 from support.secrets import in_frames, told
 from support.servers import free_port, raw_server, reply, silent_server
 
-from fuhu_runway._http.limiter import Gate
+from fuhu_runway._http.limiter import RateLimiter
 from fuhu_runway._http.transport import StreamBroken, Transport, proxy_from_environment
 from fuhu_runway._wire.encode import Request
 from fuhu_runway._wire.tables import ENDPOINTS
@@ -49,7 +49,7 @@ async def make(clock: ManualClock) -> AsyncIterator[Make]:
                 session=session,
                 timeouts=timeouts or Timeouts(),
                 retry=QUICK_RETRY,
-                gate=Gate(Limits(), clock, Hooks()),
+                limiter=RateLimiter(Limits(), clock, Hooks()),
                 hooks=Hooks(),
                 clock=clock,
             )
