@@ -50,7 +50,7 @@ from .task_limit import Name, Unfinished
 HOPELESS: Final = (Unauthorized, OutOfCredits, UsageError)
 """Errors that polling again does not change: they end a wait at once."""
 RANKING_LASTS: Final = 1.0
-"""Seconds between two sortings of the due tasks; if more, the order of polls is less up to date."""
+"""Seconds between two sorts of the due tasks; if more, the order of polls is less up to date."""
 STARVED_GAIN: Final = 0.5
 """What a task that is not polled gains on others, in chances of an end for each `max_starvation`
 after the first; if more, no task waits for long, but clips lie about for longer where the budget

@@ -222,7 +222,7 @@ def scarce(
 
 
 async def test_one_look_queues_for_all_tasks(clock: ManualClock) -> None:
-    """With 50 tasks due on a budget of one a second, one request waits at the rate limiter, not 50."""
+    """With 50 tasks due and one request a second, one poll waits at the rate limiter, not 50."""
     world = scarce(clock)
     waits = [world.scene.wait(watch_on(world.scene, f"t-{number}")) for number in range(50)]
     await clock.advance(2.5)
@@ -385,7 +385,7 @@ async def test_when_nobody_is_due_any_more_the_queue_is_left(clock: ManualClock)
 
 
 async def test_a_turn_that_comes_too_late_is_given_back(clock: ManualClock) -> None:
-    """Who is cancelled at the very instant of the turn leaves the rate limiter free and no look behind."""
+    """A wait cancelled at the instant of its turn leaves the limiter free, and no poll behind."""
     world = scarce(clock)
     async with world.limiter.slot():
         pass
