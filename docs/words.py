@@ -21,6 +21,9 @@ WORDS: Final = {
     r"purse": "budget",
     r"take note": "record",
     r"see to it": "say what the code does",
+    r"deliver(y|ies)": "webhook",
+    r"unless told otherwise": "by default",
+    r"told (once|a|the|of)": "reported, named",
     r"it is told|was told|is told|are told": "is reported, is raised, is set",
 }
 #: What not to write on a page, besides.
@@ -29,7 +32,6 @@ PAGE_WORDS: Final = {
     r"told|heard|hears?": "report, record, learn",
     r"look(s|ed)? at (a|the|its) task": "poll",
     r"(in|from) the books": "in the journal, in the store",
-    r"(a|the|each|late|lost) deliver(y|ies)": "webhook",
 }
 #: How no docstring begins: with the verb a Python programmer expects instead.
 OPENINGS: Final = {

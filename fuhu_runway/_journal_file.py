@@ -123,7 +123,7 @@ class Errand:
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
-        """Where its end is to be told; None for where the work was done."""
+        """The loop to report its end in; None for the thread that did the work."""
         return self.future.get_loop()
 
     def settle(self, result: Any, error: BaseException | None) -> None:

@@ -225,7 +225,7 @@ class Batch:
         self._retry_failed = retry_failed
         self._overwrite = overwrite
         self._clock = sessions.settings.clock
-        self._purse = Purse(max_points)
+        self._budget = Budget(max_points)
         self._is_stopped = False
         self._is_hopeless = False
         self._feeder: asyncio.Task[None] | None = None
@@ -374,7 +374,7 @@ class Batch:
         if path is not None:
             self._check_place(path, outcome, plan.key)
         kind = (plan.endpoint, plan.model, plan.seconds)
-        if not await self._purse.take(kind):
+        if not await self._budget.take(kind):
             self._stop("max_points")
             return None
         cost: float | None = 0.0
@@ -400,7 +400,7 @@ class Batch:
         else:
             return result
         finally:
-            self._purse.put_back(kind, cost)
+            self._budget.put_back(kind, cost)
         # Outside of the clause: what is raised there would quote the error.
         return await self._broken(outcome, plan, fault)
 
@@ -519,7 +519,7 @@ Kind = tuple[str, str | None, int | None]
 
 
 @attrs.define(eq=False)
-class Purse:
+class Budget:
     """
     What a batch may still spend.
 

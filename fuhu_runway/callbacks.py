@@ -3,7 +3,7 @@ The webhook receiver: whose address it is, what was posted there, and who has to
 
 Rule 1: gateways sign nothing (api-facts 4), so the address is the signature: each task has its
 own, which cannot be guessed and is sent to the gateway only.
-Rule 2: a delivery is only a hint: what it says is never believed, it makes the feed be asked.
+Rule 2: a webhook is only a hint: it makes a poll due, and what it says is never believed.
 Rule 3: a sender that does not know an address learns nothing, and costs one answer.
 Rule 4: nothing that was posted, and no address, is in a log, an event or a repr.
 """
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
     from ._session.webhooks import Webhooks
 
 MAX_BODY_BYTES: Final = 64 * 1024
-"""The largest delivery that is read; documented ones have about 1 KB (api-facts 4)."""
+"""The largest webhook that is read; documented ones have about 1 KB (api-facts 4)."""
 READ_TIMEOUT: Final = 10.0
-"""How long a delivery may take to arrive, in seconds."""
+"""How long a webhook may take to arrive, in seconds."""
 READ_AT_ONCE: Final = 100
-"""How many deliveries are read at once; of more than that, the rest are asked to come again."""
+"""How many webhooks are read at once; the others get a 503 and may be sent again."""
 REMEMBERED: Final = 20_000
 """How many addresses are kept, the last used ones: twice the waits that one process is made for."""
 SAFETY_NET: Final = 60.0
-"""How often a task is looked at while deliveries are relied on, in seconds."""
+"""How often a task is polled while webhooks are relied on, in seconds."""
 MIN_SECRET_BYTES: Final = 16
 
 # Multiples of three bytes, so that base64 has no bits to spare and each token one spelling.
@@ -53,7 +53,7 @@ UNFINISHED: Final = (TaskState.QUEUED, TaskState.RUNNING)
 
 
 @attrs.frozen
-class Delivery:
+class Webhook:
     """What of a posted body is made use of."""
 
     #: The task that it names; empty where it names something that is no id, None where nothing.
@@ -61,7 +61,7 @@ class Delivery:
     state: TaskState = TaskState.UNKNOWN
 
     @classmethod
-    def of(cls, record: TaskRecord | None) -> "Delivery":
+    def of(cls, record: TaskRecord | None) -> "Webhook":
         """Return what a body says, as far as it could be read."""
         if record is None:
             return cls()
@@ -95,16 +95,16 @@ class Address:
     context: contextvars.Context | None = attrs.field(default=None, repr=False)
     #: Whether its submission got no clear answer.
     is_in_doubt: bool = False
-    #: Whether the task that its submission made is being looked for.
+    #: Whether the task that its submission made is being searched for.
     is_sought: bool = False
     #: The last webhook that came before there was a task.
-    early: Delivery | None = None
-    #: The earliest instant at which a webhook may have that task looked for again.
+    early: Webhook | None = None
+    #: The earliest instant at which a webhook may start that search again.
     next_search_at: float = attrs.field(default=-math.inf, repr=False)
 
     @property
     def is_strange(self) -> bool:
-        """Whether only a delivery can say which task it belongs to."""
+        """Whether only a webhook can say which task it belongs to."""
         return self.home is None
 
     def answered(self, task_id: str) -> None:
@@ -116,19 +116,19 @@ class Address:
 
 class CallbackReceiver:
     """
-    Takes what a gateway posts about tasks, and has their waits look at once.
+    Receives the webhooks of a gateway, each of which makes a poll of its task due at once.
 
     Give it to `Client(callbacks=...)`, and mount it in your app: with aiohttp by `add_routes`,
     in any other framework by calling `deliver`. May be made anywhere, and serve several clients.
-    Each submit is given an address of its own below *public_url*. A delivery is only a hint: the
-    feed is asked, and its answer counts, so that a forged one costs one look at the most.
+    Each submit is given an address of its own below *public_url*. A webhook is only a hint: the
+    feed is polled, and its response counts, so that a forged one costs one poll at most.
 
     Args:
         public_url: The address under which the gateway reaches this receiver.
         secret: Keeps addresses valid when the program starts anew, if it is the same then; 16
             bytes or more. By default they end with the process, and polling covers that.
-        safety_net: How often a task is looked at while deliveries arrive as they should, in
-            seconds. Until the first has come, and if they stop, it is looked at as without.
+        safety_net: How often a task is polled while webhooks arrive, in seconds. Until the first
+            has come, and if they stop, it is polled as without webhooks.
 
     Raises:
         UsageError: No public address, or one that is none; a secret that is too short.
@@ -173,7 +173,7 @@ class CallbackReceiver:
 
     async def handle(self, request: web.Request) -> web.Response:
         """
-        Answer one delivery; an `aiohttp.web` handler, to be mounted wherever you like.
+        Answer one webhook; an `aiohttp.web` handler for a route of your own.
 
         The last part of the path is what tells one address from another; what stands before it,
         and all headers, do not matter, so that any number of proxies may be on the way.
@@ -198,7 +198,7 @@ class CallbackReceiver:
 
     def deliver(self, token: str, body: bytes = b"") -> int:
         """
-        Take one delivery and give the HTTP status to answer it with; for other frameworks.
+        Receive one webhook and return the HTTP status to answer it with; for other frameworks.
 
         May be called in any thread, with or without a running event loop.
 
@@ -215,12 +215,12 @@ class CallbackReceiver:
             return self._counted(404)
         if len(body) > MAX_BODY_BYTES:
             return self._counted(413)
-        delivery = Delivery.of(read_callback(body))
+        webhook = Webhook.of(read_callback(body))
         address, homes = self._found(nonce)
         if not homes:
-            address.early = delivery
+            address.early = webhook
         for home in homes:
-            home.receive(address, delivery)
+            home.receive(address, webhook)
         return self._counted(204)
 
     # For clients
@@ -245,9 +245,9 @@ class CallbackReceiver:
             known = list(self._addresses.values())
         return any(one.task_id == task_id and one is not besides for one in known)
 
-    def unheard(self, home: "Webhooks") -> list[tuple[Address, Delivery]]:
+    def pending(self, home: "Webhooks") -> list[tuple[Address, Webhook]]:
         """Take what was posted while no client ran, to strange addresses and those in doubt."""
-        found: list[tuple[Address, Delivery]] = []
+        found: list[tuple[Address, Webhook]] = []
         with self._lock:
             for address in self._addresses.values():
                 mine = address.home is not None and address.home() is home and address.is_in_doubt
@@ -269,7 +269,7 @@ class CallbackReceiver:
         Return what one address differs from the next in.
 
         With a secret, that of a job is made from the job's key, so that after a restart it is
-        known again which submission a delivery belongs to. The address cannot be guessed from it.
+        known again which submission a webhook belongs to. The address cannot be guessed from it.
         """
         if job is None or not self._is_lasting:
             return secrets.token_bytes(NONCE_BYTES)
@@ -280,7 +280,7 @@ class CallbackReceiver:
         """Whether addresses are valid beyond this process."""
         return self._is_lasting
 
-    # One delivery
+    # One webhook
 
     async def _read(self, request: web.Request) -> tuple[int, bytes]:
         """Return the body and no status, or the status to answer with."""
@@ -306,7 +306,7 @@ class CallbackReceiver:
         with self._lock:
             address = self._addresses.get(nonce)
             if address is None:
-                # From before a restart, or forgotten: its first delivery says whose it is.
+                # From before a restart, or forgotten: its first webhook names the task.
                 address = Address(nonce)
             self._keep(address)
             home = None if address.home is None else address.home()
@@ -371,7 +371,7 @@ def _checked_secret(secret: object) -> bytes:
         raise usage_error(
             "secret",
             f"secret is no text or bytes of {MIN_SECRET_BYTES} bytes or more.",
-            "Give one that nobody can guess, such as that of `secrets.token_urlsafe()`.",
+            "Use one that cannot be guessed, such as that of `secrets.token_urlsafe()`.",
         )
     return key
 

@@ -47,7 +47,7 @@ R = TypeVar("R")
 
 PAID_FOR: Final = "The clip exists and is paid for."
 MAX_CLIP_BYTES: Final = 1024**3
-"""The largest clip that is saved unless told otherwise: 1 GiB."""
+"""The largest clip that is saved by default: 1 GiB."""
 
 MAX_REDIRECTS: Final = 5
 MAX_GAINS: Final = 200
@@ -429,7 +429,7 @@ class _Download:
         raise _Broken(f"The clip's address gives {what} in place of it.", Means.NOT_YET)
 
     def _refused(
-        self, happened: str, advice: str = "Look at the task again later; its id still works."
+        self, happened: str, advice: str = "Try again later; the id of the task still works."
     ) -> DownloadRefused:
         return DownloadRefused(happened, PAID_FOR, advice, self.source.task_id)
 
@@ -571,8 +571,8 @@ def safe_name(text: str, suffix: str = ".mp4") -> str:
     """
     Return a file name that reads like *text* and is safe on every file system.
 
-    Letters of any script stay; spaces and all else become a dash. A long name is cut and told
-    apart from its neighbours by six characters of a hash of the whole.
+    Letters of any script stay; spaces and all else become a dash. A long name is cut,
+    and six characters of a hash of the whole make it unique.
     """
     plain = unicodedata.normalize("NFC", text)
     name = _UNSAFE.sub("-", plain).strip("-. ") or "clip"

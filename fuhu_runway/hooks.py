@@ -143,7 +143,7 @@ class SubmissionUnclaimed(Event):
 
 @attrs.frozen
 class DoubtsFound(Event):
-    """The journal holds jobs in doubt from before; told once a client, at its first submission."""
+    """The journal holds jobs in doubt from before; reported once, at the first submission."""
 
     level: ClassVar[int] = logging.WARNING
     #: How many they are.
@@ -218,29 +218,29 @@ class PaceRecovered(Event):
 
 @attrs.frozen
 class TaskPolled(Event):
-    """A look at a task was answered."""
+    """A poll of a task was answered."""
 
     task_id: str
     state: TaskState
     progress: float | None
-    #: How often this wait has looked so far.
+    #: How often this wait has polled so far.
     polls: int
 
 
 @attrs.frozen
 class PollFailed(Event):
-    """A look at a task failed; the wait goes on."""
+    """A poll of a task failed; the wait goes on."""
 
     level: ClassVar[int] = logging.INFO
     task_id: str
     error: str
-    #: Until the next look, in seconds.
+    #: Until the next poll, in seconds.
     delay: float
 
 
 @attrs.frozen
 class UnknownWordSeen(Event):
-    """The gateway used a word for the task's state that no source documents; told once a task."""
+    """The gateway used a status that no source documents; reported once per task."""
 
     level: ClassVar[int] = logging.WARNING
     task_id: str
@@ -249,7 +249,7 @@ class UnknownWordSeen(Event):
 
 @attrs.frozen
 class ContradictionSeen(Event):
-    """An answer said two things that cannot both be true; told once a task."""
+    """An answer said two things that cannot both be true; reported once per task."""
 
     level: ClassVar[int] = logging.WARNING
     task_id: str
@@ -273,7 +273,7 @@ class TaskSettled(Event):
     level: ClassVar[int] = logging.INFO
     task_id: str
     state: TaskState
-    #: How often it was looked at.
+    #: How often it was polled.
     polls: int
     points: float | None
     refunded: bool
@@ -359,7 +359,7 @@ class ClientClosed(Event):
 
 @attrs.frozen
 class CallbackReceived(Event):
-    """A delivery came to the address of a task; what it says counts for nothing by itself."""
+    """A webhook came to the address of a task. It makes a poll due, and proves nothing."""
 
     task_id: str
     #: What it says of the task; UNKNOWN where it says nothing that can be read.
@@ -368,7 +368,7 @@ class CallbackReceived(Event):
 
 @attrs.frozen
 class CallbackRefused(Event):
-    """A delivery came to the address of a task, and what it says cannot be."""
+    """A webhook came to the address of a task, and was refused: it cannot be true."""
 
     level: ClassVar[int] = logging.INFO
     #: The task whose address it was; None where that is not known.
@@ -378,7 +378,7 @@ class CallbackRefused(Event):
 
 @attrs.frozen
 class CallbacksMissing(Event):
-    """Tasks end and no delivery ever comes, so the public address may be wrong; told once."""
+    """Tasks end and no webhook ever comes, so the public address may be wrong; reported once."""
 
     level: ClassVar[int] = logging.WARNING
     #: How many have ended.
@@ -387,7 +387,7 @@ class CallbacksMissing(Event):
 
 @attrs.frozen
 class SubmissionFound(Event):
-    """A delivery told the task of a submission whose answer was lost, and the feed confirms it."""
+    """A webhook named the task of a submission without a response, and the feed confirms it."""
 
     level: ClassVar[int] = logging.WARNING
     endpoint: str

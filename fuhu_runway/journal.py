@@ -89,7 +89,7 @@ STEPS: Final[Mapping[JobState, Mapping[JobState, str]]] = {
         JobState.PLANNED: "Someone asked for another try.",
     },
     JobState.IN_DOUBT: {
-        JobState.ACCEPTED: "A person or a delivery told the id of the task, and the feed has it.",
+        JobState.ACCEPTED: "A person or a webhook named the task, and the feed has it.",
         JobState.PLANNED: "A person made sure that it was not accepted.",
     },
 }
@@ -155,7 +155,7 @@ def in_doubt_of(job: Job) -> SubmissionInDoubt:
     return SubmissionInDoubt(
         f"An earlier run submitted this and got no clear answer ({job.error or 'none so far'}).",
         "It may have been accepted and charged; it was not sent again.",
-        "Look for the task at the gateway, then tell the journal with `fuhu-runway resolve`.",
+        "Look for the task at the gateway, then record it with `fuhu-runway resolve`.",
         job.task_id,
     )
 

@@ -33,7 +33,7 @@ MAX_DEPTH: Final = 100
 
 DEFAULT_MODEL: Final = "gen4"
 DEFAULT_WAIT: Final = 1800.0
-"""How long a wait lasts unless told otherwise, in seconds: half an hour (api-facts 5.6)."""
+"""How long a wait lasts by default, in seconds: half an hour (api-facts 5.6)."""
 
 
 def usage_error(field: str, happened: str, advice: str) -> UsageError:
@@ -755,7 +755,7 @@ class Limits:
 class PollPolicy:
     """When a task is asked about: exponential, capped and jittered, until better is learned."""
 
-    #: From the submit to the first look, in seconds.
+    #: From the submit to the first poll, in seconds.
     first: float = attrs.field(default=2.0, validator=_check_duration)
     #: What each interval is longer than the one before.
     factor: float = attrs.field(default=1.5, validator=_check_number(1, 100))

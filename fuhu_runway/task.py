@@ -165,7 +165,7 @@ class Task:
 
     async def refresh(self) -> TaskRecord:
         """
-        Return what the gateway says now, in one free look.
+        Return what the gateway says now, in one free poll.
 
         Raises:
             GatewayError: It says no; `NotFound` right after a submit may pass (api-facts 5.4).
@@ -195,7 +195,7 @@ class Task:
         return self._context
 
     def keep(self, watch: Watch) -> None:
-        """Hold what is known of this task; for the client, where deliveries may add to it."""
+        """Keep *watch*, whose record webhooks may update; for the client."""
         self._watch = watch
 
     def secrets(self) -> tuple[str, ...]:

@@ -131,7 +131,7 @@ class Transport:
             UsageError: The transport was closed meanwhile.
         """
         async with self.until_closed(), self._limiter.slot() as sent_at:
-            return self._heed(read, await self.send(request), sent_at)
+            return self._parsed(read, await self.send(request), sent_at)
 
     @asynccontextmanager
     async def paid_slot(self) -> AsyncIterator[float]:
@@ -155,13 +155,13 @@ class Transport:
 
     async def in_turn(self, request: Request, read: Callable[[Reply], T], sent_at: float) -> T:
         """Send once, in the slot taken at the instant *sent_at*, and return the parsed answer."""
-        return self._heed(read, await self.send(request), sent_at)
+        return self._parsed(read, await self.send(request), sent_at)
 
     def _check_running(self) -> None:
         if self._is_stopped:
             raise closed()
 
-    def _heed(self, read: Callable[[Reply], T], reply: Reply, sent_at: float) -> T:
+    def _parsed(self, read: Callable[[Reply], T], reply: Reply, sent_at: float) -> T:
         """Read an answer, and record whether it was a refusal for being too fast."""
         try:
             answer = read(reply)
@@ -606,7 +606,7 @@ def translate(
     return NoReply(
         f"No whole answer came back ({type(exc).__name__}).",
         money,
-        "Look again later.",
+        "Try again later.",
         task_id or request.task_id,
         None,
         Fate.UNKNOWN,

@@ -39,7 +39,7 @@ class Settings:
     clock: Clock
     #: The number of the client, which its events hold.
     client: int = 0
-    #: How often to look while callbacks are relied on, in seconds; None where there are none.
+    #: How often to poll while webhooks are relied on, in seconds; None where there are none.
     net: float | None = None
     #: Shared by all sessions: what was learned in one loop holds in the next.
     learner: Learner = attrs.Factory(lambda self: Learner(self.polling), takes_self=True)

@@ -348,7 +348,7 @@ class Sessions:
             task.keep(watch)
             early, address.early = address.early, None
             if early is not None:
-                self.webhooks.heed(session, address, early)
+                self.webhooks.handle(session, address, early)
         return watch
 
     def _watch(self, poller: Poller, task: Task, *, is_addressed: bool = False) -> Watch:

@@ -79,7 +79,7 @@ async def submit(
                 if custom_id is not None:
                     sessions.names.doubts[custom_id] = error
                 # While the answer was waited for, a webhook may have named the task.
-                found = await sessions.webhooks.told_instead(session, address)
+                found = await sessions.webhooks.task_named_meanwhile(session, address)
                 if found is None:
                     raise
                 record = TaskRecord(found.task_id, TaskState.QUEUED)

@@ -1,8 +1,8 @@
 """
 What a client does with what a gateway posts: whom it wakes, and which lost tasks it finds.
 
-Rule 1: a delivery says only where to look; what is believed is what the feed says then.
-Rule 2: the task of a submission in doubt is taken from a delivery only if the feed has it and no
+Rule 1: a webhook only makes a poll due; what the feed says then counts.
+Rule 2: the task of a submission in doubt is taken from a webhook only if the feed has it and no
 other submission does.
 """
 
@@ -31,7 +31,7 @@ from .submission import afterwards
 
 if TYPE_CHECKING:
     # It brings a web server along, which most programs have no use for.
-    from fuhu_runway.callbacks import Address, CallbackReceiver, Delivery
+    from fuhu_runway.callbacks import Address, CallbackReceiver, Webhook
 
     from .sessions import Sessions
 
@@ -67,66 +67,68 @@ class Webhooks:
             self.receiver.attach(self)
 
     def address(self, request: Generation, job: Plan | None) -> "Address | None":
-        """Return a new address for what a request will make, if it can be told one."""
+        """Return a new address for what a request will make, if its kind takes one."""
         if self.receiver is None or not SUBMITS[type(request)].takes_callback:
             return None
         key = None if job is None else job.key
         return self.receiver.address(self, request, key, self.clock.wall())
 
-    def receive(self, address: "Address", delivery: "Delivery") -> None:
+    def receive(self, address: "Address", webhook: "Webhook") -> None:
         """Record a webhook, in whatever thread and loop this is; for the receiver."""
         try:
             here = asyncio.get_running_loop()
         except RuntimeError:
             here = None
-        # Those that run first: one of them tells of it, and looks.
+        # Loops that run come first: one of them reports it, and polls.
         sessions = sorted(self.by_loop.items(), key=lambda pair: not pair[0].is_running())
         if not sessions:
-            address.early = delivery
+            address.early = webhook
         for place, (loop, session) in enumerate(sessions):
-            heed = partial(self.heed, session, address, delivery, is_told=place == 0)
+            handle = partial(self.handle, session, address, webhook, is_first=place == 0)
             if loop is here:
-                heed()
+                handle()
             else:
                 # A loop that has ended since has no waits left.
                 with suppress(RuntimeError):
-                    loop.call_soon_threadsafe(heed)
+                    loop.call_soon_threadsafe(handle)
 
     def catch_up(self, session: Session) -> None:
-        """Heed what was delivered while no loop was there to hear of it."""
-        for address, delivery in [] if self.receiver is None else self.receiver.unheard(self):
-            self.heed(session, address, delivery)
+        """Handle the webhooks that came while there was no session."""
+        for address, webhook in [] if self.receiver is None else self.receiver.pending(self):
+            self.handle(session, address, webhook)
 
-    def heed(
-        self, session: Session, address: "Address", delivery: "Delivery", *, is_told: bool = True
+    def handle(
+        self, session: Session, address: "Address", webhook: "Webhook", *, is_first: bool = True
     ) -> None:
-        """Do in one loop what a delivery asks for; *is_told* in the one that tells of it."""
+        """Handle a webhook in one loop; *is_first* in the one that reports it."""
         if address.is_strange and address.task_id is None:
-            address.task_id = delivery.task_id or None
+            address.task_id = webhook.task_id or None
         if address.task_id is None:
-            address.early = delivery
-            if address.is_in_doubt and is_told:
+            address.early = webhook
+            if address.is_in_doubt and is_first:
                 session.run(self.recover(session, address))
             return
-        is_other = delivery.task_id not in {None, address.task_id}
-        if is_told and is_other:
+        is_other = webhook.task_id not in {None, address.task_id}
+        if is_first and is_other:
             self.hooks.emit(events.CallbackRefused(address.task_id, "it names another task"))
-        elif is_told:
-            self.hooks.emit(events.CallbackReceived(address.task_id, delivery.state))
+        elif is_first:
+            self.hooks.emit(events.CallbackReceived(address.task_id, webhook.state))
         if is_other:
             return
         watch = session.poller.find(FEED, address.task_id)
         if watch is not None:
-            session.poller.webhook_came(watch, is_end=delivery.is_end)
-        elif address.is_strange and is_told:
-            session.run(self._look_up(session, address, delivery))
+            session.poller.webhook_came(watch, is_end=webhook.is_end)
+        elif address.is_strange and is_first:
+            session.run(self._look_up(session, address, webhook))
         else:
-            address.early = delivery
+            address.early = webhook
 
     # What was lost
 
-    async def told_instead(self, session: Session, address: "Address | None") -> TaskRecord | None:
-        """Return the task of a submission in doubt to its caller, if a delivery told of it."""
+    async def task_named_meanwhile(
+        self, session: Session, address: "Address | None"
+    ) -> TaskRecord | None:
+        """Return the task of a submission in doubt to its caller, if a webhook named it."""
         if address is None:
             return None
         request = address.request
@@ -175,7 +177,7 @@ class Webhooks:
         self.hooks.emit(events.SubmissionFound(endpoint, task.id))
         session.poller.take_told(watch, record)
 
-    async def _look_up(self, session: Session, address: "Address", delivery: "Delivery") -> None:
+    async def _look_up(self, session: Session, address: "Address", webhook: "Webhook") -> None:
         """See whether an address from before a restart is that of a job in doubt."""
         receiver, journal = self.receiver, self.journal
         if receiver is None or journal is None or not receiver.is_lasting:
@@ -187,23 +189,23 @@ class Webhooks:
             for job in await journal.jobs(JobState.IN_DOUBT):
                 if receiver.nonce_of(job.key) == address.nonce:
                     address.job, address.made_at = job.key, job.submitted_at or job.planned_at
-                    address.early, address.task_id = delivery, None
+                    address.early, address.task_id = webhook, None
                     address.custom_id, address.tag = job.custom_id, job.tag
                     await self.recover(session, address, ENDPOINT_NAMES[job.endpoint])
-                    # The feed may not know it yet; then the next delivery says so again.
+                    # The feed may not know it yet; then the next webhook names it again.
                     if address.task_id is None:
                         self._looked_up.discard(address.nonce)
 
     async def _sought(self, session: Session, address: "Address") -> TaskRecord | None:
-        """Return what the feed says of the task that a delivery told, and write it down."""
+        """Return what the feed says of the task that a webhook named, and record it."""
         while address.early is not None and not address.is_sought:
-            told, address.early = address.early, None
+            named, address.early = address.early, None
             address.is_sought = True
             try:
                 # A leaked address must not cause a poll with each webhook.
                 await self.clock.sleep(max(0.0, address.next_search_at - self.clock.now()))
                 address.next_search_at = self.clock.now() + WEBHOOK_EVERY
-                record = await self._confirmed(session, address, told.task_id)
+                record = await self._confirmed(session, address, named.task_id)
             finally:
                 address.is_sought = False
             if record is not None:

@@ -272,7 +272,7 @@ Cost = NewType("Cost", float)
 Trouble = NewType("Trouble", tuple[str | None, str | None])
 
 
-@attrs.define(eq=False)  # frozen ones take three times as long to make, at each look
+@attrs.define(eq=False)  # frozen ones take three times as long to make, at each poll
 class Sighting:
     """What one level of an answer says about a task, before it is weighed against the others."""
 

@@ -234,7 +234,7 @@ REFUSALS: Final = (
             }
         ),
     ),
-    # Statuses that mean: this request was never looked at.
+    # Statuses that mean: this request was never examined.
     Refusal(
         errors.RateLimited,
         Fate.REFUSED,
@@ -286,7 +286,7 @@ REFUSALS: Final = (
         Fate.REJECTED,
         "Check the key and what it is allowed to do, on the gateway's own page.",
         "api-facts 5.1 (401, 403)",
-        "The key is checked before the request is looked at.",
+        "The key is checked before the request is examined.",
         frozenset({401, 403}),
     ),
     Refusal(
@@ -294,7 +294,7 @@ REFUSALS: Final = (
         Fate.REJECTED,
         "Check the key and what it is allowed to do, on the gateway's own page.",
         "api-facts 2 F, 5.1 (the same texts in an answer with status 200)",
-        "The key is checked before the request is looked at.",
+        "The key is checked before the request is examined.",
         statuses=frozenset({200}),
         texts=("无权进行此操作", "未登录", "无效的令牌", "未提供令牌", "invalid token"),
     ),

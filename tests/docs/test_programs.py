@@ -83,7 +83,7 @@ async def test_the_bot_sends_each_clip_to_its_chat_also_after_a_restart(tmp_path
 
 
 async def test_celery_pays_once_for_a_job_that_is_delivered_twice(tmp_path: Path) -> None:
-    """Two deliveries make one clip, and SIGTERM puts what is waited for back into the queue."""
+    """Two webhooks make one clip, and SIGTERM puts what is waited for back into the queue."""
     pytest.importorskip("celery")
     (tmp_path / "clips.py").write_text(program("celery"))
     (tmp_path / "run.py").write_text(CELERY)

@@ -35,7 +35,7 @@ def client_of(gateway: Simulator, house: House, **options: object) -> Client:
     return Client(gateway.api_key, base_url=gateway.base_url, callbacks=house.receiver, **options)
 
 
-#: A look that happens to come between an end and its delivery proves that deliveries are slow.
+#: A look that happens to come between an end and its webhook proves that webhooks are slow.
 STEADY: Final = PollPolicy(jitter=0)
 
 
@@ -59,7 +59,7 @@ async def test_a_delivery_ends_the_wait_and_saves_the_looks() -> None:
         lags = [await lag_of(client, gateway) for _ in range(4)]
         polls = [gateway.polls(task.task_id) for task in gateway.tasks]
     assert max(lags) < SOON
-    assert polls[1:] == [2, 2, 2]  # the net at 60 s, and the delivery at 100 s
+    assert polls[1:] == [2, 2, 2]  # the net at 60 s, and the webhook at 100 s
     assert house.receiver.answers == {204: gateway.callbacks_delivered}
 
 
@@ -77,7 +77,7 @@ UNRULY: Final = {
 @pytest.mark.usefixtures("virtual")
 @pytest.mark.parametrize("callbacks", UNRULY.values(), ids=UNRULY)
 async def test_unruly_deliveries_end_well(callbacks: Callbacks) -> None:
-    """Each wait ends in its clip within moments, and looks stay rarer than without deliveries."""
+    """Each wait ends in its clip within moments, and looks stay rarer than without webhooks."""
     async with (
         receiving(PATH) as house,
         simulator(callbacks) as gateway,
@@ -142,7 +142,7 @@ async def test_deliveries_that_stop_cost_one_net() -> None:
 
 @pytest.mark.usefixtures("virtual")
 async def test_a_failure_is_told_as_well() -> None:
-    """A delivery of a failure ends the wait with the feed's own words."""
+    """A webhook of a failure ends the wait with the feed's own words."""
     async with receiving(PATH) as house, simulator(Callbacks(progress=False)) as gateway:
         gateway.script(then="fail")
         async with client_of(gateway, house) as client:
@@ -161,7 +161,7 @@ async def test_a_failure_is_told_as_well() -> None:
     [("/app/marked-hooks", "/marked-hooks"), ("/marked", ""), ("", "/deep/marked-hooks")],
 )
 async def test_a_proxy_may_change_the_path(outside: str, inside: str) -> None:
-    """Whatever prefix a proxy takes away or adds, the deliveries wake their waits."""
+    """Whatever prefix a proxy takes away or adds, the webhooks wake their waits."""
     async with (
         behind_a_proxy(outside, inside) as house,
         simulator(Callbacks()) as gateway,
@@ -224,7 +224,7 @@ async def test_a_lost_answer_is_found_by_its_first_delivery() -> None:
 
 @pytest.mark.usefixtures("virtual")
 async def test_an_answer_that_hangs_is_made_up_for() -> None:
-    """A submit whose answer never comes gives its task all the same: a delivery told of it."""
+    """A submit whose answer never comes gives its task all the same: a webhook named it."""
     async with receiving(PATH) as house, simulator(Callbacks()) as gateway:
         gateway.fault("submit", faults.Hang(accepted=True))
         async with client_of(gateway, house) as client:

@@ -102,7 +102,7 @@ async def test_where_everything_is_refused_all_wait_as_long_as_the_gateway_asks(
 @pytest.mark.usefixtures("virtual")
 @pytest.mark.parametrize("rate", [1.0, 5.0])
 async def test_a_rate_that_is_given_is_never_refused(rate: float) -> None:
-    """Told the gateway's own rate, which allows no burst, a client is not refused once."""
+    """With the gateway's own rate, which allows no burst, a client is never refused."""
     async with (
         Simulator(rate_limit=rate, burst=1) as gateway,
         client_of(gateway, limits=Limits(requests_per_second=rate * 0.999)) as client,

@@ -229,7 +229,7 @@ async def test_many_waits_of_one_task_ask_as_often_as_one(gateway: Simulator) ->
 
 
 async def test_many_tasks_at_once(gateway: Simulator) -> None:
-    """A hundred tasks end in a hundred clips, each event of the end told once."""
+    """A hundred tasks end in a hundred clips, with each event of an end emitted once."""
     ear = Ear()
     async with quick_client(gateway, hooks=[ear]) as client:
         tasks = await asyncio.gather(*(client.generate(f"{PROMPT} {n}") for n in range(100)))

@@ -221,7 +221,7 @@ def evidence(caplog: pytest.LogCaptureFixture) -> Iterator[Evidence]:
 
 @asynccontextmanager
 async def house(evidence: Evidence, folder: Path, **options: Any) -> AsyncIterator[House]:
-    """Return a gateway with a marked key, and a client with a journal that hears of deliveries."""
+    """Return a gateway with a marked key, and a client with a journal that hears of webhooks."""
     key = options.setdefault("api_key", KEY)
     ear, spans = Ear(), Collected()
     receiver = CallbackReceiver(PUBLIC_URL, secret=SECRET)

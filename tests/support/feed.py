@@ -23,7 +23,7 @@ Answer = TaskRecord | BaseException
 
 
 def record(task_id: str = "t-1", state: TaskState = TaskState.RUNNING, **parts: Any) -> TaskRecord:
-    """Return what an answer said; a success has its address unless told otherwise."""
+    """Return what an answer said; a success has its address by default."""
     if state is TaskState.SUCCEEDED:
         parts = {"video_url": VIDEO, **parts}
     return TaskRecord(task_id, state, **parts)

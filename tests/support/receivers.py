@@ -19,9 +19,9 @@ class House:
     receiver: CallbackReceiver
     #: Under which it is mounted.
     path: str = "/hooks"
-    #: Deliveries are taken and lost while this is set.
+    #: Webhooks are taken and lost while this is set.
     is_deaf: bool = False
-    #: The path of each delivery, and its body.
+    #: The path of each webhook, and its body.
     posted: list[tuple[str, bytes]] = attrs.field(factory=list)
 
     async def take(self, request: web.Request) -> web.StreamResponse:

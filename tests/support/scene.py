@@ -1,4 +1,4 @@
-"""A client whose looks follow deliveries only, and deliveries that a test makes."""
+"""A client whose looks follow webhooks only, and webhooks that a test makes."""
 
 import json
 from collections.abc import AsyncIterator
@@ -23,13 +23,13 @@ IMAGE: Final = "https://pictures.example/1.png"
 A_WHILE: Final = 200.0
 #: How long an answer that hangs is waited for.
 PATIENT: Final = Timeouts(read=0.5)
-#: Without a delivery nobody would look before the test's own time is over.
+#: Without a webhook nobody would look before the test's own time is over.
 NEVER: Final = PollPolicy(first=3600, max_interval=3600, learn=False)
 
 
 @attrs.define(eq=False)
 class Scene:
-    """A client whose looks follow deliveries only, and deliveries that the test makes."""
+    """A client whose looks follow webhooks only, and webhooks that the test makes."""
 
     gateway: Simulator
     receiver: CallbackReceiver

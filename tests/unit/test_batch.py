@@ -17,7 +17,7 @@ import attrs
 import pytest
 from support.clock import ManualClock, settle
 
-from fuhu_runway.batch import Batch, Item, Outcome, Purse, Source, Summary, file_name, item_of
+from fuhu_runway.batch import Batch, Budget, Item, Outcome, Source, Summary, file_name, item_of
 from fuhu_runway.errors import (
     DownloadIncomplete,
     Fate,
@@ -1452,67 +1452,67 @@ async def taken(*calls: Awaitable[bool]) -> list[bool | None]:
     return results
 
 
-async def test_a_purse_without_bottom_lets_everything_go() -> None:
+async def test_a_budget_without_limit_lets_everything_go() -> None:
     """Without a limit nobody waits, also for the first of a kind."""
-    purse = Purse(None)
-    assert await taken(*(purse.take(KIND) for _ in range(5))) == [True] * 5
+    budget = Budget(None)
+    assert await taken(*(budget.take(KIND) for _ in range(5))) == [True] * 5
 
 
 async def test_a_kind_is_as_dear_as_its_dearest() -> None:
     """After one of 100 and one of 300, each is taken to cost 300."""
-    purse = Purse(1000.0)
-    assert await purse.take(KIND)
-    purse.put_back(KIND, 100.0)
-    assert await taken(purse.take(KIND), purse.take(KIND)) == [True, True]
-    purse.put_back(KIND, 300.0)
-    purse.put_back(KIND, 100.0)
-    assert purse.spent == 500.0
-    assert await taken(purse.take(KIND), purse.take(KIND)) == [True, None]
+    budget = Budget(1000.0)
+    assert await budget.take(KIND)
+    budget.put_back(KIND, 100.0)
+    assert await taken(budget.take(KIND), budget.take(KIND)) == [True, True]
+    budget.put_back(KIND, 300.0)
+    budget.put_back(KIND, 100.0)
+    assert budget.spent == 500.0
+    assert await taken(budget.take(KIND), budget.take(KIND)) == [True, None]
 
 
 async def test_a_new_kind_waits_while_all_points_are_bound() -> None:
     """Points that running jobs are bound to cost are not spent on a kind of unknown cost."""
-    purse = Purse(200.0)
+    budget = Budget(200.0)
     dear = ("VideoToVideo", "gen4", 5)
-    assert await purse.take(KIND)
-    purse.put_back(KIND, 100.0)
-    assert await purse.take(KIND)
-    waiting = asyncio.ensure_future(purse.take(dear))
+    assert await budget.take(KIND)
+    budget.put_back(KIND, 100.0)
+    assert await budget.take(KIND)
+    waiting = asyncio.ensure_future(budget.take(dear))
     await settle()
     assert not waiting.done()
-    purse.put_back(KIND, 0.0)
+    budget.put_back(KIND, 0.0)
     assert await waiting
 
 
 async def test_two_new_kinds_may_go_together() -> None:
     """Each kind is tried by one job, and one kind does not wait for the other."""
-    purse = Purse(200.0)
+    budget = Budget(200.0)
     other = ("VideoToVideo", "gen4", 5)
-    assert await taken(*map(purse.take, [KIND, other, KIND])) == [True, True, None]
+    assert await taken(*map(budget.take, [KIND, other, KIND])) == [True, True, None]
 
 
 async def test_a_waiter_that_gives_up_leaves_the_purse_usable() -> None:
     """A job that is cancelled while it waits for points takes none."""
-    purse = Purse(200.0)
-    assert await purse.take(KIND)
-    gone = asyncio.ensure_future(purse.take(KIND))
-    stays = asyncio.ensure_future(purse.take(KIND))
+    budget = Budget(200.0)
+    assert await budget.take(KIND)
+    gone = asyncio.ensure_future(budget.take(KIND))
+    stays = asyncio.ensure_future(budget.take(KIND))
     await settle()
     gone.cancel()
-    purse.put_back(KIND, 100.0)
+    budget.put_back(KIND, 100.0)
     assert await stays
     assert gone.cancelled()
 
 
 async def test_what_nobody_knows_the_price_of_counts_as_the_dearest() -> None:
     """Where the gateway does not say what a job cost, it is taken to be the dearest so far."""
-    purse = Purse(250.0)
-    assert await purse.take(KIND)
-    purse.put_back(KIND, 100.0)
-    assert await purse.take(KIND)
-    purse.put_back(KIND, None)
-    assert purse.spent == 200.0
-    assert not await purse.take(KIND)
+    budget = Budget(250.0)
+    assert await budget.take(KIND)
+    budget.put_back(KIND, 100.0)
+    assert await budget.take(KIND)
+    budget.put_back(KIND, None)
+    assert budget.spent == 200.0
+    assert not await budget.take(KIND)
 
 
 # The summary

@@ -19,7 +19,7 @@ from fuhu_runway.callbacks import (
     REMEMBERED,
     Address,
     CallbackReceiver,
-    Delivery,
+    Webhook,
 )
 from fuhu_runway.errors import UsageError
 from fuhu_runway.models import TaskState, TextToVideo
@@ -34,11 +34,11 @@ class Client:
     """Records what the receiver reports."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[Address, Delivery]] = []
+        self.told: list[tuple[Address, Webhook]] = []
         self.threads: list[str] = []
 
-    def receive(self, address: Address, delivery: Delivery) -> None:
-        self.told.append((address, delivery))
+    def receive(self, address: Address, webhook: Webhook) -> None:
+        self.told.append((address, webhook))
         self.threads.append(threading.current_thread().name)
 
 
@@ -174,9 +174,9 @@ def test_a_secret_keeps_them(secret: str | bytes) -> None:
     token = scene_of(secret=secret).token()
     after = scene_of(secret=SECRET)
     assert after.receiver.deliver(token, DONE) == 204
-    [(address, delivery)] = after.client.told
+    [(address, webhook)] = after.client.told
     assert address.is_strange
-    assert delivery == Delivery("t-1", TaskState.SUCCEEDED)
+    assert webhook == Webhook("t-1", TaskState.SUCCEEDED)
     assert scene_of(secret=f"{SECRET}!").receiver.deliver(token, DONE) == 404
 
 
@@ -218,12 +218,12 @@ def test_an_address_keeps_no_client_alive(scene: Scene) -> None:
 
 
 def test_only_its_own_client_hears(scene: Scene) -> None:
-    """Of several clients on one receiver, the one that submitted hears of the delivery."""
+    """Of several clients on one receiver, the one that submitted hears of the webhook."""
     other = Client()
     scene.receiver.attach(other)
     address = scene.address()
     scene.receiver.deliver(scene.receiver.token(address), DONE)
-    assert scene.client.told == [(address, Delivery("t-1", TaskState.SUCCEEDED))]
+    assert scene.client.told == [(address, Webhook("t-1", TaskState.SUCCEEDED))]
     assert other.told == []
 
 
@@ -237,15 +237,15 @@ def test_a_task_belongs_to_one_address(scene: Scene) -> None:
 
 
 def test_what_nobody_heard_is_kept() -> None:
-    """A delivery from before a restart waits for the first client that runs."""
+    """A webhook from before a restart waits for the first client that runs."""
     scene = scene_of(secret=SECRET)
     token = scene_of(secret=SECRET).token()
     scene.receiver.deliver(token, DONE)
-    [(address, delivery)] = scene.client.told
-    assert scene.receiver.unheard(scene.client) == []
-    address.early = scene.address().early = delivery
-    assert scene.receiver.unheard(scene.client) == [(address, delivery)]
-    assert scene.receiver.unheard(scene.client) == []
+    [(address, webhook)] = scene.client.told
+    assert scene.receiver.pending(scene.client) == []
+    address.early = scene.address().early = webhook
+    assert scene.receiver.pending(scene.client) == [(address, webhook)]
+    assert scene.receiver.pending(scene.client) == []
 
 
 def test_an_answer_makes_it_the_tasks_own() -> None:
@@ -264,10 +264,10 @@ def test_an_answer_makes_it_the_tasks_own() -> None:
 def test_each_sample_is_read(scene: Scene, sample: Any) -> None:
     """What gateways are known to post names its task and its state."""
     assert scene.receiver.deliver(scene.token(), sample.body) == 204
-    [(_, delivery)] = scene.client.told
-    assert delivery.task_id == sample.expected["task_id"]
-    assert delivery.state is TaskState[sample.expected["state"]]
-    assert delivery.is_end is (sample.expected["state"] in {"SUCCEEDED", "FAILED"})
+    [(_, webhook)] = scene.client.told
+    assert webhook.task_id == sample.expected["task_id"]
+    assert webhook.state is TaskState[sample.expected["state"]]
+    assert webhook.is_end is (sample.expected["state"] in {"SUCCEEDED", "FAILED"})
 
 
 BODIES = {
@@ -287,9 +287,9 @@ BODIES = {
 def test_what_cannot_be_read_still_came_to_the_address(scene: Scene, body: bytes) -> None:
     """A sender that knows the address gets through, and its claims are not believed."""
     assert scene.receiver.deliver(scene.token(), body) == 204
-    [(_, delivery)] = scene.client.told
-    assert delivery == Delivery(None, TaskState.UNKNOWN)
-    assert delivery.is_end
+    [(_, webhook)] = scene.client.told
+    assert webhook == Webhook(None, TaskState.UNKNOWN)
+    assert webhook.is_end
 
 
 @pytest.mark.parametrize("task_id", ["a b", "<script>", "x" * 201, "line\\nbreak", "笑"])
@@ -297,7 +297,7 @@ def test_what_is_no_id_is_nobodys(scene: Scene, task_id: str) -> None:
     """A text that no gateway would give as an id goes no further, not even into the log."""
     body = f'{{"task_id": "{task_id}", "status": "1"}}'.encode()
     assert scene.receiver.deliver(scene.token(), body) == 204
-    assert scene.client.told[0][1] == Delivery("", TaskState.RUNNING)
+    assert scene.client.told[0][1] == Webhook("", TaskState.RUNNING)
 
 
 def test_too_much_is_not_read(scene: Scene) -> None:
@@ -454,18 +454,18 @@ async def test_a_crowd_of_senders_is_asked_to_come_again(site: Web) -> None:
 
 
 def test_what_comes_before_any_client_is_kept() -> None:
-    """A delivery that nobody hears waits for the first client, which may be made later."""
+    """A webhook that nobody hears waits for the first client, which may be made later."""
     receiver = CallbackReceiver(URL, secret=SECRET)
     assert receiver.deliver(scene_of(secret=SECRET).token(), DONE) == 204
-    [(address, delivery)] = receiver.unheard(scene_of().client)
+    [(address, webhook)] = receiver.pending(scene_of().client)
     assert address.is_strange
-    assert delivery.is_end
+    assert webhook.is_end
 
 
 def test_a_doubt_hears_what_came_while_its_client_rested() -> None:
-    """Between two loops of one client, a delivery waits for it, and for no other client."""
+    """Between two loops of one client, a webhook waits for it, and for no other client."""
     scene = scene_of()
     address = scene.address()
-    address.is_in_doubt, address.early = True, Delivery.of(None)
-    assert scene.receiver.unheard(scene_of().client) == []
-    assert scene.receiver.unheard(scene.client) == [(address, Delivery.of(None))]
+    address.is_in_doubt, address.early = True, Webhook.of(None)
+    assert scene.receiver.pending(scene_of().client) == []
+    assert scene.receiver.pending(scene.client) == [(address, Webhook.of(None))]

@@ -499,7 +499,7 @@ async def test_a_task_is_shown_outside_of_any_loop(gateway: Simulator, runway: C
 
 
 async def test_the_whole_way(gateway: Simulator, tmp_path: Path) -> None:
-    """From the prompt to the file, with one task, and the end told once."""
+    """From the prompt to the file, with one task, and one event of its end."""
     ear = Ear()
     async with quick_client(gateway, hooks=[ear]) as client:
         clip = await (await client.generate("a kitten"))

@@ -1,4 +1,4 @@
-"""What deliveries are to a client: addresses to give, waits to end, tasks to keep."""
+"""What webhooks are to a client: addresses to give, waits to end, tasks to keep."""
 
 import asyncio
 from collections.abc import AsyncIterator

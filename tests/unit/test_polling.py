@@ -383,7 +383,7 @@ async def test_a_hopeless_no_ends_every_wait_at_once(scene: Scene, hopeless: Run
         assert type(error) is type(hopeless)
         assert attrs.asdict(error) == attrs.asdict(hopeless)
         assert error.__cause__ is hopeless.__cause__
-    # Told once, however many waited.
+    # Emitted once, whatever the number of waits.
     name = type(hopeless).__name__
     assert scene.ear.all(WaitFailed) == [WaitFailed("t-1", name)]
     assert scene.has_nothing_left()

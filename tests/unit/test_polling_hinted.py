@@ -1,4 +1,4 @@
-"""Looks that follow deliveries: at once, once, within limits, and with a net below them."""
+"""Looks that follow webhooks: at once, once, within limits, and with a net below them."""
 
 import asyncio
 import gc
@@ -44,7 +44,7 @@ async def prove(scene: Scene, task_id: str = "proof") -> None:
 
 
 async def test_an_end_that_is_told_is_looked_at_at_once(scene: Scene) -> None:
-    """The wait ends at the instant of the delivery, by one look."""
+    """The wait ends at the instant of the webhook, by one look."""
     watch = addressed(scene)
     waiting = scene.wait(watch)
     await scene.clock.advance(1)
@@ -57,7 +57,7 @@ async def test_an_end_that_is_told_is_looked_at_at_once(scene: Scene) -> None:
 
 
 async def test_a_watch_is_found_as_long_as_it_is_held(scene: Scene) -> None:
-    """A task that nobody holds has no watch that a delivery could reach."""
+    """A task that nobody holds has no watch that a webhook could reach."""
     watch = addressed(scene)
     assert scene.poller.find("feed", "t-1") is watch
     assert scene.poller.find("official_task", "t-1") is None
@@ -67,7 +67,7 @@ async def test_a_watch_is_found_as_long_as_it_is_held(scene: Scene) -> None:
 
 
 async def test_what_is_told_is_not_believed(scene: Scene) -> None:
-    """A delivery that says done about a task that runs costs one look and ends no wait."""
+    """A webhook that says done about a task that runs costs one look and ends no wait."""
     watch = addressed(scene)
     waiting = scene.wait(watch)
     scene.poller.webhook_came(watch, is_end=True)
@@ -102,7 +102,7 @@ async def test_progress_wakes_nobody_who_waits_for_the_end(scene: Scene) -> None
 
 
 async def test_progress_wakes_who_follows_changes(scene: Scene) -> None:
-    """A reader of updates hears of a change at the instant of its delivery."""
+    """A reader of updates hears of a change at the instant of its webhook."""
     watch = addressed(scene)
     waiting = scene.change(watch)
     await scene.clock.advance(1)
@@ -113,7 +113,7 @@ async def test_progress_wakes_who_follows_changes(scene: Scene) -> None:
 
 
 async def test_while_nobody_waits_the_next_wait_looks_at_once(scene: Scene) -> None:
-    """A delivery between two waits is not lost, and looks at nothing by itself."""
+    """A webhook between two waits is not lost, and looks at nothing by itself."""
     watch = addressed(scene)
     scene.poller.webhook_came(watch, is_end=False)
     await scene.clock.advance(1)
@@ -142,7 +142,7 @@ async def test_a_hint_during_a_look_is_followed_by_one_more(scene: Scene) -> Non
 
 
 async def test_an_end_makes_further_hints_idle(scene: Scene) -> None:
-    """Repeated and late deliveries about a task whose end is known cost nothing."""
+    """Repeated and late webhooks about a task whose end is known cost nothing."""
     scene.feed.says(done())
     watch = addressed(scene)
     waiting = scene.wait(watch)
@@ -155,7 +155,7 @@ async def test_an_end_makes_further_hints_idle(scene: Scene) -> None:
 
 
 async def test_a_storm_costs_what_the_limits_allow(scene: Scene) -> None:
-    """A thousand deliveries in ten seconds are a handful of looks, in time with the limits."""
+    """A thousand webhooks in ten seconds are a handful of looks, in time with the limits."""
     watch = addressed(scene)
     waiting = scene.wait(watch)
     for _ in range(1000):
@@ -166,7 +166,7 @@ async def test_a_storm_costs_what_the_limits_allow(scene: Scene) -> None:
 
 
 async def test_trouble_with_the_look_is_tried_again(scene: Scene) -> None:
-    """A look that fails after a delivery is repeated in the time of a fresh task."""
+    """A look that fails after a webhook is repeated in the time of a fresh task."""
     scene.feed.says(no(GatewayDown), done())
     watch = addressed(scene)
     waiting = scene.wait(watch)
@@ -177,7 +177,7 @@ async def test_trouble_with_the_look_is_tried_again(scene: Scene) -> None:
 
 
 async def test_a_closed_scheduler_takes_no_hint(scene: Scene) -> None:
-    """A delivery after the close moves nothing."""
+    """A webhook after the close moves nothing."""
     watch = addressed(scene)
     due_at = watch.due_at
     await scene.poller.aclose()
@@ -219,7 +219,7 @@ async def test_with_proof_it_looks_once_a_minute(scene: Scene) -> None:
 
 
 async def test_a_task_without_an_address_is_looked_at_as_ever(scene: Scene) -> None:
-    """What no delivery can tell of is not left to deliveries."""
+    """What no webhook can tell of is not left to webhooks."""
     await prove(scene)
     waiting = scene.wait(scene.watch(fresh=True))
     await scene.clock.advance(10)
@@ -228,7 +228,7 @@ async def test_a_task_without_an_address_is_looked_at_as_ever(scene: Scene) -> N
 
 
 async def test_an_end_that_was_not_told_brings_the_looks_back(scene: Scene) -> None:
-    """The net finds an end: from then on every task is looked at as without deliveries."""
+    """The net finds an end: from then on every task is looked at as without webhooks."""
     await prove(scene)
     _, *others = watches = [addressed(scene, f"t-{n}") for n in range(4)]
     for watch in others:
@@ -247,7 +247,7 @@ async def test_an_end_that_was_not_told_brings_the_looks_back(scene: Scene) -> N
 
 
 async def test_an_end_that_is_told_late_is_no_proof(scene: Scene) -> None:
-    """A delivery for a task whose end a look has found already leaves the looks as they are."""
+    """A webhook for a task whose end a look has found already leaves the looks as they are."""
     scene.feed.says(done("late"), task_id="late")
     watch = addressed(scene, "late")
     waiting = scene.wait(watch)
@@ -267,7 +267,7 @@ async def settle_untold(scene: Scene, count: int) -> None:
 
 
 async def test_silence_is_told_once(scene: Scene) -> None:
-    """Five ends without any delivery make one warning, and fifty make no second."""
+    """Five ends without any webhook make one warning, and fifty make no second."""
     await settle_untold(scene, 4)
     assert scene.ear.all(CallbacksMissing) == []
     await settle_untold(scene, 50)
@@ -282,7 +282,7 @@ async def test_one_delivery_is_no_silence(scene: Scene) -> None:
 
 
 async def test_without_a_receiver_nothing_is_rated(clock: ManualClock) -> None:
-    """A client without deliveries neither relies on them nor misses them."""
+    """A client without webhooks neither relies on them nor misses them."""
     scene = scene_on(clock)
     await settle_untold(scene, 10)
     assert scene.ear.all(CallbacksMissing) == []

@@ -130,7 +130,7 @@ async def test_an_official_task_has_no_callback() -> None:
 @pytest.mark.usefixtures("virtual")
 @pytest.mark.parametrize("status", [302, 500])
 async def test_a_receivers_error_is_counted_and_not_raised(status: int) -> None:
-    """A 500 is a failed delivery, and so is a redirect, which is not followed."""
+    """A 500 is a failed webhook, and so is a redirect, which is not followed."""
     async with receiving(status) as receiver, Simulator(takes=1.0) as gateway:
         gateway.script(progress=[])
         await submit(gateway, receiver.url)
@@ -141,7 +141,7 @@ async def test_a_receivers_error_is_counted_and_not_raised(status: int) -> None:
 
 @pytest.mark.usefixtures("virtual")
 async def test_a_receiver_that_is_not_there_is_counted_and_not_raised() -> None:
-    """A refused connection is a failed delivery."""
+    """A refused connection is a failed webhook."""
     async with receiving() as receiver:
         gone = receiver.url
     async with Simulator(takes=1.0) as gateway:
@@ -193,7 +193,7 @@ async def test_everything_may_be_told_again_later() -> None:
 
 @pytest.mark.usefixtures("virtual")
 async def test_garbage_may_come_first() -> None:
-    """A page is posted to the same address before each delivery, and is no delivery itself."""
+    """A page is posted to the same address before each webhook, and is no webhook itself."""
     callbacks = Callbacks(garbage=True)
     async with receiving() as receiver, Simulator(takes=10.0, callbacks=callbacks) as gateway:
         gateway.script(progress=[])
@@ -232,7 +232,7 @@ async def test_a_body_may_stutter() -> None:
 
 
 def test_callbacks_are_bounded() -> None:
-    """Nobody can ask for more than ten deliveries of the same thing."""
+    """Nobody can ask for more than ten webhooks of the same thing."""
     with pytest.raises(ValueError, match="times"):
         Callbacks(times=11)
     with pytest.raises(ValueError, match="tries"):

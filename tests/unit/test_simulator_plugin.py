@@ -822,7 +822,7 @@ async def test_of_an_older_pool(runway_gateway):
 
 
 def test_a_thread_that_is_older_than_the_test_is_told_apart(pytester: pytest.Pytester) -> None:
-    """What a suite's telemetry wants is stopped and told of, and fails no test that runs."""
+    """A connection of a suite's telemetry is stopped and reported, and fails no test."""
     pytester.makepyfile(file_of(STRANGERS))
     result = run(pytester, *AUTO)
     result.assert_outcomes(passed=1, failed=2, warnings=1)

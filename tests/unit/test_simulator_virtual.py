@@ -489,7 +489,7 @@ async def test_who_cannot_be_cancelled_is_cancelled_again(monkeypatch: pytest.Mo
 
 
 async def test_another_cancellation_stays_one() -> None:
-    """Who is cancelled by someone else before the deadline is not told of a deadline."""
+    """A test that is cancelled before its deadline does not report a deadline."""
 
     async def wait() -> None:
         with virtual_time(deadline=60):

@@ -215,7 +215,7 @@ async def test_the_task_of_an_earlier_sending_is_not_named(
 async def test_its_address_knows_whether_a_task_may_come_of_it(
     submission: Submission, error: BaseException, is_in_doubt: bool
 ) -> None:
-    """A delivery tells the task of a submission without an answer, and of no other."""
+    """A webhook tells the task of a submission without an answer, and of no other."""
     submission.address = address = Address(b"nonce", request=REQUEST)
     with pytest.raises(type(error)):
         await sending(submission, ending_in(error))

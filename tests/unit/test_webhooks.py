@@ -1,4 +1,4 @@
-"""What a client does with deliveries: whom they wake, what they find, and what they cannot do."""
+"""What a client does with webhooks: whom they wake, what they find, and what they cannot do."""
 
 import asyncio
 import logging
@@ -34,11 +34,11 @@ async def scene(gateway: Simulator) -> AsyncIterator[Scene]:
         yield scene
 
 
-# A delivery
+# A webhook
 
 
 async def test_a_delivery_from_another_thread_ends_the_wait(scene: Scene) -> None:
-    """An app may take deliveries in a thread that has no event loop."""
+    """An app may take webhooks in a thread that has no event loop."""
     task = await scene.client.generate(PROMPT)
     waiting = asyncio.create_task(task.wait())
     await scene.ended()
@@ -80,7 +80,7 @@ async def test_a_body_that_names_nothing_wakes_its_own(scene: Scene) -> None:
 
 
 async def test_a_client_that_is_closed_hears_nothing(scene: Scene) -> None:
-    """Late deliveries are answered politely, and open nothing again."""
+    """Late webhooks are answered politely, and open nothing again."""
     await scene.client.generate(PROMPT)
     await scene.client.aclose()
     assert scene.post() == 204
@@ -99,7 +99,7 @@ async def test_a_loop_that_has_ended_hears_nothing(scene: Scene) -> None:
 
 
 async def test_one_loop_of_several_tells_of_it(scene: Scene) -> None:
-    """A client that is used in two loops at once tells of a delivery once."""
+    """A client that is used in two loops at once tells of a webhook once."""
 
     async def elsewhere() -> None:
         async with asyncio.timeout(10):
@@ -157,7 +157,7 @@ async def test_an_end_that_is_found_is_told(scene: Scene) -> None:
 
 
 async def test_a_forged_id_finds_nothing_and_spoils_nothing(scene: Scene) -> None:
-    """It costs one look, the task stays in doubt, and the right delivery still finds it."""
+    """It costs one look, the task stays in doubt, and the right webhook still finds it."""
     await scene.doubt()
     scene.post(task_id="no-such-task")
     await until(lambda: scene.ear.all(CallbackRefused))
@@ -200,7 +200,7 @@ async def test_a_body_without_an_id_finds_nothing(scene: Scene) -> None:
 
 
 async def test_two_deliveries_at_once_find_it_once(scene: Scene) -> None:
-    """While the feed is asked, a second delivery starts no second search."""
+    """While the feed is asked, a second webhook starts no second search."""
     await scene.doubt()
     scene.gateway.fault("feed", faults.Slow(A_WHILE))
     scene.post(status="1")
@@ -250,7 +250,7 @@ async def test_a_repeated_submit_keeps_its_address(scene: Scene) -> None:
 
 
 async def test_one_task_is_taken_once(scene: Scene) -> None:
-    """Two submissions in doubt whose deliveries name the same task do not both get it."""
+    """Two submissions in doubt whose webhooks name the same task do not both get it."""
     await scene.doubt()
     await scene.doubt()
     named = scene.gateway.tasks[0].task_id
@@ -262,7 +262,7 @@ async def test_one_task_is_taken_once(scene: Scene) -> None:
 
 
 async def test_a_loop_that_rests_is_not_asked_to_look(scene: Scene) -> None:
-    """Of several loops, one that runs does what a delivery asks for."""
+    """Of several loops, one that runs does what a webhook asks for."""
     resting = asyncio.new_event_loop()
     engines = scene.client._sessions.by_loop
     await scene.doubt()
@@ -380,7 +380,7 @@ async def lost_in_a_crash(gateway: Simulator, path: Path) -> None:
 
 
 async def test_what_a_crash_lost_is_found(gateway: Simulator, tmp_path: Path) -> None:
-    """A delivery tells the next process which row its task belongs to, and the clip is had."""
+    """A webhook tells the next process which row its task belongs to, and the clip is had."""
     path = tmp_path / "run.db"
     await lost_in_a_crash(gateway, path)
     async with scene_of(gateway, secret=SECRET, journal=path) as scene:
@@ -402,7 +402,7 @@ async def test_what_a_crash_lost_is_found(gateway: Simulator, tmp_path: Path) ->
 async def test_what_came_before_the_first_call_is_heard_with_it(
     gateway: Simulator, tmp_path: Path
 ) -> None:
-    """A delivery to a process that has just started waits until its client runs."""
+    """A webhook to a process that has just started waits until its client runs."""
     path = tmp_path / "run.db"
     await lost_in_a_crash(gateway, path)
     async with scene_of(gateway, secret=SECRET, journal=path) as scene:
@@ -415,7 +415,7 @@ async def test_what_came_before_the_first_call_is_heard_with_it(
 async def test_a_feed_that_does_not_know_it_yet_is_asked_again(
     gateway: Simulator, tmp_path: Path
 ) -> None:
-    """The next delivery says so again, and then it is found."""
+    """The next webhook says so again, and then it is found."""
     path = tmp_path / "run.db"
     await lost_in_a_crash(gateway, path)
     gateway.fault("feed", faults.task_not_exist())

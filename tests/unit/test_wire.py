@@ -1088,7 +1088,7 @@ def test_the_converter_is_made_anew_each_time() -> None:
     assert _wire.make_converter() is not _wire.make_converter()
 
 
-# Deliveries
+# Webhooks
 
 
 @pytest.mark.parametrize(
