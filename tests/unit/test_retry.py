@@ -254,7 +254,7 @@ async def test_a_repeat_tells_what_it_is_about(about: dict[str, Any]) -> None:
 
 
 async def test_what_was_never_sent_goes_again_though_it_is_paid() -> None:
-    """A gateway that could not be reached is tried as often as the policy says, then the error is raised."""
+    """A request that never reaches the gateway is tried as often as the policy says."""
     ends: Iterable[object] = [ERRORS[Fate.UNSENT]] * 9
     sendings = Sendings(*ends)
     with pytest.raises(NotSent) as caught:
