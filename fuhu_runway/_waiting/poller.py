@@ -34,6 +34,7 @@ from fuhu_runway.errors import (
     GatewayError,
     NotFound,
     OutOfCredits,
+    RateLimited,
     RunwayError,
     Unauthorized,
     UsageError,
@@ -51,7 +52,7 @@ HOPELESS: Final = (Unauthorized, OutOfCredits, UsageError)
 """Errors that polling again does not change: they end a wait at once."""
 RANKING_LASTS: Final = 1.0
 """Seconds between two sorts of the due tasks; if more, the order of polls is less up to date."""
-STARVED_GAIN: Final = 0.5
+STARVED_GAIN: Final = 0.7
 """What a task that is not polled gains on others, in chances of an end for each `max_starvation`
 after the first; if more, no task waits for long, but clips lie about for longer where the budget
 is too small for all."""
@@ -471,10 +472,12 @@ class Poller:
     async def _poll_once(self, watch: Watch, sent_at: float) -> None:
         watch.polls += 1
         watch.webhook_due_at = None
-        watch.polled_at = sent_at
+        polled_at, watch.polled_at = watch.polled_at, sent_at
         try:
             record = await self._poll(watch.request, sent_at)
         except RunwayError as error:
+            if isinstance(error, RateLimited):
+                watch.polled_at = polled_at  # it has waited for an answer all the time
             self._take_error(watch, error)
         except Exception as defect:  # noqa: BLE001  (not one of ours: a defect)
             # Waiters get it at once, rather than wait for a record that cannot come.

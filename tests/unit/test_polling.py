@@ -461,6 +461,19 @@ async def test_a_short_retry_after_does_not_hasten(scene: Scene) -> None:
     assert waiting.done()
 
 
+async def test_a_poll_that_was_refused_counts_as_none(scene: Scene) -> None:
+    """A task whose poll was refused has got no answer, so it keeps its claim to be next."""
+    scene.feed.says(no(RateLimited, 40.0), done())
+    watch = scene.watch()
+    waiting = scene.wait(watch)
+    before = watch.polled_at
+    await scene.clock.advance(30)
+    assert (watch.polls, watch.polled_at) == (1, before)
+    await scene.clock.advance(60)
+    assert waiting.result() == done()
+    assert watch.polled_at > before
+
+
 async def test_a_failed_look_touches_its_own_task_only(scene: Scene) -> None:
     """A task with a hopeless answer leaves the wait for its neighbour alone."""
     scene.feed.says(no(Unauthorized), task_id="t-1")
