@@ -22,7 +22,7 @@ from ._server.api import Api, FeedVerb, KeyStyle, price_of
 from ._server.callbacks import Callbacks, Postman
 from ._server.cdn import Files, Media
 from ._server.ledger import Ledger
-from ._server.options import CONTROL, is_duration, one_of
+from ._server.options import CONTROL, is_duration, is_flag, one_of
 from ._server.state import Closed, LedgerEntry, Opened, StateFile, StrPath, past_of
 from ._server.store import Origin, PerTask, Rule, Seen, Store, TaskView, Which
 from ._server.story import Ending, Script
@@ -84,9 +84,9 @@ class Simulator:
     #: Where the key has to be: "bearer", "raw" (bare in Authorization), "body" or "any".
     key_style: KeyStyle = "bearer"
     #: Refuse a request without `callback_url`, as most gateways do.
-    strict: bool = True
+    strict: bool = attrs.field(default=True, validator=is_flag)
     #: Refuse an official request without `X-Runway-Version`, as CometAPI's page has it.
-    requires_version: bool = False
+    requires_version: bool = attrs.field(default=False, validator=is_flag)
     #: What an empty account answers: both are in use (api-facts 5.1).
     quota_status: Literal[401, 403] = 403
 
@@ -102,7 +102,7 @@ class Simulator:
     media: Media = attrs.field(default="cdn", validator=one_of(get_args(Media)))
     #: Whether files are served only for the exact bytes of a URL that has more to it: quoted
     #: characters in its path and in its query.
-    exact_links: bool = False
+    exact_links: bool = attrs.field(default=False, validator=is_flag)
     #: The file of every task; None is the bundled clip, with the task's id at its end.
     video: bytes | None = None
     #: How long a URL works before the feed has to give a new one; None is for ever.
@@ -124,7 +124,7 @@ class Simulator:
     #: Where all that has to survive the process is kept; None keeps nothing.
     state_file: StrPath | None = None
     #: Whether other programs may script it and look into it, by JSON under `control_url`.
-    control: bool = attrs.field(default=False)
+    control: bool = attrs.field(default=False, validator=is_flag)
 
     _state: StateFile = attrs.field(init=False)
     # Up to when all webhooks were sent.

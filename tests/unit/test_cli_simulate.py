@@ -284,6 +284,7 @@ def test_each_option_arrives(run: Run, made: list[Simulator]) -> None:
         ("quota_status = 404", "quota_status is 404"),
         ("prefix = '/-'", "where the control API is"),
         ("media = 'tape'", "media='tape' is none of: api, cdn"),
+        ("strict = 'no'", "strict='no' is neither True nor False"),
         ("callbacks.times = 11", "'times' must be in range(1, 11)"),
         ("callbacks.delay = -1", "'delay' must be >= 0"),
         ("callbacks.time = 1", "unexpected keyword argument 'time'"),

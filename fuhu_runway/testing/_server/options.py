@@ -55,6 +55,12 @@ def one_of(options: Iterable[str]) -> Callable[[object, "attrs.Attribute[Any]", 
     return check
 
 
+def is_flag(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+    """Check a switch, which a file may have given as text."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{attribute.name}={value!r} is neither True nor False")
+
+
 def is_duration(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
     """Check a number of simulated seconds."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
