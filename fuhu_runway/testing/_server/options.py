@@ -58,7 +58,7 @@ def one_of(options: Iterable[str]) -> Callable[[object, "attrs.Attribute[Any]", 
 def is_flag(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
     """Check a switch, which a file may have given as text."""
     if not isinstance(value, bool):
-        raise ValueError(f"{attribute.name}={value!r} is neither True nor False")
+        raise TypeError(f"{attribute.name}={value!r} is neither True nor False")
 
 
 def is_duration(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
