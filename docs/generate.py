@@ -651,7 +651,10 @@ def control_commands() -> str:
     """Return one line for each thing that a control request can ask for."""
     return table(
         ("Request", "What it does"),
-        ((f"[{code(one.line)}](#{_control_anchor(one)})", one.help) for one in COMMANDS),
+        (
+            (f"[{code(one.line)}](#{_control_anchor(one)})", inspect.getdoc(one.run))
+            for one in COMMANDS
+        ),
     )
 
 
@@ -665,7 +668,7 @@ def control_details() -> str:
 
 
 def _control_section(command: Command) -> str:
-    parts = [f"### `{command.line}`", command.help]
+    parts = [f"### `{command.line}`", inspect.getdoc(command.run) or ""]
     if command.fields:
         where = "Filters, in the query:" if command.method == "GET" else "Fields of the body:"
         parts += [where, _control_fields(command.fields)]

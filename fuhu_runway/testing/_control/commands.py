@@ -7,7 +7,6 @@ Rule 2. A request that names another host or comes from another origin is turned
 Rule 3. Each command is one function below; the page about them is written from it.
 """
 
-import inspect
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -80,11 +79,6 @@ class Command:
     def line(self) -> str:
         """Return how it is asked for."""
         return f"{self.method} {CONTROL}/{self.path}"
-
-    @property
-    def help(self) -> str:
-        """Return what it does."""
-        return inspect.getdoc(self.run) or ""
 
 
 COMMANDS: Final[list[Command]] = []
