@@ -287,8 +287,12 @@ class Sessions:
     def _attached(self, job: Job) -> events.TaskAttached:
         endpoint = ENDPOINT_NAMES.get(job.endpoint)
         return events.TaskAttached(
-            *(str(job.task_id), self.settings.client, endpoint),
-            *(job.model, job.seconds, job.traceparent),
+            str(job.task_id),
+            self.settings.client,
+            endpoint,
+            job.model,
+            job.seconds,
+            job.traceparent,
         )
 
     async def find(self, custom_id: str) -> Task | None:
@@ -351,11 +355,27 @@ class Sessions:
                 self.webhooks.handle(session, address, early)
         return watch
 
+    def follow_found(
+        self,
+        session: Session,
+        task: Task,
+        address: "Address | None",
+        record: TaskRecord,
+        endpoint: str,
+    ) -> None:
+        """Follow the task of a submission without a response, which the feed confirmed."""
+        watch = self.follow(session, task, address)
+        self.hooks.emit(events.SubmissionFound(endpoint, task.id))
+        session.poller.take_told(watch, record)
+
     def _watch(self, poller: Poller, task: Task, *, is_addressed: bool = False) -> Watch:
         wire = self.ask(task.id, official=task.official)
         wire = wire.hiding(*task.secrets())  # a refused poll may quote the prompt
         return poller.watch(
-            *(wire, task.submitted_at, task.record, kind_of(task.request)),
+            wire,
+            task.submitted_at,
+            task.record,
+            kind_of(task.request),
             is_addressed=is_addressed,
             context=task.context(),
         )

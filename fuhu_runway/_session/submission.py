@@ -19,7 +19,7 @@ from fuhu_runway._http.retry import fate_of, in_doubt, repeat
 from fuhu_runway._waiting.task_limit import Origin
 from fuhu_runway._wire.decode import read_task
 from fuhu_runway._wire.encode import Reply, Request
-from fuhu_runway._wire.tables import feed, feed_of
+from fuhu_runway._wire.tables import feed_of
 from fuhu_runway.errors import (
     Fate,
     JournalError,
@@ -29,7 +29,7 @@ from fuhu_runway.errors import (
     discreet,
 )
 from fuhu_runway.journal import Entry, Plan, plan_of
-from fuhu_runway.models import Generation, TaskRecord, TaskState
+from fuhu_runway.models import Generation, OfficialImageToVideo, TaskRecord, TaskState
 from fuhu_runway.task import Task
 
 from .session import Session
@@ -71,8 +71,11 @@ async def submit(
             found = None
             try:
                 record = await repeat(
-                    *(submission.send, wire.endpoint, sessions.settings.retry),
-                    *(session.transport.pause, sessions.hooks),
+                    submission.send,
+                    wire.endpoint,
+                    sessions.settings.retry,
+                    session.transport.pause,
+                    sessions.hooks,
                     submission=submission.number,
                 )
             except SubmissionInDoubt as error:
@@ -85,10 +88,10 @@ async def submit(
                 record = TaskRecord(found.task_id, TaskState.QUEUED)
             task = submission.accept(record)
             # Not the session of the moment: this one may have been closed meanwhile.
-            watch = sessions.follow(session, task, address)
-            if found is not None:
-                sessions.hooks.emit(events.SubmissionFound(wire.endpoint.name, task.id))
-                session.poller.take_told(watch, found)
+            if found is None:
+                sessions.follow(session, task, address)
+            else:
+                sessions.follow_found(session, task, address, found, wire.endpoint.name)
     return task
 
 
@@ -230,7 +233,7 @@ class Submission:
         task = Task(
             self.sessions,
             record.task_id,
-            official=feed_of(self.request) is feed(official=True),
+            official=isinstance(self.request, OfficialImageToVideo),
             request=self.request,
             record=record,
             submitted_at=now,

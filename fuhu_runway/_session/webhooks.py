@@ -172,10 +172,8 @@ class Webhooks:
         )
         sessions.keep(task)
         sessions.claim_later(task)
-        watch = sessions.follow(session, task, address)
         endpoint = endpoint or ENDPOINT_NAMES[type(request).__name__]
-        self.hooks.emit(events.SubmissionFound(endpoint, task.id))
-        session.poller.take_told(watch, record)
+        sessions.follow_found(session, task, address, record, endpoint)
 
     async def _look_up(self, session: Session, address: "Address", webhook: "Webhook") -> None:
         """See whether an address from before a restart is that of a job in doubt."""

@@ -681,8 +681,6 @@ DIALECTS: Final = (
     ),
 )
 
-NESTED_ERROR_CODE: Final = "fail_to_fetch_task"
-"""Dialect J: the message is the upstream's whole answer as text (api-facts 2 J)."""
 MAX_NESTING: Final = 3
 """How many levels public code unwraps (api-facts 2 J)."""
 
