@@ -831,7 +831,7 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
 
 
 def refreshed(text: str) -> str:
-    """Return a page with every table in it written anew."""
+    """Return a page with every table in it generated again."""
     return REGION.sub(
         lambda found: f"{found['start']}\n{TABLES[found['name']]()}\n\n{found['end']}", text
     )

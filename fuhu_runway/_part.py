@@ -183,7 +183,7 @@ class Part:
                 raise OSError(errno.EBUSY, "another program has changed its .part file")
         if not overwrite and os.path.lexists(self.path):
             raise FileExistsError
-        # First, or a process that is killed in between would leave it beside the clip for ever.
+        # First, or a process that is killed in between would leave it beside the clip.
         with suppress(OSError):
             note_path(self.path).unlink(missing_ok=True)
         try:

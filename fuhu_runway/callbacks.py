@@ -125,7 +125,7 @@ class CallbackReceiver:
 
     Args:
         public_url: The address under which the gateway reaches this receiver.
-        secret: Keeps addresses valid when the program starts anew, if it is the same then; 16
+        secret: Keeps addresses valid when the program restarts, if it is the same then; 16
             bytes or more. By default they end with the process, and polling covers that.
         safety_net: How often a task is polled while webhooks arrive, in seconds. Until the first
             has come, and if they stop, it is polled as without webhooks.

@@ -309,7 +309,7 @@ class Journal:
         return [job for job in every if job.handed_out_at is None]
 
     async def aclose(self) -> None:
-        """Write what is outstanding, let go of the file; opened anew if used again."""
+        """Write what is outstanding, close the file; it is opened again if used."""
         with self._starting:
             if self._thread is not None:
                 self._former, self._thread = self._thread, None

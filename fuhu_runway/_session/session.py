@@ -234,7 +234,7 @@ class TaskBudget:
             await asyncio.gather(*ends, return_exceptions=True)
 
     async def _end_of(self, watch: Watch) -> None:
-        # One that can no longer be followed counts no more, or it would block for ever.
+        # One that can no longer be followed is not counted: it would block submissions without end.
         try:
             await self._poller.settled(watch, None)
         except WaitAbandoned:

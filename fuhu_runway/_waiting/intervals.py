@@ -28,7 +28,7 @@ Kind = tuple[str, str | None, int | None]
 ENOUGH: Final = 20
 """Ends of a kind after which intervals are learned; if more, learning starts later."""
 RENEWED_AFTER: Final = 5
-"""Ends after which the intervals are computed anew; if more, they are less up to date."""
+"""Ends after which the intervals are computed again; if more, they are less up to date."""
 REMEMBERED: Final = 70.0
 """Ends after which an observation counts for a third; if more, changes are followed more slowly."""
 MAX_KINDS: Final = 32
@@ -68,7 +68,7 @@ def kind_of(request: Generation | None) -> Kind | None:
 
 
 class Curve:
-    """A sum that grows with age, at the given rates; the last rate goes on for ever."""
+    """A sum that grows with age, at the given rates; the last rate has no end."""
 
     def __init__(self, rates: Sequence[float]) -> None:
         self._rates = rates
@@ -130,7 +130,7 @@ class History:
             self.ended = [kept * count for count in self.ended]
 
     def renewed(self, shortest: float, longest: float) -> Schedule | None:
-        """Return the schedule, computed anew if enough is new."""
+        """Return the schedule, computed again if enough ends were seen since."""
         if self.seen >= ENOUGH and self.fresh >= RENEWED_AFTER:
             self.schedule = _schedule(self.running, self.ended, shortest, longest) or self.schedule
             self.fresh = 0

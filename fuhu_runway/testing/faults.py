@@ -278,7 +278,7 @@ class WrongLength(Fault, on=_DOWNLOADS):
 
 @attrs.frozen
 class Redirect(Fault, on=_DOWNLOADS):
-    """A redirect to the simulator's other origin, or back to itself for ever."""
+    """A redirect to the simulator's other origin, or back to itself without end."""
 
     status: int = 302
     loop: bool = False

@@ -105,7 +105,7 @@ class Simulator:
     exact_links: bool = attrs.field(default=False, validator=is_flag)
     #: The file of every task; None is the bundled clip, with the task's id at its end.
     video: bytes | None = None
-    #: How long a URL works before the feed has to give a new one; None is for ever.
+    #: How long a URL works before the feed has to give a new one; None is no limit.
     link_lifetime: float | None = None
     #: What a dead URL answers.
     expired_status: int = 403

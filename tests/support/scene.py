@@ -23,7 +23,7 @@ IMAGE: Final = "https://pictures.example/1.png"
 A_WHILE: Final = 200.0
 #: How long an answer that hangs is waited for.
 PATIENT: Final = Timeouts(read=0.5)
-#: Without a webhook nobody would look before the test's own time is over.
+#: Without a webhook no poll is due before the test's own time is over.
 NEVER: Final = PollPolicy(first=3600, max_interval=3600, learn=False)
 
 

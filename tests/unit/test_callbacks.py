@@ -454,7 +454,7 @@ async def test_a_crowd_of_senders_is_asked_to_come_again(site: Web) -> None:
 
 
 def test_what_comes_before_any_client_is_kept() -> None:
-    """A webhook that nobody hears waits for the first client, which may be made later."""
+    """A webhook without a client waits for the first one, which may be made later."""
     receiver = CallbackReceiver(URL, secret=SECRET)
     assert receiver.deliver(scene_of(secret=SECRET).token(), DONE) == 204
     [(address, webhook)] = receiver.pending(scene_of().client)

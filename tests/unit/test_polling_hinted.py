@@ -57,7 +57,7 @@ async def test_an_end_that_is_told_is_looked_at_at_once(scene: Scene) -> None:
 
 
 async def test_a_watch_is_found_as_long_as_it_is_held(scene: Scene) -> None:
-    """A task that nobody holds has no watch that a webhook could reach."""
+    """A task without a handle has no watch that a webhook could reach."""
     watch = addressed(scene)
     assert scene.poller.find("feed", "t-1") is watch
     assert scene.poller.find("official_task", "t-1") is None

@@ -65,7 +65,7 @@ class Accepted(Record):
     position: int
     #: The signature of its links.
     token: str = attrs.field(repr=False)
-    #: In simulated seconds; None is for ever.
+    #: In simulated seconds; None is never.
     link_expires_at: float | None
     #: How long it takes, how it ends, and what it tells on the way.
     script: Mapping[str, Any] = attrs.field(repr=False)

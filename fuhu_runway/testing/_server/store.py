@@ -110,7 +110,7 @@ class Link:
     """The signature that makes a URL of the second origin work, for a time."""
 
     token: str = attrs.field(repr=False)
-    #: In simulated seconds; None is for ever.
+    #: In simulated seconds; None is never.
     expires_at: float | None = None
     #: The HTTP status a dead link answers; None while it lives.
     dead: int | None = None
@@ -133,7 +133,7 @@ class TaskView:
     action: str
     #: When it was accepted.
     created_at: float
-    #: When it ends, or ended; None if its script lets it run for ever.
+    #: When it ends, or ended; None if its script never ends it.
     finishes_at: float | None
     #: How often the client polled it.
     polls: int
@@ -331,7 +331,7 @@ class Store:
         self._next.clear()
 
     def forget(self) -> None:
-        """Start anew, without keys; no id is used twice."""
+        """Remove all keys, tasks and scripts; no id is used twice."""
         self.forget_plans()
         self.accounts.clear()
         self.tasks.clear()
@@ -452,7 +452,7 @@ class Store:
             task.account.refund(task.points)
 
     def live_link(self, task: SimulatedTask) -> Link:
-        """Return the task's link, signed anew if it has died."""
+        """Return the task's link, with a new signature if it has expired."""
         now = self.clock.now()
         if not task.link.is_alive(now):
             link = Link(_signature(task.link.token), self._expiry(now))
