@@ -203,12 +203,13 @@ class Results:
                 old.seek(0)
                 content = old.readall()
                 *lines, torn = content.split(b"\n")
-                last = dict(map(_parsed, lines))
+                rows = map(json.loads, lines)
+                last = {row["index"]: (row["state"], row["task_id"]) for row in rows}
                 if not (beginning.startswith(torn) or torn.startswith(beginning)):
                     raise ValueError  # noqa: TRY301  (as for a line that cannot be parsed)
                 old.truncate(len(content) - len(torn))
             return cls(FileIO(path, "a"), last)
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             reason = getattr(error, "strerror", None) or "it contains something else"
             raise usage_error(
                 "results", f"{path.name!r} cannot be the results file ({reason}).", "Use another."
@@ -245,13 +246,6 @@ class Results:
                 self.fault = "the disk is full"
         except OSError as full:
             self.fault = full.strerror or type(full).__name__
-
-
-def _parsed(line: bytes) -> tuple[int, tuple[str, str | None]]:
-    match json.loads(line):
-        case {"index": int(index), "state": str(state), "task_id": str() | None as task_id}:
-            return index, (state, task_id)
-    raise ValueError
 
 
 # A batch

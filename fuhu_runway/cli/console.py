@@ -64,8 +64,8 @@ def run(work: "Callable[[Lines], Coroutine[Any, Any, int | None]]", output: "Out
     screen = screen_for(quiet=output.json)
     verbosity = len(output.verbose)
     try:
-        with Stop() as stop, asyncio.Runner() as runner, logged(screen, verbosity), screen:
-            return stop.run(runner, work(screen))
+        with logged(screen, verbosity), screen:
+            return run_until_stopped(work(screen))
     except Exception as error:  # noqa: BLE001  (for a bug, too, the notes say how to continue)
         if verbosity > 1:
             write(sys.stderr, redact("".join(traceback.format_exception(error))))
@@ -76,61 +76,45 @@ def run(work: "Callable[[Lines], Coroutine[Any, Any, int | None]]", output: "Out
         return next(code for kind, code in EXIT_OF if isinstance(error, kind))
 
 
-async def close(client: "Client", screen: "Lines", awaited: str) -> None:
-    """Close *client* once its paid requests have responses, and say so if that takes time."""
-    closing = asyncio.ensure_future(client.aclose())
-    done, _ = await asyncio.wait({closing}, timeout=0.1)
-    if not done:
-        screen.say(f"Waiting for {awaited}. Press Ctrl-C again to quit now.")
-    await closing
-
-
-class Stop:
+def run_until_stopped(
+    work: Coroutine[Any, Any, int | None],
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+) -> int:
     """
-    Handles Ctrl-C and requests to terminate, in two steps.
+    Run *work*, and return its exit code, or 128 plus the number of the signal that stopped it.
 
-    The first cancels the work, which may then finish what must not be lost. The second exits at
-    once, without waiting for threads, such as one that hangs in a name lookup.
+    The first signal cancels the work, which may then finish what must not be lost. The second
+    exits at once, without waiting for threads, such as one that hangs in a name lookup.
     """
+    numbers = filter(None, (getattr(signal, name, None) for name in SIGNALS))
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    stopped_by = 0
+    try:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            loop = runner.get_loop()
+            task = loop.create_task(work)
 
-    def __init__(self) -> None:
-        self._number = 0
-        self._task: asyncio.Task[int | None] | None = None
-        self._before: dict[signal.Signals, Any] = {}
+            def on_signal(number: int, _frame: FrameType | None) -> None:
+                nonlocal stopped_by
+                if stopped_by or task.done():
+                    leave(128 + number)
+                else:
+                    stopped_by = number
+                    loop.call_soon_threadsafe(task.cancel)
 
-    def __enter__(self) -> Self:
-        for number in filter(None, (getattr(signal, name, None) for name in SIGNALS)):
-            # A script's background process ignores Ctrl-C and must keep doing so. None is a
-            # handler that was not installed by Python.
-            if signal.getsignal(number) not in {signal.SIG_IGN, None}:
-                with contextlib.suppress(ValueError):  # signals reach only the main thread
-                    self._before[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+            for number, handler in handlers.items():
+                if handler is signal.SIG_IGN:  # as in a script's background process
+                    continue
+                with contextlib.suppress(NotImplementedError):  # on Windows, which needs no help
+                    loop.add_signal_handler(number, lambda: None)  # wakes a sleeping loop
+                signal.signal(number, on_signal)
+            try:
+                return loop.run_until_complete(task) or 0
+            except asyncio.CancelledError:
+                return 128 + stopped_by
+    finally:
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-
-    def run(self, runner: asyncio.Runner, work: Coroutine[Any, Any, int | None]) -> int:
-        """Run *work* until it ends or is stopped, and return the exit code."""
-        loop = runner.get_loop()
-        with contextlib.suppress(NotImplementedError):  # on Windows, signals wake the loop anyway
-            for number in self._before:
-                # Makes the signal wake a sleeping loop; the handler itself stays ours.
-                loop.add_signal_handler(number, lambda: None)
-                signal.signal(number, self._on_signal)
-        self._task = loop.create_task(work)
-        try:
-            return loop.run_until_complete(self._task) or 0
-        except asyncio.CancelledError:
-            return 128 + self._number
-
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if self._number or self._task is None or self._task.done():
-            leave(128 + number)
-        else:
-            self._number = number
-            self._task.get_loop().call_soon_threadsafe(self._task.cancel)
 
 
 def leave(code: int) -> None:
@@ -139,6 +123,15 @@ def leave(code: int) -> None:
         if os.isatty(2):
             os.write(2, SHOW_CURSOR)
     os._exit(code)
+
+
+async def close(client: "Client", screen: "Lines", awaited: str) -> None:
+    """Close *client* once its paid requests have responses, and say so if that takes time."""
+    closing = asyncio.ensure_future(client.aclose())
+    done, _ = await asyncio.wait({closing}, timeout=0.1)
+    if not done:
+        screen.say(f"Waiting for {awaited}. Press Ctrl-C again to quit now.")
+    await closing
 
 
 # Progress

@@ -8,7 +8,6 @@ Rule 2: a job in doubt is left to a person, and the output says what to do.
 import asyncio
 import contextlib
 import shutil
-import sqlite3
 import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Final
 
+import attrs
 from cyclopts import Parameter
 
 from fuhu_runway import errors
@@ -36,13 +36,6 @@ MARK_LENGTH: Final = 10
 
 LATEST: Final = 32_500_000_000.0
 """The latest time that is shown, in Unix seconds: near the year 3000, the limit of Windows."""
-
-JOB_KEYS: Final = (
-    *("key", "custom_id", "state", "task_id", "endpoint", "model", "seconds", "submissions"),
-    *("error", "code", "points", "refunded", "file_bytes"),
-    *("planned_at", "submitted_at", "accepted_at", "finished_at", "saved_at"),
-)
-"""What JSON contains of a job."""
 
 PAID: Final = frozenset(
     {JobState.SUBMITTING, JobState.IN_DOUBT, JobState.ACCEPTED, JobState.FINISHED}
@@ -248,18 +241,13 @@ COMMANDS: Final = (jobs, resume, resolve, forget)
 
 @contextlib.asynccontextmanager
 async def _readable(path: Path) -> AsyncIterator[Journal]:
-    """Yield the journal, or if it cannot be written, a copy of it and of its log."""
+    """Yield the journal, or if it cannot be used, as on a read-only disk, a copy with its log."""
     async with contextlib.AsyncExitStack() as stack:
         try:
             journal = await stack.enter_async_context(opened(path))
+        except errors.JournalBusy:
+            raise
         except errors.JournalError as error:
-            if getattr(error.__cause__, "sqlite_errorcode", 0) & 0xFF not in {
-                sqlite3.SQLITE_READONLY,
-                sqlite3.SQLITE_CANTOPEN,
-                sqlite3.SQLITE_IOERR,
-                sqlite3.SQLITE_FULL,
-            }:
-                raise
             copy = Path(stack.enter_context(TemporaryDirectory())) / path.name
             try:
                 shutil.copyfile(path, copy)
@@ -280,7 +268,8 @@ def _existing(path: Path) -> Path:
 
 def job_row(job: Job) -> dict[str, Any]:
     """Return a job as JSON contains it."""
-    row = {name: getattr(job, name) for name in JOB_KEYS}
+    internal = attrs.filters.exclude("fingerprint", "traceparent", "tag", "handed_out_at")
+    row = attrs.asdict(job, filter=internal)
     times = {name: _time(at) for name, at in row.items() if name.endswith("_at")}
     return {**row, "state": job.state.value, **times}
 

@@ -10,12 +10,12 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import attrs
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 from rich import filesize
 
 from fuhu_runway import errors, hooks
@@ -64,13 +64,27 @@ SIMULATED_SPEED: Final = 100 / 3
 NAME_BYTES: Final = 60
 """How much of a prompt is in a file name, in bytes; more might leave no room for the id."""
 
-RECORD_KEYS: Final = (
-    *("task_id", "state", "progress", "video_url", "poster_url", "last_frame_url", "prompt"),
-    *("prompt_en", "message", "failure_code", "points", "refunded", "created_at", "updated_at"),
-)
-"""What JSON contains of a task."""
-
 # Options
+
+
+def _motion(_: object, tokens: Sequence[Token]) -> MotionVector:
+    try:
+        pairs = (part.split("=") for part in tokens[0].value.split(","))
+        return MotionVector(**{axis.strip(): float(value) for axis, value in pairs})
+    except (TypeError, ValueError):
+        raise ValueError(
+            "write it as y=0.4,r=-6; the axes are x, y, z, r, bg_x_pan and bg_y_pan."
+        ) from None
+
+
+def _json(_: object, tokens: Sequence[Token]) -> Any:
+    try:
+        return json.loads(tokens[0].value)
+    except (ValueError, RecursionError):
+        raise ValueError("""it is not JSON, such as '{"name": "value"}'.""") from None
+
+
+EXTRA: Final = Parameter(converter=_json, accepts_keys=False)
 
 
 @Parameter(name="*", group=REQUEST)
@@ -104,10 +118,10 @@ class RequestOptions:
     seconds: Annotated[int | None, WHOLE] = None
     model: str | None = None
     style: str | None = None
-    motion: str | None = None
+    motion: Annotated[MotionVector | None, Parameter(converter=_motion, accepts_keys=False)] = None
     seed: Annotated[int | None, WHOLE] = None
     watermark: Annotated[bool | None, Parameter(negative=None)] = None
-    extra: str | None = None
+    extra: Annotated[dict[str, Any] | None, EXTRA] = None
     official: bool = False
 
     def request(self, prompt: str) -> Generation:
@@ -124,37 +138,15 @@ class RequestOptions:
             kind, format_, advice = ImageToVideo, "--image alone", "Add --official, or remove it."
         else:
             kind, format_, advice = TextToVideo, "text to video", "Add --image, or remove it."
-        given = {name: value for name, value in attrs.asdict(self).items() if value is not None}
+        options = attrs.asdict(self, recurse=False).items()
+        given = {name: value for name, value in options if value is not None}
         del given["official"]
         for name in given.keys() - attrs.fields_dict(kind).keys():
             option = f"--{name.replace('_', '-')}"
             raise usage_error(name, f"{option} cannot be used with {format_}.", advice)
         if self.official and self.image is None:
             raise usage_error("image", "--official needs an image.", "Add --image.")
-        if self.motion is not None:
-            given["motion"] = _motion(self.motion)
-        return kind(prompt=prompt, **{**given, "extra": _extra(self.extra)})
-
-
-def _motion(text: str) -> MotionVector:
-    try:
-        pairs = (part.split("=") for part in text.split(","))
-        return MotionVector(**{axis.strip(): float(value) for axis, value in pairs})
-    except (TypeError, ValueError) as error:
-        raise usage_error(
-            "motion",
-            "--motion must be a list of axes and numbers.",
-            "Write it as y=0.4,r=-6; the axes are x, y, z, r, bg_x_pan and bg_y_pan.",
-        ) from error
-
-
-def _extra(text: str | None) -> Any:
-    try:
-        return {} if text is None else json.loads(text)
-    except (ValueError, RecursionError):
-        raise usage_error(
-            "extra", "--extra must be JSON.", """Write it as '{"name": "value"}'."""
-        ) from None  # the cause has the text, which may be a prompt
+        return kind(prompt=prompt, **given)
 
 
 @Parameter(name="*", group=RESULT)
@@ -231,7 +223,7 @@ async def restyle(
     seconds: Annotated[int | None, _REQUEST, WHOLE, _NO_SECONDS] = 5,
     flip: Annotated[bool, _REQUEST] = False,
     model: Annotated[str, _REQUEST] = DEFAULT_MODEL,
-    extra: Annotated[str | None, _REQUEST] = None,
+    extra: Annotated[dict[str, Any] | None, _REQUEST, EXTRA] = None,
     saving: Saving = SAVING,
     output: Output = OUTPUT,
     target: Target = TARGET,
@@ -258,7 +250,7 @@ async def restyle(
         seconds=seconds,
         flip=flip,
         model=model,
-        extra=_extra(extra),
+        extra={} if extra is None else extra,
     )
     await _make(request, saving, output, target, screen)
 
@@ -271,7 +263,7 @@ async def act(
     character_video: Annotated[str | None, _REQUEST] = None,
     motion_multiplier: Annotated[int | None, _REQUEST, WHOLE] = None,
     flip: Annotated[bool | None, _REQUEST, Parameter(negative=None)] = None,
-    extra: Annotated[str | None, _REQUEST] = None,
+    extra: Annotated[dict[str, Any] | None, _REQUEST, EXTRA] = None,
     saving: Saving = SAVING,
     output: Output = OUTPUT,
     target: Target = TARGET,
@@ -296,7 +288,7 @@ async def act(
         character_video=character_video,
         motion_multiplier=motion_multiplier,
         flip=flip,
-        extra=_extra(extra),
+        extra={} if extra is None else extra,
     )
     await _make(request, saving, output, target, screen)
 
@@ -359,8 +351,7 @@ async def balance(*, output: Output = OUTPUT, target: Target = TARGET, screen: S
     """Show the remaining balance, in the gateway's unit."""
     async with _errand(screen, target) as errand:
         found = await errand.client.balance()
-    keys = ("remaining", "used", "total", "unlimited")
-    print_row({key: getattr(found, key) for key in keys}, output)
+    print_row(attrs.asdict(found, filter=attrs.filters.exclude("raw")), output)
 
 
 COMMANDS: Final = (generate, restyle, act, wait, feed, balance)
@@ -509,4 +500,5 @@ async def _errand(screen: Lines, target: Target, saving: Saving = SAVING) -> Asy
 
 
 def _record_row(record: TaskRecord) -> dict[str, Any]:
-    return {**{key: getattr(record, key) for key in RECORD_KEYS}, "state": record.state.value}
+    internal = attrs.filters.exclude("word", "notes", "answer")
+    return {**attrs.asdict(record, filter=internal), "state": record.state.value}

@@ -106,20 +106,25 @@ async def simulate(
         as_json: Print one line of JSON instead of shell variables.
         until_stdin_closes: End when stdin closes, and so with the program that started it.
     """
-    gateway = _simulator(options)
     try:
+        gateway = _simulator(options)
         await gateway.start()
-    except OSError as error:
-        if error.filename is not None:
-            raise _state_error(error) from error
-        reason = error.strerror or "The port cannot be opened"
-        raise usage_error("port", f"{reason}.", "Use another port, or a free one.") from error
+    except UsageError:
+        raise
     except RuntimeError as error:
         raise usage_error(
             "state_file",
             "The state file is in use, or changed after it was read.",
             "Stop the other simulator first.",
         ) from error
+    except OSError as error:
+        if error.filename is None:
+            reason = error.strerror or "The port cannot be opened"
+            raise usage_error("port", f"{reason}.", "Use another port, or a free one.") from error
+        happened = f"The state file cannot be used ({error.strerror})."
+        raise usage_error("state_file", happened, "Use another file.") from error
+    except (TypeError, ValueError) as error:
+        raise usage_error("simulate", f"{error}.", "See fuhu-runway simulate --help.") from error
     try:
         if as_json:
             keys = ("base_url", "cdn_url", "control_url", "api_key")
@@ -129,24 +134,28 @@ async def simulate(
             for name, value in variables.items():
                 write(sys.stdout, f"export {name}={shlex.quote(value)}")
         screen.say("simulated: a gateway on this machine, until Ctrl-C")
-        closed = asyncio.Event()
-        loop = asyncio.get_running_loop()
-
-        def watch_stdin() -> None:
-            with contextlib.suppress(OSError):  # it was never open
-                while os.read(0, 1024):
-                    pass
-            with contextlib.suppress(RuntimeError):  # the loop has already ended
-                loop.call_soon_threadsafe(closed.set)
-
+        ended = asyncio.Event()
         if until_stdin_closes:
-            # A thread can read a pipe, a terminal or a file on any system. It is not joined: it
-            # hangs if stdin stays open.
-            threading.Thread(target=watch_stdin, name="stdin", daemon=True).start()
+            _set_when_stdin_closes(ended)
         with contextlib.suppress(asyncio.CancelledError):
-            await closed.wait()
+            await ended.wait()
     finally:
         await gateway.aclose()
+
+
+def _set_when_stdin_closes(event: asyncio.Event) -> None:
+    """Read stdin in a thread, which works for a pipe, a terminal or a file, on any system."""
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # it was never open
+            while os.read(0, 1024):
+                pass
+        with contextlib.suppress(RuntimeError):  # the loop has already ended
+            loop.call_soon_threadsafe(event.set)
+
+    # Not joined: it hangs if stdin stays open.
+    threading.Thread(target=read, name="stdin", daemon=True).start()
 
 
 def _simulator(options: Options) -> "Simulator":
@@ -169,15 +178,10 @@ def _simulator(options: Options) -> "Simulator":
             raise usage_error(name, f"{name} is {value!r}.", advice)
     if settings.get("video") is not None:
         settings["video"] = _read(Path(settings["video"]), "video")
-    try:
-        if settings.get("callbacks") is not None:
-            settings["callbacks"] = Callbacks(**settings["callbacks"])
-        refusal = TooManyRequests(settings.pop("retry_after", None))
-        return Simulator(**{**settings, "rate_limit_answer": refusal, "control": True})
-    except (TypeError, ValueError) as error:
-        raise usage_error("simulate", f"{error}.", "See fuhu-runway simulate --help.") from error
-    except OSError as error:
-        raise _state_error(error) from error
+    if settings.get("callbacks") is not None:
+        settings["callbacks"] = Callbacks(**settings["callbacks"])
+    refusal = TooManyRequests(settings.pop("retry_after", None))
+    return Simulator(**{**settings, "rate_limit_answer": refusal, "control": True})
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -194,11 +198,3 @@ def _read(path: Path, option: str) -> bytes:
     except OSError as error:
         happened = f"The file of --{option} cannot be read ({error.strerror})."
         raise usage_error(option, happened, "Use another file, or remove the option.") from error
-
-
-def _state_error(error: OSError) -> UsageError:
-    return usage_error(
-        "state_file",
-        f"The state file cannot be used ({error.strerror}).",
-        "Use another file, or remove the option.",
-    )

@@ -284,10 +284,7 @@ def test_a_foreign_state_file_is_an_error(run: Run) -> None:
     "line",
     [
         '{"index": ' + "[" * 100_000,
-        '{"index": 0, "state": "saved", "task_id": 7}',
         '{"index": [], "state": "saved", "task_id": null}',
-        '{"index": "0", "state": "saved", "task_id": null}',
-        '{"index": 0, "state": {}, "task_id": null}',
         '["index", "state", "task_id"]',
         "7",
     ],

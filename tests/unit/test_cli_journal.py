@@ -303,9 +303,8 @@ def test_an_unreadable_journal_is_an_error(run: Run) -> None:
     assert "'journal.db' cannot be used" in done.err
 
 
-def test_another_file_is_not_copied(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A video given by mistake is refused without copying it."""
-    monkeypatch.setattr(cli_journal, "TemporaryDirectory", None)
+def test_another_file_is_an_error(run: Run) -> None:
+    """A video given by mistake is refused."""
     Path(PATH).write_bytes(b"film" * 1000)
     done = run("jobs", PATH)
     assert (done.code not in {0, 70}, done.out) == (True, "")

@@ -170,7 +170,7 @@ def test_verbosity_selects_the_log_level(
 
 
 def test_the_second_ctrl_c_exits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first cancels the work; the second, or one without work, ends the process."""
+    """The first signal cancels the work; the second ends the process."""
     left: list[int] = []
     monkeypatch.setattr(os, "_exit", left.append)
     ready = threading.Event()
@@ -184,10 +184,9 @@ def test_the_second_ctrl_c_exits_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
             signal.raise_signal(signal.SIGTERM)
             assert left == [143]
 
-    with _console.Stop() as stop, asyncio.Runner() as runner, pressed(ready.is_set):
-        assert stop.run(runner, work()) == 130
-        signal.raise_signal(signal.SIGINT)
-    assert left == [143, 130]
+    with pressed(ready.is_set):
+        assert _console.run_until_stopped(work()) == 130
+    assert left == [143]
 
 
 def test_exiting_at_once_shows_the_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,18 +214,21 @@ def test_a_signal_to_another_thread_wakes_the_loop() -> None:
 
     thread = threading.Thread(target=press)
     thread.start()
-    with _console.Stop() as stop, asyncio.Runner() as runner:
-        assert stop.run(runner, work()) == 130
+    assert _console.run_until_stopped(work()) == 130
     is_over.set()
     thread.join()
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
     """A script's background process, which ignores SIGINT, keeps ignoring it."""
+
+    async def work() -> int:
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        return 3
+
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with _console.Stop():
-            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert _console.run_until_stopped(work()) == 3
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
@@ -249,12 +251,8 @@ def test_a_loop_without_signal_handlers_can_be_stopped() -> None:
         while True:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
-    with (
-        _console.Stop() as stop,
-        asyncio.Runner(loop_factory=WithoutHandlers) as runner,
-        pressed(ready.is_set),
-    ):
-        assert stop.run(runner, work()) == 130
+    with pressed(ready.is_set):
+        assert _console.run_until_stopped(work(), WithoutHandlers) == 130
 
 
 def test_ctrl_break_stops_as_ctrl_c_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,12 +265,8 @@ def test_ctrl_break_stops_as_ctrl_c_does(monkeypatch: pytest.MonkeyPatch) -> Non
         asyncio.get_running_loop().call_soon(ready.set)
         await asyncio.Event().wait()
 
-    with (
-        _console.Stop() as stop,
-        asyncio.Runner() as runner,
-        pressed(ready.is_set, signal.SIGUSR1),
-    ):
-        assert stop.run(runner, work()) == 128 + signal.SIGUSR1
+    with pressed(ready.is_set, signal.SIGUSR1):
+        assert _console.run_until_stopped(work()) == 128 + signal.SIGUSR1
     assert signal.getsignal(signal.SIGUSR1) is before
 
 

@@ -4,6 +4,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
+from importlib.metadata import version
 from types import ModuleType
 
 import pytest
@@ -37,6 +38,16 @@ def test_without_the_extra_the_command_line_is_not_imported(
     monkeypatch.setitem(sys.modules, "fuhu_runway.cli.app", None)
     monkeypatch.setitem(sys.modules, "rich", None)
     assert exit_code_of_main() == 2
+
+
+def test_the_version_needs_no_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--version alone prints the version without importing the command line."""
+    monkeypatch.setitem(sys.modules, "fuhu_runway.cli.app", None)
+    monkeypatch.setattr(sys, "argv", ["fuhu-runway", "--version"])
+    assert exit_code_of_main() == 0
+    assert capsys.readouterr().out == f"{version('fuhu-runway')}\n"
 
 
 class FakeCli:
