@@ -1,7 +1,6 @@
 """The command `fuhu-runway`. If its extra is missing, one line says how to install it."""
 
 import sys
-from importlib.metadata import version
 from importlib.util import find_spec
 from typing import NoReturn
 
@@ -9,6 +8,8 @@ from typing import NoReturn
 def main() -> NoReturn:
     """Run the command line and end the process with its exit code."""
     if sys.argv[1:] == ["--version"]:  # without the time that importing the commands takes
+        from importlib.metadata import version
+
         print(version("fuhu-runway"))
         sys.exit(0)
     if not (find_spec("cyclopts") and find_spec("rich")):

@@ -31,10 +31,18 @@ Exit codes:
 
 """ + "\n".join(f"- {code}: {meaning}" for code, meaning in EXIT_CODES.items())
 
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("fuhu-runway")
+
+
 app: Final = App(
     name="fuhu-runway",
     help=_HELP,
     help_format="markdown",
+    version=_version,
     version_format="plaintext",
     default_parameter=Parameter(
         negative="", negative_iterable="", show_default=lambda value: value or None

@@ -215,10 +215,8 @@ class Results:
                 "results", f"{path.name!r} cannot be the results file ({reason}).", "Use another."
             ) from None  # the cause may quote the file
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def write(self, outcome: "Outcome") -> None:
@@ -271,7 +269,7 @@ async def _make_all(
     async with contextlib.AsyncExitStack() as stack:
         # The journal first: only one process can open it, which protects the other files.
         journal = await stack.enter_async_context(opened(options.journal_path))
-        results = stack.enter_context(Results.open(options.results_path))
+        results = stack.enter_context(contextlib.closing(Results.open(options.results_path)))
         client = await open_client(stack, target, screen, journal, state_file, tally.watch)
         many = client.batch(
             # Invalid entries were reported by check_items.

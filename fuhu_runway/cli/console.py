@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from datetime import datetime
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, Self, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import attrs
 
@@ -64,7 +64,7 @@ def run(work: "Callable[[Lines], Coroutine[Any, Any, int | None]]", output: "Out
     screen = screen_for(quiet=output.json)
     verbosity = len(output.verbose)
     try:
-        with logged(screen, verbosity), screen:
+        with logged(screen, verbosity), contextlib.closing(screen):
             return run_until_stopped(work(screen))
     except Exception as error:  # noqa: BLE001  (for a bug, too, the notes say how to continue)
         if verbosity > 1:
@@ -158,12 +158,6 @@ class Lines:
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
         self._stage = ""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def say(self, text: str) -> None:
         """Show a line, even on a quiet screen."""

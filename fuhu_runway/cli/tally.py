@@ -22,7 +22,11 @@ CLOCK: Final = LoopClock()
 
 AGAIN: Final = "Run the same command again to continue."
 ENDINGS: Final = {
-    "in_doubt": (3, "in doubt: perhaps charged, and not sent again", "For what to do, run: {jobs}"),
+    "in_doubt": (
+        3,
+        "in doubt: perhaps charged, and not sent again",
+        "To see what to do, run: {jobs}",
+    ),
     "unfinished": (5, "paid for but not saved", AGAIN),
     "refused": (
         5,

@@ -313,7 +313,11 @@ class OldTerminal(io.TextIOWrapper):
 def test_a_bar_uses_only_what_the_terminal_can_encode() -> None:
     """If the terminal cannot encode dots, the bar is plain, and names are escaped."""
     terminal = OldTerminal()
-    with on_a_terminal(), contextlib.redirect_stderr(terminal), _bar.Bar() as bar:
+    with (
+        on_a_terminal(),
+        contextlib.redirect_stderr(terminal),
+        contextlib.closing(_bar.Bar()) as bar,
+    ):
         bar.stage("running", 0.5)
         bar.say("saved 笑.mp4")
         bar._progress.refresh()
@@ -333,7 +337,7 @@ def test_a_closed_terminal_raises_nothing() -> None:
         def flush(self) -> None:
             raise OSError(5, "Input/output error")
 
-    with on_a_terminal(), contextlib.redirect_stderr(Gone()), _bar.Bar() as bar:
+    with on_a_terminal(), contextlib.redirect_stderr(Gone()), contextlib.closing(_bar.Bar()) as bar:
         bar.say("before")
         bar.stage("running", 0.5)
         bar.say("accepted: task t-1")
@@ -343,7 +347,7 @@ def test_a_closed_terminal_raises_nothing() -> None:
 
 def test_a_bar_can_pulse_and_show_a_part() -> None:
     """A stage without a known part can follow one with it, and the other way round."""
-    with on_a_terminal(), _bar.Bar() as bar:
+    with on_a_terminal(), contextlib.closing(_bar.Bar()) as bar:
         for part in (None, 0.5, None):
             bar.stage("running", part)
             (task,) = bar._progress.tasks
@@ -353,7 +357,7 @@ def test_a_bar_can_pulse_and_show_a_part() -> None:
 
 def test_text_is_not_markup() -> None:
     """Brackets and colons in a path or a reason are printed unchanged."""
-    with on_a_terminal() as terminal, _bar.Bar() as bar:
+    with on_a_terminal() as terminal, contextlib.closing(_bar.Bar()) as bar:
         bar.say("before [bold] :cat:")
         bar.stage("running [bold]")
         bar.say("after [bold] :cat:")
@@ -394,7 +398,7 @@ def test_without_a_terminal_each_stage_is_shown_once(capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize("columns", ["40", "80"])
 def test_a_board_uses_as_many_lines_as_it_needs(columns: str) -> None:
     """Text that does not fit in one line below the bar is wrapped."""
-    with on_a_terminal(COLUMNS=columns) as terminal, _bar.Bar() as bar:
+    with on_a_terminal(COLUMNS=columns) as terminal, contextlib.closing(_bar.Bar()) as bar:
         bar.board("1 of 2", 0.5, "0:00:07 left", "40 running, 594 left, 2 failed, 99,840 points")
         bar._progress.refresh()
     shown = terminal.getvalue()
