@@ -21,7 +21,8 @@ from fuhu_runway.journal import Journal
 REPORTED = (hooks.TaskSubmitted, hooks.TaskSettled, hooks.DownloadFinished)
 PACKAGE = Path(fuhu_runway.__file__).parent
 SUBMITTING = tuple(
-    str(PACKAGE / name) for name in ("client.py", "journal.py", "_http/transport.py")
+    str(PACKAGE / name)
+    for name in ("_session/submission.py", "_http/transport.py", "journal.py", "client.py")
 )
 
 
