@@ -69,16 +69,6 @@ class Options:
     timeout: Annotated[float, POSITIVE] = DEFAULT_WAIT
     results: Path | None = None
 
-    @property
-    def journal_path(self) -> Path:
-        """Where the journal is."""
-        return self.journal or self.out / "journal.db"
-
-    @property
-    def results_path(self) -> Path:
-        """Where the outcomes are written."""
-        return self.results or self.out / "results.jsonl"
-
 
 def batch(
     file: Annotated[Path, Parameter(allow_leading_hyphen=True)],
@@ -259,8 +249,10 @@ async def _make_all(
     def skip(bad: errors.UsageError) -> None:
         screen.say(f"skipped: {bad.happened} {bad.advice}")
 
+    journal_path = options.journal or options.out / "journal.db"
+    results_path = options.results or options.out / "results.jsonl"
     state_file = options.out / STATE_NAME
-    check_target(target, options.journal_path, state_file)
+    check_target(target, journal_path, state_file)
     total = check_items(file, skip_bad=skip if options.skip_bad else None)
     if not total:
         raise usage_error("file", f"{file.name} has no entries.", "Add at least one.")
@@ -268,8 +260,8 @@ async def _make_all(
     tally = Tally(total)
     async with contextlib.AsyncExitStack() as stack:
         # The journal first: only one process can open it, which protects the other files.
-        journal = await stack.enter_async_context(opened(options.journal_path))
-        results = stack.enter_context(contextlib.closing(Results.open(options.results_path)))
+        journal = await stack.enter_async_context(opened(journal_path))
+        results = stack.enter_context(contextlib.closing(Results.open(results_path)))
         client = await open_client(stack, target, screen, journal, state_file, tally.watch)
         many = client.batch(
             # Invalid entries were reported by check_items.
@@ -309,8 +301,7 @@ async def _make_all(
         tally.stopped_by = many.summary.stopped_by or ""
         if many.summary.out_of_points:
             tally.stopped_by = "--max-points was reached"
-        files = [str(options.results_path)]
-        code = tally.report(output, screen, options.out, options.journal_path, files)
+        code = tally.report(output, screen, options.out, journal_path, [str(results_path)])
         return fault or code
 
 

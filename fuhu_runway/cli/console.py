@@ -53,8 +53,6 @@ EXIT_OF: Final = (
 SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 """The signals that stop a command: SIGHUP if its terminal closes, SIGBREAK on Windows."""
 
-SHOW_CURSOR: Final = b"\x1b[?25h\n"
-
 
 # From work to exit codes
 
@@ -121,7 +119,7 @@ def leave(code: int) -> None:
     """End the process at once, with the cursor visible."""
     with contextlib.suppress(OSError):  # the terminal may be gone
         if os.isatty(2):
-            os.write(2, SHOW_CURSOR)
+            os.write(2, b"\x1b[?25h\n")
     os._exit(code)
 
 

@@ -28,25 +28,22 @@ from .console import number, one_line, print_row, write
 from .options import OUTPUT, POSITIVE, RESULT, TARGET, Output, Screen, Target
 from .tally import AGAIN, CLOCK, Tally, shown
 
-DOWNLOADS: Final = 20
-"""How many clips `resume` downloads at once."""
-
 MARK_LENGTH: Final = 10
 """How much of a job's key is shown: a longer one would not fit in 80 columns."""
-
-LATEST: Final = 32_500_000_000.0
-"""The latest time that is shown, in Unix seconds: near the year 3000, the limit of Windows."""
-
-PAID: Final = frozenset(
-    {JobState.SUBMITTING, JobState.IN_DOUBT, JobState.ACCEPTED, JobState.FINISHED}
-)
-"""The states of a job whose clip is, or may be, paid for but not saved."""
 
 _RESULT: Final = Parameter(group=RESULT)
 
 
+def _check_exists(_: object, path: Path) -> None:
+    if not path.is_file():
+        raise ValueError("There is no such file.")
+
+
+JournalPath = Annotated[Path, Parameter(validator=_check_exists)]
+
+
 async def jobs(
-    journal: Path,
+    journal: JournalPath,
     /,
     *,
     state: Annotated[tuple[JobState, ...], _RESULT] = (),
@@ -62,7 +59,7 @@ async def jobs(
         journal: Journal of a batch, such as clips/journal.db.
         state: List only jobs in this state; can be repeated.
     """
-    async with _readable(_existing(journal)) as store:
+    async with _readable(journal) as store:
         found = await store.jobs(*state)
         counts = {one.value: n for one, n in (await store.counts()).items() if n}
     if output.json:
@@ -85,7 +82,7 @@ async def jobs(
 
 
 async def resume(
-    journal: Path,
+    journal: JournalPath,
     /,
     *,
     out: Annotated[Path, _RESULT],
@@ -107,7 +104,7 @@ async def resume(
     from fuhu_runway.batch import file_name
     from fuhu_runway.downloads import check_folder
 
-    state_file = _existing(journal).parent / STATE_NAME
+    state_file = journal.parent / STATE_NAME
     check_target(target, journal, state_file)
     check_folder(out)
     async with contextlib.AsyncExitStack() as stack:
@@ -121,7 +118,7 @@ async def resume(
         tally = Tally(len(paid))
         files: list[str] = []
         client = await open_client(stack, target, screen, store, state_file, tally.watch)
-        downloads = asyncio.Semaphore(DOWNLOADS)
+        downloads = asyncio.Semaphore(20)
 
         async def save(job: Job) -> None:
             try:
@@ -145,7 +142,7 @@ async def resume(
 
 
 async def resolve(
-    journal: Path,
+    journal: JournalPath,
     key: str,
     /,
     *,
@@ -174,7 +171,7 @@ async def resolve(
             "resolve needs exactly one of --found, --task-id and --not-accepted.",
             "Use the one that is true.",
         )
-    state_file = _existing(journal).parent / STATE_NAME
+    state_file = journal.parent / STATE_NAME
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(opened(journal))
         job = await _pick(store, key)
@@ -203,7 +200,7 @@ async def resolve(
 
 
 async def forget(
-    journal: Path,
+    journal: JournalPath,
     key: str,
     /,
     *,
@@ -221,9 +218,10 @@ async def forget(
         key: Name that `jobs` shows, task id, or beginning of the key.
         force: Remove the job even if a paid clip may be lost.
     """
-    async with opened(_existing(journal)) as store:
+    async with opened(journal) as store:
         job = await _pick(store, key)
-        if job.state in PAID and not force:
+        is_safe = job.state in {JobState.PLANNED, JobState.FAILED, JobState.SAVED}
+        if not is_safe and not force:
             raise usage_error(
                 "key",
                 f"The job is {job.state.value}: a paid clip could be lost.",
@@ -260,12 +258,6 @@ async def _readable(path: Path) -> AsyncIterator[Journal]:
         yield journal
 
 
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise usage_error("journal", f"There is no journal {str(path)!r}.", "Check the path.")
-    return path
-
-
 def job_row(job: Job) -> dict[str, Any]:
     """Return a job as JSON contains it."""
     internal = attrs.filters.exclude("fingerprint", "traceparent", "tag", "handed_out_at")
@@ -275,8 +267,10 @@ def job_row(job: Job) -> dict[str, Any]:
 
 
 def _time(at: float | None) -> datetime | None:
-    # A damaged journal may contain any number.
-    return datetime.fromtimestamp(at, UTC) if at is not None and 0 <= at <= LATEST else None
+    # A damaged journal may contain any number, and Windows only knows times before the year 3000.
+    if at is None or not 0 <= at <= 32_500_000_000:
+        return None
+    return datetime.fromtimestamp(at, UTC)
 
 
 def mark_of(job: Job) -> str:

@@ -55,9 +55,6 @@ if TYPE_CHECKING:
     from fuhu_runway.downloads import Progress
     from fuhu_runway.task import Task
 
-PASSING: Final = (errors.GatewayDown, errors.RateLimited, errors.NoReply)
-"""Errors that do not mean that the task's id or the gateway's URL is wrong."""
-
 SIMULATED_SPEED: Final = 100 / 3
 """A job of 100 s takes 3 s."""
 
@@ -318,7 +315,8 @@ async def wait(
         saving.check(None)
         task = errand.client.task(task_id, official=official)
         prompt = None
-        with contextlib.suppress(*PASSING):  # wait() retries after these, and raises all others
+        # After these, wait() polls again. Others mean that the task's id or the URL is wrong.
+        with contextlib.suppress(errors.GatewayDown, errors.RateLimited, errors.NoReply):
             prompt = (await task.refresh()).prompt
         errand.plan(task, prompt)
         check_target(errand.path, overwrite=saving.force)
