@@ -384,6 +384,16 @@ def test_ctrl_c_ends_a_read_from_stdin(
     assert submitted(gateway) == 0
 
 
+def test_a_missing_stdin_is_an_error(
+    run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process without a stdin exits with 2 and one line."""
+    monkeypatch.setattr(sys, "stdin", None)
+    done = run(file="-")
+    (line,) = done.err.splitlines()
+    assert (done.code, done.out, "There is no standard input." in line) == (2, "", True)
+
+
 # What goes wrong after that
 
 
