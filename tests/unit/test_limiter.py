@@ -281,8 +281,8 @@ def test_after_a_window_it_comes_back_at_the_average() -> None:
 
 
 def test_a_caller_who_comes_late_makes_no_long_pause() -> None:
-    """An hour in which nobody asked was no outage, and the pace is not the average over it."""
-    pace, now = run(Gateway(1e6, 1e6), 60.0)
+    """An hour without a request is no outage, and the pace is not the average over it."""
+    pace, now = run(Gateway(1e6, 1e6), 70.0)
     rate = pace.rate
     refuse(pace, 3, now)
     now += 3600
