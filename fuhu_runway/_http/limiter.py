@@ -1,10 +1,10 @@
 """
-When the next request may go: requests in flight, and a pace, set or learned from the answers.
+When the next request may be sent: a limit in flight, and a pace, set or learned from answers.
 
-Rule 1: first come, first served. Only the one place that the poller holds for all tasks is second
-in line at most, or a crowd of submits would keep every clip waiting.
+Rule 1: first come, first served. Only the place that the poller holds for all tasks is at most
+second in line, or many submits would delay every clip.
 Rule 2: waiting here costs nothing and may be cancelled at any time: nothing was sent.
-Rule 3: no state change has an `await` in it, so that a cancelled waiter leaves nothing half done.
+Rule 3: no state change contains an `await`, so that a cancelled waiter leaves nothing half done.
 
 Rates are in requests per second, instants are seconds of the loop's clock.
 """
@@ -240,11 +240,11 @@ class Pace:
 
 class RateLimiter:
     """
-    Where every request of one client, in one event loop, waits for its turn to be sent.
+    Let the requests of one client, in one event loop, be sent when their turn comes.
 
     Args:
-        limits: What the user allows.
-        clock: Where time comes from.
+        limits: The user's limits.
+        clock: Source of time.
         hooks: Receive events when the pace changes.
         max_hold: The longest time that a gateway may hold all requests, in seconds.
     """
@@ -273,15 +273,15 @@ class RateLimiter:
 
     @property
     def room(self) -> float:
-        """How many requests may be in flight now."""
+        """Return how many requests may be in flight now."""
         return min(self.limits.requests_in_flight, self.pace.room)
 
     def slot(self) -> "Slot":
-        """Return a block that is entered when a request may go, and counts it until it is left."""
+        """Return a block that waits for its turn, and counts a request in flight while it runs."""
         return Slot(self)
 
     def try_enter(self) -> bool:
-        """Count a request in flight if it may go now; return whether it may."""
+        """Count a request in flight if it may be sent now; return whether it may."""
         now = self._clock.now()
         if self._waiting or self.in_flight >= self.room or self.pace.ready_at(now) > now:
             return False
@@ -291,18 +291,18 @@ class RateLimiter:
 
     def line_up(self, *, soon: bool = False) -> "asyncio.Future[None]":
         """
-        Return a future that is done when a request may go, which then counts as in flight.
+        Return a future that is done when a request may be sent, which then counts as in flight.
 
         Cancel the future to give up the place. With *soon* only one other request goes before.
         """
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.insert(1 if soon else len(self._waiting), turn)
-        turn.add_done_callback(self._let_go_if_cancelled)
-        self._let_go()
+        turn.add_done_callback(self._pass_on_if_cancelled)
+        self._wake()
         return turn
 
     async def enter(self) -> float:
-        """Wait until a request may go, count it in flight, and return the instant."""
+        """Wait until a request may be sent, count it in flight, and return the instant."""
         if not self.try_enter():
             turn = self.line_up()
             try:
@@ -316,10 +316,10 @@ class RateLimiter:
     def leave(self) -> None:
         """Count one request in flight less."""
         self.in_flight -= 1
-        self._let_go()
+        self._wake()
 
     def hold(self, flight: "asyncio.Task[Any]") -> None:
-        """Count a request whose caller was cancelled, until its answer is here."""
+        """Count a request whose caller was cancelled, until its answer arrives."""
         self.in_flight += 1
         flight.add_done_callback(lambda _: self.leave())
 
@@ -329,10 +329,10 @@ class RateLimiter:
         for turn in waiting:
             if not turn.done():
                 turn.set_exception(refusal())
-        self._let_go()
+        self._wake()
 
     def answered(self, sent_at: float) -> None:
-        """Record an answer that was no refusal, to the request that went at *sent_at*."""
+        """Record an answer that was no refusal, to the request that was sent at *sent_at*."""
         self.pace.answered(sent_at, self._clock.now())
         if self._reported_hold > -math.inf:
             self._reported_hold = -math.inf
@@ -340,7 +340,7 @@ class RateLimiter:
         self._report_limit()
 
     def refused(self, sent_at: float, retry_after: float | None) -> None:
-        """Record a refusal of the request that went at *sent_at*."""
+        """Record a refusal of the request that was sent at *sent_at*."""
         now = self._clock.now()
         self.pace.refused(sent_at, now, retry_after)
         # While others are in flight, one of them may still get through and end the pause.
@@ -361,12 +361,12 @@ class RateLimiter:
         rate = self.pace.rate
         self._hooks.emit(PaceRecovered(None if math.isinf(rate) else rate))
 
-    def _let_go_if_cancelled(self, turn: "asyncio.Future[None]") -> None:
+    def _pass_on_if_cancelled(self, turn: "asyncio.Future[None]") -> None:
         if turn.cancelled():
-            self._let_go()
+            self._wake()
 
-    def _let_go(self, due_at: float | None = None) -> None:
-        """Let all requests go whose turn it is, the first of them at *due_at*; set the timer."""
+    def _wake(self, due_at: float | None = None) -> None:
+        """Wake every request whose turn has come, the first at *due_at*, and set the timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -377,7 +377,7 @@ class RateLimiter:
             now = self._clock.now()
             ready_at = self.pace.ready_at(now)
             if ready_at > now:
-                self._timer = self._clock.call_at(ready_at, partial(self._let_go, ready_at))
+                self._timer = self._clock.call_at(ready_at, partial(self._wake, ready_at))
                 return
             self.in_flight += 1
             self.pace.sent(now, due_at)
@@ -388,7 +388,7 @@ class RateLimiter:
 @attrs.define(eq=False)
 class Slot:
     """
-    The place of one request among those in flight; entering it returns the instant.
+    One request in flight; entering the block returns the instant.
 
     No `asynccontextmanager`: the loop keeps track of every asynchronous generator, which costs
     CPU for each request.
