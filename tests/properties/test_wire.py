@@ -28,6 +28,7 @@ from support.secrets import told
 
 from fuhu_runway import errors
 from fuhu_runway._http.retry import MAY_REPEAT, delay_before, delays, ladder
+from fuhu_runway._urls import is_web_address
 from fuhu_runway._wire.encode import Reply, ask_task, build
 from fuhu_runway._wire.tables import ENDPOINTS, GATEWAYS, SUBMITS, Replay
 from fuhu_runway._wire.values import retry_after
@@ -40,7 +41,6 @@ from fuhu_runway.models import (
     RetryPolicy,
     TaskRecord,
     TextToVideo,
-    is_web_address,
 )
 
 

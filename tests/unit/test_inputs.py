@@ -232,11 +232,11 @@ def test_a_cell_that_no_reader_of_json_takes_is_text(made: Make, cell: str) -> N
 @pytest.mark.parametrize(
     ("content", "happened", "field"),
     [
-        ("prompt,Prompt \na,b\n", "line 1: the column prompt is there twice.", "prompt"),
-        ("sep=;\nprompt;seconds;seconds\n", "line 2: the column seconds is there", "seconds"),
-        ("a kitten\na puppy\n", "line 1: it has no field of a request.", "path"),
-        ("\na kitten, in the snow\n", "line 2: it has no field of a request.", "path"),
-        ("prompt:seconds\na:5\n", "line 1: it has no field of a request.", "path"),
+        ("prompt,Prompt \na,b\n", "line 1: there are two columns prompt.", "prompt"),
+        ("sep=;\nprompt;seconds;seconds\n", "line 2: there are two columns seconds.", "seconds"),
+        ("a kitten\na puppy\n", "line 1: no column is a field of a request.", "path"),
+        ("\na kitten, in the snow\n", "line 2: no column is a field of a request.", "path"),
+        ("prompt:seconds\na:5\n", "line 1: no column is a field of a request.", "path"),
     ],
 )
 def test_a_bad_head_ends_it_at_once(made: Make, content: str, happened: str, field: str) -> None:
@@ -292,9 +292,9 @@ def test_a_name_that_is_mistyped_gets_the_right_one(
         ('{"seconds": 5}', "prompt is missing", "prompt"),
         ('{"prompt": "p", "kind": "act_one"}', "ActOne has no field 'prompt'", "prompt"),
         ('{"kind": "video_to_video", "video": "https://e.com/1"}', "prompt is missing", "prompt"),
-        ('{"prompt": "p", "kind": "opera"}', "kind is not a request", "kind"),
-        ('{"prompt": "p", "kind": ["act_one"]}', "kind is not a request", "kind"),
-        ('{"prompt": "p", "kind": null}', "kind is not a request", "kind"),
+        ('{"prompt": "p", "kind": "opera"}', "kind is unknown", "kind"),
+        ('{"prompt": "p", "kind": ["act_one"]}', "kind is unknown", "kind"),
+        ('{"prompt": "p", "kind": null}', "kind is unknown", "kind"),
         ('{"prompt": ""}', "prompt is empty", "prompt"),
         ('{"prompt": null}', "prompt is of type NoneType", "prompt"),
         ('{"prompt": "\\ud800"}', "half a character", "prompt"),
@@ -302,7 +302,7 @@ def test_a_name_that_is_mistyped_gets_the_right_one(
         ('{"prompt": "p", "seconds": 5.5}', "seconds is 5.5", "seconds"),
         ('{"prompt": "p", "seconds": true}', "seconds is True", "seconds"),
         ('{"prompt": "p", "seconds": NaN}', "seconds is nan", "seconds"),
-        ('{"prompt": "p", "extra": []}', "extra is of type list", "extra"),
+        ('{"prompt": "p", "extra": []}', "extra is not a dict", "extra"),
         ('{"prompt": "p", "motion": {"speed": 1}}', "motion has unknown parts", "motion"),
         ('{"prompt": "p", "motion": "left"}', "motion has unknown parts", "motion"),
         ('{"prompt": "p", "motion": {"x": "left"}}', "x is 'left'", "x"),
@@ -397,7 +397,7 @@ def test_a_file_that_is_not_utf_8_is_told(made: Make, name: str) -> None:
     """Another encoding is an error that names the line, not a wrong prompt."""
     first = '"prompt"\n' if name == "a.jsonl" else "prompt\n"
     error = refusal(made(name, f"{first}笑起来\n".encode("gb18030")))
-    assert error.happened == f"{name}, line 2: it is not UTF-8 text."
+    assert error.happened == f"{name}, line 2: it is not UTF-8 text, or has a NUL character."
     assert error.advice == "Save it as UTF-8."
 
 
@@ -419,15 +419,13 @@ def test_a_text_with_a_byte_order_mark_says_its_encoding(
 def test_a_text_with_nul_characters_is_named_as_such(made: Make, name: str, encoding: str) -> None:
     """UTF-16 without its mark looks like UTF-8 with NULs, which no prompt has."""
     error = refusal(made(name, '"prompt"\n"a kitten"\n'.encode(encoding)))
-    assert error.happened == (
-        f"{name}, line 1: it has a NUL character, as UTF-16 text without a byte order mark has."
-    )
+    assert error.happened == f"{name}, line 1: it is not UTF-8 text, or has a NUL character."
 
 
 def test_a_text_that_breaks_off_within_a_character_is_told(made: Make) -> None:
     """Half a character at the end of UTF-16 text is an error behind the lines before it."""
     error = refusal(made("a.txt", "a kitten\n".encode("utf-16") + b"\n"))
-    assert error.happened == "a.txt, line 1: after it, there is something that is not UTF-16 text."
+    assert error.happened == "a.txt, line 2: it is not UTF-16 text, or has a NUL character."
     assert told(error, ["kitten"]) == []
 
 
