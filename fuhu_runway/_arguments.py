@@ -45,18 +45,14 @@ def _or_none(*kinds: type) -> Callable[[Any], bool]:
     return lambda value: value is None or isinstance(value, kinds)
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+def _is_whole(value: Any, high: float = math.inf) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= high
 
 
 def _is_amount(value: Any) -> bool:
     if value is None or isinstance(value, bool) or not isinstance(value, int | float):
         return value is None
     return 0 <= value <= MAX_AMOUNT or value == math.inf
-
-
-def _is_receiver(value: Any) -> bool:
-    return value is None or (hasattr(value, "deliver") and not isinstance(value, type))
 
 
 _FLAG: Final[Rule] = (lambda value: isinstance(value, bool), "True or False")
@@ -70,7 +66,10 @@ ARGUMENTS: Final[Mapping[str, Rule]] = {
     "gateway": (_or_none(Gateway, str), "the name of a known gateway, a Gateway, or None"),
     "session": (_or_none(aiohttp.ClientSession), "an open aiohttp.ClientSession, or None"),
     "callback_url": _URL,
-    "callbacks": (_is_receiver, "a CallbackReceiver made from your app's public address, or None"),
+    "callbacks": (
+        lambda value: value is None or hasattr(type(value), "deliver"),
+        "a CallbackReceiver made from your app's public URL, or None",
+    ),
     "timeouts": (_or_none(Timeouts), "an instance of Timeouts, or None"),
     "retry": (_or_none(RetryPolicy), "an instance of RetryPolicy, or None"),
     "polling": (_or_none(PollPolicy), "an instance of PollPolicy, or None"),
@@ -80,10 +79,7 @@ ARGUMENTS: Final[Mapping[str, Rule]] = {
     "task_id": (lambda value: isinstance(value, str), "the id of a task, as text"),
     "official": _FLAG,
     "save": (_or_none(str, os.PathLike), "the path of a file, or None"),
-    "in_flight": (
-        lambda value: _is_whole(value) and value <= 10**6,
-        "a whole number from 1 to 1000000",
-    ),
+    "in_flight": (lambda value: _is_whole(value, 10**6), "a whole number from 1 to 1000000"),
     "download_to": (_or_none(str, os.PathLike), "the path of a folder, or None"),
     "max_points": (_is_amount, "a number of at least 0, or None"),
     "retry_failed": _FLAG,

@@ -27,6 +27,7 @@ from ._redact import PLAIN_NAME
 from .batch import Item
 from .errors import UsageError
 from .models import (
+    UNSTORABLE,
     ActOne,
     ImageToVideo,
     MotionVector,
@@ -48,8 +49,8 @@ KINDS: Final[Mapping[str, type]] = {
 _AXES: Final = frozenset(field.name for field in attrs.fields(MotionVector))
 _FIELDS: Final = {field.name: field for kind in KINDS.values() for field in attrs.fields(kind)}
 _NAMES: Final = {"kind", "custom_id", *(f"motion.{axis}" for axis in _AXES), *_FIELDS}
-_TEXTS: Final = {"kind", "custom_id", "ratio", "model", "style"}
-"""Columns that are text even if a cell looks like a number; so is the prompt."""
+_TEXTS: Final = {"prompt", "kind", "custom_id", "ratio", "model", "style"}
+"""Columns that are text even if a cell looks like a number."""
 
 Entry = tuple[int, Any]
 """The number of a line, and its prompt or fields; anything else is a bad entry."""
@@ -71,7 +72,7 @@ def read_items(
     Raises:
         UsageError: The file cannot be read, or an entry is bad; it names file and line.
     """
-    path = _path(path)
+    path = Path(path)
     if _is_stream(path):
         raise usage_error(
             "path",
@@ -132,13 +133,11 @@ def spooled(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         UsageError: It cannot be read.
     """
-    path = _path(path)
+    path = Path(path)
     if not _is_stream(path):
         yield path
         return
     is_stdin = str(path) == "-"
-    if is_stdin and sys.stdin is None:
-        raise usage_error("path", "There is no standard input.", "Use the name of a file.")
     with contextlib.ExitStack() as stack:
         try:
             # Windows removes no file that is still open.
@@ -149,16 +148,11 @@ def spooled(path: str | os.PathLike[str]) -> Iterator[Path]:
             opened = contextlib.nullcontext(sys.stdin.buffer) if is_stdin else path.open("rb")
             with opened as source, copy.open("xb") as target:
                 shutil.copyfileobj(source, target)
-        except (OSError, ValueError) as exc:  # ValueError: standard input was closed
+        except (AttributeError, OSError, ValueError) as exc:
+            # AttributeError and ValueError: standard input is missing or was closed.
             raise _unreadable(path, exc) from exc
         ending = path.suffix.lower() if path.suffix.lower() in READERS else _guessed_kind(copy)
         yield copy.rename(copy.with_name(copy.name + ending))
-
-
-def _path(path: object) -> Path:
-    if not isinstance(path, str | os.PathLike):
-        raise usage_error("path", f"path is of type {type(path).__name__}.", "Use a Path or str.")
-    return Path(path)
 
 
 def _is_stream(path: Path) -> bool:
@@ -188,9 +182,6 @@ def _unreadable(path: Path, exc: Exception) -> UsageError:
     return usage_error("path", f"{path.name!r} cannot be read ({reason}).", "Check the path.")
 
 
-_NO_TEXT: Final = re.compile("[\0\ud800-\udfff]")
-
-
 def _lines(path: Path) -> Generator[str, None, None]:
     """
     Yield the lines of a text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
@@ -207,7 +198,7 @@ def _lines(path: Path) -> Generator[str, None, None]:
         # An error would come with the whole block that is read, before its good lines are used.
         with path.open(encoding=encoding, errors="surrogateescape", newline="") as file:
             for number, line in enumerate(file, 1):  # noqa: B007  (used below)
-                if _NO_TEXT.search(line):
+                if UNSTORABLE.search(line):
                     break
                 yield line.removeprefix("\ufeff")
             else:
@@ -299,14 +290,13 @@ def _row_fields(names: list[str], row: list[str]) -> dict[str, Any] | UsageError
     fields: dict[str, Any] = {}
     for name, cell in zip(names, row, strict=False):
         text = cell.strip()
-        if name == "prompt" and text:
-            fields[name] = cell
-        elif text.lower() in {"true", "false"} and name not in _TEXTS:
-            fields[name] = text.lower() == "true"
-        elif text:
-            fields[name] = text
+        value: Any = cell if name == "prompt" else text
+        if name not in _TEXTS:
             with contextlib.suppress(ValueError, RecursionError):
-                fields[name] = text if name in _TEXTS else json.loads(text)
+                # Spreadsheets write flags as TRUE.
+                value = json.loads(text.lower() if text.lower() in {"true", "false"} else text)
+        if text:
+            fields[name] = value
     return fields
 
 

@@ -41,10 +41,11 @@ def usage_error(field: str, happened: str, advice: str) -> UsageError:
     return UsageError(redact(happened), "Nothing was sent or charged.", advice, field=field)
 
 
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")
-# Letters, numbers, punctuation and symbols; also private use, and what this Python does not know
-# yet (Cn), which may be an emoji of next year.
-_VISIBLE: Final = ("L", "N", "P", "S", "Co", "Cn")
+UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
+"""NUL, which JSON can carry but PostgreSQL cannot, and lone surrogates, which UTF-8 cannot."""
+# Letters, numbers, punctuation and symbols; also private use, surrogates, and what this Python
+# does not know yet (Cn), which may be an emoji of next year.
+_VISIBLE: Final = ("L", "N", "P", "S", "Co", "Cs", "Cn")
 # Of these, what nevertheless shows nothing, such as the Hangul fillers and the empty Braille cell.
 _BLANKS: Final = frozenset("\u115f\u1160\u2800\u3164\uffa0\ufffe\uffff")
 
@@ -53,19 +54,16 @@ def require_text(name: str, value: object) -> None:
     """Raise a `UsageError` about *name* unless *value* is visible text that databases can store."""
     if not isinstance(value, str):
         fault, advice = f"is of type {type(value).__name__}", "Use text (str)."
-    elif surrogate := _SURROGATE.search(value):
-        fault = f"has a lone surrogate (half a character) at position {surrogate.start()}"
-        advice = "Decode the text with the encoding it was written in."
     elif not any(
         unicodedata.category(character).startswith(_VISIBLE) and character not in _BLANKS
         for character in value
     ):
         fault = "has no visible character" if value else "is empty"
         advice = f"Use a {name} with at least one word."
-    elif "\0" in value:
-        # JSON can carry it, but PostgreSQL cannot: a gateway on it fails after it has charged.
-        fault = f"has a NUL character at position {value.index(chr(0))}"
-        advice = "Remove it: the gateway's database may not be able to store it."
+    elif bad := UNSTORABLE.search(value):
+        sign = "a NUL character" if bad[0] == "\0" else "half a character (a lone surrogate)"
+        fault = f"has {sign} at position {bad.start()}"
+        advice = "Remove it: a gateway could fail on it after it has charged."
     else:
         return
     raise usage_error(name, f"{name} {fault}.", advice)
@@ -86,7 +84,7 @@ def _shown(value: object) -> str:
 
 
 def _rule(fits: Callable[[Any], object], wanted: str, fault: str | None = None) -> Any:
-    """Return a validator; a *fault* is shown in place of a value that may be a prompt."""
+    """Return a validator. Its error shows the *fault* in place of a value that may be a prompt."""
 
     def check(_instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
         if not fits(value):
@@ -180,18 +178,12 @@ def _depth(value: Any) -> int:
 class MotionVector:
     """How the camera moves; no range is documented, 0 is rest (api-facts 1.2)."""
 
-    #: Sideways.
-    x: float = field(default=0, validator=_AXIS)
-    #: Up and down.
-    y: float = field(default=0, validator=_AXIS)
-    #: In and out.
-    z: float = field(default=0, validator=_AXIS)
-    #: Roll.
-    r: float = field(default=0, validator=_AXIS)
-    #: Background, sideways.
-    bg_x_pan: float = field(default=0, validator=_AXIS)
-    #: Background, up and down.
-    bg_y_pan: float = field(default=0, validator=_AXIS)
+    x: float = field(default=0, validator=_AXIS)  #: Sideways.
+    y: float = field(default=0, validator=_AXIS)  #: Up and down.
+    z: float = field(default=0, validator=_AXIS)  #: In and out.
+    r: float = field(default=0, validator=_AXIS)  #: Roll.
+    bg_x_pan: float = field(default=0, validator=_AXIS)  #: Background, sideways.
+    bg_y_pan: float = field(default=0, validator=_AXIS)  #: Background, up and down.
 
 
 _MOTION: Final = _rule(lambda value: isinstance(value, MotionVector), "a MotionVector")
@@ -202,7 +194,6 @@ class KnownModel:
     """The lengths and ratios that are documented for one model in one format."""
 
     name: str
-    #: In seconds.
     seconds: tuple[int, ...]
     ratios: tuple[str, ...]
     source: str
@@ -405,33 +396,21 @@ class TaskRecord:
 
     task_id: str
     state: TaskState
-    #: The gateway's own word for the state; an unknown one is cut, and shows no secrets.
-    word: str | None = None
-    #: Progress from 0 to 1; 1 does not mean success (api-facts 2 B).
-    progress: float | None = None
+    word: str | None = None  #: The gateway's own word for the state; an unknown one may be cut.
+    progress: float | None = None  #: From 0 to 1; 1 does not mean success (api-facts 2 B).
     #: URL of the clip; may be signed, and expires.
     video_url: str | None = field(default=None, repr=False)
-    #: URL of a still picture of it.
-    poster_url: str | None = field(default=None, repr=False)
-    #: URL of its last frame.
-    last_frame_url: str | None = field(default=None, repr=False)
-    #: The prompt as it was sent.
-    prompt: str | None = field(default=None, repr=False)
-    #: The prompt as the gateway translated it.
-    prompt_en: str | None = field(default=None, repr=False)
-    #: The gateway's reason for a failure.
-    message: str | None = field(default=None, repr=False)
-    #: The gateway's code for that reason.
-    failure_code: str | None = None
-    #: Points used, in the gateway's unit; not money (api-facts 5.3).
-    points: float | None = None
-    #: Whether the points were given back.
-    refunded: bool = False
+    poster_url: str | None = field(default=None, repr=False)  #: URL of a still picture of it.
+    last_frame_url: str | None = field(default=None, repr=False)  #: URL of its last frame.
+    prompt: str | None = field(default=None, repr=False)  #: The prompt as it was sent.
+    prompt_en: str | None = field(default=None, repr=False)  #: The gateway's translation of it.
+    message: str | None = field(default=None, repr=False)  #: The reason for a failure.
+    failure_code: str | None = None  #: The gateway's code for that reason.
+    points: float | None = None  #: Points used, in the gateway's unit (api-facts 5.3).
+    refunded: bool = False  #: Whether the points were given back.
     created_at: datetime | None = None
-    #: Last change; may be later than the real end (api-facts 5.6).
-    updated_at: datetime | None = None
-    #: Contradictions within this answer, in words; usually empty.
-    notes: tuple[str, ...] = ()
+    updated_at: datetime | None = None  #: May be later than the real end (api-facts 5.6).
+    notes: tuple[str, ...] = ()  #: Contradictions within this answer; usually empty.
     #: The whole answer as it came; kept as bytes, since thousands of waits each hold a record.
     answer: bytes = field(default=b"", repr=False, eq=False)
 
@@ -468,10 +447,8 @@ class Balance:
     remaining: float | None = None
     used: float | None = None
     total: float | None = None
-    #: The key has no limit of its own.
-    unlimited: bool = False
-    #: The whole answer as it came.
-    raw: Any = field(default=None, repr=False, eq=False)
+    unlimited: bool = False  #: The key has no limit of its own.
+    raw: Any = field(default=None, repr=False, eq=False)  #: The whole answer as it came.
 
     def joined(self, other: Self) -> "Balance":
         """Return one balance from two halves, such as the limit and the usage of a key."""

@@ -386,10 +386,8 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, name: str) -> None:
 
 
 def test_a_name_that_no_file_can_have_is_told() -> None:
-    """A NUL in a path is an error that names the path, and so is what is no path."""
+    """A NUL in a path is an error that names the path."""
     assert refusal(Path("a\0.txt")).happened == "'a\\x00.txt' cannot be read (ValueError)."
-    with pytest.raises(UsageError, match="path is of type int"):
-        list(read_items(5))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
@@ -589,7 +587,7 @@ def test_standard_input_may_be_missing_or_closed(
     with pytest.raises(UsageError, match=r"'-' cannot be read \(ValueError\)"), spooled("-"):
         pass
     monkeypatch.setattr("sys.stdin", None)
-    with pytest.raises(UsageError, match="There is no standard input"), spooled("-"):
+    with pytest.raises(UsageError, match="'-' cannot be read"), spooled("-"):
         pass
     with pytest.raises(UsageError, match="'999' cannot be read"), spooled("/dev/fd/999"):
         pass
