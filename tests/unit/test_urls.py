@@ -21,8 +21,8 @@ from fuhu_runway._urls import is_reachable_address, is_web_address
         "https://[::ffff:10.0.0.1]",
     ],
 )
-def test_a_web_address_has_scheme_and_host(value: str) -> None:
-    """Absolute http and https addresses are taken, in any case, with any port, path and query."""
+def test_a_url_has_scheme_and_host(value: str) -> None:
+    """Absolute http(s) URLs are accepted in any case, with any port, path and query."""
     assert is_web_address(value)
 
 
@@ -35,7 +35,7 @@ def test_a_web_address_has_scheme_and_host(value: str) -> None:
         "//x.example/1",
         "http://?a",
         [],
-        # hosts that no resolver takes
+        # hosts that no resolver accepts
         "https://a..example/",
         "https://.example/",
         "https://user@a..example/",
@@ -46,7 +46,7 @@ def test_a_web_address_has_scheme_and_host(value: str) -> None:
         "https://[::::]/",
         "https://[1.2.3.4]/",
         "https://a\\b.example/",
-        # ports that there are none of
+        # ports that do not exist
         "https://a.example:65536/",
         "https://a.example:99999/",
         "https://a.example:٣/",
@@ -56,8 +56,8 @@ def test_a_web_address_has_scheme_and_host(value: str) -> None:
         "https://a.example/\x7f",
     ],
 )
-def test_anything_else_is_no_web_address(value: Any) -> None:
-    """Words, other schemes, relative addresses, broken ones and other types are no addresses."""
+def test_anything_else_is_not_a_url(value: Any) -> None:
+    """Words, other schemes, relative and broken URLs and other types are refused."""
     assert not is_web_address(value)
 
 
@@ -76,8 +76,8 @@ def test_anything_else_is_no_web_address(value: Any) -> None:
         f"https://{'.'.join(['a' * 49] * 5)}.eu",
     ],
 )
-def test_an_address_that_can_exist_is_reachable(value: str) -> None:
-    """Names of any script, IP addresses, and hosts and ports up to their limits are taken."""
+def test_a_url_that_can_exist_is_reachable(value: str) -> None:
+    """Hosts in any script, IP addresses, and hosts and ports up to their limits are accepted."""
     assert is_reachable_address(value)
 
 
@@ -107,6 +107,6 @@ def test_an_address_that_can_exist_is_reachable(value: str) -> None:
         None,
     ],
 )
-def test_an_address_that_cannot_exist_is_not_reachable(value: Any) -> None:
-    """Empty and overlong labels, ports beyond 65535, control characters and non-addresses."""
+def test_a_url_that_cannot_exist_is_not_reachable(value: Any) -> None:
+    """Empty and overlong labels, ports above 65535 and control characters are refused."""
     assert not is_reachable_address(value)
