@@ -30,7 +30,7 @@ class Clock(Protocol):
 
 
 class LoopClock:
-    """The running event loop's own time, so that a loop with virtual time moves us too."""
+    """The running event loop's own time, so that a loop with virtual time moves it too."""
 
     def now(self) -> float:
         """Return the monotonic instant, in seconds."""

@@ -53,8 +53,8 @@ def text_of(body: bytes) -> str:
     try:
         text = body.decode(json.detect_encoding(body) if is_wide else "utf-8")
     except UnicodeDecodeError:
-        # It may be a deflate stream, which has no header. In text that is not Unicode, what
-        # cannot be read is lost, and not the id beside it.
+        # It may be a deflate stream, which has no header. In text that is not Unicode, only what
+        # cannot be read is lost, not the id beside it.
         unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
         with contextlib.suppress(zlib.error):
             inflated = unpacker.decompress(body, MAX_BYTES)

@@ -29,11 +29,11 @@ _PATTERNS: Final = (
     (re.compile(r"(?i)(?<![a-z])bearer\s+\S+"), "<key>"),
     (re.compile(r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?:/\d+)?(?![\d.]*\d)"), "<ip>"),
 )
-# It may follow a label's colon, as in "ip:2001:db8::1".
+# An address may follow a label's colon, as in "ip:2001:db8::1".
 _MAYBE_IPV6: Final = re.compile(
     r"(?:(?<![A-Za-z0-9_:])|(?<=[^0-9:]:))[0-9A-Fa-f:]*:[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*(?:/\d+)?"
 )
-# It may be cut anywhere, also behind a backslash.
+# The text may be cut anywhere, even after a backslash.
 _JSON_TEXT: Final = re.compile(r'"(?P<text>(?:[^"\\]|\\.)*)\\?(?:"|$)(?P<colon>\s*:)?', re.DOTALL)
 PLAIN_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,39}")
 """The name of a JSON key, a column or a field; anything else may be a prompt."""

@@ -130,7 +130,7 @@ _SECONDS: Final = _whole_number(1, MAX_SECONDS)
 _SIDE: Final = r"[1-9]\d{0,4}(\.\d{1,3})?"
 _RATIO: Final = _shape(f"{_SIDE}:{_SIDE}", "width:height, such as 16:9 or 1280:720")
 _PIXELS: Final = _shape(r"[1-9]\d{2,4}:[1-9]\d{2,4}", "width:height in pixels, such as 1280:720")
-# Without the slash it would become part of the host's name, and the key go to another host.
+# Without the slash, it would be part of the host name, and the key would go to another host.
 _PREFIX: Final = _shape(r"(/[!\"$->@-~]*)?", "a path such as /runway")
 _NOT_A_URL: Final = (
     "the URL of a file that the gateway can download",
@@ -442,7 +442,7 @@ class TaskRecord:
 
 @frozen
 class Balance:
-    """What is left to spend, in the gateway's unit (api-facts 7); None where it did not say."""
+    """What is left to spend, in the gateway's unit (api-facts 7); None if it does not say."""
 
     remaining: float | None = None
     used: float | None = None
@@ -561,7 +561,7 @@ class PollPolicy:
     factor: float = field(default=1.5, validator=_number(1, 100))
     #: The longest interval, in seconds; gateways refresh every 15 s (api-facts 5.5).
     max_interval: float = field(default=15.0, validator=_DURATION)
-    #: How far an interval strays at random, as a fraction of it.
+    #: How much an interval varies at random, as a fraction of it.
     jitter: float = field(default=0.1, validator=_number(0, 0.9))
     #: Whether intervals learned from the durations of similar tasks replace the exponential
     #: ones. They go from half of *first* to 4/3 of *max_interval*, and to 20 s at most.

@@ -82,6 +82,7 @@ SPAN = "Use a number of seconds above 0."
 
 NO_TEXTS: list[Any] = ["", " \n", None, 5, b"marked", ["marked"]]
 # Spaces, direction and joining marks, control characters, accents and selectors without a base
+# character, tags, fillers that count as letters or symbols, and noncharacters.
 UNSEEN: list[Any] = [
     *(" \t\r\n\u00a0\u3000\u2003\u2028", "\u200b", "\u200b\u200c\u200d\u200e\u200f", "\u2060"),
     *("\ufeff", "\u00ad", "\u180e", "\u061c", "\u202e \u2066", "\0", "\x1b\x7f\x85"),
