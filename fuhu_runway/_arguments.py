@@ -138,7 +138,7 @@ def checked_callback(url: str | None) -> str | None:
         raise usage_error(
             "callback_url",
             "callback_url must be an http(s) URL with a valid host and port, and without a user.",
-            "Use such a URL, or None.",
+            "Use a URL that the gateway can reach, or None.",
         )
     return url
 

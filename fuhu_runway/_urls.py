@@ -32,7 +32,7 @@ def is_web_address(text: object) -> bool:
 
 
 def is_reachable_address(text: object) -> bool:
-    """Return whether *text* is such a URL and its host and port can exist: for URLs from users."""
+    """Return whether *text* is an http(s) URL whose host and port can exist: for users' URLs."""
     host, port = _host_and_port(text) or ("", 0)
     if port == 0 or len(host) > 253:  # the longest name that DNS can carry (RFC 1035)
         return False

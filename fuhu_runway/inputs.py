@@ -183,12 +183,7 @@ def _unreadable(path: Path, exc: Exception) -> UsageError:
 
 
 def _lines(path: Path) -> Generator[str, None, None]:
-    """
-    Yield the lines of a text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
-
-    Raises:
-        UsageError: The file cannot be read, or is not text in one of these.
-    """
+    """Yield the lines of a text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark."""
     encoding, number = "utf-8", 0
     try:
         with path.open("rb") as start:
@@ -207,7 +202,7 @@ def _lines(path: Path) -> Generator[str, None, None]:
         number += 1
     except (OSError, ValueError) as exc:  # ValueError: a name that no file can have
         raise _unreadable(path, exc) from exc
-    # Outside of the clauses, since a decoder's error holds the text.
+    # Outside the clauses, since a decoder's error holds the text.
     raise usage_error(
         "path",
         f"{path.name}, line {number}: it is not {encoding.upper()} text, or has a NUL character.",

@@ -370,7 +370,7 @@ Generation = TextToVideo | ImageToVideo | VideoToVideo | ActOne | OfficialImageT
 
 
 class TaskState(enum.StrEnum):
-    """The state of a task, whatever word the gateway has for it (api-facts 3.4)."""
+    """The state of a task, in the same words for every gateway (api-facts 3.4)."""
 
     QUEUED = "queued"
     RUNNING = "running"
