@@ -17,13 +17,9 @@ import attrs
 
 from fuhu_runway._json import decode, parsed
 from fuhu_runway._redact import redact, shown_code
+from fuhu_runway._urls import is_web_address
 from fuhu_runway.errors import Fate, GatewayError, RunwayError, UnreadableReply
-from fuhu_runway.models import (
-    Balance,
-    TaskRecord,
-    TaskState,
-    is_web_address,
-)
+from fuhu_runway.models import Balance, TaskRecord, TaskState
 
 from . import tables as facts
 from . import values

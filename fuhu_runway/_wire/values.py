@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from fuhu_runway._json import parsed
-from fuhu_runway.models import is_web_address
+from fuhu_runway._urls import is_web_address
 
 from .salvage import NO_IDS, id_of
 
