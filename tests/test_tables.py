@@ -213,14 +213,14 @@ def separated(name: str) -> list[list[str]]:
 def reached() -> dict[str, list[Refusal]]:
     """Which lines of the catalogue each sample reaches."""
     lines: dict[str, list[Refusal]] = {}
-    find = refusals._row_for
+    find = refusals.row_for
 
     with pytest.MonkeyPatch.context() as patch:
         for sample in samples():
             met = lines.setdefault(sample.name, [])
             patch.setattr(
                 refusals,
-                "_row_for",
+                "row_for",
                 lambda *args, met=met, **on: met.append(find(*args, **on)) or met[-1],
             )
             try:
