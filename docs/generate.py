@@ -208,7 +208,7 @@ def endpoints() -> str:
                 if "." not in row.method
                 else api(f"client.Official.{row.method.partition('.')[2]}", "meth"),
                 "points" if row.replay is facts.Replay.PAID else "nothing",
-                "a task" if row.gives is TaskRecord else "a balance",
+                "a task" if row.returns is TaskRecord else "a balance",
                 sourced(row.source),
             )
             for row in facts.ENDPOINTS.values()

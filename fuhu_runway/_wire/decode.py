@@ -24,7 +24,15 @@ from fuhu_runway.models import Balance, TaskRecord, TaskState
 from . import tables as facts
 from . import values
 from .encode import Reply, Request
-from .refusals import TASK_ERROR, TASK_NOT_EXIST, Reasons, error_of, no_json, refusal_of, unreadable
+from .refusals import (
+    TASK_ERROR,
+    TASK_NOT_EXIST,
+    Reasons,
+    error_of,
+    not_json,
+    refusal_of,
+    unreadable,
+)
 from .salvage import bare_id, id_of, is_task_key, salvage
 from .tables import Dialect, Replay, Sense, dialect_of
 
@@ -82,13 +90,13 @@ def read_balance(reply: Reply) -> Balance:
     body, dialect = _recognise(reply, Sense.BALANCE)
     part, path = _part(body, dialect)
     if not isinstance(part, dict):
-        raise _no_object(reply, part, path)
+        raise _unlike(reply, part, "an object", part, path)
     said = {name: part.get(key) for name, key in dialect.spelling.items()}
     numbers = {name: values.number_in(value) for name, value in said.items()}
     for name in dialect.required:
         if numbers[name] is None:
-            missing = f"required field missing @ {path}.{dialect.spelling[name]}"
-            raise unreadable(reply, missing, body=part)
+            place = f"{path}.{dialect.spelling[name]}"
+            raise _unlike(reply, part, "a number", said[name], place)
     total, used, remaining = (numbers.get(name) for name in ("total", "used", "remaining"))
     hundredths = numbers.get("used_hundredths")
     if hundredths is not None:
@@ -159,7 +167,7 @@ def _body_of(reply: Reply) -> dict[str, Any]:
         value, fault = None, type(broken).__name__
     # Raised outside the clause, because the original error holds the whole answer.
     if fault or reply.cut:
-        raise no_json(reply, fault)
+        raise not_json(reply, fault)
     return value if isinstance(value, dict) else {"data": value}
 
 
@@ -185,21 +193,19 @@ def _read_task(reply: Reply) -> TaskRecord:
         elif named is not None:
             part, dialect = named, _dialect_by_shape(named)
     if not isinstance(part, dict):
-        raise _no_object(reply, part, path)
+        raise _unlike(reply, part, "an object", part, path)
     found = part.get(dialect.spelling["task_id"])
     task_id = values.task_id_in(found)
     if task_id is None:
-        fault = f"task id is of type {type(found).__name__}"
-        if found is None or isinstance(found, str):
-            fault = "required field missing" if found is None else "task id is empty"
-        raise unreadable(reply, f"{fault} @ {path}.task_id", body=part)
+        raise _unlike(reply, part, "a task id", found, f"{path}.task_id")
     outer = _reader(dialect)(_usual(part))
     return _fold(task_id, [outer, *_inner(outer.inner)], reply)
 
 
-def _no_object(reply: Reply, part: Any, path: str) -> UnreadableReply:
-    found = "nothing" if part is None else type(part).__name__
-    return unreadable(reply, f"expected an object, got {found} @ {path}", body=part)
+def _unlike(reply: Reply, part: Any, wanted: str, found: Any, path: str) -> UnreadableReply:
+    """Return the error for a wrong value in *part* of an answer."""
+    kind = "nothing" if found in (None, "") else type(found).__name__
+    return unreadable(reply, f"expected {wanted}, got {kind} @ {path}", body=part)
 
 
 def _part(body: dict[str, Any], dialect: Dialect, task_id: str | None = None) -> tuple[Any, str]:
@@ -252,7 +258,7 @@ def _usual(part: Any) -> Any:
     return found | {key: value for key, value in part.items() if value is not None}
 
 
-def _inner(value: Any, depth: int = 0) -> Iterator["Sighting"]:
+def _inner(value: Any, depth: int = 0) -> Iterator["Level"]:
     """Yield what the upstream said, which a relay passes on in the dialect in which it came."""
     value = parsed(value) if isinstance(value, str) else value
     if not isinstance(value, dict) or depth == facts.MAX_NESTING:
@@ -274,7 +280,7 @@ Address = Annotated[str | None, values.address_in]
 
 
 @attrs.define(eq=False)  # frozen classes take three times as long to make, at each poll
-class Sighting:
+class Level:
     """What one level of an answer says about a task, before it is weighed against the others."""
 
     state: Text = None
@@ -294,7 +300,7 @@ class Sighting:
     reason: Text = None
     failure_code: Text = None
     #: Message and code of an error object, which may stand beside a success as well.
-    error: Annotated[tuple[str | None, str | None] | None, values.trouble_in] = None
+    error: Annotated[tuple[str | None, str | None] | None, values.error_in] = None
     points: Number = None
     cost: Annotated[float | None, values.cost_in] = None
     refund: Annotated[bool | None, values.refund_in] = None
@@ -306,34 +312,34 @@ class Sighting:
 
 
 @functools.cache
-def _reader(dialect: Dialect) -> Callable[[Mapping[str, Any]], Sighting]:
+def _reader(dialect: Dialect) -> Callable[[Mapping[str, Any]], Level]:
     """Return the function that reads one dialect, with its spelling compiled in."""
     # With the first answer: a program that sends nothing starts faster without cattrs.
     from cattrs import Converter  # noqa: PLC0415
     from cattrs.gen import make_dict_structure_fn, override  # noqa: PLC0415
 
     spelled = {}
-    for field in attrs.fields(Sighting):
+    for field in attrs.fields(Level):
         reader, *_ = getattr(field.type, "__metadata__", [None])
         key = dialect.spelling.get(field.name)
         spelled[field.name] = override(rename=key, struct_hook=reader, omit=key is None)
-    read = make_dict_structure_fn(Sighting, Converter(), **spelled)  # type: ignore[arg-type]
-    return lambda value: read(value, Sighting)
+    read = make_dict_structure_fn(Level, Converter(), **spelled)  # type: ignore[arg-type]
+    return lambda value: read(value, Level)
 
 
 # Weighing what the levels say (api-facts 3.4)
 
 FAILURES: Final = (TaskState.FAILED, TaskState.CANCELED)
 CONTRADICTION: Final = "the status in the answer contradicts another status, or the URL beside it"
-_values_of: Final = operator.attrgetter(*(field.name for field in attrs.fields(Sighting)))
+_values_of: Final = operator.attrgetter(*(field.name for field in attrs.fields(Level)))
 
 
-def _fold(task_id: str, levels: Sequence[Sighting], reply: Reply) -> TaskRecord:
+def _fold(task_id: str, levels: Sequence[Level], reply: Reply) -> TaskRecord:
     """Return one record of all levels of an answer, the outermost first."""
     seen = levels[0]
     for inner in levels[1:]:
         pairs = zip(_values_of(seen), _values_of(inner), strict=True)
-        seen = Sighting(*[its if own is None else own for own, its in pairs])
+        seen = Level(*[its if own is None else own for own, its in pairs])
     # The outermost level that has a known status decides: a relay that tries another channel
     # goes on while the upstream that it quotes has failed.
     said = [

@@ -23,7 +23,7 @@ from .tables import Dialect, Replay, dialect_of
 
 INDEX_PAGE: Final = "the gateway's index page"
 CHALLENGE: Final = "a challenge page"
-STRANGER: Final = "an answer that is not the gateway's"
+FOREIGN: Final = "an answer that is not the gateway's"
 """These replace the codes of answers that are not JSON (api-facts 2 H)."""
 INDEX_PAGE_MARKS: Final = ('id="root"', "id='root'", "id=root", 'id="app"', "id='app'", "id=app")
 """The index page of a gateway's web UI has one of these, and no error page has."""
@@ -76,7 +76,7 @@ class Refusal:
         return Fate.REFUSED if self.proof else Fate.UNKNOWN
 
 
-_NOT_DOWN: Final = frozenset(range(200, 500))
+_NOT_5XX: Final = frozenset(range(200, 500))
 _RESERVED_FIRST: Final = "The points are reserved before anything is passed on."
 _CHECKED_FIRST: Final = "The gateway checks the request before it passes it on."
 _NO_CHANNEL: Final = "Without a channel there is nothing that could accept the request."
@@ -95,7 +95,7 @@ REFUSALS: Final = (
     Refusal(
         errors.GatewayDown,
         "Pages, empty bodies and captive portals in answer to a free request, with any status",
-        codes={STRANGER},
+        codes={FOREIGN},
         in_json=False,
         advice="Try again later. If it persists, check base_url, the gateway's prefix and the "
         "network.",
@@ -126,7 +126,7 @@ REFUSALS: Final = (
         errors.OutOfCredits,
         "api-facts 5.1 (401 额度已用尽; 403 用户额度不足, 预扣费额度失败); 11, row 4",
         _RESERVED_FIRST,
-        _NOT_DOWN,
+        _NOT_5XX,
         texts=(
             *("额度已用尽", "额度不足", "余额不足", "积分不足", "预扣费额度失败"),
             *("quota exhausted", "quota has been exhausted", "insufficient quota"),
@@ -144,7 +144,7 @@ REFUSALS: Final = (
     Refusal(
         errors.NotFound,
         "api-facts 11, row 6 (404 Could not find Task; 视频任务不存在)",
-        statuses=_NOT_DOWN,
+        statuses=_NOT_5XX,
         texts=("could not find task", "task not found", "task does not exist", "任务不存在"),
         advice=NO_SUCH_TASK,
     ),
@@ -437,7 +437,7 @@ def _money(request: Request, fate: Fate) -> str:
     return "Nothing was charged: the request only reads."
 
 
-def no_json(reply: Reply, fault: str | None) -> GatewayError | UnreadableReply:
+def not_json(reply: Reply, fault: str | None) -> GatewayError | UnreadableReply:
     """Return the error for an answer that is not JSON, so perhaps not from the gateway."""
     text = text_of(reply.body[:MAX_BODY]).lstrip()
     kind = reply.headers.get("content-type", "").lower()
@@ -453,7 +453,7 @@ def no_json(reply: Reply, fault: str | None) -> GatewayError | UnreadableReply:
     if reply.headers.get("cf-mitigated", "").lower() == "challenge":
         names.add(CHALLENGE)
     if not is_paid and reply.status != 429:
-        names.add(STRANGER)
+        names.add(FOREIGN)
     elif is_page and reply.is_success and any(mark in shown for mark in INDEX_PAGE_MARKS):
         names.add(INDEX_PAGE)
     what = "a web page" if is_page else "not JSON" if text else "empty"

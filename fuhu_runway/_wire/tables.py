@@ -80,7 +80,7 @@ class Endpoint:
         return Replay.FREE if self.sends is None else Replay.PAID
 
     @property
-    def gives(self) -> type[TaskRecord] | type[Balance]:
+    def returns(self) -> type[TaskRecord] | type[Balance]:
         """The model that a successful reply is read as."""
         return TaskRecord if self.route is None else Balance
 

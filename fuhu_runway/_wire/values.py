@@ -105,7 +105,7 @@ def cost_in(value: Any, _type: Any = None) -> float | None:
     return number_in(value.get("credits")) if isinstance(value, dict) else None
 
 
-def trouble_in(value: Any, _type: Any = None) -> tuple[str | None, str | None] | None:
+def error_in(value: Any, _type: Any = None) -> tuple[str | None, str | None] | None:
     """Return message and code of an error, which may be an object or a text."""
     if not isinstance(value, dict):
         return (text_in(value), None) if isinstance(value, str) else None
