@@ -79,8 +79,9 @@ def build(
     if bare.endpoint.takes_callback and callback_url is not None:
         body[facts.CALLBACK_KEY] = callback_url
     _add_extra(body, request.extra)
-    names = ("prompt", "image", "last_image", "video", "character_video")
-    secrets = (getattr(request, name, None) for name in names)
+    # What the repr of a request hides, no error shows either.
+    hidden = [field.name for field in attrs.fields(type(request)) if field.repr is False]
+    secrets = (getattr(request, name) for name in hidden)
     return attrs.evolve(
         bare,
         body=json.dumps(body, ensure_ascii=False, allow_nan=False).encode(),

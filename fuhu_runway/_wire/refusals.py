@@ -447,7 +447,7 @@ def not_json(reply: Reply, fault: str | None) -> GatewayError | UnreadableReply:
     if reply.is_success and not is_page:
         reason = f"expected JSON, got {fault} @ $"
         if reply.cut:
-            reason = "larger than what is read of an answer @ $"
+            reason = "larger than the size limit @ $"
         return unreadable(reply, reason, excerpt=outline_text(shown))
     names = set()
     if reply.headers.get("cf-mitigated", "").lower() == "challenge":

@@ -406,7 +406,7 @@ def _spelling(same: str, **other: str) -> dict[str, str]:
 
 
 _REVERSE: Final = _spelling(
-    "task_id state status progress video_url result_url raw_video_url output error",
+    "task_id state status progress video_url result_url output raw_video_url error",
     reason="fail_reason",
 )
 _NUMERIC: Final = _REVERSE | _spelling(
@@ -421,7 +421,7 @@ _RELAY: Final = _REVERSE | _spelling(
 )
 _REVERSE_ONLY: Final = frozenset({"video_url", "raw_video_url", "point", "refund", "create_time"})
 _OFFICIAL: Final = _spelling(
-    "status progress video_url raw_video_url output error cost",
+    "status progress video_url output raw_video_url error cost",
     task_id="id",
     reason="failure",
     failure_code="failureCode",

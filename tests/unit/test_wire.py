@@ -893,7 +893,7 @@ def test_an_answer_to_another_request_is_unreadable(
 def test_a_reply_that_is_too_large_is_not_read() -> None:
     """A body above the limit is unreadable, even if the part that was read is valid JSON."""
     body = b'{"code":200,"data":{"task_id":"t-1"}}'
-    with pytest.raises(errors.UnreadableReply, match="larger than what is read"):
+    with pytest.raises(errors.UnreadableReply, match="larger than the size limit"):
         read_task(Reply(asking("text_to_video"), 200, {}, body, cut=True))
 
 
