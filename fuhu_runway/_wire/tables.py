@@ -14,13 +14,11 @@ import attrs
 
 from fuhu_runway.models import (
     ActOne,
-    Balance,
     BalanceRoute,
     Gateway,
     ImageToVideo,
     KeyStyle,
     OfficialImageToVideo,
-    TaskRecord,
     TaskState,
     TextToVideo,
     VideoToVideo,
@@ -80,19 +78,20 @@ class Endpoint:
         return Replay.FREE if self.sends is None else Replay.PAID
 
     @property
-    def returns(self) -> type[TaskRecord] | type[Balance]:
-        """The model that a successful reply is read as."""
-        return TaskRecord if self.route is None else Balance
-
-    @property
     def takes_callback(self) -> bool:
         """Whether the body has a `callback_url`; the official format has none."""
         return self.sends is not None and self.root is Root.REVERSE
 
 
 def _same(places: str) -> dict[str, str]:
-    """Return *places* with the request's attribute that the last part of each names."""
+    """Return *places*, each with its last part: our name and the gateway's are the same."""
     return {place: place.rpartition(".")[2] for place in places.split()}
+
+
+def _balance(
+    name: str, path: str, route: BalanceRoute, source: str, root: Root = Root.BASE
+) -> Endpoint:
+    return Endpoint(name, "GET", root, path, method="balance", source=source, route=route)
 
 
 _MOTION: Final = {
@@ -169,42 +168,15 @@ ENDPOINTS: Final[Mapping[str, Endpoint]] = {
             method="official.feed",
             source="api-facts 6",
         ),
-        Endpoint(
+        _balance(
             "subscription",
-            "GET",
-            Root.BASE,
             "/v1/dashboard/billing/subscription",
-            method="balance",
-            source="api-facts 7.2",
-            route=BalanceRoute.BILLING,
+            BalanceRoute.BILLING,
+            "api-facts 7.2",
         ),
-        Endpoint(
-            "usage",
-            "GET",
-            Root.BASE,
-            "/v1/dashboard/billing/usage",
-            method="balance",
-            source="api-facts 7.3",
-            route=BalanceRoute.BILLING,
-        ),
-        Endpoint(
-            "token_usage",
-            "GET",
-            Root.BASE,
-            "/api/usage/token/",
-            method="balance",
-            source="api-facts 7.4",
-            route=BalanceRoute.TOKEN,
-        ),
-        Endpoint(
-            "quota",
-            "GET",
-            Root.QUOTA,
-            "/user/quota",
-            method="balance",
-            source="api-facts 7.1",
-            route=BalanceRoute.QUOTA,
-        ),
+        _balance("usage", "/v1/dashboard/billing/usage", BalanceRoute.BILLING, "api-facts 7.3"),
+        _balance("token_usage", "/api/usage/token/", BalanceRoute.TOKEN, "api-facts 7.4"),
+        _balance("quota", "/user/quota", BalanceRoute.QUOTA, "api-facts 7.1", Root.QUOTA),
     )
 }
 
@@ -399,43 +371,39 @@ USUAL_KEYS: Final = {
 }
 """Rare spelling to the usual one, which it replaces where that is missing (api-facts 11)."""
 
-
-def _spelling(same: str, **other: str) -> dict[str, str]:
-    """Return our names to the gateway's: *same* are spelled alike, *other* are not."""
-    return {name: name for name in same.split()} | other
-
-
-_REVERSE: Final = _spelling(
-    "task_id state status progress video_url result_url output raw_video_url error",
-    reason="fail_reason",
+_REVERSE: Final = _same(
+    "task_id state status progress video_url result_url output raw_video_url error"
+) | {"reason": "fail_reason"}
+_NUMERIC: Final = (
+    _REVERSE
+    | _same("poster last_frame prompt prompt_en refund")
+    | {
+        "message": "msg",
+        "points": "point",
+        "created_at": "create_time",
+        "updated_at": "update_time",
+    }
 )
-_NUMERIC: Final = _REVERSE | _spelling(
-    "poster last_frame prompt prompt_en refund",
-    message="msg",
-    points="point",
-    created_at="create_time",
-    updated_at="update_time",
-)
-_RELAY: Final = _REVERSE | _spelling(
-    "created_at updated_at", submitted_at="submit_time", finished_at="finish_time", inner="data"
+_RELAY: Final = (
+    _REVERSE
+    | _same("created_at updated_at")
+    | {"submitted_at": "submit_time", "finished_at": "finish_time", "inner": "data"}
 )
 _REVERSE_ONLY: Final = frozenset({"video_url", "raw_video_url", "point", "refund", "create_time"})
-_OFFICIAL: Final = _spelling(
-    "status progress video_url output raw_video_url error cost",
-    task_id="id",
-    reason="failure",
-    failure_code="failureCode",
-    created_at="createdAt",
-    updated_at="updatedAt",
-)
-_LUMA: Final = _spelling(
-    "state last_frame prompt error created_at",
-    task_id="id",
-    video_url="video",
-    raw_video_url="video_raw",
-    poster="thumbnail",
-    reason="failure_reason",
-)
+_OFFICIAL: Final = _same("status progress video_url output raw_video_url error cost") | {
+    "task_id": "id",
+    "reason": "failure",
+    "failure_code": "failureCode",
+    "created_at": "createdAt",
+    "updated_at": "updatedAt",
+}
+_LUMA: Final = _same("state last_frame prompt error created_at") | {
+    "task_id": "id",
+    "video_url": "video",
+    "raw_video_url": "video_raw",
+    "poster": "thumbnail",
+    "reason": "failure_reason",
+}
 
 DIALECTS: Final = (
     Dialect(

@@ -122,14 +122,14 @@ def asking(
     row = facts.ENDPOINTS[endpoint]
     if endpoint in SUBMITS:
         return build(SUBMITS[endpoint], gateway, key, facts.NOWHERE)
-    if row.returns is Balance:
+    if row.route is not None:
         return ask_balance(row, gateway, key)
     return ask_task(task_id, row, gateway, key)
 
 
 def reader_of(endpoint: str) -> Callable[[Reply], TaskRecord | Balance]:
     """Return the function that reads the replies of the endpoint of that name."""
-    return read_balance if facts.ENDPOINTS[endpoint].returns is Balance else read_task
+    return read_balance if facts.ENDPOINTS[endpoint].route else read_task
 
 
 class _NoKeyTwice(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
