@@ -21,8 +21,7 @@ from fuhu_runway._urls import is_web_address
 from fuhu_runway.errors import Fate, GatewayError, RunwayError, UnreadableReply
 from fuhu_runway.models import Balance, TaskRecord, TaskState
 
-from . import tables as facts
-from . import values
+from . import tables, values
 from .encode import Reply, Request
 from .refusals import (
     TASK_ERROR,
@@ -101,7 +100,7 @@ def read_balance(reply: Reply) -> Balance:
     hundredths = numbers.get("used_hundredths")
     if hundredths is not None:
         used = hundredths / 100
-    if said.get("unlimited") is True or (total or 0) >= facts.UNLIMITED:
+    if said.get("unlimited") is True or (total or 0) >= tables.UNLIMITED:
         return Balance(None, used, None, unlimited=True, raw=body)
     if used is not None and total is None and remaining is not None:
         total = remaining + used
@@ -116,7 +115,7 @@ def read_callback(body: bytes) -> TaskRecord | None:
 
     It is the feed's answer without its envelope (api-facts 4); one with an envelope is read too.
     """
-    request = Request(facts.ENDPOINTS["feed"], "", {})
+    request = Request(tables.ENDPOINTS["feed"], "", {})
     # Anyone may post to a webhook, so a wrong body is not an error of ours.
     try:
         return read_task(Reply(request, 200, {}, body))
@@ -135,23 +134,23 @@ def _recognise(reply: Reply, wanted: Sense) -> tuple[dict[str, Any], Dialect]:
             refusal = unreadable(reply, "no dialect fits @ $", body=body)
         else:
             refusal = refusal_of(reply, body, dialect or TASK_ERROR)
-        # What names a task is one, whatever stands beside it. Only a refusal that is proven
-        # outweighs an id, and only if there is no state either.
+        # An answer that names a task is one. Only a proven refusal outweighs the id, and only if
+        # the task has no state.
         part = _named_part(body) if wanted is Sense.TASK and reply.is_success else None
         if part is None or (
-            refusal.fate is not Fate.UNKNOWN and not part.keys() & facts.STATE_KEYS
+            refusal.fate is not Fate.UNKNOWN and not part.keys() & tables.STATE_KEYS
         ):
             raise refusal
         return part, _dialect_by_shape(part)
     if not dialect.is_envelope:
         if not reply.is_success:
-            # Of a shape without a code of its own, the HTTP status decides whether it is an
-            # answer or an error that happens to have an id.
+            # The shape has no code, so the HTTP status decides whether this is an answer or an
+            # error that happens to have an id.
             raise refusal_of(reply, body, TASK_ERROR)
-        if wanted is Sense.TASK and (sense is not wanted or not body.keys() & facts.SURE_KEYS):
-            # The id of an answer is not that of the task which stands further down in it.
+        if wanted is Sense.TASK and (sense is not wanted or not body.keys() & tables.SURE_KEYS):
+            # The id of an answer is not that of a task further down in it.
             part = _named_part(body)
-            if part is not None and facts.TASK_ID_KEY in part:
+            if part is not None and tables.TASK_ID_KEY in part:
                 return part, _dialect_by_shape(part)
     if sense is not wanted:
         raise unreadable(reply, f"expected {wanted.value}, got {sense.value} @ $", body=body)
@@ -173,7 +172,7 @@ def _body_of(reply: Reply) -> dict[str, Any]:
 
 def _dialect_by_shape(part: Mapping[str, Any]) -> Dialect:
     """Return the dialect that spells a task as *part* does, which is in no known envelope."""
-    rows = [row for row in facts.DIALECTS if row.under is None and row.about is Sense.TASK]
+    rows = [row for row in tables.DIALECTS if row.under is None and row.about is Sense.TASK]
     return next((row for row in rows if row.fits(part)), rows[-1])
 
 
@@ -185,9 +184,9 @@ def _read_task(reply: Reply) -> TaskRecord:
     if is_empty and polled is not None:
         raise error_of(reply, reply.status, Reasons(names={TASK_NOT_EXIST}), body)
     if not (isinstance(part, dict) and values.text_in(part.get(key))):
-        # An envelope's own id is that of the answer rather than of the task.
+        # An envelope's own id is that of the answer, not of the task.
         named = _named_part(part) or _named_part(body)
-        is_state = isinstance(part, dict) and not facts.STATE_KEYS.isdisjoint(part)
+        is_state = isinstance(part, dict) and not tables.STATE_KEYS.isdisjoint(part)
         if polled is not None and is_state and _named_part(part, 0) is None:
             part = {**part, key: polled}  # the answer to a poll is about the task that was polled
         elif named is not None:
@@ -198,7 +197,7 @@ def _read_task(reply: Reply) -> TaskRecord:
     task_id = values.task_id_in(found)
     if task_id is None:
         raise _unlike(reply, part, "a task id", found, f"{path}.task_id")
-    outer = _reader(dialect)(_usual(part))
+    outer = _reader(dialect)(part)
     return _fold(task_id, [outer, *_inner(outer.inner)], reply)
 
 
@@ -221,52 +220,42 @@ def _part(body: dict[str, Any], dialect: Dialect, task_id: str | None = None) ->
     return part, f"$.{dialect.under}"
 
 
-def _named_part(value: Any, depth: int = facts.MAX_NESTING) -> dict[str, Any] | None:
+def _named_part(value: Any, depth: int = tables.MAX_NESTING) -> dict[str, Any] | None:
     """Return the object in *value* that names a task, in our spelling; a `task_id` before an id."""
     found = list(_named_parts(value, depth))
-    return next((part for part in found if facts.TASK_ID_KEY in part), next(iter(found), None))
+    return next((part for part in found if tables.TASK_ID_KEY in part), next(iter(found), None))
 
 
 def _named_parts(value: Any, depth: int) -> Iterator[dict[str, Any]]:
     if isinstance(value, str):
-        value = parsed(value) or {facts.TASK_ID_KEY: bare_id(value)}
+        value = parsed(value) or {tables.TASK_ID_KEY: bare_id(value)}
     if isinstance(value, list) and depth:
         for item in value:
             yield from _named_parts(item, depth - 1)
     if isinstance(value, dict):
         sure = next(filter(None, (id_of(value[key]) for key in value if is_task_key(key))), None)
         if sure is not None:
-            # Beside a code, the message is the envelope's and no reason for a failure.
-            words = facts.ENVELOPE_WORDS if "code" in value else frozenset()
-            yield {key: value[key] for key in value if key not in words} | {facts.TASK_ID_KEY: sure}
+            # Beside a code, the message is that of the envelope, not a reason for a failure.
+            words = tables.ENVELOPE_WORDS if "code" in value else frozenset()
+            yield {key: value[key] for key in value if key not in words} | {
+                tables.TASK_ID_KEY: sure
+            }
         elif isinstance(value.get("id"), str) and id_of(value["id"]) is not None:
-            yield value  # a number is the row of a database
-        for key in facts.PARTS:
+            yield value  # a number would be the row of a database
+        for key in tables.PARTS:
             if depth and value.get(key):
                 yield from _named_parts(value[key], depth - 1)
 
 
-def _usual(part: Any) -> Any:
-    """Return *part* with what it spells in a rare way under the usual keys as well."""
-    if not isinstance(part, dict) or not part.keys() & facts.USUAL_KEYS.keys():
-        return part
-    found: dict[str, Any] = {}
-    for rare, usual in facts.USUAL_KEYS.items():
-        value = part.get(rare)
-        if usual not in found and (usual == "status" or values.address_in(value) is not None):
-            found[usual] = value
-    return found | {key: value for key, value in part.items() if value is not None}
-
-
 def _inner(value: Any, depth: int = 0) -> Iterator["Level"]:
-    """Yield what the upstream said, which a relay passes on in the dialect in which it came."""
+    """Yield the levels below a relay's: upstream answers, each in its own dialect."""
     value = parsed(value) if isinstance(value, str) else value
-    if not isinstance(value, dict) or depth == facts.MAX_NESTING:
+    if not isinstance(value, dict) or depth == tables.MAX_NESTING:
         return
     envelope = dialect_of(value)
     part = _part(value, envelope)[0] if envelope and envelope.under == "data" else value
     if isinstance(part, dict):
-        found = _reader(_dialect_by_shape(part))(_usual(part))
+        found = _reader(_dialect_by_shape(part))(part)
         yield found
         yield from _inner(found.inner, depth + 1)
 
@@ -312,7 +301,7 @@ class Level:
 
 
 @functools.cache
-def _reader(dialect: Dialect) -> Callable[[Mapping[str, Any]], Level]:
+def _reader(dialect: Dialect) -> Callable[[dict[str, Any]], Level]:
     """Return the function that reads one dialect, with its spelling compiled in."""
     # With the first answer: a program that sends nothing starts faster without cattrs.
     from cattrs import Converter  # noqa: PLC0415
@@ -324,7 +313,19 @@ def _reader(dialect: Dialect) -> Callable[[Mapping[str, Any]], Level]:
         key = dialect.spelling.get(field.name)
         spelled[field.name] = override(rename=key, struct_hook=reader, omit=key is None)
     read = make_dict_structure_fn(Level, Converter(), **spelled)  # type: ignore[arg-type]
-    return lambda value: read(value, Level)
+    return lambda part: read(_usual(part), Level)
+
+
+def _usual(part: dict[str, Any]) -> dict[str, Any]:
+    """Return *part* with a usual key for each rare one, if the usual one is missing."""
+    if not part.keys() & tables.USUAL_KEYS.keys():
+        return part
+    found: dict[str, Any] = {}
+    for rare, usual in tables.USUAL_KEYS.items():
+        value = part.get(rare)
+        if usual not in found and (usual == "status" or values.address_in(value) is not None):
+            found[usual] = value
+    return found | {key: value for key, value in part.items() if value is not None}
 
 
 # Weighing what the levels say (api-facts 3.4)
@@ -419,15 +420,15 @@ def _absolute(base: str, address: str | None) -> str | None:
 
 
 def _state_of(word: str) -> TaskState:
-    state = facts.STATES.get(word.lower())
+    state = tables.STATES.get(word.lower())
     if state is not None:
         return state
     number = values.number_in(word)
     if number is not None and number.is_integer():
-        return facts.STATES.get(str(int(number)), TaskState.UNKNOWN)
+        return tables.STATES.get(str(int(number)), TaskState.UNKNOWN)
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", word.strip(" .!"))
     plain = re.sub(r"[\s-]+", "_", spaced).lower().removeprefix("task_").removeprefix("status_")
-    return facts.STATES.get(plain, TaskState.UNKNOWN)
+    return tables.STATES.get(plain, TaskState.UNKNOWN)
 
 
 def is_reason(message: str | None) -> bool:

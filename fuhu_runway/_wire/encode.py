@@ -11,7 +11,7 @@ import attrs
 
 from fuhu_runway.models import Gateway, Generation, KeyStyle, OfficialImageToVideo, usage_error
 
-from . import tables as facts
+from . import tables
 from .tables import Endpoint, Root
 
 
@@ -63,7 +63,7 @@ def build(
     Raises:
         UsageError: `extra` sets a field that the request sets itself.
     """
-    bare = _without_body(facts.SUBMITS[type(request)], gateway, key)
+    bare = _without_body(tables.SUBMITS[type(request)], gateway, key)
     body = _key_for_body(bare, key)
     for place, source in bare.endpoint.body.items():
         value = attrgetter(source)(request)
@@ -75,9 +75,9 @@ def build(
             target[last] = value
     if isinstance(request, OfficialImageToVideo) and request.last_image is not None:
         frames = {"first": request.image, "last": request.last_image}
-        body[facts.FRAMES_KEY] = [{"uri": uri, "position": at} for at, uri in frames.items()]
+        body[tables.FRAMES_KEY] = [{"uri": uri, "position": at} for at, uri in frames.items()]
     if bare.endpoint.takes_callback and callback_url is not None:
-        body[facts.CALLBACK_KEY] = callback_url
+        body[tables.CALLBACK_KEY] = callback_url
     _add_extra(body, request.extra)
     # What the repr of a request hides, no error shows either.
     hidden = [field.name for field in attrs.fields(type(request)) if field.repr is False]
@@ -95,7 +95,7 @@ def ask_task(task_id: str, endpoint: Endpoint, gateway: Gateway, key: str) -> Re
     url = bare.url.replace("{task_id}", quote(task_id, safe="", errors="replace"))
     body = None
     if bare.endpoint.verb == "POST":
-        body = json.dumps({**_key_for_body(bare, key), facts.TASK_ID_KEY: task_id}).encode()
+        body = json.dumps({**_key_for_body(bare, key), tables.TASK_ID_KEY: task_id}).encode()
     return Request(bare.endpoint, url, bare.headers, body, bare.secrets, task_id)
 
 
@@ -119,16 +119,16 @@ def _without_body(endpoint: Endpoint, gateway: Gateway, key: str) -> Request:
     url = base.rstrip("/") + prefixes.get(endpoint.root, "").rstrip("/") + endpoint.path
     if endpoint.root is Root.QUOTA:
         # This route takes no Authorization header (api-facts 7.1).
-        url += f"?{urlencode({facts.API_KEY_NAME: key})}"
+        url += f"?{urlencode({tables.API_KEY_NAME: key})}"
         return Request(endpoint, url, {}, secrets=(key,))
-    if endpoint is facts.ENDPOINTS["feed"] and gateway.feed_verb == "GET":
+    if endpoint is tables.ENDPOINTS["feed"] and gateway.feed_verb == "GET":
         endpoint = attrs.evolve(endpoint, verb="GET")
-        url += f"?{facts.TASK_ID_KEY}={{task_id}}"
+        url += f"?{tables.TASK_ID_KEY}={{task_id}}"
     headers = {
         "Content-Type": "application/json",
         "Accept": "application/json",
         "Accept-Encoding": "identity",
-        **facts.VERSION_HEADER,
+        **tables.VERSION_HEADER,
     }
     style = gateway.key_style
     if style is KeyStyle.BODY and not (endpoint.root is Root.REVERSE and endpoint.verb == "POST"):
@@ -141,7 +141,7 @@ def _without_body(endpoint: Endpoint, gateway: Gateway, key: str) -> Request:
 
 def _key_for_body(bare: Request, key: str) -> dict[str, Any]:
     """Return the start of a body: the key, if it is in no header (api-facts 11 row 14)."""
-    return {} if "Authorization" in bare.headers else {facts.API_KEY_NAME: key}
+    return {} if "Authorization" in bare.headers else {tables.API_KEY_NAME: key}
 
 
 def _add_extra(body: dict[str, Any], extra: Mapping[str, Any]) -> None:

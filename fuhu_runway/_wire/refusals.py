@@ -16,8 +16,7 @@ from fuhu_runway._json import parsed, text_of
 from fuhu_runway._redact import outline, outline_text, redact, shown_code, without
 from fuhu_runway.errors import Fate, GatewayError, UnreadableReply
 
-from . import tables as facts
-from . import values
+from . import tables, values
 from .encode import Reply, Request
 from .tables import Dialect, Replay, dialect_of
 
@@ -45,7 +44,7 @@ ADVICE: Final[Mapping[type[GatewayError], str]] = {
     ),
     errors.GatewayDown: "Try again later; the gateway is in trouble.",
 }
-"""What to do about each error where its row has no better advice."""
+"""What to do about each error, unless its row says something else."""
 
 
 @attrs.frozen(eq=False)
@@ -62,15 +61,12 @@ class Refusal:
     texts: tuple[str, ...] = ()
     #: Whether the row is for JSON only, which is the gateway's own; a page may be anyone's.
     in_json: bool = True
-    advice: str = attrs.field()
-
-    @advice.default
-    def _advice_for_its_error(self) -> str:
-        return ADVICE[self.raises]
+    #: What to do, if `ADVICE` for its error does not fit.
+    advice: str = ""
 
     @property
     def fate(self) -> Fate:
-        """What is known about the request after this refusal of a free one."""
+        """The fate of a free request; that of a paid one is UNKNOWN unless there is a proof."""
         if not issubclass(self.raises, errors.GatewayDown | errors.RateLimited):
             return Fate.REJECTED
         return Fate.REFUSED if self.proof else Fate.UNKNOWN
@@ -304,19 +300,17 @@ class Reasons:
     #: Everything that names its kind: codes and types.
     names: AbstractSet[str] = frozenset()
     message: str | None = None
-    #: The HTTP status that its code stands for, if it does.
-    status: int | None = None
 
 
 def refusal_of(reply: Reply, body: Mapping[str, Any], dialect: Dialect) -> GatewayError:
     """Return the error for a refusal, including the errors nested in it (api-facts 2 J)."""
     said = _reasons_in(body, dialect)
     status = reply.status
-    # A status in the code replaces the HTTP status of an envelope, which is sent with 200, and
-    # any other 2xx.
-    if said.status and (dialect.is_envelope or reply.is_success):
-        status = said.status
-    for _ in range(facts.MAX_NESTING):
+    if dialect.is_envelope or reply.is_success:
+        # An envelope is sent with 200, and its code is the status.
+        numbers = (int(name) for name in said.names if tables.is_whole(name))
+        status = next((number for number in numbers if 400 <= number < 600), status)
+    for _ in range(tables.MAX_NESTING):
         inner = parsed(said.message or "")
         inner_dialect = dialect_of(inner) if isinstance(inner, dict) else None
         if inner_dialect is None:
@@ -326,7 +320,7 @@ def refusal_of(reply: Reply, body: Mapping[str, Any], dialect: Dialect) -> Gatew
     return error_of(reply, status, said, body)
 
 
-TASK_ERROR: Final = next(row for row in facts.DIALECTS if row.letter == "D")
+TASK_ERROR: Final = next(row for row in tables.DIALECTS if row.letter == "D")
 """How an error of unknown shape is read, which only its HTTP status shows to be one."""
 
 
@@ -340,10 +334,7 @@ def _reasons_in(body: Mapping[str, Any], dialect: Dialect) -> Reasons:
         values.text_in(part.get(key)) or values.text_in(body.get(key)) for key in dialect.messages
     )
     message = next(filter(None, texts), None)
-    numbers = (int(name) for name in names if facts.is_whole(name))
-    status = next((number for number in numbers if 400 <= number < 600), None)
     if message and not message.startswith("{"):
-        message = message[:MAX_MESSAGE]
         # Runway names the field that breaks each rule (api-facts 11, row 5).
         issues = body.get("issues")
         for issue in issues[:10] if isinstance(issues, list) else ():
@@ -352,7 +343,7 @@ def _reasons_in(body: Mapping[str, Any], dialect: Dialect) -> Reasons:
                 steps = path if isinstance(path, list) else [path]
                 field = " ".join(str(step) for step in steps if step is not None)
                 message += f"; {field}: {detail}"
-    return Reasons(values.text_in(part.get("code")), names, message, status)
+    return Reasons(values.text_in(part.get("code")), names, message)
 
 
 _IS_CODE: Final = re.compile(r"[a-z]+(?:[_:][a-z]+)+")
@@ -377,11 +368,13 @@ def error_of(
     is_unproven = request.endpoint.replay is Replay.PAID and not row.proof
     fate = Fate.UNKNOWN if is_unproven else row.fate
     reason = f": {shown}." if shown else "."
-    about_task = row.advice == BASE_URL and status == 404 and request.task_id is not None
+    advice = row.advice or ADVICE[row.raises]
+    if advice == BASE_URL and status == 404 and request.task_id is not None:
+        advice = NO_SUCH_TASK
     return row.raises(
         happened or f"The gateway refused with status {status}{reason}",
         _money(request, fate),
-        NO_SUCH_TASK if about_task else row.advice,
+        advice,
         request.task_id,
         request_id,
         reply.status,
@@ -407,7 +400,7 @@ def row_for(status: int, codes: AbstractSet[str], text: str, *, is_json: bool) -
 
 
 def _request_id_of(reply: Reply) -> str | None:
-    found = next(filter(None, map(reply.headers.get, facts.REQUEST_ID_HEADERS)), None)
+    found = next(filter(None, map(reply.headers.get, tables.REQUEST_ID_HEADERS)), None)
     return redact(found, reply.request.secrets) if found else None
 
 

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from fuhu_runway._json import parsed, spans, text_of
 
-from . import tables as facts
+from . import tables
 
 MAX_DEPTH: Final = 5
 """How many levels deep ids are searched for; deeper ones belong to something else."""
@@ -108,12 +108,12 @@ def _ids(value: Any, *, is_usual: bool = True, depth: int = MAX_DEPTH) -> Iterat
         for key, item in value.items():
             name = _plain(key)
             is_named = name.removesuffix("s") == "taskid"
-            is_part = is_named or (is_usual and name in facts.PARTS)
+            is_part = is_named or (is_usual and name in tables.PARTS)
             if is_named or (is_usual and (name == "id" or name in _OTHER_IDS)):
                 task_id = id_of(item)
             else:
                 task_id = bare_id(item) if is_part else None
             if task_id is not None:
-                # An envelope's own id is that of the answer rather than of the task.
+                # An envelope's own id is that of the answer, not of the task.
                 yield 0 if is_named else 2 if "code" in value else 1, task_id
             yield from _ids(item, is_usual=is_part, depth=depth - 1)

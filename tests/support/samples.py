@@ -8,7 +8,7 @@ from typing import Any, Final
 import attrs
 import yaml
 
-from fuhu_runway._wire import tables as facts
+from fuhu_runway._wire import tables
 from fuhu_runway._wire.decode import read_balance, read_task
 from fuhu_runway._wire.encode import Reply, Request, ask_balance, ask_task, build
 from fuhu_runway.models import (
@@ -85,12 +85,12 @@ FATES: Final[Mapping[str, str]] = {
 }
 """The errors that a reply may raise, each with its default fate."""
 
-GATEWAY: Final = attrs.evolve(facts.GATEWAYS["fuhuapi"], quota_url="https://query.example")
+GATEWAY: Final = attrs.evolve(tables.GATEWAYS["fuhuapi"], quota_url="https://query.example")
 
 
 @attrs.frozen
 class Sample:
-    """One reply of a gateway, and expectations derived by hand from the facts."""
+    """One reply of a gateway, and expectations derived by hand from the tables."""
 
     name: str
     endpoint: str
@@ -119,9 +119,9 @@ def asking(
     endpoint: str, gateway: Gateway = GATEWAY, task_id: str = "t-1", key: str = KEY
 ) -> Request:
     """Return a request for the endpoint of that name."""
-    row = facts.ENDPOINTS[endpoint]
+    row = tables.ENDPOINTS[endpoint]
     if endpoint in SUBMITS:
-        return build(SUBMITS[endpoint], gateway, key, facts.NOWHERE)
+        return build(SUBMITS[endpoint], gateway, key, tables.NOWHERE)
     if row.route is not None:
         return ask_balance(row, gateway, key)
     return ask_task(task_id, row, gateway, key)
@@ -129,7 +129,7 @@ def asking(
 
 def reader_of(endpoint: str) -> Callable[[Reply], TaskRecord | Balance]:
     """Return the function that reads the replies of the endpoint of that name."""
-    return read_balance if facts.ENDPOINTS[endpoint].route else read_task
+    return read_balance if tables.ENDPOINTS[endpoint].route else read_task
 
 
 class _NoKeyTwice(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
