@@ -24,26 +24,12 @@ from typing import Any, Final
 import attrs
 
 from ._redact import PLAIN_NAME
+from ._wire.tables import SUBMITS
 from .batch import Item
 from .errors import UsageError
-from .models import (
-    UNSTORABLE,
-    ActOne,
-    ImageToVideo,
-    MotionVector,
-    OfficialImageToVideo,
-    TextToVideo,
-    VideoToVideo,
-    usage_error,
-)
+from .models import UNSTORABLE, MotionVector, usage_error
 
-KINDS: Final[Mapping[str, type]] = {
-    "text_to_video": TextToVideo,
-    "image_to_video": ImageToVideo,
-    "video_to_video": VideoToVideo,
-    "act_one": ActOne,
-    "official_image_to_video": OfficialImageToVideo,
-}
+KINDS: Final[Mapping[str, type]] = {row.name: kind for kind, row in SUBMITS.items()}
 """What the field `kind` of an entry may be; without it, the entry is text or image to video."""
 
 _AXES: Final = frozenset(field.name for field in attrs.fields(MotionVector))
