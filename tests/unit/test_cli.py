@@ -413,7 +413,7 @@ def test_json_of_a_balance(run: Run, gateway: Elsewhere) -> None:
         (["generate", PROMPT, "--motion", "y=nan"], "write it as y=0.4,r=-6"),
         (["generate", PROMPT, "--extra", "{"], "it is not JSON"),
         (["generate", PROMPT, "--extra", "[" * 100_000], "it is not JSON"),
-        (["generate", PROMPT, "--extra", "[1]"], "extra is of type list"),
+        (["generate", PROMPT, "--extra", "[1]"], "extra is not a dict"),
         (["generate", PROMPT, "--extra", '{"prompt": 1}'], "extra sets 'prompt'"),
         (
             ["generate", PROMPT, "--timeout", "0"],
@@ -426,7 +426,7 @@ def test_json_of_a_balance(run: Run, gateway: Elsewhere) -> None:
         (["generate", PROMPT, "-o", "nowhere/clip.mp4"], "no folder 'nowhere'"),
         (["generate", PROMPT, "-o", f"{'x' * 300}.mp4"], "Nothing can be written"),
         (["generate", PROMPT, "--gateway", "nobody"], "no gateway called 'nobody'"),
-        (["generate", PROMPT, "--base-url", "example.com"], "base_url is no http(s) address"),
+        (["generate", PROMPT, "--base-url", "example.com"], "base_url must be an http(s) URL"),
         (["generate", PROMPT, "--api-key-file", "nothing"], "No such file"),
         (["generate", PROMPT, "--api-key-file", "empty"], "The key file is empty"),
         (["generate", PROMPT, "--api-key-file", "binary"], "it is not text"),
