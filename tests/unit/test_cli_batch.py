@@ -391,7 +391,7 @@ def test_a_missing_stdin_is_an_error(
     monkeypatch.setattr(sys, "stdin", None)
     done = run(file="-")
     (line,) = done.err.splitlines()
-    assert (done.code, done.out, "There is no standard input." in line) == (2, "", True)
+    assert (done.code, done.out, "'-' cannot be read" in line) == (2, "", True)
 
 
 # What goes wrong after that
