@@ -29,7 +29,7 @@ from ._wire.decode import read_callback
 from .models import Generation, TaskRecord, TaskState, is_reachable_address, usage_error
 
 if TYPE_CHECKING:
-    from ._session.webhooks import Webhooks
+    from ._session.sessions import Sessions
 
 MAX_BODY_BYTES: Final = 64 * 1024
 """The largest webhook that is read; documented ones have about 1 KB (api-facts 4)."""
@@ -80,7 +80,7 @@ class Address:
 
     nonce: bytes = attrs.field(repr=False)
     #: The client that it was made for; None where it is from before a restart, or forgotten.
-    home: "ref[Webhooks] | None" = attrs.field(default=None, repr=False)
+    client: "ref[Sessions] | None" = attrs.field(default=None, repr=False)
     #: What was asked for, until there is an answer.
     request: Generation | None = attrs.field(default=None, repr=False)
     #: The key of its job in the journal.
@@ -105,7 +105,7 @@ class Address:
     @property
     def is_strange(self) -> bool:
         """Whether only a webhook can say which task it belongs to."""
-        return self.home is None
+        return self.client is None
 
     def answered(self, task_id: str) -> None:
         """Record the task that was accepted."""
@@ -144,7 +144,7 @@ class CallbackReceiver:
         self._key = _checked_secret(secret)
         self._is_lasting = secret is not None
         self._addresses: OrderedDict[bytes, Address] = OrderedDict()
-        self._homes: WeakSet[Webhooks] = WeakSet()
+        self._clients: WeakSet[Sessions] = WeakSet()
         self._lock = threading.Lock()
         self._reading = 0
         self.safety_net = _checked_net(safety_net)
@@ -216,25 +216,40 @@ class CallbackReceiver:
         if len(body) > MAX_BODY_BYTES:
             return self._counted(413)
         webhook = Webhook.of(read_callback(body))
-        address, homes = self._found(nonce)
-        if not homes:
+        address, clients = self._found(nonce)
+        if not clients:
             address.early = webhook
-        for home in homes:
-            home.receive(address, webhook)
+        for client in clients:
+            client.receive(address, webhook)
         return self._counted(204)
 
     # For clients
 
-    def attach(self, home: "Webhooks") -> None:
+    def attach(self, client: "Sessions") -> None:
         """Pass webhooks to a client whose addresses another process made."""
         with self._lock:
-            self._homes.add(home)
+            self._clients.add(client)
 
-    def address(
-        self, home: "Webhooks", request: Generation, job: str | None, made_at: float
+    def address(  # noqa: PLR0917
+        self,
+        client: "Sessions",
+        request: Generation,
+        job: str | None,
+        made_at: float,
+        custom_id: str | None = None,
+        tag: str | None = None,
     ) -> Address:
         """Return a new address, or for a job in a journal the one that it always has."""
-        address = Address(self.nonce_of(job), ref(home), request, job, made_at)
+        address = Address(
+            self.nonce_of(job),
+            ref(client),
+            request,
+            job,
+            made_at,
+            custom_id=custom_id,
+            tag=tag,
+            context=contextvars.copy_context(),
+        )
         with self._lock:
             self._keep(address)
         return address
@@ -245,13 +260,14 @@ class CallbackReceiver:
             known = list(self._addresses.values())
         return any(one.task_id == task_id and one is not besides for one in known)
 
-    def pending(self, home: "Webhooks") -> list[tuple[Address, Webhook]]:
+    def pending(self, client: "Sessions") -> list[tuple[Address, Webhook]]:
         """Take what was posted while no client ran, to strange addresses and those in doubt."""
         found: list[tuple[Address, Webhook]] = []
         with self._lock:
             for address in self._addresses.values():
-                mine = address.home is not None and address.home() is home and address.is_in_doubt
-                if (address.is_strange or mine) and address.early is not None:
+                is_mine = address.client is not None and address.client() is client
+                is_lost = address.is_strange or (is_mine and address.is_in_doubt)
+                if is_lost and address.early is not None:
                     found.append((address, address.early))
                     address.early = None
         return found
@@ -301,7 +317,7 @@ class CallbackReceiver:
             self._reading -= 1
         return 0, bytes(body)
 
-    def _found(self, nonce: bytes) -> "tuple[Address, list[Webhooks]]":
+    def _found(self, nonce: bytes) -> "tuple[Address, list[Sessions]]":
         """Return the address, and who has to hear of what is posted there."""
         with self._lock:
             address = self._addresses.get(nonce)
@@ -309,11 +325,11 @@ class CallbackReceiver:
                 # From before a restart, or forgotten: its first webhook names the task.
                 address = Address(nonce)
             self._keep(address)
-            home = None if address.home is None else address.home()
-            if home is None:
-                address.home = None
-                return address, list(self._homes)
-        return address, [home]
+            client = None if address.client is None else address.client()
+            if client is None:
+                address.client = None
+                return address, list(self._clients)
+        return address, [client]
 
     def _keep(self, address: Address) -> None:
         self._addresses[address.nonce] = address

@@ -11,12 +11,10 @@ import functools
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING
-from weakref import WeakSet, WeakValueDictionary, ref
-
-import aiohttp
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet, WeakValueDictionary
 
 from fuhu_runway import hooks as events
 from fuhu_runway._arguments import checked_id
@@ -29,6 +27,7 @@ from fuhu_runway._wire.decode import read_balance, read_task
 from fuhu_runway._wire.encode import Request, ask_balance, ask_task, build
 from fuhu_runway._wire.tables import BALANCE_ENDPOINTS, ENDPOINTS, SUBMITS, feed
 from fuhu_runway.downloads import Progress, Source, origin_of
+from fuhu_runway.errors import JournalError, discreet
 from fuhu_runway.journal import Entry, Job, JobState, Journal, Plan
 from fuhu_runway.models import (
     Balance,
@@ -41,14 +40,14 @@ from fuhu_runway.models import (
 )
 from fuhu_runway.task import Clip, Task
 
+from . import webhooks
 from .names import Names
 from .session import Session, Settings
-from .submission import submit
-from .webhooks import ENDPOINT_NAMES, Webhooks
+from .submission import Submission
 
 if TYPE_CHECKING:
     # It brings a web server along, which most programs have no use for.
-    from fuhu_runway.callbacks import Address, CallbackReceiver
+    from fuhu_runway.callbacks import Address, CallbackReceiver, Webhook
 
 
 class Sessions:
@@ -69,7 +68,7 @@ class Sessions:
         self.gateway = gateway
         self.key = key
         self._callback_url = callback_url
-        self._callbacks = callbacks
+        self.receiver = callbacks
         self._owns_journal = journal is not None and not isinstance(journal, Journal)
         self.journal = (
             journal if journal is None or isinstance(journal, Journal) else Journal(journal)
@@ -87,15 +86,10 @@ class Sessions:
         #: What earlier processes left, with the event for the first wait for it.
         self._left: dict[Name, events.TaskAttached] = {}
         self.names = Names(keeps_all=self.journal is None)
-        self.webhooks = Webhooks(
-            receiver=callbacks,
-            sessions=ref(self),
-            by_loop=self.by_loop,
-            journal=self.journal,
-            unfinished=settings.unfinished,
-            hooks=self.hooks,
-            clock=settings.clock,
-        )
+        #: Addresses of an earlier process that were looked up in the journal.
+        self.looked_up: set[bytes] = set()
+        if callbacks is not None:
+            callbacks.attach(self)
 
     def __repr__(self) -> str:
         loops = "".join(f", {one.limiter!r}, {one.poller!r}" for one in list(self.by_loop.values()))
@@ -106,6 +100,7 @@ class Sessions:
         if getattr(self, "by_loop", None) and self.settings.session is None:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
 
+    @discreet
     async def submit(
         self,
         request: Generation,
@@ -122,10 +117,16 @@ class Sessions:
             )
         if tag is not None:
             require_text("tag", tag)
-        if custom_id is None:
-            return await submit(self, request, plan, tag=tag)
-        require_text("custom_id", custom_id)
-        return await self.names.submit(self, request, custom_id, tag)
+        if custom_id is not None:
+            require_text("custom_id", custom_id)
+            return await self.names.submit(self, request, custom_id, tag)
+        submission = Submission(self, self.current(), request, plan, None, tag)
+        submission.start(submission.run())
+        return await submission.joined()
+
+    def receive(self, address: "Address", webhook: "Webhook") -> None:
+        """Handle a webhook, in any thread and loop; for the receiver."""
+        webhooks.receive(self, address, webhook)
 
     def check_open(self) -> None:
         """
@@ -148,12 +149,20 @@ class Sessions:
         loop = asyncio.get_running_loop()
         session = self.by_loop.get(loop)
         if session is None:
-            _check_loop(self.settings.session, loop)
+            # aiohttp keeps the loop to itself, and a session used in another one fails half-way.
+            if getattr(self.settings.session, "_loop", loop) is not loop:
+                raise usage_error(
+                    "session",
+                    "The session that the client was given belongs to another event loop.",
+                    "Make one client for each loop, or let the client make its own sessions.",
+                )
             for ended in [one for one in list(self.by_loop) if one.is_closed()]:
                 self.by_loop.pop(ended, None)
-            session = self.by_loop[loop] = Session(self.settings)
-            session.stay_until_the_loop_ends(functools.partial(self.by_loop.pop, loop, None))
-            self.webhooks.catch_up(session)
+            forget = functools.partial(self.by_loop.pop, loop, None)
+            session = self.by_loop[loop] = Session(self.settings, forget)
+            # Webhooks that came while there was no session.
+            for address, webhook in self.receiver.pending(self) if self.receiver else ():
+                webhooks.handle(self, session, address, webhook)
         return session
 
     async def enter(self) -> None:
@@ -194,7 +203,6 @@ class Sessions:
         session = self.by_loop.get(loop)
         if session is not None:
             await session.aclose()
-        await asyncio.gather(*self.names.under_way_in(loop), return_exceptions=True)
         # Another loop may have requests in flight, which have to be written down.
         others = any(not one.is_closed() for one in list(self.by_loop))
         if self.journal is not None and self._owns_journal and not others:
@@ -238,6 +246,16 @@ class Sessions:
             # A job of a batch has its row already.
             await self.journal.plan(plan, self.settings.clock.wall())
         return Entry(self.journal, plan.key, self.settings.clock, traceparent)
+
+    async def write_outcome(self, writing: Coroutine[Any, Any, None], outcome: str) -> None:
+        """Record the outcome of a request; an error of the journal is logged, and not raised."""
+        try:
+            await writing
+        except JournalError as fault:
+            # The row still says SUBMITTING, which is in doubt once the journal is closed.
+            events.LOGGER.error(
+                "The journal lacks how a submission ended (%s): %s", outcome, fault.happened
+            )
 
     # Handles
 
@@ -285,7 +303,7 @@ class Sessions:
         return task
 
     def _attached(self, job: Job) -> events.TaskAttached:
-        endpoint = ENDPOINT_NAMES.get(job.endpoint)
+        endpoint = webhooks.ENDPOINT_NAMES.get(job.endpoint)
         return events.TaskAttached(
             str(job.task_id),
             self.settings.client,
@@ -340,8 +358,18 @@ class Sessions:
         self.handles.setdefault(watch.name, task)
         return poller, watch
 
-    def follow(self, session: Session, task: Task, address: "Address | None") -> Watch:
-        """Count a task that was accepted, and wake its waits when its webhook comes."""
+    def follow(
+        self,
+        session: Session,
+        task: Task,
+        address: "Address | None",
+        found: TaskRecord | None = None,
+    ) -> None:
+        """
+        Count a task that was accepted, and wake its waits when its webhook comes.
+
+        *found* is what the feed said of it if a webhook named it and no response did.
+        """
         has_ended = task.record is not None and task.record.is_settled
         watch = self._watch(
             session.poller, task, is_addressed=address is not None and not has_ended
@@ -352,21 +380,9 @@ class Sessions:
             task.keep(watch)
             early, address.early = address.early, None
             if early is not None:
-                self.webhooks.handle(session, address, early)
-        return watch
-
-    def follow_found(
-        self,
-        session: Session,
-        task: Task,
-        address: "Address | None",
-        record: TaskRecord,
-        endpoint: str,
-    ) -> None:
-        """Follow the task of a submission without a response, which the feed confirmed."""
-        watch = self.follow(session, task, address)
-        self.hooks.emit(events.SubmissionFound(endpoint, task.id))
-        session.poller.take_told(watch, record)
+                webhooks.handle(self, session, address, early)
+        if found is not None:
+            session.poller.take_told(watch, found)
 
     def _watch(self, poller: Poller, task: Task, *, is_addressed: bool = False) -> Watch:
         wire = self.ask(task.id, official=task.official)
@@ -435,10 +451,10 @@ class Sessions:
 
     def generation(self, request: Generation, address: "Address | None") -> Request:
         """Return the request that submits, its callback address among its secrets."""
-        if address is None or self._callbacks is None:
+        if address is None or self.receiver is None:
             return build(request, self.gateway, self.key, self._callback_url)
-        wire = build(request, self.gateway, self.key, self._callbacks.url(address))
-        return wire.hiding(self._callbacks.token(address))
+        wire = build(request, self.gateway, self.key, self.receiver.url(address))
+        return wire.hiding(self.receiver.token(address))
 
     def discreet(self, wire: Request) -> Request:
         """Return a request that hides what the handles were sent, since no handle sends it."""
@@ -474,14 +490,3 @@ def name_in(job: Job) -> Name:
 
 def _is_official(job: Job) -> bool:
     return job.endpoint == OfficialImageToVideo.__name__
-
-
-def _check_loop(session: aiohttp.ClientSession | None, loop: asyncio.AbstractEventLoop) -> None:
-    # aiohttp keeps the loop to itself, and a session used in another one fails half-way.
-    home = getattr(session, "_loop", loop)
-    if home is not loop:
-        raise usage_error(
-            "session",
-            "The session that the client was given belongs to another event loop.",
-            "Make one client for each loop, or let the client make its own sessions.",
-        )

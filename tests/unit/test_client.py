@@ -701,7 +701,7 @@ async def test_a_closed_session_is_told_before_a_byte_is_written(
 
 
 def test_loops_that_ended_are_forgotten() -> None:
-    """Also those that were closed by hand, which told nobody."""
+    """Also a loop that was closed by hand, without closing its asynchronous generators."""
     client = Client("sk-1", base_url=HERE)
 
     async def touch() -> Any:
