@@ -7,6 +7,7 @@ Calls under one name at the same time, from any loop and thread, share one submi
 import asyncio
 import threading
 from collections.abc import Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -55,19 +56,23 @@ class Names:
                 if submission is None or submission.loop.is_closed():
                     submission = Submission(sessions, session, request, None, custom_id, tag)
                     submission.start(self._run(submission, custom_id))
-                    # By then it is recorded whether the request is in doubt, or another thread
-                    # could find the name free and pay again.
-                    submission.work.add_done_callback(lambda _: self._running.pop(custom_id, None))
+                    submission.work.add_done_callback(partial(self._end, submission, custom_id))
                     self._running[custom_id] = submission
             if submission.loop is not loop:
                 joining = self.submit(sessions, request, custom_id, tag)
-                task = await self._submitted_elsewhere(submission, custom_id, joining)
+                task = await _submitted_elsewhere(submission, joining)
                 if task is not None:
                     return task
             elif submission.is_left:
                 await asyncio.wait([submission.work])
             else:
                 return await submission.joined()
+
+    def _end(self, submission: Submission, custom_id: str, _: object) -> None:
+        # By now it is recorded whether the request is in doubt, or another thread could find the
+        # name free and pay again.
+        self._running.pop(custom_id, None)
+        submission.ended.set()
 
     async def _run(self, submission: Submission, custom_id: str) -> Task:
         sessions = submission.sessions
@@ -88,23 +93,23 @@ class Names:
             submission.plan = plan
         return await submission.run()
 
-    async def _submitted_elsewhere(
-        self, submission: Submission, custom_id: str, joining: Coroutine[Any, Any, Task]
-    ) -> Task | None:
-        """Join a submission that another thread's loop has begun; None if that loop ended."""
-        loop = submission.loop
-        answer = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(joining, loop))
-        try:
-            # In steps, since a loop that is ending may never run what it is given.
-            while not answer.done() and not loop.is_closed():
-                await asyncio.wait([answer], timeout=1)
-            return answer.result()
-        except (asyncio.CancelledError, asyncio.InvalidStateError):
-            running = asyncio.current_task()
-            if running is not None and running.cancelling():  # this caller, not that loop
-                answer.cancel()
-                raise
-        # The last step of an ending loop records whether the request is in doubt.
-        while self._running.get(custom_id) is submission and not loop.is_closed():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-        return None
+
+async def _submitted_elsewhere(
+    submission: Submission, joining: Coroutine[Any, Any, Task]
+) -> Task | None:
+    """Join a submission that another thread's loop has begun; None if that loop ended."""
+    loop = submission.loop
+    answer = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(joining, loop))
+    try:
+        # In steps, since a loop that is ending may never run what it is given.
+        while not answer.done() and not loop.is_closed():
+            await asyncio.wait([answer], timeout=1)
+        return answer.result()
+    except (asyncio.CancelledError, asyncio.InvalidStateError):
+        running = asyncio.current_task()
+        if running is not None and running.cancelling():  # this caller, not that loop
+            answer.cancel()
+            raise
+    # The last step of an ending loop records whether the request is in doubt.
+    await asyncio.to_thread(submission.ended.wait, 1)
+    return None

@@ -1,8 +1,8 @@
 """
 What one client holds: a session for each event loop, and what they share.
 
-They share the handles, the names of submissions, the journal, and the list of unfinished tasks,
-since a task goes on whatever becomes of the loop that it was submitted in.
+They share the handles, the names of submissions, the journal and the list of unfinished tasks,
+since a task goes on at the gateway after its loop has ended.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ from .session import Session, Settings
 from .submission import Submission
 
 if TYPE_CHECKING:
-    # It brings a web server along, which most programs have no use for.
+    # It imports a web server, which most programs do not need.
     from fuhu_runway.callbacks import Address, CallbackReceiver, Webhook
 
 
@@ -129,22 +129,12 @@ class Sessions:
         webhooks.receive(self, address, webhook)
 
     def check_open(self) -> None:
-        """
-        Check that the client may be used in the running loop.
-
-        Raises:
-            UsageError: It is closed.
-        """
+        """Raise a `UsageError` if the client is closed in the running loop."""
         if asyncio.get_running_loop() in self.closed_in:
             raise closed()
 
     def current(self) -> Session:
-        """
-        Return the session of the running loop, opened on first use.
-
-        Raises:
-            UsageError: The client is closed, or its aiohttp session belongs to another loop.
-        """
+        """Return the session of the running loop, opened on first use unless it is closed."""
         self.check_open()
         loop = asyncio.get_running_loop()
         session = self.by_loop.get(loop)
@@ -200,12 +190,11 @@ class Sessions:
         await asyncio.shield(closing)
 
     async def _close(self, loop: asyncio.AbstractEventLoop) -> None:
-        session = self.by_loop.get(loop)
-        if session is not None:
-            await session.aclose()
-        # Another loop may have requests in flight, which have to be written down.
-        others = any(not one.is_closed() for one in list(self.by_loop))
-        if self.journal is not None and self._owns_journal and not others:
+        if loop in self.by_loop:
+            await self.by_loop[loop].aclose()
+        # Another loop may have requests in flight, whose outcome has to be recorded.
+        is_last = all(other.is_closed() for other in list(self.by_loop))
+        if self.journal is not None and self._owns_journal and is_last:
             self._has_recalled = False
             await self.journal.aclose()
 
@@ -213,29 +202,26 @@ class Sessions:
 
     async def recall(self) -> None:
         """Read once what earlier processes left: durations, doubts, unfinished tasks."""
-        journal = self.journal
+        journal, settings = self.journal, self.settings
         if journal is None or self._has_recalled:
             return
         self._has_recalled = True
         try:
-            self.settings.learner.recall(await journal.durations())
-            self.check_open()
-            doubts = (await journal.counts())[JobState.IN_DOUBT]
-            if doubts:
-                self.hooks.emit(events.DoubtsFound(doubts))
-            self.check_open()
-            now, wall = self.settings.clock.now(), self.settings.clock.wall()
-            for job in await journal.unfinished():
-                ago = max(0.0, wall - (job.accepted_at or wall))
-                origin = Origin(now - ago, job.custom_id, job.tag)
-                name = name_in(job)
-                if name not in self.settings.unfinished:
-                    self.settings.unfinished.accepted(name, origin)
-                    self._left[name] = self._attached(job)
-            self.check_open()
+            # At once, so that a close in between does not leave the file open.
+            durations, counts, jobs = await asyncio.gather(
+                journal.durations(), journal.counts(), journal.unfinished()
+            )
         except BaseException:
             self._has_recalled = False
             raise
+        settings.learner.recall(durations)
+        if counts[JobState.IN_DOUBT]:
+            self.hooks.emit(events.DoubtsFound(counts[JobState.IN_DOUBT]))
+        for job in jobs:
+            name = name_in(job)
+            if name not in settings.unfinished:
+                settings.unfinished.accepted(name, self._origin(job))
+                self._left[name] = self._attached(job)
 
     async def entry(self, plan: Plan, traceparent: str | None, *, is_new: bool) -> Entry | None:
         """Return the row of a submission in the journal, planned if it is new."""
@@ -243,7 +229,6 @@ class Sessions:
             return None
         await self.recall()
         if is_new:
-            # A job of a batch has its row already.
             await self.journal.plan(plan, self.settings.clock.wall())
         return Entry(self.journal, plan.key, self.settings.clock, traceparent)
 
@@ -266,11 +251,15 @@ class Sessions:
 
     def handle(self, name: Name, origin: Origin) -> Task:
         """Return the handle on a task, or a new one if that is gone."""
+        return self.handles.get(name) or self._made(name, origin)
+
+    def _made(self, name: Name, origin: Origin, request: Generation | None = None) -> Task:
         endpoint, task_id = name
-        return self.handles.get(name) or Task(
+        return Task(
             self,
             task_id,
             official=endpoint == feed(official=True).name,
+            request=request,
             submitted_at=origin.accepted_at,
             custom_id=origin.custom_id,
             tag=origin.tag,
@@ -286,32 +275,23 @@ class Sessions:
 
     def attach(self, job: Job, request: Generation | None = None) -> Task:
         """Return a handle on the task of a job from the journal."""
-        task_id = checked_id(job.task_id)
-        self._left.pop(name_in(job), None)
+        checked_id(job.task_id)
+        name = name_in(job)
+        self._left.pop(name, None)
         self.hooks.emit(self._attached(job))
-        clock = self.settings.clock
-        task = Task(
-            self,
-            task_id,
-            official=_is_official(job),
-            request=request,
-            submitted_at=clock.now() - max(0.0, clock.wall() - (job.accepted_at or 0)),
-            custom_id=job.custom_id,
-            tag=job.tag,
-        )
+        task = self._made(name, self._origin(job), request)
         self.keep(task)
         return task
 
+    def _origin(self, job: Job) -> Origin:
+        clock = self.settings.clock
+        ago = max(0.0, clock.wall() - (job.accepted_at or 0))
+        return Origin(clock.now() - ago, job.custom_id, job.tag)
+
     def _attached(self, job: Job) -> events.TaskAttached:
         endpoint = webhooks.ENDPOINT_NAMES.get(job.endpoint)
-        return events.TaskAttached(
-            str(job.task_id),
-            self.settings.client,
-            endpoint,
-            job.model,
-            job.seconds,
-            job.traceparent,
-        )
+        what = endpoint, job.model, job.seconds, job.traceparent
+        return events.TaskAttached(str(job.task_id), self.settings.client, *what)
 
     async def find(self, custom_id: str) -> Task | None:
         """Return the task that was submitted under a name; see `Client.find`."""
@@ -386,9 +366,8 @@ class Sessions:
 
     def _watch(self, poller: Poller, task: Task, *, is_addressed: bool = False) -> Watch:
         wire = self.ask(task.id, official=task.official)
-        wire = wire.hiding(*task.secrets())  # a refused poll may quote the prompt
         return poller.watch(
-            wire,
+            wire.hiding(*task.secrets()),  # a refused poll may quote the prompt
             task.submitted_at,
             task.record,
             kind_of(task.request),
@@ -485,8 +464,5 @@ def name_of_task(task: Task) -> Name:
 
 
 def name_in(job: Job) -> Name:
-    return feed(official=_is_official(job)).name, str(job.task_id)
-
-
-def _is_official(job: Job) -> bool:
-    return job.endpoint == OfficialImageToVideo.__name__
+    is_official = job.endpoint == OfficialImageToVideo.__name__
+    return feed(official=is_official).name, str(job.task_id)

@@ -10,6 +10,7 @@ in flight goes on and its task is kept; before that, and between two attempts, a
 import asyncio
 import contextvars
 import itertools
+import threading
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
@@ -63,6 +64,8 @@ class Submission:
     #: Runs the submission.
     work: "asyncio.Task[Task]" = attrs.field(init=False)
     callers: int = attrs.field(init=False, default=0)
+    #: Set when the next submission under its name may begin; for other threads.
+    ended: threading.Event = attrs.field(init=False, factory=threading.Event)
     #: Whether the last caller was cancelled.
     is_left: bool = attrs.field(init=False, default=False)
     #: What is known of the request; UNKNOWN from its sending to its outcome.

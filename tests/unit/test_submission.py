@@ -13,7 +13,7 @@ from support.servers import free_port, raw_server, reply
 
 from fuhu_runway import Client
 from fuhu_runway._session import submission
-from fuhu_runway.errors import Fate, RunwayError, SubmissionInDoubt
+from fuhu_runway.errors import Fate, JournalError, RunwayError, SubmissionInDoubt
 from fuhu_runway.hooks import (
     Event,
     RetryScheduled,
@@ -25,6 +25,7 @@ from fuhu_runway.hooks import (
     SubmissionUnclaimed,
     TaskSubmitted,
 )
+from fuhu_runway.journal import JobState, Journal
 from fuhu_runway.models import Limits, TaskState
 from fuhu_runway.testing import Simulator, faults
 
@@ -122,6 +123,27 @@ async def test_a_failure_has_a_name_and_a_fate(
     assert (event.error, event.fate) == (error, fate)
     assert len(ear.all(SubmissionSent)) == attempts
     assert submissions(ear)[-1] is event
+
+
+async def test_nothing_is_sent_without_its_row(gateway: Simulator, tmp_path: Path) -> None:
+    """The step to SUBMITTING fails, so the request is not sent and is in no doubt."""
+    ear = Ear()
+    gateway.fault("submit", faults.Slow(A_WHILE))
+    journal, one = Journal(tmp_path / "run.db"), Limits(requests_in_flight=1)
+    async with quick_client(gateway, hooks=[ear], journal=journal, limits=one) as client:
+        first = asyncio.ensure_future(client.generate("a puppy"))
+        await until(lambda: gateway.submitted)
+        second = asyncio.ensure_future(client.generate(PROMPT))
+        while len(await journal.jobs()) < 2:
+            await asyncio.sleep(0.001)
+        await journal.forget((await journal.jobs(JobState.PLANNED))[0].key)
+        await first
+        with pytest.raises(JournalError):
+            await second
+    await journal.aclose()
+    [event] = ear.all(SubmissionFailed)
+    assert (event.error, event.fate) == ("JournalError", Fate.UNSENT)
+    assert gateway.submitted == 1
 
 
 async def test_a_session_that_is_closed_fails_before_it_is_sent(gateway: Simulator) -> None:
