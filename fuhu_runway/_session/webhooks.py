@@ -26,7 +26,6 @@ from fuhu_runway.task import Task
 from .session import Session
 
 if TYPE_CHECKING:
-    # It imports a web server, which most programs do not need.
     from fuhu_runway.callbacks import Address, Webhook
 
     from .sessions import Sessions
@@ -49,8 +48,8 @@ def new_address(
         request,
         None if sessions.journal is None else plan.key,
         sessions.settings.clock.wall(),
-        custom_id,
-        tag,
+        custom_id=custom_id,
+        tag=tag,
     )
 
 

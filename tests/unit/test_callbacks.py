@@ -73,7 +73,7 @@ def scene() -> Scene:
 @pytest.mark.parametrize("url", ["", None])
 def test_a_missing_public_address_is_told(url: Any) -> None:
     """Without a public address the error says that it is missing, and nothing is made."""
-    with pytest.raises(UsageError, match="no public address") as caught:
+    with pytest.raises(UsageError, match="public_url must be") as caught:
         CallbackReceiver(url)
     assert caught.value.field == "public_url"
 
@@ -466,6 +466,6 @@ def test_a_doubt_hears_what_came_while_its_client_rested() -> None:
     """Between two loops of one client, a webhook waits for it, and for no other client."""
     scene = scene_of()
     address = scene.address()
-    address.is_in_doubt, address.early = True, Webhook.of(None)
+    address.is_in_doubt, address.early = True, Webhook()
     assert scene.receiver.pending(scene_of().client) == []
-    assert scene.receiver.pending(scene.client) == [(address, Webhook.of(None))]
+    assert scene.receiver.pending(scene.client) == [(address, Webhook())]
