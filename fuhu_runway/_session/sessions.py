@@ -251,19 +251,24 @@ class Sessions:
 
     def handle(self, name: Name, origin: Origin) -> Task:
         """Return the handle on a task, or a new one if that is gone."""
-        return self.handles.get(name) or self._made(name, origin)
+        return self.handles.get(name) or self.new_task(name, origin)
 
-    def _made(self, name: Name, origin: Origin, request: Generation | None = None) -> Task:
+    def new_task(self, name: Name, origin: Origin, **more: Any) -> Task:
+        """Return a new handle, to be found again by its id, and by its name if it has one."""
         endpoint, task_id = name
-        return Task(
+        task = self.handles[name] = Task(
             self,
             task_id,
             official=endpoint == feed(official=True).name,
-            request=request,
             submitted_at=origin.accepted_at,
             custom_id=origin.custom_id,
             tag=origin.tag,
+            **more,
         )
+        if origin.custom_id is not None:
+            self.names.accepted(origin.custom_id, name)
+            self.names.doubts.pop(origin.custom_id, None)
+        return task
 
     def task(self, task_id: str, *, official: bool) -> Task:
         """Return a handle on a task that is known by its id alone."""
@@ -279,9 +284,7 @@ class Sessions:
         name = name_in(job)
         self._left.pop(name, None)
         self.hooks.emit(self._attached(job))
-        task = self._made(name, self._origin(job), request)
-        self.keep(task)
-        return task
+        return self.new_task(name, self._origin(job), request=request)
 
     def _origin(self, job: Job) -> Origin:
         clock = self.settings.clock
@@ -299,7 +302,7 @@ class Sessions:
         self.check_open()
         name = self.names.tasks.get(custom_id)
         if name is not None:
-            return self.handle(name, Origin(custom_id=custom_id))
+            return self.handle(name, Origin(None, custom_id, self.settings.unfinished.tag_of(name)))
         job = await self.job_named(custom_id)
         known = {JobState.ACCEPTED, JobState.FINISHED, JobState.SAVED, JobState.FAILED}
         if job is None or job.task_id is None or job.state not in known:
@@ -311,14 +314,6 @@ class Sessions:
         if self.journal is None or custom_id is None:
             return None
         return await self.journal.find(f"id:{custom_id}")
-
-    def keep(self, task: Task) -> None:
-        """Find *task* again by its id, and by its name if it has one."""
-        name = name_of_task(task)
-        self.handles[name] = task
-        if task.custom_id is not None:
-            self.names.accepted(task.custom_id, name)
-            self.names.doubts.pop(task.custom_id, None)
 
     def claim_later(self, task: Task) -> None:
         """Hold a handle whose caller was cancelled, for as long as its task is unfinished."""

@@ -33,7 +33,7 @@ from fuhu_runway.errors import (
     drop_frames,
 )
 from fuhu_runway.journal import Entry, Plan, plan_of
-from fuhu_runway.models import Generation, OfficialImageToVideo, TaskRecord, TaskState
+from fuhu_runway.models import Generation, TaskRecord, TaskState
 from fuhu_runway.task import Task
 
 from . import webhooks
@@ -127,18 +127,13 @@ class Submission:
                     await session.transport.pause(delay)
 
                 now = settings.clock.now()
-                self.task = Task(
-                    sessions,
-                    record.task_id,
-                    official=isinstance(self.request, OfficialImageToVideo),
+                self.task = sessions.new_task(
+                    (feed_of(self.request).name, record.task_id),
+                    Origin(now, self.custom_id, self.tag),
                     request=self.request,
                     record=record,
-                    submitted_at=now,
-                    custom_id=self.custom_id,
-                    tag=self.tag,
                     context=contextvars.copy_context(),
                 )
-                sessions.keep(self.task)
                 seconds = now - (self.sent_at or now)
                 hooks.emit(
                     events.TaskSubmitted(

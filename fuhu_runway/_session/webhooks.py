@@ -21,7 +21,6 @@ from fuhu_runway._wire.tables import ENDPOINTS, SUBMITS
 from fuhu_runway.errors import JournalError, RunwayError
 from fuhu_runway.journal import Entry, JobState, Plan
 from fuhu_runway.models import Generation, TaskRecord
-from fuhu_runway.task import Task
 
 from .session import Session
 
@@ -114,16 +113,13 @@ async def recover(
     if record is None:
         return
     ago = max(0.0, sessions.settings.clock.wall() - address.made_at)
-    task = Task(
-        sessions,
-        record.task_id,
+    accepted_at = sessions.settings.clock.now() - ago
+    task = sessions.new_task(
+        (FEED, record.task_id),
+        Origin(accepted_at, address.custom_id, address.tag),
         request=request,
-        submitted_at=sessions.settings.clock.now() - ago,
-        custom_id=address.custom_id,
-        tag=address.tag,
         context=address.context,
     )
-    sessions.keep(task)
     sessions.claim_later(task)
     endpoint = endpoint or ENDPOINT_NAMES[type(request).__name__]
     sessions.hooks.emit(events.SubmissionFound(endpoint, task.id))
