@@ -159,7 +159,7 @@ async def test_a_session_that_is_closed_fails_before_it_is_sent(gateway: Simulat
 
 
 async def test_a_doubt_has_the_name_of_its_cause(gateway: Simulator) -> None:
-    """The event says what came in place of an answer."""
+    """The event has the name of the error that came in place of a response."""
     ear = Ear()
     gateway.fault("submit", faults.drop_after_accepting())
     async with quick_client(gateway, hooks=[ear]) as client:
