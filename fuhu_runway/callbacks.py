@@ -109,7 +109,7 @@ class CallbackReceiver:
 
     Give it to `Client(callbacks=...)`, and mount it in your app: with aiohttp by `add_routes`,
     in any other framework by calling `deliver`. It may be made anywhere, and serve several
-    clients. Each submit gets an address of its own below *public_url*. A webhook is only a hint:
+    clients. Each submit gets its own address below *public_url*. A webhook is only a hint:
     the response to the poll counts, so that a forged one costs one poll at most.
 
     Args:
@@ -134,7 +134,7 @@ class CallbackReceiver:
             raise usage_error(
                 "public_url",
                 "public_url must be an http(s) URL without a query, a fragment or a user.",
-                "Give the one under which the gateway reaches your app, such as"
+                "Use the one under which the gateway reaches your app, for example"
                 " https://app.example/hooks.",
             )
         key: object = secrets.token_bytes(32) if secret is None else secret
@@ -144,7 +144,7 @@ class CallbackReceiver:
             raise usage_error(
                 "secret",
                 f"secret must be text or bytes with at least {MIN_SECRET_BYTES} bytes.",
-                "Use one that cannot be guessed, such as that of `secrets.token_urlsafe()`.",
+                "Use one that cannot be guessed, for example from `secrets.token_urlsafe()`.",
             )
         net: object = safety_net
         if isinstance(net, bool) or not isinstance(net, int | float) or not 0 < net < 1e9:

@@ -240,7 +240,7 @@ class Client:
             RateLimited: Refused until the retry policy gave up; nothing was charged.
             ModelUnavailable: No channel offers the model; nothing was charged.
             NotSent: The gateway could not be reached; nothing was charged.
-            NotFound: There is no such route, or a web page in its place; nothing was charged.
+            NotFound: The gateway does not have this route; nothing was charged.
             SubmissionInDoubt: Sent, and its fate is unknown; now, or under this name before.
             JournalError: The journal cannot be used; nothing was sent.
         """
@@ -460,7 +460,7 @@ class Client:
         Return what is left to spend, in the gateway's unit; free.
 
         Raises:
-            GatewayError: The gateway refuses, or has no such route.
+            GatewayError: The gateway refuses, or does not have this route.
             TransportError: It cannot be reached.
             UnreadableReply: No known dialect fits the response.
         """

@@ -158,7 +158,7 @@ class OutOfCredits(GatewayError):
 
 
 class NotFound(GatewayError):
-    """The gateway knows no such task, or has nothing at this address."""
+    """The gateway does not know the task, or has nothing at this address."""
 
 
 class RateLimited(GatewayError):

@@ -48,12 +48,12 @@ class Names:
         self, sessions: "Sessions", request: Generation, custom_id: str, tag: str | None
     ) -> Task:
         """Submit once for all callers that use one name at the same time."""
-        session = sessions.current()
         loop = asyncio.get_running_loop()
         while True:
             with self._lock:
                 submission = self._running.get(custom_id)
                 if submission is None or submission.loop.is_closed():
+                    session = sessions.current()
                     submission = Submission(sessions, session, request, None, custom_id, tag)
                     submission.start(self._run(submission, custom_id))
                     submission.work.add_done_callback(partial(self._end, submission, custom_id))

@@ -183,7 +183,7 @@ class Sessions:
         self.closed_in.add(loop)
         closing = self._closing.get(loop)
         if closing is None:
-            # A task of its own, so that a cancelled caller does not let go of paid requests.
+            # In its own task, so that a cancelled caller does not let go of paid requests.
             closing = loop.create_task(self._close(loop), context=contextvars.Context())
             self._closing[loop] = closing
             closing.add_done_callback(lambda _: self._closing.pop(loop, None))
@@ -360,7 +360,7 @@ class Sessions:
             session.poller.take_told(watch, found)
 
     def _watch(self, poller: Poller, task: Task, *, is_addressed: bool = False) -> Watch:
-        wire = self.ask(task.id, official=task.official)
+        wire = self.poll_request(task.id, official=task.official)
         return poller.watch(
             wire.hiding(*task.secrets()),  # a refused poll may quote the prompt
             task.submitted_at,
@@ -385,7 +385,7 @@ class Sessions:
         on_progress: Callable[[Progress], object] | None,
     ) -> Path:
         """Save *clip* to *path*; see `Clip.download`."""
-        wire = self.ask(clip.id, official=clip.task.official)
+        wire = self.poll_request(clip.id, official=clip.task.official)
         source = Source(
             clip.id,
             clip.address,
@@ -412,14 +412,14 @@ class Sessions:
         if task.submitted_at is not None:
             try:
                 return max(0.0, clock.now() - task.submitted_at)
-            except RuntimeError:  # outside of any loop, where there is no such instant
+            except RuntimeError:  # outside any loop, whose clock it is
                 pass
         created_at = task.record.created_at if task.record else None
         return max(0.0, clock.wall() - created_at.timestamp()) if created_at else None
 
     # Requests
 
-    def ask(self, task_id: str, *, official: bool) -> Request:
+    def poll_request(self, task_id: str, *, official: bool) -> Request:
         """Return the request that polls a task."""
         return ask_task(task_id, feed(official=official), self.gateway, self.key)
 
@@ -438,7 +438,7 @@ class Sessions:
 
     async def record_of(self, task_id: str, *, official: bool) -> TaskRecord:
         """Return what the gateway says of a task now; see `Client.feed`."""
-        wire = self.ask(checked_id(task_id), official=official)
+        wire = self.poll_request(checked_id(task_id), official=official)
         record = await self.current().transport.call(self.discreet(wire), read_task)
         self.settings.unfinished.seen(name_of(wire), record)
         return record

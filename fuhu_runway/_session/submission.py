@@ -110,7 +110,7 @@ class Submission:
                         continue
                     except RunwayError as error:
                         if self.fate is Fate.UNKNOWN:
-                            # While the answer was waited for, a webhook may have named the task.
+                            # During the wait for a response, a webhook may have named the task.
                             found = await webhooks.search(sessions, session, self.address)
                             if found is None:
                                 raise in_doubt(error) from error
@@ -151,10 +151,10 @@ class Submission:
         return self.task
 
     async def _send(self, wire: Request, entry: Entry | None, attempt: int) -> TaskRecord:
-        """Send once, when its turn comes, with a step in the journal before it and one after it."""
+        """Send once, when its turn comes, with a step in the journal before it and after it."""
         sessions, transport = self.sessions, self.session.transport
         async with transport.paid_slot() as sent_at:
-            # From here on a cancelled caller leaves the request to itself.
+            # From here on, the request goes on if its caller is cancelled.
             self.fate = Fate.UNKNOWN
             try:
                 if entry is not None:
@@ -179,7 +179,7 @@ class Submission:
             return record
 
     def _read(self, reply: Reply) -> TaskRecord:
-        """Read the answer, and keep the id at once: no cancellation can lose it."""
+        """Parse the response, and keep the id at once, so that no cancellation can lose it."""
         record = read_task(reply)
         name = (feed_of(self.request).name, record.task_id)
         unfinished = self.sessions.settings.unfinished
@@ -192,35 +192,31 @@ class Submission:
 
     def _end(self, error: BaseException) -> None:
         """Report a submission that ended without a task, and keep a doubt under its name."""
-        emit, is_in_doubt = self.sessions.hooks.emit, self.fate is Fate.UNKNOWN
-        name, is_unclaimed = type(error).__name__, self.is_left
-        if isinstance(error, asyncio.CancelledError):
-            is_unclaimed = is_in_doubt  # the end of the loop cancels the callers as well
+        emit, number, endpoint = self.sessions.hooks.emit, self.number, self.endpoint
+        name, task_id = type(error).__name__, None
+        is_in_doubt = self.fate is Fate.UNKNOWN
         if self.address is not None:
             self.address.is_in_doubt = is_in_doubt
-        if not is_in_doubt:
-            if self.address is not None:
-                self.address.request = None  # nothing was accepted, so it is not needed
-            if is_unclaimed:
-                self._report_unclaimed(None, name)
+            # In doubt, a webhook may still name the task; otherwise nothing was accepted.
+            self.address.request = self.request if is_in_doubt else None
+        if is_in_doubt:
+            if isinstance(error, SubmissionInDoubt):
+                doubt, name = error, type(error.__cause__).__name__
             else:
-                emit(events.SubmissionFailed(self.number, self.endpoint, name, self.fate))
-            return
-        if not isinstance(error, SubmissionInDoubt):
-            doubt = in_doubt(NoReply("The request was cut off.", "", ""))
-        else:
-            doubt, name = error, type(error.__cause__).__name__
-        if self.custom_id is not None:
-            self.sessions.names.doubts[self.custom_id] = drop_frames(copied(doubt))
-        if is_unclaimed:
-            self._report_unclaimed(doubt.task_id, type(doubt).__name__)
-        else:
-            emit(events.SubmissionDoubted(self.number, self.endpoint, name, doubt.task_id))
+                doubt = in_doubt(NoReply("The request was cut off.", "", ""))
+            task_id = doubt.task_id
+            if self.custom_id is not None:
+                self.sessions.names.doubts[self.custom_id] = drop_frames(copied(doubt))
 
-    def _report_unclaimed(self, task_id: str | None, error: str | None) -> None:
-        self.sessions.hooks.emit(
-            events.SubmissionUnclaimed(self.endpoint, task_id, error, submission=self.number)
-        )
+        # The end of the loop cancels a request in flight, and its callers as well.
+        is_cancelled = isinstance(error, asyncio.CancelledError)
+        if is_in_doubt if is_cancelled else self.is_left:
+            reported = SubmissionInDoubt.__name__ if is_in_doubt else name
+            emit(events.SubmissionUnclaimed(endpoint, task_id, reported, number))
+        elif is_in_doubt:
+            emit(events.SubmissionDoubted(number, endpoint, name, task_id))
+        else:
+            emit(events.SubmissionFailed(number, endpoint, name, self.fate))
 
     # Callers
 
@@ -230,7 +226,7 @@ class Submission:
         self.work.add_done_callback(_read_error)
 
     async def joined(self) -> Task:
-        """Return the task to one of its callers. The last to be cancelled leaves or ends it."""
+        """Return the task to a caller. If the last caller is cancelled, rule 3 decides."""
         self.callers += 1
         try:
             await asyncio.wait([self.work])
@@ -247,16 +243,17 @@ class Submission:
         error = self.work.exception()
         if error is None:
             return self.work.result()
-        # Each caller gets an error of its own, or they would gather the tracebacks of all.
+        # Each caller gets its own error, or one error would collect the tracebacks of all.
         raise copied(error) if isinstance(error, RunwayError) else error
 
     def _keep_unclaimed(self, task: Task) -> None:
         self.sessions.claim_later(task)
-        self._report_unclaimed(task.id, None)
+        event = events.SubmissionUnclaimed(self.endpoint, task.id, submission=self.number)
+        self.sessions.hooks.emit(event)
 
 
 def _read_error(work: "asyncio.Task[Task]") -> None:
-    # asyncio complains of an error that is never read, and each frame that it passed holds it.
+    # asyncio reports an error that is never read. Its frames would keep the submission alive.
     error = None if work.cancelled() else work.exception()
     if isinstance(error, RunwayError):
         drop_frames(error)

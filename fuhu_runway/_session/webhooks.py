@@ -167,7 +167,7 @@ async def search(
             # Its own row names the task as well if a damaged answer did.
             is_taken = job is not None and job.key != address.job
             if not is_taken and not receiver.is_taken(task_id, address):
-                wire = sessions.ask(task_id, official=False)
+                wire = sessions.poll_request(task_id, official=False)
                 wire = wire.hiding(getattr(address.request, "prompt", None))
                 answer = await session.transport.call(wire, read_task)
                 # Another submission may have found it meanwhile.
