@@ -722,6 +722,17 @@ async def test_what_an_earlier_process_left_is_on_the_list(
         assert client.unfinished == ()
 
 
+async def test_a_client_that_is_entered_again_keeps_its_handles(
+    gateway: Simulator, tmp_path: Path
+) -> None:
+    """Its journal is read again, and a task that the client knows is listed once."""
+    client = quick_client(gateway, journal=tmp_path / "run.db")
+    async with client:
+        task = await client.generate("a kitten")
+    async with client:
+        assert client.unfinished == (task,)
+
+
 @pytest.mark.parametrize("what", ["task", "clip"])
 async def test_handles_do_not_pickle(gateway: Simulator, runway: Client, what: str) -> None:
     """The error says what to pass on in their place, before a pool fails after paying."""
