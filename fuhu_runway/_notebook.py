@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Final
 
-from .models import TaskRecord, TaskState, is_web_address
+from ._urls import is_web_address
+from .models import TaskRecord, TaskState
 
 MOST_WORDS: Final = 300
 """What is shown of a gateway's reason, in characters: some quote a whole page."""

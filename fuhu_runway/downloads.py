@@ -37,11 +37,12 @@ from ._part import (
     is_validator,
     probe,
 )
+from ._urls import is_web_address
 from ._wire.tables import Replay
 from ._wire.values import retry_after
 from .errors import DownloadIncomplete, DownloadRefused, GatewayError, RunwayError, UsageError
 from .hooks import DownloadBroken, DownloadFailed, DownloadFinished, DownloadStarted, Hooks
-from .models import RetryPolicy, is_web_address, usage_error
+from .models import RetryPolicy, usage_error
 
 R = TypeVar("R")
 
