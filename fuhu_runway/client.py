@@ -468,7 +468,11 @@ class Client:
 
 
 class Official:
-    """The official Runway format of the same gateway, whose tasks have an API of their own."""
+    """
+    The official Runway format of the same gateway.
+
+    Attach to one of its tasks with `client.official.task(id)`.
+    """
 
     def __init__(self, client: Client) -> None:
         self._client = client
