@@ -9,8 +9,6 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 from support.clients import QUICK_RETRY, others
 from support.clock import settle, until
 from support.desk import (
@@ -30,18 +28,9 @@ from support.desk import (
 from support.secrets import told
 from support.servers import free_port, raw_server, reply
 
-from fuhu_runway import _part, downloads
-from fuhu_runway.downloads import (
-    BUFFER_BYTES,
-    MAX_NAME_BYTES,
-    Part,
-    Progress,
-    Source,
-    check_folder,
-    check_target,
-    origin_of,
-    safe_name,
-)
+from fuhu_runway import downloads
+from fuhu_runway._part import Part
+from fuhu_runway.downloads import BUFFER_BYTES, Progress, Source, origin_of
 from fuhu_runway.errors import (
     DownloadError,
     DownloadIncomplete,
@@ -472,7 +461,7 @@ async def test_a_redirect_is_followed(desk: Desk, status: str) -> None:
 async def test_a_redirect_that_leads_nowhere_is_refused(desk: Desk, location: str) -> None:
     """A loop comes to an end, and an address that is none is not tried."""
     async with raw_server(reply(b"", "302 Away", Location=location)) as server:
-        with pytest.raises(DownloadRefused, match=r"redirects more|leads to one"):
+        with pytest.raises(DownloadRefused, match=r"redirects more|redirects to one"):
             await desk.save(server.url)
         assert len(server.requests) <= 6
 
@@ -608,7 +597,7 @@ async def test_a_file_that_came_meanwhile_is_not_replaced(desk: Desk) -> None:
         desk.path.write_bytes(b"mine")
 
     async with raw_server(whole()) as server:
-        with pytest.raises(UsageError, match="exists already") as caught:
+        with pytest.raises(UsageError, match="already exists") as caught:
             await desk.save(server.url, on_progress=another)
     assert caught.value.money == "The clip exists and is paid for."
     assert desk.path.read_bytes() == b"mine"
@@ -709,7 +698,7 @@ async def test_two_downloads_to_one_file_do_not_meet(desk: Desk) -> None:
         (first_path.parent / "sub").mkdir()
         for path in (first_path, first_path.parent / "sub" / ".." / "clip.mp4"):
             desk.path = path
-            with pytest.raises(UsageError, match="being downloaded already") as caught:
+            with pytest.raises(UsageError, match="already being downloaded") as caught:
                 await desk.save(server.url)
             assert caught.value.field == "path"
         server.may_answer.set()
@@ -762,183 +751,3 @@ def test_a_source_shows_no_key() -> None:
         return "http://127.0.0.1/"
 
     assert KEY not in repr(Source("t-1", address, {"Authorization": KEY}, "http://a:80"))
-
-
-# Names and places
-
-
-def test_a_good_target_is_given_back(tmp_path: Path) -> None:
-    """A path that can be written to passes, and no trace of the trial is left."""
-    path = tmp_path / "clip.mp4"
-    assert check_target(path) == path
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_trial_leaves_an_earlier_part(tmp_path: Path) -> None:
-    """What an earlier download left is still there afterwards."""
-    part = tmp_path / "clip.mp4.part"
-    part.write_bytes(b"part")
-    check_target(tmp_path / "clip.mp4")
-    assert part.read_bytes() == b"part"
-
-
-def test_a_trial_removes_what_a_killed_trial_left(tmp_path: Path) -> None:
-    """Empty files in place of the part and its note hold nothing, and do not stay."""
-    for name in ("clip.mp4.part", "clip.mp4.part.json"):
-        (tmp_path / name).touch()
-    check_target(tmp_path / "clip.mp4")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_trial_leaves_a_part_that_is_in_use(tmp_path: Path) -> None:
-    """A download that has no bytes yet keeps its file."""
-    path = tmp_path / "clip.mp4"
-    part = _part.Part.open(path, "task-1")
-    check_target(path)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["clip.mp4.part"]
-    part.close()
-
-
-def test_a_file_that_exists_may_be_overwritten_on_demand(tmp_path: Path) -> None:
-    """Without the permission it is a `UsageError`, with it the target is good."""
-    path = tmp_path / "clip.mp4"
-    path.write_bytes(b"old")
-    with pytest.raises(UsageError, match="exists already"):
-        check_target(path)
-    assert check_target(path, overwrite=True) == path
-    assert path.read_bytes() == b"old"
-
-
-@pytest.mark.parametrize(
-    ("name", "happened"),
-    [
-        ("", "is a folder"),
-        ("gone/clip.mp4", "no folder"),
-        ("file/clip.mp4", "no folder"),
-        ("x" * 300, "File name too long"),
-        ("x" * 248, "File name too long"),
-        ("nul\0.mp4", "null"),
-    ],
-    ids=["folder", "no folder", "a file", "too long", "too long for its note", "null"],
-)
-def test_a_bad_target_is_a_usage_error(tmp_path: Path, name: str, happened: str) -> None:
-    """A wrong path raises before any money is spent, and leaves no trace."""
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UsageError, match=happened) as caught:
-        check_target(tmp_path / name)
-    assert caught.value.field == "path"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
-
-
-def test_a_target_that_cannot_be_written_is_a_usage_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A folder that lets nobody write is found out by trying."""
-
-    def denied(*args: object, **options: object) -> None:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-    monkeypatch.setattr(_part, "FileIO", denied)
-    with pytest.raises(UsageError, match="Permission denied"):
-        check_target(tmp_path / "clip.mp4")
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_pipe_is_no_target(tmp_path: Path, overwrite: bool) -> None:
-    """A device or a pipe is never replaced by a file, whatever is allowed."""
-    path = tmp_path / "clip.mp4"
-    os.mkfifo(path)
-    with pytest.raises(UsageError, match=r"a device or a pipe|exists already"):
-        check_target(path, overwrite=overwrite)
-    assert path.is_fifo()
-
-
-def test_a_link_to_nothing_is_there(tmp_path: Path) -> None:
-    """It would be replaced like any file, so it is only if that is allowed."""
-    path = tmp_path / "clip.mp4"
-    path.symlink_to(tmp_path / "nothing")
-    with pytest.raises(UsageError, match="exists already"):
-        check_target(path)
-    assert check_target(path, overwrite=True) == path
-
-
-def test_a_folder_that_may_not_be_searched_is_a_usage_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where its permissions do not even let anyone see what is in it."""
-
-    def denied(self: Path) -> bool:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-    monkeypatch.setattr(Path, "is_dir", denied)
-    with pytest.raises(UsageError, match="Permission denied"):
-        check_target(tmp_path / "clip.mp4")
-
-
-RESERVED = {"con", "prn", "aux", "nul"} | {
-    f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹²³"
-}
-
-
-@given(st.text())
-@example("con")
-@example("LPT1.jpeg")
-@example("COM¹")
-@example("aux.")
-@example("../../etc/passwd")
-@example("a" * 500)
-@example("狐" * 500)
-@example("\ud800\udfff")
-@example(".")
-@example("e\u0301" * 100)
-def test_a_name_is_safe_everywhere(text: str) -> None:
-    """No separator, control character, reserved name, hidden or over-long name comes out, ever."""
-    name = safe_name(text)
-    stem = name.removesuffix(".mp4")
-    assert name.endswith(".mp4")
-    assert stem
-    assert len(name.encode()) <= MAX_NAME_BYTES
-    assert not set(name) & set('/\\:*?"<>|\0')
-    assert name.isprintable()
-    assert not stem.startswith((".", "-", " "))
-    assert not stem.endswith((".", " "))
-    assert name.partition(".")[0].lower() not in RESERVED
-
-
-@given(st.text())
-def test_a_name_is_stable(text: str) -> None:
-    """The same text always gives the same name, and a safe name gives itself."""
-    name = safe_name(text)
-    assert safe_name(text) == name
-    assert safe_name(name.removesuffix(".mp4")) == name
-
-
-def test_names_read_like_their_text() -> None:
-    """Letters of any script stay, and the rest becomes a dash."""
-    assert safe_name("A kitten, 笑起来!") == "A-kitten,-笑起来.mp4"
-    assert safe_name("???") == "clip.mp4"
-    assert safe_name("nul") == "clip-nul.mp4"
-    assert safe_name("poster", ".png") == "poster.png"
-
-
-def test_long_names_are_told_apart() -> None:
-    """Two texts that differ only beyond the cut get different names."""
-    one, other = safe_name("a" * 200 + "1"), safe_name("a" * 200 + "2")
-    assert one != other
-    assert len(one) == len(other) == MAX_NAME_BYTES
-
-
-def test_a_folder_is_made_if_its_parent_is_there(tmp_path: Path) -> None:
-    """It is there afterwards, and empty; one that is there already is fine."""
-    folder = tmp_path / "clips"
-    assert check_folder(folder) == folder == check_folder(folder)
-    assert list(folder.iterdir()) == []
-
-
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
-    """Without a parent, or where a file stands: before any money is spent."""
-    (tmp_path / "file").touch()
-    for folder in (tmp_path / "no" / "clips", tmp_path / "file"):
-        with pytest.raises(UsageError, match="Nothing can be written") as caught:
-            check_folder(folder)
-        assert caught.value.money == "Nothing was sent or charged."

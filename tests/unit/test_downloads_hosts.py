@@ -93,7 +93,7 @@ async def test_a_clip_that_is_not_there_yet_is_asked_for_again(
 async def test_a_clip_that_never_comes_is_incomplete(patient: Desk, answer: bytes) -> None:
     """When patience is over, the error says that the clip may still come, and nothing is left."""
     async with raw_server(answer, closes=True) as server:
-        with pytest.raises(DownloadIncomplete, match="not at its address yet") as caught:
+        with pytest.raises(DownloadIncomplete, match="not at its URL yet") as caught:
             await patient.save(server.url)
         assert len(server.requests) > 2
     assert caught.value.money == "The clip exists and is paid for."

@@ -244,7 +244,7 @@ async def test_a_failure_without_a_word(home: Home) -> None:
 @pytest.mark.parametrize(
     ("points", "money"),
     [
-        (None, "Runway gives none back for work that was moderated."),
+        (None, "Runway does not give them back for moderated tasks."),
         (25.0, "25 points were used, and the gateway did not give them back."),
     ],
 )
