@@ -36,7 +36,6 @@ from .paths import path_error
 R = TypeVar("R")
 
 PAID_FOR: Final = "The clip exists and is paid for."
-CONTINUE: Final = "Download again to the same path to continue where it stopped."
 
 MAX_CLIP_BYTES: Final = 1024**3
 """The largest clip that is saved by default: 1 GiB."""
@@ -45,8 +44,6 @@ BUFFER_BYTES: Final = 1024**2
 """How much is written at once; a larger buffer costs more memory for each download."""
 
 MAX_REDIRECTS: Final = 5
-MAX_GAINS: Final = 200
-"""How many attempts may break after some new bytes; without it a host could send one at a time."""
 
 PATIENT_ATTEMPTS: Final = 30
 """How many more attempts than the retry policy has are made while patience lasts."""
@@ -64,7 +61,7 @@ DECODED: Final = frozenset({"gzip", "deflate", "br", "zstd"})
 class Means(enum.Enum):
     """What a response of the clip's host means for the download."""
 
-    CONTENT = "bytes of the clip, or that there are no more"
+    CONTENT = "bytes of the clip"
     REDIRECT = "the clip has another URL"
     NOT_YET = "the clip is not there yet: further attempts for as long as patience lasts"
     EXPIRED = "the URL has expired: the feed is polled for another; if that fails, NOT_YET"
@@ -73,7 +70,7 @@ class Means(enum.Enum):
 
 
 MEANING: Final = {
-    **dict.fromkeys((200, 203, 206, 416), Means.CONTENT),
+    **dict.fromkeys((200, 203, 206), Means.CONTENT),
     **dict.fromkeys((301, 302, 303, 307, 308), Means.REDIRECT),
     **dict.fromkeys((202, 204, 205, 409, 423, 425), Means.NOT_YET),
     # S3 sends 400 if the credentials behind a signature have expired (api-facts 5.7).
@@ -191,8 +188,7 @@ class _Download:
         except UsageError as error:
             if error.field != CLIENT:
                 raise
-            happened = "The client was closed during the download."
-            raise self._incomplete(happened, CONTINUE) from error
+            raise self._incomplete("The client was closed during the download.") from error
         publish = partial(self.part.publish, overwrite=overwrite)
         with self._disk():
             for pause in RENAME_PAUSES:
@@ -206,78 +202,65 @@ class _Download:
         """
         Make attempts until the part is whole.
 
-        An attempt that adds to the part does not count against the retry policy. One that starts
-        from zero does, however far it gets: else a host without ranges could go on forever.
+        Attempts that add to the part do not count against the retry policy. Those that start from
+        zero do, however far they get: else a host without ranges could keep a download going.
         """
-        policy, now, patience = self.tools.retry, self.tools.clock.now, self.tools.patience
-        gains, fruitless, drawn = 0, 0, delays(policy)
+        policy, clock, patience = self.tools.retry, self.tools.clock, self.tools.patience
+        fruitless, drawn = 0, delays(policy)
         patient_until: float | None = None
         is_fresh = False
         while True:
             before = self.part.received
             try:
-                return await self._attempt(await self._url(is_fresh))
+                return await self._attempt(is_fresh)
             except _Broken as error:
                 broken = error
             if self.is_resumed and self.part.received > before:
-                gains, fruitless, drawn, patient_until = gains + 1, 0, delays(policy), None
+                fruitless, drawn, patient_until = 0, delays(policy), None
             was_fresh, is_fresh = is_fresh, broken.means is Means.EXPIRED
             self.wants_rest = broken.means is not Means.WHOLE and not (is_fresh and was_fresh)
             if is_fresh and not was_fresh:
                 self._report_break(0.0)  # a fresh URL is worth an attempt at once
                 continue
             fruitless += 1
-            if broken.means in {Means.NOT_YET, Means.EXPIRED} and patient_until is None:
-                patient_until = now() + patience
-            is_patient = patient_until is not None and now() < patient_until
-            is_over = gains >= MAX_GAINS or (fruitless >= policy.attempts and not is_patient)
-            if is_over or (broken.delay or 0.0) > policy.max_retry_after:
-                raise self._given_up(broken) from broken
+            is_missing = broken.means in {Means.NOT_YET, Means.EXPIRED}
+            if is_missing and patient_until is None:
+                patient_until = clock.now() + patience
+            if (broken.delay or 0.0) > policy.max_retry_after:
+                raise self._incomplete(
+                    f"{broken.happened} It asked for a pause of {broken.delay:,.0f} s.",
+                    "Download again then, or allow longer pauses (RetryPolicy.max_retry_after).",
+                ) from broken
             delay = next(drawn) if broken.delay is None else broken.delay
             if fruitless >= policy.attempts:
+                if patient_until is None or clock.now() >= patient_until:
+                    what = "The download kept failing"
+                    if is_missing:
+                        what = "The clip is not at its URL yet, or no longer"
+                    raise self._incomplete(f"{what}: {broken.happened}") from broken
                 delay = max(delay, patience / PATIENT_ATTEMPTS)
             self._report_break(delay)
-            await self.tools.clock.sleep(delay)
+            await clock.sleep(delay)
 
     def _report_break(self, delay: float) -> None:
         task_id, received = self.source.task_id, self.part.received
         self.tools.hooks.emit(DownloadBroken(task_id, received, delay))
 
-    def _given_up(self, broken: _Broken) -> DownloadIncomplete:
-        """Return the error for a download whose last attempt has *broken*."""
-        limit = self.tools.retry.max_retry_after
-        if broken.delay is not None and broken.delay > limit:
-            return self._incomplete(
-                f"{broken.happened} It asked for a pause of {broken.delay:,.0f} s.",
-                f"Download again then, or allow longer pauses than {limit:g} s (RetryPolicy).",
-            )
-        if broken.means in {Means.TROUBLE, Means.WHOLE}:
-            return self._incomplete(f"The download kept failing: {broken.happened}", CONTINUE)
-        return self._incomplete(
-            f"The clip is not at its URL yet, or no longer: {broken.happened}",
-            "Download again later.",
-        )
-
-    async def _url(self, is_fresh: bool) -> str:  # noqa: FBT001  (as the source has it)
-        """Return the clip's URL; a gateway in trouble breaks an attempt as a host does."""
+    async def _attempt(self, is_fresh: bool) -> None:  # noqa: FBT001  (as the source has it)
+        """Make one attempt; return if the part is whole after it."""
+        part = self.part
         try:
-            return await self.source.address(is_fresh)
+            url = await self.source.address(is_fresh)
         except RunwayError as error:
             if Replay.FREE not in MAY_REPEAT[fate_of(error)]:
                 raise
             delay = error.retry_after if isinstance(error, GatewayError) else None
             happened = f"The gateway returned no fresh URL ({type(error).__name__})."
             raise _Broken(happened, Means.EXPIRED, delay) from error
-
-    async def _attempt(self, url: str) -> None:
-        """Make one attempt; return if the part is whole after it."""
-        part = self.part
         try:
             async with self._response(url) as stream:
                 head = _Head.of(stream)
-                if head.status == 416 and not self._range_headers():
-                    happened = "The clip's URL answered with status 416, but no range was requested"
-                    raise self._refused(happened)
+                # A 416 with the size of the part means that all bytes arrived earlier.
                 if head.status != 416 or head.total != part.received:
                     await self._receive(stream, head, await self._begin(stream, head))
         except StreamBroken as broken:
@@ -303,7 +286,7 @@ class _Download:
             headers = {**self._range_headers(), **key}
             async with self.tools.transport.stream(url, headers) as stream:
                 means = MEANING.get(stream.status)
-                if means is Means.CONTENT:
+                if means is Means.CONTENT or (stream.status == 416 and "Range" in headers):
                     yield stream
                     return
                 if means is not Means.REDIRECT:
@@ -389,7 +372,9 @@ class _Download:
     ) -> DownloadRefused:
         return DownloadRefused(happened, PAID_FOR, advice, self.source.task_id)
 
-    def _incomplete(self, happened: str, advice: str) -> DownloadIncomplete:
+    def _incomplete(
+        self, happened: str, advice: str = "Download again to the same path to continue."
+    ) -> DownloadIncomplete:
         return DownloadIncomplete(
             happened, PAID_FOR, advice, self.source.task_id, None, self.part.received
         )
@@ -461,11 +446,10 @@ def origin_of(url: str) -> str:
 
 def _redirected(url: str, location: str) -> str:
     """Return where *url* redirects to, byte for byte; "" if *location* cannot be read."""
+    absolute = re.match(r"[a-z]+://[^/?#]*", location, re.IGNORECASE)
+    host = absolute[0] if absolute else ""
     try:
-        # Only what follows the host is quoted: a host that cannot exist is found out later.
-        absolute = re.match(r"[a-z]+://[^/?#]*", location, re.IGNORECASE)
-        at = absolute.end() if absolute else 0
-        location = location[:at] + quoted(location[at:])
+        location = host + quoted(location.removeprefix(host))
         parts = urlsplit(url)
         # urljoin removes dots and an empty query, so it joins relative paths only.
         if location.startswith("//"):

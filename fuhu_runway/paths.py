@@ -110,8 +110,9 @@ def check_vacant(path: Path, *, overwrite: bool = False) -> Path:
         UsageError: The folder is missing, or the file already exists.
     """
     try:
-        if path.is_dir():
-            raise usage_error("path", f"{str(path)!r} is a folder.", "Pass the name of a file.")
+        if path.exists() and not path.is_file():
+            happened = f"{str(path)!r} is a folder, a device or a pipe."
+            raise usage_error("path", happened, "Pass the name of a file.")
         if not path.parent.is_dir():
             raise usage_error(
                 "path",
@@ -121,10 +122,6 @@ def check_vacant(path: Path, *, overwrite: bool = False) -> Path:
         # A link exists even if its target does not.
         if os.path.lexists(path) and not overwrite:
             raise path_error(path, FileExistsError())
-        if path.exists() and not path.is_file():
-            raise usage_error(
-                "path", f"{path.name!r} is a device or a pipe.", "Pass the name of a file."
-            )
     except OSError as exc:
         raise path_error(path, exc) from exc
     return path

@@ -168,7 +168,7 @@ async def test_a_clip_that_never_comes(gateway: Simulator, tmp_path: Path, fault
     """When `url_grace` is over, `DownloadIncomplete` says so, and nothing stays in the folder."""
     async with a_clip(quick_client(gateway)) as clip:
         gateway.fault("download", fault, times=None)
-        with pytest.raises(DownloadIncomplete, match="not at its URL yet") as caught:
+        with pytest.raises(DownloadIncomplete, match="not at its URL") as caught:
             await clip.download(tmp_path / "clip.mp4")
     assert caught.value.task_id == clip.id
     assert told(caught.value, SECRETS) == []

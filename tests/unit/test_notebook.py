@@ -5,7 +5,7 @@ import pytest
 from support.feed import VIDEO, done, record
 from support.pages import read_page
 
-from fuhu_runway._notebook import MOST_WORDS, STATES, UNASKED, clip_view, duration, task_view
+from fuhu_runway._notebook import MAX_TEXT, STATES, clip_view, duration, task_view
 from fuhu_runway.models import TaskState
 
 POSTER = "https://cdn.example/1.png"
@@ -38,7 +38,7 @@ def luminance(color: str) -> float:
 @pytest.mark.parametrize("state", TaskState)
 def test_each_state_has_a_name_and_a_colour_that_stands_out(state: TaskState) -> None:
     """The colour has a contrast of 3:1 and more on white and on black, and the name is text."""
-    for name, color in (STATES[state], UNASKED):
+    for name, color in (STATES[state], STATES[None]):
         assert 1.05 / (luminance(color) + 0.05) >= 3
         assert (luminance(color) + 0.05) / 0.05 >= 3
         assert name
@@ -66,21 +66,21 @@ def test_a_task_whose_progress_nobody_tells_has_no_bar() -> None:
 
 def test_a_task_known_by_its_id_only() -> None:
     """It says that it was not asked about, and not that it is queued."""
-    assert read_page(task_view("t-1", None)).text == "Not asked about yetTask t-1"
+    assert read_page(task_view("t-1", None)).text == "Not polled yetTask t-1"
 
 
 def test_a_task_that_has_its_clip_is_full() -> None:
     """Whatever the last percent was, the text says how to get the clip."""
     page = read_page(task_view("t-1", done()))
     assert [bar["value"] for bar in page.all("progress")] == ["100"]
-    assert page.text == "SucceededAwaiting it gives the clip.Task t-1"
+    assert page.text == "SucceededAwait the task to get the clip.Task t-1"
     assert VIDEO not in task_view("t-1", done())
 
 
 def test_a_success_without_an_address_says_so() -> None:
     """There is no clip to be awaited yet."""
     page = read_page(task_view("t-1", record(state=TaskState.SUCCEEDED, video_url=None)))
-    assert "no address for the clip yet" in page.text
+    assert "no URL for the clip yet" in page.text
 
 
 @pytest.mark.parametrize("state", [TaskState.FAILED, TaskState.CANCELED])
@@ -88,7 +88,7 @@ def test_a_failure_has_its_reason_and_no_bar(state: TaskState) -> None:
     """And says what it means for the money, however long the reason is."""
     long = "x" * 1000
     page = read_page(task_view("t-1", record(state=state, progress=0.8), reason=long, money="Ok."))
-    assert page.text.endswith(f"{'x' * MOST_WORDS}…Ok.Task t-1")
+    assert page.text.endswith(f"{'x' * MAX_TEXT}…Ok.Task t-1")
     assert page.all("progress") == []
 
 
@@ -152,7 +152,7 @@ def test_a_clip_plays_from_its_file() -> None:
     [video] = read_page(html).all("video")
     assert video["src"] == "a%20b.mp4"
     assert "https:" not in html
-    assert "Plays from the file." in html
+    assert "Plays the file." in html
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_only_web_addresses_are_played(url: str | None) -> None:
     html = clip_view("t-1", record(state=TaskState.SUCCEEDED, video_url=url), None)
     page = read_page(html)
     assert page.all("video") == []
-    assert "none that a page can play" in page.text
+    assert "cannot be played here" in page.text
     posed = record(state=TaskState.SUCCEEDED, poster_url=url)
     [video] = read_page(clip_view("t-1", posed, None)).all("video")
     assert "poster" not in video

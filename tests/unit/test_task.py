@@ -516,7 +516,7 @@ def test_a_task_shows_how_it_stands(home: Home) -> None:
     html = running._repr_html_()
     assert read_page(html).text == "Running · 42% · for 1 min 12 sTask t-1"
     assert "marked" not in html
-    assert read_page(home.task()._repr_html_()).text.startswith("Not asked about yet · for")
+    assert read_page(home.task()._repr_html_()).text.startswith("Not polled yet · for")
 
 
 def test_a_failed_task_shows_why(home: Home) -> None:
