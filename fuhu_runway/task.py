@@ -211,7 +211,7 @@ class Task:
             error, what = TaskCanceled, "was cancelled"
         reason = self._reason(record)
         raise error(
-            f"The task {what}: {reason.rstrip('.')}." if reason else f"The task {what}.",
+            f"The task {what}: {reason}" if reason else f"The task {what}",
             self._money(record),
             "Change the request and submit again, if you still want the clip.",
             self.id,

@@ -12,25 +12,25 @@ from fuhu_runway._part import Part
 from fuhu_runway.errors import UsageError
 from fuhu_runway.paths import MAX_NAME_BYTES, check_folder, check_target, safe_name
 
-# Names and places
+# Checks
 
 
-def test_a_good_target_is_given_back(tmp_path: Path) -> None:
-    """A path that can be written to passes, and no trace of the trial is left."""
+def test_a_good_target_is_returned(tmp_path: Path) -> None:
+    """The check of a path leaves no file behind."""
     path = tmp_path / "clip.mp4"
     assert check_target(path) == path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_trial_leaves_an_earlier_part(tmp_path: Path) -> None:
-    """What an earlier download left is still there afterwards."""
+def test_a_check_leaves_an_earlier_part_alone(tmp_path: Path) -> None:
+    """The bytes of an earlier download are still there afterwards."""
     part = tmp_path / "clip.mp4.part"
     part.write_bytes(b"part")
     check_target(tmp_path / "clip.mp4")
     assert part.read_bytes() == b"part"
 
 
-def test_a_trial_leaves_a_part_that_is_in_use(tmp_path: Path) -> None:
+def test_a_check_leaves_a_part_in_use_alone(tmp_path: Path) -> None:
     """A download that has no bytes yet keeps its file."""
     path = tmp_path / "clip.mp4"
     part = Part.open(path, "task-1")
@@ -39,8 +39,8 @@ def test_a_trial_leaves_a_part_that_is_in_use(tmp_path: Path) -> None:
     part.close()
 
 
-def test_a_file_that_exists_may_be_overwritten_on_demand(tmp_path: Path) -> None:
-    """Without the permission it is a `UsageError`, with it the target is good."""
+def test_an_existing_file_may_be_overwritten_on_demand(tmp_path: Path) -> None:
+    """Without *overwrite* it is a `UsageError`, with it the target is good."""
     path = tmp_path / "clip.mp4"
     path.write_bytes(b"old")
     with pytest.raises(UsageError, match="already exists"):
@@ -62,7 +62,7 @@ def test_a_file_that_exists_may_be_overwritten_on_demand(tmp_path: Path) -> None
     ids=["folder", "no folder", "a file", "too long", "too long for its note", "null"],
 )
 def test_a_bad_target_is_a_usage_error(tmp_path: Path, name: str, happened: str) -> None:
-    """A wrong path raises before any money is spent, and leaves no trace."""
+    """A wrong path raises before any money is spent, and no file is left."""
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UsageError, match=happened) as caught:
         check_target(tmp_path / name)
@@ -73,7 +73,7 @@ def test_a_bad_target_is_a_usage_error(tmp_path: Path, name: str, happened: str)
 def test_a_target_that_cannot_be_written_is_a_usage_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder that lets nobody write is found out by trying."""
+    """The check tries to write in the folder."""
 
     def denied(*args: object, **options: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -84,8 +84,8 @@ def test_a_target_that_cannot_be_written_is_a_usage_error(
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_pipe_is_no_target(tmp_path: Path, overwrite: bool) -> None:
-    """A device or a pipe is never replaced by a file, whatever is allowed."""
+def test_a_pipe_is_never_replaced(tmp_path: Path, overwrite: bool) -> None:
+    """A device or a pipe is refused, with *overwrite* too."""
     path = tmp_path / "clip.mp4"
     os.mkfifo(path)
     with pytest.raises(UsageError, match=r"a device or a pipe|already exists"):
@@ -93,8 +93,8 @@ def test_a_pipe_is_no_target(tmp_path: Path, overwrite: bool) -> None:
     assert path.is_fifo()
 
 
-def test_a_link_to_nothing_is_there(tmp_path: Path) -> None:
-    """It would be replaced like any file, so it is only if that is allowed."""
+def test_a_broken_link_counts_as_a_file(tmp_path: Path) -> None:
+    """It would be replaced like any file, so it is only with *overwrite*."""
     path = tmp_path / "clip.mp4"
     path.symlink_to(tmp_path / "nothing")
     with pytest.raises(UsageError, match="already exists"):
@@ -105,7 +105,7 @@ def test_a_link_to_nothing_is_there(tmp_path: Path) -> None:
 def test_a_folder_that_may_not_be_searched_is_a_usage_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where its permissions do not even let anyone see what is in it."""
+    """A folder whose permissions hide its content raises a `UsageError` too."""
 
     def denied(self: Path) -> bool:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -132,7 +132,7 @@ RESERVED = {"con", "prn", "aux", "nul"} | {
 @example(".")
 @example("e\u0301" * 100)
 def test_a_name_is_safe_everywhere(text: str) -> None:
-    """No separator, control character, reserved name, hidden or over-long name comes out, ever."""
+    """A name has no separators or control characters, and is not reserved, hidden or too long."""
     name = safe_name(text)
     stem = name.removesuffix(".mp4")
     assert name.endswith(".mp4")
@@ -147,7 +147,7 @@ def test_a_name_is_safe_everywhere(text: str) -> None:
 
 @given(st.text())
 def test_a_name_is_stable(text: str) -> None:
-    """The same text always gives the same name, and a safe name gives itself."""
+    """The same text always has the same name, and a safe name stays as it is."""
     name = safe_name(text)
     assert safe_name(text) == name
     assert safe_name(name.removesuffix(".mp4")) == name
@@ -161,22 +161,22 @@ def test_names_read_like_their_text() -> None:
     assert safe_name("poster", ".png") == "poster.png"
 
 
-def test_long_names_are_told_apart() -> None:
-    """Two texts that differ only beyond the cut get different names."""
+def test_long_names_differ() -> None:
+    """Two texts that differ only beyond the cut have different names."""
     one, other = safe_name("a" * 200 + "1"), safe_name("a" * 200 + "2")
     assert one != other
     assert len(one) == len(other) == MAX_NAME_BYTES
 
 
-def test_a_folder_is_made_if_its_parent_is_there(tmp_path: Path) -> None:
-    """It is there afterwards, and empty; one that is there already is fine."""
+def test_a_folder_is_created_if_its_parent_exists(tmp_path: Path) -> None:
+    """An existing folder is accepted too, and the check leaves no file in it."""
     folder = tmp_path / "clips"
     assert check_folder(folder) == folder == check_folder(folder)
     assert list(folder.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
-    """Without a parent, or where a file stands: before any money is spent."""
+def test_a_folder_that_cannot_be_created_is_a_usage_error(tmp_path: Path) -> None:
+    """The parent is missing, or a file is there: it raises before any money is spent."""
     (tmp_path / "file").touch()
     for folder in (tmp_path / "no" / "clips", tmp_path / "file"):
         with pytest.raises(UsageError, match="Nothing can be written") as caught:
