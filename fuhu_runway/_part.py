@@ -110,7 +110,7 @@ class Part:
             return {}
         return {"Range": f"bytes={self.received}-", "If-Range": self.validator}
 
-    def is_continued_by(self, start: int | None, validator: str | None, total: int | None) -> bool:
+    def continues(self, start: int | None, validator: str | None, total: int | None) -> bool:
         """Return whether a body that begins at *start* is the rest of this very file."""
         return (
             start == self.received

@@ -314,7 +314,7 @@ class _Download:
         """
         part, buffer = self.part, bytearray()
         self.is_resumed = head.start != 0
-        if self.is_resumed and not part.is_continued_by(head.start, head.validator, head.total):
+        if self.is_resumed and not part.continues(head.start, head.validator, head.total):
             with self._disk():
                 part.restart()
             raise _Broken("The server sent another file or range than was requested.")

@@ -62,7 +62,7 @@ class Task:
     def __reduce__(self) -> NoReturn:
         raise TypeError(
             "A Task belongs to its client and cannot be pickled. "
-            "Pass on task.id, and call client.task(id) there."
+            "Pass task.id instead, and call client.task(id) there."
         )
 
     def __repr__(self) -> str:
@@ -255,7 +255,7 @@ class Clip:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "A Clip belongs to its client and cannot be pickled. Pass on clip.record or clip.id."
+            "A Clip belongs to its client and cannot be pickled. Pass clip.id or clip.record."
         )
 
     def __repr__(self) -> str:
