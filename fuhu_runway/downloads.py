@@ -282,8 +282,9 @@ class _Download:
         for _ in range(MAX_REDIRECTS + 1):
             if _is_link_local(url):
                 raise self._refused("The clip's URL leads to a link-local address.")
-            key = self.source.key_header if origin_of(url) == self.source.origin != "" else {}
-            headers = {**self._range_headers(), **key}
+            headers = self.part.range_headers() if self.wants_rest else {}
+            if origin_of(url) == self.source.origin != "":
+                headers |= self.source.key_header
             async with self.tools.transport.stream(url, headers) as stream:
                 means = MEANING.get(stream.status)
                 if means is Means.CONTENT or (stream.status == 416 and "Range" in headers):
@@ -301,9 +302,6 @@ class _Download:
             if before.lower().startswith("https:") and not url.lower().startswith("https:"):
                 raise self._refused("The clip's URL redirects from https to http.")
         raise self._refused(f"The clip's URL redirects more than {MAX_REDIRECTS} times.")
-
-    def _range_headers(self) -> dict[str, str]:
-        return self.part.range_headers() if self.wants_rest else {}
 
     async def _begin(self, stream: Stream, head: "_Head") -> bytearray:
         """
