@@ -61,18 +61,19 @@ class Part:
             OSError: It cannot be opened, or is not a plain file.
         """
         path = path.absolute()  # the program may change its working directory meanwhile
-        part = cls(path, plain_file(part_path(path)), task_id)
+        note = None
+        unreadable = suppress(FileNotFoundError, ValueError, RecursionError)
+        with unreadable, plain_file(note_path(path), "r") as file:
+            note = json.loads(file.read())
+        file = plain_file(part_path(path))
+        part = cls(path, file, task_id, note if isinstance(note, dict) else {})
         try:
-            _lock(part.file)
+            _lock(file)
             # Another download may have renamed or removed it before it was locked.
             if not part.is_in_place():
                 raise BlockingIOError  # noqa: TRY301  (as the lock does)
-            unreadable = suppress(FileNotFoundError, ValueError, RecursionError)
-            with unreadable, plain_file(note_path(path), "r") as file:
-                note = json.loads(file.read())
-                part.note = note if isinstance(note, dict) else {}
         except BaseException:
-            part.file.close()
+            file.close()
             raise
         return part
 
@@ -199,17 +200,18 @@ class Part:
                 os.close(folder)
 
     def close(self) -> None:
-        """Close the file; keep it if it has bytes, else remove it."""
+        """Close the file. An empty one is removed with its note."""
+        part = part_path(self.path)
         with suppress(OSError):
             if self.received and not self.is_published:
                 self._write_note()
-            elif not self.is_published:
+            elif not self.is_published and not part.stat().st_size:
                 note_path(self.path).unlink(missing_ok=True)
                 try:
-                    part_path(self.path).unlink()
+                    part.unlink()
                 except PermissionError:  # Windows does not remove an open file
                     self.file.close()
-                    part_path(self.path).unlink()
+                    part.unlink()
         with suppress(OSError):
             self.file.close()
 

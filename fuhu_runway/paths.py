@@ -4,13 +4,12 @@ import filecmp
 import hashlib
 import os
 import re
-import tempfile
 import unicodedata
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from ._part import note_path, part_path, plain_file
+from ._part import Part
 from .errors import UsageError
 from .models import usage_error
 
@@ -73,7 +72,7 @@ def check_folder(folder: Path) -> Path:
     """
     try:
         folder.mkdir(exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        _try_to_write(folder / f".{os.getpid()}")
     except OSError as exc:
         raise usage_error(
             "path",
@@ -92,11 +91,7 @@ def check_target(path: Path, *, overwrite: bool = False) -> Path:
     """
     check_vacant(path, overwrite=overwrite)
     try:
-        for name in (part_path(path), note_path(path)):
-            with suppress(FileNotFoundError):
-                plain_file(name, "r").close()
-        # The longest name of a download's files, which the system may not take.
-        tempfile.NamedTemporaryFile(prefix=path.name, suffix=".part.json", dir=path.parent).close()
+        _try_to_write(path)
     except (OSError, ValueError) as exc:
         raise path_error(path, exc) from exc
     return path
@@ -125,6 +120,12 @@ def check_vacant(path: Path, *, overwrite: bool = False) -> Path:
     except OSError as exc:
         raise path_error(path, exc) from exc
     return path
+
+
+def _try_to_write(path: Path) -> None:
+    """Open the files of a download, and leave no trace of that but the bytes of an earlier one."""
+    with suppress(BlockingIOError):  # a download is under way
+        Part.open(path, "").close()
 
 
 def path_error(path: Path, exc: OSError | ValueError) -> UsageError:

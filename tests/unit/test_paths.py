@@ -30,6 +30,14 @@ def test_a_check_leaves_an_earlier_part_alone(tmp_path: Path) -> None:
     assert part.read_bytes() == b"part"
 
 
+def test_a_check_removes_the_files_of_a_killed_check(tmp_path: Path) -> None:
+    """An empty part and an empty note hold nothing, and do not stay."""
+    for name in ("clip.mp4.part", "clip.mp4.part.json"):
+        (tmp_path / name).touch()
+    check_target(tmp_path / "clip.mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_check_leaves_a_part_in_use_alone(tmp_path: Path) -> None:
     """A download that has no bytes yet keeps its file."""
     path = tmp_path / "clip.mp4"
