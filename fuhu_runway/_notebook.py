@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Final
 
-from .models import TaskRecord, TaskState, is_web_address
+from ._urls import is_web_address
+from .models import TaskRecord, TaskState
 
 MAX_TEXT: Final = 300
 """How many characters of a gateway's reason are shown: some quote a whole page."""

@@ -26,11 +26,12 @@ from ._clock import Clock
 from ._http.retry import MAY_REPEAT, delays, fate_of
 from ._http.transport import CLIENT, Stream, StreamBroken, Transport, quoted
 from ._part import BOXES, HEAD_BYTES, Part, is_validator
+from ._urls import is_web_address
 from ._wire.tables import Replay
 from ._wire.values import retry_after
 from .errors import DownloadIncomplete, DownloadRefused, GatewayError, RunwayError, UsageError
 from .hooks import DownloadBroken, DownloadFailed, DownloadFinished, DownloadStarted, Hooks
-from .models import RetryPolicy, is_web_address
+from .models import RetryPolicy
 from .paths import path_error
 
 R = TypeVar("R")
