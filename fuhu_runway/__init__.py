@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .batch import Batch, Item, Outcome, Summary
     from .callbacks import CallbackReceiver
     from .client import Client
-    from .downloads import Progress, safe_name
+    from .downloads import Progress
     from .journal import Journal
     from .models import (
         ActOne,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         Timeouts,
         VideoToVideo,
     )
+    from .paths import safe_name
     from .task import Clip, Task
 
 __all__ = [
@@ -86,7 +87,7 @@ _HOMES = {
     "Progress": "downloads",
     "Summary": "batch",
     "Task": "task",
-    "safe_name": "downloads",
+    "safe_name": "paths",
 }
 """The module of each public name that is not in `models`."""
 
