@@ -102,7 +102,7 @@ async def resume(
         timeout: How long to wait for each clip, in seconds.
     """
     from fuhu_runway.batch import file_name
-    from fuhu_runway.downloads import check_folder
+    from fuhu_runway.paths import check_folder
 
     state_file = journal.parent / STATE_NAME
     check_target(target, journal, state_file)

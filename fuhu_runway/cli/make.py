@@ -164,7 +164,7 @@ class Saving:
 
     def check(self, prompt: str | None) -> None:
         """Raise unless the clip can be saved; called before it is paid for."""
-        from fuhu_runway.downloads import check_target
+        from fuhu_runway.paths import check_target
 
         # A default name contains the id, which is not known yet, so it cannot be taken.
         path = self.path(prompt, "task")
@@ -173,7 +173,7 @@ class Saving:
     def path(self, prompt: str | None, task_id: str) -> Path:
         """Return where the clip of a task is saved."""
         from fuhu_runway.batch import encodable
-        from fuhu_runway.downloads import safe_name
+        from fuhu_runway.paths import safe_name
 
         if self.output_file is not None:
             return self.output_file
@@ -309,7 +309,7 @@ async def wait(
         task_id: Id that was shown when the task was accepted.
         official: The task was submitted with --official.
     """
-    from fuhu_runway.downloads import check_target
+    from fuhu_runway.paths import check_target
 
     async with _errand(screen, Target(access=access), saving) as errand:
         saving.check(None)
