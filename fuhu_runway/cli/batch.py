@@ -243,8 +243,8 @@ async def _make_all(
     file: Path, options: Options, output: Output, target: Target, screen: Lines
 ) -> int:
     """Submit, wait for and save everything that earlier runs did not."""
-    from fuhu_runway.paths import check_folder
     from fuhu_runway.inputs import check_items, read_items
+    from fuhu_runway.paths import check_folder
 
     def skip(bad: errors.UsageError) -> None:
         screen.say(f"skipped: {bad.happened} {bad.advice}")
