@@ -893,17 +893,29 @@ def test_the_faults_come_without_the_simulator() -> None:
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        (lambda: Simulator(takes="x"), "takes='x' is no number of seconds from 0 on"),
-        (lambda: Simulator(takes=-1.0), "takes=-1.0 is no number of seconds"),
-        (lambda: Simulator(takes=True), "takes=True is no number of seconds"),
-        (lambda: Simulator(points="many"), "points='many' is no number; None is without limit"),
-        (lambda: Simulator().script(takes="x"), "takes='x' is no number of seconds"),
-        (lambda: Simulator().script(then="prosper"), "then='prosper' is none of: cancel, expire,"),
+        (
+            lambda: Simulator(takes="x"),
+            "takes='x' is not a number from 0 to 1000000000,",
+        ),
+        (lambda: Simulator(takes=-1.0), "takes=-1.0 is not a number from 0"),
+        (lambda: Simulator(takes=True), "takes=True is not a number from 0"),
+        (
+            lambda: Simulator(points="many"),
+            "points='many' is not a number from 0 to",
+        ),
+        (lambda: Simulator().script(takes="x"), "takes='x' is not a number from 0"),
+        (
+            lambda: Simulator().script(then="prosper"),
+            "then='prosper' is not one of \"succeed\",",
+        ),
         (
             lambda: Simulator().fault("payment", faults.html_page()),
-            "where='payment' is none of: balance, download, feed, official, submit",
+            'where=\'payment\' is not one of "submit", "feed", "download", "balance", "official"',
         ),
-        (lambda: Simulator().fault("submit", "x"), "'x' is no fault; fuhu_runway.testing.faults"),
+        (
+            lambda: Simulator().fault("submit", "x"),
+            "'x' is not a fault of fuhu_runway.",
+        ),
     ],
 )
 def test_an_option_that_cannot_be_is_told_in_one_line(wrong: Any, told: str) -> None:

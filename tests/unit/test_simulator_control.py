@@ -450,7 +450,9 @@ async def test_the_kinds_can_be_asked_for(caller: Caller) -> None:
     }
     assert kinds["faults"]["Answer"]["fields"]["headers"]["default"] == {}
     assert kinds["faults"]["ExpiredLink"]["where"] == ["download"]
-    assert kinds["faults"]["drop_after_accepting"]["told"].startswith("The connection dies")
+    assert kinds["faults"]["drop_after_accepting"]["description"].startswith(
+        "The connection closes"
+    )
 
 
 async def test_a_fault_happens_as_often_as_it_was_planned(caller: Caller) -> None:
@@ -744,8 +746,8 @@ async def test_a_key_can_be_added(caller: Caller) -> None:
         ({}, "key", "printable ASCII"),
         ({"key": ""}, "key", "printable ASCII"),
         ({"key": "sk-secret\n"}, "key", "printable ASCII"),
-        ({"key": KEY}, "key", "a key that the gateway has not"),
-        ({"key": "sk-secret", "name": "test_key"}, "name", "a name that no other key has"),
+        ({"key": KEY}, "key", "a key that does not exist yet"),
+        ({"key": "sk-secret", "name": "test_key"}, "name", "a name that is not in use"),
         ({"key": "sk-secret", "points": -1}, "points", "a number from 0"),
         ({"Key": "sk-secret"}, "Key", "points"),
         ("sk-secret", "body", "an object"),

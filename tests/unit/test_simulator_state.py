@@ -317,10 +317,10 @@ async def test_each_key_finds_its_own_tasks_again(path: Path) -> None:
 def test_a_key_and_a_name_are_there_once() -> None:
     """A second account of the same key or the same name is an error that tells no key."""
     gateway = Simulator()
-    with pytest.raises(ValueError, match="this key already") as caught:
+    with pytest.raises(ValueError, match="already has this key") as caught:
         gateway.add_key("sk-simulated", name="other")
     assert "sk-simulated" not in str(caught.value)
-    with pytest.raises(ValueError, match="the name 'test_key' already"):
+    with pytest.raises(ValueError, match="already has a key named 'test_key'"):
         gateway.add_key("sk-other", name="test_key")
 
 

@@ -534,7 +534,9 @@ async def test_a_known_answer_may_hide_a_task(caller: Caller) -> None:
 
 def test_an_unknown_known_answer_is_an_error() -> None:
     """The message lists the names."""
-    with pytest.raises(ValueError, match="name='x' is unknown; there are: no_credits, "):
+    with pytest.raises(
+        ValueError, match="name='x' is unknown; the known answers are: no_credits, "
+    ):
         faults.known("x")
 
 
@@ -708,7 +710,7 @@ async def test_an_address_may_be_relative_to_the_gateway() -> None:
         assert path.startswith("/attachments/video/runway/")
         got = await caller.get(path)
         assert (got.status, got.headers["Content-Type"]) == (200, "video/mp4")
-    with pytest.raises(ValueError, match="media='disk' is none of: api, cdn, redirect, relative"):
+    with pytest.raises(ValueError, match='is not one of "cdn", "api", "redirect", "relative"'):
         Simulator(media="disk")  # type: ignore[arg-type]
 
 
@@ -833,7 +835,7 @@ async def test_what_is_planned_comes_before_the_weather() -> None:
             lambda: faults.Answer(200, headers=(("a", "b\r\nc"),)),
             r"Answer: headers=\(\('a', 'b\\r\\nc'\),\) is not pairs",
         ),
-        (lambda: faults.Drop(accepted="yes"), "Drop: accepted='yes' is not True or False"),
+        (lambda: faults.Drop(accepted="yes"), "Drop: accepted='yes' is not true or false"),
         (
             lambda: faults.Hang(after_bytes=-1),
             "Hang: after_bytes=-1 is not a whole number from 0 to 1000000000, or None",
@@ -842,7 +844,7 @@ async def test_what_is_planned_comes_before_the_weather() -> None:
         (lambda: faults.Slow(1, then="Drop"), "Slow: then='Drop' is not a Fault, or None"),
         (
             lambda: faults.TooManyRequests(1, form="hours"),
-            "TooManyRequests: form='hours' is not one of 'seconds', 'milliseconds', 'date'",
+            'TooManyRequests: form=.hours. is not one of "seconds", "milliseconds", "date"',
         ),
         (
             lambda: faults.TooManyRequests(-1),

@@ -151,7 +151,8 @@ class Api:
             case faults.Blank():
                 moment = attrs.evolve(moment, blank=True)
             case faults.NoUrl():
-                moment = moment.without_urls("succeeded")
+                bare = attrs.evolve(moment, video_url=None, poster_url=None, last_frame_url=None)
+                moment = attrs.evolve(bare, stage="succeeded", percent=100)
             case faults.FailureWithUrl(refunded):
                 reason = task.script.reason if refunded else None
                 failed = attrs.evolve(moment, stage="failed", refunded=refunded, reason=reason)

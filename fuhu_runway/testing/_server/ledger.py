@@ -61,7 +61,7 @@ class Ledger:
         """Return what is wrong unless all plans came about and all paid tasks were polled."""
         forgotten = [task for task in self.tasks if not task.polls]
         missing = [
-            *(_missing(_name_of(rule.which)) for rule in rules if not rule.is_asked),
+            *(_missing(_name_of(rule.which)) for rule in rules if not rule.is_requested),
             *(_missing(f"{type(one.fault).__name__} on {one.where!r}") for one in untouched),
         ]
         complaints = []
