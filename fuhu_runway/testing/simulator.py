@@ -23,7 +23,7 @@ from ._server.callbacks import Callbacks, Postman
 from ._server.cdn import Files, Media
 from ._server.ledger import Ledger
 from ._server.options import CONTROL, check
-from ._server.state import Closed, LedgerEntry, Opened, StateFile, StrPath, past_of
+from ._server.state import Closed, LedgerEntry, Opened, StateFile, StrPath, clock_of, sent_until
 from ._server.store import Origin, PerTask, Rule, Seen, Store, TaskView, Which
 from ._server.story import Ending, Script
 from ._server.visits import GRACE, Reception
@@ -141,9 +141,8 @@ class Simulator:
     def __attrs_post_init__(self) -> None:
         self._state = StateFile(None if self.state_file is None else Path(self.state_file))
         records = self._state.read()
-        past = past_of(records)
-        self._sent_until = past.sent_until
-        self._clock = SimulatedClock(self.speed, past.epoch, past.now)
+        self._sent_until = sent_until(records)
+        self._clock = clock_of(records, self.speed)
         self._store = Store(self, self._clock, self._state)
         self._store.restore(records)
         self._reception = Reception(self._store)

@@ -344,7 +344,7 @@ def test_it_goes_on_with_its_state_file(run: Run) -> None:
         (["--points", "-1"], "points is -1"),
         (["--weather", "2"], "weather is 2.0"),
         (["--feed-verb", "PUT"], "--feed-verb"),
-        (["--dialect", "klingon"], "there are: envelope"),
+        (["--dialect", "klingon"], "the dialects are: envelope"),
         (["--host", "192.0.2.1"], "is not this machine"),
         (["--port", "70000"], "port is 70000"),
         (["--port", "-1"], "port is -1"),
@@ -353,7 +353,7 @@ def test_it_goes_on_with_its_state_file(run: Run) -> None:
         (["--config", "nothing"], "The file of --config cannot be read (No such file"),
         (["--state-file", "no/folder"], "The state file cannot be used (No such file"),
         (["--state-file", "."], "The state file cannot be used (Is a directory"),
-        (["--state-file", "other"], "is not the state of a simulator"),
+        (["--state-file", "other"], "is not the state file of a simulator"),
         (["surplus"], "more words than arguments"),
     ],
 )

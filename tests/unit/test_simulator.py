@@ -578,7 +578,7 @@ async def test_a_script_speaks_its_own_dialect(caller: Caller) -> None:
 
 async def test_an_unknown_dialect_is_an_error_at_once() -> None:
     """A misspelt dialect is in the error, with the names there are."""
-    with pytest.raises(ValueError, match="'envelop' is unknown; there are: envelope, "):
+    with pytest.raises(ValueError, match="'envelop' is unknown; the dialects are: envelope, "):
         Simulator(dialect="envelop")
     with pytest.raises(ValueError, match="'b' is unknown"):
         Simulator().script("a kitten", dialect="b")

@@ -497,6 +497,7 @@ async def test_an_answer_of_ones_own_comes_to_the_letter(caller: Caller) -> None
         ("moon", "Drop", "where", '"balance"'),
         ("feed", "Explosion", "fault.kind", '"Drop"'),
         ("feed", {}, "fault.kind", '"Drop"'),
+        ("feed", None, "fault.kind", '"Drop"'),
         ("feed", {"kind": "Drop", "hard": True}, "fault.hard", "accepted"),
         ("feed", {"kind": "Drop", "accepted": 1}, "fault.accepted", "true or false"),
         ("feed", {"kind": "Slow"}, "fault.seconds", "a number from 0"),

@@ -52,12 +52,12 @@ async def test_a_second_submit_is_shown(gateway: Simulator, client: Client) -> N
     )
     assert headline == "expected 1 submission of 'a kitten', got 2, for 640 points."
     assert head.split() == ["at", "prompt", "state", "polls", "paid"]
-    assert first.split() == ["0", "s", "'a", "kitten'", "failed", "4x", "320", "(given", "back)"]
+    assert first.split() == ["0", "s", "'a", "kitten'", "failed", "4x", "320", "(refunded)"]
     assert dog.startswith("   ")
     assert "succeeded" in dog
     assert second.startswith("+  ")
     assert second.endswith("0x     320")
-    assert legend == "+ is one too many."
+    assert legend == "+ was unexpected."
     assert len(complaint(gateway.assert_submitted_once)) == len((first, dog, second)) + 5
 
 
@@ -73,7 +73,7 @@ async def test_no_submit_is_told(
     assert "got 0, for 0 points" in headline
     assert missing.startswith("-  never  ")
     assert name in missing
-    assert legend == "- never came."
+    assert legend == "- is missing."
 
 
 async def test_all_that_was_planned_came(gateway: Simulator, client: Client) -> None:
@@ -103,13 +103,13 @@ async def test_what_is_left_over_is_told(gateway: Simulator, client: Client) -> 
     await client.generate("a dog", model="gen3")
     gateway.script("a late one", faults=[faults.on("submit", faults.Drop())])
     headline, *rows, _, legend = complaint(gateway.assert_all_asked)
-    assert headline == "6 of the plans never came about and 1 of the paid tasks were never polled."
+    assert headline == "6 of the plans were never used and 1 of the paid tasks were never polled."
     assert [row.split()[0] for row in rows[2:]] == ["?", *"-" * 6]
     told = "\n".join(rows)
     for name in ("'a puppy'", "/rain/", "by_the_body", "'a late one'", "Cut on 'download'"):
         assert name in told
     assert "Drop on 'submit'" in told
-    assert legend == "? is paid for and was never polled; - never came."
+    assert legend == "? was paid for but never polled; - is missing."
 
 
 async def test_a_task_that_nobody_asks_about_is_told(gateway: Simulator, client: Client) -> None:
@@ -130,7 +130,7 @@ async def test_scripts_for_the_same_tasks_go_in_order(
     for reason in ("the first", "the second"):
         with pytest.raises(errors.TaskFailed, match=reason):
             await (await client.generate("a kitten"))
-    assert complaint(gateway.assert_all_asked)[0] == "1 of the plans never came about."
+    assert complaint(gateway.assert_all_asked)[0] == "1 of the plans were never used."
     for _ in range(2):
         await (await client.generate("a kitten"))
     gateway.assert_all_asked()

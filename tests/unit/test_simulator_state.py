@@ -427,7 +427,7 @@ def test_a_file_of_something_else_is_left_alone(path: Path, content: str) -> Non
     """A file that no simulator wrote is an error that tells nothing of it, and stays as it is."""
     path.write_text(content)
     for read in (read_ledger, lambda path: Simulator(state_file=path)):
-        with pytest.raises(ValueError, match="not the state of a simulator") as caught:
+        with pytest.raises(ValueError, match="not the state file of a simulator") as caught:
             read(path)
         assert content not in str(caught.value)
     assert path.read_text() == content
@@ -442,7 +442,7 @@ async def test_a_broken_line_is_named(path: Path, line: str) -> None:
         await caller.start()
     first, *rest = kept(path).splitlines(keepends=True)
     keep(path, b"".join([first, line.encode() + b"\n", *rest]))
-    with pytest.raises(ValueError, match="line 2: not a line of a simulator"):
+    with pytest.raises(ValueError, match="line 2: not a valid record"):
         read_ledger(path)
 
 
@@ -458,7 +458,7 @@ async def test_a_file_has_one_simulator_at_a_time(path: Path) -> None:
     """Who read the file before another one wrote to it neither opens nor accepts any more."""
     late = Simulator(state_file=path)
     async with Simulator(state_file=path) as gateway:
-        with pytest.raises(RuntimeError, match="another one writes to it"):
+        with pytest.raises(RuntimeError, match="another simulator writes to it"):
             await late.start()
         keep(path, kept(path) + b"x")
         async with calling(gateway.base_url) as caller:

@@ -12,7 +12,7 @@ from fuhu_runway.testing import DIALECTS, faults
 from fuhu_runway.testing._clock import SimulatedClock
 from fuhu_runway.testing._loopback import is_loopback
 from fuhu_runway.testing._server.accounts import Bucket
-from fuhu_runway.testing._server.dialects import tell
+from fuhu_runway.testing._server.dialects import render
 from fuhu_runway.testing._server.story import (
     Ending,
     Moment,
@@ -43,7 +43,7 @@ DONE = attrs.evolve(MOMENT, stage="succeeded", percent=100).with_urls(URLS)
 
 def told(moment: Moment, dialect: str) -> Any:
     """The body that tells *moment* in *dialect*."""
-    body, content_type = tell(moment, dialect, random.Random(0))
+    body, content_type = render(moment, dialect, random.Random(0))
     assert content_type == "application/json; charset=utf-8"
     return json.loads(body)
 

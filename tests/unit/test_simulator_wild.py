@@ -216,7 +216,7 @@ async def test_a_shape_can_be_the_gateways_own_or_a_scripts() -> None:
         assert (await caller.look()).data["status"] == "3"
         await caller.submit(prompt="odd")
         assert (await caller.look()).data[0]["status"] == "3"
-    with pytest.raises(ValueError, match="dialect='nope' is unknown; there are: envelope,"):
+    with pytest.raises(ValueError, match="dialect='nope' is unknown; the dialects are: envelope,"):
         faults.Speaks("nope")
 
 

@@ -115,9 +115,7 @@ def _headers(value: Any, at: str) -> tuple[tuple[str, str], ...]:
     return tuple((name.read(key, at), text.read(one, f"{at}.{key}")) for key, one in value.items())
 
 
-def _fault(value: Any, at: str) -> Fault | None:
-    if value is None:
-        return None
+def _fault(value: Any, at: str) -> Fault:
     given = dict(value) if isinstance(value, dict) else {"kind": value}
     kind = FAULTS[plain(one_of(FAULTS)).read(given.pop("kind", None), f"{at}.kind")]
     return kind.make(**read(kind.fields, given, at))
@@ -152,7 +150,9 @@ A_FAULT: Final = 'a fault: its name, or an object with its "kind" and fields'
 SPECIAL: Final[Mapping[object, Field]] = {
     object: plain(ANY_JSON),
     Fault: Field(A_FAULT, _fault),
-    Fault | None: Field(f"{A_FAULT}, or null", _fault),
+    Fault | None: Field(
+        f"{A_FAULT}, or null", lambda value, at: None if value is None else _fault(value, at)
+    ),
     Iterable[Planned]: list_of(
         Field(
             'an object with "where", "fault" and "times"',

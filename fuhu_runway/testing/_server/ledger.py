@@ -1,7 +1,8 @@
 """
-What an assertion about the gateway says when it fails: the ledger, as a diff.
+The text of a failed assertion about the gateway: the ledger, with its deviations marked.
 
-Pure: views of tasks and plans in, words out; None where all is well. The words hold prompts.
+Pure functions of tasks and plans, which return None if the assertion holds. The text contains
+prompts.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,17 +16,17 @@ from .store import Rule, TaskView, Which
 from .story import Script
 
 HEAD = ("", "at", "prompt", "state", "polls", "paid")
-LEGEND = {"+": "+ is one too many", "-": "- never came", "?": "? is paid for and was never polled"}
+LEGEND = {"+": "+ was unexpected", "-": "- is missing", "?": "? was paid for but never polled"}
 
 Row = tuple[str, str, str, str, str, str]
 
 
 @attrs.frozen
 class Ledger:
-    """The tasks, in the order they were accepted."""
+    """The tasks, in the order of submission."""
 
     tasks: Sequence[TaskView]
-    #: Returns the simulated second at one of the loop's.
+    #: Converts a second of the loop's clock to a simulated one.
     instant: Callable[[float], float]
 
     def __str__(self) -> str:
@@ -39,13 +40,13 @@ class Ledger:
                 repr(task.prompt),
                 task.state,
                 f"{task.polls}x",
-                f"{task.points:g}{' (given back)' if task.refunded else ''}",
+                f"{task.points:g}{' (refunded)' if task.refunded else ''}",
             )
             for task in self.tasks
         ]
 
     def unless_once(self, which: str | Pattern[str] | None) -> str | None:
-        """Return what is wrong unless exactly one task is as *which* says."""
+        """Return what is wrong unless exactly one task matches *which*."""
         rule = Rule(which, Script())
         found = [task for task in self.tasks if which is None or rule.fits(task.request)]
         if len(found) == 1:
@@ -58,7 +59,7 @@ class Ledger:
         return _table(f"expected 1 submission{of}, got {len(found)}, for {points:g} points.", rows)
 
     def unless_all(self, rules: Iterable[Rule], untouched: Iterable[Planned]) -> str | None:
-        """Return what is wrong unless all plans came about and all paid tasks were polled."""
+        """Return what is wrong unless all plans were used and all paid tasks were polled."""
         forgotten = [task for task in self.tasks if not task.polls]
         missing = [
             *(_missing(_name_of(rule.which)) for rule in rules if not rule.is_requested),
@@ -66,7 +67,7 @@ class Ledger:
         ]
         complaints = []
         if missing:
-            complaints.append(f"{len(missing)} of the plans never came about")
+            complaints.append(f"{len(missing)} of the plans were never used")
         if forgotten:
             complaints.append(f"{len(forgotten)} of the paid tasks were never polled")
         if not complaints:
