@@ -363,20 +363,20 @@ def test_what_cannot_be_is_told(pytester: pytest.Pytester) -> None:
     result = run(pytester, *AUTO, "-p", "no:anyio")
     result.assert_outcomes(errors=12, failed=2)
     for line in (
-        "*runway has no option 'taeks'; there are: allow, api_key*takes*weather",
+        "*runway has no option 'taeks'; the options are: allow, api_key*takes*weather",
         "*runway takes its options by name, and got 600",
         "*runway: *speed*",
-        "*runway has no option of the client 'pollling'; there are: api_key*polling*",
+        "*runway has no option of the client 'pollling'; the options are: api_key*polling*",
         "*runway has no option of the client 'base_url'*",
         "*api_key*",
         "*runway has allow as a list of hosts*",
-        "*runway has virtual_time as True or False*",
+        "*runway: virtual_time='no' is not true or false*",
         "*runway: allow has 'https://db.example.com'; an entry is a host*",
-        "*runway has patience in real seconds*",
-        "*runway has deadline in real seconds*",
+        "*runway: patience='long' is not a number from 0*",
+        "*runway: deadline=True is not a number from 0 to **",
         "*runway has client as a dictionary*",
-        "*RuntimeError: runway_gateway is at home in the event loop that used it first*",
-        "*runway_gateway has to be there before the loop runs*",
+        "*RuntimeError: runway_gateway belongs to the event loop that used it first*",
+        "*runway_gateway has to be made before the loop runs*",
     ):
         result.stdout.fnmatch_lines([line])
 
@@ -598,17 +598,17 @@ def test_whoever_reaches_for_the_outside_fails(pytester: pytest.Pytester) -> Non
     result.assert_outcomes(failed=10, passed=4, errors=1, skipped=1)
     result.stdout.fnmatch_lines(
         [
-            "The test reached for gateway.example:443, *allow=[[]'gateway.example'[]])",
-            "E*OutsideReached: The test reached for gateway.example:443, *",
-            "The test reached for gateway.example:443, www.gateway.example:443, *",
+            "The test tried to reach gateway.example:443, *allow=[[]'gateway.example'[]])",
+            "E*OutsideReached: The test tried to reach gateway.example:443, *",
+            "The test tried to reach gateway.example:443, www.gateway.example:443, *",
             "*test_of_the_client*",
             "E*(OutsideReached)*",
-            "E*The test reached for gateway.example:443, *",
+            "E*The test tried to reach gateway.example:443, *",
             "*test_of_a_synchronous_app*",
-            "The test reached for gateway.example:443, *",
+            "The test tried to reach gateway.example:443, *",
             "*test_another_failure*",
             "E*LookupError: of the user",
-            "E*The test reached for gateway.example:443, *",
+            "E*The test tried to reach gateway.example:443, *",
         ]
     )
 
@@ -628,7 +628,7 @@ def test_a_connection_by_address_is_stopped(pytester: pytest.Pytester) -> None:
     )
     result = pytester.runpytest_subprocess(*BARE)
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["E*OutsideReached: The test reached for 192.0.2.1:443*"])
+    result.stdout.fnmatch_lines(["E*OutsideReached: The test tried to reach 192.0.2.1:443*"])
 
 
 def event(name: str, *args: object) -> tuple[str, object] | None:
@@ -771,7 +771,7 @@ def test_a_pool_works_for_the_test_whatever_its_age() -> None:
             pool.submit(reach, "pool.example").result()
     report, strangers = guard.report(), guard.report_strangers()
     assert report is not None
-    assert report.startswith("The test reached for pool.example:443, and")
+    assert report.startswith("The test tried to reach pool.example:443, but")
     assert len(strangers) == 1
     assert strangers[0].startswith("The thread 'telemetry', which is older than the test, reached")
 
@@ -828,7 +828,7 @@ def test_a_thread_that_is_older_than_the_test_is_told_apart(pytester: pytest.Pyt
     result.assert_outcomes(passed=1, failed=2, warnings=1)
     result.stdout.fnmatch_lines(
         [
-            "*PytestWarning: The thread 'telemetry', which is older than the test, reached for *",
+            "*PytestWarning: The thread 'telemetry', which is older than the test, tried *",
         ]
     )
 
@@ -936,7 +936,7 @@ def test_failures_say_what_they_mean(pytester: pytest.Pytester) -> None:
             "Not done after 0.01 real seconds, and stopped. *",
             "*, in test_endless",
             "*TestTooEarly.test_it*",
-            "*runway_gateway does not run at this moment. *asyncSetUp*",
+            "*runway_gateway is not running at this moment. *asyncSetUp*",
         ]
     )
     output = result.stdout.str()
@@ -1089,7 +1089,7 @@ def test_a_suite_may_have_a_gateway_of_its_own(pytester: pytest.Pytester) -> Non
     pytester.makepyfile(file_of(OVERRIDDEN))
     result = run(pytester, *AUTO)
     result.assert_outcomes(passed=7, errors=1)
-    result.stdout.fnmatch_lines(["E*RuntimeError: runway_gateway is at home in the event loop *"])
+    result.stdout.fnmatch_lines(["E*RuntimeError: runway_gateway belongs to the event loop *"])
 
 
 def test_a_module_may_share_a_gateway(pytester: pytest.Pytester) -> None:
@@ -1097,7 +1097,7 @@ def test_a_module_may_share_a_gateway(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(file_of(SHARED))
     result = run(pytester, *AUTO)
     result.assert_outcomes(passed=3, failed=1)
-    result.stdout.fnmatch_lines(["E*RuntimeError: runway_gateway is at home in the event loop *"])
+    result.stdout.fnmatch_lines(["E*RuntimeError: runway_gateway belongs to the event loop *"])
 
 
 # What it costs those who do not use it

@@ -30,6 +30,8 @@ BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "count": (1, 1000),
     "times": (1, MOST),
     "takes": (0, MOST),
+    "patience": (0, MOST),
+    "deadline": (0, MOST),
     "hidden": (0, MOST),
     "blank": (0, MOST),
     "url_after": (0, MOST),
