@@ -111,9 +111,7 @@ class Simulator:
 
     #: The share of requests, from 0 to 1, that get a random fault that costs nothing. *seed*
     #: decides which, and `Seen.fault` has its name.
-    weather: float = attrs.field(
-        default=0.0, validator=[attrs.validators.ge(0), attrs.validators.le(1)]
-    )
+    weather: float = attrs.field(default=0.0, validator=check)
 
     #: How callbacks are delivered; None delivers none.
     callbacks: Callbacks | None = attrs.field(factory=Callbacks)
@@ -275,7 +273,7 @@ class Simulator:
         """Run until cancelled or closed."""
         await self.start()
         try:
-            await self._clock.wait_closed()
+            await self._clock.pause()
         finally:
             await self.aclose()
 
@@ -413,12 +411,7 @@ class Simulator:
         self._store.add_rule(Rule(which, script, takes))
 
     def fault(
-        self,
-        where: Where,
-        fault: Fault,
-        *,
-        times: int | None = 1,
-        seconds: float | None = None,
+        self, where: Where, fault: Fault, *, times: int | None = 1, seconds: float | None = None
     ) -> None:
         """
         Let *fault* happen to the next requests of the kind *where*.
@@ -487,7 +480,7 @@ class Simulator:
             AssertionError: The count is not 1. It shows the ledger, prompts included.
         """
         __tracebackhide__ = True
-        _fail_with(self._ledger().unless_once(prompt))
+        self._ledger().check_once(prompt)
 
     def assert_all_asked(self) -> None:
         """
@@ -499,7 +492,7 @@ class Simulator:
             AssertionError: Something is left. It shows the ledger, prompts included.
         """
         __tracebackhide__ = True
-        _fail_with(self._ledger().unless_all(self._store.rules, self._store.untouched()))
+        self._ledger().check_all(self._store.rules, self._store.untouched())
 
     def _ledger(self) -> Ledger:
         return Ledger(self.tasks, self._clock.instant)
@@ -558,9 +551,3 @@ class Simulator:
     def callbacks_failed(self) -> int:
         """Return how many callbacks got another status or no response."""
         return self._postman.failed
-
-
-def _fail_with(report: str | None) -> None:
-    __tracebackhide__ = True
-    if report is not None:
-        raise AssertionError(report)

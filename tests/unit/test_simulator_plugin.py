@@ -773,7 +773,7 @@ def test_a_pool_works_for_the_test_whatever_its_age() -> None:
     assert report is not None
     assert report.startswith("The test tried to reach pool.example:443, but")
     assert len(strangers) == 1
-    assert strangers[0].startswith("The thread 'telemetry', which is older than the test, reached")
+    assert strangers[0].startswith("The thread 'telemetry', which is older than the test, tried")
 
 
 def test_the_hook_hears_nothing_while_nobody_watches() -> None:

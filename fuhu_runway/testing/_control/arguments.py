@@ -245,19 +245,9 @@ def parse(raw: bytes) -> object:
     Return the JSON in *raw*; an empty body is an object without fields.
 
     Raises:
-        Rejected: It is not JSON, or names a field twice.
+        Rejected: It is not JSON.
     """
-
-    def once(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise ValueError("a field is given twice")
-        return found
-
-    def not_json(word: str) -> object:
-        raise ValueError(f"{word} is not JSON")
-
     try:
-        return json.loads(raw or b"{}", object_pairs_hook=once, parse_constant=not_json)
+        return json.loads(raw or b"{}")
     except (ValueError, RecursionError) as error:
         raise Rejected(f"the body is not JSON: {error}", field="body", allowed="JSON") from error

@@ -188,7 +188,7 @@ async def _hang(fault: faults.Hang, visit: Visit) -> web.StreamResponse:
         await response.write(reply.body[: fault.after_bytes])
     elif fault.accepted:
         visit.answer()
-    await visit.store.clock.wait_closed()
+    await visit.store.clock.pause()
     return visit.drop()
 
 

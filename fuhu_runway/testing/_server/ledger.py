@@ -1,8 +1,7 @@
 """
-The text of a failed assertion about the gateway: the ledger, with its deviations marked.
+Assertions about the gateway, which show the ledger with its deviations marked.
 
-Pure functions of tasks and plans, which return None if the assertion holds. The text contains
-prompts.
+Their errors contain prompts.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -45,21 +44,24 @@ class Ledger:
             for task in self.tasks
         ]
 
-    def unless_once(self, which: str | Pattern[str] | None) -> str | None:
-        """Return what is wrong unless exactly one task matches *which*."""
+    def check_once(self, which: str | Pattern[str] | None) -> None:
+        """Raise AssertionError unless exactly one task matches *which*."""
+        __tracebackhide__ = True
         rule = Rule(which, Script())
         found = [task for task in self.tasks if which is None or rule.fits(task.request)]
         if len(found) == 1:
-            return None
+            return
         rows = self._rows(found[1:], "+")
         if not found:
             rows.append(_missing(_name_of(which)))
         of = "" if which is None else f" of {_name_of(which)}"
         points = sum(task.points for task in found)
-        return _table(f"expected 1 submission{of}, got {len(found)}, for {points:g} points.", rows)
+        headline = f"expected 1 submission{of}, got {len(found)}, for {points:g} points."
+        raise AssertionError(_table(headline, rows))
 
-    def unless_all(self, rules: Iterable[Rule], untouched: Iterable[Planned]) -> str | None:
-        """Return what is wrong unless all plans were used and all paid tasks were polled."""
+    def check_all(self, rules: Iterable[Rule], untouched: Iterable[Planned]) -> None:
+        """Raise AssertionError unless all plans were used and all paid tasks were polled."""
+        __tracebackhide__ = True
         forgotten = [task for task in self.tasks if not task.polls]
         missing = [
             *(_missing(_name_of(rule.which)) for rule in rules if not rule.is_requested),
@@ -70,9 +72,9 @@ class Ledger:
             complaints.append(f"{len(missing)} of the plans were never used")
         if forgotten:
             complaints.append(f"{len(forgotten)} of the paid tasks were never polled")
-        if not complaints:
-            return None
-        return _table(f"{' and '.join(complaints)}.", [*self._rows(forgotten, "?"), *missing])
+        if complaints:
+            rows = [*self._rows(forgotten, "?"), *missing]
+            raise AssertionError(_table(f"{' and '.join(complaints)}.", rows))
 
 
 def _name_of(which: Which) -> str:

@@ -37,6 +37,7 @@ BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "url_after": (0, MOST),
     "points": (0, MOST),
     "queued": (0, 1),
+    "weather": (0, 1),
     "progress": (0, 100),
 }
 
