@@ -22,7 +22,7 @@ KEY = "sk-simulated"
 
 @attrs.define
 class Caller:
-    """A program that knows nothing but addresses and JSON."""
+    """A program that knows only URLs and JSON."""
 
     gateway: Simulator
     session: aiohttp.ClientSession
@@ -64,7 +64,7 @@ class Caller:
 
 @asynccontextmanager
 async def running(**options: Any) -> AsyncIterator[Caller]:
-    """A gateway that other programs may control."""
+    """Yield a caller of a gateway with a control API."""
     async with (
         Simulator(control=True, **options) as gateway,
         aiohttp.ClientSession() as session,
@@ -74,7 +74,7 @@ async def running(**options: Any) -> AsyncIterator[Caller]:
 
 @pytest.fixture
 async def caller() -> AsyncIterator[Caller]:
-    """Somebody who controls a gateway whose tasks are over at once."""
+    """Yield a caller of a controlled gateway whose tasks end at once."""
     async with running(takes=0.0) as caller:
         yield caller
 
@@ -83,7 +83,7 @@ async def caller() -> AsyncIterator[Caller]:
 
 
 async def test_without_the_option_there_is_no_control_api() -> None:
-    """An embedded simulator answers under the prefix as it does on any path it does not know."""
+    """By default the paths of the control API are unknown."""
     async with Simulator() as gateway, aiohttp.ClientSession() as session:
         async with session.get(f"{gateway.base_url}/-/health") as response:
             assert response.content_type == "text/html"
@@ -91,21 +91,21 @@ async def test_without_the_option_there_is_no_control_api() -> None:
             _ = gateway.control_url
 
 
-async def test_it_has_no_address_before_it_runs() -> None:
-    """The control API's address is known as soon as the API's is, and not before."""
+async def test_it_has_no_address_before_the_start() -> None:
+    """The control URL is known as soon as the API's URL is, and not before."""
     with pytest.raises(RuntimeError, match="has not been started"):
         _ = Simulator(control=True).control_url
 
 
 @pytest.mark.parametrize("prefix", ["/-", "/-/runway"])
-def test_no_gateway_lives_under_its_prefix(prefix: str) -> None:
-    """A gateway whose own routes would stand where the control API is cannot be made."""
+def test_no_gateway_may_use_its_prefix(prefix: str) -> None:
+    """A gateway whose routes would overlap with the control API cannot be made."""
     with pytest.raises(ValueError, match="where the control API is"):
         Simulator(control=True, prefix=prefix)
 
 
-async def test_its_health_tells_simulated_time() -> None:
-    """A harness can ask whether the gateway runs, and how late it is there."""
+async def test_its_health_has_the_simulated_time() -> None:
+    """A program can read whether the gateway is started, and its simulated time."""
     async with running(speed=1_000_000) as caller:
         health = await caller.told("GET health")
         later = await caller.told("GET health")
@@ -113,8 +113,8 @@ async def test_its_health_tells_simulated_time() -> None:
     assert 0 < health["now"] < later["now"]
 
 
-async def test_the_options_lead_to_every_address_and_to_no_key() -> None:
-    """The options of the gateway are shown, a function as null, and its key is not."""
+async def test_the_options_have_every_address_and_no_key() -> None:
+    """The options of the gateway are listed, a function as null, and its key is not."""
     async with running(takes=lambda _: 5.0, points=7, callbacks=None, api_key="sk-x") as caller:
         options = await caller.told("GET options")
     assert options["base_url"] == caller.gateway.base_url
@@ -124,8 +124,8 @@ async def test_the_options_lead_to_every_address_and_to_no_key() -> None:
     assert "sk-x" not in json.dumps(options)
 
 
-async def test_every_option_that_json_can_carry_is_told() -> None:
-    """No option of the simulator is left out, but for keys, bytes, paths and what is internal."""
+async def test_every_option_that_json_can_represent_is_listed() -> None:
+    """Only keys, bytes, paths and internals are left out."""
     async with running(callbacks=Callbacks(times=2)) as caller:
         options = await caller.told("GET options")
     fields = {field.name for field in attrs.fields(Simulator) if field.init}
@@ -152,21 +152,21 @@ async def test_every_option_that_json_can_carry_is_told() -> None:
         ("Sec-Fetch-Site", "same-site"),
     ],
 )
-async def test_a_web_page_is_turned_away(caller: Caller, header: str, value: str) -> None:
-    """A page of another site, even under a name that now leads here, changes and learns nothing."""
+async def test_a_web_page_is_refused(caller: Caller, header: str, value: str) -> None:
+    """A page of another site, even with a rebound name, changes and reads nothing."""
     status, answer = await caller.ask("POST faults", {}, headers={header: value})
     assert (status, answer["error"]["field"]) == (403, header)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:1234", "localhost:1234", "[::1]:1234", "127.9.9.9"])
 async def test_every_name_of_this_machine_will_do(caller: Caller, host: str) -> None:
-    """The gateway is controlled by whichever name of this machine leads to it."""
+    """Requests may use any name of this machine."""
     headers = {"Host": host, "Origin": f"http://{host}", "Sec-Fetch-Site": "same-origin"}
     assert (await caller.ask("GET health", headers=headers))[0] == 200
 
 
-async def test_a_request_without_a_host_is_turned_away(caller: Caller) -> None:
-    """Who does not say whom it means is not answered, not even in HTTP/1.0."""
+async def test_a_request_without_a_host_is_refused(caller: Caller) -> None:
+    """Even HTTP/1.0 requests need a Host."""
     reader, writer = await asyncio.open_connection(caller.gateway.host, caller.gateway.port)
     writer.write(b"GET /-/health HTTP/1.0\r\n\r\n")
     assert b" 403 " in await reader.readline()
@@ -174,10 +174,10 @@ async def test_a_request_without_a_host_is_turned_away(caller: Caller) -> None:
     await writer.wait_closed()
 
 
-async def test_who_leaves_in_the_middle_of_a_request_is_no_trouble(
+async def test_a_caller_may_disconnect_within_its_request(
     caller: Caller, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A caller that dies before its body has come leaves no trace in the log."""
+    """A caller that disconnects before its body is complete causes no log line."""
     _, writer = await asyncio.open_connection(caller.gateway.host, caller.gateway.port)
     head = (
         f"POST /-/faults HTTP/1.1\r\nHost: {caller.gateway.host}\r\nContent-Length: 100\r\n\r\n{{"
@@ -195,22 +195,22 @@ async def test_who_leaves_in_the_middle_of_a_request_is_no_trouble(
 
 
 @pytest.mark.parametrize("line", ["GET nothing", "GET ", "GET tasks/", "GET kinds/faults"])
-async def test_an_unknown_path_names_the_known_ones(caller: Caller, line: str) -> None:
+async def test_an_unknown_path_lists_the_commands(caller: Caller, line: str) -> None:
     """A wrong path is a 404 that lists every command."""
     status, answer = await caller.ask(line)
     assert status == 404
     assert answer["error"]["allowed"] == [command.line for command in _control.COMMANDS]
 
 
-async def test_the_bare_prefix_names_the_known_paths(caller: Caller) -> None:
-    """The prefix itself is no command, and leads to all of them."""
+async def test_the_bare_prefix_lists_the_commands(caller: Caller) -> None:
+    """The prefix itself is a 404 that lists every command."""
     async with caller.session.get(caller.gateway.control_url) as response:
         assert response.status == 404
         assert "GET /-/health" in await response.text()
 
 
 async def test_a_wrong_method_names_the_right_ones(caller: Caller) -> None:
-    """A known path asked for in another way is a 405 that says in which way it is asked for."""
+    """A wrong method is a 405 that lists the allowed ones."""
     status, answer = await caller.ask("POST plans", {})
     assert status == 405
     assert answer["error"]["allowed"] == ["GET /-/plans", "DELETE /-/plans"]
@@ -227,10 +227,8 @@ async def test_a_wrong_method_names_the_right_ones(caller: Caller) -> None:
         ("POST reset?all=1", "query.all"),
     ],
 )
-async def test_a_query_is_taken_as_strictly_as_a_body(
-    caller: Caller, line: str, field: str
-) -> None:
-    """A filter that would be ignored is refused, since a test would trust in it."""
+async def test_a_query_is_checked_like_a_body(caller: Caller, line: str, field: str) -> None:
+    """An unknown filter is refused rather than ignored, since tests rely on filters."""
     assert (await caller.refusal(line))["field"] == field
 
 
@@ -247,8 +245,8 @@ async def test_a_body_that_is_not_json_is_refused(caller: Caller, raw: bytes) ->
         assert (await response.json())["error"]["field"] == "body"
 
 
-async def test_a_fault_that_is_nested_too_deeply_is_told(caller: Caller) -> None:
-    """A fault inside of hundreds of others is refused, and the gateway stands."""
+async def test_a_fault_that_is_nested_too_deeply_is_refused(caller: Caller) -> None:
+    """A fault inside hundreds of others is refused, and the gateway goes on."""
     deep = '{"kind": "Slow", "seconds": 1, "then": ' * 400 + "null" + "}" * 400
     url = f"{caller.gateway.control_url}/faults"
     body = f'{{"where": "feed", "fault": {deep}}}'
@@ -257,8 +255,8 @@ async def test_a_fault_that_is_nested_too_deeply_is_told(caller: Caller) -> None
         assert "deep" in await response.text()
 
 
-async def test_a_body_beyond_measure_is_told(caller: Caller) -> None:
-    """More than a gateway takes is a 413, in JSON as well."""
+async def test_a_body_that_is_too_large_is_refused(caller: Caller) -> None:
+    """A body above the limit is a 413, in JSON as well."""
     url = f"{caller.gateway.control_url}/scripts"
     async with caller.session.post(url, data=BytesIO(b" " * 21_000_000)) as response:
         assert response.status == 413
@@ -269,7 +267,7 @@ async def test_a_body_beyond_measure_is_told(caller: Caller) -> None:
 
 
 async def test_a_script_for_a_prompt_says_how_its_task_ends(caller: Caller) -> None:
-    """A task with exactly that prompt goes as scripted, and no other."""
+    """It applies to tasks with exactly that prompt."""
     await caller.told(
         "POST scripts", {"prompt": "a kitten", "then": "fail", "reason": "no kittens"}
     )
@@ -278,7 +276,7 @@ async def test_a_script_for_a_prompt_says_how_its_task_ends(caller: Caller) -> N
 
 
 async def test_a_script_for_a_pattern_says_how_its_tasks_end(caller: Caller) -> None:
-    """Each task in whose prompt the pattern is found goes as scripted."""
+    """It applies to each task whose prompt contains the pattern."""
     await caller.told("POST scripts", {"pattern": "(?i)KITTEN$", "url_after": None})
     assert (await caller.look(await caller.submit("two kittens")))["video_url"]
     for prompt in ("a kitten", "another kitten"):
@@ -286,8 +284,8 @@ async def test_a_script_for_a_pattern_says_how_its_tasks_end(caller: Caller) -> 
         assert (seen["state"], seen["video_url"]) == ("succeeded", None)
 
 
-async def test_a_script_for_nobody_is_the_next_tasks(caller: Caller) -> None:
-    """Scripts that name nobody are taken in order, each by one task."""
+async def test_a_script_without_a_name_is_for_the_next_task(caller: Caller) -> None:
+    """Scripts without prompt or pattern are used in order, each by one task."""
     await caller.told("POST scripts", {"then": "fail"})
     await caller.told("POST scripts", {"takes": 1e6, "dialect": "new_api"})
     assert (await caller.told("GET counters"))["scripts_waiting"] == 2
@@ -299,7 +297,7 @@ async def test_a_script_for_nobody_is_the_next_tasks(caller: Caller) -> None:
 
 
 async def test_every_field_of_a_script_arrives(caller: Caller) -> None:
-    """Whatever `Simulator.script` takes that JSON can carry is in the script afterwards."""
+    """Every argument of `Simulator.script` that JSON can represent reaches the script."""
     wanted = {
         "prompt": "a",
         "takes": 5,
@@ -331,8 +329,8 @@ async def test_every_field_of_a_script_arrives(caller: Caller) -> None:
     assert wanted.keys() | {"pattern"} == _control.SCRIPT.keys()
 
 
-async def test_the_defaults_that_are_told_are_the_scripts_own(caller: Caller) -> None:
-    """A script that says nothing is one that says the defaults that the reference tells."""
+async def test_the_defaults_are_those_of_the_reference(caller: Caller) -> None:
+    """An empty script has the defaults that the reference lists."""
     told = (await caller.told("POST scripts", {}))["script"]
     stated = {name: field.default for name, field in _control.SCRIPT.items()}
     del stated["prompt"], stated["pattern"]
@@ -340,7 +338,7 @@ async def test_the_defaults_that_are_told_are_the_scripts_own(caller: Caller) ->
 
 
 async def test_the_faults_of_a_script_happen(caller: Caller) -> None:
-    """A fault in a script goes wrong with that script's task."""
+    """A fault in a script happens to that script's task."""
     trouble = {"where": "submit", "fault": {"kind": "server_error", "status": 503}}
     await caller.told("POST scripts", {"prompt": "b", "faults": [trouble]})
     assert (await caller.call(GENERATE, BODY))[0] == 200
@@ -375,10 +373,10 @@ async def test_the_faults_of_a_script_happen(caller: Caller) -> None:
         ({"faults": ["Drop"]}, "faults[0]", "an object"),
     ],
 )
-async def test_a_script_that_cannot_be_is_told(
+async def test_an_invalid_script_is_refused(
     caller: Caller, body: object, field: str, allowed: str
 ) -> None:
-    """Bad input names the field and what is allowed, and no script is left behind."""
+    """The error names the field and what is allowed, and no script is added."""
     told = await caller.refusal("POST scripts", body)
     assert told["field"] == field
     assert field in told["message"]
@@ -386,8 +384,8 @@ async def test_a_script_that_cannot_be_is_told(
     assert (await caller.told("GET plans")) == {"scripts": [], "faults": []}
 
 
-async def test_the_value_that_does_not_fit_is_shown_in_short(caller: Caller) -> None:
-    """The value is in the answer, and a long one only with its beginning."""
+async def test_an_invalid_value_is_shown(caller: Caller) -> None:
+    """The value is in the answer, and only the beginning of a long one."""
     assert (await caller.refusal("POST scripts", {"queued": 2}))["value"] == 2
     told = await caller.refusal("POST scripts", {"then": "x" * 5000})
     assert len(told["value"]) < 300
@@ -397,7 +395,7 @@ async def test_the_value_that_does_not_fit_is_shown_in_short(caller: Caller) -> 
 
 
 async def test_a_bad_pattern_says_what_is_bad(caller: Caller) -> None:
-    """Python's own complaint about a regular expression is passed on."""
+    """Python's own error about a regular expression is passed on."""
     assert "missing )" in (await caller.refusal("POST scripts", {"pattern": "("}))["message"]
 
 
@@ -405,7 +403,7 @@ async def test_a_bad_pattern_says_what_is_bad(caller: Caller) -> None:
 
 
 def example(kind: str) -> dict[str, Any]:
-    """The least that asks for a fault of this kind."""
+    """Return a fault of this kind with its required fields."""
     needed: dict[str, Any] = {
         "seconds": 1,
         "status": 500,
@@ -422,7 +420,7 @@ def example(kind: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", _arguments.FAULTS)
 async def test_each_kind_of_fault_can_be_planned(caller: Caller, kind: str) -> None:
-    """Each fault is planned by name where it can happen, and is shown in a form that plans it."""
+    """Each fault can be planned by name, and the answer can be sent to plan it again."""
     for where in _arguments.FAULTS[kind].places:
         wanted = {"where": where, "fault": example(kind)}
         told = (await caller.told("POST faults", wanted))["fault"]
@@ -432,7 +430,7 @@ async def test_each_kind_of_fault_can_be_planned(caller: Caller, kind: str) -> N
 
 
 def test_each_fault_of_the_module_has_a_kind() -> None:
-    """Whatever fault Python code can make, other languages can name."""
+    """Every fault of `faults` can be used in JSON."""
     made = {
         name
         for name, thing in vars(faults).items()
@@ -441,8 +439,8 @@ def test_each_fault_of_the_module_has_a_kind() -> None:
     assert _arguments.FAULTS.keys() == made - {"Fault", "Planned", "on"}
 
 
-async def test_the_kinds_can_be_asked_for(caller: Caller) -> None:
-    """A program learns every ending, dialect and fault, and each field with what is allowed."""
+async def test_the_kinds_are_listed(caller: Caller) -> None:
+    """A program can read every ending, dialect and fault, and what each field allows."""
     kinds = await caller.told("GET kinds")
     assert "stall" in kinds["endings"]
     assert "mixed" in kinds["dialects"]
@@ -457,7 +455,7 @@ async def test_the_kinds_can_be_asked_for(caller: Caller) -> None:
 
 
 async def test_a_fault_happens_as_often_as_it_was_planned(caller: Caller) -> None:
-    """Two requests fail, the third does not, and what is left can be seen in between."""
+    """Two requests fail, the third does not, and the remaining count is shown in between."""
     await caller.told("POST faults", {"where": "feed", "fault": "html_page", "times": 2})
     task_id = await caller.submit()
     assert (await caller.call("/runway/feed", {"task_id": task_id}))[1].startswith("<!doctype")
@@ -468,7 +466,7 @@ async def test_a_fault_happens_as_often_as_it_was_planned(caller: Caller) -> Non
 
 
 async def test_a_fault_ends_when_its_time_is_over(caller: Caller) -> None:
-    """A fault with a number of seconds shows how many are left."""
+    """The plan of a fault shows the remaining seconds."""
     wanted = {"where": "feed", "fault": "Drop", "times": None, "seconds": 1000}
     assert 0 < (await caller.told("POST faults", wanted))["fault"]["seconds"] <= 1000
     await caller.told("POST faults", {**wanted, "seconds": 0.5e-6})
@@ -476,8 +474,8 @@ async def test_a_fault_ends_when_its_time_is_over(caller: Caller) -> None:
     assert (await caller.told("GET counters"))["faults_waiting"] == 1
 
 
-async def test_an_answer_of_ones_own_comes_to_the_letter(caller: Caller) -> None:
-    """Status, headers and body of a planned answer are what the client gets."""
+async def test_an_answer_is_sent_as_planned(caller: Caller) -> None:
+    """The client gets the status, headers and body of a planned answer."""
     fault = {
         "kind": "Answer",
         "status": 418,
@@ -535,10 +533,10 @@ async def test_an_answer_of_ones_own_comes_to_the_letter(caller: Caller) -> None
         ("feed", {"kind": "TooManyRequests", "form": "weeks"}, "fault.form", '"date"'),
     ],
 )
-async def test_a_fault_that_cannot_be_is_told(
+async def test_an_invalid_fault_is_refused(
     caller: Caller, where: str, fault: object, field: str, allowed: str
 ) -> None:
-    """Bad input names the field and what is allowed, and nothing is planned."""
+    """The error names the field and what is allowed, and nothing is planned."""
     told = await caller.refusal("POST faults", {"where": where, "fault": fault})
     assert told["field"] == field
     assert field in told["message"]
@@ -548,7 +546,7 @@ async def test_a_fault_that_cannot_be_is_told(
 
 @pytest.mark.parametrize("code", ["word", 5, None])
 async def test_a_field_of_several_types_takes_each(caller: Caller, code: object) -> None:
-    """Where a gateway has words, numbers or nothing, the fault takes all three."""
+    """A code may be a word, a number or null, as in the gateways' answers."""
     fault = {"kind": "error", "status": 400, "code": code}
     await caller.told("POST faults", {"where": "submit", "fault": fault})
     text = (await caller.call(GENERATE, BODY))[1]
@@ -563,7 +561,7 @@ async def test_a_fault_happens_at_least_once(caller: Caller, times: object, fits
 
 
 async def test_plans_can_be_forgotten(caller: Caller) -> None:
-    """Nothing that waited happens any more, and a task that has its script keeps it."""
+    """Pending plans no longer happen, and a task that has its script keeps it."""
     await caller.told("POST scripts", {"prompt": "a", "then": "fail"})
     task_id = await caller.submit("a")
     await caller.told("POST scripts", {"then": "fail"})
@@ -573,7 +571,7 @@ async def test_plans_can_be_forgotten(caller: Caller) -> None:
     assert (await caller.look(task_id))["state"] == "error"
 
 
-async def test_scripts_are_told_in_the_order_in_which_they_are_asked(caller: Caller) -> None:
+async def test_scripts_are_listed_in_the_order_of_their_use(caller: Caller) -> None:
     """The last script that names a task comes first, and those for the next tasks in order."""
     caller.gateway.script(lambda body: "dog" in body["prompt"])
     caller.gateway.script(re.compile("cat"))
@@ -589,8 +587,8 @@ async def test_scripts_are_told_in_the_order_in_which_they_are_asked(caller: Cal
 # What it tells.
 
 
-async def test_a_task_is_told_with_what_was_asked_for() -> None:
-    """A task has its prompt, its body, its state, and instants in simulated seconds."""
+async def test_a_task_is_listed_with_its_request() -> None:
+    """A task has its prompt, body, state, and instants in simulated seconds."""
     async with running(takes=500.0) as caller:
         task_id = await caller.submit()
         await caller.look(task_id)
@@ -602,14 +600,14 @@ async def test_a_task_is_told_with_what_was_asked_for() -> None:
 
 
 async def test_a_task_that_never_ends_has_no_end(caller: Caller) -> None:
-    """Where a script lets a task run for ever, its end is null."""
+    """The end of a stalled task is null."""
     await caller.told("POST scripts", {"then": "stall"})
     await caller.submit()
     assert (await caller.told("GET tasks"))["tasks"][0]["finishes_at"] is None
 
 
-async def test_tasks_can_be_chosen(caller: Caller) -> None:
-    """By id, by prompt and by state; what is not there is an empty list."""
+async def test_tasks_can_be_filtered(caller: Caller) -> None:
+    """Tasks can be filtered by id, prompt and state, and no match is an empty list."""
     await caller.told("POST scripts", {"prompt": "b", "then": "fail"})
     first, second = await caller.submit("a"), await caller.submit("b")
 
@@ -621,8 +619,8 @@ async def test_tasks_can_be_chosen(caller: Caller) -> None:
     assert await chosen("prompt=b&state=succeeded") == []
 
 
-async def test_what_json_cannot_carry_is_told_as_text(caller: Caller) -> None:
-    """A body that Python's reader takes, and no other, does not end the answer."""
+async def test_values_that_json_cannot_represent_are_text(caller: Caller) -> None:
+    """A body that only Python's parser accepts does not break the answer."""
     raw = json.dumps(BODY | {"extra": float("nan"), "half": "\ud800"})
     url, headers = f"{caller.gateway.base_url}{GENERATE}", {"Authorization": f"Bearer {KEY}"}
     async with caller.session.post(url, data=raw, headers=headers) as response:
@@ -631,7 +629,7 @@ async def test_what_json_cannot_carry_is_told_as_text(caller: Caller) -> None:
     assert (task["request"]["extra"], task["request"]["half"]) == ("NaN", "\ud800")
 
 
-async def test_the_ledger_tells_which_submits_were_answered(caller: Caller) -> None:
+async def test_the_ledger_shows_which_submits_were_answered(caller: Caller) -> None:
     """A paid submit whose answer was lost has no status."""
     task_id = await caller.submit()
     await caller.told("POST faults", {"where": "submit", "fault": "drop_after_accepting"})
@@ -644,7 +642,7 @@ async def test_the_ledger_tells_which_submits_were_answered(caller: Caller) -> N
     assert (lost["status"], lost["answered"]) == (None, False)
 
 
-async def test_what_was_paid_twice_is_told(caller: Caller) -> None:
+async def test_duplicates_are_listed(caller: Caller) -> None:
     """Two submits of the same bytes are a group, and count as one duplicate."""
     tasks = [await caller.submit(prompt) for prompt in ("a", "b", "a")]
     groups = (await caller.told("GET duplicates"))["duplicates"]
@@ -652,8 +650,8 @@ async def test_what_was_paid_twice_is_told(caller: Caller) -> None:
     assert (await caller.told("GET counters"))["duplicates"] == 1
 
 
-async def test_the_requests_are_told_and_control_is_none_of_them(caller: Caller) -> None:
-    """What the client asked is there in order, and what the test asked is not."""
+async def test_requests_are_listed_without_control_requests(caller: Caller) -> None:
+    """The client's requests are listed in order, and those of the test are not."""
     await caller.told("POST faults", {"where": "feed", "fault": "Blank"})
     task_id = await caller.submit()
     await caller.look(task_id)
@@ -668,7 +666,7 @@ async def test_the_requests_are_told_and_control_is_none_of_them(caller: Caller)
 
 
 async def test_the_counters_count() -> None:
-    """All that a test wants to compare is in one object."""
+    """All counters are in one object."""
     async with running(takes=0.0, rate_limit=0.001, burst=4) as caller:
         caller.gateway.script("a", then="fail")
         first = await caller.submit("a")
@@ -698,7 +696,7 @@ async def test_the_counters_count() -> None:
 
 
 async def test_control_is_never_limited_and_never_goes_wrong() -> None:
-    """Neither the rate limit nor a fault for all requests reaches a control request."""
+    """Neither the rate limit nor faults apply to control requests."""
     async with running(rate_limit=0.001) as caller:
         for where in sorted(faults.PLACES):
             await caller.told("POST faults", {"where": where, "fault": "Drop", "times": None})
@@ -708,8 +706,8 @@ async def test_control_is_never_limited_and_never_goes_wrong() -> None:
         assert caller.gateway.limited == 0
 
 
-async def test_no_key_is_told() -> None:
-    """Wherever a key may stand in a request, what is shown of the request is without it."""
+async def test_no_key_is_shown() -> None:
+    """Listed requests contain no key, in whatever place it was sent."""
     async with running(takes=0.0, key_style="any") as caller:
         await caller.told("POST keys", {"key": "sk-second-key", "points": 500})
         await caller.submit(key=KEY)
@@ -733,7 +731,7 @@ async def test_no_key_is_told() -> None:
 
 
 async def test_a_key_can_be_added(caller: Caller) -> None:
-    """A further key works at once, has the points it was given, and is never told."""
+    """A further key works at once, has its points, and is never shown."""
     assert await caller.told("POST keys", {"key": "sk-b", "points": 320, "name": "second"}) == {
         "name": "second",
         "points": 320,
@@ -756,10 +754,10 @@ async def test_a_key_can_be_added(caller: Caller) -> None:
         ("sk-secret", "body", "an object"),
     ],
 )
-async def test_a_key_that_cannot_be_is_told_and_not_shown(
+async def test_an_invalid_key_is_refused_and_not_shown(
     caller: Caller, body: object, field: str, allowed: str
 ) -> None:
-    """The answer names the field and what is allowed, and the key is not in it."""
+    """The answer names the field and what is allowed, and does not contain the key."""
     told = await caller.refusal("POST keys", body)
     assert told["field"] == field
     assert allowed in str(told["allowed"])
@@ -770,7 +768,7 @@ async def test_a_key_that_cannot_be_is_told_and_not_shown(
 
 
 async def test_a_reset_leaves_nothing_behind() -> None:
-    """Between two tests everything is as at the start, but for ids, which never come again."""
+    """After a reset everything is as at the start, but no id is used twice."""
     async with running(takes=0.0, points=320, rate_limit=0.001, burst=2) as caller:
         await caller.told("POST keys", {"key": "sk-b"})
         caller.gateway.script("a kitten", then="fail")
@@ -795,8 +793,8 @@ async def test_a_reset_leaves_nothing_behind() -> None:
         await caller.told("POST keys", {"key": "sk-b"})
 
 
-async def test_a_reset_calls_nobody_back() -> None:
-    """What was on its way to a callback_url at the reset is not delivered."""
+async def test_a_reset_cancels_pending_callbacks() -> None:
+    """Callbacks that are pending at the reset are not delivered."""
     called = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -815,7 +813,7 @@ async def test_a_reset_calls_nobody_back() -> None:
 
 
 async def test_a_state_file_is_not_reset(tmp_path: Any) -> None:
-    """A gateway that has written its tasks down says that it cannot forget them."""
+    """A gateway with a state file says that it cannot forget its tasks."""
     async with running(state_file=tmp_path / "state") as caller:
         await caller.submit()
         status, answer = await caller.ask("POST reset")
@@ -831,7 +829,7 @@ async def test_a_state_file_is_not_reset(tmp_path: Any) -> None:
 async def test_each_answer_has_what_the_reference_says(
     caller: Caller, command: _control.Command
 ) -> None:
-    """The names in each answer are those that the page about it lists."""
+    """Each answer has exactly the names that the reference lists."""
     bodies = {
         "scripts": {},
         "faults": {"where": "feed", "fault": "Drop"},
