@@ -73,8 +73,7 @@ class Simulator:
     #: Points per task, or a function of the request's body.
     price: PerTask = price_of
 
-    #: The format of its answers: a name from `DIALECTS` or `SHAPES`, or "mixed", which changes
-    #: with each reply.
+    #: The format of its answers: a name from `DIALECTS` or `SHAPES`, or "mixed", which varies.
     dialect: str = attrs.field(default="envelope", converter=_dialects.checked)
     #: The format of its answers on the official routes.
     official_dialect: str = attrs.field(default="official", converter=_dialects.checked)
@@ -99,8 +98,7 @@ class Simulator:
     #: Where video URLs point: "cdn", "api", "relative" (to the API, without its origin), or
     #: "redirect" (to the API, which redirects to the CDN).
     media: Media = attrs.field(default="cdn", validator=check)
-    #: Use URLs with escaped characters in path and query, and serve files only for their exact
-    #: bytes.
+    #: Serve files only for the exact bytes of a URL, with escaped characters in path and query.
     exact_links: bool = attrs.field(default=False, validator=check)
     #: The file of every task; None is the bundled clip, with the task's id at its end.
     video: bytes | None = None
@@ -109,8 +107,7 @@ class Simulator:
     #: The status of an expired URL.
     expired_status: int = 403
 
-    #: The share of requests, from 0 to 1, that get a random fault that costs nothing. *seed*
-    #: decides which, and `Seen.fault` has its name.
+    #: The share of requests, from 0 to 1, with a random fault that costs nothing (see `seed`).
     weather: float = attrs.field(default=0.0, validator=check)
 
     #: How callbacks are delivered; None delivers none.

@@ -1,6 +1,6 @@
 """The gateway's first origin: its routes, their keys, and their work."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Final, Literal
@@ -186,7 +186,7 @@ class Api:
         return json_reply(_bodies.quota(list(self.store.accounts.values()), by_date=day))
 
     def _account(self, visit: Visit, style: KeyStyle) -> Account:
-        account = self._account_of_key(KEY_STYLES[style](visit))
+        account = self._account_of_key(_key(visit, style))
         if account.bucket is not None and account.bucket.take(visit.seen.at) > 0:
             self.store.limited += 1
             raise Refused(too_many_requests(self.options.rate_limit_answer))
@@ -204,28 +204,16 @@ class Api:
         raise Refused(_key_refused(401, "无效的令牌"))
 
 
-def _bearer(visit: Visit) -> str | None:
-    scheme, _, key = visit.request.headers.get("Authorization", "").partition(" ")
-    return key if scheme == "Bearer" else None
-
-
-def _raw(visit: Visit) -> str | None:
-    return visit.request.headers.get("Authorization")
-
-
-def _in_body(visit: Visit) -> str | None:
-    if visit.request.method == "GET":
-        return _raw(visit)
-    key = (visit.sent or {}).get("key")
-    return key if isinstance(key, str) else None
-
-
-KEY_STYLES: Final[Mapping[KeyStyle, Callable[[Visit], str | None]]] = {
-    "bearer": _bearer,
-    "raw": _raw,
-    "body": _in_body,
-    "any": lambda visit: _bearer(visit) or _in_body(visit) or _raw(visit),
-}
+def _key(visit: Visit, style: KeyStyle) -> str | None:
+    header = visit.request.headers.get("Authorization", "")
+    scheme, _, bearer = header.partition(" ")
+    in_body = header if visit.request.method == "GET" else (visit.sent or {}).get("key")
+    keys = {
+        "bearer": bearer if scheme == "Bearer" else None,
+        "body": in_body if isinstance(in_body, str) else None,
+        "raw": header,
+    }
+    return next(filter(None, keys.values()), None) if style == "any" else keys[style]
 
 
 def _key_refused(status: int, message: str) -> Reply:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from random import Random
 from typing import Any, Final, cast
 
@@ -14,7 +14,7 @@ from fuhu_runway.testing.faults import Fault, Where
 
 from . import bodies as _bodies
 from .exchange import Reply, Visit, enact, json_reply
-from .store import Origin, Plans, Seen, SimulatedTask, Store
+from .store import Origin, Rule, Seen, SimulatedTask, Store
 from .weather import WEATHER
 
 # Pictures may come as data URIs in the official format.
@@ -162,24 +162,19 @@ class Reception:
         return self.store.tasks.get(asked) if isinstance(asked, str) else None
 
     def _fault(self, visit: Visit, route: Route) -> Fault | None:
-        now = self.store.clock.now()
-        for plans, where in self._plans(visit, route):
-            fault = None if where is None else plans.take(where, now)
-            if fault is not None:
-                return fault
-        if route.role is None or self._random.random() >= self.store.options.weather:
-            return None
-        return self._random.choice(WEATHER[route.role])
-
-    def _plans(self, visit: Visit, route: Route) -> Iterator[tuple[Plans, Where | None]]:
-        """Yield the plans for *visit*, those of its script first."""
-        if visit.task is not None:
-            yield visit.task.plans, route.role
-        elif route.role == "submit":
-            rule = self.store.rule_for(visit.sent or {})
-            if rule is not None:
-                yield rule.plans, route.role
-        yield self.store.plans, route.where
+        """Return the fault of the task's script, else that of the gateway's plans or weather."""
+        now, fault = self.store.clock.now(), None
+        scripted: SimulatedTask | Rule | None = visit.task
+        if scripted is None and route.role == "submit":
+            scripted = self.store.rule_for(visit.sent or {})
+        if scripted is not None and route.role is not None:
+            fault = scripted.plans.take(route.role, now)
+        if fault is None and route.where is not None:
+            fault = self.store.plans.take(route.where, now)
+        if fault is not None or route.role is None:
+            return fault
+        is_bad = self._random.random() < self.store.options.weather
+        return self._random.choice(WEATHER[route.role]) if is_bad else None
 
 
 def _too_large(_visit: Visit, _fault: Fault | None) -> Reply:
