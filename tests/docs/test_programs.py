@@ -83,7 +83,7 @@ async def test_the_bot_sends_each_clip_to_its_chat_also_after_a_restart(tmp_path
 
 
 async def test_celery_pays_once_for_a_job_that_is_delivered_twice(tmp_path: Path) -> None:
-    """Two deliveries make one clip, and SIGTERM returns unfinished jobs to the queue."""
+    """A job sent twice makes one clip, and SIGTERM returns unfinished jobs to the queue."""
     pytest.importorskip("celery")
     (tmp_path / "clips.py").write_text(program("celery"))
     (tmp_path / "run.py").write_text(CELERY)

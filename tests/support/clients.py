@@ -30,7 +30,7 @@ def quick_client(gateway: Simulator, **changes: Any) -> Client:
 
 
 def without_pauses(client: Client) -> RecordingClock:
-    """Give *client* a clock that records its delays instead of sleeping."""
+    """Put *client* on a clock that records its delays instead of sleeping."""
     clock = RecordingClock()
     client._sessions.settings = attrs.evolve(client._sessions.settings, clock=clock)
     return clock
