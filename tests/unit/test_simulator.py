@@ -53,11 +53,11 @@ class Caller:
         assert (status, body["code"]) == (200, 200), body
         return str(body["data"]["task_id"])
 
-    async def look(self, task_id: str, path: str = "/runway/feed") -> tuple[int, Any]:
+    async def poll(self, task_id: str, path: str = "/runway/feed") -> tuple[int, Any]:
         return await self.ask("POST", path, json={"task_id": task_id})
 
-    async def told(self, task_id: str) -> Any:
-        status, body = await self.look(task_id)
+    async def task(self, task_id: str) -> Any:
+        status, body = await self.poll(task_id)
         assert status == 200, body
         return body["data"]
 
@@ -86,7 +86,7 @@ async def caller() -> AsyncIterator[Caller]:
         yield caller
 
 
-# The way of one task.
+# One task from submit to end.
 
 
 async def test_a_submit_returns_the_id_and_twelve_empty_fields(
@@ -108,14 +108,14 @@ async def test_a_task_waits_then_runs_then_shows_its_video() -> None:
         seen = []
         for _ in range(3):
             await asyncio.sleep(7)
-            told = await caller.told(task_id)
-            seen.append((told["status"], told["state"], told["video_url"]))
+            shown = await caller.task(task_id)
+            seen.append((shown["status"], shown["state"], shown["video_url"]))
         await asyncio.sleep(79)
-        told = await caller.told(task_id)
+        shown = await caller.task(task_id)
     assert seen == [("0", "pending", None), ("1", "running", None), ("1", "running", None)]
-    assert (told["status"], told["state"], told["msg"]) == ("3", "succeeded", None)
-    assert told["video_url"].endswith(f"?_jwt={told['video_url'][-32:]}")
-    assert int(told["update_time"]) - int(told["create_time"]) == 100
+    assert (shown["status"], shown["state"], shown["msg"]) == ("3", "succeeded", None)
+    assert shown["video_url"].endswith(f"?_jwt={shown['video_url'][-32:]}")
+    assert int(shown["update_time"]) - int(shown["create_time"]) == 100
 
 
 @pytest.mark.usefixtures("virtual")
@@ -124,9 +124,9 @@ async def test_speed_shortens_the_wait() -> None:
     async with running(takes=100.0, speed=20.0) as caller:
         task_id = await caller.start()
         await asyncio.sleep(4.9)
-        before = await caller.told(task_id)
+        before = await caller.task(task_id)
         await asyncio.sleep(0.2)
-        after = await caller.told(task_id)
+        after = await caller.task(task_id)
         view = caller.gateway.tasks[0]
         assert view.finishes_at is not None
         lasted = view.finishes_at - view.created_at
@@ -171,9 +171,9 @@ async def test_the_official_format_answers_with_an_id_and_then_with_output(calle
     status, made = await caller.ask("POST", OFFICIAL, json=body, headers=VERSION)
     assert (status, list(made)) == (200, ["id"])
     for path in ("/runwayml/v1/tasks/", "/v1/runway/tasks/"):
-        status, told = await caller.ask("GET", path + made["id"])
-        assert (status, told["status"]) == (200, "SUCCEEDED")
-        assert told["output"][0].startswith(caller.gateway.cdn_url)
+        status, shown = await caller.ask("GET", path + made["id"])
+        assert (status, shown["status"]) == (200, "SUCCEEDED")
+        assert shown["output"][0].startswith(caller.gateway.cdn_url)
     assert caller.gateway.tasks[0].points == 160.0
 
 
@@ -196,7 +196,7 @@ async def test_the_feed_verb_can_be_get() -> None:
         task_id = await caller.start()
         status, body = await caller.ask("GET", "/runway/feed", params={"task_id": task_id})
         assert (status, body["data"]["task_id"]) == (200, task_id)
-        assert "<html" in (await caller.look(task_id))[1]
+        assert "<html" in (await caller.poll(task_id))[1]
 
 
 async def test_an_unknown_path_is_the_web_page_and_under_v1_a_404(caller: Caller) -> None:
@@ -210,14 +210,14 @@ async def test_an_unknown_path_is_the_web_page_and_under_v1_a_404(caller: Caller
 
 async def test_the_second_origin_serves_only_files(caller: Caller) -> None:
     """The API does not answer on the files' origin."""
-    # A session with a base takes no other address in older aiohttp.
+    # In older aiohttp, a session with a base URL accepts no other URL.
     async with aiohttp.ClientSession(caller.gateway.cdn_url) as session:
         status, body = await Caller(caller.gateway, session).submit()
     assert status == 404
     assert "NoSuchKey" in body
 
 
-# What it refuses.
+# Refusals.
 
 
 async def test_a_missing_callback_url_is_refused_if_strict() -> None:
@@ -290,8 +290,8 @@ async def test_the_official_submit_may_need_the_version_header() -> None:
     """A gateway that requires X-Runway-Version refuses an official submit without it."""
     body = {"promptImage": "https://example.com/1.jpeg", "model": "gen4_turbo"}
     async with running(requires_version=True) as caller:
-        status, told = await caller.ask("POST", OFFICIAL, json=body)
-        assert (status, told["error"]["code"]) == (400, "invalid_request")
+        status, shown = await caller.ask("POST", OFFICIAL, json=body)
+        assert (status, shown["error"]["code"]) == (400, "invalid_request")
         assert caller.gateway.submitted == 0
         assert (await caller.ask("POST", OFFICIAL, json=body, headers=VERSION))[0] == 200
 
@@ -323,7 +323,7 @@ async def test_an_unknown_task_does_not_exist(caller: Caller, task_id: object) -
     assert body == {"code": "task_not_exist", "message": "task_not_exist", "data": None}
 
 
-# Who may ask.
+# Access.
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ async def test_another_key_does_not_see_the_task(caller: Caller) -> None:
         caller.gateway.base_url, headers={"Authorization": "Bearer sk-other"}
     ) as session:
         other = Caller(caller.gateway, session)
-        assert (await other.look(task_id))[0] == 400
+        assert (await other.poll(task_id))[0] == 400
         assert (await other.submit())[0] == 200
 
 
@@ -390,9 +390,9 @@ async def test_points_are_charged_on_submit_and_refunded_on_failure() -> None:
         await asyncio.sleep(99)
         assert caller.gateway.balance == 680.0
         await asyncio.sleep(1)
-        told = await caller.told(task_id)
-        assert (told["status"], told["state"], told["msg"]) == ("2", "error", "moderated")
-        assert (told["point"], told["refund"], told["video_url"]) == ("320", "320", None)
+        shown = await caller.task(task_id)
+        assert (shown["status"], shown["state"], shown["msg"]) == ("2", "error", "moderated")
+        assert (shown["point"], shown["refund"], shown["video_url"]) == ("320", "320", None)
         assert (caller.gateway.balance, caller.gateway.refunds) == (1000.0, 320.0)
         assert caller.gateway.tasks[0].refunded
 
@@ -507,20 +507,20 @@ async def test_a_script_may_hide_blank_and_withhold() -> None:
     async with running() as caller:
         caller.gateway.script(takes=60, hidden=5, blank=10, url_after=20, progress=[], queued=0)
         task_id = await caller.start()
-        assert (await caller.look(task_id))[0] == 400
+        assert (await caller.poll(task_id))[0] == 400
         seen = []
         for pause in (6, 14, 50, 20):
             await asyncio.sleep(pause)
-            told = await caller.told(task_id)
-            seen.append((told["status"], bool(told["video_url"])))
+            shown = await caller.task(task_id)
+            seen.append((shown["status"], bool(shown["video_url"])))
     assert seen == [("", False), ("1", False), ("3", False), ("3", True)]
 
 
 async def test_a_success_may_never_show_its_url(caller: Caller) -> None:
     """With `url_after=None` a success never has a video."""
     caller.gateway.script("a kitten", url_after=None)
-    told = await caller.told(await caller.start())
-    assert (told["status"], told["video_url"]) == ("3", None)
+    shown = await caller.task(await caller.start())
+    assert (shown["status"], shown["video_url"]) == ("3", None)
 
 
 async def test_a_script_may_have_faults_of_its_own(caller: Caller) -> None:
@@ -535,8 +535,8 @@ async def test_a_script_may_have_faults_of_its_own(caller: Caller) -> None:
     plain = await caller.start()
     assert (await caller.submit(prompt="cursed"))[0] == 503
     cursed = await caller.start(prompt="cursed")
-    assert (await caller.look(plain))[0] == 200
-    assert [(await caller.look(cursed))[0] for _ in range(3)] == [500, 500, 200]
+    assert (await caller.poll(plain))[0] == 200
+    assert [(await caller.poll(cursed))[0] for _ in range(3)] == [500, 500, 200]
 
 
 # Dialects.
@@ -548,10 +548,10 @@ async def test_every_dialect_names_the_task_and_its_end(dialect: str) -> None:
     async with running(dialect=dialect, takes=0.0) as caller:
         _, made = await caller.submit()
         task_id = caller.gateway.tasks[0].task_id
-        _, told = await caller.look(task_id)
+        _, shown = await caller.poll(task_id)
     assert task_id in json.dumps(made)
-    assert task_id in json.dumps(told)
-    assert f"{task_id.replace('-', '')}.mp4" in json.dumps(told)
+    assert task_id in json.dumps(shown)
+    assert f"{task_id.replace('-', '')}.mp4" in json.dumps(shown)
 
 
 async def test_mixed_changes_from_reply_to_reply_and_repeats_with_the_seed() -> None:
@@ -561,7 +561,7 @@ async def test_mixed_changes_from_reply_to_reply_and_repeats_with_the_seed() -> 
         async with running(dialect="mixed", takes=0.0, seed=7) as caller:
             await caller.submit()
             task_id = caller.gateway.tasks[0].task_id
-            shapes = [sorted((await caller.look(task_id))[1]) for _ in range(12)]
+            shapes = [sorted((await caller.poll(task_id))[1]) for _ in range(12)]
             runs.append((task_id, shapes))
     assert runs[0] == runs[1]
     assert len({tuple(shape) for shape in runs[0][1]}) > 2
@@ -572,8 +572,8 @@ async def test_a_script_may_have_its_own_dialect(caller: Caller) -> None:
     caller.gateway.script("a kitten", dialect="bare")
     _, made = await caller.submit()
     assert made["status"] == "NOT_START"
-    _, told = await caller.look(made["task_id"])
-    assert told["status"] == "SUCCESS"
+    _, shown = await caller.poll(made["task_id"])
+    assert shown["status"] == "SUCCESS"
 
 
 async def test_an_unknown_dialect_is_an_error_at_once() -> None:
@@ -584,7 +584,7 @@ async def test_an_unknown_dialect_is_an_error_at_once() -> None:
         Simulator().script("a kitten", dialect="b")
 
 
-# What it saw.
+# The log of requests.
 
 
 async def test_duplicates_are_equal_bodies(caller: Caller) -> None:
@@ -606,7 +606,7 @@ async def test_polls_are_counted_for_each_task_answered_or_not(caller: Caller) -
     other = await caller.start()
     caller.gateway.fault("feed", faults.server_error(502))
     for _ in range(3):
-        await caller.look(task_id)
+        await caller.poll(task_id)
     assert (caller.gateway.polls(task_id), caller.gateway.polls(other)) == (3, 0)
 
 
@@ -635,9 +635,9 @@ async def test_the_log_forgets_the_oldest() -> None:
 
 async def test_no_secret_is_in_a_repr(caller: Caller) -> None:
     """No repr of a task or request contains the key, a prompt or a signed link."""
-    told = await caller.told(await caller.start())
+    shown = await caller.task(await caller.start())
     text = repr((caller.gateway, caller.gateway.tasks, caller.gateway.requests))
-    for secret in ("sk-simulated", "a kitten", told["video_url"][-32:]):
+    for secret in ("sk-simulated", "a kitten", shown["video_url"][-32:]):
         assert secret not in text
 
 
@@ -672,7 +672,7 @@ async def test_the_peak_of_requests_is_known(caller: Caller) -> None:
     assert caller.gateway.peak_requests == 3
 
 
-# Coming and going.
+# Start and close.
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "example.com", ""])  # noqa: S104
@@ -724,7 +724,7 @@ async def test_a_restart_keeps_port_and_tasks() -> None:
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", port)
         await caller.gateway.start()
-        assert (await caller.told(task_id))["status"] == "3"
+        assert (await caller.task(task_id))["status"] == "3"
         assert caller.gateway.port == port
 
 
@@ -820,7 +820,7 @@ async def test_a_client_may_disconnect_within_its_request(
     assert (caller.gateway.submitted, caplog.records) == (1, [])
 
 
-# Addresses before it runs
+# Addresses before the start.
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -891,7 +891,7 @@ def test_the_faults_come_without_the_simulator() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "shown"),
     [
         (
             lambda: Simulator(takes="x"),
@@ -918,9 +918,9 @@ def test_the_faults_come_without_the_simulator() -> None:
         ),
     ],
 )
-def test_an_invalid_option_is_an_error_in_one_line(wrong: Any, told: str) -> None:
+def test_an_invalid_option_is_an_error_in_one_line(wrong: Any, shown: str) -> None:
     """The error names the option, its value and what is allowed, without internals."""
     with pytest.raises((ValueError, TypeError)) as caught:
         wrong()
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(shown)
     assert "Attribute(" not in str(caught.value)

@@ -20,7 +20,7 @@ class Receiver:
     url: str = ""
     got: list[dict[str, Any]] = attrs.field(factory=list)
     at: list[float] = attrs.field(factory=list)
-    #: What came that is no JSON.
+    #: Bodies that are not JSON.
     pages: list[str] = attrs.field(factory=list)
 
     async def receive(self, request: web.Request) -> web.Response:

@@ -23,7 +23,7 @@ class Caller:
     async def submit(self) -> tuple[int, str]:
         return await self.post("/runway/pro/generate", BODY)
 
-    async def look(self, task_id: str) -> tuple[int, str]:
+    async def poll(self, task_id: str) -> tuple[int, str]:
         return await self.post("/runway/feed", {"task_id": task_id})
 
     async def post(self, path: str, body: object) -> tuple[int, str]:
@@ -34,12 +34,12 @@ class Caller:
         _, text = await self.submit()
         return str(json.loads(text)["data"]["task_id"])
 
-    async def told(self, task_id: str) -> Any:
-        return json.loads((await self.look(task_id))[1])["data"]
+    async def task(self, task_id: str) -> Any:
+        return json.loads((await self.poll(task_id))[1])["data"]
 
     @property
     def submitted(self) -> int:
-        # Read afresh each time, which mypy would not believe of one attribute.
+        # A function, since mypy would assume that an attribute stays the same.
         return self.gateway.submitted
 
 
@@ -53,7 +53,7 @@ async def caller() -> AsyncIterator[Caller]:
         yield Caller(gateway, session)
 
 
-# Before and after the job exists.
+# Before and after the task exists.
 
 
 @pytest.mark.parametrize("reset", [False, True])
@@ -82,7 +82,7 @@ def test_the_two_ways_to_drop_have_names() -> None:
 async def test_a_server_error_may_come_after_the_job(
     caller: Caller, *, accepted: bool, status: int, body: Any
 ) -> None:
-    """A 5xx looks the same whether or not the task exists and was charged."""
+    """A 5xx polls the same whether or not the task exists and was charged."""
     fault = faults.server_error(status, accepted=accepted, body=body)
     caller.gateway.fault("submit", fault)
     answer, text = await caller.submit()
@@ -173,7 +173,7 @@ async def test_a_429_may_be_empty_or_mean_the_quota(caller: Caller) -> None:
     assert "负载已饱和" in text
 
 
-# Answers of every other kind.
+# Other answers.
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ async def test_every_kind_of_wrong_answer_can_be_sent(
 async def test_a_nested_error_is_an_error_in_an_error(caller: Caller) -> None:
     """The upstream's error is in two levels of JSON inside the message."""
     caller.gateway.fault("feed", faults.nested_error(502, levels=2))
-    status, text = await caller.look("x")
+    status, text = await caller.poll("x")
     outer = json.loads(text)
     inner = json.loads(outer["message"])
     assert (status, outer["code"], inner["code"]) == (502, *["fail_to_fetch_task"] * 2)
@@ -243,7 +243,7 @@ async def test_a_huge_answer_comes_in_pieces_and_without_a_length(caller: Caller
     assert json.loads(text)["code"] == 200
 
 
-# Answers of the feed that say odd things.
+# Odd answers of the feed.
 
 
 @pytest.mark.parametrize(
@@ -260,18 +260,18 @@ async def test_the_feed_may_use_any_words(
     """Both fields for the state can have unknown words, for one answer."""
     task_id = await caller.start()
     caller.gateway.fault("feed", fault)
-    told = await caller.told(task_id)
-    assert (told["status"], told["state"]) == words
-    assert (await caller.told(task_id))["status"] == "3"
+    shown = await caller.task(task_id)
+    assert (shown["status"], shown["state"]) == words
+    assert (await caller.task(task_id))["status"] == "3"
 
 
 async def test_a_success_may_have_no_url_for_one_answer(caller: Caller) -> None:
     """The next answer has the URL."""
     task_id = await caller.start()
     caller.gateway.fault("feed", faults.NoUrl())
-    told = await caller.told(task_id)
-    assert (told["status"], told["video_url"], told["poster"]) == ("3", None, None)
-    assert (await caller.told(task_id))["video_url"]
+    shown = await caller.task(task_id)
+    assert (shown["status"], shown["video_url"], shown["poster"]) == ("3", None, None)
+    assert (await caller.task(task_id))["video_url"]
 
 
 @pytest.mark.parametrize(("refunded", "refund"), [(False, "0"), (True, "320")])
@@ -279,10 +279,10 @@ async def test_a_failure_may_have_a_url(caller: Caller, *, refunded: bool, refun
     """A failure may have a URL, with or without the refund that proves it."""
     task_id = await caller.start()
     caller.gateway.fault("feed", faults.FailureWithUrl(refunded=refunded))
-    told = await caller.told(task_id)
-    assert (told["status"], told["state"], told["refund"]) == ("2", "error", refund)
-    assert bool(told["video_url"])
-    assert bool(told["msg"]) == refunded
+    shown = await caller.task(task_id)
+    assert (shown["status"], shown["state"], shown["refund"]) == ("2", "error", refund)
+    assert bool(shown["video_url"])
+    assert bool(shown["msg"]) == refunded
 
 
 async def test_an_answer_may_be_blank_or_in_another_dialect(caller: Caller) -> None:
@@ -290,9 +290,9 @@ async def test_an_answer_may_be_blank_or_in_another_dialect(caller: Caller) -> N
     task_id = await caller.start()
     caller.gateway.fault("feed", faults.Blank())
     caller.gateway.fault("feed", faults.Speaks("official"))
-    assert (await caller.told(task_id))["video_url"] is None
-    assert json.loads((await caller.look(task_id))[1])["status"] == "SUCCEEDED"
-    assert (await caller.told(task_id))["status"] == "3"
+    assert (await caller.task(task_id))["video_url"] is None
+    assert json.loads((await caller.poll(task_id))[1])["status"] == "SUCCEEDED"
+    assert (await caller.task(task_id))["status"] == "3"
 
 
 async def test_a_submit_may_be_answered_in_another_dialect(caller: Caller) -> None:
@@ -308,14 +308,14 @@ async def test_faults_happen_as_often_as_they_are_planned(caller: Caller) -> Non
     """One fault happens twice, another once, and then none."""
     caller.gateway.fault("feed", faults.server_error(500), times=2)
     caller.gateway.fault("feed", faults.server_error(503))
-    assert [(await caller.look("x"))[0] for _ in range(4)] == [500, 500, 503, 400]
+    assert [(await caller.poll("x"))[0] for _ in range(4)] == [500, 500, 503, 400]
 
 
 async def test_a_fault_waits_for_its_own_kind_of_request(caller: Caller) -> None:
     """A fault on the balance does not happen to the feed."""
     caller.gateway.fault("balance", faults.error(200, "x", type="upstream_error"))
     caller.gateway.fault("official", faults.server_error(502))
-    assert (await caller.look("x"))[0] == 400
+    assert (await caller.poll("x"))[0] == 400
     async with caller.session.get("/v1/dashboard/billing/usage") as response:
         assert (response.status, "error" in await response.json()) == (200, True)
     async with caller.session.get("/runwayml/v1/tasks/x") as response:
@@ -328,7 +328,7 @@ async def test_an_outage_lasts_as_long_as_it_is_planned(caller: Caller) -> None:
     caller.gateway.fault("feed", faults.server_error(502), times=None, seconds=180.0)
     seen = []
     for _ in range(4):
-        seen.append((await caller.look("x"))[0])
+        seen.append((await caller.poll("x"))[0])
         await asyncio.sleep(61)
     assert seen == [502, 502, 502, 400]
 
@@ -338,7 +338,7 @@ async def test_the_gateways_faults_come_after_the_scripts(caller: Caller) -> Non
     caller.gateway.script("a kitten", faults=[faults.on("feed", faults.server_error(500))])
     caller.gateway.fault("feed", faults.server_error(503))
     task_id = await caller.start()
-    assert [(await caller.look(task_id))[0] for _ in range(3)] == [500, 503, 200]
+    assert [(await caller.poll(task_id))[0] for _ in range(3)] == [500, 503, 200]
 
 
 async def test_a_scripted_submit_may_fail_after_it_was_accepted(caller: Caller) -> None:

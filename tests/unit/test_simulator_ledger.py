@@ -26,9 +26,9 @@ async def client(gateway: Simulator) -> AsyncIterator[Client]:
 
 def complaint(assertion: Callable[..., None], *arguments: Any) -> list[str]:
     """Return the lines of the assertion's error."""
-    with pytest.raises(AssertionError) as told:
+    with pytest.raises(AssertionError) as shown:
         assertion(*arguments)
-    return str(told.value).splitlines()
+    return str(shown.value).splitlines()
 
 
 async def test_one_submit_is_one_submit(gateway: Simulator, client: Client) -> None:
@@ -107,10 +107,10 @@ async def test_unused_plans_and_unpolled_tasks_are_shown(
     headline, *rows, _, legend = complaint(gateway.assert_all_asked)
     assert headline == "6 of the plans were never used and 1 of the paid tasks were never polled."
     assert [row.split()[0] for row in rows[2:]] == ["?", *"-" * 6]
-    told = "\n".join(rows)
+    shown = "\n".join(rows)
     for name in ("'a puppy'", "/rain/", "by_the_body", "'a late one'", "Cut on 'download'"):
-        assert name in told
-    assert "Drop on 'submit'" in told
+        assert name in shown
+    assert "Drop on 'submit'" in shown
     assert legend == "? was paid for but never polled; - is missing."
 
 

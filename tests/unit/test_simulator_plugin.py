@@ -162,7 +162,7 @@ def test_it_works_with_every_asynchronous_plugin(
 ) -> None:
     """The same tests pass with every plugin for asynchronous tests, and without one."""
     options, mark = options_and_mark(pytestconfig, mode)
-    # Nobody runs a test that asks for nothing of ours.
+    # A test without our fixtures is not run by the plugin.
     tests = (
         TESTS
         if "asyncio_mode=auto" in options or mark or "auto" in mode
@@ -833,7 +833,7 @@ def test_a_thread_that_is_older_than_the_test_does_not_fail_it(pytester: pytest.
     )
 
 
-# Failures that say what they mean
+# Failures that explain themselves.
 
 FAILING: Final = """
 import contextlib, unittest
@@ -941,8 +941,8 @@ def test_failures_explain_themselves(pytester: pytest.Pytester) -> None:
     )
     output = result.stdout.str()
     assert output.count("Captured runway_gateway call") == 1
-    # Parts of the output, by the name of their test. The summary that follows repeats whole
-    # messages where the environment says CI.
+    # Parts of the output, by the name of their test. The summary after them repeats whole
+    # messages if CI is set.
     failures, _ = output.split(" short test summary info ")
     _, *parts = re.split(r"^_+ (.+?) _+$", failures, flags=re.MULTILINE)
     explained = {
@@ -951,7 +951,7 @@ def test_failures_explain_themselves(pytester: pytest.Pytester) -> None:
         if "Time is virtual in this test" in part
     }
     assert explained == {"test_timeout", "test_timeout_in_a_group"}
-    # What it says of the tasks are lines of the plugin's as well.
+    # The stacks of the tasks contain lines of the plugin as well.
     assert not re.search(r"^\S*fuhu_runway/testing/(_pytest|plugin)", output, re.MULTILINE)
 
 
@@ -979,7 +979,7 @@ def test_a_missing_mark_is_reported(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["test_it is asynchronous and no plugin runs it*: session. Mark *"])
 
 
-# Gateways of the suite's own
+# Gateways that a suite defines.
 
 OVERRIDDEN: Final = """
 class TestAsynchronous:
@@ -1100,7 +1100,7 @@ def test_a_module_may_share_a_gateway(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["E*RuntimeError: runway_gateway belongs to the event loop *"])
 
 
-# What it costs those who do not use it
+# Costs for runs that do not use it.
 
 QUIET: Final = """
 import sys
@@ -1113,7 +1113,7 @@ sys.exit(pytest.main(["-W", "error", *"{options}".split(), "test_it.py"]))
 def test_pytest_starts_quietly_after_the_package(pytester: pytest.Pytester) -> None:
     """pytest.main() does not warn if the package has been imported already."""
     package = Path(fuhu_runway.__file__).parent
-    # As an installer leaves it, which the package that is tested need not be.
+    # As after an installation; the tested package may be a checkout.
     place = pytester.mkdir("site-packages")
     (place / "fuhu_runway").symlink_to(package, target_is_directory=True)
     info = place / "fuhu_runway-9.9.dist-info"

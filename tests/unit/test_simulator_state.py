@@ -17,7 +17,7 @@ from fuhu_runway.testing import Callbacks, LedgerEntry, Simulator, TaskView, fau
 BODY = {"callback_url": "https://callback.invalid/", "prompt": "a kitten", "model": "gen4"}
 GENERATE = "/runway/pro/generate"
 
-# A gateway in a process of its own, which says where it is once it answers.
+# A gateway in another process, which prints its URL once it answers.
 PROGRAM = """
 import asyncio, sys
 from fuhu_runway.testing import Simulator, faults
@@ -47,7 +47,7 @@ class Caller:
         assert status == 200, text
         return str(json.loads(text)["data"]["task_id"])
 
-    async def told(self, task_id: str) -> dict[str, Any]:
+    async def shown(self, task_id: str) -> dict[str, Any]:
         status, text = await self.ask("/runway/feed", {"task_id": task_id})
         assert status == 200, text
         data: dict[str, Any] = json.loads(text)["data"]
@@ -126,7 +126,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "state"
 
 
-# What goes on.
+# What survives a restart.
 
 
 async def test_without_a_file_there_is_a_ledger_in_memory() -> None:
@@ -140,13 +140,13 @@ async def test_the_next_simulator_knows_the_task(path: Path) -> None:
     """Id, prompt, request, points and creation are those of the last run."""
     async with running(path) as (gateway, caller):
         task_id = await caller.start(prompt="一只小猫 \udc80")
-        before, told = only(gateway), await caller.told(task_id)
+        before, shown = only(gateway), await caller.shown(task_id)
     pass_time(path, 3600)
     async with running(path) as (gateway, caller):
         after = only(gateway)
-        told_again = await caller.told(task_id)
-        assert int(told_again["create_time"]) == int(told["create_time"]) - 3600
-    assert (after.task_id, after.prompt, told["prompt"]) == (task_id, "一只小猫 ?", "一只小猫 ?")
+        told_again = await caller.shown(task_id)
+        assert int(told_again["create_time"]) == int(shown["create_time"]) - 3600
+    assert (after.task_id, after.prompt, shown["prompt"]) == (task_id, "一只小猫 ?", "一只小猫 ?")
     for name in ("prompt", "action", "points", "request", "raw", "digest"):
         assert getattr(after, name) == getattr(before, name)
 
@@ -157,7 +157,7 @@ async def test_time_goes_on_between_runs(path: Path) -> None:
         task_id = await caller.start()
     pass_time(path, 40)
     async with running(path, speed=2.0) as (_, caller):
-        assert (await caller.told(task_id))["status"] == "1"
+        assert (await caller.shown(task_id))["status"] == "1"
     pass_time(path, 10)
     assert only(Simulator(state_file=path, speed=2.0)).state == "succeeded"
 
@@ -214,11 +214,11 @@ async def test_a_task_keeps_its_script_and_loses_its_faults(path: Path) -> None:
         assert (status, json.loads(text)["code"]) == (400, "task_not_exist")
     pass_time(path, 600)
     async with running(path) as (_, caller):
-        assert (await caller.told(task_id))["status"] == "1"
+        assert (await caller.shown(task_id))["status"] == "1"
     pass_time(path, 100)
     async with running(path) as (_, caller):
-        told = await caller.told(task_id)
-        assert (told["status"], told["msg"], told["refund"]) == ("2", "moderated", "320")
+        shown = await caller.shown(task_id)
+        assert (shown["status"], shown["msg"], shown["refund"]) == ("2", "moderated", "320")
 
 
 async def test_the_counters_go_on(path: Path) -> None:
@@ -260,7 +260,7 @@ async def test_links_survive(path: Path) -> None:
 
     async with running(path, **options) as (gateway, caller):
         task_id = await caller.start()
-        url = (await caller.told(task_id))["video_url"]
+        url = (await caller.shown(task_id))["video_url"]
         gateway.fault("download", faults.Changed())
         status, changed = await get(gateway, url)
         assert status == 200
@@ -270,7 +270,7 @@ async def test_links_survive(path: Path) -> None:
         assert (await get(gateway, url))[0] == 410
     async with running(path, **options) as (gateway, caller):
         assert (await get(gateway, url))[0] == 410
-        signed_anew = (await caller.told(task_id))["video_url"]
+        signed_anew = (await caller.shown(task_id))["video_url"]
         assert (await get(gateway, url))[0] == 403
     async with running(path, **options) as (gateway, caller):
         assert await get(gateway, signed_anew) == (200, changed)
@@ -396,7 +396,7 @@ async def test_a_client_that_leaves_within_its_answer_was_not_answered(
     assert not caplog.records
 
 
-# Files that are not whole, and files that are none.
+# Truncated files, and other files.
 
 
 async def test_the_file_may_end_anywhere(path: Path) -> None:
@@ -405,11 +405,11 @@ async def test_the_file_may_end_anywhere(path: Path) -> None:
         task_id = await caller.start()
     data = kept(path)
     whole = [index + 1 for index, byte in enumerate(data) if byte == ord("\n")]
-    told = {}
+    shown = {}
     for stop in sorted({*range(0, len(data), 13), *whole, *(end - 1 for end in whole)}):
         keep(path, data[:stop])
-        told[stop] = len(read_ledger(path)), Simulator(state_file=path).submitted
-    assert [told[stop - 1] + told[stop] for stop in whole] == [
+        shown[stop] = len(read_ledger(path)), Simulator(state_file=path).submitted
+    assert [shown[stop - 1] + shown[stop] for stop in whole] == [
         (0, 0, 0, 0),
         (0, 0, 1, 1),
         (1, 1, 1, 1),
@@ -538,7 +538,7 @@ async def test_a_delayed_callback_is_not_lost(path: Path) -> None:
     assert got == ["3"]
 
 
-# Processes that are killed.
+# Killed processes.
 
 
 async def test_a_kill_between_accept_and_answer_loses_no_task(path: Path) -> None:
@@ -555,9 +555,9 @@ async def test_a_kill_between_accept_and_answer_loses_no_task(path: Path) -> Non
     pass_time(path, 100)
     with program(path) as (url, _):
         async with calling(url) as caller:
-            assert (await caller.told(entry.task_id))["status"] == "3"
+            assert (await caller.shown(entry.task_id))["status"] == "3"
             twin = await caller.start()
-            # The answer is here before the other process has written that it left.
+            # The answer may arrive before the other process has recorded it.
             await until(lambda: read_ledger(path)[-1].answered)
     assert twin != entry.task_id
     assert [(one.task_id, one.answered) for one in read_ledger(path)] == [
@@ -568,14 +568,14 @@ async def test_a_kill_between_accept_and_answer_loses_no_task(path: Path) -> Non
 
 async def test_every_known_id_survives_any_kill(path: Path) -> None:
     """Killed three times during its work, it knows every id that a client has received."""
-    heard: list[str] = []
+    received: list[str] = []
 
     async def go_on_submitting(caller: Caller) -> None:
         while True:
-            heard.append(await caller.start())
+            received.append(await caller.start())
 
     async def have_heard_of(count: int) -> None:
-        await until(lambda: len(heard) >= count)
+        await until(lambda: len(received) >= count)
 
     for kill_at in (7, 20, 41):
         with program(path) as (url, process):
@@ -587,11 +587,11 @@ async def test_every_known_id_survives_any_kill(path: Path) -> None:
         assert all(isinstance(end, aiohttp.ClientError) for end in ends), ends
     ledger = read_ledger(path)
     known = [entry.task_id for entry in ledger]
-    assert len(set(heard)) == len(heard)
+    assert len(set(received)) == len(received)
     assert len(set(known)) == len(known)
-    assert set(heard) <= set(known)
-    # What was accepted and not heard of was on its way to one of the five.
-    assert len(known) - len(heard) <= 3 * 5
+    assert set(received) <= set(known)
+    # Accepted tasks with an unknown id were in flight to one of the five callers.
+    assert len(known) - len(received) <= 3 * 5
     gateway = Simulator(state_file=path)
     assert (gateway.submitted, gateway.ledger()) == (len(known), ledger)
     assert gateway.balance == 100_000.0 - 320.0 * len(known)

@@ -41,7 +41,7 @@ FAILED = attrs.evolve(
 DONE = attrs.evolve(MOMENT, stage="succeeded", percent=100).with_urls(URLS)
 
 
-def told(moment: Moment, dialect: str) -> Any:
+def rendered(moment: Moment, dialect: str) -> Any:
     """Return the answer of *dialect* for *moment*."""
     body, content_type = render(moment, dialect, random.Random(0))
     assert content_type == "application/json; charset=utf-8"
@@ -114,14 +114,14 @@ def test_a_misspelt_ending_is_an_error() -> None:
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_a_blank_answer_has_only_the_id(dialect: str) -> None:
     """In no dialect does it contain a prompt, a URL or a percent."""
-    text = str(told(attrs.evolve(DONE, blank=True), dialect))
+    text = str(rendered(attrs.evolve(DONE, blank=True), dialect))
     assert MOMENT.task_id in text
     assert not any(word in text for word in ("小猫", "http", "100%", "SUCC", "'3'"))
 
 
 def test_the_numbers_of_the_envelope_are_text() -> None:
     """Dialect A writes every number of its data as a string."""
-    data = told(FAILED, "envelope")["data"]
+    data = rendered(FAILED, "envelope")["data"]
     assert isinstance(data, dict)
     assert (data["status"], data["state"], data["msg"]) == ("2", "error", "moderated")
     assert (data["point"], data["refund"]) == ("320", "320")
@@ -131,7 +131,10 @@ def test_the_numbers_of_the_envelope_are_text() -> None:
 
 def test_a_refund_is_an_amount_here_and_a_flag_there() -> None:
     """DeerAPI reports the refunded points, gpt-best only a flag."""
-    deer, short = told(FAILED, "envelope_deer")["data"], told(FAILED, "envelope_short")["data"]
+    deer, short = (
+        rendered(FAILED, "envelope_deer")["data"],
+        rendered(FAILED, "envelope_short")["data"],
+    )
     assert isinstance(deer, dict)
     assert isinstance(short, dict)
     assert (deer["refund"], short["refund"]) == ("320", "1")
@@ -141,7 +144,7 @@ def test_a_refund_is_an_amount_here_and_a_flag_there() -> None:
 
 def test_progress_is_complete_after_a_failure_too() -> None:
     """New-API reports 100% for a failed task."""
-    task = told(FAILED, "new_api")["data"]
+    task = rendered(FAILED, "new_api")["data"]
     assert isinstance(task, dict)
     assert (task["status"], task["progress"]) == ("FAILURE", "100%")
     assert task["fail_reason"] == "moderated"
@@ -150,7 +153,7 @@ def test_progress_is_complete_after_a_failure_too() -> None:
 def test_older_rows_keep_the_url_where_the_reason_belongs() -> None:
     """`fail_reason` has the URL of a success and the reason of a failure."""
     for moment, reason in ((DONE, URLS[0]), (FAILED, "moderated"), (MOMENT, "")):
-        task = told(moment, "new_api_fail_reason")["data"]
+        task = rendered(moment, "new_api_fail_reason")["data"]
         assert isinstance(task, dict)
         assert task["fail_reason"] == reason
         assert "result_url" not in task
@@ -166,7 +169,7 @@ def test_older_rows_keep_the_url_where_the_reason_belongs() -> None:
 )
 def test_a_nested_url_is_nowhere_else(dialect: str, path: tuple[str | int, ...]) -> None:
     """Three dialects have the video only within the upstream's answer."""
-    task = told(DONE, dialect)["data"]
+    task = rendered(DONE, dialect)["data"]
     assert str(task).count("http://x/1.mp4") == 1
     for step in path:
         task = task[step]  # type: ignore[index]
@@ -198,16 +201,16 @@ def test_the_official_task_has_what_its_status_calls_for(
     moment: Moment, more: dict[str, object]
 ) -> None:
     """Dialect C has progress, output or failure next to the status, and its cost."""
-    task = told(moment, "official")
+    task = rendered(moment, "official")
     assert task == {"id": MOMENT.task_id, "createdAt": ANY, **more}
     assert task["createdAt"] == "2024-12-13T08:25:48.000Z"
 
 
 def test_the_luma_task_is_empty_when_it_is_new() -> None:
     """Dialect C' answers a submit with the id and a state, but without the prompt (A14)."""
-    new = told(Moment(task_id="x", action="", prompt="a kitten", stage="submitted"), "luma")
+    new = rendered(Moment(task_id="x", action="", prompt="a kitten", stage="submitted"), "luma")
     assert (new["state"], new["prompt"], new["video"]) == ("pending", "", None)
-    done = told(DONE, "luma")
+    done = rendered(DONE, "luma")
     assert (done["state"], done["video"]) == ("completed", "http://x/1.mp4")
 
 
@@ -226,7 +229,7 @@ def test_words_of_a_fault_replace_the_right_ones(
     """They replace the state in both of its fields."""
     moment = attrs.evolve(MOMENT, status_word="outer", state_word="inner")
     for path, word in ((status, "outer"), (state, "inner")):
-        value: object = told(moment, dialect)
+        value: object = rendered(moment, dialect)
         for step in path or ():
             value = value[step]  # type: ignore[index]
         assert path is None or value == word

@@ -15,7 +15,7 @@ from fuhu_runway.testing.faults import Fault
 
 BODY = {"callback_url": "https://callback.invalid/", "prompt": "a kitten", "model": "gen4"}
 OFFICIAL = {"model": "gen4_turbo", "promptImage": "https://example.com/1.jpeg"}
-#: What a fresh task's data has beside its id (api-facts 1.2).
+#: The data of a new task, apart from its id (api-facts 1.2).
 REST = (
     '"state":"","status":"","prompt":"","prompt_en":null,"video_url":null,"poster":null,'
     '"last_frame":null,"msg":null,"point":"","refund":"","create_time":"","update_time":""'
@@ -92,12 +92,12 @@ class Caller:
     async def get(self, target: str, **headers: str) -> Got:
         return await send(self.gateway.base_url, "GET", target, **headers)
 
-    async def look(self) -> Got:
+    async def poll(self) -> Got:
         return await self.post("/runway/feed", {"task_id": self.task_id})
 
     async def video_url(self) -> str:
         await self.submit()
-        return str((await self.look()).data["video_url"])
+        return str((await self.poll()).data["video_url"])
 
     async def download(self, **headers: str) -> Got:
         """Submit, poll, and download the file."""
@@ -127,7 +127,7 @@ async def caller() -> AsyncIterator[Caller]:
         yield caller
 
 
-# Submits that name a task in another way.
+# Other answers to a submit.
 
 ACCEPTED = {
     "taskId": '{"code":200,"msg":"success","data":{"taskId":"ID",REST}}',
@@ -213,14 +213,14 @@ async def test_a_shape_can_be_the_gateways_own_or_a_scripts() -> None:
     async with running(dialect="taskId") as caller:
         caller.gateway.script("odd", dialect="data_list")
         assert "taskId" in (await caller.submit()).data
-        assert (await caller.look()).data["status"] == "3"
+        assert (await caller.poll()).data["status"] == "3"
         await caller.submit(prompt="odd")
-        assert (await caller.look()).data[0]["status"] == "3"
+        assert (await caller.poll()).data[0]["status"] == "3"
     with pytest.raises(ValueError, match="dialect='nope' is unknown; the dialects are: envelope,"):
         faults.Speaks("nope")
 
 
-# Polls that tell the end in another way.
+# Other answers to a poll.
 
 
 @pytest.mark.parametrize("shape", ["data_is_id", "result_is_id"])
@@ -228,10 +228,10 @@ async def test_some_shapes_are_for_submits_alone(caller: Caller, shape: str) -> 
     """The feed of a gateway that answers submits with a bare id returns the envelope."""
     await caller.submit()
     caller.gateway.fault("feed", faults.Speaks(shape))
-    assert (await caller.look()).data["status"] == "3"
+    assert (await caller.poll()).data["status"] == "3"
 
 
-def told_by(shape: str, body: Any) -> tuple[object, ...]:
+def fields_in(shape: str, body: Any) -> tuple[object, ...]:
     """Return the word, the URL and the reason in each of these shapes."""
     match shape:
         case "data_url":
@@ -268,13 +268,13 @@ async def test_a_poll_has_the_state_in_any_shape(
         failure_code="moderation_blocked",
         dialect=shape,
     )
-    told = {}
+    shown = {}
     for prompt in ("runs", "ends", "fails"):
         await caller.submit(prompt=prompt)
-        told[prompt] = told_by(shape, json.loads((await caller.look()).body))
-    url = told["ends"][1]
+        shown[prompt] = fields_in(shape, json.loads((await caller.poll()).body))
+    url = shown["ends"][1]
     assert str(url).startswith(f"{caller.gateway.cdn_url}/attachments/")
-    assert told == {
+    assert shown == {
         "runs": (words[0], None, quiet),
         "ends": (words[1], url, quiet),
         "fails": (words[2], None, "blocked" if quiet == "" else error),
@@ -286,8 +286,8 @@ async def test_raw_video_url_may_be_the_input(caller: Caller) -> None:
     caller.gateway.script(then="stall", queued=0.0, dialect="raw_is_input")
     video = "https://example.com/in.mp4"
     await caller.post("/runway/pro/video2video", {**BODY, "video": video})
-    told = (await caller.look()).data
-    assert (told["status"], told["video_url"], told["raw_video_url"]) == ("1", None, video)
+    shown = (await caller.poll()).data
+    assert (shown["status"], shown["video_url"], shown["raw_video_url"]) == ("1", None, video)
 
 
 @pytest.mark.parametrize("word", ["error", "failed", "rejected", "aborted", "moderated", "失败"])
@@ -299,9 +299,9 @@ async def test_any_word_can_be_the_last_one(
     """The words of an end, its refund and its reason are the script's."""
     caller.gateway.script(then="fail", end_status="", end_state=word, refund=refund, reason=reason)
     await caller.submit()
-    told = (await caller.look()).data
-    assert (told["state"], told["status"], told["refund"]) == (word, "", points)
-    assert told["msg"] == reason
+    shown = (await caller.poll()).data
+    assert (shown["state"], shown["status"], shown["refund"]) == (word, "", points)
+    assert shown["msg"] == reason
     assert caller.gateway.balance == (100_000.0 if refund else 99_680.0)
     assert caller.gateway.tasks[0].refunded is refund
 
@@ -310,17 +310,17 @@ async def test_the_words_of_an_end_wait_for_it(caller: Caller) -> None:
     """Before its end a task has the words of its dialect."""
     caller.gateway.script(then="stall", queued=0.0, end_status="9", end_state="ready")
     await caller.submit()
-    told = (await caller.look()).data
-    assert (told["status"], told["state"]) == ("1", "running")
+    shown = (await caller.poll()).data
+    assert (shown["status"], shown["state"]) == ("1", "running")
 
 
 async def test_a_success_may_have_any_word_too(caller: Caller) -> None:
     """A gateway may call a success `ok`."""
     caller.gateway.script(end_status="ok", end_state="ok")
     await caller.submit()
-    told = (await caller.look()).data
-    assert (told["status"], told["state"], told["refund"]) == ("ok", "ok", "0")
-    assert told["video_url"]
+    shown = (await caller.poll()).data
+    assert (shown["status"], shown["state"], shown["refund"]) == ("ok", "ok", "0")
+    assert shown["video_url"]
 
 
 @pytest.mark.parametrize(("refund", "credits_"), [(True, 0), (False, 320)])
@@ -330,14 +330,14 @@ async def test_an_official_failure_has_its_code_and_its_cost(
     """A refunded failure costs 0, and a moderated one may cost as much as a success."""
     caller.gateway.script(then="fail", failure_code="SAFETY.OUTPUT", reason="no", refund=refund)
     await caller.post("/runwayml/v1/image_to_video", OFFICIAL)
-    told = json.loads((await caller.get(f"/runwayml/v1/tasks/{caller.task_id}")).body)
-    assert (told["status"], told["failure"], told["failureCode"]) == (
+    shown = json.loads((await caller.get(f"/runwayml/v1/tasks/{caller.task_id}")).body)
+    assert (shown["status"], shown["failure"], shown["failureCode"]) == (
         "FAILED",
         "no",
         "SAFETY.OUTPUT",
     )
-    assert told["cost"] == {"credits": credits_}
-    assert "estimatedCost" not in told
+    assert shown["cost"] == {"credits": credits_}
+    assert "estimatedCost" not in shown
 
 
 @pytest.mark.parametrize("duration", [2, 4, 6, 8, 10])
@@ -402,10 +402,10 @@ async def test_the_later_routes_make_tasks_too(
     await caller.post(path, full)
     action = caller.gateway.tasks[0].action
     assert action == path.rpartition("/")[2].upper()
-    assert (await caller.look()).data["video_url"]
+    assert (await caller.poll()).data["video_url"]
 
 
-# Answers that say nothing about a task.
+# Answers without a task.
 
 SAID = {
     "no_credits": (
@@ -577,7 +577,7 @@ async def test_a_refusal_may_be_megabytes_long(caller: Caller) -> None:
     assert len(json.loads(got.body)["error"]["message"]) > 2 * 1024 * 1024
 
 
-# What stands around an answer.
+# Around an answer.
 
 
 @pytest.mark.parametrize("status", [102, 103])
@@ -644,7 +644,7 @@ async def test_a_long_retry_after_is_written_out(caller: Caller) -> None:
     video = await caller.video_url()
     caller.gateway.fault("feed", faults.TooManyRequests(86400123, status=503))
     caller.gateway.fault("download", faults.TooManyRequests(1893456.5, "milliseconds"))
-    assert (await caller.look()).headers["Retry-After"] == "86400123"
+    assert (await caller.poll()).headers["Retry-After"] == "86400123"
     got = await caller.fetch(video)
     assert (got.status, got.headers["retry-after-ms"]) == (429, "1893456500")
 
@@ -817,11 +817,11 @@ async def test_plans_come_before_the_weather() -> None:
         assert [one.fault for one in caller.gateway.requests] == ["Answer", None]
 
 
-# What a fault may be.
+# Valid faults.
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "shown"),
     [
         (lambda: faults.Answer(99), "Answer: status=99 is not a whole number from 200 to 999"),
         (lambda: faults.Answer(status=True), "Answer: status=True is not a whole number"),
@@ -853,9 +853,9 @@ async def test_plans_come_before_the_weather() -> None:
         (lambda: faults.Informational(200), "Informational: status=200 is not .* 102 to 199"),
     ],
 )
-def test_an_invalid_fault_says_why(make: Any, told: str) -> None:
+def test_an_invalid_fault_says_why(make: Any, shown: str) -> None:
     """The message names the fault, the field, the value and what is allowed."""
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=shown):
         make()
 
 
