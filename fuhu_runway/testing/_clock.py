@@ -16,7 +16,7 @@ class SimulatedClock:
     It reads the time of its loop, which may be virtual.
     """
 
-    speed: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))
+    speed: float = 1.0
     #: The Unix second of the first start.
     epoch: float = attrs.field(factory=time.time)
     #: Returns the present second while no loop runs it, after runs in other processes.

@@ -53,14 +53,14 @@ class Simulator:
     #: 127.0.0.0/8, ::1 or localhost; anything else is a ValueError.
     host: str = attrs.field(default="127.0.0.1", converter=_loopback.bind_address)
     #: The port of the API; 0 picks a free one and keeps it across restarts.
-    port: int = 0
+    port: int = attrs.field(default=0, validator=check)
     #: The port of the files; 0 picks a free one.
-    cdn_port: int = 0
+    cdn_port: int = attrs.field(default=0, validator=check)
     #: A further path prefix, besides /runway, /runway/v1 and /api/video/runway.
     prefix: str = "/runway"
 
     #: Simulated seconds per second of the loop.
-    speed: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))
+    speed: float = attrs.field(default=1.0, validator=check)
     #: The same seed gives the same task ids, links and mix of dialects.
     seed: int = 0
     #: How long a task takes unless its script says otherwise, or a function of the request's body.
@@ -71,27 +71,27 @@ class Simulator:
     #: The points that account starts with; None is without limit.
     points: float | None = attrs.field(default=100_000.0, validator=check)
     #: Points per task, or a function of the request's body.
-    price: PerTask = price_of
+    price: PerTask = attrs.field(default=price_of, validator=check)
 
     #: The format of its answers: a name from `DIALECTS` or `SHAPES`, or "mixed", which varies.
     dialect: str = attrs.field(default="envelope", converter=_dialects.checked)
     #: The format of its answers on the official routes.
     official_dialect: str = attrs.field(default="official", converter=_dialects.checked)
     #: The HTTP method of the feed: "POST", "GET" or "any".
-    feed_verb: FeedVerb = "POST"
+    feed_verb: FeedVerb = attrs.field(default="POST", validator=check)
     #: Where requests carry the key: "bearer", "raw" (bare in Authorization), "body" or "any".
-    key_style: KeyStyle = "bearer"
+    key_style: KeyStyle = attrs.field(default="bearer", validator=check)
     #: Refuse a request without `callback_url`, as most gateways do.
     strict: bool = attrs.field(default=True, validator=check)
     #: Refuse an official request without `X-Runway-Version`, as CometAPI documents it.
     requires_version: bool = attrs.field(default=False, validator=check)
     #: The status for an empty account: gateways use both (api-facts 5.1).
-    quota_status: Literal[401, 403] = 403
+    quota_status: Literal[401, 403] = attrs.field(default=403, validator=check)
 
     #: Requests per second of the loop, for each key; None is no limit.
-    rate_limit: float | None = None
+    rate_limit: float | None = attrs.field(default=None, validator=check)
     #: How many requests that limit allows at once.
-    burst: int = 1
+    burst: int = attrs.field(default=1, validator=check)
     #: The answer to the others.
     rate_limit_answer: TooManyRequests = attrs.field(factory=TooManyRequests)
 
@@ -103,9 +103,9 @@ class Simulator:
     #: The file of every task; None is the bundled clip, with the task's id at its end.
     video: bytes | None = None
     #: How long a URL works before a poll returns a new one; None is no limit.
-    link_lifetime: float | None = None
+    link_lifetime: float | None = attrs.field(default=None, validator=check)
     #: The status of an expired URL.
-    expired_status: int = 403
+    expired_status: int = attrs.field(default=403, validator=check)
 
     #: The share of requests, from 0 to 1, with a random fault that costs nothing (see `seed`).
     weather: float = attrs.field(default=0.0, validator=check)
