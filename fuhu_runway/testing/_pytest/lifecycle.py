@@ -20,6 +20,7 @@ import unittest
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from types import MethodType
 from typing import Any, Final, NoReturn, TypeVar
+from unittest import mock
 
 import attrs
 import pytest
@@ -239,12 +240,8 @@ class Lifecycle:
             yield
             return
         self._fixtures.add(fixture.argname)
-        before = fixture.func
-        fixture.func = self._inside(before)  # type: ignore[misc]
-        try:
+        with mock.patch.object(fixture, "func", self._inside(fixture.func)):
             yield
-        finally:
-            fixture.func = before  # type: ignore[misc]
 
     def _inside(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(function, MethodType):
@@ -363,17 +360,14 @@ class Lifecycle:
         # If the loop is closed first, it closes this generator, and that of the client as well.
         is_here = own is None or own is asyncio.get_running_loop()
         try:
-            with contextlib.ExitStack() as stack:
+            async with contextlib.AsyncExitStack() as stack:
                 if self.options.virtual_time and is_here:
                     patience = self.options.patience
                     stack.enter_context(virtual_time(patience=patience, deadline=None))
                 if own is None:
                     await self.gateway.start()
-                try:
-                    yield
-                finally:
-                    if own is None:
-                        await self.gateway.aclose()
+                    stack.push_async_callback(self.gateway.aclose)
+                yield
         finally:
             self._run = self._loop = None
 

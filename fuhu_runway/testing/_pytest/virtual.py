@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
+from unittest import mock
 
 import attrs
 
@@ -181,8 +182,8 @@ class VirtualClock:
             self.patience, self._idle_at = patience, now
             stack.callback(self._end)
             select = _Select(self, selector.select, lead)
-            stack.enter_context(_replaced(selector, "select", select))
-            stack.enter_context(_replaced(self._loop, "run_in_executor", run_in_executor))
+            stack.enter_context(mock.patch.object(selector, "select", select))
+            stack.enter_context(mock.patch.object(self._loop, "run_in_executor", run_in_executor))
             yield
 
     def _end(self) -> None:
@@ -298,15 +299,3 @@ class _Select:
                 self.lead.sound()
                 events = self.real(0)
         return events or (self.real(self.clock.patience) if self.clock.patience else [])
-
-
-@contextlib.contextmanager
-def _replaced(thing: Any, name: str, value: object) -> Iterator[None]:
-    """Set an attribute of an instance, and restore it afterwards."""
-    before = {name: vars(thing)[name]} if name in vars(thing) else {}
-    vars(thing)[name] = value
-    try:
-        yield
-    finally:
-        del vars(thing)[name]
-        vars(thing).update(before)
