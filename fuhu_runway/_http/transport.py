@@ -26,6 +26,7 @@ from aiohttp.client_proto import ResponseHandler
 
 from fuhu_runway._clock import Clock
 from fuhu_runway._redact import redact
+from fuhu_runway._urls import is_web_address
 from fuhu_runway._wire.decode import salvaged
 from fuhu_runway._wire.encode import Reply, Request
 from fuhu_runway._wire.tables import Replay
@@ -39,7 +40,7 @@ from fuhu_runway.errors import (
     drop_frames,
 )
 from fuhu_runway.hooks import Hooks
-from fuhu_runway.models import RetryPolicy, Timeouts, is_web_address, usage_error
+from fuhu_runway.models import RetryPolicy, Timeouts, usage_error
 
 from .limiter import RateLimiter
 from .retry import repeat
