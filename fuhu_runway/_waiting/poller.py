@@ -17,6 +17,7 @@ import contextvars
 import math
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Final
 from weakref import WeakValueDictionary
@@ -100,7 +101,7 @@ class Watch:
     #: Next poll time. Kept while no one is waiting, so that many short waits do not poll more
     #: often than one long wait.
     due_at: float = 0.0
-    waiters: set[Waiter] = attrs.field(factory=set)
+    waiters: list[Waiter] = attrs.field(factory=list)
     last_error: RunwayError | None = None
     url_missing_since: float | None = None
     #: Its polls and their events run in this copy of the context in which the task was submitted,
@@ -145,7 +146,8 @@ class Poller:
     All waits of one client in one event loop, over one heap and one timer.
 
     Args:
-        poll: Sends one poll, in a turn of the limiter that began at the given instant.
+        poll: Sends one poll, in a turn of the limiter that began at the given instant. Returns the
+            given record, of the poll before, if the response is the same.
         limiter: Where polls wait for their turn.
         policy: When to poll.
         clock: Where time comes from.
@@ -157,11 +159,12 @@ class Poller:
         safety_net: The interval of polls while webhooks are relied on, in seconds; None without
             a receiver.
         unfinished: The list of paid tasks, which is kept up to date.
+        until_closed: A block around each `refresh`, which ends it when the session is closed.
     """
 
     def __init__(
         self,
-        poll: Callable[[Request, float], Awaitable[TaskRecord]],
+        poll: Callable[[Request, float, TaskRecord | None], Awaitable[TaskRecord]],
         limiter: RateLimiter,
         *,
         policy: PollPolicy,
@@ -172,6 +175,7 @@ class Poller:
         learner: Learner | None = None,
         safety_net: float | None = None,
         unfinished: Unfinished | None = None,
+        until_closed: Callable[[], AbstractAsyncContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self._poll = poll
         self._limiter = limiter
@@ -184,6 +188,7 @@ class Poller:
         self._learner = learner or Learner(policy)
         self._safety_net = safety_net
         self._unfinished = Unfinished() if unfinished is None else unfinished
+        self._until_closed = until_closed
         # By endpoint too: an id that was polled in the wrong format may be right in the other one.
         self._watches: WeakValueDictionary[Name, Watch] = WeakValueDictionary()
         self._queue: PollQueue[Watch] = PollQueue()
@@ -328,8 +333,8 @@ class Poller:
 
     async def refresh(self, watch: Watch) -> TaskRecord:
         """Return what one poll now says; raises its error."""
-        async with self._limiter.slot() as sent_at:
-            record = await self._poll(watch.request, sent_at)
+        async with self._until_closed(), self._limiter.slot() as sent_at:
+            record = await self._poll(watch.request, sent_at, None)
         self._take_in(watch, record)
         return record
 
@@ -358,7 +363,7 @@ class Poller:
     ) -> Waiter:
         future: asyncio.Future[TaskRecord] = asyncio.get_running_loop().create_future()
         waiter = Waiter(watch, future, timeout, any_change)
-        watch.waiters.add(waiter)
+        watch.waiters.append(waiter)
         self._unfinished.waited_for(watch.name)
         if deadline is not None:
             self._deadlines.put(waiter, deadline)
@@ -372,7 +377,7 @@ class Poller:
 
     def _leave(self, waiter: Waiter) -> None:
         watch = waiter.watch
-        watch.waiters.discard(waiter)
+        watch.waiters.remove(waiter)
         self._deadlines.drop(waiter)
         if not watch.waiters:
             self._queue.drop(watch)
@@ -474,15 +479,17 @@ class Poller:
         watch.webhook_due_at = None
         polled_at, watch.polled_at = watch.polled_at, sent_at
         try:
-            record = await self._poll(watch.request, sent_at)
+            # The answer to the submit does not count: the same bytes mean less in it.
+            known = watch.record if watch.was_seen else None
+            record = await self._poll(watch.request, sent_at, known)
         except RunwayError as error:
             if isinstance(error, RateLimited):
                 watch.polled_at = polled_at  # it has waited for an answer all the time
             self._take_error(watch, error)
         except Exception as defect:  # noqa: BLE001  (not one of ours: a defect)
             # Waiters get it at once, rather than wait for a record that cannot come.
-            known = defect
-            self._fail(watch, lambda: known)
+            fault = defect
+            self._fail(watch, lambda: fault)
         else:
             self._take_in(watch, record)
             now = self._clock.now()
@@ -531,10 +538,12 @@ class Poller:
 
     def _ended_if_stuck(self, watch: Watch, record: TaskRecord) -> TaskRecord:
         """Return *record* as a failure if an unknown status stays the same, with a reason."""
+        if record.state is not TaskState.UNKNOWN or not is_reason(record.message):
+            watch.stuck = 0
+            return record
         was = watch.record
-        is_odd = record.state is TaskState.UNKNOWN and is_reason(record.message)
         is_same = was is not None and _visible(was) == _visible(record) and was.word == record.word
-        watch.stuck = (watch.stuck + 1 if is_same else 1) if is_odd else 0
+        watch.stuck = watch.stuck + 1 if is_same else 1
         if watch.stuck >= STUCK_AFTER:
             return attrs.evolve(record, state=TaskState.FAILED)
         return record

@@ -7,6 +7,7 @@ import pytest
 from support.clients import QUICK_POLLS, Ear, quick_client
 from support.clock import until
 from support.secrets import told
+from support.servers import raw_server, reply
 
 from fuhu_runway import Client, Task
 from fuhu_runway.errors import (
@@ -296,3 +297,21 @@ async def test_a_clip_fails_in_the_same_words_everywhere(gateway: Simulator) -> 
             await (await client.generate(PROMPT)).wait(timeout=10)
     assert caught.value.refunded
     assert gateway.refunds == gateway.tasks[0].points
+
+
+async def test_the_same_answer_makes_no_new_record() -> None:
+    """A poll whose response is the same as the one before keeps the record; a status counts too."""
+    running = b'{"task_id": "t-1", "status": "RUNNING"}'
+    answers = [reply(running)] * 3 + [reply(running, "500 Internal Server Error")]
+    ear = Ear()
+    async with raw_server(*answers) as server:
+        client = Client("sk-1", base_url=server.url, polling=QUICK_POLLS, hooks=[ear])
+        async with client:
+            task = client.task("t-1")
+            waiting = asyncio.ensure_future(task.wait())
+            await until(lambda: task.record is not None)
+            first = task.record
+            await until(lambda: any(isinstance(event, PollFailed) for event in ear.heard))
+            waiting.cancel()
+    assert [type(event) for event in ear.heard].count(TaskPolled) == 3
+    assert task.record is first

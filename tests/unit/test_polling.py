@@ -827,7 +827,7 @@ async def test_polls_run_in_the_context_of_their_own_task(pace: float | None) ->
     seen: dict[str, set[str]] = {}
     polls: list[str] = []
 
-    async def poll(request: Any, _sent_at: float) -> TaskRecord:
+    async def poll(request: Any, _sent_at: float, _known: Any) -> TaskRecord:
         seen.setdefault(request.task_id, set()).add(WHO.get())
         polls.append(request.task_id)
         return (done if polls.count(request.task_id) == 3 else record)(request.task_id)
