@@ -426,7 +426,7 @@ class Poller:
             self._learner.saw(watch.kind, since, watch.age(now), has_ended=record.has_clip)
         watch.record, watch.last_error, watch.was_seen = record, None, True
         self._report(watch, record)
-        if record is not was:
+        if was is None or (was.prompt, was.prompt_en) != (record.prompt, record.prompt_en):
             watch.request = watch.request.hiding(record.prompt, record.prompt_en)
         if was is None or visible(was) != visible(record):
             watch.version += 1
