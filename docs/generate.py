@@ -38,7 +38,6 @@ from fuhu_runway.models import (
     KeyStyle,
     PollPolicy,
     RetryPolicy,
-    TaskRecord,
     TaskState,
 )
 from fuhu_runway.testing import DIALECTS as SIMULATED_DIALECTS
@@ -208,7 +207,7 @@ def endpoints() -> str:
                 if "." not in row.method
                 else api(f"client.Official.{row.method.partition('.')[2]}", "meth"),
                 "points" if row.replay is facts.Replay.PAID else "nothing",
-                "a task" if row.gives is TaskRecord else "a balance",
+                "a task" if row.route is None else "a balance",
                 sourced(row.source),
             )
             for row in facts.ENDPOINTS.values()

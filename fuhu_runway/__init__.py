@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .batch import Batch, Item, Outcome, Summary
     from .callbacks import CallbackReceiver
     from .client import Client
-    from .downloads import Progress, safe_name
+    from .downloads import Progress
     from .journal import Journal
     from .models import (
         ActOne,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         Timeouts,
         VideoToVideo,
     )
+    from .paths import safe_name
     from .task import Clip, Task
 
 _HOMES = {
@@ -45,7 +46,7 @@ _HOMES = {
     "batch": ("Batch", "Item", "Outcome", "Summary"),
     "callbacks": ("CallbackReceiver",),
     "client": ("Client",),
-    "downloads": ("Progress", "safe_name"),
+    "downloads": ("Progress",),
     "journal": ("Journal",),
     "models": (
         "ActOne",
@@ -65,6 +66,7 @@ _HOMES = {
         "Timeouts",
         "VideoToVideo",
     ),
+    "paths": ("safe_name",),
     "task": ("Clip", "Task"),
 }
 _MODULES = ("errors", "hooks")

@@ -1,5 +1,5 @@
 """
-The only place that reads time or sleeps: a `Clock` protocol and the loop's implementation.
+The only place that reads time or sleeps.
 
 Durations are in seconds. Monotonic instants belong to the running loop and mean nothing outside it.
 """
@@ -12,35 +12,32 @@ from typing import Protocol
 
 
 class Timer(Protocol):
-    """One call that is yet to come."""
+    """A call that is yet to come."""
 
-    def cancel(self) -> None:
-        """Make sure that the call does not happen."""
+    def cancel(self) -> None: ...
 
 
 class Clock(Protocol):
-    """Time, as the rest of the package sees it."""
+    """Time as the rest of the package sees it: `LoopClock`, or a manual one in tests."""
 
-    def now(self) -> float:
-        """Return the instant, in seconds that only ever grow."""
+    def now(self) -> float: ...
 
-    def wall(self) -> float:
-        """Return the time of day, in Unix seconds."""
+    def wall(self) -> float: ...
 
-    async def sleep(self, delay: float) -> None:
-        """Come back after *delay* seconds."""
+    async def sleep(self, delay: float) -> None: ...
 
-    def call_at(self, when: float, action: Callable[[], None]) -> Timer:
-        """Call *action* at the instant *when*."""
+    def call_at(self, when: float, action: Callable[[], None]) -> Timer: ...
 
 
 class LoopClock:
-    """The running event loop's own time, so that a loop with virtual time moves us too."""
+    """The running event loop's own time, so that a loop with virtual time moves it too."""
 
     def now(self) -> float:
+        """Return the monotonic instant, in seconds."""
         return asyncio.get_running_loop().time()
 
     def wall(self) -> float:
+        """Return the time of day, in Unix seconds."""
         return time.time()
 
     async def sleep(self, delay: float) -> None:

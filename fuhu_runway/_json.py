@@ -1,8 +1,8 @@
 """
-JSON as gateways really send it.
+JSON as gateways really send it. Pure functions over bytes and text.
 
 `decode` reads what a strict parser refuses: other encodings, a byte order mark, control
-characters, a PHP warning before the object, bytes behind it. Pure functions over bytes and text.
+characters, a PHP warning before the object, bytes after it.
 """
 
 import contextlib
@@ -15,22 +15,18 @@ from typing import Any, Final
 MAX_BYTES: Final = 8 * 1024 * 1024
 """How much of a compressed answer is unpacked, in bytes; the rest is cut off."""
 MAX_PACKINGS: Final = 2
-"""How often a compressed answer may be compressed again: by a gateway and by its proxy."""
+"""How many layers of compression are unpacked: a gateway's own and its proxy's."""
 MAX_BROKEN: Final = 64 * 1024
-"""How much of a compressed answer is unpacked that is broken, in bytes: it is done one by one."""
+"""How much of a broken compressed answer is read, in bytes: they are unpacked one by one."""
 MAX_ATTEMPTS: Final = 100
 """How many braces of one body are tried as the start of a JSON value; a page has thousands."""
 
-DECODER: Final = json.JSONDecoder(parse_constant=lambda _name: None)
-"""Strict, and quick for it; NaN and Infinity, which JSON does not have, are read as nothing."""
-
-
-def _whole_number(digits: str) -> int | None:
-    return int(digits) if len(digits) < 400 else None  # Python refuses to read 4,300 digits
+_STRICT: Final = json.JSONDecoder(parse_constant=lambda _name: None)
+"""Reads NaN and Infinity, which JSON does not have, as None."""
 
 
 def _filled(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object of *pairs*; of a key that is there twice, an empty value does not count."""
+    """Return an object of *pairs*; of a repeated key, the last value that is not empty counts."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if value or not found.get(key):
@@ -41,7 +37,8 @@ def _filled(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _LENIENT: Final = json.JSONDecoder(
     strict=False,
     parse_constant=lambda _name: None,
-    parse_int=_whole_number,
+    # Python refuses to read 4,300 digits.
+    parse_int=lambda digits: int(digits) if len(digits) < 400 else None,
     object_pairs_hook=_filled,
 )
 _OPENING: Final = re.compile(r"[{\[]")
@@ -56,32 +53,28 @@ def text_of(body: bytes) -> str:
     try:
         text = body.decode(json.detect_encoding(body) if is_wide else "utf-8")
     except UnicodeDecodeError:
-        # Text in an encoding that is not Unicode spoils itself only, not the id beside it.
-        text = (_inflated(body) or body).decode("utf-8", "replace")
+        # It may be a deflate stream, which has no header. In text that is not Unicode, only what
+        # cannot be read is lost, not the id beside it.
+        unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+        with contextlib.suppress(zlib.error):
+            inflated = unpacker.decompress(body, MAX_BYTES)
+            if unpacker.eof and not unpacker.unused_data:
+                body = inflated
+        text = body.decode("utf-8", "replace")
     return text.lstrip("\ufeff\0")
-
-
-def _inflated(packed: bytes) -> bytes:
-    """Return what *packed* holds if all of it is a deflate stream, which no first bytes tell."""
-    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-    with contextlib.suppress(zlib.error):
-        found = unpacker.decompress(packed, MAX_BYTES)
-        if unpacker.eof and not unpacker.unused_data:
-            return found
-    return b""
 
 
 def _unpacked(packed: bytes) -> bytes:
     """Return what *packed* holds, up to the place where it is cut or broken."""
     unpacker, found = zlib.decompressobj(zlib.MAX_WBITS | 32), bytearray()
     try:
-        found += unpacker.decompress(packed, MAX_BYTES)
+        return unpacker.decompress(packed, MAX_BYTES)
     except zlib.error:
         unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
         with contextlib.suppress(zlib.error):
             for place in range(min(len(packed), MAX_BROKEN)):
                 found += unpacker.decompress(packed[place : place + 1])
-    return bytes(found)
+        return bytes(found)
 
 
 def decode(body: bytes) -> Any:
@@ -94,21 +87,18 @@ def decode(body: bytes) -> Any:
     """
     text = text_of(body)
     try:
-        value = DECODER.decode(text)
+        value = _STRICT.decode(text)
     except ValueError:
         found = list(spans(text))
-        # Junk behind the first value counts for nothing. Junk in front is a warning of the
-        # gateway's own if one value is the rest of the body. Else it is JSON inside of a page, or
-        # the whole of something that stands in a broken value.
-        values = [value for start, _, value in found[:1] if not text[:start].strip()]
-        values += [
-            value
-            for start, end, value in found[-1:]
-            if "{" not in text[:start] and not text[end:].strip()
-        ]
-        if not values:
+        # The first value counts if nothing is in front of it. Else the last one does if nothing
+        # follows it, and a warning without braces is in front; the rest is JSON inside a page, or
+        # a part of a broken value.
+        if found and not text[: found[0][0]].strip():
+            value = found[0][2]
+        elif found and "{" not in text[: found[-1][0]] and not text[found[-1][1] :].strip():
+            value = found[-1][2]
+        else:
             raise
-        value = values[0]
     return parsed(value) or value if isinstance(value, str) else value
 
 
@@ -123,7 +113,7 @@ def parsed(text: str) -> Any:
 
 
 def spans(text: str) -> Iterator[tuple[int, int, Any]]:
-    """Yield start, end and value of the JSON objects and lists that stand in *text* in a row."""
+    """Yield start, end and value of each JSON object and list in *text*."""
     at = 0
     for _ in range(MAX_ATTEMPTS):
         opening = _OPENING.search(text, at)

@@ -1,18 +1,18 @@
-"""Takes secrets out of text that is about to be shown: keys, prompts, URLs and IP addresses."""
+"""Remove secrets from text before it is shown: keys, prompts, URLs and IP addresses."""
 
 import html
-import ipaddress
-import json
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
+
+from ._urls import is_ip_address
 
 HIDDEN: Final = "<hidden>"
 
 MAX_SHOWN: Final = 4096
 """How much of a text is read and shown, in characters; more would be slow, and fill the log."""
 MAX_SECRET: Final = 32_768
-"""How much of a secret is looked for, in characters: more than any prompt; a picture is longer."""
+"""How much of a secret is searched for, in characters: more than any prompt; data URIs are cut."""
 RUN: Final = 20
 """From this length on, in characters, a part of a secret is as secret as the whole."""
 MIN_START: Final = 5
@@ -29,13 +29,14 @@ _PATTERNS: Final = (
     (re.compile(r"(?i)(?<![a-z])bearer\s+\S+"), "<key>"),
     (re.compile(r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?:/\d+)?(?![\d.]*\d)"), "<ip>"),
 )
-# It may follow a label's colon, as in "ip:2001:db8::1".
+# An address may follow a label's colon, as in "ip:2001:db8::1".
 _MAYBE_IPV6: Final = re.compile(
     r"(?:(?<![A-Za-z0-9_:])|(?<=[^0-9:]:))[0-9A-Fa-f:]*:[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*(?:/\d+)?"
 )
-# It may be cut anywhere, also behind a backslash.
-_JSON_TEXT: Final = re.compile(r'"(?:[^"\\]|\\.)*\\?(?:"|$)(?P<key>\s*:)?', re.DOTALL)
-_PLAIN_KEY: Final = re.compile(r'"[A-Za-z_][A-Za-z0-9_.-]{0,39}"')
+# The text may be cut anywhere, even after a backslash.
+_JSON_TEXT: Final = re.compile(r'"(?P<text>(?:[^"\\]|\\.)*)\\?(?:"|$)(?P<colon>\s*:)?', re.DOTALL)
+PLAIN_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,39}")
+"""The name of a JSON key, a column or a field; anything else may be a prompt."""
 
 _CODE: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _CUT_OFF: Final = re.compile(r"\.{2,}|…|$")
@@ -49,8 +50,6 @@ _UNIT: Final = re.compile(
     |.""",
     re.IGNORECASE | re.DOTALL | re.VERBOSE,
 )
-
-_PERCENT: Final = re.compile(r"%(?:25)*([0-9a-f]{2})", re.IGNORECASE)
 _ESCAPED: Final = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 
 
@@ -66,7 +65,7 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
 
 
 def without(text: str, secrets: Iterable[str]) -> str:
-    """Return *text* without what it quotes of the *secrets*, for a search of it for words."""
+    """Return *text* without what it quotes of the *secrets*, to search it for words."""
     text = text[:MAX_SHOWN]
     return _replaced(text, [(start, end, " ") for start, end, _ in _quotes(text, secrets)])
 
@@ -78,21 +77,13 @@ def shown_code(code: str | None, secrets: Iterable[str] = ()) -> str | None:
     return code
 
 
-def _replaced(text: str, parts: list[tuple[int, int, str]]) -> str:
-    shown: list[str] = []
-    done = 0
-    # All are found in the text as it came, so that hiding one part cannot disguise another.
-    for start, end, name in sorted(parts, key=lambda part: (part[0], -part[1])):
-        if start >= done:
-            shown += text[done:start], name
-        done = max(done, end)
-    return "".join(shown) + text[done:]
-
-
 def outline(value: Any, depth: int = 4) -> str:
-    """Return the shape of a JSON value: its keys, and the kind of each value in place of it."""
+    """Return the shape of a JSON value: its keys, and the type of each value in place of it."""
     if isinstance(value, dict) and depth:
-        shown = [f"{_key(key)}: {outline(item, depth - 1)}" for key, item in value.items()]
+        shown = [
+            f"{key if PLAIN_NAME.fullmatch(key) else '…'}: {outline(item, depth - 1)}"
+            for key, item in value.items()
+        ]
         return "{" + ", ".join(shown[:20]) + (", …" if len(shown) > 20 else "") + "}"
     if isinstance(value, list) and depth:
         return f"[{len(value)} x {outline(value[0], depth - 1)}]" if value else "[]"
@@ -100,50 +91,61 @@ def outline(value: Any, depth: int = 4) -> str:
 
 
 def outline_text(text: str, at_most: int = 200) -> str:
-    """Return the start of a text that is no JSON, with whatever stands in quotes hidden."""
-    return redact(_JSON_TEXT.sub(_hide_text, text[: at_most * 10]))[:at_most]
+    """Return the start of a text that is not JSON, without any quoted text but keys."""
+
+    def hide(quoted: re.Match[str]) -> str:
+        return quoted[0] if quoted["colon"] and PLAIN_NAME.fullmatch(quoted["text"]) else '"…"'
+
+    return redact(_JSON_TEXT.sub(hide, text[: at_most * 10]))[:at_most]
+
+
+def _replaced(text: str, parts: list[tuple[int, int, str]]) -> str:
+    shown: list[str] = []
+    done = 0
+    # All were found in the original text, so that hiding one part cannot disguise another.
+    for start, end, name in sorted(parts, key=lambda part: (part[0], -part[1])):
+        if start >= done:
+            shown += text[done:start], name
+        done = max(done, end)
+    return "".join(shown) + text[done:]
+
+
+def _shapes(text: str) -> Iterator[tuple[int, int, str]]:
+    """Yield each part that looks like a secret, and what to show in its place."""
+    for pattern, name in _PATTERNS:
+        # If a pattern has a group, only that is the secret.
+        yield from ((*match.span(match.lastindex or 0), name) for match in pattern.finditer(text))
+    for match in _MAYBE_IPV6.finditer(text):
+        address = match[0].partition("/")[0].rstrip(".")
+        # A colon beside it may be punctuation, as in "2001:db8::1: too many requests".
+        if is_ip_address(address) or is_ip_address(address.strip(":")):
+            yield *match.span(), "<ip>"
 
 
 def _quotes(text: str, secrets: Iterable[str]) -> Iterator[tuple[int, int, str]]:
-    """Yield each part of *text* that quotes a secret: whole, a long run of it, or its start."""
+    """Yield each part of *text* that quotes a secret, and what to show in its place."""
     said, places = _unescaped(text)
-    for secret in _whole(secrets):
-        found = _same(said, secret) if len(secret) < RUN else _same_runs(said, secret)
-        for start, end in (*found, *_same_starts(said, secret)):
-            yield places[start][0], places[end - 1][1], HIDDEN
-
-
-def _whole(secrets: Iterable[str]) -> Iterator[str]:
     for secret in secrets:
         plain = _unescaped(secret.strip()[:MAX_SECRET])[0].strip()
-        if plain:
-            yield plain
-        # Some gateways leave the prefix of a key out.
-        if plain.startswith("sk-") and len(plain) >= RUN // 2:
-            yield plain.removeprefix("sk-")
+        # Some gateways omit the prefix of a key.
+        bare = plain.removeprefix("sk-") if len(plain) >= RUN // 2 else plain
+        for form in {plain, bare} - {""}:
+            for start, end in _found(form, said):
+                yield places[start][0], places[end - 1][1], HIDDEN
 
 
-def _same(said: str, secret: str) -> Iterator[tuple[int, int]]:
-    start = said.find(secret)
-    while start >= 0:
-        end = start + len(secret)
+def _found(secret: str, said: str) -> Iterator[tuple[int, int]]:
+    """Yield where a secret is in a text: as a whole, a long run of it, or its start, cut off."""
+    if len(secret) < RUN:
+        whole = re.escape(secret)
         # A prompt of one letter is no secret inside another word, and hiding it would eat the text.
-        if len(secret) > 1 or not _is_word(said[max(0, start - 1) : start] + said[end : end + 1]):
-            yield start, end
-        start = said.find(secret, end)
-
-
-def _same_runs(said: str, secret: str) -> Iterator[tuple[int, int]]:
-    # A common run this long holds at least one whole block of half its length.
-    half = RUN // 2
-    if any(secret[at : at + half] in said for at in range(0, len(secret) - half + 1, half)):
+        whole = rf"(?<!\w){whole}(?!\w)" if len(secret) == 1 else whole
+        yield from (match.span() for match in re.finditer(whole, said))
+    else:
         runs = {secret[at : at + RUN] for at in range(len(secret) - RUN + 1)}
         for at in range(len(said) - RUN + 1):
             if said[at : at + RUN] in runs:
                 yield at, at + RUN
-
-
-def _same_starts(said: str, secret: str) -> Iterator[tuple[int, int]]:
     for cut in _CUT_OFF.finditer(said):
         end = cut.start()
         for length in range(min(end, len(secret), RUN), MIN_START - 1, -1):
@@ -152,13 +154,9 @@ def _same_starts(said: str, secret: str) -> Iterator[tuple[int, int]]:
                 break
 
 
-def _is_word(signs: str) -> bool:
-    return any(sign.isalnum() or sign == "_" for sign in signs)
-
-
 def _unescaped(text: str) -> tuple[str, list[tuple[int, int]]]:
     """
-    Return *text* in small letters and unescaped, and the place in *text* of each of its signs.
+    Return *text* unescaped and in lower case, and the place in *text* of each of its characters.
 
     JSON, HTML and URL escapes are undone however often they were applied, and any run of space
     is one space. Prompts and answers are compared in this form.
@@ -167,7 +165,7 @@ def _unescaped(text: str) -> tuple[str, list[tuple[int, int]]]:
     places: list[tuple[int, int]] = []
     for unit in _UNIT.finditer(text):
         for sign in _meaning(unit).lower():
-            # An URL's query may spell a space with a plus.
+            # A URL's query may spell a space with a plus.
             plain = " " if sign == "+" or sign.isspace() else sign
             if plain == " " and signs and signs[-1] == " ":
                 places[-1] = (places[-1][0], unit.end())
@@ -179,48 +177,17 @@ def _unescaped(text: str) -> tuple[str, list[tuple[int, int]]]:
 
 def _meaning(unit: re.Match[str]) -> str:
     found = unit[0]
-    if unit.lastgroup == "utf16":
-        return bytes.fromhex(re.sub(r"\\+u", "", found, flags=re.IGNORECASE)).decode(
-            "utf-16-be", "replace"
-        )
-    if unit.lastgroup == "percent":
-        return bytes.fromhex("".join(_PERCENT.findall(found))).decode("utf-8", "replace")
-    if unit.lastgroup == "entity":
-        return html.unescape(re.sub(r"&(?:amp;)*", "&", found, flags=re.IGNORECASE))
-    if unit.lastgroup == "backslash":
-        # Backslashes count for nothing: how many there are depends on how often it was escaped.
-        return _ESCAPED.get(found[-1], found[-1].strip("\\"))
-    return found
-
-
-def _shapes(text: str) -> Iterator[tuple[int, int, str]]:
-    """Yield each part that looks like a secret, and what to show in its place."""
-    for pattern, name in _PATTERNS:
-        # Where a pattern has a group, only that is the secret.
-        yield from ((*match.span(match.lastindex or 0), name) for match in pattern.finditer(text))
-    for match in _MAYBE_IPV6.finditer(text):
-        if _is_ipv6_in_text(match[0]):
-            yield *match.span(), "<ip>"
-
-
-def _is_ipv6_in_text(text: str) -> bool:
-    address = text.partition("/")[0].rstrip(".")
-    # A colon beside it may be punctuation, as in "2001:db8::1: too many requests".
-    return is_ipv6(address) or is_ipv6(address.strip(":"))
-
-
-def is_ipv6(text: str) -> bool:
-    """Return whether *text* is an IPv6 address."""
-    try:
-        ipaddress.IPv6Address(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _hide_text(match: re.Match[str]) -> str:
-    return match[0] if match["key"] and _PLAIN_KEY.match(match[0]) else '"…"'
-
-
-def _key(key: str) -> str:
-    return key if _PLAIN_KEY.fullmatch(json.dumps(key)) else "…"
+    match unit.lastgroup:
+        case "utf16":
+            digits = re.findall(r"(?i)[0-9a-f]{4}", found)
+            return bytes.fromhex("".join(digits)).decode("utf-16-be", "replace")
+        case "percent":
+            digits = re.findall(r"(?i)%(?:25)*([0-9a-f]{2})", found)
+            return bytes.fromhex("".join(digits)).decode("utf-8", "replace")
+        case "entity":
+            return html.unescape(re.sub(r"(?i)&(?:amp;)*", "&", found))
+        case "backslash":
+            # Their number says nothing: it depends on how often the text was escaped.
+            return _ESCAPED.get(found[-1], found[-1].strip("\\"))
+        case _:
+            return found

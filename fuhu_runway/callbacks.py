@@ -25,8 +25,9 @@ from weakref import WeakSet, ref
 import attrs
 from aiohttp import web
 
+from ._urls import is_reachable_address
 from ._wire.decode import read_callback
-from .models import Generation, TaskRecord, TaskState, is_reachable_address, usage_error
+from .models import Generation, TaskRecord, TaskState, usage_error
 
 if TYPE_CHECKING:
     from ._session.webhooks import Webhooks

@@ -6,7 +6,6 @@ entry before anything is sent, and once more while the batch runs. What can be r
 such as standard input, is copied to a file first.
 """
 
-import codecs
 import contextlib
 import csv
 import difflib
@@ -19,49 +18,28 @@ import stat
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import attrs
 
+from ._redact import PLAIN_NAME
+from ._wire.tables import SUBMITS
 from .batch import Item
 from .errors import UsageError
-from .models import (
-    ActOne,
-    ImageToVideo,
-    MotionVector,
-    OfficialImageToVideo,
-    TextToVideo,
-    VideoToVideo,
-    usage_error,
-)
+from .models import UNSTORABLE, MotionVector, usage_error
 
-KINDS: Final[Mapping[str, type]] = {
-    "text_to_video": TextToVideo,
-    "image_to_video": ImageToVideo,
-    "video_to_video": VideoToVideo,
-    "act_one": ActOne,
-    "official_image_to_video": OfficialImageToVideo,
-}
+KINDS: Final[Mapping[str, type]] = {row.name: kind for kind, row in SUBMITS.items()}
 """What the field `kind` of an entry may be; without it, the entry is text or image to video."""
 
-MOTION_PREFIX: Final = "motion."
-
 _AXES: Final = frozenset(field.name for field in attrs.fields(MotionVector))
-_FIELDS: Final = tuple(field for kind in KINDS.values() for field in attrs.fields(kind))
-_NAMES: Final = frozenset(
-    {
-        *("kind", "custom_id"),
-        *(MOTION_PREFIX + axis for axis in _AXES),
-        *(field.name for field in _FIELDS),
-    }
-)
-"""Every name that a column may have."""
-_WHOLE: Final = frozenset(field.name for field in _FIELDS if field.type in {int, int | None})
-"""Fields that are whole numbers; spreadsheets and data frames write them as 5.0."""
+_FIELDS: Final = {field.name: field for kind in KINDS.values() for field in attrs.fields(kind)}
+_NAMES: Final = {"kind", "custom_id", *(f"motion.{axis}" for axis in _AXES), *_FIELDS}
+_TEXTS: Final = {"prompt", "kind", "custom_id", "ratio", "model", "style"}
+"""Columns that are text even if a cell looks like a number."""
 
-_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,39}")
+Entry = tuple[int, Any]
+"""The number of a line, and its prompt or fields; anything else is a bad entry."""
 
 
 def read_items(
@@ -71,30 +49,30 @@ def read_items(
     Yield the items of a file, entry by entry.
 
     Args:
-        path: `.txt`: a prompt a line; `.jsonl`: an object of request fields a line; `.csv` and
-            `.tsv`: a column for each field. Empty lines are passed over. Beside the fields of the
-            request, `kind` names another request than text or image to video, and `custom_id`
-            the job.
-        skip_bad: Called with each bad entry's error, which is then passed over; None raises it.
+        path: `.txt`: a prompt per line; `.jsonl`: an object of request fields per line; `.csv`
+            and `.tsv`: a column for each field. Empty lines are skipped. Besides the fields of
+            the request, `kind` names a request other than text or image to video, and
+            `custom_id` the job.
+        skip_bad: Called with the error of each bad entry, which is then skipped; None raises it.
 
     Raises:
         UsageError: The file cannot be read, or an entry is bad; it names file and line.
     """
-    path = _path(path)
+    path = Path(path)
     if _is_stream(path):
         raise usage_error(
             "path",
             f"{path.name!r} is not a regular file, and may be readable only once.",
             "Copy it to a file first: fuhu_runway.inputs.spooled does that.",
         )
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
+    read = READERS.get(path.suffix.lower())
+    if read is None:
         raise usage_error(
             "path", f"{path.name!r} has no known ending.", f"Use a file in {', '.join(READERS)}."
         )
-    for number, read in reader(path):
+    for number, entry in read(path):
         try:
-            item = read()
+            item = _item(entry)
         except UsageError as bad:
             named = attrs.evolve(bad, happened=f"{path.name}, line {number}: {bad.happened}")
             if skip_bad is None:
@@ -115,13 +93,14 @@ def check_items(
     """
     count, names = 0, set()
     for item in read_items(path, skip_bad=skip_bad):
-        if item.custom_id in names and item.custom_id is not None:
+        if item.custom_id in names:
             raise usage_error(
                 "custom_id",
-                f"{_path(path).name} has two entries with the custom_id {item.custom_id!r}.",
-                "Give each its own.",
+                f"{Path(path).name} has two entries with the custom_id {item.custom_id!r}.",
+                "Use a different one for each entry.",
             )
-        names.add(item.custom_id)
+        if item.custom_id is not None:
+            names.add(item.custom_id)
         count += 1
     return count
 
@@ -132,42 +111,34 @@ def spooled(path: str | os.PathLike[str]) -> Iterator[Path]:
     Yield a file that can be read twice: *path* itself, or a copy of what can be read only once.
 
     Standard input (`-`), pipes and devices are copied to a temporary file that only the present
-    user can read and that is removed at the end. Without an ending such as
-    `.jsonl`, its kind is that of its first line: a JSON object, names of fields, or a prompt.
+    user can read and that is removed at the end. If the name has no ending such as `.jsonl`, the
+    first line decides: a JSON object, names of fields, or a prompt.
     Copying blocks until the other side has written everything: do it before `asyncio.run`, or in
     a thread.
 
     Raises:
         UsageError: It cannot be read.
     """
-    path = _path(path)
+    path = Path(path)
     if not _is_stream(path):
         yield path
         return
     is_stdin = str(path) == "-"
-    if is_stdin and sys.stdin is None:
-        raise usage_error("path", "There is no standard input.", "Give the name of a file.")
-    try:
-        # Windows removes no file that is still open.
-        place = tempfile.TemporaryDirectory(prefix="fuhu-runway-", ignore_cleanup_errors=True)
-    except OSError as exc:
-        raise _unreadable(path, exc) from exc
-    with place as folder:
-        copy = Path(folder, "stdin" if is_stdin else path.stem)
+    with contextlib.ExitStack() as stack:
         try:
+            # Windows removes no file that is still open.
+            folder = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="fuhu-runway-", ignore_cleanup_errors=True)
+            )
+            copy = Path(folder, "stdin" if is_stdin else path.stem)
             opened = contextlib.nullcontext(sys.stdin.buffer) if is_stdin else path.open("rb")
             with opened as source, copy.open("xb") as target:
                 shutil.copyfileobj(source, target)
-        except (OSError, ValueError) as exc:  # ValueError: it was closed
+        except (AttributeError, OSError, ValueError) as exc:
+            # AttributeError and ValueError: standard input is missing or was closed.
             raise _unreadable(path, exc) from exc
         ending = path.suffix.lower() if path.suffix.lower() in READERS else _guessed_kind(copy)
         yield copy.rename(copy.with_name(copy.name + ending))
-
-
-def _path(path: object) -> Path:
-    if not isinstance(path, str | os.PathLike):
-        raise usage_error("path", f"path is of type {type(path).__name__}.", "Give a Path or str.")
-    return Path(path)
 
 
 def _is_stream(path: Path) -> bool:
@@ -183,13 +154,12 @@ def _is_stream(path: Path) -> bool:
 
 
 def _guessed_kind(path: Path) -> str:
-    """Return the ending that fits the first line with anything in it."""
-    lines = _lines(path)
-    first = next((line.strip() for line in lines if line.strip()), "")
-    lines.close()
+    """Return the ending that fits the first line that is not empty."""
+    with contextlib.closing(_lines(path)) as lines:
+        first = next((line.strip() for line in lines if line.strip()), "")
     if first.startswith("{"):
         return ".jsonl"
-    names = _folded(re.split(r"[,;\t]", first))
+    names = _column_names(re.split(r"[,;\t]", first))
     return ".csv" if _SEPARATOR.fullmatch(first) or _NAMES.issuperset(names) else ".txt"
 
 
@@ -198,99 +168,55 @@ def _unreadable(path: Path, exc: Exception) -> UsageError:
     return usage_error("path", f"{path.name!r} cannot be read ({reason}).", "Check the path.")
 
 
-# Lines
-
-_MARKS: Final = (
-    (codecs.BOM_UTF32_LE, "utf-32"),  # begins as UTF-16 does
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-_UNDECODED: Final = re.compile("[\ud800-\udfff]")
-
-
 def _lines(path: Path) -> Generator[str, None, None]:
-    """
-    Yield the lines of a text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
-
-    Raises:
-        UsageError: The file cannot be read, or is not text in one of these.
-    """
-    encoding, number, fault = "utf-8", 0, None
+    """Yield the lines of a text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark."""
+    encoding, number = "utf-8", 0
     try:
         with path.open("rb") as start:
-            head = start.read(4)
-        encoding = next((name for mark, name in _MARKS if head.startswith(mark)), encoding)
+            detected = json.detect_encoding(start.read(4))
+        if detected in {"utf-16", "utf-32"}:  # with a byte order mark; else it is a guess
+            encoding = detected
+        # An error would come with the whole block that is read, before its good lines are used.
         with path.open(encoding=encoding, errors="surrogateescape", newline="") as file:
             for number, line in enumerate(file, 1):  # noqa: B007  (used below)
-                if "\0" in line:
-                    fault = "it has a NUL character, as UTF-16 text without a byte order mark has."
-                elif _UNDECODED.search(line):
-                    fault = f"it is not {encoding.upper()} text."
-                if fault:
+                if UNSTORABLE.search(line):
                     break
                 yield line.removeprefix("\ufeff")
+            else:
+                return
     except UnicodeDecodeError:  # UTF-16 that breaks off within a character
-        fault = f"after it, there is something that is not {encoding.upper()} text."
+        number += 1
     except (OSError, ValueError) as exc:  # ValueError: a name that no file can have
         raise _unreadable(path, exc) from exc
-    # Outside of the clauses, since a decoder's error holds the text.
-    if fault:
-        raise usage_error("path", f"{path.name}, line {number}: {fault}", "Save it as UTF-8.")
+    # Outside the clauses, since a decoder's error holds the text.
+    raise usage_error(
+        "path",
+        f"{path.name}, line {number}: it is not {encoding.upper()} text, or has a NUL character.",
+        "Save it as UTF-8.",
+    )
 
 
-# Entries
-
-Entry = tuple[int, Callable[[], Item]]
-
-
-def _line_entries(path: Path, read: Callable[[str], Item]) -> Iterator[Entry]:
+def _prompts(path: Path) -> Iterator[Entry]:
     for number, line in enumerate(_lines(path), 1):
         if line.strip():
-            yield number, partial(read, line.strip())
+            yield number, line.strip()
 
 
-def _text_item(line: str) -> Item:
-    return Item(TextToVideo(line))
-
-
-def _json_item(line: str) -> Item:
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError):
-        fields = None  # judged outside of the clause, since what was raised quotes the line
-    if isinstance(fields, str):
-        fields = {"prompt": fields}
-    if not isinstance(fields, dict):
-        raise usage_error("line", "it is not a JSON object.", "Write one JSON object a line.")
-    return _item(fields)
-
-
-def _csv_entries(path: Path) -> Iterator[Entry]:
-    rows = _csv_rows(path)
-    at, head = next(rows, (0, []))
-    names = _folded(head)
-    twice = next((name for name in names if name in _NAMES and names.count(name) > 1), None)
-    if twice is not None:
-        raise usage_error(
-            twice, f"{path.name}, line {at}: the column {twice} is there twice.", "Keep one."
-        )
-    if head and _NAMES.isdisjoint(names):
-        raise usage_error(
-            "path",
-            f"{path.name}, line {at}: it has no field of a request.",
-            "Begin with a line that names the columns, such as prompt,seconds.",
-        )
-    for number, row in rows:
-        yield number, lambda row=row: _item(_csv_fields(names, row))  # type: ignore[misc]
+def _json_lines(path: Path) -> Iterator[Entry]:
+    for number, line in _prompts(path):
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            entry = None
+        yield number, entry
 
 
 _SEPARATOR: Final = re.compile(r'"?sep=([^"])"?', re.IGNORECASE)
-"""What spreadsheets write into a line of its own before the table."""
+"""Spreadsheets write this line before the table."""
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows that are not empty, the head first, each with the number of its last line."""
+def _rows(path: Path) -> Iterator[Entry]:
+    """Yield the fields of each row of a table, with the number of the row's last line."""
     lines = _lines(path)
     delimiter = "\t" if path.suffix.lower() == ".tsv" else None
     before, line = 0, ""
@@ -302,12 +228,17 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
             break
     delimiter = delimiter or max(",;\t", key=line.count)
     rows = csv.reader(itertools.chain([line], lines), delimiter=delimiter, strict=True)
+    names: list[str] = []
     begin = before + 1
     try:
         for row in rows:
             end = before + rows.line_num
             if any(cell.strip() for cell in row):
-                yield end, row
+                if names:
+                    yield end, _row_fields(names, row)
+                else:
+                    names = _column_names(row)
+                    _check_columns(names, f"{path.name}, line {end}")
             begin = end + 1
     except csv.Error as exc:
         raise usage_error(
@@ -317,59 +248,94 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         ) from exc
 
 
-def _folded(head: list[str]) -> list[str]:
-    """Return the names of columns as the fields are written: `Custom ID` is `custom_id`."""
+def _column_names(head: list[str]) -> list[str]:
+    """Return the names of columns as fields are spelled: `Custom ID` is `custom_id`."""
     return ["_".join(name.lower().replace("-", " ").split()) for name in head]
 
 
-def _csv_fields(names: list[str], row: list[str]) -> dict[str, Any]:
-    """Return a row's fields in the types of the request; an empty cell is left out."""
+def _check_columns(names: list[str], place: str) -> None:
+    for name in names:
+        if name in _NAMES and names.count(name) > 1:
+            raise usage_error(name, f"{place}: there are two columns {name}.", "Keep one.")
+    if _NAMES.isdisjoint(names):
+        raise usage_error(
+            "path",
+            f"{place}: no column is a field of a request.",
+            "Begin with a line that names the columns, such as prompt,seconds.",
+        )
+
+
+def _row_fields(names: list[str], row: list[str]) -> dict[str, Any] | UsageError:
     if any(row[len(names) :]):
-        raise usage_error("line", "it has more cells than the head.", "Put text in quotes.")
-    return {name: _cell(name, text) for name, text in zip(names, row, strict=False) if text.strip()}
-
-
-TEXTS: Final = frozenset({"prompt", "kind", "custom_id", "ratio", "model", "style"})
-
-
-def _cell(name: str, text: str) -> Any:
-    """Read a cell: numbers, flags and objects as JSON writes them, all else as text."""
-    if name == "prompt":
-        return text
-    text = text.strip()
-    if name in TEXTS:
-        return text
-    if text.lower() in {"true", "false"}:
-        return text.lower() == "true"
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
+        return usage_error("line", "it has more cells than the head.", "Put text in quotes.")
+    fields: dict[str, Any] = {}
+    for name, cell in zip(names, row, strict=False):
+        text = cell.strip()
+        value: Any = cell if name == "prompt" else text
+        if name not in _TEXTS:
+            with contextlib.suppress(ValueError, RecursionError):
+                # Spreadsheets write flags as TRUE.
+                value = json.loads(text.lower() if text.lower() in {"true", "false"} else text)
+        if text:
+            fields[name] = value
+    return fields
 
 
 READERS: Final[Mapping[str, Callable[[Path], Iterator[Entry]]]] = {
-    ".txt": partial(_line_entries, read=_text_item),
-    ".jsonl": partial(_line_entries, read=_json_item),
-    ".csv": _csv_entries,
-    ".tsv": _csv_entries,
+    ".txt": _prompts,
+    ".jsonl": _json_lines,
+    ".csv": _rows,
+    ".tsv": _rows,
 }
 
 
-def _item(fields: dict[str, Any]) -> Item:
+def _item(entry: Any) -> Item:
+    if isinstance(entry, UsageError):
+        raise entry
+    fields = {"prompt": entry} if isinstance(entry, str) else entry
+    if not isinstance(fields, dict):
+        raise usage_error("line", "it is not a JSON object.", "Write one JSON object per line.")
     custom_id = fields.pop("custom_id", None)
     if isinstance(custom_id, bool) or not isinstance(custom_id, str | int | None):
         raise usage_error(
-            "custom_id", "custom_id must be text or a whole number.", "Give one, or leave it out."
+            "custom_id", "custom_id must be text or a whole number.", "Use one, or leave it out."
         )
-    kind = _kind(fields)
+    name = fields.pop("kind", "image_to_video" if "image" in fields else "text_to_video")
+    kind = KINDS.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise usage_error("kind", "kind is unknown.", f"Use {', '.join(KINDS)}.")
     motion = _motion(fields)
     if motion is not None:
         fields["motion"] = motion
-    known = [field.name for field in attrs.fields(kind)]
+    _check_fields(kind, fields)
+    for name, value in fields.items():
+        # Spreadsheets and data frames write whole numbers as 5.0.
+        is_whole = _FIELDS[name].type in {int, int | None}
+        if is_whole and isinstance(value, float) and value.is_integer():
+            fields[name] = int(value)
+    return Item(kind(**fields), None if custom_id is None else str(custom_id).strip())
+
+
+def _motion(fields: dict[str, Any]) -> MotionVector | None:
+    """Return the motion from an object, or from columns such as `motion.x`."""
+    parts = fields.pop("motion", None)
+    if parts is None:
+        names = [name for name in fields if name.startswith("motion.")]
+        parts = {name.removeprefix("motion."): fields.pop(name) for name in names}
+    if not parts:
+        return None
+    if not isinstance(parts, dict) or set(parts) - _AXES:
+        raise usage_error("motion", "motion has unknown parts.", f"Use {', '.join(sorted(_AXES))}.")
+    return MotionVector(**parts)
+
+
+def _check_fields(kind: type, fields: Mapping[str, Any]) -> None:
+    """Raise if a field is unknown or missing."""
+    known = attrs.fields_dict(kind)
     for name in fields:
         if name not in known:
             # Without a head, the name is a prompt, which errors do not show.
-            shown = name if _NAME.fullmatch(name) else "<no name>"
+            shown = name if PLAIN_NAME.fullmatch(name) else "<no name>"
             close = difflib.get_close_matches(shown.lower(), sorted(_NAMES - {shown}), 1)
             question = f"Did you mean {close[0]}? " if close else ""
             raise usage_error(
@@ -377,34 +343,9 @@ def _item(fields: dict[str, Any]) -> Item:
                 f"{kind.__name__} has no field {shown!r}.",
                 f"{question}It has {', '.join(sorted(known))}.",
             )
-    for name, value in fields.items():
-        if name in _WHOLE and isinstance(value, float) and value.is_integer():
-            fields[name] = int(value)
-    needed = [field.name for field in attrs.fields(kind) if field.default is attrs.NOTHING]
+    needed = [name for name, field in known.items() if field.default is attrs.NOTHING]
     for name in needed:
         if name not in fields:
-            raise usage_error(name, f"{name} is missing.", f"Give {' and '.join(needed)}.")
-    return Item(kind(**fields), None if custom_id is None else str(custom_id).strip())
-
-
-def _kind(fields: dict[str, Any]) -> type:
-    name = fields.pop("kind", "image_to_video" if "image" in fields else "text_to_video")
-    if not isinstance(name, str) or name not in KINDS:
-        raise usage_error("kind", "kind is not a request.", f"Use {', '.join(KINDS)}.")
-    return KINDS[name]
-
-
-def _motion(fields: dict[str, Any]) -> MotionVector | None:
-    """Return the motion of an object, or of columns such as `motion.x`."""
-    parts = fields.pop("motion", None)
-    if parts is None:
-        parts = {
-            name.removeprefix(MOTION_PREFIX): fields.pop(name)
-            for name in list(fields)
-            if name.startswith(MOTION_PREFIX)
-        }
-    if not parts:
-        return None
-    if not isinstance(parts, dict) or set(parts) - _AXES:
-        raise usage_error("motion", "motion has unknown parts.", f"Use {', '.join(sorted(_AXES))}.")
-    return MotionVector(**parts)
+            raise usage_error(
+                name, f"{name} is missing.", f"{kind.__name__} needs {' and '.join(needed)}."
+            )

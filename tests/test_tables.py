@@ -1,4 +1,4 @@
-"""Each row of each table has a sample, a method, a route, an entry in the docs; none is idle."""
+"""Each row of each table has a sample, a method, a route and an entry in the docs."""
 
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -74,13 +74,13 @@ def rows_of(name: str) -> list[list[str]]:
 
 @EACH_ENDPOINT
 def test_each_endpoint_has_a_sample(row: Endpoint) -> None:
-    """Some literal reply is an answer to each endpoint."""
+    """At least one sample answers each endpoint."""
     assert any(sample.endpoint == row.name for sample in samples())
 
 
 @EACH_ENDPOINT
 def test_each_endpoint_has_a_method(row: Endpoint) -> None:
-    """The client has the method that the row names, and it says in words what it does."""
+    """The client has the method that the row names, with a docstring."""
     method = attrgetter(row.method)(Client(OWN_KEY))
     assert callable(method)
     assert method.__doc__
@@ -88,7 +88,7 @@ def test_each_endpoint_has_a_method(row: Endpoint) -> None:
 
 @EACH_ENDPOINT
 def test_each_endpoint_is_in_the_docs(row: Endpoint) -> None:
-    """The page of endpoints names each row, its verb, its path and its source."""
+    """The page of endpoints has each row with its verb, path and source."""
     (entry,) = [cells for cells in rows_of("endpoints") if cells[0] == row.name]
     text = " ".join(entry)
     assert row.verb in text
@@ -99,13 +99,13 @@ def test_each_endpoint_is_in_the_docs(row: Endpoint) -> None:
 
 @pytest.fixture
 async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    """A plain session, with nothing of the client about it."""
+    """A plain aiohttp session."""
     async with aiohttp.ClientSession() as session:
         yield session
 
 
 async def exchanged(session: aiohttp.ClientSession, request: Request) -> TaskRecord | Balance:
-    """Send a request as it is and read the answer, with nothing of the client in between."""
+    """Send a request without the client, and return what the answer is read as."""
     async with session.request(
         request.endpoint.verb, request.url, data=request.body, headers=request.headers
     ) as response:
@@ -115,7 +115,7 @@ async def exchanged(session: aiohttp.ClientSession, request: Request) -> TaskRec
 
 
 def at(simulator: Simulator, row: Gateway = GATEWAYS["fuhuapi"]) -> Gateway:
-    """Return a gateway moved to where the simulator is."""
+    """Return a gateway with the address of the simulator."""
     return attrs.evolve(row, base_url=simulator.base_url, quota_url=simulator.base_url)
 
 
@@ -123,13 +123,13 @@ def at(simulator: Simulator, row: Gateway = GATEWAYS["fuhuapi"]) -> Gateway:
 async def test_each_endpoint_has_a_route_in_the_simulator(
     row: Endpoint, session: aiohttp.ClientSession
 ) -> None:
-    """The simulator, which knows none of these tables, answers each request with what it gives."""
+    """The simulator, which shares no table with the client, answers each endpoint."""
     async with Simulator() as simulator:
         submit = "official_image_to_video" if row.name == "official_task" else "text_to_video"
         task = await exchanged(session, asking(submit, at(simulator), key=OWN_KEY))
         assert isinstance(task, TaskRecord)
         request = asking(row.name, at(simulator), task.task_id, OWN_KEY)
-        assert isinstance(await exchanged(session, request), row.gives)
+        assert isinstance(await exchanged(session, request), Balance if row.route else TaskRecord)
         assert simulator.leaked == ()
 
 
@@ -137,14 +137,14 @@ async def test_each_endpoint_has_a_route_in_the_simulator(
 async def test_each_gateway_has_a_route_in_the_simulator(
     row: Gateway, session: aiohttp.ClientSession
 ) -> None:
-    """A gateway's prefix, verb and key style lead to a task and to the look at it."""
+    """With each gateway's prefix, verb and key style a task can be submitted and polled."""
     styles: Mapping[KeyStyle, Any] = {KeyStyle.BEARER: "bearer", KeyStyle.BODY: "any"}
     async with Simulator(key_style=styles[row.key_style]) as simulator:
         for name in SUBMITS:
             record = await exchanged(session, asking(name, at(simulator, row), key=OWN_KEY))
             assert isinstance(record, TaskRecord)
-            look = "official_task" if name.startswith("official") else "feed"
-            request = asking(look, at(simulator, row), record.task_id, OWN_KEY)
+            poll = "official_task" if name.startswith("official") else "feed"
+            request = asking(poll, at(simulator, row), record.task_id, OWN_KEY)
             seen = await exchanged(session, request)
             assert isinstance(seen, TaskRecord)
             assert seen.task_id == record.task_id
@@ -154,7 +154,7 @@ async def test_each_gateway_has_a_route_in_the_simulator(
 # Dialects
 
 
-def spoken(sample: Sample) -> Dialect | None:
+def dialect_of(sample: Sample) -> Dialect | None:
     """Return the dialect that a sample's body fits, if it is an object at all."""
     try:
         body = json.loads(sample.body.decode("utf-8-sig", "replace"))
@@ -166,27 +166,27 @@ def spoken(sample: Sample) -> Dialect | None:
 
 @EACH_DIALECT
 def test_each_dialect_has_samples(row: Dialect) -> None:
-    """Some sample of the dialect's own file is recognised as that dialect and as no other."""
+    """Some sample in the dialect's file is recognised as that dialect."""
     own = [sample for sample in samples() if sample.folder == FOLDERS[row.name]]
-    assert any(spoken(sample) is row for sample in own)
+    assert any(dialect_of(sample) is row for sample in own)
 
 
 @EACH_DIALECT
 def test_each_dialect_is_in_the_docs(row: Dialect) -> None:
-    """The page of dialects names each row with its letter, in the order in which it is tried."""
+    """The page of dialects has each row with its letter."""
     names = [cells for cells in rows_of("dialects") if row.name in cells]
     assert names
     assert row.letter in names[0]
 
 
 def test_the_docs_keep_the_order_of_the_dialects() -> None:
-    """The order decides, so the page has it too."""
+    """The page lists the dialects in the order in which they are tried."""
     listed = [cell for cells in rows_of("dialects") for cell in cells[:3] if cell in FOLDERS]
     assert listed[: len(DIALECTS)] == [row.name for row in DIALECTS]
 
 
-def test_every_file_of_samples_has_a_subject() -> None:
-    """Beside the dialects' own files there are those for refusals, pages and headers only."""
+def test_every_file_of_samples_is_known() -> None:
+    """Files other than the dialects' own are for refusals, pages and headers."""
     others = {"envelope-error", "loose", "nested-error", "no-dialect", "not-json"}
     others.add("retry-after")
     assert {sample.folder for sample in samples()} == {*FOLDERS.values(), *others}
@@ -202,7 +202,7 @@ def test_each_word_is_in_the_docs(word: str) -> None:
 
 
 def separated(name: str) -> list[list[str]]:
-    """Return the rows of a page without the signs between words."""
+    """Return the rows of a page without the commas between words."""
     return [[cell.replace(",", " ") for cell in cells] for cells in rows_of(name)]
 
 
@@ -211,16 +211,16 @@ def separated(name: str) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def reached() -> dict[str, list[Refusal]]:
-    """Which lines of the catalogue each sample reaches."""
+    """The refusals that each sample reaches."""
     lines: dict[str, list[Refusal]] = {}
-    find = refusals._row_for
+    find = refusals.row_for
 
     with pytest.MonkeyPatch.context() as patch:
         for sample in samples():
             met = lines.setdefault(sample.name, [])
             patch.setattr(
                 refusals,
-                "_row_for",
+                "row_for",
                 lambda *args, met=met, **on: met.append(find(*args, **on)) or met[-1],
             )
             try:
@@ -231,16 +231,14 @@ def reached() -> dict[str, list[Refusal]]:
 
 
 @EACH_REFUSAL
-def test_each_line_of_the_catalogue_has_a_sample(
-    row: Refusal, reached: dict[str, list[Refusal]]
-) -> None:
-    """No line of the catalogue is hidden behind another: a literal reply reaches it."""
+def test_each_refusal_has_a_sample(row: Refusal, reached: dict[str, list[Refusal]]) -> None:
+    """No row of the table is hidden behind another: a sample reaches it."""
     assert any(row in met for met in reached.values())
 
 
 @EACH_REFUSAL
-def test_each_line_of_the_catalogue_is_in_the_docs(row: Refusal) -> None:
-    """The page of refusals tells each line's error, and every code that leads to it."""
+def test_each_refusal_is_in_the_docs(row: Refusal) -> None:
+    """The page of refusals has each row's error, and all codes that lead to it."""
     entries = [
         " ".join(cells) for cells in rows_of("refusals") if row.raises.__name__ in str(cells)
     ]
@@ -254,14 +252,14 @@ def test_each_line_of_the_catalogue_is_in_the_docs(row: Refusal) -> None:
 
 @EACH_GATEWAY
 def test_each_gateway_is_in_the_docs(row: Gateway) -> None:
-    """The page of gateways names each row with its address and prefix."""
+    """The page of gateways has each row with its address and prefix."""
     (entry,) = [cells for cells in rows_of("gateways") if cells[0] == row.name]
     assert row.prefix in entry
     assert row.base_url is None or row.base_url in entry
 
 
-#: What is known about a failed request: whether a free one, and a paid one, goes again.
-REPEATING = {
+#: Whether a free and a paid request are retried, by fate.
+RETRIED = {
     Fate.UNSENT: (True, True),
     Fate.REFUSED: (True, True),
     Fate.UNKNOWN: (True, False),
@@ -270,9 +268,9 @@ REPEATING = {
 
 
 @pytest.mark.parametrize("fate", Fate)
-def test_what_may_be_repeated_is_what_the_docs_promise(fate: Fate) -> None:
-    """Code, page and rule agree on what is sent again: never a paid request of unknown fate."""
-    promised = REPEATING[fate]
+def test_what_may_be_retried_is_what_the_docs_promise(fate: Fate) -> None:
+    """Code and page agree on what is retried: never a paid request of unknown fate."""
+    promised = RETRIED[fate]
     assert (Replay.FREE in MAY_REPEAT[fate], Replay.PAID in MAY_REPEAT[fate]) == promised
     (entry,) = [cells for cells in rows_of("repeating") if cells[0] == fate.name]
     assert tuple(cell == "again" for cell in entry[-2:]) == promised
@@ -288,5 +286,5 @@ def test_what_may_be_repeated_is_what_the_docs_promise(fate: Fate) -> None:
     ],
 )
 def test_each_error_is_in_the_docs(kind: type[Exception]) -> None:
-    """The page of errors names each class."""
+    """The page of errors has each class."""
     assert kind.__name__ in page("errors")

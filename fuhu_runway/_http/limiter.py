@@ -1,10 +1,10 @@
 """
-When the next request may go: requests in flight, and a pace, set or learned from the answers.
+When the next request may be sent: a limit in flight, and a pace, set or learned from answers.
 
-Rule 1: first come, first served. Only the one place that the poller holds for all tasks is second
-in line at most, or a crowd of submits would keep every clip waiting.
+Rule 1: first come, first served. Only the place that the poller holds for all tasks is at most
+second in line, or many submits would delay every clip.
 Rule 2: waiting here costs nothing and may be cancelled at any time: nothing was sent.
-Rule 3: no state change has an `await` in it, so that a cancelled waiter leaves nothing half done.
+Rule 3: no state change contains an `await`, so that a cancelled waiter leaves nothing half done.
 
 Rates are in requests per second, instants are seconds of the loop's clock.
 """
@@ -25,25 +25,26 @@ from fuhu_runway.models import Limits
 FIRST_ROOM: Final = 4
 """Requests in flight before the first answer; more of them meet an unknown limit together."""
 FIRST_RATE: Final = 10.0
-"""Requests per second after the first answer, doubled with each round; more are refused at once."""
+"""Requests per second after the first answer, doubled with each round; if higher, more requests
+are refused before the limit is known."""
 FASTEST: Final = 1000.0
-"""Requests per second from which on nothing is paced; higher values only cost CPU."""
+"""Requests per second above which nothing is paced; higher values only cost CPU."""
 ANSWERS: Final = 5
-"""Answers that a round needs; with more of them a slow pace is judged more surely, but later."""
+"""Answers that end a round; if more, a slow pace is judged more reliably, but later."""
 ROUND: Final = 0.3
-"""Seconds that a round lasts; if longer, the pace rises more slowly and meets fewer refusals."""
+"""Shortest round, in seconds; if longer, the pace rises more slowly and fewer are refused."""
 PATIENCE: Final = 3.0
-"""Seconds that a test lasts at most; half as many pass before the first request is tried again."""
+"""Longest test, in seconds; if longer, a stray series of refusals halves the pace for longer."""
 STEP: Final = 0.05
 """First step of a rise, as a part of the rate; larger steps are refused more often."""
 USUAL: Final = 0.02
 """Part of the requests that may be refused in any case; if more, a slight excess goes unseen."""
 IN_A_ROW: Final = 3
-"""Refusals without an answer between them after which one request tries for all."""
+"""Refusals without an answer between them after which requests try one at a time."""
 LONGEST_PAUSE: Final = 10.0
-"""Seconds between requests that try for all; if more, the end of an outage is noticed later."""
+"""Seconds between those tries; if more, the end of an outage is noticed later."""
 AGAIN: Final = 8.0
-"""Seconds until a limit is tried again, up to 30 times more for one that has held for long."""
+"""Seconds until a limit is tried again, up to 30 times more if it has held for long."""
 
 
 @attrs.define(eq=False)
@@ -51,12 +52,13 @@ class Pace:
     """
     A rate that follows what gets through, not what is refused.
 
-    It rises as long as more gets through. After refusals it keeps what got through meanwhile, and
-    sends half for a moment: if as many are refused, the rate is not why, and it rises again.
-    Where nothing gets through, one request tries for all. Pure: the caller passes *now*.
+    The rate rises as long as more gets through. When more requests than usual are refused, half as
+    many are sent for a moment: if the same part of them is refused, the rate is not the reason, and
+    it rises again. Otherwise it settles at what got through. Where nothing gets through, requests
+    try one at a time. Pure: the caller passes *now*.
     """
 
-    #: What the user allowed; None is no limit.
+    #: The user's limit; None is no limit.
     at_most: float | None
     #: The longest time that a gateway may hold all requests, in seconds.
     max_hold: float
@@ -64,39 +66,35 @@ class Pace:
     rate: float = math.inf
     #: How many requests may be in flight.
     room: float = FIRST_ROOM
-    #: Nothing goes before this instant.
+    #: No request is sent before this instant.
     hold_until: float = -math.inf
     #: The rate above which the gateway was found to refuse; infinite while none is known.
     limit: float = math.inf
     _limit_since: float = 0.0
-    #: What gets through: *rate* is above it while it rises, and half of it in a test.
+    #: The rate that gets through: *rate* is higher during a rise, and half of it during a test.
     _known: float = 0.0
-    #: What got through before the rate began to rise; 0 if nothing is known.
+    #: The known rate before the rise began; 0 if there was none.
     _settled: float = 0.0
     _step: float = 1.0
     _rise_at: float = 0.0
-    #: In a test: the rate that was refused, and the part of the requests that were.
+    #: During a test, the rate that was refused and the part of its requests that were; else 0.
     _refused_rate: float = 0.0
     _refused_part: float = 0.0
-    #: The part of the requests that is refused whatever the rate is.
+    #: The part of the requests that is refused at any rate.
     _usual: float = USUAL
-    # This round: what was sent since counts, from the first refusal on if there is one, since a
-    # gateway that allows bursts lets too much through before.
+    #: This round, and the instant from which on requests count in it.
     _began_at: float = -math.inf
     _counts_since: float = -math.inf
     _has_refusal: bool = False
     _answers: int = 0
     _passed: int = 0
-    #: What was sent and what got through in the last round, per second.
-    _last: tuple[float, float] = (0.0, math.inf)
     _in_a_row: int = 0
-    #: How many refusals come in a row on average.
-    _usual_row: float = 0.0
-    #: How long one request waits before it tries for all, in seconds; 0 while requests get through.
+    #: How long the next request waits before it tries alone, in seconds; 0 while some get through.
     _pause: float = 0.0
     _paused_at: float = 0.0
-    _last_pause: float = 0.0
+    #: When requests got through again after the last pause, and how many have since.
     _resumed_at: float = math.inf
+    _since_resumed: int = 0
     _next_at: float = -math.inf
 
     def __attrs_post_init__(self) -> None:
@@ -105,57 +103,56 @@ class Pace:
             self.room = math.inf
 
     def ready_at(self, now: float) -> float:
-        """Return the instant at which the next request may go."""
+        """Return the instant at which the next request may be sent."""
         return max(now, self._next_at, self.hold_until)
 
     def sent(self, now: float, due_at: float | None = None) -> None:
-        """Record a request that goes now; *due_at* is what its timer was set for."""
+        """Record a request that is sent now; *due_at* is the instant its timer was set for."""
         gap = 0.0 if math.isinf(self.rate) else 1 / self.rate
-        # From when it was due, not from when it went: a late timer must not cost pace. But no
-        # credit is saved up: a burst after a pause is what gateways refuse.
+        # From the instant it was due: a late timer must not cost pace. But no credit is saved up:
+        # a burst after a pause is what gateways refuse.
         self._next_at = (now if due_at is None else max(due_at, now - gap / 2)) + gap
 
     def answered(self, sent_at: float, now: float) -> None:
         """Record an answer that was no refusal."""
-        self._usual_row += (min(self._in_a_row, ANSWERS) - self._usual_row) / 10
         self._in_a_row = 0
+        self._since_resumed += 1
         if not self._known:
             self._known = FIRST_RATE / 2
             self._go(FIRST_RATE, now)
         elif self._pause and sent_at >= self.hold_until and self._resumed_at < self._paused_at:
-            # A gateway that counts by the minute lets the same number through again, so that the
-            # average is what it allows, and for as long as the pause was nothing else is known.
-            ended_at = min(now, self.hold_until + PATIENCE)  # later ones waited for a caller
-            self._last_pause = ended_at - self._paused_at
-            whole = ended_at - self._resumed_at
-            rate = self._refused_rate or min(self.rate, FASTEST)
-            average = rate * (1 - self._last_pause / whole)
-            self._known = max((1 + USUAL) * average, 1 / whole)
-            self._settled, self._step = 0.0, STEP
-            self._refused_rate, self._usual, self._last = 0.0, USUAL, (0.0, math.inf)
-            self._resumed_at, self._rise_at = sent_at, now + min(60.0, self._last_pause)
-            self._go(self._known, now)
+            self._resume(sent_at, now)
         if self._pause or self.room == FIRST_ROOM:
-            self._pause, self.hold_until = 0.0, now
-            self.room = math.inf
+            self._pause, self.hold_until, self.room = 0.0, now, math.inf
         self._resumed_at = min(self._resumed_at, sent_at)
         self._count(sent_at, now, passed=True)
 
     def refused(self, sent_at: float, now: float, retry_after: float | None) -> None:
         """Record a refusal."""
         self._in_a_row += 1
-        if self._in_a_row < IN_A_ROW + int(ANSWERS * self._usual_row):
+        if self._in_a_row < IN_A_ROW:
             self._count(sent_at, now, passed=False)
             return
         if not self._pause:
-            self._pause = min(LONGEST_PAUSE, max(PATIENCE / 2, self._last_pause / 4))
-            self._paused_at = now
+            self._pause, self._paused_at = PATIENCE / 2, now
             if self._known:
                 self.room = 1
         elif sent_at >= self.hold_until:
             self._pause = min(LONGEST_PAUSE, 2 * self._pause)
         asked = min(retry_after or 0.0, self.max_hold)
         self.hold_until = max(self.hold_until, now + max(self._pause, asked))
+
+    def _resume(self, sent_at: float, now: float) -> None:
+        """Go on after a pause, at the average of what got through in a window of the gateway."""
+        ended_at = min(now, self.hold_until + PATIENCE)  # later ones waited for a caller
+        pause, whole = ended_at - self._paused_at, ended_at - self._resumed_at
+        rate = max(self.rate, self._known)
+        if whole - pause < 60:  # gateways count by the minute: after longer, it was an outage
+            rate = self._known = (1 + USUAL) * self._since_resumed / whole
+        self._settled, self._step, self._rise_at = 0.0, STEP, now + min(120.0, 2 * pause)
+        self._refused_rate, self._usual = 0.0, USUAL
+        self._resumed_at, self._since_resumed = sent_at, 1
+        self._go(rate, now)
 
     def _go(self, rate: float, now: float) -> None:
         """Begin a round at this rate."""
@@ -167,74 +164,73 @@ class Pace:
         self._has_refusal = bool(self._refused_rate)
 
     def _count(self, sent_at: float, now: float, *, passed: bool) -> None:
-        """Count an answer in this round, and judge the round when it tells enough."""
+        """Count an answer in this round, and end the round when there are enough."""
         if sent_at < self._counts_since:
             return
         if passed and self.rate == math.inf and not self._has_refusal:
-            return  # nothing to judge, and this is on the way of every poll
+            return  # nothing to judge, and every poll comes here
+        rises = self.rate > self._known
         if not passed and not self._has_refusal:
-            if self._known < self.rate < ANSWERS / PATIENCE and self._settled:
-                self._known = self._settled  # too slow to find out more than that
+            if rises and self._settled and self.rate < ANSWERS / PATIENCE:
+                self._known = self._settled  # too slow to learn more than that
                 self._settle(now)
-            else:
+            else:  # counts from here: a gateway that allows bursts accepts too much before
                 self._has_refusal, self._counts_since = True, sent_at
                 self._answers = self._passed = 0
             return
         self._answers += 1
         self._passed += passed
+        if self._refused_rate:
+            self._test(now)
+            return
         answers, refused = self._answers, self._answers - self._passed
         span = sent_at - self._counts_since
-        usual = answers * self._usual
-        # 2.5 standard deviations more than usual are no chance, and neither is more than half.
-        many = refused > min(usual + 2.5 * math.sqrt(usual), answers / 2)
-        if self._refused_rate:
-            expected = answers * self._refused_part
-            is_over = expected >= (ANSWERS if refused else ANSWERS / 2)
-            if is_over or now >= self._began_at + PATIENCE:
-                self._end_test(refused / answers, now, is_same=refused > max(1, expected / 2))
-            return
         is_quick = self._has_refusal or self._step == 1
-        if answers >= ANSWERS and span >= (ROUND if is_quick else 2 * ROUND):
-            waits = self.rate <= self._known and now < self._rise_at
-            enough = answers >= (20 if waits else 4) * ANSWERS or (span > PATIENCE and not waits)
-            if many or not self._has_refusal or self._step == 1 or enough:
-                self._judge(answers / span, max(1, self._passed) / span, now, many=many)
-
-    def _judge(self, sent: float, passed: float, now: float, *, many: bool) -> None:
-        """Go on after a round; *sent* and *passed* are per second."""
-        (sent_before, passed_before), self._last = self._last, (sent, passed)
-        rises = self.rate > self._known
-        if many and not (rises and passed - passed_before > (sent - sent_before) / 2):
-            self._refused_rate, self._refused_part = self.rate, 1 - passed / sent
-            self._known = max(0.96 * passed, self._settled) if rises else passed
+        if answers < ANSWERS or span < (ROUND if is_quick else 2 * ROUND):
+            return
+        usual = answers * self._usual
+        waits = not rises and now < self._rise_at
+        # Three standard deviations more than usual are no chance, and neither is more than half.
+        if refused > min(usual + 3 * math.sqrt(usual), answers / 2):
+            through = max(1, self._passed) / span
+            self._known = max(0.96 * through, self._settled) if rises else through
+            self._refused_rate, self._refused_part = self.rate, refused / answers
             self._go(self._known / 2, now)
-        elif sent <= 0.7 * self.rate or not (rises or now >= self._rise_at):
-            self._go(self.rate, now)  # not tried: less was sent than might go
-        else:
-            if rises:
-                self._known, self._step = self.rate, min(max(0.5, self._step), 3 * self._step)
-                if many:
-                    self._usual = USUAL + min(0.25, 1 - passed / sent)
-                if self._known == self.at_most or self._known > 4 * self.limit:
-                    self.limit = math.inf
-            # A rise may live on what a gateway saved up, but not for long.
-            if not rises or (not self._has_refusal and now > self._began_at + PATIENCE):
-                self._settled = self._known
-            self._go(self._known * (1 + self._step), now)
+        elif self._step == 1 or not self._has_refusal or answers >= (20 if waits else 4) * ANSWERS:
+            if waits or answers / span <= 0.7 * self.rate:  # not yet, or the rate was not used
+                self._go(self.rate, now)
+            else:
+                self._rise(now)
 
-    def _end_test(self, part: float, now: float, *, is_same: bool) -> None:
-        """Go on after half was sent for a moment, and this part of it was refused."""
+    def _rise(self, now: float) -> None:
+        """Go on at a higher rate after a round in which no more than usual were refused."""
+        rises = self.rate > self._known
+        if rises:
+            self._known, self._step = self.rate, min(max(0.5, self._step), 3 * self._step)
+            if self._known == self.at_most or self._known > 4 * self.limit:
+                self.limit = math.inf
+        # A rise may use up what a bucket has saved, but not for long.
+        if not rises or (not self._has_refusal and now > self._began_at + PATIENCE):
+            self._settled = self._known
+        self._go(self._known * (1 + self._step), now)
+
+    def _test(self, now: float) -> None:
+        """Decide whether fewer are refused at half the rate, once there are enough answers."""
+        refused = self._answers - self._passed
+        expected = self._answers * self._refused_part
+        is_clear = expected >= (ANSWERS if refused else ANSWERS / 2)
+        if not is_clear and now < self._began_at + PATIENCE:
+            return
         refused_rate, self._refused_rate = self._refused_rate, 0.0
-        if is_same:
-            self._usual = USUAL + min(0.25, (part + self._refused_part) / 2)
-            self._known, self._step = refused_rate, 1.0
+        if refused > max(1, expected / 3):
+            self._usual, self._known, self._step = self._refused_part, refused_rate, 1.0
             self._go(refused_rate * 2, now)
         else:
             self._usual = USUAL
             self._settle(now)
 
     def _settle(self, now: float) -> None:
-        """Keep what gets through; the longer it has been the same, the later try more."""
+        """Keep the known rate; the longer it has been the limit, the later try more."""
         if not self.limit / 1.5 < self._known < self.limit * 1.5:
             self.limit, self._limit_since = self._known, now
         held_for = now - self._limit_since
@@ -244,11 +240,11 @@ class Pace:
 
 class RateLimiter:
     """
-    Where every request of one client, in one event loop, waits for its turn to be sent.
+    Let the requests of one client, in one event loop, be sent when their turn comes.
 
     Args:
-        limits: What the user allows.
-        clock: Where time comes from.
+        limits: The user's limits.
+        clock: Source of time.
         hooks: Receive events when the pace changes.
         max_hold: The longest time that a gateway may hold all requests, in seconds.
     """
@@ -277,15 +273,15 @@ class RateLimiter:
 
     @property
     def room(self) -> float:
-        """How many requests may be in flight now."""
+        """Return how many requests may be in flight now."""
         return min(self.limits.requests_in_flight, self.pace.room)
 
     def slot(self) -> "Slot":
-        """Return a block that is entered when a request may go, and counts it until it is left."""
+        """Return a block that waits for its turn, and counts a request in flight while it runs."""
         return Slot(self)
 
     def try_enter(self) -> bool:
-        """Count a request in flight if it may go now; return whether it may."""
+        """Count a request in flight if it may be sent now; return whether it may."""
         now = self._clock.now()
         if self._waiting or self.in_flight >= self.room or self.pace.ready_at(now) > now:
             return False
@@ -295,18 +291,18 @@ class RateLimiter:
 
     def line_up(self, *, soon: bool = False) -> "asyncio.Future[None]":
         """
-        Return a future that is done when a request may go, which then counts as in flight.
+        Return a future that is done when a request may be sent, which then counts as in flight.
 
         Cancel the future to give up the place. With *soon* only one other request goes before.
         """
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.insert(1 if soon else len(self._waiting), turn)
-        turn.add_done_callback(self._let_go_if_cancelled)
-        self._let_go()
+        turn.add_done_callback(self._pass_on_if_cancelled)
+        self._wake()
         return turn
 
     async def enter(self) -> float:
-        """Wait until a request may go, count it in flight, and return the instant."""
+        """Wait until a request may be sent, count it in flight, and return the instant."""
         if not self.try_enter():
             turn = self.line_up()
             try:
@@ -320,10 +316,10 @@ class RateLimiter:
     def leave(self) -> None:
         """Count one request in flight less."""
         self.in_flight -= 1
-        self._let_go()
+        self._wake()
 
     def hold(self, flight: "asyncio.Task[Any]") -> None:
-        """Count a request whose caller was cancelled, until its answer is here."""
+        """Count a request whose caller was cancelled, until its answer arrives."""
         self.in_flight += 1
         flight.add_done_callback(lambda _: self.leave())
 
@@ -333,10 +329,10 @@ class RateLimiter:
         for turn in waiting:
             if not turn.done():
                 turn.set_exception(refusal())
-        self._let_go()
+        self._wake()
 
     def answered(self, sent_at: float) -> None:
-        """Record an answer that was no refusal, to the request that went at *sent_at*."""
+        """Record an answer that was no refusal, to the request that was sent at *sent_at*."""
         self.pace.answered(sent_at, self._clock.now())
         if self._reported_hold > -math.inf:
             self._reported_hold = -math.inf
@@ -344,7 +340,7 @@ class RateLimiter:
         self._report_limit()
 
     def refused(self, sent_at: float, retry_after: float | None) -> None:
-        """Record a refusal of the request that went at *sent_at*."""
+        """Record a refusal of the request that was sent at *sent_at*."""
         now = self._clock.now()
         self.pace.refused(sent_at, now, retry_after)
         # While others are in flight, one of them may still get through and end the pause.
@@ -365,12 +361,12 @@ class RateLimiter:
         rate = self.pace.rate
         self._hooks.emit(PaceRecovered(None if math.isinf(rate) else rate))
 
-    def _let_go_if_cancelled(self, turn: "asyncio.Future[None]") -> None:
+    def _pass_on_if_cancelled(self, turn: "asyncio.Future[None]") -> None:
         if turn.cancelled():
-            self._let_go()
+            self._wake()
 
-    def _let_go(self, due_at: float | None = None) -> None:
-        """Let all requests go whose turn it is, the first of them at *due_at*; set the timer."""
+    def _wake(self, due_at: float | None = None) -> None:
+        """Wake every request whose turn has come, the first at *due_at*, and set the timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -381,7 +377,7 @@ class RateLimiter:
             now = self._clock.now()
             ready_at = self.pace.ready_at(now)
             if ready_at > now:
-                self._timer = self._clock.call_at(ready_at, partial(self._let_go, ready_at))
+                self._timer = self._clock.call_at(ready_at, partial(self._wake, ready_at))
                 return
             self.in_flight += 1
             self.pace.sent(now, due_at)
@@ -392,7 +388,7 @@ class RateLimiter:
 @attrs.define(eq=False)
 class Slot:
     """
-    The place of one request among those in flight; entering it returns the instant.
+    One request in flight; entering the block returns the instant.
 
     No `asynccontextmanager`: the loop keeps track of every asynchronous generator, which costs
     CPU for each request.

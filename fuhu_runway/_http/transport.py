@@ -25,6 +25,7 @@ from aiohttp.client_proto import ResponseHandler
 
 from fuhu_runway._clock import Clock
 from fuhu_runway._redact import redact
+from fuhu_runway._urls import is_web_address
 from fuhu_runway._wire.decode import salvaged
 from fuhu_runway._wire.encode import Reply, Request
 from fuhu_runway._wire.tables import Replay
@@ -35,7 +36,7 @@ from fuhu_runway.errors import (
     drop_frames,
 )
 from fuhu_runway.hooks import Hooks
-from fuhu_runway.models import RetryPolicy, Timeouts, is_web_address, usage_error
+from fuhu_runway.models import RetryPolicy, Timeouts, usage_error
 
 from .failures import NEVER_ARRIVED, TransportCause, failure_of
 from .limiter import RateLimiter

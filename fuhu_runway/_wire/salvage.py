@@ -1,8 +1,7 @@
 """
-The task ids that stand in an answer, whatever the answer is.
+Finds the task ids in any answer. Pure functions.
 
-Pure functions. `salvage` is asked before any paid answer is given up, so that no id that arrived
-is dropped.
+No paid answer is given up before `salvage` has searched it, so no id that arrived is lost.
 """
 
 import html
@@ -13,28 +12,28 @@ from urllib.parse import unquote
 
 from fuhu_runway._json import parsed, spans, text_of
 
-from . import tables as facts
+from . import tables
 
 MAX_DEPTH: Final = 5
-"""How many levels deep ids are searched for; what is deeper belongs to something else."""
+"""How many levels deep ids are searched for; deeper ones belong to something else."""
 
 _ID: Final = re.compile(r"(?=[^A-Za-z0-9]*[A-Za-z0-9])[^\s<>{}\"]{1,500}")
 _BARE_ID: Final = re.compile(r"(?=[^\d]*\d)[\w.:-]{3,128}", re.ASCII)
-"""An id that stands alone as the data of an answer: it has a digit, or it would be a word."""
+"""An id alone as the data of an answer. It has a digit, because a word is no id."""
 _WHOLE_BODY: Final = re.compile(r"(?=[^\d]*\d)[\w-]{16,128}", re.ASCII)
-"""An id that is the whole answer: it is long, or it would be a status, a version or an address."""
+"""An id that is the whole answer. It is long, because a status or a version is short."""
 MIN_BARE_NUMBER: Final = 10**8
-"""From here on a number that is the data of an answer is an id; less may be seconds or points."""
+"""The smallest number that, as the data of an answer, is an id and not seconds or points."""
 NO_IDS: Final = frozenset({"0", "null", "none", "nil", "undefined", "false", "true"})
 _OTHER_IDS: Final = frozenset({"generationid", "jobid", "taskuuid", "predictionid", "videoid"})
-"""What services behind a gateway call a task's id, without separators and in lower case."""
+"""Other services' names for a task's id, in lower case and without separators."""
 
-# For texts, and for what is no JSON any more: cut short, in single quotes, a form, XML, a dump. The
-# id has to be whole, and has a digit, or it would be prose.
+# For texts, and for what is not JSON: cut short, in single quotes, a form, XML, a dump. The id has
+# to be whole and to have a digit, because a word may be prose.
 _WORD: Final = r"(?=[A-Za-z_.:@+/-]*\d)([A-Za-z0-9][\w.:@+/-]{0,199})"
 _VALUE: Final = rf"(?:[\"'`“‘]{_WORD}[\"'`”’]|{_WORD}(?=[\s,;&<>}}\])]))"
 _NAMED: Final = re.compile(
-    # Between name and value there is no more than signs, and the words of XML and of dumps.
+    # Between name and value there are only signs, and the words of XML and of dumps.
     r"task[_\s-]?id(?:[^\w,;&{}-]{1,20}(?:type|string(?:\(\d+\))?|key|td|CDATA|new))*"
     rf"[^\w,;&{{}}-]{{0,20}}?[^\w,;&{{}}\"'`“‘-]{_VALUE}",
     re.ASCII | re.IGNORECASE,
@@ -47,17 +46,17 @@ _CALLED_ID: Final = re.compile(
 
 def salvage(body: bytes, *, is_whole: bool = False) -> tuple[str, ...]:
     """
-    Return the task ids that stand at the usual places of whatever arrived, the surest first.
+    Return the task ids at the usual places of *body*, the surest first.
 
-    With *is_whole* the body is known to have arrived to its end, so that an id there is not cut.
+    With *is_whole* all of the body is known to have arrived, so an id at its end is not cut.
     """
     text = text_of(body)
     values = list(spans(text))
     found = [pair for _, _, value in values for pair in _ids(value)]
-    # In front of a value that can be read, there may be one that cannot.
+    # Before a value that can be read there may be one that cannot.
     is_broken = not values or bool(text[: values[0][0]].strip())
     if is_broken or not found:
-        plain = html.unescape(unquote(text)).replace("\\", "") + "\n" * is_whole
+        plain = html.unescape(unquote(text)).replace("\\", "") + ("\n" if is_whole else "")
         found += [(0, match[1] or match[2]) for match in _NAMED.finditer(plain)]
         if is_broken:
             found += [(1, match[1] or match[2]) for match in _CALLED_ID.finditer(plain)]
@@ -69,8 +68,8 @@ def salvage(body: bytes, *, is_whole: bool = False) -> tuple[str, ...]:
 
 def id_of(value: Any) -> str | None:
     """Return *value* as a task id; None if it cannot be one."""
-    if isinstance(value, float) and value.is_integer() and value < MAX_EXACT:
-        value = int(value)  # JSON has one kind of number
+    if isinstance(value, float) and value.is_integer() and value < 2**53:
+        value = int(value)  # JSON has only one kind of number
     if isinstance(value, bool) or not isinstance(value, str | int):
         return None
     if isinstance(value, int) and value < 0:
@@ -79,12 +78,8 @@ def id_of(value: Any) -> str | None:
     return text if _ID.fullmatch(text) and text.lower() not in NO_IDS else None
 
 
-MAX_EXACT: Final = 2**53
-"""Up to here each whole number has a float of its own."""
-
-
 def bare_id(value: Any) -> str | None:
-    """Return *value* if it is nothing but an id."""
+    """Return *value* as a task id if it can only be one."""
     if isinstance(value, int) and value >= MIN_BARE_NUMBER:
         return str(value)
     is_bare = isinstance(value, str) and _BARE_ID.fullmatch(value.strip())
@@ -92,7 +87,7 @@ def bare_id(value: Any) -> str | None:
 
 
 def is_task_key(key: str) -> bool:
-    """Return whether *key* names a task id in any spelling, such as taskId and task-id."""
+    """Return whether *key* is task_id in any spelling, such as taskId and task-id."""
     return _plain(key) == "taskid"
 
 
@@ -101,7 +96,7 @@ def _plain(key: str) -> str:
 
 
 def _ids(value: Any, *, is_usual: bool = True, depth: int = MAX_DEPTH) -> Iterator[tuple[int, str]]:
-    """Yield 0 and each task_id, and a higher rank and what is called id at a usual place."""
+    """Yield each task id with its rank: 0 for a task_id, more for an id at a usual place."""
     if isinstance(value, str):
         value = parsed(value)
     if isinstance(value, list) and depth:
@@ -113,12 +108,12 @@ def _ids(value: Any, *, is_usual: bool = True, depth: int = MAX_DEPTH) -> Iterat
         for key, item in value.items():
             name = _plain(key)
             is_named = name.removesuffix("s") == "taskid"
-            is_part = is_named or (is_usual and name in facts.PARTS)
+            is_part = is_named or (is_usual and name in tables.PARTS)
             if is_named or (is_usual and (name == "id" or name in _OTHER_IDS)):
                 task_id = id_of(item)
             else:
                 task_id = bare_id(item) if is_part else None
             if task_id is not None:
-                # An envelope's own id is that of the answer rather than of the task.
+                # An envelope's own id is that of the answer, not of the task.
                 yield 0 if is_named else 2 if "code" in value else 1, task_id
             yield from _ids(item, is_usual=is_part, depth=depth - 1)

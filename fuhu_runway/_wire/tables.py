@@ -2,8 +2,8 @@
 Everything known about the gateways, as data with sources: endpoints, gateways, states, dialects.
 
 The gateways' own names for fields stand here, in the samples and in the simulator, and nowhere
-else. There is no code but small predicates over decoded JSON; `encode` and `decode` compute
-everything from them, and the pages under docs/reference are generated from them.
+else. The only code is small predicates over decoded JSON; `encode` and `decode` compute
+everything from the tables, and the pages under docs/reference are generated from them.
 """
 
 import enum
@@ -14,20 +14,18 @@ import attrs
 
 from fuhu_runway.models import (
     ActOne,
-    Balance,
     BalanceRoute,
     Gateway,
     ImageToVideo,
     KeyStyle,
     OfficialImageToVideo,
-    TaskRecord,
     TaskState,
     TextToVideo,
     VideoToVideo,
 )
 
 VERSION_HEADER: Final = {"X-Runway-Version": "2024-11-06"}
-"""Sent always: some pages require it and none forbids it (api-facts 1.1)."""
+"""Sent with every request: some pages require it and none forbids it (api-facts 1.1)."""
 
 NOWHERE: Final = "https://callback.invalid/"
 """The `callback_url` of a client without a receiver: reserved, resolves nowhere (RFC 2606)."""
@@ -36,7 +34,7 @@ REQUEST_ID_HEADERS: Final = ("x-oneapi-request-id", "x-request-id")
 
 
 class Replay(enum.Enum):
-    """What a second sending of the same request costs."""
+    """What sending the same request a second time costs."""
 
     FREE = "free"
     """Nothing: it only reads."""
@@ -45,7 +43,7 @@ class Replay(enum.Enum):
 
 
 class Root(enum.Enum):
-    """What an endpoint's path is appended to."""
+    """The field of `Gateway` that an endpoint's path is appended to."""
 
     REVERSE = "prefix"
     OFFICIAL = "official_prefix"
@@ -58,23 +56,42 @@ class Root(enum.Enum):
 
 @attrs.frozen(eq=False)
 class Endpoint:
-    """One thing the gateway can be asked."""
+    """One operation of the API."""
 
     name: str
     verb: str
     root: Root
     path: str
-    gives: type[TaskRecord] | type[Balance]
-    replay: Replay
-    #: The `Client` method that asks it.
+    #: The `Client` method that calls it.
     method: str
     source: str
-    #: The request class that is sent, where the body comes from one.
+    #: The request class it takes; None for what only reads.
     sends: type | None = None
     #: Place in the body, dots between levels, to the request's attribute; None is left out.
     body: Mapping[str, str] = attrs.field(factory=dict)
-    #: Whether the body has a `callback_url`.
-    takes_callback: bool = False
+    #: The balance route it belongs to; None for what is about tasks.
+    route: BalanceRoute | None = None
+
+    @property
+    def replay(self) -> Replay:
+        """What a retry costs: every endpoint that takes a request class is paid."""
+        return Replay.FREE if self.sends is None else Replay.PAID
+
+    @property
+    def takes_callback(self) -> bool:
+        """Whether the body has a `callback_url`; the official format has none."""
+        return self.sends is not None and self.root is Root.REVERSE
+
+
+def _same(places: str) -> dict[str, str]:
+    """Return *places*, each with its last part: our name and the gateway's are the same."""
+    return {place: place.rpartition(".")[2] for place in places.split()}
+
+
+def _balance(
+    name: str, path: str, route: BalanceRoute, source: str, root: Root = Root.BASE
+) -> Endpoint:
+    return Endpoint(name, "GET", root, path, method="balance", source=source, route=route)
 
 
 _MOTION: Final = {
@@ -90,164 +107,76 @@ ENDPOINTS: Final[Mapping[str, Endpoint]] = {
             "POST",
             Root.REVERSE,
             "/pro/generate",
-            TaskRecord,
-            Replay.PAID,
             method="generate",
             source="api-facts 1.2",
             sends=TextToVideo,
-            body={
-                "prompt": "prompt",
-                "ratio": "ratio",
-                "style": "style",
-                "model": "model",
-                "options.seconds": "seconds",
-                **_MOTION,
-            },
-            takes_callback=True,
+            body=_same("prompt ratio style model options.seconds") | _MOTION,
         ),
         Endpoint(
             "image_to_video",
             "POST",
             Root.REVERSE,
             "/pro/generate",
-            TaskRecord,
-            Replay.PAID,
             method="generate",
             source="api-facts 1.3",
             sends=ImageToVideo,
-            body={
-                "image": "image",
-                "last_image": "last_image",
-                "prompt": "prompt",
-                "ratio": "ratio",
-                "style": "style",
-                "model": "model",
-                "options.seconds": "seconds",
-                "options.image_as_end_frame": "image_as_end_frame",
-                "options.flip": "flip",
-                **_MOTION,
-            },
-            takes_callback=True,
+            body=_same(
+                "image last_image prompt ratio style model "
+                "options.seconds options.image_as_end_frame options.flip"
+            )
+            | _MOTION,
         ),
         Endpoint(
             "video_to_video",
             "POST",
             Root.REVERSE,
             "/pro/video2video",
-            TaskRecord,
-            Replay.PAID,
             method="video_to_video",
             source="api-facts 1.4",
             sends=VideoToVideo,
-            body={
-                "video": "video",
-                "model": "model",
-                "prompt": "prompt",
-                "options.structure_transformation": "structure_transformation",
-                "options.flip": "flip",
-                "options.seconds": "seconds",
-            },
-            takes_callback=True,
+            body=_same(
+                "video model prompt options.structure_transformation options.flip options.seconds"
+            ),
         ),
         Endpoint(
             "act_one",
             "POST",
             Root.REVERSE,
             "/pro/act_one",
-            TaskRecord,
-            Replay.PAID,
             method="act_one",
             source="api-facts 1.5",
             sends=ActOne,
-            body={
-                "video": "video",
-                "image": "image",
-                "character_video": "character_video",
-                "options.motion_multiplier": "motion_multiplier",
-                "options.flip": "flip",
-            },
-            takes_callback=True,
+            body=_same("video image character_video options.motion_multiplier options.flip"),
         ),
         Endpoint(
             "official_image_to_video",
             "POST",
             Root.OFFICIAL,
             "/image_to_video",
-            TaskRecord,
-            Replay.PAID,
             method="official.image_to_video",
             source="api-facts 6",
             sends=OfficialImageToVideo,
-            body={
-                "promptImage": "image",
-                "model": "model",
-                "promptText": "prompt",
-                "seed": "seed",
-                "watermark": "watermark",
-                "duration": "seconds",
-                "ratio": "ratio",
-            },
+            body={"promptImage": "image", "promptText": "prompt", "duration": "seconds"}
+            | _same("model seed watermark ratio"),
         ),
-        Endpoint(
-            "feed",
-            "POST",
-            Root.REVERSE,
-            "/feed",
-            TaskRecord,
-            Replay.FREE,
-            method="feed",
-            source="api-facts 1.6",
-        ),
+        Endpoint("feed", "POST", Root.REVERSE, "/feed", method="feed", source="api-facts 1.6"),
         Endpoint(
             "official_task",
             "GET",
             Root.OFFICIAL,
             "/tasks/{task_id}",
-            TaskRecord,
-            Replay.FREE,
             method="official.feed",
             source="api-facts 6",
         ),
-        Endpoint(
+        _balance(
             "subscription",
-            "GET",
-            Root.BASE,
             "/v1/dashboard/billing/subscription",
-            Balance,
-            Replay.FREE,
-            method="balance",
-            source="api-facts 7.2",
+            BalanceRoute.BILLING,
+            "api-facts 7.2",
         ),
-        Endpoint(
-            "usage",
-            "GET",
-            Root.BASE,
-            "/v1/dashboard/billing/usage",
-            Balance,
-            Replay.FREE,
-            method="balance",
-            source="api-facts 7.3",
-        ),
-        Endpoint(
-            "token_usage",
-            "GET",
-            Root.BASE,
-            "/api/usage/token/",
-            Balance,
-            Replay.FREE,
-            method="balance",
-            source="api-facts 7.4",
-        ),
-        Endpoint(
-            "quota",
-            "GET",
-            Root.QUOTA,
-            "/user/quota",
-            Balance,
-            Replay.FREE,
-            method="balance",
-            source="api-facts 7.1",
-        ),
+        _balance("usage", "/v1/dashboard/billing/usage", BalanceRoute.BILLING, "api-facts 7.3"),
+        _balance("token_usage", "/api/usage/token/", BalanceRoute.TOKEN, "api-facts 7.4"),
+        _balance("quota", "/user/quota", BalanceRoute.QUOTA, "api-facts 7.1", Root.QUOTA),
     )
 }
 
@@ -255,6 +184,12 @@ SUBMITS: Final[Mapping[type, Endpoint]] = {
     row.sends: row for row in ENDPOINTS.values() if row.sends is not None
 }
 """Request class to the endpoint that takes it."""
+
+BALANCE_ENDPOINTS: Final[Mapping[BalanceRoute, tuple[str, ...]]] = {
+    route: tuple(row.name for row in ENDPOINTS.values() if row.route is route)
+    for route in BalanceRoute
+}
+"""The endpoints that are called for a balance, by name; their answers are joined."""
 
 
 def feed(*, official: bool) -> Endpoint:
@@ -267,19 +202,12 @@ def feed_of(request: object) -> Endpoint:
     return feed(official=isinstance(request, OfficialImageToVideo))
 
 
-BALANCE_ENDPOINTS: Final[Mapping[BalanceRoute, tuple[str, ...]]] = {
-    BalanceRoute.BILLING: ("subscription", "usage"),
-    BalanceRoute.TOKEN: ("token_usage",),
-    BalanceRoute.QUOTA: ("quota",),
-}
-
 TASK_ID_KEY: Final = "task_id"
 CALLBACK_KEY: Final = "callback_url"
-QUOTA_KEY: Final = "key"
-BODY_KEY: Final = "key"
-"""Where `KeyStyle.BODY` puts the key (api-facts 11 row 14)."""
-LAST_IMAGE: Final = {"key": "promptImage", "uri": "uri", "position": "position"}
-"""How the official format spells first and last frame together (api-facts 6)."""
+API_KEY_NAME: Final = "key"
+"""Where the quota route's address and, with `KeyStyle.BODY`, a body have the API key."""
+FRAMES_KEY: Final = "promptImage"
+"""Where the official format takes the first frame, or both as objects (api-facts 6)."""
 
 
 # --- gateways ------------------------------------------------------------------------------------
@@ -313,7 +241,7 @@ GATEWAYS: Final[Mapping[str, Gateway]] = {
         Gateway("zyhelp", prefix="/runway/v1", source="api-facts 1.1 S10"),
         Gateway("bltcy", "https://api.bltcy.ai", prefix="/runway/v1", source="api-facts 11 row 13"),
         Gateway("ait8", "https://ai.t8star.cn", prefix="/runway/v1", source="api-facts 11 row 13"),
-        # Its documentation has the official format alone.
+        # Its documentation has the official format only.
         Gateway(
             "ezlinkai",
             "https://api.ezlinkai.com",
@@ -321,7 +249,7 @@ GATEWAYS: Final[Mapping[str, Gateway]] = {
             official_prefix="/runway/v1",
             source="api-facts 11 row 13",
         ),
-        # As its clients do it. Its page has a GET for the feed, with the key in Authorization.
+        # As its clients call it. Its page has a GET for the feed, with the key in Authorization.
         Gateway(
             "duomi",
             "https://duomiapi.com",
@@ -377,34 +305,39 @@ class Sense(enum.Enum):
 @attrs.frozen(eq=False)
 class Dialect:
     """
-    One shape of answer; recognised by shape per answer, never by host name (api-facts 2).
+    One shape of answer, recognised in each answer by its keys and never by host (api-facts 2).
 
-    The rows are tried in order, and the first that fits is the one.
+    The rows are tried in order, and the first that fits is used.
     """
 
     letter: str
     name: str
     fits: Callable[[Mapping[str, Any]], bool]
-    #: Sense of an answer of this shape, given the decoded body.
-    sense: Callable[[Mapping[str, Any]], Sense]
     source: str
+    about: Sense = Sense.TASK
+    #: Whether an answer that fits is a refusal all the same.
+    refuses: Callable[[Mapping[str, Any]], bool] = lambda _body: False
     #: The key under which the part that matters stands; None: the body itself.
     under: str | None = None
     #: Our name for a part, to the gateway's.
     spelling: Mapping[str, str] = attrs.field(factory=dict)
-    #: Parts of a balance that have to be there.
+    #: Parts that a balance must have.
     required: tuple[str, ...] = ()
-    #: Where a refusal tells its kind, and its reason; the first that is there counts.
+    #: The keys of a refusal's code, and of its reason; the first that is present counts.
     codes: tuple[str, ...] = ("code", "type")
     messages: tuple[str, ...] = ("message", "msg")
-    #: Whether a numeric code stands for an HTTP status.
-    code_is_status: bool = False
+    #: Whether its code says that all is well, whatever the HTTP status.
+    is_envelope: bool = False
     #: Whether an empty part means that the gateway does not know the task (api-facts 2 B).
     empty_is_not_found: bool = False
 
+    def sense(self, body: Mapping[str, Any]) -> Sense:
+        """Return what *body*, which fits, is about."""
+        return Sense.REFUSAL if self.refuses(body) else self.about
+
 
 def is_whole(value: object) -> bool:
-    """Return whether it is a number or digits, and no boolean (api-facts 2 F)."""
+    """Return whether *value* is a whole number or digits; a boolean is not (api-facts 2 F)."""
     if isinstance(value, str):
         digits = value.strip()
         # Python refuses to read thousands of digits; no code has more than a few.
@@ -412,24 +345,11 @@ def is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _always(sense: Sense) -> Callable[[Mapping[str, Any]], Sense]:
-    return lambda _body: sense
-
-
-def _has(*keys: str) -> Callable[[Mapping[str, Any]], bool]:
-    wanted = frozenset(keys)
-    return lambda body: body.keys() >= wanted
-
-
-def _envelope_sense(body: Mapping[str, Any]) -> Sense:
-    return Sense.TASK if int(body["code"]) == 200 else Sense.REFUSAL
-
-
 PARTS: Final = (
     *("data", "result", "task", "response", "output"),
     *("results", "tasks", "job", "generation", "payload", "items", "list", "content", "body"),
 )
-"""Where the task may stand in an answer: as an object, a list, JSON in a text, or its id alone."""
+"""Where a task may stand in an answer: as an object, a list, JSON in a text, or its id alone."""
 
 STATE_KEYS: Final = frozenset({"state", "status", "task_status"})
 SURE_KEYS: Final = STATE_KEYS | {"code", "task_id"}
@@ -437,132 +357,91 @@ SURE_KEYS: Final = STATE_KEYS | {"code", "task_id"}
 ENVELOPE_WORDS: Final = frozenset({"msg", "message"})
 
 USUAL_KEYS: Final = {
-    "task_status": "status",
-    "taskStatus": "status",
-    "video_result": "video_url",
-    "videoUrl": "video_url",
-    "video_urls": "video_url",
-    "videoUrls": "video_url",
-    **dict.fromkeys(("videos", "video_results", "result_url", "result_urls"), "output"),
-    **dict.fromkeys(("resultUrl", "resultUrls", "output_url", "outputUrl"), "output"),
-    # Only beside a success: of a running task they may be the address to poll, or the input.
-    **dict.fromkeys(("url", "urls", "download_url", "file_url"), "raw_video_url"),
-    **dict.fromkeys(("result", "content"), "raw_video_url"),
+    rare: usual
+    for usual, spellings in {
+        "status": "task_status taskStatus",
+        "video_url": "video_result videoUrl video_urls videoUrls",
+        "output": (
+            "videos video_results result_url result_urls resultUrl resultUrls output_url outputUrl"
+        ),
+        # Only beside a success: of a running task they may be the address to poll, or the input.
+        "raw_video_url": "url urls download_url file_url result content",
+    }.items()
+    for rare in spellings.split()
 }
-"""Rare spelling to the usual one, which it stands in for where that is missing (api-facts 11)."""
+"""Rare spelling to the usual one, which it replaces where that is missing (api-facts 11)."""
 
-
-def _flag_sense(body: Mapping[str, Any]) -> Sense:
-    return Sense.BALANCE if body["code"] else Sense.REFUSAL
-
-
-def _is_relay(body: Mapping[str, Any]) -> bool:
-    return isinstance(body.get("code"), str) and body["code"].strip().lower() == "success"
-
-
-_NUMERIC: Final = {
-    "task_id": "task_id",
-    "state": "state",
-    "status": "status",
-    "progress": "progress",
-    "video_url": "video_url",
-    "result_url": "result_url",
-    "raw_video_url": "raw_video_url",
-    "poster": "poster",
-    "last_frame": "last_frame",
-    "prompt": "prompt",
-    "prompt_en": "prompt_en",
-    "output": "output",
-    "message": "msg",
-    "reason": "fail_reason",
-    "error": "error",
-    "points": "point",
-    "refund": "refund",
-    "created_at": "create_time",
-    "updated_at": "update_time",
-}
-_RELAY: Final = {
-    "task_id": "task_id",
-    "state": "state",
-    "status": "status",
-    "progress": "progress",
-    "video_url": "video_url",
-    "result_url": "result_url",
-    "raw_video_url": "raw_video_url",
-    "output": "output",
-    "reason": "fail_reason",
-    "error": "error",
-    "created_at": "created_at",
-    "updated_at": "updated_at",
-    "submitted_at": "submit_time",
-    "finished_at": "finish_time",
-    "inner": "data",
-}
+_REVERSE: Final = _same(
+    "task_id state status progress video_url result_url output raw_video_url error"
+) | {"reason": "fail_reason"}
+_NUMERIC: Final = (
+    _REVERSE
+    | _same("poster last_frame prompt prompt_en refund")
+    | {
+        "message": "msg",
+        "points": "point",
+        "created_at": "create_time",
+        "updated_at": "update_time",
+    }
+)
+_RELAY: Final = (
+    _REVERSE
+    | _same("created_at updated_at")
+    | {"submitted_at": "submit_time", "finished_at": "finish_time", "inner": "data"}
+)
 _REVERSE_ONLY: Final = frozenset({"video_url", "raw_video_url", "point", "refund", "create_time"})
-_OFFICIAL: Final = {
+_OFFICIAL: Final = _same("status progress video_url output raw_video_url error cost") | {
     "task_id": "id",
-    "status": "status",
-    "progress": "progress",
-    "video_url": "video_url",
-    "raw_video_url": "raw_video_url",
-    "output": "output",
     "reason": "failure",
     "failure_code": "failureCode",
-    "error": "error",
-    "cost": "cost",
     "created_at": "createdAt",
     "updated_at": "updatedAt",
 }
-_LUMA: Final = {
+_LUMA: Final = _same("state last_frame prompt error created_at") | {
     "task_id": "id",
-    "state": "state",
     "video_url": "video",
     "raw_video_url": "video_raw",
     "poster": "thumbnail",
-    "last_frame": "last_frame",
-    "prompt": "prompt",
     "reason": "failure_reason",
-    "error": "error",
-    "created_at": "created_at",
 }
 
 DIALECTS: Final = (
     Dialect(
         "E",
         "openai_error",
-        fits=lambda body: bool(body.get("error")),
-        sense=_always(Sense.REFUSAL),
+        lambda body: bool(body.get("error")),
+        "api-facts 2 E",
+        about=Sense.REFUSAL,
         under="error",
-        source="api-facts 2 E",
         messages=("message", "localized_message"),
     ),
     Dialect(
         "F",
         "dashboard_error",
-        fits=lambda body: body.get("success") is False,
-        sense=_always(Sense.REFUSAL),
-        source="api-facts 2 F",
+        lambda body: body.get("success") is False,
+        "api-facts 2 F",
+        about=Sense.REFUSAL,
     ),
     Dialect(
         "F'",
         "dashboard_task",
-        fits=lambda body: (
+        lambda body: (
             body.get("code") is True
             and isinstance(body.get("data"), Mapping)
             and "task_id" in body["data"]
         ),
-        sense=_always(Sense.TASK),
+        "api-facts 2 F; not documented for tasks, and read so that no id is lost",
         under="data",
-        source="api-facts 2 F; not documented for tasks, and read so that no id is lost",
         spelling=_NUMERIC,
     ),
     Dialect(
         "F'",
         "dashboard_balance",
-        fits=lambda body: isinstance(body.get("code"), bool),
-        sense=_flag_sense,
+        lambda body: isinstance(body.get("code"), bool),
+        "api-facts 7.4",
+        about=Sense.BALANCE,
+        refuses=lambda body: not body["code"],
         under="data",
-        source="api-facts 7.4",
         codes=(),
         spelling={
             "total": "total_granted",
@@ -574,120 +453,103 @@ DIALECTS: Final = (
     Dialect(
         "G",
         "midjourney_error",
-        fits=lambda body: "description" in body and "code" in body and "data" not in body,
-        sense=_always(Sense.REFUSAL),
-        source="api-facts 2 G",
+        lambda body: "description" in body and "code" in body and "data" not in body,
+        "api-facts 2 G",
+        about=Sense.REFUSAL,
         codes=("code",),
         messages=("description",),
     ),
     Dialect(
         "A",
         "envelope",
-        fits=lambda body: is_whole(body.get("code")),
-        sense=_envelope_sense,
+        lambda body: is_whole(body.get("code")),
+        "api-facts 2 A",
+        refuses=lambda body: int(body["code"]) != 200,
         under="data",
-        source="api-facts 2 A",
         spelling=_NUMERIC,
         messages=("msg", "message"),
-        code_is_status=True,
+        is_envelope=True,
     ),
     Dialect(
         "B",
         "relay",
-        fits=_is_relay,
-        sense=_always(Sense.TASK),
+        lambda body: str(body.get("code")).strip().lower() == "success",
+        "api-facts 2 B",
         under="data",
-        source="api-facts 2 B",
         spelling=_RELAY,
+        is_envelope=True,
         empty_is_not_found=True,
     ),
     Dialect(
         "D",
         "task_error",
-        fits=lambda body: isinstance(body.get("code"), str) and bool(body["code"].strip()),
-        sense=_always(Sense.REFUSAL),
-        source="api-facts 2 D",
+        lambda body: isinstance(body.get("code"), str) and bool(body["code"].strip()),
+        "api-facts 2 D",
+        about=Sense.REFUSAL,
         messages=("message", "msg", "detail"),
     ),
     Dialect(
         "billing",
         "billing_limit",
-        fits=lambda body: body.get("object") == "billing_subscription" or "hard_limit_usd" in body,
-        sense=_always(Sense.BALANCE),
-        source="api-facts 7.2",
+        lambda body: body.get("object") == "billing_subscription" or "hard_limit_usd" in body,
+        "api-facts 7.2",
+        about=Sense.BALANCE,
         spelling={"total": "hard_limit_usd"},
         required=("total",),
     ),
     Dialect(
         "billing'",
         "billing_usage",
-        fits=lambda body: body.get("object") == "list" or "total_usage" in body,
-        sense=_always(Sense.BALANCE),
-        source="api-facts 7.3",
+        lambda body: body.get("object") == "list" or "total_usage" in body,
+        "api-facts 7.3",
+        about=Sense.BALANCE,
         spelling={"used_hundredths": "total_usage"},
         required=("used_hundredths",),
     ),
     Dialect(
         "quota",
         "account_quota",
-        fits=_has("total_quota"),
-        sense=_always(Sense.BALANCE),
+        lambda body: "total_quota" in body,
         # total_quota is what is left: a sister's page calls it "current account balance".
-        source="api-facts 7.1; https://apidoc.elkapi.com/doc-1807421",
+        "api-facts 7.1; https://apidoc.elkapi.com/doc-1807421",
+        about=Sense.BALANCE,
         spelling={"remaining": "total_quota", "used": "total_used_quota"},
         required=("remaining",),
     ),
     Dialect(
         "B'",
         "bare_relay",
-        fits=lambda body: (
-            "task_id" in body and bool({"fail_reason", "result_url", "data"} & set(body))
+        lambda body: (
+            "task_id" in body and not body.keys().isdisjoint({"fail_reason", "result_url", "data"})
         ),
-        sense=_always(Sense.TASK),
-        source="api-facts 2 B'",
+        "api-facts 2 B'",
         spelling=_RELAY,
     ),
-    Dialect(
-        "I",
-        "callback",
-        fits=_has("task_id"),
-        sense=_always(Sense.TASK),
-        source="api-facts 2 I",
-        spelling=_NUMERIC,
-    ),
+    Dialect("I", "callback", lambda body: "task_id" in body, "api-facts 2 I", spelling=_NUMERIC),
     Dialect(
         "I'",
         "callback_by_id",
-        fits=lambda body: "id" in body and not body.keys().isdisjoint(_REVERSE_ONLY),
-        sense=_always(Sense.TASK),
-        source="api-facts 11, row 16: the id under another usual name",
+        lambda body: "id" in body and not body.keys().isdisjoint(_REVERSE_ONLY),
+        "api-facts 11, row 16: the id under another usual name",
         spelling={**_NUMERIC, "task_id": "id"},
     ),
     Dialect(
         "C'",
         "luma",
-        fits=_has("id", "state"),
-        sense=_always(Sense.TASK),
-        source="api-facts 2 C'",
+        lambda body: "id" in body and "state" in body,
+        "api-facts 2 C'",
         spelling=_LUMA,
     ),
-    Dialect(
-        "C",
-        "official",
-        fits=_has("id"),
-        sense=_always(Sense.TASK),
-        source="api-facts 2 C",
-        spelling=_OFFICIAL,
-    ),
+    Dialect("C", "official", lambda body: "id" in body, "api-facts 2 C", spelling=_OFFICIAL),
 )
 
 MAX_NESTING: Final = 3
-"""How many levels public code unwraps (api-facts 2 J)."""
+"""How many levels of nested answers are read, as in public client code (api-facts 2 J)."""
 
 UNLIMITED: Final = 100_000_000
-"""A `hard_limit_usd` or a `remain_quota` from here on means: no limit (api-facts 7.1, 7.2)."""
+"""A `hard_limit_usd` of this much or more means that there is no limit (api-facts 7.2)."""
 
 
 def dialect_of(body: Mapping[str, Any]) -> Dialect | None:
-    """Return the first dialect that *body* fits."""
+    """Return the first dialect that fits *body*."""
     return next((dialect for dialect in DIALECTS if dialect.fits(body)), None)

@@ -1,4 +1,4 @@
-"""Single values, read whatever their type: number, text, time, address. Pure functions."""
+"""Single values of any type, read as numbers, texts, times and addresses. Pure functions."""
 
 import email.utils
 import math
@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from fuhu_runway._json import parsed
-from fuhu_runway.models import is_web_address
+from fuhu_runway._urls import is_web_address
 
 from .salvage import NO_IDS, id_of
 
@@ -18,25 +18,23 @@ NO_REFUND: Final = frozenset(
         *("not refunded", "not_refunded", "否", "无", "未退款", "未退还", "不退款"),
     }
 )
-"""Words for a refund that there was not."""
-
-_NO_TEXT: Final = (dict, list, bool)
+"""Words that mean: nothing was refunded."""
+UNIX_INSTANT: Final = 1e9
+"""A Retry-After of this many seconds or more is a Unix instant (2001); no server means a delay."""
+_AMOUNT: Final = re.compile(r"\d{1,300}(?:\.\d{1,300})?", re.ASCII)
+_PATH: Final = re.compile(r"//?[^\s/\\\ud800-\udfff][^\s\0\ud800-\udfff]*")
 
 
 def text_in(value: Any, _type: Any = None) -> str | None:
     if isinstance(value, str):
         return value.strip() or None
-    return None if value is None or isinstance(value, _NO_TEXT) else str(value)
+    return None if value is None or isinstance(value, dict | list | bool) else str(value)
 
 
-def task_id_in(value: Any, _type: Any = None) -> str:
-    text = id_of(value) or (isinstance(value, str) and value.strip())
-    if not text or text.lower() in NO_IDS:
-        is_empty = value is None or isinstance(value, str)
-        fault = "empty" if is_empty else f"of type {type(value).__name__}"
-        message = f"task id is {fault}"
-        raise ValueError(message)
-    return text
+def task_id_in(value: Any) -> str | None:
+    """Return the id of a task, also an unusual one; None if the value stands for nothing."""
+    text = id_of(value) or (value.strip() if isinstance(value, str) else "")
+    return text if text and text.lower() not in NO_IDS else None
 
 
 def number_in(value: Any, _type: Any = None) -> float | None:
@@ -50,7 +48,7 @@ def number_in(value: Any, _type: Any = None) -> float | None:
 
 
 def fraction_in(value: Any, _type: Any = None) -> float | None:
-    """Read 0.275, "27%" and 27 as a part of one."""
+    """Return 0.275, "27%" and 27 as a fraction of one."""
     percent = isinstance(value, str) and value.strip().endswith("%")
     number = number_in(value.strip().rstrip("%") if percent else value)
     if number is None:
@@ -59,7 +57,7 @@ def fraction_in(value: Any, _type: Any = None) -> float | None:
 
 
 def instant_in(value: Any, _type: Any = None) -> datetime | None:
-    """Read Unix seconds or milliseconds, as number or text, and ISO 8601; zero is never."""
+    """Return the UTC time of ISO 8601, or of Unix seconds or milliseconds; None for zero."""
     number = number_in(value)
     try:
         if number is None:
@@ -74,38 +72,27 @@ def instant_in(value: Any, _type: Any = None) -> datetime | None:
 
 
 def address_in(value: Any, _type: Any = None) -> str | None:
-    """Read an address, also the first of a list or that of an object, if it can be fetched."""
+    """Return the first address that can be fetched: of a text, an object, or a list of them."""
     if not value:
         return None
     if isinstance(value, str):
         value = parsed(value) or value
-    # One level and no more: what nests without end must not take the id beside it along.
-    items = value if isinstance(value, list) else [value]
-    found = (_address_in(item) if isinstance(item, dict) else item for item in items)
-    texts = (text.strip() for text in found if isinstance(text, str))
-    return next(filter(_is_address, texts), None)
-
-
-def _address_in(item: dict[str, Any]) -> Any:
-    return item.get("url") or item.get("video_url") or item.get("video")
-
-
-def _is_address(text: str) -> bool:
-    # A path of the gateway's own counts as well; `_fold` puts the gateway's origin before it. Names
-    # of files may have spaces, which are quoted when the file is fetched.
-    text = text.replace(" ", "%20")
-    return is_web_address(text) or _PATH.fullmatch(text) is not None
-
-
-_PATH: Final = re.compile(r"//?[^\s/\\\ud800-\udfff][^\s\0\ud800-\udfff]*")
-
-
-def flag_in(value: Any, _type: Any = None) -> bool:
-    return value is True
+    # Only one level: endless nesting must not make the id beside it unreadable.
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, dict):
+            item = item.get("url") or item.get("video_url") or item.get("video")  # noqa: PLW2901
+        if isinstance(item, str):
+            address = item.strip()
+            # File names may contain spaces, which are quoted when the file is fetched. A path is
+            # one on the gateway's host.
+            quoted = address.replace(" ", "%20")
+            if is_web_address(quoted) or _PATH.fullmatch(quoted):
+                return address
+    return None
 
 
 def refund_in(value: Any, _type: Any = None) -> bool:
-    """Read an amount and a flag alike: pages disagree on which it is (api-facts 4)."""
+    """Return whether points were refunded; gateways send an amount or a flag (api-facts 4)."""
     text = text_in(value)
     if text is None:
         return value is True
@@ -113,15 +100,12 @@ def refund_in(value: Any, _type: Any = None) -> bool:
     return float(amount[0]) != 0 if amount else text.lower() not in NO_REFUND
 
 
-_AMOUNT: Final = re.compile(r"\d{1,300}(?:\.\d{1,300})?", re.ASCII)
-
-
 def cost_in(value: Any, _type: Any = None) -> float | None:
     """Return the credits of an official task (api-facts 11, row 8)."""
     return number_in(value.get("credits")) if isinstance(value, dict) else None
 
 
-def trouble_in(value: Any, _type: Any = None) -> tuple[str | None, str | None] | None:
+def error_in(value: Any, _type: Any = None) -> tuple[str | None, str | None] | None:
     """Return message and code of an error, which may be an object or a text."""
     if not isinstance(value, dict):
         return (text_in(value), None) if isinstance(value, str) else None
@@ -131,11 +115,11 @@ def trouble_in(value: Any, _type: Any = None) -> tuple[str | None, str | None] |
 
 def retry_after(headers: Mapping[str, str], received_at: float | None = None) -> float | None:
     """
-    Return how long the gateway asks us to wait, in seconds; None where it does not ask.
+    Return the delay that the response asks for, in seconds; None if it asks for none.
 
-    Read are `retry-after-ms`, and `retry-after` as seconds, as an HTTP date, or as the Unix
+    `retry-after-ms` is read first, then `retry-after` as seconds, as an HTTP date, or as the Unix
     instant that some gateways send in place of seconds. An instant is measured against the
-    answer's own Date, so that the two clocks need not agree, else against *received_at*.
+    response's own Date, so that the two clocks need not agree, else against *received_at*.
     """
     value = headers.get("retry-after", "")
     milliseconds, seconds = number_in(headers.get("retry-after-ms")), number_in(value)
@@ -147,12 +131,8 @@ def retry_after(headers: Mapping[str, str], received_at: float | None = None) ->
     now = _http_date(headers.get("date", "")) or received_at
     if until is None or now is None:
         return None
-    # Milliseconds are sent in place of seconds as well.
+    # The instant may be in milliseconds as well.
     return max(0.0, (until if until < 100 * UNIX_INSTANT else until / 1000) - now)
-
-
-UNIX_INSTANT: Final = 1e9
-"""From here on a number of seconds is an instant, after 2001; no server asks for that pause."""
 
 
 def _http_date(value: str) -> float | None:

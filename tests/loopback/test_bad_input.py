@@ -44,7 +44,7 @@ def is_paid(call: str) -> bool:
 
 
 async def ending(client: Client, call: str) -> RunwayError:
-    """Return the error that a call ends in, which tells no secret."""
+    """Return the error that a call raises, which contains no secret."""
     with pytest.raises(RunwayError) as caught:
         await CALLS[call](client)
     assert told(caught.value, SECRETS) == []
@@ -53,7 +53,7 @@ async def ending(client: Client, call: str) -> RunwayError:
 
 @pytest.mark.parametrize("call", CALLS)
 async def test_a_wrong_key(gateway: Simulator, call: str) -> None:
-    """Every call says so at once, and asks once."""
+    """Every call raises `Unauthorized` after one request."""
     async with Client(KEY, base_url=gateway.base_url) as client:
         error = await ending(client, call)
     assert isinstance(error, Unauthorized)
@@ -61,8 +61,8 @@ async def test_a_wrong_key(gateway: Simulator, call: str) -> None:
 
 
 @pytest.mark.parametrize("call", [call for call in CALLS if call != "wait"])
-async def test_an_address_that_is_a_web_site(call: str) -> None:
-    """The index page of a web site costs nothing, and the error says what to check."""
+async def test_a_base_url_that_is_a_web_site(call: str) -> None:
+    """The index page of a web site costs nothing, and the error says to check `base_url`."""
     page = reply(
         b"<!doctype html><title>marked</title><div id=root></div>", Content_Type="text/html"
     )
@@ -80,7 +80,7 @@ async def test_an_address_that_is_a_web_site(call: str) -> None:
 @pytest.mark.parametrize(
     "body", [b"bad gateway", b"", b"[1]", b'"marked"', b"{}", b'{"a": "marked"}']
 )
-async def test_an_answer_that_is_none(call: str, body: bytes) -> None:
+async def test_an_answer_that_cannot_be_read(call: str, body: bytes) -> None:
     """A paid call is in doubt and was sent once; a free one was retried, and raises."""
     async with raw_server(reply(body)) as server:
         async with Client(KEY, base_url=server.url, retry=QUICK_RETRY) as client:
@@ -92,14 +92,14 @@ async def test_an_answer_that_is_none(call: str, body: bytes) -> None:
     else:
         assert isinstance(error, UnreadableReply)
         assert "Nothing was charged" in str(error)
-    # A refresh is one look, whatever comes of it.
+    # A refresh is one poll and is never retried.
     once = is_paid(call) or call == "refresh"
     assert sent == (1 if once else QUICK_RETRY.attempts)
 
 
 @pytest.mark.parametrize("call", [call for call in CALLS if call != "wait"])
-async def test_an_address_that_moved(call: str) -> None:
-    """A redirect is not followed, by nothing: a key and a paid body go where they were sent."""
+async def test_a_redirect_is_not_followed(call: str) -> None:
+    """A key and a paid body are sent to no address but `base_url`."""
     async with raw_server(reply()) as elsewhere:
         moved = reply(b"", "301 Moved", Location=elsewhere.url)
         async with (
@@ -113,16 +113,16 @@ async def test_an_address_that_moved(call: str) -> None:
 
 
 @pytest.mark.parametrize("call", [call for call in CALLS if call not in {"wait", "refresh"}])
-async def test_a_port_where_nobody_listens(call: str) -> None:
-    """It is `NotSent`: nothing left this machine."""
+async def test_a_closed_port(call: str) -> None:
+    """It is `NotSent`, because nothing left this machine."""
     url = f"http://127.0.0.1:{free_port()}"
     async with Client(KEY, base_url=url, retry=QUICK_RETRY) as client:
         assert isinstance(await ending(client, call), NotSent)
 
 
 @pytest.mark.parametrize("path", ["", "/", "/base", "/base/"])
-async def test_a_base_with_a_path(path: str) -> None:
-    """What stands before the gateway's own path is kept, with one slash between."""
+async def test_a_base_url_with_a_path(path: str) -> None:
+    """The path of `base_url` is kept, with one slash before the gateway's own path."""
     async with raw_server(reply(b'{"code": 200, "data": {"task_id": "t-1"}}')) as server:
         async with Client(KEY, base_url=server.url.rstrip("/") + path) as client:
             await client.generate(PROMPT)
@@ -134,7 +134,7 @@ async def test_a_base_with_a_path(path: str) -> None:
     "task_id", ["unknown", "9f6243e5", "../../etc", "a b?c=d&e#f", "ид", "%2e"]
 )
 async def test_an_unknown_id(gateway: Simulator, runway: Client, task_id: str) -> None:
-    """Whatever it looks like, it stays one id, and nobody knows it."""
+    """Any text stays one id, and an unknown id is `NotFound`."""
     for look in (runway.feed, runway.official.feed):
         with pytest.raises(NotFound) as caught:
             await look(task_id)
@@ -145,15 +145,15 @@ async def test_an_unknown_id(gateway: Simulator, runway: Client, task_id: str) -
 
 
 async def test_another_account_does_not_see_the_task(gateway: Simulator, runway: Client) -> None:
-    """To another key the id is unknown (api-facts 5.1)."""
+    """With another account's key the id is unknown (api-facts 5.1)."""
     task = await runway.generate(PROMPT)
     gateway.add_key(KEY)
     async with Client(KEY, base_url=gateway.base_url) as stranger:
         assert isinstance(await _caught(stranger.feed(task.id)), NotFound)
 
 
-async def test_a_channel_behind_the_key(gateway: Simulator) -> None:
-    """The key is sent untouched, so that what follows it is the gateway's to refuse."""
+async def test_a_channel_after_the_key(gateway: Simulator) -> None:
+    """The key is sent unchanged, so the gateway sees and refuses the channel after it."""
     async with quick_client(gateway) as client:
         client._sessions.key += "-12"
         error = await _caught(client.generate(PROMPT))
@@ -163,7 +163,7 @@ async def test_a_channel_behind_the_key(gateway: Simulator) -> None:
 
 @pytest.mark.parametrize("status", [401, 403])
 async def test_an_empty_account(status: Any) -> None:
-    """In either coat it is `OutOfCredits`, and no task exists."""
+    """With either status it is `OutOfCredits`, and no task exists."""
     simulator = Simulator(points=1.0, quota_status=status)
     async with simulator, quick_client(simulator) as client:
         error = await _caught(client.generate(PROMPT))
@@ -172,17 +172,17 @@ async def test_an_empty_account(status: Any) -> None:
 
 
 async def test_a_gateway_without_callbacks_does_not_need_one() -> None:
-    """A body without `callback_url` is accepted where it may be left out."""
+    """A body without `callback_url` is accepted by a gateway that does not require one."""
     simulator = Simulator(strict=False)
     async with simulator, quick_client(simulator, callback_url=None) as client:
         await client.generate(PROMPT)
     assert "callback_url" not in simulator.tasks[0].request
 
 
-async def test_what_is_wrong_is_told_before_anything_is_sent(
+async def test_wrong_arguments_are_raised_before_anything_is_sent(
     gateway: Simulator, runway: Client
 ) -> None:
-    """Arguments are checked first: the gateway sees nothing of them."""
+    """Arguments are checked first, so the gateway gets no request."""
     bad: list[Awaitable[Any]] = [
         runway.generate(""),
         runway.generate(PROMPT, ratio="2/1"),
@@ -200,8 +200,8 @@ async def test_what_is_wrong_is_told_before_anything_is_sent(
 
 
 @pytest.mark.parametrize("fault", [faults.Hang(), faults.Slow(1e9)], ids=["hang", "slow"])
-async def test_a_gateway_that_says_nothing(gateway: Simulator, fault: faults.Fault) -> None:
-    """A submit is in doubt after the read timeout, whichever way it says nothing."""
+async def test_a_gateway_that_does_not_answer(gateway: Simulator, fault: faults.Fault) -> None:
+    """A submit is in doubt after the read timeout."""
     gateway.fault("submit", fault)
     async with quick_client(gateway, timeouts=Timeouts(read=0.05)) as client:
         assert isinstance(await _caught(client.generate(PROMPT)), SubmissionInDoubt)

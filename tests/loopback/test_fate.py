@@ -34,7 +34,7 @@ PROMPT = "a marked kitten"
 SECRETS = ("marked", "127.0.0.1")
 NO_ID = '{"code": 200, "msg": "success", "data": {"task_id": ""}, "exec_time": 1}'
 
-# The columns of the table of the field, and their kin.
+# The failures in which the gateway accepted the job and the answer was lost.
 IN_DOUBT: dict[str, tuple[Fault, type[RunwayError]]] = {
     "connection dies": (faults.drop_after_accepting(), NoReply),
     "connection is reset": (faults.Drop(accepted=True, reset=True), NoReply),
@@ -57,7 +57,7 @@ IN_DOUBT: dict[str, tuple[Fault, type[RunwayError]]] = {
 
 
 async def refusal(client: Client, kind: type[RunwayError]) -> RunwayError:
-    """Return the error that a submit ends in, which tells no secret."""
+    """Return the error that a submit raises, which contains no secret."""
     with pytest.raises(kind) as caught:
         await client.generate(PROMPT)
     assert told(caught.value, SECRETS) == []
@@ -66,13 +66,13 @@ async def refusal(client: Client, kind: type[RunwayError]) -> RunwayError:
 
 @pytest.mark.parametrize(("fault", "cause"), IN_DOUBT.values(), ids=IN_DOUBT.keys())
 @pytest.mark.parametrize("borrowed", [False, True], ids=["own session", "borrowed session"])
-async def test_one_fault_makes_one_job(
+async def test_a_lost_answer_is_one_job_in_doubt(
     gateway: Simulator,
     fault: Fault,
     cause: type[RunwayError],
     borrowed: bool,
 ) -> None:
-    """Accepted and then lost: exactly one job exists, one request was sent, and it is in doubt."""
+    """If the answer is lost, one request was sent, one job exists, and it is in doubt."""
     gateway.fault("submit", fault, times=None)
     ear, session = Ear(), aiohttp.ClientSession() if borrowed else None
     timeouts = Timeouts(read=0.05) if isinstance(fault, faults.Hang) else Timeouts()
@@ -90,10 +90,10 @@ async def test_one_fault_makes_one_job(
 @pytest.mark.parametrize(
     "fault", [faults.drop_before_accepting(), faults.Hang()], ids=["drop", "hang"]
 )
-async def test_what_was_lost_before_it_was_accepted_is_in_doubt_too(
+async def test_a_request_lost_before_it_was_accepted_is_in_doubt_too(
     gateway: Simulator, fault: Fault
 ) -> None:
-    """From outside it looks the same, so nothing is sent again, and no job exists."""
+    """The client cannot see the difference, so it does not retry, and no job exists."""
     gateway.fault("submit", fault, times=None)
     async with quick_client(gateway, timeouts=Timeouts(read=0.05)) as client:
         error = await refusal(client, SubmissionInDoubt)
@@ -103,15 +103,15 @@ async def test_what_was_lost_before_it_was_accepted_is_in_doubt_too(
 
 @pytest.mark.parametrize("status", [500, 502, 504])
 async def test_a_5xx_without_a_job_is_in_doubt_too(gateway: Simulator, status: int) -> None:
-    """A 5xx says nothing about whether the work was done."""
+    """A 5xx does not prove that the job was not accepted."""
     gateway.fault("submit", faults.server_error(status), times=None)
     async with quick_client(gateway) as client:
         await refusal(client, SubmissionInDoubt)
     assert (gateway.submitted, len(gateway.requests)) == (0, 1)
 
 
-async def test_a_refused_connection_is_repeated_and_then_told() -> None:
-    """Nobody listens: tried as often as the policy says, then `NotSent`, and nothing is charged."""
+async def test_a_refused_connection_is_retried_and_then_raised() -> None:
+    """After all attempts of the policy it is `NotSent`, and nothing was charged."""
     ear = Ear()
     address = f"http://127.0.0.1:{free_port()}"
     async with Client("sk-marked", base_url=address, retry=QUICK_RETRY, hooks=[ear]) as client:
@@ -121,9 +121,9 @@ async def test_a_refused_connection_is_repeated_and_then_told() -> None:
 
 
 async def test_a_gateway_that_comes_back_gets_the_job_once(gateway: Simulator) -> None:
-    """Refused connections are repeated until it listens again, and one job exists."""
+    """A refused connection is retried until the gateway accepts it, and one job exists."""
 
-    class Awaking(RecordingClock):
+    class Restarting(RecordingClock):
         async def sleep(self, delay: float) -> None:
             await super().sleep(delay)
             if len(self.slept) == 3:
@@ -131,7 +131,7 @@ async def test_a_gateway_that_comes_back_gets_the_job_once(gateway: Simulator) -
 
     async with quick_client(gateway) as client:
         clock = without_pauses(client)
-        clock.__class__ = Awaking
+        clock.__class__ = Restarting
         await gateway.aclose()
         await client.generate(PROMPT)
     assert (gateway.submitted, len(clock.slept)) == (1, 3)
@@ -146,8 +146,8 @@ FORMS = [
 
 
 @pytest.mark.parametrize("fault", FORMS, ids=["seconds", "milliseconds", "date", "empty body"])
-async def test_a_429_waits_exactly_as_long_as_it_says(gateway: Simulator, fault: Fault) -> None:
-    """`Retry-After: 3` in each of its forms is three seconds, and then there is one job."""
+async def test_a_429_is_retried_after_its_retry_after(gateway: Simulator, fault: Fault) -> None:
+    """`Retry-After: 3` in each of its forms is a delay of three seconds; then one job exists."""
     gateway.fault("submit", fault, times=2)
     async with quick_client(gateway) as client:
         clock = without_pauses(client)
@@ -157,7 +157,7 @@ async def test_a_429_waits_exactly_as_long_as_it_says(gateway: Simulator, fault:
 
 
 @pytest.mark.usefixtures("virtual")
-async def test_a_429_without_a_word_backs_off(gateway: Simulator) -> None:
+async def test_a_429_without_retry_after_backs_off(gateway: Simulator) -> None:
     """With no body and no header, the delays are drawn from growing ranges."""
     gateway.fault("submit", faults.empty_429(), times=4)
     policy = RetryPolicy(first=1.0, factor=2.0, max_delay=4.0)
@@ -169,8 +169,8 @@ async def test_a_429_without_a_word_backs_off(gateway: Simulator) -> None:
     assert gateway.submitted == 1
 
 
-async def test_a_429_that_stays_is_told(gateway: Simulator) -> None:
-    """After as many sendings as the policy has, with what the gateway said; no job exists."""
+async def test_a_429_is_raised_after_the_last_attempt(gateway: Simulator) -> None:
+    """The error has the gateway's status and delay, and no job exists."""
     gateway.fault("submit", faults.TooManyRequests(3), times=None)
     async with quick_client(gateway) as client:
         clock = without_pauses(client)
@@ -180,8 +180,8 @@ async def test_a_429_that_stays_is_told(gateway: Simulator) -> None:
     assert (gateway.submitted, len(gateway.requests)) == (0, 5)
 
 
-async def test_a_pause_that_is_too_long_is_the_callers_business(gateway: Simulator) -> None:
-    """A gateway that asks for more than the policy allows is not waited for."""
+async def test_a_retry_after_above_the_limit_is_raised(gateway: Simulator) -> None:
+    """A delay longer than `max_retry_after` is raised and not waited for."""
     gateway.fault("submit", faults.TooManyRequests(121), times=None)
     async with quick_client(gateway, retry=RetryPolicy(max_retry_after=120)) as client:
         clock = without_pauses(client)
@@ -205,10 +205,10 @@ FINAL: dict[str, tuple[Fault, type[GatewayError]]] = {
 
 
 @pytest.mark.parametrize(("fault", "kind"), FINAL.values(), ids=FINAL.keys())
-async def test_a_final_no_is_sent_once(
+async def test_a_final_refusal_is_not_retried(
     gateway: Simulator, fault: Fault, kind: type[GatewayError]
 ) -> None:
-    """It raises the error of its kind, without a pause, and no job exists."""
+    """It raises its error without a delay, and no job exists."""
     gateway.fault("submit", fault, times=None)
     async with quick_client(gateway) as client:
         clock = without_pauses(client)
@@ -218,8 +218,8 @@ async def test_a_final_no_is_sent_once(
     assert (gateway.submitted, len(gateway.requests), clock.slept) == (0, 1, [])
 
 
-async def test_a_model_without_a_channel_is_asked_for_twice_more(gateway: Simulator) -> None:
-    """503 `model_not_found` is not in itself transient (api-facts 5.1)."""
+async def test_a_model_without_a_channel_is_retried_twice(gateway: Simulator) -> None:
+    """503 `model_not_found` may be permanent (api-facts 5.1)."""
     gateway.fault("submit", faults.model_not_found(), times=None)
     async with quick_client(gateway, retry=RetryPolicy(attempts=50)) as client:
         clock = without_pauses(client)
@@ -228,7 +228,7 @@ async def test_a_model_without_a_channel_is_asked_for_twice_more(gateway: Simula
 
 
 async def test_a_model_that_comes_back_gets_the_job_once(gateway: Simulator) -> None:
-    """Twice no channel, then one: one job."""
+    """Two refusals, then an acceptance: one job exists."""
     gateway.fault("submit", faults.model_not_found(), times=2)
     async with quick_client(gateway) as client:
         await client.generate(PROMPT)
@@ -246,7 +246,7 @@ MIX: list[Fault] = [
 @pytest.mark.usefixtures("virtual")
 @pytest.mark.parametrize("seed", range(3))
 async def test_no_mix_of_faults_makes_two_jobs_of_one(gateway: Simulator, seed: int) -> None:
-    """Sixty submits at once under every fault there is: at most one job each, all accounted for."""
+    """Of sixty submits under random faults, each makes at most one job, or is in doubt."""
     dice = random.Random(seed)
     for number in range(60):
         planned = [faults.on("submit", dice.choice(MIX)) for _ in range(dice.randrange(3))]

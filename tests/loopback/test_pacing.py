@@ -1,4 +1,4 @@
-"""A client before a gateway that counts requests: how fast it asks, and how often it is refused."""
+"""The pace of a client at a gateway that counts requests, and how often it is refused."""
 
 import asyncio
 import itertools
@@ -17,7 +17,7 @@ PATIENT = RetryPolicy(attempts=12)
 
 
 def gaps(gateway: Simulator, where: str = "submit") -> list[float]:
-    """Return the seconds between requests of one kind, as the gateway saw them come."""
+    """Return the seconds between requests of one kind, as the gateway received them."""
     instants = [seen.at for seen in gateway.requests if seen.where == where]
     return [after - before for before, after in itertools.pairwise(instants)]
 
@@ -35,7 +35,7 @@ async def submit_many(client: Client, count: int) -> None:
 @pytest.mark.usefixtures("virtual")
 @pytest.mark.parametrize("says", [None, 0.5, 2.0])
 async def test_sixty_at_once_all_pass_and_few_are_refused(says: float | None) -> None:
-    """Sixty in parallel before a gateway that takes twenty a second: all succeed, once each."""
+    """Sixty at once at a gateway that allows twenty a second: all succeed, once each."""
     async with (
         Simulator(
             rate_limit=20.0, burst=20, rate_limit_answer=TooManyRequests(retry_after=says)
@@ -45,13 +45,13 @@ async def test_sixty_at_once_all_pass_and_few_are_refused(says: float | None) ->
         await submit_many(client, 60)
         assert gateway.submitted == 60
         assert gateway.duplicates == ()
-        # It takes a burst of twenty; a little more than that is tried before it is known.
+        # It allows a burst of twenty; a few more are sent before that is known.
         assert 1 <= gateway.limited <= 36
 
 
 @pytest.mark.usefixtures("virtual")
 async def test_a_pace_once_learned_is_kept() -> None:
-    """After the first burst was refused, of the next two hundred requests hardly any is."""
+    """After the first burst, at most five of the next two hundred requests are refused."""
     async with (
         Simulator(rate_limit=20.0, burst=5) as gateway,
         client_of(gateway) as client,
@@ -64,8 +64,8 @@ async def test_a_pace_once_learned_is_kept() -> None:
 
 
 @pytest.mark.usefixtures("virtual")
-async def test_only_the_refused_request_waits_as_long_as_the_gateway_asks() -> None:
-    """After a 429 with Retry-After its own task is polled later, and all else goes on."""
+async def test_only_the_refused_request_waits_for_retry_after() -> None:
+    """After a 429 with Retry-After that task alone is polled later."""
     async with Simulator() as gateway, client_of(gateway) as client:
         task = await client.generate("a marked kitten")
         gateway.fault("feed", TooManyRequests(retry_after=30.0))
@@ -81,8 +81,8 @@ async def test_only_the_refused_request_waits_as_long_as_the_gateway_asks() -> N
 
 
 @pytest.mark.usefixtures("virtual")
-async def test_where_everything_is_refused_all_wait_as_long_as_the_gateway_asks() -> None:
-    """While each request is refused for half a minute, one tries for all, and then all go on."""
+async def test_if_everything_is_refused_all_wait_for_retry_after() -> None:
+    """While every request is refused for half a minute, one tries at a time; then all go on."""
     ear = Ear()
     async with Simulator() as gateway, client_of(gateway, hooks=[ear]) as client:
         await submit_many(client, 20)
@@ -136,7 +136,7 @@ async def test_stray_refusals_cost_little() -> None:
 
 @pytest.mark.usefixtures("virtual")
 async def test_a_limit_that_is_found_is_reported() -> None:
-    """A gateway that takes five a second makes the client report about five a second."""
+    """A gateway that allows five a second makes the client report about five a second."""
     ear = Ear()
     async with (
         Simulator(rate_limit=5.0, burst=5) as gateway,
@@ -148,8 +148,8 @@ async def test_a_limit_that_is_found_is_reported() -> None:
 
 
 @pytest.mark.usefixtures("virtual")
-async def test_few_are_sent_to_a_gateway_that_is_not_known_yet() -> None:
-    """Of a hundred that come at once, four meet the gateway that has no answer for them yet."""
+async def test_few_are_sent_before_the_first_answer() -> None:
+    """Of a hundred at once, only four are sent before the first answer."""
     async with Simulator(rate_limit=1.0, burst=1) as gateway, client_of(gateway) as client:
         await submit_many(client, 100)
         assert gateway.submitted == 100
@@ -157,8 +157,8 @@ async def test_few_are_sent_to_a_gateway_that_is_not_known_yet() -> None:
 
 
 @pytest.mark.usefixtures("virtual")
-async def test_no_more_requests_are_in_flight_than_may_be() -> None:
-    """Of fifty that want to go at once, the gateway never has more than four to answer."""
+async def test_requests_in_flight_are_limited() -> None:
+    """Of fifty at once, the gateway never has more than four to answer."""
     async with (
         Simulator() as gateway,
         client_of(gateway, limits=Limits(requests_in_flight=4)) as client,
@@ -170,7 +170,7 @@ async def test_no_more_requests_are_in_flight_than_may_be() -> None:
 
 @pytest.mark.usefixtures("virtual")
 async def test_waits_and_submits_share_one_pace() -> None:
-    """Looks at running tasks and new submissions together keep to the rate that was given."""
+    """Polls and submissions together keep to the given rate."""
     async with (
         Simulator(takes=30.0) as gateway,
         client_of(gateway, limits=Limits(requests_per_second=4.0)) as client,

@@ -9,8 +9,8 @@ from fuhu_runway.testing.faults import Where
 PROMPT = "a marked kitten"
 
 
-async def test_a_refused_look_does_not_quote_the_prompt(gateway: Simulator) -> None:
-    """A gateway that refuses a look and quotes the prompt at it does not get it into the error."""
+async def test_a_refused_poll_does_not_quote_the_prompt(gateway: Simulator) -> None:
+    """If a gateway refuses a poll and quotes the prompt, the error hides the prompt."""
     async with quick_client(gateway) as client:
         task = await client.generate(PROMPT)
         gateway.fault("feed", faults.error(403, f"not allowed to see: {PROMPT}"), times=None)
@@ -20,10 +20,10 @@ async def test_a_refused_look_does_not_quote_the_prompt(gateway: Simulator) -> N
 
 
 @pytest.mark.parametrize("where", ["balance", "feed"])
-async def test_a_refused_look_of_no_handle_does_not_quote_a_prompt(
+async def test_other_refusals_do_not_quote_the_prompt_either(
     gateway: Simulator, where: Where
 ) -> None:
-    """What a living task was asked for with is in no error of a balance, or of a look by id."""
+    """The prompt of a live task is in no error of a balance, or of a poll by id."""
     async with quick_client(gateway) as client:
         task = await client.generate(PROMPT)
         gateway.fault(where, faults.error(403, f"not now: {PROMPT}"), times=None)

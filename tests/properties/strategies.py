@@ -64,7 +64,7 @@ KEYS: Final = st.one_of(st.sampled_from(WORDS), st.text(max_size=8))
 
 
 def nested(scalars: st.SearchStrategy[Any] = SCALARS) -> st.SearchStrategy[Any]:
-    """Return JSON values whose keys and words are often those that gateways use."""
+    """Return JSON values, often with keys and words that gateways use."""
     return st.recursive(
         scalars,
         lambda inner: st.one_of(
@@ -74,7 +74,7 @@ def nested(scalars: st.SearchStrategy[Any] = SCALARS) -> st.SearchStrategy[Any]:
                 {"code": st.sampled_from([200, "success", True, 400, "task_not_exist"])},
                 optional={"data": inner, "msg": inner, "message": inner, "error": inner},
             ),
-            # An error or an answer inside of a text (api-facts 2 J).
+            # An error or an answer inside a text (api-facts 2 J).
             inner.map(json.dumps),
         ),
         max_leaves=12,

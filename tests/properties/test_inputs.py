@@ -1,4 +1,4 @@
-"""What holds for every input file, whatever is in it."""
+"""Properties of every input file."""
 
 import contextlib
 import json
@@ -32,8 +32,8 @@ OBJECTS = st.builds(
 
 
 @given(st.sampled_from(sorted(READERS)), TABLES | OBJECTS | BODIES | st.binary())
-def test_every_file_is_items_or_an_error_of_ours(ending: str, content: bytes) -> None:
-    """Whatever a file holds, reading it gives items or a UsageError, and so does checking it."""
+def test_every_file_gives_items_or_a_usage_error(ending: str, content: bytes) -> None:
+    """Reading and checking a file returns items or raises a UsageError."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"a{ending}")
         path.write_bytes(content)

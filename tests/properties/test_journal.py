@@ -24,7 +24,7 @@ ends = st.sampled_from([TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELE
 
 @attrs.define
 class Row:
-    """What the model knows of a job."""
+    """What the model stores of a job."""
 
     state: JobState = JobState.PLANNED
     task_id: str | None = None
@@ -32,7 +32,7 @@ class Row:
 
 
 class JournalMachine(RuleBasedStateMachine):
-    """One journal that is used, closed, and found again as a crash has left it."""
+    """A journal that is used, closed, and reopened after a crash."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class JournalMachine(RuleBasedStateMachine):
         return self.runner.run(coroutine)
 
     def doubt(self) -> None:
-        """What was in flight is in doubt from now on."""
+        """Jobs in flight become IN_DOUBT."""
         for row in self.rows.values():
             if row.state is JobState.SUBMITTING:
                 row.state = JobState.IN_DOUBT
@@ -98,7 +98,7 @@ class JournalMachine(RuleBasedStateMachine):
 
     @rule()
     def crash(self) -> None:
-        """Go on with the bytes that are on disk at this moment."""
+        """Continue with the bytes that are on disk at this moment."""
         self.run(self.journal.counts())
         self.files += 1
         old, new = self.journal.path, self.folder / f"{self.files}.db"

@@ -14,7 +14,7 @@ INSTANTS = st.integers(0, 9).map(float)
 
 @attrs.define
 class PlainQueue:
-    """The same in the plainest way: a dict, sorted whenever it is asked."""
+    """The plainest queue: a dict that is sorted for each call."""
 
     #: Key to when it is due, and its place in the order in which keys were put.
     entries: dict[str, tuple[float, int]] = attrs.field(factory=dict)
@@ -42,7 +42,7 @@ class PlainQueue:
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """Whatever is done to it, the heap says what the dict says."""
+    """The heap returns what the dict returns, after any steps."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What is hidden stays hidden, whatever stands around it."""
+"""Secrets stay hidden in any surrounding text."""
 
 import ipaddress
 import json
@@ -9,33 +9,33 @@ from properties.strategies import ADDRESSES, MARKED, PROMPTS, nested, texts
 
 from fuhu_runway._redact import HIDDEN, outline, outline_text, redact
 
-# No letter, digit or colon, which would make another word or another address of it.
+# No letter, digit or colon, which would make it another word or another address.
 EDGES = st.sampled_from(["", " ", ", ", "（", "：", "。", "\n", "'", '"', "是"])
 
 
 @given(texts(max_size=30), MARKED, texts(max_size=30), texts(max_size=10))
 def test_a_marked_secret_is_never_left(before: str, secret: str, after: str, other: str) -> None:
-    """A secret is gone whatever stands left and right of it, and whatever else is secret."""
+    """A secret is removed from any surrounding text, together with any other secret."""
     shown = redact(f"{before}{secret}{after}{secret}", [other, secret])
     assert secret not in shown
     assert shown != ""
 
 
 @given(PROMPTS, texts(max_size=20), st.booleans())
-def test_a_prompt_is_hidden_as_it_is_and_inside_of_json(
+def test_a_prompt_is_hidden_in_plain_text_and_in_json(
     prompt: str, around: str, in_json: bool
 ) -> None:
-    """A prompt that a gateway repeats, in plain or escaped, is not in what is shown."""
+    """A prompt that a gateway quotes, plain or escaped, is not shown."""
     marked = f"MARK {prompt} MARK"
     quoted = json.dumps(marked) if in_json else marked
     assert "MARK" not in redact(f"{around.replace('MARK', '')}«{quoted}»", [marked])
 
 
 @given(texts(max_size=20), EDGES, ADDRESSES, EDGES, st.lists(PROMPTS, max_size=2))
-def test_an_address_is_never_left(
+def test_a_url_is_never_left(
     before: str, left: str, url: str, right: str, prompts: list[str]
 ) -> None:
-    """Of an address neither host nor query is left, though a prompt may be a part of it."""
+    """Neither host nor query of a URL is left, even if a prompt is part of it."""
     marked = url.replace(".example/", ".host-mark.example/query-mark")
     shown = redact(f"{before}{left}{marked}{right}", prompts)
     assert "host-mark" not in shown
@@ -53,8 +53,8 @@ def test_an_ip_address_is_never_left(
 
 
 @given(texts(), st.lists(texts(), max_size=3))
-def test_what_was_hidden_once_shows_nothing_the_second_time(text: str, secrets: list[str]) -> None:
-    """Hiding makes a text of known marks and of parts of what was there before, in order."""
+def test_redacting_only_removes_and_marks(text: str, secrets: list[str]) -> None:
+    """The result consists of known marks and of parts of the original, in order."""
     shown = redact(text, secrets)
     rest = iter(text)
     for part in shown.replace(HIDDEN, "").split():
@@ -64,13 +64,13 @@ def test_what_was_hidden_once_shows_nothing_the_second_time(text: str, secrets: 
 
 @given(nested(MARKED))
 def test_an_outline_has_no_value_in_it(value: object) -> None:
-    """No text that stands as a value in an answer is in its outline."""
+    """No text value of an answer is in its outline."""
     assert "MARK" not in outline(value)
 
 
 @given(nested(MARKED), st.integers(0, 40))
-def test_an_outline_of_half_an_answer_has_no_value_in_it(value: object, lost: int) -> None:
-    """Cut anywhere, an answer shows none of its values, and never more than was allowed."""
+def test_an_outline_of_a_truncated_answer_has_no_value_in_it(value: object, lost: int) -> None:
+    """An answer that is cut anywhere shows none of its values, and at most 200 characters."""
     text = json.dumps(value)
     shown = outline_text(text[: max(0, len(text) - lost)])
     assert "MARK" not in shown

@@ -26,14 +26,14 @@ class Lognormal:
     sigma: float
 
     def ended(self, age: float) -> float:
-        """Return the part that has ended by *age*."""
+        """Return the fraction of tasks that have ended by *age*."""
         if age <= 0:
             return 0.0
         return math.erfc(-math.log(age / self.median) / self.sigma / math.sqrt(2)) / 2
 
 
 def learned(durations: list[float], policy: PollPolicy = POLICY) -> Learner:
-    """Return a learner that knows of tasks that took so long."""
+    """Return a learner that has seen tasks with these durations."""
     learner = Learner(policy)
     learner.recall([(*KIND, duration) for duration in durations])
     return learner
@@ -45,10 +45,10 @@ def learned(durations: list[float], policy: PollPolicy = POLICY) -> Learner:
     age=ages,
     stray=st.floats(-0.9, 0.9),
 )
-def test_no_gap_leaves_the_bounds(
+def test_no_interval_leaves_the_bounds(
     policy: PollPolicy, durations: list[float], age: float, stray: float
 ) -> None:
-    """Whatever was seen, each gap lies within what the policy allows, and under 20 s."""
+    """Each learned interval is within the bounds of the policy, and at most 20 s."""
     longest = min(20.0, 4 / 3 * policy.max_interval)
     gap = learned(durations, policy).gap(KIND, age, stray)
     assert gap is None or min(policy.first / 2, longest) <= gap * (1 + 1e-9) <= longest * (1 + 1e-8)
@@ -59,7 +59,7 @@ def test_no_gap_leaves_the_bounds(
     between=st.tuples(ages, ages, ages).map(sorted),
 )
 def test_chances_multiply(durations: list[float], between: list[float]) -> None:
-    """Not to have ended in two spans is not to have ended in the first, and not in the second."""
+    """The chance of surviving two spans is the product of the chances for each."""
     learner = learned(durations)
     start, middle, end = between
     first, second = learner.news(KIND, start, middle), learner.news(KIND, middle, end)
@@ -70,8 +70,8 @@ def test_chances_multiply(durations: list[float], between: list[float]) -> None:
 
 
 @given(st.lists(st.tuples(ages, ages), max_size=20))
-def test_what_was_seen_is_what_is_counted(spans: list[tuple[float, float]]) -> None:
-    """Each slice holds the time that tasks ran in it, counted one by one."""
+def test_every_observed_second_is_counted(spans: list[tuple[float, float]]) -> None:
+    """Each slice has the total time that tasks ran in it."""
     history = History()
     for span in spans:
         history.add(min(span), max(span), has_ended=False)
@@ -81,7 +81,7 @@ def test_what_was_seen_is_what_is_counted(spans: list[tuple[float, float]]) -> N
 
 
 def best(tasks: Lognormal, price: float) -> float:
-    """Return the least mean lag plus *price* for each look, by dynamic programming over seconds."""
+    """Return the least mean lag plus *price* per poll, by dynamic programming over seconds."""
     count = int(tasks.median * math.exp(4 * tasks.sigma))
     ended = [tasks.ended(age) for age in range(count + 1)]
     area = [0.0, *itertools.accumulate((a + b) / 2 for a, b in itertools.pairwise(ended))]
@@ -99,7 +99,7 @@ def best(tasks: Lognormal, price: float) -> float:
 
 
 def ours(tasks: Lognormal, learner: Learner) -> tuple[float, float]:
-    """Return looks for each task and the mean lag, when looks follow what was learned."""
+    """Return polls per task and the mean lag with learned intervals."""
     age, looks, lag = 0.0, 0.0, 0.0
     while age < tasks.median * math.exp(4 * tasks.sigma):
         gap = learner.gap(KIND, age, 0.0)
@@ -129,10 +129,8 @@ def watched(tasks: Lognormal, count: int, seed: int) -> Learner:
     ("median", "sigma"),
     [(30, 0.36), (30, 0.6), (75, 0.45), (100, 0.35), (300, 0.5), (400, 0.2)],
 )
-def test_what_is_learned_is_nearly_the_best_there_is(
-    median: float, sigma: float, count: int
-) -> None:
-    """Of twenty learners most are within 6 % of the optimum, and all within 12 %."""
+def test_learned_intervals_are_nearly_optimal(median: float, sigma: float, count: int) -> None:
+    """Of twenty learners, most are within 6 % of the optimum, and all within 12 %."""
     tasks = Lognormal(median, sigma)
     # The optimum for the true distribution, at some price.
     least = {price: best(tasks, price) for price in (0.05 * 1.5**step for step in range(7))}

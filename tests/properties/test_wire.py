@@ -28,6 +28,7 @@ from support.secrets import told
 
 from fuhu_runway import errors
 from fuhu_runway._http.retry import MAY_REPEAT, delay_before, delays, ladder
+from fuhu_runway._urls import is_web_address
 from fuhu_runway._wire.encode import Reply, ask_task, build
 from fuhu_runway._wire.tables import ENDPOINTS, GATEWAYS, SUBMITS, Replay
 from fuhu_runway._wire.values import retry_after
@@ -40,12 +41,11 @@ from fuhu_runway.models import (
     RetryPolicy,
     TaskRecord,
     TextToVideo,
-    is_web_address,
 )
 
 
 def answer(reply: Reply) -> TaskRecord | Balance | errors.RunwayError:
-    """Return what an answer is read as, be it an error; nothing else may come of it."""
+    """Return what an answer is parsed as, or the RunwayError that it raises."""
     try:
         return reader_of(reply.request.endpoint.name)(reply)
     except errors.RunwayError as error:
@@ -58,21 +58,21 @@ def answer(reply: Reply) -> TaskRecord | Balance | errors.RunwayError:
 @given(ENDPOINT_NAMES, STATUSES, HEADERS, BODIES, st.booleans())
 @example("feed", 200, {}, b'{"code":true,"data":5}', False)  # noqa: FBT003 - as Hypothesis calls it
 @example("text_to_video", 200, {}, b'{"code":"' + b"9" * 5000 + b'"}', False)  # noqa: FBT003
-def test_every_answer_is_a_value_or_one_of_our_errors(
+def test_every_answer_is_a_value_or_a_runway_error(
     endpoint: str, status: int, headers: dict[str, str], body: bytes, cut: bool
 ) -> None:
-    """Whatever bytes, status and headers come in, a model or a RunwayError comes out."""
+    """Any bytes, status and headers give a model or a RunwayError."""
     result = answer(Reply(asking(endpoint), status, headers, body, cut, 1.7e9))
     if isinstance(result, TaskRecord):
         check_record(result)
     elif isinstance(result, Balance):
-        assert ENDPOINTS[endpoint].gives is Balance
+        assert ENDPOINTS[endpoint].route is not None
     else:
         check_error(result, status)
 
 
 def check_record(record: TaskRecord) -> None:
-    """See that each part of a record is what its type says."""
+    """Assert that each field of a record has its declared type."""
     assert record.task_id.strip()
     assert record.progress is None or 0 <= record.progress <= 1
     assert record.points is None or math.isfinite(record.points)
@@ -85,7 +85,7 @@ def check_record(record: TaskRecord) -> None:
 
 
 def check_error(error: errors.RunwayError, status: int) -> None:
-    """See that an error says its three parts, and asks for no pause that cannot be waited for."""
+    """Assert that an error has its three parts, and a retry_after that can be slept."""
     assert isinstance(error, errors.GatewayError | errors.UnreadableReply)
     assert error.status == status
     assert all((error.happened, error.money, error.advice))
@@ -99,7 +99,7 @@ def check_error(error: errors.RunwayError, status: int) -> None:
 def test_only_an_answer_may_leave_a_paid_request_accepted(
     endpoint: str, status: int, body: bytes
 ) -> None:
-    """An answer never claims that a request was not sent, and says no more than its fate."""
+    """An answer never claims that a request was not sent."""
     result = answer(Reply(asking(endpoint), status, {}, body))
     if isinstance(result, errors.RunwayError):
         fate = getattr(result, "fate", None)
@@ -125,10 +125,10 @@ REFUSAL = st.fixed_dictionaries(
     ENDPOINT_NAMES,
     STATUSES,
 )
-def test_no_answer_makes_an_error_tell_what_was_sent(
+def test_no_error_shows_what_was_sent(
     value: Any, refusal: dict[str, Any], request_id: str, endpoint: str, status: int
 ) -> None:
-    """A gateway may quote key and prompt wherever it likes: no error passes them on."""
+    """A gateway may quote key and prompt anywhere in an answer: no error contains them."""
     body = {"data": value, "any": value} | refusal
     request = attrs.evolve(asking(endpoint), secrets=(SENT_KEY, PROMPT))
     headers = {"x-request-id": request_id}
@@ -144,7 +144,7 @@ def test_no_answer_makes_an_error_tell_what_was_sent(
 def test_a_body_carries_every_attribute_of_its_request(
     request: Generation, callback_url: str | None, gateway: str
 ) -> None:
-    """Each attribute stands in the body at its place, unless it is None, and nothing else does."""
+    """Each attribute that is not None is at its place in the body, and nothing else is there."""
     row = SUBMITS[type(request)]
     wire = build(
         request, attrs.evolve(GATEWAYS[gateway], base_url="https://x.example"), KEY, callback_url
@@ -160,7 +160,7 @@ def test_a_body_carries_every_attribute_of_its_request(
 
 
 def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Return each value of a body with the way to it; an empty object inside of it is a value."""
+    """Return each value of a body with its path; an empty object counts as a value."""
     if isinstance(value, dict) and (value or not path):
         for key, inner in value.items():
             yield from leaves(inner, (*path, key))
@@ -171,7 +171,7 @@ def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 def laid_out(
     request: Generation, places: Mapping[str, str]
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Return each attribute that is set, at the place that its row names."""
+    """Return each attribute that is set, with the path that its row names."""
     for place, source in places.items():
         value: Any = request
         for name in source.split("."):
@@ -188,7 +188,7 @@ def laid_out(
 
 @given(REQUESTS)
 def test_no_request_shows_what_it_is_about(request: Generation) -> None:
-    """Neither the request's repr nor that of its bytes has prompt or address in it."""
+    """Neither the repr of a request nor that of its bytes contains a prompt or a URL."""
     changes: Any = dict.fromkeys(secret_fields(request), "https://x.MARK/")
     marked = attrs.evolve(request, **changes)
     wire = build(marked, GATEWAY, KEY)
@@ -198,7 +198,7 @@ def test_no_request_shows_what_it_is_about(request: Generation) -> None:
 
 
 def secret_fields(request: Generation) -> list[str]:
-    """Return the fields that are never shown, and that this request has set."""
+    """Return the secret fields that are set in this request."""
     hidden = [field.name for field in attrs.fields(type(request)) if field.repr is False]
     return [name for name in hidden if getattr(request, name) is not None]
 
@@ -207,7 +207,7 @@ def secret_fields(request: Generation) -> list[str]:
     texts(min_size=1), st.sampled_from(["POST", "GET"]), st.sampled_from(["feed", "official_task"])
 )
 def test_a_task_id_stays_inside_its_place(task_id: str, verb: str, endpoint: str) -> None:
-    """No id, whatever signs it has, can lead a request to another path, query or host."""
+    """No character in an id can send a request to another path, query or host."""
     request = ask_task(task_id, ENDPOINTS[endpoint], attrs.evolve(GATEWAY, feed_verb=verb), KEY)
     assert request.url.startswith("https://api.fuhuapi.com/runway")
     plain = ask_task("x", ENDPOINTS[endpoint], attrs.evolve(GATEWAY, feed_verb=verb), KEY)
@@ -221,10 +221,10 @@ def test_a_task_id_stays_inside_its_place(task_id: str, verb: str, endpoint: str
 @given(
     HEADERS | st.fixed_dictionaries({"retry-after": HEADER_VALUES}), st.none() | st.floats(0, 1e11)
 )
-def test_a_pause_can_always_be_waited_for(
+def test_a_retry_after_can_always_be_slept(
     headers: dict[str, str], received_at: float | None
 ) -> None:
-    """What a gateway asks for is None or a finite number from 0 on, whatever its headers say."""
+    """A parsed Retry-After is None or a finite number of at least 0."""
     asked = retry_after(headers, received_at)
     assert asked is None or (math.isfinite(asked) and asked >= 0)
 
@@ -241,7 +241,7 @@ POLICIES = st.builds(
 
 @given(POLICIES, st.integers(1, 50))
 def test_drawn_delays_stay_within_their_bounds(policy: RetryPolicy, count: int) -> None:
-    """No delay is below 0 or above the cap, nor above what growth alone would give."""
+    """Each delay is between 0 and the smaller of the cap and the exponential range."""
     drawn = delays(policy)
     for index in range(count):
         delay = next(drawn)
@@ -258,14 +258,14 @@ REFUSED = st.builds(
 
 
 @given(st.integers(1, 200), REFUSED, st.sampled_from(Replay), POLICIES, st.floats(0, 1000))
-def test_a_repeat_needs_the_table_and_the_policy(
+def test_a_retry_needs_the_table_and_the_policy(
     attempt: int,
     error: errors.RateLimited,
     replay: Replay,
     policy: RetryPolicy,
     drawn: float,
 ) -> None:
-    """A delay is given exactly if both allow a repeat, and is what was asked for, else drawn."""
+    """There is a delay only if both allow a retry: the Retry-After, or else a random one."""
     asked = error.retry_after
     delay = delay_before(attempt, error, replay, policy, drawn)
     allowed = replay in MAY_REPEAT[error.fate] and attempt < policy.attempts
@@ -279,7 +279,7 @@ def test_a_repeat_needs_the_table_and_the_policy(
 def test_a_ladder_climbs_to_its_cap_and_no_further(
     first: float, factor: float, at_most: float
 ) -> None:
-    """Intervals grow strictly, none is above the cap, and the last is the cap itself."""
+    """Intervals grow strictly up to the cap."""
     steps = ladder(first, factor, at_most)
     assert steps[-1] == at_most
     assert all(low < high for low, high in itertools.pairwise(steps))
@@ -290,7 +290,7 @@ def test_a_ladder_climbs_to_its_cap_and_no_further(
 
 @given(PROMPTS, st.builds(MotionVector, x=st.floats(allow_nan=False, allow_infinity=False)))
 def test_equal_requests_make_equal_bytes(prompt: str, motion: MotionVector) -> None:
-    """A request is known by its content: made twice, it gives the same body twice."""
+    """Two requests with the same content have the same body."""
     one, other = (TextToVideo(prompt, motion=motion) for _ in range(2))
     assert one == other
     assert hash(one) == hash(other)
@@ -311,7 +311,7 @@ PARTS = st.sampled_from(["data", "result"])
 
 @st.composite
 def bodies_with_an_id(draw: st.DrawFn) -> tuple[bytes, str]:
-    """Draw the body of an answer that has a task id at one of the usual places."""
+    """Draw the body of an answer with a task id at one of the usual places."""
     task_id = draw(IDS)
     named = draw(BESIDE) | {draw(NAMES): task_id}
     outer = draw(BESIDE)
@@ -354,7 +354,7 @@ def bodies_with_an_id(draw: st.DrawFn) -> tuple[bytes, str]:
 def test_an_answer_with_an_id_is_never_called_free_of_charge(
     drawn: tuple[bytes, str], endpoint: str, status: int
 ) -> None:
-    """Whatever stands beside the id, the answer to a submit is a task, or in doubt with the id."""
+    """An answer to a submit with an id is a task, or in doubt with that id."""
     body, task_id = drawn
     result = answer(Reply(asking(endpoint), status, {}, body))
     if isinstance(result, errors.RunwayError):
@@ -373,7 +373,7 @@ DATE_IN_2099 = "Thu, 01 Jan 2099 00:00:00 GMT"
     "field", ["progress", "point", "refund", "create_time", "update_time", "status", "code"]
 )
 def test_no_number_of_an_answer_breaks_its_record(field: str, number: str) -> None:
-    """Each number that is read of a task may be anything, as a number and as text."""
+    """Each number of a task may have any value, as a number or as text."""
     for text in (number, json.dumps(number)):
         fields = {"task_id": '"t-1"', "status": '"1"', field: text}
         data = ",".join(f'"{name}":{value}' for name, value in fields.items())
@@ -387,7 +387,7 @@ def test_no_number_of_an_answer_breaks_its_record(field: str, number: str) -> No
 
 @pytest.mark.parametrize("header", ["retry-after", "retry-after-ms"])
 @pytest.mark.parametrize("value", [*ODD_NUMBERS, DATE_IN_2099, "9" * 400, "inf", "soon"])
-def test_no_number_of_a_header_asks_for_less_than_nothing(header: str, value: str) -> None:
-    """What a gateway asks us to wait is none, or a finite number of seconds from 0 on."""
+def test_no_header_gives_a_negative_wait(header: str, value: str) -> None:
+    """The wait from a header is None or a finite number of seconds, at least 0."""
     asked = retry_after({header: value, "date": "Wed, 05 Nov 2025 12:00:00 GMT"})
     assert asked is None or (math.isfinite(asked) and asked >= 0)

@@ -8,7 +8,7 @@ from typing import Any, Final
 import attrs
 import yaml
 
-from fuhu_runway._wire import tables as facts
+from fuhu_runway._wire import tables
 from fuhu_runway._wire.decode import read_balance, read_task
 from fuhu_runway._wire.encode import Reply, Request, ask_balance, ask_task, build
 from fuhu_runway.models import (
@@ -30,7 +30,7 @@ PROMPT: Final = "a marked kitten says 笑起来"
 SIGNED: Final = "https://marked.example/clips/1.mp4?_jwt=marked-signature"
 STILL: Final = "https://marked.example/stills/1.png?_jwt=marked-signature"
 SECRETS: Final = (KEY, PROMPT, SIGNED, STILL, "marked")
-"""What the requests below carry, and nothing may show."""
+"""Texts in the requests below that nothing may show."""
 
 SUBMITS: Final[Mapping[str, Generation]] = {
     "text_to_video": TextToVideo(PROMPT),
@@ -71,7 +71,7 @@ ERROR: Final[Mapping[str, Any]] = {
     "request_id": None,
     "retry_after": None,
 }
-"""What each field has to be that a sample does not mention."""
+"""The expected value of each field that a sample does not mention."""
 
 FATES: Final[Mapping[str, str]] = {
     "InvalidRequest": "REJECTED",
@@ -83,14 +83,14 @@ FATES: Final[Mapping[str, str]] = {
     "GatewayDown": "UNKNOWN",
     "UnreadableReply": "UNKNOWN",
 }
-"""The errors that a reply may be read as, each with its fate where a sample mentions none."""
+"""The errors that a reply may raise, each with its default fate."""
 
-GATEWAY: Final = attrs.evolve(facts.GATEWAYS["fuhuapi"], quota_url="https://query.example")
+GATEWAY: Final = attrs.evolve(tables.GATEWAYS["fuhuapi"], quota_url="https://query.example")
 
 
 @attrs.frozen
 class Sample:
-    """One reply of a gateway, and the expectations derived from the facts by hand."""
+    """One reply of a gateway, and expectations derived by hand from the tables."""
 
     name: str
     endpoint: str
@@ -119,21 +119,21 @@ def asking(
     endpoint: str, gateway: Gateway = GATEWAY, task_id: str = "t-1", key: str = KEY
 ) -> Request:
     """Return a request for the endpoint of that name."""
-    row = facts.ENDPOINTS[endpoint]
+    row = tables.ENDPOINTS[endpoint]
     if endpoint in SUBMITS:
-        return build(SUBMITS[endpoint], gateway, key, facts.NOWHERE)
-    if row.gives is Balance:
+        return build(SUBMITS[endpoint], gateway, key, tables.NOWHERE)
+    if row.route is not None:
         return ask_balance(row, gateway, key)
     return ask_task(task_id, row, gateway, key)
 
 
 def reader_of(endpoint: str) -> Callable[[Reply], TaskRecord | Balance]:
     """Return the function that reads the replies of the endpoint of that name."""
-    return read_balance if facts.ENDPOINTS[endpoint].gives is Balance else read_task
+    return read_balance if tables.ENDPOINTS[endpoint].route else read_task
 
 
 class _NoKeyTwice(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """Refuses a key that is written twice. Of two equal keys YAML keeps the last, silently."""
+    """Raises for a key that is written twice, of which YAML would keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, *deep: bool, **also: bool) -> Any:
         keys = [key.value for key, _ in node.value]
@@ -147,12 +147,12 @@ class _NoKeyTwice(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
 
 @cache
 def samples() -> tuple[Sample, ...]:
-    """Return every sample, file by file, in the order in which they are written."""
+    """Return all samples, in the order in which they are written."""
     return tuple(sample for path in sorted(FOLDER.glob("*.yaml")) for sample in read_samples(path))
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """Return the samples of one file. What a sample does not mention is as its base has it."""
+    """Return the samples of one file; the base has what a sample does not mention."""
     cases = yaml.load(path.read_bytes(), _NoKeyTwice)  # noqa: S506 - a safe loader
     base = cases.pop("base")
     return [
@@ -189,14 +189,14 @@ def _sample(
 def _expected(
     endpoint: str, status: int, *, gives: str = "task", raises: str | None = None, **said: Any
 ) -> Mapping[str, Any]:
-    """Return what each field has to be, whether it is the default or *said* by the sample."""
+    """Return the expected value of each field: *said* by the sample, or the default."""
     if raises is None:
         defaults = {"task": TASK, "balance": BALANCE}[gives]
     else:
         reasons = {"reasons": []} if raises == "UnreadableReply" else {}
         fate = FATES[raises]
-        asked = "t-1" if endpoint in {"feed", "official_task"} else None
-        own = {"raises": raises, "status": status, "fate": fate, "task_id": asked}
+        polled = "t-1" if endpoint in {"feed", "official_task"} else None
+        own = {"raises": raises, "status": status, "fate": fate, "task_id": polled}
         defaults = {**ERROR, **own, **reasons}
     if unknown := said.keys() - defaults.keys():
         raise ValueError(f"no field of what is expected: {', '.join(sorted(unknown))}")

@@ -92,7 +92,7 @@ def requests() -> None:
     assert_type(OfficialImageToVideo("https://x.example/1.png").seed, int | None)
 
     text.prompt = "another"  # type: ignore[misc]
-    TextToVideo("a kitten", "9:16")  # type: ignore[call-arg]  # the rest has names
+    TextToVideo("a kitten", "9:16")  # type: ignore[call-arg,arg-type]  # the rest has names
     TextToVideo("a kitten", seconds="5")  # type: ignore[arg-type]
     TextToVideo()  # type: ignore[call-arg]
 

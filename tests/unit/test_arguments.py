@@ -18,7 +18,7 @@ HERE = "http://127.0.0.1:1"
 
 @pytest.fixture
 async def idle() -> AsyncIterator[Simulator]:
-    """A gateway that has to stay unasked."""
+    """Yield a gateway that must receive no request."""
     async with Simulator() as gateway:
         yield gateway
         assert gateway.requests == ()
@@ -58,7 +58,7 @@ async def idle() -> AsyncIterator[Simulator]:
     ],
 )
 def test_a_client_names_the_argument_that_does_not_fit(argument: str, value: Any) -> None:
-    """A wrong type, also an empty one, and a class in place of an instance."""
+    """Wrong types are refused, even if empty, and so is a class in place of an instance."""
     with pytest.raises(UsageError) as caught:
         Client(**{"api_key": "sk-1", "base_url": HERE, argument: value})
     assert caught.value.field == argument
@@ -91,7 +91,7 @@ def test_a_client_names_the_argument_that_does_not_fit(argument: str, value: Any
 async def test_a_batch_names_the_argument_that_does_not_fit(
     idle: Simulator, argument: str, value: Any
 ) -> None:
-    """Made as a batch or as a loop, it ends before a prompt is read or sent."""
+    """`batch` and `generate_many` raise before they read or send a prompt."""
     async with quick_client(idle) as client:
         with pytest.raises(UsageError) as caught:
             client.batch(["a kitten"], **{argument: value})
@@ -108,7 +108,7 @@ async def test_a_batch_names_the_argument_that_does_not_fit(
 async def test_a_wait_names_the_argument_that_does_not_fit(
     idle: Simulator, argument: str, value: Any
 ) -> None:
-    """Before the gateway is asked."""
+    """The error is raised before the gateway is polled."""
     async with quick_client(idle) as client:
         with pytest.raises(UsageError) as caught:
             await client.task("t-1").wait(**{argument: value})
@@ -117,7 +117,7 @@ async def test_a_wait_names_the_argument_that_does_not_fit(
 
 
 async def test_updates_name_their_argument(idle: Simulator) -> None:
-    """With the first step of the loop."""
+    """The error is raised by the first step of the loop."""
     async with quick_client(idle) as client:
         with pytest.raises(UsageError) as caught:
             await anext(client.task("t-1").updates(timeout="60"))  # type: ignore[arg-type]
@@ -125,7 +125,7 @@ async def test_updates_name_their_argument(idle: Simulator) -> None:
 
 
 async def test_a_task_names_its_argument(idle: Simulator) -> None:
-    """The id is text, and the format a flag."""
+    """The id must be text, and *official* a flag."""
     async with quick_client(idle) as client:
         for make in (client.task, client.feed):
             for arguments, field in (((5,), "task_id"), ((None,), "task_id")):
@@ -146,7 +146,7 @@ async def _awaited(made: Any) -> None:
 async def test_an_empty_value_of_a_wrong_type_is_named(
     idle: Simulator, argument: str, value: Any
 ) -> None:
-    """It is not taken for an argument that was left out."""
+    """It does not count as an argument that was left out."""
     async with quick_client(idle) as client:
         with pytest.raises(UsageError) as caught:
             await client.generate("a kitten", **{argument: value})
@@ -169,8 +169,8 @@ def test_a_value_is_described_without_its_text(value: Any, said: str) -> None:
     assert caught.value.advice == "Use an instance of Timeouts, or None."
 
 
-def test_what_fits_is_taken(tmp_path: Path) -> None:
-    """Paths and numbers of every kind, and for ever in two spellings."""
+def test_good_arguments_are_accepted(tmp_path: Path) -> None:
+    """Paths and numbers of every kind are accepted, and both None and infinity as a timeout."""
     client = Client("sk-1", base_url=HERE, journal=tmp_path / "run.db", polling=None, hooks=())
     client.batch([], in_flight=1, download_to=str(tmp_path), timeout=math.inf, max_points=0)
     client.batch([], in_flight=10**6, download_to=tmp_path, timeout=None, max_points=None)

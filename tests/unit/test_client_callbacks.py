@@ -34,7 +34,7 @@ async def scene(gateway: Simulator) -> AsyncIterator[Scene]:
 @pytest.mark.parametrize("url", ["https://app.example/mine", None])
 def test_there_is_room_for_one_address(url: str | None) -> None:
     """A receiver and an address of one's own are a contradiction, told before anything is sent."""
-    with pytest.raises(UsageError, match="both callback_url and callbacks") as caught:
+    with pytest.raises(UsageError, match="callback_url and callbacks cannot") as caught:
         Client("sk-1", callback_url=url, callbacks=CallbackReceiver(URL))
     assert caught.value.field == "callback_url"
 

@@ -7,14 +7,14 @@ from fuhu_runway._clock import Clock, LoopClock
 
 
 async def test_now_is_the_time_of_the_loop() -> None:
-    """The clock and the running loop agree on the instant, so virtual time moves both."""
+    """The clock and the running loop agree, so that virtual time moves both."""
     loop = asyncio.get_running_loop()
     before = loop.time()
     assert before <= LoopClock().now() <= loop.time()
 
 
-def test_there_is_no_now_outside_of_a_loop() -> None:
-    """Instants belong to a loop, so that without one there is none."""
+def test_now_needs_a_running_loop() -> None:
+    """Instants belong to a loop."""
     with pytest.raises(RuntimeError, match="no running event loop"):
         LoopClock().now()
 
@@ -36,7 +36,7 @@ async def test_sleep_takes_as_long_as_it_says() -> None:
 
 @pytest.mark.usefixtures("virtual")
 async def test_a_call_happens_at_its_instant_unless_it_is_cancelled() -> None:
-    """Of two timers for the same instant the one that was cancelled stays silent."""
+    """Of two timers for the same instant, only the one that was not cancelled fires."""
     clock: Clock = LoopClock()
     called: list[str] = []
     due_at = clock.now() + 60

@@ -395,7 +395,7 @@ async def test_a_turn_that_comes_too_late_is_given_back(clock: ManualClock) -> N
     assert world.queue == 1
     clock.instant += 0.5
     wait.cancel()
-    world.limiter._let_go()  # the turn is given, and the look has not run yet
+    world.limiter._wake()  # the turn is given, and the look has not run yet
     await leave(wait)
     assert world.asked == []
     assert world.limiter.in_flight == 0

@@ -11,7 +11,7 @@ from fuhu_runway._redact import MAX_SHOWN, outline, outline_text, redact, shown_
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        # addresses
+        # URLs
         ("see https://cdn.example/v.mp4?_jwt=abc now", "see <url> now"),
         ("HTTP://CDN.EXAMPLE/V.MP4", "<url>"),
         ("下载失败https://cdn.example/v.mp4", "下载失败<url>"),
@@ -41,14 +41,14 @@ from fuhu_runway._redact import MAX_SHOWN, outline, outline_text, redact, shown_
         ("client_ip:2001:db8::1", "client_ip:<ip>"),
         ("code:2001:db8::1", "code:<ip>"),
         ("from ::1 and ::ffff:10.0.0.1", "from <ip> and <ip>"),
-        # what is none
+        # no secrets
         ("at 12:30:45 in std::vector", "at 12:30:45 in std::vector"),
         ("ratio 16:9", "ratio 16:9"),
         ("", ""),
     ],
 )
-def test_whatever_looks_like_a_secret_is_hidden(text: str, shown: str) -> None:
-    """Addresses, keys and IP addresses go by their looks, and what only resembles them stays."""
+def test_what_looks_like_a_secret_is_hidden(text: str, shown: str) -> None:
+    """URLs, keys and IP addresses are recognised by their shape."""
     assert redact(text) == shown
 
 
@@ -71,8 +71,8 @@ def test_whatever_looks_like_a_secret_is_hidden(text: str, shown: str) -> None:
         (" ", "no thing", "no thing"),
     ],
 )
-def test_a_secret_is_hidden_however_it_is_quoted(secret: str, text: str, shown: str) -> None:
-    """Trimmed, folded, in other letters or inside of JSON, what was sent is not shown."""
+def test_a_quoted_secret_is_hidden(secret: str, text: str, shown: str) -> None:
+    """A gateway may trim it, change its case or spaces, or put it in JSON."""
     assert redact(text, [secret]) == shown
 
 
@@ -102,7 +102,7 @@ QUOTED = {
 
 @pytest.mark.parametrize("quoted", QUOTED.values(), ids=QUOTED.keys())
 def test_every_spelling_of_a_prompt_is_hidden(quoted: str) -> None:
-    """Escaped, also several times, cut off or in part: no word of it is left."""
+    """It may be escaped several times, cut off or quoted in part: no word of it is left."""
     shown = redact(f"not allowed: '{quoted}' is refused", [LONG])
     assert shown.startswith("not allowed: '")
     assert shown.endswith("' is refused")
@@ -129,48 +129,48 @@ def test_every_spelling_of_a_prompt_is_hidden(quoted: str) -> None:
     ],
 )
 def test_a_part_of_a_secret_is_hidden(secret: str, text: str, shown: str) -> None:
-    """Its start where it is cut off, a key without its prefix, and no word that only looks so."""
+    """A cut-off start and a key without its prefix are hidden, but no similar word."""
     assert redact(text, [secret]) == shown
 
 
 def test_a_long_text_is_cut_before_it_is_read() -> None:
-    """Eight megabytes of a refusal are neither read for a second nor shown."""
+    """A refusal of eight megabytes neither takes a second nor fills the log."""
     shown = redact("the prompt a busy street " * 400_000, ["a busy street"])
     assert shown.startswith("the prompt <hidden> the prompt <hidden> ")
     assert len(shown) <= MAX_SHOWN + 1
     assert shown.endswith("…")
 
 
-def test_what_a_cut_leaves_of_a_secret_is_hidden() -> None:
-    """The cut goes through a prompt, of which the first half is no less secret."""
+def test_the_start_of_a_secret_at_the_cut_is_hidden() -> None:
+    """If the cut divides a prompt, its first half is hidden too."""
     text = "x" * (MAX_SHOWN - 8) + "a busy street"
     assert redact(text, ["a busy street"]) == "x" * (MAX_SHOWN - 8) + "<hidden>…"
 
 
 @pytest.mark.parametrize("filler", ["\\", "\\u00", "%25", "&amp;", "...", "a", "&#", "+ "])
 def test_escapes_cost_no_time(filler: str) -> None:
-    """Escapes without end, in the text and in the secret, are read once each."""
+    """A million escapes in the text and in the secret are read in linear time."""
     secret = filler * (1_000_000 // len(filler))
     redact(secret + "x", [secret, secret[1:]])
 
 
 @pytest.mark.parametrize("text", ["\\U0000", "\\u00zz", "%ZZ", "&#x110000;", "\\"])
 def test_what_only_begins_like_an_escape_is_text(text: str) -> None:
-    """No text of a gateway is an error."""
+    """Broken escapes are kept as they are."""
     assert redact(text, ["a kitten"]) == text
 
 
 @pytest.mark.parametrize("prompt", ["a \\\u00b9 kitten", "a \\ kitten", "a \\u00b9 kitten"])
-def test_backslashes_of_a_prompt_hide_nothing_from_us(prompt: str) -> None:
-    """However often it was escaped: a letter behind a backslash is that letter."""
+def test_a_prompt_with_backslashes_is_found(prompt: str) -> None:
+    """The number of backslashes does not matter."""
     quoted = prompt
     for _ in range(3):
         quoted = json.dumps(quoted)
         assert "kitten" not in redact(f"no: {quoted}", [prompt])
 
 
-def test_a_search_does_not_find_what_we_sent() -> None:
-    """A prompt that is quoted says nothing about the gateway; what stands beside it does."""
+def test_a_search_for_words_skips_the_prompt() -> None:
+    """A word in a quoted prompt says nothing about the gateway; the words beside it do."""
     assert without("not allowed: 'a busy street'", ["a busy street"]) == "not allowed: ' '"
     assert without("not allowed: 'a busy stre...'", ["a busy street"]) == "not allowed: ' ...'"
     assert without("we are busy: a%20busy%20street", ["a busy street"]) == "we are busy:  "
@@ -197,13 +197,13 @@ def test_a_search_does_not_find_what_we_sent() -> None:
         ("10.0.0.1", None),
     ],
 )
-def test_a_code_is_shown_if_it_is_one(code: str | None, shown: str | None) -> None:
-    """Whatever else stands in its place, and whatever quotes a secret, is not."""
+def test_a_code_is_shown_if_it_looks_like_one(code: str | None, shown: str | None) -> None:
+    """Other text, and a code that quotes a secret, is not shown."""
     assert shown_code(code, ["marked"]) == shown
 
 
-def test_the_longer_of_two_secrets_goes_first() -> None:
-    """A secret inside another leaves no rest of the longer one, nor of the word that hides it."""
+def test_the_longer_of_two_secrets_is_hidden() -> None:
+    """A secret inside another one leaves no part of the longer one."""
     assert redact("a red kitten hidden", ["kitten", "a red kitten", "hidden"]) == (
         "<hidden> <hidden>"
     )
@@ -211,7 +211,7 @@ def test_the_longer_of_two_secrets_goes_first() -> None:
 
 @pytest.mark.parametrize("prompt", ["clips", "https", "see", "see https://cdn.example/clips/1 now"])
 def test_secrets_that_overlap_are_hidden_as_one(prompt: str) -> None:
-    """An address is hidden as a whole though a prompt is a part of it, or it is one of a prompt."""
+    """A URL is hidden as a whole even if a prompt is part of it, or it is part of a prompt."""
     shown = redact("see https://cdn.example/clips/1 now", [prompt, "sk-1"])
     assert "cdn" not in shown
     assert "clips" not in shown
@@ -220,13 +220,13 @@ def test_secrets_that_overlap_are_hidden_as_one(prompt: str) -> None:
 
 @pytest.mark.parametrize("secret", ["data:image/png;base64," + "aGk=" * 500_000, "a kitten " * 90])
 def test_a_large_secret_costs_no_time(secret: str) -> None:
-    """A picture of two million signs is no pattern to look for in a short text."""
+    """Redacting a short text is fast even if the secret is a picture."""
     assert redact("The picture is too large.", [secret]) == "The picture is too large."
 
 
 @pytest.mark.parametrize("filler", ["a-", "a.", "x:", "f:", "1.", ":", "?a", "data:", "bearer "])
 def test_a_large_text_costs_no_time(filler: str) -> None:
-    """A million signs of what begins like a secret are read at once, or the suite times out."""
+    """A million characters that begin like a secret are read in linear time."""
     text = filler * (1_000_000 // len(filler))
     assert len(redact(text, ["a kitten"])) <= len(text)
 
@@ -256,7 +256,7 @@ def test_a_large_text_costs_no_time(filler: str) -> None:
     ],
 )
 def test_an_outline_shows_keys_and_kinds_only(value: Any, shape: str) -> None:
-    """The shape of an answer has its keys, where they look like keys, and none of its values."""
+    """It has the keys that look like names, and none of the values."""
     assert outline(value) == shape
 
 
@@ -273,6 +273,6 @@ def test_an_outline_shows_keys_and_kinds_only(value: Any, shape: str) -> None:
         ("", ""),
     ],
 )
-def test_an_outline_of_text_hides_what_stands_in_quotes(text: str, shown: str) -> None:
-    """Of half a JSON only keys, numbers and brackets are shown, and little of a long text."""
+def test_an_outline_of_text_hides_quoted_text(text: str, shown: str) -> None:
+    """It shows only keys, numbers and brackets of truncated JSON, and the start of a long text."""
     assert outline_text(text) == shown

@@ -76,10 +76,10 @@ from fuhu_runway._wire.salvage import bare_id, id_of, salvage
         ('{"id":"t-1"}'.encode("utf-16"), ("t-1",)),
         ('{"id":"t-1"}'.encode("utf-32-be"), ("t-1",)),
         ('{"msg":"成功","task_id":"t-1"}'.encode("gbk"), ("t-1",)),
-        # An id that may have been cut is none.
+        # Perhaps cut.
         (b'{"code":200,"data":{"task_id":"573772da', ()),
         (b"task_id=573772da", ()),
-        # What is no id.
+        # Not an id.
         (b"", ()),
         (b"ok", ()),
         (b'{"data":"error"}', ()),
@@ -97,13 +97,13 @@ from fuhu_runway._wire.salvage import bare_id, id_of, salvage
         (b'{"a":' * 100_000, ()),
     ],
 )
-def test_the_ids_that_stand_in_an_answer(body: bytes, ids: tuple[str, ...]) -> None:
-    """Each id at a usual place is found, the surest first, whatever the bytes around it are."""
+def test_the_ids_in_an_answer(body: bytes, ids: tuple[str, ...]) -> None:
+    """Each id at a usual place is found, the surest first, in any encoding or format."""
     assert salvage(body) == ids
 
 
-def test_an_answer_that_is_compressed_is_unpacked() -> None:
-    """Both formats are known by how they begin; what is cut or broken gives what it has."""
+def test_a_compressed_answer_is_unpacked() -> None:
+    """Both formats are recognised by their first bytes, and read up to a cut or broken place."""
     plain = b'{"id":"t-1"}' + bytes(100)
     assert salvage(gzip.compress(plain)) == salvage(zlib.compress(plain)) == ("t-1",)
     assert salvage(gzip.compress(plain)[:-10]) == ("t-1",)
@@ -133,29 +133,29 @@ def test_an_answer_that_is_compressed_is_unpacked() -> None:
         (b'{"a":%s}' % (b"9" * 5000), {"a": None}),
     ],
 )
-def test_json_that_is_only_nearly_json(body: bytes, value: object) -> None:
-    """What a strict parser refuses is read if there is one value that it can be."""
+def test_loose_json_is_read(body: bytes, value: object) -> None:
+    """A body that a strict parser refuses is read if it can only be one value."""
     assert decode(body) == value
 
 
 @pytest.mark.parametrize(
     "body", [b"", b"ok", b'<p>{"a":1}</p>', b'{"a":{"b":1}', b'{"a":{"b":1},', b"{'a': 1}"]
 )
-def test_what_is_no_json(body: bytes) -> None:
-    """A value inside of a page, or inside of a broken value, is not the answer."""
+def test_a_body_that_is_not_json(body: bytes) -> None:
+    """A value inside a page, or inside a broken value, is not the answer."""
     with pytest.raises(ValueError, match=r"."):
         decode(body)
 
 
-def test_text_that_holds_json() -> None:
-    """Only objects and lists count: a text may be a number by chance."""
+def test_json_in_a_text() -> None:
+    """Only objects and lists are read, because a text may be a number by chance."""
     assert parsed(' {"a":1}') == {"a": 1}
     assert parsed("[1]") == [1]
     assert parsed("7") is parsed("{") is parsed("[" * 100_000) is None
 
 
-def test_the_end_of_a_whole_answer_cuts_no_id() -> None:
-    """An id at the end counts if all has arrived, and an answer that is nothing but an id."""
+def test_an_id_at_the_end_of_a_whole_answer() -> None:
+    """An id at the end, or as the whole answer, counts only if all of the body arrived."""
     assert salvage(b"code=200&task_id=t-1", is_whole=True) == ("t-1",)
     assert salvage(b"573772da-c2ec-4a60\n", is_whole=True) == ("573772da-c2ec-4a60",)
     assert salvage(b"573772da-c2ec-4a60") == salvage(b"error 404", is_whole=True) == ()
@@ -163,12 +163,12 @@ def test_the_end_of_a_whole_answer_cuts_no_id() -> None:
 
 @pytest.mark.parametrize("value", [None, True, "", "two words", "x" * 501, 1.5, [], "NULL", "0", 0])
 def test_what_cannot_be_an_id(value: object) -> None:
-    """An id is a text or a whole number, of one word, and no word for nothing."""
+    """An id is a text of one word or a whole number, and not a word such as null."""
     assert id_of(value) is None
 
 
-def test_an_id_that_stands_alone_has_a_digit() -> None:
-    """Or it would be a word, such as error."""
+def test_an_id_alone_has_a_digit() -> None:
+    """Text without a digit is a word, such as error."""
     assert bare_id(" t-1 ") == "t-1"
     assert bare_id("error") is None
     assert bare_id(4711) is None

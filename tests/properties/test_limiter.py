@@ -28,8 +28,8 @@ rates = st.none() | st.sampled_from([0.01, 0.5, 1.0, 3.0, 10.0])
 spans = st.floats(min_value=0.0, max_value=30.0, allow_nan=False)
 
 
-class GateMachine(RuleBasedStateMachine):
-    """Requests that come, go, and give up, while answers and refusals change the pace."""
+class LimiterMachine(RuleBasedStateMachine):
+    """Requests that arrive, leave and are cancelled, while answers and refusals change the pace."""
 
     here = Bundle("here")
 
@@ -40,10 +40,10 @@ class GateMachine(RuleBasedStateMachine):
         self.line: list[int] = []
         self.inside: set[int] = set()
         self.tasks: dict[int, asyncio.Task[None]] = {}
-        self.doors: dict[int, asyncio.Event] = {}
+        self.exits: dict[int, asyncio.Event] = {}
         self.count = 0
         self.went_at = -math.inf
-        #: The highest rate since a request last went, which is when the next one could go.
+        #: The highest rate since the last request, which decides when the next one may be sent.
         self.fastest = math.inf
         self.wrong: list[str] = []
 
@@ -64,16 +64,16 @@ class GateMachine(RuleBasedStateMachine):
             self.inside.add(number)
             self.went_at, self.fastest = now, self.limiter.pace.rate
             try:
-                await self.doors[number].wait()
+                await self.exits[number].wait()
             finally:
                 self.inside.discard(number)
 
     def judged(self, number: int, now: float) -> list[str]:
         """Return what is wrong with this one going now."""
         wrong = {
-            "somebody was overtaken": self.line[0] != number,
+            "another request was overtaken": self.line[0] != number,
             "faster than the pace": now < self.went_at + 0.5 / self.fastest - NEAR,
-            "went while all were held": now < self.limiter.pace.hold_until,
+            "sent during a hold": now < self.limiter.pace.hold_until,
             "more than may be in flight": len(self.inside) >= self.limiter.room,
         }
         return [what for what, holds in wrong.items() if holds]
@@ -84,7 +84,7 @@ class GateMachine(RuleBasedStateMachine):
         self.line.append(number)
 
         async def start() -> None:
-            self.doors[number] = asyncio.Event()
+            self.exits[number] = asyncio.Event()
             self.tasks[number] = asyncio.create_task(self.visit(number))
             await settle()
 
@@ -93,13 +93,13 @@ class GateMachine(RuleBasedStateMachine):
 
     @rule(number=consumes(here))
     def leave(self, number: int) -> None:
-        """Leave as soon as possible: at once, or when it is one's turn."""
+        """Leave as soon as possible: at once, or when the turn comes."""
 
-        async def open_the_door() -> None:
-            self.doors[number].set()
+        async def open_exit() -> None:
+            self.exits[number].set()
             await settle()
 
-        self.run(open_the_door())
+        self.run(open_exit())
 
     @rule(number=consumes(here))
     def give_up(self, number: int) -> None:
@@ -131,27 +131,27 @@ class GateMachine(RuleBasedStateMachine):
             record(self.clock.now())
             self.fastest = max(self.fastest, self.limiter.pace.rate)
             self.limiter.leave()
-            # The one that goes now has to record its pace before the next answer changes that.
+            # The request that is sent now records its pace before the next answer changes it.
             await settle()
 
     @precondition(lambda self: self.line)
     @rule()
-    def everyone_leaves(self) -> None:
-        """With room for all, and time enough, nobody is left waiting."""
+    def all_leave(self) -> None:
+        """With room and time for all, no request is left waiting."""
 
-        async def all_doors() -> None:
-            for door in self.doors.values():
-                door.set()
+        async def all_exits() -> None:
+            for one in self.exits.values():
+                one.set()
             while self.line:
                 now = self.clock.now()
                 await self.clock.advance(self.limiter.pace.ready_at(now) - now)
 
-        self.run(all_doors())
+        self.run(all_exits())
         assert not self.line
         assert not self.inside
 
     @invariant()
-    def whoever_went_might_go(self) -> None:
+    def no_request_was_sent_too_early(self) -> None:
         assert self.wrong == []
 
     @invariant()
@@ -161,12 +161,12 @@ class GateMachine(RuleBasedStateMachine):
         assert f"{len(self.line)} waiting" in repr(self.limiter)
 
     @invariant()
-    def nobody_waits_who_may_go(self) -> None:
+    def no_request_waits_without_a_reason(self) -> None:
         if self.line and len(self.inside) < self.limiter.room:
             assert self.limiter.pace.ready_at(self.clock.now()) > self.clock.now()
 
     @invariant()
-    def nothing_is_left_to_happen_for_nobody(self) -> None:
+    def no_timer_is_left_without_waiters(self) -> None:
         assert len(self.clock.timers) <= 1
         if not self.line:
             assert self.clock.timers == []
@@ -181,11 +181,11 @@ class GateMachine(RuleBasedStateMachine):
         self.runner.close()
 
 
-class TestGate(GateMachine.TestCase):
+class TestLimiter(LimiterMachine.TestCase):
     """
-    Whatever comes, goes, gives up, is answered or refused, the limiter does as the model.
+    The limiter behaves as the model, whatever is sent, cancelled, answered or refused.
 
-    Nobody is overtaken, nobody is too fast, no slot is lost, and nobody waits without a reason.
+    No request is overtaken, too early, or waiting without a reason, and no slot is lost.
     """
 
     settings = settings(max_examples=60, stateful_step_count=40)

@@ -4,17 +4,17 @@ from typing import Any
 import attrs
 import pytest
 
-from fuhu_runway._wire import tables as facts
+from fuhu_runway._wire import tables
 from fuhu_runway._wire.decode import read_task
 from fuhu_runway._wire.encode import Reply, Request
-from fuhu_runway._wire.refusals import REFUSALS, Refusal
+from fuhu_runway._wire.refusals import ADVICE, REFUSALS, Refusal
 from fuhu_runway._wire.tables import DIALECTS, ENDPOINTS, GATEWAYS, Replay, Root, Sense
 from fuhu_runway.errors import Fate, GatewayError
-from fuhu_runway.models import Balance, BalanceRoute, KeyStyle, TaskRecord, TaskState
+from fuhu_runway.models import BalanceRoute, KeyStyle, TaskState
 
 
 def dialect_of(body: dict[str, Any]) -> tuple[str, Sense] | None:
-    """Return the name of the first dialect that fits, and what it makes of the body."""
+    """Return the name of the first dialect that fits, and what the body is about."""
     row = next((row for row in DIALECTS if row.fits(body)), None)
     return None if row is None else (row.name, row.sense(body))
 
@@ -66,14 +66,14 @@ SHAPES: list[tuple[dict[str, Any], str | None, Sense | None]] = [
 
 
 @pytest.mark.parametrize(("body", "name", "sense"), SHAPES, ids=lambda value: str(value)[:40])
-def test_a_dialect_is_known_by_its_shape(
+def test_a_dialect_is_recognised_by_shape(
     body: dict[str, Any], name: str | None, sense: Sense | None
 ) -> None:
-    """The smallest body of each shape of api-facts 2 goes to its own row, whatever its host."""
+    """The smallest body of each shape of api-facts 2 fits its own row."""
     assert dialect_of(body) == (name and (name, sense))
 
 
-NO_NUMBERS: list[object] = [
+NOT_WHOLE: list[object] = [
     True,
     False,
     None,
@@ -92,20 +92,20 @@ NO_NUMBERS: list[object] = [
     ("value", "whole"),
     [
         *[(value, True) for value in (200, 0, -1, "200", " 200\n", "0")],
-        *[(value, False) for value in NO_NUMBERS],
+        *[(value, False) for value in NOT_WHOLE],
     ],
 )
-def test_a_whole_number_is_no_boolean(value: object, whole: bool) -> None:
-    """Digits and ints are codes; booleans, fractions and endless digits are none."""
-    assert facts.is_whole(value) is whole
+def test_what_is_a_whole_number(value: object, whole: bool) -> None:
+    """Digits and ints are codes; booleans, fractions and thousands of digits are not."""
+    assert tables.is_whole(value) is whole
     if whole:
         assert isinstance(int(value), int)  # type: ignore[call-overload]
 
 
-def test_every_reading_of_a_code_fits_python() -> None:
-    """Whatever passes for a whole number can be made an int, however long it is."""
-    assert facts.is_whole("9" * 19)
-    assert not facts.is_whole("9" * 20)
+def test_the_longest_code_has_19_digits() -> None:
+    """Python refuses to read thousands of digits, and no code has that many."""
+    assert tables.is_whole("9" * 19)
+    assert not tables.is_whole("9" * 20)
 
 
 WORDS = {
@@ -132,9 +132,9 @@ WORDS = {
 
 
 @pytest.mark.parametrize(("state", "words"), WORDS.items())
-def test_the_words_are_those_of_the_facts(state: TaskState, words: str) -> None:
+def test_the_words_of_each_state(state: TaskState, words: str) -> None:
     """Each state has exactly the words of api-facts 3.4 and 11; 2 is a failure and 3 a success."""
-    assert [word for word, its in facts.STATES.items() if its is state] == words.split()
+    assert [word for word, its in tables.STATES.items() if its is state] == words.split()
 
 
 @pytest.mark.parametrize(
@@ -148,58 +148,61 @@ def test_the_words_are_those_of_the_facts(state: TaskState, words: str) -> None:
     + [("0.5", TaskState.UNKNOWN), ("1e400", TaskState.UNKNOWN), ("4", TaskState.UNKNOWN)],
 )
 def test_each_word_is_read_as_its_state(word: str, state: TaskState) -> None:
-    """Case, spaces, hyphens, a prefix and the form of a number count for nothing."""
+    """Case, spaces, hyphens, a prefix and the form of a number are ignored."""
     request = Request(ENDPOINTS["feed"], "http://127.0.0.1/feed", {}, task_id="t-1")
     body = json.dumps({"task_id": "t-1", "status": word}).encode()
     assert read_task(Reply(request, 200, {}, body)).state is state
 
 
-def test_no_word_stands_for_the_unknown() -> None:
-    """A word that no source documents is in no row, so that it stays unknown."""
-    assert TaskState.UNKNOWN not in facts.STATES.values()
-    assert all(word == word.strip().lower() for word in facts.STATES)
+def test_no_word_means_unknown() -> None:
+    """A word that no source documents is in no row, and so its state is UNKNOWN."""
+    assert TaskState.UNKNOWN not in tables.STATES.values()
+    assert all(word == word.strip().lower() for word in tables.STATES)
 
 
-def test_what_costs_points_is_paid() -> None:
-    """A request is paid exactly if a request class is sent; everything else only reads."""
-    for row in ENDPOINTS.values():
-        assert (row.replay is Replay.PAID) is (row.sends is not None)
-        assert (row.verb == "POST") or row.replay is Replay.FREE
-    assert len(facts.SUBMITS) == 5
+def test_the_endpoints_that_cost_points() -> None:
+    """Only the five submits are paid; every other endpoint only reads."""
+    paid = {name for name, row in ENDPOINTS.items() if row.replay is Replay.PAID}
+    reverse = {"text_to_video", "image_to_video", "video_to_video", "act_one"}
+    assert paid == {*reverse, "official_image_to_video"}
+    assert {name for name, row in ENDPOINTS.items() if row.takes_callback} == reverse
+    assert {ENDPOINTS[name].verb for name in paid} == {"POST"}
+    assert {row.name for row in tables.SUBMITS.values()} == paid
 
 
-def test_the_rows_are_known_by_their_names() -> None:
-    """Each table is keyed by its rows' own names."""
+def test_each_table_is_keyed_by_name() -> None:
+    """The key of each row is its name."""
     assert all(name == row.name for name, row in ENDPOINTS.items())
     assert all(name == row.name for name, row in GATEWAYS.items())
 
 
 @pytest.mark.parametrize("row", [row for row in ENDPOINTS.values() if row.sends])
-def test_every_attribute_of_a_request_has_its_place(row: facts.Endpoint) -> None:
-    """No attribute of a request is dropped on its way into the body, and none is invented."""
+def test_every_attribute_of_a_request_is_sent(row: tables.Endpoint) -> None:
+    """Each attribute of a request has a place in the body, and there are no other places."""
     assert row.sends is not None
     placed = {source.partition(".")[0] for source in row.body.values()}
-    # They have places of their own: extra goes anywhere, last_image beside image.
+    # These are added in code: extra anywhere, last_image beside image.
     apart = {"extra", "last_image"} if row.root is Root.OFFICIAL else {"extra"}
     assert placed == {field.name for field in attrs.fields(row.sends)} - apart
 
 
-def test_every_balance_route_has_its_endpoints() -> None:
-    """Each way to ask for a balance leads to endpoints that give one, of its own root."""
-    assert set(facts.BALANCE_ENDPOINTS) == set(BalanceRoute)
-    for route, names in facts.BALANCE_ENDPOINTS.items():
-        for name in names:
-            assert ENDPOINTS[name].gives is Balance
-            assert (ENDPOINTS[name].root is Root.QUOTA) is (route is BalanceRoute.QUOTA)
+def test_the_endpoints_of_each_balance_route() -> None:
+    """A balance is read from these endpoints; only the quota route is on another host."""
+    assert tables.BALANCE_ENDPOINTS == {
+        BalanceRoute.BILLING: ("subscription", "usage"),
+        BalanceRoute.TOKEN: ("token_usage",),
+        BalanceRoute.QUOTA: ("quota",),
+    }
+    assert [name for name, row in ENDPOINTS.items() if row.root is Root.QUOTA] == ["quota"]
 
 
-def test_a_gateway_that_keeps_its_quota_elsewhere_says_where() -> None:
-    """A row whose balance is on another host names it, and no other row names one."""
+def test_the_gateways_with_a_quota_host() -> None:
+    """Only a gateway whose balance is on another host has a `quota_url`."""
     for row in GATEWAYS.values():
         assert (row.balance is BalanceRoute.QUOTA) is (row.quota_url is not None)
 
 
-def test_only_duomi_speaks_differently() -> None:
+def test_only_duomi_has_the_key_in_the_body() -> None:
     """All gateways take a bearer key and a POST to the feed; duomi takes the key in the body."""
     assert {row.feed_verb for row in GATEWAYS.values()} == {"POST"}
     styles = {name: row.key_style for name, row in GATEWAYS.items()}
@@ -209,40 +212,35 @@ def test_only_duomi_speaks_differently() -> None:
 
 @pytest.mark.parametrize("row", [*ENDPOINTS.values(), *GATEWAYS.values(), *DIALECTS, *REFUSALS])
 def test_every_row_has_a_source(row: Any) -> None:
-    """No row of any table is without the place that it comes from."""
+    """Each row of each table names its source."""
     assert row.source.startswith(("api-facts ", "HTTP ", "RFC ", "Cloudflare", "Pages, "))
 
 
-def test_the_last_line_of_the_catalogue_takes_everything() -> None:
-    """Whatever a gateway says no with, one line fits, so that no refusal is without a name."""
+def test_the_last_refusal_fits_everything() -> None:
+    """Only the last row has no condition, so that each refusal has a row."""
     *others, last = REFUSALS
     assert not any((last.statuses, last.codes, last.texts))
     assert all(row.statuses or row.codes or row.texts for row in others)
 
 
 @pytest.mark.parametrize("row", REFUSALS, ids=lambda row: row.source)
-def test_the_catalogue_can_be_matched(row: Refusal) -> None:
-    """Codes and texts are in lower case, as they are compared, and each line raises a leaf."""
+def test_each_refusal_can_be_matched(row: Refusal) -> None:
+    """Codes and texts are in lower case, as they are compared; each row raises a subclass."""
     assert all(code == code.lower() for code in row.codes)
     assert all(text == text.lower() for text in row.texts)
     assert row.raises is not GatewayError
-    assert row.advice.endswith(".")
+    assert (row.advice or ADVICE[row.raises]).endswith(".")
 
 
-def test_refused_is_claimed_only_where_the_gateway_took_nothing() -> None:
-    """A paid request goes again after a 429, a busy sign, no channel, or the page of a firewall."""
+def test_the_errors_after_which_a_paid_request_is_retried() -> None:
+    """A paid request is retried after a 429, a busy gateway, no channel, or a firewall's page."""
     claims = {row.raises.__name__ for row in REFUSALS if row.fate is Fate.REFUSED}
     assert claims == {"RateLimited", "ModelUnavailable", "GatewayDown"}
     assert {row.raises.__name__ for row in REFUSALS if row.fate is Fate.UNKNOWN} == {"GatewayDown"}
     assert not any(row.fate is Fate.UNSENT for row in REFUSALS)
 
 
-def test_a_row_that_could_be_sent_again_names_its_proof() -> None:
-    """What is known to be charged or unknown has no proof; whatever is repeated has one."""
+def test_a_refusal_that_may_be_retried_has_a_proof() -> None:
+    """A paid request is retried only after a row that proves that nothing was accepted."""
     assert all(row.proof for row in REFUSALS if row.fate is Fate.REFUSED)
     assert not any(row.proof for row in REFUSALS if row.fate is Fate.UNKNOWN)
-
-
-def test_each_endpoint_gives_one_of_two_things() -> None:
-    """An answer is about a task or about a balance."""
-    assert {row.gives for row in ENDPOINTS.values()} == {TaskRecord, Balance}

@@ -86,7 +86,7 @@ def test_requests_go_at_the_rate_that_is_given(rate: float) -> None:
     assert went == pytest.approx([START + number / rate for number in range(50)])
 
 
-def test_a_pause_saves_up_nothing() -> None:
+def test_a_pause_saves_no_credit() -> None:
     """After a long silence the first goes at once, and the next waits its whole gap."""
     pace = pace_of(2.0)
     list(instants(pace, 3, START))
@@ -131,7 +131,7 @@ def test_a_pace_that_is_not_used_does_not_rise() -> None:
 
 @pytest.mark.parametrize(("rate", "burst"), [(1.0, 1.0), (5.0, 5.0), (20.0, 20.0)])
 def test_a_limit_is_found_and_kept(rate: float, burst: float) -> None:
-    """In ten minutes at least nine tenths of it get through, and not one in sixteen is refused."""
+    """In ten minutes at least 90 % of the limit gets through, and at most 6 % are refused."""
     gateway = Gateway(rate, burst)
     pace, _ = run(gateway, 600.0)
     assert gateway.passed >= 0.9 * 600 * rate
@@ -141,7 +141,7 @@ def test_a_limit_is_found_and_kept(rate: float, burst: float) -> None:
 
 @pytest.mark.parametrize("strays", [1, 5, 20, 40])
 def test_stray_refusals_do_not_slow_it_down(strays: int) -> None:
-    """Where some are refused whatever the rate, all that want to go go, within a twentieth."""
+    """If some are refused at any rate, at least 95 % of the requests are sent in time."""
     gateway = Gateway(1e6, 1e6, strays)
     run(gateway, 180.0)
     assert gateway.passed + gateway.refused >= 0.95 * 200 * 180
@@ -185,7 +185,7 @@ def test_a_limit_that_has_held_for_long_is_tried_seldom() -> None:
 
 
 def test_the_user_s_rate_is_the_ceiling() -> None:
-    """Nothing makes it faster than what the user set, and after trouble it is reached again."""
+    """The pace never exceeds the user's rate, and reaches it again after refusals."""
     pace = pace_of(10.0)
     gateway = Gateway(3.0, 3.0)
     now = send_for(30.0, pace, gateway, START)
@@ -214,15 +214,15 @@ def busy_pace() -> tuple[Pace, float]:
 
 @pytest.mark.parametrize("retry_after", [None, 0.5, 30.0])
 def test_a_single_refusal_holds_nothing_else(retry_after: float | None) -> None:
-    """Everything else goes on at once, whatever time the refusal asks for."""
+    """All other requests go on at once, whatever Retry-After says."""
     pace, now = busy_pace()
     refuse(pace, 2, now, retry_after)
     assert pace.ready_at(now) <= now + 0.01
     assert math.isinf(pace.room)
 
 
-def test_three_in_a_row_let_one_request_try_for_all() -> None:
-    """Nothing goes for 1.5 s, then one request at a time, after pauses of up to ten seconds."""
+def test_after_three_in_a_row_one_request_tries_alone() -> None:
+    """Nothing is sent for 1.5 s, then one request at a time, after pauses of up to ten seconds."""
     pace, now = busy_pace()
     refuse(pace, 3, now)
     assert pace.room == 1
@@ -237,15 +237,15 @@ def test_three_in_a_row_let_one_request_try_for_all() -> None:
 @pytest.mark.parametrize(
     ("asked", "held"), [(None, 1.5), (0.1, 1.5), (30.0, 30.0), (120.0, 120.0), (1.8e9, 120.0)]
 )
-def test_a_hold_is_as_long_as_was_asked(asked: float | None, held: float) -> None:
-    """Retry-After counts where nothing gets through, up to what the retry policy allows."""
+def test_a_hold_lasts_as_long_as_retry_after(asked: float | None, held: float) -> None:
+    """Retry-After counts if nothing gets through, up to the limit of the retry policy."""
     pace, now = busy_pace()
     refuse(pace, 3, now, asked)
     assert pace.ready_at(now) == now + held
 
 
 def test_a_request_that_gets_through_ends_the_hold() -> None:
-    """An answer to what was in flight shows that not everything is refused, and all goes on."""
+    """An answer to a request in flight shows that not everything is refused, and all go on."""
     pace, now = busy_pace()
     rate = pace.rate
     refuse(pace, 5, now, 60.0)
@@ -280,9 +280,9 @@ def test_after_a_window_it_comes_back_at_the_average() -> None:
     assert math.isinf(pace.room)
 
 
-def test_a_caller_who_comes_late_makes_no_long_pause() -> None:
-    """An hour in which nobody asked was no outage, and the pace is not the average over it."""
-    pace, now = run(Gateway(1e6, 1e6), 60.0)
+def test_time_without_requests_is_no_pause() -> None:
+    """An hour without a request is no outage, and the pace is not the average over it."""
+    pace, now = run(Gateway(1e6, 1e6), 70.0)
     rate = pace.rate
     refuse(pace, 3, now)
     now += 3600
@@ -290,8 +290,8 @@ def test_a_caller_who_comes_late_makes_no_long_pause() -> None:
     assert pace.rate >= 0.9 * min(rate, 1000.0)
 
 
-def test_trouble_before_the_first_answer_teaches_no_rate() -> None:
-    """Where nothing ever got through, it begins with the first answer as it always does."""
+def test_refusals_before_the_first_answer_teach_no_rate() -> None:
+    """If nothing has got through yet, the pace begins with the first answer as usual."""
     pace = pace_of()
     refuse(pace, 4, START)
     assert pace.room == 4
@@ -310,12 +310,12 @@ def test_trouble_before_the_first_answer_teaches_no_rate() -> None:
 
 @attrs.define
 class Visitors:
-    """Those who go through a rate limiter, and stay inside until they are sent away."""
+    """Requests that go through a rate limiter, and stay in flight until they are released."""
 
     limiter: RateLimiter
     clock: ManualClock
-    heard: list[Event]
-    #: Who came in, and when.
+    events: list[Event]
+    #: Which requests went, and when.
     entered: list[tuple[int, float]] = attrs.field(factory=list)
     inside: set[int] = attrs.field(factory=set)
     peak: int = 0
@@ -361,22 +361,22 @@ class Visitors:
 
 
 def visitors(**limits: float | None) -> Visitors:
-    """Return the visitors of a new rate limiter, in front of which time stands still."""
-    clock, heard = ManualClock(START), list[Event]()
-    limiter = RateLimiter(Limits(**limits), clock, Hooks([heard.append]))  # type: ignore[arg-type]
-    return Visitors(limiter, clock, heard)
+    """Return requests before a new rate limiter; its clock stands still."""
+    clock, events = ManualClock(START), list[Event]()
+    limiter = RateLimiter(Limits(**limits), clock, Hooks([events.append]))  # type: ignore[arg-type]
+    return Visitors(limiter, clock, events)
 
 
 def known_visitors() -> Visitors:
-    """Return the visitors of a rate limiter to which the gateway has answered."""
+    """Return requests before a rate limiter that has had an answer."""
     some = visitors()
     some.limiter.answered(START)
     some.limiter.pace._go(math.inf, START)  # as after a few seconds of requests that got through
     return some
 
 
-async def test_no_more_than_so_many_are_inside() -> None:
-    """A third request waits while two are in flight, and goes when one has come back."""
+async def test_requests_in_flight_are_limited() -> None:
+    """A third request waits while two are in flight, and goes when one of them is back."""
     some = visitors(requests_in_flight=2)
     await some.come(*range(6))
     assert some.inside == {0, 1}
@@ -386,8 +386,8 @@ async def test_no_more_than_so_many_are_inside() -> None:
     assert (some.peak, some.limiter.in_flight) == (2, 0)
 
 
-async def test_a_free_gate_is_passed_at_once() -> None:
-    """A request that need not wait goes before anything else in the loop has its turn."""
+async def test_a_free_slot_is_entered_at_once() -> None:
+    """A request that need not wait is sent before anything else in the loop runs."""
     some = visitors(requests_in_flight=1, requests_per_second=2.0)
     order: list[str] = []
     asyncio.get_running_loop().call_soon(order.append, "the loop")
@@ -398,8 +398,8 @@ async def test_a_free_gate_is_passed_at_once() -> None:
     assert sent_at == START
 
 
-async def test_a_free_gate_keeps_the_pace() -> None:
-    """Nobody is before the second of two requests, and it waits for its instant all the same."""
+async def test_a_free_slot_keeps_the_pace() -> None:
+    """The second request waits for its instant although none is before it."""
     some = visitors(requests_per_second=2.0)
     await some.come(0)
     await some.leave(0)
@@ -430,8 +430,8 @@ async def test_first_come_first_served() -> None:
     assert some.order == [0, 1, 2, 3, 4]
 
 
-async def test_nobody_overtakes_who_waits() -> None:
-    """A newcomer goes behind those who wait already, even in the moment a slot comes free."""
+async def test_waiting_requests_are_not_overtaken() -> None:
+    """A new request waits behind the others, even in the moment in which a slot comes free."""
     some = visitors(requests_in_flight=1)
     await some.come(0, 1)
     some.release(0)
@@ -454,7 +454,7 @@ async def test_the_place_of_the_poller_is_second_in_line() -> None:
     assert some.order == [0, 1, 2, 3]
 
 
-async def test_a_place_that_is_given_up_holds_nothing_up() -> None:
+async def test_a_cancelled_place_delays_nothing() -> None:
     """Cancelling it lets the next request go, and leaves no timer."""
     some = visitors(requests_per_second=1.0)
     await some.come(0)
@@ -467,7 +467,7 @@ async def test_a_place_that_is_given_up_holds_nothing_up() -> None:
     assert some.order == [0, 1]
 
 
-async def test_who_gives_up_holds_nobody_up() -> None:
+async def test_a_cancelled_request_delays_no_other() -> None:
     """A request that is cancelled while waiting takes no slot, and the others keep their order."""
     some = visitors(requests_in_flight=1)
     await some.come(*range(6))
@@ -479,11 +479,11 @@ async def test_who_gives_up_holds_nobody_up() -> None:
 
 
 async def test_a_turn_that_is_not_taken_goes_to_the_next() -> None:
-    """Cancelled in the very moment of its turn, a request passes it on."""
+    """A request that is cancelled in the moment of its turn passes the turn on."""
     some = visitors(requests_in_flight=1)
     await some.come(0, 1, 2)
     some.release(0)
-    await asyncio.sleep(0)  # it is the turn of 1, who does not know yet
+    await asyncio.sleep(0)  # it is the turn of 1, which has not run yet
     assert some.limiter.in_flight == 1
     await some.give_up(1)
     assert some.inside == {2}
@@ -514,8 +514,8 @@ async def test_requests_go_at_their_instants() -> None:
     assert some.offsets == [0.0, 0.5, 1.0, 1.5, 2.0]
 
 
-async def test_a_pause_makes_no_burst() -> None:
-    """After a silence of minutes, those who come together go one by one all the same."""
+async def test_a_pause_allows_no_burst() -> None:
+    """After minutes without a request, requests that come together still go one by one."""
     some = visitors(requests_per_second=2.0)
     await some.come(0)
     await some.clock.advance(300)
@@ -534,8 +534,8 @@ async def test_waiting_for_a_slot_saves_up_no_pace() -> None:
     assert some.offsets == [0.0, 0.5, 60.0, 60.5]
 
 
-async def test_a_turn_is_put_off_by_whoever_goes_late() -> None:
-    """A timer that fires late makes one request late, and not all that follow."""
+async def test_a_late_timer_delays_one_request() -> None:
+    """A timer that fires late delays one request, and not all that follow."""
     some = visitors(requests_per_second=2.0)
     await some.come(*range(4))
     some.clock.instant += 0.6  # the timer for 0.5 was not served in time
@@ -552,17 +552,17 @@ async def refuse_all(some: Visitors, *numbers: int, retry_after: float | None = 
 
 
 async def test_one_refusal_holds_only_its_own_request() -> None:
-    """Those who come after a single refusal go at once, whatever time it asked for."""
+    """Requests after a single refusal are sent at once, whatever its Retry-After."""
     some = known_visitors()
     await some.come(0, 1, 2)
     some.limiter.refused(START, 30.0)
     await some.come(3)
     assert some.order == [0, 1, 2, 3]
-    assert some.heard == []
+    assert some.events == []
 
 
-async def test_where_nothing_gets_through_one_request_tries_for_all() -> None:
-    """After three refusals in a row nothing goes for as long as was asked, and then one."""
+async def test_if_nothing_gets_through_one_request_tries_alone() -> None:
+    """After three refusals in a row nothing is sent until Retry-After is over, and then one."""
     some = known_visitors()
     await some.come(0, 1, 2)
     await refuse_all(some, 0, 1, 2, retry_after=30.0)
@@ -577,8 +577,8 @@ async def test_where_nothing_gets_through_one_request_tries_for_all() -> None:
     assert some.order == [0, 1, 2, 3, 4, 5]
 
 
-async def test_no_gateway_may_hold_everything_for_longer_than_allowed() -> None:
-    """A Retry-After of 56 years is one of 90 s where 90 s are the most."""
+async def test_a_hold_is_limited() -> None:
+    """A Retry-After of 56 years counts as 90 s if 90 s are the limit."""
     clock = ManualClock(START)
     limiter = RateLimiter(Limits(), clock, Hooks(), max_hold=90.0)
     for _ in range(3):
@@ -591,15 +591,15 @@ async def test_a_hold_and_its_end_are_reported() -> None:
     some = known_visitors()
     await some.come(0, 1, 2)
     await refuse_all(some, 0, 1, 2)
-    assert some.heard == [PaceHeld(1.5)]
+    assert some.events == [PaceHeld(1.5)]
     await some.come(3)
     await some.clock.advance(1.5)
     await refuse_all(some, 3)
-    assert some.heard == [PaceHeld(1.5), PaceHeld(3.0)]
+    assert some.events == [PaceHeld(1.5), PaceHeld(3.0)]
     await some.come(4)
     await some.clock.advance(3.0)
     some.limiter.answered(some.clock.now())
-    assert some.heard == [PaceHeld(1.5), PaceHeld(3.0), PaceRecovered(None)]
+    assert some.events == [PaceHeld(1.5), PaceHeld(3.0), PaceRecovered(None)]
 
 
 async def test_a_hold_that_may_end_at_once_is_not_reported() -> None:
@@ -609,12 +609,12 @@ async def test_a_hold_that_may_end_at_once_is_not_reported() -> None:
     await refuse_all(some, 0, 1, 2)
     some.limiter.answered(START)
     await some.leave(3, 4)
-    assert some.heard == []
+    assert some.events == []
 
 
 @pytest.mark.parametrize("at_most", [None, 15.0])
-async def test_a_limit_that_is_found_or_gone_is_reported(at_most: float | None) -> None:
-    """Listeners receive what the gateway takes, hardly more than once, and that it is gone."""
+async def test_a_limit_is_reported_when_found_and_when_gone(at_most: float | None) -> None:
+    """Listeners receive the rate that the gateway allows, at most twice, and that it is gone."""
     some = visitors(requests_per_second=at_most)
     gateway = Gateway(5.0, 1.0)
 
@@ -634,19 +634,19 @@ async def test_a_limit_that_is_found_or_gone_is_reported(at_most: float | None) 
             await some.clock.advance(0.02)
 
     await drive(60.0)
-    changes = [event for event in some.heard if isinstance(event, PaceChanged)]
+    changes = [event for event in some.events if isinstance(event, PaceChanged)]
     assert 1 <= len(changes) <= 2
     assert 3.0 < changes[-1].rate < 7.5
     gateway.rate = gateway.burst = 1e6
-    some.heard.clear()
+    some.events.clear()
     await drive(60.0)
-    (recovered,) = some.heard
+    (recovered,) = some.events
     assert isinstance(recovered, PaceRecovered)
     assert recovered.rate is None or recovered.rate > 10.0
 
 
-async def test_nobody_waiting_leaves_no_timer() -> None:
-    """When the last who waited has gone or given up, nothing is left to happen."""
+async def test_without_waiters_no_timer_is_left() -> None:
+    """After the last waiting request has gone or was cancelled, no timer is left."""
     some = visitors(requests_per_second=1.0)
     await some.come(0, 1, 2)
     assert some.clock.timers == [START + 1]
@@ -658,8 +658,8 @@ async def test_nobody_waiting_leaves_no_timer() -> None:
     assert some.clock.timers == []
 
 
-async def test_the_repr_tells_the_state() -> None:
-    """In flight and waiting are shown, and the pace and a hold where there are any."""
+async def test_the_repr_shows_the_state() -> None:
+    """It shows requests in flight and waiting, and the pace and a hold if there are any."""
     some = visitors(requests_in_flight=2)
     assert repr(some.limiter) == "<RateLimiter 0 of 2 in flight, 0 waiting>"
     await some.come(*range(5))
@@ -685,8 +685,8 @@ async def test_a_request_that_was_left_in_flight_counts() -> None:
     assert some.inside == {1}
 
 
-async def test_a_gate_that_closes_turns_all_away() -> None:
-    """Who waits gets the refusal; who was cancelled before, and who is inside, do not."""
+async def test_closing_refuses_waiting_requests() -> None:
+    """A waiting request gets the error; a cancelled one and one in flight do not."""
     some = visitors(requests_in_flight=1)
     await some.come(0, 1, 2)
     some.tasks[1].cancel()
