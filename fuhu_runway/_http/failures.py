@@ -62,11 +62,11 @@ def _explained(exc: Exception, proxy: str | None) -> tuple[str, str]:
             f"The proxy {host} refused the connection with status {exc.status}.",
             "Check the user and password in HTTPS_PROXY."
             if exc.status == 407
-            else "Ask its operator, or name the gateway's host in NO_PROXY, then call again.",
+            else "Ask its operator, or add the gateway's host to NO_PROXY, then call again.",
         )
     return (
         f"The gateway could not be reached through the proxy {host} ({name}).",
-        "Check HTTPS_PROXY, or name the gateway's host in NO_PROXY, then call again.",
+        "Check HTTPS_PROXY, or add the gateway's host to NO_PROXY, then call again.",
     )
 
 

@@ -401,8 +401,8 @@ def _check_open(session: aiohttp.ClientSession) -> None:
     if session.closed:
         raise usage_error(
             "session",
-            "The client, or the session that it was given, is closed.",
-            "Close it when all calls are done, and give the client an open session, or none.",
+            "The client, or the session passed to it, is closed.",
+            "Close it after the last call, and pass an open session to the client, or none.",
         )
 
 
@@ -470,9 +470,9 @@ def proxy_from_environment(url: str) -> str | None:
     del proxy, proxies, parts, url  # no traceback shows a password
     raise usage_error(
         "proxy",
-        "The proxy that the environment names for the gateway must be an http(s) URL.",
-        "Set HTTPS_PROXY to one such as http://proxy.example:3128, or name the gateway's host in"
-        " NO_PROXY; for a SOCKS proxy, give the client a session of your own.",
+        "The proxy for the gateway in the environment must be an http(s) URL.",
+        "Set HTTPS_PROXY to a URL like http://proxy.example:3128, or add the gateway's host to"
+        " NO_PROXY; for a SOCKS proxy, pass a session of your own to the client.",
     )
 
 

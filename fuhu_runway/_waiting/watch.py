@@ -50,7 +50,7 @@ class Waiter:
         state = record.state.value if record else "not known yet"
         error = WaitTimeout(
             f"The task had not ended after {timeout:g} s; its state was {state}.",
-            "It goes on, and what it costs is spent either way.",
+            "It goes on, and its cost is spent either way.",
             "Wait for it again: the same handle, or its id, still works.",
             self.watch.task_id,
             None,
@@ -132,16 +132,16 @@ class Watch:
 
     def abandoned(self) -> WaitAbandoned:
         return WaitAbandoned(
-            "The wait was ended: the client was closed, or its waits were (end_waits).",
-            "The task goes on, and what it costs is spent either way.",
+            "The wait was ended because the client was closed, or end_waits() was called.",
+            "The task goes on, and its cost is spent either way.",
             "Wait for it again by its id: client.task(id).",
             self.task_id,
         )
 
     def clip_missing(self) -> ClipMissing:
         return ClipMissing(
-            "The gateway calls the task a success and shows no address for the clip.",
+            "The gateway reports a success without an address for the clip.",
             "It was charged.",
-            "Wait for it again later, or show its id to the gateway's support.",
+            "Wait for it again later, or send its id to the gateway's support.",
             self.task_id,
         )
