@@ -193,11 +193,12 @@ class Poller:
         if watch.record is not None and watch.is_settled:
             self._settle(watch, watch.record)
 
-    def take_told(self, watch: Watch, record: TaskRecord) -> None:
-        """Take in the record of a poll that was sent elsewhere because of a webhook."""
+    def take_found(self, watch: Watch, record: TaskRecord) -> None:
+        """Take in the record of a poll that found the task after a webhook named it."""
         if record.state.is_final:
             watch.polls_at_announced_end = watch.polls
-        self._take_in(watch, record)
+        # In the context of its submit, as for its own polls; a copy, since that may be in use.
+        watch.context.copy().run(self._take_in, watch, record)
 
     async def settled(self, watch: Watch, timeout: float | None) -> TaskRecord:
         """
