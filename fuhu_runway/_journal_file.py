@@ -192,6 +192,10 @@ def _settle(ends: Iterable[End]) -> None:
 AT_ONCE: Final = 1000
 """How many errands one transaction takes at the most."""
 
+REMARKS_WAIT: Final = 0.02
+"""Seconds that remarks wait for an errand whose commit they can share. If more, a crash loses more
+of them; a resumed job finds out again that its task ended or its clip is on disk."""
+
 CHECKPOINT_AFTER: Final = 1000
 """How many errands are written to the log before it is moved into the file; more: a longer log."""
 
@@ -249,14 +253,18 @@ def _let_go(db: sqlite3.Connection) -> None:
 
 
 def _gather(todo: "queue.SimpleQueue[Errand | None]") -> tuple[list[Errand], bool]:
+    """Return what has gathered, and whether that was all."""
     batch: list[Errand] = []
     errand = todo.get()
+    deadline = time.monotonic() + REMARKS_WAIT
     while errand is not None:
         batch.append(errand)
+        if not isinstance(errand, Remark):
+            deadline = 0.0
         if len(batch) == AT_ONCE:
             return batch, False
         try:
-            errand = todo.get_nowait()
+            errand = todo.get(timeout=max(0.0, deadline - time.monotonic()))
         except queue.Empty:
             return batch, False
     return batch, True

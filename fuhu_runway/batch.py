@@ -372,7 +372,8 @@ class Batch:
     ) -> Outcome | None:
         """Submit and follow; None if the batch stopped first, and nothing was sent."""
         if path is not None:
-            self._check_place(path, outcome, plan.key)
+            # In a thread, since it makes and removes two files.
+            await asyncio.to_thread(self._check_place, path, outcome, plan.key)
         kind = (plan.endpoint, plan.model, plan.seconds)
         if not await self._budget.take(kind):
             self._stop("max_points")

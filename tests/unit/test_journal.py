@@ -1018,6 +1018,21 @@ async def test_what_gathers_is_written_in_few_transactions(journal: Journal) -> 
     assert sum((await journal.counts()).values()) == 2500
 
 
+async def test_what_is_not_awaited_shares_the_next_commit(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a task costs no flush while other jobs are about to be written."""
+    monkeypatch.setattr("fuhu_runway._journal_file.REMARKS_WAIT", 600.0)
+    await job_at(journal, ACCEPTED)
+    said: list[str] = []
+    await journal._run(lambda db: db.set_trace_callback(said.append))
+    said.clear()
+    journal.note(settled(TaskState.SUCCEEDED))
+    await asyncio.sleep(0.01)
+    assert [job.state for job in await journal.jobs()] == [FINISHED]
+    assert said.count("BEGIN") == 1
+
+
 @pytest.mark.parametrize(
     "fault",
     [
