@@ -212,7 +212,7 @@ class Fetcher:
 
     async def fetch(self, job: Job) -> None:
         """Wait for the task of a job, save its clip, and count how that ended."""
-        from fuhu_runway.batch import file_name  # noqa: PLC0415  (aiohttp, as above)
+        from fuhu_runway._clip_files import file_name  # noqa: PLC0415  (aiohttp, as above)
 
         try:
             task = self.client.attach(job)

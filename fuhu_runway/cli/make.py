@@ -141,7 +141,7 @@ class Saving:
 
     def path(self, prompt: str | None, task_id: str) -> Path:
         """Return where the clip of a task goes."""
-        from fuhu_runway.batch import encodable  # noqa: PLC0415  (as above)
+        from fuhu_runway._clip_files import encodable  # noqa: PLC0415  (as above)
         from fuhu_runway.downloads import safe_name  # noqa: PLC0415
 
         if self.output is not None:

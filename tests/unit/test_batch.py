@@ -17,7 +17,9 @@ import attrs
 import pytest
 from support.clock import ManualClock, settle
 
-from fuhu_runway.batch import Batch, Budget, Item, Outcome, Source, Summary, file_name, item_of
+from fuhu_runway._budget import Budget
+from fuhu_runway._clip_files import clip_path, file_name
+from fuhu_runway.batch import Batch, Item, Outcome, Source, Summary, item_of
 from fuhu_runway.errors import (
     DownloadIncomplete,
     Fate,
@@ -686,7 +688,7 @@ async def test_the_time_limit_holds_for_the_file_as_well(
     client.shut("download", "a")
     first, second = await run(client, ["a", "b"], download_to=tmp_path, timeout=0.05)
     assert isinstance(first.error, DownloadIncomplete)
-    assert first.error.happened == "The download was not done within 0.05 s."
+    assert first.error.happened == "The download did not finish within 0.05 s."
     assert first.error.money == "The clip exists and is paid for."
     assert first.task_id == first.error.task_id is not None
     assert first.clip is not None
@@ -738,13 +740,12 @@ async def test_files_are_named_by_what_was_asked(client: FakeClient, tmp_path: P
 
 async def test_one_prompt_with_thousands_of_pictures_makes_as_many_files(tmp_path: Path) -> None:
     """Requests that differ in their picture only never share a file."""
-    batch = batch_of(FakeClient(), [], download_to=tmp_path)
     paths = set()
     for number in range(5_000):
         request = ImageToVideo("smile", f"https://e.com/{number}.png")
-        paths.add(batch._path(Item(request), plan_of(request)))
+        paths.add(clip_path(tmp_path, request, plan_of(request)))
     assert len(paths) == 5_000
-    assert all(path is not None and len(path.stem) > len("smile-") + 10 for path in paths)
+    assert all(len(path.stem) > len("smile-") + 10 for path in paths)
 
 
 @pytest.mark.parametrize(
@@ -789,12 +790,9 @@ def test_names_are_made_of_what_the_locale_takes(
     names = [file_name(name) for name in ("笑", "猫", "caf\u00e9", "cafe")]
     assert len(set(names)) == 4
     assert names[3] == "cafe.mp4"
-    batch = batch_of(FakeClient(), [], download_to=tmp_path)
     for prompt in ("笑起来", "a caf\u00e9"):
         request = TextToVideo(prompt)
-        path = batch._path(Item(request), plan_of(request))
-        assert path is not None
-        names.append(path.name)
+        names.append(clip_path(tmp_path, request, plan_of(request)).name)
     assert all(name.isascii() and not name.startswith("-") for name in names)
 
 
@@ -846,9 +844,8 @@ async def taken_place(client: FakeClient, tmp_path: Path) -> Path:
     assert client.journal is not None
     plan = plan_of(TextToVideo("a"))
     job = await client.journal.plan_next(plan, 1.0)
-    batch = batch_of(client, [], download_to=tmp_path / "clips")
-    path = batch._path(Item(TextToVideo("a")), attrs.evolve(plan, key=job.key))
-    assert path is not None
+    (tmp_path / "clips").mkdir()
+    path = clip_path(tmp_path / "clips", TextToVideo("a"), attrs.evolve(plan, key=job.key))
     path.write_bytes(b"mine")
     return path
 
