@@ -503,7 +503,7 @@ class Poller:
         self._learn(watch, record)
         was, watch.record, watch.last_error = watch.record, record, None
         watch.was_seen = True
-        if self._hooks.are_heard(events.TaskPolled):
+        if self._hooks.is_enabled_for(events.TaskPolled):
             self._hooks.emit(
                 events.TaskPolled(watch.task_id, record.state, record.progress, watch.polls)
             )

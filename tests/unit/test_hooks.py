@@ -245,10 +245,10 @@ def test_an_event_that_nobody_hears_need_not_be_made(
 ) -> None:
     """Someone hears an event if there is a listener or the log is open at its level."""
     with caplog.at_level(event.level + 1, "fuhu_runway"):
-        assert not Hooks().are_heard(type(event))
-        assert Hooks([print]).are_heard(type(event))
+        assert not Hooks().is_enabled_for(type(event))
+        assert Hooks([print]).is_enabled_for(type(event))
     with caplog.at_level(event.level, "fuhu_runway"):
-        assert Hooks().are_heard(type(event))
+        assert Hooks().is_enabled_for(type(event))
 
 
 def test_the_log_belongs_to_the_package() -> None:
