@@ -1022,7 +1022,7 @@ async def test_what_is_not_awaited_shares_the_next_commit(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The end of a task costs no flush while other jobs are about to be written."""
-    monkeypatch.setattr("fuhu_runway._journal_file.REMARKS_WAIT", 600.0)
+    monkeypatch.setattr("fuhu_runway._journal_file.UNAWAITED_WAIT", 600.0)
     await job_at(journal, ACCEPTED)
     said: list[str] = []
     await journal._run(lambda db: db.set_trace_callback(said.append))
@@ -1471,7 +1471,7 @@ async def test_a_fork_is_imitated(
     child = Journal(journal.path)
     child._thread = journal._thread
     monkeypatch.setattr(journals, "_JOURNALS", {child})
-    journals._start_over()
+    journals._after_fork()
     with pytest.raises(JournalBusy, match="when this process was forked"):
         await child.jobs()
     child.note(settled(TaskState.SUCCEEDED))
