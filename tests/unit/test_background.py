@@ -65,7 +65,7 @@ async def test_a_job_that_is_never_awaited_goes_on(
     """Letting go of it, and cancelling one that awaits it, change nothing."""
     async with quick_client(gateway, hooks=[ear]) as client:
         job = await client.start("a kitten", save=tmp_path / "1.mp4")
-        awaiting = asyncio.ensure_future(job._result())
+        awaiting = asyncio.ensure_future(job)
         await settle()
         awaiting.cancel()
         del job
