@@ -10,6 +10,7 @@ from typing import Final
 
 import attrs
 
+from ._part import note_path, part_path
 from .downloads import check_folder, check_target, safe_name
 from .errors import UsageError
 from .journal import Plan
@@ -40,8 +41,14 @@ def clip_path(folder: Path, request: Generation, plan: Plan) -> Path:
     return folder / safe_name(encodable(text), f"-{fingerprint[:MARK_LENGTH]}{again}.mp4")
 
 
-def check_clip_path(path: Path, plan: Plan, *, overwrite: bool) -> None:
-    """Raise unless a clip can be saved at *path*; called before it is paid for."""
+def check_clip_path(
+    path: Path, plan: Plan, tested: set[tuple[int, int]], *, overwrite: bool
+) -> None:
+    """
+    Raise unless a clip can be saved at *path*; called before it is paid for.
+
+    *tested* holds the lengths of names, in characters and bytes, for which files could be made.
+    """
     if not path.parent.is_dir():
         raise usage_error("download_to", "The folder for the clips is gone.", "Make it again.")
     if (path.exists() and not overwrite) or path.is_dir():
@@ -53,11 +60,19 @@ def check_clip_path(path: Path, plan: Plan, *, overwrite: bool) -> None:
             f"There is a file {name!r} already, which was not saved for this job.",
             "Move it, or allow it to be replaced (overwrite=True, or --overwrite).",
         )
+    lengths = (len(path.name), len(os.fsencode(path.name)))
+    # A test makes and removes two files, as slow as a row of the journal. What it finds depends on
+    # the folder, the length of the name, and files that are in the way.
+    if lengths in tested and not any(
+        map(os.path.lexists, (path, part_path(path), note_path(path)))
+    ):
+        return
     try:
-        check_target(path, overwrite=True)  # it may be too long for this system, for example
+        check_target(path, overwrite=True)
     except UsageError as unfit:
         reason = os.strerror(getattr(unfit.__cause__, "errno", None) or errno.EINVAL)
     else:
+        tested.add(lengths)
         return
     raise usage_error(  # outside of the clause, since the name there is the prompt
         "download_to",

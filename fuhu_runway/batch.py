@@ -207,6 +207,7 @@ class Batch:
     _feeder: "asyncio.Task[None] | None" = attrs.field(init=False, default=None)
     _custom_ids: set[str] = attrs.field(init=False, factory=set)
     _folder: Path | None = attrs.field(init=False)
+    _tested: set[tuple[int, int]] = attrs.field(init=False, factory=set)
     _budget: Budget = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -386,8 +387,7 @@ class Batch:
     ) -> bool:
         """Submit and follow a job; return False if the batch stopped first."""
         if path is not None:
-            # In a thread, since it makes and removes two files.
-            await asyncio.to_thread(check_clip_path, path, plan, overwrite=self._overwrite)
+            check_clip_path(path, plan, self._tested, overwrite=self._overwrite)
         kind = (plan.endpoint, plan.model, plan.seconds)
         if not await self._budget.take(kind):
             self._stop("max_points")
