@@ -11,10 +11,10 @@ from typing import Final
 import attrs
 
 from ._part import note_path, part_path
-from .downloads import check_folder, check_target, safe_name
 from .errors import UsageError
 from .journal import Plan
 from .models import Generation, usage_error
+from .paths import check_folder, check_target, safe_name
 
 MARK_LENGTH: Final = 12
 """Hex digits of a hash in a file name. Of a million names, two are equal in one of 500 batches."""

@@ -25,10 +25,10 @@ from ._arguments import check
 from ._budget import Budget
 from ._clip_files import check_clip_path, clip_folder, clip_path
 from ._session.sessions import Sessions
-from .downloads import saved_place
 from .errors import RunwayError
 from .journal import Job, JobState, Plan, in_doubt_of, nth, plan_of
 from .models import DEFAULT_WAIT, Generation, TextToVideo, check_text, usage_error
+from .paths import saved_place
 from .task import Clip, Task, saved_beside
 
 REQUESTS: Final = Generation.__args__
