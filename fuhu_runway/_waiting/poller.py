@@ -447,7 +447,7 @@ class Poller:
 
     def _report(self, watch: Watch, record: TaskRecord) -> None:
         """Emit the poll, and each oddity of the record once."""
-        if self._hooks.are_heard(events.TaskPolled):
+        if self._hooks.is_enabled_for(events.TaskPolled):
             self._hooks.emit(
                 events.TaskPolled(watch.task_id, record.state, record.progress, watch.polls)
             )
