@@ -80,7 +80,7 @@ def _json(_: object, tokens: Sequence[Token]) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise ValueError("""it is not a JSON object, such as '{"name": "value"}'.""")
+        raise TypeError("""it is not a JSON object, such as '{"name": "value"}'.""")
     return value
 
 
