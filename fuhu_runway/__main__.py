@@ -1,4 +1,4 @@
-"""The command `fuhu-runway`. If its extra is missing, one line says how to install it."""
+"""The entry point of the command `fuhu-runway`."""
 
 import sys
 from importlib.util import find_spec

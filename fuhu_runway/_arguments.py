@@ -1,4 +1,4 @@
-"""What each argument of the public surface may be, checked before anything is opened or sent."""
+"""Check the arguments of public functions before anything is opened or sent."""
 
 import math
 import os
@@ -21,7 +21,7 @@ KEY_VARIABLE: Final = "FUHU_API_KEY"
 URL_VARIABLE: Final = "FUHU_BASE_URL"
 
 MAX_AMOUNT: Final = 10**12
-"""Seconds or points; more is a mistake, and past 1e308 no float holds it."""
+"""The largest number of seconds or points; more is a mistake, and floats end at 1e308."""
 
 Rule = tuple[Callable[[Any], bool], str]
 
@@ -36,7 +36,7 @@ def check(**arguments: object) -> None:
             shown = f"the class {value.__name__}"
         elif isinstance(value, float):
             shown = str(value)
-        else:  # a text may be a prompt or a key that slipped into the wrong argument
+        else:  # a text may be a prompt or a key passed as the wrong argument
             shown = f"of type {type(value).__name__}"
         raise usage_error(name, f"{name} is {shown}.", f"Use {wanted}.")
 
@@ -92,7 +92,7 @@ ARGUMENTS: Final[Mapping[str, Rule]] = {
     "max_bytes": (_is_whole, "a whole number of bytes, at least 1"),
     "on_progress": _FUNCTION,
 }
-"""Name of an argument to whether a value fits it, and what to use."""
+"""By the name of an argument: a check of its value, and what to use."""
 
 
 def checked_key(key: str | None) -> str:
@@ -157,7 +157,7 @@ def checked_receiver(
 
 
 def resolved(gateway: Gateway | str | None, base_url: str | None) -> Gateway:
-    """Return the gateway with its base URL: the argument, its own, or the environment's."""
+    """Return the gateway with its base URL: from the argument, its row, or the environment."""
     row = gateway if isinstance(gateway, Gateway) else GATEWAYS.get(gateway or "fuhuapi")
     if row is None:
         raise usage_error(

@@ -1,4 +1,4 @@
-"""What a batch may still spend."""
+"""The budget of a batch: how many points it may still spend."""
 
 import asyncio
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Where the clips of a batch are saved."""
+"""Choose and check the paths of the clips of a batch."""
 
 import errno
 import hashlib
@@ -21,7 +21,7 @@ MARK_LENGTH: Final = 12
 
 
 def clip_folder(folder: str | os.PathLike[str]) -> Path:
-    """Return the folder, made if its parent exists; raise unless files can be made in it."""
+    """Return the folder, created if its parent exists; raise if files cannot be created in it."""
     try:
         return check_folder(Path(folder))
     except UsageError as error:
@@ -47,7 +47,7 @@ def check_clip_path(
     """
     Raise unless a clip can be saved at *path*; called before it is paid for.
 
-    *tested* holds the lengths of names, in characters and bytes, for which files could be made.
+    *tested* holds the lengths of names, in characters and bytes, for which files could be created.
     """
     if not path.parent.is_dir():
         raise usage_error("download_to", "The folder for the clips is gone.", "Make it again.")
@@ -61,7 +61,7 @@ def check_clip_path(
             "Move it, or allow it to be replaced (overwrite=True, or --overwrite).",
         )
     lengths = (len(path.name), len(os.fsencode(path.name)))
-    # A test makes and removes two files, as slow as a row of the journal. What it finds depends on
+    # The test creates and removes two files, as slow as a row of the journal. Its result depends on
     # the folder, the length of the name, and files that are in the way.
     if lengths in tested and not any(
         map(os.path.lexists, (path, part_path(path), note_path(path)))
@@ -74,7 +74,7 @@ def check_clip_path(
     else:
         tested.add(lengths)
         return
-    raise usage_error(  # outside of the clause, since the name there is the prompt
+    raise usage_error(  # outside the clause, since the name there is the prompt
         "download_to",
         f"The clip cannot be saved in its place ({reason}).",
         "Choose a folder with a shorter path, or correct what is in the way.",

@@ -1,5 +1,5 @@
 """
-The SQLite file of a journal: its schema, its lock, its log, and the thread that writes it.
+The SQLite file of a journal: its schema, its lock, its log, and the thread that writes to it.
 
 One process at a time has the file open. Actions that are queued share one transaction, and so one
 flush to disk. Each result is reported once its transaction is on disk.
@@ -117,7 +117,7 @@ MIGRATIONS: Final[Mapping[int, str]] = {
 
 @attrs.frozen(eq=False)
 class Errand:
-    """Something to do with the database."""
+    """One action on the database."""
 
     action: Callable[[sqlite3.Connection], Any]
     #: Receives the result; None if no caller waits for it.
@@ -125,32 +125,32 @@ class Errand:
 
 
 Errands = queue.SimpleQueue[Errand | None]
-"""What the thread has to do; None ends it."""
+"""The queue of the thread; None ends it."""
 
 
 @attrs.frozen(eq=False)
 class Desk(Executor):
-    """The journal's thread, as an event loop sees it."""
+    """The thread that writes a journal, as seen from event loops."""
 
     send: Callable[[Errand], None]
 
     def submit(  # type: ignore[override]
         self, action: Callable[[sqlite3.Connection], T]
     ) -> "asyncio.Future[T]":
-        """Send an errand; it is done even if its caller is cancelled."""
-        # A future of asyncio, which `run_in_executor` returns as it is. One of `concurrent` would
-        # wake the loop for each errand, not once for a whole transaction.
+        """Queue an action; it is done even if its caller is cancelled."""
+        # A future of asyncio, which `run_in_executor` returns unchanged. One of `concurrent` would
+        # wake the loop for each action, not once for a whole transaction.
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self.send(Errand(action, future))
         return future
 
 
 End = tuple[Errand, Any, Exception | None]
-"""An errand with its result or its error."""
+"""An action with its result or its error."""
 
 
 def report(ends: Iterable[End]) -> None:
-    """Report how errands ended, each in its loop, which is woken once for all of them."""
+    """Report results, each in the loop of its caller, which is woken once for all of them."""
     by_loop: dict[asyncio.AbstractEventLoop | None, list[End]] = defaultdict(list)
     for end in ends:
         future = end[0].future
@@ -159,7 +159,7 @@ def report(ends: Iterable[End]) -> None:
         if loop is None:
             _settle(ended)
         else:
-            # The loop may have ended meanwhile; then no caller waits any more.
+            # The loop may have ended; then no caller waits any more.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(_settle, ended)
 
@@ -181,22 +181,22 @@ def _settle(ends: Iterable[End]) -> None:
 # In the journal's thread
 
 AT_ONCE: Final = 1000
-"""Errands in one transaction at the most; if more, their callers wait longer."""
+"""Actions in one transaction at most; if more, their callers wait longer."""
 
 UNAWAITED_WAIT: Final = 0.02
-"""Seconds that errands without a caller wait for one with a caller, to share its commit. If more,
-a crash loses more of them; a resumed job finds out again that its task ended or its clip is saved.
+"""Seconds that actions without a caller wait for one with a caller, to share its commit. If more, a
+crash loses more of them; a resumed job then learns again that its task ended or its clip is saved.
 """
 
 CHECKPOINT_AFTER: Final = 1000
-"""Errands until the log is moved into the file; if more, the log grows longer."""
+"""Actions until the log is moved into the file; if more, the log grows longer."""
 
 BUSY_PAUSE: Final = 0.05
 """Seconds between attempts to open a journal that another process has open."""
 
 
 def work(path: Path, wait: float, todo: Errands, former: threading.Thread | None) -> None:
-    """Do errands until there is a None; all that are queued share a transaction."""
+    """Do actions until there is a None; all that are queued share a transaction."""
     if former is not None:
         former.join()  # it may still have the file open
     db: sqlite3.Connection | None = None
@@ -225,7 +225,7 @@ def work(path: Path, wait: float, todo: Errands, former: threading.Thread | None
 
 
 def _gather(todo: Errands) -> tuple[list[Errand], bool]:
-    """Wait for errands; return those that are queued, and whether the thread has to end."""
+    """Wait for actions; return those that are queued, and whether the thread has to end."""
     batch: list[Errand] = []
     errand = todo.get()
     deadline = time.monotonic() + UNAWAITED_WAIT
@@ -243,7 +243,7 @@ def _gather(todo: Errands) -> tuple[list[Errand], bool]:
 
 
 def _do(db: sqlite3.Connection, batch: Iterable[Errand], path: Path) -> list[End]:
-    """Do all in one transaction. An illegal step fails alone; a fault of the disk fails all."""
+    """Do all in one transaction. An illegal step fails alone; a disk error fails all."""
     ends: list[End] = []
     try:
         db.execute("BEGIN")
@@ -297,10 +297,10 @@ def _open_within(path: Path, wait: float) -> sqlite3.Connection:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    """Open the file for this process alone, bring its schema up to date, mark old doubts."""
+    """Open the file for this process only, bring its schema up to date, and mark old doubts."""
     if not path.parent.is_dir():
         raise journal_error(
-            f"There is no folder {str(path.parent)!r} for the journal.", "Make it first."
+            f"There is no folder {str(path.parent)!r} for the journal.", "Create it first."
         )
     log = path.with_name(f"{path.name}-wal")
     has_log = log.is_file() and log.stat().st_size > 0
@@ -348,7 +348,7 @@ def _migrate(db: sqlite3.Connection, path: Path) -> None:
     tables = {row["name"] for row in db.execute("SELECT name FROM sqlite_schema")}
     if tables and ("job" not in tables or version == 0):
         raise journal_error(
-            f"The file {path.name!r} is a database of something else.", "Choose another file."
+            f"The file {path.name!r} is another program's database.", "Choose another file."
         )
     if version > SCHEMA_VERSION:
         raise JournalTooNew(
@@ -374,7 +374,7 @@ def _statements(script: str) -> Iterator[str]:
 
 
 def _is_busy(exc: Exception) -> bool:
-    # The low byte is the kind of the error; the others add detail.
+    # The low byte is the kind of error; the others add detail.
     return getattr(exc, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 

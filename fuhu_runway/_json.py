@@ -1,5 +1,5 @@
 """
-JSON as gateways really send it. Pure functions over bytes and text.
+Read JSON as gateways really send it. Pure functions over bytes and text.
 
 `decode` reads what a strict parser refuses: other encodings, a byte order mark, control
 characters, a PHP warning before the object, bytes after it.
@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 MAX_BYTES: Final = 8 * 1024 * 1024
-"""How much of a compressed answer is unpacked, in bytes; the rest is cut off."""
+"""How much of a compressed response is unpacked, in bytes; the rest is cut off."""
 MAX_PACKINGS: Final = 2
 """How many layers of compression are unpacked: a gateway's own and its proxy's."""
 MAX_BROKEN: Final = 64 * 1024
-"""How much of a broken compressed answer is read, in bytes: they are unpacked one by one."""
+"""How much of a broken compressed response is read, in bytes: they are unpacked one by one."""
 MAX_ATTEMPTS: Final = 100
 """How many braces of one body are tried as the start of a JSON value; a page has thousands."""
 
@@ -90,9 +90,9 @@ def decode(body: bytes) -> Any:
         value = _STRICT.decode(text)
     except ValueError:
         found = list(spans(text))
-        # The first value counts if nothing is in front of it. Else the last one does if nothing
-        # follows it, and a warning without braces is in front; the rest is JSON inside a page, or
-        # a part of a broken value.
+        # The first value counts if nothing precedes it. Otherwise the last one counts if nothing
+        # follows it and no brace precedes it, as after a PHP warning. Anything else is JSON inside
+        # a page, or a part of a broken value.
         if found and not text[: found[0][0]].strip():
             value = found[0][2]
         elif found and "{" not in text[: found[-1][0]] and not text[found[-1][1] :].strip():

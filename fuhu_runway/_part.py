@@ -1,5 +1,5 @@
 """
-The unfinished part of a file: locked, described by a note, and renamed once it is whole.
+The part of a file that has arrived: locked, described by a note, and renamed once complete.
 
 The bytes are in `<name>.part`. The note, `<name>.part.json`, names the file that they belong to
 and has their digest, so that a later download continues from exactly these bytes.
@@ -60,7 +60,7 @@ class Part:
             BlockingIOError: Another download has locked it.
             OSError: It cannot be opened, or is not a plain file.
         """
-        path = path.absolute()  # the program may change its working directory meanwhile
+        path = path.absolute()  # the program may change its working directory later
         note = None
         unreadable = suppress(FileNotFoundError, ValueError, RecursionError)
         with unreadable, plain_file(note_path(path), "r") as file:
@@ -143,7 +143,7 @@ class Part:
             "size": self.received,
             "digest": self.digest.hexdigest(),
         }
-        # Without this note, the one before still holds for its bytes.
+        # Without this note, the previous one still describes its bytes.
         with suppress(OSError), plain_file(note_path(self.path)) as file:
             # Overwritten first and cut afterwards, so that a full disk does not leave it empty.
             file.truncate(file.write(json.dumps(note).encode()))
@@ -157,7 +157,7 @@ class Part:
             length = int.from_bytes(head[:4])
             if length == 1:  # the length is in the 64 bits behind the head
                 length = int.from_bytes(head[8:])
-            # Without a length, a box goes on to the end. Players ignore bytes behind the last box.
+            # A box without a length extends to the end. Players ignore bytes after the last box.
             if not length or head[4:8] not in BOXES:
                 return False
             at += length
@@ -165,16 +165,18 @@ class Part:
 
     def publish(self, *, overwrite: bool) -> None:
         """
-        Flush the part to disk and rename it to its final name; after that nothing fails.
+        Flush the part to disk and rename it to its final name; nothing fails after the rename.
 
         Raises:
-            FileExistsError: Another program made a file of that name meanwhile.
+            FileExistsError: Another program has created a file of that name.
             PermissionError: It may be open elsewhere; another attempt may work.
         """
         part = part_path(self.path)
         if not self.file.closed:
-            if hasattr(LOCKS, "F_FULLFSYNC"):  # on macOS, fsync alone leaves bytes in the drive
-                with suppress(OSError):  # some disks do not know it
+            if hasattr(
+                LOCKS, "F_FULLFSYNC"
+            ):  # on macOS, fsync alone leaves bytes in the drive's cache
+                with suppress(OSError):  # some disks do not support it
                     LOCKS.fcntl(self.file, LOCKS.F_FULLFSYNC)
             os.fsync(self.file.fileno())
             if not self.is_in_place() or part.stat().st_size != self.received:

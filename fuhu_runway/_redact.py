@@ -10,7 +10,7 @@ from ._urls import is_ip_address
 HIDDEN: Final = "<hidden>"
 
 MAX_SHOWN: Final = 4096
-"""How much of a text is read and shown, in characters; more would be slow, and fill the log."""
+"""How much of a text is read and shown, in characters; more is slow, and fills the log."""
 MAX_SECRET: Final = 32_768
 """How much of a secret is searched for, in characters: more than any prompt; data URIs are cut."""
 RUN: Final = 20
@@ -117,7 +117,7 @@ def _shapes(text: str) -> Iterator[tuple[int, int, str]]:
         yield from ((*match.span(match.lastindex or 0), name) for match in pattern.finditer(text))
     for match in _MAYBE_IPV6.finditer(text):
         address = match[0].partition("/")[0].rstrip(".")
-        # A colon beside it may be punctuation, as in "2001:db8::1: too many requests".
+        # A colon next to it may be punctuation, as in "2001:db8::1: too many requests".
         if is_ip_address(address) or is_ip_address(address.strip(":")):
             yield *match.span(), "<ip>"
 
@@ -138,7 +138,7 @@ def _found(secret: str, said: str) -> Iterator[tuple[int, int]]:
     """Yield where a secret is in a text: as a whole, a long run of it, or its start, cut off."""
     if len(secret) < RUN:
         whole = re.escape(secret)
-        # A prompt of one letter is no secret inside another word, and hiding it would eat the text.
+        # A prompt of one letter is not a secret inside another word; hiding it would ruin the text.
         whole = rf"(?<!\w){whole}(?!\w)" if len(secret) == 1 else whole
         yield from (match.span() for match in re.finditer(whole, said))
     else:
@@ -159,7 +159,7 @@ def _unescaped(text: str) -> tuple[str, list[tuple[int, int]]]:
     Return *text* unescaped and in lower case, and the place in *text* of each of its characters.
 
     JSON, HTML and URL escapes are undone however often they were applied, and any run of space
-    is one space. Prompts and answers are compared in this form.
+    is one space. Prompts and responses are compared in this form.
     """
     signs: list[str] = []
     places: list[tuple[int, int]] = []
@@ -187,7 +187,7 @@ def _meaning(unit: re.Match[str]) -> str:
         case "entity":
             return html.unescape(re.sub(r"(?i)&(?:amp;)*", "&", found))
         case "backslash":
-            # Their number says nothing: it depends on how often the text was escaped.
+            # Their number has no meaning: it depends on how often the text was escaped.
             return _ESCAPED.get(found[-1], found[-1].strip("\\"))
         case _:
             return found

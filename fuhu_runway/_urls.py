@@ -1,11 +1,11 @@
-"""Which URLs can exist. Pure functions over text."""
+"""Check whether a text is a URL that can exist. Pure functions."""
 
 import ipaddress
 import re
 from typing import Final
 
 _BAD: Final = r"\s\x00-\x1f\x7f\ud800-\udfff"
-# No resolver takes a label that is empty or has more than 63 characters.
+# No resolver accepts a label that is empty or has more than 63 characters.
 _LABEL: Final = rf"[^{_BAD}/\\?#@:\[\].]{{1,63}}"
 # A pattern, since each poll reads several URLs and urlsplit takes ten times as long.
 _URL: Final = re.compile(
@@ -32,7 +32,7 @@ def is_web_address(text: object) -> bool:
 
 
 def is_reachable_address(text: object) -> bool:
-    """Return whether *text* is an http(s) URL whose host and port can exist: for users' URLs."""
+    """Return whether *text* is an http(s) URL whose host and port can exist; for users' URLs."""
     host, port = _host_and_port(text) or ("", 0)
     if port == 0 or len(host) > 253:  # the longest name that DNS can carry (RFC 1035)
         return False

@@ -1,4 +1,4 @@
-"""Tasks that a client follows in the background: wait, save, retry saving."""
+"""Jobs that a client follows in the background: wait for the clip, and save it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Generator
@@ -19,7 +19,7 @@ SAVE_AGAIN_AFTER: Final = (5.0, 15.0, 60.0, 300.0)
 """Seconds before each retry of saving a clip. Each download also retries by itself."""
 
 Followed = tuple[Clip, Path | None]
-"""A clip, and the file that it was saved to, if any."""
+"""A clip, and the file it was saved to, if any."""
 
 
 class BackgroundJob:
@@ -89,7 +89,7 @@ class BackgroundJob:
 def _abandoned(task: Task) -> WaitAbandoned:
     return WaitAbandoned(
         "The client was closed before the job ended.",
-        "The task goes on, and what it costs is spent either way.",
+        "The task goes on, and its points are spent either way.",
         "Start it again: client.start(client.task(id)).",
         task.id,
     )
@@ -108,7 +108,7 @@ async def followed(
     Wait for the clip of *task*, save it to *path* if there is one, and return both.
 
     *pause* sleeps, and raises a `UsageError` if the client is closed. *is_there* means that an
-    earlier process may have saved the clip to *path* and was killed before it recorded that.
+    earlier process may have been killed after it saved the clip to *path*, before it recorded that.
     """
     try:
         clip = await task.ended(timeout)

@@ -1,9 +1,9 @@
 """
-The webhook receiver: which task an address belongs to, and which clients handle its webhooks.
+The webhook receiver: find the task and the clients that a webhook belongs to.
 
 Rule 1: gateways sign nothing (api-facts 4), so the address is the signature: each task has its
 own, which cannot be guessed and is sent to the gateway only.
-Rule 2: a webhook is only a hint: it makes a poll due, and what it says is never believed.
+Rule 2: a webhook is only a hint: it makes a poll due, and its content is never trusted.
 Rule 3: a sender that does not know an address learns nothing, and costs one response.
 Rule 4: nothing that was posted, and no address, is in a log, an event or a repr.
 """
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from ._session.sessions import Sessions
 
 MAX_BODY_BYTES: Final = 64 * 1024
-"""The largest webhook that is read; documented ones have about 1 KB (api-facts 4)."""
+"""The largest webhook that is read, in bytes; documented ones have about 1 KB (api-facts 4)."""
 READ_TIMEOUT: Final = 10.0
 """How long a webhook may take to arrive, in seconds."""
 READ_AT_ONCE: Final = 100
 """How many webhooks are read at once; the others get a 503 and may be sent again."""
 REMEMBERED: Final = 20_000
-"""How many addresses are kept, the last used ones: twice the waits that one process is made for."""
+"""How many addresses are kept, the last used ones; if fewer, more are looked up in the journal."""
 SAFETY_NET: Final = 60.0
 """How often a task is polled while webhooks are relied on, in seconds."""
 MIN_SECRET_BYTES: Final = 16
@@ -55,7 +55,7 @@ _TASK_ID: Final = re.compile(r"[\w.:-]{1,200}", re.ASCII)
 class Webhook:
     """The parts of a posted body that are used."""
 
-    #: The task that it names; empty if that is not a valid id, None if it names none.
+    #: The task id in it; empty if it is not valid, None if there is none.
     task_id: str | None = None
     state: TaskState = TaskState.UNKNOWN
 
@@ -67,12 +67,12 @@ class Webhook:
 
 @attrs.define(eq=False)
 class Address:
-    """Where the gateway posts the webhooks of one task, and what is known of that task."""
+    """Where the gateway posts the webhooks of one task, and what is known about that task."""
 
     nonce: bytes = attrs.field(repr=False)
-    #: The client that submits; None if an earlier process made the address, or it was forgotten.
+    #: The client that submits; None if an earlier process made the address, or it was dropped.
     client: "ref[Sessions] | None" = attrs.field(default=None, repr=False)
-    #: What is submitted, until its outcome is known.
+    #: The submission, until its outcome is known.
     request: Generation | None = attrs.field(default=None, repr=False)
     #: The key of its job in the journal.
     job: str | None = attrs.field(default=None, repr=False)
@@ -94,7 +94,7 @@ class Address:
 
     @property
     def is_strange(self) -> bool:
-        """Whether only a webhook can say which task it belongs to."""
+        """Whether only a webhook can tell which task it belongs to."""
         return self.client is None
 
     def answered(self, task_id: str) -> None:
@@ -106,7 +106,7 @@ class Address:
 
 class CallbackReceiver:
     """
-    Receives the webhooks of a gateway, each of which makes a poll of its task due at once.
+    Receives the webhooks of a gateway; each one makes a poll of its task due at once.
 
     Give it to `Client(callbacks=...)`, and mount it in your app: with aiohttp by `add_routes`,
     in any other framework by calling `deliver`. It may be made anywhere, and serve several
@@ -114,14 +114,14 @@ class CallbackReceiver:
     the response to the poll counts, so that a forged one costs one poll at most.
 
     Args:
-        public_url: The address under which the gateway reaches this receiver.
+        public_url: The URL under which the gateway reaches this receiver.
         secret: Keeps addresses valid when the program restarts, if it is the same then; 16
             bytes or more. By default they end with the process, and polling covers that.
         safety_net: How often a task is polled while webhooks arrive, in seconds. Until the first
             has come, and if they stop, it is polled as without webhooks.
 
     Raises:
-        UsageError: The public address is missing or invalid, or the secret is too short.
+        UsageError: The public URL is missing or invalid, or the secret is too short.
 
     Source:
         api-facts 4.
@@ -157,7 +157,7 @@ class CallbackReceiver:
         #: Whether addresses are valid beyond this process.
         self.is_lasting = secret is not None
         self.safety_net = safety_net
-        #: How often it answered with each HTTP status.
+        #: How many responses had each HTTP status.
         self.answers: Counter[int] = Counter()
         self._addresses: OrderedDict[bytes, Address] = OrderedDict()
         self._clients: WeakSet[Sessions] = WeakSet()
@@ -174,8 +174,8 @@ class CallbackReceiver:
 
         Args:
             app: The aiohttp application, or a sub-application of it.
-            path: Where in it; by default the path of the public address. Behind a proxy that
-                takes a prefix away, it is what the proxy leaves.
+            path: Where to mount it; by default the path of the public URL. Behind a proxy that
+                strips a prefix, the path without that prefix.
         """
         app.add_routes(self.routes(path))
 
@@ -205,7 +205,7 @@ class CallbackReceiver:
         response = web.Response(status=self._counted(body))
         if body == 503:
             response.headers["Retry-After"] = "1"
-        response.force_close()  # the rest of the body is not waited for
+        response.force_close()  # without waiting for the rest of the body
         return response
 
     async def _read(self, request: web.Request) -> int | bytes:
@@ -251,7 +251,7 @@ class CallbackReceiver:
             named = record.task_id if _TASK_ID.fullmatch(record.task_id) else ""
             webhook = Webhook(named, record.state)
         with self._lock:
-            # If an earlier process made it, or it was forgotten, its first webhook names the task.
+            # If an earlier process made it, or it was dropped, its first webhook names the task.
             address = self._addresses.get(nonce) or Address(nonce)
             self._keep(address)
             client = None if address.client is None else address.client()
@@ -267,7 +267,7 @@ class CallbackReceiver:
     # For clients
 
     def attach(self, client: "Sessions") -> None:
-        """Pass webhooks to a client whose addresses an earlier process made."""
+        """Add a client that also gets webhooks to addresses from an earlier process."""
         with self._lock:
             self._clients.add(client)
 
@@ -281,7 +281,7 @@ class CallbackReceiver:
         custom_id: str | None = None,
         tag: str | None = None,
     ) -> Address:
-        """Return a new address, or for a job in a journal the one that it always has."""
+        """Return a new address; a job in a journal always has the same one."""
         address = Address(
             *(self.nonce_of(job), ref(client), request, job, made_at, custom_id, tag),
             context=contextvars.copy_context(),
@@ -291,13 +291,13 @@ class CallbackReceiver:
         return address
 
     def is_taken(self, task_id: str, besides: Address) -> bool:
-        """Whether a task belongs to another address."""
+        """Return whether a task belongs to another address."""
         with self._lock:
             known = list(self._addresses.values())
         return any(one.task_id == task_id and one is not besides for one in known)
 
     def pending(self, client: "Sessions") -> list[tuple[Address, Webhook]]:
-        """Take what was posted while no client ran, to strange addresses and those in doubt."""
+        """Return and remove the webhooks that were posted while no client was running."""
         found: list[tuple[Address, Webhook]] = []
         with self._lock:
             for address in self._addresses.values():
@@ -320,8 +320,8 @@ class CallbackReceiver:
         """
         Return the random part of an address.
 
-        With a secret, that of a job is made from the job's key, so that after a restart it is
-        known again which submission a webhook belongs to. The address cannot be guessed from it.
+        With a secret, a job's nonce is made from the job's key, so a webhook still leads to its
+        submission after a restart. The address cannot be guessed from the key.
         """
         if job is None or not self.is_lasting:
             return secrets.token_bytes(NONCE_BYTES)
@@ -344,7 +344,7 @@ class CallbackReceiver:
 
     def _nonce_of(self, token: str) -> bytes | None:
         """Return the nonce of a token; None if this receiver did not make it."""
-        # The same work for every token, so that the time it takes does not say how close it is.
+        # The same work for every token, so that the time does not reveal how close a guess is.
         try:
             nonce = base64.urlsafe_b64decode(token[: NONCE_BYTES * 4 // 3])
         except ValueError:

@@ -1,5 +1,5 @@
 """
-The exception tree. Each leaf says what happened to the request.
+The exception tree.
 
     RunwayError
     ├── UsageError (ValueError)
@@ -63,7 +63,7 @@ class Fate(enum.Enum):
 
 
 def sentence(text: str) -> str:
-    """Return *text* with one full stop at its end, also if it ends with a quoted sentence."""
+    """Return *text* with exactly one full stop at its end."""
     ended = text if not text or text.endswith(tuple(".!?。！？…")) else f"{text}."
     return re.sub(r"(?<!\.)(\.|\.{3}|[!?。！？…])\.$", r"\1", ended)
 
@@ -82,9 +82,9 @@ class RunwayError(Exception):
     money: str = attrs.field(converter=sentence)
     #: What to do next, in one sentence.
     advice: str = attrs.field(converter=sentence)
-    #: The task concerned, if there is one.
+    #: The id of the task, if there is one.
     task_id: str | None = None
-    #: The gateway's own id of the exchange, if it has one; its support asks for it.
+    #: The gateway's id of the exchange, if it sent one; its support needs it.
     request_id: str | None = None
 
     def __str__(self) -> str:
@@ -96,7 +96,7 @@ class RunwayError(Exception):
 
 @attrs.define(eq=False, slots=False)
 class UsageError(RunwayError, ValueError):
-    """The call is wrong: nothing was sent, and nothing was charged."""
+    """The call is wrong: nothing was sent or charged."""
 
     #: The argument or field that is wrong.
     field: str | None = None
@@ -123,7 +123,7 @@ class SubmissionInDoubt(TransportError):
     A paid request whose fate is unknown: it may have been accepted, and is never sent again.
 
     `task_id` is the task that the response names, if it names one: `client.task(task_id)` follows
-    it. `__cause__` is the error that came in place of an acceptance.
+    it. `__cause__` is the error that occurred instead of an acceptance.
     """
 
 
@@ -179,7 +179,7 @@ class UnreadableReply(RunwayError):
 
     #: HTTP status of the response.
     status: int = 0
-    #: What is missing or wrong, each with its place, such as "required field missing @ $.task_id".
+    #: What is missing or wrong, each with its path, such as "required field missing @ $.task_id".
     reasons: tuple[str, ...] = ()
     #: The shape of the response with every text in it hidden.
     excerpt: str = ""
@@ -210,12 +210,12 @@ class TaskCanceled(TaskFailed):
 
 
 class ClipMissing(TaskError):
-    """The gateway reports success and shows no address of the clip."""
+    """The gateway reports success without a URL of the clip."""
 
 
 @attrs.define(eq=False, slots=False)
 class WaitTimeout(TaskError, TimeoutError):
-    """The wait is over before the task; the task goes on, and may be waited for again."""
+    """The wait timed out before the task ended; the task goes on, and may be waited for again."""
 
     #: How long the wait was, in seconds.
     timeout: float = 0.0
@@ -231,14 +231,14 @@ class DownloadError(RunwayError):
 
 @attrs.define(eq=False, slots=False)
 class DownloadIncomplete(DownloadError):
-    """Only a part of the clip arrived; it is kept, and the next download continues there."""
+    """Only a part of the clip arrived; it is kept, and the next download resumes there."""
 
     #: How many bytes are kept.
     received_bytes: int = 0
 
 
 class DownloadRefused(DownloadError):
-    """The file is not a clip, is larger than allowed, or its address must not be fetched."""
+    """The file is not a clip, is larger than allowed, or its URL must not be fetched."""
 
 
 class UnexpectedError(RunwayError):
@@ -262,7 +262,7 @@ class JournalTooNew(JournalError):
 
 
 def drop_frames(error: E, outer: BaseException | None = None) -> E:
-    """Return *error* without the frames of it and its causes; *outer* keeps its own."""
+    """Return *error* without its frames and those of its causes; *outer* keeps its own."""
     waiting: list[BaseException | None] = [error]
     seen = {id(outer)}
     while waiting:
@@ -275,7 +275,7 @@ def drop_frames(error: E, outer: BaseException | None = None) -> E:
 
 
 def discreet(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Make a coroutine function raise its `RunwayError`s without the frames inside of it."""
+    """Make a coroutine function raise its `RunwayError`s without its own frames."""
 
     @functools.wraps(call)
     async def discreet_call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -292,7 +292,7 @@ def discreet(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine
 
 
 def discreetly_made(make: Callable[P, None]) -> Callable[P, None]:
-    """Make an `__init__` raise its `RunwayError`s without the frames inside of it."""
+    """Make an `__init__` raise its `RunwayError`s without its own frames."""
 
     @functools.wraps(make)
     def discreet_make(*args: P.args, **kwargs: P.kwargs) -> None:

@@ -1,9 +1,9 @@
 """
-Frozen events, and the listeners that receive them.
+Events as frozen values, and the listeners that receive them.
 
-Listeners are called at once and never awaited, and cannot change what happens: one that raises is
-logged and skipped. Events hold ids, counts and seconds, and no prompt, key or address. Each event
-is also a line in the standard log under "fuhu_runway", at its own `level`.
+Listeners are called at once and never awaited, and cannot change what happens: if one raises, that
+is logged, and the listener is skipped. Events hold ids, counts and seconds, and no prompt, key or
+URL. Each event is also a line in the standard log under "fuhu_runway", at its own `level`.
 
 The events of one job share the number of its submission, which is unique in this process, until
 there is a task id: `TaskSubmitted` holds both.
@@ -37,7 +37,7 @@ class Event:
     level: ClassVar[int] = logging.DEBUG
 
     def __init_subclass__(cls, level: int | None = None) -> None:
-        # attrs makes each class twice; the second time it has the level already.
+        # attrs creates each class twice; the second time it already has the level.
         if level is not None:
             cls.level = level
 
@@ -56,7 +56,7 @@ class Event:
 
 
 def _shown(value: Any) -> str:
-    """Return a value for one line of a log; some of the text is the gateway's."""
+    """Return a value as text for one log line; some values come from the gateway."""
     if isinstance(value, float):
         return f"{value:.6g}"
     return value if isinstance(value, str) and _BARE.fullmatch(value) else json.dumps(value)
@@ -64,7 +64,7 @@ def _shown(value: Any) -> str:
 
 @attrs.frozen
 class SubmissionStarted(Event):
-    """A paid request was requested; nothing was sent yet."""
+    """A submission began; nothing was sent yet."""
 
     submission: int
     #: The number of the client, unique in this process.
@@ -131,12 +131,12 @@ class SubmissionDoubted(Event, level=logging.WARNING):
 
 @attrs.frozen
 class SubmissionUnclaimed(Event, level=logging.WARNING):
-    """The caller of a submit was cancelled while the request was in flight; it went on."""
+    """The caller of a submit was cancelled while the request was in flight; the request went on."""
 
     endpoint: str
-    #: The task that it became, or the id in a damaged response; None if there is neither.
+    #: Its task, or the id in a damaged response; None if there is neither.
     task_id: str | None
-    #: The name of the error, if it did not become a task.
+    #: The name of the error, if there is no task.
     error: str | None = None
     submission: int | None = None
 
@@ -189,7 +189,7 @@ class RetryScheduled(Event, level=logging.INFO):
 
 @attrs.frozen
 class PaceChanged(Event, level=logging.INFO):
-    """The gateway refuses requests above a certain rate, and this client keeps to it."""
+    """The gateway refuses requests above a certain rate, and the client keeps to that rate."""
 
     #: The rate in requests per second; a higher one is tried again from time to time.
     rate: float
@@ -197,7 +197,7 @@ class PaceChanged(Event, level=logging.INFO):
 
 @attrs.frozen
 class PaceHeld(Event, level=logging.INFO):
-    """The gateway refuses every request: this client pauses, then sends a single one to try."""
+    """The gateway refuses every request: the client pauses, then sends a single one."""
 
     #: Until that request, in seconds; the gateway's Retry-After, if that is longer than ours.
     delay: float
@@ -343,7 +343,7 @@ class ClientClosed(Event):
 
 @attrs.frozen
 class CallbackReceived(Event):
-    """A webhook for a task arrived. It makes a poll due, and proves nothing."""
+    """A webhook for a task arrived. It makes a poll due, and its content is not trusted."""
 
     task_id: str
     #: The state it reports; UNKNOWN if it cannot be read.
@@ -352,7 +352,7 @@ class CallbackReceived(Event):
 
 @attrs.frozen
 class CallbackRefused(Event, level=logging.INFO):
-    """A webhook for a task was refused, since it cannot be true."""
+    """A webhook for a task was refused, since its content cannot be true."""
 
     #: The task that the address belongs to; None if it is not known.
     task_id: str | None
@@ -441,7 +441,7 @@ class Hooks:
                 fault = type(exc).__name__
                 LOGGER.warning("A hook raised %s on trace_of and was skipped.", fault)
                 continue
-            # It goes into the journal, so it must not be anything but an id.
+            # It goes into the journal, so it must be an id and nothing else.
             if isinstance(found, str) and _TRACEPARENT.fullmatch(found):
                 return found
         return None

@@ -1,5 +1,5 @@
 """
-Requests from files: `.txt`, `.jsonl`, `.csv` and `.tsv`, each bad entry named by file and line.
+Read requests from `.txt`, `.jsonl`, `.csv` and `.tsv` files; errors name file and line.
 
 Files are read one entry at a time, so that their length costs no memory: once to check every
 entry before anything is sent, and once more while the batch runs. What can be read only once,
@@ -39,7 +39,7 @@ _TEXTS: Final = {"prompt", "kind", "custom_id", "ratio", "model", "style"}
 """Columns that are text even if a cell looks like a number."""
 
 Entry = tuple[int, Any]
-"""The number of a line, and its prompt or fields; anything else is a bad entry."""
+"""The number of a line, and its prompt or fields; any other value is a bad entry."""
 
 
 def read_items(
@@ -143,7 +143,7 @@ def spooled(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def _is_stream(path: Path) -> bool:
     """Return whether reading the path once may use it up."""
-    # These may lead to a regular file, but it has no ending there, and may have been read in part.
+    # These may lead to a regular file, but without its ending, and perhaps read in part.
     if str(path) in {"-", "/dev/stdin"} or str(path.parent) in {"/dev/fd", "/proc/self/fd"}:
         return True
     try:

@@ -1,4 +1,4 @@
-"""Where clips are saved: names for files, and checks of paths before any money is spent."""
+"""Choose names for clips, and check their paths before any money is spent."""
 
 import filecmp
 import hashlib
@@ -24,7 +24,7 @@ def safe_name(text: str, suffix: str = ".mp4") -> str:
     """
     Return a file name that reads like *text* and is safe on every file system.
 
-    Letters of any script stay; spaces and all else become a dash. A long name is cut,
+    Letters of any script stay; spaces and everything else become a dash. A long name is cut,
     and six characters of a hash of the whole make it unique.
     """
     plain = unicodedata.normalize("NFC", text)
@@ -45,7 +45,7 @@ def beside(path: Path, task_id: str) -> Path:
 
 def only_copy(copy: Path, path: Path) -> Path:
     """
-    Return where a clip is that was saved as *copy*, beside *path*.
+    Return the path of a clip that was saved as *copy*, beside *path*.
 
     If the file at *path* is the same clip, *copy* is deleted: an earlier process saved it, and was
     killed before it could record that.
@@ -84,7 +84,7 @@ def check_folder(folder: Path) -> Path:
 
 def check_target(path: Path, *, overwrite: bool = False) -> Path:
     """
-    Return *path* if a clip can be saved there; meant for before any money is spent.
+    Return *path* if a clip can be saved there; called before any money is spent.
 
     Raises:
         UsageError: The folder is missing or not writable, or the file already exists.
@@ -123,7 +123,7 @@ def check_vacant(path: Path, *, overwrite: bool = False) -> Path:
 
 
 def _try_to_write(path: Path) -> None:
-    """Open the files of a download, and leave no trace of that but the bytes of an earlier one."""
+    """Open the files of a download, and leave only the bytes of an earlier download behind."""
     with suppress(BlockingIOError):  # a download is under way
         Part.open(path, "").close()
 

@@ -1,1 +1,1 @@
-"""Everything that sends."""
+"""Sending requests: transport, retries and the rate limiter."""

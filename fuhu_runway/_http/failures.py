@@ -1,4 +1,4 @@
-"""aiohttp's errors as ours: what happened, what it means for the money, and what to do about it."""
+"""Translate aiohttp's errors: what happened, what it means for the money, and what to do."""
 
 import ssl
 from typing import Final
@@ -11,8 +11,8 @@ from fuhu_runway.errors import Fate, NoReply, NotSent, RunwayError
 
 NEVER_ARRIVED: Final = (
     aiohttp.ClientConnectorError,
-    # A TimeoutError like that for a late response: only its class says that there was no
-    # connection, also if a borrowed session has none free.
+    # Also a TimeoutError, like that for a late response: only its class shows that there was no
+    # connection, even if a borrowed session has none free.
     aiohttp.ConnectionTimeoutError,
     aiohttp.ClientHttpProxyError,
     aiohttp.InvalidURL,
@@ -23,7 +23,7 @@ NEVER_ARRIVED: Final = (
 
 
 class TransportCause(Exception):
-    """The class and the text of the HTTP library's error, without addresses and secrets."""
+    """The class and the text of the HTTP library's error, without URLs and secrets."""
 
 
 def failure_of(
@@ -44,12 +44,12 @@ def _explained(exc: Exception, proxy: str | None) -> tuple[str, str]:
     fault = getattr(exc, "certificate_error", None) or getattr(exc, "os_error", None)
     if isinstance(fault, ssl.SSLCertVerificationError):
         why = f"The TLS certificate is not trusted ({fault.verify_message})."
-        other = "If it comes from an authority of your own, name its file in SSL_CERT_FILE."
+        other = "If your own authority issued it, set SSL_CERT_FILE to the authority's file."
         return _WRONG_CERTIFICATE.get(fault.verify_code, (why, other))
     if isinstance(fault, ssl.SSLError):
         return (
             f"The TLS handshake failed ({fault.reason or type(fault).__name__}).",
-            "Check scheme and port of base_url: there may be no TLS, or another version of it.",
+            "Check scheme and port of base_url: the port may not use TLS, or another version.",
         )
     if proxy is None:
         return (
@@ -76,7 +76,7 @@ _WRONG_HOST: Final = (
 )
 _WRONG_TIME: Final = (
     "The TLS certificate has expired or is not valid yet.",
-    "Check the clock of this machine; otherwise the server's operator has to renew it.",
+    "Check the clock of this machine; otherwise the operator of the server has to renew it.",
 )
 _WRONG_CERTIFICATE: Final = {9: _WRONG_TIME, 10: _WRONG_TIME, 62: _WRONG_HOST, 64: _WRONG_HOST}
 """Messages by OpenSSL's X509_V_ERR codes: not yet valid, expired, host and IP address mismatch."""

@@ -1,10 +1,10 @@
 """
-When the next request may be sent: a limit in flight, and a pace, set or learned from answers.
+Decide when the next request may be sent, by requests in flight and by a given or learned pace.
 
 Rule 1: first come, first served. Only the place that the poller holds for all tasks is at most
-second in line, or many submits would delay every clip.
+second in line; otherwise many submits would delay every clip.
 Rule 2: waiting here costs nothing and may be cancelled at any time: nothing was sent.
-Rule 3: no state change contains an `await`, so that a cancelled waiter leaves nothing half done.
+Rule 3: no state change contains an `await`, so a cancelled waiter leaves nothing half done.
 
 Rates are in requests per second, instants are seconds of the loop's clock.
 """
@@ -23,14 +23,14 @@ from fuhu_runway.hooks import Hooks, PaceChanged, PaceHeld, PaceRecovered
 from fuhu_runway.models import Limits
 
 FIRST_ROOM: Final = 4
-"""Requests in flight before the first answer; more of them meet an unknown limit together."""
+"""Requests in flight before the first response; if more, more exceed an unknown limit at once."""
 FIRST_RATE: Final = 10.0
-"""Requests per second after the first answer, doubled with each round; if higher, more requests
+"""Requests per second after the first response, doubled with each round; if higher, more requests
 are refused before the limit is known."""
 FASTEST: Final = 1000.0
-"""Requests per second above which nothing is paced; higher values only cost CPU."""
+"""Rate above which requests are not paced, per second; higher values only cost CPU."""
 ANSWERS: Final = 5
-"""Answers that end a round; if more, a slow pace is judged more reliably, but later."""
+"""Responses that end a round; if more, a slow pace is judged more reliably, but later."""
 ROUND: Final = 0.3
 """Shortest round, in seconds; if longer, the pace rises more slowly and fewer are refused."""
 PATIENCE: Final = 3.0
@@ -38,11 +38,11 @@ PATIENCE: Final = 3.0
 STEP: Final = 0.05
 """First step of a rise, as a part of the rate; larger steps are refused more often."""
 USUAL: Final = 0.02
-"""Part of the requests that may be refused in any case; if more, a slight excess goes unseen."""
+"""Part of the requests that may always be refused; if more, a slight excess is not noticed."""
 IN_A_ROW: Final = 3
-"""Refusals without an answer between them after which requests try one at a time."""
+"""Refusals in a row after which requests are sent one at a time; if more, an outage costs more."""
 LONGEST_PAUSE: Final = 10.0
-"""Seconds between those tries; if more, the end of an outage is noticed later."""
+"""Seconds between those requests; if more, the end of an outage is noticed later."""
 AGAIN: Final = 8.0
 """Seconds until a limit is tried again, up to 30 times more if it has held for long."""
 
@@ -50,15 +50,15 @@ AGAIN: Final = 8.0
 @attrs.define(eq=False)
 class Pace:
     """
-    A rate that follows what gets through, not what is refused.
+    A rate that follows the requests that succeed, not those that are refused.
 
-    The rate rises as long as more gets through. When more requests than usual are refused, half as
-    many are sent for a moment: if the same part of them is refused, the rate is not the reason, and
-    it rises again. Otherwise it settles at what got through. Where nothing gets through, requests
-    try one at a time. Pure: the caller passes *now*.
+    The rate rises as long as more requests succeed. When more than usual are refused, half as many
+    are sent for a moment: if the same part of them is refused, the rate is not the reason, and it
+    rises again. Otherwise it settles at the rate that succeeded. If everything is refused, requests
+    are sent one at a time. Pure: the caller passes *now*.
     """
 
-    #: The user's limit; None is no limit.
+    #: The user's limit; None means no limit.
     at_most: float | None
     #: The longest time that a gateway may hold all requests, in seconds.
     max_hold: float
@@ -71,7 +71,7 @@ class Pace:
     #: The rate above which the gateway was found to refuse; infinite while none is known.
     limit: float = math.inf
     _limit_since: float = 0.0
-    #: The rate that gets through: *rate* is higher during a rise, and half of it during a test.
+    #: The rate that succeeds: *rate* is higher during a rise, and half of it during a test.
     _known: float = 0.0
     #: The known rate before the rise began; 0 if there was none.
     _settled: float = 0.0
@@ -89,10 +89,10 @@ class Pace:
     _answers: int = 0
     _passed: int = 0
     _in_a_row: int = 0
-    #: How long the next request waits before it tries alone, in seconds; 0 while some get through.
+    #: How long to wait before a single request is tried, in seconds; 0 while some succeed.
     _pause: float = 0.0
     _paused_at: float = 0.0
-    #: When requests got through again after the last pause, and how many have since.
+    #: When requests succeeded again after the last pause, and how many have since.
     _resumed_at: float = math.inf
     _since_resumed: int = 0
     _next_at: float = -math.inf
@@ -114,7 +114,7 @@ class Pace:
         self._next_at = (now if due_at is None else max(due_at, now - gap / 2)) + gap
 
     def answered(self, sent_at: float, now: float) -> None:
-        """Record an answer that was no refusal."""
+        """Record a response that was not a refusal."""
         self._in_a_row = 0
         self._since_resumed += 1
         if not self._known:
@@ -143,11 +143,11 @@ class Pace:
         self.hold_until = max(self.hold_until, now + max(self._pause, asked))
 
     def _resume(self, sent_at: float, now: float) -> None:
-        """Go on after a pause, at the average of what got through in a window of the gateway."""
-        ended_at = min(now, self.hold_until + PATIENCE)  # later ones waited for a caller
+        """Resume after a pause, at the average rate of success in a window of the gateway."""
+        ended_at = min(now, self.hold_until + PATIENCE)  # later requests waited for a caller
         pause, whole = ended_at - self._paused_at, ended_at - self._resumed_at
         rate = max(self.rate, self._known)
-        if whole - pause < 60:  # gateways count by the minute: after longer, it was an outage
+        if whole - pause < 60:  # gateways count by the minute: after a longer time it was an outage
             rate = self._known = (1 + USUAL) * self._since_resumed / whole
         self._settled, self._step, self._rise_at = 0.0, STEP, now + min(120.0, 2 * pause)
         self._refused_rate, self._usual = 0.0, USUAL
@@ -164,11 +164,11 @@ class Pace:
         self._has_refusal = bool(self._refused_rate)
 
     def _count(self, sent_at: float, now: float, *, passed: bool) -> None:
-        """Count an answer in this round, and end the round when there are enough."""
+        """Count a response in this round, and end the round when there are enough."""
         if sent_at < self._counts_since:
             return
         if passed and self.rate == math.inf and not self._has_refusal:
-            return  # nothing to judge, and every poll comes here
+            return  # nothing to decide, and this runs for every poll
         rises = self.rate > self._known
         if not passed and not self._has_refusal:
             if rises and self._settled and self.rate < ANSWERS / PATIENCE:
@@ -190,7 +190,7 @@ class Pace:
             return
         usual = answers * self._usual
         waits = not rises and now < self._rise_at
-        # Three standard deviations more than usual are no chance, and neither is more than half.
+        # Three standard deviations above the usual are not chance; nor is more than half.
         if refused > min(usual + 3 * math.sqrt(usual), answers / 2):
             through = max(1, self._passed) / span
             self._known = max(0.96 * through, self._settled) if rises else through
@@ -203,7 +203,7 @@ class Pace:
                 self._rise(now)
 
     def _rise(self, now: float) -> None:
-        """Go on at a higher rate after a round in which no more than usual were refused."""
+        """Raise the rate after a round in which no more requests than usual were refused."""
         rises = self.rate > self._known
         if rises:
             self._known, self._step = self.rate, min(max(0.5, self._step), 3 * self._step)
@@ -215,7 +215,7 @@ class Pace:
         self._go(self._known * (1 + self._step), now)
 
     def _test(self, now: float) -> None:
-        """Decide whether fewer are refused at half the rate, once there are enough answers."""
+        """Decide whether fewer are refused at half the rate, once there are enough responses."""
         refused = self._answers - self._passed
         expected = self._answers * self._refused_part
         is_clear = expected >= (ANSWERS if refused else ANSWERS / 2)
@@ -230,7 +230,7 @@ class Pace:
             self._settle(now)
 
     def _settle(self, now: float) -> None:
-        """Keep the known rate; the longer it has been the limit, the later try more."""
+        """Keep the known rate; the longer it has been the limit, the later a higher one is due."""
         if not self.limit / 1.5 < self._known < self.limit * 1.5:
             self.limit, self._limit_since = self._known, now
         held_for = now - self._limit_since
@@ -240,7 +240,7 @@ class Pace:
 
 class RateLimiter:
     """
-    Let the requests of one client, in one event loop, be sent when their turn comes.
+    Hold the requests of one client, in one event loop, until their turn comes.
 
     Args:
         limits: The user's limits.
@@ -277,7 +277,7 @@ class RateLimiter:
         return min(self.limits.requests_in_flight, self.pace.room)
 
     def slot(self) -> "Slot":
-        """Return a block that waits for its turn, and counts a request in flight while it runs."""
+        """Return a context that waits for its turn, and counts a request in flight while open."""
         return Slot(self)
 
     def try_enter(self) -> bool:
@@ -293,7 +293,7 @@ class RateLimiter:
         """
         Return a future that is done when a request may be sent, which then counts as in flight.
 
-        Cancel the future to give up the place. With *soon* only one other request goes before.
+        Cancel the future to leave the line. With *soon*, at most one other request goes before it.
         """
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.insert(1 if soon else len(self._waiting), turn)
@@ -314,17 +314,17 @@ class RateLimiter:
         return self._clock.now()
 
     def leave(self) -> None:
-        """Count one request in flight less."""
+        """Count one request less in flight."""
         self.in_flight -= 1
         self._wake()
 
     def hold(self, flight: "asyncio.Task[Any]") -> None:
-        """Count a request whose caller was cancelled, until its answer arrives."""
+        """Count a request whose caller was cancelled, until its response arrives."""
         self.in_flight += 1
         flight.add_done_callback(lambda _: self.leave())
 
     def close(self, refusal: Callable[[], Exception]) -> None:
-        """Refuse all requests that wait."""
+        """Refuse all waiting requests."""
         waiting, self._waiting = self._waiting, deque()
         for turn in waiting:
             if not turn.done():
@@ -332,7 +332,7 @@ class RateLimiter:
         self._wake()
 
     def answered(self, sent_at: float) -> None:
-        """Record an answer that was no refusal, to the request that was sent at *sent_at*."""
+        """Record a response other than a refusal, to the request that was sent at *sent_at*."""
         self.pace.answered(sent_at, self._clock.now())
         if self._reported_hold > -math.inf:
             self._reported_hold = -math.inf
@@ -388,7 +388,7 @@ class RateLimiter:
 @attrs.define(eq=False)
 class Slot:
     """
-    One request in flight; entering the block returns the instant.
+    One request in flight; entering the context returns the instant.
 
     No `asynccontextmanager`: the loop keeps track of every asynchronous generator, which costs
     CPU for each request.

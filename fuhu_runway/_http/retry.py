@@ -1,4 +1,4 @@
-"""Whether and when a failed request is sent again; the only importer of `backoff`."""
+"""Decide whether and when a failed request is sent again; the only importer of `backoff`."""
 
 import itertools
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -27,7 +27,7 @@ MAY_REPEAT: Final[Mapping[Fate, frozenset[Replay]]] = {
     Fate.UNKNOWN: frozenset({Replay.FREE}),
     Fate.REJECTED: frozenset(),
 }
-"""The fate of a failed request, to the kinds of requests that may be sent again (api-facts 5.2)."""
+"""By the fate of a failed request, the kinds of requests that may be retried (api-facts 5.2)."""
 
 MODEL_UNAVAILABLE_REPEATS: Final = 2
 """Retries after a `ModelUnavailable`, which need not be transient (api-facts 5.1)."""
@@ -46,7 +46,7 @@ def delay_before(
     """
     Return the delay before the next attempt, in seconds; None if the request is not sent again.
 
-    The gateway's own Retry-After counts, otherwise the delay that was *drawn*.
+    It is the gateway's Retry-After, or else the random delay *drawn*.
     """
     if replay not in MAY_REPEAT[fate_of(error)] or attempt >= policy.attempts:
         return None
@@ -64,7 +64,7 @@ def delays(policy: RetryPolicy) -> Iterator[float]:
 
 
 def ladder(first: float, factor: float, at_most: float) -> tuple[float, ...]:
-    """Return exponential intervals that end with *at_most*; the last one is repeated."""
+    """Return exponential intervals up to *at_most*; the last one is used from then on."""
     if factor == 1 or first >= at_most:
         return (min(first, at_most),)
     # At most 1,000: a factor of hardly more than 1 takes millions of steps.
@@ -91,7 +91,7 @@ async def repeat(
     """
     Return the result of *attempt*, retried as the table and the policy allow.
 
-    Each retry is an event, with the number of the *submission* or the id of the task.
+    Each retry emits an event with the number of the *submission* or the id of the task.
 
     Raises:
         SubmissionInDoubt: A paid request got no clear response; it was not sent again.

@@ -1,5 +1,5 @@
 """
-The only user of `aiohttp.ClientSession`: ownership, timeouts, one exchange.
+Send requests over aiohttp; the only user of `aiohttp.ClientSession`.
 
 `send` is exactly one exchange; `call` is `send` with the rate limiter and retries. One transport
 belongs to one event loop.
@@ -45,11 +45,11 @@ from .retry import repeat
 T = TypeVar("T")
 
 MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
-"""The largest response that is read; a task that quotes a picture as data may take some MB."""
+"""The largest response that is read, in bytes; a task that quotes a picture may have some MB."""
 MAX_CUT_BYTES: Final = 64 * 1024
 """How much of a larger response is kept, in bytes, since it may name a task."""
 MAX_HEADER_BYTES: Final = 64 * 1024
-"""The longest header that is read; security policies pass aiohttp's own limit of 8 KB."""
+"""The longest header that is read, in bytes; security policies exceed aiohttp's own 8 KB."""
 MAX_HEADERS: Final = 256
 
 CLIENT: Final = "client"
@@ -58,10 +58,10 @@ CLIENT: Final = "client"
 
 class Transport:
     """
-    Send requests and return replies, over sessions that it owns or one that it borrows.
+    Send requests and return responses, over sessions that it owns or one that it borrows.
 
-    Paid requests travel on fresh connections: on a kept one that the gateway has just closed,
-    a request can be lost without a trace of whether it was read.
+    Paid requests use fresh connections: on a kept one that the gateway has just closed, a request
+    can be lost, and nothing shows whether it was read.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Transport:
         Raises:
             NotSent: The gateway could not be reached.
             NoReply: No attempt got a response.
-            RunwayError: Whatever *read* raises.
+            RunwayError: As raised by *read*.
         """
         return await repeat(
             lambda: self.once(request, read),
@@ -147,7 +147,7 @@ class Transport:
             yield sent_at
 
     def start_paid(self, exchange: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
-        """Start a paid exchange as a task, which closing waits for."""
+        """Start a paid exchange as a task; closing waits for it."""
         flight = asyncio.create_task(exchange)
         self._in_flight.add(flight)
         flight.add_done_callback(self._in_flight.discard)
@@ -177,7 +177,7 @@ class Transport:
 
     async def send(self, request: Request) -> Reply:
         """
-        Return the response to exactly one sending.
+        Send the request exactly once, and return the response.
 
         Raises:
             NotSent: The request provably did not arrive.
@@ -187,7 +187,7 @@ class Transport:
         answer = await self._exchange(request)
         if isinstance(answer, Reply):
             return answer
-        # Here, where no variable holds the response, and outside the clause that caught the
+        # Here no variable holds the response, and this is outside the clause that caught the
         # library's own error, whose text and frames may quote the address, the key and the body.
         failure, cause = answer
         raise failure from cause
@@ -211,13 +211,13 @@ class Transport:
                 timeout=self._paid_timeout if is_paid else self._free_timeout,
                 proxy=proxy,
                 allow_redirects=False,
-                # A borrowed session may raise, and the gateway's own words would be lost.
+                # A borrowed session may raise, and the gateway's own message would be lost.
                 raise_for_status=False,
                 # A wrong Content-Encoding would lose the response; compressed bytes show it.
                 auto_decompress=False,
             ) as response:
                 is_cut = False
-                # Mostly the whole body is there at once, and no further read is needed.
+                # Usually the whole body arrives at once, and no further read is needed.
                 while not is_cut and not response.content.at_eof():
                     body += await response.content.readany()
                     is_cut = len(body) > MAX_ANSWER_BYTES
@@ -254,7 +254,7 @@ class Transport:
         Send a GET to *url* exactly as written, and yield the response; redirects are not followed.
 
         Raises:
-            StreamBroken: There was no response.
+            StreamBroken: No response came.
         """
         _check_open(self._free)
         try:
@@ -295,7 +295,7 @@ class Transport:
             return
         finally:
             self._scopes.discard(scope)
-        # Outside the clause: the interrupted error says nothing more.
+        # Outside the clause: the error that was interrupted adds nothing.
         raise closed()
 
     def _check_running(self) -> None:
@@ -329,11 +329,11 @@ class Transport:
 
 @attrs.define(eq=False)
 class StreamBroken(Exception):
-    """A stream broke, or could not be opened."""
+    """A stream broke off, or could not be opened."""
 
     #: The class of the HTTP library's error; its text may quote the signed address.
     name: str
-    #: Whether another attempt may succeed; no request can be sent to some addresses.
+    #: Whether another attempt may succeed; to some URLs no request can ever be sent.
     passes: bool = True
 
 
@@ -368,9 +368,9 @@ class Stream:
 
 def _as_written(url: str) -> yarl.URL:
     """
-    Return *url* as an address that aiohttp sends byte for byte, as signatures need it.
+    Return *url* so that aiohttp sends it byte for byte, as signatures require.
 
-    Only the host is normalised, and characters that no request line can hold are quoted.
+    Only the host is normalised, and only characters that no request line can hold are quoted.
     """
     scheme, _, rest = url.partition("://")
     at = next((place for place, char in enumerate(rest) if char in "/?#"), len(rest))
@@ -410,7 +410,7 @@ def _open_session(*, fresh_connections: bool) -> aiohttp.ClientSession:
     # Older versions of aiohttp do not limit the number of headers, and have no such argument.
     has_limit = "max_headers" in (aiohttp.ClientSession.__init__.__kwdefaults__ or {})
     number: dict[str, Any] = {"max_headers": MAX_HEADERS} if has_limit else {}
-    # aiohttp makes its own context at import, and misses what a program sets after that.
+    # aiohttp makes its own context at import, and ignores what a program sets later.
     named = [os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")]
     connector = aiohttp.TCPConnector(
         # The number of connections is not limited here: a request that waits inside aiohttp for a
@@ -445,7 +445,7 @@ def proxy_from_environment(url: str) -> str | None:
     """
     Return the proxy that HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY name for *url*.
 
-    This machine itself is always reached directly.
+    Connections to this machine never use a proxy.
 
     Raises:
         UsageError: It is not an http(s) proxy.
@@ -478,9 +478,9 @@ def proxy_from_environment(url: str) -> str | None:
 
 class Body(aiohttp.payload.Payload):
     """
-    A request's body that knows whether aiohttp has begun to write it.
+    A request body that records whether aiohttp has begun to write it.
 
-    Until then the gateway cannot have accepted the request, whatever went wrong.
+    Until then the gateway cannot have accepted the request, no matter what went wrong.
     """
 
     _value: bytes
@@ -506,7 +506,7 @@ _ARRIVED: ContextVar[bytearray] = ContextVar("_ARRIVED")
 
 
 class _Recorder(ResponseHandler):
-    """Keeps the bytes that arrive, since aiohttp drops those that it cannot parse."""
+    """Keep the bytes that arrive, since aiohttp drops those that it cannot parse."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)

@@ -1,1 +1,1 @@
-"""What one client holds in one event loop."""
+"""The work of a client: its sessions, the paid path, names and webhooks."""

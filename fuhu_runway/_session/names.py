@@ -1,5 +1,5 @@
 """
-Submissions under a name of the caller's own: the same name is the same task, and is paid once.
+Submissions under a name that the caller chose: the same name is the same task, and is paid once.
 
 Calls under one name at the same time, from any loop and thread, share one submission.
 """
@@ -29,7 +29,7 @@ MAX_KEPT: Final = 10_000
 
 @attrs.define(eq=False)
 class Names:
-    """The names that one client knows. Methods get its sessions, which hold the names."""
+    """The names that one client knows. Its methods take the sessions, which own it."""
 
     #: Whether every name is kept; with a journal, only the latest are.
     keeps_all: bool
@@ -47,7 +47,7 @@ class Names:
     async def submit(
         self, sessions: "Sessions", request: Generation, custom_id: str, tag: str | None
     ) -> Task:
-        """Submit once for all callers that use one name at the same time."""
+        """Submit once for all callers that use the same name at the same time."""
         loop = asyncio.get_running_loop()
         while True:
             with self._lock:
@@ -88,7 +88,7 @@ class Names:
             if job.state in {JobState.SUBMITTING, JobState.IN_DOUBT}:
                 raise in_doubt_of(job)
             if job.state is JobState.FAILED:
-                # Refused before anything was charged, or `find` would have its task.
+                # The request was refused, nothing charged: otherwise `find` would return its task.
                 await sessions.journal.step(job.key, JobState.PLANNED, wall())
             submission.plan = plan
         return await submission.run()
@@ -97,11 +97,11 @@ class Names:
 async def _submitted_elsewhere(
     submission: Submission, joining: Coroutine[Any, Any, Task]
 ) -> Task | None:
-    """Join a submission that another thread's loop has begun; None if that loop ended."""
+    """Join a submission that another thread's loop began; None if that loop ended."""
     loop = submission.loop
     answer = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(joining, loop))
     try:
-        # In steps, since a loop that is ending may never run what it is given.
+        # In steps, since a loop that is ending may never run the call.
         while not answer.done() and not loop.is_closed():
             await asyncio.wait([answer], timeout=1)
         return answer.result()

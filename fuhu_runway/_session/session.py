@@ -1,4 +1,4 @@
-"""What belongs to one event loop: a transport, a poller and a downloader, closed with it."""
+"""A session: the transport, poller and downloader of one client in one event loop."""
 
 import asyncio
 import contextvars
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 @attrs.frozen(kw_only=True, eq=False)
 class Settings:
-    """What every session of one client is made from."""
+    """The settings that all sessions of one client share."""
 
     session: aiohttp.ClientSession | None
     timeouts: Timeouts
@@ -43,15 +43,15 @@ class Settings:
     net: float | None = None
     #: Shared by all sessions: durations learned in one loop hold in the next.
     learner: Learner = attrs.Factory(lambda self: Learner(self.polling), takes_self=True)
-    #: Shared as well: a task goes on at the gateway after its loop has ended.
+    #: Also shared: a task goes on at the gateway after its loop has ended.
     unfinished: Unfinished = attrs.field(factory=Unfinished)
 
 
 class Session:
     """
-    The moving parts of one client in one event loop; made inside it.
+    The transport, poller and downloader of one client; created in their event loop.
 
-    It closes itself when the loop ends, unless it is closed by then, and calls *forget*.
+    It closes itself at the end of the loop, unless it was closed before, and calls *forget*.
     """
 
     def __init__(self, settings: Settings, forget: Callable[[], object]) -> None:
@@ -93,7 +93,7 @@ class Session:
         self._errands: set[asyncio.Task[None]] = set()
         self._jobs: set[asyncio.Task[Any]] = set()
         self._keeper = self._keep(forget)
-        # One step, up to the yield; it never suspends, so that this need not be a coroutine.
+        # One step, up to the yield; it never suspends, so this need not be a coroutine.
         with suppress(StopIteration):
             self._keeper.__anext__().send(None)
 
@@ -126,8 +126,8 @@ class Session:
         await self._keeper.aclose()
 
     async def _keep(self, forget: Callable[[], object]) -> AsyncGenerator[None, None]:
-        # `asyncio.run` closes the asynchronous generators that are still suspended while the loop
-        # still runs: the one moment at which a session that was left open can be closed.
+        # `asyncio.run` closes suspended asynchronous generators while the loop still runs: the one
+        # moment at which a session that was left open can be closed.
         try:
             yield
         finally:
@@ -138,14 +138,14 @@ class Session:
                 forget()
 
     async def _close(self) -> None:
-        # First, so that a submission that waits for a slot does not get one that comes free now.
+        # First, so that a waiting submission does not get a slot that is released now.
         self.transport.stop()
         try:
             await self.poller.aclose()
         finally:
             await self.transport.aclose()
             await asyncio.gather(*self._jobs, return_exceptions=True)
-            # Last, since an answer that came while closing may have begun one.
+            # Last, since a response that came while closing may have begun one.
             for errand in self._errands:
                 errand.cancel()
             await asyncio.gather(*self._errands, return_exceptions=True)
@@ -153,7 +153,7 @@ class Session:
 
 class TaskBudget:
     """
-    How many tasks of this client may exist at once.
+    Limit how many unfinished tasks one client has.
 
     A task counts until its end is seen. While a submission waits for a free slot, the unfinished
     tasks are polled, so that a slot is released even if no caller awaits them.
@@ -208,7 +208,7 @@ class TaskBudget:
         return self._submitting + len(self._outstanding)
 
     async def _end_of(self, watch: Watch) -> None:
-        # One that can no longer be followed is not counted: it would block submissions without end.
+        # A task that can no longer be followed is not counted: it would block submissions for good.
         with suppress(RunwayError):
             try:
                 await self._poller.settled(watch, None)

@@ -1,5 +1,5 @@
 """
-What one client holds: a session for each event loop, and what they share.
+All sessions of one client, one per event loop, and what they share.
 
 They share the handles, the names of submissions, the journal and the list of unfinished tasks,
 since a task goes on at the gateway after its loop has ended.
@@ -81,9 +81,9 @@ class Sessions:
         self._closing: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
         self._has_recalled = False
         self.handles: WeakValueDictionary[Name, Task] = WeakValueDictionary()
-        #: Handles that no caller has, with what webhooks said of their tasks.
+        #: Handles that no caller has, with the records from their webhooks.
         self.unclaimed: dict[Name, Task] = {}
-        #: What earlier processes left, with the event for the first wait for it.
+        #: Tasks of earlier processes, each with the event for the first wait for it.
         self._left: dict[Name, events.TaskAttached] = {}
         self.names = Names(keeps_all=self.journal is None)
         #: Addresses of an earlier process that were looked up in the journal.
@@ -109,7 +109,7 @@ class Sessions:
         tag: str | None = None,
         plan: Plan | None = None,
     ) -> Task:
-        """Submit under a name, or as a *plan* that the journal has; see `Client.submit`."""
+        """Submit under a name, or as a *plan* from the journal; see `Client.submit`."""
         if type(request) not in SUBMITS:
             kinds = ", ".join(kind.__name__ for kind in SUBMITS)
             raise usage_error(
@@ -139,7 +139,7 @@ class Sessions:
         loop = asyncio.get_running_loop()
         session = self.by_loop.get(loop)
         if session is None:
-            # aiohttp keeps the loop to itself, and a session used in another one fails half-way.
+            # aiohttp does not publish the loop, and a session used in another one fails half-way.
             if getattr(self.settings.session, "_loop", loop) is not loop:
                 raise usage_error(
                     "session",
@@ -170,7 +170,7 @@ class Sessions:
             raise
 
     async def leave(self) -> None:
-        """Close the client in the running loop, once it is left as often as it was entered."""
+        """Close the client in the running loop when its outermost `async with` ends."""
         loop = asyncio.get_running_loop()
         self._entered[loop] -= 1
         if self._entered[loop] <= 0:
@@ -201,7 +201,7 @@ class Sessions:
     # The journal
 
     async def recall(self) -> None:
-        """Read once what earlier processes left: durations, doubts, unfinished tasks."""
+        """Read once from the journal: durations, jobs in doubt, unfinished tasks."""
         journal, settings = self.journal, self.settings
         if journal is None or self._has_recalled:
             return
@@ -239,7 +239,9 @@ class Sessions:
         except JournalError as fault:
             # The row still says SUBMITTING, which is in doubt once the journal is closed.
             events.LOGGER.error(
-                "The journal lacks how a submission ended (%s): %s", outcome, fault.happened
+                "The journal could not record how a submission ended (%s): %s",
+                outcome,
+                fault.happened,
             )
 
     # Handles
@@ -250,11 +252,11 @@ class Sessions:
         return tuple(self.handle(name, origin) for name, origin in self.settings.unfinished)
 
     def handle(self, name: Name, origin: Origin) -> Task:
-        """Return the handle on a task, or a new one if that is gone."""
+        """Return the handle on a task, or a new one if it no longer exists."""
         return self.handles.get(name) or self.new_task(name, origin)
 
     def new_task(self, name: Name, origin: Origin, **more: Any) -> Task:
-        """Return a new handle, to be found again by its id, and by its name if it has one."""
+        """Return a new handle, which can be found by its id, and by its name if it has one."""
         endpoint, task_id = name
         task = self.handles[name] = Task(
             self,
@@ -271,7 +273,7 @@ class Sessions:
         return task
 
     def task(self, task_id: str, *, official: bool) -> Task:
-        """Return a handle on a task that is known by its id alone."""
+        """Return a handle on a task of which only the id is known."""
         task_id = checked_id(task_id)
         task = Task(self, task_id, official=official)
         bare = events.TaskAttached(task_id, self.settings.client)
@@ -310,7 +312,7 @@ class Sessions:
         return self.handles.get(name_in(job)) or self.attach(job)
 
     async def job_named(self, custom_id: str | None) -> Job | None:
-        """Return what the journal knows of a name."""
+        """Return the job with this name from the journal."""
         if self.journal is None or custom_id is None:
             return None
         return await self.journal.find(f"id:{custom_id}")
@@ -343,7 +345,7 @@ class Sessions:
         """
         Count a task that was accepted, and wake its waits when its webhook comes.
 
-        *found* is what the feed said of it if a webhook named it and no response did.
+        *found* is its record from the feed, if a webhook named the task and no response did.
         """
         has_ended = task.record is not None and task.record.is_settled
         watch = self._watch(
@@ -389,12 +391,12 @@ class Sessions:
         source = Source(
             clip.id,
             clip.address,
-            # A gateway that takes the key in the body is shown none for its files.
+            # A gateway that takes the key in the body gets none with requests for its files.
             {name: wire.headers[name] for name in ("Authorization",) if name in wire.headers},
             origin_of(self.gateway.base_url or ""),
         )
         downloader = self.current().downloader
-        # On the list again until the file is whole: an app may be stopped half-way.
+        # Back on the list until the file is complete: an app may be stopped half-way.
         task, name = clip.task, name_of_task(clip.task)
         origin = Origin(task.submitted_at, task.custom_id, task.tag)
         with self.settings.unfinished.saving(name, origin):
@@ -403,7 +405,7 @@ class Sessions:
             )
 
     def without_secrets(self, text: str, task: Task) -> str:
-        """Return what a gateway says about *task* as it may be shown."""
+        """Return a text of the gateway about *task*, without secrets."""
         return redact(text, (self.key, *task.secrets()))
 
     def age(self, task: Task) -> float | None:
@@ -412,7 +414,7 @@ class Sessions:
         if task.submitted_at is not None:
             try:
                 return max(0.0, clock.now() - task.submitted_at)
-            except RuntimeError:  # outside any loop, whose clock it is
+            except RuntimeError:  # outside any event loop there is no such clock
                 pass
         created_at = task.record.created_at if task.record else None
         return max(0.0, clock.wall() - created_at.timestamp()) if created_at else None
@@ -431,20 +433,20 @@ class Sessions:
         return wire.hiding(self.receiver.token(address))
 
     def discreet(self, wire: Request) -> Request:
-        """Return a request that hides what the handles were sent, since no handle sends it."""
+        """Return a request without a handle, which hides the secrets of all handles."""
         # The references are copied at once, since other threads may go on.
         handles = (handle() for handle in self.handles.valuerefs())
         return wire.hiding(*(text for task in handles if task for text in task.secrets()))
 
     async def record_of(self, task_id: str, *, official: bool) -> TaskRecord:
-        """Return what the gateway says of a task now; see `Client.feed`."""
+        """Poll a task once and return its record; see `Client.feed`."""
         wire = self.poll_request(checked_id(task_id), official=official)
         record = await self.current().transport.call(self.discreet(wire), read_task)
         self.settings.unfinished.seen(name_of(wire), record)
         return record
 
     async def balance(self) -> Balance:
-        """Return what is left to spend; see `Client.balance`."""
+        """Return the balance; see `Client.balance`."""
         parts = [
             await self.current().transport.call(
                 self.discreet(ask_balance(ENDPOINTS[name], self.gateway, self.key)), read_balance

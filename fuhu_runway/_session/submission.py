@@ -1,7 +1,7 @@
 """
-The paid path, top to bottom: task limit, journal, send once, journal, task.
+The paid path, from top to bottom: task limit, journal, send once, journal, task.
 
-Rule 1: each submission that was started has one reported end: a task, a failure or a doubt.
+Rule 1: each submission that was started has exactly one reported end: a task, a failure or a doubt.
 Rule 2: the outcome of a request matters more than the row that records it.
 Rule 3: a submission runs as a task, apart from its callers. If the last one is cancelled, a request
 in flight goes on and its task is kept; before that, and between two attempts, all of it ends.
@@ -61,20 +61,20 @@ class Submission:
     tag: str | None
     number: int = attrs.field(init=False, factory=lambda: next(_NUMBERS))
     loop: asyncio.AbstractEventLoop = attrs.field(init=False, factory=asyncio.get_running_loop)
-    #: Runs the submission.
+    #: The asyncio task that runs the submission.
     work: "asyncio.Task[Task]" = attrs.field(init=False)
     callers: int = attrs.field(init=False, default=0)
-    #: Set when the next submission under its name may begin; for other threads.
+    #: Set when the next submission under the same name may begin; for other threads.
     ended: threading.Event = attrs.field(init=False, factory=threading.Event)
     #: Whether the last caller was cancelled.
     is_left: bool = attrs.field(init=False, default=False)
-    #: What is known of the request; UNKNOWN from its sending to its outcome.
+    #: What is known about the request; UNKNOWN while it is in flight.
     fate: Fate = attrs.field(init=False, default=Fate.UNSENT)
     #: When it was first sent, on the loop's clock.
     sent_at: float | None = attrs.field(init=False, default=None)
     #: Where the gateway posts its webhooks; None without a receiver.
     address: "Address | None" = attrs.field(init=False, default=None)
-    #: What it became.
+    #: Its task, once it is known.
     task: Task | None = attrs.field(init=False, default=None)
 
     @property
@@ -110,7 +110,7 @@ class Submission:
                         continue
                     except RunwayError as error:
                         if self.fate is Fate.UNKNOWN:
-                            # During the wait for a response, a webhook may have named the task.
+                            # A webhook may have named the task during the wait for a response.
                             found = await webhooks.search(sessions, session, self.address)
                             if found is None:
                                 raise in_doubt(error) from error
@@ -179,7 +179,7 @@ class Submission:
             return record
 
     def _read(self, reply: Reply) -> TaskRecord:
-        """Parse the response, and keep the id at once, so that no cancellation can lose it."""
+        """Parse the response, and keep the id at once, so that no cancellation loses it."""
         record = read_task(reply)
         name = (feed_of(self.request).name, record.task_id)
         unfinished = self.sessions.settings.unfinished
@@ -197,7 +197,7 @@ class Submission:
         is_in_doubt = self.fate is Fate.UNKNOWN
         if self.address is not None:
             self.address.is_in_doubt = is_in_doubt
-            # In doubt, a webhook may still name the task; otherwise nothing was accepted.
+            # If it is in doubt, a webhook may still name the task; otherwise nothing was accepted.
             self.address.request = self.request if is_in_doubt else None
         if is_in_doubt:
             if isinstance(error, SubmissionInDoubt):
@@ -221,7 +221,7 @@ class Submission:
     # Callers
 
     def start(self, work: Coroutine[Any, Any, Task]) -> None:
-        """Start *work*, which runs it; closing waits for that."""
+        """Start *work*, which runs the submission; closing waits for it."""
         self.work = self.session.transport.start_paid(work)
         self.work.add_done_callback(_read_error)
 
@@ -243,7 +243,7 @@ class Submission:
         error = self.work.exception()
         if error is None:
             return self.work.result()
-        # Each caller gets its own error, or one error would collect the tracebacks of all.
+        # Each caller gets a copy of the error: a shared one would collect the tracebacks of all.
         raise copied(error) if isinstance(error, RunwayError) else error
 
     def _keep_unclaimed(self, task: Task) -> None:

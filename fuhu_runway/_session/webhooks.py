@@ -1,5 +1,5 @@
 """
-What a client does with a webhook: it wakes waits, and finds the tasks of submissions in doubt.
+Handle webhooks: wake the waits for a task, and find the tasks of submissions in doubt.
 
 Rule 1: a webhook only makes a poll due. The response to that poll counts.
 Rule 2: the task of a submission in doubt is taken from a webhook only if the feed has it and no
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from .sessions import Sessions
 
 FEED: Final = ENDPOINTS["feed"].name
-"""What is polled for every task that can have an address: the official format has no callbacks."""
+"""The endpoint polled for tasks with an address; the official format has no callbacks."""
 
 ENDPOINT_NAMES: Final = {kind.__name__: endpoint.name for kind, endpoint in SUBMITS.items()}
-"""From what the journal calls a kind of request to the name of its endpoint."""
+"""The journal's name for a kind of request to the name of its endpoint."""
 
 
 def new_address(
@@ -58,7 +58,7 @@ def receive(sessions: "Sessions", address: "Address", webhook: "Webhook") -> Non
         here = asyncio.get_running_loop()
     except RuntimeError:
         here = None
-    # Loops that run come first: one of them reports it, and polls.
+    # Running loops come first: one of them reports the webhook, and polls.
     by_loop = sorted(sessions.by_loop.items(), key=lambda pair: not pair[0].is_running())
     if not by_loop:
         address.early = webhook
@@ -67,7 +67,7 @@ def receive(sessions: "Sessions", address: "Address", webhook: "Webhook") -> Non
         if loop is here:
             work()
         else:
-            # A loop that has ended since has no waits left.
+            # A loop that has ended in the meantime has no waits left.
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(work)
 
@@ -80,7 +80,7 @@ def handle(
     *,
     is_first: bool = True,
 ) -> None:
-    """Handle a webhook in one loop; *is_first* in the one that reports it."""
+    """Handle a webhook in one loop; *is_first* is true in the loop that reports it."""
     if address.is_strange and address.task_id is None:
         address.task_id = webhook.task_id or None
     if address.task_id is None:
@@ -129,7 +129,7 @@ async def recover(
 async def _look_up(
     sessions: "Sessions", session: Session, address: "Address", webhook: "Webhook"
 ) -> None:
-    """Find the job in doubt whose address it is, if an earlier process made the address."""
+    """Find the job in doubt that an address belongs to, if an earlier process made the address."""
     receiver, journal, seen = sessions.receiver, sessions.journal, sessions.looked_up
     if receiver is None or journal is None or not receiver.is_lasting or address.nonce in seen:
         return
@@ -164,13 +164,13 @@ async def search(
             await session.transport.pause(max(0.0, address.next_search_at - clock.now()))
             address.next_search_at = clock.now() + WEBHOOK_EVERY
             job = None if journal is None else await journal.find(task_id)
-            # Its own row names the task as well if a damaged answer did.
+            # The row itself may already name the task, from a damaged response.
             is_taken = job is not None and job.key != address.job
             if not is_taken and not receiver.is_taken(task_id, address):
                 wire = sessions.poll_request(task_id, official=False)
                 wire = wire.hiding(getattr(address.request, "prompt", None))
                 answer = await session.transport.call(wire, read_task)
-                # Another submission may have found it meanwhile.
+                # Another submission may have found it in the meantime.
                 if not receiver.is_taken(task_id, address):
                     address.answered(task_id)
                     record = attrs.evolve(answer, task_id=task_id)

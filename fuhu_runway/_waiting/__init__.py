@@ -1,1 +1,1 @@
-"""Everything that waits for tasks."""
+"""Waiting for tasks: polls, intervals, and the list of unfinished tasks."""

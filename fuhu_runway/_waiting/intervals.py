@@ -1,13 +1,13 @@
 """
-Intervals between polls, learned from how long tasks of the same kind took.
+Learn the intervals between polls from how long tasks of the same kind took.
 
 Rule 1: no learned interval is shorter or longer than the policy allows.
 Rule 2: a task that still runs counts for as long as it has run. Otherwise the first tasks of a
-batch to end, which are the quick ones, would stand for all of it.
+batch to end, which are the quick ones, would be taken for typical.
 Rule 3: observations fade, so that the intervals follow a service that becomes faster or slower.
 
-Pure functions over ages: seconds since the submit in arguments, and inside units of half of the
-policy's first interval, so that a policy with short intervals learns short ones.
+Pure functions over ages. Arguments are seconds since the submit; internally, a unit is half of the
+policy's first interval, so a policy with short intervals learns short ones.
 The method is explained in docs/explanation/polling.md.
 """
 
@@ -32,7 +32,7 @@ RENEWED_AFTER: Final = 5
 REMEMBERED: Final = 70.0
 """Ends after which an observation counts for a third; if more, changes are followed more slowly."""
 MAX_KINDS: Final = 32
-"""Kinds that are remembered, about 2 kB each; the one that ended longest ago is forgotten first."""
+"""Kinds that are remembered, at about 2 kB each; the one unused for longest is forgotten first."""
 SEEN_PART: Final = 0.8
 """Part of the tasks that must have been seen to end; if more, learning starts later in a batch."""
 MAX_RECALLED: Final = 1000
@@ -130,7 +130,7 @@ class History:
             self.ended = [kept * count for count in self.ended]
 
     def renewed(self, shortest: float, longest: float) -> Schedule | None:
-        """Return the schedule, computed again if enough ends were seen since."""
+        """Return the schedule, recomputed if enough ends were seen since the last time."""
         if self.seen >= ENOUGH and self.fresh >= RENEWED_AFTER:
             self.schedule = _schedule(self.running, self.ended, shortest, longest) or self.schedule
             self.fresh = 0
@@ -149,7 +149,7 @@ class Learner:
 
     def __repr__(self) -> str:
         known = ", ".join(f"{kind[0]}: {history.seen}" for kind, history in self._kinds.items())
-        return f"<Learner {known or 'of nothing yet'}>"
+        return f"<Learner {known or 'without observations'}>"
 
     def recall(self, durations: Iterable[tuple[str, str | None, int | None, float]]) -> None:
         """Add the kinds and the durations of tasks in a journal, the newest first."""
@@ -197,7 +197,9 @@ class Learner:
             history.add(since, until, has_ended=has_ended)
         if has_ended or kind not in self._kinds:
             self._kinds.pop(kind, None)
-            self._kinds[kind] = history  # the last to be forgotten
+            self._kinds[kind] = (
+                history  # the dict is in order of use: this kind is now the last to be forgotten
+            )
             if len(self._kinds) > MAX_KINDS:
                 del self._kinds[next(iter(self._kinds))]
 

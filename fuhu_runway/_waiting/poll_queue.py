@@ -1,5 +1,5 @@
 """
-What is due when.
+A queue of keys with due times.
 
 Pure: no clock, no sockets. The caller passes *now*, in seconds of any monotonic clock.
 """

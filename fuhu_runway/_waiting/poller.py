@@ -1,9 +1,9 @@
 """
-All waits of one client in one event loop: one timer, one poll per task, many waiters.
+The poller: all waits of one client in one event loop share one timer, and one poll per task.
 
 Rule 1: a task is polled once at a time, however many callers wait for it.
 Rule 2: each waiter has a future of its own, so that cancelling one leaves the others alone.
-Rule 3: a failed poll affects its own task only, and ends a wait only if polling again is hopeless.
+Rule 3: a failed poll affects its own task only, and ends a wait only if more polls cannot succeed.
 Rule 4: with no waiters left there is no timer, no poll and no queue entry left.
 Rule 5: the poller holds one place in the rate limiter, and picks the task when its turn comes.
 Rule 6: a webhook makes a poll due. The record that counts is the one that the poll returns.
@@ -48,7 +48,7 @@ from .watch import Waiter, Watch, name_of, visible
 __all__ = ["Poller", "Watch", "name_of"]
 
 HOPELESS: Final = (Unauthorized, OutOfCredits, UsageError)
-"""Errors that polling again does not change: they end a wait at once."""
+"""Errors that further polls would not change: they end a wait at once."""
 RANKING_LASTS: Final = 1.0
 """Seconds between two sorts of the due tasks; if more, the order of polls is less up to date."""
 STARVED_GAIN: Final = 0.7
@@ -67,14 +67,14 @@ class Poller:
 
     Args:
         poll: Sends one poll, in a turn of the limiter that began at the given instant. Returns the
-            given record, of the poll before, if the response is the same.
+            previous record, which it is given, if the response is the same.
         limiter: Where polls wait for their turn.
         policy: When to poll.
-        clock: Where time comes from.
+        clock: Source of time.
         hooks: Receive the events.
         max_retry_after: The longest time that a gateway may delay the next poll of a task, in
             seconds.
-        rng: Where the jitter comes from.
+        rng: Source of the jitter.
         learner: The learned durations of tasks; empty by default.
         safety_net: The interval of polls while webhooks are relied on, in seconds; None without
             a receiver.
@@ -109,7 +109,7 @@ class Poller:
         self._safety_net = safety_net
         self._unfinished = Unfinished() if unfinished is None else unfinished
         self._until_closed = until_closed
-        # By endpoint too: an id that was polled in the wrong format may be right in the other one.
+        # Keyed by endpoint too: an id polled in the wrong format may be right in the other one.
         self._watches: WeakValueDictionary[Name, Watch] = WeakValueDictionary()
         self._queue: PollQueue[Watch] = PollQueue()
         self._deadlines: PollQueue[Waiter] = PollQueue()
@@ -126,7 +126,7 @@ class Poller:
         self._timer_at = 0.0
         self._poll_at: float | None = None
         self.is_closed = False
-        #: How often every wait was ended.
+        #: How many times all waits were ended.
         self.abandoned = 0
 
     def __repr__(self) -> str:
@@ -173,7 +173,7 @@ class Poller:
         """
         Make a poll due because of a webhook, at most every `WEBHOOK_EVERY` seconds.
 
-        While no one waits, the next wait polls at once. A webhook that announces no end is of use
+        While no one waits, the next wait polls at once. A webhook that announces no end matters
         only to callers that follow every change.
         """
         watch.is_addressed = self._webhooks_came = True
@@ -189,7 +189,7 @@ class Poller:
                 self._poll_by(watch, watch.webhook_due_at)
 
     def take_end(self, watch: Watch) -> None:
-        """Report the end of a task if the answer to its submit had it already."""
+        """Report the end of a task if the response to its submit had it already."""
         if watch.record is not None and watch.is_settled:
             self._settle(watch, watch.record)
 
@@ -206,16 +206,16 @@ class Poller:
 
         Raises:
             WaitTimeout: It had not ended after *timeout* seconds; `__cause__` is the last error.
-            ClipMissing: A success stayed without an address.
-            NotFound: The gateway does not know the task, and had time to.
+            ClipMissing: A successful task still has no URL when its grace time is over.
+            NotFound: The gateway does not know the task, although enough time has passed.
             Unauthorized: The key may not poll.
-            OutOfCredits: The key's quota is used up, and with it the right to poll.
+            OutOfCredits: The key's quota is used up, so it may no longer poll.
             WaitAbandoned: The client was closed meanwhile.
         """
         if watch.is_settled and watch.record is not None:
             return watch.record
         waiter = self._waiter(watch, timeout, self.deadline(timeout), any_change=False)
-        # As in `changed`: a coroutine for both would be one more in each of thousands of waits.
+        # Repeated in `changed`: a shared coroutine would be one more in each of thousands of waits.
         try:
             return await waiter.future
         finally:
@@ -233,8 +233,8 @@ class Poller:
         Return the record as soon as it is newer than *version*; raises as `settled` does.
 
         The *deadline* is an instant, so that many calls can share it; *timeout* is for the text of
-        the error. A reader passes *abandoned* as it was when it began, so that it ends as well if
-        it was busy with a record while all waits were ended.
+        the error. A reader passes *abandoned* as it was when it began, so that it also ends if it
+        was busy with a record while all waits were ended.
         """
         if abandoned not in {None, self.abandoned}:
             raise watch.abandoned()
@@ -394,12 +394,12 @@ class Poller:
         watch.webhook_due_at = None
         polled_at, watch.polled_at = watch.polled_at, sent_at
         try:
-            # The answer to the submit does not count: the same bytes mean less in it.
+            # The response to the submit does not count: the same bytes mean less in it.
             known = watch.record if watch.was_seen else None
             record = await self._poll(watch.request, sent_at, known)
         except RunwayError as error:
             if isinstance(error, RateLimited):
-                watch.polled_at = polled_at  # it has waited for an answer all the time
+                watch.polled_at = polled_at  # the time in flight counts as waiting
             self._take_error(watch, error)
         except Exception as defect:  # noqa: BLE001  (not one of ours: a defect)
             fault = defect  # waiters get it at once, since no record can come
@@ -413,7 +413,7 @@ class Poller:
         del self._polls[watch]
         self._limiter.leave()
         if watch.webhook_due_at is not None:
-            # A webhook that came meanwhile may be newer than the poll that was in flight.
+            # A webhook that came in the meantime may be newer than the poll that was in flight.
             watch.due_at = min(watch.due_at, watch.webhook_due_at)
         if watch.waiters and not watch.is_settled:
             self._queue.put(watch, watch.due_at)

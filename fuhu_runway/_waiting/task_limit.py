@@ -1,4 +1,4 @@
-"""The tasks that are paid for and not yet saved, handed out or known to have failed."""
+"""The list of unfinished tasks: paid for, and not yet saved, handed out or known to have failed."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -25,9 +25,9 @@ class Origin:
 @attrs.define(eq=False)
 class Unfinished:
     """
-    The names of the tasks that an app has to save before it ends.
+    The unfinished tasks, by endpoint and id.
 
-    Not their handles, which may hold whole pictures in their requests.
+    Handles are not kept, since their requests may hold whole pictures.
     """
 
     _tasks: dict[Name, Origin] = attrs.field(factory=dict)

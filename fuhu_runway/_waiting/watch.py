@@ -1,4 +1,4 @@
-"""A task that is polled, and the callers that wait for it."""
+"""The state of one task that is polled, and of the callers that wait for it."""
 
 import asyncio
 import contextvars
@@ -17,7 +17,7 @@ from .task_limit import Name
 
 STUCK_AFTER: Final = 5
 """Polls in a row with the same unknown status and reason that count as a failure; if more, a
-failure under an unknown word is reported later. If fewer, a task that only queues is given up."""
+failure under an unknown word is reported later; if fewer, a queued task may be taken for failed."""
 
 
 def name_of(request: Request) -> Name:
@@ -50,8 +50,8 @@ class Waiter:
         state = record.state.value if record else "not known yet"
         error = WaitTimeout(
             f"The task had not ended after {timeout:g} s; its state was {state}.",
-            "It goes on, and its cost is spent either way.",
-            "Wait for it again: the same handle, or its id, still works.",
+            "It goes on, and its points are spent either way.",
+            "Wait for it again, with the same handle or by its id.",
             self.watch.task_id,
             None,
             timeout,
@@ -62,13 +62,13 @@ class Waiter:
 
 @attrs.define(eq=False, weakref_slot=True)
 class Watch:
-    """The poller's knowledge of one task."""
+    """What the poller knows about one task."""
 
     request: Request
     #: When the task was accepted; None if it was re-attached by its id.
     submitted_at: float | None
     record: TaskRecord | None = None
-    #: None if it, or the time of the submit, is not known.
+    #: None if the kind, or the time of the submit, is not known.
     kind: Kind | None = None
     #: When it was last known to run.
     running_at: float = 0.0
@@ -76,7 +76,7 @@ class Watch:
     #: Grows by one with every change of the record.
     version: int = 0
     polls: int = 0
-    #: Whether the feed has ever shown it.
+    #: Whether the feed has ever known it.
     was_seen: bool = False
     #: Next poll time. Kept while no one is waiting, so that many short waits do not poll more
     #: often than one long wait.
@@ -106,7 +106,7 @@ class Watch:
     )
 
     def age(self, now: float) -> float:
-        """Return how old the task was at the instant *now*; of use only if its kind is known."""
+        """Return how old the task was at the instant *now*; only useful if its kind is known."""
         return now - (self.submitted_at or 0.0)
 
     @property
@@ -133,14 +133,14 @@ class Watch:
     def abandoned(self) -> WaitAbandoned:
         return WaitAbandoned(
             "The wait was ended because the client was closed, or end_waits() was called.",
-            "The task goes on, and its cost is spent either way.",
+            "The task goes on, and its points are spent either way.",
             "Wait for it again by its id: client.task(id).",
             self.task_id,
         )
 
     def clip_missing(self) -> ClipMissing:
         return ClipMissing(
-            "The gateway reports a success without an address for the clip.",
+            "The gateway reports success without a URL of the clip.",
             "It was charged.",
             "Wait for it again later, or send its id to the gateway's support.",
             self.task_id,

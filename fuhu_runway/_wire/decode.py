@@ -44,7 +44,7 @@ def read_task(reply: Reply) -> TaskRecord:
 
     Raises:
         GatewayError: The gateway refused; the subclass says how.
-        UnreadableReply: No dialect fits, a required part is missing, or the answer to a paid
+        UnreadableReply: No dialect fits, a required part is missing, or the response to a paid
             request names a task without accepting it: `task_id` is that task.
     """
     try:
@@ -58,13 +58,13 @@ def read_task(reply: Reply) -> TaskRecord:
         else:
             reasons, shape = ("a task id beside a refusal",), refused.body
         in_doubt = unreadable(reply, *reasons, excerpt=shape)
-        in_doubt.happened = f"The answer names a task but does not accept it. {refused.happened}"
+        in_doubt.happened = f"The response names a task but does not accept it. {refused.happened}"
         in_doubt.task_id = task_id
         raise in_doubt from refused
 
 
 def salvaged(request: Request, body: bytes, *, is_whole: bool = False) -> str | None:
-    """Return the task that the answer to a paid request names; nothing that was sent is an id."""
+    """Return the task id in the response to a paid request; text that was sent is never an id."""
     if request.endpoint.replay is not Replay.PAID:
         return None
     found = salvage(body, is_whole=is_whole)
@@ -111,12 +111,12 @@ def read_balance(reply: Reply) -> Balance:
 
 def read_callback(body: bytes) -> TaskRecord | None:
     """
-    Return what the body of a webhook says about a task; None if it cannot be read.
+    Return the record of a task in the body of a webhook; None if it cannot be read.
 
-    It is the feed's answer without its envelope (api-facts 4); one with an envelope is read too.
+    The body is a feed response without its envelope (api-facts 4); an envelope is accepted too.
     """
     request = Request(tables.ENDPOINTS["feed"], "", {})
-    # Anyone may post to a webhook, so a wrong body is not an error of ours.
+    # Anyone may post to a webhook, so a bad body is not our error.
     try:
         return read_task(Reply(request, 200, {}, body))
     except RunwayError:
@@ -134,8 +134,8 @@ def _recognise(reply: Reply, wanted: Sense) -> tuple[dict[str, Any], Dialect]:
             refusal = unreadable(reply, "no dialect fits @ $", body=body)
         else:
             refusal = refusal_of(reply, body, dialect or TASK_ERROR)
-        # An answer that names a task is one. Only a proven refusal outweighs the id, and only if
-        # the task has no state.
+        # A response with a task id is about a task. Only a proven refusal outweighs the id, and
+        # only if the task has no state.
         part = _named_part(body) if wanted is Sense.TASK and reply.is_success else None
         if part is None or (
             refusal.fate is not Fate.UNKNOWN and not part.keys() & tables.STATE_KEYS
@@ -144,11 +144,11 @@ def _recognise(reply: Reply, wanted: Sense) -> tuple[dict[str, Any], Dialect]:
         return part, _dialect_by_shape(part)
     if not dialect.is_envelope:
         if not reply.is_success:
-            # The shape has no code, so the HTTP status decides whether this is an answer or an
+            # The shape has no code, so the HTTP status decides whether this is a response or an
             # error that happens to have an id.
             raise refusal_of(reply, body, TASK_ERROR)
         if wanted is Sense.TASK and (sense is not wanted or not body.keys() & tables.SURE_KEYS):
-            # The id of an answer is not that of a task further down in it.
+            # The id of a response is not that of a task further down in it.
             part = _named_part(body)
             if part is not None and tables.TASK_ID_KEY in part:
                 return part, _dialect_by_shape(part)
@@ -164,7 +164,7 @@ def _body_of(reply: Reply) -> dict[str, Any]:
         value = decode(reply.body)
     except (ValueError, RecursionError) as broken:
         value, fault = None, type(broken).__name__
-    # Raised outside the clause, because the original error holds the whole answer.
+    # Raised outside the clause, because the original error holds the whole response.
     if fault or reply.cut:
         raise not_json(reply, fault)
     return value if isinstance(value, dict) else {"data": value}
@@ -184,11 +184,11 @@ def _read_task(reply: Reply) -> TaskRecord:
     if is_empty and polled is not None:
         raise error_of(reply, reply.status, Reasons(names={TASK_NOT_EXIST}), body)
     if not (isinstance(part, dict) and values.text_in(part.get(key))):
-        # An envelope's own id is that of the answer, not of the task.
+        # An envelope's own id is that of the response, not of the task.
         named = _named_part(part) or _named_part(body)
         is_state = isinstance(part, dict) and not tables.STATE_KEYS.isdisjoint(part)
         if polled is not None and is_state and _named_part(part, 0) is None:
-            part = {**part, key: polled}  # the answer to a poll is about the task that was polled
+            part = {**part, key: polled}  # the response to a poll is about the task that was polled
         elif named is not None:
             part, dialect = named, _dialect_by_shape(named)
     if not isinstance(part, dict):
@@ -202,7 +202,7 @@ def _read_task(reply: Reply) -> TaskRecord:
 
 
 def _unlike(reply: Reply, part: Any, wanted: str, found: Any, path: str) -> UnreadableReply:
-    """Return the error for a wrong value in *part* of an answer."""
+    """Return the error for a wrong value in *part* of a response."""
     kind = "nothing" if found in (None, "") else type(found).__name__
     return unreadable(reply, f"expected {wanted}, got {kind} @ {path}", body=part)
 
@@ -213,7 +213,7 @@ def _part(body: dict[str, Any], dialect: Dialect, task_id: str | None = None) ->
         return body, "$"
     part = body.get(dialect.under)
     if isinstance(part, list) and part and dialect.about is Sense.TASK:
-        # Batch routes answer with a list (api-facts 2 B).
+        # Batch routes respond with a list (api-facts 2 B).
         key = dialect.spelling["task_id"]
         named = [item for item in part if isinstance(item, dict) and item.get(key) == task_id]
         return (named or part)[0], f"$.{dialect.under}[0]"
@@ -248,7 +248,7 @@ def _named_parts(value: Any, depth: int) -> Iterator[dict[str, Any]]:
 
 
 def _inner(value: Any, depth: int = 0) -> Iterator["Level"]:
-    """Yield the levels below a relay's: upstream answers, each in its own dialect."""
+    """Yield the levels below a relay's: upstream responses, each in its own dialect."""
     value = parsed(value) if isinstance(value, str) else value
     if not isinstance(value, dict) or depth == tables.MAX_NESTING:
         return
@@ -260,7 +260,7 @@ def _inner(value: Any, depth: int = 0) -> Iterator["Level"]:
         yield from _inner(found.inner, depth + 1)
 
 
-# The parts of an answer: the type of each, and the function that reads it
+# The parts of a response: the type of each, and the function that reads it
 
 Text = Annotated[str | None, values.text_in]
 Number = Annotated[float | None, values.number_in]
@@ -270,7 +270,7 @@ Address = Annotated[str | None, values.address_in]
 
 @attrs.define(eq=False)  # frozen classes take three times as long to make, at each poll
 class Level:
-    """What one level of an answer says about a task, before it is weighed against the others."""
+    """What one level of a response says about a task, before the levels are compared."""
 
     state: Text = None
     status: Text = None
@@ -303,7 +303,7 @@ class Level:
 @functools.cache
 def _reader(dialect: Dialect) -> Callable[[dict[str, Any]], Level]:
     """Return the function that reads one dialect, with its spelling compiled in."""
-    # With the first answer: a program that sends nothing starts faster without cattrs.
+    # Imported with the first response: a program that sends nothing starts faster without cattrs.
     from cattrs import Converter  # noqa: PLC0415
     from cattrs.gen import make_dict_structure_fn, override  # noqa: PLC0415
 
@@ -317,7 +317,7 @@ def _reader(dialect: Dialect) -> Callable[[dict[str, Any]], Level]:
 
 
 def _usual(part: dict[str, Any]) -> dict[str, Any]:
-    """Return *part* with a usual key for each rare one, if the usual one is missing."""
+    """Return *part* with each rare key copied to its usual name, if that is missing."""
     if not part.keys() & tables.USUAL_KEYS.keys():
         return part
     found: dict[str, Any] = {}
@@ -328,15 +328,15 @@ def _usual(part: dict[str, Any]) -> dict[str, Any]:
     return found | {key: value for key, value in part.items() if value is not None}
 
 
-# Weighing what the levels say (api-facts 3.4)
+# Resolving contradictions between the levels (api-facts 3.4)
 
 FAILURES: Final = (TaskState.FAILED, TaskState.CANCELED)
-CONTRADICTION: Final = "the status in the answer contradicts another status, or the URL beside it"
+CONTRADICTION: Final = "the status in the response contradicts another status, or the URL beside it"
 _values_of: Final = operator.attrgetter(*(field.name for field in attrs.fields(Level)))
 
 
 def _fold(task_id: str, levels: Sequence[Level], reply: Reply) -> TaskRecord:
-    """Return one record of all levels of an answer, the outermost first."""
+    """Return one record from all levels of a response, the outermost first."""
     seen = levels[0]
     for inner in levels[1:]:
         pairs = zip(_values_of(seen), _values_of(inner), strict=True)
@@ -362,7 +362,7 @@ def _fold(task_id: str, levels: Sequence[Level], reply: Reply) -> TaskRecord:
     state = _weigh(states, url, refunded=bool(seen.refund), against=is_reason(seen.message))
     is_submit = reply.request.endpoint.replay is Replay.PAID
     if is_submit and state is TaskState.SUCCEEDED and url is None:
-        # In the answer to a submit, success means that it was accepted (api-facts 11, row 16).
+        # In the response to a submit, success means that it was accepted (api-facts 11, row 16).
         state = TaskState.QUEUED
     word = next((word for word, its in words.items() if its is state), next(iter(words), None))
     if word is not None and words[word] is TaskState.UNKNOWN:
@@ -370,7 +370,7 @@ def _fold(task_id: str, levels: Sequence[Level], reply: Reply) -> TaskRecord:
         word = redact(word, reply.request.secrets)[:40]
     polled, base = reply.request.task_id, reply.request.url
     return TaskRecord(
-        # The very text of the request, which the wait holds anyway.
+        # The same string as in the request, which the wait holds anyway.
         task_id=polled if polled == task_id else task_id,
         state=state,
         word=word,
@@ -404,14 +404,14 @@ def _weigh(
     if TaskState.SUCCEEDED in states:
         return TaskState.FAILED if refunded or against else TaskState.SUCCEEDED
     if refunded and TaskState.UNKNOWN in states:
-        return TaskState.FAILED  # points are given back for what has ended without a clip
-    # The answer to a submit may have no status at all (api-facts 1.2).
+        return TaskState.FAILED  # points are given back only for tasks that ended without a clip
+    # The response to a submit may have no status at all (api-facts 1.2).
     unfinished = (TaskState.RUNNING, TaskState.QUEUED, TaskState.UNKNOWN)
     return next((state for state in unfinished if state in states), TaskState.QUEUED)
 
 
 def _absolute(base: str, address: str | None) -> str | None:
-    """Return an address byte for byte, after the gateway's origin if it is a path there."""
+    """Return a URL byte for byte; a path is appended to the gateway's origin."""
     if address is None or not address.startswith("/"):
         return address
     scheme, _, rest = base.partition("://")

@@ -17,7 +17,7 @@ from .tables import Endpoint, Root
 
 @attrs.frozen(eq=False)
 class Request:
-    """One HTTP request, complete to the last byte."""
+    """One HTTP request, ready to send."""
 
     endpoint: Endpoint
     url: str = attrs.field(repr=False)
@@ -29,7 +29,7 @@ class Request:
     task_id: str | None = None
 
     def hiding(self, *texts: str | None) -> "Request":
-        """Return the request with *texts* among its secrets; itself if they already are."""
+        """Return the request with *texts* added to its secrets; itself if they already are."""
         new = dict.fromkeys(text for text in texts if text and text not in self.secrets)
         return attrs.evolve(self, secrets=(*self.secrets, *new)) if new else self
 
@@ -45,7 +45,7 @@ class Reply:
     body: bytes = attrs.field(repr=False)
     #: Whether the body was longer than the limit and the rest was not read.
     cut: bool = False
-    #: When it arrived, in Unix seconds, for gateways that send no Date header.
+    #: When it arrived, in Unix seconds; used if the gateway sends no Date header.
     received_at: float | None = None
 
     @property
@@ -79,7 +79,7 @@ def build(
     if bare.endpoint.takes_callback and callback_url is not None:
         body[tables.CALLBACK_KEY] = callback_url
     _add_extra(body, request.extra)
-    # What the repr of a request hides, no error shows either.
+    # Errors hide the same fields as the repr of the request.
     hidden = [field.name for field in attrs.fields(type(request)) if field.repr is False]
     secrets = (getattr(request, name) for name in hidden)
     return attrs.evolve(

@@ -1,7 +1,7 @@
 """
-Refusals: the table of what each means for the money, and what proves that nothing was charged.
+Refusals: what each one means for the money, and what proves that nothing was charged.
 
-A paid request that is refused by a row without a proof may have been accepted.
+A paid request that matches a row without a proof may have been accepted.
 """
 
 import re
@@ -22,8 +22,8 @@ from .tables import Dialect, Replay, dialect_of
 
 INDEX_PAGE: Final = "the gateway's index page"
 CHALLENGE: Final = "a challenge page"
-FOREIGN: Final = "an answer that is not the gateway's"
-"""These replace the codes of answers that are not JSON (api-facts 2 H)."""
+FOREIGN: Final = "a response that is not the gateway's"
+"""These replace the codes of responses that are not JSON (api-facts 2 H)."""
 INDEX_PAGE_MARKS: Final = ('id="root"', "id='root'", "id=root", 'id="app"', "id='app'", "id=app")
 """The index page of a gateway's web UI has one of these, and no error page has."""
 TASK_NOT_EXIST: Final = "task_not_exist"
@@ -42,7 +42,7 @@ ADVICE: Final[Mapping[type[GatewayError], str]] = {
     errors.ModelUnavailable: (
         "Use another model, or one that the key's group offers, or try again later."
     ),
-    errors.GatewayDown: "Try again later; the gateway is in trouble.",
+    errors.GatewayDown: "Try again later; the gateway has problems.",
 }
 """What to do about each error, unless its row says something else."""
 
@@ -53,7 +53,7 @@ class Refusal:
 
     raises: type[GatewayError]
     source: str
-    #: Why there cannot be a task behind this answer; empty if there may be one.
+    #: Why there cannot be a task behind this response; empty if there may be one.
     proof: str = ""
     statuses: AbstractSet[int] = frozenset()
     codes: AbstractSet[str] = frozenset()
@@ -90,7 +90,7 @@ REFUSALS: Final = (
     ),
     Refusal(
         errors.GatewayDown,
-        "Pages, empty bodies and captive portals in answer to a free request, with any status",
+        "Pages, empty bodies and captive portals in response to a free request, with any status",
         codes={FOREIGN},
         in_json=False,
         advice="Try again later. If it persists, check base_url, the gateway's prefix and the "
@@ -236,7 +236,7 @@ REFUSALS: Final = (
     Refusal(errors.Unauthorized, "api-facts 5.1 (401, 403)", _KEY_FIRST, {401, 403}),
     Refusal(
         errors.Unauthorized,
-        "api-facts 2 F, 5.1 (the same texts in an answer with status 200)",
+        "api-facts 2 F, 5.1 (the same texts in a response with status 200)",
         _KEY_FIRST,
         {200},
         texts=("无权进行此操作", "未登录", "无效的令牌", "未提供令牌", "invalid token"),
@@ -257,7 +257,7 @@ REFUSALS: Final = (
     ),
     Refusal(
         errors.NotFound,
-        "api-facts 5.1 (301); a 303 is also how some servers answer what they have accepted",
+        "api-facts 5.1 (301); some servers also send a 303 for requests that they have accepted",
         statuses=frozenset(range(300, 400)),
         in_json=False,
     ),
@@ -287,17 +287,17 @@ REFUSALS: Final = (
 # From a response to its row
 
 MAX_BODY: Final = 2000
-"""How much of an answer that is not JSON is examined, in bytes."""
+"""How much of a response that is not JSON is examined, in bytes."""
 MAX_MESSAGE: Final = 4000
 """How much of a gateway's reason is read, in characters: some quote whole pictures."""
 
 
 @attrs.frozen(eq=False)
 class Reasons:
-    """What a refusal says about itself."""
+    """The codes, texts and ids in a refusal."""
 
     code: str | None = None
-    #: Everything that names its kind: codes and types.
+    #: Its codes and types.
     names: AbstractSet[str] = frozenset()
     message: str | None = None
 
@@ -321,11 +321,11 @@ def refusal_of(reply: Reply, body: Mapping[str, Any], dialect: Dialect) -> Gatew
 
 
 TASK_ERROR: Final = next(row for row in tables.DIALECTS if row.letter == "D")
-"""How an error of unknown shape is read, which only its HTTP status shows to be one."""
+"""How an error of unknown shape is read: only its HTTP status shows that it is an error."""
 
 
 def _reasons_in(body: Mapping[str, Any], dialect: Dialect) -> Reasons:
-    """Return what one level of a refusal says."""
+    """Return the reasons in one level of a refusal."""
     part: Any = body.get(dialect.under) if dialect.under and not dialect.is_envelope else body
     if not isinstance(part, Mapping):
         part = {"message": part}
@@ -354,7 +354,7 @@ _REQUEST_ID: Final = re.compile(r"\(request id: ([^)\s]{1,80})\)$", re.IGNORECAS
 def error_of(
     reply: Reply, status: int, said: Reasons, body: Any = None, *, happened: str | None = None
 ) -> GatewayError:
-    """Return the error of the first row that fits; *happened* says how it was not JSON."""
+    """Return the error of the first row that fits; *happened* is set if the body was not JSON."""
     request, secrets = reply.request, reply.request.secrets
     text, request_id = (said.message or "")[:MAX_MESSAGE], _request_id_of(reply)
     if found := _REQUEST_ID.search(text):
@@ -407,11 +407,11 @@ def _request_id_of(reply: Reply) -> str | None:
 def unreadable(
     reply: Reply, *reasons: str, body: Any = None, excerpt: str | None = None
 ) -> UnreadableReply:
-    """Return the error for an answer that cannot be read, with the shape of *body* as excerpt."""
+    """Return the error for a response that cannot be read, with the shape of *body* as excerpt."""
     return UnreadableReply(
-        f"The gateway's answer fits no known dialect: {'; '.join(reasons)}.",
+        f"The gateway's response fits no known dialect: {'; '.join(reasons)}.",
         _money(reply.request, Fate.UNKNOWN),
-        "Report the shape of the answer, which `excerpt` holds without its content.",
+        "Report the shape of the response, which `excerpt` holds without its content.",
         reply.request.task_id,
         _request_id_of(reply),
         reply.status,
@@ -431,7 +431,7 @@ def _money(request: Request, fate: Fate) -> str:
 
 
 def not_json(reply: Reply, fault: str | None) -> GatewayError | UnreadableReply:
-    """Return the error for an answer that is not JSON, so perhaps not from the gateway."""
+    """Return the error for a response that is not JSON, so perhaps not from the gateway."""
     text = text_of(reply.body[:MAX_BODY]).lstrip()
     kind = reply.headers.get("content-type", "").lower()
     is_page = "html" in kind or text[:9].lower().startswith(("<!doctype", "<html"))
@@ -450,5 +450,5 @@ def not_json(reply: Reply, fault: str | None) -> GatewayError | UnreadableReply:
     elif is_page and reply.is_success and any(mark in shown for mark in INDEX_PAGE_MARKS):
         names.add(INDEX_PAGE)
     what = "a web page" if is_page else "not JSON" if text else "empty"
-    happened = f"The answer was {what}, with status {reply.status}."
+    happened = f"The response was {what}, with status {reply.status}."
     return error_of(reply, reply.status, Reasons(names=names), happened=happened)

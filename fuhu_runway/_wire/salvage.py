@@ -1,7 +1,7 @@
 """
-Finds the task ids in any answer. Pure functions.
+Find the task ids in any response. Pure functions.
 
-No paid answer is given up before `salvage` has searched it, so no id that arrived is lost.
+No paid response is rejected before `salvage` has searched it, so no id that arrived is lost.
 """
 
 import html
@@ -19,11 +19,11 @@ MAX_DEPTH: Final = 5
 
 _ID: Final = re.compile(r"(?=[^A-Za-z0-9]*[A-Za-z0-9])[^\s<>{}\"]{1,500}")
 _BARE_ID: Final = re.compile(r"(?=[^\d]*\d)[\w.:-]{3,128}", re.ASCII)
-"""An id alone as the data of an answer. It has a digit, because a word is no id."""
+"""An id alone as the data of a response. It has a digit, because a word is no id."""
 _WHOLE_BODY: Final = re.compile(r"(?=[^\d]*\d)[\w-]{16,128}", re.ASCII)
-"""An id that is the whole answer. It is long, because a status or a version is short."""
+"""An id that is the whole response. It is long, because a status or a version is short."""
 MIN_BARE_NUMBER: Final = 10**8
-"""The smallest number that, as the data of an answer, is an id and not seconds or points."""
+"""The smallest number that, as the data of a response, is an id and not seconds or points."""
 NO_IDS: Final = frozenset({"0", "null", "none", "nil", "undefined", "false", "true"})
 _OTHER_IDS: Final = frozenset({"generationid", "jobid", "taskuuid", "predictionid", "videoid"})
 """Other services' names for a task's id, in lower case and without separators."""
@@ -33,7 +33,7 @@ _OTHER_IDS: Final = frozenset({"generationid", "jobid", "taskuuid", "predictioni
 _WORD: Final = r"(?=[A-Za-z_.:@+/-]*\d)([A-Za-z0-9][\w.:@+/-]{0,199})"
 _VALUE: Final = rf"(?:[\"'`“‘]{_WORD}[\"'`”’]|{_WORD}(?=[\s,;&<>}}\])]))"
 _NAMED: Final = re.compile(
-    # Between name and value there are only signs, and the words of XML and of dumps.
+    # Only punctuation, and the keywords of XML and dumps, may stand between name and value.
     r"task[_\s-]?id(?:[^\w,;&{}-]{1,20}(?:type|string(?:\(\d+\))?|key|td|CDATA|new))*"
     rf"[^\w,;&{{}}-]{{0,20}}?[^\w,;&{{}}\"'`“‘-]{_VALUE}",
     re.ASCII | re.IGNORECASE,
@@ -46,14 +46,14 @@ _CALLED_ID: Final = re.compile(
 
 def salvage(body: bytes, *, is_whole: bool = False) -> tuple[str, ...]:
     """
-    Return the task ids at the usual places of *body*, the surest first.
+    Return the task ids at the usual places of *body*, the most certain first.
 
-    With *is_whole* all of the body is known to have arrived, so an id at its end is not cut.
+    *is_whole* means that the whole body arrived, so an id at its end is complete.
     """
     text = text_of(body)
     values = list(spans(text))
     found = [pair for _, _, value in values for pair in _ids(value)]
-    # Before a value that can be read there may be one that cannot.
+    # A value that cannot be read may precede one that can.
     is_broken = not values or bool(text[: values[0][0]].strip())
     if is_broken or not found:
         plain = html.unescape(unquote(text)).replace("\\", "") + ("\n" if is_whole else "")
@@ -114,6 +114,6 @@ def _ids(value: Any, *, is_usual: bool = True, depth: int = MAX_DEPTH) -> Iterat
             else:
                 task_id = bare_id(item) if is_part else None
             if task_id is not None:
-                # An envelope's own id is that of the answer, not of the task.
+                # An envelope's own id is that of the response, not of the task.
                 yield 0 if is_named else 2 if "code" in value else 1, task_id
             yield from _ids(item, is_usual=is_part, depth=depth - 1)

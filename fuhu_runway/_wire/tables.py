@@ -1,7 +1,7 @@
 """
-Everything known about the gateways, as data with sources: endpoints, gateways, states, dialects.
+Everything known about the gateways, as tables with sources: endpoints, gateways, states, dialects.
 
-The gateways' own names for fields stand here, in the samples and in the simulator, and nowhere
+The gateways' own field names appear here, in the samples and in the simulator, and nowhere
 else. The only code is small predicates over decoded JSON; `encode` and `decode` compute
 everything from the tables, and the pages under docs/reference are generated from them.
 """
@@ -65,11 +65,11 @@ class Endpoint:
     #: The `Client` method that calls it.
     method: str
     source: str
-    #: The request class it takes; None for what only reads.
+    #: The request class it takes; None if it only reads.
     sends: type | None = None
-    #: Place in the body, dots between levels, to the request's attribute; None is left out.
+    #: Path in the body, with dots between levels, to the request's attribute; None is left out.
     body: Mapping[str, str] = attrs.field(factory=dict)
-    #: The balance route it belongs to; None for what is about tasks.
+    #: The balance route it belongs to; None for endpoints about tasks.
     route: BalanceRoute | None = None
 
     @property
@@ -84,7 +84,7 @@ class Endpoint:
 
 
 def _same(places: str) -> dict[str, str]:
-    """Return *places*, each with its last part: our name and the gateway's are the same."""
+    """Map each of *places* to its last part: our name and the gateway's are the same."""
     return {place: place.rpartition(".")[2] for place in places.split()}
 
 
@@ -189,7 +189,7 @@ BALANCE_ENDPOINTS: Final[Mapping[BalanceRoute, tuple[str, ...]]] = {
     route: tuple(row.name for row in ENDPOINTS.values() if row.route is route)
     for route in BalanceRoute
 }
-"""The endpoints that are called for a balance, by name; their answers are joined."""
+"""The endpoints that are called for a balance, by name; their responses are joined."""
 
 
 def feed(*, official: bool) -> Endpoint:
@@ -198,7 +198,7 @@ def feed(*, official: bool) -> Endpoint:
 
 
 def feed_of(request: object) -> Endpoint:
-    """Return the endpoint that is polled for the task that *request* makes."""
+    """Return the endpoint that is polled for the task of *request*."""
     return feed(official=isinstance(request, OfficialImageToVideo))
 
 
@@ -295,7 +295,7 @@ STATES: Final[Mapping[str, TaskState]] = {
 
 
 class Sense(enum.Enum):
-    """What an answer of a dialect is about."""
+    """What a response of a dialect is about."""
 
     TASK = "a task"
     BALANCE = "a balance"
@@ -305,7 +305,7 @@ class Sense(enum.Enum):
 @attrs.frozen(eq=False)
 class Dialect:
     """
-    One shape of answer, recognised in each answer by its keys and never by host (api-facts 2).
+    One shape of response, recognised by its keys and never by host (api-facts 2).
 
     The rows are tried in order, and the first that fits is used.
     """
@@ -315,24 +315,24 @@ class Dialect:
     fits: Callable[[Mapping[str, Any]], bool]
     source: str
     about: Sense = Sense.TASK
-    #: Whether an answer that fits is a refusal all the same.
+    #: Whether a response that fits is nevertheless a refusal.
     refuses: Callable[[Mapping[str, Any]], bool] = lambda _body: False
-    #: The key under which the part that matters stands; None: the body itself.
+    #: The key of the part that is read; None: the body itself.
     under: str | None = None
-    #: Our name for a part, to the gateway's.
+    #: Our name for a part to the gateway's.
     spelling: Mapping[str, str] = attrs.field(factory=dict)
     #: Parts that a balance must have.
     required: tuple[str, ...] = ()
     #: The keys of a refusal's code, and of its reason; the first that is present counts.
     codes: tuple[str, ...] = ("code", "type")
     messages: tuple[str, ...] = ("message", "msg")
-    #: Whether its code says that all is well, whatever the HTTP status.
+    #: Whether its code reports success, regardless of the HTTP status.
     is_envelope: bool = False
     #: Whether an empty part means that the gateway does not know the task (api-facts 2 B).
     empty_is_not_found: bool = False
 
     def sense(self, body: Mapping[str, Any]) -> Sense:
-        """Return what *body*, which fits, is about."""
+        """Return what a *body* of this dialect is about."""
         return Sense.REFUSAL if self.refuses(body) else self.about
 
 
@@ -349,11 +349,11 @@ PARTS: Final = (
     *("data", "result", "task", "response", "output"),
     *("results", "tasks", "job", "generation", "payload", "items", "list", "content", "body"),
 )
-"""Where a task may stand in an answer: as an object, a list, JSON in a text, or its id alone."""
+"""Keys of a task in a response: an object, a list, JSON in a text, or the id alone."""
 
 STATE_KEYS: Final = frozenset({"state", "status", "task_status"})
 SURE_KEYS: Final = STATE_KEYS | {"code", "task_id"}
-"""With one of these at the top, an id there is that of the task, or the task is in the data."""
+"""With one of these keys at the top, an id there is the task's, or the task is in the data."""
 ENVELOPE_WORDS: Final = frozenset({"msg", "message"})
 
 USUAL_KEYS: Final = {
@@ -369,7 +369,7 @@ USUAL_KEYS: Final = {
     }.items()
     for rare in spellings.split()
 }
-"""Rare spelling to the usual one, which it replaces where that is missing (api-facts 11)."""
+"""Rare spelling to the usual one, used if the usual one is missing (api-facts 11)."""
 
 _REVERSE: Final = _same(
     "task_id state status progress video_url result_url output raw_video_url error"
@@ -544,7 +544,7 @@ DIALECTS: Final = (
 )
 
 MAX_NESTING: Final = 3
-"""How many levels of nested answers are read, as in public client code (api-facts 2 J)."""
+"""How many levels of nested responses are read, as in public client code (api-facts 2 J)."""
 
 UNLIMITED: Final = 100_000_000
 """A `hard_limit_usd` of this much or more means that there is no limit (api-facts 7.2)."""

@@ -1,4 +1,4 @@
-"""Single values of any type, read as numbers, texts, times and addresses. Pure functions."""
+"""Lenient readers of single values: numbers, texts, times and URLs. Pure functions."""
 
 import email.utils
 import math
@@ -18,9 +18,9 @@ NO_REFUND: Final = frozenset(
         *("not refunded", "not_refunded", "否", "无", "未退款", "未退还", "不退款"),
     }
 )
-"""Words that mean: nothing was refunded."""
+"""Words that mean that nothing was refunded."""
 UNIX_INSTANT: Final = 1e9
-"""A Retry-After of this many seconds or more is a Unix instant (2001); no server means a delay."""
+"""A Retry-After of this many seconds or more is a Unix instant (2001), not a delay."""
 _AMOUNT: Final = re.compile(r"\d{1,300}(?:\.\d{1,300})?", re.ASCII)
 _PATH: Final = re.compile(r"//?[^\s/\\\ud800-\udfff][^\s\0\ud800-\udfff]*")
 
@@ -32,7 +32,7 @@ def text_in(value: Any, _type: Any = None) -> str | None:
 
 
 def task_id_in(value: Any) -> str | None:
-    """Return the id of a task, also an unusual one; None if the value stands for nothing."""
+    """Return the id of a task, also an unusual one; None if the value means that there is none."""
     text = id_of(value) or (value.strip() if isinstance(value, str) else "")
     return text if text and text.lower() not in NO_IDS else None
 
@@ -72,19 +72,19 @@ def instant_in(value: Any, _type: Any = None) -> datetime | None:
 
 
 def address_in(value: Any, _type: Any = None) -> str | None:
-    """Return the first address that can be fetched: of a text, an object, or a list of them."""
+    """Return the first URL that can be fetched, in a text, an object, or a list of them."""
     if not value:
         return None
     if isinstance(value, str):
         value = parsed(value) or value
-    # Only one level: endless nesting must not make the id beside it unreadable.
+    # One level only: endless nesting must not make the id next to it unreadable.
     for item in value if isinstance(value, list) else [value]:
         if isinstance(item, dict):
             item = item.get("url") or item.get("video_url") or item.get("video")  # noqa: PLW2901
         if isinstance(item, str):
             address = item.strip()
             # File names may contain spaces, which are quoted when the file is fetched. A path is
-            # one on the gateway's host.
+            # on the gateway's host.
             quoted = address.replace(" ", "%20")
             if is_web_address(quoted) or _PATH.fullmatch(quoted):
                 return address

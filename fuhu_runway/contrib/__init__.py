@@ -1,1 +1,1 @@
-"""Optional doors to other libraries: each module needs an extra, and nothing needs these."""
+"""Optional integrations with other libraries; each module needs an extra."""

@@ -1,5 +1,5 @@
 """
-Spans for OpenTelemetry: one for each job and one for each download. Needs the extra `otel`.
+OpenTelemetry spans, one for each job and one for each download. Needs the extra `otel`.
 
 Rule 1: a job's span begins when its submit is requested, in the caller's trace, and ends with its
 task. Retries and states are events of the span.
@@ -52,7 +52,7 @@ _TASK_GOES_ON: Final = frozenset({WaitTimeout.__name__, WaitAbandoned.__name__})
 class _Job:
     client: int
     attributes: Mapping[str, str | int]
-    #: Its latest span. If the job was only attached to, the span that submitted it.
+    #: Its latest span. If the job was attached to, the span of its submission.
     span: trace.Span
     #: The parent of the next span.
     parent: Context = attrs.field(factory=Context)
@@ -72,7 +72,7 @@ class _Job:
 
 
 _UNKNOWN: Final = _Job(0, {}, trace.INVALID_SPAN)
-"""Stands for a job that is not followed: its span ignores everything."""
+"""A job that is not followed: its span ignores everything."""
 
 
 class JobSpans:
@@ -188,7 +188,7 @@ class JobSpans:
         before = self._past.get(event.task_id)
         if before is not None and not span.get_span_context().is_valid:
             span = before.span
-        # Most handles are never waited with, so the span begins with the first poll of a wait.
+        # Most handles are never awaited, so the span begins with the first poll of a wait.
         job = _Job(event.client, _attributes_of(event), span, get_current(), time.time_ns())
         self._keep(event.task_id, job)
 
@@ -282,7 +282,7 @@ class JobSpans:
         if job is not None:
             _end(job.span, error)
             context = job.span.get_span_context()
-            job.span = trace.NonRecordingSpan(context)  # the recorded events would take memory
+            job.span = trace.NonRecordingSpan(context)  # its recorded events would take memory
             job.parent, job.since, job.state = Context(), None, None
             self._keep(task_id, job)
 

@@ -1,7 +1,7 @@
 """
-A whole gateway for tests and for trying things out: no key, no cost, no network.
+A simulated gateway for tests and for trying things out: no key, no cost, no network.
 
-Names are imported on first use, since every run of pytest imports this package for the plugin.
+Names are imported on first use, since every pytest run imports this package for the plugin.
 """
 
 import importlib

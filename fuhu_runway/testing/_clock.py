@@ -19,22 +19,22 @@ class SimulatedClock:
     speed: float = 1.0
     #: The Unix second of the first start.
     epoch: float = attrs.field(factory=time.time)
-    #: Returns the present second while no loop runs it, after runs in other processes.
+    #: Returns the current second while no loop runs it, after runs in other processes.
     resumes_at: Callable[[], float] = lambda: 0.0
     _loop: asyncio.AbstractEventLoop | None = attrs.field(init=False, default=None)
     _opened_at: float = attrs.field(init=False, default=0.0)
     _is_closing: bool = attrs.field(init=False, default=False)
-    # One for each pause, since thousands of slow answers would slow down a shared one.
+    # One for each pause, since thousands of slow responses would slow down a shared one.
     _waiters: set[asyncio.Future[None]] = attrs.field(init=False, factory=set)
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
-        """Return the loop it was opened in last."""
+        """Return the loop in which it was last opened."""
         assert self._loop is not None  # noqa: S101 - for mypy
         return self._loop
 
     def open(self) -> None:
-        """Start in the running loop; time went on while it was closed."""
+        """Start in the running loop; time has continued while it was closed."""
         self._is_closing = False
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
@@ -61,11 +61,11 @@ class SimulatedClock:
         return self._opened_at + instant / self.speed
 
     def instant(self, loop_time: float) -> float:
-        """Return the simulated second at one of the loop's, to the microsecond."""
+        """Return the simulated second at a second of the loop, to the microsecond."""
         return round((loop_time - self._opened_at) * self.speed, 6)
 
     async def pause(self, seconds: float = math.inf) -> None:
-        """Wait *seconds* of simulated time, but only until the gateway closes."""
+        """Sleep *seconds* of simulated time, or until the gateway closes."""
         loop = asyncio.get_running_loop()
         waiter = loop.create_future()
         self._waiters.add(waiter)

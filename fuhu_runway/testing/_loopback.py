@@ -1,4 +1,4 @@
-"""The only address that the simulator listens on or connects to: this machine."""
+"""Check that the simulator listens on, and connects to, this machine only."""
 
 import ipaddress
 

@@ -44,7 +44,7 @@ class Fault:
 
     @property
     def places(self) -> frozenset[Where]:
-        """Return the kinds of requests that it can happen to, together with what follows it."""
+        """Return the kinds of requests that it, and the fault that follows it, can happen to."""
         then = getattr(self, "then", None)
         return self.usable_on if then is None else self.usable_on & then.places
 
@@ -63,23 +63,23 @@ class Hang(Fault):
     """The response never ends: the client gives up, or the simulator closes."""
 
     accepted: bool = False
-    #: How much of the right answer is sent first; None sends nothing, not even a status.
+    #: How many bytes of the normal response are sent first; None sends not even a status.
     after_bytes: int | None = None
 
 
 @attrs.frozen
 class Slow(Fault):
-    """The answer is late; the work of a right one is done before the delay."""
+    """The response is late; a normal request is processed before the delay."""
 
     #: In simulated seconds.
     seconds: float
-    #: What goes wrong after the delay; None sends the right answer.
+    #: What goes wrong after the delay; None sends the normal response.
     then: Fault | None = None
 
 
 @attrs.frozen
 class Answer(Fault):
-    """A given answer instead of the right one."""
+    """A given response instead of the normal one."""
 
     status: int
     body: str = attrs.field(default="", repr=False)
@@ -112,16 +112,16 @@ class TooManyRequests(Fault):
 
 @attrs.frozen
 class Informational(Fault):
-    """An informational status before the right answer."""
+    """An informational status before the normal response."""
 
     status: int = 103
-    #: What goes wrong after it; None sends the right answer.
+    #: What goes wrong after it; None sends the normal response.
     then: Fault | None = None
 
 
 @attrs.frozen
 class LargeHead(Fault):
-    """The right answer, with *count* additional headers of *size* bytes each."""
+    """The normal response, with *count* additional headers of *size* bytes each."""
 
     size: int = 8200
     count: int = 1
@@ -129,7 +129,7 @@ class LargeHead(Fault):
 
 @attrs.frozen
 class Gzipped(Fault):
-    """The right answer, compressed with gzip."""
+    """The normal response, compressed with gzip."""
 
     #: Zeros after it; gzip packs a thousand of them into one byte.
     megabytes: int = 0
@@ -137,7 +137,7 @@ class Gzipped(Fault):
 
 @attrs.frozen
 class Chunked(Fault):
-    """The right answer in chunks, without a Content-Length."""
+    """The normal response in chunks, without a Content-Length."""
 
     #: Text that follows in the same body.
     extra: str = ""
@@ -169,21 +169,21 @@ class Truncated(Fault):
 
 @attrs.frozen
 class Cut(Fault):
-    """The connection closes in the middle of the right answer."""
+    """The connection closes in the middle of the normal response."""
 
     after_bytes: int = 20
 
 
 @attrs.frozen
 class Huge(Fault):
-    """The right answer, followed by megabytes of blanks, without a Content-Length."""
+    """The normal response, followed by megabytes of blanks, without a Content-Length."""
 
     megabytes: int = 64
 
 
 @attrs.frozen
 class Words(Fault, on=_POLLS):
-    """The answer has these words for the state instead of the right ones."""
+    """The response has these words for the state instead of the normal ones."""
 
     #: For the outer field, `status`.
     status: str | None = None
@@ -198,20 +198,20 @@ class NoUrl(Fault, on=_POLLS):
 
 @attrs.frozen
 class FailureWithUrl(Fault, on=_POLLS):
-    """A failure and a video URL in the same answer (api-facts 3.4, rule 3)."""
+    """A failure and a video URL in the same response (api-facts 3.4, rule 3)."""
 
-    #: Whether the answer has a refund and a reason as well.
+    #: Whether the response has a refund and a reason as well.
     refunded: bool = False
 
 
 @attrs.frozen
 class Blank(Fault, on=_POLLS):
-    """The answer of a new task, with all fields empty (api-facts A2)."""
+    """The response of a new task, with all fields empty (api-facts A2)."""
 
 
 @attrs.frozen
 class Speaks(Fault, on=_SUBMITS | _POLLS):
-    """The answer comes in another dialect, or in one of `SHAPES`."""
+    """The response comes in another dialect, or in one of `SHAPES`."""
 
     dialect: str
 
@@ -249,7 +249,7 @@ class RefusesRange(Fault, on=_DOWNLOADS):
 
 @attrs.frozen
 class WithoutETag(Fault, on=_DOWNLOADS):
-    """The right answer without its ETag."""
+    """The normal response without its ETag."""
 
     #: Whether the Last-Modified header is kept.
     last_modified: bool = True
@@ -295,17 +295,17 @@ class SlowDownload(Fault, on=_DOWNLOADS):
 
 def known(name: str, *, accepted: bool | None = None) -> Answer:
     """
-    One of the answers in `KNOWN`.
+    One of the responses in `KNOWN`.
 
     Args:
         name: Its name there.
         accepted: Whether a task was created and charged first; None uses the value in `KNOWN`.
 
     Raises:
-        ValueError: `KNOWN` has no such answer.
+        ValueError: `KNOWN` has no response of this name.
     """
     if name not in KNOWN:
-        raise ValueError(f"name={name!r} is unknown; the known answers are: {', '.join(KNOWN)}")
+        raise ValueError(f"name={name!r} is unknown; the known responses are: {', '.join(KNOWN)}")
     one = KNOWN[name]
     made = one.accepted if accepted is None else accepted
     return Answer(one.status, one.body, one.content_type, one.headers, made, name)
@@ -416,7 +416,7 @@ def midjourney_error(status: int = 400, description: str = "quota_not_enough") -
 
 
 def html_page(status: int = 200, *, accepted: bool = False) -> Answer:
-    """The gateway's web page instead of an answer or a video."""
+    """The gateway's web page instead of a response or a video."""
     return Answer(status, _bodies.INDEX_PAGE, HTML, accepted=accepted)
 
 

@@ -1,8 +1,8 @@
 """
-The pytest plugin: a gateway and a client for a test, with virtual time and no way outside.
+The pytest plugin: a gateway and a client for each test, virtual time, and no other connections.
 
-Rule 1. Wherever the package is installed, every run of pytest imports this module. So it imports
-    only pytest, and everything else with the first test that uses a fixture.
+Rule 1. Where the package is installed, every pytest run imports this module. So it imports only
+    pytest, and everything else with the first test that uses a fixture.
 Rule 2. A test without our fixtures is not affected.
 """
 
@@ -103,7 +103,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """Fail a test that tried to leave this machine, even if its code hid the error."""
+    """Fail a test that tried to connect to another machine, even if its code hid the error."""
     lifecycle = item.stash.get(LIFECYCLE, None)
     try:
         yield

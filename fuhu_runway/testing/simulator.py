@@ -1,4 +1,4 @@
-"""The simulated gateway: its options, its lifecycle, and what tests plan and assert."""
+"""The simulated gateway: its options, its lifecycle, and methods to plan and assert."""
 
 import contextlib
 import os
@@ -33,14 +33,14 @@ from .faults import Fault, Planned, TooManyRequests, Where
 @attrs.define(kw_only=True, eq=False, repr=False)
 class Simulator:
     """
-    A whole gateway on this machine: no key, no cost, and nothing leaves loopback.
+    A simulated gateway on this machine: no key, no cost, and nothing leaves loopback.
 
     Tasks run by the loop's clock, *speed* times as fast, and are billed in points that are
     refunded when a task fails. Files are served from a second origin, like those of a CDN.
     Durations are simulated seconds; instants are seconds of the loop's clock.
 
-    With a state file it survives `kill -9`. Every accepted task is written there before its
-    submit is answered, and the next simulator with this file continues all of them, with the
+    With a state file it survives `kill -9`. Every accepted task is written there before the
+    response is sent, and the next simulator with this file continues all of them, with the
     same ids, files, endings, callbacks and points. While none ran, their time went on by the
     wall clock. Requests, polls, scripts and faults are not kept. The file contains prompts but
     no keys, and only one simulator may use it at a time.
@@ -68,14 +68,14 @@ class Simulator:
 
     #: The first account's key.
     api_key: str = "sk-simulated"
-    #: The points that account starts with; None is without limit.
+    #: The points that account starts with; None means no limit.
     points: float | None = attrs.field(default=100_000.0, validator=check)
     #: Points per task, or a function of the request's body.
     price: PerTask = attrs.field(default=price_of, validator=check)
 
-    #: The format of its answers: a name from `DIALECTS` or `SHAPES`, or "mixed", which varies.
+    #: The format of its responses: a name from `DIALECTS` or `SHAPES`, or "mixed", which varies.
     dialect: str = attrs.field(default="envelope", converter=_dialects.checked)
-    #: The format of its answers on the official routes.
+    #: The format of its responses on the official routes.
     official_dialect: str = attrs.field(default="official", converter=_dialects.checked)
     #: The HTTP method of the feed: "POST", "GET" or "any".
     feed_verb: FeedVerb = attrs.field(default="POST", validator=check)
@@ -88,11 +88,11 @@ class Simulator:
     #: The status for an empty account: gateways use both (api-facts 5.1).
     quota_status: Literal[401, 403] = attrs.field(default=403, validator=check)
 
-    #: Requests per second of the loop, for each key; None is no limit.
+    #: Requests per second of the loop, for each key; None means no limit.
     rate_limit: float | None = attrs.field(default=None, validator=check)
     #: How many requests that limit allows at once.
     burst: int = attrs.field(default=1, validator=check)
-    #: The answer to the others.
+    #: The response to requests above the limit.
     rate_limit_answer: TooManyRequests = attrs.field(factory=TooManyRequests)
 
     #: Where video URLs point: "cdn", "api", "relative" (to the API, without its origin), or
@@ -102,7 +102,7 @@ class Simulator:
     exact_links: bool = attrs.field(default=False, validator=check)
     #: The file of every task; None is the bundled clip, with the task's id at its end.
     video: bytes | None = None
-    #: How long a URL works before a poll returns a new one; None is no limit.
+    #: How long a URL works before a poll returns a new one; None means no limit.
     link_lifetime: float | None = attrs.field(default=None, validator=check)
     #: The status of an expired URL.
     expired_status: int = attrs.field(default=403, validator=check)
@@ -110,7 +110,7 @@ class Simulator:
     #: The share of requests, from 0 to 1, with a random fault that costs nothing (see `seed`).
     weather: float = attrs.field(default=0.0, validator=check)
 
-    #: How callbacks are delivered; None delivers none.
+    #: How callbacks are sent; None sends none.
     callbacks: Callbacks | None = attrs.field(factory=Callbacks)
     #: How many requests are remembered.
     log_limit: int = 100_000
@@ -172,7 +172,7 @@ class Simulator:
 
     def bind(self) -> None:
         """
-        Take both ports, so that the addresses are known before `start`; nothing answers yet.
+        Take both ports, so that the addresses are known before `start`; nothing is served yet.
 
         Raises:
             OSError: A port is taken.
@@ -331,7 +331,7 @@ class Simulator:
 
         Args:
             key: The key of its requests.
-            points: The points it starts with; None is without limit.
+            points: The points it starts with; None means no limit.
             name: Its name on the balance routes and in the state file, where a name keeps its
                 tasks from run to run. None counts: test_key, test_key_2 and so on.
 
@@ -374,7 +374,7 @@ class Simulator:
                 returns a bool: all such tasks. None: only the next task.
             takes: The time from the submit to the end; None uses the gateway's own.
             then: How it ends; with "stall" it never does.
-            dialect: The dialect of its answers; None uses the gateway's own.
+            dialect: The dialect of its responses; None uses the gateway's own.
             faults: What goes wrong with its submit, its polls or its download; made by
                 `faults.on("feed", ...)`.
             progress: The percents it reports in turn while it runs.
@@ -385,7 +385,7 @@ class Simulator:
             end_status: The word for its end in `status`; None uses the dialect's own.
             end_state: The same for `state`, or for the `status` of a nested task.
             hidden: How long the gateway says `task_not_exist` at first.
-            blank: How long all fields of its answers are empty at first.
+            blank: How long all fields of its responses are empty at first.
             url_after: How long after its success the URL appears; None means never.
         """
         script = Script(
@@ -417,7 +417,7 @@ class Simulator:
             where: The requests that it happens to.
             fault: What goes wrong: one of `fuhu_runway.testing.faults`.
             times: The number of requests that it happens to; None means all.
-            seconds: How long from now on it may happen; None is no limit.
+            seconds: How long from now on it may happen; None means no limit.
 
         Raises:
             ValueError: This fault cannot happen there.
@@ -433,7 +433,7 @@ class Simulator:
         """
         Forget everything, as between two tests: plans, tasks, requests, counts and further keys.
 
-        The first key gets its initial points, and pending callbacks are not delivered. No id is
+        The first key gets its initial points, and pending callbacks are not sent. No id is
         used twice, so that a wait for a forgotten task does not find another one.
 
         Raises:
@@ -503,7 +503,7 @@ class Simulator:
         return tuple(task.entry for task in self._store.tasks.values())
 
     def polls(self, task_id: str) -> int:
-        """Return how often the client polled one task, answered or not."""
+        """Return how often the client polled one task, with or without a response."""
         return self._store.tasks[task_id].polls
 
     @property
@@ -528,7 +528,7 @@ class Simulator:
 
     @property
     def balance(self) -> float | None:
-        """Return the points the first account has left; None without limit."""
+        """Return the points the first account has left; None means no limit."""
         self._store.settle()
         return self._store.accounts[self.api_key].points
 
@@ -541,7 +541,7 @@ class Simulator:
 
     @property
     def callbacks_delivered(self) -> int:
-        """Return how many callbacks were answered with a 2xx."""
+        """Return how many callbacks got a response with a 2xx."""
         return self._postman.delivered
 
     @property

@@ -306,7 +306,7 @@ def test_kinds_are_bounded() -> None:
 
 def test_a_learner_shows_what_it_knows() -> None:
     """Its repr names how many ends it saw of which kind, and no model of the user's."""
-    assert repr(Learner(PollPolicy())) == "<Learner of nothing yet>"
+    assert repr(Learner(PollPolicy())) == "<Learner without observations>"
     assert repr(taught(20)) == "<Learner TextToVideo: 20>"
 
 

@@ -535,7 +535,7 @@ async def test_a_known_answer_may_hide_a_task(caller: Caller) -> None:
 def test_an_unknown_known_answer_is_an_error() -> None:
     """The message lists the names."""
     with pytest.raises(
-        ValueError, match="name='x' is unknown; the known answers are: no_credits, "
+        ValueError, match="name='x' is unknown; the known responses are: no_credits, "
     ):
         faults.known("x")
 

@@ -1,1 +1,1 @@
-"""Control of a running simulator over HTTP."""
+"""The control API of a running simulator, over HTTP."""

@@ -1,5 +1,5 @@
 """
-Reads the JSON of a control request as the arguments of one of the simulator's functions.
+Read the JSON of a control request as the arguments of one of the simulator's functions.
 
 Rule 1. Names, types, defaults and help come from the function itself, and bounds from `BOUNDS`:
     a new fault can be planned as soon as `faults` has it.
@@ -24,7 +24,7 @@ from fuhu_runway.testing.faults import Fault, Planned
 
 
 class Rejected(Exception):
-    """A control request that is turned away; nothing was changed."""
+    """A control request was refused; nothing was changed."""
 
     def __init__(self, message: str, status: int = 400, **more: object) -> None:
         super().__init__(message)
@@ -40,7 +40,7 @@ def invalid(at: str, value: object, allowed: object, why: str = "is not valid") 
     return Rejected(f"{at} {why}", field=at, value="***" if at == "key" else shown, allowed=allowed)
 
 
-#: In place of a default: the field is required.
+#: Used as the default of a required field.
 REQUIRED: Final = inspect.Parameter.empty
 
 

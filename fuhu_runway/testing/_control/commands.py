@@ -1,5 +1,5 @@
 """
-The control API of a running simulator: its own methods as JSON, for programs in any language.
+The commands of the control API: the simulator's methods as JSON, for programs in any language.
 
 Rule 1. A control request is never counted, limited or subject to a fault.
 Rule 2. A request that names another host or comes from another origin is refused, since a web
@@ -44,7 +44,7 @@ class Control:
         app.router.add_route("*", f"{CONTROL}/{{path:.*}}", self.receive)
 
     async def receive(self, request: web.Request) -> web.Response:
-        """Run the command that *request* names, and return its answer or the error."""
+        """Run the command that *request* names, and return its response or the error."""
         try:
             _check_caller(request)
             command = _command(request.method, request.match_info.get("path", ""))
@@ -69,7 +69,7 @@ class Command:
     method: str
     path: str
     run: Run
-    #: The fields of the answer and their meaning, or the class of each of its rows.
+    #: The fields of the response and their meaning, or the class of each of its rows.
     answer: Mapping[str, str] | type
     #: The fields of the body, or of the query for a GET.
     fields: Fields
@@ -200,9 +200,9 @@ COUNTERS: Final = {
     "peak_requests": "The largest number of requests in flight at once.",
     "limited": "Requests that the rate limit refused.",
     "leaked": "Requests to the second origin that carried a key.",
-    "balance": "The points that the first account has left; null without limit.",
+    "balance": "The points that the first account has left; null means no limit.",
     "refunds": "The points refunded to all accounts.",
-    "callbacks_delivered": "Callbacks that were answered with a 2xx.",
+    "callbacks_delivered": "Callbacks that got a 2xx.",
     "callbacks_failed": "Callbacks that got another status or no response.",
     "scripts_waiting": "Scripts for a next task that has not been submitted yet.",
     "faults_waiting": "Faults that can still happen.",

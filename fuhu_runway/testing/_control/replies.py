@@ -1,5 +1,5 @@
 """
-The simulator's values as JSON, without keys.
+Write the simulator's values as JSON, without keys.
 
 Instants are simulated seconds since the first start; only the ledger, which outlives the
 process, has Unix seconds.

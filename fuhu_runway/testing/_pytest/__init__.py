@@ -1,1 +1,1 @@
-"""What the pytest plugin is made of."""
+"""The implementation of the pytest plugin."""

@@ -1,4 +1,4 @@
-"""The real time that a test may take: after it, the test is stopped and shows where it hangs."""
+"""The deadline of a test in real time: the test is stopped, and the error shows where it hangs."""
 
 import asyncio
 import contextlib
@@ -60,7 +60,7 @@ class Deadline:
             return False
         self._due = self.real_time() + AGAIN_AFTER
         tasks = asyncio.all_tasks(self.task.get_loop())
-        # The task itself comes first.
+        # The stack of the task itself is shown first.
         stacks = Counter(map(_stack_of, sorted(tasks, key=lambda one: one is not self.task)))
         self.report = (
             f"Not done after {self.seconds:g} real seconds, and stopped. Time was virtual and "

@@ -1,12 +1,12 @@
 """
-The guard of a test: stops and reports every connection that leaves this machine.
+Stop and report every connection of a test to another machine.
 
 Rule 1. Python's audit events report every socket, whichever library opened it. Libraries that use
     their own sockets in C are not seen.
 Rule 2. An audit hook cannot be removed, so there is one for the whole process. It is installed with
     the first guard, and does nothing while no guard is active.
 Rule 3. Each stopped attempt is recorded, so that it is reported even if the code hides the error.
-Rule 4. A thread that is older than the test, and not of a pool, does not work for the test. It is
+Rule 4. A thread that is older than the test, and not in a pool, does not work for the test. It is
     stopped as well, but the test does not fail.
 """
 
@@ -81,7 +81,7 @@ class Reach:
 
     host: str
     port: object
-    #: The name of its thread, if that is older than the test and not of a pool.
+    #: The name of its thread, if that is older than the test and not in a pool.
     stranger: str | None
 
     def __str__(self) -> str:
@@ -98,7 +98,7 @@ SHUT: Final = (
 
 @attrs.define(eq=False)
 class Guard:
-    """Stops everything but loopback and the hosts that one test allows."""
+    """Stop every connection except to loopback and the hosts that one test allows."""
 
     allowed: tuple[Host, ...] = ()
     #: Returns whether a port is that of the gateway, which is not running.

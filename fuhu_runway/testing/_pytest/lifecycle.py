@@ -1,5 +1,5 @@
 """
-The fixture lifecycle of one test: its options, its gateway, its client, and when they end.
+The fixture lifecycle of one test: its options, its gateway and its client.
 
 Rule 1. The ports are taken before anything runs, so that synchronous fixtures know the addresses.
 Rule 2. The gateway starts, and time becomes virtual, with the first asynchronous fixture or test
@@ -357,7 +357,7 @@ class Lifecycle:
         return own
 
     async def _running(self, own: asyncio.AbstractEventLoop | None) -> AsyncGenerator[None, None]:
-        # If the loop is closed first, it closes this generator, and that of the client as well.
+        # If the loop is closed first, it closes this generator, and that of the client.
         is_here = own is None or own is asyncio.get_running_loop()
         try:
             async with contextlib.AsyncExitStack() as stack:

@@ -1,4 +1,4 @@
-"""The unfinished work of other threads for an event loop, read from their variables."""
+"""Find the unfinished work of other threads for an event loop, from their variables."""
 
 import asyncio
 import concurrent.futures
@@ -13,7 +13,7 @@ from typing import Any, Final
 
 # Real seconds. Enough for a slow disk; a thread that takes longer may be waiting for the loop.
 LIMIT: Final = 5.0
-# Real seconds for a thread that holds the loop but none of its futures: it may never answer.
+# Real seconds for a thread that holds the loop but none of its futures: it may never respond.
 HOLDER_LIMIT: Final = 1.0
 
 # Real seconds before each jump for a thread to wake up. From Python 3.13 on, an item that a
@@ -41,8 +41,8 @@ def owed_to(loop: object) -> tuple[dict[object, float], float]:
     The second value is the time to wait after that, so that a thread can start further work.
 
     A worker such as anyio's or aiosqlite's takes a future of the loop out of a queue, works, and
-    answers by `call_soon_threadsafe`. So it owes something while its queue is not empty, while it
-    holds a pending future, or while it holds the loop to answer in another way. A thread with
+    responds by `call_soon_threadsafe`. So it owes something while its queue is not empty, while it
+    holds a pending future, or while it holds the loop to respond in another way. A thread with
     another loop, such as a server's, owes something while that loop is busy.
     """
     before: dict[int, tuple[FrameType, int]] = {}

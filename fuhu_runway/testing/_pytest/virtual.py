@@ -1,5 +1,5 @@
 """
-Virtual time: a loop's clock that jumps to the next timer as soon as nothing else can happen.
+Virtual time: a loop's clock jumps to the next timer as soon as nothing else can happen.
 
 Rule 1. Time jumps only after every callback has run, and while no socket of the loop is ready.
 Rule 2. Bytes in transit between two sockets of this machine are waited for, by sending a byte of
@@ -31,7 +31,7 @@ from .threads import LIMIT, owed_to
 
 # Real seconds that a test may take by default. If raised, hanging tests are reported later.
 DEADLINE: Final = 60.0
-# Real seconds between two checks of the threads; their answers wake the loop at once.
+# Real seconds between two checks of the threads; their responses wake the loop at once.
 TICK: Final = 0.002
 # Real seconds for a thread of a pool to start its work.
 PICK_UP: Final = 0.2
@@ -127,7 +127,7 @@ class VirtualClock:
     _real_time: Callable[[], float] = time.monotonic
     #: The loop's time minus the real time.
     _ahead: float = attrs.field(init=False)
-    #: The present instant; None while time is real.
+    #: The current instant; None while time is real.
     _now: float | None = None
     _was_virtual: bool = False
     #: Seconds that were jumped over.

@@ -1,1 +1,1 @@
-"""The simulated gateway."""
+"""The server of the simulated gateway."""

@@ -1,4 +1,4 @@
-"""The accounts: the points of each key, and its rate limit."""
+"""Accounts: the points and the rate limit of each key."""
 
 import math
 
@@ -40,7 +40,7 @@ class Account:
     name: str
     #: Empty for an account of an earlier run, until its key is added.
     key: str = attrs.field(default="", repr=False)
-    #: The points left; None is without limit.
+    #: The points left; None means no limit.
     points: float | None = None
     used: float = 0.0
     refunded: float = 0.0

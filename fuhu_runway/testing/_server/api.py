@@ -1,4 +1,4 @@
-"""The gateway's first origin: its routes, their keys, and their work."""
+"""The first origin, the API: its routes, their keys, and their responses."""
 
 from collections.abc import Callable
 from functools import partial
@@ -91,7 +91,7 @@ class Api:
         for action in REVERSE_ACTIONS:
             submit = Route("submit", "submit", partial(self._submit, action))
             self._add(app, "POST", f"{prefix}/pro/{action}", submit)
-        # Duomi, whose prefix the third one is, answers both verbs (api-facts 1.1).
+        # Duomi, whose prefix the third one is, accepts both verbs (api-facts 1.1).
         verb = "any" if prefix == PREFIXES[-1] else self.options.feed_verb
         poll = Route("feed", "feed", partial(self._poll, self.options.dialect))
         for one in ("POST", "GET") if verb == "any" else (verb,):
@@ -146,7 +146,7 @@ class Api:
         account = self._account(visit, self.options.key_style)
         task, clock = visit.task, self.store.clock
         now = clock.now()
-        # Nor is a task of another user found (api-facts 5.1).
+        # A task of another user is not found either (api-facts 5.1).
         if task is None or task.account is not account or task.age(now) < task.script.hidden:
             raise Refused(json_reply(_bodies.task_error("task_not_exist"), 400))
         urls = self.files.urls(task)
@@ -230,7 +230,7 @@ def _with_slash(visit: Visit, _fault: Fault | None) -> Reply:
 
 
 def _lost(visit: Visit, _fault: Fault | None) -> Reply:
-    """Return the answer to an unknown path (api-facts 2 H and 5.1)."""
+    """Return the response to an unknown path (api-facts 2 H and 5.1)."""
     path = visit.request.path
     if path.startswith(("/v1", "/api")):
         message = f"Invalid URL ({visit.request.method} {path})"

@@ -1,5 +1,5 @@
 """
-The gateway's answers that contain no task: errors, pages and balances.
+Responses that contain no task: errors, pages and balances.
 
 Literal JSON and text, copied only from the documentation (docs/reference/api-facts.md), so that a
 mistake in the client's tables is not repeated here.
@@ -78,7 +78,7 @@ def quota(accounts: list[Account], *, by_date: str | None = None) -> JsonObject:
     """
     Balance route 1: the whole user in dollars, with each of its keys.
 
-    `total_quota` is what is left: only with what was used is it a round sum in the sample.
+    `total_quota` is what is left: in the sample, only its sum with the used amount is round.
     """
     body: JsonObject = {
         "username": "example_user",

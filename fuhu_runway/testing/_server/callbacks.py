@@ -1,4 +1,4 @@
-"""Webhooks: the bare task, posted to `callback_url` at each change, on this machine only."""
+"""Send webhooks: the bare task, posted to `callback_url` at each change, on this machine only."""
 
 import asyncio
 import math
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
 
 @attrs.frozen(kw_only=True)
 class Callbacks:
-    """How the gateway delivers its callbacks."""
+    """How the gateway sends its callbacks."""
 
-    #: How often each callback is delivered.
+    #: How often each callback is sent.
     times: int = attrs.field(default=1, validator=attrs.validators.in_(range(1, 11)))
     #: The simulated seconds between a change and its callback.
     delay: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
     #: Whether every change is sent, or only the end.
     progress: bool = True
-    #: Whether each two callbacks of a task are swapped, so that the last two may be out of order.
+    #: Whether callbacks of a task are swapped in pairs, so that the last two may be out of order.
     disorder: bool = False
     #: Whether a page that is not JSON is posted to the same URL before each callback.
     garbage: bool = False
     #: The simulated seconds after the last callback of a task until all of them are sent a second
     #: time; None means never.
     again_after: float | None = None
-    #: The number of attempts for a callback that is not answered with a 2xx.
+    #: The number of attempts for a callback that does not get a 2xx.
     tries: int = attrs.field(default=1, validator=attrs.validators.in_(range(1, 11)))
     #: The simulated seconds between two attempts.
     retry_after: float = attrs.field(default=60.0, validator=attrs.validators.ge(0))
@@ -101,9 +101,9 @@ class Postman:
                 self.failed += 1
 
     async def _post(self, url: URL, body: str, kind: str, callbacks: Callbacks) -> bool:
-        """Send one callback, and return whether it was answered with a 2xx."""
+        """Send one callback, and return whether it got a 2xx."""
         if self._session is None:
-            # Limited, since a receiver that never answers would pile up connections.
+            # Limited, since a receiver that never responds would pile up connections.
             connector = aiohttp.TCPConnector(limit=20, force_close=True)
             timeout = aiohttp.ClientTimeout(total=5.0)
             self._session = aiohttp.ClientSession(connector=connector, timeout=timeout)

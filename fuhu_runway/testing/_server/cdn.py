@@ -1,4 +1,4 @@
-"""The files: one clip and its pictures per task, behind signed links on either origin."""
+"""Serve the files: one clip and its pictures per task, behind signed links on either origin."""
 
 from email.utils import formatdate
 from functools import cache, partial
@@ -30,7 +30,7 @@ def _resource(name: str) -> bytes:
 
 @attrs.define
 class Files:
-    """Serves the files, and signs the links to them."""
+    """Serve the files, and sign the links to them."""
 
     options: "Simulator"
     store: Store

@@ -1,4 +1,4 @@
-"""Checks of paid requests before they are accepted (api-facts 1.2 to 1.5, 5.1 and 6)."""
+"""Check paid requests before they are accepted (api-facts 1.2 to 1.5, 5.1 and 6)."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final

@@ -1,7 +1,7 @@
 """
-One task in every dialect of api-facts 2, as literal JSON.
+Write one task in every dialect of api-facts 2, as literal JSON.
 
-Each function takes a `Moment` and returns the body of one reply. Nothing is shared with the
+Each function takes a `Moment` and returns the body of one response. Nothing is shared with the
 client's tables: where the documentation contradicts itself, so do the dialects.
 """
 
@@ -29,7 +29,7 @@ class Words:
     new_api: str
     official: str
     luma: str
-    #: Api-facts 11: ezlinkai answers "succeed" to a submit.
+    #: Api-facts 11: ezlinkai sends "succeed" in response to a submit.
     unified: str
 
 
@@ -244,7 +244,7 @@ def official(moment: Moment) -> JsonObject:
 
 
 def luma(moment: Moment) -> JsonObject:
-    """Dialect C': luma-like (A14), the answer of some gateways to an official submit."""
+    """Dialect C': luma-like (A14), the response of some gateways to an official submit."""
     return {
         "id": moment.task_id,
         "prompt": "" if _nothing_yet(moment) else moment.prompt,
@@ -307,7 +307,7 @@ def checked(dialect: str) -> str:
 
 
 def render(moment: Moment, dialect: str, random: Random) -> tuple[bytes, str]:
-    """Return the body of the reply for *moment* in *dialect*, and its content type."""
+    """Return the body of the response for *moment* in *dialect*, and its content type."""
     if moment.blank:
         moment = Moment(task_id=moment.task_id, action=moment.action, prompt="", stage="submitted")
     if dialect in SHAPES:

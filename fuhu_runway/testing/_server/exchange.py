@@ -1,7 +1,7 @@
 """
-One request and its answer, and the faults that happen between them.
+Handle one request: its response, and the faults that happen to it.
 
-Faults of the connection happen here. A fault that changes the content of the answer is passed to
+Faults of the connection happen here. A fault that changes the content of the response is passed to
 the route's `work`.
 """
 
@@ -45,7 +45,7 @@ QUOTATIONS: Final[Mapping[str, Callable[[str], str]]] = {
 
 @attrs.frozen
 class Reply:
-    """One answer, and how it is sent."""
+    """One response, and how it is sent."""
 
     status: int
     body: bytes = attrs.field(repr=False)
@@ -66,7 +66,7 @@ def json_reply(body: object, status: int = 200) -> Reply:
 
 
 class Refused(Exception):
-    """The gateway refuses the request, with this reply."""
+    """The gateway refuses the request, with this response."""
 
     def __init__(self, reply: Reply) -> None:
         super().__init__(reply.status)
@@ -75,7 +75,7 @@ class Refused(Exception):
 
 @attrs.define
 class Visit:
-    """One request that is being answered."""
+    """One request that is being handled."""
 
     store: Store
     request: web.Request
@@ -85,13 +85,13 @@ class Visit:
     seen: Seen
     #: The task that it names, if it exists.
     task: SimulatedTask | None
-    #: Does the work of the route, with a fault that changes the content of the answer or None.
+    #: Does the work of the route, with a fault that changes the content of the response or None.
     work: Callable[["Visit", Fault | None], Reply]
     #: The task that it created and paid for.
     made: SimulatedTask | None = None
 
     def answer(self, fault: Fault | None = None) -> Reply:
-        """Do the work and return the answer: the right one, or with *fault* in it."""
+        """Do the work and return the response: the normal one, or one with *fault*."""
         self.store.settle()
         try:
             return self.work(self, fault)
@@ -108,7 +108,7 @@ class Visit:
         return web.Response()
 
     def write(self, raw: bytes) -> None:
-        """Send *raw* past aiohttp."""
+        """Send *raw*, bypassing aiohttp."""
         if self.request.transport is not None:
             self.request.transport.write(raw)
 
@@ -141,7 +141,7 @@ class Visit:
 
 @singledispatch
 async def enact(fault: Fault | None, visit: Visit) -> web.StreamResponse:
-    """Answer *visit*, with *fault* in it; by default one that leaves the connection alone."""
+    """Respond to *visit*, with *fault*; by default one that leaves the connection alone."""
     match fault:
         case faults.Answer():
             if fault.accepted:

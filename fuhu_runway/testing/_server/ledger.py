@@ -1,5 +1,5 @@
 """
-Assertions about the gateway, which show the ledger with its deviations marked.
+Assertions about the tasks, whose errors show the ledger with its deviations marked.
 
 Their errors contain prompts.
 """

@@ -1,4 +1,4 @@
-"""What an option of the simulator or a field of a fault may be, read from its annotation."""
+"""Check the options of the simulator and the fields of faults by their annotations."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping

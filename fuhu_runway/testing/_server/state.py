@@ -2,8 +2,8 @@
 The state file: one line of JSON for each event, which outlives the process.
 
 Rule 1. A line is valid only if it ends with a newline. A truncated last line is discarded.
-Rule 2. A task is written before its answer is sent, the answer afterwards. So the file has each
-    task that a client can know of, and each answer in the file has left the process.
+Rule 2. A task is recorded before its response is sent, the response afterwards. So the file has
+    each task that a client can know of, and each response in the file has left the process.
 Rule 3. The operating system has a line before it takes effect, so it survives the end of the
     process, even by `kill -9`, but not a power failure.
 Rule 4. Lines are only appended, by one simulator at a time.
@@ -75,7 +75,7 @@ class Accepted(Record):
 
 @attrs.frozen(kw_only=True)
 class Answered(Record):
-    """The whole answer to a task's submit was handed to the socket."""
+    """The whole response to a task's submit was handed to the socket."""
 
     task_id: str
     status: int
@@ -109,13 +109,13 @@ class LedgerEntry:
     prompt: str = attrs.field(repr=False)
     #: When it was accepted, in Unix seconds by the wall clock.
     accepted_at: float
-    #: The HTTP status of the answer, if the whole answer was handed to the socket.
+    #: The HTTP status of the response, if the whole response was handed to the socket.
     status: int | None = None
 
     @property
     def answered(self) -> bool:
         """
-        Return whether the whole answer was handed to the socket.
+        Return whether the whole response was handed to the socket.
 
         If so, the client may or may not have received it. If not, it may have received a part of
         it, or all of it if the process was killed right after sending it.

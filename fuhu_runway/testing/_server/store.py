@@ -35,7 +35,7 @@ def prompt_of(body: Body) -> str:
     prompt = body.get("prompt") or body.get("promptText")
     if not isinstance(prompt, str):
         return ""
-    # JSON may hold half of a surrogate pair, which cannot be encoded in an answer.
+    # JSON may hold half of a surrogate pair, which cannot be encoded in a response.
     return prompt.encode(errors="replace").decode()
 
 
@@ -89,7 +89,7 @@ class Rule:
     plans: Plans = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        # Kept with the rule: a refused submit is retried with the same prompt.
+        # Kept here: a refused submit is retried with the same prompt.
         self.plans = Plans([one for one in self.script.faults if one.where == "submit"])
 
     def fits(self, body: Body) -> bool:
@@ -108,7 +108,7 @@ class Link:
     token: str = attrs.field(repr=False)
     #: In simulated seconds; None means never.
     expires_at: float | None = None
-    #: The HTTP status that a dead link answers with; None while it is alive.
+    #: The HTTP status for a dead link; None while it is alive.
     dead: int | None = None
 
     def is_alive(self, now: float) -> bool:
@@ -252,7 +252,7 @@ class Seen:
     task_id: str | None = None
     #: The name of its fault.
     fault: str | None = None
-    #: The HTTP status of the answer; None if none was sent.
+    #: The HTTP status of the response; None if none was sent.
     status: int | None = None
 
 
@@ -410,7 +410,7 @@ class Store:
         return task
 
     def answered(self, task: SimulatedTask, status: int) -> None:
-        """Record that the whole answer to the submit of *task* was sent."""
+        """Record that the whole response to the submit of *task* was sent."""
         now = self.clock.now()
         self.state.append(
             Answered(at=time.time(), instant=now, task_id=task.task_id, status=status)

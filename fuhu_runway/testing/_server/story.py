@@ -1,5 +1,5 @@
 """
-How a simulated task changes over time, from the submit to its end.
+Compute how a simulated task changes over time, from the submit to its end.
 
 Pure: functions of a script and an age in simulated seconds; nothing here reads a clock.
 """
@@ -68,7 +68,7 @@ class Script:
 
 @attrs.frozen(kw_only=True)
 class Moment:
-    """One task at one instant: everything that a reply in any dialect can contain."""
+    """One task at one instant: everything that a response in any dialect can contain."""
 
     task_id: str
     action: str
@@ -92,7 +92,7 @@ class Moment:
     #: Words for its state instead of the dialect's own.
     status_word: str | None = None
     state_word: str | None = None
-    #: Whether the reply contains the id alone.
+    #: Whether the response contains the id alone.
     blank: bool = False
 
     def with_urls(self, urls: tuple[str, str, str]) -> "Moment":
@@ -108,7 +108,7 @@ def steps(script: Script) -> list[float]:
 
 
 def changes(script: Script) -> list[float]:
-    """Return every age at which an answer changes, and a webhook is due."""
+    """Return every age at which a response changes, and a webhook is due."""
     ages = steps(script)
     if script.ends_after is not None:
         ages.append(script.takes)

@@ -1,4 +1,4 @@
-"""Receives each request: logs it, picks the fault planned for it, and answers."""
+"""Receive each request: log it, pick the fault planned for it, and respond."""
 
 import asyncio
 import json
@@ -20,8 +20,8 @@ from .weather import WEATHER
 # Pictures may come as data URIs in the official format.
 MAX_BODY_BYTES: Final = 20 * 1024 * 1024
 
-# Real seconds for the answers in flight when the gateway closes. Hanging ones have been woken by
-# now, so only a client that does not read its answer is cut off.
+# Real seconds for the responses in flight when the gateway closes. Hanging ones have been woken by
+# now, so only a client that does not read its response is cut off.
 GRACE: Final = 0.1
 
 HEADERS: Final = (
@@ -50,7 +50,7 @@ class Route:
 
 @attrs.define
 class Reception:
-    """Receives every request to both origins."""
+    """Receive every request to both origins."""
 
     store: Store
     #: The largest number of requests in flight at once.
@@ -63,7 +63,7 @@ class Reception:
         self._random = Random(f"weather {seed}")  # noqa: S311 - the same for the same seed
 
     async def receive(self, route: Route, request: web.Request) -> web.StreamResponse:
-        """Answer *request*, with the fault that is planned for it."""
+        """Respond to *request*, with the fault that is planned for it."""
         try:
             return await self._receive(route, request)
         except Exception as error:
@@ -103,10 +103,10 @@ class Reception:
             response = await enact(fault, visit)
             await self._hand_over(visit, response)
         except ConnectionError:
-            # The client disconnected before it had read the whole answer.
+            # The client disconnected before it had read the whole response.
             return visit.drop(reset=True)
         except asyncio.CancelledError:
-            # The client does not read its answer, and the gateway is closing.
+            # The client does not read its response, and the gateway is closing.
             visit.drop(reset=True)
             raise
         finally:
@@ -114,7 +114,7 @@ class Reception:
         return response
 
     async def _hand_over(self, visit: Visit, response: web.StreamResponse) -> None:
-        """Send the answer to a paid request, and record that it was sent."""
+        """Send the response to a paid request, and record that it was sent."""
         transport = visit.request.transport
         if visit.made is None or transport is None or transport.is_closing():
             return
@@ -124,7 +124,7 @@ class Reception:
         self.store.answered(visit.made, response.status)
 
     async def aclose(self) -> None:
-        """Wait `GRACE` for the answers in flight, and cancel the rest."""
+        """Wait `GRACE` for the responses in flight, and cancel the rest."""
         if not self._answering:
             return
         _, late = await asyncio.wait(self._answering, timeout=GRACE)

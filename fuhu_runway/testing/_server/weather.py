@@ -1,4 +1,4 @@
-"""The faults that `Simulator.weather` picks from, by the kind of the request."""
+"""The faults that `Simulator.weather` picks from, by kind of request."""
 
 from collections.abc import Mapping
 from typing import Final

@@ -1,7 +1,7 @@
 """
-Answers of gateways, proxies and networks in practice, documented or not, as literal text.
+Responses seen from gateways, proxies and networks, documented or not, as literal text.
 
-`SHAPES` are answers about a task, and may be used as dialects. `KNOWN` are answers without a task.
+`SHAPES` are responses about a task, and may be used as dialects; `KNOWN` are those without a task.
 """
 
 from typing import Final
@@ -15,7 +15,7 @@ HTML: Final = "text/html; charset=utf-8"
 @attrs.frozen
 class Shape:
     """
-    One way to answer about a task.
+    One way to respond about a task.
 
     Its text may contain $id, $answer for the envelope, $data for its `data`, $rest for $data
     without braces and id, $text for $data as JSON in a string, $official for an official task
@@ -107,7 +107,7 @@ SHAPES: Final[dict[str, Shape]] = {
         content_type="application/json; charset=gbk",
         encoding="gb18030",
     ),
-    # Other answers to a poll.
+    # Other responses to a poll.
     "data_url": Shape(
         "New-API's later relay: the URL is in `data.url`, a reason in `data.error`.",
         '{"code":"success","message":"","data":{"task_id":"$id","status":"$state","url":$url,'
@@ -139,7 +139,7 @@ DOCS: Final = "https://docs.dev.runwayml.com/api"
 
 @attrs.frozen
 class Known:
-    """One answer that is the same for every request."""
+    """One response that is the same for every request."""
 
     status: int
     body: str = ""
