@@ -558,8 +558,8 @@ def result_row(outcome: "Outcome") -> dict[str, Any]:
 
 async def _make_all(file: Path, order: Order, place: Place, screen: Lines) -> int:
     """Submit, follow and save everything that was not done before."""
-    from fuhu_runway.downloads import check_folder  # noqa: PLC0415  (aiohttp, as above)
     from fuhu_runway.inputs import read_items  # noqa: PLC0415  (as above)
+    from fuhu_runway.paths import check_folder  # noqa: PLC0415  (aiohttp, as above)
 
     order.check()
     state_file = order.out / STATE_NAME

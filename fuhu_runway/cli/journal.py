@@ -172,7 +172,7 @@ def _existing(path: Path) -> Path:
 
 async def _fetch_all(path: Path, out: Path, timeout: float, place: Place, screen: Lines) -> int:
     """Save the clip of every task that a journal knows to be paid for."""
-    from fuhu_runway.downloads import check_folder  # noqa: PLC0415  (aiohttp, as above)
+    from fuhu_runway.paths import check_folder  # noqa: PLC0415  (aiohttp, as above)
 
     check_positive("timeout", timeout)
     state_file = _existing(path).parent / STATE_NAME

@@ -132,7 +132,7 @@ class Saving:
 
     def check(self, prompt: str | None) -> None:
         """Raise unless the clip can be waited for and saved; called before it is paid."""
-        from fuhu_runway.downloads import check_target  # noqa: PLC0415  (aiohttp, which --help can do without)
+        from fuhu_runway.paths import check_target  # noqa: PLC0415  (aiohttp, which --help can do without)
 
         check_positive("timeout", self.timeout)
         # The id is not known yet, so that a name made of it cannot be taken.
@@ -142,7 +142,7 @@ class Saving:
     def path(self, prompt: str | None, task_id: str) -> Path:
         """Return where the clip of a task goes."""
         from fuhu_runway.batch import encodable  # noqa: PLC0415  (as above)
-        from fuhu_runway.downloads import safe_name  # noqa: PLC0415
+        from fuhu_runway.paths import safe_name  # noqa: PLC0415
 
         if self.output is not None:
             return self.output
@@ -460,7 +460,7 @@ async def _go_on(
     task_id: str, saving: Saving, talk: Talk, errand: Errand, *, official: bool
 ) -> None:
     """Wait and save, for a task that was paid before."""
-    from fuhu_runway.downloads import check_target  # noqa: PLC0415  (aiohttp, which --help can do without)
+    from fuhu_runway.paths import check_target  # noqa: PLC0415  (aiohttp, which --help can do without)
 
     saving.check(None)
     task = errand.client.task(task_id, official=official)

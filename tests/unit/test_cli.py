@@ -271,7 +271,7 @@ def test_wait_minds_a_file_that_is_there(run: Run, gateway: Elsewhere) -> None:
     done = run("generate", PROMPT)
     again = run("wait", done.task_id)
     assert again.code == 2
-    assert "exists already" in again.err
+    assert "already exists" in again.err
     assert run("wait", done.task_id, "--force").code == 0
 
 
@@ -411,7 +411,7 @@ def test_json_of_a_balance(run: Run, gateway: Elsewhere) -> None:
         (["generate", PROMPT, "--timeout", "0"], "--timeout is 0."),
         (["generate", PROMPT, "--timeout", "nan"], "--timeout is nan"),
         (["generate", PROMPT, "--timeout", "inf"], "--timeout is inf"),
-        (["generate", PROMPT, "-o", "there.mp4"], "'there.mp4' exists already"),
+        (["generate", PROMPT, "-o", "there.mp4"], "'there.mp4' already exists"),
         (["generate", PROMPT, "-o", "folder"], "'folder' is a folder"),
         (["generate", PROMPT, "-o", "nowhere/clip.mp4"], "no folder 'nowhere'"),
         (["generate", PROMPT, "-o", f"{'x' * 300}.mp4"], "Nothing can be written"),
@@ -431,7 +431,7 @@ def test_json_of_a_balance(run: Run, gateway: Elsewhere) -> None:
         (["act", VIDEO, IMAGE, "--motion-multiplier", "9"], "from 1 to 5"),
         (["wait", ""], "The task id is empty"),
         (["wait", " "], "The task id is empty"),
-        (["wait", "some-task", "-o", "there.mp4"], "'there.mp4' exists already"),
+        (["wait", "some-task", "-o", "there.mp4"], "'there.mp4' already exists"),
         (["wait", "some-task", "--timeout", "-1"], "--timeout is -1"),
         (["feed", ""], "The task id is empty"),
     ],
@@ -633,7 +633,7 @@ def test_a_name_taken_meanwhile_is_told_as_what_it_is(
     monkeypatch.setattr(make.Errand, "accept", accept_and_lose_the_name)
     done = run("generate", PROMPT, "-o", "kitten.mp4")
     assert done.code == 5
-    assert "exists already. The clip exists and is paid for." in done.err
+    assert "already exists. The clip exists and is paid for." in done.err
     assert done.advice[1:3] == ["wait", done.task_id]
     assert Path("kitten.mp4").read_text() == "mine"
 
