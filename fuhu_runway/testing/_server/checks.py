@@ -140,7 +140,8 @@ def _holds(body: Body, path: str, check: str | Callable[[Body], bool]) -> bool:
 
 def problem(action: str, body: Body, *, strict: bool) -> Reply | None:
     """Return the refusal of *body*, or None if it is accepted."""
-    if action != "act_one" and not FITS["text"](body.get("model")):
+    has_model = action not in {"act_one", "aleph"}
+    if has_model and not FITS["text"](body.get("model")):
         message = "model name is required"
         return json_reply(_bodies.openai_error(message, type="invalid_request_error"), 400)
     official = action in OFFICIAL_ACTIONS
