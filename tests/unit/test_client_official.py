@@ -159,7 +159,7 @@ async def test_an_official_task_is_official_after_a_restart(
         task = await client.submit(request_, custom_id="one")
         assert client.journal is not None
         (job,) = await client.journal.jobs()
-    assert (job.endpoint, job.state) == (type(request_).__name__, JobState.SUBMITTED)
+    assert (job.endpoint, job.state) == (type(request_).__name__, JobState.ACCEPTED)
     assert "marked" not in repr(job)
     assert b"marked" not in path.read_bytes()
     async with quick_client(gateway, journal=path) as client:
