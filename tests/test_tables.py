@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import attrs
 import pytest
-from support.samples import SUBMITS, Sample, asking, reader_of, samples
+from support.samples import SUBMITS, Sample, reader_of, request_to, samples
 
 from fuhu_runway import Client, errors
 from fuhu_runway._http.retry import MAY_REPEAT
@@ -126,9 +126,9 @@ async def test_each_endpoint_has_a_route_in_the_simulator(
     """The simulator, which shares no table with the client, answers each endpoint."""
     async with Simulator() as simulator:
         submit = "official_image_to_video" if row.name == "official_task" else "text_to_video"
-        task = await exchanged(session, asking(submit, at(simulator), key=OWN_KEY))
+        task = await exchanged(session, request_to(submit, at(simulator), key=OWN_KEY))
         assert isinstance(task, TaskRecord)
-        request = asking(row.name, at(simulator), task.task_id, OWN_KEY)
+        request = request_to(row.name, at(simulator), task.task_id, OWN_KEY)
         assert isinstance(await exchanged(session, request), Balance if row.route else TaskRecord)
         assert simulator.leaked == ()
 
@@ -141,10 +141,10 @@ async def test_each_gateway_has_a_route_in_the_simulator(
     styles: Mapping[KeyStyle, Any] = {KeyStyle.BEARER: "bearer", KeyStyle.BODY: "any"}
     async with Simulator(key_style=styles[row.key_style]) as simulator:
         for name in SUBMITS:
-            record = await exchanged(session, asking(name, at(simulator, row), key=OWN_KEY))
+            record = await exchanged(session, request_to(name, at(simulator, row), key=OWN_KEY))
             assert isinstance(record, TaskRecord)
             poll = "official_task" if name.startswith("official") else "feed"
-            request = asking(poll, at(simulator, row), record.task_id, OWN_KEY)
+            request = request_to(poll, at(simulator, row), record.task_id, OWN_KEY)
             seen = await exchanged(session, request)
             assert isinstance(seen, TaskRecord)
             assert seen.task_id == record.task_id

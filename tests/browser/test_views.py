@@ -35,7 +35,7 @@ async def test_a_clip_plays_and_a_task_shows_its_progress(
     (tmp_path / "my clips").mkdir()
     await clip.download("my clips/a kitten.mp4")
     views += [clip._repr_html_(), task_view("t-1", record(progress=0.42), age=72.0)]
-    seen, asked = await look_at(views, tmp_path, tmp_path / "profile")
+    seen, requests = await look_at(views, tmp_path, tmp_path / "profile")
 
     streamed, saved = seen["videos"]
     assert streamed["source"] == clip.video_url
@@ -48,7 +48,7 @@ async def test_a_clip_plays_and_a_task_shows_its_progress(
         assert video["name"] == f"Clip {clip.id}"
     assert seen["bars"] == [{"position": 0.42, "name": "Progress of task t-1"}]
     assert seen["views"][2]["text"].split("\n")[0] == "Running · 42% · for 1 min 12 s"
-    assert set(asked) == {"/", "/my clips/a kitten.mp4", "/seen"}
+    assert set(requests) == {"/", "/my clips/a kitten.mp4", "/seen"}
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -81,9 +81,9 @@ async def test_a_hostile_gateway_injects_nothing(tmp_path: Path) -> None:
     ]
     address = f"javascript:{SIGN}"
     views.append(clip_view("t-1", record(state=TaskState.SUCCEEDED, video_url=address), None))
-    seen, asked = await look_at([*plain, *views], tmp_path, tmp_path / "profile")
+    seen, requests = await look_at([*plain, *views], tmp_path, tmp_path / "profile")
     assert seen["injected"] is None
-    assert asked == ["/", "/seen"]
+    assert requests == ["/", "/seen"]
     expected = [view["tags"] for view in seen["views"][:3]]
     found = [view["tags"] for view in seen["views"][3:]]
     assert found == expected * len(HOSTILE) + expected[2:]

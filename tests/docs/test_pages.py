@@ -66,8 +66,8 @@ def test_each_command_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_each_public_name_is_described() -> None:
     """Every exported name is in the reference."""
     pages = ROOT.glob("docs/reference/*.md")
-    told = "\n".join(page.read_text(encoding="utf-8") for page in pages)
-    described = set(re.findall(r"^\.\. (?:auto|py:)\w+:: (fuhu_runway[\w.]*)$", told, re.MULTILINE))
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    described = set(re.findall(r"^\.\. (?:auto|py:)\w+:: (fuhu_runway[\w.]*)$", text, re.MULTILINE))
     assert {f"fuhu_runway.{name}" for name in fuhu_runway.__all__} <= described
 
 

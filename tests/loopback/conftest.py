@@ -24,7 +24,7 @@ async def gateway() -> AsyncIterator[Simulator]:
 
 
 @pytest.fixture(autouse=True)
-async def nothing_is_told_or_left(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
+async def nothing_is_leaked_or_left(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
     """Check the log of the whole test at DEBUG, and that no asyncio task is left."""
     caplog.set_level(logging.DEBUG)
     before = others()

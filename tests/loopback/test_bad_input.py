@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 from support.clients import QUICK_RETRY, quick_client
-from support.secrets import told
+from support.secrets import secrets_in
 from support.servers import free_port, raw_server, reply
 
 from fuhu_runway import Client
@@ -47,7 +47,7 @@ async def ending(client: Client, call: str) -> RunwayError:
     """Return the error that a call raises, which contains no secret."""
     with pytest.raises(RunwayError) as caught:
         await CALLS[call](client)
-    assert told(caught.value, SECRETS) == []
+    assert secrets_in(caught.value, SECRETS) == []
     return caught.value
 
 
@@ -135,9 +135,9 @@ async def test_a_base_url_with_a_path(path: str) -> None:
 )
 async def test_an_unknown_id(gateway: Simulator, runway: Client, task_id: str) -> None:
     """Any text stays one id, and an unknown id is `NotFound`."""
-    for look in (runway.feed, runway.official.feed):
+    for poll in (runway.feed, runway.official.feed):
         with pytest.raises(NotFound) as caught:
-            await look(task_id)
+            await poll(task_id)
         assert caught.value.task_id == task_id
     with pytest.raises(NotFound):
         await runway.task(task_id).wait(timeout=10)
@@ -210,5 +210,5 @@ async def test_a_gateway_that_does_not_answer(gateway: Simulator, fault: faults.
 async def _caught(call: Awaitable[Any]) -> RunwayError:
     with pytest.raises(RunwayError) as caught:
         await call
-    assert told(caught.value, SECRETS) == []
+    assert secrets_in(caught.value, SECRETS) == []
     return caught.value

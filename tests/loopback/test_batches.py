@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from support.clients import QUICK_POLLS, QUICK_RETRY, Ear, quick_client
+from support.clients import QUICK_POLLS, QUICK_RETRY, EventRecorder, quick_client
 from support.clock import until
-from support.secrets import told
+from support.secrets import secrets_in
 from support.servers import reply
 
 from fuhu_runway import Client
@@ -223,17 +223,17 @@ async def test_no_more_points_are_spent_than_allowed() -> None:
 
 async def test_saving_overlaps_with_waiting(gateway: Simulator, clips: Path) -> None:
     """While one file trickles in, the tasks of other jobs are polled and their clips saved."""
-    ear = Ear()
+    recorder = EventRecorder()
     source = prompts(6)
     gateway.script(source[0], faults=[faults.on("download", faults.Hang(after_bytes=100))])
-    async with quick_client(gateway, hooks=[ear]) as client:
+    async with quick_client(gateway, hooks=[recorder]) as client:
         outcomes = client.generate_many(source, in_flight=2, download_to=clips)
         async with aclosing(outcomes):
             for _ in range(5):
                 outcome = await anext(outcomes)
                 assert outcome.index != 0
                 assert outcome.path is not None
-    assert {event.task_id for event in ear.all(TaskPolled)} >= {
+    assert {event.task_id for event in recorder.all(TaskPolled)} >= {
         task.task_id for task in gateway.tasks
     }
 
@@ -342,7 +342,7 @@ async def test_one_odd_address_is_one_outcome(clips: Path, journal: Path, addres
     (odd,) = [outcome for outcome in outcomes if outcome.error]
     assert odd.task_id == "t-2"
     assert isinstance(odd.error, RunwayError)
-    assert told(odd.error, [address]) == []
+    assert secrets_in(odd.error, [address]) == []
     assert len(names_in(clips)) == 11
     assert (await states(journal)).count(JobState.SAVED) == 11
 
@@ -351,7 +351,7 @@ async def test_one_odd_address_is_one_outcome(clips: Path, journal: Path, addres
 async def routed_server(answer: Callable[[bytes, bytes], bytes]) -> AsyncIterator[str]:
     """Serve what *answer* makes of the head and the body of each request."""
 
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -362,7 +362,7 @@ async def routed_server(answer: Callable[[bytes, bytes], bytes]) -> AsyncIterato
                 await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 

@@ -5,9 +5,9 @@ from statistics import mean
 from typing import Final
 
 import pytest
-from support.clients import Ear
+from support.clients import EventRecorder
 from support.clock import until
-from support.receivers import House, behind_a_proxy, receiving
+from support.receivers import WebhookApp, behind_a_proxy, receiving
 
 from fuhu_runway import Client
 from fuhu_runway.errors import SubmissionInDoubt, TaskFailed
@@ -30,16 +30,18 @@ def simulator(callbacks: Callbacks | None = None, **options: object) -> Simulato
     return Simulator(takes=TAKES, api_key=KEY, callbacks=callbacks, **options)
 
 
-def client_of(gateway: Simulator, house: House, **options: object) -> Client:
+def client_of(gateway: Simulator, webhook_app: WebhookApp, **options: object) -> Client:
     """Return a client with everything at its defaults, and the receiver of an app."""
-    return Client(gateway.api_key, base_url=gateway.base_url, callbacks=house.receiver, **options)
+    return Client(
+        gateway.api_key, base_url=gateway.base_url, callbacks=webhook_app.receiver, **options
+    )
 
 
 #: A look that happens to come between an end and its webhook proves that webhooks are slow.
 STEADY: Final = PollPolicy(jitter=0)
 
 
-async def lag_of(client: Client, gateway: Simulator) -> float:
+async def delay_of(client: Client, gateway: Simulator) -> float:
     """Make one clip, and give how long it lay about, in seconds."""
     task = await client.generate(PROMPT)
     await task.wait()
@@ -52,15 +54,15 @@ async def lag_of(client: Client, gateway: Simulator) -> float:
 async def test_a_webhook_ends_the_wait_and_saves_polls() -> None:
     """The first task is polled at the normal pace; from the second on one poll is enough."""
     async with (
-        receiving(PATH) as house,
+        receiving(PATH) as webhook_app,
         simulator(Callbacks()) as gateway,
-        client_of(gateway, house) as client,
+        client_of(gateway, webhook_app) as client,
     ):
-        lags = [await lag_of(client, gateway) for _ in range(4)]
+        lags = [await delay_of(client, gateway) for _ in range(4)]
         polls = [gateway.polls(task.task_id) for task in gateway.tasks]
     assert max(lags) < SOON
     assert polls[1:] == [2, 2, 2]  # the net at 60 s, and the webhook at 100 s
-    assert house.receiver.answers == {204: gateway.callbacks_delivered}
+    assert webhook_app.receiver.answers == {204: gateway.callbacks_delivered}
 
 
 UNRULY: Final = {
@@ -79,11 +81,11 @@ UNRULY: Final = {
 async def test_unruly_webhooks_do_no_harm(callbacks: Callbacks) -> None:
     """Each wait returns its clip within moments, with fewer polls than without webhooks."""
     async with (
-        receiving(PATH) as house,
+        receiving(PATH) as webhook_app,
         simulator(callbacks) as gateway,
-        client_of(gateway, house, polling=STEADY) as client,
+        client_of(gateway, webhook_app, polling=STEADY) as client,
     ):
-        lags = [await lag_of(client, gateway) for _ in range(3)]
+        lags = [await delay_of(client, gateway) for _ in range(3)]
         await asyncio.sleep(30)
         polls = [gateway.polls(task.task_id) for task in gateway.tasks]
     assert max(lags) < SOON + callbacks.stutter
@@ -97,44 +99,44 @@ async def test_late_webhooks_cost_no_time() -> None:
     """What comes half a minute after the end is of no use, and nothing is left to it."""
     callbacks = Callbacks(delay=30.0)
     async with (
-        receiving(PATH) as house,
+        receiving(PATH) as webhook_app,
         simulator(callbacks) as gateway,
-        client_of(gateway, house) as client,
+        client_of(gateway, webhook_app) as client,
     ):
-        lags = [await lag_of(client, gateway) for _ in range(5)]
+        lags = [await delay_of(client, gateway) for _ in range(5)]
         await asyncio.sleep(60)
     assert max(lags) < ORDINARY
-    assert house.receiver.answers[204] == gateway.callbacks_delivered > 0
+    assert webhook_app.receiver.answers[204] == gateway.callbacks_delivered > 0
 
 
 @pytest.mark.usefixtures("virtual")
 async def test_webhooks_that_never_come_cost_no_time() -> None:
     """A gateway that posts nothing is polled as ever, and after five ends a warning says so."""
-    ear = Ear()
+    recorder = EventRecorder()
     async with (
-        receiving(PATH) as house,
+        receiving(PATH) as webhook_app,
         simulator() as gateway,
-        client_of(gateway, house, hooks=[ear]) as client,
+        client_of(gateway, webhook_app, hooks=[recorder]) as client,
     ):
-        lags = [await lag_of(client, gateway) for _ in range(7)]
+        lags = [await delay_of(client, gateway) for _ in range(7)]
     assert max(lags) < ORDINARY
-    assert ear.all(CallbacksMissing) == [CallbacksMissing(5)]
+    assert recorder.all(CallbacksMissing) == [CallbacksMissing(5)]
 
 
 @pytest.mark.usefixtures("virtual")
 async def test_webhooks_that_stop_cost_one_interval_of_the_safety_net() -> None:
     """The safety net finds the first missed end; after it, tasks are polled at the normal pace."""
     async with (
-        receiving(PATH, safety_net=45.0) as house,
+        receiving(PATH, safety_net=45.0) as webhook_app,
         simulator(Callbacks()) as gateway,
-        client_of(gateway, house) as client,
+        client_of(gateway, webhook_app) as client,
     ):
-        assert await lag_of(client, gateway) < SOON
-        house.is_deaf = True
-        first = await lag_of(client, gateway)
-        later = [await lag_of(client, gateway) for _ in range(3)]
-        house.is_deaf = False
-        again = [await lag_of(client, gateway) for _ in range(3)]
+        assert await delay_of(client, gateway) < SOON
+        webhook_app.drops_webhooks = True
+        first = await delay_of(client, gateway)
+        later = [await delay_of(client, gateway) for _ in range(3)]
+        webhook_app.drops_webhooks = False
+        again = [await delay_of(client, gateway) for _ in range(3)]
     assert first < 50
     assert max(later) < ORDINARY
     assert max(again) < SOON
@@ -143,9 +145,9 @@ async def test_webhooks_that_stop_cost_one_interval_of_the_safety_net() -> None:
 @pytest.mark.usefixtures("virtual")
 async def test_a_failure_ends_the_wait_as_well() -> None:
     """A webhook of a failure ends the wait with the feed's own words."""
-    async with receiving(PATH) as house, simulator(Callbacks(progress=False)) as gateway:
+    async with receiving(PATH) as webhook_app, simulator(Callbacks(progress=False)) as gateway:
         gateway.script(then="fail")
-        async with client_of(gateway, house) as client:
+        async with client_of(gateway, webhook_app) as client:
             task = await client.generate(PROMPT)
             with pytest.raises(TaskFailed) as caught:
                 await task.wait()
@@ -163,37 +165,37 @@ async def test_a_failure_ends_the_wait_as_well() -> None:
 async def test_a_proxy_may_change_the_path(outside: str, inside: str) -> None:
     """Whatever prefix a proxy takes away or adds, the webhooks wake their waits."""
     async with (
-        behind_a_proxy(outside, inside) as house,
+        behind_a_proxy(outside, inside) as webhook_app,
         simulator(Callbacks()) as gateway,
-        client_of(gateway, house) as client,
+        client_of(gateway, webhook_app) as client,
     ):
-        assert await lag_of(client, gateway) < SOON
-    assert len(house.posted) == gateway.callbacks_delivered > 0
-    assert all(path.startswith(f"{outside}/") for path, _ in house.posted)
+        assert await delay_of(client, gateway) < SOON
+    assert len(webhook_app.posted) == gateway.callbacks_delivered > 0
+    assert all(path.startswith(f"{outside}/") for path, _ in webhook_app.posted)
 
 
 @pytest.mark.usefixtures("virtual")
 async def test_a_batch_looks_hardly_more_often_than_it_has_jobs() -> None:
     """Each of a hundred jobs ends within moments, and most are polled twice."""
-    ear = Ear()
-    async with receiving(PATH) as house, simulator(Callbacks()) as gateway:
+    recorder = EventRecorder()
+    async with receiving(PATH) as webhook_app, simulator(Callbacks()) as gateway:
         gateway.script(lambda _body: True, takes=70)
-        async with client_of(gateway, house, hooks=[ear]) as client:
+        async with client_of(gateway, webhook_app, hooks=[recorder]) as client:
             prompts = [f"{PROMPT} {number}" for number in range(100)]
             outcomes = [one async for one in client.generate_many(prompts, in_flight=10)]
         polls = [gateway.polls(task.task_id) for task in gateway.tasks]
     assert all(outcome.clip for outcome in outcomes)
     assert mean(polls[10:]) <= 2.2
     assert gateway.submitted == 100
-    assert len({event.task_id for event in ear.all(CallbackReceived)}) == 100
+    assert len({event.task_id for event in recorder.all(CallbackReceived)}) == 100
 
 
 @pytest.mark.usefixtures("virtual")
 async def test_updates_yield_each_change() -> None:
     """A reader of updates gets every change when its webhook comes."""
-    async with receiving(PATH) as house, simulator(Callbacks(), dialect="new_api") as gateway:
+    async with receiving(PATH) as webhook_app, simulator(Callbacks(), dialect="new_api") as gateway:
         gateway.script(progress=(0, 50))
-        async with client_of(gateway, house) as client:
+        async with client_of(gateway, webhook_app) as client:
             task = await client.generate(PROMPT)
             began = asyncio.get_running_loop().time()
             seen = [
@@ -208,10 +210,10 @@ async def test_updates_yield_each_change() -> None:
 @pytest.mark.usefixtures("virtual")
 async def test_a_lost_response_is_found_by_the_first_webhook() -> None:
     """A submit in doubt is an error at once, and a task in hand as soon as the gateway posts."""
-    ear = Ear()
-    async with receiving(PATH) as house, simulator(Callbacks()) as gateway:
+    recorder = EventRecorder()
+    async with receiving(PATH) as webhook_app, simulator(Callbacks()) as gateway:
         gateway.fault("submit", faults.drop_after_accepting())
-        async with client_of(gateway, house, hooks=[ear]) as client:
+        async with client_of(gateway, webhook_app, hooks=[recorder]) as client:
             with pytest.raises(SubmissionInDoubt):
                 await client.generate(PROMPT)
             await until(lambda: client.unfinished)
@@ -219,15 +221,15 @@ async def test_a_lost_response_is_found_by_the_first_webhook() -> None:
             clip = await task.wait()
         assert clip.id == gateway.tasks[0].task_id
         assert gateway.submitted == 1
-        assert ear.all(SubmissionFound) == [SubmissionFound("text_to_video", clip.id)]
+        assert recorder.all(SubmissionFound) == [SubmissionFound("text_to_video", clip.id)]
 
 
 @pytest.mark.usefixtures("virtual")
 async def test_an_answer_that_hangs_is_made_up_for() -> None:
     """A submit whose response never comes returns the task that a webhook named."""
-    async with receiving(PATH) as house, simulator(Callbacks()) as gateway:
+    async with receiving(PATH) as webhook_app, simulator(Callbacks()) as gateway:
         gateway.fault("submit", faults.Hang(accepted=True))
-        async with client_of(gateway, house) as client:
+        async with client_of(gateway, webhook_app) as client:
             task = await client.generate(PROMPT)
             clip = await task.wait()
         assert clip.id == gateway.tasks[0].task_id

@@ -6,7 +6,7 @@ from typing import Any
 import anyio
 import pytest
 from support import programs
-from support.clients import Ear, others, quick_client
+from support.clients import EventRecorder, others, quick_client
 from support.clock import settle, until
 
 from fuhu_runway import Client, Task
@@ -19,7 +19,7 @@ PROMPT = "a marked kitten"
 #: In simulated seconds: a fifth of a second, long enough to be cancelled in.
 A_WHILE = 200.0
 #: The task goes on for this many polls, however long each of them takes.
-SOME_LOOKS = [faults.on("feed", faults.Blank(), times=12)]
+SOME_POLLS = [faults.on("feed", faults.Blank(), times=12)]
 
 
 async def cancel(work: "asyncio.Task[Any]") -> None:
@@ -49,15 +49,15 @@ async def test_a_submit_that_waits_for_its_turn(gateway: Simulator) -> None:
 async def test_a_submit_in_flight(gateway: Simulator) -> None:
     """Its id is waited for at the close, and its clip can be had: nothing paid is lost."""
     gateway.fault("submit", faults.Slow(A_WHILE))
-    ear = Ear()
-    async with quick_client(gateway, hooks=[ear]) as client:
+    recorder = EventRecorder()
+    async with quick_client(gateway, hooks=[recorder]) as client:
         submitting = asyncio.create_task(client.generate(PROMPT))
         await until(lambda: gateway.submitted)
         await cancel(submitting)
         assert client.unfinished == ()
     [task] = client.unfinished
     assert [one.task_id for one in gateway.tasks] == [task.id]
-    [event] = ear.all(SubmissionUnclaimed)
+    [event] = recorder.all(SubmissionUnclaimed)
     assert (event.task_id, event.error) == (task.id, None)
     async with client:
         clip = await task.wait(timeout=10)
@@ -96,15 +96,15 @@ async def test_submits_in_a_group_that_fails(gateway: Simulator) -> None:
 async def test_a_submit_in_its_pause(gateway: Simulator) -> None:
     """Cancelled between two sendings it stays refused, and closing waits for nothing."""
     gateway.fault("submit", faults.TooManyRequests(60), times=None)
-    ear = Ear()
-    async with quick_client(gateway, hooks=[ear]) as client:
+    recorder = EventRecorder()
+    async with quick_client(gateway, hooks=[recorder]) as client:
         submitting = asyncio.create_task(client.generate(PROMPT))
-        await until(lambda: ear.all(RetryScheduled))
+        await until(lambda: recorder.all(RetryScheduled))
         await settle()
         await cancel(submitting)
     assert (gateway.submitted, len(gateway.requests), client.unfinished) == (0, 1, ())
-    assert ear.all(SubmissionUnclaimed) == []
-    [event] = ear.all(SubmissionFailed)
+    assert recorder.all(SubmissionUnclaimed) == []
+    [event] = recorder.all(SubmissionFailed)
     assert (event.error, event.fate) == ("CancelledError", Fate.UNSENT)
 
 
@@ -156,7 +156,7 @@ async def test_a_close_in_a_scope_of_anyio_that_is_cancelled(gateway: Simulator)
 
 async def test_a_wait(gateway: Simulator) -> None:
     """A cancelled wait ends alone: the task goes on, and another wait gets the clip."""
-    gateway.script(faults=SOME_LOOKS)
+    gateway.script(faults=SOME_POLLS)
     async with quick_client(gateway) as client:
         task = await client.generate(PROMPT)
         leaver = asyncio.create_task(task.wait())
@@ -168,7 +168,7 @@ async def test_a_wait(gateway: Simulator) -> None:
 
 async def test_a_wait_with_a_deadline_around_it(gateway: Simulator) -> None:
     """`asyncio.timeout` around a wait leaves the task awaitable, as the wait's own timeout does."""
-    gateway.script(faults=SOME_LOOKS)
+    gateway.script(faults=SOME_POLLS)
     async with quick_client(gateway) as client:
         task = await client.generate(PROMPT)
         with pytest.raises(TimeoutError):
@@ -205,13 +205,13 @@ async def test_a_reader_of_updates(gateway: Simulator) -> None:
     gateway.script(lambda _body: True, takes=3600)
     async with quick_client(gateway) as client:
         task = await client.generate(PROMPT)
-        heard: list[Any] = []
-        following = asyncio.create_task(task.wait(on_update=heard.append))
-        await until(lambda: heard)
+        received: list[Any] = []
+        following = asyncio.create_task(task.wait(on_update=received.append))
+        await until(lambda: received)
         await cancel(following)
         assert "<Poller 0 tasks>" in repr(client)
-        another = asyncio.create_task(task.wait(on_update=heard.append))
-        await until(lambda: len(heard) > 1)
+        another = asyncio.create_task(task.wait(on_update=received.append))
+        await until(lambda: len(received) > 1)
     with pytest.raises(WaitAbandoned):
         await another
 

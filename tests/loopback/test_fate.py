@@ -4,9 +4,9 @@ from typing import Any
 
 import aiohttp
 import pytest
-from support.clients import QUICK_RETRY, Ear, quick_client, without_pauses
+from support.clients import QUICK_RETRY, EventRecorder, quick_client, without_pauses
 from support.clock import RecordingClock
-from support.secrets import told
+from support.secrets import secrets_in
 from support.servers import free_port
 
 from fuhu_runway import Client
@@ -60,7 +60,7 @@ async def refusal(client: Client, kind: type[RunwayError]) -> RunwayError:
     """Return the error that a submit raises, which contains no secret."""
     with pytest.raises(kind) as caught:
         await client.generate(PROMPT)
-    assert told(caught.value, SECRETS) == []
+    assert secrets_in(caught.value, SECRETS) == []
     return caught.value
 
 
@@ -74,9 +74,11 @@ async def test_a_lost_answer_is_one_job_in_doubt(
 ) -> None:
     """If the answer is lost, one request was sent, one job exists, and it is in doubt."""
     gateway.fault("submit", fault, times=None)
-    ear, session = Ear(), aiohttp.ClientSession() if borrowed else None
+    recorder, session = EventRecorder(), aiohttp.ClientSession() if borrowed else None
     timeouts = Timeouts(read=0.05) if isinstance(fault, faults.Hang) else Timeouts()
-    async with quick_client(gateway, hooks=[ear], timeouts=timeouts, session=session) as client:
+    async with quick_client(
+        gateway, hooks=[recorder], timeouts=timeouts, session=session
+    ) as client:
         error = await refusal(client, SubmissionInDoubt)
         if session is not None:
             await session.close()
@@ -84,7 +86,7 @@ async def test_a_lost_answer_is_one_job_in_doubt(
     assert len(gateway.requests) == 1
     assert type(error.__cause__) is cause
     assert "may have been accepted" in str(error)
-    assert ear.all(RetryScheduled) == []
+    assert recorder.all(RetryScheduled) == []
 
 
 @pytest.mark.parametrize(
@@ -112,12 +114,12 @@ async def test_a_5xx_without_a_job_is_in_doubt_too(gateway: Simulator, status: i
 
 async def test_a_refused_connection_is_retried_and_then_raised() -> None:
     """After all attempts of the policy it is `NotSent`, and nothing was charged."""
-    ear = Ear()
+    recorder = EventRecorder()
     address = f"http://127.0.0.1:{free_port()}"
-    async with Client("sk-marked", base_url=address, retry=QUICK_RETRY, hooks=[ear]) as client:
+    async with Client("sk-marked", base_url=address, retry=QUICK_RETRY, hooks=[recorder]) as client:
         error = await refusal(client, NotSent)
     assert "Nothing was charged" in str(error)
-    assert [event.attempt for event in ear.all(RetryScheduled)] == [1, 2, 3, 4]
+    assert [event.attempt for event in recorder.all(RetryScheduled)] == [1, 2, 3, 4]
 
 
 async def test_a_gateway_that_comes_back_gets_the_job_once(gateway: Simulator) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from support.clients import QUICK_POLLS, QUICK_RETRY, quick_client
-from support.secrets import chain, in_frames, told
+from support.secrets import chain, in_frames, secrets_in
 from support.servers import free_port, raw_server, reply
 
 from fuhu_runway import Client
@@ -52,7 +52,7 @@ async def test_no_frame_of_a_failed_call_holds_a_secret(call: Call, answer: byte
     async with raw_server(answer, closes=True) as server, _client(server.url) as client:
         with pytest.raises(RunwayError) as caught:
             await call(client)
-    assert told(caught.value, SECRETS) == in_frames(caught.value, SECRETS) == []
+    assert secrets_in(caught.value, SECRETS) == in_frames(caught.value, SECRETS) == []
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
@@ -61,7 +61,7 @@ async def test_no_frame_of_an_unsent_call_holds_a_secret(call: Call) -> None:
     async with _client(f"http://127.0.0.1:{free_port()}") as client:
         with pytest.raises(RunwayError) as caught:
             await call(client)
-    assert told(caught.value, SECRETS) == in_frames(caught.value, SECRETS) == []
+    assert secrets_in(caught.value, SECRETS) == in_frames(caught.value, SECRETS) == []
 
 
 def _client(url: str) -> Client:
@@ -86,7 +86,7 @@ async def test_no_frame_of_a_wrong_call_holds_a_secret(gateway: Simulator, call:
     async with quick_client(gateway) as client:
         with pytest.raises(UsageError) as caught:
             await call(client)
-    assert told(caught.value, SECRETS) == in_frames(caught.value, SECRETS) == []
+    assert secrets_in(caught.value, SECRETS) == in_frames(caught.value, SECRETS) == []
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_no_frame_of_a_client_that_is_not_made_holds_the_key(arguments: dict[str
     """Whatever is wrong with which argument."""
     with pytest.raises(UsageError) as caught:
         Client(**{"api_key": KEY, **arguments})
-    assert told(caught.value, SECRETS) == in_frames(caught.value, SECRETS) == []
+    assert secrets_in(caught.value, SECRETS) == in_frames(caught.value, SECRETS) == []
 
 
 @pytest.mark.parametrize("path", ["clip.mp4", "no/such/folder.mp4"])
@@ -120,7 +120,7 @@ async def test_no_frame_of_a_download_holds_the_address(
         with pytest.raises(RunwayError) as caught:
             await done.download(tmp_path / path)
         secrets = [*SECRETS, done.video_url]
-    assert told(caught.value, secrets) == in_frames(caught.value, secrets) == []
+    assert secrets_in(caught.value, secrets) == in_frames(caught.value, secrets) == []
 
 
 async def test_an_error_keeps_what_it_was_raised_amid() -> None:

@@ -5,7 +5,7 @@ import itertools
 from typing import Any
 
 import pytest
-from support.clients import Ear, quick_client
+from support.clients import EventRecorder, quick_client
 
 from fuhu_runway import Client
 from fuhu_runway.hooks import PaceChanged, PaceHeld, PaceRecovered
@@ -83,8 +83,8 @@ async def test_only_the_refused_request_waits_for_retry_after() -> None:
 @pytest.mark.usefixtures("virtual")
 async def test_if_everything_is_refused_all_wait_for_retry_after() -> None:
     """While every request is refused for half a minute, one tries at a time; then all go on."""
-    ear = Ear()
-    async with Simulator() as gateway, client_of(gateway, hooks=[ear]) as client:
+    recorder = EventRecorder()
+    async with Simulator() as gateway, client_of(gateway, hooks=[recorder]) as client:
         await submit_many(client, 20)
         gateway.fault("submit", TooManyRequests(retry_after=30.0), times=21)
         await asyncio.sleep(10)
@@ -95,8 +95,8 @@ async def test_if_everything_is_refused_all_wait_for_retry_after() -> None:
         assert len(tries) <= 20
         assert min(tries) >= refused[0] + 30.0 - 0.01
         assert gateway.submitted == 40
-        assert ear.all(PaceHeld)
-        assert ear.all(PaceRecovered)
+        assert recorder.all(PaceHeld)
+        assert recorder.all(PaceRecovered)
 
 
 @pytest.mark.usefixtures("virtual")
@@ -137,14 +137,14 @@ async def test_stray_refusals_cost_little() -> None:
 @pytest.mark.usefixtures("virtual")
 async def test_a_limit_that_is_found_is_reported() -> None:
     """A gateway that allows five a second makes the client report about five a second."""
-    ear = Ear()
+    recorder = EventRecorder()
     async with (
         Simulator(rate_limit=5.0, burst=5) as gateway,
-        client_of(gateway, hooks=[ear]) as client,
+        client_of(gateway, hooks=[recorder]) as client,
     ):
         await submit_many(client, 100)
         assert gateway.submitted == 100
-    assert 3.0 < ear.all(PaceChanged)[-1].rate < 7.5
+    assert 3.0 < recorder.all(PaceChanged)[-1].rate < 7.5
 
 
 @pytest.mark.usefixtures("virtual")

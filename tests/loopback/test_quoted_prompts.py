@@ -1,6 +1,6 @@
 import pytest
 from support.clients import quick_client
-from support.secrets import told
+from support.secrets import secrets_in
 
 from fuhu_runway.errors import Unauthorized
 from fuhu_runway.testing import Simulator, faults
@@ -16,7 +16,7 @@ async def test_a_refused_poll_does_not_quote_the_prompt(gateway: Simulator) -> N
         gateway.fault("feed", faults.error(403, f"not allowed to see: {PROMPT}"), times=None)
         with pytest.raises(Unauthorized, match="not allowed to see") as caught:
             await task.wait(timeout=10)
-    assert told(caught.value, ["marked"]) == []
+    assert secrets_in(caught.value, ["marked"]) == []
 
 
 @pytest.mark.parametrize("where", ["balance", "feed"])
@@ -29,4 +29,4 @@ async def test_other_refusals_do_not_quote_the_prompt_either(
         gateway.fault(where, faults.error(403, f"not now: {PROMPT}"), times=None)
         with pytest.raises(Unauthorized, match="not now") as caught:
             await (client.balance() if where == "balance" else client.feed(task.id))
-    assert told(caught.value, ["marked"]) == []
+    assert secrets_in(caught.value, ["marked"]) == []

@@ -9,9 +9,9 @@ from typing import Any
 import attrs
 import pytest
 from support import programs
-from support.clients import QUICK_RETRY, Ear, quick_client, without_pauses
+from support.clients import QUICK_RETRY, EventRecorder, quick_client, without_pauses
 from support.clock import until
-from support.secrets import told
+from support.secrets import secrets_in
 
 from fuhu_runway import GATEWAYS, Client, Clip, PollPolicy
 from fuhu_runway.errors import ClipMissing, DownloadIncomplete, DownloadRefused, UsageError
@@ -91,8 +91,8 @@ async def test_the_file_is_whole_in_the_end(
     gateway: Simulator, tmp_path: Path, sequence: list[Fault]
 ) -> None:
     """After any fault it has every byte of one version; no other file and no key leaks."""
-    target, ear = tmp_path / "clip.mp4", Ear()
-    async with a_clip(quick_client(gateway, hooks=[ear])) as clip:
+    target, recorder = tmp_path / "clip.mp4", EventRecorder()
+    async with a_clip(quick_client(gateway, hooks=[recorder])) as clip:
         for fault in sequence:
             gateway.fault("download", fault)
         await clip.download(target)
@@ -101,7 +101,7 @@ async def test_the_file_is_whole_in_the_end(
     assert mark is not None
     assert mark[1].decode() == clip.id
     assert mark[2] == (b"002" if any(isinstance(f, faults.Changed) for f in sequence) else b"001")
-    assert ear.all(DownloadFinished) == [DownloadFinished(clip.id, len(saved))]
+    assert recorder.all(DownloadFinished) == [DownloadFinished(clip.id, len(saved))]
     assert not (tmp_path / "clip.mp4.part").exists()
     assert not (tmp_path / "clip.mp4.part.json").exists()
     assert (gateway.leaked, gateway.submitted) == ((), 1)
@@ -109,15 +109,15 @@ async def test_the_file_is_whole_in_the_end(
 
 async def test_a_break_is_resumed(gateway: Simulator, tmp_path: Path) -> None:
     """The second request has Range and If-Range, and gets a 206."""
-    ear = Ear()
-    async with a_clip(quick_client(gateway, hooks=[ear])) as clip:
+    recorder = EventRecorder()
+    async with a_clip(quick_client(gateway, hooks=[recorder])) as clip:
         gateway.fault("download", faults.Cut(9000))
         await clip.download(tmp_path / "clip.mp4")
     first, second = downloads(gateway)
     assert "Range" not in first.headers
     assert (second.headers["Range"], second.status) == ("bytes=9000-", 206)
     assert second.headers["If-Range"].startswith('"')
-    assert [event.resumed_at_bytes for event in ear.all(DownloadStarted)] == [0, 9000]
+    assert [event.resumed_at_bytes for event in recorder.all(DownloadStarted)] == [0, 9000]
 
 
 REFUSED: dict[str, Fault] = {
@@ -136,7 +136,7 @@ async def test_a_refused_download_leaves_no_file(
         with pytest.raises(DownloadRefused) as caught:
             await clip.download(tmp_path / "clip.mp4")
     assert caught.value.task_id == clip.id
-    assert told(caught.value, SECRETS) == []
+    assert secrets_in(caught.value, SECRETS) == []
     assert list(tmp_path.iterdir()) == []  # noqa: ASYNC240
     assert gateway.leaked == ()
 
@@ -171,7 +171,7 @@ async def test_a_clip_that_never_appears(gateway: Simulator, tmp_path: Path, fau
         with pytest.raises(DownloadIncomplete, match="not at its URL") as caught:
             await clip.download(tmp_path / "clip.mp4")
     assert caught.value.task_id == clip.id
-    assert told(caught.value, SECRETS) == []
+    assert secrets_in(caught.value, SECRETS) == []
     assert list(tmp_path.iterdir()) == []  # noqa: ASYNC240
     assert len(downloads(gateway)) >= QUICK_RETRY.attempts
     assert gateway.leaked == ()
@@ -194,7 +194,7 @@ async def test_trouble_that_stays(gateway: Simulator, tmp_path: Path) -> None:
         with pytest.raises(DownloadIncomplete) as caught:
             await clip.download(target)
     assert caught.value.received_bytes == 9000
-    assert told(caught.value, SECRETS) == []
+    assert secrets_in(caught.value, SECRETS) == []
     assert (tmp_path / "clip.mp4.part").stat().st_size == 9000
     assert not target.exists()
 
@@ -301,8 +301,8 @@ async def test_a_program_that_is_killed(tmp_path: Path) -> None:
 
 async def test_attempts_are_counted(gateway: Simulator, tmp_path: Path) -> None:
     """A URL that never works is requested as often as the policy allows."""
-    ear = Ear()
-    async with a_clip(quick_client(gateway, hooks=[ear])) as clip:
+    recorder = EventRecorder()
+    async with a_clip(quick_client(gateway, hooks=[recorder])) as clip:
         gateway.fault("download", faults.server_error(503), times=None)
         with pytest.raises(DownloadIncomplete):
             await clip.download(tmp_path / "clip.mp4")

@@ -4,9 +4,9 @@ from typing import Any
 
 import attrs
 import pytest
-from support.clients import QUICK_POLLS, Ear, quick_client
+from support.clients import QUICK_POLLS, EventRecorder, quick_client
 from support.clock import until
-from support.secrets import told
+from support.secrets import secrets_in
 from support.servers import raw_server, reply
 
 from fuhu_runway import Client, Task
@@ -61,7 +61,7 @@ async def test_every_dialect_ends_in_its_failure(
         with pytest.raises(TaskFailed) as caught:
             await task.wait(timeout=10)
     assert caught.value.task_id == task.id
-    assert told(caught.value, SECRETS) == []
+    assert secrets_in(caught.value, SECRETS) == []
     # The numeric envelope has one code for every bad end, and luma one word.
     assert isinstance(caught.value, kind) or kind is TaskCanceled
 
@@ -115,7 +115,7 @@ async def test_polls_that_keep_failing_end_at_the_deadline(gateway: Simulator) -
             await task.wait(timeout=0.2)
     assert type(caught.value.__cause__).__name__ == "GatewayDown"
     assert caught.value.task_id == task.id
-    assert told(caught.value, SECRETS) == []
+    assert secrets_in(caught.value, SECRETS) == []
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ async def test_a_hopeless_error_ends_a_wait_at_once(
     errors = [wait.exception() for wait in waits]
     assert [type(error) for error in errors] == [kind] * 3
     assert gateway.polls(task.id) == 1
-    assert [told(error, SECRETS) for error in errors if error] == [[]] * 3
+    assert [secrets_in(error, SECRETS) for error in errors if error] == [[]] * 3
 
 
 async def test_a_task_that_is_hidden_at_first(gateway: Simulator) -> None:
@@ -188,25 +188,25 @@ async def test_an_unknown_status_is_reported_once(
 ) -> None:
     """It is not an end, and many answers with it are one event."""
     gateway.script(then="stall", faults=[on("feed", fault, times=None)])
-    ear = Ear()
-    async with quick_client(gateway, hooks=[ear]) as client:
+    recorder = EventRecorder()
+    async with quick_client(gateway, hooks=[recorder]) as client:
         task = await client.generate(PROMPT)
         waiting = asyncio.create_task(task.wait(timeout=30))
-        await until(lambda: len(ear.all(TaskPolled)) > 3)
+        await until(lambda: len(recorder.all(TaskPolled)) > 3)
         assert not waiting.done()
         waiting.cancel()
-    assert ear.all(UnknownWordSeen) == [UnknownWordSeen(task.id, word)]
-    assert {event.state for event in ear.all(TaskPolled)} == {TaskState.UNKNOWN}
+    assert recorder.all(UnknownWordSeen) == [UnknownWordSeen(task.id, word)]
+    assert {event.state for event in recorder.all(TaskPolled)} == {TaskState.UNKNOWN}
 
 
 async def test_a_contradiction_is_reported_once(gateway: Simulator) -> None:
     """A failure's word beside a clip's address is a clip, and one event (api-facts 3.4, rule 3)."""
     gateway.script(faults=[on("feed", faults.FailureWithUrl(), times=None)])
-    ear = Ear()
-    async with quick_client(gateway, hooks=[ear]) as client:
+    recorder = EventRecorder()
+    async with quick_client(gateway, hooks=[recorder]) as client:
         clip = await (await client.generate(PROMPT)).wait(timeout=10)
     assert clip.video_url
-    assert len(ear.all(ContradictionSeen)) == 1
+    assert len(recorder.all(ContradictionSeen)) == 1
 
 
 async def test_a_failure_that_was_refunded_is_one(gateway: Simulator) -> None:
@@ -226,20 +226,20 @@ async def test_many_waits_for_one_task_poll_as_often_as_one(gateway: Simulator) 
         handles = [task, *(client.task(task.id) for _ in range(9))]
         clips = await asyncio.gather(*(handle.wait(timeout=10) for handle in handles * 5))
     assert {clip.id for clip in clips} == {task.id}
-    looks = [seen.at for seen in gateway.requests if seen.where == "feed"]
+    instants = [seen.at for seen in gateway.requests if seen.where == "feed"]
     least = QUICK_POLLS.first * QUICK_POLLS.factor * 0.9
-    assert all(later - earlier > least for earlier, later in pairwise(looks))
+    assert all(later - earlier > least for earlier, later in pairwise(instants))
 
 
 async def test_many_tasks_at_once(gateway: Simulator) -> None:
     """A hundred tasks end in a hundred clips, with each event of an end emitted once."""
-    ear = Ear()
-    async with quick_client(gateway, hooks=[ear]) as client:
+    recorder = EventRecorder()
+    async with quick_client(gateway, hooks=[recorder]) as client:
         tasks = await asyncio.gather(*(client.generate(f"{PROMPT} {n}") for n in range(100)))
         clips = await asyncio.gather(*(task.wait(timeout=30) for task in tasks))
     assert [clip.id for clip in clips] == [task.id for task in tasks]
-    assert len({event.task_id for event in ear.all(TaskSettled)}) == 100
-    assert len(ear.all(TaskSettled)) == 100
+    assert len({event.task_id for event in recorder.all(TaskSettled)}) == 100
+    assert len(recorder.all(TaskSettled)) == 100
     assert gateway.duplicates == ()
 
 
@@ -264,13 +264,13 @@ async def _submit(client: Client) -> Any:
 async def test_a_gateway_that_restarts_loses_no_clip(gateway: Simulator) -> None:
     """Closed in the middle of a wait and opened again, it still returns the clip."""
     gateway.script(takes=60)
-    ear = Ear()
-    async with quick_client(gateway, hooks=[ear]) as client:
+    recorder = EventRecorder()
+    async with quick_client(gateway, hooks=[recorder]) as client:
         task = await client.generate(PROMPT)
         waiting = asyncio.create_task(task.wait(timeout=30))
-        await until(lambda: ear.all(TaskPolled))
+        await until(lambda: recorder.all(TaskPolled))
         await gateway.aclose()
-        await until(lambda: len(ear.all(PollFailed)) > 3)
+        await until(lambda: len(recorder.all(PollFailed)) > 3)
         assert not waiting.done()
         await gateway.start()
         assert (await waiting).id == task.id
@@ -279,16 +279,16 @@ async def test_a_gateway_that_restarts_loses_no_clip(gateway: Simulator) -> None
 async def test_changes_are_reported_as_they_come(gateway: Simulator) -> None:
     """Progress only grows, the end comes last, and `on_update` gets what `updates` yields."""
     gateway.script(takes=200, progress=(0, 25, 50, 75))
-    heard: list[Any] = []
+    received: list[Any] = []
     async with quick_client(gateway) as client:
         task = await client.generate(PROMPT)
-        waiting = asyncio.create_task(task.wait(timeout=30, on_update=heard.append))
+        waiting = asyncio.create_task(task.wait(timeout=30, on_update=received.append))
         followed = [record async for record in task.updates(timeout=30)]
         clip = await waiting
-    assert followed[-1] == heard[-1] == clip.record
+    assert followed[-1] == received[-1] == clip.record
     progress = [record.progress or 0.0 for record in followed]
     assert progress == sorted(progress)
-    assert followed == heard
+    assert followed == received
 
 
 async def test_a_clip_fails_in_the_same_words_everywhere(gateway: Simulator) -> None:
@@ -305,15 +305,15 @@ async def test_the_same_answer_makes_no_new_record() -> None:
     """A poll whose response is the same as the one before keeps the record; a status counts too."""
     running = b'{"task_id": "t-1", "status": "RUNNING"}'
     answers = [reply(running)] * 3 + [reply(running, "500 Internal Server Error")]
-    ear = Ear()
+    recorder = EventRecorder()
     async with raw_server(*answers) as server:
-        client = Client("sk-1", base_url=server.url, polling=QUICK_POLLS, hooks=[ear])
+        client = Client("sk-1", base_url=server.url, polling=QUICK_POLLS, hooks=[recorder])
         async with client:
             task = client.task("t-1")
             waiting = asyncio.ensure_future(task.wait())
             await until(lambda: task.record is not None)
             first = task.record
-            await until(lambda: any(isinstance(event, PollFailed) for event in ear.heard))
+            await until(lambda: any(isinstance(event, PollFailed) for event in recorder.events))
             waiting.cancel()
-    assert [type(event) for event in ear.heard].count(TaskPolled) == 3
+    assert [type(event) for event in recorder.events].count(TaskPolled) == 3
     assert task.record is first

@@ -77,13 +77,13 @@ class JournalMachine(RuleBasedStateMachine):
             row.submissions += to is JobState.SUBMITTING
 
     @rule(task_id=task_ids, end=ends)
-    def hear_of_an_end(self, task_id: str, end: TaskState) -> None:
+    def receive_end(self, task_id: str, end: TaskState) -> None:
         self.journal.note(TaskSettled(task_id, end, 1, 1.0, refunded=False))
         for row in self.of_task(task_id, JobState.ACCEPTED):
             row.state = JobState.FINISHED if end is TaskState.SUCCEEDED else JobState.FAILED
 
     @rule(task_id=task_ids)
-    def hear_of_a_file(self, task_id: str) -> None:
+    def receive_saved(self, task_id: str) -> None:
         self.journal.note(DownloadFinished(task_id, 1))
         for row in self.of_task(task_id, JobState.FINISHED):
             row.state = JobState.SAVED

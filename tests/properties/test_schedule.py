@@ -100,15 +100,15 @@ def best(tasks: Lognormal, price: float) -> float:
 
 def ours(tasks: Lognormal, learner: Learner) -> tuple[float, float]:
     """Return polls per task and the mean lag with learned intervals."""
-    age, looks, lag = 0.0, 0.0, 0.0
+    age, polls, lag = 0.0, 0.0, 0.0
     while age < tasks.median * math.exp(4 * tasks.sigma):
         gap = learner.gap(KIND, age, 0.0)
         assert gap is not None
         parts = [tasks.ended(age + gap * (part + 0.5) / 20) for part in range(20)]
-        looks += 1 - tasks.ended(age)
+        polls += 1 - tasks.ended(age)
         lag += (sum(parts) / 20 - tasks.ended(age)) * gap
         age += gap
-    return looks, lag
+    return polls, lag
 
 
 def watched(tasks: Lognormal, count: int, seed: int) -> Learner:
@@ -136,7 +136,7 @@ def test_learned_intervals_are_nearly_optimal(median: float, sigma: float, count
     least = {price: best(tasks, price) for price in (0.05 * 1.5**step for step in range(7))}
     ratios = []
     for seed in range(20):
-        looks, lag = ours(tasks, watched(tasks, count, seed))
-        ratios.append(min((lag + price * looks) / cost for price, cost in least.items()))
+        polls, lag = ours(tasks, watched(tasks, count, seed))
+        ratios.append(min((lag + price * polls) / cost for price, cost in least.items()))
     assert statistics.median(ratios) <= 1.06
     assert max(ratios) <= 1.12

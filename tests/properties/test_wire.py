@@ -24,8 +24,8 @@ from properties.strategies import (
     nested,
     texts,
 )
-from support.samples import GATEWAY, KEY, asking, reader_of
-from support.secrets import told
+from support.samples import GATEWAY, KEY, reader_of, request_to
+from support.secrets import secrets_in
 
 from fuhu_runway import errors
 from fuhu_runway._http.retry import MAY_REPEAT, delay_before, delays, ladder
@@ -63,7 +63,7 @@ def test_every_answer_is_a_value_or_a_runway_error(
     endpoint: str, status: int, headers: dict[str, str], body: bytes, cut: bool
 ) -> None:
     """Any bytes, status and headers give a model or a RunwayError."""
-    result = answer(Reply(asking(endpoint), status, headers, body, cut, 1.7e9))
+    result = answer(Reply(request_to(endpoint), status, headers, body, cut, 1.7e9))
     if isinstance(result, TaskRecord):
         check_record(result)
     elif isinstance(result, Balance):
@@ -101,7 +101,7 @@ def test_only_an_answer_may_leave_a_paid_request_accepted(
     endpoint: str, status: int, body: bytes
 ) -> None:
     """An answer never claims that a request was not sent."""
-    result = answer(Reply(asking(endpoint), status, {}, body))
+    result = answer(Reply(request_to(endpoint), status, {}, body))
     if isinstance(result, errors.RunwayError):
         fate = getattr(result, "fate", None)
         assert fate in {Fate.REFUSED, Fate.UNKNOWN, Fate.REJECTED}
@@ -131,11 +131,11 @@ def test_no_error_shows_what_was_sent(
 ) -> None:
     """A gateway may quote key and prompt anywhere in an answer: no error contains them."""
     body = {"data": value, "any": value} | refusal
-    request = attrs.evolve(asking(endpoint), secrets=(SENT_KEY, PROMPT))
+    request = attrs.evolve(request_to(endpoint), secrets=(SENT_KEY, PROMPT))
     headers = {"x-request-id": request_id}
     result = answer(Reply(request, status, headers, json.dumps(body).encode()))
     if isinstance(result, errors.RunwayError):
-        assert told(result, [SENT_KEY, WORD]) == []
+        assert secrets_in(result, [SENT_KEY, WORD]) == []
 
 
 # Requests
@@ -222,8 +222,8 @@ def test_a_retry_after_can_always_be_slept(
     headers: dict[str, str], received_at: float | None
 ) -> None:
     """A parsed Retry-After is None or a finite number of at least 0."""
-    asked = retry_after(headers, received_at)
-    assert asked is None or (math.isfinite(asked) and asked >= 0)
+    seconds = retry_after(headers, received_at)
+    assert seconds is None or (math.isfinite(seconds) and seconds >= 0)
 
 
 POLICIES = st.builds(
@@ -263,13 +263,13 @@ def test_a_retry_needs_the_table_and_the_policy(
     drawn: float,
 ) -> None:
     """There is a delay only if both allow a retry: the Retry-After, or else a random one."""
-    asked = error.retry_after
+    seconds = error.retry_after
     delay = delay_before(attempt, error, replay, policy, drawn)
     allowed = replay in MAY_REPEAT[error.fate] and attempt < policy.attempts
-    if not allowed or (asked is not None and asked > policy.max_retry_after):
+    if not allowed or (seconds is not None and seconds > policy.max_retry_after):
         assert delay is None
     else:
-        assert delay == (drawn if asked is None else asked)
+        assert delay == (drawn if seconds is None else seconds)
 
 
 @given(st.floats(0.01, 100), st.floats(1.05, 100), st.floats(0.01, 1000))
@@ -353,7 +353,7 @@ def test_an_answer_with_an_id_is_never_called_free_of_charge(
 ) -> None:
     """An answer to a submit with an id is a task, or in doubt with that id."""
     body, task_id = drawn
-    result = answer(Reply(asking(endpoint), status, {}, body))
+    result = answer(Reply(request_to(endpoint), status, {}, body))
     if isinstance(result, errors.RunwayError):
         assert isinstance(result, errors.UnreadableReply)
         assert result.fate is Fate.UNKNOWN
@@ -375,7 +375,7 @@ def test_no_number_of_an_answer_breaks_its_record(field: str, number: str) -> No
         fields = {"task_id": '"t-1"', "status": '"1"', field: text}
         data = ",".join(f'"{name}":{value}' for name, value in fields.items())
         result = answer(
-            Reply(asking("feed"), 200, {}, f'{{"code":200,"data":{{{data}}}}}'.encode())
+            Reply(request_to("feed"), 200, {}, f'{{"code":200,"data":{{{data}}}}}'.encode())
         )
         assert isinstance(result, TaskRecord)
         assert result.progress is None or 0 <= result.progress <= 1
@@ -386,5 +386,5 @@ def test_no_number_of_an_answer_breaks_its_record(field: str, number: str) -> No
 @pytest.mark.parametrize("value", [*ODD_NUMBERS, DATE_IN_2099, "9" * 400, "inf", "soon"])
 def test_no_header_gives_a_negative_wait(header: str, value: str) -> None:
     """The wait from a header is None or a finite number of seconds, at least 0."""
-    asked = retry_after({header: value, "date": "Wed, 05 Nov 2025 12:00:00 GMT"})
-    assert asked is None or (math.isfinite(asked) and asked >= 0)
+    seconds = retry_after({header: value, "date": "Wed, 05 Nov 2025 12:00:00 GMT"})
+    assert seconds is None or (math.isfinite(seconds) and seconds >= 0)

@@ -10,7 +10,7 @@ from typing import Final
 
 import pytest
 from support.clients import QUICK_POLLS, QUICK_RETRY
-from support.commands import Elsewhere, Outcome, Run, gateway_elsewhere, runner
+from support.commands import GatewayThread, Outcome, Run, gateway_in_thread, runner
 from support.marks import (
     DATA,
     EXTRA,
@@ -20,14 +20,14 @@ from support.marks import (
     PROMPT,
     VIDEO,
     Evidence,
-    indiscretion,
+    leaky_text,
 )
 
 from fuhu_runway.cli import app as cli
 from fuhu_runway.models import ImageToVideo
 from fuhu_runway.testing import faults
 
-REASON: Final = indiscretion(ImageToVideo(PROMPT, IMAGE, last_image=LAST_IMAGE))
+REASON: Final = leaky_text(ImageToVideo(PROMPT, IMAGE, last_image=LAST_IMAGE))
 BODY: Final = {"model": "gen4.5", "promptText": PROMPT, "duration": 5}
 MAKING: Final = {
     "text": ["generate", PROMPT, "--extra", json.dumps(EXTRA)],
@@ -49,7 +49,7 @@ ADDRESS: Final = {"key", "IP address"}
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Use an empty folder, pauses of milliseconds, and none of the caller's variables."""
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("FUHU_")]:
@@ -65,9 +65,9 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 @pytest.fixture
-def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
+def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[GatewayThread]:
     """A gateway with a marked key that the environment variables point to."""
-    with gateway_elsewhere(monkeypatch, speed=1000, takes=20, api_key=KEY) as elsewhere:
+    with gateway_in_thread(monkeypatch, speed=1000, takes=20, api_key=KEY) as elsewhere:
         yield elsewhere
 
 
@@ -91,7 +91,7 @@ def judge(evidence: Evidence, done: Outcome, *, but: set[str] = frozenset()) -> 
 
 @pytest.mark.parametrize("words", MAKING.values(), ids=MAKING)
 def test_generating_a_clip_leaks_nothing(
-    words: list[str], run: Run, gateway: Elsewhere, evidence: Evidence
+    words: list[str], run: Run, gateway: GatewayThread, evidence: Evidence
 ) -> None:
     """Success, failure, refusal and doubt leak nothing, with every level of -v."""
     for loudness in ([], ["-v"], ["-vv"]):
@@ -99,7 +99,7 @@ def test_generating_a_clip_leaks_nothing(
         made = [*words, "-o", "clip.mp4", "--force", *loudness]
         judge(evidence, run(*made))
         simulator = gateway.simulator
-        gateway.ask(lambda one: one.script(then="fail", reason=REASON))
+        gateway.call(lambda one: one.script(then="fail", reason=REASON))
         judge(evidence, run(*made))
         for place in ("submit", "official", "feed", "download"):
             for fault in (
@@ -116,11 +116,11 @@ def test_generating_a_clip_leaks_nothing(
 
 
 def test_only_feed_prints_what_the_gateway_knows(
-    run: Run, gateway: Elsewhere, evidence: Evidence
+    run: Run, gateway: GatewayThread, evidence: Evidence
 ) -> None:
     """`feed` prints what the gateway knows about a task; `wait` and `balance` do not."""
     run("generate", PROMPT, "-o", "clip.mp4")
-    (task,) = gateway.ask(lambda one: one.tasks)
+    (task,) = gateway.call(lambda one: one.tasks)
     for words in ([], ["-vv"]):
         judge(evidence, run("feed", task.task_id, *words), but=FEED)
         judge(evidence, run("feed", task.task_id, "--json", *words), but=FEED)
@@ -135,7 +135,9 @@ def test_only_feed_prints_what_the_gateway_knows(
         gateway.simulator.forget_plans()
 
 
-def test_a_batch_leaks_only_file_names(run: Run, gateway: Elsewhere, evidence: Evidence) -> None:
+def test_a_batch_leaks_only_file_names(
+    run: Run, gateway: GatewayThread, evidence: Evidence
+) -> None:
     """Progress, results, journal, and the commands for journals contain no secret."""
     lines = [
         {"prompt": PROMPT, "custom_id": "1"},
@@ -163,7 +165,7 @@ def test_a_batch_leaks_only_file_names(run: Run, gateway: Elsewhere, evidence: E
         judge(evidence, run("forget", "clips/journal.db", key, "--force"))
 
 
-def test_a_bad_line_is_not_quoted(run: Run, gateway: Elsewhere, evidence: Evidence) -> None:
+def test_a_bad_line_is_not_quoted(run: Run, gateway: GatewayThread, evidence: Evidence) -> None:
     """The error says which line is wrong and why, but quotes none of it."""
     for bad in (
         json.dumps({"prompt": PROMPT, "seconds": 0}),
@@ -178,7 +180,7 @@ def test_a_bad_line_is_not_quoted(run: Run, gateway: Elsewhere, evidence: Eviden
         judge(evidence, done)
 
 
-def test_an_invalid_key_is_not_quoted(run: Run, gateway: Elsewhere, evidence: Evidence) -> None:
+def test_an_invalid_key_is_not_quoted(run: Run, gateway: GatewayThread, evidence: Evidence) -> None:
     """The errors for a wrong key file do not quote it."""
     Path("key").write_text(f"{KEY}\n{KEY}")
     judge(evidence, run("balance", "--api-key-file", "key", "-vv"))

@@ -18,7 +18,7 @@ from support.marks import (
     SECRET,
     VIDEO,
     Evidence,
-    indiscretion,
+    leaky_text,
 )
 
 import fuhu_runway
@@ -57,7 +57,7 @@ from fuhu_runway.task import Clip, Task
 LINK: Final = "https://cdn.example/1.mp4?_jwt=pangolin"
 CLIENT: Final = Client(KEY, callbacks=CallbackReceiver("https://app.example", secret=SECRET))
 REQUEST: Final = TextToVideo(PROMPT, extra=EXTRA)
-TOLD: Final = indiscretion(ImageToVideo(PROMPT, IMAGE, last_image=VIDEO))
+TOLD: Final = leaky_text(ImageToVideo(PROMPT, IMAGE, last_image=VIDEO))
 RECORD: Final = TaskRecord(
     "t-1",
     TaskState.SUCCEEDED,

@@ -19,7 +19,7 @@ from typing import Any, Final, get_args
 
 import attrs
 import pytest
-from support.clients import Ear, quick_client
+from support.clients import EventRecorder, quick_client
 from support.marks import (
     DATA,
     EXTRA,
@@ -32,7 +32,7 @@ from support.marks import (
     SECRET,
     VIDEO,
     Evidence,
-    indiscretion,
+    leaky_text,
 )
 from support.spans import Collected
 
@@ -96,7 +96,7 @@ NEEDED: Final[dict[str, dict[str, Any]]] = {
     "known": {"name": "challenge"},
     "task_error": {"code": "no"},
 }
-INDISCREET: Final = (
+LEAKY: Final = (
     *("message", "description", "type", "param", "code", "word", "reason", "state", "status"),
     "body",
 )
@@ -123,7 +123,7 @@ def made_by(name: str, text: str) -> Iterator[Fault]:
     texts = {
         word: text
         for word, parameter in parameters.items()
-        if word in INDISCREET and parameter.annotation in TEXTS
+        if word in LEAKY and parameter.annotation in TEXTS
     }
     yield make(**needed)
     if texts:
@@ -144,13 +144,13 @@ def quoting(text: str) -> Iterator[Fault]:
 
 
 @attrs.define
-class House:
+class Setup:
     """A gateway, its client, and all listeners of both."""
 
     gateway: Simulator
     client: Client
     evidence: Evidence
-    ear: Ear
+    recorder: EventRecorder
     spans: Collected
 
     async def live(
@@ -207,9 +207,9 @@ class House:
         for url in filter(None, urls):
             self.evidence.finder.add_link(url)
 
-    def judge_what_was_heard(self) -> None:
+    def judge_events(self) -> None:
         """Check the events and the spans so far."""
-        for event in self.ear.heard:
+        for event in self.recorder.events:
             self.evidence.thing(event)
             self.evidence.take("event", repr(event.as_dict()))
             self.evidence.take("event", pickle.dumps(event))
@@ -234,10 +234,10 @@ def evidence(caplog: pytest.LogCaptureFixture) -> Iterator[Evidence]:
 
 
 @asynccontextmanager
-async def house(evidence: Evidence, folder: Path, **options: Any) -> AsyncIterator[House]:
+async def setup(evidence: Evidence, folder: Path, **options: Any) -> AsyncIterator[Setup]:
     """Yield a gateway with a marked key, and a client with a journal and webhooks."""
     key = options.setdefault("api_key", KEY)
-    ear, spans = Ear(), Collected()
+    recorder, spans = EventRecorder(), Collected()
     receiver = CallbackReceiver(PUBLIC_URL, secret=SECRET)
     path = folder / "run.db"
     folder.mkdir(exist_ok=True)  # noqa: ASYNC240  (in a test nobody waits for it)
@@ -247,14 +247,14 @@ async def house(evidence: Evidence, folder: Path, **options: Any) -> AsyncIterat
             callbacks=receiver,
             journal=path,
             timeouts=BRIEF,
-            hooks=[ear, JobSpans(spans.provider)],
+            hooks=[recorder, JobSpans(spans.provider)],
         )
         assert gateway.api_key == key
         async with client:
-            yield House(gateway, client, evidence, ear, spans)
+            yield Setup(gateway, client, evidence, recorder, spans)
             judge_files(evidence, folder)
-    found = House(gateway, client, evidence, ear, spans)
-    found.judge_what_was_heard()
+    found = Setup(gateway, client, evidence, recorder, spans)
+    found.judge_events()
     evidence.thing(receiver)
     evidence.thing(client.journal)
     judge_files(evidence, folder)
@@ -286,25 +286,25 @@ def judge_rows(evidence: Evidence, path: Path) -> None:
 async def test_no_fault_leaks_a_secret(name: str, evidence: Evidence, tmp_path: Path) -> None:
     """No fault, in any place and on any kind of request, puts a secret into the events."""
     for place in sorted(PLACES):
-        async with house(evidence, tmp_path / place) as here:
+        async with setup(evidence, tmp_path / place) as here:
             await _meet(here, place, partial(made_by, name), tmp_path / place)
 
 
 @pytest.mark.parametrize("place", sorted(PLACES))
 async def test_no_quotation_is_repeated(place: Where, evidence: Evidence, tmp_path: Path) -> None:
     """Secrets in texts, codes, keys and headers of a gateway are not repeated."""
-    async with house(evidence, tmp_path) as here:
+    async with setup(evidence, tmp_path) as here:
         await _meet(here, place, quoting, tmp_path)
 
 
 async def _meet(
-    here: House, place: Where, faults_that_say: Callable[[str], Iterable[Fault]], folder: Path
+    here: Setup, place: Where, faults_with_text: Callable[[str], Iterable[Fault]], folder: Path
 ) -> None:
     """Let faults happen to each kind of request in one place."""
     if place == "balance":
         # What is asked for while nothing is known of the request: a prompt of a living task.
         task = await here.client.submit(REQUESTS[0])
-        for fault in faults_that_say(indiscretion(task.request)):
+        for fault in faults_with_text(leaky_text(task.request)):
             if place in fault.usable_on:
                 here.gateway.fault(place, fault, times=None)
                 with suppress(RunwayError):
@@ -317,7 +317,7 @@ async def _meet(
             request, OfficialImageToVideo
         ):
             continue
-        for number, fault in enumerate(faults_that_say(indiscretion(request))):
+        for number, fault in enumerate(faults_with_text(leaky_text(request))):
             if place in fault.usable_on:
                 here.gateway.fault(place, fault, times=None)
                 await here.live(request, folder, f"{number}-{index}")
@@ -329,17 +329,17 @@ async def test_no_dialect_and_no_ending_leaks(
     dialect: str, evidence: Evidence, tmp_path: Path
 ) -> None:
     """Each ending, in each dialect, with a reason that quotes every secret."""
-    async with house(evidence, tmp_path, dialect=dialect, official_dialect=dialect) as here:
+    async with setup(evidence, tmp_path, dialect=dialect, official_dialect=dialect) as here:
         for ending in get_args(Ending):
             for index, request in enumerate(REQUESTS):
-                here.gateway.script(then=ending, reason=indiscretion(request))
+                here.gateway.script(then=ending, reason=leaky_text(request))
                 await here.live(request, tmp_path, f"{ending}-{index}")
 
 
 @pytest.mark.parametrize("media", get_args(Media))
 async def test_no_kind_of_link_leaks(media: Media, evidence: Evidence, tmp_path: Path) -> None:
     """From the CDN, from the gateway, redirected, and with expired links."""
-    async with house(evidence, tmp_path, media=media, link_lifetime=1.0) as here:
+    async with setup(evidence, tmp_path, media=media, link_lifetime=1.0) as here:
         for index, request in enumerate(REQUESTS):
             await here.live(request, tmp_path, f"clip-{index}")
             await here.live(request, tmp_path / "nowhere")
@@ -351,7 +351,7 @@ async def test_no_key_leaks(style: Any, evidence: Evidence, tmp_path: Path) -> N
     """A wrong key, a key without points, and a quoted key, in each style."""
     for key in (KEY, f"sk-{KEY}"):
         folder = tmp_path / key
-        async with house(evidence, folder, key_style=style, points=1.0, api_key=key) as here:
+        async with setup(evidence, folder, key_style=style, points=1.0, api_key=key) as here:
             for request in REQUESTS:
                 await here.live(request, folder)
                 here.gateway.fault("submit", faults.error(401, f"无效的令牌{key}，来自{IPV4}"))
@@ -371,7 +371,7 @@ WAYS: Final[tuple[dict[str, Any], ...]] = (
 )
 ELSEWHERE: Final = {"api_key", "dialect", "official_dialect", "media", "key_style"}
 """Tried in the other tests."""
-UNTOLD: Final = {
+UNCHANGED: Final = {
     *("host", "port", "cdn_port", "prefix", "seed", "speed", "takes", "log_limit"),
     *("state_file", "control"),
 }
@@ -383,7 +383,7 @@ async def test_no_other_option_leaks(
     way: dict[str, Any], evidence: Evidence, tmp_path: Path
 ) -> None:
     """Empty accounts, limits, expired links, files that are not clips, and other feeds."""
-    async with house(evidence, tmp_path, **way) as here:
+    async with setup(evidence, tmp_path, **way) as here:
         for index, request in enumerate(REQUESTS):
             await here.live(request, tmp_path, f"clip-{index}")
 
@@ -391,12 +391,12 @@ async def test_no_other_option_leaks(
 def test_every_option_of_the_simulator_is_tried() -> None:
     """A new option has to be added here, unless it does not affect any output."""
     options = {field.name for field in attrs.fields(Simulator) if field.init}
-    assert options == ELSEWHERE | UNTOLD | {name for way in WAYS for name in way}
+    assert options == ELSEWHERE | UNCHANGED | {name for way in WAYS for name in way}
 
 
 async def test_cancelling_and_closing_leak_nothing(evidence: Evidence, tmp_path: Path) -> None:
     """Cancelled in flight or while waiting, refused after closing, and without a gateway."""
-    async with house(evidence, tmp_path) as here:
+    async with setup(evidence, tmp_path) as here:
         for request in REQUESTS:
             here.gateway.fault("submit", faults.Slow(20.0))
             submitting = asyncio.create_task(here.client.submit(request))
@@ -422,11 +422,11 @@ async def test_cancelling_and_closing_leak_nothing(evidence: Evidence, tmp_path:
 
 async def test_a_batch_leaks_nothing(evidence: Evidence, tmp_path: Path) -> None:
     """Its outcomes, summary and journal, with clips, failures, refusals and doubts."""
-    async with house(evidence, tmp_path) as here:
+    async with setup(evidence, tmp_path) as here:
         gateway, client = here.gateway, here.client
-        gateway.script(then="fail", reason=indiscretion(REQUESTS[0]))
+        gateway.script(then="fail", reason=leaky_text(REQUESTS[0]))
         gateway.fault("submit", faults.drop_after_accepting())
-        gateway.fault("submit", faults.error(400, indiscretion(REQUESTS[2])))
+        gateway.fault("submit", faults.error(400, leaky_text(REQUESTS[2])))
         for _ in range(2):
             batch = client.batch(REQUESTS, in_flight=2, timeout=2.0)
             async for outcome in batch.outcomes():
@@ -441,12 +441,12 @@ async def test_a_batch_leaks_nothing(evidence: Evidence, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     "body",
-    [indiscretion(REQUESTS[0]).encode(), b"{}", b'{"task_id": "%s", "status": "3"}' % KEY.encode()],
+    [leaky_text(REQUESTS[0]).encode(), b"{}", b'{"task_id": "%s", "status": "3"}' % KEY.encode()],
     ids=["no json", "empty", "a key for an id"],
 )
 async def test_a_webhook_leaks_nothing(body: bytes, evidence: Evidence, tmp_path: Path) -> None:
     """Neither its URL nor its body is shown, whether it is right, forged or garbage."""
-    async with house(evidence, tmp_path, callbacks=None) as here:
+    async with setup(evidence, tmp_path, callbacks=None) as here:
         receiver = here.client._sessions.receiver
         assert receiver is not None
         here.gateway.fault("submit", faults.drop_after_accepting(), times=1)

@@ -50,7 +50,7 @@ async def serving(gateway: Simulator, folder: Path, *, journal: bool) -> tuple[P
     return process, line.decode().split("running on ")[1].split()[0]
 
 
-async def ask(session: aiohttp.ClientSession, url: str) -> None:
+async def send(session: aiohttp.ClientSession, url: str) -> None:
     """Send one request; a stopping server may send any answer or none."""
     try:
         async with session.post(url) as answer:
@@ -63,8 +63,8 @@ async def life(gateway: Simulator, folder: Path, random: Random, *, journal: boo
     """Let a server run for a random time under load, then stop it as a deployment does."""
     process, url = await serving(gateway, folder, journal=journal)
     async with aiohttp.ClientSession() as session:
-        asking = [
-            asyncio.ensure_future(ask(session, f"{url}/{random.choice(ROUTES)}/{number}"))
+        sending = [
+            asyncio.ensure_future(send(session, f"{url}/{random.choice(ROUTES)}/{number}"))
             for number in range(12)
         ]
         at_least = random.randrange(13)
@@ -74,9 +74,9 @@ async def life(gateway: Simulator, folder: Path, random: Random, *, journal: boo
         if random.random() < 0.2:
             process.send_signal(signal.SIGTERM)
         _, complaints = await process.communicate()
-        for one in asking:
+        for one in sending:
             one.cancel()
-        await asyncio.gather(*asking, return_exceptions=True)
+        await asyncio.gather(*sending, return_exceptions=True)
     assert (folder / "unfinished.json").exists(), complaints.decode()
 
 

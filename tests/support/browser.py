@@ -74,10 +74,10 @@ class Site:
     html: str = ""
     seen: "asyncio.Future[Any]" = attrs.field(factory=asyncio.Future)
     #: What the browser asked for, in order.
-    asked: list[str] = attrs.field(factory=list)
+    requests: list[str] = attrs.field(factory=list)
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        self.asked.append(request.path)
+        self.requests.append(request.path)
         if request.path == "/seen":
             self.seen.set_result(json.loads(await request.text()))
             return web.Response()
@@ -126,4 +126,4 @@ async def look_at(views: list[str], folder: Path, profile: Path, *, scheme: str 
         await asyncio.wait([site.seen, ended], return_when=asyncio.FIRST_COMPLETED)
         assert not ended.done(), f"the browser ended with {browser.returncode}"
         ended.cancel()
-        return site.seen.result(), site.asked
+        return site.seen.result(), site.requests

@@ -36,18 +36,18 @@ def without_pauses(client: Client) -> RecordingClock:
     return clock
 
 
-class Ear:
+class EventRecorder:
     """A listener that records its events."""
 
     def __init__(self) -> None:
-        self.heard: list[Event] = []
+        self.events: list[Event] = []
 
     def __call__(self, event: Event) -> None:
-        self.heard.append(event)
+        self.events.append(event)
 
     def all(self, kind: type[E]) -> list[E]:
         """Return every event of one kind, in order."""
-        return [event for event in self.heard if isinstance(event, kind)]
+        return [event for event in self.events if isinstance(event, kind)]
 
 
 def others() -> set["asyncio.Task[Any]"]:

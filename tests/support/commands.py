@@ -56,31 +56,31 @@ def runner(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 @attrs.define
-class Elsewhere:
+class GatewayThread:
     """A gateway in another thread, so that the command can run in this one."""
 
     simulator: Simulator
     _loop: asyncio.AbstractEventLoop
 
-    def ask(self, question: Callable[[Simulator], Any]) -> Any:
+    def call(self, function: Callable[[Simulator], Any]) -> Any:
         """Return *question*'s answer, computed in the gateway's thread."""
 
         async def answer() -> Any:
-            return question(self.simulator)
+            return function(self.simulator)
 
         return asyncio.run_coroutine_threadsafe(answer(), self._loop).result()
 
-    def saw(self, where: str) -> bool:
-        return any(seen.where == where for seen in self.ask(lambda one: one.requests))
+    def got(self, where: str) -> bool:
+        return any(seen.where == where for seen in self.call(lambda one: one.requests))
 
     def body(self) -> dict[str, Any]:
         """Return the body of the request for the only task."""
-        (task,) = self.ask(lambda one: one.tasks)
+        (task,) = self.call(lambda one: one.tasks)
         return dict(task.request)
 
 
 @contextlib.contextmanager
-def gateway_elsewhere(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[Elsewhere]:
+def gateway_in_thread(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[GatewayThread]:
     """Yield a gateway that the environment variables point to."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -89,7 +89,7 @@ def gateway_elsewhere(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterat
     asyncio.run_coroutine_threadsafe(simulator.start(), loop).result()
     for name, value in simulator.environment().items():
         monkeypatch.setenv(name, value)
-    yield Elsewhere(simulator, loop)
+    yield GatewayThread(simulator, loop)
     asyncio.run_coroutine_threadsafe(simulator.aclose(), loop).result()
     loop.call_soon_threadsafe(loop.stop)
     thread.join()

@@ -5,7 +5,7 @@ import math
 from typing import Any, Final
 
 import attrs
-from support.clients import Ear, others
+from support.clients import EventRecorder, others
 from support.clock import ManualClock
 
 from fuhu_runway._http.limiter import RateLimiter
@@ -34,7 +34,7 @@ def done(task_id: str = "t-1") -> TaskRecord:
     return record(task_id, TaskState.SUCCEEDED, points=320.0)
 
 
-def no(kind: type[GatewayError], retry_after: float | None = None) -> GatewayError:
+def refusal(kind: type[GatewayError], retry_after: float | None = None) -> GatewayError:
     """Return the error of a refusal."""
     texts = ("It said no.", "Nothing was charged.", "Do.")
     return kind(*texts, "t-1", "r-1", 0, None, None, retry_after)
@@ -47,18 +47,18 @@ class Feed:
     clock: ManualClock
     answers: dict[str, list[Answer]] = attrs.field(factory=dict)
     #: Which task was asked about, and when.
-    looks: list[tuple[str, float]] = attrs.field(factory=list)
-    under_way: int = 0
+    polls: list[tuple[str, float]] = attrs.field(factory=list)
+    in_flight: int = 0
     peak: int = 0
     #: Looks hang while this is clear.
     is_open: asyncio.Event = attrs.field(factory=asyncio.Event)
     #: How many looks were cancelled.
-    left: int = 0
+    cancelled: int = 0
 
     def __attrs_post_init__(self) -> None:
         self.is_open.set()
 
-    def says(self, *answers: Answer, task_id: str = "t-1") -> None:
+    def returns(self, *answers: Answer, task_id: str = "t-1") -> None:
         self.answers[task_id] = list(answers)
 
     async def poll(
@@ -66,17 +66,17 @@ class Feed:
     ) -> TaskRecord:
         assert sent_at == self.clock.now()
         self.looks.append((request.task_id, self.clock.now()))
-        self.under_way += 1
-        self.peak = max(self.peak, self.under_way)
+        self.in_flight += 1
+        self.peak = max(self.peak, self.in_flight)
         try:
             await self.is_open.wait()
         except asyncio.CancelledError:
             self.left += 1
             raise
         finally:
-            self.under_way -= 1
-        told = self.answers.get(request.task_id, [record(request.task_id)])
-        answer = told.pop(0) if len(told) > 1 else told[0]
+            self.in_flight -= 1
+        answers = self.answers.get(request.task_id, [record(request.task_id)])
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
         if isinstance(answer, BaseException):
             raise answer
         return answer
@@ -93,7 +93,7 @@ class Scene:
 
     clock: ManualClock
     feed: Feed
-    ear: Ear
+    recorder: EventRecorder
     poller: Poller
     limiter: RateLimiter
     #: Each submission that had to wait for room: for how many tasks.
@@ -114,7 +114,7 @@ class Scene:
     def has_nothing_left(self) -> bool:
         """Return whether no timer, poll or entry is left."""
         idle = repr(self.poller) == "<Poller 0 tasks>"
-        return idle and not self.clock.timers and not others() and not self.feed.under_way
+        return idle and not self.clock.timers and not others() and not self.feed.in_flight
 
 
 def limiter_of(limits: Limits, clock: ManualClock) -> RateLimiter:
@@ -128,7 +128,9 @@ def scene_on(
     clock: ManualClock, policy: PollPolicy = STEADY, limits: Limits | None = None, **options: Any
 ) -> Scene:
     """Return a poller over a new feed."""
-    feed, ear = Feed(clock), Ear()
+    feed, recorder = Feed(clock), EventRecorder()
     limiter = limiter_of(limits or Limits(), clock)
-    poller = Poller(feed.poll, limiter, policy=policy, clock=clock, hooks=Hooks([ear]), **options)
-    return Scene(clock, feed, ear, poller, limiter)
+    poller = Poller(
+        feed.poll, limiter, policy=policy, clock=clock, hooks=Hooks([recorder]), **options
+    )
+    return Scene(clock, feed, recorder, poller, limiter)

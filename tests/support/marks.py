@@ -40,7 +40,7 @@ WORDS: Final = {
 }
 
 
-def indiscretion(request: Generation | None = None, key: str = KEY) -> str:
+def leaky_text(request: Generation | None = None, key: str = KEY) -> str:
     """Return an answer of an indiscreet gateway: the caller, its address, and its request."""
     fields = {} if request is None else attrs.asdict(request)
     asked = " ".join(value for value in fields.values() if isinstance(value, str))

@@ -15,7 +15,7 @@ async def pay(
     transport: Transport,
     request: Request,
     read: Callable[[Reply], T],
-    left: Callable[["asyncio.Task[T]"], object] = id,
+    unclaimed: Callable[["asyncio.Task[T]"], object] = id,
 ) -> T:
     """Send a paid request as a submission does; *left* gets the task of a cancelled caller."""
     is_in_flight = False
@@ -36,7 +36,7 @@ async def pay(
         await asyncio.wait([work])
     except asyncio.CancelledError:
         if is_in_flight:
-            left(work)
+            unclaimed(work)
         else:
             work.cancel()
         raise

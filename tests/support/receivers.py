@@ -13,20 +13,20 @@ from fuhu_runway import CallbackReceiver
 
 
 @attrs.define(eq=False)
-class House:
+class WebhookApp:
     """A receiver, and what its app did."""
 
     receiver: CallbackReceiver
     #: Under which it is mounted.
     path: str = "/hooks"
     #: Webhooks are taken and lost while this is set.
-    is_deaf: bool = False
+    drops_webhooks: bool = False
     #: The path of each webhook, and its body.
     posted: list[tuple[str, bytes]] = attrs.field(factory=list)
 
     async def take(self, request: web.Request) -> web.StreamResponse:
         """Record the request, and let the receiver answer."""
-        if self.is_deaf:
+        if self.drops_webhooks:
             return web.Response(status=204)
         return await self.receiver.handle(request)
 
@@ -51,29 +51,29 @@ def bound() -> tuple[socket.socket, str]:
 
 
 @asynccontextmanager
-async def receiving(path: str = "/hooks", **options: Any) -> AsyncIterator[House]:
+async def receiving(path: str = "/hooks", **options: Any) -> AsyncIterator[WebhookApp]:
     """Run an app that receives callbacks under *path*."""
     listener, base = bound()
-    house = House(CallbackReceiver(f"{base}{path}", **options), path)
+    webhook_app = WebhookApp(CallbackReceiver(f"{base}{path}", **options), path)
     app = web.Application()
-    app.router.add_post(f"{path}/{{token}}", house.take)
+    app.router.add_post(f"{path}/{{token}}", webhook_app.take)
     async with served(app, listener):
-        yield house
+        yield webhook_app
 
 
 @asynccontextmanager
-async def behind_a_proxy(outside: str, inside: str, **options: Any) -> AsyncIterator[House]:
+async def behind_a_proxy(outside: str, inside: str, **options: Any) -> AsyncIterator[WebhookApp]:
     """Run an app that has it under *inside*, and a proxy that has it under *outside*."""
     (front, public), (back, private) = bound(), bound()
     receiver = CallbackReceiver(f"{public}{outside}", **options)
-    house = House(receiver, inside)
+    webhook_app = WebhookApp(receiver, inside)
     app = web.Application()
     receiver.add_routes(app, inside)
 
     async def forward(request: web.Request) -> web.Response:
         rest = request.path.removeprefix(outside)
         body = await request.read()
-        house.posted.append((request.path, body))
+        webhook_app.posted.append((request.path, body))
         async with (
             aiohttp.ClientSession() as session,
             session.post(f"{private}{inside}{rest}", data=body) as response,
@@ -83,4 +83,4 @@ async def behind_a_proxy(outside: str, inside: str, **options: Any) -> AsyncIter
     proxy = web.Application()
     proxy.router.add_post(f"{outside}/{{rest:.*}}", forward)
     async with served(app, back), served(proxy, front):
-        yield house
+        yield webhook_app

@@ -119,7 +119,7 @@ class Sample:
         return self.name.partition("/")[0]
 
     def request(self, gateway: Gateway = GATEWAY) -> Request:
-        return asking(self.endpoint, gateway, self.expected.get("task_id") or "t-1")
+        return request_to(self.endpoint, gateway, self.expected.get("task_id") or "t-1")
 
     def reply(self, body: bytes | None = None) -> Reply:
         headers = {name.lower(): value for name, value in self.headers.items()}
@@ -129,7 +129,7 @@ class Sample:
         return reader_of(self.endpoint)(self.reply(body))
 
 
-def asking(
+def request_to(
     endpoint: str, gateway: Gateway = GATEWAY, task_id: str = "t-1", key: str = KEY
 ) -> Request:
     """Return a request for the endpoint of that name."""

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import attrs
 import pytest
-from support.clients import Ear, quick_client
+from support.clients import EventRecorder, quick_client
 from support.clock import until
 
 from fuhu_runway import CallbackReceiver, Client
@@ -34,7 +34,7 @@ class Scene:
     gateway: Simulator
     receiver: CallbackReceiver
     client: Client
-    ear: Ear
+    recorder: EventRecorder
 
     def token(self, place: int = -1) -> str:
         """Return the last part of the callback URL of a task's submit."""
@@ -69,7 +69,7 @@ async def scene_of(
     gateway: Simulator, *, secret: str | None = None, **options: Any
 ) -> AsyncIterator[Scene]:
     """Return a client with its own receiver."""
-    receiver, ear = CallbackReceiver(URL, secret=secret), Ear()
-    options = {"polling": NEVER, "timeouts": PATIENT, "hooks": [ear], **options}
+    receiver, recorder = CallbackReceiver(URL, secret=secret), EventRecorder()
+    options = {"polling": NEVER, "timeouts": PATIENT, "hooks": [recorder], **options}
     async with quick_client(gateway, callbacks=receiver, **options) as client:
-        yield Scene(gateway, receiver, client, ear)
+        yield Scene(gateway, receiver, client, recorder)

@@ -20,17 +20,17 @@ def chain(error: BaseException) -> Iterator[BaseException]:
             yield link
 
 
-def told(error: BaseException, secrets: Iterable[str]) -> list[tuple[str, str]]:
+def secrets_in(error: BaseException, secrets: Iterable[str]) -> list[tuple[str, str]]:
     """Return each of the *secrets* in *error*, with the class that contains it."""
     return [
         (secret, type(link).__name__)
         for link in chain(error)
         for secret in secrets
-        if _tells(link, secret)
+        if _contains(link, secret)
     ]
 
 
-def _tells(error: BaseException, secret: str) -> bool:
+def _contains(error: BaseException, secret: str) -> bool:
     texts = (str(error), repr(error), "\n".join(getattr(error, "__notes__", ())))
     return any(secret in text for text in texts) or secret.encode() in pickle.dumps(error)
 

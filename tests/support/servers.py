@@ -21,7 +21,7 @@ class RawServer:
     requests: list[bytes] = attrs.field(factory=list)
     connections: int = 0
     #: Set when a request has come.
-    asked: asyncio.Event = attrs.field(factory=asyncio.Event)
+    got_request: asyncio.Event = attrs.field(factory=asyncio.Event)
     #: Answers wait for this, where a test clears it.
     may_answer: asyncio.Event = attrs.field(factory=asyncio.Event)
     writers: list[asyncio.StreamWriter] = attrs.field(factory=list)
@@ -30,7 +30,7 @@ class RawServer:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/"
 
-    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         self.writers.append(writer)
         try:
@@ -44,7 +44,7 @@ class RawServer:
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = await reader.readuntil(b"\r\n\r\n")
         self.requests.append(head + await reader.readexactly(_length(head)))
-        self.asked.set()
+        self.got_request.set()
         await self.may_answer.wait()
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if answer is None:
@@ -68,7 +68,7 @@ async def raw_server(
     """Serve *answers* on a free port of this machine."""
     raw = RawServer(list(answers), closes)
     raw.may_answer.set()
-    server = await asyncio.start_server(raw.talk, "127.0.0.1", 0, ssl=tls)
+    server = await asyncio.start_server(raw.serve, "127.0.0.1", 0, ssl=tls)
     raw.port = server.sockets[0].getsockname()[1]
     try:
         yield raw

@@ -151,13 +151,14 @@ async def waiting(task: Task) -> None:
 async def saving(clip: Clip) -> None:
     """A download gives a path, and tells its progress in bytes."""
 
-    def told(progress: Progress) -> None:
+    def report(progress: Progress) -> None:
         assert_type(progress.received_bytes, int)
         assert_type(progress.total_bytes, int | None)
 
     assert_type(await clip.download("kitten.mp4"), Path)
     assert_type(
-        await clip.download(Path("kitten.mp4"), overwrite=True, max_bytes=1, on_progress=told), Path
+        await clip.download(Path("kitten.mp4"), overwrite=True, max_bytes=1, on_progress=report),
+        Path,
     )
     assert_type(clip.video_url, str)
     assert_type(clip.record, TaskRecord)

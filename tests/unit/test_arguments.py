@@ -154,18 +154,18 @@ async def test_an_empty_value_of_a_wrong_type_is_named(
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "expected"),
     [
         (Timeouts, "timeouts is the class Timeouts."),
         (0.5, "timeouts is 0.5."),
         ("a marked prompt", "timeouts is of type str."),
     ],
 )
-def test_a_value_is_described_without_its_text(value: Any, said: str) -> None:
+def test_a_value_is_described_without_its_text(value: Any, expected: str) -> None:
     """A prompt or a key may have slipped into the wrong argument."""
     with pytest.raises(UsageError) as caught:
         Client("sk-1", base_url=HERE, timeouts=value)
-    assert caught.value.happened == said
+    assert caught.value.happened == expected
     assert caught.value.advice == "Use an instance of Timeouts, or None."
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.clients import Ear, others, quick_client
+from support.clients import EventRecorder, others, quick_client
 from support.clock import settle, until
 from support.servers import raw_server, reply
 
@@ -26,14 +26,16 @@ from fuhu_runway.testing import Simulator, faults
 
 
 @pytest.fixture
-def ear() -> Ear:
+def recorder() -> EventRecorder:
     """Return a listener that remembers."""
-    return Ear()
+    return EventRecorder()
 
 
-async def test_a_job_saves_its_clip(gateway: Simulator, ear: Ear, tmp_path: Path) -> None:
+async def test_a_job_saves_its_clip(
+    gateway: Simulator, recorder: EventRecorder, tmp_path: Path
+) -> None:
     """The task is unfinished until the file is whole; the end is an event with name and tag."""
-    async with quick_client(gateway, hooks=[ear]) as client:
+    async with quick_client(gateway, hooks=[recorder]) as client:
         job = await client.start(
             "a kitten", save=tmp_path / "1.mp4", custom_id="order 7", tag="shop"
         )
@@ -45,40 +47,42 @@ async def test_a_job_saves_its_clip(gateway: Simulator, ear: Ear, tmp_path: Path
         assert repr(job) == f"<BackgroundJob {job.id} ended>"
         assert client.unfinished == ()
     assert (tmp_path / "1.mp4").stat().st_size > 0
-    assert ear.all(JobEnded) == [JobEnded(job.id, "order 7", "shop", None)]
-    assert ear.all(ClipHandedOut) == []
+    assert recorder.all(JobEnded) == [JobEnded(job.id, "order 7", "shop", None)]
+    assert recorder.all(ClipHandedOut) == []
 
 
-async def test_a_job_without_a_file_hands_its_clip_out(gateway: Simulator, ear: Ear) -> None:
+async def test_a_job_without_a_file_hands_its_clip_out(
+    gateway: Simulator, recorder: EventRecorder
+) -> None:
     """It is what awaiting the job returns, and the task is finished."""
-    async with quick_client(gateway, hooks=[ear]) as client:
+    async with quick_client(gateway, hooks=[recorder]) as client:
         job = await client.start(TextToVideo("a kitten"))
         assert (await job).video_url
         assert client.unfinished == ()
-    assert ear.all(ClipHandedOut) == [ClipHandedOut(job.id)]
-    assert ear.all(JobEnded) == [JobEnded(job.id)]
+    assert recorder.all(ClipHandedOut) == [ClipHandedOut(job.id)]
+    assert recorder.all(JobEnded) == [JobEnded(job.id)]
 
 
 async def test_a_job_that_is_never_awaited_goes_on(
-    gateway: Simulator, ear: Ear, tmp_path: Path
+    gateway: Simulator, recorder: EventRecorder, tmp_path: Path
 ) -> None:
     """Dropping the job, or cancelling an await of it, changes nothing."""
-    async with quick_client(gateway, hooks=[ear]) as client:
+    async with quick_client(gateway, hooks=[recorder]) as client:
         job = await client.start("a kitten", save=tmp_path / "1.mp4")
         awaiting = asyncio.ensure_future(job)
         await settle()
         awaiting.cancel()
         del job
         gc.collect()
-        await until(lambda: ear.all(JobEnded))
+        await until(lambda: recorder.all(JobEnded))
     assert (tmp_path / "1.mp4").is_file()
-    assert [event.error for event in ear.all(JobEnded)] == [None]
+    assert [event.error for event in recorder.all(JobEnded)] == [None]
 
 
-async def test_a_failed_task_ends_its_job(gateway: Simulator, ear: Ear) -> None:
+async def test_a_failed_task_ends_its_job(gateway: Simulator, recorder: EventRecorder) -> None:
     """Each await raises a copy of the error, so that no traceback grows."""
     gateway.script(then="fail")
-    async with quick_client(gateway, hooks=[ear]) as client:
+    async with quick_client(gateway, hooks=[recorder]) as client:
         job = await client.start("a kitten")
         raised = []
         for _ in range(2):
@@ -87,7 +91,7 @@ async def test_a_failed_task_ends_its_job(gateway: Simulator, ear: Ear) -> None:
             raised.append(caught.value)
         assert raised[0] is not raised[1]
         assert client.unfinished == ()
-    assert ear.all(JobEnded) == [JobEnded(job.id, error="TaskFailed")]
+    assert recorder.all(JobEnded) == [JobEnded(job.id, error="TaskFailed")]
 
 
 async def test_a_task_that_exists_is_followed(gateway: Simulator, tmp_path: Path) -> None:
@@ -123,109 +127,117 @@ async def test_what_cannot_be_started_is_refused_unpaid(gateway: Simulator, tmp_
 
 @pytest.mark.usefixtures("virtual")
 async def test_saving_that_fails_is_tried_again(
-    gateway: Simulator, ear: Ear, tmp_path: Path
+    gateway: Simulator, recorder: EventRecorder, tmp_path: Path
 ) -> None:
     """For some minutes, with pauses that grow; until then the task is unfinished."""
-    async with quick_client(gateway, hooks=[ear]) as client:
+    async with quick_client(gateway, hooks=[recorder]) as client:
         gateway.fault("download", faults.server_error(), times=12)
         job = await client.start("a kitten", save=tmp_path / "1.mp4")
-        await until(lambda: ear.all(DownloadFailed))
+        await until(lambda: recorder.all(DownloadFailed))
         assert client.unfinished == (job.task,)
         await job
         assert client.unfinished == ()
-    assert {event.error for event in ear.all(DownloadFailed)} == {"DownloadIncomplete"}
-    assert ear.all(JobEnded) == [JobEnded(job.id)]
+    assert {event.error for event in recorder.all(DownloadFailed)} == {"DownloadIncomplete"}
+    assert recorder.all(JobEnded) == [JobEnded(job.id)]
 
 
 @pytest.mark.usefixtures("virtual")
-async def test_the_last_attempt_may_succeed(gateway: Simulator, ear: Ear, tmp_path: Path) -> None:
+async def test_the_last_attempt_may_succeed(
+    gateway: Simulator, recorder: EventRecorder, tmp_path: Path
+) -> None:
     """After four that failed, the file is whole."""
 
     def mend(_: object) -> None:
-        if len(ear.all(DownloadFailed)) == 4:
+        if len(recorder.all(DownloadFailed)) == 4:
             gateway.forget_plans()
 
-    async with quick_client(gateway, hooks=[ear, mend]) as client:
+    async with quick_client(gateway, hooks=[recorder, mend]) as client:
         gateway.fault("download", faults.server_error(), times=None)
         job = await client.start("a kitten", save=tmp_path / "1.mp4")
         await job
         assert client.unfinished == ()
-    assert ear.all(JobEnded) == [JobEnded(job.id)]
+    assert recorder.all(JobEnded) == [JobEnded(job.id)]
 
 
 @pytest.mark.usefixtures("virtual")
-async def test_saving_is_given_up_at_last(gateway: Simulator, ear: Ear, tmp_path: Path) -> None:
+async def test_saving_is_given_up_at_last(
+    gateway: Simulator, recorder: EventRecorder, tmp_path: Path
+) -> None:
     """The job ends with the error of the last attempt, and the task stays unfinished."""
-    async with quick_client(gateway, hooks=[ear]) as client:
+    async with quick_client(gateway, hooks=[recorder]) as client:
         gateway.fault("download", faults.server_error(), times=None)
         job = await client.start("a kitten", save=tmp_path / "1.mp4")
         with pytest.raises(DownloadIncomplete):
             await job
         assert client.unfinished == (job.task,)
-    assert len(ear.all(DownloadFailed)) == 5
-    assert ear.all(JobEnded) == [JobEnded(job.id, error="DownloadIncomplete")]
+    assert len(recorder.all(DownloadFailed)) == 5
+    assert recorder.all(JobEnded) == [JobEnded(job.id, error="DownloadIncomplete")]
 
 
-async def test_closing_ends_a_job_that_waits(gateway: Simulator, ear: Ear) -> None:
+async def test_closing_ends_a_job_that_waits(gateway: Simulator, recorder: EventRecorder) -> None:
     """Its task stays unfinished, and awaiting it raises an error of ours."""
     gateway.script(then="stall")
-    async with quick_client(gateway, hooks=[ear]) as client:
+    async with quick_client(gateway, hooks=[recorder]) as client:
         job = await client.start("a kitten")
         await settle()
     with pytest.raises(WaitAbandoned):
         await job
     assert client.unfinished == (job.task,)
-    assert ear.all(JobEnded) == [JobEnded(job.id, error="WaitAbandoned")]
+    assert recorder.all(JobEnded) == [JobEnded(job.id, error="WaitAbandoned")]
     assert others() == set()
 
 
-async def test_closing_ends_a_job_that_has_not_begun(gateway: Simulator, ear: Ear) -> None:
+async def test_closing_ends_a_job_that_has_not_begun(
+    gateway: Simulator, recorder: EventRecorder
+) -> None:
     """Closed in the same turn, or cut off as at the end of a loop, it has its event as well."""
     gateway.script(then="stall")
-    async with quick_client(gateway, hooks=[ear]) as client:
+    async with quick_client(gateway, hooks=[recorder]) as client:
         job = await client.start("a kitten")
     with pytest.raises(WaitAbandoned, match="before the job ended"):
         await job
-    assert ear.all(JobEnded) == [JobEnded(job.id, error="WaitAbandoned")]
+    assert recorder.all(JobEnded) == [JobEnded(job.id, error="WaitAbandoned")]
 
 
-async def test_the_end_of_the_loop_ends_a_job(gateway: Simulator, ear: Ear) -> None:
+async def test_the_end_of_the_loop_ends_a_job(gateway: Simulator, recorder: EventRecorder) -> None:
     """What cancels every task of the loop is an end like any other."""
     gateway.script(then="stall")
-    async with quick_client(gateway, hooks=[ear]) as client:
+    async with quick_client(gateway, hooks=[recorder]) as client:
         job = await client.start("a kitten")
         for task in others():
             if "followed" in repr(task):
                 task.cancel()
         with pytest.raises(WaitAbandoned, match="before the job ended"):
             await job
-    assert ear.all(JobEnded) == [JobEnded(job.id, error="WaitAbandoned")]
+    assert recorder.all(JobEnded) == [JobEnded(job.id, error="WaitAbandoned")]
 
 
 async def test_closing_ends_a_job_between_two_attempts(
-    gateway: Simulator, ear: Ear, tmp_path: Path
+    gateway: Simulator, recorder: EventRecorder, tmp_path: Path
 ) -> None:
     """Nothing will be saved after the pause, so it is not waited for."""
     gateway.fault("download", faults.server_error(), times=None)
-    async with quick_client(gateway, hooks=[ear]) as client:
+    async with quick_client(gateway, hooks=[recorder]) as client:
         job = await client.start("a kitten", save=tmp_path / "1.mp4")
-        await until(lambda: ear.all(DownloadFailed))
+        await until(lambda: recorder.all(DownloadFailed))
         await settle()
     with pytest.raises(DownloadIncomplete):
         await job
     assert client.unfinished == (job.task,)
 
 
-async def test_closing_while_bytes_arrive_keeps_them(tmp_path: Path, ear: Ear) -> None:
+async def test_closing_while_bytes_arrive_keeps_them(
+    tmp_path: Path, recorder: EventRecorder
+) -> None:
     """The part is kept, the task is unfinished, and the next start goes on with it."""
     head = b"\0\0\0\x18ftypisom" + bytes(5000)
     whole = reply(head + bytes(5000), ETag='"v"')
     async with raw_server(whole[:-5000], closes=False) as host:
         body = b'{"code":200,"data":{"task_id":"t-7","status":"3","video_url":"%s"}}'
         async with raw_server(reply(body % host.url.encode())) as server:
-            client = Client("sk-1", base_url=server.url, hooks=[ear])
+            client = Client("sk-1", base_url=server.url, hooks=[recorder])
             job = await client.start("a kitten", save=tmp_path / "1.mp4")
-            await until(lambda: ear.all(DownloadStarted))
+            await until(lambda: recorder.all(DownloadStarted))
             await client.aclose()
             with pytest.raises(DownloadIncomplete, match="closed during the download"):
                 await job
@@ -234,10 +246,10 @@ async def test_closing_while_bytes_arrive_keeps_them(tmp_path: Path, ear: Ear) -
     assert others() == set()
 
 
-async def test_a_wait_that_is_over_ends_a_job(gateway: Simulator, ear: Ear) -> None:
+async def test_a_wait_that_is_over_ends_a_job(gateway: Simulator, recorder: EventRecorder) -> None:
     """The task goes on and stays unfinished."""
     gateway.script(then="stall")
-    async with quick_client(gateway, hooks=[ear]) as client:
+    async with quick_client(gateway, hooks=[recorder]) as client:
         job = await client.start("a kitten", timeout=0.02)
         with pytest.raises(WaitTimeout):
             await job
@@ -245,7 +257,7 @@ async def test_a_wait_that_is_over_ends_a_job(gateway: Simulator, ear: Ear) -> N
 
 
 async def test_a_redelivered_message_pays_once(
-    gateway: Simulator, tmp_path: Path, ear: Ear
+    gateway: Simulator, tmp_path: Path, recorder: EventRecorder
 ) -> None:
     """While the job goes on, at the same time as the first, after its end and after a restart."""
     path, journal = tmp_path / "1.mp4", tmp_path / "run.db"
@@ -253,7 +265,7 @@ async def test_a_redelivered_message_pays_once(
     async def handle(client: Client) -> BackgroundJob:
         return await client.start("a kitten", save=path, custom_id="order 7")
 
-    async with quick_client(gateway, journal=journal, hooks=[ear]) as client:
+    async with quick_client(gateway, journal=journal, hooks=[recorder]) as client:
         first, second = await asyncio.gather(handle(client), handle(client))
         assert first is second is await handle(client)
         await first

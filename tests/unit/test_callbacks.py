@@ -34,11 +34,11 @@ class Client:
     """Records what the receiver reports."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[Address, Webhook]] = []
+        self.received: list[tuple[Address, Webhook]] = []
         self.threads: list[str] = []
 
     def receive(self, address: Address, webhook: Webhook) -> None:
-        self.told.append((address, webhook))
+        self.received.append((address, webhook))
         self.threads.append(threading.current_thread().name)
 
 
@@ -151,7 +151,7 @@ def test_only_what_was_made_here_is_known(scene: Scene) -> None:
         assert scene.receiver.deliver(forged, DONE) == 404
     for forged in (token[:-1], token + "A", token + "=", f"{token}\n", token.swapcase()):
         assert scene.receiver.deliver(forged, DONE) == 404
-    assert scene.client.told == []
+    assert scene.client.received == []
     assert scene.receiver.deliver(token, DONE) == 204
 
 
@@ -174,7 +174,7 @@ def test_a_secret_keeps_them(secret: str | bytes) -> None:
     token = scene_of(secret=secret).token()
     after = scene_of(secret=SECRET)
     assert after.receiver.deliver(token, DONE) == 204
-    [(address, webhook)] = after.client.told
+    [(address, webhook)] = after.client.received
     assert address.is_strange
     assert webhook == Webhook("t-1", TaskState.SUCCEEDED)
     assert scene_of(secret=f"{SECRET}!").receiver.deliver(token, DONE) == 404
@@ -201,7 +201,7 @@ def test_what_is_kept_is_bounded(scene: Scene) -> None:
         scene.address()
     assert len(scene.receiver._addresses) == REMEMBERED
     assert scene.receiver.deliver(first, DONE) == 204
-    [(address, _)] = scene.client.told
+    [(address, _)] = scene.client.received
     assert address.is_strange
     assert len(scene.receiver._addresses) == REMEMBERED
 
@@ -214,7 +214,7 @@ def test_an_address_keeps_no_client_alive(scene: Scene) -> None:
     del gone
     gc.collect()
     assert scene.receiver.deliver(token, DONE) == 204
-    assert len(scene.client.told) == 1
+    assert len(scene.client.received) == 1
 
 
 def test_only_its_own_client_gets_a_webhook(scene: Scene) -> None:
@@ -223,8 +223,8 @@ def test_only_its_own_client_gets_a_webhook(scene: Scene) -> None:
     scene.receiver.attach(other)
     address = scene.address()
     scene.receiver.deliver(scene.receiver.token(address), DONE)
-    assert scene.client.told == [(address, Webhook("t-1", TaskState.SUCCEEDED))]
-    assert other.told == []
+    assert scene.client.received == [(address, Webhook("t-1", TaskState.SUCCEEDED))]
+    assert other.received == []
 
 
 def test_a_task_belongs_to_one_address(scene: Scene) -> None:
@@ -241,7 +241,7 @@ def test_a_webhook_without_a_client_is_kept() -> None:
     scene = scene_of(secret=SECRET)
     token = scene_of(secret=SECRET).token()
     scene.receiver.deliver(token, DONE)
-    [(address, webhook)] = scene.client.told
+    [(address, webhook)] = scene.client.received
     assert scene.receiver.pending(scene.client) == []
     address.early = scene.address().early = webhook
     assert scene.receiver.pending(scene.client) == [(address, webhook)]
@@ -264,7 +264,7 @@ def test_an_answer_makes_it_the_tasks_own() -> None:
 def test_each_sample_is_read(scene: Scene, sample: Any) -> None:
     """What gateways are known to post names its task and its state."""
     assert scene.receiver.deliver(scene.token(), sample.body) == 204
-    [(_, webhook)] = scene.client.told
+    [(_, webhook)] = scene.client.received
     assert webhook.task_id == sample.expected["task_id"]
     assert webhook.state is TaskState[sample.expected["state"]]
     assert webhook.is_end is (sample.expected["state"] in {"SUCCEEDED", "FAILED"})
@@ -287,7 +287,7 @@ BODIES = {
 def test_what_cannot_be_read_still_came_to_the_address(scene: Scene, body: bytes) -> None:
     """A sender that knows the address gets through, and its claims are not believed."""
     assert scene.receiver.deliver(scene.token(), body) == 204
-    [(_, webhook)] = scene.client.told
+    [(_, webhook)] = scene.client.received
     assert webhook == Webhook(None, TaskState.UNKNOWN)
     assert webhook.is_end
 
@@ -297,14 +297,14 @@ def test_an_invalid_id_names_no_task(scene: Scene, task_id: str) -> None:
     """A text that no gateway would give as an id goes no further, not even into the log."""
     body = f'{{"task_id": "{task_id}", "status": "1"}}'.encode()
     assert scene.receiver.deliver(scene.token(), body) == 204
-    assert scene.client.told[0][1] == Webhook("", TaskState.RUNNING)
+    assert scene.client.received[0][1] == Webhook("", TaskState.RUNNING)
 
 
 def test_too_much_is_not_read(scene: Scene) -> None:
     """A body beyond the limit is refused, and one at the limit is taken."""
     token = scene.token()
     assert scene.receiver.deliver(token, b" " * (MAX_BODY_BYTES + 1)) == 413
-    assert scene.client.told == []
+    assert scene.client.received == []
     assert scene.receiver.deliver(token, b" " * MAX_BODY_BYTES) == 204
 
 
@@ -364,7 +364,7 @@ async def test_it_answers_wherever_it_is_mounted(site: Web, prefix: str) -> None
     token = site.scene.token()
     assert await site.post(f"{prefix}/{token}") == 204
     assert await site.post(f"{prefix}/{token[::-1]}") == 404
-    assert len(site.scene.client.told) == 1
+    assert len(site.scene.client.received) == 1
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS"])
@@ -373,7 +373,7 @@ async def test_only_a_post_is_a_webhook(site: Web, method: str, prefix: str) -> 
     """Any other method is 405, for known and unknown tokens, and no client gets it."""
     for token in (site.scene.token(), "x"):
         assert await site.post(f"{prefix}/{token}", None, method) == 405
-    assert site.scene.client.told == []
+    assert site.scene.client.received == []
 
 
 async def test_the_verb_that_is_taken_is_named(site: Web) -> None:
@@ -397,7 +397,7 @@ async def test_a_body_without_end_is_cut_off(site: Web) -> None:
         assert await site.post(f"/any/{token}", endless(asyncio.Event())) == 413
     except aiohttp.ClientError:  # the connection may be gone before the answer was read
         assert site.scene.receiver.answers[413] == 1
-    assert site.scene.client.told == []
+    assert site.scene.client.received == []
     assert site.scene.receiver._reading == 0
 
 
@@ -408,7 +408,7 @@ async def test_a_body_that_is_not_in_its_encoding_is_refused(site: Web, encoding
     url, headers = f"{site.base}{post[0]}", {"Content-Encoding": encoding}
     async with site.session.post(url, data=_pieces(post[1]), headers=headers) as response:
         assert response.status == 400
-    assert site.scene.client.told == []
+    assert site.scene.client.received == []
     assert site.scene.receiver._reading == 0
 
 
@@ -438,7 +438,7 @@ async def test_a_slow_sender_is_given_up(site: Web, monkeypatch: pytest.MonkeyPa
         assert await site.post(f"/any/{site.scene.token()}", stuck()) == 408
     except aiohttp.ClientError:
         assert site.scene.receiver.answers[408] == 1
-    assert site.scene.client.told == []
+    assert site.scene.client.received == []
     assert site.scene.receiver._reading == 0
 
 

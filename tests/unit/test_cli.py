@@ -20,10 +20,10 @@ import attrs
 import pytest
 from support.clients import QUICK_POLLS, QUICK_RETRY
 from support.commands import (
-    Elsewhere,
+    GatewayThread,
     Run,
     documented_keys,
-    gateway_elsewhere,
+    gateway_in_thread,
     is_clip,
     on_a_terminal,
     pressed,
@@ -52,7 +52,7 @@ SIMULATED_SPEED = make.SIMULATED_SPEED
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Use an empty folder and none of the caller's variables."""
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("FUHU_")]:
@@ -74,24 +74,24 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 @pytest.fixture
-def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
+def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[GatewayThread]:
     """A gateway that the environment variables point to; its tasks take 50 ms."""
-    with gateway_elsewhere(monkeypatch, speed=1000, takes=50) as elsewhere:
+    with gateway_in_thread(monkeypatch, speed=1000, takes=50) as elsewhere:
         yield elsewhere
 
 
 # Generating clips
 
 
-def test_generate_saves_the_clip_and_prints_its_path(run: Run, gateway: Elsewhere) -> None:
+def test_generate_saves_the_clip_and_prints_its_path(run: Run, gateway: GatewayThread) -> None:
     """One task is submitted, its clip is saved, and stdout contains only the path."""
     done = run("generate", PROMPT, "-o", "kitten.mp4")
     assert (done.code, done.out) == (0, "kitten.mp4\n")
     assert is_clip("kitten.mp4")
-    assert gateway.ask(lambda one: one.submitted) == 1
+    assert gateway.call(lambda one: one.submitted) == 1
 
 
-def test_without_a_terminal_progress_is_plain_lines(run: Run, gateway: Elsewhere) -> None:
+def test_without_a_terminal_progress_is_plain_lines(run: Run, gateway: GatewayThread) -> None:
     """Each state is one line, without percentages, colours or cursor movements."""
     done = run("generate", PROMPT, "-o", "kitten.mp4")
     lines = done.err.splitlines()
@@ -101,14 +101,14 @@ def test_without_a_terminal_progress_is_plain_lines(run: Run, gateway: Elsewhere
     assert re.fullmatch(r"saved: [\d.]+ kB, 320 points", lines[-1])
 
 
-def test_the_default_name_contains_prompt_and_task_id(run: Run, gateway: Elsewhere) -> None:
+def test_the_default_name_contains_prompt_and_task_id(run: Run, gateway: GatewayThread) -> None:
     """Without -o, the file is named after the prompt and the full task id."""
     done = run("generate", "a kitten / asleep")
     assert done.out == f"a-kitten-asleep-{done.task_id}.mp4\n"
     assert is_clip(done.out.strip())
 
 
-def test_a_long_prompt_leaves_the_id_in_the_name(run: Run, gateway: Elsewhere) -> None:
+def test_a_long_prompt_leaves_the_id_in_the_name(run: Run, gateway: GatewayThread) -> None:
     """A long prompt, in any script, is shortened so that the id fits in the name."""
     done = run("generate", "小猫" * 100)
     assert done.out.strip().endswith(f"-{done.task_id}.mp4")
@@ -116,7 +116,7 @@ def test_a_long_prompt_leaves_the_id_in_the_name(run: Run, gateway: Elsewhere) -
 
 
 def test_a_name_contains_only_what_the_locale_can_encode(
-    run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
+    run: Run, gateway: GatewayThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If file names must be ASCII, any prompt still gives a name, in generate and in wait."""
     monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
@@ -126,7 +126,7 @@ def test_a_name_contains_only_what_the_locale_can_encode(
 
 
 def test_a_clip_that_is_moved_at_once_counts_as_saved(
-    run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
+    run: Run, gateway: GatewayThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If another program moves the file before its size is shown, the command succeeds."""
     download = Clip.download
@@ -141,7 +141,9 @@ def test_a_clip_that_is_moved_at_once_counts_as_saved(
     assert done.err.splitlines()[-1] == "saved: size unknown, 320 points"
 
 
-def test_every_option_of_text_to_video_reaches_the_gateway(run: Run, gateway: Elsewhere) -> None:
+def test_every_option_of_text_to_video_reaches_the_gateway(
+    run: Run, gateway: GatewayThread
+) -> None:
     """The body of the request contains every option."""
     options = "--ratio 9:16 --seconds 5 --model gen3 --style noir --motion y=0.4,r=-6"
     extra = ["--extra", '{"options": {"hd": true}}']
@@ -154,7 +156,7 @@ def test_every_option_of_text_to_video_reaches_the_gateway(run: Run, gateway: El
     assert motion == {"x": 0, "y": 0.4, "z": 0, "r": -6, "bg_x_pan": 0, "bg_y_pan": 0}
 
 
-def test_an_image_makes_it_image_to_video(run: Run, gateway: Elsewhere) -> None:
+def test_an_image_makes_it_image_to_video(run: Run, gateway: GatewayThread) -> None:
     """With --image, the options for images are sent, too."""
     options = ["--image", IMAGE, "--last-image", VIDEO, "--image-as-end-frame", "--flip"]
     assert run("generate", PROMPT, *options).code == 0
@@ -163,7 +165,7 @@ def test_an_image_makes_it_image_to_video(run: Run, gateway: Elsewhere) -> None:
     assert body["options"]["image_as_end_frame"] is body["options"]["flip"] is True
 
 
-def test_official_uses_the_official_format(run: Run, gateway: Elsewhere) -> None:
+def test_official_uses_the_official_format(run: Run, gateway: GatewayThread) -> None:
     """With --official, the task is submitted, polled and saved in the official format."""
     options = ["--official", "--image", IMAGE, "--seed", "7", "--no-watermark"]
     done = run("generate", PROMPT, *options, "-o", "clip.mp4")
@@ -172,7 +174,7 @@ def test_official_uses_the_official_format(run: Run, gateway: Elsewhere) -> None
     assert (body["promptImage"], body["seed"], body["watermark"]) == (IMAGE, 7, False)
 
 
-def test_every_option_of_restyle_reaches_the_gateway(run: Run, gateway: Elsewhere) -> None:
+def test_every_option_of_restyle_reaches_the_gateway(run: Run, gateway: GatewayThread) -> None:
     """The body contains every option, and --no-seconds omits the length."""
     options = "--structure-transformation 0.2 --no-seconds --flip --model gen3"
     assert run("restyle", VIDEO, PROMPT, *options.split()).code == 0
@@ -181,7 +183,7 @@ def test_every_option_of_restyle_reaches_the_gateway(run: Run, gateway: Elsewher
     assert body["options"] == {"structure_transformation": 0.2, "flip": True}
 
 
-def test_every_option_of_act_reaches_the_gateway(run: Run, gateway: Elsewhere) -> None:
+def test_every_option_of_act_reaches_the_gateway(run: Run, gateway: GatewayThread) -> None:
     """The character can be a clip, and the file is named without a prompt."""
     options = ["--character-video", VIDEO, "--motion-multiplier", "3", "--no-flip"]
     done = run("act", VIDEO, *options)
@@ -191,13 +193,13 @@ def test_every_option_of_act_reaches_the_gateway(run: Run, gateway: Elsewhere) -
     assert body["options"] == {"motion_multiplier": 3, "flip": False}
 
 
-def test_act_accepts_an_image(run: Run, gateway: Elsewhere) -> None:
+def test_act_accepts_an_image(run: Run, gateway: GatewayThread) -> None:
     """The second argument is the image of the character."""
     assert run("act", VIDEO, IMAGE).code == 0
     assert gateway.body()["image"] == IMAGE
 
 
-def test_force_replaces_the_file(run: Run, gateway: Elsewhere) -> None:
+def test_force_replaces_the_file(run: Run, gateway: GatewayThread) -> None:
     """With --force, the clip replaces an existing file."""
     Path("kitten.mp4").write_text("old")
     assert run("generate", PROMPT, "-o", "kitten.mp4", "--force").code == 0
@@ -236,7 +238,7 @@ def test_a_simulated_job_takes_about_three_seconds() -> None:
 # Polling and continuing
 
 
-def test_wait_continues_with_the_id_alone(run: Run, gateway: Elsewhere) -> None:
+def test_wait_continues_with_the_id_alone(run: Run, gateway: GatewayThread) -> None:
     """After a timeout, the printed command fetches the clip, and nothing is paid again."""
     gateway.simulator.script(takes=300)
     late = run("generate", PROMPT, "-o", "kitten.mp4", "--timeout", "0.01")
@@ -244,10 +246,10 @@ def test_wait_continues_with_the_id_alone(run: Run, gateway: Elsewhere) -> None:
     assert late.advice[:3] == ["fuhu-runway", "wait", late.task_id]
     done = run(*late.advice[1:])
     assert (done.code, done.out, is_clip("kitten.mp4")) == (0, "kitten.mp4\n", True)
-    assert gateway.ask(lambda one: one.submitted) == 1
+    assert gateway.call(lambda one: one.submitted) == 1
 
 
-def test_the_printed_command_repeats_the_options(run: Run, gateway: Elsewhere) -> None:
+def test_the_printed_command_repeats_the_options(run: Run, gateway: GatewayThread) -> None:
     """It repeats the gateway, its URL, the key file, the format and --force."""
     Path("my key").write_text(gateway.simulator.api_key + "\n")
     gateway.simulator.script(takes=EVER)
@@ -260,7 +262,7 @@ def test_the_printed_command_repeats_the_options(run: Run, gateway: Elsewhere) -
     assert late.advice == ["fuhu-runway", "wait", late.task_id, "-o", "a b.mp4", *reach, *how]
 
 
-def test_wait_names_the_file_as_generate_would_have(run: Run, gateway: Elsewhere) -> None:
+def test_wait_names_the_file_as_generate_would_have(run: Run, gateway: GatewayThread) -> None:
     """The default name is made from the prompt in the gateway's response."""
     gateway.simulator.script(takes=200)
     late = run("generate", PROMPT, "--timeout", "0.01")
@@ -269,7 +271,7 @@ def test_wait_names_the_file_as_generate_would_have(run: Run, gateway: Elsewhere
     assert late.advice[-1] == done.out.strip()
 
 
-def test_wait_does_not_replace_a_file(run: Run, gateway: Elsewhere) -> None:
+def test_wait_does_not_replace_a_file(run: Run, gateway: GatewayThread) -> None:
     """A clip that was already saved is not downloaded again, unless --force is given."""
     done = run("generate", PROMPT)
     again = run("wait", done.task_id)
@@ -278,13 +280,13 @@ def test_wait_does_not_replace_a_file(run: Run, gateway: Elsewhere) -> None:
     assert run("wait", done.task_id, "--force").code == 0
 
 
-def test_wait_ends_at_once_for_an_unknown_id(run: Run, gateway: Elsewhere) -> None:
+def test_wait_ends_at_once_for_an_unknown_id(run: Run, gateway: GatewayThread) -> None:
     """One poll is enough for a clear error, and no command to continue is printed."""
     done = run("wait", "no-such-task")
     assert (done.code, done.out) == (5, "")
     assert "task_not_exist" in done.err
     assert "Continue" not in done.err
-    assert len(gateway.ask(lambda one: one.requests)) == 1
+    assert len(gateway.call(lambda one: one.requests)) == 1
 
 
 def test_wait_ends_at_once_if_the_host_is_unreachable(
@@ -300,7 +302,7 @@ def test_wait_ends_at_once_if_the_host_is_unreachable(
 @pytest.mark.parametrize(
     "fault", [faults.server_error(502), faults.empty_429(0.01), faults.drop_before_accepting()]
 )
-def test_wait_survives_temporary_errors(run: Run, gateway: Elsewhere, fault: Fault) -> None:
+def test_wait_survives_temporary_errors(run: Run, gateway: GatewayThread, fault: Fault) -> None:
     """If the first poll fails because the gateway has a problem, the command goes on."""
     task_id = run("generate", PROMPT, "-o", "first.mp4").task_id
     gateway.simulator.fault("feed", fault, times=2)
@@ -309,7 +311,7 @@ def test_wait_survives_temporary_errors(run: Run, gateway: Elsewhere, fault: Fau
     assert "retrying" in done.err
 
 
-def test_feed_shows_a_table(run: Run, gateway: Elsewhere) -> None:
+def test_feed_shows_a_table(run: Run, gateway: GatewayThread) -> None:
     """The gateway's values are printed one per line, including the URL."""
     task_id = run("generate", PROMPT, "-o", "kitten.mp4").task_id
     done = run("feed", task_id)
@@ -320,18 +322,18 @@ def test_feed_shows_a_table(run: Run, gateway: Elsewhere) -> None:
     assert re.search(r"^video url +http://127\.0\.0\.1:\d+/\S+$", done.out, re.MULTILINE)
 
 
-def test_feed_shows_progress_as_percent(run: Run, gateway: Elsewhere) -> None:
+def test_feed_shows_progress_as_percent(run: Run, gateway: GatewayThread) -> None:
     """The progress is printed as a percentage."""
     gateway.simulator.script(takes=EVER, dialect="new_api", queued=0.0, progress=[42])
     task_id = run("generate", PROMPT, "--timeout", "0.01").task_id
     assert re.search(r"^progress +42%$", run("feed", task_id).out, re.MULTILINE)
 
 
-def test_official_without_an_image(run: Run, gateway: Elsewhere) -> None:
+def test_official_without_an_image(run: Run, gateway: GatewayThread) -> None:
     """With --official and no image, it is text to video in the official format."""
     done = run("generate", PROMPT, "--official", "--seconds", "8", "--audio", "--model", "veo3.1")
     assert done.code == 0
-    assert gateway.ask(lambda one: one.requests[0].path) == "/runwayml/v1/text_to_video"
+    assert gateway.call(lambda one: one.requests[0].path) == "/runwayml/v1/text_to_video"
     assert gateway.body() == {
         "promptText": PROMPT,
         "model": "veo3.1",
@@ -368,22 +370,22 @@ def test_official_without_an_image(run: Run, gateway: Elsewhere) -> None:
     ],
 )
 def test_submit_makes_a_request_of_any_kind(
-    words: list[str], path: str, body: dict[str, Any], run: Run, gateway: Elsewhere
+    words: list[str], path: str, body: dict[str, Any], run: Run, gateway: GatewayThread
 ) -> None:
     """Its fields are read as the cells of a table are; the clip is saved as any other."""
     done = run("submit", *words, "-o", "clip.mp4")
     assert (done.code, done.out) == (0, "clip.mp4\n")
-    assert gateway.ask(lambda one: one.requests[0].path) == path
+    assert gateway.call(lambda one: one.requests[0].path) == path
     assert gateway.body() == body
 
 
-def test_feed_of_an_official_task(run: Run, gateway: Elsewhere) -> None:
+def test_feed_of_an_official_task(run: Run, gateway: GatewayThread) -> None:
     """With --official, the poll goes to the official route."""
     done = run("generate", PROMPT, "--official", "--image", IMAGE, "-o", "clip.mp4")
     assert "succeeded" in run("feed", done.task_id, "--official").out
 
 
-def test_feed_of_a_failed_task_succeeds(run: Run, gateway: Elsewhere) -> None:
+def test_feed_of_a_failed_task_succeeds(run: Run, gateway: GatewayThread) -> None:
     """The command shows the failure and exits with 0; control characters are removed."""
     gateway.simulator.script(then="fail", reason="too\x1b[2J dark")
     task_id = run("generate", PROMPT).task_id
@@ -393,7 +395,7 @@ def test_feed_of_a_failed_task_succeeds(run: Run, gateway: Elsewhere) -> None:
     assert re.search(r"^refunded +yes$", done.out, re.MULTILINE)
 
 
-def test_balance_shows_what_is_left(run: Run, gateway: Elsewhere) -> None:
+def test_balance_shows_what_is_left(run: Run, gateway: GatewayThread) -> None:
     """The numbers have thousands separators and no needless decimals."""
     run("generate", PROMPT)
     done = run("balance")
@@ -410,7 +412,7 @@ def test_balance_can_be_simulated(run: Run) -> None:
 # JSON
 
 
-def test_json_is_one_object_with_the_documented_keys(run: Run, gateway: Elsewhere) -> None:
+def test_json_is_one_object_with_the_documented_keys(run: Run, gateway: GatewayThread) -> None:
     """The result is one line on stdout; stderr contains the id and no progress."""
     done = run("generate", PROMPT, "-o", "kitten.mp4", "--json")
     (line,) = done.out.splitlines()
@@ -420,7 +422,7 @@ def test_json_is_one_object_with_the_documented_keys(run: Run, gateway: Elsewher
     assert done.err == f"accepted: task {row['task_id']}\n"
 
 
-def test_json_of_a_feed(run: Run, gateway: Elsewhere) -> None:
+def test_json_of_a_feed(run: Run, gateway: GatewayThread) -> None:
     """Feed prints the same keys except the file, and times in ISO 8601."""
     task_id = run("generate", PROMPT, "-o", "kitten.mp4").task_id
     row = json.loads(run("feed", task_id, "--json").out)
@@ -429,7 +431,7 @@ def test_json_of_a_feed(run: Run, gateway: Elsewhere) -> None:
     assert row["video_url"].startswith("http://127.0.0.1:")
 
 
-def test_json_of_a_balance(run: Run, gateway: Elsewhere) -> None:
+def test_json_of_a_balance(run: Run, gateway: GatewayThread) -> None:
     """The balance is one object with the documented keys."""
     row = json.loads(run("balance", "--json").out)
     assert row.keys() == documented_keys("A balance in JSON")
@@ -509,7 +511,7 @@ def test_json_of_a_balance(run: Run, gateway: Elsewhere) -> None:
     ],
 )
 def test_a_wrong_command_is_one_line_and_costs_nothing(
-    tokens: list[str], message: str, run: Run, gateway: Elsewhere, tmp_path: Path
+    tokens: list[str], message: str, run: Run, gateway: GatewayThread, tmp_path: Path
 ) -> None:
     """Invalid input exits with 2 and one line that says what is wrong; nothing is sent."""
     (tmp_path / "there.mp4").touch()
@@ -524,7 +526,7 @@ def test_a_wrong_command_is_one_line_and_costs_nothing(
     assert message in line
     assert PROMPT not in done.err
     assert set(news) <= {"submitting"}
-    assert gateway.ask(lambda one: one.requests) == ()
+    assert gateway.call(lambda one: one.requests) == ()
 
 
 def test_a_gateway_without_a_known_url_needs_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -546,7 +548,7 @@ def test_a_missing_key_is_an_error_with_advice(run: Run, tokens: list[str]) -> N
 
 
 def test_the_key_may_come_from_a_file(
-    run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
+    run: Run, gateway: GatewayThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file overrides the variable, and its final newline is not part of the key."""
     monkeypatch.setenv("FUHU_API_KEY", "sk-wrong")
@@ -632,7 +634,7 @@ def test_generate_has_an_option_for_every_field() -> None:
 
 
 @pytest.mark.parametrize("ending", ["fail", "cancel"])
-def test_a_failed_task_is_1(run: Run, gateway: Elsewhere, ending: Any) -> None:
+def test_a_failed_task_is_1(run: Run, gateway: GatewayThread, ending: Any) -> None:
     """A task without a clip exits with 1, and no command to continue is printed."""
     gateway.simulator.script(then=ending)
     done = run("generate", PROMPT)
@@ -641,16 +643,16 @@ def test_a_failed_task_is_1(run: Run, gateway: Elsewhere, ending: Any) -> None:
     assert "Continue" not in done.err
 
 
-def test_a_submission_without_a_response_is_3(run: Run, gateway: Elsewhere) -> None:
+def test_a_submission_without_a_response_is_3(run: Run, gateway: GatewayThread) -> None:
     """A paid request whose outcome is unknown exits with 3, and was sent once."""
     gateway.simulator.fault("submit", faults.drop_after_accepting())
     done = run("generate", PROMPT)
     assert (done.code, done.out) == (3, "")
     assert "It may have been accepted and charged" in done.err
-    assert gateway.ask(lambda one: one.submitted) == 1
+    assert gateway.call(lambda one: one.submitted) == 1
 
 
-def test_a_timeout_is_4(run: Run, gateway: Elsewhere) -> None:
+def test_a_timeout_is_4(run: Run, gateway: GatewayThread) -> None:
     """A task that takes longer exits with 4, and the last line contains its id."""
     gateway.simulator.script(then="stall")
     done = run("generate", PROMPT, "--timeout", "0.05")
@@ -667,13 +669,13 @@ def test_a_timeout_is_4(run: Run, gateway: Elsewhere) -> None:
         faults.html_page(),
     ],
 )
-def test_a_refused_submission_is_5(run: Run, gateway: Elsewhere, fault: Fault) -> None:
+def test_a_refused_submission_is_5(run: Run, gateway: GatewayThread, fault: Fault) -> None:
     """A refusal exits with 5, and the last line says that nothing was charged."""
     gateway.simulator.fault("submit", fault)
     done = run("generate", PROMPT)
     assert (done.code, done.out) == (5, "")
     assert "Nothing was charged." in done.err.splitlines()[-1]
-    assert gateway.ask(lambda one: one.submitted) == 0
+    assert gateway.call(lambda one: one.submitted) == 0
 
 
 def test_an_unreachable_gateway_is_5(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -685,7 +687,7 @@ def test_an_unreachable_gateway_is_5(run: Run, monkeypatch: pytest.MonkeyPatch) 
     assert "127.0.0.1" not in done.err
 
 
-def test_a_download_that_breaks_off_is_5(run: Run, gateway: Elsewhere) -> None:
+def test_a_download_that_breaks_off_is_5(run: Run, gateway: GatewayThread) -> None:
     """The clip is paid for, and the error contains the command that fetches it."""
     gateway.simulator.fault("download", faults.server_error(503), times=None)
     broken = run("generate", PROMPT, "-o", "kitten.mp4")
@@ -694,7 +696,7 @@ def test_a_download_that_breaks_off_is_5(run: Run, gateway: Elsewhere) -> None:
 
 
 def test_a_file_that_appears_meanwhile_is_kept(
-    run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
+    run: Run, gateway: GatewayThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that appears while the task runs is kept; the error says that the clip is paid."""
     accept = make.Errand.accept
@@ -712,7 +714,7 @@ def test_a_file_that_appears_meanwhile_is_kept(
 
 
 def test_a_bug_does_not_lose_the_task(
-    run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
+    run: Run, gateway: GatewayThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even after a bug, the last line contains the command that fetches the clip."""
     monkeypatch.setattr("fuhu_runway.task.Task.wait", None)
@@ -731,7 +733,7 @@ def test_every_error_has_a_documented_code() -> None:
 # Logs
 
 
-def test_nothing_is_logged_without_verbose(run: Run, gateway: Elsewhere) -> None:
+def test_nothing_is_logged_without_verbose(run: Run, gateway: GatewayThread) -> None:
     """Without -v, not even the SDK's warnings are logged."""
     gateway.simulator.script(then="stall", faults=[faults.on("feed", faults.unknown_word())])
     done = run("generate", PROMPT, "--timeout", "0.5")
@@ -741,7 +743,7 @@ def test_nothing_is_logged_without_verbose(run: Run, gateway: Elsewhere) -> None
 
 @pytest.mark.parametrize(("flag", "level"), [("-v", "info"), ("-vv", "debug")])
 def test_verbose_shows_the_log_without_secrets(
-    run: Run, gateway: Elsewhere, flag: str, level: str
+    run: Run, gateway: GatewayThread, flag: str, level: str
 ) -> None:
     """-v logs events, -vv also polls, and neither logs a key, a prompt or a URL."""
     done = run("generate", PROMPT, "-o", "kitten.mp4", flag)
@@ -751,7 +753,7 @@ def test_verbose_shows_the_log_without_secrets(
         assert secret not in done.err
 
 
-def test_very_verbose_shows_where_an_error_comes_from(run: Run, gateway: Elsewhere) -> None:
+def test_very_verbose_shows_where_an_error_comes_from(run: Run, gateway: GatewayThread) -> None:
     """Only -vv shows a traceback, and the error stays the last line."""
     gateway.simulator.fault("submit", faults.error(401), times=2)
     assert "Traceback" not in run("generate", PROMPT, "-v").err
@@ -761,7 +763,7 @@ def test_very_verbose_shows_where_an_error_comes_from(run: Run, gateway: Elsewhe
     assert PROMPT not in done.err
 
 
-def test_the_logger_is_restored(run: Run, gateway: Elsewhere) -> None:
+def test_the_logger_is_restored(run: Run, gateway: GatewayThread) -> None:
     """After a command, the logger has its former level and handlers."""
     logger = make.hooks.LOGGER
     before = (logger.level, list(logger.handlers))
@@ -798,19 +800,19 @@ class Held:
 
 
 def test_ctrl_c_waits_for_the_response_to_a_paid_request(
-    run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
+    run: Run, gateway: GatewayThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a submission in flight, the id and the command that continues are printed."""
     held = Held()
     gateway.simulator.script(held)
     say = make.Lines.say
 
-    def say_and_let_go(screen: make.Lines, text: str) -> None:
+    def show_and_release(screen: make.Lines, text: str) -> None:
         say(screen, text)
         if text.startswith("Waiting for the response"):
             held.let_go.set()
 
-    monkeypatch.setattr(make.Lines, "say", say_and_let_go)
+    monkeypatch.setattr(make.Lines, "say", show_and_release)
     with pressed(held.reached.is_set):
         done = run("generate", PROMPT, "-o", "kitten.mp4")
     submitting, waiting, accepted, stopped = done.err.splitlines()
@@ -821,7 +823,7 @@ def test_ctrl_c_waits_for_the_response_to_a_paid_request(
         f"Stopped. The task continues. Continue with: fuhu-runway wait {done.task_id} -o kitten.mp4"
     )
     assert run(*done.advice[1:]).code == 0
-    assert gateway.ask(lambda one: one.submitted) == 1
+    assert gateway.call(lambda one: one.submitted) == 1
 
 
 @pytest.mark.parametrize(
@@ -834,7 +836,7 @@ def test_ctrl_c_waits_for_the_response_to_a_paid_request(
     ],
 )
 def test_ctrl_c_says_what_happened_to_the_request(
-    run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch, fault: Fault, message: str
+    run: Run, gateway: GatewayThread, monkeypatch: pytest.MonkeyPatch, fault: Fault, message: str
 ) -> None:
     """After a refusal, or no response, the last line says what that means for the money."""
     held = Held()
@@ -853,7 +855,7 @@ def test_ctrl_c_says_what_happened_to_the_request(
 
 
 def test_ctrl_c_between_two_attempts_submits_nothing(
-    run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
+    run: Run, gateway: GatewayThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While a refused request waits for its retry, nothing is in flight or lost."""
     gateway.simulator.fault("submit", faults.empty_429(60))
@@ -861,20 +863,20 @@ def test_ctrl_c_between_two_attempts_submits_nothing(
         done = run("generate", PROMPT)
     assert done.code == 130
     assert done.err.splitlines()[-1] == "Stopped. Nothing was submitted."
-    assert gateway.ask(lambda one: one.submitted) == 0
+    assert gateway.call(lambda one: one.submitted) == 0
 
 
-def test_ctrl_c_while_waiting_says_how_to_continue(run: Run, gateway: Elsewhere) -> None:
+def test_ctrl_c_while_waiting_says_how_to_continue(run: Run, gateway: GatewayThread) -> None:
     """The last line contains the command that continues the task."""
     gateway.simulator.script(takes=EVER)
-    with pressed(lambda: gateway.saw("feed")):
+    with pressed(lambda: gateway.got("feed")):
         done = run("generate", PROMPT, "-o", "kitten.mp4")
     assert (done.code, done.out) == (130, "")
     assert done.advice == ["fuhu-runway", "wait", done.task_id, "-o", "kitten.mp4"]
 
 
 def test_ctrl_c_while_downloading_keeps_the_partial_file(
-    run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
+    run: Run, gateway: GatewayThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The partial file stays, and the printed command resumes the download."""
     gateway.simulator.fault("download", faults.SlowDownload(bytes_per_second=2))
@@ -884,26 +886,26 @@ def test_ctrl_c_while_downloading_keeps_the_partial_file(
     assert (done.code, kept > 0) == (130, True)
     assert run(*done.advice[1:]).code == 0
     assert is_clip("kitten.mp4")
-    *_, last = gateway.ask(lambda one: one.requests)
+    *_, last = gateway.call(lambda one: one.requests)
     assert last.headers["Range"] == f"bytes={kept}-"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_sigterm_and_sighup_stop_a_command(
-    run: Run, gateway: Elsewhere, number: int, code: int
+    run: Run, gateway: GatewayThread, number: int, code: int
 ) -> None:
     """SIGTERM, and a closing terminal, stop the command like Ctrl-C, with other exit codes."""
     gateway.simulator.script(takes=EVER)
-    with pressed(lambda: gateway.saw("feed"), number):
+    with pressed(lambda: gateway.got("feed"), number):
         done = run("generate", PROMPT)
     assert done.code == code
     assert done.advice[1:3] == ["wait", done.task_id]
 
 
-def test_ctrl_c_in_a_free_command_prints_one_word(run: Run, gateway: Elsewhere) -> None:
+def test_ctrl_c_in_a_free_command_prints_one_word(run: Run, gateway: GatewayThread) -> None:
     """If nothing was paid, there is nothing to explain."""
     gateway.simulator.fault("feed", faults.Hang())
-    with pressed(lambda: gateway.saw("feed")):
+    with pressed(lambda: gateway.got("feed")):
         done = run("feed", "some-task")
     assert (done.code, done.out, done.err) == (130, "", "Stopped.\n")
 
@@ -941,7 +943,7 @@ def test_signal_handlers_are_restored(run: Run) -> None:
 
 
 @pytest.mark.parametrize("columns", ["40", "120"])
-def test_a_terminal_gets_a_moving_line(run: Run, gateway: Elsewhere, columns: str) -> None:
+def test_a_terminal_gets_a_moving_line(run: Run, gateway: GatewayThread, columns: str) -> None:
     """States and bytes share one line that is removed at the end; the id and the size stay."""
     gateway.simulator.script(dialect="new_api", takes=400, queued=0.2)
     with on_a_terminal(COLUMNS=columns) as terminal:
@@ -955,7 +957,7 @@ def test_a_terminal_gets_a_moving_line(run: Run, gateway: Elsewhere, columns: st
     assert re.search(r"saved: [\d.]+ kB", plain)
 
 
-def test_no_color_disables_colours(run: Run, gateway: Elsewhere) -> None:
+def test_no_color_disables_colours(run: Run, gateway: GatewayThread) -> None:
     """With NO_COLOR, the moving line has no colours."""
     colour = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|9[0-7])(?:;\d+)*m")
     with on_a_terminal() as coloured:
@@ -967,7 +969,7 @@ def test_no_color_disables_colours(run: Run, gateway: Elsewhere) -> None:
 
 
 @pytest.mark.parametrize("name", ["dumb", "unknown"])
-def test_a_dumb_terminal_gets_lines(run: Run, gateway: Elsewhere, name: str) -> None:
+def test_a_dumb_terminal_gets_lines(run: Run, gateway: GatewayThread, name: str) -> None:
     """A terminal that cannot move the cursor gets plain lines."""
     with on_a_terminal(TERM=name) as terminal:
         run("generate", PROMPT)
@@ -975,7 +977,7 @@ def test_a_dumb_terminal_gets_lines(run: Run, gateway: Elsewhere, name: str) -> 
     assert "downloading\n" in terminal.getvalue()
 
 
-def test_json_shows_no_progress_on_a_terminal(run: Run, gateway: Elsewhere) -> None:
+def test_json_shows_no_progress_on_a_terminal(run: Run, gateway: GatewayThread) -> None:
     """With --json, a terminal shows only the id."""
     with on_a_terminal() as terminal:
         run("generate", PROMPT, "--json")
@@ -983,7 +985,7 @@ def test_json_shows_no_progress_on_a_terminal(run: Run, gateway: Elsewhere) -> N
 
 
 def test_a_command_works_without_stderr(
-    run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
+    run: Run, gateway: GatewayThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that was started with stderr closed prints its result to stdout."""
     monkeypatch.setattr(sys, "stderr", None)
@@ -1025,7 +1027,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_ctrl_c_ends_the_process_with_130(gateway: Elsewhere) -> None:
+def test_ctrl_c_ends_the_process_with_130(gateway: GatewayThread) -> None:
     """After the first SIGINT, the command says how to continue, and ends."""
     gateway.simulator.script(takes=EVER)
     with start("generate", PROMPT, "-o", "kitten.mp4") as process:
@@ -1040,13 +1042,13 @@ def test_ctrl_c_ends_the_process_with_130(gateway: Elsewhere) -> None:
     assert process.returncode == 130
 
 
-def test_the_second_ctrl_c_ends_the_process(gateway: Elsewhere) -> None:
+def test_the_second_ctrl_c_ends_the_process(gateway: GatewayThread) -> None:
     """A second Ctrl-C ends the wait for the response."""
     gateway.simulator.fault("submit", faults.Hang())
     with start("generate", PROMPT) as process:
         assert process.stderr
         read_until(process.stderr, "submitting")
-        while not gateway.saw("submit"):
+        while not gateway.got("submit"):
             time.sleep(0.005)
         process.send_signal(signal.SIGINT)
         read_until(process.stderr, "Waiting for the response")
@@ -1055,17 +1057,17 @@ def test_the_second_ctrl_c_ends_the_process(gateway: Elsewhere) -> None:
     assert process.returncode == 130
 
 
-def test_a_killed_process_has_shown_the_id(run: Run, gateway: Elsewhere) -> None:
+def test_a_killed_process_has_shown_the_id(run: Run, gateway: GatewayThread) -> None:
     """The id is printed before anything else, so that even SIGKILL loses no clip."""
     with start("generate", PROMPT, "-o", "kitten.mp4") as process:
         assert process.stderr
         task_id = read_until(process.stderr, "accepted: task ").split()[-1]
         process.kill()
     assert run("wait", task_id, "-o", "kitten.mp4").code == 0
-    assert gateway.ask(lambda one: one.submitted) == 1
+    assert gateway.call(lambda one: one.submitted) == 1
 
 
-def test_closed_pipes_do_not_end_a_paid_job(gateway: Elsewhere) -> None:
+def test_closed_pipes_do_not_end_a_paid_job(gateway: GatewayThread) -> None:
     """With both pipes closed, the clip is still saved, and the exit code is 0."""
     with start("generate", PROMPT, "-o", "kitten.mp4") as process:
         assert process.stderr
@@ -1087,7 +1089,7 @@ def test_help_into_a_closed_pipe_shows_no_traceback() -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="terminals of this kind are POSIX")
 @pytest.mark.parametrize(("columns", "rows"), [(80, 24), (40, 12)])
-def test_on_a_real_terminal(run: Run, gateway: Elsewhere, columns: int, rows: int) -> None:
+def test_on_a_real_terminal(run: Run, gateway: GatewayThread, columns: int, rows: int) -> None:
     """On a terminal of any width, the moving line fits, and is removed at the end."""
     import pty
     import termios

@@ -18,11 +18,11 @@ import attrs
 import pytest
 from support.clients import QUICK_POLLS
 from support.commands import (
-    Elsewhere,
+    GatewayThread,
     Outcome,
     Run,
     documented_keys,
-    gateway_elsewhere,
+    gateway_in_thread,
     is_clip,
     on_a_terminal,
     pressed,
@@ -66,9 +66,9 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 @pytest.fixture
-def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
+def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[GatewayThread]:
     """A gateway that the environment variables point to; its tasks take 50 ms."""
-    with gateway_elsewhere(monkeypatch, speed=1000, takes=50) as elsewhere:
+    with gateway_in_thread(monkeypatch, speed=1000, takes=50) as elsewhere:
         yield elsewhere
 
 
@@ -82,9 +82,9 @@ def states() -> dict[int, str]:
     return {row["index"]: row["state"] for row in results()}
 
 
-def submitted(gateway: Elsewhere) -> int:
+def submitted(gateway: GatewayThread) -> int:
     """Return how many tasks were submitted."""
-    count: int = gateway.ask(lambda one: one.submitted)
+    count: int = gateway.call(lambda one: one.submitted)
     return count
 
 
@@ -96,7 +96,7 @@ def clips() -> list[str]:
 # A whole batch
 
 
-def test_every_entry_gets_a_file(run: Run, gateway: Elsewhere) -> None:
+def test_every_entry_gets_a_file(run: Run, gateway: GatewayThread) -> None:
     """Three prompts, two of them equal, give three tasks, three clips and three results."""
     done = run()
     assert (done.code, done.out) == (0, "clips/results.jsonl\n")
@@ -109,7 +109,7 @@ def test_every_entry_gets_a_file(run: Run, gateway: Elsewhere) -> None:
     assert re.fullmatch(r"960 points spent, 0 refunded, in 0:00:\d\d\.", spent)
 
 
-def test_a_result_has_the_documented_keys_and_no_secret(run: Run, gateway: Elsewhere) -> None:
+def test_a_result_has_the_documented_keys_and_no_secret(run: Run, gateway: GatewayThread) -> None:
     """Each line has task, file and points; no prompt, URL or key is in it or on stderr."""
     gateway.simulator.script("a secret puppy", then="fail", reason="no a secret puppy")
     done = run("-vv")
@@ -124,7 +124,7 @@ def test_a_result_has_the_documented_keys_and_no_secret(run: Run, gateway: Elsew
         assert secret not in message
 
 
-def test_the_same_command_again_does_nothing_twice(run: Run, gateway: Elsewhere) -> None:
+def test_the_same_command_again_does_nothing_twice(run: Run, gateway: GatewayThread) -> None:
     """A finished batch is only summarized again: nothing is submitted, no result is repeated."""
     run()
     before = results()
@@ -134,7 +134,7 @@ def test_the_same_command_again_does_nothing_twice(run: Run, gateway: Elsewhere)
     assert "\n0 points spent" in done.err
 
 
-def test_a_removed_clip_is_downloaded_again(run: Run, gateway: Elsewhere) -> None:
+def test_a_removed_clip_is_downloaded_again(run: Run, gateway: GatewayThread) -> None:
     """A clip whose file was removed is downloaded again, and not paid for again."""
     run()
     Path("clips", clips()[0]).unlink()
@@ -142,7 +142,7 @@ def test_a_removed_clip_is_downloaded_again(run: Run, gateway: Elsewhere) -> Non
     assert (len(clips()), submitted(gateway)) == (3, 3)
 
 
-def test_json_is_one_object(run: Run, gateway: Elsewhere) -> None:
+def test_json_is_one_object(run: Run, gateway: GatewayThread) -> None:
     """With --json, stdout is the summary with the documented keys, and stderr is empty."""
     gateway.simulator.script("a secret puppy", then="fail")
     done = run("--json")
@@ -154,7 +154,7 @@ def test_json_is_one_object(run: Run, gateway: Elsewhere) -> None:
     assert row["files"] == ["clips/results.jsonl"]
 
 
-def test_journal_and_results_can_be_elsewhere(run: Run, gateway: Elsewhere) -> None:
+def test_journal_and_results_can_be_elsewhere(run: Run, gateway: GatewayThread) -> None:
     """With --journal and --results, the folder contains only clips."""
     run("--journal", "run.db", "--results", "run.jsonl")
     assert {path.suffix for path in Path("clips").iterdir()} == {".mp4"}
@@ -162,7 +162,7 @@ def test_journal_and_results_can_be_elsewhere(run: Run, gateway: Elsewhere) -> N
     assert Path("run.db").is_file()
 
 
-def test_a_file_may_contain_requests_with_options(run: Run, gateway: Elsewhere) -> None:
+def test_a_file_may_contain_requests_with_options(run: Run, gateway: GatewayThread) -> None:
     """A .jsonl file can set fields; its custom_id is in the result and in the file name."""
     entry = {"prompt": "x", "seconds": 5, "custom_id": "shot 7"}
     Path("shots.jsonl").write_text(json.dumps(entry))
@@ -195,7 +195,7 @@ def test_a_file_may_contain_requests_with_options(run: Run, gateway: Elsewhere) 
     ],
 )
 def test_a_wrong_batch_is_one_line_and_costs_nothing(
-    run: Run, gateway: Elsewhere, options: list[str], message: str
+    run: Run, gateway: GatewayThread, options: list[str], message: str
 ) -> None:
     """It exits with 2, nothing is sent, and no existing file is changed."""
     Path("other.jsonl").write_text('{"prompt": "x"}\n')
@@ -207,20 +207,20 @@ def test_a_wrong_batch_is_one_line_and_costs_nothing(
     assert Path("prompts.txt").read_text() == "\n".join(PROMPTS)
     assert Path("one.txt").read_text() == "a line without its end"
     assert Path("other.jsonl").read_text() == '{"prompt": "x"}\n'
-    assert gateway.ask(lambda one: one.requests) == ()
+    assert gateway.call(lambda one: one.requests) == ()
 
 
-def test_a_bad_line_is_named_before_anything_is_sent(run: Run, gateway: Elsewhere) -> None:
+def test_a_bad_line_is_named_before_anything_is_sent(run: Run, gateway: GatewayThread) -> None:
     """An error in the last line is found before the first is sent, and no folder is created."""
     Path("shots.jsonl").write_text('{"prompt": "x"}\n{"prompt": "x", "seconds": 0}\n')
     done = run(file="shots.jsonl")
     assert (done.code, done.out) == (2, "")
     assert "shots.jsonl, line 2: " in done.err
     assert not Path("clips").exists()
-    assert gateway.ask(lambda one: one.requests) == ()
+    assert gateway.call(lambda one: one.requests) == ()
 
 
-def test_bad_lines_can_be_skipped(run: Run, gateway: Elsewhere) -> None:
+def test_bad_lines_can_be_skipped(run: Run, gateway: GatewayThread) -> None:
     """With --skip-bad, each bad line is reported once, and the others are submitted."""
     Path("shots.jsonl").write_text('{"prompt": "x", "seconds": 0}\n{"prompt": "x"}\nno JSON\n')
     done = run("--skip-bad", file="shots.jsonl")
@@ -228,14 +228,14 @@ def test_bad_lines_can_be_skipped(run: Run, gateway: Elsewhere) -> None:
     assert re.findall(r"^skipped: shots.jsonl, line (\d)", done.err, re.MULTILINE) == ["1", "3"]
 
 
-def test_an_empty_file_is_a_mistake(run: Run, gateway: Elsewhere) -> None:
+def test_an_empty_file_is_a_mistake(run: Run, gateway: GatewayThread) -> None:
     """A file without entries is an error, not a finished batch."""
     Path("none.txt").write_text("\n")
     done = run(file="none.txt")
     assert (done.code, "none.txt has no entries" in done.err) == (2, True)
 
 
-def test_two_batches_do_not_share_a_journal(run: Run, gateway: Elsewhere) -> None:
+def test_two_batches_do_not_share_a_journal(run: Run, gateway: GatewayThread) -> None:
     """If another process has the journal open, the command exits with 2 and sends nothing."""
     Path("clips").mkdir()
 
@@ -260,7 +260,7 @@ def test_two_batches_do_not_share_a_journal(run: Run, gateway: Elsewhere) -> Non
 
 @pytest.mark.parametrize("first", [["--simulate"], []])
 def test_simulated_and_real_clips_do_not_mix(
-    run: Run, gateway: Elsewhere, first: list[str]
+    run: Run, gateway: GatewayThread, first: list[str]
 ) -> None:
     """A folder with simulated clips is refused for real ones, and the other way round."""
     other = [] if first else ["--simulate"]
@@ -289,7 +289,7 @@ def test_a_foreign_state_file_is_an_error(run: Run) -> None:
         "7",
     ],
 )
-def test_a_foreign_results_file_is_an_error(run: Run, gateway: Elsewhere, line: str) -> None:
+def test_a_foreign_results_file_is_an_error(run: Run, gateway: GatewayThread, line: str) -> None:
     """A file with other lines is reported and kept, and nothing is sent."""
     Path("odd.jsonl").write_text(f"{line}\n")
     done = run("--results", "odd.jsonl")
@@ -305,7 +305,7 @@ def named(custom_id: str = "shot") -> Path:
     return Path("clips", f"{custom_id}.mp4")
 
 
-def test_an_existing_file_is_not_replaced_by_default(run: Run, gateway: Elsewhere) -> None:
+def test_an_existing_file_is_not_replaced_by_default(run: Run, gateway: GatewayThread) -> None:
     """The entry is not submitted, a line says why, and --overwrite replaces the file."""
     place = named()
     place.write_bytes(b"mine")
@@ -346,19 +346,19 @@ def test_only_the_owner_can_read_results_and_state(run: Run) -> None:
 
 
 def test_prompts_may_come_from_stdin(
-    run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
+    run: Run, gateway: GatewayThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With -, each line of stdin is a prompt, and the same lines again are the same jobs."""
     for _ in range(2):
         stdin = io.TextIOWrapper(io.BytesIO("a kitten\n笑\n".encode()), encoding="ascii")
         monkeypatch.setattr(sys, "stdin", stdin)
         assert run(file="-").code == 0
-    prompts = gateway.ask(lambda one: {task.prompt for task in one.tasks})
+    prompts = gateway.call(lambda one: {task.prompt for task in one.tasks})
     assert (submitted(gateway), prompts) == (2, {"a kitten", "笑"})
 
 
 @pytest.mark.parametrize("name", ["pipe", "pipe.jsonl"])
-def test_a_pipe_is_read_once(run: Run, gateway: Elsewhere, name: str) -> None:
+def test_a_pipe_is_read_once(run: Run, gateway: GatewayThread, name: str) -> None:
     """A FIFO is copied first, since its entries are read twice."""
     os.mkfifo(name)
     text = '{"prompt": "a kitten"}\n' if name.endswith("jsonl") else "a kitten\n"
@@ -370,7 +370,7 @@ def test_a_pipe_is_read_once(run: Run, gateway: Elsewhere, name: str) -> None:
 
 
 def test_ctrl_c_ends_a_read_from_stdin(
-    run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
+    run: Run, gateway: GatewayThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If nothing was submitted yet, the command exits at once with 130."""
 
@@ -385,7 +385,7 @@ def test_ctrl_c_ends_a_read_from_stdin(
 
 
 def test_a_missing_stdin_is_an_error(
-    run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
+    run: Run, gateway: GatewayThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process without a stdin exits with 2 and one line."""
     monkeypatch.setattr(sys, "stdin", None)
@@ -397,7 +397,7 @@ def test_a_missing_stdin_is_an_error(
 # What goes wrong after that
 
 
-def test_a_failed_task_is_1_and_can_be_retried(run: Run, gateway: Elsewhere) -> None:
+def test_a_failed_task_is_1_and_can_be_retried(run: Run, gateway: GatewayThread) -> None:
     """A failure is counted with its name; only --retry-failed submits it again."""
     gateway.simulator.script(then="fail")
     done = run("--in-flight", "1")
@@ -409,7 +409,7 @@ def test_a_failed_task_is_1_and_can_be_retried(run: Run, gateway: Elsewhere) -> 
     assert states() == dict.fromkeys(range(3), "saved")
 
 
-def test_in_doubt_is_3_and_is_never_sent_again(run: Run, gateway: Elsewhere) -> None:
+def test_in_doubt_is_3_and_is_never_sent_again(run: Run, gateway: GatewayThread) -> None:
     """A job in doubt outweighs a failed one, and the next run reports it again."""
     gateway.simulator.script("a secret puppy", then="fail")
     gateway.simulator.fault("submit", faults.drop_after_accepting())
@@ -422,7 +422,7 @@ def test_in_doubt_is_3_and_is_never_sent_again(run: Run, gateway: Elsewhere) -> 
     assert [row["state"] for row in results()] == ["in_doubt", "failed", "saved"]
 
 
-def test_a_timeout_is_4_and_can_be_continued(run: Run, gateway: Elsewhere) -> None:
+def test_a_timeout_is_4_and_can_be_continued(run: Run, gateway: GatewayThread) -> None:
     """A task that takes longer is saved by the next run, and not paid for again."""
     gateway.simulator.script("a secret puppy", takes=4000)
     done = run("--timeout", "1.5")
@@ -441,7 +441,7 @@ def test_a_timeout_is_4_and_can_be_continued(run: Run, gateway: Elsewhere) -> No
     ],
 )
 def test_an_error_of_the_gateway_is_5(
-    run: Run, gateway: Elsewhere, where: Any, fault: Fault, word: str
+    run: Run, gateway: GatewayThread, where: Any, fault: Fault, word: str
 ) -> None:
     """A refused job and a failed download have different states: only one is paid for."""
     gateway.simulator.fault(where, fault, times=None)
@@ -457,7 +457,7 @@ def test_an_error_of_the_gateway_is_5(
     ],
 )
 def test_a_refused_key_stops_submitting(
-    run: Run, gateway: Elsewhere, fault: Fault, name: str
+    run: Run, gateway: GatewayThread, fault: Fault, name: str
 ) -> None:
     """After one refusal, nothing more is submitted; the same command later submits all."""
     gateway.simulator.fault("submit", fault, times=1)
@@ -467,7 +467,7 @@ def test_a_refused_key_stops_submitting(
     assert (run().code, submitted(gateway)) == (0, 3)
 
 
-def test_max_points_ends_a_batch_early(run: Run, gateway: Elsewhere) -> None:
+def test_max_points_ends_a_batch_early(run: Run, gateway: GatewayThread) -> None:
     """Once the points are spent, nothing more is submitted, and the exit code is 1."""
     done = run("--max-points", "400")
     assert (done.code, submitted(gateway)) == (1, 1)
@@ -475,7 +475,7 @@ def test_max_points_ends_a_batch_early(run: Run, gateway: Elsewhere) -> None:
 
 
 def test_a_file_that_changes_ends_a_batch_with_5(
-    run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
+    run: Run, gateway: GatewayThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error after something was paid is not exit code 2, and says what continues."""
 
@@ -511,7 +511,7 @@ class FullDisk:
     ("writes", "message"), [(7, "the disk is full"), (-1, "No space left on device")]
 )
 def test_a_full_disk_does_not_end_a_batch(
-    run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch, writes: int, message: str
+    run: Run, gateway: GatewayThread, monkeypatch: pytest.MonkeyPatch, writes: int, message: str
 ) -> None:
     """
     Results that cannot be written are reported, and the clips are saved.
@@ -523,12 +523,12 @@ def test_a_full_disk_does_not_end_a_batch(
     done = run()
     assert (done.code, len(clips())) == (0, 3)
     assert f"Some results could not be written to their file ({message})." in done.err
-    ids = {task.task_id for task in gateway.ask(lambda one: one.tasks)}
+    ids = {task.task_id for task in gateway.call(lambda one: one.tasks)}
     assert set(re.findall(r"^entry [123]: task (\S+)$", done.err, re.MULTILINE)) == ids
 
 
 @pytest.mark.parametrize("torn", ['{"ind', '{"index": 2, "state": "sav'])
-def test_a_truncated_result_is_replaced(run: Run, gateway: Elsewhere, torn: str) -> None:
+def test_a_truncated_result_is_replaced(run: Run, gateway: GatewayThread, torn: str) -> None:
     """A line that a crash truncated is replaced by the complete line."""
     run()
     path = Path("clips/results.jsonl")
@@ -544,7 +544,7 @@ def test_a_truncated_result_is_replaced(run: Run, gateway: Elsewhere, torn: str)
 # Stopping
 
 
-def test_ctrl_c_waits_for_submissions_in_flight(run: Run, gateway: Elsewhere) -> None:
+def test_ctrl_c_waits_for_submissions_in_flight(run: Run, gateway: GatewayThread) -> None:
     """Their ids are in the journal, and the next run saves their clips without paying again."""
     held, let_go = threading.Event(), threading.Event()
 
@@ -555,13 +555,13 @@ def test_ctrl_c_waits_for_submissions_in_flight(run: Run, gateway: Elsewhere) ->
     gateway.simulator.script(hold)
     say = cli_batch.Lines.say
 
-    def say_and_let_go(screen: cli_batch.Lines, text: str) -> None:
+    def show_and_release(screen: cli_batch.Lines, text: str) -> None:
         say(screen, text)
         if text.startswith("Waiting for the responses"):
             let_go.set()
 
     with pytest.MonkeyPatch.context() as patch, pressed(held.is_set):
-        patch.setattr(cli_batch.Lines, "say", say_and_let_go)
+        patch.setattr(cli_batch.Lines, "say", show_and_release)
         done = run("--in-flight", "2")
     assert (done.code, done.out) == (130, "")
     waiting, stopped = done.err.splitlines()[-2:]
@@ -570,7 +570,7 @@ def test_ctrl_c_waits_for_submissions_in_flight(run: Run, gateway: Elsewhere) ->
     assert (run().code, submitted(gateway), len(clips())) == (0, 3, 3)
 
 
-def test_ctrl_c_while_waiting_says_how_to_continue(run: Run, gateway: Elsewhere) -> None:
+def test_ctrl_c_while_waiting_says_how_to_continue(run: Run, gateway: GatewayThread) -> None:
     """With no submission in flight, the command ends at once, and every task is kept."""
     gateway.simulator.script(lambda body: True, takes=600)
     with pressed(lambda: submitted(gateway) == 3):
@@ -580,7 +580,7 @@ def test_ctrl_c_while_waiting_says_how_to_continue(run: Run, gateway: Elsewhere)
     assert (run().code, submitted(gateway), len(clips())) == (0, 3, 3)
 
 
-def test_ctrl_c_reports_jobs_in_doubt(run: Run, gateway: Elsewhere) -> None:
+def test_ctrl_c_reports_jobs_in_doubt(run: Run, gateway: GatewayThread) -> None:
     """The last line counts the jobs in doubt."""
     gateway.simulator.fault("submit", faults.drop_after_accepting())
     gateway.simulator.script(lambda body: True, takes=EVER)
@@ -623,7 +623,7 @@ def test_a_killed_simulated_batch_continues(run: Run) -> None:
     assert len({entry.digest for entry in entries}) == len(entries) <= 20
 
 
-def test_ctrl_c_ends_the_process_with_130(gateway: Elsewhere, run: Run) -> None:
+def test_ctrl_c_ends_the_process_with_130(gateway: GatewayThread, run: Run) -> None:
     """SIGINT ends a batch cleanly; the same command saves the rest."""
     many_prompts()
     with start("batch", "prompts.txt", "--out", "clips", "--in-flight", "3") as process:
@@ -636,12 +636,12 @@ def test_ctrl_c_ends_the_process_with_130(gateway: Elsewhere, run: Run) -> None:
     assert (run().code, len(clips()), submitted(gateway)) == (0, 20, 20)
 
 
-def test_the_second_ctrl_c_ends_the_process_at_once(gateway: Elsewhere) -> None:
+def test_the_second_ctrl_c_ends_the_process_at_once(gateway: GatewayThread) -> None:
     """A second Ctrl-C ends the wait for responses."""
     gateway.simulator.fault("submit", faults.Hang(), times=None)
     with start("batch", "prompts.txt", "--out", "clips") as process:
         assert process.stderr
-        until(lambda: gateway.saw("submit"))
+        until(lambda: gateway.got("submit"))
         process.send_signal(signal.SIGINT)
         while not process.stderr.readline().startswith("Waiting for the responses"):
             pass
@@ -650,7 +650,7 @@ def test_the_second_ctrl_c_ends_the_process_at_once(gateway: Elsewhere) -> None:
     assert process.returncode == 130
 
 
-def test_closed_pipes_do_not_end_a_batch(gateway: Elsewhere) -> None:
+def test_closed_pipes_do_not_end_a_batch(gateway: GatewayThread) -> None:
     """With both pipes closed, every clip is still saved."""
     with start("batch", "prompts.txt", "--out", "clips") as process:
         assert process.stderr
@@ -665,7 +665,7 @@ def test_closed_pipes_do_not_end_a_batch(gateway: Elsewhere) -> None:
 
 
 @pytest.mark.parametrize("columns", ["40", "80"])
-def test_a_terminal_gets_a_board(run: Run, gateway: Elsewhere, columns: str) -> None:
+def test_a_terminal_gets_a_board(run: Run, gateway: GatewayThread, columns: str) -> None:
     """The counts change in place, fit the width, and are removed at the end."""
     gateway.simulator.script("a secret puppy", takes=700)
     with on_a_terminal(COLUMNS=columns) as terminal:

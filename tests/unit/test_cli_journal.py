@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from support.clients import QUICK_POLLS
 from support.commands import (
-    Elsewhere,
+    GatewayThread,
     Run,
     documented_keys,
-    gateway_elsewhere,
+    gateway_in_thread,
     is_clip,
     pressed,
     runner,
@@ -59,9 +59,9 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 @pytest.fixture
-def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
+def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[GatewayThread]:
     """A gateway that the environment variables point to; its tasks take 50 ms."""
-    with gateway_elsewhere(monkeypatch, speed=1000, takes=50) as elsewhere:
+    with gateway_in_thread(monkeypatch, speed=1000, takes=50) as elsewhere:
         yield elsewhere
 
 
@@ -99,16 +99,16 @@ def doubt(**options: Any) -> None:
     write_down(JobState.SUBMITTING, JobState.IN_DOUBT, error="NoReply", **options)
 
 
-def submitted(gateway: Elsewhere) -> int:
+def submitted(gateway: GatewayThread) -> int:
     """Return how many tasks were submitted."""
-    count: int = gateway.ask(lambda one: one.submitted)
+    count: int = gateway.call(lambda one: one.submitted)
     return count
 
 
 # jobs
 
 
-def test_jobs_shows_a_row_for_each(run: Run, gateway: Elsewhere) -> None:
+def test_jobs_shows_a_row_for_each(run: Run, gateway: GatewayThread) -> None:
     """Each job is a line with key, state, points, time and task; equal requests differ."""
     run(*BATCH)
     done = run("jobs", PATH)
@@ -312,7 +312,7 @@ def test_another_file_is_an_error(run: Run) -> None:
 
 
 @pytest.mark.parametrize("at", ["1e300", "-1e300", "9e999", "-9e999"])
-def test_impossible_times_lose_no_clip(run: Run, gateway: Elsewhere, at: str) -> None:
+def test_impossible_times_lose_no_clip(run: Run, gateway: GatewayThread, at: str) -> None:
     """A paid clip is saved even if the times in a damaged journal are impossible."""
     leave_open(run, gateway)
     overwrite(f"planned_at = {at}, submitted_at = {at}, accepted_at = {at}")
@@ -376,7 +376,7 @@ def test_a_missing_journal_is_not_created(run: Run, tokens: list[str]) -> None:
 # resume
 
 
-def test_one_bad_row_loses_no_other_clip(run: Run, gateway: Elsewhere) -> None:
+def test_one_bad_row_loses_no_other_clip(run: Run, gateway: GatewayThread) -> None:
     """A row without a task id counts as unfinished; the other clips are saved."""
     leave_open(run, gateway)
     write_down(JobState.SUBMITTING, JobState.ACCEPTED, key="id:broken")
@@ -386,7 +386,7 @@ def test_one_bad_row_loses_no_other_clip(run: Run, gateway: Elsewhere) -> None:
 
 
 def test_a_bug_loses_no_other_clip(
-    run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
+    run: Run, gateway: GatewayThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An unexpected error while saving one clip is reported for that clip."""
     leave_open(run, gateway)
@@ -403,7 +403,7 @@ def test_a_bug_loses_no_other_clip(
     assert "1 paid for but not saved (1 ZeroDivisionError)." in done.err
 
 
-def test_two_jobs_with_one_task_are_one_clip(run: Run, gateway: Elsewhere) -> None:
+def test_two_jobs_with_one_task_are_one_clip(run: Run, gateway: GatewayThread) -> None:
     """If two jobs have the same task id, its clip is saved once, for both."""
     leave_open(run, gateway)
     shared = known()[0].task_id
@@ -414,14 +414,14 @@ def test_two_jobs_with_one_task_are_one_clip(run: Run, gateway: Elsewhere) -> No
     assert [job.state for job in known()] == [JobState.SAVED] * 4
 
 
-def leave_open(run: Run, gateway: Elsewhere, failing: str = "none") -> None:
+def leave_open(run: Run, gateway: GatewayThread, failing: str = "none") -> None:
     """Run a batch that times out before its tasks end."""
     gateway.simulator.script(lambda body: True, takes=600)
     gateway.simulator.script(failing, then="fail", takes=600)
     assert run(*BATCH, "--timeout", "0.01").code == 4
 
 
-def test_resume_saves_what_is_paid_for(run: Run, gateway: Elsewhere) -> None:
+def test_resume_saves_what_is_paid_for(run: Run, gateway: GatewayThread) -> None:
     """Without the prompts, each clip is saved under its task id, and nothing is submitted."""
     leave_open(run, gateway)
     Path("prompts.txt").unlink()
@@ -434,7 +434,7 @@ def test_resume_saves_what_is_paid_for(run: Run, gateway: Elsewhere) -> None:
     assert {job.state for job in known()} == {JobState.SAVED}
 
 
-def test_resume_in_json(run: Run, gateway: Elsewhere) -> None:
+def test_resume_in_json(run: Run, gateway: GatewayThread) -> None:
     """With --json, stdout is one object that lists the files."""
     leave_open(run, gateway)
     row = json.loads(run("resume", PATH, "--out", "found", "--json").out)
@@ -442,7 +442,7 @@ def test_resume_in_json(run: Run, gateway: Elsewhere) -> None:
     assert len(row["files"]) == row["saved"] == 3
 
 
-def test_resume_counts_what_failed(run: Run, gateway: Elsewhere) -> None:
+def test_resume_counts_what_failed(run: Run, gateway: GatewayThread) -> None:
     """A task that failed meanwhile exits with 1, and its points are counted."""
     leave_open(run, gateway, failing="another")
     done = run("resume", PATH, "--out", "found")
@@ -451,7 +451,7 @@ def test_resume_counts_what_failed(run: Run, gateway: Elsewhere) -> None:
     assert "640 points spent, 320 refunded" in done.err
 
 
-def test_resume_reports_what_it_cannot_save(run: Run, gateway: Elsewhere) -> None:
+def test_resume_reports_what_it_cannot_save(run: Run, gateway: GatewayThread) -> None:
     """A task that the gateway does not know exits with 5, and its job stays accepted."""
     write_down(JobState.SUBMITTING, JobState.ACCEPTED, task_id="no-such-task")
     done = run("resume", PATH, "--out", "found")
@@ -460,19 +460,19 @@ def test_resume_reports_what_it_cannot_save(run: Run, gateway: Elsewhere) -> Non
     assert known()[0].state is JobState.ACCEPTED
 
 
-def test_resume_with_nothing_to_do(run: Run, gateway: Elsewhere) -> None:
+def test_resume_with_nothing_to_do(run: Run, gateway: GatewayThread) -> None:
     """A journal without unfinished tasks is not an error."""
     doubt()
     done = run("resume", PATH, "--out", "found")
     assert (done.code, done.out, done.err) == (0, "", "There is nothing to save.\n")
 
 
-def test_resume_can_be_stopped(run: Run, gateway: Elsewhere) -> None:
+def test_resume_can_be_stopped(run: Run, gateway: GatewayThread) -> None:
     """After Ctrl-C, the same command continues."""
     leave_open(run, gateway)
     gateway.simulator.fault("feed", faults.Hang())
-    polls = len(gateway.ask(lambda one: one.requests))
-    with pressed(lambda: len(gateway.ask(lambda one: one.requests)) > polls):
+    polls = len(gateway.call(lambda one: one.requests))
+    with pressed(lambda: len(gateway.call(lambda one: one.requests)) > polls):
         done = run("resume", PATH, "--out", "found")
     assert (done.code, done.out) == (130, "")
     assert done.err.splitlines()[-1].endswith("Run the same command again to continue.")
@@ -490,11 +490,11 @@ def test_resume_works_with_a_simulated_gateway(run: Run) -> None:
 # resolve
 
 
-def test_a_doubt_becomes_a_task(run: Run, gateway: Elsewhere) -> None:
+def test_a_doubt_becomes_a_task(run: Run, gateway: GatewayThread) -> None:
     """With the task id that a person found, the batch continues without paying again."""
     gateway.simulator.fault("submit", faults.drop_after_accepting())
     assert run(*BATCH, "--in-flight", "1").code == 3
-    lost = gateway.ask(lambda one: one.tasks[0].task_id)
+    lost = gateway.call(lambda one: one.tasks[0].task_id)
     (key,) = [job.key for job in known() if job.state is JobState.IN_DOUBT]
     done = run("resolve", PATH, key[:10], "--task-id", lost)
     assert (done.code, done.err) == (0, "Run the batch's own command again to continue.\n")
@@ -503,10 +503,10 @@ def test_a_doubt_becomes_a_task(run: Run, gateway: Elsewhere) -> None:
     assert len(list(Path("clips").glob("*.mp4"))) == 3
 
 
-def test_a_doubt_becomes_the_task_that_its_response_named(run: Run, gateway: Elsewhere) -> None:
+def test_a_doubt_becomes_the_task_that_its_response_named(run: Run, gateway: GatewayThread) -> None:
     """With --found, the task id in the row is checked and used."""
     assert run(*BATCH).code == 0
-    task_id = gateway.ask(lambda one: one.tasks[0].task_id)
+    task_id = gateway.call(lambda one: one.tasks[0].task_id)
     doubt(task_id=task_id)
     done = run("resolve", PATH, MARK, "--found")
     assert (done.code, done.err) == (0, "Run the batch's own command again to continue.\n")
@@ -514,7 +514,7 @@ def test_a_doubt_becomes_the_task_that_its_response_named(run: Run, gateway: Els
 
 
 def test_a_named_task_that_the_gateway_does_not_know_changes_nothing(
-    run: Run, gateway: Elsewhere
+    run: Run, gateway: GatewayThread
 ) -> None:
     """If the gateway does not know the task, the job stays in doubt and keeps the id."""
     doubt(task_id="no-such-task")
@@ -524,12 +524,12 @@ def test_a_named_task_that_the_gateway_does_not_know_changes_nothing(
     assert (job.state, job.task_id) == (JobState.IN_DOUBT, "no-such-task")
 
 
-def test_a_doubt_without_a_task_cannot_be_found(run: Run, gateway: Elsewhere) -> None:
+def test_a_doubt_without_a_task_cannot_be_found(run: Run, gateway: GatewayThread) -> None:
     """If no response named a task, --found is an error."""
     doubt()
     done = run("resolve", PATH, MARK, "--found")
     assert (done.code, "The response named no task." in done.err) == (2, True)
-    assert (known()[0].state, gateway.ask(lambda one: one.requests)) == (JobState.IN_DOUBT, ())
+    assert (known()[0].state, gateway.call(lambda one: one.requests)) == (JobState.IN_DOUBT, ())
 
 
 def test_not_accepted_removes_the_task_id(run: Run) -> None:
@@ -547,7 +547,7 @@ def test_a_doubt_can_be_submitted_again(run: Run) -> None:
     assert known()[0].state is JobState.PLANNED
 
 
-def test_an_unknown_task_id_changes_nothing(run: Run, gateway: Elsewhere) -> None:
+def test_an_unknown_task_id_changes_nothing(run: Run, gateway: GatewayThread) -> None:
     """If the gateway does not know the task, the job stays in doubt."""
     doubt()
     done = run("resolve", PATH, MARK, "--task-id", "no-such-task")
@@ -555,13 +555,13 @@ def test_an_unknown_task_id_changes_nothing(run: Run, gateway: Elsewhere) -> Non
     assert known()[0].state is JobState.IN_DOUBT
 
 
-def test_a_task_belongs_to_one_job(run: Run, gateway: Elsewhere) -> None:
+def test_a_task_belongs_to_one_job(run: Run, gateway: GatewayThread) -> None:
     """The task id of another job is refused, before the gateway is polled."""
     doubt()
     write_down(JobState.SUBMITTING, JobState.ACCEPTED, key="id:shot", task_id="t-1")
     done = run("resolve", PATH, MARK, "--task-id", "t-1")
     assert (done.code, "This task belongs to another job." in done.err) == (2, True)
-    assert gateway.ask(lambda one: one.requests) == ()
+    assert gateway.call(lambda one: one.requests) == ()
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ ENDS_AT_ONCE = "--until-stdin-closes"
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Use an empty folder and none of the caller's variables."""
     settle_in(tmp_path, monkeypatch)
 

@@ -12,9 +12,9 @@ from typing import Any
 import aiohttp
 import attrs
 import pytest
-from support.clients import Ear, others, quick_client
+from support.clients import EventRecorder, others, quick_client
 from support.clock import until
-from support.secrets import told
+from support.secrets import secrets_in
 from support.servers import raw_server, reply
 
 from fuhu_runway import Client, Task
@@ -226,8 +226,8 @@ def test_a_session_of_another_loop_is_refused() -> None:
 
 async def test_a_submit_gives_a_task(gateway: Simulator) -> None:
     """Its id is the gateway's, the request is kept, and one event reports it."""
-    ear = Ear()
-    async with quick_client(gateway, hooks=[ear]) as client:
+    recorder = EventRecorder()
+    async with quick_client(gateway, hooks=[recorder]) as client:
         request = TextToVideo("a kitten")
         task = await client.submit(request)
         now = asyncio.get_running_loop().time()
@@ -235,20 +235,20 @@ async def test_a_submit_gives_a_task(gateway: Simulator) -> None:
     assert task.request is request
     assert task.submitted_at is not None
     assert task.submitted_at <= now
-    [event] = ear.all(TaskSubmitted)
+    [event] = recorder.all(TaskSubmitted)
     assert (event.task_id, event.endpoint) == (task.id, "text_to_video")
     assert 0 <= event.seconds < 10
 
 
 async def test_every_submission_has_a_number_of_its_own(gateway: Simulator) -> None:
     """Its events hold its number, up to the event that holds the task's id as well."""
-    ears = Ear(), Ear()
+    recorders = EventRecorder(), EventRecorder()
     async with (
-        quick_client(gateway, hooks=[ears[0]]) as first,
-        quick_client(gateway, hooks=[ears[1]]) as second,
+        quick_client(gateway, hooks=[recorders[0]]) as first,
+        quick_client(gateway, hooks=[recorders[1]]) as second,
     ):
         made = [await client.generate("a kitten") for client in (first, second, first)]
-    started = [event for ear in ears for event in ear.all(SubmissionStarted)]
+    started = [event for recorder in recorders for event in recorder.all(SubmissionStarted)]
     assert len({event.submission for event in started}) == 3
     assert started[0].client == started[1].client != started[2].client
     assert (started[0].endpoint, started[0].model, started[0].clip_seconds) == (
@@ -256,7 +256,11 @@ async def test_every_submission_has_a_number_of_its_own(gateway: Simulator) -> N
         "gen4",
         10,
     )
-    event = {event.submission: event.task_id for ear in ears for event in ear.all(TaskSubmitted)}
+    event = {
+        event.submission: event.task_id
+        for recorder in recorders
+        for event in recorder.all(TaskSubmitted)
+    }
     assert event == dict(
         zip((event.submission for event in started), (made[n].id for n in (0, 2, 1)), strict=True)
     )
@@ -264,11 +268,11 @@ async def test_every_submission_has_a_number_of_its_own(gateway: Simulator) -> N
 
 async def test_a_handle_on_a_task_is_an_event(gateway: Simulator) -> None:
     """An event says that an existing task is followed here; nothing is sent."""
-    ear = Ear()
-    async with quick_client(gateway, hooks=[ear]) as client:
+    recorder = EventRecorder()
+    async with quick_client(gateway, hooks=[recorder]) as client:
         client.task(" t-1 ")
         client.official.task("t-2")
-        assert ear.heard == [
+        assert recorder.events == [
             TaskAttached("t-1", client._sessions.settings.client),
             TaskAttached("t-2", client._sessions.settings.client),
         ]
@@ -517,13 +521,13 @@ async def test_a_task_is_shown_outside_of_any_loop(gateway: Simulator, runway: C
 
 async def test_the_whole_way(gateway: Simulator, tmp_path: Path) -> None:
     """From the prompt to the file, with one task, and one event of its end."""
-    ear = Ear()
-    async with quick_client(gateway, hooks=[ear]) as client:
+    recorder = EventRecorder()
+    async with quick_client(gateway, hooks=[recorder]) as client:
         clip = await (await client.generate("a kitten"))
         path = await clip.download(tmp_path / "kitten.mp4")
     assert b"simulated task " + clip.id.encode() in path.read_bytes()
     assert (gateway.submitted, gateway.leaked, others()) == (1, (), set())
-    assert [len(ear.all(kind)) for kind in (TaskSettled, DownloadFinished)] == [1, 1]
+    assert [len(recorder.all(kind)) for kind in (TaskSettled, DownloadFinished)] == [1, 1]
 
 
 async def test_the_api_itself_is_shown_the_key(tmp_path: Path) -> None:
@@ -540,14 +544,16 @@ async def test_the_api_itself_is_shown_the_key(tmp_path: Path) -> None:
 
 async def left_alone(
     answer: bytes | None, *, gone: Callable[[Client], Any] | None = None
-) -> tuple[Client, Ear]:
+) -> tuple[Client, EventRecorder]:
     """Return a client whose submit was cancelled before *answer* came."""
-    ear = Ear()
+    recorder = EventRecorder()
     async with raw_server(answer) as server:
         server.may_answer.clear()
-        client = Client("sk-1", base_url=server.url, hooks=[ear], retry=RetryPolicy(attempts=1))
+        client = Client(
+            "sk-1", base_url=server.url, hooks=[recorder], retry=RetryPolicy(attempts=1)
+        )
         submitting = asyncio.ensure_future(client.generate("a kitten"))
-        await server.asked.wait()
+        await server.got_request.wait()
         submitting.cancel()
         await asyncio.wait([submitting])
         assert submitting.cancelled()
@@ -556,21 +562,21 @@ async def left_alone(
         server.may_answer.set()
         await client.aclose()
     assert others() == set()
-    return client, ear
+    return client, recorder
 
 
 async def test_the_task_of_a_cancelled_submit_is_unfinished() -> None:
     """Closing waits for its id, which is then in `unfinished` and in an event."""
-    client, ear = await left_alone(reply(b'{"code": 200, "data": {"task_id": "t-7"}}'))
+    client, recorder = await left_alone(reply(b'{"code": 200, "data": {"task_id": "t-7"}}'))
     [task] = client.unfinished
     assert (task.id, task.request) == ("t-7", TextToVideo("a kitten"))
-    number = ear.all(SubmissionStarted)[0].submission
-    assert ear.all(SubmissionUnclaimed) == [
+    number = recorder.all(SubmissionStarted)[0].submission
+    assert recorder.all(SubmissionUnclaimed) == [
         SubmissionUnclaimed("text_to_video", "t-7", None, number)
     ]
-    [event] = ear.all(TaskSubmitted)
+    [event] = recorder.all(TaskSubmitted)
     assert (event.task_id, event.submission) == ("t-7", number)
-    assert ear.all(SubmissionFailed) == []
+    assert recorder.all(SubmissionFailed) == []
 
 
 @pytest.mark.parametrize(
@@ -588,13 +594,13 @@ async def test_a_cancelled_submit_has_its_outcome_in_an_event(
     answer: bytes | None, error: str
 ) -> None:
     """If no task is known, the event distinguishes a refusal from a doubt."""
-    client, ear = await left_alone(answer)
+    client, recorder = await left_alone(answer)
     assert client.unfinished == ()
-    number = ear.all(SubmissionStarted)[0].submission
-    assert ear.all(SubmissionUnclaimed) == [
+    number = recorder.all(SubmissionStarted)[0].submission
+    assert recorder.all(SubmissionUnclaimed) == [
         SubmissionUnclaimed("text_to_video", None, error, number)
     ]
-    assert [*ear.all(SubmissionFailed), *ear.all(SubmissionDoubted)] == []
+    assert [*recorder.all(SubmissionFailed), *recorder.all(SubmissionDoubted)] == []
 
 
 async def test_a_flight_that_is_shot_down_is_in_doubt() -> None:
@@ -605,10 +611,10 @@ async def test_a_flight_that_is_shot_down_is_in_doubt() -> None:
         [flight] = session.transport._in_flight
         flight.cancel()
 
-    client, ear = await left_alone(reply(), gone=shoot)
+    client, recorder = await left_alone(reply(), gone=shoot)
     assert client.unfinished == ()
     fault = SubmissionInDoubt.__name__
-    [event] = ear.all(SubmissionUnclaimed)
+    [event] = recorder.all(SubmissionUnclaimed)
     assert (event.task_id, event.error) == (None, fault)
 
 
@@ -744,11 +750,11 @@ async def test_no_secret_is_shown(gateway: Simulator, caplog: pytest.LogCaptureF
     key, prompt = "sk-marked", "a marked kitten"
     gateway.add_key(key)
     gateway.script(then="fail", reason=f"{prompt} at https://marked.example/?_jwt=marked")
-    ear, texts = Ear(), []
+    recorder, texts = EventRecorder(), []
     async with Client(
         key,
         base_url=gateway.base_url,
-        hooks=[ear],
+        hooks=[recorder],
         polling=quick_client(gateway)._sessions.settings.polling,
     ) as client:
         failing = await client.generate(prompt)
@@ -760,7 +766,7 @@ async def test_no_secret_is_shown(gateway: Simulator, caplog: pytest.LogCaptureF
             caught.append(attrs.evolve(one.value, task_id=None))
         clip = await (await client.generate(prompt))
         texts += [repr(clip), repr(clip.record), repr(clip.task)]
-    assert [told(error, ["marked"]) for error in caught] == [[], []]
+    assert [secrets_in(error, ["marked"]) for error in caught] == [[], []]
     lines = [record.getMessage() for record in caplog.records if record.name != "asyncio"]
-    assert not [text for text in (*texts, *lines, repr(ear.heard)) if "marked" in text]
+    assert not [text for text in (*texts, *lines, repr(recorder.events)) if "marked" in text]
     assert len(lines) > 5

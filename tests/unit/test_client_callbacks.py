@@ -84,7 +84,7 @@ async def test_a_webhook_ends_the_wait(scene: Scene) -> None:
     assert scene.post() == 204
     assert (await waiting).id == task.id
     assert scene.feeds == 1
-    assert scene.ear.all(CallbackReceived) == [CallbackReceived(task.id, TaskState.SUCCEEDED)]
+    assert scene.recorder.all(CallbackReceived) == [CallbackReceived(task.id, TaskState.SUCCEEDED)]
 
 
 async def test_a_webhook_before_the_response_counts_after_it(scene: Scene) -> None:
@@ -108,7 +108,7 @@ async def test_a_webhook_finds_the_task_of_a_doubt(scene: Scene) -> None:
     [task] = scene.client.unfinished
     assert task.id == scene.gateway.tasks[0].task_id
     assert task.request is not None
-    assert scene.ear.all(SubmissionFound) == [SubmissionFound("text_to_video", task.id)]
+    assert scene.recorder.all(SubmissionFound) == [SubmissionFound("text_to_video", task.id)]
     assert scene.feeds == 1
     waiting = asyncio.create_task(task.wait())
     await scene.ended()
@@ -126,7 +126,7 @@ async def test_a_webhook_in_time_replaces_the_response(scene: Scene) -> None:
     task = await submitting
     assert task.id == scene.gateway.tasks[0].task_id
     assert scene.client.unfinished == (task,)
-    assert scene.ear.all(SubmissionFound) == [SubmissionFound("text_to_video", task.id)]
+    assert scene.recorder.all(SubmissionFound) == [SubmissionFound("text_to_video", task.id)]
     waiting = asyncio.create_task(task.wait())
     await scene.ended()
     scene.post()
@@ -144,7 +144,7 @@ async def test_a_cancelled_caller_loses_nothing(scene: Scene) -> None:
     await until(lambda: scene.client.unfinished)
     [task] = scene.client.unfinished
     assert task.id == scene.gateway.tasks[0].task_id
-    [event] = scene.ear.all(SubmissionUnclaimed)
+    [event] = scene.recorder.all(SubmissionUnclaimed)
     assert (event.task_id, event.error) == (task.id, None)
 
 

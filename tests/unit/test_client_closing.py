@@ -12,7 +12,7 @@ from random import Random
 from typing import Any, TypeVar
 
 import pytest
-from support.clients import Ear, others, quick_client
+from support.clients import EventRecorder, others, quick_client
 from support.clock import settle, until
 from support.servers import raw_server, reply
 
@@ -121,16 +121,16 @@ async def test_an_end_that_comes_with_the_submit_is_recorded(tmp_path: Path) -> 
         b'{"code": 200, "data": {"task_id": "t-7", "status": "SUCCESS",'
         b' "video_url": "https://a.example/1.mp4"}}'
     )
-    ear = Ear()
+    recorder = EventRecorder()
     async with raw_server(reply(body)) as server:
-        client = Client("sk-1", base_url=server.url, hooks=[ear], journal=tmp_path / "run.db")
+        client = Client("sk-1", base_url=server.url, hooks=[recorder], journal=tmp_path / "run.db")
         async with client:
             await (await client.generate("a kitten")).wait()
             assert client.journal is not None
             (job,) = await client.journal.jobs()
     assert job.state is JobState.FINISHED
-    assert [event.task_id for event in ear.all(TaskSettled)] == ["t-7"]
-    assert ear.all(TaskPolled) == []
+    assert [event.task_id for event in recorder.all(TaskSettled)] == ["t-7"]
+    assert recorder.all(TaskPolled) == []
 
 
 async def test_a_wait_that_was_left_changes_nothing(gateway: Simulator, runway: Client) -> None:
@@ -500,12 +500,12 @@ async def test_closing_ends_a_free_call_whose_answer_is_arriving(call: str) -> N
     half = reply(b'{"code": 200, "data": {"task_id": "t-7"}}')[:-5]
     async with raw_server(half, closes=False) as server:
         client = Client("sk-1", base_url=server.url)
-        asking = asyncio.ensure_future(client.feed("t-7") if call == "feed" else client.balance())
-        await server.asked.wait()
+        pending = asyncio.ensure_future(client.feed("t-7") if call == "feed" else client.balance())
+        await server.got_request.wait()
         await settle()
         await client.aclose()
         with pytest.raises(UsageError, match="was closed") as caught:
-            await asking
+            await pending
         assert caught.value.field == "client"
         assert others() == set()
 
@@ -514,26 +514,26 @@ async def test_closing_ends_a_free_call_that_waits_for_its_turn(gateway: Simulat
     """What the pace holds back is not sent after the close."""
     gateway.fault("feed", faults.TooManyRequests(60), times=None)
     client = quick_client(gateway, retry=RetryPolicy(max_retry_after=60))
-    asking = [asyncio.ensure_future(client.feed("t-7")) for _ in range(9)]
+    pending = [asyncio.ensure_future(client.feed("t-7")) for _ in range(9)]
     await until(lambda: gateway.requests)
     await settle()
     await client.aclose()
-    results = await asyncio.gather(*asking, return_exceptions=True)
+    results = await asyncio.gather(*pending, return_exceptions=True)
     assert {type(result) for result in results} == {UsageError}
     assert others() == set()
 
 
 async def test_closing_ends_a_download_whose_bytes_arrive(tmp_path: Path) -> None:
     """With our error; the part is kept, the task is unfinished, and the next client goes on."""
-    ear, path = Ear(), tmp_path / "1.mp4"
+    recorder, path = EventRecorder(), tmp_path / "1.mp4"
     async with raw_server(whole(VIDEO)[:-5000], closes=False) as host:
         body = b'{"code":200,"data":{"task_id":"t-7","status":"3","video_url":"%s"}}'
         async with raw_server(reply(body % host.url.encode())) as server:
-            client = Client("sk-1", base_url=server.url, hooks=[ear])
+            client = Client("sk-1", base_url=server.url, hooks=[recorder])
             clip = await client.task("t-7").wait()
             assert client.unfinished == ()
             saving = asyncio.ensure_future(clip.download(path))
-            await until(lambda: ear.all(DownloadStarted))
+            await until(lambda: recorder.all(DownloadStarted))
             assert client.unfinished == (clip.task,)
             await client.aclose()
             with pytest.raises(DownloadIncomplete, match="closed during the download") as caught:
@@ -629,8 +629,8 @@ async def test_closing_at_any_instant_leaves_nothing(
     """Each paid task was handed out, is saved, or is in the list; nothing goes on."""
     random = Random(seed)
     gateway.script(takes=random.choice([0, 10, 60]))
-    ear, saved = Ear(), set[str]()
-    client = quick_client(gateway, hooks=[ear])
+    recorder, saved = EventRecorder(), set[str]()
+    client = quick_client(gateway, hooks=[recorder])
 
     async def work(number: int) -> None:
         task = await client.generate("a kitten", custom_id=random.choice([None, f"{number}"]))
@@ -649,7 +649,7 @@ async def test_closing_at_any_instant_leaves_nothing(
     assert [one for one in results if one is not None and not isinstance(one, ours)] == []
     listed = {task.id for task in client.unfinished}
     # Between its wait and its download, a clip is in the hands of the app.
-    handed_out = {event.task_id for event in ear.all(ClipHandedOut)}
+    handed_out = {event.task_id for event in recorder.all(ClipHandedOut)}
     assert {task.task_id for task in gateway.tasks} == listed | saved | handed_out
     assert others() == set()
     assert saved.isdisjoint(listed)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.clients import Ear, quick_client
+from support.clients import EventRecorder, quick_client
 
 from fuhu_runway.errors import InvalidRequest, JournalError, SubmissionInDoubt, UsageError
 from fuhu_runway.hooks import DoubtsFound, SubmissionStarted, TaskAttached
@@ -80,7 +80,7 @@ async def test_a_job_of_the_journal_has_a_handle(gateway: Simulator, tmp_path: P
         assert (await task.wait(timeout=10)).id == job.task_id
 
 
-class Traced(Ear):
+class Traced(EventRecorder):
     """A listener that knows where each submission is traced."""
 
     def trace_of(self, submission: int) -> str:
@@ -91,7 +91,7 @@ async def test_a_job_leads_to_the_trace_of_its_submission(
     gateway: Simulator, tmp_path: Path
 ) -> None:
     """What a listener knows of a submission is in its row, and is passed on when it resumes."""
-    first, second = Traced(), Ear()
+    first, second = Traced(), EventRecorder()
     async with quick_client(gateway, journal=tmp_path / "run.db", hooks=[first]) as client:
         task = await client.generate(PROMPT, seconds=5)
     [started] = first.all(SubmissionStarted)
@@ -109,17 +109,17 @@ async def test_unfinished_tasks_of_the_journal_are_attached_once(
     gateway: Simulator, tmp_path: Path
 ) -> None:
     """The event comes with the first wait, not with `unfinished`; `find` adds none after that."""
-    path, traced, ear = tmp_path / "run.db", Traced(), Ear()
+    path, traced, recorder = tmp_path / "run.db", Traced(), EventRecorder()
     async with quick_client(gateway, journal=path, hooks=[traced]) as client:
         task_id = (await client.generate(PROMPT, seconds=5, custom_id="order 7")).id
-    async with quick_client(gateway, journal=path, hooks=[ear]) as client:
+    async with quick_client(gateway, journal=path, hooks=[recorder]) as client:
         [task] = client.unfinished
         assert client.unfinished[0].id == task.id == task_id
-        assert ear.all(TaskAttached) == []
+        assert recorder.all(TaskAttached) == []
         await task.refresh()
         assert await client.find("order 7") is task
         await task
-    [attached] = ear.all(TaskAttached)
+    [attached] = recorder.all(TaskAttached)
     [started] = traced.all(SubmissionStarted)
     trace = traced.trace_of(started.submission)
     assert attached == TaskAttached(task_id, attached.client, "text_to_video", "gen4", 5, trace)
@@ -129,12 +129,12 @@ async def test_a_handle_by_its_id_has_what_the_journal_knows(
     gateway: Simulator, tmp_path: Path
 ) -> None:
     """A task that an earlier process left is attached with its model, and its wait adds nothing."""
-    ear, image = Ear(), "https://pictures.example/1.png"
+    recorder, image = EventRecorder(), "https://pictures.example/1.png"
     async with quick_client(gateway, journal=tmp_path / "run.db") as client:
         task_id = (await client.official.image_to_video(image, PROMPT)).id
-    async with quick_client(gateway, journal=tmp_path / "run.db", hooks=[ear]) as client:
+    async with quick_client(gateway, journal=tmp_path / "run.db", hooks=[recorder]) as client:
         await client.official.task(task_id)
-    assert [event.model for event in ear.all(TaskAttached)] == ["gen4_turbo"]
+    assert [event.model for event in recorder.all(TaskAttached)] == ["gen4_turbo"]
 
 
 async def test_doubts_from_before_are_reported_once(gateway: Simulator, tmp_path: Path) -> None:
@@ -142,12 +142,12 @@ async def test_doubts_from_before_are_reported_once(gateway: Simulator, tmp_path
     counted = []
     for _ in range(3):
         gateway.fault("submit", faults.Drop(accepted=False))
-        ear = Ear()
-        async with quick_client(gateway, journal=tmp_path / "run.db", hooks=[ear]) as client:
+        recorder = EventRecorder()
+        async with quick_client(gateway, journal=tmp_path / "run.db", hooks=[recorder]) as client:
             with pytest.raises(SubmissionInDoubt):
                 await client.generate(PROMPT)
             await client.generate(PROMPT)
-        counted.append([event.jobs for event in ear.all(DoubtsFound)])
+        counted.append([event.jobs for event in recorder.all(DoubtsFound)])
     assert counted == [[], [1], [2]]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.clients import Ear, others, quick_client
+from support.clients import EventRecorder, others, quick_client
 from support.clock import settle, until
 
 from fuhu_runway import Client, Item, Journal, Task
@@ -52,8 +52,8 @@ async def test_every_submit_takes_a_name_and_a_tag(
     gateway: Simulator, path: Path | None, way: str
 ) -> None:
     """The handle has both, events have the tag, and the second submit sends nothing."""
-    ear = Ear()
-    async with quick_client(gateway, journal=path, hooks=[ear]) as client:
+    recorder = EventRecorder()
+    async with quick_client(gateway, journal=path, hooks=[recorder]) as client:
         first = await WAYS[way](client, custom_id="order 7", tag="shop")
         second = await WAYS[way](client, custom_id="order 7", tag="another")
         assert (second.id, second.custom_id, second.tag) == (first.id, "order 7", "shop")
@@ -61,8 +61,8 @@ async def test_every_submit_takes_a_name_and_a_tag(
         assert [task.id for task in client.unfinished] == [first.id]
         await second.wait()
         assert client.unfinished == ()
-    assert [event.tag for event in ear.all(TaskSubmitted)] == ["shop"]
-    assert [event.tag for event in ear.all(TaskSettled)] == ["shop"]
+    assert [event.tag for event in recorder.all(TaskSubmitted)] == ["shop"]
+    assert [event.tag for event in recorder.all(TaskSettled)] == ["shop"]
     assert gateway.submitted == 1
 
 

@@ -27,7 +27,7 @@ FINISHED: Final = events.DownloadFinished("t-1", 4096)
 CLOSED: Final = events.ClientClosed(1)
 
 
-class Desk(Collected):
+class SpanCollector(Collected):
     """The spans of listeners that it makes."""
 
     def spans(self, **settings: Any) -> JobSpans:
@@ -36,9 +36,9 @@ class Desk(Collected):
 
 
 @pytest.fixture
-def desk() -> Desk:
+def collector() -> SpanCollector:
     """Return a place that collects spans."""
-    return Desk()
+    return SpanCollector()
 
 
 def record(spans: JobSpans, *received: events.Event) -> None:
@@ -61,15 +61,15 @@ def polled(state: TaskState = TaskState.RUNNING, polls: int = 1) -> events.TaskP
 
 
 async def test_one_span_for_the_job_and_one_for_its_file(
-    desk: Desk, gateway: Simulator, tmp_path: Path
+    collector: SpanCollector, gateway: Simulator, tmp_path: Path
 ) -> None:
     """A job is one span in the caller's trace, with its cost, and without its prompt."""
-    async with quick_client(gateway, hooks=[desk.spans()]) as client:
-        with desk.tracer.start_as_current_span("request") as outer:
+    async with quick_client(gateway, hooks=[collector.spans()]) as client:
+        with collector.tracer.start_as_current_span("request") as outer:
             task = await client.generate(PROMPT)
         clip = await task
         await clip.download(tmp_path / "kitten.mp4")
-        _, span, download = desk.ended
+        _, span, download = collector.ended
     assert span.name == "generate_content gen4"
     assert span.kind is trace.SpanKind.CLIENT
     assert span.parent == outer.get_span_context()
@@ -100,19 +100,19 @@ async def test_one_span_for_the_job_and_one_for_its_file(
 
 
 async def test_a_later_process_links_to_the_first(
-    desk: Desk, gateway: Simulator, tmp_path: Path
+    collector: SpanCollector, gateway: Simulator, tmp_path: Path
 ) -> None:
     """A job of the journal that is resumed gets a new span, with a link to the first."""
     journal = tmp_path / "run.db"
-    async with quick_client(gateway, hooks=[desk.spans()], journal=journal) as client:
+    async with quick_client(gateway, hooks=[collector.spans()], journal=journal) as client:
         await client.generate(PROMPT)
-    async with quick_client(gateway, hooks=[desk.spans()], journal=journal) as client:
+    async with quick_client(gateway, hooks=[collector.spans()], journal=journal) as client:
         assert client.journal is not None
         [job] = await client.journal.jobs()
-        with desk.tracer.start_as_current_span("resume") as outer:
+        with collector.tracer.start_as_current_span("resume") as outer:
             task = client.attach(job)
         await task
-    first, _, second = desk.ended
+    first, _, second = collector.ended
     assert first.attributes is not None
     assert first.attributes["fuhu_runway.abandoned"] is True
     assert second.parent == outer.get_span_context()
@@ -125,19 +125,19 @@ async def test_a_later_process_links_to_the_first(
 
 @pytest.mark.parametrize("wait_is_first", [True, False])
 async def test_a_task_that_was_left_unfinished_links_to_its_submit(
-    desk: Desk, gateway: Simulator, tmp_path: Path, wait_is_first: bool
+    collector: SpanCollector, gateway: Simulator, tmp_path: Path, wait_is_first: bool
 ) -> None:
     """`client.unfinished` and `client.find` of a later process lead to the trace of the submit."""
     journal = tmp_path / "run.db"
-    async with quick_client(gateway, hooks=[desk.spans()], journal=journal) as client:
+    async with quick_client(gateway, hooks=[collector.spans()], journal=journal) as client:
         await client.generate(PROMPT, custom_id="order 7")
-    async with quick_client(gateway, hooks=[desk.spans()], journal=journal) as client:
-        with desk.tracer.start_as_current_span("resume") as outer:
+    async with quick_client(gateway, hooks=[collector.spans()], journal=journal) as client:
+        with collector.tracer.start_as_current_span("resume") as outer:
             found = None if wait_is_first else await client.find("order 7")
             [task] = client.unfinished
             assert found in {None, task}
             await task
-    first, second, _ = desk.ended
+    first, second, _ = collector.ended
     assert second.parent == outer.get_span_context()
     [link] = second.links
     assert link.context.span_id == first.get_span_context().span_id
@@ -153,14 +153,14 @@ async def test_a_task_that_was_left_unfinished_links_to_its_submit(
     ],
 )
 async def test_a_submission_that_fails_is_an_error(
-    desk: Desk, gateway: Simulator, fault: Any, kind: type[Exception]
+    collector: SpanCollector, gateway: Simulator, fault: Any, kind: type[Exception]
 ) -> None:
     """Refused or in doubt, its span ends at once as an error with the name of the exception."""
     gateway.fault("submit", fault)
-    async with quick_client(gateway, hooks=[spans := desk.spans()]) as client:
+    async with quick_client(gateway, hooks=[spans := collector.spans()]) as client:
         with pytest.raises(kind):
             await client.generate(PROMPT)
-        [span] = desk.ended
+        [span] = collector.ended
     assert span.status.status_code is trace.StatusCode.ERROR
     assert span.attributes is not None
     assert span.status.description == span.attributes["error.type"] == kind.__name__
@@ -170,9 +170,9 @@ async def test_a_submission_that_fails_is_an_error(
 # Submits
 
 
-def test_retries_and_waits_before_the_task_are_events(desk: Desk) -> None:
+def test_retries_and_waits_before_the_task_are_events(collector: SpanCollector) -> None:
     """Waiting for a free slot and retries are events of the span."""
-    spans = desk.spans(attributes={"server.address": "api.example"})
+    spans = collector.spans(attributes={"server.address": "api.example"})
     record(
         spans,
         STARTED,
@@ -182,7 +182,7 @@ def test_retries_and_waits_before_the_task_are_events(desk: Desk) -> None:
         events.SubmissionSent(7, 2),
         events.SubmissionFailed(7, "text_to_video", "RateLimited", Fate.REFUSED),
     )
-    [span] = desk.ended
+    [span] = collector.ended
     assert named(span) == ["held", "sent", "retry", "sent"]
     assert span.attributes is not None
     assert span.attributes["fuhu_runway.submissions"] == 2
@@ -190,33 +190,33 @@ def test_retries_and_waits_before_the_task_are_events(desk: Desk) -> None:
     assert span.attributes["server.address"] == "api.example"
 
 
-def test_one_that_is_unclaimed_goes_on(desk: Desk) -> None:
+def test_one_that_is_unclaimed_goes_on(collector: SpanCollector) -> None:
     """Its span stays open until its task ends; without a task it ends at once."""
-    spans = desk.spans()
+    spans = collector.spans()
     record(spans, STARTED, ACCEPTED, events.SubmissionUnclaimed("text_to_video", "t-1", None, 7))
-    assert desk.ended == []
+    assert collector.ended == []
     record(spans, CLOSED, STARTED)
     record(spans, events.SubmissionUnclaimed("text_to_video", None, "InvalidRequest", 7))
-    first, second = desk.ended
+    first, second = collector.ended
     assert named(first) == ["accepted", "unclaimed", "abandoned"]
     assert second.status.description == "InvalidRequest"
 
 
-def test_a_submission_has_a_trace_while_it_is_under_way(desk: Desk) -> None:
+def test_a_submission_has_a_trace_while_it_is_under_way(collector: SpanCollector) -> None:
     """The journal keeps the context of the span; for unknown jobs there is none."""
-    spans = desk.spans()
+    spans = collector.spans()
     record(spans, STARTED)
     trace_context = spans.trace_of(7)
     record(spans, ACCEPTED, CLOSED)
-    context = desk.ended[0].get_span_context()
+    context = collector.ended[0].get_span_context()
     ids = f"{context.trace_id:032x}-{context.span_id:016x}"
     assert trace_context == f"00-{ids}-{context.trace_flags:02x}"
     assert spans.trace_of(7) is spans.trace_of(8) is None
 
 
-def test_events_of_unknown_jobs_are_ignored(desk: Desk) -> None:
+def test_events_of_unknown_jobs_are_ignored(collector: SpanCollector) -> None:
     """Events of unknown jobs, and of no job, make no span."""
-    spans = desk.spans()
+    spans = collector.spans()
     record(
         spans,
         ACCEPTED,
@@ -237,15 +237,15 @@ def test_events_of_unknown_jobs_are_ignored(desk: Desk) -> None:
         events.DownloadFailed("t-1", 0, "DownloadIncomplete"),
         CLOSED,
     )
-    assert (desk.ended, repr(spans)) == ([], "<JobSpans 0 open>")
+    assert (collector.ended, repr(spans)) == ([], "<JobSpans 0 open>")
 
 
 # Waits
 
 
-async def test_states_are_events_when_they_change(desk: Desk) -> None:
+async def test_states_are_events_when_they_change(collector: SpanCollector) -> None:
     """Queue and run show as events, once each, and so does trouble on the way."""
-    spans = desk.spans()
+    spans = collector.spans()
     record(spans, STARTED, ACCEPTED)
     record(spans, *(polled(TaskState.QUEUED) for _ in range(3)), *(polled() for _ in range(3)))
     record(
@@ -253,7 +253,7 @@ async def test_states_are_events_when_they_change(desk: Desk) -> None:
     )
     record(spans, events.RetryScheduled("feed", 1, 1.0, "GatewayDown", task_id="t-1"))
     record(spans, polled(TaskState.SUCCEEDED), SETTLED)
-    assert named(desk.ended[0]) == [
+    assert named(collector.ended[0]) == [
         "accepted",
         "queued",
         "running",
@@ -267,24 +267,26 @@ async def test_states_are_events_when_they_change(desk: Desk) -> None:
     ("state", "error"),
     [(TaskState.FAILED, "TaskFailed"), (TaskState.CANCELED, "TaskCanceled")],
 )
-def test_a_task_that_fails_is_an_error(desk: Desk, state: TaskState, error: str) -> None:
+def test_a_task_that_fails_is_an_error(
+    collector: SpanCollector, state: TaskState, error: str
+) -> None:
     """Its span ends with it, and says whether the points were given back."""
-    spans = desk.spans()
+    spans = collector.spans()
     record(spans, STARTED, ACCEPTED, events.TaskSettled("t-1", state, 2, 320.0, refunded=True))
-    [span] = desk.ended
+    [span] = collector.ended
     assert span.status.description == error
     assert span.attributes is not None
     assert span.attributes["fuhu_runway.refunded"] is True
 
 
-def test_a_wait_that_is_hopeless_ends_the_span(desk: Desk) -> None:
+def test_a_wait_that_is_hopeless_ends_the_span(collector: SpanCollector) -> None:
     """A final refusal is an error; a later wait gets a span with a link."""
-    spans = desk.spans()
+    spans = collector.spans()
     record(spans, STARTED, ACCEPTED, events.WaitFailed("t-1", "ClipMissing"))
     record(
         spans, events.TaskAttached("t-1", 1), events.PollFailed("t-1", "GatewayDown", 1.0), CLOSED
     )
-    first, second = desk.ended
+    first, second = collector.ended
     assert first.status.description == "ClipMissing"
     assert [link.context for link in second.links] == [first.get_span_context()]
 
@@ -292,23 +294,23 @@ def test_a_wait_that_is_hopeless_ends_the_span(desk: Desk) -> None:
 # Ends
 
 
-def test_it_ends_with_the_task(desk: Desk) -> None:
+def test_it_ends_with_the_task(collector: SpanCollector) -> None:
     """The span of a job is over before its download begins, and a poll of the task starts none."""
-    spans = desk.spans()
+    spans = collector.spans()
     record(spans, STARTED, ACCEPTED, SETTLED)
-    assert named(desk.ended[0]) == ["accepted"]
+    assert named(collector.ended[0]) == ["accepted"]
     record(spans, polled(TaskState.SUCCEEDED, 3), polled(TaskState.RUNNING, 3), SETTLED)
-    assert len(desk.ended) == 1
+    assert len(collector.ended) == 1
 
 
-def test_a_download_that_breaks_off_has_one_span(desk: Desk) -> None:
+def test_a_download_that_breaks_off_has_one_span(collector: SpanCollector) -> None:
     """Its breaks are events of one span, which ends with the file."""
-    spans = desk.spans(attributes={"server.address": "api.example"})
+    spans = collector.spans(attributes={"server.address": "api.example"})
     record(spans, STARTED, ACCEPTED, SETTLED, events.DownloadStarted("t-1", 0, 4096))
     record(spans, events.DownloadBroken("t-1", 100, 1.0), events.DownloadStarted("t-1", 100, 4096))
-    assert len(desk.ended) == 1
+    assert len(collector.ended) == 1
     record(spans, FINISHED)
-    job, download = desk.ended
+    job, download = collector.ended
     assert named(download) == ["started", "broken", "resumed"]
     assert download.parent == job.get_span_context()
     assert download.attributes == {
@@ -318,34 +320,34 @@ def test_a_download_that_breaks_off_has_one_span(desk: Desk) -> None:
     }
 
 
-def test_a_download_that_fails_is_an_error(desk: Desk) -> None:
+def test_a_download_that_fails_is_an_error(collector: SpanCollector) -> None:
     """Its span ends as failed, the job's does not; the next download gets another span."""
-    spans = desk.spans()
+    spans = collector.spans()
     record(spans, STARTED, ACCEPTED, SETTLED)
     record(spans, events.DownloadFailed("t-1", 0, "DownloadIncomplete"), FINISHED)
-    job, failed, finished = desk.ended
+    job, failed, finished = collector.ended
     assert job.status.status_code is trace.StatusCode.UNSET
     assert failed.status.description == "DownloadIncomplete"
     assert failed.parent == finished.parent == job.get_span_context()
 
 
-def test_a_client_that_is_closed_ends_its_own_spans(desk: Desk) -> None:
+def test_a_client_that_is_closed_ends_its_own_spans(collector: SpanCollector) -> None:
     """What is outstanding is abandoned, which is no error; other clients' jobs go on."""
-    spans = desk.spans()
+    spans = collector.spans()
     record(spans, STARTED, ACCEPTED, events.ClientClosed(2))
-    assert desk.ended == []
+    assert collector.ended == []
     record(spans, CLOSED)
-    [span] = desk.ended
+    [span] = collector.ended
     assert span.attributes is not None
     assert span.attributes["fuhu_runway.abandoned"] is True
     assert span.status.status_code is trace.StatusCode.UNSET
 
 
-def test_a_task_that_is_waited_for_after_the_close_links_back(desk: Desk) -> None:
+def test_a_task_that_is_waited_for_after_the_close_links_back(collector: SpanCollector) -> None:
     """The same client in another loop continues with the task, in a new trace with a link."""
-    spans = desk.spans()
+    spans = collector.spans()
     record(spans, STARTED, ACCEPTED, CLOSED, polled(), CLOSED)
-    first, second = desk.ended
+    first, second = collector.ended
     assert second.parent is None
     assert [link.context for link in second.links] == [first.get_span_context()]
 
@@ -353,42 +355,42 @@ def test_a_task_that_is_waited_for_after_the_close_links_back(desk: Desk) -> Non
 # Handles
 
 
-async def test_a_handle_makes_no_span_until_it_is_waited_with(desk: Desk) -> None:
+async def test_a_handle_makes_no_span_until_it_is_waited_with(collector: SpanCollector) -> None:
     """Single polls make no span; a wait does, which begins when the handle was made."""
-    spans = desk.spans()
+    spans = collector.spans()
     attached = events.TaskAttached("t-1", 1, "text_to_video", "gen4", 10, TRACE)
     record(spans, attached, polled(polls=0))
     record(spans, events.TaskSettled("t-1", TaskState.SUCCEEDED, 0, None, refunded=False))
     assert repr(spans) == "<JobSpans 0 open>"
     record(spans, polled(), attached, SETTLED)
-    [span] = desk.ended
+    [span] = collector.ended
     assert named(span) == ["running"]
     [link] = span.links
     assert link.context.is_remote
     assert f"00-{link.context.trace_id:032x}-{link.context.span_id:016x}-01" == TRACE
 
 
-async def test_a_wait_that_finds_the_end_makes_a_span(desk: Desk) -> None:
+async def test_a_wait_that_finds_the_end_makes_a_span(collector: SpanCollector) -> None:
     """One poll is enough; without a known trace there is no link, and no model in the name."""
-    spans = desk.spans()
+    spans = collector.spans()
     record(spans, events.TaskAttached("t-1", 1), SETTLED)
-    [span] = desk.ended
+    [span] = collector.ended
     assert (span.name, span.links) == ("generate_content", ())
 
 
 # Bounds
 
 
-def test_the_number_of_kept_jobs_is_limited(desk: Desk) -> None:
+def test_the_number_of_kept_jobs_is_limited(collector: SpanCollector) -> None:
     """Beyond it the oldest span is ended, and the oldest job that ended is forgotten."""
-    spans = desk.spans(at_most=2)
+    spans = collector.spans(at_most=2)
     for number in range(6):
         record(spans, events.SubmissionStarted(number, 1, "text_to_video", None, None))
         record(spans, events.TaskSubmitted(f"t-{number}", "text_to_video", 0.1, number))
     assert repr(spans) == "<JobSpans 2 open>"
-    assert len(desk.ended) == 4
+    assert len(collector.ended) == 4
     record(spans, *(events.DownloadFinished(f"t-{number}", 1) for number in range(4)))
-    assert [span.attributes["gen_ai.response.id"] for span in desk.ended[4:]] == ["t-2", "t-3"]
+    assert [span.attributes["gen_ai.response.id"] for span in collector.ended[4:]] == ["t-2", "t-3"]
 
 
 def test_a_limit_of_no_jobs_is_an_error() -> None:

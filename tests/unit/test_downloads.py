@@ -11,21 +11,21 @@ import attrs
 import pytest
 from support.clients import QUICK_RETRY, others
 from support.clock import settle, until
-from support.desk import (
+from support.harness import (
     KEY,
     LARGE,
     TAG,
     VIDEO,
-    Desk,
+    DownloadHarness,
     box,
     chunked,
     half,
-    open_desk,
+    open_harness,
     range_of,
     rest,
     whole,
 )
-from support.secrets import told
+from support.secrets import secrets_in
 from support.servers import free_port, raw_server, reply
 
 from fuhu_runway import downloads
@@ -45,52 +45,52 @@ from fuhu_runway.hooks import DownloadBroken, DownloadFailed, DownloadFinished, 
 
 
 @pytest.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+async def harness(tmp_path: Path) -> AsyncIterator[DownloadHarness]:
     """Yield a downloader that sleeps without taking time, and has no patience."""
-    async with open_desk(tmp_path) as opened:
+    async with open_harness(tmp_path) as opened:
         yield opened
 
 
 # A file appears whole or not at all
 
 
-async def test_a_clip_is_saved(desk: Desk) -> None:
+async def test_a_clip_is_saved(harness: DownloadHarness) -> None:
     """The file holds every byte, no other file is left, and two events are emitted."""
     seen: list[Progress] = []
     async with raw_server(whole()) as server:
-        assert await desk.save(server.url, on_progress=seen.append) == desk.path
-    assert desk.path.read_bytes() == VIDEO
-    assert desk.is_clean()
+        assert await harness.save(server.url, on_progress=seen.append) == harness.path
+    assert harness.path.read_bytes() == VIDEO
+    assert harness.is_clean()
     assert seen[-1] == Progress(len(VIDEO), len(VIDEO))
-    assert desk.ear.heard == [
+    assert harness.recorder.events == [
         DownloadStarted("t-1", 0, len(VIDEO)),
         DownloadFinished("t-1", len(VIDEO)),
     ]
 
 
-async def test_a_large_clip_is_saved(desk: Desk) -> None:
+async def test_a_large_clip_is_saved(harness: DownloadHarness) -> None:
     """A file larger than the buffer is saved whole, and the progress only grows."""
     seen: list[int] = []
     async with raw_server(whole(LARGE)) as server:
-        await desk.save(
+        await harness.save(
             server.url, on_progress=lambda progress: seen.append(progress.received_bytes)
         )
-    assert desk.path.read_bytes() == LARGE
+    assert harness.path.read_bytes() == LARGE
     assert seen == sorted(seen)
 
 
-async def test_the_old_file_stays_until_the_new_one_is_whole(desk: Desk) -> None:
+async def test_the_old_file_stays_until_the_new_one_is_whole(harness: DownloadHarness) -> None:
     """An existing file is replaced in one step, at the end."""
-    desk.path.write_bytes(b"old")
+    harness.path.write_bytes(b"old")
     async with raw_server(whole()) as server:
         server.may_answer.clear()
-        saving = asyncio.ensure_future(desk.save(server.url, overwrite=True))
-        await server.asked.wait()
-        assert desk.path.read_bytes() == b"old"
+        saving = asyncio.ensure_future(harness.save(server.url, overwrite=True))
+        await server.got_request.wait()
+        assert harness.path.read_bytes() == b"old"
         server.may_answer.set()
         await saving
-    assert desk.path.read_bytes() == VIDEO
-    assert desk.is_clean()
+    assert harness.path.read_bytes() == VIDEO
+    assert harness.is_clean()
 
 
 def test_progress_has_a_fraction() -> None:
@@ -103,56 +103,56 @@ def test_progress_has_a_fraction() -> None:
 # Resuming
 
 
-async def test_a_break_is_resumed(desk: Desk) -> None:
+async def test_a_break_is_resumed(harness: DownloadHarness) -> None:
     """The second attempt requests only the rest, and only of the same version."""
     async with raw_server(half(), rest(1000), closes=True) as server:
-        await desk.save(server.url)
+        await harness.save(server.url)
         ranges = [range_of(request) for request in server.requests]
     assert ranges == [(None, None), ("bytes=1000-", TAG)]
-    assert desk.path.read_bytes() == VIDEO
-    assert desk.ear.heard == [
+    assert harness.path.read_bytes() == VIDEO
+    assert harness.recorder.events == [
         DownloadStarted("t-1", 0, len(VIDEO)),
-        DownloadBroken("t-1", 1000, desk.clock.slept[0]),
+        DownloadBroken("t-1", 1000, harness.clock.slept[0]),
         DownloadStarted("t-1", 1000, len(VIDEO)),
         DownloadFinished("t-1", len(VIDEO)),
     ]
-    assert len(desk.clock.slept) == 1
+    assert len(harness.clock.slept) == 1
 
 
-async def test_the_part_of_an_earlier_process_is_resumed(desk: Desk) -> None:
+async def test_the_part_of_an_earlier_process_is_resumed(harness: DownloadHarness) -> None:
     """A part with its note is continued, also after a crash."""
-    desk.leave_part(VIDEO[:700])
+    harness.leave_part(VIDEO[:700])
     async with raw_server(rest(700)) as server:
-        await desk.save(server.url)
+        await harness.save(server.url)
         assert range_of(server.requests[0]) == ("bytes=700-", TAG)
-    assert desk.path.read_bytes() == VIDEO
-    assert desk.is_clean()
+    assert harness.path.read_bytes() == VIDEO
+    assert harness.is_clean()
 
 
-async def test_a_weak_etag_is_not_used(desk: Desk) -> None:
+async def test_a_weak_etag_is_not_used(harness: DownloadHarness) -> None:
     """If-Range has the date then: a weak ETag allows other bytes (RFC 9110 13.1.5)."""
     date = "Wed, 21 Oct 2026 07:28:00 GMT"
     start = half(ETag='W/"v-1"', Last_Modified=date)
     end = rest(1000, ETag='W/"v-1"', Last_Modified=date)
     async with raw_server(start, end, closes=True) as server:
-        await desk.save(server.url)
+        await harness.save(server.url)
         assert range_of(server.requests[1]) == ("bytes=1000-", date)
-    assert desk.path.read_bytes() == VIDEO
+    assert harness.path.read_bytes() == VIDEO
 
 
-async def test_a_file_without_etag_and_date_is_not_resumed(desk: Desk) -> None:
+async def test_a_file_without_etag_and_date_is_not_resumed(harness: DownloadHarness) -> None:
     """The next attempt requests the whole file."""
     async with raw_server(half(ETag=""), whole(ETag=""), closes=True) as server:
-        await desk.save(server.url)
+        await harness.save(server.url)
         assert range_of(server.requests[1]) == (None, None)
-    assert desk.path.read_bytes() == VIDEO
+    assert harness.path.read_bytes() == VIDEO
 
 
-async def test_a_rest_without_an_etag_is_accepted(desk: Desk) -> None:
+async def test_a_rest_without_an_etag_is_accepted(harness: DownloadHarness) -> None:
     """A 206 in response to If-Range is of that version, even if it has no ETag."""
     async with raw_server(half(), rest(1000, ETag=""), closes=True) as server:
-        await desk.save(server.url)
-    assert desk.path.read_bytes() == VIDEO
+        await harness.save(server.url)
+    assert harness.path.read_bytes() == VIDEO
 
 
 OTHER = VIDEO[:-1] + b"!"
@@ -174,37 +174,37 @@ UNFIT = {
 
 @pytest.mark.parametrize("answers", UNFIT.values(), ids=UNFIT.keys())
 async def test_a_rest_that_does_not_fit_is_discarded(
-    desk: Desk, answers: tuple[bytes, ...]
+    harness: DownloadHarness, answers: tuple[bytes, ...]
 ) -> None:
     """Whatever the server sends in place of the rest, the file is whole and of one version."""
     async with raw_server(half(), *answers, closes=True) as server:
-        await desk.save(server.url)
+        await harness.save(server.url)
         assert range_of(server.requests[1]) == ("bytes=1000-", TAG)
         assert len(server.requests) == 1 + len(answers)
-    assert desk.path.read_bytes() == VIDEO
-    assert desk.is_clean()
+    assert harness.path.read_bytes() == VIDEO
+    assert harness.is_clean()
 
 
-async def test_a_complete_part_is_only_renamed(desk: Desk) -> None:
+async def test_a_complete_part_is_only_renamed(harness: DownloadHarness) -> None:
     """After a crash just before the rename, a 416 with the same size is enough."""
-    desk.leave_part(VIDEO)
+    harness.leave_part(VIDEO)
     nothing = reply(b"", "416 No", Content_Range=f"bytes */{len(VIDEO)}")
     async with raw_server(nothing) as server:
-        await desk.save(server.url)
-    assert desk.path.read_bytes() == VIDEO
-    assert desk.is_clean()
+        await harness.save(server.url)
+    assert harness.path.read_bytes() == VIDEO
+    assert harness.is_clean()
 
 
-async def test_a_content_length_that_is_too_large_is_corrected(desk: Desk) -> None:
+async def test_a_content_length_that_is_too_large_is_corrected(harness: DownloadHarness) -> None:
     """The ten missing bytes are requested, and the server answers that there are none."""
     promise = whole(Content_Length=str(len(VIDEO) + 10))
     nothing = reply(b"", "416 No", Content_Range=f"bytes */{len(VIDEO)}")
     async with raw_server(promise, nothing, closes=True) as server:
-        await desk.save(server.url)
-    assert desk.path.read_bytes() == VIDEO
+        await harness.save(server.url)
+    assert harness.path.read_bytes() == VIDEO
 
 
-async def test_a_shorter_range_than_requested_is_continued(desk: Desk) -> None:
+async def test_a_shorter_range_than_requested_is_continued(harness: DownloadHarness) -> None:
     """If the server sends less than requested, the remainder is requested."""
     middle = reply(
         VIDEO[1000:2000],
@@ -213,34 +213,36 @@ async def test_a_shorter_range_than_requested_is_continued(desk: Desk) -> None:
         Content_Range=f"bytes 1000-1999/{len(VIDEO)}",
     )
     async with raw_server(half(), middle, rest(2000), closes=True) as server:
-        await desk.save(server.url)
-    assert desk.path.read_bytes() == VIDEO
+        await harness.save(server.url)
+    assert harness.path.read_bytes() == VIDEO
 
 
-async def test_a_cut_box_is_found_without_a_content_length(desk: Desk) -> None:
+async def test_a_cut_box_is_found_without_a_content_length(harness: DownloadHarness) -> None:
     """A file whose last box is cut is not whole, even if the response ended properly."""
     async with raw_server(chunked(VIDEO[:2000]), rest(2000)) as server:
-        await desk.save(server.url)
+        await harness.save(server.url)
         assert range_of(server.requests[1]) == ("bytes=2000-", TAG)
-    assert desk.path.read_bytes() == VIDEO
+    assert harness.path.read_bytes() == VIDEO
 
 
 @pytest.mark.parametrize("make", [whole, chunked], ids=["length", "chunks"])
 @pytest.mark.parametrize("tail", [b"\n", b"garbage behind it"], ids=["newline", "garbage"])
-async def test_bytes_behind_the_last_box_are_allowed(desk: Desk, make: Any, tail: bytes) -> None:
+async def test_bytes_behind_the_last_box_are_allowed(
+    harness: DownloadHarness, make: Any, tail: bytes
+) -> None:
     """The Content-Length, or the end of a chunked body, shows that all bytes arrived."""
     async with raw_server(make(VIDEO + tail)) as server:
-        await desk.save(server.url)
+        await harness.save(server.url)
         assert len(server.requests) == 1
-    assert desk.path.read_bytes() == VIDEO + tail
+    assert harness.path.read_bytes() == VIDEO + tail
 
 
-async def test_a_content_length_that_cuts_the_file_is_not_trusted(desk: Desk) -> None:
+async def test_a_content_length_that_cuts_the_file_is_not_trusted(harness: DownloadHarness) -> None:
     """If it ends inside a box, the file is cut and is requested from zero."""
     async with raw_server(whole(VIDEO[:2000]), whole()) as server:
-        await desk.save(server.url)
+        await harness.save(server.url)
         assert range_of(server.requests[1]) == (None, None)
-    assert desk.path.read_bytes() == VIDEO
+    assert harness.path.read_bytes() == VIDEO
 
 
 # Files that are not clips
@@ -258,15 +260,15 @@ async def test_a_content_length_that_cuts_the_file_is_not_trusted(desk: Desk) ->
     ],
     ids=["WebM", "PNG", "JPEG", "GIF", "AVI", "Ogg"],
 )
-async def test_a_file_that_is_not_an_mp4_is_refused(desk: Desk, data: bytes) -> None:
+async def test_a_file_that_is_not_an_mp4_is_refused(harness: DownloadHarness, data: bytes) -> None:
     """A file of another kind is not kept, not even as a part."""
     async with raw_server(whole(data)) as server:
         with pytest.raises(DownloadRefused) as caught:
-            await desk.save(server.url)
+            await harness.save(server.url)
         assert len(server.requests) == 1
     assert caught.value.task_id == "t-1"
     assert "paid for" in str(caught.value)
-    assert list(desk.path.parent.iterdir()) == []
+    assert list(harness.path.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -276,54 +278,54 @@ async def test_a_file_that_is_not_an_mp4_is_refused(desk: Desk, data: bytes) -> 
         *("meta", "free", "skip", "wide", "uuid", "pnot", "PICT"),
     ],
 )
-async def test_a_clip_may_begin_with_any_box(desk: Desk, kind: str) -> None:
+async def test_a_clip_may_begin_with_any_box(harness: DownloadHarness, kind: str) -> None:
     """QuickTime files begin with the index or a preview, fragments with their own index."""
     video = box(kind.encode(), b"x" * 20) + VIDEO
     async with raw_server(whole(video)) as server:
-        await desk.save(server.url)
-    assert desk.path.read_bytes() == video
+        await harness.save(server.url)
+    assert harness.path.read_bytes() == video
 
 
-async def test_a_clip_may_begin_byte_by_byte(desk: Desk) -> None:
+async def test_a_clip_may_begin_byte_by_byte(harness: DownloadHarness) -> None:
     """The first chunks may be too short to show that the file is an MP4."""
     async with raw_server(chunked(*(VIDEO[at : at + 1] for at in range(20)), VIDEO[20:])) as server:
-        await desk.save(server.url)
-    assert desk.path.read_bytes() == VIDEO
+        await harness.save(server.url)
+    assert harness.path.read_bytes() == VIDEO
 
 
 @pytest.mark.parametrize("answer", [whole(), chunked(VIDEO)], ids=["announced", "counted"])
-async def test_a_clip_that_is_too_large_is_refused(desk: Desk, answer: bytes) -> None:
+async def test_a_clip_that_is_too_large_is_refused(harness: DownloadHarness, answer: bytes) -> None:
     """The error names the limit, and nothing is kept, whether or not the size is announced."""
     async with raw_server(answer) as server:
         with pytest.raises(DownloadRefused, match="larger than the 5,000 bytes"):
-            await desk.save(server.url, max_bytes=5000)
-    assert list(desk.path.parent.iterdir()) == []
+            await harness.save(server.url, max_bytes=5000)
+    assert list(harness.path.parent.iterdir()) == []
 
 
-async def test_a_clip_of_exactly_the_limit_is_saved(desk: Desk) -> None:
+async def test_a_clip_of_exactly_the_limit_is_saved(harness: DownloadHarness) -> None:
     """*max_bytes* itself is allowed."""
     async with raw_server(whole()) as server:
-        await desk.save(server.url, max_bytes=len(VIDEO))
-    assert desk.path.read_bytes() == VIDEO
+        await harness.save(server.url, max_bytes=len(VIDEO))
+    assert harness.path.read_bytes() == VIDEO
 
 
 @pytest.mark.parametrize("status", ["402 No", "451 No", "300 Which", "304 No", "226 Eh", "600 Eh"])
-async def test_a_permanent_status_is_refused(desk: Desk, status: str) -> None:
+async def test_a_permanent_status_is_refused(harness: DownloadHarness, status: str) -> None:
     """A refusal that another attempt would not change ends the download at once."""
     async with raw_server(reply(b"", status)) as server:
         with pytest.raises(DownloadRefused, match=status[:3]):
-            await desk.save(server.url)
+            await harness.save(server.url)
         assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("span", ["bytes */0", "", f"bytes */{len(VIDEO)}", "bytes 0-0/1"])
-async def test_a_416_without_a_range_is_refused(desk: Desk, span: str) -> None:
+async def test_a_416_without_a_range_is_refused(harness: DownloadHarness, span: str) -> None:
     """A 416 to a request without a range leaves no empty file behind."""
     async with raw_server(reply(b"", "416 No", Content_Range=span)) as server:
         with pytest.raises(DownloadRefused, match="416"):
-            await desk.save(server.url)
+            await harness.save(server.url)
         assert len(server.requests) == 1
-    assert list(desk.path.parent.iterdir()) == []
+    assert list(harness.path.parent.iterdir()) == []
 
 
 # Retries
@@ -332,77 +334,77 @@ async def test_a_416_without_a_range_is_refused(desk: Desk, span: str) -> None:
 @pytest.mark.parametrize(
     "status", ["500 No", "503 No", "530 No", "429 No", "408 No", "421 No", "425 No"]
 )
-async def test_a_temporary_status_is_retried(desk: Desk, status: str) -> None:
+async def test_a_temporary_status_is_retried(harness: DownloadHarness, status: str) -> None:
     """The same URL is requested again, after the pause that the server asks for."""
     async with raw_server(reply(b"", status, Retry_After="7"), whole()) as server:
-        await desk.save(server.url)
-    assert desk.path.read_bytes() == VIDEO
-    assert desk.clock.slept == [7.0]
-    assert desk.asked == [False, False]
+        await harness.save(server.url)
+    assert harness.path.read_bytes() == VIDEO
+    assert harness.clock.slept == [7.0]
+    assert harness.fetches == [False, False]
 
 
-async def test_a_refused_connection_is_retried_and_then_raised(desk: Desk) -> None:
+async def test_a_refused_connection_is_retried_and_then_raised(harness: DownloadHarness) -> None:
     """After the policy's attempts, `DownloadIncomplete` says that no bytes are kept."""
     with pytest.raises(DownloadIncomplete) as caught:
-        await desk.save(f"http://127.0.0.1:{free_port()}/")
+        await harness.save(f"http://127.0.0.1:{free_port()}/")
     assert caught.value.received_bytes == 0
-    assert desk.ear.heard == [
-        *(DownloadBroken("t-1", 0, delay) for delay in desk.clock.slept),
+    assert harness.recorder.events == [
+        *(DownloadBroken("t-1", 0, delay) for delay in harness.clock.slept),
         DownloadFailed("t-1", 0, "DownloadIncomplete"),
     ]
-    assert len(desk.asked) == QUICK_RETRY.attempts
-    assert list(desk.path.parent.iterdir()) == []
+    assert len(harness.fetches) == QUICK_RETRY.attempts
+    assert list(harness.path.parent.iterdir()) == []
 
 
-async def test_attempts_that_add_bytes_do_not_count(desk: Desk) -> None:
+async def test_attempts_that_add_bytes_do_not_count(harness: DownloadHarness) -> None:
     """After twelve breaks, each with some new bytes before it, the file is whole."""
     steps = [half(stop=800)]
     for start in range(800, 9600, 800):
         lost = rest(start)
         steps.append(lost[: len(lost) - len(VIDEO) + start + 800])
     async with raw_server(*steps, rest(9600), closes=True) as server:
-        await desk.save(server.url)
+        await harness.save(server.url)
         assert len(server.requests) == 13
-    assert desk.path.read_bytes() == VIDEO
+    assert harness.path.read_bytes() == VIDEO
 
 
-async def test_the_bytes_of_a_failed_download_are_kept(desk: Desk) -> None:
+async def test_the_bytes_of_a_failed_download_are_kept(harness: DownloadHarness) -> None:
     """The error counts them, and a later call continues there."""
     async with raw_server(half(), None, closes=True) as server:
         with pytest.raises(DownloadIncomplete) as caught:
-            await desk.save(server.url)
-    assert len(desk.asked) == QUICK_RETRY.attempts
+            await harness.save(server.url)
+    assert len(harness.fetches) == QUICK_RETRY.attempts
     assert caught.value.received_bytes == 1000
-    assert desk.part == VIDEO[:1000]
+    assert harness.part == VIDEO[:1000]
     async with raw_server(rest(1000)) as server:
-        await desk.save(server.url)
-    assert desk.path.read_bytes() == VIDEO
+        await harness.save(server.url)
+    assert harness.path.read_bytes() == VIDEO
 
 
 # URLs
 
 
 @pytest.mark.parametrize("status", ["400 No", "401 No", "403 No", "404 No", "410 No"])
-async def test_an_expired_url_is_replaced(desk: Desk, status: str) -> None:
+async def test_an_expired_url_is_replaced(harness: DownloadHarness, status: str) -> None:
     """A fresh URL is fetched and used at once, without a pause."""
     async with raw_server(reply(b"", status)) as old, raw_server(whole()) as new:
-        await desk.save(old.url, new.url)
+        await harness.save(old.url, new.url)
         assert (len(old.requests), len(new.requests)) == (1, 1)
-    assert desk.asked == [False, True]
-    assert desk.clock.slept == []
-    assert desk.ear.all(DownloadBroken) == [DownloadBroken("t-1", 0, 0.0)]
-    assert desk.path.read_bytes() == VIDEO
+    assert harness.fetches == [False, True]
+    assert harness.clock.slept == []
+    assert harness.recorder.all(DownloadBroken) == [DownloadBroken("t-1", 0, 0.0)]
+    assert harness.path.read_bytes() == VIDEO
 
 
-async def test_a_url_that_stays_expired_ends_the_download(desk: Desk) -> None:
+async def test_a_url_that_stays_expired_ends_the_download(harness: DownloadHarness) -> None:
     """A fresh URL is fetched for each of the policy's attempts, with pauses in between."""
     async with raw_server(reply(b"", "403 No")) as server:
         with pytest.raises(DownloadIncomplete, match="403"):
-            await desk.save(server.url)
-    assert desk.asked == [False] + [True] * QUICK_RETRY.attempts
+            await harness.save(server.url)
+    assert harness.fetches == [False] + [True] * QUICK_RETRY.attempts
 
 
-async def test_trouble_with_a_fresh_url_is_retried(desk: Desk) -> None:
+async def test_trouble_with_a_fresh_url_is_retried(harness: DownloadHarness) -> None:
     """A gateway that is down or busy when a fresh URL is needed does not end the download."""
     texts = ("It said no.", "Nothing was charged.", "Do.", "t-1", None)
     trouble = [
@@ -416,53 +418,55 @@ async def test_trouble_with_a_fresh_url_is_retried(desk: Desk) -> None:
                 raise trouble.pop(0)
             return server.url
 
-        await desk.save_from(address)
-    assert desk.path.read_bytes() == VIDEO
-    assert desk.clock.slept[1:] == [9.0]
+        await harness.save_from(address)
+    assert harness.path.read_bytes() == VIDEO
+    assert harness.clock.slept[1:] == [9.0]
 
 
-async def test_a_refusal_of_a_fresh_url_is_raised(desk: Desk) -> None:
+async def test_a_refusal_of_a_fresh_url_is_raised(harness: DownloadHarness) -> None:
     """An error that a retry would not change is raised as it is."""
 
     async def address(fresh: bool) -> str:
         raise NotFound("It said no.", "Nothing was charged.", "Do.", "t-1")
 
     with pytest.raises(NotFound):
-        await desk.save_from(address)
+        await harness.save_from(address)
 
 
-async def test_the_key_goes_to_its_origin_only(desk: Desk) -> None:
+async def test_the_key_goes_to_its_origin_only(harness: DownloadHarness) -> None:
     """The gateway's own origin gets the key; a host that it redirects to does not."""
     async with raw_server(whole()) as cdn:
         away = reply(b"", "302 Away", Location=f"{cdn.url}clip.mp4?_jwt=1")
         async with raw_server(away) as api:
-            await desk.save(f"{api.url}clip.mp4", origin=origin_of(api.url))
+            await harness.save(f"{api.url}clip.mp4", origin=origin_of(api.url))
             assert KEY.encode() in api.requests[0]
         assert b"Authorization" not in cdn.requests[0]
         assert b"GET /clip.mp4?_jwt=1" in cdn.requests[0]
-    assert desk.path.read_bytes() == VIDEO
+    assert harness.path.read_bytes() == VIDEO
 
 
 @pytest.mark.parametrize("status", ["301 A", "302 A", "303 A", "307 A", "308 A"])
-async def test_a_redirect_is_followed(desk: Desk, status: str) -> None:
+async def test_a_redirect_is_followed(harness: DownloadHarness, status: str) -> None:
     """The Location may be relative, and the range is sent again."""
-    desk.leave_part(VIDEO[:700])
+    harness.leave_part(VIDEO[:700])
     async with raw_server(reply(b"", status, Location="../b?c=1"), rest(700)) as server:
-        await desk.save(f"{server.url}a/a")
+        await harness.save(f"{server.url}a/a")
         assert server.requests[1].startswith(b"GET /b?c=1 ")
         assert range_of(server.requests[1]) == ("bytes=700-", TAG)
-    assert desk.path.read_bytes() == VIDEO
+    assert harness.path.read_bytes() == VIDEO
 
 
 @pytest.mark.parametrize(
     "location",
     ["/again", "", "http://[", "svn+ssh://[", "ftp://127.0.0.1/a", "http://a b/", "//["],
 )
-async def test_a_redirect_that_leads_nowhere_is_refused(desk: Desk, location: str) -> None:
+async def test_a_redirect_that_leads_nowhere_is_refused(
+    harness: DownloadHarness, location: str
+) -> None:
     """A redirect loop ends, and a Location that is not a URL is not requested."""
     async with raw_server(reply(b"", "302 Away", Location=location)) as server:
         with pytest.raises(DownloadRefused, match=r"redirects more|redirects to one"):
-            await desk.save(server.url)
+            await harness.save(server.url)
         assert len(server.requests) <= 6
 
 
@@ -480,16 +484,16 @@ async def test_a_redirect_that_leads_nowhere_is_refused(desk: Desk, location: st
 )
 @pytest.mark.parametrize("is_redirected", [False, True], ids=["at once", "redirected"])
 async def test_an_impossible_url_is_a_download_error(
-    desk: Desk, address: str, is_redirected: bool
+    harness: DownloadHarness, address: str, is_redirected: bool
 ) -> None:
     """Whatever the HTTP library raises, the error says that the clip is paid for."""
     location = address.encode("utf-8", "surrogateescape").decode("latin1").replace("\0", "")
     away = reply(b"").replace(b"200 OK", f"302 Away\r\nLocation: {location}".encode("latin1"))
     async with raw_server(away) as server:
         with pytest.raises(DownloadError, match="paid for") as caught:
-            await desk.save(server.url if is_redirected else address)
+            await harness.save(server.url if is_redirected else address)
     assert caught.value.task_id == "t-1"
-    assert list(desk.path.parent.iterdir()) == []
+    assert list(harness.path.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -515,28 +519,28 @@ def test_an_origin_is_scheme_host_and_port(one: str, other: str, same: bool) -> 
 # The disk
 
 
-async def test_a_missing_folder_is_a_usage_error(desk: Desk) -> None:
+async def test_a_missing_folder_is_a_usage_error(harness: DownloadHarness) -> None:
     """The URL is not even fetched if the file cannot be opened."""
-    desk.path = desk.path.parent / "gone" / "clip.mp4"
+    harness.path = harness.path.parent / "gone" / "clip.mp4"
     with pytest.raises(UsageError, match="No such file") as caught:
-        await desk.save("http://127.0.0.1/")
+        await harness.save("http://127.0.0.1/")
     assert isinstance(caught.value.__cause__, OSError)
-    assert desk.asked == []
-    assert desk.ear.heard == [DownloadFailed("t-1", 0, "UsageError")]
+    assert harness.fetches == []
+    assert harness.recorder.events == [DownloadFailed("t-1", 0, "UsageError")]
 
 
 @pytest.mark.parametrize("name", ["x" * 251, "nul\0.mp4"], ids=["too long", "null"])
-async def test_an_impossible_name_is_a_usage_error(desk: Desk, name: str) -> None:
+async def test_an_impossible_name_is_a_usage_error(harness: DownloadHarness, name: str) -> None:
     """The error names the path, and the URL is not fetched."""
-    desk.path = desk.path.with_name(name)
+    harness.path = harness.path.with_name(name)
     with pytest.raises(UsageError) as caught:
-        await desk.save("http://127.0.0.1/")
+        await harness.save("http://127.0.0.1/")
     assert caught.value.field == "path"
-    assert desk.asked == []
+    assert harness.fetches == []
 
 
 async def test_a_rename_is_retried_while_the_file_is_held_open(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    harness: DownloadHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On Windows a virus scanner or indexer may hold a file for a moment, as this code does."""
     rename, failures = Path.replace, [PermissionError(errno.EACCES, "held") for _ in range(3)]
@@ -548,14 +552,14 @@ async def test_a_rename_is_retried_while_the_file_is_held_open(
 
     monkeypatch.setattr(Path, "replace", held)
     async with raw_server(whole()) as server:
-        await desk.save(server.url)
-    assert desk.path.read_bytes() == VIDEO
-    assert desk.clock.slept == [0.05, 0.2, 0.5]
-    assert desk.is_clean()
+        await harness.save(server.url)
+    assert harness.path.read_bytes() == VIDEO
+    assert harness.clock.slept == [0.05, 0.2, 0.5]
+    assert harness.is_clean()
 
 
 async def test_a_file_that_stays_held_open_is_kept(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    harness: DownloadHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All bytes stay in the part, and the next download only renames it."""
 
@@ -566,71 +570,71 @@ async def test_a_file_that_stays_held_open_is_kept(
         with monkeypatch.context() as patched:
             patched.setattr(Path, "replace", held)
             with pytest.raises(DownloadIncomplete, match="Permission denied") as caught:
-                await desk.save(server.url)
+                await harness.save(server.url)
     assert caught.value.received_bytes == len(VIDEO)
-    assert desk.part == VIDEO
+    assert harness.part == VIDEO
     nothing = reply(b"", "416 No", Content_Range=f"bytes */{len(VIDEO)}")
     async with raw_server(nothing) as server:
-        await desk.save(server.url)
+        await harness.save(server.url)
         assert range_of(server.requests[0]) == (f"bytes={len(VIDEO)}-", TAG)
-    assert desk.path.read_bytes() == VIDEO
+    assert harness.path.read_bytes() == VIDEO
 
 
 async def test_the_working_directory_may_change_meanwhile(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    harness: DownloadHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A relative path is relative to the directory in which the download began."""
-    home = desk.path.parent
+    home = harness.path.parent
     (home / "elsewhere").mkdir()
     monkeypatch.chdir(home)
-    desk.path = Path("clip.mp4")
+    harness.path = Path("clip.mp4")
     async with raw_server(half(), rest(1000), closes=True) as server:
-        await desk.save(server.url, on_progress=lambda _: os.chdir(home / "elsewhere"))
+        await harness.save(server.url, on_progress=lambda _: os.chdir(home / "elsewhere"))
     assert (home / "clip.mp4").read_bytes() == VIDEO
     assert sorted(entry.name for entry in home.rglob("*")) == ["clip.mp4", "elsewhere"]
 
 
-async def test_a_file_created_meanwhile_is_not_replaced(desk: Desk) -> None:
+async def test_a_file_created_meanwhile_is_not_replaced(harness: DownloadHarness) -> None:
     """The other program's file stays, and the clip is kept as a part."""
 
     def another(progress: Progress) -> None:
-        desk.path.write_bytes(b"mine")
+        harness.path.write_bytes(b"mine")
 
     async with raw_server(whole()) as server:
         with pytest.raises(UsageError, match="already exists") as caught:
-            await desk.save(server.url, on_progress=another)
+            await harness.save(server.url, on_progress=another)
     assert caught.value.money == "The clip exists and is paid for."
-    assert desk.path.read_bytes() == b"mine"
-    assert desk.part == VIDEO
+    assert harness.path.read_bytes() == b"mine"
+    assert harness.part == VIDEO
     async with raw_server(rest(len(VIDEO) - 1), closes=True) as server:
-        desk.leave_part(VIDEO[:-1])
-        await desk.save(server.url, overwrite=True)
-    assert desk.path.read_bytes() == VIDEO
+        harness.leave_part(VIDEO[:-1])
+        await harness.save(server.url, overwrite=True)
+    assert harness.path.read_bytes() == VIDEO
 
 
 # Cancelling, and sharing a file
 
 
-async def test_a_cancelled_download_can_be_resumed(desk: Desk) -> None:
+async def test_a_cancelled_download_can_be_resumed(harness: DownloadHarness) -> None:
     """The bytes are kept, no file stays open, and the next call requests the rest."""
     async with raw_server(half(LARGE, BUFFER_BYTES + 5000)) as server:
-        saving = asyncio.ensure_future(desk.save(server.url))
-        await until(lambda: (desk.part or b"") != b"")
+        saving = asyncio.ensure_future(harness.save(server.url))
+        await until(lambda: (harness.part or b"") != b"")
         saving.cancel()
         await asyncio.wait([saving])
         assert saving.cancelled()
-    kept = desk.part or b""
+    kept = harness.part or b""
     assert len(kept) >= BUFFER_BYTES
     assert LARGE.startswith(kept)
     assert others() == set()
     async with raw_server(rest(len(kept), LARGE)) as server:
-        await desk.save(server.url)
-    assert desk.path.read_bytes() == LARGE
-    assert desk.is_clean()
+        await harness.save(server.url)
+    assert harness.path.read_bytes() == LARGE
+    assert harness.is_clean()
 
 
 async def test_a_cancelled_write_is_written_once(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    harness: DownloadHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cancellation waits for a slow disk, and no byte is written twice."""
     begun, may_end = threading.Event(), threading.Event()
@@ -643,7 +647,7 @@ async def test_a_cancelled_write_is_written_once(
 
     monkeypatch.setattr(Part, "write", slow)
     async with raw_server(whole(LARGE)) as server:
-        saving = asyncio.ensure_future(desk.save(server.url))
+        saving = asyncio.ensure_future(harness.save(server.url))
         await until(begun.is_set)
         for _ in range(2):
             saving.cancel()
@@ -652,8 +656,8 @@ async def test_a_cancelled_write_is_written_once(
         may_end.set()
         await asyncio.wait([saving])
     assert saving.cancelled()
-    assert len(desk.part or b"") >= BUFFER_BYTES
-    assert LARGE.startswith(desk.part or b"")
+    assert len(harness.part or b"") >= BUFFER_BYTES
+    assert LARGE.startswith(harness.part or b"")
 
 
 async def test_an_error_after_a_cancellation_is_not_logged(
@@ -676,7 +680,7 @@ async def test_an_error_after_a_cancellation_is_not_logged(
     assert caplog.records == []
 
 
-async def test_a_progress_callback_that_raises_ends_the_download(desk: Desk) -> None:
+async def test_a_progress_callback_that_raises_ends_the_download(harness: DownloadHarness) -> None:
     """The error of `on_progress` is raised as it is, and the bytes are kept."""
 
     def fail(progress: Progress) -> None:
@@ -684,45 +688,49 @@ async def test_a_progress_callback_that_raises_ends_the_download(desk: Desk) -> 
 
     async with raw_server(whole()) as server:
         with pytest.raises(ZeroDivisionError):
-            await desk.save(server.url, on_progress=fail)
-    assert VIDEO.startswith(desk.part or b"-")
+            await harness.save(server.url, on_progress=fail)
+    assert VIDEO.startswith(harness.part or b"-")
 
 
-async def test_the_second_download_to_one_file_is_refused(desk: Desk) -> None:
+async def test_the_second_download_to_one_file_is_refused(harness: DownloadHarness) -> None:
     """It is a `UsageError`, however its path is spelled, until the first one ends."""
-    first_path = desk.path
+    first_path = harness.path
     async with raw_server(whole()) as server:
         server.may_answer.clear()
-        first = asyncio.ensure_future(desk.save(server.url))
-        await server.asked.wait()
+        first = asyncio.ensure_future(harness.save(server.url))
+        await server.got_request.wait()
         (first_path.parent / "sub").mkdir()
         for path in (first_path, first_path.parent / "sub" / ".." / "clip.mp4"):
-            desk.path = path
+            harness.path = path
             with pytest.raises(UsageError, match="already being downloaded") as caught:
-                await desk.save(server.url)
+                await harness.save(server.url)
             assert caught.value.field == "path"
         server.may_answer.set()
         await first
-        await desk.save(server.url, overwrite=True)
-    assert desk.path.read_bytes() == VIDEO
+        await harness.save(server.url, overwrite=True)
+    assert harness.path.read_bytes() == VIDEO
 
 
-async def test_downloads_to_different_files_run_side_by_side(desk: Desk, tmp_path: Path) -> None:
+async def test_downloads_to_different_files_run_side_by_side(
+    harness: DownloadHarness, tmp_path: Path
+) -> None:
     """Downloads to different files do not wait for each other."""
     async with raw_server(whole()) as server:
         server.may_answer.clear()
-        twin = attrs.evolve(desk, path=tmp_path / "twin.mp4")
-        saving = [asyncio.ensure_future(one.save(server.url)) for one in (desk, twin)]
+        twin = attrs.evolve(harness, path=tmp_path / "twin.mp4")
+        saving = [asyncio.ensure_future(one.save(server.url)) for one in (harness, twin)]
         await until(lambda: len(server.requests) == 2)
         server.may_answer.set()
         await asyncio.gather(*saving)
-    assert desk.path.read_bytes() == twin.path.read_bytes() == VIDEO
+    assert harness.path.read_bytes() == twin.path.read_bytes() == VIDEO
 
 
 # No secrets
 
 
-async def test_no_error_shows_a_url(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_error_shows_a_url(
+    harness: DownloadHarness, caplog: pytest.LogCaptureFixture
+) -> None:
     """Neither errors nor the log contain the key, the signed URL or an IP address."""
     caplog.set_level(logging.DEBUG)
     secrets = ["sk-marked", "marked", "127.0.0.1"]
@@ -739,9 +747,9 @@ async def test_no_error_shows_a_url(desk: Desk, caplog: pytest.LogCaptureFixture
     for answer, kind in answers:
         async with raw_server(answer) as server:
             with pytest.raises(kind) as caught:
-                await desk.save(f"{server.url}marked?_jwt=marked", origin=origin_of(server.url))
-        assert told(caught.value, secrets) == [], answer
-    assert not any(secret in f"{caplog.text}{desk.ear.heard}" for secret in secrets)
+                await harness.save(f"{server.url}marked?_jwt=marked", origin=origin_of(server.url))
+        assert secrets_in(caught.value, secrets) == [], answer
+    assert not any(secret in f"{caplog.text}{harness.recorder.events}" for secret in secrets)
 
 
 def test_a_source_shows_no_key() -> None:

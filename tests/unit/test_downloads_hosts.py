@@ -11,16 +11,16 @@ from typing import Any
 
 import attrs
 import pytest
-from support.desk import (
+from support.harness import (
     KEY,
     LARGE,
     TAG,
     VIDEO,
-    Desk,
+    DownloadHarness,
     box,
     chunked,
     half,
-    open_desk,
+    open_harness,
     range_of,
     rest,
     whole,
@@ -34,16 +34,18 @@ from fuhu_runway.hooks import DownloadFailed, DownloadStarted
 
 
 @pytest.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+async def harness(tmp_path: Path) -> AsyncIterator[DownloadHarness]:
     """Yield a downloader that sleeps without taking time, and has no patience."""
-    async with open_desk(tmp_path) as opened:
+    async with open_harness(tmp_path) as opened:
         yield opened
 
 
 @pytest.fixture
-async def patient(tmp_path: Path) -> AsyncIterator[Desk]:
+async def patient(tmp_path: Path) -> AsyncIterator[DownloadHarness]:
     """Yield a downloader that makes two attempts, but is patient for a minute."""
-    async with open_desk(tmp_path, patience=60.0, attempts=2, first=10.0, max_delay=10.0) as opened:
+    async with open_harness(
+        tmp_path, patience=60.0, attempts=2, first=10.0, max_delay=10.0
+    ) as opened:
         yield opened
 
 
@@ -79,7 +81,7 @@ NOT_YET = {
 
 @pytest.mark.parametrize("answer", NOT_YET.values(), ids=NOT_YET.keys())
 async def test_a_clip_that_is_not_there_yet_is_requested_again(
-    patient: Desk, answer: bytes
+    patient: DownloadHarness, answer: bytes
 ) -> None:
     """Right after a task's end the host may need a while, even if few attempts are allowed."""
     async with raw_server(*[answer] * 6, whole(), closes=True) as server:
@@ -90,7 +92,9 @@ async def test_a_clip_that_is_not_there_yet_is_requested_again(
 
 
 @pytest.mark.parametrize("answer", NOT_YET.values(), ids=NOT_YET.keys())
-async def test_a_clip_that_never_appears_is_incomplete(patient: Desk, answer: bytes) -> None:
+async def test_a_clip_that_never_appears_is_incomplete(
+    patient: DownloadHarness, answer: bytes
+) -> None:
     """When patience is over, the error says that the clip may still come; no file is left."""
     async with raw_server(answer, closes=True) as server:
         with pytest.raises(DownloadIncomplete, match="not at its URL") as caught:
@@ -102,14 +106,14 @@ async def test_a_clip_that_never_appears_is_incomplete(patient: Desk, answer: by
 
 
 @pytest.mark.parametrize("status", ["401 No", "403 No", "404 No", "410 No"])
-async def test_a_fresh_url_may_not_work_yet_either(patient: Desk, status: str) -> None:
+async def test_a_fresh_url_may_not_work_yet_either(patient: DownloadHarness, status: str) -> None:
     """The feed is polled before each attempt, since each URL may be too early."""
     async with raw_server(*[reply(b"", status)] * 5, whole(), closes=True) as server:
         await patient.save(server.url)
-    assert patient.asked == [False, True, True, True, True, True]
+    assert patient.fetches == [False, True, True, True, True, True]
 
 
-async def test_trouble_does_not_end_patience(patient: Desk) -> None:
+async def test_trouble_does_not_end_patience(patient: DownloadHarness) -> None:
     """Two broken connections are more than the policy allows, but not within the minute."""
     answers = [NOT_YET["404"], NOT_YET["404"], None, None, None, reply(b"", "503 No"), whole()]
     async with raw_server(*answers, closes=True) as server:
@@ -119,14 +123,17 @@ async def test_trouble_does_not_end_patience(patient: Desk) -> None:
 
 async def test_patience_is_spread_over_few_attempts(tmp_path: Path) -> None:
     """However short the policy's delays are, a host does not get hundreds of requests."""
-    async with open_desk(tmp_path, patience=60.0) as desk, raw_server(NOT_YET["404"]) as server:
+    async with (
+        open_harness(tmp_path, patience=60.0) as harness,
+        raw_server(NOT_YET["404"]) as server,
+    ):
         with pytest.raises(DownloadIncomplete):
-            await desk.save(server.url)
+            await harness.save(server.url)
         assert len(server.requests) <= 1 + 5 + 30 + 1
-    assert desk.clock.slept[-1] == 2.0
+    assert harness.clock.slept[-1] == 2.0
 
 
-async def test_a_web_page_does_not_discard_the_part(patient: Desk) -> None:
+async def test_a_web_page_does_not_discard_the_part(patient: DownloadHarness) -> None:
     """After a captive portal's page, the rest is requested as before."""
     patient.leave_part(VIDEO[:700])
     async with raw_server(NOT_YET["a page"], NOT_YET["nothing"], rest(700), closes=True) as server:
@@ -146,27 +153,27 @@ async def test_a_web_page_does_not_discard_the_part(patient: Desk) -> None:
     ids=["seconds", "date"],
 )
 async def test_too_long_a_pause_ends_the_download(
-    desk: Desk, status: str, header: str, seconds: str
+    harness: DownloadHarness, status: str, header: str, seconds: str
 ) -> None:
     """The error has the length of the pause, and the bytes are kept."""
-    desk.leave_part(VIDEO[:700])
+    harness.leave_part(VIDEO[:700])
     async with raw_server(reply(b"", status, Retry_After=header), closes=True) as server:
         with pytest.raises(DownloadIncomplete, match=f"a pause of {seconds} s") as caught:
-            await desk.save(server.url)
+            await harness.save(server.url)
         assert len(server.requests) == (2 if "404" in status else 1)  # a fresh address is free
     assert caught.value.received_bytes == 700
-    assert desk.part == VIDEO[:700]
-    assert desk.clock.slept == []
+    assert harness.part == VIDEO[:700]
+    assert harness.clock.slept == []
 
 
-async def test_a_pause_of_exactly_the_limit_is_made(desk: Desk) -> None:
+async def test_a_pause_of_exactly_the_limit_is_made(harness: DownloadHarness) -> None:
     """`max_retry_after` itself is allowed."""
     async with raw_server(reply(b"", "503 No", Retry_After="120"), whole()) as server:
-        await desk.save(server.url)
-    assert desk.clock.slept == [120.0]
+        await harness.save(server.url)
+    assert harness.clock.slept == [120.0]
 
 
-async def test_too_long_a_pause_of_the_feed_ends_the_download(desk: Desk) -> None:
+async def test_too_long_a_pause_of_the_feed_ends_the_download(harness: DownloadHarness) -> None:
     """The limit also holds for a gateway that is polled for a fresh URL."""
     texts = ("It said no.", "Nothing was charged.", "Do.", "t-1", None)
 
@@ -174,8 +181,8 @@ async def test_too_long_a_pause_of_the_feed_ends_the_download(desk: Desk) -> Non
         raise RateLimited(*texts, 429, None, None, 86_400.0, Fate.REFUSED)
 
     with pytest.raises(DownloadIncomplete, match="a pause of 86,400 s"):
-        await desk.save_from(address)
-    assert desk.clock.slept == []
+        await harness.save_from(address)
+    assert harness.clock.slept == []
 
 
 # Downloads without an end
@@ -205,37 +212,39 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("answers", ENDLESS.values(), ids=ENDLESS.keys())
-async def test_a_download_without_progress_ends(desk: Desk, answers: list[bytes]) -> None:
+async def test_a_download_without_progress_ends(
+    harness: DownloadHarness, answers: list[bytes]
+) -> None:
     """An attempt that starts from zero counts, however many bytes it gets."""
     async with raw_server(*answers * 9, closes=True) as server:
         with pytest.raises(DownloadIncomplete):
-            await desk.save(server.url)
+            await harness.save(server.url)
         assert 5 <= len(server.requests) <= 7
-    assert not desk.path.exists()
+    assert not harness.path.exists()
 
 
-async def test_a_range_that_was_not_requested_is_continued(desk: Desk) -> None:
+async def test_a_range_that_was_not_requested_is_continued(harness: DownloadHarness) -> None:
     """If a host sends ranges only, each names its version, so all of them are used."""
     async with raw_server(part_of(0, 4000), part_of(4000, 8000), rest(8000)) as server:
-        await desk.save(server.url)
+        await harness.save(server.url)
         ranges = [range_of(request) for request in server.requests]
     assert ranges == [(None, None), ("bytes=4000-", TAG), ("bytes=8000-", TAG)]
-    assert desk.path.read_bytes() == VIDEO
+    assert harness.path.read_bytes() == VIDEO
 
 
-async def test_a_206_from_the_first_byte_is_the_whole_file(desk: Desk) -> None:
+async def test_a_206_from_the_first_byte_is_the_whole_file(harness: DownloadHarness) -> None:
     """A host may answer a range request with all bytes."""
-    desk.leave_part(VIDEO[:700])
+    harness.leave_part(VIDEO[:700])
     async with raw_server(rest(0)) as server:
-        await desk.save(server.url)
-    assert desk.path.read_bytes() == VIDEO
+        await harness.save(server.url)
+    assert harness.path.read_bytes() == VIDEO
 
 
-async def test_a_203_is_accepted(desk: Desk) -> None:
+async def test_a_203_is_accepted(harness: DownloadHarness) -> None:
     """A proxy that transformed a response sends 203 in place of 200."""
     async with raw_server(whole().replace(b"200 OK", b"203 Touched")) as server:
-        await desk.save(server.url)
-    assert desk.path.read_bytes() == VIDEO
+        await harness.save(server.url)
+    assert harness.path.read_bytes() == VIDEO
 
 
 # Encoded bodies
@@ -246,44 +255,48 @@ async def test_a_203_is_accepted(desk: Desk) -> None:
     [("gzip", gzip.compress), ("GZIP", gzip.compress), ("deflate", zlib.compress)],
 )
 @pytest.mark.parametrize("make", [whole, chunked], ids=["length", "chunks"])
-async def test_an_encoded_clip_is_decoded(desk: Desk, coding: str, encode: Any, make: Any) -> None:
+async def test_an_encoded_clip_is_decoded(
+    harness: DownloadHarness, coding: str, encode: Any, make: Any
+) -> None:
     """Its length counts other bytes, so it is neither reported nor compared."""
     seen: list[Progress] = []
     async with raw_server(make(encode(VIDEO), Content_Encoding=coding)) as server:
-        await desk.save(server.url, on_progress=seen.append)
-    assert desk.path.read_bytes() == VIDEO
+        await harness.save(server.url, on_progress=seen.append)
+    assert harness.path.read_bytes() == VIDEO
     assert seen[-1] == Progress(len(VIDEO), None)
-    assert desk.ear.all(DownloadStarted) == [DownloadStarted("t-1", 0, None)]
+    assert harness.recorder.all(DownloadStarted) == [DownloadStarted("t-1", 0, None)]
 
 
-async def test_an_encoded_clip_that_breaks_is_fetched_from_zero(desk: Desk) -> None:
+async def test_an_encoded_clip_that_breaks_is_fetched_from_zero(harness: DownloadHarness) -> None:
     """A range would count other bytes, so none is requested."""
     packed = gzip.compress(LARGE, 1)
     broken = whole(packed, Content_Encoding="gzip")[: -len(packed) // 2]
     async with raw_server(broken, whole(packed, Content_Encoding="gzip"), closes=True) as server:
-        await desk.save(server.url)
+        await harness.save(server.url)
         assert range_of(server.requests[1]) == (None, None)
-    assert desk.path.read_bytes() == LARGE
+    assert harness.path.read_bytes() == LARGE
 
 
-async def test_a_body_with_a_wrong_encoding_is_a_break(desk: Desk) -> None:
+async def test_a_body_with_a_wrong_encoding_is_a_break(harness: DownloadHarness) -> None:
     """A body that cannot be decoded is retried as after any break."""
     async with raw_server(whole(Content_Encoding="gzip"), closes=True) as server:
         with pytest.raises(DownloadIncomplete, match="broke"):
-            await desk.save(server.url)
+            await harness.save(server.url)
         assert len(server.requests) == 5
 
 
-async def test_an_unknown_encoding_is_ignored(desk: Desk) -> None:
+async def test_an_unknown_encoding_is_ignored(harness: DownloadHarness) -> None:
     """S3 names aws-chunked for files that it sends unchanged: lengths and ranges are right."""
     coding = {"Content_Encoding": "aws-chunked"}
     async with raw_server(half(**coding), rest(1000, **coding), closes=True) as server:
-        await desk.save(server.url)
+        await harness.save(server.url)
         assert range_of(server.requests[1]) == ("bytes=1000-", TAG)
-    assert desk.path.read_bytes() == VIDEO
+    assert harness.path.read_bytes() == VIDEO
 
 
-async def test_a_decompression_bomb_is_refused(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_decompression_bomb_is_refused(
+    harness: DownloadHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Some hundred bytes that decode to 64 MiB never write more than the limit."""
     sizes: list[int] = []
     write = Part.write
@@ -297,20 +310,20 @@ async def test_a_decompression_bomb_is_refused(desk: Desk, monkeypatch: pytest.M
     limit = 2 * BUFFER_BYTES
     async with raw_server(chunked(bomb, Content_Encoding="gzip")) as server:
         with pytest.raises(DownloadRefused, match="larger than the 2,097,152 bytes"):
-            await desk.save(server.url, max_bytes=limit)
+            await harness.save(server.url, max_bytes=limit)
     assert max(sizes, default=0) <= limit
-    assert list(desk.path.parent.iterdir()) == []
+    assert list(harness.path.parent.iterdir()) == []
 
 
-async def test_the_part_of_a_clip_that_is_too_large_is_kept(desk: Desk) -> None:
+async def test_the_part_of_a_clip_that_is_too_large_is_kept(harness: DownloadHarness) -> None:
     """A clip refused for its size when resumed may be allowed by the next call."""
-    desk.leave_part(VIDEO[:700])
+    harness.leave_part(VIDEO[:700])
     async with raw_server(rest(700)) as server:
         with pytest.raises(DownloadRefused, match="larger"):
-            await desk.save(server.url, max_bytes=5000)
-        await desk.save(server.url)
+            await harness.save(server.url, max_bytes=5000)
+        await harness.save(server.url)
         assert range_of(server.requests[1]) == ("bytes=700-", TAG)
-    assert desk.path.read_bytes() == VIDEO
+    assert harness.path.read_bytes() == VIDEO
 
 
 @pytest.mark.parametrize(
@@ -321,65 +334,69 @@ async def test_the_part_of_a_clip_that_is_too_large_is_kept(desk: Desk) -> None:
     ],
 )
 async def test_after_a_refused_range_the_whole_file_is_requested(
-    desk: Desk, status: str, times: int
+    harness: DownloadHarness, status: str, times: int
 ) -> None:
     """If the status may mean that the URL has expired, a fresh URL is tried first."""
-    desk.leave_part(VIDEO[:700])
+    harness.leave_part(VIDEO[:700])
     async with raw_server(*[reply(b"", status)] * times, whole()) as server:
-        await desk.save(server.url)
+        await harness.save(server.url)
         ranges = [range_of(request) for request in server.requests]
     assert ranges == [("bytes=700-", TAG)] * times + [(None, None)]
-    assert desk.path.read_bytes() == VIDEO
-    assert desk.is_clean()
+    assert harness.path.read_bytes() == VIDEO
+    assert harness.is_clean()
 
 
-async def test_a_host_that_refuses_the_whole_file_too_ends_the_download(desk: Desk) -> None:
+async def test_a_host_that_refuses_the_whole_file_too_ends_the_download(
+    harness: DownloadHarness,
+) -> None:
     """The error is that of the request without a range, and the bytes are kept."""
-    desk.leave_part(VIDEO[:700])
+    harness.leave_part(VIDEO[:700])
     async with raw_server(reply(b"", "405 No")) as server:
         with pytest.raises(DownloadRefused, match="405"):
-            await desk.save(server.url)
+            await harness.save(server.url)
         ranges = [range_of(request) for request in server.requests]
     assert ranges == [("bytes=700-", TAG), (None, None)]
-    assert desk.part == VIDEO[:700]
+    assert harness.part == VIDEO[:700]
 
 
-async def test_a_range_is_requested_again_after_a_break(desk: Desk) -> None:
+async def test_a_range_is_requested_again_after_a_break(harness: DownloadHarness) -> None:
     """A host that refused a range and then broke the connection may accept the next one."""
-    desk.leave_part(VIDEO[:700])
+    harness.leave_part(VIDEO[:700])
     async with raw_server(reply(b"", "405 No"), None, rest(700), closes=True) as server:
-        await desk.save(server.url)
-    assert desk.path.read_bytes() == VIDEO
+        await harness.save(server.url)
+    assert harness.path.read_bytes() == VIDEO
 
 
 # Headers
 
 
 @pytest.mark.parametrize("size", [9_000, 60_000])
-async def test_a_long_header_is_read(desk: Desk, size: int) -> None:
+async def test_a_long_header_is_read(harness: DownloadHarness, size: int) -> None:
     """Hosts send policies longer than the 8 KB that aiohttp allows by default."""
     async with raw_server(whole(Content_Security_Policy="a" * size)) as server:
-        await desk.save(server.url)
-    assert desk.path.read_bytes() == VIDEO
+        await harness.save(server.url)
+    assert harness.path.read_bytes() == VIDEO
 
 
 @pytest.mark.parametrize(
     "tag", [b'"v\x011"', b'"v\xff1"', b'"v 1"', b'"v\x7f1"', b'"' + b"v" * 5000 + b'"', b"v-1"]
 )
-async def test_an_etag_that_cannot_be_sent_is_not_used(desk: Desk, tag: bytes) -> None:
+async def test_an_etag_that_cannot_be_sent_is_not_used(
+    harness: DownloadHarness, tag: bytes
+) -> None:
     """The file is requested from zero then."""
     start = half(ETag="").replace(b"ETag: ", b"ETag: " + tag)
     async with raw_server(start, whole(), closes=True) as server:
-        await desk.save(server.url)
+        await harness.save(server.url)
         assert range_of(server.requests[-1]) == (None, None)
-    assert desk.path.read_bytes() == VIDEO
+    assert harness.path.read_bytes() == VIDEO
 
 
-async def test_a_length_of_5000_digits_is_a_download_error(desk: Desk) -> None:
+async def test_a_length_of_5000_digits_is_a_download_error(harness: DownloadHarness) -> None:
     """What the parser raises for it does not matter."""
     async with raw_server(whole(Content_Length="9" * 5000), closes=True) as server:
         with pytest.raises(DownloadIncomplete):
-            await desk.save(server.url)
+            await harness.save(server.url)
 
 
 # URLs
@@ -409,13 +426,13 @@ URLS = {
 @pytest.mark.parametrize(("path", "sent"), URLS.values(), ids=URLS.keys())
 @pytest.mark.parametrize("is_redirected", [False, True], ids=["at once", "redirected"])
 async def test_a_url_is_sent_byte_for_byte(
-    desk: Desk, path: str, sent: str | None, is_redirected: bool
+    harness: DownloadHarness, path: str, sent: str | None, is_redirected: bool
 ) -> None:
     """A signature is over its bytes; only characters that cannot be sent are quoted."""
     async with raw_server(whole()) as server:
         url = server.url.rstrip("/") + path
         async with raw_server(away(url)) as first:
-            await desk.save(first.url if is_redirected else url)
+            await harness.save(first.url if is_redirected else url)
         assert server.requests[0].split(b" HTTP")[0] == f"GET {sent or path}".encode()
 
 
@@ -430,24 +447,26 @@ async def test_a_url_is_sent_byte_for_byte(
         ("/a#b", "/a"),
     ],
 )
-async def test_a_relative_location_keeps_its_bytes(desk: Desk, location: str, sent: str) -> None:
+async def test_a_relative_location_keeps_its_bytes(
+    harness: DownloadHarness, location: str, sent: str
+) -> None:
     """It is sent as it is; the parts that it lacks are those of the URL before."""
     async with raw_server(b"", whole()) as server:
         server.answers[0] = away(location.replace("HOST", server.url.split("/")[2]))
-        await desk.save(f"{server.url}x/y")
+        await harness.save(f"{server.url}x/y")
         assert server.requests[1].split(b" HTTP")[0] == f"GET {sent}".encode()
 
 
-async def test_the_bytes_of_a_location_are_quoted(desk: Desk) -> None:
+async def test_the_bytes_of_a_location_are_quoted(harness: DownloadHarness) -> None:
     """Latin-1 in a header is quoted byte by byte."""
     head = away("/caf*").replace(b"*", b"\xe9")
     async with raw_server(head, whole()) as server:
-        await desk.save(server.url)
+        await harness.save(server.url)
         assert server.requests[1].startswith(b"GET /caf%E9 ")
 
 
 async def test_an_international_host_is_sent_as_idna(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    harness: DownloadHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The request has the host's ASCII form."""
     seen: list[Any] = []
@@ -458,15 +477,15 @@ async def test_an_international_host_is_sent_as_idna(
 
     monkeypatch.setattr("aiohttp.ClientSession.get", get)
     with pytest.raises(DownloadIncomplete):
-        await desk.save("https://b\u00fccher.example:444/\u00e4?b=%2f")
+        await harness.save("https://b\u00fccher.example:444/\u00e4?b=%2f")
     assert str(seen[0]) == "https://xn--bcher-kva.example:444/%C3%A4?b=%2f"
 
 
-async def test_credentials_in_a_url_replace_the_key(desk: Desk) -> None:
+async def test_credentials_in_a_url_replace_the_key(harness: DownloadHarness) -> None:
     """A request can have one kind only, and those in the URL are meant for its host."""
     async with raw_server(whole()) as server:
         url = server.url.replace("http://", "http://user:word@")
-        await desk.save(url, origin=origin_of(server.url))
+        await harness.save(url, origin=origin_of(server.url))
         assert b"Authorization: Basic dXNlcjp3b3Jk" in server.requests[0]
         assert KEY.encode() not in server.requests[0]
 
@@ -487,14 +506,14 @@ LINK_LOCAL = [
 @pytest.mark.parametrize("url", LINK_LOCAL)
 @pytest.mark.parametrize("is_redirected", [False, True], ids=["at once", "redirected"])
 async def test_a_link_local_address_is_never_requested(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, url: str, is_redirected: bool
+    harness: DownloadHarness, monkeypatch: pytest.MonkeyPatch, url: str, is_redirected: bool
 ) -> None:
     """A cloud's metadata service has such an address, in any spelling; a clip never has."""
     async with raw_server(away(url), closes=True) as server:
         with pytest.raises(DownloadRefused, match=r"link-local|not http\(s\)"):
-            await desk.save(server.url if is_redirected else url)
+            await harness.save(server.url if is_redirected else url)
         assert len(server.requests) == is_redirected
-    assert list(desk.path.parent.iterdir()) == []
+    assert list(harness.path.parent.iterdir()) == []
 
 
 @attrs.define
@@ -502,11 +521,11 @@ class Hosts:
     """Stands for the transport: hosts that redirect to each other."""
 
     leads: Mapping[str, str]
-    asked: list[tuple[str, Mapping[str, str]]] = attrs.field(factory=list)
+    fetches: list[tuple[str, Mapping[str, str]]] = attrs.field(factory=list)
 
     @asynccontextmanager
     async def stream(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[Any]:
-        self.asked.append((url, headers))
+        self.fetches.append((url, headers))
         yield attrs.make_class("Answer", ["status", "headers"])(302, {"Location": self.leads[url]})
 
     def until_closed(self) -> Any:
@@ -514,14 +533,16 @@ class Hosts:
 
 
 @pytest.mark.parametrize("end", ["http://cdn.example/b", "HTTP://cdn.example/b"])
-async def test_a_redirect_from_https_to_http_is_not_followed(desk: Desk, end: str) -> None:
+async def test_a_redirect_from_https_to_http_is_not_followed(
+    harness: DownloadHarness, end: str
+) -> None:
     """A clip requested over https is never requested over http."""
     hosts = Hosts({"https://api.example/a": "HTTPS://cdn.example/a", "HTTPS://cdn.example/a": end})
-    patched = attrs.evolve(desk.downloader, transport=hosts)
-    desk = attrs.evolve(desk, downloader=patched)
+    patched = attrs.evolve(harness.downloader, transport=hosts)
+    harness = attrs.evolve(harness, downloader=patched)
     with pytest.raises(DownloadRefused, match="from https to http"):
-        await desk.save("https://api.example/a", origin="https://api.example:443")
-    assert hosts.asked == [
+        await harness.save("https://api.example/a", origin="https://api.example:443")
+    assert hosts.fetches == [
         ("https://api.example/a", {"Authorization": KEY}),
         ("HTTPS://cdn.example/a", {}),
     ]
@@ -530,7 +551,7 @@ async def test_a_redirect_from_https_to_http_is_not_followed(desk: Desk, end: st
 # Progress
 
 
-async def test_an_async_progress_callback_is_awaited(desk: Desk) -> None:
+async def test_an_async_progress_callback_is_awaited(harness: DownloadHarness) -> None:
     """The download continues when it is done."""
     seen: list[Progress] = []
 
@@ -539,16 +560,16 @@ async def test_an_async_progress_callback_is_awaited(desk: Desk) -> None:
         seen.append(progress)
 
     async with raw_server(whole(LARGE)) as server:
-        await desk.save(server.url, on_progress=listen)
+        await harness.save(server.url, on_progress=listen)
     assert seen[-1] == Progress(len(LARGE), len(LARGE))
-    assert desk.path.read_bytes() == LARGE
+    assert harness.path.read_bytes() == LARGE
 
 
 @pytest.mark.parametrize(
     "error", [BrokenPipeError, TimeoutError, ValueError, asyncio.CancelledError]
 )
 async def test_the_error_of_a_progress_callback_is_not_translated(
-    desk: Desk, error: type[BaseException]
+    harness: DownloadHarness, error: type[BaseException]
 ) -> None:
     """It is taken neither for a full disk, nor for a broken connection, nor for a bad URL."""
 
@@ -557,8 +578,10 @@ async def test_the_error_of_a_progress_callback_is_not_translated(
 
     async with raw_server(whole()) as server:
         with pytest.raises(error) as caught:
-            await desk.save(server.url, on_progress=fail)
+            await harness.save(server.url, on_progress=fail)
         assert len(server.requests) == 1
     assert type(caught.value) is error
-    assert desk.ear.all(DownloadFailed) == [DownloadFailed("t-1", len(VIDEO), error.__name__)]
-    assert desk.part == VIDEO
+    assert harness.recorder.all(DownloadFailed) == [
+        DownloadFailed("t-1", len(VIDEO), error.__name__)
+    ]
+    assert harness.part == VIDEO

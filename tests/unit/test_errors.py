@@ -160,7 +160,7 @@ def test_each_error_carries_a_traceback_and_notes(kind: type[RunwayError]) -> No
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("The task failed: rejected", "The task failed: rejected."),
         ("The task failed: rejected.", "The task failed: rejected."),
@@ -174,10 +174,10 @@ def test_each_error_carries_a_traceback_and_notes(kind: type[RunwayError]) -> No
         ("", ""),
     ],
 )
-def test_a_sentence_has_one_stop(text: str, said: str) -> None:
+def test_a_sentence_has_one_stop(text: str, expected: str) -> None:
     """Each of the three sentences ends once, whatever a gateway's words in it end with."""
     error = errors.NotSent(text, text, text)
-    assert (error.happened, error.money, error.advice) == (said, said, said)
+    assert (error.happened, error.money, error.advice) == (expected, expected, expected)
 
 
 @pytest.mark.parametrize(

@@ -52,15 +52,15 @@ EACH_EVENT = pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(eve
 
 def test_every_listener_hears_every_event_in_order() -> None:
     """All listeners receive each event, at once and in order."""
-    heard: list[tuple[str, Event]] = []
+    received: list[tuple[str, Event]] = []
     listeners = [
-        lambda event: heard.append(("first", event)),
-        lambda event: heard.append(("second", event)),
+        lambda event: received.append(("first", event)),
+        lambda event: received.append(("second", event)),
     ]
     hooks = Hooks(listeners)
     for event in EVENTS:
         hooks.emit(event)
-    assert heard == [(name, event) for event in EVENTS for name in ("first", "second")]
+    assert received == [(name, event) for event in EVENTS for name in ("first", "second")]
 
 
 def test_without_listeners_nothing_happens() -> None:
@@ -70,24 +70,24 @@ def test_without_listeners_nothing_happens() -> None:
 
 def test_listeners_are_those_of_the_moment() -> None:
     """Changing the list later does not change the listeners."""
-    heard: list[Event] = []
-    listeners = [heard.append]
+    received: list[Event] = []
+    listeners = [received.append]
     hooks = Hooks(listeners)
     listeners.clear()
     hooks.emit(EVENTS[0])
-    assert heard == [EVENTS[0]]
+    assert received == [EVENTS[0]]
 
 
 def test_a_listener_that_raises_is_skipped_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     """The text of its exception reaches neither caller nor log; the next listener is called."""
-    heard: list[Event] = []
+    received: list[Event] = []
 
     def broken(event: Event) -> None:
         raise ValueError("marked words of a prompt")
 
     with caplog.at_level(logging.WARNING, "fuhu_runway"):
-        Hooks([broken, heard.append]).emit(TaskSubmitted("t-1", "text_to_video", 2.5))
-    assert len(heard) == 1
+        Hooks([broken, received.append]).emit(TaskSubmitted("t-1", "text_to_video", 2.5))
+    assert len(received) == 1
     assert [one.getMessage() for one in caplog.records] == [
         "A hook raised ValueError on TaskSubmitted and was skipped."
     ]
@@ -263,13 +263,13 @@ def test_the_log_belongs_to_the_package() -> None:
 
 def test_a_listener_that_is_added_twice_hears_once() -> None:
     """Adding is for good, and does no harm when it is done again."""
-    heard: list[Event] = []
+    received: list[Event] = []
     hooks = Hooks()
-    hooks.add(heard.append)
+    hooks.add(received.append)
     listener = hooks._listeners[0]
     hooks.add(listener)
     hooks.emit(EVENTS[0])
-    assert heard == [EVENTS[0]]
+    assert received == [EVENTS[0]]
 
 
 class Traced:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import attrs
 import pytest
-from support.secrets import told
+from support.secrets import secrets_in
 
 from fuhu_runway.batch import Item
 from fuhu_runway.errors import UsageError
@@ -463,7 +463,7 @@ def test_a_text_that_ends_within_a_character_is_an_error(made: Make) -> None:
     """Half a character at the end of UTF-16 text is an error on the next line."""
     error = refusal(made("a.txt", "a kitten\n".encode("utf-16") + b"\n"))
     assert error.happened == "a.txt, line 2: it is not UTF-16 text, or has a NUL character."
-    assert told(error, ["kitten"]) == []
+    assert secrets_in(error, ["kitten"]) == []
 
 
 def test_concatenated_files_may_have_marks_in_the_middle(made: Make) -> None:
@@ -684,5 +684,5 @@ def test_no_error_contains_a_prompt(made: Make, name: str, content: str | bytes)
     """Neither the error nor its cause or context quotes the file."""
     error = refusal(made(name, content))
     secrets = (MARK, "marked")
-    assert told(error, secrets) == []
+    assert secrets_in(error, secrets) == []
     assert not any("marked" in str(value) for value in attrs.astuple(error))

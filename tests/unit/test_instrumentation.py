@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from support.clients import Ear, quick_client
+from support.clients import EventRecorder, quick_client
 
 pytest.importorskip("opentelemetry.sdk", reason="the extra otel is not installed")
 pytest.importorskip("opentelemetry.instrumentation.aiohttp_client", reason="needs a newer API")
@@ -62,8 +62,8 @@ async def test_spans_of_polls_belong_to_their_job(
     gateway: Simulator, collected: Traces, pace: float | None
 ) -> None:
     """Two jobs in two spans, waited for in a third: each trace has its own submit and polls."""
-    ear, parents, tasks = Ear(), [], []
-    hooks, limits = [JobSpans(collected.provider), ear], Limits(requests_per_second=pace)
+    recorder, parents, tasks = EventRecorder(), [], []
+    hooks, limits = [JobSpans(collected.provider), recorder], Limits(requests_per_second=pace)
     async with quick_client(gateway, hooks=hooks, limits=limits) as client:
         for name in ("first", "second"):
             with collected.tracer.start_as_current_span(name) as parent:
@@ -72,7 +72,7 @@ async def test_spans_of_polls_belong_to_their_job(
         with collected.tracer.start_as_current_span("wait") as third:
             await asyncio.gather(*tasks)
     for task, parent in zip(tasks, parents, strict=True):
-        polls = len([event for event in ear.all(TaskPolled) if event.task_id == task.id])
+        polls = len([event for event in recorder.all(TaskPolled) if event.task_id == task.id])
         assert polls > 0
         assert collected.requests_in(parent) == ["generate", *["feed"] * polls]
         assert collected.jobs_in(parent) == 1

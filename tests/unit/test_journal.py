@@ -1040,7 +1040,7 @@ async def test_events_share_the_next_commit(
     [
         lambda journal: journal.step("k", SAVED, NOW),
         lambda journal: journal.step("unknown", SUBMITTING, NOW),
-        lambda journal: journal.step("k", FINISHED, NOW, unheard_of=1),
+        lambda journal: journal.step("k", FINISHED, NOW, unknown_column=1),
         lambda journal: journal.step("k", FINISHED, NOW, points="many"),
         lambda journal: journal.step("k", FINISHED, NOW, points=object()),
         lambda journal: journal.step("k", FINISHED, NOW, file_bytes=2**70),

@@ -235,12 +235,12 @@ def test_after_three_in_a_row_one_request_tries_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "held"), [(None, 1.5), (0.1, 1.5), (30.0, 30.0), (120.0, 120.0), (1.8e9, 120.0)]
+    ("requested", "held"), [(None, 1.5), (0.1, 1.5), (30.0, 30.0), (120.0, 120.0), (1.8e9, 120.0)]
 )
-def test_a_hold_lasts_as_long_as_retry_after(asked: float | None, held: float) -> None:
+def test_a_hold_lasts_as_long_as_retry_after(requested: float | None, held: float) -> None:
     """Retry-After counts if nothing gets through, up to the limit of the retry policy."""
     pace, now = busy_pace()
-    refuse(pace, 3, now, asked)
+    refuse(pace, 3, now, requested)
     assert pace.ready_at(now) == now + held
 
 
@@ -618,7 +618,7 @@ async def test_a_limit_is_reported_when_found_and_when_gone(at_most: float | Non
     some = visitors(requests_per_second=at_most)
     gateway = Gateway(5.0, 1.0)
 
-    async def ask_for(seconds: float) -> None:
+    async def send_for_seconds(seconds: float) -> None:
         end = some.clock.now() + seconds
         while some.clock.now() < end:
             async with some.limiter.slot() as sent_at:
@@ -629,8 +629,8 @@ async def test_a_limit_is_reported_when_found_and_when_gone(at_most: float | Non
             await some.clock.advance(0.02)
 
     async def drive(seconds: float) -> None:
-        asking = asyncio.create_task(ask_for(seconds))
-        while not asking.done():
+        sending = asyncio.create_task(send_for_seconds(seconds))
+        while not sending.done():
             await some.clock.advance(0.02)
 
     await drive(60.0)

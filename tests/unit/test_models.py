@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 import pydantic
 import pytest
-from support.secrets import told
+from support.secrets import secrets_in
 from support.urls import NOT_URLS
 
 from fuhu_runway import models
@@ -248,7 +248,7 @@ def test_a_validation_error_shows_no_secret(
     """Neither the error about a bad value nor its causes contain a prompt or a URL."""
     with pytest.raises(UsageError) as caught:
         make(**{field: value})
-    assert told(caught.value, ["marked"]) == []
+    assert secrets_in(caught.value, ["marked"]) == []
 
 
 @pytest.mark.parametrize("value", UNSEEN)
@@ -401,15 +401,15 @@ def test_the_hint_for_a_request(request_: Any, hint: str) -> None:
 
 @pytest.mark.parametrize("make", [act_one, performance])
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected"),
     [({"image": None}, "neither was"), ({"character_video": CLIP}, "both were")],
 )
-def test_a_character_is_given_once(make: Make, changes: dict[str, Any], said: str) -> None:
+def test_a_character_is_given_once(make: Make, changes: dict[str, Any], expected: str) -> None:
     """A performance needs exactly one character: a picture or a clip."""
-    with pytest.raises(UsageError, match=said) as caught:
+    with pytest.raises(UsageError, match=expected) as caught:
         make(**changes)
     assert caught.value.field == "image"
-    assert told(caught.value, ["marked"]) == []
+    assert secrets_in(caught.value, ["marked"]) == []
     assert ActOne(CLIP, character_video=CLIP).image is None
 
 
@@ -538,7 +538,7 @@ def test_the_policies_have_the_documented_defaults() -> None:
 
 @pytest.mark.parametrize("make", REQUESTS)
 @pytest.mark.parametrize(
-    ("extra", "said"),
+    ("extra", "expected"),
     [
         (None, "extra is not a dict with string keys"),
         ([("a", 1)], "extra is not a dict with string keys"),
@@ -556,12 +556,12 @@ def test_the_policies_have_the_documented_defaults() -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_extra_must_be_json(make: Make, extra: Any, said: str) -> None:
+def test_extra_must_be_json(make: Make, extra: Any, expected: str) -> None:
     """A value that cannot be part of the body is refused at once, and not shown."""
-    with pytest.raises(UsageError, match=said) as caught:
+    with pytest.raises(UsageError, match=expected) as caught:
         make(extra=extra)
     assert caught.value.field == "extra"
-    assert told(caught.value, ["marked"]) == []
+    assert secrets_in(caught.value, ["marked"]) == []
 
 
 def test_endless_extra_is_refused() -> None:

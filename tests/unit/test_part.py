@@ -13,14 +13,14 @@ from typing import Any
 
 import attrs
 import pytest
-from support.desk import (
+from support.harness import (
     LARGE,
     TAG,
     VIDEO,
-    Desk,
+    DownloadHarness,
     box,
     half,
-    open_desk,
+    open_harness,
     range_of,
     rest,
     until_closed,
@@ -37,14 +37,14 @@ from fuhu_runway.paths import check_target
 
 
 @pytest.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+async def harness(tmp_path: Path) -> AsyncIterator[DownloadHarness]:
     """Yield a downloader that sleeps without taking time."""
-    async with open_desk(tmp_path) as opened:
+    async with open_harness(tmp_path) as opened:
         yield opened
 
 
 async def test_a_clip_that_arrives_whole_has_no_note(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    harness: DownloadHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A clip of one buffer makes no second file; a larger one is noted until the last buffer."""
     noted: list[int] = []
@@ -56,48 +56,48 @@ async def test_a_clip_that_arrives_whole_has_no_note(
 
     monkeypatch.setattr(Part, "_write_note", counted)
     async with raw_server(whole()) as server:
-        await desk.save(server.url)
+        await harness.save(server.url)
         assert noted == []
-        desk.path.unlink()
+        harness.path.unlink()
     async with raw_server(whole(LARGE)) as server:
-        await desk.save(server.url)
+        await harness.save(server.url)
     assert noted
     assert BUFFER_BYTES <= noted[0] < len(LARGE)
     assert noted[-1] < len(LARGE)
-    assert desk.path.read_bytes() == LARGE
-    assert desk.is_clean()
+    assert harness.path.read_bytes() == LARGE
+    assert harness.is_clean()
 
 
-async def test_a_note_with_another_digest_is_not_trusted(desk: Desk) -> None:
+async def test_a_note_with_another_digest_is_not_trusted(harness: DownloadHarness) -> None:
     """A power cut may leave a part of the right length with blocks of zeros in it."""
-    desk.leave_part(VIDEO[:1000])
-    desk.path.with_name("clip.mp4.part").write_bytes(VIDEO[:500] + bytes(500))
+    harness.leave_part(VIDEO[:1000])
+    harness.path.with_name("clip.mp4.part").write_bytes(VIDEO[:500] + bytes(500))
     async with raw_server(whole()) as server:
-        await desk.save(server.url)
+        await harness.save(server.url)
         assert range_of(server.requests[0]) == (None, None)
-    assert desk.path.read_bytes() == VIDEO
-    assert desk.is_clean()
+    assert harness.path.read_bytes() == VIDEO
+    assert harness.is_clean()
 
 
-async def test_bytes_after_those_in_the_note_are_requested_again(desk: Desk) -> None:
+async def test_bytes_after_those_in_the_note_are_requested_again(harness: DownloadHarness) -> None:
     """After a kill between a write and its note, the next process continues from the note."""
-    desk.leave_part(VIDEO[:1000])
-    with desk.path.with_name("clip.mp4.part").open("ab") as part:
+    harness.leave_part(VIDEO[:1000])
+    with harness.path.with_name("clip.mp4.part").open("ab") as part:
         part.write(b"not noted yet")
     async with raw_server(rest(1000)) as server:
-        await desk.save(server.url)
+        await harness.save(server.url)
         assert range_of(server.requests[0]) == ("bytes=1000-", TAG)
-    assert desk.path.read_bytes() == VIDEO
+    assert harness.path.read_bytes() == VIDEO
 
 
-async def test_a_part_without_a_note_starts_from_zero(desk: Desk) -> None:
+async def test_a_part_without_a_note_starts_from_zero(harness: DownloadHarness) -> None:
     """After a kill before the first note, the next process starts from the first byte."""
-    desk.path.with_name("clip.mp4.part").write_bytes(VIDEO[:1000])
+    harness.path.with_name("clip.mp4.part").write_bytes(VIDEO[:1000])
     async with raw_server(whole()) as server:
-        await desk.save(server.url)
+        await harness.save(server.url)
     assert range_of(server.requests[0]) == (None, None)
-    assert desk.path.read_bytes() == VIDEO
-    assert desk.is_clean()
+    assert harness.path.read_bytes() == VIDEO
+    assert harness.is_clean()
 
 
 @pytest.mark.parametrize(
@@ -112,14 +112,14 @@ async def test_a_part_without_a_note_starts_from_zero(desk: Desk) -> None:
     ],
     ids=["empty", "truncated", "no object", "deep", "many digits", "no digest"],
 )
-async def test_an_unreadable_note_starts_from_zero(desk: Desk, note: str) -> None:
+async def test_an_unreadable_note_starts_from_zero(harness: DownloadHarness, note: str) -> None:
     """A part whose note is truncated or odd is not continued."""
-    desk.leave_part(b"something else", note)
+    harness.leave_part(b"something else", note)
     async with raw_server(whole()) as server:
-        await desk.save(server.url)
+        await harness.save(server.url)
         assert range_of(server.requests[0]) == (None, None)
-    assert desk.path.read_bytes() == VIDEO
-    assert desk.is_clean()
+    assert harness.path.read_bytes() == VIDEO
+    assert harness.is_clean()
 
 
 @pytest.mark.parametrize(
@@ -144,24 +144,24 @@ async def test_an_unreadable_note_starts_from_zero(desk: Desk, note: str) -> Non
     ids=str,
 )
 async def test_a_note_with_one_odd_value_starts_from_zero(
-    desk: Desk, changes: dict[str, Any]
+    harness: DownloadHarness, changes: dict[str, Any]
 ) -> None:
     """A part of another task, of an unknown version, or of other bytes is not continued."""
-    desk.leave_part(VIDEO[:700], **changes)
+    harness.leave_part(VIDEO[:700], **changes)
     async with raw_server(whole()) as server:
-        await desk.save(server.url)
+        await harness.save(server.url)
         assert range_of(server.requests[0]) == (None, None)
-    assert desk.path.read_bytes() == VIDEO
-    assert desk.is_clean()
+    assert harness.path.read_bytes() == VIDEO
+    assert harness.is_clean()
 
 
 @pytest.mark.parametrize("total", [None, "x", -5, len(VIDEO)], ids=str)
-async def test_an_odd_size_in_a_note_is_harmless(desk: Desk, total: object) -> None:
+async def test_an_odd_size_in_a_note_is_harmless(harness: DownloadHarness, total: object) -> None:
     """If it differs from the server's size, the file is requested from zero."""
-    desk.leave_part(VIDEO[:700], total=total)
+    harness.leave_part(VIDEO[:700], total=total)
     async with raw_server(rest(700), whole()) as server:
-        await desk.save(server.url)
-    assert desk.path.read_bytes() == VIDEO
+        await harness.save(server.url)
+    assert harness.path.read_bytes() == VIDEO
 
 
 class MacLocks:
@@ -186,15 +186,15 @@ class MacLocks:
 
 @pytest.mark.parametrize("is_known", [True, False])
 async def test_macos_flushes_to_the_disk_itself(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, is_known: bool
+    harness: DownloadHarness, monkeypatch: pytest.MonkeyPatch, is_known: bool
 ) -> None:
     """Its fsync leaves bytes in the drive's memory, which a power cut loses."""
     locks = MacLocks(is_known=is_known)
     monkeypatch.setattr(_part, "LOCKS", locks)
     async with raw_server(whole()) as server:
-        await desk.save(server.url)
+        await harness.save(server.url)
     assert locks.flushed == [len(VIDEO)]
-    assert desk.path.read_bytes() == VIDEO
+    assert harness.path.read_bytes() == VIDEO
 
 
 @pytest.mark.parametrize(
@@ -217,17 +217,17 @@ async def test_macos_flushes_to_the_disk_itself(
     ],
 )
 async def test_without_a_length_the_boxes_show_whether_the_file_is_whole(
-    desk: Desk, tail: bytes, is_whole: bool
+    harness: DownloadHarness, tail: bytes, is_whole: bool
 ) -> None:
     """Boxes of 32 and 64 bits, and one without an end, are followed to the end of the file."""
     async with raw_server(until_closed(VIDEO + tail), None, closes=True) as server:
         if is_whole:
-            await desk.save(server.url)
+            await harness.save(server.url)
         else:
             with pytest.raises(DownloadIncomplete) as caught:
-                await desk.save(server.url)
+                await harness.save(server.url)
             assert caught.value.received_bytes == len(VIDEO + tail)
-    assert desk.path.exists() is is_whole
+    assert harness.path.exists() is is_whole
 
 
 class FullDisk(FileIO):
@@ -243,25 +243,27 @@ class FullDisk(FileIO):
 
 @pytest.mark.parametrize("video", [VIDEO, LARGE], ids=["at the end", "on the way"])
 async def test_a_full_disk_ends_the_download(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, video: bytes
+    harness: DownloadHarness, monkeypatch: pytest.MonkeyPatch, video: bytes
 ) -> None:
     """The error is raised at once, and the bytes that were written are kept."""
     async with raw_server(whole(video), closes=True) as server:
         with monkeypatch.context() as patched:
             patched.setattr(_part, "FileIO", FullDisk)
             with pytest.raises(DownloadIncomplete, match="No space left") as caught:
-                await desk.save(server.url)
+                await harness.save(server.url)
         assert len(server.requests) == 1
     assert caught.value.received_bytes == 500
-    assert desk.ear.all(DownloadFailed) == [DownloadFailed("t-1", 500, "DownloadIncomplete")]
-    assert desk.part == video[:500]
+    assert harness.recorder.all(DownloadFailed) == [
+        DownloadFailed("t-1", 500, "DownloadIncomplete")
+    ]
+    assert harness.part == video[:500]
     async with raw_server(rest(500, video)) as server:
-        await desk.save(server.url)
-    assert desk.path.read_bytes() == video
+        await harness.save(server.url)
+    assert harness.path.read_bytes() == video
 
 
 async def test_a_note_that_cannot_be_written_is_skipped(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    harness: DownloadHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A note is needed only after a break, so the download goes on without it."""
 
@@ -273,12 +275,14 @@ async def test_a_note_that_cannot_be_written_is_skipped(
 
     monkeypatch.setattr(_part, "FileIO", NoNotes)
     async with raw_server(whole(LARGE)) as server:
-        await desk.save(server.url)
-    assert desk.path.read_bytes() == LARGE
-    assert desk.is_clean()
+        await harness.save(server.url)
+    assert harness.path.read_bytes() == LARGE
+    assert harness.is_clean()
 
 
-async def test_short_writes_are_continued(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_short_writes_are_continued(
+    harness: DownloadHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The part counts only the bytes that were written."""
 
     class Narrow(FileIO):
@@ -287,11 +291,13 @@ async def test_short_writes_are_continued(desk: Desk, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(_part, "FileIO", Narrow)
     async with raw_server(whole()) as server:
-        await desk.save(server.url)
-    assert desk.path.read_bytes() == VIDEO
+        await harness.save(server.url)
+    assert harness.path.read_bytes() == VIDEO
 
 
-async def test_after_the_rename_nothing_fails(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_after_the_rename_nothing_fails(
+    harness: DownloadHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A folder that cannot be flushed and a note that cannot be removed do not matter."""
     flush = os.fsync
 
@@ -303,13 +309,13 @@ async def test_after_the_rename_nothing_fails(desk: Desk, monkeypatch: pytest.Mo
     def denied(self: Path, *, missing_ok: bool = False) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    desk.leave_part(VIDEO[:700])
+    harness.leave_part(VIDEO[:700])
     monkeypatch.setattr(os, "fsync", files_only)
     monkeypatch.setattr(Path, "unlink", denied)
     async with raw_server(rest(700)) as server:
-        assert await desk.save(server.url) == desk.path
-    assert desk.path.read_bytes() == VIDEO
-    assert desk.ear.heard[-1] == DownloadFinished("t-1", len(VIDEO))
+        assert await harness.save(server.url) == harness.path
+    assert harness.path.read_bytes() == VIDEO
+    assert harness.recorder.events[-1] == DownloadFinished("t-1", len(VIDEO))
 
 
 def test_a_rename_closes_the_file_only_on_windows(
@@ -371,7 +377,7 @@ def test_a_file_is_replaced_only_if_that_is_allowed(tmp_path: Path) -> None:
 
 
 async def test_an_empty_part_is_removed_on_windows(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    harness: DownloadHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Windows removes a file only once it is closed."""
     remove, refused = Path.unlink, [True]
@@ -385,17 +391,17 @@ async def test_an_empty_part_is_removed_on_windows(
     monkeypatch.setattr(Path, "unlink", held)
     async with raw_server(reply(b"", "451 No")) as server:
         with pytest.raises(DownloadRefused):
-            await desk.save(server.url)
+            await harness.save(server.url)
     assert refused == []
-    assert list(desk.path.parent.iterdir()) == []
+    assert list(harness.path.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("is_replaced", [False, True], ids=["longer", "another file"])
 async def test_a_part_changed_by_another_program_is_not_published(
-    desk: Desk, is_replaced: bool
+    harness: DownloadHarness, is_replaced: bool
 ) -> None:
     """The file is measured before the rename, so that a broken one never gets the name."""
-    part = desk.path.with_name("clip.mp4.part")
+    part = harness.path.with_name("clip.mp4.part")
 
     def meddle(progress: Progress) -> None:
         if is_replaced:
@@ -405,8 +411,8 @@ async def test_a_part_changed_by_another_program_is_not_published(
 
     async with raw_server(whole()) as server:
         with pytest.raises(DownloadIncomplete, match="another program"):
-            await desk.save(server.url, on_progress=meddle)
-    assert not desk.path.exists()
+            await harness.save(server.url, on_progress=meddle)
+    assert not harness.path.exists()
 
 
 # Two downloads to one file
@@ -432,37 +438,39 @@ def another_process(part: Path) -> Iterator[None]:
         other.communicate()
 
 
-async def test_a_part_of_another_process_is_left_alone(desk: Desk) -> None:
+async def test_a_part_of_another_process_is_left_alone(harness: DownloadHarness) -> None:
     """The second of two processes at one path is refused, and does not touch the part."""
-    part = desk.path.with_name("clip.mp4.part")
+    part = harness.path.with_name("clip.mp4.part")
     part.write_bytes(b"theirs")
     async with raw_server(whole()) as server:
         with another_process(part):
             with pytest.raises(UsageError, match="already being downloaded"):
-                await desk.save(server.url)
+                await harness.save(server.url)
             assert part.read_bytes() == b"theirs"
-        await desk.save(server.url)
-    assert desk.path.read_bytes() == VIDEO
+        await harness.save(server.url)
+    assert harness.path.read_bytes() == VIDEO
 
 
 async def test_a_part_renamed_before_it_was_locked_is_left_alone(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    harness: DownloadHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An opened part may be another download's finished clip by the time it is locked."""
-    part, lock = desk.path.with_name("clip.mp4.part"), _part._lock
+    part, lock = harness.path.with_name("clip.mp4.part"), _part._lock
 
     def late(file: FileIO) -> None:
         part.write_bytes(VIDEO)
-        part.rename(desk.path)
+        part.rename(harness.path)
         lock(file)
 
     monkeypatch.setattr(_part, "_lock", late)
     with pytest.raises(UsageError, match="already being downloaded"):
-        await desk.save("http://127.0.0.1/")
-    assert desk.path.read_bytes() == VIDEO
+        await harness.save("http://127.0.0.1/")
+    assert harness.path.read_bytes() == VIDEO
 
 
-async def test_a_disk_without_locks_is_used(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_disk_without_locks_is_used(
+    harness: DownloadHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Some network disks have no locks."""
 
     def none(*args: object) -> None:
@@ -470,8 +478,8 @@ async def test_a_disk_without_locks_is_used(desk: Desk, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(_part.LOCKS, "flock", none)
     async with raw_server(whole()) as server:
-        await desk.save(server.url)
-    assert desk.path.read_bytes() == VIDEO
+        await harness.save(server.url)
+    assert harness.path.read_bytes() == VIDEO
 
 
 @attrs.define
@@ -488,18 +496,20 @@ class WindowsLocks:
         self.taken.append((os.lseek(handle, 0, os.SEEK_CUR), length))
 
 
-async def test_windows_locks_a_byte(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_windows_locks_a_byte(
+    harness: DownloadHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No clip reaches that byte; if it is locked, the second download is refused."""
     locks = WindowsLocks(is_taken=True)
     monkeypatch.setattr(_part, "LOCKS", locks)
     async with raw_server(whole()) as server:
         with pytest.raises(UsageError, match="already being downloaded"):
-            await desk.save(server.url)
+            await harness.save(server.url)
         locks.is_taken = False
-        await desk.save(server.url)
+        await harness.save(server.url)
     assert locks.taken == [(2**31 - 2, 1)]
-    assert desk.path.read_bytes() == VIDEO
-    assert desk.is_clean()
+    assert harness.path.read_bytes() == VIDEO
+    assert harness.is_clean()
 
 
 PLANTED = {
@@ -515,35 +525,39 @@ PLANTED = {
 @pytest.mark.parametrize("suffix", [".part", ".part.json"])
 @pytest.mark.parametrize("has_flags", [True, False], ids=["here", "elsewhere"])
 async def test_a_link_or_pipe_in_place_of_a_part_is_refused(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, plant: Any, suffix: str, has_flags: bool
+    harness: DownloadHarness,
+    monkeypatch: pytest.MonkeyPatch,
+    plant: Any,
+    suffix: str,
+    has_flags: bool,
 ) -> None:
     """It is not followed, written to or waited for, also on systems without the flags."""
     if not has_flags:
         monkeypatch.delattr(os, "O_NOFOLLOW")
-    victim = desk.path.with_name("victim")
+    victim = harness.path.with_name("victim")
     victim.write_bytes(b"theirs")
-    plant(desk.path.with_name(f"clip.mp4{suffix}"), victim)
+    plant(harness.path.with_name(f"clip.mp4{suffix}"), victim)
     with pytest.raises(UsageError) as caught:
-        await desk.save("http://127.0.0.1/")
+        await harness.save("http://127.0.0.1/")
     assert caught.value.field == "path"
     with pytest.raises(UsageError):
-        check_target(desk.path)
-    assert desk.asked == []
+        check_target(harness.path)
+    assert harness.fetches == []
     assert victim.read_bytes() == b"theirs"
-    assert not desk.path.with_name("nothing").exists()
+    assert not harness.path.with_name("nothing").exists()
 
 
-async def test_a_link_in_place_of_a_note_is_not_written_to(desk: Desk) -> None:
+async def test_a_link_in_place_of_a_note_is_not_written_to(harness: DownloadHarness) -> None:
     """The target of a link that appears during the download stays as it is."""
-    victim = desk.path.with_name("victim")
+    victim = harness.path.with_name("victim")
     victim.write_bytes(b"theirs")
 
     def plant(progress: Progress) -> None:
-        note = desk.path.with_name("clip.mp4.part.json")
+        note = harness.path.with_name("clip.mp4.part.json")
         if not note.is_symlink():
             note.symlink_to(victim)
 
     async with raw_server(half(), rest(1000), closes=True) as server:
-        await desk.save(server.url, on_progress=plant)
-    assert desk.path.read_bytes() == VIDEO
+        await harness.save(server.url, on_progress=plant)
+    assert harness.path.read_bytes() == VIDEO
     assert victim.read_bytes() == b"theirs"

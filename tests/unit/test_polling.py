@@ -7,9 +7,9 @@ from typing import Any
 
 import attrs
 import pytest
-from support.clients import Ear
+from support.clients import EventRecorder
 from support.clock import ManualClock, settle
-from support.feed import STEADY, Feed, Scene, Wait, done, limiter_of, no, record, scene_on
+from support.feed import STEADY, Feed, Scene, Wait, done, limiter_of, record, refusal, scene_on
 
 from fuhu_runway import hooks as events
 from fuhu_runway._clock import LoopClock
@@ -103,7 +103,7 @@ async def test_the_first_poll_comes_after_the_first_interval(scene: Scene) -> No
 
 async def test_a_reattached_task_is_polled_at_once(scene: Scene) -> None:
     """A handle made from an id alone does not wait before its first poll."""
-    scene.feed.says(done())
+    scene.feed.returns(done())
     waiting = scene.wait(scene.watch())
     await scene.clock.advance(0)
     assert waiting.result() == done()
@@ -112,12 +112,12 @@ async def test_a_reattached_task_is_polled_at_once(scene: Scene) -> None:
 
 async def test_many_waits_for_one_task_share_its_polls(scene: Scene) -> None:
     """A hundred waits for one task poll it as often as one does, and all get its end."""
-    scene.feed.says(record(), record(), done())
+    scene.feed.returns(record(), record(), done())
     watch = scene.watch(fresh=True)
     waits = [scene.wait(watch) for _ in range(100)]
     await scene.clock.advance(9.5)
     assert [wait.result() for wait in waits] == [done()] * 100
-    assert len(scene.feed.looks) == 3
+    assert len(scene.feed.polls) == 3
     assert scene.has_nothing_left()
 
 
@@ -146,18 +146,18 @@ async def test_a_watch_lives_as_long_as_its_handles(scene: Scene) -> None:
 
 async def test_waiting_for_an_ended_task_sends_no_poll(scene: Scene) -> None:
     """A wait for a task whose end is known returns at once, without a poll."""
-    scene.feed.says(done())
+    scene.feed.returns(done())
     watch = scene.watch()
     first = scene.wait(watch)
     await scene.clock.advance(0)
     assert await scene.poller.settled(watch, 0.0) == first.result()
-    assert len(scene.feed.looks) == 1
+    assert len(scene.feed.polls) == 1
 
 
 async def test_a_failed_task_ends_its_wait(scene: Scene) -> None:
     """Failure and cancellation at the gateway are ends like success."""
     for number, state in enumerate((TaskState.FAILED, TaskState.CANCELED)):
-        scene.feed.says(record(state=state), task_id=f"t-{number}")
+        scene.feed.returns(record(state=state), task_id=f"t-{number}")
         waiting = scene.wait(scene.watch(f"t-{number}"))
         await scene.clock.advance(0)
         assert waiting.result().state is state
@@ -165,20 +165,20 @@ async def test_a_failed_task_ends_its_wait(scene: Scene) -> None:
 
 async def test_the_end_is_reported_once(scene: Scene) -> None:
     """However often an ended task is polled, there is one `TaskSettled`, with its points."""
-    scene.feed.says(record(), done())
+    scene.feed.returns(record(), done())
     watch = scene.watch()
     waiting = scene.wait(watch)
     await scene.clock.advance(10)
     await scene.poller.refresh(watch)
     assert waiting.done()
     settled = events.TaskSettled("t-1", TaskState.SUCCEEDED, 2, 320.0, refunded=False)
-    assert scene.ear.all(events.TaskSettled) == [settled]
-    assert [event.polls for event in scene.ear.all(events.TaskPolled)] == [1, 2, 2]
+    assert scene.recorder.all(events.TaskSettled) == [settled]
+    assert [event.polls for event in scene.recorder.all(events.TaskPolled)] == [1, 2, 2]
 
 
 async def test_a_task_that_comes_back_from_its_end_ends_again(scene: Scene) -> None:
     """If a gateway takes back an end and reports it again later, every wait returns."""
-    scene.feed.says(done(), record(), done())
+    scene.feed.returns(done(), record(), done())
     watch = scene.watch()
     await scene.poller.refresh(watch)
     await scene.poller.refresh(watch)
@@ -198,12 +198,12 @@ async def test_cancelling_one_wait_leaves_the_others(scene: Scene) -> None:
     leaver, stayer = scene.wait(watch), scene.wait(watch)
     await scene.clock.advance(0)
     leaver.cancel()
-    scene.feed.says(done())
+    scene.feed.returns(done())
     scene.feed.is_open.set()
     await settle()
     assert leaver.cancelled()
     assert stayer.result() == done()
-    assert (len(scene.feed.looks), scene.feed.left) == (1, 0)
+    assert (len(scene.feed.polls), scene.feed.cancelled) == (1, 0)
 
 
 async def test_cancelling_the_last_wait_leaves_nothing(scene: Scene) -> None:
@@ -212,11 +212,11 @@ async def test_cancelling_the_last_wait_leaves_nothing(scene: Scene) -> None:
     scene.feed.is_open.clear()
     waits = [scene.wait(watch, timeout) for timeout in (None, 30.0, 60.0)]
     await scene.clock.advance(0)
-    assert scene.feed.under_way == 1
+    assert scene.feed.in_flight == 1
     for wait in waits:
         wait.cancel()
     await settle()
-    assert scene.feed.left == 1
+    assert scene.feed.cancelled == 1
     assert scene.has_nothing_left()
 
 
@@ -227,7 +227,7 @@ async def test_cancelling_before_the_poll_leaves_nothing(scene: Scene) -> None:
     assert scene.clock.timers == [1002.0]
     waiting.cancel()
     await scene.clock.advance(60)
-    assert scene.feed.looks == []
+    assert scene.feed.polls == []
     assert scene.has_nothing_left()
 
 
@@ -238,7 +238,7 @@ async def test_a_poll_that_is_cancelled_before_it_began_can_be_sent_again(scene:
     await scene.clock.advance(0)
     assert isinstance(first.exception(), WaitTimeout)
     assert scene.has_nothing_left()
-    scene.feed.says(done())
+    scene.feed.returns(done())
     second = scene.wait(watch, 30.0)
     await scene.clock.advance(0)
     assert second.result() == done()
@@ -252,7 +252,7 @@ async def test_a_wait_that_begins_while_a_poll_is_cancelled_gets_a_poll(scene: S
     await scene.clock.advance(0)
     first.cancel()
     second = scene.wait(watch)
-    scene.feed.says(done())
+    scene.feed.returns(done())
     scene.feed.is_open.set()
     await scene.clock.advance(0)
     assert second.result() == done()
@@ -260,7 +260,7 @@ async def test_a_wait_that_begins_while_a_poll_is_cancelled_gets_a_poll(scene: S
 
 async def test_an_answer_after_the_last_wait_is_kept(scene: Scene) -> None:
     """A waiter that is cancelled as the answer comes is skipped, and the answer is kept."""
-    scene.feed.says(done())
+    scene.feed.returns(done())
     watch = scene.watch(fresh=True)
     waits = [scene.wait(watch), scene.change(watch)]
     await settle()
@@ -309,8 +309,8 @@ async def test_each_waiter_has_a_deadline_of_its_own(scene: Scene) -> None:
 
 async def test_a_timeout_names_the_last_state_and_error(scene: Scene) -> None:
     """`WaitTimeout` has the id, the seconds, the last state and, as its cause, the last error."""
-    trouble = no(GatewayDown)
-    scene.feed.says(record(), trouble)
+    trouble = refusal(GatewayDown)
+    scene.feed.returns(record(), trouble)
     waiting = scene.wait(scene.watch(), 30.0)
     await scene.clock.advance(30)
     error = waiting.exception()
@@ -318,7 +318,7 @@ async def test_a_timeout_names_the_last_state_and_error(scene: Scene) -> None:
     assert (error.task_id, error.timeout, error.__cause__) == ("t-1", 30.0, trouble)
     assert "30 s" in str(error)
     assert "running" in str(error)
-    assert scene.ear.all(WaitFailed) == [WaitFailed("t-1", "WaitTimeout")]
+    assert scene.recorder.all(WaitFailed) == [WaitFailed("t-1", "WaitTimeout")]
 
 
 async def test_a_wait_that_is_cancelled_at_its_deadline_does_not_time_out(scene: Scene) -> None:
@@ -330,12 +330,12 @@ async def test_a_wait_that_is_cancelled_at_its_deadline_does_not_time_out(scene:
     scene.poller._fire()
     await settle()
     assert waiting.cancelled()
-    assert scene.ear.all(WaitFailed) == []
+    assert scene.recorder.all(WaitFailed) == []
 
 
 async def test_a_task_may_be_waited_for_again_after_a_timeout(scene: Scene) -> None:
     """A timeout takes nothing from the task: the next wait gets its clip."""
-    scene.feed.says(record(), record(), done())
+    scene.feed.returns(record(), record(), done())
     watch = scene.watch(fresh=True)
     first = scene.wait(watch, 3.0)
     await scene.clock.advance(3)
@@ -351,21 +351,21 @@ async def test_a_task_may_be_waited_for_again_after_a_timeout(scene: Scene) -> N
 async def test_minutes_of_failed_polls_do_not_end_a_wait(scene: Scene) -> None:
     """Five minutes of 5xx, dropped connections and pages end in the clip."""
     texts = ("It broke.", "Nothing was charged.", "Do.", "t-1")
-    trouble = [no(GatewayDown), NoReply(*texts), UnreadableReply(*texts)]
-    scene.feed.says(*trouble * 8, done())
+    trouble = [refusal(GatewayDown), NoReply(*texts), UnreadableReply(*texts)]
+    scene.feed.returns(*trouble * 8, done())
     waiting = scene.wait(scene.watch(fresh=True), 1800.0)
     await scene.clock.advance(300)
     assert not waiting.done()
     await scene.clock.advance(60)
     assert waiting.result() == done()
-    assert len(scene.ear.all(events.PollFailed)) == 24
+    assert len(scene.recorder.all(events.PollFailed)) == 24
 
 
 @pytest.mark.parametrize(
     "hopeless",
     [
-        no(Unauthorized),
-        no(OutOfCredits),
+        refusal(Unauthorized),
+        refusal(OutOfCredits),
         UsageError("It is closed.", "Nothing was sent.", "Do.", field="session"),
     ],
     ids=lambda error: type(error).__name__,
@@ -375,7 +375,7 @@ async def test_a_hopeless_error_ends_every_wait_at_once(
 ) -> None:
     """Each waiter gets an error of its own, with every field and the cause of the original."""
     hopeless.__cause__ = ValueError("the cause")
-    scene.feed.says(hopeless)
+    scene.feed.returns(hopeless)
     watch = scene.watch()
     waits = [scene.wait(watch, 1800.0) for _ in range(2)]
     await scene.clock.advance(0)
@@ -387,13 +387,13 @@ async def test_a_hopeless_error_ends_every_wait_at_once(
         assert error.__cause__ is hopeless.__cause__
     # Emitted once, whatever the number of waits.
     name = type(hopeless).__name__
-    assert scene.ear.all(WaitFailed) == [WaitFailed("t-1", name)]
+    assert scene.recorder.all(WaitFailed) == [WaitFailed("t-1", name)]
     assert scene.has_nothing_left()
 
 
 async def test_a_fresh_task_may_not_be_found_for_minutes(scene: Scene) -> None:
     """`task_not_exist` is tolerated for 300 s after the submit (api-facts 11, row 3)."""
-    scene.feed.says(*[no(NotFound)] * 20, done())
+    scene.feed.returns(*[refusal(NotFound)] * 20, done())
     waiting = scene.wait(scene.watch(fresh=True))
     await scene.clock.advance(285)
     assert waiting.result() == done()
@@ -401,7 +401,7 @@ async def test_a_fresh_task_may_not_be_found_for_minutes(scene: Scene) -> None:
 
 async def test_a_task_that_stays_unknown_ends_its_wait(scene: Scene) -> None:
     """A task that is still not found after that time ends its wait with `NotFound`."""
-    scene.feed.says(no(NotFound))
+    scene.feed.returns(refusal(NotFound))
     waiting = scene.wait(scene.watch(fresh=True))
     await scene.clock.advance(290)
     assert not waiting.done()
@@ -412,7 +412,7 @@ async def test_a_task_that_stays_unknown_ends_its_wait(scene: Scene) -> None:
 
 async def test_a_reattached_task_has_no_grace(scene: Scene) -> None:
     """An id that the gateway does not know ends the wait at the first poll."""
-    scene.feed.says(no(NotFound))
+    scene.feed.returns(refusal(NotFound))
     waiting = scene.wait(scene.watch())
     await scene.clock.advance(0)
     assert isinstance(waiting.exception(), NotFound)
@@ -420,7 +420,7 @@ async def test_a_reattached_task_has_no_grace(scene: Scene) -> None:
 
 async def test_a_redirect_ends_no_wait(scene: Scene) -> None:
     """A proxy may have sent it, and it says nothing about the task."""
-    scene.feed.says(attrs.evolve(no(NotFound), status=302), done())
+    scene.feed.returns(attrs.evolve(refusal(NotFound), status=302), done())
     waiting = scene.wait(scene.watch())
     await scene.clock.advance(60)
     assert waiting.result() == done()
@@ -428,7 +428,7 @@ async def test_a_redirect_ends_no_wait(scene: Scene) -> None:
 
 async def test_a_task_once_seen_is_known_to_exist(scene: Scene) -> None:
     """A 404 between two good answers, from whatever proxy, ends nothing."""
-    scene.feed.says(record(), no(NotFound), done())
+    scene.feed.returns(record(), refusal(NotFound), done())
     waiting = scene.wait(scene.watch())
     await scene.clock.advance(200)
     assert waiting.result() == done()
@@ -436,17 +436,17 @@ async def test_a_task_once_seen_is_known_to_exist(scene: Scene) -> None:
 
 async def test_retry_after_moves_the_next_poll(scene: Scene) -> None:
     """A gateway that asks for 40 s is polled after 40 s, and not before."""
-    scene.feed.says(no(RateLimited, 40.0), done())
+    scene.feed.returns(refusal(RateLimited, 40.0), done())
     waiting = scene.wait(scene.watch())
     await scene.clock.advance(100)
     assert scene.feed.instants == [0, 40]
-    assert scene.ear.all(events.PollFailed) == [events.PollFailed("t-1", "RateLimited", 40.0)]
+    assert scene.recorder.all(events.PollFailed) == [events.PollFailed("t-1", "RateLimited", 40.0)]
     assert waiting.done()
 
 
 async def test_a_far_retry_after_does_not_keep_a_task_from_being_polled(scene: Scene) -> None:
     """A gateway that asks for a day is polled again after `RetryPolicy.max_retry_after`."""
-    scene.feed.says(no(RateLimited, 86400.0), done())
+    scene.feed.returns(refusal(RateLimited, 86400.0), done())
     waiting = scene.wait(scene.watch())
     await scene.clock.advance(119)
     assert not waiting.done()
@@ -456,7 +456,7 @@ async def test_a_far_retry_after_does_not_keep_a_task_from_being_polled(scene: S
 
 async def test_a_short_retry_after_does_not_shorten_the_interval(scene: Scene) -> None:
     """A gateway that asks for less than the interval is polled after the interval."""
-    scene.feed.says(no(RateLimited, 0.1), done())
+    scene.feed.returns(refusal(RateLimited, 0.1), done())
     waiting = scene.wait(scene.watch())
     await scene.clock.advance(100)
     assert scene.feed.instants == [0, 3]
@@ -465,7 +465,7 @@ async def test_a_short_retry_after_does_not_shorten_the_interval(scene: Scene) -
 
 async def test_a_refused_poll_does_not_count(scene: Scene) -> None:
     """A task whose poll was refused has no answer, so it keeps its priority."""
-    scene.feed.says(no(RateLimited, 40.0), done())
+    scene.feed.returns(refusal(RateLimited, 40.0), done())
     watch = scene.watch()
     waiting = scene.wait(watch)
     before = watch.polled_at
@@ -478,8 +478,8 @@ async def test_a_refused_poll_does_not_count(scene: Scene) -> None:
 
 async def test_a_failed_poll_affects_its_own_task_only(scene: Scene) -> None:
     """A hopeless error for one task leaves the wait for another one alone."""
-    scene.feed.says(no(Unauthorized), task_id="t-1")
-    scene.feed.says(record("t-2"), done("t-2"), task_id="t-2")
+    scene.feed.returns(refusal(Unauthorized), task_id="t-1")
+    scene.feed.returns(record("t-2"), done("t-2"), task_id="t-2")
     bad, good = scene.wait(scene.watch("t-1")), scene.wait(scene.watch("t-2"))
     await scene.clock.advance(30)
     assert isinstance(bad.exception(), Unauthorized)
@@ -488,7 +488,7 @@ async def test_a_failed_poll_affects_its_own_task_only(scene: Scene) -> None:
 
 async def test_a_defect_reaches_the_waiters(scene: Scene) -> None:
     """An exception that is not ours ends the wait at once and unchanged."""
-    scene.feed.says(ZeroDivisionError("a defect"))
+    scene.feed.returns(ZeroDivisionError("a defect"))
     waiting = scene.wait(scene.watch(), 1800.0)
     await scene.clock.advance(0)
     assert isinstance(waiting.exception(), ZeroDivisionError)
@@ -505,7 +505,7 @@ async def test_success_without_an_address_ends_after_its_grace(
     """It is polled for a minute more, then `ClipMissing` is raised."""
     scene = scene_on(clock)
     scene.clock.instant = start
-    scene.feed.says(record(state=TaskState.SUCCEEDED, video_url=None))
+    scene.feed.returns(record(state=TaskState.SUCCEEDED, video_url=None))
     waiting = scene.wait(scene.watch())
     await scene.clock.advance(59)
     assert not waiting.done()
@@ -519,7 +519,7 @@ async def test_success_without_an_address_ends_after_its_grace(
 async def test_an_address_that_comes_late_is_a_success(scene: Scene) -> None:
     """Within its grace the address may still appear."""
     bare = record(state=TaskState.SUCCEEDED, video_url=None)
-    scene.feed.says(bare, bare, bare, done())
+    scene.feed.returns(bare, bare, bare, done())
     waiting = scene.wait(scene.watch())
     await scene.clock.advance(30)
     assert waiting.result() == done()
@@ -528,7 +528,7 @@ async def test_an_address_that_comes_late_is_a_success(scene: Scene) -> None:
 async def test_the_grace_restarts_with_a_new_success(scene: Scene) -> None:
     """A success that is taken back, and comes again, has its whole minute again."""
     bare = record(state=TaskState.SUCCEEDED, video_url=None)
-    scene.feed.says(bare, *[record()] * 6, bare, bare, done())
+    scene.feed.returns(bare, *[record()] * 6, bare, bare, done())
     waiting = scene.wait(scene.watch())
     await scene.clock.advance(150)
     assert waiting.result() == done()
@@ -537,11 +537,11 @@ async def test_the_grace_restarts_with_a_new_success(scene: Scene) -> None:
 async def test_an_unknown_status_is_reported_once(scene: Scene) -> None:
     """It does not end the wait, and causes one event."""
     odd = record(state=TaskState.UNKNOWN, word="moonwalking")
-    scene.feed.says(odd, odd, odd, done())
+    scene.feed.returns(odd, odd, odd, done())
     waiting = scene.wait(scene.watch())
     await scene.clock.advance(30)
-    told = scene.ear.all(events.UnknownWordSeen)
-    assert told == [events.UnknownWordSeen("t-1", "moonwalking")]
+    reported = scene.recorder.all(events.UnknownWordSeen)
+    assert reported == [events.UnknownWordSeen("t-1", "moonwalking")]
     assert waiting.done()
 
 
@@ -550,11 +550,11 @@ async def test_an_unknown_status_that_stays_the_same_with_a_reason_is_a_failure(
 ) -> None:
     """Five polls in a row with the same unknown status and a reason end the wait as failed."""
     odd = record(state=TaskState.UNKNOWN, word="moonwalking", message="not allowed")
-    scene.feed.says(odd)
+    scene.feed.returns(odd)
     waiting = scene.wait(scene.watch())
     await scene.clock.advance(60)
     assert waiting.result() == attrs.evolve(odd, state=TaskState.FAILED)
-    assert len(scene.feed.looks) == 5
+    assert len(scene.feed.polls) == 5
 
 
 async def test_an_unknown_status_that_changes_is_no_failure(scene: Scene) -> None:
@@ -563,7 +563,7 @@ async def test_an_unknown_status_that_changes_is_no_failure(scene: Scene) -> Non
     news = attrs.evolve(odd, progress=0.5)
     silent = attrs.evolve(odd, message=None)
     cheerful = attrs.evolve(odd, message="Success")
-    scene.feed.says(*[odd] * 4, *[news] * 4, *[silent] * 8, *[cheerful] * 8, *[odd] * 4, done())
+    scene.feed.returns(*[odd] * 4, *[news] * 4, *[silent] * 8, *[cheerful] * 8, *[odd] * 4, done())
     waiting = scene.wait(scene.watch())
     await scene.clock.advance(600)
     assert waiting.result() == done()
@@ -571,19 +571,19 @@ async def test_an_unknown_status_that_changes_is_no_failure(scene: Scene) -> Non
 
 async def test_an_unknown_state_without_a_status_is_reported(scene: Scene) -> None:
     """Its event has an empty word."""
-    scene.feed.says(record(state=TaskState.UNKNOWN))
+    scene.feed.returns(record(state=TaskState.UNKNOWN))
     await scene.poller.refresh(scene.watch())
-    assert scene.ear.all(events.UnknownWordSeen) == [events.UnknownWordSeen("t-1", "")]
+    assert scene.recorder.all(events.UnknownWordSeen) == [events.UnknownWordSeen("t-1", "")]
 
 
 async def test_a_contradiction_is_reported_once(scene: Scene) -> None:
     """Each note of an answer is one event, however often the answer comes."""
     odd = record(notes=("this", "that"))
-    scene.feed.says(odd, odd, done())
+    scene.feed.returns(odd, odd, done())
     waiting = scene.wait(scene.watch())
     await scene.clock.advance(30)
-    told = [event.note for event in scene.ear.all(events.ContradictionSeen)]
-    assert told == ["this", "that"]
+    reported = [event.note for event in scene.recorder.all(events.ContradictionSeen)]
+    assert reported == ["this", "that"]
     assert waiting.done()
 
 
@@ -596,10 +596,10 @@ async def test_a_listener_that_raises_changes_nothing(
         raise RuntimeError("a secret of the listener")
 
     feed = Feed(clock)
-    feed.says(record(), done())
+    feed.returns(record(), done())
     limiter = limiter_of(Limits(), clock)
     poller = Poller(feed.poll, limiter, policy=STEADY, clock=clock, hooks=Hooks([burst]))
-    scene = Scene(clock, feed, Ear(), poller, limiter)
+    scene = Scene(clock, feed, EventRecorder(), poller, limiter)
     waiting = scene.wait(scene.watch())
     await clock.advance(30)
     assert waiting.result() == done()
@@ -611,7 +611,7 @@ async def test_a_listener_is_optional(clock: ManualClock) -> None:
     """Without a listener, and with the log above DEBUG, the wait ends as it does with one."""
     scene = scene_on(clock)
     scene.poller._hooks = Hooks()
-    scene.feed.says(record(), done())
+    scene.feed.returns(record(), done())
     waiting = scene.wait(scene.watch())
     await clock.advance(30)
     assert waiting.result() == done()
@@ -623,7 +623,7 @@ async def test_a_listener_is_optional(clock: ManualClock) -> None:
 async def test_a_change_wakes_waits_for_changes(scene: Scene) -> None:
     """Progress wakes them; an answer that looks the same to a user does not."""
     slow, quick = record(progress=0.2), record(progress=0.4)
-    scene.feed.says(slow, attrs.evolve(slow, answer=b"{}", points=1.0), quick)
+    scene.feed.returns(slow, attrs.evolve(slow, answer=b"{}", points=1.0), quick)
     watch = scene.watch()
     assert await scene.poller.refresh(watch) == slow
     changed, ended = scene.change(watch), scene.wait(watch)
@@ -640,12 +640,12 @@ async def test_a_change_that_was_missed_is_returned_at_once(scene: Scene) -> Non
     watch = scene.watch()
     await scene.poller.refresh(watch)
     assert await scene.poller.changed(watch, 0, None, None) == record()
-    assert len(scene.feed.looks) == 1
+    assert len(scene.feed.polls) == 1
 
 
 async def test_many_changes_share_one_deadline(scene: Scene) -> None:
     """The deadline is an instant: changes on the way do not move it."""
-    scene.feed.says(*(record(progress=step / 10) for step in range(5)))
+    scene.feed.returns(*(record(progress=step / 10) for step in range(5)))
     watch = scene.watch()
     deadline = scene.poller.deadline(12.0)
 
@@ -662,7 +662,7 @@ async def test_many_changes_share_one_deadline(scene: Scene) -> None:
 
 async def test_refresh_raises_the_error_of_its_poll(scene: Scene) -> None:
     """A refresh is one poll and raises its error; waits go on."""
-    scene.feed.says(record(), no(GatewayDown), done())
+    scene.feed.returns(record(), refusal(GatewayDown), done())
     watch = scene.watch()
     waiting = scene.wait(watch)
     await scene.clock.advance(0)
@@ -700,12 +700,12 @@ async def test_no_more_polls_than_allowed_are_in_flight(clock: ManualClock) -> N
         await scene.clock.advance(0.1)
     waits = [scene.wait(watch) for watch in reversed(watches)]
     await scene.clock.advance(10)
-    assert [name for name, _ in scene.feed.looks] == ["t-0", "t-1", "t-2"]
+    assert [name for name, _ in scene.feed.polls] == ["t-0", "t-1", "t-2"]
     assert repr(scene.poller).startswith("<Poller 10 tasks")
     assert scene.clock.timers == []
     scene.feed.is_open.set()
     await scene.clock.advance(0)
-    assert [name for name, _ in scene.feed.looks] == [f"t-{number}" for number in range(10)]
+    assert [name for name, _ in scene.feed.polls] == [f"t-{number}" for number in range(10)]
     assert scene.feed.peak == 3
     for wait in waits:
         wait.cancel()
@@ -736,10 +736,10 @@ async def test_closing_ends_every_wait(scene: Scene) -> None:
     assert [type(error) for error in errors] == [WaitAbandoned] * 2
     assert [error.task_id for error in errors if isinstance(error, WaitAbandoned)] == ["t-1", "t-2"]
     assert waits[2].cancelled()
-    assert scene.ear.all(WaitFailed) == [
+    assert scene.recorder.all(WaitFailed) == [
         WaitFailed(task_id, "WaitAbandoned") for task_id in ("t-1", "t-2")
     ]
-    assert scene.feed.left == 2
+    assert scene.feed.cancelled == 2
     assert scene.has_nothing_left()
 
 
@@ -786,12 +786,12 @@ async def test_no_secret_is_shown(scene: Scene, caplog: pytest.LogCaptureFixture
     """No event, no log line at DEBUG and no text of a timeout holds the address of the clip."""
     caplog.set_level(logging.DEBUG)
     marked = "https://cdn.example/marked.mp4?_jwt=marked"
-    scene.feed.says(
+    scene.feed.returns(
         record(state=TaskState.UNKNOWN, message=marked, prompt="marked", video_url=marked)
     )
     waiting = scene.wait(scene.watch(), 5.0)
     await scene.clock.advance(5)
-    assert "marked" not in f"{caplog.text} {scene.ear.heard} {waiting.exception()!r}"
+    assert "marked" not in f"{caplog.text} {scene.recorder.events} {waiting.exception()!r}"
     assert len(caplog.records) > 1
 
 
@@ -799,25 +799,25 @@ async def test_an_end_in_the_answer_to_the_submit_is_reported(scene: Scene) -> N
     """Such an end is reported once, without a poll; any other state is not reported."""
     watch = scene.watch()
     scene.poller.take_end(watch)
-    assert scene.ear.heard == []
+    assert scene.recorder.events == []
     watch.record = record()
     scene.poller.take_end(watch)
-    assert scene.ear.heard == []
+    assert scene.recorder.events == []
     watch.record = done()
     for _ in range(2):
         scene.poller.take_end(watch)
-    assert len(scene.ear.heard) == 1
-    assert scene.ear.all(events.TaskSettled)[0].polls == 0
+    assert len(scene.recorder.events) == 1
+    assert scene.recorder.all(events.TaskSettled)[0].polls == 0
 
 
 async def test_a_prompt_from_a_poll_is_in_no_later_error(scene: Scene) -> None:
     """A handle by its id learns the prompt from the feed, and a later refusal may quote it."""
     watch = scene.watch()
-    scene.feed.says(record(prompt="a wombat", prompt_en="the wombat"))
+    scene.feed.returns(record(prompt="a wombat", prompt_en="the wombat"))
     await scene.poller.refresh(watch)
     assert {"a wombat", "the wombat"} <= set(watch.request.secrets)
     known = watch.request
-    scene.feed.says(record(prompt="a wombat", prompt_en="the wombat"))
+    scene.feed.returns(record(prompt="a wombat", prompt_en="the wombat"))
     await scene.poller.refresh(watch)
     assert watch.request is known
 

@@ -9,7 +9,7 @@ from statistics import NormalDist
 import attrs
 import pytest
 from support.clock import ManualClock, settle
-from support.feed import STEADY, Scene, Wait, done, no, record, scene_on
+from support.feed import STEADY, Scene, Wait, done, record, refusal, scene_on
 
 from fuhu_runway._http.limiter import RateLimiter
 from fuhu_runway._waiting.intervals import Kind, Learner
@@ -40,7 +40,7 @@ def taught(**medians: float) -> Learner:
     return learner
 
 
-def asking(task_id: str) -> Request:
+def poll_of(task_id: str) -> Request:
     """Return the request that asks about a task."""
     return ask_task(task_id, ENDPOINTS["feed"], GATEWAYS["fuhuapi"], "sk-1")
 
@@ -50,7 +50,7 @@ def watch_on(
 ) -> Watch:
     """Return the watch over a task that was accepted *age* seconds ago."""
     submitted_at = None if age is None else scene.clock.now() - age
-    return scene.poller.watch(asking(task_id), submitted_at, None, kind)
+    return scene.poller.watch(poll_of(task_id), submitted_at, None, kind)
 
 
 async def leave(*waits: Wait) -> None:
@@ -112,7 +112,7 @@ async def test_a_failed_poll_is_retried_at_the_learned_interval(clock: ManualClo
     """Errors of the gateway leave the learned intervals as they are."""
     learner = taught()
     scene = scene_on(clock, learner=learner)
-    scene.feed.says(no(GatewayDown), done())
+    scene.feed.returns(refusal(GatewayDown), done())
     wait = scene.wait(watch_on(scene, age=95.0))
     await clock.advance(10.0)
     assert (await wait).has_clip
@@ -135,8 +135,8 @@ async def ended(scene: Scene, task_id: str, duration: float, last: TaskRecord) -
     """Follow a task that ends after *duration* seconds with the record *last*."""
     wait = scene.wait(watch_on(scene, task_id))
     while not wait.done():
-        age = scene.poller.watch(asking(task_id)).age(scene.clock.now())
-        scene.feed.says(last if age + 1 > duration else record(task_id), task_id=task_id)
+        age = scene.poller.watch(poll_of(task_id)).age(scene.clock.now())
+        scene.feed.returns(last if age + 1 > duration else record(task_id), task_id=task_id)
         await scene.clock.advance(1.0)
 
 
@@ -145,10 +145,10 @@ async def test_the_poller_learns_from_its_own_polls(clock: ManualClock) -> None:
     scene = scene_on(clock)
     for number, duration in enumerate(durations(25, 60.0)):
         await ended(scene, f"t-{number}", duration, done(f"t-{number}"))
-    before = len(scene.feed.looks)
+    before = len(scene.feed.polls)
     wait = scene.wait(watch_on(scene, "next"))
     await clock.advance(15.0)
-    assert len(scene.feed.looks) == before
+    assert len(scene.feed.polls) == before
     await leave(wait)
 
 
@@ -159,9 +159,9 @@ async def test_failures_teach_no_duration(clock: ManualClock) -> None:
         last = record(f"t-{number}", TaskState.FAILED)
         await ended(scene, f"t-{number}", duration, last)
     wait = scene.wait(watch_on(scene, "next"))
-    before = len(scene.feed.looks)
+    before = len(scene.feed.polls)
     await clock.advance(6.0)
-    assert len(scene.feed.looks) == before + 2
+    assert len(scene.feed.polls) == before + 2
     await leave(wait)
 
 
@@ -169,7 +169,7 @@ async def test_an_end_is_learned_once(clock: ManualClock) -> None:
     """Polling a task again that has ended adds no observation."""
     learner = Learner(STEADY)
     scene = scene_on(clock, learner=learner)
-    scene.feed.says(done())
+    scene.feed.returns(done())
     watch = watch_on(scene)
     await clock.advance(50.0)
     for _ in range(5):
@@ -177,7 +177,7 @@ async def test_an_end_is_learned_once(clock: ManualClock) -> None:
         await clock.advance(1.0)
     assert repr(learner) == "<Learner TextToVideo: 0>"  # 50 s without a look are too many
     other = watch_on(scene, "t-2")
-    scene.feed.says(done("t-2"), task_id="t-2")
+    scene.feed.returns(done("t-2"), task_id="t-2")
     await clock.advance(10.0)
     for _ in range(5):
         await scene.poller.refresh(other)
@@ -195,9 +195,9 @@ class Scarcity:
     scene: Scene
 
     @property
-    def asked(self) -> list[str]:
+    def polled(self) -> list[str]:
         """Which task was asked about, look after look."""
-        return [task_id for task_id, _ in self.scene.feed.looks]
+        return [task_id for task_id, _ in self.scene.feed.polls]
 
     @property
     def limiter(self) -> RateLimiter:
@@ -226,9 +226,9 @@ async def test_one_poll_queues_for_all_tasks(clock: ManualClock) -> None:
     world = scarce(clock)
     waits = [world.scene.wait(watch_on(world.scene, f"t-{number}")) for number in range(50)]
     await clock.advance(2.5)
-    assert (len(world.asked), world.queue) == (1, 1)
+    assert (len(world.polled), world.queue) == (1, 1)
     await clock.advance(10.0)
-    assert (len(world.asked), world.queue) == (11, 1)
+    assert (len(world.polled), world.queue) == (11, 1)
     await leave(*waits)
     assert world.scene.has_nothing_left()
     assert (world.limiter.in_flight, world.queue) == (0, 0)
@@ -263,7 +263,7 @@ async def test_many_submits_do_not_keep_polls_waiting(clock: ManualClock) -> Non
     waits = [world.scene.wait(watch_on(world.scene, f"t-{n}", age=30.0)) for n in range(20)]
     await clock.advance(10.5)
     assert submitted == [0, 1, 2, 3, 4, 5]
-    assert len(world.asked) == 5
+    assert len(world.polled) == 5
     await leave(*waits)
     await clock.advance(20.0)
     await asyncio.gather(*submits)
@@ -277,7 +277,7 @@ async def test_without_knowledge_the_longest_overdue_goes_first(clock: ManualClo
         waits.append(world.scene.wait(watch_on(world.scene, name)))
         await clock.advance(0.1)
     await clock.advance(5.5)
-    assert world.asked[:4] == ["a", "b", "c", "d"]
+    assert world.polled[:4] == ["a", "b", "c", "d"]
     await leave(*waits)
 
 
@@ -288,7 +288,7 @@ async def test_the_likeliest_end_goes_first(clock: ManualClock) -> None:
     quick = [watch_on(world.scene, f"quick-{number}", KIND, age=90.0) for number in range(3)]
     waits = [world.scene.wait(watch) for watch in (*slow, *quick)]
     await clock.advance(2.5)
-    assert sorted(world.asked) == ["quick-0", "quick-1", "quick-2"]
+    assert sorted(world.polled) == ["quick-0", "quick-1", "quick-2"]
     await leave(*waits)
 
 
@@ -297,10 +297,10 @@ async def test_the_task_is_picked_when_the_turn_comes(clock: ManualClock) -> Non
     world = scarce(clock, learner=taught())
     waits = [world.scene.wait(watch_on(world.scene, f"slow-{n}", SLOW, age=90.0)) for n in "ab"]
     await clock.advance(0.5)
-    assert (len(world.asked), world.queue) == (1, 1)
+    assert (len(world.polled), world.queue) == (1, 1)
     waits.append(world.scene.wait(watch_on(world.scene, "quick", KIND, age=120.0)))
     await clock.advance(0.6)
-    assert world.asked[1] == "quick"
+    assert world.polled[1] == "quick"
     await leave(*waits)
 
 
@@ -310,13 +310,13 @@ async def test_no_task_starves(clock: ManualClock) -> None:
     slow = [world.scene.wait(watch_on(world.scene, f"slow-{n}", SLOW)) for n in range(8)]
     quick = [world.scene.wait(watch_on(world.scene, f"quick-{n}", KIND)) for n in range(100)]
     await clock.advance(400.0)
-    turns = world.asked[150:]
+    turns = world.polled[150:]
     for name in ("slow-0", "slow-3", "slow-7"):
         assert name in turns
     unasked = [
         max(b - a for a, b in pairwise(at))
-        for name in {*world.asked}
-        if len(at := [at for task_id, at in world.scene.feed.looks if task_id == name]) > 1
+        for name in {*world.polled}
+        if len(at := [at for task_id, at in world.scene.feed.polls if task_id == name]) > 1
     ]
     assert max(unasked) <= 4 * len([*slow, *quick])
     await leave(*slow, *quick)
@@ -329,7 +329,7 @@ async def test_a_sufficient_budget_polls_every_task_in_time(clock: ManualClock) 
     waits = [world.scene.wait(watch_on(world.scene, name, kind)) for name, kind in kinds.items()]
     await clock.advance(300.0)
     for name in kinds:
-        at = [at for task_id, at in world.scene.feed.looks if task_id == name]
+        at = [at for task_id, at in world.scene.feed.polls if task_id == name]
         assert max(b - a for a, b in pairwise([START, *at, clock.now()])) <= 180.0
     await leave(*waits)
 
@@ -339,7 +339,7 @@ async def test_a_ranking_serves_for_a_second_and_no_task_twice(clock: ManualCloc
     world = scarce(clock, rate=10.0, learner=taught())
     waits = [world.scene.wait(watch_on(world.scene, f"t-{n}", age=90.0)) for n in range(30)]
     await clock.advance(2.95)
-    assert len({*world.asked}) == len(world.asked) == 30
+    assert len({*world.polled}) == len(world.polled) == 30
     await leave(*waits)
 
 
@@ -350,7 +350,7 @@ async def test_a_new_ranking_is_made_when_the_old_one_is_used_up(clock: ManualCl
     await clock.advance(0.3)
     waits.append(world.scene.wait(watch_on(world.scene, "b", age=90.0)))
     await clock.advance(0.2)
-    assert world.asked == ["a", "b"]
+    assert world.polled == ["a", "b"]
     await leave(*waits)
 
 
@@ -363,7 +363,7 @@ async def test_a_wait_that_ended_gets_no_turn(clock: ManualClock) -> None:
     await leave(waits[1])
     assert world.queue == 1
     await clock.advance(0.5)
-    assert world.asked == ["a", "c"]
+    assert world.polled == ["a", "c"]
     await leave(*waits)
 
 
@@ -379,7 +379,7 @@ async def test_the_place_is_given_up_when_no_task_is_due(clock: ManualClock) -> 
     assert world.queue == 0
     await leave(first)
     await clock.advance(1.6)
-    assert world.asked == ["first", "fresh"]
+    assert world.polled == ["first", "fresh"]
     await leave(fresh)
     assert world.scene.has_nothing_left()
 
@@ -397,7 +397,7 @@ async def test_a_turn_that_comes_too_late_is_given_back(clock: ManualClock) -> N
     wait.cancel()
     world.limiter._wake()  # the turn is given, and the look has not run yet
     await leave(wait)
-    assert world.asked == []
+    assert world.polled == []
     assert world.limiter.in_flight == 0
     assert world.scene.has_nothing_left()
 
@@ -421,10 +421,10 @@ async def test_no_more_polls_than_allowed_are_in_flight(clock: ManualClock) -> N
     world.scene.feed.is_open.clear()
     waits = [world.scene.wait(watch_on(world.scene, f"t-{n}", age=30.0)) for n in range(5)]
     await clock.advance(1.0)
-    assert (world.scene.feed.under_way, world.queue) == (2, 1)
+    assert (world.scene.feed.in_flight, world.queue) == (2, 1)
     world.scene.feed.is_open.set()
     await clock.advance(1.0)
-    assert len({*world.asked}) == 5
+    assert len({*world.polled}) == 5
     await leave(*waits)
 
 

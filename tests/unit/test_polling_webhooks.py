@@ -5,7 +5,7 @@ import gc
 
 import pytest
 from support.clock import ManualClock, settle
-from support.feed import STEADY, Scene, done, no, record, scene_on
+from support.feed import STEADY, Scene, done, record, refusal, scene_on
 
 from fuhu_runway._waiting.poller import WEBHOOK_EVERY, Watch
 from fuhu_runway._wire.encode import ask_task
@@ -31,13 +31,13 @@ def addressed(scene: Scene, task_id: str = "t-1") -> Watch:
 
 async def prove(scene: Scene, task_id: str = "proof") -> None:
     """Announce one end by a webhook before a poll finds it."""
-    scene.feed.says(done(task_id), task_id=task_id)
+    scene.feed.returns(done(task_id), task_id=task_id)
     watch = addressed(scene, task_id)
     waiting = scene.wait(watch)
     scene.poller.webhook_came(watch, is_end=True)
     await scene.clock.advance(0)
     assert waiting.done()
-    scene.feed.looks.clear()
+    scene.feed.polls.clear()
 
 
 # A hint
@@ -48,7 +48,7 @@ async def test_an_end_from_a_webhook_is_polled_at_once(scene: Scene) -> None:
     watch = addressed(scene)
     waiting = scene.wait(watch)
     await scene.clock.advance(1)
-    scene.feed.says(done())
+    scene.feed.returns(done())
     scene.poller.webhook_came(watch, is_end=True)
     await scene.clock.advance(0)
     assert waiting.result() == done()
@@ -97,7 +97,7 @@ async def test_progress_wakes_no_wait_for_the_end(scene: Scene) -> None:
     for _ in range(50):
         scene.poller.webhook_came(watch, is_end=False)
         await scene.clock.advance(0.01)
-    assert scene.feed.looks == []
+    assert scene.feed.polls == []
     waiting.cancel()
 
 
@@ -117,8 +117,8 @@ async def test_after_a_webhook_the_next_wait_polls_at_once(scene: Scene) -> None
     watch = addressed(scene)
     scene.poller.webhook_came(watch, is_end=False)
     await scene.clock.advance(1)
-    assert scene.feed.looks == []
-    scene.feed.says(done())
+    assert scene.feed.polls == []
+    scene.feed.returns(done())
     waiting = scene.wait(watch)
     await scene.clock.advance(0)
     assert waiting.result() == done()
@@ -134,24 +134,24 @@ async def test_a_webhook_during_a_poll_causes_one_more(scene: Scene) -> None:
     await scene.clock.advance(0)
     for _ in range(5):
         scene.poller.webhook_came(watch, is_end=True)
-    scene.feed.says(record(), done())
+    scene.feed.returns(record(), done())
     scene.feed.is_open.set()
     await scene.clock.advance(WEBHOOK_EVERY)
     assert waiting.result() == done()
-    assert (len(scene.feed.looks), scene.feed.peak) == (2, 1)
+    assert (len(scene.feed.polls), scene.feed.peak) == (2, 1)
 
 
 async def test_webhooks_after_the_end_cost_nothing(scene: Scene) -> None:
     """Repeated and late webhooks about a task whose end is known cost nothing."""
-    scene.feed.says(done())
+    scene.feed.returns(done())
     watch = addressed(scene)
     waiting = scene.wait(watch)
     for _ in range(5):
         scene.poller.webhook_came(watch, is_end=True)
         await scene.clock.advance(10)
     assert waiting.result() == done()
-    assert len(scene.feed.looks) == 1
-    assert len(scene.ear.all(TaskSettled)) == 1
+    assert len(scene.feed.polls) == 1
+    assert len(scene.recorder.all(TaskSettled)) == 1
 
 
 async def test_a_storm_of_webhooks_keeps_to_the_limits(scene: Scene) -> None:
@@ -161,13 +161,13 @@ async def test_a_storm_of_webhooks_keeps_to_the_limits(scene: Scene) -> None:
     for _ in range(1000):
         scene.poller.webhook_came(watch, is_end=True)
         await scene.clock.advance(0.01)
-    assert len(scene.feed.looks) <= 10 / WEBHOOK_EVERY + 4  # and those of the usual intervals
+    assert len(scene.feed.polls) <= 10 / WEBHOOK_EVERY + 4  # and those of the usual intervals
     waiting.cancel()
 
 
 async def test_a_failed_poll_after_a_webhook_is_retried(scene: Scene) -> None:
     """It is retried at the intervals of a new task."""
-    scene.feed.says(no(GatewayDown), done())
+    scene.feed.returns(refusal(GatewayDown), done())
     watch = addressed(scene)
     waiting = scene.wait(watch)
     scene.poller.webhook_came(watch, is_end=True)
@@ -195,7 +195,7 @@ async def test_an_end_that_was_found_elsewhere_is_proof(scene: Scene) -> None:
     scene.poller.take_found(ended, done("t-4"))
     assert addressed(scene, "t-5").due_at == scene.clock.now() + NET
     assert await scene.poller.settled(ended, None) == done("t-4")
-    assert scene.feed.looks == []
+    assert scene.feed.polls == []
 
 
 # The net
@@ -235,20 +235,20 @@ async def test_an_end_without_a_webhook_brings_the_polls_back(scene: Scene) -> N
         watch.due_at += NET / 2
     waits = [scene.wait(watch) for watch in watches]
     waits.append(scene.wait(scene.watch("no-address", fresh=True)))
-    scene.feed.says(done("t-0"), task_id="t-0")
+    scene.feed.returns(done("t-0"), task_id="t-0")
     await scene.clock.advance(NET)
     assert waits[0].done()
-    addressed_looks = [look for look in scene.feed.looks if look[0] != "no-address"]
-    assert addressed_looks == [("t-0", 1060.0)]
+    addressed_polls = [poll for poll in scene.feed.polls if poll[0] != "no-address"]
+    assert addressed_polls == [("t-0", 1060.0)]
     await scene.clock.advance(10)
-    assert [at for task_id, at in scene.feed.looks if task_id == "t-1"] == [1062, 1065, 1069.5]
+    assert [at for task_id, at in scene.feed.polls if task_id == "t-1"] == [1062, 1065, 1069.5]
     for wait in waits[1:]:
         wait.cancel()
 
 
 async def test_a_late_webhook_is_no_proof(scene: Scene) -> None:
     """A webhook for a task whose end a poll has found already changes no interval."""
-    scene.feed.says(done("late"), task_id="late")
+    scene.feed.returns(done("late"), task_id="late")
     watch = addressed(scene, "late")
     waiting = scene.wait(watch)
     await scene.clock.advance(2)
@@ -257,10 +257,10 @@ async def test_a_late_webhook_is_no_proof(scene: Scene) -> None:
     assert addressed(scene).due_at == scene.clock.now() + 2.0
 
 
-async def settle_untold(scene: Scene, count: int) -> None:
+async def end_without_webhooks(scene: Scene, count: int) -> None:
     """End this many tasks without a webhook."""
     for number in range(count):
-        scene.feed.says(done(f"u-{number}"), task_id=f"u-{number}")
+        scene.feed.returns(done(f"u-{number}"), task_id=f"u-{number}")
         waiting = scene.wait(addressed(scene, f"u-{number}"))
         await scene.clock.advance(2)
         assert waiting.done()
@@ -268,24 +268,24 @@ async def settle_untold(scene: Scene, count: int) -> None:
 
 async def test_missing_webhooks_are_reported_once(scene: Scene) -> None:
     """Five ends without any webhook cause one warning, and fifty no second one."""
-    await settle_untold(scene, 4)
-    assert scene.ear.all(CallbacksMissing) == []
-    await settle_untold(scene, 50)
-    assert scene.ear.all(CallbacksMissing) == [CallbacksMissing(5)]
+    await end_without_webhooks(scene, 4)
+    assert scene.recorder.all(CallbacksMissing) == []
+    await end_without_webhooks(scene, 50)
+    assert scene.recorder.all(CallbacksMissing) == [CallbacksMissing(5)]
 
 
 async def test_one_webhook_prevents_the_warning(scene: Scene) -> None:
     """If any webhook ever came, the address is not reported as wrong."""
     scene.poller.webhook_came(addressed(scene), is_end=False)
-    await settle_untold(scene, 10)
-    assert scene.ear.all(CallbacksMissing) == []
+    await end_without_webhooks(scene, 10)
+    assert scene.recorder.all(CallbacksMissing) == []
 
 
 async def test_without_a_receiver_webhooks_do_not_count(clock: ManualClock) -> None:
     """A client without webhooks neither relies on them nor misses them."""
     scene = scene_on(clock)
-    await settle_untold(scene, 10)
-    assert scene.ear.all(CallbacksMissing) == []
+    await end_without_webhooks(scene, 10)
+    assert scene.recorder.all(CallbacksMissing) == []
 
 
 # In turns
@@ -302,11 +302,11 @@ async def test_a_webhook_goes_before_all_due_tasks(clock: ManualClock) -> None:
     watches = [addressed(scene, f"t-{n}") for n in range(20)]
     waits = [scene.wait(watch) for watch in watches]
     await clock.advance(4)
-    before = len(scene.feed.looks)
-    scene.feed.says(done("t-13"), task_id="t-13")
+    before = len(scene.feed.polls)
+    scene.feed.returns(done("t-13"), task_id="t-13")
     scene.poller.webhook_came(watches[13], is_end=True)
     await clock.advance(2)
-    assert [task_id for task_id, _ in scene.feed.looks[before:]] == ["t-13"]
+    assert [task_id for task_id, _ in scene.feed.polls[before:]] == ["t-13"]
     assert waits[13].done()
     for wait in waits:
         wait.cancel()
@@ -321,7 +321,7 @@ async def test_a_webhook_alone_queues_like_any_poll(clock: ManualClock) -> None:
     watch.due_at = clock.now() + NET
     waiting = scene.wait(watch)
     await clock.advance(10)
-    scene.feed.says(record(state=TaskState.FAILED))
+    scene.feed.returns(record(state=TaskState.FAILED))
     scene.poller.webhook_came(watch, is_end=True)
     await clock.advance(0)
     assert waiting.result().state is TaskState.FAILED

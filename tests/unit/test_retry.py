@@ -39,18 +39,18 @@ from fuhu_runway.models import RetryPolicy
 
 PAID, FREE = ENDPOINTS["text_to_video"], ENDPOINTS["feed"]
 POLICY = RetryPolicy()
-SAID = ("It broke.", "Nothing was charged.", "Call again.")
+TEXTS = ("It broke.", "Nothing was charged.", "Call again.")
 
 
 def gateway_error(kind: type[GatewayError], fate: Fate, retry_after: float | None = None) -> Any:
     """Return a refusal of that fate."""
-    return kind(*SAID, "t-1", "r-1", 429, None, None, retry_after, fate)
+    return kind(*TEXTS, "t-1", "r-1", 429, None, None, retry_after, fate)
 
 
 ERRORS: dict[Fate, RunwayError] = {
-    Fate.UNSENT: NotSent(*SAID, None, None, Fate.UNSENT),
+    Fate.UNSENT: NotSent(*TEXTS, None, None, Fate.UNSENT),
     Fate.REFUSED: gateway_error(RateLimited, Fate.REFUSED),
-    Fate.UNKNOWN: NoReply(*SAID, "t-1", "r-1", Fate.UNKNOWN),
+    Fate.UNKNOWN: NoReply(*TEXTS, "t-1", "r-1", Fate.UNKNOWN),
     Fate.REJECTED: gateway_error(InvalidRequest, Fate.REJECTED),
 }
 
@@ -81,7 +81,7 @@ class Sendings:
         self._ends: Iterator[object] = iter(ends)
         self.count = 0
         self.clock = RecordedClock()
-        self.heard: list[Event] = []
+        self.events: list[Event] = []
 
     async def send(self) -> object:
         self.count += 1
@@ -91,7 +91,7 @@ class Sendings:
         return end
 
     async def run(self, endpoint: Any, policy: RetryPolicy = POLICY, **about: Any) -> object:
-        hooks = Hooks([self.heard.append])
+        hooks = Hooks([self.events.append])
         return await repeat(self.send, endpoint, policy, self.clock.sleep, hooks, **about)
 
 
@@ -130,12 +130,12 @@ def test_the_delay_follows_the_table(fate: Fate, replay: Replay) -> None:
     ("error", "fate"),
     [
         *[(error, fate) for fate, error in ERRORS.items()],
-        (UnreadableReply(*SAID), Fate.UNKNOWN),
-        (UsageError(*SAID), Fate.REJECTED),
-        (TaskFailed(*SAID), Fate.REJECTED),
-        (ClipMissing(*SAID), Fate.REJECTED),
-        (DownloadIncomplete(*SAID), Fate.REJECTED),
-        (RunwayError(*SAID), Fate.REJECTED),
+        (UnreadableReply(*TEXTS), Fate.UNKNOWN),
+        (UsageError(*TEXTS), Fate.REJECTED),
+        (TaskFailed(*TEXTS), Fate.REJECTED),
+        (ClipMissing(*TEXTS), Fate.REJECTED),
+        (DownloadIncomplete(*TEXTS), Fate.REJECTED),
+        (RunwayError(*TEXTS), Fate.REJECTED),
     ],
 )
 def test_each_error_has_a_fate(error: RunwayError, fate: Fate) -> None:
@@ -229,7 +229,7 @@ async def test_a_first_success_is_the_only_attempt() -> None:
     """A success is sent once, with no pause and no event."""
     sendings = Sendings("answer")
     assert await sendings.run(PAID) == "answer"
-    assert (sendings.count, sendings.clock.slept, sendings.heard) == (1, [], [])
+    assert (sendings.count, sendings.clock.slept, sendings.events) == (1, [], [])
 
 
 @pytest.mark.parametrize("endpoint", [PAID, FREE])
@@ -239,7 +239,7 @@ async def test_refused_requests_are_retried_after_retry_after(endpoint: Any) -> 
     sendings = Sendings(first, second, "answer")
     assert await sendings.run(endpoint) == "answer"
     assert sendings.clock.slept == [3.0, 1.5]
-    assert sendings.heard == [
+    assert sendings.events == [
         RetryScheduled(endpoint.name, 1, 3.0, "RateLimited"),
         RetryScheduled(endpoint.name, 2, 1.5, "RateLimited"),
     ]
@@ -250,7 +250,7 @@ async def test_the_event_of_a_retry_names_its_subject(about: dict[str, Any]) -> 
     """It has the number of the submission, or the id of the task that is polled."""
     sendings = Sendings(gateway_error(RateLimited, Fate.REFUSED, 1.0), "answer")
     await sendings.run(FREE, **about)
-    assert sendings.heard == [RetryScheduled(FREE.name, 1, 1.0, "RateLimited", **about)]
+    assert sendings.events == [RetryScheduled(FREE.name, 1, 1.0, "RateLimited", **about)]
 
 
 async def test_an_unsent_paid_request_is_retried() -> None:
@@ -268,7 +268,7 @@ async def test_an_unsent_paid_request_is_retried() -> None:
     "error",
     [
         ERRORS[Fate.UNKNOWN],
-        UnreadableReply(*SAID, "t-1", "r-1"),
+        UnreadableReply(*TEXTS, "t-1", "r-1"),
         gateway_error(GatewayDown, Fate.UNKNOWN),
         gateway_error(GatewayDown, Fate.UNKNOWN, retry_after=1.0),
     ],
@@ -279,7 +279,7 @@ async def test_a_paid_request_of_unknown_fate_is_sent_once(error: RunwayError) -
     sendings = Sendings(error, "a second task")
     with pytest.raises(SubmissionInDoubt) as caught:
         await sendings.run(PAID)
-    assert (sendings.count, sendings.clock.slept, sendings.heard) == (1, [], [])
+    assert (sendings.count, sendings.clock.slept, sendings.events) == (1, [], [])
     assert caught.value.__cause__ is error
     assert (caught.value.task_id, caught.value.request_id) == ("t-1", "r-1")
     assert caught.value.fate is Fate.UNKNOWN

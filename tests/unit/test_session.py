@@ -4,9 +4,9 @@ from typing import Any
 import aiohttp
 import attrs
 import pytest
-from support.clients import QUICK_POLLS, QUICK_RETRY, Ear, others
+from support.clients import QUICK_POLLS, QUICK_RETRY, EventRecorder, others
 from support.clock import ManualClock, settle, until
-from support.feed import Scene, done, no, record, scene_on
+from support.feed import Scene, done, record, refusal, scene_on
 from support.paying import pay
 from support.servers import raw_server, reply
 
@@ -69,11 +69,11 @@ async def test_closing_closes_once() -> None:
 async def test_the_event_of_a_close_comes_last() -> None:
     """`ClientClosed` is emitted once, with the client's number, when everything is closed."""
     closed: list[bool] = []
-    hooks = Hooks([ear := Ear(), lambda _: closed.append(is_closed(session))])
+    hooks = Hooks([recorder := EventRecorder(), lambda _: closed.append(is_closed(session))])
     session = Session(attrs.evolve(settings(), client=7, hooks=hooks), list)
     await session.aclose()
     await session.aclose()
-    assert ear.heard == [ClientClosed(7)]
+    assert recorder.events == [ClientClosed(7)]
     assert closed == [True]
 
 
@@ -162,14 +162,14 @@ async def test_without_a_limit_every_task_may_exist(clock: ManualClock) -> None:
     scene = scene_on(clock)
     budget = TaskBudget(None, scene.poller)
     await asyncio.gather(*(submit(budget, scene, f"t-{n}") for n in range(50)))
-    assert scene.feed.looks == []
+    assert scene.feed.polls == []
     assert scene.held == []
 
 
 async def test_one_task_too_many_waits_for_an_end(clock: ManualClock) -> None:
     """It is submitted once one of the others has ended, though no caller waits for them."""
     scene = scene_on(clock)
-    scene.feed.says(record("t-1"), record("t-1"), done("t-1"), task_id="t-1")
+    scene.feed.returns(record("t-1"), record("t-1"), done("t-1"), task_id="t-1")
     budget = TaskBudget(2, scene.poller)
     await submit(budget, scene, "t-1")
     await submit(budget, scene, "t-2")
@@ -185,7 +185,7 @@ async def test_one_task_too_many_waits_for_an_end(clock: ManualClock) -> None:
 async def test_submits_count_and_come_in_their_order(clock: ManualClock) -> None:
     """While one is in flight there is no slot for another, and each that waits is reported."""
     scene = scene_on(clock)
-    scene.feed.says(done("t-1"))
+    scene.feed.returns(done("t-1"))
     budget, order, landed = TaskBudget(1, scene.poller), [], asyncio.Event()
 
     async def one(number: int) -> None:
@@ -205,11 +205,11 @@ async def test_submits_count_and_come_in_their_order(clock: ManualClock) -> None
 async def test_a_task_that_cannot_be_followed_counts_no_more(clock: ManualClock) -> None:
     """A task that the gateway does not know does not block submissions without end."""
     scene = scene_on(clock)
-    scene.feed.says(no(NotFound), task_id="t-1")
+    scene.feed.returns(refusal(NotFound), task_id="t-1")
     budget = TaskBudget(1, scene.poller)
     await submit(budget, scene, "t-1")
     await asyncio.gather(asyncio.create_task(submit(budget, scene, "t-2")), clock.advance(5))
-    assert scene.feed.looks[0][0] == "t-1"
+    assert scene.feed.polls[0][0] == "t-1"
 
 
 async def test_leaving_the_queue_leaves_nothing(clock: ManualClock) -> None:

@@ -39,14 +39,14 @@ class Caller:
     gateway: Simulator
     session: aiohttp.ClientSession
 
-    async def ask(self, method: str, path: str, **options: Any) -> tuple[int, Any]:
+    async def send(self, method: str, path: str, **options: Any) -> tuple[int, Any]:
         async with self.session.request(method, path, **options) as response:
             text = await response.text()
             return response.status, json.loads(text) if text.startswith("{") else text
 
     async def submit(self, path: str = GENERATE, **changes: Any) -> tuple[int, Any]:
         body = {name: value for name, value in (BODY | changes).items() if value is not None}
-        return await self.ask("POST", path, json=body)
+        return await self.send("POST", path, json=body)
 
     async def start(self, **changes: Any) -> str:
         status, body = await self.submit(**changes)
@@ -54,7 +54,7 @@ class Caller:
         return str(body["data"]["task_id"])
 
     async def poll(self, task_id: str, path: str = "/runway/feed") -> tuple[int, Any]:
-        return await self.ask("POST", path, json={"task_id": task_id})
+        return await self.send("POST", path, json={"task_id": task_id})
 
     async def task(self, task_id: str) -> Any:
         status, body = await self.poll(task_id)
@@ -168,10 +168,10 @@ async def test_every_paid_route_makes_its_kind_of_task(
 async def test_the_official_format_answers_with_an_id_and_then_with_output(caller: Caller) -> None:
     """The official routes use dialect C on both of their paths."""
     body = {"promptImage": "data:image/png;base64,AA==", "model": "gen4_turbo", "duration": 5}
-    status, made = await caller.ask("POST", OFFICIAL, json=body, headers=VERSION)
+    status, made = await caller.send("POST", OFFICIAL, json=body, headers=VERSION)
     assert (status, list(made)) == (200, ["id"])
     for path in ("/runwayml/v1/tasks/", "/v1/runway/tasks/"):
-        status, shown = await caller.ask("GET", path + made["id"])
+        status, shown = await caller.send("GET", path + made["id"])
         assert (status, shown["status"]) == (200, "SUCCEEDED")
         assert shown["output"][0].startswith(caller.gateway.cdn_url)
     assert caller.gateway.tasks[0].points == 160.0
@@ -184,9 +184,9 @@ async def test_duomi_polls_with_get_and_the_others_with_post(caller: Caller) -> 
         options: dict[str, Any] = (
             {"params": {"task_id": task_id}} if verb == "GET" else {"json": {"task_id": task_id}}
         )
-        status, body = await caller.ask(verb, "/api/video/runway/feed", **options)
+        status, body = await caller.send(verb, "/api/video/runway/feed", **options)
         assert (status, body["data"]["status"]) == (200, "3")
-    status, page = await caller.ask("GET", "/runway/feed", params={"task_id": task_id})
+    status, page = await caller.send("GET", "/runway/feed", params={"task_id": task_id})
     assert (status, page[:15]) == (200, "<!doctype html>")
 
 
@@ -194,16 +194,16 @@ async def test_the_feed_verb_can_be_get() -> None:
     """A gateway with a GET feed returns its web page to a POST."""
     async with running(feed_verb="GET") as caller:
         task_id = await caller.start()
-        status, body = await caller.ask("GET", "/runway/feed", params={"task_id": task_id})
+        status, body = await caller.send("GET", "/runway/feed", params={"task_id": task_id})
         assert (status, body["data"]["task_id"]) == (200, task_id)
         assert "<html" in (await caller.poll(task_id))[1]
 
 
 async def test_an_unknown_path_is_the_web_page_and_under_v1_a_404(caller: Caller) -> None:
     """One-API serves its index page with 200 on unknown paths, except under /v1 and /api."""
-    assert "<html" in (await caller.ask("POST", "/runway/pro/nothing"))[1]
+    assert "<html" in (await caller.send("POST", "/runway/pro/nothing"))[1]
     for path in ("/v1/nothing", "/api/nothing"):
-        status, body = await caller.ask("POST", path)
+        status, body = await caller.send("POST", path)
         assert (status, body["error"]["type"]) == (404, "invalid_request_error")
         assert body["error"]["message"].startswith(f"Invalid URL (POST {path})")
 
@@ -283,42 +283,42 @@ async def test_the_official_picture_is_text_or_a_list_of_objects(
 ) -> None:
     """`promptImage` is a URL, a data URI, or a list of objects with a `uri`."""
     body = {"promptImage": picture, "model": "gen4_turbo"}
-    assert (await caller.ask("POST", OFFICIAL, json=body, headers=VERSION))[0] == status
+    assert (await caller.send("POST", OFFICIAL, json=body, headers=VERSION))[0] == status
 
 
 async def test_the_official_submit_may_need_the_version_header() -> None:
     """A gateway that requires X-Runway-Version refuses an official submit without it."""
     body = {"promptImage": "https://example.com/1.jpeg", "model": "gen4_turbo"}
     async with running(requires_version=True) as caller:
-        status, shown = await caller.ask("POST", OFFICIAL, json=body)
+        status, shown = await caller.send("POST", OFFICIAL, json=body)
         assert (status, shown["error"]["code"]) == (400, "invalid_request")
         assert caller.gateway.submitted == 0
-        assert (await caller.ask("POST", OFFICIAL, json=body, headers=VERSION))[0] == 200
+        assert (await caller.send("POST", OFFICIAL, json=body, headers=VERSION))[0] == 200
 
 
 async def test_the_official_submit_needs_no_version_header(caller: Caller) -> None:
     """By default X-Runway-Version is optional, as most clients do not send it."""
     body = {"promptImage": "https://example.com/1.jpeg", "model": "gen4_turbo"}
-    assert (await caller.ask("POST", OFFICIAL, json=body))[0] == 200
+    assert (await caller.send("POST", OFFICIAL, json=body))[0] == 200
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"\xff"])
 async def test_a_body_that_is_not_a_json_object_is_refused(caller: Caller, raw: bytes) -> None:
     """Anything but a JSON object is `read_request_body_failed`, with 400."""
-    status, body = await caller.ask("POST", GENERATE, data=raw)
+    status, body = await caller.send("POST", GENERATE, data=raw)
     assert (status, body["code"]) == (400, "read_request_body_failed")
 
 
 async def test_a_body_of_twenty_megabytes_is_too_large(caller: Caller) -> None:
     """A larger body gets the same code with status 413."""
-    status, body = await caller.ask("POST", GENERATE, data=BytesIO(bytes(20 * 1024 * 1024 + 1)))
+    status, body = await caller.send("POST", GENERATE, data=BytesIO(bytes(20 * 1024 * 1024 + 1)))
     assert (status, body["code"]) == (413, "read_request_body_failed")
 
 
 @pytest.mark.parametrize("task_id", ["3d957031-9a2a-45e2-9dc7-bc8513059c50", "", 7])
 async def test_an_unknown_task_does_not_exist(caller: Caller, task_id: object) -> None:
     """The feed answers an unknown id with HTTP 400 and `task_not_exist`."""
-    status, body = await caller.ask("POST", "/runway/feed", json={"task_id": task_id})
+    status, body = await caller.send("POST", "/runway/feed", json={"task_id": task_id})
     assert status == 400
     assert body == {"code": "task_not_exist", "message": "task_not_exist", "data": None}
 
@@ -361,7 +361,7 @@ async def test_a_key_for_the_body_stands_in_the_header_of_a_get() -> None:
     """A GET has no body, so the bare header holds the key instead."""
     async with running("sk-simulated", key_style="body", takes=0.0) as caller:
         task_id = await caller.start(key="sk-simulated")
-        status, _ = await caller.ask("GET", "/api/video/runway/feed", params={"task_id": task_id})
+        status, _ = await caller.send("GET", "/api/video/runway/feed", params={"task_id": task_id})
         assert status == 200
 
 
@@ -439,26 +439,26 @@ async def test_the_four_balance_routes_agree(caller: Caller) -> None:
     """Each route returns 996.80 dollars, in its own unit."""
     await caller.start()
     for prefix in ("/v1", ""):
-        _, granted = await caller.ask("GET", f"{prefix}/dashboard/billing/subscription")
-        _, used = await caller.ask("GET", f"{prefix}/dashboard/billing/usage")
+        _, granted = await caller.send("GET", f"{prefix}/dashboard/billing/subscription")
+        _, used = await caller.send("GET", f"{prefix}/dashboard/billing/usage")
         assert granted["hard_limit_usd"] - used["total_usage"] / 100 == pytest.approx(996.8)
-    _, units = await caller.ask("GET", "/api/usage/token")
+    _, units = await caller.send("GET", "/api/usage/token")
     assert units["code"] is True
     assert units["data"]["total_available"] == 498_400_000
-    _, user = await caller.ask("GET", "/user/quota", params={"key": "sk-simulated"})
+    _, user = await caller.send("GET", "/user/quota", params={"key": "sk-simulated"})
     assert user["keys"] == [{"name": "test_key", "remain_quota": 996.8, "used_quota": 3.2}]
     assert "daily_quota" not in user
     days = {"key": "sk-simulated", "start_date": "2026-01-01"}
-    _, user = await caller.ask("GET", "/user/quota", params=days)
+    _, user = await caller.send("GET", "/user/quota", params=days)
     assert list(user["daily_quota"]) == ["2026-01-01"]
 
 
 async def test_a_key_without_limit_has_its_own_figures() -> None:
     """Each balance route has a different value for "no limit"."""
     async with running(points=None) as caller:
-        _, granted = await caller.ask("GET", "/v1/dashboard/billing/subscription")
-        _, units = await caller.ask("GET", "/api/usage/token")
-        _, user = await caller.ask("GET", "/user/quota", params={"key": "sk-simulated"})
+        _, granted = await caller.send("GET", "/v1/dashboard/billing/subscription")
+        _, units = await caller.send("GET", "/api/usage/token")
+        _, user = await caller.send("GET", "/user/quota", params={"key": "sk-simulated"})
     assert granted["hard_limit_usd"] == 100_000_000
     assert units["data"]["unlimited_quota"] is True
     assert user["keys"][0]["remain_quota"] == 999_999_999
@@ -467,7 +467,7 @@ async def test_a_key_without_limit_has_its_own_figures() -> None:
 
 async def test_the_query_host_wants_the_key_in_the_url(caller: Caller) -> None:
     """The quota route ignores the Authorization header."""
-    assert (await caller.ask("GET", "/user/quota"))[0] == 401
+    assert (await caller.send("GET", "/user/quota"))[0] == 401
 
 
 # Scripts.
@@ -592,7 +592,7 @@ async def test_duplicates_are_equal_bodies(caller: Caller) -> None:
     await caller.start()
     assert not caller.gateway.duplicates
     twin = await caller.start()
-    await caller.ask("POST", GENERATE, data=json.dumps(BODY) + " ")
+    await caller.send("POST", GENERATE, data=json.dumps(BODY) + " ")
     assert caller.gateway.submitted == 3
     group = caller.gateway.duplicates[0]
     assert len(caller.gateway.duplicates) == 1
@@ -615,7 +615,7 @@ async def test_requests_are_logged(caller: Caller) -> None:
     caller.gateway.fault("submit", faults.server_error(502))
     await caller.submit()
     task_id = await caller.start()
-    await caller.ask("GET", "/nothing?x=1")
+    await caller.send("GET", "/nothing?x=1")
     failed, made, lost = caller.gateway.requests
     assert (failed.where, failed.status, failed.fault) == ("submit", 502, "Answer")
     assert (made.status, made.fault, made.task_id) == (200, None, task_id)
@@ -629,7 +629,7 @@ async def test_the_log_forgets_the_oldest() -> None:
     """Only the last `log_limit` requests are remembered."""
     async with running(log_limit=2) as caller:
         for number in range(3):
-            await caller.ask("GET", f"/{number}")
+            await caller.send("GET", f"/{number}")
         assert [seen.path for seen in caller.gateway.requests] == ["/1", "/2"]
 
 

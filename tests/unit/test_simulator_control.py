@@ -27,7 +27,7 @@ class Caller:
     gateway: Simulator
     session: aiohttp.ClientSession
 
-    async def ask(self, line: str, body: object = None, **options: Any) -> tuple[int, Any]:
+    async def send(self, line: str, body: object = None, **options: Any) -> tuple[int, Any]:
         method, _, path = line.partition(" ")
         url = f"{self.gateway.control_url}/{path}"
         async with self.session.request(method, url, json=body, **options) as response:
@@ -35,12 +35,12 @@ class Caller:
             return response.status, await response.json()
 
     async def result(self, line: str, body: object = None) -> Any:
-        status, answer = await self.ask(line, body)
+        status, answer = await self.send(line, body)
         assert status == 200, answer
         return answer
 
     async def refusal(self, line: str, body: object = None, **options: Any) -> Any:
-        status, answer = await self.ask(line, body, **options)
+        status, answer = await self.send(line, body, **options)
         assert status == 400, answer
         return answer["error"]
 
@@ -154,7 +154,7 @@ async def test_every_option_that_json_can_represent_is_listed() -> None:
 )
 async def test_a_web_page_is_refused(caller: Caller, header: str, value: str) -> None:
     """A page of another site, even with a rebound name, changes and reads nothing."""
-    status, answer = await caller.ask("POST faults", {}, headers={header: value})
+    status, answer = await caller.send("POST faults", {}, headers={header: value})
     assert (status, answer["error"]["field"]) == (403, header)
 
 
@@ -162,7 +162,7 @@ async def test_a_web_page_is_refused(caller: Caller, header: str, value: str) ->
 async def test_every_name_of_this_machine_will_do(caller: Caller, host: str) -> None:
     """Requests may use any name of this machine."""
     headers = {"Host": host, "Origin": f"http://{host}", "Sec-Fetch-Site": "same-origin"}
-    assert (await caller.ask("GET health", headers=headers))[0] == 200
+    assert (await caller.send("GET health", headers=headers))[0] == 200
 
 
 async def test_a_request_without_a_host_is_refused(caller: Caller) -> None:
@@ -197,7 +197,7 @@ async def test_a_caller_may_disconnect_within_its_request(
 @pytest.mark.parametrize("line", ["GET nothing", "GET ", "GET tasks/", "GET kinds/faults"])
 async def test_an_unknown_path_lists_the_commands(caller: Caller, line: str) -> None:
     """A wrong path is a 404 that lists every command."""
-    status, answer = await caller.ask(line)
+    status, answer = await caller.send(line)
     assert status == 404
     assert answer["error"]["allowed"] == [command.line for command in _control.COMMANDS]
 
@@ -211,7 +211,7 @@ async def test_the_bare_prefix_lists_the_commands(caller: Caller) -> None:
 
 async def test_a_wrong_method_names_the_right_ones(caller: Caller) -> None:
     """A wrong method is a 405 that lists the allowed ones."""
-    status, answer = await caller.ask("POST plans", {})
+    status, answer = await caller.send("POST plans", {})
     assert status == 405
     assert answer["error"]["allowed"] == ["GET /-/plans", "DELETE /-/plans"]
 
@@ -557,7 +557,7 @@ async def test_a_field_of_several_types_takes_each(caller: Caller, code: object)
 async def test_a_fault_happens_at_least_once(caller: Caller, times: object, fits: bool) -> None:
     """A fault that never happens is a mistake in a test."""
     wanted = {"where": "feed", "fault": "Drop", "times": times}
-    assert (await caller.ask("POST faults", wanted))[0] == (200 if fits else 400)
+    assert (await caller.send("POST faults", wanted))[0] == (200 if fits else 400)
 
 
 async def test_plans_can_be_forgotten(caller: Caller) -> None:
@@ -816,7 +816,7 @@ async def test_a_state_file_is_not_reset(tmp_path: Any) -> None:
     """A gateway with a state file says that it cannot forget its tasks."""
     async with running(state_file=tmp_path / "state") as caller:
         await caller.submit()
-        status, answer = await caller.ask("POST reset")
+        status, answer = await caller.send("POST reset")
         assert status == 409
         assert "another file" in answer["error"]["message"]
         assert caller.gateway.submitted == 1

@@ -169,15 +169,15 @@ async def test_a_link_may_expire_early(status: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "start", "stop"),
+    ("requested", "start", "stop"),
     [("bytes=0-9", 0, 10), ("bytes=12000-", 12000, None), ("bytes=-5", -5, None)],
 )
-async def test_a_range_is_served(asked: str, start: int, stop: int | None) -> None:
+async def test_a_range_is_served(requested: str, start: int, stop: int | None) -> None:
     """A single range, from either end, returns 206 and those bytes."""
     async with Simulator(takes=0.0) as gateway:
         url = (await task_of(gateway))["video_url"]
         _, video, _ = await get(url)
-        status, part, headers = await get(url, Range=asked)
+        status, part, headers = await get(url, Range=requested)
     assert (status, part) == (206, video[start:stop])
     first = start % len(video)
     assert headers["Content-Range"] == f"bytes {first}-{first + len(part) - 1}/{len(video)}"

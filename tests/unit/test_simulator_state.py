@@ -38,17 +38,17 @@ asyncio.run(main())
 class Caller:
     session: aiohttp.ClientSession
 
-    async def ask(self, path: str, body: dict[str, Any]) -> tuple[int, str]:
+    async def send(self, path: str, body: dict[str, Any]) -> tuple[int, str]:
         async with self.session.post(path, json=body) as response:
             return response.status, await response.text()
 
     async def start(self, **changes: Any) -> str:
-        status, text = await self.ask(GENERATE, BODY | changes)
+        status, text = await self.send(GENERATE, BODY | changes)
         assert status == 200, text
         return str(json.loads(text)["data"]["task_id"])
 
     async def shown(self, task_id: str) -> dict[str, Any]:
-        status, text = await self.ask("/runway/feed", {"task_id": task_id})
+        status, text = await self.send("/runway/feed", {"task_id": task_id})
         assert status == 200, text
         data: dict[str, Any] = json.loads(text)["data"]
         return data
@@ -144,8 +144,8 @@ async def test_the_next_simulator_knows_the_task(path: Path) -> None:
     pass_time(path, 3600)
     async with running(path) as (gateway, caller):
         after = only(gateway)
-        told_again = await caller.shown(task_id)
-        assert int(told_again["create_time"]) == int(shown["create_time"]) - 3600
+        sent_again = await caller.shown(task_id)
+        assert int(sent_again["create_time"]) == int(shown["create_time"]) - 3600
     assert (after.task_id, after.prompt, shown["prompt"]) == (task_id, "一只小猫 ?", "一只小猫 ?")
     for name in ("prompt", "action", "points", "request", "raw", "digest"):
         assert getattr(after, name) == getattr(before, name)
@@ -208,9 +208,9 @@ async def test_a_task_keeps_its_script_and_loses_its_faults(path: Path) -> None:
             faults=[faults.on("feed", faults.server_error(), times=None)],
         )
         task_id = await caller.start()
-        assert (await caller.ask("/runway/feed", {"task_id": task_id}))[0] == 502
+        assert (await caller.send("/runway/feed", {"task_id": task_id}))[0] == 502
     async with running(path) as (_, caller):
-        status, text = await caller.ask("/runway/feed", {"task_id": task_id})
+        status, text = await caller.send("/runway/feed", {"task_id": task_id})
         assert (status, json.loads(text)["code"]) == (400, "task_not_exist")
     pass_time(path, 600)
     async with running(path) as (_, caller):
@@ -270,10 +270,10 @@ async def test_links_survive(path: Path) -> None:
         assert (await get(gateway, url))[0] == 410
     async with running(path, **options) as (gateway, caller):
         assert (await get(gateway, url))[0] == 410
-        signed_anew = (await caller.shown(task_id))["video_url"]
+        signed_again = (await caller.shown(task_id))["video_url"]
         assert (await get(gateway, url))[0] == 403
     async with running(path, **options) as (gateway, caller):
-        assert await get(gateway, signed_anew) == (200, changed)
+        assert await get(gateway, signed_again) == (200, changed)
 
 
 async def test_one_simulator_may_start_several_times(path: Path) -> None:
@@ -307,7 +307,7 @@ async def test_each_key_finds_its_own_tasks_again(path: Path) -> None:
         for key, mine in (("sk-2", 1), ("sk-new", 2)):
             async with calling(gateway.base_url, key) as other:
                 for index, task in enumerate(gateway.tasks):
-                    asked = await other.ask("/runway/feed", {"task_id": task.task_id})
+                    asked = await other.send("/runway/feed", {"task_id": task.task_id})
                     assert asked[0] == (200 if index == mine else 400)
         async with caller.session.get("/user/quota?key=sk-new") as response:
             keys = {key["name"]: key for key in (await response.json())["keys"]}
@@ -351,7 +351,7 @@ async def test_the_ledger_shows_which_submits_were_answered(path: Path) -> None:
             gateway.script(prompt, faults=[faults.on("submit", fault)])
         for prompt in ("right", *wrong):
             try:
-                await caller.ask(GENERATE, BODY | {"prompt": prompt})
+                await caller.send(GENERATE, BODY | {"prompt": prompt})
             except aiohttp.ClientError:
                 assert prompt in {"dropped", "cut"}
         gateway.fault("submit", faults.drop_before_accepting())
@@ -462,7 +462,7 @@ async def test_a_file_has_one_simulator_at_a_time(path: Path) -> None:
             await late.start()
         keep(path, kept(path) + b"x")
         async with calling(gateway.base_url) as caller:
-            assert (await caller.ask(GENERATE, BODY))[0] == 500
+            assert (await caller.send(GENERATE, BODY))[0] == 500
         assert gateway.submitted == 0
         keep(path, kept(path)[:-1])
     assert not late.is_running
@@ -475,7 +475,7 @@ async def test_an_id_that_was_not_recorded_is_not_used_again(path: Path) -> None
         await caller.start()
         data = kept(path)
         keep(path, data + b"x")
-        assert (await caller.ask(GENERATE, BODY))[0] == 500
+        assert (await caller.send(GENERATE, BODY))[0] == 500
         keep(path, data)
         last = await caller.start()
     async with running(path) as (_, caller):
@@ -574,14 +574,14 @@ async def test_every_known_id_survives_any_kill(path: Path) -> None:
         while True:
             received.append(await caller.start())
 
-    async def have_heard_of(count: int) -> None:
+    async def know(count: int) -> None:
         await until(lambda: len(received) >= count)
 
     for kill_at in (7, 20, 41):
         with program(path) as (url, process):
             async with calling(url) as caller:
                 workers = [asyncio.create_task(go_on_submitting(caller)) for _ in range(5)]
-                await have_heard_of(kill_at)
+                await know(kill_at)
                 process.kill()
                 ends = await asyncio.gather(*workers, return_exceptions=True)
         assert all(isinstance(end, aiohttp.ClientError) for end in ends), ends

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from support.clients import QUICK_RETRY, Ear, others, quick_client
+from support.clients import QUICK_RETRY, EventRecorder, others, quick_client
 from support.clock import settle, until
 from support.scene import A_WHILE, IMAGE, PROMPT, scene_of
 from support.servers import free_port, raw_server, reply
@@ -42,24 +42,24 @@ KINDS: Final = (
 )
 
 
-def submissions(ear: Ear) -> list[Event]:
+def submissions(recorder: EventRecorder) -> list[Event]:
     """Return the events of submissions, in order."""
-    return [event for event in ear.heard if isinstance(event, KINDS)]
+    return [event for event in recorder.events if isinstance(event, KINDS)]
 
 
 async def test_every_step_is_an_event(gateway: Simulator) -> None:
     """Start, hold, two attempts and the task all have one number; the time is from the first."""
-    ear = Ear()
+    recorder = EventRecorder()
     gateway.script("a puppy", faults=[faults.on("submit", faults.TooManyRequests(0.05))])
-    async with quick_client(gateway, hooks=[ear], limits=Limits(tasks_in_flight=1)) as client:
+    async with quick_client(gateway, hooks=[recorder], limits=Limits(tasks_in_flight=1)) as client:
         await client.generate(PROMPT)
-        ear.heard.clear()
+        recorder.events.clear()
         task = await client.generate("a puppy", seconds=5, tag="shop")
-    started, *_, submitted = submissions(ear)
+    started, *_, submitted = submissions(recorder)
     assert isinstance(started, SubmissionStarted)
     assert isinstance(submitted, TaskSubmitted)
     number = started.submission
-    assert submissions(ear) == [
+    assert submissions(recorder) == [
         SubmissionStarted(number, started.client, "text_to_video", "gen4", 5),
         SubmissionHeld(number, 1),
         SubmissionSent(number, 1),
@@ -72,10 +72,10 @@ async def test_every_step_is_an_event(gateway: Simulator) -> None:
 
 async def test_a_request_without_a_model_has_none_in_its_event(gateway: Simulator) -> None:
     """Not every kind of request has a model and a length."""
-    ear = Ear()
-    async with quick_client(gateway, hooks=[ear]) as client:
+    recorder = EventRecorder()
+    async with quick_client(gateway, hooks=[recorder]) as client:
         await client.act_one("https://clips.example/1.mp4", IMAGE)
-    [event] = ear.all(SubmissionStarted)
+    [event] = recorder.all(SubmissionStarted)
     assert (event.endpoint, event.model, event.clip_seconds) == ("act_one", None, None)
 
 
@@ -114,23 +114,23 @@ async def test_a_failure_has_a_name_and_a_fate(
     gateway: Simulator, make: Callable[..., Any], error: str, fate: Fate, attempts: int
 ) -> None:
     """A submission that was not charged ends with one `SubmissionFailed`."""
-    ear = Ear()
-    client = await make(gateway, hooks=[ear])
+    recorder = EventRecorder()
+    client = await make(gateway, hooks=[recorder])
     with pytest.raises(RunwayError):
         await client.generate(PROMPT)
     await client.aclose()
-    [event] = ear.all(SubmissionFailed)
+    [event] = recorder.all(SubmissionFailed)
     assert (event.error, event.fate) == (error, fate)
-    assert len(ear.all(SubmissionSent)) == attempts
-    assert submissions(ear)[-1] is event
+    assert len(recorder.all(SubmissionSent)) == attempts
+    assert submissions(recorder)[-1] is event
 
 
 async def test_nothing_is_sent_without_its_row(gateway: Simulator, tmp_path: Path) -> None:
     """The step to SUBMITTING fails, so the request is not sent and is in no doubt."""
-    ear = Ear()
+    recorder = EventRecorder()
     gateway.fault("submit", faults.Slow(A_WHILE))
     journal, one = Journal(tmp_path / "run.db"), Limits(requests_in_flight=1)
-    async with quick_client(gateway, hooks=[ear], journal=journal, limits=one) as client:
+    async with quick_client(gateway, hooks=[recorder], journal=journal, limits=one) as client:
         first = asyncio.ensure_future(client.generate("a puppy"))
         await until(lambda: gateway.submitted)
         second = asyncio.ensure_future(client.generate(PROMPT))
@@ -141,43 +141,46 @@ async def test_nothing_is_sent_without_its_row(gateway: Simulator, tmp_path: Pat
         with pytest.raises(JournalError):
             await second
     await journal.aclose()
-    [event] = ear.all(SubmissionFailed)
+    [event] = recorder.all(SubmissionFailed)
     assert (event.error, event.fate) == ("JournalError", Fate.UNSENT)
     assert gateway.submitted == 1
 
 
 async def test_a_session_that_is_closed_fails_before_it_is_sent(gateway: Simulator) -> None:
     """A `UsageError` on the way says that nothing was sent."""
-    ear = Ear()
-    client = quick_client(gateway, hooks=[ear])
+    recorder = EventRecorder()
+    client = quick_client(gateway, hooks=[recorder])
     await client._sessions.current().transport._paid.close()
     with pytest.raises(RunwayError):
         await client.generate(PROMPT)
     await client.aclose()
-    [event] = ear.all(SubmissionFailed)
+    [event] = recorder.all(SubmissionFailed)
     assert (event.error, event.fate) == ("UsageError", Fate.UNSENT)
 
 
 async def test_a_doubt_has_the_name_of_its_cause(gateway: Simulator) -> None:
     """The event has the name of the error that came in place of a response."""
-    ear = Ear()
+    recorder = EventRecorder()
     gateway.fault("submit", faults.drop_after_accepting())
-    async with quick_client(gateway, hooks=[ear]) as client:
+    async with quick_client(gateway, hooks=[recorder]) as client:
         with pytest.raises(SubmissionInDoubt):
             await client.generate(PROMPT)
-    started, _, doubted = submissions(ear)
+    started, _, doubted = submissions(recorder)
     assert isinstance(started, SubmissionStarted)
     assert doubted == SubmissionDoubted(started.submission, "text_to_video", "NoReply", None)
 
 
 async def test_a_doubt_names_the_task_that_its_answer_named() -> None:
     """The id in a damaged answer is in the event and in the error."""
-    ear = Ear()
-    async with raw_server(DAMAGED) as server, Client("sk-1", base_url=server.url, hooks=[ear]) as c:
+    recorder = EventRecorder()
+    async with (
+        raw_server(DAMAGED) as server,
+        Client("sk-1", base_url=server.url, hooks=[recorder]) as c,
+    ):
         with pytest.raises(SubmissionInDoubt) as caught:
             await c.generate(PROMPT)
     assert caught.value.task_id == "t-1"
-    assert [event.task_id for event in ear.all(SubmissionDoubted)] == ["t-1"]
+    assert [event.task_id for event in recorder.all(SubmissionDoubted)] == ["t-1"]
 
 
 async def test_a_defect_after_the_sending_is_a_doubt(
@@ -188,47 +191,47 @@ async def test_a_defect_after_the_sending_is_a_doubt(
     def broken(_: object) -> None:
         raise ZeroDivisionError
 
-    ear = Ear()
-    async with quick_client(gateway, hooks=[ear]) as client:
+    recorder = EventRecorder()
+    async with quick_client(gateway, hooks=[recorder]) as client:
         monkeypatch.setattr(submission, "read_task", broken)
         with pytest.raises(ZeroDivisionError):
             await client.generate(PROMPT, custom_id="order 7")
         with pytest.raises(SubmissionInDoubt):
             await client.generate(PROMPT, custom_id="order 7")
-    assert [event.error for event in ear.all(SubmissionDoubted)] == ["ZeroDivisionError"]
+    assert [event.error for event in recorder.all(SubmissionDoubted)] == ["ZeroDivisionError"]
     assert gateway.submitted == 1
 
 
 async def test_a_cancelled_caller_in_doubt_leaves_the_task_in_the_event() -> None:
     """The error reaches no caller, so `SubmissionUnclaimed` has the id of the damaged answer."""
-    ear = Ear()
+    recorder = EventRecorder()
     async with raw_server(DAMAGED) as server:
         server.may_answer.clear()
-        client = Client("sk-1", base_url=server.url, hooks=[ear])
+        client = Client("sk-1", base_url=server.url, hooks=[recorder])
         submitting = asyncio.ensure_future(client.generate(PROMPT))
-        await server.asked.wait()
+        await server.got_request.wait()
         submitting.cancel()
         await settle()
         server.may_answer.set()
         await client.aclose()
-    [event] = ear.all(SubmissionUnclaimed)
+    [event] = recorder.all(SubmissionUnclaimed)
     assert (event.task_id, event.error) == ("t-1", "SubmissionInDoubt")
-    assert ear.all(SubmissionDoubted) == []
+    assert recorder.all(SubmissionDoubted) == []
 
 
 async def test_a_refused_request_is_not_retried_without_a_caller(gateway: Simulator) -> None:
     """Its caller was cancelled while it was in flight, so it ends with the first refusal."""
-    ear = Ear()
+    recorder = EventRecorder()
     gateway.fault("submit", faults.Slow(A_WHILE, faults.TooManyRequests()), times=None)
-    async with quick_client(gateway, hooks=[ear]) as client:
+    async with quick_client(gateway, hooks=[recorder]) as client:
         submitting = asyncio.ensure_future(client.generate(PROMPT))
-        await until(lambda: ear.all(SubmissionSent))
+        await until(lambda: recorder.all(SubmissionSent))
         submitting.cancel()
-        await until(lambda: ear.all(SubmissionUnclaimed))
+        await until(lambda: recorder.all(SubmissionUnclaimed))
         await asyncio.sleep(0.02)
-    assert len(gateway.requests) == len(ear.all(SubmissionSent)) == 1
-    assert [event.error for event in ear.all(SubmissionUnclaimed)] == ["RateLimited"]
-    assert ear.all(RetryScheduled) == []
+    assert len(gateway.requests) == len(recorder.all(SubmissionSent)) == 1
+    assert [event.error for event in recorder.all(SubmissionUnclaimed)] == ["RateLimited"]
+    assert recorder.all(RetryScheduled) == []
     assert others() == set()
 
 

@@ -7,7 +7,7 @@ import attrs
 import pytest
 from support.clients import others
 from support.clock import ManualClock, settle
-from support.feed import VIDEO, Scene, done, no, record, scene_on
+from support.feed import VIDEO, Scene, done, record, refusal, scene_on
 from support.pages import read_page
 
 from fuhu_runway._redact import redact
@@ -129,7 +129,7 @@ def test_a_task_has_the_record_of_its_webhook(sessions: FakeSessions) -> None:
 
 async def test_a_wait_returns_the_clip(sessions: FakeSessions) -> None:
     """It has the record that ended the task, and the task."""
-    sessions.scene.feed.says(record(), done())
+    sessions.scene.feed.returns(record(), done())
     task = sessions.task()
     waiting = asyncio.ensure_future(task.wait())
     await sessions.scene.clock.advance(3)
@@ -141,7 +141,7 @@ async def test_a_wait_returns_the_clip(sessions: FakeSessions) -> None:
 
 async def test_awaiting_a_task_is_waiting_for_it(sessions: FakeSessions) -> None:
     """`await task` returns what `await task.wait()` returns."""
-    sessions.scene.feed.says(done())
+    sessions.scene.feed.returns(done())
     task = sessions.task()
 
     async def wait() -> Clip:
@@ -154,7 +154,7 @@ async def test_awaiting_a_task_is_waiting_for_it(sessions: FakeSessions) -> None
 
 async def test_several_waits_share_a_poll(sessions: FakeSessions) -> None:
     """Two tasks with one id, two waits each, with and without `on_update`: one poll."""
-    sessions.scene.feed.says(done())
+    sessions.scene.feed.returns(done())
     one, other = sessions.task(), sessions.task()
     waits = [
         asyncio.ensure_future(task.wait(on_update=callback))
@@ -163,13 +163,13 @@ async def test_several_waits_share_a_poll(sessions: FakeSessions) -> None:
     ]
     await sessions.scene.clock.advance(0)
     assert [wait.result().record for wait in waits] == [done()] * 4
-    assert len(sessions.scene.feed.looks) == 1
+    assert len(sessions.scene.feed.polls) == 1
 
 
 async def test_each_change_is_reported(sessions: FakeSessions) -> None:
     """`on_update` is called once for every change, the end included."""
     answers = [record(progress=0.2), record(progress=0.2), record(progress=0.8), done()]
-    sessions.scene.feed.says(*answers)
+    sessions.scene.feed.returns(*answers)
     reported: list[TaskRecord] = []
     waiting = asyncio.ensure_future(sessions.task().wait(on_update=reported.append))
     await sessions.scene.clock.advance(60)
@@ -183,7 +183,7 @@ async def test_a_callback_that_raises_ends_its_own_wait(sessions: FakeSessions) 
     def fail(record: TaskRecord) -> None:
         raise ZeroDivisionError
 
-    sessions.scene.feed.says(record(), done())
+    sessions.scene.feed.returns(record(), done())
     task = sessions.task()
     bad = asyncio.ensure_future(task.wait(on_update=fail))
     good = asyncio.ensure_future(task.wait())
@@ -215,7 +215,7 @@ async def test_a_failure_has_its_reason(
         points=320.0,
         refunded=True,
     )
-    sessions.scene.feed.says(answer)
+    sessions.scene.feed.returns(answer)
     task = sessions.task(request=TextToVideo("a kitten"))
     error = await ended(sessions, asyncio.ensure_future(task.wait(on_update=callback)))
     assert type(error) is kind
@@ -229,14 +229,14 @@ async def test_a_failure_has_its_reason(
 
 async def test_a_reason_that_ends_in_a_stop_gets_no_second(sessions: FakeSessions) -> None:
     """The gateway's own words may end with a full stop."""
-    sessions.scene.feed.says(record(state=TaskState.FAILED, message="rejected."))
+    sessions.scene.feed.returns(record(state=TaskState.FAILED, message="rejected."))
     error = await ended(sessions, asyncio.ensure_future(sessions.task().wait()))
     assert str(error).startswith("The task failed: rejected. The gateway did not say")
 
 
 async def test_a_failure_without_a_reason(sessions: FakeSessions) -> None:
     """It says that the task failed, and that nothing is known of the points."""
-    sessions.scene.feed.says(record(state=TaskState.FAILED))
+    sessions.scene.feed.returns(record(state=TaskState.FAILED))
     error = await ended(sessions, asyncio.ensure_future(sessions.task().wait()))
     assert isinstance(error, TaskFailed)
     assert (error.reason, error.refunded) == (None, False)
@@ -254,7 +254,7 @@ async def test_a_failed_official_task_follows_runways_own_rules(
     sessions: FakeSessions, points: float | None, money: str
 ) -> None:
     """The record counts first, and else the documentation of the format."""
-    sessions.scene.feed.says(record(state=TaskState.FAILED, points=points))
+    sessions.scene.feed.returns(record(state=TaskState.FAILED, points=points))
     error = await ended(
         sessions, asyncio.ensure_future(Task(sessions, "t-1", official=True).wait())
     )
@@ -266,7 +266,7 @@ async def test_a_timeout_leaves_the_task_as_it_is(
     sessions: FakeSessions, callback: Callable[[object], object] | None
 ) -> None:
     """The deadline is for the whole wait, whatever changes meanwhile."""
-    sessions.scene.feed.says(*(record(progress=step / 10) for step in range(9)), done())
+    sessions.scene.feed.returns(*(record(progress=step / 10) for step in range(9)), done())
     task = sessions.task()
     error = await ended(
         sessions, asyncio.ensure_future(task.wait(timeout=12.0, on_update=callback)), 12
@@ -291,7 +291,7 @@ async def test_an_invalid_timeout_is_a_usage_error(sessions: FakeSessions, timeo
 
 async def test_an_async_callback_is_awaited(sessions: FakeSessions) -> None:
     """What it raises ends the wait, as with a plain one."""
-    sessions.scene.feed.says(record(progress=0.5), done())
+    sessions.scene.feed.returns(record(progress=0.5), done())
     reported: list[TaskRecord] = []
 
     async def callback(one: TaskRecord) -> None:
@@ -323,14 +323,14 @@ async def test_a_wait_without_a_timeout_has_no_deadline(sessions: FakeSessions) 
 
 async def test_a_record_outlives_its_poller(sessions: FakeSessions, clock: ManualClock) -> None:
     """A task that has ended keeps its record, even if another loop's poller does not know it."""
-    sessions.scene.feed.says(done())
+    sessions.scene.feed.returns(done())
     task = sessions.task()
     waiting = asyncio.ensure_future(task.wait())
     await clock.advance(0)
     assert waiting.done()
     sessions.scene = scene_on(clock)
     assert (await task.wait(timeout=0)).record == done()
-    assert sessions.scene.feed.looks == []
+    assert sessions.scene.feed.polls == []
 
 
 # Updates
@@ -339,7 +339,7 @@ async def test_a_record_outlives_its_poller(sessions: FakeSessions, clock: Manua
 async def test_updates_end_with_the_task(sessions: FakeSessions) -> None:
     """They begin with the known record, yield each change, and do not raise `TaskFailed`."""
     failed = record(state=TaskState.FAILED)
-    sessions.scene.feed.says(record(progress=0.5), failed)
+    sessions.scene.feed.returns(record(progress=0.5), failed)
     known = record(state=TaskState.QUEUED)
 
     async def follow() -> list[TaskRecord]:
@@ -353,21 +353,21 @@ async def test_updates_end_with_the_task(sessions: FakeSessions) -> None:
 
 async def test_a_slow_reader_gets_the_latest_only(sessions: FakeSessions) -> None:
     """Changes while the reader was busy are yielded as one change."""
-    sessions.scene.feed.says(*(record(progress=step / 10) for step in range(9)), done())
+    sessions.scene.feed.returns(*(record(progress=step / 10) for step in range(9)), done())
     task = sessions.task()
-    others_wait = asyncio.ensure_future(task.wait())
+    other_wait = asyncio.ensure_future(task.wait())
     updates = task.updates()
     first = asyncio.ensure_future(anext(updates))
     await sessions.scene.clock.advance(0)
     assert first.result().progress == 0.0
     await sessions.scene.clock.advance(200)
     assert [one async for one in updates] == [done()]
-    assert others_wait.done()
+    assert other_wait.done()
 
 
 async def test_a_change_after_a_change_is_not_lost(sessions: FakeSessions) -> None:
     """Two polls that end before the reader's turn are one change, the later one."""
-    sessions.scene.feed.says(record(), record(progress=0.5), done())
+    sessions.scene.feed.returns(record(), record(progress=0.5), done())
     task = sessions.task()
     await task.refresh()
     updates = task.updates()
@@ -412,14 +412,14 @@ async def test_the_updates_have_a_deadline(sessions: FakeSessions) -> None:
 
 async def test_a_refresh_is_one_poll(sessions: FakeSessions) -> None:
     """It returns the record and keeps it, and raises the gateway's refusals."""
-    sessions.scene.feed.says(record(progress=0.3), no(GatewayDown))
+    sessions.scene.feed.returns(record(progress=0.3), refusal(GatewayDown))
     task = sessions.task()
     assert await task.refresh() == record(progress=0.3)
     assert task.record == record(progress=0.3)
     with pytest.raises(GatewayDown):
         await task.refresh()
     assert task.record == record(progress=0.3)
-    assert len(sessions.scene.feed.looks) == 2
+    assert len(sessions.scene.feed.polls) == 2
 
 
 # Clips
@@ -495,17 +495,17 @@ async def test_a_bad_target_is_found_before_any_request(
 async def test_a_fresh_url_takes_one_poll(sessions: FakeSessions) -> None:
     """Only a fresh URL is polled for, and the clip keeps it."""
     fresh = record(state=TaskState.SUCCEEDED, video_url="https://cdn.example/2.mp4")
-    sessions.scene.feed.says(fresh)
+    sessions.scene.feed.returns(fresh)
     clip = Clip(sessions, sessions.task(), done())
     assert await clip.address() == VIDEO
-    assert sessions.scene.feed.looks == []
+    assert sessions.scene.feed.polls == []
     assert await clip.address(fresh=True) == fresh.video_url
     assert clip.video_url == fresh.video_url
 
 
 async def test_a_url_that_is_gone_raises_clip_missing(sessions: FakeSessions) -> None:
     """The clip keeps its old record."""
-    sessions.scene.feed.says(record())
+    sessions.scene.feed.returns(record())
     clip = Clip(sessions, sessions.task(), done())
     with pytest.raises(ClipMissing) as caught:
         await clip.address(fresh=True)

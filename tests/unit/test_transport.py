@@ -8,10 +8,10 @@ from typing import Any
 import aiohttp
 import attrs
 import pytest
-from support.clients import QUICK_RETRY, Ear, others
+from support.clients import QUICK_RETRY, EventRecorder, others
 from support.clock import ManualClock, settle, until
 from support.paying import pay
-from support.secrets import chain, in_frames, told
+from support.secrets import chain, in_frames, secrets_in
 from support.servers import free_port, raw_server, reply, silent_server
 
 from fuhu_runway._clock import Clock, LoopClock
@@ -58,7 +58,7 @@ async def make(clock: ManualClock) -> AsyncIterator[Make]:
             session: aiohttp.ClientSession | None = None,
             timeouts: Timeouts | None = None,
             requests_in_flight: int = 100,
-            ear: Ear | None = None,
+            recorder: EventRecorder | None = None,
             at: Clock = clock,
         ) -> Transport:
             transport = Transport(
@@ -66,7 +66,7 @@ async def make(clock: ManualClock) -> AsyncIterator[Make]:
                 timeouts=timeouts or Timeouts(),
                 retry=QUICK_RETRY,
                 limiter=RateLimiter(Limits(requests_in_flight=requests_in_flight), at, Hooks()),
-                hooks=Hooks([ear] if ear else []),
+                hooks=Hooks([recorder] if recorder else []),
                 clock=at,
             )
             stack.push_async_callback(transport.aclose)
@@ -349,7 +349,7 @@ async def test_no_error_holds_an_address(make: Make) -> None:
     """If the text of the library holds an address, the cause is a copy without it."""
     with pytest.raises(NotSent) as caught:
         await make().send(paid(f"http://127.0.0.1:{free_port()}/marked?key={KEY}"))
-    assert told(caught.value, [KEY, "127.0.0.1", "marked"]) == []
+    assert secrets_in(caught.value, [KEY, "127.0.0.1", "marked"]) == []
     assert "ClientConnectorError" in str(caught.value.__cause__)
 
 
@@ -375,13 +375,13 @@ IMPOSSIBLE = [
 ]
 
 
-def looks(url: str) -> Request:
+def poll(url: str) -> Request:
     """Return a request without a body."""
     return Request(ENDPOINTS["official_task"], url, {}, task_id="t-1")
 
 
 @pytest.mark.parametrize("url", IMPOSSIBLE)
-@pytest.mark.parametrize("kind", [paid, free, looks], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [paid, free, poll], ids=lambda kind: kind.__name__)
 async def test_an_address_that_cannot_be_is_not_sent(
     make: Make, kind: Callable[[str], Request], url: str
 ) -> None:
@@ -415,7 +415,7 @@ async def test_an_error_of_any_class_before_the_body_is_not_sent(make: Make) -> 
     async with aiohttp.ClientSession(connector=connector) as session:
         with pytest.raises(NotSent, match="Odd") as caught:
             await make(session=session).send(paid("http://gateway.invalid/"))
-    assert told(caught.value, [KEY]) == in_frames(caught.value, [KEY]) == []
+    assert secrets_in(caught.value, [KEY]) == in_frames(caught.value, [KEY]) == []
 
 
 async def test_an_error_of_any_class_after_the_body_is_unknown(make: Make) -> None:
@@ -428,7 +428,7 @@ async def test_an_error_of_any_class_after_the_body_is_unknown(make: Make) -> No
             await make(session=session).send(paid(server.url))
         assert len(server.requests) == 1
     assert caught.value.fate is Fate.UNKNOWN
-    assert told(caught.value, [KEY]) == in_frames(caught.value, [KEY]) == []
+    assert secrets_in(caught.value, [KEY]) == in_frames(caught.value, [KEY]) == []
 
 
 @pytest.mark.parametrize("answer", BROKEN.values(), ids=BROKEN.keys())
@@ -463,15 +463,15 @@ async def test_a_middleware_may_read_the_body() -> None:
 
 async def test_a_free_request_is_retried(make: Make, clock: ManualClock) -> None:
     """Two broken responses and a complete one return the complete one, after two pauses."""
-    ear = Ear()
+    recorder = EventRecorder()
     async with raw_server(None, None, reply(b"[1]")) as server:
-        calling = asyncio.ensure_future(make(ear=ear).call(free(server.url), body))
+        calling = asyncio.ensure_future(make(recorder=recorder).call(free(server.url), body))
         for pauses in (1, 2):
-            await until(lambda: len(ear.all(RetryScheduled)) == pauses)  # noqa: B023
+            await until(lambda: len(recorder.all(RetryScheduled)) == pauses)  # noqa: B023
             await clock.advance(0.001)
         assert await calling == b"[1]"
         assert len(server.requests) == 3
-    assert [event.attempt for event in ear.all(RetryScheduled)] == [1, 2]
+    assert [event.attempt for event in recorder.all(RetryScheduled)] == [1, 2]
 
 
 async def test_a_paid_request_in_doubt_is_not_retried(make: Make) -> None:
@@ -485,10 +485,10 @@ async def test_a_paid_request_in_doubt_is_not_retried(make: Make) -> None:
 
 async def test_a_refused_paid_request_is_retried(make: Make, clock: ManualClock) -> None:
     """The gateway has not accepted it, and may do so later."""
-    ear = Ear()
+    recorder = EventRecorder()
     async with raw_server(reply(status="503 No"), reply(b"[1]")) as server:
-        calling = asyncio.ensure_future(pay(make(ear=ear), paid(server.url), body))
-        await until(lambda: ear.all(RetryScheduled))
+        calling = asyncio.ensure_future(pay(make(recorder=recorder), paid(server.url), body))
+        await until(lambda: recorder.all(RetryScheduled))
         await clock.advance(0.001)
         assert await calling == b"[1]"
         assert len(server.requests) == 2
@@ -532,7 +532,7 @@ async def test_a_paid_request_in_flight_outlives_its_caller(make: Make) -> None:
         server.may_answer.clear()
         transport = make()
         calling = asyncio.ensure_future(pay(transport, paid(server.url), body, left.append))
-        await server.asked.wait()
+        await server.got_request.wait()
         calling.cancel()
         await settle()
         assert calling.cancelled()
@@ -548,7 +548,7 @@ async def test_a_free_request_ends_with_its_caller(make: Make) -> None:
     async with raw_server(reply()) as server:
         server.may_answer.clear()
         calling = asyncio.ensure_future(make().call(free(server.url), body))
-        await server.asked.wait()
+        await server.got_request.wait()
         calling.cancel()
         await settle()
         assert calling.cancelled()
@@ -560,7 +560,7 @@ async def test_a_paid_request_that_waits_for_its_turn_is_not_sent(make: Make) ->
         server.may_answer.clear()
         transport = make(requests_in_flight=1)
         first = asyncio.ensure_future(transport.once(free(server.url), body))
-        await server.asked.wait()
+        await server.got_request.wait()
         second = asyncio.ensure_future(pay(transport, paid(server.url), body))
         await settle()
         second.cancel()
@@ -575,10 +575,10 @@ async def test_a_paid_request_in_its_pause_is_not_sent_again(
     make: Make, clock: ManualClock
 ) -> None:
     """Cancelled between two sendings it stays refused, and its timer is gone."""
-    ear = Ear()
+    recorder = EventRecorder()
     async with raw_server(reply(status="503 No")) as server:
-        calling = asyncio.ensure_future(pay(make(ear=ear), paid(server.url), body))
-        await until(lambda: ear.all(RetryScheduled))
+        calling = asyncio.ensure_future(pay(make(recorder=recorder), paid(server.url), body))
+        await until(lambda: recorder.all(RetryScheduled))
         await settle()
         calling.cancel()
         await clock.advance(60)
@@ -592,7 +592,7 @@ async def test_a_paid_request_that_comes_too_late_is_not_sent(make: Make) -> Non
         server.may_answer.clear()
         transport = make(requests_in_flight=1)
         first = asyncio.ensure_future(pay(transport, paid(server.url), body))
-        await server.asked.wait()
+        await server.got_request.wait()
         second = asyncio.ensure_future(pay(transport, paid(server.url), body))
         await settle()
         transport.stop()
@@ -622,7 +622,7 @@ async def test_a_close_that_is_cancelled_closes(make: Make) -> None:
         server.may_answer.clear()
         transport = make()
         calling = asyncio.ensure_future(pay(transport, paid(server.url), body))
-        await server.asked.wait()
+        await server.got_request.wait()
         closing = asyncio.ensure_future(transport.aclose())
         await settle()
         closing.cancel()
@@ -708,7 +708,7 @@ async def test_a_stream_that_does_not_open_names_no_address(make: Make) -> None:
             async with make().stream(url, {}):
                 pytest.fail("it opened")
         assert caught.value.passes is passes
-        assert told(caught.value, ["marked", "127.0.0.1"]) == []
+        assert secrets_in(caught.value, ["marked", "127.0.0.1"]) == []
 
 
 async def test_a_stream_that_breaks_says_so(make: Make) -> None:
@@ -720,7 +720,7 @@ async def test_a_stream_that_breaks_says_so(make: Make) -> None:
         assert await response.read() == b"bod"
         with pytest.raises(StreamBroken, match="ClientPayloadError") as caught:
             await response.read()
-    assert told(caught.value, ["127.0.0.1"]) == []
+    assert secrets_in(caught.value, ["127.0.0.1"]) == []
 
 
 async def test_no_secret_is_logged(make: Make, caplog: pytest.LogCaptureFixture) -> None:

@@ -17,7 +17,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from support.clients import QUICK_RETRY
 from support.clock import ManualClock
 from support.proxies import name_proxies, tunnels
-from support.secrets import in_frames, told
+from support.secrets import in_frames, secrets_in
 from support.servers import free_port, raw_server, reply, silent_server
 
 from fuhu_runway._http.limiter import RateLimiter
@@ -66,7 +66,7 @@ def paid(url: str) -> Request:
     return Request(ENDPOINTS["text_to_video"], url, headers, body, (KEY, "marked-prompt"))
 
 
-def looks(url: str) -> Request:
+def poll(url: str) -> Request:
     """Return a request without a body."""
     headers = {"Authorization": f"Bearer {KEY}"}
     return Request(ENDPOINTS["official_task"], url, headers, None, (KEY,), "t-1")
@@ -130,7 +130,7 @@ async def test_a_proxy_that_cannot_be_used_is_named(
     with pytest.raises(UsageError, match="must be an http") as caught:
         await make().send(paid(f"https://{GATEWAY}/"))
     assert caught.value.field == "proxy"
-    assert told(caught.value, SECRETS) == in_frames(caught.value, SECRETS) == []
+    assert secrets_in(caught.value, SECRETS) == in_frames(caught.value, SECRETS) == []
 
 
 # Requests through one
@@ -219,7 +219,7 @@ async def test_a_borrowed_session_is_left_alone(
         (None, "could not be reached through the proxy", "HTTPS_PROXY"),
     ],
 )
-@pytest.mark.parametrize("kind", [paid, looks], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [paid, poll], ids=lambda kind: kind.__name__)
 async def test_a_tunnel_that_is_refused_is_not_sent(
     *,
     make: Make,
@@ -248,7 +248,7 @@ async def test_a_tunnel_that_is_refused_is_not_sent(
         assert happened in caught.value.happened
         assert advice in caught.value.advice
     secrets = [*SECRETS, "marked-path", "127.0.0.1"]
-    assert told(caught.value, secrets) == in_frames(caught.value, secrets) == []
+    assert secrets_in(caught.value, secrets) == in_frames(caught.value, secrets) == []
 
 
 async def test_a_proxy_that_is_not_there_is_named(
@@ -258,7 +258,7 @@ async def test_a_proxy_that_is_not_there_is_named(
     name_proxies(monkeypatch, HTTPS_PROXY=f"http://user:{PASSWORD}@localhost:{free_port()}")
     with pytest.raises(NotSent, match="through the proxy localhost") as caught:
         await make().send(paid(f"https://{GATEWAY}/"))
-    assert told(caught.value, SECRETS) == in_frames(caught.value, SECRETS) == []
+    assert secrets_in(caught.value, SECRETS) == in_frames(caught.value, SECRETS) == []
 
 
 async def test_a_proxy_that_says_nothing_is_given_up(
@@ -281,7 +281,7 @@ async def test_a_full_pool_is_not_sent(make: Make) -> None:
     async with raw_server(reply()) as server, aiohttp.ClientSession(connector=connector) as full:
         server.may_answer.clear()
         first = asyncio.ensure_future(make(full).send(paid(server.url)))
-        await server.asked.wait()
+        await server.got_request.wait()
         with pytest.raises(NotSent):
             await make(full, Timeouts(total=0.05)).send(paid(server.url))
         server.may_answer.set()
@@ -390,7 +390,7 @@ async def test_a_certificate_that_does_not_fit_is_not_sent(
         assert server.requests == []
     assert f"The TLS certificate {happened}" in caught.value.happened
     assert advice in caught.value.advice
-    assert told(caught.value, SECRETS) == in_frames(caught.value, SECRETS) == []
+    assert secrets_in(caught.value, SECRETS) == in_frames(caught.value, SECRETS) == []
 
 
 async def test_a_server_without_tls_is_not_sent(make: Make) -> None:

@@ -64,7 +64,7 @@ async def test_a_body_that_names_another_task_wakes_neither(scene: Scene) -> Non
     await settle()
     assert scene.feeds == 0
     refused = CallbackRefused(tasks[0].id, "it names another task")
-    assert scene.ear.all(CallbackRefused) == [refused, refused]
+    assert scene.recorder.all(CallbackRefused) == [refused, refused]
     for place in range(2):
         scene.post(place)
     await asyncio.gather(*waits)
@@ -105,10 +105,10 @@ async def test_one_loop_of_several_reports_a_webhook(scene: Scene) -> None:
         async with asyncio.timeout(10):
             await scene.client.balance()
             done.set()
-            await asyncio.to_thread(heard.wait)
+            await asyncio.to_thread(received.wait)
             await scene.client.aclose()
 
-    done, heard = threading.Event(), threading.Event()
+    done, received = threading.Event(), threading.Event()
     task = await scene.client.generate(PROMPT)
     thread = asyncio.create_task(asyncio.to_thread(lambda: asyncio.run(elsewhere())))
     await asyncio.to_thread(done.wait)
@@ -118,10 +118,10 @@ async def test_one_loop_of_several_reports_a_webhook(scene: Scene) -> None:
     scene.post()
     scene.post(task_id="t-1")
     await waiting
-    heard.set()
+    received.set()
     await thread
-    assert len(scene.ear.all(CallbackReceived)) == 1
-    assert len(scene.ear.all(CallbackRefused)) == 1
+    assert len(scene.recorder.all(CallbackReceived)) == 1
+    assert len(scene.recorder.all(CallbackRefused)) == 1
 
 
 # What was lost
@@ -153,16 +153,16 @@ async def test_an_end_that_is_found_is_reported(scene: Scene) -> None:
     [task] = scene.client.unfinished
     assert (await task.wait()).id == task.id
     assert scene.feeds == 1
-    assert [event.task_id for event in scene.ear.all(TaskSettled)] == [task.id]
+    assert [event.task_id for event in scene.recorder.all(TaskSettled)] == [task.id]
 
 
 async def test_a_forged_id_finds_nothing_and_spoils_nothing(scene: Scene) -> None:
     """It costs one poll, the task stays in doubt, and the right webhook still finds it."""
     await scene.doubt()
     scene.post(task_id="no-such-task")
-    await until(lambda: scene.ear.all(CallbackRefused))
+    await until(lambda: scene.recorder.all(CallbackRefused))
     reason = "the feed does not confirm it (NotFound)"
-    assert scene.ear.all(CallbackRefused) == [CallbackRefused(None, reason)]
+    assert scene.recorder.all(CallbackRefused) == [CallbackRefused(None, reason)]
     assert (scene.feeds, scene.client.unfinished) == (1, ())
     scene.post(status="1")
     await until(lambda: scene.client.unfinished)
@@ -185,9 +185,9 @@ async def test_the_task_of_another_submission_is_not_taken(scene: Scene) -> None
     mine = await scene.client.generate(PROMPT)
     await scene.doubt()
     scene.post(task_id=mine.id)
-    await until(lambda: scene.ear.all(CallbackRefused))
+    await until(lambda: scene.recorder.all(CallbackRefused))
     reason = "the task that it names belongs to another submission"
-    assert scene.ear.all(CallbackRefused) == [CallbackRefused(None, reason)]
+    assert scene.recorder.all(CallbackRefused) == [CallbackRefused(None, reason)]
     assert (scene.feeds, scene.client.unfinished) == (0, (mine,))
 
 
@@ -209,7 +209,7 @@ async def test_two_webhooks_at_once_find_it_once(scene: Scene) -> None:
     await until(lambda: scene.client.unfinished)
     await settle()
     assert len(scene.client.unfinished) == 1
-    assert len(scene.ear.all(SubmissionFound)) == 1
+    assert len(scene.recorder.all(SubmissionFound)) == 1
 
 
 async def test_with_one_request_in_flight_it_is_found(gateway: Simulator) -> None:
@@ -258,7 +258,7 @@ async def test_one_task_is_taken_once(scene: Scene) -> None:
         scene.post(place, status="1", task_id=named)
     await until(lambda: scene.client.unfinished and not _errands(scene.client))
     assert [task.id for task in scene.client.unfinished] == [named]
-    assert len(scene.ear.all(SubmissionFound)) == 1
+    assert len(scene.recorder.all(SubmissionFound)) == 1
 
 
 async def test_a_loop_that_does_not_run_does_not_poll(scene: Scene) -> None:
@@ -298,7 +298,7 @@ async def test_a_webhook_confirms_the_id_of_a_damaged_response(
         await journal.step(before.key, JobState.IN_DOUBT, 3.0, task_id=named)
         await scene.ended()
         scene.post()
-        await until(lambda: scene.ear.all(TaskSettled))
+        await until(lambda: scene.recorder.all(TaskSettled))
         job = await only_job(journal)
         assert (job.state, job.task_id) == (JobState.FINISHED, named)
 
@@ -310,7 +310,7 @@ async def test_what_is_found_is_written_down(gateway: Simulator, tmp_path: Path)
         assert (await only_job(scene.client.journal)).state is JobState.IN_DOUBT
         await scene.ended()
         scene.post()
-        await until(lambda: scene.ear.all(TaskSettled))
+        await until(lambda: scene.recorder.all(TaskSettled))
         job = await only_job(scene.client.journal)
     assert (job.state, job.task_id) == (JobState.FINISHED, gateway.tasks[0].task_id)
     assert job.accepted_at is not None
@@ -340,7 +340,7 @@ async def test_a_task_that_the_journal_has_is_not_taken(gateway: Simulator, tmp_
     async with scene_of(gateway, journal=tmp_path / "run.db") as scene:
         await scene.doubt()
         scene.post(task_id=mine.id)
-        await until(lambda: scene.ear.all(CallbackRefused))
+        await until(lambda: scene.recorder.all(CallbackRefused))
         assert [task.id for task in scene.client.unfinished] == [mine.id]
 
 
@@ -361,7 +361,9 @@ async def test_a_re_attached_task_is_woken(gateway: Simulator) -> None:
         assert (await waiting).id == task_id
         scene.post(task_id="another")
         await settle()
-        assert scene.ear.all(CallbackRefused) == [CallbackRefused(task_id, "it names another task")]
+        assert scene.recorder.all(CallbackRefused) == [
+            CallbackRefused(task_id, "it names another task")
+        ]
 
 
 async def test_without_a_secret_it_is_polled(gateway: Simulator) -> None:
@@ -392,7 +394,7 @@ async def test_what_a_crash_lost_is_found(gateway: Simulator, tmp_path: Path) ->
         assert job.state in {JobState.ACCEPTED, JobState.FINISHED}
         assert job.task_id == task.id
         assert job.accepted_at == job.submitted_at
-        assert scene.ear.all(SubmissionFound) == [SubmissionFound("text_to_video", task.id)]
+        assert scene.recorder.all(SubmissionFound) == [SubmissionFound("text_to_video", task.id)]
         waiting = asyncio.create_task(task.wait())
         await scene.ended()
         scene.post()
@@ -422,7 +424,7 @@ async def test_a_feed_that_does_not_know_it_yet_is_asked_again(
     async with scene_of(gateway, secret=SECRET, journal=path) as scene:
         await scene.client.balance()
         scene.post()
-        await until(lambda: scene.ear.all(CallbackRefused))
+        await until(lambda: scene.recorder.all(CallbackRefused))
         await settle()
         assert scene.client.unfinished == ()
         scene.post()
@@ -436,11 +438,11 @@ async def test_an_address_that_is_no_job_is_looked_up_once(
     path = tmp_path / "run.db"
     async with scene_of(gateway, secret=SECRET) as scene:
         await scene.client.generate(PROMPT)
-    asked: list[tuple[JobState, ...]] = []
+    queries: list[tuple[JobState, ...]] = []
     jobs = Journal.jobs
 
     async def counted(journal: Journal, *states: JobState) -> list[Job]:
-        asked.append(states)
+        queries.append(states)
         return await jobs(journal, *states)
 
     monkeypatch.setattr(Journal, "jobs", counted)
@@ -450,9 +452,9 @@ async def test_an_address_that_is_no_job_is_looked_up_once(
         for _ in range(5):
             scene.post(0)
             await settle()
-        await until(lambda: asked and not _errands(scene.client))
+        await until(lambda: queries and not _errands(scene.client))
     at_the_start = (JobState.ACCEPTED, JobState.FINISHED)
-    assert asked == [at_the_start, (JobState.IN_DOUBT,)]
+    assert queries == [at_the_start, (JobState.IN_DOUBT,)]
     assert scene.client.unfinished == ()
 
 

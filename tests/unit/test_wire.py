@@ -16,12 +16,12 @@ from support.samples import (
     SIGNED,
     STILL,
     Sample,
-    asking,
     read_samples,
     reader_of,
+    request_to,
     samples,
 )
-from support.secrets import chain, told
+from support.secrets import chain, secrets_in
 
 from fuhu_runway import errors
 from fuhu_runway._wire.decode import read_callback, read_task, salvaged
@@ -167,7 +167,7 @@ def test_no_error_of_a_sample_contains_a_secret(sample: Sample) -> None:
     """Neither the request nor an address in the response is in an error or in its causes."""
     result = outcome(sample)
     if isinstance(result, errors.RunwayError):
-        assert told(result, [*SECRETS, "http://", "https://", "171.214.61.54"]) == []
+        assert secrets_in(result, [*SECRETS, "http://", "https://", "171.214.61.54"]) == []
     else:
         assert not any(secret in repr(result) for secret in (*SECRETS, "http", "171.214.61.54"))
 
@@ -198,7 +198,7 @@ def test_no_error_contains_a_request_that_the_gateway_quotes(sample: Sample) -> 
     hidden = SECRETS if PROMPT in sample.request().secrets else (KEY, SIGNED, STILL)
     result = outcome(sample, echoing(sample))
     if isinstance(result, errors.RunwayError):
-        assert told(result, [*hidden, "171.214.61.54", "2001:db8::7"]) == []
+        assert secrets_in(result, [*hidden, "171.214.61.54", "2001:db8::7"]) == []
 
 
 @ANY_SAMPLE
@@ -531,14 +531,14 @@ def test_each_submit_goes_to_the_address_of_its_gateway(
     gateway: str, endpoint: str, path: str
 ) -> None:
     """Every submit is a POST to the gateway's own prefix (api-facts 1.1)."""
-    request = asking(endpoint, gateway_of(gateway))
+    request = request_to(endpoint, gateway_of(gateway))
     assert (request.endpoint.verb, request.url) == ("POST", ADDRESSES[gateway] + path)
 
 
 @pytest.mark.parametrize("gateway", GATEWAYS)
 def test_a_poll_goes_to_the_feed_of_its_gateway(gateway: str) -> None:
     """The feed is a POST with the id in the body, for duomi with the key as well."""
-    request = asking("feed", gateway_of(gateway), "a/b c")
+    request = request_to("feed", gateway_of(gateway), "a/b c")
     assert request.endpoint.verb == "POST"
     assert request.url == f"{ADDRESSES[gateway]}/feed"
     key = {"key": KEY} if gateway == "duomi" else {}
@@ -552,7 +552,10 @@ def test_the_official_routes_have_another_prefix(gateway: str) -> None:
     """Only ezlinkai has the same prefix for the official and the reverse format."""
     row = gateway_of(gateway)
     prefix = "/runway/v1" if gateway == "ezlinkai" else "/runwayml/v1"
-    submit, look = asking("official_image_to_video", row), asking("official_task", row, "a/b")
+    submit, look = (
+        request_to("official_image_to_video", row),
+        request_to("official_task", row, "a/b"),
+    )
     assert submit.url == f"{row.base_url}{prefix}/image_to_video"
     assert look.url == f"{row.base_url}{prefix}/tasks/a%2Fb"
     assert (submit.endpoint.verb, look.endpoint.verb, look.body) == ("POST", "GET", None)
@@ -568,7 +571,7 @@ def test_the_official_routes_have_another_prefix(gateway: str) -> None:
 )
 def test_a_balance_request_has_the_key_in_the_header(endpoint: str, path: str) -> None:
     """Three of the four balance endpoints are GETs at the root, with the key in the header only."""
-    request = asking(endpoint)
+    request = request_to(endpoint)
     assert (request.endpoint.verb, request.url) == ("GET", f"https://api.fuhuapi.com{path}")
     assert request.headers["Authorization"] == f"Bearer {KEY}"
     assert request.body is None
@@ -586,27 +589,27 @@ def test_the_quota_route_has_the_key_in_the_address_only() -> None:
 def test_a_gateway_without_an_address_is_a_usage_error(endpoint: str) -> None:
     """Without a host no request can be built, and the error names the gateway."""
     with pytest.raises(errors.UsageError, match="'openai-hub'") as caught:
-        asking(endpoint, GATEWAYS["openai-hub"])
+        request_to(endpoint, GATEWAYS["openai-hub"])
     assert caught.value.field == "gateway"
 
 
 def test_a_base_url_may_have_slashes_and_braces() -> None:
     """A slash at the end of a base URL is not doubled, and braces in it are not filled in."""
     gateway = attrs.evolve(GATEWAY, base_url="https://own.example/{tenant}/", prefix="/runway/")
-    assert asking("feed", gateway).url == "https://own.example/{tenant}/runway/feed"
-    assert asking("text_to_video", gateway).url.endswith("/{tenant}/runway/pro/generate")
+    assert request_to("feed", gateway).url == "https://own.example/{tenant}/runway/feed"
+    assert request_to("text_to_video", gateway).url.endswith("/{tenant}/runway/pro/generate")
 
 
 @pytest.mark.parametrize("verb", ["POST", "GET"])
 def test_a_malformed_task_id_can_be_polled(verb: str) -> None:
     """Half a surrogate pair in an id does not crash; the gateway may refuse the id."""
-    request = asking("feed", attrs.evolve(GATEWAY, feed_verb=verb), "t-\ud800")
+    request = request_to("feed", attrs.evolve(GATEWAY, feed_verb=verb), "t-\ud800")
     assert request.url.isascii()
 
 
 def test_polls_share_all_but_the_body() -> None:
     """Thousands of waits each hold a request, of which only the body is not shared."""
-    one, other = asking("feed", task_id="t-1"), asking("feed", task_id="t-2")
+    one, other = request_to("feed", task_id="t-1"), request_to("feed", task_id="t-2")
     assert (one.body, other.body) == (b'{"task_id": "t-1"}', b'{"task_id": "t-2"}')
     assert one.url is other.url
     assert one.headers is other.headers
@@ -616,7 +619,7 @@ def test_polls_share_all_but_the_body() -> None:
 def test_polls_by_get_share_all_but_the_address() -> None:
     """With a feed that is polled by GET, two requests differ only in their address."""
     gateway = attrs.evolve(GATEWAY, feed_verb="GET")
-    one, other = (asking("feed", gateway, task_id) for task_id in ("t-1", "t 2"))
+    one, other = (request_to("feed", gateway, task_id) for task_id in ("t-1", "t 2"))
     assert one.url.endswith("/feed?task_id=t-1")
     assert other.url.endswith("/feed?task_id=t%202")
     assert one.endpoint is other.endpoint
@@ -625,7 +628,7 @@ def test_polls_by_get_share_all_but_the_address() -> None:
 def test_two_clients_keep_their_keys_apart() -> None:
     """Requests of two clients carry their own keys, in any order."""
     keys = ["sk-one", "sk-two", "sk-one"]
-    shown = [asking("feed", key=key).headers["Authorization"] for key in keys]
+    shown = [request_to("feed", key=key).headers["Authorization"] for key in keys]
     assert shown == [f"Bearer {key}" for key in keys]
 
 
@@ -634,7 +637,7 @@ def test_two_clients_keep_their_keys_apart() -> None:
 )
 def test_the_authorization_header_follows_the_key_style(style: KeyStyle, shown: str) -> None:
     """The key is sent with or without `Bearer`, and is itself unchanged (api-facts 1.1)."""
-    headers = asking("text_to_video", attrs.evolve(GATEWAY, key_style=style)).headers
+    headers = request_to("text_to_video", attrs.evolve(GATEWAY, key_style=style)).headers
     assert headers["Authorization"] == shown
 
 
@@ -644,18 +647,18 @@ IN_BODY = attrs.evolve(GATEWAY, key_style=KeyStyle.BODY)
 @pytest.mark.parametrize("endpoint", [*PATHS, "feed"])
 def test_the_key_may_be_in_the_body(endpoint: str) -> None:
     """A POST of the reverse format then has `key` and no header (api-facts 11 row 14)."""
-    request = asking(endpoint, IN_BODY)
+    request = request_to(endpoint, IN_BODY)
     assert sent(request)["key"] == KEY
     assert "Authorization" not in request.headers
     assert KEY not in request.url
     assert KEY in request.secrets
-    assert {**sent(request), "key": None} == {**sent(asking(endpoint)), "key": None}
+    assert {**sent(request), "key": None} == {**sent(request_to(endpoint)), "key": None}
 
 
 @pytest.mark.parametrize("endpoint", ["official_image_to_video", "official_task", "subscription"])
 def test_other_routes_of_such_a_gateway_use_the_header(endpoint: str) -> None:
     """The official format and the balance have no field for a key in the body."""
-    request = asking(endpoint, IN_BODY)
+    request = request_to(endpoint, IN_BODY)
     assert request.headers["Authorization"] == KEY
     assert KEY.encode() not in (request.body or b"")
     assert KEY not in request.url
@@ -663,7 +666,7 @@ def test_other_routes_of_such_a_gateway_use_the_header(endpoint: str) -> None:
 
 def test_a_feed_without_a_body_uses_the_header() -> None:
     """A feed that is polled by GET carries the key in the header, and never in the address."""
-    request = asking("feed", attrs.evolve(IN_BODY, feed_verb="GET"), "t 1")
+    request = request_to("feed", attrs.evolve(IN_BODY, feed_verb="GET"), "t 1")
     assert request.url == "https://api.fuhuapi.com/runway/feed?task_id=t%201"
     assert (request.body, request.headers["Authorization"]) == (None, KEY)
 
@@ -673,14 +676,14 @@ def test_extra_cannot_set_the_key() -> None:
     request = TextToVideo("a kitten", extra={"key": "marked"})
     with pytest.raises(errors.UsageError, match="extra sets 'key'") as caught:
         build(request, IN_BODY, KEY)
-    assert told(caught.value, ["marked", KEY]) == []
+    assert secrets_in(caught.value, ["marked", KEY]) == []
     assert sent(build(request, GATEWAY, KEY))["key"] == "marked"
 
 
 def test_every_request_carries_the_version_and_its_types() -> None:
     """The version header is always sent, because some pages require it (api-facts 1.1)."""
     for endpoint in ("text_to_video", "feed", "official_task"):
-        headers = asking(endpoint).headers
+        headers = request_to(endpoint).headers
         assert headers["X-Runway-Version"] == "2024-11-06"
         assert headers["Content-Type"] == "application/json"
         assert headers["Accept"] == "application/json"
@@ -689,7 +692,7 @@ def test_every_request_carries_the_version_and_its_types() -> None:
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 def test_the_repr_of_a_request_hides_its_content(endpoint: str) -> None:
     """The repr of a request has no key, prompt, address or body in it."""
-    request = asking(endpoint)
+    request = request_to(endpoint)
     assert not any(secret in repr(request) for secret in (*SECRETS, "Bearer"))
     assert set(request.secrets) <= {KEY, PROMPT, SIGNED, STILL}
     assert KEY in request.secrets
@@ -724,7 +727,7 @@ def test_a_request_without_a_class_goes_below_the_prefix_of_the_official_format(
 
 def test_the_repr_of_a_reply_hides_its_content() -> None:
     """The repr of a reply has no body and no headers in it."""
-    reply = Reply(asking("feed"), 200, {"set-cookie": "marked"}, b'{"video_url":"marked"}')
+    reply = Reply(request_to("feed"), 200, {"set-cookie": "marked"}, b'{"video_url":"marked"}')
     assert "marked" not in repr(reply)
 
 
@@ -766,7 +769,7 @@ def test_extra_does_not_override_what_the_request_sets(extra: dict[str, Any], na
     with pytest.raises(errors.UsageError, match=named) as caught:
         build(request, GATEWAY, KEY, NOWHERE)
     assert caught.value.field == "extra"
-    assert told(caught.value, ["marked"]) == []
+    assert secrets_in(caught.value, ["marked"]) == []
 
 
 def test_building_leaves_the_request_as_it_was() -> None:
@@ -785,7 +788,7 @@ def read(
 ) -> Any:
     """Return what a body, as JSON or as literal bytes, is read as."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return reader_of(endpoint)(Reply(asking(endpoint), status, headers or {}, raw))
+    return reader_of(endpoint)(Reply(request_to(endpoint), status, headers or {}, raw))
 
 
 UNDOCUMENTED: list[Any] = [
@@ -865,7 +868,7 @@ def test_an_upstream_task_without_an_id_is_read(inner: dict[str, Any]) -> None:
 def test_the_polled_id_is_kept_once() -> None:
     """A record holds the id object of the request, unless the answer has another id."""
     body = b'{"code": 200, "data": {"task_id": "%s", "status": "1"}}'
-    request = asking("feed", task_id="t-1")
+    request = request_to("feed", task_id="t-1")
     same, other = (read_task(Reply(request, 200, {}, body % each)) for each in (b"t-1", b"t-2"))
     assert same.task_id is request.task_id
     assert other.task_id == "t-2"
@@ -969,7 +972,7 @@ def test_a_wrong_id_is_reported_without_its_value(task_id: Any, kind: str) -> No
     with pytest.raises(errors.UnreadableReply) as caught:
         read({"code": 200, "data": {"task_id": task_id}})
     assert caught.value.reasons == (f"expected a task id, got {kind} @ $.data.task_id",)
-    assert told(caught.value, ["marked"]) == []
+    assert secrets_in(caught.value, ["marked"]) == []
 
 
 def test_a_missing_field_is_reported_with_its_path() -> None:
@@ -1002,14 +1005,14 @@ def test_a_reply_that_is_too_large_is_not_read() -> None:
     """A body above the limit is unreadable, even if the part that was read is valid JSON."""
     body = b'{"code":200,"data":{"task_id":"t-1"}}'
     with pytest.raises(errors.UnreadableReply, match="larger than the size limit"):
-        read_task(Reply(asking("text_to_video"), 200, {}, body, cut=True))
+        read_task(Reply(request_to("text_to_video"), 200, {}, body, cut=True))
 
 
 def test_a_page_that_is_too_large_is_still_a_page() -> None:
     """A large web page means a wrong address, although only a part of it was read."""
     with pytest.raises(errors.NotFound, match="web page"):
         read_task(
-            Reply(asking("text_to_video"), 200, {}, b"<!DOCTYPE html><div id=root>", cut=True)
+            Reply(request_to("text_to_video"), 200, {}, b"<!DOCTYPE html><div id=root>", cut=True)
         )
 
 
@@ -1221,7 +1224,7 @@ def test_an_unknown_status_shows_no_secret() -> None:
     """An unknown status is cut and hides the secrets that it quotes; such a code is dropped."""
     odd = "a wombat of 10.1.2.3 " + "moonwalking " * 9
     body = json.dumps({"id": "t-1", "status": odd, "failure": "no", "failureCode": odd})
-    asked = attrs.evolve(asking("official_task"), secrets=("a wombat",))
+    asked = attrs.evolve(request_to("official_task"), secrets=("a wombat",))
     record = read_task(Reply(asked, 200, {}, body.encode()))
     assert record.word == "<hidden> of <ip> moonwalking moonwalking "[:40]
     assert record.failure_code is None
@@ -1229,8 +1232,8 @@ def test_an_unknown_status_shows_no_secret() -> None:
 
 def test_secrets_can_be_added_to_a_request() -> None:
     """Each is added once and empty ones are not; without a new one it is the same object."""
-    asked = asking("feed").hiding("a wombat", None, "", "a wombat", "bilby")
-    assert asked.secrets == (*asking("feed").secrets, "a wombat", "bilby")
+    asked = request_to("feed").hiding("a wombat", None, "", "a wombat", "bilby")
+    assert asked.secrets == (*request_to("feed").secrets, "a wombat", "bilby")
     assert asked.hiding("bilby", None) is asked
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from support.clients import QUICK_RETRY, Ear
+from support.clients import QUICK_RETRY, EventRecorder
 from support.clock import RecordingClock
 from support.servers import reply
 
@@ -57,22 +57,22 @@ def range_of(request: bytes) -> tuple[str | None, str | None]:
 
 
 @attrs.define(eq=False)
-class Desk:
+class DownloadHarness:
     """A downloader, its events, and its pauses."""
 
     downloader: Downloader
-    ear: Ear
+    recorder: EventRecorder
     clock: RecordingClock
     path: Path
     #: For each URL that was fetched, whether it was a fresh one.
-    asked: list[bool] = attrs.field(factory=list)
+    fetches: list[bool] = attrs.field(factory=list)
 
     async def save(self, *urls: str, origin: str = "", **options: Any) -> Path:
         """Save the clip at the first of *urls*; each fresh URL is the next of them."""
         waiting = list(urls)
 
         async def address(fresh: bool) -> str:
-            self.asked.append(fresh)
+            self.fetches.append(fresh)
             if fresh and len(waiting) > 1:
                 del waiting[0]
             return waiting[0]
@@ -119,10 +119,12 @@ def until_closed(video: bytes) -> bytes:
 
 
 @asynccontextmanager
-async def open_desk(folder: Path, patience: float = 0.0, **policy: Any) -> AsyncIterator[Desk]:
+async def open_harness(
+    folder: Path, patience: float = 0.0, **policy: Any
+) -> AsyncIterator[DownloadHarness]:
     """Yield a downloader that sleeps without taking time."""
-    clock, ear = RecordingClock(), Ear()
-    hooks = Hooks([ear])
+    clock, recorder = RecordingClock(), EventRecorder()
+    hooks = Hooks([recorder])
     retry = attrs.evolve(QUICK_RETRY, **policy)
     transport = Transport(
         session=None,
@@ -134,6 +136,6 @@ async def open_desk(folder: Path, patience: float = 0.0, **policy: Any) -> Async
     )
     downloader = Downloader(transport, retry, clock, hooks, patience)
     try:
-        yield Desk(downloader, ear, clock, folder / "clip.mp4")
+        yield DownloadHarness(downloader, recorder, clock, folder / "clip.mp4")
     finally:
         await transport.aclose()
