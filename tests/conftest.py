@@ -17,14 +17,14 @@ from fuhu_runway.testing import Simulator, virtual_time
 
 pytest_plugins = ["pytester"]  # for the tests of our own plugin
 
-# In the background of a script a process is born deaf to Ctrl-C, and so is all that it starts.
+# A background process of a script ignores Ctrl-C, and so do the processes that it starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-# So it is under nohup to the end of its terminal.
+# Under nohup, a process ignores SIGHUP in the same way.
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# A slow machine is no fault of the code: examples have no deadline of their own.
+# A slow machine is not a defect of the code, so examples have no deadline.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
@@ -35,7 +35,7 @@ def refuse_the_outside(event: str, args: tuple[Any, ...]) -> None:
         return
     host = args[1][0]
     if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
-        message = f"a test reached for {host}: only loopback is ever a target"
+        message = f"a test tried to connect to {host}: only loopback is allowed"
         raise RuntimeError(message)
 
 

@@ -74,7 +74,7 @@ def rows_of(name: str) -> list[list[str]]:
 
 @EACH_ENDPOINT
 def test_each_endpoint_has_a_sample(row: Endpoint) -> None:
-    """At least one sample answers each endpoint."""
+    """At least one sample responses each endpoint."""
     assert any(sample.endpoint == row.name for sample in samples())
 
 
@@ -105,7 +105,7 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
 
 
 async def exchanged(session: aiohttp.ClientSession, request: Request) -> TaskRecord | Balance:
-    """Send a request without the client, and return what the answer is read as."""
+    """Send a request without the client, and return what the response is read as."""
     async with session.request(
         request.endpoint.verb, request.url, data=request.body, headers=request.headers
     ) as response:
@@ -123,7 +123,7 @@ def at(simulator: Simulator, row: Gateway = GATEWAYS["fuhuapi"]) -> Gateway:
 async def test_each_endpoint_has_a_route_in_the_simulator(
     row: Endpoint, session: aiohttp.ClientSession
 ) -> None:
-    """The simulator, which shares no table with the client, answers each endpoint."""
+    """The simulator, which shares no table with the client, responses each endpoint."""
     async with Simulator() as simulator:
         submit = "official_image_to_video" if row.name == "official_task" else "text_to_video"
         task = await exchanged(session, request_to(submit, at(simulator), key=OWN_KEY))

@@ -36,7 +36,7 @@ filterwarnings = error
 """
 
 NOTHING_ELSE = [f"-pno:{plugin}" for plugin in ("aiohttp", "anyio", "asyncio")]
-"""Whoever installed the extra and no more has no plugin for asynchronous tests."""
+"""With only the extra installed, there is no plugin for asynchronous tests."""
 
 
 def run_block(example: Example) -> None:
@@ -177,7 +177,7 @@ def test_the_test_files_of_the_pages_pass(page: str, tmp_path: Path) -> None:
         blocks = [block for block in blocks if "(runway_gateway" in block]
     (tmp_path / "test_app.py").write_text("\n\n".join(blocks), encoding="utf-8")
     (tmp_path / "pytest.ini").write_text(SETTINGS, encoding="utf-8")
-    # The very package that is tested here, be it the tree's or an installed one.
+    # The package under test, either from the source tree or installed.
     environment = os.environ | {"PYTHONPATH": str(Path(fuhu_runway.__file__).parents[1])}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *NOTHING_ELSE]
     ran = subprocess.run(

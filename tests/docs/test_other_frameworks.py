@@ -29,7 +29,7 @@ def block(language: str, heading: str) -> str:
 
 def ran(*command: str, folder: Path, path: str = "") -> subprocess.CompletedProcess[str]:
     """Run a program to its end, with each warning as an error."""
-    # The very package that is tested here, be it the tree's or an installed one.
+    # The package under test, either from the source tree or installed.
     environment = {
         **os.environ,
         "PYTHONPATH": str(Path(fuhu_runway.__file__).parents[1]),

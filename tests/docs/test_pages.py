@@ -96,7 +96,7 @@ def test_each_page_of_the_reference_begins_with_words(page: Path) -> None:
 
 @pytest.mark.parametrize("word", ["poll", "webhook", "upload", "timeout", "rate limit"])
 def test_a_search_for_a_common_word_finds_a_title(word: str) -> None:
-    """A page has the word in its title, where a search looks first."""
+    """A page has the word in its title, where a search engine matches first."""
     titles = [page.read_text(encoding="utf-8").partition("\n")[0] for page in BY_HAND]
     assert any(word in title.lower() for title in titles)
 

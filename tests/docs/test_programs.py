@@ -33,7 +33,7 @@ async def printed(
     *command: str, folder: Path, gateway: Simulator, happened: Callable[[], object] | None = None
 ) -> str:
     """Run a program, stop it with SIGTERM once something has *happened*, return its output."""
-    # The very package that is tested here, be it the tree's or an installed one.
+    # The package under test, either from the source tree or installed.
     package = str(Path(fuhu_runway.__file__).parents[1])
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, *command),

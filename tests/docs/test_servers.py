@@ -49,7 +49,7 @@ async def served(
     command: list[str], folder: Path, gateway: Simulator, **variables: str
 ) -> AsyncIterator[tuple[Process, ClientSession]]:
     """Serve the app in *folder* from a process, and yield that and a client for it."""
-    # The very package that is tested here, be it the tree's or an installed one.
+    # The package under test, either from the source tree or installed.
     package = str(Path(fuhu_runway.__file__).parents[1])
     with socket.create_server(("127.0.0.1", 0)) as listener:
         process = await asyncio.create_subprocess_exec(

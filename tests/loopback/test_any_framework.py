@@ -138,7 +138,7 @@ def test_unittest_opens_it_in_every_way(tmp_path: Path) -> None:
 
 
 def test_a_script_may_run_it_in_several_loops(tmp_path: Path) -> None:
-    """A gateway that comes back in another loop has its tasks still."""
+    """A gateway that is restarted in another loop still has its tasks."""
     done = ran("-c", dedent(COMMON + SCRIPT), folder=tmp_path)
     # In dev mode asyncio complains of a machine that is slow.
     complaints = [line for line in done.stderr.splitlines() if not line.startswith("Executing <")]
@@ -154,7 +154,7 @@ def is_there(url: str) -> bool:
         return False
 
 
-@pytest.mark.skipif(os.name != "posix", reason="elsewhere nobody is killed like this")
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX has SIGKILL")
 def test_a_killed_harness_leaves_no_gateway_behind(tmp_path: Path) -> None:
     """With its stdin watched, a gateway is gone once the program that started it is killed."""
     pytest.importorskip("cyclopts")

@@ -177,7 +177,7 @@ async def test_the_summary_and_the_gateway_agree(gateway: Simulator, journal: Pa
 
 
 async def test_what_is_in_doubt_stays_so_in_every_run(gateway: Simulator, journal: Path) -> None:
-    """Two submissions without an answer are two doubts, however often the batch is run."""
+    """Two submissions without a response are two doubts, however often the batch is run."""
     source = prompts(4)
     gateway.script(source[0], faults=[faults.on("submit", faults.drop_after_accepting())])
     gateway.script(source[1], faults=[faults.on("submit", faults.drop_before_accepting())])
@@ -192,7 +192,7 @@ async def test_what_is_in_doubt_stays_so_in_every_run(gateway: Simulator, journa
 async def test_what_failed_is_submitted_again_only_if_that_is_wanted(
     gateway: Simulator, journal: Path, clips: Path
 ) -> None:
-    """A failure costs a second task in the run that asks for one, and in no other."""
+    """A failed job is submitted again only in the run that requests it."""
     source = prompts(3)
     gateway.script(then="fail")
     counts = []
@@ -290,7 +290,7 @@ async def test_a_source_may_take_its_time(gateway: Simulator) -> None:
 
 
 async def test_a_file_becomes_a_batch(gateway: Simulator, tmp_path: Path, clips: Path) -> None:
-    """A file that was checked makes what stands in it, under the names that it gives."""
+    """Each entry of a checked file becomes a job, under the name in the entry."""
     lines = [
         {"prompt": "a marked kitten", "seconds": 5, "custom_id": "kitten"},
         {"prompt": "a marked smile", "image": STILL, "custom_id": "smile"},
@@ -318,7 +318,7 @@ async def test_a_file_becomes_a_batch(gateway: Simulator, tmp_path: Path, clips:
     ],
 )
 async def test_one_odd_address_is_one_outcome(clips: Path, journal: Path, address: str) -> None:
-    """Of twelve clips, one of which has an address that cannot be, eleven are saved."""
+    """Of twelve clips, one of which has an impossible URL, eleven are saved."""
     video = b"\0\0\0\x08ftyp\0\0\0\x08moov"
     ids = iter(range(1, 13))
 
@@ -349,7 +349,7 @@ async def test_one_odd_address_is_one_outcome(clips: Path, journal: Path, addres
 
 @asynccontextmanager
 async def routed_server(answer: Callable[[bytes, bytes], bytes]) -> AsyncIterator[str]:
-    """Serve what *answer* makes of the head and the body of each request."""
+    """Serve the result of *answer* for the head and the body of each request."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
@@ -404,7 +404,7 @@ async def test_a_dead_key_is_tried_by_few_and_costs_nothing(
 
 
 async def test_a_gateway_that_is_not_there_ends_the_submitting(clips: Path, journal: Path) -> None:
-    """Nothing was sent, so that all of it is planned still."""
+    """Nothing was sent, so every job is still planned."""
     gateway = Simulator()
     await gateway.start()
     await gateway.aclose()

@@ -1,4 +1,4 @@
-"""Callbacks from end to end: a gateway that posts, an app that takes it, and clips that come."""
+"""Webhooks from end to end: a gateway that posts, an app that receives, and clips."""
 
 import asyncio
 from statistics import mean
@@ -17,7 +17,7 @@ from fuhu_runway.testing import Callbacks, Simulator, faults
 
 PROMPT: Final = "a marked kitten"
 KEY: Final = "sk-marked-7f3a"
-#: No address may be in the log: the fixture of this folder looks for its first part.
+#: No URL may be in the log: the fixture of this folder searches for its first part.
 PATH: Final = "/marked-hooks"
 TAKES: Final = 100.0
 SOON: Final = 0.5
@@ -37,12 +37,12 @@ def client_of(gateway: Simulator, webhook_app: WebhookApp, **options: object) ->
     )
 
 
-#: A look that happens to come between an end and its webhook proves that webhooks are slow.
+#: A poll between an end and its webhook proves that webhooks are slow.
 STEADY: Final = PollPolicy(jitter=0)
 
 
 async def delay_of(client: Client, gateway: Simulator) -> float:
-    """Make one clip, and give how long it lay about, in seconds."""
+    """Make one clip, and return how long after its end it was returned, in seconds."""
     task = await client.generate(PROMPT)
     await task.wait()
     finished = next(one for one in gateway.tasks if one.task_id == task.id).finishes_at
@@ -69,7 +69,7 @@ UNRULY: Final = {
     "repeated": Callbacks(times=3),
     "the end alone": Callbacks(progress=False),
     "out of order": Callbacks(disorder=True),
-    "told again": Callbacks(again_after=5.0),
+    "sent again": Callbacks(again_after=5.0),
     "after garbage": Callbacks(garbage=True),
     "in two halves": Callbacks(stutter=1.0),
     "all of it": Callbacks(times=3, disorder=True, garbage=True, again_after=5.0),
@@ -96,7 +96,7 @@ async def test_unruly_webhooks_do_no_harm(callbacks: Callbacks) -> None:
 
 @pytest.mark.usefixtures("virtual")
 async def test_late_webhooks_cost_no_time() -> None:
-    """What comes half a minute after the end is of no use, and nothing is left to it."""
+    """Webhooks that come half a minute after the end are useless, and nothing depends on them."""
     callbacks = Callbacks(delay=30.0)
     async with (
         receiving(PATH) as webhook_app,
@@ -111,7 +111,7 @@ async def test_late_webhooks_cost_no_time() -> None:
 
 @pytest.mark.usefixtures("virtual")
 async def test_webhooks_that_never_come_cost_no_time() -> None:
-    """A gateway that posts nothing is polled as ever, and after five ends a warning says so."""
+    """A gateway that posts nothing is polled as usual, and after five ends there is a warning."""
     recorder = EventRecorder()
     async with (
         receiving(PATH) as webhook_app,
@@ -163,7 +163,7 @@ async def test_a_failure_ends_the_wait_as_well() -> None:
     [("/app/marked-hooks", "/marked-hooks"), ("/marked", ""), ("", "/deep/marked-hooks")],
 )
 async def test_a_proxy_may_change_the_path(outside: str, inside: str) -> None:
-    """Whatever prefix a proxy takes away or adds, the webhooks wake their waits."""
+    """Whether a proxy strips or adds a prefix, the webhooks wake their waits."""
     async with (
         behind_a_proxy(outside, inside) as webhook_app,
         simulator(Callbacks()) as gateway,
@@ -175,7 +175,7 @@ async def test_a_proxy_may_change_the_path(outside: str, inside: str) -> None:
 
 
 @pytest.mark.usefixtures("virtual")
-async def test_a_batch_looks_hardly_more_often_than_it_has_jobs() -> None:
+async def test_a_batch_polls_little_more_than_once_per_job() -> None:
     """Each of a hundred jobs ends within moments, and most are polled twice."""
     recorder = EventRecorder()
     async with receiving(PATH) as webhook_app, simulator(Callbacks()) as gateway:
@@ -209,7 +209,7 @@ async def test_updates_yield_each_change() -> None:
 
 @pytest.mark.usefixtures("virtual")
 async def test_a_lost_response_is_found_by_the_first_webhook() -> None:
-    """A submit in doubt is an error at once, and a task in hand as soon as the gateway posts."""
+    """A submit in doubt raises at once, and its task is known as soon as the gateway posts."""
     recorder = EventRecorder()
     async with receiving(PATH) as webhook_app, simulator(Callbacks()) as gateway:
         gateway.fault("submit", faults.drop_after_accepting())
@@ -225,7 +225,7 @@ async def test_a_lost_response_is_found_by_the_first_webhook() -> None:
 
 
 @pytest.mark.usefixtures("virtual")
-async def test_an_answer_that_hangs_is_made_up_for() -> None:
+async def test_a_webhook_replaces_a_response_that_hangs() -> None:
     """A submit whose response never comes returns the task that a webhook named."""
     async with receiving(PATH) as webhook_app, simulator(Callbacks()) as gateway:
         gateway.fault("submit", faults.Hang(accepted=True))

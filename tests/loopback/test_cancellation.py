@@ -23,7 +23,7 @@ SOME_POLLS = [faults.on("feed", faults.Blank(), times=12)]
 
 
 async def cancel(work: "asyncio.Task[Any]") -> None:
-    """Cancel *work*, and see that it ends by that."""
+    """Cancel *work*, and check that this ends it."""
     work.cancel()
     await asyncio.wait([work])
     assert work.cancelled()
@@ -33,7 +33,7 @@ async def cancel(work: "asyncio.Task[Any]") -> None:
 
 
 async def test_a_submit_that_waits_for_its_turn(gateway: Simulator) -> None:
-    """Cancelled while another is in flight, it is never sent, and no id is lost."""
+    """Cancelled while another request is in flight, it is never sent, and no id is lost."""
     gateway.fault("submit", faults.Slow(A_WHILE))
     async with quick_client(gateway, limits=Limits(requests_in_flight=1)) as client:
         first = asyncio.create_task(client.generate(PROMPT))
@@ -47,7 +47,7 @@ async def test_a_submit_that_waits_for_its_turn(gateway: Simulator) -> None:
 
 
 async def test_a_submit_in_flight(gateway: Simulator) -> None:
-    """Its id is waited for at the close, and its clip can be had: nothing paid is lost."""
+    """Closing waits for its id, and its clip can be fetched: nothing paid is lost."""
     gateway.fault("submit", faults.Slow(A_WHILE))
     recorder = EventRecorder()
     async with quick_client(gateway, hooks=[recorder]) as client:
@@ -271,8 +271,8 @@ async def test_a_client_in_the_middle_of_everything(gateway: Simulator, tmp_path
 
 
 INTERRUPTED = """
-heard = []
-client = Client(hooks=[heard.append])
+received = []
+client = Client(hooks=[received.append])
 
 async def main():
     BODY
@@ -280,7 +280,7 @@ async def main():
 try:
     asyncio.run(main())
 except KeyboardInterrupt:
-    unclaimed = [one for one in heard if isinstance(one, hooks.SubmissionUnclaimed)]
+    unclaimed = [one for one in received if isinstance(one, hooks.SubmissionUnclaimed)]
     print(*(f"{one.task_id} {one.error}" for one in unclaimed))
 """
 

@@ -34,7 +34,7 @@ PROMPT = "a marked kitten"
 SECRETS = ("marked", "127.0.0.1")
 NO_ID = '{"code": 200, "msg": "success", "data": {"task_id": ""}, "exec_time": 1}'
 
-# The failures in which the gateway accepted the job and the answer was lost.
+# The failures in which the gateway accepted the job and the response was lost.
 IN_DOUBT: dict[str, tuple[Fault, type[RunwayError]]] = {
     "connection dies": (faults.drop_after_accepting(), NoReply),
     "connection is reset": (faults.Drop(accepted=True, reset=True), NoReply),
@@ -72,7 +72,7 @@ async def test_a_lost_answer_is_one_job_in_doubt(
     cause: type[RunwayError],
     borrowed: bool,
 ) -> None:
-    """If the answer is lost, one request was sent, one job exists, and it is in doubt."""
+    """If the response is lost, one request was sent, one job exists, and it is in doubt."""
     gateway.fault("submit", fault, times=None)
     recorder, session = EventRecorder(), aiohttp.ClientSession() if borrowed else None
     timeouts = Timeouts(read=0.05) if isinstance(fault, faults.Hang) else Timeouts()

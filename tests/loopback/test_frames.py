@@ -34,7 +34,7 @@ CALLS: dict[str, Call] = {
     "wait": lambda client: client.task("t-1").wait(timeout=0.5),
 }
 
-# What stands beside the message is shown nowhere, and is in the answer that is read.
+# What stands beside the message is shown nowhere, and is in the response that is read.
 BODY = b'{"error": {"message": "no", "quoted": "a marked kitten of sk-marked-7f3a"}}'
 ANSWERS = {
     "refused": reply(BODY, "400 Bad Request"),
@@ -48,7 +48,7 @@ ANSWERS = {
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS.keys())
 async def test_no_frame_of_a_failed_call_holds_a_secret(call: Call, answer: bytes | None) -> None:
-    """Whatever the response is, or if there is none."""
+    """The response may be anything, or missing."""
     async with raw_server(answer, closes=True) as server, _client(server.url) as client:
         with pytest.raises(RunwayError) as caught:
             await call(client)
@@ -102,7 +102,7 @@ async def test_no_frame_of_a_wrong_call_holds_a_secret(gateway: Simulator, call:
     ids=lambda arguments: next(iter(arguments)),
 )
 def test_no_frame_of_a_client_that_is_not_made_holds_the_key(arguments: dict[str, Any]) -> None:
-    """Whatever is wrong with which argument."""
+    """Any argument may be wrong, in any way."""
     with pytest.raises(UsageError) as caught:
         Client(**{"api_key": KEY, **arguments})
     assert secrets_in(caught.value, SECRETS) == in_frames(caught.value, SECRETS) == []

@@ -1,4 +1,4 @@
-"""A client with a journal: what is written down before, while and after money is spent."""
+"""A client with a journal: what is recorded before, while and after money is spent."""
 
 import asyncio
 import shutil
@@ -73,14 +73,14 @@ def missing_folder(path: Path) -> Path:
 
 
 def another_database(path: Path) -> Path:
-    """A database of something else."""
+    """Another program's database."""
     with closing(sqlite3.connect(path)) as db:
         db.execute("CREATE TABLE bookmarks (title TEXT)")
     return path
 
 
 def of_a_newer_version(path: Path) -> Path:
-    """A journal of a version to come."""
+    """A journal of a future version."""
     with closing(sqlite3.connect(path)) as db:
         db.execute("CREATE TABLE job (key TEXT)")
         db.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
@@ -105,7 +105,7 @@ def no_database(path: Path) -> Path:
 async def test_nothing_is_sent_that_cannot_be_recorded(
     gateway: Simulator, path: Path, make: Callable[[Path], Path], kind: type[JournalError]
 ) -> None:
-    """With a journal that cannot be used, no request leaves, by whichever way it was meant to."""
+    """With a journal that cannot be used, no request leaves, by any method."""
     client = quick_client(gateway, journal=make(path))
     with pytest.raises(kind) as caught:
         await client.generate(PROMPT)
@@ -139,7 +139,7 @@ async def test_nothing_is_sent_while_another_has_the_journal(
 
 
 async def generate_for_ever(client: Client, made: list[str]) -> None:
-    """Submit one after the other, and write down what was accepted."""
+    """Submit one after the other, and record what was accepted."""
     while True:
         made.append((await client.generate(PROMPT)).id)
 
@@ -216,7 +216,7 @@ async def test_every_end_of_a_submission_is_written(
 
 
 async def test_a_gateway_that_is_not_there_leaves_the_job_planned(path: Path) -> None:
-    """A request that never arrived is as good as never sent, and may be sent again."""
+    """A request that never arrived counts as not sent, and may be sent again."""
     gateway = Simulator()
     await gateway.start()
     await gateway.aclose()
@@ -339,7 +339,7 @@ async def test_a_paid_task_is_given_though_its_row_cannot_be_written(
 async def test_the_outcome_of_a_submission_is_raised_even_if_it_cannot_be_written(
     gateway: Simulator, path: Path, fault: Fault, kind: type[RunwayError]
 ) -> None:
-    """An error of the journal never stands in for a doubt: it would say that nothing was sent."""
+    """An error of the journal never replaces a doubt: it would say that nothing was sent."""
     gateway.fault("submit", fault)
     journal = Forgetful(path)
     async with quick_client(gateway, journal=journal) as client:
@@ -354,7 +354,7 @@ async def test_the_outcome_of_a_submission_is_raised_even_if_it_cannot_be_writte
 
 
 async def test_a_journal_by_path_is_closed_with_its_client(gateway: Simulator, path: Path) -> None:
-    """A client that made its journal lets go of the file when it is closed."""
+    """A client that opened its journal by path releases the file when it is closed."""
     async with quick_client(gateway, journal=str(path)) as client:
         await client.generate(PROMPT)
         assert "open" in repr(client.journal)

@@ -1,4 +1,4 @@
-"""What a client learns of how long tasks take, and from where."""
+"""How a client learns how long tasks take."""
 
 from pathlib import Path
 

@@ -149,7 +149,7 @@ async def test_a_limit_that_is_found_is_reported() -> None:
 
 @pytest.mark.usefixtures("virtual")
 async def test_few_are_sent_before_the_first_answer() -> None:
-    """Of a hundred at once, only four are sent before the first answer."""
+    """Of a hundred at once, only four are sent before the first response."""
     async with Simulator(rate_limit=1.0, burst=1) as gateway, client_of(gateway) as client:
         await submit_many(client, 100)
         assert gateway.submitted == 100

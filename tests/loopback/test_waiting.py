@@ -102,7 +102,7 @@ async def test_failed_polls_do_not_end_a_wait(gateway: Simulator, fault: Fault) 
 
 
 def _handle(client: Client, task: Task) -> Task:
-    """Return the same task in the hands of another client."""
+    """Return a handle of another client on the same task."""
     return Task(client._sessions, task.id, submitted_at=task.submitted_at)
 
 
@@ -186,7 +186,7 @@ async def test_a_success_without_an_address(gateway: Simulator) -> None:
 async def test_an_unknown_status_is_reported_once(
     gateway: Simulator, fault: Fault, word: str
 ) -> None:
-    """It is not an end, and many answers with it are one event."""
+    """The wait goes on, and many responses with it cause one event."""
     gateway.script(then="stall", faults=[on("feed", fault, times=None)])
     recorder = EventRecorder()
     async with quick_client(gateway, hooks=[recorder]) as client:

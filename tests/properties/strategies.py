@@ -1,4 +1,4 @@
-"""What a gateway may send, what a caller may ask for, and secrets that are easy to find."""
+"""What a gateway may send, what a caller may request, and secrets that are easy to find."""
 
 import json
 from typing import Any, Final
@@ -80,7 +80,7 @@ def nested(scalars: st.SearchStrategy[Any] = SCALARS) -> st.SearchStrategy[Any]:
                 {"code": st.sampled_from([200, "success", True, 400, "task_not_exist"])},
                 optional={"data": inner, "msg": inner, "message": inner, "error": inner},
             ),
-            # An error or an answer inside a text (api-facts 2 J).
+            # An error or a response inside a text (api-facts 2 J).
             inner.map(json.dumps),
         ),
         max_leaves=12,

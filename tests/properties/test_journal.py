@@ -125,7 +125,7 @@ class JournalMachine(RuleBasedStateMachine):
 
 class TestJournal(JournalMachine.TestCase):
     """
-    Whatever is planned, stepped, heard, closed or crashed, the file says what the model says.
+    After any plans, steps, events, closings and crashes, the file equals the model.
 
     An error of the journal means that the step was illegal, and that nothing has changed.
     """

@@ -29,7 +29,7 @@ spans = st.floats(min_value=0.0, max_value=30.0, allow_nan=False)
 
 
 class LimiterMachine(RuleBasedStateMachine):
-    """Requests that arrive, leave and are cancelled, while answers and refusals change the pace."""
+    """Requests arrive, leave and are cancelled, while responses and refusals change the pace."""
 
     here = Bundle("here")
 
@@ -69,7 +69,7 @@ class LimiterMachine(RuleBasedStateMachine):
                 self.inside.discard(number)
 
     def judged(self, number: int, now: float) -> list[str]:
-        """Return what is wrong with this one going now."""
+        """Return why this request must not be sent now; None if it may be."""
         wrong = {
             "another request was overtaken": self.line[0] != number,
             "faster than the pace": now < self.went_at + 0.5 / self.fastest - NEAR,
@@ -125,7 +125,7 @@ class LimiterMachine(RuleBasedStateMachine):
         self.run(self.receive(lambda now: self.limiter.answered(now - ago), times))
 
     async def receive(self, record: Callable[[float], None], times: int) -> None:
-        """Record answers to requests that went in another place of the same limiter."""
+        """Record responses to requests that went in another place of the same limiter."""
         for _ in range(times):
             self.limiter.in_flight += 1
             record(self.clock.now())

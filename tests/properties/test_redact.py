@@ -64,13 +64,13 @@ def test_redacting_only_removes_and_marks(text: str, secrets: list[str]) -> None
 
 @given(nested(MARKED))
 def test_an_outline_has_no_value_in_it(value: object) -> None:
-    """No text value of an answer is in its outline."""
+    """No text value of a response is in its outline."""
     assert "MARK" not in outline(value)
 
 
 @given(nested(MARKED), st.integers(0, 40))
 def test_an_outline_of_a_truncated_answer_has_no_value_in_it(value: object, lost: int) -> None:
-    """An answer that is cut anywhere shows none of its values, and at most 200 characters."""
+    """A response that is cut anywhere shows none of its values, and at most 200 characters."""
     text = json.dumps(value)
     shown = outline_text(text[: max(0, len(text) - lost)])
     assert "MARK" not in shown

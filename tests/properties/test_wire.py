@@ -46,14 +46,14 @@ from fuhu_runway.models import (
 
 
 def answer(reply: Reply) -> TaskRecord | Balance | errors.RunwayError:
-    """Return what an answer is parsed as, or the RunwayError that it raises."""
+    """Return what a response is parsed as, or the RunwayError that it raises."""
     try:
         return reader_of(reply.request.endpoint.name)(reply)
     except errors.RunwayError as error:
         return error
 
 
-# Answers
+# Responses
 
 
 @given(ENDPOINT_NAMES, STATUSES, HEADERS, BODIES, st.booleans())
@@ -100,7 +100,7 @@ def check_error(error: errors.RunwayError, status: int) -> None:
 def test_only_an_answer_may_leave_a_paid_request_accepted(
     endpoint: str, status: int, body: bytes
 ) -> None:
-    """An answer never claims that a request was not sent."""
+    """A response never claims that a request was not sent."""
     result = answer(Reply(request_to(endpoint), status, {}, body))
     if isinstance(result, errors.RunwayError):
         fate = getattr(result, "fate", None)
@@ -129,7 +129,7 @@ REFUSAL = st.fixed_dictionaries(
 def test_no_error_shows_what_was_sent(
     value: Any, refusal: dict[str, Any], request_id: str, endpoint: str, status: int
 ) -> None:
-    """A gateway may quote key and prompt anywhere in an answer: no error contains them."""
+    """A gateway may quote key and prompt anywhere in a response: no error contains them."""
     body = {"data": value, "any": value} | refusal
     request = attrs.evolve(request_to(endpoint), secrets=(SENT_KEY, PROMPT))
     headers = {"x-request-id": request_id}
@@ -308,7 +308,7 @@ PARTS = st.sampled_from(["data", "result"])
 
 @st.composite
 def bodies_with_an_id(draw: st.DrawFn) -> tuple[bytes, str]:
-    """Draw the body of an answer with a task id at one of the usual places."""
+    """Draw the body of a response with a task id at one of the usual places."""
     task_id = draw(IDS)
     named = draw(BESIDE) | {draw(NAMES): task_id}
     outer = draw(BESIDE)
@@ -351,7 +351,7 @@ def bodies_with_an_id(draw: st.DrawFn) -> tuple[bytes, str]:
 def test_an_answer_with_an_id_is_never_called_free_of_charge(
     drawn: tuple[bytes, str], endpoint: str, status: int
 ) -> None:
-    """An answer to a submit with an id is a task, or in doubt with that id."""
+    """A response to a submit with an id is a task, or in doubt with that id."""
     body, task_id = drawn
     result = answer(Reply(request_to(endpoint), status, {}, body))
     if isinstance(result, errors.RunwayError):

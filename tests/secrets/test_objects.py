@@ -57,7 +57,7 @@ from fuhu_runway.task import Clip, Task
 LINK: Final = "https://cdn.example/1.mp4?_jwt=pangolin"
 CLIENT: Final = Client(KEY, callbacks=CallbackReceiver("https://app.example", secret=SECRET))
 REQUEST: Final = TextToVideo(PROMPT, extra=EXTRA)
-TOLD: Final = leaky_text(ImageToVideo(PROMPT, IMAGE, last_image=VIDEO))
+LEAKY: Final = leaky_text(ImageToVideo(PROMPT, IMAGE, last_image=VIDEO))
 RECORD: Final = TaskRecord(
     "t-1",
     TaskState.SUCCEEDED,
@@ -66,8 +66,8 @@ RECORD: Final = TaskRecord(
     last_frame_url=LINK,
     prompt=PROMPT,
     prompt_en=PROMPT,
-    message=TOLD,
-    answer=TOLD.encode(),
+    message=LEAKY,
+    answer=LEAKY.encode(),
 )
 TASK: Final = Task(CLIENT._sessions, "t-1", request=REQUEST, record=RECORD)
 CLIP: Final = Clip(CLIENT, TASK, RECORD)
@@ -77,7 +77,7 @@ HELD: Final[tuple[Any, ...]] = (
     ActOne(VIDEO, IMAGE, extra=EXTRA),
     Aleph(VIDEO, PROMPT, image=IMAGE, extra=EXTRA),
     BackgroundJob(TASK, Path("clip.mp4"), WORK, Hooks(())),
-    Balance(1.0, raw={"of": TOLD}),
+    Balance(1.0, raw={"of": LEAKY}),
     CLIENT.batch([PROMPT]),
     CallbackReceiver("https://app.example/hooks", secret=SECRET),
     CLIENT,
@@ -147,5 +147,5 @@ def test_no_object_of_the_simulator_shows_a_secret() -> None:
     evidence = Evidence()
     evidence.thing(gateway)
     evidence.thing(seen)
-    evidence.thing(testing.faults.Answer(400, TOLD))
+    evidence.thing(testing.faults.Answer(400, LEAKY))
     assert evidence.leaks == []

@@ -1,8 +1,8 @@
 """
-Every way in which the simulator can treat a client, with secrets that are marked.
+Every scenario of the simulator, with marked secrets.
 
 The scenarios are found in the simulator itself, so that a fault, a place, a dialect or an ending
-that comes to it later is one more scenario, or a test fails that says so.
+that is added later is one more scenario, or a test fails.
 """
 
 import asyncio
@@ -59,12 +59,12 @@ from fuhu_runway.testing._server.cdn import Media
 from fuhu_runway.testing._server.story import Ending
 from fuhu_runway.testing.faults import PLACES, Fault, Where
 
-# Whatever takes its time takes none of ours.
+# Delays are virtual, and cost no real time.
 pytestmark = pytest.mark.usefixtures("virtual")
 
 PUBLIC_URL: Final = "https://app.example/hooks"
 LONG_ENOUGH: Final = 0.04
-"""For a task that succeeds, and for some looks at one that does not, in seconds."""
+"""Timeouts, in seconds: for a task that succeeds, and for some polls of one that does not."""
 BRIEF: Final = Timeouts(connect=1.0, read=0.05, total=0.3)
 TEXTS: Final = (str, str | None, str | int | None)
 OF_THE_SERVER: Final = ("aiohttp.access", "aiohttp.server", "aiohttp.web")
@@ -85,7 +85,7 @@ REQUESTS: Final[tuple[Generation, ...]] = (
     ),
 )
 
-# What the makers of faults have to be told, beside the texts that may be indiscreet.
+# The required arguments of functions that make faults, besides texts that may leak.
 NEEDED: Final[dict[str, dict[str, Any]]] = {
     "Answer": {"status": 418},
     "Huge": {"megabytes": 9},
@@ -133,7 +133,7 @@ def made_by(name: str, text: str) -> Iterator[Fault]:
 
 
 def quoting(text: str) -> Iterator[Fault]:
-    """Return answers with *text* in every place of an answer."""
+    """Return responses with *text* in every place of a response."""
     headers = (("X-Client-IP", IPV4), ("Set-Cookie", f"k={KEY}"), ("X-Request-Id", f"{KEY} {IPV6}"))
     for status in (200, 302, 400, 401, 402, 404, 422, 429, 500, 503):
         yield faults.Answer(status, text, "text/plain", headers)
@@ -162,7 +162,7 @@ class Setup:
         then: Callable[[], None] = lambda: None,
     ) -> None:
         """
-        Go the whole way with one request, and look at everything that a user holds there.
+        Follow one request from submit to file, and check every object that a user holds.
 
         *then* is called when it is accepted.
         """
@@ -224,7 +224,7 @@ def evidence(caplog: pytest.LogCaptureFixture) -> Iterator[Evidence]:
     found = Evidence()
     yield found
     for record in caplog.get_records("call"):
-        # The simulator is not the one who is on trial.
+        # The simulator itself is not under test here.
         if not record.name.startswith(OF_THE_SERVER):
             found.take(f"log {record.name}", f"{record.getMessage()} {vars(record)}")
             error = record.exc_info and record.exc_info[1]
@@ -240,7 +240,7 @@ async def setup(evidence: Evidence, folder: Path, **options: Any) -> AsyncIterat
     recorder, spans = EventRecorder(), Collected()
     receiver = CallbackReceiver(PUBLIC_URL, secret=SECRET)
     path = folder / "run.db"
-    folder.mkdir(exist_ok=True)  # noqa: ASYNC240  (in a test nobody waits for it)
+    folder.mkdir(exist_ok=True)  # noqa: ASYNC240  (a test need not yield to other tasks)
     async with Simulator(speed=1000, takes=5, **options) as gateway:
         client = quick_client(
             gateway,
@@ -302,7 +302,7 @@ async def _meet(
 ) -> None:
     """Let faults happen to each kind of request in one place."""
     if place == "balance":
-        # What is asked for while nothing is known of the request: a prompt of a living task.
+        # Calls without a request of their own: a response may quote the prompt of a live task.
         task = await here.client.submit(REQUESTS[0])
         for fault in faults_with_text(leaky_text(task.request)):
             if place in fault.usable_on:
@@ -375,7 +375,7 @@ UNCHANGED: Final = {
     *("host", "port", "cdn_port", "prefix", "seed", "speed", "takes", "log_limit"),
     *("state_file", "control"),
 }
-"""They change where, when and for whom it is told, and not what."""
+"""They change where, when and to whom something is sent, but not what."""
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: next(iter(way)))

@@ -19,7 +19,7 @@ from fuhu_runway.journal import Journal
 from fuhu_runway.testing import Simulator, faults
 
 INSTANTS: Final = int(os.environ.get("TEST_INSTANTS", "20"))
-"""How many servers are stopped; the full session asks for 200."""
+"""How many servers are stopped; the full session stops 200."""
 ROUTES: Final = ("start", "wait", "stream")
 
 pytestmark = [
@@ -51,7 +51,7 @@ async def serving(gateway: Simulator, folder: Path, *, journal: bool) -> tuple[P
 
 
 async def send(session: aiohttp.ClientSession, url: str) -> None:
-    """Send one request; a stopping server may send any answer or none."""
+    """Send one request; a stopping server may send any response or none."""
     try:
         async with session.post(url) as answer:
             await answer.read()

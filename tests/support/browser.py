@@ -30,7 +30,7 @@ FLAGS: Final = (
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 
-#: Plays each video until its picture moves, and tells what became of it and of everything else.
+#: Plays each video until its picture moves, and reports that and everything else on the page.
 LOOK: Final = """
 async function played(video) {
   video.muted = true;
@@ -73,7 +73,7 @@ class Site:
     folder: Path
     html: str = ""
     seen: "asyncio.Future[Any]" = attrs.field(factory=asyncio.Future)
-    #: What the browser asked for, in order.
+    #: The paths that the browser requested, in order.
     requests: list[str] = attrs.field(factory=list)
 
     async def answer(self, request: web.Request) -> web.StreamResponse:

@@ -1,4 +1,4 @@
-"""A feed with scripted answers, and a poller over it on a clock that the test moves."""
+"""A feed with scripted responses, and a poller over it on a clock that the test moves."""
 
 import asyncio
 import math
@@ -23,7 +23,7 @@ Answer = TaskRecord | BaseException
 
 
 def record(task_id: str = "t-1", state: TaskState = TaskState.RUNNING, **parts: Any) -> TaskRecord:
-    """Return the record of an answer; a success has its URL by default."""
+    """Return the record of a response; a success has its URL by default."""
     if state is TaskState.SUCCEEDED:
         parts = {"video_url": VIDEO, **parts}
     return TaskRecord(task_id, state, **parts)
@@ -36,23 +36,23 @@ def done(task_id: str = "t-1") -> TaskRecord:
 
 def refusal(kind: type[GatewayError], retry_after: float | None = None) -> GatewayError:
     """Return the error of a refusal."""
-    texts = ("It said no.", "Nothing was charged.", "Do.")
+    texts = ("It was refused.", "Nothing was charged.", "Do.")
     return kind(*texts, "t-1", "r-1", 0, None, None, retry_after)
 
 
 @attrs.define(eq=False)
 class Feed:
-    """The scripted answers, poll by poll; the last answer of a task is repeated."""
+    """The scripted responses, poll by poll; the last answer of a task is repeated."""
 
     clock: ManualClock
     answers: dict[str, list[Answer]] = attrs.field(factory=dict)
-    #: Which task was asked about, and when.
+    #: Which task was polled, and when.
     polls: list[tuple[str, float]] = attrs.field(factory=list)
     in_flight: int = 0
     peak: int = 0
-    #: Looks hang while this is clear.
+    #: Polls hang while this is clear.
     is_open: asyncio.Event = attrs.field(factory=asyncio.Event)
-    #: How many looks were cancelled.
+    #: How many polls were cancelled.
     cancelled: int = 0
 
     def __attrs_post_init__(self) -> None:
@@ -65,13 +65,13 @@ class Feed:
         self, request: Any, sent_at: float, _known: TaskRecord | None = None
     ) -> TaskRecord:
         assert sent_at == self.clock.now()
-        self.looks.append((request.task_id, self.clock.now()))
+        self.polls.append((request.task_id, self.clock.now()))
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)
         try:
             await self.is_open.wait()
         except asyncio.CancelledError:
-            self.left += 1
+            self.cancelled += 1
             raise
         finally:
             self.in_flight -= 1
@@ -84,7 +84,7 @@ class Feed:
     @property
     def instants(self) -> list[float]:
         """Return the instants of all polls, in seconds since the start."""
-        return [at - 1000 for _, at in self.looks]
+        return [at - 1000 for _, at in self.polls]
 
 
 @attrs.define(eq=False)
@@ -96,7 +96,7 @@ class Scene:
     recorder: EventRecorder
     poller: Poller
     limiter: RateLimiter
-    #: Each submission that had to wait for room: for how many tasks.
+    #: For each submission that waited for a free slot, the number of tasks.
     held: list[int] = attrs.field(factory=list)
 
     def watch(self, task_id: str = "t-1", *, fresh: bool = False, endpoint: str = "feed") -> Watch:
@@ -118,7 +118,7 @@ class Scene:
 
 
 def limiter_of(limits: Limits, clock: ManualClock) -> RateLimiter:
-    """Return a limiter as after the first answer, without a pace unless a rate is set."""
+    """Return a limiter as after the first response, without a pace unless a rate is set."""
     limiter = RateLimiter(limits, clock, Hooks())
     limiter.pace.room = math.inf
     return limiter

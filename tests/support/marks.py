@@ -15,7 +15,7 @@ from support.secrets import chain
 
 from fuhu_runway.models import Generation
 
-# Each secret is made of words that stand nowhere else, so that a part of it is found as well.
+# Each secret consists of words that occur nowhere else, so that a part of it is found, too.
 KEY: Final = "zanzibar-quoll-7731"
 PROMPT: Final = 'a wombat & a "numbat" <i>über</i>\n 100 % bilby'
 IMAGE: Final = "https://pictures.example/axolotl.png?signature=tarsier"
@@ -41,10 +41,10 @@ WORDS: Final = {
 
 
 def leaky_text(request: Generation | None = None, key: str = KEY) -> str:
-    """Return an answer of an indiscreet gateway: the caller, its address, and its request."""
+    """Return a text that quotes the key, the IP addresses and the request."""
     fields = {} if request is None else attrs.asdict(request)
-    asked = " ".join(value for value in fields.values() if isinstance(value, str))
-    return f"{key} from {IPV4} and [{IPV6}] asks for: {asked}"
+    quoted = " ".join(value for value in fields.values() if isinstance(value, str))
+    return f"{key} from {IPV4} and [{IPV6}] requests: {quoted}"
 
 
 SIGNATURE: Final = re.compile(r"\w{8,}")
@@ -114,7 +114,7 @@ class Evidence:
     finder: Finder = attrs.field(factory=Finder.of)
     #: Where a secret was shown, and which.
     leaks: list[tuple[str, str]] = attrs.field(factory=list)
-    #: The classes of which something was looked at.
+    #: The classes of the objects that were checked.
     kinds: set[type] = attrs.field(factory=set)
 
     def take(self, place: str, data: str | bytes, *, but: Iterable[str] = ()) -> None:

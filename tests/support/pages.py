@@ -1,4 +1,4 @@
-"""The elements of a piece of HTML, as a strict reader sees them."""
+"""The elements of HTML, read strictly."""
 
 from html.parser import HTMLParser
 from typing import Final

@@ -14,18 +14,18 @@ from fuhu_runway import CallbackReceiver
 
 @attrs.define(eq=False)
 class WebhookApp:
-    """A receiver, and what its app did."""
+    """An app with a receiver, and a record of what was posted to it."""
 
     receiver: CallbackReceiver
-    #: Under which it is mounted.
+    #: The path under which it is mounted.
     path: str = "/hooks"
-    #: Webhooks are taken and lost while this is set.
+    #: While this is set, webhooks are accepted and dropped.
     drops_webhooks: bool = False
     #: The path of each webhook, and its body.
     posted: list[tuple[str, bytes]] = attrs.field(factory=list)
 
     async def take(self, request: web.Request) -> web.StreamResponse:
-        """Record the request, and let the receiver answer."""
+        """Pass the request to the receiver, or drop it."""
         if self.drops_webhooks:
             return web.Response(status=204)
         return await self.receiver.handle(request)

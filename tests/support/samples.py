@@ -1,4 +1,4 @@
-"""The literal replies under tests/samples, and what each has to be read as."""
+"""The literal responses under tests/samples, and what each has to be read as."""
 
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -147,7 +147,7 @@ def reader_of(endpoint: str) -> Callable[[Reply], TaskRecord | Balance]:
 
 
 class _NoKeyTwice(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """Raises for a key that is written twice, of which YAML would keep the last."""
+    """Raise if a key is written twice, since YAML would keep only the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, *deep: bool, **also: bool) -> Any:
         keys = [key.value for key, _ in node.value]

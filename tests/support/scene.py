@@ -19,9 +19,9 @@ URL: Final = "https://app.example/hooks"
 SECRET: Final = "as long as it has to be"
 PROMPT: Final = "a kitten"
 IMAGE: Final = "https://pictures.example/1.png"
-#: In simulated seconds: a fifth of a second, long enough for something to come first.
+#: In simulated seconds; a fifth of a real second, long enough for something else to happen first.
 A_WHILE: Final = 200.0
-#: How long an answer that hangs is waited for.
+#: How long a response that hangs is waited for.
 PATIENT: Final = Timeouts(read=0.5)
 #: Without a webhook no poll is due before the test's own time is over.
 NEVER: Final = PollPolicy(first=3600, max_interval=3600, learn=False)
@@ -58,7 +58,7 @@ class Scene:
         return len([seen for seen in self.gateway.requests if seen.where == "feed"])
 
     async def doubt(self) -> None:
-        """Lose the answer to a paid request."""
+        """Lose the response to a paid request."""
         self.gateway.fault("submit", faults.drop_after_accepting())
         with pytest.raises(SubmissionInDoubt):
             await self.client.generate(PROMPT)

@@ -1,4 +1,4 @@
-"""Whether an error contains secrets, anywhere in it."""
+"""Search errors for secrets."""
 
 import pickle
 from collections.abc import Iterable, Iterator
@@ -41,7 +41,7 @@ def in_frames(error: BaseException, secrets: Iterable[str]) -> list[tuple[str, s
         (secret, frame.f_code.co_qualname, name)
         for link in chain(error)
         for frame, _ in walk_tb(link.__traceback__)
-        # What a caller calls its own variables is the caller's affair.
+        # The frames of the tests hold the secrets on purpose.
         if not frame.f_code.co_filename.startswith(TESTS)
         for name, value in frame.f_locals.items()
         for secret in secrets

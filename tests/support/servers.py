@@ -11,18 +11,18 @@ import attrs
 
 @attrs.define(eq=False)
 class RawServer:
-    """Answers every request with the next of its answers, and then repeats the last one."""
+    """Responses every request with the next of its responses, and then repeats the last one."""
 
     answers: list[bytes | None]
-    #: Whether the connection is closed after an answer; None in place of one closes it at once.
+    #: Whether the connection is closed after a response; None in place of one closes it at once.
     closes: bool
     port: int = 0
-    #: Heads and bodies that came, as bytes.
+    #: Heads and bodies of requests, as bytes.
     requests: list[bytes] = attrs.field(factory=list)
     connections: int = 0
-    #: Set when a request has come.
+    #: Set when a request has arrived.
     got_request: asyncio.Event = attrs.field(factory=asyncio.Event)
-    #: Answers wait for this, where a test clears it.
+    #: Responses wait for this, where a test clears it.
     may_answer: asyncio.Event = attrs.field(factory=asyncio.Event)
     writers: list[asyncio.StreamWriter] = attrs.field(factory=list)
 
@@ -65,7 +65,7 @@ def _length(head: bytes) -> int:
 async def raw_server(
     *answers: bytes | None, closes: bool = False, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[RawServer]:
-    """Serve *answers* on a free port of this machine."""
+    """Serve *responses* on a free port of this machine."""
     raw = RawServer(list(answers), closes)
     raw.may_answer.set()
     server = await asyncio.start_server(raw.serve, "127.0.0.1", 0, ssl=tls)

@@ -44,7 +44,7 @@ from fuhu_runway.testing import Simulator, faults, virtual_time
 
 
 def listener(event: hooks.Event) -> None:
-    """An event tells its fields after `isinstance`."""
+    """The fields of an event are known after `isinstance`."""
     if isinstance(event, hooks.TaskSettled):
         assert_type(event.state, TaskState)
         assert_type(event.points, float | None)
@@ -106,7 +106,7 @@ def requests() -> None:
 
 
 async def submitting() -> None:
-    """Each submit gives a task, and takes requests only."""
+    """Each submit returns a task, and takes requests only."""
     async with Client() as client:
         assert_type(client, Client)
         assert_type(await client.submit(TextToVideo("a kitten")), Task)
@@ -129,7 +129,7 @@ async def submitting() -> None:
 
 
 async def waiting(task: Task) -> None:
-    """Each way to wait gives a clip, each look a record."""
+    """Each way to wait returns a clip, each poll a record."""
     assert_type(await task, Clip)
     assert_type(await task.wait(timeout=None), Clip)
     assert_type(await task.wait(timeout=30, on_update=print), Clip)
@@ -149,7 +149,7 @@ async def waiting(task: Task) -> None:
 
 
 async def saving(clip: Clip) -> None:
-    """A download gives a path, and tells its progress in bytes."""
+    """A download returns a path, and reports its progress in bytes."""
 
     def report(progress: Progress) -> None:
         assert_type(progress.received_bytes, int)

@@ -27,7 +27,7 @@ from fuhu_runway.testing import Simulator, faults
 
 @pytest.fixture
 def recorder() -> EventRecorder:
-    """Return a listener that remembers."""
+    """Return a listener that records events."""
     return EventRecorder()
 
 

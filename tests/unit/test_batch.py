@@ -51,7 +51,7 @@ def failed(
 
 
 def in_doubt() -> SubmissionInDoubt:
-    """Return the error of a submission that got no answer."""
+    """Return the error of a submission that got no response."""
     return SubmissionInDoubt("a", "b", "c", None, None, Fate.UNKNOWN)
 
 
@@ -101,7 +101,7 @@ class FakeTask:
 
 @attrs.define(eq=False)
 class FakeClient:
-    """Makes each clip at once, unless a door is shut or a step is set to fail."""
+    """Makes each clip at once, unless a step is set to wait or to fail."""
 
     journal: Journal | None = None
     points: Callable[[str], float | None] = lambda prompt: 100.0
@@ -188,7 +188,7 @@ class FakeClient:
 
 @pytest.fixture
 def client() -> FakeClient:
-    """Return a client that remembers nothing."""
+    """Return a client without earlier jobs."""
     return FakeClient()
 
 
@@ -365,9 +365,7 @@ async def test_a_stream_is_read_as_it_comes(client: FakeClient) -> None:
     assert client.submitted == ["a"]
 
 
-def test_the_folder_is_looked_at_before_anything_is_sent(
-    client: FakeClient, tmp_path: Path
-) -> None:
+def test_the_folder_is_checked_before_anything_is_sent(client: FakeClient, tmp_path: Path) -> None:
     """A folder that cannot be made is refused when the batch is made; one that can is made."""
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="Nothing can be written"):
@@ -427,7 +425,7 @@ async def test_no_more_jobs_exist_than_may(client: FakeClient) -> None:
 
 
 def held() -> tuple[int, int]:
-    """Return how many things the interpreter keeps, and how much there is in all collections."""
+    """Return how many objects the interpreter keeps, and the total size of all collections."""
     gc.collect()
     things = gc.get_objects()
     kinds = (list, dict, set, deque)
@@ -539,7 +537,7 @@ async def test_an_error_that_is_not_ours_is_an_outcome(
 
 @attrs.define(eq=False)
 class Odd(FakeClient):
-    """Meets an error that is not ours before, or after, it writes its row."""
+    """A journal that raises a foreign error before, or after, it writes a row."""
 
     when: JobState = JobState.PLANNED
 
@@ -676,7 +674,7 @@ async def test_one_failure_is_an_outcome(
     assert second.path is not None
 
 
-async def test_a_failed_task_tells_what_it_cost(client: FakeClient) -> None:
+async def test_a_failed_task_reports_its_cost(client: FakeClient) -> None:
     """Points and refund of a failure are in its outcome."""
     client.let_fail("wait", "a", failed(points=320.0, refunded=True))
     (outcome,) = await run(client, ["a"])
@@ -910,7 +908,7 @@ async def test_a_folder_in_the_way_is_never_replaced(tmp_path: Path) -> None:
 async def test_a_place_that_takes_no_file_is_found_before_anything_is_paid(
     tmp_path: Path, place_it: Callable[[Path], object], reason: str
 ) -> None:
-    """Whatever the system says of the very names that would be written; no name is shown."""
+    """Any error of the system for the names that would be written; no name is shown."""
     async with remembered(tmp_path) as client:
         place = await taken_place(client, tmp_path)
         place.unlink()
@@ -1082,7 +1080,7 @@ async def test_what_was_paid_is_followed(tmp_path: Path, state: JobState, saved:
 
 
 async def test_what_is_in_doubt_is_reported_and_left_alone(tmp_path: Path) -> None:
-    """A submission without an answer is in doubt in every run, and never sent again."""
+    """A submission without a response is in doubt in every run, and never sent again."""
     async with remembered(tmp_path) as client:
         assert client.journal is not None
         await job_in(client.journal, JobState.IN_DOUBT)
@@ -1169,7 +1167,7 @@ async def test_an_old_failure_keeps_its_name(
     assert getattr(outcome.error, "money", None) == money
 
 
-async def test_a_custom_id_is_the_job_whatever_it_asks_for(tmp_path: Path) -> None:
+async def test_a_custom_id_is_the_job_whatever_its_request(tmp_path: Path) -> None:
     """A request may be reworded: under the same name it is the same job, and not paid again."""
     async with remembered(tmp_path) as client:
         (first,) = await run(client, [Item(TextToVideo("a"), "mine")])
@@ -1238,7 +1236,7 @@ async def until(holds: Callable[[], object]) -> None:
 async def test_what_every_other_job_would_meet_ends_the_submitting(
     tmp_path: Path, error: RunwayError
 ) -> None:
-    """Jobs that run are followed, and what was refused is submitted by the next run unasked."""
+    """Running jobs are followed, and refused ones are submitted by the next run by default."""
     source = [f"p{number}" for number in range(20)]
     async with remembered(tmp_path) as client:
         client.shut("wait", "p0")

@@ -86,7 +86,7 @@ def test_a_public_address_is_required(url: Any) -> None:
     ],
 )
 def test_a_public_address_is_plain(url: Any) -> None:
-    """What the last part of a path cannot be put behind is no public address."""
+    """A URL that cannot be followed by another path segment is not a public URL."""
     with pytest.raises(UsageError, match="public_url") as caught:
         CallbackReceiver(url)
     assert str(url) not in str(caught.value)
@@ -108,7 +108,7 @@ def test_a_net_is_a_time(net: Any) -> None:
         CallbackReceiver(URL, safety_net=net)
 
 
-def test_its_repr_tells_counts_only(scene: Scene) -> None:
+def test_its_repr_shows_counts_only(scene: Scene) -> None:
     """The repr counts responses, and has no address, no secret and no token."""
     assert repr(scene.receiver) == "<CallbackReceiver nothing received>"
     address = scene.address()
@@ -159,7 +159,7 @@ def test_only_what_was_made_here_is_known(scene: Scene) -> None:
     "noise", ["", "x", "..", "笑起来", "\ud800", "=" * 44, "A" * 44, "A" * 10_000]
 )
 def test_noise_is_unknown(scene: Scene, noise: str) -> None:
-    """Whatever is put in a token's place, the answer is 404 and nothing is raised."""
+    """Whatever is put in a token's place, the response is 404 and nothing is raised."""
     assert scene.receiver.deliver(noise, DONE) == 404
 
 
@@ -228,7 +228,7 @@ def test_only_its_own_client_gets_a_webhook(scene: Scene) -> None:
 
 
 def test_a_task_belongs_to_one_address(scene: Scene) -> None:
-    """Whether a task is spoken for is known, and its own address does not count."""
+    """It is known whether another address has the task; its own address does not count."""
     first, second = scene.address(), scene.address()
     first.answered("t-1")
     assert scene.receiver.is_taken("t-1", second)
@@ -249,7 +249,7 @@ def test_a_webhook_without_a_client_is_kept() -> None:
 
 
 def test_an_answer_makes_it_the_tasks_own() -> None:
-    """What was asked for is let go of once the task is known."""
+    """The submission is released once the task is known."""
     address = Address(b"", None, KITTEN, is_in_doubt=True)
     address.answered("t-1")
     assert (address.task_id, address.is_in_doubt, address.request) == ("t-1", False, None)
@@ -294,7 +294,7 @@ def test_what_cannot_be_read_still_came_to_the_address(scene: Scene, body: bytes
 
 @pytest.mark.parametrize("task_id", ["a b", "<script>", "x" * 201, "line\\nbreak", "笑"])
 def test_an_invalid_id_names_no_task(scene: Scene, task_id: str) -> None:
-    """A text that no gateway would give as an id goes no further, not even into the log."""
+    """A text that cannot be an id is dropped, and is not even logged."""
     body = f'{{"task_id": "{task_id}", "status": "1"}}'.encode()
     assert scene.receiver.deliver(scene.token(), body) == 204
     assert scene.client.received[0][1] == Webhook("", TaskState.RUNNING)
@@ -395,7 +395,7 @@ async def test_a_body_without_end_is_cut_off(site: Web) -> None:
     token = site.scene.token()
     try:
         assert await site.post(f"/any/{token}", endless(asyncio.Event())) == 413
-    except aiohttp.ClientError:  # the connection may be gone before the answer was read
+    except aiohttp.ClientError:  # the connection may be gone before the response was read
         assert site.scene.receiver.answers[413] == 1
     assert site.scene.client.received == []
     assert site.scene.receiver._reading == 0
@@ -442,7 +442,7 @@ async def test_a_slow_sender_is_given_up(site: Web, monkeypatch: pytest.MonkeyPa
     assert site.scene.receiver._reading == 0
 
 
-async def test_a_crowd_of_senders_is_asked_to_come_again(site: Web) -> None:
+async def test_too_many_senders_at_once_get_a_503(site: Web) -> None:
     """While as many are read as may be, the next known one is a 503, an unknown one a 404."""
     site.scene.receiver._reading = READ_AT_ONCE
     token = site.scene.token()

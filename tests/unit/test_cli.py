@@ -789,7 +789,7 @@ def shown(stage: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
 
 @attrs.define
 class Held:
-    """A script for all tasks that holds each submission until it is let go."""
+    """A script for all tasks that holds each submission until it is released."""
 
     reached: threading.Event = attrs.field(factory=threading.Event)
     let_go: threading.Event = attrs.field(factory=threading.Event)

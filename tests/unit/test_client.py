@@ -414,7 +414,7 @@ async def test_only_requests_are_submitted(gateway: Simulator, request_: Any) ->
 
 
 async def test_a_refusal_is_raised_and_not_charged(gateway: Simulator) -> None:
-    """What the gateway says no to is no task."""
+    """A refused request makes no task."""
     async with quick_client(gateway, callback_url=None) as client:
         with pytest.raises(InvalidRequest, match="callback_url"):
             await client.generate("a kitten")
@@ -435,9 +435,9 @@ async def test_an_empty_id_raises_before_anything_is_sent(runway: Client, task_i
         with pytest.raises(UsageError) as caught:
             method(task_id)
         assert caught.value.field == "task_id"
-    for look in (runway.feed, runway.official.feed):
+    for poll in (runway.feed, runway.official.feed):
         with pytest.raises(UsageError):
-            await look(task_id)
+            await poll(task_id)
 
 
 async def test_a_task_is_found_by_its_id(gateway: Simulator, runway: Client) -> None:
@@ -462,7 +462,7 @@ async def test_feed_is_one_poll(gateway: Simulator, runway: Client) -> None:
 
 
 async def test_a_wrong_key_ends_a_wait(gateway: Simulator) -> None:
-    """It may not ask, now or later."""
+    """No later poll would be allowed either."""
     async with quick_client(gateway) as client:
         task = await client.generate("a kitten")
     async with Client("sk-wrong", base_url=gateway.base_url) as stranger:
@@ -603,7 +603,7 @@ async def test_a_cancelled_submit_has_its_outcome_in_an_event(
     assert [*recorder.all(SubmissionFailed), *recorder.all(SubmissionDoubted)] == []
 
 
-async def test_a_flight_that_is_shot_down_is_in_doubt() -> None:
+async def test_a_cancelled_exchange_is_in_doubt() -> None:
     """An exchange that is itself cancelled, as at the end of a loop, may have been accepted."""
 
     def shoot(client: Client) -> None:
@@ -661,7 +661,7 @@ async def test_closing_abandons_waits(gateway: Simulator) -> None:
 
 
 async def test_an_unclosed_client_warns(gateway: Simulator) -> None:
-    """A client that is dropped with its session open warns, with its repr."""
+    """A client that is dropped with its session open warns, and shows its repr."""
     client = quick_client(gateway)
     await client.feed((await client.generate("a kitten")).id)
     [session] = client._sessions.by_loop.values()
@@ -672,7 +672,7 @@ async def test_an_unclosed_client_warns(gateway: Simulator) -> None:
     await session.aclose()
 
 
-async def test_one_that_borrows_does_not_warn(gateway: Simulator) -> None:
+async def test_a_client_with_a_borrowed_session_does_not_warn(gateway: Simulator) -> None:
     """A borrowed session is not its own to close, so that there is nothing to warn of."""
     async with aiohttp.ClientSession() as session:
         client = quick_client(gateway, session=session)
@@ -684,7 +684,7 @@ async def test_one_that_borrows_does_not_warn(gateway: Simulator) -> None:
         assert not session.closed
 
 
-async def test_one_that_was_never_used_does_not_warn() -> None:
+async def test_a_client_that_was_never_used_does_not_warn() -> None:
     """Neither one that opened nothing, nor one that could not be made."""
     client = Client("sk-1")
     del client

@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 def ids(client: Client) -> list[str]:
-    """Do what an app does that ends."""
+    """Return the ids that an app would record at its end."""
     return [task.id for task in client.unfinished]
 
 
@@ -185,7 +185,7 @@ async def test_an_unknown_id_is_not_unfinished(runway: Client) -> None:
 async def test_a_paid_task_that_the_gateway_lost_is_unfinished(
     gateway: Simulator, runway: Client
 ) -> None:
-    """Its id is what the gateway's support asks for."""
+    """The gateway's support needs its id."""
     gateway.script(hidden=1e9)
     task = await runway.generate("a kitten")
     with pytest.raises(NotFound):
@@ -268,7 +268,7 @@ async def test_a_submit_in_flight_ends_well_while_the_client_closes(gateway: Sim
 
 
 async def test_an_id_is_kept_before_anyone_can_be_cancelled() -> None:
-    """Cancelled in the very turn in which the answer is read, nothing is lost."""
+    """Cancelled in the very turn in which the response is read, nothing is lost."""
     async with raw_server(ACCEPTED) as server:
         client = Client("sk-1", base_url=server.url)
         submitting = asyncio.ensure_future(client.generate("a kitten"))
@@ -388,7 +388,7 @@ def test_a_client_is_closed_in_one_loop_only() -> None:
 
 
 async def test_a_pause_before_a_retry_ends_at_the_close(gateway: Simulator) -> None:
-    """A minute that a gateway asked for is not waited for once nothing will be sent after it."""
+    """A pause of a minute that a gateway requested ends, since nothing will be sent after it."""
     gateway.fault("submit", faults.TooManyRequests(60), times=None)
     client = Client(gateway.api_key, base_url=gateway.base_url)
     work = asyncio.create_task(client.generate("a kitten"))
@@ -487,7 +487,7 @@ async def test_a_submit_in_flight_counts_though_its_caller_left(gateway: Simulat
 
 
 def whole(video: bytes) -> bytes:
-    """Return the answer of a clip's host."""
+    """Return the response of a clip's host."""
     return reply(video, ETag='"v"')
 
 
@@ -777,7 +777,7 @@ async def test_a_close_that_is_cancelled_in_two_threads_loses_no_id(gateway: Sim
 
 
 async def test_many_threads_may_share_a_client(gateway: Simulator) -> None:
-    """Twelve loops that come and go at once disturb no walk through what the client holds."""
+    """Twelve loops that come and go at once do not disturb iteration over the client's sessions."""
     client = quick_client(gateway)
 
     async def work(place: int) -> str:

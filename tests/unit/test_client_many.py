@@ -70,7 +70,7 @@ async def test_a_row_that_cannot_be_written_costs_no_task(
 
 
 async def test_a_job_of_the_journal_has_a_handle(gateway: Simulator, tmp_path: Path) -> None:
-    """An official one is asked for in its own format, and comes to its clip."""
+    """An official task is polled in its own format, and its clip is returned."""
     async with quick_client(gateway, journal=tmp_path / "run.db") as client:
         await client.submit(OfficialImageToVideo("https://example.com/1.png", PROMPT))
         assert client.journal is not None
@@ -81,7 +81,7 @@ async def test_a_job_of_the_journal_has_a_handle(gateway: Simulator, tmp_path: P
 
 
 class Traced(EventRecorder):
-    """A listener that knows where each submission is traced."""
+    """A listener that knows the trace of each submission."""
 
     def trace_of(self, submission: int) -> str:
         return f"00-{submission:032x}-{1:016x}-01"

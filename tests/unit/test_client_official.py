@@ -126,7 +126,7 @@ async def test_an_official_request_is_paid_once(gateway: Simulator) -> None:
 
 
 async def test_a_path_that_the_gateway_does_not_have_costs_nothing(gateway: Simulator) -> None:
-    """Its web page in place of an answer is NotFound."""
+    """Its web page in place of a response is NotFound."""
     async with quick_client(gateway) as client:
         with pytest.raises(NotFound, match="Nothing was charged"):
             await client.official.submit("text_to_opera", {"promptText": "a kitten"})

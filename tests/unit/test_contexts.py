@@ -26,7 +26,7 @@ WHO: ContextVar[str] = ContextVar("who", default=NO_ONE)
 
 
 class Witness:
-    """A listener that remembers in whose context each event came."""
+    """A listener that records the context of each event."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[events.Event, str]] = []
@@ -35,7 +35,7 @@ class Witness:
         self.seen.append((event, WHO.get()))
 
     def of(self, task_id: str | None) -> set[tuple[str, str]]:
-        """Return the kinds of all events of a task, each with whose context it came in."""
+        """Return the kinds of all events of a task, each with the name of its context."""
         return {
             (type(event).__name__, who)
             for event, who in self.seen
@@ -43,13 +43,13 @@ class Witness:
         }
 
     def whose(self, kind: type[events.Event]) -> set[str]:
-        """Return in whose contexts the events of one kind came."""
+        """Return the names of the contexts of the events of one kind."""
         return {who for event, who in self.seen if isinstance(event, kind)}
 
 
 @pytest.fixture
 def witness() -> Witness:
-    """Return a listener that remembers in whose context each event came."""
+    """Return a listener that records the context of each event."""
     return Witness()
 
 

@@ -28,7 +28,7 @@ CLOSED: Final = events.ClientClosed(1)
 
 
 class SpanCollector(Collected):
-    """The spans of listeners that it makes."""
+    """Makes listeners, and collects their spans."""
 
     def spans(self, **settings: Any) -> JobSpans:
         """Return a listener whose spans end here."""
@@ -37,7 +37,7 @@ class SpanCollector(Collected):
 
 @pytest.fixture
 def collector() -> SpanCollector:
-    """Return a place that collects spans."""
+    """Return a collector of spans."""
     return SpanCollector()
 
 
@@ -190,7 +190,7 @@ def test_retries_and_waits_before_the_task_are_events(collector: SpanCollector) 
     assert span.attributes["server.address"] == "api.example"
 
 
-def test_one_that_is_unclaimed_goes_on(collector: SpanCollector) -> None:
+def test_an_unclaimed_submission_goes_on(collector: SpanCollector) -> None:
     """Its span stays open until its task ends; without a task it ends at once."""
     spans = collector.spans()
     record(spans, STARTED, ACCEPTED, events.SubmissionUnclaimed("text_to_video", "t-1", None, 7))

@@ -176,7 +176,7 @@ UNFIT = {
 async def test_a_rest_that_does_not_fit_is_discarded(
     harness: DownloadHarness, answers: tuple[bytes, ...]
 ) -> None:
-    """Whatever the server sends in place of the rest, the file is whole and of one version."""
+    """If the server sends anything but the rest, the file is still whole and of one version."""
     async with raw_server(half(), *answers, closes=True) as server:
         await harness.save(server.url)
         assert range_of(server.requests[1]) == ("bytes=1000-", TAG)
@@ -335,7 +335,7 @@ async def test_a_416_without_a_range_is_refused(harness: DownloadHarness, span: 
     "status", ["500 No", "503 No", "530 No", "429 No", "408 No", "421 No", "425 No"]
 )
 async def test_a_temporary_status_is_retried(harness: DownloadHarness, status: str) -> None:
-    """The same URL is requested again, after the pause that the server asks for."""
+    """The same URL is requested again, after the pause that the server requests."""
     async with raw_server(reply(b"", status, Retry_After="7"), whole()) as server:
         await harness.save(server.url)
     assert harness.path.read_bytes() == VIDEO
@@ -406,7 +406,7 @@ async def test_a_url_that_stays_expired_ends_the_download(harness: DownloadHarne
 
 async def test_trouble_with_a_fresh_url_is_retried(harness: DownloadHarness) -> None:
     """A gateway that is down or busy when a fresh URL is needed does not end the download."""
-    texts = ("It said no.", "Nothing was charged.", "Do.", "t-1", None)
+    texts = ("It was refused.", "Nothing was charged.", "Do.", "t-1", None)
     trouble = [
         GatewayDown(*texts, 502, fate=Fate.UNKNOWN),
         RateLimited(*texts, 429, None, None, 9.0, Fate.REFUSED),
@@ -427,7 +427,7 @@ async def test_a_refusal_of_a_fresh_url_is_raised(harness: DownloadHarness) -> N
     """An error that a retry would not change is raised as it is."""
 
     async def address(fresh: bool) -> str:
-        raise NotFound("It said no.", "Nothing was charged.", "Do.", "t-1")
+        raise NotFound("It was refused.", "Nothing was charged.", "Do.", "t-1")
 
     with pytest.raises(NotFound):
         await harness.save_from(address)
@@ -486,7 +486,7 @@ async def test_a_redirect_that_leads_nowhere_is_refused(
 async def test_an_impossible_url_is_a_download_error(
     harness: DownloadHarness, address: str, is_redirected: bool
 ) -> None:
-    """Whatever the HTTP library raises, the error says that the clip is paid for."""
+    """For any error of the HTTP library, ours says that the clip is paid for."""
     location = address.encode("utf-8", "surrogateescape").decode("latin1").replace("\0", "")
     away = reply(b"").replace(b"200 OK", f"302 Away\r\nLocation: {location}".encode("latin1"))
     async with raw_server(away) as server:

@@ -143,7 +143,7 @@ async def test_a_web_page_does_not_discard_the_part(patient: DownloadHarness) ->
     assert patient.path.read_bytes() == VIDEO
 
 
-# Pauses that a server asks for
+# Pauses that a server requests
 
 
 @pytest.mark.parametrize("status", ["503 No", "429 No", "202 Wait", "404 No"])
@@ -175,7 +175,7 @@ async def test_a_pause_of_exactly_the_limit_is_made(harness: DownloadHarness) ->
 
 async def test_too_long_a_pause_of_the_feed_ends_the_download(harness: DownloadHarness) -> None:
     """The limit also holds for a gateway that is polled for a fresh URL."""
-    texts = ("It said no.", "Nothing was charged.", "Do.", "t-1", None)
+    texts = ("It was refused.", "Nothing was charged.", "Do.", "t-1", None)
 
     async def address(fresh: bool) -> str:
         raise RateLimited(*texts, 429, None, None, 86_400.0, Fate.REFUSED)
@@ -202,7 +202,7 @@ def part_of(start: int, stop: int, **headers: str) -> bytes:
 ENDLESS = {
     "up and down": [cut_at(9000, ETag=""), cut_at(900, ETag="")],
     "a little more each time": [cut_at(9000 + more, ETag="") for more in range(99)],
-    "a range not asked for": [part_of(0, 1000, ETag="")],
+    "a range not requested": [part_of(0, 1000, ETag="")],
     "never a range": [cut_at(5000), reply(b"", "416 No")],
     "never a fitting range": [cut_at(5000), part_of(7, 9000)],
     "another version each time": [cut_at(5000 + at, ETag=f'"v-{at}"') for at in range(99)],

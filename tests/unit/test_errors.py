@@ -190,6 +190,6 @@ def test_a_sentence_has_one_stop(text: str, expected: str) -> None:
         (errors.InvalidRequest, Fate.REJECTED),
     ],
 )
-def test_what_is_not_said_is_taken_for_the_worse(kind: Any, fate: Fate) -> None:
-    """Without a fate, no answer is of unknown fate, and an answer that says no is final."""
+def test_the_default_fate_is_the_worse_one(kind: Any, fate: Fate) -> None:
+    """By default, a missing response has an unknown fate, and a refusal is final."""
     assert kind("a", "b", "c").fate is fate

@@ -50,7 +50,7 @@ EVENTS = [
 EACH_EVENT = pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
 
 
-def test_every_listener_hears_every_event_in_order() -> None:
+def test_every_listener_gets_every_event_in_order() -> None:
     """All listeners receive each event, at once and in order."""
     received: list[tuple[str, Event]] = []
     listeners = [
@@ -96,15 +96,17 @@ def test_a_listener_that_raises_is_skipped_and_logged(caplog: pytest.LogCaptureF
 
 class Async:
     async def __call__(self, event: Event) -> None:
-        """Would have to be awaited."""
+        """A coroutine, which would have to be awaited."""
 
 
-async def hear(event: Event) -> None:
-    """Would have to be awaited."""
+async def receive(event: Event) -> None:
+    """A coroutine, which would have to be awaited."""
 
 
 @pytest.mark.parametrize(
-    "listener", [hear, Async(), functools.partial(hear)], ids=["function", "object", "partial"]
+    "listener",
+    [receive, Async(), functools.partial(receive)],
+    ids=["function", "object", "partial"],
 )
 def test_an_async_listener_is_refused(listener: Any) -> None:
     """It would never be awaited, so it is refused when it is given."""
@@ -115,7 +117,7 @@ def test_an_async_listener_is_refused(listener: Any) -> None:
 
 def test_a_listener_that_returns_a_coroutine_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """That shows only when it is called; the coroutine is closed, and nothing warns later."""
-    Hooks([lambda event: hear(event)]).emit(EVENTS[0])  # noqa: PLW0108  (not seen to be async)
+    Hooks([lambda event: receive(event)]).emit(EVENTS[0])  # noqa: PLW0108  (not seen to be async)
     assert "never awaited" in caplog.text
 
 
@@ -261,7 +263,7 @@ def test_the_log_belongs_to_the_package() -> None:
     assert hooks.LOGGER.handlers == []
 
 
-def test_a_listener_that_is_added_twice_hears_once() -> None:
+def test_a_listener_that_is_added_twice_is_called_once() -> None:
     """Adding is for good, and does no harm when it is done again."""
     received: list[Event] = []
     hooks = Hooks()
@@ -292,7 +294,7 @@ class Traced:
 TRACE = EXAMPLES["traceparent"]
 
 
-def test_the_first_listener_that_can_tell_names_the_trace() -> None:
+def test_the_first_listener_with_a_trace_names_it() -> None:
     """Functions and listeners without a trace are skipped; later ones are not called."""
     silent, first, second = Traced(None), Traced(TRACE), Traced(TRACE)
     assert Hooks([print, silent, first, second]).trace_of(7) == TRACE

@@ -65,7 +65,7 @@ IN_DOUBT = JobState.IN_DOUBT
 MONEY: Final = "Nothing was sent or charged."
 NOW: Final = 1_700_000_000.0
 
-# The picture of how a job goes on, drawn a second time and by hand.
+# The steps of a job, written a second time and by hand.
 ARROWS: Final = {
     (PLANNED, SUBMITTING),
     (SUBMITTING, ACCEPTED),
@@ -99,7 +99,7 @@ def path(tmp_path: Path) -> Path:
 
 @asynccontextmanager
 async def opened(path: Path) -> AsyncIterator[Journal]:
-    """A journal that is closed afterwards, whatever happens."""
+    """Yield a journal that is closed afterwards."""
     journal = Journal(path)
     try:
         yield journal
@@ -134,7 +134,7 @@ async def value_of(journal: Journal, sql: str) -> Any:
 
 
 async def written(journal: Journal) -> None:
-    """Come back when the remarks so far are written."""
+    """Return when all events so far are written."""
     await journal.counts()
 
 
@@ -319,7 +319,7 @@ async def test_occurrences_count_from_each_start(journal: Journal) -> None:
         assert [job.planned_at for job in jobs] == [1.0] * 4
 
 
-# What a request is known by
+# Fingerprints
 
 
 def test_equal_requests_have_equal_fingerprints_and_others_not() -> None:
@@ -615,18 +615,18 @@ async def test_a_migration_that_fails_leaves_the_file_as_it_was(
         assert [job.state for job in await journal.jobs()] == [SAVED]
 
 
-# Files that are none
+# Files that are not journals
 
 
 def newer(path: Path) -> None:
-    """A journal of a version to come."""
+    """A journal of a future version."""
     with database(path) as db:
         db.execute("CREATE TABLE job (key TEXT)")
         db.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
 
 
 def foreign(path: Path, version: int = 0) -> None:
-    """A database of something else."""
+    """Another program's database."""
     with database(path) as db:
         db.execute("CREATE TABLE bookmarks (title TEXT)")
         db.execute("INSERT INTO bookmarks VALUES ('kittens')")
@@ -634,17 +634,17 @@ def foreign(path: Path, version: int = 0) -> None:
 
 
 def foreign_with_versions(path: Path) -> None:
-    """One that happens to have our version."""
+    """Another database that happens to have our version."""
     foreign(path, SCHEMA_VERSION)
 
 
 def foreign_and_far_ahead(path: Path) -> None:
-    """One that happens to have a newer version."""
+    """Another database that happens to have a newer version."""
     foreign(path, 77)
 
 
 def foreign_with_jobs(path: Path) -> None:
-    """One that happens to have a table of that name."""
+    """Another database that happens to have a table of that name."""
     with database(path) as db:
         db.execute("CREATE TABLE job (title TEXT)")
 
@@ -666,7 +666,7 @@ def folder(path: Path) -> None:
 
 
 def content(path: Path) -> object:
-    """Return what is there: the bytes of a file, or the names in a folder."""
+    """Return the bytes of a file, or the names in a folder."""
     if path.is_dir():
         return sorted(inside.name for inside in path.iterdir())
     return path.read_bytes()

@@ -18,7 +18,7 @@ from fuhu_runway.models import TextToVideo
 
 TRACE: Final = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
-# As the first version of the package had it, to the letter.
+# The schema of the first version of the package, unchanged.
 VERSION_1: Final = """
 CREATE TABLE job (
     -- What the job is known by: its custom id, or its content and occurrence.

@@ -28,7 +28,7 @@ def instants(pace: Pace, count: int, now: float) -> Iterator[float]:
 
 @attrs.define
 class Gateway:
-    """Lets this many requests through each second, and no more than *burst* at once."""
+    """Accepts this many requests per second, and no more than *burst* at once."""
 
     rate: float
     burst: float = 1.0
@@ -75,7 +75,7 @@ def run(gateway: Gateway, seconds: float, pace: Pace | None = None) -> tuple[Pac
 
 
 def test_without_a_limit_nothing_waits() -> None:
-    """Before the first answer, and with no rate given, a thousand may go at one instant."""
+    """Before the first response, and with no rate given, a thousand may go at one instant."""
     assert set(instants(pace_of(), 1000, START)) == {START}
 
 
@@ -110,7 +110,7 @@ def test_a_very_late_timer_makes_no_burst() -> None:
 
 
 def test_it_begins_gently_and_doubles() -> None:
-    """After the first answer ten requests go per second, and twice as many with each round."""
+    """After the first response ten requests go per second, and twice as many with each round."""
     pace, gateway = pace_of(), Gateway(1e6, 1e6)
     assert (pace.room, pace.rate) == (4, math.inf)
     pace.answered(START, START)
@@ -198,7 +198,7 @@ def test_the_user_s_rate_is_the_ceiling() -> None:
         assert pace.rate <= 10.0, until
 
 
-# Where nothing gets through
+# When everything is refused
 
 
 def refuse(pace: Pace, times: int, now: float, retry_after: float | None = None) -> None:
@@ -245,7 +245,7 @@ def test_a_hold_lasts_as_long_as_retry_after(requested: float | None, held: floa
 
 
 def test_a_request_that_gets_through_ends_the_hold() -> None:
-    """An answer to a request in flight shows that not everything is refused, and all go on."""
+    """A response to a request in flight shows that not everything is refused, and all go on."""
     pace, now = busy_pace()
     rate = pace.rate
     refuse(pace, 5, now, 60.0)
@@ -291,7 +291,7 @@ def test_time_without_requests_is_no_pause() -> None:
 
 
 def test_refusals_before_the_first_answer_teach_no_rate() -> None:
-    """If nothing has got through yet, the pace begins with the first answer as usual."""
+    """If nothing has got through yet, the pace begins with the first response as usual."""
     pace = pace_of()
     refuse(pace, 4, START)
     assert pace.room == 4
@@ -361,14 +361,14 @@ class Visitors:
 
 
 def visitors(**limits: float | None) -> Visitors:
-    """Return requests before a new rate limiter; its clock stands still."""
+    """Return requests that wait at a new rate limiter; its clock stands still."""
     clock, events = ManualClock(START), list[Event]()
     limiter = RateLimiter(Limits(**limits), clock, Hooks([events.append]))  # type: ignore[arg-type]
     return Visitors(limiter, clock, events)
 
 
 def known_visitors() -> Visitors:
-    """Return requests before a rate limiter that has had an answer."""
+    """Return requests that wait at a rate limiter that has had a response."""
     some = visitors()
     some.limiter.answered(START)
     some.limiter.pace._go(math.inf, START)  # as after a few seconds of requests that got through
@@ -674,7 +674,7 @@ async def test_the_repr_shows_the_state() -> None:
 
 
 async def test_a_request_that_was_left_in_flight_counts() -> None:
-    """The next request goes in when the answer is here, and not when the caller leaves."""
+    """The next request goes in when the response is here, and not when the caller leaves."""
     some, landed = visitors(requests_in_flight=1), asyncio.Event()
     async with some.limiter.slot():
         some.limiter.hold(asyncio.create_task(landed.wait()))

@@ -712,14 +712,14 @@ def test_values_that_differ_are_not_equal(one: object, other: object) -> None:
 
 
 def test_a_record_keeps_its_answer() -> None:
-    """The whole answer can be read again, unknown keys included; without one it is None."""
+    """The whole response can be read again, unknown keys included; without one it is None."""
     assert record().raw == {"data": "marked", "more": None}
     assert record(answer=b'\xef\xbb\xbf{"a": 1}').raw == {"a": 1}
     assert record(answer=b"").raw is None
 
 
 def test_the_raw_answer_makes_no_difference() -> None:
-    """Two records with the same fields are equal, even if the answers were spelled differently."""
+    """Two records with the same fields are equal, even if the responses differ in spelling."""
     assert record(answer=b"{}") == record(answer=b"")
     assert Balance(1, raw={"a": 1}) == Balance(1)
 
@@ -769,7 +769,7 @@ def test_two_halves_make_a_balance(limit: Balance, usage: Balance, joined: Balan
 
 
 def test_a_joined_balance_keeps_both_answers() -> None:
-    """The raw answers of both routes are kept."""
+    """The raw responses of both routes are kept."""
     assert Balance(raw={"a": 1}).joined(Balance(raw={"b": 2})).raw == [{"a": 1}, {"b": 2}]
 
 

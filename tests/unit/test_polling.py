@@ -90,7 +90,7 @@ def test_the_queue_removes_void_entries() -> None:
     assert queue.take(1e9, 5) == [1]
 
 
-# One task, one question
+# One task, one poll
 
 
 async def test_the_first_poll_comes_after_the_first_interval(scene: Scene) -> None:
@@ -259,7 +259,7 @@ async def test_a_wait_that_begins_while_a_poll_is_cancelled_gets_a_poll(scene: S
 
 
 async def test_an_answer_after_the_last_wait_is_kept(scene: Scene) -> None:
-    """A waiter that is cancelled as the answer comes is skipped, and the answer is kept."""
+    """A waiter that is cancelled as the response comes is skipped, and the response is kept."""
     scene.feed.returns(done())
     watch = scene.watch(fresh=True)
     waits = [scene.wait(watch), scene.change(watch)]
@@ -427,7 +427,7 @@ async def test_a_redirect_ends_no_wait(scene: Scene) -> None:
 
 
 async def test_a_task_once_seen_is_known_to_exist(scene: Scene) -> None:
-    """A 404 between two good answers, from whatever proxy, ends nothing."""
+    """A 404 between two good responses, from whatever proxy, ends nothing."""
     scene.feed.returns(record(), refusal(NotFound), done())
     waiting = scene.wait(scene.watch())
     await scene.clock.advance(200)
@@ -435,7 +435,7 @@ async def test_a_task_once_seen_is_known_to_exist(scene: Scene) -> None:
 
 
 async def test_retry_after_moves_the_next_poll(scene: Scene) -> None:
-    """A gateway that asks for 40 s is polled after 40 s, and not before."""
+    """With a Retry-After of 40 s, the next poll comes after exactly 40 s."""
     scene.feed.returns(refusal(RateLimited, 40.0), done())
     waiting = scene.wait(scene.watch())
     await scene.clock.advance(100)
@@ -445,7 +445,7 @@ async def test_retry_after_moves_the_next_poll(scene: Scene) -> None:
 
 
 async def test_a_far_retry_after_does_not_keep_a_task_from_being_polled(scene: Scene) -> None:
-    """A gateway that asks for a day is polled again after `RetryPolicy.max_retry_after`."""
+    """With a Retry-After of a day, the next poll comes after `RetryPolicy.max_retry_after`."""
     scene.feed.returns(refusal(RateLimited, 86400.0), done())
     waiting = scene.wait(scene.watch())
     await scene.clock.advance(119)
@@ -455,7 +455,7 @@ async def test_a_far_retry_after_does_not_keep_a_task_from_being_polled(scene: S
 
 
 async def test_a_short_retry_after_does_not_shorten_the_interval(scene: Scene) -> None:
-    """A gateway that asks for less than the interval is polled after the interval."""
+    """With a Retry-After below the interval, the next poll comes after the interval."""
     scene.feed.returns(refusal(RateLimited, 0.1), done())
     waiting = scene.wait(scene.watch())
     await scene.clock.advance(100)
@@ -464,7 +464,7 @@ async def test_a_short_retry_after_does_not_shorten_the_interval(scene: Scene) -
 
 
 async def test_a_refused_poll_does_not_count(scene: Scene) -> None:
-    """A task whose poll was refused has no answer, so it keeps its priority."""
+    """A task whose poll was refused has no response, so it keeps its priority."""
     scene.feed.returns(refusal(RateLimited, 40.0), done())
     watch = scene.watch()
     waiting = scene.wait(watch)
@@ -495,7 +495,7 @@ async def test_a_defect_reaches_the_waiters(scene: Scene) -> None:
     assert scene.has_nothing_left()
 
 
-# Odd answers
+# Odd responses
 
 
 @pytest.mark.parametrize("start", [0.0, 1000.0])
@@ -577,7 +577,7 @@ async def test_an_unknown_state_without_a_status_is_reported(scene: Scene) -> No
 
 
 async def test_a_contradiction_is_reported_once(scene: Scene) -> None:
-    """Each note of an answer is one event, however often the answer comes."""
+    """Each note of a response is one event, however often the response comes."""
     odd = record(notes=("this", "that"))
     scene.feed.returns(odd, odd, done())
     waiting = scene.wait(scene.watch())
@@ -621,7 +621,7 @@ async def test_a_listener_is_optional(clock: ManualClock) -> None:
 
 
 async def test_a_change_wakes_waits_for_changes(scene: Scene) -> None:
-    """Progress wakes them; an answer that looks the same to a user does not."""
+    """Progress wakes them; a response that looks the same to a user does not."""
     slow, quick = record(progress=0.2), record(progress=0.4)
     scene.feed.returns(slow, attrs.evolve(slow, answer=b"{}", points=1.0), quick)
     watch = scene.watch()

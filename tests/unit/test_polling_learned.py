@@ -1,4 +1,4 @@
-"""Looks that follow what was learned, and looks that take turns on a scarce budget."""
+"""Polls at learned intervals, and polls that take turns on a small budget."""
 
 import asyncio
 import math
@@ -23,7 +23,7 @@ from fuhu_runway.models import Limits, PollPolicy, TaskRecord, TaskState
 KIND: Kind = ("TextToVideo", "gen4", 10)
 SLOW: Kind = ("ActOne", None, None)
 START = 1_000.0
-"""What the manual clock begins with."""
+"""The first instant of the manual clock."""
 
 
 def durations(count: int, median: float) -> list[float]:
@@ -41,7 +41,7 @@ def taught(**medians: float) -> Learner:
 
 
 def poll_of(task_id: str) -> Request:
-    """Return the request that asks about a task."""
+    """Return the request that polls a task."""
     return ask_task(task_id, ENDPOINTS["feed"], GATEWAYS["fuhuapi"], "sk-1")
 
 
@@ -61,7 +61,7 @@ async def leave(*waits: Wait) -> None:
     await settle()
 
 
-# Looks that follow what was learned
+# Polls at learned intervals
 
 
 async def test_a_learned_schedule_replaces_the_exponential_one(clock: ManualClock) -> None:
@@ -175,7 +175,7 @@ async def test_an_end_is_learned_once(clock: ManualClock) -> None:
     for _ in range(5):
         await scene.poller.refresh(watch)
         await clock.advance(1.0)
-    assert repr(learner) == "<Learner TextToVideo: 0>"  # 50 s without a look are too many
+    assert repr(learner) == "<Learner TextToVideo: 0>"  # 50 s without a poll are too many
     other = watch_on(scene, "t-2")
     scene.feed.returns(done("t-2"), task_id="t-2")
     await clock.advance(10.0)
@@ -185,7 +185,7 @@ async def test_an_end_is_learned_once(clock: ManualClock) -> None:
     assert repr(learner) == "<Learner TextToVideo: 1>"
 
 
-# Looks that take turns
+# Polls that take turns
 
 
 @attrs.define(eq=False)
@@ -196,7 +196,7 @@ class Scarcity:
 
     @property
     def polled(self) -> list[str]:
-        """Which task was asked about, look after look."""
+        """The polled tasks, in order."""
         return [task_id for task_id, _ in self.scene.feed.polls]
 
     @property
@@ -395,7 +395,7 @@ async def test_a_turn_that_comes_too_late_is_given_back(clock: ManualClock) -> N
     assert world.queue == 1
     clock.instant += 0.5
     wait.cancel()
-    world.limiter._wake()  # the turn is given, and the look has not run yet
+    world.limiter._wake()  # it is its turn, and the poll has not run yet
     await leave(wait)
     assert world.polled == []
     assert world.limiter.in_flight == 0
@@ -410,7 +410,7 @@ async def test_a_poll_in_flight_is_cancelled_with_its_last_wait(clock: ManualClo
     await clock.advance(0.5)
     assert world.limiter.in_flight == 1
     await leave(wait)
-    assert world.scene.feed.left == 1
+    assert world.scene.feed.cancelled == 1
     assert world.limiter.in_flight == 0
     assert world.scene.has_nothing_left()
 

@@ -1,4 +1,4 @@
-"""Looks that follow webhooks: at once, once, within limits, and with a net below them."""
+"""Polls after webhooks: at once, once, within limits, and with a safety net."""
 
 import asyncio
 import gc
@@ -19,7 +19,7 @@ NET = 60.0
 
 @pytest.fixture
 def scene(clock: ManualClock) -> Scene:
-    """Return a scheduler without jitter, whose net is a minute wide."""
+    """Return a scheduler without jitter, with a safety net of a minute."""
     return scene_on(clock, safety_net=NET)
 
 
@@ -198,7 +198,7 @@ async def test_an_end_that_was_found_elsewhere_is_proof(scene: Scene) -> None:
     assert scene.feed.polls == []
 
 
-# The net
+# The safety net
 
 
 async def test_without_proof_polls_go_on(scene: Scene) -> None:
@@ -292,7 +292,7 @@ async def test_without_a_receiver_webhooks_do_not_count(clock: ManualClock) -> N
 
 
 def slow_scene(clock: ManualClock) -> Scene:
-    """Return a scheduler whose looks go one in 2 s."""
+    """Return a scheduler that sends one poll every 2 s."""
     return scene_on(clock, STEADY, Limits(requests_per_second=0.5), safety_net=NET)
 
 

@@ -56,7 +56,7 @@ ERRORS: dict[Fate, RunwayError] = {
 
 
 class RecordedClock:
-    """A clock that never waits, and remembers for how long it was asked to."""
+    """A clock that records each sleep instead of sleeping."""
 
     def __init__(self) -> None:
         self.slept: list[float] = []
@@ -75,7 +75,7 @@ class RecordedClock:
 
 
 class Sendings:
-    """What each sending ends in, one after the other; what is no error is an answer."""
+    """What each sending ends in, one after the other; what is no error is a response."""
 
     def __init__(self, *ends: object) -> None:
         self._ends: Iterator[object] = iter(ends)
@@ -139,11 +139,11 @@ def test_the_delay_follows_the_table(fate: Fate, replay: Replay) -> None:
     ],
 )
 def test_each_error_has_a_fate(error: RunwayError, fate: Fate) -> None:
-    """Errors about an exchange have a fate; any other would only come again."""
+    """Errors about an exchange have a fate; any other error would only occur again."""
     assert fate_of(error) is fate
 
 
-# How long
+# Delays
 
 
 @pytest.mark.parametrize("replay", Replay)
@@ -222,7 +222,7 @@ def test_a_ladder_ends_with_the_interval_that_goes_on(
     assert ladder(*arguments) == pytest.approx(steps)
 
 
-# Again and again
+# Retries
 
 
 async def test_a_first_success_is_the_only_attempt() -> None:
@@ -286,14 +286,14 @@ async def test_a_paid_request_of_unknown_fate_is_sent_once(error: RunwayError) -
 
 
 async def test_a_free_request_of_unknown_fate_goes_again() -> None:
-    """A look costs nothing, so that it is repeated whatever became of it."""
+    """A poll costs nothing, so it is retried whatever its fate."""
     sendings = Sendings(ERRORS[Fate.UNKNOWN], gateway_error(GatewayDown, Fate.UNKNOWN), "answer")
     assert await sendings.run(FREE) == "answer"
     assert sendings.count == 3
 
 
 async def test_a_free_request_is_never_in_doubt() -> None:
-    """A look that failed to the last raises what it saw, not a doubt about money."""
+    """A poll that fails in every attempt raises its last error, not a doubt about money."""
     sendings = Sendings(ERRORS[Fate.UNKNOWN])
     with pytest.raises(NoReply):
         await sendings.run(FREE, RetryPolicy(attempts=1))
@@ -301,7 +301,7 @@ async def test_a_free_request_is_never_in_doubt() -> None:
 
 @pytest.mark.parametrize("endpoint", [PAID, FREE])
 async def test_what_was_rejected_is_not_sent_again(endpoint: Any) -> None:
-    """A no for good is raised as it is, at once."""
+    """A final refusal is raised at once, unchanged."""
     sendings = Sendings(ERRORS[Fate.REJECTED], "answer")
     with pytest.raises(InvalidRequest) as caught:
         await sendings.run(endpoint)
@@ -311,7 +311,7 @@ async def test_what_was_rejected_is_not_sent_again(endpoint: Any) -> None:
 
 
 async def test_a_doubt_may_come_after_a_refusal() -> None:
-    """A paid request that was refused goes again, and is in doubt if that one got no answer."""
+    """A paid request that was refused goes again, and is in doubt if that one got no response."""
     sendings = Sendings(gateway_error(RateLimited, Fate.REFUSED, 0.0), ERRORS[Fate.UNKNOWN])
     with pytest.raises(SubmissionInDoubt):
         await sendings.run(PAID)
@@ -319,7 +319,7 @@ async def test_a_doubt_may_come_after_a_refusal() -> None:
 
 
 async def test_a_pause_that_is_too_long_ends_in_the_refusal() -> None:
-    """A gateway that asks for an hour gets no retry, and the error says how long it asked for."""
+    """A gateway that requests a pause of an hour gets no retry; the error has that delay."""
     error = gateway_error(RateLimited, Fate.REFUSED, 3600.0)
     sendings = Sendings(error, "answer")
     with pytest.raises(RateLimited) as caught:
@@ -328,8 +328,8 @@ async def test_a_pause_that_is_too_long_ends_in_the_refusal() -> None:
     assert sendings.clock.slept == []
 
 
-async def test_what_is_not_ours_goes_through() -> None:
-    """A fault of the program is no reason to send anything twice."""
+async def test_foreign_errors_are_not_retried() -> None:
+    """A bug is no reason to send anything twice."""
     sendings = Sendings(KeyError("a mistake"), "answer")
     with pytest.raises(KeyError, match="a mistake"):
         await sendings.run(FREE)
@@ -349,8 +349,8 @@ async def test_cancelling_the_pause_ends_it() -> None:
     assert sendings.count == 1
 
 
-async def test_pauses_are_drawn_anew_for_each_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two requests that fail together do not come back together."""
+async def test_each_request_draws_its_own_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two requests that fail together are not retried together."""
     drawn = Random(7)
     monkeypatch.setattr("backoff.full_jitter", lambda limit: drawn.uniform(0, limit))
     both = [Sendings(*[ERRORS[Fate.UNKNOWN]] * 4, "answer") for _ in range(2)]
@@ -369,7 +369,7 @@ def test_a_doubt_says_what_to_do() -> None:
 
 
 def test_a_ladder_of_hardly_any_growth_is_short() -> None:
-    """A factor of hardly more than 1 gives a ladder of a bounded length, and not of millions."""
+    """A factor of little more than 1 gives a bounded number of intervals, not millions."""
     steps = ladder(1.0, 1.000001, 15.0)
     assert len(steps) <= 1001
     assert steps[-1] == 15.0

@@ -142,7 +142,7 @@ def test_loose_json_is_read(body: bytes, value: object) -> None:
     "body", [b"", b"ok", b'<p>{"a":1}</p>', b'{"a":{"b":1}', b'{"a":{"b":1},', b"{'a': 1}"]
 )
 def test_a_body_that_is_not_json(body: bytes) -> None:
-    """A value inside a page, or inside a broken value, is not the answer."""
+    """A value inside a page, or inside a broken value, is not the response."""
     with pytest.raises(ValueError, match=r"."):
         decode(body)
 
@@ -155,7 +155,7 @@ def test_json_in_a_text() -> None:
 
 
 def test_an_id_at_the_end_of_a_whole_answer() -> None:
-    """An id at the end, or as the whole answer, counts only if all of the body arrived."""
+    """An id at the end, or as the whole response, counts only if all of the body arrived."""
     assert salvage(b"code=200&task_id=t-1", is_whole=True) == ("t-1",)
     assert salvage(b"573772da-c2ec-4a60\n", is_whole=True) == ("573772da-c2ec-4a60",)
     assert salvage(b"573772da-c2ec-4a60") == salvage(b"error 404", is_whole=True) == ()

@@ -49,7 +49,7 @@ def taught(count: int = 200, policy: PollPolicy | None = None, median: float = 1
 
 
 def gaps(learner: Learner, until: float = 1000.0) -> list[float]:
-    """Return the gaps between the looks at a task that takes *until*."""
+    """Return the gaps between the polls of a task that takes *until*."""
     age, found = 0.0, list[float]()
     while age < until:
         gap = learner.gap(KIND, age, 0.0)
@@ -64,7 +64,7 @@ def schedule_of(rates: list[float]) -> Schedule:
     return Schedule(Curve([0.0] * SLICES), Curve(rates))
 
 
-# What kind of task it is
+# Kinds of tasks
 
 
 def test_a_kind_is_the_class_the_model_and_the_length() -> None:
@@ -84,7 +84,7 @@ def test_without_a_request_there_is_no_kind() -> None:
     assert kind_of(None) is None
 
 
-# What a policy asks for
+# Policies
 
 
 def test_an_impatient_policy_is_bounded_in_its_own_time() -> None:
@@ -177,7 +177,7 @@ def test_polls_come_when_tasks_end() -> None:
 
 
 def test_the_quick_ones_of_a_batch_do_not_pass_for_all_of_it() -> None:
-    """When 20 of 100 that began together have ended, there is no advice; after 85 there is."""
+    """After 20 ends of 100 tasks that began together nothing is learned yet; after 85 it is."""
     learner = Learner(PollPolicy())
     drawn = sorted(durations(100))
     age, advised_after = 0.0, None
@@ -228,7 +228,7 @@ def test_gaps_stay_within_the_bounds_however_they_stray() -> None:
     assert max(found) == 20.0
 
 
-def test_a_gap_strays_by_the_part_that_is_asked_for() -> None:
+def test_jitter_changes_a_gap_by_its_part() -> None:
     """A jitter of a tenth makes a gap a tenth longer."""
     learner = taught()
     straight, strayed = learner.gap(KIND, 100.0, 0.0), learner.gap(KIND, 100.0, 0.1)
@@ -368,7 +368,7 @@ def test_a_journal_of_any_length_is_read_to_a_point() -> None:
 
 
 def test_a_journal_of_very_quick_tasks_is_learned_from() -> None:
-    """Durations shorter than what a last look may be late are no trouble."""
+    """Durations shorter than the possible delay of the last poll are accepted."""
     learner = Learner(PollPolicy())
     learner.recall([(*KIND, duration) for duration in durations(40, 3.0)])
     assert learner.gap(KIND, 0.0, 0.0) is not None

@@ -20,7 +20,7 @@ from fuhu_runway.models import Limits, Timeouts
 
 
 def settings(session: aiohttp.ClientSession | None = None) -> Settings:
-    """Return what a session is made from."""
+    """Return the settings of a session."""
     return Settings(
         session=session,
         timeouts=Timeouts(),
@@ -77,7 +77,7 @@ async def test_the_event_of_a_close_comes_last() -> None:
     assert closed == [True]
 
 
-async def test_closing_ends_its_errands() -> None:
+async def test_closing_ends_its_background_work() -> None:
     """What runs in the background is cancelled with the session; what is done is forgotten."""
     session = Session(settings(), list)
     session.run(asyncio.sleep(0))
@@ -151,7 +151,7 @@ async def _pay(session: Session, url: str) -> Any:
 
 
 async def submit(budget: TaskBudget, scene: Scene, task_id: str) -> None:
-    """Do what a submit does with the budget."""
+    """Use the budget as a submit does."""
     async with budget.one_more(scene.held.append):
         await asyncio.sleep(0)
         budget.add(scene.watch(task_id))

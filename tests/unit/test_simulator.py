@@ -75,7 +75,7 @@ async def running(key: str | None = "Bearer sk-simulated", **options: Any) -> As
 
 async def until(holds: Callable[[], object]) -> None:
     """Run the loop until *holds* returns true."""
-    while not holds():  # noqa: ASYNC110 - what is waited for has no event to tell it
+    while not holds():  # noqa: ASYNC110 - there is no event for it
         await asyncio.sleep(0)
 
 
@@ -317,7 +317,7 @@ async def test_a_body_of_twenty_megabytes_is_too_large(caller: Caller) -> None:
 
 @pytest.mark.parametrize("task_id", ["3d957031-9a2a-45e2-9dc7-bc8513059c50", "", 7])
 async def test_an_unknown_task_does_not_exist(caller: Caller, task_id: object) -> None:
-    """The feed answers an unknown id with HTTP 400 and `task_not_exist`."""
+    """The feed reports an unknown id with HTTP 400 and `task_not_exist`."""
     status, body = await caller.send("POST", "/runway/feed", json={"task_id": task_id})
     assert status == 400
     assert body == {"code": "task_not_exist", "message": "task_not_exist", "data": None}
@@ -399,7 +399,7 @@ async def test_points_are_charged_on_submit_and_refunded_on_failure() -> None:
 
 @pytest.mark.parametrize("status", [401, 403])
 async def test_an_empty_account_is_refused(status: int) -> None:
-    """Without enough points no task is made, and the answer is a 403 or a misleading 401."""
+    """Without enough points no task is made, and the response is a 403 or a misleading 401."""
     async with running(points=500.0, quota_status=status) as caller:
         await caller.start()
         answer, body = await caller.submit()
@@ -600,7 +600,7 @@ async def test_duplicates_are_equal_bodies(caller: Caller) -> None:
     assert group[0].request == BODY
 
 
-async def test_polls_are_counted_for_each_task_answered_or_not(caller: Caller) -> None:
+async def test_polls_are_counted_with_and_without_a_response(caller: Caller) -> None:
     """A poll that was answered with a 502 counts like any other."""
     task_id = await caller.start()
     other = await caller.start()
@@ -783,7 +783,7 @@ async def test_nothing_is_left_when_it_closes_on_a_hanging_request() -> None:
 
 
 async def test_a_client_that_does_not_read_cannot_keep_it_open() -> None:
-    """An answer that is not read is cut off, and closing leaves no asyncio task."""
+    """A response that is not read is cut off, and closing leaves no asyncio task."""
     before = asyncio.all_tasks()
     async with running() as caller:
         caller.gateway.fault("submit", faults.Huge(64))

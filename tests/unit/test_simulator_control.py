@@ -385,7 +385,7 @@ async def test_an_invalid_script_is_refused(
 
 
 async def test_an_invalid_value_is_shown(caller: Caller) -> None:
-    """The value is in the answer, and only the beginning of a long one."""
+    """The value is in the response, and only the beginning of a long one."""
     assert (await caller.refusal("POST scripts", {"queued": 2}))["value"] == 2
     shown = await caller.refusal("POST scripts", {"then": "x" * 5000})
     assert len(shown["value"]) < 300
@@ -420,7 +420,7 @@ def example(kind: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", _arguments.FAULTS)
 async def test_each_kind_of_fault_can_be_planned(caller: Caller, kind: str) -> None:
-    """Each fault can be planned by name, and the answer can be sent to plan it again."""
+    """Each fault can be planned by name, and the response can be sent to plan it again."""
     for where in _arguments.FAULTS[kind].places:
         wanted = {"where": where, "fault": example(kind)}
         shown = (await caller.result("POST faults", wanted))["fault"]
@@ -546,7 +546,7 @@ async def test_an_invalid_fault_is_refused(
 
 @pytest.mark.parametrize("code", ["word", 5, None])
 async def test_a_field_of_several_types_takes_each(caller: Caller, code: object) -> None:
-    """A code may be a word, a number or null, as in the gateways' answers."""
+    """A code may be a word, a number or null, as in the gateways' responses."""
     fault = {"kind": "error", "status": 400, "code": code}
     await caller.result("POST faults", {"where": "submit", "fault": fault})
     text = (await caller.call(GENERATE, BODY))[1]
@@ -620,7 +620,7 @@ async def test_tasks_can_be_filtered(caller: Caller) -> None:
 
 
 async def test_values_that_json_cannot_represent_are_text(caller: Caller) -> None:
-    """A body that only Python's parser accepts does not break the answer."""
+    """A body that only Python's parser accepts does not break the response."""
     raw = json.dumps(BODY | {"extra": float("nan"), "half": "\ud800"})
     url, headers = f"{caller.gateway.base_url}{GENERATE}", {"Authorization": f"Bearer {KEY}"}
     async with caller.session.post(url, data=raw, headers=headers) as response:
@@ -757,7 +757,7 @@ async def test_a_key_can_be_added(caller: Caller) -> None:
 async def test_an_invalid_key_is_refused_and_not_shown(
     caller: Caller, body: object, field: str, allowed: str
 ) -> None:
-    """The answer names the field and what is allowed, and does not contain the key."""
+    """The response names the field and what is allowed, and does not contain the key."""
     shown = await caller.refusal("POST keys", body)
     assert shown["field"] == field
     assert allowed in str(shown["allowed"])
@@ -807,7 +807,7 @@ async def test_a_reset_cancels_pending_callbacks() -> None:
         await caller.submit(callback_url=url)
         await caller.result("POST reset")
         await caller.submit("later", callback_url="http://127.0.0.1:1/")
-        while caller.gateway.callbacks_failed < 1:  # noqa: ASYNC110 - nothing tells of it
+        while caller.gateway.callbacks_failed < 1:  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.001)
     assert called == []
 
@@ -829,7 +829,7 @@ async def test_a_state_file_is_not_reset(tmp_path: Any) -> None:
 async def test_each_answer_has_what_the_reference_says(
     caller: Caller, command: _control.Command
 ) -> None:
-    """Each answer has exactly the names that the reference lists."""
+    """Each response has exactly the names that the reference lists."""
     bodies = {
         "scripts": {},
         "faults": {"where": "feed", "fault": "Drop"},

@@ -120,7 +120,7 @@ async def test_an_answer_may_hang_in_its_middle(caller: Caller) -> None:
 
 @pytest.mark.usefixtures("virtual")
 async def test_a_slow_answer_is_late_and_its_work_is_not(caller: Caller) -> None:
-    """The task exists at once, and the answer takes its simulated seconds."""
+    """The task exists at once, and the response takes its simulated seconds."""
     loop = asyncio.get_running_loop()
     caller.gateway.fault("submit", faults.Slow(20.0))
     begun = loop.time()
@@ -173,7 +173,7 @@ async def test_a_429_may_be_empty_or_mean_the_quota(caller: Caller) -> None:
     assert "负载已饱和" in text
 
 
-# Other answers.
+# Other responses.
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ async def test_a_cut_answer_is_incomplete(caller: Caller) -> None:
 
 
 async def test_a_huge_answer_comes_in_pieces_and_without_a_length(caller: Caller) -> None:
-    """Megabytes of blanks follow the right answer, without a Content-Length."""
+    """Megabytes of blanks follow the right response, without a Content-Length."""
     caller.gateway.fault("submit", faults.Huge(3))
     async with caller.session.post("/runway/pro/generate", json=BODY) as response:
         assert "Content-Length" not in response.headers
@@ -243,7 +243,7 @@ async def test_a_huge_answer_comes_in_pieces_and_without_a_length(caller: Caller
     assert json.loads(text)["code"] == 200
 
 
-# Odd answers of the feed.
+# Odd responses of the feed.
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ async def test_a_huge_answer_comes_in_pieces_and_without_a_length(caller: Caller
 async def test_the_feed_may_use_any_words(
     caller: Caller, fault: Fault, words: tuple[str, str]
 ) -> None:
-    """Both fields for the state can have unknown words, for one answer."""
+    """Both fields for the state can have unknown words, for one response."""
     task_id = await caller.start()
     caller.gateway.fault("feed", fault)
     shown = await caller.task(task_id)
@@ -286,7 +286,7 @@ async def test_a_failure_may_have_a_url(caller: Caller, *, refunded: bool, refun
 
 
 async def test_an_answer_may_be_blank_or_in_another_dialect(caller: Caller) -> None:
-    """One answer is empty, the next is dialect C, and the third is right again."""
+    """One response is empty, the next is dialect C, and the third is right again."""
     task_id = await caller.start()
     caller.gateway.fault("feed", faults.Blank())
     caller.gateway.fault("feed", faults.Speaks("official"))

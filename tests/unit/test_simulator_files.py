@@ -13,7 +13,7 @@ KEY = {"Authorization": "Bearer sk-simulated"}
 
 
 async def task_of(gateway: Simulator, task_id: str | None = None) -> dict[str, Any]:
-    """Return the feed's answer about a task, by default about a new one."""
+    """Return the feed's response about a task, by default about a new one."""
     async with aiohttp.ClientSession(gateway.base_url, headers=KEY) as session:
         if task_id is None:
             async with session.post("/runway/pro/generate", json=BODY) as response:
@@ -191,7 +191,7 @@ async def test_a_range_beyond_the_end_is_a_416() -> None:
 
 
 async def test_a_range_in_another_unit_is_ignored() -> None:
-    """The answer is the whole file."""
+    """The response is the whole file."""
     async with Simulator(takes=0.0, video=b"0123") as gateway:
         status, video, _ = await get((await task_of(gateway))["video_url"], Range="pages=1-2")
     assert (status, video) == (200, b"0123")
@@ -236,7 +236,7 @@ async def test_a_download_may_be_cut_before_its_first_byte() -> None:
 
 
 async def test_a_range_may_be_ignored() -> None:
-    """The answer to a range is a 200 with the whole file."""
+    """The response to a range is a 200 with the whole file."""
     async with Simulator(takes=0.0, video=b"0123") as gateway:
         gateway.fault("download", faults.IgnoresRange())
         status, video, _ = await get((await task_of(gateway))["video_url"], Range="bytes=2-")
@@ -244,7 +244,7 @@ async def test_a_range_may_be_ignored() -> None:
 
 
 async def test_a_content_range_may_be_wrong() -> None:
-    """The header names other bytes than the body has; a whole answer has no such header."""
+    """The header names other bytes than the body has; a whole response has no such header."""
     async with Simulator(takes=0.0, video=b"0123456789") as gateway:
         url = (await task_of(gateway))["video_url"]
         gateway.fault("download", faults.WrongContentRange(shift=2), times=2)
@@ -256,7 +256,7 @@ async def test_a_content_range_may_be_wrong() -> None:
 
 @pytest.mark.parametrize(("honours", "status"), [(True, 200), (False, 206)])
 async def test_the_file_may_change_during_a_download(*, honours: bool, status: int) -> None:
-    """A new version has a new ETag, and is served whole or, if asked to, in part."""
+    """A new version has a new ETag, and is served whole or, if requested, in part."""
     async with Simulator(takes=0.0) as gateway:
         url = (await task_of(gateway))["video_url"]
         _, old, before = await get(url)
@@ -317,7 +317,7 @@ async def test_a_download_may_trickle() -> None:
 
 
 async def test_a_page_may_come_instead_of_a_video() -> None:
-    """The answer is HTML with status 200."""
+    """The response is HTML with status 200."""
     async with Simulator(takes=0.0) as gateway:
         gateway.fault("download", faults.html_page())
         status, page, headers = await get((await task_of(gateway))["video_url"])

@@ -86,7 +86,7 @@ def program(path: Path, *words: str) -> Iterator[tuple[str, "subprocess.Popen[st
 
 async def until(holds: Callable[[], object]) -> None:
     """Let time pass until *holds* returns true."""
-    while not holds():  # noqa: ASYNC110 - what is waited for has no event to tell it
+    while not holds():  # noqa: ASYNC110 - there is no event for it
         await asyncio.sleep(0.002)
 
 
@@ -307,8 +307,8 @@ async def test_each_key_finds_its_own_tasks_again(path: Path) -> None:
         for key, mine in (("sk-2", 1), ("sk-new", 2)):
             async with calling(gateway.base_url, key) as other:
                 for index, task in enumerate(gateway.tasks):
-                    asked = await other.send("/runway/feed", {"task_id": task.task_id})
-                    assert asked[0] == (200 if index == mine else 400)
+                    polled = await other.send("/runway/feed", {"task_id": task.task_id})
+                    assert polled[0] == (200 if index == mine else 400)
         async with caller.session.get("/user/quota?key=sk-new") as response:
             keys = {key["name"]: key for key in (await response.json())["keys"]}
     assert [keys[name]["remain_quota"] for name in ("test_key_2", "third")] == [10.0, 6.8]
@@ -339,7 +339,7 @@ async def test_no_key_is_in_the_file(path: Path) -> None:
 
 
 async def test_the_ledger_shows_which_submits_were_answered(path: Path) -> None:
-    """Only a whole answer counts, with its status; memory and file agree."""
+    """Only a whole response counts, with its status; memory and file agree."""
     wrong = {
         "dropped": faults.drop_after_accepting(),
         "cut": faults.Cut(60),
@@ -557,7 +557,7 @@ async def test_a_kill_between_accept_and_answer_loses_no_task(path: Path) -> Non
         async with calling(url) as caller:
             assert (await caller.shown(entry.task_id))["status"] == "3"
             twin = await caller.start()
-            # The answer may arrive before the other process has recorded it.
+            # The response may arrive before the other process has recorded it.
             await until(lambda: read_ledger(path)[-1].answered)
     assert twin != entry.task_id
     assert [(one.task_id, one.answered) for one in read_ledger(path)] == [

@@ -42,7 +42,7 @@ DONE = attrs.evolve(MOMENT, stage="succeeded", percent=100).with_urls(URLS)
 
 
 def rendered(moment: Moment, dialect: str) -> Any:
-    """Return the answer of *dialect* for *moment*."""
+    """Return the response of *dialect* for *moment*."""
     body, content_type = render(moment, dialect, random.Random(0))
     assert content_type == "application/json; charset=utf-8"
     return json.loads(body)
@@ -96,13 +96,13 @@ def test_each_ending_has_its_stage(then: Ending, stage: Stage) -> None:
 def test_answers_differ_exactly_at_each_change(script: Script) -> None:
     """The state differs just before and at each change, but not between two changes."""
 
-    def tells(age: float) -> tuple[tuple[Stage, int], bool]:
+    def shown_at(age: float) -> tuple[tuple[Stage, int], bool]:
         return stage_at(script, age), has_url(script, age)
 
     ages = [0.0, *changes(script)]
     for earlier, later in itertools.pairwise(ages):
-        assert tells(earlier) == tells(later - 1e-6)
-        assert tells(later - 1e-6) != tells(later)
+        assert shown_at(earlier) == shown_at(later - 1e-6)
+        assert shown_at(later - 1e-6) != shown_at(later)
 
 
 def test_a_misspelt_ending_is_an_error() -> None:
@@ -207,7 +207,7 @@ def test_the_official_task_has_what_its_status_calls_for(
 
 
 def test_the_luma_task_is_empty_when_it_is_new() -> None:
-    """Dialect C' answers a submit with the id and a state, but without the prompt (A14)."""
+    """Dialect C' responds to a submit with the id and a state, but without the prompt (A14)."""
     new = rendered(Moment(task_id="x", action="", prompt="a kitten", stage="submitted"), "luma")
     assert (new["state"], new["prompt"], new["video"]) == ("pending", "", None)
     done = rendered(DONE, "luma")

@@ -352,7 +352,7 @@ async def served(app: Any) -> AsyncIterator[Any]:
     config = uvicorn.Config(app, port=0, log_level="warning", lifespan="off", loop="none")
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110 - it has no event to tell it
+    while not server.started:  # noqa: ASYNC110 - there is no event for it
         await asyncio.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:

@@ -127,7 +127,7 @@ async def caller() -> AsyncIterator[Caller]:
         yield caller
 
 
-# Other answers to a submit.
+# Other responses to a submit.
 
 ACCEPTED = {
     "taskId": '{"code":200,"msg":"success","data":{"taskId":"ID",REST}}',
@@ -220,7 +220,7 @@ async def test_a_shape_can_be_the_gateways_own_or_a_scripts() -> None:
         faults.Speaks("nope")
 
 
-# Other answers to a poll.
+# Other responses to a poll.
 
 
 @pytest.mark.parametrize("shape", ["data_is_id", "result_is_id"])
@@ -447,7 +447,7 @@ async def test_official_requests_are_checked(
     assert (got.status, caller.gateway.submitted) == (status, int(status == 200))
 
 
-# Answers without a task.
+# Responses without a task.
 
 SAID = {
     "no_credits": (
@@ -548,7 +548,7 @@ KNOWN_HEADERS = {
 
 @pytest.mark.parametrize("name", SAID)
 async def test_a_known_answer_is_sent_to_the_byte(caller: Caller, name: str) -> None:
-    """Status, body and headers are sent unchanged, and the log names the answer."""
+    """Status, body and headers are sent unchanged, and the log names the response."""
     caller.gateway.fault("submit", faults.known(name))
     got = await caller.submit()
     assert (got.status, got.text) == SAID[name]
@@ -560,7 +560,7 @@ async def test_a_known_answer_is_sent_to_the_byte(caller: Caller, name: str) -> 
 
 
 def test_every_known_answer_is_tried_here() -> None:
-    """The table above has each of the simulator's known answers."""
+    """The table above has each of the simulator's known responses."""
     assert SAID.keys() == KNOWN.keys()
 
 
@@ -584,7 +584,7 @@ def test_an_unknown_known_answer_is_an_error() -> None:
 
 @pytest.mark.parametrize("status", [307, 401, 402, 403, 404, 408, 409, 425, 444, 460, 499, 600])
 async def test_any_status_can_come_alone(caller: Caller, status: int) -> None:
-    """An answer may be only a status."""
+    """A response may be only a status."""
     caller.gateway.fault("feed", faults.Answer(status))
     got = await caller.post("/runway/feed", {"task_id": "x"})
     assert (got.status, got.body, got.headers["Content-Length"]) == (status, b"", "0")
@@ -619,12 +619,12 @@ async def test_a_refusal_may_be_megabytes_long(caller: Caller) -> None:
     assert len(json.loads(got.body)["error"]["message"]) > 2 * 1024 * 1024
 
 
-# Around an answer.
+# Around a response.
 
 
 @pytest.mark.parametrize("status", [102, 103])
 async def test_an_informational_answer_comes_first(caller: Caller, status: int) -> None:
-    """A 1xx and the right answer are two heads in one stream."""
+    """A 1xx and the right response are two heads in one stream."""
     caller.gateway.fault("submit", faults.Informational(status))
     first, _, then = (await caller.submit()).raw.partition(b"\r\n\r\n")
     assert first == b"HTTP/1.1 %d Early\r\nLink: </style.css>; rel=preload" % status
@@ -654,7 +654,7 @@ async def test_an_informational_answer_may_find_its_client_gone(caller: Caller) 
 
 @pytest.mark.parametrize(("size", "count"), [(8200, 1), (10, 200)])
 async def test_a_head_may_be_large(caller: Caller, size: int, count: int) -> None:
-    """The right answer has one more header of 8,200 bytes, or two hundred."""
+    """The right response has one more header of 8,200 bytes, or two hundred."""
     caller.gateway.fault("submit", faults.LargeHead(size, count))
     got = await caller.submit()
     more = [value for name, value in got.headers.items() if name.startswith("X-Policy-")]
@@ -709,8 +709,8 @@ async def test_duomi_takes_the_key_from_the_body() -> None:
         body = {**BODY, "key": "sk-simulated"}
         path = "/api/video/runway"
         assert (await caller.post(f"{path}/pro/generate", body, Authorization="")).status == 200
-        look = {"key": "sk-simulated", "task_id": caller.task_id}
-        assert (await caller.post(f"{path}/feed", look, Authorization="")).data["status"] == "3"
+        poll = {"key": "sk-simulated", "task_id": caller.task_id}
+        assert (await caller.post(f"{path}/feed", poll, Authorization="")).data["status"] == "3"
         refused = await caller.post(f"{path}/pro/generate", BODY)
         assert (refused.status, caller.gateway.submitted) == (401, 1)
 
@@ -819,7 +819,7 @@ async def test_a_file_may_have_no_etag(caller: Caller, *, last_modified: bool) -
 async def test_a_file_may_not_be_ready_yet(
     caller: Caller, fault: Fault, status: int, size: int
 ) -> None:
-    """The host answers in several ways before it serves the file."""
+    """The host responds in several ways before it serves the file."""
     caller.gateway.fault("download", fault)
     got = await caller.download()
     assert (got.status, len(got.body)) == (status, size)

@@ -171,7 +171,7 @@ async def test_a_doubt_has_the_name_of_its_cause(gateway: Simulator) -> None:
 
 
 async def test_a_doubt_names_the_task_that_its_answer_named() -> None:
-    """The id in a damaged answer is in the event and in the error."""
+    """The id in a damaged response is in the event and in the error."""
     recorder = EventRecorder()
     async with (
         raw_server(DAMAGED) as server,
@@ -203,7 +203,7 @@ async def test_a_defect_after_the_sending_is_a_doubt(
 
 
 async def test_a_cancelled_caller_in_doubt_leaves_the_task_in_the_event() -> None:
-    """The error reaches no caller, so `SubmissionUnclaimed` has the id of the damaged answer."""
+    """The error reaches no caller, so `SubmissionUnclaimed` has the id of the damaged response."""
     recorder = EventRecorder()
     async with raw_server(DAMAGED) as server:
         server.may_answer.clear()

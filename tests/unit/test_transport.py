@@ -82,12 +82,12 @@ def paid(url: str) -> Request:
 
 
 def free(url: str) -> Request:
-    """Return a request that only looks."""
+    """Return a request that only reads."""
     return Request(ENDPOINTS["feed"], url, {}, b"{}", task_id="t-1")
 
 
 def body(answer: Reply) -> bytes:
-    """Read an answer, or say that the gateway refuses for now."""
+    """Read a response, or say that the gateway refuses for now."""
     if answer.status == 503:
         raise attrs.evolve(REFUSED)
     return answer.body
@@ -160,7 +160,7 @@ async def test_an_endless_answer_is_cut(make: Make, kind: Callable[[str], Reques
 
 
 async def test_the_largest_answer_is_read(make: Make) -> None:
-    """An answer of exactly the limit comes whole."""
+    """A response of exactly the limit comes whole."""
     async with raw_server(reply(b"x" * MAX_ANSWER_BYTES)) as server:
         answer = await make().send(free(server.url))
     assert (len(answer.body), answer.cut) == (MAX_ANSWER_BYTES, False)
@@ -193,7 +193,7 @@ async def test_paid_requests_travel_on_fresh_connections(make: Make) -> None:
 
 @asynccontextmanager
 async def refused() -> AsyncIterator[str]:
-    """Nobody listens."""
+    """Nothing listens on the port."""
     yield f"http://127.0.0.1:{free_port()}/"
 
 
@@ -280,7 +280,7 @@ BROKEN_BUT_NAMED = {
 
 @pytest.mark.parametrize("answer", BROKEN_BUT_NAMED.values(), ids=BROKEN_BUT_NAMED.keys())
 async def test_what_broke_and_names_a_task_keeps_its_id(make: Make, answer: bytes) -> None:
-    """Whatever is wrong with the framing of a paid answer, the id that arrived is on the error."""
+    """If the framing of a paid response is broken, the error has the id that arrived."""
     async with raw_server(answer, closes=True) as server:
         with pytest.raises(SubmissionInDoubt) as caught:
             await make().call(paid(server.url), read_task)
@@ -677,7 +677,7 @@ async def test_a_closed_session_is_reported_before_a_byte_is_written(make: Make)
 
 
 async def test_a_stream_is_a_plain_get(make: Make) -> None:
-    """It asks for the bytes as they are, follows nothing, and passes the headers on."""
+    """It requests unencoded bytes, follows no redirect, and passes the headers on."""
     away = reply(b"body", "302 Away", Location="/elsewhere")
     async with raw_server(away) as server:
         async with make().stream(server.url, {"Range": "bytes=5-"}) as response:
@@ -732,11 +732,11 @@ async def test_no_secret_is_logged(make: Make, caplog: pytest.LogCaptureFixture)
     assert "127.0.0.1" not in caplog.text
 
 
-# What the pace hears
+# What the pace learns
 
 
 async def test_refusals_in_a_row_hold_everything(make: Make, clock: ManualClock) -> None:
-    """After three 429 in a row nothing goes for as long as was asked; a 403 is no such refusal."""
+    """After three 429 in a row nothing is sent until Retry-After is over; a 403 does not count."""
     many = reply(b"", "429 Too Many Requests", Retry_After="3")
     async with raw_server(reply(b"{}", "403 Forbidden"), many, many, many) as server:
         transport = make()

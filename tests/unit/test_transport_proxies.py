@@ -139,7 +139,7 @@ async def test_a_proxy_that_cannot_be_used_is_named(
 async def test_a_plain_request_goes_to_the_proxy_whole(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It gets the whole address and its own password; its answer is an answer like any other."""
+    """It gets the whole address and its own password; its response is a response like any other."""
     async with raw_server(reply(b"{}", "502 Bad Gateway")) as server:
         name_proxies(monkeypatch, HTTP_PROXY=f"http://user:p%40ss@127.0.0.1:{server.port}")
         transport = make()
@@ -254,7 +254,7 @@ async def test_a_tunnel_that_is_refused_is_not_sent(
 async def test_a_proxy_that_is_not_there_is_named(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody listens on its port: the error names its host, without the password."""
+    """Nothing listens on its port: the error names its host, without the password."""
     name_proxies(monkeypatch, HTTPS_PROXY=f"http://user:{PASSWORD}@localhost:{free_port()}")
     with pytest.raises(NotSent, match="through the proxy localhost") as caught:
         await make().send(paid(f"https://{GATEWAY}/"))
@@ -294,7 +294,7 @@ async def test_a_full_pool_is_not_sent(make: Make) -> None:
 
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
-    """Return a certificate authority that nobody trusts yet."""
+    """Return a certificate authority that is not trusted yet."""
     return trustme.CA()
 
 

@@ -55,7 +55,7 @@ async def test_a_webhook_for_a_task_without_a_handle_does_no_harm(scene: Scene) 
 
 
 async def test_a_body_that_names_another_task_wakes_neither(scene: Scene) -> None:
-    """An address speaks for its own task only; the sender gets the same answer as always."""
+    """An address speaks for its own task only; the sender gets the same response as always."""
     tasks = [await scene.client.generate(PROMPT), await scene.client.generate(PROMPT)]
     waits = [asyncio.create_task(task.wait()) for task in tasks]
     await scene.ended()
@@ -200,7 +200,7 @@ async def test_a_body_without_an_id_finds_nothing(scene: Scene) -> None:
 
 
 async def test_two_webhooks_at_once_find_it_once(scene: Scene) -> None:
-    """While the feed is asked, a second webhook starts no second search."""
+    """While the feed is polled, a second webhook starts no second search."""
     await scene.doubt()
     scene.gateway.fault("feed", faults.Slow(A_WHILE))
     scene.post(status="1")
@@ -262,7 +262,7 @@ async def test_one_task_is_taken_once(scene: Scene) -> None:
 
 
 async def test_a_loop_that_does_not_run_does_not_poll(scene: Scene) -> None:
-    """Of several loops, one that runs does what a webhook asks for."""
+    """Of several loops, a running one handles a webhook."""
     resting = asyncio.new_event_loop()
     sessions = scene.client._sessions.by_loop
     await scene.doubt()
@@ -367,7 +367,7 @@ async def test_a_re_attached_task_is_woken(gateway: Simulator) -> None:
 
 
 async def test_without_a_secret_it_is_polled(gateway: Simulator) -> None:
-    """Then the old address is unknown, and the wait of a re-attached task goes on as ever."""
+    """Then the old address is unknown, and the wait of a re-attached task goes on as usual."""
     async with scene_of(gateway) as scene:
         task_id = (await scene.client.generate(PROMPT)).id
     async with scene_of(gateway, polling=PollPolicy(first=0.01, max_interval=0.02)) as scene:
@@ -376,7 +376,7 @@ async def test_without_a_secret_it_is_polled(gateway: Simulator) -> None:
 
 
 async def lost_in_a_crash(gateway: Simulator, path: Path) -> None:
-    """Leave a journal with a job in doubt, as a process does that ended before its answer."""
+    """Leave a journal with a job in doubt, as a process does that ended before its response."""
     async with scene_of(gateway, secret=SECRET, journal=path) as scene:
         await scene.doubt()
 
@@ -414,7 +414,7 @@ async def test_an_early_webhook_is_handled_with_the_first_call(
         assert scene.client.unfinished[0].id == gateway.tasks[0].task_id
 
 
-async def test_a_feed_that_does_not_know_it_yet_is_asked_again(
+async def test_a_feed_that_does_not_know_it_yet_is_polled_again(
     gateway: Simulator, tmp_path: Path
 ) -> None:
     """The next webhook says so again, and then it is found."""

@@ -552,13 +552,13 @@ def test_the_official_routes_have_another_prefix(gateway: str) -> None:
     """Only ezlinkai has the same prefix for the official and the reverse format."""
     row = gateway_of(gateway)
     prefix = "/runway/v1" if gateway == "ezlinkai" else "/runwayml/v1"
-    submit, look = (
+    submit, poll = (
         request_to("official_image_to_video", row),
         request_to("official_task", row, "a/b"),
     )
     assert submit.url == f"{row.base_url}{prefix}/image_to_video"
-    assert look.url == f"{row.base_url}{prefix}/tasks/a%2Fb"
-    assert (submit.endpoint.verb, look.endpoint.verb, look.body) == ("POST", "GET", None)
+    assert poll.url == f"{row.base_url}{prefix}/tasks/a%2Fb"
+    assert (submit.endpoint.verb, poll.endpoint.verb, poll.body) == ("POST", "GET", None)
 
 
 @pytest.mark.parametrize(
@@ -859,14 +859,14 @@ def test_deep_nesting_does_not_crash(shape: str, depth: int) -> None:
     ids=["missing", "null", "odd"],
 )
 def test_an_upstream_task_without_an_id_is_read(inner: dict[str, Any]) -> None:
-    """The relay's id counts, so the answer inside it does not need one."""
+    """The relay's id counts, so the response inside it does not need one."""
     record = read({"code": "success", "data": {"task_id": "t-1", "data": inner}})
     assert (record.task_id, record.state) == ("t-1", TaskState.SUCCEEDED)
     assert record.video_url == "https://x.example/1.mp4"
 
 
 def test_the_polled_id_is_kept_once() -> None:
-    """A record holds the id object of the request, unless the answer has another id."""
+    """A record holds the id object of the request, unless the response has another id."""
     body = b'{"code": 200, "data": {"task_id": "%s", "status": "1"}}'
     request = request_to("feed", task_id="t-1")
     same, other = (read_task(Reply(request, 200, {}, body % each)) for each in (b"t-1", b"t-2"))
@@ -898,7 +898,7 @@ def test_an_upstream_answer_without_a_task_changes_nothing(inner: Any) -> None:
 
 
 def test_answers_are_unwrapped_three_levels_deep() -> None:
-    """Answers inside answers are read three levels deep and no further (api-facts 2 J)."""
+    """Responses nested in responses are read three levels deep and no further (api-facts 2 J)."""
     body: dict[str, Any] = {"task_id": "t-1", "status": "3", "video_url": "https://x.example/1"}
     for _ in range(4):
         body = {"code": "success", "data": {"task_id": "t-1", "data": body}}
@@ -916,7 +916,7 @@ def test_answers_are_unwrapped_three_levels_deep() -> None:
     ],
 )
 def test_an_id_with_an_http_error_is_not_a_task(body: dict[str, Any]) -> None:
-    """A shape that has no code is an answer only if the HTTP status is 2xx."""
+    """A shape that has no code is a response only if the HTTP status is 2xx."""
     assert read(body).task_id == "t-1"
     with pytest.raises(errors.GatewayDown):
         read(body, status=502)
@@ -938,13 +938,13 @@ def test_of_a_list_the_polled_task_is_read() -> None:
 
 
 def test_of_a_list_without_the_polled_task_the_first_is_read() -> None:
-    """An answer about another task is returned with that task's id."""
+    """A response about another task is returned with that task's id."""
     assert read({"code": "success", "data": [{"task_id": "t-0"}]}).task_id == "t-0"
 
 
 @pytest.mark.parametrize("empty", [None, [], {}])
 def test_an_empty_answer_to_a_poll_means_no_such_task(empty: Any) -> None:
-    """A poll that a relay answers with empty data is `NotFound` (api-facts 2 B)."""
+    """A relay's response to a poll with empty data is `NotFound` (api-facts 2 B)."""
     with pytest.raises(errors.NotFound) as caught:
         read({"code": "success", "data": empty})
     assert caught.value.task_id == "t-1"
@@ -1202,12 +1202,12 @@ def test_a_balance_is_completed_from_two_of_three(body: dict[str, Any], balance:
     "sample", [one for one in samples() if one.folder == "callback"], ids=lambda one: one.name
 )
 def test_a_webhook_is_read_like_the_feed(sample: Sample) -> None:
-    """The body of a webhook is read as the same record as the feed's answer."""
+    """The body of a webhook is read as the same record as the feed's response."""
     assert read_callback(sample.body) == sample.read()
 
 
 def test_a_webhook_with_an_envelope_is_read() -> None:
-    """A webhook whose body is the feed's whole answer is read."""
+    """A webhook whose body is the feed's whole response is read."""
     body = json.dumps({"code": 200, "msg": "success", "data": {"task_id": "t-1", "status": "3"}})
     found = read_callback(body.encode())
     assert found is not None
@@ -1224,17 +1224,17 @@ def test_an_unknown_status_shows_no_secret() -> None:
     """An unknown status is cut and hides the secrets that it quotes; such a code is dropped."""
     odd = "a wombat of 10.1.2.3 " + "moonwalking " * 9
     body = json.dumps({"id": "t-1", "status": odd, "failure": "no", "failureCode": odd})
-    asked = attrs.evolve(request_to("official_task"), secrets=("a wombat",))
-    record = read_task(Reply(asked, 200, {}, body.encode()))
+    request = attrs.evolve(request_to("official_task"), secrets=("a wombat",))
+    record = read_task(Reply(request, 200, {}, body.encode()))
     assert record.word == "<hidden> of <ip> moonwalking moonwalking "[:40]
     assert record.failure_code is None
 
 
 def test_secrets_can_be_added_to_a_request() -> None:
     """Each is added once and empty ones are not; without a new one it is the same object."""
-    asked = request_to("feed").hiding("a wombat", None, "", "a wombat", "bilby")
-    assert asked.secrets == (*request_to("feed").secrets, "a wombat", "bilby")
-    assert asked.hiding("bilby", None) is asked
+    request = request_to("feed").hiding("a wombat", None, "", "a wombat", "bilby")
+    assert request.secrets == (*request_to("feed").secrets, "a wombat", "bilby")
+    assert request.hiding("bilby", None) is request
 
 
 @pytest.mark.parametrize(
@@ -1242,7 +1242,7 @@ def test_secrets_can_be_added_to_a_request() -> None:
 )
 @pytest.mark.parametrize("form", ["{}", "<p>{}</p>", '{{"error":{{"message":{}}}}}'])
 def test_an_id_that_was_sent_is_not_a_task(prompt: str, form: str) -> None:
-    """A prompt that looks like an answer names no task if the gateway quotes it."""
+    """A prompt that looks like a response names no task if the gateway quotes it."""
     request = build(TextToVideo(prompt), GATEWAY, KEY)
     body = form.format(json.dumps(prompt) if "{{" in form else prompt).encode()
     assert salvaged(request, body, is_whole=True) is None

@@ -212,7 +212,7 @@ def test_the_gateways_of_an_endpoint_are_known() -> None:
 
 
 def test_which_requests_are_official() -> None:
-    """The name of a class, as the journal has it, tells the format; any other name is neither."""
+    """The name of a class, as the journal has it, shows its format; any other name has none."""
     for kind in tables.SUBMITS:
         assert tables.is_official(kind.__name__) is kind.__name__.startswith("Official")
         polled = tables.feed_of(kind.__new__(kind)).name
