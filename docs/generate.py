@@ -79,8 +79,8 @@ SEEN_AS: Final[Mapping[errors.Fate, str]] = {
     errors.Fate.UNSENT: "the host does not resolve, refuses, or fails in TLS; connecting takes too "
     "long",
     errors.Fate.REFUSED: "the gateway refuses for now, for example with 429",
-    errors.Fate.UNKNOWN: "the connection breaks or goes silent after sending; the answer cannot be "
-    "read; the gateway reports an error of its own, for example 502",
+    errors.Fate.UNKNOWN: "the connection breaks or goes silent after sending; the response cannot "
+    "be read; the gateway reports an error of its own, for example 502",
     errors.Fate.REJECTED: "the gateway refuses for good, for example with 400 or 401",
 }
 NO_ANSWER: Final[Mapping[errors.Fate, tuple[type[errors.RunwayError], ...]]] = {
@@ -410,7 +410,7 @@ def _balance_paths(route: BalanceRoute) -> list[str]:
 
 
 def dialects() -> str:
-    """Return one line for each shape of answer, in the order in which they are tried."""
+    """Return one line for each shape of response, in the order in which they are tried."""
     return table(
         ("", "Letter", "Name", "Recognised by", "Is about", "Fields are in"),
         (
@@ -715,12 +715,12 @@ def simulated_dialects() -> str:
 
 
 def simulated_shapes() -> str:
-    """Return one line for each answer that names a task and is in no documented dialect."""
+    """Return one line for each response that names a task and is in no documented dialect."""
     return table(("Name", "What it is"), ((code(name), one.help) for name, one in SHAPES.items()))
 
 
 def known_answers() -> str:
-    """Return one line for each answer that says nothing about a task."""
+    """Return one line for each response that says nothing about a task."""
     return table(
         ("Name", "Status", "Its beginning"),
         (
@@ -803,7 +803,7 @@ def _control_anchor(command: Command) -> str:
 
 
 def control_details() -> str:
-    """Return a section for each of them: its fields, and what is in the answer."""
+    """Return a section for each of them: its fields, and what is in the response."""
     return "\n\n".join(_control_section(one) for one in COMMANDS)
 
 
@@ -812,7 +812,7 @@ def _control_section(command: Command) -> str:
     if command.fields:
         where = "Filters, in the query:" if command.method == "GET" else "Fields of the body:"
         parts += [where, _control_fields(command.fields)]
-    names, each = command.answer, "The answer:"
+    names, each = command.answer, "The response:"
     if names is Simulator:
         names = _control_options()
     elif isinstance(names, type):

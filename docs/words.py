@@ -17,7 +17,17 @@ WORDS: Final = {
     r"so many": "give the number, or name it",
     r"in the air": "in flight",
     r"noes": "refusals",
-    r"lies about": "expired",
+    r"l(ies|ay|ie) about": "waits, expires; say for how long",
+    r"anew": "again",
+    r"for ever": "forever, without end",
+    r"as ever": "as usual",
+    r"nobody|somebody|anybody|everybody": "name the user, the caller, the program",
+    r"can be had": "can be fetched, can be returned",
+    r"is as good as": "counts as",
+    r"heard|hears": "received, recorded",
+    r"indiscre(et|tions?)": "leaks, quotes",
+    r"looks at (it|them|a task|the task|its task)": "polls",
+    r"errands?": "actions, work",
     r"purse": "budget",
     r"take note": "record",
     r"see to it": "say what the code does",
@@ -28,8 +38,7 @@ WORDS: Final = {
 }
 #: What not to write on a page, besides.
 PAGE_WORDS: Final = {
-    r"nobody|somebody|anybody|everybody": "name the user, the caller, the program",
-    r"told|heard|hears?": "report, record, learn",
+    r"told|hear": "report, record, learn",
     r"look(s|ed)? at (a|the|its) task": "poll",
     r"(in|from) the books": "in the journal, in the store",
 }

@@ -25,18 +25,18 @@ from typing import Final, NamedTuple
 KEY: Final = "sk-benchmark"
 IMAGE: Final = "https://images.invalid/1.jpeg"
 HAS_PEER: Final = importlib.util.find_spec("runwayml") is not None
-"""Whether runwayml, the official SDK, is there to be measured beside ours."""
+"""Whether runwayml, the official SDK, is installed, to be measured beside ours."""
 
 
-class Asked(NamedTuple):
-    """One request, as far as a benchmark looks at it."""
+class RawRequest(NamedTuple):
+    """One request, as far as a benchmark needs it."""
 
     verb: str
     path: str
     body: bytes
 
 
-Answer = Callable[[Asked], Awaitable[bytes | None]]
+Answer = Callable[[RawRequest], Awaitable[bytes | None]]
 """Gives the bytes to send; b"" closes the connection, None stays silent until the client leaves."""
 
 
@@ -55,9 +55,9 @@ def reply(status: int, body: object, headers: Mapping[str, str] | None = None) -
     return "\r\n".join([*lines, "", ""]).encode() + content
 
 
-def accepted(asked: Asked, task_id: str) -> bytes:
+def accepted(request: RawRequest, task_id: str) -> bytes:
     """Return the answer to a submit in the format that it came in (api-facts A3, 6)."""
-    if asked.path.startswith("/runway/"):
+    if request.path.startswith("/runway/"):
         data = {"task_id": task_id}
         return reply(200, {"code": 200, "msg": "success", "data": data, "exec_time": 0.67573})
     return reply(200, {"id": task_id})
@@ -68,8 +68,8 @@ async def serving(answer: Answer, *, opens_after: float = 0.0) -> AsyncIterator[
     """
     Return the address of a gateway that speaks just enough HTTP over bare streams.
 
-    It shares no code with either client, nor with the simulator, so it can be a witness against
-    all of them. Until it has been up for *opens_after* seconds, its port refuses connections.
+    It shares no code with either client, nor with the simulator, so it is an independent reference
+    for all of them. Until it has been up for *opens_after* seconds, its port refuses connections.
     """
     visits: set[asyncio.Task[None]] = set()
     place = socket.socket()
@@ -103,7 +103,7 @@ async def _visit(
 ) -> None:
     try:
         while True:
-            content = await answer(await _asked(reader))
+            content = await answer(await _read_request(reader))
             if content is None:
                 await reader.read()
             if not content:
@@ -116,19 +116,19 @@ async def _visit(
         writer.close()
 
 
-async def _asked(reader: asyncio.StreamReader) -> Asked:
+async def _read_request(reader: asyncio.StreamReader) -> RawRequest:
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     first, *fields = head.splitlines()
     length = next(
         (field[15:] for field in fields if field.lower().startswith("content-length:")), "0"
     )
     verb, path, _ = first.split(" ", 2)
-    return Asked(verb, path, await reader.readexactly(int(length)))
+    return RawRequest(verb, path, await reader.readexactly(int(length)))
 
 
 @contextmanager
 def feed_in_another_process(polls: int) -> Iterator[str]:
-    """Return the address of a feed whose CPU is not ours; each task ends at its *polls*-th look."""
+    """Return the URL of a feed in another process; each task ends with its *polls*-th poll."""
     program = Path(__file__).with_name("_feed.py")
     with subprocess.Popen(
         [sys.executable, program, str(polls)],

@@ -1,4 +1,4 @@
-"""Draw docs/explanation/polling.svg: when each rhythm looks at a task, and when tasks end."""
+"""Draw docs/explanation/polling.svg: when each method polls a task, and when tasks end."""
 
 import random
 from collections.abc import Iterable, Iterator
@@ -23,7 +23,7 @@ def x(age: float) -> float:
 
 
 def learned() -> Iterator[float]:
-    """Return when a learned schedule looks, without its jitter, after 200 tasks."""
+    """Return when a learned schedule polls, without its jitter, after 200 tasks."""
     rng = random.Random(3)
     ours = Ours.of(rng, learn=True)
     run(ours, [TASKS.draw(rng) for _ in range(200)])
@@ -34,7 +34,7 @@ def learned() -> Iterator[float]:
 
 
 def evenly(*gaps: float) -> Iterator[float]:
-    """Return instants with these gaps, the last of them for ever."""
+    """Return instants with these gaps, the last of them repeated."""
     age, place = 0.0, 0
     while age < UNTIL:
         age += gaps[min(place, len(gaps) - 1)]
@@ -62,7 +62,7 @@ def stroke(path: str, width: float, colour: str, dashes: str = "none") -> str:
 
 
 def row(top: int, name: str, ages: Iterable[float]) -> str:
-    """Return one rhythm: its name, a line, and a tick for each look."""
+    """Return one rhythm: its name, a line, and a tick for each poll."""
     ticks = "".join(f"M{x(age):.1f} {top - 9}v14" for age in ages if age <= UNTIL)
     line = stroke(f"M{x(0)} {top - 2}H{x(UNTIL)}", 0.5, GREY)
     return words(LEFT - 10, top + 3, name) + line + stroke(ticks, 2, BLUE)
@@ -81,7 +81,7 @@ def drawing() -> str:
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{size}" {style}>',
-            "<title>When tasks end, and when each rhythm looks at them</title>",
+            "<title>When tasks end, and when each method polls them</title>",
             curve(),
             words(LEFT - 10, 80, "tasks end"),
             *(words(x(age), 252, f"{age} s", "middle") for age in MARKS),

@@ -1,4 +1,4 @@
-"""The feed that `poll_cpu.py` and `many_waits.py` ask: a process that does nothing else."""
+"""The feed for `poll_cpu.py` and `many_waits.py`, in a process of its own."""
 
 import asyncio
 import json
@@ -10,14 +10,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # the folder may be missing in safe-path mode
 
-from _common import Asked, reply, serving
+from _common import RawRequest, reply, serving
 
 CLIP = "https://clips.invalid/attachments/video/runway/20241213/53aab97f5842442293290f75.mp4"
 POSTER = "https://clips.invalid/attachments/video/runway/20241213/dfd86fa65cac2a98686294.png"
 
 
 def envelope(task_id: str, percent: int, *, ended: bool) -> Mapping[str, Any]:
-    """Return what the numeric envelope says (api-facts 2 A, A6)."""
+    """Return a task in the numeric envelope (api-facts 2 A, A6)."""
     data = {
         "task_id": task_id,
         "state": "succeeded" if ended else "running",
@@ -54,7 +54,7 @@ def relay(task_id: str, percent: int, *, ended: bool) -> Mapping[str, Any]:
 
 
 def official(task_id: str, percent: int, *, ended: bool) -> Mapping[str, Any]:
-    """Return what the official format says (api-facts 2 C, A11, A12)."""
+    """Return a task in the official format (api-facts 2 C, A11, A12)."""
     made = {"id": task_id, "createdAt": "2026-03-13T09:52:46.351Z"}
     if ended:
         return {**made, "status": "SUCCEEDED", "output": [CLIP]}
@@ -65,20 +65,20 @@ FORMATS = {"/runway/feed": envelope, "/relay/feed": relay}
 
 
 class Feed:
-    """Every task goes on by one step with each look, and ends with the last."""
+    """Every task advances one step with each poll, and ends with the last."""
 
     def __init__(self, polls: int) -> None:
         self.polls = polls
-        self.looks: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
 
-    async def answer(self, asked: Asked) -> bytes:
+    async def answer(self, request: RawRequest) -> bytes:
         """Return the state of the task."""
-        told = FORMATS.get(asked.path, official)
-        by_path = asked.path.rpartition("/")[2]
-        task_id = json.loads(asked.body)["task_id"] if asked.body else by_path
-        self.looks[task_id] += 1
-        percent = 100 * self.looks[task_id] // self.polls
-        return reply(200, told(task_id, percent, ended=self.looks[task_id] >= self.polls))
+        render = FORMATS.get(request.path, official)
+        by_path = request.path.rpartition("/")[2]
+        task_id = json.loads(request.body)["task_id"] if request.body else by_path
+        self.counts[task_id] += 1
+        percent = 100 * self.counts[task_id] // self.polls
+        return reply(200, render(task_id, percent, ended=self.counts[task_id] >= self.polls))
 
 
 async def main(polls: int) -> None:

@@ -1,4 +1,4 @@
-"""A gateway in a process of its own: accepts whatever is sent, and has one clip for everyone."""
+"""A gateway in a process of its own: it accepts every request, and has one clip for all tasks."""
 
 import asyncio
 import itertools
@@ -14,7 +14,7 @@ from typing import Final
 
 sys.path.insert(0, str(Path(__file__).parent))  # the folder may be missing in safe-path mode
 
-from _common import Asked, accepted, reply, serving
+from _common import RawRequest, accepted, reply, serving
 from _feed import envelope
 
 CLIP_PATH: Final = "/clips/kitten.mp4"
@@ -23,32 +23,32 @@ CLIP: Final = b"\x00\x00\x00\x18ftypmp42\x00\x00\x00\x00mp42isom".ljust(256 * 10
 
 
 class Gateway:
-    """Accepts paid requests; every task goes on by one step with each look; one clip for all."""
+    """Accepts paid requests; every task advances one step with each poll; one clip for all."""
 
     def __init__(self, polls: int, answers_after: float) -> None:
         self.polls = polls
         self.answers_after = answers_after
         self.url = ""
-        self._looks: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
         self._numbers = itertools.count()
 
-    async def answer(self, asked: Asked) -> bytes:
-        """Accept, tell where the task stands now, or hand out the clip."""
+    async def answer(self, request: RawRequest) -> bytes:
+        """Accept a task, report its state, or send the clip."""
         if self.answers_after:
             await asyncio.sleep(self.answers_after)
-        if asked.path.endswith("/generate"):
-            return accepted(asked, f"221c136d-7888-43c3-acd3-{next(self._numbers):012}")
-        if asked.path == CLIP_PATH:
+        if request.path.endswith("/generate"):
+            return accepted(request, f"221c136d-7888-43c3-acd3-{next(self._numbers):012}")
+        if request.path == CLIP_PATH:
             return _clip()
-        return self._told(json.loads(asked.body)["task_id"])
+        return self._state(json.loads(request.body)["task_id"])
 
-    def _told(self, task_id: str) -> bytes:
-        self._looks[task_id] += 1
-        percent = 100 * self._looks[task_id] // self.polls
-        told = envelope(task_id, percent, ended=percent == 100)
+    def _state(self, task_id: str) -> bytes:
+        self._counts[task_id] += 1
+        percent = 100 * self._counts[task_id] // self.polls
+        body = envelope(task_id, percent, ended=percent == 100)
         if percent == 100:
-            told["data"]["video_url"] = self.url + CLIP_PATH
-        return reply(200, told)
+            body["data"]["video_url"] = self.url + CLIP_PATH
+        return reply(200, body)
 
 
 def _clip() -> bytes:
@@ -67,7 +67,7 @@ def gateway_in_another_process(polls: int, answers_after: float) -> Iterator[str
     """
     Return the address of a gateway whose CPU is not ours.
 
-    Each task ends at its *polls*-th look, and each answer takes *answers_after* seconds.
+    Each task ends with its *polls*-th poll, and each response takes *answers_after* seconds.
     """
     with subprocess.Popen(
         [sys.executable, __file__, str(polls), str(answers_after)],

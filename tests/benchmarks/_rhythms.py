@@ -1,4 +1,4 @@
-"""Rhythms of looking, run over invented durations: ours, runwayml's, and the best there is."""
+"""Poll intervals, run over simulated durations: ours, runwayml's, and the optimum."""
 
 import heapq
 import itertools
@@ -57,7 +57,7 @@ DISTRIBUTIONS: Final = (Lognormal(75, 0.45), Lognormal(100, 0.35), Lognormal(300
 class Rhythm(Protocol):
     """Decides when to poll next, from what the polls returned."""
 
-    def gap(self, age: float, looks: int) -> float: ...
+    def gap(self, age: float, polls: int) -> float: ...
     def saw(self, since: float, until: float, *, has_ended: bool) -> None: ...
 
 
@@ -67,7 +67,7 @@ class Runwayml:
 
     rng: random.Random
 
-    def gap(self, age: float, looks: int) -> float:
+    def gap(self, age: float, polls: int) -> float:
         return self.rng.uniform(4.5, 7.5)
 
     def saw(self, since: float, until: float, *, has_ended: bool) -> None:
@@ -76,12 +76,12 @@ class Runwayml:
 
 @attrs.frozen
 class AtAges:
-    """Looks at ages that are known beforehand, and every 20 s after the last of them."""
+    """Polls at ages that are known beforehand, and every 20 s after the last of them."""
 
     ages: Sequence[float]
 
-    def gap(self, age: float, looks: int) -> float:
-        return self.ages[looks] - age if looks < len(self.ages) else LONGEST_GAP
+    def gap(self, age: float, polls: int) -> float:
+        return self.ages[polls] - age if polls < len(self.ages) else LONGEST_GAP
 
     def saw(self, since: float, until: float, *, has_ended: bool) -> None:
         """Learn nothing."""
@@ -99,12 +99,12 @@ class Ours:
     def of(cls, rng: random.Random, *, learn: bool) -> "Ours":
         return cls(rng, Learner(PollPolicy(learn=learn)))
 
-    def gap(self, age: float, looks: int) -> float:
+    def gap(self, age: float, polls: int) -> float:
         stray = self.rng.uniform(-POLICY.jitter, POLICY.jitter)
         learned = self.learner.gap(KIND, age, stray)
         if learned is not None:
             return learned
-        return self._ladder[min(looks, len(self._ladder) - 1)] * (1 + stray)
+        return self._ladder[min(polls, len(self._ladder) - 1)] * (1 + stray)
 
     def saw(self, since: float, until: float, *, has_ended: bool) -> None:
         self.learner.saw(KIND, since, until, has_ended=has_ended)
@@ -112,12 +112,12 @@ class Ours:
 
 @attrs.define
 class Job:
-    """One task, and what looking at it came to."""
+    """One task, and the results of its polls."""
 
     duration: float
     started_at: float = 0.0
     seen_at: float = 0.0
-    looks: int = 0
+    polls: int = 0
     lag: float = 0.0
 
 
@@ -126,27 +126,27 @@ def run(rhythm: Rhythm, durations: Iterable[float], in_flight: int = 20) -> list
     waiting = iter(durations)
     ended: list[Job] = []
     order = itertools.count()
-    looks: list[tuple[float, int, Job]] = []
+    polls: list[tuple[float, int, Job]] = []
 
     def start(now: float) -> None:
         duration = next(waiting, None)
         if duration is not None:
             job = Job(duration, now, now)
-            heapq.heappush(looks, (now + rhythm.gap(0.0, 0), next(order), job))
+            heapq.heappush(polls, (now + rhythm.gap(0.0, 0), next(order), job))
 
     for _ in range(in_flight):
         start(0.0)
-    while looks:
-        now, _, job = heapq.heappop(looks)
+    while polls:
+        now, _, job = heapq.heappop(polls)
         age, since = now - job.started_at, job.seen_at - job.started_at
-        job.looks += 1
+        job.polls += 1
         job.lag, job.seen_at = age - job.duration, now
         rhythm.saw(since, age, has_ended=job.lag >= 0)
         if job.lag >= 0:
             ended.append(job)
             start(now)
         else:
-            heapq.heappush(looks, (now + rhythm.gap(age, job.looks), next(order), job))
+            heapq.heappush(polls, (now + rhythm.gap(age, job.polls), next(order), job))
     return ended
 
 
@@ -158,23 +158,23 @@ def mean(values: Iterable[float]) -> float:
 
 @attrs.frozen
 class Optimum:
-    """The least mean lag for a known distribution, at a price for each look."""
+    """The least mean lag for a known distribution, at a price for each poll."""
 
-    looks: float
+    polls: float
     lag: float
-    #: What one look is worth, in seconds of lag.
+    #: What one poll is worth, in seconds of lag.
     price: float
-    #: The ages at which to look.
+    #: The ages at which to poll.
     ages: tuple[float, ...]
 
-    def fewest_looks(self, lag: float) -> float:
+    def fewest_polls(self, lag: float) -> float:
         """
-        Return how many looks any schedule needs at the least that keeps to a mean *lag*.
+        Return the fewest polls with which any schedule can keep to a mean *lag*.
 
-        None has a smaller sum of its lag and of its looks at this price, or it would be the
+        None has a smaller sum of its lag and of its polls at this price, or it would be the
         optimum: so no rhythm with less lag takes fewer polls than this.
         """
-        return self.looks - (lag - self.lag) / self.price
+        return self.polls - (lag - self.lag) / self.price
 
 
 def optimum(
@@ -183,7 +183,7 @@ def optimum(
     """Return the dynamic programme's answer: no gap over *longest* seconds, none under 1 s."""
     count = int(tasks.median * math.exp(4 * tasks.sigma) / step)
     ended = [tasks.ended(place * step) for place in range(count + 1)]
-    # Between two looks, those that have ended lie about: the area under the curve.
+    # Between two polls, tasks that have ended wait to be seen: the area under the curve.
     area = [0.0, *itertools.accumulate((a + b) / 2 * step for a, b in itertools.pairwise(ended))]
     fewest, most = round(1 / step), round(longest / step)
     cost, choice = [0.0] * (count + 1), [count] * (count + 1)
@@ -199,16 +199,16 @@ def optimum(
             )
             for there in range(min(here + fewest, count), min(here + most, count) + 1)
         )
-    looks, ages, here = 0.0, list[float](), 0
+    polls, ages, here = 0.0, list[float](), 0
     while here < count:
-        looks += 1 - ended[here]
+        polls += 1 - ended[here]
         here = choice[here]
         ages.append(here * step)
-    return Optimum(looks, cost[0] - price * looks, price, tuple(ages))
+    return Optimum(polls, cost[0] - price * polls, price, tuple(ages))
 
 
 def optimum_with_lag(tasks: Lognormal, lag: float, *, longest: float = LONGEST_GAP) -> Optimum:
-    """Return the fewest looks that keep to a mean *lag*."""
+    """Return the fewest polls that keep to a mean *lag*."""
     low, high = 0.01, 1.0
     for _ in range(12):
         price = math.sqrt(low * high)

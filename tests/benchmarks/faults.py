@@ -1,4 +1,4 @@
-"""One call of "submit", one fault: how many billable jobs exist afterwards, and what is said."""
+"""One submit, one fault: how many billable jobs exist afterwards, and what is reported."""
 
 import asyncio
 import sys
@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))  # the folder may be missing in safe-path mode
 
-from _common import HAS_PEER, IMAGE, KEY, Asked, accepted, reply, serving, table
+from _common import HAS_PEER, IMAGE, KEY, RawRequest, accepted, reply, serving, table
 
 from fuhu_runway import Client, Timeouts, errors
 
@@ -21,41 +21,41 @@ A_TASK: Final = "a task"
 
 
 class Gateway:
-    """What there is to bill for, and how long it was left alone when it asked for that."""
+    """The billable jobs, and how long the client paused when it had to."""
 
     def __init__(self) -> None:
         self.jobs = 0
         self.refused_at: float | None = None
         self.waited: float | None = None
 
-    def make_job(self, asked: Asked) -> bytes:
-        """Do the work, and give the answer that tells of it."""
+    def make_job(self, request: RawRequest) -> bytes:
+        """Make a job, and return the response with its id."""
         self.jobs += 1
-        return accepted(asked, f"221c136d-7888-43c3-acd3-{self.jobs:012}")
+        return accepted(request, f"221c136d-7888-43c3-acd3-{self.jobs:012}")
 
 
-Fault = Callable[[Gateway, Asked], Awaitable[bytes | None]]
+Fault = Callable[[Gateway, RawRequest], Awaitable[bytes | None]]
 
 
 def job_then(answer: bytes | None) -> Fault:
-    """Return the fault of a gateway that does its work each time it is asked, and fails then."""
+    """Return the fault of a gateway that makes a job for each request, and then fails."""
 
-    async def fault(gateway: Gateway, asked: Asked) -> bytes | None:
-        gateway.make_job(asked)
+    async def fault(gateway: Gateway, request: RawRequest) -> bytes | None:
+        gateway.make_job(request)
         return answer
 
     return fault
 
 
 def refused_once(form: Callable[[], str]) -> Fault:
-    """Return the fault of a gateway that wants to be left alone first, told in this *form*."""
+    """Return the fault of a gateway that first sends a 429, with a Retry-After in this *form*."""
 
-    async def fault(gateway: Gateway, asked: Asked) -> bytes:
+    async def fault(gateway: Gateway, request: RawRequest) -> bytes:
         if gateway.refused_at is not None:
             gateway.waited = time.monotonic() - gateway.refused_at
-            return gateway.make_job(asked)
-        # A date has whole seconds only. On the stroke of one, it asks for the same pause by the
-        # answer's own Date and by anyone's clock.
+            return gateway.make_job(request)
+        # A date has whole seconds only. At the start of one, the pause is the same by the
+        # response's own Date and by any clock.
         await asyncio.sleep(1 - time.time() % 1)
         gateway.refused_at = time.monotonic()
         return reply(429, {"error": {"message": "too many requests"}}, {"Retry-After": form()})
@@ -63,13 +63,13 @@ def refused_once(form: Callable[[], str]) -> Fault:
     return fault
 
 
-async def no_fault(gateway: Gateway, asked: Asked) -> bytes:
-    """Do as one should."""
-    return gateway.make_job(asked)
+async def no_fault(gateway: Gateway, request: RawRequest) -> bytes:
+    """Accept the request without a fault."""
+    return gateway.make_job(request)
 
 
-async def lost_on_the_way(_gateway: Gateway, _asked: Asked) -> bytes:
-    """Close the connection; to the client this looks as if a job had been made."""
+async def lost_on_the_way(_gateway: Gateway, _asked: RawRequest) -> bytes:
+    """Close the connection; to the client this is the same as if a job had been made."""
     return b""
 
 
@@ -81,12 +81,12 @@ def error(status: int) -> bytes:
 
 
 class Case(NamedTuple):
-    """One fault, and what is right to come of it."""
+    """One fault, and its expected outcome."""
 
     name: str
     fault: Fault
     jobs: int = 1
-    told: str = errors.SubmissionInDoubt.__name__
+    reported: str = errors.SubmissionInDoubt.__name__
     waits: float | None = None
     read_timeout: float = 60.0
     opens_after: float = 0.0
@@ -138,19 +138,19 @@ async def by_peer(url: str, read_timeout: float) -> str:
 
 
 class Outcome(NamedTuple):
-    """What came of one submit."""
+    """The outcome of one submit."""
 
     jobs: int
-    told: str
+    reported: str
     waited: float | None
 
     def __str__(self) -> str:
         waited = "" if self.waited is None else f", waited {self.waited:.2f} s"
-        return f"{self.jobs}: {self.told}{waited}"
+        return f"{self.jobs}: {self.reported}{waited}"
 
     def is_right(self, case: Case) -> bool:
-        """Whether it is what has to come of *case*."""
-        if (self.jobs, self.told) != (case.jobs, case.told):
+        """Whether it is the expected outcome of *case*."""
+        if (self.jobs, self.reported) != (case.jobs, case.reported):
             return False
         if case.waits is None:
             return True
@@ -161,20 +161,20 @@ async def trial(case: Case, submit: Callable[[str, float], Awaitable[str]]) -> O
     """Let one client submit once to a gateway with one fault."""
     gateway = Gateway()
 
-    async def answer(asked: Asked) -> bytes | None:
-        return await case.fault(gateway, asked)
+    async def answer(request: RawRequest) -> bytes | None:
+        return await case.fault(gateway, request)
 
     async with serving(answer, opens_after=case.opens_after) as url:
-        told = await submit(url, case.read_timeout)
-    return Outcome(gateway.jobs, told, gateway.waited)
+        reported = await submit(url, case.read_timeout)
+    return Outcome(gateway.jobs, reported, gateway.waited)
 
 
 async def main() -> int:
-    """Print the table; 1 if our column is not as it has to be."""
+    """Print the table; exit with 1 if our column is wrong."""
     clients = {"fuhu_runway": by_ours, **({"runwayml": by_peer} if HAS_PEER else {})}
     trials = [[trial(case, submit) for submit in clients.values()] for case in CASES]
     outcomes = [await asyncio.gather(*row) for row in trials]
-    print('Billable jobs after one call of "submit", what its user was told, and the pause kept:\n')
+    print('Billable jobs after one call of "submit", what its user saw, and the pause kept:\n')
     rows = [
         (case.name, str(case.jobs), *map(str, row))
         for case, row in zip(CASES, outcomes, strict=True)

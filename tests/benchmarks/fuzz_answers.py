@@ -1,4 +1,4 @@
-"""A million damaged answers: what each is read as, and whether a task that one names is kept."""
+"""A million damaged responses: what each is read as, and whether its task id is kept."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/support
 
-from support.samples import asking, reader_of, samples
+from support.samples import reader_of, request_to, samples
 
 from fuhu_runway import errors
 from fuhu_runway._wire.encode import Reply
@@ -115,7 +115,7 @@ def judged(reply: Reply) -> str:
         result = reader_of(name)(reply)
     except errors.RunwayError as error:
         result = error
-    except Exception as defect:  # noqa: BLE001  (this is what is looked for)
+    except Exception as defect:  # noqa: BLE001  (the fuzzer searches for these)
         return f"WRONG {type(defect).__name__}"
     ids = usual_ids(reply.body) if name in PAID else set()
     if ids and isinstance(result, errors.RunwayError):
@@ -127,7 +127,7 @@ def judged(reply: Reply) -> str:
 
 
 def main() -> int:
-    """Read as many answers as were asked for, and print how many were read as what."""
+    """Read the given number of responses, and count what they were read as."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--number", type=int, default=100_000, help="how many answers")
     parser.add_argument("--seed", type=int, default=1)
@@ -135,9 +135,9 @@ def main() -> int:
     rng = random.Random(options.seed)
     counts: Counter[str] = Counter()
     slowest, slow_body, begun = 0.0, b"", time.monotonic()
-    requests = {name: asking(name) for name in ENDPOINTS}
+    requests = {name: request_to(name) for name in ENDPOINTS}
     for _ in range(options.number):
-        # Half of them answer a paid request, where more can go wrong.
+        # Half of them are responses to paid requests, where more can go wrong.
         name = rng.choice(sorted(PAID)) if rng.random() < 0.5 else rng.choice(sorted(ENDPOINTS))
         body = mutated(rng)
         status, headers = rng.choice(STATUSES), rng.choice(HEADERS)

@@ -32,7 +32,7 @@ LINE: Final = re.compile(r"import time:\s+(?P<self>\d+) \|\s+\d+ \|\s*(?P<module
 class Start(NamedTuple):
     """One start of an interpreter; times in milliseconds."""
 
-    #: Each module's own time, as `-X importtime` tells it.
+    #: Each module's own time, as `-X importtime` reports it.
     modules: dict[str, float]
     #: From the start of the process to its end, without `-X importtime`.
     elapsed: float
@@ -44,15 +44,15 @@ class Start(NamedTuple):
 
 
 def start(program: str, environment: Mapping[str, str]) -> Start:
-    """Run *program* twice: once to tell its imports apart, once undisturbed."""
-    told = subprocess.run(
+    """Run *program* twice: once to measure each import, once undisturbed."""
+    result = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", program],
         capture_output=True,
         text=True,
         check=True,
         env=environment,
     )
-    modules = {found["module"]: int(found["self"]) / 1000 for found in LINE.finditer(told.stderr)}
+    modules = {found["module"]: int(found["self"]) / 1000 for found in LINE.finditer(result.stderr)}
     began = time.perf_counter()
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)
     return Start(modules, (time.perf_counter() - began) * 1000)

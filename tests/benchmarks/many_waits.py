@@ -27,40 +27,40 @@ from fuhu_runway.hooks import Event, TaskPolled
 SIZES: Final = (100, 1_000, 10_000)
 POLLS: Final = 3
 LEAST: Final = 1_000
-"""So many waits, in groups of the size, make up a turn at least: fewer are over too soon."""
+"""The least number of waits in a turn, in groups of the size: fewer are over too soon."""
 ROUNDS: Final = 5
 STEADY: Final = 0.05
-"""Between two looks at a task, in seconds: the CPU is busy with 1,000 waits, and idle with 100."""
+"""Between two polls of a task, in seconds: the CPU is busy with 1,000 waits, and idle with 100."""
 RESTING: Final = 600.0
-"""One look at the start, and the next one after the figures are taken."""
+"""One poll at the start, and the next one after the figures are taken."""
 LEAVERS: Final = 200
 
-Looked = Callable[[], object]
-"""Called after each look."""
+OnPoll = Callable[[], object]
+"""Called after each poll."""
 Begin = Callable[[str], Awaitable[object]]
 """Waits for the end of the task with that id."""
-Opener = Callable[[str, float, Looked | None], AbstractAsyncContextManager[Begin]]
-"""Opens a client that looks at the feed of that address in that interval."""
+Opener = Callable[[str, float, OnPoll | None], AbstractAsyncContextManager[Begin]]
+"""Opens a client that polls the feed at that URL in that interval."""
 
 NUMBERS: Final = itertools.count()
 
 
 @asynccontextmanager
-async def ours(url: str, interval: float, looked: Looked | None = None) -> AsyncIterator[Begin]:
+async def ours(url: str, interval: float, on_poll: OnPoll | None = None) -> AsyncIterator[Begin]:
     """Return what our user does."""
 
-    def hear(event: Event) -> None:
-        if looked is not None and isinstance(event, TaskPolled):
-            looked()
+    def on_event(event: Event) -> None:
+        if on_poll is not None and isinstance(event, TaskPolled):
+            on_poll()
 
     polling = PollPolicy(first=interval, factor=1.0, max_interval=interval)
-    hooks = [] if looked is None else [hear]
+    hooks = [] if on_poll is None else [on_event]
     async with Client(KEY, base_url=url, polling=polling, hooks=hooks) as client:
         yield lambda task_id: client.task(task_id).wait()
 
 
 @asynccontextmanager
-async def bare(url: str, interval: float, looked: Looked | None = None) -> AsyncIterator[Begin]:
+async def bare(url: str, interval: float, on_poll: OnPoll | None = None) -> AsyncIterator[Begin]:
     """Return the loop that one writes over aiohttp, which sends 100 at once, as many as ours."""
     async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as session:
 
@@ -68,8 +68,8 @@ async def bare(url: str, interval: float, looked: Looked | None = None) -> Async
             while True:
                 async with session.post(f"{url}/runway/feed", json={"task_id": task_id}) as reply:
                     answer = await reply.json()
-                if looked is not None:
-                    looked()
+                if on_poll is not None:
+                    on_poll()
                 if answer["data"]["video_url"]:
                     return answer
                 await asyncio.sleep(interval)
@@ -88,9 +88,9 @@ def waits_of(begin: Begin, size: int) -> list[asyncio.Task[object]]:
 
 
 async def cpu_per_poll(url: str, opener: Opener, size: int) -> float:
-    """Return the CPU time of this process for each look until all have ended, in microseconds."""
+    """Return the CPU time of this process for each poll until all have ended, in microseconds."""
     turns = max(1, LEAST // size)
-    gc.collect()  # so that nobody pays for what another left behind
+    gc.collect()  # so that no side pays for the garbage of another
     async with opener(url, STEADY, None) as begin:
         # Not measured: connections are opened, and ours finds out how fast it may poll.
         await asyncio.gather(*waits_of(begin, LEAST))
@@ -102,17 +102,17 @@ async def cpu_per_poll(url: str, opener: Opener, size: int) -> float:
 
 @asynccontextmanager
 async def at_rest(url: str, opener: Opener, size: int) -> AsyncIterator[list[asyncio.Task[object]]]:
-    """Return *size* waits that have all been looked at, none of which is due."""
-    all_looked = asyncio.Event()
-    looks = itertools.count(1)
+    """Return *size* waits that have all been polled, none of which is due."""
+    all_polled = asyncio.Event()
+    polls = itertools.count(1)
 
-    def looked() -> None:
-        if next(looks) == size:
-            all_looked.set()
+    def on_poll() -> None:
+        if next(polls) == size:
+            all_polled.set()
 
-    async with opener(url, RESTING, looked) as begin:
+    async with opener(url, RESTING, on_poll) as begin:
         waits = waits_of(begin, size)
-        await all_looked.wait()
+        await all_polled.wait()
         yield waits
         for wait in waits:
             wait.cancel()
@@ -121,7 +121,7 @@ async def at_rest(url: str, opener: Opener, size: int) -> AsyncIterator[list[asy
 
 def timers() -> Counter[str]:
     """Return the packages whose timers the loop holds, and how many each has."""
-    # asyncio has no public way to ask.
+    # asyncio has no public way to find out.
     scheduled = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
     calls = (timer._callback for timer in scheduled if not timer.cancelled())
     return Counter(call.__module__.partition(".")[0].strip("_") for call in calls)
@@ -145,9 +145,9 @@ class Memory(NamedTuple):
 
 
 async def memory_per_wait(url: str, opener: Opener, size: int) -> Memory:
-    """Return what one wait takes: its task, its coroutines, and all that is remembered of it."""
+    """Return what one wait takes: its task, its coroutines, and everything that is kept for it."""
     async with at_rest(url, opener, SIZES[0]):
-        pass  # whatever is made once is made now
+        pass  # objects that are made only once are made now
     gc.collect()
     tracemalloc.start()
     async with at_rest(url, opener, size):
@@ -180,7 +180,7 @@ Turn = tuple[int, str]
 
 
 async def cpu_in_turns(url: str) -> dict[Turn, list[float]]:
-    """Return the CPU time for each look, round by round; in each, all take their turns."""
+    """Return the CPU time for each poll, round by round; in each, all take their turns."""
     found: dict[Turn, list[float]] = {turn: [] for turn in itertools.product(SIZES, SIDES)}
     for opener in SIDES.values():
         await cpu_per_poll(url, opener, LEAST)  # warms up
@@ -192,7 +192,7 @@ async def cpu_in_turns(url: str) -> dict[Turn, list[float]]:
 
 async def measure(url: str) -> dict[Turn, Figures]:
     """Return the figures of both sides for every number of waits."""
-    gc.freeze()  # nobody's full collections walk through all that was imported
+    gc.freeze()  # no full collection walks through all that was imported
     figures = {}
     for (size, side), cpu in (await cpu_in_turns(url)).items():
         async with at_rest(url, SIDES[side], size) as waits:

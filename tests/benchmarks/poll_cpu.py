@@ -21,7 +21,7 @@ from fuhu_runway import GATEWAYS, Client, PollPolicy
 
 ROUNDS: Final = 12
 POLLS: Final = 20
-"""Looks at one task: nineteen say how far it is, the last that it succeeded."""
+"""Polls of one task: nineteen return its progress, the last its success."""
 WAITS: Final = 100
 PEER_WAITS: Final = 16
 """With more at once runwayml's pool of connections, which keeps 20, would open new ones."""
@@ -41,7 +41,7 @@ class Side(NamedTuple):
 
 
 def bare(address: str, finished: Callable[[Any], object]) -> Opener:
-    """Return the least that has to be done with aiohttp: ask, parse, until it has *finished*."""
+    """Return the minimum with aiohttp: poll and parse until it has *finished*."""
 
     @asynccontextmanager
     async def opened(url: str) -> AsyncIterator[WaitForAll]:
@@ -115,7 +115,7 @@ SIDES: Final = (
 
 async def cpu_per_poll(wait_for_all: WaitForAll, task_ids: Sequence[str]) -> float:
     """Return the CPU time of this process for each poll, in microseconds."""
-    gc.collect()  # so that nobody pays for what another left behind
+    gc.collect()  # so that no side pays for the garbage of another
     began = time.process_time()
     await wait_for_all(task_ids)
     return (time.process_time() - began) * 1e6 / (len(task_ids) * POLLS)
@@ -127,7 +127,7 @@ async def measure(url: str) -> dict[Side, list[float]]:
     figures: dict[Side, list[float]] = {side: [] for side in SIDES}
     async with AsyncExitStack() as stack:
         waits = {side: await stack.enter_async_context(side.open(url)) for side in SIDES}
-        gc.freeze()  # nobody's full collections walk through all that runwayml imports
+        gc.freeze()  # no full collection walks through all that runwayml imports
         for _ in range(ROUNDS + 1):
             for side, wait_for_all in waits.items():
                 task_ids = list(itertools.islice(names, side.waits))

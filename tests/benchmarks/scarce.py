@@ -1,9 +1,9 @@
 """
-500 tasks under a budget of 1 request a second: our scheduler and gate beside a loop for each task.
+500 tasks with 1 request a second: our poller and rate limiter beside a loop for each task.
 
-Both run against the same gateway, which answers 429 beyond its budget, on a loop whose time leaps.
-A naive task submits until it is let in, then looks by itself in the same exponential rhythm as we
-start with. Ours take turns; the real `Poller` and `RateLimiter` decide.
+Both run against the same gateway, which answers 429 beyond its budget, on a loop whose time jumps.
+A naive task submits until it is accepted, then polls at the same exponential intervals as we start
+with. Ours take turns; the real `Poller` and `RateLimiter` decide.
 Exit status 1 if a goal is missed.
 """
 
@@ -36,7 +36,7 @@ LATENCY: Final = 0.1
 DURATIONS: Final = Lognormal(100, 0.35)
 LAG_GOAL: Final = 0.5
 REFUSED_GOAL: Final = 0.01
-UNTOLD_GOAL: Final = 0.02
+UNKNOWN_GOAL: Final = 0.02
 """The same where the budget has to be found: a limit that is never tried is never seen to end."""
 
 Start = Callable[[int], Awaitable[None]]
@@ -74,9 +74,9 @@ class Gateway:
     """Grants one request a second, and counts."""
 
     rng: random.Random
-    asked: int = 0
+    requests: int = 0
     refused: int = 0
-    looks: int = 0
+    polls: int = 0
     called_at: dict[int, float] = attrs.field(factory=dict)
     ends_at: dict[int, float] = attrs.field(factory=dict)
     seen_at: dict[int, float] = attrs.field(factory=dict)
@@ -92,18 +92,18 @@ class Gateway:
         self.ends_at[task] = now() + DURATIONS.draw(self.rng)
         return True
 
-    async def look(self, task: int) -> bool | None:
+    async def poll(self, task: int) -> bool | None:
         """Return whether *task* has ended; None is a 429."""
         if not await self._grants():
             return None
-        self.looks += 1
+        self.polls += 1
         if now() < self.ends_at[task]:
             return False
         self.seen_at[task] = now()
         return True
 
     async def _grants(self) -> bool:
-        self.asked += 1
+        self.requests += 1
         granted = now() >= self._granted_until - 1e-6
         if granted:
             self._granted_until = max(now(), self._granted_until) + 1 / BUDGET
@@ -119,7 +119,7 @@ class Figures:
     longest_lag: float
     turnaround: float
     refused: float
-    looks: float
+    polls: float
 
 
 def figures(gateway: Gateway) -> Figures:
@@ -131,8 +131,8 @@ def figures(gateway: Gateway) -> Figures:
         statistics.mean(lags),
         max(lags),
         statistics.mean(turnarounds),
-        gateway.refused / gateway.asked,
-        gateway.looks / TASKS,
+        gateway.refused / gateway.requests,
+        gateway.polls / TASKS,
     )
 
 
@@ -148,7 +148,7 @@ async def until_accepted(submit: Callable[[], Awaitable[bool]], rng: random.Rand
 
 
 async def alone(gateway: Gateway, rng: random.Random, task: int) -> None:
-    """Submit and follow one task, knowing of no other."""
+    """Submit and follow one task, independently of the others."""
     gateway.call(task)
     await until_accepted(functools.partial(gateway.submit, task), rng)
     gap = POLICY.first
@@ -156,7 +156,7 @@ async def alone(gateway: Gateway, rng: random.Random, task: int) -> None:
     while not has_ended:
         await asyncio.sleep(gap * rng.uniform(1 - POLICY.jitter, 1 + POLICY.jitter))
         gap = min(gap * POLICY.factor, POLICY.max_interval)
-        has_ended = await gateway.look(task)
+        has_ended = await gateway.poll(task)
 
 
 async def naive(crowd: Crowd, gateway: Gateway, rng: random.Random) -> None:
@@ -169,7 +169,7 @@ async def naive(crowd: Crowd, gateway: Gateway, rng: random.Random) -> None:
 
 def refusal() -> RateLimited:
     """Return what the client makes of a 429."""
-    return RateLimited("Refused.", "Nothing was charged.", "Look again.", fate=Fate.REFUSED)
+    return RateLimited("Refused.", "Nothing was charged.", "Poll again.", fate=Fate.REFUSED)
 
 
 async def take_turns(
@@ -178,9 +178,9 @@ async def take_turns(
     """Run all tasks on one poller and one rate limiter, wired as in a client."""
     gate = RateLimiter(limits, LoopClock(), Hooks())
 
-    async def look_in_turn(request: Request, sent_at: float, _known: object) -> TaskRecord:
+    async def poll_in_turn(request: Request, sent_at: float, _known: object) -> TaskRecord:
         task_id = request.task_id or ""
-        has_ended = await gateway.look(int(task_id))
+        has_ended = await gateway.poll(int(task_id))
         if has_ended is None:
             gate.refused(sent_at, None)
             raise refusal()
@@ -189,7 +189,7 @@ async def take_turns(
             return TaskRecord(task_id, TaskState.SUCCEEDED, video_url="https://clips.invalid/1")
         return TaskRecord(task_id, TaskState.RUNNING)
 
-    poller = Poller(look_in_turn, gate, policy=policy, clock=LoopClock(), hooks=Hooks(), rng=rng)
+    poller = Poller(poll_in_turn, gate, policy=policy, clock=LoopClock(), hooks=Hooks(), rng=rng)
 
     async def submitted(task: int) -> bool:
         async with gate.slot() as sent_at:
@@ -246,7 +246,7 @@ WAYS: Final[dict[str, Callable[..., Awaitable[None]]]] = {
         take_turns, limits=Limits(requests_per_second=BUDGET), policy=PollPolicy(learn=False)
     ),
     "ours": functools.partial(take_turns, limits=Limits(requests_per_second=BUDGET), policy=POLICY),
-    "ours, budget not told": functools.partial(take_turns, limits=Limits(), policy=POLICY),
+    "ours, budget not given": functools.partial(take_turns, limits=Limits(), policy=POLICY),
 }
 CROWDS: Final = {
     "20 in flight": in_flight(20),
@@ -286,13 +286,13 @@ def main() -> None:
             print(
                 f"  {way_name:<22} lag {got.lag:5.1f} s (longest {got.longest_lag:4.0f} s), "
                 f"{got.lag / theirs:4.2f} x; call to clip {got.turnaround:5.0f} s; "
-                f"refused {got.refused:6.2%}; {got.looks:.1f} looks a task"
+                f"refused {got.refused:6.2%}; {got.polls:.1f} polls a task"
             )
             if way_name == "ours":
                 held &= got.lag <= LAG_GOAL * theirs or name == AT_CAPACITY
             if way is not naive:
-                is_told = "not told" not in way_name
-                held &= got.refused < (REFUSED_GOAL if is_told else UNTOLD_GOAL)
+                is_known = "not given" not in way_name
+                held &= got.refused < (REFUSED_GOAL if is_known else UNKNOWN_GOAL)
         if name == AT_CAPACITY:
             print(
                 f"  at this budget, the least there can be from call to clip is "
@@ -300,7 +300,7 @@ def main() -> None:
             )
     print(
         f"goal, {LAG_GOAL} x the lag (with {AT_CAPACITY} left out) with under {REFUSED_GOAL:.0%} "
-        f"refused, {UNTOLD_GOAL:.0%} if the budget is not told: {'held' if held else 'MISSED'}"
+        f"refused, {UNKNOWN_GOAL:.0%} if the budget is not given: {'held' if held else 'MISSED'}"
     )
     sys.exit(0 if held else 1)
 

@@ -28,29 +28,29 @@ JOBS: Final = 12_000
 JOBS_IN_DRIFT: Final = 2000
 LEARNED_BY: Final = 200
 """Jobs before this are those that are learned from, and counted apart."""
-LOOKS_GOAL: Final = 0.75
-"""Of runwayml's looks, at no more lag than it has."""
+POLLS_GOAL: Final = 0.75
+"""Part of runwayml's polls, at no more lag than it has."""
 TOLERANCE: Final = 0.02
 """How far above the optimum a rhythm may lie that has to learn the distribution first."""
 NO_CAP: Final = 400.0
-"""A gap that no schedule asks for, in seconds."""
+"""A gap that no schedule has, in seconds."""
 
 
 def figures(jobs: Sequence[Job]) -> tuple[float, float]:
-    """Return looks for each job and the mean lag in seconds."""
-    return mean(job.looks for job in jobs), mean(job.lag for job in jobs)
+    """Return polls per job and the mean lag in seconds."""
+    return mean(job.polls for job in jobs), mean(job.lag for job in jobs)
 
 
-def row(name: str, looks: float, lag: float, theirs: tuple[float, float]) -> None:
+def row(name: str, polls: float, lag: float, theirs: tuple[float, float]) -> None:
     """Print one rhythm beside runwayml's."""
     print(
-        f"  {name:<42}{looks:6.1f} looks  {lag:5.2f} s lag"
-        f"   {looks / theirs[0]:5.2f} x looks  {lag / theirs[1]:5.2f} x lag"
+        f"  {name:<42}{polls:6.1f} polls  {lag:5.2f} s lag"
+        f"   {polls / theirs[0]:5.2f} x polls  {lag / theirs[1]:5.2f} x lag"
     )
 
 
 def compare(tasks: Lognormal) -> bool:
-    """Print all rhythms over one distribution; tell whether ours keeps to the goal."""
+    """Print all rhythms over one distribution; return whether ours keeps to the goal."""
     rng = random.Random(1)
     durations = tasks.spread(JOBS, rng)
     # Several times, since what the others are held against should not be a matter of luck.
@@ -66,33 +66,33 @@ def compare(tasks: Lognormal) -> bool:
     row(f"ours, learned from the first 20 to {LEARNED_BY}", *early, theirs)
     row("ours, learned", *late, theirs)
     row("optimum at runwayml's lag, on these tasks", *on_these, theirs)
-    least = best.fewest_looks(theirs[1]) / theirs[0]
+    least = best.fewest_polls(theirs[1]) / theirs[0]
     uncapped = optimum_with_lag(tasks, theirs[1], longest=NO_CAP)
     print(
         f"  no schedule with gaps of at most {LONGEST_GAP:g} s and runwayml's lag needs less than "
-        f"{least:.3f} x its looks;\n  without that limit, none needs less than "
-        f"{uncapped.fewest_looks(theirs[1]) / theirs[0]:.3f} x"
+        f"{least:.3f} x its polls;\n  without that limit, none needs less than "
+        f"{uncapped.fewest_polls(theirs[1]) / theirs[0]:.3f} x"
     )
     return verdict(late, theirs, least)
 
 
 def verdict(ours: tuple[float, float], theirs: tuple[float, float], least: float) -> bool:
     """Return whether ours needs at most the goal's part of their polls, at no more lag."""
-    looks, lag = ours[0] / theirs[0], ours[1] / theirs[1]
-    if looks <= LOOKS_GOAL and lag <= 1:
-        print(f"  goal, {LOOKS_GOAL} x the looks at no more lag: held\n")
+    polls, lag = ours[0] / theirs[0], ours[1] / theirs[1]
+    if polls <= POLLS_GOAL and lag <= 1:
+        print(f"  goal, {POLLS_GOAL} x the polls at no more lag: held\n")
         return True
-    # Looks and lag can be had for each other, about one part for one part.
+    # Polls can be traded for lag, about one part for one part.
     print(
-        f"  goal, {LOOKS_GOAL} x the looks at no more lag: MISSED, "
-        f"{'but not' if least <= LOOKS_GOAL else 'and'} out of reach; "
-        f"looks x lag are {looks * lag / least - 1:.1%} above the least\n"
+        f"  goal, {POLLS_GOAL} x the polls at no more lag: MISSED, "
+        f"{'but not' if least <= POLLS_GOAL else 'and'} out of reach; "
+        f"polls x lag are {polls * lag / least - 1:.1%} above the least\n"
     )
-    return looks * lag <= max(LOOKS_GOAL, least) * (1 + TOLERANCE)
+    return polls * lag <= max(POLLS_GOAL, least) * (1 + TOLERANCE)
 
 
 def drift(tasks: Lognormal, factor: float) -> bool:
-    """Print what becomes of a service that changes midway; tell whether no lag was over 20 s."""
+    """Print the results for a service that changes midway; return whether no lag was over 20 s."""
     rng = random.Random(2)
     durations = [
         tasks.draw(rng) * (1 if number < JOBS_IN_DRIFT / 2 else factor)
@@ -101,12 +101,12 @@ def drift(tasks: Lognormal, factor: float) -> bool:
     ours = run(Ours.of(rng, learn=True), durations)
     theirs = run(Runwayml(random.Random(2)), durations)
     longest = max(job.lag for job in ours)
-    (looks, lag), (their_looks, their_lag) = figures(ours), figures(theirs)
+    (polls, lag), (their_polls, their_lag) = figures(ours), figures(theirs)
     held = longest <= LONGEST_GAP
     print(
         f"  {tasks.median:4g} s, {factor:4.2f} x as long from the middle on: longest lag "
         f"{longest:4.1f} s, {'held' if held else 'MISSED'}; "
-        f"{looks / their_looks:.2f} x looks, {lag / their_lag:.2f} x lag"
+        f"{polls / their_polls:.2f} x polls, {lag / their_lag:.2f} x lag"
     )
     return held
 

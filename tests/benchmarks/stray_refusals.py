@@ -18,7 +18,7 @@ import attrs
 
 sys.path.insert(0, str(Path(__file__).parent))  # the folder may be missing in safe-path mode
 
-from _common import KEY, Asked, accepted, ratio, reply, serving, spread, verdict
+from _common import KEY, RawRequest, accepted, ratio, reply, serving, spread, verdict
 from _feed import envelope
 
 from fuhu_runway import GATEWAYS, Client
@@ -42,16 +42,16 @@ class Gateway:
         self._numbers = itertools.count()
         self._ends_at: dict[str, float] = {}
 
-    async def answer(self, asked: Asked) -> bytes:
+    async def answer(self, request: RawRequest) -> bytes:
         """Refuse, accept, or report how a task is doing."""
         if self._rng.random() < self._refused:
             self.refusals += 1
             return reply(429, {"error": {"message": "busy"}}, {"Retry-After": "1"})
-        if asked.path.endswith("/generate"):
+        if request.path.endswith("/generate"):
             task_id = f"221c136d-7888-43c3-acd3-{next(self._numbers):012}"
             self._ends_at[task_id] = time.monotonic() + TAKES
-            return accepted(asked, task_id)
-        task_id = json.loads(asked.body)["task_id"]
+            return accepted(request, task_id)
+        task_id = json.loads(request.body)["task_id"]
         ended = time.monotonic() >= self._ends_at[task_id]
         report = envelope(task_id, 100 if ended else 50, ended=ended)
         if ended:

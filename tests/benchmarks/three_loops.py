@@ -9,15 +9,15 @@ from typing import Any, Final, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))  # the folder may be missing in safe-path mode
 
-from _common import HAS_PEER, IMAGE, KEY, Asked, accepted, serving, table
+from _common import HAS_PEER, IMAGE, KEY, RawRequest, accepted, serving, table
 
 CALLS: Final = 3
 STRICT: Final = ("-X", "dev", "-W", "error")
-"""Every warning is an error, and what asyncio notices in debug mode is told."""
+"""Every warning is an error, and what asyncio notices in debug mode is reported."""
 
 
 def by_ours(url: str) -> list[str]:
-    """Submit with one client of ours, which nobody closes."""
+    """Submit with one client of ours, which is not closed."""
     from fuhu_runway import Client
 
     client = Client(KEY, base_url=url)
@@ -25,11 +25,11 @@ def by_ours(url: str) -> list[str]:
     async def submit() -> str:
         return (await client.generate("a kitten")).id
 
-    return [told(submit) for _ in range(CALLS)]
+    return [result_of(submit) for _ in range(CALLS)]
 
 
 def by_peer(url: str) -> list[str]:
-    """Submit with one client of runwayml, which nobody closes."""
+    """Submit with one client of runwayml, which is not closed."""
     import runwayml
 
     client = runwayml.AsyncRunwayML(api_key=KEY, base_url=url)
@@ -40,14 +40,14 @@ def by_peer(url: str) -> list[str]:
         )
         return made.id
 
-    return [told(submit) for _ in range(CALLS)]
+    return [result_of(submit) for _ in range(CALLS)]
 
 
-def told(submit: Callable[[], Coroutine[Any, Any, str]]) -> str:
-    """Run *submit* in a loop of its own, and give the id of the job or the name of the error."""
+def result_of(submit: Callable[[], Coroutine[Any, Any, str]]) -> str:
+    """Run *submit* in a loop of its own, and return the id of the job or the name of the error."""
     try:
         return asyncio.run(submit())
-    except Exception as raised:  # noqa: BLE001  (whatever comes is a figure)
+    except Exception as raised:  # noqa: BLE001  (any error is a result)
         return type(raised).__name__
 
 
@@ -81,9 +81,9 @@ async def trial(name: str) -> Outcome:
     """Run one side in a process of its own, against a gateway in this one."""
     jobs: list[str] = []
 
-    async def answer(asked: Asked) -> bytes:
+    async def answer(request: RawRequest) -> bytes:
         jobs.append(f"221c136d-7888-43c3-acd3-{len(jobs):012}")
-        return accepted(asked, jobs[-1])
+        return accepted(request, jobs[-1])
 
     async with serving(answer) as url:
         process = await asyncio.create_subprocess_exec(
@@ -102,7 +102,7 @@ async def main() -> int:
     rows = [
         (
             name,
-            str(sum(told in outcome.jobs for told in outcome.reported)),
+            str(sum(job in outcome.jobs for job in outcome.reported)),
             str(len(outcome.jobs)),
             f"{len(outcome.noise.splitlines())} lines",
             " ".join(SIDES[name].options),

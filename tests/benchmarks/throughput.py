@@ -1,4 +1,4 @@
-"""How many jobs a second a batch gets through, beside a bare aiohttp that asks the same."""
+"""How many jobs a second a batch gets through, beside bare aiohttp with the same requests."""
 
 import asyncio
 import gc
@@ -23,11 +23,11 @@ ROUNDS: Final = 3
 JOBS: Final = 400
 IN_FLIGHT: Final = 40
 POLLS: Final = 10
-"""Looks at one task: about as many as a clip of 100 s takes in the default rhythm."""
+"""Polls of one task: about as many as for a clip of 100 s at the default intervals."""
 ANSWERS_AFTER: Final = (0.0, 0.02)
-"""How long the gateway takes for each answer, in seconds: no time, and about a network's."""
+"""How long each response of the gateway takes, in seconds: no time, and as over a network."""
 JUDGED: Final = 0.02
-"""The goal is for this one: a gateway that takes no time is nobody's, and shows what CPU costs."""
+"""The goal is for this one: no real gateway takes no time; that row shows the cost of CPU."""
 RAPID: Final = PollPolicy(first=0.001, factor=1.0, max_interval=0.001)
 UNPACED: Final = Limits(requests_per_second=5000.0)
 """More than either side sends. To find out the pace of a gateway takes a client two seconds, once,
@@ -35,14 +35,14 @@ which would be half of such a short batch; `pace.py` judges that."""
 GOAL: Final = 0.9
 
 Run = Callable[[str, Sequence[str], Path], Awaitable[None]]
-"""Makes a clip of each prompt, with a fresh folder for whatever it keeps."""
+"""Makes a clip of each prompt, with a fresh folder for its files."""
 
 
 # Bare aiohttp
 
 
 def bare(*, download: bool) -> Run:
-    """Return the least that has to be done: submit, look until the address is there, save."""
+    """Return the least that has to be done: submit, poll until the URL is there, save."""
 
     async def run(url: str, prompts: Sequence[str], folder: Path) -> None:
         semaphore = asyncio.Semaphore(IN_FLIGHT)
@@ -62,12 +62,12 @@ def bare(*, download: bool) -> Run:
 
 
 async def bare_clip(session: aiohttp.ClientSession, url: str, prompt: str) -> str:
-    """Submit, and look without a pause; give the address of the clip."""
+    """Submit, and poll without a pause; return the URL of the clip."""
     async with session.post(f"{url}/runway/pro/generate", json=body_of(prompt)) as response:
-        asked = {"task_id": (await response.json())["data"]["task_id"]}
+        body = {"task_id": (await response.json())["data"]["task_id"]}
     found: Any = None
     while not found:
-        async with session.post(f"{url}/runway/feed", json=asked) as response:
+        async with session.post(f"{url}/runway/feed", json=body) as response:
             found = (await response.json())["data"]["video_url"]
     return str(found)
 
@@ -153,7 +153,7 @@ class Turn(NamedTuple):
 async def take_turn(run: Run, url: str) -> Turn:
     """Get through all jobs once."""
     prompts = [f"a kitten, take {number}" for number in range(JOBS)]
-    gc.collect()  # so that nobody pays for what another left behind
+    gc.collect()  # so that no side pays for the garbage of another
     with tempfile.TemporaryDirectory() as folder:
         began, cpu_began = time.perf_counter(), time.process_time()
         await run(url, prompts, Path(folder))
@@ -194,7 +194,7 @@ def main() -> None:
         }
         turns = asyncio.run(measure(urls))
     print(
-        f"{JOBS} jobs of {POLLS} looks each, {IN_FLIGHT} in flight; medians of {ROUNDS} rounds.\n"
+        f"{JOBS} jobs of {POLLS} polls each, {IN_FLIGHT} in flight; medians of {ROUNDS} rounds.\n"
         "Ours has a connection for each submit, two flushed steps before it and one after, and\n"
         "each file flushed, checked and renamed; bare aiohttp writes its files and flushes none.\n"
         "Ours knows the pace of the gateway; finding it out takes two seconds, once per client.\n"

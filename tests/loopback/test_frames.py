@@ -112,7 +112,7 @@ def test_no_frame_of_a_client_that_is_not_made_holds_the_key(arguments: dict[str
 async def test_no_frame_of_a_download_holds_the_address(
     gateway: Simulator, tmp_path: Path, path: str
 ) -> None:
-    """The signed address of a clip is as good as a key to it."""
+    """The signed address of a clip is like a key to it."""
     async with quick_client(gateway) as client:
         clip = await client.generate(PROMPT)
         done = await clip.wait(timeout=30)

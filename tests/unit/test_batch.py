@@ -1056,7 +1056,7 @@ async def job_in(journal: Journal, state: JobState, prompt: str = "a") -> None:
 
 
 async def test_what_was_planned_only_is_submitted(tmp_path: Path) -> None:
-    """A job that was never sent is as good as new."""
+    """A job that was never sent is submitted like a new one."""
     async with remembered(tmp_path) as client:
         assert client.journal is not None
         await job_in(client.journal, JobState.PLANNED)

@@ -100,7 +100,7 @@ async def test_a_webhook_before_the_response_counts_after_it(scene: Scene) -> No
 
 
 async def test_a_webhook_finds_the_task_of_a_doubt(scene: Scene) -> None:
-    """The task of a paid request whose answer was lost is handed over, and its clip can be had."""
+    """The task of a paid request whose response was lost is found, and its clip can be fetched."""
     await scene.doubt()
     assert scene.client.unfinished == ()
     scene.post(status="1")
