@@ -167,8 +167,9 @@ class Examination:
     async def find_route(self, first: Probe) -> Probe | None:
         """Return a poll that the feed answers, as it is configured or in another known way."""
         place = place_of(first.gateway)
-        if first.kind is Kind.BUSY:
-            self.notes.untested("route", f"{place}: {first}.", "Try again in a minute.")
+        if first.kind is Kind.TRY_LATER:
+            advice = "Try again later." if first.error is None else first.error.advice
+            self.notes.untested("route", f"{place}: {first}.", advice)
             return None
         if await self.is_feed(first):
             self.notes.fits("route", f"The feed answers at {place}.")
@@ -193,8 +194,10 @@ class Examination:
             self.notes.fits("route", f"The feed answers at {place_of(found)}.")
         else:
             text = f"{place_of(ours)}: {first}. The feed answers at {place_of(found)}."
-            field = "prefix" if ours.prefix != found.prefix else "base_url"
-            self.notes.misfit("route", text, f"Use {field}={getattr(found, field)!r}.")
+            advice = f"Use prefix={found.prefix!r}."
+            if ours.base_url != found.base_url:
+                advice = f"Use {origin_of(found.base_url)} as base_url, and prefix={found.prefix!r}."
+            self.notes.misfit("route", text, advice)
         if ours.feed_verb == found.feed_verb:
             self.notes.fits("verb", f"It is polled with {found.feed_verb}.")
         else:
@@ -287,12 +290,14 @@ class Examination:
         elif changes.keys() == {"base_url"}:
             advice = f"Use {origin_of(gateway.base_url)} as base_url."
             self.notes.misfit("gateway", f"{gateway.name!r} fits with another base_url.", advice)
-        elif known is not None:
+        elif known is not None and gateway.name in tables.GATEWAYS:
             found = f"It works as {known.name!r} does, not as {gateway.name!r}."
-            self.notes.misfit("gateway", found, f"Use gateway={known.name!r}, or --gateway.")
+            url = origin_of(gateway.base_url)
+            advice = f"Use --gateway {known.name}, or gateway={known.name!r}, with base_url {url}."
+            self.notes.misfit("gateway", found, advice)
         else:
-            shown = ", ".join(f"{name}={value}" for name, value in changes.items())
-            found = f"No known gateway works that way; {gateway.name!r} differs in: {shown}."
+            shown = ", ".join(sorted(changes))
+            found = f"It differs from {gateway.name!r} in: {shown}."
             advice = "In Python, use the report's `gateway`: Client(gateway=report.gateway)."
             self.notes.misfit("gateway", found, advice)
 

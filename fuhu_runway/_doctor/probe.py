@@ -38,7 +38,8 @@ class Kind(enum.Enum):
     """Anything but JSON."""
     REDIRECT = enum.auto()
     WRONG_VERB = enum.auto()
-    BUSY = enum.auto()
+    TRY_LATER = enum.auto()
+    """A limit, a firewall or a proxy answered in place of the gateway."""
 
 
 @attrs.frozen
@@ -56,8 +57,8 @@ class Probe:
         rows = (
             (300 <= status < 400, Kind.REDIRECT),
             (status == 405, Kind.WRONG_VERB),
-            (isinstance(error, RateLimited), Kind.BUSY),
-            (not _is_json(self.reply), Kind.PAGE),
+            (isinstance(error, RateLimited) or CHALLENGE in self.reply.headers, Kind.TRY_LATER),
+            (not _is_json(self.reply), Kind.TRY_LATER if status >= 500 else Kind.PAGE),
             (isinstance(error, Unauthorized), Kind.KEY_REFUSED),
             (is_about_task or self.is_no_task, Kind.API),
         )
@@ -103,6 +104,8 @@ class Probe:
         return f"status {status}" + (f" and {said!r}" if said else "")
 
 
+CHALLENGE: Final = "cf-mitigated"
+"""The header of a firewall's page for browsers."""
 MAX_PAGE: Final = 20_000
 """How much of a web page is searched, in bytes."""
 
