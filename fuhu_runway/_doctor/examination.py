@@ -196,7 +196,9 @@ class Examination:
             text = f"{place_of(ours)}: {first}. The feed answers at {place_of(found)}."
             advice = f"Use prefix={found.prefix!r}."
             if ours.base_url != found.base_url:
-                advice = f"Use {origin_of(found.base_url)} as base_url, and prefix={found.prefix!r}."
+                advice = (
+                    f"Use {origin_of(found.base_url)} as base_url, and prefix={found.prefix!r}."
+                )
             self.notes.misfit("route", text, advice)
         if ours.feed_verb == found.feed_verb:
             self.notes.fits("verb", f"It is polled with {found.feed_verb}.")

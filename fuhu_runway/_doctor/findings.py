@@ -56,7 +56,7 @@ class Report:
     #: One finding for each of `CHECKS`, in that order.
     findings: tuple[Finding, ...]
     #: What works: pass it to `Client(gateway=...)`. None if nothing did.
-    gateway: Gateway | None = None
+    gateway: Gateway | None = attrs.field(default=None, repr=False)
 
     @property
     def fits(self) -> bool:

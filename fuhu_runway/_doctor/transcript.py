@@ -13,6 +13,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -27,15 +28,19 @@ from fuhu_runway._wire import tables
 from fuhu_runway._wire.decode import read_balance, read_task
 from fuhu_runway._wire.encode import Reply, Request
 from fuhu_runway._wire.refusals import INDEX_PAGE_MARKS, MAX_BODY, REFUSALS
-from fuhu_runway._wire.values import instant_in, number_in, retry_after
+from fuhu_runway._wire.salvage import salvage
+from fuhu_runway._wire.values import NO_REFUND, instant_in, number_in, retry_after
 from fuhu_runway.errors import GatewayError, RunwayError, UnreadableReply
-from fuhu_runway.models import Balance, TaskRecord, usage_error
+from fuhu_runway.models import DEFAULT_MODEL, Balance, TaskRecord, usage_error
 
 WORDS: Final = frozenset(tables.STATES).union(
+    NO_REFUND,
     *(row.codes for row in REFUSALS),
     # What the dialects are recognised by, and what a gateway says where all is well.
     {"success", "ok", "none", "null", "true", "false", "成功"},
     {"billing_subscription", "list", "token_usage"},
+    # What `first_clip` sends.
+    {"cinematic", DEFAULT_MODEL},
 )
 """Values that are kept wherever they occur, in lower case."""
 TEXTS: Final = sorted({text for row in REFUSALS for text in row.texts}, key=len, reverse=True)
@@ -48,10 +53,13 @@ WORD_KEYS: Final = tables.STATE_KEYS | {
 }
 """Keys whose value is a word of the gateway's, so that also a word we do not know is kept."""
 _WORD: Final = re.compile(r"[^\W\d_]{2,20}(?:[_:. -][^\W\d_]{1,20}){0,3}")
-_HARMLESS: Final = re.compile(r"\d{1,3}(?:\.\d+)?%|\d{1,4}:\d{1,4}")
-"""A percentage or a ratio."""
-_ID: Final = re.compile(r"(?=[^\d]*\d)[\w.:-]{6,128}", re.ASCII)
-_MEDIA_TYPE: Final = re.compile(r"(?:application|text)/[a-z.+-]{1,40}(?:; ?charset=[\w-]{1,20})?")
+_HARMLESS: Final = re.compile(r"\d{1,3}(?:\.\d+)?%|\d{1,4}:\d{1,4}|\d{1,3} points")
+"""A percentage, a ratio, or a few points."""
+_ID: Final = re.compile(r"(?=[^\d]*\d)[\w.:-]{3,128}", re.ASCII)
+_MEDIA_TYPE: Final = re.compile(
+    r"(?:application/(?:problem\+)?json|application/xml|text/(?:html|plain|json|xml))"
+    r"(?:; ?charset=(?:utf-8|gbk|gb2312|iso-8859-1))?"
+)
 _ENDING: Final = re.compile(r"\.(?:mp4|mov|webm|png|jpe?g|webp|m3u8)\Z")
 
 SMALL: Final = 1000
@@ -111,24 +119,21 @@ class Transcript:
             UsageError: There is such a file already, or it cannot be written.
         """
         target = Path(path)
+        check_free(target, overwrite=overwrite)
+        text = str(self)
         part = target.with_name(f"{target.name}.part")
         try:
-            # Made before the file is: what cannot be rendered leaves no file.
-            text = str(self)
-            with part.open("x", encoding="utf-8", newline="\n") as file:
-                try:
-                    file.write(text)
-                    file.close()
-                    check_free(target, overwrite=overwrite)
-                    part.replace(target)
-                finally:
-                    part.unlink(missing_ok=True)
+            part.write_text(text, encoding="utf-8", newline="\n")
+            part.replace(target)
         except OSError as error:
             raise usage_error(
                 "record",
                 f"The transcript cannot be written to {target.name!r} ({error.strerror}).",
                 "Use another file.",
             ) from error
+        finally:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
         return target
 
 
@@ -214,12 +219,17 @@ class StandIns:
             return plain
         if key in REASON_KEYS:
             known = next((one for one in TEXTS if one in plain.lower()), None)
-            return known or f"reason {self._number_of('reason', plain)}"
+            return (known or f"reason {self._number_of('reason', plain)}") + self.ids_in(plain)
         if _is_ip_address(plain):
             return f"192.0.2.{self._number_of('ip', plain) % 256}"
         if _ID.fullmatch(plain):
             return self.id(plain)
         return f"text {self._number_of('text', plain)}"
+
+    def ids_in(self, text: str) -> str:
+        """Return the stand-ins of the task ids that a text names, named the same way."""
+        found = salvage(text.encode("utf-8", "replace"), is_whole=True)
+        return "".join(f" (task_id: {self.text(task_id)})" for task_id in found)
 
     def id(self, original: str) -> str:
         return f"00000000-0000-4000-8000-{self._number_of('id', original):012}"
@@ -288,7 +298,7 @@ def _body(reply: Reply, stand_ins: StandIns) -> str:
     text = text_of(reply.body[:MAX_BODY]).strip()
     if "<html" in text.lower() or text[:9].lower() == "<!doctype":
         mark = next((mark for mark in INDEX_PAGE_MARKS if mark in text), "")
-        return f"<!doctype html><title>A page</title><div {mark}></div>"
+        return f"<!doctype html><title>A page</title><div {mark}></div>{stand_ins.ids_in(text)}"
     return stand_ins.text(text, "message") if text else ""
 
 
