@@ -1,24 +1,25 @@
 """
 How a task and a clip look in a notebook: HTML without scripts or assets, everything escaped.
 
-Rule 1: what a gateway says is text; only http(s) addresses of it become addresses.
-Rule 2: only tags, attributes and styles that JupyterLab leaves in outputs it does not trust, which
-rules out ARIA: a `title` gives the names that a screen reader tells.
+Rule 1: what a gateway sends is shown as text; only its http(s) URLs become links.
+Rule 2: only tags, attributes and styles that JupyterLab keeps in outputs it does not trust. ARIA is
+not among them: a `title` has the name that a screen reader announces.
 Rule 3: text has the page's own colour, so that it is readable on light and dark pages, and no
-colour tells anything alone.
+colour carries information alone.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from html import escape
 from typing import Final
 
 from ._urls import is_web_address
 from .models import TaskRecord, TaskState
 
-MOST_WORDS: Final = 300
-"""What is shown of a gateway's reason, in characters: some quote a whole page."""
+MAX_TEXT: Final = 300
+"""How many characters of a gateway's reason are shown: some quote a whole page."""
 
-STATES: Final[Mapping[TaskState, tuple[str, str]]] = {
+STATES: Final[Mapping[TaskState | None, tuple[str, str]]] = {
+    None: ("Not polled yet", "#868e98"),
     TaskState.QUEUED: ("Queued", "#868e98"),
     TaskState.RUNNING: ("Running", "#2f81f7"),
     TaskState.SUCCEEDED: ("Succeeded", "#2da44e"),
@@ -26,10 +27,7 @@ STATES: Final[Mapping[TaskState, tuple[str, str]]] = {
     TaskState.CANCELED: ("Cancelled", "#e5534b"),
     TaskState.UNKNOWN: ("In an unknown state", "#b8831c"),
 }
-"""What each state is called, and its colour, which stands out on white and on black (3:1)."""
-UNASKED: Final = ("Not asked about yet", "#868e98")
-PLAYER: Final = "width:480px;max-width:100%;max-height:480px"
-"""A portrait clip stands in the middle of it."""
+"""The name of each state, and its colour, which stands out on white and on black (3:1)."""
 
 
 def task_view(
@@ -41,45 +39,73 @@ def task_view(
     money: str | None = None,
 ) -> str:
     """
-    Return a task as it stood when it was last asked about.
+    Return a task as of its last poll.
 
     Args:
         task_id: Its id.
-        record: What the gateway last said; None before it said anything.
-        age: How long ago it was accepted, in seconds; None where that is not known.
+        record: The gateway's last record; None before the first poll.
+        age: How long ago it was accepted, in seconds; None if that is not known.
         reason: Why it failed, without secrets.
         money: What that means for the money.
     """
-    name, color = UNASKED if record is None else STATES[record.state]
-    facts = [f"<strong>{name}</strong>", *_facts(record, age)]
-    notes = [_text(note) for note in (reason, money, _note(record)) if note]
-    name_line = f"<small>Task {_code(task_id)}</small>"
-    lines = [" · ".join(facts), *_bar(task_id, record), *notes, name_line]
-    style = f"border-left:4px solid {color};padding:2px 12px;max-width:480px"
+    state = record.state if record else None
+    name, color = STATES[state]
+    facts, notes, progress = [f"<strong>{name}</strong>"], [reason, money], None
+    if record is None or not record.state.is_final:
+        progress = record.progress if record else None
+        if progress is not None:
+            facts.append(f"{progress:.0%}")
+        if age is not None:
+            facts.append(f"for {duration(age)}")
+    elif record.created_at is not None and record.updated_at is not None:
+        # Both by the gateway's clock: ours may differ.
+        took = (record.updated_at - record.created_at).total_seconds()
+        if took >= 0:
+            facts.append(f"after {duration(took)}")
+    if record is not None and state is TaskState.UNKNOWN:
+        notes.append(f"The gateway calls it: {record.word or ''}")
+    if record is not None and state is TaskState.SUCCEEDED:
+        progress = 1.0
+        notes.append(
+            "Await the task to get the clip."
+            if record.has_clip
+            else "The gateway shows no URL for the clip yet; a wait keeps polling for it."
+        )
+    lines = [" · ".join(facts)]
+    if progress is not None:  # a bar without a value would move forever
+        lines.append(
+            f'<progress max="100" value="{progress * 100:.0f}"'
+            f' title="Progress of task {_text(task_id)}" style="width:100%"></progress>'
+        )
+    lines += [_text(note) for note in notes if note]
+    lines.append(f"<small>Task <code>{_text(task_id)}</code></small>")
+    style = f"border-left:4px solid {color};padding:2px 12px;"
     return _block(style, "".join(f"<div>{line}</div>" for line in lines))
 
 
 def clip_view(task_id: str, record: TaskRecord, file: str | None) -> str:
     """
-    Return a clip that plays: from *file*, an address beside the notebook, or from the gateway's.
+    Return a player for *file*, a URL relative to the notebook, or else for the gateway's URL.
 
-    With a file, the gateway's addresses stay out of it: they are as good as keys.
+    With a file, the view has none of the gateway's URLs: they are all that is needed to fetch it.
     """
     source, poster = (file, None) if file else (record.video_url, record.poster_url)
-    if not file and not is_web_address(source):
-        return _block("", _caption(task_id, record, "Its address is none that a page can play."))
-    still = f' poster="{escape(poster)}"' if poster and is_web_address(poster) else ""
-    note = "Plays from the file." if file else "The address is temporary: save it with download()."
-    return _block(
-        "",
-        f'<video controls preload="metadata" src="{escape(source or "")}"{still}'
-        f' title="Clip {_text(task_id)}" style="{PLAYER}"></video>'
-        f"{_caption(task_id, record, note)}",
-    )
+    note, player = "The gateway's URL cannot be played here.", ""
+    if source and (file or is_web_address(source)):
+        note = "Plays the file." if file else "The URL is temporary: save the clip with download()."
+        still = f' poster="{escape(poster)}"' if poster and is_web_address(poster) else ""
+        player = (
+            f'<video controls preload="metadata" src="{escape(source)}"{still}'
+            f' title="Clip {_text(task_id)}"'
+            ' style="width:480px;max-width:100%;max-height:480px"></video>'
+        )
+    points = "" if record.points is None else f" · {record.points:g} points"
+    caption = f"Clip <code>{_text(task_id)}</code>{points}<br>{note}"
+    return _block("", f"{player}<div><small>{caption}</small></div>")
 
 
 def duration(seconds: float) -> str:
-    """Return a duration as people say it."""
+    """Return a duration in at most two units."""
     whole = int(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -88,57 +114,12 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole // 60 % 60} min"
 
 
-def _facts(record: TaskRecord | None, age: float | None) -> Iterator[str]:
-    """Return what is known beside the state: how far it is, and for how long it has been there."""
-    if record is None or not record.state.is_final:
-        if record is not None and record.progress is not None:
-            yield f"{record.progress:.0%}"
-        if age is not None:
-            yield f"for {duration(age)}"
-    elif record.created_at is not None and record.updated_at is not None:
-        # The gateway's clock on both ends: ours may differ from it.
-        took = (record.updated_at - record.created_at).total_seconds()
-        if took >= 0:
-            yield f"after {duration(took)}"
-
-
-def _bar(task_id: str, record: TaskRecord | None) -> Iterator[str]:
-    """Return how far it is as a bar, where that is known: one without a value would never rest."""
-    if record is None or record.state in {TaskState.FAILED, TaskState.CANCELED}:
-        return
-    progress = 1.0 if record.state is TaskState.SUCCEEDED else record.progress
-    if progress is not None:
-        yield (
-            f'<progress max="100" value="{progress * 100:.0f}"'
-            f' title="Progress of task {_text(task_id)}" style="width:100%"></progress>'
-        )
-
-
-def _note(record: TaskRecord | None) -> str | None:
-    if record is not None and record.state is TaskState.UNKNOWN:
-        return f"The gateway calls it: {record.word or ''}"
-    if record is None or record.state is not TaskState.SUCCEEDED:
-        return None
-    if record.has_clip:
-        return "Awaiting it gives the clip."
-    return "The gateway shows no address for the clip yet; a wait goes on looking for it."
-
-
-def _caption(task_id: str, record: TaskRecord, note: str) -> str:
-    points = "" if record.points is None else f" · {record.points:g} points"
-    return f"<div><small>Clip {_code(task_id)}{points}<br>{_text(note)}</small></div>"
-
-
 def _block(style: str, content: str) -> str:
     # A long id or reason must not widen the page.
-    return f'<div style="{style or "max-width:480px"};overflow-wrap:break-word">{content}</div>'
-
-
-def _code(text: str) -> str:
-    return f"<code>{_text(text)}</code>"
+    return f'<div style="{style}max-width:480px;overflow-wrap:break-word">{content}</div>'
 
 
 def _text(text: str) -> str:
-    short = text if len(text) <= MOST_WORDS else f"{text[:MOST_WORDS]}…"
+    short = text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
     # Half a character, which JSON can carry, would break the message to the notebook's page.
     return escape(short.encode("utf-8", "replace").decode())

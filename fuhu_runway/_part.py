@@ -1,8 +1,8 @@
 """
-The start of a file on disk: locked, described by a note, and renamed when it is whole.
+The unfinished part of a file: locked, described by a note, and renamed once it is whole.
 
-Bytes are kept in `<name>.part` until all have come. `<name>.part.json` beside it holds which file
-they are the start of, and a digest of them, so that nothing else passes for them later.
+The bytes are in `<name>.part`. The note, `<name>.part.json`, names the file that they belong to
+and has their digest, so that a later download continues from exactly these bytes.
 Sizes are in bytes.
 """
 
@@ -13,48 +13,40 @@ import json
 import os
 import re
 import stat
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, Final
 
 import attrs
 
-BUFFER_BYTES: Final = 1024**2
-MAX_NOTE_BYTES: Final = 8192
-LEAST_START: Final = 8
-"""How much of a file tells whether it is an MP4."""
+HEAD_BYTES: Final = 8
+"""The length of a box's head; the start of a file that shows whether it is an MP4."""
 
 BOXES: Final = frozenset(
     b"ftyp styp moov moof mdat mfra sidx ssix emsg prft meta free skip wide uuid pnot PICT".split()
 )
-"""What an MP4 file is made of at its top level (ISO/IEC 14496-12, and QuickTime's own)."""
-
-TEXT: Final = 9
-"""From here on a first byte is text: the head of a box would announce 150 MB with it."""
-
-MAX_BOXES: Final = 100_000
-"""How many boxes of a file are walked; a file of more is taken as it is."""
+"""The boxes at the top level of an MP4 file (ISO/IEC 14496-12, and QuickTime's own)."""
 
 LOCKS: Final[Any] = importlib.import_module("fcntl" if os.name == "posix" else "msvcrt")
 
 LOCKED_BYTE: Final = 2**31 - 2
-"""Which byte stands for the whole file on Windows, which locks bytes; it need not be there."""
+"""Windows locks bytes: this one stands for the whole file. It need not exist."""
 
 
 @attrs.define(eq=False)
 class Part:
-    """The start of a file that is not whole yet, on disk."""
+    """The part of a file that has arrived so far, on disk."""
 
     path: Path
-    #: Unbuffered, so that a full disk never leaves us wrong about how much is there.
+    #: Unbuffered, so that `received` is right even if the disk is full.
     file: FileIO
     task_id: str
-    #: What is written down about the bytes of an earlier attempt.
+    #: What an earlier attempt noted about its bytes.
     note: dict[str, Any] = attrs.field(factory=dict)
     received: int = 0
     digest: Any = attrs.field(factory=hashlib.sha256)
-    #: Which version of the file this is the start of, and how large that is.
+    #: The version of the whole file, as in If-Range, and its size; None if unknown.
     validator: str | None = None
     total: int | None = None
     is_published: bool = False
@@ -65,56 +57,70 @@ class Part:
         Open and lock the part of *path*.
 
         Raises:
-            BlockingIOError: Another download has it.
-            OSError: It cannot be opened, or is no plain file.
+            BlockingIOError: Another download has locked it.
+            OSError: It cannot be opened, or is not a plain file.
         """
-        with ExitStack() as undo:
-            file = undo.enter_context(plain_file(part_path(path)))
+        path = path.absolute()  # the program may change its working directory meanwhile
+        note = None
+        unreadable = suppress(FileNotFoundError, ValueError, RecursionError)
+        with unreadable, plain_file(note_path(path), "r") as file:
+            note = json.loads(file.read())
+        file = plain_file(part_path(path))
+        part = cls(path, file, task_id, note if isinstance(note, dict) else {})
+        try:
             _lock(file)
             # Another download may have renamed or removed it before it was locked.
-            if not _is_at(part_path(path), file):
-                raise BlockingIOError
-            part = cls(path, file, task_id, _read_note(path))
-            undo.pop_all()
+            if not part.is_in_place():
+                raise BlockingIOError  # noqa: TRY301  (as the lock does)
+        except BaseException:
+            file.close()
+            raise
         return part
 
+    def is_in_place(self) -> bool:
+        """Return whether the open file still has the name of the part."""
+        try:
+            return os.path.samestat(part_path(self.path).lstat(), os.fstat(self.file.fileno()))
+        except FileNotFoundError:
+            return False
+
     def resume(self) -> None:
-        """Go on from the bytes that the note describes, if they are there, else from zero."""
-        note, digest, left = self.note, hashlib.sha256(), self.note.get("size")
+        """Continue from the bytes that the note describes, or from zero if they are not there."""
+        note, size = self.note, self.note.get("size")
         is_ours = note.get("task_id") == self.task_id and is_validator(note.get("validator"))
-        if is_ours and type(left) is int and left > 0:
+        there = os.fstat(self.file.fileno()).st_size
+        if is_ours and isinstance(size, int) and 0 < size <= there:
+            self.file.truncate(size)
             self.file.seek(0)
-            while left and (block := self.file.read(min(left, BUFFER_BYTES))):
-                digest.update(block)
-                left -= len(block)
-            if not left and digest.hexdigest() == note.get("digest"):
-                self.file.truncate(note["size"])
-                self.received, self.digest, self.validator = note["size"], digest, note["validator"]
-                self.total = note["total"] if type(note.get("total")) is int else None
+            digest = hashlib.file_digest(self.file, "sha256")
+            if digest.hexdigest() == note.get("digest"):
+                self.received, self.digest = size, digest
+                self.validator, self.total = note["validator"], note.get("total")
                 return
         self.restart()
 
+    def restart(self, validator: str | None = None, total: int | None = None) -> None:
+        """Discard the bytes, and start from zero with this version of the file."""
+        self.file.truncate(0)
+        self.received, self.digest = 0, hashlib.sha256()
+        self.validator, self.total = validator, total
+
     def range_headers(self) -> dict[str, str]:
-        """Ask for the rest, if it is the rest of the same file, else for the whole."""
+        """Return the headers that request the rest of the same file, or else the whole."""
         if not self.received or self.validator is None:
             return {}
         return {"Range": f"bytes={self.received}-", "If-Range": self.validator}
 
-    def goes_on_with(self, start: int | None, validator: str | None, total: int | None) -> bool:
-        """Whether a body is the rest of the very file that this is the start of."""
+    def continues(self, start: int | None, validator: str | None, total: int | None) -> bool:
+        """Return whether a body that begins at *start* is the rest of this very file."""
         return (
             start == self.received
             and validator in {None, self.validator}
             and (total is None or self.total in {None, total})
         )
 
-    def start(self, validator: str | None, total: int | None) -> None:
-        """Start from zero, with this version of the file."""
-        self.restart()
-        self.validator, self.total = validator, total
-
     def write(self, data: bytes, total: int | None) -> None:
-        """Add to the end, as far as the disk takes it, and note it down if more is to come."""
+        """Append what the disk takes of *data*, and note it unless the file is whole now."""
         rest = memoryview(data)
         try:
             self.file.seek(self.received)
@@ -124,13 +130,12 @@ class Part:
                 self.received += written
                 rest = rest[written:]
         finally:
-            # What came whole at once is renamed at once: a note all the same would make and remove
-            # a file for each clip, as slow as a flush.
+            # A clip that arrives whole is renamed at once: a note for it would make and remove
+            # another file, which takes as long as a flush.
             if self.received != total:
                 self._write_note()
 
     def _write_note(self) -> None:
-        """Write down what is there; if that fails, the note before still holds for its bytes."""
         note = {
             "task_id": self.task_id,
             "validator": self.validator,
@@ -138,107 +143,89 @@ class Part:
             "size": self.received,
             "digest": self.digest.hexdigest(),
         }
+        # Without this note, the one before still holds for its bytes.
         with suppress(OSError), plain_file(note_path(self.path)) as file:
-            # Over what is there and then cut, so that a full disk cannot leave an empty one.
+            # Overwritten first and cut afterwards, so that a full disk does not leave it empty.
             file.truncate(file.write(json.dumps(note).encode()))
 
-    def restart(self) -> None:
-        """Throw away what is there."""
-        with suppress(OSError):
-            note_path(self.path).unlink(missing_ok=True)
-        self.file.truncate(0)
-        self.received, self.digest, self.validator, self.total = 0, hashlib.sha256(), None, None
-
-    def last_box(self) -> tuple[int, bytes]:
-        """Return where the last box ends, by its own word, and its kind."""
-        at, size, kind, walked = 0, self.received, b"", 0
-        while at < size:
-            if walked == MAX_BOXES:
-                return size, kind
-            walked += 1
+    def is_cut(self) -> bool:
+        """Return whether the last box of the MP4 file is longer than the file."""
+        at = 0
+        while at < self.received:
             self.file.seek(at)
-            head = self.file.read(16)
-            kind, length = head[4:8], int.from_bytes(head[:4])
-            if kind not in BOXES and head[0] >= TEXT:
-                return size, kind  # a newline or the like behind the last box
-            if len(head) < LEAST_START:
-                return size + 1, b""
-            if length == 1:
-                length = int.from_bytes(head[8:16])
-            at = at + length if length else size  # 0: the last box, up to the end
-        return at, kind
+            head = self.file.read(2 * HEAD_BYTES)
+            length = int.from_bytes(head[:4])
+            if length == 1:  # the length is in the 64 bits behind the head
+                length = int.from_bytes(head[8:])
+            # Without a length, a box goes on to the end. Players ignore bytes behind the last box.
+            if not length or head[4:8] not in BOXES:
+                return False
+            at += length
+        return at > self.received
 
     def publish(self, *, overwrite: bool) -> None:
         """
-        Flush to disk, then rename to the final name in one step; after that nothing fails.
+        Flush the part to disk and rename it to its final name; after that nothing fails.
 
         Raises:
             FileExistsError: Another program made a file of that name meanwhile.
-            PermissionError: It may be open elsewhere; worth another attempt.
+            PermissionError: It may be open elsewhere; another attempt may work.
         """
         part = part_path(self.path)
         if not self.file.closed:
-            _flush(self.file)
-            if not _is_at(part, self.file) or part.stat().st_size != self.received:
+            if hasattr(LOCKS, "F_FULLFSYNC"):  # on macOS, fsync alone leaves bytes in the drive
+                with suppress(OSError):  # some disks do not know it
+                    LOCKS.fcntl(self.file, LOCKS.F_FULLFSYNC)
+            os.fsync(self.file.fileno())
+            if not self.is_in_place() or part.stat().st_size != self.received:
                 raise OSError(errno.EBUSY, "another program has changed its .part file")
         if not overwrite and os.path.lexists(self.path):
             raise FileExistsError
-        # First, or a process that is killed in between would leave it beside the clip.
+        # Before the rename: a process killed in between would leave the note beside the clip.
         with suppress(OSError):
             note_path(self.path).unlink(missing_ok=True)
         try:
             part.replace(self.path)
         except PermissionError:
-            # Windows renames no file that is open, if only here. Elsewhere the lock has to hold
-            # until the file has its name, or another download could write into it.
+            # Windows does not rename an open file. Elsewhere the lock is held until the rename,
+            # or another download could write into the file.
             self.file.close()
             raise
         self.is_published = True
-        with suppress(OSError):
-            _sync_folder(self.path.parent)
+        with suppress(OSError):  # so that the new name survives a power cut, where that is possible
+            folder = os.open(self.path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
     def close(self) -> None:
-        """Keep what came, if anything did."""
+        """Close the file. An empty one is removed with its note."""
+        part = part_path(self.path)
         with suppress(OSError):
-            if not self.is_published and self.received:
+            if self.received and not self.is_published:
                 self._write_note()
-            elif not self.is_published:
+            elif not self.is_published and not part.stat().st_size:
                 note_path(self.path).unlink(missing_ok=True)
-                _remove(part_path(self.path), self.file)
+                try:
+                    part.unlink()
+                except PermissionError:  # Windows does not remove an open file
+                    self.file.close()
+                    part.unlink()
         with suppress(OSError):
             self.file.close()
 
 
-def probe(path: Path) -> None:
-    """
-    Open the files that a download to *path* writes, and leave no trace of that.
-
-    If one is there already and empty, a process was killed here: it is removed as well.
-
-    Raises:
-        OSError: One cannot be opened, or is no plain file.
-    """
-    for name in (part_path(path), note_path(path)):
-        with plain_file(name) as file:
-            try:
-                _lock(file)
-            except BlockingIOError:  # a download that has just begun
-                return
-            if not os.fstat(file.fileno()).st_size:
-                _remove(name, file)
+def part_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part")
 
 
-def _remove(path: Path, file: FileIO) -> None:
-    """Remove *path*, which is open as *file*."""
-    try:
-        path.unlink()
-    except PermissionError:  # Windows removes no file that is open
-        file.close()
-        path.unlink()
+def note_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part.json")
 
 
 def is_validator(value: object) -> bool:
-    """Whether If-Range may be sent with *value*: a strong ETag, or a date of any kind."""
+    """Return whether If-Range may be sent with *value*: a strong ETag, or a date."""
     return isinstance(value, str) and bool(
         re.fullmatch(r'"[!-~]{0,1000}"|\w{3}, [ -~]{1,40}', value)
     )
@@ -246,10 +233,10 @@ def is_validator(value: object) -> bool:
 
 def plain_file(path: Path, mode: str = "r+") -> FileIO:
     """
-    Open a plain file of one name, never blocking and following no link; "r+" makes it.
+    Open a plain file, without blocking or following a link; "r+" creates it.
 
     Raises:
-        OSError: It cannot be opened, or something else is in its place.
+        OSError: It cannot be opened, or is a link, a pipe, a folder or a device.
     """
     extra = os.O_CREAT if mode == "r+" else 0
     for name in ("O_NOFOLLOW", "O_NONBLOCK"):  # not every system has them
@@ -266,10 +253,10 @@ def plain_file(path: Path, mode: str = "r+") -> FileIO:
 
 def _lock(file: FileIO) -> None:
     """
-    Keep other downloads away from *file*, of this process and of others, until it is closed.
+    Lock *file* against other downloads, in this process and others, until it is closed.
 
     Raises:
-        BlockingIOError: Another one has it.
+        BlockingIOError: Another download has locked it.
     """
     try:
         if hasattr(LOCKS, "flock"):
@@ -277,51 +264,7 @@ def _lock(file: FileIO) -> None:
         else:
             file.seek(LOCKED_BYTE)
             LOCKS.locking(file.fileno(), LOCKS.LK_NBLCK, 1)
-    except PermissionError as exc:  # what Windows says of a locked byte
+    except (BlockingIOError, PermissionError) as exc:  # Windows raises PermissionError
         raise BlockingIOError from exc
-    except BlockingIOError:
-        raise
     except OSError:
-        return  # some network disks have no locks
-
-
-def _is_at(path: Path, file: FileIO) -> bool:
-    """Whether *path* is the name of this open file."""
-    try:
-        return os.path.samestat(path.lstat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
-
-
-def part_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.part")
-
-
-def note_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.part.json")
-
-
-def _read_note(path: Path) -> dict[str, Any]:
-    try:
-        with plain_file(note_path(path), "r") as file:
-            note = json.loads(file.read(MAX_NOTE_BYTES))
-    except (FileNotFoundError, ValueError, RecursionError):
-        return {}
-    return note if isinstance(note, dict) else {}
-
-
-def _flush(file: FileIO) -> None:
-    """Flush to the disk itself, for which macOS has a call of its own."""
-    if hasattr(LOCKS, "F_FULLFSYNC"):
-        with suppress(OSError):  # some disks do not know it
-            LOCKS.fcntl(file, LOCKS.F_FULLFSYNC)
-    os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name itself survive a power cut, where the system can."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        pass  # some network disks have no locks

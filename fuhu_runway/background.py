@@ -8,11 +8,11 @@ from weakref import WeakValueDictionary
 
 from . import hooks as events
 from ._session.sessions import Sessions
-from .downloads import check_vacant, saved_place
 from .errors import DownloadIncomplete, RunwayError, UsageError, WaitAbandoned, copied
 from .hooks import Hooks
 from .journal import Job, JobState
 from .models import Generation, usage_error
+from .paths import check_vacant, saved_place
 from .task import Clip, Task, saved_beside
 
 SAVE_AGAIN_AFTER: Final = (5.0, 15.0, 60.0, 300.0)

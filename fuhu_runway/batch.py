@@ -29,10 +29,10 @@ import attrs
 from . import errors
 from ._arguments import check
 from ._session.sessions import Sessions
-from .downloads import check_folder, check_target, safe_name, saved_place
 from .errors import RunwayError
 from .journal import Job, JobState, Plan, in_doubt_of, nth, plan_of
 from .models import DEFAULT_WAIT, Generation, TextToVideo, check_text, usage_error
+from .paths import check_folder, check_target, safe_name, saved_place
 from .task import Clip, Task, saved_beside
 
 REQUESTS: Final = Generation.__args__

@@ -1,10 +1,11 @@
-"""The handles a user holds on something paid for: `Task` to wait with, `Clip` to save from."""
+"""What a submission returns: a `Task` to wait for, and the `Clip` to save."""
 
 import asyncio
 import contextvars
 import inspect
 import os
 from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote
@@ -12,9 +13,10 @@ from urllib.parse import quote
 from ._arguments import check
 from ._notebook import clip_view, task_view
 from ._waiting.poller import Watch
-from .downloads import MAX_CLIP_BYTES, Progress, beside, check_vacant, of_a_paid_clip, only_copy
+from .downloads import MAX_CLIP_BYTES, Progress, paid_for
 from .errors import ClipMissing, TaskCanceled, TaskFailed, UsageError, discreet
 from .models import DEAD_ENDS, DEFAULT_WAIT, Generation, TaskRecord, TaskState
+from .paths import beside, check_vacant, only_copy
 
 if TYPE_CHECKING:
     from ._session.sessions import Sessions
@@ -22,11 +24,10 @@ if TYPE_CHECKING:
 
 class Task:
     """
-    A paid piece of work at the gateway, known by its id.
+    A paid task at the gateway, known by its id.
 
-    Any number of waits, from any number of places, ask the gateway once. Leaving a wait, by a
-    timeout or a cancellation, leaves the task as it is; it may be waited for again at any time,
-    also from another process by `client.task(id)`.
+    Any number of waits share one poll. A timeout or a cancellation ends the wait, not the task: it
+    may be waited for again at any time, also by another process with `client.task(id)`.
     """
 
     def __init__(
@@ -46,22 +47,22 @@ class Task:
         self._last = record
         self._watch: Watch | None = None
         self._context = context
-        #: The gateway's name for it; enough to find it again.
+        #: The gateway's id for the task; enough to find it again.
         self.id = task_id
-        #: Whether it belongs to the official format, whose tasks are asked for elsewhere.
+        #: Whether the task has the official format, which has endpoints of its own.
         self.official = official
-        #: What was asked for; None where the task was re-attached by its id.
+        #: The request; None if the task was attached by its id.
         self.request = request
-        #: When it was accepted, on the clock of the loop it was made in; None if re-attached.
+        #: When it was accepted, by the clock of its event loop; None if it was attached by its id.
         self.submitted_at = submitted_at
-        #: Your own name for it, and what you attached to it.
+        #: Your own name for the task, and your own text.
         self.custom_id = custom_id
         self.tag = tag
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "A Task belongs to its client and cannot be pickled. Pass task.id on, and attach to it "
-            "there with client.task(id)."
+            "A Task belongs to its client and cannot be pickled. "
+            "Pass task.id instead, and call client.task(id) there."
         )
 
     def __repr__(self) -> str:
@@ -70,28 +71,27 @@ class Task:
         return f"<Task {self.id} {self.state.name}{percent}>"
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows: where it stood when the gateway was last asked."""
-        record = self.record
-        reason = money = None
+        """Return what a notebook shows: the task as of its last poll."""
+        record, reason, money = self.record, None, None
         if record is not None and record.state in DEAD_ENDS:
-            reason, money = self._reason(record), _money(record, official=self.official)
+            reason, money = self._reason(record), self._money(record)
         age = self._sessions.age(self)
         return task_view(self.id, record, age=age, reason=reason, money=money)
 
     def __await__(self) -> Generator[Any, None, "Clip"]:
-        """Awaiting a task is waiting for it."""
+        """Wait for the task, as `wait()` does."""
         return self.wait().__await__()
 
     @property
     def record(self) -> TaskRecord | None:
-        """What the gateway last said; None before it said anything."""
+        """The gateway's last record of the task; None before the first poll."""
         if self._watch is not None and self._watch.record is not None:
             self._last = self._watch.record
         return self._last
 
     @property
     def state(self) -> TaskState:
-        """Where it stood when the gateway was last asked."""
+        """The state as of the last poll."""
         return self.record.state if self.record else TaskState.QUEUED
 
     async def wait(
@@ -101,25 +101,25 @@ class Task:
         on_update: Callable[[TaskRecord], object] | None = None,
     ) -> "Clip":
         """
-        Return the clip as soon as the gateway shows its address.
+        Return the clip as soon as the gateway shows its URL.
 
-        Asking is free: the gateway is asked after 2 s, then ever more rarely, up to every 15 s,
-        and once enough is known of how long such tasks take, when there is likely to be news
-        (`PollPolicy`). Trouble on the way, even minutes of it, does not end the wait.
+        Polls are free. The first is after 2 s, then they become rarer, up to one every 15 s; once
+        enough is known of how long such tasks take, they are made when a change is likely
+        (`PollPolicy`). Trouble at the gateway, even for minutes, does not end the wait.
 
         Args:
-            timeout: How long to wait at the most, in seconds; None waits without limit. When it is
-                over, the task goes on and may be waited for again.
+            timeout: The longest wait, in seconds; None waits without limit. After a timeout the
+                task goes on, and may be waited for again.
             on_update: Called with the record at each change of state or progress; may be an
                 async function, which is awaited. What it raises ends this wait.
 
         Raises:
-            TaskFailed: The work failed, or was cancelled (`TaskCanceled`).
-            ClipMissing: The gateway calls it a success and shows no address.
-            WaitTimeout: It had not ended in time.
-            NotFound: The gateway does not know it.
-            Unauthorized: The key may not ask.
-            OutOfCredits: The key's quota is used up, and asking needs some.
+            TaskFailed: The task failed, or was cancelled (`TaskCanceled`).
+            ClipMissing: The task succeeded, but the gateway shows no URL.
+            WaitTimeout: The task did not end in time.
+            NotFound: The gateway does not know the task.
+            Unauthorized: The key may not poll.
+            OutOfCredits: The key's quota is used up, and polling needs some.
             WaitAbandoned: The client was closed meanwhile.
 
         Source:
@@ -127,27 +127,28 @@ class Task:
         """
         check(timeout=timeout, on_update=on_update)
         if on_update is None:
-            clip = await self.ended(timeout)
-            self.hand_out()
-            return clip
-        async for record in self.updates(timeout=timeout):
-            reaction = on_update(record)
-            if inspect.isawaitable(reaction):
-                await reaction
-        clip = self._clip(self._settled_record())
+            # Not by `ended`: another coroutine takes 256 bytes in each of thousands of waits.
+            poller, self._watch = self._sessions.watch(self)
+            clip = self._clip(await poller.settled(self._watch, timeout))
+        else:
+            async for record in self.updates(timeout=timeout):
+                reaction = on_update(record)
+                if inspect.isawaitable(reaction):
+                    await reaction
+            clip = self._clip(record)
         self.hand_out()
         return clip
 
     async def updates(self, *, timeout: float | None = DEFAULT_WAIT) -> AsyncIterator[TaskRecord]:
         """
-        Yield each change of the task, and end with it.
+        Yield the record at each change of the task, and stop after the one that ends it.
 
-        A reader that is slower than the gateway gets the latest record only. What the task ended
-        with is the last record; it raises no `TaskFailed`, and otherwise raises as `wait` does.
-        The clip is not handed out: the task stays in `Client.unfinished` until a wait returns it.
+        A reader that is slower than the gateway gets the latest record only. A task that failed
+        yields its record and raises no `TaskFailed`; otherwise this raises as `wait` does. The
+        clip is not handed out: the task stays in `Client.unfinished` until a wait returns it.
 
         Args:
-            timeout: How long to follow it at the most, in seconds; None follows without limit.
+            timeout: The longest time to follow the task, in seconds; None follows without limit.
         """
         check(timeout=timeout)
         poller, watch = self._sessions.watch(self)
@@ -156,7 +157,7 @@ class Task:
         version = watch.version
         if watch.record is not None:
             yield watch.record
-        # Also a reader that was busy while the task ended gets the end.
+        # The version is compared for a reader that was busy while the task ended.
         while not watch.is_settled or watch.version > version:
             record = await poller.changed(watch, version, timeout, deadline, abandoned)
             # By now it may have changed again.
@@ -165,33 +166,32 @@ class Task:
 
     async def refresh(self) -> TaskRecord:
         """
-        Return what the gateway says now, in one free poll.
+        Poll once, for free, and return the record.
 
         Raises:
-            GatewayError: It says no; `NotFound` right after a submit may pass (api-facts 5.4).
-            TransportError: It cannot be reached.
-            UnreadableReply: No known dialect fits the answer.
+            GatewayError: The gateway refuses; `NotFound` right after a submit may pass
+                (api-facts 5.4).
+            TransportError: The gateway cannot be reached.
+            UnreadableReply: The reply is in no known dialect.
         """
-        poller, watch = self._sessions.watch(self)
-        self._watch = watch
-        return await poller.refresh(watch)
+        poller, self._watch = self._sessions.watch(self)
+        return await poller.refresh(self._watch)
 
     async def ended(self, timeout: float | None) -> "Clip":
         """Return the clip without handing it out: it stays in `unfinished`; for the client."""
-        poller, watch = self._sessions.watch(self)
-        self._watch = watch
-        return self._clip(await poller.settled(watch, timeout))
+        poller, self._watch = self._sessions.watch(self)
+        return self._clip(await poller.settled(self._watch, timeout))
 
     def hand_out(self) -> None:
-        """Record that the clip is in the hands of the app; for the client."""
+        """Record that the app has the clip; for the client."""
         self._sessions.hand_out(self)
 
     def belongs_to(self, sessions: "Sessions") -> bool:
-        """Return whether this handle came from the client with these sessions; for the client."""
+        """Return whether this task came from the client with these sessions; for the client."""
         return self._sessions is sessions
 
     def context(self) -> contextvars.Context | None:
-        """Return the context of the submit, None if that is not known; for the client."""
+        """Return the context of the submit; None if that is not known; for the client."""
         return self._context
 
     def keep(self, watch: Watch) -> None:
@@ -199,28 +199,23 @@ class Task:
         self._watch = watch
 
     def secrets(self) -> tuple[str, ...]:
-        """Return the texts that must not be shown in what is said about this task."""
-        record = self.record
+        """Return the texts that no error about this task may show; for the client."""
         known = [getattr(self.request, "prompt", None)]
-        if record is not None:
-            known += [record.prompt, record.prompt_en]
+        if self.record is not None:
+            known += [self.record.prompt, self.record.prompt_en]
         return tuple(text for text in known if text)
-
-    def _settled_record(self) -> TaskRecord:
-        record = self.record
-        assert record is not None  # noqa: S101  (updates() came to an end with one)
-        return record
 
     def _clip(self, record: TaskRecord) -> "Clip":
         if record.has_clip:
             return Clip(self._sessions, self, record)
-        canceled = record.state is TaskState.CANCELED
+        error, what = TaskFailed, "failed"
+        if record.state is TaskState.CANCELED:
+            error, what = TaskCanceled, "was cancelled"
         reason = self._reason(record)
-        what = "was cancelled" if canceled else "failed"
-        raise (TaskCanceled if canceled else TaskFailed)(
-            f"The task {what}: {reason.rstrip('.')}." if reason else f"The task {what}.",
-            _money(record, official=self.official),
-            "Change the request and submit it anew, if you still want the clip.",
+        raise error(
+            f"The task {what}: {reason}" if reason else f"The task {what}",
+            self._money(record),
+            "Change the request and submit again, if you still want the clip.",
             self.id,
             None,
             reason,
@@ -232,39 +227,37 @@ class Task:
     def _reason(self, record: TaskRecord) -> str | None:
         return self._sessions.without_secrets(record.message, self) if record.message else None
 
-
-def _money(failed: TaskRecord, *, official: bool) -> str:
-    """Return what a failure means for the money, as the answer or else the format says."""
-    if failed.refunded:
-        return "The points were given back."
-    if failed.points:
-        return f"{failed.points:,.10g} points were used, and the gateway did not give them back."
-    if official:
-        return (
-            "The gateway did not say that points were given back; Runway gives none back for work "
-            "that was moderated."
-        )
-    return "The gateway did not say that points were given back; failed tasks usually get them."
+    def _money(self, failed: TaskRecord) -> str:
+        """Return what a failure means for the money, by the record or else by the format."""
+        if failed.refunded:
+            return "The points were given back."
+        if failed.points:
+            used = f"{failed.points:,.10g} points were used"
+            return f"{used}, and the gateway did not give them back."
+        usually = "failed tasks usually get them back"
+        if self.official:
+            usually = "Runway does not give them back for moderated tasks"
+        return f"The gateway did not say that points were given back; {usually}."
 
 
 class Clip:
     """
-    A finished piece of work: a record that has its video.
+    The video of a task that succeeded.
 
-    The address is temporary, so save the file soon (api-facts 5.7).
+    Its URL is temporary, so save the file soon (api-facts 5.7).
     """
 
     def __init__(self, sessions: "Sessions", task: Task, record: TaskRecord) -> None:
         self._sessions = sessions
-        #: The task it came from.
+        #: The task that made it.
         self.task = task
-        #: What the gateway said about it.
+        #: The gateway's record of that task.
         self.record = record
         self._file: Path | None = None
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "A Clip belongs to its client and cannot be pickled. Pass clip.record or clip.id on."
+            "A Clip belongs to its client and cannot be pickled. Pass clip.id or clip.record."
         )
 
     def __repr__(self) -> str:
@@ -272,21 +265,26 @@ class Clip:
 
     def _repr_html_(self) -> str:
         """
-        Return what a notebook shows: the clip, to be played.
+        Return what a notebook shows: a player.
 
-        It plays from the file that this handle saved, if that lies where a notebook's page can
-        find it, or else from the temporary address, which then stands in the notebook.
+        It plays the file that `download` saved, if that is below the notebook's folder, and else
+        the temporary URL, which is then saved in the notebook.
         """
-        return clip_view(self.id, self.record, _beside_the_notebook(self._file))
+        place = None
+        if self._file is not None:
+            with suppress(ValueError, OSError):
+                file = self._file.resolve(strict=True).relative_to(Path.cwd().resolve())
+                place = quote(os.fsencode(file.as_posix()))
+        return clip_view(self.id, self.record, place)
 
     @property
     def id(self) -> str:
-        """The id of its task."""
+        """The task's id."""
         return self.task.id
 
     @property
     def video_url(self) -> str:
-        """Where it is; temporary, and as good as a key to it."""
+        """The video's URL: temporary, and all that is needed to fetch the clip."""
         return self.record.video_url or ""
 
     @discreet
@@ -301,27 +299,28 @@ class Clip:
         """
         Save the clip and return the path of the file.
 
-        Free, and safe to call again. The file appears whole and verified or not at all; what came
-        before a break is kept beside it as `<name>.part`, and a later download to the same path
-        goes on there. If the address has expired, the gateway is asked for another. The key goes
-        to the gateway only. A clip that is not at its address yet is asked for again, for as long
-        as `PollPolicy.url_grace`.
+        Downloads are free and may be repeated. The file appears whole and verified, or not at all;
+        if the download breaks off, its bytes are kept in `<name>.part`, and a later download to the
+        same path continues there. If the URL has expired, the gateway is polled for a new one. The
+        key is sent to the gateway only. If the clip is not at its URL yet, the download tries
+        again for `PollPolicy.url_grace`.
 
         Args:
-            path: The file to write; its folder has to exist.
-            overwrite: Whether a file of that name may be replaced.
+            path: The file to write; its folder must exist.
+            overwrite: Whether an existing file may be replaced.
             max_bytes: The largest clip to accept.
-            on_progress: Called with a `Progress` as bytes arrive; awaited if it is asynchronous.
+            on_progress: Called with a `Progress` as bytes arrive; may be an async function, which
+                is awaited.
 
         Raises:
-            UsageError: An argument is wrong, nothing can be written there, there is such a file
-                already, or it is being downloaded.
+            UsageError: An argument is wrong, nothing can be written there, the file already exists,
+                or it is being downloaded.
             DownloadIncomplete: The connection kept breaking, the clip is not there yet, its host
                 asks for too long a pause, or the disk is full.
-            DownloadRefused: What came is no MP4 file, or larger than *max_bytes*, or its address
-                is one that cannot or must not be fetched.
-            ClipMissing: The address had expired, and the gateway shows no other.
-            GatewayError: The address had expired, and the gateway refuses to show another.
+            DownloadRefused: The URL returns no MP4 file, or one larger than *max_bytes*, or must
+                not be requested.
+            ClipMissing: The URL has expired, and the gateway shows no other.
+            GatewayError: The URL has expired, and the gateway refuses to show another.
 
         Source:
             api-facts 5.7.
@@ -330,45 +329,34 @@ class Clip:
             check(path=path, overwrite=overwrite, max_bytes=max_bytes, on_progress=on_progress)
             target = check_vacant(Path(path), overwrite=overwrite)
         except UsageError as error:
-            raise of_a_paid_clip(error, self.id) from error.__cause__
+            raise paid_for(error, self.id) from error.__cause__
         self._file = await self._sessions.save(
             self, target, overwrite=overwrite, max_bytes=max_bytes, on_progress=on_progress
         )
         return self._file
 
     async def address(self, fresh: bool = False) -> str:  # noqa: FBT001, FBT002  (a callback)
-        """Return where the clip is; with *fresh*, ask the gateway for a new address."""
+        """Return the clip's URL; if *fresh*, poll for a new one. For the client."""
         if fresh:
             record = await self.task.refresh()
             if not record.has_clip:
                 raise ClipMissing(
-                    "The gateway no longer shows an address for the clip.",
+                    "The gateway no longer shows a URL for the clip.",
                     "It was charged.",
-                    "Try again later, or show the task's id to the gateway's support.",
+                    "Try again later, or send the task's id to the gateway's support.",
                     self.id,
                 )
             self.record = record
         return self.video_url
 
 
-def _beside_the_notebook(file: Path | None) -> str | None:
-    """Return the address of a file for pages of this folder; None where they cannot reach it."""
-    if file is None or not file.is_file():
-        return None
-    try:
-        place = file.resolve().relative_to(Path.cwd().resolve())
-    except (ValueError, OSError):
-        return None
-    return quote(os.fsencode(place.as_posix()))
-
-
 async def saved_beside(clip: Clip, path: Path) -> Path:
     """
-    Save a clip for which there is a file at *path* already, and return where it is then.
+    Save a clip although there is a file at *path*, and return where the clip is then.
 
     That is *path* if the file there is the same clip, else a file beside it.
     """
     copy = beside(path, clip.id)
-    # Named after the task, so that it can only be of an earlier attempt at the same clip.
+    # The name has the task's id: a file there can only be from an earlier attempt at this clip.
     await clip.download(copy, overwrite=True)
     return await asyncio.to_thread(only_copy, copy, path)

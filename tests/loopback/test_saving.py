@@ -25,7 +25,7 @@ MIB = 2**20
 
 
 def video_of(size: int) -> bytes:
-    """Return an MP4 file of *size* bytes, of which no two places look alike."""
+    """Return an MP4 file of *size* bytes, no two parts of which are equal."""
     start = (16).to_bytes(4, "big") + b"ftypisom" + b"\0" * 4
     numbers = b"".join(number.to_bytes(4, "big") for number in range((size - 24) // 4))
     return start + (len(numbers) + 8).to_bytes(4, "big") + b"mdat" + numbers
@@ -44,7 +44,7 @@ def downloads(gateway: Simulator) -> list[Any]:
 
 
 async def test_a_key_in_the_body_is_in_no_header(tmp_path: Path) -> None:
-    """A gateway that takes the key in the body is shown it nowhere else, also not for the file."""
+    """A key that belongs in the body is sent nowhere else, also not for the file."""
     async with Simulator(speed=1000, takes=20, api_key="sk-marked", key_style="body") as gateway:
         duomi = attrs.evolve(GATEWAYS["duomi"], base_url=gateway.base_url)
         async with a_clip(Client("sk-marked", gateway=duomi)) as clip:
@@ -68,7 +68,7 @@ PASSING: dict[str, list[Fault]] = {
     "too long a length": [faults.WrongLength(10)],
     "too short a length": [faults.WrongLength(-10)],
     "redirect": [faults.Redirect()],
-    "redirect for ever": [faults.Redirect(308)],
+    "permanent redirect": [faults.Redirect(308)],
     "expired": [faults.ExpiredLink()],
     "gone": [faults.ExpiredLink(410)],
     "expired on the way": [faults.Cut(9000), faults.ExpiredLink(404)],
@@ -87,10 +87,10 @@ PASSING: dict[str, list[Fault]] = {
 
 
 @pytest.mark.parametrize("sequence", PASSING.values(), ids=PASSING.keys())
-async def test_the_file_ends_up_whole(
+async def test_the_file_is_whole_in_the_end(
     gateway: Simulator, tmp_path: Path, sequence: list[Fault]
 ) -> None:
-    """Whatever happens on the way: every byte of one version, nothing beside it, no key told."""
+    """After any fault it has every byte of one version; no other file and no key leaks."""
     target, ear = tmp_path / "clip.mp4", Ear()
     async with a_clip(quick_client(gateway, hooks=[ear])) as clip:
         for fault in sequence:
@@ -107,8 +107,8 @@ async def test_the_file_ends_up_whole(
     assert (gateway.leaked, gateway.submitted) == ((), 1)
 
 
-async def test_a_break_is_resumed_and_not_begun_anew(gateway: Simulator, tmp_path: Path) -> None:
-    """The second request asks for the rest under If-Range, and gets a 206."""
+async def test_a_break_is_resumed(gateway: Simulator, tmp_path: Path) -> None:
+    """The second request has Range and If-Range, and gets a 206."""
     ear = Ear()
     async with a_clip(quick_client(gateway, hooks=[ear])) as clip:
         gateway.fault("download", faults.Cut(9000))
@@ -122,15 +122,15 @@ async def test_a_break_is_resumed_and_not_begun_anew(gateway: Simulator, tmp_pat
 
 REFUSED: dict[str, Fault] = {
     "redirect loop": faults.Redirect(loop=True),
-    "never there": faults.Answer(451),
+    "legal reasons": faults.Answer(451),
 }
 
 
 @pytest.mark.parametrize("fault", REFUSED.values(), ids=REFUSED.keys())
-async def test_what_is_no_clip_leaves_no_file(
+async def test_a_refused_download_leaves_no_file(
     gateway: Simulator, tmp_path: Path, fault: Fault
 ) -> None:
-    """`DownloadRefused` says that the clip is paid for, and nothing stays in the folder."""
+    """`DownloadRefused` says that the clip is paid for, and the folder stays empty."""
     async with a_clip(quick_client(gateway)) as clip:
         gateway.fault("download", fault, times=None)
         with pytest.raises(DownloadRefused) as caught:
@@ -152,7 +152,7 @@ NOT_THERE: dict[str, Fault] = {
 
 @pytest.mark.parametrize("fault", NOT_THERE.values(), ids=NOT_THERE.keys())
 async def test_a_clip_that_is_late(gateway: Simulator, tmp_path: Path, fault: Fault) -> None:
-    """Right after the end of its task it is waited for, more often than there are attempts."""
+    """Right after its task's end, a clip is requested more often than the policy allows."""
     policy = PollPolicy(first=0.01, max_interval=0.02, url_grace=60)
     client = quick_client(gateway, polling=policy)
     without_pauses(client)
@@ -164,11 +164,11 @@ async def test_a_clip_that_is_late(gateway: Simulator, tmp_path: Path, fault: Fa
 
 
 @pytest.mark.parametrize("fault", NOT_THERE.values(), ids=NOT_THERE.keys())
-async def test_a_clip_that_never_comes(gateway: Simulator, tmp_path: Path, fault: Fault) -> None:
-    """When `url_grace` is over, `DownloadIncomplete` says so, and nothing stays in the folder."""
+async def test_a_clip_that_never_appears(gateway: Simulator, tmp_path: Path, fault: Fault) -> None:
+    """After `url_grace`, `DownloadIncomplete` says so, and the folder stays empty."""
     async with a_clip(quick_client(gateway)) as clip:
         gateway.fault("download", fault, times=None)
-        with pytest.raises(DownloadIncomplete, match="not at its address yet") as caught:
+        with pytest.raises(DownloadIncomplete, match="not at its URL") as caught:
             await clip.download(tmp_path / "clip.mp4")
     assert caught.value.task_id == clip.id
     assert told(caught.value, SECRETS) == []
@@ -178,7 +178,7 @@ async def test_a_clip_that_never_comes(gateway: Simulator, tmp_path: Path, fault
 
 
 async def test_a_clip_that_is_too_large(gateway: Simulator, tmp_path: Path) -> None:
-    """It is refused before it is read, and a larger limit lets it pass."""
+    """It is refused before it is read, and saved with a larger limit."""
     async with a_clip(quick_client(gateway)) as clip:
         with pytest.raises(DownloadRefused, match="larger than the 1,000 bytes"):
             await clip.download(tmp_path / "clip.mp4", max_bytes=1000)
@@ -186,7 +186,7 @@ async def test_a_clip_that_is_too_large(gateway: Simulator, tmp_path: Path) -> N
 
 
 async def test_trouble_that_stays(gateway: Simulator, tmp_path: Path) -> None:
-    """What came is kept for the next call, and the error counts it and tells no address."""
+    """The bytes are kept for the next call; the error counts them and shows no URL."""
     target = tmp_path / "clip.mp4"
     async with a_clip(quick_client(gateway)) as clip:
         gateway.fault("download", faults.Cut(9000))
@@ -199,8 +199,8 @@ async def test_trouble_that_stays(gateway: Simulator, tmp_path: Path) -> None:
     assert not target.exists()
 
 
-async def test_an_address_that_expires_soon(tmp_path: Path) -> None:
-    """Long after the wait, the feed is asked for a fresh one, and the clip is saved."""
+async def test_a_url_that_expires_soon(tmp_path: Path) -> None:
+    """Long after the wait, the feed is polled for a fresh URL, and the clip is saved."""
     simulator = Simulator(speed=1000, takes=20, link_lifetime=200)
     async with simulator, a_clip(quick_client(simulator)) as clip:
         await asyncio.sleep(0.21)
@@ -211,8 +211,8 @@ async def test_an_address_that_expires_soon(tmp_path: Path) -> None:
     assert (statuses[0], statuses[-1]) == (403, 200)
 
 
-async def test_trouble_with_a_fresh_address(gateway: Simulator, tmp_path: Path) -> None:
-    """A gateway that stumbles when it is asked for one is asked again."""
+async def test_trouble_with_a_fresh_url(gateway: Simulator, tmp_path: Path) -> None:
+    """A gateway that fails when polled for a fresh URL is polled again."""
     async with a_clip(quick_client(gateway)) as clip:
         gateway.fault("download", faults.ExpiredLink())
         gateway.fault("feed", faults.server_error(502))
@@ -221,8 +221,8 @@ async def test_trouble_with_a_fresh_address(gateway: Simulator, tmp_path: Path) 
     assert (tmp_path / "clip.mp4").exists()
 
 
-async def test_a_fresh_address_that_is_none(gateway: Simulator, tmp_path: Path) -> None:
-    """A gateway that shows no address any more is `ClipMissing`."""
+async def test_a_fresh_url_that_is_missing(gateway: Simulator, tmp_path: Path) -> None:
+    """If the gateway no longer shows a URL, the download raises `ClipMissing`."""
     async with a_clip(quick_client(gateway)) as clip:
         gateway.fault("download", faults.ExpiredLink())
         gateway.fault("feed", faults.NoUrl(), times=None)
@@ -236,7 +236,7 @@ async def test_a_fresh_address_that_is_none(gateway: Simulator, tmp_path: Path) 
 async def test_the_key_goes_to_the_gateway_only(
     tmp_path: Path, media: Any, shown: list[bool]
 ) -> None:
-    """A file at the API's origin is asked for with the key; one behind a redirect without."""
+    """A file at the gateway's origin is requested with the key, one behind a redirect without."""
     simulator = Simulator(speed=1000, takes=20, media=media)
     async with simulator, a_clip(quick_client(simulator)) as clip:
         await clip.download(tmp_path / "clip.mp4")
@@ -256,8 +256,8 @@ async def test_two_downloads_of_one_clip(gateway: Simulator, tmp_path: Path) -> 
     assert same.read_bytes() == (tmp_path / "other.mp4").read_bytes()
 
 
-async def test_a_large_clip_through_thick_and_thin(tmp_path: Path) -> None:
-    """Five megabytes in pieces of odd sizes are what the gateway holds, byte for byte."""
+async def test_a_large_clip_after_many_breaks(tmp_path: Path) -> None:
+    """Five megabytes in pieces of odd sizes are saved byte for byte."""
     video, target = video_of(5 * MIB), tmp_path / "clip.mp4"
     simulator = Simulator(speed=1000, takes=20, video=video)
     async with simulator, a_clip(quick_client(simulator)) as clip:
@@ -278,14 +278,14 @@ asyncio.run(main())
 
 
 async def test_a_program_that_is_killed(tmp_path: Path) -> None:
-    """With kill -9 in the middle of a download: the next program goes on, and the file is whole."""
+    """After kill -9 during a download, the next program continues, and the file is whole."""
     video, target = video_of(3 * MIB), tmp_path / "clip.mp4"
     part, note = tmp_path / "clip.mp4.part", tmp_path / "clip.mp4.part.json"
     simulator = Simulator(speed=1000, takes=20, video=video)
     async with simulator, a_clip(quick_client(simulator)) as clip:
         simulator.fault("download", faults.Hang(after_bytes=2 * MIB))
         process = await programs.start(simulator, KILLED.format(task_id=clip.id, target=target))
-        # Bytes that are not noted yet would come once more.
+        # Bytes without a note would be requested again.
         await until(lambda: note.exists() and note.stat().st_size)
         process.kill()
         assert (await programs.end_of(process)).code == -9
@@ -300,7 +300,7 @@ async def test_a_program_that_is_killed(tmp_path: Path) -> None:
 
 
 async def test_attempts_are_counted(gateway: Simulator, tmp_path: Path) -> None:
-    """An address that nobody answers is tried as often as the policy says."""
+    """A URL that never works is requested as often as the policy allows."""
     ear = Ear()
     async with a_clip(quick_client(gateway, hooks=[ear])) as clip:
         gateway.fault("download", faults.server_error(503), times=None)

@@ -33,24 +33,24 @@ LARGE = box(b"ftyp", b"isom" * 4) + box(b"mdat", os.urandom(3 * BUFFER_BYTES))
 
 
 def whole(video: bytes = VIDEO, **headers: str) -> bytes:
-    """Return the answer that has all of it."""
+    """Return the response with the whole file."""
     return reply(video, **{"ETag": TAG, **headers})
 
 
 def half(video: bytes = VIDEO, stop: int = 1000, **headers: str) -> bytes:
-    """Return an answer that promises all of it and has the first *stop* bytes."""
+    """Return a response that announces the whole file and has its first *stop* bytes."""
     return whole(video, **headers)[: len(whole(video, **headers)) - len(video) + stop]
 
 
 def rest(start: int, video: bytes = VIDEO, **headers: str) -> bytes:
-    """Return the answer that has all from *start* on."""
+    """Return the 206 response with the rest from *start*."""
     span = f"bytes {start}-{len(video) - 1}/{len(video)}"
     named = {"ETag": TAG, "Content_Range": span, **headers}
     return reply(video[start:], "206 Partial Content", **named)
 
 
 def range_of(request: bytes) -> tuple[str | None, str | None]:
-    """Return what a request asked for with Range and with If-Range."""
+    """Return the Range and If-Range headers of a request."""
     lines = request.decode().split("\r\n")
     named = dict(line.split(": ", 1) for line in lines if ": " in line)
     return named.get("Range"), named.get("If-Range")
@@ -58,17 +58,17 @@ def range_of(request: bytes) -> tuple[str | None, str | None]:
 
 @attrs.define(eq=False)
 class Desk:
-    """A downloader, what it heard, and how long it paused."""
+    """A downloader, its events, and its pauses."""
 
     downloader: Downloader
     ear: Ear
     clock: RecordingClock
     path: Path
-    #: Whether a fresh address was asked for, each time one was asked for.
+    #: For each URL that was fetched, whether it was a fresh one.
     asked: list[bool] = attrs.field(factory=list)
 
     async def save(self, *urls: str, origin: str = "", **options: Any) -> Path:
-        """Save what is at the first of *urls*; each fresh address is the next of them."""
+        """Save the clip at the first of *urls*; each fresh URL is the next of them."""
         waiting = list(urls)
 
         async def address(fresh: bool) -> str:
@@ -87,12 +87,12 @@ class Desk:
 
     @property
     def part(self) -> bytes | None:
-        """What is kept of an unfinished file."""
+        """The bytes that are kept of an unfinished file."""
         file = self.path.with_name(self.path.name + ".part")
         return file.read_bytes() if file.exists() else None
 
     def leave_part(self, data: bytes, note: str | None = None, **changes: Any) -> None:
-        """Leave what an earlier process may have left, with *changes* to its note."""
+        """Write the part of an earlier process, with *changes* to its note."""
         self.path.with_name(self.path.name + ".part").write_bytes(data)
         if note is None:
             digest = hashlib.sha256(data).hexdigest()
@@ -101,12 +101,12 @@ class Desk:
         self.path.with_name(self.path.name + ".part.json").write_text(note)
 
     def is_clean(self) -> bool:
-        """Whether the file is there and nothing beside it."""
+        """Return whether the file is the only one in its folder."""
         return [entry.name for entry in self.path.parent.iterdir()] == [self.path.name]
 
 
 def chunked(*chunks: bytes, ends: bool = True, **headers: str) -> bytes:
-    """Return an answer that does not tell its length."""
+    """Return a chunked response, which has no length."""
     head = reply(b"", **{"Transfer_Encoding": "chunked", "ETag": TAG, **headers})
     head = head.replace(b"Content-Length: 0\r\n", b"")
     last = b"0\r\n\r\n" if ends else b""
@@ -114,13 +114,13 @@ def chunked(*chunks: bytes, ends: bool = True, **headers: str) -> bytes:
 
 
 def until_closed(video: bytes) -> bytes:
-    """Return an answer whose body ends with the connection, as those of HTTP/1.0."""
+    """Return a response whose body ends with the connection, as in HTTP/1.0."""
     return reply(video, ETag=TAG).replace(b"Content-Length", b"X-Length")
 
 
 @asynccontextmanager
 async def open_desk(folder: Path, patience: float = 0.0, **policy: Any) -> AsyncIterator[Desk]:
-    """Yield a downloader that pauses without losing time."""
+    """Yield a downloader that sleeps without taking time."""
     clock, ear = RecordingClock(), Ear()
     hooks = Hooks([ear])
     retry = attrs.evolve(QUICK_RETRY, **policy)

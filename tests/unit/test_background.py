@@ -266,7 +266,7 @@ async def test_a_redelivered_message_pays_once(
         assert client.journal is not None
         [job] = await client.journal.jobs()
         path.write_bytes(b"something else")
-        with pytest.raises(UsageError, match="exists already"):
+        with pytest.raises(UsageError, match="already exists"):
             await handle(client)
     assert (job.state, gateway.submitted) == (JobState.SAVED, 1)
 

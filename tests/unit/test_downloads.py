@@ -9,8 +9,6 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 from support.clients import QUICK_RETRY, others
 from support.clock import settle, until
 from support.desk import (
@@ -30,18 +28,9 @@ from support.desk import (
 from support.secrets import told
 from support.servers import free_port, raw_server, reply
 
-from fuhu_runway import _part, downloads
-from fuhu_runway.downloads import (
-    BUFFER_BYTES,
-    MAX_NAME_BYTES,
-    Part,
-    Progress,
-    Source,
-    check_folder,
-    check_target,
-    origin_of,
-    safe_name,
-)
+from fuhu_runway import downloads
+from fuhu_runway._part import Part
+from fuhu_runway.downloads import BUFFER_BYTES, Progress, Source, origin_of
 from fuhu_runway.errors import (
     DownloadError,
     DownloadIncomplete,
@@ -57,7 +46,7 @@ from fuhu_runway.hooks import DownloadBroken, DownloadFailed, DownloadFinished, 
 
 @pytest.fixture
 async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
-    """Yield a downloader that pauses without losing time, and has no patience."""
+    """Yield a downloader that sleeps without taking time, and has no patience."""
     async with open_desk(tmp_path) as opened:
         yield opened
 
@@ -66,7 +55,7 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
 
 
 async def test_a_clip_is_saved(desk: Desk) -> None:
-    """The file holds every byte, nothing lies beside it, and two events tell of it."""
+    """The file holds every byte, no other file is left, and two events are emitted."""
     seen: list[Progress] = []
     async with raw_server(whole()) as server:
         assert await desk.save(server.url, on_progress=seen.append) == desk.path
@@ -80,7 +69,7 @@ async def test_a_clip_is_saved(desk: Desk) -> None:
 
 
 async def test_a_large_clip_is_saved(desk: Desk) -> None:
-    """A file of several buffers comes whole, and the progress only grows."""
+    """A file larger than the buffer is saved whole, and the progress only grows."""
     seen: list[int] = []
     async with raw_server(whole(LARGE)) as server:
         await desk.save(
@@ -91,7 +80,7 @@ async def test_a_large_clip_is_saved(desk: Desk) -> None:
 
 
 async def test_the_old_file_stays_until_the_new_one_is_whole(desk: Desk) -> None:
-    """Replacing happens in one step, at the end."""
+    """An existing file is replaced in one step, at the end."""
     desk.path.write_bytes(b"old")
     async with raw_server(whole()) as server:
         server.may_answer.clear()
@@ -104,18 +93,18 @@ async def test_the_old_file_stays_until_the_new_one_is_whole(desk: Desk) -> None
     assert desk.is_clean()
 
 
-def test_progress_knows_its_fraction() -> None:
-    """It is a part of one where the size is known, and nothing otherwise."""
+def test_progress_has_a_fraction() -> None:
+    """The fraction is None if the size is unknown."""
     assert Progress(25, 100).fraction == 0.25
     assert Progress(25, None).fraction is None
     assert Progress(0, 0).fraction is None
 
 
-# Going on where it broke off
+# Resuming
 
 
 async def test_a_break_is_resumed(desk: Desk) -> None:
-    """The second attempt asks for the rest of the same version, and only for that."""
+    """The second attempt requests only the rest, and only of the same version."""
     async with raw_server(half(), rest(1000), closes=True) as server:
         await desk.save(server.url)
         ranges = [range_of(request) for request in server.requests]
@@ -130,8 +119,8 @@ async def test_a_break_is_resumed(desk: Desk) -> None:
     assert len(desk.clock.slept) == 1
 
 
-async def test_what_an_earlier_process_left_is_resumed(desk: Desk) -> None:
-    """A part with its note is the start of the file, also after a crash."""
+async def test_the_part_of_an_earlier_process_is_resumed(desk: Desk) -> None:
+    """A part with its note is continued, also after a crash."""
     desk.leave_part(VIDEO[:700])
     async with raw_server(rest(700)) as server:
         await desk.save(server.url)
@@ -140,8 +129,8 @@ async def test_what_an_earlier_process_left_is_resumed(desk: Desk) -> None:
     assert desk.is_clean()
 
 
-async def test_a_weak_tag_is_not_good_enough(desk: Desk) -> None:
-    """If-Range is asked with the date then: a weak ETag allows other bytes (RFC 9110 13.1.5)."""
+async def test_a_weak_etag_is_not_used(desk: Desk) -> None:
+    """If-Range has the date then: a weak ETag allows other bytes (RFC 9110 13.1.5)."""
     date = "Wed, 21 Oct 2026 07:28:00 GMT"
     start = half(ETag='W/"v-1"', Last_Modified=date)
     end = rest(1000, ETag='W/"v-1"', Last_Modified=date)
@@ -151,16 +140,16 @@ async def test_a_weak_tag_is_not_good_enough(desk: Desk) -> None:
     assert desk.path.read_bytes() == VIDEO
 
 
-async def test_a_version_without_a_name_is_not_resumed(desk: Desk) -> None:
-    """A server that names neither tag nor date is asked for the whole again."""
+async def test_a_file_without_etag_and_date_is_not_resumed(desk: Desk) -> None:
+    """The next attempt requests the whole file."""
     async with raw_server(half(ETag=""), whole(ETag=""), closes=True) as server:
         await desk.save(server.url)
         assert range_of(server.requests[1]) == (None, None)
     assert desk.path.read_bytes() == VIDEO
 
 
-async def test_a_rest_that_does_not_repeat_its_tag_is_taken(desk: Desk) -> None:
-    """A 206 to an If-Range is of that version, even if it does not say so again."""
+async def test_a_rest_without_an_etag_is_accepted(desk: Desk) -> None:
+    """A 206 in response to If-Range is of that version, even if it has no ETag."""
     async with raw_server(half(), rest(1000, ETag=""), closes=True) as server:
         await desk.save(server.url)
     assert desk.path.read_bytes() == VIDEO
@@ -169,11 +158,11 @@ async def test_a_rest_that_does_not_repeat_its_tag_is_taken(desk: Desk) -> None:
 OTHER = VIDEO[:-1] + b"!"
 UNFIT = {
     "whole again": (whole(),),
-    "another place": (rest(1000, Content_Range=f"bytes 1001-{len(VIDEO)}/{len(VIDEO)}"), whole()),
+    "another range": (rest(1000, Content_Range=f"bytes 1001-{len(VIDEO)}/{len(VIDEO)}"), whole()),
     "another version": (rest(1000, OTHER, ETag='"v-2"'), whole()),
-    "no range told": (rest(1000, Content_Range=""), whole()),
-    "nothing there": (reply(b"", "416 No", Content_Range="bytes */5"), whole()),
-    "nothing told": (reply(b"", "416 No"), whole()),
+    "no Content-Range": (rest(1000, Content_Range=""), whole()),
+    "a 416 with another size": (reply(b"", "416 No", Content_Range="bytes */5"), whole()),
+    "a 416 without a size": (reply(b"", "416 No"), whole()),
     "another size": (rest(1000, VIDEO + b"more", ETag=""), whole()),
     "compressed": (rest(1000, Content_Encoding="gzip"), whole()),
     "a range of 5,000 digits": (
@@ -184,10 +173,10 @@ UNFIT = {
 
 
 @pytest.mark.parametrize("answers", UNFIT.values(), ids=UNFIT.keys())
-async def test_a_rest_that_does_not_fit_is_thrown_away(
+async def test_a_rest_that_does_not_fit_is_discarded(
     desk: Desk, answers: tuple[bytes, ...]
 ) -> None:
-    """Whatever the server has in place of the rest, the file ends up whole and of one version."""
+    """Whatever the server sends in place of the rest, the file is whole and of one version."""
     async with raw_server(half(), *answers, closes=True) as server:
         await desk.save(server.url)
         assert range_of(server.requests[1]) == ("bytes=1000-", TAG)
@@ -196,8 +185,8 @@ async def test_a_rest_that_does_not_fit_is_thrown_away(
     assert desk.is_clean()
 
 
-async def test_a_part_that_is_all_of_it_is_only_renamed(desk: Desk) -> None:
-    """After a crash just before the rename, a 416 that tells the same size is enough."""
+async def test_a_complete_part_is_only_renamed(desk: Desk) -> None:
+    """After a crash just before the rename, a 416 with the same size is enough."""
     desk.leave_part(VIDEO)
     nothing = reply(b"", "416 No", Content_Range=f"bytes */{len(VIDEO)}")
     async with raw_server(nothing) as server:
@@ -206,8 +195,8 @@ async def test_a_part_that_is_all_of_it_is_only_renamed(desk: Desk) -> None:
     assert desk.is_clean()
 
 
-async def test_a_length_that_promises_too_much_is_found_out(desk: Desk) -> None:
-    """Ten bytes that never come are asked for, and the server says that there are none."""
+async def test_a_content_length_that_is_too_large_is_corrected(desk: Desk) -> None:
+    """The ten missing bytes are requested, and the server answers that there are none."""
     promise = whole(Content_Length=str(len(VIDEO) + 10))
     nothing = reply(b"", "416 No", Content_Range=f"bytes */{len(VIDEO)}")
     async with raw_server(promise, nothing, closes=True) as server:
@@ -215,8 +204,8 @@ async def test_a_length_that_promises_too_much_is_found_out(desk: Desk) -> None:
     assert desk.path.read_bytes() == VIDEO
 
 
-async def test_a_part_of_the_rest_is_gone_on_from(desk: Desk) -> None:
-    """A server that gives less than was asked for is asked for the remainder."""
+async def test_a_shorter_range_than_requested_is_continued(desk: Desk) -> None:
+    """If the server sends less than requested, the remainder is requested."""
     middle = reply(
         VIDEO[1000:2000],
         "206 Partial Content",
@@ -228,8 +217,8 @@ async def test_a_part_of_the_rest_is_gone_on_from(desk: Desk) -> None:
     assert desk.path.read_bytes() == VIDEO
 
 
-async def test_without_a_length_the_boxes_tell(desk: Desk) -> None:
-    """A file whose last box is cut is not whole, however well the answer ended."""
+async def test_a_cut_box_is_found_without_a_content_length(desk: Desk) -> None:
+    """A file whose last box is cut is not whole, even if the response ended properly."""
     async with raw_server(chunked(VIDEO[:2000]), rest(2000)) as server:
         await desk.save(server.url)
         assert range_of(server.requests[1]) == ("bytes=2000-", TAG)
@@ -238,23 +227,23 @@ async def test_without_a_length_the_boxes_tell(desk: Desk) -> None:
 
 @pytest.mark.parametrize("make", [whole, chunked], ids=["length", "chunks"])
 @pytest.mark.parametrize("tail", [b"\n", b"garbage behind it"], ids=["newline", "garbage"])
-async def test_bytes_behind_the_last_box_are_fine(desk: Desk, make: Any, tail: bytes) -> None:
-    """A length that was kept, or the end of a chunked body, proves that all came."""
+async def test_bytes_behind_the_last_box_are_allowed(desk: Desk, make: Any, tail: bytes) -> None:
+    """The Content-Length, or the end of a chunked body, shows that all bytes arrived."""
     async with raw_server(make(VIDEO + tail)) as server:
         await desk.save(server.url)
         assert len(server.requests) == 1
     assert desk.path.read_bytes() == VIDEO + tail
 
 
-async def test_a_length_that_cuts_the_file_is_not_believed(desk: Desk) -> None:
-    """A Content-Length that ends inside a box is a cut file, which is fetched anew."""
+async def test_a_content_length_that_cuts_the_file_is_not_trusted(desk: Desk) -> None:
+    """If it ends inside a box, the file is cut and is requested from zero."""
     async with raw_server(whole(VIDEO[:2000]), whole()) as server:
         await desk.save(server.url)
         assert range_of(server.requests[1]) == (None, None)
     assert desk.path.read_bytes() == VIDEO
 
 
-# What is no clip
+# Files that are not clips
 
 
 @pytest.mark.parametrize(
@@ -269,8 +258,8 @@ async def test_a_length_that_cuts_the_file_is_not_believed(desk: Desk) -> None:
     ],
     ids=["WebM", "PNG", "JPEG", "GIF", "AVI", "Ogg"],
 )
-async def test_what_is_no_mp4_is_refused(desk: Desk, data: bytes) -> None:
-    """A file of another kind in place of the clip is not kept, not even as a part."""
+async def test_a_file_that_is_not_an_mp4_is_refused(desk: Desk, data: bytes) -> None:
+    """A file of another kind is not kept, not even as a part."""
     async with raw_server(whole(data)) as server:
         with pytest.raises(DownloadRefused) as caught:
             await desk.save(server.url)
@@ -287,40 +276,40 @@ async def test_what_is_no_mp4_is_refused(desk: Desk, data: bytes) -> None:
         *("meta", "free", "skip", "wide", "uuid", "pnot", "PICT"),
     ],
 )
-async def test_a_clip_may_begin_with_any_box_of_its_kind(desk: Desk, kind: str) -> None:
-    """QuickTime has the index first, or a preview; a fragment has its own index first."""
+async def test_a_clip_may_begin_with_any_box(desk: Desk, kind: str) -> None:
+    """QuickTime files begin with the index or a preview, fragments with their own index."""
     video = box(kind.encode(), b"x" * 20) + VIDEO
     async with raw_server(whole(video)) as server:
         await desk.save(server.url)
     assert desk.path.read_bytes() == video
 
 
-async def test_a_clip_that_begins_byte_by_byte_is_one(desk: Desk) -> None:
-    """The first chunks may be shorter than what tells an MP4."""
+async def test_a_clip_may_begin_byte_by_byte(desk: Desk) -> None:
+    """The first chunks may be too short to show that the file is an MP4."""
     async with raw_server(chunked(*(VIDEO[at : at + 1] for at in range(20)), VIDEO[20:])) as server:
         await desk.save(server.url)
     assert desk.path.read_bytes() == VIDEO
 
 
-@pytest.mark.parametrize("answer", [whole(), chunked(VIDEO)], ids=["told", "found out"])
+@pytest.mark.parametrize("answer", [whole(), chunked(VIDEO)], ids=["announced", "counted"])
 async def test_a_clip_that_is_too_large_is_refused(desk: Desk, answer: bytes) -> None:
-    """By what the server tells, or as the bytes arrive; nothing is kept, and the limit is named."""
+    """The error names the limit, and nothing is kept, whether or not the size is announced."""
     async with raw_server(answer) as server:
         with pytest.raises(DownloadRefused, match="larger than the 5,000 bytes"):
             await desk.save(server.url, max_bytes=5000)
     assert list(desk.path.parent.iterdir()) == []
 
 
-async def test_a_clip_of_just_the_limit_is_saved(desk: Desk) -> None:
-    """The limit itself is allowed."""
+async def test_a_clip_of_exactly_the_limit_is_saved(desk: Desk) -> None:
+    """*max_bytes* itself is allowed."""
     async with raw_server(whole()) as server:
         await desk.save(server.url, max_bytes=len(VIDEO))
     assert desk.path.read_bytes() == VIDEO
 
 
 @pytest.mark.parametrize("status", ["402 No", "451 No", "300 Which", "304 No", "226 Eh", "600 Eh"])
-async def test_a_status_that_stays_is_refused(desk: Desk, status: str) -> None:
-    """A refusal that another attempt does not change ends the download at once."""
+async def test_a_permanent_status_is_refused(desk: Desk, status: str) -> None:
+    """A refusal that another attempt would not change ends the download at once."""
     async with raw_server(reply(b"", status)) as server:
         with pytest.raises(DownloadRefused, match=status[:3]):
             await desk.save(server.url)
@@ -328,8 +317,8 @@ async def test_a_status_that_stays_is_refused(desk: Desk, status: str) -> None:
 
 
 @pytest.mark.parametrize("span", ["bytes */0", "", f"bytes */{len(VIDEO)}", "bytes 0-0/1"])
-async def test_no_range_where_none_was_asked_for_is_refused(desk: Desk, span: str) -> None:
-    """A 416 to a plain request leaves no empty file behind."""
+async def test_a_416_without_a_range_is_refused(desk: Desk, span: str) -> None:
+    """A 416 to a request without a range leaves no empty file behind."""
     async with raw_server(reply(b"", "416 No", Content_Range=span)) as server:
         with pytest.raises(DownloadRefused, match="416"):
             await desk.save(server.url)
@@ -337,14 +326,14 @@ async def test_no_range_where_none_was_asked_for_is_refused(desk: Desk, span: st
     assert list(desk.path.parent.iterdir()) == []
 
 
-# Repeating
+# Retries
 
 
 @pytest.mark.parametrize(
     "status", ["500 No", "503 No", "530 No", "429 No", "408 No", "421 No", "425 No"]
 )
-async def test_a_status_that_passes_is_repeated(desk: Desk, status: str) -> None:
-    """The same address is asked again, after as long as the server says."""
+async def test_a_temporary_status_is_retried(desk: Desk, status: str) -> None:
+    """The same URL is requested again, after the pause that the server asks for."""
     async with raw_server(reply(b"", status, Retry_After="7"), whole()) as server:
         await desk.save(server.url)
     assert desk.path.read_bytes() == VIDEO
@@ -352,8 +341,8 @@ async def test_a_status_that_passes_is_repeated(desk: Desk, status: str) -> None
     assert desk.asked == [False, False]
 
 
-async def test_a_refused_connection_is_repeated_and_then_told(desk: Desk) -> None:
-    """After as many attempts as the policy has, `DownloadIncomplete` says what is kept: nothing."""
+async def test_a_refused_connection_is_retried_and_then_raised(desk: Desk) -> None:
+    """After the policy's attempts, `DownloadIncomplete` says that no bytes are kept."""
     with pytest.raises(DownloadIncomplete) as caught:
         await desk.save(f"http://127.0.0.1:{free_port()}/")
     assert caught.value.received_bytes == 0
@@ -365,8 +354,8 @@ async def test_a_refused_connection_is_repeated_and_then_told(desk: Desk) -> Non
     assert list(desk.path.parent.iterdir()) == []
 
 
-async def test_attempts_that_bring_something_do_not_count(desk: Desk) -> None:
-    """Twelve breaks, each with some bytes before it, end in the whole file."""
+async def test_attempts_that_add_bytes_do_not_count(desk: Desk) -> None:
+    """After twelve breaks, each with some new bytes before it, the file is whole."""
     steps = [half(stop=800)]
     for start in range(800, 9600, 800):
         lost = rest(start)
@@ -377,8 +366,8 @@ async def test_attempts_that_bring_something_do_not_count(desk: Desk) -> None:
     assert desk.path.read_bytes() == VIDEO
 
 
-async def test_what_came_is_kept(desk: Desk) -> None:
-    """When repeating did not help, the error counts the bytes, and a later call goes on there."""
+async def test_the_bytes_of_a_failed_download_are_kept(desk: Desk) -> None:
+    """The error counts them, and a later call continues there."""
     async with raw_server(half(), None, closes=True) as server:
         with pytest.raises(DownloadIncomplete) as caught:
             await desk.save(server.url)
@@ -390,12 +379,12 @@ async def test_what_came_is_kept(desk: Desk) -> None:
     assert desk.path.read_bytes() == VIDEO
 
 
-# Addresses
+# URLs
 
 
 @pytest.mark.parametrize("status", ["400 No", "401 No", "403 No", "404 No", "410 No"])
-async def test_an_expired_address_is_asked_for_anew(desk: Desk, status: str) -> None:
-    """At once, without a pause; and the fresh one is used."""
+async def test_an_expired_url_is_replaced(desk: Desk, status: str) -> None:
+    """A fresh URL is fetched and used at once, without a pause."""
     async with raw_server(reply(b"", status)) as old, raw_server(whole()) as new:
         await desk.save(old.url, new.url)
         assert (len(old.requests), len(new.requests)) == (1, 1)
@@ -405,16 +394,16 @@ async def test_an_expired_address_is_asked_for_anew(desk: Desk, status: str) -> 
     assert desk.path.read_bytes() == VIDEO
 
 
-async def test_an_address_that_stays_expired_comes_to_an_end(desk: Desk) -> None:
-    """A fresh one is asked for as often as the policy has attempts, with pauses in between."""
+async def test_a_url_that_stays_expired_ends_the_download(desk: Desk) -> None:
+    """A fresh URL is fetched for each of the policy's attempts, with pauses in between."""
     async with raw_server(reply(b"", "403 No")) as server:
         with pytest.raises(DownloadIncomplete, match="403"):
             await desk.save(server.url)
     assert desk.asked == [False] + [True] * QUICK_RETRY.attempts
 
 
-async def test_trouble_with_a_fresh_address_is_repeated(desk: Desk) -> None:
-    """A gateway that is down, or busy, while it is asked for one does not end the download."""
+async def test_trouble_with_a_fresh_url_is_retried(desk: Desk) -> None:
+    """A gateway that is down or busy when a fresh URL is needed does not end the download."""
     texts = ("It said no.", "Nothing was charged.", "Do.", "t-1", None)
     trouble = [
         GatewayDown(*texts, 502, fate=Fate.UNKNOWN),
@@ -432,8 +421,8 @@ async def test_trouble_with_a_fresh_address_is_repeated(desk: Desk) -> None:
     assert desk.clock.slept[1:] == [9.0]
 
 
-async def test_a_no_to_a_fresh_address_is_told(desk: Desk) -> None:
-    """What asking again does not change is raised as it is."""
+async def test_a_refusal_of_a_fresh_url_is_raised(desk: Desk) -> None:
+    """An error that a retry would not change is raised as it is."""
 
     async def address(fresh: bool) -> str:
         raise NotFound("It said no.", "Nothing was charged.", "Do.", "t-1")
@@ -443,7 +432,7 @@ async def test_a_no_to_a_fresh_address_is_told(desk: Desk) -> None:
 
 
 async def test_the_key_goes_to_its_origin_only(desk: Desk) -> None:
-    """The API's own origin is shown the key; the host that it leads to is not."""
+    """The gateway's own origin gets the key; a host that it redirects to does not."""
     async with raw_server(whole()) as cdn:
         away = reply(b"", "302 Away", Location=f"{cdn.url}clip.mp4?_jwt=1")
         async with raw_server(away) as api:
@@ -456,7 +445,7 @@ async def test_the_key_goes_to_its_origin_only(desk: Desk) -> None:
 
 @pytest.mark.parametrize("status", ["301 A", "302 A", "303 A", "307 A", "308 A"])
 async def test_a_redirect_is_followed(desk: Desk, status: str) -> None:
-    """Whatever kind of redirect; its address may be relative, and the range goes along."""
+    """The Location may be relative, and the range is sent again."""
     desk.leave_part(VIDEO[:700])
     async with raw_server(reply(b"", status, Location="../b?c=1"), rest(700)) as server:
         await desk.save(f"{server.url}a/a")
@@ -470,9 +459,9 @@ async def test_a_redirect_is_followed(desk: Desk, status: str) -> None:
     ["/again", "", "http://[", "svn+ssh://[", "ftp://127.0.0.1/a", "http://a b/", "//["],
 )
 async def test_a_redirect_that_leads_nowhere_is_refused(desk: Desk, location: str) -> None:
-    """A loop comes to an end, and an address that is none is not tried."""
+    """A redirect loop ends, and a Location that is not a URL is not requested."""
     async with raw_server(reply(b"", "302 Away", Location=location)) as server:
-        with pytest.raises(DownloadRefused, match=r"redirects more|leads to one"):
+        with pytest.raises(DownloadRefused, match=r"redirects more|redirects to one"):
             await desk.save(server.url)
         assert len(server.requests) <= 6
 
@@ -489,16 +478,16 @@ async def test_a_redirect_that_leads_nowhere_is_refused(desk: Desk, location: st
         "http://xn--a\u00e4.example/",
     ],
 )
-@pytest.mark.parametrize("is_led_to", [False, True], ids=["at once", "by a redirect"])
-async def test_an_address_that_cannot_be_one_is_a_download_error(
-    desk: Desk, address: str, is_led_to: bool
+@pytest.mark.parametrize("is_redirected", [False, True], ids=["at once", "redirected"])
+async def test_an_impossible_url_is_a_download_error(
+    desk: Desk, address: str, is_redirected: bool
 ) -> None:
-    """Whatever the HTTP library makes of it, one error says that the clip is paid for."""
+    """Whatever the HTTP library raises, the error says that the clip is paid for."""
     location = address.encode("utf-8", "surrogateescape").decode("latin1").replace("\0", "")
     away = reply(b"").replace(b"200 OK", f"302 Away\r\nLocation: {location}".encode("latin1"))
     async with raw_server(away) as server:
         with pytest.raises(DownloadError, match="paid for") as caught:
-            await desk.save(server.url if is_led_to else address)
+            await desk.save(server.url if is_redirected else address)
     assert caught.value.task_id == "t-1"
     assert list(desk.path.parent.iterdir()) == []
 
@@ -526,8 +515,8 @@ def test_an_origin_is_scheme_host_and_port(one: str, other: str, same: bool) -> 
 # The disk
 
 
-async def test_a_folder_that_is_gone_is_told(desk: Desk) -> None:
-    """What cannot be opened is the caller's to mend, and nothing is asked for before."""
+async def test_a_missing_folder_is_a_usage_error(desk: Desk) -> None:
+    """The URL is not even fetched if the file cannot be opened."""
     desk.path = desk.path.parent / "gone" / "clip.mp4"
     with pytest.raises(UsageError, match="No such file") as caught:
         await desk.save("http://127.0.0.1/")
@@ -537,8 +526,8 @@ async def test_a_folder_that_is_gone_is_told(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("name", ["x" * 251, "nul\0.mp4"], ids=["too long", "null"])
-async def test_a_name_that_no_system_takes_is_told(desk: Desk, name: str) -> None:
-    """Where no file can be opened, the path is to blame, and nothing is asked for before."""
+async def test_an_impossible_name_is_a_usage_error(desk: Desk, name: str) -> None:
+    """The error names the path, and the URL is not fetched."""
     desk.path = desk.path.with_name(name)
     with pytest.raises(UsageError) as caught:
         await desk.save("http://127.0.0.1/")
@@ -546,10 +535,10 @@ async def test_a_name_that_no_system_takes_is_told(desk: Desk, name: str) -> Non
     assert desk.asked == []
 
 
-async def test_a_file_that_is_held_open_is_renamed_a_little_later(
+async def test_a_rename_is_retried_while_the_file_is_held_open(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On Windows a virus scanner or an indexer may hold a file for a moment, as we do ourselves."""
+    """On Windows a virus scanner or indexer may hold a file for a moment, as this code does."""
     rename, failures = Path.replace, [PermissionError(errno.EACCES, "held") for _ in range(3)]
 
     def held(self: Path, target: Path) -> Path:
@@ -568,7 +557,7 @@ async def test_a_file_that_is_held_open_is_renamed_a_little_later(
 async def test_a_file_that_stays_held_open_is_kept(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of it is there under its other name, and the next download only renames it."""
+    """All bytes stay in the part, and the next download only renames it."""
 
     def held(self: Path, target: Path) -> Path:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -587,10 +576,10 @@ async def test_a_file_that_stays_held_open_is_kept(
     assert desk.path.read_bytes() == VIDEO
 
 
-async def test_a_program_may_change_its_folder_meanwhile(
+async def test_the_working_directory_may_change_meanwhile(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A relative path is that of the folder in which the download began."""
+    """A relative path is relative to the directory in which the download began."""
     home = desk.path.parent
     (home / "elsewhere").mkdir()
     monkeypatch.chdir(home)
@@ -601,14 +590,14 @@ async def test_a_program_may_change_its_folder_meanwhile(
     assert sorted(entry.name for entry in home.rglob("*")) == ["clip.mp4", "elsewhere"]
 
 
-async def test_a_file_that_came_meanwhile_is_not_replaced(desk: Desk) -> None:
-    """What another program has saved under the name stays, and so does the clip, as a part."""
+async def test_a_file_created_meanwhile_is_not_replaced(desk: Desk) -> None:
+    """The other program's file stays, and the clip is kept as a part."""
 
     def another(progress: Progress) -> None:
         desk.path.write_bytes(b"mine")
 
     async with raw_server(whole()) as server:
-        with pytest.raises(UsageError, match="exists already") as caught:
+        with pytest.raises(UsageError, match="already exists") as caught:
             await desk.save(server.url, on_progress=another)
     assert caught.value.money == "The clip exists and is paid for."
     assert desk.path.read_bytes() == b"mine"
@@ -619,11 +608,11 @@ async def test_a_file_that_came_meanwhile_is_not_replaced(desk: Desk) -> None:
     assert desk.path.read_bytes() == VIDEO
 
 
-# Leaving, and meeting
+# Cancelling, and sharing a file
 
 
-async def test_a_cancelled_download_goes_on_later(desk: Desk) -> None:
-    """What came is kept, nothing stays open, and the next call asks for the rest."""
+async def test_a_cancelled_download_can_be_resumed(desk: Desk) -> None:
+    """The bytes are kept, no file stays open, and the next call requests the rest."""
     async with raw_server(half(LARGE, BUFFER_BYTES + 5000)) as server:
         saving = asyncio.ensure_future(desk.save(server.url))
         await until(lambda: (desk.part or b"") != b"")
@@ -640,10 +629,10 @@ async def test_a_cancelled_download_goes_on_later(desk: Desk) -> None:
     assert desk.is_clean()
 
 
-async def test_a_write_that_is_cancelled_is_written_once(
+async def test_a_cancelled_write_is_written_once(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cancellation while the disk is slow waits for it, and no byte is there twice."""
+    """A cancellation waits for a slow disk, and no byte is written twice."""
     begun, may_end = threading.Event(), threading.Event()
     write = Part.write
 
@@ -667,10 +656,10 @@ async def test_a_write_that_is_cancelled_is_written_once(
     assert LARGE.startswith(desk.part or b"")
 
 
-async def test_a_fault_behind_a_cancellation_is_not_complained_about(
+async def test_an_error_after_a_cancellation_is_not_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Work that fails after its caller was cancelled leaves no line in the log."""
+    """Work that fails after its caller was cancelled logs nothing."""
     begun, may_end = threading.Event(), threading.Event()
 
     def fail() -> None:
@@ -687,20 +676,20 @@ async def test_a_fault_behind_a_cancellation_is_not_complained_about(
     assert caplog.records == []
 
 
-async def test_a_reader_that_raises_ends_its_download(desk: Desk) -> None:
-    """What `on_progress` raises comes out as it is, and what came is kept."""
+async def test_a_progress_callback_that_raises_ends_the_download(desk: Desk) -> None:
+    """The error of `on_progress` is raised as it is, and the bytes are kept."""
 
-    def burst(progress: Progress) -> None:
+    def fail(progress: Progress) -> None:
         raise ZeroDivisionError
 
     async with raw_server(whole()) as server:
         with pytest.raises(ZeroDivisionError):
-            await desk.save(server.url, on_progress=burst)
+            await desk.save(server.url, on_progress=fail)
     assert VIDEO.startswith(desk.part or b"-")
 
 
-async def test_two_downloads_to_one_file_do_not_meet(desk: Desk) -> None:
-    """The second is a `UsageError`, however it spells the path; afterwards it is welcome."""
+async def test_the_second_download_to_one_file_is_refused(desk: Desk) -> None:
+    """It is a `UsageError`, however its path is spelled, until the first one ends."""
     first_path = desk.path
     async with raw_server(whole()) as server:
         server.may_answer.clear()
@@ -709,7 +698,7 @@ async def test_two_downloads_to_one_file_do_not_meet(desk: Desk) -> None:
         (first_path.parent / "sub").mkdir()
         for path in (first_path, first_path.parent / "sub" / ".." / "clip.mp4"):
             desk.path = path
-            with pytest.raises(UsageError, match="being downloaded already") as caught:
+            with pytest.raises(UsageError, match="already being downloaded") as caught:
                 await desk.save(server.url)
             assert caught.value.field == "path"
         server.may_answer.set()
@@ -718,7 +707,7 @@ async def test_two_downloads_to_one_file_do_not_meet(desk: Desk) -> None:
     assert desk.path.read_bytes() == VIDEO
 
 
-async def test_two_downloads_side_by_side(desk: Desk, tmp_path: Path) -> None:
+async def test_downloads_to_different_files_run_side_by_side(desk: Desk, tmp_path: Path) -> None:
     """Downloads to different files do not wait for each other."""
     async with raw_server(whole()) as server:
         server.may_answer.clear()
@@ -733,8 +722,8 @@ async def test_two_downloads_side_by_side(desk: Desk, tmp_path: Path) -> None:
 # No secrets
 
 
-async def test_no_error_tells_an_address(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
-    """Neither the key, nor the signed address, nor an IP address is in what is raised or logged."""
+async def test_no_error_shows_a_url(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither errors nor the log contain the key, the signed URL or an IP address."""
     caplog.set_level(logging.DEBUG)
     secrets = ["sk-marked", "marked", "127.0.0.1"]
     answers: list[tuple[bytes | None, type[Exception]]] = [
@@ -756,189 +745,9 @@ async def test_no_error_tells_an_address(desk: Desk, caplog: pytest.LogCaptureFi
 
 
 def test_a_source_shows_no_key() -> None:
-    """Its repr has the id, and not what it authorises with."""
+    """Its repr has the task's id, but not the key."""
 
     async def address(fresh: bool) -> str:
         return "http://127.0.0.1/"
 
     assert KEY not in repr(Source("t-1", address, {"Authorization": KEY}, "http://a:80"))
-
-
-# Names and places
-
-
-def test_a_good_target_is_given_back(tmp_path: Path) -> None:
-    """A path that can be written to passes, and no trace of the trial is left."""
-    path = tmp_path / "clip.mp4"
-    assert check_target(path) == path
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_trial_leaves_an_earlier_part(tmp_path: Path) -> None:
-    """What an earlier download left is still there afterwards."""
-    part = tmp_path / "clip.mp4.part"
-    part.write_bytes(b"part")
-    check_target(tmp_path / "clip.mp4")
-    assert part.read_bytes() == b"part"
-
-
-def test_a_trial_removes_what_a_killed_trial_left(tmp_path: Path) -> None:
-    """Empty files in place of the part and its note hold nothing, and do not stay."""
-    for name in ("clip.mp4.part", "clip.mp4.part.json"):
-        (tmp_path / name).touch()
-    check_target(tmp_path / "clip.mp4")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_trial_leaves_a_part_that_is_in_use(tmp_path: Path) -> None:
-    """A download that has no bytes yet keeps its file."""
-    path = tmp_path / "clip.mp4"
-    part = _part.Part.open(path, "task-1")
-    check_target(path)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["clip.mp4.part"]
-    part.close()
-
-
-def test_a_file_that_exists_may_be_overwritten_on_demand(tmp_path: Path) -> None:
-    """Without the permission it is a `UsageError`, with it the target is good."""
-    path = tmp_path / "clip.mp4"
-    path.write_bytes(b"old")
-    with pytest.raises(UsageError, match="exists already"):
-        check_target(path)
-    assert check_target(path, overwrite=True) == path
-    assert path.read_bytes() == b"old"
-
-
-@pytest.mark.parametrize(
-    ("name", "happened"),
-    [
-        ("", "is a folder"),
-        ("gone/clip.mp4", "no folder"),
-        ("file/clip.mp4", "no folder"),
-        ("x" * 300, "File name too long"),
-        ("x" * 248, "File name too long"),
-        ("nul\0.mp4", "null"),
-    ],
-    ids=["folder", "no folder", "a file", "too long", "too long for its note", "null"],
-)
-def test_a_bad_target_is_a_usage_error(tmp_path: Path, name: str, happened: str) -> None:
-    """A wrong path raises before any money is spent, and leaves no trace."""
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UsageError, match=happened) as caught:
-        check_target(tmp_path / name)
-    assert caught.value.field == "path"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
-
-
-def test_a_target_that_cannot_be_written_is_a_usage_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A folder that lets nobody write is found out by trying."""
-
-    def denied(*args: object, **options: object) -> None:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-    monkeypatch.setattr(_part, "FileIO", denied)
-    with pytest.raises(UsageError, match="Permission denied"):
-        check_target(tmp_path / "clip.mp4")
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_pipe_is_no_target(tmp_path: Path, overwrite: bool) -> None:
-    """A device or a pipe is never replaced by a file, whatever is allowed."""
-    path = tmp_path / "clip.mp4"
-    os.mkfifo(path)
-    with pytest.raises(UsageError, match=r"a device or a pipe|exists already"):
-        check_target(path, overwrite=overwrite)
-    assert path.is_fifo()
-
-
-def test_a_link_to_nothing_is_there(tmp_path: Path) -> None:
-    """It would be replaced like any file, so it is only if that is allowed."""
-    path = tmp_path / "clip.mp4"
-    path.symlink_to(tmp_path / "nothing")
-    with pytest.raises(UsageError, match="exists already"):
-        check_target(path)
-    assert check_target(path, overwrite=True) == path
-
-
-def test_a_folder_that_may_not_be_searched_is_a_usage_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where its permissions do not even let anyone see what is in it."""
-
-    def denied(self: Path) -> bool:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-    monkeypatch.setattr(Path, "is_dir", denied)
-    with pytest.raises(UsageError, match="Permission denied"):
-        check_target(tmp_path / "clip.mp4")
-
-
-RESERVED = {"con", "prn", "aux", "nul"} | {
-    f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹²³"
-}
-
-
-@given(st.text())
-@example("con")
-@example("LPT1.jpeg")
-@example("COM¹")
-@example("aux.")
-@example("../../etc/passwd")
-@example("a" * 500)
-@example("狐" * 500)
-@example("\ud800\udfff")
-@example(".")
-@example("e\u0301" * 100)
-def test_a_name_is_safe_everywhere(text: str) -> None:
-    """No separator, control character, reserved name, hidden or over-long name comes out, ever."""
-    name = safe_name(text)
-    stem = name.removesuffix(".mp4")
-    assert name.endswith(".mp4")
-    assert stem
-    assert len(name.encode()) <= MAX_NAME_BYTES
-    assert not set(name) & set('/\\:*?"<>|\0')
-    assert name.isprintable()
-    assert not stem.startswith((".", "-", " "))
-    assert not stem.endswith((".", " "))
-    assert name.partition(".")[0].lower() not in RESERVED
-
-
-@given(st.text())
-def test_a_name_is_stable(text: str) -> None:
-    """The same text always gives the same name, and a safe name gives itself."""
-    name = safe_name(text)
-    assert safe_name(text) == name
-    assert safe_name(name.removesuffix(".mp4")) == name
-
-
-def test_names_read_like_their_text() -> None:
-    """Letters of any script stay, and the rest becomes a dash."""
-    assert safe_name("A kitten, 笑起来!") == "A-kitten,-笑起来.mp4"
-    assert safe_name("???") == "clip.mp4"
-    assert safe_name("nul") == "clip-nul.mp4"
-    assert safe_name("poster", ".png") == "poster.png"
-
-
-def test_long_names_are_told_apart() -> None:
-    """Two texts that differ only beyond the cut get different names."""
-    one, other = safe_name("a" * 200 + "1"), safe_name("a" * 200 + "2")
-    assert one != other
-    assert len(one) == len(other) == MAX_NAME_BYTES
-
-
-def test_a_folder_is_made_if_its_parent_is_there(tmp_path: Path) -> None:
-    """It is there afterwards, and empty; one that is there already is fine."""
-    folder = tmp_path / "clips"
-    assert check_folder(folder) == folder == check_folder(folder)
-    assert list(folder.iterdir()) == []
-
-
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
-    """Without a parent, or where a file stands: before any money is spent."""
-    (tmp_path / "file").touch()
-    for folder in (tmp_path / "no" / "clips", tmp_path / "file"):
-        with pytest.raises(UsageError, match="Nothing can be written") as caught:
-            check_folder(folder)
-        assert caught.value.money == "Nothing was sent or charged."

@@ -1,4 +1,4 @@
-"""What hosts of clips answer, and what becomes of the download."""
+"""What the hosts of clips send, and what the download does then."""
 
 import asyncio
 import gzip
@@ -27,7 +27,7 @@ from support.desk import (
 )
 from support.servers import raw_server, reply
 
-from fuhu_runway import downloads
+from fuhu_runway._part import Part
 from fuhu_runway.downloads import BUFFER_BYTES, Progress, origin_of
 from fuhu_runway.errors import DownloadIncomplete, DownloadRefused, Fate, RateLimited
 from fuhu_runway.hooks import DownloadFailed, DownloadStarted
@@ -35,7 +35,7 @@ from fuhu_runway.hooks import DownloadFailed, DownloadStarted
 
 @pytest.fixture
 async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
-    """Yield a downloader that pauses without losing time, and has no patience."""
+    """Yield a downloader that sleeps without taking time, and has no patience."""
     async with open_desk(tmp_path) as opened:
         yield opened
 
@@ -78,10 +78,10 @@ NOT_YET = {
 
 
 @pytest.mark.parametrize("answer", NOT_YET.values(), ids=NOT_YET.keys())
-async def test_a_clip_that_is_not_there_yet_is_asked_for_again(
+async def test_a_clip_that_is_not_there_yet_is_requested_again(
     patient: Desk, answer: bytes
 ) -> None:
-    """Right after the end of a task it takes a host a while, however few attempts are allowed."""
+    """Right after a task's end the host may need a while, even if few attempts are allowed."""
     async with raw_server(*[answer] * 6, whole(), closes=True) as server:
         await patient.save(server.url)
         assert len(server.requests) == 7
@@ -90,10 +90,10 @@ async def test_a_clip_that_is_not_there_yet_is_asked_for_again(
 
 
 @pytest.mark.parametrize("answer", NOT_YET.values(), ids=NOT_YET.keys())
-async def test_a_clip_that_never_comes_is_incomplete(patient: Desk, answer: bytes) -> None:
-    """When patience is over, the error says that the clip may still come, and nothing is left."""
+async def test_a_clip_that_never_appears_is_incomplete(patient: Desk, answer: bytes) -> None:
+    """When patience is over, the error says that the clip may still come; no file is left."""
     async with raw_server(answer, closes=True) as server:
-        with pytest.raises(DownloadIncomplete, match="not at its address yet") as caught:
+        with pytest.raises(DownloadIncomplete, match="not at its URL") as caught:
             await patient.save(server.url)
         assert len(server.requests) > 2
     assert caught.value.money == "The clip exists and is paid for."
@@ -102,15 +102,15 @@ async def test_a_clip_that_never_comes_is_incomplete(patient: Desk, answer: byte
 
 
 @pytest.mark.parametrize("status", ["401 No", "403 No", "404 No", "410 No"])
-async def test_a_fresh_address_may_not_be_ready_either(patient: Desk, status: str) -> None:
-    """The feed is asked each time, since each address may be one that was given too early."""
+async def test_a_fresh_url_may_not_work_yet_either(patient: Desk, status: str) -> None:
+    """The feed is polled before each attempt, since each URL may be too early."""
     async with raw_server(*[reply(b"", status)] * 5, whole(), closes=True) as server:
         await patient.save(server.url)
     assert patient.asked == [False, True, True, True, True, True]
 
 
-async def test_trouble_while_waiting_for_a_clip_does_not_end_it(patient: Desk) -> None:
-    """Two broken connections would be too many attempts, but not within the minute."""
+async def test_trouble_does_not_end_patience(patient: Desk) -> None:
+    """Two broken connections are more than the policy allows, but not within the minute."""
     answers = [NOT_YET["404"], NOT_YET["404"], None, None, None, reply(b"", "503 No"), whole()]
     async with raw_server(*answers, closes=True) as server:
         await patient.save(server.url)
@@ -118,7 +118,7 @@ async def test_trouble_while_waiting_for_a_clip_does_not_end_it(patient: Desk) -
 
 
 async def test_patience_is_spread_over_few_attempts(tmp_path: Path) -> None:
-    """However short the delays of the policy are, a host is not asked hundreds of times."""
+    """However short the policy's delays are, a host does not get hundreds of requests."""
     async with open_desk(tmp_path, patience=60.0) as desk, raw_server(NOT_YET["404"]) as server:
         with pytest.raises(DownloadIncomplete):
             await desk.save(server.url)
@@ -126,8 +126,8 @@ async def test_patience_is_spread_over_few_attempts(tmp_path: Path) -> None:
     assert desk.clock.slept[-1] == 2.0
 
 
-async def test_a_page_does_not_cost_what_came_before(patient: Desk) -> None:
-    """A captive portal answers for a while, and then the rest is asked for as before."""
+async def test_a_web_page_does_not_discard_the_part(patient: Desk) -> None:
+    """After a captive portal's page, the rest is requested as before."""
     patient.leave_part(VIDEO[:700])
     async with raw_server(NOT_YET["a page"], NOT_YET["nothing"], rest(700), closes=True) as server:
         await patient.save(server.url)
@@ -148,7 +148,7 @@ async def test_a_page_does_not_cost_what_came_before(patient: Desk) -> None:
 async def test_too_long_a_pause_ends_the_download(
     desk: Desk, status: str, header: str, seconds: str
 ) -> None:
-    """It is not waited for; the error says how long it is, and what came is kept."""
+    """The error has the length of the pause, and the bytes are kept."""
     desk.leave_part(VIDEO[:700])
     async with raw_server(reply(b"", status, Retry_After=header), closes=True) as server:
         with pytest.raises(DownloadIncomplete, match=f"a pause of {seconds} s") as caught:
@@ -159,15 +159,15 @@ async def test_too_long_a_pause_ends_the_download(
     assert desk.clock.slept == []
 
 
-async def test_a_pause_of_just_the_limit_is_made(desk: Desk) -> None:
-    """The setting itself is allowed."""
+async def test_a_pause_of_exactly_the_limit_is_made(desk: Desk) -> None:
+    """`max_retry_after` itself is allowed."""
     async with raw_server(reply(b"", "503 No", Retry_After="120"), whole()) as server:
         await desk.save(server.url)
     assert desk.clock.slept == [120.0]
 
 
 async def test_too_long_a_pause_of_the_feed_ends_the_download(desk: Desk) -> None:
-    """A gateway that is asked for a fresh address is not waited for longer than any other."""
+    """The limit also holds for a gateway that is polled for a fresh URL."""
     texts = ("It said no.", "Nothing was charged.", "Do.", "t-1", None)
 
     async def address(fresh: bool) -> str:
@@ -178,16 +178,16 @@ async def test_too_long_a_pause_of_the_feed_ends_the_download(desk: Desk) -> Non
     assert desk.clock.slept == []
 
 
-# Downloads that would have no end
+# Downloads without an end
 
 
 def cut_at(stop: int, **headers: str) -> bytes:
-    """Return the answer whose connection breaks after *stop* bytes."""
+    """Return the response whose connection breaks after *stop* bytes."""
     return half(stop=stop, **headers)
 
 
 def part_of(start: int, stop: int, **headers: str) -> bytes:
-    """Return some bytes of the middle, and no more than was promised."""
+    """Return a 206 response with just these bytes."""
     named = {"ETag": TAG, "Content_Range": f"bytes {start}-{stop - 1}/{len(VIDEO)}", **headers}
     return reply(VIDEO[start:stop], "206 Partial Content", **named)
 
@@ -196,7 +196,7 @@ ENDLESS = {
     "up and down": [cut_at(9000, ETag=""), cut_at(900, ETag="")],
     "a little more each time": [cut_at(9000 + more, ETag="") for more in range(99)],
     "a range not asked for": [part_of(0, 1000, ETag="")],
-    "no range for ever": [cut_at(5000), reply(b"", "416 No")],
+    "never a range": [cut_at(5000), reply(b"", "416 No")],
     "never a fitting range": [cut_at(5000), part_of(7, 9000)],
     "another version each time": [cut_at(5000 + at, ETag=f'"v-{at}"') for at in range(99)],
     "a file that is cut": [whole(VIDEO[:2000])],
@@ -205,8 +205,8 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("answers", ENDLESS.values(), ids=ENDLESS.keys())
-async def test_a_download_that_gets_no_further_ends(desk: Desk, answers: list[bytes]) -> None:
-    """Bytes count as progress only beyond the farthest point ever reached, and from there on."""
+async def test_a_download_without_progress_ends(desk: Desk, answers: list[bytes]) -> None:
+    """An attempt that starts from zero counts, however many bytes it gets."""
     async with raw_server(*answers * 9, closes=True) as server:
         with pytest.raises(DownloadIncomplete):
             await desk.save(server.url)
@@ -214,21 +214,8 @@ async def test_a_download_that_gets_no_further_ends(desk: Desk, answers: list[by
     assert not desk.path.exists()
 
 
-async def test_a_download_of_very_many_breaks_ends(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A host that sends a byte at a time is not asked for ever; what came is kept."""
-    monkeypatch.setattr(downloads, "MAX_GAINS", 3)
-    drops = [cut_at(1000), *(part_of(at, at + 1) for at in range(1000, 1099))]
-    async with raw_server(*drops, closes=True) as server:
-        with pytest.raises(DownloadIncomplete) as caught:
-            await desk.save(server.url)
-    assert caught.value.received_bytes == 1003
-    assert desk.part == VIDEO[:1003]
-
-
-async def test_a_range_not_asked_for_is_gone_on_from(desk: Desk) -> None:
-    """A host that cuts every answer into ranges names the version in each, so all are of use."""
+async def test_a_range_that_was_not_requested_is_continued(desk: Desk) -> None:
+    """If a host sends ranges only, each names its version, so all of them are used."""
     async with raw_server(part_of(0, 4000), part_of(4000, 8000), rest(8000)) as server:
         await desk.save(server.url)
         ranges = [range_of(request) for request in server.requests]
@@ -236,16 +223,16 @@ async def test_a_range_not_asked_for_is_gone_on_from(desk: Desk) -> None:
     assert desk.path.read_bytes() == VIDEO
 
 
-async def test_a_file_from_its_first_byte_is_no_rest(desk: Desk) -> None:
-    """A 206 to a range that has all of it is the file, from the start."""
+async def test_a_206_from_the_first_byte_is_the_whole_file(desk: Desk) -> None:
+    """A host may answer a range request with all bytes."""
     desk.leave_part(VIDEO[:700])
     async with raw_server(rest(0)) as server:
         await desk.save(server.url)
     assert desk.path.read_bytes() == VIDEO
 
 
-async def test_a_transformed_answer_is_one(desk: Desk) -> None:
-    """A proxy that has touched an answer says 203 in place of 200."""
+async def test_a_203_is_accepted(desk: Desk) -> None:
+    """A proxy that transformed a response sends 203 in place of 200."""
     async with raw_server(whole().replace(b"200 OK", b"203 Touched")) as server:
         await desk.save(server.url)
     assert desk.path.read_bytes() == VIDEO
@@ -260,7 +247,7 @@ async def test_a_transformed_answer_is_one(desk: Desk) -> None:
 )
 @pytest.mark.parametrize("make", [whole, chunked], ids=["length", "chunks"])
 async def test_an_encoded_clip_is_decoded(desk: Desk, coding: str, encode: Any, make: Any) -> None:
-    """Its length is that of other bytes, so none is reported, and nothing is compared with it."""
+    """Its length counts other bytes, so it is neither reported nor compared."""
     seen: list[Progress] = []
     async with raw_server(make(encode(VIDEO), Content_Encoding=coding)) as server:
         await desk.save(server.url, on_progress=seen.append)
@@ -270,7 +257,7 @@ async def test_an_encoded_clip_is_decoded(desk: Desk, coding: str, encode: Any, 
 
 
 async def test_an_encoded_clip_that_breaks_is_fetched_from_zero(desk: Desk) -> None:
-    """Where its bytes would go on cannot be said, so no range is asked for."""
+    """A range would count other bytes, so none is requested."""
     packed = gzip.compress(LARGE, 1)
     broken = whole(packed, Content_Encoding="gzip")[: -len(packed) // 2]
     async with raw_server(broken, whole(packed, Content_Encoding="gzip"), closes=True) as server:
@@ -279,16 +266,16 @@ async def test_an_encoded_clip_that_breaks_is_fetched_from_zero(desk: Desk) -> N
     assert desk.path.read_bytes() == LARGE
 
 
-async def test_a_body_that_is_not_encoded_as_it_says_is_a_break(desk: Desk) -> None:
-    """What no decoder takes comes to an end like every other break."""
+async def test_a_body_with_a_wrong_encoding_is_a_break(desk: Desk) -> None:
+    """A body that cannot be decoded is retried as after any break."""
     async with raw_server(whole(Content_Encoding="gzip"), closes=True) as server:
         with pytest.raises(DownloadIncomplete, match="broke"):
             await desk.save(server.url)
         assert len(server.requests) == 5
 
 
-async def test_an_unknown_coding_is_none(desk: Desk) -> None:
-    """S3 says aws-chunked of files that it gives as they are: lengths and ranges hold."""
+async def test_an_unknown_encoding_is_ignored(desk: Desk) -> None:
+    """S3 names aws-chunked for files that it sends unchanged: lengths and ranges are right."""
     coding = {"Content_Encoding": "aws-chunked"}
     async with raw_server(half(**coding), rest(1000, **coding), closes=True) as server:
         await desk.save(server.url)
@@ -296,18 +283,16 @@ async def test_an_unknown_coding_is_none(desk: Desk) -> None:
     assert desk.path.read_bytes() == VIDEO
 
 
-async def test_a_bomb_is_bounded_by_what_is_written(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Some hundred bytes that become 64 MiB are refused before more than the limit is on disk."""
+async def test_a_decompression_bomb_is_refused(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some hundred bytes that decode to 64 MiB never write more than the limit."""
     sizes: list[int] = []
-    write = downloads.Part.write
+    write = Part.write
 
-    def measured(part: downloads.Part, data: bytes, total: int | None) -> None:
+    def measured(part: Part, data: bytes, total: int | None) -> None:
         write(part, data, total)
         sizes.append(part.received)
 
-    monkeypatch.setattr(downloads.Part, "write", measured)
+    monkeypatch.setattr(Part, "write", measured)
     bomb = gzip.compress(VIDEO + box(b"free", bytes(64 * BUFFER_BYTES)))
     limit = 2 * BUFFER_BYTES
     async with raw_server(chunked(bomb, Content_Encoding="gzip")) as server:
@@ -317,8 +302,8 @@ async def test_a_bomb_is_bounded_by_what_is_written(
     assert list(desk.path.parent.iterdir()) == []
 
 
-async def test_a_part_of_a_larger_clip_is_kept(desk: Desk) -> None:
-    """Refused for its size when going on, it may be allowed by the next call."""
+async def test_the_part_of_a_clip_that_is_too_large_is_kept(desk: Desk) -> None:
+    """A clip refused for its size when resumed may be allowed by the next call."""
     desk.leave_part(VIDEO[:700])
     async with raw_server(rest(700)) as server:
         with pytest.raises(DownloadRefused, match="larger"):
@@ -335,10 +320,10 @@ async def test_a_part_of_a_larger_clip_is_kept(desk: Desk) -> None:
         *(("405 No", 1), ("406 No", 1), ("412 No", 1), ("416 No", 1), ("417 No", 1), ("501 No", 1)),
     ],
 )
-async def test_a_host_that_refuses_a_range_is_asked_for_the_whole(
+async def test_after_a_refused_range_the_whole_file_is_requested(
     desk: Desk, status: str, times: int
 ) -> None:
-    """Where the status may mean that the address has expired, after one try at a fresh one."""
+    """If the status may mean that the URL has expired, a fresh URL is tried first."""
     desk.leave_part(VIDEO[:700])
     async with raw_server(*[reply(b"", status)] * times, whole()) as server:
         await desk.save(server.url)
@@ -348,8 +333,8 @@ async def test_a_host_that_refuses_a_range_is_asked_for_the_whole(
     assert desk.is_clean()
 
 
-async def test_a_host_that_refuses_ranges_and_the_whole_ends_the_download(desk: Desk) -> None:
-    """The error is that of the plain request, and what came is kept."""
+async def test_a_host_that_refuses_the_whole_file_too_ends_the_download(desk: Desk) -> None:
+    """The error is that of the request without a range, and the bytes are kept."""
     desk.leave_part(VIDEO[:700])
     async with raw_server(reply(b"", "405 No")) as server:
         with pytest.raises(DownloadRefused, match="405"):
@@ -359,20 +344,20 @@ async def test_a_host_that_refuses_ranges_and_the_whole_ends_the_download(desk: 
     assert desk.part == VIDEO[:700]
 
 
-async def test_a_range_is_asked_for_again_after_a_break(desk: Desk) -> None:
-    """A host that refused a range and then broke may take the next one."""
+async def test_a_range_is_requested_again_after_a_break(desk: Desk) -> None:
+    """A host that refused a range and then broke the connection may accept the next one."""
     desk.leave_part(VIDEO[:700])
     async with raw_server(reply(b"", "405 No"), None, rest(700), closes=True) as server:
         await desk.save(server.url)
     assert desk.path.read_bytes() == VIDEO
 
 
-# Heads
+# Headers
 
 
 @pytest.mark.parametrize("size", [9_000, 60_000])
 async def test_a_long_header_is_read(desk: Desk, size: int) -> None:
-    """Hosts send policies of more than the 8 KB that aiohttp allows by itself."""
+    """Hosts send policies longer than the 8 KB that aiohttp allows by default."""
     async with raw_server(whole(Content_Security_Policy="a" * size)) as server:
         await desk.save(server.url)
     assert desk.path.read_bytes() == VIDEO
@@ -381,8 +366,8 @@ async def test_a_long_header_is_read(desk: Desk, size: int) -> None:
 @pytest.mark.parametrize(
     "tag", [b'"v\x011"', b'"v\xff1"', b'"v 1"', b'"v\x7f1"', b'"' + b"v" * 5000 + b'"', b"v-1"]
 )
-async def test_a_tag_that_no_request_can_hold_is_not_used(desk: Desk, tag: bytes) -> None:
-    """The file is fetched from zero then."""
+async def test_an_etag_that_cannot_be_sent_is_not_used(desk: Desk, tag: bytes) -> None:
+    """The file is requested from zero then."""
     start = half(ETag="").replace(b"ETag: ", b"ETag: " + tag)
     async with raw_server(start, whole(), closes=True) as server:
         await desk.save(server.url)
@@ -391,21 +376,21 @@ async def test_a_tag_that_no_request_can_hold_is_not_used(desk: Desk, tag: bytes
 
 
 async def test_a_length_of_5000_digits_is_a_download_error(desk: Desk) -> None:
-    """What the parser makes of it does not matter."""
+    """What the parser raises for it does not matter."""
     async with raw_server(whole(Content_Length="9" * 5000), closes=True) as server:
         with pytest.raises(DownloadIncomplete):
             await desk.save(server.url)
 
 
-# Addresses
+# URLs
 
 
 def away(location: str) -> bytes:
-    """Return an answer that leads to another address."""
+    """Return a redirect to *location*."""
     return reply(b"", "302 Away", Location=location)
 
 
-ADDRESSES = {
+URLS = {
     "signed": ("/v/foo%27s.mp4?Policy=a%2Fb&Signature=x%7Ey", None),
     "lower case": ("/a%2fb?c=%c3%a4", None),
     "what a quoter would touch": ("/a'b(c)[d]{e}|f\\g^h`i\"<j>?k=l+m%20n;o=%&p=%zz", None),
@@ -421,16 +406,16 @@ ADDRESSES = {
 }
 
 
-@pytest.mark.parametrize(("path", "sent"), ADDRESSES.values(), ids=ADDRESSES.keys())
-@pytest.mark.parametrize("is_led_to", [False, True], ids=["at once", "by a redirect"])
-async def test_an_address_goes_out_byte_for_byte(
-    desk: Desk, path: str, sent: str | None, is_led_to: bool
+@pytest.mark.parametrize(("path", "sent"), URLS.values(), ids=URLS.keys())
+@pytest.mark.parametrize("is_redirected", [False, True], ids=["at once", "redirected"])
+async def test_a_url_is_sent_byte_for_byte(
+    desk: Desk, path: str, sent: str | None, is_redirected: bool
 ) -> None:
-    """A signature is over the bytes as they are; only what cannot be sent at all is quoted."""
+    """A signature is over its bytes; only characters that cannot be sent are quoted."""
     async with raw_server(whole()) as server:
         url = server.url.rstrip("/") + path
         async with raw_server(away(url)) as first:
-            await desk.save(first.url if is_led_to else url)
+            await desk.save(first.url if is_redirected else url)
         assert server.requests[0].split(b" HTTP")[0] == f"GET {sent or path}".encode()
 
 
@@ -446,25 +431,25 @@ async def test_an_address_goes_out_byte_for_byte(
     ],
 )
 async def test_a_relative_location_keeps_its_bytes(desk: Desk, location: str, sent: str) -> None:
-    """What it says is sent as it says it; only what it leaves out is that of the address before."""
+    """It is sent as it is; the parts that it lacks are those of the URL before."""
     async with raw_server(b"", whole()) as server:
         server.answers[0] = away(location.replace("HOST", server.url.split("/")[2]))
         await desk.save(f"{server.url}x/y")
         assert server.requests[1].split(b" HTTP")[0] == f"GET {sent}".encode()
 
 
-async def test_a_location_of_other_bytes_is_quoted_as_they_are(desk: Desk) -> None:
-    """Latin-1 in a header stays what it is."""
+async def test_the_bytes_of_a_location_are_quoted(desk: Desk) -> None:
+    """Latin-1 in a header is quoted byte by byte."""
     head = away("/caf*").replace(b"*", b"\xe9")
     async with raw_server(head, whole()) as server:
         await desk.save(server.url)
         assert server.requests[1].startswith(b"GET /caf%E9 ")
 
 
-async def test_a_host_of_other_letters_is_asked_by_its_own_name(
+async def test_an_international_host_is_sent_as_idna(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its name goes out in the letters of the DNS."""
+    """The request has the host's ASCII form."""
     seen: list[Any] = []
 
     async def get(self: Any, url: Any, **options: Any) -> Any:
@@ -477,8 +462,8 @@ async def test_a_host_of_other_letters_is_asked_by_its_own_name(
     assert str(seen[0]) == "https://xn--bcher-kva.example:444/%C3%A4?b=%2f"
 
 
-async def test_credentials_in_an_address_take_the_place_of_the_key(desk: Desk) -> None:
-    """A request can have one kind only, and those of the address are meant for its host."""
+async def test_credentials_in_a_url_replace_the_key(desk: Desk) -> None:
+    """A request can have one kind only, and those in the URL are meant for its host."""
     async with raw_server(whole()) as server:
         url = server.url.replace("http://", "http://user:word@")
         await desk.save(url, origin=origin_of(server.url))
@@ -500,21 +485,21 @@ LINK_LOCAL = [
 
 
 @pytest.mark.parametrize("url", LINK_LOCAL)
-@pytest.mark.parametrize("is_led_to", [False, True], ids=["at once", "by a redirect"])
-async def test_a_link_local_address_is_never_asked(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, url: str, is_led_to: bool
+@pytest.mark.parametrize("is_redirected", [False, True], ids=["at once", "redirected"])
+async def test_a_link_local_address_is_never_requested(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, url: str, is_redirected: bool
 ) -> None:
-    """A cloud's metadata service is behind such a one, however it is spelled; a clip never is."""
+    """A cloud's metadata service has such an address, in any spelling; a clip never has."""
     async with raw_server(away(url), closes=True) as server:
         with pytest.raises(DownloadRefused, match=r"link-local|not http\(s\)"):
-            await desk.save(server.url if is_led_to else url)
-        assert len(server.requests) == is_led_to
+            await desk.save(server.url if is_redirected else url)
+        assert len(server.requests) == is_redirected
     assert list(desk.path.parent.iterdir()) == []
 
 
 @attrs.define
 class Hosts:
-    """Stands for the transport: hosts that lead on to each other."""
+    """Stands for the transport: hosts that redirect to each other."""
 
     leads: Mapping[str, str]
     asked: list[tuple[str, Mapping[str, str]]] = attrs.field(factory=list)
@@ -530,7 +515,7 @@ class Hosts:
 
 @pytest.mark.parametrize("end", ["http://cdn.example/b", "HTTP://cdn.example/b"])
 async def test_a_redirect_from_https_to_http_is_not_followed(desk: Desk, end: str) -> None:
-    """What was asked for in secret is not asked for again in the open."""
+    """A clip requested over https is never requested over http."""
     hosts = Hosts({"https://api.example/a": "HTTPS://cdn.example/a", "HTTPS://cdn.example/a": end})
     patched = attrs.evolve(desk.downloader, transport=hosts)
     desk = attrs.evolve(desk, downloader=patched)
@@ -545,8 +530,8 @@ async def test_a_redirect_from_https_to_http_is_not_followed(desk: Desk, end: st
 # Progress
 
 
-async def test_an_asynchronous_listener_is_awaited(desk: Desk) -> None:
-    """The download goes on when it is done."""
+async def test_an_async_progress_callback_is_awaited(desk: Desk) -> None:
+    """The download continues when it is done."""
     seen: list[Progress] = []
 
     async def listen(progress: Progress) -> None:
@@ -562,15 +547,17 @@ async def test_an_asynchronous_listener_is_awaited(desk: Desk) -> None:
 @pytest.mark.parametrize(
     "error", [BrokenPipeError, TimeoutError, ValueError, asyncio.CancelledError]
 )
-async def test_what_a_listener_raises_is_its_own(desk: Desk, error: type[BaseException]) -> None:
-    """It is neither a full disk, nor a broken connection, nor an odd address."""
+async def test_the_error_of_a_progress_callback_is_not_translated(
+    desk: Desk, error: type[BaseException]
+) -> None:
+    """It is taken neither for a full disk, nor for a broken connection, nor for a bad URL."""
 
-    def burst(progress: Progress) -> None:
+    def fail(progress: Progress) -> None:
         raise error
 
     async with raw_server(whole()) as server:
         with pytest.raises(error) as caught:
-            await desk.save(server.url, on_progress=burst)
+            await desk.save(server.url, on_progress=fail)
         assert len(server.requests) == 1
     assert type(caught.value) is error
     assert desk.ear.all(DownloadFailed) == [DownloadFailed("t-1", len(VIDEO), error.__name__)]

@@ -5,7 +5,7 @@ import pytest
 from support.feed import VIDEO, done, record
 from support.pages import read_page
 
-from fuhu_runway._notebook import MOST_WORDS, STATES, UNASKED, clip_view, duration, task_view
+from fuhu_runway._notebook import MAX_TEXT, STATES, clip_view, duration, task_view
 from fuhu_runway.models import TaskState
 
 POSTER = "https://cdn.example/1.png"
@@ -24,7 +24,7 @@ EACH_HOSTILE = pytest.mark.parametrize("text", HOSTILE, ids=ascii)
 
 
 def luminance(color: str) -> float:
-    """Return how bright a colour is, as WCAG 2 has it."""
+    """Return the relative luminance of a colour (WCAG 2)."""
     parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     red, green, blue = (
         part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
@@ -37,8 +37,8 @@ def luminance(color: str) -> float:
 
 @pytest.mark.parametrize("state", TaskState)
 def test_each_state_has_a_name_and_a_colour_that_stands_out(state: TaskState) -> None:
-    """The colour has a contrast of 3:1 and more on white and on black, and the name is text."""
-    for name, color in (STATES[state], UNASKED):
+    """The colour's contrast is at least 3:1 on white and on black, and the name is text."""
+    for name, color in (STATES[state], STATES[None]):
         assert 1.05 / (luminance(color) + 0.05) >= 3
         assert (luminance(color) + 0.05) / 0.05 >= 3
         assert name
@@ -48,8 +48,8 @@ def test_each_state_has_a_name_and_a_colour_that_stands_out(state: TaskState) ->
     assert "Task t-1" in page.text
 
 
-def test_a_running_task_shows_how_far_it_is() -> None:
-    """As text, and as a bar whose name a screen reader tells."""
+def test_a_running_task_shows_its_progress() -> None:
+    """As text, and as a bar whose name a screen reader announces."""
     page = read_page(task_view("t-1", record(progress=0.424), age=72.9))
     assert page.text == "Running · 42% · for 1 min 12 sTask t-1"
     [bar] = page.all("progress")
@@ -57,43 +57,43 @@ def test_a_running_task_shows_how_far_it_is() -> None:
     assert bar["title"] == "Progress of task t-1"
 
 
-def test_a_task_whose_progress_nobody_tells_has_no_bar() -> None:
-    """A bar without a value would move for ever in a saved notebook."""
+def test_a_task_of_unknown_progress_has_no_bar() -> None:
+    """A bar without a value would move forever in a saved notebook."""
     page = read_page(task_view("t-1", record()))
     assert page.text == "RunningTask t-1"
     assert page.all("progress") == []
 
 
 def test_a_task_known_by_its_id_only() -> None:
-    """It says that it was not asked about, and not that it is queued."""
-    assert read_page(task_view("t-1", None)).text == "Not asked about yetTask t-1"
+    """It says that it was not polled yet, and not that it is queued."""
+    assert read_page(task_view("t-1", None)).text == "Not polled yetTask t-1"
 
 
-def test_a_task_that_has_its_clip_is_full() -> None:
-    """Whatever the last percent was, the text says how to get the clip."""
+def test_the_bar_of_a_task_that_has_its_clip_is_full() -> None:
+    """Whatever the last percent was; the text says how to get the clip."""
     page = read_page(task_view("t-1", done()))
     assert [bar["value"] for bar in page.all("progress")] == ["100"]
-    assert page.text == "SucceededAwaiting it gives the clip.Task t-1"
+    assert page.text == "SucceededAwait the task to get the clip.Task t-1"
     assert VIDEO not in task_view("t-1", done())
 
 
-def test_a_success_without_an_address_says_so() -> None:
-    """There is no clip to be awaited yet."""
+def test_a_success_without_a_url_says_so() -> None:
+    """The clip cannot be awaited yet."""
     page = read_page(task_view("t-1", record(state=TaskState.SUCCEEDED, video_url=None)))
-    assert "no address for the clip yet" in page.text
+    assert "no URL for the clip yet" in page.text
 
 
 @pytest.mark.parametrize("state", [TaskState.FAILED, TaskState.CANCELED])
 def test_a_failure_has_its_reason_and_no_bar(state: TaskState) -> None:
-    """And says what it means for the money, however long the reason is."""
+    """It says what the failure means for the money, however long the reason is."""
     long = "x" * 1000
     page = read_page(task_view("t-1", record(state=state, progress=0.8), reason=long, money="Ok."))
-    assert page.text.endswith(f"{'x' * MOST_WORDS}…Ok.Task t-1")
+    assert page.text.endswith(f"{'x' * MAX_TEXT}…Ok.Task t-1")
     assert page.all("progress") == []
 
 
-def test_an_unknown_state_shows_the_word() -> None:
-    """As text, where there is one."""
+def test_an_unknown_state_shows_the_status() -> None:
+    """The gateway's status is shown as text, if there is one."""
     page = read_page(task_view("t-1", record(state=TaskState.UNKNOWN, word="<b>PAUSED")))
     assert page.text.endswith("The gateway calls it: <b>PAUSEDTask t-1")
     bare = record(state=TaskState.UNKNOWN)
@@ -114,13 +114,13 @@ def test_a_task_that_ended_shows_how_long_it_took(took: int | None) -> None:
     [(0.0, "0 s"), (59.9, "59 s"), (60, "1 min 0 s"), (3599, "59 min 59 s"), (7500, "2 h 5 min")],
 )
 def test_a_duration_is_short(seconds: float, text: str) -> None:
-    """Two units at the most."""
+    """It has at most two units."""
     assert duration(seconds) == text
 
 
 @EACH_HOSTILE
-def test_what_a_gateway_says_of_a_task_stays_text(text: str) -> None:
-    """In the id, the reason and the word: no element, no attribute comes of it."""
+def test_the_texts_of_a_task_are_escaped(text: str) -> None:
+    """Id, reason and status make no element and no attribute."""
     plain = read_page(task_view("t-1", record(state=TaskState.FAILED), reason="a", money="b"))
     page = read_page(task_view(text, record(state=TaskState.FAILED), reason=text, money=text))
     assert [tag for tag, _ in page.tags] == [tag for tag, _ in plain.tags]
@@ -134,8 +134,8 @@ def test_what_a_gateway_says_of_a_task_stays_text(text: str) -> None:
 # A clip
 
 
-def test_a_clip_plays_from_its_address() -> None:
-    """With controls, its poster and a name; nothing is fetched but what the player shows first."""
+def test_a_clip_plays_from_its_url() -> None:
+    """It has controls, a poster and a name, and preloads only its metadata."""
     shown = record(state=TaskState.SUCCEEDED, poster_url=POSTER, points=320.0)
     page = read_page(clip_view("t-1", shown, None))
     [video] = page.all("video")
@@ -147,12 +147,12 @@ def test_a_clip_plays_from_its_address() -> None:
 
 
 def test_a_clip_plays_from_its_file() -> None:
-    """Then no address of the gateway's is in it, the poster's included."""
+    """None of the gateway's URLs is in the view then, the poster's included."""
     html = clip_view("t-1", record(state=TaskState.SUCCEEDED, poster_url=POSTER), "a%20b.mp4")
     [video] = read_page(html).all("video")
     assert video["src"] == "a%20b.mp4"
     assert "https:" not in html
-    assert "Plays from the file." in html
+    assert "Plays the file." in html
 
 
 @pytest.mark.parametrize(
@@ -167,20 +167,20 @@ def test_a_clip_plays_from_its_file() -> None:
     ],
     ids=ascii,
 )
-def test_only_web_addresses_are_played(url: str | None) -> None:
-    """A clip with any other address says so, and such a poster is left out."""
+def test_only_http_urls_are_played(url: str | None) -> None:
+    """A clip with any other URL says so, and such a poster is left out."""
     html = clip_view("t-1", record(state=TaskState.SUCCEEDED, video_url=url), None)
     page = read_page(html)
     assert page.all("video") == []
-    assert "none that a page can play" in page.text
+    assert "cannot be played here" in page.text
     posed = record(state=TaskState.SUCCEEDED, poster_url=url)
     [video] = read_page(clip_view("t-1", posed, None)).all("video")
     assert "poster" not in video
 
 
 @EACH_HOSTILE
-def test_what_a_gateway_says_of_a_clip_stays_text(text: str) -> None:
-    """In the id and in both addresses."""
+def test_the_texts_of_a_clip_are_escaped(text: str) -> None:
+    """Its id and both of its URLs make no element and no attribute."""
     address = "https://a.example/" + text.replace("\ud800", "").replace("\0", "").replace(" ", "")
     parts: dict[str, Any] = {"video_url": address, "poster_url": address}
     page = read_page(clip_view(text, record(state=TaskState.SUCCEEDED, **parts), None))

@@ -25,8 +25,8 @@ from fuhu_runway.task import Clip, Task
 
 
 @attrs.define(eq=False)
-class Home:
-    """Stands for the client: a scheduler, and a list of what was to be saved."""
+class FakeSessions:
+    """Stands for the client: a poller, and a list of the clips to save."""
 
     scene: Scene
     saved: list[tuple[Any, ...]] = attrs.field(factory=list)
@@ -58,41 +58,43 @@ class Home:
 
 @pytest.fixture
 def scene(clock: ManualClock) -> Scene:
-    """Return a scheduler without jitter."""
+    """Return a poller without jitter."""
     return scene_on(clock)
 
 
 @pytest.fixture
-def home(scene: Scene) -> Home:
+def sessions(scene: Scene) -> FakeSessions:
     """Return what stands for the client."""
-    return Home(scene)
+    return FakeSessions(scene)
 
 
-async def ended(home: Home, waiting: "asyncio.Future[Any]", seconds: float = 0.0) -> BaseException:
-    """Return what a wait ends in, that ends badly within some seconds."""
-    await home.scene.clock.advance(seconds)
+async def ended(
+    sessions: FakeSessions, waiting: "asyncio.Future[Any]", seconds: float = 0.0
+) -> BaseException:
+    """Return the error that ends a wait within some seconds."""
+    await sessions.scene.clock.advance(seconds)
     error = waiting.exception()
     assert error is not None
     return error
 
 
-# The handle
+# The task
 
 
-def test_a_handle_tells_its_state(home: Home) -> None:
-    """Its repr has id, state and percent, and nothing else; before any answer it is queued."""
-    assert repr(home.task()) == "<Task t-1 QUEUED>"
-    running = home.task(record=record(progress=0.42, prompt="a secret"))
+def test_a_task_shows_its_state(sessions: FakeSessions) -> None:
+    """Its repr has id, state and percent, and nothing else; before any poll it is queued."""
+    assert repr(sessions.task()) == "<Task t-1 QUEUED>"
+    running = sessions.task(record=record(progress=0.42, prompt="a secret"))
     assert repr(running) == "<Task t-1 RUNNING 42%>"
     assert running.state is TaskState.RUNNING
 
 
-def test_a_handle_knows_what_it_came_from(home: Home) -> None:
-    """What was submitted, and when, is kept; a re-attached one knows neither."""
+def test_a_task_keeps_its_request(sessions: FakeSessions) -> None:
+    """It also keeps the time of its submission; an attached one knows neither."""
     request = TextToVideo("a kitten")
-    task = home.task(request=request, submitted_at=7.0, official=True)
+    task = sessions.task(request=request, submitted_at=7.0, official=True)
     assert (task.request, task.submitted_at, task.official) == (request, 7.0, True)
-    bare = home.task()
+    bare = sessions.task()
     assert (bare.request, bare.submitted_at, bare.official, bare.record) == (
         None,
         None,
@@ -101,93 +103,93 @@ def test_a_handle_knows_what_it_came_from(home: Home) -> None:
     )
 
 
-def test_the_texts_that_may_not_be_shown(home: Home) -> None:
-    """The prompt as it was sent and as the gateway has it, as far as there are such."""
-    told = record(prompt="ein Kätzchen", prompt_en="a kitten")
-    assert home.task(request=TextToVideo("猫"), record=told).secrets() == (
+def test_the_prompts_of_a_task_are_secret(sessions: FakeSessions) -> None:
+    """The prompt as it was sent and as the gateway has it, if known."""
+    known = record(prompt="ein Kätzchen", prompt_en="a kitten")
+    assert sessions.task(request=TextToVideo("猫"), record=known).secrets() == (
         "猫",
         "ein Kätzchen",
         "a kitten",
     )
-    assert home.task(request=OfficialImageToVideo("https://a.example/1.png")).secrets() == ()
-    assert home.task().secrets() == ()
+    assert sessions.task(request=OfficialImageToVideo("https://a.example/1.png")).secrets() == ()
+    assert sessions.task().secrets() == ()
 
 
-def test_a_handle_tells_what_its_deliveries_led_to(home: Home) -> None:
-    """A task with a callback address holds what is known, without a wait."""
-    task = home.task()
-    watch = home.scene.watch()
+def test_a_task_has_the_record_of_its_webhook(sessions: FakeSessions) -> None:
+    """A task with a callback URL is up to date without a wait."""
+    task = sessions.task()
+    watch = sessions.scene.watch()
     task.keep(watch)
-    home.scene.poller.take_told(watch, done())
+    sessions.scene.poller.take_told(watch, done())
     assert task.record == done()
 
 
 # Waiting
 
 
-async def test_waiting_gives_the_clip(home: Home) -> None:
-    """It has the record that ended the task, and the handle it came from."""
-    home.scene.feed.says(record(), done())
-    task = home.task()
+async def test_a_wait_returns_the_clip(sessions: FakeSessions) -> None:
+    """It has the record that ended the task, and the task."""
+    sessions.scene.feed.says(record(), done())
+    task = sessions.task()
     waiting = asyncio.ensure_future(task.wait())
-    await home.scene.clock.advance(3)
+    await sessions.scene.clock.advance(3)
     clip = waiting.result()
     assert (clip.record, clip.task, clip.id, clip.video_url) == (done(), task, "t-1", VIDEO)
     assert task.record == done()
     assert task.state is TaskState.SUCCEEDED
 
 
-async def test_awaiting_a_task_is_waiting_for_it(home: Home) -> None:
-    """`await task` gives what `await task.wait()` gives."""
-    home.scene.feed.says(done())
-    task = home.task()
+async def test_awaiting_a_task_is_waiting_for_it(sessions: FakeSessions) -> None:
+    """`await task` returns what `await task.wait()` returns."""
+    sessions.scene.feed.says(done())
+    task = sessions.task()
 
     async def wait() -> Clip:
         return await task
 
     waiting = asyncio.ensure_future(wait())
-    await home.scene.clock.advance(0)
+    await sessions.scene.clock.advance(0)
     assert waiting.result().record == done()
 
 
-async def test_waiting_twice_asks_once(home: Home) -> None:
-    """Two handles, two waits each, with and without a listener: one look."""
-    home.scene.feed.says(done())
-    one, other = home.task(), home.task()
+async def test_several_waits_share_a_poll(sessions: FakeSessions) -> None:
+    """Two tasks with one id, two waits each, with and without `on_update`: one poll."""
+    sessions.scene.feed.says(done())
+    one, other = sessions.task(), sessions.task()
     waits = [
-        asyncio.ensure_future(task.wait(on_update=hear))
+        asyncio.ensure_future(task.wait(on_update=callback))
         for task in (one, other)
-        for hear in (None, id)
+        for callback in (None, id)
     ]
-    await home.scene.clock.advance(0)
+    await sessions.scene.clock.advance(0)
     assert [wait.result().record for wait in waits] == [done()] * 4
-    assert len(home.scene.feed.looks) == 1
+    assert len(sessions.scene.feed.looks) == 1
 
 
-async def test_each_change_is_told(home: Home) -> None:
-    """`on_update` hears of every change once, the end included."""
+async def test_each_change_is_reported(sessions: FakeSessions) -> None:
+    """`on_update` is called once for every change, the end included."""
     answers = [record(progress=0.2), record(progress=0.2), record(progress=0.8), done()]
-    home.scene.feed.says(*answers)
-    heard: list[TaskRecord] = []
-    waiting = asyncio.ensure_future(home.task().wait(on_update=heard.append))
-    await home.scene.clock.advance(60)
+    sessions.scene.feed.says(*answers)
+    reported: list[TaskRecord] = []
+    waiting = asyncio.ensure_future(sessions.task().wait(on_update=reported.append))
+    await sessions.scene.clock.advance(60)
     assert waiting.result().record == done()
-    assert heard == [answers[0], answers[2], answers[3]]
+    assert reported == [answers[0], answers[2], answers[3]]
 
 
-async def test_a_listener_that_raises_ends_its_own_wait(home: Home) -> None:
-    """What `on_update` raises comes out as it is; who else waits goes on."""
+async def test_a_callback_that_raises_ends_its_own_wait(sessions: FakeSessions) -> None:
+    """The error of `on_update` is raised as it is; other waits go on."""
 
-    def burst(record: TaskRecord) -> None:
+    def fail(record: TaskRecord) -> None:
         raise ZeroDivisionError
 
-    home.scene.feed.says(record(), done())
-    task = home.task()
-    bad = asyncio.ensure_future(task.wait(on_update=burst))
+    sessions.scene.feed.says(record(), done())
+    task = sessions.task()
+    bad = asyncio.ensure_future(task.wait(on_update=fail))
     good = asyncio.ensure_future(task.wait())
-    assert isinstance(await ended(home, bad, 3), ZeroDivisionError)
+    assert isinstance(await ended(sessions, bad, 3), ZeroDivisionError)
     assert good.result().record == done()
-    assert home.scene.has_nothing_left()
+    assert sessions.scene.has_nothing_left()
 
 
 @pytest.mark.parametrize(
@@ -197,15 +199,15 @@ async def test_a_listener_that_raises_ends_its_own_wait(home: Home) -> None:
         (TaskState.CANCELED, TaskCanceled, "was cancelled"),
     ],
 )
-@pytest.mark.parametrize("hear", [None, id], ids=["silent", "told"])
-async def test_a_failure_tells_its_reason(
-    home: Home,
+@pytest.mark.parametrize("callback", [None, id], ids=["without", "with a callback"])
+async def test_a_failure_has_its_reason(
+    sessions: FakeSessions,
     state: TaskState,
     kind: type[TaskFailed],
     word: str,
-    hear: Callable[[object], object] | None,
+    callback: Callable[[object], object] | None,
 ) -> None:
-    """With its code, its points and whether they came back; with every secret taken out."""
+    """It has its code, its points and whether they came back, with every secret hidden."""
     answer = record(
         state=state,
         message="a kitten at https://a.example/1.png is not allowed",
@@ -213,9 +215,9 @@ async def test_a_failure_tells_its_reason(
         points=320.0,
         refunded=True,
     )
-    home.scene.feed.says(answer)
-    task = home.task(request=TextToVideo("a kitten"))
-    error = await ended(home, asyncio.ensure_future(task.wait(on_update=hear)))
+    sessions.scene.feed.says(answer)
+    task = sessions.task(request=TextToVideo("a kitten"))
+    error = await ended(sessions, asyncio.ensure_future(task.wait(on_update=callback)))
     assert type(error) is kind
     assert isinstance(error, TaskFailed)
     assert error.reason == "<hidden> at <url> is not allowed"
@@ -225,17 +227,17 @@ async def test_a_failure_tells_its_reason(
     assert error.task_id == "t-1"
 
 
-async def test_a_reason_that_ends_in_a_stop_gets_no_second(home: Home) -> None:
-    """Sentences are put together in one place, whatever the gateway's own words end with."""
-    home.scene.feed.says(record(state=TaskState.FAILED, message="rejected."))
-    error = await ended(home, asyncio.ensure_future(home.task().wait()))
+async def test_a_reason_that_ends_in_a_stop_gets_no_second(sessions: FakeSessions) -> None:
+    """The gateway's own words may end with a full stop."""
+    sessions.scene.feed.says(record(state=TaskState.FAILED, message="rejected."))
+    error = await ended(sessions, asyncio.ensure_future(sessions.task().wait()))
     assert str(error).startswith("The task failed: rejected. The gateway did not say")
 
 
-async def test_a_failure_without_a_word(home: Home) -> None:
-    """It says that it failed, and that nothing is known of the points."""
-    home.scene.feed.says(record(state=TaskState.FAILED))
-    error = await ended(home, asyncio.ensure_future(home.task().wait()))
+async def test_a_failure_without_a_reason(sessions: FakeSessions) -> None:
+    """It says that the task failed, and that nothing is known of the points."""
+    sessions.scene.feed.says(record(state=TaskState.FAILED))
+    error = await ended(sessions, asyncio.ensure_future(sessions.task().wait()))
     assert isinstance(error, TaskFailed)
     assert (error.reason, error.refunded) == (None, False)
     assert str(error).startswith("The task failed. The gateway did not say")
@@ -244,59 +246,63 @@ async def test_a_failure_without_a_word(home: Home) -> None:
 @pytest.mark.parametrize(
     ("points", "money"),
     [
-        (None, "Runway gives none back for work that was moderated."),
+        (None, "Runway does not give them back for moderated tasks."),
         (25.0, "25 points were used, and the gateway did not give them back."),
     ],
 )
-async def test_a_failed_official_task_says_what_its_format_says(
-    home: Home, points: float | None, money: str
+async def test_a_failed_official_task_follows_runways_own_rules(
+    sessions: FakeSessions, points: float | None, money: str
 ) -> None:
-    """What the answer says counts first, and else the format's own page."""
-    home.scene.feed.says(record(state=TaskState.FAILED, points=points))
-    error = await ended(home, asyncio.ensure_future(Task(home, "t-1", official=True).wait()))
+    """The record counts first, and else the documentation of the format."""
+    sessions.scene.feed.says(record(state=TaskState.FAILED, points=points))
+    error = await ended(
+        sessions, asyncio.ensure_future(Task(sessions, "t-1", official=True).wait())
+    )
     assert money in str(error)
 
 
-@pytest.mark.parametrize("hear", [None, id], ids=["silent", "told"])
+@pytest.mark.parametrize("callback", [None, id], ids=["without", "with a callback"])
 async def test_a_timeout_leaves_the_task_as_it_is(
-    home: Home, hear: Callable[[object], object] | None
+    sessions: FakeSessions, callback: Callable[[object], object] | None
 ) -> None:
-    """The deadline counts for the whole wait, whatever changes on the way."""
-    home.scene.feed.says(*(record(progress=step / 10) for step in range(9)), done())
-    task = home.task()
-    error = await ended(home, asyncio.ensure_future(task.wait(timeout=12.0, on_update=hear)), 12)
+    """The deadline is for the whole wait, whatever changes meanwhile."""
+    sessions.scene.feed.says(*(record(progress=step / 10) for step in range(9)), done())
+    task = sessions.task()
+    error = await ended(
+        sessions, asyncio.ensure_future(task.wait(timeout=12.0, on_update=callback)), 12
+    )
     assert isinstance(error, WaitTimeout)
     assert error.timeout == 12.0
     again = asyncio.ensure_future(task.wait())
-    await home.scene.clock.advance(200)
+    await sessions.scene.clock.advance(200)
     assert again.result().record == done()
 
 
 @pytest.mark.parametrize("timeout", [-1.0, float("nan"), float("-inf")])
-async def test_a_timeout_that_is_none_is_a_usage_error(home: Home, timeout: float) -> None:
-    """Below zero, or no number: nothing is asked."""
+async def test_an_invalid_timeout_is_a_usage_error(sessions: FakeSessions, timeout: float) -> None:
+    """Below zero, or not a number: nothing is polled."""
     with pytest.raises(UsageError) as caught:
-        await home.task().wait(timeout=timeout)
+        await sessions.task().wait(timeout=timeout)
     assert caught.value.field == "timeout"
     with pytest.raises(UsageError):
-        await home.task().wait(timeout=timeout, on_update=id)
-    assert home.scene.has_nothing_left()
+        await sessions.task().wait(timeout=timeout, on_update=id)
+    assert sessions.scene.has_nothing_left()
 
 
-async def test_an_async_function_hears_updates(home: Home) -> None:
-    """It is awaited, and what it raises ends the wait, as with a plain one."""
-    home.scene.feed.says(record(progress=0.5), done())
-    heard: list[TaskRecord] = []
+async def test_an_async_callback_is_awaited(sessions: FakeSessions) -> None:
+    """What it raises ends the wait, as with a plain one."""
+    sessions.scene.feed.says(record(progress=0.5), done())
+    reported: list[TaskRecord] = []
 
-    async def hear(one: TaskRecord) -> None:
+    async def callback(one: TaskRecord) -> None:
         await asyncio.sleep(0)
-        heard.append(one)
+        reported.append(one)
 
-    task = home.task()
-    waiting = asyncio.ensure_future(task.wait(on_update=hear))
-    await home.scene.clock.advance(30)
+    task = sessions.task()
+    waiting = asyncio.ensure_future(task.wait(on_update=callback))
+    await sessions.scene.clock.advance(30)
     assert (await waiting).record == done()
-    assert heard == [record(progress=0.5), done()]
+    assert reported == [record(progress=0.5), done()]
 
     async def fail(one: TaskRecord) -> None:
         raise KeyError
@@ -305,64 +311,64 @@ async def test_an_async_function_hears_updates(home: Home) -> None:
         await task.wait(on_update=fail)
 
 
-async def test_waiting_for_ever_has_no_deadline(home: Home) -> None:
-    """With None there is one timer, for the next look, and it goes on for hours."""
-    waiting = asyncio.ensure_future(home.task().wait(timeout=None))
-    await home.scene.clock.advance(7200)
+async def test_a_wait_without_a_timeout_has_no_deadline(sessions: FakeSessions) -> None:
+    """With None there is one timer, for the next poll, and the wait goes on for hours."""
+    waiting = asyncio.ensure_future(sessions.task().wait(timeout=None))
+    await sessions.scene.clock.advance(7200)
     assert not waiting.done()
     waiting.cancel()
     await settle()
-    assert home.scene.has_nothing_left()
+    assert sessions.scene.has_nothing_left()
 
 
-async def test_what_is_known_outlives_its_scheduler(home: Home, clock: ManualClock) -> None:
-    """A handle that has seen the end keeps it, where another loop's scheduler knows nothing."""
-    home.scene.feed.says(done())
-    task = home.task()
+async def test_a_record_outlives_its_poller(sessions: FakeSessions, clock: ManualClock) -> None:
+    """A task that has ended keeps its record, even if another loop's poller does not know it."""
+    sessions.scene.feed.says(done())
+    task = sessions.task()
     waiting = asyncio.ensure_future(task.wait())
     await clock.advance(0)
     assert waiting.done()
-    home.scene = scene_on(clock)
+    sessions.scene = scene_on(clock)
     assert (await task.wait(timeout=0)).record == done()
-    assert home.scene.feed.looks == []
+    assert sessions.scene.feed.looks == []
 
 
-# Following
+# Updates
 
 
-async def test_updates_end_with_the_task(home: Home) -> None:
-    """They begin with what is known, tell each change, and raise nothing at a failure."""
+async def test_updates_end_with_the_task(sessions: FakeSessions) -> None:
+    """They begin with the known record, yield each change, and do not raise `TaskFailed`."""
     failed = record(state=TaskState.FAILED)
-    home.scene.feed.says(record(progress=0.5), failed)
+    sessions.scene.feed.says(record(progress=0.5), failed)
     known = record(state=TaskState.QUEUED)
 
     async def follow() -> list[TaskRecord]:
-        return [one async for one in home.task(record=known).updates()]
+        return [one async for one in sessions.task(record=known).updates()]
 
     following = asyncio.ensure_future(follow())
-    await home.scene.clock.advance(30)
+    await sessions.scene.clock.advance(30)
     assert following.result() == [known, record(progress=0.5), failed]
-    assert home.scene.has_nothing_left()
+    assert sessions.scene.has_nothing_left()
 
 
-async def test_a_slow_reader_gets_the_latest_only(home: Home) -> None:
-    """Changes while the listener was busy arrive as one change."""
-    home.scene.feed.says(*(record(progress=step / 10) for step in range(9)), done())
-    task = home.task()
+async def test_a_slow_reader_gets_the_latest_only(sessions: FakeSessions) -> None:
+    """Changes while the reader was busy are yielded as one change."""
+    sessions.scene.feed.says(*(record(progress=step / 10) for step in range(9)), done())
+    task = sessions.task()
     others_wait = asyncio.ensure_future(task.wait())
     updates = task.updates()
     first = asyncio.ensure_future(anext(updates))
-    await home.scene.clock.advance(0)
+    await sessions.scene.clock.advance(0)
     assert first.result().progress == 0.0
-    await home.scene.clock.advance(200)
+    await sessions.scene.clock.advance(200)
     assert [one async for one in updates] == [done()]
     assert others_wait.done()
 
 
-async def test_a_change_behind_a_change_is_not_lost(home: Home) -> None:
-    """Two looks answered before the reader's turn are one change, and it is the later one."""
-    home.scene.feed.says(record(), record(progress=0.5), done())
-    task = home.task()
+async def test_a_change_after_a_change_is_not_lost(sessions: FakeSessions) -> None:
+    """Two polls that end before the reader's turn are one change, the later one."""
+    sessions.scene.feed.says(record(), record(progress=0.5), done())
+    task = sessions.task()
     await task.refresh()
     updates = task.updates()
     assert await anext(updates) == record()
@@ -374,9 +380,9 @@ async def test_a_change_behind_a_change_is_not_lost(home: Home) -> None:
     assert [one async for one in updates] == []
 
 
-async def test_leaving_the_updates_leaves_nothing(home: Home) -> None:
+async def test_leaving_the_updates_leaves_no_wait(sessions: FakeSessions) -> None:
     """A reader that breaks off, and one that is cancelled, leave no wait behind."""
-    task = home.task(record=record())
+    task = sessions.task(record=record())
     async for one in task.updates():
         assert one == record()
         break
@@ -387,62 +393,62 @@ async def test_leaving_the_updates_leaves_nothing(home: Home) -> None:
     following.cancel()
     await settle()
     assert following.cancelled()
-    assert home.scene.has_nothing_left()
+    assert sessions.scene.has_nothing_left()
 
 
-async def test_the_updates_have_a_deadline(home: Home) -> None:
+async def test_the_updates_have_a_deadline(sessions: FakeSessions) -> None:
     """It is one for all of them, and ends them with `WaitTimeout`."""
-    task = home.task()
+    task = sessions.task()
 
     async def follow() -> None:
         async for _ in task.updates(timeout=10.0):
             pass
 
-    assert isinstance(await ended(home, asyncio.ensure_future(follow()), 10), WaitTimeout)
+    assert isinstance(await ended(sessions, asyncio.ensure_future(follow()), 10), WaitTimeout)
 
 
-# One look
+# One poll
 
 
-async def test_a_refresh_is_one_look(home: Home) -> None:
-    """It gives what the gateway says, keeps it, and raises what it says no with."""
-    home.scene.feed.says(record(progress=0.3), no(GatewayDown))
-    task = home.task()
+async def test_a_refresh_is_one_poll(sessions: FakeSessions) -> None:
+    """It returns the record and keeps it, and raises the gateway's refusals."""
+    sessions.scene.feed.says(record(progress=0.3), no(GatewayDown))
+    task = sessions.task()
     assert await task.refresh() == record(progress=0.3)
     assert task.record == record(progress=0.3)
     with pytest.raises(GatewayDown):
         await task.refresh()
     assert task.record == record(progress=0.3)
-    assert len(home.scene.feed.looks) == 2
+    assert len(sessions.scene.feed.looks) == 2
 
 
 # Clips
 
 
-def test_a_clip_shows_no_address(home: Home) -> None:
-    """Its repr is its id: the address is as good as a key to it."""
-    clip = Clip(home, home.task(), done())
+def test_a_clip_shows_no_url(sessions: FakeSessions) -> None:
+    """Its repr has its id only: the URL is all that is needed to fetch it."""
+    clip = Clip(sessions, sessions.task(), done())
     assert repr(clip) == "<Clip t-1>"
-    assert Clip(home, home.task(), record()).video_url == ""
+    assert Clip(sessions, sessions.task(), record()).video_url == ""
 
 
-async def test_a_clip_is_saved_by_its_home(home: Home, tmp_path: Path) -> None:
-    """The path may be text; size limit and listener are passed on."""
-    clip = Clip(home, home.task(), done())
+async def test_a_clip_is_saved_by_its_client(sessions: FakeSessions, tmp_path: Path) -> None:
+    """The path may be a string; limit and callback are passed on."""
+    clip = Clip(sessions, sessions.task(), done())
     target = tmp_path / "clip.mp4"
     assert await clip.download(str(target), max_bytes=5, on_progress=id) == target
     how = {"overwrite": False, "max_bytes": 5, "on_progress": id}
-    assert home.saved == [(clip, target, how)]
+    assert sessions.saved == [(clip, target, how)]
 
 
 @pytest.mark.parametrize("value", [None, 5, b"clip.mp4", ["clip.mp4"]], ids=str)
-async def test_a_path_that_is_none_is_a_usage_error(home: Home, value: Any) -> None:
-    """It names the argument, and the money that was spent already."""
+async def test_an_invalid_path_is_a_usage_error(sessions: FakeSessions, value: Any) -> None:
+    """The error names the argument, and says that the clip is paid for."""
     with pytest.raises(UsageError) as caught:
-        await Clip(home, home.task(), done()).download(value)
+        await Clip(sessions, sessions.task(), done()).download(value)
     assert caught.value.field == "path"
     assert caught.value.money == "The clip exists and is paid for."
-    assert home.saved == []
+    assert sessions.saved == []
 
 
 @pytest.mark.parametrize(
@@ -461,44 +467,46 @@ async def test_a_path_that_is_none_is_a_usage_error(home: Home, value: Any) -> N
     ],
 )
 async def test_an_argument_of_another_type_is_a_usage_error(
-    home: Home, tmp_path: Path, field: str, value: Any
+    sessions: FakeSessions, tmp_path: Path, field: str, value: Any
 ) -> None:
-    """It is named before anything is opened."""
-    clip = Clip(home, home.task(), done())
+    """The error names it, and no file is opened."""
+    clip = Clip(sessions, sessions.task(), done())
     with pytest.raises(UsageError, match=field) as caught:
         await clip.download(tmp_path / "clip.mp4", **{field: value})
     assert caught.value.field == field
     assert (caught.value.task_id, caught.value.money) == ("t-1", "The clip exists and is paid for.")
-    assert home.saved == []
+    assert sessions.saved == []
     assert list(tmp_path.iterdir()) == []  # noqa: ASYNC240
 
 
-async def test_a_bad_target_is_told_before_anything_is_asked(home: Home, tmp_path: Path) -> None:
-    """A file that exists is not replaced unless that is allowed."""
+async def test_a_bad_target_is_found_before_any_request(
+    sessions: FakeSessions, tmp_path: Path
+) -> None:
+    """An existing file is not replaced without *overwrite*."""
     target = tmp_path / "clip.mp4"
     target.write_bytes(b"old")
-    clip = Clip(home, home.task(), done())
+    clip = Clip(sessions, sessions.task(), done())
     with pytest.raises(UsageError):
         await clip.download(target)
-    assert home.saved == []
+    assert sessions.saved == []
     assert await clip.download(target, overwrite=True) == target
 
 
-async def test_a_fresh_address_is_asked_for(home: Home) -> None:
-    """Without need nothing is asked; with it one look gives the new one, which is kept."""
+async def test_a_fresh_url_takes_one_poll(sessions: FakeSessions) -> None:
+    """Only a fresh URL is polled for, and the clip keeps it."""
     fresh = record(state=TaskState.SUCCEEDED, video_url="https://cdn.example/2.mp4")
-    home.scene.feed.says(fresh)
-    clip = Clip(home, home.task(), done())
+    sessions.scene.feed.says(fresh)
+    clip = Clip(sessions, sessions.task(), done())
     assert await clip.address() == VIDEO
-    assert home.scene.feed.looks == []
+    assert sessions.scene.feed.looks == []
     assert await clip.address(fresh=True) == fresh.video_url
     assert clip.video_url == fresh.video_url
 
 
-async def test_an_address_that_is_gone_is_told(home: Home) -> None:
-    """A gateway that shows none any more is `ClipMissing`, and the old record stays."""
-    home.scene.feed.says(record())
-    clip = Clip(home, home.task(), done())
+async def test_a_url_that_is_gone_raises_clip_missing(sessions: FakeSessions) -> None:
+    """The clip keeps its old record."""
+    sessions.scene.feed.says(record())
+    clip = Clip(sessions, sessions.task(), done())
     with pytest.raises(ClipMissing) as caught:
         await clip.address(fresh=True)
     assert caught.value.task_id == "t-1"
@@ -509,38 +517,38 @@ async def test_an_address_that_is_gone_is_told(home: Home) -> None:
 # In a notebook
 
 
-def test_a_task_shows_how_it_stands(home: Home) -> None:
-    """What the gateway last said, and for how long it has run; no prompt."""
-    home.ages["t-1"] = 72.0
-    running = home.task(record=record(progress=0.42, prompt="a marked kitten"))
+def test_a_notebook_shows_the_progress_of_a_task(sessions: FakeSessions) -> None:
+    """The state of the last poll, and for how long it has run; no prompt."""
+    sessions.ages["t-1"] = 72.0
+    running = sessions.task(record=record(progress=0.42, prompt="a marked kitten"))
     html = running._repr_html_()
     assert read_page(html).text == "Running · 42% · for 1 min 12 sTask t-1"
     assert "marked" not in html
-    assert read_page(home.task()._repr_html_()).text.startswith("Not asked about yet · for")
+    assert read_page(sessions.task()._repr_html_()).text.startswith("Not polled yet · for")
 
 
-def test_a_failed_task_shows_why(home: Home) -> None:
-    """With secrets taken out of the reason, and what it means for the money."""
+def test_a_notebook_shows_why_a_task_failed(sessions: FakeSessions) -> None:
+    """The reason, with secrets hidden, and what it means for the money."""
     answer = record(
         state=TaskState.FAILED,
         message="<b>a kitten</b> at https://a.example/1.png is not allowed",
         refunded=True,
     )
-    page = read_page(home.task(record=answer, request=TextToVideo("a kitten"))._repr_html_())
+    page = read_page(sessions.task(record=answer, request=TextToVideo("a kitten"))._repr_html_())
     assert page.text == (
         "Failed<b><hidden></b> at <url> is not allowedThe points were given back.Task t-1"
     )
-    bare = home.task(record=record(state=TaskState.CANCELED))
+    bare = sessions.task(record=record(state=TaskState.CANCELED))
     assert read_page(bare._repr_html_()).text.startswith("CancelledThe gateway did not say")
 
 
-async def test_a_clip_shows_itself_from_where_it_is(
-    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_notebook_plays_the_file_or_the_url(
+    sessions: FakeSessions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From its address, until it was saved by this handle below the working directory."""
+    """It plays the URL until the clip is saved below the working directory."""
     (tmp_path / "here" / "my clips").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
-    clip = Clip(home, home.task(), done())
+    clip = Clip(sessions, sessions.task(), done())
 
     def source() -> str | None:
         [video] = read_page(clip._repr_html_()).all("video")
@@ -549,7 +557,7 @@ async def test_a_clip_shows_itself_from_where_it_is(
     assert source() == VIDEO
     await clip.download("my clips/a:b#\udcff.mp4")
     assert source() == VIDEO  # the file is not there
-    home.saved[-1][1].write_bytes(b"clip")
+    sessions.saved[-1][1].write_bytes(b"clip")
     assert source() == "my%20clips/a%3Ab%23%FF.mp4"
     assert VIDEO not in clip._repr_html_()
     await clip.download(tmp_path / "elsewhere.mp4")
