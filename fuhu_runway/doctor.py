@@ -20,7 +20,7 @@ from ._clock import LoopClock
 from ._doctor.examination import Examination
 from ._doctor.findings import CHECKS, Finding, Notes, Report, Verdict
 from ._doctor.keys import examined_key
-from ._doctor.transcript import Transcript
+from ._doctor.transcript import Transcript, check_free
 from ._http.limiter import RateLimiter
 from ._http.transport import Transport
 from .errors import UsageError, discreet
@@ -40,6 +40,7 @@ __all__ = [
     "Report",
     "Transcript",
     "Verdict",
+    "check_free",
     "examine",
     "first_clip",
 ]

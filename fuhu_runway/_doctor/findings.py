@@ -28,6 +28,14 @@ class Finding:
     #: What to change; empty if nothing has to be.
     advice: str = ""
 
+    @property
+    def is_skipped(self) -> bool:
+        """Whether the check was not made, because of an earlier finding."""
+        return self.found == SKIPPED
+
+
+SKIPPED: Final = "Not tested, because of an earlier finding."
+
 
 CHECKS: Final = {
     "key": "whether there is a key, and whether it looks like one",
@@ -95,11 +103,5 @@ class Notes:
 
     def report(self, gateway: Gateway | None) -> Report:
         """Return a finding for each check; some could not be made after an earlier one."""
-        skipped = "Not tested, because of an earlier finding."
-        return Report(
-            tuple(
-                self._findings.get(about) or Finding(about, Verdict.UNTESTED, skipped)
-                for about in CHECKS
-            ),
-            gateway,
-        )
+        skipped = {about: Finding(about, Verdict.UNTESTED, SKIPPED) for about in CHECKS}
+        return Report(tuple((skipped | self._findings).values()), gateway)

@@ -30,8 +30,8 @@ from fuhu_runway._wire.encode import Reply, Request
 from fuhu_runway._wire.refusals import INDEX_PAGE_MARKS, MAX_BODY, REFUSALS
 from fuhu_runway._wire.salvage import salvage
 from fuhu_runway._wire.values import NO_REFUND, instant_in, number_in, retry_after
-from fuhu_runway.errors import GatewayError, RunwayError, UnreadableReply
-from fuhu_runway.models import DEFAULT_MODEL, Balance, TaskRecord, usage_error
+from fuhu_runway.errors import GatewayError, RunwayError, UnreadableReply, UsageError
+from fuhu_runway.models import DEFAULT_MODEL, Balance, TaskRecord
 
 WORDS: Final = frozenset(tables.STATES).union(
     NO_REFUND,
@@ -126,11 +126,8 @@ class Transcript:
             part.write_text(text, encoding="utf-8", newline="\n")
             part.replace(target)
         except OSError as error:
-            raise usage_error(
-                "record",
-                f"The transcript cannot be written to {target.name!r} ({error.strerror}).",
-                "Use another file.",
-            ) from error
+            happened = f"The transcript cannot be written to {target.name!r} ({error.strerror})."
+            raise _not_written(happened, "Use another file.") from error
         finally:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
@@ -145,15 +142,14 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         UsageError: There is such a file already, or no such folder.
     """
     if not path.parent.is_dir():
-        raise usage_error(
-            "record", f"There is no folder {str(path.parent)!r}.", "Create it, or use another."
-        )
+        raise _not_written(f"There is no folder {str(path.parent)!r}.", "Create it.")
     if os.path.lexists(path) and not (overwrite and path.is_file()):
-        raise usage_error(
-            "record",
-            f"The file {path.name!r} exists already.",
-            "Use another file, or overwrite it.",
-        )
+        raise _not_written(f"The file {path.name!r} exists already.", "Use another file.")
+
+
+def _not_written(happened: str, advice: str) -> UsageError:
+    # Not `usage_error`: the replies may be those to a paid request.
+    return UsageError(happened, "No transcript was written.", advice, field="record")
 
 
 @attrs.define(eq=False, repr=False)
