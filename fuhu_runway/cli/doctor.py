@@ -1,5 +1,6 @@
 """The command that checks a gateway: at no cost, or with one clip."""
 
+import asyncio
 import json
 import os
 import sys
@@ -57,9 +58,13 @@ async def doctor(
     transcript = library.Transcript()
     clip, is_saved = None, True
     try:
-        report = await library.examine(
-            key, base_url=access.base_url, gateway=access.gateway, transcript=transcript
-        )
+        try:
+            report = await library.examine(
+                key, base_url=access.base_url, gateway=access.gateway, transcript=transcript
+            )
+        except asyncio.CancelledError:
+            screen.say("Stopped. Nothing was submitted.")
+            raise
         if not output.json:
             _print_findings(report)
         try:
@@ -70,6 +75,8 @@ async def doctor(
         finally:
             if output.json:
                 _print_json(report, clip)
+            elif clip is not None:
+                _print_clip(clip)
     finally:
         if record is not None:
             is_saved = _save(transcript, record, saving, screen)
@@ -104,10 +111,6 @@ async def _make_clip(
             on_accepted=errand.accept,
         )
     screen.close()
-    cost = "an unknown number of points" if clip.points is None else f"{clip.points:,g} points"
-    screen.info(f"made in {clip.seconds:,.0f} s with {clip.polls} polls, for {cost}")
-    screen.info(f"fetched by {clip.host}")
-    screen.info(f"saved: {clip.path}")
     return clip
 
 
@@ -123,6 +126,12 @@ def _print_findings(report: "Report") -> None:
     skipped = ", ".join(finding.about for finding in report.findings if finding.is_skipped)
     if skipped:
         write(sys.stdout, f"Not tested, because of what was found: {skipped}")
+
+
+def _print_clip(clip: "FirstClip") -> None:
+    cost = "an unknown number of points" if clip.points is None else f"{clip.points:,g} points"
+    took = f"Made in {clip.seconds:,.1f} s with {clip.polls} polls, for {cost}"
+    write(sys.stdout, one_line(f"clip: {took}; {clip.host}; saved as {clip.path}"))
 
 
 def _print_json(report: "Report", clip: "FirstClip | None") -> None:
