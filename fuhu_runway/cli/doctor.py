@@ -46,27 +46,20 @@ async def doctor(
     from fuhu_runway import doctor as library
 
     if spend not in {None, 1}:
-        raise usage_error(
-            "spend", "--spend is the number of clips, and one shows it all.", "Use 1."
-        )
+        raise usage_error("spend", "--spend makes one clip and no more.", "Use --spend 1.")
     saving = attrs.evolve(saving, output_file=saving.output_file or FILE)
     if spend:
         saving.check(None)
     if record is not None:
         library.check_free(record, overwrite=saving.force)
-    key = os.environ.get("FUHU_API_KEY", "") if access.api_key_file is None else access.key()
     transcript = library.Transcript()
-    clip, is_saved = None, True
+    code = 5
     try:
-        try:
-            report = await library.examine(
-                key, base_url=access.base_url, gateway=access.gateway, transcript=transcript
-            )
-        except asyncio.CancelledError:
-            screen.say("Stopped. Nothing was submitted.")
-            raise
+        report = await _examined(access, transcript, screen)
         if not output.json:
             _print_findings(report)
+        code = 0 if report.fits and report.is_ready else 5
+        clip = None
         try:
             if spend and report.is_ready:
                 clip = await _make_clip(saving, access, screen, transcript)
@@ -78,9 +71,21 @@ async def doctor(
             elif clip is not None:
                 _print_clip(clip)
     finally:
-        if record is not None:
-            is_saved = _save(transcript, record, saving, screen)
-    return 0 if report.fits and report.is_ready and is_saved else 5
+        if record is not None and not _save(transcript, record, saving, screen):
+            code = 5
+    return code
+
+
+async def _examined(access: Access, transcript: "Transcript", screen: Lines) -> "Report":
+    from fuhu_runway.doctor import examine
+
+    key = os.environ.get("FUHU_API_KEY", "") if access.api_key_file is None else access.key()
+    url, gateway = access.base_url, access.gateway
+    try:
+        return await examine(key, base_url=url, gateway=gateway, transcript=transcript)
+    except asyncio.CancelledError:
+        screen.say("Stopped. Nothing was submitted.")
+        raise
 
 
 def _save(transcript: "Transcript", record: Path, saving: Saving, screen: Lines) -> bool:

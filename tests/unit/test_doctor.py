@@ -158,7 +158,7 @@ async def test_a_name_that_dns_cannot_carry_is_a_finding() -> None:
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_a_port_that_nobody_listens_on_is_a_finding(scheme: str) -> None:
-    """A refused connection is told apart from an unknown host."""
+    """A refused connection is distinguished from an unknown host."""
     report = await doctor.examine(KEY, base_url=f"{scheme}://localhost:{free_port()}")
     assert misfits(report) == ["TCP"]
     assert of(report, "DNS").verdict is Verdict.FITS
@@ -221,7 +221,7 @@ async def test_a_certificate_that_is_not_trusted_is_a_finding(
     is_trusted: bool,
     found: str,
 ) -> None:
-    """An unknown authority and another host's certificate are told apart."""
+    """An unknown authority and another host's certificate are distinguished."""
     if is_trusted:
         trust(monkeypatch, authority, tmp_path)
     async with raw_server(NO_TASK, tls=tls(authority, host)) as server:
@@ -265,7 +265,7 @@ async def test_a_proxy_is_named(
 
 
 async def test_a_proxy_that_refuses_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy that wants a password is told apart from a gateway that is not there."""
+    """A proxy that wants a password is distinguished from a gateway that is not there."""
     async with raw_server(reply(status="407 Proxy Authentication Required")) as server:
         name_proxies(monkeypatch, HTTPS_PROXY=f"http://localhost:{server.port}")
         report = await doctor.examine(KEY, base_url=f"https://{NOWHERE}")
@@ -593,7 +593,7 @@ async def test_a_first_clip_may_be_checked_without_being_kept(
 
 
 async def test_a_clip_on_the_gateways_own_host_is_described() -> None:
-    """The kind of host is told, and not its address."""
+    """The kind of host is described, and not its address."""
     async with (
         Simulator(speed=1000, takes=20, media="api") as gateway,
         quick_client(gateway) as client,
