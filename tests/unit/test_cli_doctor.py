@@ -5,7 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.commands import Elsewhere, Run, gateway_elsewhere, is_clip, pressed, runner, settle_in
+from support.commands import (
+    Elsewhere,
+    Run,
+    documented_keys,
+    gateway_elsewhere,
+    is_clip,
+    pressed,
+    runner,
+    settle_in,
+)
 from support.proxies import name_proxies
 from support.samples import read_samples
 
@@ -105,6 +114,7 @@ def test_spend_with_json_reports_the_clip(run: Run, gateway: Elsewhere) -> None:
     """The object has the clip as well; its path is that of the option."""
     done = run("doctor", "--spend", "1", "-o", "kitten.mp4", "--json")
     row = json.loads(done.out)
+    assert row.keys() == documented_keys("A report in JSON")
     assert row["clip"]["path"] == "kitten.mp4"
     assert row["clip"]["points"] == 160
     assert is_clip("kitten.mp4")
