@@ -25,7 +25,7 @@ from ._http.limiter import RateLimiter
 from ._http.transport import Transport
 from .errors import UsageError, discreet
 from .hooks import Hooks
-from .models import DEFAULT_WAIT, Gateway, Limits, RetryPolicy, TextToVideo, Timeouts
+from .models import DEFAULT_WAIT, Gateway, Generation, Limits, RetryPolicy, TextToVideo, Timeouts
 
 if TYPE_CHECKING:
     from ._wire.encode import Reply
@@ -128,7 +128,7 @@ async def examine(
 @discreet
 async def first_clip(
     client: "Client",
-    request: TextToVideo = CHEAPEST,
+    request: Generation = CHEAPEST,
     *,
     path: str | os.PathLike[str] | None = None,
     overwrite: bool = False,

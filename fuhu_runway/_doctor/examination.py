@@ -18,6 +18,7 @@ import attrs
 
 from fuhu_runway._http.transport import Transport, proxy_from_environment
 from fuhu_runway._redact import redact
+from fuhu_runway._urls import is_ip_address
 from fuhu_runway._wire import tables
 from fuhu_runway._wire.decode import read_balance, read_task
 from fuhu_runway._wire.encode import Reply, ask_balance, ask_task
@@ -105,9 +106,11 @@ class Examination:
                 await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             found = f"The host {redact(host)} has no address ({type(error).__name__})."
-            self.notes.misfit("DNS", found, "Check its spelling in base_url, and the network.")
+            self.notes.misfit("DNS", found, "Check its spelling, and the network.")
             return False
-        self.notes.fits("DNS", f"The host {redact(host)} has an address.")
+        is_named = not is_ip_address(host)
+        found = f"The host {host} has an address." if is_named else "The URL has an IP address."
+        self.notes.fits("DNS", found)
         try:
             async with asyncio.timeout(self.timeouts.connect):
                 _, writer = await asyncio.open_connection(host, port)

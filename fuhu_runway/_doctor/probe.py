@@ -1,6 +1,7 @@
 """One poll of a task that cannot exist, and what its reply shows about the address."""
 
 import enum
+import ipaddress
 import itertools
 import re
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import attrs
 
 from fuhu_runway._json import decode, text_of
 from fuhu_runway._redact import outline, redact
+from fuhu_runway._urls import is_ip_address
 from fuhu_runway._wire import tables
 from fuhu_runway._wire.encode import Reply
 from fuhu_runway._wire.refusals import row_for
@@ -148,5 +150,8 @@ def place_of(gateway: Gateway) -> str:
 def origin_of(url: str | None) -> str:
     """Return scheme, host and port of a URL, without an IP address."""
     parts = urlsplit(url or "")
+    host = parts.hostname or ""
+    if is_ip_address(host) and ipaddress.ip_address(host).is_loopback:
+        host = "localhost"
     port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{redact(parts.hostname or '')}{port}"
+    return f"{parts.scheme}://{redact(host)}{port}"

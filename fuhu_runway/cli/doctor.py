@@ -135,7 +135,7 @@ def _print_findings(report: "Report") -> None:
 
 def _print_clip(clip: "FirstClip") -> None:
     cost = "an unknown number of points" if clip.points is None else f"{clip.points:,g} points"
-    took = f"Made in {clip.seconds:,.1f} s with {clip.polls} polls, for {cost}"
+    took = f"Made in {clip.seconds:,.1f} s for {cost}; polls: {clip.polls:,}"
     write(sys.stdout, one_line(f"clip: {took}; {clip.host}; saved as {clip.path}"))
 
 

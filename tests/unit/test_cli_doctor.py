@@ -107,7 +107,8 @@ def test_spend_makes_one_clip(run: Run, gateway: Elsewhere) -> None:
     assert f"accepted: task {done.task_id}" in done.err
     *_, last = done.out.splitlines()
     assert last.startswith("clip: Made in ")
-    assert "for 160 points; http, another host than the gateway's, signed; saved as first" in last
+    assert " s for 160 points; polls: " in last
+    assert "http, another host than the gateway's, signed; saved as first-clip.mp4" in last
 
 
 def test_spend_with_json_reports_the_clip(run: Run, gateway: Elsewhere) -> None:
