@@ -91,8 +91,12 @@ class Probe:
         status = self.reply.status
         match self.kind:
             case Kind.REDIRECT:
-                target = urljoin(self.reply.request.url, self.reply.headers.get("location", ""))
-                return f"a redirect to {origin_of(target)} (status {status})"
+                location = self.reply.headers.get("location", "")
+                try:
+                    target = origin_of(urljoin(self.reply.request.url, location))
+                except ValueError:
+                    target = "no usable address"
+                return f"a redirect to {target} (status {status})"
             case Kind.PAGE:
                 text = text_of(self.reply.body[:MAX_PAGE])
                 is_html = "<html" in text.lower() or "<!doctype" in text.lower()

@@ -231,7 +231,10 @@ class StandIns:
         return f"00000000-0000-4000-8000-{self._number_of('id', original):012}"
 
     def url(self, address: str) -> str:
-        parts = urlsplit(address.replace(" ", "%20"))
+        try:
+            parts = urlsplit(address.replace(" ", "%20"))
+        except ValueError:  # such as brackets without an IPv6 address
+            return f"text {self._number_of('text', address)}"
         ending = _ENDING.search(parts.path.lower())
         file = f"/file-{self._number_of('file', parts.path)}{ending[0] if ending else ''}"
         query = "?signature=hidden" if parts.query else ""

@@ -419,6 +419,10 @@ PAGES = {
         faults.Answer(301, headers=(("Location", "https://www.example.com/login?token=marked"),)),
         "leads to",
     ),
+    "a redirect to no usable address": (
+        faults.Answer(302, headers=(("Location", "http://[marked"),)),
+        "leads to",
+    ),
     "an empty answer": (faults.Answer(200, "", "text/plain"), "not of its web page"),
     "text": (faults.Answer(404, "404 page not found", "text/plain"), "not of its web page"),
     "status 405": (faults.Answer(405, "no", "text/plain"), "documentation"),

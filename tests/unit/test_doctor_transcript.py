@@ -242,6 +242,7 @@ def test_a_word_that_is_new_is_kept() -> None:
         ("a wombat", "text 1"),
         ("/files/wombat.MP4?x=1", "/file-1.mp4?signature=hidden"),
         ("//cdn.example/wombat.mp4", "//host-1.example/file-1.mp4"),
+        ("//[wombat", "text 1"),
         ("https://cdn.example/my wombat.mp4", "https://host-1.example/file-1.mp4"),
         ('{"a": "a wombat"}', '{"a": "text 1"}'),
         ("9034a8e8-c920", "00000000-0000-4000-8000-000000000001"),
