@@ -53,8 +53,8 @@ CHECKS: Final = {
 }
 """Each check and what it is about, in the order in which they are made."""
 
-NEEDED: Final = frozenset({"key", "address", "route", "verb", "access"})
-"""The checks without which a paid clip might not be made, or might not be found again."""
+NEEDED: Final = frozenset({"key", "address", "route", "verb"})
+"""The checks without which a clip might be paid for and not be found again."""
 
 
 @attrs.frozen
@@ -74,8 +74,10 @@ class Report:
     @property
     def is_ready(self) -> bool:
         """Whether a clip can be submitted and polled; what only tells more need not fit."""
-        return all(
-            finding.verdict is Verdict.FITS for finding in self.findings if finding.about in NEEDED
+        verdicts = {finding.about: finding.verdict for finding in self.findings}
+        # A key that might be refused does no harm: nothing is charged then.
+        return verdicts["access"] is not Verdict.MISFIT and all(
+            verdicts[about] is Verdict.FITS for about in NEEDED
         )
 
 

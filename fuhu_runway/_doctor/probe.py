@@ -17,7 +17,6 @@ from fuhu_runway._wire import tables
 from fuhu_runway._wire.encode import Reply
 from fuhu_runway._wire.refusals import row_for
 from fuhu_runway.errors import (
-    InvalidRequest,
     NotFound,
     OutOfCredits,
     RateLimited,
@@ -55,14 +54,14 @@ class Probe:
     @property
     def kind(self) -> Kind:
         status, error = self.reply.status, self.error
-        is_about_task = error is None or isinstance(error, InvalidRequest | OutOfCredits)
+        is_answered = error is None or isinstance(error, OutOfCredits) or self.is_no_task
         rows = (
             (300 <= status < 400, Kind.REDIRECT),
             (status == 405, Kind.WRONG_VERB),
             (isinstance(error, RateLimited) or CHALLENGE in self.reply.headers, Kind.TRY_LATER),
             (not _is_json(self.reply), Kind.TRY_LATER if status >= 500 else Kind.PAGE),
             (isinstance(error, Unauthorized), Kind.KEY_REFUSED),
-            (is_about_task or self.is_no_task, Kind.API),
+            (is_answered, Kind.API),
         )
         return next((kind for fits, kind in rows if fits), Kind.UNCLEAR)
 
@@ -101,7 +100,7 @@ class Probe:
                 text = text_of(self.reply.body[:MAX_PAGE])
                 is_html = "<html" in text.lower() or "<!doctype" in text.lower()
                 what = "a web page" if is_html else "text" if text.strip() else "an empty answer"
-                if re.search(r"(?i)type=.?password|\blog.?in\b|\bsign.?in\b|登录", text):
+                if _LOGIN.search(text):
                     what = "a login page"
                 return f"{what}, not JSON (status {status})"
         if isinstance(self.error, UnreadableReply):
@@ -112,6 +111,7 @@ class Probe:
 
 CHALLENGE: Final = "cf-mitigated"
 """The header of a firewall's page for browsers."""
+_LOGIN: Final = re.compile(r"(?i)type=.?password|<title>[^<]*(?:log.?in|sign.?in|登录)")
 MAX_PAGE: Final = 20_000
 """How much of a web page is searched, in bytes."""
 

@@ -474,6 +474,24 @@ async def test_unknown_words_for_no_such_task_are_recognised(
     assert of(report, "access").found == "The gateway shows the key its balance."
 
 
+async def test_a_gateway_that_refuses_every_path_alike_has_no_feed() -> None:
+    """A 400 in JSON that any other path has as well is no feed."""
+    refused = reply(b'{"error":{"message":"Bad request","type":"marked_error"}}', "400 Bad")
+    async with raw_server(refused) as server:
+        report = await doctor.examine(KEY, base_url=server.url)
+    assert misfits(report) == ["route"]
+    assert "status 400" in of(report, "route").found
+
+
+async def test_a_key_that_nothing_proves_may_be_tried(gateway: Simulator) -> None:
+    """If the key is neither accepted nor refused, a clip can be submitted: a refusal is free."""
+    gateway.fault("feed", faults.error(400, "marked words"), times=1)
+    gateway.fault("balance", faults.html_page(), times=None)
+    report = await examined(gateway)
+    assert of(report, "access").verdict is Verdict.UNTESTED
+    assert report.is_ready
+
+
 async def test_json_of_unknown_form_is_described(gateway: Simulator) -> None:
     """JSON that is neither a task nor a known refusal is no web page."""
     gateway.fault("feed", faults.Answer(200, '{"hello": 1}'), times=None)
