@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -72,7 +73,7 @@ SAMPLE_URL: Final = f"{tables.GATEWAYS['fuhuapi'].base_url}/"
 """The origin that the samples' requests go to."""
 
 _HEAD: Final = """\
-# Replies of a gateway, in the form of tests/samples.
+# Replies of a gateway, recorded by fuhu-runway {version}, in the form of tests/samples.
 # Keys, prompts, ids, addresses, names, times and amounts are replaced by stand-ins.
 # `expect` is what this version reads in a reply: check it before a sample becomes a test.
 base:
@@ -109,7 +110,8 @@ class Transcript:
             if key not in shown:
                 counts[sample["endpoint"]] += 1
                 shown[key] = _as_yaml(f"{sample['endpoint']}-{counts[sample['endpoint']]}", sample)
-        return "\n".join([_HEAD, *shown.values()])
+        head = _HEAD.replace("{version}", version("fuhu-runway"))
+        return "\n".join([head, *shown.values()])
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """
