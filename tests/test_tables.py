@@ -74,7 +74,7 @@ def rows_of(name: str) -> list[list[str]]:
 
 @EACH_ENDPOINT
 def test_each_endpoint_has_a_sample(row: Endpoint) -> None:
-    """At least one sample responses each endpoint."""
+    """At least one sample is a response of each endpoint."""
     assert any(sample.endpoint == row.name for sample in samples())
 
 
@@ -123,7 +123,7 @@ def at(simulator: Simulator, row: Gateway = GATEWAYS["fuhuapi"]) -> Gateway:
 async def test_each_endpoint_has_a_route_in_the_simulator(
     row: Endpoint, session: aiohttp.ClientSession
 ) -> None:
-    """The simulator, which shares no table with the client, responses each endpoint."""
+    """The simulator, which shares no table with the client, serves each endpoint."""
     async with Simulator() as simulator:
         submit = "official_image_to_video" if row.name == "official_task" else "text_to_video"
         task = await exchanged(session, request_to(submit, at(simulator), key=OWN_KEY))

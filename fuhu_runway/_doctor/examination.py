@@ -168,7 +168,7 @@ class Examination:
         return not probe.looks_like(await self.poll(attrs.evolve(probe.gateway, prefix=nowhere)))
 
     async def find_route(self, first: Probe) -> Probe | None:
-        """Return a poll that the feed responses, as it is configured or in another known way."""
+        """Return a poll to which the feed responds, as it is configured or in another known way."""
         place = place_of(first.gateway)
         if first.kind is Kind.TRY_LATER:
             advice = "Try again later." if first.error is None else first.error.advice

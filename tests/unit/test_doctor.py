@@ -326,7 +326,7 @@ async def test_no_finding_shows_the_key_or_an_ip_address(gateway: Simulator) -> 
 async def test_a_path_in_the_base_url_is_a_finding(
     gateway: Simulator, path: str, gateway_name: str, advice: str
 ) -> None:
-    """A base_url with a prefix of its own leads to a web page; without it, the feed responses."""
+    """A base_url with a prefix of its own leads to a web page; without it, the feed responds."""
     report = await examined(gateway, path, gateway=gateway_name)
     assert misfits(report) == ["route", "gateway"]
     assert advice in of(report, "route").advice
@@ -348,7 +348,7 @@ async def test_another_prefix_is_found(gateway: Simulator) -> None:
 
 
 async def test_a_known_gateway_is_named() -> None:
-    """If the feed responses at another known prefix, the gateway that has it is named."""
+    """If the feed responds at another known prefix, the gateway that has it is named."""
     lost = reply(b'{"error":{"message":"Invalid URL","type":"invalid_request_error"}}', "404 Not")
     async with raw_server(lost, lost, lost, lost, NO_TASK, lost) as server:
         report = await doctor.examine(KEY, base_url=server.url)
