@@ -258,11 +258,13 @@ def _check_columns(names: list[str], place: str) -> None:
         if name in _NAMES and names.count(name) > 1:
             raise usage_error(name, f"{place}: there are two columns {name}.", "Keep one.")
     if _NAMES.isdisjoint(names):
-        raise usage_error(
-            "path",
-            f"{place}: no column is a field of a request.",
-            "Begin with a line that names the columns, such as prompt,seconds.",
-        )
+        advice = "Begin with a line that names the columns, such as prompt,seconds."
+        for sign, called in {",": "comma", ";": "semicolon", "|": "vertical bar"}.items():
+            if any(name.partition(sign)[0] in _NAMES for name in names):
+                advice = (
+                    f"Is the separator a {called}? Then begin the file with the line sep={sign}"
+                )
+        raise usage_error("path", f"{place}: no column is a field of a request.", advice)
 
 
 def _row_fields(names: list[str], row: list[str]) -> dict[str, Any] | UsageError:

@@ -287,10 +287,8 @@ async def _make_all(
             running = counts[JobState.ACCEPTED] + counts[JobState.FINISHED]
             in_doubt = counts[JobState.IN_DOUBT]
             doubts = f" {in_doubt:,} in doubt." if in_doubt else ""
-            screen.say(
-                f"Stopped. {running:,} tasks continue, and the journal has their ids.{doubts} "
-                f"{AGAIN}"
-            )
+            money = f"{running:,} tasks continue, and the journal has their ids.{doubts}"
+            screen.stop(money, AGAIN)
             raise
         except errors.RunwayError as error:
             # The file changed, or the journal broke. Exit code 2 would mean that nothing was paid.

@@ -136,7 +136,7 @@ async def resume(
             async with shown(tally, screen, lambda: tally.left):
                 await asyncio.gather(*map(save, paid))
         except asyncio.CancelledError:
-            screen.say(f"Stopped. The tasks continue. {AGAIN}")
+            screen.stop("The tasks continue.", AGAIN)
             raise
     return tally.report(output, screen, out, journal, files)
 

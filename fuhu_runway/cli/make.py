@@ -7,8 +7,10 @@ that prints the command that continues.
 
 import asyncio
 import contextlib
+import difflib
 import json
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -23,17 +25,20 @@ from fuhu_runway._journal_file import command_line
 from fuhu_runway.models import (
     DEFAULT_MODEL,
     DEFAULT_WAIT,
+    MODELS,
     ActOne,
     Generation,
     ImageToVideo,
     MotionVector,
     OfficialImageToVideo,
     TaskRecord,
+    TaskState,
     TextToVideo,
     VideoToVideo,
     usage_error,
 )
 
+from .batch import STATE_NAME, check_target
 from .console import Lines, close, print_row, write
 from .options import (
     ACCESS,
@@ -49,6 +54,7 @@ from .options import (
     Screen,
     Target,
 )
+from .tally import trouble_of
 
 if TYPE_CHECKING:
     from fuhu_runway.client import Client
@@ -81,7 +87,30 @@ def _json(_: object, tokens: Sequence[Token]) -> Any:
         raise ValueError("""it is not JSON, such as '{"name": "value"}'.""") from None
 
 
+def _check_ratio(_: object, ratio: str | None) -> None:
+    meant = re.fullmatch(r"(\d+)\s*[^\d:.]\s*(\d+)", ratio or "", re.ASCII)
+    if meant:
+        raise ValueError(f"Did you mean {meant[1]}:{meant[2]}?")
+
+
 EXTRA: Final = Parameter(converter=_json, accepts_keys=False)
+
+
+def check_model(name: str | None) -> None:
+    """Raise if *name* differs from that of a known model only in how it is spelled."""
+
+    def digits(word: str) -> list[str]:
+        return re.findall(r"\d", word)
+
+    # Another number is another model, perhaps a new one.
+    known = [row.name for row in MODELS if digits(row.name) == digits(name or "")]
+    meant = difflib.get_close_matches((name or "").lower(), known, 1, cutoff=0.75)
+    if meant and name not in known:
+        raise usage_error(
+            "model",
+            f"--model {name} is not known. Did you mean {meant[0]}?",
+            "If not, add --any-model to send it as it is.",
+        )
 
 
 @Parameter(name="*", group=REQUEST)
@@ -99,6 +128,7 @@ class RequestOptions:
             1280:720 (default).
         seconds: Length of the clip: 10 (default), 5, or another that the model supports.
         model: Such as gen4 (default) or gen4_turbo (default with --official).
+        any_model: Send the model's name as it is, even if it looks mistyped.
         style: Look of the clip: cinematic (default).
         motion: Camera movement, such as y=0.4,r=-6; axes are x, y, z, r, bg_x_pan, bg_y_pan.
         seed: The same seed gives similar clips; with --official.
@@ -111,9 +141,10 @@ class RequestOptions:
     last_image: str | None = None
     image_as_end_frame: bool | None = None
     flip: bool | None = None
-    ratio: str | None = None
+    ratio: Annotated[str | None, Parameter(validator=_check_ratio)] = None
     seconds: Annotated[int | None, WHOLE] = None
     model: str | None = None
+    any_model: bool = False
     style: str | None = None
     motion: Annotated[MotionVector | None, Parameter(converter=_motion, accepts_keys=False)] = None
     seed: Annotated[int | None, WHOLE] = None
@@ -138,6 +169,8 @@ class RequestOptions:
         options = attrs.asdict(self, recurse=False).items()
         given = {name: value for name, value in options if value is not None}
         del given["official"]
+        if not given.pop("any_model"):
+            check_model(given.get("model"))
         for name in given.keys() - attrs.fields_dict(kind).keys():
             option = f"--{name.replace('_', '-')}"
             raise usage_error(name, f"{option} cannot be used with {format_}.", advice)
@@ -181,8 +214,36 @@ class Saving:
         return Path(safe_name(f"{start}-{task_id}"))
 
 
+@Parameter(name="*", group=RESULT)
+@attrs.frozen(kw_only=True)
+class Submitting:
+    """
+    What is recorded, and whether the command waits.
+
+    Args:
+        no_wait: Print the task's id as soon as the task is accepted, and do not wait for its clip.
+        journal: Journal to record the task in; created if needed.
+    """
+
+    no_wait: bool = False
+    journal: Path | None = None
+
+    def check(self, target: Target) -> None:
+        """Raise if the task could not be continued, or the journal is a simulated gateway's."""
+        if target.simulate and (self.no_wait or self.journal):
+            raise usage_error(
+                "simulate",
+                "--simulate cannot be combined with --no-wait or --journal: its tasks end with "
+                "the command.",
+                "Remove it, or start a gateway with `fuhu-runway simulate`.",
+            )
+        if self.journal is not None:
+            check_target(target, self.journal, self.journal.parent / STATE_NAME)
+
+
 REQUEST_OPTIONS: Final = RequestOptions()
 SAVING: Final = Saving()
+SUBMITTING: Final = Submitting()
 _REQUEST: Final = Parameter(group=REQUEST)
 _GATEWAY: Final = Parameter(group=GATEWAY)
 _NO_SECONDS: Final = Parameter(negative=None, negative_none="no-")
@@ -196,6 +257,7 @@ async def generate(
     *,
     options: RequestOptions = REQUEST_OPTIONS,
     saving: Saving = SAVING,
+    submitting: Submitting = SUBMITTING,
     output: Output = OUTPUT,
     target: Target = TARGET,
     screen: Screen,
@@ -208,7 +270,15 @@ async def generate(
     Args:
         prompt: What the clip shows; in any language.
     """
-    await _make(options.request(prompt), saving, output, target, screen)
+    request = options.request(prompt)
+    await _make(
+        request,
+        saving=saving,
+        submitting=submitting,
+        output=output,
+        target=target,
+        screen=screen,
+    )
 
 
 async def restyle(
@@ -220,8 +290,10 @@ async def restyle(
     seconds: Annotated[int | None, _REQUEST, WHOLE, _NO_SECONDS] = 5,
     flip: Annotated[bool, _REQUEST] = False,
     model: Annotated[str, _REQUEST] = DEFAULT_MODEL,
+    any_model: Annotated[bool, _REQUEST] = False,
     extra: Annotated[dict[str, Any] | None, _REQUEST, EXTRA] = None,
     saving: Saving = SAVING,
+    submitting: Submitting = SUBMITTING,
     output: Output = OUTPUT,
     target: Target = TARGET,
     screen: Screen,
@@ -238,8 +310,11 @@ async def restyle(
         seconds: Length of the clip, such as 5 or 10; --no-seconds omits it.
         flip: Portrait instead of landscape.
         model: Name of the model.
+        any_model: Send the model's name as it is, even if it looks mistyped.
         extra: More fields for the request's body, as a JSON object.
     """
+    if not any_model:
+        check_model(model)
     request = VideoToVideo(
         video,
         prompt,
@@ -249,7 +324,14 @@ async def restyle(
         model=model,
         extra={} if extra is None else extra,
     )
-    await _make(request, saving, output, target, screen)
+    await _make(
+        request,
+        saving=saving,
+        submitting=submitting,
+        output=output,
+        target=target,
+        screen=screen,
+    )
 
 
 async def act(
@@ -262,6 +344,7 @@ async def act(
     flip: Annotated[bool | None, _REQUEST, Parameter(negative=None)] = None,
     extra: Annotated[dict[str, Any] | None, _REQUEST, EXTRA] = None,
     saving: Saving = SAVING,
+    submitting: Submitting = SUBMITTING,
     output: Output = OUTPUT,
     target: Target = TARGET,
     screen: Screen,
@@ -287,7 +370,14 @@ async def act(
         flip=flip,
         extra={} if extra is None else extra,
     )
-    await _make(request, saving, output, target, screen)
+    await _make(
+        request,
+        saving=saving,
+        submitting=submitting,
+        output=output,
+        target=target,
+        screen=screen,
+    )
 
 
 async def wait(
@@ -368,8 +458,9 @@ class Errand:
     client: "Client" = attrs.field(init=False)
     #: Where the clip will be saved, once that is known.
     path: Path = attrs.field(init=False)
-    #: How to continue with the paid task, once there is one.
-    advice: str = ""
+    task_id: str = attrs.field(init=False)
+    #: The command that continues with the paid task, once there is one.
+    command: str = ""
     is_submitting: bool = False
     unclaimed: hooks.SubmissionUnclaimed | None = None
 
@@ -378,9 +469,10 @@ class Errand:
         match event:
             case hooks.TaskPolled() if not event.state.is_final:
                 percent = "" if event.progress is None else f"{event.progress:.0%}"
-                self.screen.stage(event.state.value, event.progress, percent)
+                name = "rendering" if event.state is TaskState.RUNNING else event.state.value
+                self.screen.stage(name, event.progress, percent)
             case hooks.RetryScheduled() | hooks.PollFailed():
-                self.screen.stage(f"{event.error}, retrying")
+                self.screen.stage(trouble_of(event))
             case hooks.SubmissionUnclaimed():
                 self.unclaimed = event
 
@@ -392,7 +484,7 @@ class Errand:
 
     def plan(self, task: "Task", prompt: str | None) -> None:
         """Set where the clip is saved, and the command that fetches it if this one cannot."""
-        self.path = self.saving.path(prompt, task.id)
+        self.path, self.task_id = self.saving.path(prompt, task.id), task.id
         if self.target.simulate:
             return  # the simulated gateway ends with this process
         words = ["fuhu-runway", "wait", task.id, "-o", str(self.path), *self.target.access.words()]
@@ -400,7 +492,7 @@ class Errand:
             words.append("--official")
         if self.saving.force:
             words.append("--force")
-        self.advice = f"Continue with: {command_line(*words)}"
+        self.command = command_line(*words)
 
     async def finish(self, task: "Task", output: Output) -> None:
         """Wait for the task, save its clip, and print the result."""
@@ -408,7 +500,7 @@ class Errand:
         def show(progress: "Progress") -> None:
             sizes = [progress.received_bytes, progress.total_bytes]
             shown = "/".join(filesize.decimal(size) for size in sizes if size is not None)
-            self.screen.stage("downloading", progress.fraction, shown)
+            self.screen.stage("saving", progress.fraction, shown)
 
         clip = await task.wait(timeout=self.saving.timeout)
         try:
@@ -440,36 +532,52 @@ class Errand:
         self.screen.close()
         error = self.unclaimed.error if self.unclaimed else None
         if error == errors.SubmissionInDoubt.__name__:
-            outlook = (
-                " The outcome of the request is unknown: it may have been charged. Check the "
-                "balance, or the gateway's own list of tasks, before you submit it again."
+            self.screen.stop(
+                "The outcome of the request is unknown: it may have been charged.",
+                "Check the balance, or the gateway's own list of tasks, before you submit it "
+                "again.",
             )
         elif error:
-            outlook = f" The request was refused ({error}): nothing was charged."
+            self.screen.stop(f"The request was refused ({error}): nothing was charged.")
         elif self.is_submitting:
-            outlook = " Nothing was submitted."
-        elif self.advice:
-            outlook = f" The task continues. {self.advice}"
+            self.screen.stop("Nothing was submitted.")
+        elif self.command:
+            self.screen.stop("The task continues.", f"Continue with: {self.command}", self.task_id)
         else:
-            outlook = " The simulated gateway ended, too." if self.target.simulate else ""
-        self.screen.say(f"Stopped.{outlook}")
+            self.screen.stop("The simulated gateway ended, too." if self.target.simulate else "")
 
 
 async def _make(
-    request: Generation, saving: Saving, output: Output, target: Target, screen: Lines
+    request: Generation,
+    *,
+    saving: Saving,
+    submitting: Submitting,
+    output: Output,
+    target: Target,
+    screen: Lines,
 ) -> None:
-    """Submit, wait and save."""
-    async with _errand(screen, target, saving) as errand:
+    """Submit, and unless --no-wait is given, wait and save."""
+    submitting.check(target)
+    async with _errand(screen, target, saving, submitting.journal) as errand:
         saving.check(getattr(request, "prompt", None))
         errand.is_submitting = True
         screen.stage("submitting")
         task = await errand.client.submit(request)
         errand.accept(task)  # before anything else, so that the id is not lost
-        await errand.finish(task, output)
+        if not submitting.no_wait:
+            await errand.finish(task, output)
+        elif output.json:
+            print_row({"task_id": task.id, "command": errand.command}, output)
+        else:
+            screen.info(f"To get the clip later: {errand.command}")
+            screen.close()
+            write(sys.stdout, task.id)
 
 
 @contextlib.asynccontextmanager
-async def _errand(screen: Lines, target: Target, saving: Saving = SAVING) -> AsyncIterator[Errand]:
+async def _errand(
+    screen: Lines, target: Target, saving: Saving = SAVING, journal: Path | None = None
+) -> AsyncIterator[Errand]:
     """Open a client for one command; if the command has to stop, say how to continue."""
     errand = Errand(screen, target, saving)
     target.check()
@@ -485,15 +593,17 @@ async def _errand(screen: Lines, target: Target, saving: Saving = SAVING) -> Asy
             feed_verb="any",
         )
     async with contextlib.AsyncExitStack() as stack:
-        errand.client = await target.open(stack, screen, simulator, hooks=[errand.watch])
+        errand.client = await target.open(
+            stack, screen, simulator, hooks=[errand.watch], journal=journal
+        )
         try:
             yield errand
         except asyncio.CancelledError:
             await errand.stop()
             raise
         except Exception as error:
-            if errand.advice and not isinstance(error, errors.TaskFailed):
-                error.add_note(errand.advice)
+            if errand.command and not isinstance(error, errors.TaskFailed):
+                error.add_note(f"Continue with: {errand.command}")
             raise
 
 

@@ -695,7 +695,7 @@ async def test_the_progress_shows_errors_until_a_request_succeeds() -> None:
     counts.add(errors.TaskFailed("a", "b", "c"), "1", 320, refunded=True)
     counts.show(Recorder(), 1)
     assert message == [
-        "0 of 5, 1 running, 4 left, RateLimited, retrying",
+        "0 of 5, 1 running, 4 left, waiting: the gateway limits the rate",
         "1 of 5, 1 running, 3 left, 1 failed, 0:00:00 left",
     ]
 
