@@ -262,7 +262,7 @@ def _check_columns(names: list[str], place: str) -> None:
         for sign, called in {",": "comma", ";": "semicolon", "|": "vertical bar"}.items():
             if any(name.partition(sign)[0] in _NAMES for name in names):
                 advice = (
-                    f"Is the separator a {called}? Then begin the file with the line sep={sign}"
+                    f'Is the separator a {called}? Then begin the file with a line "sep={sign}".'
                 )
         raise usage_error("path", f"{place}: no column is a field of a request.", advice)
 

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, TextIO
@@ -315,6 +315,13 @@ def print_row(row: Mapping[str, Any], output: "Output") -> None:
         else:
             text = number(value) if isinstance(value, float) else one_line(str(value))
         write(sys.stdout, f"{name:<{width}}  {text}")
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of cells in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        write(sys.stdout, "  ".join(map(str.ljust, row, widths)).rstrip())
 
 
 def number(value: float) -> str:
