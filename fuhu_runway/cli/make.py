@@ -265,7 +265,7 @@ async def generate(
     """
     Generate a clip from a prompt, or from an image and a prompt, and save it.
 
-    Spends points as soon as the gateway accepts it.
+    Spends points as soon as the gateway accepts it. `submit` is another name for it.
 
     Args:
         prompt: What the clip shows; in any language.
