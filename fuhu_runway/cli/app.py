@@ -58,8 +58,7 @@ app: Final = App(
 )
 
 for _command in (*make.COMMANDS, simulate.simulate, batch.batch, *journal.COMMANDS):
-    names = ("generate", "submit") if _command is make.generate else None
-    app.command(_command, name=names)
+    app.command(_command)
 app.register_install_completion_command(help="Install completion for your shell, once.")
 
 

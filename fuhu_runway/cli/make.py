@@ -7,7 +7,6 @@ that prints the command that continues.
 
 import asyncio
 import contextlib
-import difflib
 import json
 import os
 import re
@@ -24,13 +23,12 @@ from fuhu_runway import errors, hooks
 from fuhu_runway._journal_file import command_line
 from fuhu_runway.models import (
     DEFAULT_MODEL,
-    DEFAULT_WAIT,
-    MODELS,
     ActOne,
     Generation,
     ImageToVideo,
     MotionVector,
     OfficialImageToVideo,
+    OfficialTextToVideo,
     TaskRecord,
     TaskState,
     TextToVideo,
@@ -38,22 +36,21 @@ from fuhu_runway.models import (
     usage_error,
 )
 
-from .batch import STATE_NAME, check_target
 from .console import Lines, close, print_row, write
 from .options import (
     ACCESS,
     GATEWAY,
     OUTPUT,
-    POSITIVE,
     REQUEST,
-    RESULT,
     TARGET,
     WHOLE,
     Access,
     Output,
     Screen,
     Target,
+    check_model,
 )
+from .saving import SAVING, SUBMITTING, Saving, Submitting
 from .tally import trouble_of
 
 if TYPE_CHECKING:
@@ -63,9 +60,6 @@ if TYPE_CHECKING:
 
 SIMULATED_SPEED: Final = 100 / 3
 """A job of 100 s takes 3 s."""
-
-NAME_BYTES: Final = 60
-"""How much of a prompt is in a file name, in bytes; more might leave no room for the id."""
 
 # Options
 
@@ -80,11 +74,14 @@ def _motion(_: object, tokens: Sequence[Token]) -> MotionVector:
         ) from None
 
 
-def _json(_: object, tokens: Sequence[Token]) -> Any:
+def _json(_: object, tokens: Sequence[Token]) -> dict[str, Any]:
     try:
-        return json.loads(tokens[0].value)
+        value = json.loads(tokens[0].value)
     except (ValueError, RecursionError):
-        raise ValueError("""it is not JSON, such as '{"name": "value"}'.""") from None
+        value = None
+    if not isinstance(value, dict):
+        raise TypeError("""it is not a JSON object, such as '{"name": "value"}'.""")
+    return value
 
 
 def _check_ratio(_: object, ratio: str | None) -> None:
@@ -94,23 +91,6 @@ def _check_ratio(_: object, ratio: str | None) -> None:
 
 
 EXTRA: Final = Parameter(converter=_json, accepts_keys=False)
-
-
-def check_model(name: str | None) -> None:
-    """Raise if *name* differs from that of a known model only in how it is spelled."""
-
-    def digits(word: str) -> list[str]:
-        return re.findall(r"\d", word)
-
-    # Another number is another model, perhaps a new one.
-    known = [row.name for row in MODELS if digits(row.name) == digits(name or "")]
-    meant = difflib.get_close_matches((name or "").lower(), known, 1, cutoff=0.75)
-    if meant and name not in known:
-        raise usage_error(
-            "model",
-            f"--model {name} is not known. Did you mean {meant[0]}?",
-            "If not, add --any-model to send it as it is.",
-        )
 
 
 @Parameter(name="*", group=REQUEST)
@@ -127,14 +107,16 @@ class RequestOptions:
         ratio: Width to height, such as 16:9 (default); with --official in pixels, such as
             1280:720 (default).
         seconds: Length of the clip: 10 (default), 5, or another that the model supports.
-        model: Such as gen4 (default) or gen4_turbo (default with --official).
+        model: Such as gen4 (default); with --official gen4.5 (default), or gen4_turbo (default
+            with --image).
         any_model: Send the model's name as it is, even if it looks mistyped.
         style: Look of the clip: cinematic (default).
         motion: Camera movement, such as y=0.4,r=-6; axes are x, y, z, r, bg_x_pan, bg_y_pan.
         seed: The same seed gives similar clips; with --official.
-        watermark: Whether the clip has a watermark; with --official.
+        watermark: Whether the clip has a watermark; with --official and --image.
+        audio: Whether the clip has sound, for models such as veo3.1; with --official.
         extra: More fields for the request's body, as a JSON object.
-        official: Use the official request format; needs --image.
+        official: Use the official request format.
     """
 
     image: str | None = None
@@ -149,6 +131,7 @@ class RequestOptions:
     motion: Annotated[MotionVector | None, Parameter(converter=_motion, accepts_keys=False)] = None
     seed: Annotated[int | None, WHOLE] = None
     watermark: Annotated[bool | None, Parameter(negative=None)] = None
+    audio: Annotated[bool | None, Parameter(negative=None)] = None
     extra: Annotated[dict[str, Any] | None, EXTRA] = None
     official: bool = False
 
@@ -159,9 +142,11 @@ class RequestOptions:
         Raises:
             UsageError: An option cannot be used in this kind of request.
         """
-        kind: type[TextToVideo | ImageToVideo | OfficialImageToVideo]
-        if self.official:
+        kind: type[TextToVideo | ImageToVideo | OfficialTextToVideo | OfficialImageToVideo]
+        if self.official and self.image is not None:
             kind, format_, advice = OfficialImageToVideo, "--official", "Remove one of them."
+        elif self.official:
+            kind, format_, advice = OfficialTextToVideo, "--official alone", "Remove one of them."
         elif self.image is not None:
             kind, format_, advice = ImageToVideo, "--image alone", "Add --official, or remove it."
         else:
@@ -174,76 +159,10 @@ class RequestOptions:
         for name in given.keys() - attrs.fields_dict(kind).keys():
             option = f"--{name.replace('_', '-')}"
             raise usage_error(name, f"{option} cannot be used with {format_}.", advice)
-        if self.official and self.image is None:
-            raise usage_error("image", "--official needs an image.", "Add --image.")
         return kind(prompt=prompt, **given)
 
 
-@Parameter(name="*", group=RESULT)
-@attrs.frozen(kw_only=True)
-class Saving:
-    """
-    Where the clip is saved, and how long to wait for it.
-
-    Args:
-        output_file: File to save the clip in; by default named after the prompt and the task.
-        force: Replace the file if it exists.
-        timeout: How long to wait for the clip, in seconds.
-    """
-
-    output_file: Annotated[Path | None, Parameter(name=("--output", "-o"))] = None
-    force: bool = False
-    timeout: Annotated[float, POSITIVE] = DEFAULT_WAIT
-
-    def check(self, prompt: str | None) -> None:
-        """Raise unless the clip can be saved; called before it is paid for."""
-        from fuhu_runway.paths import check_target
-
-        # A default name contains the id, which is not known yet, so it cannot be taken.
-        path = self.path(prompt, "task")
-        check_target(path, overwrite=self.force or self.output_file is None)
-
-    def path(self, prompt: str | None, task_id: str) -> Path:
-        """Return where the clip of a task is saved."""
-        from fuhu_runway._clip_files import encodable
-        from fuhu_runway.paths import safe_name
-
-        if self.output_file is not None:
-            return self.output_file
-        start = encodable(prompt or "clip").encode()[:NAME_BYTES].decode(errors="ignore")
-        return Path(safe_name(f"{start}-{task_id}"))
-
-
-@Parameter(name="*", group=RESULT)
-@attrs.frozen(kw_only=True)
-class Submitting:
-    """
-    What is recorded, and whether the command waits.
-
-    Args:
-        no_wait: Print the task's id as soon as the task is accepted, and do not wait for its clip.
-        journal: Journal to record the task in; created if needed.
-    """
-
-    no_wait: bool = False
-    journal: Path | None = None
-
-    def check(self, target: Target) -> None:
-        """Raise if the task could not be continued, or the journal is a simulated gateway's."""
-        if target.simulate and (self.no_wait or self.journal):
-            raise usage_error(
-                "simulate",
-                "--simulate cannot be combined with --no-wait or --journal: its tasks end with "
-                "the command.",
-                "Remove it, or start a gateway with `fuhu-runway simulate`.",
-            )
-        if self.journal is not None:
-            check_target(target, self.journal, self.journal.parent / STATE_NAME)
-
-
 REQUEST_OPTIONS: Final = RequestOptions()
-SAVING: Final = Saving()
-SUBMITTING: Final = Submitting()
 _REQUEST: Final = Parameter(group=REQUEST)
 _GATEWAY: Final = Parameter(group=GATEWAY)
 _NO_SECONDS: Final = Parameter(negative=None, negative_none="no-")
@@ -256,7 +175,6 @@ async def generate(
     /,
     *,
     options: RequestOptions = REQUEST_OPTIONS,
-    saving: Saving = SAVING,
     submitting: Submitting = SUBMITTING,
     output: Output = OUTPUT,
     target: Target = TARGET,
@@ -265,20 +183,12 @@ async def generate(
     """
     Generate a clip from a prompt, or from an image and a prompt, and save it.
 
-    Spends points as soon as the gateway accepts it. `submit` is another name for it.
+    Spends points as soon as the gateway accepts it.
 
     Args:
         prompt: What the clip shows; in any language.
     """
-    request = options.request(prompt)
-    await _make(
-        request,
-        saving=saving,
-        submitting=submitting,
-        output=output,
-        target=target,
-        screen=screen,
-    )
+    await _make(options.request(prompt), submitting, output, target, screen)
 
 
 async def restyle(
@@ -292,7 +202,6 @@ async def restyle(
     model: Annotated[str, _REQUEST] = DEFAULT_MODEL,
     any_model: Annotated[bool, _REQUEST] = False,
     extra: Annotated[dict[str, Any] | None, _REQUEST, EXTRA] = None,
-    saving: Saving = SAVING,
     submitting: Submitting = SUBMITTING,
     output: Output = OUTPUT,
     target: Target = TARGET,
@@ -324,14 +233,7 @@ async def restyle(
         model=model,
         extra={} if extra is None else extra,
     )
-    await _make(
-        request,
-        saving=saving,
-        submitting=submitting,
-        output=output,
-        target=target,
-        screen=screen,
-    )
+    await _make(request, submitting, output, target, screen)
 
 
 async def act(
@@ -343,7 +245,6 @@ async def act(
     motion_multiplier: Annotated[int | None, _REQUEST, WHOLE] = None,
     flip: Annotated[bool | None, _REQUEST, Parameter(negative=None)] = None,
     extra: Annotated[dict[str, Any] | None, _REQUEST, EXTRA] = None,
-    saving: Saving = SAVING,
     submitting: Submitting = SUBMITTING,
     output: Output = OUTPUT,
     target: Target = TARGET,
@@ -370,14 +271,44 @@ async def act(
         flip=flip,
         extra={} if extra is None else extra,
     )
-    await _make(
-        request,
-        saving=saving,
-        submitting=submitting,
-        output=output,
-        target=target,
-        screen=screen,
-    )
+    await _make(request, submitting, output, target, screen)
+
+
+async def submit(
+    kind: str,
+    /,
+    *fields: str,
+    submitting: Submitting = SUBMITTING,
+    output: Output = OUTPUT,
+    target: Target = TARGET,
+    screen: Screen,
+) -> None:
+    """
+    Submit a request of any kind, and save the clip.
+
+    Kinds and fields are those of an input file for `batch`, for example:
+    `fuhu-runway submit official_video_upscale video=https://example.com/in.mp4`
+
+    A prompt of several words in place of the kind is text to video.
+
+    Spends points as soon as the gateway accepts it.
+
+    Args:
+        kind: Kind of the request, such as aleph or official_video_upscale; or a prompt.
+        fields: Fields of the request, each as name=value; values are read as in a table.
+    """
+    from fuhu_runway.inputs import request_of
+
+    if " " in kind and "=" not in kind and not fields:  # no kind has a space
+        kind, fields = "text_to_video", (f"prompt={kind}",)
+    pairs = [field.partition("=") for field in fields]
+    for _, equals, _ in pairs:
+        if not equals:
+            raise usage_error(
+                "fields", "A field is not written as name=value.", "Put values in quotes."
+            )
+    request = request_of(kind, {name: value for name, _, value in pairs})
+    await _make(request, submitting, output, target, screen)
 
 
 async def wait(
@@ -442,7 +373,7 @@ async def balance(*, output: Output = OUTPUT, target: Target = TARGET, screen: S
     print_row(attrs.asdict(found, filter=attrs.filters.exclude("raw")), output)
 
 
-COMMANDS: Final = (generate, restyle, act, wait, feed, balance)
+COMMANDS: Final = (generate, restyle, act, submit, wait, feed, balance)
 
 
 # One command while it runs
@@ -548,18 +479,12 @@ class Errand:
 
 
 async def _make(
-    request: Generation,
-    *,
-    saving: Saving,
-    submitting: Submitting,
-    output: Output,
-    target: Target,
-    screen: Lines,
+    request: Generation, submitting: Submitting, output: Output, target: Target, screen: Lines
 ) -> None:
     """Submit, and unless --no-wait is given, wait and save."""
     submitting.check(target)
-    async with _errand(screen, target, saving, submitting.journal) as errand:
-        saving.check(getattr(request, "prompt", None))
+    async with _errand(screen, target, submitting.saving, submitting.journal) as errand:
+        submitting.saving.check(getattr(request, "prompt", None))
         errand.is_submitting = True
         screen.stage("submitting")
         task = await errand.client.submit(request)

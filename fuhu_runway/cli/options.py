@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit
 import attrs
 from cyclopts import Group, Parameter, Token
 
-from fuhu_runway.models import PollPolicy, usage_error
+from fuhu_runway.models import MODELS, PollPolicy, usage_error
 
 from .console import Lines
 
@@ -51,6 +52,23 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a question that names the most similar word; "" if there is none."""
     close = difflib.get_close_matches(word.lower(), list(known), 1)
     return f"Did you mean {close[0]}? " if close else ""
+
+
+def check_model(name: str | None) -> None:
+    """Raise if *name* differs from that of a known model only in how it is spelled."""
+
+    def digits(word: str) -> list[str]:
+        return re.findall(r"\d", word)
+
+    # Another number is another model, perhaps a new one.
+    known = [row.name for row in MODELS if digits(row.name) == digits(name or "")]
+    meant = difflib.get_close_matches((name or "").lower(), known, 1, cutoff=0.75)
+    if meant and name not in known:
+        raise usage_error(
+            "model",
+            f"--model {name} is not known. Did you mean {meant[0]}?",
+            "If not, add --any-model to send it as it is.",
+        )
 
 
 WHOLE: Final = Parameter(converter=_whole_number)

@@ -108,6 +108,15 @@ def test_a_simulated_journal_is_not_for_a_real_gateway(run: Run, gateway: Elsewh
     assert "belongs to a simulated gateway" in done.err
 
 
+def test_submit_takes_a_prompt_of_several_words(run: Run, gateway: Elsewhere) -> None:
+    """Text with a space is a prompt; a word is a kind, and an unknown one sends nothing."""
+    assert run("submit", "a kitten", "--no-wait").code == 0
+    assert gateway.body()["prompt"] == "a kitten"
+    for mistake in ("kitten", "text_to_video prompt=a kitten"):
+        assert run("submit", mistake, "--no-wait").code == 2
+    assert gateway.ask(lambda one: one.submitted) == 1
+
+
 # The user's own words
 
 
@@ -128,7 +137,7 @@ def test_a_simulated_journal_is_not_for_a_real_gateway(run: Run, gateway: Elsewh
         (["restyle", IMAGE, PROMPT, "--model", "Gen4"], "--model Gen4 is not known."),
         (["restyle", IMAGE, PROMPT, "--structure-transformation", "7"], "--structure-tr"),
         (["generate", PROMPT, "--seconds", "99"], "--seconds is 99."),
-        (["generate", PROMPT, "--official"], "--official needs an image. "),
+        (["generate", PROMPT, "--extra", '{"prompt": 1}'], "extra sets 'prompt'"),
         (["generate", PROMPT, "--base-url", "a b"], "--base-url must be an http(s) URL"),
     ],
 )
