@@ -324,7 +324,9 @@ def _request(fields: dict[str, Any]) -> Generation:
     name = fields.pop("kind", "image_to_video" if "image" in fields else "text_to_video")
     kind = KINDS.get(name) if isinstance(name, str) else None
     if kind is None:
-        raise usage_error("kind", "kind is unknown.", f"Use {', '.join(KINDS)}.")
+        close = difflib.get_close_matches(str(name), KINDS, 1)
+        question = f"Did you mean {close[0]}? " if close else ""
+        raise usage_error("kind", "kind is unknown.", f"{question}Use {', '.join(KINDS)}.")
     motion = _motion(fields)
     if motion is not None:
         fields["motion"] = motion

@@ -19,7 +19,7 @@ from fuhu_runway import errors
 
 from . import batch, journal, make, simulate
 from .console import EXIT_CODES, Lines, fail, fail_before, run, write
-from .options import OUTPUT
+from .options import Output
 from .usage import explained, name_as_typed, wants_json
 
 _HELP: Final = """
@@ -73,7 +73,7 @@ def main(tokens: Sequence[str] | None = None) -> int:
     try:
         command, bound, _ = app.parse_args(tokens)
         if inspect.iscoroutinefunction(command):
-            return _run(command, bound)
+            return _run(command, bound, as_json=as_json)
         # `batch`, a help page or the version
         return command(*bound.args, **bound.kwargs) or 0
     except CycloptsError as error:
@@ -89,7 +89,7 @@ def main(tokens: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _run(command: Callable[..., Any], bound: inspect.BoundArguments) -> int:
+def _run(command: Callable[..., Any], bound: inspect.BoundArguments, *, as_json: bool) -> int:
     async def work(screen: Lines) -> int | None:
         try:
             code: int | None = await command(*bound.args, **bound.kwargs, screen=screen)
@@ -98,4 +98,4 @@ def _run(command: Callable[..., Any], bound: inspect.BoundArguments) -> int:
             raise
         return code
 
-    return run(work, bound.arguments.get("output", OUTPUT))
+    return run(work, bound.arguments.get("output", Output(json=as_json)))

@@ -5,7 +5,13 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from cyclopts import App, CycloptsError, UnknownCommandError, UnknownOptionError
+from cyclopts import (
+    App,
+    CycloptsError,
+    MissingArgumentError,
+    UnknownCommandError,
+    UnknownOptionError,
+)
 from cyclopts import UnusedCliTokensError as TooManyError
 from cyclopts import ValidationError as InvalidError
 
@@ -30,6 +36,9 @@ def explained(error: CycloptsError) -> str:
             text = text.replace(f' "{word}"', "", 1)
         case UnknownOptionError(token=token) if not _OPTION.fullmatch(token.keyword or token.value):
             text = "Use -- before a prompt that begins with -, and options before that."
+        case MissingArgumentError(argument=argument) if argument:
+            typed = set(tokens) & set(argument.names)
+            text = f"{typed.pop()} needs a value." if typed else f"{argument.name} is missing."
         case InvalidError(argument=argument) if argument and argument.tokens:
             token = argument.tokens[0]
             name = token.keyword or argument.name

@@ -566,7 +566,7 @@ def test_the_key_may_come_from_a_file(
         (["generate", PROMPT, "--sk-12345"], "Unknown option"),
         (["generate", "- " + PROMPT], "Use -- before a prompt that begins with -"),
         (["generate", *PROMPT.split()], "Put a prompt of several words in quotes"),
-        (["generate"], "requires an argument"),
+        (["generate"], "PROMPT is missing."),
         (["generate", PROMPT, "--seconds", "ten"], "--seconds: it is not a whole number"),
         (["generate", PROMPT, "--seconds", "5.7"], "--seconds: it is not a whole number"),
         (["generate", PROMPT, "--seed", "1.5"], "--seed: it is not a whole number"),
