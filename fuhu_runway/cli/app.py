@@ -17,7 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from fuhu_runway import errors
 
-from . import batch, journal, make, simulate
+from . import batch, doctor, journal, make, simulate
 from .console import EXIT_CODES, Lines, fail, fail_before, run, write
 from .options import Output
 from .usage import explained, name_as_typed, wants_json
@@ -57,7 +57,13 @@ app: Final = App(
     result_action="return_value",
 )
 
-for _command in (*make.COMMANDS, simulate.simulate, batch.batch, *journal.COMMANDS):
+for _command in (
+    *make.COMMANDS,
+    doctor.doctor,
+    simulate.simulate,
+    batch.batch,
+    *journal.COMMANDS,
+):
     app.command(_command)
 app.register_install_completion_command(help="Install completion for your shell, once.")
 

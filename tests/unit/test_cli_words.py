@@ -129,7 +129,6 @@ def test_submit_takes_a_prompt_of_several_words(run: Run, gateway: Elsewhere) ->
         (["generate", "--", "-a", "secret"], "Put options before it."),
         (["generate", PROMPT, "--seconds"], "--seconds needs a value."),
         (["generate", PROMPT, "-o"], "-o needs a value."),
-        (["resume", "journal.db"], "--out is missing."),
         (["submit", "alep", "video=x"], "Did you mean aleph? Use text_to_video"),
         (["balanc", PROMPT], 'Unknown command "balanc". Did you mean "balance"?'),
         (["generate", PROMPT, "--simulat"], "Unknown option: --simulat. Did you mean --simulate?"),
