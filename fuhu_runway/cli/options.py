@@ -180,12 +180,12 @@ class Target:
 
         if simulator is None:
             key, url = self.access.key(), self.access.base_url
+            settings["hooks"] = [screen.watch, *settings.get("hooks", ())]
         else:
             await stack.enter_async_context(simulator)
             screen.say("simulated: a gateway on this machine, no key, no cost")
             key, url = simulator.api_key, simulator.base_url
             settings["polling"] = SIMULATED_POLLING
-        settings["hooks"] = [screen.watch, *settings.get("hooks", ())]
         client = Client(key, base_url=url, gateway=self.access.gateway, **settings)
         address = urlsplit(client.gateway.base_url or "")
         port = address.port or (80 if address.scheme == "http" else 443)

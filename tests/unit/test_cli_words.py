@@ -308,6 +308,15 @@ def test_a_request_is_in_flight_from_its_sending_to_its_outcome(
     assert not screens[-1].in_flight
 
 
+def test_a_simulated_request_costs_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests to a simulated gateway do not count, so that stopping them is not in doubt."""
+    seen: list[object] = []
+    monkeypatch.setattr(console.Lines, "watch", lambda _, event: seen.append(event))
+    monkeypatch.setattr(make, "SIMULATED_SPEED", 1000.0)
+    assert run("generate", PROMPT, "--simulate").code == 0
+    assert seen == []
+
+
 # Completion
 
 
