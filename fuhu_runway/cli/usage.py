@@ -34,7 +34,7 @@ def explained(error: CycloptsError) -> str:
             text = "There are too many arguments. Put a prompt of several words in quotes."
         case UnknownCommandError(unused_tokens=[word, *_]) if not _COMMAND.fullmatch(word):
             text = text.replace(f' "{word}"', "", 1)
-        case UnknownOptionError(token=token) if not _OPTION.fullmatch(token.keyword or token.value):
+        case UnknownOptionError(token=token) if _is_prompt(token.keyword or token.value, tokens):
             text = "Use -- before a prompt that begins with -, and options before that."
         case MissingArgumentError(argument=argument) if argument:
             typed = set(tokens) & set(argument.names)
@@ -45,6 +45,12 @@ def explained(error: CycloptsError) -> str:
             text = f'Invalid value "{token.value}" for {name}. {error.exception_message}'
     sentences = [word for word in tokens if " " in word]
     return f"{redact(text, sentences)} See {command} --help"
+
+
+def _is_prompt(option: str, tokens: Iterable[str]) -> bool:
+    # cyclopts splits "-a kitten" into flags, and may name only the first one.
+    starts = {word.split()[0] for word in tokens if " " in word.strip()}
+    return option in starts or not _OPTION.fullmatch(option)
 
 
 def name_as_typed(error: errors.RunwayError, command: App) -> None:
