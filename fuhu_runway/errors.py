@@ -24,6 +24,7 @@ The tree of everything that can be raised, each leaf saying what happened to the
     │   └── WaitAbandoned
     ├── DownloadError
     │   ├── DownloadIncomplete
+    │   │   └── ClipChanged
     │   └── DownloadRefused
     ├── UnexpectedError
     └── JournalError
@@ -235,6 +236,10 @@ class DownloadIncomplete(DownloadError):
 
     #: How many bytes are kept.
     received_bytes: int = 0
+
+
+class ClipChanged(DownloadIncomplete):
+    """The host sent another file after a stream had handed out bytes: start the stream again."""
 
 
 class DownloadRefused(DownloadError):

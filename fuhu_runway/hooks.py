@@ -330,11 +330,13 @@ class DownloadBroken(Event):
 
 @attrs.frozen
 class DownloadFinished(Event):
-    """A clip is on disk, whole and verified."""
+    """A clip has arrived, whole and verified."""
 
     level: ClassVar[int] = logging.INFO
     task_id: str
     total_bytes: int
+    #: Whether it is in a file; False if the program read or streamed it.
+    is_saved: bool = True
 
 
 @attrs.frozen

@@ -292,10 +292,10 @@ class Journal:
             changes: dict[str, Any] = {"points": event.points, "refunded": int(event.refunded)}
             if ended is JobState.FAILED:
                 changes["error"] = "TaskFailed"
-        elif isinstance(event, DownloadFinished):
+        elif isinstance(event, DownloadFinished) and event.is_saved:
             ended, changes = JobState.SAVED, {"file_bytes": event.total_bytes}
-        elif isinstance(event, ClipHandedOut | DownloadStarted):
-            at = time.time() if isinstance(event, ClipHandedOut) else None
+        elif isinstance(event, ClipHandedOut | DownloadStarted | DownloadFinished):
+            at = None if isinstance(event, DownloadStarted) else time.time()
             self._send(Remark(lambda db: _hand_out(db, event.task_id, at)))
             return
         else:

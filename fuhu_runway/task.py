@@ -12,8 +12,9 @@ from urllib.parse import quote
 
 from ._arguments import check
 from ._notebook import clip_view, task_view
+from ._sinks import paid_for
 from ._waiting.poller import Watch
-from .downloads import MAX_CLIP_BYTES, Progress, paid_for
+from .downloads import MAX_CLIP_BYTES, Progress
 from .errors import ClipMissing, TaskCanceled, TaskFailed, UsageError, discreet
 from .models import DEAD_ENDS, DEFAULT_WAIT, Generation, TaskRecord, TaskState
 from .paths import beside, check_vacant, only_copy

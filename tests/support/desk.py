@@ -15,7 +15,8 @@ from support.servers import reply
 
 from fuhu_runway._http.limiter import RateLimiter
 from fuhu_runway._http.transport import Transport
-from fuhu_runway.downloads import BUFFER_BYTES, Downloader, Source
+from fuhu_runway._sinks import BUFFER_BYTES
+from fuhu_runway.downloads import Downloader, Source
 from fuhu_runway.hooks import Hooks
 from fuhu_runway.models import Limits, Timeouts
 
