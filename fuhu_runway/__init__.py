@@ -1,10 +1,9 @@
 """
 An asyncio SDK for Runway-style video generation: submit once, pay once, never lose a clip.
 
-Names are imported when they are first asked for, so that importing the package costs next to
-nothing.
+Public names are imported on first use, so that importing the package takes almost no time.
 
-PYTEST_DONT_REWRITE: pytest.main() may come after this import, and would warn of it.
+PYTEST_DONT_REWRITE: pytest.main() may be called after this import, and would warn about it.
 """
 
 import importlib
@@ -39,38 +38,6 @@ if TYPE_CHECKING:
     )
     from .paths import safe_name
     from .task import Clip, Task
-
-_HOMES = {
-    "_wire.tables": ("GATEWAYS",),
-    "background": ("BackgroundJob",),
-    "batch": ("Batch", "Item", "Outcome", "Summary"),
-    "callbacks": ("CallbackReceiver",),
-    "client": ("Client",),
-    "downloads": ("Progress",),
-    "journal": ("Journal",),
-    "models": (
-        "ActOne",
-        "Balance",
-        "BalanceRoute",
-        "Gateway",
-        "ImageToVideo",
-        "KeyStyle",
-        "Limits",
-        "MotionVector",
-        "OfficialImageToVideo",
-        "PollPolicy",
-        "RetryPolicy",
-        "TaskRecord",
-        "TaskState",
-        "TextToVideo",
-        "Timeouts",
-        "VideoToVideo",
-    ),
-    "paths": ("safe_name",),
-    "task": ("Clip", "Task"),
-}
-_MODULES = ("errors", "hooks")
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "GATEWAYS",
@@ -107,14 +74,32 @@ __all__ = [
 ]
 
 
+_HOMES = {
+    "GATEWAYS": "_wire.tables",
+    "BackgroundJob": "background",
+    "Batch": "batch",
+    "CallbackReceiver": "callbacks",
+    "Client": "client",
+    "Clip": "task",
+    "Item": "batch",
+    "Journal": "journal",
+    "Outcome": "batch",
+    "Progress": "downloads",
+    "Summary": "batch",
+    "Task": "task",
+    "safe_name": "paths",
+}
+"""The module of each public name that is not in `models`."""
+
+
 def __getattr__(name: str) -> Any:
-    """Import what is asked for (PEP 562)."""
-    if name in _MODULES:
-        return importlib.import_module(f".{name}", __name__)
-    if name not in _HOME_OF:
+    """Import a public name on first use (PEP 562)."""
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
-    globals()[name] = value
+    if name in {"errors", "hooks"}:
+        return importlib.import_module(f".{name}", __name__)
+    module = importlib.import_module(f".{_HOMES.get(name, 'models')}", __name__)
+    value = globals()[name] = getattr(module, name)
     return value
 
 

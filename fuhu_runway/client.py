@@ -1,4 +1,4 @@
-"""What a user holds: `Client`, with one method for each thing that the gateway can be asked."""
+"""`Client`: how it is made, and one short method for each endpoint."""
 
 import asyncio
 import itertools
@@ -53,7 +53,7 @@ from .models import (
 from .task import Task
 
 if TYPE_CHECKING:
-    # It brings a web server along, which most programs have no use for.
+    # It imports a web server, which most programs do not need.
     from .callbacks import CallbackReceiver
 
 _NUMBERS: Final = itertools.count(1)
@@ -63,9 +63,9 @@ class Client:
     """
     A client of one gateway with one key: it submits, waits and saves.
 
-    Make it anywhere, also outside of a running event loop. Use it with `async with`, or call
-    `aclose()`; closed, it refuses every call in that loop until it is entered again. It may be used
-    in several loops: each gets a session of its own, which is closed when its loop ends.
+    Make it anywhere, also outside a running event loop. Use it with `async with`, or call
+    `aclose()`; a closed client refuses every call in that loop until it is entered again. Several
+    loops may use it: each has its own session, which is closed when the loop ends.
 
     Args:
         api_key: The key; by default the environment variable FUHU_API_KEY.
@@ -76,8 +76,8 @@ class Client:
             Authorization header, which would reach the hosts of the clips.
         callback_url: Where the gateway posts its webhooks. By default an address that leads
             nowhere, since some gateways refuse a request without one; None leaves it out.
-        callbacks: Receives the webhooks, in place of *callback_url*: each submission gets an
-            address of its own, and its webhook makes `wait()` poll at once.
+        callbacks: Receives the webhooks, in place of *callback_url*: each submission has its own
+            address, and its webhook makes `wait()` poll at once.
         timeouts: How long one exchange may take.
         retry: How often, and after how long, a request is retried where that is safe.
         polling: When a task is polled.
@@ -166,9 +166,9 @@ class Client:
 
         An app that stops records their ids: `[task.id for task in client.unfinished]`. A task
         leaves the list when `wait()` returns its clip, unless that is being saved then; when its
-        file is complete; and when it has failed. It stays if its caller was cancelled while the
-        request was in flight, or dropped the handle. With a journal, the list begins with what
-        earlier processes left. It may be read in any loop, before and after `aclose()`.
+        file is complete; and when it has failed. It stays if the caller was cancelled while the
+        request was in flight, or dropped the handle. With a journal, the list begins with the
+        tasks of earlier processes. It may be read in any loop, before and after `aclose()`.
         """
         return self._sessions.unfinished
 
@@ -186,12 +186,12 @@ class Client:
 
     async def aclose(self) -> None:
         """
-        Close what this client opened in the running loop. It is safe to call again.
+        Close what this client opened in the running loop; safe to call again.
 
-        From here on each call in this loop is refused before anything is sent. Waits and downloads
-        end with errors of their own, and their tasks go on at the gateway. A paid request in flight
-        is waited for, for up to `Timeouts.total`, since only its response holds the id of the task:
-        cancelling this call does not cancel that. What is not finished then is in `unfinished`.
+        From now on each call in this loop is refused before anything is sent. Waits and downloads
+        end with an error, and their tasks go on at the gateway. Paid requests in flight are waited
+        for, for up to `Timeouts.total`, since only the response holds the id of the task, even if
+        this call is cancelled. Tasks that are not finished then are in `unfinished`.
         """
         await self._sessions.aclose()
 
@@ -200,8 +200,8 @@ class Client:
         End every wait in the running loop with `WaitAbandoned`, without closing the client.
 
         For a server that shuts down: open streams of updates end, so that the shutdown can begin.
-        Background jobs and batches wait as well, so they end too. The tasks go on at the gateway,
-        and may be waited for again.
+        Background jobs and batches end too. The tasks go on at the gateway, and may be waited for
+        again.
         """
         session = self._sessions.by_loop.get(asyncio.get_running_loop())
         if session is not None:
@@ -216,10 +216,10 @@ class Client:
         """
         Submit a request of any kind and return its task.
 
-        Spends points as soon as the gateway accepts it. It is sent at most once: it is retried only
-        where it provably was not accepted, and if that is unknown, `SubmissionInDoubt` is raised
-        and nothing is sent again. If the caller is cancelled while the request is in flight, the
-        request goes on and its task appears in `unfinished`.
+        Spends points as soon as the gateway accepts it. It is retried only if it provably was not
+        accepted; if that is unknown, `SubmissionInDoubt` is raised and nothing is sent again. If
+        the caller is cancelled while the request is in flight, the request goes on and its task
+        appears in `unfinished`.
 
         Args:
             request: What to make.
@@ -240,7 +240,7 @@ class Client:
             RateLimited: Refused until the retry policy gave up; nothing was charged.
             ModelUnavailable: No channel offers the model; nothing was charged.
             NotSent: The gateway could not be reached; nothing was charged.
-            NotFound: There is no such route, or a web page in its place; nothing was charged.
+            NotFound: The gateway does not have this route; nothing was charged.
             SubmissionInDoubt: Sent, and its fate is unknown; now, or under this name before.
             JournalError: The journal cannot be used; nothing was sent.
         """
@@ -265,12 +265,17 @@ class Client:
         tag: str | None = None,
     ) -> Task:
         """
-        Submit a prompt, or a picture and a prompt, and return the task.
+        Submit a prompt, or a picture and a prompt, and return the task; costs as `submit`.
 
-        Costs and errors as in `submit`. Arguments as in `TextToVideo`, or with *image*, the address
-        of the first frame, as in `ImageToVideo`; *last_image*, *image_as_end_frame* and *flip* need
-        an image.
+        Arguments as in `TextToVideo`, or with *image*, the address of the first frame, as in
+        `ImageToVideo`; *last_image*, *image_as_end_frame* and *flip* need an image.
         """
+        if image is None and (last_image is not None or image_as_end_frame or flip):
+            raise usage_error(
+                "image",
+                "last_image, image_as_end_frame and flip need an image.",
+                "Pass the image, or leave them out: this would be charged as text to video.",
+            )
         common: dict[str, Any] = {
             "ratio": ratio,
             "seconds": seconds,
@@ -280,23 +285,11 @@ class Client:
             "extra": {} if extra is None else extra,
         }
         request: Generation
-        if image is not None:
-            request = ImageToVideo(
-                prompt,
-                image,
-                last_image=last_image,
-                image_as_end_frame=image_as_end_frame,
-                flip=flip,
-                **common,
-            )
-        elif last_image is None and not image_as_end_frame and not flip:
+        if image is None:
             request = TextToVideo(prompt, **common)
         else:
-            raise usage_error(
-                "image",
-                "last_image, image_as_end_frame and flip need an image, and none was given.",
-                "Give the image, or leave them out: this would be charged as text to video.",
-            )
+            common |= {"last_image": last_image, "image_as_end_frame": image_as_end_frame}
+            request = ImageToVideo(prompt, image, flip=flip, **common)
         return await self._sessions.submit(request, custom_id=custom_id, tag=tag)
 
     @discreet
@@ -362,19 +355,19 @@ class Client:
         """
         Submit a request, return as soon as it is accepted, and follow it in the background.
 
-        For servers: a route starts the job and answers, while the client waits for the clip, saves
+        For servers: a route starts the job and responds, while the client waits for the clip, saves
         it, and retries for some minutes if saving fails. Until the file is complete, the task is in
-        `unfinished`. Its end is a `JobEnded` event, and `await job` waits for it. Closing the
+        `unfinished`. `await job` waits for its end, which is also a `JobEnded` event. Closing the
         client ends the job; the task goes on at the gateway. Costs and errors as in `submit`.
 
         Args:
             work: A request, a prompt, or a task that exists already, such as one of `unfinished`.
-            save: The file to write; None saves none, and the clip is what `await job` returns. If
-                the journal knows the name as paid and not saved, and there is a file, it may be
+            save: The file to write; None saves none. `await job` returns the clip either way. If
+                the journal knows the name as paid and not saved, and the file exists, it may be
                 the clip: it is compared, and a clip that differs is saved beside it.
-            overwrite: Whether a file of that name may be replaced.
-            custom_id: Your own name for it; the same name is the same task and is paid once.
-            tag: Text of yours that travels with the job.
+            overwrite: Whether an existing file may be replaced.
+            custom_id: As in `submit`.
+            tag: As in `submit`.
             timeout: How long to wait for the task, in seconds; None waits without limit.
         """
         check(save=save, overwrite=overwrite, timeout=timeout)
@@ -399,11 +392,11 @@ class Client:
         """
         Submit many prompts, and yield the outcome of each job as it ends.
 
-        Costs, options and errors as in `Batch`, which this runs: `in_flight`, `download_to`,
-        `timeout`, `max_points`, `retry_failed` and `overwrite`.
+        Costs and options as in `Batch`, which this runs: `in_flight`, `download_to`, `timeout`,
+        `max_points`, `retry_failed` and `overwrite`.
 
         Raises:
-            UsageError: An argument is wrong, or the source yielded something that is no request.
+            UsageError: An argument is wrong, or an item of the source is not a request.
             JournalError: The journal cannot be opened; nothing was sent.
         """
         async with aclosing(self.batch(prompts, **options).outcomes()) as outcomes:
@@ -414,10 +407,9 @@ class Client:
 
     async def find(self, custom_id: str) -> Task | None:
         """
-        Return the task that was submitted under a name, here or according to the journal.
+        Return the task that was submitted under a name; None if it was refused or is in doubt.
 
-        Free, and sends nothing. None if nothing was submitted under the name, or it was refused,
-        or it is in doubt.
+        Free, and sends nothing: this client or its journal knows the name.
 
         Raises:
             UsageError: The name is not a usable string, or the client is closed.
@@ -468,7 +460,7 @@ class Client:
         Return what is left to spend, in the gateway's unit; free.
 
         Raises:
-            GatewayError: The gateway refuses, or has no such route.
+            GatewayError: The gateway refuses, or does not have this route.
             TransportError: It cannot be reached.
             UnreadableReply: No known dialect fits the response.
         """
@@ -477,10 +469,9 @@ class Client:
 
 class Official:
     """
-    The official Runway format, as the same gateways offer it.
+    The official Runway format of the same gateway.
 
-    Its tasks are polled at addresses of their own: use the task that the submit returned, or
-    `client.official.task(id)`.
+    Attach to one of its tasks with `client.official.task(id)`.
     """
 
     def __init__(self, client: Client) -> None:
@@ -502,11 +493,7 @@ class Official:
         custom_id: str | None = None,
         tag: str | None = None,
     ) -> Task:
-        """
-        Submit a picture in the official format and return the task.
-
-        Costs and errors as in `Client.submit`, arguments as in `OfficialImageToVideo`.
-        """
+        """Submit a picture; costs as `Client.submit`, arguments as in `OfficialImageToVideo`."""
         request = OfficialImageToVideo(
             image,
             prompt,

@@ -1,5 +1,5 @@
 """
-The tree of everything that can be raised, each leaf saying what happened to the request.
+The exception tree. Each leaf says what happened to the request.
 
     RunwayError
     ├── UsageError (ValueError)
@@ -32,8 +32,8 @@ The tree of everything that can be raised, each leaf saying what happened to the
         └── JournalTooNew
 
 Every text has three parts: what happened, what that means for the money, and what to do next.
-No text, and no field, ever holds a key, a prompt, a signed URL or an IP address, so an error
-may be logged, pickled and sent around as it is. Durations are in seconds.
+No text and no field holds a key, a prompt, a signed URL or an IP address, so an error may be
+logged, pickled and sent on as it is. Durations are in seconds.
 """
 
 import enum
@@ -51,20 +51,20 @@ E = TypeVar("E", bound=BaseException)
 
 
 class Fate(enum.Enum):
-    """What is known about a request that did not simply succeed (api-facts 5.2)."""
+    """What is known about a request that failed (api-facts 5.2)."""
 
     UNSENT = "unsent"
     """It provably never reached the gateway."""
     REFUSED = "refused"
-    """It was turned away whole, for now: the same request may be welcome later."""
+    """It was refused for now: the same request may be accepted later."""
     UNKNOWN = "unknown"
     """It may have been accepted and charged."""
     REJECTED = "rejected"
-    """It was turned away for good: the same request will be turned away again."""
+    """It was refused for good: the same request will be refused again."""
 
 
 def sentence(text: str) -> str:
-    """Return *text* with one full stop at its end; words quoted there may bring their own."""
+    """Return *text* with one full stop at its end, also if it ends with a quoted sentence."""
     ended = text if not text or text.endswith(tuple(".!?。！？…")) else f"{text}."
     return re.sub(r"(?<!\.)(\.|\.{3}|[!?。！？…])\.$", r"\1", ended)
 
@@ -72,9 +72,9 @@ def sentence(text: str) -> str:
 @attrs.define(eq=False, slots=False)
 class RunwayError(Exception):
     """
-    Something did not go as asked; the root of every exception that this package raises.
+    The base of every exception that this package raises.
 
-    The fields are positional, so that every error pickles and copies with all it knows.
+    The fields are positional, so that every error pickles and copies with all its fields.
     """
 
     #: What happened, in one sentence.
@@ -83,9 +83,9 @@ class RunwayError(Exception):
     money: str = attrs.field(converter=sentence)
     #: What to do next, in one sentence.
     advice: str = attrs.field(converter=sentence)
-    #: The task concerned, where there is one.
+    #: The task concerned, if there is one.
     task_id: str | None = None
-    #: The gateway's own name for the exchange, where it gave one; its support asks for it.
+    #: The gateway's own id of the exchange, if it has one; its support asks for it.
     request_id: str | None = None
 
     def __str__(self) -> str:
@@ -97,7 +97,7 @@ class RunwayError(Exception):
 
 @attrs.define(eq=False, slots=False)
 class UsageError(RunwayError, ValueError):
-    """The call itself is wrong: it was not sent, and nothing was charged."""
+    """The call is wrong: nothing was sent, and nothing was charged."""
 
     #: The argument or field that is wrong.
     field: str | None = None
@@ -105,9 +105,9 @@ class UsageError(RunwayError, ValueError):
 
 @attrs.define(eq=False, slots=False)
 class TransportError(RunwayError):
-    """No usable answer came back."""
+    """No usable response came back."""
 
-    #: What is known about the request that got no answer.
+    #: What is known about the request.
     fate: Fate = Fate.UNKNOWN
 
 
@@ -116,33 +116,33 @@ class NotSent(TransportError, ConnectionError):
 
 
 class NoReply(TransportError, TimeoutError):
-    """A free request got no whole answer in time, or its connection broke: nothing was charged."""
+    """A free request got no complete response in time or lost its connection; it costs nothing."""
 
 
 class SubmissionInDoubt(TransportError):
     """
     A paid request whose fate is unknown: it may have been accepted, and is never sent again.
 
-    `task_id` is the task that the answer names, if it names one: `client.task(task_id)` follows
-    it. `__cause__` says what was seen in place of an acceptance.
+    `task_id` is the task that the response names, if it names one: `client.task(task_id)` follows
+    it. `__cause__` is the error that came in place of an acceptance.
     """
 
 
 @attrs.define(eq=False, slots=False)
 class GatewayError(RunwayError):
-    """The gateway answered, and the answer is no."""
+    """The gateway refused the request."""
 
-    #: HTTP status of the answer.
+    #: HTTP status of the response.
     status: int = 0
     #: The gateway's own code for it, such as "task_not_exist".
     code: str | None = None
     #: The gateway's own words, with secrets taken out.
     message: str | None = None
-    #: How long the gateway asks to be left alone, in seconds.
+    #: How long to wait before the next request, in seconds, if the gateway says so.
     retry_after: float | None = None
     #: What is known about the request.
     fate: Fate = Fate.REJECTED
-    #: The shape of the answer with every text in it hidden, as of an `UnreadableReply`.
+    #: The shape of the response with every text in it hidden, as in `UnreadableReply.excerpt`.
     body: str = ""
 
 
@@ -155,19 +155,19 @@ class Unauthorized(GatewayError):
 
 
 class OutOfCredits(GatewayError):
-    """The account or the key has nothing left to spend, in whatever status that was dressed."""
+    """The account or the key has nothing left to spend, whatever the HTTP status is."""
 
 
 class NotFound(GatewayError):
-    """The gateway knows no such task, or has nothing at this address."""
+    """The gateway does not know the task, or has nothing at this address."""
 
 
 class RateLimited(GatewayError):
-    """The gateway asks for fewer requests, and took none of this one."""
+    """The gateway asks for fewer requests, and did not accept this one."""
 
 
 class GatewayDown(GatewayError):
-    """The gateway or what is behind it is in trouble."""
+    """The gateway, or a service behind it, fails."""
 
 
 class ModelUnavailable(GatewayDown):
@@ -176,31 +176,31 @@ class ModelUnavailable(GatewayDown):
 
 @attrs.define(eq=False, slots=False)
 class UnreadableReply(RunwayError):
-    """An answer came that no known dialect fits."""
+    """No known dialect fits the response."""
 
-    #: HTTP status of the answer.
+    #: HTTP status of the response.
     status: int = 0
-    #: What was missing or wrong, each with its place, such as "required field missing @ $.task_id".
+    #: What is missing or wrong, each with its place, such as "required field missing @ $.task_id".
     reasons: tuple[str, ...] = ()
-    #: The shape of the answer with every text in it hidden.
+    #: The shape of the response with every text in it hidden.
     excerpt: str = ""
     #: What is known about the request.
     fate: Fate = Fate.UNKNOWN
 
 
 class TaskError(RunwayError):
-    """A paid task that gave no clip, or has not yet."""
+    """A paid task has no clip, or none yet."""
 
 
 @attrs.define(eq=False, slots=False)
 class TaskFailed(TaskError):
-    """The work itself failed: there will be no clip."""
+    """The task failed: there will be no clip."""
 
     #: The gateway's reason, with secrets taken out.
     reason: str | None = None
-    #: The machine's name for the reason, where the gateway gave one.
+    #: The gateway's code for the reason, if it has one.
     code: str | None = None
-    #: Points that the task used, in the gateway's unit; None where it did not say.
+    #: Points that the task used, in the gateway's unit; None if that is not known.
     points: float | None = None
     #: Whether the gateway said that the points were given back.
     refunded: bool = False
@@ -211,14 +211,14 @@ class TaskCanceled(TaskFailed):
 
 
 class ClipMissing(TaskError):
-    """The gateway calls the task a success and shows no address for the clip."""
+    """The gateway reports success and shows no address of the clip."""
 
 
 @attrs.define(eq=False, slots=False)
 class WaitTimeout(TaskError, TimeoutError):
-    """We stopped waiting; the task goes on, and may be waited for again."""
+    """The wait is over before the task; the task goes on, and may be waited for again."""
 
-    #: How long was waited, in seconds.
+    #: How long the wait was, in seconds.
     timeout: float = 0.0
 
 
@@ -227,12 +227,12 @@ class WaitAbandoned(TaskError):
 
 
 class DownloadError(RunwayError):
-    """The clip exists and is paid for, and its file is not here yet."""
+    """The clip exists and is paid for, and is not saved yet."""
 
 
 @attrs.define(eq=False, slots=False)
 class DownloadIncomplete(DownloadError):
-    """The bytes did not all arrive; those that did are kept and the next attempt goes on there."""
+    """Only a part of the clip arrived; it is kept, and the next download continues there."""
 
     #: How many bytes are kept.
     received_bytes: int = 0
@@ -243,34 +243,31 @@ class ClipChanged(DownloadIncomplete):
 
 
 class DownloadRefused(DownloadError):
-    """What came is not a clip, or is more than was allowed, or may not be written there."""
+    """The file is not a clip, is larger than allowed, or its address must not be fetched."""
 
 
 class UnexpectedError(RunwayError):
-    """An error that this package does not foresee ended one job of a batch."""
+    """An unexpected error ended one job of a batch."""
 
 
-@attrs.define(eq=False, slots=False)
 class JournalError(RunwayError):
-    """The journal cannot be read or written, so nothing is sent that it could not remember."""
+    """The journal cannot be read or written, so no paid request is sent."""
 
 
-@attrs.define(eq=False, slots=False)
 class JournalBusy(JournalError):
     """Another process has the journal open."""
 
 
-@attrs.define(eq=False, slots=False)
 class JournalTooNew(JournalError):
     """A newer version of this package wrote the journal."""
 
 
-# Tools that report errors show the variables of each frame that an error passed. Those of this
-# package hold keys, prompts and answers, and say nothing that the error does not say.
+# Tools that report errors show the variables of each frame that an error passed. The frames of
+# this package hold keys, prompts and responses, and add nothing to the text of the error.
 
 
 def drop_frames(error: E, outer: BaseException | None = None) -> E:
-    """Return *error* without the frames that it, and what it came from, passed; not of *outer*."""
+    """Return *error* without the frames of it and its causes; *outer* keeps its own."""
     waiting: list[BaseException | None] = [error]
     seen = {id(outer)}
     while waiting:
@@ -320,7 +317,7 @@ R = TypeVar("R", bound=RunwayError)
 
 
 def copied(error: R) -> R:
-    """Return an equal error: one that is raised twice would gather the tracebacks of both."""
-    twin = type(error)(*(getattr(error, field.name) for field in type(error).__attrs_attrs__))
+    """Return an equal error: one that is raised twice would collect the tracebacks of both."""
+    twin = attrs.evolve(error)
     twin.__cause__ = error.__cause__
     return twin

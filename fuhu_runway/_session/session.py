@@ -1,10 +1,9 @@
-"""What belongs to one event loop: a transport, a scheduler and a downloader, closed with it."""
+"""What belongs to one event loop: a transport, a poller and a downloader, closed with it."""
 
 import asyncio
 import contextvars
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
-from functools import partial
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import aiohttp
@@ -39,18 +38,23 @@ class Settings:
     clock: Clock
     #: The number of the client, which its events hold.
     client: int = 0
-    #: How often to poll while webhooks are relied on, in seconds; None where there are none.
+    #: How often to poll while webhooks are relied on, in seconds; None without a receiver.
     net: float | None = None
-    #: Shared by all sessions: what was learned in one loop holds in the next.
+    #: Shared by all sessions: durations learned in one loop hold in the next.
     learner: Learner = attrs.Factory(lambda self: Learner(self.polling), takes_self=True)
-    #: Shared as well: a task goes on, whatever becomes of the loop it was submitted in.
+    #: Shared as well: a task goes on at the gateway after its loop has ended.
     unfinished: Unfinished = attrs.field(factory=Unfinished)
 
 
 class Session:
-    """The moving parts of one client in one event loop; to be made inside of it."""
+    """
+    The moving parts of one client in one event loop; made inside it.
 
-    def __init__(self, settings: Settings) -> None:
+    It closes itself when the loop ends, unless it is closed by then, and calls *forget*.
+    """
+
+    def __init__(self, settings: Settings, forget: Callable[[], object]) -> None:
+        self._settings = settings
         self.limiter = RateLimiter(
             settings.limits,
             settings.clock,
@@ -84,11 +88,12 @@ class Session:
             settings.hooks,
             settings.polling.url_grace,
         )
-        self._told_closed = partial(settings.hooks.emit, ClientClosed(settings.client))
-        self._keeper: AsyncGenerator[None, None] | None = None
-        self._closing: asyncio.Task[None] | None = None
-        self._errands: set[asyncio.Task[Any]] = set()
+        self._errands: set[asyncio.Task[None]] = set()
         self._jobs: set[asyncio.Task[Any]] = set()
+        self._keeper = self._keep(forget)
+        # One step, up to the yield; it never suspends, so that this need not be a coroutine.
+        with suppress(StopIteration):
+            self._keeper.__anext__().send(None)
 
     async def _poll(self, request: Request, sent_at: float) -> TaskRecord:
         # No retries: the poller polls again at its own intervals.
@@ -97,74 +102,45 @@ class Session:
 
     def run(self, errand: Coroutine[Any, Any, None]) -> None:
         """Start something in the background, in an empty context; closing cancels it."""
-        self._start(errand, self._errands, contextvars.Context())
+        task = asyncio.create_task(errand, context=contextvars.Context())
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
 
     def follow(self, job: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
-        """Start what ends by itself when its wait or its download is ended; closing awaits it."""
-        return self._start(job, self._jobs, contextvars.copy_context())
-
-    def _start(
-        self,
-        work: Coroutine[Any, Any, T],
-        running: set[asyncio.Task[Any]],
-        context: contextvars.Context,
-    ) -> "asyncio.Task[T]":
-        task = asyncio.get_running_loop().create_task(work, context=context)
-        running.add(task)
-        task.add_done_callback(running.discard)
+        """Start a job that ends when closing ends its wait or its download; closing awaits it."""
+        task = asyncio.create_task(job)
+        self._jobs.add(task)
+        task.add_done_callback(self._jobs.discard)
         return task
 
-    def stay_until_the_loop_ends(self, forget: Callable[[], object]) -> None:
-        """
-        Close this session when the loop ends, unless it is closed by then, and call *forget*.
-
-        `asyncio.run` closes the asynchronous generators that are still suspended while the loop
-        still runs: the one moment at which a session that was left open can be closed.
-        """
-
-        async def keep() -> AsyncGenerator[None, None]:
-            try:
-                yield
-            finally:
-                try:
-                    await self._close()
-                finally:
-                    forget()
-
-        self._keeper = keep()
-        # One step, up to the yield; it never suspends, so that this need not be a coroutine.
-        try:
-            self._keeper.__anext__().send(None)
-        except StopIteration:
-            return
-
     async def aclose(self) -> None:
-        """
-        Close everything. Call it again at any time: each call returns when all is closed.
+        """Close everything, once; it must not be cancelled, since paid requests are waited for."""
+        await self._keeper.aclose()
 
-        It cannot be cancelled half-way, since the answers to paid requests are waited for: a
-        cancelled caller leaves it to a task of its own.
-        """
-        if self._closing is None and self._keeper is not None:
-            self._closing = asyncio.get_running_loop().create_task(self._keeper.aclose())
-        if self._closing is not None:
-            await asyncio.shield(self._closing)
+    async def _keep(self, forget: Callable[[], object]) -> AsyncGenerator[None, None]:
+        # `asyncio.run` closes the asynchronous generators that are still suspended while the loop
+        # still runs: the one moment at which a session that was left open can be closed.
+        try:
+            yield
+        finally:
+            try:
+                await self._close()
+            finally:
+                self._settings.hooks.emit(ClientClosed(self._settings.client))
+                forget()
 
     async def _close(self) -> None:
-        # First of all: room that comes free now is not for those who still wait to submit.
+        # First, so that a submission that waits for a slot does not get one that comes free now.
         self.transport.stop()
         try:
             await self.poller.aclose()
         finally:
-            try:
-                await self.transport.aclose()
-                await asyncio.gather(*self._jobs, return_exceptions=True)
-                # Last, since an answer that came while closing may have begun one.
-                for errand in self._errands:
-                    errand.cancel()
-                await asyncio.gather(*self._errands, return_exceptions=True)
-            finally:
-                self._told_closed()
+            await self.transport.aclose()
+            await asyncio.gather(*self._jobs, return_exceptions=True)
+            # Last, since an answer that came while closing may have begun one.
+            for errand in self._errands:
+                errand.cancel()
+            await asyncio.gather(*self._errands, return_exceptions=True)
 
 
 class TaskBudget:
@@ -180,40 +156,40 @@ class TaskBudget:
         self._poller = poller
         self._outstanding: set[Watch] = set()
         self._submitting = 0
-        self._door = asyncio.Lock()  # first come, first served
-        self._news: asyncio.Future[None] | None = None
+        self._first = asyncio.Lock()  # first come, first served
+        self._submitted = asyncio.Event()
 
     @asynccontextmanager
     async def one_more(self, held: Callable[[int], object]) -> AsyncIterator[None]:
         """
-        Come back when one more may be submitted, and count that submission.
+        Wait until one more task may be submitted, and count that submission.
 
-        If that is not at once, *held* is called with how many there are.
+        If there is no free slot at once, *held* is called with the number of tasks.
         """
         if self.at_most is None:
             yield
             return
-        if self._door.locked() or self._count() >= self.at_most:
+        if self._first.locked() or self._count() >= self.at_most:
             held(self._count())
-        async with self._door:
+        async with self._first:
             while self._count() >= self.at_most:
-                await self._one_ends()
+                self._submitted.clear()
+                waits: list[asyncio.Task[Any]] = [
+                    asyncio.create_task(self._submitted.wait()),
+                    *(asyncio.create_task(self._end_of(watch)) for watch in self._outstanding),
+                ]
+                try:
+                    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for wait in waits:
+                        wait.cancel()
+                    await asyncio.gather(*waits, return_exceptions=True)
             self._submitting += 1
         try:
             yield
         finally:
-            self._submitted()
-
-    def hold(self, flight: "asyncio.Task[Any]") -> None:
-        """Count a submission whose caller was cancelled, until its answer is here."""
-        if self.at_most is not None:
-            self._submitting += 1
-            flight.add_done_callback(self._submitted)
-
-    def _submitted(self, _flight: object = None) -> None:
-        self._submitting -= 1
-        if self._news is not None and not self._news.done():
-            self._news.set_result(None)
+            self._submitting -= 1
+            self._submitted.set()
 
     def add(self, watch: Watch) -> None:
         """Count a task that was accepted."""
@@ -223,23 +199,12 @@ class TaskBudget:
     def _count(self) -> int:
         return self._submitting + len(self._outstanding)
 
-    async def _one_ends(self) -> None:
-        self._news = asyncio.get_running_loop().create_future()
-        ends = [asyncio.ensure_future(self._end_of(watch)) for watch in self._outstanding]
-        try:
-            await asyncio.wait([self._news, *ends], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for end in ends:
-                end.cancel()
-            await asyncio.gather(*ends, return_exceptions=True)
-
     async def _end_of(self, watch: Watch) -> None:
         # One that can no longer be followed is not counted: it would block submissions without end.
-        try:
-            await self._poller.settled(watch, None)
-        except WaitAbandoned:
-            if not self._poller.is_closed:
-                return  # the waits were ended, and the task goes on
-        except RunwayError:
-            pass
+        with suppress(RunwayError):
+            try:
+                await self._poller.settled(watch, None)
+            except WaitAbandoned:
+                if not self._poller.is_closed:
+                    return  # the waits were ended, and the task goes on
         self._outstanding.discard(watch)

@@ -1,8 +1,8 @@
 """
 What one client holds: a session for each event loop, and what they share.
 
-They share the handles, the names of submissions, the journal, and the list of unfinished tasks,
-since a task goes on whatever becomes of the loop that it was submitted in.
+They share the handles, the names of submissions, the journal and the list of unfinished tasks,
+since a task goes on at the gateway after its loop has ended.
 """
 
 import asyncio
@@ -11,12 +11,10 @@ import functools
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING
-from weakref import WeakSet, WeakValueDictionary, ref
-
-import aiohttp
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet, WeakValueDictionary
 
 from fuhu_runway import hooks as events
 from fuhu_runway._arguments import checked_id
@@ -29,6 +27,7 @@ from fuhu_runway._wire.decode import read_balance, read_task
 from fuhu_runway._wire.encode import Request, ask_balance, ask_task, build
 from fuhu_runway._wire.tables import BALANCE_ENDPOINTS, ENDPOINTS, SUBMITS, feed
 from fuhu_runway.downloads import Progress, Source, origin_of
+from fuhu_runway.errors import JournalError, discreet
 from fuhu_runway.journal import Entry, Job, JobState, Journal, Plan
 from fuhu_runway.models import (
     Balance,
@@ -41,14 +40,14 @@ from fuhu_runway.models import (
 )
 from fuhu_runway.task import Clip, Task
 
+from . import webhooks
 from .names import Names
 from .session import Session, Settings
-from .submission import submit
-from .webhooks import ENDPOINT_NAMES, Webhooks
+from .submission import Submission
 
 if TYPE_CHECKING:
-    # It brings a web server along, which most programs have no use for.
-    from fuhu_runway.callbacks import Address, CallbackReceiver
+    # It imports a web server, which most programs do not need.
+    from fuhu_runway.callbacks import Address, CallbackReceiver, Webhook
 
 
 class Sessions:
@@ -69,7 +68,7 @@ class Sessions:
         self.gateway = gateway
         self.key = key
         self._callback_url = callback_url
-        self._callbacks = callbacks
+        self.receiver = callbacks
         self._owns_journal = journal is not None and not isinstance(journal, Journal)
         self.journal = (
             journal if journal is None or isinstance(journal, Journal) else Journal(journal)
@@ -87,15 +86,10 @@ class Sessions:
         #: What earlier processes left, with the event for the first wait for it.
         self._left: dict[Name, events.TaskAttached] = {}
         self.names = Names(keeps_all=self.journal is None)
-        self.webhooks = Webhooks(
-            receiver=callbacks,
-            sessions=ref(self),
-            by_loop=self.by_loop,
-            journal=self.journal,
-            unfinished=settings.unfinished,
-            hooks=self.hooks,
-            clock=settings.clock,
-        )
+        #: Addresses of an earlier process that were looked up in the journal.
+        self.looked_up: set[bytes] = set()
+        if callbacks is not None:
+            callbacks.attach(self)
 
     def __repr__(self) -> str:
         loops = "".join(f", {one.limiter!r}, {one.poller!r}" for one in list(self.by_loop.values()))
@@ -106,6 +100,7 @@ class Sessions:
         if getattr(self, "by_loop", None) and self.settings.session is None:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
 
+    @discreet
     async def submit(
         self,
         request: Generation,
@@ -122,38 +117,42 @@ class Sessions:
             )
         if tag is not None:
             require_text("tag", tag)
-        if custom_id is None:
-            return await submit(self, request, plan, tag=tag)
-        require_text("custom_id", custom_id)
-        return await self.names.submit(self, request, custom_id, tag)
+        if custom_id is not None:
+            require_text("custom_id", custom_id)
+            return await self.names.submit(self, request, custom_id, tag)
+        submission = Submission(self, self.current(), request, plan, None, tag)
+        submission.start(submission.run())
+        return await submission.joined()
+
+    def receive(self, address: "Address", webhook: "Webhook") -> None:
+        """Handle a webhook, in any thread and loop; for the receiver."""
+        webhooks.receive(self, address, webhook)
 
     def check_open(self) -> None:
-        """
-        Check that the client may be used in the running loop.
-
-        Raises:
-            UsageError: It is closed.
-        """
+        """Raise a `UsageError` if the client is closed in the running loop."""
         if asyncio.get_running_loop() in self.closed_in:
             raise closed()
 
     def current(self) -> Session:
-        """
-        Return the session of the running loop, opened on first use.
-
-        Raises:
-            UsageError: The client is closed, or its aiohttp session belongs to another loop.
-        """
+        """Return the session of the running loop, opened on first use unless it is closed."""
         self.check_open()
         loop = asyncio.get_running_loop()
         session = self.by_loop.get(loop)
         if session is None:
-            _check_loop(self.settings.session, loop)
+            # aiohttp keeps the loop to itself, and a session used in another one fails half-way.
+            if getattr(self.settings.session, "_loop", loop) is not loop:
+                raise usage_error(
+                    "session",
+                    "The session that the client was given belongs to another event loop.",
+                    "Make one client for each loop, or let the client make its own sessions.",
+                )
             for ended in [one for one in list(self.by_loop) if one.is_closed()]:
                 self.by_loop.pop(ended, None)
-            session = self.by_loop[loop] = Session(self.settings)
-            session.stay_until_the_loop_ends(functools.partial(self.by_loop.pop, loop, None))
-            self.webhooks.catch_up(session)
+            forget = functools.partial(self.by_loop.pop, loop, None)
+            session = self.by_loop[loop] = Session(self.settings, forget)
+            # Webhooks that came while there was no session.
+            for address, webhook in self.receiver.pending(self) if self.receiver else ():
+                webhooks.handle(self, session, address, webhook)
         return session
 
     async def enter(self) -> None:
@@ -184,20 +183,18 @@ class Sessions:
         self.closed_in.add(loop)
         closing = self._closing.get(loop)
         if closing is None:
-            # A task of its own, so that a cancelled caller does not let go of paid requests.
+            # In its own task, so that a cancelled caller does not let go of paid requests.
             closing = loop.create_task(self._close(loop), context=contextvars.Context())
             self._closing[loop] = closing
             closing.add_done_callback(lambda _: self._closing.pop(loop, None))
         await asyncio.shield(closing)
 
     async def _close(self, loop: asyncio.AbstractEventLoop) -> None:
-        session = self.by_loop.get(loop)
-        if session is not None:
-            await session.aclose()
-        await asyncio.gather(*self.names.under_way_in(loop), return_exceptions=True)
-        # Another loop may have requests in flight, which have to be written down.
-        others = any(not one.is_closed() for one in list(self.by_loop))
-        if self.journal is not None and self._owns_journal and not others:
+        if loop in self.by_loop:
+            await self.by_loop[loop].aclose()
+        # Another loop may have requests in flight, whose outcome has to be recorded.
+        is_last = all(other.is_closed() for other in list(self.by_loop))
+        if self.journal is not None and self._owns_journal and is_last:
             self._has_recalled = False
             await self.journal.aclose()
 
@@ -205,29 +202,26 @@ class Sessions:
 
     async def recall(self) -> None:
         """Read once what earlier processes left: durations, doubts, unfinished tasks."""
-        journal = self.journal
+        journal, settings = self.journal, self.settings
         if journal is None or self._has_recalled:
             return
         self._has_recalled = True
         try:
-            self.settings.learner.recall(await journal.durations())
-            self.check_open()
-            doubts = (await journal.counts())[JobState.IN_DOUBT]
-            if doubts:
-                self.hooks.emit(events.DoubtsFound(doubts))
-            self.check_open()
-            now, wall = self.settings.clock.now(), self.settings.clock.wall()
-            for job in await journal.unfinished():
-                ago = max(0.0, wall - (job.accepted_at or wall))
-                origin = Origin(now - ago, job.custom_id, job.tag)
-                name = name_in(job)
-                if name not in self.settings.unfinished:
-                    self.settings.unfinished.accepted(name, origin)
-                    self._left[name] = self._attached(job)
-            self.check_open()
+            # At once, so that a close in between does not leave the file open.
+            durations, counts, jobs = await asyncio.gather(
+                journal.durations(), journal.counts(), journal.unfinished()
+            )
         except BaseException:
             self._has_recalled = False
             raise
+        settings.learner.recall(durations)
+        if counts[JobState.IN_DOUBT]:
+            self.hooks.emit(events.DoubtsFound(counts[JobState.IN_DOUBT]))
+        for job in jobs:
+            name = name_in(job)
+            if name not in settings.unfinished:
+                settings.unfinished.accepted(name, self._origin(job))
+                self._left[name] = self._attached(job)
 
     async def entry(self, plan: Plan, traceparent: str | None, *, is_new: bool) -> Entry | None:
         """Return the row of a submission in the journal, planned if it is new."""
@@ -235,9 +229,18 @@ class Sessions:
             return None
         await self.recall()
         if is_new:
-            # A job of a batch has its row already.
             await self.journal.plan(plan, self.settings.clock.wall())
         return Entry(self.journal, plan.key, self.settings.clock, traceparent)
+
+    async def write_outcome(self, writing: Coroutine[Any, Any, None], outcome: str) -> None:
+        """Record the outcome of a request; an error of the journal is logged, and not raised."""
+        try:
+            await writing
+        except JournalError as fault:
+            # The row still says SUBMITTING, which is in doubt once the journal is closed.
+            events.LOGGER.error(
+                "The journal lacks how a submission ended (%s): %s", outcome, fault.happened
+            )
 
     # Handles
 
@@ -248,15 +251,24 @@ class Sessions:
 
     def handle(self, name: Name, origin: Origin) -> Task:
         """Return the handle on a task, or a new one if that is gone."""
+        return self.handles.get(name) or self.new_task(name, origin)
+
+    def new_task(self, name: Name, origin: Origin, **more: Any) -> Task:
+        """Return a new handle, to be found again by its id, and by its name if it has one."""
         endpoint, task_id = name
-        return self.handles.get(name) or Task(
+        task = self.handles[name] = Task(
             self,
             task_id,
             official=endpoint == feed(official=True).name,
             submitted_at=origin.accepted_at,
             custom_id=origin.custom_id,
             tag=origin.tag,
+            **more,
         )
+        if origin.custom_id is not None:
+            self.names.accepted(origin.custom_id, name)
+            self.names.doubts.pop(origin.custom_id, None)
+        return task
 
     def task(self, task_id: str, *, official: bool) -> Task:
         """Return a handle on a task that is known by its id alone."""
@@ -268,32 +280,21 @@ class Sessions:
 
     def attach(self, job: Job, request: Generation | None = None) -> Task:
         """Return a handle on the task of a job from the journal."""
-        task_id = checked_id(job.task_id)
-        self._left.pop(name_in(job), None)
+        checked_id(job.task_id)
+        name = name_in(job)
+        self._left.pop(name, None)
         self.hooks.emit(self._attached(job))
+        return self.new_task(name, self._origin(job), request=request)
+
+    def _origin(self, job: Job) -> Origin:
         clock = self.settings.clock
-        task = Task(
-            self,
-            task_id,
-            official=_is_official(job),
-            request=request,
-            submitted_at=clock.now() - max(0.0, clock.wall() - (job.accepted_at or 0)),
-            custom_id=job.custom_id,
-            tag=job.tag,
-        )
-        self.keep(task)
-        return task
+        ago = max(0.0, clock.wall() - (job.accepted_at or 0))
+        return Origin(clock.now() - ago, job.custom_id, job.tag)
 
     def _attached(self, job: Job) -> events.TaskAttached:
-        endpoint = ENDPOINT_NAMES.get(job.endpoint)
-        return events.TaskAttached(
-            str(job.task_id),
-            self.settings.client,
-            endpoint,
-            job.model,
-            job.seconds,
-            job.traceparent,
-        )
+        endpoint = webhooks.ENDPOINT_NAMES.get(job.endpoint)
+        what = endpoint, job.model, job.seconds, job.traceparent
+        return events.TaskAttached(str(job.task_id), self.settings.client, *what)
 
     async def find(self, custom_id: str) -> Task | None:
         """Return the task that was submitted under a name; see `Client.find`."""
@@ -301,7 +302,7 @@ class Sessions:
         self.check_open()
         name = self.names.tasks.get(custom_id)
         if name is not None:
-            return self.handle(name, Origin(custom_id=custom_id))
+            return self.handle(name, Origin(None, custom_id, self.settings.unfinished.tag_of(name)))
         job = await self.job_named(custom_id)
         known = {JobState.ACCEPTED, JobState.FINISHED, JobState.SAVED, JobState.FAILED}
         if job is None or job.task_id is None or job.state not in known:
@@ -313,14 +314,6 @@ class Sessions:
         if self.journal is None or custom_id is None:
             return None
         return await self.journal.find(f"id:{custom_id}")
-
-    def keep(self, task: Task) -> None:
-        """Find *task* again by its id, and by its name if it has one."""
-        name = name_of_task(task)
-        self.handles[name] = task
-        if task.custom_id is not None:
-            self.names.accepted(task.custom_id, name)
-            self.names.doubts.pop(task.custom_id, None)
 
     def claim_later(self, task: Task) -> None:
         """Hold a handle whose caller was cancelled, for as long as its task is unfinished."""
@@ -340,8 +333,18 @@ class Sessions:
         self.handles.setdefault(watch.name, task)
         return poller, watch
 
-    def follow(self, session: Session, task: Task, address: "Address | None") -> Watch:
-        """Count a task that was accepted, and wake its waits when its webhook comes."""
+    def follow(
+        self,
+        session: Session,
+        task: Task,
+        address: "Address | None",
+        found: TaskRecord | None = None,
+    ) -> None:
+        """
+        Count a task that was accepted, and wake its waits when its webhook comes.
+
+        *found* is what the feed said of it if a webhook named it and no response did.
+        """
         has_ended = task.record is not None and task.record.is_settled
         watch = self._watch(
             session.poller, task, is_addressed=address is not None and not has_ended
@@ -352,27 +355,14 @@ class Sessions:
             task.keep(watch)
             early, address.early = address.early, None
             if early is not None:
-                self.webhooks.handle(session, address, early)
-        return watch
-
-    def follow_found(
-        self,
-        session: Session,
-        task: Task,
-        address: "Address | None",
-        record: TaskRecord,
-        endpoint: str,
-    ) -> None:
-        """Follow the task of a submission without a response, which the feed confirmed."""
-        watch = self.follow(session, task, address)
-        self.hooks.emit(events.SubmissionFound(endpoint, task.id))
-        session.poller.take_told(watch, record)
+                webhooks.handle(self, session, address, early)
+        if found is not None:
+            session.poller.take_told(watch, found)
 
     def _watch(self, poller: Poller, task: Task, *, is_addressed: bool = False) -> Watch:
-        wire = self.ask(task.id, official=task.official)
-        wire = wire.hiding(*task.secrets())  # a refused poll may quote the prompt
+        wire = self.poll_request(task.id, official=task.official)
         return poller.watch(
-            wire,
+            wire.hiding(*task.secrets()),  # a refused poll may quote the prompt
             task.submitted_at,
             task.record,
             kind_of(task.request),
@@ -395,7 +385,7 @@ class Sessions:
         on_progress: Callable[[Progress], object] | None,
     ) -> Path:
         """Save *clip* to *path*; see `Clip.download`."""
-        wire = self.ask(clip.id, official=clip.task.official)
+        wire = self.poll_request(clip.id, official=clip.task.official)
         source = Source(
             clip.id,
             clip.address,
@@ -422,23 +412,23 @@ class Sessions:
         if task.submitted_at is not None:
             try:
                 return max(0.0, clock.now() - task.submitted_at)
-            except RuntimeError:  # outside of any loop, where there is no such instant
+            except RuntimeError:  # outside any loop, whose clock it is
                 pass
         created_at = task.record.created_at if task.record else None
         return max(0.0, clock.wall() - created_at.timestamp()) if created_at else None
 
     # Requests
 
-    def ask(self, task_id: str, *, official: bool) -> Request:
+    def poll_request(self, task_id: str, *, official: bool) -> Request:
         """Return the request that polls a task."""
         return ask_task(task_id, feed(official=official), self.gateway, self.key)
 
     def generation(self, request: Generation, address: "Address | None") -> Request:
         """Return the request that submits, its callback address among its secrets."""
-        if address is None or self._callbacks is None:
+        if address is None or self.receiver is None:
             return build(request, self.gateway, self.key, self._callback_url)
-        wire = build(request, self.gateway, self.key, self._callbacks.url(address))
-        return wire.hiding(self._callbacks.token(address))
+        wire = build(request, self.gateway, self.key, self.receiver.url(address))
+        return wire.hiding(self.receiver.token(address))
 
     def discreet(self, wire: Request) -> Request:
         """Return a request that hides what the handles were sent, since no handle sends it."""
@@ -448,7 +438,7 @@ class Sessions:
 
     async def record_of(self, task_id: str, *, official: bool) -> TaskRecord:
         """Return what the gateway says of a task now; see `Client.feed`."""
-        wire = self.ask(checked_id(task_id), official=official)
+        wire = self.poll_request(checked_id(task_id), official=official)
         record = await self.current().transport.call(self.discreet(wire), read_task)
         self.settings.unfinished.seen(name_of(wire), record)
         return record
@@ -469,19 +459,5 @@ def name_of_task(task: Task) -> Name:
 
 
 def name_in(job: Job) -> Name:
-    return feed(official=_is_official(job)).name, str(job.task_id)
-
-
-def _is_official(job: Job) -> bool:
-    return job.endpoint == OfficialImageToVideo.__name__
-
-
-def _check_loop(session: aiohttp.ClientSession | None, loop: asyncio.AbstractEventLoop) -> None:
-    # aiohttp keeps the loop to itself, and a session used in another one fails half-way.
-    home = getattr(session, "_loop", loop)
-    if home is not loop:
-        raise usage_error(
-            "session",
-            "The session that the client was given belongs to another event loop.",
-            "Make one client for each loop, or let the client make its own sessions.",
-        )
+    is_official = job.endpoint == OfficialImageToVideo.__name__
+    return feed(official=is_official).name, str(job.task_id)

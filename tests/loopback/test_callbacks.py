@@ -49,8 +49,8 @@ async def lag_of(client: Client, gateway: Simulator) -> float:
 
 
 @pytest.mark.usefixtures("virtual")
-async def test_a_delivery_ends_the_wait_and_saves_the_looks() -> None:
-    """The first clip is polled as ever and told; from the second on one look is all it takes."""
+async def test_a_webhook_ends_the_wait_and_saves_polls() -> None:
+    """The first task is polled at the normal pace; from the second on one poll is enough."""
     async with (
         receiving(PATH) as house,
         simulator(Callbacks()) as gateway,
@@ -76,8 +76,8 @@ UNRULY: Final = {
 
 @pytest.mark.usefixtures("virtual")
 @pytest.mark.parametrize("callbacks", UNRULY.values(), ids=UNRULY)
-async def test_unruly_deliveries_end_well(callbacks: Callbacks) -> None:
-    """Each wait ends in its clip within moments, and looks stay rarer than without webhooks."""
+async def test_unruly_webhooks_do_no_harm(callbacks: Callbacks) -> None:
+    """Each wait returns its clip within moments, with fewer polls than without webhooks."""
     async with (
         receiving(PATH) as house,
         simulator(callbacks) as gateway,
@@ -93,7 +93,7 @@ async def test_unruly_deliveries_end_well(callbacks: Callbacks) -> None:
 
 
 @pytest.mark.usefixtures("virtual")
-async def test_late_deliveries_cost_no_time() -> None:
+async def test_late_webhooks_cost_no_time() -> None:
     """What comes half a minute after the end is of no use, and nothing is left to it."""
     callbacks = Callbacks(delay=30.0)
     async with (
@@ -108,7 +108,7 @@ async def test_late_deliveries_cost_no_time() -> None:
 
 
 @pytest.mark.usefixtures("virtual")
-async def test_deliveries_that_never_come_cost_no_time() -> None:
+async def test_webhooks_that_never_come_cost_no_time() -> None:
     """A gateway that posts nothing is polled as ever, and after five ends a warning says so."""
     ear = Ear()
     async with (
@@ -122,8 +122,8 @@ async def test_deliveries_that_never_come_cost_no_time() -> None:
 
 
 @pytest.mark.usefixtures("virtual")
-async def test_deliveries_that_stop_cost_one_net() -> None:
-    """The net finds the first clip that was not told, and the next are polled as ever."""
+async def test_webhooks_that_stop_cost_one_interval_of_the_safety_net() -> None:
+    """The safety net finds the first missed end; after it, tasks are polled at the normal pace."""
     async with (
         receiving(PATH, safety_net=45.0) as house,
         simulator(Callbacks()) as gateway,
@@ -141,7 +141,7 @@ async def test_deliveries_that_stop_cost_one_net() -> None:
 
 
 @pytest.mark.usefixtures("virtual")
-async def test_a_failure_is_told_as_well() -> None:
+async def test_a_failure_ends_the_wait_as_well() -> None:
     """A webhook of a failure ends the wait with the feed's own words."""
     async with receiving(PATH) as house, simulator(Callbacks(progress=False)) as gateway:
         gateway.script(then="fail")
@@ -174,7 +174,7 @@ async def test_a_proxy_may_change_the_path(outside: str, inside: str) -> None:
 
 @pytest.mark.usefixtures("virtual")
 async def test_a_batch_looks_hardly_more_often_than_it_has_jobs() -> None:
-    """Of a hundred jobs each ends within moments, and most are looked at twice."""
+    """Each of a hundred jobs ends within moments, and most are polled twice."""
     ear = Ear()
     async with receiving(PATH) as house, simulator(Callbacks()) as gateway:
         gateway.script(lambda _body: True, takes=70)
@@ -189,8 +189,8 @@ async def test_a_batch_looks_hardly_more_often_than_it_has_jobs() -> None:
 
 
 @pytest.mark.usefixtures("virtual")
-async def test_who_follows_changes_hears_of_each() -> None:
-    """A reader of updates gets every change that is delivered, when it is delivered."""
+async def test_updates_yield_each_change() -> None:
+    """A reader of updates gets every change when its webhook comes."""
     async with receiving(PATH) as house, simulator(Callbacks(), dialect="new_api") as gateway:
         gateway.script(progress=(0, 50))
         async with client_of(gateway, house) as client:
@@ -206,7 +206,7 @@ async def test_who_follows_changes_hears_of_each() -> None:
 
 
 @pytest.mark.usefixtures("virtual")
-async def test_a_lost_answer_is_found_by_its_first_delivery() -> None:
+async def test_a_lost_response_is_found_by_the_first_webhook() -> None:
     """A submit in doubt is an error at once, and a task in hand as soon as the gateway posts."""
     ear = Ear()
     async with receiving(PATH) as house, simulator(Callbacks()) as gateway:
@@ -224,7 +224,7 @@ async def test_a_lost_answer_is_found_by_its_first_delivery() -> None:
 
 @pytest.mark.usefixtures("virtual")
 async def test_an_answer_that_hangs_is_made_up_for() -> None:
-    """A submit whose answer never comes gives its task all the same: a webhook named it."""
+    """A submit whose response never comes returns the task that a webhook named."""
     async with receiving(PATH) as house, simulator(Callbacks()) as gateway:
         gateway.fault("submit", faults.Hang(accepted=True))
         async with client_of(gateway, house) as client:

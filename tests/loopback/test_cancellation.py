@@ -57,8 +57,8 @@ async def test_a_submit_in_flight(gateway: Simulator) -> None:
         assert client.unfinished == ()
     [task] = client.unfinished
     assert [one.task_id for one in gateway.tasks] == [task.id]
-    [told_of] = ear.all(SubmissionUnclaimed)
-    assert (told_of.task_id, told_of.error) == (task.id, None)
+    [event] = ear.all(SubmissionUnclaimed)
+    assert (event.task_id, event.error) == (task.id, None)
     async with client:
         clip = await task.wait(timeout=10)
     assert clip.id == task.id
@@ -104,12 +104,12 @@ async def test_a_submit_in_its_pause(gateway: Simulator) -> None:
         await cancel(submitting)
     assert (gateway.submitted, len(gateway.requests), client.unfinished) == (0, 1, ())
     assert ear.all(SubmissionUnclaimed) == []
-    [told_of] = ear.all(SubmissionFailed)
-    assert (told_of.error, told_of.fate) == ("CancelledError", Fate.UNSENT)
+    [event] = ear.all(SubmissionFailed)
+    assert (event.error, event.fate) == ("CancelledError", Fate.UNSENT)
 
 
 async def test_a_close_waits_for_a_submit(gateway: Simulator) -> None:
-    """Who closes while another submits does not take its task away."""
+    """A close during a submit does not take its task away."""
     gateway.fault("submit", faults.Slow(A_WHILE))
     client = quick_client(gateway)
     submitting = asyncio.create_task(client.generate(PROMPT))
@@ -137,7 +137,7 @@ async def test_a_close_that_is_cancelled(gateway: Simulator) -> None:
 
 
 async def test_a_close_in_a_scope_of_anyio_that_is_cancelled(gateway: Simulator) -> None:
-    """Such a scope cancels at every turn of the loop, and the id is in the list all the same."""
+    """The scope cancels at every turn of the loop, and the id is in the list all the same."""
     gateway.fault("submit", faults.Slow(A_WHILE))
     client = quick_client(gateway)
     submitting = asyncio.create_task(client.generate(PROMPT))
@@ -155,7 +155,7 @@ async def test_a_close_in_a_scope_of_anyio_that_is_cancelled(gateway: Simulator)
 
 
 async def test_a_wait(gateway: Simulator) -> None:
-    """Cancelled, it ends alone: the task goes on, and who else waits gets the clip."""
+    """A cancelled wait ends alone: the task goes on, and another wait gets the clip."""
     gateway.script(faults=SOME_LOOKS)
     async with quick_client(gateway) as client:
         task = await client.generate(PROMPT)
@@ -182,7 +182,7 @@ async def test_a_wait_with_a_deadline_around_it(gateway: Simulator) -> None:
 
 
 async def test_all_waits_at_once(gateway: Simulator) -> None:
-    """Fifty waits for twenty-five tasks, cancelled together, leave no timer and no look."""
+    """Fifty waits for twenty-five tasks, cancelled together, leave no timer and no poll."""
     gateway.script(lambda _body: True, takes=3600)
     async with quick_client(gateway) as client:
         tasks = [await client.generate(f"{PROMPT} {number}") for number in range(25)]
@@ -220,7 +220,7 @@ async def test_a_reader_of_updates(gateway: Simulator) -> None:
 
 
 async def test_a_download(tmp_path: Path) -> None:
-    """What came is kept, and the next call asks for the rest of the same version."""
+    """The bytes that arrived are kept, and the next call requests the rest of the same version."""
     video = (16).to_bytes(4, "big") + b"ftypisom" + b"\0" * 4
     video += (3 * 2**20 + 8).to_bytes(4, "big") + b"mdat" + bytes(3 * 2**20)
     async with Simulator(speed=1000, takes=20, video=video) as simulator:
@@ -241,7 +241,7 @@ async def test_a_download(tmp_path: Path) -> None:
 
 
 async def test_a_client_in_the_middle_of_everything(gateway: Simulator, tmp_path: Path) -> None:
-    """Left by an exception with a submit, a wait and a look under way, it closes everything."""
+    """Left by an exception during a submit, a wait and a poll, it closes everything."""
     gateway.script(lambda _body: True, takes=3600)
     client = quick_client(gateway)
 

@@ -72,7 +72,7 @@ for _ in range(3):
     ids=["three runs", "three runs with", "three threads"],
 )
 async def test_one_client_in_three_loops_makes_three_jobs(gateway: Simulator, source: str) -> None:
-    """Each `asyncio.run` gets a session of its own, and no interpreter in dev mode complains."""
+    """Each `asyncio.run` gets its own session, and Python's dev mode does not complain."""
     ended = await programs.run(gateway, source)
     assert (ended.complaints, ended.code) == ("", 0)
     assert sorted(ended.words) == sorted(task.task_id for task in gateway.tasks)
@@ -87,7 +87,7 @@ async def test_one_task_in_three_loops(gateway: Simulator, tmp_path: Path) -> No
 
 
 async def test_a_loop_that_ends_under_its_waits(gateway: Simulator) -> None:
-    """Waits that nobody awaited end with their loop, without a word."""
+    """Waits that were never awaited end with their loop, without a complaint."""
     gateway.script(lambda _body: True, takes=3600)
     ended = await programs.run(gateway, LEFT_WAITING)
     assert (ended.complaints, ended.code) == ("", 0)

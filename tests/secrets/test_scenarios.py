@@ -439,7 +439,7 @@ async def test_a_batch_tells_nothing(evidence: Evidence, tmp_path: Path) -> None
 async def test_a_delivery_tells_nothing(body: bytes, evidence: Evidence, tmp_path: Path) -> None:
     """Neither its address nor what it says comes out, whether it is right, forged or rubbish."""
     async with house(evidence, tmp_path, callbacks=None) as here:
-        receiver = here.client._sessions._callbacks
+        receiver = here.client._sessions.receiver
         assert receiver is not None
         here.gateway.fault("submit", faults.drop_after_accepting(), times=1)
         for request in REQUESTS:

@@ -17,16 +17,27 @@ async def pay(
     read: Callable[[Reply], T],
     left: Callable[["asyncio.Task[T]"], object] = id,
 ) -> T:
-    """Send a paid request as a submission does; *left* gets the exchange of a cancelled caller."""
+    """Send a paid request as a submission does; *left* gets the task of a cancelled caller."""
+    is_in_flight = False
 
     async def once() -> T:
+        nonlocal is_in_flight
         async with transport.paid_slot() as sent_at:
-            flight = transport.start_paid(transport.in_turn(request, read, sent_at))
+            is_in_flight = True
             try:
-                return await asyncio.shield(flight)
-            except asyncio.CancelledError:
-                transport._limiter.hold(flight)
-                left(flight)
-                raise
+                return await transport.in_turn(request, read, sent_at)
+            finally:
+                is_in_flight = False
 
-    return await repeat(once, request.endpoint, transport._retry, transport.pause, transport._hooks)
+    work = transport.start_paid(
+        repeat(once, request.endpoint, transport._retry, transport.pause, transport._hooks)
+    )
+    try:
+        await asyncio.wait([work])
+    except asyncio.CancelledError:
+        if is_in_flight:
+            left(work)
+        else:
+            work.cancel()
+        raise
+    return work.result()

@@ -71,9 +71,9 @@ def scene() -> Scene:
 
 
 @pytest.mark.parametrize("url", ["", None])
-def test_a_missing_public_address_is_told(url: Any) -> None:
+def test_a_public_address_is_required(url: Any) -> None:
     """Without a public address the error says that it is missing, and nothing is made."""
-    with pytest.raises(UsageError, match="no public address") as caught:
+    with pytest.raises(UsageError, match="public_url must be") as caught:
         CallbackReceiver(url)
     assert caught.value.field == "public_url"
 
@@ -94,7 +94,7 @@ def test_a_public_address_is_plain(url: Any) -> None:
 
 @pytest.mark.parametrize("secret", ["short", b"short", "", 12345678901234567890, ["x"] * 20])
 def test_a_secret_is_long(secret: Any) -> None:
-    """A secret that could be guessed is refused, and not told."""
+    """A secret that could be guessed is refused, and not shown."""
     with pytest.raises(UsageError, match="16 bytes") as caught:
         CallbackReceiver(URL, secret=secret)
     assert caught.value.field == "secret"
@@ -103,13 +103,13 @@ def test_a_secret_is_long(secret: Any) -> None:
 
 @pytest.mark.parametrize("net", [0, -1, "60", True, float("nan"), float("inf")])
 def test_a_net_is_a_time(net: Any) -> None:
-    """How often to look is a number of seconds."""
+    """The interval of the safety net is a number of seconds."""
     with pytest.raises(UsageError, match="safety_net"):
         CallbackReceiver(URL, safety_net=net)
 
 
 def test_its_repr_tells_counts_only(scene: Scene) -> None:
-    """No address, no secret and no token is in a repr, and what came is counted there."""
+    """The repr counts responses, and has no address, no secret and no token."""
     assert repr(scene.receiver) == "<CallbackReceiver nothing received>"
     address = scene.address()
     token = scene.receiver.token(address)
@@ -126,7 +126,7 @@ def test_its_repr_tells_counts_only(scene: Scene) -> None:
 
 
 def test_each_submit_has_an_address_of_its_own(scene: Scene) -> None:
-    """Ten thousand addresses differ, and each has 144 bits that nobody can guess."""
+    """Ten thousand addresses differ, and each has 144 random bits."""
     addresses = {scene.receiver.url(scene.address()) for _ in range(10_000)}
     assert len(addresses) == 10_000
     base, token = addresses.pop().rsplit("/", 1)
@@ -207,7 +207,7 @@ def test_what_is_kept_is_bounded(scene: Scene) -> None:
 
 
 def test_an_address_keeps_no_client_alive(scene: Scene) -> None:
-    """A client that is gone hears nothing, and a client that is still there is asked instead."""
+    """The webhook of a client that is gone goes to the client that is still there."""
     gone = Client()
     scene.receiver.attach(gone)
     token = scene.receiver.token(scene.receiver.address(gone, KITTEN, None, 1.0))
@@ -217,8 +217,8 @@ def test_an_address_keeps_no_client_alive(scene: Scene) -> None:
     assert len(scene.client.told) == 1
 
 
-def test_only_its_own_client_hears(scene: Scene) -> None:
-    """Of several clients on one receiver, the one that submitted hears of the webhook."""
+def test_only_its_own_client_gets_a_webhook(scene: Scene) -> None:
+    """Of several clients on one receiver, the one that submitted gets the webhook."""
     other = Client()
     scene.receiver.attach(other)
     address = scene.address()
@@ -236,7 +236,7 @@ def test_a_task_belongs_to_one_address(scene: Scene) -> None:
     assert not scene.receiver.is_taken("t-2", second)
 
 
-def test_what_nobody_heard_is_kept() -> None:
+def test_a_webhook_without_a_client_is_kept() -> None:
     """A webhook from before a restart waits for the first client that runs."""
     scene = scene_of(secret=SECRET)
     token = scene_of(secret=SECRET).token()
@@ -293,7 +293,7 @@ def test_what_cannot_be_read_still_came_to_the_address(scene: Scene, body: bytes
 
 
 @pytest.mark.parametrize("task_id", ["a b", "<script>", "x" * 201, "line\\nbreak", "笑"])
-def test_what_is_no_id_is_nobodys(scene: Scene, task_id: str) -> None:
+def test_an_invalid_id_names_no_task(scene: Scene, task_id: str) -> None:
     """A text that no gateway would give as an id goes no further, not even into the log."""
     body = f'{{"task_id": "{task_id}", "status": "1"}}'.encode()
     assert scene.receiver.deliver(scene.token(), body) == 204
@@ -308,7 +308,7 @@ def test_too_much_is_not_read(scene: Scene) -> None:
     assert scene.receiver.deliver(token, b" " * MAX_BODY_BYTES) == 204
 
 
-def test_repeats_are_answered_like_the_first(scene: Scene) -> None:
+def test_repeated_webhooks_get_the_same_response(scene: Scene) -> None:
     """A sender learns nothing from what was posted before."""
     token = scene.token()
     assert [scene.receiver.deliver(token, DONE) for _ in range(5)] == [204] * 5
@@ -369,8 +369,8 @@ async def test_it_answers_wherever_it_is_mounted(site: Web, prefix: str) -> None
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS"])
 @pytest.mark.parametrize("prefix", ["/marked/hooks", "/any"])
-async def test_only_a_post_is_a_delivery(site: Web, method: str, prefix: str) -> None:
-    """Any other verb is 405, for known tokens and for others, and nobody hears of it."""
+async def test_only_a_post_is_a_webhook(site: Web, method: str, prefix: str) -> None:
+    """Any other method is 405, for known and unknown tokens, and no client gets it."""
     for token in (site.scene.token(), "x"):
         assert await site.post(f"{prefix}/{token}", None, method) == 405
     assert site.scene.client.told == []
@@ -403,7 +403,7 @@ async def test_a_body_without_end_is_cut_off(site: Web) -> None:
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 async def test_a_body_that_is_not_in_its_encoding_is_refused(site: Web, encoding: str) -> None:
-    """It is the sender's fault, 4xx, and not ours; nothing is heard of it."""
+    """It is the sender's fault, so a 400, and no client gets it."""
     post = f"/any/{site.scene.token()}", b"no such encoding"
     url, headers = f"{site.base}{post[0]}", {"Content-Encoding": encoding}
     async with site.session.post(url, data=_pieces(post[1]), headers=headers) as response:
@@ -462,10 +462,10 @@ def test_what_comes_before_any_client_is_kept() -> None:
     assert webhook.is_end
 
 
-def test_a_doubt_hears_what_came_while_its_client_rested() -> None:
+def test_a_doubt_gets_a_webhook_from_between_two_loops() -> None:
     """Between two loops of one client, a webhook waits for it, and for no other client."""
     scene = scene_of()
     address = scene.address()
-    address.is_in_doubt, address.early = True, Webhook.of(None)
+    address.is_in_doubt, address.early = True, Webhook()
     assert scene.receiver.pending(scene_of().client) == []
-    assert scene.receiver.pending(scene.client) == [(address, Webhook.of(None))]
+    assert scene.receiver.pending(scene.client) == [(address, Webhook())]

@@ -87,7 +87,7 @@ def test_the_environment_names_key_and_address(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_gateway_has_a_name_or_is_given() -> None:
-    """A known name gives its row; a `Gateway` of one's own is taken as it is."""
+    """A known name means its row; a custom `Gateway` is used as it is."""
     assert Client("sk-1", gateway="duomi").gateway == GATEWAYS["duomi"]
     own = Gateway("mine", HERE, prefix="/r", key_style=KeyStyle.RAW)
     assert Client("sk-1", gateway=own).gateway == own
@@ -106,7 +106,7 @@ def test_the_key_does_not_stay_behind() -> None:
     [None, "", " ", "sk-1\n", "sk-1\r\nX: y", "sk 1", "sk-ключ", "sk-\0", 7, b"sk-1"],
     ids=repr,
 )
-def test_a_bad_key_is_told_at_once(key: Any) -> None:
+def test_a_bad_key_raises_at_once(key: Any) -> None:
     """A missing one, and one that no header can carry; the text does not quote it."""
     with pytest.raises(UsageError) as caught:
         Client(key)
@@ -135,7 +135,7 @@ def test_a_bad_key_is_told_at_once(key: Any) -> None:
         "https://user@api.fuhuapi.com",
     ],
 )
-def test_an_odd_address_is_told_at_once(url: str) -> None:
+def test_an_odd_base_url_raises_at_once(url: str) -> None:
     """Whatever is no http(s) address of a host, or would carry more than that."""
     with pytest.raises(UsageError) as caught:
         Client("sk-1", base_url=url)
@@ -143,7 +143,7 @@ def test_an_odd_address_is_told_at_once(url: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["https://query..example", "https://u@query.example", "query"])
-def test_an_odd_address_of_the_balance_is_told_at_once(url: str) -> None:
+def test_an_odd_quota_url_raises_at_once(url: str) -> None:
     """The key stands in that address, so that it has to be a host's as well."""
     with pytest.raises(UsageError) as caught:
         Client("sk-1", gateway=Gateway("own", HERE, quota_url=url))
@@ -158,7 +158,7 @@ def test_a_gateway_without_an_address_needs_one() -> None:
     assert Client("sk-1", gateway="gpt-best", base_url=HERE).gateway.base_url == HERE
 
 
-def test_an_unknown_gateway_is_told_with_the_known_ones() -> None:
+def test_an_unknown_gateway_raises_with_the_known_ones() -> None:
     """The error lists what may be used."""
     with pytest.raises(UsageError, match="fuhuapi, cometapi") as caught:
         Client("sk-1", gateway="sk-not-a-gateway")
@@ -178,7 +178,7 @@ def test_a_callback_has_an_address() -> None:
 
 
 def with_header() -> aiohttp.ClientSession:
-    """Return a session that carries a key of its own."""
+    """Return a session that has its own key."""
     return aiohttp.ClientSession(headers={"authorization": "Bearer sk-2"})
 
 
@@ -224,7 +224,7 @@ def test_a_session_of_another_loop_is_refused() -> None:
 
 
 async def test_a_submit_gives_a_task(gateway: Simulator) -> None:
-    """Its id is the gateway's; the request is kept; one event tells of it."""
+    """Its id is the gateway's, the request is kept, and one event reports it."""
     ear = Ear()
     async with quick_client(gateway, hooks=[ear]) as client:
         request = TextToVideo("a kitten")
@@ -234,9 +234,9 @@ async def test_a_submit_gives_a_task(gateway: Simulator) -> None:
     assert task.request is request
     assert task.submitted_at is not None
     assert task.submitted_at <= now
-    [told_of] = ear.all(TaskSubmitted)
-    assert (told_of.task_id, told_of.endpoint) == (task.id, "text_to_video")
-    assert 0 <= told_of.seconds < 10
+    [event] = ear.all(TaskSubmitted)
+    assert (event.task_id, event.endpoint) == (task.id, "text_to_video")
+    assert 0 <= event.seconds < 10
 
 
 async def test_every_submission_has_a_number_of_its_own(gateway: Simulator) -> None:
@@ -255,14 +255,14 @@ async def test_every_submission_has_a_number_of_its_own(gateway: Simulator) -> N
         "gen4",
         10,
     )
-    told_of = {event.submission: event.task_id for ear in ears for event in ear.all(TaskSubmitted)}
-    assert told_of == dict(
+    event = {event.submission: event.task_id for ear in ears for event in ear.all(TaskSubmitted)}
+    assert event == dict(
         zip((event.submission for event in started), (made[n].id for n in (0, 2, 1)), strict=True)
     )
 
 
-async def test_a_handle_on_a_task_is_told(gateway: Simulator) -> None:
-    """Listeners hear that somebody goes on with a task that exists; nothing is sent."""
+async def test_a_handle_on_a_task_is_an_event(gateway: Simulator) -> None:
+    """An event says that an existing task is followed here; nothing is sent."""
     ear = Ear()
     async with quick_client(gateway, hooks=[ear]) as client:
         client.task(" t-1 ")
@@ -360,7 +360,7 @@ async def test_act_one(gateway: Simulator) -> None:
 
 
 async def test_the_official_format(gateway: Simulator) -> None:
-    """Its tasks are made, found, waited for and looked at under addresses of their own."""
+    """Its tasks are submitted, attached to, waited for and polled through its own endpoints."""
     async with quick_client(gateway) as client:
         task = await client.official.image_to_video(IMAGE, "smile", seed=3, watermark=False)
         assert task.official
@@ -392,7 +392,7 @@ async def test_only_requests_are_submitted(gateway: Simulator, request_: Any) ->
     assert gateway.requests == ()
 
 
-async def test_a_refusal_is_told_and_not_charged(gateway: Simulator) -> None:
+async def test_a_refusal_is_raised_and_not_charged(gateway: Simulator) -> None:
     """What the gateway says no to is no task."""
     async with quick_client(gateway, callback_url=None) as client:
         with pytest.raises(InvalidRequest, match="callback_url"):
@@ -408,7 +408,7 @@ async def test_a_refusal_is_told_and_not_charged(gateway: Simulator) -> None:
 
 
 @pytest.mark.parametrize("task_id", ["", "  ", None, 7])
-async def test_an_empty_id_is_told_before_anything_is_sent(runway: Client, task_id: Any) -> None:
+async def test_an_empty_id_raises_before_anything_is_sent(runway: Client, task_id: Any) -> None:
     """By every method that takes one."""
     for method in (runway.task, runway.official.task):
         with pytest.raises(UsageError) as caught:
@@ -429,8 +429,8 @@ async def test_a_task_is_found_by_its_id(gateway: Simulator, runway: Client) -> 
     assert clip.record.state is TaskState.SUCCEEDED
 
 
-async def test_feed_is_one_look(gateway: Simulator, runway: Client) -> None:
-    """It gives the record, and raises `NotFound` for an id that nobody knows."""
+async def test_feed_is_one_poll(gateway: Simulator, runway: Client) -> None:
+    """It returns the record, and raises `NotFound` for an unknown id."""
     task = await runway.generate("a kitten")
     record = await runway.feed(task.id)
     assert isinstance(record, TaskRecord)
@@ -451,7 +451,7 @@ async def test_a_wrong_key_ends_a_wait(gateway: Simulator) -> None:
 
 @pytest.mark.parametrize("route", BalanceRoute, ids=lambda route: route.name)
 async def test_the_balance_has_three_routes(route: BalanceRoute) -> None:
-    """Each of them tells what is left after one task."""
+    """Each of them returns what is left after one task."""
     async with Simulator(speed=1000, points=1000.0) as simulator:
         url = simulator.base_url
         row = Gateway("here", url, balance=route, quota_url=url)
@@ -465,8 +465,8 @@ async def test_the_balance_has_three_routes(route: BalanceRoute) -> None:
     assert balance.total == pytest.approx(balance.remaining + balance.used)
 
 
-async def test_a_page_in_place_of_a_balance_is_told(gateway: Simulator, runway: Client) -> None:
-    """A page may be anyone's, so it is asked again; text that is no JSON is an error of its own."""
+async def test_a_page_in_place_of_a_balance_is_an_error(gateway: Simulator, runway: Client) -> None:
+    """A page may be a proxy's, so the request is retried; other text is an `UnreadableReply`."""
     gateway.fault("balance", faults.html_page())
     assert (await runway.balance()).remaining is not None
     gateway.fault("balance", faults.not_json(), times=None)
@@ -551,8 +551,8 @@ async def test_the_task_of_a_cancelled_submit_is_unfinished() -> None:
     assert ear.all(SubmissionUnclaimed) == [
         SubmissionUnclaimed("text_to_video", "t-7", None, number)
     ]
-    [told_of] = ear.all(TaskSubmitted)
-    assert (told_of.task_id, told_of.submission) == ("t-7", number)
+    [event] = ear.all(TaskSubmitted)
+    assert (event.task_id, event.submission) == ("t-7", number)
     assert ear.all(SubmissionFailed) == []
 
 
@@ -567,8 +567,10 @@ async def test_the_task_of_a_cancelled_submit_is_unfinished() -> None:
     ],
     ids=["refused", "busy", "down", "no id", "dropped"],
 )
-async def test_what_became_of_a_cancelled_submit_is_told(answer: bytes | None, error: str) -> None:
-    """Where no task is known, the event tells a refusal from a doubt."""
+async def test_a_cancelled_submit_has_its_outcome_in_an_event(
+    answer: bytes | None, error: str
+) -> None:
+    """If no task is known, the event distinguishes a refusal from a doubt."""
     client, ear = await left_alone(answer)
     assert client.unfinished == ()
     number = ear.all(SubmissionStarted)[0].submission
@@ -582,15 +584,15 @@ async def test_a_flight_that_is_shot_down_is_in_doubt() -> None:
     """An exchange that is itself cancelled, as at the end of a loop, may have been accepted."""
 
     def shoot(client: Client) -> None:
-        [engine] = client._sessions.by_loop.values()
-        [flight] = engine.transport._in_flight
+        [session] = client._sessions.by_loop.values()
+        [flight] = session.transport._in_flight
         flight.cancel()
 
     client, ear = await left_alone(reply(), gone=shoot)
     assert client.unfinished == ()
     fault = SubmissionInDoubt.__name__
-    [told_of] = ear.all(SubmissionUnclaimed)
-    assert (told_of.task_id, told_of.error) == (None, fault)
+    [event] = ear.all(SubmissionUnclaimed)
+    assert (event.task_id, event.error) == (None, fault)
 
 
 # Closed well
@@ -607,7 +609,7 @@ async def test_closing_twice_is_fine(gateway: Simulator) -> None:
     assert client._sessions.by_loop == {}
 
 
-async def test_a_closed_client_opens_anew(gateway: Simulator) -> None:
+async def test_a_closed_client_opens_again(gateway: Simulator) -> None:
     """Entered again after a close, it opens a new session, and old handles work."""
     client = quick_client(gateway)
     async with client as same:
@@ -636,15 +638,15 @@ async def test_closing_abandons_waits(gateway: Simulator) -> None:
 
 
 async def test_an_unclosed_client_warns(gateway: Simulator) -> None:
-    """Dropped with its session open, it tells so, and what it is."""
+    """A client that is dropped with its session open warns, with its repr."""
     client = quick_client(gateway)
     await client.feed((await client.generate("a kitten")).id)
-    [engine] = client._sessions.by_loop.values()
+    [session] = client._sessions.by_loop.values()
     clients = [client]
     del client
     with pytest.warns(ResourceWarning, match=r"unclosed <Client http://"):
         clients.clear()
-    await engine.aclose()
+    await session.aclose()
 
 
 async def test_one_that_borrows_does_not_warn(gateway: Simulator) -> None:
@@ -652,10 +654,10 @@ async def test_one_that_borrows_does_not_warn(gateway: Simulator) -> None:
     async with aiohttp.ClientSession() as session:
         client = quick_client(gateway, session=session)
         await client.generate("a kitten")
-        [engine] = client._sessions.by_loop.values()
+        [opened] = client._sessions.by_loop.values()
         del client
         gc.collect()
-        await engine.aclose()
+        await opened.aclose()
         assert not session.closed
 
 
@@ -677,10 +679,10 @@ async def test_a_borrowed_session_is_left_open(gateway: Simulator) -> None:
     assert {seen.headers["User-Agent"] for seen in gateway.requests} == {"mine"}
 
 
-async def test_a_closed_session_is_told_before_a_byte_is_written(
+async def test_a_closed_session_raises_before_a_byte_is_written(
     gateway: Simulator, tmp_path: Path
 ) -> None:
-    """By every call: a submit, a look, a wait, a download."""
+    """Every call raises: a submit, a poll, a wait, a download."""
     async with aiohttp.ClientSession() as session, quick_client(gateway, session=session) as client:
         task = await client.generate("a kitten")
         clip = await task.wait(timeout=10)
@@ -701,15 +703,15 @@ async def test_a_closed_session_is_told_before_a_byte_is_written(
 
 
 def test_loops_that_ended_are_forgotten() -> None:
-    """Also those that were closed by hand, which told nobody."""
+    """Also a loop that was closed by hand, without closing its asynchronous generators."""
     client = Client("sk-1", base_url=HERE)
 
     async def touch() -> Any:
         return client._sessions.current()
 
     loop = asyncio.new_event_loop()
-    engine = loop.run_until_complete(touch())
-    loop.run_until_complete(engine.transport.aclose())
+    session = loop.run_until_complete(touch())
+    loop.run_until_complete(session.transport.aclose())
     loop.close()
     assert list(client._sessions.by_loop) == [loop]
     asyncio.run(touch())
@@ -719,7 +721,7 @@ def test_loops_that_ended_are_forgotten() -> None:
 # No secrets
 
 
-async def test_no_secret_is_told(gateway: Simulator, caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_secret_is_shown(gateway: Simulator, caplog: pytest.LogCaptureFixture) -> None:
     """At DEBUG, through success, failure and refusal, no text holds key, prompt or address."""
     caplog.set_level(logging.DEBUG)
     key, prompt = "sk-marked", "a marked kitten"

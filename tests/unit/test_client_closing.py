@@ -115,8 +115,8 @@ async def test_an_end_that_comes_with_the_submit_is_one() -> None:
         assert client.unfinished == ()
 
 
-async def test_an_end_that_comes_with_the_submit_is_told(tmp_path: Path) -> None:
-    """Its row is as it would be had somebody looked, and the hooks hear of it once."""
+async def test_an_end_that_comes_with_the_submit_is_recorded(tmp_path: Path) -> None:
+    """Its row is the same as after a poll, and its end is one event."""
     body = (
         b'{"code": 200, "data": {"task_id": "t-7", "status": "SUCCESS",'
         b' "video_url": "https://a.example/1.mp4"}}'
@@ -145,7 +145,7 @@ async def test_a_wait_that_was_left_changes_nothing(gateway: Simulator, runway: 
     assert runway.unfinished == (task,)
 
 
-async def test_a_handle_that_is_gone_is_made_anew(gateway: Simulator, runway: Client) -> None:
+async def test_a_handle_that_is_gone_is_made_again(gateway: Simulator, runway: Client) -> None:
     """Nothing but its id is kept of a task, and the new handle gets the clip."""
     task_id = (await runway.generate("a kitten")).id
     official_id = (await runway.official.image_to_video(IMAGE)).id
@@ -175,8 +175,8 @@ async def test_a_task_by_its_id_is_unfinished_once_it_is_waited_for(
         assert other.unfinished == (task,)
 
 
-async def test_an_id_that_nobody_knows_is_not_unfinished(runway: Client) -> None:
-    """It was waited for, and there is no such task."""
+async def test_an_unknown_id_is_not_unfinished(runway: Client) -> None:
+    """A wait for a task that does not exist puts nothing on the list."""
     with pytest.raises(NotFound):
         await runway.task("9f6243e5-3ab8-49c3-9c3c-6309ef5c96bd").wait(timeout=10)
     assert runway.unfinished == ()
@@ -317,10 +317,8 @@ async def test_a_closed_client_sends_nothing(gateway: Simulator, tmp_path: Path,
 @pytest.mark.parametrize(
     "limits", [Limits(tasks_in_flight=1), Limits(requests_in_flight=1)], ids=["tasks", "requests"]
 )
-async def test_who_waits_to_submit_is_refused_at_the_close(
-    gateway: Simulator, limits: Limits
-) -> None:
-    """Room that comes free by the close is not used for paying."""
+async def test_a_waiting_submit_is_refused_at_the_close(gateway: Simulator, limits: Limits) -> None:
+    """A slot that comes free by the close is not used for a paid request."""
     gateway.script(then="stall")
     gateway.fault("submit", faults.Slow(100.0))
     client = quick_client(gateway, limits=limits)
@@ -353,7 +351,7 @@ async def test_closing_twice_at_once_waits_for_the_answer(
     assert (job.state, job.task_id) == (JobState.ACCEPTED, task.id)
 
 
-async def test_one_that_is_entered_while_it_closes_opens_anew(gateway: Simulator) -> None:
+async def test_a_client_entered_while_it_closes_opens_again(gateway: Simulator) -> None:
     """It waits for the close, and works."""
     gateway.fault("submit", faults.Slow(100.0))
     client = quick_client(gateway)
@@ -389,7 +387,7 @@ def test_a_client_is_closed_in_one_loop_only() -> None:
 # What else must not go on
 
 
-async def test_who_sleeps_before_a_repeat_is_refused_at_the_close(gateway: Simulator) -> None:
+async def test_a_pause_before_a_retry_ends_at_the_close(gateway: Simulator) -> None:
     """A minute that a gateway asked for is not waited for once nothing will be sent after it."""
     gateway.fault("submit", faults.TooManyRequests(60), times=None)
     client = Client(gateway.api_key, base_url=gateway.base_url)
@@ -402,7 +400,7 @@ async def test_who_sleeps_before_a_repeat_is_refused_at_the_close(gateway: Simul
     assert gateway.submitted == 0
 
 
-async def test_who_queues_for_a_held_gateway_is_refused_at_the_close(gateway: Simulator) -> None:
+async def test_a_queue_for_a_held_gateway_ends_at_the_close(gateway: Simulator) -> None:
     """A submit that waits for its turn is refused at once."""
     gateway.fault("submit", faults.TooManyRequests(60), times=4)
     client = Client(gateway.api_key, base_url=gateway.base_url)
@@ -420,7 +418,7 @@ async def test_who_queues_for_a_held_gateway_is_refused_at_the_close(gateway: Si
 
 
 async def test_a_pause_that_is_cancelled_is_cancelled(gateway: Simulator) -> None:
-    """Who leaves before a repeat hears of no closing."""
+    """A caller that is cancelled during a pause gets a cancellation, not an error of ours."""
     gateway.fault("submit", faults.TooManyRequests(60), times=None)
     async with Client(gateway.api_key, base_url=gateway.base_url) as client:
         work = asyncio.create_task(client.generate("a kitten"))
@@ -431,7 +429,7 @@ async def test_a_pause_that_is_cancelled_is_cancelled(gateway: Simulator) -> Non
         assert client._sessions.current().transport._scopes == set()
 
 
-async def test_an_own_journal_is_not_opened_anew(gateway: Simulator, tmp_path: Path) -> None:
+async def test_an_own_journal_is_not_opened_again(gateway: Simulator, tmp_path: Path) -> None:
     """A submit that was on its way to a row leaves no thread, and no file locked, behind."""
     path = tmp_path / "run.db"
     for steps in range(12):
@@ -470,7 +468,7 @@ async def test_a_batch_whose_client_is_closed_stops(gateway: Simulator, tmp_path
 
 
 async def test_a_submit_in_flight_counts_though_its_caller_left(gateway: Simulator) -> None:
-    """With room for one task and one request, neither is given away before the answer is here."""
+    """With limits of one task and one request, both stay taken until the response is here."""
     limits = Limits(tasks_in_flight=1, requests_in_flight=1)
     gateway.fault("submit", faults.Slow(100.0))
     gateway.script(then="stall")
@@ -724,6 +722,17 @@ async def test_what_an_earlier_process_left_is_on_the_list(
         assert client.unfinished == ()
 
 
+async def test_a_client_that_is_entered_again_keeps_its_handles(
+    gateway: Simulator, tmp_path: Path
+) -> None:
+    """Its journal is read again, and a task that the client knows is listed once."""
+    client = quick_client(gateway, journal=tmp_path / "run.db")
+    async with client:
+        task = await client.generate("a kitten")
+    async with client:
+        assert client.unfinished == (task,)
+
+
 @pytest.mark.parametrize("what", ["task", "clip"])
 async def test_handles_do_not_pickle(gateway: Simulator, runway: Client, what: str) -> None:
     """The error says what to pass on in their place, before a pool fails after paying."""
@@ -734,7 +743,7 @@ async def test_handles_do_not_pickle(gateway: Simulator, runway: Client, what: s
 
 
 async def in_threads(number: int, work: Callable[[int], Coroutine[Any, Any, T]]) -> list[T]:
-    """Run *work* in this many threads at once, each with a loop of its own."""
+    """Run *work* in this many threads at once, each with its own loop."""
     loop = asyncio.get_running_loop()
     # Leaving the executor blocks this loop, where the gateway answers, so all have to end first.
     with ThreadPoolExecutor(number) as threads:

@@ -39,7 +39,7 @@ async def test_a_journal_that_was_given_stays_open(gateway: Simulator, tmp_path:
 
 
 async def test_a_refusal_is_written_down(gateway: Simulator, tmp_path: Path) -> None:
-    """The row of a refused request says so, and the caller hears the refusal."""
+    """The row of a refused request says so, and the caller gets the refusal."""
     gateway.fault("submit", faults.refused())
     async with quick_client(gateway, journal=tmp_path / "run.db") as client:
         with pytest.raises(InvalidRequest):
@@ -137,7 +137,7 @@ async def test_a_handle_by_its_id_has_what_the_journal_knows(
     assert [event.model for event in ear.all(TaskAttached)] == ["gen4_turbo"]
 
 
-async def test_doubts_from_before_are_told_once(gateway: Simulator, tmp_path: Path) -> None:
+async def test_doubts_from_before_are_reported_once(gateway: Simulator, tmp_path: Path) -> None:
     """A client whose journal holds jobs in doubt says how many, at its first submission."""
     counted = []
     for _ in range(3):

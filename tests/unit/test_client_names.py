@@ -113,7 +113,7 @@ async def test_a_name_outlives_the_process(gateway: Simulator, tmp_path: Path) -
 
 
 async def test_a_refused_name_may_be_used_again(gateway: Simulator, path: Path | None) -> None:
-    """Nothing was charged, so the name is free; every caller gets an error of its own."""
+    """Nothing was charged, so the name is free; every caller gets its own error."""
     gateway.fault("submit", faults.refused())
     async with quick_client(gateway, journal=path) as client:
         results = await asyncio.gather(
@@ -166,7 +166,7 @@ async def test_a_name_that_another_client_is_submitting_is_in_doubt(
     assert gateway.submitted == 1
 
 
-async def test_one_caller_who_leaves_takes_nothing_away(
+async def test_one_cancelled_caller_takes_nothing_away(
     gateway: Simulator, path: Path | None
 ) -> None:
     """The submission goes on for the others."""
@@ -200,14 +200,14 @@ async def test_the_next_caller_waits_for_a_request_that_was_left(
 async def test_a_request_that_was_left_and_got_lost_is_in_doubt(
     gateway: Simulator, path: Path | None
 ) -> None:
-    """The next caller under its name hears of the doubt, and pays nothing."""
+    """The next caller under its name gets the doubt, and pays nothing."""
     gateway.fault("submit", faults.Hang(accepted=True))
     async with quick_client(gateway, journal=path) as client:
         first = asyncio.ensure_future(client.generate(PROMPT, custom_id="order 7"))
         await until(lambda: gateway.submitted)
         await left(first)
-        [engine] = client._sessions.by_loop.values()
-        [flight] = engine.transport._in_flight
+        [session] = client._sessions.by_loop.values()
+        [flight] = session.transport._in_flight
         flight.cancel()
         with pytest.raises(SubmissionInDoubt):
             await client.generate(PROMPT, custom_id="order 7")
@@ -266,7 +266,7 @@ async def test_two_threads_pay_once(gateway: Simulator) -> None:
 
 
 async def test_a_loop_that_ends_leaves_the_name_in_doubt(gateway: Simulator) -> None:
-    """Another thread that waits for it hears of the doubt; one that leaves is cancelled."""
+    """Another thread that waits for it gets the doubt; a cancelled caller is cancelled."""
     gateway.fault("submit", faults.Hang(accepted=True))
     client = quick_client(gateway)
     sent = threading.Event()

@@ -54,7 +54,7 @@ def witness() -> Witness:
 
 
 async def as_caller(who: str, work: Callable[[], Awaitable[Any]]) -> Any:
-    """Do *work* in a task of its own, in a context that bears a name."""
+    """Do *work* in its own task, in a context that has a name."""
 
     async def named() -> Any:
         WHO.set(who)
@@ -64,7 +64,7 @@ async def as_caller(who: str, work: Callable[[], Awaitable[Any]]) -> Any:
 
 
 @pytest.mark.parametrize("pace", [None, 500.0])
-async def test_polls_belong_to_the_submit_whoever_waits(
+async def test_polls_belong_to_the_submit_and_not_to_the_wait(
     gateway: Simulator, witness: Witness, pace: float | None
 ) -> None:
     """Requests and events of two jobs keep to the contexts of their submits, and not the waits."""
@@ -95,9 +95,7 @@ async def test_polls_belong_to_the_submit_whoever_waits(
     assert len({path for path, _ in requests}) == 2
 
 
-async def test_a_name_belongs_to_the_first_who_submits_under_it(
-    gateway: Simulator, witness: Witness
-) -> None:
+async def test_a_name_belongs_to_its_first_submit(gateway: Simulator, witness: Witness) -> None:
     """A second submit under the same custom id changes nothing about whose context polls have."""
     async with quick_client(gateway, hooks=[witness]) as client:
         for who in ("a", "b"):
@@ -190,7 +188,7 @@ async def test_jobs_of_a_batch_belong_to_the_iteration(
 
 
 async def test_a_timer_runs_in_an_empty_context() -> None:
-    """A timer serves many callers, so it sees nothing of the one who set it."""
+    """A timer serves many callers, so it does not see the context of the one that set it."""
     WHO.set("a")
     seen: list[str] = []
     clock = LoopClock()
@@ -199,7 +197,7 @@ async def test_a_timer_runs_in_an_empty_context() -> None:
     assert seen == [NO_ONE]
 
 
-async def test_a_wait_that_times_out_is_told_in_the_context_of_the_submit(
+async def test_a_timeout_is_reported_in_the_context_of_the_submit(
     gateway: Simulator, witness: Witness
 ) -> None:
     """The timer itself runs in an empty context, and the event in that of the job."""
@@ -245,7 +243,7 @@ async def test_a_listener_may_end_the_waits_during_a_poll(
 async def test_a_task_that_a_webhook_found_belongs_to_its_submit(
     gateway: Simulator, witness: Witness
 ) -> None:
-    """It is looked for in an empty context, and polled in that of the submit in doubt."""
+    """It is searched for in an empty context, and polled in that of the submit in doubt."""
     async with scene_of(gateway, hooks=[witness]) as scene:
         await as_caller("a", scene.doubt)
         await as_caller("the web server", lambda: posted(scene, status="1"))

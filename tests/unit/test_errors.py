@@ -82,7 +82,7 @@ def test_each_error_pickles_with_all_it_knows(kind: type[RunwayError]) -> None:
 @EVERY_KIND
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
 def test_each_error_copies_with_all_it_knows(kind: type[RunwayError], copied: Any) -> None:
-    """A copy of an error has its class, its text, each of its fields, and a life of its own."""
+    """A copy of an error has its class, its text and each of its fields, and changes alone."""
     error = filled(kind)
     again = copied(error)
     assert (type(again), str(again), known(again)) == (kind, str(error), known(error))
@@ -132,7 +132,7 @@ def test_each_error_has_the_standard_base_that_callers_expect(kind: type[RunwayE
 
 @EVERY_KIND
 def test_each_error_says_what_it_is(kind: type[RunwayError]) -> None:
-    """Each class has a docstring of its own, and each of its fields a comment that says what."""
+    """Each class has its own docstring, and each of its fields a comment."""
     assert kind.__doc__ is not None
     assert kind.__doc__ != (kind.__mro__[1].__doc__ or "")
     source = inspect.getsource(kind)

@@ -22,7 +22,7 @@ from fuhu_runway.testing import Simulator, faults
 
 @pytest.fixture
 async def gateway() -> AsyncIterator[Simulator]:
-    """A gateway that delivers nothing by itself, on which a task takes some milliseconds."""
+    """A gateway that sends no webhooks by itself, on which a task takes some milliseconds."""
     async with Simulator(speed=1000, takes=20, callbacks=None) as simulator:
         yield simulator
 
@@ -37,7 +37,7 @@ async def scene(gateway: Simulator) -> AsyncIterator[Scene]:
 # A webhook
 
 
-async def test_a_delivery_from_another_thread_ends_the_wait(scene: Scene) -> None:
+async def test_a_webhook_from_another_thread_ends_the_wait(scene: Scene) -> None:
     """An app may take webhooks in a thread that has no event loop."""
     task = await scene.client.generate(PROMPT)
     waiting = asyncio.create_task(task.wait())
@@ -46,8 +46,8 @@ async def test_a_delivery_from_another_thread_ends_the_wait(scene: Scene) -> Non
     assert (await waiting).id == task.id
 
 
-async def test_a_delivery_while_nobody_holds_the_task_does_no_harm(scene: Scene) -> None:
-    """A handle that was let go of leaves nobody to wake."""
+async def test_a_webhook_for_a_task_without_a_handle_does_no_harm(scene: Scene) -> None:
+    """After its handle was dropped, a task has no wait to wake."""
     await scene.client.generate(PROMPT)
     await scene.ended()
     assert scene.post() == 204
@@ -79,7 +79,7 @@ async def test_a_body_that_names_nothing_wakes_its_own(scene: Scene) -> None:
     assert (await waiting).id == task.id
 
 
-async def test_a_client_that_is_closed_hears_nothing(scene: Scene) -> None:
+async def test_a_closed_client_ignores_webhooks(scene: Scene) -> None:
     """Late webhooks are answered politely, and open nothing again."""
     await scene.client.generate(PROMPT)
     await scene.client.aclose()
@@ -87,19 +87,19 @@ async def test_a_client_that_is_closed_hears_nothing(scene: Scene) -> None:
     assert scene.client._sessions.by_loop == {}
 
 
-async def test_a_loop_that_has_ended_hears_nothing(scene: Scene) -> None:
+async def test_a_loop_that_has_ended_ignores_webhooks(scene: Scene) -> None:
     """A webhook for waits whose loop is gone is no error for its sender."""
     await scene.client.generate(PROMPT)
     loop = asyncio.new_event_loop()
     loop.close()
-    engines = scene.client._sessions.by_loop
-    engines[loop] = engines.pop(asyncio.get_running_loop())
+    sessions = scene.client._sessions.by_loop
+    sessions[loop] = sessions.pop(asyncio.get_running_loop())
     assert scene.post() == 204
-    engines[asyncio.get_running_loop()] = engines.pop(loop)
+    sessions[asyncio.get_running_loop()] = sessions.pop(loop)
 
 
-async def test_one_loop_of_several_tells_of_it(scene: Scene) -> None:
-    """A client that is used in two loops at once tells of a webhook once."""
+async def test_one_loop_of_several_reports_a_webhook(scene: Scene) -> None:
+    """A client that is used in two loops at once reports a webhook once."""
 
     async def elsewhere() -> None:
         async with asyncio.timeout(10):
@@ -128,7 +128,7 @@ async def test_one_loop_of_several_tells_of_it(scene: Scene) -> None:
 
 
 async def test_without_a_receiver_it_stays_in_doubt(gateway: Simulator) -> None:
-    """Nobody can tell what was lost where no address was given."""
+    """Without an address, no webhook can name the lost task."""
     gateway.fault("submit", faults.drop_after_accepting())
     async with quick_client(gateway) as client:
         with pytest.raises(SubmissionInDoubt):
@@ -137,14 +137,14 @@ async def test_without_a_receiver_it_stays_in_doubt(gateway: Simulator) -> None:
 
 
 async def test_the_official_format_has_no_address(scene: Scene) -> None:
-    """It knows no callbacks, so nobody can tell what was lost of it."""
+    """It has no webhooks, so none can name a lost task."""
     scene.gateway.fault("official", faults.drop_after_accepting())
     with pytest.raises(SubmissionInDoubt):
         await scene.client.official.image_to_video(IMAGE, PROMPT)
     assert "callback_url" not in scene.gateway.tasks[-1].request
 
 
-async def test_an_end_that_is_found_is_told(scene: Scene) -> None:
+async def test_an_end_that_is_found_is_reported(scene: Scene) -> None:
     """If the lost task has ended by then, its end is reported and the wait costs no more polls."""
     await scene.doubt()
     await scene.ended()
@@ -157,7 +157,7 @@ async def test_an_end_that_is_found_is_told(scene: Scene) -> None:
 
 
 async def test_a_forged_id_finds_nothing_and_spoils_nothing(scene: Scene) -> None:
-    """It costs one look, the task stays in doubt, and the right webhook still finds it."""
+    """It costs one poll, the task stays in doubt, and the right webhook still finds it."""
     await scene.doubt()
     scene.post(task_id="no-such-task")
     await until(lambda: scene.ear.all(CallbackRefused))
@@ -180,7 +180,7 @@ async def test_a_storm_of_forged_ids_is_bounded(scene: Scene) -> None:
     assert scene.client.unfinished == ()
 
 
-async def test_nobody_elses_task_is_taken(scene: Scene) -> None:
+async def test_the_task_of_another_submission_is_not_taken(scene: Scene) -> None:
     """A task that another submit of this client made is not what was lost."""
     mine = await scene.client.generate(PROMPT)
     await scene.doubt()
@@ -192,14 +192,14 @@ async def test_nobody_elses_task_is_taken(scene: Scene) -> None:
 
 
 async def test_a_body_without_an_id_finds_nothing(scene: Scene) -> None:
-    """Which task it is cannot be told from the address alone, and nothing is asked."""
+    """The address alone does not say which task it is, and nothing is sent."""
     await scene.doubt()
     scene.receiver.deliver(scene.token(), b"")
     await settle()
     assert (scene.feeds, scene.client.unfinished) == (0, ())
 
 
-async def test_two_deliveries_at_once_find_it_once(scene: Scene) -> None:
+async def test_two_webhooks_at_once_find_it_once(scene: Scene) -> None:
     """While the feed is asked, a second webhook starts no second search."""
     await scene.doubt()
     scene.gateway.fault("feed", faults.Slow(A_WHILE))
@@ -213,7 +213,7 @@ async def test_two_deliveries_at_once_find_it_once(scene: Scene) -> None:
 
 
 async def test_with_one_request_in_flight_it_is_found(gateway: Simulator) -> None:
-    """The look that confirms it waits for no turn that the lost submit holds."""
+    """The poll that confirms it does not wait for the slot of the lost submit."""
     async with scene_of(gateway, limits=Limits(requests_in_flight=1, tasks_in_flight=1)) as scene:
         gateway.fault("submit", faults.Hang(accepted=True))
         submitting = asyncio.create_task(scene.client.generate(PROMPT))
@@ -222,7 +222,7 @@ async def test_with_one_request_in_flight_it_is_found(gateway: Simulator) -> Non
         assert (await submitting).id == gateway.tasks[0].task_id
 
 
-async def test_a_caller_who_leaves_while_the_feed_is_asked_loses_nothing(scene: Scene) -> None:
+async def test_a_caller_cancelled_during_the_search_loses_nothing(scene: Scene) -> None:
     """Cancelled between the lost answer and its confirmation, the task is unclaimed."""
     scene.gateway.fault("submit", faults.Hang(accepted=True))
     scene.gateway.fault("feed", faults.Slow(A_WHILE))
@@ -238,7 +238,7 @@ async def test_a_caller_who_leaves_while_the_feed_is_asked_loses_nothing(scene: 
 
 
 @pytest.mark.usefixtures("virtual")
-async def test_a_repeated_submit_keeps_its_address(scene: Scene) -> None:
+async def test_a_retried_submit_keeps_its_address(scene: Scene) -> None:
     """A request that was turned away and sent again keeps its address, which is its task's."""
     scene.gateway.fault("submit", faults.TooManyRequests(), times=1)
     retried = await scene.client.generate(PROMPT)
@@ -261,16 +261,16 @@ async def test_one_task_is_taken_once(scene: Scene) -> None:
     assert len(scene.ear.all(SubmissionFound)) == 1
 
 
-async def test_a_loop_that_rests_is_not_asked_to_look(scene: Scene) -> None:
+async def test_a_loop_that_does_not_run_does_not_poll(scene: Scene) -> None:
     """Of several loops, one that runs does what a webhook asks for."""
     resting = asyncio.new_event_loop()
-    engines = scene.client._sessions.by_loop
+    sessions = scene.client._sessions.by_loop
     await scene.doubt()
-    mine = engines.pop(asyncio.get_running_loop())
-    engines.update({resting: mine, asyncio.get_running_loop(): mine})
+    mine = sessions.pop(asyncio.get_running_loop())
+    sessions.update({resting: mine, asyncio.get_running_loop(): mine})
     scene.post(status="1")
     await until(lambda: scene.client.unfinished)
-    del engines[resting]
+    del sessions[resting]
     resting.close()
 
 
@@ -284,7 +284,7 @@ async def only_job(journal: Journal | None) -> Job:
     return job
 
 
-async def test_a_delivery_confirms_what_a_damaged_answer_named(
+async def test_a_webhook_confirms_the_id_of_a_damaged_response(
     gateway: Simulator, tmp_path: Path
 ) -> None:
     """A row in doubt that has the id is the submission's own, and becomes accepted."""
@@ -334,7 +334,7 @@ async def test_a_job_that_a_batch_reported_is_found(gateway: Simulator, tmp_path
 
 
 async def test_a_task_that_the_journal_has_is_not_taken(gateway: Simulator, tmp_path: Path) -> None:
-    """An id that stands in another row is somebody else's, also after a restart."""
+    """An id in another row belongs to another submission, also after a restart."""
     async with scene_of(gateway, journal=tmp_path / "run.db") as scene:
         mine = await scene.client.generate(PROMPT)
     async with scene_of(gateway, journal=tmp_path / "run.db") as scene:
@@ -380,7 +380,7 @@ async def lost_in_a_crash(gateway: Simulator, path: Path) -> None:
 
 
 async def test_what_a_crash_lost_is_found(gateway: Simulator, tmp_path: Path) -> None:
-    """A webhook tells the next process which row its task belongs to, and the clip is had."""
+    """A webhook names the task of a row in the next process, which returns its clip."""
     path = tmp_path / "run.db"
     await lost_in_a_crash(gateway, path)
     async with scene_of(gateway, secret=SECRET, journal=path) as scene:
@@ -399,7 +399,7 @@ async def test_what_a_crash_lost_is_found(gateway: Simulator, tmp_path: Path) ->
         assert (await waiting).id == task.id
 
 
-async def test_what_came_before_the_first_call_is_heard_with_it(
+async def test_an_early_webhook_is_handled_with_the_first_call(
     gateway: Simulator, tmp_path: Path
 ) -> None:
     """A webhook to a process that has just started waits until its client runs."""
@@ -432,7 +432,7 @@ async def test_a_feed_that_does_not_know_it_yet_is_asked_again(
 async def test_an_address_that_is_no_job_is_looked_up_once(
     gateway: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A known address of a task that nobody waits for costs the journal one question, ever."""
+    """A known address of a task without a wait is looked up in the journal once."""
     path = tmp_path / "run.db"
     async with scene_of(gateway, secret=SECRET) as scene:
         await scene.client.generate(PROMPT)
@@ -477,7 +477,7 @@ def _errands(client: Client) -> set[Any]:
 
 
 async def test_without_a_journal_there_is_nothing_to_look_up(gateway: Simulator) -> None:
-    """A known address of a task that nobody waits for is answered, and that is all."""
+    """A webhook for a task without a wait gets a response, and nothing else happens."""
     async with scene_of(gateway, secret=SECRET) as scene:
         await scene.client.generate(PROMPT)
     async with scene_of(gateway, secret=SECRET, retry=QUICK_RETRY) as scene:
