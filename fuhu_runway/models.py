@@ -378,7 +378,7 @@ class TaskState(enum.StrEnum):
     FAILED = "failed"
     CANCELED = "canceled"
     UNKNOWN = "unknown"
-    """A word that no source documents: treated as not finished."""
+    """A status that no source documents, or a task that was not polled yet: not finished."""
 
     @property
     def is_final(self) -> bool:
