@@ -1,4 +1,4 @@
-"""What holds for every test: only loopback is reached, and nothing is timed."""
+"""Rules for every test: only loopback may be reached, and nothing depends on real time."""
 
 import ipaddress
 import os
@@ -30,7 +30,7 @@ settings.load_profile("untimed")
 
 
 def refuse_the_outside(event: str, args: tuple[Any, ...]) -> None:
-    """Stop a connection to anywhere but this machine, whichever library makes it."""
+    """Stop every connection that leaves this machine, from any library."""
     if event != "socket.connect" or not isinstance(args[1], tuple):
         return
     host = args[1][0]
@@ -49,7 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def clock() -> ManualClock:
-    """Time that passes when the test says so."""
+    """Return a clock that the test moves."""
     return ManualClock()
 
 
@@ -62,13 +62,13 @@ async def virtual() -> AsyncIterator[None]:
 
 @pytest.fixture
 async def gateway() -> AsyncIterator[Simulator]:
-    """A gateway on loopback, on which a task takes some milliseconds."""
+    """Yield a gateway on loopback whose tasks take some milliseconds."""
     async with Simulator(speed=1000, takes=20) as simulator:
         yield simulator
 
 
 @pytest.fixture
 async def runway(gateway: Simulator) -> AsyncIterator[Client]:
-    """A client of `gateway` whose pauses are some milliseconds as well."""
+    """Yield a client of `gateway` with delays of some milliseconds."""
     async with quick_client(gateway) as client:
         yield client

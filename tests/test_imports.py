@@ -1,4 +1,4 @@
-"""What an import costs, and what it needs."""
+"""What an import loads, and what it needs."""
 
 import subprocess
 import sys
@@ -41,14 +41,14 @@ def python(source: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("module", list(module_names()))
 def test_each_module_imports_alone(module: str) -> None:
-    """No module needs another to be imported first, or warns when it is."""
+    """Every module can be imported first, without a warning."""
     pytest.importorskip(NEEDS_AN_EXTRA.get(module, "fuhu_runway"))
     done = python(f"import {module}")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_the_package_imports_nothing_heavy() -> None:
-    """`import fuhu_runway` brings in neither a dependency nor asyncio."""
+    """`import fuhu_runway` imports neither a dependency nor asyncio."""
     done = python(
         "import sys; before = set(sys.modules); import fuhu_runway;"
         f"print(sorted((set(sys.modules) - before) & {HEAVY}))"
@@ -57,13 +57,13 @@ def test_the_package_imports_nothing_heavy() -> None:
 
 
 def test_a_name_brings_what_it_needs() -> None:
-    """Asking for the client is what imports aiohttp."""
+    """The client imports aiohttp."""
     done = python("import sys, fuhu_runway; fuhu_runway.Client; print('aiohttp' in sys.modules)")
     assert (done.stdout, done.stderr) == ("True\n", "")
 
 
 def test_the_simulator_brings_no_client() -> None:
-    """`fuhu_runway.testing` runs without a line of the client's code."""
+    """`fuhu_runway.testing` runs without the client's code."""
     done = python(
         "import sys; import fuhu_runway.testing.simulator;"
         "print(*sorted(m for m in sys.modules"
@@ -74,7 +74,7 @@ def test_the_simulator_brings_no_client() -> None:
 
 @pytest.mark.parametrize("missing", ["cyclopts", "rich"])
 def test_the_command_names_the_extra_it_lacks(missing: str) -> None:
-    """Without the extra the command says which one to install, and fails."""
+    """Without the extra the command fails and says which one to install."""
     done = python(
         f"import sys; sys.argv[1:] = ['--help']; sys.modules[{missing!r}] = None;"
         "from fuhu_runway.__main__ import main; main()"
@@ -85,7 +85,7 @@ def test_the_command_names_the_extra_it_lacks(missing: str) -> None:
 
 
 def test_the_spans_name_the_extra_they_lack() -> None:
-    """Without the extra, importing them says which one to install; the client works."""
+    """Without the extra, the import fails and says which one to install; the client works."""
     done = python(
         "import sys; sys.modules['opentelemetry'] = None; import fuhu_runway; fuhu_runway.Client;"
         "import fuhu_runway.contrib.otel"
@@ -98,5 +98,5 @@ def test_the_spans_name_the_extra_they_lack() -> None:
 
 @pytest.mark.parametrize("path", ["py.typed", "testing/_server/simulated.mp4"])
 def test_the_package_carries_its_data(path: str) -> None:
-    """The type marker and the simulator's film are installed with the code."""
+    """The type marker and the simulator's video are installed with the code."""
     assert PACKAGE.joinpath(path).is_file()

@@ -1,8 +1,7 @@
 """
 A whole gateway for tests and for trying things out: no key, no cost, no network.
 
-Names are imported when they are first asked for: pytest imports this package in each of its runs,
-for the plugin.
+Names are imported on first use, since every run of pytest imports this package for the plugin.
 """
 
 import importlib
@@ -47,7 +46,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for (PEP 562)."""
+    """Import a public name on first use (PEP 562)."""
     if name == "faults":
         return importlib.import_module(".faults", __name__)
     if name not in _HOME_OF:

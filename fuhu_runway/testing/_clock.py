@@ -1,6 +1,7 @@
-"""Simulated time: the loop's own, only faster."""
+"""Simulated time: the loop's time, multiplied by a speed."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 
@@ -10,20 +11,20 @@ import attrs
 @attrs.define
 class SimulatedClock:
     """
-    Seconds since the gateway first opened, *speed* of them to each second of the loop.
+    Simulated seconds since the first start, *speed* of them per second of the loop.
 
-    Reads the loop it was opened in, so a loop with virtual time is as good as any.
+    It reads the time of its loop, which may be virtual.
     """
 
-    speed: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))
-    #: The Unix second at which the story begins.
+    speed: float = 1.0
+    #: The Unix second of the first start.
     epoch: float = attrs.field(factory=time.time)
-    #: Returns the second at which it would open now; later than 0 after runs in other processes.
+    #: Returns the present second while no loop runs it, after runs in other processes.
     resumes_at: Callable[[], float] = lambda: 0.0
     _loop: asyncio.AbstractEventLoop | None = attrs.field(init=False, default=None)
     _opened_at: float = attrs.field(init=False, default=0.0)
     _is_closing: bool = attrs.field(init=False, default=False)
-    # One for each who pauses: thousands of slow answers would make a shared one slow.
+    # One for each pause, since thousands of slow answers would slow down a shared one.
     _waiters: set[asyncio.Future[None]] = attrs.field(init=False, factory=set)
 
     @property
@@ -33,22 +34,22 @@ class SimulatedClock:
         return self._loop
 
     def open(self) -> None:
-        """Start; opened again, time has gone on in between."""
+        """Start in the running loop; time went on while it was closed."""
         self._is_closing = False
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
-            # Each loop may count from a zero of its own.
+            # Each loop may start from a different zero.
             self._opened_at = loop.time() - self.now() / self.speed
             self._loop = loop
 
     def close(self) -> None:
-        """Wake all that pause."""
+        """End all pauses."""
         self._is_closing = True
         for waiter in self._waiters:
             _release(waiter)
 
     def now(self) -> float:
-        """Return the simulated seconds since the gateway first opened, in any process."""
+        """Return the simulated seconds since the first start, in any process."""
         if self._loop is None:
             return self.resumes_at()
         return (self._loop.time() - self._opened_at) * self.speed
@@ -63,29 +64,22 @@ class SimulatedClock:
         """Return the simulated second at one of the loop's, to the microsecond."""
         return round((loop_time - self._opened_at) * self.speed, 6)
 
-    async def pause(self, seconds: float) -> None:
-        """Wait *seconds* of simulated time, or less when the gateway closes."""
-        waiter = self._waiter()
-        timer = waiter.get_loop().call_later(seconds / self.speed, _release, waiter)
-        try:
-            await waiter
-        finally:
-            timer.cancel()
-            self._waiters.discard(waiter)
-
-    async def wait_closed(self) -> None:
-        waiter = self._waiter()
-        try:
-            await waiter
-        finally:
-            self._waiters.discard(waiter)
-
-    def _waiter(self) -> asyncio.Future[None]:
-        waiter = asyncio.get_running_loop().create_future()
+    async def pause(self, seconds: float = math.inf) -> None:
+        """Wait *seconds* of simulated time, but only until the gateway closes."""
+        loop = asyncio.get_running_loop()
+        waiter = loop.create_future()
         self._waiters.add(waiter)
+        timer = None
         if self._is_closing:
             _release(waiter)
-        return waiter
+        elif seconds < math.inf:
+            timer = loop.call_later(seconds / self.speed, _release, waiter)
+        try:
+            await waiter
+        finally:
+            self._waiters.discard(waiter)
+            if timer is not None:
+                timer.cancel()
 
 
 def _release(waiter: asyncio.Future[None]) -> None:

@@ -1,4 +1,4 @@
-"""The one address the simulator listens on or speaks to: this machine."""
+"""The only address that the simulator listens on or connects to: this machine."""
 
 import ipaddress
 
@@ -14,8 +14,8 @@ def is_loopback(host: str) -> bool:
 
 
 def bind_address(host: str) -> str:
-    """Return the address to listen on, or raise ValueError where other machines could reach it."""
+    """Return the address to listen on, or raise ValueError if other machines could reach it."""
     if not is_loopback(host):
         raise ValueError(f"host={host!r} is not this machine; use 127.0.0.1, ::1 or localhost")
-    # localhost may be two addresses, and with port 0 each would get a port of its own.
+    # localhost may be two addresses, which with port 0 would have different ports.
     return "127.0.0.1" if host == "localhost" else host

@@ -2,21 +2,21 @@
 What can go wrong between a client and a gateway, as plain values.
 
 Rule 1. A fault is data: it names what happens, and the simulator makes it happen.
-Rule 2. `accepted` says whether the gateway did its work, and took its points, first.
-Rule 3. A fault is for one request. How often, and for how long, is the plan's business.
+Rule 2. `accepted` says whether the gateway accepted the task, and charged for it, first.
+Rule 3. A fault is for one request. How often it happens, and for how long, is up to its plan.
 """
 
-from typing import ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal, get_args
 
 import attrs
 
 from ._server import bodies as _bodies
-from ._server.options import check_fields, one_of
+from ._server.options import check
 from ._server.wild import HTML, JSON, KNOWN
 
 Where = Literal["submit", "feed", "download", "balance", "official"]
 
-PLACES: Final[frozenset[Where]] = frozenset({"submit", "feed", "download", "balance", "official"})
+PLACES: Final[frozenset[Where]] = frozenset(get_args(Where))
 _SUBMITS: Final[frozenset[Where]] = frozenset({"submit", "official"})
 _POLLS: Final[frozenset[Where]] = frozenset({"feed", "official"})
 _DOWNLOADS: Final[frozenset[Where]] = frozenset({"download"})
@@ -34,7 +34,8 @@ class Fault:
             cls.usable_on = on
 
     def __attrs_post_init__(self) -> None:
-        check_fields(self)
+        for field in attrs.fields(type(self)):
+            check(self, field, getattr(self, field.name), f"{type(self).__name__}: ")
 
     @property
     def label(self) -> str:
@@ -43,36 +44,36 @@ class Fault:
 
     @property
     def places(self) -> frozenset[Where]:
-        """Return the requests that it, and what follows it, can happen to."""
+        """Return the kinds of requests that it can happen to, together with what follows it."""
         then = getattr(self, "then", None)
         return self.usable_on if then is None else self.usable_on & then.places
 
 
 @attrs.frozen
 class Drop(Fault):
-    """The connection closes and no byte of an answer was sent."""
+    """The connection closes before any byte of a response is sent."""
 
     accepted: bool = False
-    #: Reset instead of closed in good order.
+    #: Whether the connection is reset rather than closed.
     reset: bool = False
 
 
 @attrs.frozen
 class Hang(Fault):
-    """Nothing more comes: not before the client gives up or the simulator closes."""
+    """The response never ends: the client gives up, or the simulator closes."""
 
     accepted: bool = False
-    #: How much of the right answer comes first; None is nothing, not even a status.
+    #: How much of the right answer is sent first; None sends nothing, not even a status.
     after_bytes: int | None = None
 
 
 @attrs.frozen
 class Slow(Fault):
-    """The answer takes its time; the work of a right one is done before that."""
+    """The answer is late; the work of a right one is done before the delay."""
 
     #: In simulated seconds.
     seconds: float
-    #: What goes wrong after that; None is the right answer.
+    #: What goes wrong after the delay; None sends the right answer.
     then: Fault | None = None
 
 
@@ -85,7 +86,7 @@ class Answer(Fault):
     content_type: str = JSON
     headers: tuple[tuple[str, str], ...] = ()
     accepted: bool = False
-    #: Its name in the log of requests; empty is `Answer`.
+    #: Its name in the log of requests; empty means `Answer`.
     name: str = ""
 
     @property
@@ -96,12 +97,12 @@ class Answer(Fault):
 
 @attrs.frozen
 class TooManyRequests(Fault):
-    """HTTP 429 or 503, saying in one of the three ways when to come back."""
+    """HTTP 429 or 503 that says when to retry, in one of three ways."""
 
-    #: In seconds as the client will read them; text goes out as it is, and None is no header.
+    #: In seconds; text is sent unchanged, and None sends no header.
     retry_after: float | str | None = None
     form: Literal["seconds", "milliseconds", "date"] = "seconds"
-    #: Empty is the per-IP limiter of api-facts 5.1.
+    #: Empty as from the per-IP limiter of api-facts 5.1.
     body: str = attrs.field(
         default=_bodies.as_text(_bodies.openai_error(_bodies.SATURATED, code="saturated")),
         repr=False,
@@ -111,16 +112,16 @@ class TooManyRequests(Fault):
 
 @attrs.frozen
 class Informational(Fault):
-    """A status that is no answer yet, before the right answer."""
+    """An informational status before the right answer."""
 
     status: int = 103
-    #: What comes after that; None is the right answer.
+    #: What goes wrong after it; None sends the right answer.
     then: Fault | None = None
 
 
 @attrs.frozen
 class LargeHead(Fault):
-    """The right answer, with *count* headers of *size* bytes more than a client may expect."""
+    """The right answer, with *count* additional headers of *size* bytes each."""
 
     size: int = 8200
     count: int = 1
@@ -128,25 +129,25 @@ class LargeHead(Fault):
 
 @attrs.frozen
 class Gzipped(Fault):
-    """The right answer in gzip."""
+    """The right answer, compressed with gzip."""
 
-    #: Zeros behind it, of which a thousand come in one byte.
+    #: Zeros after it; gzip packs a thousand of them into one byte.
     megabytes: int = 0
 
 
 @attrs.frozen
 class Chunked(Fault):
-    """The right answer in chunks and without a length."""
+    """The right answer in chunks, without a Content-Length."""
 
     #: Text that follows in the same body.
     extra: str = ""
-    #: Text that follows after the end of the body, where nothing may stand.
+    #: Text that follows after the end of the body, where HTTP allows none.
     behind: str = ""
 
 
 @attrs.frozen
 class Quotes(Fault, on=_SUBMITS):
-    """A refusal that repeats the prompt: as it is, cut to 40 characters, or in another spelling."""
+    """A refusal that quotes the prompt: unchanged, cut to 40 characters, or escaped."""
 
     how: Literal["plain", "cut", "html", "url", "json"] = "plain"
     status: int = 400
@@ -161,7 +162,7 @@ class HugeRefusal(Fault):
 
 @attrs.frozen
 class Truncated(Fault):
-    """An answer that is whole for HTTP and cut short as JSON."""
+    """A complete HTTP response whose JSON is cut short."""
 
     keep_bytes: int = 40
 
@@ -175,14 +176,14 @@ class Cut(Fault):
 
 @attrs.frozen
 class Huge(Fault):
-    """The right answer, followed by megabytes of blanks, and no Content-Length to warn of them."""
+    """The right answer, followed by megabytes of blanks, without a Content-Length."""
 
     megabytes: int = 64
 
 
 @attrs.frozen
 class Words(Fault, on=_POLLS):
-    """The answer names the state with these words instead of the right ones."""
+    """The answer has these words for the state instead of the right ones."""
 
     #: For the outer field, `status`.
     status: str | None = None
@@ -192,12 +193,12 @@ class Words(Fault, on=_POLLS):
 
 @attrs.frozen
 class NoUrl(Fault, on=_POLLS):
-    """Success, and no video with it."""
+    """A success without a video URL."""
 
 
 @attrs.frozen
 class FailureWithUrl(Fault, on=_POLLS):
-    """A failure's words and a video's URL in one answer (api-facts 3.4, rule 3)."""
+    """A failure and a video URL in the same answer (api-facts 3.4, rule 3)."""
 
     #: Whether the answer has a refund and a reason as well.
     refunded: bool = False
@@ -205,7 +206,7 @@ class FailureWithUrl(Fault, on=_POLLS):
 
 @attrs.frozen
 class Blank(Fault, on=_POLLS):
-    """The all-empty answer of a task just made (api-facts A2)."""
+    """The answer of a new task, with all fields empty (api-facts A2)."""
 
 
 @attrs.frozen
@@ -215,7 +216,7 @@ class Speaks(Fault, on=_SUBMITS | _POLLS):
     dialect: str
 
     def __attrs_post_init__(self) -> None:
-        from ._server.dialects import checked  # noqa: PLC0415 - stories hold faults, dialects tell stories
+        from ._server.dialects import checked  # noqa: PLC0415 - it imports stories, which hold faults
 
         super().__attrs_post_init__()
         checked(self.dialect)
@@ -228,21 +229,21 @@ class Speaks(Fault, on=_SUBMITS | _POLLS):
 
 @attrs.frozen
 class ExpiredLink(Fault, on=_DOWNLOADS):
-    """The signed URL is dead from now on; the feed gives a new one when asked."""
+    """The signed URL has expired; the next poll returns a new one."""
 
     status: int = 403
 
 
 @attrs.frozen
 class IgnoresRange(Fault, on=_DOWNLOADS):
-    """A 200 with the whole file, whatever part was asked for."""
+    """A 200 with the whole file, whatever range was requested."""
 
 
 @attrs.frozen
 class RefusesRange(Fault, on=_DOWNLOADS):
-    """A 416 to every request for a part, and the whole file to any other."""
+    """A 416 to every request for a range, and the whole file to any other."""
 
-    #: Such as ``bytes */0``; None is no such header.
+    #: Such as ``bytes */0``; None sends no such header.
     content_range: str | None = None
 
 
@@ -250,7 +251,7 @@ class RefusesRange(Fault, on=_DOWNLOADS):
 class WithoutETag(Fault, on=_DOWNLOADS):
     """The right answer without its ETag."""
 
-    #: Whether it has at least the time of its last change.
+    #: Whether the Last-Modified header is kept.
     last_modified: bool = True
 
 
@@ -263,22 +264,22 @@ class WrongContentRange(Fault, on=_DOWNLOADS):
 
 @attrs.frozen
 class Changed(Fault, on=_DOWNLOADS):
-    """From now on the file is another one, of the same length, with another ETag."""
+    """From now on the file has different bytes, the same length, and a new ETag."""
 
-    #: False answers 206 out of the new file to a client that has a part of the old one.
+    #: False sends a 206 from the new file even if `If-Range` names the old one.
     honours_if_range: bool = True
 
 
 @attrs.frozen
 class WrongLength(Fault, on=_DOWNLOADS):
-    """A Content-Length that is *by* bytes off; the connection closes after the body."""
+    """A Content-Length that is off by *by* bytes; the connection closes after the body."""
 
     by: int = -10
 
 
 @attrs.frozen
 class Redirect(Fault, on=_DOWNLOADS):
-    """A redirect to the simulator's other origin, or back to itself without end."""
+    """A redirect to the simulator's other origin, or an endless redirect to itself."""
 
     status: int = 302
     loop: bool = False
@@ -286,7 +287,7 @@ class Redirect(Fault, on=_DOWNLOADS):
 
 @attrs.frozen
 class SlowDownload(Fault, on=_DOWNLOADS):
-    """The bytes trickle."""
+    """A download at a limited speed."""
 
     #: Per simulated second.
     bytes_per_second: float
@@ -298,13 +299,13 @@ def known(name: str, *, accepted: bool | None = None) -> Answer:
 
     Args:
         name: Its name there.
-        accepted: Whether a task was made, and paid for, before it; None is as `KNOWN` has it.
+        accepted: Whether a task was created and charged first; None uses the value in `KNOWN`.
 
     Raises:
-        ValueError: There is none of this name.
+        ValueError: `KNOWN` has no such answer.
     """
     if name not in KNOWN:
-        raise ValueError(f"name={name!r} is unknown; there are: {', '.join(KNOWN)}")
+        raise ValueError(f"name={name!r} is unknown; the known answers are: {', '.join(KNOWN)}")
     one = KNOWN[name]
     made = one.accepted if accepted is None else accepted
     return Answer(one.status, one.body, one.content_type, one.headers, made, name)
@@ -315,12 +316,12 @@ def _json(body: object, status: int = 200, *, accepted: bool = False) -> Answer:
 
 
 def drop_before_accepting() -> Drop:
-    """The connection dies, and no task exists."""
+    """The connection closes, and no task exists."""
     return Drop(accepted=False)
 
 
 def drop_after_accepting() -> Drop:
-    """The connection dies, and a task exists that has to be paid."""
+    """The connection closes after a task was created and charged."""
     return Drop(accepted=True)
 
 
@@ -340,18 +341,18 @@ def server_error(
 
 
 def empty_429(retry_after: float | None = None) -> TooManyRequests:
-    """The per-IP limiter: a 429 with no body at all."""
+    """A 429 without a body, as the per-IP limiter sends it."""
     return TooManyRequests(retry_after, body="")
 
 
 def quota_in_429() -> TooManyRequests:
-    """A 429 that speaks of load and means an empty account (api-facts 5.1, yunwu)."""
+    """A 429 that blames the load when the account is empty (api-facts 5.1, yunwu)."""
     body = _bodies.openai_error(_bodies.SATURATED, code="local:quota_not_enough")
     return TooManyRequests(body=_bodies.as_text(body))
 
 
 def key_exhausted() -> Answer:
-    """An empty key that looks like a wrong one: HTTP 401 (api-facts 5.1)."""
+    """HTTP 401 for a key without points, as if it were wrong (api-facts 5.1)."""
     return error(401, _bodies.KEY_EXHAUSTED, code=None)
 
 
@@ -381,7 +382,7 @@ def task_error(code: str, message: str | None = None, *, status: int = 400) -> A
 
 
 def task_not_exist() -> Answer:
-    """The task cannot be seen yet, or never could."""
+    """The gateway does not know the task, or not yet."""
     return task_error("task_not_exist")
 
 
@@ -420,22 +421,22 @@ def html_page(status: int = 200, *, accepted: bool = False) -> Answer:
 
 
 def not_json(*, accepted: bool = False) -> Answer:
-    """Text where JSON was promised."""
+    """Plain text that claims to be JSON."""
     return Answer(200, "upstream connect error or disconnect/reset", accepted=accepted)
 
 
 def unknown_word(word: str = "MOONWALKING") -> Words:
-    """A state that no documentation names."""
+    """An undocumented state."""
     return Words(status=word, state=word)
 
 
 def unknown_code(code: str = "7") -> Words:
-    """A number that no documentation names, and no word beside it."""
+    """An undocumented number for the state, without a word beside it."""
     return Words(status=code, state="")
 
 
 def disagreement(status: str = "1", state: str = "succeeded") -> Words:
-    """Two fields with different states."""
+    """Two fields that name different states."""
     return Words(status=status, state=state)
 
 
@@ -443,16 +444,16 @@ def disagreement(status: str = "1", state: str = "succeeded") -> Words:
 class Planned:
     """A fault with its place, and how often it happens there."""
 
-    where: Where = attrs.field(validator=one_of(PLACES))
+    where: Where = attrs.field(validator=check)
     fault: Fault
-    #: For how many requests; None is for all of them.
+    #: The number of requests; None means all.
     times: int | None = 1
-    #: Not after this simulated second; None is no end.
+    #: The simulated second at which it ends; None means never.
     until: float | None = None
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.fault, Fault):
-            raise TypeError(f"{self.fault!r} is no fault; fuhu_runway.testing.faults has them")
+            raise TypeError(f"{self.fault!r} is not a fault of fuhu_runway.testing.faults")
         if self.where not in self.fault.places:
             places = ", ".join(sorted(self.fault.places))
             raise ValueError(f"{self.fault} cannot happen on {self.where!r}, only on: {places}")
@@ -463,8 +464,8 @@ def on(where: Where, fault: Fault, *, times: int | None = 1) -> Planned:
     Return *fault* on requests of the kind *where*, for `Simulator.script(faults=[...])`.
 
     Args:
-        where: Its submit, its polls, or its download.
+        where: "submit", "feed" or "download": the task's submit, polls or download.
         fault: What goes wrong.
-        times: How many requests it happens to; None is all of them.
+        times: The number of requests that it happens to; None means all.
     """
     return Planned(where, fault, times)

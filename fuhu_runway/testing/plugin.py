@@ -1,9 +1,9 @@
 """
 The pytest plugin: a gateway and a client for a test, with virtual time and no way outside.
 
-Rule 1. Every run of pytest imports this module wherever the package is installed, so it imports
-    nothing but pytest; what it needs comes with the first test that asks for a fixture.
-Rule 2. A test that asks for no fixture of ours notices nothing.
+Rule 1. Wherever the package is installed, every run of pytest imports this module. So it imports
+    only pytest, and everything else with the first test that uses a fixture.
+Rule 2. A test without our fixtures is not affected.
 """
 
 import contextlib
@@ -20,16 +20,15 @@ if TYPE_CHECKING:
     from .simulator import Simulator
 
 LIFECYCLE: pytest.StashKey["Lifecycle"] = pytest.StashKey()
-"""Where the lifecycle of a test is kept, once one of the fixtures was asked for."""
+"""The key of a test's lifecycle, if it uses one of the fixtures."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known."""
+    """Register the marker."""
     config.addinivalue_line(
         "markers",
         "runway(*, client={}, virtual_time=True, patience=0.0, deadline=60.0, allow=(), "
-        "**simulator): options of the test's "
-        "runway_gateway and runway_client; those nearest to the test count.",
+        "**simulator): options of the test's runway_gateway and runway_client; the nearest win.",
     )
 
 
@@ -42,7 +41,7 @@ def _lifecycle(item: pytest.Item, gateway: "Simulator | None" = None) -> "Iterat
         yield lifecycle
         del item.stash[LIFECYCLE]
     for report in lifecycle.guard.report_strangers():
-        # Not by warnings.warn, which may fail the test: it has no part in this.
+        # Not by warnings.warn, which may fail the test.
         warning = warnings.WarningMessage(pytest.PytestWarning(report), pytest.PytestWarning, "", 0)
         item.config.hook.pytest_warning_recorded.call_historic(
             kwargs={"warning_message": warning, "nodeid": "", "when": "runtest", "location": None}
@@ -60,16 +59,16 @@ def runway_gateway(request: pytest.FixtureRequest) -> "Iterator[Simulator]":
 def runway_client(
     runway_gateway: "Simulator", request: pytest.FixtureRequest
 ) -> "Iterator[Client]":
-    """Yield a client of `runway_gateway`, closed when the test is over."""
+    """Yield a client of `runway_gateway` and close it after the test."""
     from fuhu_runway.client import Client
     from fuhu_runway.models import PollPolicy
 
     lifecycle = request.node.stash.get(LIFECYCLE, None)
     with contextlib.ExitStack() as stack:
         if lifecycle is None:
-            # The suite has a runway_gateway of its own.
+            # The test suite overrides runway_gateway.
             lifecycle = stack.enter_context(_lifecycle(request.node, runway_gateway))
-        # Without chance, all instants of a test are the same in each run.
+        # Without jitter, all instants of a test are the same in each run.
         polling = PollPolicy(jitter=0)
         if lifecycle.is_synchronous:
             polling = PollPolicy(first=0.01, max_interval=0.05, jitter=0)
@@ -91,10 +90,10 @@ def pytest_fixture_setup(
 
 
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run an asynchronous test with a fixture of ours where no other plugin does."""
+    """Run an asynchronous test with our fixtures if no other plugin does."""
     __tracebackhide__ = True
     lifecycle = pyfuncitem.stash.get(LIFECYCLE, None)
-    # The turn of these comes after ours.
+    # The hooks of these plugins are called after ours.
     has_plugin = pyfuncitem.config.pluginmanager.hasplugin
     is_anyios = has_plugin("anyio") and "anyio_backend" in pyfuncitem.funcargs
     if lifecycle is None or is_anyios or has_plugin("aiohttp.pytest_plugin"):
@@ -104,7 +103,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """Fail a test that reached for the outside, even where its code hid the error."""
+    """Fail a test that tried to leave this machine, even if its code hid the error."""
     lifecycle = item.stash.get(LIFECYCLE, None)
     try:
         yield

@@ -1,4 +1,4 @@
-"""A gateway on loopback that answers with literal JSON."""
+"""The simulated gateway: its options, its lifecycle, and what tests plan and assert."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from re import Pattern
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import attrs
 from aiohttp import web
@@ -22,8 +22,8 @@ from ._server.api import Api, FeedVerb, KeyStyle, price_of
 from ._server.callbacks import Callbacks, Postman
 from ._server.cdn import Files, Media
 from ._server.ledger import Ledger
-from ._server.options import CONTROL, is_duration, is_flag, one_of
-from ._server.state import Closed, LedgerEntry, Opened, StateFile, StrPath, past_of
+from ._server.options import CONTROL, check
+from ._server.state import Closed, LedgerEntry, Opened, StateFile, StrPath, clock_of, sent_until
 from ._server.store import Origin, PerTask, Rule, Seen, Store, TaskView, Which
 from ._server.story import Ending, Script
 from ._server.visits import GRACE, Reception
@@ -35,99 +35,93 @@ class Simulator:
     """
     A whole gateway on this machine: no key, no cost, and nothing leaves loopback.
 
-    Tasks run by the loop's clock, *speed* times as fast, and are billed in points that come
-    back when a task fails. Files come from a second origin, as from a content network.
+    Tasks run by the loop's clock, *speed* times as fast, and are billed in points that are
+    refunded when a task fails. Files are served from a second origin, like those of a CDN.
     Durations are simulated seconds; instants are seconds of the loop's clock.
 
-    With a state file it survives its own death. Every accepted task is written there before its
-    submit is answered, and the next simulator with this file goes on with all of them: with
-    their ids, files, endings and callbacks, with the points, and in time, which went on by the
-    wall clock while none ran. What it saw, its polls, and the scripts and faults that wait for
-    requests are each run's own. The file holds prompts and no keys, and has one simulator at a
-    time.
+    With a state file it survives `kill -9`. Every accepted task is written there before its
+    submit is answered, and the next simulator with this file continues all of them, with the
+    same ids, files, endings, callbacks and points. While none ran, their time went on by the
+    wall clock. Requests, polls, scripts and faults are not kept. The file contains prompts but
+    no keys, and only one simulator may use it at a time.
 
     Raises:
         OSError: The state file cannot be read.
-        ValueError: An option cannot be, or the state file is none.
+        ValueError: An option is not valid, or the file is not a state file.
     """
 
     #: 127.0.0.0/8, ::1 or localhost; anything else is a ValueError.
     host: str = attrs.field(default="127.0.0.1", converter=_loopback.bind_address)
-    #: Of the API; 0 takes a free one, and keeps it when the gateway comes back.
-    port: int = 0
-    #: Of the files; 0 takes a free one.
-    cdn_port: int = 0
-    #: One more path prefix, beside /runway, /runway/v1 and /api/video/runway.
+    #: The port of the API; 0 picks a free one and keeps it across restarts.
+    port: int = attrs.field(default=0, validator=check)
+    #: The port of the files; 0 picks a free one.
+    cdn_port: int = attrs.field(default=0, validator=check)
+    #: A further path prefix, besides /runway, /runway/v1 and /api/video/runway.
     prefix: str = "/runway"
 
     #: Simulated seconds per second of the loop.
-    speed: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))
+    speed: float = attrs.field(default=1.0, validator=check)
     #: The same seed gives the same task ids, links and mix of dialects.
     seed: int = 0
-    #: How long a task takes if its script does not say, or a function of the request's body.
-    takes: PerTask = attrs.field(default=100.0)
+    #: How long a task takes unless its script says otherwise, or a function of the request's body.
+    takes: PerTask = attrs.field(default=100.0, validator=check)
 
     #: The first account's key.
     api_key: str = "sk-simulated"
-    #: What that account has at first; None is without limit.
-    points: float | None = attrs.field(default=100_000.0)
+    #: The points that account starts with; None is without limit.
+    points: float | None = attrs.field(default=100_000.0, validator=check)
     #: Points per task, or a function of the request's body.
-    price: PerTask = price_of
+    price: PerTask = attrs.field(default=price_of, validator=check)
 
-    #: How it answers: a name from `DIALECTS` or `SHAPES`, or "mixed", which changes from reply
-    #: to reply.
+    #: The format of its answers: a name from `DIALECTS` or `SHAPES`, or "mixed", which varies.
     dialect: str = attrs.field(default="envelope", converter=_dialects.checked)
-    #: How it answers on the official routes.
+    #: The format of its answers on the official routes.
     official_dialect: str = attrs.field(default="official", converter=_dialects.checked)
-    #: How the feed is asked: "POST", "GET" or "any".
-    feed_verb: FeedVerb = "POST"
-    #: Where the key has to be: "bearer", "raw" (bare in Authorization), "body" or "any".
-    key_style: KeyStyle = "bearer"
+    #: The HTTP method of the feed: "POST", "GET" or "any".
+    feed_verb: FeedVerb = attrs.field(default="POST", validator=check)
+    #: Where requests carry the key: "bearer", "raw" (bare in Authorization), "body" or "any".
+    key_style: KeyStyle = attrs.field(default="bearer", validator=check)
     #: Refuse a request without `callback_url`, as most gateways do.
-    strict: bool = attrs.field(default=True, validator=is_flag)
-    #: Refuse an official request without `X-Runway-Version`, as CometAPI's page has it.
-    requires_version: bool = attrs.field(default=False, validator=is_flag)
-    #: What an empty account answers: both are in use (api-facts 5.1).
-    quota_status: Literal[401, 403] = 403
+    strict: bool = attrs.field(default=True, validator=check)
+    #: Refuse an official request without `X-Runway-Version`, as CometAPI documents it.
+    requires_version: bool = attrs.field(default=False, validator=check)
+    #: The status for an empty account: gateways use both (api-facts 5.1).
+    quota_status: Literal[401, 403] = attrs.field(default=403, validator=check)
 
     #: Requests per second of the loop, for each key; None is no limit.
-    rate_limit: float | None = None
-    #: How many requests that limit lets pass at once.
-    burst: int = 1
-    #: What the others get.
+    rate_limit: float | None = attrs.field(default=None, validator=check)
+    #: How many requests that limit allows at once.
+    burst: int = attrs.field(default=1, validator=check)
+    #: The answer to the others.
     rate_limit_answer: TooManyRequests = attrs.field(factory=TooManyRequests)
 
     #: Where video URLs point: "cdn", "api", "relative" (to the API, without its origin), or
-    #: "redirect" (to the API, which leads on).
-    media: Media = attrs.field(default="cdn", validator=one_of(get_args(Media)))
-    #: Whether files are served only for the exact bytes of a URL that has more to it: quoted
-    #: characters in its path and in its query.
-    exact_links: bool = attrs.field(default=False, validator=is_flag)
+    #: "redirect" (to the API, which redirects to the CDN).
+    media: Media = attrs.field(default="cdn", validator=check)
+    #: Serve files only for the exact bytes of a URL, with escaped characters in path and query.
+    exact_links: bool = attrs.field(default=False, validator=check)
     #: The file of every task; None is the bundled clip, with the task's id at its end.
     video: bytes | None = None
-    #: How long a URL works before the feed has to give a new one; None is no limit.
-    link_lifetime: float | None = None
-    #: What a dead URL answers.
-    expired_status: int = 403
+    #: How long a URL works before a poll returns a new one; None is no limit.
+    link_lifetime: float | None = attrs.field(default=None, validator=check)
+    #: The status of an expired URL.
+    expired_status: int = attrs.field(default=403, validator=check)
 
-    #: The share of requests, from 0 to 1, to which something goes wrong that costs nothing: what,
-    #: chance and *seed* decide, and `Seen.fault` has its name.
-    weather: float = attrs.field(
-        default=0.0, validator=[attrs.validators.ge(0), attrs.validators.le(1)]
-    )
+    #: The share of requests, from 0 to 1, with a random fault that costs nothing (see `seed`).
+    weather: float = attrs.field(default=0.0, validator=check)
 
     #: How callbacks are delivered; None delivers none.
     callbacks: Callbacks | None = attrs.field(factory=Callbacks)
     #: How many requests are remembered.
     log_limit: int = 100_000
 
-    #: Where all that has to survive the process is kept; None keeps nothing.
+    #: The file in which tasks and points survive the process; None keeps nothing.
     state_file: StrPath | None = None
-    #: Whether other programs may script it and look into it, by JSON under `control_url`.
-    control: bool = attrs.field(default=False, validator=is_flag)
+    #: Whether other programs may script and inspect it, by JSON under `control_url`.
+    control: bool = attrs.field(default=False, validator=check)
 
     _state: StateFile = attrs.field(init=False)
-    # Up to when all webhooks were sent.
+    # All webhooks until this instant were sent.
     _sent_until: float = attrs.field(init=False)
     _clock: SimulatedClock = attrs.field(init=False)
     _store: Store = attrs.field(init=False)
@@ -136,15 +130,14 @@ class Simulator:
     _reception: Reception = attrs.field(init=False)
     _api: Api = attrs.field(init=False)
     _running: contextlib.AsyncExitStack | None = attrs.field(init=False, default=None)
-    # Doors that have their ports and do not open yet.
-    _doors: dict[Origin, socket.socket] = attrs.field(init=False, factory=dict)
+    # Bound, but not listening yet.
+    _sockets: dict[Origin, socket.socket] = attrs.field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
         self._state = StateFile(None if self.state_file is None else Path(self.state_file))
         records = self._state.read()
-        past = past_of(records)
-        self._sent_until = past.sent_until
-        self._clock = SimulatedClock(self.speed, past.epoch, past.now)
+        self._sent_until = sent_until(records)
+        self._clock = clock_of(records, self.speed)
         self._store = Store(self, self._clock, self._state)
         self._store.restore(records)
         self._reception = Reception(self._store)
@@ -152,16 +145,6 @@ class Simulator:
         self._postman = Postman(self, self._files)
         self._api = Api(self, self._store, self._files, self._postman, self._reception)
         self.add_key(self.api_key, points=self.points)
-
-    @takes.validator
-    def _is_duration(self, attribute: "attrs.Attribute[PerTask]", value: object) -> None:
-        if not callable(value):
-            is_duration(self, attribute, value)
-
-    @points.validator
-    def _is_amount(self, _: object, value: object) -> None:
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise ValueError(f"points={value!r} is no number; None is without limit")
 
     @control.validator
     def _has_its_own_paths(self, _: object, control: bool) -> None:  # noqa: FBT001 - attrs calls it
@@ -189,45 +172,46 @@ class Simulator:
 
     def bind(self) -> None:
         """
-        Take both ports, so that there are addresses before `start`; nothing answers there yet.
+        Take both ports, so that the addresses are known before `start`; nothing answers yet.
 
         Raises:
             OSError: A port is taken.
         """
-        if self._running is not None:
+        if self._running is not None or self._sockets:
             return
-        with contextlib.ExitStack() as stack:
-            stack.callback(self.unbind)
+        try:
             self.port = self._bind("api", self.port)
             self.cdn_port = self._bind("cdn", self.cdn_port)
-            stack.pop_all()
+        except OSError:
+            self.unbind()
+            raise
 
     def _bind(self, origin: Origin, port: int) -> int:
-        if origin not in self._doors:
-            family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-            self._doors[origin] = door = socket.socket(family, socket.SOCK_STREAM)
-            # As asyncio does: elsewhere it would let two servers have one port.
-            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, os.name == "posix")
-            try:
-                door.bind((self.host, port))
-            except OSError as error:
-                where = f"cannot listen on {(self.host, port)}: {error.strerror}"
-                raise OSError(error.errno, where) from error
-            host = f"[{self.host}]" if ":" in self.host else self.host
-            self._files.origins[origin] = f"http://{host}:{door.getsockname()[1]}"
-        return int(self._doors[origin].getsockname()[1])
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        self._sockets[origin] = bound = socket.socket(family, socket.SOCK_STREAM)
+        # As asyncio does: on Windows the option would let two servers have one port.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, os.name == "posix")
+        try:
+            bound.bind((self.host, port))
+        except OSError as error:
+            where = f"cannot listen on {(self.host, port)}: {error.strerror}"
+            raise OSError(error.errno, where) from error
+        taken = int(bound.getsockname()[1])
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        self._files.origins[origin] = f"http://{host}:{taken}"
+        return taken
 
     def unbind(self) -> None:
         """Release the ports that `bind` took, unless `start` has opened them."""
-        while self._doors:
-            self._doors.popitem()[1].close()
+        while self._sockets:
+            self._sockets.popitem()[1].close()
 
     async def start(self) -> None:
         """
         Open both origins; does nothing if they are open.
 
-        After `aclose` the gateway comes back on the same ports and with all its tasks, which
-        have gone on in the meantime; the webhooks that were due are sent now.
+        After `aclose` the gateway starts again on the same ports and with all its tasks, whose
+        time went on in the meantime. Webhooks that were due are sent now.
 
         Raises:
             OSError: A port is taken, or the state file cannot be written.
@@ -235,11 +219,15 @@ class Simulator:
         """
         if self._running is not None:
             return
-        # Tasks that are accepted from here on are followed from the beginning.
+        # The webhooks of tasks that are accepted from now on are sent by their submits.
         earlier = tuple(self._store.tasks.values())
         async with contextlib.AsyncExitStack() as stack:
             self._clock.open()
-            self._open_state(stack)
+            self._state.open()
+            stack.callback(self._state.close)
+            stack.push(self._write_end)
+            now, epoch = self._clock.now(), self._clock.epoch
+            self._state.append(Opened(at=time.time(), instant=now, speed=self.speed, epoch=epoch))
             stack.callback(self.unbind)
             self.bind()
             app = self._api.application()
@@ -251,25 +239,17 @@ class Simulator:
             await self._listen(stack, "cdn", self._files.application(self._reception))
             stack.push_async_callback(self._reception.aclose)
             stack.push_async_callback(self._postman.aclose)
-            # Last in, first out: requests that hang have to wake before their connections close.
+            # Called first on closing: hanging requests have to wake before connections close.
             stack.callback(self._clock.close)
             for task in earlier:
                 self._postman.follow(task, self._sent_until)
             self._running = stack.pop_all()
 
-    def _open_state(self, stack: contextlib.AsyncExitStack) -> None:
-        self._state.open()
-        stack.callback(self._state.close)
-        stack.push(self._write_end)
-        now, epoch = self._clock.now(), self._clock.epoch
-        self._state.append(Opened(at=time.time(), instant=now, speed=self.speed, epoch=epoch))
-
     def _write_end(self, _kind: object, error: object, _traceback: object) -> None:
         # A start that failed sent no webhook.
-        if error is not None:
-            return
-        self._sent_until = self._clock.now()
-        self._state.append(Closed(at=time.time(), instant=self._sent_until))
+        if error is None:
+            self._sent_until = self._clock.now()
+            self._state.append(Closed(at=time.time(), instant=self._sent_until))
 
     async def _listen(
         self, stack: contextlib.AsyncExitStack, origin: Origin, app: web.Application
@@ -277,50 +257,50 @@ class Simulator:
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=GRACE)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        await web.SockSite(runner, self._doors.pop(origin)).start()
+        await web.SockSite(runner, self._sockets.pop(origin)).start()
 
     async def aclose(self) -> None:
-        """Close everything, requests that hang included; does nothing if it is closed."""
+        """Close everything, hanging requests included; does nothing if it is closed."""
         self.unbind()
         running, self._running = self._running, None
         if running is not None:
             await running.aclose()
 
     async def serve_forever(self) -> None:
-        """Run until cancelled or closed, and close."""
+        """Run until cancelled or closed."""
         await self.start()
         try:
-            await self._clock.wait_closed()
+            await self._clock.pause()
         finally:
             await self.aclose()
 
     @property
     def mistakes(self) -> list[Exception]:
-        """Return what the user's own functions raised; leaving `async with` raises the first."""
+        """Return the errors of the user's own functions; leaving `async with` raises the first."""
         return self._store.mistakes
 
     @property
     def is_running(self) -> bool:
-        """Return whether it answers."""
+        """Return whether it is started."""
         return self._running is not None
 
     @property
     def base_url(self) -> str:
         """
-        Return where the API is.
+        Return the URL of the API.
 
         Raises:
-            RuntimeError: The simulator never ran, so it has no port yet.
+            RuntimeError: The simulator has not been started.
         """
         return self._origin("api")
 
     @property
     def cdn_url(self) -> str:
         """
-        Return where the files are: another origin, which must never see the key.
+        Return the URL of the files: another origin, which must never receive the key.
 
         Raises:
-            RuntimeError: The simulator never ran, so it has no port yet.
+            RuntimeError: The simulator has not been started.
         """
         return self._origin("cdn")
 
@@ -332,31 +312,31 @@ class Simulator:
     @property
     def control_url(self) -> str:
         """
-        Return where the control API is.
+        Return the URL of the control API.
 
         Raises:
-            RuntimeError: The simulator never ran, or has none.
+            RuntimeError: The simulator has not been started, or has no control API.
         """
         if not self.control:
             raise RuntimeError("the simulator has no control API; Simulator(control=True) has one")
         return f"{self.base_url}{CONTROL}"
 
     def environment(self) -> dict[str, str]:
-        """Return the variables that lead a client here."""
+        """Return the environment variables that point a client here."""
         return {"FUHU_BASE_URL": self.base_url, "FUHU_API_KEY": self.api_key}
 
     def add_key(self, key: str, *, points: float | None = None, name: str | None = None) -> None:
         """
-        Add an account, which sees none of the others' tasks.
+        Add an account, which cannot see the tasks of the others.
 
         Args:
-            key: What its requests have to carry.
-            points: What it has at first; None is without limit.
-            name: What the balance routes and the state file call it: a key with the name of an
-                earlier run has that one's tasks. None counts: test_key, test_key_2 and so on.
+            key: The key of its requests.
+            points: The points it starts with; None is without limit.
+            name: Its name on the balance routes and in the state file, where a name keeps its
+                tasks from run to run. None counts: test_key, test_key_2 and so on.
 
         Raises:
-            ValueError: There is such a key, or such a name.
+            ValueError: The key or the name exists already.
         """
         count = len(self._store.accounts) + 1
         name = name or ("test_key" if count == 1 else f"test_key_{count}")
@@ -383,31 +363,34 @@ class Simulator:
         url_after: float | None = 0.0,
     ) -> None:
         """
-        Set beforehand what a task will do.
+        Plan what a task will do.
 
-        The last script that names a task wins. Scripts for the same tasks go in order, one for
-        each task, and the last of them stays. A task that none names takes the next one.
+        The last script that names a task applies to it. Scripts with the same *which* apply in
+        order, one to each task, and the last of them to all further tasks. A task that no script
+        names takes the next script without *which*.
 
         Args:
-            which: A prompt, a pattern found in one, or a function of the request's body that
-                says yes: all such tasks. None: the next task, and only that one.
-            takes: From the submit to the end; None is the gateway's own.
-            then: How it ends; "stall" never does.
-            dialect: Of its answers; None is the gateway's own.
+            which: A prompt, a pattern to find in one, or a function of the request's body that
+                returns a bool: all such tasks. None: only the next task.
+            takes: The time from the submit to the end; None uses the gateway's own.
+            then: How it ends; with "stall" it never does.
+            dialect: The dialect of its answers; None uses the gateway's own.
             faults: What goes wrong with its submit, its polls or its download; made by
                 `faults.on("feed", ...)`.
-            progress: The percents it reports one after the other while it runs.
+            progress: The percents it reports in turn while it runs.
             queued: The share of its time that it waits in the queue.
-            reason: The reason of its failure; None is none.
+            reason: The reason of its failure; None gives no reason.
             failure_code: The code of its failure in the official format.
-            refund: Whether its points come back after a failure.
-            end_status: What the answers call its end in `status`; None is the dialect's own word.
-            end_state: The same in `state`, or in the `status` of a nested task.
-            hidden: For how long the gateway says `task_not_exist` at first.
-            blank: For how long its answers are all empty at first.
-            url_after: How long after its success the URL appears; None is never.
+            refund: Whether its points are refunded after a failure.
+            end_status: The word for its end in `status`; None uses the dialect's own.
+            end_state: The same for `state`, or for the `status` of a nested task.
+            hidden: How long the gateway says `task_not_exist` at first.
+            blank: How long all fields of its answers are empty at first.
+            url_after: How long after its success the URL appears; None means never.
         """
         script = Script(
+            # Only checked here, if None: a submit replaces it.
+            takes=0.0 if takes is None else takes,
             then=then,
             dialect=dialect and _dialects.checked(dialect),
             faults=faults,
@@ -425,12 +408,7 @@ class Simulator:
         self._store.add_rule(Rule(which, script, takes))
 
     def fault(
-        self,
-        where: Where,
-        fault: Fault,
-        *,
-        times: int | None = 1,
-        seconds: float | None = None,
+        self, where: Where, fault: Fault, *, times: int | None = 1, seconds: float | None = None
     ) -> None:
         """
         Let *fault* happen to the next requests of the kind *where*.
@@ -438,8 +416,8 @@ class Simulator:
         Args:
             where: The requests that it happens to.
             fault: What goes wrong: one of `fuhu_runway.testing.faults`.
-            times: How many requests it happens to; None is all of them.
-            seconds: For how long from now; None is no end.
+            times: The number of requests that it happens to; None means all.
+            seconds: How long from now on it may happen; None is no limit.
 
         Raises:
             ValueError: This fault cannot happen there.
@@ -448,18 +426,18 @@ class Simulator:
         self._store.plans.add(Planned(where, fault, times, until))
 
     def forget_plans(self) -> None:
-        """Forget every script and fault that waits; a task that has its script keeps it."""
+        """Forget every planned script and fault; a task that has its script keeps it."""
         self._store.forget_plans()
 
     def reset(self) -> None:
         """
         Forget everything, as between two tests: plans, tasks, requests, counts and further keys.
 
-        The first key has its points again, and callbacks on their way are not delivered. Ids go
-        on, so that a wait for a forgotten task does not meet another one.
+        The first key gets its initial points, and pending callbacks are not delivered. No id is
+        used twice, so that a wait for a forgotten task does not find another one.
 
         Raises:
-            RuntimeError: It has a state file, which forgets nothing.
+            RuntimeError: It has a state file, which cannot forget its tasks.
         """
         if self.state_file is not None:
             raise RuntimeError(
@@ -472,17 +450,17 @@ class Simulator:
 
     @property
     def submitted(self) -> int:
-        """Return how many billable tasks exist."""
+        """Return the number of billable tasks."""
         return len(self._store.tasks)
 
     @property
     def tasks(self) -> tuple[TaskView, ...]:
-        """Return every billable task, in the order they were accepted."""
+        """Return every billable task, in the order of submission."""
         return tuple(task.view(self._clock) for task in self._store.tasks.values())
 
     @property
     def duplicates(self) -> tuple[tuple[TaskView, ...], ...]:
-        """Return the tasks with equal request bodies, in groups of two and more."""
+        """Return the tasks with equal request bodies, in groups of at least two."""
         groups: defaultdict[str, list[TaskView]] = defaultdict(list)
         for task in self.tasks:
             groups[task.digest].append(task)
@@ -493,33 +471,32 @@ class Simulator:
         Fail unless exactly one task was submitted, and so paid for.
 
         Args:
-            prompt: Count the tasks with this prompt, or with this pattern in it; None counts all.
+            prompt: Count only tasks with this prompt, or with a match of this pattern in it.
 
         Raises:
-            AssertionError: There are none or several. It shows the ledger, prompts included.
+            AssertionError: The count is not 1. It shows the ledger, prompts included.
         """
         __tracebackhide__ = True
-        _fail_with(self._ledger().unless_once(prompt))
+        self._ledger().check_once(prompt)
 
     def assert_all_asked(self) -> None:
         """
-        Fail unless all that was planned came about, and every paid task was polled.
+        Fail unless every plan was used, and every paid task was polled.
 
-        A script came about when a task that it is for was submitted, and a fault when it happened
-        once.
+        A script was used if one of its tasks was submitted, a fault if it happened once.
 
         Raises:
-            AssertionError: Something is left over. It shows the ledger, prompts included.
+            AssertionError: Something is left. It shows the ledger, prompts included.
         """
         __tracebackhide__ = True
-        _fail_with(self._ledger().unless_all(self._store.rules, self._store.untouched()))
+        self._ledger().check_all(self._store.rules, self._store.untouched())
 
     def _ledger(self) -> Ledger:
         return Ledger(self.tasks, self._clock.instant)
 
     def ledger(self) -> tuple[LedgerEntry, ...]:
         """
-        Return what became of every paid submit, in the order they were accepted.
+        Return the outcome of every paid submit, in order.
 
         `read_ledger` reads the same from the state file.
         """
@@ -531,7 +508,7 @@ class Simulator:
 
     @property
     def requests(self) -> tuple[Seen, ...]:
-        """Return the requests on both origins, in the order they came."""
+        """Return the requests to both origins, in order."""
         return tuple(self._store.seen)
 
     @property
@@ -541,12 +518,12 @@ class Simulator:
 
     @property
     def limited(self) -> int:
-        """Return how many requests the rate limit turned away."""
+        """Return how many requests the rate limit refused."""
         return self._store.limited
 
     @property
     def peak_requests(self) -> int:
-        """Return the most requests it ever had to answer at once."""
+        """Return the largest number of requests in flight at once."""
         return self._reception.peak
 
     @property
@@ -557,7 +534,7 @@ class Simulator:
 
     @property
     def refunds(self) -> float:
-        """Return the points it gave back for tasks that failed, to all accounts."""
+        """Return the points refunded for failed tasks, to all accounts."""
         self._store.settle()
         accounts = chain(self._store.accounts.values(), self._store.keyless.values())
         return sum(account.refunded for account in accounts)
@@ -569,11 +546,5 @@ class Simulator:
 
     @property
     def callbacks_failed(self) -> int:
-        """Return how many callbacks were answered with anything else, or not at all."""
+        """Return how many callbacks got another status or no response."""
         return self._postman.failed
-
-
-def _fail_with(words: str | None) -> None:
-    __tracebackhide__ = True
-    if words is not None:
-        raise AssertionError(words)

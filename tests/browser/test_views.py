@@ -1,4 +1,4 @@
-"""What a real browser makes of the notebook views."""
+"""The notebook views in a real browser."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ HOSTILE = [
 async def test_a_clip_plays_and_a_task_shows_its_progress(
     gateway: Simulator, runway: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The clip plays from its temporary address and from its file, and the bar has its value."""
+    """The clip plays from its URL and from its file, and the progress bar has its value."""
     monkeypatch.chdir(tmp_path)
     clip = await (await runway.generate("a kitten"))
     views = [clip._repr_html_()]
@@ -53,7 +53,7 @@ async def test_a_clip_plays_and_a_task_shows_its_progress(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_a_view_has_the_colours_of_its_page(scheme: str, tmp_path: Path) -> None:
-    """Its text is as readable as everything else, on a light page and on a dark one."""
+    """Its text is as readable as the rest, on a light page and on a dark one."""
     views = [task_view("t-1", record(progress=0.42))]
     seen, _ = await look_at(views, tmp_path, tmp_path / "profile", scheme=scheme)
     [view] = seen["views"]
@@ -63,7 +63,7 @@ async def test_a_view_has_the_colours_of_its_page(scheme: str, tmp_path: Path) -
 
 
 async def test_a_hostile_gateway_injects_nothing(tmp_path: Path) -> None:
-    """Whatever it says in an id, a reason, a word or an address: nothing runs, nothing is asked."""
+    """No id, reason, word or URL runs a script or makes a request."""
     failed = record(state=TaskState.FAILED)
     plain = [
         task_view("t-1", failed, reason="a", money="b"),

@@ -1,4 +1,4 @@
-"""The README and the pages are programs: each Python block runs as it stands."""
+"""Each Python block of the README and the pages runs unchanged."""
 
 import ast
 import asyncio
@@ -40,7 +40,7 @@ NOTHING_ELSE = [f"-pno:{plugin}" for plugin in ("aiohttp", "anyio", "asyncio")]
 
 
 def run_block(example: Example) -> None:
-    """Run one block the way a notebook runs a cell: `await` may stand at the top."""
+    """Run one block like a notebook cell, with `await` at the top level."""
     code = compile(
         pad(example.parsed, example.line + example.parsed.line_offset),
         example.path,
@@ -65,7 +65,7 @@ PROGRAMS = {
 
 @contextmanager
 def simulated() -> Iterator[Simulator]:
-    """Run the gateway in a thread of its own, as far from the page's loop as a real one."""
+    """Run the gateway in a thread, outside the page's loop."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -81,12 +81,12 @@ def simulated() -> Iterator[Simulator]:
 
 
 def is_of_programs(name: str) -> bool:
-    """Return whether each block of a page is a whole file, and no part of one."""
+    """Return whether each block of the page is a whole file."""
     return name == "docs/tutorial.md" or name.startswith("docs/howto/")
 
 
 def run_page(page: Document, *, by_itself: bool) -> None:
-    """Run the blocks of *page* in order, and then the tests that they define for no runner."""
+    """Run the blocks of *page* in order, and then the tests that they define."""
     with asyncio.Runner() as runner:
         for example in page.examples():
             if by_itself:
@@ -99,7 +99,7 @@ def run_page(page: Document, *, by_itself: bool) -> None:
 
 
 class Screen(DisplayPublisher):
-    """What a notebook's page shows: each thing that is displayed, and what it becomes."""
+    """The outputs of a notebook: each displayed value and its updates."""
 
     def publish(self, data: dict[str, Any], *_: Any, **how: Any) -> None:
         name = how.get("transient", {}).get("display_id")
@@ -110,7 +110,7 @@ class Screen(DisplayPublisher):
 
 @contextmanager
 def notebook(folder: Path) -> Iterator[InteractiveShell]:
-    """Return a shell of its own, which leaves nothing in the user's home."""
+    """Return a shell that leaves nothing in the user's home."""
     settings = Config(HistoryManager={"enabled": False})
     shell = InteractiveShell.instance(
         config=settings, ipython_dir=str(folder), display_pub_class=Screen
@@ -125,7 +125,7 @@ def notebook(folder: Path) -> Iterator[InteractiveShell]:
 
 
 async def run_cells(shell: InteractiveShell, cells: list[str]) -> list[str]:
-    """Run *cells* and give what each of them shows of its last value, as HTML."""
+    """Run *cells* and return the HTML of each cell's last value."""
     shown = []
     for cell in cells:
         ran = await shell.run_cell_async(cell, transformed_cell=shell.transform_cell(cell))
@@ -152,7 +152,7 @@ def test_each_block_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 async def test_the_cells_of_the_notebook_show_what_the_page_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The task, its progress while it is waited for, and the clip, first from its address."""
+    """They show the task, its progress during the wait, and the clip."""
     monkeypatch.chdir(tmp_path)
     cells = [example.parsed for example in DOCUMENTS[NOTEBOOK].examples()]
     with simulated() as gateway, notebook(tmp_path / "ipython") as shell:
@@ -171,7 +171,7 @@ async def test_the_cells_of_the_notebook_show_what_the_page_says(
 
 @pytest.mark.parametrize("page", [TEST_FILE, "README.md"])
 def test_the_test_files_of_the_pages_pass(page: str, tmp_path: Path) -> None:
-    """Pytest, given nothing but the blocks that are tests, passes each of them."""
+    """The test files on the pages pass under pytest."""
     blocks = [str(example.parsed) for example in DOCUMENTS[page].examples()]
     if page != TEST_FILE:
         blocks = [block for block in blocks if "(runway_gateway" in block]

@@ -1,4 +1,4 @@
-"""The tables of the reference come from the tables of the package, and a stale page is noticed."""
+"""The reference tables are generated from the package, and a stale page is an error."""
 
 import os
 import re
@@ -16,7 +16,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def generate(*arguments: str, program: str = "generate") -> subprocess.CompletedProcess[str]:
-    """Run the generator with the very package that is tested here."""
+    """Run the generator with the tested package."""
     environment = os.environ | {"PYTHONPATH": str(Path(fuhu_runway.__file__).parents[1])}
     command = [sys.executable, str(DOCS / f"{program}.py"), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -24,24 +24,24 @@ def generate(*arguments: str, program: str = "generate") -> subprocess.Completed
 
 @pytest.fixture
 def pages(tmp_path: Path) -> Path:
-    """Return a copy of the pages that a test may spoil."""
+    """Return a copy of the pages for a test to change."""
     return shutil.copytree(DOCS, tmp_path / "docs", ignore=shutil.ignore_patterns("_build"))
 
 
 def test_the_pages_are_fresh() -> None:
-    """What the pages say about the tables is what the tables say."""
+    """The tables on the pages are up to date."""
     checked = generate("--check")
     assert (checked.returncode, checked.stdout) == (0, ""), checked.stdout + checked.stderr
 
 
 def test_the_pictures_are_fresh() -> None:
-    """The pictures are what `docs/draw.py` draws, with the steps of a job that the journal has."""
+    """The pictures are those of `docs/draw.py`, with the states of the journal."""
     checked = generate("--check", program="draw")
     assert (checked.returncode, checked.stdout) == (0, ""), checked.stdout + checked.stderr
 
 
 def test_a_stale_page_is_named(pages: Path) -> None:
-    """A page that tells of a row that is not there fails the check by its name, untouched."""
+    """A page with an outdated row fails the check by its name, and is not changed."""
     page = pages / "reference" / "states.md"
     spoiled = page.read_text(encoding="utf-8").replace("`throttled`", "`asleep`")
     page.write_text(spoiled, encoding="utf-8")
@@ -52,8 +52,8 @@ def test_a_stale_page_is_named(pages: Path) -> None:
     assert page.read_text(encoding="utf-8") == spoiled
 
 
-def test_a_stale_page_is_mended(pages: Path) -> None:
-    """Running the generator gives a stale page its table back, and touches nothing else."""
+def test_a_stale_page_is_updated(pages: Path) -> None:
+    """The generator replaces the table on a stale page, and changes nothing else."""
     page = pages / "reference" / "states.md"
     before = page.read_text(encoding="utf-8")
     page.write_text(before.replace("`throttled`", "`asleep`"), encoding="utf-8")
@@ -61,8 +61,8 @@ def test_a_stale_page_is_mended(pages: Path) -> None:
     assert page.read_text(encoding="utf-8") == before
 
 
-def test_each_table_stands_on_one_page() -> None:
-    """No table is written that nobody shows, and none is shown twice."""
+def test_each_table_is_on_one_page() -> None:
+    """Every table is used exactly once."""
     shown = Counter(
         name
         for page in DOCS.glob("**/*.md")

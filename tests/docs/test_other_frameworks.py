@@ -1,4 +1,4 @@
-"""The pages for other frameworks and languages, run by those frameworks and as such programs."""
+"""The pages for other frameworks and languages, run with those."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def block(language: str, heading: str) -> str:
 
 
 def ran(*command: str, folder: Path, path: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a program to its end, each warning in it an error."""
+    """Run a program to its end, with each warning as an error."""
     # The very package that is tested here, be it the tree's or an installed one.
     environment = {
         **os.environ,
@@ -42,7 +42,7 @@ def ran(*command: str, folder: Path, path: str = "") -> subprocess.CompletedProc
 
 
 def test_unittest_runs_the_test_case(tmp_path: Path) -> None:
-    """The file of the page passes under unittest's own runner, with no pytest in sight."""
+    """The file of the page passes with unittest's own runner, without pytest."""
     (tmp_path / "test_clips.py").write_text(block("python", "Use it in unittest"))
     done = ran(sys.executable, "-m", "unittest", "-v", folder=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -51,7 +51,7 @@ def test_unittest_runs_the_test_case(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("heading", ["Use it in a plain script", "Use it from another language"])
 def test_the_script_runs(heading: str, tmp_path: Path) -> None:
-    """A program of the page runs by itself to its end, and leaves nothing open."""
+    """A program of the page runs to its end, and leaves nothing open."""
     if "language" in heading:
         pytest.importorskip("cyclopts")
     (tmp_path / "program.py").write_text(block("python", heading))
@@ -61,8 +61,8 @@ def test_the_script_runs(heading: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="this machine has no curl")
-def test_the_walk_with_curl_leads_to_its_end(tmp_path: Path) -> None:
-    """The lines of the page, typed one by one into a shell, do what the page says."""
+def test_the_curl_commands_work(tmp_path: Path) -> None:
+    """The commands of the page, run one by one in a shell, do what the page says."""
     pytest.importorskip("cyclopts")
     command = tmp_path / "bin" / "fuhu-runway"
     command.parent.mkdir()
@@ -78,7 +78,7 @@ def test_the_walk_with_curl_leads_to_its_end(tmp_path: Path) -> None:
 
 
 async def test_the_refusal_of_the_reference_is_a_real_one() -> None:
-    """The example of an error is what the simulator answers, word for word."""
+    """The example of an error is the simulator's answer, word for word."""
     found = re.search(r"^```json\n(.*?)^```$", REFERENCE, re.DOTALL | re.MULTILINE)
     assert found
     body = {"where": "feed", "fault": {"kind": "Answer", "status": 99}}

@@ -1,4 +1,4 @@
-"""What holds for every page."""
+"""Rules for every page."""
 
 import re
 import shlex
@@ -31,7 +31,7 @@ def prose(page: Path) -> str:
 
 
 def test_the_readme_begins_with_its_two_commands() -> None:
-    """The first block of the README installs and tries, and then checks, in two commands."""
+    """The first block of the README installs and tries the package, then checks it."""
     block = re.search(r"```console\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert block is not None
     assert block[1].splitlines() == [
@@ -41,13 +41,13 @@ def test_the_readme_begins_with_its_two_commands() -> None:
 
 
 @pytest.mark.parametrize("page", BY_HAND, ids=lambda page: str(page.relative_to(ROOT)))
-def test_each_sentence_has_a_line_of_its_own(page: Path) -> None:
+def test_each_sentence_is_on_its_own_line(page: Path) -> None:
     """A line of prose never ends one sentence and begins another."""
     assert not re.findall(r"^.*[a-z`)*][.!?] [A-Z`].*$", prose(page), re.MULTILINE)
 
 
-def test_each_command_is_understood() -> None:
-    """Each `fuhu-runway` command that a page shows is one that the command line accepts."""
+def test_each_command_is_valid() -> None:
+    """The command line accepts each `fuhu-runway` command on a page."""
     cli = pytest.importorskip("fuhu_runway.cli.app")
     shown = {
         command
@@ -61,7 +61,7 @@ def test_each_command_is_understood() -> None:
 
 
 def test_each_public_name_is_described() -> None:
-    """Whatever the package exports has its place in the reference."""
+    """Every exported name is in the reference."""
     pages = ROOT.glob("docs/reference/*.md")
     told = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     described = set(re.findall(r"^\.\. (?:auto|py:)\w+:: (fuhu_runway[\w.]*)$", told, re.MULTILINE))
@@ -69,7 +69,7 @@ def test_each_public_name_is_described() -> None:
 
 
 def test_each_page_is_in_one_list_of_the_home_page() -> None:
-    """The sections of the home page name every page once."""
+    """The home page links every page once."""
     home = (ROOT / "docs/index.md").read_text(encoding="utf-8")
     listed = [
         line
@@ -86,7 +86,7 @@ def test_each_page_is_in_one_list_of_the_home_page() -> None:
     "page", sorted(ROOT.glob("docs/reference/*.md")), ids=lambda page: page.stem
 )
 def test_each_page_of_the_reference_begins_with_words(page: Path) -> None:
-    """On a code host, where directives are not rendered, the page says what it is about."""
+    """A code host does not render directives, so the page needs an introduction."""
     lead = page.read_text(encoding="utf-8").partition("```{")[0]
     assert re.search(r"^(?![#<|]).*[.:]$", lead, re.MULTILINE)
 
@@ -98,7 +98,7 @@ def test_a_search_for_a_common_word_finds_a_title(word: str) -> None:
     assert any(word in title.lower() for title in titles)
 
 
-def test_each_picture_has_words_for_those_who_cannot_see_it() -> None:
+def test_each_picture_has_a_text_alternative() -> None:
     """Each picture of a page exists and has a text of some length."""
     shown = [
         (page, *found)
@@ -111,7 +111,7 @@ def test_each_picture_has_words_for_those_who_cannot_see_it() -> None:
         assert len(words) > 40, path
 
 
-def test_each_link_of_the_readme_leads_somewhere() -> None:
-    """A reader of the checkout can follow every relative link of the README."""
+def test_each_link_of_the_readme_works() -> None:
+    """Every relative link of the README exists in the checkout."""
     links = re.findall(r"\]\((?!https?:)([^)#]+)", README.read_text(encoding="utf-8"))
     assert [link for link in links if not (ROOT / link).exists()] == []

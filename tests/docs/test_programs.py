@@ -1,4 +1,4 @@
-"""The programs of the pages that are stopped by SIGTERM, each run as a process of its own."""
+"""The programs of the pages that SIGTERM stops, each run as a process."""
 
 import asyncio
 import os
@@ -32,7 +32,7 @@ else:
 async def printed(
     *command: str, folder: Path, gateway: Simulator, happened: Callable[[], object] | None = None
 ) -> str:
-    """Run a program to its end, which SIGTERM brings once something has *happened*."""
+    """Run a program, stop it with SIGTERM once something has *happened*, return its output."""
     # The very package that is tested here, be it the tree's or an installed one.
     package = str(Path(fuhu_runway.__file__).parents[1])
     process = await asyncio.create_subprocess_exec(
@@ -57,7 +57,7 @@ async def printed(
 
 
 async def test_the_bot_sends_each_clip_to_its_chat_also_after_a_restart(tmp_path: Path) -> None:
-    """Two chats get their clip or an apology, and the one that was interrupted gets it later."""
+    """Two chats get their clip or an apology, the interrupted one after the restart."""
     (tmp_path / "bot.py").write_text(program("chat-bot"))
     (tmp_path / "inbox").mkdir()
     for name, prompt in (("1@7", "a kitten"), ("2@8", "a puppy"), ("3@8", "a dragon")):
@@ -83,7 +83,7 @@ async def test_the_bot_sends_each_clip_to_its_chat_also_after_a_restart(tmp_path
 
 
 async def test_celery_pays_once_for_a_job_that_is_delivered_twice(tmp_path: Path) -> None:
-    """Two webhooks make one clip, and SIGTERM puts what is waited for back into the queue."""
+    """A job sent twice makes one clip, and SIGTERM returns unfinished jobs to the queue."""
     pytest.importorskip("celery")
     (tmp_path / "clips.py").write_text(program("celery"))
     (tmp_path / "run.py").write_text(CELERY)
@@ -117,7 +117,7 @@ async def test_celery_pays_once_for_a_job_that_is_delivered_twice(tmp_path: Path
 async def test_a_program_that_is_run_again_pays_for_nothing_again(
     page: str, name: str, folder: str, tmp_path: Path
 ) -> None:
-    """What SIGTERM interrupted is found by its name, and saved by the next run."""
+    """Jobs that SIGTERM interrupted are found by name, and saved by the next run."""
     (tmp_path / name).write_text(program(page))
     data = tmp_path / folder
     data.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""The apps of the pages, each run by a real server as the page says, and stopped by SIGTERM."""
+"""The apps of the pages, each run by a real server and stopped by SIGTERM."""
 
 import asyncio
 import os
@@ -48,7 +48,7 @@ SERVERS = {
 async def served(
     command: list[str], folder: Path, gateway: Simulator, **variables: str
 ) -> AsyncIterator[tuple[Process, ClientSession]]:
-    """Serve the app in *folder* by a process of its own, and yield that and a client for it."""
+    """Serve the app in *folder* from a process, and yield that and a client for it."""
     # The very package that is tested here, be it the tree's or an installed one.
     package = str(Path(fuhu_runway.__file__).parents[1])
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -74,7 +74,7 @@ async def served(
 
 
 async def ended(process: Process) -> str:
-    """Ask *process* to stop, and return what it has printed."""
+    """Stop *process*, and return its output."""
     process.terminate()
     out, _ = await process.communicate()
     assert process.returncode in STOPPED
@@ -82,21 +82,21 @@ async def ended(process: Process) -> str:
 
 
 async def answer(http: ClientSession, order: str, prompt: str = "") -> tuple[int, Any]:
-    """Ask for *order*, or make it if there is a prompt, and return the status and the JSON."""
+    """Request *order*, or create it from a prompt, and return the status and the JSON."""
     method, wanted = ("PUT", {"prompt": prompt}) if prompt else ("GET", None)
     async with http.request(method, f"/clips/{order}", json=wanted) as response:
         return response.status, await response.json()
 
 
 async def until_saved(http: ClientSession, order: str) -> None:
-    """Ask for the state of an order until its clip is saved."""
+    """Poll the state of an order until its clip is saved."""
     while not (await answer(http, order))[1]["saved"]:  # noqa: ASYNC110
         await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("name", SERVERS)
 async def test_an_app_hands_its_jobs_over_to_the_next_process(name: str, tmp_path: Path) -> None:
-    """One order is paid once, and what SIGTERM interrupts is saved by the next process."""
+    """One order is paid once, and the next process saves jobs that SIGTERM interrupted."""
     page = name.partition(" ")[0]
     (tmp_path / "app.py").write_text(program(page))
     async with Simulator(speed=100, takes=20) as gateway:
@@ -123,7 +123,7 @@ async def test_an_app_hands_its_jobs_over_to_the_next_process(name: str, tmp_pat
 async def test_a_submit_in_flight_outlives_its_browser_and_its_server(
     name: str, tmp_path: Path
 ) -> None:
-    """The browser leaves, the server is stopped, and the id that comes after that is kept."""
+    """If the browser leaves and the server is stopped, the id that arrives later is kept."""
     (tmp_path / "app.py").write_text(program(name.partition(" ")[0]))
     async with Simulator(speed=100, takes=20) as gateway:
         gateway.fault("submit", faults.Slow(200))
@@ -140,7 +140,7 @@ async def test_a_submit_in_flight_outlives_its_browser_and_its_server(
 async def test_a_stream_of_updates_ends_with_its_task_or_with_its_server(
     name: str, tmp_path: Path
 ) -> None:
-    """The stream of a finished job says so; one that is open does not hold up SIGTERM."""
+    """The stream of a finished job says so, and an open one does not delay SIGTERM."""
     page = name.partition(" ")[0]
     (tmp_path / "app.py").write_text(program(page))
     async with Simulator(speed=100, takes=20) as gateway:
@@ -159,7 +159,7 @@ async def test_a_stream_of_updates_ends_with_its_task_or_with_its_server(
 
 
 async def test_a_worker_waits_for_the_one_that_it_replaces(tmp_path: Path) -> None:
-    """It starts while the old one has the journal, and takes over its jobs when that has ended."""
+    """It starts while the old one has the journal, and takes over its jobs afterwards."""
     (tmp_path / "app.py").write_text(program("several-workers"))
     command = SERVERS["fastapi-app"]
     async with Simulator(speed=100, takes=20) as gateway:

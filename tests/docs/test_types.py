@@ -1,4 +1,4 @@
-"""The programs of the how-tos are what strict type checkers accept."""
+"""Strict type checkers accept the programs of the how-tos."""
 
 import json
 import shutil
@@ -59,7 +59,7 @@ def write_programs(folder: Path) -> dict[str, list[str]]:
 
 
 def accepted(*command: str, folder: Path) -> None:
-    """Run a type checker over the modules in *folder*, and fail with what it says."""
+    """Run a type checker over the modules in *folder*, and fail with its output."""
     ran = subprocess.run(
         [sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True, check=False
     )
@@ -67,7 +67,7 @@ def accepted(*command: str, folder: Path) -> None:
 
 
 def test_mypy_accepts_every_how_to(tmp_path: Path) -> None:
-    """One run of `mypy --strict` checks them all."""
+    """One run of `mypy --strict` checks all of them."""
     pytest.importorskip("mypy")
     modules = write_programs(tmp_path / "pages")
     settings = "[mypy]\nstrict = True\n"
@@ -84,7 +84,7 @@ def test_mypy_accepts_every_how_to(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not shutil.which("node"), reason="pyright would download node")
 def test_pyright_accepts_the_apps(tmp_path: Path) -> None:
-    """Programs that a reader takes over pass its strict mode as well."""
+    """The apps pass its strict mode as well."""
     pytest.importorskip("pyright")
     modules = write_programs(tmp_path / "pages")
     settings = {

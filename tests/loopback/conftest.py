@@ -1,4 +1,4 @@
-"""What holds for every test here: the log tells no secret, and nothing is left running."""
+"""Rules for every test here: the log contains no secret, and nothing is left running."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -18,14 +18,14 @@ OF_THE_SERVER: Final = ("asyncio", "aiohttp.access", "aiohttp.server", "aiohttp.
 
 @pytest.fixture
 async def gateway() -> AsyncIterator[Simulator]:
-    """A gateway whose key is marked, so that it is found wherever it is shown."""
+    """Yield a gateway with a marked key, so that a leak is found."""
     async with Simulator(speed=1000, takes=20, api_key=KEY) as simulator:
         yield simulator
 
 
 @pytest.fixture(autouse=True)
 async def nothing_is_told_or_left(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
-    """Read the log of the whole test at DEBUG, and look for tasks that nobody ended."""
+    """Check the log of the whole test at DEBUG, and that no asyncio task is left."""
     caplog.set_level(logging.DEBUG)
     before = others()
     yield

@@ -1,4 +1,4 @@
-"""The official SDK works against the simulator, which so is no gateway of our own taste."""
+"""The official SDK works with the simulator: an independent check of its format."""
 
 from collections.abc import AsyncIterator
 
@@ -14,20 +14,20 @@ pytestmark = pytest.mark.usefixtures("virtual")
 
 @pytest.fixture
 async def gateway() -> AsyncIterator[Simulator]:
-    """A gateway that insists on the official format, version header included."""
+    """Yield a gateway that requires the official format, version header included."""
     async with Simulator(takes=60.0, requires_version=True) as gateway:
         yield gateway
 
 
 def client_of(gateway: Simulator) -> "runwayml.AsyncRunwayML":
-    """The SDK's own client, set up as the gateways' pages say."""
+    """Return the SDK's own client, set up as the gateways' pages say."""
     return runwayml.AsyncRunwayML(
         api_key=gateway.api_key, base_url=f"{gateway.base_url}/runwayml", max_retries=0
     )
 
 
 async def test_a_task_is_created_waited_for_and_fetched(gateway: Simulator) -> None:
-    """`create`, `wait_for_task_output`, and the file at the address in `output`."""
+    """`create`, `wait_for_task_output`, and the file at the URL in `output`."""
     async with client_of(gateway) as client:
         task = await client.image_to_video.create(
             model="gen4_turbo",
@@ -46,7 +46,7 @@ async def test_a_task_is_created_waited_for_and_fetched(gateway: Simulator) -> N
 
 
 async def test_a_failed_task_has_its_code(gateway: Simulator) -> None:
-    """The SDK's error holds the reason, the machine's code, and that nothing is charged."""
+    """The SDK's error has the reason, the failure code, and a cost of 0."""
     gateway.script(then="fail", reason="not this", failure_code="SAFETY.OUTPUT.VIDEO")
     async with client_of(gateway) as client:
         task = await client.text_to_video.create(
@@ -78,10 +78,10 @@ async def test_a_failed_task_has_its_code(gateway: Simulator) -> None:
         ),
     ],
 )
-async def test_the_other_routes_take_what_the_sdk_sends(
+async def test_the_other_routes_accept_the_sdks_requests(
     gateway: Simulator, route: str, arguments: dict[str, object]
 ) -> None:
-    """Every route of the official format that gateways have makes a task that ends."""
+    """Every official route of the gateways makes a task that ends."""
     if route == "video_to_video":
         arguments = {**arguments, "prompt_text": "pixels"}
     async with client_of(gateway) as client:

@@ -1,4 +1,4 @@
-"""What finds secrets finds them, so that a test that finds none means something."""
+"""The finder finds secrets, so that tests that find none are meaningful."""
 
 import base64
 import html
@@ -34,14 +34,14 @@ EACH = [(name, word) for name, words in WORDS.items() for word in words]
 def test_a_word_is_found_in_every_shape(
     name: str, word: str, shape: Callable[[str], str | bytes]
 ) -> None:
-    """Whatever it is written as, and whatever stands around it, a word is found by its name."""
+    """A word is found by its name in every encoding and in any context."""
     finder = Finder.of()
     for around in ("{}", "before {} after", "x{}y"):
         assert name in finder.found(shape(around.format(word)))
 
 
-def test_a_link_is_found_by_what_makes_it_work() -> None:
-    """Its signature may not be told; its host and its path are no secrets."""
+def test_a_link_is_found_by_its_signature() -> None:
+    """Its signature is a secret; its host and its path are not."""
     finder = Finder()
     finder.add_link("https://cdn.example/folder/0123456789.mp4?_jwt=abcdefgh&n=1")
     assert finder.found("see ?_jwt=ABCDEFGH&n=1") == {"link"}
@@ -50,13 +50,13 @@ def test_a_link_is_found_by_what_makes_it_work() -> None:
 
 
 @pytest.mark.parametrize("data", ["", "a kitten in 12.7.0.1", b"\0" * 64, "sk-other 127.0.0.10x"])
-def test_what_is_no_secret_is_not_found(data: str | bytes) -> None:
-    """Only the marks are looked for."""
+def test_other_words_are_not_found(data: str | bytes) -> None:
+    """Only the marks are found."""
     assert Finder.of({"key": WORDS["key"], "prompt": WORDS["prompt"]}).found(data) == set()
 
 
-def test_an_error_is_looked_at_from_all_sides() -> None:
-    """Its text, notes, fields and pickle, and those of the errors that it came from."""
+def test_an_error_is_searched_completely() -> None:
+    """Its text, notes, fields and pickle, and those of its causes."""
 
     def raised(*args: str, note: str = "", field: str = "", cause: str = "") -> BaseException:
         error = ValueError(*args)
@@ -79,8 +79,8 @@ def test_an_error_is_looked_at_from_all_sides() -> None:
     assert innocent.leaks == []
 
 
-def test_what_is_told_on_purpose_is_no_leak() -> None:
-    """A place that is meant to tell one secret may not tell another."""
+def test_an_allowed_secret_is_not_a_leak() -> None:
+    """A place that may show one secret may not show another."""
     evidence = Evidence()
     evidence.take("a file's name", "a-wombat.mp4 dugong", but={"prompt"})
     assert [name for _, name in evidence.leaks] == ["extra"]

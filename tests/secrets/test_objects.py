@@ -1,4 +1,4 @@
-"""Everything that a user can hold shows no secret that is in it."""
+"""No object that a user can hold shows a secret."""
 
 import enum
 import inspect
@@ -96,7 +96,7 @@ HELD: Final[tuple[Any, ...]] = (
 
 
 def test_every_class_that_a_user_can_hold_is_here() -> None:
-    """A class that comes to the package has to be looked at, too; enums hold nothing."""
+    """A new class has to be added here; enums hold nothing."""
     public = {
         thing
         for name in fuhu_runway.__all__
@@ -106,8 +106,8 @@ def test_every_class_that_a_user_can_hold_is_here() -> None:
 
 
 @pytest.mark.parametrize("thing", HELD, ids=lambda thing: type(thing).__name__)
-def test_what_is_held_shows_no_secret(thing: object) -> None:
-    """Neither `repr` nor `str` nor `format` tells what a program, or a log, should not have."""
+def test_no_object_shows_a_secret(thing: object) -> None:
+    """Neither `repr` nor `str` nor `format` contains one."""
     evidence = Evidence()
     evidence.thing(thing)
     if isinstance(thing, Task):
@@ -117,8 +117,8 @@ def test_what_is_held_shows_no_secret(thing: object) -> None:
     assert evidence.leaks == []
 
 
-def test_what_the_simulator_holds_shows_no_secret() -> None:
-    """The repr of a simulated gateway shows its address only, which is this machine's."""
+def test_no_object_of_the_simulator_shows_a_secret() -> None:
+    """The repr of a simulator contains only its URL, which is on this machine."""
     gateway = testing.Simulator(api_key=KEY)
     gateway.add_key(f"{KEY}-2", name="second")
     seen = testing.Seen(

@@ -89,7 +89,7 @@ INDISCREET: Final = (
 
 
 def makers() -> dict[str, Callable[..., Fault]]:
-    """Return everything in the module of faults that makes one."""
+    """Return every function and class in `faults` that makes a fault."""
     found: dict[str, Callable[..., Fault]] = {}
     for name, thing in vars(faults).items():
         if inspect.isclass(thing):
@@ -103,7 +103,7 @@ def makers() -> dict[str, Callable[..., Fault]]:
 
 
 def made_by(name: str, text: str) -> Iterator[Fault]:
-    """Return what one maker makes: as it is, saying *text* wherever it can, and with all done."""
+    """Return the faults of one maker: by default, with *text* wherever possible, and accepted."""
     make, needed = makers()[name], NEEDED.get(name, {})
     parameters = inspect.signature(make).parameters
     texts = {
@@ -119,7 +119,7 @@ def made_by(name: str, text: str) -> Iterator[Fault]:
 
 
 def quoting(text: str) -> Iterator[Fault]:
-    """Return answers that say *text* in every place that an answer has."""
+    """Return answers with *text* in every place of an answer."""
     headers = (("X-Client-IP", IPV4), ("Set-Cookie", f"k={KEY}"), ("X-Request-Id", f"{KEY} {IPV6}"))
     for status in (200, 302, 400, 401, 402, 404, 422, 429, 500, 503):
         yield faults.Answer(status, text, "text/plain", headers)
@@ -131,7 +131,7 @@ def quoting(text: str) -> Iterator[Fault]:
 
 @attrs.define
 class House:
-    """A gateway and a client of it, and all who hear of what they do."""
+    """A gateway, its client, and all listeners of both."""
 
     gateway: Simulator
     client: Client
@@ -159,7 +159,7 @@ class House:
                 await self.follow(task, folder / f"{name}.mp4")
 
     async def follow(self, task: Task, path: Path) -> Clip:
-        """Go from a task to its file."""
+        """Wait for a task and save its file."""
         self.evidence.thing(task)
         async for record in task.updates(timeout=LONG_ENOUGH):
             self._know(record.video_url, record.poster_url, record.last_frame_url)
@@ -174,7 +174,7 @@ class House:
 
     @asynccontextmanager
     async def judged(self) -> AsyncIterator[None]:
-        """Look at whatever error comes of it, and at the client after that."""
+        """Check the error, and the client after it."""
         try:
             yield
         except RunwayError as error:
@@ -194,7 +194,7 @@ class House:
             self.evidence.finder.add_link(url)
 
     def judge_what_was_heard(self) -> None:
-        """Look at the events and the spans so far."""
+        """Check the events and the spans so far."""
         for event in self.ear.heard:
             self.evidence.thing(event)
             self.evidence.take("event", repr(event.as_dict()))
@@ -205,7 +205,7 @@ class House:
 
 @pytest.fixture
 def evidence(caplog: pytest.LogCaptureFixture) -> Iterator[Evidence]:
-    """Yield what collects evidence; there must be none, nor in the log of the whole test."""
+    """Yield the collected evidence; there must be none, also in the log of the whole test."""
     caplog.set_level(logging.DEBUG)
     found = Evidence()
     yield found
@@ -221,7 +221,7 @@ def evidence(caplog: pytest.LogCaptureFixture) -> Iterator[Evidence]:
 
 @asynccontextmanager
 async def house(evidence: Evidence, folder: Path, **options: Any) -> AsyncIterator[House]:
-    """Return a gateway with a marked key, and a client with a journal that hears of webhooks."""
+    """Yield a gateway with a marked key, and a client with a journal and webhooks."""
     key = options.setdefault("api_key", KEY)
     ear, spans = Ear(), Collected()
     receiver = CallbackReceiver(PUBLIC_URL, secret=SECRET)
@@ -248,14 +248,14 @@ async def house(evidence: Evidence, folder: Path, **options: Any) -> AsyncIterat
 
 
 def judge_files(evidence: Evidence, folder: Path) -> None:
-    """Look at the bytes of every file that is no clip: the journal, its log, notes of downloads."""
+    """Check the bytes of every file but clips: the journal, its log, notes of downloads."""
     for file in folder.iterdir():
         if file.suffix not in {".mp4", ".part"}:
             evidence.take(file.name, file.read_bytes())
 
 
 def judge_rows(evidence: Evidence, path: Path) -> None:
-    """Look at each cell of each table of a journal."""
+    """Check each cell of each table of a journal."""
     database = sqlite3.connect(path)
     tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master")]
     for table in tables:
@@ -269,10 +269,8 @@ def judge_rows(evidence: Evidence, path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", makers())
-async def test_no_fault_brings_a_secret_to_light(
-    name: str, evidence: Evidence, tmp_path: Path
-) -> None:
-    """Each fault, wherever it may happen, to each kind of request: no secret is in the events."""
+async def test_no_fault_leaks_a_secret(name: str, evidence: Evidence, tmp_path: Path) -> None:
+    """No fault, in any place and on any kind of request, puts a secret into the events."""
     for place in sorted(PLACES):
         async with house(evidence, tmp_path / place) as here:
             await _meet(here, place, partial(made_by, name), tmp_path / place)
@@ -280,7 +278,7 @@ async def test_no_fault_brings_a_secret_to_light(
 
 @pytest.mark.parametrize("place", sorted(PLACES))
 async def test_no_quotation_is_repeated(place: Where, evidence: Evidence, tmp_path: Path) -> None:
-    """A gateway that quotes every secret in texts, codes, keys and headers is not quoted itself."""
+    """Secrets in texts, codes, keys and headers of a gateway are not repeated."""
     async with house(evidence, tmp_path) as here:
         await _meet(here, place, quoting, tmp_path)
 
@@ -288,7 +286,7 @@ async def test_no_quotation_is_repeated(place: Where, evidence: Evidence, tmp_pa
 async def _meet(
     here: House, place: Where, faults_that_say: Callable[[str], Iterable[Fault]], folder: Path
 ) -> None:
-    """Let faults happen to each kind of request that meets them in one place."""
+    """Let faults happen to each kind of request in one place."""
     if place == "balance":
         # What is asked for while nothing is known of the request: a prompt of a living task.
         task = await here.client.submit(REQUESTS[0])
@@ -313,7 +311,7 @@ async def _meet(
 
 
 @pytest.mark.parametrize("dialect", [*DIALECTS, "mixed"])
-async def test_no_dialect_and_no_ending_tells(
+async def test_no_dialect_and_no_ending_leaks(
     dialect: str, evidence: Evidence, tmp_path: Path
 ) -> None:
     """Each ending, in each dialect, with a reason that quotes every secret."""
@@ -325,8 +323,8 @@ async def test_no_dialect_and_no_ending_tells(
 
 
 @pytest.mark.parametrize("media", get_args(Media))
-async def test_no_way_of_delivering_tells(media: Media, evidence: Evidence, tmp_path: Path) -> None:
-    """From another origin, from the gateway's, led on, and with links that have expired."""
+async def test_no_kind_of_link_leaks(media: Media, evidence: Evidence, tmp_path: Path) -> None:
+    """From the CDN, from the gateway, redirected, and with expired links."""
     async with house(evidence, tmp_path, media=media, link_lifetime=1.0) as here:
         for index, request in enumerate(REQUESTS):
             await here.live(request, tmp_path, f"clip-{index}")
@@ -335,10 +333,8 @@ async def test_no_way_of_delivering_tells(media: Media, evidence: Evidence, tmp_
 
 
 @pytest.mark.parametrize("style", ["bearer", "raw", "body"])
-async def test_a_key_is_told_to_nobody_however_it_is_sent(
-    style: Any, evidence: Evidence, tmp_path: Path
-) -> None:
-    """A wrong key, a key without points, and a key that is quoted, in each style."""
+async def test_no_key_leaks(style: Any, evidence: Evidence, tmp_path: Path) -> None:
+    """A wrong key, a key without points, and a quoted key, in each style."""
     for key in (KEY, f"sk-{KEY}"):
         folder = tmp_path / key
         async with house(evidence, folder, key_style=style, points=1.0, api_key=key) as here:
@@ -369,25 +365,23 @@ UNTOLD: Final = {
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: next(iter(way)))
-async def test_no_further_way_of_the_simulator_tells(
+async def test_no_other_option_leaks(
     way: dict[str, Any], evidence: Evidence, tmp_path: Path
 ) -> None:
-    """Empty accounts, limits, dead links, files that are no clips, and other ways to ask."""
+    """Empty accounts, limits, expired links, files that are not clips, and other feeds."""
     async with house(evidence, tmp_path, **way) as here:
         for index, request in enumerate(REQUESTS):
             await here.live(request, tmp_path, f"clip-{index}")
 
 
 def test_every_option_of_the_simulator_is_tried() -> None:
-    """A new option has to be tried, too, unless it changes nothing of what is printed."""
+    """A new option has to be added here, unless it does not affect any output."""
     options = {field.name for field in attrs.fields(Simulator) if field.init}
     assert options == ELSEWHERE | UNTOLD | {name for way in WAYS for name in way}
 
 
-async def test_who_is_cancelled_closed_or_alone_tells_nothing(
-    evidence: Evidence, tmp_path: Path
-) -> None:
-    """Left in flight, abandoned while waiting, refused after closing, and no gateway at all."""
+async def test_cancelling_and_closing_leak_nothing(evidence: Evidence, tmp_path: Path) -> None:
+    """Cancelled in flight or while waiting, refused after closing, and without a gateway."""
     async with house(evidence, tmp_path) as here:
         for request in REQUESTS:
             here.gateway.fault("submit", faults.Slow(20.0))
@@ -412,8 +406,8 @@ async def test_who_is_cancelled_closed_or_alone_tells_nothing(
                 await here.live(request, tmp_path)
 
 
-async def test_a_batch_tells_nothing(evidence: Evidence, tmp_path: Path) -> None:
-    """Its outcomes, its summary and its journal, with clips, failures, refusals and doubts."""
+async def test_a_batch_leaks_nothing(evidence: Evidence, tmp_path: Path) -> None:
+    """Its outcomes, summary and journal, with clips, failures, refusals and doubts."""
     async with house(evidence, tmp_path) as here:
         gateway, client = here.gateway, here.client
         gateway.script(then="fail", reason=indiscretion(REQUESTS[0]))
@@ -436,8 +430,8 @@ async def test_a_batch_tells_nothing(evidence: Evidence, tmp_path: Path) -> None
     [indiscretion(REQUESTS[0]).encode(), b"{}", b'{"task_id": "%s", "status": "3"}' % KEY.encode()],
     ids=["no json", "empty", "a key for an id"],
 )
-async def test_a_delivery_tells_nothing(body: bytes, evidence: Evidence, tmp_path: Path) -> None:
-    """Neither its address nor what it says comes out, whether it is right, forged or rubbish."""
+async def test_a_webhook_leaks_nothing(body: bytes, evidence: Evidence, tmp_path: Path) -> None:
+    """Neither its URL nor its body is shown, whether it is right, forged or garbage."""
     async with house(evidence, tmp_path, callbacks=None) as here:
         receiver = here.client._sessions.receiver
         assert receiver is not None

@@ -1,4 +1,4 @@
-"""An app under uvicorn, as a user writes it: it pays, waits, saves, and is stopped by a signal."""
+"""An app under uvicorn, as users write it: it pays, waits, saves, and is stopped by a signal."""
 
 import json
 import os
@@ -16,7 +16,7 @@ JOURNAL = FOLDER / "run.db" if os.environ["APP_JOURNAL"] else None
 
 
 def listen(event: hooks.Event) -> None:
-    """Write down which clips are saved or handed out, as they are."""
+    """Record each clip that is saved or returned."""
     if isinstance(event, hooks.DownloadFinished | hooks.ClipHandedOut):
         with (FOLDER / "ended.txt").open("a") as file:
             file.write(f"{event.task_id}\n")
@@ -24,7 +24,7 @@ def listen(event: hooks.Event) -> None:
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Open the client with the app, and write down what is unfinished when it stops."""
+    """Open the client with the app, and record what is unfinished when it stops."""
     polling = PollPolicy(first=0.02, max_interval=0.02)
     client = Client(journal=JOURNAL, polling=polling, hooks=[listen])
     async with client:
@@ -39,7 +39,7 @@ app = FastAPI(lifespan=lifespan)
 
 @app.post("/start/{name}")
 async def start(name: str) -> str:
-    """Pay, and have the clip saved in the background."""
+    """Pay, and save the clip in the background."""
     client: Client = app.state.client
     job = await client.start("a kitten", save=FOLDER / f"{name}.mp4", custom_id=name)
     return job.id

@@ -1,4 +1,4 @@
-"""A real server that is stopped by SIGTERM at random instants loses nothing that was paid."""
+"""A server that SIGTERM stops at random instants loses nothing that was paid."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ pytestmark = [
 
 
 async def serving(gateway: Simulator, folder: Path, *, journal: bool) -> tuple[Process, str]:
-    """Start the app, and return its process and its address."""
+    """Start the app, and return its process and its URL."""
     package = Path(fuhu_runway.__file__).parents[1]
     command = ("-m", "uvicorn", "app:app", "--port", "0", "--app-dir", str(Path(__file__).parent))
     process = await asyncio.create_subprocess_exec(
@@ -51,7 +51,7 @@ async def serving(gateway: Simulator, folder: Path, *, journal: bool) -> tuple[P
 
 
 async def ask(session: aiohttp.ClientSession, url: str) -> None:
-    """Send one request; a server that stops may answer anything, or nothing."""
+    """Send one request; a stopping server may send any answer or none."""
     try:
         async with session.post(url) as answer:
             await answer.read()
@@ -60,7 +60,7 @@ async def ask(session: aiohttp.ClientSession, url: str) -> None:
 
 
 async def life(gateway: Simulator, folder: Path, random: Random, *, journal: bool) -> None:
-    """Let a server live for a random time under load, then stop it as a deployment does."""
+    """Let a server run for a random time under load, then stop it as a deployment does."""
     process, url = await serving(gateway, folder, journal=journal)
     async with aiohttp.ClientSession() as session:
         asking = [
@@ -82,7 +82,7 @@ async def life(gateway: Simulator, folder: Path, random: Random, *, journal: boo
 
 @pytest.mark.parametrize("journal", [False, True], ids=["list", "journal"])
 async def test_a_server_that_is_stopped_loses_nothing(tmp_path: Path, journal: bool) -> None:
-    """Every task of the gateway is saved, was handed out, or is in what the server wrote down."""
+    """Every task of the gateway is saved, was returned, or is recorded by the server."""
     for seed in range(INSTANTS // 2):
         random = Random(seed)
         folder = tmp_path / str(seed)

@@ -1,4 +1,4 @@
-"""A real browser, and a page that tells what it sees."""
+"""A real browser, and a page that reports what it sees."""
 
 import asyncio
 import json
@@ -68,7 +68,7 @@ addEventListener("load", async () => {
 
 @attrs.define(eq=False)
 class Site:
-    """One page on loopback, with the files of a folder beside it."""
+    """One page on loopback, and the files of a folder."""
 
     folder: Path
     html: str = ""
@@ -113,7 +113,7 @@ async def opened(site: Site, profile: Path) -> AsyncIterator[asyncio.subprocess.
 
 
 async def look_at(views: list[str], folder: Path, profile: Path, *, scheme: str = "light") -> Any:
-    """Return what a browser sees of *views*, and what it asked for, on a page beside *folder*."""
+    """Return what a browser sees of *views* and which requests it makes."""
     shown = "\n".join(f"<section>{view}</section>" for view in views)
     html = (
         "<!doctype html><html lang=en><meta charset=utf-8><title>Views</title>"

@@ -1,4 +1,4 @@
-"""Clients that lose no time on loopback, and what they heard."""
+"""Clients without delays on loopback, and their events."""
 
 import asyncio
 from typing import Any, Final, TypeVar
@@ -20,7 +20,7 @@ E = TypeVar("E", bound=Event)
 
 
 def quick_client(gateway: Simulator, **changes: Any) -> Client:
-    """Return a client of *gateway* whose pauses are some milliseconds."""
+    """Return a client of *gateway* with delays of some milliseconds."""
     settings: dict[str, Any] = {
         "base_url": gateway.base_url,
         "retry": QUICK_RETRY,
@@ -30,14 +30,14 @@ def quick_client(gateway: Simulator, **changes: Any) -> Client:
 
 
 def without_pauses(client: Client) -> RecordingClock:
-    """Put *client* on a clock that writes its pauses down in place of making them."""
+    """Put *client* on a clock that records its delays instead of sleeping."""
     clock = RecordingClock()
     client._sessions.settings = attrs.evolve(client._sessions.settings, clock=clock)
     return clock
 
 
 class Ear:
-    """A listener that remembers."""
+    """A listener that records its events."""
 
     def __init__(self) -> None:
         self.heard: list[Event] = []
@@ -51,7 +51,7 @@ class Ear:
 
 
 def others() -> set["asyncio.Task[Any]"]:
-    """Return the tasks of the running loop beside the one that asks, and those of a server."""
+    """Return the tasks of the running loop, except the current one and those of a server."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     return {task for task in tasks if not _is_of_a_server(task)}
 

@@ -1,4 +1,4 @@
-"""Clocks that a test holds in its hand."""
+"""Clocks that a test controls."""
 
 import asyncio
 import heapq
@@ -15,13 +15,13 @@ TURNS: Final = 25
 
 
 async def settle() -> None:
-    """Let everything happen that needs no time."""
+    """Run everything that needs no time."""
     for _ in range(TURNS):
         await asyncio.sleep(0)
 
 
 async def until(happened: Callable[[], object]) -> None:
-    """Let the loop run until *happened* says so; the test's own timeout is the end of it."""
+    """Run the loop until *happened* returns true."""
     while not happened():  # noqa: ASYNC110  (most of what happens is no event of asyncio)
         await asyncio.sleep(0.001)
 
@@ -37,7 +37,7 @@ class ManualTimer:
 
 @attrs.define(eq=False)
 class ManualClock:
-    """Time that passes when a test says so; starts at *instant*."""
+    """A clock that the test moves; it starts at *instant*."""
 
     instant: float = 1_000.0
     unix: float = 1_700_000_000.0
@@ -65,11 +65,11 @@ class ManualClock:
 
     @property
     def timers(self) -> list[float]:
-        """When something is still to happen, in order."""
+        """Return the instants of all timers, in order."""
         return sorted(when for when, _, timer in self._timers if timer.action is not None)
 
     async def advance(self, seconds: float) -> None:
-        """Let *seconds* pass, and everything happen in its order and at its own instant."""
+        """Move the clock by *seconds*, and let each timer fire at its own instant."""
         until = self.instant + seconds
         await settle()
         while self._timers and self._timers[0][0] <= until:
@@ -83,7 +83,7 @@ class ManualClock:
 
 
 class RecordingClock(LoopClock):
-    """The loop's clock, on which no sleep takes time and each is written down."""
+    """The loop's clock, which records each sleep instead of sleeping."""
 
     def __init__(self) -> None:
         self.slept: list[float] = []

@@ -1,4 +1,4 @@
-"""A feed that says what a test wants, and a scheduler over it on a clock that the test moves."""
+"""A feed with scripted answers, and a poller over it on a clock that the test moves."""
 
 import asyncio
 import math
@@ -23,26 +23,26 @@ Answer = TaskRecord | BaseException
 
 
 def record(task_id: str = "t-1", state: TaskState = TaskState.RUNNING, **parts: Any) -> TaskRecord:
-    """Return what an answer said; a success has its address by default."""
+    """Return the record of an answer; a success has its URL by default."""
     if state is TaskState.SUCCEEDED:
         parts = {"video_url": VIDEO, **parts}
     return TaskRecord(task_id, state, **parts)
 
 
 def done(task_id: str = "t-1") -> TaskRecord:
-    """Return what the last answer says."""
+    """Return the record of the last answer."""
     return record(task_id, TaskState.SUCCEEDED, points=320.0)
 
 
 def no(kind: type[GatewayError], retry_after: float | None = None) -> GatewayError:
-    """Return the error for an answer that says no."""
+    """Return the error of a refusal."""
     texts = ("It said no.", "Nothing was charged.", "Do.")
     return kind(*texts, "t-1", "r-1", 0, None, None, retry_after)
 
 
 @attrs.define(eq=False)
 class Feed:
-    """What the gateway says, look after look; the last of a task's answers is said for ever."""
+    """The scripted answers, poll by poll; the last answer of a task is repeated."""
 
     clock: ManualClock
     answers: dict[str, list[Answer]] = attrs.field(factory=dict)
@@ -81,13 +81,13 @@ class Feed:
 
     @property
     def instants(self) -> list[float]:
-        """When it was looked, in seconds since the start."""
+        """Return the instants of all polls, in seconds since the start."""
         return [at - 1000 for _, at in self.looks]
 
 
 @attrs.define(eq=False)
 class Scene:
-    """A scheduler over a feed, and a clock to move it by."""
+    """A poller over a feed, and the clock that moves it."""
 
     clock: ManualClock
     feed: Feed
@@ -110,13 +110,13 @@ class Scene:
         return asyncio.ensure_future(self.poller.changed(watch, watch.version, timeout, deadline))
 
     def has_nothing_left(self) -> bool:
-        """Whether no timer, no look and no entry is left."""
+        """Return whether no timer, poll or entry is left."""
         idle = repr(self.poller) == "<Poller 0 tasks>"
         return idle and not self.clock.timers and not others() and not self.feed.under_way
 
 
 def limiter_of(limits: Limits, clock: ManualClock) -> RateLimiter:
-    """Return a limiter as it is after the first answer, at full speed where no rate is set."""
+    """Return a limiter as after the first answer, without a pace unless a rate is set."""
     limiter = RateLimiter(limits, clock, Hooks())
     limiter.pace.room = math.inf
     return limiter
@@ -125,7 +125,7 @@ def limiter_of(limits: Limits, clock: ManualClock) -> RateLimiter:
 def scene_on(
     clock: ManualClock, policy: PollPolicy = STEADY, limits: Limits | None = None, **options: Any
 ) -> Scene:
-    """Return a poller over a feed of its own."""
+    """Return a poller over a new feed."""
     feed, ear = Feed(clock), Ear()
     limiter = limiter_of(limits or Limits(), clock)
     poller = Poller(feed.poll, limiter, policy=policy, clock=clock, hooks=Hooks([ear]), **options)

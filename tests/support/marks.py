@@ -1,4 +1,4 @@
-"""Secrets that are marked, and what finds their marks in whatever shape they come out."""
+"""Marked secrets, and a finder of their marks in every encoding."""
 
 import base64
 import html
@@ -41,7 +41,7 @@ WORDS: Final = {
 
 
 def indiscretion(request: Generation | None = None, key: str = KEY) -> str:
-    """Return what a gateway says that knows no discretion: who asks, from where, and for what."""
+    """Return an answer of an indiscreet gateway: the caller, its address, and its request."""
     fields = {} if request is None else attrs.asdict(request)
     asked = " ".join(value for value in fields.values() if isinstance(value, str))
     return f"{key} from {IPV4} and [{IPV6}] asks for: {asked}"
@@ -52,7 +52,7 @@ SIGNED: Final = re.compile(rb"[0-9a-z_]{8,}")
 
 
 def shapes(word: str) -> Iterator[bytes]:
-    """Return the bytes that a word may come out as; letters in lower case, but for base64."""
+    """Return the encodings of a word; letters in lower case, except in base64."""
     plain = word.lower()
     spelled = {plain, quote(plain, safe=""), html.escape(plain), json.dumps(plain)[1:-1]}
     for text in {*spelled, *(one.lower() for one in spelled)}:
@@ -62,7 +62,7 @@ def shapes(word: str) -> Iterator[bytes]:
 
 
 def in_base64(word: str) -> Iterator[bytes]:
-    """Return the bytes that a word, as it is written, comes out as in the middle of base64."""
+    """Return the bytes of a word in the middle of base64."""
     for before in range(3):
         code = base64.b64encode(bytes(before) + word.encode())
         # Its first and last characters depend on what stands beside the word.
@@ -71,7 +71,7 @@ def in_base64(word: str) -> Iterator[bytes]:
 
 @attrs.define
 class Finder:
-    """Finds marks; more may be given to it as they become known."""
+    """Finds marks; more can be added."""
 
     _shapes: dict[bytes, str] = attrs.field(factory=dict)
     _base64: dict[bytes, str] = attrs.field(factory=dict)
@@ -80,25 +80,25 @@ class Finder:
 
     @classmethod
     def of(cls, words: dict[str, tuple[str, ...]] = WORDS) -> "Finder":
-        """Return a finder of all words, each told by the name of its secret."""
+        """Return a finder of all words, each reported by the name of its secret."""
         finder = cls()
         for name, parts in words.items():
             finder.add(name, *parts)
         return finder
 
     def add(self, name: str, *words: str) -> None:
-        """Look for these words, too."""
+        """Add these words."""
         for word in words:
             self._shapes |= dict.fromkeys(shapes(word), name)
             self._base64 |= dict.fromkeys(in_base64(word), name)
 
     def add_link(self, url: str) -> None:
-        """Look for what makes an address one that works: its signature."""
+        """Add the signature of a link."""
         values = [pair.partition("=")[2] for pair in urlsplit(url).query.split("&")]
         self._signatures.update(one.lower().encode() for one in values if SIGNATURE.fullmatch(one))
 
     def found(self, data: str | bytes) -> set[str]:
-        """Return the names of the secrets that *data* tells."""
+        """Return the names of the secrets in *data*."""
         raw = data if isinstance(data, bytes) else data.encode("utf-8", "surrogatepass")
         folded = raw.lower()
         shaped = {name for shape, name in self._shapes.items() if shape in folded}
@@ -109,7 +109,7 @@ class Finder:
 
 @attrs.define
 class Evidence:
-    """What was shown in one test, and which secrets are in it."""
+    """Everything shown in one test, and the secrets in it."""
 
     finder: Finder = attrs.field(factory=Finder.of)
     #: Where a secret was shown, and which.
@@ -123,13 +123,13 @@ class Evidence:
         self.leaks += [(f"{place}: {_beginning(data)}", name) for name in sorted(found)]
 
     def thing(self, thing: object, *, but: Iterable[str] = ()) -> None:
-        """Look at what is shown of an object."""
+        """Check everything shown of an object."""
         self.kinds.add(type(thing))
         for text in (repr(thing), str(thing), format(thing)):
             self.take(type(thing).__qualname__, text, but=but)
 
     def error(self, error: BaseException) -> None:
-        """Look at an error and all that it came from: its texts, its fields, its pickle."""
+        """Check an error and its causes: texts, fields and pickle."""
         self.take("traceback", "".join(traceback.format_exception(error, limit=0)))
         for link in chain(error):
             self.thing(link)

@@ -1,4 +1,4 @@
-"""What a piece of HTML holds, as a strict reader sees it."""
+"""The elements of a piece of HTML, as a strict reader sees them."""
 
 from html.parser import HTMLParser
 from typing import Final
@@ -29,7 +29,7 @@ ALLOWED_STYLES: Final = {
 
 @attrs.define(eq=False)
 class Page(HTMLParser):
-    """The elements and the text of a page; it has to be closed as it was opened."""
+    """The elements and the text of a page; each element has to be closed."""
 
     tags: list[tuple[str, dict[str, str | None]]] = attrs.field(factory=list)
     text: str = ""
@@ -61,7 +61,7 @@ class Page(HTMLParser):
 
 
 def read_page(html: str) -> Page:
-    """Return what *html* holds, and see that a notebook would leave all of it."""
+    """Return the elements of *html*, and check that a notebook would keep all of it."""
     html.encode()  # half a character could not be sent to a notebook's page
     page = Page()
     page.feed(html)

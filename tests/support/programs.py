@@ -1,4 +1,4 @@
-"""Programs of a user's own, run in an interpreter in which each warning is an error."""
+"""Users' programs, run in an interpreter in which each warning is an error."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ logging.getLogger("asyncio").setLevel(logging.ERROR)
 
 @attrs.frozen
 class Ended:
-    """What a program left."""
+    """The result of a program."""
 
     code: int
     words: list[str]
@@ -31,7 +31,7 @@ class Ended:
 
 
 async def start(gateway: Simulator, source: str) -> Process:
-    """Start *source*, led to *gateway* by its environment."""
+    """Start *source* with an environment that points to *gateway*."""
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-X", "dev", "-W", "error", "-c", PREAMBLE + dedent(source)),
         stdout=PIPE,
@@ -41,7 +41,7 @@ async def start(gateway: Simulator, source: str) -> Process:
 
 
 async def end_of(process: Process) -> Ended:
-    """Wait for the end of a program, and give what it said."""
+    """Wait for the end of a program, and return its output."""
     out, complaints = await process.communicate()
     return Ended(process.returncode or 0, out.decode().split(), complaints.decode())
 

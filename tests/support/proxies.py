@@ -13,7 +13,7 @@ VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUEST_METH
 
 @attrs.define(eq=False)
 class Tunnels:
-    """A proxy that opens tunnels, whatever host is asked for, to one port of this machine."""
+    """A proxy that opens tunnels to one port of this machine, whatever host is requested."""
 
     port: int = 0
     target: int = 0

@@ -1,4 +1,4 @@
-"""An app that takes callbacks on this machine, behind a proxy where a test wants one."""
+"""An app that receives callbacks on this machine, optionally behind a proxy."""
 
 import socket
 from collections.abc import AsyncIterator
@@ -14,7 +14,7 @@ from fuhu_runway import CallbackReceiver
 
 @attrs.define(eq=False)
 class House:
-    """A receiver, and what the app around it did with it."""
+    """A receiver, and what its app did."""
 
     receiver: CallbackReceiver
     #: Under which it is mounted.
@@ -25,7 +25,7 @@ class House:
     posted: list[tuple[str, bytes]] = attrs.field(factory=list)
 
     async def take(self, request: web.Request) -> web.StreamResponse:
-        """Note what comes, and have the receiver answer."""
+        """Record the request, and let the receiver answer."""
         if self.is_deaf:
             return web.Response(status=204)
         return await self.receiver.handle(request)
@@ -44,7 +44,7 @@ async def served(app: web.Application, listener: socket.socket) -> AsyncIterator
 
 
 def bound() -> tuple[socket.socket, str]:
-    """Return a socket on a free port of this machine, and its address."""
+    """Return a socket on a free port of this machine, and its URL."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     return listener, f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -52,7 +52,7 @@ def bound() -> tuple[socket.socket, str]:
 
 @asynccontextmanager
 async def receiving(path: str = "/hooks", **options: Any) -> AsyncIterator[House]:
-    """Run an app that takes callbacks under *path*."""
+    """Run an app that receives callbacks under *path*."""
     listener, base = bound()
     house = House(CallbackReceiver(f"{base}{path}", **options), path)
     app = web.Application()

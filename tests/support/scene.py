@@ -1,4 +1,4 @@
-"""A client whose looks follow webhooks only, and webhooks that a test makes."""
+"""A client that polls only after webhooks, and webhooks that a test sends."""
 
 import json
 from collections.abc import AsyncIterator
@@ -29,7 +29,7 @@ NEVER: Final = PollPolicy(first=3600, max_interval=3600, learn=False)
 
 @attrs.define(eq=False)
 class Scene:
-    """A client whose looks follow webhooks only, and webhooks that the test makes."""
+    """A client that polls only after webhooks, and webhooks that the test sends."""
 
     gateway: Simulator
     receiver: CallbackReceiver
@@ -37,14 +37,14 @@ class Scene:
     ear: Ear
 
     def token(self, place: int = -1) -> str:
-        """Return the last part of the address that a task's submit came with."""
+        """Return the last part of the callback URL of a task's submit."""
         url: str = self.gateway.tasks[place].request["callback_url"]
         base, _, token = url.rpartition("/")
         assert base == URL
         return token
 
     def post(self, place: int = -1, *, status: str = "3", task_id: str | None = None) -> int:
-        """Deliver to a task's address what the gateway would."""
+        """Send a callback to a task's URL, as the gateway would."""
         body = {"task_id": task_id or self.gateway.tasks[place].task_id, "status": status}
         return self.receiver.deliver(self.token(place), json.dumps(body).encode())
 
@@ -54,7 +54,7 @@ class Scene:
 
     @property
     def feeds(self) -> int:
-        """Return how often the feed was asked."""
+        """Return the number of polls."""
         return len([seen for seen in self.gateway.requests if seen.where == "feed"])
 
     async def doubt(self) -> None:
@@ -68,7 +68,7 @@ class Scene:
 async def scene_of(
     gateway: Simulator, *, secret: str | None = None, **options: Any
 ) -> AsyncIterator[Scene]:
-    """Return a client with a receiver of its own."""
+    """Return a client with its own receiver."""
     receiver, ear = CallbackReceiver(URL, secret=secret), Ear()
     options = {"polling": NEVER, "timeouts": PATIENT, "hooks": [ear], **options}
     async with quick_client(gateway, callbacks=receiver, **options) as client:

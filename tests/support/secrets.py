@@ -1,4 +1,4 @@
-"""Whether an error keeps its secrets, wherever one may look in it."""
+"""Whether an error contains secrets, anywhere in it."""
 
 import pickle
 from collections.abc import Iterable, Iterator
@@ -9,7 +9,7 @@ TESTS = str(Path(__file__).parent.parent)
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """Return *error* and everything it came from, hidden contexts included."""
+    """Return *error* and all its causes and contexts."""
     waiting: list[BaseException | None] = [error]
     seen: set[int] = set()
     while waiting:
@@ -21,7 +21,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def told(error: BaseException, secrets: Iterable[str]) -> list[tuple[str, str]]:
-    """Return each of the *secrets* that *error* tells, with the class that tells it."""
+    """Return each of the *secrets* in *error*, with the class that contains it."""
     return [
         (secret, type(link).__name__)
         for link in chain(error)
@@ -36,7 +36,7 @@ def _tells(error: BaseException, secret: str) -> bool:
 
 
 def in_frames(error: BaseException, secrets: Iterable[str]) -> list[tuple[str, str, str]]:
-    """Return each secret that a tool which shows the variables of frames would show, and where."""
+    """Return each secret that a tool which prints the variables of frames would show, and where."""
     return [
         (secret, frame.f_code.co_qualname, name)
         for link in chain(error)

@@ -1,4 +1,4 @@
-"""A server that says exactly the bytes a test gives it, HTTP or not."""
+"""A server that sends exactly the bytes of a test, HTTP or not."""
 
 import asyncio
 import socket
@@ -11,7 +11,7 @@ import attrs
 
 @attrs.define(eq=False)
 class RawServer:
-    """Answers every request with the next of its answers, and the last one for ever."""
+    """Answers every request with the next of its answers, and then repeats the last one."""
 
     answers: list[bytes | None]
     #: Whether the connection is closed after an answer; None in place of one closes it at once.
@@ -88,7 +88,7 @@ async def _closed(writer: asyncio.StreamWriter) -> None:
 
 
 def reply(body: bytes = b"{}", status: str = "200 OK", **headers: str) -> bytes:
-    """Return a whole HTTP answer; underscores in header names stand for dashes."""
+    """Return a whole HTTP answer; underscores in header names become dashes."""
     named = {"Content_Length": str(len(body)), "Content_Type": "application/json", **headers}
     lines = [f"{name.replace('_', '-')}: {value}" for name, value in named.items()]
     return "\r\n".join([f"HTTP/1.1 {status}", *lines, "", ""]).encode() + body
@@ -96,14 +96,14 @@ def reply(body: bytes = b"{}", status: str = "200 OK", **headers: str) -> bytes:
 
 @asynccontextmanager
 async def silent_server() -> AsyncIterator[int]:
-    """Take every connection on a port, and say nothing on it."""
+    """Accept every connection on a port, and send nothing."""
     async with raw_server(None) as raw:
         raw.may_answer.clear()
         yield raw.port
 
 
 def free_port() -> int:
-    """Return a port on which nobody listens."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

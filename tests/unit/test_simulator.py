@@ -53,18 +53,18 @@ class Caller:
         assert (status, body["code"]) == (200, 200), body
         return str(body["data"]["task_id"])
 
-    async def look(self, task_id: str, path: str = "/runway/feed") -> tuple[int, Any]:
+    async def poll(self, task_id: str, path: str = "/runway/feed") -> tuple[int, Any]:
         return await self.ask("POST", path, json={"task_id": task_id})
 
-    async def told(self, task_id: str) -> Any:
-        status, body = await self.look(task_id)
+    async def task(self, task_id: str) -> Any:
+        status, body = await self.poll(task_id)
         assert status == 200, body
         return body["data"]
 
 
 @asynccontextmanager
 async def running(key: str | None = "Bearer sk-simulated", **options: Any) -> AsyncIterator[Caller]:
-    """A gateway that answers, and somebody with *key* who asks it."""
+    """Yield a caller with *key* of a running gateway."""
     headers = {} if key is None else {"Authorization": key}
     async with (
         Simulator(**options) as gateway,
@@ -74,25 +74,25 @@ async def running(key: str | None = "Bearer sk-simulated", **options: Any) -> As
 
 
 async def until(holds: Callable[[], object]) -> None:
-    """Let the loop go round until *holds* does."""
+    """Run the loop until *holds* returns true."""
     while not holds():  # noqa: ASYNC110 - what is waited for has no event to tell it
         await asyncio.sleep(0)
 
 
 @pytest.fixture
 async def caller() -> AsyncIterator[Caller]:
-    """Somebody who asks a gateway whose tasks are over at once."""
+    """Yield a caller of a gateway whose tasks end at once."""
     async with running(takes=0.0) as caller:
         yield caller
 
 
-# The way of one task.
+# One task from submit to end.
 
 
-async def test_a_submit_is_answered_with_thirteen_fields_of_which_one_is_filled(
+async def test_a_submit_returns_the_id_and_twelve_empty_fields(
     caller: Caller,
 ) -> None:
-    """FuhuAPI's own answer to a submit fills the task id and leaves twelve fields empty."""
+    """FuhuAPI's answer to a submit contains only the task id."""
     status, body = await caller.submit()
     assert status == 200
     assert set(body) == {"code", "msg", "data", "exec_time"}
@@ -102,31 +102,31 @@ async def test_a_submit_is_answered_with_thirteen_fields_of_which_one_is_filled(
 
 @pytest.mark.usefixtures("virtual")
 async def test_a_task_waits_then_runs_then_shows_its_video() -> None:
-    """The feed goes through its four numbers in time, and shows the video at the end only."""
+    """The feed reports the four states in turn, and the video only at the end."""
     async with running(takes=100.0) as caller:
         task_id = await caller.start()
         seen = []
         for _ in range(3):
             await asyncio.sleep(7)
-            told = await caller.told(task_id)
-            seen.append((told["status"], told["state"], told["video_url"]))
+            shown = await caller.task(task_id)
+            seen.append((shown["status"], shown["state"], shown["video_url"]))
         await asyncio.sleep(79)
-        told = await caller.told(task_id)
+        shown = await caller.task(task_id)
     assert seen == [("0", "pending", None), ("1", "running", None), ("1", "running", None)]
-    assert (told["status"], told["state"], told["msg"]) == ("3", "succeeded", None)
-    assert told["video_url"].endswith(f"?_jwt={told['video_url'][-32:]}")
-    assert int(told["update_time"]) - int(told["create_time"]) == 100
+    assert (shown["status"], shown["state"], shown["msg"]) == ("3", "succeeded", None)
+    assert shown["video_url"].endswith(f"?_jwt={shown['video_url'][-32:]}")
+    assert int(shown["update_time"]) - int(shown["create_time"]) == 100
 
 
 @pytest.mark.usefixtures("virtual")
 async def test_speed_shortens_the_wait() -> None:
-    """At speed 20 a task of 100 seconds is over after 5 seconds of the loop."""
+    """At speed 20 a task of 100 seconds ends after 5 seconds of the loop."""
     async with running(takes=100.0, speed=20.0) as caller:
         task_id = await caller.start()
         await asyncio.sleep(4.9)
-        before = await caller.told(task_id)
+        before = await caller.task(task_id)
         await asyncio.sleep(0.2)
-        after = await caller.told(task_id)
+        after = await caller.task(task_id)
         view = caller.gateway.tasks[0]
         assert view.finishes_at is not None
         lasted = view.finishes_at - view.created_at
@@ -158,7 +158,7 @@ async def test_speed_shortens_the_wait() -> None:
 async def test_every_paid_route_makes_its_kind_of_task(
     path: str, changes: dict[str, Any], action: str
 ) -> None:
-    """Each paid route works under each prefix, and an image alone tells text from image."""
+    """Each paid route works under each prefix, and an image makes it image-to-video."""
     async with running(prefix="/own") as caller:
         status, _ = await caller.submit(path, **changes)
         assert status == 200
@@ -166,19 +166,19 @@ async def test_every_paid_route_makes_its_kind_of_task(
 
 
 async def test_the_official_format_answers_with_an_id_and_then_with_output(caller: Caller) -> None:
-    """The official routes speak dialect C on both of their paths."""
+    """The official routes use dialect C on both of their paths."""
     body = {"promptImage": "data:image/png;base64,AA==", "model": "gen4_turbo", "duration": 5}
     status, made = await caller.ask("POST", OFFICIAL, json=body, headers=VERSION)
     assert (status, list(made)) == (200, ["id"])
     for path in ("/runwayml/v1/tasks/", "/v1/runway/tasks/"):
-        status, told = await caller.ask("GET", path + made["id"])
-        assert (status, told["status"]) == (200, "SUCCEEDED")
-        assert told["output"][0].startswith(caller.gateway.cdn_url)
+        status, shown = await caller.ask("GET", path + made["id"])
+        assert (status, shown["status"]) == (200, "SUCCEEDED")
+        assert shown["output"][0].startswith(caller.gateway.cdn_url)
     assert caller.gateway.tasks[0].points == 160.0
 
 
-async def test_duomi_looks_with_get_and_the_others_with_post(caller: Caller) -> None:
-    """GET works under duomi's prefix only; elsewhere it is a path nobody knows."""
+async def test_duomi_polls_with_get_and_the_others_with_post(caller: Caller) -> None:
+    """GET works only under duomi's prefix; elsewhere the path is unknown."""
     task_id = await caller.start()
     for verb in ("GET", "POST"):
         options: dict[str, Any] = (
@@ -191,12 +191,12 @@ async def test_duomi_looks_with_get_and_the_others_with_post(caller: Caller) -> 
 
 
 async def test_the_feed_verb_can_be_get() -> None:
-    """A gateway told to be asked with GET serves its page to a POST."""
+    """A gateway with a GET feed returns its web page to a POST."""
     async with running(feed_verb="GET") as caller:
         task_id = await caller.start()
         status, body = await caller.ask("GET", "/runway/feed", params={"task_id": task_id})
         assert (status, body["data"]["task_id"]) == (200, task_id)
-        assert "<html" in (await caller.look(task_id))[1]
+        assert "<html" in (await caller.poll(task_id))[1]
 
 
 async def test_an_unknown_path_is_the_web_page_and_under_v1_a_404(caller: Caller) -> None:
@@ -208,20 +208,20 @@ async def test_an_unknown_path_is_the_web_page_and_under_v1_a_404(caller: Caller
         assert body["error"]["message"].startswith(f"Invalid URL (POST {path})")
 
 
-async def test_the_second_origin_knows_nothing_but_files(caller: Caller) -> None:
+async def test_the_second_origin_serves_only_files(caller: Caller) -> None:
     """The API does not answer on the files' origin."""
-    # A session with a base takes no other address in older aiohttp.
+    # In older aiohttp, a session with a base URL accepts no other URL.
     async with aiohttp.ClientSession(caller.gateway.cdn_url) as session:
         status, body = await Caller(caller.gateway, session).submit()
     assert status == 404
     assert "NoSuchKey" in body
 
 
-# What it refuses.
+# Refusals.
 
 
 async def test_a_missing_callback_url_is_refused_if_strict() -> None:
-    """A strict gateway says `callback_url_empty` and takes nothing; a lenient one accepts."""
+    """A strict gateway refuses with `callback_url_empty`; a lenient one accepts."""
     async with running() as caller:
         assert await caller.submit(callback_url=None) == (
             400,
@@ -233,7 +233,7 @@ async def test_a_missing_callback_url_is_refused_if_strict() -> None:
 
 
 async def test_a_missing_model_is_an_openai_error(caller: Caller) -> None:
-    """The relay names the missing model before it looks at anything else."""
+    """The relay reports a missing model before any other problem."""
     status, body = await caller.submit(model=None, callback_url=None)
     assert status == 400
     assert body["error"]["message"].startswith("model name is required (request id: ")
@@ -290,40 +290,40 @@ async def test_the_official_submit_may_need_the_version_header() -> None:
     """A gateway that requires X-Runway-Version refuses an official submit without it."""
     body = {"promptImage": "https://example.com/1.jpeg", "model": "gen4_turbo"}
     async with running(requires_version=True) as caller:
-        status, told = await caller.ask("POST", OFFICIAL, json=body)
-        assert (status, told["error"]["code"]) == (400, "invalid_request")
+        status, shown = await caller.ask("POST", OFFICIAL, json=body)
+        assert (status, shown["error"]["code"]) == (400, "invalid_request")
         assert caller.gateway.submitted == 0
         assert (await caller.ask("POST", OFFICIAL, json=body, headers=VERSION))[0] == 200
 
 
 async def test_the_official_submit_needs_no_version_header(caller: Caller) -> None:
-    """Most clients of the official format do not send X-Runway-Version, and are served."""
+    """By default X-Runway-Version is optional, as most clients do not send it."""
     body = {"promptImage": "https://example.com/1.jpeg", "model": "gen4_turbo"}
     assert (await caller.ask("POST", OFFICIAL, json=body))[0] == 200
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"\xff"])
-async def test_a_body_that_is_no_json_object_cannot_be_read(caller: Caller, raw: bytes) -> None:
+async def test_a_body_that_is_not_a_json_object_is_refused(caller: Caller, raw: bytes) -> None:
     """Anything but a JSON object is `read_request_body_failed`, with 400."""
     status, body = await caller.ask("POST", GENERATE, data=raw)
     assert (status, body["code"]) == (400, "read_request_body_failed")
 
 
 async def test_a_body_of_twenty_megabytes_is_too_large(caller: Caller) -> None:
-    """Past twenty megabytes the same code comes with a 413."""
+    """A larger body gets the same code with status 413."""
     status, body = await caller.ask("POST", GENERATE, data=BytesIO(bytes(20 * 1024 * 1024 + 1)))
     assert (status, body["code"]) == (413, "read_request_body_failed")
 
 
 @pytest.mark.parametrize("task_id", ["3d957031-9a2a-45e2-9dc7-bc8513059c50", "", 7])
-async def test_a_task_nobody_made_does_not_exist(caller: Caller, task_id: object) -> None:
-    """The feed answers HTTP 400 and `task_not_exist` for an id it never gave out."""
+async def test_an_unknown_task_does_not_exist(caller: Caller, task_id: object) -> None:
+    """The feed answers an unknown id with HTTP 400 and `task_not_exist`."""
     status, body = await caller.ask("POST", "/runway/feed", json={"task_id": task_id})
     assert status == 400
     assert body == {"code": "task_not_exist", "message": "task_not_exist", "data": None}
 
 
-# Who may ask.
+# Access.
 
 
 @pytest.mark.parametrize(
@@ -345,10 +345,10 @@ async def test_a_task_nobody_made_does_not_exist(caller: Caller, task_id: object
         ("bearer", "Bearer sk-simulated-7", None, 403),
     ],
 )
-async def test_the_key_counts_only_where_the_style_wants_it(
+async def test_the_key_has_to_be_where_the_style_wants_it(
     style: str, header: str | None, body_key: object, status: int
 ) -> None:
-    """A key in the wrong place is no key, and one with a channel behind it is a 403."""
+    """A key elsewhere is ignored, and a key followed by a channel is a 403."""
     async with running(header, key_style=style) as caller:
         answer, body = await caller.submit(key=body_key)
         assert answer == status
@@ -358,7 +358,7 @@ async def test_the_key_counts_only_where_the_style_wants_it(
 
 
 async def test_a_key_for_the_body_stands_in_the_header_of_a_get() -> None:
-    """A GET has no body, so duomi's other place for the key holds: the bare header."""
+    """A GET has no body, so the bare header holds the key instead."""
     async with running("sk-simulated", key_style="body", takes=0.0) as caller:
         task_id = await caller.start(key="sk-simulated")
         status, _ = await caller.ask("GET", "/api/video/runway/feed", params={"task_id": task_id})
@@ -366,14 +366,14 @@ async def test_a_key_for_the_body_stands_in_the_header_of_a_get() -> None:
 
 
 async def test_another_key_does_not_see_the_task(caller: Caller) -> None:
-    """Tasks are found by their owner only."""
+    """Only the owner of a task finds it."""
     caller.gateway.add_key("sk-other")
     task_id = await caller.start()
     async with aiohttp.ClientSession(
         caller.gateway.base_url, headers={"Authorization": "Bearer sk-other"}
     ) as session:
         other = Caller(caller.gateway, session)
-        assert (await other.look(task_id))[0] == 400
+        assert (await other.poll(task_id))[0] == 400
         assert (await other.submit())[0] == 200
 
 
@@ -381,7 +381,7 @@ async def test_another_key_does_not_see_the_task(caller: Caller) -> None:
 
 
 @pytest.mark.usefixtures("virtual")
-async def test_points_go_at_the_submit_and_come_back_with_a_failure() -> None:
+async def test_points_are_charged_on_submit_and_refunded_on_failure() -> None:
     """A task is charged when it is accepted, and refunded when it fails, not before."""
     async with running(takes=100.0, points=1000.0) as caller:
         caller.gateway.script("a kitten", then="fail", reason="moderated")
@@ -390,16 +390,16 @@ async def test_points_go_at_the_submit_and_come_back_with_a_failure() -> None:
         await asyncio.sleep(99)
         assert caller.gateway.balance == 680.0
         await asyncio.sleep(1)
-        told = await caller.told(task_id)
-        assert (told["status"], told["state"], told["msg"]) == ("2", "error", "moderated")
-        assert (told["point"], told["refund"], told["video_url"]) == ("320", "320", None)
+        shown = await caller.task(task_id)
+        assert (shown["status"], shown["state"], shown["msg"]) == ("2", "error", "moderated")
+        assert (shown["point"], shown["refund"], shown["video_url"]) == ("320", "320", None)
         assert (caller.gateway.balance, caller.gateway.refunds) == (1000.0, 320.0)
         assert caller.gateway.tasks[0].refunded
 
 
 @pytest.mark.parametrize("status", [401, 403])
 async def test_an_empty_account_is_refused(status: int) -> None:
-    """With too few points left nothing is made; the answer is a 403 or, disguised, a 401."""
+    """Without enough points no task is made, and the answer is a 403 or a misleading 401."""
     async with running(points=500.0, quota_status=status) as caller:
         await caller.start()
         answer, body = await caller.submit()
@@ -410,7 +410,7 @@ async def test_an_empty_account_is_refused(status: int) -> None:
 
 
 async def test_a_key_without_limit_is_never_empty() -> None:
-    """No points means no limit: tasks cost what they cost, and the balance stays None."""
+    """Without a limit, tasks are charged and the balance stays None."""
     async with running(points=None, price=1e9, takes=0.0) as caller:
         caller.gateway.script("a kitten", then="fail")
         await caller.start()
@@ -435,8 +435,8 @@ async def test_the_price_and_the_time_may_depend_on_the_request() -> None:
     assert lasting == [1.0, 2.0]
 
 
-async def test_the_four_balance_routes_tell_the_same_money(caller: Caller) -> None:
-    """What is left reads 996.80 dollars on each route, in the unit of each."""
+async def test_the_four_balance_routes_agree(caller: Caller) -> None:
+    """Each route returns 996.80 dollars, in its own unit."""
     await caller.start()
     for prefix in ("/v1", ""):
         _, granted = await caller.ask("GET", f"{prefix}/dashboard/billing/subscription")
@@ -454,7 +454,7 @@ async def test_the_four_balance_routes_tell_the_same_money(caller: Caller) -> No
 
 
 async def test_a_key_without_limit_has_its_own_figures() -> None:
-    """Each balance route has its own way to say that there is no limit."""
+    """Each balance route has a different value for "no limit"."""
     async with running(points=None) as caller:
         _, granted = await caller.ask("GET", "/v1/dashboard/billing/subscription")
         _, units = await caller.ask("GET", "/api/usage/token")
@@ -466,7 +466,7 @@ async def test_a_key_without_limit_has_its_own_figures() -> None:
 
 
 async def test_the_query_host_wants_the_key_in_the_url(caller: Caller) -> None:
-    """The quota route does not look at the Authorization header."""
+    """The quota route ignores the Authorization header."""
     assert (await caller.ask("GET", "/user/quota"))[0] == 401
 
 
@@ -503,28 +503,28 @@ async def test_scripts_without_a_name_go_to_the_next_tasks_in_order(caller: Call
 
 @pytest.mark.usefixtures("virtual")
 async def test_a_script_may_hide_blank_and_withhold() -> None:
-    """Hidden comes first, then blank, then running, then a success that has no URL yet."""
+    """The task is first hidden, then blank, then running, then a success without a URL."""
     async with running() as caller:
         caller.gateway.script(takes=60, hidden=5, blank=10, url_after=20, progress=[], queued=0)
         task_id = await caller.start()
-        assert (await caller.look(task_id))[0] == 400
+        assert (await caller.poll(task_id))[0] == 400
         seen = []
         for pause in (6, 14, 50, 20):
             await asyncio.sleep(pause)
-            told = await caller.told(task_id)
-            seen.append((told["status"], bool(told["video_url"])))
+            shown = await caller.task(task_id)
+            seen.append((shown["status"], bool(shown["video_url"])))
     assert seen == [("", False), ("1", False), ("3", False), ("3", True)]
 
 
 async def test_a_success_may_never_show_its_url(caller: Caller) -> None:
-    """`url_after` None is a success without a video for ever."""
+    """With `url_after=None` a success never has a video."""
     caller.gateway.script("a kitten", url_after=None)
-    told = await caller.told(await caller.start())
-    assert (told["status"], told["video_url"]) == ("3", None)
+    shown = await caller.task(await caller.start())
+    assert (shown["status"], shown["video_url"]) == ("3", None)
 
 
 async def test_a_script_may_have_faults_of_its_own(caller: Caller) -> None:
-    """Faults of a script happen to its tasks, once as planned, and to no other task."""
+    """Faults of a script happen only to its tasks, as often as planned."""
     caller.gateway.script(
         "cursed",
         faults=[
@@ -535,8 +535,8 @@ async def test_a_script_may_have_faults_of_its_own(caller: Caller) -> None:
     plain = await caller.start()
     assert (await caller.submit(prompt="cursed"))[0] == 503
     cursed = await caller.start(prompt="cursed")
-    assert (await caller.look(plain))[0] == 200
-    assert [(await caller.look(cursed))[0] for _ in range(3)] == [500, 500, 200]
+    assert (await caller.poll(plain))[0] == 200
+    assert [(await caller.poll(cursed))[0] for _ in range(3)] == [500, 500, 200]
 
 
 # Dialects.
@@ -544,51 +544,51 @@ async def test_a_script_may_have_faults_of_its_own(caller: Caller) -> None:
 
 @pytest.mark.parametrize("dialect", [*DIALECTS, "mixed"])
 async def test_every_dialect_names_the_task_and_its_end(dialect: str) -> None:
-    """In each dialect both the submit and the finished task carry the task's id."""
+    """In each dialect, the submit and the finished task contain the task's id."""
     async with running(dialect=dialect, takes=0.0) as caller:
         _, made = await caller.submit()
         task_id = caller.gateway.tasks[0].task_id
-        _, told = await caller.look(task_id)
+        _, shown = await caller.poll(task_id)
     assert task_id in json.dumps(made)
-    assert task_id in json.dumps(told)
-    assert f"{task_id.replace('-', '')}.mp4" in json.dumps(told)
+    assert task_id in json.dumps(shown)
+    assert f"{task_id.replace('-', '')}.mp4" in json.dumps(shown)
 
 
 async def test_mixed_changes_from_reply_to_reply_and_repeats_with_the_seed() -> None:
-    """The mix is the seed's: two gateways alike answer alike, shape by shape and id by id."""
+    """Two gateways with the same seed return the same dialects and ids."""
     runs = []
     for _ in range(2):
         async with running(dialect="mixed", takes=0.0, seed=7) as caller:
             await caller.submit()
             task_id = caller.gateway.tasks[0].task_id
-            shapes = [sorted((await caller.look(task_id))[1]) for _ in range(12)]
+            shapes = [sorted((await caller.poll(task_id))[1]) for _ in range(12)]
             runs.append((task_id, shapes))
     assert runs[0] == runs[1]
     assert len({tuple(shape) for shape in runs[0][1]}) > 2
 
 
-async def test_a_script_speaks_its_own_dialect(caller: Caller) -> None:
-    """A script's dialect goes before the gateway's, for the submit and the feed."""
+async def test_a_script_may_have_its_own_dialect(caller: Caller) -> None:
+    """A script's dialect takes precedence over the gateway's, for the submit and the feed."""
     caller.gateway.script("a kitten", dialect="bare")
     _, made = await caller.submit()
     assert made["status"] == "NOT_START"
-    _, told = await caller.look(made["task_id"])
-    assert told["status"] == "SUCCESS"
+    _, shown = await caller.poll(made["task_id"])
+    assert shown["status"] == "SUCCESS"
 
 
 async def test_an_unknown_dialect_is_an_error_at_once() -> None:
-    """A misspelt dialect is in the error, with the names there are."""
-    with pytest.raises(ValueError, match="'envelop' is unknown; there are: envelope, "):
+    """The error contains the misspelt dialect and the known ones."""
+    with pytest.raises(ValueError, match="'envelop' is unknown; the dialects are: envelope, "):
         Simulator(dialect="envelop")
     with pytest.raises(ValueError, match="'b' is unknown"):
         Simulator().script("a kitten", dialect="b")
 
 
-# What it saw.
+# The log of requests.
 
 
-async def test_duplicates_are_bodies_that_are_the_same_to_the_byte(caller: Caller) -> None:
-    """Two equal bodies are a group of duplicates; a body with one byte more is not in it."""
+async def test_duplicates_are_equal_bodies(caller: Caller) -> None:
+    """Two equal bodies are a group of duplicates; a body with one more byte is not in it."""
     await caller.start()
     assert not caller.gateway.duplicates
     twin = await caller.start()
@@ -601,17 +601,17 @@ async def test_duplicates_are_bodies_that_are_the_same_to_the_byte(caller: Calle
 
 
 async def test_polls_are_counted_for_each_task_answered_or_not(caller: Caller) -> None:
-    """A look that was answered with a 502 counts like any other."""
+    """A poll that was answered with a 502 counts like any other."""
     task_id = await caller.start()
     other = await caller.start()
     caller.gateway.fault("feed", faults.server_error(502))
     for _ in range(3):
-        await caller.look(task_id)
+        await caller.poll(task_id)
     assert (caller.gateway.polls(task_id), caller.gateway.polls(other)) == (3, 0)
 
 
-async def test_requests_are_remembered_with_what_matters(caller: Caller) -> None:
-    """The log tells where, when, how large, what went wrong and how it was answered."""
+async def test_requests_are_logged(caller: Caller) -> None:
+    """The log has the route, instant, size, fault and status of each request."""
     caller.gateway.fault("submit", faults.server_error(502))
     await caller.submit()
     task_id = await caller.start()
@@ -634,15 +634,15 @@ async def test_the_log_forgets_the_oldest() -> None:
 
 
 async def test_no_secret_is_in_a_repr(caller: Caller) -> None:
-    """Neither the key, nor a prompt, nor a signed link is in the repr of what is reported."""
-    told = await caller.told(await caller.start())
+    """No repr of a task or request contains the key, a prompt or a signed link."""
+    shown = await caller.task(await caller.start())
     text = repr((caller.gateway, caller.gateway.tasks, caller.gateway.requests))
-    for secret in ("sk-simulated", "a kitten", told["video_url"][-32:]):
+    for secret in ("sk-simulated", "a kitten", shown["video_url"][-32:]):
         assert secret not in text
 
 
-async def test_the_repr_tells_the_state(caller: Caller) -> None:
-    """It says where the gateway is, and how its tasks are."""
+async def test_the_repr_shows_the_state(caller: Caller) -> None:
+    """The repr contains the URL and the states of the tasks."""
     gateway = caller.gateway
     assert repr(gateway) == f"<Simulator on {gateway.base_url}, 0 tasks>"
     await caller.start()
@@ -654,8 +654,8 @@ async def test_the_repr_tells_the_state(caller: Caller) -> None:
 
 
 @pytest.mark.usefixtures("virtual")
-async def test_the_rate_limit_turns_away_what_comes_too_fast() -> None:
-    """Two requests pass at once and one more each half second; each key has its own."""
+async def test_the_rate_limit_refuses_requests() -> None:
+    """Two requests pass at once and one more each half second; each key has its own limit."""
     answer = faults.TooManyRequests(0.5, form="milliseconds", body="")
     async with running(rate_limit=2.0, burst=2, rate_limit_answer=answer) as caller:
         assert [(await caller.submit())[0] for _ in range(3)] == [200, 200, 429]
@@ -665,14 +665,14 @@ async def test_the_rate_limit_turns_away_what_comes_too_fast() -> None:
         assert caller.gateway.submitted == 3
 
 
-async def test_the_most_requests_at_once_are_known(caller: Caller) -> None:
+async def test_the_peak_of_requests_is_known(caller: Caller) -> None:
     """Three requests that are answered late are in flight together."""
     caller.gateway.fault("submit", faults.Slow(0.02), times=None)
     await asyncio.gather(*(caller.submit() for _ in range(3)))
     assert caller.gateway.peak_requests == 3
 
 
-# Coming and going.
+# Start and close.
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "example.com", ""])  # noqa: S104
@@ -684,19 +684,19 @@ def test_only_this_machine_may_be_served(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.2", "::1"])
 async def test_any_address_of_this_machine_will_do(host: str) -> None:
-    """localhost, all of 127.0.0.0/8 and ::1 work, and the base URL leads there."""
+    """localhost, all of 127.0.0.0/8 and ::1 work, and the base URL uses them."""
     async with running(host=host) as caller:
         assert (await caller.submit())[0] == 200
 
 
 async def test_there_is_no_address_before_the_start() -> None:
-    """The base URL of a simulator that never ran is an error that says so."""
+    """The base URL of a simulator that was never started is an error that says so."""
     with pytest.raises(RuntimeError, match="has not been started"):
         _ = Simulator().base_url
 
 
-async def test_the_environment_leads_a_client_here(caller: Caller) -> None:
-    """Two variables are enough to find the gateway and to be let in."""
+async def test_the_environment_points_a_client_here(caller: Caller) -> None:
+    """The two variables are the URL and the key."""
     assert caller.gateway.environment() == {
         "FUHU_BASE_URL": caller.gateway.base_url,
         "FUHU_API_KEY": "sk-simulated",
@@ -715,8 +715,8 @@ async def test_starting_and_closing_twice_is_the_same_as_once() -> None:
     assert not gateway.is_running
 
 
-async def test_a_gateway_comes_back_with_its_port_and_its_tasks() -> None:
-    """While it is away connections are refused; afterwards the task is still there."""
+async def test_a_restart_keeps_port_and_tasks() -> None:
+    """While it is closed, connections are refused; afterwards the task still exists."""
     async with running(takes=0.0) as caller:
         task_id = await caller.start()
         port = caller.gateway.port
@@ -724,12 +724,12 @@ async def test_a_gateway_comes_back_with_its_port_and_its_tasks() -> None:
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", port)
         await caller.gateway.start()
-        assert (await caller.told(task_id))["status"] == "3"
+        assert (await caller.task(task_id))["status"] == "3"
         assert caller.gateway.port == port
 
 
 def test_a_gateway_outlives_its_loop() -> None:
-    """A second loop finds the tasks of the first, and they are as old as they should be."""
+    """A second loop finds the tasks of the first, with the right age."""
     gateway = Simulator(takes=0.0)
 
     async def visit() -> None:
@@ -745,7 +745,7 @@ def test_a_gateway_outlives_its_loop() -> None:
 
 
 async def test_a_port_that_is_taken_leaves_nothing_open(caller: Caller) -> None:
-    """The error is the system's own, and the first origin is closed again."""
+    """The error is the operating system's, and the first origin is closed."""
     late = Simulator(cdn_port=caller.gateway.port)
     with pytest.raises(OSError, match="in use"):
         await late.start()
@@ -755,7 +755,7 @@ async def test_a_port_that_is_taken_leaves_nothing_open(caller: Caller) -> None:
 
 
 async def test_it_serves_until_it_is_closed_or_cancelled() -> None:
-    """`serve_forever` opens, returns when somebody closes, and closes when cancelled."""
+    """`serve_forever` starts, returns after `aclose`, and closes when cancelled."""
     gateway = Simulator()
     serving = asyncio.create_task(gateway.serve_forever())
     await until(lambda: gateway.is_running)
@@ -770,7 +770,7 @@ async def test_it_serves_until_it_is_closed_or_cancelled() -> None:
 
 
 async def test_nothing_is_left_when_it_closes_on_a_hanging_request() -> None:
-    """Closing wakes who hangs: the client loses its connection, and no task remains."""
+    """Closing ends the hanging request: its connection closes, and no asyncio task remains."""
     before = asyncio.all_tasks()
     async with running() as caller:
         caller.gateway.fault("submit", faults.Hang())
@@ -783,7 +783,7 @@ async def test_nothing_is_left_when_it_closes_on_a_hanging_request() -> None:
 
 
 async def test_a_client_that_does_not_read_cannot_keep_it_open() -> None:
-    """An answer that nobody takes is cut off, and its task is gone when closing returns."""
+    """An answer that is not read is cut off, and closing leaves no asyncio task."""
     before = asyncio.all_tasks()
     async with running() as caller:
         caller.gateway.fault("submit", faults.Huge(64))
@@ -795,8 +795,8 @@ async def test_a_client_that_does_not_read_cannot_keep_it_open() -> None:
         writer.transport.abort()
 
 
-async def test_who_is_slow_when_it_closes_does_not_begin_to_hang() -> None:
-    """A fault that comes after a pause ends with it when the gateway closes."""
+async def test_a_slow_answer_does_not_hang_after_closing() -> None:
+    """A fault that follows a delay ends when the gateway closes."""
     async with running() as caller:
         caller.gateway.fault("submit", faults.Slow(1e6, faults.Hang(accepted=True)))
         slow = asyncio.create_task(caller.submit())
@@ -806,7 +806,7 @@ async def test_who_is_slow_when_it_closes_does_not_begin_to_hang() -> None:
             await slow
 
 
-async def test_a_client_that_leaves_in_the_middle_of_its_request_harms_nobody(
+async def test_a_client_may_disconnect_within_its_request(
     caller: Caller, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Half a body and a closed connection make no task, no error and no log line."""
@@ -820,12 +820,12 @@ async def test_a_client_that_leaves_in_the_middle_of_its_request_harms_nobody(
     assert (caller.gateway.submitted, caplog.records) == (1, [])
 
 
-# Addresses before it runs
+# Addresses before the start.
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-async def test_an_address_may_be_known_before_it_runs(host: str) -> None:
-    """After `bind` the addresses stand, nobody answers there yet, and `start` keeps them."""
+async def test_bind_reserves_the_addresses(host: str) -> None:
+    """After `bind` the addresses are known but refuse connections, and `start` keeps them."""
     gateway = Simulator(host=host)
     gateway.bind()
     bound = (gateway.base_url, gateway.cdn_url)
@@ -840,8 +840,8 @@ async def test_an_address_may_be_known_before_it_runs(host: str) -> None:
         writer.close()
 
 
-def test_a_port_that_is_not_opened_can_be_let_go() -> None:
-    """`unbind` frees the port that `bind` took, and another server may take it."""
+def test_unbind_releases_the_ports() -> None:
+    """Another server may use a port after `unbind`."""
     gateway = Simulator()
     gateway.bind()
     gateway.unbind()
@@ -851,7 +851,7 @@ def test_a_port_that_is_not_opened_can_be_let_go() -> None:
 
 
 def test_a_bind_takes_both_ports_or_none() -> None:
-    """Where one of the ports is taken, the other is let go, and the error names the one."""
+    """If one of the ports is taken, the other is released, and the error names the port."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         gateway = Simulator(cdn_port=port)
@@ -861,7 +861,7 @@ def test_a_bind_takes_both_ports_or_none() -> None:
         pass
 
 
-async def test_closing_lets_go_of_ports_that_never_opened() -> None:
+async def test_closing_releases_ports_that_were_only_bound() -> None:
     """A simulator that was bound and closed leaves nothing open."""
     gateway = Simulator()
     gateway.bind()
@@ -873,8 +873,8 @@ async def test_closing_lets_go_of_ports_that_never_opened() -> None:
 # The package
 
 
-def test_names_are_imported_when_they_are_asked_for() -> None:
-    """The package shows its names before it has them, and tells a misspelt one."""
+def test_names_are_imported_on_first_use() -> None:
+    """The package lists its names before it imports them, and an unknown one is an error."""
     assert set(testing.__all__) <= set(dir(testing))
     assert all(getattr(testing, name) is getattr(testing, name) for name in testing.__all__)
     with pytest.raises(AttributeError, match=r"'fuhu_runway\.testing'.*'Emulator'"):
@@ -882,7 +882,7 @@ def test_names_are_imported_when_they_are_asked_for() -> None:
 
 
 def test_the_faults_come_without_the_simulator() -> None:
-    """`fuhu_runway.testing.faults` is there by its name, before anything else is imported."""
+    """`fuhu_runway.testing.faults` works before anything else is imported."""
     source = "from fuhu_runway import testing; print(testing.faults.Drop())"
     done = subprocess.run(
         [sys.executable, "-c", source], capture_output=True, check=True, text=True
@@ -891,24 +891,36 @@ def test_the_faults_come_without_the_simulator() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "shown"),
     [
-        (lambda: Simulator(takes="x"), "takes='x' is no number of seconds from 0 on"),
-        (lambda: Simulator(takes=-1.0), "takes=-1.0 is no number of seconds"),
-        (lambda: Simulator(takes=True), "takes=True is no number of seconds"),
-        (lambda: Simulator(points="many"), "points='many' is no number; None is without limit"),
-        (lambda: Simulator().script(takes="x"), "takes='x' is no number of seconds"),
-        (lambda: Simulator().script(then="prosper"), "then='prosper' is none of: cancel, expire,"),
+        (
+            lambda: Simulator(takes="x"),
+            "takes='x' is not a number from 0 to 1000000000,",
+        ),
+        (lambda: Simulator(takes=-1.0), "takes=-1.0 is not a number from 0"),
+        (lambda: Simulator(takes=True), "takes=True is not a number from 0"),
+        (
+            lambda: Simulator(points="many"),
+            "points='many' is not a number from 0 to",
+        ),
+        (lambda: Simulator().script(takes="x"), "takes='x' is not a number from 0"),
+        (
+            lambda: Simulator().script(then="prosper"),
+            "then='prosper' is not one of \"succeed\",",
+        ),
         (
             lambda: Simulator().fault("payment", faults.html_page()),
-            "where='payment' is none of: balance, download, feed, official, submit",
+            'where=\'payment\' is not one of "submit", "feed", "download", "balance", "official"',
         ),
-        (lambda: Simulator().fault("submit", "x"), "'x' is no fault; fuhu_runway.testing.faults"),
+        (
+            lambda: Simulator().fault("submit", "x"),
+            "'x' is not a fault of fuhu_runway.",
+        ),
     ],
 )
-def test_an_option_that_cannot_be_is_told_in_one_line(wrong: Any, told: str) -> None:
-    """Its name, what it was, and what it may be; nothing of how that was found out."""
+def test_an_invalid_option_is_an_error_in_one_line(wrong: Any, shown: str) -> None:
+    """The error names the option, its value and what is allowed, without internals."""
     with pytest.raises((ValueError, TypeError)) as caught:
         wrong()
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(shown)
     assert "Attribute(" not in str(caught.value)

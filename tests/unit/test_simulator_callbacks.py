@@ -20,7 +20,7 @@ class Receiver:
     url: str = ""
     got: list[dict[str, Any]] = attrs.field(factory=list)
     at: list[float] = attrs.field(factory=list)
-    #: What came that is no JSON.
+    #: Bodies that are not JSON.
     pages: list[str] = attrs.field(factory=list)
 
     async def receive(self, request: web.Request) -> web.Response:
@@ -35,7 +35,7 @@ class Receiver:
 
 @asynccontextmanager
 async def receiving(status: int = 200) -> AsyncIterator[Receiver]:
-    """Somebody who takes callbacks on this machine."""
+    """Yield a receiver of callbacks on this machine."""
     receiver = Receiver(status)
     app = web.Application()
     app.router.add_post("/hook", receiver.receive)
@@ -50,7 +50,7 @@ async def receiving(status: int = 200) -> AsyncIterator[Receiver]:
 
 
 async def submit(gateway: Simulator, callback_url: object) -> str:
-    """Start one task that tells *callback_url*."""
+    """Submit one task with *callback_url*."""
     body = {"callback_url": callback_url, "prompt": "a kitten", "model": "gen4"}
     async with (
         aiohttp.ClientSession(gateway.base_url, headers=KEY) as session,
@@ -60,8 +60,8 @@ async def submit(gateway: Simulator, callback_url: object) -> str:
 
 
 @pytest.mark.usefixtures("virtual")
-async def test_each_change_is_told_as_the_bare_task() -> None:
-    """Every percent and the end are posted, without envelope and without `state`."""
+async def test_each_change_is_sent_as_the_bare_task() -> None:
+    """Every percent and the end are posted, without an envelope and without `state`."""
     async with receiving() as receiver, Simulator(takes=100.0) as gateway:
         gateway.script(progress=(0, 50))
         task_id = await submit(gateway, receiver.url)
@@ -91,8 +91,8 @@ async def test_callbacks_may_be_late_repeated_and_about_the_end_alone() -> None:
 
 
 @pytest.mark.usefixtures("virtual")
-async def test_no_callbacks_may_be_sent_at_all() -> None:
-    """A gateway without callbacks sends none, and the task goes on."""
+async def test_callbacks_may_be_disabled() -> None:
+    """A gateway without callbacks sends none, and the task ends as usual."""
     async with receiving() as receiver, Simulator(callbacks=None) as gateway:
         await submit(gateway, receiver.url)
         await asyncio.sleep(101)
@@ -111,7 +111,7 @@ async def test_no_callbacks_may_be_sent_at_all() -> None:
 )
 @pytest.mark.usefixtures("virtual")
 async def test_nothing_is_ever_sent_to_another_machine(address: str) -> None:
-    """An address that is not plainly this machine gets nothing, not even an attempt."""
+    """A URL that is not clearly on this machine is never connected to."""
     async with Simulator(takes=1.0) as gateway:
         before = asyncio.all_tasks()
         await submit(gateway, address)
@@ -121,7 +121,7 @@ async def test_nothing_is_ever_sent_to_another_machine(address: str) -> None:
 
 
 async def test_an_official_task_has_no_callback() -> None:
-    """A body without an address is nothing to the postman."""
+    """A body without `callback_url` gets no callback."""
     async with Simulator(strict=False, takes=0.0) as gateway:
         await submit(gateway, None)
         assert gateway.callbacks_delivered == 0
@@ -130,7 +130,7 @@ async def test_an_official_task_has_no_callback() -> None:
 @pytest.mark.usefixtures("virtual")
 @pytest.mark.parametrize("status", [302, 500])
 async def test_a_receivers_error_is_counted_and_not_raised(status: int) -> None:
-    """A 500 is a failed webhook, and so is a redirect, which is not followed."""
+    """A 500 is a failed callback, and so is a redirect, which is not followed."""
     async with receiving(status) as receiver, Simulator(takes=1.0) as gateway:
         gateway.script(progress=[])
         await submit(gateway, receiver.url)
@@ -140,8 +140,8 @@ async def test_a_receivers_error_is_counted_and_not_raised(status: int) -> None:
 
 
 @pytest.mark.usefixtures("virtual")
-async def test_a_receiver_that_is_not_there_is_counted_and_not_raised() -> None:
-    """A refused connection is a failed webhook."""
+async def test_a_missing_receiver_is_counted_and_not_raised() -> None:
+    """A refused connection is a failed callback."""
     async with receiving() as receiver:
         gone = receiver.url
     async with Simulator(takes=1.0) as gateway:
@@ -151,8 +151,8 @@ async def test_a_receiver_that_is_not_there_is_counted_and_not_raised() -> None:
 
 
 @pytest.mark.usefixtures("virtual")
-async def test_closing_stops_what_is_on_its_way() -> None:
-    """No callback is sent after the gateway has closed, and no task is left."""
+async def test_closing_cancels_pending_callbacks() -> None:
+    """No callback is sent after the gateway has closed, and no asyncio task is left."""
     before = asyncio.all_tasks()
     async with receiving() as receiver:
         async with Simulator(takes=100.0) as gateway:
@@ -166,8 +166,8 @@ async def test_closing_stops_what_is_on_its_way() -> None:
 
 
 @pytest.mark.usefixtures("virtual")
-async def test_neighbours_may_change_places() -> None:
-    """The end is sent before the change that led to it, and nothing is sent before it happened."""
+async def test_callbacks_may_be_out_of_order() -> None:
+    """The end is sent before the preceding change, and nothing before it happened."""
     callbacks = Callbacks(disorder=True)
     async with receiving() as receiver, Simulator(takes=100.0, callbacks=callbacks) as gateway:
         gateway.script(progress=(0, 30, 60))
@@ -179,8 +179,8 @@ async def test_neighbours_may_change_places() -> None:
 
 
 @pytest.mark.usefixtures("virtual")
-async def test_everything_may_be_told_again_later() -> None:
-    """A minute after the end all of it comes once more, the first change first."""
+async def test_callbacks_may_be_sent_a_second_time() -> None:
+    """A minute after the end all callbacks are repeated, the first change first."""
     callbacks = Callbacks(again_after=60.0)
     async with receiving() as receiver, Simulator(takes=10.0, callbacks=callbacks) as gateway:
         gateway.script(progress=[])
@@ -193,7 +193,7 @@ async def test_everything_may_be_told_again_later() -> None:
 
 @pytest.mark.usefixtures("virtual")
 async def test_garbage_may_come_first() -> None:
-    """A page is posted to the same address before each webhook, and is no webhook itself."""
+    """A page is posted to the same URL before each callback, and is not counted."""
     callbacks = Callbacks(garbage=True)
     async with receiving() as receiver, Simulator(takes=10.0, callbacks=callbacks) as gateway:
         gateway.script(progress=[])
@@ -205,8 +205,8 @@ async def test_garbage_may_come_first() -> None:
 
 
 @pytest.mark.usefixtures("virtual")
-async def test_what_is_not_taken_may_be_tried_again() -> None:
-    """A receiver that says no is asked three times, a minute apart, and one that says yes once."""
+async def test_refused_callbacks_may_be_retried() -> None:
+    """A refused callback is sent three times, a minute apart; an accepted one once."""
     callbacks = Callbacks(tries=3, progress=False)
     async with receiving(503) as receiver, Simulator(takes=10.0, callbacks=callbacks) as gateway:
         await submit(gateway, receiver.url)
@@ -221,7 +221,7 @@ async def test_what_is_not_taken_may_be_tried_again() -> None:
 
 @pytest.mark.usefixtures("virtual")
 async def test_a_body_may_stutter() -> None:
-    """Its second half comes later than its first, and the whole is right."""
+    """Its second half is sent later than its first, and the whole is right."""
     callbacks = Callbacks(stutter=2.0, progress=False)
     async with receiving() as receiver, Simulator(takes=10.0, callbacks=callbacks) as gateway:
         begun = asyncio.get_running_loop().time()
@@ -232,7 +232,7 @@ async def test_a_body_may_stutter() -> None:
 
 
 def test_callbacks_are_bounded() -> None:
-    """Nobody can ask for more than ten webhooks of the same thing."""
+    """No callback is sent more than ten times."""
     with pytest.raises(ValueError, match="times"):
         Callbacks(times=11)
     with pytest.raises(ValueError, match="tries"):

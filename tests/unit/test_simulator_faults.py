@@ -23,7 +23,7 @@ class Caller:
     async def submit(self) -> tuple[int, str]:
         return await self.post("/runway/pro/generate", BODY)
 
-    async def look(self, task_id: str) -> tuple[int, str]:
+    async def poll(self, task_id: str) -> tuple[int, str]:
         return await self.post("/runway/feed", {"task_id": task_id})
 
     async def post(self, path: str, body: object) -> tuple[int, str]:
@@ -34,18 +34,18 @@ class Caller:
         _, text = await self.submit()
         return str(json.loads(text)["data"]["task_id"])
 
-    async def told(self, task_id: str) -> Any:
-        return json.loads((await self.look(task_id))[1])["data"]
+    async def task(self, task_id: str) -> Any:
+        return json.loads((await self.poll(task_id))[1])["data"]
 
     @property
     def submitted(self) -> int:
-        # Read afresh each time, which mypy would not believe of one attribute.
+        # A function, since mypy would assume that an attribute stays the same.
         return self.gateway.submitted
 
 
 @pytest.fixture
 async def caller() -> AsyncIterator[Caller]:
-    """Somebody who asks a gateway whose tasks are over at once."""
+    """Yield a caller of a gateway whose tasks end at once."""
     async with (
         Simulator(takes=0.0) as gateway,
         aiohttp.ClientSession(gateway.base_url, headers=KEY) as session,
@@ -53,7 +53,7 @@ async def caller() -> AsyncIterator[Caller]:
         yield Caller(gateway, session)
 
 
-# Before and after the job exists.
+# Before and after the task exists.
 
 
 @pytest.mark.parametrize("reset", [False, True])
@@ -61,7 +61,7 @@ async def caller() -> AsyncIterator[Caller]:
 async def test_a_dropped_submit_exists_only_if_it_was_accepted(
     caller: Caller, *, accepted: bool, reset: bool
 ) -> None:
-    """No byte of an answer comes, and whether a task was made shows in the books alone."""
+    """No byte of a response is sent, and only the ledger shows whether a task was made."""
     caller.gateway.fault("submit", faults.Drop(accepted=accepted, reset=reset))
     with pytest.raises((aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)):
         await caller.submit()
@@ -71,7 +71,7 @@ async def test_a_dropped_submit_exists_only_if_it_was_accepted(
 
 
 def test_the_two_ways_to_drop_have_names() -> None:
-    """One drops before the job exists, the other after."""
+    """One drops before the task exists, the other afterwards."""
     assert faults.drop_before_accepting() == faults.Drop(accepted=False)
     assert faults.drop_after_accepting() == faults.Drop(accepted=True)
 
@@ -82,7 +82,7 @@ def test_the_two_ways_to_drop_have_names() -> None:
 async def test_a_server_error_may_come_after_the_job(
     caller: Caller, *, accepted: bool, status: int, body: Any
 ) -> None:
-    """A 5xx looks the same whether the task exists and has been charged, or not."""
+    """A 5xx polls the same whether or not the task exists and was charged."""
     fault = faults.server_error(status, accepted=accepted, body=body)
     caller.gateway.fault("submit", fault)
     answer, text = await caller.submit()
@@ -107,7 +107,7 @@ async def test_a_hanging_submit_outlasts_the_clients_patience(
 
 @pytest.mark.usefixtures("virtual")
 async def test_an_answer_may_hang_in_its_middle(caller: Caller) -> None:
-    """The status and a few bytes come, and then nothing."""
+    """The status and a few bytes are sent, and then nothing."""
     caller.gateway.fault("submit", faults.Hang(after_bytes=5))
     patience = aiohttp.ClientTimeout(sock_read=600)
     async with caller.session.post("/runway/pro/generate", json=BODY, timeout=patience) as response:
@@ -133,7 +133,7 @@ async def test_a_slow_answer_is_late_and_its_work_is_not(caller: Caller) -> None
 
 @pytest.mark.usefixtures("virtual")
 async def test_a_slow_answer_may_be_a_wrong_one(caller: Caller) -> None:
-    """A proxy gives up after a minute, and the job it gave up on exists."""
+    """A proxy gives up after a minute, but the task exists."""
     caller.gateway.fault("submit", faults.Slow(60.0, faults.server_error(504, accepted=True)))
     assert (await caller.submit())[0] == 504
     assert caller.submitted == 1
@@ -146,9 +146,7 @@ async def test_a_slow_answer_may_be_a_wrong_one(caller: Caller) -> None:
     ("form", "header", "value"),
     [("seconds", "Retry-After", "1.5"), ("milliseconds", "retry-after-ms", "1500")],
 )
-async def test_a_429_says_when_to_come_back(
-    caller: Caller, form: Any, header: str, value: str
-) -> None:
+async def test_a_429_says_when_to_retry(caller: Caller, form: Any, header: str, value: str) -> None:
     """Seconds and milliseconds have a header each, and nothing was accepted."""
     caller.gateway.fault("submit", faults.TooManyRequests(1.5, form=form))
     async with caller.session.post("/runway/pro/generate", json=BODY) as response:
@@ -158,7 +156,7 @@ async def test_a_429_says_when_to_come_back(
 
 
 async def test_a_429_with_a_date_brings_the_date_to_compare_it_with(caller: Caller) -> None:
-    """Retry-After minus Date is the pause, in whole seconds, rounded up."""
+    """Retry-After minus Date is the delay, in whole seconds, rounded up."""
     caller.gateway.fault("feed", faults.TooManyRequests(2.5, form="date"))
     async with caller.session.post("/runway/feed", json={}) as response:
         later = parsedate_to_datetime(response.headers["Retry-After"])
@@ -166,7 +164,7 @@ async def test_a_429_with_a_date_brings_the_date_to_compare_it_with(caller: Call
 
 
 async def test_a_429_may_be_empty_or_mean_the_quota(caller: Caller) -> None:
-    """The per-IP limiter sends no body; yunwu's quota hides behind the words of a full group."""
+    """The per-IP limiter sends no body; yunwu reports an empty account as a full group."""
     caller.gateway.fault("submit", faults.empty_429(1))
     caller.gateway.fault("submit", faults.quota_in_429())
     assert await caller.submit() == (429, "")
@@ -175,7 +173,7 @@ async def test_a_429_may_be_empty_or_mean_the_quota(caller: Caller) -> None:
     assert "负载已饱和" in text
 
 
-# Answers of every other kind.
+# Other answers.
 
 
 @pytest.mark.parametrize(
@@ -197,7 +195,7 @@ async def test_a_429_may_be_empty_or_mean_the_quota(caller: Caller) -> None:
         (faults.not_json(), 200, "upstream connect error"),
     ],
 )
-async def test_every_kind_of_wrong_answer_can_be_given(
+async def test_every_kind_of_wrong_answer_can_be_sent(
     caller: Caller, fault: Fault, status: int, words: str
 ) -> None:
     """Each fault sends its documented body with its status, and makes no task."""
@@ -209,9 +207,9 @@ async def test_every_kind_of_wrong_answer_can_be_given(
 
 
 async def test_a_nested_error_is_an_error_in_an_error(caller: Caller) -> None:
-    """Two levels of JSON in a message lead to the upstream's own error."""
+    """The upstream's error is in two levels of JSON inside the message."""
     caller.gateway.fault("feed", faults.nested_error(502, levels=2))
-    status, text = await caller.look("x")
+    status, text = await caller.poll("x")
     outer = json.loads(text)
     inner = json.loads(outer["message"])
     assert (status, outer["code"], inner["code"]) == (502, *["fail_to_fetch_task"] * 2)
@@ -219,7 +217,7 @@ async def test_a_nested_error_is_an_error_in_an_error(caller: Caller) -> None:
 
 
 async def test_truncated_json_is_a_whole_answer(caller: Caller) -> None:
-    """HTTP is content with it, and the JSON is cut short."""
+    """The HTTP response is complete, and its JSON is cut short."""
     caller.gateway.fault("submit", faults.Truncated(30))
     status, text = await caller.submit()
     assert (status, len(text), caller.submitted) == (200, 30, 1)
@@ -227,8 +225,8 @@ async def test_truncated_json_is_a_whole_answer(caller: Caller) -> None:
         json.loads(text)
 
 
-async def test_a_cut_answer_is_no_whole_answer(caller: Caller) -> None:
-    """The head promises more bytes than come before the connection closes."""
+async def test_a_cut_answer_is_incomplete(caller: Caller) -> None:
+    """The connection closes before the announced length was sent."""
     caller.gateway.fault("submit", faults.Cut(30))
     with pytest.raises(aiohttp.ClientPayloadError):
         await caller.submit()
@@ -236,7 +234,7 @@ async def test_a_cut_answer_is_no_whole_answer(caller: Caller) -> None:
 
 
 async def test_a_huge_answer_comes_in_pieces_and_without_a_length(caller: Caller) -> None:
-    """Megabytes of blanks follow the right answer, and only reading tells how many."""
+    """Megabytes of blanks follow the right answer, without a Content-Length."""
     caller.gateway.fault("submit", faults.Huge(3))
     async with caller.session.post("/runway/pro/generate", json=BODY) as response:
         assert "Content-Length" not in response.headers
@@ -245,7 +243,7 @@ async def test_a_huge_answer_comes_in_pieces_and_without_a_length(caller: Caller
     assert json.loads(text)["code"] == 200
 
 
-# Answers of the feed that say odd things.
+# Odd answers of the feed.
 
 
 @pytest.mark.parametrize(
@@ -259,32 +257,32 @@ async def test_a_huge_answer_comes_in_pieces_and_without_a_length(caller: Caller
 async def test_the_feed_may_use_any_words(
     caller: Caller, fault: Fault, words: tuple[str, str]
 ) -> None:
-    """Both of the fields that tell the state can say something odd, for one answer."""
+    """Both fields for the state can have unknown words, for one answer."""
     task_id = await caller.start()
     caller.gateway.fault("feed", fault)
-    told = await caller.told(task_id)
-    assert (told["status"], told["state"]) == words
-    assert (await caller.told(task_id))["status"] == "3"
+    shown = await caller.task(task_id)
+    assert (shown["status"], shown["state"]) == words
+    assert (await caller.task(task_id))["status"] == "3"
 
 
 async def test_a_success_may_have_no_url_for_one_answer(caller: Caller) -> None:
-    """Success without a URL is repaired by the next answer."""
+    """The next answer has the URL."""
     task_id = await caller.start()
     caller.gateway.fault("feed", faults.NoUrl())
-    told = await caller.told(task_id)
-    assert (told["status"], told["video_url"], told["poster"]) == ("3", None, None)
-    assert (await caller.told(task_id))["video_url"]
+    shown = await caller.task(task_id)
+    assert (shown["status"], shown["video_url"], shown["poster"]) == ("3", None, None)
+    assert (await caller.task(task_id))["video_url"]
 
 
 @pytest.mark.parametrize(("refunded", "refund"), [(False, "0"), (True, "320")])
 async def test_a_failure_may_have_a_url(caller: Caller, *, refunded: bool, refund: str) -> None:
-    """The words of a failure and a URL, with or without the refund that would settle it."""
+    """A failure may have a URL, with or without the refund that proves it."""
     task_id = await caller.start()
     caller.gateway.fault("feed", faults.FailureWithUrl(refunded=refunded))
-    told = await caller.told(task_id)
-    assert (told["status"], told["state"], told["refund"]) == ("2", "error", refund)
-    assert bool(told["video_url"])
-    assert bool(told["msg"]) == refunded
+    shown = await caller.task(task_id)
+    assert (shown["status"], shown["state"], shown["refund"]) == ("2", "error", refund)
+    assert bool(shown["video_url"])
+    assert bool(shown["msg"]) == refunded
 
 
 async def test_an_answer_may_be_blank_or_in_another_dialect(caller: Caller) -> None:
@@ -292,13 +290,13 @@ async def test_an_answer_may_be_blank_or_in_another_dialect(caller: Caller) -> N
     task_id = await caller.start()
     caller.gateway.fault("feed", faults.Blank())
     caller.gateway.fault("feed", faults.Speaks("official"))
-    assert (await caller.told(task_id))["video_url"] is None
-    assert json.loads((await caller.look(task_id))[1])["status"] == "SUCCEEDED"
-    assert (await caller.told(task_id))["status"] == "3"
+    assert (await caller.task(task_id))["video_url"] is None
+    assert json.loads((await caller.poll(task_id))[1])["status"] == "SUCCEEDED"
+    assert (await caller.task(task_id))["status"] == "3"
 
 
 async def test_a_submit_may_be_answered_in_another_dialect(caller: Caller) -> None:
-    """The submit's answer follows the fault's dialect too."""
+    """The fault's dialect applies to the submit's answer too."""
     caller.gateway.fault("submit", faults.Speaks("official"))
     assert list(json.loads((await caller.submit())[1])) == ["id"]
 
@@ -307,17 +305,17 @@ async def test_a_submit_may_be_answered_in_another_dialect(caller: Caller) -> No
 
 
 async def test_faults_happen_as_often_as_they_are_planned(caller: Caller) -> None:
-    """Twice, then once another, then never again."""
+    """One fault happens twice, another once, and then none."""
     caller.gateway.fault("feed", faults.server_error(500), times=2)
     caller.gateway.fault("feed", faults.server_error(503))
-    assert [(await caller.look("x"))[0] for _ in range(4)] == [500, 500, 503, 400]
+    assert [(await caller.poll("x"))[0] for _ in range(4)] == [500, 500, 503, 400]
 
 
 async def test_a_fault_waits_for_its_own_kind_of_request(caller: Caller) -> None:
     """A fault on the balance does not happen to the feed."""
     caller.gateway.fault("balance", faults.error(200, "x", type="upstream_error"))
     caller.gateway.fault("official", faults.server_error(502))
-    assert (await caller.look("x"))[0] == 400
+    assert (await caller.poll("x"))[0] == 400
     async with caller.session.get("/v1/dashboard/billing/usage") as response:
         assert (response.status, "error" in await response.json()) == (200, True)
     async with caller.session.get("/runwayml/v1/tasks/x") as response:
@@ -326,25 +324,25 @@ async def test_a_fault_waits_for_its_own_kind_of_request(caller: Caller) -> None
 
 @pytest.mark.usefixtures("virtual")
 async def test_an_outage_lasts_as_long_as_it_is_planned(caller: Caller) -> None:
-    """Every look within three minutes fails, and none after."""
+    """Every poll within three minutes fails, and none after that."""
     caller.gateway.fault("feed", faults.server_error(502), times=None, seconds=180.0)
     seen = []
     for _ in range(4):
-        seen.append((await caller.look("x"))[0])
+        seen.append((await caller.poll("x"))[0])
         await asyncio.sleep(61)
     assert seen == [502, 502, 502, 400]
 
 
 async def test_the_gateways_faults_come_after_the_scripts(caller: Caller) -> None:
-    """What a script planned for its task happens first."""
+    """A script's fault for its task happens first."""
     caller.gateway.script("a kitten", faults=[faults.on("feed", faults.server_error(500))])
     caller.gateway.fault("feed", faults.server_error(503))
     task_id = await caller.start()
-    assert [(await caller.look(task_id))[0] for _ in range(3)] == [500, 503, 200]
+    assert [(await caller.poll(task_id))[0] for _ in range(3)] == [500, 503, 200]
 
 
 async def test_a_scripted_submit_may_fail_after_it_was_accepted(caller: Caller) -> None:
-    """The script's fault is used up by the job that it let through."""
+    """The script's fault happens once, also if its task was accepted."""
     caller.gateway.script(faults=[faults.on("submit", faults.Drop(accepted=True))])
     with pytest.raises(aiohttp.ServerDisconnectedError):
         await caller.submit()
@@ -352,7 +350,7 @@ async def test_a_scripted_submit_may_fail_after_it_was_accepted(caller: Caller) 
     assert caller.submitted == 2
 
 
-async def test_a_script_cannot_spoil_what_is_not_its_own(caller: Caller) -> None:
+async def test_a_script_has_faults_only_for_its_own_requests(caller: Caller) -> None:
     """The balance belongs to no task, so a script with a fault there is an error."""
     with pytest.raises(ValueError, match="balance"):
         caller.gateway.script(faults=[faults.on("balance", faults.Drop())])

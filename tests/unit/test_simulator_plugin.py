@@ -118,19 +118,19 @@ async def test_the_loop_of_others_is_left_alone():
 
 
 def file_of(*parts: str) -> str:
-    """Return the text of a file of tests."""
+    """Return the text of a test file."""
     return "\n".join([HEAD, *map(dedent, parts)])
 
 
 def options_and_mark(config: pytest.Config, mode: str) -> tuple[tuple[str, ...], str]:
-    """Return what makes a run one of this *mode*, if the plugins at hand allow for it."""
+    """Return the options for a run in this *mode*, if its plugins are installed."""
     if mode == "aiohttp" and not config.pluginmanager.hasplugin("aiohttp"):
         pytest.skip("pytest-aiohttp is not there, or needs a newer aiohttp")
     return MODES[mode]
 
 
 def marked(tests: str, mark: str) -> str:
-    """Return *tests* with *mark* on each that is asynchronous."""
+    """Return *tests* with *mark* on each asynchronous test."""
     return (
         re.sub("^( *)(?=async def test)", rf"\1@{mark}\n\1", tests, flags=re.MULTILINE)
         if mark
@@ -152,17 +152,17 @@ def settings(pytester: pytest.Pytester) -> None:
 
 
 def run(pytester: pytest.Pytester, *options: str) -> pytest.RunResult:
-    """Run the tests in this process, without what the outer run needs."""
+    """Run the tests in this process, without the plugins of the outer run."""
     return pytester.runpytest_inprocess("-p", "no:randomly", "-p", "no:cacheprovider", *options)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_it_works_with_whoever_runs_the_tests(
+def test_it_works_with_every_asynchronous_plugin(
     pytester: pytest.Pytester, pytestconfig: pytest.Config, mode: str
 ) -> None:
-    """The same tests pass with every plugin for asynchronous tests, and with none."""
+    """The same tests pass with every plugin for asynchronous tests, and without one."""
     options, mark = options_and_mark(pytestconfig, mode)
-    # Nobody runs a test that asks for nothing of ours.
+    # A test without our fixtures is not run by the plugin.
     tests = (
         TESTS
         if "asyncio_mode=auto" in options or mark or "auto" in mode
@@ -258,10 +258,10 @@ def test_of_what_a_fixture_made(anyio_backend, runway_gateway, only_a_clip):
 
 
 @pytest.mark.parametrize("mode", ["asyncio auto", "asyncio strict", "aiohttp", "anyio auto"])
-def test_fixtures_of_users_live_in_the_same_house(
+def test_the_gateway_runs_during_fixtures_of_users(
     pytester: pytest.Pytester, pytestconfig: pytest.Config, mode: str
 ) -> None:
-    """Asynchronous fixtures find the gateway running, to their ends, also where others break."""
+    """The gateway runs until asynchronous fixtures end, even if others fail."""
     options, mark = options_and_mark(pytestconfig, mode)
     fixture = "pytest_asyncio.fixture" if "strict" in mode else "pytest.fixture"
     pytester.makepyfile(
@@ -299,7 +299,7 @@ async def test_second(runway_gateway, clip):
 
 
 def test_a_loop_may_be_older_than_the_test(pytester: pytest.Pytester) -> None:
-    """Where tests share a loop, each has its gateway there, and leaves the loop's time real."""
+    """If tests share a loop, each has its own gateway, and the loop's time is real afterwards."""
     pytester.makepyfile(file_of(SESSION))
     scope = "asyncio_default_fixture_loop_scope=module"
     run(pytester, *AUTO, "-o", scope).assert_outcomes(passed=3, errors=1)
@@ -357,32 +357,32 @@ async def test_too_late(request):
 """
 
 
-def test_what_cannot_be_is_told(pytester: pytest.Pytester) -> None:
-    """Each mistake ends its test with a message that names it, and what is allowed."""
+def test_invalid_options_are_reported(pytester: pytest.Pytester) -> None:
+    """Each mistake fails its test with a message that names it and what is allowed."""
     pytester.makepyfile(file_of(WRONG))
     result = run(pytester, *AUTO, "-p", "no:anyio")
     result.assert_outcomes(errors=12, failed=2)
     for line in (
-        "*runway has no option 'taeks'; there are: allow, api_key*takes*weather",
+        "*runway has no option 'taeks'; the options are: allow, api_key*takes*weather",
         "*runway takes its options by name, and got 600",
         "*runway: *speed*",
-        "*runway has no option of the client 'pollling'; there are: api_key*polling*",
+        "*runway has no option of the client 'pollling'; the options are: api_key*polling*",
         "*runway has no option of the client 'base_url'*",
         "*api_key*",
         "*runway has allow as a list of hosts*",
-        "*runway has virtual_time as True or False*",
+        "*runway: virtual_time='no' is not true or false*",
         "*runway: allow has 'https://db.example.com'; an entry is a host*",
-        "*runway has patience in real seconds*",
-        "*runway has deadline in real seconds*",
+        "*runway: patience='long' is not a number from 0*",
+        "*runway: deadline=True is not a number from 0 to **",
         "*runway has client as a dictionary*",
-        "*RuntimeError: runway_gateway is at home in the event loop that used it first*",
-        "*runway_gateway has to be there before the loop runs*",
+        "*RuntimeError: runway_gateway belongs to the event loop that used it first*",
+        "*runway_gateway has to be made before the loop runs*",
     ):
         result.stdout.fnmatch_lines([line])
 
 
-def test_trio_is_told(pytester: pytest.Pytester) -> None:
-    """A test that anyio runs on trio fails with what to do about it."""
+def test_trio_is_reported(pytester: pytest.Pytester) -> None:
+    """A test that anyio runs on trio fails with a message that says what to do."""
     backend = BACKEND.replace("asyncio", "trio")
     pytester.makepyfile(
         file_of(backend, "async def test_it(runway_client):\n    await runway_client.balance()\n")
@@ -392,10 +392,10 @@ def test_trio_is_told(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["*need asyncio*trio*'asyncio'*"])
 
 
-def test_a_test_that_nobody_runs_joins_the_loop_of_its_fixtures(
+def test_a_test_without_a_plugin_joins_the_loop_of_its_fixtures(
     pytester: pytest.Pytester,
 ) -> None:
-    """Where another plugin runs the fixtures and not the test, all of it is in one loop."""
+    """If another plugin runs the fixtures but not the test, both run in one loop."""
     pytester.makepyfile(
         file_of(
             """
@@ -416,7 +416,7 @@ def test_a_test_that_nobody_runs_joins_the_loop_of_its_fixtures(
 
 
 def test_hypothesis_has_its_examples(pytester: pytest.Pytester) -> None:
-    """Each example finds the gateway running, with the tasks of those before."""
+    """The gateway runs during each example and keeps the tasks of earlier ones."""
     pytester.makepyfile(
         file_of(
             """
@@ -437,7 +437,7 @@ def test_hypothesis_has_its_examples(pytester: pytest.Pytester) -> None:
 
 
 def test_a_failing_example_is_short(pytester: pytest.Pytester) -> None:
-    """Hypothesis shows a gateway in a line of its own, and not with all its options."""
+    """Hypothesis prints a gateway in one line, without all its options."""
     pytester.makepyfile(
         file_of(
             """
@@ -456,7 +456,7 @@ def test_a_failing_example_is_short(pytester: pytest.Pytester) -> None:
 
 
 def test_unittest_has_its_loop(pytester: pytest.Pytester) -> None:
-    """A test case of unittest, which runs its own loop, may use the fixtures as well."""
+    """A test case of unittest, which has its own loop, may use the fixtures as well."""
     pytester.makepyfile(
         file_of(
             """
@@ -477,14 +477,14 @@ def test_unittest_has_its_loop(pytester: pytest.Pytester) -> None:
 
 
 def test_it_works_in_the_workers_of_xdist(pytester: pytest.Pytester) -> None:
-    """Tests that run side by side have each their own gateway."""
+    """Each parallel test has its own gateway."""
     pytest.importorskip("xdist")
     pytester.makepyfile(file_of(BACKEND, TESTS.rpartition("\nasync def")[0]))
     run(pytester, *BARE, "-n", "2").assert_outcomes(passed=10)
 
 
 def test_a_failed_assertion_explains_itself(pytester: pytest.Pytester) -> None:
-    """The failure shows the ledger, and the user's line in place of the simulator's own."""
+    """The failure shows the ledger, and the user's line rather than the simulator's."""
     pytester.makepyfile(
         file_of(
             """
@@ -591,30 +591,30 @@ async def test_of_others():
 """
 
 
-def test_whoever_reaches_for_the_outside_fails(pytester: pytest.Pytester) -> None:
-    """A test fails with the address it wanted, even where its code hides the error."""
+def test_a_test_that_leaves_this_machine_fails(pytester: pytest.Pytester) -> None:
+    """A test fails with the address of the attempt, even if its code hides the error."""
     pytester.makepyfile(file_of(REACHING))
     result = run(pytester, *AUTO)
     result.assert_outcomes(failed=10, passed=4, errors=1, skipped=1)
     result.stdout.fnmatch_lines(
         [
-            "The test reached for gateway.example:443, *allow=[[]'gateway.example'[]])",
-            "E*OutsideReached: The test reached for gateway.example:443, *",
-            "The test reached for gateway.example:443, www.gateway.example:443, *",
+            "The test tried to reach gateway.example:443, *allow=[[]'gateway.example'[]])",
+            "E*OutsideReached: The test tried to reach gateway.example:443, *",
+            "The test tried to reach gateway.example:443, www.gateway.example:443, *",
             "*test_of_the_client*",
             "E*(OutsideReached)*",
-            "E*The test reached for gateway.example:443, *",
+            "E*The test tried to reach gateway.example:443, *",
             "*test_of_a_synchronous_app*",
-            "The test reached for gateway.example:443, *",
+            "The test tried to reach gateway.example:443, *",
             "*test_another_failure*",
             "E*LookupError: of the user",
-            "E*The test reached for gateway.example:443, *",
+            "E*The test tried to reach gateway.example:443, *",
         ]
     )
 
 
 def test_a_connection_by_address_is_stopped(pytester: pytest.Pytester) -> None:
-    """Sockets that know an address and no name are stopped before a byte leaves."""
+    """Connections to an address without a name are stopped before a byte is sent."""
     pytester.makepyfile(
         file_of(
             """
@@ -628,16 +628,16 @@ def test_a_connection_by_address_is_stopped(pytester: pytest.Pytester) -> None:
     )
     result = pytester.runpytest_subprocess(*BARE)
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["E*OutsideReached: The test reached for 192.0.2.1:443*"])
+    result.stdout.fnmatch_lines(["E*OutsideReached: The test tried to reach 192.0.2.1:443*"])
 
 
 def event(name: str, *args: object) -> tuple[str, object] | None:
-    """Return the way of an audit event."""
+    """Return the host and port of an audit event."""
     return _guard.way_of(name, args)
 
 
-def test_ways_that_lead_nowhere_pass() -> None:
-    """Other families, servers that listen and events of other kinds are none of the guard's."""
+def test_other_events_are_ignored() -> None:
+    """Other address families, listening sockets and other events do not concern the guard."""
     with socket.socket(socket.AF_UNIX) as unix, socket.socket() as inet:
         assert event("socket.connect", unix, "/tmp/a.sock") is None  # noqa: S108 - never opened
         assert event("socket.sendmsg", inet, None) is None
@@ -655,8 +655,8 @@ def guard_of(*allowed: str) -> _guard.Guard:
     return _guard.Guard(tuple(map(_guard.Host.of, allowed)))
 
 
-def test_what_is_allowed_is_allowed_by_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The connection that follows the look-up of an allowed name passes, and no other."""
+def test_an_allowed_name_allows_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection after the lookup of an allowed name passes, and no other."""
 
     def look_up(host: str, port: object) -> list[tuple[object, ...]]:
         sys.audit("socket.getaddrinfo", host, port, 0, 0, 0)
@@ -694,8 +694,8 @@ def test_what_is_allowed_is_allowed_by_its_addresses(monkeypatch: pytest.MonkeyP
         ("*", "192.0.2.1", 443),
     ],
 )
-def test_what_may_be_allowed(allowed: str, host: str, port: int) -> None:
-    """Networks, patterns of names, ports and capitals are all understood."""
+def test_valid_entries_of_allow(allowed: str, host: str, port: int) -> None:
+    """Networks, patterns of names, ports and capitals are supported."""
     guard_of(allowed).check("socket.sendto", host, port)
     with pytest.raises(_guard.OutsideReached):
         guard_of("elsewhere.example:1").check("socket.sendto", host, port)
@@ -714,14 +714,14 @@ def test_what_may_be_allowed(allowed: str, host: str, port: int) -> None:
         5432,
     ],
 )
-def test_what_may_not_be_allowed(wrong: object) -> None:
-    """An entry that could never match is a usage error, which shows those that could."""
+def test_invalid_entries_of_allow(wrong: object) -> None:
+    """An entry that could never match is a usage error with examples."""
     with pytest.raises(ValueError, match=r"allow has .*'10\.0\.0\.0/8'"):
         _guard.Host.of(wrong)
 
 
 def test_this_machine_is_reached_by_any_of_its_names() -> None:
-    """Loopback passes under each of its names, as does what needs no name server."""
+    """Loopback is allowed under each of its names, and so are lookups of addresses."""
     guard = guard_of()
     here = ("localhost", "LOCALHOST.", "app.localhost", "127.0.0.1", "127.8.8.8", "127.1", "::1")
     for host in (*here, "::ffff:127.0.0.1", "0.0.0.0", "::", socket.gethostname().upper()):  # noqa: S104
@@ -740,8 +740,8 @@ def test_this_machine_is_reached_by_any_of_its_names() -> None:
     assert guard.report() is None
 
 
-def test_a_gateway_that_does_not_run_is_told_apart() -> None:
-    """A connection to the test's own gateway says when that runs, and a look-up passes."""
+def test_a_request_to_a_stopped_gateway_is_explained() -> None:
+    """A connection to the test's own gateway says when it runs, and a lookup passes."""
     guard = _guard.Guard(is_shut=lambda port: port == 81)
     guard.check("socket.connect", "127.0.0.1", 80)
     guard.check("socket.getaddrinfo", "localhost", 81)
@@ -751,8 +751,8 @@ def test_a_gateway_that_does_not_run_is_told_apart() -> None:
     assert guard.report() is None
 
 
-def test_a_pool_works_for_the_test_whatever_its_age() -> None:
-    """What a thread of a pool wants is the test's, and what another older one wants is not."""
+def test_a_pool_belongs_to_the_test() -> None:
+    """Attempts of a pool's threads are the test's, those of other older threads are not."""
     ask = threading.Event()
     with concurrent.futures.ThreadPoolExecutor(1) as pool, guard_of().watching():
         pool.submit(ask.wait)
@@ -771,13 +771,13 @@ def test_a_pool_works_for_the_test_whatever_its_age() -> None:
             pool.submit(reach, "pool.example").result()
     report, strangers = guard.report(), guard.report_strangers()
     assert report is not None
-    assert report.startswith("The test reached for pool.example:443, and")
+    assert report.startswith("The test tried to reach pool.example:443, but")
     assert len(strangers) == 1
-    assert strangers[0].startswith("The thread 'telemetry', which is older than the test, reached")
+    assert strangers[0].startswith("The thread 'telemetry', which is older than the test, tried")
 
 
-def test_the_hook_hears_nothing_while_nobody_watches() -> None:
-    """Outside of a test with our fixtures, and of sockets, every event passes."""
+def test_the_hook_ignores_events_without_a_guard() -> None:
+    """Outside tests with our fixtures, and for other events than sockets, every event passes."""
     guard = guard_of()
     with socket.socket() as inet:
         way = (inet, ("192.0.2.1", 443))
@@ -821,19 +821,19 @@ async def test_of_an_older_pool(runway_gateway):
 """
 
 
-def test_a_thread_that_is_older_than_the_test_is_told_apart(pytester: pytest.Pytester) -> None:
-    """A connection of a suite's telemetry is stopped and reported, and fails no test."""
+def test_a_thread_that_is_older_than_the_test_does_not_fail_it(pytester: pytest.Pytester) -> None:
+    """A connection of a suite's telemetry is stopped and reported as a warning."""
     pytester.makepyfile(file_of(STRANGERS))
     result = run(pytester, *AUTO)
     result.assert_outcomes(passed=1, failed=2, warnings=1)
     result.stdout.fnmatch_lines(
         [
-            "*PytestWarning: The thread 'telemetry', which is older than the test, reached for *",
+            "*PytestWarning: The thread 'telemetry', which is older than the test, tried *",
         ]
     )
 
 
-# Failures that say what they mean
+# Failures that explain themselves.
 
 FAILING: Final = """
 import contextlib, unittest
@@ -903,8 +903,8 @@ class TestTooEarly(unittest.IsolatedAsyncioTestCase):
 """
 
 
-def test_failures_say_what_they_mean(pytester: pytest.Pytester) -> None:
-    """Each failure says what is the user's to mend, without a frame of the plugin's."""
+def test_failures_explain_themselves(pytester: pytest.Pytester) -> None:
+    """Each failure says what the user has to fix, without a frame of the plugin's."""
     pytester.makepyfile(file_of(FAILING))
     result = run(pytester, *AUTO)
     result.assert_outcomes(passed=1, failed=9, errors=2)
@@ -936,13 +936,13 @@ def test_failures_say_what_they_mean(pytester: pytest.Pytester) -> None:
             "Not done after 0.01 real seconds, and stopped. *",
             "*, in test_endless",
             "*TestTooEarly.test_it*",
-            "*runway_gateway does not run at this moment. *asyncSetUp*",
+            "*runway_gateway is not running at this moment. *asyncSetUp*",
         ]
     )
     output = result.stdout.str()
     assert output.count("Captured runway_gateway call") == 1
-    # Parts of the output, by the name of their test. The summary that follows repeats whole
-    # messages where the environment says CI.
+    # Parts of the output, by the name of their test. The summary after them repeats whole
+    # messages if CI is set.
     failures, _ = output.split(" short test summary info ")
     _, *parts = re.split(r"^_+ (.+?) _+$", failures, flags=re.MULTILINE)
     explained = {
@@ -951,12 +951,12 @@ def test_failures_say_what_they_mean(pytester: pytest.Pytester) -> None:
         if "Time is virtual in this test" in part
     }
     assert explained == {"test_timeout", "test_timeout_in_a_group"}
-    # What it says of the tasks are lines of the plugin's as well.
+    # The stacks of the tasks contain lines of the plugin as well.
     assert not re.search(r"^\S*fuhu_runway/testing/(_pytest|plugin)", output, re.MULTILINE)
 
 
-def test_a_mark_that_was_forgotten_is_told(pytester: pytest.Pytester) -> None:
-    """A test in one loop with fixtures of another does not run, and says what is missing."""
+def test_a_missing_mark_is_reported(pytester: pytest.Pytester) -> None:
+    """A test in one loop with fixtures of another does not run, and the error says why."""
     pytester.makepyfile(
         file_of(
             """
@@ -979,7 +979,7 @@ def test_a_mark_that_was_forgotten_is_told(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["test_it is asynchronous and no plugin runs it*: session. Mark *"])
 
 
-# Gateways of the suite's own
+# Gateways that a suite defines.
 
 OVERRIDDEN: Final = """
 class TestAsynchronous:
@@ -1084,23 +1084,23 @@ async def test_it_runs_still(one_for_all):
 """
 
 
-def test_a_suite_may_have_a_gateway_of_its_own(pytester: pytest.Pytester) -> None:
-    """The client takes a `runway_gateway` of the suite's, which begins and ends as that says."""
+def test_a_suite_may_override_the_gateway(pytester: pytest.Pytester) -> None:
+    """The client uses a `runway_gateway` of the suite's, which keeps its own lifecycle."""
     pytester.makepyfile(file_of(OVERRIDDEN))
     result = run(pytester, *AUTO)
     result.assert_outcomes(passed=7, errors=1)
-    result.stdout.fnmatch_lines(["E*RuntimeError: runway_gateway is at home in the event loop *"])
+    result.stdout.fnmatch_lines(["E*RuntimeError: runway_gateway belongs to the event loop *"])
 
 
 def test_a_module_may_share_a_gateway(pytester: pytest.Pytester) -> None:
-    """One gateway serves all tests of a module, which are in its loop, each in virtual time."""
+    """One gateway serves all tests of a module, in their loop, each in virtual time."""
     pytester.makepyfile(file_of(SHARED))
     result = run(pytester, *AUTO)
     result.assert_outcomes(passed=3, failed=1)
-    result.stdout.fnmatch_lines(["E*RuntimeError: runway_gateway is at home in the event loop *"])
+    result.stdout.fnmatch_lines(["E*RuntimeError: runway_gateway belongs to the event loop *"])
 
 
-# What it costs those who do not use it
+# Costs for runs that do not use it.
 
 QUIET: Final = """
 import sys
@@ -1111,9 +1111,9 @@ sys.exit(pytest.main(["-W", "error", *"{options}".split(), "test_it.py"]))
 
 
 def test_pytest_starts_quietly_after_the_package(pytester: pytest.Pytester) -> None:
-    """pytest.main() does not warn where the package is imported already, as once installed."""
+    """pytest.main() does not warn if the package has been imported already."""
     package = Path(fuhu_runway.__file__).parent
-    # As an installer leaves it, which the package that is tested need not be.
+    # As after an installation; the tested package may be a checkout.
     place = pytester.mkdir("site-packages")
     (place / "fuhu_runway").symlink_to(package, target_is_directory=True)
     info = place / "fuhu_runway-9.9.dist-info"
@@ -1133,8 +1133,8 @@ def test_pytest_starts_quietly_after_the_package(pytester: pytest.Pytester) -> N
     assert "fuhu-runway-9.9" in done.stdout
 
 
-def test_the_plugin_brings_nothing_heavy() -> None:
-    """What every run of pytest imports is small: no client, no simulator, none of their needs."""
+def test_the_plugin_imports_little() -> None:
+    """Every run of pytest imports it, so it imports neither the client nor the simulator."""
     source = (
         "import sys, pytest; before = {*sys.modules}; import fuhu_runway.testing.plugin;"
         "print(*sorted({*sys.modules} - before))"
@@ -1150,6 +1150,6 @@ def test_the_plugin_brings_nothing_heavy() -> None:
 
 
 def test_the_marker_is_known(pytester: pytest.Pytester) -> None:
-    """`pytest --markers` tells what the marker takes, and strict markers accept it."""
+    """`pytest --markers` lists the marker's options, and strict markers accept it."""
     result = run(pytester, *BARE, "--markers")
     result.stdout.fnmatch_lines(["@pytest.mark.runway(*, client={}, virtual_time=True, *"])

@@ -17,7 +17,7 @@ from fuhu_runway.testing import Callbacks, LedgerEntry, Simulator, TaskView, fau
 BODY = {"callback_url": "https://callback.invalid/", "prompt": "a kitten", "model": "gen4"}
 GENERATE = "/runway/pro/generate"
 
-# A gateway in a process of its own, which says where it is once it answers.
+# A gateway in another process, which prints its URL once it answers.
 PROGRAM = """
 import asyncio, sys
 from fuhu_runway.testing import Simulator, faults
@@ -47,7 +47,7 @@ class Caller:
         assert status == 200, text
         return str(json.loads(text)["data"]["task_id"])
 
-    async def told(self, task_id: str) -> dict[str, Any]:
+    async def shown(self, task_id: str) -> dict[str, Any]:
         status, text = await self.ask("/runway/feed", {"task_id": task_id})
         assert status == 200, text
         data: dict[str, Any] = json.loads(text)["data"]
@@ -56,7 +56,7 @@ class Caller:
 
 @asynccontextmanager
 async def calling(url: str, key: str = "sk-simulated") -> AsyncIterator[Caller]:
-    """Somebody with *key* who asks the gateway at *url*."""
+    """Yield a caller with *key* of the gateway at *url*."""
     headers = {"Authorization": f"Bearer {key}"}
     async with aiohttp.ClientSession(url, headers=headers) as session:
         yield Caller(session)
@@ -64,7 +64,7 @@ async def calling(url: str, key: str = "sk-simulated") -> AsyncIterator[Caller]:
 
 @asynccontextmanager
 async def running(path: Path | None, **options: Any) -> AsyncIterator[tuple[Simulator, Caller]]:
-    """A gateway that keeps its state at *path*, and somebody who asks it."""
+    """Yield a caller of a gateway that keeps its state at *path*."""
     async with (
         Simulator(state_file=path, **options) as gateway,
         calling(gateway.base_url) as caller,
@@ -74,7 +74,7 @@ async def running(path: Path | None, **options: Any) -> AsyncIterator[tuple[Simu
 
 @contextmanager
 def program(path: Path, *words: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    """A gateway in another process, killed at the end at the latest."""
+    """Yield a gateway in another process, killed at the end at the latest."""
     command = [sys.executable, "-c", PROGRAM, str(path), *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -85,28 +85,28 @@ def program(path: Path, *words: str) -> Iterator[tuple[str, "subprocess.Popen[st
 
 
 async def until(holds: Callable[[], object]) -> None:
-    """Let time pass until *holds* does."""
+    """Let time pass until *holds* returns true."""
     while not holds():  # noqa: ASYNC110 - what is waited for has no event to tell it
         await asyncio.sleep(0.002)
 
 
 def kept(path: Path) -> bytes:
-    """The state file as it is."""
+    """Return the contents of the state file."""
     return path.read_bytes()
 
 
 def keep(path: Path, data: bytes) -> None:
-    """Let the state file be *data*."""
+    """Write *data* to the state file."""
     path.write_bytes(data)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """The state file as it can be read by anybody."""
+    """Return the lines of the state file, parsed."""
     return [json.loads(line) for line in kept(path).splitlines()]
 
 
 def pass_time(path: Path, seconds: float) -> None:
-    """Let what the file tells have happened so much earlier."""
+    """Shift all records of the file into the past."""
     earlier = [
         line | {name: line[name] - seconds for name in ("at", "epoch") if name in line}
         for line in lines(path)
@@ -115,55 +115,55 @@ def pass_time(path: Path, seconds: float) -> None:
 
 
 def only(gateway: Simulator) -> TaskView:
-    """The one task there is."""
+    """Return the only task."""
     (task,) = gateway.tasks
     return task
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where a state file may be."""
+    """Return the path of a state file."""
     return tmp_path / "state"
 
 
-# What goes on.
+# What survives a restart.
 
 
 async def test_without_a_file_there_is_a_ledger_in_memory() -> None:
-    """A simulator that keeps nothing tells all the same what became of each submit."""
+    """A simulator without a file knows the outcome of each submit as well."""
     async with running(None) as (gateway, caller):
         task_id = await caller.start()
         assert [(entry.task_id, entry.status) for entry in gateway.ledger()] == [(task_id, 200)]
 
 
 async def test_the_next_simulator_knows_the_task(path: Path) -> None:
-    """Id, prompt, bytes of the request, points and creation are what they were in the last run."""
+    """Id, prompt, request, points and creation are those of the last run."""
     async with running(path) as (gateway, caller):
         task_id = await caller.start(prompt="一只小猫 \udc80")
-        before, told = only(gateway), await caller.told(task_id)
+        before, shown = only(gateway), await caller.shown(task_id)
     pass_time(path, 3600)
     async with running(path) as (gateway, caller):
         after = only(gateway)
-        told_again = await caller.told(task_id)
-        assert int(told_again["create_time"]) == int(told["create_time"]) - 3600
-    assert (after.task_id, after.prompt, told["prompt"]) == (task_id, "一只小猫 ?", "一只小猫 ?")
+        told_again = await caller.shown(task_id)
+        assert int(told_again["create_time"]) == int(shown["create_time"]) - 3600
+    assert (after.task_id, after.prompt, shown["prompt"]) == (task_id, "一只小猫 ?", "一只小猫 ?")
     for name in ("prompt", "action", "points", "request", "raw", "digest"):
         assert getattr(after, name) == getattr(before, name)
 
 
-async def test_time_goes_on_while_nobody_runs(path: Path) -> None:
-    """Forty seconds without a process are eighty of a task's hundred at speed 2, fifty are all."""
+async def test_time_goes_on_between_runs(path: Path) -> None:
+    """At speed 2, forty real seconds are eighty of a task's hundred, and fifty are all."""
     async with running(path, speed=2.0) as (_, caller):
         task_id = await caller.start()
     pass_time(path, 40)
     async with running(path, speed=2.0) as (_, caller):
-        assert (await caller.told(task_id))["status"] == "1"
+        assert (await caller.shown(task_id))["status"] == "1"
     pass_time(path, 10)
     assert only(Simulator(state_file=path, speed=2.0)).state == "succeeded"
 
 
-async def test_the_last_run_says_how_fast_the_gap_went(path: Path) -> None:
-    """A new speed is for the time from now on: it undoes nothing that was reported."""
+async def test_the_speed_between_runs_is_the_last_one(path: Path) -> None:
+    """A new speed applies from now on, and does not undo what was reported."""
     async with running(path, speed=0.001) as (_, caller):
         await caller.start()
     async with Simulator(state_file=path, speed=100.0):
@@ -174,7 +174,7 @@ async def test_the_last_run_says_how_fast_the_gap_went(path: Path) -> None:
 
 
 async def test_time_never_goes_back(path: Path) -> None:
-    """A wall clock that was set back an hour between two runs holds a task up, no more."""
+    """If the wall clock was set back between two runs, a task is only delayed."""
     async with running(path, speed=1000.0) as (gateway, caller):
         await caller.start()
         await until(lambda: only(gateway).state == "succeeded")
@@ -184,7 +184,7 @@ async def test_time_never_goes_back(path: Path) -> None:
 
 @pytest.mark.usefixtures("virtual")
 async def test_virtual_time_is_kept_as_well(path: Path) -> None:
-    """What a task went through by a loop's own clock lies behind it in the next run."""
+    """The virtual time of one run counts in the next."""
     async with running(path) as (_, caller):
         await caller.start()
         await asyncio.sleep(60)
@@ -197,7 +197,7 @@ async def test_virtual_time_is_kept_as_well(path: Path) -> None:
 
 
 async def test_a_task_keeps_its_script_and_loses_its_faults(path: Path) -> None:
-    """The ending, the reason and the silence at first survive; what goes wrong on purpose ends."""
+    """The ending, the reason and the hidden time survive, but faults do not."""
     async with running(path) as (gateway, caller):
         gateway.script(
             takes=700.0,
@@ -214,15 +214,15 @@ async def test_a_task_keeps_its_script_and_loses_its_faults(path: Path) -> None:
         assert (status, json.loads(text)["code"]) == (400, "task_not_exist")
     pass_time(path, 600)
     async with running(path) as (_, caller):
-        assert (await caller.told(task_id))["status"] == "1"
+        assert (await caller.shown(task_id))["status"] == "1"
     pass_time(path, 100)
     async with running(path) as (_, caller):
-        told = await caller.told(task_id)
-        assert (told["status"], told["msg"], told["refund"]) == ("2", "moderated", "320")
+        shown = await caller.shown(task_id)
+        assert (shown["status"], shown["msg"], shown["refund"]) == ("2", "moderated", "320")
 
 
 async def test_the_counters_go_on(path: Path) -> None:
-    """Submits, duplicates, points and a refund that fell due in between are those of all runs."""
+    """Submits, duplicates, points and a refund that was due in between include all runs."""
     async with running(path, points=1000.0) as (gateway, caller):
         gateway.script(then="fail", takes=500.0)
         await caller.start()
@@ -237,7 +237,7 @@ async def test_the_counters_go_on(path: Path) -> None:
 
 
 async def test_the_same_seed_gives_the_same_ids_with_a_restart_between(path: Path) -> None:
-    """Ids go on where they were, and another seed repeats none of them."""
+    """Ids continue after a restart, and another seed repeats none of them."""
     async with running(None, seed=7) as (_, caller):
         unbroken = [await caller.start() for _ in range(4)]
     ids = []
@@ -249,8 +249,8 @@ async def test_the_same_seed_gives_the_same_ids_with_a_restart_between(path: Pat
     assert len(set(ids)) == 4
 
 
-async def test_links_go_on(path: Path) -> None:
-    """The signature, a dead link, the one that follows it, and the file behind it survive."""
+async def test_links_survive(path: Path) -> None:
+    """The signature, an expired link, its successor and the version of the file survive."""
     options = {"takes": 0.0, "video": b"\0\0\0\x08free"}
 
     async def get(gateway: Simulator, url: str) -> tuple[int, str | None]:
@@ -260,7 +260,7 @@ async def test_links_go_on(path: Path) -> None:
 
     async with running(path, **options) as (gateway, caller):
         task_id = await caller.start()
-        url = (await caller.told(task_id))["video_url"]
+        url = (await caller.shown(task_id))["video_url"]
         gateway.fault("download", faults.Changed())
         status, changed = await get(gateway, url)
         assert status == 200
@@ -270,14 +270,14 @@ async def test_links_go_on(path: Path) -> None:
         assert (await get(gateway, url))[0] == 410
     async with running(path, **options) as (gateway, caller):
         assert (await get(gateway, url))[0] == 410
-        signed_anew = (await caller.told(task_id))["video_url"]
+        signed_anew = (await caller.shown(task_id))["video_url"]
         assert (await get(gateway, url))[0] == 403
     async with running(path, **options) as (gateway, caller):
         assert await get(gateway, signed_anew) == (200, changed)
 
 
-async def test_one_simulator_may_open_again_and_again(path: Path) -> None:
-    """Closing and opening the same simulator goes on in the same file."""
+async def test_one_simulator_may_start_several_times(path: Path) -> None:
+    """Closing and starting the same simulator continues the same file."""
     async with running(path) as (gateway, caller):
         await caller.start()
     async with gateway, calling(gateway.base_url) as caller:
@@ -291,7 +291,7 @@ async def test_one_simulator_may_open_again_and_again(path: Path) -> None:
 
 
 async def test_each_key_finds_its_own_tasks_again(path: Path) -> None:
-    """Accounts are known by name, and tasks whose key nobody brings wait for it."""
+    """Accounts are known by name, and their tasks are kept until their key is added."""
     async with running(path) as (gateway, caller):
         await caller.start()
         gateway.add_key("sk-2", points=1000.0)
@@ -314,18 +314,18 @@ async def test_each_key_finds_its_own_tasks_again(path: Path) -> None:
     assert [keys[name]["remain_quota"] for name in ("test_key_2", "third")] == [10.0, 6.8]
 
 
-def test_a_key_and_a_name_are_there_once() -> None:
-    """A second account of the same key or the same name is an error that tells no key."""
+def test_a_key_and_a_name_are_unique() -> None:
+    """A second account with the same key or name is an error that does not show the key."""
     gateway = Simulator()
-    with pytest.raises(ValueError, match="this key already") as caught:
+    with pytest.raises(ValueError, match="already has this key") as caught:
         gateway.add_key("sk-simulated", name="other")
     assert "sk-simulated" not in str(caught.value)
-    with pytest.raises(ValueError, match="the name 'test_key' already"):
+    with pytest.raises(ValueError, match="already has a key named 'test_key'"):
         gateway.add_key("sk-other", name="test_key")
 
 
 async def test_no_key_is_in_the_file(path: Path) -> None:
-    """A key that comes in the body is left out of it, and twins are known all the same."""
+    """A key in the body is not written, and duplicates are found all the same."""
     for _ in range(2):
         async with running(path, key_style="body") as (_, caller):
             await caller.start(key="sk-simulated")
@@ -338,8 +338,8 @@ async def test_no_key_is_in_the_file(path: Path) -> None:
 # The ledger.
 
 
-async def test_the_ledger_tells_who_was_answered(path: Path) -> None:
-    """Only a whole answer counts, with its status; memory and file tell the same."""
+async def test_the_ledger_shows_which_submits_were_answered(path: Path) -> None:
+    """Only a whole answer counts, with its status; memory and file agree."""
     wrong = {
         "dropped": faults.drop_after_accepting(),
         "cut": faults.Cut(60),
@@ -368,8 +368,8 @@ async def test_the_ledger_tells_who_was_answered(path: Path) -> None:
     assert read_ledger(path) == ledger == Simulator(state_file=path).ledger()
 
 
-async def test_the_ledger_tells_bodies_apart_and_not_prompts_in_its_repr(path: Path) -> None:
-    """Equal bodies have one digest, others another, and a repr holds no prompt."""
+async def test_the_ledger_has_digests_and_no_prompts_in_its_repr(path: Path) -> None:
+    """Equal bodies have one digest, others another, and a repr contains no prompt."""
     async with running(path) as (_, caller):
         for prompt in ("a kitten", "a kitten", "a dog"):
             await caller.start(prompt=prompt)
@@ -383,7 +383,7 @@ async def test_the_ledger_tells_bodies_apart_and_not_prompts_in_its_repr(path: P
 async def test_a_client_that_leaves_within_its_answer_was_not_answered(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Who hangs up on a long answer makes no noise and no entry of having been answered."""
+    """A client that disconnects within a long answer causes no log line and no status."""
     long = faults.Answer(200, "x" * 10_000_000, accepted=True)
     async with running(path) as (gateway, _):
         for fault in (long, faults.Huge(64)):
@@ -396,20 +396,20 @@ async def test_a_client_that_leaves_within_its_answer_was_not_answered(
     assert not caplog.records
 
 
-# Files that are not whole, and files that are none.
+# Truncated files, and other files.
 
 
 async def test_the_file_may_end_anywhere(path: Path) -> None:
-    """Whatever byte the file ends at, the torn line is dropped and the lines before it hold."""
+    """At whatever byte the file ends, the truncated line is dropped, the earlier ones are kept."""
     async with running(path) as (_, caller):
         task_id = await caller.start()
     data = kept(path)
     whole = [index + 1 for index, byte in enumerate(data) if byte == ord("\n")]
-    told = {}
+    shown = {}
     for stop in sorted({*range(0, len(data), 13), *whole, *(end - 1 for end in whole)}):
         keep(path, data[:stop])
-        told[stop] = len(read_ledger(path)), Simulator(state_file=path).submitted
-    assert [told[stop - 1] + told[stop] for stop in whole] == [
+        shown[stop] = len(read_ledger(path)), Simulator(state_file=path).submitted
+    assert [shown[stop - 1] + shown[stop] for stop in whole] == [
         (0, 0, 0, 0),
         (0, 0, 1, 1),
         (1, 1, 1, 1),
@@ -423,11 +423,11 @@ async def test_the_file_may_end_anywhere(path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["sk-a-key-without-newline", "a\nlist\nof prompts\n", "[]\n"])
-def test_a_file_of_something_else_is_left_alone(path: Path, content: str) -> None:
-    """A file that no simulator wrote is an error that tells nothing of it, and stays as it is."""
+def test_another_file_is_not_changed(path: Path, content: str) -> None:
+    """A file that is not a state file is an error without its contents, and stays unchanged."""
     path.write_text(content)
     for read in (read_ledger, lambda path: Simulator(state_file=path)):
-        with pytest.raises(ValueError, match="not the state of a simulator") as caught:
+        with pytest.raises(ValueError, match="not the state file of a simulator") as caught:
             read(path)
         assert content not in str(caught.value)
     assert path.read_text() == content
@@ -437,17 +437,17 @@ def test_a_file_of_something_else_is_left_alone(path: Path, content: str) -> Non
     "line", ["{", "[]", "7", '"x"', "{}", '{"kind": "x"}', '{"kind": "closed"}']
 )
 async def test_a_broken_line_is_named(path: Path, line: str) -> None:
-    """A line in the middle that is none of a simulator's is an error with its number."""
+    """An invalid line in the middle is an error with its number."""
     async with running(path) as (_, caller):
         await caller.start()
     first, *rest = kept(path).splitlines(keepends=True)
     keep(path, b"".join([first, line.encode() + b"\n", *rest]))
-    with pytest.raises(ValueError, match="line 2: not a line of a simulator"):
+    with pytest.raises(ValueError, match="line 2: not a valid record"):
         read_ledger(path)
 
 
-def test_a_ledger_that_is_not_there_is_an_error(path: Path) -> None:
-    """A simulator begins without a file; the ledger's reader expects one."""
+def test_a_missing_ledger_is_an_error(path: Path) -> None:
+    """A simulator may start without a file, but `read_ledger` needs one."""
     with pytest.raises(FileNotFoundError):
         read_ledger(path)
     assert Simulator(state_file=path).ledger() == ()
@@ -455,10 +455,10 @@ def test_a_ledger_that_is_not_there_is_an_error(path: Path) -> None:
 
 
 async def test_a_file_has_one_simulator_at_a_time(path: Path) -> None:
-    """Who read the file before another one wrote to it neither opens nor accepts any more."""
+    """A simulator neither starts nor accepts after another one has written to its file."""
     late = Simulator(state_file=path)
     async with Simulator(state_file=path) as gateway:
-        with pytest.raises(RuntimeError, match="another one writes to it"):
+        with pytest.raises(RuntimeError, match="another simulator writes to it"):
             await late.start()
         keep(path, kept(path) + b"x")
         async with calling(gateway.base_url) as caller:
@@ -469,8 +469,8 @@ async def test_a_file_has_one_simulator_at_a_time(path: Path) -> None:
     assert [line["kind"] for line in lines(path)] == ["opened", "closed"]
 
 
-async def test_an_id_that_was_not_written_down_is_not_given_again(path: Path) -> None:
-    """A submit that failed on its way to the file uses up its id, also for the next run."""
+async def test_an_id_that_was_not_recorded_is_not_used_again(path: Path) -> None:
+    """A submit that failed before it was recorded uses up its id, also for the next run."""
     async with running(path) as (_, caller):
         await caller.start()
         data = kept(path)
@@ -487,7 +487,7 @@ async def test_an_id_that_was_not_written_down_is_not_given_again(path: Path) ->
 
 @asynccontextmanager
 async def receiving() -> AsyncIterator[tuple[str, list[str]]]:
-    """Somebody who takes callbacks, and the states they told."""
+    """Yield a receiver of callbacks, and the states that it received."""
     got: list[str] = []
 
     async def receive(request: web.Request) -> web.Response:
@@ -505,8 +505,8 @@ async def receiving() -> AsyncIterator[tuple[str, list[str]]]:
         await runner.cleanup()
 
 
-async def test_what_happened_meanwhile_is_told_when_it_is_back(path: Path) -> None:
-    """Callbacks that fell due while nobody ran come late, once, and a failed start loses none."""
+async def test_callbacks_that_were_due_between_runs_are_sent(path: Path) -> None:
+    """They are sent late, once, and a failed start loses none."""
     async with receiving() as (url, got):
         async with running(path) as (gateway, caller):
             gateway.script(progress=(0, 50))
@@ -523,8 +523,8 @@ async def test_what_happened_meanwhile_is_told_when_it_is_back(path: Path) -> No
     assert got == ["1", "1", "3"]
 
 
-async def test_a_callback_that_is_late_anyhow_is_not_lost(path: Path) -> None:
-    """An end that came before a restart and was due to be sent after it is sent after it."""
+async def test_a_delayed_callback_is_not_lost(path: Path) -> None:
+    """The callback of an end before a restart that was due after it is sent."""
     late = Callbacks(delay=30.0, progress=False)
     async with receiving() as (url, got):
         async with running(path, callbacks=late) as (_, caller):
@@ -538,7 +538,7 @@ async def test_a_callback_that_is_late_anyhow_is_not_lost(path: Path) -> None:
     assert got == ["3"]
 
 
-# Processes that are killed.
+# Killed processes.
 
 
 async def test_a_kill_between_accept_and_answer_loses_no_task(path: Path) -> None:
@@ -555,9 +555,9 @@ async def test_a_kill_between_accept_and_answer_loses_no_task(path: Path) -> Non
     pass_time(path, 100)
     with program(path) as (url, _):
         async with calling(url) as caller:
-            assert (await caller.told(entry.task_id))["status"] == "3"
+            assert (await caller.shown(entry.task_id))["status"] == "3"
             twin = await caller.start()
-            # The answer is here before the other process has written that it left.
+            # The answer may arrive before the other process has recorded it.
             await until(lambda: read_ledger(path)[-1].answered)
     assert twin != entry.task_id
     assert [(one.task_id, one.answered) for one in read_ledger(path)] == [
@@ -566,16 +566,16 @@ async def test_a_kill_between_accept_and_answer_loses_no_task(path: Path) -> Non
     ]
 
 
-async def test_whatever_a_client_heard_of_outlives_any_kill(path: Path) -> None:
-    """Killed in the middle of its work three times, it knows every id that anybody was given."""
-    heard: list[str] = []
+async def test_every_known_id_survives_any_kill(path: Path) -> None:
+    """Killed three times during its work, it knows every id that a client has received."""
+    received: list[str] = []
 
     async def go_on_submitting(caller: Caller) -> None:
         while True:
-            heard.append(await caller.start())
+            received.append(await caller.start())
 
     async def have_heard_of(count: int) -> None:
-        await until(lambda: len(heard) >= count)
+        await until(lambda: len(received) >= count)
 
     for kill_at in (7, 20, 41):
         with program(path) as (url, process):
@@ -587,17 +587,17 @@ async def test_whatever_a_client_heard_of_outlives_any_kill(path: Path) -> None:
         assert all(isinstance(end, aiohttp.ClientError) for end in ends), ends
     ledger = read_ledger(path)
     known = [entry.task_id for entry in ledger]
-    assert len(set(heard)) == len(heard)
+    assert len(set(received)) == len(received)
     assert len(set(known)) == len(known)
-    assert set(heard) <= set(known)
-    # What was accepted and not heard of was on its way to one of the five.
-    assert len(known) - len(heard) <= 3 * 5
+    assert set(received) <= set(known)
+    # Accepted tasks with an unknown id were in flight to one of the five callers.
+    assert len(known) - len(received) <= 3 * 5
     gateway = Simulator(state_file=path)
     assert (gateway.submitted, gateway.ledger()) == (len(known), ledger)
     assert gateway.balance == 100_000.0 - 320.0 * len(known)
 
 
 def test_an_entry_is_a_plain_value() -> None:
-    """An entry of the ledger can be written as a dictionary and read again."""
+    """An entry of the ledger can be converted to a dictionary and back."""
     entry = LedgerEntry(task_id="x", digest="y", prompt="a kitten", accepted_at=1.5, status=200)
     assert LedgerEntry(**json.loads(json.dumps(attrs.asdict(entry)))) == entry

@@ -12,7 +12,7 @@ from fuhu_runway.testing import DIALECTS, faults
 from fuhu_runway.testing._clock import SimulatedClock
 from fuhu_runway.testing._loopback import is_loopback
 from fuhu_runway.testing._server.accounts import Bucket
-from fuhu_runway.testing._server.dialects import tell
+from fuhu_runway.testing._server.dialects import render
 from fuhu_runway.testing._server.story import (
     Ending,
     Moment,
@@ -41,9 +41,9 @@ FAILED = attrs.evolve(
 DONE = attrs.evolve(MOMENT, stage="succeeded", percent=100).with_urls(URLS)
 
 
-def told(moment: Moment, dialect: str) -> Any:
-    """The body that tells *moment* in *dialect*."""
-    body, content_type = tell(moment, dialect, random.Random(0))
+def rendered(moment: Moment, dialect: str) -> Any:
+    """Return the answer of *dialect* for *moment*."""
+    body, content_type = render(moment, dialect, random.Random(0))
     assert content_type == "application/json; charset=utf-8"
     return json.loads(body)
 
@@ -61,7 +61,7 @@ def told(moment: Moment, dialect: str) -> Any:
     ],
 )
 def test_a_story_goes_by_its_age(age: float, expected: tuple[Stage, int]) -> None:
-    """A tenth of the time is queue, the percents share the rest, and the end stays."""
+    """A tenth of the time is the queue, the percents share the rest, and the end stays."""
     assert stage_at(Script(takes=100, progress=(0, 25, 50, 75)), age) == expected
 
 
@@ -76,7 +76,7 @@ def test_a_story_goes_by_its_age(age: float, expected: tuple[Stage, int]) -> Non
     ],
 )
 def test_each_ending_has_its_stage(then: Ending, stage: Stage) -> None:
-    """Every story ends as its script says, and a stalled one never does."""
+    """Every task ends as its script says, and a stalled one never does."""
     script = Script(takes=10, then=then)
     assert stage_at(script, 11)[0] == stage
     assert has_url(script, 11) == (then == "succeed")
@@ -93,8 +93,8 @@ def test_each_ending_has_its_stage(then: Ending, stage: Stage) -> None:
         Script(takes=60, then="stall"),
     ],
 )
-def test_something_is_new_at_each_change_and_only_there(script: Script) -> None:
-    """Just before each change the story tells something else, and between two it does not."""
+def test_answers_differ_exactly_at_each_change(script: Script) -> None:
+    """The state differs just before and at each change, but not between two changes."""
 
     def tells(age: float) -> tuple[tuple[Stage, int], bool]:
         return stage_at(script, age), has_url(script, age)
@@ -112,16 +112,16 @@ def test_a_misspelt_ending_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_a_blank_answer_tells_nothing_but_the_id(dialect: str) -> None:
-    """Whatever the dialect, a blank answer holds no prompt, no URL and no percent."""
-    text = str(told(attrs.evolve(DONE, blank=True), dialect))
+def test_a_blank_answer_has_only_the_id(dialect: str) -> None:
+    """In no dialect does it contain a prompt, a URL or a percent."""
+    text = str(rendered(attrs.evolve(DONE, blank=True), dialect))
     assert MOMENT.task_id in text
     assert not any(word in text for word in ("小猫", "http", "100%", "SUCC", "'3'"))
 
 
 def test_the_numbers_of_the_envelope_are_text() -> None:
     """Dialect A writes every number of its data as a string."""
-    data = told(FAILED, "envelope")["data"]
+    data = rendered(FAILED, "envelope")["data"]
     assert isinstance(data, dict)
     assert (data["status"], data["state"], data["msg"]) == ("2", "error", "moderated")
     assert (data["point"], data["refund"]) == ("320", "320")
@@ -130,8 +130,11 @@ def test_the_numbers_of_the_envelope_are_text() -> None:
 
 
 def test_a_refund_is_an_amount_here_and_a_flag_there() -> None:
-    """DeerAPI tells how much came back, gpt-best only that it did."""
-    deer, short = told(FAILED, "envelope_deer")["data"], told(FAILED, "envelope_short")["data"]
+    """DeerAPI reports the refunded points, gpt-best only a flag."""
+    deer, short = (
+        rendered(FAILED, "envelope_deer")["data"],
+        rendered(FAILED, "envelope_short")["data"],
+    )
     assert isinstance(deer, dict)
     assert isinstance(short, dict)
     assert (deer["refund"], short["refund"]) == ("320", "1")
@@ -140,17 +143,17 @@ def test_a_refund_is_an_amount_here_and_a_flag_there() -> None:
 
 
 def test_progress_is_complete_after_a_failure_too() -> None:
-    """New-API says 100% of a task that failed."""
-    task = told(FAILED, "new_api")["data"]
+    """New-API reports 100% for a failed task."""
+    task = rendered(FAILED, "new_api")["data"]
     assert isinstance(task, dict)
     assert (task["status"], task["progress"]) == ("FAILURE", "100%")
     assert task["fail_reason"] == "moderated"
 
 
 def test_older_rows_keep_the_url_where_the_reason_belongs() -> None:
-    """A success may have its URL in `fail_reason`, and a failure its reason."""
+    """`fail_reason` has the URL of a success and the reason of a failure."""
     for moment, reason in ((DONE, URLS[0]), (FAILED, "moderated"), (MOMENT, "")):
-        task = told(moment, "new_api_fail_reason")["data"]
+        task = rendered(moment, "new_api_fail_reason")["data"]
         assert isinstance(task, dict)
         assert task["fail_reason"] == reason
         assert "result_url" not in task
@@ -164,9 +167,9 @@ def test_older_rows_keep_the_url_where_the_reason_belongs() -> None:
         ("new_api_envelope", ("data", "data", "video_url")),
     ],
 )
-def test_a_nested_url_stands_nowhere_else(dialect: str, path: tuple[str | int, ...]) -> None:
-    """Three dialects carry the video only within the upstream's own answer."""
-    task = told(DONE, dialect)["data"]
+def test_a_nested_url_is_nowhere_else(dialect: str, path: tuple[str | int, ...]) -> None:
+    """Three dialects have the video only within the upstream's answer."""
+    task = rendered(DONE, dialect)["data"]
     assert str(task).count("http://x/1.mp4") == 1
     for step in path:
         task = task[step]  # type: ignore[index]
@@ -197,17 +200,17 @@ def test_a_nested_url_stands_nowhere_else(dialect: str, path: tuple[str | int, .
 def test_the_official_task_has_what_its_status_calls_for(
     moment: Moment, more: dict[str, object]
 ) -> None:
-    """Dialect C carries progress, output or failure beside the status, and what it costs."""
-    task = told(moment, "official")
+    """Dialect C has progress, output or failure next to the status, and its cost."""
+    task = rendered(moment, "official")
     assert task == {"id": MOMENT.task_id, "createdAt": ANY, **more}
     assert task["createdAt"] == "2024-12-13T08:25:48.000Z"
 
 
 def test_the_luma_task_is_empty_when_it_is_new() -> None:
-    """Dialect C' answers a submit with the id and a state, and with no prompt (A14)."""
-    new = told(Moment(task_id="x", action="", prompt="a kitten", stage="submitted"), "luma")
+    """Dialect C' answers a submit with the id and a state, but without the prompt (A14)."""
+    new = rendered(Moment(task_id="x", action="", prompt="a kitten", stage="submitted"), "luma")
     assert (new["state"], new["prompt"], new["video"]) == ("pending", "", None)
-    done = told(DONE, "luma")
+    done = rendered(DONE, "luma")
     assert (done["state"], done["video"]) == ("completed", "http://x/1.mp4")
 
 
@@ -220,13 +223,13 @@ def test_the_luma_task_is_empty_when_it_is_new() -> None:
         ("luma", ("state",), None),
     ],
 )
-def test_odd_words_stand_where_the_right_ones_would(
+def test_words_of_a_fault_replace_the_right_ones(
     dialect: str, status: tuple[str, ...], state: tuple[str, ...] | None
 ) -> None:
-    """A fault's words replace the state in both of the fields that tell it."""
+    """They replace the state in both of its fields."""
     moment = attrs.evolve(MOMENT, status_word="outer", state_word="inner")
     for path, word in ((status, "outer"), (state, "inner")):
-        value: object = told(moment, dialect)
+        value: object = rendered(moment, dialect)
         for step in path or ():
             value = value[step]  # type: ignore[index]
         assert path is None or value == word
@@ -242,8 +245,8 @@ def test_a_bucket_fills_with_time_and_not_beyond_its_size() -> None:
     assert [bucket.take(99.0) > 0 for _ in range(4)] == [False, False, False, True]
 
 
-async def test_who_pauses_is_woken_once_however_often_it_closes() -> None:
-    """A second close finds everybody awake, and who pauses after it does not sleep at all."""
+async def test_closing_ends_all_pauses() -> None:
+    """A second close changes nothing, and a pause after it ends at once."""
     clock = SimulatedClock()
     clock.open()
     pausing = asyncio.create_task(clock.pause(1e6))
@@ -251,7 +254,7 @@ async def test_who_pauses_is_woken_once_however_often_it_closes() -> None:
     clock.close()
     clock.close()
     await pausing
-    await clock.wait_closed()
+    await clock.pause()
 
 
 @pytest.mark.parametrize(
@@ -267,13 +270,13 @@ async def test_who_pauses_is_woken_once_however_often_it_closes() -> None:
         ("", False),
     ],
 )
-def test_loopback_is_told_by_the_address(host: str, expected: object) -> None:
-    """Only addresses that cannot leave this machine count, and one name."""
+def test_loopback_is_recognised_by_the_address(host: str, expected: object) -> None:
+    """Only addresses of this machine and one name count."""
     assert is_loopback(host) is expected
 
 
 def test_a_fault_is_refused_where_it_cannot_happen() -> None:
-    """A plan names the places where its fault makes sense."""
+    """The error lists the places where the fault can happen."""
     with pytest.raises(ValueError, match=r"NoUrl\(\) cannot happen on 'submit', only on: feed, o"):
         faults.on("submit", faults.NoUrl())
     with pytest.raises(ValueError, match="where"):
@@ -283,7 +286,7 @@ def test_a_fault_is_refused_where_it_cannot_happen() -> None:
 
 
 def test_faults_and_scripts_are_plain_values() -> None:
-    """Equal faults are equal, and a script can be written as a dictionary."""
+    """Equal faults are equal, and a script can be converted to a dictionary."""
     assert faults.drop_after_accepting() == faults.Drop(accepted=True)
     script = Script(faults=[faults.on("feed", faults.Cut(3))])
     assert attrs.asdict(script)["faults"] == (

@@ -31,12 +31,12 @@ from fuhu_runway.testing._pytest import virtual as _virtual
 
 
 def hard_work() -> bytes:
-    """Take some milliseconds, which is much for a clock that jumps."""
+    """Work for some milliseconds, which is long for a clock that jumps."""
     return hashlib.pbkdf2_hmac("sha256", b"a kitten", b"salt", 20_000)
 
 
 class OwnPool(concurrent.futures.Executor):
-    """A pool that is not of the standard library."""
+    """A pool that is not from the standard library."""
 
     def __init__(self, _workers: int) -> None:
         self._threads: list[threading.Thread] = []
@@ -54,7 +54,7 @@ class OwnPool(concurrent.futures.Executor):
 
 
 def run_program(source: str) -> str:
-    """Return what a program prints that uses this very package."""
+    """Run a program that uses this package, and return its output."""
     path = {"PYTHONPATH": str(Path(fuhu_runway.__file__).parents[1])}
     done = subprocess.run(
         [sys.executable, "-c", source],
@@ -76,14 +76,14 @@ async def spent(work: Awaitable[object]) -> float:
 
 
 async def test_an_hour_passes_at_once() -> None:
-    """A wait takes exactly as long as it says by the loop's time, and none by the wall's."""
+    """A wait takes its full time by the loop's clock, and none by the wall clock."""
     with virtual_time():
         assert await spent(asyncio.sleep(3600)) == 3600
         assert await spent(asyncio.sleep(0.1)) == pytest.approx(0.1, abs=1e-9)
 
 
-async def test_timers_come_in_their_order() -> None:
-    """Whatever is planned happens at its instant, also where one plan makes another."""
+async def test_timers_fire_in_order() -> None:
+    """Each timer fires at its instant, also if another timer has set it."""
     loop = asyncio.get_running_loop()
     seen: list[tuple[str, float]] = []
 
@@ -102,7 +102,7 @@ async def test_timers_come_in_their_order() -> None:
 
 
 async def test_a_deadline_passes() -> None:
-    """Whatever waits for something that never comes meets its deadline, to the second."""
+    """A wait that never ends meets its deadline, to the second."""
     with virtual_time():
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(600):
@@ -112,7 +112,7 @@ async def test_a_deadline_passes() -> None:
 
 
 async def test_work_in_a_thread_takes_no_time() -> None:
-    """A deadline of a second is enough for all that the loop gives to threads."""
+    """A deadline of a second is enough for all work in threads."""
     with virtual_time():
         async with asyncio.timeout(1):
             assert await spent(asyncio.gather(*(asyncio.to_thread(hard_work),) * 4)) == 0
@@ -130,7 +130,7 @@ async def test_a_thread_that_waits_for_the_loop_does_not_stop_it() -> None:
 
 
 async def test_the_journal_takes_no_time(tmp_path: Path) -> None:
-    """What the journal writes is waited for, though its thread is its own."""
+    """Writes of the journal are waited for, though they happen in its own thread."""
     with virtual_time():
         async with (
             Simulator() as gateway,
@@ -145,7 +145,7 @@ async def test_the_journal_takes_no_time(tmp_path: Path) -> None:
 
 
 async def test_an_instant_ends() -> None:
-    """Who plans for the present instant again and again until it is over comes to an end."""
+    """Code that sets timers for the present instant until it is over comes to an end."""
     loop = asyncio.get_running_loop()
     over = asyncio.Event()
 
@@ -161,7 +161,7 @@ async def test_an_instant_ends() -> None:
 
 
 async def test_a_busy_loop_takes_next_to_no_time() -> None:
-    """Ten thousand rounds of the loop by itself are some milliseconds of its time."""
+    """Ten thousand rounds of a busy loop take a few milliseconds of its time."""
 
     async def spin() -> None:
         for _ in range(10_000):
@@ -172,7 +172,7 @@ async def test_a_busy_loop_takes_next_to_no_time() -> None:
 
 
 class Worker(threading.Thread):
-    """Does work for the loop in the way of aiosqlite: by a queue, futures and no executor."""
+    """A worker like aiosqlite's: a queue and futures, without an executor."""
 
     def __init__(self, works: Any, answer: Callable[..., None]) -> None:
         super().__init__(daemon=True)
@@ -192,13 +192,13 @@ class Worker(threading.Thread):
 
 
 def by_the_future(work: tuple["asyncio.Future[None]", str]) -> None:
-    """Answer to the loop that the future is of."""
+    """Answer to the loop of the future."""
     work[0].get_loop().call_soon_threadsafe(work[0].set_result, None)
 
 
 @pytest.mark.parametrize("kind", [queue.SimpleQueue, queue.Queue])
 async def test_a_thread_with_a_queue_takes_no_time(kind: Callable[[], Any]) -> None:
-    """A worker that answers by call_soon_threadsafe is waited for, beside a timer that is set."""
+    """A worker that answers by call_soon_threadsafe is waited for, even if a timer is set."""
     worker = Worker(kind(), by_the_future)
     worker.start()
     with virtual_time():
@@ -231,7 +231,7 @@ async def test_a_thread_started_by_hand_takes_no_time() -> None:
 async def test_a_thread_that_only_holds_the_loop_does_not_stop_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A worker that has nothing to do is waited for once at the most."""
+    """An idle worker is waited for at most once."""
     monkeypatch.setattr(_threads, "HOLDER_LIMIT", 0.01)
     loop, works = asyncio.get_running_loop(), queue.SimpleQueue[None]()
 
@@ -251,7 +251,7 @@ async def test_a_thread_that_only_holds_the_loop_does_not_stop_it(
 async def test_work_in_any_pool_takes_no_time(
     pool: Callable[[int], concurrent.futures.Executor],
 ) -> None:
-    """Work is waited for that was given to a pool with the loop or without it, queued or begun."""
+    """Work in a pool is waited for, submitted with or without the loop, queued or begun."""
     loop = asyncio.get_running_loop()
     with virtual_time(), pool(1) as executor:
         async with asyncio.timeout(1):
@@ -263,7 +263,7 @@ async def test_work_in_any_pool_takes_no_time(
 
 
 async def test_a_thread_of_anyio_takes_no_time() -> None:
-    """What starlette does with synchronous routes and uploaded files takes no time."""
+    """Starlette's threads for synchronous routes and uploaded files take no time."""
     with virtual_time():
         async with asyncio.timeout(1):
             for _ in range(10):
@@ -318,7 +318,7 @@ async def test_a_server_in_another_thread_takes_no_time() -> None:
 
 
 def app_of(client: Client) -> Any:
-    """Return an app whose routes and dependencies are synchronous or take files, as many are."""
+    """Return an app with synchronous routes, dependencies and uploads."""
     app = fastapi.FastAPI()
 
     @app.post("/size")
@@ -363,7 +363,7 @@ async def served(app: Any) -> AsyncIterator[Any]:
 
 @pytest.mark.parametrize("way", [in_process, served])
 async def test_an_app_that_works_in_threads_answers_in_virtual_time(way: Any) -> None:
-    """Uploads and synchronous routes meet httpx's timeout of five seconds, time after time."""
+    """Uploads and synchronous routes never exceed httpx's timeout of five seconds."""
     large = b"a kitten" * 200_000
     with virtual_time():
         async with (
@@ -381,8 +381,8 @@ async def test_an_app_that_works_in_threads_answers_in_virtual_time(way: Any) ->
             assert (await http.post("/clip", timeout=1000)).json() == gateway.tasks[0].task_id
 
 
-async def test_patience_waits_for_what_cannot_be_seen() -> None:
-    """A timer of a minute lets a process come first that has answered within the patience."""
+async def test_patience_waits_for_another_process() -> None:
+    """A process that answers within the patience comes before a timer of a minute."""
     program = [sys.executable, "-c", "input()"]
     with virtual_time(patience=30):
         process = await asyncio.create_subprocess_exec(*program, stdin=asyncio.subprocess.PIPE)
@@ -397,7 +397,7 @@ async def test_patience_waits_for_what_cannot_be_seen() -> None:
 
 
 async def test_a_loop_of_sleep_0_lets_time_pass() -> None:
-    """Time jumps also where the loop only ever goes round, up to a timer and without one."""
+    """Time jumps also if the loop is never idle, with and without a timer."""
     loop = asyncio.get_running_loop()
     with virtual_time():
         end = loop.time() + 3
@@ -412,7 +412,7 @@ async def test_a_loop_of_sleep_0_lets_time_pass() -> None:
 
 
 async def test_a_loop_of_sleep_0_waits_for_threads() -> None:
-    """No time passes in a loop that goes round while a thread works for it."""
+    """No time passes in a busy loop while a thread works for it."""
     with virtual_time():
         async with asyncio.timeout(1):
             work = asyncio.gather(asyncio.to_thread(lambda: [hard_work() for _ in range(20)]))
@@ -424,7 +424,7 @@ async def test_a_loop_of_sleep_0_waits_for_threads() -> None:
 
 
 async def test_an_endless_wait_ends() -> None:
-    """A wait that nothing ends is stopped in real time, and shows where all tasks are."""
+    """A wait that never ends is stopped in real time, and shows where all tasks are."""
 
     async def wait_for_godot() -> None:
         await asyncio.Event().wait()
@@ -444,7 +444,7 @@ async def test_an_endless_wait_ends() -> None:
 
 
 async def test_a_wait_with_timers_that_never_ends_ends() -> None:
-    """Time that jumps on and on is stopped as well."""
+    """An endless series of jumps is stopped as well."""
 
     async def poll() -> None:
         while True:  # noqa: ASYNC110 - just this is tested
@@ -455,7 +455,7 @@ async def test_a_wait_with_timers_that_never_ends_ends() -> None:
 
 
 async def test_an_asynchronous_generator_shows_where_it_is() -> None:
-    """The report goes down through generators of all kinds."""
+    """The stack includes generators of all kinds."""
 
     async def values() -> AsyncIterator[int]:
         await old()
@@ -470,7 +470,9 @@ async def test_an_asynchronous_generator_shows_where_it_is() -> None:
             pass
 
 
-async def test_who_cannot_be_cancelled_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_test_that_ignores_its_cancellation_is_cancelled_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Code that swallows its cancellation does not get past the deadline."""
     monkeypatch.setattr(_deadline, "AGAIN_AFTER", 0.01)
     cancelled = 0
@@ -503,7 +505,7 @@ async def test_another_cancellation_stays_one() -> None:
 
 
 def test_the_task_that_began_may_be_over() -> None:
-    """Where time became virtual in a fixture, the deadline ends the run of the loop itself."""
+    """If time became virtual in a fixture, the deadline ends the run of the loop itself."""
 
     async def begin() -> contextlib.AbstractContextManager[None]:
         time = virtual_time(deadline=0.01)
@@ -522,7 +524,7 @@ def test_the_task_that_began_may_be_over() -> None:
 
 
 async def test_without_a_deadline_there_is_none() -> None:
-    """A deadline of None leaves a wait alone, and the signal as well."""
+    """With deadline=None, neither the wait nor the signal is touched."""
     loop = asyncio.get_running_loop()
     with virtual_time(deadline=None):
         assert loop.time.__self__.deadline is None  # type: ignore[attr-defined]
@@ -557,8 +559,8 @@ for run in (asyncio.run, lambda work: asyncio.run(asyncio.to_thread(asyncio.run,
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="there is no signal to end a call with")
-def test_what_blocks_the_thread_of_the_loop_is_interrupted() -> None:
-    """A blocking call is ended where it hangs, and a loop that waits is never hit by that."""
+def test_blocking_code_is_interrupted() -> None:
+    """A blocking call is interrupted where it hangs, and a waiting loop never is."""
     done = run_program(BLOCKED)
     assert done == "LoopBlocked True\nTimeoutError True\nTimeoutError True\n"
 
@@ -587,13 +589,13 @@ asyncio.run(main())
 
 
 def test_a_frozen_clock_does_not_freeze_it() -> None:
-    """Where freezegun holds the time of the wall, that of the loop goes on, then and after."""
+    """While freezegun stops the wall clock, the loop's time goes on, then and afterwards."""
     pytest.importorskip("freezegun")
     assert run_program(FROZEN) == "120.000 True\n"
 
 
-async def test_bytes_on_their_way_take_no_time() -> None:
-    """A thousand exchanges over loopback beside a timer of a second do not let it come."""
+async def test_bytes_in_transit_take_no_time() -> None:
+    """A timer of a second does not fire during a thousand exchanges over loopback."""
 
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(100):
@@ -612,8 +614,8 @@ async def test_bytes_on_their_way_take_no_time() -> None:
         await writer.wait_closed()
 
 
-async def test_somebody_outside_is_waited_for() -> None:
-    """Where nothing is planned, the loop waits as ever for a thread that nobody told it of."""
+async def test_an_unknown_thread_is_waited_for() -> None:
+    """Without timers, the loop waits as usual, also for a thread it does not know of."""
     loop = asyncio.get_running_loop()
     news = asyncio.Event()
 
@@ -629,7 +631,7 @@ async def test_somebody_outside_is_waited_for() -> None:
 
 
 async def test_time_never_goes_back() -> None:
-    """The loop's time only grows, when virtual time begins, ends, and begins anew."""
+    """The loop's time only grows, when virtual time begins, ends, and begins again."""
     loop = asyncio.get_running_loop()
     instants = [loop.time()]
     for _ in range(3):
@@ -643,7 +645,7 @@ async def test_time_never_goes_back() -> None:
 
 
 async def test_after_it_time_is_real() -> None:
-    """Outside of the block the loop's time and the clock on the wall go equally fast."""
+    """Outside the block, the loop's time and the wall clock run equally fast."""
     loop = asyncio.get_running_loop()
     with virtual_time():
         await asyncio.sleep(3600)
@@ -655,8 +657,8 @@ async def test_after_it_time_is_real() -> None:
     assert "run_in_executor" not in vars(loop)
 
 
-async def test_whoever_moved_the_selector_before_finds_it_so() -> None:
-    """A loop that others have put something of their own into has it again afterwards."""
+async def test_a_replaced_selector_is_restored() -> None:
+    """If other code has replaced methods of the loop, they are restored afterwards."""
     selector = asyncio.get_running_loop()._selector  # type: ignore[attr-defined]
     selector.select = own = selector.select
     with virtual_time():
@@ -676,8 +678,8 @@ async def test_a_block_in_a_block_changes_nothing() -> None:
     assert not loop.time.__self__.is_virtual  # type: ignore[attr-defined]
 
 
-async def test_what_was_planned_before_comes_in_its_time() -> None:
-    """A timer that was set in real time is not over at once when virtual time begins."""
+async def test_an_earlier_timer_fires_in_its_time() -> None:
+    """A timer that was set in real time is not due at once when virtual time begins."""
     loop = asyncio.get_running_loop()
     due = loop.time() + 50
     late = loop.call_later(50, lambda: None)
@@ -688,7 +690,7 @@ async def test_what_was_planned_before_comes_in_its_time() -> None:
 
 
 async def test_each_beginning_is_round() -> None:
-    """A loop with nothing planned begins where sums of instants and delays are exact."""
+    """A loop without timers begins where sums of instants and delays are exact."""
     loop = asyncio.get_running_loop()
     asyncio.get_running_loop().call_later(100, lambda: None).cancel()
     with virtual_time():
@@ -696,16 +698,16 @@ async def test_each_beginning_is_round() -> None:
 
 
 @pytest.mark.parametrize("loop", [SimpleNamespace(time=lambda: 0.0), asyncio.BaseEventLoop()])
-def test_another_kind_of_loop_is_told(loop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loop whose time cannot be moved is named, with what to do about it."""
+def test_another_kind_of_loop_is_an_error(loop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names a loop whose time cannot be virtual, and says what to do."""
     monkeypatch.setattr(asyncio, "get_running_loop", lambda: loop)
     with pytest.raises(RuntimeError, match=r"(SimpleNamespace|BaseEventLoop).*virtual_time=False"):
         virtual_time().__enter__()
     loop.__dict__["_closed"] = True
 
 
-def test_without_a_loop_there_is_no_time_to_move() -> None:
-    """Outside of a running loop it says so."""
+def test_it_needs_a_running_loop() -> None:
+    """Outside a running loop, the error says so."""
     with pytest.raises(RuntimeError, match="no running event loop"):
         virtual_time().__enter__()
 
@@ -714,7 +716,7 @@ Scene = Callable[[Simulator, Client], Awaitable[object]]
 
 
 async def clips(gateway: Simulator, client: Client) -> object:
-    """Wait for many clips at once, with all kinds of trouble."""
+    """Wait for many clips at once, with all kinds of faults."""
     gateway.script("kitten 3", then="fail", takes=77)
     gateway.script("kitten 4", takes=600)
     gateway.fault("feed", faults.Slow(3.0), times=5)
@@ -728,7 +730,7 @@ async def clips(gateway: Simulator, client: Client) -> object:
 
 
 def story(scene: Scene) -> object:
-    """Return all that happened in *scene*, with its instants."""
+    """Return all events in *scene*, with their instants."""
 
     async def play() -> object:
         loop = asyncio.get_running_loop()
@@ -748,7 +750,7 @@ def story(scene: Scene) -> object:
 
 
 def test_a_story_is_the_same_each_time() -> None:
-    """All instants of a scene with ten clips are equal to the last bit when it is played again."""
+    """All instants of a scene with ten clips are equal to the last bit in each run."""
     first, second = story(clips), story(clips)
     assert first == second
     assert isinstance(first, tuple)

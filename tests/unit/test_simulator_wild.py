@@ -15,7 +15,7 @@ from fuhu_runway.testing.faults import Fault
 
 BODY = {"callback_url": "https://callback.invalid/", "prompt": "a kitten", "model": "gen4"}
 OFFICIAL = {"model": "gen4_turbo", "promptImage": "https://example.com/1.jpeg"}
-#: What a fresh task's data has beside its id (api-facts 1.2).
+#: The data of a new task, apart from its id (api-facts 1.2).
 REST = (
     '"state":"","status":"","prompt":"","prompt_en":null,"video_url":null,"poster":null,'
     '"last_frame":null,"msg":null,"point":"","refund":"","create_time":"","update_time":""'
@@ -28,7 +28,7 @@ HTML = "text/html; charset=utf-8"
 
 @attrs.frozen
 class Got:
-    """One whole answer, as it came over the socket."""
+    """One whole response, as received from the socket."""
 
     raw: bytes
 
@@ -59,7 +59,7 @@ class Got:
 
 
 async def send(url: str, method: str, target: str, body: object = None, **headers: str) -> Got:
-    """Send one request and read all that comes until the connection closes."""
+    """Send one request and read until the connection closes."""
     sent = b"" if body is None else json.dumps(body).encode()
     named = {
         "Host": "x",
@@ -92,15 +92,15 @@ class Caller:
     async def get(self, target: str, **headers: str) -> Got:
         return await send(self.gateway.base_url, "GET", target, **headers)
 
-    async def look(self) -> Got:
+    async def poll(self) -> Got:
         return await self.post("/runway/feed", {"task_id": self.task_id})
 
     async def video_url(self) -> str:
         await self.submit()
-        return str((await self.look()).data["video_url"])
+        return str((await self.poll()).data["video_url"])
 
     async def download(self, **headers: str) -> Got:
-        """Submit, look, and fetch the file."""
+        """Submit, poll, and download the file."""
         return await self.fetch(await self.video_url(), **headers)
 
     async def fetch(self, url: str, **headers: str) -> Got:
@@ -115,19 +115,19 @@ class Caller:
 
 @asynccontextmanager
 async def running(**options: Any) -> AsyncIterator[Caller]:
-    """A gateway whose tasks are over at once, and its caller."""
+    """Yield a gateway whose tasks end at once, and its caller."""
     async with Simulator(**{"takes": 0.0, **options}) as gateway:
         yield Caller(gateway)
 
 
 @pytest.fixture
 async def caller() -> AsyncIterator[Caller]:
-    """A gateway whose tasks are over at once, and its caller."""
+    """Yield a gateway whose tasks end at once, and its caller."""
     async with running() as caller:
         yield caller
 
 
-# Submits that name a task in another way.
+# Other answers to a submit.
 
 ACCEPTED = {
     "taskId": '{"code":200,"msg":"success","data":{"taskId":"ID",REST}}',
@@ -187,7 +187,7 @@ def test_every_shape_is_tried_here() -> None:
 
 @pytest.mark.parametrize("shape", ACCEPTED)
 async def test_a_submit_is_answered_in_any_shape(caller: Caller, shape: str) -> None:
-    """Each shape is sent to the byte, and a task exists behind it."""
+    """Each shape is sent byte for byte, and a task exists."""
     caller.gateway.fault("submit", faults.Speaks(shape))
     got = await caller.submit()
     encoding, content_type = ENCODED.get(shape, ("utf-8", JSON))
@@ -203,36 +203,36 @@ async def test_a_submit_is_answered_in_any_shape(caller: Caller, shape: str) -> 
 
 
 async def test_utf_16_comes_with_its_mark(caller: Caller) -> None:
-    """The first two bytes tell the byte order."""
+    """The first two bytes are the byte order mark."""
     caller.gateway.fault("submit", faults.Speaks("utf_16"))
     assert (await caller.submit()).body[:2] in {b"\xff\xfe", b"\xfe\xff"}
 
 
 async def test_a_shape_can_be_the_gateways_own_or_a_scripts() -> None:
-    """A shape stands wherever a dialect can."""
+    """A shape may be used wherever a dialect can."""
     async with running(dialect="taskId") as caller:
         caller.gateway.script("odd", dialect="data_list")
         assert "taskId" in (await caller.submit()).data
-        assert (await caller.look()).data["status"] == "3"
+        assert (await caller.poll()).data["status"] == "3"
         await caller.submit(prompt="odd")
-        assert (await caller.look()).data[0]["status"] == "3"
-    with pytest.raises(ValueError, match="dialect='nope' is unknown; there are: envelope,"):
+        assert (await caller.poll()).data[0]["status"] == "3"
+    with pytest.raises(ValueError, match="dialect='nope' is unknown; the dialects are: envelope,"):
         faults.Speaks("nope")
 
 
-# Polls that tell the end in another way.
+# Other answers to a poll.
 
 
 @pytest.mark.parametrize("shape", ["data_is_id", "result_is_id"])
 async def test_some_shapes_are_for_submits_alone(caller: Caller, shape: str) -> None:
-    """The feed of a gateway that answers with a bare id answers with the envelope."""
+    """The feed of a gateway that answers submits with a bare id returns the envelope."""
     await caller.submit()
     caller.gateway.fault("feed", faults.Speaks(shape))
-    assert (await caller.look()).data["status"] == "3"
+    assert (await caller.poll()).data["status"] == "3"
 
 
-def told_by(shape: str, body: Any) -> tuple[object, ...]:
-    """The word, the address and the reason, as each of these shapes tells them."""
+def fields_in(shape: str, body: Any) -> tuple[object, ...]:
+    """Return the word, the URL and the reason in each of these shapes."""
     match shape:
         case "data_url":
             data = body["data"]
@@ -253,10 +253,10 @@ def told_by(shape: str, body: Any) -> tuple[object, ...]:
         ("official_deer", ("RUNNING", "SUCCEEDED", "FAILED")),
     ],
 )
-async def test_a_poll_tells_the_state_in_any_shape(
+async def test_a_poll_has_the_state_in_any_shape(
     caller: Caller, shape: str, words: tuple[str, str, str]
 ) -> None:
-    """Each shape has its own words, and its own places for the address and the reason."""
+    """Each shape has its own words, and its own fields for the URL and the reason."""
     quiet = "" if shape.startswith("unified") else None
     error = {"code": "moderation_blocked", "message": "blocked"}
     caller.gateway.script("runs", then="stall", queued=0.0, dialect=shape)
@@ -268,13 +268,13 @@ async def test_a_poll_tells_the_state_in_any_shape(
         failure_code="moderation_blocked",
         dialect=shape,
     )
-    told = {}
+    shown = {}
     for prompt in ("runs", "ends", "fails"):
         await caller.submit(prompt=prompt)
-        told[prompt] = told_by(shape, json.loads((await caller.look()).body))
-    url = told["ends"][1]
+        shown[prompt] = fields_in(shape, json.loads((await caller.poll()).body))
+    url = shown["ends"][1]
     assert str(url).startswith(f"{caller.gateway.cdn_url}/attachments/")
-    assert told == {
+    assert shown == {
         "runs": (words[0], None, quiet),
         "ends": (words[1], url, quiet),
         "fails": (words[2], None, "blocked" if quiet == "" else error),
@@ -282,12 +282,12 @@ async def test_a_poll_tells_the_state_in_any_shape(
 
 
 async def test_raw_video_url_may_be_the_input(caller: Caller) -> None:
-    """While a redrawn video runs, `raw_video_url` is the one that was sent in."""
+    """While a video is restyled, `raw_video_url` is the one in the request."""
     caller.gateway.script(then="stall", queued=0.0, dialect="raw_is_input")
     video = "https://example.com/in.mp4"
     await caller.post("/runway/pro/video2video", {**BODY, "video": video})
-    told = (await caller.look()).data
-    assert (told["status"], told["video_url"], told["raw_video_url"]) == ("1", None, video)
+    shown = (await caller.poll()).data
+    assert (shown["status"], shown["video_url"], shown["raw_video_url"]) == ("1", None, video)
 
 
 @pytest.mark.parametrize("word", ["error", "failed", "rejected", "aborted", "moderated", "失败"])
@@ -299,50 +299,50 @@ async def test_any_word_can_be_the_last_one(
     """The words of an end, its refund and its reason are the script's."""
     caller.gateway.script(then="fail", end_status="", end_state=word, refund=refund, reason=reason)
     await caller.submit()
-    told = (await caller.look()).data
-    assert (told["state"], told["status"], told["refund"]) == (word, "", points)
-    assert told["msg"] == reason
+    shown = (await caller.poll()).data
+    assert (shown["state"], shown["status"], shown["refund"]) == (word, "", points)
+    assert shown["msg"] == reason
     assert caller.gateway.balance == (100_000.0 if refund else 99_680.0)
     assert caller.gateway.tasks[0].refunded is refund
 
 
 async def test_the_words_of_an_end_wait_for_it(caller: Caller) -> None:
-    """Before its end a task says what its dialect says."""
+    """Before its end a task has the words of its dialect."""
     caller.gateway.script(then="stall", queued=0.0, end_status="9", end_state="ready")
     await caller.submit()
-    told = (await caller.look()).data
-    assert (told["status"], told["state"]) == ("1", "running")
+    shown = (await caller.poll()).data
+    assert (shown["status"], shown["state"]) == ("1", "running")
 
 
 async def test_a_success_may_have_any_word_too(caller: Caller) -> None:
     """A gateway may call a success `ok`."""
     caller.gateway.script(end_status="ok", end_state="ok")
     await caller.submit()
-    told = (await caller.look()).data
-    assert (told["status"], told["state"], told["refund"]) == ("ok", "ok", "0")
-    assert told["video_url"]
+    shown = (await caller.poll()).data
+    assert (shown["status"], shown["state"], shown["refund"]) == ("ok", "ok", "0")
+    assert shown["video_url"]
 
 
 @pytest.mark.parametrize(("refund", "credits_"), [(True, 0), (False, 320)])
 async def test_an_official_failure_has_its_code_and_its_cost(
     caller: Caller, *, refund: bool, credits_: int
 ) -> None:
-    """What is fully given back costs 0, and what is moderated may cost as much as a success."""
+    """A refunded failure costs 0, and a moderated one may cost as much as a success."""
     caller.gateway.script(then="fail", failure_code="SAFETY.OUTPUT", reason="no", refund=refund)
     await caller.post("/runwayml/v1/image_to_video", OFFICIAL)
-    told = json.loads((await caller.get(f"/runwayml/v1/tasks/{caller.task_id}")).body)
-    assert (told["status"], told["failure"], told["failureCode"]) == (
+    shown = json.loads((await caller.get(f"/runwayml/v1/tasks/{caller.task_id}")).body)
+    assert (shown["status"], shown["failure"], shown["failureCode"]) == (
         "FAILED",
         "no",
         "SAFETY.OUTPUT",
     )
-    assert told["cost"] == {"credits": credits_}
-    assert "estimatedCost" not in told
+    assert shown["cost"] == {"credits": credits_}
+    assert "estimatedCost" not in shown
 
 
 @pytest.mark.parametrize("duration", [2, 4, 6, 8, 10])
 async def test_official_clips_have_many_lengths(caller: Caller, duration: int) -> None:
-    """From two seconds to ten, each is paid for by its length."""
+    """From two to ten seconds, each is priced by its length."""
     got = await caller.post("/runwayml/v1/image_to_video", {**OFFICIAL, "duration": duration})
     assert got.status == 200
     assert caller.gateway.tasks[0].points == 32.0 * duration
@@ -350,7 +350,7 @@ async def test_official_clips_have_many_lengths(caller: Caller, duration: int) -
 
 @pytest.mark.parametrize("duration", [1, 11, 2.5, True, "5"])
 async def test_other_lengths_are_refused(caller: Caller, duration: object) -> None:
-    """A length that no model has makes no task."""
+    """A length that no model supports makes no task."""
     got = await caller.post("/runwayml/v1/image_to_video", {**OFFICIAL, "duration": duration})
     assert (got.status, caller.gateway.submitted) == (400, 0)
 
@@ -359,10 +359,10 @@ async def test_other_lengths_are_refused(caller: Caller, duration: object) -> No
     ("model", "seconds", "made"),
     [("gen4", 5, 1), ("gen4", 7, 0), ("gen9", 7, 1), ("gen9", 0, 0), ("gen9", "7", 0)],
 )
-async def test_a_model_that_is_not_known_makes_any_length(
+async def test_an_unknown_model_accepts_any_length(
     caller: Caller, model: str, seconds: object, made: int
 ) -> None:
-    """Only of the documented models are the lengths known."""
+    """Lengths are checked only for the documented models."""
     await caller.submit(model=model, options={"seconds": seconds})
     assert caller.gateway.submitted == made
 
@@ -393,7 +393,7 @@ PICTURE = "https://example.com/1.jpeg"
 async def test_the_later_routes_make_tasks_too(
     caller: Caller, path: str, body: dict[str, object], gone: str
 ) -> None:
-    """Each route that a gateway documents has its task, and one field it cannot do without."""
+    """Each documented route makes a task, and has one required field."""
     full = {"model": "gen4", **body}
     del (less := dict(full))[gone]
     await caller.post(path, less)
@@ -402,10 +402,10 @@ async def test_the_later_routes_make_tasks_too(
     await caller.post(path, full)
     action = caller.gateway.tasks[0].action
     assert action == path.rpartition("/")[2].upper()
-    assert (await caller.look()).data["video_url"]
+    assert (await caller.poll()).data["video_url"]
 
 
-# Answers that say nothing about a task.
+# Answers without a task.
 
 SAID = {
     "no_credits": (
@@ -506,7 +506,7 @@ KNOWN_HEADERS = {
 
 @pytest.mark.parametrize("name", SAID)
 async def test_a_known_answer_is_sent_to_the_byte(caller: Caller, name: str) -> None:
-    """Status, body and headers are as they were seen, and the log names the answer."""
+    """Status, body and headers are sent unchanged, and the log names the answer."""
     caller.gateway.fault("submit", faults.known(name))
     got = await caller.submit()
     assert (got.status, got.text) == SAID[name]
@@ -523,7 +523,7 @@ def test_every_known_answer_is_tried_here() -> None:
 
 
 async def test_a_known_answer_may_hide_a_task(caller: Caller) -> None:
-    """A page may come before or after the work was done, and so may the charged failure."""
+    """A page, or a failure that is charged, may come before or after the task was made."""
     caller.gateway.fault("submit", faults.known("fatal_error", accepted=True))
     caller.gateway.fault("submit", faults.known("insert_task_failed", accepted=False))
     assert (await caller.submit()).status == 200
@@ -534,13 +534,15 @@ async def test_a_known_answer_may_hide_a_task(caller: Caller) -> None:
 
 def test_an_unknown_known_answer_is_an_error() -> None:
     """The message lists the names."""
-    with pytest.raises(ValueError, match="name='x' is unknown; there are: no_credits, "):
+    with pytest.raises(
+        ValueError, match="name='x' is unknown; the known answers are: no_credits, "
+    ):
         faults.known("x")
 
 
 @pytest.mark.parametrize("status", [307, 401, 402, 403, 404, 408, 409, 425, 444, 460, 499, 600])
 async def test_any_status_can_come_alone(caller: Caller, status: int) -> None:
-    """An answer may be a status and nothing else."""
+    """An answer may be only a status."""
     caller.gateway.fault("feed", faults.Answer(status))
     got = await caller.post("/runway/feed", {"task_id": "x"})
     assert (got.status, got.body, got.headers["Content-Length"]) == (status, b"", "0")
@@ -558,7 +560,7 @@ QUOTED = {
 
 @pytest.mark.parametrize("how", QUOTED)
 async def test_a_refusal_may_quote_the_prompt(caller: Caller, how: Any) -> None:
-    """What was sent comes back, in one of five spellings."""
+    """The refusal contains the prompt, in one of five spellings."""
     caller.gateway.fault("submit", faults.Quotes(how))
     got = await caller.submit(prompt=PROMPT)
     message = json.loads(got.body)["error"]["message"]
@@ -568,14 +570,14 @@ async def test_a_refusal_may_quote_the_prompt(caller: Caller, how: Any) -> None:
 
 
 async def test_a_refusal_may_be_megabytes_long(caller: Caller) -> None:
-    """The message of a 400 has no end that a reader would want to reach."""
+    """The message of a 400 may be larger than a client should read."""
     caller.gateway.fault("submit", faults.HugeRefusal(2))
     got = await caller.submit()
     assert got.status == 400
     assert len(json.loads(got.body)["error"]["message"]) > 2 * 1024 * 1024
 
 
-# What stands around an answer.
+# Around an answer.
 
 
 @pytest.mark.parametrize("status", [102, 103])
@@ -589,7 +591,7 @@ async def test_an_informational_answer_comes_first(caller: Caller, status: int) 
 
 
 async def test_an_informational_answer_may_be_all(caller: Caller) -> None:
-    """A connection may close after a 103, with a task behind it."""
+    """A connection may close after a 103, and the task exists."""
     caller.gateway.fault("submit", faults.Informational(103, faults.Drop(accepted=True)))
     got = await caller.submit()
     assert got.raw.startswith(b"HTTP/1.1 103 ")
@@ -599,7 +601,7 @@ async def test_an_informational_answer_may_be_all(caller: Caller) -> None:
 
 @pytest.mark.usefixtures("virtual")
 async def test_an_informational_answer_may_find_its_client_gone(caller: Caller) -> None:
-    """The work is done for a client that hung up before the 103 was sent."""
+    """The task is made for a client that disconnects before the 103."""
     caller.gateway.fault("submit", faults.Slow(5.0, faults.Informational()))
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(1.0):
@@ -610,7 +612,7 @@ async def test_an_informational_answer_may_find_its_client_gone(caller: Caller) 
 
 @pytest.mark.parametrize(("size", "count"), [(8200, 1), (10, 200)])
 async def test_a_head_may_be_large(caller: Caller, size: int, count: int) -> None:
-    """One header of 8,200 bytes, or two hundred of them, stand over the right answer."""
+    """The right answer has one more header of 8,200 bytes, or two hundred."""
     caller.gateway.fault("submit", faults.LargeHead(size, count))
     got = await caller.submit()
     more = [value for name, value in got.headers.items() if name.startswith("X-Policy-")]
@@ -629,7 +631,7 @@ RETRY_AFTER = ["1893456000", "86400", "Thu, 01 Jan 2099 00:00:00 GMT", "1e400", 
 async def test_retry_after_may_say_anything(
     caller: Caller, value: str, status: Any, form: Any, name: str
 ) -> None:
-    """Text goes out as it is, on 429 and on 503, in both headers."""
+    """Text is sent unchanged, on 429 and on 503, in both headers."""
     fault = faults.TooManyRequests(value, form, status=status)
     caller.gateway.fault("submit", fault)
     got = await caller.submit()
@@ -638,11 +640,11 @@ async def test_retry_after_may_say_anything(
 
 
 async def test_a_long_retry_after_is_written_out(caller: Caller) -> None:
-    """A number is not rounded, and downloads and feeds may ask for it as well."""
+    """A number is not rounded, and downloads and polls may have the header as well."""
     video = await caller.video_url()
     caller.gateway.fault("feed", faults.TooManyRequests(86400123, status=503))
     caller.gateway.fault("download", faults.TooManyRequests(1893456.5, "milliseconds"))
-    assert (await caller.look()).headers["Retry-After"] == "86400123"
+    assert (await caller.poll()).headers["Retry-After"] == "86400123"
     got = await caller.fetch(video)
     assert (got.status, got.headers["retry-after-ms"]) == (429, "1893456500")
 
@@ -651,7 +653,7 @@ async def test_a_long_retry_after_is_written_out(caller: Caller) -> None:
 
 
 async def test_the_balance_of_a_token_needs_the_last_slash(caller: Caller) -> None:
-    """Without it New-API's router answers with a redirect to itself."""
+    """Without it New-API's router redirects to the same path with a slash."""
     got = await caller.get("/api/usage/token")
     assert (got.status, got.headers["Location"]) == (301, "/api/usage/token/")
     assert got.text == '<a href="/api/usage/token/">Moved Permanently</a>.\n\n'
@@ -660,7 +662,7 @@ async def test_the_balance_of_a_token_needs_the_last_slash(caller: Caller) -> No
 
 
 async def test_duomi_takes_the_key_from_the_body() -> None:
-    """The key is the body's field `key`, and no Authorization is needed; it is not kept."""
+    """The key is the field `key`, without Authorization; it is not kept."""
     async with running(key_style="body", feed_verb="any") as caller:
         body = {**BODY, "key": "sk-simulated"}
         path = "/api/video/runway"
@@ -688,7 +690,7 @@ async def test_an_exact_link_answers_to_its_own_bytes_only() -> None:
 
 
 async def test_a_redirect_may_lead_to_an_exact_link() -> None:
-    """The address in `Location` has to go out as it came, too."""
+    """The URL in `Location` has to be requested byte for byte, too."""
     async with running(exact_links=True, media="redirect") as caller:
         url = await caller.video_url()
         assert "%" not in url
@@ -702,18 +704,18 @@ async def test_a_redirect_may_lead_to_an_exact_link() -> None:
 
 
 async def test_an_address_may_be_relative_to_the_gateway() -> None:
-    """`video_url` has a path and no origin; the API's own serves it."""
+    """`video_url` has a path without an origin, and the API serves it."""
     async with running(media="relative") as caller:
         path = await caller.video_url()
         assert path.startswith("/attachments/video/runway/")
         got = await caller.get(path)
         assert (got.status, got.headers["Content-Type"]) == (200, "video/mp4")
-    with pytest.raises(ValueError, match="media='disk' is none of: api, cdn, redirect, relative"):
+    with pytest.raises(ValueError, match='is not one of "cdn", "api", "redirect", "relative"'):
         Simulator(media="disk")  # type: ignore[arg-type]
 
 
 async def test_a_file_may_come_in_gzip(caller: Caller) -> None:
-    """The length is that of what is sent, and a bomb is much larger than it looks."""
+    """The length is that of the compressed bytes, and a bomb is much larger when unpacked."""
     whole = await caller.download()
     caller.gateway.fault("download", faults.Gzipped())
     caller.gateway.fault("download", faults.Gzipped(megabytes=4))
@@ -727,7 +729,7 @@ async def test_a_file_may_come_in_gzip(caller: Caller) -> None:
 
 
 async def test_a_chunked_file_may_have_a_byte_more(caller: Caller) -> None:
-    """Something may follow in the last chunk, or behind the end of the body."""
+    """Bytes may follow in the last chunk, or after the end of the body."""
     whole = (await caller.download()).body
     caller.gateway.fault("download", faults.Chunked())
     caller.gateway.fault("download", faults.Chunked(extra="\n"))
@@ -746,7 +748,7 @@ async def test_a_chunked_file_may_have_a_byte_more(caller: Caller) -> None:
 
 @pytest.mark.parametrize("content_range", [None, "bytes */0"])
 async def test_a_range_may_be_refused(caller: Caller, content_range: str | None) -> None:
-    """416 to every request for a part, and the file to every other."""
+    """Every request for a range gets a 416, every other the file."""
     caller.gateway.fault("download", faults.RefusesRange(content_range), times=None)
     got = await caller.download(Range="bytes=5-")
     assert (got.status, got.body, got.headers.get("Content-Range")) == (416, b"", content_range)
@@ -755,7 +757,7 @@ async def test_a_range_may_be_refused(caller: Caller, content_range: str | None)
 
 @pytest.mark.parametrize("last_modified", [True, False])
 async def test_a_file_may_have_no_etag(caller: Caller, *, last_modified: bool) -> None:
-    """Last-Modified alone, or nothing, tells one version of a file from another."""
+    """Only Last-Modified, or no header at all, identifies the version of a file."""
     caller.gateway.fault("download", faults.WithoutETag(last_modified=last_modified))
     got = await caller.download()
     assert "ETag" not in got.headers
@@ -772,10 +774,10 @@ async def test_a_file_may_have_no_etag(caller: Caller, *, last_modified: bool) -
         (faults.known("captive_portal"), 200, 140),
     ],
 )
-async def test_a_file_may_not_be_there_yet(
+async def test_a_file_may_not_be_ready_yet(
     caller: Caller, fault: Fault, status: int, size: int
 ) -> None:
-    """A host that is not ready answers in many ways, and then with the file."""
+    """The host answers in several ways before it serves the file."""
     caller.gateway.fault("download", fault)
     got = await caller.download()
     assert (got.status, len(got.body)) == (status, size)
@@ -785,8 +787,8 @@ async def test_a_file_may_not_be_there_yet(
 # Weather.
 
 
-async def test_weather_happens_by_chance_and_by_the_seed() -> None:
-    """Two gateways with one seed have the same trouble, and the log names each of it."""
+async def test_weather_depends_on_the_seed() -> None:
+    """Two gateways with one seed have the same faults, and the log names each of them."""
     runs = []
     for _ in range(2):
         async with running(weather=0.5, seed=1) as caller:
@@ -801,13 +803,13 @@ async def test_weather_happens_by_chance_and_by_the_seed() -> None:
 
 @pytest.mark.parametrize("weather", [-0.1, 1.1])
 def test_weather_is_a_share(weather: float) -> None:
-    """More than every request cannot go wrong."""
+    """Its share is at most 1."""
     with pytest.raises(ValueError, match="weather"):
         Simulator(weather=weather)
 
 
-async def test_what_is_planned_comes_before_the_weather() -> None:
-    """A fault that is planned happens; a path that nobody knows has no weather."""
+async def test_plans_come_before_the_weather() -> None:
+    """A planned fault happens first; an unknown path has no weather."""
     async with running(weather=1.0) as caller:
         caller.gateway.fault("submit", faults.Answer(418))
         assert (await caller.submit()).status == 418
@@ -815,11 +817,11 @@ async def test_what_is_planned_comes_before_the_weather() -> None:
         assert [one.fault for one in caller.gateway.requests] == ["Answer", None]
 
 
-# What a fault may be.
+# Valid faults.
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "shown"),
     [
         (lambda: faults.Answer(99), "Answer: status=99 is not a whole number from 200 to 999"),
         (lambda: faults.Answer(status=True), "Answer: status=True is not a whole number"),
@@ -833,7 +835,7 @@ async def test_what_is_planned_comes_before_the_weather() -> None:
             lambda: faults.Answer(200, headers=(("a", "b\r\nc"),)),
             r"Answer: headers=\(\('a', 'b\\r\\nc'\),\) is not pairs",
         ),
-        (lambda: faults.Drop(accepted="yes"), "Drop: accepted='yes' is not True or False"),
+        (lambda: faults.Drop(accepted="yes"), "Drop: accepted='yes' is not true or false"),
         (
             lambda: faults.Hang(after_bytes=-1),
             "Hang: after_bytes=-1 is not a whole number from 0 to 1000000000, or None",
@@ -842,7 +844,7 @@ async def test_what_is_planned_comes_before_the_weather() -> None:
         (lambda: faults.Slow(1, then="Drop"), "Slow: then='Drop' is not a Fault, or None"),
         (
             lambda: faults.TooManyRequests(1, form="hours"),
-            "TooManyRequests: form='hours' is not one of 'seconds', 'milliseconds', 'date'",
+            'TooManyRequests: form=.hours. is not one of "seconds", "milliseconds", "date"',
         ),
         (
             lambda: faults.TooManyRequests(-1),
@@ -851,13 +853,13 @@ async def test_what_is_planned_comes_before_the_weather() -> None:
         (lambda: faults.Informational(200), "Informational: status=200 is not .* 102 to 199"),
     ],
 )
-def test_a_fault_that_cannot_be_says_why(make: Any, told: str) -> None:
+def test_an_invalid_fault_says_why(make: Any, shown: str) -> None:
     """The message names the fault, the field, the value and what is allowed."""
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=shown):
         make()
 
 
 def test_what_follows_a_slow_fault_has_its_places_too() -> None:
-    """A fault of the feed does not happen to a submit, however late it comes."""
+    """A fault of the feed does not happen to a submit, also after a delay."""
     with pytest.raises(ValueError, match=r"NoUrl.* cannot happen on 'submit'"):
         faults.on("submit", faults.Slow(1, faults.NoUrl()))

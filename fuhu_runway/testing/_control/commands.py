@@ -2,9 +2,9 @@
 The control API of a running simulator: its own methods as JSON, for programs in any language.
 
 Rule 1. A control request is never counted, limited or subject to a fault.
-Rule 2. A request that names another host or comes from another origin is turned away, since a web
+Rule 2. A request that names another host or comes from another origin is refused, since a web
     page may have sent it.
-Rule 3. Each command is one function below; the page about them is written from it.
+Rule 3. Each command is one function below, and its reference page is generated from it.
 """
 
 import json
@@ -27,7 +27,7 @@ from fuhu_runway.testing.simulator import Simulator
 
 from . import arguments as _arguments
 from . import replies as _replies
-from .arguments import FAULTS, PATTERN, REQUIRED, TEXT, Field, Fields, Rejected, invalid
+from .arguments import FAULTS, PATTERN, REQUIRED, TEXT, Field, Fields, Rejected, invalid, plain
 
 Arguments = Mapping[str, Any]
 
@@ -40,12 +40,11 @@ class Control:
     store: Store
 
     def add_to(self, app: web.Application) -> None:
-        """Answer on the API's origin, under a prefix of its own."""
         app.router.add_route("*", CONTROL, self.receive)
         app.router.add_route("*", f"{CONTROL}/{{path:.*}}", self.receive)
 
     async def receive(self, request: web.Request) -> web.Response:
-        """Run the command that *request* names, or answer why not."""
+        """Run the command that *request* names, and return its answer or the error."""
         try:
             _check_caller(request)
             command = _command(request.method, request.match_info.get("path", ""))
@@ -56,7 +55,7 @@ class Control:
         except RecursionError:
             return _reply({"error": {"message": "the body is nested too deeply"}}, 400)
         except ConnectionError:
-            # The caller left before its request was complete, and there is no one to answer.
+            # The caller disconnected before its request was complete.
             return web.Response()
 
 
@@ -65,19 +64,19 @@ Run = Callable[[Control, Arguments], JsonObject]
 
 @attrs.frozen
 class Command:
-    """One thing that can be asked for."""
+    """One method on one path."""
 
     method: str
     path: str
     run: Run
-    #: What is in the answer, by name, or the class of each of its rows.
+    #: The fields of the answer and their meaning, or the class of each of its rows.
     answer: Mapping[str, str] | type
-    #: Of the body, or for a GET of the query.
+    #: The fields of the body, or of the query for a GET.
     fields: Fields
 
     @property
     def line(self) -> str:
-        """Return how it is asked for."""
+        """Return its method and path."""
         return f"{self.method} {CONTROL}/{self.path}"
 
 
@@ -98,24 +97,24 @@ def command(
 
 
 def _reply(body: JsonObject, status: int = 200) -> web.Response:
-    # ASCII, since a prompt may hold what no encoding can write.
+    # ASCII, since a prompt may contain half a surrogate pair, which cannot be encoded.
     text = json.dumps(body, allow_nan=False) + "\n"
     headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
     return web.json_response(text=text, status=status, headers=headers)
 
 
 def _check_caller(request: web.Request) -> None:
-    """Raise Rejected for a web page in a browser on this machine."""
+    """Raise Rejected if the request may come from a web page in a browser on this machine."""
     host = request.headers.get("Host", "")
     try:
         is_here = is_loopback(URL(f"http://{host}").host or "")
     except ValueError:
         is_here = False
     if not is_here:
-        raise Rejected("the Host is not this machine", 403, field="Host", allowed="127.0.0.1")
+        raise Rejected("Host must be this machine", 403, field="Host", allowed="127.0.0.1")
     if request.headers.get("Origin", f"http://{host}") != f"http://{host}":
         raise Rejected("other origins are not allowed", 403, field="Origin", allowed="none")
-    # What a browser says of a request that no page of another site made.
+    # The values that browsers send unless a page of another site made the request.
     if request.headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:
         raise Rejected("other sites are not allowed", 403, field="Sec-Fetch-Site")
 
@@ -124,15 +123,15 @@ def _command(method: str, path: str) -> Command:
     found = {one.method: one for one in COMMANDS if one.path == path}
     if not found:
         allowed = [one.line for one in COMMANDS]
-        raise Rejected(f"there is no {CONTROL}/{path}", 404, allowed=allowed)
+        raise Rejected(f"{CONTROL}/{path} does not exist", 404, allowed=allowed)
     if method not in found:
         allowed = [one.line for one in found.values()]
-        raise Rejected(f"{CONTROL}/{path} takes no {method}", 405, allowed=allowed)
+        raise Rejected(f"{CONTROL}/{path} does not support {method}", 405, allowed=allowed)
     return found[method]
 
 
 async def _given(command: Command, request: web.Request) -> object:
-    """Return the fields that came: of a GET in the query, of the others in the body."""
+    """Return the fields of the query for a GET, else of the body."""
     if command.method != "GET":
         _arguments.read({}, dict(request.query), "query")
         try:
@@ -141,7 +140,7 @@ async def _given(command: Command, request: web.Request) -> object:
             raise Rejected("the body is too large", 413, field="body") from large
     given = dict(request.query)
     if len(given) < len(request.query):
-        raise Rejected("a field is there twice", field="query", allowed=list(command.fields))
+        raise Rejected("a field is given twice", field="query", allowed=list(command.fields))
     return given
 
 
@@ -149,7 +148,7 @@ def _filters(kind: type, *names: str) -> dict[str, Field]:
     return {
         name: attrs.evolve(
             _arguments.field_of(attrs.fields_dict(kind)[name].type, kind.__name__, name),
-            help="Only those with this value.",
+            help="Return only those with this value.",
             default=None,
         )
         for name in names
@@ -161,11 +160,11 @@ def _chosen(rows: list[JsonObject], arguments: Arguments) -> list[JsonObject]:
 
 
 SCRIPT: Final = {
-    "prompt": attrs.evolve(TEXT, help="All tasks with exactly this prompt.", default=None),
-    "pattern": attrs.evolve(PATTERN, help="All tasks in whose prompt this is found.", default=None),
+    "prompt": attrs.evolve(plain(TEXT), help="All tasks with this exact prompt.", default=None),
+    "pattern": attrs.evolve(PATTERN, help="All tasks whose prompt matches it.", default=None),
     **_arguments.fields_of(Simulator.script),
 }
-#: The options of the gateway that are JSON and no secret.
+#: The options of the gateway that are JSON and not secret.
 OPTIONS: Final = (
     "prefix",
     "speed",
@@ -187,38 +186,38 @@ OPTIONS: Final = (
     "expired_status",
 )
 PLANS: Final = {
-    "scripts": "As they were asked for, with every field and with `for`: prompt, pattern, next, or "
+    "scripts": "As they were planned, with every field and with `for`: prompt, pattern, next, or "
     "function for one that only Python can write. The one that applies first comes first.",
-    "faults": "As they were asked for, with the requests and seconds that are left of them.",
+    "faults": "As they were planned, with the remaining requests and seconds.",
 }
 COUNTERS: Final = {
     "submitted": "Billable tasks.",
-    "duplicates": "Tasks whose request came before, byte for byte.",
+    "duplicates": "Tasks with the same request as an earlier one, byte for byte.",
     "states": "Tasks in each state.",
     "polls": "How often the client polled a task.",
-    "requests": "Requests on both origins, as far as they are remembered.",
-    "places": "Those of each kind: submit, feed, download, balance, official, unknown.",
-    "peak_requests": "The most that ever had to be answered at once.",
-    "limited": "Requests that the rate limit turned away.",
+    "requests": "Remembered requests to both origins.",
+    "places": "Requests of each kind: submit, feed, download, balance, official, unknown.",
+    "peak_requests": "The largest number of requests in flight at once.",
+    "limited": "Requests that the rate limit refused.",
     "leaked": "Requests to the second origin that carried a key.",
     "balance": "The points that the first account has left; null without limit.",
-    "refunds": "The points that were refunded, to all accounts.",
+    "refunds": "The points refunded to all accounts.",
     "callbacks_delivered": "Callbacks that were answered with a 2xx.",
-    "callbacks_failed": "Callbacks that were answered with anything else, or not at all.",
-    "scripts_waiting": "Scripts for the next task that no task has taken yet.",
-    "faults_waiting": "Faults that have not happened yet, or not for the last time.",
+    "callbacks_failed": "Callbacks that got another status or no response.",
+    "scripts_waiting": "Scripts for a next task that has not been submitted yet.",
+    "faults_waiting": "Faults that can still happen.",
 }
 
 
-@command("GET health", {"status": "ok", "now": "Simulated seconds since the gateway opened."})
+@command("GET health", {"status": "ok", "now": "Simulated seconds since the first start."})
 def health(control: Control, _: Arguments) -> JsonObject:
-    """Return whether it runs."""
+    """Return the status and the simulated time."""
     return {"status": "ok", "now": round(control.store.clock.now(), 6)}
 
 
 @command("GET options", Simulator)
 def options(control: Control, _: Arguments) -> JsonObject:
-    """Return where it is, and how it was set up."""
+    """Return its addresses and options."""
     gateway = control.gateway
     return {
         "base_url": gateway.base_url,
@@ -236,26 +235,26 @@ def options(control: Control, _: Arguments) -> JsonObject:
 @command(
     "GET kinds",
     {
-        "endings": "How a task may end.",
-        "dialects": "How the gateway may answer.",
-        "faults": "What can go wrong, by name: in words, where, and with which fields.",
+        "endings": "The values of `then`.",
+        "dialects": "The values of `dialect`.",
+        "faults": "The faults by name, with their description, places and fields.",
     },
 )
 def kinds(_control: Control, _: Arguments) -> JsonObject:
-    """Return every word that scripts and faults are made of."""
+    """Return the endings, dialects and faults that can be planned."""
     found = {}
     for name, kind in FAULTS.items():
         fields = {}
         for field, one in kind.fields.items():
             default = {} if one.default is REQUIRED else {"default": one.default}
             fields[field] = {"allowed": one.allowed, **default}
-        found[name] = {"told": kind.help, "where": sorted(kind.places), "fields": fields}
+        found[name] = {"description": kind.help, "where": sorted(kind.places), "fields": fields}
     return {"endings": list(get_args(Ending)), "dialects": list(NAMES), "faults": found}
 
 
 @command("POST scripts", {"script": "The script, as in `GET /-/plans`."}, SCRIPT)
 def script(control: Control, arguments: Arguments) -> JsonObject:
-    """Set beforehand what a task will do: each one that is named, or else the next one."""
+    """Plan what a task will do: the tasks with this prompt or pattern, or else the next task."""
     rest = dict(arguments)
     named = [rest.pop(name) for name in ("prompt", "pattern") if name in rest]
     if len(named) > 1:
@@ -266,7 +265,7 @@ def script(control: Control, arguments: Arguments) -> JsonObject:
         why = f"is not valid: a task that ends as {then!r} has no URL"
         raise invalid("url_after", rest["url_after"], 'nothing, or "then": "succeed"', why)
     control.gateway.script(named[0] if named else None, **rest)
-    # The last one that names a task comes first, and of those that name none the last one last.
+    # Named rules are in reverse order, the others in order.
     return {"script": _replies.script(control.store.rules[0 if named else -1])}
 
 
@@ -276,7 +275,7 @@ def script(control: Control, arguments: Arguments) -> JsonObject:
     _arguments.fields_of(Simulator.fault),
 )
 def fault(control: Control, arguments: Arguments) -> JsonObject:
-    """Let something go wrong with the next requests of a kind."""
+    """Plan a fault for the next requests of a kind."""
     _arguments.planned(arguments)
     control.gateway.fault(**arguments)
     now = control.store.clock.now()
@@ -285,20 +284,20 @@ def fault(control: Control, arguments: Arguments) -> JsonObject:
 
 @command("GET plans", PLANS)
 def plans(control: Control, _: Arguments) -> JsonObject:
-    """Return the scripts and faults that wait."""
+    """Return the planned scripts and faults."""
     return _replies.plans(control.store)
 
 
 @command("DELETE plans", PLANS)
 def forget(control: Control, _: Arguments) -> JsonObject:
-    """Forget them; a task keeps its script."""
+    """Forget the planned scripts and faults; a task keeps its script."""
     control.gateway.forget_plans()
     return _replies.plans(control.store)
 
 
 @command("GET tasks", TaskView, _filters(TaskView, "task_id", "prompt", "state"))
 def tasks(control: Control, arguments: Arguments) -> JsonObject:
-    """Return the billable tasks, in the order they were accepted."""
+    """Return the billable tasks, in the order of submission."""
     instant = control.store.clock.instant
     rows = [_replies.task(view, instant) for view in control.gateway.tasks]
     return {"tasks": _chosen(rows, arguments)}
@@ -306,21 +305,21 @@ def tasks(control: Control, arguments: Arguments) -> JsonObject:
 
 @command("GET duplicates", {"duplicates": "A list of lists of task ids."})
 def duplicates(control: Control, _: Arguments) -> JsonObject:
-    """Return the tasks that share a request, byte for byte, in groups of two and more."""
+    """Return the tasks with the same request, byte for byte, in groups of at least two."""
     groups = control.gateway.duplicates
     return {"duplicates": [[view.task_id for view in group] for group in groups]}
 
 
 @command("GET ledger", LedgerEntry, _filters(LedgerEntry, "task_id", "prompt"))
 def ledger(control: Control, arguments: Arguments) -> JsonObject:
-    """Return what became of every paid submit."""
+    """Return the outcome of every paid submit."""
     rows = [{**attrs.asdict(one), "answered": one.answered} for one in control.gateway.ledger()]
     return {"ledger": _chosen(rows, arguments)}
 
 
 @command("GET requests", Seen, _filters(Seen, "where", "origin", "task_id"))
 def requests(control: Control, arguments: Arguments) -> JsonObject:
-    """Return the requests on both origins, in the order they came."""
+    """Return the requests to both origins, in order."""
     instant, keys = control.store.clock.instant, control.store.accounts
     rows = [_replies.seen(one, instant, keys) for one in control.gateway.requests]
     return {"requests": _chosen(rows, arguments)}
@@ -328,7 +327,7 @@ def requests(control: Control, arguments: Arguments) -> JsonObject:
 
 @command("GET counters", COUNTERS)
 def counters(control: Control, _: Arguments) -> JsonObject:
-    """Return all that it counts."""
+    """Return all counters."""
     gateway, store = control.gateway, control.store
     return {
         "submitted": gateway.submitted,
@@ -351,18 +350,18 @@ def counters(control: Control, _: Arguments) -> JsonObject:
 
 @command(
     "POST keys",
-    {"name": "What the balance routes call it.", "points": "What it has."},
+    {"name": "Its name on the balance routes.", "points": "Its points."},
     _arguments.fields_of(Simulator.add_key),
 )
 def add_key(control: Control, arguments: Arguments) -> JsonObject:
-    """Add an account, which sees none of the others' tasks."""
+    """Add an account, which cannot see the tasks of the others."""
     key, accounts = arguments["key"], control.store.accounts
     if key in accounts:
-        raise invalid("key", "", "a key that the gateway has not", "is there already")
+        raise invalid("key", "", "a key that does not exist yet", "exists already")
     try:
         control.gateway.add_key(**arguments)
     except ValueError as error:
-        allowed = "a name that no other key has"
+        allowed = "a name that is not in use"
         raise invalid("name", arguments.get("name"), allowed, "is taken") from error
     return {"name": accounts[key].name, "points": accounts[key].points}
 

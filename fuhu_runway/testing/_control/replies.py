@@ -1,8 +1,8 @@
 """
 The simulator's values as JSON, without keys.
 
-Instants are simulated seconds since the gateway opened, as durations are everywhere; only the
-ledger has seconds of the wall clock, since it outlives the gateway.
+Instants are simulated seconds since the first start; only the ledger, which outlives the
+process, has Unix seconds.
 """
 
 import json
@@ -21,20 +21,19 @@ HIDDEN: Final = "***"
 
 
 def task(view: TaskView, instant: Callable[[float], float]) -> JsonObject:
-    """Return one task."""
     body = {**view.request, "key": HIDDEN} if "key" in view.request else view.request
     ends = view.finishes_at
     return {
         **attrs.asdict(view, recurse=False, filter=attrs.filters.exclude("raw")),
         "created_at": instant(view.created_at),
         "finishes_at": None if ends is None else instant(ends),
-        # The gateway takes NaN, for which JSON has no word.
+        # The gateway accepts NaN, which JSON cannot represent.
         "request": json.loads(json.dumps(body), parse_constant=str),
     }
 
 
 def seen(one: Seen, instant: Callable[[float], float], keys: Collection[str]) -> JsonObject:
-    """Return one request, with none of the *keys* in it."""
+    """Return one request without any of the *keys*."""
 
     def without_keys(text: str) -> str:
         for key in keys:
@@ -54,7 +53,6 @@ def seen(one: Seen, instant: Callable[[float], float], keys: Collection[str]) ->
 
 
 def plans(store: Store) -> JsonObject:
-    """Return what waits for its tasks and its requests."""
     now = store.clock.now()
     return {
         "scripts": [script(rule) for rule in store.rules],
@@ -63,7 +61,6 @@ def plans(store: Store) -> JsonObject:
 
 
 def script(rule: Rule) -> JsonObject:
-    """Return one script, and the tasks it is for."""
     which: JsonObject
     match rule.which:
         case None:
@@ -79,7 +76,7 @@ def script(rule: Rule) -> JsonObject:
 
 
 def planned(one: Planned, now: float) -> JsonObject:
-    """Return a fault, where it happens, and the requests and seconds that are left of it."""
+    """Return a fault with its place and the remaining requests and seconds."""
     return {**_own_fault(one), "seconds": None if one.until is None else one.until - now}
 
 

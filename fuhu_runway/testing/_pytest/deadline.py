@@ -1,4 +1,4 @@
-"""The real time a test may take: what is not done by then is ended, and shows where it hangs."""
+"""The real time that a test may take: after it, the test is stopped and shows where it hangs."""
 
 import asyncio
 import contextlib
@@ -15,32 +15,32 @@ from typing import Any, cast
 
 import attrs
 
-# Real seconds between two attempts to end what does not let itself be ended.
+# Real seconds between two attempts to stop a test that does not stop.
 AGAIN_AFTER = 1.0
 
 
 class DeadlinePassed(TimeoutError):
-    """What was watched was not done in time."""
+    """The task was not done in time."""
 
 
 class LoopBlocked(BaseException):
-    """Something held the loop's thread past the deadline; no `except Exception` hides it."""
+    """The loop's thread was blocked past the deadline; no `except Exception` hides it."""
 
 
 @attrs.define(eq=False)
 class Deadline:
-    """Ends one task, or what blocks the thread of its loop."""
+    """Cancels one task, or interrupts code that blocks the thread of its loop."""
 
     seconds: float
     task: "asyncio.Task[Any]"
-    #: Kept here, and not read from the module, where tools that freeze time put their own.
+    #: Kept here, since tools that freeze time replace it in its module.
     real_time: Callable[[], float] = time.monotonic
-    #: What there is to say once the deadline has passed.
+    #: The error message, once the deadline has passed.
     report: str | None = None
     _due: float = attrs.field(init=False)
-    #: How often the loop waited for its sockets, and how often it had when the alarm rang last.
-    _turns: int = 0
-    _turns_at_alarm: int = -1
+    #: Rounds of the loop, now and at the last alarm.
+    _rounds: int = 0
+    _rounds_at_alarm: int = -1
 
     def __attrs_post_init__(self) -> None:
         self._due = self.real_time() + self.seconds
@@ -50,17 +50,17 @@ class Deadline:
 
     def has_passed(self, jumped: float) -> bool:
         """
-        Cancel the task if it is time to. The loop asks in each of its rounds.
+        Cancel the task at its deadline. Called in each round of the loop.
 
         Raises:
-            DeadlinePassed: Out of the loop itself, if the task is over, such as that of a fixture.
+            DeadlinePassed: From the loop itself, if the task is done, such as that of a fixture.
         """
-        self._turns += 1
+        self._rounds += 1
         if self.left():
             return False
         self._due = self.real_time() + AGAIN_AFTER
         tasks = asyncio.all_tasks(self.task.get_loop())
-        # Its own comes first.
+        # The task itself comes first.
         stacks = Counter(map(_stack_of, sorted(tasks, key=lambda one: one is not self.task)))
         self.report = (
             f"Not done after {self.seconds:g} real seconds, and stopped. Time was virtual and "
@@ -77,23 +77,23 @@ class Deadline:
     @contextlib.contextmanager
     def alarm(self, waits: CodeType) -> Iterator[None]:
         """
-        Interrupt what blocks the loop's thread, unless the loop is in the function *waits*.
+        Interrupt code that blocks the loop's thread, unless the loop is in the function *waits*.
 
-        It takes a signal to end a system call, and the main thread to get one. Where another tool
-        has the signal, such as pytest-timeout, that tool ends the test.
+        Only a signal ends a system call, and only the main thread receives one. If another tool
+        uses the signal, such as pytest-timeout, that tool stops the test.
         """
 
         def ring(_: int, frame: FrameType | None) -> None:
             __tracebackhide__ = True
-            before, self._turns_at_alarm = self._turns_at_alarm, self._turns
-            if self._turns == before and not any(
+            before, self._rounds_at_alarm = self._rounds_at_alarm, self._rounds
+            if self._rounds == before and not any(
                 one.f_code is waits for one, _ in traceback.walk_stack(frame)
             ):
                 raise LoopBlocked(
-                    f"After {self.seconds:g} real seconds this line still held the thread of the "
-                    "event loop, and with it the gateway, which runs there too. Run blocking code "
-                    "in asyncio.to_thread, a subprocess by asyncio.create_subprocess_exec, and an "
-                    "ASGI app by httpx.ASGITransport in place of TestClient."
+                    f"After {self.seconds:g} real seconds this line still blocked the thread of "
+                    "the event loop, where the gateway runs too. Run blocking code in "
+                    "asyncio.to_thread, a subprocess by asyncio.create_subprocess_exec, and an "
+                    "ASGI app by httpx.ASGITransport instead of TestClient."
                 )
 
         is_main = threading.current_thread() is threading.main_thread()
@@ -111,12 +111,12 @@ class Deadline:
 
 
 def _stack_of(task: "asyncio.Task[Any]") -> str:
-    """Return the lines that *task* is at, from its own coroutine down to what it waits for."""
+    """Return the stack of *task*, from its coroutine down to what that awaits."""
     frames: list[tuple[FrameType, int]] = []
     waits = cast("Any", task.get_coro())
     while True:
-        # Coroutines, generators and asynchronous generators name their frames after themselves. A
-        # step of an asynchronous generator shows the generator to the garbage collector alone.
+        # Coroutines, generators and asynchronous generators have a prefix for their attributes.
+        # A step of an asynchronous generator reveals the generator only to the garbage collector.
         kinds = ("cr", "gi", "ag")
         ways = ((one, kind) for one in (waits, *gc.get_referents(waits)) for kind in kinds)
         found = next((way for way in ways if hasattr(way[0], f"{way[1]}_frame")), None)

@@ -1,13 +1,13 @@
 """
-Nothing but loopback: code that reaches further while a guard watches is stopped and reported.
+The guard of a test: stops and reports every connection that leaves this machine.
 
-Rule 1. Python's own audit events report every socket, whichever library opened it. What a library
-    does in C without Python's sockets is not seen.
-Rule 2. An audit hook can never be taken out again, so there is one for the whole process. It comes
-    with the first guard and lets everything pass while no guard watches.
-Rule 3. What was stopped is remembered: code that hides the error hides nothing.
-Rule 4. A thread that is older than the test, and of no pool, works for something else. It is
-    stopped as well, but the test does not fail for it.
+Rule 1. Python's audit events report every socket, whichever library opened it. Libraries that use
+    their own sockets in C are not seen.
+Rule 2. An audit hook cannot be removed, so there is one for the whole process. It is installed with
+    the first guard, and does nothing while no guard is active.
+Rule 3. Each stopped attempt is recorded, so that it is reported even if the code hides the error.
+Rule 4. A thread that is older than the test, and not of a pool, does not work for the test. It is
+    stopped as well, but the test does not fail.
 """
 
 import concurrent.futures.thread
@@ -24,7 +24,7 @@ from typing import Any, Final, Self
 import attrs
 
 CONNECTS: Final = frozenset({"socket.connect", "socket.sendto", "socket.sendmsg"})
-# These ask a name server only if they get a name, the others for every address too.
+# The first two use a name server only for names, the others also for addresses.
 LOOK_UPS: Final = frozenset({"socket.getaddrinfo", "socket.gethostbyname"})
 REVERSE: Final = frozenset({"socket.gethostbyaddr", "socket.getnameinfo"})
 INTERNET: Final = frozenset({socket.AF_INET, socket.AF_INET6})
@@ -34,11 +34,11 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class OutsideReached(RuntimeError):
-    """A connection or the look-up of a name was stopped, since it led away from this machine."""
+    """A connection or a name lookup was stopped, since it leads beyond this machine."""
 
 
 class GatewayShut(RuntimeError):
-    """A connection to the test's own gateway while that does not run."""
+    """A connection to the test's own gateway while it is not running."""
 
 
 @attrs.frozen
@@ -51,7 +51,7 @@ class Host:
 
     @classmethod
     def of(cls, text: object) -> Self:
-        """Read one entry of `allow`, or raise ValueError."""
+        """Parse one entry of `allow`, or raise ValueError."""
         if isinstance(text, str):
             name, colon, port = text.rpartition(":")
             with contextlib.suppress(ValueError):
@@ -67,7 +67,7 @@ class Host:
         )
 
     def fits(self, host: str, port: object) -> bool:
-        """Return whether *host* is meant, at *port*; None is any port."""
+        """Return whether this entry allows *host* at *port*; None means any port."""
         if self.port is not None and port not in {None, self.port}:
             return False
         if self.network is not None:
@@ -77,11 +77,11 @@ class Host:
 
 @attrs.frozen
 class Reach:
-    """One attempt that was stopped."""
+    """One stopped attempt."""
 
     host: str
     port: object
-    #: The name of the thread, if that is older than the test and does not work for it.
+    #: The name of its thread, if that is older than the test and not of a pool.
     stranger: str | None
 
     def __str__(self) -> str:
@@ -90,9 +90,9 @@ class Reach:
 
 
 SHUT: Final = (
-    "runway_gateway does not run at this moment. It begins with the first asynchronous fixture or "
-    "test that has it as an argument, and ends with the last; in unittest it runs during the test "
-    "method, and not in asyncSetUp or asyncTearDown. Move the request there."
+    "runway_gateway is not running at this moment. It starts with the first asynchronous fixture "
+    "or test that has it as an argument, and stops with the last; in unittest it runs during the "
+    "test method, but not in asyncSetUp or asyncTearDown. Move the request there."
 )
 
 
@@ -100,21 +100,20 @@ SHUT: Final = (
 class Guard:
     """Stops everything but loopback and the hosts that one test allows."""
 
-    #: What may be reached besides.
     allowed: tuple[Host, ...] = ()
-    #: Whether a port of this machine is the gateway's, which does not run.
+    #: Returns whether a port is that of the gateway, which is not running.
     is_shut: Callable[[object], bool] = lambda _port: False
-    #: What was stopped and not reported yet.
+    #: Stopped attempts that are not reported yet.
     stopped: list[Reach] = attrs.field(factory=list)
-    #: Whether the gateway was asked while it did not run, which is not reported yet.
+    #: Whether there was a request to the gateway while it was not running, not reported yet.
     was_shut: bool = False
-    #: What allowed names were found to be: the connection that follows knows the address alone.
+    #: The addresses of allowed names: a connection is reported only with its address.
     _addresses: dict[str, frozenset[str]] = attrs.field(factory=dict)
     _older: frozenset[threading.Thread] = frozenset()
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Stop every attempt, in all threads of the process."""
+        """Stop attempts in all threads of the process."""
         _install()
         self._older = frozenset(threading.enumerate()) - {threading.current_thread()}
         _WATCHING.append(self)
@@ -124,7 +123,7 @@ class Guard:
             _WATCHING.remove(self)
 
     def check(self, event: str, host: str, port: object) -> None:
-        """Raise GatewayShut or OutsideReached unless an *event* about *host* may pass."""
+        """Raise GatewayShut or OutsideReached unless an *event* about *host* is allowed."""
         __tracebackhide__ = True
         host, is_connect = _plain(host), event in CONNECTS
         if _is_here(host) or (event in LOOK_UPS and _address(host) is not None):
@@ -151,7 +150,7 @@ class Guard:
         raise OutsideReached(_text_of([reach]))
 
     def report(self) -> str | None:
-        """Return what the test wanted since the last time; None if nothing."""
+        """Return the test's attempts since the last report; None if there were none."""
         own = [reach for reach in self.stopped if reach.stranger is None]
         self.stopped = [reach for reach in self.stopped if reach.stranger is not None]
         texts = ([_text_of(own)] if own else []) + ([SHUT] if self.was_shut else [])
@@ -159,7 +158,7 @@ class Guard:
         return " ".join(texts) or None
 
     def report_strangers(self) -> list[str]:
-        """Return what threads older than the test wanted since the last time."""
+        """Return the attempts of other threads since the last report."""
         strangers, self.stopped = [one for one in self.stopped if one.stranger is not None], []
         return [_text_of([reach]) for reach in dict.fromkeys(strangers)]
 
@@ -174,7 +173,7 @@ def _install() -> None:
 
 def _audit(event: str, args: tuple[Any, ...]) -> None:
     __tracebackhide__ = True
-    # Most events of a process are none of ours, and this is called for each.
+    # Called for each event of the process, so the common case comes first.
     if not _WATCHING or not event.startswith("socket."):
         return
     way = way_of(event, args)
@@ -184,7 +183,7 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
 
 
 def way_of(event: str, args: tuple[Any, ...]) -> tuple[str, object] | None:
-    """Return the host and the port that an audit event is about; None where it leads nowhere."""
+    """Return the host and port of an audit event; None if it concerns no other machine."""
     if event in CONNECTS and args[0].family in INTERNET and args[1]:
         return _text(args[1][0]), args[1][1]
     if event in LOOK_UPS and args[0]:
@@ -203,7 +202,7 @@ def _plain(host: str) -> str:
 
 
 def _address(host: str) -> Address | None:
-    """Return the address that *host* is, in any spelling that needs no name server."""
+    """Return *host* as an address; None for a name."""
     try:
         address: Address = ipaddress.ip_address(host)
     except ValueError:
@@ -220,7 +219,7 @@ def _is_here(host: str) -> bool:
     address = _address(host)
     if address is None:
         return host == "localhost" or host.endswith(".localhost")
-    # A server that listens everywhere listens there; as a target it is this machine.
+    # 0.0.0.0 is this machine as well.
     return address.is_loopback or address.is_unspecified
 
 
@@ -230,7 +229,7 @@ def _text_of(reaches: Iterable[Reach]) -> str:
     stranger = unique[0].stranger
     who = f"The thread {stranger!r}, which is older than the test," if stranger else "The test"
     return (
-        f"{who} reached for {', '.join(map(str, unique))}, and beside runway_gateway only this "
-        "machine is there. Nothing was sent. Lead the code to the gateway, or allow it: "
+        f"{who} tried to reach {', '.join(map(str, unique))}, but beside runway_gateway only this "
+        "machine may be reached. Nothing was sent. Point the code to the gateway, or allow it: "
         f"@pytest.mark.runway(allow={hosts})"
     )

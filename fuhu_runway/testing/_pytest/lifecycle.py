@@ -4,12 +4,11 @@ The fixture lifecycle of one test: its options, its gateway, its client, and whe
 Rule 1. The ports are taken before anything runs, so that synchronous fixtures know the addresses.
 Rule 2. The gateway starts, and time becomes virtual, with the first asynchronous fixture or test
     that uses them, in its loop.
-Rule 3. They end when the test and all fixtures that use them have ended, in that loop. Where
-    nothing of that comes to run any more, they end with the loop.
-Rule 4. A synchronous test has its gateway in a thread, in real time: there is no loop to share. The
-    gateway is fast then, and the client polls often, unless the test says otherwise.
-Rule 5. A `runway_gateway` that the suite defines itself keeps its own beginning and end, if it runs
-    already when the client is made.
+Rule 3. Both end in that loop, after the test and all fixtures that use them. If the loop is closed
+    before that, they end with it.
+Rule 4. A synchronous test has no loop to share, so its gateway runs in a thread, in real time. By
+    default, the gateway is fast then, and the client polls often.
+Rule 5. A `runway_gateway` that the test suite defines and starts itself is not stopped here.
 """
 
 import asyncio
@@ -21,26 +20,28 @@ import unittest
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from types import MethodType
 from typing import Any, Final, NoReturn, TypeVar
+from unittest import mock
 
 import attrs
 import pytest
 
+from fuhu_runway.testing._server.options import check
 from fuhu_runway.testing.simulator import Simulator
 
 from .deadline import DeadlinePassed
 from .guard import Guard, Host, OutsideReached
-from .virtual import DEADLINE, VirtualClock, virtual_time, watched
+from .virtual import DEADLINE, virtual_clock, virtual_time, watched
 
 MARKER: Final = "runway"
 FIXTURES: Final = ("runway_gateway", "runway_client")
 
 ANOTHER_LOOP: Final = (
-    "runway_gateway is at home in the event loop that used it first, and this is another one: "
-    "give the test and its asynchronous fixtures the same loop, such as by the same loop_scope"
+    "runway_gateway belongs to the event loop that used it first, and this is another one; "
+    "use the same loop for the test and its asynchronous fixtures, such as by the same loop_scope"
 )
 ANOTHER_LIBRARY: Final = (
     "runway_gateway and runway_client need asyncio, and this test runs on another library, such as "
-    "trio; with anyio's plugin, let the fixture anyio_backend give 'asyncio'"
+    "trio; with anyio's plugin, let the fixture anyio_backend return 'asyncio'"
 )
 
 T = TypeVar("T")
@@ -48,27 +49,27 @@ T = TypeVar("T")
 
 @attrs.frozen(kw_only=True)
 class Options:
-    """What `@pytest.mark.runway` says about one test."""
+    """The options of `@pytest.mark.runway` for one test."""
 
-    #: Of the client, beside its address.
+    #: Options of the client, except its URL.
     client: Mapping[str, Any]
-    #: Of the gateway.
+    #: Options of the gateway.
     simulator: Mapping[str, Any]
-    #: What may be reached besides.
+    #: Hosts that the guard lets pass.
     allow: tuple[Host, ...]
-    #: Whether time jumps in an asynchronous test.
-    virtual_time: bool = True
-    #: Real seconds without news before each jump.
-    patience: float = 0.0
-    #: Real seconds after which a test in virtual time is ended; None is never.
-    deadline: float | None = DEADLINE
+    #: Whether time is virtual in an asynchronous test.
+    virtual_time: bool = attrs.field(default=True, validator=check)
+    #: Real seconds without activity before each jump.
+    patience: float = attrs.field(default=0.0, validator=check)
+    #: Real seconds after which a test in virtual time is stopped; None never stops it.
+    deadline: float | None = attrs.field(default=DEADLINE, validator=check)
 
 
 def options_of(item: pytest.Item) -> Options:
     """
-    Return what the markers say.
+    Return the options of all markers of the test.
 
-    Those nearest to the test count; what they say of the client and of hosts is put together.
+    The nearest marker wins, except for options of the client and hosts, which are merged.
     """
     given: dict[str, Any] = {}
     client: dict[str, Any] = {}
@@ -88,59 +89,52 @@ def options_of(item: pytest.Item) -> Options:
     own = {name: given.pop(name) for name in names if name in given}
     known = [field.alias or field.name for field in attrs.fields(Simulator) if field.init]
     _check_names(given, "option", [*known, *names])
-    if not isinstance(own.get("virtual_time", True), bool):
-        _refuse("has virtual_time as True or False")
-    for name in ("patience", "deadline"):
-        seconds = own.get(name, 0)
-        is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-        if not ((is_number and seconds >= 0) or (name == "deadline" and seconds is None)):
-            _refuse(f"has {name} in real seconds")
     try:
         allowed = tuple(map(Host.of, hosts))
+        return Options(**own | {"client": client, "simulator": given, "allow": allowed})
     except ValueError as error:
         _refuse(str(error), ":")
-    return Options(**own | {"client": client, "simulator": given, "allow": allowed})
 
 
 def _check_names(given: Mapping[str, Any], kind: str, known: list[str]) -> None:
     for name in given:
         if name not in known:
-            _refuse(f"has no {kind} {name!r}; there are: {', '.join(sorted(known))}")
+            _refuse(f"has no {kind} {name!r}; the options are: {', '.join(sorted(known))}")
 
 
 def _refuse(why: str, colon: str = "") -> NoReturn:
-    pytest.fail(f"@pytest.mark.{MARKER}{colon} {why}", pytrace=False)
+    raise pytest.fail.Exception(f"@pytest.mark.{MARKER}{colon} {why}", pytrace=False) from None
 
 
 @attrs.define(eq=False)
 class Lifecycle:
-    """One test's gateway, its client, if it asked for one, and its guard."""
+    """One test's gateway, its guard, and its client if it uses one."""
 
     options: Options
     gateway: Simulator
     guard: Guard
     is_synchronous: bool
-    #: The test's client; any object that is closed by `aclose` and opened by `async with`.
+    #: The test's client, which may be any object with `aclose` and `async with`.
     client: Any = None
     _fixtures: set[str] = attrs.field(factory=lambda: {*FIXTURES})
     _loop: asyncio.AbstractEventLoop | None = None
     _run: AsyncGenerator[None, None] | None = None
-    #: How many fixtures and tests use the gateway now.
+    #: The number of fixtures and tests that use the gateway now.
     _users: int = 0
 
     @classmethod
     @contextlib.contextmanager
     def of(cls, item: pytest.Item, gateway: Simulator | None = None) -> "Iterator[Lifecycle]":
-        """Yield a lifecycle for the test *item*, with a *gateway* of its own or with this one."""
+        """Yield a lifecycle for the test *item*, with this *gateway* or a new one."""
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop()
             pytest.fail(
-                "runway_gateway has to be there before the loop runs: ask for it as an "
-                "argument of the test or of its fixture",
+                "runway_gateway has to be made before the loop runs: make it an argument of the "
+                "test or of its fixture",
                 pytrace=False,
             )
         options, place = options_of(item), _test_of(item)
-        # Simulated seconds per real one in a synchronous test: 100 s take a tenth of one.
+        # In a synchronous test, 100 simulated seconds take 0.1 real ones.
         speed = {"speed": 1000.0} if place is None else {}
         try:
             gateway = gateway or Simulator(**{**speed, **options.simulator})
@@ -168,7 +162,7 @@ class Lifecycle:
         return client(base_url=self.gateway.base_url, **options)
 
     def check(self) -> None:
-        """Fail if a function of the user's raised, or anything reached for the outside."""
+        """Fail if a function of the user's raised, or if the guard stopped a connection."""
         __tracebackhide__ = bool(self.gateway.mistakes)
         if self.gateway.mistakes:
             raise self.gateway.mistakes.pop(0) from None
@@ -178,10 +172,10 @@ class Lifecycle:
 
     def explain(self, item: pytest.Item, error: BaseException) -> None:
         """
-        Add to the failure of *item* what the gateway knows of it.
+        Add the report of the guard and the ledger to the failure of *item*.
 
-        What `check` finds is raised in place of a test that skips or expects to fail, and an
-        error of the user's in place of what the client made of it.
+        A failure of `check` replaces a skip or an expected failure, and an error of a user's
+        function replaces the client's error that it led to.
         """
         __tracebackhide__ = bool(self.gateway.mistakes)
         if self.gateway.mistakes or isinstance(
@@ -207,7 +201,7 @@ class Lifecycle:
         async def inside(*args: Any, **kwargs: Any) -> object:
             __tracebackhide__ = True
             async with self:
-                with self._in_time(), _timeouts_explained():
+                with self._in_time():
                     return await test(*args, **kwargs)
 
         setattr(owner, name, inside)
@@ -216,17 +210,28 @@ class Lifecycle:
         finally:
             setattr(owner, name, test)
             if self._loop is not None:
-                # A fixture failed, and its loop still is there.
+                # A fixture failed, and its loop is still open.
                 self._loop.run_until_complete(self._close())
 
     @contextlib.contextmanager
     def _in_time(self) -> Iterator[None]:
+        """Fail at the deadline, and explain other timeouts by the virtual time."""
         __tracebackhide__ = True
         try:
             with watched(self.options.deadline):
                 yield
         except DeadlinePassed as error:
             raise pytest.fail.Exception(str(error), pytrace=False) from None
+        except BaseException as error:
+            clock = virtual_clock()
+            if clock is not None and _is_timeout(error):
+                error.add_note(
+                    f"Time is virtual in this test, and jumped over {clock.jumped:g} s. If it "
+                    "waits for something outside its event loop, such as another process, use "
+                    f"@pytest.mark.{MARKER}(virtual_time=False), or patience=0.05 for that many "
+                    "real seconds without activity before each jump."
+                )
+            raise
 
     @contextlib.contextmanager
     def hosting(self, fixture: pytest.FixtureDef[Any]) -> Iterator[None]:
@@ -235,16 +240,12 @@ class Lifecycle:
             yield
             return
         self._fixtures.add(fixture.argname)
-        before = fixture.func
-        fixture.func = self._inside(before)  # type: ignore[misc]
-        try:
+        with mock.patch.object(fixture, "func", self._inside(fixture.func)):
             yield
-        finally:
-            fixture.func = before  # type: ignore[misc]
 
     def _inside(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(function, MethodType):
-            # pytest binds it again, to the instance of the test.
+            # pytest will bind it again, to the instance of the test.
             return MethodType(self._inside(function.__func__), function.__self__)
         if inspect.isasyncgenfunction(function):
 
@@ -285,7 +286,7 @@ class Lifecycle:
                 __tracebackhide__ = True
                 self._run_test(item, example(*args, **kwargs))
 
-            # pytest goes on, and calls what Hypothesis made of the test.
+            # pytest then calls the wrapper of Hypothesis, which calls this.
             inner.inner_test = in_a_loop
         elif inspect.iscoroutinefunction(item.obj):
             names = item._fixtureinfo.argnames  # noqa: SLF001 - as every plugin that calls tests
@@ -296,7 +297,7 @@ class Lifecycle:
     def _run_test(self, item: pytest.Function, test: Coroutine[Any, Any, object]) -> None:
         __tracebackhide__ = True
         if self._loop is not None:
-            # An asynchronous fixture of another plugin was here first.
+            # The loop of another plugin's asynchronous fixture.
             self._loop.run_until_complete(test)
             return
         fixtures = item._fixtureinfo.name2fixturedefs  # noqa: SLF001 - as above
@@ -313,11 +314,11 @@ class Lifecycle:
                 "such as by @pytest.mark.asyncio or by asyncio_mode = auto",
                 pytrace=False,
             )
-        # With a factory of our own it leaves the thread's current loop alone.
+        # With a factory, the thread's current loop is not replaced.
         with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
             runner.get_loop().run_until_complete(test)
 
-    # No generator, which the end of a loop would close together with those of the fixtures.
+    # Not a generator, since a closing loop would close it together with those of the fixtures.
     async def __aenter__(self) -> None:
         __tracebackhide__ = True
         await self._open()
@@ -335,40 +336,38 @@ class Lifecycle:
         except RuntimeError as error:
             raise RuntimeError(ANOTHER_LIBRARY) from error
         if self._run is None:
-            self._run = self._running(self._home(loop))
+            self._run = self._running(self._gateway_loop(loop))
             await anext(self._run)
             self._loop = loop
             if self.client is not None:
-                # Hypothesis runs a test many times, and each has its end.
+                # Hypothesis runs a test many times, and each run closes the client.
                 await self.client.__aenter__()
         elif self._loop is not loop:
             raise RuntimeError(ANOTHER_LOOP)
 
-    def _home(self, loop: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop | None:
-        """Return the loop in which the suite itself started the gateway; None if it did not."""
+    def _gateway_loop(
+        self, loop: asyncio.AbstractEventLoop | None
+    ) -> asyncio.AbstractEventLoop | None:
+        """Return the loop in which the test suite started the gateway; None if it did not."""
         if not self.gateway.is_running:
             return None
-        home = self.gateway._clock.loop  # noqa: SLF001 - the same package
-        if home is not loop and not home.is_running():
+        own = self.gateway._clock.loop  # noqa: SLF001 - the same package
+        if own is not loop and not own.is_running():
             raise RuntimeError(ANOTHER_LOOP)
-        return home
+        return own
 
-    async def _running(self, home: asyncio.AbstractEventLoop | None) -> AsyncGenerator[None, None]:
-        # A loop that ends closes all asynchronous generators that are left, at once: this one, and
-        # that of the client, which does not have to be closed from here.
-        is_here = home is None or home is asyncio.get_running_loop()
+    async def _running(self, own: asyncio.AbstractEventLoop | None) -> AsyncGenerator[None, None]:
+        # If the loop is closed first, it closes this generator, and that of the client as well.
+        is_here = own is None or own is asyncio.get_running_loop()
         try:
-            with contextlib.ExitStack() as stack:
+            async with contextlib.AsyncExitStack() as stack:
                 if self.options.virtual_time and is_here:
                     patience = self.options.patience
                     stack.enter_context(virtual_time(patience=patience, deadline=None))
-                if home is None:
+                if own is None:
                     await self.gateway.start()
-                try:
-                    yield
-                finally:
-                    if home is None:
-                        await self.gateway.aclose()
+                    stack.push_async_callback(self.gateway.aclose)
+                yield
         finally:
             self._run = self._loop = None
 
@@ -383,9 +382,9 @@ class Lifecycle:
     @contextlib.contextmanager
     def in_thread(self) -> Iterator[None]:
         """Run the gateway in a thread, and close the client there."""
-        # Whichever loop the fixtures have, the gateway is not in it.
+        # The gateway is not in the loop of any fixture.
         self._fixtures.clear()
-        is_own = self._home(None) is None
+        is_own = self._gateway_loop(None) is None
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever, name=FIXTURES[0], daemon=True)
 
@@ -406,24 +405,6 @@ class Lifecycle:
             loop.close()
 
 
-@contextlib.contextmanager
-def _timeouts_explained() -> Iterator[None]:
-    """Add to a timeout that time is virtual here: what it waited for may not be in this loop."""
-    __tracebackhide__ = True
-    try:
-        yield
-    except BaseException as error:
-        clock = getattr(asyncio.get_running_loop().time, "__self__", None)
-        if isinstance(clock, VirtualClock) and clock.is_virtual and _is_timeout(error):
-            error.add_note(
-                f"Time is virtual in this test, and jumped over {clock.jumped:g} s. If it waits "
-                "for something outside its event loop, such as another process, use "
-                f"@pytest.mark.{MARKER}(virtual_time=False), or patience=0.05 for that many real "
-                "seconds of quiet before each jump."
-            )
-        raise
-
-
 def _is_timeout(error: BaseException | None) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return any(map(_is_timeout, error.exceptions))
@@ -433,13 +414,13 @@ def _is_timeout(error: BaseException | None) -> bool:
 
 
 def _test_of(item: pytest.Item) -> tuple[Any, str] | None:
-    """Return where the function of an asynchronous test is: its owner and its name there."""
+    """Return the object and the attribute that hold an asynchronous test's function."""
     test = getattr(item, "obj", None)
     inner = getattr(test, "hypothesis", None)
     function = test if inner is None else inner.inner_test
     if not inspect.iscoroutinefunction(function):
         return None
     if isinstance(item, pytest.Function) and isinstance(item.instance, unittest.TestCase):
-        # Its own runner finds the function there.
+        # unittest's runner looks the function up by its name.
         return item.instance, item.name
     return (item, "obj") if inner is None else (inner, "inner_test")

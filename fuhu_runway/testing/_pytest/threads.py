@@ -1,4 +1,4 @@
-"""What the other threads of this process owe to an event loop, read from their variables."""
+"""The unfinished work of other threads for an event loop, read from their variables."""
 
 import asyncio
 import concurrent.futures
@@ -11,22 +11,21 @@ from concurrent.futures.thread import _WorkItem
 from types import FrameType
 from typing import Any, Final
 
-# Real seconds. Enough for a slow disk; a thread that takes longer waits for something, which may
-# be the loop.
+# Real seconds. Enough for a slow disk; a thread that takes longer may be waiting for the loop.
 LIMIT: Final = 5.0
-# Real seconds for a thread that holds the loop and no future of it: it may never answer.
+# Real seconds for a thread that holds the loop but none of its futures: it may never answer.
 HOLDER_LIMIT: Final = 1.0
 
-# Real seconds before each jump for a thread to wake up. From Python 3.13 on, a SimpleQueue hands
-# what is put to a thread that waits for it, and for that moment neither of them shows it.
+# Real seconds before each jump for a thread to wake up. From Python 3.13 on, an item that a
+# SimpleQueue hands to a waiting thread is for a moment in neither of them.
 HANDOVER: Final = 0.005 if sys.version_info >= (3, 13) else 0.0
 
-# How often threads are read that go on while they are.
+# How often threads are read again if they were running meanwhile.
 ATTEMPTS: Final = 5
 
-# A thread in here waits for someone else's work, which may be the loop's.
+# A thread in this function waits for other work, which may be the loop's.
 WAITS: Final = concurrent.futures.Future.result.__code__
-# What stands for work in a variable of a thread, and when it does.
+# The types that stand for work in a variable of a thread, and when they do.
 HAS_WORK: Final[dict[Any, Callable[[Any], bool]]] = {
     asyncio.Future: lambda future: not future.done(),
     queue.Queue: lambda works: not works.empty(),
@@ -37,20 +36,20 @@ HAS_WORK: Final[dict[Any, Callable[[Any], bool]]] = {
 
 def owed_to(loop: object) -> tuple[dict[object, float], float]:
     """
-    Return what threads have still to do for *loop*, with the real seconds to wait for each.
+    Return the work that threads owe to *loop*, with the real seconds to wait for each.
 
-    The second value is how many to wait after that, so that a thread can wake up for more.
+    The second value is the time to wait after that, so that a thread can start further work.
 
     A worker such as anyio's or aiosqlite's takes a future of the loop out of a queue, works, and
     answers by `call_soon_threadsafe`. So it owes something while its queue is not empty, while it
-    holds a future that is pending, and while one who answers in another way holds the loop. A
-    thread with a loop of its own, such as a server's, does so while that has something to do.
+    holds a pending future, or while it holds the loop to answer in another way. A thread with
+    another loop, such as a server's, owes something while that loop is busy.
     """
     before: dict[int, tuple[FrameType, int]] = {}
     owed: dict[object, float] = {}
     sleeping: list[Any] = []
     attempts, has_moved = 0, True
-    # Where a thread went on meanwhile, it may have handed its work to one that was read before.
+    # A thread that was running meanwhile may have passed its work to one that was read before.
     while has_moved and not owed and attempts < ATTEMPTS:
         attempts += 1
         before, sleeping = _places(), []
@@ -73,7 +72,7 @@ def _places() -> dict[int, tuple[FrameType, int]]:
 def _owed_by(
     thread: threading.Thread, top: FrameType, loop: object, sleeping: list[Any]
 ) -> Iterator[tuple[object, float]]:
-    """Yield what *thread* owes to *loop*; a loop that waits in it goes to *sleeping*."""
+    """Yield the work that *thread* owes to *loop*, and add its own idle loop to *sleeping*."""
     local: list[Any] = []
     frame: FrameType | None = top
     while frame is not None:
@@ -82,10 +81,10 @@ def _owed_by(
         if frame.f_globals is not vars(threading):
             local += frame.f_locals.values()
         frame = frame.f_back
-    # Also what a thread was given that is only starting.
+    # The attributes of a thread that is still starting hold its arguments.
     for value in [*vars(thread).values(), *local]:
         for one in value if type(value) is tuple else (value,):
-            # By its type alone: a proxy or a mock may answer isinstance() with code of its own.
+            # By its type alone: isinstance() may run code of a proxy or a mock.
             kind = _kind_of(type(one))  # type: ignore[arg-type]
             if kind in HAS_WORK and HAS_WORK[kind](one):
                 yield one, LIMIT
@@ -101,7 +100,6 @@ def _owed_by(
 
 @functools.lru_cache
 def _kind_of(kind: type) -> type | None:
-    """Return what an object of this *kind* is to us."""
     if issubclass(kind, asyncio.Task):
         return None
     known = (*HAS_WORK, asyncio.SelectorEventLoop)

@@ -1,4 +1,4 @@
-"""The keys: what each has left to spend, and how fast it may ask."""
+"""The accounts: the points of each key, and its rate limit."""
 
 import math
 
@@ -10,7 +10,7 @@ class Bucket:
     """
     A token bucket: requests per second, and how many at once.
 
-    Pure: the caller passes *now*, in seconds of any monotonic clock.
+    The caller passes *now*, in seconds of any monotonic clock.
     """
 
     per_second: float
@@ -22,7 +22,7 @@ class Bucket:
         self._tokens = float(self.burst)
 
     def take(self, now: float) -> float:
-        """Take a token and return 0.0, or return the seconds until there is one."""
+        """Take a token and return 0.0, or return the seconds until the next one."""
         if self._tokens < self.burst:
             refill = (now - self._filled_at) * self.per_second
             self._tokens = min(float(self.burst), self._tokens + refill)
@@ -35,21 +35,21 @@ class Bucket:
 
 @attrs.define
 class Account:
-    """One key and its money, in points."""
+    """One key and its points."""
 
     name: str
-    #: Empty until the key of an account that is known from an earlier run is used.
+    #: Empty for an account of an earlier run, until its key is added.
     key: str = attrs.field(default="", repr=False)
-    #: What is left to spend; None is a key without limit.
+    #: The points left; None is without limit.
     points: float | None = None
     used: float = 0.0
     refunded: float = 0.0
-    #: How many tasks were accepted on this key.
+    #: The number of its tasks.
     accepted: int = 0
     bucket: Bucket | None = None
 
     def open(self, key: str, points: float | None, bucket: Bucket | None) -> None:
-        """Let *key* spend what is left of *points*, of which an earlier run may have used some."""
+        """Let *key* spend *points*, less those that earlier runs have used."""
         self.key = key
         self.points = None if points is None else points - self.used
         self.bucket = bucket

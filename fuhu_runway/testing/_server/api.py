@@ -1,6 +1,6 @@
-"""The gateway's first origin: which path leads to which work, and who may ask for it."""
+"""The gateway's first origin: its routes, their keys, and their work."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Final, Literal
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 KeyStyle = Literal["bearer", "raw", "body", "any"]
 FeedVerb = Literal["POST", "GET", "any"]
 
-#: All three of api-facts 1.1 work at once.
+#: The three prefixes of api-facts 1.1, all of which work.
 PREFIXES: Final = ("/runway", "/runway/v1", "/api/video/runway")
 BALANCES: Final[dict[str, Callable[[Account], _bodies.JsonObject]]] = {
     "/v1/dashboard/billing/subscription": _bodies.subscription,
@@ -39,6 +39,7 @@ BALANCES: Final[dict[str, Callable[[Account], _bodies.JsonObject]]] = {
     "/dashboard/billing/usage": _bodies.usage,
     "/api/usage/token/": _bodies.token_usage,
 }
+ACTIONS: Final = {"generate": "IMAGE_TO_VIDEO", "video2video": "VIDEO_TO_VIDEO"}
 OFFICIAL_TASKS: Final = (
     "/runwayml/v1/tasks/{task_id}",
     "/v1/runway/tasks/{task_id}",
@@ -47,16 +48,16 @@ OFFICIAL_TASKS: Final = (
 
 
 def price_of(body: Body) -> float:
-    """Return what a task costs by default: a number of points for each of its seconds."""
+    """Return the default price: a number of points for each second of the clip."""
     options = body.get("options")
     seconds = options.get("seconds") if isinstance(options, dict) else body.get("duration")
-    # "320" is what the samples of api-facts 9 say, and ten seconds are the default.
+    # The samples of api-facts 9 cost "320", and ten seconds are the default.
     return 32.0 * (seconds if isinstance(seconds, int) else 10)
 
 
 @attrs.define
 class Api:
-    """Every path of the first origin."""
+    """The routes of the first origin."""
 
     options: "Simulator"
     store: Store
@@ -113,17 +114,22 @@ class Api:
         problem = _checks.problem(action, body, strict=options.strict)
         if problem is not None:
             raise Refused(problem)
+        is_from_text = action == "generate" and "image" not in body
         is_versioned = "X-Runway-Version" in visit.request.headers
         if options.requires_version and is_official and not is_versioned:
             message = "X-Runway-Version header is required"
             raise Refused(json_reply(_bodies.openai_error(message, code="invalid_request"), 400))
         points = amount(options.price, body)
         if not account.can_pay(points):
-            raise Refused(_out_of_quota(options.quota_status))
+            if options.quota_status == 401:
+                raise Refused(_key_refused(401, _bodies.KEY_EXHAUSTED))
+            message = "用户额度不足"
+            quota = _bodies.task_error("insufficient_user_quota", message)
+            raise Refused(json_reply(quota, options.quota_status))
         task = self.store.accept(
             account,
             path=visit.request.path,
-            action=_action(action, body),
+            action="TEXT_TO_VIDEO" if is_from_text else ACTIONS.get(action, action.upper()),
             raw=visit.raw,
             body=body,
             points=points,
@@ -140,7 +146,7 @@ class Api:
         account = self._account(visit, self.options.key_style)
         task, clock = visit.task, self.store.clock
         now = clock.now()
-        # A task of another user is not found either (api-facts 5.1).
+        # Nor is a task of another user found (api-facts 5.1).
         if task is None or task.account is not account or task.age(now) < task.script.hidden:
             raise Refused(json_reply(_bodies.task_error("task_not_exist"), 400))
         urls = self.files.urls(task)
@@ -151,7 +157,8 @@ class Api:
             case faults.Blank():
                 moment = attrs.evolve(moment, blank=True)
             case faults.NoUrl():
-                moment = moment.without_urls("succeeded")
+                bare = attrs.evolve(moment, video_url=None, poster_url=None, last_frame_url=None)
+                moment = attrs.evolve(bare, stage="succeeded", percent=100)
             case faults.FailureWithUrl(refunded):
                 reason = task.script.reason if refunded else None
                 failed = attrs.evolve(moment, stage="failed", refunded=refunded, reason=reason)
@@ -161,7 +168,7 @@ class Api:
     def _reply(self, moment: Moment, dialect: str, fault: Fault | None) -> Reply:
         if isinstance(fault, faults.Speaks):
             dialect = fault.dialect
-        body, content_type = _dialects.tell(moment, dialect, self._random)
+        body, content_type = _dialects.render(moment, dialect, self._random)
         return Reply(200, body, {"Content-Type": content_type})
 
     def _balance(
@@ -170,7 +177,7 @@ class Api:
         visit: Visit,
         _fault: Fault | None,
     ) -> Reply:
-        # The billing routes are the gateway's own, whatever its Runway routes do with the key.
+        # The billing routes accept the key anywhere, whatever the Runway routes require.
         return json_reply(body_of(self._account(visit, "any")))
 
     def _quota(self, visit: Visit, _fault: Fault | None) -> Reply:
@@ -179,7 +186,7 @@ class Api:
         return json_reply(_bodies.quota(list(self.store.accounts.values()), by_date=day))
 
     def _account(self, visit: Visit, style: KeyStyle) -> Account:
-        account = self._account_of_key(KEY_STYLES[style](visit))
+        account = self._account_of_key(_key(visit, style))
         if account.bucket is not None and account.bucket.take(visit.seen.at) > 0:
             self.store.limited += 1
             raise Refused(too_many_requests(self.options.rate_limit_answer))
@@ -191,52 +198,28 @@ class Api:
         account = self.store.accounts.get(key)
         if account is not None:
             return account
-        # What follows a known key and a dash is read as a channel (api-facts 1.1).
+        # A known key with a dash and more is read as a key and a channel (api-facts 1.1).
         if key.rpartition("-")[0] in self.store.accounts:
             raise Refused(_key_refused(403, "普通用户不支持指定渠道"))
         raise Refused(_key_refused(401, "无效的令牌"))
 
 
-def _bearer(visit: Visit) -> str | None:
-    scheme, _, key = visit.request.headers.get("Authorization", "").partition(" ")
-    return key if scheme == "Bearer" else None
-
-
-def _raw(visit: Visit) -> str | None:
-    return visit.request.headers.get("Authorization")
-
-
-def _in_body(visit: Visit) -> str | None:
-    if visit.request.method == "GET":
-        return _raw(visit)
-    key = (visit.sent or {}).get("key")
-    return key if isinstance(key, str) else None
-
-
-KEY_STYLES: Final[Mapping[KeyStyle, Callable[[Visit], str | None]]] = {
-    "bearer": _bearer,
-    "raw": _raw,
-    "body": _in_body,
-    "any": lambda visit: _bearer(visit) or _in_body(visit) or _raw(visit),
-}
-
-
-def _action(action: str, body: Body) -> str:
-    if action == "generate":
-        return "IMAGE_TO_VIDEO" if "image" in body else "TEXT_TO_VIDEO"
-    return "VIDEO_TO_VIDEO" if action == "video2video" else action.upper()
+def _key(visit: Visit, style: KeyStyle) -> str | None:
+    header = visit.request.headers.get("Authorization", "")
+    scheme, _, bearer = header.partition(" ")
+    in_body = header if visit.request.method == "GET" else (visit.sent or {}).get("key")
+    keys = {
+        "bearer": bearer if scheme == "Bearer" else None,
+        "body": in_body if isinstance(in_body, str) else None,
+        "raw": header,
+    }
+    return next(filter(None, keys.values()), None) if style == "any" else keys[style]
 
 
 def _key_refused(status: int, message: str) -> Reply:
-    # One-API's middleware sends these two fields only (api-facts 2 E).
+    # One-API's middleware sends only these two fields (api-facts 2 E).
     message = f"{message} (request id: {_bodies.REQUEST_ID})"
     return json_reply({"error": {"message": message, "type": "new_api_error"}}, status)
-
-
-def _out_of_quota(status: int) -> Reply:
-    if status == 401:
-        return _key_refused(401, _bodies.KEY_EXHAUSTED)
-    return json_reply(_bodies.task_error("insufficient_user_quota", "用户额度不足"), status)
 
 
 def _with_slash(visit: Visit, _fault: Fault | None) -> Reply:
@@ -247,7 +230,7 @@ def _with_slash(visit: Visit, _fault: Fault | None) -> Reply:
 
 
 def _lost(visit: Visit, _fault: Fault | None) -> Reply:
-    """Return the gateway's answer to a path it does not know (api-facts 2 H and 5.1)."""
+    """Return the answer to an unknown path (api-facts 2 H and 5.1)."""
     path = visit.request.path
     if path.startswith(("/v1", "/api")):
         message = f"Invalid URL ({visit.request.method} {path})"

@@ -1,8 +1,8 @@
 """
-What the gateway answers where there is no task: errors, pages and balances.
+The gateway's answers that contain no task: errors, pages and balances.
 
-Literal JSON and text, copied from the documentation (docs/reference/api-facts.md)
-and from nothing else, so that a mistake in the client's tables is not repeated here.
+Literal JSON and text, copied only from the documentation (docs/reference/api-facts.md), so that a
+mistake in the client's tables is not repeated here.
 """
 
 import json
@@ -12,7 +12,7 @@ from .accounts import Account
 
 JsonObject = dict[str, object]
 
-#: The web page of api-facts 2 H: what One-API serves on any path it does not know.
+#: The web page that One-API serves on unknown paths (api-facts 2 H).
 INDEX_PAGE: Final = (
     "<!doctype html><html lang='zh'><head><meta charset='utf-8'><title>New API</title></head>"
     "<body><noscript>You need to enable JavaScript to run this app.</noscript>"
@@ -23,20 +23,20 @@ SATURATED: Final = "当前分组上游负载已饱和，请稍后再试"
 KEY_EXHAUSTED: Final = "该令牌额度已用尽"
 REQUEST_ID: Final = "20260205132859798638387SIHCnxzJ"
 
-#: The figure that stands for "no limit" on each billing route (api-facts 7.1 and 7.2).
+#: The numbers that mean "no limit" on the billing routes (api-facts 7.1 and 7.2).
 UNLIMITED_QUOTA: Final = 999_999_999
 UNLIMITED_SUBSCRIPTION: Final = 100_000_000
 
 #: One-API's default (api-facts 7.4).
 UNITS_PER_DOLLAR: Final = 500_000
 
-# The unit of points is the upstream's own (api-facts 5.3). The simulator needs some rate
-# to fill its dollar routes, and a hundred keeps the figures readable.
+# The gateways document no rate between points and dollars (api-facts 5.3). A hundred keeps the
+# balances readable.
 POINTS_PER_DOLLAR: Final = 100.0
 
 
 def as_text(body: object) -> str:
-    """Return *body* as the gateways write JSON: compact, and Chinese left as it is."""
+    """Return *body* as the gateways write JSON: compact, with Chinese unescaped."""
     return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -78,7 +78,7 @@ def quota(accounts: list[Account], *, by_date: str | None = None) -> JsonObject:
     """
     Balance route 1: the whole user in dollars, with each of its keys.
 
-    `total_quota` is what is left: with what was used, the sample's figures make a round sum.
+    `total_quota` is what is left: only with what was used is it a round sum in the sample.
     """
     body: JsonObject = {
         "username": "example_user",

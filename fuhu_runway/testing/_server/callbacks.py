@@ -24,32 +24,32 @@ if TYPE_CHECKING:
 
 @attrs.frozen(kw_only=True)
 class Callbacks:
-    """How the gateway delivers its callbacks. `None` in its place delivers none."""
+    """How the gateway delivers its callbacks."""
 
-    #: How often each one is delivered.
+    #: How often each callback is delivered.
     times: int = attrs.field(default=1, validator=attrs.validators.in_(range(1, 11)))
-    #: How long after the change it is sent, in simulated seconds.
+    #: The simulated seconds between a change and its callback.
     delay: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
-    #: Whether every change is sent, or the end alone.
+    #: Whether every change is sent, or only the end.
     progress: bool = True
-    #: Whether neighbours change places, so that the last two of a task may come the wrong way.
+    #: Whether each two callbacks of a task are swapped, so that the last two may be out of order.
     disorder: bool = False
-    #: Whether a page that is no JSON is posted to the same address before each one.
+    #: Whether a page that is not JSON is posted to the same URL before each callback.
     garbage: bool = False
-    #: How long after the last one all of a task are sent once more, in simulated seconds; None
-    #: is never.
+    #: The simulated seconds after the last callback of a task until all of them are sent a second
+    #: time; None means never.
     again_after: float | None = None
-    #: How often one is tried that is not answered with a 2xx.
+    #: The number of attempts for a callback that is not answered with a 2xx.
     tries: int = attrs.field(default=1, validator=attrs.validators.in_(range(1, 11)))
-    #: How long is waited between two tries, in simulated seconds.
+    #: The simulated seconds between two attempts.
     retry_after: float = attrs.field(default=60.0, validator=attrs.validators.ge(0))
-    #: How long a body pauses half-way, in simulated seconds.
+    #: The simulated seconds that a body pauses half-way.
     stutter: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
 
 
 @attrs.define
 class Postman:
-    """Everything on its way to a `callback_url`."""
+    """Sends the callbacks."""
 
     options: "Simulator"
     files: Files
@@ -59,7 +59,7 @@ class Postman:
     _session: aiohttp.ClientSession | None = None
 
     def follow(self, task: SimulatedTask, since: float = -math.inf) -> None:
-        """Send the task's `callback_url` all that will happen to it, or did *since* then."""
+        """Send the callbacks of *task* that are due after the instant *since*."""
         url, callbacks = _loopback_url(task.body.get("callback_url")), self.options.callbacks
         if callbacks is None or url is None:
             return
@@ -101,29 +101,31 @@ class Postman:
                 self.failed += 1
 
     async def _post(self, url: URL, body: str, kind: str, callbacks: Callbacks) -> bool:
-        """Send one webhook, and return whether it was answered with a 2xx."""
+        """Send one callback, and return whether it was answered with a 2xx."""
         if self._session is None:
-            # A receiver may be slow, and a forgotten one must not pile up connections.
+            # Limited, since a receiver that never answers would pile up connections.
             connector = aiohttp.TCPConnector(limit=20, force_close=True)
             timeout = aiohttp.ClientTimeout(total=5.0)
             self._session = aiohttp.ClientSession(connector=connector, timeout=timeout)
-        sent = self._in_halves(body.encode(), callbacks) if callbacks.stutter else body.encode()
+
+        async def halves() -> AsyncIterator[bytes]:
+            raw = body.encode()
+            yield raw[: len(raw) // 2]
+            await self.files.store.clock.pause(callbacks.stutter)
+            yield raw[len(raw) // 2 :]
+
+        sent = halves() if callbacks.stutter else body.encode()
+        headers = {"Content-Type": kind}
         try:
             async with self._session.post(
-                url, data=sent, headers={"Content-Type": kind}, allow_redirects=False
+                url, data=sent, headers=headers, allow_redirects=False
             ) as response:
                 return response.status // 100 == 2
         except (aiohttp.ClientError, OSError):
             return False
 
-    async def _in_halves(self, body: bytes, callbacks: Callbacks) -> AsyncIterator[bytes]:
-        middle = len(body) // 2
-        yield body[:middle]
-        await self.files.store.clock.pause(callbacks.stutter)
-        yield body[middle:]
-
     def forget(self) -> None:
-        """Deliver nothing of what is on its way, and count from zero."""
+        """Cancel all pending callbacks, and reset the counters."""
         for round_ in self._rounds:
             round_.cancel()
         self.delivered = self.failed = 0
@@ -139,7 +141,7 @@ class Postman:
 
 
 def _loopback_url(address: object) -> URL | None:
-    # aiohttp's own type: what is judged here has to be what is called later.
+    # Parsed by the same library that sends the request.
     try:
         url = URL(address) if isinstance(address, str) else None
     except ValueError:

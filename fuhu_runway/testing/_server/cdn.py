@@ -30,14 +30,14 @@ def _resource(name: str) -> bytes:
 
 @attrs.define
 class Files:
-    """What the second origin serves, and the links to it."""
+    """Serves the files, and signs the links to them."""
 
     options: "Simulator"
     store: Store
     origins: dict[Origin, str] = attrs.field(factory=dict)
 
     def urls(self, task: SimulatedTask) -> tuple[str, str, str]:
-        """Return where the task's video, poster and last frame are, signed."""
+        """Return the signed URLs of the task's video, poster and last frame."""
         media = self.options.media
         origin = "" if media == "relative" else self.origins["cdn" if media == "cdn" else "api"]
         self.store.live_link(task)
@@ -56,14 +56,14 @@ class Files:
         return app
 
     def add_routes(self, app: web.Application, reception: Reception, origin: Origin) -> None:
-        """Serve the files from *origin* as well."""
+        """Serve the files from *origin*."""
         route = Route("download", "download", partial(self._serve, origin), origin)
         if origin == "api" and self.options.media == "redirect":
-            # What goes wrong with a download goes wrong where the file is.
-            route = Route(None, None, self._lead_on)
+            # Faults of downloads happen on the other origin.
+            route = Route(None, None, self._redirect)
         app.router.add_get(FOLDER + "/{name}", partial(reception.receive, route))
 
-    def _lead_on(self, visit: Visit, _fault: Fault | None) -> Reply:
+    def _redirect(self, visit: Visit, _fault: Fault | None) -> Reply:
         path, task = visit.request.raw_path, visit.task
         if task is not None and visit.request.query.get("_jwt") == task.link.token:
             ending = visit.request.match_info["name"][32:]
@@ -82,25 +82,21 @@ class Files:
             self.store.refile(task, attrs.evolve(task.link, dead=fault.status), task.version)
         if isinstance(fault, faults.Changed):
             self.store.refile(task, task.link, task.version + 1)
-        self._check_link(task, request)
-        content = self._content(task, request.match_info["name"])
-        return _changed(_part(request, content, fault), fault)
-
-    def _check_link(self, task: SimulatedTask, request: web.Request) -> None:
-        expired = self.options.expired_status
+        name, expired = request.match_info["name"], self.options.expired_status
         if request.query.get("_jwt") != task.link.token:
             raise Refused(_xml_error(expired, "AccessDenied"))
         if not task.link.is_alive(self.store.clock.now()):
             raise Refused(_xml_error(task.link.dead or expired, "AccessDenied"))
-        ending = request.match_info["name"][32:].removeprefix("'s")
-        if self.options.exact_links and request.raw_path != _path(task, ending, exact=True):
+        exact_path = _path(task, name[32:].removeprefix("'s"), exact=True)
+        if self.options.exact_links and request.raw_path != exact_path:
             raise Refused(_xml_error(403, "SignatureDoesNotMatch"))
+        return _with_fault(_part(request, self._content(task, name), fault), fault)
 
     def _content(self, task: SimulatedTask, name: str) -> Reply:
-        """Return the whole file as it is now."""
+        """Return the whole file in its present version."""
         body, kind = _resource("simulated.png"), "image/png"
         if name.endswith(".mp4"):
-            # Players skip a `free` box, and a test can tell by it whose clip it holds.
+            # Players skip a `free` box; tests read the task's id from it.
             mark = f"simulated task {task.task_id} version {task.version:03}".encode()
             box = (8 + len(mark)).to_bytes(4, "big") + b"free" + mark
             own = self.options.video
@@ -122,10 +118,12 @@ def _path(task: SimulatedTask, ending: str, *, exact: bool) -> str:
 
 
 def _part(request: web.Request, content: Reply, fault: Fault | None) -> Reply:
-    """Return the part of the file that was asked for, or all of it."""
-    size = len(content.body)
-    wanted = _range(request, size)
-    if wanted is None or isinstance(fault, faults.IgnoresRange):
+    """Return the requested range of the file, or all of it."""
+    try:
+        wanted = request.http_range
+    except ValueError:
+        return content
+    if wanted == slice(None, None, 1) or isinstance(fault, faults.IgnoresRange):
         return content
     if isinstance(fault, faults.RefusesRange):
         span = {} if fault.content_range is None else {"Content-Range": fault.content_range}
@@ -134,26 +132,15 @@ def _part(request: web.Request, content: Reply, fault: Fault | None) -> Reply:
     is_current = condition in {None, content.headers["ETag"], content.headers["Last-Modified"]}
     if not is_current and (not isinstance(fault, faults.Changed) or fault.honours_if_range):
         return content
-    start, stop = wanted
+    size = len(content.body)
+    start, stop, _ = wanted.indices(size)
     if start >= stop:
         return Reply(416, b"", {"Content-Range": f"bytes */{size}"})
     part = attrs.evolve(content, status=206, body=content.body[start:stop])
     return part.with_headers({"Content-Range": f"bytes {start}-{stop - 1}/{size}"})
 
 
-def _range(request: web.Request, size: int) -> tuple[int, int] | None:
-    try:
-        asked = request.http_range
-    except ValueError:
-        return None
-    if asked == slice(None, None, 1):
-        return None
-    start, stop, _ = asked.indices(size)
-    return start, stop
-
-
-def _changed(reply: Reply, fault: Fault | None) -> Reply:
-    """Return *reply* as *fault* makes it."""
+def _with_fault(reply: Reply, fault: Fault | None) -> Reply:
     match fault:
         case faults.WrongLength(by):
             size = len(reply.body)

@@ -2,7 +2,7 @@
 One task in every dialect of api-facts 2, as literal JSON.
 
 Each function takes a `Moment` and returns the body of one reply. Nothing is shared with the
-client's tables: where the documentation contradicts itself, the dialects do so too.
+client's tables: where the documentation contradicts itself, so do the dialects.
 """
 
 from collections.abc import Callable
@@ -20,16 +20,16 @@ from .wild import JSON, SHAPES, Shape
 
 @attrs.frozen
 class Words:
-    """What the dialects call one stage of a task."""
+    """The words of the dialects for one stage of a task."""
 
-    #: Api-facts 3.1 and 3.2. A cancelled or expired task has no word of its own there.
+    #: Api-facts 3.1 and 3.2, which have no separate word for cancelled or expired tasks.
     number: str
     word: str
     #: Api-facts 3.3.
     new_api: str
     official: str
     luma: str
-    #: Api-facts 11: ezlinkai says of a submit that it did succeed.
+    #: Api-facts 11: ezlinkai answers "succeed" to a submit.
     unified: str
 
 
@@ -45,7 +45,7 @@ WORDS: Final[dict[Stage, Words]] = {
 
 
 def _status(moment: Moment, dialect: str) -> str:
-    """Return the status of *moment* in the words of *dialect*, or the word that a fault gave it."""
+    """Return the word of *dialect* for the stage of *moment*, unless a fault sets another."""
     if moment.status_word is not None:
         return moment.status_word
     return str(getattr(WORDS[moment.stage], dialect))
@@ -68,7 +68,7 @@ def _nothing_yet(moment: Moment) -> bool:
 
 
 def _task(moment: Moment) -> JsonObject:
-    """Return a task that has begun, in every dialect with strings for numbers."""
+    """Return a task after its submit, in the dialects that write numbers as strings."""
     return {
         "task_id": moment.task_id,
         "status": _status(moment, "number"),
@@ -86,7 +86,7 @@ def _task(moment: Moment) -> JsonObject:
 
 
 def data(moment: Moment) -> JsonObject:
-    """Dialect I: the bare task, as callbacks carry it (A16, with no `state`)."""
+    """Dialect I: the bare task without `state`, as in callbacks (A16)."""
     return {"task_id": moment.task_id} if _nothing_yet(moment) else _task(moment)
 
 
@@ -112,7 +112,7 @@ def _fuhu_data(moment: Moment) -> JsonObject:
 
 def envelope(moment: Moment) -> JsonObject:
     """Dialect A as FuhuAPI (1.2, A1) and ecovai (A6) send it: all thirteen fields."""
-    # A submit may take its time (api-facts 1.2); a look is quick.
+    # A submit may be slow (api-facts 1.2); a poll is fast.
     exec_time = 20.930577 if _nothing_yet(moment) else 0.028943
     return {"code": 200, "msg": "success", "data": _fuhu_data(moment), "exec_time": exec_time}
 
@@ -139,7 +139,7 @@ def envelope_short(moment: Moment) -> JsonObject:
 
 
 def compat(moment: Moment) -> JsonObject:
-    """Dialect A as CometAPI's compatibility pages send it (A5): an empty `message` more."""
+    """Dialect A as on CometAPI's compatibility pages (A5), with an empty `message`."""
     return {"code": 200, "message": "", "msg": "success", "data": data(moment)}
 
 
@@ -163,7 +163,7 @@ def _new_api(task: object) -> JsonObject:
 
 
 def bare(moment: Moment) -> JsonObject:
-    """Dialect B': the task of dialect B with no envelope."""
+    """Dialect B': the task of dialect B without its envelope."""
     task = _new_api_task(moment, _nested_official(moment))
     return task if moment.video_url is None else {**task, "result_url": moment.video_url}
 
@@ -171,7 +171,7 @@ def bare(moment: Moment) -> JsonObject:
 def _nested_official(moment: Moment) -> JsonObject | None:
     if _nothing_yet(moment):
         return None
-    # Nested, its status is the second field that tells the state.
+    # Its status is the second field for the state, next to the outer one.
     return official(attrs.evolve(moment, status_word=moment.state_word))
 
 
@@ -202,7 +202,7 @@ def new_api_envelope(moment: Moment) -> JsonObject:
 
 
 def new_api_fail_reason(moment: Moment) -> JsonObject:
-    """Dialect B as older rows hold it: every field of the source, the URL in `fail_reason`."""
+    """Dialect B with every field of the source, and the URL in `fail_reason`, as in older rows."""
     task = {
         "id": 41,
         "created_at": moment.created_at,
@@ -220,7 +220,7 @@ def new_api_fail_reason(moment: Moment) -> JsonObject:
 
 
 def official(moment: Moment) -> JsonObject:
-    """Dialect C: the official task (A11, A12); a submit is answered with the id alone."""
+    """Dialect C: the official task (A11, A12); a submit returns only the id."""
     if _nothing_yet(moment):
         return {"id": moment.task_id}
     task: JsonObject = {
@@ -230,7 +230,7 @@ def official(moment: Moment) -> JsonObject:
     }
     credits_ = round(moment.points)
     if moment.stage in OVER:
-        # Api-facts 11: what is fully given back costs 0.
+        # Api-facts 11: a refunded task costs 0.
         task["cost"] = {"credits": 0 if moment.refunded else credits_}
     else:
         task["estimatedCost"] = {"credits": credits_}
@@ -244,7 +244,7 @@ def official(moment: Moment) -> JsonObject:
 
 
 def luma(moment: Moment) -> JsonObject:
-    """Dialect C': luma-like (A14), in which some gateways answer an official submit."""
+    """Dialect C': luma-like (A14), the answer of some gateways to an official submit."""
     return {
         "id": moment.task_id,
         "prompt": "" if _nothing_yet(moment) else moment.prompt,
@@ -284,8 +284,8 @@ DIALECTS: Final[dict[str, Callable[[Moment], JsonObject]]] = {
 MIXED: Final = "mixed"
 NAMES: Final = (*DIALECTS, *SHAPES, MIXED)
 
-# A list in `data` is documented for batch routes, luma for submits, and the bare task for
-# callbacks only: "mixed" keeps to what one gateway may send on one route.
+# A list in `data` is documented only for batch routes, luma for submits, and the bare task for
+# callbacks: "mixed" uses only what a gateway may send on the same route.
 MIXED_POLLS: Final = [name for name in DIALECTS if name not in {"new_api_list", "luma", "data"}]
 MIXED_SUBMITS: Final = (
     "envelope",
@@ -299,14 +299,14 @@ MIXED_SUBMITS: Final = (
 
 
 def checked(dialect: str) -> str:
-    """Return *dialect*, or raise ValueError if there is none of that name."""
+    """Return *dialect*, or raise ValueError if it does not exist."""
     if dialect not in NAMES:
         names = ", ".join(NAMES)
-        raise ValueError(f"dialect={dialect!r} is unknown; there are: {names}")
+        raise ValueError(f"dialect={dialect!r} is unknown; the dialects are: {names}")
     return dialect
 
 
-def tell(moment: Moment, dialect: str, random: Random) -> tuple[bytes, str]:
+def render(moment: Moment, dialect: str, random: Random) -> tuple[bytes, str]:
     """Return the body of the reply for *moment* in *dialect*, and its content type."""
     if moment.blank:
         moment = Moment(task_id=moment.task_id, action=moment.action, prompt="", stage="submitted")

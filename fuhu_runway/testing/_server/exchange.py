@@ -1,8 +1,8 @@
 """
-One request and its answer, with all that can go wrong between them.
+One request and its answer, and the faults that happen between them.
 
-Only what happens to the connection is made to happen here. A fault that changes what the
-answer says is passed on to the route's `work`, which alone knows how.
+Faults of the connection happen here. A fault that changes the content of the answer is passed to
+the route's `work`.
 """
 
 import asyncio
@@ -30,8 +30,8 @@ from .wild import JSON
 CHUNK: Final = 64 * 1024
 MEGABYTE: Final = 1024 * 1024
 
-# Simulated seconds between two pieces of a slow body: more look less like a trickle, and fewer
-# cost more.
+# Simulated seconds between two chunks of a slow body. Larger values look less like a slow
+# network; smaller ones take more time.
 TRICKLE: Final = 0.1
 
 QUOTATIONS: Final[Mapping[str, Callable[[str], str]]] = {
@@ -45,16 +45,16 @@ QUOTATIONS: Final[Mapping[str, Callable[[str], str]]] = {
 
 @attrs.frozen
 class Reply:
-    """What is sent, and how."""
+    """One answer, and how it is sent."""
 
     status: int
     body: bytes = attrs.field(repr=False)
     headers: Mapping[str, str] = attrs.field(factory=dict, repr=False)
-    #: The Content-Length to claim, if it is not the true one.
+    #: The Content-Length, if it is not the true one.
     claimed_bytes: int | None = None
-    #: How much of the body is sent before the connection closes; None is all, and it stays.
+    #: How much of the body is sent before the connection closes; None sends all and keeps it.
     cut_after: int | None = None
-    #: How much is sent in each simulated second; None is all at once.
+    #: How much is sent in each simulated second; None sends all at once.
     bytes_per_second: float | None = None
 
     def with_headers(self, headers: Mapping[str, str]) -> "Reply":
@@ -75,23 +75,23 @@ class Refused(Exception):
 
 @attrs.define
 class Visit:
-    """One request on its way to an answer."""
+    """One request that is being answered."""
 
     store: Store
     request: web.Request
     raw: bytes = attrs.field(repr=False)
-    #: The JSON object that came; None if there was none.
+    #: The JSON object in the body; None if it contains none.
     sent: dict[str, Any] | None = attrs.field(repr=False)
     seen: Seen
-    #: The task it asks for, if there is such a task.
+    #: The task that it names, if it exists.
     task: SimulatedTask | None
-    #: Does what the route does, with a fault that changes what it says or with None.
+    #: Does the work of the route, with a fault that changes the content of the answer or None.
     work: Callable[["Visit", Fault | None], Reply]
-    #: The task that it made, and paid for.
+    #: The task that it created and paid for.
     made: SimulatedTask | None = None
 
     def answer(self, fault: Fault | None = None) -> Reply:
-        """Do the work and return the answer, by default the right one."""
+        """Do the work and return the answer: the right one, or with *fault* in it."""
         self.store.settle()
         try:
             return self.work(self, fault)
@@ -99,7 +99,7 @@ class Visit:
             return refused.reply
 
     def drop(self, *, reset: bool = False) -> web.StreamResponse:
-        """Close the connection; aiohttp finds it closed and writes nothing to it."""
+        """Close the connection, so that aiohttp writes nothing to it."""
         transport = self.request.transport
         if transport is not None and reset:
             transport.abort()
@@ -108,12 +108,12 @@ class Visit:
         return web.Response()
 
     def write(self, raw: bytes) -> None:
-        """Send *raw* as it is, whatever HTTP says."""
+        """Send *raw* past aiohttp."""
         if self.request.transport is not None:
             self.request.transport.write(raw)
 
     async def send(self, reply: Reply) -> web.StreamResponse:
-        """Send *reply* in its own way."""
+        """Send *reply*, with its length, speed and cut."""
         cut, rate = reply.cut_after, reply.bytes_per_second
         if reply.claimed_bytes is None and cut is None and rate is None:
             self.seen.status = reply.status
@@ -131,7 +131,7 @@ class Visit:
         return response
 
     async def begin(self, reply: Reply, length: int | None = None) -> web.StreamResponse:
-        """Send the head of *reply*, without a length or with this one."""
+        """Send the head of *reply*, with *length* as Content-Length."""
         self.seen.status = reply.status
         response = web.StreamResponse(status=reply.status, headers=reply.headers)
         response.content_length = length
@@ -141,12 +141,7 @@ class Visit:
 
 @singledispatch
 async def enact(fault: Fault | None, visit: Visit) -> web.StreamResponse:
-    """Answer *visit*, with *fault* in it."""
-    return await visit.send(_reply(fault, visit))
-
-
-def _reply(fault: Fault | None, visit: Visit) -> Reply:
-    """Return what is sent where nothing happens to the connection."""
+    """Answer *visit*, with *fault* in it; by default one that leaves the connection alone."""
     match fault:
         case faults.Answer():
             if fault.accepted:
@@ -175,7 +170,7 @@ def _reply(fault: Fault | None, visit: Visit) -> Reply:
             reply = json_reply(_bodies.openai_error("a" * megabytes * MEGABYTE), 400)
         case _:
             reply = visit.answer(fault)
-    return reply
+    return await visit.send(reply)
 
 
 @enact.register
@@ -193,7 +188,7 @@ async def _hang(fault: faults.Hang, visit: Visit) -> web.StreamResponse:
         await response.write(reply.body[: fault.after_bytes])
     elif fault.accepted:
         visit.answer()
-    await visit.store.clock.wait_closed()
+    await visit.store.clock.pause()
     return visit.drop()
 
 
@@ -227,13 +222,13 @@ async def _huge(fault: faults.Huge, visit: Visit) -> web.StreamResponse:
     await response.write(reply.body)
     for _ in range(fault.megabytes * MEGABYTE // CHUNK):
         await response.write(b" " * CHUNK)
-        # A client that reads as fast as we write would keep the loop to itself.
+        # Without this, a client that reads as fast as we write would block the loop.
         await asyncio.sleep(0)
     return response
 
 
 def too_many_requests(fault: faults.TooManyRequests) -> Reply:
-    """Return the 429, or 503, that *fault* describes."""
+    """Return the 429 or 503 that *fault* describes."""
     reply = Reply(fault.status, fault.body.encode(), {"Content-Type": JSON})
     after = fault.retry_after
     if after is None:
@@ -242,7 +237,7 @@ def too_many_requests(fault: faults.TooManyRequests) -> Reply:
         text = after if isinstance(after, str) else f"{after * 1000:.12g}"
         return reply.with_headers({"retry-after-ms": text})
     if fault.form == "date" and not isinstance(after, str):
-        # A date means nothing without the sender's own, and both know whole seconds only.
+        # A date is relative to the sender's own, and both are in whole seconds.
         now = math.floor(time.time())
         later = formatdate(now + math.ceil(after), usegmt=True)
         return reply.with_headers({"Date": formatdate(now, usegmt=True), "Retry-After": later})

@@ -1,7 +1,7 @@
 """
-What an assertion about the gateway says when it fails: the ledger, as a diff.
+Assertions about the gateway, which show the ledger with its deviations marked.
 
-Pure: views of tasks and plans in, words out; None where all is well. The words hold prompts.
+Their errors contain prompts.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,17 +15,17 @@ from .store import Rule, TaskView, Which
 from .story import Script
 
 HEAD = ("", "at", "prompt", "state", "polls", "paid")
-LEGEND = {"+": "+ is one too many", "-": "- never came", "?": "? is paid for and was never polled"}
+LEGEND = {"+": "+ was unexpected", "-": "- is missing", "?": "? was paid for but never polled"}
 
 Row = tuple[str, str, str, str, str, str]
 
 
 @attrs.frozen
 class Ledger:
-    """The tasks, in the order they were accepted."""
+    """The tasks, in the order of submission."""
 
     tasks: Sequence[TaskView]
-    #: Returns the simulated second at one of the loop's.
+    #: Converts a second of the loop's clock to a simulated one.
     instant: Callable[[float], float]
 
     def __str__(self) -> str:
@@ -39,39 +39,42 @@ class Ledger:
                 repr(task.prompt),
                 task.state,
                 f"{task.polls}x",
-                f"{task.points:g}{' (given back)' if task.refunded else ''}",
+                f"{task.points:g}{' (refunded)' if task.refunded else ''}",
             )
             for task in self.tasks
         ]
 
-    def unless_once(self, which: str | Pattern[str] | None) -> str | None:
-        """Return what is wrong unless exactly one task is as *which* says."""
+    def check_once(self, which: str | Pattern[str] | None) -> None:
+        """Raise AssertionError unless exactly one task matches *which*."""
+        __tracebackhide__ = True
         rule = Rule(which, Script())
         found = [task for task in self.tasks if which is None or rule.fits(task.request)]
         if len(found) == 1:
-            return None
+            return
         rows = self._rows(found[1:], "+")
         if not found:
             rows.append(_missing(_name_of(which)))
         of = "" if which is None else f" of {_name_of(which)}"
         points = sum(task.points for task in found)
-        return _table(f"expected 1 submission{of}, got {len(found)}, for {points:g} points.", rows)
+        headline = f"expected 1 submission{of}, got {len(found)}, for {points:g} points."
+        raise AssertionError(_table(headline, rows))
 
-    def unless_all(self, rules: Iterable[Rule], untouched: Iterable[Planned]) -> str | None:
-        """Return what is wrong unless all plans came about and all paid tasks were polled."""
+    def check_all(self, rules: Iterable[Rule], untouched: Iterable[Planned]) -> None:
+        """Raise AssertionError unless all plans were used and all paid tasks were polled."""
+        __tracebackhide__ = True
         forgotten = [task for task in self.tasks if not task.polls]
         missing = [
-            *(_missing(_name_of(rule.which)) for rule in rules if not rule.is_asked),
+            *(_missing(_name_of(rule.which)) for rule in rules if not rule.is_requested),
             *(_missing(f"{type(one.fault).__name__} on {one.where!r}") for one in untouched),
         ]
         complaints = []
         if missing:
-            complaints.append(f"{len(missing)} of the plans never came about")
+            complaints.append(f"{len(missing)} of the plans were never used")
         if forgotten:
             complaints.append(f"{len(forgotten)} of the paid tasks were never polled")
-        if not complaints:
-            return None
-        return _table(f"{' and '.join(complaints)}.", [*self._rows(forgotten, "?"), *missing])
+        if complaints:
+            rows = [*self._rows(forgotten, "?"), *missing]
+            raise AssertionError(_table(f"{' and '.join(complaints)}.", rows))
 
 
 def _name_of(which: Which) -> str:

@@ -1,17 +1,17 @@
-"""What an option of the simulator may be, and the one-line error where it is not."""
+"""What an option of the simulator or a field of a fault may be, read from its annotation."""
 
-import math
+import json
 from collections.abc import Callable, Iterable, Mapping
 from types import NoneType, UnionType
 from typing import Any, Final, Literal, Union, get_args, get_origin
 
 import attrs
 
-#: Thirty years: more than any test needs, and few enough for every date.
+#: Thirty years: more than any test needs, and small enough for every date.
 MOST: Final = 1_000_000_000
-#: Where the control API is on the first origin. No gateway has such a path.
+#: The path of the control API on the first origin. No gateway has such a path.
 CONTROL: Final = "/-"
-#: How far a number may go, by the name of its field or parameter.
+#: The smallest and largest value of a number, by the name of its field or parameter.
 BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "status": (200, 999),
     "ExpiredLink.status": (400, 599),
@@ -30,89 +30,87 @@ BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "count": (1, 1000),
     "times": (1, MOST),
     "takes": (0, MOST),
+    "price": (0, MOST),
+    "speed": (1e-6, MOST),
+    "rate_limit": (1e-6, MOST),
+    "burst": (1, MOST),
+    "link_lifetime": (1e-6, MOST),
+    "expired_status": (400, 599),
+    "port": (0, 65_535),
+    "cdn_port": (0, 65_535),
+    "patience": (0, MOST),
+    "deadline": (0, MOST),
     "hidden": (0, MOST),
     "blank": (0, MOST),
     "url_after": (0, MOST),
     "points": (0, MOST),
     "queued": (0, 1),
+    "weather": (0, 1),
     "progress": (0, 100),
 }
 
 
-def bounds(owner: str, name: str) -> tuple[float, float]:
-    """Return how far the number *name* of the fault, or of the function, *owner* may go."""
-    return BOUNDS.get(f"{owner}.{name}", BOUNDS.get(name, (-MOST, MOST)))
+@attrs.frozen
+class Allowed:
+    """The values that a field may have: in words, and as a check."""
+
+    words: str
+    fits: Callable[[Any], bool]
 
 
-def one_of(options: Iterable[str]) -> Callable[[object, "attrs.Attribute[Any]", object], None]:
-    """Return a check for a value that has to be one of these words."""
-    words = sorted(options)
-
-    def check(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-        if value not in words:
-            raise ValueError(f"{attribute.name}={value!r} is none of: {', '.join(words)}")
-
-    return check
-
-
-def is_flag(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-    """Check a switch, which a file may have given as text."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{attribute.name}={value!r} is neither True nor False")
-
-
-def is_duration(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-    """Check a number of simulated seconds."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise ValueError(f"{attribute.name}={value!r} is no number of seconds from 0 on")
-
-
-def check_fields(value: "attrs.AttrsInstance") -> None:
-    """
-    Check each field of *value* by its annotation, and its numbers by `BOUNDS`.
-
-    Raises:
-        ValueError: One does not fit. It names the field, its value and what is allowed.
-    """
-    kind = type(value).__name__
-    for field in attrs.fields(type(value)):
-        given, limits = getattr(value, field.name), bounds(kind, field.name)
-        is_union = get_origin(field.type) in {Union, UnionType}
-        hints = get_args(field.type) if is_union else (field.type,)
-        if not any(_fits(hint, given, *limits) for hint in hints):
-            allowed = ", or ".join(_in_words(hint, *limits) for hint in hints)
-            raise ValueError(f"{kind}: {field.name}={given!r} is not {allowed}")
-
-
-def _fits(hint: Any, value: Any, least: float, most: float) -> bool:
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(map(_is_header, value))
-    if hint in {int, float}:
-        return type(value) in {int, hint} and least <= value <= most
-    return isinstance(value, hint)
-
-
-def _is_header(pair: object) -> bool:
-    return (
+def _are_headers(pairs: object) -> bool:
+    return isinstance(pairs, tuple) and all(
         isinstance(pair, tuple)
         and len(pair) == 2
         and all(isinstance(text, str) and text.isprintable() for text in pair)
+        for pair in pairs
     )
 
 
-def _in_words(hint: Any, least: float, most: float) -> str:
-    if get_origin(hint) is Literal:
-        return f"one of {', '.join(map(repr, get_args(hint)))}"
-    if get_origin(hint) is tuple:
-        return "pairs of a header and its value"
-    numbers = f"from {least:.12g} to {most:.12g}"
-    words = {
-        bool: "True or False",
-        int: f"a whole number {numbers}",
-        float: f"a number {numbers}",
-        str: "text",
-        NoneType: "None",
-    }
-    return words.get(hint, f"a {hint.__name__}")
+TEXT: Final = Allowed("text", lambda value: isinstance(value, str))
+ORIGINS: Final[Mapping[object, Allowed]] = {
+    Callable: Allowed("a function", callable),
+    tuple: Allowed("pairs of a header and its value", _are_headers),
+}
+
+
+def one_of(words: Iterable[str]) -> Allowed:
+    known = tuple(words)
+    return Allowed(f"one of {', '.join(map(json.dumps, known))}", known.__contains__)
+
+
+def allowed(hint: Any, owner: str, name: str, text: Allowed = TEXT) -> Allowed:
+    """Return the values of *hint*, the annotation of *name* in *owner*; *text* stands for `str`."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in {Union, UnionType}:
+        options = [allowed(one, owner, name, text) for one in arguments]
+        words = ", or ".join(one.words for one in options)
+        return Allowed(words, lambda value: any(one.fits(value) for one in options))
+    if origin is Literal:
+        return one_of(arguments)
+    if origin in ORIGINS:
+        return ORIGINS[origin]
+    if hint in {int, float}:
+        least, most = BOUNDS.get(f"{owner}.{name}", BOUNDS.get(name, (-MOST, MOST)))
+        kind = "a whole number" if hint is int else "a number"
+        return Allowed(
+            f"{kind} from {least:.12g} to {most:.12g}",
+            lambda value: (
+                isinstance(value, int | hint)
+                and not isinstance(value, bool)
+                and least <= value <= most
+            ),
+        )
+    if hint is str:
+        return text
+    words = {bool: "true or false", NoneType: "None"}.get(hint, f"a {hint.__name__}")
+    return Allowed(words, lambda value: isinstance(value, hint))
+
+
+def check(
+    owner: object, attribute: "attrs.Attribute[Any]", value: object, prefix: str = ""
+) -> None:
+    """Raise ValueError unless *value* fits the annotation of its field: a validator for attrs."""
+    values = allowed(attribute.type, type(owner).__name__, attribute.name)
+    if not values.fits(value):
+        raise ValueError(f"{prefix}{attribute.name}={value!r} is not {values.words}")

@@ -1,12 +1,12 @@
 """
-The state file: a line of JSON for each thing that happened, which outlives the process.
+The state file: one line of JSON for each event, which outlives the process.
 
 Rule 1. A line is valid only if it ends with a newline. A truncated last line is discarded.
-Rule 2. A task is written before its answer is sent, the answer after that. So each task that a
-    client can know of is in the file, and an answer in the file has left the process.
-Rule 3. Lines are handed to the system before they take effect. They survive the death of the
-    process, `kill -9` included, and not that of the machine.
-Rule 4. Lines are only ever added, by one simulator at a time.
+Rule 2. A task is written before its answer is sent, the answer afterwards. So the file has each
+    task that a client can know of, and each answer in the file has left the process.
+Rule 3. The operating system has a line before it takes effect, so it survives the end of the
+    process, even by `kill -9`, but not a power failure.
+Rule 4. Lines are only appended, by one simulator at a time.
 """
 
 import json
@@ -18,56 +18,58 @@ from typing import Any, BinaryIO, Final
 
 import attrs
 
+from fuhu_runway.testing._clock import SimulatedClock
+
 StrPath = str | os.PathLike[str]
 
 
 @attrs.frozen(kw_only=True)
 class Record:
-    """One line of the file: the fields of its kind, and the kind itself as `"kind"`."""
+    """One line of the file: its fields, and the name of its class as `"kind"`."""
 
     #: Unix seconds, by the wall clock.
     at: float
-    #: Simulated seconds since the gateway first opened, in whichever process.
+    #: Simulated seconds since the first start, in any process.
     instant: float
 
 
 @attrs.frozen(kw_only=True)
 class Opened(Record):
-    """The gateway opens, and from here on its time runs at this speed."""
+    """The gateway was started with this speed."""
 
     speed: float
-    #: The Unix second at which the story begins.
+    #: The Unix second of the first start.
     epoch: float
 
 
 @attrs.frozen(kw_only=True)
 class Closed(Record):
-    """The gateway closes in good order."""
+    """The gateway was closed."""
 
 
 @attrs.frozen(kw_only=True)
 class Accepted(Record):
-    """A task exists from now on, and is paid for."""
+    """A task was created and paid for."""
 
     task_id: str
     #: The name of the key, which is not the key.
     account: str
-    #: The route that took it in.
+    #: The path of its submit.
     path: str
     action: str
     prompt: str = attrs.field(repr=False)
-    #: The request's body, each character a byte; a key that stood in it is left out.
+    #: The request's body in Latin-1, without the key.
     body: str = attrs.field(repr=False)
-    #: SHA-256 of the body as it came, in hex.
+    #: SHA-256 of the received body, in hex.
     digest: str
     points: float
-    #: How many ids were made before this one.
+    #: How many ids were generated before this one.
     position: int
     #: The signature of its links.
     token: str = attrs.field(repr=False)
-    #: In simulated seconds; None is never.
+    #: In simulated seconds; None means never.
     link_expires_at: float | None
-    #: How long it takes, how it ends, and what it tells on the way.
+    #: The arguments of its `Script`.
     script: Mapping[str, Any] = attrs.field(repr=False)
 
 
@@ -76,13 +78,12 @@ class Answered(Record):
     """The whole answer to a task's submit was handed to the socket."""
 
     task_id: str
-    #: Its HTTP status; a fault may make it any.
     status: int
 
 
 @attrs.frozen(kw_only=True)
 class Filed(Record):
-    """A task's file is another one, or stands behind another link."""
+    """A task's file or its link changed."""
 
     task_id: str
     token: str = attrs.field(repr=False)
@@ -98,17 +99,17 @@ KINDS: Final[dict[str, type[Record]]] = {
 
 @attrs.frozen(kw_only=True)
 class LedgerEntry:
-    """What became of one paid submit, as the gateway knows it."""
+    """The outcome of one paid submit on the gateway's side."""
 
     #: The task.
     task_id: str
     #: SHA-256 of the request's body, in hex: the same for two submits of the same bytes.
     digest: str
-    #: What was asked for.
+    #: The prompt in its request.
     prompt: str = attrs.field(repr=False)
     #: When it was accepted, in Unix seconds by the wall clock.
     accepted_at: float
-    #: The HTTP status of the answer that was handed whole to the socket; None if none was.
+    #: The HTTP status of the answer, if the whole answer was handed to the socket.
     status: int | None = None
 
     @property
@@ -116,8 +117,8 @@ class LedgerEntry:
         """
         Return whether the whole answer was handed to the socket.
 
-        If so, the client may have got it or not. If not, it can have got a part of it; all of it
-        only if the process was killed in the instant between the socket and the ledger.
+        If so, the client may or may not have received it. If not, it may have received a part of
+        it, or all of it if the process was killed right after sending it.
         """
         return self.status is not None
 
@@ -133,13 +134,13 @@ def entry_of(record: Accepted) -> LedgerEntry:
 
 def read_ledger(path: StrPath) -> tuple[LedgerEntry, ...]:
     """
-    Return every paid submit in a simulator's state file, in the order they were accepted.
+    Return every paid submit in a simulator's state file, in order.
 
-    Reads the file alone, whether its simulator runs, was closed or was killed.
+    Reads only the file, so the simulator may be running, closed or killed.
 
     Raises:
-        OSError: There is no such file, or it cannot be read.
-        ValueError: It is not the state of a simulator.
+        OSError: The file does not exist or cannot be read.
+        ValueError: The file is not a state file.
     """
     entries: dict[str, LedgerEntry] = {}
     for record in _records(Path(path), Path(path).read_bytes()):
@@ -151,52 +152,37 @@ def read_ledger(path: StrPath) -> tuple[LedgerEntry, ...]:
     return tuple(entries.values())
 
 
-@attrs.frozen(kw_only=True)
-class Past:
-    """Where the runs before this one got to. By default there were none."""
-
-    #: The Unix second at which the story began.
-    epoch: float = attrs.field(factory=time.time)
-    #: Simulated seconds per second. Where nothing ever ran, no time passes.
-    speed: float = 0.0
-    #: When the last thing happened: Unix seconds, and simulated ones.
-    at: float = 0.0
-    instant: float = 0.0
-    #: Up to when all webhooks were sent, at the least; in simulated seconds.
-    sent_until: float = 0.0
-
-    def now(self) -> float:
-        """Return the simulated second by the wall clock while none runs; it never goes back."""
-        return self.instant + max(0.0, time.time() - self.at) * self.speed
-
-
-def past_of(records: Sequence[Record]) -> Past:
-    """Return when the runs in *records* were; time goes on as it went in the last of them."""
+def clock_of(records: Sequence[Record], speed: float) -> SimulatedClock:
+    """Return a clock of this *speed* that continues the last run in *records*."""
     if not records:
-        return Past()
+        return SimulatedClock(speed)
+    last = records[-1]
     opened = next(one for one in reversed(records) if isinstance(one, Opened))
-    instants = (one.instant for one in records if not isinstance(one, Opened))
-    return Past(
-        epoch=opened.epoch,
-        speed=opened.speed,
-        at=records[-1].at,
-        instant=records[-1].instant,
-        sent_until=max(instants, default=0.0),
-    )
+
+    def now() -> float:
+        # Even if the wall clock was set back.
+        return last.instant + max(0.0, time.time() - last.at) * opened.speed
+
+    return SimulatedClock(speed, opened.epoch, now)
+
+
+def sent_until(records: Sequence[Record]) -> float:
+    """Return the simulated second until which all webhooks were sent."""
+    return max((one.instant for one in records if not isinstance(one, Opened)), default=0.0)
 
 
 @attrs.define
 class StateFile:
-    """The file, or without a path nothing at all."""
+    """The file; without a path, nothing is kept."""
 
     path: Path | None
-    # What is in it, as far as we know.
+    # The size of the file as we left it.
     _whole_bytes: int = attrs.field(init=False, default=0)
     _torn_bytes: int = attrs.field(init=False, default=0)
     _file: BinaryIO | None = attrs.field(init=False, default=None)
 
     def read(self) -> list[Record]:
-        """Return all records; the file need not exist yet."""
+        """Return all records; empty if the file does not exist yet."""
         if self.path is None or not self.path.exists():
             return []
         data = self.path.read_bytes()
@@ -206,7 +192,7 @@ class StateFile:
         return records
 
     def open(self) -> None:
-        """Begin to write where the last whole line ends."""
+        """Open the file for writing, and cut off a truncated last line."""
         if self.path is None:
             return
         file = self.path.open("ab")
@@ -220,7 +206,7 @@ class StateFile:
         self._file = file
 
     def append(self, record: Record) -> None:
-        """Write one line; the system has it when this returns."""
+        """Write one line, and return when the operating system has it."""
         if self._file is None:
             return
         self._check_size(self._file)
@@ -237,11 +223,11 @@ class StateFile:
 
     def _check_size(self, file: BinaryIO) -> None:
         """Raise RuntimeError if another process has written to the file."""
-        # Two writers would give out the same ids, and a size is what every system can tell.
+        # Two writers would generate the same ids. Unlike a lock, the size works on every system.
         if os.fstat(file.fileno()).st_size != self._whole_bytes + self._torn_bytes:
             raise RuntimeError(
-                f"{self.path} is not as this simulator left it: another one writes to it, or "
-                "the disk was full; a new simulator goes on with what it holds"
+                f"{self.path} has changed: another simulator writes to it, or the disk was full; "
+                "start a new simulator to continue with its contents"
             )
 
 
@@ -250,14 +236,14 @@ def _whole(data: bytes) -> bytes:
 
 
 def _records(path: Path, data: bytes) -> Iterator[Record]:
-    # What every such file begins with, or as much of it as was written.
+    # The first bytes of every state file, which may be truncated.
     beginning = b'{"kind": "opened"'
     if not beginning.startswith(data[: len(beginning)]):
-        raise ValueError(f"{path} is not the state of a simulator")
+        raise ValueError(f"{path} is not the state file of a simulator")
     for number, line in enumerate(_whole(data).splitlines(), start=1):
         try:
             fields = json.loads(line)
             record = KINDS[fields.pop("kind")](**fields)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}, line {number}: not a line of a simulator") from error
+            raise ValueError(f"{path}, line {number}: not a valid record") from error
         yield record

@@ -1,4 +1,4 @@
-"""What the gateway remembers: its keys, its tasks, its plans and its requests."""
+"""The state of the gateway: its keys, tasks, plans and requests."""
 
 import hashlib
 import json
@@ -18,7 +18,6 @@ from fuhu_runway.testing.faults import Fault, Planned, Where
 
 from . import story as _story
 from .accounts import Account, Bucket
-from .options import is_duration
 from .state import Accepted, Answered, Filed, LedgerEntry, Record, StateFile, entry_of
 from .story import Moment, Script, Stage
 
@@ -32,11 +31,11 @@ PerTask = float | Callable[[Body], float]
 
 
 def prompt_of(body: Body) -> str:
-    """Return what *body* asks for, in either format; empty if it has no prompt."""
+    """Return the prompt in *body*, in either format; empty if there is none."""
     prompt = body.get("prompt") or body.get("promptText")
     if not isinstance(prompt, str):
         return ""
-    # JSON may hold half of a surrogate pair, which no answer can be written in.
+    # JSON may hold half of a surrogate pair, which cannot be encoded in an answer.
     return prompt.encode(errors="replace").decode()
 
 
@@ -47,10 +46,10 @@ def amount(value: PerTask, body: Body) -> float:
 
 @attrs.define
 class Plans:
-    """Faults that wait for their requests, first come first served for each place."""
+    """Planned faults: the first one for a kind of request applies to it."""
 
     _waiting: list[Planned] = attrs.field(factory=list)
-    #: Those that never happened so far.
+    #: Those that have not happened yet.
     untouched: list[Planned] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -66,15 +65,14 @@ class Plans:
 
     def take(self, where: Where, now: float) -> Fault | None:
         """Return the fault for a request of the kind *where*, and count it as used once."""
-        found = next((one for one in self.waiting(now) if one.where == where), None)
-        if found is None:
-            return None
-        self.untouched = [one for one in self.untouched if one is not found]
-        if found.times is not None:
-            index = self._waiting.index(found)
-            left = attrs.evolve(found, times=found.times - 1)
-            self._waiting[index : index + 1] = [left] if left.times else []
-        return found.fault
+        for index, found in enumerate(self.waiting(now)):
+            if found.where == where:
+                self.untouched = [one for one in self.untouched if one is not found]
+                if found.times is not None:
+                    left = attrs.evolve(found, times=found.times - 1) if found.times > 1 else None
+                    self._waiting[index : index + 1] = [left] if left else []
+                return found.fault
+        return None
 
 
 @attrs.define
@@ -83,17 +81,15 @@ class Rule:
 
     which: Which
     script: Script
-    #: None is the gateway's own.
-    takes: float | None = attrs.field(
-        default=None, validator=attrs.validators.optional(is_duration)
-    )
-    #: Whether a submit of such a task ever came, and whether one was accepted.
-    is_asked: bool = attrs.field(init=False, default=False)
+    #: None uses the gateway's own duration.
+    takes: float | None = None
+    #: Whether such a task was ever submitted, and whether one was accepted.
+    is_requested: bool = attrs.field(init=False, default=False)
     is_used: bool = attrs.field(init=False, default=False)
     plans: Plans = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        # A refused submit comes again with the same prompt: what is used up stays used up.
+        # Kept with the rule: a refused submit is retried with the same prompt.
         self.plans = Plans([one for one in self.script.faults if one.where == "submit"])
 
     def fits(self, body: Body) -> bool:
@@ -110,9 +106,9 @@ class Link:
     """The signature that makes a URL of the second origin work, for a time."""
 
     token: str = attrs.field(repr=False)
-    #: In simulated seconds; None is never.
+    #: In simulated seconds; None means never.
     expires_at: float | None = None
-    #: The HTTP status a dead link answers; None while it lives.
+    #: The HTTP status that a dead link answers with; None while it is alive.
     dead: int | None = None
 
     def is_alive(self, now: float) -> bool:
@@ -121,15 +117,15 @@ class Link:
 
 @attrs.frozen(kw_only=True)
 class TaskView:
-    """What the simulator knows of one billable task. Instants are seconds of the loop's clock."""
+    """The state of one billable task. Instants are seconds of the loop's clock."""
 
     #: The task.
     task_id: str
-    #: What it was asked for.
+    #: The prompt in its request.
     prompt: str = attrs.field(repr=False)
     #: submitted, queued, running, succeeded, failed, cancelled or expired.
     state: Stage
-    #: Which of the paid routes made it, such as TEXT_TO_VIDEO.
+    #: The paid route that it was submitted on, such as TEXT_TO_VIDEO.
     action: str
     #: When it was accepted.
     created_at: float
@@ -141,7 +137,7 @@ class TaskView:
     points: float
     #: Whether the points were refunded.
     refunded: bool
-    #: The request's body, as JSON and as it came.
+    #: The request's body, as JSON and as raw bytes.
     request: Body = attrs.field(repr=False)
     raw: bytes = attrs.field(repr=False)
     #: SHA-256 of the body, in hex: the same for two submits of the same bytes.
@@ -161,10 +157,10 @@ class SimulatedTask:
     points: float
     created: float
     link: Link
-    #: What became of its submit.
+    #: The outcome of its submit.
     entry: LedgerEntry
     polls: int = 0
-    #: Goes up when the file changes during a download.
+    #: Incremented when the file changes during a download.
     version: int = 1
     plans: Plans = attrs.field(init=False)
 
@@ -176,7 +172,7 @@ class SimulatedTask:
         return now - self.created
 
     def view(self, clock: SimulatedClock) -> TaskView:
-        """Return what the simulator knows of it now."""
+        """Return its public state."""
         script = self.script
         stage, _ = _story.stage_at(script, self.age(clock.now()))
         ends = None if script.ends_after is None else self.created + script.ends_after
@@ -196,7 +192,7 @@ class SimulatedTask:
         )
 
     def first_moment(self, clock: SimulatedClock) -> Moment:
-        """Return what the answer to its submit can say."""
+        """Return the moment of its submit."""
         return Moment(
             task_id=self.task_id,
             action=self.action,
@@ -206,7 +202,7 @@ class SimulatedTask:
         )
 
     def moment(self, clock: SimulatedClock, age: float, urls: tuple[str, str, str]) -> Moment:
-        """Return the task at *age*, with its video, poster and last frame once it has them."""
+        """Return the task at *age*; *urls* are its video, poster and last frame."""
         script, created = self.script, self.created
         stage, percent = _story.stage_at(script, age)
         begins, is_over = _story.steps(script)[0], stage in _story.OVER
@@ -232,7 +228,7 @@ class SimulatedTask:
 
 @attrs.define(kw_only=True)
 class Seen:
-    """One request the simulator saw."""
+    """One request to the simulator."""
 
     #: api or cdn.
     origin: Origin
@@ -242,40 +238,40 @@ class Seen:
     method: str
     #: The path.
     path: str = attrs.field(repr=False)
-    #: What came after it.
+    #: The query string.
     query: str = attrs.field(repr=False)
-    #: Those that matter to a gateway.
+    #: The headers that a gateway reads.
     headers: Mapping[str, str] = attrs.field(repr=False)
     #: Size of the body.
     body_bytes: int
-    #: When it came: a second of the loop's clock.
+    #: When it arrived, in seconds of the loop's clock.
     at: float
-    #: Whether one of the gateway's keys stood anywhere in its head.
+    #: Whether its URL or headers contained one of the gateway's keys.
     carried_key: bool
-    #: The task that it was about.
+    #: The task that it is about.
     task_id: str | None = None
-    #: The name of what went wrong on purpose.
+    #: The name of its fault.
     fault: str | None = None
-    #: The HTTP status of the answer; None if there was none.
+    #: The HTTP status of the answer; None if none was sent.
     status: int | None = None
 
 
 @attrs.define
 class Store:
-    """Everything the gateway remembers. Changes under no `await`."""
+    """The state of the gateway. No method awaits, so each change is atomic."""
 
     options: "Simulator"
     clock: SimulatedClock
     state: StateFile
     #: By key.
     accounts: dict[str, Account] = attrs.field(factory=dict, repr=False)
-    #: By name, those of earlier runs whose keys were not used yet.
+    #: By name: the accounts of earlier runs whose keys have not been added yet.
     keyless: dict[str, Account] = attrs.field(factory=dict)
     tasks: dict[str, SimulatedTask] = attrs.field(factory=dict)
     plans: Plans = attrs.field(factory=Plans)
     seen: deque[Seen] = attrs.field(init=False)
     leaked: list[Seen] = attrs.field(factory=list)
-    #: How many requests the rate limit turned away.
+    #: How many requests the rate limit refused.
     limited: int = 0
     #: The exceptions of the user's own functions.
     mistakes: list[Exception] = attrs.field(factory=list)
@@ -283,12 +279,12 @@ class Store:
     _next: deque[Rule] = attrs.field(factory=deque)
     _refunds: list[tuple[float, int, SimulatedTask]] = attrs.field(factory=list)
     _ids: Random = attrs.field(init=False)
-    #: How many ids were made, in this run and before it.
+    #: The number of ids generated so far, in earlier runs as well.
     _position: int = 0
 
     def __attrs_post_init__(self) -> None:
         self.seen = deque(maxlen=self.options.log_limit)
-        # A stream of its own: how often a client polls must not change the next task's id.
+        # A separate generator: the number of polls must not change the next task's id.
         self._ids = Random(f"ids {self.options.seed}")  # noqa: S311 - the same for the same seed
 
     def open_account(
@@ -298,12 +294,12 @@ class Store:
         Add *key*, with the tasks that an account of this *name* has from earlier runs.
 
         Raises:
-            ValueError: There is already such a key, or such a name.
+            ValueError: The key or the name exists already.
         """
         if key in self.accounts:
-            raise ValueError("the gateway has this key already")
+            raise ValueError("the gateway already has this key")
         if any(name == account.name for account in self.accounts.values()):
-            raise ValueError(f"the gateway has a key of the name {name!r} already")
+            raise ValueError(f"the gateway already has a key named {name!r}")
         account = self.keyless.pop(name, None) or Account(name)
         account.open(key, points, bucket)
         self.accounts[key] = account
@@ -316,7 +312,7 @@ class Store:
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """Return those that name tasks, the last one first, and then the next ones in order."""
+        """Return the rules that name tasks, the last one first, and then the others in order."""
         return (*self._rules, *self._next)
 
     def untouched(self) -> list[Planned]:
@@ -333,19 +329,16 @@ class Store:
     def forget(self) -> None:
         """Remove all keys, tasks and scripts; no id is used twice."""
         self.forget_plans()
-        self.accounts.clear()
-        self.tasks.clear()
-        self._refunds.clear()
-        self.seen.clear()
-        self.leaked.clear()
+        for remembered in (self.accounts, self.tasks, self._refunds, self.seen, self.leaked):
+            remembered.clear()
         self.limited = 0
 
     def rule_for(self, body: Body) -> Rule | None:
         """
         Return the rule for a submit of *body*.
 
-        The last one that names it decides, or an earlier one for the same tasks that no task has
-        used up; else it is the next in order.
+        This is the last rule that names the task. If there are several with the same `which`, it
+        is the first unused one of them. A task that no rule names takes the next rule in order.
         """
         found = next((rule for rule in self._rules if rule.fits(body)), None)
         if found is not None:
@@ -354,16 +347,23 @@ class Store:
         elif self._next:
             found = self._next[0]
         if found is not None:
-            found.is_asked = True
+            found.is_requested = True
         return found
 
     def accept(
         self, account: Account, *, path: str, action: str, raw: bytes, body: Body, points: float
     ) -> SimulatedTask:
         """Return a new task, recorded and charged to *account*."""
-        now, position, script = self.clock.now(), self._position, self._script_for(body)
+        now, position, rule = self.clock.now(), self._position, self.rule_for(body)
+        takes = self.options.takes if rule is None or rule.takes is None else rule.takes
+        script = Script() if rule is None else rule.script
+        script = attrs.evolve(script, takes=amount(takes, body))
+        if rule is not None:
+            rule.is_used = True
+            if rule.which is None:
+                self._next.popleft()
         task_id = self._next_id()
-        # To the byte as it came, if no key came in it (api-facts 1.1).
+        # The exact bytes, unless they contain a key (api-facts 1.1).
         kept = json.dumps({**body, "key": ""}).encode() if "key" in body else raw
         record = Accepted(
             at=time.time(),
@@ -388,16 +388,6 @@ class Store:
         self._position += 1
         return str(uuid.UUID(int=self._ids.getrandbits(128), version=4))
 
-    def _script_for(self, body: Body) -> Script:
-        rule = self.rule_for(body)
-        if rule is None:
-            return Script(takes=amount(self.options.takes, body))
-        rule.is_used = True
-        if rule.which is None:
-            self._next.popleft()
-        takes = amount(self.options.takes, body) if rule.takes is None else rule.takes
-        return attrs.evolve(rule.script, takes=takes)
-
     def _enter(
         self, record: Accepted, account: Account, raw: bytes, body: Body, script: Script
     ) -> SimulatedTask:
@@ -420,14 +410,15 @@ class Store:
         return task
 
     def answered(self, task: SimulatedTask, status: int) -> None:
-        """Record that the whole answer to the submit of *task* left."""
+        """Record that the whole answer to the submit of *task* was sent."""
+        now = self.clock.now()
         self.state.append(
-            Answered(at=time.time(), instant=self.clock.now(), task_id=task.task_id, status=status)
+            Answered(at=time.time(), instant=now, task_id=task.task_id, status=status)
         )
         task.entry = attrs.evolve(task.entry, status=status)
 
     def restore(self, records: Iterable[Record]) -> None:
-        """Go on with what earlier runs recorded; before any key is added."""
+        """Continue the tasks of earlier runs; called before any key is added."""
         for record in records:
             match record:
                 case Accepted():
@@ -460,7 +451,7 @@ class Store:
         return task.link
 
     def refile(self, task: SimulatedTask, link: Link, version: int) -> None:
-        """Put this *version* of the file of *task* behind *link*, for good."""
+        """Record that *link* leads to this *version* of the file of *task* from now on."""
         self.state.append(
             Filed(
                 at=time.time(),
@@ -480,5 +471,5 @@ class Store:
 
 
 def _signature(seed: str) -> str:
-    # From the token before it, so that the next run signs as this one would have.
+    # Derived from the previous token, so that the next run continues the same series.
     return hashlib.sha256(seed.encode()).hexdigest()[:32]

@@ -1,7 +1,7 @@
 """
-How a simulated task changes in time, from the submit to its end.
+How a simulated task changes over time, from the submit to its end.
 
-Pure: a script and an age in simulated seconds give a moment; nothing here reads a clock.
+Pure: functions of a script and an age in simulated seconds; nothing here reads a clock.
 """
 
 from bisect import bisect_right
@@ -11,7 +11,7 @@ import attrs
 
 from fuhu_runway.testing.faults import Planned
 
-from .options import is_duration, one_of
+from .options import check
 
 Ending = Literal["succeed", "fail", "cancel", "expire", "stall"]
 Stage = Literal["submitted", "queued", "running", "succeeded", "failed", "cancelled", "expired"]
@@ -29,33 +29,21 @@ OVER: Final[frozenset[Stage]] = UNLUCKY | {"succeeded"}
 
 @attrs.frozen(kw_only=True)
 class Script:
-    """What one task will do. All durations are simulated seconds."""
+    """What one task will do, with the arguments of `Simulator.script`."""
 
-    #: From the submit to the end.
-    takes: float = attrs.field(default=100.0, validator=is_duration)
-    #: The share of that which is spent in the queue.
+    takes: float = attrs.field(default=100.0, validator=check)
     queued: float = 0.1
-    #: The percents reported one after the other while it runs.
     progress: tuple[int, ...] = attrs.field(default=(0, 20, 40, 60, 80), converter=tuple[int, ...])
-    then: Ending = attrs.field(default="succeed", validator=one_of((*ENDINGS, "stall")))
-    #: What the gateway says of a failure.
+    then: Ending = attrs.field(default="succeed", validator=check)
     reason: str | None = "The input did not pass the content moderation"
-    #: The official format's code for it.
     failure_code: str = "SAFETY.INPUT.TEXT"
-    #: Whether the points come back after a failure.
     refund: bool = True
-    #: What the answers call its end in `status` and `state`; None is the dialect's own word.
     end_status: str | None = None
     end_state: str | None = None
-    #: The dialect of its answers; None is the gateway's own.
     dialect: str | None = None
-    #: On its own submit, polls and download; nothing else is the task's.
     faults: tuple[Planned, ...] = attrs.field(default=(), converter=tuple[Planned, ...])
-    #: For how long after the submit the gateway says `task_not_exist`.
     hidden: float = 0.0
-    #: For how long after the submit every field of the answer is empty.
     blank: float = 0.0
-    #: How long after its success the URL appears; None is never.
     url_after: float | None = 0.0
 
     @faults.validator
@@ -65,7 +53,7 @@ class Script:
                 raise ValueError(f"a script has no {one.where!r}; its faults are on {OWN}")
 
     def plain(self) -> dict[str, Any]:
-        """Return all that another process needs to go on with it; faults are each process's own."""
+        """Return the script without its faults, which another process does not continue."""
         return attrs.asdict(self, filter=attrs.filters.exclude("faults"))
 
     @property
@@ -80,7 +68,7 @@ class Script:
 
 @attrs.frozen(kw_only=True)
 class Moment:
-    """One task at one instant: all that a reply in any dialect can say of it."""
+    """One task at one instant: everything that a reply in any dialect can contain."""
 
     task_id: str
     action: str
@@ -91,30 +79,25 @@ class Moment:
     refunded: bool = False
     reason: str | None = None
     failure_code: str = "SAFETY.INPUT.TEXT"
-    #: The video that was sent in.
+    #: The video in the request.
     input_url: str | None = None
     video_url: str | None = None
     poster_url: str | None = None
     last_frame_url: str | None = None
-    #: Unix seconds; 0 when it has not happened.
+    #: Unix seconds; 0 if it has not happened.
     created_at: int = 0
     started_at: int = 0
     finished_at: int = 0
     updated_at: int = 0
-    #: Words for its state in place of the dialect's own.
+    #: Words for its state instead of the dialect's own.
     status_word: str | None = None
     state_word: str | None = None
-    #: The reply says nothing but the id.
+    #: Whether the reply contains the id alone.
     blank: bool = False
 
     def with_urls(self, urls: tuple[str, str, str]) -> "Moment":
         video, poster, last_frame = urls
         return attrs.evolve(self, video_url=video, poster_url=poster, last_frame_url=last_frame)
-
-    def without_urls(self, stage: Stage) -> "Moment":
-        """Return the same moment in *stage*, with nothing to show for it."""
-        bare = attrs.evolve(self, stage=stage, percent=100)
-        return attrs.evolve(bare, video_url=None, poster_url=None, last_frame_url=None)
 
 
 def steps(script: Script) -> list[float]:
@@ -125,7 +108,7 @@ def steps(script: Script) -> list[float]:
 
 
 def changes(script: Script) -> list[float]:
-    """Return every age at which an answer changes: what callbacks are sent for."""
+    """Return every age at which an answer changes, and a webhook is due."""
     ages = steps(script)
     if script.ends_after is not None:
         ages.append(script.takes)

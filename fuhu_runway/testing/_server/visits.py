@@ -1,11 +1,10 @@
-"""How a request is taken in: recorded, given the fault that waits for it, and answered."""
+"""Receives each request: logs it, picks the fault planned for it, and answers."""
 
 import asyncio
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from random import Random
-from types import TracebackType
 from typing import Any, Final, cast
 
 import attrs
@@ -15,14 +14,14 @@ from fuhu_runway.testing.faults import Fault, Where
 
 from . import bodies as _bodies
 from .exchange import Reply, Visit, enact, json_reply
-from .store import Origin, Plans, Seen, SimulatedTask, Store
+from .store import Origin, Rule, Seen, SimulatedTask, Store
 from .weather import WEATHER
 
 # Pictures may come as data URIs in the official format.
 MAX_BODY_BYTES: Final = 20 * 1024 * 1024
 
-# Real seconds for the answers that are left when the gateway closes. All that hang were woken by
-# now, so this is for a client that does not read its answer.
+# Real seconds for the answers in flight when the gateway closes. Hanging ones have been woken by
+# now, so only a client that does not read its answer is cut off.
 GRACE: Final = 0.1
 
 HEADERS: Final = (
@@ -41,9 +40,9 @@ HEADERS: Final = (
 class Route:
     """What one path is for."""
 
-    #: Whose faults it takes from the gateway's plans; None for an unknown path.
+    #: The kind of request in `Simulator.fault` and `Seen`; None for an unknown path.
     where: Where | None
-    #: Whose faults it takes from a script: the official routes submit and poll as well.
+    #: The kind of request in a script: the official routes submit and poll as well.
     role: Where | None
     work: Callable[[Visit, Fault | None], Reply]
     origin: Origin = "api"
@@ -51,10 +50,10 @@ class Route:
 
 @attrs.define
 class Reception:
-    """Where every request of both origins comes in."""
+    """Receives every request to both origins."""
 
     store: Store
-    #: The most requests there ever were to answer at once.
+    #: The largest number of requests in flight at once.
     peak: int = 0
     _random: Random = attrs.field(init=False)
     _answering: set[asyncio.Task[Any]] = attrs.field(factory=set)
@@ -64,15 +63,17 @@ class Reception:
         self._random = Random(f"weather {seed}")  # noqa: S311 - the same for the same seed
 
     async def receive(self, route: Route, request: web.Request) -> web.StreamResponse:
-        """Answer *request*, with all that is planned to go wrong."""
+        """Answer *request*, with the fault that is planned for it."""
         try:
             return await self._receive(route, request)
         except Exception as error:
-            users = _users(error.__traceback__)
-            if users is None:
+            traceback, ours = error.__traceback__, (__package__, "aiohttp")
+            while traceback and traceback.tb_frame.f_globals["__name__"].startswith(ours):
+                traceback = traceback.tb_next
+            if traceback is None:
                 raise
-            # The client gets a 500 and makes something else of it, so it is kept for the test.
-            self.store.mistakes.append(error.with_traceback(users))
+            # A function of the user's raised it. The client gets a 500, the test the error itself.
+            self.store.mistakes.append(error.with_traceback(traceback))
             return web.Response(status=500)
 
     async def _receive(self, route: Route, request: web.Request) -> web.StreamResponse:
@@ -81,9 +82,13 @@ class Reception:
         except web.HTTPRequestEntityTooLarge:
             route, raw = attrs.evolve(route, work=_too_large), b""
         except ConnectionError:
-            # The client left before its request was complete, and there is no one to answer.
+            # The client disconnected before its request was complete.
             return web.Response()
-        sent = _parsed(raw)
+        try:
+            parsed = json.loads(raw)
+        except ValueError:
+            parsed = None
+        sent = parsed if isinstance(parsed, dict) else None
         seen, task = self._record(request, len(raw), route), self._task_of(request, sent or {})
         if task is not None:
             seen.task_id = task.task_id
@@ -91,9 +96,6 @@ class Reception:
         visit = Visit(self.store, request, raw, sent, seen, task, route.work)
         fault = self._fault(visit, route)
         seen.fault = None if fault is None else fault.label
-        return await self._answer(visit, fault)
-
-    async def _answer(self, visit: Visit, fault: Fault | None) -> web.StreamResponse:
         answering = cast("asyncio.Task[Any]", asyncio.current_task())
         self._answering.add(answering)
         self.peak = max(self.peak, len(self._answering))
@@ -101,10 +103,10 @@ class Reception:
             response = await enact(fault, visit)
             await self._hand_over(visit, response)
         except ConnectionError:
-            # The client left before it had read all, which is its own affair.
+            # The client disconnected before it had read the whole answer.
             return visit.drop(reset=True)
         except asyncio.CancelledError:
-            # The answer is not read, and what is left of it must not outlive the gateway.
+            # The client does not read its answer, and the gateway is closing.
             visit.drop(reset=True)
             raise
         finally:
@@ -112,17 +114,17 @@ class Reception:
         return response
 
     async def _hand_over(self, visit: Visit, response: web.StreamResponse) -> None:
-        """Send the answer to a paid request, and record that it left."""
+        """Send the answer to a paid request, and record that it was sent."""
         transport = visit.request.transport
         if visit.made is None or transport is None or transport.is_closing():
             return
-        # aiohttp would do just this a moment later, without a report.
+        # aiohttp would do the same after this method, when it is too late to record it.
         await response.prepare(visit.request)
         await response.write_eof()
         self.store.answered(visit.made, response.status)
 
     async def aclose(self) -> None:
-        """Wait a moment for the answers that are left, and cancel the rest."""
+        """Wait `GRACE` for the answers in flight, and cancel the rest."""
         if not self._answering:
             return
         _, late = await asyncio.wait(self._answering, timeout=GRACE)
@@ -151,7 +153,7 @@ class Reception:
     def _task_of(self, request: web.Request, body: dict[str, Any]) -> SimulatedTask | None:
         match = request.match_info
         if "name" in match:
-            # The digits of the id come first in the name of a file.
+            # The name of a file begins with the digits of the id.
             try:
                 return self.store.tasks.get(str(uuid.UUID(match["name"][:32])))
             except ValueError:
@@ -160,40 +162,19 @@ class Reception:
         return self.store.tasks.get(asked) if isinstance(asked, str) else None
 
     def _fault(self, visit: Visit, route: Route) -> Fault | None:
-        now = self.store.clock.now()
-        for plans, where in self._plans(visit, route):
-            fault = None if where is None else plans.take(where, now)
-            if fault is not None:
-                return fault
-        if route.role is None or self._random.random() >= self.store.options.weather:
-            return None
-        return self._random.choice(WEATHER[route.role])
-
-    def _plans(self, visit: Visit, route: Route) -> Iterator[tuple[Plans, Where | None]]:
-        """Yield where a fault may wait for *visit*: what is scripted comes first."""
-        if visit.task is not None:
-            yield visit.task.plans, route.role
-        elif route.role == "submit":
-            rule = self.store.rule_for(visit.sent or {})
-            if rule is not None:
-                yield rule.plans, route.role
-        yield self.store.plans, route.where
-
-
-def _users(traceback: TracebackType | None) -> TracebackType | None:
-    """Return the part of *traceback* that is in a function of the user's; None if none is."""
-    ours = (__package__, "aiohttp")
-    while traceback is not None and traceback.tb_frame.f_globals["__name__"].startswith(ours):
-        traceback = traceback.tb_next
-    return traceback
-
-
-def _parsed(raw: bytes) -> dict[str, Any] | None:
-    try:
-        body = json.loads(raw)
-    except ValueError:
-        return None
-    return body if isinstance(body, dict) else None
+        """Return the fault of the task's script, else that of the gateway's plans or weather."""
+        now, fault = self.store.clock.now(), None
+        scripted: SimulatedTask | Rule | None = visit.task
+        if scripted is None and route.role == "submit":
+            scripted = self.store.rule_for(visit.sent or {})
+        if scripted is not None and route.role is not None:
+            fault = scripted.plans.take(route.role, now)
+        if fault is None and route.where is not None:
+            fault = self.store.plans.take(route.where, now)
+        if fault is not None or route.role is None:
+            return fault
+        is_bad = self._random.random() < self.store.options.weather
+        return self._random.choice(WEATHER[route.role]) if is_bad else None
 
 
 def _too_large(_visit: Visit, _fault: Fault | None) -> Reply:

@@ -1,4 +1,4 @@
-"""What may go wrong by chance, by the kind of the request."""
+"""The faults that `Simulator.weather` picks from, by the kind of the request."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -6,7 +6,7 @@ from typing import Final
 from fuhu_runway.testing import faults
 from fuhu_runway.testing.faults import Fault, Where
 
-# What costs nothing, and is over at once: no task is made unnoticed, and each id arrives.
+# Faults that cost nothing: no task is created without its id reaching the client.
 _ANYWHERE: Final = (
     faults.TooManyRequests(0.1),
     faults.TooManyRequests("0.1", status=503),
@@ -22,7 +22,7 @@ _UNPAID: Final = (
     faults.Drop(reset=True),
     faults.Cut(1000),
 )
-_LOOKS: Final = (
+_READS: Final = (
     *_UNPAID,
     faults.Truncated(),
     faults.Answer(401),
@@ -33,7 +33,7 @@ _SHAPES: Final = ("bom", "php_warning", "raw_control", "empty_error")
 WEATHER: Final[Mapping[Where, tuple[Fault, ...]]] = {
     "submit": (*_ANYWHERE, *map(faults.Speaks, _SHAPES)),
     "feed": (
-        *_LOOKS,
+        *_READS,
         faults.Blank(),
         faults.unknown_word(),
         faults.task_not_exist(),
@@ -47,5 +47,5 @@ WEATHER: Final[Mapping[Where, tuple[Fault, ...]]] = {
         faults.IgnoresRange(),
         faults.WithoutETag(),
     ),
-    "balance": _LOOKS,
+    "balance": _READS,
 }

@@ -1,8 +1,7 @@
 """
-What gateways, proxies and networks send in practice, documented or not, as literal text.
+Answers of gateways, proxies and networks in practice, documented or not, as literal text.
 
-Data only. `SHAPES` are answers about a task, and can be named wherever a dialect can. `KNOWN`
-are answers that say nothing about a task.
+`SHAPES` are answers about a task, and may be used as dialects. `KNOWN` are answers without a task.
 """
 
 from typing import Final
@@ -18,10 +17,10 @@ class Shape:
     """
     One way to answer about a task.
 
-    In the text stand $id, $answer for the envelope, $data for what is in it, $rest for that
+    Its text may contain $id, $answer for the envelope, $data for its `data`, $rest for $data
     without braces and id, $text for $data as JSON in a string, $official for an official task
-    without braces, and single values: $state, $unified and $status (three spellings of one
-    thing), $url, $output, $input, $reason, $error, $created and $updated.
+    without braces, and single values: $state, $unified and $status (three spellings of the
+    state), $url, $output, $input, $reason, $error, $created and $updated.
     """
 
     #: What is unusual about it.
@@ -29,7 +28,7 @@ class Shape:
     text: str
     content_type: str = JSON
     encoding: str = "utf-8"
-    #: Whether the feed answers with the envelope instead.
+    #: Whether the feed returns the envelope instead.
     submits_only: bool = False
 
 
@@ -43,10 +42,8 @@ SHAPES: Final[dict[str, Shape]] = {
         "The id is in `data.id`.",
         '{"code":200,"msg":"success","data":{"id":"$id",$rest}}',
     ),
-    "bare_id": Shape("The id is in `id`, and nothing is around it.", '{"id":"$id",$rest}'),
-    "bare_taskId": Shape(
-        "The id is in `taskId`, and nothing is around it.", '{"taskId":"$id",$rest}'
-    ),
+    "bare_id": Shape("The id is in `id`, without an envelope.", '{"id":"$id",$rest}'),
+    "bare_taskId": Shape("The id is in `taskId`, without an envelope.", '{"taskId":"$id",$rest}'),
     "data_is_id": Shape(
         "A submit's `data` is the id.",
         '{"code":200,"msg":"success","data":"$id"}',
@@ -60,7 +57,7 @@ SHAPES: Final[dict[str, Shape]] = {
         '{"code":200,"msg":"success","result":"$id"}',
         submits_only=True,
     ),
-    # What seems to refuse, beside a task.
+    # Signs of a refusal next to a task.
     "code_0": Shape("`code` 0 is a success.", '{"code":0,"msg":"success","data":$data}'),
     "code_1": Shape("`code` 1 is a success.", '{"code":1,"msg":"success","data":$data}'),
     "code_ok": Shape('`code` "ok" is a success.', '{"code":"ok","msg":"","data":$data}'),
@@ -68,36 +65,36 @@ SHAPES: Final[dict[str, Shape]] = {
         'The envelope with `code` "success".', '{"code":"success","msg":"","data":$data}'
     ),
     "success_false": Shape(
-        "`success` is false beside a task.", '{"success":false,"message":"","data":$data}'
+        "`success` is false next to a task.", '{"success":false,"message":"","data":$data}'
     ),
     "empty_error": Shape(
-        "An `error` with nothing in it beside a task.",
+        "An empty `error` next to a task.",
         '{"code":200,"msg":"success","data":$data,"error":{"code":"","message":""}}',
     ),
     "official_empty_error": Shape(
-        "The same beside an official task.", '{$official,"error":{"code":"","message":""}}'
+        "The same next to an official task.", '{$official,"error":{"code":"","message":""}}'
     ),
     "warning": Shape(
-        "A warning in `error` beside a task.",
+        "A warning in `error` next to a task.",
         '{"code":200,"msg":"success","data":$data,"error":"warning: slow"}',
     ),
-    # What no JSON parser takes as it is.
+    # Text that a strict JSON parser rejects.
     "php_warning": Shape(
-        "A warning of PHP's before the JSON.",
+        "A PHP warning before the JSON.",
         "<br />\n<b>Warning</b>:  Undefined index: uid in <b>/www/runway.php</b> on line "
         "<b>31</b><br />\n$answer",
         content_type=HTML,
     ),
     "two_values": Shape(
-        "An error behind the JSON.",
+        "An error after the JSON.",
         '$answer{"code":"insert_task_failed","message":"database is locked","data":null}',
     ),
     "official_two_values": Shape(
-        "The same behind an official task.",
+        "The same after an official task.",
         '{$official}{"code":"insert_task_failed","message":"database is locked","data":null}',
     ),
     "raw_control": Shape(
-        "Line breaks and other control characters as they are in a text of the JSON.",
+        "Unescaped line breaks and other control characters in a string of the JSON.",
         '{"code":200,"msg":"one\ntwo\r\n\tthree\x1b","data":$data}',
     ),
     "bom": Shape("A byte order mark before the JSON.", "\ufeff$answer"),
@@ -110,18 +107,18 @@ SHAPES: Final[dict[str, Shape]] = {
         content_type="application/json; charset=gbk",
         encoding="gb18030",
     ),
-    # Other spellings of a poll.
+    # Other answers to a poll.
     "data_url": Shape(
-        "New-API's later relay: the address is in `data.url`, a reason in `data.error`.",
+        "New-API's later relay: the URL is in `data.url`, a reason in `data.error`.",
         '{"code":"success","message":"","data":{"task_id":"$id","status":"$state","url":$url,'
         '"format":"mp4","metadata":null,"error":$error}}',
     ),
     "unified": Shape(
-        "ezlinkai: `task_status`, and `video_result`; `succeed` on a submit is no end.",
+        "ezlinkai: `task_status` and `video_result`; a submit returns `succeed` too.",
         '{"task_id":"$id","task_status":"$unified","message":$reason,"video_result":$url}',
     ),
     "unified_list": Shape(
-        "The same with the address in `video_results[0].url`.",
+        "The same with the URL in `video_results[0].url`.",
         '{"task_id":"$id","task_status":"$unified","message":$reason,'
         '"video_results":[{"url":$url}]}',
     ),
@@ -131,7 +128,7 @@ SHAPES: Final[dict[str, Shape]] = {
         '"output":$output,"error":$error}',
     ),
     "raw_is_input": Shape(
-        "`raw_video_url` is the video that was sent in.",
+        "`raw_video_url` is the video in the request.",
         '{"code":200,"msg":"成功","data":{"task_id":"$id",$rest,"raw_video_url":$input}}',
     ),
 }
@@ -142,14 +139,20 @@ DOCS: Final = "https://docs.dev.runwayml.com/api"
 
 @attrs.frozen
 class Known:
-    """One answer that is the same whatever was asked."""
+    """One answer that is the same for every request."""
 
     status: int
     body: str = ""
     content_type: str = JSON
     headers: tuple[tuple[str, str], ...] = ()
-    #: Whether a task was made, and paid for, before it.
+    #: Whether a task was created and paid for first.
     accepted: bool = False
+
+
+def _relay(status: int, code: str, message: str = "", *, accepted: bool = False) -> Known:
+    """Return dialect D: the flat error of the task relay."""
+    body = f'{{"code":"{code}","message":"{message or code}","data":null}}'
+    return Known(status, body, accepted=accepted)
 
 
 KNOWN: Final[dict[str, Known]] = {
@@ -167,39 +170,23 @@ KNOWN: Final[dict[str, Known]] = {
         '"message":"Too big: expected string to have <=1000 characters",'
         f'"path":["promptText"]}}],"docUrl":"{DOCS}"}}',
     ),
-    "reference_images_empty": Known(
-        400, '{"code":"reference_images_empty","message":"reference_images_empty","data":null}'
-    ),
-    "invalid_parameters": Known(
-        400, '{"code":"invalid_parameters","message":"invalid_parameters","data":null}'
-    ),
+    "reference_images_empty": _relay(400, "reference_images_empty"),
+    "invalid_parameters": _relay(400, "invalid_parameters"),
     "channel_disabled": Known(
         403,
         '{"error":{"message":"该渠道已被禁用","type":"new_api_error","param":"",'
         '"code":"channel_disabled"}}',
     ),
-    "task_channel_disable": Known(
-        400, '{"code":"task_channel_disable","message":"channel is disabled","data":null}'
-    ),
-    "get_channel_failed": Known(
-        500, '{"code":"get_channel_failed","message":"get_channel_failed","data":null}'
-    ),
-    "no_available_key": Known(
-        500, '{"code":"no_available_key","message":"no_available_key","data":null}'
-    ),
-    "request_failed": Known(500, '{"code":"request_failed","message":"EOF","data":null}'),
-    "insert_task_failed": Known(
-        500,
-        '{"code":"insert_task_failed","message":"database is locked","data":null}',
-        accepted=True,
-    ),
+    "task_channel_disable": _relay(400, "task_channel_disable", "channel is disabled"),
+    "get_channel_failed": _relay(500, "get_channel_failed"),
+    "no_available_key": _relay(500, "no_available_key"),
+    "request_failed": _relay(500, "request_failed", "EOF"),
+    "insert_task_failed": _relay(500, "insert_task_failed", "database is locked", accepted=True),
     "could_not_find_task": Known(404, '{"error":"Could not find Task"}'),
     "no_such_task": Known(
         404, '{"error":{"message":"视频任务不存在","type":"new_api_error","code":""}}'
     ),
-    "task_not_exist_in_200": Known(
-        200, '{"code":"task_not_exist","message":"task_not_exist","data":null}'
-    ),
+    "task_not_exist_in_200": _relay(200, "task_not_exist"),
     "empty": Known(200, content_type=HTML),
     "fatal_error": Known(
         200,
