@@ -18,7 +18,7 @@ from typing import Any, Final, Self
 import attrs
 from attrs import field, frozen
 
-from ._json import decode
+from ._json import decode, shown
 from ._redact import redact
 from ._urls import is_reachable_address
 from .errors import UsageError
@@ -421,13 +421,7 @@ class TaskRecord:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what may be shown and stored, as JSON has it: no prompt, URL or raw answer."""
-        return {
-            **attrs.asdict(self, filter=lambda field, _value: field.repr is True),
-            "notes": list(self.notes),
-            "state": self.state.value,
-            "created_at": self.created_at and self.created_at.isoformat(),
-            "updated_at": self.updated_at and self.updated_at.isoformat(),
-        }
+        return shown(self)
 
     @property
     def has_clip(self) -> bool:
