@@ -116,7 +116,7 @@ def batch() -> str:
         [],
         [("two seconds later:", grey)],
         [("8 of 8 clips are in clips.", white)],
-        [("2,560 points spent, 0 given back, in 0:00:04.", white)],
+        [("2,560 points spent, 0 refunded, in 0:00:04.", white)],
         [("clips/results.jsonl", white)],
     ]
     parts = [

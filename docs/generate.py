@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 import attrs
+from cyclopts import Argument
 from sphinx.pycode import ModuleAnalyzer
 
 from fuhu_runway import callbacks, errors, hooks
@@ -29,6 +30,7 @@ from fuhu_runway._waiting import poller
 from fuhu_runway._wire import tables as facts
 from fuhu_runway._wire.refusals import REFUSALS
 from fuhu_runway.cli import app as cli
+from fuhu_runway.cli import tally
 from fuhu_runway.inputs import KINDS
 from fuhu_runway.journal import STEPS, JobState
 from fuhu_runway.models import (
@@ -85,6 +87,91 @@ NO_ANSWER: Final[Mapping[errors.Fate, tuple[type[errors.RunwayError], ...]]] = {
     errors.Fate.UNSENT: (errors.NotSent,),
     errors.Fate.UNKNOWN: (errors.NoReply, errors.UnreadableReply),
 }
+
+PRINTED: Final[Mapping[str, Mapping[str, str]]] = {
+    "A task in JSON": {
+        "task_id": "Id of the task.",
+        "state": "queued, running, succeeded, failed, canceled or unknown.",
+        "progress": "Progress, from 0 to 1.",
+        "video_url": "URL of the clip; temporary.",
+        "poster_url": "URL of a still image of the clip.",
+        "last_frame_url": "URL of the last frame.",
+        "prompt": "The prompt as it was sent.",
+        "prompt_en": "The prompt as the gateway translated it.",
+        "message": "The gateway's reason for a failure.",
+        "failure_code": "The gateway's code for that reason.",
+        "points": "Points used, in the gateway's unit.",
+        "refunded": "Whether the points were given back.",
+        "created_at": "Creation time, in ISO 8601.",
+        "updated_at": "Time of the last change, in ISO 8601.",
+        "file": "Path of the saved clip; only of commands that save one.",
+    },
+    "A balance in JSON": {
+        "remaining": "Points that are left.",
+        "used": "Points that were used.",
+        "total": "The sum of both.",
+        "unlimited": "Whether the key has no limit.",
+    },
+    "A line of results": {
+        "index": "Position in the input, from 0.",
+        "custom_id": "`custom_id` in the input.",
+        "task_id": "Id of the task, if there is one.",
+        "state": f"{', '.join(tally.STATES)}.",
+        "path": "Path of the saved clip.",
+        "error": "Name of the error.",
+        "money": "What the error means for the money, in a sentence.",
+        "points": "Points used, in the gateway's unit; null if unknown.",
+        "refunded": "Whether the points were given back.",
+        "resumed": "Whether an earlier run submitted the job.",
+    },
+    "A batch in JSON": {
+        "total": "Number of jobs.",
+        "saved": "Jobs whose clip is saved.",
+        "in_doubt": "Jobs that were sent and may have been accepted; they are not sent again.",
+        "unfinished": "Jobs that are paid for, but whose clip could not be saved yet.",
+        "refused": "Jobs that were not submitted, or not accepted: nothing was charged.",
+        "timed_out": "Jobs whose wait timed out; their tasks continue.",
+        "failed": "Jobs whose task failed.",
+        "left": "Jobs that were not started.",
+        "errors": "Number of errors, by name.",
+        "points": "Points used by the tasks that ended in this run.",
+        "refunded_points": "Points that were given back.",
+        "seconds": "Duration of this run.",
+        "files": "For `batch`, the file of results; for `resume`, the clips.",
+    },
+    "A job in JSON": {
+        "key": "Key of the job in the journal.",
+        "custom_id": "`custom_id` in the input.",
+        "state": f"{', '.join(state.value for state in JobState)}.",
+        "task_id": "Id of the task, if there is one; for a job in doubt, the one in the response.",
+        "endpoint": "Type of the request.",
+        "model": "Name of the model.",
+        "seconds": "Length of the clip.",
+        "submissions": "How often the request was sent.",
+        "error": "Name of the error that the job failed with, or is in doubt for.",
+        "code": "The gateway's code for that error.",
+        "points": "Points used, in the gateway's unit.",
+        "refunded": "Whether the points were given back.",
+        "file_bytes": "Size of the clip.",
+        "planned_at": "When the job was added, in ISO 8601; null if the journal is damaged.",
+        "submitted_at": "When the request was sent.",
+        "accepted_at": "When the task's id was received.",
+        "finished_at": "When the clip was ready.",
+        "saved_at": "When the file was complete.",
+    },
+    "A simulator in JSON": {
+        "base_url": "URL of the API; the value for FUHU_BASE_URL.",
+        "cdn_url": "URL of the files: another origin.",
+        "control_url": "URL of the control API.",
+        "api_key": "The first key; the value for FUHU_API_KEY.",
+    },
+    "A simulator.toml": {
+        "callbacks": "A table with options of `Callbacks`, such as `times`, `delay` and `tries`.",
+        "retry_after": "`Retry-After` for requests above `rate_limit`, in seconds.",
+        "others": "Any option of `Simulator`, such as `price`, `burst` or `link_lifetime`.",
+    },
+}
+"""What commands print as JSON, or read; the tests of the commands compare the keys."""
 
 
 # Markdown
@@ -642,8 +729,34 @@ def _fault_links(kinds: Iterable[type[faults.Fault]]) -> str:
 
 
 def commands() -> str:
-    """Return the arguments of each command, and what it prints and exits with."""
-    return cli.reference().strip()
+    """Return the arguments of each command, the exit codes, and the keys of what is printed."""
+    sections = []
+    for name in (name for name in cli.app if not name.startswith("-")):
+        command = cli.app[name]
+        about = inspect.cleandoc(command.help).partition("\n\nArgs:")[0]
+        lines = [
+            ("`, `".join(argument.names), _argument_help(argument))
+            for argument in command.assemble_argument_collection(
+                default_parameter=cli.app.default_parameter, parse_docstring=True
+            )
+            if argument.show
+        ]
+        sections.append(f"## {name}\n\n{about}\n\n{_meanings('Argument', lines)}")
+    sections.append(f"## Exit codes\n\n{_meanings('Code', cli.EXIT_CODES.items())}")
+    for heading, keys in PRINTED.items():
+        sections.append(f"## {heading}\n\n{_meanings('Key', keys.items())}")
+    return "\n\n".join(sections)
+
+
+def _argument_help(argument: Argument) -> str:
+    default = argument.field_info.default
+    has_default = isinstance(default, str | float) or type(default) is int
+    text = " ".join((argument.parameter.help or "").split())
+    return f"{text} Default: {default}." if has_default else text
+
+
+def _meanings(head: str, rows: Iterable[tuple[object, str]]) -> str:
+    return table((head, "Meaning"), ((code(name), meaning) for name, meaning in rows))
 
 
 def control_commands() -> str:

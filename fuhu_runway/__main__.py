@@ -1,4 +1,4 @@
-"""The command `fuhu-runway`; without the extra that it needs, one line says which."""
+"""The command `fuhu-runway`. If its extra is missing, one line says how to install it."""
 
 import sys
 from importlib.util import find_spec
@@ -7,6 +7,11 @@ from typing import NoReturn
 
 def main() -> NoReturn:
     """Run the command line and end the process with its exit code."""
+    if sys.argv[1:] == ["--version"]:  # without the time that importing the commands takes
+        from importlib.metadata import version
+
+        print(version("fuhu-runway"))
+        sys.exit(0)
     if not (find_spec("cyclopts") and find_spec("rich")):
         print('The command line needs an extra: pip install "fuhu-runway[cli]"', file=sys.stderr)
         sys.exit(2)
@@ -14,7 +19,7 @@ def main() -> NoReturn:
         from .cli.app import main as run
 
         sys.exit(run())
-    except KeyboardInterrupt:  # before the command began its work
+    except KeyboardInterrupt:  # before the command began
         sys.exit(130)
 
 

@@ -1,4 +1,4 @@
-"""Whether a failed request may go again, and after how long; the only importer of `backoff`."""
+"""Whether and when a failed request is sent again; the only importer of `backoff`."""
 
 import itertools
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -27,16 +27,14 @@ MAY_REPEAT: Final[Mapping[Fate, frozenset[Replay]]] = {
     Fate.UNKNOWN: frozenset({Replay.FREE}),
     Fate.REJECTED: frozenset(),
 }
-"""What is known about a failed request, to what may be sent again (api-facts 5.2)."""
-
-MOST_STEPS: Final = 1000
+"""The fate of a failed request, to the kinds of requests that may be sent again (api-facts 5.2)."""
 
 MODEL_UNAVAILABLE_REPEATS: Final = 2
-"""Not in itself transient: "at most once or twice" (api-facts 5.1)."""
+"""Retries after a `ModelUnavailable`, which need not be transient (api-facts 5.1)."""
 
 
 def fate_of(error: RunwayError) -> Fate:
-    """Return what is known about the request that ended in *error*."""
+    """Return the fate of the request that ended in *error*."""
     if isinstance(error, TransportError | GatewayError | UnreadableReply):
         return error.fate
     return Fate.REJECTED
@@ -46,9 +44,9 @@ def delay_before(
     attempt: int, error: RunwayError, replay: Replay, policy: RetryPolicy, drawn: float
 ) -> float | None:
     """
-    Return how long to wait before the next sending, in seconds; None: it is not sent again.
+    Return the delay before the next attempt, in seconds; None if the request is not sent again.
 
-    A gateway that says how long is taken at its word; else the delay that was *drawn* counts.
+    The gateway's own Retry-After counts, otherwise the delay that was *drawn*.
     """
     if replay not in MAY_REPEAT[fate_of(error)] or attempt >= policy.attempts:
         return None
@@ -61,26 +59,22 @@ def delay_before(
 
 
 def delays(policy: RetryPolicy) -> Iterator[float]:
-    """Return the delays to draw from: exponential ranges, with full jitter."""
-    limits = _exponential(policy.first, policy.factor, policy.max_delay)
-    return map(backoff.full_jitter, limits)
+    """Return random delays, each from 0 to an exponentially growing limit."""
+    return map(backoff.full_jitter, _exponential(policy.first, policy.factor, policy.max_delay))
 
 
 def ladder(first: float, factor: float, at_most: float) -> tuple[float, ...]:
-    """Return exponential intervals up to the first that has reached *at_most*, which goes on."""
-    growing = _exponential(first, factor, at_most)
-    # A factor of 1 never gets there: its first interval goes on.
+    """Return exponential intervals that end with *at_most*; the last one is repeated."""
     if factor == 1 or first >= at_most:
         return (min(first, at_most),)
-    # A factor of hardly more than 1 takes millions of steps to get there.
-    steps = itertools.islice(growing, MOST_STEPS)
-    below = itertools.takewhile(lambda interval: interval < at_most, steps)
-    return (*below, at_most)
+    # At most 1,000: a factor of hardly more than 1 takes millions of steps.
+    steps = itertools.islice(_exponential(first, factor, at_most), 1000)
+    return (*itertools.takewhile(lambda interval: interval < at_most, steps), at_most)
 
 
 def _exponential(first: float, factor: float, at_most: float) -> Iterator[float]:
     steps = backoff.expo(base=factor, factor=first, max_value=at_most)
-    next(steps)  # backoff's generators open with a None that is meant for send()
+    next(steps)  # backoff's generators begin with a None
     return steps
 
 
@@ -95,13 +89,13 @@ async def repeat(
     task_id: str | None = None,
 ) -> T:
     """
-    Return what *attempt* gives, repeated as the table and the policy allow.
+    Return the result of *attempt*, retried as the table and the policy allow.
 
-    The hooks hear of each repeat, with the number of the *submission* or the task it is about.
+    Each retry is an event, with the number of the *submission* or the id of the task.
 
     Raises:
-        SubmissionInDoubt: A paid request got no clear answer; it was not repeated.
-        RunwayError: Whatever the last attempt ended in.
+        SubmissionInDoubt: A paid request got no clear response; it was not sent again.
+        RunwayError: The error of the last attempt.
     """
     drawn = delays(policy)
     for count in itertools.count(1):
@@ -120,7 +114,7 @@ async def repeat(
 
 
 def in_doubt(error: RunwayError) -> SubmissionInDoubt:
-    """Return the error for a paid request of unknown fate, with the task that its answer named."""
+    """Return the error for a paid request of unknown fate, with the task of its response."""
     named = f" with client.task({error.task_id!r})" if error.task_id else " in the gateway's list"
     return SubmissionInDoubt(
         f"A paid request was sent and its fate is unknown. {error.happened}",

@@ -1,5 +1,5 @@
 """
-The only user of `aiohttp.ClientSession`: ownership, timeouts, aiohttp's errors given a `Fate`.
+The only user of `aiohttp.ClientSession`: ownership, timeouts, one exchange.
 
 `send` is exactly one exchange; `call` is `send` with the rate limiter and retries. One transport
 belongs to one event loop.
@@ -14,7 +14,6 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from types import TracebackType
 from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -31,9 +30,6 @@ from fuhu_runway._wire.decode import salvaged
 from fuhu_runway._wire.encode import Reply, Request
 from fuhu_runway._wire.tables import Replay
 from fuhu_runway.errors import (
-    Fate,
-    NoReply,
-    NotSent,
     RateLimited,
     RunwayError,
     UsageError,
@@ -42,26 +38,30 @@ from fuhu_runway.errors import (
 from fuhu_runway.hooks import Hooks
 from fuhu_runway.models import RetryPolicy, Timeouts, usage_error
 
+from .failures import NEVER_ARRIVED, TransportCause, failure_of
 from .limiter import RateLimiter
 from .retry import repeat
 
 T = TypeVar("T")
 
 MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
-"""The largest answer that is read; a task that quotes a picture as data may take some MB."""
+"""The largest response that is read; a task that quotes a picture as data may take some MB."""
 MAX_CUT_BYTES: Final = 64 * 1024
-"""How much is kept of a larger one, in bytes, since it may name a task."""
+"""How much of a larger response is kept, in bytes, since it may name a task."""
+MAX_HEADER_BYTES: Final = 64 * 1024
+"""The longest header that is read; security policies pass aiohttp's own limit of 8 KB."""
+MAX_HEADERS: Final = 256
 
-MAX_MEDIA_HEADER_BYTES: Final = 64 * 1024
-"""The longest header of a clip's host; CDNs send policies of more than aiohttp's own 8 KB."""
+CLIENT: Final = "client"
+"""The field of the error for a closed client."""
 
 
 class Transport:
     """
-    Requests out, replies in, over sessions that it owns or one that it borrows.
+    Send requests and return replies, over sessions that it owns or one that it borrows.
 
     Paid requests travel on fresh connections: on a kept one that the gateway has just closed,
-    a request can die without a trace of whether it was read.
+    a request can be lost without a trace of whether it was read.
     """
 
     def __init__(
@@ -75,24 +75,23 @@ class Transport:
         clock: Clock,
     ) -> None:
         self._borrowed = session
-        trusted = _trusted()
-        self._free = session or _open_session(trusted=trusted, fresh_connections=False)
-        self._paid = session or _open_session(trusted=trusted, fresh_connections=True)
+        self._free = session or _open_session(fresh_connections=False)
+        self._paid = session or _open_session(fresh_connections=True)
         #: Origin to the proxy for it, since reading the environment costs more than a poll may.
         self._proxies: dict[str, str | None] = {}
         self._timeouts = timeouts
-        # With `connect`, a proxy that takes the connection and never opens a tunnel is given up
-        # too. In a borrowed session it would count the wait for a free connection.
-        self._connecting: dict[str, Any] = {
-            "sock_connect": timeouts.connect,
-            "connect": timeouts.connect if session is None else None,
-        }
-        self._paid_timeout = aiohttp.ClientTimeout(
-            total=timeouts.total, sock_read=timeouts.read, **self._connecting
+        # `connect` covers a proxy that accepts the connection and never opens a tunnel. In a
+        # borrowed session it would count the wait for a free connection.
+        timeout = functools.partial(
+            aiohttp.ClientTimeout,
+            sock_connect=timeouts.connect,
+            connect=timeouts.connect if session is None else None,
         )
-        # A free request has its answer in no time or is asked again, and a limit for each read
-        # would cost a timer for each read.
-        self._free_timeout = aiohttp.ClientTimeout(total=timeouts.read, **self._connecting)
+        self._paid_timeout = timeout(total=timeouts.total, sock_read=timeouts.read)
+        # A free request can be sent again, and a limit for each read would cost a timer each.
+        self._free_timeout = timeout(total=timeouts.read)
+        # A download may take long, so only the connection and each pause have a limit.
+        self._stream_timeout = timeout(total=None, sock_read=timeouts.read)
         self._retry = retry
         self._limiter = limiter
         self._hooks = hooks
@@ -103,11 +102,11 @@ class Transport:
 
     async def call(self, request: Request, read: Callable[[Reply], T]) -> T:
         """
-        Send a free request, retrying while that is safe, and return the parsed answer.
+        Send a free request, retrying while that is safe, and return the parsed response.
 
         Raises:
             NotSent: The gateway could not be reached.
-            NoReply: It got no answer, however often it was sent.
+            NoReply: No attempt got a response.
             RunwayError: Whatever *read* raises.
         """
         return await repeat(
@@ -126,13 +125,13 @@ class Transport:
 
     async def once(self, request: Request, read: Callable[[Reply], T]) -> T:
         """
-        Send a free request once, when the limits allow it, and return the parsed answer.
+        Send a free request once, when the limits allow it, and return the parsed response.
 
         Raises:
             UsageError: The transport was closed meanwhile.
         """
         async with self.until_closed(), self._limiter.slot() as sent_at:
-            return self._parsed(read, await self.send(request), sent_at)
+            return await self.in_turn(request, read, sent_at)
 
     @asynccontextmanager
     async def paid_slot(self) -> AsyncIterator[float]:
@@ -155,15 +154,12 @@ class Transport:
         return flight
 
     async def in_turn(self, request: Request, read: Callable[[Reply], T], sent_at: float) -> T:
-        """Send once, in the slot taken at the instant *sent_at*, and return the parsed answer."""
-        return self._parsed(read, await self.send(request), sent_at)
+        """
+        Send once, in the slot taken at the instant *sent_at*, and return the parsed response.
 
-    def _check_running(self) -> None:
-        if self._is_stopped:
-            raise closed()
-
-    def _parsed(self, read: Callable[[Reply], T], reply: Reply, sent_at: float) -> T:
-        """Read an answer, and record whether it was a refusal for being too fast."""
+        The limiter learns from it whether the request came too fast.
+        """
+        reply = await self.send(request)
         try:
             answer = read(reply)
         except RunwayError as error:
@@ -175,16 +171,17 @@ class Transport:
             self._limiter.refused(sent_at, failure.retry_after)
         else:
             self._limiter.answered(sent_at)
-        # The frames of reading hold the answer, which may quote anything.
+        # The frames of parsing hold the response, which may quote anything.
+        del reply
         raise drop_frames(failure)
 
     async def send(self, request: Request) -> Reply:
         """
-        Return the answer to exactly one sending.
+        Return the response to exactly one sending.
 
         Raises:
             NotSent: The request provably did not arrive.
-            NoReply: It may have arrived, and no whole answer came back.
+            NoReply: It may have arrived, and no complete response came back.
             UsageError: The proxy that the environment names cannot be used; nothing was sent.
         """
         answer = await self._exchange(request)
@@ -196,7 +193,7 @@ class Transport:
         raise failure from cause
 
     async def _exchange(self, request: Request) -> "Reply | tuple[RunwayError, TransportCause]":
-        """Return the answer, or what to raise in its place and what that comes from."""
+        """Return the response, or the error to raise and its cause."""
         is_paid = request.endpoint.replay is Replay.PAID
         session = self._paid if is_paid else self._free
         _check_open(session)
@@ -214,27 +211,36 @@ class Transport:
                 timeout=self._paid_timeout if is_paid else self._free_timeout,
                 proxy=proxy,
                 allow_redirects=False,
-                # A borrowed session may have it otherwise, and the gateway's own words be lost.
+                # A borrowed session may raise, and the gateway's own words would be lost.
                 raise_for_status=False,
-                # A false Content-Encoding would lose the answer: what is packed shows it itself.
+                # A wrong Content-Encoding would lose the response; compressed bytes show it.
                 auto_decompress=False,
             ) as response:
-                cut = await _read_body(response, body)
-                # Of a status that has no body, aiohttp drops the one that is there all the same.
-                answer = bytes(body) or unframed(bytes(arrived))
+                is_cut = False
+                # Mostly the whole body is there at once, and no further read is needed.
+                while not is_cut and not response.content.at_eof():
+                    body += await response.content.readany()
+                    is_cut = len(body) > MAX_ANSWER_BYTES
+                if is_cut:
+                    response.close()
+                    del body[MAX_CUT_BYTES:]
+                # aiohttp drops the body of a status that should have none.
+                answer = bytes(body) or _unframed(arrived)
                 return Reply(
-                    request, response.status, response.headers, answer, cut, self._clock.wall()
+                    request, response.status, response.headers, answer, is_cut, self._clock.wall()
                 )
-        # Any exception: a resolver, a codec or a middleware of a borrowed session raises what it
-        # likes, and what became of the request does not depend on its class.
+        # Any exception: a resolver, a codec or a middleware of a borrowed session may raise
+        # anything, and what became of the request does not depend on its class.
         except Exception as exc:  # noqa: BLE001
             written = sent.is_begun if sent is not None else not isinstance(exc, NEVER_ARRIVED)
-            task_id = salvaged(request, unframed(bytes(arrived)) or bytes(body))
-            failure = translate(exc, request, arrived=written, proxy=proxy, task_id=task_id)
-            return failure, cause_of(exc, request.secrets)
+            task_id = salvaged(request, _unframed(arrived) or bytes(body)) or request.task_id
+            failure = failure_of(exc, proxy, task_id, is_written=written, is_paid=is_paid)
+            # Its text may quote addresses, and its frames hold the key and the body.
+            said = f"{type(exc).__name__}: {redact(str(exc), request.secrets)}"
+            return failure, TransportCause(said)
 
     def _proxy(self, url: str) -> str | None:
-        """Return the proxy for *url*; a borrowed session brings its own, or none."""
+        """Return the proxy for *url*; a borrowed session has its own settings."""
         if self._borrowed is not None:
             return None
         origin = "/".join(url.split("/", 3)[:3])
@@ -245,30 +251,24 @@ class Transport:
     @asynccontextmanager
     async def stream(self, url: str, headers: Mapping[str, str]) -> AsyncIterator["Stream"]:
         """
-        Send a plain GET to *url* as it is written, and yield the answer.
-
-        Redirects are not followed. Whole downloads may take long, so only the connection and each
-        pause have a limit.
+        Send a GET to *url* exactly as written, and yield the response; redirects are not followed.
 
         Raises:
-            StreamBroken: There was no answer.
+            StreamBroken: There was no response.
         """
-        timeout = aiohttp.ClientTimeout(
-            total=None, sock_read=self._timeouts.read, **self._connecting
-        )
         _check_open(self._free)
         try:
             response = await self._free.get(
                 _as_written(url),
                 headers={**headers, "Accept-Encoding": "identity"},
-                timeout=timeout,
+                timeout=self._stream_timeout,
                 proxy=self._proxy(url),
                 allow_redirects=False,
                 raise_for_status=False,
-                max_line_size=MAX_MEDIA_HEADER_BYTES,
-                max_field_size=MAX_MEDIA_HEADER_BYTES,
+                max_line_size=MAX_HEADER_BYTES,
+                max_field_size=MAX_HEADER_BYTES,
             )
-        except Exception as exc:  # noqa: BLE001  (odd addresses raise whatever they meet)
+        except Exception as exc:  # noqa: BLE001  (odd addresses raise errors of many classes)
             sendable = not isinstance(exc, aiohttp.InvalidURL)
             passes = sendable and isinstance(exc, aiohttp.ClientError | OSError)
             broken = StreamBroken(type(exc).__name__, passes)
@@ -276,13 +276,31 @@ class Transport:
             async with response:
                 yield Stream(response)
             return
-        # Outside the clause: what the HTTP library says may quote the signed address.
+        # Outside the clause: the HTTP library's error may quote the signed address.
         raise broken
 
-    def until_closed(self) -> "UntilClosed":
-        """Return a block that ends with a `UsageError` when this transport is closed."""
+    @asynccontextmanager
+    async def until_closed(self) -> AsyncIterator[None]:
+        """Run a block that ends with a `UsageError` when this transport is closed."""
         self._check_running()
-        return UntilClosed(self._scopes)
+        scope = asyncio.timeout(None)
+        try:
+            async with scope:
+                self._scopes.add(scope)
+                yield
+        except TimeoutError:
+            if not scope.expired():
+                raise
+        else:
+            return
+        finally:
+            self._scopes.discard(scope)
+        # Outside the clause: the interrupted error says nothing more.
+        raise closed()
+
+    def _check_running(self) -> None:
+        if self._is_stopped:
+            raise closed()
 
     def stop(self) -> None:
         """End every free request and download, and refuse every paid one that is not in flight."""
@@ -297,7 +315,7 @@ class Transport:
         """
         Close what this transport opened.
 
-        A paid request in flight is waited for, since its answer holds the id of a paid task.
+        Waits for a paid request in flight, since its response holds the id of a paid task.
         """
         self.stop()
         try:
@@ -310,50 +328,18 @@ class Transport:
 
 
 @attrs.define(eq=False)
-class UntilClosed:
-    """
-    A block that closing ends, whatever it waits for.
-
-    No `asynccontextmanager`: the loop registers asynchronous generators, at each request.
-    """
-
-    _scopes: set[asyncio.Timeout]
-    _scope: asyncio.Timeout = attrs.field(init=False, factory=lambda: asyncio.timeout(None))
-
-    async def __aenter__(self) -> None:
-        await self._scope.__aenter__()
-        self._scopes.add(self._scope)
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._scopes.discard(self._scope)
-        try:
-            await self._scope.__aexit__(exc_type, exc, traceback)
-        except TimeoutError:
-            failure = closed()
-        else:
-            return
-        # Outside of the clause, since what was interrupted says nothing more.
-        raise failure
-
-
-@attrs.define(eq=False)
 class StreamBroken(Exception):
     """A stream broke, or could not be opened."""
 
-    #: The class of what the HTTP library raised; its text may quote the signed address.
+    #: The class of the HTTP library's error; its text may quote the signed address.
     name: str
-    #: Whether another attempt may do better; no request can be sent to some addresses.
+    #: Whether another attempt may succeed; no request can be sent to some addresses.
     passes: bool = True
 
 
 @attrs.frozen(eq=False)
 class Stream:
-    """An answer whose body is read as it arrives."""
+    """A response whose body is read as it arrives."""
 
     _response: aiohttp.ClientResponse
 
@@ -363,15 +349,15 @@ class Stream:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The headers, found by their names in any case."""
+        """The headers; names match in any case."""
         return self._response.headers
 
     async def read(self) -> bytes:
         """
-        Return the bytes that have arrived, decoded; none where the body has ended as it should.
+        Return the bytes that have arrived, decoded; b"" at the regular end of the body.
 
         Raises:
-            StreamBroken: It did not.
+            StreamBroken: The body ended too early, or cannot be decoded.
         """
         try:
             return await self._response.content.readany()
@@ -384,7 +370,7 @@ def _as_written(url: str) -> yarl.URL:
     """
     Return *url* as an address that aiohttp sends byte for byte, as signatures need it.
 
-    The host alone is normalised, and what no request line can hold is quoted.
+    Only the host is normalised, and characters that no request line can hold are quoted.
     """
     scheme, _, rest = url.partition("://")
     at = next((place for place, char in enumerate(rest) if char in "/?#"), len(rest))
@@ -397,18 +383,13 @@ def _as_written(url: str) -> yarl.URL:
 
 def quoted(text: str) -> str:
     """Return *text* with only those characters quoted that no request line can hold."""
-    return _UNSENDABLE.sub(lambda found: quote(found[0].encode("utf-8", "surrogateescape")), text)
-
-
-_UNSENDABLE: Final = re.compile(r"[^!-~]+")
-
-
-CLIENT: Final = "client"
-"""The field of the error for a closed client."""
+    return re.sub(
+        r"[^!-~]+", lambda found: quote(found[0].encode("utf-8", "surrogateescape")), text
+    )
 
 
 def closed() -> UsageError:
-    """Return the error for a call on a client that someone has begun to close."""
+    """Return the error for a call on a client that is closed or closing."""
     return usage_error(
         CLIENT,
         "The client was closed in this event loop.",
@@ -420,46 +401,27 @@ def _check_open(session: aiohttp.ClientSession) -> None:
     if session.closed:
         raise usage_error(
             "session",
-            "The client, or the session that it was given, is closed.",
-            "Close it when all calls are done, and give the client an open session, or none.",
+            "The client, or the session passed to it, is closed.",
+            "Close it after the last call, and pass an open session to the client, or none.",
         )
 
 
-MAX_HEADER_BYTES: Final = 64 * 1024
-"""The longest header of an answer that is read; gateways' security policies pass 8 KB."""
-MAX_HEADERS: Final = 256
-
-
-def _trusted() -> ssl.SSLContext | bool:
-    """Return the context that knows SSL_CERT_FILE and SSL_CERT_DIR, else True for aiohttp's own."""
-    # aiohttp makes its own when it is imported, so that it lacks what a program sets after that.
-    named = [os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")]
-    return _context_of(*named) if any(named) else True
-
-
-@functools.lru_cache(maxsize=1)  # reading all of a machine's authorities takes some 20 ms
-def _context_of(_file: str | None, _folder: str | None) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    context.set_alpn_protocols(["http/1.1"])
-    return context
-
-
-def _open_session(
-    *, trusted: ssl.SSLContext | bool, fresh_connections: bool
-) -> aiohttp.ClientSession:
+def _open_session(*, fresh_connections: bool) -> aiohttp.ClientSession:
     # Older versions of aiohttp do not limit the number of headers, and have no such argument.
     has_limit = "max_headers" in (aiohttp.ClientSession.__init__.__kwdefaults__ or {})
     number: dict[str, Any] = {"max_headers": MAX_HEADERS} if has_limit else {}
+    # aiohttp makes its own context at import, and misses what a program sets after that.
+    named = [os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")]
     connector = aiohttp.TCPConnector(
         # The number of connections is not limited here: a request that waits inside aiohttp for a
         # free one would use up its own timeout.
         limit=0,
         force_close=fresh_connections,
-        ssl=trusted,
+        ssl=_trusting(*named) if any(named) else True,
     )
     if fresh_connections:
-        # There is no public way to the bytes that cannot be parsed. Where this one is gone,
-        # answers of that kind are in doubt without an id.
+        # There is no public way to bytes that cannot be parsed. If this one is removed, responses
+        # of that kind are in doubt without an id.
         factory = functools.partial(_Recorder, loop=asyncio.get_running_loop())
         connector._factory = factory  # type: ignore[assignment]  # noqa: SLF001
     # Not trust_env, which would read passwords from .netrc as well.
@@ -472,6 +434,13 @@ def _open_session(
     )
 
 
+@functools.lru_cache(maxsize=1)  # reading all of a machine's authorities takes some 20 ms
+def _trusting(_file: str | None, _folder: str | None) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
 def proxy_from_environment(url: str) -> str | None:
     """
     Return the proxy that HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY name for *url*.
@@ -479,15 +448,20 @@ def proxy_from_environment(url: str) -> str | None:
     This machine itself is always reached directly.
 
     Raises:
-        UsageError: It is no http(s) proxy.
+        UsageError: It is not an http(s) proxy.
     """
     if not is_web_address(url):
         return None  # aiohttp says what is wrong with it
     parts = urlsplit(url)
     host = parts.hostname or ""
+    try:
+        address = ipaddress.ip_address(host)
+        is_local = address.is_loopback or address.is_unspecified
+    except ValueError:
+        is_local = f".{host}".rstrip(".").endswith(".localhost")
     proxies = getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if not proxy or _is_loopback(host) or proxy_bypass(host) or proxy_bypass(parts.netloc):
+    if not proxy or is_local or proxy_bypass(host) or proxy_bypass(parts.netloc):
         return None
     if "://" not in proxy:
         proxy = f"http://{proxy}"
@@ -496,25 +470,17 @@ def proxy_from_environment(url: str) -> str | None:
     del proxy, proxies, parts, url  # no traceback shows a password
     raise usage_error(
         "proxy",
-        "The proxy that the environment names for the gateway is no http(s) address.",
-        "Set HTTPS_PROXY to one such as http://proxy.example:3128, or name the gateway's host in"
-        " NO_PROXY; for a SOCKS proxy, give the client a session of your own.",
+        "The proxy for the gateway in the environment must be an http(s) URL.",
+        "Set HTTPS_PROXY to a URL like http://proxy.example:3128, or add the gateway's host to"
+        " NO_PROXY; for a SOCKS proxy, pass a session of your own to the client.",
     )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return f".{host}".rstrip(".").endswith(".localhost")
-    return address.is_loopback or address.is_unspecified
 
 
 class Body(aiohttp.payload.Payload):
     """
     A request's body that knows whether aiohttp has begun to write it.
 
-    As long as it has not, the gateway cannot have accepted the request, whatever went wrong.
+    Until then the gateway cannot have accepted the request, whatever went wrong.
     """
 
     _value: bytes
@@ -530,13 +496,13 @@ class Body(aiohttp.payload.Payload):
         return self._value.decode(encoding, errors)
 
     async def write(self, writer: aiohttp.abc.AbstractStreamWriter) -> None:
-        """Write the body, once the connection stands."""
+        """Write the body to an open connection."""
         self.is_begun = True
         await writer.write(self._value)
 
 
 _ARRIVED: ContextVar[bytearray] = ContextVar("_ARRIVED")
-"""What has arrived on the connection of the paid request that is being sent."""
+"""The bytes that have arrived on the connection of the paid request that is being sent."""
 
 
 class _Recorder(ResponseHandler):
@@ -552,130 +518,10 @@ class _Recorder(ResponseHandler):
         super().data_received(data)
 
 
-def unframed(arrived: bytes) -> bytes:
-    """Return the body of an HTTP answer whose framing is broken: without heads and chunk sizes."""
-    return _CHUNK_SIZE.sub(b"", _HEADS.sub(b"", arrived, 1))
-
-
 _HEADS: Final = re.compile(rb"\A(?:HTTP/.*?\r?\n\r?\n)+", re.DOTALL)
 _CHUNK_SIZE: Final = re.compile(rb"(?:\A|\r\n)[0-9A-Fa-f]{1,8}[ \t]*(?:;[^\r\n]*)?\r\n")
 
 
-async def _read_body(response: aiohttp.ClientResponse, body: bytearray) -> bool:
-    """Read the answer into *body*, and return whether it was longer than is read."""
-    # What is there whole, as answers mostly are, is not asked whether there is more of it.
-    while not response.content.at_eof():
-        body += await response.content.readany()
-        if len(body) > MAX_ANSWER_BYTES:
-            response.close()
-            del body[MAX_CUT_BYTES:]
-            return True
-    return False
-
-
-NEVER_ARRIVED: Final = (
-    aiohttp.ClientConnectorError,
-    # A TimeoutError like the one for a late answer: only its class tells that there was no
-    # connection, also where a borrowed session has none free.
-    aiohttp.ConnectionTimeoutError,
-    aiohttp.ClientHttpProxyError,
-    aiohttp.InvalidURL,
-    aiohttp.NonHttpUrlClientError,
-    UnicodeError,
-)
-"""What is raised before anything is written, for requests that have no `Body` to tell."""
-
-
-def translate(
-    exc: Exception,
-    request: Request,
-    *,
-    arrived: bool,
-    proxy: str | None = None,
-    task_id: str | None = None,
-) -> RunwayError:
-    """
-    Return our error for one of aiohttp's; *arrived* is whether the gateway may have it all.
-
-    The *task_id* is that of the task which the broken answer to a paid request names.
-    """
-    paid = request.endpoint.replay is Replay.PAID
-    if not arrived:
-        happened, advice = explain(exc, proxy)
-        return NotSent(happened, "Nothing was charged.", advice, request.task_id, None, Fate.UNSENT)
-    money = "It may have been accepted and charged." if paid else "Nothing was charged."
-    return NoReply(
-        f"No whole answer came back ({type(exc).__name__}).",
-        money,
-        "Try again later.",
-        task_id or request.task_id,
-        None,
-        Fate.UNKNOWN,
-    )
-
-
-def explain(exc: Exception, proxy: str | None) -> tuple[str, str]:
-    """Return what kept a request from being sent, and what to do about it."""
-    name = type(exc).__name__
-    fault = getattr(exc, "certificate_error", None) or getattr(exc, "os_error", None)
-    if isinstance(fault, ssl.SSLError):
-        return _explain_tls(fault)
-    if proxy is None:
-        return (
-            f"The gateway could not be reached ({name}).",
-            "Check the network and base_url, then call again.",
-        )
-    host = redact(urlsplit(proxy).hostname or "")
-    if isinstance(exc, aiohttp.ClientHttpProxyError):
-        return (
-            f"The proxy {host} refused the connection with status {exc.status}.",
-            "Check the user and password in HTTPS_PROXY."
-            if exc.status == 407
-            else "Ask its operator, or name the gateway's host in NO_PROXY, then call again.",
-        )
-    return (
-        f"The gateway could not be reached through the proxy {host} ({name}).",
-        "Check HTTPS_PROXY, or name the gateway's host in NO_PROXY, then call again.",
-    )
-
-
-_WRONG_HOST: Final = frozenset({62, 64})
-"""OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH."""
-_WRONG_TIME: Final = frozenset({9, 10})
-"""OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
-
-
-def _explain_tls(fault: ssl.SSLError) -> tuple[str, str]:
-    code = getattr(fault, "verify_code", None)
-    if code in _WRONG_HOST:
-        return (
-            "The TLS certificate is for another host.",
-            "Check the host in base_url; a proxy or a captive portal may have answered.",
-        )
-    if code in _WRONG_TIME:
-        return (
-            "The TLS certificate has expired or is not valid yet.",
-            "Check the clock of this machine; otherwise the server's operator has to renew it.",
-        )
-    if code is not None:
-        return (
-            f"The TLS certificate is not trusted ({getattr(fault, 'verify_message', '')}).",
-            "If it comes from an authority of your own, name its file in SSL_CERT_FILE.",
-        )
-    return (
-        f"The TLS handshake failed ({fault.reason or type(fault).__name__}).",
-        "Check scheme and port of base_url: there may be no TLS, or another version of it.",
-    )
-
-
-def cause_of(exc: Exception, secrets: tuple[str, ...]) -> "TransportCause":
-    """
-    Return what *exc* says, in place of itself.
-
-    Its text may quote addresses, and its frames hold the key and the body.
-    """
-    return TransportCause(f"{type(exc).__name__}: {redact(str(exc), secrets)}")
-
-
-class TransportCause(Exception):
-    """What the HTTP library said, without the addresses that it said it about."""
+def _unframed(arrived: bytearray) -> bytes:
+    """Return the body of a response whose framing is broken: without heads and chunk sizes."""
+    return _CHUNK_SIZE.sub(b"", _HEADS.sub(b"", bytes(arrived), 1))

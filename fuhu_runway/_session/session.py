@@ -2,8 +2,9 @@
 
 import asyncio
 import contextvars
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 import aiohttp
@@ -16,7 +17,7 @@ from fuhu_runway._waiting.intervals import Learner
 from fuhu_runway._waiting.poller import Poller, Watch
 from fuhu_runway._waiting.task_limit import Unfinished
 from fuhu_runway._wire.decode import read_task
-from fuhu_runway._wire.encode import Request
+from fuhu_runway._wire.encode import Reply, Request
 from fuhu_runway.downloads import Downloader
 from fuhu_runway.errors import RunwayError, WaitAbandoned
 from fuhu_runway.hooks import ClientClosed, Hooks
@@ -79,6 +80,7 @@ class Session:
             learner=settings.learner,
             safety_net=settings.net,
             unfinished=settings.unfinished,
+            until_closed=self.transport.until_closed,
         )
         self.tasks = TaskBudget(settings.limits.tasks_in_flight, self.poller)
         self.downloader = Downloader(
@@ -95,10 +97,16 @@ class Session:
         with suppress(StopIteration):
             self._keeper.__anext__().send(None)
 
-    async def _poll(self, request: Request, sent_at: float) -> TaskRecord:
+    def _poll(
+        self, request: Request, sent_at: float, known: TaskRecord | None
+    ) -> Awaitable[TaskRecord]:
+        def read(reply: Reply) -> TaskRecord:
+            if known is not None and reply.status == HTTPStatus.OK and reply.body == known.answer:
+                return known
+            return read_task(reply)
+
         # No retries: the poller polls again at its own intervals.
-        async with self.transport.until_closed():
-            return await self.transport.in_turn(request, read_task, sent_at)
+        return self.transport.in_turn(request, read, sent_at)
 
     def run(self, errand: Coroutine[Any, Any, None]) -> None:
         """Start something in the background, in an empty context; closing cancels it."""

@@ -1,14 +1,14 @@
 """
-When to poll next, learned from how long tasks of the same kind took.
+Intervals between polls, learned from how long tasks of the same kind took.
 
-Rule 1: whatever was learned, no interval is shorter or longer than the policy allows.
+Rule 1: no learned interval is shorter or longer than the policy allows.
 Rule 2: a task that still runs counts for as long as it has run. Otherwise the first tasks of a
 batch to end, which are the quick ones, would stand for all of it.
-Rule 3: what was seen fades, so that the intervals follow a service that becomes faster or slower.
+Rule 3: observations fade, so that the intervals follow a service that becomes faster or slower.
 
-Pure: the caller passes what a poll showed. Durations are in seconds since the submit; inside, they
-are in units of half of the policy's first interval, so that an impatient policy polls impatiently.
-The method, and why, is in docs/explanation/polling.md.
+Pure functions over ages: seconds since the submit in arguments, and inside units of half of the
+policy's first interval, so that a policy with short intervals learns short ones.
+The method is explained in docs/explanation/polling.md.
 """
 
 import itertools
@@ -23,7 +23,7 @@ import attrs
 from fuhu_runway.models import Generation, PollPolicy
 
 Kind = tuple[str, str | None, int | None]
-"""What the duration of a task depends on: the request's class, the model, the clip's seconds."""
+"""The request's class, the model and the clip's seconds: the duration of a task depends on them."""
 
 ENOUGH: Final = 20
 """Ends of a kind after which intervals are learned; if more, learning starts later."""
@@ -34,25 +34,25 @@ REMEMBERED: Final = 70.0
 MAX_KINDS: Final = 32
 """Kinds that are remembered, about 2 kB each; the one that ended longest ago is forgotten first."""
 SEEN_PART: Final = 0.8
-"""Part of the tasks that must be seen to end; if more, learning starts later in a batch."""
+"""Part of the tasks that must have been seen to end; if more, learning starts later in a batch."""
 MAX_RECALLED: Final = 1000
 """Durations that are read from a journal; if more, opening a client takes longer."""
 
 MAX_LAG: Final = 3.15
-"""Units between the end of a task and the poll that finds it, on average; more for fewer polls."""
+"""Mean units between the end of a task and its last poll; if more, there are fewer polls."""
 MAX_LAG_PART: Final = 0.01
-"""The same as a part of the median duration, for long tasks; more for fewer polls."""
+"""The same as a part of the median duration, for long tasks; if more, there are fewer polls."""
 PRIOR: Final = 1.0
-"""Units of running at the average hazard that are added at each age; if more, what a few tasks
-show at an age counts less."""
+"""Units of running at the average hazard that are added at each age; if more, a few tasks at one
+age count less."""
 SMOOTHING: Final = 4
 """Slices on each side that are averaged; if more, peaks in the durations are less sharp."""
 WIDEST: Final = 30.0
 """An end seen after a longer interval, in units, and than half the age, is left out; if more, the
 learned durations are less sharp."""
 RECALL_BLUR: Final = 8.0
-"""Units by which the ends in a journal may be late: about the interval before a last poll; if
-more, what a journal knows is less sharp."""
+"""Units by which the ends in a journal may be late, about the interval before a last poll; if more,
+the durations from a journal are less sharp."""
 
 # Ages are cut into slices of a sixteenth each, from 2 units to 2 hours of them; the first is whole.
 EDGES: Final = (0.0, *(2.0 * math.exp(n / 16) for n in range(2 + int(16 * math.log(3600)))))
@@ -87,7 +87,7 @@ class Curve:
 
 @attrs.frozen
 class Schedule:
-    """How many ends to expect of a running task, and how many polls to spend on it, by its age."""
+    """The expected ends of a running task, and the polls to spend on it, by its age."""
 
     ends: Curve
     polls: Curve
@@ -101,7 +101,7 @@ class Schedule:
 
 @attrs.define
 class History:
-    """What polls showed of one kind of task, by age; older polls count less."""
+    """Polls of one kind of task, by age; older polls count less."""
 
     #: How long tasks ran in each slice, and how many ended in it.
     running: list[float] = attrs.field(factory=lambda: [0.0] * len(WIDTHS))
@@ -112,7 +112,7 @@ class History:
     schedule: Schedule | None = None
 
     def add(self, since: float, until: float, *, has_ended: bool) -> None:
-        """Add that a task ran at age *since*, and at age *until* still did or had ended."""
+        """Add a poll at age *until*, of a task that was last known to run at age *since*."""
         first, last = bisect_right(EDGES, since) - 1, bisect_right(EDGES, until)
         for place in range(first, min(last, len(WIDTHS))):
             part = min(until, EDGES[place + 1]) - max(since, EDGES[place])
@@ -138,7 +138,7 @@ class History:
 
 
 class Learner:
-    """What one client knows of how long each kind of task takes."""
+    """The durations that one client has learned, by kind of task."""
 
     def __init__(self, policy: PollPolicy) -> None:
         # At the defaults of a policy, intervals go from 1 s to 20 s.
@@ -152,7 +152,7 @@ class Learner:
         return f"<Learner {known or 'of nothing yet'}>"
 
     def recall(self, durations: Iterable[tuple[str, str | None, int | None, float]]) -> None:
-        """Add what a journal knows: the kind and the duration of tasks, the newest first."""
+        """Add the kinds and the durations of tasks in a journal, the newest first."""
         for name, model, seconds, duration in reversed(
             list(itertools.islice(durations, MAX_RECALLED))
         ):
@@ -162,15 +162,7 @@ class Learner:
             self._add(kind, seen_running, age, has_ended=True)
 
     def saw(self, kind: Kind, since: float, until: float, *, has_ended: bool) -> None:
-        """
-        Add what a poll showed.
-
-        Args:
-            kind: The kind of the task.
-            since: The age at which it was last seen running; 0 if it never was.
-            until: The age at which it was polled.
-            has_ended: Whether it was done by then.
-        """
+        """Add a poll at age *until*, of a task last known to run at age *since*, at least 0."""
         since, until = since / self._unit, until / self._unit
         if self._learns and since < until:
             self._add(kind, since, until, has_ended=has_ended)
@@ -179,7 +171,7 @@ class Learner:
         """
         Return the time from a poll at *age* to the next; None if not enough is known.
 
-        The gap strays from the best one by the part *stray* of it.
+        The jitter *stray* is a part of the gap.
         """
         schedule = self._schedule(kind)
         if schedule is None:
@@ -188,7 +180,7 @@ class Learner:
         return min(max(gap, self._unit), self._longest)
 
     def news(self, kind: Kind | None, since: float, until: float) -> float | None:
-        """Return how likely it is that a task that ran at age *since* has ended by age *until*."""
+        """Return the chance that a task that ran at age *since* has ended by age *until*."""
         schedule = self._schedule(kind)
         if schedule is None:
             return None
@@ -213,7 +205,7 @@ class Learner:
 def _schedule(
     running: Sequence[float], ended: Sequence[float], shortest: float, longest: float
 ) -> Schedule | None:
-    """Return the schedule for what was seen; None if too little of the tasks' lives is known."""
+    """Return the schedule for these observations; None if too few tasks were seen to end."""
     seen = sum(
         count / time * width
         for count, time, width in zip(ended, running, WIDTHS, strict=True)

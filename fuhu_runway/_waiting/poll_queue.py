@@ -50,6 +50,11 @@ class PollQueue(Generic[K]):
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
+    def has_due(self, now: float) -> bool:
+        """Return whether any key is due."""
+        due_at = self.next_due_at()
+        return due_at is not None and due_at <= now
+
     def __iter__(self) -> Iterator[K]:
         return iter(list(self._valid))  # the caller may put and drop keys meanwhile
 
@@ -68,10 +73,7 @@ class PollQueue(Generic[K]):
     def take(self, now: float, at_most: int) -> list[K]:
         """Remove and return up to *at_most* keys that are due, the longest due first."""
         taken: list[K] = []
-        while len(taken) < at_most:
-            due_at = self.next_due_at()
-            if due_at is None or due_at > now:
-                break
+        while len(taken) < at_most and self.has_due(now):
             _, _, key = heapq.heappop(self._heap)
             del self._valid[key]
             taken.append(key)

@@ -17,20 +17,17 @@ import contextvars
 import math
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Final
 from weakref import WeakValueDictionary
-
-import attrs
 
 from fuhu_runway import hooks as events
 from fuhu_runway._clock import Clock, Timer
 from fuhu_runway._http.limiter import RateLimiter
 from fuhu_runway._http.retry import ladder
-from fuhu_runway._wire.decode import is_reason
 from fuhu_runway._wire.encode import Request
 from fuhu_runway.errors import (
-    ClipMissing,
     GatewayError,
     NotFound,
     OutOfCredits,
@@ -38,7 +35,6 @@ from fuhu_runway.errors import (
     RunwayError,
     Unauthorized,
     UsageError,
-    WaitAbandoned,
     WaitTimeout,
     copied,
 )
@@ -47,18 +43,17 @@ from fuhu_runway.models import PollPolicy, TaskRecord, TaskState
 from .intervals import Kind, Learner
 from .poll_queue import PollQueue
 from .task_limit import Name, Unfinished
+from .watch import Waiter, Watch, name_of, visible
+
+__all__ = ["Poller", "Watch", "name_of"]
 
 HOPELESS: Final = (Unauthorized, OutOfCredits, UsageError)
 """Errors that polling again does not change: they end a wait at once."""
 RANKING_LASTS: Final = 1.0
 """Seconds between two sorts of the due tasks; if more, the order of polls is less up to date."""
 STARVED_GAIN: Final = 0.7
-"""What a task that is not polled gains on others, in chances of an end for each `max_starvation`
-after the first; if more, no task waits for long, but clips lie about for longer where the budget
-is too small for all."""
-STUCK_AFTER: Final = 5
-"""Polls in a row with the same unknown status and reason that count as a failure; if more, a
-failure under an unknown word is reported later. If fewer, a task that only queues is given up."""
+"""Priority that a task gains for each `max_starvation` without a poll after the first, as a chance
+of an end; if more, no task waits for long, but clips are found later if the budget is small."""
 WEBHOOK_EVERY: Final = 5.0
 """Seconds between two polls of a task that webhooks make due; if more, a change that follows
 another is seen later. If fewer, a leaked address can cause more polls."""
@@ -66,102 +61,30 @@ MISSING_AFTER: Final = 5
 """Ends without any webhook until `CallbacksMissing`; if more, a wrong address is reported later."""
 
 
-@attrs.define(eq=False)
-class Waiter:
-    """A caller that waits for the end of a task, or for its next change."""
-
-    watch: "Watch"
-    future: "asyncio.Future[TaskRecord]"
-    #: What the caller asked for, in seconds, for the text of the error.
-    timeout: float | None
-    any_change: bool
-
-
-@attrs.define(eq=False, weakref_slot=True)
-class Watch:
-    """What the poller knows about one task."""
-
-    request: Request
-    #: When the task was accepted; None if it was re-attached by its id.
-    submitted_at: float | None
-    record: TaskRecord | None = None
-    #: What its duration depends on; None if that, or when it was accepted, is not known.
-    kind: Kind | None = None
-    #: When it was last known to run.
-    running_at: float = 0.0
-    #: When it was last polled.
-    polled_at: float = 0.0
-    #: Grows by one with every change of the record.
-    version: int = 0
-    #: How often it was polled.
-    polls: int = 0
-    #: Whether the feed has ever shown it.
-    was_seen: bool = False
-    #: Next poll time. Kept while no one is waiting, so that many short waits do not poll more
-    #: often than one long wait.
-    due_at: float = 0.0
-    waiters: set[Waiter] = attrs.field(factory=set)
-    last_error: RunwayError | None = None
-    url_missing_since: float | None = None
-    #: Its polls and their events run in this copy of the context in which the task was submitted,
-    #: or first waited for if that is not known.
-    context: contextvars.Context = attrs.field(factory=contextvars.copy_context)
-    #: How many polls in a row gave the same unknown status with the same reason.
-    stuck: int = 0
-    #: The oddities that were reported.
-    reported: frozenset[str] = frozenset()
-    is_end_reported: bool = False
-    #: Whether the gateway was given an address for the webhooks of this task.
-    is_addressed: bool = False
-    #: When a webhook makes it due; None if there was none since the last poll.
-    webhook_due_at: float | None = None
-    #: The earliest time at which a webhook may make it due.
-    next_webhook_at: float = -math.inf
-    #: How often it had been polled when a webhook announced its end; None if none did.
-    polls_at_announced_end: int | None = None
-    #: Made once, since it is a key in several places.
-    name: Name = attrs.field(init=False)
-
-    @name.default
-    def _name(self) -> Name:
-        return name_of(self.request)
-
-    def age(self, now: float) -> float:
-        """Return how old the task was at the instant *now*; of use only where its kind is known."""
-        return now - (self.submitted_at or 0.0)
-
-    @property
-    def task_id(self) -> str:
-        return self.request.task_id or ""
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether the task has ended."""
-        return self.record is not None and self.record.is_settled
-
-
 class Poller:
     """
     All waits of one client in one event loop, over one heap and one timer.
 
     Args:
-        poll: Sends one poll, in a turn of the limiter that began at the given instant.
+        poll: Sends one poll, in a turn of the limiter that began at the given instant. Returns the
+            given record, of the poll before, if the response is the same.
         limiter: Where polls wait for their turn.
         policy: When to poll.
         clock: Where time comes from.
         hooks: Receive the events.
-        max_retry_after: The longest time that a gateway may keep a task from being polled, in
+        max_retry_after: The longest time that a gateway may delay the next poll of a task, in
             seconds.
         rng: Where the jitter comes from.
-        learner: What is known of how long tasks take; by default nothing yet.
+        learner: The learned durations of tasks; empty by default.
         safety_net: The interval of polls while webhooks are relied on, in seconds; None without
             a receiver.
         unfinished: The list of paid tasks, which is kept up to date.
+        until_closed: A block around each `refresh`, which ends it when the session is closed.
     """
 
     def __init__(
         self,
-        poll: Callable[[Request, float], Awaitable[TaskRecord]],
+        poll: Callable[[Request, float, TaskRecord | None], Awaitable[TaskRecord]],
         limiter: RateLimiter,
         *,
         policy: PollPolicy,
@@ -172,6 +95,7 @@ class Poller:
         learner: Learner | None = None,
         safety_net: float | None = None,
         unfinished: Unfinished | None = None,
+        until_closed: Callable[[], AbstractAsyncContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self._poll = poll
         self._limiter = limiter
@@ -184,12 +108,13 @@ class Poller:
         self._learner = learner or Learner(policy)
         self._safety_net = safety_net
         self._unfinished = Unfinished() if unfinished is None else unfinished
+        self._until_closed = until_closed
         # By endpoint too: an id that was polled in the wrong format may be right in the other one.
         self._watches: WeakValueDictionary[Name, Watch] = WeakValueDictionary()
         self._queue: PollQueue[Watch] = PollQueue()
         self._deadlines: PollQueue[Waiter] = PollQueue()
         self._polls: dict[Watch, asyncio.Task[None]] = {}
-        #: The place in the limiter, for whichever task is picked when its turn comes.
+        #: The place in the limiter, for the task that is picked when its turn comes.
         self._turn: asyncio.Future[None] | None = None
         #: The tasks that were due at that instant, the best one last.
         self._ranking: list[Watch] = []
@@ -205,13 +130,11 @@ class Poller:
         self.abandoned = 0
 
     def __repr__(self) -> str:
-        tasks = len(self._queue) + len(self._polls)
-        # The last known due time: the call may come from another thread, and reading the queue
-        # changes it.
-        due, poll_at = "", self._poll_at
-        if poll_at is not None:
-            # Outside of its loop there is no instant *now*.
-            with contextlib.suppress(RuntimeError):
+        tasks, due = len(self._queue) + len(self._polls), ""
+        # The last known due time: the call may come from another thread, where there is no instant
+        # *now*, and reading the queue changes it.
+        with contextlib.suppress(RuntimeError):
+            if (poll_at := self._poll_at) is not None:
                 due = f", next in {max(0.0, poll_at - self._clock.now()):.1f} s"
         return f"<Poller {tasks:,} tasks{due}>"
 
@@ -281,8 +204,8 @@ class Poller:
         Return the record with which the task ended, successfully or not.
 
         Raises:
-            WaitTimeout: It had not ended after *timeout* seconds; `__cause__` is the last trouble.
-            ClipMissing: A success that went on showing no address.
+            WaitTimeout: It had not ended after *timeout* seconds; `__cause__` is the last error.
+            ClipMissing: A success stayed without an address.
             NotFound: The gateway does not know the task, and had time to.
             Unauthorized: The key may not poll.
             OutOfCredits: The key's quota is used up, and with it the right to poll.
@@ -313,7 +236,7 @@ class Poller:
         it was busy with a record while all waits were ended.
         """
         if abandoned not in {None, self.abandoned}:
-            raise _abandoned(watch)
+            raise watch.abandoned()
         if watch.record is not None and watch.version > version:
             return watch.record
         waiter = self._waiter(watch, timeout, deadline, any_change=True)
@@ -327,9 +250,9 @@ class Poller:
         return None if timeout is None else self._clock.now() + timeout
 
     async def refresh(self, watch: Watch) -> TaskRecord:
-        """Return what one poll now says; raises its error."""
-        async with self._limiter.slot() as sent_at:
-            record = await self._poll(watch.request, sent_at)
+        """Send one poll and return its record; raises its error."""
+        async with self._until_closed(), self._limiter.slot() as sent_at:
+            record = await self._poll(watch.request, sent_at, None)
         self._take_in(watch, record)
         return record
 
@@ -338,7 +261,7 @@ class Poller:
         self.abandoned += 1
         for watch in list(self._watches.values()):
             # In a copy, since a listener may call this during a poll, whose context is in use.
-            watch.context.copy().run(self._fail, watch, partial(_abandoned, watch))
+            watch.context.copy().run(self._fail, watch, watch.abandoned)
 
     async def aclose(self) -> None:
         """End every wait and every poll."""
@@ -358,7 +281,7 @@ class Poller:
     ) -> Waiter:
         future: asyncio.Future[TaskRecord] = asyncio.get_running_loop().create_future()
         waiter = Waiter(watch, future, timeout, any_change)
-        watch.waiters.add(waiter)
+        watch.waiters.append(waiter)
         self._unfinished.waited_for(watch.name)
         if deadline is not None:
             self._deadlines.put(waiter, deadline)
@@ -366,19 +289,19 @@ class Poller:
             self._queue.put(watch, watch.due_at)
         if self.is_closed:
             # A reader that was between two changes when the client was closed.
-            future.set_exception(_abandoned(watch))
+            future.set_exception(watch.abandoned())
         self._arm()
         return waiter
 
     def _leave(self, waiter: Waiter) -> None:
         watch = waiter.watch
-        watch.waiters.discard(waiter)
+        watch.waiters.remove(waiter)
         self._deadlines.drop(waiter)
         if not watch.waiters:
             self._queue.drop(watch)
             if watch in self._polls:
                 self._polls[watch].cancel()
-            if self._turn is not None and not self._has_due(self._clock.now()):
+            if self._turn is not None and not self._queue.has_due(self._clock.now()):
                 self._turn.cancel()
                 self._turn, self._ranking = None, []
         self._arm()
@@ -404,14 +327,14 @@ class Poller:
         for waiter in self._deadlines.take(now, len(self._deadlines)):
             # A cancelled waiter stays until its task has run.
             if not waiter.future.done():
-                waiter.future.set_exception(_timed_out(waiter))
+                waiter.future.set_exception(waiter.timed_out())
                 failed = events.WaitFailed(waiter.watch.task_id, WaitTimeout.__name__)
                 waiter.watch.context.copy().run(self._hooks.emit, failed)
         self._take_turns(now)
 
     def _take_turns(self, now: float) -> None:
         """Start a poll in each turn that the limiter has now, then hold a place for the next."""
-        while self._turn is None and self._has_due(now):
+        while self._turn is None and self._queue.has_due(now):
             if self._limiter.try_enter():
                 self._start_best(now)
             else:
@@ -425,12 +348,13 @@ class Poller:
             self._start_best(now)
             self._take_turns(now)
 
-    def _has_due(self, now: float) -> bool:
-        due_at = self._queue.next_due_at()
-        return due_at is not None and due_at <= now
-
     def _start_best(self, now: float) -> None:
-        watch = self._best(now)
+        """Start the poll of the due task that is worth most."""
+        watch = self._next_in_ranking(now) if now - self._ranked_at < RANKING_LASTS else None
+        if watch is None:
+            self._ranking = sorted(self._queue.due(now), key=partial(self._worth, now))
+            self._ranked_at = now
+            watch = self._next_in_ranking(now)
         if watch is None:
             self._limiter.leave()
             return
@@ -442,16 +366,11 @@ class Poller:
         # Not in the coroutine: one that is cancelled before its first step runs none of it.
         poll.add_done_callback(partial(self._polled, watch))
 
-    def _best(self, now: float) -> Watch | None:
-        """Return the due task whose poll is worth most."""
-        for is_new in (False, True):
-            if is_new or now - self._ranked_at >= RANKING_LASTS:
-                self._ranking = sorted(self._queue.due(now), key=partial(self._worth, now))
-                self._ranked_at = now
-            while self._ranking:
-                watch = self._ranking.pop()
-                if watch in self._queue and watch.due_at <= now:
-                    return watch
+    def _next_in_ranking(self, now: float) -> Watch | None:
+        while self._ranking:
+            watch = self._ranking.pop()
+            if watch in self._queue and watch.due_at <= now:
+                return watch
         return None
 
     def _worth(self, now: float, watch: Watch) -> float:
@@ -474,15 +393,16 @@ class Poller:
         watch.webhook_due_at = None
         polled_at, watch.polled_at = watch.polled_at, sent_at
         try:
-            record = await self._poll(watch.request, sent_at)
+            # The answer to the submit does not count: the same bytes mean less in it.
+            known = watch.record if watch.was_seen else None
+            record = await self._poll(watch.request, sent_at, known)
         except RunwayError as error:
             if isinstance(error, RateLimited):
                 watch.polled_at = polled_at  # it has waited for an answer all the time
             self._take_error(watch, error)
         except Exception as defect:  # noqa: BLE001  (not one of ours: a defect)
-            # Waiters get it at once, rather than wait for a record that cannot come.
-            known = defect
-            self._fail(watch, lambda: known)
+            fault = defect  # waiters get it at once, since no record can come
+            self._fail(watch, lambda: fault)
         else:
             self._take_in(watch, record)
             now = self._clock.now()
@@ -499,45 +419,47 @@ class Poller:
         self._arm()
 
     def _take_in(self, watch: Watch, record: TaskRecord) -> None:
-        record = self._ended_if_stuck(watch, record)
-        self._learn(watch, record)
-        was, watch.record, watch.last_error = watch.record, record, None
-        watch.was_seen = True
+        was, now = watch.record, self._clock.now()
+        record = watch.failed_if_stuck(record)
+        if watch.kind is not None and not watch.is_settled:
+            since, watch.running_at = watch.age(watch.running_at), now
+            self._learner.saw(watch.kind, since, watch.age(now), has_ended=record.has_clip)
+        watch.record, watch.last_error, watch.was_seen = record, None, True
+        self._report(watch, record)
+        if was is None or (was.prompt, was.prompt_en) != (record.prompt, record.prompt_en):
+            watch.request = watch.request.hiding(record.prompt, record.prompt_en)
+        if was is None or visible(was) != visible(record):
+            watch.version += 1
+            for waiter in watch.waiters:
+                if waiter.any_change:
+                    waiter.resolve(record)
+        if watch.is_settled:
+            self._settle(watch, record)
+        elif record.state is not TaskState.SUCCEEDED:
+            watch.url_missing_since = None
+        else:
+            # A success that stays without an address ends the wait (api-facts 3.4, rule 4).
+            if watch.url_missing_since is None:
+                watch.url_missing_since = now
+            if now - watch.url_missing_since >= self._policy.url_grace:
+                self._fail(watch, watch.clip_missing)
+
+    def _report(self, watch: Watch, record: TaskRecord) -> None:
+        """Emit the poll, and each oddity of the record once."""
         if self._hooks.are_heard(events.TaskPolled):
             self._hooks.emit(
                 events.TaskPolled(watch.task_id, record.state, record.progress, watch.polls)
             )
+        oddities: dict[str, events.Event] = {
+            note: events.ContradictionSeen(watch.task_id, note) for note in record.notes
+        }
         if record.state is TaskState.UNKNOWN:
             seen = events.UnknownWordSeen(watch.task_id, record.word or "")
-            self._report_once(watch, f"word {record.word}", seen)
-        for note in record.notes:
-            self._report_once(watch, note, events.ContradictionSeen(watch.task_id, note))
-        if was is None or (was.prompt, was.prompt_en) != (record.prompt, record.prompt_en):
-            watch.request = watch.request.hiding(record.prompt, record.prompt_en)
-        if was is None or _visible(was) != _visible(record):
-            watch.version += 1
-            for waiter in watch.waiters:
-                if waiter.any_change:
-                    _resolve(waiter, record)
-        if watch.is_settled:
-            self._settle(watch, record)
-        else:
-            self._check_url(watch, record)
-
-    def _report_once(self, watch: Watch, what: str, event: events.Event) -> None:
-        if what not in watch.reported:
-            watch.reported |= {what}
-            self._hooks.emit(event)
-
-    def _ended_if_stuck(self, watch: Watch, record: TaskRecord) -> TaskRecord:
-        """Return *record* as a failure if an unknown status stays the same, with a reason."""
-        was = watch.record
-        is_odd = record.state is TaskState.UNKNOWN and is_reason(record.message)
-        is_same = was is not None and _visible(was) == _visible(record) and was.word == record.word
-        watch.stuck = (watch.stuck + 1 if is_same else 1) if is_odd else 0
-        if watch.stuck >= STUCK_AFTER:
-            return attrs.evolve(record, state=TaskState.FAILED)
-        return record
+            oddities[f"word {record.word}"] = seen
+        for what, event in oddities.items():
+            if what not in watch.reported:
+                watch.reported |= {what}
+                self._hooks.emit(event)
 
     def _settle(self, watch: Watch, record: TaskRecord) -> None:
         tag = self._unfinished.tag_of(watch.name)
@@ -554,7 +476,7 @@ class Poller:
                 )
             )
         for waiter in watch.waiters:
-            _resolve(waiter, record)
+            waiter.resolve(record)
 
     def _judge_webhooks(self, watch: Watch) -> None:
         """Rely on webhooks after one that announced an end, and no longer after one was missed."""
@@ -582,24 +504,18 @@ class Poller:
                 self._ranking.append(watch)
             self._arm()
 
-    def _check_url(self, watch: Watch, record: TaskRecord) -> None:
-        """End the wait for a success that goes on without an address (api-facts 3.4, rule 4)."""
-        if record.state is not TaskState.SUCCEEDED:
-            watch.url_missing_since = None
-            return
-        now = self._clock.now()
-        if watch.url_missing_since is None:
-            watch.url_missing_since = now
-        if now - watch.url_missing_since >= self._policy.url_grace:
-            self._fail(watch, partial(_clip_missing, watch))
-
     def _take_error(self, watch: Watch, error: RunwayError) -> None:
         watch.last_error = error
         now = self._clock.now()
+        # A task that was just accepted may not be visible at once (api-facts 5.4), and one that
+        # was seen before is known to exist, whatever a proxy's page says in between.
+        since = now - self._policy.not_found_grace
+        is_new = watch.submitted_at is not None and watch.submitted_at > since
         # A redirect says nothing about the task: a proxy may have sent it.
-        is_unknown = isinstance(error, NotFound) and not 300 <= error.status < 400
-        if isinstance(error, HOPELESS) or (is_unknown and not self._may_appear(watch, now)):
-            if isinstance(error, NotFound):
+        is_404 = isinstance(error, NotFound) and not 300 <= error.status < 400
+        is_unknown = is_404 and not (watch.was_seen or is_new)
+        if isinstance(error, HOPELESS) or is_unknown:
+            if is_unknown:
                 self._unfinished.not_found(watch.name)
             self._fail(watch, partial(copied, error))
             return
@@ -609,39 +525,20 @@ class Poller:
         watch.due_at = now + delay
         self._hooks.emit(events.PollFailed(watch.task_id, type(error).__name__, delay))
 
-    def _may_appear(self, watch: Watch, now: float) -> bool:
-        """
-        Return whether a task that was not found may be found yet.
-
-        One that was just accepted may not be visible at once (api-facts 5.4), and one that was
-        seen before is known to exist, whatever a proxy's page says in between.
-        """
-        if watch.was_seen:
-            return True
-        since = now - self._policy.not_found_grace
-        return watch.submitted_at is not None and watch.submitted_at > since
-
-    def _learn(self, watch: Watch, record: TaskRecord) -> None:
-        """Record how long the task has run, before the record is its own."""
-        if watch.kind is None or watch.is_settled:
-            return
-        since, watch.running_at = watch.age(watch.running_at), self._clock.now()
-        until = watch.age(watch.running_at)
-        self._learner.saw(watch.kind, since, until, has_ended=record.has_clip)
-
     def _pause(self, watch: Watch, now: float) -> float:
         """Return the time from a poll now to the next, in seconds."""
         stray = self._policy.jitter * self._random.uniform(-1, 1)
+        polls = watch.polls
         if watch.polls_at_announced_end is not None:
             # The feed lags behind the webhook: the task is polled like one that was just submitted.
-            return self._interval(watch.polls - watch.polls_at_announced_end - 1) * (1 + stray)
-        if self._safety_net is not None and watch.is_addressed and self._relies_on_webhooks:
+            polls = max(0, polls - watch.polls_at_announced_end - 1)
+        elif self._safety_net is not None and watch.is_addressed and self._relies_on_webhooks:
             return self._safety_net * (1 + stray)
-        learned = self._learner.gap(watch.kind, watch.age(now), stray)
-        return self._interval(watch.polls) * (1 + stray) if learned is None else learned
-
-    def _interval(self, step: int) -> float:
-        return self._ladder[min(max(step, 0), len(self._ladder) - 1)]
+        else:
+            learned = self._learner.gap(watch.kind, watch.age(now), stray)
+            if learned is not None:
+                return learned
+        return self._ladder[min(polls, len(self._ladder) - 1)] * (1 + stray)
 
     def _fail(self, watch: Watch, make: Callable[[], BaseException]) -> None:
         """End all waits for a task, each with an error of its own."""
@@ -650,53 +547,3 @@ class Poller:
             waiter.future.set_exception(make())
         if waiting:
             self._hooks.emit(events.WaitFailed(watch.task_id, type(make()).__name__))
-
-
-def name_of(request: Request) -> Name:
-    """Return what identifies a task among all of one gateway."""
-    return request.endpoint.name, request.task_id or ""
-
-
-def _visible(record: TaskRecord) -> tuple[object, ...]:
-    """Return what of a record a user can see change."""
-    return record.state, record.progress, record.video_url, record.message
-
-
-def _resolve(waiter: Waiter, record: TaskRecord) -> None:
-    # A cancelled waiter stays until its task has run.
-    if not waiter.future.done():
-        waiter.future.set_result(record)
-
-
-def _timed_out(waiter: Waiter) -> WaitTimeout:
-    watch = waiter.watch
-    timeout = waiter.timeout or 0.0
-    state = watch.record.state.value if watch.record else "not known yet"
-    error = WaitTimeout(
-        f"The task had not ended after {timeout:g} s; its state was {state}.",
-        "It goes on, and what it costs is spent either way.",
-        "Wait for it again: the same handle, or its id, still works.",
-        watch.task_id,
-        None,
-        timeout,
-    )
-    error.__cause__ = watch.last_error
-    return error
-
-
-def _clip_missing(watch: Watch) -> ClipMissing:
-    return ClipMissing(
-        "The gateway calls the task a success and shows no address for the clip.",
-        "It was charged.",
-        "Wait for it again later, or show its id to the gateway's support.",
-        watch.task_id,
-    )
-
-
-def _abandoned(watch: Watch) -> WaitAbandoned:
-    return WaitAbandoned(
-        "The wait was ended: the client was closed, or its waits were (end_waits).",
-        "The task goes on, and what it costs is spent either way.",
-        "Wait for it again by its id: client.task(id).",
-        watch.task_id,
-    )

@@ -1,4 +1,4 @@
-"""Tasks that are paid for and not yet saved, handed out or known to have failed."""
+"""The tasks that are paid for and not yet saved, handed out or known to have failed."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -9,34 +9,31 @@ import attrs
 from fuhu_runway.models import TaskRecord
 
 Name = tuple[str, str]
-"""A task, by the endpoint that is polled for it and its id."""
+"""A task: the endpoint that is polled for it, and its id."""
 
 
 @attrs.frozen
 class Origin:
     """Where an unfinished task comes from."""
 
-    #: When it was accepted, in seconds of the loop's clock; None where that is not known.
+    #: When it was accepted, in seconds of the loop's clock; None if that is not known.
     accepted_at: float | None = None
-    #: The caller's own name for it.
     custom_id: str | None = None
-    #: What the caller attached to it.
     tag: str | None = None
 
 
 @attrs.define(eq=False)
 class Unfinished:
     """
-    The names of the tasks that an app has to write down before it ends.
+    The names of the tasks that an app has to save before it ends.
 
-    Names, not handles: what a handle holds, such as a picture in its request, may go as soon as
-    no caller needs it.
+    Not their handles, which may hold whole pictures in their requests.
     """
 
     _tasks: dict[Name, Origin] = attrs.field(factory=dict)
-    #: Tasks that are only waited for here: it is not known that they exist.
+    #: Tasks that were not submitted here; the gateway may not know them.
     _guesses: set[Name] = attrs.field(factory=set)
-    #: How many downloads of each task's clip are under way.
+    #: How many downloads of each task's clip are running.
     _saving: Counter[Name] = attrs.field(factory=Counter)
 
     def __iter__(self) -> Iterator[tuple[Name, Origin]]:
@@ -46,7 +43,7 @@ class Unfinished:
         return name in self._tasks
 
     def tag_of(self, name: Name) -> str | None:
-        """Return what the caller attached to a task."""
+        """Return the tag that the caller attached to a task."""
         return self._tasks[name].tag if name in self._tasks else None
 
     def accepted(self, name: Name, origin: Origin) -> None:
@@ -55,14 +52,14 @@ class Unfinished:
         self._guesses.discard(name)
 
     def waited_for(self, name: Name) -> None:
-        """Add a task that a caller waits for, also one that was submitted elsewhere."""
+        """Add a task that a caller waits for; it may have been submitted elsewhere."""
         if name not in self._tasks:
             self._tasks[name] = Origin()
             self._guesses.add(name)
 
     @contextmanager
     def saving(self, name: Name, origin: Origin) -> Iterator[None]:
-        """Keep a task on the list while its clip is being saved; saving it is its end."""
+        """Keep a task on the list while its clip is being saved, and remove it afterwards."""
         self._tasks.setdefault(name, origin)
         self._saving[name] += 1
         try:
@@ -81,7 +78,7 @@ class Unfinished:
         return True
 
     def seen(self, name: Name, record: TaskRecord) -> None:
-        """Remove a task that has failed; one that has its clip stays until that is somewhere."""
+        """Remove a task that has failed. One with a clip stays until that is saved."""
         if record.is_settled and not record.has_clip:
             self.done(name)
 

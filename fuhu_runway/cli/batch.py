@@ -1,285 +1,103 @@
 """
-The command line for batches: a whole file of requests in, a clip for each out.
+The command for batches: a file of requests in, a clip for each out.
 
-Rule 1: a file is read to its end, and every place is tried, before the first request is sent.
-Rule 2: whatever ends a batch, the same command goes on with it.
+Rule 1: the whole file and all output paths are checked before the first request is sent.
+Rule 2: however a batch ends, the same command continues it.
 """
 
 import asyncio
 import contextlib
 import json
 import os
-import sys
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from datetime import timedelta
+from collections.abc import AsyncIterator
 from functools import partial
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Self
+from typing import TYPE_CHECKING, Annotated, Final, Self
 
 import attrs
 from cyclopts import Parameter
 
 from fuhu_runway import errors, hooks
-from fuhu_runway._clock import LoopClock
-from fuhu_runway._journal_file import command_line
 from fuhu_runway.journal import JobState, Journal
-from fuhu_runway.models import DEFAULT_WAIT, PollPolicy, usage_error
+from fuhu_runway.models import DEFAULT_WAIT, usage_error
 
-from .console import SIMULATED, Lines, close, complain, print_row, run, write
-from .options import (
-    NO_DEFAULT,
-    REACH,
-    SIMULATE,
-    TALK,
-    WHOLE,
-    Reach,
-    Talk,
-    check_positive,
-    result_option,
-)
+from .console import Lines, close, complain, run
+from .options import OUTPUT, POSITIVE, RESULT, TARGET, WHOLE, Output, Target
+from .tally import AGAIN, Tally, shown, state_of
 
 if TYPE_CHECKING:
-    from fuhu_runway.batch import Batch, Outcome
+    from fuhu_runway.batch import Outcome
     from fuhu_runway.client import Client
-    from fuhu_runway.testing.simulator import Simulator
-
-CLOCK: Final = LoopClock()
 
 STATE_NAME: Final = "simulated-gateway.jsonl"
-"""Where a simulated gateway keeps its tasks, so that it can be killed as well as the batch."""
+"""The file with the tasks of a simulated gateway, which may be killed along with the batch."""
 
 SIMULATED_SPEED: Final = 100.0
 """A job of 100 s takes a second."""
-SIMULATED_POLLING: Final = PollPolicy(first=0.2, max_interval=0.4)
 
 PRIVATE: Final = 0o600
-"""The mode of new files: readable by their owner alone."""
-
-STATES: Final = {
-    "saved": "The file is there.",
-    "failed": "The task failed: there will be no clip.",
-    "in_doubt": "It was sent, and may have been accepted. It is not sent again.",
-    "timed_out": "The task goes on, and so does the same command.",
-    "unfinished": "It is paid for, and the clip could not be fetched; the same command tries.",
-    "refused": "It was not submitted, or not accepted: nothing was charged.",
-}
-CODE_OF: Final = {"in_doubt": 3, "unfinished": 5, "refused": 5, "timed_out": 4, "failed": 1}
-"""The first of these that came up gives the exit code: the more it needs a person, the earlier."""
-
-_AGAIN: Final = "The same command goes on with them."
-ADVICE: Final = {
-    "in_doubt": ("in doubt: perhaps charged, and not sent again", "What to do: {jobs}"),
-    "unfinished": ("paid for and not fetched", _AGAIN),
-    "refused": (
-        "not submitted, or refused: nothing was charged",
-        f"{_AGAIN} What was refused for good needs --retry-failed.",
-    ),
-    "timed_out": ("timed out: their tasks go on", _AGAIN),
-    "failed": ("failed", "With --retry-failed they are submitted anew."),
-}
-"""What the summary says of each kind of end, and what to do about it."""
-
-OVER: Final = frozenset({"saved", "failed", "refused", "in_doubt"})
-"""What no later run changes by itself."""
-
-_WORD_OF: Final = (
-    (errors.SubmissionInDoubt, "in_doubt"),
-    (errors.WaitTimeout, "timed_out"),
-    (errors.TaskFailed, "failed"),
-)
-
-RESULT_KEYS: Final = {
-    "index": "The place in the input, from 0.",
-    "custom_id": "The input's own name for it.",
-    "task_id": "The task, where there is one.",
-    "state": f"{', '.join(STATES)}.",
-    "path": "The clip on this machine; where one was saved.",
-    "error": "The name of the error.",
-    "money": "What that means for the money, in a sentence.",
-    "points": "Points used, in the gateway's unit; null where they are unknown.",
-    "refunded": "Whether the points were given back.",
-    "resumed": "Whether an earlier run had submitted it.",
-}
-SUMMARY_KEYS: Final = {
-    "total": "How many jobs there are.",
-    **{word: f"How many are {word}: {text}" for word, text in STATES.items()},
-    "left": "How many were not begun.",
-    "errors": "The name of each error, to how often it came.",
-    "points": "Points that the tasks cost which ended in this run.",
-    "refunded_points": "Points that were given back.",
-    "seconds": "How long this run took.",
-    "files": "The file of results of `batch`; the clips of `resume`.",
-}
-TABLES: Final[Mapping[str, Mapping[str, str]]] = {
-    "A line of results": RESULT_KEYS,
-    "A batch in JSON": SUMMARY_KEYS,
-}
-"""What the reference page says about what is printed and written here."""
+"""The mode of new files: only their owner can read them."""
 
 
-# Arguments
-
-OUT: Final = result_option("The folder for the clips; made if it is not there.")
-TIMEOUT: Final = result_option("How long to wait for each clip, in seconds.")
-
-
-@Parameter(name="*")
+@Parameter(name="*", group=RESULT)
 @attrs.frozen(kw_only=True)
-class Order:
-    """What a batch does with its file."""
+class Options:
+    """
+    The options of a batch.
 
-    out: Annotated[Path, OUT]
-    in_flight: Annotated[int, result_option("How many jobs may exist at once.", **WHOLE)] = 20
-    journal: Annotated[
-        Path | None, result_option("What is remembered; by default journal.db in that folder.")
-    ] = None
-    max_points: Annotated[
-        float | None, result_option("Submit nothing more once this many points are spent.")
-    ] = None
-    retry_failed: Annotated[
-        bool, result_option("Submit anew what failed in an earlier run.", **NO_DEFAULT)
-    ] = False
-    skip_bad: Annotated[bool, result_option("Pass over bad entries of the file.", **NO_DEFAULT)] = (
-        False
-    )
-    overwrite: Annotated[
-        bool, result_option("Replace files that stand in the place of clips.", **NO_DEFAULT)
-    ] = False
-    timeout: Annotated[
-        float,
-        result_option(
-            "How long to wait for each clip, and then as long again for its file, in seconds."
-        ),
-    ] = DEFAULT_WAIT
-    results: Annotated[
-        Path | None,
-        result_option("A line of JSON for each outcome; by default results.jsonl in that folder."),
-    ] = None
+    Args:
+        out: Folder for the clips; created if needed.
+        in_flight: How many jobs may be in flight at once.
+        journal: Journal of the batch; by default journal.db in that folder.
+        max_points: Submit nothing more once this many points are spent.
+        retry_failed: Submit again what failed in an earlier run.
+        skip_bad: Skip invalid entries of the file.
+        overwrite: Replace existing files that have the name of a clip.
+        timeout: How long to wait for each clip, and then as long again for its download, in
+            seconds.
+        results: File for one line of JSON per outcome; by default results.jsonl in that folder.
+    """
 
-    @property
-    def journal_path(self) -> Path:
-        """Where the journal is."""
-        return self.journal or self.out / "journal.db"
-
-    @property
-    def results_path(self) -> Path:
-        """Where the outcomes are written."""
-        return self.results or self.out / "results.jsonl"
-
-    def check(self) -> None:
-        """Raise unless all numbers are possible."""
-        check_positive("timeout", self.timeout)
-        check_positive("in-flight", self.in_flight)
-        if self.max_points is not None:
-            check_positive("max-points", self.max_points)
-
-
-# Commands
+    out: Path
+    in_flight: Annotated[int, WHOLE, POSITIVE] = 20
+    journal: Path | None = None
+    max_points: Annotated[float | None, POSITIVE] = None
+    retry_failed: bool = False
+    skip_bad: bool = False
+    overwrite: bool = False
+    timeout: Annotated[float, POSITIVE] = DEFAULT_WAIT
+    results: Path | None = None
 
 
 def batch(
-    file: Annotated[
-        Path,
-        Parameter(
-            help="Requests: .txt (a prompt a line), .jsonl or .csv; - for prompts from stdin.",
-            allow_leading_hyphen=True,
-        ),
-    ],
+    file: Annotated[Path, Parameter(allow_leading_hyphen=True)],
     /,
     *,
-    order: Order,
-    talk: Talk = TALK,
-    reach: Reach = REACH,
-    simulate: Annotated[bool, SIMULATE] = False,
+    options: Options,
+    output: Output = OUTPUT,
+    target: Target = TARGET,
 ) -> int:
     """
-    Make a clip of every entry of a file, and save them all.
+    Generate and save a clip for every entry of a file.
 
-    Spends points for each one. However it ends, the same command goes on with it: nothing is
-    lost, and nothing is paid twice.
+    Spends points for each one. However it ends, the same command continues it: nothing is lost,
+    and nothing is paid for twice.
+
+    Args:
+        file: Requests: .txt (one prompt per line), .jsonl or .csv; - reads prompts from stdin.
     """
-    from fuhu_runway.inputs import spooled  # noqa: PLC0415  (aiohttp, which --help can do without)
+    from fuhu_runway.inputs import spooled
 
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(spooled(file))
         except KeyboardInterrupt:
             return 130
-        return run(partial(_make_all, file, order, Place(talk, reach, simulate)), talk)
+        return run(partial(_make_all, file, options, output, target), output)
 
 
-# Places
-
-
-@attrs.frozen
-class Place:
-    """The gateway of a command, and how its results are shown."""
-
-    talk: Talk
-    reach: Reach
-    is_simulated: bool
-
-    def check(self, journal: Path, state_file: Path) -> None:
-        """Raise unless there is a key, and the journal belongs to this gateway."""
-        if self.is_simulated:
-            self.reach.check_simulated()
-        else:
-            self.reach.key()
-            if journal.exists() and state_file.exists():
-                raise _mixed("simulated", "real")
-
-    async def client(
-        self,
-        stack: contextlib.AsyncExitStack,
-        journal: Journal,
-        state_file: Path,
-        screen: Lines,
-        *listeners: hooks.Listener,
-    ) -> "Client":
-        """Return the client of the gateway, or of a simulated one that is kept in *state_file*."""
-        settings: dict[str, Any] = {"journal": journal, "hooks": listeners}
-        simulator = None
-        if self.is_simulated:
-            counts = await journal.counts()
-            # A run that was killed early leaves a journal in which nothing was sent yet.
-            is_used = sum(counts.values()) > counts[JobState.PLANNED]
-            simulator = _simulator(state_file, has_to_exist=is_used)
-            await stack.enter_async_context(simulator)
-            settings["polling"] = SIMULATED_POLLING
-            screen.say(SIMULATED)
-        return await stack.enter_async_context(self.reach.client(simulator, **settings))
-
-
-def _mixed(found: str, wanted: str) -> errors.UsageError:
-    return usage_error(
-        "simulate",
-        f"The journal is of a {found} gateway, and a {wanted} one was asked for.",
-        "Give --simulate for both or for none, or choose another folder.",
-    )
-
-
-def _simulator(state_file: Path, *, has_to_exist: bool) -> "Simulator":
-    from fuhu_runway.testing.simulator import Simulator  # noqa: PLC0415  (aiohttp, which --help can do without)
-
-    if has_to_exist and not state_file.exists():
-        raise _mixed("real", "simulated")
-    try:
-        state_file.touch(mode=PRIVATE)  # it holds the prompts
-        return Simulator(
-            speed=SIMULATED_SPEED,
-            points=None,
-            key_style="any",
-            feed_verb="any",
-            state_file=state_file,
-        )
-    except (OSError, ValueError) as unfit:
-        raise usage_error(
-            "simulate",
-            f"{state_file.name!r} is not the state of a simulated gateway.",
-            "Choose another folder, or remove the file and the journal beside it.",
-        ) from unfit
+# The journal and the gateway
 
 
 @contextlib.asynccontextmanager
@@ -293,177 +111,55 @@ async def opened(path: Path) -> AsyncIterator[Journal]:
         await journal.aclose()
 
 
-# Counting
+def check_target(target: Target, journal: Path, state_file: Path) -> None:
+    """Raise unless there is a key, and the journal belongs to this kind of gateway."""
+    target.check()
+    if not target.simulate and journal.exists() and state_file.exists():
+        raise _other_gateway("simulated", "real")
 
 
-def word_of(error: Exception | None, task_id: str | None) -> str:
-    """Return the word for how a job ended."""
-    if error is None:
-        return "saved"
-    known = (word for kind, word in _WORD_OF if isinstance(error, kind))
-    return next(known, "unfinished" if task_id else "refused")
+async def open_client(
+    stack: contextlib.AsyncExitStack,
+    target: Target,
+    screen: Lines,
+    journal: Journal,
+    state_file: Path,
+    *listeners: hooks.Listener,
+) -> "Client":
+    """Return the client of the gateway, or of a simulated one that is kept in *state_file*."""
+    simulator = None
+    if target.simulate:
+        from fuhu_runway.testing.simulator import Simulator
+
+        counts = await journal.counts()
+        # A run that was killed early leaves a journal with nothing but planned jobs.
+        is_used = sum(counts.values()) > counts[JobState.PLANNED]
+        if is_used and not state_file.exists():
+            raise _other_gateway("real", "simulated")
+        try:
+            state_file.touch(mode=PRIVATE)  # it contains the prompts
+            simulator = Simulator(
+                speed=SIMULATED_SPEED,
+                points=None,
+                key_style="any",
+                feed_verb="any",
+                state_file=state_file,
+            )
+        except (OSError, ValueError) as error:
+            raise usage_error(
+                "simulate",
+                f"{state_file.name!r} is not the state of a simulated gateway.",
+                "Use another folder, or remove this file and the journal beside it.",
+            ) from error
+    return await target.open(stack, screen, simulator, journal=journal, hooks=listeners)
 
 
-@attrs.define(eq=False)
-class Tally:
-    """The outcomes of a batch so far."""
-
-    total: int
-    #: How many ended with each word and error; the error is empty where there is none.
-    ends: Counter[tuple[str, str]] = attrs.field(factory=Counter)
-    #: How many of each word an earlier run had brought to this end.
-    old: Counter[str] = attrs.field(factory=Counter)
-    points: float = 0.0
-    refunded_points: float = 0.0
-    started_at: float = attrs.field(factory=CLOCK.now)
-    #: The name of the latest error, until something goes well.
-    trouble: str = ""
-    #: Why nothing more is submitted.
-    stopped_by: str = ""
-
-    def watch(self, event: hooks.Event) -> None:
-        """Record trouble, and its end."""
-        match event:
-            case hooks.RetryScheduled() | hooks.PollFailed():
-                self.trouble = event.error
-            case hooks.TaskSubmitted() | hooks.TaskPolled():
-                self.trouble = ""
-
-    def add(
-        self,
-        error: Exception | None,
-        task_id: str | None,
-        points: float | None,
-        *,
-        refunded: bool = False,
-        is_old: bool = False,
-    ) -> None:
-        """Count one job that ended; *is_old* if this run did nothing for it."""
-        word = word_of(error, task_id)
-        self.ends[word, type(error).__name__ if error else ""] += 1
-        self.old[word] += is_old and word in OVER
-        if refunded:
-            self.refunded_points += points or 0.0
-        else:
-            self.points += points or 0.0
-
-    def count(self, word: str) -> int:
-        """Return how many ended with *word*."""
-        return sum(count for (one, _), count in self.ends.items() if one == word)
-
-    @property
-    def done(self) -> int:
-        """How many ended."""
-        return self.ends.total()
-
-    @property
-    def seconds(self) -> float:
-        """How long this run has taken so far."""
-        return CLOCK.now() - self.started_at
-
-    def seconds_left(self) -> float | None:
-        """Return how long the rest will take at the pace of this run; None before its first."""
-        fresh = self.done - self.old.total()
-        return (self.total - self.done) * self.seconds / fresh if fresh else None
-
-    def show(self, screen: Lines, running: int) -> None:
-        """Show the counts."""
-        counts = {
-            "running": running,
-            "left": self.total - self.done - running,
-            "failed": self.count("failed") + self.count("refused"),
-            "unfinished": self.count("timed_out") + self.count("unfinished"),
-            "in doubt": self.count("in_doubt"),
-        }
-        parts = [f"{count:,} {name}" for name, count in counts.items() if count]
-        if self.points:
-            parts.append(f"{number(self.points)} points")
-        if self.trouble:
-            parts.append(f"{self.trouble}, trying again")
-        left = self.seconds_left()
-        screen.board(
-            f"{self.done:,} of {self.total:,}",
-            self.done / self.total,
-            "" if left is None else f"{_duration(left)} left",
-            ", ".join(parts),
-        )
-
-    def row(self) -> dict[str, Any]:
-        """Return the row for JSON."""
-        names: Counter[str] = Counter()
-        for (_, name), count in self.ends.items():
-            if name:
-                names[name] += count
-        return {
-            "total": self.total,
-            **{word: self.count(word) for word in STATES},
-            "left": self.total - self.done,
-            "errors": dict(names),
-            "points": self.points,
-            "refunded_points": self.refunded_points,
-            "seconds": round(self.seconds, 3),
-        }
-
-    def exit_code(self) -> int:
-        """Return the exit code: 0 if all is saved."""
-        codes = [code for word, code in CODE_OF.items() if self.count(word)]
-        return codes[0] if codes else int(self.done < self.total)
-
-    def report(
-        self, place: Place, screen: Lines, folder: Path, journal: Path, files: list[str]
-    ) -> int:
-        """Print the result, and return the exit code."""
-        for line in self._lines(folder, journal):
-            screen.info(line)
-        if place.talk.json:
-            print_row({**self.row(), "files": files}, place.talk)
-        else:
-            write(sys.stdout, "\n".join(files))
-        return self.exit_code()
-
-    def _lines(self, folder: Path, journal: Path) -> Iterator[str]:
-        old = self.old["saved"]
-        earlier = f", {old:,} of them from earlier runs" if old else ""
-        yield f"{self.count('saved'):,} of {self.total:,} clips are in {folder}{earlier}."
-        listing = command_line("fuhu-runway", "jobs", str(journal), "--state", "in-doubt")
-        for word, (meaning, advice) in ADVICE.items():
-            reasons = {name: n for (one, name), n in self.ends.items() if one == word}
-            if reasons:
-                named = ", ".join(f"{n:,} {name}" for name, n in reasons.items())
-                yield f"{self.count(word):,} {meaning} ({named}). {advice.format(jobs=listing)}"
-        if self.done < self.total:
-            named = f" ({self.stopped_by})" if self.stopped_by else ""
-            left = self.total - self.done
-            yield f"{left:,} were not begun{named}. The same command goes on with them."
-        spent, back = number(self.points), number(self.refunded_points)
-        yield f"{spent} points spent, {back} given back, in {_duration(self.seconds)}."
-
-
-def number(points: float) -> str:
-    """Return points as a person writes them."""
-    return f"{points:,.10g}"
-
-
-def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
-
-
-@contextlib.asynccontextmanager
-async def shown(tally: Tally, screen: Lines, running: Callable[[], int]) -> AsyncIterator[None]:
-    """Show the counts until the end of the block."""
-
-    async def keep_showing() -> None:
-        while True:
-            tally.show(screen, running())
-            await CLOCK.sleep(screen.interval)
-
-    showing = asyncio.create_task(keep_showing())
-    try:
-        yield
-    finally:
-        showing.cancel()
-        await asyncio.wait({showing})
-        screen.close()
+def _other_gateway(found: str, wanted: str) -> errors.UsageError:
+    return usage_error(
+        "simulate",
+        f"The journal belongs to a {found} gateway, not to a {wanted} one.",
+        "Use --simulate in every run or in none, or use another folder.",
+    )
 
 
 # Results
@@ -472,24 +168,24 @@ async def shown(tally: Tally, screen: Lines, running: Callable[[], int]) -> Asyn
 @attrs.define(eq=False)
 class Results:
     """
-    The file of outcomes, a line of JSON each.
+    The file of outcomes, one line of JSON each.
 
-    A run that goes on adds what is new, and repeats no line.
+    A run that continues a batch adds what is new and repeats no line.
     """
 
     _file: FileIO
-    #: The state and the task of each job's last line.
+    #: The state and the task id in each job's last line.
     _last: dict[int, tuple[str, str | None]]
-    #: Why not all could be written.
+    #: Why some lines are missing.
     fault: str = ""
 
     @classmethod
     def open(cls, path: Path) -> Self:
         """
-        Continue after the last whole line; a truncated one, left by a crash, is removed.
+        Continue after the last complete line; a truncated one, left by a crash, is removed.
 
         Raises:
-            UsageError: It cannot be written, or is something else.
+            UsageError: The file cannot be written, or contains something else.
         """
         beginning = b'{"index": '
         try:
@@ -497,30 +193,41 @@ class Results:
                 old.seek(0)
                 content = old.readall()
                 *lines, torn = content.split(b"\n")
-                last = dict(map(_parsed, lines))
+                rows = map(json.loads, lines)
+                last = {row["index"]: (row["state"], row["task_id"]) for row in rows}
                 if not (beginning.startswith(torn) or torn.startswith(beginning)):
                     raise ValueError  # noqa: TRY301  (as for a line that cannot be parsed)
                 old.truncate(len(content) - len(torn))
             return cls(FileIO(path, "a"), last)
-        except (OSError, ValueError, RecursionError) as unfit:
-            reason = getattr(unfit, "strerror", None) or "it is something else"
-        raise usage_error(  # outside of the clause, since what was raised there may quote the file
-            "results", f"{path.name!r} cannot hold the results ({reason}).", "Choose another."
-        )
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = getattr(error, "strerror", None) or "it contains something else"
+            raise usage_error(
+                "results", f"{path.name!r} cannot be the results file ({reason}).", "Use another."
+            ) from None  # the cause may quote the file
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def write(self, outcome: "Outcome") -> None:
         """Add a line. A full disk does not end the batch: the journal has everything."""
-        row = result_row(outcome)
-        latest = (row["state"], row["task_id"])
+        error = outcome.error
+        latest = (state_of(error, outcome.task_id), outcome.task_id)
         if self.fault or (outcome.resumed and self._last.get(outcome.index) == latest):
             return
         self._last[outcome.index] = latest
+        row = {
+            "index": outcome.index,
+            "custom_id": outcome.custom_id,
+            "task_id": outcome.task_id,
+            "state": latest[0],
+            "path": None if outcome.path is None else str(outcome.path),
+            "error": type(error).__name__ if error else None,
+            "money": error.money if error else None,
+            "points": outcome.points,
+            "refunded": outcome.refunded,
+            "resumed": outcome.resumed,
+        }
         line = json.dumps(row).encode() + b"\n"
         try:
             if self._file.write(line) < len(line):
@@ -529,122 +236,87 @@ class Results:
             self.fault = full.strerror or type(full).__name__
 
 
-def _parsed(line: bytes) -> tuple[int, tuple[str, str | None]]:
-    match json.loads(line):
-        case {"index": int(index), "state": str(state), "task_id": str() | None as task_id}:
-            return index, (state, task_id)
-    raise ValueError
-
-
-def result_row(outcome: "Outcome") -> dict[str, Any]:
-    """Return what the results say about a job: neither prompt nor address."""
-    error = outcome.error
-    return {
-        "index": outcome.index,
-        "custom_id": outcome.custom_id,
-        "task_id": outcome.task_id,
-        "state": word_of(error, outcome.task_id),
-        "path": None if outcome.path is None else str(outcome.path),
-        "error": type(error).__name__ if error else None,
-        "money": error.money if error else None,
-        "points": outcome.points,
-        "refunded": outcome.refunded,
-        "resumed": outcome.resumed,
-    }
-
-
 # A batch
 
 
-async def _make_all(file: Path, order: Order, place: Place, screen: Lines) -> int:
-    """Submit, follow and save everything that was not done before."""
-    from fuhu_runway.inputs import read_items  # noqa: PLC0415  (as above)
-    from fuhu_runway.paths import check_folder  # noqa: PLC0415  (aiohttp, as above)
+async def _make_all(
+    file: Path, options: Options, output: Output, target: Target, screen: Lines
+) -> int:
+    """Submit, wait for and save everything that earlier runs did not."""
+    from fuhu_runway.inputs import check_items, read_items
+    from fuhu_runway.paths import check_folder
 
-    order.check()
-    state_file = order.out / STATE_NAME
-    place.check(order.journal_path, state_file)
-    tally = Tally(_counted(file, order, screen))
-    check_folder(order.out)
+    def skip(bad: errors.UsageError) -> None:
+        screen.say(f"skipped: {bad.happened} {bad.advice}")
+
+    journal_path = options.journal or options.out / "journal.db"
+    results_path = options.results or options.out / "results.jsonl"
+    state_file = options.out / STATE_NAME
+    check_target(target, journal_path, state_file)
+    total = check_items(file, skip_bad=skip if options.skip_bad else None)
+    if not total:
+        raise usage_error("file", f"{file.name} has no entries.", "Add at least one.")
+    check_folder(options.out)
+    tally = Tally(total)
     async with contextlib.AsyncExitStack() as stack:
-        # The journal is first: only one process has it, and so the other files.
-        journal = await stack.enter_async_context(opened(order.journal_path))
-        results = stack.enter_context(Results.open(order.results_path))
-        client = await place.client(stack, journal, state_file, screen, tally.watch)
+        # The journal first: only one process can open it, which protects the other files.
+        journal = await stack.enter_async_context(opened(journal_path))
+        results = stack.enter_context(contextlib.closing(Results.open(results_path)))
+        client = await open_client(stack, target, screen, journal, state_file, tally.watch)
         many = client.batch(
-            # Bad entries were reported when they were counted.
-            read_items(file, skip_bad=id if order.skip_bad else None),
-            in_flight=order.in_flight,
-            download_to=order.out,
-            timeout=order.timeout,
-            max_points=order.max_points,
-            retry_failed=order.retry_failed,
-            overwrite=order.overwrite,
+            # Invalid entries were reported by check_items.
+            read_items(file, skip_bad=id if options.skip_bad else None),
+            in_flight=options.in_flight,
+            download_to=options.out,
+            timeout=options.timeout,
+            max_points=options.max_points,
+            retry_failed=options.retry_failed,
+            overwrite=options.overwrite,
         )
         fault = None
         try:
-            await _work_off(many, tally, results, screen)
+            async with (
+                shown(tally, screen, lambda: many.summary.running),
+                contextlib.aclosing(many.outcomes()) as outcomes,
+            ):
+                async for outcome in outcomes:
+                    _record(outcome, tally, results, screen)
         except asyncio.CancelledError:
-            await _stop(client, journal, screen)
+            await close(client, screen, "the responses to requests, which may name paid tasks")
+            counts = await journal.counts()
+            running = counts[JobState.ACCEPTED] + counts[JobState.FINISHED]
+            in_doubt = counts[JobState.IN_DOUBT]
+            doubts = f" {in_doubt:,} in doubt." if in_doubt else ""
+            screen.say(
+                f"Stopped. {running:,} tasks continue, and the journal has their ids.{doubts} "
+                f"{AGAIN}"
+            )
             raise
         except errors.RunwayError as error:
-            # The file changed, or the journal broke. Exit code 2 would say that nothing was paid.
-            complain(f"{error} What was submitted before goes on; so does the same command.")
+            # The file changed, or the journal broke. Exit code 2 would mean that nothing was paid.
+            complain(f"{error} Tasks that were submitted continue. {AGAIN}")
             fault = 5
         if results.fault:
-            complain(f"The results are not all in their file ({results.fault}).")
-        files = [str(order.results_path)]
-        code = tally.report(place, screen, order.out, order.journal_path, files)
+            complain(f"Some results could not be written to their file ({results.fault}).")
+        tally.stopped_by = many.summary.stopped_by or ""
+        if many.summary.out_of_points:
+            tally.stopped_by = "--max-points was reached"
+        code = tally.report(output, screen, options.out, journal_path, [str(results_path)])
         return fault or code
 
 
-def _counted(file: Path, order: Order, screen: Lines) -> int:
-    """Return how many entries there are, after checking each."""
-    from fuhu_runway.inputs import check_items  # noqa: PLC0415  (aiohttp, as above)
-
-    def pass_over(bad: errors.UsageError) -> None:
-        screen.say(f"passed over: {bad.happened} {bad.advice}")
-
-    count = check_items(file, skip_bad=pass_over if order.skip_bad else None)
-    if not count:
-        raise usage_error("file", f"{file.name} has no entries.", "Give at least one.")
-    return count
-
-
-async def _work_off(many: "Batch", tally: Tally, results: Results, screen: Lines) -> None:
-    """Count and record every outcome."""
-    async with (
-        shown(tally, screen, lambda: many.summary.running),
-        contextlib.aclosing(many.outcomes()) as outcomes,
-    ):
-        async for outcome in outcomes:
-            error = outcome.error
-            tally.add(
-                error,
-                outcome.task_id,
-                outcome.points,
-                refunded=outcome.refunded,
-                is_old=outcome.resumed and outcome.clip is None,
-            )
-            results.write(outcome)
-            if results.fault and outcome.task_id:
-                # The disk may have refused the journal as well, and the id finds the clip.
-                screen.say(f"entry {outcome.index + 1}: task {outcome.task_id}")
-            if isinstance(error, errors.UsageError | errors.UnexpectedError):
-                screen.say(f"entry {outcome.index + 1}: {error}")
-    tally.stopped_by = many.summary.stopped_by or ""
-    if many.summary.out_of_points:
-        tally.stopped_by = "--max-points is reached"
-
-
-async def _stop(client: "Client", journal: Journal, screen: Lines) -> None:
-    """Wait for the paid requests in flight, so that their ids are known; report the rest."""
-    await close(client, screen, "the answers to requests, which may name paid tasks")
-    counts = await journal.counts()
-    running = counts[JobState.ACCEPTED] + counts[JobState.FINISHED]
-    in_doubt = counts[JobState.IN_DOUBT]
-    doubts = f" {in_doubt:,} in doubt." if in_doubt else ""
-    screen.say(
-        f"Stopped. {running:,} tasks go on, and the journal has their ids.{doubts} "
-        "Continue with the same command."
+def _record(outcome: "Outcome", tally: Tally, results: Results, screen: Lines) -> None:
+    error = outcome.error
+    tally.add(
+        error,
+        outcome.task_id,
+        outcome.points,
+        refunded=outcome.refunded,
+        is_old=outcome.resumed and outcome.clip is None,
     )
+    results.write(outcome)
+    if results.fault and outcome.task_id:
+        # A full disk may have failed the journal, too; the id still finds the clip.
+        screen.say(f"entry {outcome.index + 1}: task {outcome.task_id}")
+    if isinstance(error, errors.UsageError | errors.UnexpectedError):
+        screen.say(f"entry {outcome.index + 1}: {error}")

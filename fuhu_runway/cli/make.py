@@ -1,8 +1,8 @@
 """
-The commands for single clips: submit or resume a task, wait for it, and save its clip.
+The commands for single clips: submit or continue a task, wait for it, and save its clip.
 
 Rule 1: the id of a paid task is shown as soon as it is known, and a command that has to stop after
-that prints the command that goes on.
+that prints the command that continues.
 """
 
 import asyncio
@@ -10,13 +10,12 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import attrs
-from cyclopts import Group, Parameter
+from cyclopts import Parameter, Token
 from rich import filesize
 
 from fuhu_runway import errors, hooks
@@ -29,184 +28,217 @@ from fuhu_runway.models import (
     ImageToVideo,
     MotionVector,
     OfficialImageToVideo,
-    PollPolicy,
     TaskRecord,
     TextToVideo,
     VideoToVideo,
     usage_error,
 )
 
-from .console import SIMULATED, Lines, close, print_row, run, write
+from .console import Lines, close, print_row, write
 from .options import (
-    NO_DEFAULT,
-    REACH,
-    SIMULATE,
-    TALK,
+    ACCESS,
+    GATEWAY,
+    OUTPUT,
+    POSITIVE,
+    REQUEST,
+    RESULT,
+    TARGET,
     WHOLE,
-    Reach,
-    Talk,
-    check_positive,
-    gateway_option,
-    options_of,
-    result_option,
+    Access,
+    Output,
+    Screen,
+    Target,
 )
 
 if TYPE_CHECKING:
     from fuhu_runway.client import Client
     from fuhu_runway.downloads import Progress
-    from fuhu_runway.task import Clip, Task
-
-PASSING: Final = (errors.GatewayDown, errors.RateLimited, errors.NoReply)
-"""Errors that do not mean that the task's id or the gateway's address is wrong."""
+    from fuhu_runway.task import Task
 
 SIMULATED_SPEED: Final = 100 / 3
 """A job of 100 s takes 3 s."""
-SIMULATED_DIALECT: Final = "new_api"
-"""One that reports the progress of a task; FuhuAPI's own does not."""
-SIMULATED_POLLING: Final = PollPolicy(first=0.1, max_interval=0.5)
 
 NAME_BYTES: Final = 60
-"""How much of a prompt a file name has, in bytes; a longer one may not leave room for the id."""
+"""How much of a prompt is in a file name, in bytes; more might leave no room for the id."""
 
-# Arguments
-
-_request: Final = options_of(Group("Request", sort_key=1))
-_TASK_ID: Final = Parameter(help="What was shown when the task was accepted.")
-_EXTRA: Final = _request("Further fields for the request's body, as a JSON object.")
-_PORTRAIT: Final = "Portrait in place of landscape"
-_OFFICIAL: Final = gateway_option("The task was submitted with --official.", **NO_DEFAULT)
+# Options
 
 
-@Parameter(name="*")
+def _motion(_: object, tokens: Sequence[Token]) -> MotionVector:
+    try:
+        pairs = (part.split("=") for part in tokens[0].value.split(","))
+        return MotionVector(**{axis.strip(): float(value) for axis, value in pairs})
+    except (TypeError, ValueError):
+        raise ValueError(
+            "write it as y=0.4,r=-6; the axes are x, y, z, r, bg_x_pan and bg_y_pan."
+        ) from None
+
+
+def _json(_: object, tokens: Sequence[Token]) -> Any:
+    try:
+        return json.loads(tokens[0].value)
+    except (ValueError, RecursionError):
+        raise ValueError("""it is not JSON, such as '{"name": "value"}'.""") from None
+
+
+EXTRA: Final = Parameter(converter=_json, accepts_keys=False)
+
+
+@Parameter(name="*", group=REQUEST)
 @attrs.frozen(kw_only=True)
-class Wish:
-    """The options of a request; None is the request's own default."""
+class RequestOptions:
+    """
+    The options of `generate`; None leaves one to the default of the request.
 
-    image: Annotated[str | None, _request("Address of the first frame: image to video.")] = None
-    last_image: Annotated[str | None, _request("Address of the last; with --image.")] = None
-    image_as_end_frame: Annotated[
-        bool | None, _request("gen3: the image is the end; with --image.")
-    ] = None
-    flip: Annotated[bool | None, _request(f"{_PORTRAIT}; with --image.")] = None
-    ratio: Annotated[
-        str | None,
-        _request(
-            "Width to height, such as 16:9 (default); with --official in pixels, such as "
-            "1280:720 (default)."
-        ),
-    ] = None
-    seconds: Annotated[
-        int | None,
-        _request("Length of the clip: 10 (default), 5 or what the model takes.", **WHOLE),
-    ] = None
-    model: Annotated[
-        str | None, _request("Such as gen4 (default) or gen4_turbo (default with --official).")
-    ] = None
-    style: Annotated[str | None, _request("The look: cinematic (default).")] = None
-    motion: Annotated[
-        str | None,
-        _request("How the camera moves: y=0.4,r=-6; of x, y, z, r, bg_x_pan and bg_y_pan."),
-    ] = None
-    seed: Annotated[
-        int | None, _request("The same seed gives similar clips; with --official.", **WHOLE)
-    ] = None
-    watermark: Annotated[
-        bool | None, _request("Whether the clip carries one; with --official.", negative=None)
-    ] = None
-    extra: Annotated[str | None, _EXTRA] = None
+    Args:
+        image: URL of the first frame; makes it image to video.
+        last_image: URL of the last frame; with --image.
+        image_as_end_frame: Use the image as the last frame; gen3, with --image.
+        flip: Portrait instead of landscape; with --image.
+        ratio: Width to height, such as 16:9 (default); with --official in pixels, such as
+            1280:720 (default).
+        seconds: Length of the clip: 10 (default), 5, or another that the model supports.
+        model: Such as gen4 (default) or gen4_turbo (default with --official).
+        style: Look of the clip: cinematic (default).
+        motion: Camera movement, such as y=0.4,r=-6; axes are x, y, z, r, bg_x_pan, bg_y_pan.
+        seed: The same seed gives similar clips; with --official.
+        watermark: Whether the clip has a watermark; with --official.
+        extra: More fields for the request's body, as a JSON object.
+        official: Use the official request format; needs --image.
+    """
+
+    image: str | None = None
+    last_image: str | None = None
+    image_as_end_frame: bool | None = None
+    flip: bool | None = None
+    ratio: str | None = None
+    seconds: Annotated[int | None, WHOLE] = None
+    model: str | None = None
+    style: str | None = None
+    motion: Annotated[MotionVector | None, Parameter(converter=_motion, accepts_keys=False)] = None
+    seed: Annotated[int | None, WHOLE] = None
+    watermark: Annotated[bool | None, Parameter(negative=None)] = None
+    extra: Annotated[dict[str, Any] | None, EXTRA] = None
+    official: bool = False
+
+    def request(self, prompt: str) -> Generation:
+        """
+        Return the request that the options describe.
+
+        Raises:
+            UsageError: An option cannot be used in this kind of request.
+        """
+        kind: type[TextToVideo | ImageToVideo | OfficialImageToVideo]
+        if self.official:
+            kind, format_, advice = OfficialImageToVideo, "--official", "Remove one of them."
+        elif self.image is not None:
+            kind, format_, advice = ImageToVideo, "--image alone", "Add --official, or remove it."
+        else:
+            kind, format_, advice = TextToVideo, "text to video", "Add --image, or remove it."
+        options = attrs.asdict(self, recurse=False).items()
+        given = {name: value for name, value in options if value is not None}
+        del given["official"]
+        for name in given.keys() - attrs.fields_dict(kind).keys():
+            option = f"--{name.replace('_', '-')}"
+            raise usage_error(name, f"{option} cannot be used with {format_}.", advice)
+        if self.official and self.image is None:
+            raise usage_error("image", "--official needs an image.", "Add --image.")
+        return kind(prompt=prompt, **given)
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=RESULT)
 @attrs.frozen(kw_only=True)
 class Saving:
-    """Where the clip goes, and how long it is waited for."""
+    """
+    Where the clip is saved, and how long to wait for it.
 
-    output: Annotated[
-        Path | None,
-        result_option("The file to save; by default named by prompt and task.", "--output", "-o"),
-    ] = None
-    force: Annotated[bool, result_option("Replace the file if there is one.", **NO_DEFAULT)] = False
-    timeout: Annotated[float, result_option("How long to wait for the clip, in seconds.")] = (
-        DEFAULT_WAIT
-    )
+    Args:
+        output_file: File to save the clip in; by default named after the prompt and the task.
+        force: Replace the file if it exists.
+        timeout: How long to wait for the clip, in seconds.
+    """
+
+    output_file: Annotated[Path | None, Parameter(name=("--output", "-o"))] = None
+    force: bool = False
+    timeout: Annotated[float, POSITIVE] = DEFAULT_WAIT
 
     def check(self, prompt: str | None) -> None:
-        """Raise unless the clip can be waited for and saved; called before it is paid."""
-        from fuhu_runway.paths import check_target  # noqa: PLC0415  (aiohttp, which --help can do without)
+        """Raise unless the clip can be saved; called before it is paid for."""
+        from fuhu_runway.paths import check_target
 
-        check_positive("timeout", self.timeout)
-        # The id is not known yet, so that a name made of it cannot be taken.
+        # A default name contains the id, which is not known yet, so it cannot be taken.
         path = self.path(prompt, "task")
-        check_target(path, overwrite=self.force or self.output is None)
+        check_target(path, overwrite=self.force or self.output_file is None)
 
     def path(self, prompt: str | None, task_id: str) -> Path:
-        """Return where the clip of a task goes."""
-        from fuhu_runway.batch import encodable  # noqa: PLC0415  (as above)
-        from fuhu_runway.paths import safe_name  # noqa: PLC0415
+        """Return where the clip of a task is saved."""
+        from fuhu_runway.batch import encodable
+        from fuhu_runway.paths import safe_name
 
-        if self.output is not None:
-            return self.output
+        if self.output_file is not None:
+            return self.output_file
         start = encodable(prompt or "clip").encode()[:NAME_BYTES].decode(errors="ignore")
         return Path(safe_name(f"{start}-{task_id}"))
 
 
-_NO_WISH: Final = Wish()
-_SAVING: Final = Saving()
+REQUEST_OPTIONS: Final = RequestOptions()
+SAVING: Final = Saving()
+_REQUEST: Final = Parameter(group=REQUEST)
+_GATEWAY: Final = Parameter(group=GATEWAY)
+_NO_SECONDS: Final = Parameter(negative=None, negative_none="no-")
 
 # Commands
 
 
-def generate(
-    prompt: Annotated[str, Parameter(help="What should be seen; any language.")],
+async def generate(
+    prompt: str,
     /,
     *,
-    wish: Wish = _NO_WISH,
-    official: Annotated[
-        bool, _request("Use the official format; needs --image.", **NO_DEFAULT)
-    ] = False,
-    saving: Saving = _SAVING,
-    talk: Talk = TALK,
-    reach: Reach = REACH,
-    simulate: Annotated[bool, SIMULATE] = False,
-) -> int:
+    options: RequestOptions = REQUEST_OPTIONS,
+    saving: Saving = SAVING,
+    output: Output = OUTPUT,
+    target: Target = TARGET,
+    screen: Screen,
+) -> None:
     """
-    Make one clip from words, or from a picture and words, and save it.
+    Generate a clip from a prompt, or from an image and a prompt, and save it.
 
     Spends points as soon as the gateway accepts it.
+
+    Args:
+        prompt: What the clip shows; in any language.
     """
-    request = _wished(prompt, wish, official=official)
-    return _run(partial(_make, request, saving, talk), reach, talk, simulate=simulate)
+    await _make(options.request(prompt), saving, output, target, screen)
 
 
-def restyle(
-    video: Annotated[str, Parameter(help="Address of the clip, up to 10 s and 64 MB.")],
-    prompt: Annotated[str, Parameter(help="The style to redraw it in.")],
+async def restyle(
+    video: str,
+    prompt: str,
     /,
     *,
-    structure_transformation: Annotated[
-        float, _request("From 0, which keeps the structure, to 1.")
-    ] = 0.5,
-    seconds: Annotated[
-        int | None,
-        _request(
-            "Length of the clip, such as 5 or 10; --no-seconds leaves it out.",
-            negative=None,
-            negative_none="no-",
-            **WHOLE,
-        ),
-    ] = 5,
-    flip: Annotated[bool, _request(f"{_PORTRAIT}.", **NO_DEFAULT)] = False,
-    model: Annotated[str, _request("The model.")] = DEFAULT_MODEL,
-    extra: Annotated[str | None, _EXTRA] = None,
-    saving: Saving = _SAVING,
-    talk: Talk = TALK,
-    reach: Reach = REACH,
-    simulate: Annotated[bool, SIMULATE] = False,
-) -> int:
+    structure_transformation: Annotated[float, _REQUEST] = 0.5,
+    seconds: Annotated[int | None, _REQUEST, WHOLE, _NO_SECONDS] = 5,
+    flip: Annotated[bool, _REQUEST] = False,
+    model: Annotated[str, _REQUEST] = DEFAULT_MODEL,
+    extra: Annotated[dict[str, Any] | None, _REQUEST, EXTRA] = None,
+    saving: Saving = SAVING,
+    output: Output = OUTPUT,
+    target: Target = TARGET,
+    screen: Screen,
+) -> None:
     """
     Redraw a clip in another style, and save it.
 
     Spends points as soon as the gateway accepts it.
+
+    Args:
+        video: URL of the clip, up to 10 s and 64 MB.
+        prompt: The style to redraw it in.
+        structure_transformation: From 0, which keeps the structure, to 1.
+        seconds: Length of the clip, such as 5 or 10; --no-seconds omits it.
+        flip: Portrait instead of landscape.
+        model: Name of the model.
+        extra: More fields for the request's body, as a JSON object.
     """
     request = VideoToVideo(
         video,
@@ -215,35 +247,37 @@ def restyle(
         seconds=seconds,
         flip=flip,
         model=model,
-        extra=_extra(extra),
+        extra={} if extra is None else extra,
     )
-    return _run(partial(_make, request, saving, talk), reach, talk, simulate=simulate)
+    await _make(request, saving, output, target, screen)
 
 
-def act(
-    video: Annotated[str, Parameter(help="Address of the performance; 16:9 only.")],
-    image: Annotated[
-        str | None, Parameter(help="Address of the character's picture; 16:9 only.")
-    ] = None,
+async def act(
+    video: str,
+    image: str | None = None,
     /,
     *,
-    character_video: Annotated[
-        str | None, _request("Address of a clip of the character, in place of the picture.")
-    ] = None,
-    motion_multiplier: Annotated[
-        int | None, _request("How strongly it moves, from 1 to 5.", **WHOLE)
-    ] = None,
-    flip: Annotated[bool | None, _request(f"{_PORTRAIT}.", negative=None)] = None,
-    extra: Annotated[str | None, _EXTRA] = None,
-    saving: Saving = _SAVING,
-    talk: Talk = TALK,
-    reach: Reach = REACH,
-    simulate: Annotated[bool, SIMULATE] = False,
-) -> int:
+    character_video: Annotated[str | None, _REQUEST] = None,
+    motion_multiplier: Annotated[int | None, _REQUEST, WHOLE] = None,
+    flip: Annotated[bool | None, _REQUEST, Parameter(negative=None)] = None,
+    extra: Annotated[dict[str, Any] | None, _REQUEST, EXTRA] = None,
+    saving: Saving = SAVING,
+    output: Output = OUTPUT,
+    target: Target = TARGET,
+    screen: Screen,
+) -> None:
     """
-    Carry a performance over to a character, and save the clip.
+    Transfer a performance to a character, and save the clip.
 
     Spends points as soon as the gateway accepts it.
+
+    Args:
+        video: URL of the performance; 16:9 only.
+        image: URL of an image of the character; 16:9 only.
+        character_video: URL of a clip of the character, instead of the image.
+        motion_multiplier: How strongly the character moves, from 1 to 5.
+        flip: Portrait instead of landscape.
+        extra: More fields for the request's body, as a JSON object.
     """
     request = ActOne(
         video,
@@ -251,135 +285,92 @@ def act(
         character_video=character_video,
         motion_multiplier=motion_multiplier,
         flip=flip,
-        extra=_extra(extra),
+        extra={} if extra is None else extra,
     )
-    return _run(partial(_make, request, saving, talk), reach, talk, simulate=simulate)
+    await _make(request, saving, output, target, screen)
 
 
-def wait(
-    task_id: Annotated[str, _TASK_ID],
+async def wait(
+    task_id: str,
     /,
     *,
-    saving: Saving = _SAVING,
-    talk: Talk = TALK,
-    reach: Reach = REACH,
-    official: Annotated[bool, _OFFICIAL] = False,
-) -> int:
+    saving: Saving = SAVING,
+    output: Output = OUTPUT,
+    access: Access = ACCESS,
+    official: Annotated[bool, _GATEWAY] = False,
+    screen: Screen,
+) -> None:
     """
-    Go on with a task that was submitted before: wait for its clip, and save it.
+    Wait for a task that was submitted before, and save its clip.
 
-    Free, and safe to repeat. A download that broke off goes on where it was.
+    Free, and safe to repeat. An interrupted download continues where it stopped.
+
+    Args:
+        task_id: Id that was shown when the task was accepted.
+        official: The task was submitted with --official.
     """
-    return _run(partial(_go_on, task_id, saving, talk, official=official), reach, talk)
+    from fuhu_runway.paths import check_target
+
+    async with _errand(screen, Target(access=access), saving) as errand:
+        saving.check(None)
+        task = errand.client.task(task_id, official=official)
+        prompt = None
+        # After these, wait() polls again. Others mean that the task's id or the URL is wrong.
+        with contextlib.suppress(errors.GatewayDown, errors.RateLimited, errors.NoReply):
+            prompt = (await task.refresh()).prompt
+        errand.plan(task, prompt)
+        check_target(errand.path, overwrite=saving.force)
+        await errand.finish(task, output)
 
 
-def feed(
-    task_id: Annotated[str, _TASK_ID],
+async def feed(
+    task_id: str,
     /,
     *,
-    talk: Talk = TALK,
-    reach: Reach = REACH,
-    official: Annotated[bool, _OFFICIAL] = False,
-) -> int:
+    output: Output = OUTPUT,
+    access: Access = ACCESS,
+    official: Annotated[bool, _GATEWAY] = False,
+    screen: Screen,
+) -> None:
     """
-    Show what the gateway says about a task now.
+    Show the current state of a task.
 
-    Free. The addresses are temporary, and as good as a key to the clip.
+    Free. The URLs are temporary; anyone who has them can see the clip.
+
+    Args:
+        task_id: Id that was shown when the task was accepted.
+        official: The task was submitted with --official.
     """
-
-    async def look(errand: Errand) -> None:
-        print_row(_record_row(await errand.client.feed(task_id, official=official)), talk)
-
-    return _run(look, reach, talk)
+    async with _errand(screen, Target(access=access)) as errand:
+        print_row(_record_row(await errand.client.feed(task_id, official=official)), output)
 
 
-def balance(
-    *,
-    talk: Talk = TALK,
-    reach: Reach = REACH,
-    simulate: Annotated[bool, SIMULATE] = False,
-) -> int:
-    """Show what is left to spend, in the gateway's unit."""
-
-    async def ask(errand: Errand) -> None:
-        left = await errand.client.balance()
-        print_row({key: getattr(left, key) for key in BALANCE_KEYS}, talk)
-
-    return _run(ask, reach, talk, simulate=simulate)
+async def balance(*, output: Output = OUTPUT, target: Target = TARGET, screen: Screen) -> None:
+    """Show the remaining balance, in the gateway's unit."""
+    async with _errand(screen, target) as errand:
+        found = await errand.client.balance()
+    print_row(attrs.asdict(found, filter=attrs.filters.exclude("raw")), output)
 
 
 COMMANDS: Final = (generate, restyle, act, wait, feed, balance)
 
 
-# From options to requests
-
-
-def _wished(prompt: str, wish: Wish, *, official: bool) -> Generation:
-    """
-    Return the request that the options describe.
-
-    Raises:
-        UsageError: An option does not go with this kind of request.
-    """
-    kind: type[TextToVideo | ImageToVideo | OfficialImageToVideo]
-    kind = TextToVideo if wish.image is None else ImageToVideo
-    if official:
-        kind = OfficialImageToVideo
-    given = {name: value for name, value in attrs.asdict(wish).items() if value is not None}
-    for name in given.keys() - attrs.fields_dict(kind).keys():
-        what, advice = _KINDS[kind]
-        raise usage_error(name, f"--{name.replace('_', '-')} does not go with {what}.", advice)
-    if official and wish.image is None:
-        raise usage_error("image", "--official needs an image.", "Give --image, or leave it out.")
-    if wish.motion is not None:
-        given["motion"] = _motion(wish.motion)
-    return kind(prompt=prompt, **{**given, "extra": _extra(wish.extra)})
-
-
-_KINDS: Final[Mapping[type, tuple[str, str]]] = {
-    TextToVideo: ("text to video", "Give --image as well, or leave it out."),
-    ImageToVideo: ("image to video", "Give --official as well, or leave it out."),
-    OfficialImageToVideo: ("the official format", "Leave it out, or leave --official out."),
-}
-
-
-def _motion(text: str) -> MotionVector:
-    try:
-        pairs = (part.split("=") for part in text.split(","))
-        return MotionVector(**{axis.strip(): float(value) for axis, value in pairs})
-    except (TypeError, ValueError) as unfit:
-        raise usage_error(
-            "motion",
-            "--motion is not a list of axes and numbers.",
-            "Write it as y=0.4,r=-6; the axes are x, y, z, r, bg_x_pan and bg_y_pan.",
-        ) from unfit
-
-
-def _extra(text: str | None) -> Any:
-    try:
-        return {} if text is None else json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    raise usage_error("extra", "--extra is not JSON.", """Write it as '{"name": "value"}'.""")
-
-
-# One command under way
+# One command while it runs
 
 
 @attrs.define(eq=False)
 class Errand:
-    """One command under way: its client, and what to print if it has to stop."""
+    """One command while it runs: its client, and what to print if it has to stop."""
 
     screen: Lines
-    reach: Reach
-    is_simulated: bool
+    target: Target
+    saving: Saving
     client: "Client" = attrs.field(init=False)
-    #: Where the clip will be, once that is known.
+    #: Where the clip will be saved, once that is known.
     path: Path = attrs.field(init=False)
-    #: How to go on with the paid task, once there is one.
+    #: How to continue with the paid task, once there is one.
     advice: str = ""
-    #: How the clip of the request under way is to be saved.
-    submitting: Saving | None = None
+    is_submitting: bool = False
     unclaimed: hooks.SubmissionUnclaimed | None = None
 
     def watch(self, event: hooks.Event) -> None:
@@ -389,152 +380,116 @@ class Errand:
                 percent = "" if event.progress is None else f"{event.progress:.0%}"
                 self.screen.stage(event.state.value, event.progress, percent)
             case hooks.RetryScheduled() | hooks.PollFailed():
-                self.screen.stage(f"{event.error}, trying again")
+                self.screen.stage(f"{event.error}, retrying")
             case hooks.SubmissionUnclaimed():
                 self.unclaimed = event
 
-    async def submit(self, request: Generation, saving: Saving) -> "Task":
-        """Submit, and show the id before anything else happens."""
-        self.submitting = saving
-        self.screen.stage("submitting")
-        task = await self.client.submit(request)
-        self.accept(task, saving)
-        return task
-
-    def accept(self, task: "Task", saving: Saving) -> None:
-        """Show that *task* is paid, and prepare the command that goes on with it."""
-        self.submitting = None
+    def accept(self, task: "Task") -> None:
+        """Show the id of a paid task, and prepare the command that continues it."""
+        self.is_submitting = False
         self.screen.say(f"accepted: task {task.id}")
-        self.plan(task, saving, getattr(task.request, "prompt", None))
+        self.plan(task, getattr(task.request, "prompt", None))
 
-    def plan(self, task: "Task", saving: Saving, prompt: str | None) -> None:
-        """Set where the clip goes, and the command that fetches it if this one cannot."""
-        self.path = saving.path(prompt, task.id)
-        if self.is_simulated:
-            return  # its gateway ends with this very process
-        words = ["fuhu-runway", "wait", task.id, "-o", str(self.path), *self.reach.words()]
+    def plan(self, task: "Task", prompt: str | None) -> None:
+        """Set where the clip is saved, and the command that fetches it if this one cannot."""
+        self.path = self.saving.path(prompt, task.id)
+        if self.target.simulate:
+            return  # the simulated gateway ends with this process
+        words = ["fuhu-runway", "wait", task.id, "-o", str(self.path), *self.target.access.words()]
         if task.official:
             words.append("--official")
-        if saving.force:
+        if self.saving.force:
             words.append("--force")
         self.advice = f"Continue with: {command_line(*words)}"
 
-    async def break_off(self) -> None:
-        """Wait for the answer to a paid request in flight, and print how to go on."""
-        saving = self.submitting
-        if saving is not None:
-            awaited = "the answer to the request, which may name a paid task"
+    async def finish(self, task: "Task", output: Output) -> None:
+        """Wait for the task, save its clip, and print the result."""
+
+        def show(progress: "Progress") -> None:
+            sizes = [progress.received_bytes, progress.total_bytes]
+            shown = "/".join(filesize.decimal(size) for size in sizes if size is not None)
+            self.screen.stage("downloading", progress.fraction, shown)
+
+        clip = await task.wait(timeout=self.saving.timeout)
+        try:
+            await clip.download(self.path, overwrite=self.saving.force, on_progress=show)
+        except errors.UsageError as error:
+            # The path was free before the clip was paid for, but is not now.
+            raise errors.DownloadRefused(
+                error.happened, "The clip exists and is paid for.", error.advice, clip.id
+            ) from error
+        size = "size unknown"
+        with contextlib.suppress(OSError):  # another program may have moved the file
+            size = filesize.decimal(self.path.stat().st_size)
+        points = clip.record.points
+        cost = "" if points is None else f", {points:,g} points"
+        self.screen.info(f"saved: {size}{cost}")
+        self.screen.close()
+        if output.json:
+            print_row({**_record_row(clip.record), "file": str(self.path)}, output)
+        else:
+            write(sys.stdout, str(self.path))
+
+    async def stop(self) -> None:
+        """Wait for the response to a paid request in flight, and print how to continue."""
+        if self.is_submitting:
+            awaited = "the response to the request, which may name a paid task"
             await close(self.client, self.screen, awaited)
             for task in self.client.unfinished:
-                self.accept(task, saving)
+                self.accept(task)
         self.screen.close()
-        self.screen.say(f"Stopped. {self._outlook()}")
-
-    def _outlook(self) -> str:
         error = self.unclaimed.error if self.unclaimed else None
         if error == errors.SubmissionInDoubt.__name__:
-            return (
-                "The fate of the request is unknown: it may have been charged. Look at the "
-                "balance, or at the gateway's own list, before you submit again."
+            outlook = (
+                " The outcome of the request is unknown: it may have been charged. Check the "
+                "balance, or the gateway's own list of tasks, before you submit it again."
             )
-        if error:
-            return f"The request was turned away ({error}): nothing was charged."
-        if self.submitting is not None:
-            return "Nothing was submitted."
-        if self.advice:
-            return f"The task goes on. {self.advice}"
-        return "The simulated gateway ended, too." if self.is_simulated else ""
+        elif error:
+            outlook = f" The request was refused ({error}): nothing was charged."
+        elif self.is_submitting:
+            outlook = " Nothing was submitted."
+        elif self.advice:
+            outlook = f" The task continues. {self.advice}"
+        else:
+            outlook = " The simulated gateway ended, too." if self.target.simulate else ""
+        self.screen.say(f"Stopped.{outlook}")
 
 
-Work = Callable[[Errand], Awaitable[None]]
-
-
-async def _make(request: Generation, saving: Saving, talk: Talk, errand: Errand) -> None:
-    """Submit, wait and save."""
-    saving.check(getattr(request, "prompt", None))
-    task = await errand.submit(request, saving)
-    await _deliver(task, saving, talk, errand)
-
-
-async def _go_on(
-    task_id: str, saving: Saving, talk: Talk, errand: Errand, *, official: bool
+async def _make(
+    request: Generation, saving: Saving, output: Output, target: Target, screen: Lines
 ) -> None:
-    """Wait and save, for a task that was paid before."""
-    from fuhu_runway.paths import check_target  # noqa: PLC0415  (aiohttp, which --help can do without)
-
-    saving.check(None)
-    task = errand.client.task(task_id, official=official)
-    prompt = None
-    with contextlib.suppress(*PASSING):  # the wait goes on through these, and ends with all others
-        prompt = (await task.refresh()).prompt
-    errand.plan(task, saving, prompt)
-    check_target(errand.path, overwrite=saving.force)
-    await _deliver(task, saving, talk, errand)
+    """Submit, wait and save."""
+    async with _errand(screen, target, saving) as errand:
+        saving.check(getattr(request, "prompt", None))
+        errand.is_submitting = True
+        screen.stage("submitting")
+        task = await errand.client.submit(request)
+        errand.accept(task)  # before anything else, so that the id is not lost
+        await errand.finish(task, output)
 
 
-async def _deliver(task: "Task", saving: Saving, talk: Talk, errand: Errand) -> None:
-    clip = await task.wait(timeout=saving.timeout)
-    await _save(clip, errand, overwrite=saving.force)
-    size = "size unknown"
-    with contextlib.suppress(OSError):  # another program may have moved the file by now
-        size = filesize.decimal(errand.path.stat().st_size)
-    points = clip.record.points
-    cost = "" if points is None else f", {points:,g} points"
-    errand.screen.info(f"saved: {size}{cost}")
-    errand.screen.close()
-    if talk.json:
-        print_row({**_record_row(clip.record), "file": str(errand.path)}, talk)
-    else:
-        write(sys.stdout, str(errand.path))
+@contextlib.asynccontextmanager
+async def _errand(screen: Lines, target: Target, saving: Saving = SAVING) -> AsyncIterator[Errand]:
+    """Open a client for one command; if the command has to stop, say how to continue."""
+    errand = Errand(screen, target, saving)
+    target.check()
+    simulator = None
+    if target.simulate:
+        from fuhu_runway.testing.simulator import Simulator
 
-
-async def _save(clip: "Clip", errand: Errand, *, overwrite: bool) -> None:
-    def show(progress: "Progress") -> None:
-        sizes = [progress.received_bytes, progress.total_bytes]
-        shown = "/".join(filesize.decimal(size) for size in sizes if size is not None)
-        errand.screen.stage("downloading", progress.fraction, shown)
-
-    try:
-        await clip.download(errand.path, overwrite=overwrite, on_progress=show)
-    except errors.UsageError as error:
-        # The place was free before the clip was paid. The error has to say what is true now.
-        raise errors.DownloadRefused(
-            error.happened, "The clip exists and is paid for.", error.advice, clip.id
-        ) from error
-
-
-# From errands to exit codes
-
-
-def _run(work: Work, reach: Reach, talk: Talk, *, simulate: bool = False) -> int:
-    """Do *work* with a client, and return the exit code."""
-    return run(lambda screen: _with_client(work, Errand(screen, reach, simulate)), talk)
-
-
-async def _with_client(work: Work, errand: Errand) -> None:
+        simulator = Simulator(
+            speed=SIMULATED_SPEED,
+            seed=int.from_bytes(os.urandom(4)),  # task ids that differ from run to run
+            dialect="new_api",  # unlike FuhuAPI's own, it reports progress
+            key_style="any",
+            feed_verb="any",
+        )
     async with contextlib.AsyncExitStack() as stack:
-        settings: dict[str, Any] = {"hooks": [errand.watch]}
-        simulator = None
-        if errand.is_simulated:
-            from fuhu_runway.testing.simulator import Simulator  # noqa: PLC0415  (aiohttp, as above)
-
-            errand.reach.check_simulated()
-            simulator = Simulator(
-                speed=SIMULATED_SPEED,
-                seed=int.from_bytes(os.urandom(4)),  # else each run would have the same task ids
-                dialect=SIMULATED_DIALECT,
-                key_style="any",
-                feed_verb="any",
-            )
-            await stack.enter_async_context(simulator)
-            errand.screen.say(SIMULATED)
-            settings["polling"] = SIMULATED_POLLING
-        client = errand.reach.client(simulator, **settings)
-        errand.client = await stack.enter_async_context(client)
+        errand.client = await target.open(stack, screen, simulator, hooks=[errand.watch])
         try:
-            await work(errand)
+            yield errand
         except asyncio.CancelledError:
-            await errand.break_off()
+            await errand.stop()
             raise
         except Exception as error:
             if errand.advice and not isinstance(error, errors.TaskFailed):
@@ -542,32 +497,6 @@ async def _with_client(work: Work, errand: Errand) -> None:
             raise
 
 
-# What is printed
-
-RECORD_KEYS: Final = {
-    "task_id": "The task.",
-    "state": "queued, running, succeeded, failed, canceled or unknown.",
-    "progress": "How far it is, from 0 to 1.",
-    "video_url": "Where the clip is; temporary.",
-    "poster_url": "A still picture of it.",
-    "last_frame_url": "Its last frame.",
-    "prompt": "The prompt as it was sent.",
-    "prompt_en": "The prompt as the gateway translated it.",
-    "message": "The gateway's reason for a failure.",
-    "failure_code": "The machine's name for that reason.",
-    "points": "Points used, in the gateway's unit.",
-    "refunded": "Whether the points were given back.",
-    "created_at": "When it was made, in ISO 8601.",
-    "updated_at": "When it last changed, in ISO 8601.",
-}
-FILE_KEY: Final = {"file": "The clip on this machine; where one was saved."}
-BALANCE_KEYS: Final = {
-    "remaining": "What is left.",
-    "used": "What was used.",
-    "total": "Both together.",
-    "unlimited": "Whether the key has no limit of its own.",
-}
-
-
 def _record_row(record: TaskRecord) -> dict[str, Any]:
-    return {**{key: getattr(record, key) for key in RECORD_KEYS}, "state": record.state.value}
+    internal = attrs.filters.exclude("word", "notes", "answer")
+    return {**attrs.asdict(record, filter=internal), "state": record.state.value}

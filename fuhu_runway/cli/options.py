@@ -1,146 +1,158 @@
-"""Options that several commands share: how results are shown, and which gateway is used."""
+"""Options that several commands share: what is printed, and which gateway is used."""
 
+import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import attrs
 from cyclopts import Group, Parameter, Token
 
-from fuhu_runway.models import usage_error
+from fuhu_runway.models import PollPolicy, usage_error
+
+from .console import Lines
 
 if TYPE_CHECKING:
     from fuhu_runway.client import Client
     from fuhu_runway.testing.simulator import Simulator
 
+REQUEST: Final = Group("Request", sort_key=1)
+RESULT: Final = Group("Result", sort_key=2)
+GATEWAY: Final = Group("Gateway", sort_key=3)
 
-def options_of(group: Group) -> Callable[..., Parameter]:
-    """Return the maker of the options that the help shows under *group*."""
-
-    def option(text: str, *names: str, **more: Any) -> Parameter:
-        return Parameter(help=text, name=names or None, group=group, **{"negative": "", **more})
-
-    return option
+SIMULATED_POLLING: Final = PollPolicy(first=0.1, max_interval=0.5)
 
 
-result_option: Final = options_of(Group("Result", sort_key=2))
-gateway_option: Final = options_of(Group("Gateway", sort_key=3))
-NO_DEFAULT: Final[Any] = {"show_default": False}
-
-
-def _whole(_: object, tokens: Sequence[Token]) -> int:
+def _whole_number(_: object, tokens: Sequence[Token]) -> int:
+    # cyclopts rounds 5.7 to 6, and seconds cost points.
     try:
         return int(tokens[0].value)
     except ValueError:
         raise ValueError("it is not a whole number.") from None
 
 
-WHOLE: Final[Any] = {"converter": _whole}
-"""Of options that cost points or mean nothing in parts: cyclopts by itself takes 5.7 for 6."""
-
-SIMULATE: Final = gateway_option(
-    "Use a simulated gateway on this machine: no key, no cost.", **NO_DEFAULT
-)
+def _check_positive(_: object, value: float | None) -> None:
+    if value is not None and not 0 < value < math.inf:
+        raise ValueError("Use a number above 0.")
 
 
-@Parameter(name="*")
+WHOLE: Final = Parameter(converter=_whole_number)
+POSITIVE: Final = Parameter(validator=_check_positive)
+
+Screen = Annotated[Lines, Parameter(parse=False)]
+"""What a command shows its progress on; `app.main` passes it."""
+
+
+@Parameter(name="*", group=RESULT)
 @attrs.frozen(kw_only=True)
-class Talk:
-    """How results and progress are shown."""
+class Output:
+    """
+    What is printed.
 
-    json: Annotated[
-        bool, result_option("Print one JSON object, and no progress.", **NO_DEFAULT)
-    ] = False
-    # cyclopts counts flags by itself only from 4.1 on
-    verbose: Annotated[
-        list[bool],
-        result_option(
-            "Log what the SDK does; -vv logs all of it, and where errors come from.",
-            *("--verbose", "-v"),
-            negative_iterable="",
-            **NO_DEFAULT,
-        ),
-    ] = attrs.field(factory=list)
+    Args:
+        json: Print one JSON object and no progress.
+        verbose: Log what the SDK does; -vv logs everything and shows where errors come from.
+    """
+
+    json: bool = False
+    # cyclopts itself counts flags only from 4.1 on.
+    verbose: Annotated[tuple[bool, ...], Parameter(alias="-v")] = ()
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=GATEWAY)
 @attrs.frozen(kw_only=True)
-class Reach:
-    """Which gateway, and with which key."""
+class Access:
+    """
+    Which gateway, and with which key.
 
-    gateway: Annotated[
-        str | None, gateway_option("A known one, such as deerapi; else fuhuapi.")
-    ] = None
-    base_url: Annotated[
-        str | None, gateway_option("Its address; by default FUHU_BASE_URL, then its own.")
-    ] = None
-    api_key_file: Annotated[
-        Path | None, gateway_option("File with the key; by default the key is FUHU_API_KEY.")
-    ] = None
+    Args:
+        gateway: Name of a known gateway, such as deerapi; by default fuhuapi.
+        base_url: URL of the gateway; by default FUHU_BASE_URL, else the gateway's own.
+        api_key_file: File that contains the key; by default the key is FUHU_API_KEY.
+    """
+
+    gateway: str | None = None
+    base_url: str | None = None
+    api_key_file: Path | None = None
 
     def words(self) -> Iterator[str]:
-        """Return the options that lead to the same gateway again."""
-        for option, value in (
-            ("--gateway", self.gateway),
-            ("--base-url", self.base_url),
-            ("--api-key-file", self.api_key_file),
-        ):
+        """Return the options that select the same gateway again."""
+        for name, value in attrs.asdict(self).items():
             if value is not None:
-                yield from (option, str(value))
+                yield from (f"--{name.replace('_', '-')}", str(value))
 
     def key(self) -> str:
-        """Return the key, from a place that other processes cannot see, as they can arguments."""
-        key = os.environ.get("FUHU_API_KEY", "")
-        if self.api_key_file is not None:
-            key = _read_key(self.api_key_file)
-        if not key:
+        """Return the key. It is never an argument: other processes can read those."""
+        if self.api_key_file is None:
+            key = os.environ.get("FUHU_API_KEY", "")
+            if not key:
+                raise usage_error(
+                    "api_key",
+                    "No API key was given.",
+                    "Set FUHU_API_KEY or use --api-key-file. With --simulate, no key is needed.",
+                )
+            return key
+        try:
+            key = self.api_key_file.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text"
             raise usage_error(
-                "api_key",
-                "There is no key.",
-                "Set FUHU_API_KEY, or give --api-key-file; --simulate needs none.",
-            )
+                "api_key_file", f"The key file cannot be read ({reason}).", "Use another file."
+            ) from None  # the cause may contain a part of the file
+        if not key:
+            raise usage_error("api_key_file", "The key file is empty.", "Write the key to it.")
         return key
 
-    def check_simulated(self) -> None:
-        """Raise if both a real gateway and a simulated one are named."""
-        if self.base_url or self.api_key_file:
+
+ACCESS: Final = Access()
+
+
+@Parameter(name="*", group=GATEWAY)
+@attrs.frozen(kw_only=True)
+class Target:
+    """
+    A real gateway, or a simulated one.
+
+    Args:
+        simulate: Use a simulated gateway on this machine: no key, no cost.
+    """
+
+    access: Access = ACCESS
+    simulate: bool = False
+
+    def check(self) -> None:
+        """Raise unless there is a key, or a simulated gateway that needs none."""
+        if not self.simulate:
+            self.access.key()
+        elif self.access.base_url or self.access.api_key_file:
             raise usage_error(
                 "simulate",
-                "--simulate was given together with the address or the key of a real gateway.",
-                "Leave --base-url and --api-key-file out, or leave --simulate out.",
+                "--simulate cannot be combined with --base-url or --api-key-file.",
+                "Remove --simulate, or the options of the real gateway.",
             )
 
-    def client(self, simulated: "Simulator | None" = None, **settings: Any) -> "Client":
-        """Return a client of this gateway, or of the one that stands in for it."""
-        from fuhu_runway.client import Client  # noqa: PLC0415  (aiohttp, which --help can do without)
+    async def open(
+        self,
+        stack: contextlib.AsyncExitStack,
+        screen: Lines,
+        simulator: "Simulator | None",
+        **settings: Any,
+    ) -> "Client":
+        """Return a client of the gateway, or of *simulator*; *stack* closes both."""
+        from fuhu_runway.client import Client
 
-        if simulated is None:
-            key, url = self.key(), self.base_url
+        if simulator is None:
+            key, url = self.access.key(), self.access.base_url
         else:
-            key, url = simulated.api_key, simulated.base_url
-        return Client(key, base_url=url, gateway=self.gateway, **settings)
+            await stack.enter_async_context(simulator)
+            screen.say("simulated: a gateway on this machine, no key, no cost")
+            key, url = simulator.api_key, simulator.base_url
+            settings["polling"] = SIMULATED_POLLING
+        client = Client(key, base_url=url, gateway=self.access.gateway, **settings)
+        return await stack.enter_async_context(client)
 
 
-REACH: Final = Reach()
-TALK: Final = Talk()
-
-
-def _read_key(path: Path) -> str:
-    try:
-        key = path.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as unreadable:
-        reason = getattr(unreadable, "strerror", None) or "it is not text"
-        raise usage_error(
-            "api_key_file", f"The key file cannot be read ({reason}).", "Give another."
-        ) from None  # the cause may hold a part of the file
-    if not key:
-        raise usage_error("api_key_file", "The key file is empty.", "Put the key into it.")
-    return key
-
-
-def check_positive(name: str, value: float) -> None:
-    """Raise unless the option *name* is a positive, finite number."""
-    if not 0 < value < math.inf:
-        raise usage_error(name, f"--{name} is {value:g}.", "Use a number above 0.")
+OUTPUT: Final = Output()
+TARGET: Final = Target()

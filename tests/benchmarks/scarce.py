@@ -178,7 +178,7 @@ async def take_turns(
     """Run all tasks on one poller and one rate limiter, wired as in a client."""
     gate = RateLimiter(limits, LoopClock(), Hooks())
 
-    async def look_in_turn(request: Request, sent_at: float) -> TaskRecord:
+    async def look_in_turn(request: Request, sent_at: float, _known: object) -> TaskRecord:
         task_id = request.task_id or ""
         has_ended = await gateway.look(int(task_id))
         if has_ended is None:

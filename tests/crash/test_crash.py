@@ -1,4 +1,4 @@
-"""Processes that are killed while they spend money, and what the next one finds."""
+"""Processes that are killed while they submit, and what the next process finds."""
 
 import asyncio
 import hmac
@@ -37,35 +37,35 @@ KILLS: Final = 60
 
 @attrs.define
 class Worker:
-    """The process whose children work."""
+    """The process whose children run batches."""
 
     process: Process
 
-    async def tell(self, task: str, number: int) -> int:
-        """Start a child that does something, and return its process id."""
+    async def start(self, task: str, number: int) -> int:
+        """Start a child for a task, and return its process id."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{task} {number}\n".encode())
-        return int((await self.hear()).removeprefix("child "))
+        return int((await self.read_line()).removeprefix("child "))
 
-    async def hear(self) -> str:
-        """Return the next thing that is said."""
+    async def read_line(self) -> str:
+        """Return the next line of output."""
         assert self.process.stdout is not None
-        said = (await self.process.stdout.readline()).decode().strip()
-        assert said
-        assert not said.startswith("fault"), said
-        return said
+        line = (await self.process.stdout.readline()).decode().strip()
+        assert line
+        assert not line.startswith("fault"), line
+        return line
 
     async def end(self) -> tuple[list[str], int]:
-        """Return what the child says to its end, and how it ended: 0, or minus a signal."""
-        said = []
-        while not (word := await self.hear()).startswith("ended "):
-            said.append(word)
-        return said, int(word.removeprefix("ended "))
+        """Return the child's remaining lines and its exit code: 0, or minus a signal."""
+        lines = []
+        while not (word := await self.read_line()).startswith("ended "):
+            lines.append(word)
+        return lines, int(word.removeprefix("ended "))
 
 
 @asynccontextmanager
 async def working(gateway: Simulator, folder: Path) -> AsyncIterator[Worker]:
-    """Return a worker that is led to *gateway* and keeps its files in *folder*."""
+    """Yield a worker that uses *gateway* and keeps its files in *folder*."""
     package = Path(fuhu_runway.__file__).parents[1]
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-W", "error", str(WORKER), str(folder)),
@@ -85,11 +85,11 @@ async def working(gateway: Simulator, folder: Path) -> AsyncIterator[Worker]:
 
 
 async def killed_often(worker: Worker, folder: Path, random: Random) -> None:
-    """Kill children that work on the batch, soon after each has reported something."""
+    """Kill children that work on the batch, soon after each has reported some events."""
     for _ in range(KILLS):
-        child = await worker.tell("work", PROMPTS)
+        child = await worker.start("work", PROMPTS)
         for _ in range(random.randint(1, 10)):
-            assert await worker.hear() == "news", "the batch came to its end too early"
+            assert await worker.read_line() == "event", "the batch ended too early"
         await asyncio.sleep(random.uniform(0.0, 0.006))
         os.kill(child, signal.SIGKILL)
         assert (await worker.end())[1] == -signal.SIGKILL
@@ -113,7 +113,7 @@ def mark_of(prompt: str, path: Path) -> str:
 
 
 async def check_file_alone(path: Path) -> None:
-    """Raise unless the file that a killed process left is refused where its log is not beside."""
+    """Assert that the file left by a killed process is refused without its log."""
     journal = Journal(shutil.copy(path, path.with_name("alone.db")))
     try:
         with pytest.raises(JournalError, match="is a copy without its log"):
@@ -132,16 +132,16 @@ async def test_a_batch_that_is_killed_sixty_times_pays_once_and_loses_nothing(
     tmp_path: Path, seed: int
 ) -> None:
     """
-    Whatever the moment of death: no task twice, and no task that is neither saved nor in doubt.
+    Whenever the process is killed, each task is submitted once, and is saved or in doubt.
 
-    By the gateway's own count, which no crash touches.
+    The gateway, which does not crash, counts the tasks.
     """
     async with Simulator(speed=1000, takes=30, seed=seed) as gateway:
-        # The answer takes its time after the task was made: the window in which a doubt is born.
+        # The response is slow after the task was made, so that some children die in between.
         gateway.fault("submit", faults.Slow(4.0), times=None)
         async with working(gateway, tmp_path) as worker:
             await killed_often(worker, tmp_path, Random(seed))
-            await worker.tell("work", PROMPTS)
+            await worker.start("work", PROMPTS)
             assert (await worker.end())[1] == 0
         jobs, clips = await jobs_in(tmp_path / "run.db"), clips_in(tmp_path / "clips")
         tasks = gateway.tasks
@@ -172,7 +172,7 @@ async def test_a_batch_that_is_killed_sixty_times_pays_once_and_loses_nothing(
 
 
 def left_behind(path: Path) -> str:
-    """Return the state that the file of a killed process holds, as it is."""
+    """Return the state in the journal file that a killed process left."""
     with closing(sqlite3.connect(path)) as db:
         row = db.execute("SELECT state FROM job").fetchone()
         return str(row[0]) if row else "nothing"
@@ -180,31 +180,31 @@ def left_behind(path: Path) -> str:
 
 @attrs.frozen
 class Death:
-    """What came of one submission whose process was killed."""
+    """The result of one submission whose process was killed."""
 
-    #: The state in the file.
+    #: The state in the journal.
     left: str
-    #: How many tasks the gateway had by then.
+    #: The number of tasks at the gateway then.
     paid: int
-    #: What the next process made of it.
+    #: What the next process reported.
     found: str
-    #: How many tasks there were in the end.
+    #: The number of tasks in the end.
     paid_in_all: int
 
 
 async def deaths(
     gateway: Simulator, paid: Counter[str], folder: Path, numbers: Iterator[int]
 ) -> list[Death]:
-    """Kill a submission at each statement whose number is asked for, and resume it."""
+    """Kill a submission at each statement in *numbers*, and resume it."""
     found: list[Death] = []
     async with working(gateway, folder) as worker:
         for number in numbers:
-            await worker.tell("submit", number)
+            await worker.start("submit", number)
             if (await worker.end())[1] == 0:
                 break
             prompt = f"prompt {number}"
             left, paid_then = left_behind(folder / f"{number}.db"), paid[prompt]
-            await worker.tell("resume", number)
+            await worker.start("resume", number)
             (outcome,), code = await worker.end()
             assert code == 0
             found.append(Death(left, paid_then, outcome, paid[prompt]))
@@ -213,9 +213,9 @@ async def deaths(
 
 async def test_a_submission_can_be_killed_at_any_statement(tmp_path: Path) -> None:
     """
-    At each statement of a submission, death leaves what was paid known or in doubt.
+    If a submission is killed at any statement, its task is known or in doubt afterwards.
 
-    What was not sent is sent once by the next process, and what was sent is never sent again.
+    The next process sends a request that was not sent, and never repeats one that was.
     """
     paid = Counter[str]()
 

@@ -1,7 +1,7 @@
 """
-A process that lets children work on a batch, and tells what happens; the test does the killing.
+A process whose children work on a batch and report events; the test kills them.
 
-Forked from here, a child starts with everything imported, so that hundreds of lives take seconds.
+A forked child starts with everything imported, so that hundreds of children take seconds.
 """
 
 import asyncio
@@ -18,14 +18,15 @@ import fuhu_runway
 from fuhu_runway import Client, PollPolicy, hooks
 from fuhu_runway.journal import Journal
 
-NEWS = (hooks.TaskSubmitted, hooks.TaskSettled, hooks.DownloadFinished)
+REPORTED = (hooks.TaskSubmitted, hooks.TaskSettled, hooks.DownloadFinished)
 PACKAGE = Path(fuhu_runway.__file__).parent
 SUBMITTING = tuple(
-    str(PACKAGE / name) for name in ("client.py", "journal.py", "_http/transport.py")
+    str(PACKAGE / name)
+    for name in ("_session/submission.py", "_http/transport.py", "journal.py", "client.py")
 )
 
 
-def say(word: str) -> None:
+def send(word: str) -> None:
     """Send the test a line, in one piece."""
     os.write(1, f"{word}\n".encode())
 
@@ -36,33 +37,33 @@ def prompts(count: int) -> Iterator[str]:
 
 
 def client(journal: Path, listener: hooks.Listener) -> Client:
-    """Return a client that loses no time."""
+    """Return a client with short pauses."""
     polling = PollPolicy(first=0.02, max_interval=0.02)
     return Client(journal=Journal(journal), polling=polling, hooks=[listener])
 
 
 async def work(folder: Path, count: int) -> None:
-    """Make the whole batch, as far as one life goes."""
+    """Run the whole batch, until it ends or the child is killed."""
 
     def listen(event: hooks.Event) -> None:
-        if isinstance(event, NEWS):
-            say("news")
+        if isinstance(event, REPORTED):
+            send("event")
 
     async with client(folder / "run.db", listen) as runway:
         source = prompts(count)
         async for _ in runway.generate_many(source, in_flight=8, download_to=folder / "clips"):
             pass
-        # It was given to the client, which therefore leaves it open.
+        # The client did not open it, and so does not close it.
         assert runway.journal is not None
         await runway.journal.aclose()
 
 
 async def submit(folder: Path, number: int) -> None:
-    """Submit one job of a batch of its own, and die at the *number*-th statement on the way."""
+    """Submit a batch with one job, and die at the *number*-th statement of the submission."""
 
     def listen(event: hooks.Event) -> None:
         if isinstance(event, hooks.TaskSubmitted):
-            os._exit(0)  # it came through: there are fewer statements
+            os._exit(0)  # the submission has fewer statements
 
     async with client(folder / f"{number}.db", listen) as runway:
         assert runway.journal is not None
@@ -73,14 +74,14 @@ async def submit(folder: Path, number: int) -> None:
 
 
 async def resume(folder: Path, number: int) -> None:
-    """Run that batch again, undisturbed, and tell what became of its job."""
+    """Run that batch again, without killing, and report what happened to its job."""
     async with client(folder / f"{number}.db", lambda _event: None) as runway:
         async for outcome in runway.generate_many([f"prompt {number}"]):
-            say("doubt" if outcome.is_in_doubt else "clip" if outcome.clip else str(outcome.error))
+            send("doubt" if outcome.is_in_doubt else "clip" if outcome.clip else str(outcome.error))
 
 
 class Executioner:
-    """Kills this process at the n-th statement of a submission, in whichever thread that is."""
+    """Kills this process at the n-th statement of a submission, in any thread."""
 
     def __init__(self, number: int) -> None:
         self.left = number
@@ -103,25 +104,25 @@ class Executioner:
         return self.trace
 
 
-def live(life: Callable[[], Awaitable[None]]) -> int:
-    """Lead one life in a child, and give how it ended."""
+def run_child(job: Callable[[], Awaitable[None]]) -> int:
+    """Run one child, and return its exit code."""
     child = os.fork()
     if child == 0:
         try:
-            asyncio.run(life())  # type: ignore[arg-type]
-        except BaseException as fault:  # noqa: BLE001 - nobody is left to raise it to
-            say(f"fault {type(fault).__name__}: {fault}")
+            asyncio.run(job())  # type: ignore[arg-type]
+        except BaseException as fault:  # noqa: BLE001 - reported to the test
+            send(f"fault {type(fault).__name__}: {fault}")
         os._exit(0)
-    say(f"child {child}")
+    send(f"child {child}")
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def main(folder: Path) -> None:
-    """Lead a life for each line that comes in: "work 200", "submit 17" or "resume 17"."""
+    """Run a child for each line of stdin: "work 200", "submit 17" or "resume 17"."""
     for line in sys.stdin:
         task, number = line.split()
-        life = {"work": work, "submit": submit, "resume": resume}[task]
-        say(f"ended {live(lambda: life(folder, int(number)))}")  # noqa: B023 - called at once
+        job = {"work": work, "submit": submit, "resume": resume}[task]
+        send(f"ended {run_child(lambda: job(folder, int(number)))}")  # noqa: B023 - called at once
 
 
 if __name__ == "__main__":

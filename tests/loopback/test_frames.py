@@ -48,7 +48,7 @@ ANSWERS = {
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS.keys())
 async def test_no_frame_of_a_failed_call_holds_a_secret(call: Call, answer: bytes | None) -> None:
-    """Whatever the gateway says or does not say."""
+    """Whatever the response is, or if there is none."""
     async with raw_server(answer, closes=True) as server, _client(server.url) as client:
         with pytest.raises(RunwayError) as caught:
             await call(client)
@@ -57,7 +57,7 @@ async def test_no_frame_of_a_failed_call_holds_a_secret(call: Call, answer: byte
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 async def test_no_frame_of_an_unsent_call_holds_a_secret(call: Call) -> None:
-    """Nobody listens."""
+    """Nothing listens on the port."""
     async with _client(f"http://127.0.0.1:{free_port()}") as client:
         with pytest.raises(RunwayError) as caught:
             await call(client)

@@ -21,7 +21,7 @@ async def keep(journal: Journal, count: int, duration: float) -> None:
 
 
 async def test_a_client_learns_from_its_journal_once(gateway: Simulator, tmp_path: Path) -> None:
-    """Once it is entered it knows what the journal knows, and does not count it twice."""
+    """Entering it reads the durations of the journal, and later ones are not counted twice."""
     journal = Journal(tmp_path / "run.db")
     await keep(journal, 25, 0.02)
     async with quick_client(gateway, journal=journal) as client:
@@ -34,7 +34,7 @@ async def test_a_client_learns_from_its_journal_once(gateway: Simulator, tmp_pat
 
 
 async def test_a_client_learns_from_its_own_waits(gateway: Simulator) -> None:
-    """What a client waited for is kept by what it asked for, and outlives the loop's engine."""
+    """Durations are kept by the kind of request, and outlive the session of one loop."""
     async with quick_client(gateway) as client:
         await (await client.generate("a kitten"))
         learner = client._sessions.settings.learner

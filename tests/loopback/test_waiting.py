@@ -7,6 +7,7 @@ import pytest
 from support.clients import QUICK_POLLS, Ear, quick_client
 from support.clock import until
 from support.secrets import told
+from support.servers import raw_server, reply
 
 from fuhu_runway import Client, Task
 from fuhu_runway.errors import (
@@ -35,8 +36,8 @@ SECRETS = ("marked", "_jwt=", "127.0.0.1")
 
 
 @pytest.mark.parametrize("dialect", [*DIALECTS, "mixed"])
-async def test_every_dialect_comes_to_its_clip(dialect: str) -> None:
-    """However the gateway words its answers, the wait ends in the clip of the task."""
+async def test_every_dialect_ends_in_its_clip(dialect: str) -> None:
+    """In every dialect, the wait ends in the clip of the task."""
     simulator = Simulator(speed=1000, takes=20, dialect=dialect)
     async with simulator, quick_client(simulator) as client:
         clip = await (await client.generate(PROMPT)).wait(timeout=10)
@@ -49,10 +50,10 @@ async def test_every_dialect_comes_to_its_clip(dialect: str) -> None:
 @pytest.mark.parametrize(
     ("then", "kind"), [("fail", TaskFailed), ("cancel", TaskCanceled), ("expire", TaskFailed)]
 )
-async def test_every_dialect_comes_to_its_failure(
+async def test_every_dialect_ends_in_its_failure(
     dialect: str, then: Any, kind: type[TaskFailed]
 ) -> None:
-    """A failure is a failure in each of them, and its reason tells no prompt."""
+    """A failure is a failure in each of them, and its reason holds no prompt."""
     simulator = Simulator(speed=1000, takes=20, dialect=dialect)
     simulator.script(then=then, reason=f"{PROMPT} is not allowed")
     async with simulator, quick_client(simulator) as client:
@@ -88,8 +89,8 @@ TROUBLE: dict[str, Fault] = {
 
 @pytest.mark.usefixtures("virtual")
 @pytest.mark.parametrize("fault", TROUBLE.values(), ids=TROUBLE.keys())
-async def test_trouble_on_the_way_ends_in_the_clip(gateway: Simulator, fault: Fault) -> None:
-    """Five troubled looks in a row, whatever the trouble, do not end a wait."""
+async def test_failed_polls_do_not_end_a_wait(gateway: Simulator, fault: Fault) -> None:
+    """Five failed polls in a row, whatever the fault, do not end a wait."""
     gateway.script(faults=[on("feed", fault, times=5)])
     brief, patient = Timeouts(read=0.05), attrs.evolve(QUICK_POLLS, not_found_grace=60)
     async with quick_client(gateway) as client:
@@ -105,8 +106,8 @@ def _handle(client: Client, task: Task) -> Task:
     return Task(client._sessions, task.id, submitted_at=task.submitted_at)
 
 
-async def test_trouble_that_stays_ends_at_the_deadline(gateway: Simulator) -> None:
-    """Then the cause of the timeout is the last trouble, and no secret is shown."""
+async def test_polls_that_keep_failing_end_at_the_deadline(gateway: Simulator) -> None:
+    """The cause of the timeout is the last error, and no secret is shown."""
     gateway.fault("feed", faults.server_error(502), times=None)
     async with quick_client(gateway) as client:
         task = await client.generate(PROMPT)
@@ -127,10 +128,10 @@ async def test_trouble_that_stays_ends_at_the_deadline(gateway: Simulator) -> No
     ],
     ids=["401", "403", "quota in a 401", "quota in a 429"],
 )
-async def test_a_final_no_ends_a_wait_at_once(
+async def test_a_hopeless_error_ends_a_wait_at_once(
     gateway: Simulator, fault: Fault, kind: type[RunwayError]
 ) -> None:
-    """After one look, for everyone who waits, and telling no secret."""
+    """After one poll, for every waiter, and without a secret in it."""
     gateway.fault("feed", fault, times=None)
     async with quick_client(gateway) as client:
         task = await client.generate(PROMPT)
@@ -161,7 +162,7 @@ async def test_a_task_that_stays_hidden(gateway: Simulator) -> None:
 
 
 async def test_a_success_whose_address_is_late(gateway: Simulator) -> None:
-    """It is waited for."""
+    """The wait goes on until it is there."""
     gateway.script(url_after=50)
     async with quick_client(gateway) as client:
         assert (await (await client.generate(PROMPT)).wait(timeout=10)).video_url
@@ -182,7 +183,9 @@ async def test_a_success_without_an_address(gateway: Simulator) -> None:
     [(faults.unknown_word(), "MOONWALKING"), (faults.unknown_code("7"), "7")],
     ids=["word", "number"],
 )
-async def test_an_unknown_word_is_told_once(gateway: Simulator, fault: Fault, word: str) -> None:
+async def test_an_unknown_status_is_reported_once(
+    gateway: Simulator, fault: Fault, word: str
+) -> None:
     """It is not an end, and many answers with it are one event."""
     gateway.script(then="stall", faults=[on("feed", fault, times=None)])
     ear = Ear()
@@ -196,7 +199,7 @@ async def test_an_unknown_word_is_told_once(gateway: Simulator, fault: Fault, wo
     assert {event.state for event in ear.all(TaskPolled)} == {TaskState.UNKNOWN}
 
 
-async def test_a_contradiction_is_told_once(gateway: Simulator) -> None:
+async def test_a_contradiction_is_reported_once(gateway: Simulator) -> None:
     """A failure's word beside a clip's address is a clip, and one event (api-facts 3.4, rule 3)."""
     gateway.script(faults=[on("feed", faults.FailureWithUrl(), times=None)])
     ear = Ear()
@@ -215,8 +218,8 @@ async def test_a_failure_that_was_refunded_is_one(gateway: Simulator) -> None:
     assert caught.value.refunded
 
 
-async def test_many_waits_of_one_task_ask_as_often_as_one(gateway: Simulator) -> None:
-    """Fifty waits from ten handles: the gateway sees one question at a time."""
+async def test_many_waits_for_one_task_poll_as_often_as_one(gateway: Simulator) -> None:
+    """Fifty waits from ten handles: the gateway gets one poll at a time."""
     gateway.script(takes=100)
     async with quick_client(gateway) as client:
         task = await client.generate(PROMPT)
@@ -240,8 +243,8 @@ async def test_many_tasks_at_once(gateway: Simulator) -> None:
     assert gateway.duplicates == ()
 
 
-async def test_a_gateway_that_limits_gives_every_clip() -> None:
-    """A storm of 429s, with and without a word of how long, delays clips and loses none."""
+async def test_a_gateway_that_limits_loses_no_clip() -> None:
+    """A storm of 429s, with and without Retry-After, delays clips and loses none."""
     simulator = Simulator(speed=1000, takes=20, rate_limit=400, burst=20)
     async with simulator, quick_client(simulator) as client:
         task_ids = [(await _submit(client)).id for _ in range(10)]
@@ -258,8 +261,8 @@ async def _submit(client: Client) -> Any:
             await asyncio.sleep(0.01)
 
 
-async def test_a_gateway_that_goes_away_and_comes_back(gateway: Simulator) -> None:
-    """Closed in the middle of a wait and opened again, it still gives the clip."""
+async def test_a_gateway_that_restarts_loses_no_clip(gateway: Simulator) -> None:
+    """Closed in the middle of a wait and opened again, it still returns the clip."""
     gateway.script(takes=60)
     ear = Ear()
     async with quick_client(gateway, hooks=[ear]) as client:
@@ -273,8 +276,8 @@ async def test_a_gateway_that_goes_away_and_comes_back(gateway: Simulator) -> No
         assert (await waiting).id == task.id
 
 
-async def test_changes_are_told_as_they_come(gateway: Simulator) -> None:
-    """Progress only grows, the end comes last, and `on_update` hears what `updates` gives."""
+async def test_changes_are_reported_as_they_come(gateway: Simulator) -> None:
+    """Progress only grows, the end comes last, and `on_update` gets what `updates` yields."""
     gateway.script(takes=200, progress=(0, 25, 50, 75))
     heard: list[Any] = []
     async with quick_client(gateway) as client:
@@ -296,3 +299,21 @@ async def test_a_clip_fails_in_the_same_words_everywhere(gateway: Simulator) -> 
             await (await client.generate(PROMPT)).wait(timeout=10)
     assert caught.value.refunded
     assert gateway.refunds == gateway.tasks[0].points
+
+
+async def test_the_same_answer_makes_no_new_record() -> None:
+    """A poll whose response is the same as the one before keeps the record; a status counts too."""
+    running = b'{"task_id": "t-1", "status": "RUNNING"}'
+    answers = [reply(running)] * 3 + [reply(running, "500 Internal Server Error")]
+    ear = Ear()
+    async with raw_server(*answers) as server:
+        client = Client("sk-1", base_url=server.url, polling=QUICK_POLLS, hooks=[ear])
+        async with client:
+            task = client.task("t-1")
+            waiting = asyncio.ensure_future(task.wait())
+            await until(lambda: task.record is not None)
+            first = task.record
+            await until(lambda: any(isinstance(event, PollFailed) for event in ear.heard))
+            waiting.cancel()
+    assert [type(event) for event in ear.heard].count(TaskPolled) == 3
+    assert task.record is first

@@ -1,4 +1,4 @@
-"""What the commands print, with secrets that are marked, in every way in which they may end."""
+"""What commands print, with marked secrets, however they end."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ from fuhu_runway.cli import app as cli
 from fuhu_runway.models import ImageToVideo
 from fuhu_runway.testing import faults
 
-TOLD: Final = indiscretion(ImageToVideo(PROMPT, IMAGE, last_image=LAST_IMAGE))
+REASON: Final = indiscretion(ImageToVideo(PROMPT, IMAGE, last_image=LAST_IMAGE))
 MAKING: Final = {
     "text": ["generate", PROMPT, "--extra", json.dumps(EXTRA)],
     "image": ["generate", PROMPT, "--image", IMAGE, "--last-image", LAST_IMAGE],
@@ -38,16 +38,16 @@ MAKING: Final = {
 
 # What is printed on purpose, where, and why.
 NAMES: Final = {"prompt"}
-"""A file that the command names itself is named after its prompt: a person has to find it."""
+"""A default file name contains the prompt, so that a person can find the file."""
 FEED: Final = {"prompt", "link", "IP address"}
-"""`feed` prints what the gateway knows of a task, and so does --json: whoever asks, wants that."""
+"""`feed` and --json print what the gateway knows about a task: that is their purpose."""
 ADDRESS: Final = {"key", "IP address"}
-"""`simulate` prints the way to a gateway of one's own, to which its key is no secret."""
+"""`simulate` prints the URL and the key of the user's own simulator."""
 
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in an empty folder, in milliseconds, without the variables of the real user."""
+    """Use an empty folder, pauses of milliseconds, and none of the caller's variables."""
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("FUHU_")]:
         monkeypatch.delenv(name)
@@ -63,14 +63,14 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
-    """A gateway with a marked key that the environment leads to."""
+    """A gateway with a marked key that the environment variables point to."""
     with gateway_elsewhere(monkeypatch, speed=1000, takes=20, api_key=KEY) as elsewhere:
         yield elsewhere
 
 
 @pytest.fixture
 def evidence(caplog: pytest.LogCaptureFixture) -> Iterator[Evidence]:
-    """Return what collects evidence, and let there be none."""
+    """Collect evidence, and assert that nothing leaked."""
     caplog.set_level(logging.DEBUG, "fuhu_runway")
     found = Evidence()
     yield found
@@ -81,27 +81,27 @@ def evidence(caplog: pytest.LogCaptureFixture) -> Iterator[Evidence]:
 
 
 def judge(evidence: Evidence, done: Outcome, *, but: set[str] = frozenset()) -> None:  # type: ignore[assignment]
-    """Check both streams of a command; of what is printed on purpose, stderr may have names."""
+    """Check both streams of a command; *but* is printed on purpose, on stderr only names."""
     evidence.take("stdout", done.out, but=but)
     evidence.take("stderr", done.err, but=but & NAMES)
 
 
 @pytest.mark.parametrize("words", MAKING.values(), ids=MAKING)
-def test_making_a_clip_tells_nothing(
+def test_generating_a_clip_leaks_nothing(
     words: list[str], run: Run, gateway: Elsewhere, evidence: Evidence
 ) -> None:
-    """Right, failed, refused, in doubt and without an answer, quietly and with all that is said."""
+    """Success, failure, refusal and doubt leak nothing, with every level of -v."""
     for loudness in ([], ["-v"], ["-vv"]):
         judge(evidence, run(*words, *loudness), but=NAMES)
         made = [*words, "-o", "clip.mp4", "--force", *loudness]
         judge(evidence, run(*made))
         simulator = gateway.simulator
-        gateway.ask(lambda one: one.script(then="fail", reason=TOLD))
+        gateway.ask(lambda one: one.script(then="fail", reason=REASON))
         judge(evidence, run(*made))
         for place in ("submit", "official", "feed", "download"):
             for fault in (
-                faults.error(400, TOLD, code=TOLD),
-                faults.error(500, TOLD),
+                faults.error(400, REASON, code=REASON),
+                faults.error(500, REASON),
                 faults.drop_after_accepting(),
                 faults.html_page(),
             ):
@@ -112,8 +112,10 @@ def test_making_a_clip_tells_nothing(
     judge(evidence, run(*words, "--nonsense", PROMPT))
 
 
-def test_looking_tells_what_was_asked_for(run: Run, gateway: Elsewhere, evidence: Evidence) -> None:
-    """`feed` prints what the gateway knows of the task, `wait` and `balance` do not."""
+def test_only_feed_prints_what_the_gateway_knows(
+    run: Run, gateway: Elsewhere, evidence: Evidence
+) -> None:
+    """`feed` prints what the gateway knows about a task; `wait` and `balance` do not."""
     run("generate", PROMPT, "-o", "clip.mp4")
     (task,) = gateway.ask(lambda one: one.tasks)
     for words in ([], ["-vv"]):
@@ -123,15 +125,15 @@ def test_looking_tells_what_was_asked_for(run: Run, gateway: Elsewhere, evidence
         judge(evidence, run("wait", task.task_id, "-o", "clip.mp4", "--force", *words))
         judge(evidence, run("balance", *words))
         judge(evidence, run("balance", "--json", *words))
-        gateway.simulator.fault("balance", faults.error(403, TOLD.replace(PROMPT, "")), times=None)
+        gateway.simulator.fault(
+            "balance", faults.error(403, REASON.replace(PROMPT, "")), times=None
+        )
         judge(evidence, run("balance", *words))
         gateway.simulator.forget_plans()
 
 
-def test_a_batch_tells_no_more_than_its_names(
-    run: Run, gateway: Elsewhere, evidence: Evidence
-) -> None:
-    """Its news, its results, its journal, and what other commands say of that."""
+def test_a_batch_leaks_only_file_names(run: Run, gateway: Elsewhere, evidence: Evidence) -> None:
+    """Progress, results, journal, and the commands for journals contain no secret."""
     lines = [
         {"prompt": PROMPT, "custom_id": "1"},
         {"prompt": PROMPT, "image": IMAGE},
@@ -140,9 +142,9 @@ def test_a_batch_tells_no_more_than_its_names(
     ]
     Path("in.jsonl").write_text("\n".join(map(json.dumps, lines)))
     simulator = gateway.simulator
-    simulator.script(then="fail", reason=TOLD)
+    simulator.script(then="fail", reason=REASON)
     simulator.fault("submit", faults.drop_after_accepting())
-    simulator.fault("submit", faults.error(400, TOLD))
+    simulator.fault("submit", faults.error(400, REASON))
     judge(evidence, run("batch", "in.jsonl", "--out", "clips", "-vv"))
     judge(evidence, run("batch", "in.jsonl", "--out", "clips", "--json"), but=NAMES)
     judge(evidence, run("jobs", "clips/journal.db"))
@@ -158,10 +160,8 @@ def test_a_batch_tells_no_more_than_its_names(
         judge(evidence, run("forget", "clips/journal.db", key, "--force"))
 
 
-def test_a_bad_line_is_named_and_not_quoted(
-    run: Run, gateway: Elsewhere, evidence: Evidence
-) -> None:
-    """Which line is wrong, and what is wrong with it, and nothing of what it says."""
+def test_a_bad_line_is_not_quoted(run: Run, gateway: Elsewhere, evidence: Evidence) -> None:
+    """The error says which line is wrong and why, but quotes none of it."""
     for bad in (
         json.dumps({"prompt": PROMPT, "seconds": 0}),
         json.dumps({"prompt": PROMPT, "image": f"no address, {KEY}"}),
@@ -175,23 +175,21 @@ def test_a_bad_line_is_named_and_not_quoted(
         judge(evidence, done)
 
 
-def test_a_key_that_cannot_be_is_not_quoted(
-    run: Run, gateway: Elsewhere, evidence: Evidence
-) -> None:
-    """Neither from the environment nor from a file."""
+def test_an_invalid_key_is_not_quoted(run: Run, gateway: Elsewhere, evidence: Evidence) -> None:
+    """The errors for a wrong key file do not quote it."""
     Path("key").write_text(f"{KEY}\n{KEY}")
     judge(evidence, run("balance", "--api-key-file", "key", "-vv"))
     judge(evidence, run("generate", PROMPT, "--api-key-file", KEY[:4], "-vv"))
 
 
-def test_a_simulator_tells_its_own_address(run: Run, evidence: Evidence) -> None:
-    """And nothing else."""
+def test_simulate_prints_only_its_own_url_and_key(run: Run, evidence: Evidence) -> None:
+    """Its output contains no other secret."""
     judge(evidence, run("simulate", "--until-stdin-closes", "--json"), but=ADDRESS)
     judge(evidence, run("generate", PROMPT, "--simulate", "-o", "clip.mp4", "--timeout", "0.2"))
 
 
-def test_the_commands_are_all_here() -> None:
-    """A command that comes to the program has to be looked at, too."""
+def test_every_command_is_tested_here() -> None:
+    """A new command has to be added to this file."""
     here = {*(words[0] for words in MAKING.values()), "feed", "wait", "balance", "simulate"}
     here |= {"batch", "jobs", "resume", "resolve", "forget"}
     assert {name for name in cli.app if not name.startswith("-")} == here

@@ -1,4 +1,4 @@
-"""The command, run in this process or as one of its own, beside a gateway in another thread."""
+"""The command, run in this process or as a separate one, with a gateway in another thread."""
 
 import asyncio
 import contextlib
@@ -36,7 +36,7 @@ class Outcome:
 
     @property
     def advice(self) -> list[str]:
-        """The command that goes on, as words."""
+        """The words of the command that continues the task."""
         return shlex.split(self.err.partition("Continue with: ")[2])
 
 
@@ -44,7 +44,7 @@ Run = Callable[..., Outcome]
 
 
 def runner(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return what runs the command in this process."""
+    """Return a function that runs the command in this process."""
     from fuhu_runway.cli import app as cli
 
     def command(*tokens: str) -> Outcome:
@@ -57,13 +57,13 @@ def runner(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @attrs.define
 class Elsewhere:
-    """A gateway in a thread of its own, so that the command may own this one."""
+    """A gateway in another thread, so that the command can run in this one."""
 
     simulator: Simulator
     _loop: asyncio.AbstractEventLoop
 
     def ask(self, question: Callable[[Simulator], Any]) -> Any:
-        """Return what *question* sees, in the gateway's own thread."""
+        """Return *question*'s answer, computed in the gateway's thread."""
 
         async def answer() -> Any:
             return question(self.simulator)
@@ -74,14 +74,14 @@ class Elsewhere:
         return any(seen.where == where for seen in self.ask(lambda one: one.requests))
 
     def body(self) -> dict[str, Any]:
-        """What the only task was asked for with."""
+        """Return the body of the request for the only task."""
         (task,) = self.ask(lambda one: one.tasks)
         return dict(task.request)
 
 
 @contextlib.contextmanager
 def gateway_elsewhere(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[Elsewhere]:
-    """Return a gateway that the environment leads to."""
+    """Yield a gateway that the environment variables point to."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -96,6 +96,13 @@ def gateway_elsewhere(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterat
     loop.close()
 
 
+def documented_keys(heading: str) -> set[str]:
+    """Return the keys in a table of the command line's reference page."""
+    page = Path(__file__).parents[2].joinpath("docs/reference/cli.md").read_text(encoding="utf-8")
+    section = page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    return set(re.findall(r"^\| `(\w+)`", section, re.MULTILINE))
+
+
 def is_clip(path: str) -> bool:
     """Return whether there is an MP4 file."""
     return Path(path).read_bytes()[4:8] == b"ftyp"
@@ -103,7 +110,7 @@ def is_clip(path: str) -> bool:
 
 @contextlib.contextmanager
 def pressed(when: Callable[[], bool], number: int = signal.SIGINT) -> Iterator[None]:
-    """Press Ctrl-C as soon as *when* holds."""
+    """Press Ctrl-C as soon as *when* is true."""
     gone = threading.Event()
 
     def press() -> None:
@@ -122,7 +129,7 @@ def pressed(when: Callable[[], bool], number: int = signal.SIGINT) -> Iterator[N
 
 
 class Terminal(io.StringIO):
-    """A screen that says it is one."""
+    """A text stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -130,7 +137,7 @@ class Terminal(io.StringIO):
 
 @contextlib.contextmanager
 def on_a_terminal(**variables: str) -> Iterator[Terminal]:
-    """Replace stderr by a terminal, with these variables set."""
+    """Replace stderr with a terminal, with these variables set."""
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(Terminal()) as screen:
         patch.delenv("NO_COLOR", raising=False)
         for name, value in {"TERM": "xterm-256color", **variables}.items():
@@ -144,14 +151,14 @@ COMMAND = [sys.executable, "-m", "fuhu_runway"]
 def start(*tokens: str, **options: Any) -> "subprocess.Popen[str]":
     """Start the command as a process."""
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    # The folder is an empty one, and the package may be a checkout that nobody installed.
+    # The working folder is empty, and the package may be a checkout that is not installed.
     home = {"PYTHONPATH": str(Path(fuhu_runway.__file__).parents[1])}
     pipes["env"] = {**os.environ, **home, **options.pop("env", {})}
     return subprocess.Popen([*COMMAND, *tokens], **{**pipes, **options})
 
 
 def read_until(lines: Any, start_of_line: str) -> str:
-    """Read lines up to one that starts so."""
+    """Read lines up to the first that starts with *start_of_line*."""
     for line in lines:
         if line.startswith(start_of_line):
             return str(line).strip()
@@ -159,7 +166,7 @@ def read_until(lines: Any, start_of_line: str) -> str:
 
 
 def settle_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in an empty folder, without the caller's variables, with pauses of milliseconds."""
+    """Use an empty folder, none of the caller's variables, and pauses of milliseconds."""
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("FUHU_")]:
         monkeypatch.delenv(name)

@@ -61,7 +61,9 @@ class Feed:
     def says(self, *answers: Answer, task_id: str = "t-1") -> None:
         self.answers[task_id] = list(answers)
 
-    async def poll(self, request: Any, sent_at: float) -> TaskRecord:
+    async def poll(
+        self, request: Any, sent_at: float, _known: TaskRecord | None = None
+    ) -> TaskRecord:
         assert sent_at == self.clock.now()
         self.looks.append((request.task_id, self.clock.now()))
         self.under_way += 1

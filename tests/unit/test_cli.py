@@ -1,4 +1,4 @@
-"""The command line, in this process where that is enough, and as a process of its own."""
+"""The commands for single clips: in this process where possible, else as a separate process."""
 
 import contextlib
 import errno
@@ -11,7 +11,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -20,6 +22,7 @@ from support.clients import QUICK_POLLS, QUICK_RETRY
 from support.commands import (
     Elsewhere,
     Run,
+    documented_keys,
     gateway_elsewhere,
     is_clip,
     on_a_terminal,
@@ -34,7 +37,7 @@ pytest.importorskip("cyclopts")
 from fuhu_runway import Client, errors
 from fuhu_runway.cli import app as cli
 from fuhu_runway.cli import console as _console
-from fuhu_runway.cli import make
+from fuhu_runway.cli import make, options
 from fuhu_runway.task import Clip
 from fuhu_runway.testing import faults
 from fuhu_runway.testing.faults import Fault
@@ -50,7 +53,7 @@ SIMULATED_SPEED = make.SIMULATED_SPEED
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in an empty folder, without the variables of the real user."""
+    """Use an empty folder and none of the caller's variables."""
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("FUHU_")]:
         monkeypatch.delenv(name)
@@ -58,7 +61,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make pauses last milliseconds, and simulated jobs half a second."""
+    """Shorten pauses to milliseconds, and simulated jobs to half a second."""
     monkeypatch.setattr("fuhu_runway.client.PollPolicy", lambda: QUICK_POLLS)
     monkeypatch.setattr("fuhu_runway.client.RetryPolicy", lambda: QUICK_RETRY)
     monkeypatch.setattr(make, "SIMULATED_SPEED", 1000.0)
@@ -72,24 +75,24 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
-    """A gateway that the environment leads to; its tasks take a twentieth of a second."""
+    """A gateway that the environment variables point to; its tasks take 50 ms."""
     with gateway_elsewhere(monkeypatch, speed=1000, takes=50) as elsewhere:
         yield elsewhere
 
 
-# Making clips
+# Generating clips
 
 
 def test_generate_saves_the_clip_and_prints_its_path(run: Run, gateway: Elsewhere) -> None:
-    """One task is paid, its file is there, stdout has the path and nothing else."""
+    """One task is submitted, its clip is saved, and stdout contains only the path."""
     done = run("generate", PROMPT, "-o", "kitten.mp4")
     assert (done.code, done.out) == (0, "kitten.mp4\n")
     assert is_clip("kitten.mp4")
     assert gateway.ask(lambda one: one.submitted) == 1
 
 
-def test_off_a_terminal_the_news_are_plain_lines(run: Run, gateway: Elsewhere) -> None:
-    """Each state is one line, and no percent, colour or cursor is among them."""
+def test_without_a_terminal_progress_is_plain_lines(run: Run, gateway: Elsewhere) -> None:
+    """Each state is one line, without percentages, colours or cursor movements."""
     done = run("generate", PROMPT, "-o", "kitten.mp4")
     lines = done.err.splitlines()
     assert lines[:2] == ["submitting", f"accepted: task {done.task_id}"]
@@ -98,34 +101,34 @@ def test_off_a_terminal_the_news_are_plain_lines(run: Run, gateway: Elsewhere) -
     assert re.fullmatch(r"saved: [\d.]+ kB, 320 points", lines[-1])
 
 
-def test_without_a_name_the_file_is_called_by_prompt_and_task(run: Run, gateway: Elsewhere) -> None:
-    """The default name reads like the prompt and has the whole id in it."""
+def test_the_default_name_contains_prompt_and_task_id(run: Run, gateway: Elsewhere) -> None:
+    """Without -o, the file is named after the prompt and the full task id."""
     done = run("generate", "a kitten / asleep")
     assert done.out == f"a-kitten-asleep-{done.task_id}.mp4\n"
     assert is_clip(done.out.strip())
 
 
 def test_a_long_prompt_leaves_the_id_in_the_name(run: Run, gateway: Elsewhere) -> None:
-    """However long the prompt, and in whatever script, two tasks have two names."""
+    """A long prompt, in any script, is shortened so that the id fits in the name."""
     done = run("generate", "小猫" * 100)
     assert done.out.strip().endswith(f"-{done.task_id}.mp4")
     assert is_clip(done.out.strip())
 
 
-def test_a_name_is_made_of_what_the_locale_takes(
+def test_a_name_contains_only_what_the_locale_can_encode(
     run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where file names are ASCII the clip of any prompt has one, before and after it is paid."""
+    """If file names must be ASCII, any prompt still gives a name, in generate and in wait."""
     monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
     done = run("generate", "小猫 x")
     assert done.out == f"x-{done.task_id}.mp4\n"
     assert run("wait", done.task_id, "--force").out == done.out
 
 
-def test_a_clip_that_is_moved_at_once_is_saved_all_the_same(
+def test_a_clip_that_is_moved_at_once_counts_as_saved(
     run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another program may have taken the file before its size is shown."""
+    """If another program moves the file before its size is shown, the command succeeds."""
     download = Clip.download
 
     async def taken(clip: Clip, path: Path, **options: Any) -> Path:
@@ -139,7 +142,7 @@ def test_a_clip_that_is_moved_at_once_is_saved_all_the_same(
 
 
 def test_every_option_of_text_to_video_reaches_the_gateway(run: Run, gateway: Elsewhere) -> None:
-    """The body is what the options say."""
+    """The body of the request contains every option."""
     options = "--ratio 9:16 --seconds 5 --model gen3 --style noir --motion y=0.4,r=-6"
     extra = ["--extra", '{"options": {"hd": true}}']
     assert run("generate", PROMPT, *options.split(), *extra).code == 0
@@ -152,7 +155,7 @@ def test_every_option_of_text_to_video_reaches_the_gateway(run: Run, gateway: El
 
 
 def test_an_image_makes_it_image_to_video(run: Run, gateway: Elsewhere) -> None:
-    """With --image the picture's own options are sent, too."""
+    """With --image, the options for images are sent, too."""
     options = ["--image", IMAGE, "--last-image", VIDEO, "--image-as-end-frame", "--flip"]
     assert run("generate", PROMPT, *options).code == 0
     body = gateway.body()
@@ -160,8 +163,8 @@ def test_an_image_makes_it_image_to_video(run: Run, gateway: Elsewhere) -> None:
     assert body["options"]["image_as_end_frame"] is body["options"]["flip"] is True
 
 
-def test_the_official_format_has_a_road_of_its_own(run: Run, gateway: Elsewhere) -> None:
-    """With --official the task is submitted, waited for and saved in the official format."""
+def test_official_uses_the_official_format(run: Run, gateway: Elsewhere) -> None:
+    """With --official, the task is submitted, polled and saved in the official format."""
     options = ["--official", "--image", IMAGE, "--seed", "7", "--no-watermark"]
     done = run("generate", PROMPT, *options, "-o", "clip.mp4")
     assert (done.code, is_clip("clip.mp4")) == (0, True)
@@ -169,8 +172,8 @@ def test_the_official_format_has_a_road_of_its_own(run: Run, gateway: Elsewhere)
     assert (body["promptImage"], body["seed"], body["watermark"]) == (IMAGE, 7, False)
 
 
-def test_restyle_sends_all_it_is_told(run: Run, gateway: Elsewhere) -> None:
-    """The redraw's options are the body's fields, and --no-seconds leaves the length out."""
+def test_every_option_of_restyle_reaches_the_gateway(run: Run, gateway: Elsewhere) -> None:
+    """The body contains every option, and --no-seconds omits the length."""
     options = "--structure-transformation 0.2 --no-seconds --flip --model gen3"
     assert run("restyle", VIDEO, PROMPT, *options.split()).code == 0
     body = gateway.body()
@@ -178,8 +181,8 @@ def test_restyle_sends_all_it_is_told(run: Run, gateway: Elsewhere) -> None:
     assert body["options"] == {"structure_transformation": 0.2, "flip": True}
 
 
-def test_act_sends_all_it_is_told(run: Run, gateway: Elsewhere) -> None:
-    """A character may be a clip, and the file is named without a prompt."""
+def test_every_option_of_act_reaches_the_gateway(run: Run, gateway: Elsewhere) -> None:
+    """The character can be a clip, and the file is named without a prompt."""
     options = ["--character-video", VIDEO, "--motion-multiplier", "3", "--no-flip"]
     done = run("act", VIDEO, *options)
     assert done.out == f"clip-{done.task_id}.mp4\n"
@@ -188,23 +191,23 @@ def test_act_sends_all_it_is_told(run: Run, gateway: Elsewhere) -> None:
     assert body["options"] == {"motion_multiplier": 3, "flip": False}
 
 
-def test_act_takes_a_picture(run: Run, gateway: Elsewhere) -> None:
-    """The second argument is the character's picture."""
+def test_act_accepts_an_image(run: Run, gateway: Elsewhere) -> None:
+    """The second argument is the image of the character."""
     assert run("act", VIDEO, IMAGE).code == 0
     assert gateway.body()["image"] == IMAGE
 
 
 def test_force_replaces_the_file(run: Run, gateway: Elsewhere) -> None:
-    """With --force what was there gives way to the clip."""
+    """With --force, the clip replaces an existing file."""
     Path("kitten.mp4").write_text("old")
     assert run("generate", PROMPT, "-o", "kitten.mp4", "--force").code == 0
     assert is_clip("kitten.mp4")
 
 
-def test_simulate_needs_no_key_and_minds_no_variable(
+def test_simulate_needs_no_key_and_ignores_the_environment(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With --simulate the clip comes without a key, past an address that leads nowhere."""
+    """With --simulate, an invalid key and an unreachable URL in the environment do not matter."""
     monkeypatch.setenv("FUHU_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("FUHU_API_KEY", "no key, with spaces")
     done = run("generate", PROMPT, "--simulate")
@@ -212,7 +215,7 @@ def test_simulate_needs_no_key_and_minds_no_variable(
     assert done.err.startswith("simulated: ")
 
 
-def test_two_simulated_runs_do_not_meet(run: Run) -> None:
+def test_two_simulated_runs_have_different_tasks(run: Run) -> None:
     """The same simulated command twice gives two tasks and two files."""
     first, second = (run("generate", PROMPT, "--simulate") for _ in range(2))
     assert (first.code, second.code) == (0, 0)
@@ -220,21 +223,21 @@ def test_two_simulated_runs_do_not_meet(run: Run) -> None:
 
 
 def test_every_kind_of_gateway_can_be_simulated(run: Run) -> None:
-    """A gateway with its own verb, prefix and key style answers as well."""
+    """A gateway with another method, prefix and key style can be simulated, too."""
     assert run("generate", PROMPT, "--simulate", "--gateway", "duomi").code == 0
 
 
-def test_a_simulated_job_takes_some_three_seconds() -> None:
-    """A job of 100 s is over after 3 s, and seen to be over half a second later at the most."""
+def test_a_simulated_job_takes_about_three_seconds() -> None:
+    """A job of 100 s ends after 3 s, and a poll sees that at most half a second later."""
     assert 2.5 < 100 / SIMULATED_SPEED < 3.5
-    assert make.SIMULATED_POLLING.max_interval <= 0.5
+    assert options.SIMULATED_POLLING.max_interval <= 0.5
 
 
-# Looking and going on
+# Polling and continuing
 
 
-def test_wait_goes_on_by_the_id_alone(run: Run, gateway: Elsewhere) -> None:
-    """After a timeout the printed command fetches the clip, and nothing is paid again."""
+def test_wait_continues_with_the_id_alone(run: Run, gateway: Elsewhere) -> None:
+    """After a timeout, the printed command fetches the clip, and nothing is paid again."""
     gateway.simulator.script(takes=300)
     late = run("generate", PROMPT, "-o", "kitten.mp4", "--timeout", "0.01")
     assert late.code == 4
@@ -244,8 +247,8 @@ def test_wait_goes_on_by_the_id_alone(run: Run, gateway: Elsewhere) -> None:
     assert gateway.ask(lambda one: one.submitted) == 1
 
 
-def test_the_command_that_goes_on_leads_to_the_same_place(run: Run, gateway: Elsewhere) -> None:
-    """It repeats the gateway, its address, the key's file, the format and --force."""
+def test_the_printed_command_repeats_the_options(run: Run, gateway: Elsewhere) -> None:
+    """It repeats the gateway, its URL, the key file, the format and --force."""
     Path("my key").write_text(gateway.simulator.api_key + "\n")
     gateway.simulator.script(takes=EVER)
     reach = ["--gateway", "deerapi", "--base-url", gateway.simulator.base_url]
@@ -258,7 +261,7 @@ def test_the_command_that_goes_on_leads_to_the_same_place(run: Run, gateway: Els
 
 
 def test_wait_names_the_file_as_generate_would_have(run: Run, gateway: Elsewhere) -> None:
-    """The default name comes from the prompt that the gateway tells."""
+    """The default name is made from the prompt in the gateway's response."""
     gateway.simulator.script(takes=200)
     late = run("generate", PROMPT, "--timeout", "0.01")
     done = run("wait", late.task_id)
@@ -266,8 +269,8 @@ def test_wait_names_the_file_as_generate_would_have(run: Run, gateway: Elsewhere
     assert late.advice[-1] == done.out.strip()
 
 
-def test_wait_minds_a_file_that_is_there(run: Run, gateway: Elsewhere) -> None:
-    """A clip that was saved already is not fetched again, unless --force says so."""
+def test_wait_does_not_replace_a_file(run: Run, gateway: Elsewhere) -> None:
+    """A clip that was already saved is not downloaded again, unless --force is given."""
     done = run("generate", PROMPT)
     again = run("wait", done.task_id)
     assert again.code == 2
@@ -275,8 +278,8 @@ def test_wait_minds_a_file_that_is_there(run: Run, gateway: Elsewhere) -> None:
     assert run("wait", done.task_id, "--force").code == 0
 
 
-def test_wait_ends_at_once_for_an_id_that_nobody_knows(run: Run, gateway: Elsewhere) -> None:
-    """One look is enough, and the answer is a clear line; there is nothing to continue with."""
+def test_wait_ends_at_once_for_an_unknown_id(run: Run, gateway: Elsewhere) -> None:
+    """One poll is enough for a clear error, and no command to continue is printed."""
     done = run("wait", "no-such-task")
     assert (done.code, done.out) == (5, "")
     assert "task_not_exist" in done.err
@@ -284,8 +287,10 @@ def test_wait_ends_at_once_for_an_id_that_nobody_knows(run: Run, gateway: Elsewh
     assert len(gateway.ask(lambda one: one.requests)) == 1
 
 
-def test_wait_ends_at_once_where_nobody_answers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong address is reported at once, without retries."""
+def test_wait_ends_at_once_if_the_host_is_unreachable(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong URL is reported at once, without retries."""
     monkeypatch.setenv("FUHU_API_KEY", "sk-1")
     done = run("wait", "some-task", "--base-url", f"http://127.0.0.1:{free_port()}")
     assert done.code == 5
@@ -295,19 +300,17 @@ def test_wait_ends_at_once_where_nobody_answers(run: Run, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     "fault", [faults.server_error(502), faults.empty_429(0.01), faults.drop_before_accepting()]
 )
-def test_wait_is_patient_with_trouble_that_passes(
-    run: Run, gateway: Elsewhere, fault: Fault
-) -> None:
-    """A first look that meets the gateway in trouble does not end the command."""
+def test_wait_survives_temporary_errors(run: Run, gateway: Elsewhere, fault: Fault) -> None:
+    """If the first poll fails because the gateway has a problem, the command goes on."""
     task_id = run("generate", PROMPT, "-o", "first.mp4").task_id
     gateway.simulator.fault("feed", fault, times=2)
     done = run("wait", task_id)
     assert (done.code, done.out) == (0, f"clip-{task_id}.mp4\n")
-    assert "trying again" in done.err
+    assert "retrying" in done.err
 
 
 def test_feed_shows_a_table(run: Run, gateway: Elsewhere) -> None:
-    """What the gateway says is printed a line each, the address included."""
+    """The gateway's values are printed one per line, including the URL."""
     task_id = run("generate", PROMPT, "-o", "kitten.mp4").task_id
     done = run("feed", task_id)
     shown = dict(line.split(maxsplit=1) for line in done.out.splitlines() if "url" not in line)
@@ -318,20 +321,20 @@ def test_feed_shows_a_table(run: Run, gateway: Elsewhere) -> None:
 
 
 def test_feed_shows_progress_as_percent(run: Run, gateway: Elsewhere) -> None:
-    """How far the task is reads as a person would say it."""
+    """The progress is printed as a percentage."""
     gateway.simulator.script(takes=EVER, dialect="new_api", queued=0.0, progress=[42])
     task_id = run("generate", PROMPT, "--timeout", "0.01").task_id
     assert re.search(r"^progress +42%$", run("feed", task_id).out, re.MULTILINE)
 
 
 def test_feed_of_an_official_task(run: Run, gateway: Elsewhere) -> None:
-    """With --official the look goes to the official route."""
+    """With --official, the poll goes to the official route."""
     done = run("generate", PROMPT, "--official", "--image", IMAGE, "-o", "clip.mp4")
     assert "succeeded" in run("feed", done.task_id, "--official").out
 
 
-def test_feed_of_a_failed_task_is_an_answer(run: Run, gateway: Elsewhere) -> None:
-    """Showing a failure is a success, and what the gateway says cannot move the cursor."""
+def test_feed_of_a_failed_task_succeeds(run: Run, gateway: Elsewhere) -> None:
+    """The command shows the failure and exits with 0; control characters are removed."""
     gateway.simulator.script(then="fail", reason="too\x1b[2J dark")
     task_id = run("generate", PROMPT).task_id
     done = run("feed", task_id)
@@ -341,7 +344,7 @@ def test_feed_of_a_failed_task_is_an_answer(run: Run, gateway: Elsewhere) -> Non
 
 
 def test_balance_shows_what_is_left(run: Run, gateway: Elsewhere) -> None:
-    """The numbers read as a person writes them."""
+    """The numbers have thousands separators and no needless decimals."""
     run("generate", PROMPT)
     done = run("balance")
     assert (done.code, done.err) == (0, "")
@@ -350,43 +353,44 @@ def test_balance_shows_what_is_left(run: Run, gateway: Elsewhere) -> None:
 
 
 def test_balance_can_be_simulated(run: Run) -> None:
-    """Trying it out needs no key."""
+    """With --simulate, the balance needs no key."""
     assert "1,000" in run("balance", "--simulate").out
 
 
 # JSON
 
 
-def test_json_is_one_object_with_the_keys_of_the_page(run: Run, gateway: Elsewhere) -> None:
-    """A clip is one line on stdout; stderr has the id and no progress."""
+def test_json_is_one_object_with_the_documented_keys(run: Run, gateway: Elsewhere) -> None:
+    """The result is one line on stdout; stderr contains the id and no progress."""
     done = run("generate", PROMPT, "-o", "kitten.mp4", "--json")
     (line,) = done.out.splitlines()
-    told = json.loads(line)
-    assert told.keys() == {*make.RECORD_KEYS, *make.FILE_KEY}
-    assert (told["state"], told["file"], told["points"]) == ("succeeded", "kitten.mp4", 320)
-    assert done.err == f"accepted: task {told['task_id']}\n"
+    row = json.loads(line)
+    assert row.keys() == documented_keys("A task in JSON")
+    assert (row["state"], row["file"], row["points"]) == ("succeeded", "kitten.mp4", 320)
+    assert done.err == f"accepted: task {row['task_id']}\n"
 
 
-def test_json_of_a_look(run: Run, gateway: Elsewhere) -> None:
-    """The feed gives the same keys but for the file, times in ISO 8601."""
+def test_json_of_a_feed(run: Run, gateway: Elsewhere) -> None:
+    """Feed prints the same keys except the file, and times in ISO 8601."""
     task_id = run("generate", PROMPT, "-o", "kitten.mp4").task_id
-    told = json.loads(run("feed", task_id, "--json").out)
-    assert told.keys() == make.RECORD_KEYS.keys()
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00", told["created_at"])
-    assert told["video_url"].startswith("http://127.0.0.1:")
+    row = json.loads(run("feed", task_id, "--json").out)
+    assert row.keys() == documented_keys("A task in JSON") - {"file"}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00", row["created_at"])
+    assert row["video_url"].startswith("http://127.0.0.1:")
 
 
 def test_json_of_a_balance(run: Run, gateway: Elsewhere) -> None:
-    """The balance gives its own keys."""
-    told = json.loads(run("balance", "--json").out)
-    assert told == {"remaining": 1000, "used": 0, "total": 1000, "unlimited": False}
+    """The balance is one object with the documented keys."""
+    row = json.loads(run("balance", "--json").out)
+    assert row.keys() == documented_keys("A balance in JSON")
+    assert row == {"remaining": 1000, "used": 0, "total": 1000, "unlimited": False}
 
 
 # What is refused before anything is sent
 
 
 @pytest.mark.parametrize(
-    ("tokens", "told"),
+    ("tokens", "message"),
     [
         (["generate", ""], "prompt is empty"),
         (["generate", " \n"], "prompt has no visible character"),
@@ -395,22 +399,28 @@ def test_json_of_a_balance(run: Run, gateway: Elsewhere) -> None:
         (["generate", PROMPT, "--seconds", "0"], "from 1 to 60"),
         (["generate", PROMPT, "--image", "kitten.png"], "image must be an http(s) URL"),
         (["generate", PROMPT, "--image", "ftp://example.com/a"], "image must be an http(s) URL"),
-        (["generate", PROMPT, "--last-image", IMAGE], "--last-image does not go with text"),
-        (["generate", PROMPT, "--flip"], "--flip does not go with text to video"),
-        (["generate", PROMPT, "--seed", "1"], "--seed does not go with text to video"),
-        (["generate", PROMPT, "--image", IMAGE, "--seed", "1"], "--seed does not go with image"),
+        (["generate", PROMPT, "--last-image", IMAGE], "--last-image cannot be used with text"),
+        (["generate", PROMPT, "--flip"], "--flip cannot be used with text to video"),
+        (["generate", PROMPT, "--seed", "1"], "--seed cannot be used with text to video"),
+        (
+            ["generate", PROMPT, "--image", IMAGE, "--seed", "1"],
+            "--seed cannot be used with --image alone",
+        ),
         (["generate", PROMPT, "--official", "--image", IMAGE, "--style", "noir"], "--style"),
         (["generate", PROMPT, "--official"], "--official needs an image"),
-        (["generate", PROMPT, "--motion", "y"], "--motion is not a list"),
-        (["generate", PROMPT, "--motion", "up=1"], "--motion is not a list"),
-        (["generate", PROMPT, "--motion", "y=nan"], "--motion is not a list"),
-        (["generate", PROMPT, "--extra", "{"], "--extra is not JSON"),
-        (["generate", PROMPT, "--extra", "[" * 100_000], "--extra is not JSON"),
+        (["generate", PROMPT, "--motion", "y"], "write it as y=0.4,r=-6"),
+        (["generate", PROMPT, "--motion", "up=1"], "write it as y=0.4,r=-6"),
+        (["generate", PROMPT, "--motion", "y=nan"], "write it as y=0.4,r=-6"),
+        (["generate", PROMPT, "--extra", "{"], "it is not JSON"),
+        (["generate", PROMPT, "--extra", "[" * 100_000], "it is not JSON"),
         (["generate", PROMPT, "--extra", "[1]"], "extra is not a dict"),
         (["generate", PROMPT, "--extra", '{"prompt": 1}'], "extra sets 'prompt'"),
-        (["generate", PROMPT, "--timeout", "0"], "--timeout is 0."),
-        (["generate", PROMPT, "--timeout", "nan"], "--timeout is nan"),
-        (["generate", PROMPT, "--timeout", "inf"], "--timeout is inf"),
+        (
+            ["generate", PROMPT, "--timeout", "0"],
+            'Invalid value "0.0" for --timeout. Use a number above 0.',
+        ),
+        (["generate", PROMPT, "--timeout", "nan"], "nan"),
+        (["generate", PROMPT, "--timeout", "inf"], "inf"),
         (["generate", PROMPT, "-o", "there.mp4"], "'there.mp4' already exists"),
         (["generate", PROMPT, "-o", "folder"], "'folder' is a folder"),
         (["generate", PROMPT, "-o", "nowhere/clip.mp4"], "no folder 'nowhere'"),
@@ -421,8 +431,11 @@ def test_json_of_a_balance(run: Run, gateway: Elsewhere) -> None:
         (["generate", PROMPT, "--api-key-file", "empty"], "The key file is empty"),
         (["generate", PROMPT, "--api-key-file", "binary"], "it is not text"),
         (["generate", PROMPT, "--api-key-file", "two lines"], "a space or a character"),
-        (["generate", PROMPT, "--simulate", "--base-url", "http://a"], "together with the address"),
-        (["generate", PROMPT, "--simulate", "--api-key-file", "empty"], "together with the addr"),
+        (
+            ["generate", PROMPT, "--simulate", "--base-url", "http://a"],
+            "cannot be combined with --base-url",
+        ),
+        (["generate", PROMPT, "--simulate", "--api-key-file", "empty"], "cannot be combined with"),
         (["restyle", "video.mp4", PROMPT], "video must be an http(s) URL"),
         (["restyle", VIDEO, PROMPT, "--structure-transformation", "2"], "from 0 to 1"),
         (["restyle", VIDEO, ""], "prompt is empty"),
@@ -432,14 +445,14 @@ def test_json_of_a_balance(run: Run, gateway: Elsewhere) -> None:
         (["wait", ""], "The task id is empty"),
         (["wait", " "], "The task id is empty"),
         (["wait", "some-task", "-o", "there.mp4"], "'there.mp4' already exists"),
-        (["wait", "some-task", "--timeout", "-1"], "--timeout is -1"),
+        (["wait", "some-task", "--timeout", "-1"], "-1"),
         (["feed", ""], "The task id is empty"),
     ],
 )
 def test_a_wrong_command_is_one_line_and_costs_nothing(
-    tokens: list[str], told: str, run: Run, gateway: Elsewhere, tmp_path: Path
+    tokens: list[str], message: str, run: Run, gateway: Elsewhere, tmp_path: Path
 ) -> None:
-    """Bad input exits with 2 and says in one line what is wrong, before anything is sent."""
+    """Invalid input exits with 2 and one line that says what is wrong; nothing is sent."""
     (tmp_path / "there.mp4").touch()
     (tmp_path / "folder").mkdir()
     (tmp_path / "empty").write_text("\n")
@@ -449,16 +462,14 @@ def test_a_wrong_command_is_one_line_and_costs_nothing(
     assert (done.code, done.out) == (2, "")
     *news, line = done.err.splitlines()
     assert line.startswith("fuhu-runway: ")
-    assert told in line
+    assert message in line
     assert PROMPT not in done.err
     assert set(news) <= {"submitting"}
     assert gateway.ask(lambda one: one.requests) == ()
 
 
-def test_a_gateway_without_a_known_address_needs_one(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where no source names the address, the line says how to give it."""
+def test_a_gateway_without_a_known_url_needs_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If nothing names the gateway's URL, the error says how to set it."""
     monkeypatch.setenv("FUHU_API_KEY", "sk-1")
     done = run("balance", "--gateway", "yutoai")
     assert done.code == 2
@@ -468,8 +479,8 @@ def test_a_gateway_without_a_known_address_needs_one(
 @pytest.mark.parametrize(
     "tokens", [["generate", PROMPT], ["wait", "some-task"], ["feed", "some-task"], ["balance"]]
 )
-def test_without_a_key_the_ways_to_give_one_are_told(run: Run, tokens: list[str]) -> None:
-    """No key is exit code 2, and the line names the variable, the option and --simulate."""
+def test_a_missing_key_is_an_error_with_advice(run: Run, tokens: list[str]) -> None:
+    """The exit code is 2, and the error names the variable, the option and --simulate."""
     done = run(*tokens)
     assert done.code == 2
     assert all(way in done.err for way in ("FUHU_API_KEY", "--api-key-file", "--simulate"))
@@ -478,7 +489,7 @@ def test_without_a_key_the_ways_to_give_one_are_told(run: Run, tokens: list[str]
 def test_the_key_may_come_from_a_file(
     run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file wins over the variable, and its last line break is no part of the key."""
+    """The file overrides the variable, and its final newline is not part of the key."""
     monkeypatch.setenv("FUHU_API_KEY", "sk-wrong")
     Path("key").write_text(gateway.simulator.api_key + "\n")
     assert run("balance").code == 5
@@ -486,7 +497,7 @@ def test_the_key_may_come_from_a_file(
 
 
 @pytest.mark.parametrize(
-    ("tokens", "told"),
+    ("tokens", "message"),
     [
         (["generate", PROMPT, "--jsn"], "--json"),
         (["generate", PROMPT, "--api-key=sk-12345"], "--api-key-file"),
@@ -507,12 +518,12 @@ def test_the_key_may_come_from_a_file(
         (["wait", "some-task", "--simulate"], "Unknown option"),
     ],
 )
-def test_a_misspelt_command_gets_a_hint(tokens: list[str], told: str, run: Run) -> None:
-    """What cannot be understood exits with 2 and one line that helps, and quotes no secret."""
+def test_a_misspelt_command_gets_a_hint(tokens: list[str], message: str, run: Run) -> None:
+    """A wrong command exits with 2 and one line of advice that quotes no secret."""
     done = run(*tokens)
     (line,) = done.err.splitlines()
     assert (done.code, done.out) == (2, "")
-    assert told in line
+    assert message in line
     assert re.search(r"See fuhu-runway( [a-z]+)? --help$", line)
     assert "12345" not in line
     assert not set(PROMPT.split()[1:]) & set(re.findall(r"\w+", line))
@@ -523,7 +534,7 @@ def test_a_misspelt_command_gets_a_hint(tokens: list[str], told: str, run: Run) 
 
 @pytest.mark.parametrize("tokens", [[], ["-h"], ["--help"]])
 def test_the_bare_command_shows_its_help(run: Run, tokens: list[str]) -> None:
-    """Every command and every exit code is in the first help."""
+    """The first help page lists every command and every exit code."""
     done = run(*tokens)
     assert (done.code, done.err) == (0, "")
     assert all(command in done.out for command in COMMANDS)
@@ -533,26 +544,29 @@ def test_the_bare_command_shows_its_help(run: Run, tokens: list[str]) -> None:
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_has_help(run: Run, command: str, flag: str) -> None:
-    """Help is asked for in the same way everywhere, and costs nothing."""
+    """Every command has -h and --help."""
     done = run(command, flag)
     assert (done.code, done.err) == (0, "")
     assert f"fuhu-runway {command}" in done.out
 
 
 @pytest.mark.parametrize("command", [[], *([command] for command in COMMANDS)])
-def test_each_command_tells_the_version(run: Run, command: list[str]) -> None:
-    """--version prints a version and nothing else."""
-    assert re.fullmatch(r"\d+\.\d+\.\d+\S*\n", run(*command, "--version").out)
+def test_each_command_prints_the_version(run: Run, command: list[str]) -> None:
+    """--version prints only the version."""
+    assert run(*command, "--version").out == f"{version('fuhu-runway')}\n"
 
 
-def test_the_page_tells_every_option() -> None:
-    """Each field of the request classes is an option in the tables."""
-    tables = cli.reference()
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_has_a_description(command: str) -> None:
+    """Each argument of each command is described on its help page."""
+    for argument in cli.app[command].assemble_argument_collection(parse_docstring=True):
+        assert argument.parameter.help or not argument.show, argument.names
+
+
+def test_generate_has_an_option_for_every_field() -> None:
+    """Each field of the requests that generate can make is an option."""
     for kind in (make.TextToVideo, make.ImageToVideo, make.OfficialImageToVideo):
-        for name in attrs.fields_dict(kind):
-            assert f"--{name.replace('_', '-')}`" in tables or name == "prompt"
-    assert "| `--timeout` | How long to wait for the clip, in seconds. Default: 1800.0. |" in tables
-    assert "| `130` | Stopped by Ctrl-C" in tables
+        assert attrs.fields_dict(kind).keys() <= {"prompt", *attrs.fields_dict(make.RequestOptions)}
 
 
 # What goes wrong after that
@@ -560,7 +574,7 @@ def test_the_page_tells_every_option() -> None:
 
 @pytest.mark.parametrize("ending", ["fail", "cancel"])
 def test_a_failed_task_is_1(run: Run, gateway: Elsewhere, ending: Any) -> None:
-    """A task that gives no clip exits with 1, and there is nothing to continue with."""
+    """A task without a clip exits with 1, and no command to continue is printed."""
     gateway.simulator.script(then=ending)
     done = run("generate", PROMPT)
     assert (done.code, done.out) == (1, "")
@@ -568,8 +582,8 @@ def test_a_failed_task_is_1(run: Run, gateway: Elsewhere, ending: Any) -> None:
     assert "Continue" not in done.err
 
 
-def test_a_submit_without_an_answer_is_3(run: Run, gateway: Elsewhere) -> None:
-    """A paid request of unknown fate exits with 3, and was sent once."""
+def test_a_submission_without_a_response_is_3(run: Run, gateway: Elsewhere) -> None:
+    """A paid request whose outcome is unknown exits with 3, and was sent once."""
     gateway.simulator.fault("submit", faults.drop_after_accepting())
     done = run("generate", PROMPT)
     assert (done.code, done.out) == (3, "")
@@ -578,7 +592,7 @@ def test_a_submit_without_an_answer_is_3(run: Run, gateway: Elsewhere) -> None:
 
 
 def test_a_timeout_is_4(run: Run, gateway: Elsewhere) -> None:
-    """A task that takes longer exits with 4, and its id is in the line."""
+    """A task that takes longer exits with 4, and the last line contains its id."""
     gateway.simulator.script(then="stall")
     done = run("generate", PROMPT, "--timeout", "0.05")
     assert (done.code, done.out) == (4, "")
@@ -594,8 +608,8 @@ def test_a_timeout_is_4(run: Run, gateway: Elsewhere) -> None:
         faults.html_page(),
     ],
 )
-def test_a_refused_submit_is_5(run: Run, gateway: Elsewhere, fault: Fault) -> None:
-    """A gateway that says no exits with 5, in one line, and nothing was charged."""
+def test_a_refused_submission_is_5(run: Run, gateway: Elsewhere, fault: Fault) -> None:
+    """A refusal exits with 5, and the last line says that nothing was charged."""
     gateway.simulator.fault("submit", fault)
     done = run("generate", PROMPT)
     assert (done.code, done.out) == (5, "")
@@ -603,27 +617,27 @@ def test_a_refused_submit_is_5(run: Run, gateway: Elsewhere, fault: Fault) -> No
     assert gateway.ask(lambda one: one.submitted) == 0
 
 
-def test_a_gateway_that_is_not_there_is_5(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host that cannot be reached was not paid, and every retry was shown."""
+def test_an_unreachable_gateway_is_5(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that cannot be reached exits with 5, and retries are shown."""
     monkeypatch.setenv("FUHU_API_KEY", "sk-1")
     done = run("generate", PROMPT, "--base-url", f"http://127.0.0.1:{free_port()}")
     assert done.code == 5
-    assert done.err.splitlines()[:2] == ["submitting", "NotSent, trying again"]
+    assert done.err.splitlines()[:2] == ["submitting", "NotSent, retrying"]
     assert "127.0.0.1" not in done.err
 
 
 def test_a_download_that_breaks_off_is_5(run: Run, gateway: Elsewhere) -> None:
-    """The clip is paid for, and the line has the command that fetches it."""
+    """The clip is paid for, and the error contains the command that fetches it."""
     gateway.simulator.fault("download", faults.server_error(503), times=None)
     broken = run("generate", PROMPT, "-o", "kitten.mp4")
     assert (broken.code, broken.out) == (5, "")
     assert broken.advice == ["fuhu-runway", "wait", broken.task_id, "-o", "kitten.mp4"]
 
 
-def test_a_name_taken_meanwhile_is_told_as_what_it_is(
+def test_a_file_that_appears_meanwhile_is_kept(
     run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that appears while the task runs is kept, and the error says that it is paid."""
+    """A file that appears while the task runs is kept; the error says that the clip is paid."""
     accept = make.Errand.accept
 
     def accept_and_lose_the_name(errand: make.Errand, *arguments: Any) -> None:
@@ -638,10 +652,10 @@ def test_a_name_taken_meanwhile_is_told_as_what_it_is(
     assert Path("kitten.mp4").read_text() == "mine"
 
 
-def test_a_defect_is_told_with_the_task(
+def test_a_bug_does_not_lose_the_task(
     run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even a fault of this program exits with one line, and does not lose the clip."""
+    """Even after a bug, the last line contains the command that fetches the clip."""
     monkeypatch.setattr("fuhu_runway.task.Task.wait", None)
     done = run("generate", PROMPT, "-o", "kitten.mp4")
     assert (done.code, done.out) == (70, "")
@@ -650,7 +664,7 @@ def test_a_defect_is_told_with_the_task(
 
 
 def test_every_error_has_a_documented_code() -> None:
-    """The table of errors leads to codes that help and page tell of, whatever is raised."""
+    """Every exception has an exit code that the help documents."""
     assert {code for _, code in _console.EXIT_OF} <= cli.EXIT_CODES.keys()
     assert _console.EXIT_OF[-1][0] is Exception
 
@@ -658,8 +672,8 @@ def test_every_error_has_a_documented_code() -> None:
 # Logs
 
 
-def test_nothing_is_logged_unless_asked(run: Run, gateway: Elsewhere) -> None:
-    """Without -v not even the SDK's warnings appear as such."""
+def test_nothing_is_logged_without_verbose(run: Run, gateway: Elsewhere) -> None:
+    """Without -v, not even the SDK's warnings are logged."""
     gateway.simulator.script(then="stall", faults=[faults.on("feed", faults.unknown_word())])
     done = run("generate", PROMPT, "--timeout", "0.5")
     assert "warning" not in done.err
@@ -670,7 +684,7 @@ def test_nothing_is_logged_unless_asked(run: Run, gateway: Elsewhere) -> None:
 def test_verbose_shows_the_log_without_secrets(
     run: Run, gateway: Elsewhere, flag: str, level: str
 ) -> None:
-    """-v shows what happened, -vv each look as well, and neither a key, prompt or address."""
+    """-v logs events, -vv also polls, and neither logs a key, a prompt or a URL."""
     done = run("generate", PROMPT, "-o", "kitten.mp4", flag)
     assert re.search(rf"^{level}: \w+ task_id=", done.err, re.MULTILINE)
     assert ("TaskPolled" in done.err) == (flag == "-vv")
@@ -679,7 +693,7 @@ def test_verbose_shows_the_log_without_secrets(
 
 
 def test_very_verbose_shows_where_an_error_comes_from(run: Run, gateway: Elsewhere) -> None:
-    """The traceback is for -vv alone, and the line stays the last."""
+    """Only -vv shows a traceback, and the error stays the last line."""
     gateway.simulator.fault("submit", faults.error(401), times=2)
     assert "Traceback" not in run("generate", PROMPT, "-v").err
     done = run("generate", PROMPT, "-vv")
@@ -688,8 +702,8 @@ def test_very_verbose_shows_where_an_error_comes_from(run: Run, gateway: Elsewhe
     assert PROMPT not in done.err
 
 
-def test_the_log_is_as_it_was(run: Run, gateway: Elsewhere) -> None:
-    """A command that runs inside of another program leaves the logger behind as it found it."""
+def test_the_logger_is_restored(run: Run, gateway: Elsewhere) -> None:
+    """After a command, the logger has its former level and handlers."""
     logger = make.hooks.LOGGER
     before = (logger.level, list(logger.handlers))
     run("generate", PROMPT, "-vv")
@@ -700,7 +714,7 @@ def test_the_log_is_as_it_was(run: Run, gateway: Elsewhere) -> None:
 
 
 def shown(stage: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
-    """Return the question whether *stage* has been shown."""
+    """Return a function that says whether *stage* has been shown."""
     seen: set[str] = set()
     show = make.Lines.stage
 
@@ -714,7 +728,7 @@ def shown(stage: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
 
 @attrs.define
 class Held:
-    """Which tasks a script is for: all of them, once it has been let go."""
+    """A script for all tasks that holds each submission until it is let go."""
 
     reached: threading.Event = attrs.field(factory=threading.Event)
     let_go: threading.Event = attrs.field(factory=threading.Event)
@@ -724,17 +738,17 @@ class Held:
         return self.let_go.wait(30)
 
 
-def test_ctrl_c_waits_for_the_answer_to_a_paid_request(
+def test_ctrl_c_waits_for_the_response_to_a_paid_request(
     run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A submit in flight is waited for, and its id is printed with the way to go on."""
+    """After a submission in flight, the id and the command that continues are printed."""
     held = Held()
     gateway.simulator.script(held)
     say = make.Lines.say
 
     def say_and_let_go(screen: make.Lines, text: str) -> None:
         say(screen, text)
-        if text.startswith("Waiting for the answer"):
+        if text.startswith("Waiting for the response"):
             held.let_go.set()
 
     monkeypatch.setattr(make.Lines, "say", say_and_let_go)
@@ -745,25 +759,25 @@ def test_ctrl_c_waits_for_the_answer_to_a_paid_request(
     assert (submitting, waiting[:7]) == ("submitting", "Waiting")
     assert accepted == f"accepted: task {done.task_id}"
     assert stopped == (
-        f"Stopped. The task goes on. Continue with: fuhu-runway wait {done.task_id} -o kitten.mp4"
+        f"Stopped. The task continues. Continue with: fuhu-runway wait {done.task_id} -o kitten.mp4"
     )
     assert run(*done.advice[1:]).code == 0
     assert gateway.ask(lambda one: one.submitted) == 1
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "message"),
     [
-        (faults.error(401), "turned away (Unauthorized): nothing was charged"),
-        (faults.empty_429(), "turned away (RateLimited): nothing was charged"),
+        (faults.error(401), "refused (Unauthorized): nothing was charged"),
+        (faults.empty_429(), "refused (RateLimited): nothing was charged"),
         (faults.server_error(504), "may have been charged"),
         (faults.Drop(accepted=True), "may have been charged"),
     ],
 )
-def test_ctrl_c_tells_what_became_of_the_request(
-    run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch, fault: Fault, told: str
+def test_ctrl_c_says_what_happened_to_the_request(
+    run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch, fault: Fault, message: str
 ) -> None:
-    """Where the answer is no, or none, the last line says what that means for the money."""
+    """After a refusal, or no response, the last line says what that means for the money."""
     held = Held()
     gateway.simulator.script(held, faults=[faults.on("submit", fault)])
     close = Client.aclose
@@ -776,23 +790,23 @@ def test_ctrl_c_tells_what_became_of_the_request(
     with pressed(held.reached.is_set):
         done = run("generate", PROMPT)
     assert done.code == 130
-    assert told in done.err.splitlines()[-1]
+    assert message in done.err.splitlines()[-1]
 
 
-def test_ctrl_c_between_two_tries_submits_nothing(
+def test_ctrl_c_between_two_attempts_submits_nothing(
     run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While a refused request waits for its retry nothing is in flight, and nothing is lost."""
+    """While a refused request waits for its retry, nothing is in flight or lost."""
     gateway.simulator.fault("submit", faults.empty_429(60))
-    with pressed(shown("RateLimited, trying again", monkeypatch)):
+    with pressed(shown("RateLimited, retrying", monkeypatch)):
         done = run("generate", PROMPT)
     assert done.code == 130
     assert done.err.splitlines()[-1] == "Stopped. Nothing was submitted."
     assert gateway.ask(lambda one: one.submitted) == 0
 
 
-def test_ctrl_c_while_waiting_tells_how_to_go_on(run: Run, gateway: Elsewhere) -> None:
-    """The task goes on, and so can a person."""
+def test_ctrl_c_while_waiting_says_how_to_continue(run: Run, gateway: Elsewhere) -> None:
+    """The last line contains the command that continues the task."""
     gateway.simulator.script(takes=EVER)
     with pressed(lambda: gateway.saw("feed")):
         done = run("generate", PROMPT, "-o", "kitten.mp4")
@@ -800,10 +814,10 @@ def test_ctrl_c_while_waiting_tells_how_to_go_on(run: Run, gateway: Elsewhere) -
     assert done.advice == ["fuhu-runway", "wait", done.task_id, "-o", "kitten.mp4"]
 
 
-def test_ctrl_c_while_downloading_keeps_what_came(
+def test_ctrl_c_while_downloading_keeps_the_partial_file(
     run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The start of the file stays, and the printed command goes on there."""
+    """The partial file stays, and the printed command resumes the download."""
     gateway.simulator.fault("download", faults.SlowDownload(bytes_per_second=2))
     with pressed(shown("downloading", monkeypatch)):
         done = run("generate", PROMPT, "-o", "kitten.mp4")
@@ -816,10 +830,10 @@ def test_ctrl_c_while_downloading_keeps_what_came(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_request_to_terminate_is_heard_as_well(
+def test_sigterm_and_sighup_stop_a_command(
     run: Run, gateway: Elsewhere, number: int, code: int
 ) -> None:
-    """SIGTERM, and a terminal that closes, end the command in order, with codes of their own."""
+    """SIGTERM, and a closing terminal, stop the command like Ctrl-C, with other exit codes."""
     gateway.simulator.script(takes=EVER)
     with pressed(lambda: gateway.saw("feed"), number):
         done = run("generate", PROMPT)
@@ -827,16 +841,16 @@ def test_a_request_to_terminate_is_heard_as_well(
     assert done.advice[1:3] == ["wait", done.task_id]
 
 
-def test_ctrl_c_in_a_free_command_is_a_word(run: Run, gateway: Elsewhere) -> None:
-    """Where nothing was paid there is nothing to tell."""
+def test_ctrl_c_in_a_free_command_prints_one_word(run: Run, gateway: Elsewhere) -> None:
+    """If nothing was paid, there is nothing to explain."""
     gateway.simulator.fault("feed", faults.Hang())
     with pressed(lambda: gateway.saw("feed")):
         done = run("feed", "some-task")
     assert (done.code, done.out, done.err) == (130, "", "Stopped.\n")
 
 
-def test_ctrl_c_before_the_work_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a command still imports what it needs, Ctrl-C reaches the way in, which exits 130."""
+def test_ctrl_c_before_the_work_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a command still imports modules, Ctrl-C reaches __main__, which exits with 130."""
 
     def press(**_: object) -> None:
         raise KeyboardInterrupt
@@ -849,7 +863,7 @@ def test_ctrl_c_before_the_work_is_no_success(monkeypatch: pytest.MonkeyPatch) -
 def test_ctrl_c_ends_a_simulated_task_with_its_gateway(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was simulated cannot be continued, and no command to do so is printed."""
+    """A simulated task cannot be continued, and no command to do so is printed."""
     monkeypatch.setattr(make, "SIMULATED_SPEED", 0.001)
     with pressed(shown("queued", monkeypatch)):
         done = run("generate", PROMPT, "--simulate")
@@ -857,8 +871,8 @@ def test_ctrl_c_ends_a_simulated_task_with_its_gateway(
     assert done.err.splitlines()[-1] == "Stopped. The simulated gateway ended, too."
 
 
-def test_handlers_are_given_back(run: Run) -> None:
-    """After a command Ctrl-C means what it meant before."""
+def test_signal_handlers_are_restored(run: Run) -> None:
+    """After a command, signals have their former handlers."""
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     run("balance", "--simulate")
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
@@ -868,8 +882,8 @@ def test_handlers_are_given_back(run: Run) -> None:
 
 
 @pytest.mark.parametrize("columns", ["40", "120"])
-def test_a_terminal_gets_a_line_that_moves(run: Run, gateway: Elsewhere, columns: str) -> None:
-    """States and bytes share one line that is gone in the end; what matters stays."""
+def test_a_terminal_gets_a_moving_line(run: Run, gateway: Elsewhere, columns: str) -> None:
+    """States and bytes share one line that is removed at the end; the id and the size stay."""
     gateway.simulator.script(dialect="new_api", takes=400, queued=0.2)
     with on_a_terminal(COLUMNS=columns) as terminal:
         done = run("generate", PROMPT, "-o", "kitten.mp4")
@@ -882,8 +896,8 @@ def test_a_terminal_gets_a_line_that_moves(run: Run, gateway: Elsewhere, columns
     assert re.search(r"saved: [\d.]+ kB", plain)
 
 
-def test_no_color_is_respected(run: Run, gateway: Elsewhere) -> None:
-    """With NO_COLOR the line moves without a colour."""
+def test_no_color_disables_colours(run: Run, gateway: Elsewhere) -> None:
+    """With NO_COLOR, the moving line has no colours."""
     colour = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|9[0-7])(?:;\d+)*m")
     with on_a_terminal() as coloured:
         run("generate", PROMPT)
@@ -894,25 +908,25 @@ def test_no_color_is_respected(run: Run, gateway: Elsewhere) -> None:
 
 
 @pytest.mark.parametrize("name", ["dumb", "unknown"])
-def test_a_terminal_that_cannot_move_gets_lines(run: Run, gateway: Elsewhere, name: str) -> None:
-    """A dumb terminal gets the plain lines of a log."""
+def test_a_dumb_terminal_gets_lines(run: Run, gateway: Elsewhere, name: str) -> None:
+    """A terminal that cannot move the cursor gets plain lines."""
     with on_a_terminal(TERM=name) as terminal:
         run("generate", PROMPT)
     assert "\x1b" not in terminal.getvalue()
     assert "downloading\n" in terminal.getvalue()
 
 
-def test_json_moves_nothing_on_a_terminal(run: Run, gateway: Elsewhere) -> None:
-    """With --json a terminal shows the id and no progress."""
+def test_json_shows_no_progress_on_a_terminal(run: Run, gateway: Elsewhere) -> None:
+    """With --json, a terminal shows only the id."""
     with on_a_terminal() as terminal:
         run("generate", PROMPT, "--json")
     assert re.fullmatch(r"accepted: task \S+\n", terminal.getvalue())
 
 
-def test_without_any_stderr_the_work_is_done(
+def test_a_command_works_without_stderr(
     run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that was started with stderr closed prints its result and nothing else."""
+    """A process that was started with stderr closed prints its result to stdout."""
     monkeypatch.setattr(sys, "stderr", None)
     assert run("generate", PROMPT, "-o", "kitten.mp4").out == "kitten.mp4\n"
 
@@ -921,23 +935,23 @@ def test_without_any_stderr_the_work_is_done(
 def test_help_into_a_closed_pipe_is_quiet(
     run: Run, monkeypatch: pytest.MonkeyPatch, error: OSError
 ) -> None:
-    """An older rich lets the error through, which has no name of its own on Windows."""
+    """Older versions of rich do not catch the error, which is EINVAL on Windows."""
 
     def break_off(_tokens: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "app", break_off)
+    monkeypatch.setattr(cli, "app", SimpleNamespace(parse_args=break_off))
     done = run("--help")
     assert (done.code, done.out.strip(), done.err) == (0, "", "")
 
 
-def test_other_trouble_of_the_system_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk, for one, is no reader who left."""
+def test_other_os_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk is not treated like a closed pipe."""
 
     def break_off(_tokens: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(cli, "app", break_off)
+    monkeypatch.setattr(cli, "app", SimpleNamespace(parse_args=break_off))
     with pytest.raises(OSError, match="No space left"):
         cli.main(["--help"])
 
@@ -946,29 +960,29 @@ def test_other_trouble_of_the_system_is_not_hidden(monkeypatch: pytest.MonkeyPat
 
 
 def free_port() -> int:
-    """Return a port on which nobody listens."""
+    """Return a port that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def test_ctrl_c_ends_the_process_with_130(gateway: Elsewhere) -> None:
-    """The first SIGINT lets the command say how to go on, and ends it."""
+    """After the first SIGINT, the command says how to continue, and ends."""
     gateway.simulator.script(takes=EVER)
     with start("generate", PROMPT, "-o", "kitten.mp4") as process:
         assert process.stderr
         assert process.stdout
         task_id = read_until(process.stderr, "accepted: task ").split()[-1]
         process.send_signal(signal.SIGINT)
-        told = process.stderr.read()
-        assert f"Continue with: fuhu-runway wait {task_id} -o kitten.mp4" in told
-        assert "Traceback" not in told
+        message = process.stderr.read()
+        assert f"Continue with: fuhu-runway wait {task_id} -o kitten.mp4" in message
+        assert "Traceback" not in message
         assert process.stdout.read() == ""
     assert process.returncode == 130
 
 
 def test_the_second_ctrl_c_ends_the_process(gateway: Elsewhere) -> None:
-    """A second Ctrl-C ends the wait for the answer."""
+    """A second Ctrl-C ends the wait for the response."""
     gateway.simulator.fault("submit", faults.Hang())
     with start("generate", PROMPT) as process:
         assert process.stderr
@@ -976,14 +990,14 @@ def test_the_second_ctrl_c_ends_the_process(gateway: Elsewhere) -> None:
         while not gateway.saw("submit"):
             time.sleep(0.005)
         process.send_signal(signal.SIGINT)
-        read_until(process.stderr, "Waiting for the answer")
+        read_until(process.stderr, "Waiting for the response")
         process.send_signal(signal.SIGINT)
         assert process.stderr.read() == ""
     assert process.returncode == 130
 
 
 def test_a_killed_process_has_shown_the_id(run: Run, gateway: Elsewhere) -> None:
-    """The id is out before anything else happens, so that even SIGKILL loses no clip."""
+    """The id is printed before anything else, so that even SIGKILL loses no clip."""
     with start("generate", PROMPT, "-o", "kitten.mp4") as process:
         assert process.stderr
         task_id = read_until(process.stderr, "accepted: task ").split()[-1]
@@ -992,8 +1006,8 @@ def test_a_killed_process_has_shown_the_id(run: Run, gateway: Elsewhere) -> None
     assert gateway.ask(lambda one: one.submitted) == 1
 
 
-def test_pipes_that_close_end_no_paid_job(gateway: Elsewhere) -> None:
-    """With both readers gone the clip is still waited for and saved, and the exit code says so."""
+def test_closed_pipes_do_not_end_a_paid_job(gateway: Elsewhere) -> None:
+    """With both pipes closed, the clip is still saved, and the exit code is 0."""
     with start("generate", PROMPT, "-o", "kitten.mp4") as process:
         assert process.stderr
         assert process.stdout
@@ -1015,7 +1029,7 @@ def test_help_into_a_closed_pipe_shows_no_traceback() -> None:
 @pytest.mark.skipif(os.name != "posix", reason="terminals of this kind are POSIX")
 @pytest.mark.parametrize(("columns", "rows"), [(80, 24), (40, 12)])
 def test_on_a_real_terminal(run: Run, gateway: Elsewhere, columns: int, rows: int) -> None:
-    """On a terminal of any width the bar moves, fits, and is gone in the end."""
+    """On a terminal of any width, the moving line fits, and is removed at the end."""
     import pty
     import termios
 
@@ -1038,16 +1052,16 @@ def test_on_a_real_terminal(run: Run, gateway: Elsewhere, columns: int, rows: in
 
 
 def read_all(handle: int) -> str:
-    """Read a terminal until nobody writes to it any more."""
+    """Read a terminal until its other end is closed."""
     data = b""
-    with contextlib.suppress(OSError):  # Linux says so when the other end is closed
+    with contextlib.suppress(OSError):  # how Linux reports that the other end is closed
         while chunk := os.read(handle, 4096):
             data += chunk
     return data.decode()
 
 
-def test_errors_are_in_the_tree_of_the_package() -> None:
-    """No error of the SDK falls through to the code for defects."""
+def test_no_error_of_the_sdk_counts_as_a_bug() -> None:
+    """Every error of the SDK has an exit code from 1 to 5."""
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     for kind in kinds:
         if issubclass(kind, errors.RunwayError):

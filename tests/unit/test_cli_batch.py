@@ -1,4 +1,4 @@
-"""Batches from the command line, in this process where that is enough."""
+"""The command for batches: in this process where possible, else as a separate process."""
 
 import asyncio
 import io
@@ -21,6 +21,7 @@ from support.commands import (
     Elsewhere,
     Outcome,
     Run,
+    documented_keys,
     gateway_elsewhere,
     is_clip,
     on_a_terminal,
@@ -34,6 +35,7 @@ pytest.importorskip("cyclopts")
 
 from fuhu_runway import errors, hooks
 from fuhu_runway.cli import batch as cli_batch
+from fuhu_runway.cli import options, tally
 from fuhu_runway.inputs import read_items
 from fuhu_runway.journal import Journal, Plan
 from fuhu_runway.testing import faults, read_ledger
@@ -48,7 +50,7 @@ def _quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Set up an empty folder with a file of prompts, and no pauses."""
     settle_in(tmp_path, monkeypatch)
     monkeypatch.setattr(cli_batch, "SIMULATED_SPEED", 1000.0)
-    monkeypatch.setattr(cli_batch, "SIMULATED_POLLING", QUICK_POLLS)
+    monkeypatch.setattr(options, "SIMULATED_POLLING", QUICK_POLLS)
     Path("prompts.txt").write_text("\n".join(PROMPTS))
 
 
@@ -65,7 +67,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
-    """A gateway that the environment leads to; its tasks take a twentieth of a second."""
+    """A gateway that the environment variables point to; its tasks take 50 ms."""
     with gateway_elsewhere(monkeypatch, speed=1000, takes=50) as elsewhere:
         yield elsewhere
 
@@ -76,26 +78,26 @@ def results(path: str = "clips/results.jsonl") -> list[dict[str, Any]]:
 
 
 def states() -> dict[int, str]:
-    """Return the last word on each job."""
+    """Return the last state of each job."""
     return {row["index"]: row["state"] for row in results()}
 
 
 def submitted(gateway: Elsewhere) -> int:
-    """Return how many tasks were paid for."""
+    """Return how many tasks were submitted."""
     count: int = gateway.ask(lambda one: one.submitted)
     return count
 
 
 def clips() -> list[str]:
-    """Return the names of the clips that are here."""
+    """Return the names of the saved clips."""
     return sorted(path.name for path in Path("clips").glob("*.mp4"))
 
 
-# The whole way
+# A whole batch
 
 
 def test_every_entry_gets_a_file(run: Run, gateway: Elsewhere) -> None:
-    """Three prompts, two of them equal, are three paid tasks, three clips and three results."""
+    """Three prompts, two of them equal, give three tasks, three clips and three results."""
     done = run()
     assert (done.code, done.out) == (0, "clips/results.jsonl\n")
     assert len(clips()) == submitted(gateway) == 3
@@ -104,26 +106,26 @@ def test_every_entry_gets_a_file(run: Run, gateway: Elsewhere) -> None:
     first, *_, spent = done.err.splitlines()
     assert first == "0 of 3, 3 left"
     assert "3 of 3 clips are in clips." in done.err
-    assert re.fullmatch(r"960 points spent, 0 given back, in 0:00:\d\d\.", spent)
+    assert re.fullmatch(r"960 points spent, 0 refunded, in 0:00:\d\d\.", spent)
 
 
-def test_a_result_has_the_keys_of_the_page_and_no_secret(run: Run, gateway: Elsewhere) -> None:
-    """Each line names task, file and points; no prompt, address or key is in it or on stderr."""
+def test_a_result_has_the_documented_keys_and_no_secret(run: Run, gateway: Elsewhere) -> None:
+    """Each line has task, file and points; no prompt, URL or key is in it or on stderr."""
     gateway.simulator.script("a secret puppy", then="fail", reason="no a secret puppy")
     done = run("-vv")
     rows = {row["index"]: row for row in results()}
-    assert all(row.keys() == cli_batch.RESULT_KEYS.keys() for row in rows.values())
+    assert all(row.keys() == documented_keys("A line of results") for row in rows.values())
     assert Path(rows[0]["path"]).is_file()
     assert (rows[0]["points"], rows[0]["error"], rows[0]["resumed"]) == (320, None, False)
     assert (rows[1]["state"], rows[1]["error"], rows[1]["path"]) == ("failed", "TaskFailed", None)
     assert rows[1]["money"] == "The points were given back."
-    told = done.err + Path("clips/results.jsonl").read_text().replace("a-secret", "")
+    message = done.err + Path("clips/results.jsonl").read_text().replace("a-secret", "")
     for secret in ("a secret", "http://", gateway.simulator.api_key):
-        assert secret not in told
+        assert secret not in message
 
 
 def test_the_same_command_again_does_nothing_twice(run: Run, gateway: Elsewhere) -> None:
-    """A finished batch is summed up again: nothing is submitted, no result printed twice."""
+    """A finished batch is only summarized again: nothing is submitted, no result is repeated."""
     run()
     before = results()
     done = run()
@@ -132,8 +134,8 @@ def test_the_same_command_again_does_nothing_twice(run: Run, gateway: Elsewhere)
     assert "\n0 points spent" in done.err
 
 
-def test_a_clip_that_is_gone_is_fetched_again(run: Run, gateway: Elsewhere) -> None:
-    """A file that somebody removed comes back, and is not paid for again."""
+def test_a_removed_clip_is_downloaded_again(run: Run, gateway: Elsewhere) -> None:
+    """A clip whose file was removed is downloaded again, and not paid for again."""
     run()
     Path("clips", clips()[0]).unlink()
     assert run().code == 0
@@ -141,27 +143,27 @@ def test_a_clip_that_is_gone_is_fetched_again(run: Run, gateway: Elsewhere) -> N
 
 
 def test_json_is_one_object(run: Run, gateway: Elsewhere) -> None:
-    """With --json stdout has the summary with the keys of the page, and stderr nothing."""
+    """With --json, stdout is the summary with the documented keys, and stderr is empty."""
     gateway.simulator.script("a secret puppy", then="fail")
     done = run("--json")
-    told = json.loads(done.out)
-    assert told.keys() == cli_batch.SUMMARY_KEYS.keys()
-    assert (told["total"], told["saved"], told["failed"], done.err) == (3, 2, 1, "")
-    assert (told["points"], told["refunded_points"]) == (640, 320)
-    assert told["errors"] == {"TaskFailed": 1}
-    assert told["files"] == ["clips/results.jsonl"]
+    row = json.loads(done.out)
+    assert row.keys() == documented_keys("A batch in JSON")
+    assert (row["total"], row["saved"], row["failed"], done.err) == (3, 2, 1, "")
+    assert (row["points"], row["refunded_points"]) == (640, 320)
+    assert row["errors"] == {"TaskFailed": 1}
+    assert row["files"] == ["clips/results.jsonl"]
 
 
-def test_journal_and_results_go_where_they_are_wanted(run: Run, gateway: Elsewhere) -> None:
-    """With --journal and --results the folder has clips and nothing else."""
+def test_journal_and_results_can_be_elsewhere(run: Run, gateway: Elsewhere) -> None:
+    """With --journal and --results, the folder contains only clips."""
     run("--journal", "run.db", "--results", "run.jsonl")
     assert {path.suffix for path in Path("clips").iterdir()} == {".mp4"}
     assert len(results("run.jsonl")) == 3
     assert Path("run.db").is_file()
 
 
-def test_requests_of_every_kind_may_stand_in_a_file(run: Run, gateway: Elsewhere) -> None:
-    """A .jsonl file gives fields of its own, and its custom_id is in result and file name."""
+def test_a_file_may_contain_requests_with_options(run: Run, gateway: Elsewhere) -> None:
+    """A .jsonl file can set fields; its custom_id is in the result and in the file name."""
     entry = {"prompt": "x", "seconds": 5, "custom_id": "shot 7"}
     Path("shots.jsonl").write_text(json.dumps(entry))
     assert run(file="shots.jsonl").code == 0
@@ -174,30 +176,33 @@ def test_requests_of_every_kind_may_stand_in_a_file(run: Run, gateway: Elsewhere
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
-        (["--in-flight", "0"], "--in-flight is 0"),
-        (["--timeout", "0"], "--timeout is 0"),
-        (["--max-points", "-1"], "--max-points is -1"),
-        (["--results", "prompts.txt"], "'prompts.txt' cannot hold the results (it is something"),
-        (["--results", "no/such.jsonl"], "cannot hold the results (No such file"),
-        (["--results", "other.jsonl"], "it is something else"),
-        (["--results", "one.txt"], "it is something else"),
+        (["--in-flight", "0"], 'Invalid value "0" for --in-flight. Use a number above 0.'),
+        (["--timeout", "0"], "for --timeout. Use a number above 0."),
+        (["--max-points", "-1"], "for --max-points. Use a number above 0."),
+        (
+            ["--results", "prompts.txt"],
+            "'prompts.txt' cannot be the results file (it contains something",
+        ),
+        (["--results", "no/such.jsonl"], "cannot be the results file (No such file"),
+        (["--results", "other.jsonl"], "it contains something else"),
+        (["--results", "one.txt"], "it contains something else"),
         (["--journal", "prompts.txt"], "'prompts.txt' cannot be used"),
         (["--journal", "no/such.db"], "There is no folder 'no'"),
-        (["--simulate", "--base-url", "http://a"], "together with the address"),
+        (["--simulate", "--base-url", "http://a"], "cannot be combined with --base-url"),
         (["--gateway", "nobody"], "no gateway called"),
     ],
 )
 def test_a_wrong_batch_is_one_line_and_costs_nothing(
-    run: Run, gateway: Elsewhere, options: list[str], told: str
+    run: Run, gateway: Elsewhere, options: list[str], message: str
 ) -> None:
-    """It exits with 2, nothing was sent, and no file that was there is changed."""
+    """It exits with 2, nothing is sent, and no existing file is changed."""
     Path("other.jsonl").write_text('{"prompt": "x"}\n')
     Path("one.txt").write_text("a line without its end")
     done = run(*options)
     assert (done.code, done.out) == (2, "")
-    assert told in done.err
+    assert message in done.err
     assert len(done.err.splitlines()) == 1
     assert Path("prompts.txt").read_text() == "\n".join(PROMPTS)
     assert Path("one.txt").read_text() == "a line without its end"
@@ -206,7 +211,7 @@ def test_a_wrong_batch_is_one_line_and_costs_nothing(
 
 
 def test_a_bad_line_is_named_before_anything_is_sent(run: Run, gateway: Elsewhere) -> None:
-    """The last line's fault is found before the first is paid, and no folder is made."""
+    """An error in the last line is found before the first is sent, and no folder is created."""
     Path("shots.jsonl").write_text('{"prompt": "x"}\n{"prompt": "x", "seconds": 0}\n')
     done = run(file="shots.jsonl")
     assert (done.code, done.out) == (2, "")
@@ -215,23 +220,23 @@ def test_a_bad_line_is_named_before_anything_is_sent(run: Run, gateway: Elsewher
     assert gateway.ask(lambda one: one.requests) == ()
 
 
-def test_bad_lines_may_be_passed_over(run: Run, gateway: Elsewhere) -> None:
-    """With --skip-bad each of them is reported once, and the rest is made."""
+def test_bad_lines_can_be_skipped(run: Run, gateway: Elsewhere) -> None:
+    """With --skip-bad, each bad line is reported once, and the others are submitted."""
     Path("shots.jsonl").write_text('{"prompt": "x", "seconds": 0}\n{"prompt": "x"}\nno JSON\n')
     done = run("--skip-bad", file="shots.jsonl")
     assert (done.code, submitted(gateway)) == (0, 1)
-    assert re.findall(r"^passed over: shots.jsonl, line (\d)", done.err, re.MULTILINE) == ["1", "3"]
+    assert re.findall(r"^skipped: shots.jsonl, line (\d)", done.err, re.MULTILINE) == ["1", "3"]
 
 
 def test_an_empty_file_is_a_mistake(run: Run, gateway: Elsewhere) -> None:
-    """A file without entries is an error, not a batch that is done."""
+    """A file without entries is an error, not a finished batch."""
     Path("none.txt").write_text("\n")
     done = run(file="none.txt")
     assert (done.code, "none.txt has no entries" in done.err) == (2, True)
 
 
 def test_two_batches_do_not_share_a_journal(run: Run, gateway: Elsewhere) -> None:
-    """While another has the journal the command ends with 2, in one line, and sends nothing."""
+    """If another process has the journal open, the command exits with 2 and sends nothing."""
     Path("clips").mkdir()
 
     async def meanwhile() -> Outcome:
@@ -257,17 +262,17 @@ def test_two_batches_do_not_share_a_journal(run: Run, gateway: Elsewhere) -> Non
 def test_simulated_and_real_clips_do_not_mix(
     run: Run, gateway: Elsewhere, first: list[str]
 ) -> None:
-    """A folder of the one kind is refused to the other, which would take it for its own."""
+    """A folder with simulated clips is refused for real ones, and the other way round."""
     other = [] if first else ["--simulate"]
     assert run(*first).code == 0
     before = submitted(gateway)
     done = run(*other)
     assert (done.code, submitted(gateway)) == (2, before)
-    assert "The journal is of a " in done.err
+    assert "The journal belongs to a " in done.err
 
 
-def test_a_state_that_is_none_is_told(run: Run) -> None:
-    """A file in the place of the simulated gateway's tasks is named, and kept."""
+def test_a_foreign_state_file_is_an_error(run: Run) -> None:
+    """Another file with the name of the simulated gateway's state is reported and kept."""
     Path("clips").mkdir()
     Path("clips/simulated-gateway.jsonl").write_text("mine")
     done = run("--simulate")
@@ -279,31 +284,28 @@ def test_a_state_that_is_none_is_told(run: Run) -> None:
     "line",
     [
         '{"index": ' + "[" * 100_000,
-        '{"index": 0, "state": "saved", "task_id": 7}',
         '{"index": [], "state": "saved", "task_id": null}',
-        '{"index": "0", "state": "saved", "task_id": null}',
-        '{"index": 0, "state": {}, "task_id": null}',
         '["index", "state", "task_id"]',
         "7",
     ],
 )
-def test_a_line_of_results_that_is_none_is_told(run: Run, gateway: Elsewhere, line: str) -> None:
-    """A file whose lines are deep, or of other types, is named and kept, and nothing is sent."""
+def test_a_foreign_results_file_is_an_error(run: Run, gateway: Elsewhere, line: str) -> None:
+    """A file with other lines is reported and kept, and nothing is sent."""
     Path("odd.jsonl").write_text(f"{line}\n")
     done = run("--results", "odd.jsonl")
     assert (done.code, submitted(gateway)) == (2, 0)
-    assert "'odd.jsonl' cannot hold the results (it is something else)" in done.err
+    assert "'odd.jsonl' cannot be the results file (it contains something else)" in done.err
     assert Path("odd.jsonl").read_text() == f"{line}\n"
 
 
 def named(custom_id: str = "shot") -> Path:
-    """Write a file with one entry, and return where its clip goes."""
+    """Write a file with one entry, and return the path of its clip."""
     Path("shots.jsonl").write_text(json.dumps({"prompt": "x", "custom_id": custom_id}))
     Path("clips").mkdir()
     return Path("clips", f"{custom_id}.mp4")
 
 
-def test_a_file_that_is_there_is_not_replaced_unasked(run: Run, gateway: Elsewhere) -> None:
+def test_an_existing_file_is_not_replaced_by_default(run: Run, gateway: Elsewhere) -> None:
     """The entry is not submitted, a line says why, and --overwrite replaces the file."""
     place = named()
     place.write_bytes(b"mine")
@@ -317,8 +319,8 @@ def test_a_file_that_is_there_is_not_replaced_unasked(run: Run, gateway: Elsewhe
 
 
 @pytest.mark.parametrize("has_state", [True, False])
-def test_a_simulated_batch_that_was_killed_at_once_goes_on(run: Run, has_state: object) -> None:
-    """A journal in which nothing was sent is of no gateway yet, with or without its state."""
+def test_a_simulated_batch_that_was_killed_at_once_continues(run: Run, has_state: object) -> None:
+    """A journal with only planned jobs can be used, with or without a state file."""
     Path("clips").mkdir()
 
     async def begin() -> None:
@@ -333,20 +335,20 @@ def test_a_simulated_batch_that_was_killed_at_once_goes_on(run: Run, has_state: 
     assert (done.code, len(clips())) == (0, 3)
 
 
-def test_results_and_state_are_for_their_owner_alone(run: Run) -> None:
-    """Files that hold prompts, or what they came to, cannot be read by other users."""
+def test_only_the_owner_can_read_results_and_state(run: Run) -> None:
+    """Other users cannot read the results or the state of the simulated gateway."""
     run("--simulate")
     for name in ("results.jsonl", "simulated-gateway.jsonl"):
         assert Path("clips", name).stat().st_mode & 0o777 == 0o600
 
 
-# What can be read only once
+# Standard input and pipes
 
 
 def test_prompts_may_come_from_stdin(
     run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With - each line of stdin is a prompt, and the same lines again are the same jobs."""
+    """With -, each line of stdin is a prompt, and the same lines again are the same jobs."""
     for _ in range(2):
         stdin = io.TextIOWrapper(io.BytesIO("a kitten\n笑\n".encode()), encoding="ascii")
         monkeypatch.setattr(sys, "stdin", stdin)
@@ -357,7 +359,7 @@ def test_prompts_may_come_from_stdin(
 
 @pytest.mark.parametrize("name", ["pipe", "pipe.jsonl"])
 def test_a_pipe_is_read_once(run: Run, gateway: Elsewhere, name: str) -> None:
-    """What a FIFO gives is copied first, since its entries are read twice."""
+    """A FIFO is copied first, since its entries are read twice."""
     os.mkfifo(name)
     text = '{"prompt": "a kitten"}\n' if name.endswith("jsonl") else "a kitten\n"
     writer = threading.Thread(target=Path(name).write_text, args=[text])
@@ -370,7 +372,7 @@ def test_a_pipe_is_read_once(run: Run, gateway: Elsewhere, name: str) -> None:
 def test_ctrl_c_ends_a_read_from_stdin(
     run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With nothing submitted yet the command ends at once with 130."""
+    """If nothing was submitted yet, the command exits at once with 130."""
 
     class Pressed:
         def read(self, _size: int) -> bytes:
@@ -382,23 +384,33 @@ def test_ctrl_c_ends_a_read_from_stdin(
     assert submitted(gateway) == 0
 
 
+def test_a_missing_stdin_is_an_error(
+    run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process without a stdin exits with 2 and one line."""
+    monkeypatch.setattr(sys, "stdin", None)
+    done = run(file="-")
+    (line,) = done.err.splitlines()
+    assert (done.code, done.out, "'-' cannot be read" in line) == (2, "", True)
+
+
 # What goes wrong after that
 
 
-def test_a_failed_task_is_1_and_may_be_tried_again(run: Run, gateway: Elsewhere) -> None:
-    """A failure is counted with its name; only --retry-failed pays for another try."""
+def test_a_failed_task_is_1_and_can_be_retried(run: Run, gateway: Elsewhere) -> None:
+    """A failure is counted with its name; only --retry-failed submits it again."""
     gateway.simulator.script(then="fail")
     done = run("--in-flight", "1")
     assert (done.code, len(clips())) == (1, 2)
-    assert "1 failed (1 TaskFailed). With --retry-failed they are submitted anew." in done.err
-    assert "640 points spent, 320 given back" in done.err
+    assert "1 failed (1 TaskFailed). Add --retry-failed to submit them again." in done.err
+    assert "640 points spent, 320 refunded" in done.err
     assert (run().code, submitted(gateway)) == (1, 3)
     assert (run("--retry-failed").code, submitted(gateway)) == (0, 4)
     assert states() == dict.fromkeys(range(3), "saved")
 
 
 def test_in_doubt_is_3_and_is_never_sent_again(run: Run, gateway: Elsewhere) -> None:
-    """One without an answer wins over one that failed, and the next run reports it as it is."""
+    """A job in doubt outweighs a failed one, and the next run reports it again."""
     gateway.simulator.script("a secret puppy", then="fail")
     gateway.simulator.fault("submit", faults.drop_after_accepting())
     for _ in range(2):
@@ -410,12 +422,12 @@ def test_in_doubt_is_3_and_is_never_sent_again(run: Run, gateway: Elsewhere) -> 
     assert [row["state"] for row in results()] == ["in_doubt", "failed", "saved"]
 
 
-def test_a_timeout_is_4_and_is_gone_on_with(run: Run, gateway: Elsewhere) -> None:
-    """A task that takes longer is fetched by the same command, and not paid for again."""
+def test_a_timeout_is_4_and_can_be_continued(run: Run, gateway: Elsewhere) -> None:
+    """A task that takes longer is saved by the next run, and not paid for again."""
     gateway.simulator.script("a secret puppy", takes=4000)
     done = run("--timeout", "1.5")
     assert done.code == 4
-    assert "1 timed out: their tasks go on (1 WaitTimeout)" in done.err
+    assert "1 timed out, and their tasks continue (1 WaitTimeout)" in done.err
     assert (run().code, submitted(gateway)) == (0, 3)
     last = results()[-1]
     assert (last["state"], last["resumed"], len(results())) == ("saved", True, 4)
@@ -428,10 +440,10 @@ def test_a_timeout_is_4_and_is_gone_on_with(run: Run, gateway: Elsewhere) -> Non
         ("download", faults.server_error(503), "unfinished"),
     ],
 )
-def test_trouble_of_the_gateway_is_5(
+def test_an_error_of_the_gateway_is_5(
     run: Run, gateway: Elsewhere, where: Any, fault: Fault, word: str
 ) -> None:
-    """A refusal and a lost download differ: the one is free, the other paid."""
+    """A refused job and a failed download have different states: only one is paid for."""
     gateway.simulator.fault(where, fault, times=None)
     assert run().code == 5
     assert set(states().values()) == {word}
@@ -444,28 +456,28 @@ def test_trouble_of_the_gateway_is_5(
         (faults.error(401, code="invalid_api_key"), "Unauthorized"),
     ],
 )
-def test_a_dead_key_ends_the_submitting(
+def test_a_refused_key_stops_submitting(
     run: Run, gateway: Elsewhere, fault: Fault, name: str
 ) -> None:
-    """One entry is refused and the rest left; the same command submits them all later."""
+    """After one refusal, nothing more is submitted; the same command later submits all."""
     gateway.simulator.fault("submit", fault, times=1)
     done = run("--in-flight", "1")
     assert (done.code, states()) == (5, {0: "refused"})
-    assert f"2 were not begun ({name}). The same command goes on with them." in done.err
+    assert f"2 were not started ({name}). Run the same command again to continue." in done.err
     assert (run().code, submitted(gateway)) == (0, 3)
 
 
 def test_max_points_ends_a_batch_early(run: Run, gateway: Elsewhere) -> None:
-    """Once so much is spent the rest is left for another day, with exit code 1."""
+    """Once the points are spent, nothing more is submitted, and the exit code is 1."""
     done = run("--max-points", "400")
     assert (done.code, submitted(gateway)) == (1, 1)
-    assert "2 were not begun (--max-points is reached)." in done.err
+    assert "2 were not started (--max-points was reached)." in done.err
 
 
 def test_a_file_that_changes_ends_a_batch_with_5(
     run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trouble after something was paid is no wrong command, and says what goes on."""
+    """An error after something was paid is not exit code 2, and says what continues."""
 
     def changed(path: Path, *, skip_bad: object) -> Iterator[Any]:
         yield from list(read_items(path))[:1]
@@ -476,7 +488,7 @@ def test_a_file_that_changes_ends_a_batch_with_5(
     done = run()
     assert done.code == 5
     assert "The file changed." in done.err
-    assert "What was submitted before goes on; so does the same command." in done.err
+    assert "Tasks that were submitted continue. Run the same command again to continue." in done.err
 
 
 # Results
@@ -496,28 +508,28 @@ class FullDisk:
 
 
 @pytest.mark.parametrize(
-    ("writes", "told"), [(7, "the disk is full"), (-1, "No space left on device")]
+    ("writes", "message"), [(7, "the disk is full"), (-1, "No space left on device")]
 )
 def test_a_full_disk_does_not_end_a_batch(
-    run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch, writes: int, told: str
+    run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch, writes: int, message: str
 ) -> None:
     """
-    Results that cannot be written are reported, and the clips are made.
+    Results that cannot be written are reported, and the clips are saved.
 
-    The ids are shown, since such a disk may not have let the journal write them either.
+    The ids are shown, since a full disk may have failed the journal, too.
     """
     opened = cli_batch.Results(FullDisk(writes), {})  # type: ignore[arg-type]
     monkeypatch.setattr(cli_batch.Results, "open", lambda path: opened)
     done = run()
     assert (done.code, len(clips())) == (0, 3)
-    assert f"The results are not all in their file ({told})." in done.err
+    assert f"Some results could not be written to their file ({message})." in done.err
     ids = {task.task_id for task in gateway.ask(lambda one: one.tasks)}
     assert set(re.findall(r"^entry [123]: task (\S+)$", done.err, re.MULTILINE)) == ids
 
 
 @pytest.mark.parametrize("torn", ['{"ind', '{"index": 2, "state": "sav'])
-def test_a_torn_result_is_taken_away(run: Run, gateway: Elsewhere, torn: str) -> None:
-    """What a crash left of a line is replaced by the whole line."""
+def test_a_truncated_result_is_replaced(run: Run, gateway: Elsewhere, torn: str) -> None:
+    """A line that a crash truncated is replaced by the complete line."""
     run()
     path = Path("clips/results.jsonl")
     whole = path.read_text()
@@ -532,8 +544,8 @@ def test_a_torn_result_is_taken_away(run: Run, gateway: Elsewhere, torn: str) ->
 # Stopping
 
 
-def test_ctrl_c_lets_submits_land(run: Run, gateway: Elsewhere) -> None:
-    """What was in flight is in the journal, and the same command fetches it and pays no more."""
+def test_ctrl_c_waits_for_submissions_in_flight(run: Run, gateway: Elsewhere) -> None:
+    """Their ids are in the journal, and the next run saves their clips without paying again."""
     held, let_go = threading.Event(), threading.Event()
 
     def hold(_body: object) -> bool:
@@ -545,7 +557,7 @@ def test_ctrl_c_lets_submits_land(run: Run, gateway: Elsewhere) -> None:
 
     def say_and_let_go(screen: cli_batch.Lines, text: str) -> None:
         say(screen, text)
-        if text.startswith("Waiting for the answers"):
+        if text.startswith("Waiting for the responses"):
             let_go.set()
 
     with pytest.MonkeyPatch.context() as patch, pressed(held.is_set):
@@ -553,50 +565,50 @@ def test_ctrl_c_lets_submits_land(run: Run, gateway: Elsewhere) -> None:
         done = run("--in-flight", "2")
     assert (done.code, done.out) == (130, "")
     waiting, stopped = done.err.splitlines()[-2:]
-    assert waiting.startswith("Waiting for the answers")
-    assert re.match(r"Stopped\. \d tasks go on, and the journal has their ids\.", stopped)
+    assert waiting.startswith("Waiting for the responses")
+    assert re.match(r"Stopped\. \d tasks continue, and the journal has their ids\.", stopped)
     assert (run().code, submitted(gateway), len(clips())) == (0, 3, 3)
 
 
-def test_ctrl_c_while_all_is_waiting_says_how_to_go_on(run: Run, gateway: Elsewhere) -> None:
-    """With nothing in flight the end comes at once, and every task is kept."""
+def test_ctrl_c_while_waiting_says_how_to_continue(run: Run, gateway: Elsewhere) -> None:
+    """With no submission in flight, the command ends at once, and every task is kept."""
     gateway.simulator.script(lambda body: True, takes=600)
     with pressed(lambda: submitted(gateway) == 3):
         done = run()
     assert done.code == 130
-    assert done.err.splitlines()[-1].endswith("Continue with the same command.")
+    assert done.err.splitlines()[-1].endswith("Run the same command again to continue.")
     assert (run().code, submitted(gateway), len(clips())) == (0, 3, 3)
 
 
-def test_ctrl_c_tells_of_doubts(run: Run, gateway: Elsewhere) -> None:
-    """A submission that nobody knows the fate of is not passed over in silence."""
+def test_ctrl_c_reports_jobs_in_doubt(run: Run, gateway: Elsewhere) -> None:
+    """The last line counts the jobs in doubt."""
     gateway.simulator.fault("submit", faults.drop_after_accepting())
     gateway.simulator.script(lambda body: True, takes=EVER)
     with pressed(lambda: begun() and submitted(gateway) == 3):
         done = run("--in-flight", "2")
     assert done.code == 130
-    assert " 1 in doubt. Continue" in done.err.splitlines()[-1]
+    assert " 1 in doubt. Run" in done.err.splitlines()[-1]
 
 
 def begun() -> bool:
-    """Return whether a batch has had its first outcome."""
+    """Return whether a batch has written its first outcome."""
     path = Path("clips/results.jsonl")
     return path.exists() and path.stat().st_size > 0
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Come back when it holds."""
+    """Return once *condition* is true."""
     while not condition():
         time.sleep(0.005)
 
 
 def many_prompts() -> None:
-    """Write a file of prompts that takes a while."""
+    """Write a file with many prompts."""
     Path("prompts.txt").write_text("".join(f"take {number}\n" for number in range(20)))
 
 
-def test_a_killed_simulated_batch_goes_on(run: Run) -> None:
-    """`kill -9` in the middle loses no clip and pays none twice, and the gateway survives, too."""
+def test_a_killed_simulated_batch_continues(run: Run) -> None:
+    """After `kill -9`, no clip is lost or paid for twice; the simulated gateway continues, too."""
     many_prompts()
     command = ["batch", "prompts.txt", "--out", "clips", "--simulate", "--in-flight", "5"]
     with start(*command) as process:
@@ -612,34 +624,34 @@ def test_a_killed_simulated_batch_goes_on(run: Run) -> None:
 
 
 def test_ctrl_c_ends_the_process_with_130(gateway: Elsewhere, run: Run) -> None:
-    """SIGINT ends a batch in order; the same command brings the rest."""
+    """SIGINT ends a batch cleanly; the same command saves the rest."""
     many_prompts()
     with start("batch", "prompts.txt", "--out", "clips", "--in-flight", "3") as process:
         until(begun)
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate()
+        _, message = process.communicate()
     assert process.returncode == 130
-    assert "Continue with the same command." in told
-    assert "Traceback" not in told
+    assert "Run the same command again to continue." in message
+    assert "Traceback" not in message
     assert (run().code, len(clips()), submitted(gateway)) == (0, 20, 20)
 
 
 def test_the_second_ctrl_c_ends_the_process_at_once(gateway: Elsewhere) -> None:
-    """A second Ctrl-C ends the wait for answers."""
+    """A second Ctrl-C ends the wait for responses."""
     gateway.simulator.fault("submit", faults.Hang(), times=None)
     with start("batch", "prompts.txt", "--out", "clips") as process:
         assert process.stderr
         until(lambda: gateway.saw("submit"))
         process.send_signal(signal.SIGINT)
-        while not process.stderr.readline().startswith("Waiting for the answers"):
+        while not process.stderr.readline().startswith("Waiting for the responses"):
             pass
         process.send_signal(signal.SIGINT)
         assert process.stderr.read() == ""
     assert process.returncode == 130
 
 
-def test_pipes_that_close_end_no_batch(gateway: Elsewhere) -> None:
-    """With both readers gone every clip is still saved."""
+def test_closed_pipes_do_not_end_a_batch(gateway: Elsewhere) -> None:
+    """With both pipes closed, every clip is still saved."""
     with start("batch", "prompts.txt", "--out", "clips") as process:
         assert process.stderr
         assert process.stdout
@@ -654,7 +666,7 @@ def test_pipes_that_close_end_no_batch(gateway: Elsewhere) -> None:
 
 @pytest.mark.parametrize("columns", ["40", "80"])
 def test_a_terminal_gets_a_board(run: Run, gateway: Elsewhere, columns: str) -> None:
-    """The counts move in place, fit the width, and are gone in the end."""
+    """The counts change in place, fit the width, and are removed at the end."""
     gateway.simulator.script("a secret puppy", takes=700)
     with on_a_terminal(COLUMNS=columns) as terminal:
         assert run().code == 0
@@ -668,42 +680,41 @@ def test_a_terminal_gets_a_board(run: Run, gateway: Elsewhere, columns: str) -> 
     assert max(map(len, moving)) <= int(columns)
 
 
-async def test_a_board_tells_of_trouble_until_it_is_over() -> None:
-    """What stands in the way is named, and no longer once something goes well."""
-    tally, told = cli_batch.Tally(5), []
+async def test_the_progress_shows_errors_until_a_request_succeeds() -> None:
+    """The latest error is shown until the next successful request."""
+    counts, message = tally.Tally(5), []
 
-    class Ear(cli_batch.Lines):
+    class Recorder(cli_batch.Lines):
         def info(self, text: str) -> None:
-            told.append(text)
+            message.append(text)
 
-    tally.watch(hooks.RetryScheduled("generate", 1, 0.1, "RateLimited"))
-    tally.show(Ear(), 1)
-    tally.watch(hooks.TaskSubmitted("1", "generate", 0.1))
-    tally.watch(hooks.DownloadFinished("1", 1))
-    tally.add(errors.TaskFailed("a", "b", "c"), "1", 320, refunded=True)
-    tally.show(Ear(), 1)
-    assert told == [
-        "0 of 5, 1 running, 4 left, RateLimited, trying again",
+    counts.watch(hooks.RetryScheduled("generate", 1, 0.1, "RateLimited"))
+    counts.show(Recorder(), 1)
+    counts.watch(hooks.TaskSubmitted("1", "generate", 0.1))
+    counts.watch(hooks.DownloadFinished("1", 1))
+    counts.add(errors.TaskFailed("a", "b", "c"), "1", 320, refunded=True)
+    counts.show(Recorder(), 1)
+    assert message == [
+        "0 of 5, 1 running, 4 left, RateLimited, retrying",
         "1 of 5, 1 running, 3 left, 1 failed, 0:00:00 left",
     ]
 
 
-async def test_what_earlier_runs_did_says_nothing_about_the_time() -> None:
-    """The time that is left is known once this run has done something itself."""
-    tally = cli_batch.Tally(3)
-    tally.add(None, "1", None, is_old=True)
-    assert tally.seconds_left() is None
-    tally.add(None, "2", None)
-    left = tally.seconds_left()
+async def test_jobs_of_earlier_runs_do_not_affect_the_time_left() -> None:
+    """The time left is unknown until this run has finished a job."""
+    counts = tally.Tally(3)
+    counts.add(None, "1", None, is_old=True)
+    assert counts.seconds_left() is None
+    counts.add(None, "2", None)
+    left = counts.seconds_left()
     assert left is not None
-    assert 0 <= left <= tally.seconds
+    assert 0 <= left <= counts.seconds
 
 
-def test_every_word_is_documented_and_has_a_code() -> None:
-    """Whatever a job ends with has a word in the tables, and all but one lead to a code."""
+def test_every_error_has_a_state_with_an_exit_code() -> None:
+    """Every error leads to a state that determines the exit code."""
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     for kind in kinds:
         if issubclass(kind, errors.RunwayError):
             for task_id in (None, "task"):
-                assert cli_batch.word_of(kind("a", "b", "c"), task_id) in cli_batch.CODE_OF
-    assert {"saved", *cli_batch.CODE_OF} == cli_batch.STATES.keys()
+                assert tally.state_of(kind("a", "b", "c"), task_id) in tally.ENDINGS

@@ -1,4 +1,4 @@
-"""The commands that read and mend journals, in this process."""
+"""The commands for journals, in this process."""
 
 import asyncio
 import contextlib
@@ -18,6 +18,7 @@ from support.clients import QUICK_POLLS
 from support.commands import (
     Elsewhere,
     Run,
+    documented_keys,
     gateway_elsewhere,
     is_clip,
     pressed,
@@ -31,6 +32,7 @@ import fuhu_runway
 from fuhu_runway import Client, errors
 from fuhu_runway.cli import batch as cli_batch
 from fuhu_runway.cli import journal as cli_journal
+from fuhu_runway.cli import options
 from fuhu_runway.journal import Job, JobState, Journal, Plan
 from fuhu_runway.testing import faults
 
@@ -45,7 +47,7 @@ def _quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Set up an empty folder with a file of prompts, and no pauses."""
     settle_in(tmp_path, monkeypatch)
     monkeypatch.setattr(cli_batch, "SIMULATED_SPEED", 1000.0)
-    monkeypatch.setattr(cli_batch, "SIMULATED_POLLING", QUICK_POLLS)
+    monkeypatch.setattr(options, "SIMULATED_POLLING", QUICK_POLLS)
     Path("prompts.txt").write_text(f"{PROMPT}\n{PROMPT}\nanother\n")
     Path("clips").mkdir()
 
@@ -58,13 +60,13 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
-    """A gateway that the environment leads to; its tasks take a twentieth of a second."""
+    """A gateway that the environment variables point to; its tasks take 50 ms."""
     with gateway_elsewhere(monkeypatch, speed=1000, takes=50) as elsewhere:
         yield elsewhere
 
 
 def write_down(*steps: JobState, key: str = f"{MARK}:1", **changes: Any) -> None:
-    """Add a job to the journal that went these steps."""
+    """Add a job to the journal that has taken these steps."""
 
     async def write() -> None:
         journal = Journal(PATH)
@@ -80,7 +82,7 @@ def write_down(*steps: JobState, key: str = f"{MARK}:1", **changes: Any) -> None
 
 
 def known() -> list[Job]:
-    """Return all that the journal knows."""
+    """Return all jobs in the journal."""
 
     async def read() -> list[Job]:
         journal = Journal(PATH)
@@ -98,7 +100,7 @@ def doubt(**options: Any) -> None:
 
 
 def submitted(gateway: Elsewhere) -> int:
-    """Return how many tasks were paid for."""
+    """Return how many tasks were submitted."""
     count: int = gateway.ask(lambda one: one.submitted)
     return count
 
@@ -107,7 +109,7 @@ def submitted(gateway: Elsewhere) -> int:
 
 
 def test_jobs_shows_a_row_for_each(run: Run, gateway: Elsewhere) -> None:
-    """Key, state, points, time and task are a line, and equal requests stay apart."""
+    """Each job is a line with key, state, points, time and task; equal requests differ."""
     run(*BATCH)
     done = run("jobs", PATH)
     head, *rows, counts = done.out.splitlines()
@@ -120,8 +122,8 @@ def test_jobs_shows_a_row_for_each(run: Run, gateway: Elsewhere) -> None:
     assert PROMPT not in done.out
 
 
-def test_jobs_tells_what_to_do_about_doubts(run: Run) -> None:
-    """Each way out is printed as a command, with the journal's own path in it."""
+def test_jobs_says_what_to_do_about_doubts(run: Run) -> None:
+    """Each possible decision is printed as a command, with the path of the journal."""
     doubt()
     write_down(JobState.SUBMITTING, key="id:shot 7")
     done = run("jobs", PATH)
@@ -132,19 +134,22 @@ def test_jobs_tells_what_to_do_about_doubts(run: Run) -> None:
 
 
 def test_jobs_shows_the_task_of_a_doubt(run: Run) -> None:
-    """A job in doubt whose answer named a task shows it, and the short way to settle it."""
+    """If the response of a job in doubt named a task, the row shows it, and --found is offered."""
     doubt(task_id="t-1")
     write_down(JobState.SUBMITTING, key="id:shot 7")
     done = run("jobs", PATH)
     assert re.search(r"^0123456789 +in doubt .* t-1 NoReply$", done.out, re.MULTILINE)
-    assert f"It is the task that its row shows: fuhu-runway resolve {PATH} KEY --found" in done.err
+    assert (
+        f"If the task in the row is the right one: fuhu-runway resolve {PATH} KEY --found"
+        in done.err
+    )
     assert f"fuhu-runway resolve {PATH} KEY --task-id ID" in done.err
     (row, _) = json.loads(run("jobs", PATH, "--json").out)["jobs"]
     assert (row["state"], row["task_id"]) == ("in doubt", "t-1")
 
 
 def test_jobs_without_a_named_task_do_not_offer_one(run: Run) -> None:
-    """The short way is shown only if a row has a task."""
+    """--found is offered only if a row has a task."""
     doubt()
     assert "--found" not in run("jobs", PATH).err
 
@@ -156,8 +161,8 @@ def overwrite(setting: str) -> None:
 
 
 @pytest.mark.parametrize("at", ["1e300", "9e999", "-1e300", "-1", "32500000001"])
-def test_an_impossible_instant_is_shown_as_unknown(run: Run, at: str) -> None:
-    """A damaged journal can be read, and the instants that can be are shown."""
+def test_an_impossible_time_is_shown_as_unknown(run: Run, at: str) -> None:
+    """A journal with impossible times can be read, and the valid times are shown."""
     doubt()
     overwrite(f"planned_at = {at}, submitted_at = {at}, accepted_at = {at}")
     done = run("jobs", PATH)
@@ -169,8 +174,8 @@ def test_an_impossible_instant_is_shown_as_unknown(run: Run, at: str) -> None:
     assert row["submitted_at"] == "2999-11-19T09:46:40+00:00"
 
 
-def test_a_state_that_is_none_is_an_error(run: Run) -> None:
-    """A damaged word is named, and nothing is shown in its place."""
+def test_an_unknown_state_is_an_error(run: Run) -> None:
+    """An unknown state in the journal is named in the error."""
     doubt()
     overwrite("state = 'lost'")
     done = run("jobs", PATH)
@@ -178,12 +183,12 @@ def test_a_state_that_is_none_is_an_error(run: Run) -> None:
     assert "the state of a job is 'lost'" in done.err
 
 
-# jobs that may only be read
+# Read-only journals
 
 
 @contextlib.contextmanager
 def read_only(*paths: str) -> Iterator[None]:
-    """Take away what it takes to write, also from root."""
+    """Remove the permission to write, even for root."""
     is_root = os.geteuid() == 0
     for path in paths:
         Path(path).chmod(0o555)
@@ -200,7 +205,7 @@ def read_only(*paths: str) -> Iterator[None]:
 
 @pytest.fixture
 def open_place(tmp_path: Path) -> Iterator[Path]:
-    """Return a folder that each user can enter, and be in it."""
+    """Use a folder that every user can enter."""
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
@@ -214,8 +219,8 @@ def open_place(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
 @pytest.mark.parametrize("paths", [["clips", PATH], ["clips"], [PATH]])
 @pytest.mark.usefixtures("open_place")
-def test_jobs_shows_what_may_only_be_read(run: Run, paths: list[str]) -> None:
-    """On a read-only disk a closed journal is shown, and nothing is left beside it."""
+def test_jobs_shows_a_read_only_journal(run: Run, paths: list[str]) -> None:
+    """A closed journal on a read-only disk is shown, and no file is left beside it."""
     doubt()
     Path(PATH).chmod(0o644)
     with read_only(*paths):
@@ -259,7 +264,7 @@ def left_open() -> Iterator["subprocess.Popen[str]"]:
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
 @pytest.mark.usefixtures("open_place")
 def test_jobs_shows_what_a_crash_left_on_a_read_only_disk(run: Run) -> None:
-    """The log is read as well; without it the file alone is refused."""
+    """The write-ahead log is read, too; the file without its log is refused."""
     with left_open() as process:
         process.kill()
     for name in (PATH, f"{PATH}-wal"):
@@ -276,7 +281,7 @@ def test_jobs_shows_what_a_crash_left_on_a_read_only_disk(run: Run) -> None:
 
 @pytest.mark.usefixtures("open_place")
 def test_jobs_is_refused_while_a_batch_runs(run: Run) -> None:
-    """Another process has it, on a read-only disk as well: that is said, and nothing is shown."""
+    """If another process has the journal open, that is the error, also on a read-only disk."""
     with left_open() as process:
         for paths in ([], ["clips", PATH]):
             with read_only(*paths) if paths else contextlib.nullcontext():
@@ -288,8 +293,8 @@ def test_jobs_is_refused_while_a_batch_runs(run: Run) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
 @pytest.mark.usefixtures("open_place")
-def test_what_may_not_be_read_is_an_error(run: Run) -> None:
-    """A journal of another user that is not shared cannot be shown."""
+def test_an_unreadable_journal_is_an_error(run: Run) -> None:
+    """A private journal of another user cannot be shown."""
     doubt()
     Path(PATH).chmod(0o600)
     with read_only("clips"):
@@ -298,9 +303,8 @@ def test_what_may_not_be_read_is_an_error(run: Run) -> None:
     assert "'journal.db' cannot be used" in done.err
 
 
-def test_what_is_no_journal_is_not_copied(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A film given by mistake is refused as it is, however large it may be."""
-    monkeypatch.setattr(cli_journal, "TemporaryDirectory", None)
+def test_another_file_is_an_error(run: Run) -> None:
+    """A video given by mistake is refused."""
     Path(PATH).write_bytes(b"film" * 1000)
     done = run("jobs", PATH)
     assert (done.code not in {0, 70}, done.out) == (True, "")
@@ -308,15 +312,15 @@ def test_what_is_no_journal_is_not_copied(run: Run, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("at", ["1e300", "-1e300", "9e999", "-9e999"])
-def test_impossible_instants_cost_no_clip(run: Run, gateway: Elsewhere, at: str) -> None:
-    """A paid clip is fetched whatever a damaged journal says of when it was paid for."""
+def test_impossible_times_lose_no_clip(run: Run, gateway: Elsewhere, at: str) -> None:
+    """A paid clip is saved even if the times in a damaged journal are impossible."""
     leave_open(run, gateway)
     overwrite(f"planned_at = {at}, submitted_at = {at}, accepted_at = {at}")
     assert run("resume", PATH, "--out", "found").code == 0
 
 
-def test_jobs_may_be_chosen_by_state(run: Run) -> None:
-    """One state or several pick their rows; the counts are of all."""
+def test_jobs_can_be_filtered_by_state(run: Run) -> None:
+    """--state selects rows, and can be repeated; the counts include all jobs."""
     doubt()
     write_down(key="id:shot 7")
     write_down(
@@ -336,13 +340,13 @@ def test_jobs_may_be_chosen_by_state(run: Run) -> None:
 
 
 def test_jobs_in_json(run: Run) -> None:
-    """One object has the counts and every job with the keys of the page, times in ISO 8601."""
+    """One object has the counts, and every job with the documented keys and ISO 8601 times."""
     doubt()
     done = run("jobs", PATH, "--json")
-    told = json.loads(done.out)
-    (row,) = told["jobs"]
-    assert (told["counts"], done.err) == ({"in doubt": 1}, "")
-    assert row.keys() == cli_journal.JOB_KEYS.keys()
+    shown = json.loads(done.out)
+    (row,) = shown["jobs"]
+    assert (shown["counts"], done.err) == ({"in doubt": 1}, "")
+    assert row.keys() == documented_keys("A job in JSON")
     assert (row["state"], row["submitted_at"]) == ("in doubt", "1970-01-01T00:00:02+00:00")
 
 
@@ -361,30 +365,30 @@ def test_an_empty_journal_has_no_jobs(run: Run) -> None:
         ["forget", "no.db", "k"],
     ],
 )
-def test_a_journal_that_is_not_there_is_not_made(run: Run, tokens: list[str]) -> None:
-    """A wrong path is exit code 2, and stays empty."""
+def test_a_missing_journal_is_not_created(run: Run, tokens: list[str]) -> None:
+    """A wrong path exits with 2, and no file is created."""
     done = run(*tokens)
     assert (done.code, done.out) == (2, "")
-    assert "There is no journal 'no.db'" in done.err
+    assert 'Invalid value "no.db" for JOURNAL. There is no such file.' in done.err
     assert not Path("no.db").exists()
 
 
 # resume
 
 
-def test_one_bad_row_costs_no_other_clip(run: Run, gateway: Elsewhere) -> None:
-    """A row that no task can be made of is one that is unfinished; the others are fetched."""
+def test_one_bad_row_loses_no_other_clip(run: Run, gateway: Elsewhere) -> None:
+    """A row without a task id counts as unfinished; the other clips are saved."""
     leave_open(run, gateway)
     write_down(JobState.SUBMITTING, JobState.ACCEPTED, key="id:broken")
     done = run("resume", PATH, "--out", "found")
     assert (done.code, len(done.out.split())) == (5, 3)
-    assert "1 paid for and not fetched (1 UsageError)." in done.err
+    assert "1 paid for but not saved (1 UsageError)." in done.err
 
 
-def test_an_error_of_another_kind_costs_no_other_clip(
+def test_a_bug_loses_no_other_clip(
     run: Run, gateway: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A defect while one clip is fetched is reported as the end of that clip."""
+    """An unexpected error while saving one clip is reported for that clip."""
     leave_open(run, gateway)
     attach, broken = Client.attach, iter([ZeroDivisionError])
 
@@ -396,11 +400,11 @@ def test_an_error_of_another_kind_costs_no_other_clip(
     monkeypatch.setattr(Client, "attach", attach_or_break)
     done = run("resume", PATH, "--out", "found")
     assert (done.code, len(done.out.split())) == (5, 2)
-    assert "1 paid for and not fetched (1 ZeroDivisionError)." in done.err
+    assert "1 paid for but not saved (1 ZeroDivisionError)." in done.err
 
 
 def test_two_jobs_with_one_task_are_one_clip(run: Run, gateway: Elsewhere) -> None:
-    """A clip whose id two submits were answered with is fetched once, and saved for both."""
+    """If two jobs have the same task id, its clip is saved once, for both."""
     leave_open(run, gateway)
     shared = known()[0].task_id
     write_down(JobState.SUBMITTING, JobState.ACCEPTED, key="id:twin", task_id=shared)
@@ -411,14 +415,14 @@ def test_two_jobs_with_one_task_are_one_clip(run: Run, gateway: Elsewhere) -> No
 
 
 def leave_open(run: Run, gateway: Elsewhere, failing: str = "none") -> None:
-    """Run a batch whose tasks do not end before it does."""
+    """Run a batch that times out before its tasks end."""
     gateway.simulator.script(lambda body: True, takes=600)
     gateway.simulator.script(failing, then="fail", takes=600)
     assert run(*BATCH, "--timeout", "0.01").code == 4
 
 
-def test_resume_fetches_what_is_paid_for(run: Run, gateway: Elsewhere) -> None:
-    """Without the prompts each task comes to a file of its name, and nothing is submitted."""
+def test_resume_saves_what_is_paid_for(run: Run, gateway: Elsewhere) -> None:
+    """Without the prompts, each clip is saved under its task id, and nothing is submitted."""
     leave_open(run, gateway)
     Path("prompts.txt").unlink()
     done = run("resume", PATH, "--out", "found")
@@ -431,52 +435,52 @@ def test_resume_fetches_what_is_paid_for(run: Run, gateway: Elsewhere) -> None:
 
 
 def test_resume_in_json(run: Run, gateway: Elsewhere) -> None:
-    """With --json stdout is one object, with the files in it."""
+    """With --json, stdout is one object that lists the files."""
     leave_open(run, gateway)
-    told = json.loads(run("resume", PATH, "--out", "found", "--json").out)
-    assert told.keys() == cli_batch.SUMMARY_KEYS.keys()
-    assert len(told["files"]) == told["saved"] == 3
+    row = json.loads(run("resume", PATH, "--out", "found", "--json").out)
+    assert row.keys() == documented_keys("A batch in JSON")
+    assert len(row["files"]) == row["saved"] == 3
 
 
 def test_resume_counts_what_failed(run: Run, gateway: Elsewhere) -> None:
-    """A task that failed meanwhile is exit code 1, with its points."""
+    """A task that failed meanwhile exits with 1, and its points are counted."""
     leave_open(run, gateway, failing="another")
     done = run("resume", PATH, "--out", "found")
     assert (done.code, len(done.out.split())) == (1, 2)
     assert "1 failed (1 TaskFailed)." in done.err
-    assert "640 points spent, 320 given back" in done.err
+    assert "640 points spent, 320 refunded" in done.err
 
 
-def test_resume_tells_what_it_cannot_fetch(run: Run, gateway: Elsewhere) -> None:
-    """A task that the gateway does not know is unfinished: exit code 5, and it stays accepted."""
+def test_resume_reports_what_it_cannot_save(run: Run, gateway: Elsewhere) -> None:
+    """A task that the gateway does not know exits with 5, and its job stays accepted."""
     write_down(JobState.SUBMITTING, JobState.ACCEPTED, task_id="no-such-task")
     done = run("resume", PATH, "--out", "found")
     assert (done.code, done.out.strip()) == (5, "")
-    assert "1 paid for and not fetched (1 NotFound)." in done.err
+    assert "1 paid for but not saved (1 NotFound)." in done.err
     assert known()[0].state is JobState.ACCEPTED
 
 
 def test_resume_with_nothing_to_do(run: Run, gateway: Elsewhere) -> None:
-    """A journal without open tasks is no mistake."""
+    """A journal without unfinished tasks is not an error."""
     doubt()
     done = run("resume", PATH, "--out", "found")
-    assert (done.code, done.out, done.err) == (0, "", "There is nothing to fetch.\n")
+    assert (done.code, done.out, done.err) == (0, "", "There is nothing to save.\n")
 
 
-def test_resume_may_be_stopped(run: Run, gateway: Elsewhere) -> None:
-    """Ctrl-C leaves the tasks as they are, and the same command goes on."""
+def test_resume_can_be_stopped(run: Run, gateway: Elsewhere) -> None:
+    """After Ctrl-C, the same command continues."""
     leave_open(run, gateway)
     gateway.simulator.fault("feed", faults.Hang())
     polls = len(gateway.ask(lambda one: one.requests))
     with pressed(lambda: len(gateway.ask(lambda one: one.requests)) > polls):
         done = run("resume", PATH, "--out", "found")
     assert (done.code, done.out) == (130, "")
-    assert done.err.splitlines()[-1].endswith("Continue with the same command.")
+    assert done.err.splitlines()[-1].endswith("Run the same command again to continue.")
     assert run("resume", PATH, "--out", "found").code == 0
 
 
-def test_simulated_journals_can_be_tried_as_well(run: Run) -> None:
-    """With --simulate the gateway comes back with its tasks, and they are fetched."""
+def test_resume_works_with_a_simulated_gateway(run: Run) -> None:
+    """With --simulate, the simulated gateway restores its tasks, and their clips are saved."""
     assert run(*BATCH, "--simulate", "--timeout", "0.001").code == 4
     assert run("resume", PATH, "--out", "found").code == 2
     done = run("resume", PATH, "--out", "found", "--simulate")
@@ -487,32 +491,32 @@ def test_simulated_journals_can_be_tried_as_well(run: Run) -> None:
 
 
 def test_a_doubt_becomes_a_task(run: Run, gateway: Elsewhere) -> None:
-    """With the id that a person found the batch goes on, and pays no second time."""
+    """With the task id that a person found, the batch continues without paying again."""
     gateway.simulator.fault("submit", faults.drop_after_accepting())
     assert run(*BATCH, "--in-flight", "1").code == 3
     lost = gateway.ask(lambda one: one.tasks[0].task_id)
     (key,) = [job.key for job in known() if job.state is JobState.IN_DOUBT]
     done = run("resolve", PATH, key[:10], "--task-id", lost)
-    assert (done.code, done.err) == (0, "The batch's own command goes on with it.\n")
+    assert (done.code, done.err) == (0, "Run the batch's own command again to continue.\n")
     assert re.search(rf"accepted +[\d-]+ [\d:]+ +{lost}", done.out)
     assert (run(*BATCH).code, submitted(gateway)) == (0, 3)
     assert len(list(Path("clips").glob("*.mp4"))) == 3
 
 
-def test_a_doubt_becomes_the_task_that_its_answer_named(run: Run, gateway: Elsewhere) -> None:
-    """With --found the id in the row is checked and taken, and nothing has to be typed."""
+def test_a_doubt_becomes_the_task_that_its_response_named(run: Run, gateway: Elsewhere) -> None:
+    """With --found, the task id in the row is checked and used."""
     assert run(*BATCH).code == 0
     task_id = gateway.ask(lambda one: one.tasks[0].task_id)
     doubt(task_id=task_id)
     done = run("resolve", PATH, MARK, "--found")
-    assert (done.code, done.err) == (0, "The batch's own command goes on with it.\n")
+    assert (done.code, done.err) == (0, "Run the batch's own command again to continue.\n")
     assert re.search(rf"accepted +[\d-]+ [\d:]+ +{task_id}", done.out)
 
 
 def test_a_named_task_that_the_gateway_does_not_know_changes_nothing(
     run: Run, gateway: Elsewhere
 ) -> None:
-    """The gateway is asked first; the job stays in doubt and keeps what its answer named."""
+    """If the gateway does not know the task, the job stays in doubt and keeps the id."""
     doubt(task_id="no-such-task")
     done = run("resolve", PATH, MARK, "--found")
     assert (done.code, "task_not_exist" in done.err) == (5, True)
@@ -521,30 +525,30 @@ def test_a_named_task_that_the_gateway_does_not_know_changes_nothing(
 
 
 def test_a_doubt_without_a_task_cannot_be_found(run: Run, gateway: Elsewhere) -> None:
-    """Where no answer named one, the id has to be typed."""
+    """If no response named a task, --found is an error."""
     doubt()
     done = run("resolve", PATH, MARK, "--found")
-    assert (done.code, "Its answer named no task." in done.err) == (2, True)
+    assert (done.code, "The response named no task." in done.err) == (2, True)
     assert (known()[0].state, gateway.ask(lambda one: one.requests)) == (JobState.IN_DOUBT, ())
 
 
-def test_a_named_task_goes_when_it_was_not_accepted(run: Run) -> None:
-    """What is submitted again does not keep the id of what was not."""
+def test_not_accepted_removes_the_task_id(run: Run) -> None:
+    """A job that will be submitted again does not keep the id of the former task."""
     doubt(task_id="t-1")
     assert run("resolve", PATH, MARK, "--not-accepted").code == 0
     assert (known()[0].state, known()[0].task_id) == (JobState.PLANNED, None)
 
 
-def test_a_doubt_may_be_submitted_again(run: Run) -> None:
-    """What a person knows was not accepted is planned anew, which needs no key and no gateway."""
+def test_a_doubt_can_be_submitted_again(run: Run) -> None:
+    """With --not-accepted, the job is planned again; that needs neither key nor gateway."""
     doubt()
     done = run("resolve", PATH, "0123456789", "--not-accepted", "--json")
     assert (done.code, json.loads(done.out)["state"]) == (0, "planned")
     assert known()[0].state is JobState.PLANNED
 
 
-def test_an_id_that_is_none_changes_nothing(run: Run, gateway: Elsewhere) -> None:
-    """The gateway is asked first; what it does not know stays in doubt."""
+def test_an_unknown_task_id_changes_nothing(run: Run, gateway: Elsewhere) -> None:
+    """If the gateway does not know the task, the job stays in doubt."""
     doubt()
     done = run("resolve", PATH, MARK, "--task-id", "no-such-task")
     assert (done.code, "task_not_exist" in done.err) == (5, True)
@@ -552,36 +556,36 @@ def test_an_id_that_is_none_changes_nothing(run: Run, gateway: Elsewhere) -> Non
 
 
 def test_a_task_belongs_to_one_job(run: Run, gateway: Elsewhere) -> None:
-    """The id of another job is refused, before anybody is asked."""
+    """The task id of another job is refused, before the gateway is polled."""
     doubt()
     write_down(JobState.SUBMITTING, JobState.ACCEPTED, key="id:shot", task_id="t-1")
     done = run("resolve", PATH, MARK, "--task-id", "t-1")
-    assert (done.code, "Another job has this task." in done.err) == (2, True)
+    assert (done.code, "This task belongs to another job." in done.err) == (2, True)
     assert gateway.ask(lambda one: one.requests) == ()
 
 
 @pytest.mark.parametrize(
-    ("tokens", "told"),
+    ("tokens", "message"),
     [
-        ([f"{MARK}:1"], "Exactly one of --found"),
-        ([f"{MARK}:1", "--task-id", "t", "--not-accepted"], "Exactly one of --found"),
-        ([f"{MARK}:1", "--task-id", "t", "--found"], "Exactly one of --found"),
-        ([f"{MARK}:1", "--found", "--not-accepted"], "Exactly one of --found"),
-        ([f"{MARK}:1", "--found", "--not-accepted", "--task-id", "t"], "Exactly one of --found"),
-        (["0123", "--not-accepted"], "2 jobs begin with this key."),
-        (["f", "--not-accepted"], "No job begins with this key."),
-        (["", "--not-accepted"], "No job begins with this key."),
+        ([f"{MARK}:1"], "exactly one of --found"),
+        ([f"{MARK}:1", "--task-id", "t", "--not-accepted"], "exactly one of --found"),
+        ([f"{MARK}:1", "--task-id", "t", "--found"], "exactly one of --found"),
+        ([f"{MARK}:1", "--found", "--not-accepted"], "exactly one of --found"),
+        ([f"{MARK}:1", "--found", "--not-accepted", "--task-id", "t"], "exactly one of --found"),
+        (["0123", "--not-accepted"], "2 jobs match this key."),
+        (["f", "--not-accepted"], "No job matches this key."),
+        (["", "--not-accepted"], "No job matches this key."),
         (["0123456789:2", "--not-accepted"], "The job is planned."),
-        (["0123456789", "--task-id", "t"], "There is no key."),
+        (["0123456789", "--task-id", "t"], "No API key was given."),
     ],
 )
-def test_a_wrong_resolve_changes_nothing(run: Run, tokens: list[str], told: str) -> None:
-    """It exits with 2, in one line, and the doubt stays."""
+def test_a_wrong_resolve_changes_nothing(run: Run, tokens: list[str], message: str) -> None:
+    """It exits with 2 and one line, and the job stays in doubt."""
     doubt()
     write_down(key=f"{MARK}:2")
     done = run("resolve", PATH, *tokens)
     assert (done.code, done.out) == (2, "")
-    assert told in done.err
+    assert message in done.err
     assert [job.state for job in known()] == [JobState.IN_DOUBT, JobState.PLANNED]
 
 
@@ -589,8 +593,8 @@ def test_a_wrong_resolve_changes_nothing(run: Run, tokens: list[str], told: str)
 
 
 @pytest.mark.parametrize("name", ["shot 7", "id:shot", "shot", "id:shot 7"])
-def test_a_job_may_be_forgotten(run: Run, name: str) -> None:
-    """Its row is gone, by its own name, its key, or the start of either."""
+def test_a_job_can_be_forgotten(run: Run, name: str) -> None:
+    """The job is selected by its custom_id, its key, or the beginning of either."""
     write_down(key="id:shot 7")
     doubt()
     done = run("forget", PATH, name)
@@ -607,16 +611,18 @@ def test_a_job_may_be_forgotten(run: Run, name: str) -> None:
         [JobState.SUBMITTING, JobState.ACCEPTED, JobState.FINISHED],
     ],
 )
-def test_what_may_be_paid_for_is_not_forgotten_by_accident(run: Run, steps: list[JobState]) -> None:
-    """A job whose clip is, or may be, paid for and not here needs --force."""
+def test_a_job_that_may_be_paid_for_is_not_forgotten_by_default(
+    run: Run, steps: list[JobState]
+) -> None:
+    """A job whose clip may be paid for but not saved needs --force."""
     write_down(*steps, task_id="t-1")
     done = run("forget", PATH, MARK)
-    assert (done.code, "a paid clip would be lost" in done.err, len(known())) == (2, True, 1)
+    assert (done.code, "a paid clip could be lost" in done.err, len(known())) == (2, True, 1)
     assert (run("forget", PATH, MARK, "--force").code, known()) == (0, [])
 
 
-async def test_the_journal_forgets_only_what_it_knows(tmp_path: Path) -> None:
-    """Forgetting twice is an error that names the key and the money."""
+async def test_forgetting_an_unknown_job_is_an_error(tmp_path: Path) -> None:
+    """Forgetting a job twice is an error that names its key."""
     journal = Journal(tmp_path / "j.db")
     await journal.plan(Plan(key="k", fingerprint=MARK, endpoint="TextToVideo"), 1.0)
     await journal.forget("k")
@@ -627,7 +633,7 @@ async def test_the_journal_forgets_only_what_it_knows(tmp_path: Path) -> None:
 
 
 def test_a_single_job_has_a_short_name() -> None:
-    """What was submitted outside of a batch stays apart as well."""
+    """The short name of a job outside a batch contains a part of its own id."""
     job = Job(
         key="single:9f6243e5-3ab8", state=JobState.PLANNED, endpoint="ActOne", fingerprint=MARK
     )

@@ -1,6 +1,5 @@
-"""The simulator's command line, in this process where that is enough, and as one of its own."""
+"""The command `simulate`: in this process where possible, else as a separate process."""
 
-import asyncio
 import json
 import os
 import shlex
@@ -16,7 +15,16 @@ from typing import Any
 
 import attrs
 import pytest
-from support.commands import Outcome, Run, is_clip, runner, settle_in, start
+from support.commands import (
+    Outcome,
+    Run,
+    documented_keys,
+    is_clip,
+    pressed,
+    runner,
+    settle_in,
+    start,
+)
 
 pytest.importorskip("cyclopts")
 
@@ -30,13 +38,13 @@ ENDS_AT_ONCE = "--until-stdin-closes"
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in an empty folder, without the caller's variables."""
+    """Use an empty folder and none of the caller's variables."""
     settle_in(tmp_path, monkeypatch)
 
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """Run the command in this process, with a stdin in which nothing is."""
+    """Run the command in this process, with an empty stdin."""
     before, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     yield runner(capsys)
@@ -47,7 +55,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[Simulator]:
-    """Each simulator that a command makes."""
+    """The simulators that a command starts."""
     found: list[Simulator] = []
     begin = Simulator.start
 
@@ -61,7 +69,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Simulator]:
 
 @contextmanager
 def simulating(*options: str, **more: Any) -> Iterator[tuple[dict[str, str], Any]]:
-    """A simulator in a process of its own, and where it is."""
+    """Yield the URLs of a simulator in a separate process, and the process."""
     with start("simulate", "--json", *options, **more) as process:
         assert process.stdout
         try:
@@ -70,20 +78,20 @@ def simulating(*options: str, **more: Any) -> Iterator[tuple[dict[str, str], Any
             process.kill()
 
 
-def asked(url: str, body: object = None, key: str | None = None) -> Any:
-    """What is answered at *url*, read by a program that knows nothing but HTTP and JSON."""
+def fetch_json(url: str, body: object = None, key: str | None = None) -> Any:
+    """Return the JSON at *url*, requested without the SDK."""
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, headers)  # noqa: S310 - on this machine
-    with urllib.request.urlopen(request) as answer:  # noqa: S310 - on this machine
-        return json.load(answer)
+    with urllib.request.urlopen(request) as response:  # noqa: S310 - on this machine
+        return json.load(response)
 
 
-# Where it is.
+# Its URLs
 
 
-def test_the_variables_lead_the_sdk_to_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its lines make the shell's variables, with which all else works; Ctrl-C is quiet."""
+def test_the_variables_direct_the_sdk_to_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the printed shell variables, the other commands use it; Ctrl-C prints nothing."""
     with start("simulate", "--speed", "1000") as process:
         assert process.stderr
         assert process.stdout
@@ -93,7 +101,7 @@ def test_the_variables_lead_the_sdk_to_it(run: Run, monkeypatch: pytest.MonkeyPa
             assert word == "export"
             monkeypatch.setenv(name, *shlex.split(value))
         assert run("generate", "a kitten", "-o", "kitten.mp4").code == 0
-        assert asked(f"{os.environ['FUHU_CONTROL_URL']}/counters")["submitted"] == 1
+        assert fetch_json(f"{os.environ['FUHU_CONTROL_URL']}/counters")["submitted"] == 1
         process.send_signal(signal.SIGINT)
         assert process.stdout.read() == ""
         assert process.stderr.read().splitlines() == [RUNNING]
@@ -101,32 +109,32 @@ def test_the_variables_lead_the_sdk_to_it(run: Run, monkeypatch: pytest.MonkeyPa
     assert is_clip("kitten.mp4")
 
 
-def test_one_line_of_json_tells_all(run: Run) -> None:
-    """With --json stdout is one object with the keys that the reference lists."""
+def test_json_is_one_line_with_the_documented_keys(run: Run) -> None:
+    """With --json, stdout is one object with the documented keys."""
     done = run("simulate", "--json", ENDS_AT_ONCE)
     assert (done.code, done.err) == (0, f"{RUNNING}\n")
     (line,) = done.out.splitlines()
-    told = json.loads(line)
-    assert told.keys() == cli_simulate.ADDRESS_KEYS.keys()
-    assert told["control_url"] == f"{told['base_url']}/-"
+    row = json.loads(line)
+    assert row.keys() == documented_keys("A simulator in JSON")
+    assert row["control_url"] == f"{row['base_url']}/-"
 
 
-def test_it_answers_as_soon_as_it_tells_where(tmp_path: Path) -> None:
-    """Once the line is printed, submitting, controlling and polling work at the first try."""
-    with simulating("--takes", "0") as (told, _):
-        assert asked(f"{told['control_url']}/health")["status"] == "ok"
-        url = f"{told['base_url']}/runway/pro/generate"
-        task_id = asked(url, BODY, told["api_key"])["data"]["task_id"]
-        (task,) = asked(f"{told['control_url']}/tasks")["tasks"]
+def test_it_answers_as_soon_as_its_urls_are_printed(tmp_path: Path) -> None:
+    """Once the line is printed, submitting and the control API work at the first attempt."""
+    with simulating("--takes", "0") as (urls, _):
+        assert fetch_json(f"{urls['control_url']}/health")["status"] == "ok"
+        url = f"{urls['base_url']}/runway/pro/generate"
+        task_id = fetch_json(url, BODY, urls["api_key"])["data"]["task_id"]
+        (task,) = fetch_json(f"{urls['control_url']}/tasks")["tasks"]
     assert (task["task_id"], task["state"]) == (task_id, "succeeded")
 
 
-# How it ends.
+# How it ends
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_in_good_order(number: int, tmp_path: Path) -> None:
-    """Asked to terminate, it writes its end down, says nothing more, and has exit code 0."""
+def test_a_signal_ends_it_cleanly(number: int, tmp_path: Path) -> None:
+    """After a signal, it records its end in the state file, prints nothing, and exits with 0."""
     with simulating("--state-file", "state") as (_, process):
         process.send_signal(number)
         assert process.wait() == 0
@@ -136,17 +144,17 @@ def test_a_signal_ends_it_in_good_order(number: int, tmp_path: Path) -> None:
 
 
 def test_it_ends_with_the_program_that_started_it() -> None:
-    """A harness that is killed closes its end of the pipe, and leaves no gateway behind."""
-    with simulating(ENDS_AT_ONCE, stdin=subprocess.PIPE) as (told, process):
+    """When the program that started it closes the pipe, for example by dying, it ends."""
+    with simulating(ENDS_AT_ONCE, stdin=subprocess.PIPE) as (urls, process):
         process.stdin.write("what is written there means nothing\n")
         process.stdin.flush()
-        assert asked(f"{told['control_url']}/health")["status"] == "ok"
+        assert fetch_json(f"{urls['control_url']}/health")["status"] == "ok"
         process.stdin.close()
         assert process.wait() == 0
 
 
-def test_a_stdin_that_was_never_open_is_closed(run: Run) -> None:
-    """A process without a stdin does not run for ever by mistake."""
+def test_a_stdin_that_was_never_open_counts_as_closed(run: Run) -> None:
+    """A process without a stdin ends at once instead of running without end."""
     before = os.dup(0)
     os.close(0)
     try:
@@ -157,41 +165,36 @@ def test_a_stdin_that_was_never_open_is_closed(run: Run) -> None:
 
 
 def test_a_signal_ends_it_while_stdin_is_open() -> None:
-    """Watching stdin does not keep the process from ending another way."""
+    """Watching stdin does not prevent the process from ending on a signal."""
     with simulating(ENDS_AT_ONCE, stdin=subprocess.PIPE) as (_, process):
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 0
 
 
-@pytest.mark.usefixtures("run")
-def test_a_stdin_that_closes_after_the_end_is_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread that watches stdin finds the loop gone, and minds it not."""
-    watchers = []
-
-    class Late(threading.Thread):
-        def start(self) -> None:
-            watchers.append(self)
-
-    async def watch() -> None:
-        cli_simulate._set_at_end_of_stdin(asyncio.Event())
-
-    monkeypatch.setattr(threading, "Thread", Late)
-    asyncio.run(watch())
-    watchers[0].run()
+def test_a_stdin_that_closes_after_the_end_is_harmless(run: Run, made: list[Simulator]) -> None:
+    """The thread that watches stdin ignores that the event loop has ended."""
+    theirs, ours = os.pipe()
+    os.dup2(theirs, 0)
+    os.close(theirs)
+    with pressed(lambda: bool(made) and made[0].is_running):
+        assert run("simulate", ENDS_AT_ONCE).code == 0
+    (watcher,) = [thread for thread in threading.enumerate() if thread.name == "stdin"]
+    os.close(ours)
+    watcher.join()
 
 
-def test_without_the_option_a_closed_stdin_means_nothing() -> None:
-    """A gateway in the background of a script goes on after its stdin is closed."""
-    with simulating(stdin=subprocess.DEVNULL) as (told, process):
-        assert asked(f"{told['control_url']}/health")["status"] == "ok"
+def test_without_the_option_a_closed_stdin_is_ignored() -> None:
+    """A gateway in the background of a script continues after its stdin is closed."""
+    with simulating(stdin=subprocess.DEVNULL) as (urls, process):
+        assert fetch_json(f"{urls['control_url']}/health")["status"] == "ok"
         assert process.poll() is None
 
 
-# How it behaves.
+# Its settings
 
 
 def test_the_defaults_are_the_simulators_own(run: Run, made: list[Simulator]) -> None:
-    """The command without options runs what `Simulator(control=True)` is."""
+    """Without options, the command runs `Simulator(control=True)`."""
     run("simulate", ENDS_AT_ONCE)
     for field in attrs.fields(Simulator):
         if field.init and field.name not in {"port", "cdn_port", "control"}:
@@ -227,8 +230,8 @@ stutter = 0.5
 """
 
 
-def test_each_option_arrives(run: Run, made: list[Simulator]) -> None:
-    """The options set up the simulator, and win over those of the config."""
+def test_each_option_reaches_the_simulator(run: Run, made: list[Simulator]) -> None:
+    """The options configure the simulator, and override the config file."""
     Path("clip.mp4").write_bytes(b"a clip")
     Path("simulator.toml").write_text(CONFIG)
     options: dict[str, Any] = {
@@ -270,9 +273,9 @@ def test_each_option_arrives(run: Run, made: list[Simulator]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        ("speed =", "simulator.toml is not TOML: Invalid value"),
+        ("speed =", "simulator.toml is not valid TOML: Invalid value"),
         ("sped = 2", "unexpected keyword argument 'sped'"),
         ("speed = 'fast'", "speed is 'fast'"),
         ("burst = 0", "burst is 0"),
@@ -291,16 +294,16 @@ def test_each_option_arrives(run: Run, made: list[Simulator]) -> None:
         ("callbacks = true", "must be a mapping"),
     ],
 )
-def test_a_wrong_config_is_one_line(run: Run, text: str, told: str) -> None:
-    """A value that no simulator can have, or a wrong name, is named and exits with 2."""
+def test_a_wrong_config_is_one_line(run: Run, text: str, message: str) -> None:
+    """An invalid value or name exits with 2, and the error names it."""
     Path("simulator.toml").write_text(text)
     done = run("simulate", "--config", "simulator.toml")
     (line,) = done.err.splitlines()
-    assert (done.code, done.out, told in line) == (2, "", True), line
+    assert (done.code, done.out, message in line) == (2, "", True), line
 
 
 def has_ipv6() -> bool:
-    """Return whether this machine has the other loopback address."""
+    """Return whether this machine has the loopback address ::1."""
     try:
         with socket.create_server(("::1", 0), family=socket.AF_INET6):
             return True
@@ -309,33 +312,34 @@ def has_ipv6() -> bool:
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no ::1")
-def test_it_listens_where_it_is_told_to() -> None:
-    """The addresses are those of the host that was asked for, and lead to it."""
-    with simulating("--host", "::1") as (told, _):
-        assert all(told[key].startswith("http://[::1]:") for key in ("base_url", "cdn_url"))
-        assert asked(f"{told['control_url']}/health")["status"] == "ok"
+def test_it_listens_on_the_given_host() -> None:
+    """The printed URLs contain the host, and work."""
+    with simulating("--host", "::1") as (urls, _):
+        assert all(urls[key].startswith("http://[::1]:") for key in ("base_url", "cdn_url"))
+        assert fetch_json(f"{urls['control_url']}/health")["status"] == "ok"
 
 
-def test_what_may_be_left_out_can_be(run: Run, made: list[Simulator]) -> None:
-    """Points without limit and no callbacks are options, too."""
+def test_points_and_callbacks_can_be_disabled(run: Run, made: list[Simulator]) -> None:
+    """--no-points and --no-callbacks set both to None."""
     assert run("simulate", "--no-points", "--no-callbacks", ENDS_AT_ONCE).code == 0
     assert (made[0].points, made[0].callbacks) == (None, None)
 
 
-def test_it_goes_on_with_its_state_file(run: Run) -> None:
-    """A gateway that was killed comes back with its tasks."""
-    with simulating("--state-file", "state") as (told, _):
-        task_id = asked(f"{told['base_url']}/runway/pro/generate", BODY, told["api_key"])["data"]
-    with simulating("--state-file", "state") as (told, _):
-        (task,) = asked(f"{told['control_url']}/tasks")["tasks"]
-    assert task["task_id"] == task_id["task_id"]
+def test_it_continues_with_its_state_file(run: Run) -> None:
+    """A gateway that was killed restores its tasks."""
+    with simulating("--state-file", "state") as (urls, _):
+        url = f"{urls['base_url']}/runway/pro/generate"
+        submitted = fetch_json(url, BODY, urls["api_key"])
+    with simulating("--state-file", "state") as (urls, _):
+        (task,) = fetch_json(f"{urls['control_url']}/tasks")["tasks"]
+    assert task["task_id"] == submitted["data"]["task_id"]
 
 
-# What cannot be.
+# Errors
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--speed", "0"], "speed is 0"),
         (["--speed", "inf"], "speed is inf"),
@@ -354,22 +358,22 @@ def test_it_goes_on_with_its_state_file(run: Run) -> None:
         (["--state-file", "no/folder"], "The state file cannot be used (No such file"),
         (["--state-file", "."], "The state file cannot be used (Is a directory"),
         (["--state-file", "other"], "is not the state file of a simulator"),
-        (["surplus"], "more words than arguments"),
+        (["surplus"], "too many arguments"),
     ],
 )
-def test_a_wrong_option_is_one_line(run: Run, words: list[str], told: str) -> None:
-    """Bad input exits with 2, says in one line what is wrong, and no gateway is announced."""
+def test_a_wrong_option_is_one_line(run: Run, words: list[str], message: str) -> None:
+    """Invalid input exits with 2 and one line that says what is wrong, and prints no URLs."""
     Path("other").write_text("something else\n")
     done = run("simulate", *words)
     assert (done.code, done.out) == (2, "")
     (line,) = done.err.splitlines()
     assert line.startswith("fuhu-runway: ")
-    assert told in line
+    assert message in line
 
 
 @pytest.mark.parametrize("option", ["--port", "--cdn-port"])
-def test_a_port_that_is_taken_is_told(run: Run, option: str) -> None:
-    """Two simulators cannot share a port, and the line says which it was."""
+def test_a_port_in_use_is_an_error(run: Run, option: str) -> None:
+    """Two simulators cannot share a port, and the error names it."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         done = run("simulate", option, str(port))
@@ -377,8 +381,8 @@ def test_a_port_that_is_taken_is_told(run: Run, option: str) -> None:
     assert f", {port}): Address already in use." in done.err
 
 
-def test_a_state_file_in_use_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that another simulator writes to between reading and opening is left to it."""
+def test_a_state_file_in_use_is_an_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state file that another simulator changes meanwhile is left alone."""
     begin = Simulator.start
 
     def late(simulator: Simulator) -> Any:
@@ -391,8 +395,8 @@ def test_a_state_file_in_use_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) 
     assert "The state file is in use" in done.err
 
 
-def test_a_reason_that_nobody_told_is_no_crash(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Systems may refuse a port without a word."""
+def test_an_os_error_may_have_no_reason(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system may refuse a port without giving a reason."""
 
     async def refused(_: Simulator) -> None:
         raise OSError
@@ -402,7 +406,7 @@ def test_a_reason_that_nobody_told_is_no_crash(run: Run, monkeypatch: pytest.Mon
 
 
 def test_help_needs_no_server(run: Run) -> None:
-    """Every option is in the help, which imports no web server."""
+    """The help lists every option without importing the simulator."""
     done: Outcome = run("simulate", "--help")
     assert done.code == 0
     names = attrs.fields_dict(cli_simulate.Options)

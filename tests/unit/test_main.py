@@ -1,9 +1,10 @@
-"""The way in: with the extra, without it, and left before it began."""
+"""The entry point: with the extra, without it, and with Ctrl-C before it began."""
 
 import runpy
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
+from importlib.metadata import version
 from types import ModuleType
 
 import pytest
@@ -12,7 +13,7 @@ from fuhu_runway.__main__ import main
 
 
 def exit_code_of_main() -> object:
-    """Return what the shell would see."""
+    """Return the exit code of the process."""
     with pytest.raises(SystemExit) as leaving:
         main()
     return leaving.value.code
@@ -22,25 +23,35 @@ def exit_code_of_main() -> object:
 def test_without_the_extra_one_line_names_it(
     missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A command that lacks a package says on stderr what to install, and exits with 2."""
+    """If a package is missing, one line on stderr says what to install, and the code is 2."""
     monkeypatch.setitem(sys.modules, missing, None)
     assert exit_code_of_main() == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err == 'The command line needs an extra: pip install "fuhu-runway[cli]"\n'
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == 'The command line needs an extra: pip install "fuhu-runway[cli]"\n'
 
 
 def test_without_the_extra_the_command_line_is_not_imported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What is missing is found out before the module that needs it is touched."""
+    """The check comes before the import of the module that needs the extra."""
     monkeypatch.setitem(sys.modules, "fuhu_runway.cli.app", None)
     monkeypatch.setitem(sys.modules, "rich", None)
     assert exit_code_of_main() == 2
 
 
+def test_the_version_needs_no_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--version alone prints the version without importing the command line."""
+    monkeypatch.setitem(sys.modules, "fuhu_runway.cli.app", None)
+    monkeypatch.setattr(sys, "argv", ["fuhu-runway", "--version"])
+    assert exit_code_of_main() == 0
+    assert capsys.readouterr().out == f"{version('fuhu-runway')}\n"
+
+
 class FakeCli:
-    """Stands in for the module, so that this file runs with and without the extra."""
+    """Replaces the module, so that this file runs with and without the extra."""
 
     def __init__(self, outcome: int | BaseException) -> None:
         self.outcome = outcome
@@ -52,19 +63,19 @@ class FakeCli:
 
 
 def install(monkeypatch: pytest.MonkeyPatch, cli: FakeCli) -> None:
-    """Install the extra, and *cli* in place of the module that needs it."""
+    """Pretend that the extra is installed, and replace the module that needs it."""
     for name in ("cyclopts", "rich"):
-        there = ModuleType(name)
-        there.__spec__ = ModuleSpec(name, None)
-        monkeypatch.setitem(sys.modules, name, there)
+        module = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setitem(sys.modules, "fuhu_runway.cli.app", cli)
 
 
 @pytest.mark.parametrize("code", [0, 5])
-def test_the_process_ends_with_the_code_of_the_command(
+def test_the_process_exits_with_the_code_of_the_command(
     code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the command line says is what the shell sees."""
+    """The exit code of the command line is that of the process."""
     install(monkeypatch, FakeCli(code))
     assert exit_code_of_main() == code
 
@@ -72,7 +83,7 @@ def test_the_process_ends_with_the_code_of_the_command(
 def test_ctrl_c_before_the_command_began_is_quiet(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Ctrl-C while Python still imports shows no traceback, and exits with 130."""
+    """Ctrl-C during imports shows no traceback, and exits with 130."""
     install(monkeypatch, FakeCli(KeyboardInterrupt()))
     assert exit_code_of_main() == 130
     assert capsys.readouterr().err == ""
@@ -82,7 +93,7 @@ def test_the_package_itself_is_the_command(monkeypatch: pytest.MonkeyPatch) -> N
     """`python -m fuhu_runway` is the same command."""
     install(monkeypatch, FakeCli(3))
     monkeypatch.delitem(sys.modules, "fuhu_runway.__main__")
-    # pytest's own finder, which rewrites the asserts of plugins, gives nothing that can be run.
+    # pytest's own finder, which rewrites asserts, cannot run a module.
     finders = [one for one in sys.meta_path if not type(one).__module__.startswith("_pytest.")]
     monkeypatch.setattr(sys, "meta_path", finders)
     with pytest.raises(SystemExit) as leaving:

@@ -45,8 +45,8 @@ def scene(clock: ManualClock) -> Scene:
 # The queue
 
 
-def test_the_queue_gives_the_longest_due_first() -> None:
-    """What is due is given by due time, not by when it was put."""
+def test_the_queue_returns_the_longest_due_first() -> None:
+    """Keys are returned by their due times, not in the order in which they were put."""
     queue: PollQueue[str] = PollQueue()
     for key, due_at in (("late", 3.0), ("early", 1.0), ("middle", 2.0), ("future", 9.0)):
         queue.put(key, due_at)
@@ -56,14 +56,14 @@ def test_the_queue_gives_the_longest_due_first() -> None:
 
 
 def test_the_queue_keeps_the_order_of_equals() -> None:
-    """Entries that are due at the same instant are given first come first served."""
+    """Keys that are due at the same instant are returned in the order in which they were put."""
     queue: PollQueue[str] = PollQueue()
     for key in "cab":
         queue.put(key, 1.0)
     assert queue.take(1.0, 10) == ["c", "a", "b"]
 
 
-def test_the_queue_forgets_what_was_said_before() -> None:
+def test_putting_a_key_again_replaces_its_due_time() -> None:
     """Putting a key again voids its earlier due time, and leaves one entry."""
     queue: PollQueue[str] = PollQueue()
     queue.put("a", 1.0)
@@ -71,8 +71,8 @@ def test_the_queue_forgets_what_was_said_before() -> None:
     assert (len(queue), queue.next_due_at(), queue.take(4.0, 9)) == (1, 5.0, [])
 
 
-def test_the_queue_drops() -> None:
-    """A dropped key is neither in it, nor given, nor waited for; an unknown one is fine."""
+def test_the_queue_drops_keys() -> None:
+    """A dropped key is neither counted nor returned; dropping an unknown one does nothing."""
     queue: PollQueue[str] = PollQueue()
     queue.put("a", 1.0)
     queue.drop("a")
@@ -81,8 +81,8 @@ def test_the_queue_drops() -> None:
     assert (len(queue), queue.next_due_at(), queue.take(9.0, 9)) == (0, None, [])
 
 
-def test_the_queue_sweeps_out_the_dead() -> None:
-    """Ten thousand voided entries take the room of some dozens."""
+def test_the_queue_removes_void_entries() -> None:
+    """After ten thousand void entries, the heap holds fewer than fifty."""
     queue: PollQueue[int] = PollQueue()
     for turn in range(10_000):
         queue.put(1, 1e6 + turn)
@@ -93,16 +93,16 @@ def test_the_queue_sweeps_out_the_dead() -> None:
 # One task, one question
 
 
-async def test_the_first_look_comes_after_the_first_interval(scene: Scene) -> None:
-    """A task just submitted is looked at after 2 s, then ever more rarely, up to every 15 s."""
+async def test_the_first_poll_comes_after_the_first_interval(scene: Scene) -> None:
+    """A new task is polled after 2 s, then less and less often, up to every 15 s."""
     waiting = scene.wait(scene.watch(fresh=True))
     await scene.clock.advance(60)
     assert scene.feed.instants == [2, 5, 9.5, 16.25, 26.375, 41.375, 56.375]
     waiting.cancel()
 
 
-async def test_a_reattached_task_is_looked_at_at_once(scene: Scene) -> None:
-    """A handle made from an id alone does not wait before its first look."""
+async def test_a_reattached_task_is_polled_at_once(scene: Scene) -> None:
+    """A handle made from an id alone does not wait before its first poll."""
     scene.feed.says(done())
     waiting = scene.wait(scene.watch())
     await scene.clock.advance(0)
@@ -110,8 +110,8 @@ async def test_a_reattached_task_is_looked_at_at_once(scene: Scene) -> None:
     assert scene.feed.instants == [0]
 
 
-async def test_one_question_however_many_wait(scene: Scene) -> None:
-    """A hundred waits for one task look at it as often as one does, and all get its end."""
+async def test_many_waits_for_one_task_share_its_polls(scene: Scene) -> None:
+    """A hundred waits for one task poll it as often as one does, and all get its end."""
     scene.feed.says(record(), record(), done())
     watch = scene.watch(fresh=True)
     waits = [scene.wait(watch) for _ in range(100)]
@@ -121,20 +121,20 @@ async def test_one_question_however_many_wait(scene: Scene) -> None:
     assert scene.has_nothing_left()
 
 
-async def test_everyone_who_asks_for_a_task_gets_the_same_watch(scene: Scene) -> None:
-    """Two handles on one id share what is known, as long as one of them is held."""
+async def test_handles_of_one_task_share_a_watch(scene: Scene) -> None:
+    """Two handles on one id share its record, as long as one of them is held."""
     watch = scene.watch()
     assert scene.watch() is watch
     assert scene.watch("t-2") is not watch
 
 
 async def test_a_task_of_the_other_format_is_another_one(scene: Scene) -> None:
-    """A handle in the wrong format does not keep one in the right format from asking there."""
+    """A handle in the wrong format does not keep one in the right format from polling there."""
     assert scene.watch(endpoint="feed") is not scene.watch(endpoint="official_task")
 
 
 async def test_a_watch_lives_as_long_as_its_handles(scene: Scene) -> None:
-    """The scheduler itself holds no task that nobody holds."""
+    """The poller itself holds no task without a handle."""
     watch = scene.watch()
     waiting = scene.wait(watch, 1.0)
     await scene.clock.advance(1.0)
@@ -144,8 +144,8 @@ async def test_a_watch_lives_as_long_as_its_handles(scene: Scene) -> None:
     assert len(scene.poller._watches) == 0
 
 
-async def test_waiting_for_an_ended_task_asks_nobody(scene: Scene) -> None:
-    """A wait for a task whose end is known comes back at once, without a look."""
+async def test_waiting_for_an_ended_task_sends_no_poll(scene: Scene) -> None:
+    """A wait for a task whose end is known returns at once, without a poll."""
     scene.feed.says(done())
     watch = scene.watch()
     first = scene.wait(watch)
@@ -163,7 +163,7 @@ async def test_a_failed_task_ends_its_wait(scene: Scene) -> None:
         assert waiting.result().state is state
 
 
-async def test_the_end_is_told_once(scene: Scene) -> None:
+async def test_the_end_is_reported_once(scene: Scene) -> None:
     """However often an ended task is polled, there is one `TaskSettled`, with its points."""
     scene.feed.says(record(), done())
     watch = scene.watch()
@@ -177,7 +177,7 @@ async def test_the_end_is_told_once(scene: Scene) -> None:
 
 
 async def test_a_task_that_comes_back_from_its_end_ends_again(scene: Scene) -> None:
-    """A gateway that takes back an end and gives it again later leaves nobody waiting."""
+    """If a gateway takes back an end and reports it again later, every wait returns."""
     scene.feed.says(done(), record(), done())
     watch = scene.watch()
     await scene.poller.refresh(watch)
@@ -191,8 +191,8 @@ async def test_a_task_that_comes_back_from_its_end_ends_again(scene: Scene) -> N
 # Leaving
 
 
-async def test_cancelling_one_disturbs_nobody(scene: Scene) -> None:
-    """The others get their answer from the very look that was under way."""
+async def test_cancelling_one_wait_leaves_the_others(scene: Scene) -> None:
+    """The others get their answer from the poll that was in flight."""
     watch = scene.watch()
     scene.feed.is_open.clear()
     leaver, stayer = scene.wait(watch), scene.wait(watch)
@@ -206,8 +206,8 @@ async def test_cancelling_one_disturbs_nobody(scene: Scene) -> None:
     assert (len(scene.feed.looks), scene.feed.left) == (1, 0)
 
 
-async def test_cancelling_the_last_leaves_nothing(scene: Scene) -> None:
-    """With nobody left there is no timer, no look under way and no entry."""
+async def test_cancelling_the_last_wait_leaves_nothing(scene: Scene) -> None:
+    """Without waits there is no timer, no poll in flight and no entry."""
     watch = scene.watch()
     scene.feed.is_open.clear()
     waits = [scene.wait(watch, timeout) for timeout in (None, 30.0, 60.0)]
@@ -220,8 +220,8 @@ async def test_cancelling_the_last_leaves_nothing(scene: Scene) -> None:
     assert scene.has_nothing_left()
 
 
-async def test_cancelling_before_the_look_leaves_nothing(scene: Scene) -> None:
-    """A wait that is left before its first look never looks."""
+async def test_cancelling_before_the_poll_leaves_nothing(scene: Scene) -> None:
+    """A wait that is cancelled before its first poll never polls."""
     waiting = scene.wait(scene.watch(fresh=True), 30.0)
     await settle()
     assert scene.clock.timers == [1002.0]
@@ -231,8 +231,8 @@ async def test_cancelling_before_the_look_leaves_nothing(scene: Scene) -> None:
     assert scene.has_nothing_left()
 
 
-async def test_a_look_that_is_left_before_it_began_is_no_obstacle(scene: Scene) -> None:
-    """A deadline at the very instant of a look leaves the task free to be asked about again."""
+async def test_a_poll_that_is_cancelled_before_it_began_can_be_sent_again(scene: Scene) -> None:
+    """A deadline at the very instant of a poll leaves the task free to be polled again."""
     watch = scene.watch()
     first = scene.wait(watch, 0.0)
     await scene.clock.advance(0)
@@ -244,8 +244,8 @@ async def test_a_look_that_is_left_before_it_began_is_no_obstacle(scene: Scene) 
     assert second.result() == done()
 
 
-async def test_a_wait_that_begins_while_a_look_is_being_left_is_served(scene: Scene) -> None:
-    """Who comes just after the last one left, while its look still unwinds, gets a look."""
+async def test_a_wait_that_begins_while_a_poll_is_cancelled_gets_a_poll(scene: Scene) -> None:
+    """A wait that begins while the poll of the last one is being cancelled gets a poll."""
     watch = scene.watch()
     scene.feed.is_open.clear()
     first = scene.wait(watch)
@@ -258,8 +258,8 @@ async def test_a_wait_that_begins_while_a_look_is_being_left_is_served(scene: Sc
     assert second.result() == done()
 
 
-async def test_an_answer_after_everyone_left_is_kept(scene: Scene) -> None:
-    """A waiter that is cancelled as the answer comes is passed over, and the answer stays known."""
+async def test_an_answer_after_the_last_wait_is_kept(scene: Scene) -> None:
+    """A waiter that is cancelled as the answer comes is skipped, and the answer is kept."""
     scene.feed.says(done())
     watch = scene.watch(fresh=True)
     waits = [scene.wait(watch), scene.change(watch)]
@@ -273,7 +273,7 @@ async def test_an_answer_after_everyone_left_is_kept(scene: Scene) -> None:
 
 
 async def test_short_waits_add_up(scene: Scene) -> None:
-    """Waits that are each shorter than the first interval still look when it is over."""
+    """Waits that are each shorter than the first interval still poll when it is over."""
     watch = scene.watch(fresh=True)
     for _ in range(5):
         waiting = scene.wait(watch, 0.5)
@@ -285,8 +285,8 @@ async def test_short_waits_add_up(scene: Scene) -> None:
 # Deadlines
 
 
-async def test_the_deadline_is_exact_while_a_look_hangs(scene: Scene) -> None:
-    """A look that never comes back does not move the end of the wait."""
+async def test_the_deadline_is_exact_while_a_poll_hangs(scene: Scene) -> None:
+    """A poll that never returns does not move the end of the wait."""
     scene.feed.is_open.clear()
     waiting = scene.wait(scene.watch(), 42.0)
     await scene.clock.advance(41.999)
@@ -307,8 +307,8 @@ async def test_each_waiter_has_a_deadline_of_its_own(scene: Scene) -> None:
     endless.cancel()
 
 
-async def test_a_timeout_tells_what_was_going_on(scene: Scene) -> None:
-    """`WaitTimeout` has the id, the seconds, the last state and, as its cause, the last trouble."""
+async def test_a_timeout_names_the_last_state_and_error(scene: Scene) -> None:
+    """`WaitTimeout` has the id, the seconds, the last state and, as its cause, the last error."""
     trouble = no(GatewayDown)
     scene.feed.says(record(), trouble)
     waiting = scene.wait(scene.watch(), 30.0)
@@ -321,8 +321,8 @@ async def test_a_timeout_tells_what_was_going_on(scene: Scene) -> None:
     assert scene.ear.all(WaitFailed) == [WaitFailed("t-1", "WaitTimeout")]
 
 
-async def test_a_wait_that_is_left_at_its_deadline_did_not_time_out(scene: Scene) -> None:
-    """Cancelled before the deadline and still there when it comes, it is no timeout to anybody."""
+async def test_a_wait_that_is_cancelled_at_its_deadline_does_not_time_out(scene: Scene) -> None:
+    """A wait that was cancelled before its deadline, and has not ended yet, reports no timeout."""
     waiting = scene.wait(scene.watch(), 10.0)
     await scene.clock.advance(0)
     waiting.cancel()
@@ -348,8 +348,8 @@ async def test_a_task_may_be_waited_for_again_after_a_timeout(scene: Scene) -> N
 # Trouble
 
 
-async def test_minutes_of_trouble_do_not_end_a_wait(scene: Scene) -> None:
-    """Five minutes of 5xx, dropped connections and pages end in the clip, as if nothing was."""
+async def test_minutes_of_failed_polls_do_not_end_a_wait(scene: Scene) -> None:
+    """Five minutes of 5xx, dropped connections and pages end in the clip."""
     texts = ("It broke.", "Nothing was charged.", "Do.", "t-1")
     trouble = [no(GatewayDown), NoReply(*texts), UnreadableReply(*texts)]
     scene.feed.says(*trouble * 8, done())
@@ -370,7 +370,9 @@ async def test_minutes_of_trouble_do_not_end_a_wait(scene: Scene) -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
-async def test_a_hopeless_no_ends_every_wait_at_once(scene: Scene, hopeless: RunwayError) -> None:
+async def test_a_hopeless_error_ends_every_wait_at_once(
+    scene: Scene, hopeless: RunwayError
+) -> None:
     """Each waiter gets an error of its own, with every field and the cause of the original."""
     hopeless.__cause__ = ValueError("the cause")
     scene.feed.says(hopeless)
@@ -397,7 +399,7 @@ async def test_a_fresh_task_may_not_be_found_for_minutes(scene: Scene) -> None:
     assert waiting.result() == done()
 
 
-async def test_the_minutes_end(scene: Scene) -> None:
+async def test_a_task_that_stays_unknown_ends_its_wait(scene: Scene) -> None:
     """A task that is still not found after that time ends its wait with `NotFound`."""
     scene.feed.says(no(NotFound))
     waiting = scene.wait(scene.watch(fresh=True))
@@ -408,8 +410,8 @@ async def test_the_minutes_end(scene: Scene) -> None:
     assert scene.has_nothing_left()
 
 
-async def test_a_reattached_task_has_no_such_minute(scene: Scene) -> None:
-    """An id that the gateway does not know ends the wait at the first look."""
+async def test_a_reattached_task_has_no_grace(scene: Scene) -> None:
+    """An id that the gateway does not know ends the wait at the first poll."""
     scene.feed.says(no(NotFound))
     waiting = scene.wait(scene.watch())
     await scene.clock.advance(0)
@@ -432,8 +434,8 @@ async def test_a_task_once_seen_is_known_to_exist(scene: Scene) -> None:
     assert waiting.result() == done()
 
 
-async def test_retry_after_moves_the_next_look(scene: Scene) -> None:
-    """A gateway that asks to be left alone for 40 s is looked at after 40 s, and not before."""
+async def test_retry_after_moves_the_next_poll(scene: Scene) -> None:
+    """A gateway that asks for 40 s is polled after 40 s, and not before."""
     scene.feed.says(no(RateLimited, 40.0), done())
     waiting = scene.wait(scene.watch())
     await scene.clock.advance(100)
@@ -452,8 +454,8 @@ async def test_a_far_retry_after_does_not_keep_a_task_from_being_polled(scene: S
     assert waiting.result() == done()
 
 
-async def test_a_short_retry_after_does_not_hasten(scene: Scene) -> None:
-    """A gateway that asks for less than the interval is looked at after the interval."""
+async def test_a_short_retry_after_does_not_shorten_the_interval(scene: Scene) -> None:
+    """A gateway that asks for less than the interval is polled after the interval."""
     scene.feed.says(no(RateLimited, 0.1), done())
     waiting = scene.wait(scene.watch())
     await scene.clock.advance(100)
@@ -461,8 +463,8 @@ async def test_a_short_retry_after_does_not_hasten(scene: Scene) -> None:
     assert waiting.done()
 
 
-async def test_a_poll_that_was_refused_counts_as_none(scene: Scene) -> None:
-    """A task whose poll was refused has got no answer, so it keeps its claim to be next."""
+async def test_a_refused_poll_does_not_count(scene: Scene) -> None:
+    """A task whose poll was refused has no answer, so it keeps its priority."""
     scene.feed.says(no(RateLimited, 40.0), done())
     watch = scene.watch()
     waiting = scene.wait(watch)
@@ -474,8 +476,8 @@ async def test_a_poll_that_was_refused_counts_as_none(scene: Scene) -> None:
     assert watch.polled_at > before
 
 
-async def test_a_failed_look_touches_its_own_task_only(scene: Scene) -> None:
-    """A task with a hopeless answer leaves the wait for its neighbour alone."""
+async def test_a_failed_poll_affects_its_own_task_only(scene: Scene) -> None:
+    """A hopeless error for one task leaves the wait for another one alone."""
     scene.feed.says(no(Unauthorized), task_id="t-1")
     scene.feed.says(record("t-2"), done("t-2"), task_id="t-2")
     bad, good = scene.wait(scene.watch("t-1")), scene.wait(scene.watch("t-2"))
@@ -484,8 +486,8 @@ async def test_a_failed_look_touches_its_own_task_only(scene: Scene) -> None:
     assert good.result() == done("t-2")
 
 
-async def test_a_defect_reaches_whoever_waits(scene: Scene) -> None:
-    """What is none of our errors ends the wait as it is, rather than hide behind the deadline."""
+async def test_a_defect_reaches_the_waiters(scene: Scene) -> None:
+    """An exception that is not ours ends the wait at once and unchanged."""
     scene.feed.says(ZeroDivisionError("a defect"))
     waiting = scene.wait(scene.watch(), 1800.0)
     await scene.clock.advance(0)
@@ -500,7 +502,7 @@ async def test_a_defect_reaches_whoever_waits(scene: Scene) -> None:
 async def test_success_without_an_address_ends_after_its_grace(
     clock: ManualClock, start: float
 ) -> None:
-    """It is looked at for a minute more, from any instant on, then `ClipMissing` is raised."""
+    """It is polled for a minute more, then `ClipMissing` is raised."""
     scene = scene_on(clock)
     scene.clock.instant = start
     scene.feed.says(record(state=TaskState.SUCCEEDED, video_url=None))
@@ -523,7 +525,7 @@ async def test_an_address_that_comes_late_is_a_success(scene: Scene) -> None:
     assert waiting.result() == done()
 
 
-async def test_the_grace_begins_anew_with_a_new_success(scene: Scene) -> None:
+async def test_the_grace_restarts_with_a_new_success(scene: Scene) -> None:
     """A success that is taken back, and comes again, has its whole minute again."""
     bare = record(state=TaskState.SUCCEEDED, video_url=None)
     scene.feed.says(bare, *[record()] * 6, bare, bare, done())
@@ -532,8 +534,8 @@ async def test_the_grace_begins_anew_with_a_new_success(scene: Scene) -> None:
     assert waiting.result() == done()
 
 
-async def test_an_unknown_word_is_told_once(scene: Scene) -> None:
-    """It does not end the wait, and one event tells of it."""
+async def test_an_unknown_status_is_reported_once(scene: Scene) -> None:
+    """It does not end the wait, and causes one event."""
     odd = record(state=TaskState.UNKNOWN, word="moonwalking")
     scene.feed.says(odd, odd, odd, done())
     waiting = scene.wait(scene.watch())
@@ -543,7 +545,9 @@ async def test_an_unknown_word_is_told_once(scene: Scene) -> None:
     assert waiting.done()
 
 
-async def test_an_unknown_word_that_stays_the_same_with_a_reason_is_a_failure(scene: Scene) -> None:
+async def test_an_unknown_status_that_stays_the_same_with_a_reason_is_a_failure(
+    scene: Scene,
+) -> None:
     """Five polls in a row with the same unknown status and a reason end the wait as failed."""
     odd = record(state=TaskState.UNKNOWN, word="moonwalking", message="not allowed")
     scene.feed.says(odd)
@@ -553,7 +557,7 @@ async def test_an_unknown_word_that_stays_the_same_with_a_reason_is_a_failure(sc
     assert len(scene.feed.looks) == 5
 
 
-async def test_an_unknown_word_that_moves_on_is_no_failure(scene: Scene) -> None:
+async def test_an_unknown_status_that_changes_is_no_failure(scene: Scene) -> None:
     """A status that changes, or comes without a text that may be a reason, is waited for."""
     odd = record(state=TaskState.UNKNOWN, word="moonwalking", message="not allowed")
     news = attrs.evolve(odd, progress=0.5)
@@ -565,14 +569,14 @@ async def test_an_unknown_word_that_moves_on_is_no_failure(scene: Scene) -> None
     assert waiting.result() == done()
 
 
-async def test_an_unknown_word_of_none_is_told_too(scene: Scene) -> None:
-    """An unknown state without a word is an event with an empty one."""
+async def test_an_unknown_state_without_a_status_is_reported(scene: Scene) -> None:
+    """Its event has an empty word."""
     scene.feed.says(record(state=TaskState.UNKNOWN))
     await scene.poller.refresh(scene.watch())
     assert scene.ear.all(events.UnknownWordSeen) == [events.UnknownWordSeen("t-1", "")]
 
 
-async def test_a_contradiction_is_told_once(scene: Scene) -> None:
+async def test_a_contradiction_is_reported_once(scene: Scene) -> None:
     """Each note of an answer is one event, however often the answer comes."""
     odd = record(notes=("this", "that"))
     scene.feed.says(odd, odd, done())
@@ -603,7 +607,7 @@ async def test_a_listener_that_raises_changes_nothing(
     assert "a secret" not in caplog.text
 
 
-async def test_nobody_has_to_listen(clock: ManualClock) -> None:
+async def test_a_listener_is_optional(clock: ManualClock) -> None:
     """Without a listener, and with the log above DEBUG, the wait ends as it does with one."""
     scene = scene_on(clock)
     scene.poller._hooks = Hooks()
@@ -616,7 +620,7 @@ async def test_nobody_has_to_listen(clock: ManualClock) -> None:
 # Changes
 
 
-async def test_a_change_wakes_who_waits_for_changes(scene: Scene) -> None:
+async def test_a_change_wakes_waits_for_changes(scene: Scene) -> None:
     """Progress wakes them; an answer that looks the same to a user does not."""
     slow, quick = record(progress=0.2), record(progress=0.4)
     scene.feed.says(slow, attrs.evolve(slow, answer=b"{}", points=1.0), quick)
@@ -631,8 +635,8 @@ async def test_a_change_wakes_who_waits_for_changes(scene: Scene) -> None:
     ended.cancel()
 
 
-async def test_a_change_that_was_is_given_at_once(scene: Scene) -> None:
-    """A caller that knows less than the poller gets the last record without a poll."""
+async def test_a_change_that_was_missed_is_returned_at_once(scene: Scene) -> None:
+    """A caller with an older version gets the last record without a poll."""
     watch = scene.watch()
     await scene.poller.refresh(watch)
     assert await scene.poller.changed(watch, 0, None, None) == record()
@@ -656,8 +660,8 @@ async def test_many_changes_share_one_deadline(scene: Scene) -> None:
     assert isinstance(following.exception(), WaitTimeout)
 
 
-async def test_refresh_raises_what_its_look_ends_in(scene: Scene) -> None:
-    """A refresh is one look: it does not pass over trouble, and those who wait do."""
+async def test_refresh_raises_the_error_of_its_poll(scene: Scene) -> None:
+    """A refresh is one poll and raises its error; waits go on."""
     scene.feed.says(record(), no(GatewayDown), done())
     watch = scene.watch()
     waiting = scene.wait(watch)
@@ -686,7 +690,7 @@ async def test_a_thousand_waits_have_one_timer(scene: Scene) -> None:
     assert scene.has_nothing_left()
 
 
-async def test_so_many_looks_at_once_and_no_more(clock: ManualClock) -> None:
+async def test_no_more_polls_than_allowed_are_in_flight(clock: ManualClock) -> None:
     """No more polls than requests may be in flight; the others follow, the longest due first."""
     scene = scene_on(clock, limits=Limits(requests_in_flight=3))
     scene.feed.is_open.clear()
@@ -707,8 +711,8 @@ async def test_so_many_looks_at_once_and_no_more(clock: ManualClock) -> None:
         wait.cancel()
 
 
-async def test_jitter_spreads_the_looks(clock: ManualClock) -> None:
-    """A hundred tasks submitted at once are not looked at at once, but within ten percent."""
+async def test_jitter_spreads_the_polls(clock: ManualClock) -> None:
+    """A hundred tasks submitted at once are polled within ten percent of the interval."""
     scene = scene_on(clock, PollPolicy(jitter=0.1), rng=random.Random(1))
     watches = [scene.watch(f"t-{number}", fresh=True) for number in range(100)]
     due = {watch.due_at - 1000 for watch in watches}
@@ -720,7 +724,7 @@ async def test_jitter_spreads_the_looks(clock: ManualClock) -> None:
 
 
 async def test_closing_ends_every_wait(scene: Scene) -> None:
-    """All of them end with `WaitAbandoned`, looks under way are left, and nothing stays."""
+    """All of them end with `WaitAbandoned`, polls in flight are cancelled, and nothing stays."""
     scene.feed.is_open.clear()
     watches = [scene.watch(), scene.watch("t-2", fresh=True), scene.watch("t-3")]
     waits = [scene.wait(watches[0]), scene.wait(watches[1], 60.0), scene.change(watches[2])]
@@ -740,14 +744,14 @@ async def test_closing_ends_every_wait(scene: Scene) -> None:
 
 
 async def test_closing_twice_is_fine(scene: Scene) -> None:
-    """A scheduler with nothing to do closes, and closes again."""
+    """A poller with nothing to do closes, and closes again."""
     await scene.poller.aclose()
     await scene.poller.aclose()
     assert scene.has_nothing_left()
 
 
-async def test_who_comes_after_the_close_is_told(scene: Scene) -> None:
-    """Someone who was between two changes at the close is not left waiting for its deadline."""
+async def test_a_wait_after_the_close_ends_at_once(scene: Scene) -> None:
+    """A reader that was between two changes at the close does not wait for its deadline."""
     watch = scene.watch()
     await scene.poller.refresh(watch)
     await scene.poller.aclose()
@@ -756,8 +760,8 @@ async def test_who_comes_after_the_close_is_told(scene: Scene) -> None:
     assert scene.has_nothing_left()
 
 
-def test_it_can_be_shown_outside_of_its_loop() -> None:
-    """Its repr raises nothing where the loop, and with it the time, stands still."""
+def test_its_repr_works_outside_its_loop() -> None:
+    """Its repr raises nothing without a running loop, and so without a time."""
     loop = asyncio.new_event_loop()
 
     async def begin() -> tuple[Poller, Wait]:
@@ -778,8 +782,8 @@ def test_it_can_be_shown_outside_of_its_loop() -> None:
     loop.close()
 
 
-async def test_no_secret_is_told(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
-    """Neither events, nor the log at DEBUG, nor a timeout's text tell the clip's address."""
+async def test_no_secret_is_shown(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    """No event, no log line at DEBUG and no text of a timeout holds the address of the clip."""
     caplog.set_level(logging.DEBUG)
     marked = "https://cdn.example/marked.mp4?_jwt=marked"
     scene.feed.says(
@@ -791,8 +795,8 @@ async def test_no_secret_is_told(scene: Scene, caplog: pytest.LogCaptureFixture)
     assert len(caplog.records) > 1
 
 
-async def test_an_end_that_is_known_is_told_without_a_look(scene: Scene) -> None:
-    """What the answer to a submit showed already is reported once; of anything else nothing is."""
+async def test_an_end_in_the_answer_to_the_submit_is_reported(scene: Scene) -> None:
+    """Such an end is reported once, without a poll; any other state is not reported."""
     watch = scene.watch()
     scene.poller.take_end(watch)
     assert scene.ear.heard == []
@@ -806,8 +810,8 @@ async def test_an_end_that_is_known_is_told_without_a_look(scene: Scene) -> None
     assert scene.ear.all(events.TaskSettled)[0].polls == 0
 
 
-async def test_a_prompt_that_a_look_told_is_in_no_later_error(scene: Scene) -> None:
-    """A handle by its id learns the prompt from the feed, and a refusal may quote it after that."""
+async def test_a_prompt_from_a_poll_is_in_no_later_error(scene: Scene) -> None:
+    """A handle by its id learns the prompt from the feed, and a later refusal may quote it."""
     watch = scene.watch()
     scene.feed.says(record(prompt="a wombat", prompt_en="the wombat"))
     await scene.poller.refresh(watch)
@@ -827,7 +831,7 @@ async def test_polls_run_in_the_context_of_their_own_task(pace: float | None) ->
     seen: dict[str, set[str]] = {}
     polls: list[str] = []
 
-    async def poll(request: Any, _sent_at: float) -> TaskRecord:
+    async def poll(request: Any, _sent_at: float, _known: Any) -> TaskRecord:
         seen.setdefault(request.task_id, set()).add(WHO.get())
         polls.append(request.task_id)
         return (done if polls.count(request.task_id) == 3 else record)(request.task_id)

@@ -65,7 +65,7 @@ async def leave(*waits: Wait) -> None:
 
 
 async def test_a_learned_schedule_replaces_the_exponential_one(clock: ManualClock) -> None:
-    """A task of a known kind is looked at first after 20 s, not after 2 s, and often at 100 s."""
+    """A task of a known kind is polled first after 20 s, not after 2 s, and often at 100 s."""
     scene = scene_on(clock, learner=taught())
     wait = scene.wait(watch_on(scene))
     await clock.advance(130.0)
@@ -78,10 +78,10 @@ async def test_a_learned_schedule_replaces_the_exponential_one(clock: ManualCloc
 
 
 @pytest.mark.parametrize("kind", [None, ("VideoToVideo", "gen4", 5)])
-async def test_an_unknown_kind_is_looked_at_exponentially(
+async def test_an_unknown_kind_is_polled_exponentially(
     clock: ManualClock, kind: Kind | None
 ) -> None:
-    """Without a kind, or with one that nothing is known of, looks come after 2, 3 and 4.5 s."""
+    """Without a kind, or with one without observations, polls come after 2, 3 and 4.5 s."""
     scene = scene_on(clock, learner=taught())
     wait = scene.wait(watch_on(scene, kind=kind))
     await clock.advance(10.0)
@@ -89,8 +89,8 @@ async def test_an_unknown_kind_is_looked_at_exponentially(
     await leave(wait)
 
 
-async def test_a_task_of_unknown_age_is_looked_at_exponentially(clock: ManualClock) -> None:
-    """A kind is of no use without the instant of the submit: the first look comes at once."""
+async def test_a_task_of_unknown_age_is_polled_exponentially(clock: ManualClock) -> None:
+    """A kind is of no use without the instant of the submit: the first poll comes at once."""
     scene = scene_on(clock, learner=taught())
     wait = scene.wait(watch_on(scene, age=None))
     await clock.advance(3.5)
@@ -98,8 +98,8 @@ async def test_a_task_of_unknown_age_is_looked_at_exponentially(clock: ManualClo
     await leave(wait)
 
 
-async def test_looks_follow_the_age_of_a_task(clock: ManualClock) -> None:
-    """A task found again 95 s after its submit is looked at now, then as often as at that age."""
+async def test_polls_follow_the_age_of_a_task(clock: ManualClock) -> None:
+    """A task re-attached 95 s after its submit is polled now, then as often as at that age."""
     learner = taught()
     scene = scene_on(clock, learner=learner)
     wait = scene.wait(watch_on(scene, age=95.0))
@@ -108,8 +108,8 @@ async def test_looks_follow_the_age_of_a_task(clock: ManualClock) -> None:
     await leave(wait)
 
 
-async def test_a_failed_look_is_repeated_when_the_next_was_due(clock: ManualClock) -> None:
-    """Trouble at the gateway leaves the learned rhythm as it is."""
+async def test_a_failed_poll_is_retried_at_the_learned_interval(clock: ManualClock) -> None:
+    """Errors of the gateway leave the learned intervals as they are."""
     learner = taught()
     scene = scene_on(clock, learner=learner)
     scene.feed.says(no(GatewayDown), done())
@@ -120,7 +120,7 @@ async def test_a_failed_look_is_repeated_when_the_next_was_due(clock: ManualCloc
 
 
 async def test_jitter_never_leaves_the_bounds(clock: ManualClock) -> None:
-    """With the widest jitter there are still 1 to 20 s between two looks."""
+    """With the widest jitter there are still 1 to 20 s between two polls."""
     policy = PollPolicy(jitter=0.9)
     scene = scene_on(clock, policy, learner=taught(), rng=random.Random(1))
     wait = scene.wait(watch_on(scene))
@@ -140,8 +140,8 @@ async def ended(scene: Scene, task_id: str, duration: float, last: TaskRecord) -
         await scene.clock.advance(1.0)
 
 
-async def test_the_poller_learns_from_its_own_looks(clock: ManualClock) -> None:
-    """After 25 tasks of about 60 s, no look comes in the first 15 s of the next."""
+async def test_the_poller_learns_from_its_own_polls(clock: ManualClock) -> None:
+    """After 25 tasks of about 60 s, no poll comes in the first 15 s of the next."""
     scene = scene_on(clock)
     for number, duration in enumerate(durations(25, 60.0)):
         await ended(scene, f"t-{number}", duration, done(f"t-{number}"))
@@ -165,8 +165,8 @@ async def test_failures_teach_no_duration(clock: ManualClock) -> None:
     await leave(wait)
 
 
-async def test_an_end_teaches_once(clock: ManualClock) -> None:
-    """Looking again at a task that has ended adds nothing to what is known."""
+async def test_an_end_is_learned_once(clock: ManualClock) -> None:
+    """Polling a task again that has ended adds no observation."""
     learner = Learner(STEADY)
     scene = scene_on(clock, learner=learner)
     scene.feed.says(done())
@@ -221,7 +221,7 @@ def scarce(
     return Scarcity(scene_on(clock, policy, limits, learner=learner))
 
 
-async def test_one_look_queues_for_all_tasks(clock: ManualClock) -> None:
+async def test_one_poll_queues_for_all_tasks(clock: ManualClock) -> None:
     """With 50 tasks due and one request a second, one poll waits at the rate limiter, not 50."""
     world = scarce(clock)
     waits = [world.scene.wait(watch_on(world.scene, f"t-{number}")) for number in range(50)]
@@ -234,8 +234,8 @@ async def test_one_look_queues_for_all_tasks(clock: ManualClock) -> None:
     assert (world.limiter.in_flight, world.queue) == (0, 0)
 
 
-async def test_a_submit_waits_behind_one_look(clock: ManualClock) -> None:
-    """Whatever is due, a submit gets the second turn: the look before it came first."""
+async def test_a_submit_waits_behind_one_poll(clock: ManualClock) -> None:
+    """However many tasks are due, a submit gets the second turn: the poll before it came first."""
     world = scarce(clock)
     waits = [world.scene.wait(watch_on(world.scene, f"t-{number}")) for number in range(50)]
     await clock.advance(2.5)
@@ -250,8 +250,8 @@ async def test_a_submit_waits_behind_one_look(clock: ManualClock) -> None:
     await leave(*waits)
 
 
-async def test_a_crowd_of_submits_does_not_keep_looks_waiting(clock: ManualClock) -> None:
-    """With 20 submits in the queue, looks and submits go in turns, the submits in their order."""
+async def test_many_submits_do_not_keep_polls_waiting(clock: ManualClock) -> None:
+    """With 20 submits in the queue, polls and submits take turns, the submits in their order."""
     world = scarce(clock)
     submitted: list[int] = []
 
@@ -270,7 +270,7 @@ async def test_a_crowd_of_submits_does_not_keep_looks_waiting(clock: ManualClock
 
 
 async def test_without_knowledge_the_longest_overdue_goes_first(clock: ManualClock) -> None:
-    """Tasks of no known kind are asked in the order in which they fell due."""
+    """Tasks of no known kind are polled in the order in which they fell due."""
     world = scarce(clock)
     waits = []
     for name in "abcd":
@@ -281,8 +281,8 @@ async def test_without_knowledge_the_longest_overdue_goes_first(clock: ManualClo
     await leave(*waits)
 
 
-async def test_the_likeliest_news_go_first(clock: ManualClock) -> None:
-    """Of tasks at 90 s, those that take 100 s are asked before those that take 600 s."""
+async def test_the_likeliest_end_goes_first(clock: ManualClock) -> None:
+    """Of tasks at 90 s, those that take 100 s are polled before those that take 600 s."""
     world = scarce(clock, learner=taught())
     slow = [watch_on(world.scene, f"slow-{number}", SLOW, age=90.0) for number in range(3)]
     quick = [watch_on(world.scene, f"quick-{number}", KIND, age=90.0) for number in range(3)]
@@ -292,8 +292,8 @@ async def test_the_likeliest_news_go_first(clock: ManualClock) -> None:
     await leave(*waits)
 
 
-async def test_it_is_decided_when_the_turn_comes(clock: ManualClock) -> None:
-    """A task that falls due while a look queues is asked first, if it promises more."""
+async def test_the_task_is_picked_when_the_turn_comes(clock: ManualClock) -> None:
+    """A task that falls due while a poll queues goes first, if its end is likelier."""
     world = scarce(clock, learner=taught())
     waits = [world.scene.wait(watch_on(world.scene, f"slow-{n}", SLOW, age=90.0)) for n in "ab"]
     await clock.advance(0.5)
@@ -304,8 +304,8 @@ async def test_it_is_decided_when_the_turn_comes(clock: ManualClock) -> None:
     await leave(*waits)
 
 
-async def test_nobody_starves(clock: ManualClock) -> None:
-    """One turn in four goes to tasks that were not asked for a minute, the longest ago first."""
+async def test_no_task_starves(clock: ManualClock) -> None:
+    """One turn in four goes to tasks that were not polled for a minute, the longest ago first."""
     world = scarce(clock, learner=taught())
     slow = [world.scene.wait(watch_on(world.scene, f"slow-{n}", SLOW)) for n in range(8)]
     quick = [world.scene.wait(watch_on(world.scene, f"quick-{n}", KIND)) for n in range(100)]
@@ -322,7 +322,7 @@ async def test_nobody_starves(clock: ManualClock) -> None:
     await leave(*slow, *quick)
 
 
-async def test_where_the_budget_allows_no_task_waits_for_long(clock: ManualClock) -> None:
+async def test_a_sufficient_budget_polls_every_task_in_time(clock: ManualClock) -> None:
     """Forty tasks on one request a second are each polled within three minutes, of any kind."""
     world = scarce(clock, learner=taught(), policy=PollPolicy(jitter=0, max_starvation=60.0))
     kinds = {f"t-{n}": (SLOW if n % 4 == 0 else KIND) for n in range(40)}
@@ -335,7 +335,7 @@ async def test_where_the_budget_allows_no_task_waits_for_long(clock: ManualClock
 
 
 async def test_a_ranking_serves_for_a_second_and_no_task_twice(clock: ManualClock) -> None:
-    """At ten turns a second, thirty tasks that are due get a look each before any gets two."""
+    """At ten turns a second, thirty due tasks get one poll each before any gets two."""
     world = scarce(clock, rate=10.0, learner=taught())
     waits = [world.scene.wait(watch_on(world.scene, f"t-{n}", age=90.0)) for n in range(30)]
     await clock.advance(2.95)
@@ -354,8 +354,8 @@ async def test_a_new_ranking_is_made_when_the_old_one_is_used_up(clock: ManualCl
     await leave(*waits)
 
 
-async def test_whoever_leaves_is_not_asked(clock: ManualClock) -> None:
-    """A task whose wait ended while it stood in the ranking gets no turn; others keep theirs."""
+async def test_a_wait_that_ended_gets_no_turn(clock: ManualClock) -> None:
+    """A task whose wait ended while it was in the ranking gets no turn; others keep theirs."""
     world = scarce(clock, rate=10.0)
     ages = {"a": 33.0, "b": 32.0, "c": 31.0}
     waits = [world.scene.wait(watch_on(world.scene, one, age=ages[one])) for one in ages]
@@ -367,8 +367,8 @@ async def test_whoever_leaves_is_not_asked(clock: ManualClock) -> None:
     await leave(*waits)
 
 
-async def test_when_nobody_is_due_any_more_the_queue_is_left(clock: ManualClock) -> None:
-    """The last due task takes the queueing look with it, and the next due sets the timer."""
+async def test_the_place_is_given_up_when_no_task_is_due(clock: ManualClock) -> None:
+    """Without due tasks the poller leaves the limiter, and the next due time sets the timer."""
     world = scarce(clock)
     first = world.scene.wait(watch_on(world.scene, "first", age=31.0))
     due = world.scene.wait(watch_on(world.scene, "due", age=30.0))
@@ -402,8 +402,8 @@ async def test_a_turn_that_comes_too_late_is_given_back(clock: ManualClock) -> N
     assert world.scene.has_nothing_left()
 
 
-async def test_a_look_in_its_turn_is_cancelled_with_its_last_wait(clock: ManualClock) -> None:
-    """A hanging look whose wait is left ends, and its place at the rate limiter is free again."""
+async def test_a_poll_in_flight_is_cancelled_with_its_last_wait(clock: ManualClock) -> None:
+    """A hanging poll ends with its last wait, and its place at the rate limiter is free again."""
     world = scarce(clock)
     world.scene.feed.is_open.clear()
     wait = world.scene.wait(watch_on(world.scene, age=30.0))
@@ -415,8 +415,8 @@ async def test_a_look_in_its_turn_is_cancelled_with_its_last_wait(clock: ManualC
     assert world.scene.has_nothing_left()
 
 
-async def test_no_more_looks_than_allowed_are_under_way(clock: ManualClock) -> None:
-    """No more polls hang at a time than may be in flight; the next goes when one has come back."""
+async def test_no_more_polls_than_allowed_are_in_flight(clock: ManualClock) -> None:
+    """No more polls hang at a time than may be in flight; the next goes when one has returned."""
     world = scarce(clock, rate=10.0, at_once=2)
     world.scene.feed.is_open.clear()
     waits = [world.scene.wait(watch_on(world.scene, f"t-{n}", age=30.0)) for n in range(5)]
@@ -428,8 +428,8 @@ async def test_no_more_looks_than_allowed_are_under_way(clock: ManualClock) -> N
     await leave(*waits)
 
 
-async def test_a_deadline_passes_while_a_look_queues(clock: ManualClock) -> None:
-    """Queueing looks delay no deadline, and deadlines send no further look into the queue."""
+async def test_a_deadline_passes_while_a_poll_queues(clock: ManualClock) -> None:
+    """A queueing poll delays no deadline, and deadlines put no further poll into the queue."""
     world = scarce(clock, rate=0.1)
     waits = [world.scene.wait(watch_on(world.scene, f"t-{n}", age=30.0), 5.0) for n in range(3)]
     await clock.advance(1.0)
@@ -440,7 +440,7 @@ async def test_a_deadline_passes_while_a_look_queues(clock: ManualClock) -> None
     assert world.scene.has_nothing_left()
 
 
-async def test_closing_ends_the_look_that_queues(clock: ManualClock) -> None:
+async def test_closing_ends_the_poll_that_queues(clock: ManualClock) -> None:
     """A closed poller leaves nothing in the rate limiter, and its waits end with an error."""
     world = scarce(clock)
     waits = [world.scene.wait(watch_on(world.scene, f"t-{n}", age=30.0)) for n in range(3)]
@@ -457,8 +457,8 @@ async def test_closing_ends_the_look_that_queues(clock: ManualClock) -> None:
 # The queue
 
 
-def test_the_queue_shows_what_is_due_and_keeps_it() -> None:
-    """What is due is given whole, dropped entries excepted, and can still be taken."""
+def test_the_queue_returns_due_keys_and_keeps_them() -> None:
+    """All due keys are returned, without dropped ones, and can still be taken."""
     rng = random.Random(1)
     queue: PollQueue[int] = PollQueue()
     dues = {key: rng.uniform(0, 100) for key in range(200)}

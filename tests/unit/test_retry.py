@@ -107,8 +107,8 @@ class Sendings:
         (Fate.REJECTED, False, False),
     ],
 )
-def test_what_may_be_repeated(fate: Fate, free: bool, paid: bool) -> None:
-    """A paid request goes again only where it was provably not accepted (api-facts 5.2)."""
+def test_which_requests_may_be_retried(fate: Fate, free: bool, paid: bool) -> None:
+    """A paid request is retried only if it was provably not accepted (api-facts 5.2)."""
     assert (Replay.FREE in MAY_REPEAT[fate]) is free
     assert (Replay.PAID in MAY_REPEAT[fate]) is paid
 
@@ -121,7 +121,7 @@ def test_the_table_is_complete() -> None:
 @pytest.mark.parametrize("fate", Fate)
 @pytest.mark.parametrize("replay", Replay)
 def test_the_delay_follows_the_table(fate: Fate, replay: Replay) -> None:
-    """There is a delay before another sending exactly where the table allows one."""
+    """There is a delay before another attempt exactly if the table allows one."""
     delay = delay_before(1, ERRORS[fate], replay, POLICY, drawn=0.25)
     assert delay == (0.25 if replay in MAY_REPEAT[fate] else None)
 
@@ -139,7 +139,7 @@ def test_the_delay_follows_the_table(fate: Fate, replay: Replay) -> None:
     ],
 )
 def test_each_error_has_a_fate(error: RunwayError, fate: Fate) -> None:
-    """Errors about an exchange tell its fate; any other would only come again."""
+    """Errors about an exchange have a fate; any other would only come again."""
     assert fate_of(error) is fate
 
 
@@ -151,22 +151,22 @@ def test_each_error_has_a_fate(error: RunwayError, fate: Fate) -> None:
     ("retry_after", "delay"),
     [(None, 0.25), (0.0, 0.0), (3.0, 3.0), (120.0, 120.0), (120.1, None), (1e9, None)],
 )
-def test_a_gateway_is_taken_at_its_word(
+def test_retry_after_is_kept_exactly(
     replay: Replay, retry_after: float | None, delay: float | None
 ) -> None:
-    """What the gateway asks for is waited to the letter, and what is too long is not waited."""
+    """The delay is exactly the Retry-After; if that is too long, there is no retry."""
     error = gateway_error(RateLimited, Fate.REFUSED, retry_after)
     assert delay_before(1, error, replay, POLICY, drawn=0.25) == delay
 
 
-def test_what_was_unsent_has_no_say_in_the_delay() -> None:
-    """Without an answer only the drawn delay counts."""
+def test_without_a_response_the_drawn_delay_counts() -> None:
+    """Without a response there is no Retry-After."""
     assert delay_before(1, ERRORS[Fate.UNSENT], Replay.PAID, POLICY, drawn=0.25) == 0.25
 
 
 @pytest.mark.parametrize(("attempts", "repeats"), [(1, 0), (2, 1), (5, 4), (100, 99)])
-def test_attempts_count_the_first_sending(attempts: int, repeats: int) -> None:
-    """A policy of n attempts repeats n - 1 times."""
+def test_attempts_include_the_first_one(attempts: int, repeats: int) -> None:
+    """A policy of n attempts retries n - 1 times."""
     policy = RetryPolicy(attempts=attempts)
     error = ERRORS[Fate.REFUSED]
     allowed = [
@@ -178,8 +178,8 @@ def test_attempts_count_the_first_sending(attempts: int, repeats: int) -> None:
 
 
 @pytest.mark.parametrize("replay", Replay)
-def test_a_model_without_a_channel_is_asked_for_twice_more(replay: Replay) -> None:
-    """A missing channel is not in itself transient: at most two repeats (api-facts 5.1)."""
+def test_a_model_without_a_channel_is_retried_twice(replay: Replay) -> None:
+    """A missing channel need not be transient: at most two retries (api-facts 5.1)."""
     error = gateway_error(ModelUnavailable, Fate.REFUSED)
     given = [delay_before(count, error, replay, POLICY, 1.0) for count in range(1, 5)]
     assert given == [1.0, 1.0, None, None]
@@ -198,7 +198,7 @@ def test_delays_are_drawn_from_growing_ranges() -> None:
 
 
 def test_delays_never_end() -> None:
-    """There is a delay before every repeat that a policy may allow."""
+    """There is a delay before every retry that a policy may allow."""
     assert len(list(itertools.islice(delays(RetryPolicy(factor=1)), 1000))) == 1000
     assert math.isfinite(sum(itertools.islice(delays(RetryPolicy(factor=100)), 1000)))
 
@@ -225,16 +225,16 @@ def test_a_ladder_ends_with_the_interval_that_goes_on(
 # Again and again
 
 
-async def test_a_first_success_is_the_only_sending() -> None:
-    """What succeeds is sent once, with no pause and no event."""
+async def test_a_first_success_is_the_only_attempt() -> None:
+    """A success is sent once, with no pause and no event."""
     sendings = Sendings("answer")
     assert await sendings.run(PAID) == "answer"
     assert (sendings.count, sendings.clock.slept, sendings.heard) == (1, [], [])
 
 
 @pytest.mark.parametrize("endpoint", [PAID, FREE])
-async def test_refused_requests_go_again_after_what_was_asked(endpoint: Any) -> None:
-    """Two refusals cost two pauses of exactly the length asked for, and two events."""
+async def test_refused_requests_are_retried_after_retry_after(endpoint: Any) -> None:
+    """Two refusals cost two pauses of exactly the requested length, and two events."""
     first, second = (gateway_error(RateLimited, Fate.REFUSED, delay) for delay in (3.0, 1.5))
     sendings = Sendings(first, second, "answer")
     assert await sendings.run(endpoint) == "answer"
@@ -246,14 +246,14 @@ async def test_refused_requests_go_again_after_what_was_asked(endpoint: Any) -> 
 
 
 @pytest.mark.parametrize("about", [{"submission": 7}, {"task_id": "t-1"}])
-async def test_a_repeat_tells_what_it_is_about(about: dict[str, Any]) -> None:
-    """Its event names the submission, or the task that is asked about."""
+async def test_the_event_of_a_retry_names_its_subject(about: dict[str, Any]) -> None:
+    """It has the number of the submission, or the id of the task that is polled."""
     sendings = Sendings(gateway_error(RateLimited, Fate.REFUSED, 1.0), "answer")
     await sendings.run(FREE, **about)
     assert sendings.heard == [RetryScheduled(FREE.name, 1, 1.0, "RateLimited", **about)]
 
 
-async def test_what_was_never_sent_goes_again_though_it_is_paid() -> None:
+async def test_an_unsent_paid_request_is_retried() -> None:
     """A request that never reaches the gateway is tried as often as the policy says."""
     ends: Iterable[object] = [ERRORS[Fate.UNSENT]] * 9
     sendings = Sendings(*ends)

@@ -136,8 +136,8 @@ def test_an_age_beyond_the_slices_is_left_out() -> None:
 # Learning
 
 
-def test_there_is_no_advice_before_twenty_ends() -> None:
-    """Nineteen tasks teach nothing that is used; the twentieth does."""
+def test_intervals_are_learned_after_twenty_ends() -> None:
+    """Nineteen tasks change no interval; the twentieth does."""
     learner = Learner(PollPolicy())
     drawn = durations(ENOUGH)
     for duration in drawn[:-1]:
@@ -147,27 +147,27 @@ def test_there_is_no_advice_before_twenty_ends() -> None:
     assert learner.gap(KIND, 50.0, 0.0) is not None
 
 
-def test_nobody_learns_who_may_not() -> None:
-    """With learn=False no number of tasks gives advice."""
+def test_learning_can_be_switched_off() -> None:
+    """With learn=False no number of tasks changes an interval."""
     assert taught(50, PollPolicy(learn=False)).gap(KIND, 50.0, 0.0) is None
 
 
 def test_what_is_learned_of_one_kind_is_not_used_for_another() -> None:
-    """Another model's tasks are still looked at in the exponential rhythm."""
+    """Tasks of another model are still polled at exponential intervals."""
     learner = taught()
     assert learner.gap(OTHER, 50.0, 0.0) is None
     assert learner.news(OTHER, 50.0, 60.0) is None
 
 
-def test_a_task_of_no_kind_gets_no_advice() -> None:
-    """What was re-attached by its id is looked at in the exponential rhythm."""
+def test_a_task_of_no_kind_learns_nothing() -> None:
+    """A task that was re-attached by its id is polled at exponential intervals."""
     learner = taught()
     assert learner.gap(None, 50.0, 0.0) is None
     assert learner.news(None, 50.0, 60.0) is None
 
 
-def test_looks_come_when_tasks_end() -> None:
-    """Tasks of about 100 s are hardly looked at in their first 30 s, and often around 100 s."""
+def test_polls_come_when_tasks_end() -> None:
+    """Tasks of about 100 s are hardly polled in their first 30 s, and often around 100 s."""
     learner = taught()
     early, late = learner.gap(KIND, 0.0, 0.0), learner.gap(KIND, 100.0, 0.0)
     assert early is not None
@@ -236,8 +236,8 @@ def test_a_gap_strays_by_the_part_that_is_asked_for() -> None:
     assert strayed == pytest.approx(straight * 1.1)
 
 
-def test_an_impatient_policy_learns_in_its_own_time() -> None:
-    """Tasks of 0.1 s under a policy in milliseconds are looked at as those of 100 s are."""
+def test_a_policy_with_short_intervals_learns_short_ones() -> None:
+    """Tasks of 0.1 s under a policy in milliseconds are polled as those of 100 s are."""
     quick = Learner(PollPolicy(first=0.002, max_interval=0.015))
     for duration in durations(200):
         end(quick, duration / 1000, interval=0.005)
@@ -245,8 +245,8 @@ def test_an_impatient_policy_learns_in_its_own_time() -> None:
     assert gap == pytest.approx((taught().gap(KIND, 100.0, 0.0) or 0) / 1000, rel=0.05)
 
 
-def test_long_tasks_may_lie_about_for_longer() -> None:
-    """For tasks of half an hour the longest gap is dense enough: one in a hundred of their time."""
+def test_long_tasks_may_be_found_later() -> None:
+    """For tasks of half an hour the mean delay is up to a hundredth of their time."""
     learner = Learner(PollPolicy())
     for duration in durations(200, 1800.0):
         end(learner, duration, interval=15.0)
@@ -254,7 +254,7 @@ def test_long_tasks_may_lie_about_for_longer() -> None:
 
 
 def test_durations_of_one_length_are_met_closely() -> None:
-    """Tasks that all take 60 s get most of their looks between 50 s and 70 s."""
+    """Tasks that all take 60 s get most of their polls between 50 s and 70 s."""
     learner = Learner(PollPolicy())
     for _ in range(40):
         end(learner, 60.0, interval=4.0)
@@ -273,7 +273,7 @@ def test_an_end_seen_after_a_long_silence_teaches_nothing() -> None:
     assert learner.gap(KIND, 50.0, 0.0) is None
 
 
-def test_a_look_that_took_no_time_teaches_nothing() -> None:
+def test_a_poll_after_no_time_teaches_nothing() -> None:
     """An end at the very instant at which the task was seen running is ignored."""
     learner = Learner(PollPolicy())
     for _ in range(100):
@@ -281,8 +281,8 @@ def test_a_look_that_took_no_time_teaches_nothing() -> None:
     assert learner.gap(KIND, 10.0, 0.0) is None
 
 
-def test_the_chance_of_news_grows_with_time() -> None:
-    """The longer a running task was left alone, the likelier it has ended, from 0 to 1."""
+def test_the_chance_of_an_end_grows_with_time() -> None:
+    """The longer ago the last poll of a running task, the likelier its end, from 0 to 1."""
     learner = taught()
     chances = [learner.news(KIND, 60.0, until) or 0.0 for until in range(60, 1000, 10)]
     assert chances == sorted(chances)
@@ -335,7 +335,7 @@ def test_one_task_that_hangs_changes_little() -> None:
 
 
 def test_the_longest_gap_bounds_the_lag_of_any_change() -> None:
-    """Whatever the service does, what was learned never advises a gap over 20 s."""
+    """Whatever the service does, no learned gap is over 20 s."""
     assert max(gaps(taught(median=300.0), 3000.0)) <= 20.0
 
 

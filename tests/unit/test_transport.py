@@ -96,7 +96,7 @@ def body(answer: Reply) -> bytes:
 # One exchange
 
 
-async def test_send_gives_the_answer_as_it_came(make: Make, clock: ManualClock) -> None:
+async def test_send_returns_the_response_unchanged(make: Make, clock: ManualClock) -> None:
     """Status, names in lower case, body, and the time of day at which it came; whatever status."""
     async with raw_server(reply(b'{"a": 1}', "418 Teapot", X_Request_Id="r-1")) as server:
         answer = await make().send(free(server.url))
@@ -115,8 +115,8 @@ async def test_send_sends_what_the_request_says(make: Make) -> None:
     assert sent == b'{"prompt": "a"}'
 
 
-async def test_a_redirect_is_an_answer(make: Make) -> None:
-    """It is not followed, so that no key and no paid body goes to a host nobody named."""
+async def test_a_redirect_is_not_followed(make: Make) -> None:
+    """No key and no paid body goes to a host that the user did not name."""
     async with raw_server(reply(status="307 Away", Location="/elsewhere")) as server:
         answer = await make().send(paid(server.url))
         assert (answer.status, len(server.requests)) == (307, 1)
@@ -145,7 +145,7 @@ async def test_every_status_is_an_answer(make: Make, status: int) -> None:
     ids=["8200 bytes", "65000 bytes", "250 of them"],
 )
 async def test_large_headers_are_read(make: Make, headers: dict[str, str]) -> None:
-    """What proxies and security policies add does not cost the answer to a paid request."""
+    """Large headers of proxies and security policies do not cost the response to a paid request."""
     async with raw_server(reply(b"{}", **headers)) as server:
         assert (await make().send(paid(server.url))).status == 200
 
@@ -317,8 +317,8 @@ async def test_an_id_that_may_be_cut_is_none(make: Make) -> None:
         b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n" + ACCEPTED,
     ],
 )
-async def test_a_false_head_loses_no_answer(make: Make, answer: bytes) -> None:
-    """Whether a body is packed is seen by its first bytes, and whether there is one as well."""
+async def test_a_wrong_header_loses_no_response(make: Make, answer: bytes) -> None:
+    """A compressed body is recognised by its first bytes, whatever the headers say."""
     async with raw_server(answer, closes=True) as server:
         came = await make().send(paid(server.url))
     assert read_task(attrs.evolve(came, status=200)).task_id == "t-1"
@@ -335,7 +335,7 @@ async def test_a_late_answer_is_unknown(make: Make, timeouts: Timeouts) -> None:
     assert "Timeout" in str(caught.value)
 
 
-async def test_a_kept_connection_that_died_is_told_as_unknown(make: Make) -> None:
+async def test_a_kept_connection_that_died_is_in_doubt(make: Make) -> None:
     """A paid request on a borrowed session's kept connection is never sent twice by the library."""
     async with aiohttp.ClientSession() as session, raw_server(reply(), None) as server:
         transport = make(session=session)
@@ -345,8 +345,8 @@ async def test_a_kept_connection_that_died_is_told_as_unknown(make: Make) -> Non
         assert len(server.requests) == 2
 
 
-async def test_an_error_tells_no_address(make: Make) -> None:
-    """Where the library's words hold an address, a stand-in of the same name is the cause."""
+async def test_no_error_holds_an_address(make: Make) -> None:
+    """If the text of the library holds an address, the cause is a copy without it."""
     with pytest.raises(NotSent) as caught:
         await make().send(paid(f"http://127.0.0.1:{free_port()}/marked?key={KEY}"))
     assert told(caught.value, [KEY, "127.0.0.1", "marked"]) == []
@@ -461,8 +461,8 @@ async def test_a_middleware_may_read_the_body() -> None:
 # Repeating
 
 
-async def test_a_free_request_is_repeated(make: Make, clock: ManualClock) -> None:
-    """Two broken answers and a whole one give the whole one, after two pauses."""
+async def test_a_free_request_is_retried(make: Make, clock: ManualClock) -> None:
+    """Two broken responses and a complete one return the complete one, after two pauses."""
     ear = Ear()
     async with raw_server(None, None, reply(b"[1]")) as server:
         calling = asyncio.ensure_future(make(ear=ear).call(free(server.url), body))
@@ -474,7 +474,7 @@ async def test_a_free_request_is_repeated(make: Make, clock: ManualClock) -> Non
     assert [event.attempt for event in ear.all(RetryScheduled)] == [1, 2]
 
 
-async def test_a_paid_request_in_doubt_is_not_repeated(make: Make) -> None:
+async def test_a_paid_request_in_doubt_is_not_retried(make: Make) -> None:
     """It is sent once, and the error says that its fate is unknown."""
     async with raw_server(None) as server:
         with pytest.raises(SubmissionInDoubt) as caught:
@@ -483,8 +483,8 @@ async def test_a_paid_request_in_doubt_is_not_repeated(make: Make) -> None:
     assert isinstance(caught.value.__cause__, NoReply)
 
 
-async def test_a_paid_request_that_was_refused_is_repeated(make: Make, clock: ManualClock) -> None:
-    """Turned away whole, it may be welcome later."""
+async def test_a_refused_paid_request_is_retried(make: Make, clock: ManualClock) -> None:
+    """The gateway has not accepted it, and may do so later."""
     ear = Ear()
     async with raw_server(reply(status="503 No"), reply(b"[1]")) as server:
         calling = asyncio.ensure_future(pay(make(ear=ear), paid(server.url), body))
@@ -494,8 +494,8 @@ async def test_a_paid_request_that_was_refused_is_repeated(make: Make, clock: Ma
         assert len(server.requests) == 2
 
 
-async def test_once_is_once(make: Make) -> None:
-    """`once` sends once, whatever comes."""
+async def test_once_sends_once(make: Make) -> None:
+    """`once` sends once, whatever the response."""
     async with raw_server(None, reply()) as server:
         with pytest.raises(NoReply):
             await make().once(free(server.url), body)
@@ -544,7 +544,7 @@ async def test_a_paid_request_in_flight_outlives_its_caller(make: Make) -> None:
 
 
 async def test_a_free_request_ends_with_its_caller(make: Make) -> None:
-    """A look whose caller is gone is dropped."""
+    """A poll whose caller was cancelled is dropped."""
     async with raw_server(reply()) as server:
         server.may_answer.clear()
         calling = asyncio.ensure_future(make().call(free(server.url), body))
@@ -644,8 +644,8 @@ async def test_a_borrowed_session_is_left_open(make: Make) -> None:
         assert not session.closed
 
 
-async def test_a_borrowed_session_that_raises_is_made_not_to(make: Make) -> None:
-    """With `raise_for_status` the gateway's own words would be lost, and a no become a doubt."""
+async def test_raise_for_status_of_a_borrowed_session_is_ignored(make: Make) -> None:
+    """With it the gateway's own words would be lost, and a refusal become a doubt."""
     refusal = reply(b'{"code": "quota"}', "403 No")
     async with (
         aiohttp.ClientSession(raise_for_status=True) as session,
@@ -658,7 +658,7 @@ async def test_a_borrowed_session_that_raises_is_made_not_to(make: Make) -> None
             assert response.status == 403
 
 
-async def test_a_closed_session_is_told_before_a_byte_is_written(make: Make) -> None:
+async def test_a_closed_session_is_reported_before_a_byte_is_written(make: Make) -> None:
     """Sending and streaming over it are `UsageError`s, and the gateway sees nothing."""
     async with raw_server(reply()) as server:
         transport = make()
@@ -750,8 +750,8 @@ async def test_refusals_in_a_row_hold_everything(make: Make, clock: ManualClock)
         assert transport._limiter.pace.ready_at(clock.now()) == clock.now() + 3
 
 
-async def test_who_waits_to_repeat_is_refused_at_the_close(make: Make) -> None:
-    """Nothing will be sent after the pause, so it is not waited for, and nothing is in doubt."""
+async def test_closing_ends_the_pause_before_a_retry(make: Make) -> None:
+    """The pause ends at once, since nothing will be sent after it, and nothing is in doubt."""
     async with raw_server(reply()) as server:
         transport = make()
         calling = asyncio.ensure_future(pay(transport, paid(server.url), refusing))
@@ -761,8 +761,8 @@ async def test_who_waits_to_repeat_is_refused_at_the_close(make: Make) -> None:
             await calling
 
 
-async def test_who_leaves_before_a_repeat_leaves(make: Make) -> None:
-    """Cancelled in a pause, a call is cancelled, and no pause is left."""
+async def test_cancelling_ends_the_pause_before_a_retry(make: Make) -> None:
+    """A call that is cancelled in a pause is cancelled, and no pause is left."""
     async with raw_server(reply()) as server:
         transport = make()
         calling = asyncio.ensure_future(pay(transport, paid(server.url), refusing))

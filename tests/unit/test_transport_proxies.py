@@ -127,7 +127,7 @@ async def test_a_proxy_that_cannot_be_used_is_named(
 ) -> None:
     """A SOCKS proxy, or what is no address, is a usage error without the password in it."""
     name_proxies(monkeypatch, ALL_PROXY=proxy)
-    with pytest.raises(UsageError, match="no http") as caught:
+    with pytest.raises(UsageError, match="must be an http") as caught:
         await make().send(paid(f"https://{GATEWAY}/"))
     assert caught.value.field == "proxy"
     assert told(caught.value, SECRETS) == in_frames(caught.value, SECRETS) == []

@@ -13,15 +13,15 @@ def unfinished() -> Unfinished:
     return Unfinished()
 
 
-def test_what_was_paid_for_is_kept_with_its_instant(unfinished: Unfinished) -> None:
+def test_paid_tasks_are_kept_with_their_instant(unfinished: Unfinished) -> None:
     """In the order of the submits; the same id in the other format is another task."""
     unfinished.accepted(ONE, Origin(7.0))
     unfinished.accepted(OTHER, Origin(8.0))
     assert list(unfinished) == [(ONE, Origin(7.0)), (OTHER, Origin(8.0))]
 
 
-def test_waiting_for_what_was_paid_for_changes_nothing(unfinished: Unfinished) -> None:
-    """It keeps its instant; what was only waited for has none."""
+def test_waiting_for_a_paid_task_changes_nothing(unfinished: Unfinished) -> None:
+    """It keeps its instant; a task that was only waited for has none."""
     unfinished.accepted(ONE, Origin(7.0))
     for name in (ONE, OTHER, OTHER):
         unfinished.waited_for(name)
@@ -29,8 +29,8 @@ def test_waiting_for_what_was_paid_for_changes_nothing(unfinished: Unfinished) -
 
 
 @pytest.mark.parametrize("state", [TaskState.FAILED, TaskState.CANCELED])
-def test_what_has_failed_leaves_the_list(unfinished: Unfinished, state: TaskState) -> None:
-    """There is no clip to come; an end of what is not on the list is fine."""
+def test_a_failed_task_leaves_the_list(unfinished: Unfinished, state: TaskState) -> None:
+    """It will have no clip; the end of a task that is not on the list changes nothing."""
     end = record(state=state)
     unfinished.accepted(ONE, Origin(7.0))
     unfinished.waited_for(OTHER)
@@ -39,7 +39,7 @@ def test_what_has_failed_leaves_the_list(unfinished: Unfinished, state: TaskStat
     assert list(unfinished) == []
 
 
-def test_a_clip_that_is_nowhere_yet_stays(unfinished: Unfinished) -> None:
+def test_a_clip_that_is_not_saved_stays(unfinished: Unfinished) -> None:
     """It has to be handed out or saved first; while it is saved, it is on the list again."""
     unfinished.accepted(ONE, Origin(7.0, "order-1", "a tag"))
     unfinished.seen(ONE, done())
@@ -72,15 +72,17 @@ def fill_the_disk(unfinished: Unfinished) -> None:
 
 
 @pytest.mark.parametrize("state", [TaskState.RUNNING, TaskState.UNKNOWN, TaskState.SUCCEEDED])
-def test_what_may_still_give_a_clip_is_kept(unfinished: Unfinished, state: TaskState) -> None:
-    """Whatever is no end, a success without an address included."""
+def test_a_task_that_may_still_have_a_clip_is_kept(
+    unfinished: Unfinished, state: TaskState
+) -> None:
+    """Every state but an end, a success without an address included."""
     unfinished.accepted(ONE, Origin(7.0))
     unfinished.seen(ONE, record(state=state, video_url=None))
     assert list(unfinished) == [(ONE, Origin(7.0))]
 
 
-def test_a_task_that_nobody_knows_is_kept_if_it_was_paid_for(unfinished: Unfinished) -> None:
-    """One that was only waited for is forgotten: it may never have been."""
+def test_an_unknown_task_is_kept_if_it_was_paid_for(unfinished: Unfinished) -> None:
+    """One that was only waited for is removed: it may not exist."""
     unfinished.accepted(ONE, Origin(7.0))
     unfinished.waited_for(OTHER)
     for name in (ONE, OTHER, ("feed", "t-2")):

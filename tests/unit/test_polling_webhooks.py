@@ -43,8 +43,8 @@ async def prove(scene: Scene, task_id: str = "proof") -> None:
 # A hint
 
 
-async def test_an_end_that_is_told_is_looked_at_at_once(scene: Scene) -> None:
-    """The wait ends at the instant of the webhook, by one look."""
+async def test_an_end_from_a_webhook_is_polled_at_once(scene: Scene) -> None:
+    """The wait ends at the instant of the webhook, with one poll."""
     watch = addressed(scene)
     waiting = scene.wait(watch)
     await scene.clock.advance(1)
@@ -66,8 +66,8 @@ async def test_a_watch_is_found_as_long_as_it_is_held(scene: Scene) -> None:
     assert scene.poller.find("feed", "t-1") is None
 
 
-async def test_what_is_told_is_not_believed(scene: Scene) -> None:
-    """A webhook that says done about a task that runs costs one look and ends no wait."""
+async def test_a_webhook_is_not_believed(scene: Scene) -> None:
+    """A webhook that reports the end of a running task costs one poll and ends no wait."""
     watch = addressed(scene)
     waiting = scene.wait(watch)
     scene.poller.webhook_came(watch, is_end=True)
@@ -77,8 +77,8 @@ async def test_what_is_told_is_not_believed(scene: Scene) -> None:
     waiting.cancel()
 
 
-async def test_a_feed_that_lags_is_asked_as_if_just_submitted(scene: Scene) -> None:
-    """After an end that the feed does not show yet, the ladder begins anew at its first rung."""
+async def test_a_feed_that_lags_is_polled_like_a_new_task(scene: Scene) -> None:
+    """After an end that the feed does not show yet, the intervals begin again with the first."""
     await prove(scene)
     watch = addressed(scene)
     waiting = scene.wait(watch)
@@ -89,8 +89,8 @@ async def test_a_feed_that_lags_is_asked_as_if_just_submitted(scene: Scene) -> N
     waiting.cancel()
 
 
-async def test_progress_wakes_nobody_who_waits_for_the_end(scene: Scene) -> None:
-    """It saves the looks that would find no end."""
+async def test_progress_wakes_no_wait_for_the_end(scene: Scene) -> None:
+    """It saves the polls that would find no end."""
     watch = addressed(scene)
     waiting = scene.wait(watch)
     await settle()
@@ -101,8 +101,8 @@ async def test_progress_wakes_nobody_who_waits_for_the_end(scene: Scene) -> None
     waiting.cancel()
 
 
-async def test_progress_wakes_who_follows_changes(scene: Scene) -> None:
-    """A reader of updates hears of a change at the instant of its webhook."""
+async def test_progress_wakes_readers_of_updates(scene: Scene) -> None:
+    """A reader of updates gets a change at the instant of its webhook."""
     watch = addressed(scene)
     waiting = scene.change(watch)
     await scene.clock.advance(1)
@@ -112,8 +112,8 @@ async def test_progress_wakes_who_follows_changes(scene: Scene) -> None:
     assert scene.feed.instants == [1]
 
 
-async def test_while_nobody_waits_the_next_wait_looks_at_once(scene: Scene) -> None:
-    """A webhook between two waits is not lost, and looks at nothing by itself."""
+async def test_after_a_webhook_the_next_wait_polls_at_once(scene: Scene) -> None:
+    """A webhook between two waits is not lost, and sends no poll by itself."""
     watch = addressed(scene)
     scene.poller.webhook_came(watch, is_end=False)
     await scene.clock.advance(1)
@@ -125,8 +125,8 @@ async def test_while_nobody_waits_the_next_wait_looks_at_once(scene: Scene) -> N
     assert scene.feed.instants == [1]
 
 
-async def test_a_hint_during_a_look_is_followed_by_one_more(scene: Scene) -> None:
-    """However many come meanwhile: one look at a time, and one after it."""
+async def test_a_webhook_during_a_poll_causes_one_more(scene: Scene) -> None:
+    """However many come meanwhile: one poll at a time, and one after it."""
     scene.feed.is_open.clear()
     watch = addressed(scene)
     waiting = scene.wait(watch)
@@ -141,7 +141,7 @@ async def test_a_hint_during_a_look_is_followed_by_one_more(scene: Scene) -> Non
     assert (len(scene.feed.looks), scene.feed.peak) == (2, 1)
 
 
-async def test_an_end_makes_further_hints_idle(scene: Scene) -> None:
+async def test_webhooks_after_the_end_cost_nothing(scene: Scene) -> None:
     """Repeated and late webhooks about a task whose end is known cost nothing."""
     scene.feed.says(done())
     watch = addressed(scene)
@@ -154,8 +154,8 @@ async def test_an_end_makes_further_hints_idle(scene: Scene) -> None:
     assert len(scene.ear.all(TaskSettled)) == 1
 
 
-async def test_a_storm_costs_what_the_limits_allow(scene: Scene) -> None:
-    """A thousand webhooks in ten seconds are a handful of looks, in time with the limits."""
+async def test_a_storm_of_webhooks_keeps_to_the_limits(scene: Scene) -> None:
+    """A thousand webhooks in ten seconds cause a handful of polls, within the limits."""
     watch = addressed(scene)
     waiting = scene.wait(watch)
     for _ in range(1000):
@@ -165,8 +165,8 @@ async def test_a_storm_costs_what_the_limits_allow(scene: Scene) -> None:
     waiting.cancel()
 
 
-async def test_trouble_with_the_look_is_tried_again(scene: Scene) -> None:
-    """A look that fails after a webhook is repeated in the time of a fresh task."""
+async def test_a_failed_poll_after_a_webhook_is_retried(scene: Scene) -> None:
+    """It is retried at the intervals of a new task."""
     scene.feed.says(no(GatewayDown), done())
     watch = addressed(scene)
     waiting = scene.wait(watch)
@@ -176,8 +176,8 @@ async def test_trouble_with_the_look_is_tried_again(scene: Scene) -> None:
     assert scene.feed.instants == [0, 2]
 
 
-async def test_a_closed_scheduler_takes_no_hint(scene: Scene) -> None:
-    """A webhook after the close moves nothing."""
+async def test_a_closed_poller_ignores_webhooks(scene: Scene) -> None:
+    """A webhook after the close changes nothing."""
     watch = addressed(scene)
     due_at = watch.due_at
     await scene.poller.aclose()
@@ -186,7 +186,7 @@ async def test_a_closed_scheduler_takes_no_hint(scene: Scene) -> None:
     assert scene.clock.timers == []
 
 
-async def test_an_end_that_was_found_elsewhere_was_told(scene: Scene) -> None:
+async def test_an_end_that_was_found_elsewhere_is_proof(scene: Scene) -> None:
     """An end that a webhook led to counts as proof, whichever wait polled."""
     running = addressed(scene, "t-2")
     scene.poller.take_told(running, record("t-2"))
@@ -201,15 +201,15 @@ async def test_an_end_that_was_found_elsewhere_was_told(scene: Scene) -> None:
 # The net
 
 
-async def test_without_proof_it_looks_as_ever(scene: Scene) -> None:
-    """An address alone changes no look: a wrong one would cost every clip its time."""
+async def test_without_proof_polls_go_on(scene: Scene) -> None:
+    """An address alone changes no poll: a wrong one would delay every clip."""
     waiting = scene.wait(addressed(scene))
     await scene.clock.advance(42)
     assert scene.feed.instants == [2, 5, 9.5, 16.25, 26.375, 41.375]
     waiting.cancel()
 
 
-async def test_with_proof_it_looks_once_a_minute(scene: Scene) -> None:
+async def test_with_proof_tasks_are_polled_once_a_minute(scene: Scene) -> None:
     """Once a webhook came first, tasks with an address are left to their webhooks."""
     await prove(scene)
     waiting = scene.wait(addressed(scene))
@@ -218,8 +218,8 @@ async def test_with_proof_it_looks_once_a_minute(scene: Scene) -> None:
     waiting.cancel()
 
 
-async def test_a_task_without_an_address_is_looked_at_as_ever(scene: Scene) -> None:
-    """What no webhook can tell of is not left to webhooks."""
+async def test_a_task_without_an_address_is_polled_as_before(scene: Scene) -> None:
+    """A task that has no webhook address is not left to webhooks."""
     await prove(scene)
     waiting = scene.wait(scene.watch(fresh=True))
     await scene.clock.advance(10)
@@ -227,8 +227,8 @@ async def test_a_task_without_an_address_is_looked_at_as_ever(scene: Scene) -> N
     waiting.cancel()
 
 
-async def test_an_end_that_was_not_told_brings_the_looks_back(scene: Scene) -> None:
-    """The net finds an end: from then on every task is looked at as without webhooks."""
+async def test_an_end_without_a_webhook_brings_the_polls_back(scene: Scene) -> None:
+    """After a poll of the safety net finds an end, every task is polled as without webhooks."""
     await prove(scene)
     _, *others = watches = [addressed(scene, f"t-{n}") for n in range(4)]
     for watch in others:
@@ -246,8 +246,8 @@ async def test_an_end_that_was_not_told_brings_the_looks_back(scene: Scene) -> N
         wait.cancel()
 
 
-async def test_an_end_that_is_told_late_is_no_proof(scene: Scene) -> None:
-    """A webhook for a task whose end a look has found already leaves the looks as they are."""
+async def test_a_late_webhook_is_no_proof(scene: Scene) -> None:
+    """A webhook for a task whose end a poll has found already changes no interval."""
     scene.feed.says(done("late"), task_id="late")
     watch = addressed(scene, "late")
     waiting = scene.wait(watch)
@@ -266,22 +266,22 @@ async def settle_untold(scene: Scene, count: int) -> None:
         assert waiting.done()
 
 
-async def test_silence_is_told_once(scene: Scene) -> None:
-    """Five ends without any webhook make one warning, and fifty make no second."""
+async def test_missing_webhooks_are_reported_once(scene: Scene) -> None:
+    """Five ends without any webhook cause one warning, and fifty no second one."""
     await settle_untold(scene, 4)
     assert scene.ear.all(CallbacksMissing) == []
     await settle_untold(scene, 50)
     assert scene.ear.all(CallbacksMissing) == [CallbacksMissing(5)]
 
 
-async def test_one_delivery_is_no_silence(scene: Scene) -> None:
-    """Where anything was ever delivered, nobody is warned of a wrong address."""
+async def test_one_webhook_prevents_the_warning(scene: Scene) -> None:
+    """If any webhook ever came, the address is not reported as wrong."""
     scene.poller.webhook_came(addressed(scene), is_end=False)
     await settle_untold(scene, 10)
     assert scene.ear.all(CallbacksMissing) == []
 
 
-async def test_without_a_receiver_nothing_is_rated(clock: ManualClock) -> None:
+async def test_without_a_receiver_webhooks_do_not_count(clock: ManualClock) -> None:
     """A client without webhooks neither relies on them nor misses them."""
     scene = scene_on(clock)
     await settle_untold(scene, 10)
@@ -296,8 +296,8 @@ def slow_scene(clock: ManualClock) -> Scene:
     return scene_on(clock, STEADY, Limits(requests_per_second=0.5), safety_net=NET)
 
 
-async def test_a_hint_goes_before_all_that_are_due(clock: ManualClock) -> None:
-    """Where polls go one at a time, the task of the webhook is next; none jumps the pace."""
+async def test_a_webhook_goes_before_all_due_tasks(clock: ManualClock) -> None:
+    """If polls go one at a time, the task of the webhook is next; the pace stays the same."""
     scene = slow_scene(clock)
     watches = [addressed(scene, f"t-{n}") for n in range(20)]
     waits = [scene.wait(watch) for watch in watches]
@@ -314,8 +314,8 @@ async def test_a_hint_goes_before_all_that_are_due(clock: ManualClock) -> None:
     assert scene.has_nothing_left()
 
 
-async def test_a_hint_alone_queues_like_any_look(clock: ManualClock) -> None:
-    """With nothing else due, a hinted look takes the next turn of the rate limiter."""
+async def test_a_webhook_alone_queues_like_any_poll(clock: ManualClock) -> None:
+    """With nothing else due, its poll takes the next turn of the rate limiter."""
     scene = slow_scene(clock)
     watch = addressed(scene)
     watch.due_at = clock.now() + NET
