@@ -1,4 +1,4 @@
-"""Names that people guess, from other SDKs and from the gateways' own fields, and the right ones."""
+"""Names that people guess, from other SDKs or the gateways' fields, and the right ones."""
 
 from collections.abc import Container, Iterable, Mapping
 from typing import Final

@@ -24,6 +24,7 @@ from ._arguments import (
     resolved,
 )
 from ._clock import LoopClock
+from ._guesses import METHODS
 from ._session.session import Settings
 from ._session.sessions import Sessions
 from ._wire.tables import NOWHERE
@@ -143,6 +144,17 @@ class Client:
 
     def __repr__(self) -> str:
         return repr(self._sessions)
+
+    if not TYPE_CHECKING:  # type checkers know which names there are
+
+        def __getattr__(self, name: str) -> Any:
+            """Name the right method for one that people guess."""
+            right = METHODS.get(name)
+            if right is None:
+                message = f"{type(self).__name__!r} object has no attribute {name!r}"
+                raise AttributeError(message, name=name, obj=self)
+            # Without `obj`, or Python would suggest a method with a similar name.
+            raise AttributeError(f"Client has no {name!r}; use {right}.", name=name)
 
     @property
     def gateway(self) -> Gateway:
