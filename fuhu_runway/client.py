@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import os
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
@@ -16,15 +16,17 @@ from . import background
 from . import hooks as events
 from ._arguments import (
     KEY_VARIABLE,
+    PromptOptions,
     check,
     checked_callback,
     checked_key,
     checked_receiver,
     checked_session,
+    prompted,
     resolved,
 )
 from ._clock import LoopClock
-from ._guesses import METHODS
+from ._guesses import METHODS, refuse_guesses
 from ._session.session import Settings
 from ._session.sessions import Sessions
 from ._wire.tables import NOWHERE
@@ -39,19 +41,17 @@ from .models import (
     Balance,
     Gateway,
     Generation,
-    ImageToVideo,
     Limits,
     MotionVector,
     OfficialImageToVideo,
     PollPolicy,
     RetryPolicy,
     TaskRecord,
-    TextToVideo,
     Timeouts,
     VideoToVideo,
     usage_error,
 )
-from .task import Task
+from .task import Clip, Task
 
 if TYPE_CHECKING:
     # It imports a web server, which most programs do not need.
@@ -282,26 +282,19 @@ class Client:
         Arguments as in `TextToVideo`, or with *image*, the address of the first frame, as in
         `ImageToVideo`; *last_image*, *image_as_end_frame* and *flip* need an image.
         """
-        if image is None and (last_image is not None or image_as_end_frame or flip):
-            raise usage_error(
-                "image",
-                "last_image, image_as_end_frame and flip need an image.",
-                "Pass the image, or leave them out: this would be charged as text to video.",
-            )
-        common: dict[str, Any] = {
-            "ratio": ratio,
-            "seconds": seconds,
-            "model": model,
-            "style": style,
-            "motion": MotionVector() if motion is None else motion,
-            "extra": {} if extra is None else extra,
-        }
-        request: Generation
-        if image is None:
-            request = TextToVideo(prompt, **common)
-        else:
-            common |= {"last_image": last_image, "image_as_end_frame": image_as_end_frame}
-            request = ImageToVideo(prompt, image, flip=flip, **common)
+        request = prompted(
+            prompt,
+            image=image,
+            last_image=last_image,
+            image_as_end_frame=image_as_end_frame,
+            flip=flip,
+            ratio=ratio,
+            seconds=seconds,
+            model=model,
+            style=style,
+            motion=motion,
+            extra=extra,
+        )
         return await self._sessions.submit(request, custom_id=custom_id, tag=tag)
 
     @discreet
@@ -354,6 +347,61 @@ class Client:
         )
         return await self._sessions.submit(request, custom_id=custom_id, tag=tag)
 
+    @discreet
+    async def run(
+        self,
+        work: Generation | Task | str,
+        *,
+        save: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
+        timeout: float | None = DEFAULT_WAIT,
+        on_update: Callable[[TaskRecord], object] | None = None,
+        custom_id: str | None = None,
+        tag: str | None = None,
+        **options: Unpack[PromptOptions],
+    ) -> Clip:
+        """
+        Submit a prompt or a request, wait for its clip, and save it: `submit`, `wait`, `download`.
+
+        Costs as `submit`. The path is checked before anything is sent. If this fails or is
+        cancelled after the gateway has accepted the request, nothing is lost: the error has
+        `task_id`, a task that goes on is in `unfinished`, and `run(client.task(task_id))`
+        continues.
+
+        Args:
+            work: A prompt, a request, or a task that exists already.
+            save: The file to write; None saves none. If the journal knows the name as paid and
+                not saved, and the file exists, it may be the clip: it is compared, and a clip
+                that differs is saved beside it.
+            overwrite: Whether an existing file may be replaced.
+            timeout: How long to wait for the task, in seconds; None waits without limit.
+            on_update: Called with the record at each change of state or progress, as in
+                `Task.wait`.
+            custom_id: As in `submit`; two calls with one name at the same time share the file.
+            tag: As in `submit`.
+            **options: As in `generate`, for a prompt: *image*, *ratio*, *seconds*, *model*, ...
+
+        Returns:
+            The clip; `clip.path` is the file that it was saved to.
+
+        Raises:
+            UsageError: An argument is wrong, or nothing can be saved there; nothing was sent.
+            RunwayError: As in `submit`, `Task.wait` and `Clip.download`.
+        """
+        check(save=save, overwrite=overwrite, timeout=timeout, on_update=on_update)
+        job = await background.start(
+            self._sessions,
+            _work(work, options),
+            path=None if save is None else Path(save),
+            overwrite=overwrite,
+            custom_id=custom_id,
+            tag=tag,
+            timeout=timeout,
+            jobs=self._jobs,
+            is_kept=False,
+        )
+        return await job.joined(timeout, on_update)
+
     async def start(
         self,
         work: Generation | Task | str,
@@ -385,13 +433,14 @@ class Client:
         check(save=save, overwrite=overwrite, timeout=timeout)
         return await background.start(
             self._sessions,
-            TextToVideo(work) if isinstance(work, str) else work,
+            _work(work, {}),
             path=None if save is None else Path(save),
             overwrite=overwrite,
             custom_id=custom_id,
             tag=tag,
             timeout=timeout,
             jobs=self._jobs,
+            is_kept=True,
         )
 
     def batch(self, prompts: Source, **options: Unpack[BatchOptions]) -> Batch:
@@ -477,6 +526,20 @@ class Client:
             UnreadableReply: No known dialect fits the response.
         """
         return await self._sessions.balance()
+
+
+def _work(work: Generation | Task | str, options: PromptOptions) -> Generation | Task:
+    """Return what to submit or to follow; a prompt becomes a request."""
+    known = PromptOptions.__annotations__
+    refuse_guesses("Client.run", options, [*known, "save", "on_update", "custom_id"])
+    for name in options:
+        if name not in known:
+            raise TypeError(f"Client.run() got an unexpected keyword argument {name!r}")
+        if not isinstance(work, str):
+            raise usage_error(
+                name, f"{name} was given beside a request.", "Set it when you make the request."
+            )
+    return prompted(work, **options) if isinstance(work, str) else work
 
 
 class Official:
