@@ -90,7 +90,7 @@ class FileSink(Sink):
             await in_thread(self._part.write, data, total)
 
     async def publish(self, clock: Clock, *, overwrite: bool) -> None:
-        """Give the file its name."""
+        """Rename the part to the file."""
         publish = partial(self._part.publish, overwrite=overwrite)
         with self._disk():
             for pause in RENAME_PAUSES:

@@ -113,7 +113,7 @@ def _abandoned(task: Task) -> WaitAbandoned:
     return WaitAbandoned(
         "The client was closed before the job ended.",
         "The task goes on, and what it costs is spent either way.",
-        "Start it again: client.start(client.task(id)).",
+        "Continue it: client.run(client.task(id)), or client.start.",
         task.id,
     )
 

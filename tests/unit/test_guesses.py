@@ -44,9 +44,9 @@ def test_no_guess_is_a_method(client: Client) -> None:
 
 def test_any_other_name_is_an_attribute_error_as_usual(client: Client) -> None:
     """With the name and the object, from which Python suggests a similar one."""
-    with pytest.raises(AttributeError, match="'Client' object has no attribute 'generat'") as error:
-        client.generat  # noqa: B018 - looking is enough
-    assert (error.value.name, error.value.obj) == ("generat", client)
+    with pytest.raises(AttributeError, match="'Client' object has no attribute 'colour'") as error:
+        client.colour  # noqa: B018 - looking is enough
+    assert (error.value.name, error.value.obj) == ("colour", client)
 
 
 @pytest.mark.parametrize(
