@@ -78,8 +78,9 @@ class FileSink(Sink):
             raise paid_for(path_error(self.path, exc), self.task_id) from exc
 
     async def resume(self) -> None:
-        with self._disk():
-            await in_thread(self._part.resume)
+        if self._part.note:
+            with self._disk():
+                await in_thread(self._part.resume)
 
     async def restart(self, validator: str | None = None, total: int | None = None) -> None:
         with self._disk():
@@ -101,7 +102,10 @@ class FileSink(Sink):
             return await in_thread(publish)
 
     async def close(self) -> None:
-        await in_thread(self._part.close)
+        if self._part.is_published:
+            self._part.close()
+        else:
+            await in_thread(self._part.close)
 
     @contextmanager
     def _disk(self) -> Iterator[None]:

@@ -172,7 +172,7 @@ class Saving:
 
     def path(self, prompt: str | None, task_id: str) -> Path:
         """Return where the clip of a task is saved."""
-        from fuhu_runway.batch import encodable
+        from fuhu_runway._clip_files import encodable
         from fuhu_runway.paths import safe_name
 
         if self.output_file is not None:
