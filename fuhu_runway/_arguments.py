@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, TypedDict
+from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 import attrs
@@ -33,21 +33,6 @@ URL_VARIABLE: Final = "FUHU_BASE_URL"
 
 MAX_AMOUNT: Final = 10**12
 """Seconds or points; more is a mistake, and past 1e308 no float holds it."""
-
-
-class PromptOptions(TypedDict, total=False):
-    """What `Client.run` and `Client.generate` take beside a prompt; see `ImageToVideo`."""
-
-    image: str | None
-    last_image: str | None
-    image_as_end_frame: bool
-    flip: bool
-    ratio: str
-    seconds: int
-    model: str
-    style: str
-    motion: MotionVector | None
-    extra: dict[str, Any] | None
 
 
 Rule = tuple[Callable[[Any], bool], str]

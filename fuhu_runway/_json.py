@@ -2,7 +2,8 @@
 JSON as gateways really send it, and our values as JSON. Pure functions.
 
 `decode` reads what a strict parser refuses: other encodings, a byte order mark, control
-characters, a PHP warning before the object, bytes after it. `shown` returns what may be stored.
+characters, a PHP warning before the object, bytes after it. `json_fields` returns what may be
+stored.
 """
 
 import contextlib
@@ -129,7 +130,7 @@ def spans(text: str) -> Iterator[tuple[int, int, Any]]:
             yield opening.start(), at, value
 
 
-def shown(instance: Any) -> dict[str, Any]:
+def json_fields(instance: Any) -> dict[str, Any]:
     """Return the fields of an attrs object that its repr shows, as values that JSON has."""
     fields = attrs.fields(type(instance))
     return {one.name: _plain(getattr(instance, one.name)) for one in fields if one.repr is True}

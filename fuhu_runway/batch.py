@@ -145,7 +145,8 @@ class Summary:
             self.failures[name] = self.failures.get(name, 0) + 1
 
 
-Source = Iterable[Any] | AsyncIterable[Any]
+Source = Iterable[str | Generation | Item] | AsyncIterable[str | Generation | Item]
+"""Where the jobs of a batch come from: prompts, requests and items, in any mixture."""
 
 
 class BatchOptions(TypedDict, total=False):

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, Unpack
+from typing import TYPE_CHECKING, Any, Final, Self, TypedDict, Unpack
 from weakref import WeakValueDictionary
 
 import aiohttp
@@ -16,7 +16,6 @@ from . import background
 from . import hooks as events
 from ._arguments import (
     KEY_VARIABLE,
-    PromptOptions,
     check,
     checked_callback,
     checked_key,
@@ -58,6 +57,21 @@ if TYPE_CHECKING:
     from .callbacks import CallbackReceiver
 
 _NUMBERS: Final = itertools.count(1)
+
+
+class PromptOptions(TypedDict, total=False):
+    """What `Client.run` and `Client.generate` take beside a prompt; see `ImageToVideo`."""
+
+    image: str | None
+    last_image: str | None
+    image_as_end_frame: bool
+    flip: bool
+    ratio: str
+    seconds: int
+    model: str
+    style: str
+    motion: MotionVector | None
+    extra: dict[str, Any] | None
 
 
 class Client:

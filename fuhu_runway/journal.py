@@ -31,6 +31,7 @@ import attrs
 
 from ._clock import Clock
 from ._journal_file import Desk, Errand, Errands, journal_error, report, work
+from ._json import json_fields
 from .errors import (
     Fate,
     JournalBusy,
@@ -145,6 +146,10 @@ class Job:
     traceparent: str | None = None
     tag: str | None = None
     handed_out_at: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the row as JSON has it; it has no prompt, URL or key. Times are Unix times."""
+        return json_fields(self)
 
 
 _CHANGEABLE: Final = {field.name for field in attrs.fields(Job)} - {"key", "state"}

@@ -18,7 +18,7 @@ from typing import Any, Final, Self
 import attrs
 from attrs import field, frozen
 
-from ._json import decode, shown
+from ._json import decode, json_fields
 from ._redact import redact
 from ._urls import is_reachable_address
 from .errors import UsageError
@@ -421,7 +421,7 @@ class TaskRecord:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what may be shown and stored, as JSON has it: no prompt, URL or raw answer."""
-        return shown(self)
+        return json_fields(self)
 
     @property
     def has_clip(self) -> bool:

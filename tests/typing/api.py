@@ -16,15 +16,18 @@ from fuhu_runway import (
     ActOne,
     Balance,
     BalanceRoute,
+    Batch,
     CallbackReceiver,
     Client,
     Clip,
     Gateway,
     Generation,
     ImageToVideo,
+    Item,
     KeyStyle,
     MotionVector,
     OfficialImageToVideo,
+    Outcome,
     PollPolicy,
     Progress,
     RetryPolicy,
@@ -40,6 +43,7 @@ from fuhu_runway import (
     hooks,
     safe_name,
 )
+from fuhu_runway.inputs import read_items
 from fuhu_runway.testing import Simulator, faults, virtual_time
 
 
@@ -134,6 +138,27 @@ async def running(client: Client) -> None:
     await client.run("a kitten", duration=5)  # type: ignore[call-arg]
     await client.run("a kitten", seconds="5")  # type: ignore[arg-type]
     client.text_to_video("a kitten")  # type: ignore[attr-defined]
+
+
+async def many(client: Client, lines: AsyncIterator[str], file: Path) -> None:
+    """A batch takes prompts, requests and items, from any iterable, sync or async."""
+    items: list[str | Item | ActOne] = [
+        Item(TextToVideo("a kitten"), custom_id="7"),
+        "a puppy",
+        ActOne("https://x/1.mp4"),
+    ]
+    async for outcome in client.generate_many(["a kitten"], in_flight=5, download_to="clips"):
+        assert_type(outcome, Outcome)
+        assert_type((outcome.clip, outcome.path), tuple[Clip | None, Path | None])
+    client.generate_many(lines, timeout=None)
+    client.generate_many(f"a kitten, take {number}" for number in range(5))
+    client.generate_many(read_items(file))
+    client.generate_many(items)
+    assert_type(client.batch(TextToVideo(line) async for line in lines), Batch)
+
+    client.generate_many(5)  # type: ignore[arg-type]
+    client.generate_many([5])  # type: ignore[list-item]
+    client.generate_many(["a kitten"], in_fligth=5)  # type: ignore[call-arg]
 
 
 async def waiting(task: Task) -> None:
