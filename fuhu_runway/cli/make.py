@@ -74,11 +74,14 @@ def _motion(_: object, tokens: Sequence[Token]) -> MotionVector:
         ) from None
 
 
-def _json(_: object, tokens: Sequence[Token]) -> Any:
+def _json(_: object, tokens: Sequence[Token]) -> dict[str, Any]:
     try:
-        return json.loads(tokens[0].value)
+        value = json.loads(tokens[0].value)
     except (ValueError, RecursionError):
-        raise ValueError("""it is not JSON, such as '{"name": "value"}'.""") from None
+        value = None
+    if not isinstance(value, dict):
+        raise TypeError("""it is not a JSON object, such as '{"name": "value"}'.""")
+    return value
 
 
 EXTRA: Final = Parameter(converter=_json, accepts_keys=False)

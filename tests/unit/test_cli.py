@@ -411,9 +411,9 @@ def test_json_of_a_balance(run: Run, gateway: Elsewhere) -> None:
         (["generate", PROMPT, "--motion", "y"], "write it as y=0.4,r=-6"),
         (["generate", PROMPT, "--motion", "up=1"], "write it as y=0.4,r=-6"),
         (["generate", PROMPT, "--motion", "y=nan"], "write it as y=0.4,r=-6"),
-        (["generate", PROMPT, "--extra", "{"], "it is not JSON"),
-        (["generate", PROMPT, "--extra", "[" * 100_000], "it is not JSON"),
-        (["generate", PROMPT, "--extra", "[1]"], "extra is not a dict"),
+        (["generate", PROMPT, "--extra", "{"], "it is not a JSON object"),
+        (["generate", PROMPT, "--extra", "[" * 100_000], "it is not a JSON object"),
+        (["generate", PROMPT, "--extra", "[1]"], "it is not a JSON object"),
         (["generate", PROMPT, "--extra", '{"prompt": 1}'], "extra sets 'prompt'"),
         (
             ["generate", PROMPT, "--timeout", "0"],
