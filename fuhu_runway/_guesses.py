@@ -1,7 +1,12 @@
 """Names that people guess, from other SDKs or the gateways' fields, and the right ones."""
 
-from collections.abc import Container, Iterable, Mapping
-from typing import Final
+import functools
+import inspect
+from collections.abc import Callable, Container, Iterable, Mapping
+from typing import Final, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 METHODS: Final[Mapping[str, str]] = {
     "text_to_video": "generate(prompt)",
@@ -68,6 +73,18 @@ ARGUMENTS: Final[Mapping[str, tuple[str, ...]]] = {
     "max_size": ("max_bytes",),
 }
 """What people call an argument, and its names; a call has one of them, or none."""
+
+
+def explained(call: Callable[P, T]) -> Callable[P, T]:
+    """Make a function name the right argument for one that people guess."""
+
+    @functools.wraps(call)
+    def explained_call(*args: P.args, **kwargs: P.kwargs) -> T:
+        if kwargs.keys() & ARGUMENTS.keys():
+            refuse_guesses(call.__qualname__, kwargs, inspect.signature(call).parameters)
+        return call(*args, **kwargs)
+
+    return explained_call
 
 
 def refuse_guesses(call: str, given: Iterable[str], known: Container[str]) -> None:

@@ -32,7 +32,7 @@ class Sink(ABC):
     """Where the bytes of one clip go."""
 
     #: How much is written at once.
-    buffer_bytes: ClassVar[int] = BUFFER_BYTES
+    buffer_bytes: ClassVar[int] = 64 * 1024
     #: Whether the clip is saved in a file.
     is_file: ClassVar[bool] = False
     #: What to do about a download that broke off.
@@ -64,6 +64,7 @@ class Sink(ABC):
 class FileSink(Sink):
     """A file, which appears under its name when it is whole; see `Part`."""
 
+    buffer_bytes: ClassVar[int] = BUFFER_BYTES
     is_file: ClassVar[bool] = True
     advice: ClassVar[str] = "Download again to the same path to continue."
 
@@ -146,7 +147,6 @@ class ReaderSink(Sink):
     After a restart, the bytes that the reader has already are compared, not handed out.
     """
 
-    buffer_bytes: ClassVar[int] = 64 * 1024
     advice: ClassVar[str] = (
         "Discard what was streamed and stream the clip again, or save it with download(),"
         " which continues."

@@ -13,11 +13,12 @@ import sys
 import unicodedata
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, Final, Self
+from typing import Any, Final, Self, get_args
 
 import attrs
 from attrs import field, frozen
 
+from ._guesses import explained
 from ._json import decode, json_fields
 from ._redact import redact
 from ._urls import is_reachable_address
@@ -367,6 +368,9 @@ class OfficialImageToVideo(_Request):
 
 Generation = TextToVideo | ImageToVideo | VideoToVideo | ActOne | OfficialImageToVideo
 """Any request that makes a task, and so costs points."""
+
+for _kind in get_args(Generation):
+    _kind.__init__ = explained(_kind.__init__)
 
 
 class TaskState(enum.StrEnum):

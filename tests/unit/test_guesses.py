@@ -1,10 +1,20 @@
 """A name that people guess leads to an error that names the right one."""
 
+import inspect
 from typing import Any
 
 import pytest
 
-from fuhu_runway import Client, Clip, TaskRecord, TaskState
+from fuhu_runway import (
+    Client,
+    Clip,
+    ImageToVideo,
+    OfficialImageToVideo,
+    TaskRecord,
+    TaskState,
+    TextToVideo,
+    VideoToVideo,
+)
 from fuhu_runway._guesses import METHODS
 from fuhu_runway.errors import UsageError
 
@@ -75,6 +85,26 @@ async def test_the_official_format_has_the_same_guesses(client: Client) -> None:
     """Its own SDK calls the arguments so."""
     with pytest.raises(TypeError, match=r"image_to_video\(\) has no argument 'prompt_image'"):
         await client.official.image_to_video(prompt_image=IMAGE)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("kind", "guess", "right"),
+    [
+        (TextToVideo, "duration", "seconds"),
+        (TextToVideo, "promptText", "prompt"),
+        (ImageToVideo, "image_url", "image"),
+        (VideoToVideo, "video_url", "video"),
+        (OfficialImageToVideo, "promptImage", "image"),
+    ],
+)
+def test_a_guessed_field_names_the_right_one(kind: Any, guess: str, right: str) -> None:
+    """As of a method; the signature of a request stays what it was."""
+    with pytest.raises(TypeError) as error:
+        kind(**{guess: "a secret"})
+    assert (
+        str(error.value) == f"{kind.__name__}.__init__() has no argument {guess!r}; use {right!r}."
+    )
+    assert right in inspect.signature(kind).parameters
 
 
 async def test_an_argument_that_is_no_guess_is_refused_as_usual(client: Client) -> None:
