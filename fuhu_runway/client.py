@@ -160,7 +160,7 @@ class Client:
     def __repr__(self) -> str:
         return repr(self._sessions)
 
-    if not TYPE_CHECKING:  # type checkers know which names there are
+    if not TYPE_CHECKING:  # pragma: no branch  (type checkers know which names there are)
 
         def __getattr__(self, name: str) -> Any:
             """Name the right method for one that people guess."""
