@@ -145,7 +145,8 @@ class Summary:
             self.failures[name] = self.failures.get(name, 0) + 1
 
 
-Source = Iterable[Any] | AsyncIterable[Any]
+Source = Iterable[str | Generation | Item] | AsyncIterable[str | Generation | Item]
+"""Where the jobs of a batch come from: prompts, requests and items, in any mixture."""
 
 
 class BatchOptions(TypedDict, total=False):
@@ -176,7 +177,7 @@ class Batch:
 
     Args:
         sessions: The client's sessions.
-        prompts: Prompts, requests or `Item`s, from any iterable or async iterable. It is read only
+        prompts: Prompts, requests and items, from any iterable or async iterable. It is read only
             as far as there is room for jobs.
         in_flight: How many jobs may exist at once, including those whose outcome was not read.
         download_to: The folder to save clips in, under names made from their prompts; None saves
