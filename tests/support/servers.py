@@ -65,7 +65,7 @@ def _length(head: bytes) -> int:
 async def raw_server(
     *answers: bytes | None, closes: bool = False, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[RawServer]:
-    """Serve *responses* on a free port of this machine."""
+    """Serve *answers* on a free port of this machine."""
     raw = RawServer(list(answers), closes)
     raw.may_answer.set()
     server = await asyncio.start_server(raw.serve, "127.0.0.1", 0, ssl=tls)
