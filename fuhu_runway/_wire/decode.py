@@ -3,7 +3,7 @@ Responses as models: bytes in, `TaskRecord` or `Balance` out. Pure functions.
 
 Rule 1: no socket, no clock, no state; everything that depends on the gateway is in `tables`.
 Rule 2: a response is recognised by its shape alone, never by its host (api-facts 2).
-Rule 3: whatever arrives, only errors of this package are raised.
+Rule 3: for any bytes, only errors of this package are raised.
 """
 
 import functools

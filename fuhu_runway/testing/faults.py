@@ -236,7 +236,7 @@ class ExpiredLink(Fault, on=_DOWNLOADS):
 
 @attrs.frozen
 class IgnoresRange(Fault, on=_DOWNLOADS):
-    """A 200 with the whole file, whatever range was requested."""
+    """A 200 with the whole file, for any requested range."""
 
 
 @attrs.frozen

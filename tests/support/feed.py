@@ -42,7 +42,7 @@ def refusal(kind: type[GatewayError], retry_after: float | None = None) -> Gatew
 
 @attrs.define(eq=False)
 class Feed:
-    """The scripted responses, poll by poll; the last answer of a task is repeated."""
+    """The scripted responses, poll by poll; the last response of a task is repeated."""
 
     clock: ManualClock
     answers: dict[str, list[Answer]] = attrs.field(factory=dict)
