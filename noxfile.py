@@ -15,7 +15,7 @@ nox.options.sessions = ["lint", "layers", "types", "tests"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PACKAGE = Path("fuhu_runway")
-EXTRAS = "[cli,otel]"
+EXTRAS = "[cli,otel,store]"
 
 # Sessions of their own run the tests of the pages and of the official SDK.
 EVERY_TEST = ["--numprocesses=2", "--ignore=tests/docs", "--ignore=tests/official_sdk"]

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
     from .paths import safe_name
     from .task import Clip, Task
+    from .uploads import GatewayFiles
 
 __all__ = [
     "GATEWAYS",
@@ -50,6 +51,7 @@ __all__ = [
     "Client",
     "Clip",
     "Gateway",
+    "GatewayFiles",
     "ImageToVideo",
     "Item",
     "Journal",
@@ -81,6 +83,7 @@ _HOMES = {
     "CallbackReceiver": "callbacks",
     "Client": "client",
     "Clip": "task",
+    "GatewayFiles": "uploads",
     "Item": "batch",
     "Journal": "journal",
     "Outcome": "batch",

@@ -12,6 +12,7 @@ from ._urls import is_reachable_address, is_web_address
 from ._wire.tables import GATEWAYS, NOWHERE
 from .journal import Journal
 from .models import Gateway, Limits, PollPolicy, RetryPolicy, Timeouts, usage_error
+from .uploads import GatewayFiles, Uploader
 
 if TYPE_CHECKING:
     # It imports a web server, which most programs do not need.
@@ -74,6 +75,14 @@ ARGUMENTS: Final[Mapping[str, Rule]] = {
     "retry": (_or_none(RetryPolicy), "an instance of RetryPolicy, or None"),
     "polling": (_or_none(PollPolicy), "an instance of PollPolicy, or None"),
     "limits": (_or_none(Limits), "an instance of Limits, or None"),
+    "uploads": (
+        lambda value: (
+            value is None
+            or isinstance(value, GatewayFiles)
+            or (callable(value) and not isinstance(value, type))
+        ),
+        "GatewayFiles(), a function that uploads a file and returns its URL, or None",
+    ),
     "journal": (_or_none(Journal, str, os.PathLike), "a path, a Journal, or None"),
     # of its methods
     "task_id": (lambda value: isinstance(value, str), "the id of a task, as text"),
@@ -154,6 +163,19 @@ def checked_receiver(
             "Leave callback_url out: the receiver creates a URL for each task.",
         )
     return callbacks
+
+
+def checked_uploads(
+    uploads: Uploader | GatewayFiles | None, gateway: Gateway
+) -> Uploader | GatewayFiles | None:
+    """Return *uploads* unless it needs a file route that the gateway does not have."""
+    if isinstance(uploads, GatewayFiles) and gateway.files_path is None:
+        raise usage_error(
+            "uploads",
+            f"No file route is known of the gateway {gateway.name!r}.",
+            "Set the files_path of a Gateway of your own, or use an ObjectStore or a function.",
+        )
+    return uploads
 
 
 def resolved(gateway: Gateway | str | None, base_url: str | None) -> Gateway:

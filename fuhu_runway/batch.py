@@ -30,7 +30,7 @@ from . import errors
 from ._arguments import check
 from ._session.sessions import Sessions
 from .errors import RunwayError
-from .journal import Job, JobState, Plan, in_doubt_of, nth, plan_of
+from .journal import Job, JobState, Plan, in_doubt_of, nth, planned
 from .models import DEFAULT_WAIT, Generation, TextToVideo, check_text, usage_error
 from .paths import check_folder, check_target, safe_name, saved_place
 from .task import Clip, Task, saved_beside
@@ -489,13 +489,14 @@ class Batch:
     async def _planned(self, index: int, item: Item) -> tuple[Plan, Job | None]:
         """Return what is wanted and, if there is a journal, how far it is."""
         is_named, now = item.custom_id is not None, self._clock.wall()
-        plan = plan_of(item.request, f"id:{item.custom_id}" if is_named else None, item.custom_id)
+        key = f"id:{item.custom_id}" if is_named else None
+        plan = await planned(item.request, key, item.custom_id)
         if self._journal is None:
             # Nothing counts, and the place tells equal requests apart as well.
             key = plan.key if is_named else nth(plan.fingerprint, index + 1)
             return attrs.evolve(plan, key=key), None
-        planned = self._journal.plan if is_named else self._journal.plan_next
-        job = await planned(plan, now)
+        enter = self._journal.plan if is_named else self._journal.plan_next
+        job = await enter(plan, now)
         if job.state is JobState.FAILED and self._retry_failed:
             # As if it were new.
             job = await self._journal.step(job.key, JobState.PLANNED, now, task_id=None)

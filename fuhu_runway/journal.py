@@ -31,6 +31,7 @@ import attrs
 
 from ._clock import Clock
 from ._journal_file import Desk, Errand, Remark, journal_error, report, work
+from ._media import local_fields, read
 from .errors import (
     Fate,
     JournalBusy,
@@ -179,14 +180,33 @@ def plan_of(
     )
 
 
+async def planned(
+    request: Generation,
+    key: str | None = None,
+    custom_id: str | None = None,
+    tag: str | None = None,
+) -> Plan:
+    """Return `plan_of` a request; its local files, if it has any, are read in a thread."""
+    if local_fields(request):
+        return await asyncio.to_thread(plan_of, request, key, custom_id, tag)
+    return plan_of(request, key, custom_id, tag)
+
+
 def nth(fingerprint: str, times: int) -> str:
     """Return the key of a job that is known by its content, and by how often that came up."""
     return f"{fingerprint}:{times}"
 
 
 def fingerprint(request: Generation) -> str:
-    """Return a hash of the request; a journal writes it only after keying it with its salt."""
-    fields = json.dumps(attrs.asdict(request), default=dict)
+    """
+    Return a hash of the request; a journal writes it only after keying it with its salt.
+
+    A local file counts by its content, so that a resumed batch knows it wherever it is.
+    """
+    values = attrs.asdict(request)
+    for field in local_fields(request):
+        values[field.name] = {"sha256": read(field, values[field.name]).digest}
+    fields = json.dumps(values, default=dict)
     # Read back, since only keys that are all text can be sorted.
     content = json.dumps([type(request).__name__, json.loads(fields)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()

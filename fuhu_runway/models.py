@@ -19,8 +19,8 @@ import attrs
 from attrs import field, frozen
 
 from ._json import decode
+from ._media import CLIP, DATA_PICTURE, PICTURE, Media
 from ._redact import redact
-from ._urls import is_reachable_address
 from .errors import UsageError
 
 MAX_SECONDS: Final = 60
@@ -132,16 +132,6 @@ _RATIO: Final = _shape(f"{_SIDE}:{_SIDE}", "width:height, such as 16:9 or 1280:7
 _PIXELS: Final = _shape(r"[1-9]\d{2,4}:[1-9]\d{2,4}", "width:height in pixels, such as 1280:720")
 # Without the slash, it would be part of the host name, and the key would go to another host.
 _PREFIX: Final = _shape(r"(/[!\"$->@-~]*)?", "a path such as /runway")
-_NOT_A_URL: Final = (
-    "the URL of a file that the gateway can download",
-    "must be an http(s) URL with a valid host and port",
-)
-_ADDRESS: Final = _rule(is_reachable_address, *_NOT_A_URL)
-_IMAGE: Final = _rule(lambda value: is_reachable_address(value) or _is_data_uri(value), *_NOT_A_URL)
-
-
-def _is_data_uri(value: object) -> bool:
-    return isinstance(value, str) and value.startswith("data:image/") and value.isascii()
 
 
 def _json_copy(extra: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -271,12 +261,10 @@ class ImageToVideo(_PromptedRequest):
 
     #: What should happen, in any language.
     prompt: str = field(validator=check_text, repr=False)
-    #: URL of the first frame; the gateway must be able to download it.
-    image: str = field(validator=_ADDRESS, repr=False)
-    #: URL of the last frame, towards which the clip moves.
-    last_image: str | None = field(
-        default=None, kw_only=True, validator=_optional(_ADDRESS), repr=False
-    )
+    #: The first frame: a URL that the gateway can download, or a local file as a path or bytes.
+    image: Media = field(**PICTURE)
+    #: The last frame, towards which the clip moves.
+    last_image: Media | None = field(default=None, kw_only=True, **PICTURE)
     #: gen3: the picture is the end of the clip, not its start.
     image_as_end_frame: bool = field(default=False, kw_only=True, validator=_FLAG)
     #: Portrait in place of landscape.
@@ -287,8 +275,8 @@ class ImageToVideo(_PromptedRequest):
 class VideoToVideo(_Request):
     """A clip redrawn in another style (api-facts 1.4). Spends points when accepted."""
 
-    #: URL of the clip to redraw, up to 10 s and 64 MB.
-    video: str = field(validator=_ADDRESS, repr=False)
+    #: The clip to redraw, up to 10 s and 64 MB: a URL, or a local file as a path or bytes.
+    video: Media = field(**CLIP)
     #: The style to redraw it in.
     prompt: str = field(validator=check_text, repr=False)
     #: How far the result may leave the source: 0 keeps its structure, 1 is free.
@@ -305,14 +293,12 @@ class VideoToVideo(_Request):
 class ActOne(_Request):
     """A performance transferred to a character (api-facts 1.5). Spends points when accepted."""
 
-    #: URL of the performance; 16:9 only.
-    video: str = field(validator=_ADDRESS, repr=False)
-    #: URL of the character's picture; 16:9 only.
-    image: str | None = field(default=None, validator=_optional(_ADDRESS), repr=False)
-    #: URL of a clip of the character, in place of the picture.
-    character_video: str | None = field(
-        default=None, kw_only=True, validator=_optional(_ADDRESS), repr=False
-    )
+    #: The performance, 16:9 only: a URL, or a local file as a path or bytes.
+    video: Media = field(**CLIP)
+    #: The character's picture; 16:9 only.
+    image: Media | None = field(default=None, **PICTURE)
+    #: A clip of the character, in place of the picture.
+    character_video: Media | None = field(default=None, kw_only=True, **CLIP)
     #: How strongly it moves, from 1 to 5; None leaves it to the gateway.
     motion_multiplier: int | None = field(
         default=None, kw_only=True, validator=_optional(_whole_number(1, 5))
@@ -334,14 +320,12 @@ class ActOne(_Request):
 class OfficialImageToVideo(_Request):
     """A clip from a picture, in the official format (api-facts 6). Spends points when accepted."""
 
-    #: The first frame: an https URL, or a data URI.
-    image: str = field(validator=_IMAGE, repr=False)
+    #: The first frame: an https URL, a data URI, or a local file as a path or bytes.
+    image: Media = field(**DATA_PICTURE)
     #: What should happen, up to 1000 UTF-16 units, of which an emoji is two (CometAPI: 512).
     prompt: str | None = field(default=None, validator=_optional(check_text), repr=False)
-    #: The last frame: an https URL, or a data URI.
-    last_image: str | None = field(
-        default=None, kw_only=True, validator=_optional(_IMAGE), repr=False
-    )
+    #: The last frame, as the first.
+    last_image: Media | None = field(default=None, kw_only=True, **DATA_PICTURE)
     #: The model; any name is sent as it is.
     model: str = field(default="gen4_turbo", kw_only=True, validator=check_text)
     #: Width to height in pixels; the documented ones are listed by model.
@@ -503,6 +487,8 @@ class Gateway:
     balance: BalanceRoute = field(default=BalanceRoute.BILLING, validator=_choice(*BalanceRoute))
     #: Host of the QUOTA route, the only one with the key in its URL.
     quota_url: str | None = None
+    #: Where `GatewayFiles` puts local files, such as `/v1/files`; None if there is no such route.
+    files_path: str | None = field(default=None, validator=_optional(_PREFIX))
     #: Where these facts come from.
     source: str = ""
 

@@ -1,5 +1,8 @@
 """The files: one clip and its pictures per task, behind signed links on either origin."""
 
+from email import policy
+from email.message import EmailMessage
+from email.parser import BytesParser
 from email.utils import formatdate
 from functools import cache, partial
 from importlib.resources import files
@@ -11,7 +14,8 @@ from aiohttp import web
 from fuhu_runway.testing import faults
 from fuhu_runway.testing.faults import Fault
 
-from .exchange import Refused, Reply, Visit
+from . import bodies as _bodies
+from .exchange import Refused, Reply, Visit, json_reply
 from .store import Origin, SimulatedTask, Store
 from .visits import Reception, Route
 
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
     from fuhu_runway.testing.simulator import Simulator
 
 FOLDER: Final = "/attachments/video/runway/20241213"
+UPLOADS: Final = "/file/cdn/20240731"
 
 Media = Literal["cdn", "api", "redirect", "relative"]
 
@@ -35,6 +40,8 @@ class Files:
     options: "Simulator"
     store: Store
     origins: dict[Origin, str] = attrs.field(factory=dict)
+    #: What clients uploaded, by the last part of its address.
+    uploads: dict[str, Reply] = attrs.field(factory=dict)
 
     def urls(self, task: SimulatedTask) -> tuple[str, str, str]:
         """Return the signed URLs of the task's video, poster and last frame."""
@@ -62,6 +69,9 @@ class Files:
             # Faults of downloads happen on the other origin.
             route = Route(None, None, self._redirect)
         app.router.add_get(FOLDER + "/{name}", partial(reception.receive, route))
+        if origin == "cdn":
+            uploads = Route(None, None, self._serve_upload, origin)
+            app.router.add_get(UPLOADS + "/{upload}", partial(reception.receive, uploads))
 
     def _redirect(self, visit: Visit, _fault: Fault | None) -> Reply:
         path, task = visit.request.raw_path, visit.task
@@ -156,6 +166,10 @@ def _with_fault(reply: Reply, fault: Fault | None) -> Reply:
             first, last = (int(number) + shift for number in span.split("-"))
             return reply.with_headers({"Content-Range": f"bytes {first}-{last}/{total}"})
     return reply
+
+
+def _part_name(part: EmailMessage) -> object:
+    return part.get_param("name", header="Content-Disposition")
 
 
 def _lost(_visit: Visit, _fault: Fault | None) -> Reply:
