@@ -8,7 +8,6 @@ from . import bodies as _bodies
 from .exchange import Reply, json_reply
 from .store import Body
 
-
 #: The longest data URI of each kind, in characters (api-facts 11 row 23).
 MAX_DATA_URI: Final = {"image/": 5 * 1024 * 1024, "video/": 16 * 1024 * 1024}
 #: Bytes, where they stand, and the type of a file that has them there.
