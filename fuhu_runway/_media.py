@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import attrs
 
-from ._redact import redact
+from ._fields import one_of, usage_error
 from ._urls import is_reachable_address
 from .errors import UsageError
 
@@ -16,7 +16,7 @@ Media = str | bytes | Path
 MAX_FILE_BYTES: Final = 64 * 1024 * 1024
 """The largest local file: no format takes a larger clip (api-facts 1.4), and it is in memory."""
 DATA_URI_LENGTHS: Final = {"image": 5 * 1024 * 1024, "video": 16 * 1024 * 1024}
-"""The longest data URI of a picture and of a clip, in characters (api-facts 11 row 23)."""
+"""The longest data URI of a picture and of a clip, in characters (api-facts 11 row 25)."""
 HEAD: Final = 64
 """How many of the first bytes tell the type of a file."""
 
@@ -106,14 +106,13 @@ def _check_type(field: "attrs.Attribute[Any]", head: bytes, size: int) -> str:
     if found is None or not found.startswith(kind):
         allowed = [name for name in ENDINGS if name.startswith(kind)]
         fault = f"is a file of type {found}" if found else f"is no {_NAMES[kind]} of a known type"
-        raise refused(field, fault, f"Use {', '.join(allowed[:-1])} or {allowed[-1]}.")
+        raise refused(field, fault, f"Use {one_of(allowed)}.")
     return found
 
 
 def refused(field: "attrs.Attribute[Any]", fault: str, advice: str) -> UsageError:
     """Return the error for a picture or clip that cannot be used."""
-    happened = redact(f"{field.name} {fault}.")
-    return UsageError(happened, "Nothing was sent or charged.", advice, field=field.name)
+    return usage_error(field.name, f"{field.name} {fault}.", advice)
 
 
 def unreadable(field: "attrs.Attribute[Any]", path: Path, exc: Exception) -> UsageError:

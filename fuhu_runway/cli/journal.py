@@ -20,8 +20,9 @@ from cyclopts import Parameter
 
 from fuhu_runway import errors
 from fuhu_runway._journal_file import command_line
+from fuhu_runway._wire.tables import is_official
 from fuhu_runway.journal import Job, JobState, Journal
-from fuhu_runway.models import DEFAULT_WAIT, OfficialImageToVideo, usage_error
+from fuhu_runway.models import DEFAULT_WAIT, usage_error
 
 from .batch import STATE_NAME, check_target, open_client, opened
 from .console import number, one_line, print_row, write
@@ -192,8 +193,7 @@ async def resolve(
                     "task_id", "This task belongs to another job.", "Use another task id."
                 )
             client = await open_client(stack, target, screen, store, state_file)
-            is_official = job.endpoint == OfficialImageToVideo.__name__
-            await client.feed(task_id, official=is_official)
+            await client.feed(task_id, official=is_official(job.endpoint))
             job = await store.step(job.key, JobState.ACCEPTED, CLOCK.wall(), task_id=task_id)
     _print_job(job, output)
     screen.info("Run the batch's own command again to continue.")

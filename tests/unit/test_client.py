@@ -42,6 +42,7 @@ from fuhu_runway.hooks import (
 )
 from fuhu_runway.models import (
     ActOne,
+    Aleph,
     Balance,
     BalanceRoute,
     Gateway,
@@ -379,6 +380,22 @@ async def test_the_official_format(gateway: Simulator) -> None:
         "watermark": False,
     }
     assert {seen.where for seen in gateway.requests} == {"official"}
+
+
+async def test_aleph(gateway: Simulator) -> None:
+    """Its body is that of api-facts 11, row 12."""
+    task, body = await submitted(
+        gateway, lambda client: client.aleph(VIDEO, "rain", image=IMAGE, extra={"a": 1})
+    )
+    assert isinstance(task.request, Aleph)
+    assert body == {
+        "callback_url": NOWHERE,
+        "video": VIDEO,
+        "prompt": "rain",
+        "images": [IMAGE],
+        "a": 1,
+        "options": {"seconds": 5},
+    }
 
 
 @pytest.mark.parametrize("request_", ["a kitten", None, {"prompt": "a"}, b"a kitten"], ids=repr)

@@ -394,7 +394,8 @@ async def test_the_later_routes_make_tasks_too(
     caller: Caller, path: str, body: dict[str, object], gone: str
 ) -> None:
     """Each documented route makes a task, and has one required field."""
-    full = {"model": "gen4", **body}
+    # The page of Aleph has no model.
+    full = body if path.endswith("aleph") else {"model": "gen4", **body}
     del (less := dict(full))[gone]
     await caller.post(path, less)
     assert caller.gateway.submitted == 0

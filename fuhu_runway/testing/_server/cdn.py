@@ -196,10 +196,6 @@ def _with_fault(reply: Reply, fault: Fault | None) -> Reply:
     return reply
 
 
-def _part_name(part: EmailMessage) -> object:
-    return part.get_param("name", header="Content-Disposition")
-
-
 def _lost(_visit: Visit, _fault: Fault | None) -> Reply:
     return _xml_error(404, "NoSuchKey")
 

@@ -8,7 +8,7 @@ from . import bodies as _bodies
 from .exchange import Reply, json_reply
 from .store import Body
 
-#: The longest data URI of each kind, in characters (api-facts 11 row 23).
+#: The longest data URI of each kind, in characters (api-facts 11 row 25).
 MAX_DATA_URI: Final = {"image/": 5 * 1024 * 1024, "video/": 16 * 1024 * 1024}
 #: Bytes, where they stand, and the type of a file that has them there.
 SIGNS: Final = (
@@ -175,7 +175,8 @@ def _holds(body: Body, path: str, check: str | Callable[[Body], bool]) -> bool:
 
 def problem(action: str, body: Body, *, strict: bool) -> Reply | None:
     """Return the refusal of *body*, or None if it is accepted."""
-    if action != "act_one" and not FITS["text"](body.get("model")):
+    has_model = action not in {"act_one", "aleph"}
+    if has_model and not FITS["text"](body.get("model")):
         message = "model name is required"
         return json_reply(_bodies.openai_error(message, type="invalid_request_error"), 400)
     official = action in OFFICIAL_ACTIONS
