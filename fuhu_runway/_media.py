@@ -118,7 +118,7 @@ def refused(field: "attrs.Attribute[Any]", fault: str, advice: str) -> UsageErro
 def unreadable(field: "attrs.Attribute[Any]", path: Path, exc: Exception) -> UsageError:
     """Return the error for a local file that cannot be read."""
     reason = getattr(exc, "strerror", None) or type(exc).__name__
-    advice = "Check the path. It is used as it is: a ~ is not expanded."
+    advice = "Use a URL with http:// or https://, or a file that exists; a ~ is not expanded."
     return refused(field, f"{path.name!r} cannot be read ({reason})", advice)
 
 

@@ -142,7 +142,8 @@ class Files:
 
 _BOTH_WAYS: Final = (
     "Give the client uploads=GatewayFiles(), if the gateway has a file route, or an ObjectStore or "
-    "a function of yours that puts the file where the gateway can download it."
+    "a function of yours that puts the file where the gateway can download it; the official "
+    "format takes small files without."
 )
 
 

@@ -133,7 +133,7 @@ def _images(request: Aleph) -> object:
     return None if request.image is None else [request.image]
 
 
-def _typed(kind: str, uri: object) -> dict[str, str | None]:
+def _typed(kind: str, uri: object) -> dict[str, object]:
     return {"type": kind, "uri": uri}
 
 

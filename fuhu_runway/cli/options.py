@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import attrs
 from cyclopts import Group, Parameter, Token
 
-from fuhu_runway.models import PollPolicy, usage_error
+from fuhu_runway.models import Gateway, PollPolicy, usage_error
+from fuhu_runway.uploads import GatewayFiles
 
 from .console import Lines
 
@@ -141,6 +142,7 @@ class Target:
         **settings: Any,
     ) -> "Client":
         """Return a client of the gateway, or of *simulator*; *stack* closes both."""
+        from fuhu_runway._wire.tables import GATEWAYS
         from fuhu_runway.client import Client
 
         if simulator is None:
@@ -150,7 +152,13 @@ class Target:
             screen.say("simulated: a gateway on this machine, no key, no cost")
             key, url = simulator.api_key, simulator.base_url
             settings["polling"] = SIMULATED_POLLING
-        client = Client(key, base_url=url, gateway=self.access.gateway, **settings)
+        gateway: Gateway | str | None = self.access.gateway
+        row = GATEWAYS.get(self.access.gateway or "fuhuapi")
+        if row is not None and simulator is not None:
+            gateway = row = attrs.evolve(row, files_path="/v1/files")  # any simulated one has it
+        if row is not None and row.files_path is not None:
+            settings["uploads"] = GatewayFiles()
+        client = Client(key, base_url=url, gateway=gateway, **settings)
         return await stack.enter_async_context(client)
 
 
