@@ -127,7 +127,8 @@ class Files:
         except RunwayError as error:
             fault = error.happened
         except Exception as error:  # noqa: BLE001  (an uploader raises what its library does)
-            fault = f"{type(error).__name__}: {redact(str(error), [self.key])[:200]}"
+            said = redact(str(error).partition("\n")[0], [self.key])[:200]
+            fault = f"{type(error).__name__}: {said}"
         else:
             if is_reachable_address(address):
                 return str(address)
