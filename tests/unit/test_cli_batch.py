@@ -30,6 +30,7 @@ from support.commands import (
     settle_in,
     start,
 )
+from support.media import PNG
 
 pytest.importorskip("cyclopts")
 
@@ -63,6 +64,22 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
         return command("batch", file, "--out", "clips", *options)
 
     return batch
+
+
+@pytest.mark.parametrize("is_pipe", [False, True])
+def test_local_files_are_beside_the_input_file(
+    run: Run, monkeypatch: pytest.MonkeyPatch, *, is_pipe: bool
+) -> None:
+    """Paths begin in the folder of the input file; of a pipe, in the working directory."""
+    Path("in").mkdir()
+    Path("in", "1.png").write_bytes(PNG)
+    rows = json.dumps({"prompt": "a", "image": "in/1.png" if is_pipe else "1.png"})
+    Path("in", "jobs.jsonl").write_text(rows)
+    stdin = types.SimpleNamespace(buffer=io.BytesIO(rows.encode()))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    done = run("--simulate", file="-" if is_pipe else "in/jobs.jsonl")
+    assert done.code == 0
+    assert "1 of 1 clips" in done.err
 
 
 @pytest.fixture
