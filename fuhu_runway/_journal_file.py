@@ -1,8 +1,8 @@
 """
-The file behind the journal: its schema, its lock, its log, and the thread that alone writes it.
+The SQLite file of a journal: its schema, its lock, its log, and the thread that writes it.
 
-One process has the file at a time. Errands that have gathered are done in one transaction, so that
-they share one flush to the disk, and each is reported when its transaction is on disk.
+One process at a time has the file open. Actions that are queued share one transaction, and so one
+flush to disk. Each result is reported once its transaction is on disk.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ import sqlite3
 import subprocess
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
@@ -34,50 +35,50 @@ SCHEMA_VERSION: Final = 3
 #    have one
 SCHEMA: Final = """
 CREATE TABLE job (
-    -- What the job is known by: its custom id, or its content and occurrence.
+    -- What identifies the job: its custom id, or its content and occurrence.
     key          TEXT NOT NULL PRIMARY KEY,
-    -- The caller's own name for it.
+    -- The caller's name for the job.
     custom_id    TEXT,
     -- Keyed hash of the request; the request itself, which holds the prompt, is not kept.
     fingerprint  TEXT NOT NULL,
-    -- What was asked, as far as it tells how long it will take.
+    -- What the duration depends on.
     endpoint     TEXT NOT NULL,
     model        TEXT,
     seconds      INTEGER,
-    -- A word of JobState.
+    -- A value of JobState.
     state        TEXT NOT NULL,
-    -- The gateway's id, from ACCEPTED on; in doubt, the id that was found in a damaged answer.
-    -- A gateway may answer two submits with one id.
+    -- The gateway's id, from ACCEPTED on; in doubt, the id in a damaged response.
+    -- Two jobs may have the same id.
     task_id      TEXT,
     -- How often it was sent.
     submissions  INTEGER NOT NULL DEFAULT 0,
     -- Why it failed or is in doubt: the name of the error, and the gateway's code.
     error        TEXT,
     code         TEXT,
-    -- Points used, and whether they were given back (0 or 1), as the gateway said.
+    -- Points used, and whether they were given back (0 or 1), as the gateway reports.
     points       REAL,
     refunded     INTEGER NOT NULL DEFAULT 0,
     -- Size of the file on disk.
     file_bytes   INTEGER,
-    -- When each state was reached last, in Unix seconds; fetching a clip again changes none.
+    -- When each state was reached last, in Unix seconds; saving a clip again changes none.
     planned_at   REAL NOT NULL,
     submitted_at REAL,
     accepted_at  REAL,
     finished_at  REAL,
     saved_at     REAL,
-    -- Where its last submission was traced, as W3C Trace Context has it.
+    -- The W3C Trace Context of its last submission.
     traceparent  TEXT,
-    -- What the caller attached to it.
+    -- What the caller attached to the job.
     tag          TEXT,
-    -- When a wait returned its clip, which nothing has begun to save since; in Unix seconds.
+    -- When a wait returned its clip, in Unix seconds; NULL once a download has begun.
     handed_out_at REAL
 ) STRICT;
 CREATE INDEX job_by_state ON job (state);
 CREATE INDEX job_by_task ON job (task_id);
 CREATE TABLE header (
-    -- Keys the fingerprints, so that equal requests look different in different journals.
+    -- Keys the fingerprints, so that equal requests differ between journals.
     salt      BLOB NOT NULL,
-    -- 1 in this file and 0 in its log while it is open: a copy without the log says 1.
+    -- While open, 1 in this file and 0 in its log: a copy without the log has 1.
     needs_log INTEGER NOT NULL
 ) STRICT;
 INSERT INTO header VALUES (randomblob(32), 0);
@@ -87,8 +88,8 @@ ADD_TRACEPARENT: Final = """
 ALTER TABLE job ADD COLUMN traceparent TEXT;
 """
 
-# SQLite cannot drop a UNIQUE, so the table is built again. The salt is empty, since the keys of
-# the jobs hold fingerprints without one.
+# SQLite cannot drop a UNIQUE, so the table is rebuilt. The salt is empty, since the existing
+# fingerprints are not keyed.
 SHARE_TASK_IDS: Final = """
 ALTER TABLE job RENAME TO old_job;
 CREATE TABLE job (
@@ -111,41 +112,20 @@ MIGRATIONS: Final[Mapping[int, str]] = {
     1: ADD_TRACEPARENT,
     2: SHARE_TASK_IDS,
 }
-"""From each older version, what leads to the next; a new file gets the present schema at once."""
+"""The script from each older version to the next; a new file gets the current schema at once."""
 
 
 @attrs.frozen(eq=False)
 class Errand:
-    """Something to do with the database, and who waits for it."""
+    """Something to do with the database."""
 
     action: Callable[[sqlite3.Connection], Any]
-    future: "asyncio.Future[Any]"
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop | None:
-        """The loop to report its end in; None for the thread that did the work."""
-        return self.future.get_loop()
-
-    def settle(self, result: Any, error: BaseException | None) -> None:
-        """Wake the waiting calls."""
-        if self.future.done():
-            return
-        if error is None:
-            self.future.set_result(result)
-        else:
-            self.future.set_exception(error)
+    #: Receives the result; None if no caller waits for it.
+    future: "asyncio.Future[Any] | None" = None
 
 
-@attrs.frozen(eq=False)
-class Remark(Errand):
-    """Something to do that is not awaited."""
-
-    future: None = None  # type: ignore[assignment]
-    loop = None
-
-    def settle(self, _result: Any, error: BaseException | None) -> None:
-        if error is not None:
-            LOGGER.error("The journal could not be written (%s).", type(error).__name__)
+Errands = queue.SimpleQueue[Errand | None]
+"""What the thread has to do; None ends it."""
 
 
 @attrs.frozen(eq=False)
@@ -157,83 +137,138 @@ class Desk(Executor):
     def submit(  # type: ignore[override]
         self, action: Callable[[sqlite3.Connection], T]
     ) -> "asyncio.Future[T]":
-        """Take one errand; it is done even if it is no longer awaited."""
-        # A future of the loop's own, which it takes as it is. One of another thread would wake
-        # the loop for each errand, in place of once for all that a commit did.
-        errand = Errand(action, asyncio.get_running_loop().create_future())
-        self.send(errand)
-        return errand.future
+        """Send an errand; it is done even if its caller is cancelled."""
+        # A future of asyncio, which `run_in_executor` returns as it is. One of `concurrent` would
+        # wake the loop for each errand, not once for a whole transaction.
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self.send(Errand(action, future))
+        return future
 
 
-End = tuple[Errand, Any, BaseException | None]
+End = tuple[Errand, Any, Exception | None]
+"""An errand with its result or its error."""
 
 
 def report(ends: Iterable[End]) -> None:
-    """Report how errands ended, each in its loop, which is woken once for all of its own."""
-    of_loop: dict[asyncio.AbstractEventLoop | None, list[End]] = {}
+    """Report how errands ended, each in its loop, which is woken once for all of them."""
+    by_loop: dict[asyncio.AbstractEventLoop | None, list[End]] = defaultdict(list)
     for end in ends:
-        of_loop.setdefault(end[0].loop, []).append(end)
-    for loop, its in of_loop.items():
+        future = end[0].future
+        by_loop[None if future is None else future.get_loop()].append(end)
+    for loop, ended in by_loop.items():
         if loop is None:
-            _settle(its)
+            _settle(ended)
         else:
-            # The loop may have ended while the disk was busy; then nothing waits any more.
+            # The loop may have ended meanwhile; then no caller waits any more.
             with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(_settle, its)
+                loop.call_soon_threadsafe(_settle, ended)
 
 
 def _settle(ends: Iterable[End]) -> None:
     for errand, result, error in ends:
-        errand.settle(result, error)
+        if errand.future is None:
+            if error is not None:
+                name = type(error).__name__
+                LOGGER.error("The journal could not be written (%s).", name)
+        elif errand.future.done():
+            pass  # its caller was cancelled
+        elif error is None:
+            errand.future.set_result(result)
+        else:
+            errand.future.set_exception(error)
 
 
 # In the journal's thread
 
 AT_ONCE: Final = 1000
-"""How many errands one transaction takes at the most."""
+"""Errands in one transaction at the most; if more, their callers wait longer."""
+
+UNAWAITED_WAIT: Final = 0.02
+"""Seconds that errands without a caller wait for one with a caller, to share its commit. If more,
+a crash loses more of them; a resumed job finds out again that its task ended or its clip is saved.
+"""
 
 CHECKPOINT_AFTER: Final = 1000
-"""How many errands are written to the log before it is moved into the file; more: a longer log."""
+"""Errands until the log is moved into the file; if more, the log grows longer."""
+
+BUSY_PAUSE: Final = 0.05
+"""Seconds between attempts to open a journal that another process has open."""
 
 
-def work(
-    path: Path,
-    wait: float,
-    todo: "queue.SimpleQueue[Errand | None]",
-    former: threading.Thread | None,
-) -> None:
-    """Do errands until there is a None, all that have gathered in one transaction."""
+def work(path: Path, wait: float, todo: Errands, former: threading.Thread | None) -> None:
+    """Do errands until there is a None; all that are queued share a transaction."""
     if former is not None:
-        former.join()  # it may have the file still
+        former.join()  # it may still have the file open
     db: sqlite3.Connection | None = None
-    ends = False
+    is_over = False
     in_log = 0
-    while not ends:
-        batch, ends = _gather(todo)
+    while not is_over:
+        batch, is_over = _gather(todo)
         if not batch:
             continue
         try:
             db = db or _open_within(path, wait)
-        except Exception as exc:  # noqa: BLE001  (the waiting call has to raise it)
+        except Exception as exc:  # noqa: BLE001  (the caller has to raise it)
             report((errand, None, error_of(exc, path)) for errand in batch)
-        else:
-            _do(db, batch, path)
-            in_log += len(batch)
-        if db is not None and in_log >= CHECKPOINT_AFTER:
+            continue
+        report(_do(db, batch, path))
+        in_log += len(batch)
+        if in_log >= CHECKPOINT_AFTER:
             in_log = 0
             with contextlib.suppress(sqlite3.Error):
                 _move_log(db)
     if db is not None:
-        _let_go(db)
+        with contextlib.suppress(sqlite3.Error):
+            _doubt(db)
+            db.execute(NEEDS_NO_LOG)  # again, in case a full disk refused it
+        db.close()
+
+
+def _gather(todo: Errands) -> tuple[list[Errand], bool]:
+    """Wait for errands; return those that are queued, and whether the thread has to end."""
+    batch: list[Errand] = []
+    errand = todo.get()
+    deadline = time.monotonic() + UNAWAITED_WAIT
+    while errand is not None:
+        batch.append(errand)
+        if errand.future is not None:
+            deadline = 0.0
+        if len(batch) == AT_ONCE:
+            return batch, False
+        try:
+            errand = todo.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            return batch, False
+    return batch, True
+
+
+def _do(db: sqlite3.Connection, batch: Iterable[Errand], path: Path) -> list[End]:
+    """Do all in one transaction. An illegal step fails alone; a fault of the disk fails all."""
+    ends: list[End] = []
+    try:
+        db.execute("BEGIN")
+        for errand in batch:
+            try:
+                ends.append((errand, errand.action(db), None))
+            except sqlite3.OperationalError:
+                raise
+            except Exception as illegal:  # noqa: BLE001  (the caller has to raise it)
+                ends.append((errand, None, error_of(illegal, path)))
+        db.commit()
+    except sqlite3.Error as exc:
+        with contextlib.suppress(sqlite3.Error):
+            db.rollback()
+        return [(errand, None, error_of(exc, path)) for errand in batch]
+    return ends
 
 
 NEEDS_NO_LOG: Final = "UPDATE header SET needs_log = 0"
 
 
 def _move_log(db: sqlite3.Connection) -> None:
-    """Move the log into the file, which then says that it needs the log; the log says otherwise."""
-    # In this order, a file without its log is always found out: each checkpoint writes the 1, and
-    # the 0 is in the log only. A process that is killed in between leaves a log that is not empty.
+    """Move the log into the file, and mark the file as needing the next log."""
+    # In this order, a file without its log is always detected: each checkpoint writes the 1, and
+    # the 0 is only in the log. A process that is killed in between leaves a log that is not empty.
     try:
         db.execute("UPDATE header SET needs_log = 1")
         db.execute("PRAGMA wal_checkpoint").fetchall()
@@ -241,53 +276,16 @@ def _move_log(db: sqlite3.Connection) -> None:
         db.execute(NEEDS_NO_LOG)
 
 
-def _let_go(db: sqlite3.Connection) -> None:
-    with contextlib.suppress(sqlite3.Error):
-        _doubt(db)
-        db.execute(NEEDS_NO_LOG)  # again, where a full disk refused it
-    db.close()
-
-
-def _gather(todo: "queue.SimpleQueue[Errand | None]") -> tuple[list[Errand], bool]:
-    batch: list[Errand] = []
-    errand = todo.get()
-    while errand is not None:
-        batch.append(errand)
-        if len(batch) == AT_ONCE:
-            return batch, False
-        try:
-            errand = todo.get_nowait()
-        except queue.Empty:
-            return batch, False
-    return batch, True
-
-
-def _do(db: sqlite3.Connection, batch: Iterable[Errand], path: Path) -> None:
-    """Do all in one transaction; a fault of one is its own, a fault of the disk is everyone's."""
-    done: list[End] = []
-    try:
-        db.execute("BEGIN")
-        for errand in batch:
-            try:
-                done.append((errand, errand.action(db), None))
-            except sqlite3.OperationalError:
-                raise
-            except Exception as illegal:  # noqa: BLE001  (the waiting call has to raise it)
-                done.append((errand, None, error_of(illegal, path)))
-        db.commit()
-    except sqlite3.Error as exc:
-        with contextlib.suppress(sqlite3.Error):
-            db.rollback()
-        done = [(errand, None, error_of(exc, path)) for errand in batch]
-    report(done)
-
-
-BUSY_PAUSE: Final = 0.05
-"""How often a journal that another process has open is tried again, in seconds."""
+def _doubt(db: sqlite3.Connection) -> None:
+    """Mark every SUBMITTING job as IN_DOUBT: its outcome is unknown."""
+    db.execute(
+        "UPDATE job SET state = ?, error = coalesce(error, ?) WHERE state = ?",
+        ("in doubt", "NoReply", "submitting"),
+    )
 
 
 def _open_within(path: Path, wait: float) -> sqlite3.Connection:
-    """Open the file, as soon as no other process has it, but at most *wait* seconds later."""
+    """Open the file, waiting up to *wait* seconds while another process has it open."""
     deadline = time.monotonic() + wait
     while True:
         try:
@@ -298,13 +296,8 @@ def _open_within(path: Path, wait: float) -> sqlite3.Connection:
         time.sleep(BUSY_PAUSE)
 
 
-def _is_busy(exc: Exception) -> bool:
-    # The low byte is the kind, and what is above it says more.
-    return getattr(exc, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
-
-
 def _open(path: Path) -> sqlite3.Connection:
-    """Open the file for this process alone, bring its schema up to date, settle old doubts."""
+    """Open the file for this process alone, bring its schema up to date, mark old doubts."""
     if not path.parent.is_dir():
         raise journal_error(
             f"There is no folder {str(path.parent)!r} for the journal.", "Make it first."
@@ -317,12 +310,11 @@ def _open(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
     try:
         db.row_factory = sqlite3.Row
-        # Exclusive and write-ahead: the lock is taken at the first write and kept until the end,
-        # and goes with the process, however it ends.
+        # The lock is taken at the first write and kept until the process ends, in any way.
         db.execute("PRAGMA locking_mode=EXCLUSIVE")
         # Each commit is on disk before it is acted on: a paid request follows.
         db.execute("PRAGMA synchronous=FULL")
-        db.execute("PRAGMA fullfsync=1")  # macOS flushes to the disk itself by this alone
+        db.execute("PRAGMA fullfsync=1")  # needed on macOS for a flush to the disk itself
         db.execute("PRAGMA temp_store=MEMORY")
         db.execute("BEGIN IMMEDIATE")
         _migrate(db, path)
@@ -331,7 +323,7 @@ def _open(path: Path) -> sqlite3.Connection:
         _doubt(db)
         db.execute("CREATE TABLE temp.seen (fingerprint TEXT PRIMARY KEY, times INTEGER) STRICT")
         db.commit()
-        # Last, since it changes the file, which is known to be ours by now.
+        # Last, since it changes the file, which is known to be a journal only now.
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA wal_autocheckpoint=0")
         _move_log(db)
@@ -346,8 +338,8 @@ def _check_whole(db: sqlite3.Connection, path: Path) -> None:
         command = command_line("sqlite3", str(path), NEEDS_NO_LOG)
         raise JournalError(
             f"The journal {path.name!r} is a copy without its log, '{path.name}-wal'.",
-            "Nothing was sent, but jobs that only the log has may be paid for.",
-            f"Copy the log as well, or go on without it after: {command}",
+            "Nothing was sent, but jobs that are only in the log may be paid for.",
+            f"Copy the log as well, or continue without it after: {command}",
         )
 
 
@@ -381,27 +373,22 @@ def _statements(script: str) -> Iterator[str]:
             statement = ""
 
 
-def _doubt(db: sqlite3.Connection) -> None:
-    """Mark every SUBMITTING job as IN_DOUBT: its outcome is unknown."""
-    db.execute(
-        "UPDATE job SET state = ?, error = coalesce(error, ?) WHERE state = ?",
-        ("in doubt", "NoReply", "submitting"),
-    )
+def _is_busy(exc: Exception) -> bool:
+    # The low byte is the kind of the error; the others add detail.
+    return getattr(exc, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def error_of(exc: Exception, path: Path) -> JournalError:
     """Return our error for one of SQLite's or of the system's."""
     if isinstance(exc, JournalError):
         return exc
-    code = getattr(exc, "sqlite_errorcode", 0)
-    # The low byte is the kind, and what is above it tells more.
-    if code & 0xFF == sqlite3.SQLITE_BUSY:
+    if _is_busy(exc):
         error: JournalError = JournalBusy(
             f"Another process has the journal {path.name!r} open.",
             "Nothing was sent or charged.",
             "Wait for it to end, or use another journal.",
         )
-    elif code in _LOCKLESS:
+    elif getattr(exc, "sqlite_errorcode", 0) in _LOCKLESS:
         error = journal_error(
             f"The journal {path.name!r} cannot be used: it cannot be locked ({exc}).",
             "Check its permissions, or keep it on a local disk: network drives often lack locks.",
@@ -409,7 +396,7 @@ def error_of(exc: Exception, path: Path) -> JournalError:
     else:
         error = journal_error(
             f"The journal {path.name!r} cannot be used: {exc}.",
-            "Mend that, or choose another file; what is in it stays as it is.",
+            "Correct that, or choose another file; its content is unchanged.",
         )
     error.__cause__ = exc
     return error
@@ -422,11 +409,11 @@ _LOCKLESS: Final = {
     sqlite3.SQLITE_IOERR_UNLOCK,
     sqlite3.SQLITE_IOERR_CHECKRESERVEDLOCK,
 }
-"""What SQLite says on a file system without working locks, or of a file that is read-only."""
+"""SQLite's error codes on a file system without working locks, or for a read-only file."""
 
 
 def command_line(*words: str) -> str:
-    """Return a command as a person may paste it into the shell of this system."""
+    """Return a command, quoted for this system's shell."""
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 

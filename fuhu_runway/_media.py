@@ -16,7 +16,7 @@ Media = str | bytes | Path
 MAX_FILE_BYTES: Final = 64 * 1024 * 1024
 """The largest local file: no format takes a larger clip (api-facts 1.4), and it is in memory."""
 DATA_URI_LENGTHS: Final = {"image": 5 * 1024 * 1024, "video": 16 * 1024 * 1024}
-"""The longest data URI of a picture and of a clip, in characters (api-facts 11 row 25)."""
+"""The longest data URI of a picture and of a clip, in characters (api-facts 11 row 24)."""
 HEAD: Final = 64
 """How many of the first bytes tell the type of a file."""
 

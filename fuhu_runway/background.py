@@ -1,4 +1,4 @@
-"""A task that its client follows in the background: wait, save, try again to save."""
+"""Tasks that a client follows in the background: wait, save, retry saving."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Generator
@@ -16,18 +16,18 @@ from .paths import check_vacant, saved_place
 from .task import Clip, Task, saved_beside
 
 SAVE_AGAIN_AFTER: Final = (5.0, 15.0, 60.0, 300.0)
-"""The pauses before a clip is saved again, in seconds. Each download retries by itself before."""
+"""Seconds before each retry of saving a clip. Each download also retries by itself."""
 
 Followed = tuple[Clip, Path | None]
-"""A clip, and the file that it was saved to; None if that was not asked for."""
+"""A clip, and the file that it was saved to, if any."""
 
 
 class BackgroundJob:
     """
-    A paid piece of work that goes on by itself; `Client.start` makes it.
+    A task that is followed in the background, made by `Client.start`.
 
-    `await job` returns the clip, saved if that was asked for, or raises what the job ended with.
-    Cancelling that await, or never awaiting, changes nothing about the job.
+    `await job` returns the clip, saved if a path was given, or raises the error that ended the job.
+    The job goes on if that await is cancelled, or if there is none.
     """
 
     def __init__(
@@ -45,20 +45,15 @@ class BackgroundJob:
         return f"<BackgroundJob {self.id} {'ended' if self.done() else 'going on'}>"
 
     def __await__(self) -> Generator[Any, None, Clip]:
-        return self._result().__await__()
-
-    async def _result(self) -> Clip:
-        await asyncio.wait([self._work])
+        yield from asyncio.wait([self._work]).__await__()
         error = self._error()
         if error is None:
             return self._work.result()[0]
-        # Each await gets an error of its own, or they would gather the tracebacks of all.
+        # A copy for each await, so that their tracebacks do not add up.
         raise copied(error) if isinstance(error, RunwayError) else error
 
     def _error(self) -> BaseException | None:
-        if self._work.cancelled():
-            return _abandoned(self.task)
-        return self._work.exception()
+        return _abandoned(self.task) if self._work.cancelled() else self._work.exception()
 
     def _end(self, _: object) -> None:
         error = self._error()
@@ -67,27 +62,27 @@ class BackgroundJob:
 
     @property
     def path(self) -> Path | None:
-        """The file that is being written, or that was; None if none was asked for."""
+        """The file that is or was written; None if no path was given."""
         is_saved = self.done() and self._error() is None
         return (self._work.result()[1] if is_saved else None) or self._path
 
     @property
     def id(self) -> str:
-        """The id of its task."""
+        """The id of the task."""
         return self.task.id
 
     @property
     def custom_id(self) -> str | None:
-        """Your own name for it."""
+        """Your own name for the job."""
         return self.task.custom_id
 
     @property
     def tag(self) -> str | None:
-        """What you attached to it."""
+        """The text that you attached to the job."""
         return self.task.tag
 
     def done(self) -> bool:
-        """Return whether it has come to its end."""
+        """Return whether the job has ended."""
         return self._work.done()
 
 
@@ -112,8 +107,8 @@ async def followed(
     """
     Wait for the clip of *task*, save it to *path* if there is one, and return both.
 
-    *pause* sleeps, and raises a `UsageError` if the client is closed. *is_there* tells that an
-    earlier process may have saved the clip to *path* and was killed before it wrote that down.
+    *pause* sleeps, and raises a `UsageError` if the client is closed. *is_there* means that an
+    earlier process may have saved the clip to *path* and was killed before it recorded that.
     """
     try:
         clip = await task.ended(timeout)
@@ -122,22 +117,21 @@ async def followed(
     if path is None:
         task.hand_out()
         return clip, None
-
-    async def save() -> Followed:
-        if is_there:
-            return clip, await saved_beside(clip, path)
-        return clip, await clip.download(path, overwrite=overwrite)
-
-    for seconds in SAVE_AGAIN_AFTER:
+    pauses = iter(SAVE_AGAIN_AFTER)
+    while True:
         try:
-            return await save()
+            if is_there:
+                return clip, await saved_beside(clip, path)
+            return clip, await clip.download(path, overwrite=overwrite)
         except DownloadIncomplete as error:
+            seconds = next(pauses, None)
+            if seconds is None:
+                raise
             failure = error
         try:
             await pause(seconds)
         except UsageError:
             raise failure from failure.__cause__
-    return await save()
 
 
 async def start(
@@ -154,16 +148,27 @@ async def start(
     """
     Submit *work* unless it is a task, and follow it; see `Client.start`.
 
-    *jobs* holds the jobs that have a name, so that two calls under one share a job.
+    *jobs* holds the named jobs, so that two calls with the same name share one.
     """
 
-    def going_on() -> BackgroundJob | None:
+    def running() -> BackgroundJob | None:
         job = None if custom_id is None else jobs.get(custom_id)
         return None if job is None or job.done() else job
 
     if isinstance(work, Task):
-        _check_own(sessions, work, custom_id, tag)
-    shared = going_on()
+        if not work.belongs_to(sessions):
+            raise usage_error(
+                "work",
+                "The task belongs to another client.",
+                "Attach to it here: client.task(task.id).",
+            )
+        if custom_id is not None or tag is not None:
+            raise usage_error(
+                "custom_id" if tag is None else "tag",
+                "An existing task cannot be given a name or a tag.",
+                "Pass them when you submit it.",
+            )
+    shared = running()
     if shared is not None:
         return shared
     session = sessions.current()
@@ -175,8 +180,8 @@ async def start(
         task = work
     else:
         task = await sessions.submit(work, custom_id=custom_id, tag=tag)
-        # Two calls under one name, at once, share the task: they share the file as well.
-        shared = going_on()
+        # Two simultaneous calls with the same name share the task, and so the file as well.
+        shared = running()
         if shared is not None:
             return shared
     file, pause = path if saved is None else None, session.transport.pause
@@ -203,18 +208,3 @@ def _found(known: Job | None, path: Path, *, overwrite: bool) -> tuple[Path | No
         return None, True
     check_vacant(path, overwrite=overwrite)
     return None, False
-
-
-def _check_own(sessions: Sessions, task: Task, custom_id: str | None, tag: str | None) -> None:
-    if not task.belongs_to(sessions):
-        raise usage_error(
-            "work",
-            "The task belongs to another client.",
-            "Attach to it here: client.task(task.id).",
-        )
-    if custom_id is not None or tag is not None:
-        raise usage_error(
-            "custom_id" if tag is None else "tag",
-            "A task that exists already cannot be given a name or a tag.",
-            "Give them when you submit it.",
-        )

@@ -1,24 +1,18 @@
 """
-Many jobs over one client: read lazily, submit, follow, save, and go on where a crash broke off.
+Many jobs over one client: read lazily, submit, wait, save, and resume after a crash.
 
-Rule 1: at most `in_flight` jobs exist at once, and an outcome that was not taken yet counts.
-Rule 2: whatever goes wrong with one job is its outcome. Only what every other job would meet as
-well (`HOPELESS`) ends the submitting.
-Rule 3: what the journal says was accepted is never submitted again, and what it says is in doubt
-is reported, and left to a person.
-Rule 4: no clip replaces a file that was not saved for the same job, unless `overwrite` is set.
+Rule 1: at most `in_flight` jobs exist at once, including those whose outcome was not read yet.
+Rule 2: an error of one job is its outcome. Only an error that every other job would meet as well
+(`HOPELESS`) ends the submitting.
+Rule 3: a job that the journal has as accepted is never submitted again. A job in doubt is reported.
+Rule 4: a clip replaces only a file that was saved for the same job, unless `overwrite` is set.
 
-A job is known by its `custom_id`, else by its content and how often that came up before.
+A job is identified by its `custom_id`, else by its content and how often that came up before.
 """
 
 import asyncio
-import errno
-import hashlib
 import os
-import sys
 import traceback
-import unicodedata
-from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from contextlib import aclosing
 from pathlib import Path
@@ -28,11 +22,13 @@ import attrs
 
 from . import errors
 from ._arguments import check
+from ._budget import Budget
+from ._clip_files import check_clip_path, clip_folder, clip_path
 from ._session.sessions import Sessions
 from .errors import RunwayError
 from .journal import Job, JobState, Plan, in_doubt_of, nth, planned
 from .models import DEFAULT_WAIT, Generation, TextToVideo, check_text, usage_error
-from .paths import check_folder, check_target, safe_name, saved_place
+from .paths import saved_place
 from .task import Clip, Task, saved_beside
 
 REQUESTS: Final = Generation.__args__
@@ -43,22 +39,20 @@ HOPELESS: Final = (
     errors.NotSent,
     errors.JournalError,
 )
-"""What every other job would meet as well: a batch that meets one of these submits no more."""
-
-_END: Final = object()
+"""Errors that every other job would meet as well: a batch submits no more after one of these."""
 
 
 @attrs.frozen
 class Item:
     """
-    One thing that a batch is to make.
+    One job of a batch.
 
     Raises:
-        UsageError: *request* is no request, or *custom_id* is no text that can be written down.
+        UsageError: *request* is not a request, or *custom_id* is not text that can be stored.
     """
 
     request: Generation = attrs.field()
-    #: The caller's own name for it; unique within the batch.
+    #: Your own name for it; unique within the batch.
     custom_id: str | None = attrs.field(
         default=None, validator=attrs.validators.optional(check_text)
     )
@@ -77,51 +71,51 @@ class Item:
 class Outcome:
     """How one job of a batch ended."""
 
-    #: Its place in the input, from 0.
+    #: Its position in the input, from 0.
     index: int
     request: Generation
     custom_id: str | None = None
     task_id: str | None = None
-    #: The clip; None where there is none, or its file was there already.
+    #: The clip; None if there is no clip, or its file was there already.
     clip: Clip | None = None
-    #: The file, where one was asked for.
+    #: The file, if clips are saved.
     path: Path | None = None
     #: Why there is no clip, or no file.
     error: RunwayError | None = None
-    #: Points used, in the gateway's unit; None where it did not say.
+    #: Points used, in the gateway's unit; None if the gateway did not say.
     points: float | None = None
-    #: Whether they were given back.
+    #: Whether the points were given back.
     refunded: bool = False
-    #: Nothing was submitted for it in this run: an earlier one had.
+    #: Whether an earlier run submitted it.
     resumed: bool = False
 
     @property
     def is_in_doubt(self) -> bool:
-        """Whether it is unknown if it was accepted, and charged."""
+        """Whether it is unknown if the job was accepted and charged."""
         return isinstance(self.error, errors.SubmissionInDoubt)
 
 
 @attrs.define
 class Summary:
-    """What a batch has come to so far."""
+    """Counts of a batch so far."""
 
     submitted: int = 0
     running: int = 0
     clips: int = 0
     resumed: int = 0
     in_doubt: int = 0
-    #: The name of each error, to how often it came.
+    #: How often each error ended a job, by its name.
     failures: dict[str, int] = attrs.field(factory=dict)
     #: Points that were used and not given back.
     points: float = 0.0
     refunded_points: float = 0.0
-    #: Why the batch stopped submitting early: the name of an error, or `max_points`; None where
-    #: it did not, or where `Batch.stop` was called.
+    #: Why the batch stopped submitting early: the name of an error, or `max_points`; None if it
+    #: did not, or after `Batch.stop`.
     stopped_by: str | None = None
 
     @property
     def out_of_points(self) -> bool:
-        """Whether it stopped because `max_points` was reached."""
+        """Whether the batch stopped because `max_points` was reached."""
         return self.stopped_by == "max_points"
 
     @property
@@ -131,7 +125,7 @@ class Summary:
 
     @property
     def done(self) -> int:
-        """How many jobs have ended, one way or another."""
+        """How many jobs have ended."""
         return self.clips + self.failed + self.in_doubt
 
     def add(self, outcome: Outcome) -> None:
@@ -165,75 +159,77 @@ class BatchOptions(TypedDict, total=False):
     overwrite: bool
 
 
+@attrs.define(eq=False, repr=False, kw_only=True)
 class Batch:
     """
     Many jobs in one run, made by `Client.batch`; nothing is sent before `outcomes()` is read.
 
     Spends points for each job that the gateway accepts; each is submitted at most once, as
-    `Client.submit` says. With a journal, the same batch run again continues where an earlier one
-    ended, for whatever reason: what was accepted is followed, what is in doubt is reported, and
-    neither is submitted again.
+    `Client.submit` says. With a journal, running the same batch again continues where the earlier
+    run ended: accepted jobs are followed, jobs in doubt are reported, and neither is submitted
+    again.
 
-    An error of one job is its outcome. A refused key, an account without points, a gateway that
-    cannot be reached and a broken journal end the submitting; what was submitted is followed to
-    its end, and `summary.stopped_by` says why. What the source raises is raised after that.
+    An error of one job is its outcome. After a refused key, an account without points, an
+    unreachable gateway or a broken journal, nothing more is submitted; the jobs that exist are
+    followed to their end, and `summary.stopped_by` says why. An exception of the source is raised
+    after that.
 
     Args:
-        sessions: What the client holds.
-        prompts: Prompts, requests, or an `Item` each, from any iterable or async iterable. It is
-            read only as far as there is room for jobs.
-        in_flight: How many jobs may exist at once; one whose outcome was not read counts.
-        download_to: The folder that clips are saved in, under names made from their prompts; None
-            saves none.
+        sessions: The client's sessions.
+        prompts: Prompts, requests or `Item`s, from any iterable or async iterable. It is read only
+            as far as there is room for jobs.
+        in_flight: How many jobs may exist at once, including those whose outcome was not read.
+        download_to: The folder to save clips in, under names made from their prompts; None saves
+            nothing.
         timeout: How long to wait for each task, and then as long again for its file, in seconds;
             None waits without limit.
         max_points: Nothing more is submitted once this many points are spent or reserved.
-        retry_failed: Whether jobs that failed in an earlier run are submitted again.
-        overwrite: Whether a file in the place of a clip may be replaced. If not, such a job is not
+        retry_failed: Whether to submit jobs again that failed in an earlier run.
+        overwrite: Whether a clip may replace an existing file. If not, such a job is not
             submitted, and its outcome says so.
 
     Raises:
         UsageError: An argument is wrong, or nothing can be written to *download_to*.
     """
 
-    def __init__(
-        self,
-        sessions: Sessions,
-        prompts: Source,
-        *,
-        in_flight: int = 20,
-        download_to: str | os.PathLike[str] | None = None,
-        timeout: float | None = DEFAULT_WAIT,
-        max_points: float | None = None,
-        retry_failed: bool = False,
-        overwrite: bool = False,
-    ) -> None:
-        check(
-            in_flight=in_flight,
-            download_to=download_to,
-            timeout=timeout,
-            max_points=max_points,
-            retry_failed=retry_failed,
-            overwrite=overwrite,
-        )
-        self._sessions = sessions
-        self._source = _checked_source(prompts)
-        self._in_flight = in_flight
-        self._journal = sessions.journal
-        self._folder = _checked_folder(download_to)
-        self._timeout = timeout
-        self._retry_failed = retry_failed
-        self._overwrite = overwrite
-        self._clock = sessions.settings.clock
-        self._budget = Budget(max_points)
-        self._is_stopped = False
-        self._is_hopeless = False
-        self._feeder: asyncio.Task[None] | None = None
-        self._custom_ids: set[str] = set()
-        self.summary = Summary()
+    _sessions: Sessions = attrs.field(kw_only=False)
+    _prompts: Source = attrs.field(kw_only=False)
+    _in_flight: int = 20
+    _download_to: str | os.PathLike[str] | None = None
+    _timeout: float | None = DEFAULT_WAIT
+    _max_points: float | None = None
+    _retry_failed: bool = False
+    _overwrite: bool = False
+    #: Counts of the run so far.
+    summary: Summary = attrs.field(init=False, factory=Summary)
+    _is_stopped: bool = attrs.field(init=False, default=False)
+    _is_hopeless: bool = attrs.field(init=False, default=False)
+    _feeder: "asyncio.Task[None] | None" = attrs.field(init=False, default=None)
+    _custom_ids: set[str] = attrs.field(init=False, factory=set)
+    _folder: Path | None = attrs.field(init=False)
+    _tested: set[tuple[int, int]] = attrs.field(init=False, factory=set)
+    _budget: Budget = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        options = BatchOptions.__annotations__
+        check(**{name: getattr(self, f"_{name}") for name in options})
+        prompts = self._prompts
+        # Some of these can be iterated over, and would yield letters, keys or fields.
+        one_thing = (str, bytes, bytearray, Mapping, Item, *REQUESTS)
+        if isinstance(prompts, one_thing) or not isinstance(prompts, Iterable | AsyncIterable):
+            raise usage_error(
+                "prompts",
+                f"prompts is of type {type(prompts).__name__}.",
+                "Use a list, or another iterable, of prompts, requests or Items.",
+            )
+        if isinstance(prompts, list | tuple):  # which can be checked before any money is spent
+            for index, thing in enumerate(prompts):
+                item_of(thing, index)
+        self._folder = None if self._download_to is None else clip_folder(self._download_to)
+        self._budget = Budget(self._max_points)
 
     def stop(self) -> None:
-        """Read nothing more; jobs that exist are followed to their end."""
+        """Stop reading the source; jobs that exist are followed to their end."""
         self._stop(None)
 
     def _stop(self, reason: str | None) -> None:
@@ -241,22 +237,22 @@ class Batch:
             self.summary.stopped_by = reason
         self._is_stopped = True
         if self._feeder is not None:
-            self._feeder.cancel()  # it may be waiting for a source that has nothing to give
+            self._feeder.cancel()  # it may be waiting for the source
 
     async def outcomes(self) -> AsyncGenerator[Outcome, None]:
         """
-        Yield the outcomes as they come.
+        Yield the outcomes as the jobs end.
 
-        What the source raises ends the submitting, and is raised once every job that exists has
-        had its outcome. Leaving early cancels the jobs that run: their tasks go on at the gateway,
-        and their ids are in the journal.
+        An exception of the source ends the submitting, and is raised after the last outcome.
+        Leaving early cancels the jobs that run: their tasks go on at the gateway, and their ids
+        are in the journal.
 
         Raises:
-            UsageError: The source gave something that is no request.
+            UsageError: The source yielded something that is not a request.
             JournalError: The journal cannot be used.
         """
-        if self._journal is not None:
-            await self._journal.start_run()
+        if self._sessions.journal is not None:
+            await self._sessions.journal.start_run()
         free = asyncio.Semaphore(self._in_flight)
         ended: asyncio.Queue[asyncio.Task[Any]] = asyncio.Queue()
         jobs: set[asyncio.Task[Any]] = set()
@@ -277,7 +273,7 @@ class Batch:
                     if outcome.clip is not None and outcome.error is None:
                         outcome.clip.task.hand_out()
                     yield outcome
-                # Only now: an outcome that is not taken must not make room for another job.
+                # Only now: an outcome that was not read must not make room for another job.
                 free.release()
             if not (feeder.cancelled() and self._is_stopped):
                 feeder.result()
@@ -292,314 +288,188 @@ class Batch:
         ended: "asyncio.Queue[asyncio.Task[Any]]",
         jobs: "set[asyncio.Task[Any]]",
     ) -> None:
-        """Start a job for each item, as room comes free."""
-        index = 0
-        async with aclosing(_each(self._source)) as items:
-            while not self._is_stopped:
-                await free.acquire()
-                thing = await anext(items, _END)
-                if thing is _END or self._is_stopped:
+        """Start a job for each item, as room becomes free."""
+        await free.acquire()
+        async with aclosing(_numbered(self._prompts)) as things:
+            async for index, thing in things:
+                if self._is_stopped:
                     return
                 job = asyncio.create_task(self._job(index, item_of(thing, index)))
                 self.summary.running += 1
                 jobs.add(job)
                 job.add_done_callback(ended.put_nowait)
-                index += 1
+                await free.acquire()
 
     # One job
 
     async def _job(self, index: int, item: Item) -> Outcome | None:
         """Return how a job ended; None if the batch stopped before it was submitted."""
-        begun = Outcome(index, item.request, item.custom_id)
-        outcome: Outcome | None
+        known: dict[str, Any] = {}
         try:
             try:
                 self._sessions.check_open()
             except errors.UsageError as closed:
                 self._stop(type(closed).__name__)
                 raise
-            self._check_name(item)
-            plan, known = await self._planned(index, item)
-            if known is not None and known.state is not JobState.PLANNED:
-                begun = attrs.evolve(begun, task_id=known.task_id, resumed=True)
-            outcome = await self._carry_out(begun, item, plan, known, self._path(item, plan))
+            if not await self._run(index, item, known):
+                return None
         except RunwayError as error:
-            outcome = attrs.evolve(begun, error=error, task_id=error.task_id or begun.task_id)
+            known |= {"error": error, "task_id": error.task_id or known.get("task_id")}
         except (Exception, asyncio.CancelledError) as error:  # one job's fault ends no batch
             if _is_cancelled(error):
                 raise
-            outcome = attrs.evolve(begun, error=_unexpected(error, begun.task_id))
-        if outcome is not None and not outcome.resumed and _is_hopeless(outcome.error):
+            known["error"] = _unexpected(error, known.get("task_id"))
+        outcome = Outcome(index, item.request, item.custom_id, **known)
+        # A value that SQLite cannot hold concerns one row only.
+        is_own = outcome.error and isinstance(outcome.error.__cause__, ValueError | ArithmeticError)
+        if isinstance(outcome.error, HOPELESS) and not outcome.resumed and not is_own:
             self._is_hopeless = True
             self._stop(type(outcome.error).__name__)
         return outcome
 
-    def _check_name(self, item: Item) -> None:
-        if item.custom_id in self._custom_ids:
-            raise usage_error(
-                "custom_id",
-                f"Another job of this batch has the custom_id {item.custom_id!r}.",
-                "Use another for each job.",
-            )
-        if item.custom_id is not None:
-            self._custom_ids.add(item.custom_id)
+    async def _run(self, index: int, item: Item, known: dict[str, Any]) -> bool:
+        """
+        Carry out a job, from wherever an earlier run left it.
 
-    async def _carry_out(
-        self, outcome: Outcome, item: Item, plan: Plan, known: Job | None, path: Path | None
-    ) -> Outcome | None:
-        state = known.state if known else JobState.PLANNED
-        if known is None or state is JobState.PLANNED:
-            return await self._make(outcome, item.request, plan, path)
-        if state is JobState.SUBMITTING and plan.custom_id is not None:
-            return await self._make(outcome, item.request, plan, path)
-        if state in {JobState.SUBMITTING, JobState.IN_DOUBT}:
-            return attrs.evolve(outcome, error=in_doubt_of(known), task_id=known.task_id)
-        if state is JobState.FAILED:
-            return attrs.evolve(outcome, error=_failed(known))
-        if state is JobState.SAVED:
-            place = path and await asyncio.to_thread(
-                saved_place, path, known.task_id or "", known.file_bytes
-            )
-            if path is None or place is not None:
-                return attrs.evolve(outcome, path=place)
-            assert self._journal is not None  # noqa: S101  (it knows the job)
-            await self._journal.step(known.key, JobState.FINISHED, self._clock.wall())
-        task = self._sessions.attach(known, item.request)
-        return await self._follow(outcome, task, path)
+        Adds what becomes known to *known*: fields of the `Outcome`, there also if this raises.
+        Returns False if the batch stopped before it was submitted.
+        """
+        if item.custom_id is not None:
+            if item.custom_id in self._custom_ids:
+                raise usage_error(
+                    "custom_id",
+                    f"Another job of this batch has the custom_id {item.custom_id!r}.",
+                    "Use a different one for each job.",
+                )
+            self._custom_ids.add(item.custom_id)
+        journal = self._sessions.journal
+        plan, job = await self._planned(index, item)
+        path = self._folder and clip_path(self._folder, item.request, plan)
+        if job is None or job.state is JobState.PLANNED:
+            return await self._make(item.request, plan, path, known)
+        known |= {"task_id": job.task_id, "resumed": True}
+        if job.state is JobState.SUBMITTING and plan.custom_id is not None:
+            # Another batch is submitting it now; under one name there is one task.
+            return await self._make(item.request, plan, path, known)
+        if job.state in {JobState.SUBMITTING, JobState.IN_DOUBT}:
+            raise in_doubt_of(job)
+        if job.state is JobState.FAILED:
+            raise _failed(job)
+        if job.state is JobState.SAVED:
+            if path is None:
+                return True
+            place = await asyncio.to_thread(saved_place, path, job.task_id or "", job.file_bytes)
+            if place is not None:
+                known["path"] = place
+                return True
+            assert journal is not None  # noqa: S101  (the job is from it)
+            await journal.step(job.key, JobState.FINISHED, self._sessions.settings.clock.wall())
+        await self._follow(self._sessions.attach(job, item.request), path, known)
+        return True
+
+    async def _planned(self, index: int, item: Item) -> tuple[Plan, Job | None]:
+        """Return the plan of a job and, if there is a journal, its row."""
+        journal, now = self._sessions.journal, self._sessions.settings.clock.wall()
+        is_named = item.custom_id is not None
+        key = f"id:{item.custom_id}" if is_named else None
+        plan = await planned(item.request, key, item.custom_id)
+        if journal is None:
+            # The position tells equal requests apart.
+            key = plan.key if is_named else nth(plan.fingerprint, index + 1)
+            return attrs.evolve(plan, key=key), None
+        job = await (journal.plan if is_named else journal.plan_next)(plan, now)
+        if job.state is JobState.FAILED and self._retry_failed:
+            job = await journal.step(job.key, JobState.PLANNED, now, task_id=None)
+        # The journal's fingerprint is keyed, so that a file name does not give the prompt away.
+        return attrs.evolve(plan, key=job.key, fingerprint=job.fingerprint), job
 
     async def _make(
-        self, outcome: Outcome, request: Generation, plan: Plan, path: Path | None
-    ) -> Outcome | None:
-        """Submit and follow; None if the batch stopped first, and nothing was sent."""
+        self, request: Generation, plan: Plan, path: Path | None, known: dict[str, Any]
+    ) -> bool:
+        """Submit and follow a job; return False if the batch stopped first."""
         if path is not None:
-            self._check_place(path, outcome, plan.key)
+            check_clip_path(path, plan, self._tested, overwrite=self._overwrite)
         kind = (plan.endpoint, plan.model, plan.seconds)
         if not await self._budget.take(kind):
             self._stop("max_points")
-            return None
-        cost: float | None = 0.0
+            return False
+        cost: float | None = None
         try:
             if self._is_hopeless:
-                return None
-            cost = None  # from here on it may be charged, and the amount is unknown
-            # Under one name there is one task, also if another batch is submitting it now.
-            row = plan if self._journal and plan.custom_id is None else None
-            task = await self._sessions.submit(request, custom_id=plan.custom_id, plan=row)
+                cost = 0.0
+                return False
+            try:
+                task = await self._submit(request, plan)
+            except RunwayError as error:
+                if error.task_id is None and not isinstance(error, errors.SubmissionInDoubt):
+                    cost = 0.0
+                raise
             self.summary.submitted += 1
-            result = await self._follow(outcome, task, path)
-            cost = 0.0 if result.refunded else result.points
-        except errors.SubmissionInDoubt:
-            raise
+            await self._follow(task, path, known)
+        finally:
+            if "points" in known:
+                cost = 0.0 if known["refunded"] else known["points"]
+            self._budget.put_back(kind, cost)
+        return True
+
+    async def _submit(self, request: Generation, plan: Plan) -> Task:
+        """Submit a job; an error that is not ours becomes one that says if it may be charged."""
+        journal = self._sessions.journal
+        row = plan if journal and plan.custom_id is None else None
+        try:
+            return await self._sessions.submit(request, custom_id=plan.custom_id, plan=row)
         except RunwayError:
-            cost = 0.0
             raise
         except (Exception, asyncio.CancelledError) as error:
             if _is_cancelled(error):
                 raise
             fault = error
-        else:
-            return result
-        finally:
-            self._budget.put_back(kind, cost)
-        # Outside of the clause: what is raised there would quote the error.
-        return await self._broken(outcome, plan, fault)
-
-    async def _broken(self, outcome: Outcome, plan: Plan, error: BaseException) -> Outcome:
-        """Return the outcome of a submission that ended with an error which is not ours."""
-        job = await self._journal.find(plan.key) if self._journal else None
+        # Outside of the clause: an error that is raised there would quote this one.
+        job = await journal.find(plan.key) if journal else None
         if job is not None and (job.task_id or job.state is JobState.PLANNED):
-            return attrs.evolve(outcome, error=_unexpected(error, job.task_id), task_id=job.task_id)
-        doubt = errors.SubmissionInDoubt(
-            _described(error),
+            raise _unexpected(fault, job.task_id)
+        raise errors.SubmissionInDoubt(
+            _described(fault),
             "It may have been accepted and charged; it is not sent again.",
             "Check the gateway's list of tasks before you submit it again.",
         )
-        return attrs.evolve(outcome, error=doubt)
 
-    async def _follow(self, outcome: Outcome, task: Task, path: Path | None) -> Outcome:
+    async def _follow(self, task: Task, path: Path | None, known: dict[str, Any]) -> None:
         """Wait for a task that is paid for, and save its clip."""
-        outcome = attrs.evolve(outcome, task_id=task.id)
+        known["task_id"] = task.id
         try:
             clip = await task.ended(self._timeout)
-            record = clip.record
-            outcome = attrs.evolve(
-                outcome, clip=clip, points=record.points, refunded=record.refunded
-            )
-            if path is not None:
-                outcome = attrs.evolve(outcome, path=await self._save_in_time(clip, path))
         except errors.TaskFailed as error:
-            return attrs.evolve(outcome, error=error, points=error.points, refunded=error.refunded)
-        except RunwayError as error:
-            return attrs.evolve(outcome, error=error, task_id=error.task_id or task.id)
-        except (Exception, asyncio.CancelledError) as error:
-            if _is_cancelled(error):
-                raise
-            return attrs.evolve(outcome, error=_unexpected(error, task.id))
-        return outcome
-
-    async def _save_in_time(self, clip: Clip, path: Path) -> Path:
+            known |= {"points": error.points, "refunded": error.refunded}
+            raise
+        record = clip.record
+        known |= {"clip": clip, "points": record.points, "refunded": record.refunded}
+        if path is None:
+            return
         limit = asyncio.timeout(self._timeout)
         try:
             async with limit:
-                return await self._save(clip, path)
+                if not self._overwrite and path.exists():  # noqa: ASYNC240  (one look-up)
+                    known["path"] = await saved_beside(clip, path)
+                else:
+                    known["path"] = await clip.download(path, overwrite=self._overwrite)
         except TimeoutError:
             if not limit.expired():
                 raise
-        raise errors.DownloadIncomplete(
-            f"The download was not done within {self._timeout:g} s.",
-            "The clip exists and is paid for.",
-            "Run the batch again with the same journal: the download goes on where it broke off.",
-            clip.id,
-        )
-
-    async def _save(self, clip: Clip, path: Path) -> Path:
-        """Save a clip in its place; beside it if another file has come there."""
-        if not self._is_taken(path):
-            return await clip.download(path, overwrite=self._overwrite)
-        return await saved_beside(clip, path)
-
-    def _is_taken(self, path: Path) -> bool:
-        return path.exists() and not self._overwrite
-
-    def _check_place(self, path: Path, outcome: Outcome, key: str) -> None:
-        """Raise unless a clip can be saved at *path*; for before it is paid for."""
-        if not path.parent.is_dir():
-            raise usage_error("download_to", "The folder for the clips is gone.", "Make it again.")
-        if self._is_taken(path) or path.is_dir():
-            mark = key[:MARK_LENGTH]
-            # What stands before the mark is the prompt.
-            name = path.name if outcome.custom_id else f"*-{mark}{path.name.partition(mark)[2]}"
-            raise usage_error(
-                "download_to",
-                f"There is a file {name!r} already, which was not saved for this job.",
-                "Move it, or allow it to be replaced (overwrite=True, or --overwrite).",
-            )
-        try:
-            check_target(path, overwrite=True)  # it may be too long for this system, for example
-        except errors.UsageError as unfit:
-            reason = os.strerror(getattr(unfit.__cause__, "errno", None) or errno.EINVAL)
-        else:
-            return
-        raise usage_error(  # outside of the clause, since the name there is the prompt
-            "download_to",
-            f"The clip cannot be saved in its place ({reason}).",
-            "Choose a folder with a shorter path, or correct what is in the way.",
-        )
-
-    async def _planned(self, index: int, item: Item) -> tuple[Plan, Job | None]:
-        """Return what is wanted and, if there is a journal, how far it is."""
-        is_named, now = item.custom_id is not None, self._clock.wall()
-        key = f"id:{item.custom_id}" if is_named else None
-        plan = await planned(item.request, key, item.custom_id)
-        if self._journal is None:
-            # Nothing counts, and the place tells equal requests apart as well.
-            key = plan.key if is_named else nth(plan.fingerprint, index + 1)
-            return attrs.evolve(plan, key=key), None
-        enter = self._journal.plan if is_named else self._journal.plan_next
-        job = await enter(plan, now)
-        if job.state is JobState.FAILED and self._retry_failed:
-            # As if it were new.
-            job = await self._journal.step(job.key, JobState.PLANNED, now, task_id=None)
-        # The journal keys fingerprints, so that they do not give a prompt away.
-        return attrs.evolve(plan, key=job.key, fingerprint=job.fingerprint), job
-
-    def _path(self, item: Item, plan: Plan) -> Path | None:
-        """Return a name that reads like the job, and is its own in this batch and in every run."""
-        if self._folder is None:
-            return None
-        if item.custom_id is not None:
-            return self._folder / file_name(item.custom_id)
-        fingerprint, _, times = plan.key.partition(":")
-        again = "" if times == "1" else f"-{times}"
-        text = getattr(item.request, "prompt", None) or plan.endpoint
-        suffix = f"-{fingerprint[:MARK_LENGTH]}{again}.mp4"
-        return self._folder / safe_name(encodable(text), suffix)
-
-
-Kind = tuple[str, str | None, int | None]
-
-
-@attrs.define(eq=False)
-class Budget:
-    """
-    What a batch may still spend.
-
-    What a job costs is known only once one of its kind has ended, so the first of each kind goes
-    alone, and from then on each is expected to cost as much as the dearest of its kind so far.
-    """
-
-    at_most: float | None
-    spent: float = 0.0
-    _dearest: dict[Kind, float] = attrs.field(factory=dict)
-    _running: Counter[Kind] = attrs.field(factory=Counter)
-    _waiting: list["asyncio.Future[None]"] = attrs.field(factory=list)
-
-    async def take(self, kind: Kind) -> bool:
-        """Come back when a job of this kind may go (True), or none may any more (False)."""
-        while self.at_most is not None:
-            cost = self._dearest.get(kind)
-            if self.spent + (cost or 0.0) > self.at_most or self.spent >= self.at_most:
-                return False
-            bound = sum(self._dearest.get(one, 0.0) * n for one, n in self._running.items())
-            left = self.at_most - self.spent - bound
-            alone = not self._running[kind]
-            if (alone and left > 0) if cost is None else cost <= left:
-                break
-            news = asyncio.get_running_loop().create_future()
-            self._waiting.append(news)
-            await news
-        self._running[kind] += 1
-        return True
-
-    def put_back(self, kind: Kind, cost: float | None) -> None:
-        """Record what a job that has ended cost; None if unknown, which counts as the most."""
-        self._running[kind] -= 1
-        known = self._dearest.get(kind, 0.0)
-        self.spent += known if cost is None else cost
-        if cost:
-            self._dearest[kind] = max(known, cost)
-        waiting, self._waiting = self._waiting, []
-        for news in waiting:
-            if not news.done():
-                news.set_result(None)
-
-
-# Odds and ends
-
-MARK_LENGTH: Final = 12
-"""Of a hash in a file name, in hex digits: a million names differ, all but once in 500 batches."""
-
-
-def file_name(custom_id: str) -> str:
-    """
-    Return the name of a clip's file, which no other id has.
-
-    An id that another one may equal, once it is safe or on a disk that knows neither capitals nor
-    other spellings of the same letter, differs by a hash.
-    """
-    name = safe_name(custom_id)
-    if name == f"{custom_id}.mp4" == encodable(name) == _folded(name):
-        return name
-    mark = hashlib.sha256(custom_id.encode("utf-8", "surrogatepass")).hexdigest()
-    return safe_name(encodable(custom_id), f"-{mark[:MARK_LENGTH]}.mp4")
-
-
-def encodable(text: str) -> str:
-    """Return *text* without the characters that the locale has no bytes for in file names."""
-    encoding = sys.getfilesystemencoding()
-    return text.encode(encoding, "ignore").decode(encoding)
-
-
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name.upper().casefold())
+            raise errors.DownloadIncomplete(
+                f"The download did not finish within {self._timeout:g} s.",
+                "The clip exists and is paid for.",
+                "Run the batch again with the same journal: the download continues from there.",
+                clip.id,
+            ) from None
 
 
 def item_of(thing: Any, index: int) -> Item:
     """
-    Return the item for a prompt, a request, or an item.
+    Return the item for a prompt, a request or an item.
 
     Raises:
-        UsageError: It is none of these.
+        UsageError: It is something else.
     """
     if isinstance(thing, Item):
         return thing
@@ -614,59 +484,27 @@ def item_of(thing: Any, index: int) -> Item:
     )
 
 
-def _checked_source(source: Source) -> Source:
-    # Some of these can be iterated over, and would give letters, keys or fields.
-    no_source = (str, bytes, bytearray, Mapping, Item, *REQUESTS)
-    if isinstance(source, no_source) or not isinstance(source, Iterable | AsyncIterable):
-        raise usage_error(
-            "prompts",
-            f"prompts is of type {type(source).__name__}.",
-            "Use a list, or another iterable, of prompts, requests or Items.",
-        )
-    if isinstance(source, list | tuple):  # which can be read before anything is paid
-        for index, thing in enumerate(source):
-            item_of(thing, index)
-    return source
-
-
-def _checked_folder(folder: str | os.PathLike[str] | None) -> Path | None:
-    if folder is None:
-        return None
-    try:
-        return check_folder(Path(folder))
-    except errors.UsageError as error:
-        raise attrs.evolve(error, field="download_to") from error.__cause__
-    except (TypeError, ValueError) as unfit:
-        reason = f"download_to names no folder ({type(unfit).__name__})."
-    raise usage_error("download_to", reason, "Use the path of a folder, or None.")
-
-
-async def _each(source: Source) -> AsyncGenerator[Any, None]:
-    """Read either kind of source, one entry at a time."""
+async def _numbered(source: Source) -> AsyncGenerator[tuple[int, Any], None]:
+    """Read either kind of source, one entry at a time, each with its position."""
+    index = 0
     if isinstance(source, AsyncIterable):
         async for thing in source:
-            yield thing
+            yield index, thing
+            index += 1
     else:
-        for thing in source:
-            yield thing
-
-
-def _is_hopeless(error: RunwayError | None) -> bool:
-    # A value that SQLite cannot take is the fault of one row.
-    return isinstance(error, HOPELESS) and not isinstance(
-        error.__cause__, ValueError | ArithmeticError
-    )
+        for index, thing in enumerate(source):
+            yield index, thing
 
 
 def _is_cancelled(error: BaseException) -> bool:
-    """Return whether the job was cancelled, rather than met a cancellation somewhere below."""
+    """Return whether the job itself was cancelled, not something that it waited for."""
     task = asyncio.current_task()
     assert task is not None  # noqa: S101  (only tasks run jobs)
     return isinstance(error, asyncio.CancelledError) and task.cancelling() > 0
 
 
 def _described(error: BaseException) -> str:
-    """Return what *error* is and where it was raised; its own text may quote what is secret."""
+    """Return the type of *error* and where it was raised; its own text may quote a secret."""
     *_, (frame, line) = traceback.walk_tb(error.__traceback__)
     module = frame.f_globals.get("__name__", "?")
     return f"An unexpected {type(error).__name__} was raised ({module}, line {line})."
@@ -675,7 +513,7 @@ def _described(error: BaseException) -> str:
 def _unexpected(error: BaseException, task_id: str | None) -> errors.UnexpectedError:
     if task_id is None:
         money = "Nothing was sent or charged."
-        advice = "Correct the request, or report this as a defect."
+        advice = "Correct the request, or report this as a bug."
     else:
         money = "The task is paid for, and its id finds the clip."
         advice = "Run the batch again with the same journal, or wait for the task by its id."
@@ -683,12 +521,13 @@ def _unexpected(error: BaseException, task_id: str | None) -> errors.UnexpectedE
 
 
 def _failed(job: Job) -> RunwayError:
+    """Return the error of a job that failed in an earlier run."""
     charged = "The points were given back." if job.refunded else "See the outcome of that run."
-    kind = getattr(errors, job.error or "TaskFailed", errors.TaskFailed)
-    if not issubclass(kind, errors.TaskFailed | errors.GatewayError):
-        kind = errors.TaskFailed
+    kind = getattr(errors, job.error or "", errors.TaskFailed)
     if issubclass(kind, errors.GatewayError):
         charged = "Nothing was charged."
+    elif not issubclass(kind, errors.TaskFailed):
+        kind = errors.TaskFailed
     failure: RunwayError = kind(
         f"It failed in an earlier run ({job.error}).",
         charged,

@@ -146,7 +146,10 @@ class Downloader:
             try:
                 await _Download(self, source, part, max_bytes, on_progress).run(overwrite)
             finally:
-                await _in_thread(part.close)
+                if part.is_published:
+                    part.close()
+                else:
+                    await _in_thread(part.close)
         except BaseException as error:
             received = part.received if part else 0
             self.hooks.emit(DownloadFailed(source.task_id, received, type(error).__name__))
@@ -181,8 +184,9 @@ class _Download:
 
     async def run(self, overwrite: bool) -> None:  # noqa: FBT001  (as `save` has it)
         """Make attempts until the file is whole, then publish it."""
-        with self._disk():
-            await _in_thread(self.part.resume)
+        if self.part.note:
+            with self._disk():
+                await _in_thread(self.part.resume)
         try:
             async with self.tools.transport.until_closed():
                 await self._fetch()

@@ -1,12 +1,12 @@
 """
-Frozen events, and the list of listeners that hear them.
+Frozen events, and the listeners that receive them.
 
-Listeners hear everything and decide nothing: they are called at once, are never awaited, and one
-that raises is logged and skipped. Events hold ids, counts and seconds, and no prompt, key or
-address. Each event is also a line in the standard log under "fuhu_runway", at its own `level`.
+Listeners are called at once and never awaited, and cannot change what happens: one that raises is
+logged and skipped. Events hold ids, counts and seconds, and no prompt, key or address. Each event
+is also a line in the standard log under "fuhu_runway", at its own `level`.
 
-What belongs to one job is tied together by the number of its submission, which is unique in this
-process, until the gateway has given a task id: `TaskSubmitted` holds both.
+The events of one job share the number of its submission, which is unique in this process, until
+there is a task id: `TaskSubmitted` holds both.
 """
 
 import enum
@@ -22,8 +22,8 @@ import attrs
 from .errors import Fate
 from .models import TaskState, usage_error
 
-# Without a handler of ours, not even one that drops everything: what needs attention, such as a
-# paid task without a handle, then shows on stderr also where logging is not set up.
+# No handler is added, not even a NullHandler, so that warnings, such as a paid task without a
+# handle, reach stderr in programs that do not set up logging.
 LOGGER: Final = logging.getLogger("fuhu_runway")
 
 _BARE: Final = re.compile(r"[\w.:/-]+", re.ASCII)
@@ -36,23 +36,27 @@ class Event:
 
     level: ClassVar[int] = logging.DEBUG
 
+    def __init_subclass__(cls, level: int | None = None) -> None:
+        # attrs makes each class twice; the second time it has the level already.
+        if level is not None:
+            cls.level = level
+
     def __str__(self) -> str:
         known = {name: value for name, value in self.as_dict().items() if value is not None}
         name = known.pop("event")
         return " ".join((name, *(f"{field}={_shown(value)}" for field, value in known.items())))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the event's name, as `event`, and its fields, in values that JSON has."""
+        """Return the event's name, as `event`, and its fields, as values that JSON has."""
         values = {field.name: getattr(self, field.name) for field in attrs.fields(type(self))}
-        return {"event": type(self).__name__, **{name: _plain(v) for name, v in values.items()}}
-
-
-def _plain(value: Any) -> Any:
-    return value.value if isinstance(value, enum.Enum) else value
+        return {"event": type(self).__name__} | {
+            name: value.value if isinstance(value, enum.Enum) else value
+            for name, value in values.items()
+        }
 
 
 def _shown(value: Any) -> str:
-    """Return a value for one line of a log; some of the words are the gateway's."""
+    """Return a value for one line of a log; some of the text is the gateway's."""
     if isinstance(value, float):
         return f"{value:.6g}"
     return value if isinstance(value, str) and _BARE.fullmatch(value) else json.dumps(value)
@@ -60,7 +64,7 @@ def _shown(value: Any) -> str:
 
 @attrs.frozen
 class SubmissionStarted(Event):
-    """A paid request was asked for; nothing was sent yet."""
+    """A paid request was requested; nothing was sent yet."""
 
     submission: int
     #: The number of the client, unique in this process.
@@ -73,30 +77,29 @@ class SubmissionStarted(Event):
 
 @attrs.frozen
 class SubmissionHeld(Event):
-    """A submission waits for others to end: `tasks_in_flight` allows no more tasks."""
+    """A submission waits for a free slot: `tasks_in_flight` allows no more tasks."""
 
     submission: int
-    #: How many tasks there are.
+    #: The number of unfinished tasks.
     tasks: int
 
 
 @attrs.frozen
 class SubmissionSent(Event):
-    """It is a paid request's turn, and it goes out."""
+    """A paid request is being sent."""
 
     submission: int
-    #: How often it has been sent, this time included.
+    #: How often it has been sent, including this time.
     attempt: int
 
 
 @attrs.frozen
-class TaskSubmitted(Event):
+class TaskSubmitted(Event, level=logging.INFO):
     """The gateway accepted a paid request."""
 
-    level: ClassVar[int] = logging.INFO
     task_id: str
     endpoint: str
-    #: From the first sending to the answer, in seconds.
+    #: From the first attempt to the response, in seconds.
     seconds: float
     submission: int | None = None
     #: What the caller attached to the job.
@@ -104,49 +107,45 @@ class TaskSubmitted(Event):
 
 
 @attrs.frozen
-class SubmissionFailed(Event):
+class SubmissionFailed(Event, level=logging.INFO):
     """A submission ended without a task; nothing was charged."""
 
-    level: ClassVar[int] = logging.INFO
     submission: int
     endpoint: str
-    #: The name of the error; "CancelledError" where the caller left before it was sent.
+    #: The name of the error; "CancelledError" if the caller was cancelled before it was sent.
     error: str
     fate: Fate
 
 
 @attrs.frozen
-class SubmissionDoubted(Event):
+class SubmissionDoubted(Event, level=logging.WARNING):
     """A paid request was sent and its fate is unknown; it is not sent again."""
 
-    level: ClassVar[int] = logging.WARNING
     submission: int
     endpoint: str
-    #: The name of the error that came in place of an answer.
+    #: The name of the error that was raised instead of a response.
     error: str
-    #: The task that a damaged answer named, if any.
+    #: The task id in a damaged response, if any.
     task_id: str | None = None
 
 
 @attrs.frozen
-class SubmissionUnclaimed(Event):
-    """The caller of a submit was cancelled while the request was in flight, and it went on."""
+class SubmissionUnclaimed(Event, level=logging.WARNING):
+    """The caller of a submit was cancelled while the request was in flight; it went on."""
 
-    level: ClassVar[int] = logging.WARNING
     endpoint: str
-    #: The task that came of it, or that a damaged answer named; None where there is none.
+    #: The task that it became, or the id in a damaged response; None if there is neither.
     task_id: str | None
-    #: What became of it otherwise: the name of the error.
+    #: The name of the error, if it did not become a task.
     error: str | None = None
     submission: int | None = None
 
 
 @attrs.frozen
-class DoubtsFound(Event):
-    """The journal holds jobs in doubt from before; reported once, at the first submission."""
+class DoubtsFound(Event, level=logging.WARNING):
+    """The journal holds jobs in doubt of earlier runs; reported once, at the first submission."""
 
-    level: ClassVar[int] = logging.WARNING
-    #: How many they are.
+    #: The number of these jobs.
     jobs: int
 
 
@@ -162,63 +161,59 @@ class TaskAttached(Event):
     task_id: str
     #: The number of the client, unique in this process.
     client: int
-    #: What was asked for; None where only the id is known.
+    #: The endpoint it was submitted to; None if only the id is known.
     endpoint: str | None = None
     model: str | None = None
     #: Length of the clip, in seconds.
     clip_seconds: int | None = None
-    #: Where the submission was traced, as W3C Trace Context has it.
+    #: The W3C Trace Context of its submission.
     traceparent: str | None = None
 
 
 @attrs.frozen
-class RetryScheduled(Event):
+class RetryScheduled(Event, level=logging.INFO):
     """A request did not succeed and will be sent again."""
 
-    level: ClassVar[int] = logging.INFO
     endpoint: str
     #: How often it has been sent so far.
     attempt: int
-    #: Until it is sent again, in seconds.
+    #: Until the retry, in seconds.
     delay: float
     #: The name of the error, such as "RateLimited".
     error: str
-    #: Of a paid request.
+    #: The submission, if it is a paid request.
     submission: int | None = None
-    #: The task that was asked about, where there is one.
+    #: The task that was polled, if it was a poll.
     task_id: str | None = None
 
 
 @attrs.frozen
-class PaceChanged(Event):
-    """The gateway was found to refuse what is faster than this, and this client keeps to it."""
+class PaceChanged(Event, level=logging.INFO):
+    """The gateway refuses requests above a certain rate, and this client keeps to it."""
 
-    level: ClassVar[int] = logging.INFO
-    #: What gets through, in requests per second; faster is tried again from time to time.
+    #: The rate in requests per second; a higher one is tried again from time to time.
     rate: float
 
 
 @attrs.frozen
-class PaceHeld(Event):
-    """The gateway refuses everything: this client pauses, and then one request tries for all."""
+class PaceHeld(Event, level=logging.INFO):
+    """The gateway refuses every request: this client pauses, then sends a single one to try."""
 
-    level: ClassVar[int] = logging.INFO
-    #: Until that request, in seconds; what the gateway asked for, if that is longer than our own.
+    #: Until that request, in seconds; the gateway's Retry-After, if that is longer than ours.
     delay: float
 
 
 @attrs.frozen
-class PaceRecovered(Event):
-    """A request got through after `PaceHeld`, or the limit of `PaceChanged` is gone."""
+class PaceRecovered(Event, level=logging.INFO):
+    """A request succeeded after `PaceHeld`, or the limit of `PaceChanged` is gone."""
 
-    level: ClassVar[int] = logging.INFO
-    #: The pace now, in requests per second; None is no limit.
+    #: The rate now, in requests per second; None means no limit.
     rate: float | None
 
 
 @attrs.frozen
 class TaskPolled(Event):
-    """A poll of a task was answered."""
+    """A poll of a task got a response."""
 
     task_id: str
     state: TaskState
@@ -228,10 +223,9 @@ class TaskPolled(Event):
 
 
 @attrs.frozen
-class PollFailed(Event):
+class PollFailed(Event, level=logging.INFO):
     """A poll of a task failed; the wait goes on."""
 
-    level: ClassVar[int] = logging.INFO
     task_id: str
     error: str
     #: Until the next poll, in seconds.
@@ -239,111 +233,101 @@ class PollFailed(Event):
 
 
 @attrs.frozen
-class UnknownWordSeen(Event):
+class UnknownWordSeen(Event, level=logging.WARNING):
     """The gateway used a status that no source documents; reported once per task."""
 
-    level: ClassVar[int] = logging.WARNING
     task_id: str
     word: str
 
 
 @attrs.frozen
-class ContradictionSeen(Event):
-    """An answer said two things that cannot both be true; reported once per task."""
+class ContradictionSeen(Event, level=logging.WARNING):
+    """A response said two things that cannot both be true; reported once per task."""
 
-    level: ClassVar[int] = logging.WARNING
     task_id: str
     note: str
 
 
 @attrs.frozen
-class WaitFailed(Event):
-    """A wait ended before its task did, by whatever but a cancellation; the task goes on."""
+class WaitFailed(Event, level=logging.INFO):
+    """A wait ended with an error before its task ended; the task goes on."""
 
-    level: ClassVar[int] = logging.INFO
     task_id: str
     #: The name of the error, such as "WaitTimeout".
     error: str
 
 
 @attrs.frozen
-class TaskSettled(Event):
-    """A task came to its end."""
+class TaskSettled(Event, level=logging.INFO):
+    """A task ended."""
 
-    level: ClassVar[int] = logging.INFO
     task_id: str
     state: TaskState
     #: How often it was polled.
     polls: int
     points: float | None
     refunded: bool
-    #: The model that made it; None where that is not known here.
+    #: The model; None if it is not known in this process.
     model: str | None = None
     #: What the caller attached to the job.
     tag: str | None = None
 
 
 @attrs.frozen
-class ClipHandedOut(Event):
+class ClipHandedOut(Event, level=logging.DEBUG):
     """A wait returned the clip of a task to its caller."""
 
-    level: ClassVar[int] = logging.DEBUG
     task_id: str
 
 
 @attrs.frozen
-class JobEnded(Event):
-    """A job that `Client.start` follows in the background came to its end."""
+class JobEnded(Event, level=logging.INFO):
+    """A job that `Client.start` follows in the background ended."""
 
-    level: ClassVar[int] = logging.INFO
     task_id: str
-    #: The caller's own name for it, and what the caller attached to it.
+    #: The caller's name for the job, and what the caller attached to it.
     custom_id: str | None = None
     tag: str | None = None
-    #: The name of the error; None where the clip was saved, or handed out.
+    #: The name of the error; None if the clip was saved, or handed out.
     error: str | None = None
 
 
 @attrs.frozen
-class DownloadStarted(Event):
-    """Bytes of a clip begin to arrive."""
+class DownloadStarted(Event, level=logging.INFO):
+    """The bytes of a clip begin to arrive."""
 
-    level: ClassVar[int] = logging.INFO
     task_id: str
-    #: Where it goes on, in bytes; 0 for a fresh start.
+    #: Where the download continues, in bytes; 0 for a fresh start.
     resumed_at_bytes: int
-    #: The size of the whole file; None where the server does not say.
+    #: The size of the whole file; None if the server does not say.
     total_bytes: int | None
 
 
 @attrs.frozen
-class DownloadBroken(Event):
-    """A download broke off and will go on."""
+class DownloadBroken(Event, level=logging.INFO):
+    """A download broke off and will continue."""
 
-    level: ClassVar[int] = logging.INFO
     task_id: str
-    #: What is on disk.
+    #: The bytes on disk.
     received_bytes: int
-    #: Until it goes on, in seconds.
+    #: Until it continues, in seconds.
     delay: float
 
 
 @attrs.frozen
-class DownloadFinished(Event):
-    """A clip is on disk, whole and verified."""
+class DownloadFinished(Event, level=logging.INFO):
+    """A clip is on disk, complete and verified."""
 
-    level: ClassVar[int] = logging.INFO
     task_id: str
     total_bytes: int
 
 
 @attrs.frozen
-class DownloadFailed(Event):
+class DownloadFailed(Event, level=logging.INFO):
     """A clip could not be saved, or its download was cancelled; it may be downloaded again."""
 
-    level: ClassVar[int] = logging.INFO
     task_id: str
-    #: What was kept on disk.
+    #: The bytes that were kept on disk.
     received_bytes: int
     #: The name of the error.
     error: str
@@ -351,7 +335,7 @@ class DownloadFailed(Event):
 
 @attrs.frozen
 class ClientClosed(Event):
-    """A client was closed in one event loop; nothing that is outstanding there goes on."""
+    """A client was closed in one event loop; its waits and downloads there have ended."""
 
     #: The number of the client, unique in this process.
     client: int
@@ -359,53 +343,46 @@ class ClientClosed(Event):
 
 @attrs.frozen
 class CallbackReceived(Event):
-    """A webhook came to the address of a task. It makes a poll due, and proves nothing."""
+    """A webhook for a task arrived. It makes a poll due, and proves nothing."""
 
     task_id: str
-    #: What it says of the task; UNKNOWN where it says nothing that can be read.
+    #: The state it reports; UNKNOWN if it cannot be read.
     state: TaskState
 
 
 @attrs.frozen
-class CallbackRefused(Event):
-    """A webhook came to the address of a task, and was refused: it cannot be true."""
+class CallbackRefused(Event, level=logging.INFO):
+    """A webhook for a task was refused, since it cannot be true."""
 
-    level: ClassVar[int] = logging.INFO
-    #: The task whose address it was; None where that is not known.
+    #: The task that the address belongs to; None if it is not known.
     task_id: str | None
     reason: str
 
 
 @attrs.frozen
-class CallbacksMissing(Event):
-    """Tasks end and no webhook ever comes, so the public address may be wrong; reported once."""
+class CallbacksMissing(Event, level=logging.WARNING):
+    """Tasks end without any webhook, so the public address may be wrong; reported once."""
 
-    level: ClassVar[int] = logging.WARNING
-    #: How many have ended.
+    #: The number of tasks that have ended.
     tasks: int
 
 
 @attrs.frozen
-class SubmissionFound(Event):
+class SubmissionFound(Event, level=logging.WARNING):
     """A webhook named the task of a submission without a response, and the feed confirms it."""
 
-    level: ClassVar[int] = logging.WARNING
     endpoint: str
     task_id: str
 
 
 Listener = Callable[[Event], object]
 """
-A function that is called with each event; a plain one, since it is never awaited.
+A function that is called with each event; not a coroutine function, since it is never awaited.
 
-An object that is called so may also have a method `trace_of`, which is given the number of a
-submission and gives where that is traced, as W3C Trace Context has it (`traceparent`), or None.
-The journal keeps it, so that a later process can link what it does to the same trace.
+It may also be an object with `__call__` and a method `trace_of(submission)`, which returns the
+submission's W3C Trace Context (`traceparent`), or None. The journal keeps it, so that a later
+process can link its own work to the same trace.
 """
-
-
-def _is_async(listener: object) -> bool:
-    return any(map(inspect.iscoroutinefunction, (listener, type(listener).__call__)))
 
 
 class Hooks:
@@ -420,25 +397,27 @@ class Hooks:
             )
         given: tuple[Any, ...] = tuple(listeners)
         for listener in given:
-            if not callable(listener) or isinstance(listener, type) or _is_async(listener):
+            calls = (listener, getattr(type(listener), "__call__", None))  # noqa: B004  (of the type)
+            is_async = any(map(inspect.iscoroutinefunction, calls))
+            if not callable(listener) or isinstance(listener, type) or is_async:
                 raise usage_error(
                     "hooks",
-                    "One of hooks is a class, an async function, or nothing that can be called.",
+                    "One of hooks is a class, an async function, or not callable.",
                     "Use plain functions: they are called at once and never awaited.",
                 )
         self._listeners: tuple[Listener, ...] = given
 
     def add(self, listener: Listener) -> None:
-        """Add a listener, from now on."""
+        """Add a listener."""
         if listener not in self._listeners:
             self._listeners = (*self._listeners, listener)
 
-    def are_heard(self, kind: type[Event]) -> bool:
-        """Whether an event of this kind has a listener; for events that come by the thousand."""
+    def is_enabled_for(self, kind: type[Event]) -> bool:
+        """Return whether an event of this kind is received or logged; else it need not be made."""
         return bool(self._listeners) or LOGGER.isEnabledFor(kind.level)
 
     def emit(self, event: Event) -> None:
-        """Call every listener; whatever one of them does, the caller goes on."""
+        """Log the event and call every listener; an exception of a listener is logged."""
         if LOGGER.isEnabledFor(event.level):
             LOGGER.log(event.level, "%s", event, extra={"event": event})
         for listener in self._listeners:
@@ -446,23 +425,23 @@ class Hooks:
                 result = listener(event)
                 if inspect.iscoroutine(result):
                     result.close()
-                    LOGGER.warning("A hook gave a coroutine, and hooks are never awaited.")
-            except Exception as exc:  # noqa: BLE001  (whatever a listener does, the caller goes on)
-                # The exception's own text may quote anything, so only its class is logged.
+                    LOGGER.warning("A hook returned a coroutine, and hooks are never awaited.")
+            except Exception as exc:  # noqa: BLE001  (a listener must not break the caller)
+                # The exception's text may quote anything, so only its class is logged.
                 fault, name = type(exc).__name__, type(event).__name__
                 LOGGER.warning("A hook raised %s on %s and was skipped.", fault, name)
 
     def trace_of(self, submission: int) -> str | None:
-        """Return where a submission is traced, by the first listener that can tell; or None."""
+        """Return a submission's trace context, from the first listener that has one, or None."""
         for listener in self._listeners:
-            tell = getattr(listener, "trace_of", None)
+            trace_of = getattr(listener, "trace_of", None)
             try:
-                told = tell(submission) if tell is not None else None
-            except Exception as exc:  # noqa: BLE001  (whatever a listener does, the caller goes on)
+                found = trace_of(submission) if trace_of is not None else None
+            except Exception as exc:  # noqa: BLE001  (a listener must not break the caller)
                 fault = type(exc).__name__
                 LOGGER.warning("A hook raised %s on trace_of and was skipped.", fault)
                 continue
-            # It goes into the journal, so it has to be an id and nothing else.
-            if isinstance(told, str) and _TRACEPARENT.fullmatch(told):
-                return told
+            # It goes into the journal, so it must not be anything but an id.
+            if isinstance(found, str) and _TRACEPARENT.fullmatch(found):
+                return found
         return None

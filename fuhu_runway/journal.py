@@ -1,11 +1,11 @@
 """
-Jobs on disk: their states, the legal steps, and what is in doubt after a crash.
+Jobs on disk: their states, the legal steps, and the jobs in doubt after a crash.
 
-Rule 1: a row says SUBMITTING, flushed to disk, before the request that it speaks of is sent.
-Rule 2: a row that says SUBMITTING when the journal is opened is IN_DOUBT: its outcome is unknown.
-Rule 3: a step that the table does not have is an error, and changes nothing.
-Rule 4: no prompt, key or address is written; a request is known by its fingerprint, which is
-keyed by the journal's own salt.
+Rule 1: a row is SUBMITTING, flushed to disk, before its request is sent.
+Rule 2: a row that is SUBMITTING when the journal is opened becomes IN_DOUBT.
+Rule 3: a step that `STEPS` does not have is an error, and changes nothing.
+Rule 4: no prompt, key or address is written. A request is identified by its fingerprint, which is
+keyed by the journal's salt.
 
 Instants are Unix seconds.
 """
@@ -30,7 +30,7 @@ from weakref import WeakSet
 import attrs
 
 from ._clock import Clock
-from ._journal_file import Desk, Errand, Remark, journal_error, report, work
+from ._journal_file import Desk, Errand, Errands, journal_error, report, work
 from ._media import local_fields, read
 from .errors import (
     Fate,
@@ -48,20 +48,20 @@ T = TypeVar("T")
 
 
 class JobState(enum.Enum):
-    """How far a job is; the words stand in the database."""
+    """How far a job is; the database holds the values."""
 
     PLANNED = "planned"
-    """Wanted; nothing was sent, or what was sent was provably not accepted."""
+    """Nothing was sent, or the request was provably not accepted."""
     SUBMITTING = "submitting"
-    """About to be sent, or sent without an answer so far."""
+    """About to be sent, or sent without a response so far."""
     ACCEPTED = "accepted"
-    """Paid for; the gateway gave its id."""
+    """Paid for; the gateway returned its id."""
     FINISHED = "finished"
     """The clip exists at the gateway."""
     SAVED = "saved"
     """The clip is on disk."""
     FAILED = "failed"
-    """There will be no clip: the task failed, or the gateway refused the request for good."""
+    """There will be no clip: the task failed, or the gateway rejected the request."""
     IN_DOUBT = "in doubt"
     """Sent, and its fate is unknown."""
 
@@ -71,30 +71,30 @@ STEPS: Final[Mapping[JobState, Mapping[JobState, str]]] = {
         JobState.SUBMITTING: "The request is about to be sent.",
     },
     JobState.SUBMITTING: {
-        JobState.ACCEPTED: "The gateway answered with an id.",
-        JobState.PLANNED: "It provably did not arrive, or was turned away for now.",
-        JobState.FAILED: "The gateway turned it away for good; nothing was charged.",
-        JobState.IN_DOUBT: "No clear answer came, or the process ended before one came.",
+        JobState.ACCEPTED: "The gateway returned an id.",
+        JobState.PLANNED: "It provably did not arrive, or was refused for now.",
+        JobState.FAILED: "The gateway rejected it; nothing was charged.",
+        JobState.IN_DOUBT: "There was no clear response, or the process ended before it came.",
     },
     JobState.ACCEPTED: {
         JobState.FINISHED: "The feed shows the clip.",
         JobState.FAILED: "The feed says that the task failed or was cancelled.",
     },
     JobState.FINISHED: {
-        JobState.SAVED: "The file is whole and verified.",
+        JobState.SAVED: "The file is complete and verified.",
     },
     JobState.SAVED: {
-        JobState.FINISHED: "The file is gone, and is wanted again.",
+        JobState.FINISHED: "The file is gone, and the clip is saved again.",
     },
     JobState.FAILED: {
-        JobState.PLANNED: "Someone asked for another try.",
+        JobState.PLANNED: "Another attempt was requested.",
     },
     JobState.IN_DOUBT: {
         JobState.ACCEPTED: "A person or a webhook named the task, and the feed has it.",
-        JobState.PLANNED: "A person made sure that it was not accepted.",
+        JobState.PLANNED: "A person confirmed that it was not accepted.",
     },
 }
-"""From each state, the states that may follow, and what each step means."""
+"""From each state, the states that may follow, and the reason for each step."""
 
 _INSTANT_OF: Final = {
     JobState.PLANNED: "planned_at",
@@ -107,7 +107,7 @@ _INSTANT_OF: Final = {
 
 @attrs.frozen(kw_only=True)
 class Plan:
-    """What is wanted, as the journal knows it."""
+    """A request, as far as the journal knows it."""
 
     key: str
     fingerprint: str
@@ -116,7 +116,7 @@ class Plan:
     model: str | None = None
     #: Length of the clip, in seconds.
     seconds: int | None = None
-    #: What the caller attached to it.
+    #: What the caller attached to the job.
     tag: str | None = None
 
 
@@ -154,7 +154,7 @@ _CHANGEABLE: Final = {field.name for field in attrs.fields(Job)} - {"key", "stat
 def in_doubt_of(job: Job) -> SubmissionInDoubt:
     """Return the error for a job that an earlier submission left in doubt."""
     return SubmissionInDoubt(
-        f"An earlier run submitted this and got no clear answer ({job.error or 'none so far'}).",
+        f"An earlier run submitted this and got no clear response ({job.error or 'none so far'}).",
         "It may have been accepted and charged; it was not sent again.",
         "Look for the task at the gateway, then record it with `fuhu-runway resolve`.",
         job.task_id,
@@ -167,7 +167,7 @@ def plan_of(
     custom_id: str | None = None,
     tag: str | None = None,
 ) -> Plan:
-    """Return what the journal may know of a request; its key is the fingerprint by default."""
+    """Return the plan of a request; its key is the fingerprint by default."""
     mark = fingerprint(request)
     return Plan(
         key=key or mark,
@@ -193,13 +193,13 @@ async def planned(
 
 
 def nth(fingerprint: str, times: int) -> str:
-    """Return the key of a job that is known by its content, and by how often that came up."""
+    """Return the key of the *times*-th job with this content."""
     return f"{fingerprint}:{times}"
 
 
 def fingerprint(request: Generation) -> str:
     """
-    Return a hash of the request; a journal writes it only after keying it with its salt.
+    Return a hash of the request; the journal keys it with its salt before writing it.
 
     A local file counts by its content, so that a resumed batch knows it wherever it is.
     """
@@ -207,34 +207,34 @@ def fingerprint(request: Generation) -> str:
     for field in local_fields(request):
         values[field.name] = {"sha256": read(field, values[field.name]).digest}
     fields = json.dumps(values, default=dict)
-    # Read back, since only keys that are all text can be sorted.
+    # Parsed again, since only keys that are all text can be sorted.
     content = json.dumps([type(request).__name__, json.loads(fields)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 class Journal:
     """
-    What happened to every job, in one SQLite file that survives a crash at any moment.
+    The state of every job, in one SQLite file that survives a crash at any moment.
 
-    Opened on first use, by the one process that may have it open; usable from any event loop.
-    Each method comes back when what it wrote is on disk.
+    Opened on first use, by one process at a time; usable from any event loop. Each method returns
+    once what it wrote is on disk.
 
     Args:
-        path: The file; made if it is not there, in a folder that is, for its owner alone.
-        wait: How long to wait for another process that has it open, in seconds, as a server does
-            that is replaced while the old one still ends.
+        path: The file, in an existing folder. A new file is readable by its owner only.
+        wait: How long to wait while another process has it open, in seconds: for a server that
+            starts while the one that it replaces still ends.
 
     Raises:
         JournalBusy: Another process has it open, or had when it forked this one; from any method.
         JournalTooNew: A newer version of this package wrote it; from any method.
-        JournalError: It cannot be read or written, is no journal, is a copy without its log, or
+        JournalError: It cannot be read or written, is not a journal, is a copy without its log, or
             cannot hold a value, which is named; from any method.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, wait: float = 0.0) -> None:
         self.path = Path(path)
         self._wait = wait
-        self._todo: queue.SimpleQueue[Errand | None] = queue.SimpleQueue()
+        self._todo: Errands = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._former: threading.Thread | None = None
         self._starting = threading.Lock()
@@ -249,12 +249,34 @@ class Journal:
         """Return the row of a job, made in state PLANNED if there is none."""
         return await self._run(lambda db: _plan(db, _keyed(db, plan), now))
 
+    async def start_run(self) -> None:
+        """Count occurrences of equal requests from zero."""
+        await self._run(lambda db: db.execute("DELETE FROM temp.seen"))
+
+    async def plan_next(self, plan: Plan, now: float) -> Job:
+        """
+        Return the row of the next job with this content in this run, made if there is none.
+
+        Its key is the keyed fingerprint and how often that has come up in the run so far.
+        """
+
+        def write(db: sqlite3.Connection) -> Job:
+            keyed = _keyed(db, plan)
+            (times,) = db.execute(
+                "INSERT INTO temp.seen VALUES (?, 1) "
+                "ON CONFLICT DO UPDATE SET times = times + 1 RETURNING times",
+                (keyed.fingerprint,),
+            ).fetchone()
+            return _plan(db, attrs.evolve(keyed, key=nth(keyed.fingerprint, times)), now)
+
+        return await self._run(write)
+
     async def step(self, key: str, to: JobState, now: float, **changes: Any) -> Job:
         """
-        Take a job to its next state, and give the row.
+        Move a job to its next state, and return the row.
 
         Args:
-            key: What the job is known by.
+            key: The key of the job.
             to: The next state; the table `STEPS` says which may follow.
             now: The time, in Unix seconds.
             changes: Further columns to set, such as `task_id` or `error`.
@@ -266,76 +288,108 @@ class Journal:
 
     async def forget(self, key: str) -> None:
         """
-        Remove the row of a job, whatever its state: what was paid for it is then recorded nowhere.
+        Remove the row of a job in any state; then nothing records what was paid for it.
 
         Raises:
             JournalError: There is no such job.
         """
-        await self._run(lambda db: _forget(db, key))
+
+        def write(db: sqlite3.Connection) -> None:
+            _check(key=key)
+            if not db.execute("DELETE FROM job WHERE key = ?", (key,)).rowcount:
+                raise _unknown(key)
+
+        await self._run(write)
 
     async def find(self, name: str) -> Job | None:
-        """Return the first job with this key, task id or custom id; None where there is none."""
-        return await self._run(lambda db: _find(db, name))
+        """Return the first job with this key, task id or custom id; None if there is none."""
+
+        def read(db: sqlite3.Connection) -> Job | None:
+            _check(name=name)
+            # One after the other: a single query would scan the whole table.
+            found = (_look_up(db, column, name) for column in ("key", "task_id", "custom_id"))
+            return next(filter(None, found), None)
+
+        return await self._run(read)
 
     async def jobs(self, *states: JobState) -> list[Job]:
         """Return the jobs in these states, or all, in the order in which they were planned."""
-        return await self._run(lambda db: _jobs(db, states))
+        words = [state.value for state in states]
+        # Without states, all rows: also those whose state is damaged, which are an error.
+        where = f"WHERE state IN ({', '.join('?' for _ in words)})" if states else ""
+        sql = f"SELECT * FROM job {where} ORDER BY planned_at, rowid"  # noqa: S608
+        return await self._run(lambda db: [_job(row) for row in db.execute(sql, words)])
+
+    async def unfinished(self) -> list[Job]:
+        """Return the paid jobs that are not saved, handed out or known to have failed."""
+        paid = await self.jobs(JobState.ACCEPTED, JobState.FINISHED)
+        return [job for job in paid if job.handed_out_at is None]
 
     async def counts(self) -> dict[JobState, int]:
         """Return how many jobs are in each state."""
-        return await self._run(_counts)
+
+        def read(db: sqlite3.Connection) -> dict[JobState, int]:
+            rows = db.execute("SELECT state, count(*) FROM job GROUP BY state")
+            return dict.fromkeys(JobState, 0) | {_state(word): count for word, count in rows}
+
+        return await self._run(read)
 
     async def durations(self) -> list[tuple[str, str | None, int | None, float]]:
-        """Return (endpoint, model, seconds, how long it took in seconds) of finished jobs."""
-        return await self._run(_durations)
+        """Return (endpoint, model, seconds, duration in seconds) of finished jobs."""
 
-    async def start_run(self) -> None:
-        """Count occurrences of equal requests from zero."""
-        await self._run(lambda db: db.execute("DELETE FROM temp.seen"))
+        def read(db: sqlite3.Connection) -> list[Any]:
+            rows = db.execute(
+                "SELECT endpoint, model, seconds, finished_at - accepted_at FROM job "
+                "WHERE finished_at - accepted_at > 0 AND finished_at - accepted_at < ? "
+                "ORDER BY finished_at DESC LIMIT 5000",
+                (LONGEST,),
+            )
+            return [tuple(row) for row in rows]
 
-    async def plan_next(self, plan: Plan, now: float) -> Job:
-        """
-        Return the row of the next job with this content in this run, made if there is none.
-
-        Its key is the keyed fingerprint and how often that has come up in the run so far.
-        """
-        return await self._run(lambda db: _plan_next(db, _keyed(db, plan), now))
+        return await self._run(read)
 
     def note(self, event: Event) -> None:
         """
-        Write how a task ended, or that its clip is on disk; a listener for `hooks`.
+        Write that a task ended, or that its clip was saved or handed out; a listener for `hooks`.
 
-        Each row with the task's id takes the step, where it is legal; other tasks are ignored.
+        Each row with the task's id takes the step, if it is legal; other tasks are ignored.
         """
-        if isinstance(event, TaskSettled):
-            ended = JobState.FINISHED if event.state is TaskState.SUCCEEDED else JobState.FAILED
-            changes: dict[str, Any] = {"points": event.points, "refunded": int(event.refunded)}
-            if ended is JobState.FAILED:
-                changes["error"] = "TaskFailed"
-        elif isinstance(event, DownloadFinished):
-            ended, changes = JobState.SAVED, {"file_bytes": event.total_bytes}
-        elif isinstance(event, ClipHandedOut | DownloadStarted):
-            at = time.time() if isinstance(event, ClipHandedOut) else None
-            self._send(Remark(lambda db: _hand_out(db, event.task_id, at)))
-            return
-        else:
-            return
         now = time.time()
-        self._send(Remark(lambda db: _note(db, event.task_id, ended, now, changes)))
+        changes: dict[str, Any] = {}
+        match event:
+            case TaskSettled():
+                changes |= {"points": event.points, "refunded": int(event.refunded)}
+                to = JobState.FINISHED
+                if event.state is not TaskState.SUCCEEDED:
+                    to, changes["error"] = JobState.FAILED, "TaskFailed"
+            case DownloadFinished():
+                to, changes["file_bytes"] = JobState.SAVED, event.total_bytes
+            case ClipHandedOut() | DownloadStarted():
+                at = now if isinstance(event, ClipHandedOut) else None
+                sql = "UPDATE job SET handed_out_at = ? WHERE task_id = ?"
+                values = (at, event.task_id)
+                self._send(Errand(lambda db: db.execute(sql, values)))
+                return
+            case _:
+                return
+        task_id = event.task_id
 
-    async def unfinished(self) -> list[Job]:
-        """Return the jobs that are paid for and not saved, handed out or known to have failed."""
-        every = await self.jobs(JobState.ACCEPTED, JobState.FINISHED)
-        return [job for job in every if job.handed_out_at is None]
+        def write(db: sqlite3.Connection) -> None:
+            rows = db.execute("SELECT * FROM job WHERE task_id = ?", (task_id,)).fetchall()
+            for job in map(_job, rows):
+                # A task may be polled again after its end was written, which changes nothing.
+                if to in STEPS[job.state] and job.state is not JobState.SAVED:
+                    _step(db, job.key, to, now, changes)
+
+        self._send(Errand(write))
 
     async def aclose(self) -> None:
-        """Write what is outstanding, close the file; it is opened again if used."""
+        """Write what is outstanding and close the file; using the journal opens it again."""
         with self._starting:
             if self._thread is not None:
                 self._former, self._thread = self._thread, None
                 self._todo.put(None)
-                # Whatever comes from now on is for the next thread.
-                self._todo = queue.SimpleQueue()
+                self._todo = queue.SimpleQueue()  # for the next thread
         former = self._former
         if former is not None:
             await asyncio.to_thread(former.join)
@@ -343,22 +397,20 @@ class Journal:
                 self._former = None if self._former is former else self._former
 
     async def _run(self, action: Callable[[sqlite3.Connection], T]) -> T:
-        # The loop's own way to a thread: where a test moves the loop's time, it knows to wait.
+        # The loop's own call for threads: a loop with virtual time then waits for the result.
         loop = asyncio.get_running_loop()
         result: T = await loop.run_in_executor(self._desk, action)  # type: ignore[arg-type]
         return result
 
-    def _forked(self) -> None:
-        """Start over in a forked child, where the thread is gone and the lock may be held."""
-        # SQLite's own locks came along, so that this process cannot open the file again either.
-        self._is_parents |= self._thread is not None or self._former is not None
-        self._thread = self._former = None
-        self._todo = queue.SimpleQueue()
-        self._starting = threading.Lock()
-
-    def _send(self, errand: "Errand") -> None:
+    def _send(self, errand: Errand) -> None:
         if self._is_parents:
-            report([(errand, None, _parents(self.path))])
+            busy = JournalBusy(
+                f"The journal {self.path.name!r} was open when this process was forked: it is the "
+                "parent's.",
+                "Nothing was sent or charged.",
+                "Close it before the fork, or use another journal in the child.",
+            )
+            report([(errand, None, busy)])
             return
         with self._starting:
             if self._thread is None:
@@ -373,48 +425,56 @@ class Journal:
                 self._thread.start()
             self._todo.put(errand)
 
+    def _start_over(self) -> None:
+        """Start over in a forked child, where the thread is gone and the lock may be held."""
+        # SQLite's locks were inherited, so this process cannot open the file a second time.
+        self._is_parents |= self._thread is not None or self._former is not None
+        self._thread = self._former = None
+        self._todo = queue.SimpleQueue()
+        self._starting = threading.Lock()
+
 
 _JOURNALS: Final["WeakSet[Journal]"] = WeakSet()
 
 
-def _start_over() -> None:
+def _after_fork() -> None:
     for journal in _JOURNALS:
-        journal._forked()  # noqa: SLF001  (of this module)
+        journal._start_over()  # noqa: SLF001  (of this module)
 
 
 with contextlib.suppress(AttributeError):  # Windows has no fork
-    os.register_at_fork(after_in_child=_start_over)
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @attrs.frozen
 class Entry:
-    """One submission, as it is written down while it happens."""
+    """The row of one submission, updated before and after it is sent."""
 
     journal: Journal
     key: str
     clock: Clock
-    #: Where the submission is traced, as W3C Trace Context has it.
+    #: The W3C Trace Context of the submission.
     traceparent: str | None = None
 
     async def sending(self) -> None:
-        """Write that the request is about to go; it goes when this has come back."""
+        """Write that the request is about to be sent; send it once this has returned."""
         now = self.clock.wall()
         await self.journal.step(self.key, JobState.SUBMITTING, now, traceparent=self.traceparent)
 
     async def accepted(self, task_id: str, at: float | None = None) -> None:
-        """Write the id that the gateway gave, now or at an instant in the past."""
+        """Write the gateway's id of the task, which it accepted now or at an earlier instant."""
         now = self.clock.wall() if at is None else at
         await self.journal.step(self.key, JobState.ACCEPTED, now, task_id=task_id)
 
     async def failed(self, error: RunwayError) -> None:
-        """Write why there is no task; of one in doubt, also the id that its answer named."""
+        """Write why there is no task. If it is in doubt, also the id in the damaged response."""
         to = _AFTER[getattr(error, "fate", Fate.REJECTED)]
         if isinstance(error, OutOfCredits | Unauthorized):
-            to = JobState.PLANNED  # it says nothing against the request
+            to = JobState.PLANNED  # the request itself is not rejected
         code = getattr(error, "code", None)
         changes = {
             "error": type(error).__name__,
-            # The gateway fills it with what it likes, such as a sentence that quotes the prompt.
+            # The gateway may put any text here, such as a sentence that quotes the prompt.
             "code": code if code and _CODE.fullmatch(code) else None,
         }
         if to is JobState.IN_DOUBT and _fits(error.task_id):
@@ -429,9 +489,13 @@ _AFTER: Final = {
     Fate.UNKNOWN: JobState.IN_DOUBT,
 }
 _CODE: Final = re.compile(r"[\w.:/-]{1,64}", re.ASCII)
-
-
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
+
+LONGEST: Final = 1e6
+"""Seconds that a task takes at the most; if a row says more, its instants are damaged."""
+
+
+# In the journal's thread
 
 
 def _fits(value: object) -> bool:
@@ -477,55 +541,31 @@ def _step(
     db: sqlite3.Connection, key: str, to: JobState, now: float, changes: Mapping[str, Any]
 ) -> Job:
     _check(key=key, now=now, **changes)
-    row = db.execute("SELECT * FROM job WHERE key = ?", (key,)).fetchone()
-    if row is None:
+    job = _look_up(db, "key", key)
+    if job is None:
         raise _unknown(key)
     for name in changes.keys() - _CHANGEABLE:
         raise journal_error(f"A step cannot change {name!r}.", "Name a column of the journal.")
-    job = _job(row)
     if to not in STEPS[job.state]:
         raise journal_error(
             f"A job that is {job.state.value} cannot become {to.value}.",
             "List the jobs with `fuhu-runway jobs`.",
         )
-    values: dict[str, Any] = {"state": to.value}
+    values: dict[str, Any] = {}
     if to is JobState.PLANNED:
         values["task_id"] = None
-    values |= changes
-    # A clip that is fetched again did not take until now: `durations` goes by these instants.
-    if to in _INSTANT_OF and job.state is not JobState.SAVED:
-        values[_INSTANT_OF[to]] = now
     if to is JobState.SUBMITTING:
         values |= {"submissions": job.submissions + 1, "error": None, "code": None}
-    setters = ", ".join(f"{name} = :{name}" for name in values)
-    db.execute(f"UPDATE job SET {setters} WHERE key = :key", {**values, "key": key})  # noqa: S608
-    return _job({**dict(row), **values})
-
-
-def _forget(db: sqlite3.Connection, key: str) -> None:
-    _check(key=key)
-    if not db.execute("DELETE FROM job WHERE key = ?", (key,)).rowcount:
-        raise _unknown(key)
-
-
-def _note(
-    db: sqlite3.Connection, task_id: str, to: JobState, now: float, changes: Mapping[str, Any]
-) -> None:
-    for job in map(_job, db.execute("SELECT * FROM job WHERE task_id = ?", (task_id,)).fetchall()):
-        # A task may be polled again after its end was written; what is written stays.
-        if to in STEPS[job.state] and job.state is not JobState.SAVED:
-            _step(db, job.key, to, now, changes)
-
-
-def _hand_out(db: sqlite3.Connection, task_id: str, at: float | None) -> None:
-    db.execute("UPDATE job SET handed_out_at = ? WHERE task_id = ?", (at, task_id))
-
-
-def _find(db: sqlite3.Connection, name: str) -> Job | None:
-    _check(name=name)
-    # One after the other: together they would walk through the whole table each time.
-    found = (_look_up(db, column, name) for column in ("key", "task_id", "custom_id"))
-    return next(filter(None, found), None)
+    values |= changes
+    # `durations` relies on these instants, so saving a clip again must not change them.
+    if to in _INSTANT_OF and job.state is not JobState.SAVED:
+        values[_INSTANT_OF[to]] = now
+    setters = ", ".join(f"{name} = :{name}" for name in ("state", *values))
+    db.execute(
+        f"UPDATE job SET {setters} WHERE key = :key",  # noqa: S608
+        {**values, "state": to.value, "key": key},
+    )
+    return attrs.evolve(job, state=to, **values)
 
 
 def _look_up(db: sqlite3.Connection, column: str, value: str) -> Job | None:
@@ -534,54 +574,8 @@ def _look_up(db: sqlite3.Connection, column: str, value: str) -> Job | None:
     return None if row is None else _job(row)
 
 
-def _jobs(db: sqlite3.Connection, states: tuple[JobState, ...]) -> list[Job]:
-    words = [state.value for state in states]
-    marks = ", ".join("?" for _ in words)
-    # Without states also the rows of none, which are damaged, and an error.
-    where = f"WHERE state IN ({marks})" if states else ""
-    sql = f"SELECT * FROM job {where} ORDER BY planned_at, rowid"  # noqa: S608
-    return [_job(row) for row in db.execute(sql, words)]
-
-
-LONGEST: Final = 1e6
-"""What a task takes at the most, in seconds; beyond it, the instants of a row are damaged."""
-
-
-def _counts(db: sqlite3.Connection) -> dict[JobState, int]:
-    found = dict.fromkeys(JobState, 0)
-    for word, count in db.execute("SELECT state, count(*) FROM job GROUP BY state"):
-        found[_state(word)] = count
-    return found
-
-
-def _durations(db: sqlite3.Connection) -> list[tuple[str, str | None, int | None, float]]:
-    rows = db.execute(
-        "SELECT endpoint, model, seconds, finished_at - accepted_at FROM job "
-        "WHERE finished_at - accepted_at > 0 AND finished_at - accepted_at < ? "
-        "ORDER BY finished_at DESC LIMIT 5000",
-        (LONGEST,),
-    )
-    return [tuple(row) for row in rows]
-
-
-def _plan_next(db: sqlite3.Connection, plan: Plan, now: float) -> Job:
-    times = _occurrence(db, plan.fingerprint)
-    return _plan(db, attrs.evolve(plan, key=nth(plan.fingerprint, times)), now)
-
-
-def _occurrence(db: sqlite3.Connection, fingerprint: str) -> int:
-    row = db.execute(
-        "INSERT INTO temp.seen VALUES (?, 1) "
-        "ON CONFLICT DO UPDATE SET times = times + 1 RETURNING times",
-        (fingerprint,),
-    ).fetchone()
-    times: int = row[0]
-    return times
-
-
-def _job(row: Mapping[str, Any] | sqlite3.Row) -> Job:
-    values = dict(row)
-    return Job(**{**values, "state": _state(values["state"])})
+def _job(row: sqlite3.Row) -> Job:
+    return Job(**{**dict(row), "state": _state(row["state"])})
 
 
 def _state(word: str) -> JobState:
@@ -590,16 +584,8 @@ def _state(word: str) -> JobState:
     except ValueError:
         raise journal_error(
             f"The journal is damaged: the state of a job is {word[:40]!r}.",
-            "Put a copy from before in its place.",
+            "Restore an earlier copy.",
         ) from None
-
-
-def _parents(path: Path) -> JournalBusy:
-    return JournalBusy(
-        f"The journal {path.name!r} was open when this process was forked: it is the parent's.",
-        "Nothing was sent or charged.",
-        "Close it before the fork, or use another journal in the child.",
-    )
 
 
 def _unknown(key: str) -> JournalError:

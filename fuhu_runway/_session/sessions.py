@@ -360,7 +360,7 @@ class Sessions:
             if early is not None:
                 webhooks.handle(self, session, address, early)
         if found is not None:
-            session.poller.take_told(watch, found)
+            session.poller.take_found(watch, found)
 
     def _watch(self, poller: Poller, task: Task, *, is_addressed: bool = False) -> Watch:
         wire = self.poll_request(task.id, official=task.official)

@@ -193,11 +193,12 @@ class Poller:
         if watch.record is not None and watch.is_settled:
             self._settle(watch, watch.record)
 
-    def take_told(self, watch: Watch, record: TaskRecord) -> None:
-        """Take in the record of a poll that was sent elsewhere because of a webhook."""
+    def take_found(self, watch: Watch, record: TaskRecord) -> None:
+        """Take in the record of a poll that found the task after a webhook named it."""
         if record.state.is_final:
             watch.polls_at_announced_end = watch.polls
-        self._take_in(watch, record)
+        # In the context of its submit, as for its own polls; a copy, since that may be in use.
+        watch.context.copy().run(self._take_in, watch, record)
 
     async def settled(self, watch: Watch, timeout: float | None) -> TaskRecord:
         """
@@ -446,7 +447,7 @@ class Poller:
 
     def _report(self, watch: Watch, record: TaskRecord) -> None:
         """Emit the poll, and each oddity of the record once."""
-        if self._hooks.are_heard(events.TaskPolled):
+        if self._hooks.is_enabled_for(events.TaskPolled):
             self._hooks.emit(
                 events.TaskPolled(watch.task_id, record.state, record.progress, watch.polls)
             )

@@ -340,7 +340,7 @@ def is_official(kind: str) -> bool:
 
 
 FILES: Final = Endpoint(
-    "files", "POST", Root.BASE, "", method="submit", source="api-facts 11 row 24"
+    "files", "POST", Root.BASE, "", method="submit", source="api-facts 11 row 23"
 )
 """Takes a local file, and answers with its address; its path is the gateway's `files_path`."""
 TASK_ID_KEY: Final = "task_id"
@@ -382,7 +382,7 @@ GATEWAYS: Final[Mapping[str, Gateway]] = {
             "yutoai",
             prefix="/runway/v1",
             files_path="/v1/files",
-            source="api-facts 1.1 S10, 11 row 24",
+            source="api-facts 1.1 S10, 11 row 23",
         ),
         Gateway("zyhelp", prefix="/runway/v1", source="api-facts 1.1 S10"),
         Gateway(
@@ -390,14 +390,14 @@ GATEWAYS: Final[Mapping[str, Gateway]] = {
             "https://api.bltcy.ai",
             prefix="/runway/v1",
             files_path="/v1/files",
-            source="api-facts 11 row 13, 11 row 24",
+            source="api-facts 11 row 13, 11 row 23",
         ),
         Gateway(
             "ait8",
             "https://ai.t8star.cn",
             prefix="/runway/v1",
             files_path="/v1/files",
-            source="api-facts 11 row 13, 11 row 24",
+            source="api-facts 11 row 13, 11 row 23",
         ),
         # Its documentation has the official format only.
         Gateway(

@@ -102,7 +102,7 @@ async def resume(
         out: Folder for the clips; created if needed.
         timeout: How long to wait for each clip, in seconds.
     """
-    from fuhu_runway.batch import file_name
+    from fuhu_runway._clip_files import file_name
     from fuhu_runway.paths import check_folder
 
     state_file = journal.parent / STATE_NAME

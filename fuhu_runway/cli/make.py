@@ -76,11 +76,14 @@ def _motion(_: object, tokens: Sequence[Token]) -> MotionVector:
         ) from None
 
 
-def _json(_: object, tokens: Sequence[Token]) -> Any:
+def _json(_: object, tokens: Sequence[Token]) -> dict[str, Any]:
     try:
-        return json.loads(tokens[0].value)
+        value = json.loads(tokens[0].value)
     except (ValueError, RecursionError):
-        raise ValueError("""it is not JSON, such as '{"name": "value"}'.""") from None
+        value = None
+    if not isinstance(value, dict):
+        raise TypeError("""it is not a JSON object, such as '{"name": "value"}'.""")
+    return value
 
 
 EXTRA: Final = Parameter(converter=_json, accepts_keys=False)
@@ -179,7 +182,7 @@ class Saving:
 
     def path(self, prompt: str | None, task_id: str) -> Path:
         """Return where the clip of a task is saved."""
-        from fuhu_runway.batch import encodable
+        from fuhu_runway._clip_files import encodable
         from fuhu_runway.paths import safe_name
 
         if self.output_file is not None:

@@ -17,7 +17,7 @@ import aiohttp
 from _common import KEY, ratio, spread, table
 from _gateway import gateway_in_another_process
 
-from fuhu_runway import Client, PollPolicy
+from fuhu_runway import Client, Limits, PollPolicy
 
 ROUNDS: Final = 3
 JOBS: Final = 400
@@ -29,7 +29,10 @@ ANSWERS_AFTER: Final = (0.0, 0.02)
 JUDGED: Final = 0.02
 """The goal is for this one: a gateway that takes no time is nobody's, and shows what CPU costs."""
 RAPID: Final = PollPolicy(first=0.001, factor=1.0, max_interval=0.001)
-GOAL: Final = 0.8
+UNPACED: Final = Limits(requests_per_second=5000.0)
+"""More than either side sends. To find out the pace of a gateway takes a client two seconds, once,
+which would be half of such a short batch; `pace.py` judges that."""
+GOAL: Final = 0.9
 
 Run = Callable[[str, Sequence[str], Path], Awaitable[None]]
 """Makes a clip of each prompt, with a fresh folder for whatever it keeps."""
@@ -98,7 +101,9 @@ def ours(*, download: bool) -> Run:
 
     async def run(url: str, prompts: Sequence[str], folder: Path) -> None:
         journal = folder / "journal.db"
-        async with Client(KEY, base_url=url, polling=RAPID, journal=journal) as client:
+        async with Client(
+            KEY, base_url=url, polling=RAPID, limits=UNPACED, journal=journal
+        ) as client:
             async for outcome in client.generate_many(
                 prompts, in_flight=IN_FLIGHT, download_to=folder if download else None
             ):
@@ -190,8 +195,9 @@ def main() -> None:
         turns = asyncio.run(measure(urls))
     print(
         f"{JOBS} jobs of {POLLS} looks each, {IN_FLIGHT} in flight; medians of {ROUNDS} rounds.\n"
-        "Ours has a connection for each submit, two flushed steps before it and three after, and\n"
+        "Ours has a connection for each submit, two flushed steps before it and one after, and\n"
         "each file flushed, checked and renamed; bare aiohttp writes its files and flushes none.\n"
+        "Ours knows the pace of the gateway; finding it out takes two seconds, once per client.\n"
     )
     heading = ("answers after", "saved", "client", "jobs per second", "ms CPU per job")
     print(table([heading, *(tuple(side.row(taken)) for side, taken in turns.items())]))

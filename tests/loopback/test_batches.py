@@ -79,10 +79,10 @@ async def test_a_batch_makes_each_clip_once_and_saves_it(
     assert await states(journal) == [JobState.SAVED] * 30
 
 
-async def test_the_same_batch_again_asks_the_gateway_nothing(
+async def test_the_same_batch_again_sends_nothing(
     gateway: Simulator, clips: Path, journal: Path
 ) -> None:
-    """A second run of a batch that was done sends no request at all, and tells the same files."""
+    """A second run of a finished batch sends no request, and has the same files."""
     source = [*prompts(5), *prompts(5)]
     async with quick_client(gateway, journal=journal) as client:
         before = await made(client, source, download_to=clips)
@@ -222,7 +222,7 @@ async def test_no_more_points_are_spent_than_allowed() -> None:
 
 
 async def test_saving_overlaps_with_waiting(gateway: Simulator, clips: Path) -> None:
-    """While one file trickles in, the tasks of other jobs are looked at and their clips saved."""
+    """While one file trickles in, the tasks of other jobs are polled and their clips saved."""
     ear = Ear()
     source = prompts(6)
     gateway.script(source[0], faults=[faults.on("download", faults.Hang(after_bytes=100))])
@@ -264,7 +264,7 @@ async def test_a_batch_survives_its_gateway(gateway: Simulator, clips: Path, jou
     ]
 
 
-async def test_broken_downloads_are_no_lost_clips(gateway: Simulator, clips: Path) -> None:
+async def test_broken_downloads_lose_no_clips(gateway: Simulator, clips: Path) -> None:
     """Cut connections and dead links cost a clip of a batch some time, and nothing else."""
     for fault in [faults.Cut(5000), faults.ExpiredLink(), faults.server_error(503)]:
         gateway.fault("download", fault, times=3)

@@ -102,7 +102,7 @@ def no_database(path: Path) -> Path:
         (no_database, JournalError),
     ],
 )
-async def test_nothing_is_sent_that_cannot_be_remembered(
+async def test_nothing_is_sent_that_cannot_be_recorded(
     gateway: Simulator, path: Path, make: Callable[[Path], Path], kind: type[JournalError]
 ) -> None:
     """With a journal that cannot be used, no request leaves, by whichever way it was meant to."""
@@ -112,7 +112,7 @@ async def test_nothing_is_sent_that_cannot_be_remembered(
     with pytest.raises(kind):
         [outcome async for outcome in client.generate_many([PROMPT, PROMPT])]
     with pytest.raises(kind):
-        # An app that is started so does not start: it hears of it before its first request.
+        # An app does not start like this: the error comes before its first request.
         await client.__aenter__()
     assert repr(client.journal).endswith("closed>")
     assert type(caught.value) is kind
@@ -169,7 +169,7 @@ def seen_from_outside(path: Path, copy: Path) -> list[str]:
 
 
 async def test_the_row_is_on_disk_before_the_request_leaves(path: Path) -> None:
-    """When the gateway hears of a request, the file says already that it is about to be sent."""
+    """When a request reaches the gateway, its row is SUBMITTING already."""
     seen: list[list[str]] = []
 
     def price(_body: Any) -> float:
@@ -203,7 +203,7 @@ async def test_the_row_is_on_disk_before_the_request_leaves(path: Path) -> None:
 async def test_every_end_of_a_submission_is_written(
     gateway: Simulator, path: Path, fault: Fault, kind: type[RunwayError], state: JobState
 ) -> None:
-    """The row says after the submission what its error says, and is in no other state."""
+    """After the submission the state of the row matches the error."""
     gateway.fault("submit", fault, times=None)
     async with quick_client(gateway, journal=path, retry=TWICE) as client:
         with pytest.raises(kind):
@@ -290,7 +290,7 @@ async def test_equal_requests_made_one_by_one_are_jobs_of_their_own(
     assert gateway.submitted == len(await jobs(path)) == 10
 
 
-async def test_a_caller_that_goes_away_loses_no_id(gateway: Simulator, path: Path) -> None:
+async def test_a_cancelled_caller_loses_no_id(gateway: Simulator, path: Path) -> None:
     """Cancelled while the request is in flight, the job is ACCEPTED all the same."""
     gateway.fault("submit", faults.Slow(30.0))
     async with quick_client(gateway, journal=path) as client:
@@ -336,7 +336,7 @@ async def test_a_paid_task_is_given_though_its_row_cannot_be_written(
         (faults.refused(), InvalidRequest),
     ],
 )
-async def test_what_became_of_a_submission_is_told_though_it_cannot_be_written(
+async def test_the_outcome_of_a_submission_is_raised_even_if_it_cannot_be_written(
     gateway: Simulator, path: Path, fault: Fault, kind: type[RunwayError]
 ) -> None:
     """An error of the journal never stands in for a doubt: it would say that nothing was sent."""
@@ -396,7 +396,7 @@ def test_a_client_and_its_journal_serve_several_loops(path: Path) -> None:
 
 
 async def test_the_file_holds_no_secret(gateway: Simulator, path: Path, tmp_path: Path) -> None:
-    """Whatever happens to marked requests: no prompt, key or address is in a byte on disk."""
+    """No prompt, key or address is written to disk, in any outcome of a request."""
     on_submit = [
         faults.drop_after_accepting(),
         faults.refused(f"the prompt {PROMPT!r} is not allowed, see {SIGNED}"),

@@ -1,4 +1,4 @@
-"""What asyncio and aiohttp say by themselves, of what nobody awaited or closed, tells no secret."""
+"""The warnings of asyncio and aiohttp about unawaited or unclosed objects hold no secret."""
 
 import asyncio
 import gc
@@ -21,18 +21,18 @@ IMAGE: Final = "https://pictures.example/1.png?_jwt=marked"
     [faults.refused(f"{PROMPT} {IMAGE}"), faults.Drop(accepted=True), faults.html_page(502)],
     ids=["refused", "dropped", "down"],
 )
-def test_what_a_loop_complains_about_tells_no_secret(
+def test_complaints_of_the_loop_hold_no_secret(
     fault: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nobody awaits a task that fails, and nobody closes the client, while asyncio tells it all."""
-    told: list[str] = []
+    """A failed task is not awaited and the client is not closed, with asyncio in debug mode."""
+    shown: list[str] = []
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
         loop.slow_callback_duration = 0  # every step is slow enough to be shown, as it is
         loop.set_exception_handler(
             lambda loop, context: (
-                told.append(repr(context)),
+                shown.append(repr(context)),
                 loop.default_exception_handler(context),
             )
         )
@@ -43,15 +43,15 @@ def test_what_a_loop_complains_about_tells_no_secret(
             await until(forgotten.done)
             del forgotten
             gc.collect()
-            told.append(gateway.api_key)
+            shown.append(gateway.api_key)
             del client
 
     with warnings.catch_warnings(record=True) as warned, caplog.at_level(logging.DEBUG):
         warnings.simplefilter("always")
         asyncio.run(main(), debug=True)
         gc.collect()
-    key = told.pop()
-    said = "\n".join([caplog.text, *told, *(str(one.message) for one in warned)])
+    key = shown.pop()
+    said = "\n".join([caplog.text, *shown, *(str(one.message) for one in warned)])
     assert "never retrieved" in said
     assert "Executing" in said
     ours = [line for line in said.splitlines() if "Simulator" not in line]

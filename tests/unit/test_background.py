@@ -62,10 +62,10 @@ async def test_a_job_without_a_file_hands_its_clip_out(gateway: Simulator, ear: 
 async def test_a_job_that_is_never_awaited_goes_on(
     gateway: Simulator, ear: Ear, tmp_path: Path
 ) -> None:
-    """Letting go of it, and cancelling one that awaits it, change nothing."""
+    """Dropping the job, or cancelling an await of it, changes nothing."""
     async with quick_client(gateway, hooks=[ear]) as client:
         job = await client.start("a kitten", save=tmp_path / "1.mp4")
-        awaiting = asyncio.ensure_future(job._result())
+        awaiting = asyncio.ensure_future(job)
         await settle()
         awaiting.cancel()
         del job
@@ -76,7 +76,7 @@ async def test_a_job_that_is_never_awaited_goes_on(
 
 
 async def test_a_failed_task_ends_its_job(gateway: Simulator, ear: Ear) -> None:
-    """Each await raises an error of its own, so that no traceback grows."""
+    """Each await raises a copy of the error, so that no traceback grows."""
     gateway.script(then="fail")
     async with quick_client(gateway, hooks=[ear]) as client:
         job = await client.start("a kitten")

@@ -17,7 +17,9 @@ import attrs
 import pytest
 from support.clock import ManualClock, settle
 
-from fuhu_runway.batch import Batch, Budget, Item, Outcome, Source, Summary, file_name, item_of
+from fuhu_runway._budget import Budget
+from fuhu_runway._clip_files import clip_path, file_name
+from fuhu_runway.batch import Batch, Item, Outcome, Source, Summary, item_of
 from fuhu_runway.errors import (
     DownloadIncomplete,
     Fate,
@@ -70,7 +72,7 @@ class FakeClip:
         home.fail("download", self.task.prompt)
         path.write_bytes(CLIP)  # noqa: ASYNC240 - a few bytes
         home.downloading.remove(self.task.id)
-        home.tell(DownloadFinished(self.task.id, len(CLIP)))
+        home.emit(DownloadFinished(self.task.id, len(CLIP)))
         return path
 
 
@@ -89,17 +91,17 @@ class FakeTask:
         try:
             self.home.fail("wait", self.prompt)
         except TaskFailed as end:
-            self.home.tell(TaskSettled(self.id, TaskState.FAILED, 1, end.points, end.refunded))
+            self.home.emit(TaskSettled(self.id, TaskState.FAILED, 1, end.points, end.refunded))
             raise
         points = self.home.points(self.prompt)
         record = TaskRecord(self.id, TaskState.SUCCEEDED, video_url="u", points=points)
-        self.home.tell(TaskSettled(self.id, record.state, 1, points, record.refunded))
+        self.home.emit(TaskSettled(self.id, record.state, 1, points, record.refunded))
         return FakeClip(self, record)
 
 
 @attrs.define(eq=False)
 class FakeClient:
-    """Makes what it is asked for at once, unless a door is shut or something is to fail."""
+    """Makes each clip at once, unless a door is shut or a step is set to fail."""
 
     journal: Journal | None = None
     points: Callable[[str], float | None] = lambda prompt: 100.0
@@ -143,7 +145,7 @@ class FakeClient:
         if (what, prompt) in self._failures:
             raise self._failures[what, prompt]
 
-    def tell(self, event: TaskSettled | DownloadFinished) -> None:
+    def emit(self, event: TaskSettled | DownloadFinished) -> None:
         if isinstance(event, TaskSettled):
             self.running -= 1
         if self.journal is not None:
@@ -221,7 +223,7 @@ async def run(client: FakeClient, source: Source, **options: Any) -> list[Outcom
 
 
 def prompt_of(outcome: Outcome) -> str:
-    """Return what was asked for."""
+    """Return the prompt of an outcome."""
     return getattr(outcome.request, "prompt", None) or ""
 
 
@@ -243,23 +245,25 @@ def test_prompts_requests_and_items_make_items() -> None:
 
 
 @pytest.mark.parametrize("custom_id", ["", " ", "\u200b", "a\ud800", "a\0", 5])
-def test_a_name_that_no_journal_can_keep_is_refused_when_the_item_is_made(custom_id: Any) -> None:
-    """Half a character in a name would end a batch half-way; it is found before it starts."""
+def test_a_custom_id_that_cannot_be_stored_is_refused_when_the_item_is_made(custom_id: Any) -> None:
+    """A lone surrogate in a name is found before the batch starts."""
     with pytest.raises(UsageError) as caught:
         Item(TextToVideo("c"), custom_id)
     assert caught.value.field == "custom_id"
 
 
 @pytest.mark.parametrize("thing", [None, 7, b"bytes", {"prompt": "a"}])
-async def test_what_is_no_request_is_named_by_its_place(client: FakeClient, thing: object) -> None:
+async def test_an_entry_that_is_not_a_request_is_named_by_its_position(
+    client: FakeClient, thing: object
+) -> None:
     """An entry of another type, None among them, ends the batch with an error that counts it."""
     with pytest.raises(UsageError, match=rf"Entry 3 is of type {type(thing).__name__}") as caught:
         await run(client, ["a", "b", thing, "d"])
     assert caught.value.money == "Nothing was sent or charged."
 
 
-async def test_a_prompt_that_is_none_ends_the_batch(client: FakeClient) -> None:
-    """An empty prompt in the source is an error, since nobody meant to ask for it."""
+async def test_an_empty_prompt_ends_the_batch(client: FakeClient) -> None:
+    """An empty prompt in the source is an error, since it must be a mistake."""
     with pytest.raises(UsageError, match="prompt has no visible character"):
         await run(client, ["a", "  "])
 
@@ -306,7 +310,7 @@ def test_a_wrong_argument_is_named_before_anything_is_opened(
     ],
     ids=lambda source: type(source).__name__,
 )
-def test_one_thing_is_no_list_of_things(client: FakeClient, source: Any) -> None:
+def test_a_single_prompt_is_not_a_source(client: FakeClient, source: Any) -> None:
     """A text, a request or a function in the place of many prompts is a usage error."""
     with pytest.raises(UsageError, match=f"prompts is of type {type(source).__name__}") as caught:
         batch_of(client, source)
@@ -320,8 +324,8 @@ def test_numbers_may_be_none_or_nothing(client: FakeClient, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["", " ", 7, b"x", "\ud800", "a\0b", "x\udcff"])
-def test_an_id_has_to_be_text_that_can_be_written_down(name: Any) -> None:
-    """What a database or a disk cannot hold is found when the item is made."""
+def test_a_custom_id_has_to_be_text_that_can_be_stored(name: Any) -> None:
+    """Text that a database or a disk cannot hold is found when the item is made."""
     with pytest.raises(UsageError, match="custom_id "):
         Item(TextToVideo("a"), name)
 
@@ -353,7 +357,7 @@ async def test_a_list_is_read_before_anything_is_paid(client: FakeClient) -> Non
 
 
 async def test_a_stream_is_read_as_it_comes(client: FakeClient) -> None:
-    """What is no request in a stream is raised once what came before it has ended."""
+    """An entry of a stream that is not a request is raised once the jobs before it have ended."""
     async with aclosing(batch_of(client, iter(["a", 3, "c"])).outcomes()) as outcomes:
         assert prompt_of(await anext(outcomes)) == "a"
         with pytest.raises(UsageError, match="Entry 2 is of type int"):
@@ -406,8 +410,8 @@ async def test_the_source_is_read_only_as_far_as_there_is_room(
     assert client.peak <= 4
 
 
-async def test_outcomes_that_nobody_takes_make_no_room(client: FakeClient) -> None:
-    """With nobody taking outcomes, no more are submitted than jobs may exist."""
+async def test_unread_outcomes_make_no_room(client: FakeClient) -> None:
+    """If no outcomes are read, no more than `in_flight` jobs are submitted."""
     batch = batch_of(client, names(), in_flight=3)
     async with aclosing(batch.outcomes()) as outcomes:
         await anext(outcomes)
@@ -479,7 +483,7 @@ async def test_a_source_that_raises_ends_the_submitting(client: FakeClient, kind
 
 
 async def test_an_error_of_the_source_is_never_lost(client: FakeClient) -> None:
-    """A source that raises in the moment in which the last outcome is taken is heard."""
+    """An exception of the source is raised even while the last outcome is read."""
     taken = asyncio.Event()
 
     async def source() -> AsyncIterator[str]:
@@ -614,7 +618,7 @@ async def test_a_handle_that_cannot_be_made_is_an_outcome(tmp_path: Path) -> Non
 
 
 async def test_outcomes_come_as_they_complete(client: FakeClient) -> None:
-    """The order is that of the ends; each outcome tells its place in the input."""
+    """Outcomes come in the order of the ends, each with its position in the input."""
     client.shut("wait", "a", "b", "c")
     order: list[Outcome] = []
 
@@ -686,7 +690,7 @@ async def test_the_time_limit_holds_for_the_file_as_well(
     client.shut("download", "a")
     first, second = await run(client, ["a", "b"], download_to=tmp_path, timeout=0.05)
     assert isinstance(first.error, DownloadIncomplete)
-    assert first.error.happened == "The download was not done within 0.05 s."
+    assert first.error.happened == "The download did not finish within 0.05 s."
     assert first.error.money == "The clip exists and is paid for."
     assert first.task_id == first.error.task_id is not None
     assert first.clip is not None
@@ -714,7 +718,7 @@ async def test_saving_overlaps_with_waiting(client: FakeClient, tmp_path: Path) 
 
 @pytest.mark.parametrize("journaled", ["with a journal", ""])
 async def test_equal_prompts_are_two_jobs_with_two_files(tmp_path: Path, journaled: str) -> None:
-    """What is asked for three times is made three times, each with a file of its own."""
+    """The same prompt three times makes three clips in three files."""
     async with remembered(tmp_path) as client:
         if not journaled:
             client.journal = None
@@ -724,7 +728,7 @@ async def test_equal_prompts_are_two_jobs_with_two_files(tmp_path: Path, journal
     assert all(outcome.path and outcome.path.name.startswith("a-") for outcome in outcomes)
 
 
-async def test_files_are_named_by_what_was_asked(client: FakeClient, tmp_path: Path) -> None:
+async def test_files_are_named_after_their_prompts(client: FakeClient, tmp_path: Path) -> None:
     """A file reads like its custom id, else its prompt, else its kind, and is safe as a name."""
     act = ActOne("https://e.com/1.mp4", "https://e.com/1.png")
     source = [Item(TextToVideo("x"), "scene-4"), "../a kitten?", "笑起来", act]
@@ -738,13 +742,12 @@ async def test_files_are_named_by_what_was_asked(client: FakeClient, tmp_path: P
 
 async def test_one_prompt_with_thousands_of_pictures_makes_as_many_files(tmp_path: Path) -> None:
     """Requests that differ in their picture only never share a file."""
-    batch = batch_of(FakeClient(), [], download_to=tmp_path)
     paths = set()
     for number in range(5_000):
         request = ImageToVideo("smile", f"https://e.com/{number}.png")
-        paths.add(batch._path(Item(request), plan_of(request)))
+        paths.add(clip_path(tmp_path, request, plan_of(request)))
     assert len(paths) == 5_000
-    assert all(path is not None and len(path.stem) > len("smile-") + 10 for path in paths)
+    assert all(len(path.stem) > len("smile-") + 10 for path in paths)
 
 
 @pytest.mark.parametrize(
@@ -789,12 +792,9 @@ def test_names_are_made_of_what_the_locale_takes(
     names = [file_name(name) for name in ("笑", "猫", "caf\u00e9", "cafe")]
     assert len(set(names)) == 4
     assert names[3] == "cafe.mp4"
-    batch = batch_of(FakeClient(), [], download_to=tmp_path)
     for prompt in ("笑起来", "a caf\u00e9"):
         request = TextToVideo(prompt)
-        path = batch._path(Item(request), plan_of(request))
-        assert path is not None
-        names.append(path.name)
+        names.append(clip_path(tmp_path, request, plan_of(request)).name)
     assert all(name.isascii() and not name.startswith("-") for name in names)
 
 
@@ -803,7 +803,7 @@ def test_names_are_made_of_what_the_locale_takes(
 
 @asynccontextmanager
 async def remembered(tmp_path: Path) -> AsyncIterator[FakeClient]:
-    """Return a client with a journal, as a process of its own would have it."""
+    """Return a client with a journal, as another process would have it."""
     journal = Journal(tmp_path / "run.db")
     try:
         yield FakeClient(journal)
@@ -846,9 +846,8 @@ async def taken_place(client: FakeClient, tmp_path: Path) -> Path:
     assert client.journal is not None
     plan = plan_of(TextToVideo("a"))
     job = await client.journal.plan_next(plan, 1.0)
-    batch = batch_of(client, [], download_to=tmp_path / "clips")
-    path = batch._path(Item(TextToVideo("a")), attrs.evolve(plan, key=job.key))
-    assert path is not None
+    (tmp_path / "clips").mkdir()
+    path = clip_path(tmp_path / "clips", TextToVideo("a"), attrs.evolve(plan, key=job.key))
     path.write_bytes(b"mine")
     return path
 
@@ -935,13 +934,14 @@ async def test_a_path_that_is_too_long_is_found_before_anything_is_paid(
         return opened(path, flags, mode)
 
     client = FakeClient()
-    batch = batch_of(client, ["a", "b" * 60], download_to=tmp_path / "clips")
+    batch = batch_of(client, ["a", "b" * 60, "c" * 60], download_to=tmp_path / "clips")
     monkeypatch.setattr(os, "open", of_windows)
-    first, second = sorted(
+    first, *others = sorted(
         [outcome async for outcome in batch.outcomes()], key=lambda outcome: outcome.index
     )
     assert first.error is None
-    assert "cannot be saved in its place (No such file or directory)" in str(second.error)
+    for other in others:
+        assert "cannot be saved in its place (No such file or directory)" in str(other.error)
     assert client.submitted == ["a"]
 
 
@@ -1095,7 +1095,7 @@ async def test_what_is_in_doubt_is_reported_and_left_alone(tmp_path: Path) -> No
     assert await states(tmp_path) == [JobState.IN_DOUBT]
 
 
-async def test_what_failed_is_reported(tmp_path: Path) -> None:
+async def test_old_failures_are_reported(tmp_path: Path) -> None:
     """A failure of an earlier run is reported with its task, and nothing is sent."""
     async with remembered(tmp_path) as client:
         assert client.journal is not None
@@ -1107,8 +1107,8 @@ async def test_what_failed_is_reported(tmp_path: Path) -> None:
     assert outcome.error.money == "The points were given back."
 
 
-async def test_what_failed_can_be_tried_again(tmp_path: Path) -> None:
-    """Asked to, a batch submits what had failed, and its outcome is that of this run."""
+async def test_failed_jobs_can_be_submitted_again(tmp_path: Path) -> None:
+    """With retry_failed, a failed job is submitted again, and has the outcome of this run."""
     async with remembered(tmp_path) as client:
         assert client.journal is not None
         await job_in(client.journal, JobState.FAILED)
@@ -1127,10 +1127,10 @@ async def test_what_failed_can_be_tried_again(tmp_path: Path) -> None:
         ("wait", WaitTimeout("a", "b", "c", "t-2"), JobState.ACCEPTED),
     ],
 )
-async def test_a_second_try_is_told_apart_from_the_first(
+async def test_a_failure_of_this_run_is_not_resumed(
     tmp_path: Path, what: str, error: RunwayError, state: JobState
 ) -> None:
-    """A try that fails in this run is not said to be resumed, nor to have the old task."""
+    """A job that fails again in this run is not resumed, and has no old task."""
     async with remembered(tmp_path) as client:
         assert client.journal is not None
         await job_in(client.journal, JobState.FAILED)
@@ -1153,7 +1153,7 @@ async def test_a_second_try_is_told_apart_from_the_first(
         (None, 0, TaskFailed, "See the outcome of that run."),
     ],
 )
-async def test_an_old_failure_is_told_by_its_own_name(
+async def test_an_old_failure_keeps_its_name(
     journal: Journal,
     name: str | None,
     refunded: int,
@@ -1189,7 +1189,7 @@ async def test_without_names_a_job_is_known_by_content_and_occurrence(tmp_path: 
 
 
 async def test_a_journal_that_cannot_be_used_ends_the_batch(tmp_path: Path) -> None:
-    """Nothing is sent that could not be remembered."""
+    """Nothing is sent if it cannot be recorded."""
     client = FakeClient(Journal(tmp_path / "nowhere" / "run.db"))
     with pytest.raises(JournalError, match="no folder"):
         await run(client, ["a"])
@@ -1221,7 +1221,7 @@ async def test_leaving_early_cancels_and_loses_nothing(tmp_path: Path) -> None:
 
 async def until(holds: Callable[[], object]) -> None:
     """Let the loop, and the journal's thread, go on until *holds* does."""
-    while not holds():  # noqa: ASYNC110 - what is waited for has no event to tell it
+    while not holds():  # noqa: ASYNC110 - there is no event to wait for
         await asyncio.sleep(0.001)
 
 
@@ -1377,7 +1377,7 @@ async def test_nothing_is_submitted_beyond_the_points(client: FakeClient) -> Non
 
 
 async def test_the_first_of_a_kind_goes_alone(client: FakeClient) -> None:
-    """As long as nobody knows what one costs, no second one of its kind is submitted."""
+    """Until the cost of a kind is known, no second job of it is submitted."""
     client.shut("wait", "p0")
     batch = batch_of(client, names(), max_points=1000.0, in_flight=5)
     async with aclosing(batch.outcomes()) as outcomes:
@@ -1443,7 +1443,7 @@ async def test_resumed_jobs_cost_nothing(tmp_path: Path) -> None:
 
 
 async def taken(*calls: Awaitable[bool]) -> list[bool | None]:
-    """Return what came of each, None for those that still wait."""
+    """Return the result of each, None for those that still wait."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     await settle()
     results = [task.result() if task.done() else None for task in tasks]
@@ -1453,12 +1453,12 @@ async def taken(*calls: Awaitable[bool]) -> list[bool | None]:
 
 
 async def test_a_budget_without_limit_lets_everything_go() -> None:
-    """Without a limit nobody waits, also for the first of a kind."""
+    """Without a limit no job waits, not even for the first of its kind."""
     budget = Budget(None)
     assert await taken(*(budget.take(KIND) for _ in range(5))) == [True] * 5
 
 
-async def test_a_kind_is_as_dear_as_its_dearest() -> None:
+async def test_a_kind_is_expected_to_cost_its_highest_so_far() -> None:
     """After one of 100 and one of 300, each is taken to cost 300."""
     budget = Budget(1000.0)
     assert await budget.take(KIND)
@@ -1491,7 +1491,7 @@ async def test_two_new_kinds_may_go_together() -> None:
     assert await taken(*map(budget.take, [KIND, other, KIND])) == [True, True, None]
 
 
-async def test_a_waiter_that_gives_up_leaves_the_purse_usable() -> None:
+async def test_a_cancelled_waiter_leaves_the_budget_usable() -> None:
     """A job that is cancelled while it waits for points takes none."""
     budget = Budget(200.0)
     assert await budget.take(KIND)
@@ -1504,8 +1504,8 @@ async def test_a_waiter_that_gives_up_leaves_the_purse_usable() -> None:
     assert gone.cancelled()
 
 
-async def test_what_nobody_knows_the_price_of_counts_as_the_dearest() -> None:
-    """Where the gateway does not say what a job cost, it is taken to be the dearest so far."""
+async def test_an_unknown_cost_counts_as_the_highest_so_far() -> None:
+    """If the gateway does not report the cost of a job, the highest so far is assumed."""
     budget = Budget(250.0)
     assert await budget.take(KIND)
     budget.put_back(KIND, 100.0)
@@ -1519,7 +1519,7 @@ async def test_what_nobody_knows_the_price_of_counts_as_the_dearest() -> None:
 
 
 async def test_the_summary_adds_up(tmp_path: Path) -> None:
-    """Every outcome is counted once, by what it came to."""
+    """Each outcome is counted once."""
     async with remembered(tmp_path) as client:
         await run(client, ["a"])
         client.let_fail("submit", "b", in_doubt())
@@ -1536,7 +1536,7 @@ async def test_the_summary_adds_up(tmp_path: Path) -> None:
     assert not summary.out_of_points
 
 
-async def test_the_summary_tells_what_runs(client: FakeClient) -> None:
+async def test_the_summary_counts_running_jobs(client: FakeClient) -> None:
     """Jobs that exist are reported while the batch runs."""
     client.shut("wait", "a", "b")
     batch = batch_of(client, ["a", "b"])

@@ -258,6 +258,19 @@ async def test_a_task_that_a_webhook_found_belongs_to_its_submit(
     assert witness.whose(events.CallbackReceived) == {"the web server"}
 
 
+async def test_a_finished_task_that_a_webhook_found_belongs_to_its_submit(
+    gateway: Simulator, witness: Witness
+) -> None:
+    """If the search finds the task finished, its end is reported in the context of the submit."""
+    async with scene_of(gateway, hooks=[witness]) as scene:
+        await as_caller("a", scene.doubt)
+        await scene.ended()
+        await as_caller("the web server", lambda: posted(scene))
+        await until(lambda: witness.whose(events.TaskSettled))
+    assert witness.whose(events.SubmissionFound) == {NO_ONE}
+    assert witness.whose(events.TaskSettled) == {"a"}
+
+
 async def posted(scene: Scene, **changes: str) -> None:
     """Send the webhook of a task."""
     scene.post(**changes)

@@ -41,9 +41,9 @@ def desk() -> Desk:
     return Desk()
 
 
-def hear(spans: JobSpans, *heard: events.Event) -> None:
+def record(spans: JobSpans, *received: events.Event) -> None:
     """Send a listener some events."""
-    for event in heard:
+    for event in received:
         spans(event)
 
 
@@ -53,7 +53,7 @@ def named(span: ReadableSpan) -> list[str]:
 
 
 def polled(state: TaskState = TaskState.RUNNING, polls: int = 1) -> events.TaskPolled:
-    """Return a look."""
+    """Return the event of a poll."""
     return events.TaskPolled("t-1", state, None, polls)
 
 
@@ -95,14 +95,14 @@ async def test_one_span_for_the_job_and_one_for_its_file(
         "gen_ai.response.id": task.id,
         "fuhu_runway.file_bytes": (tmp_path / "kitten.mp4").stat().st_size,
     }
-    told = span.to_json() + download.to_json()
-    assert not [mark for mark in ("marked", gateway.api_key, "127.0.0.1", "_jwt") if mark in told]
+    shown = span.to_json() + download.to_json()
+    assert not [mark for mark in ("marked", gateway.api_key, "127.0.0.1", "_jwt") if mark in shown]
 
 
 async def test_a_later_process_links_to_the_first(
     desk: Desk, gateway: Simulator, tmp_path: Path
 ) -> None:
-    """Who goes on with a job of the journal gets a span of their own, with a link to the first."""
+    """A job of the journal that is resumed gets a new span, with a link to the first."""
     journal = tmp_path / "run.db"
     async with quick_client(gateway, hooks=[desk.spans()], journal=journal) as client:
         await client.generate(PROMPT)
@@ -170,10 +170,10 @@ async def test_a_submission_that_fails_is_an_error(
 # Submits
 
 
-def test_what_happens_before_the_task_is_an_event(desk: Desk) -> None:
-    """Waiting for room and being sent again are events of the one span."""
+def test_retries_and_waits_before_the_task_are_events(desk: Desk) -> None:
+    """Waiting for a free slot and retries are events of the span."""
     spans = desk.spans(attributes={"server.address": "api.example"})
-    hear(
+    record(
         spans,
         STARTED,
         events.SubmissionHeld(7, 40),
@@ -191,33 +191,33 @@ def test_what_happens_before_the_task_is_an_event(desk: Desk) -> None:
 
 
 def test_one_that_is_unclaimed_goes_on(desk: Desk) -> None:
-    """Its caller is gone, and its span stays open until its task ends, or there is none."""
+    """Its span stays open until its task ends; without a task it ends at once."""
     spans = desk.spans()
-    hear(spans, STARTED, ACCEPTED, events.SubmissionUnclaimed("text_to_video", "t-1", None, 7))
+    record(spans, STARTED, ACCEPTED, events.SubmissionUnclaimed("text_to_video", "t-1", None, 7))
     assert desk.ended == []
-    hear(spans, CLOSED, STARTED)
-    hear(spans, events.SubmissionUnclaimed("text_to_video", None, "InvalidRequest", 7))
+    record(spans, CLOSED, STARTED)
+    record(spans, events.SubmissionUnclaimed("text_to_video", None, "InvalidRequest", 7))
     first, second = desk.ended
     assert named(first) == ["accepted", "unclaimed", "abandoned"]
     assert second.status.description == "InvalidRequest"
 
 
 def test_a_submission_has_a_trace_while_it_is_under_way(desk: Desk) -> None:
-    """What the journal keeps is the span's own context; of strangers nothing is known."""
+    """The journal keeps the context of the span; for unknown jobs there is none."""
     spans = desk.spans()
-    hear(spans, STARTED)
-    told = spans.trace_of(7)
-    hear(spans, ACCEPTED, CLOSED)
+    record(spans, STARTED)
+    trace_context = spans.trace_of(7)
+    record(spans, ACCEPTED, CLOSED)
     context = desk.ended[0].get_span_context()
     ids = f"{context.trace_id:032x}-{context.span_id:016x}"
-    assert told == f"00-{ids}-{context.trace_flags:02x}"
+    assert trace_context == f"00-{ids}-{context.trace_flags:02x}"
     assert spans.trace_of(7) is spans.trace_of(8) is None
 
 
-def test_what_belongs_to_no_job_is_passed_over(desk: Desk) -> None:
-    """Events of strangers, and of no job at all, make no span."""
+def test_events_of_unknown_jobs_are_ignored(desk: Desk) -> None:
+    """Events of unknown jobs, and of no job, make no span."""
     spans = desk.spans()
-    hear(
+    record(
         spans,
         ACCEPTED,
         events.PaceChanged(1.0),
@@ -243,16 +243,16 @@ def test_what_belongs_to_no_job_is_passed_over(desk: Desk) -> None:
 # Waits
 
 
-async def test_states_are_told_when_they_change(desk: Desk) -> None:
+async def test_states_are_events_when_they_change(desk: Desk) -> None:
     """Queue and run show as events, once each, and so does trouble on the way."""
     spans = desk.spans()
-    hear(spans, STARTED, ACCEPTED)
-    hear(spans, *(polled(TaskState.QUEUED) for _ in range(3)), *(polled() for _ in range(3)))
-    hear(
+    record(spans, STARTED, ACCEPTED)
+    record(spans, *(polled(TaskState.QUEUED) for _ in range(3)), *(polled() for _ in range(3)))
+    record(
         spans, events.PollFailed("t-1", "GatewayDown", 4.0), events.WaitFailed("t-1", "WaitTimeout")
     )
-    hear(spans, events.RetryScheduled("feed", 1, 1.0, "GatewayDown", task_id="t-1"))
-    hear(spans, polled(TaskState.SUCCEEDED), SETTLED)
+    record(spans, events.RetryScheduled("feed", 1, 1.0, "GatewayDown", task_id="t-1"))
+    record(spans, polled(TaskState.SUCCEEDED), SETTLED)
     assert named(desk.ended[0]) == [
         "accepted",
         "queued",
@@ -270,7 +270,7 @@ async def test_states_are_told_when_they_change(desk: Desk) -> None:
 def test_a_task_that_fails_is_an_error(desk: Desk, state: TaskState, error: str) -> None:
     """Its span ends with it, and says whether the points were given back."""
     spans = desk.spans()
-    hear(spans, STARTED, ACCEPTED, events.TaskSettled("t-1", state, 2, 320.0, refunded=True))
+    record(spans, STARTED, ACCEPTED, events.TaskSettled("t-1", state, 2, 320.0, refunded=True))
     [span] = desk.ended
     assert span.status.description == error
     assert span.attributes is not None
@@ -280,8 +280,10 @@ def test_a_task_that_fails_is_an_error(desk: Desk, state: TaskState, error: str)
 def test_a_wait_that_is_hopeless_ends_the_span(desk: Desk) -> None:
     """A final refusal is an error; a later wait gets a span with a link."""
     spans = desk.spans()
-    hear(spans, STARTED, ACCEPTED, events.WaitFailed("t-1", "ClipMissing"))
-    hear(spans, events.TaskAttached("t-1", 1), events.PollFailed("t-1", "GatewayDown", 1.0), CLOSED)
+    record(spans, STARTED, ACCEPTED, events.WaitFailed("t-1", "ClipMissing"))
+    record(
+        spans, events.TaskAttached("t-1", 1), events.PollFailed("t-1", "GatewayDown", 1.0), CLOSED
+    )
     first, second = desk.ended
     assert first.status.description == "ClipMissing"
     assert [link.context for link in second.links] == [first.get_span_context()]
@@ -293,19 +295,19 @@ def test_a_wait_that_is_hopeless_ends_the_span(desk: Desk) -> None:
 def test_it_ends_with_the_task(desk: Desk) -> None:
     """The span of a job is over before its download begins, and a poll of the task starts none."""
     spans = desk.spans()
-    hear(spans, STARTED, ACCEPTED, SETTLED)
+    record(spans, STARTED, ACCEPTED, SETTLED)
     assert named(desk.ended[0]) == ["accepted"]
-    hear(spans, polled(TaskState.SUCCEEDED, 3), polled(TaskState.RUNNING, 3), SETTLED)
+    record(spans, polled(TaskState.SUCCEEDED, 3), polled(TaskState.RUNNING, 3), SETTLED)
     assert len(desk.ended) == 1
 
 
 def test_a_download_that_breaks_off_has_one_span(desk: Desk) -> None:
     """Its breaks are events of one span, which ends with the file."""
     spans = desk.spans(attributes={"server.address": "api.example"})
-    hear(spans, STARTED, ACCEPTED, SETTLED, events.DownloadStarted("t-1", 0, 4096))
-    hear(spans, events.DownloadBroken("t-1", 100, 1.0), events.DownloadStarted("t-1", 100, 4096))
+    record(spans, STARTED, ACCEPTED, SETTLED, events.DownloadStarted("t-1", 0, 4096))
+    record(spans, events.DownloadBroken("t-1", 100, 1.0), events.DownloadStarted("t-1", 100, 4096))
     assert len(desk.ended) == 1
-    hear(spans, FINISHED)
+    record(spans, FINISHED)
     job, download = desk.ended
     assert named(download) == ["started", "broken", "resumed"]
     assert download.parent == job.get_span_context()
@@ -317,10 +319,10 @@ def test_a_download_that_breaks_off_has_one_span(desk: Desk) -> None:
 
 
 def test_a_download_that_fails_is_an_error(desk: Desk) -> None:
-    """Its span ends as failed, and the job's does not; the next download has a span of its own."""
+    """Its span ends as failed, the job's does not; the next download gets another span."""
     spans = desk.spans()
-    hear(spans, STARTED, ACCEPTED, SETTLED)
-    hear(spans, events.DownloadFailed("t-1", 0, "DownloadIncomplete"), FINISHED)
+    record(spans, STARTED, ACCEPTED, SETTLED)
+    record(spans, events.DownloadFailed("t-1", 0, "DownloadIncomplete"), FINISHED)
     job, failed, finished = desk.ended
     assert job.status.status_code is trace.StatusCode.UNSET
     assert failed.status.description == "DownloadIncomplete"
@@ -330,9 +332,9 @@ def test_a_download_that_fails_is_an_error(desk: Desk) -> None:
 def test_a_client_that_is_closed_ends_its_own_spans(desk: Desk) -> None:
     """What is outstanding is abandoned, which is no error; other clients' jobs go on."""
     spans = desk.spans()
-    hear(spans, STARTED, ACCEPTED, events.ClientClosed(2))
+    record(spans, STARTED, ACCEPTED, events.ClientClosed(2))
     assert desk.ended == []
-    hear(spans, CLOSED)
+    record(spans, CLOSED)
     [span] = desk.ended
     assert span.attributes is not None
     assert span.attributes["fuhu_runway.abandoned"] is True
@@ -340,9 +342,9 @@ def test_a_client_that_is_closed_ends_its_own_spans(desk: Desk) -> None:
 
 
 def test_a_task_that_is_waited_for_after_the_close_links_back(desk: Desk) -> None:
-    """The same client in another loop goes on with the task: in no one's trace, with a link."""
+    """The same client in another loop continues with the task, in a new trace with a link."""
     spans = desk.spans()
-    hear(spans, STARTED, ACCEPTED, CLOSED, polled(), CLOSED)
+    record(spans, STARTED, ACCEPTED, CLOSED, polled(), CLOSED)
     first, second = desk.ended
     assert second.parent is None
     assert [link.context for link in second.links] == [first.get_span_context()]
@@ -352,13 +354,13 @@ def test_a_task_that_is_waited_for_after_the_close_links_back(desk: Desk) -> Non
 
 
 async def test_a_handle_makes_no_span_until_it_is_waited_with(desk: Desk) -> None:
-    """Single looks make none; the first look of a wait does, from when the handle was made."""
+    """Single polls make no span; a wait does, which begins when the handle was made."""
     spans = desk.spans()
     attached = events.TaskAttached("t-1", 1, "text_to_video", "gen4", 10, TRACE)
-    hear(spans, attached, polled(polls=0))
-    hear(spans, events.TaskSettled("t-1", TaskState.SUCCEEDED, 0, None, refunded=False))
+    record(spans, attached, polled(polls=0))
+    record(spans, events.TaskSettled("t-1", TaskState.SUCCEEDED, 0, None, refunded=False))
     assert repr(spans) == "<JobSpans 0 open>"
-    hear(spans, polled(), attached, SETTLED)
+    record(spans, polled(), attached, SETTLED)
     [span] = desk.ended
     assert named(span) == ["running"]
     [link] = span.links
@@ -367,9 +369,9 @@ async def test_a_handle_makes_no_span_until_it_is_waited_with(desk: Desk) -> Non
 
 
 async def test_a_wait_that_finds_the_end_makes_a_span(desk: Desk) -> None:
-    """One look is enough; where no trace is known, there is no link and no model in the name."""
+    """One poll is enough; without a known trace there is no link, and no model in the name."""
     spans = desk.spans()
-    hear(spans, events.TaskAttached("t-1", 1), SETTLED)
+    record(spans, events.TaskAttached("t-1", 1), SETTLED)
     [span] = desk.ended
     assert (span.name, span.links) == ("generate_content", ())
 
@@ -377,19 +379,19 @@ async def test_a_wait_that_finds_the_end_makes_a_span(desk: Desk) -> None:
 # Bounds
 
 
-def test_there_is_a_most_to_what_is_kept(desk: Desk) -> None:
+def test_the_number_of_kept_jobs_is_limited(desk: Desk) -> None:
     """Beyond it the oldest span is ended, and the oldest job that ended is forgotten."""
     spans = desk.spans(at_most=2)
     for number in range(6):
-        hear(spans, events.SubmissionStarted(number, 1, "text_to_video", None, None))
-        hear(spans, events.TaskSubmitted(f"t-{number}", "text_to_video", 0.1, number))
+        record(spans, events.SubmissionStarted(number, 1, "text_to_video", None, None))
+        record(spans, events.TaskSubmitted(f"t-{number}", "text_to_video", 0.1, number))
     assert repr(spans) == "<JobSpans 2 open>"
     assert len(desk.ended) == 4
-    hear(spans, *(events.DownloadFinished(f"t-{number}", 1) for number in range(4)))
+    record(spans, *(events.DownloadFinished(f"t-{number}", 1) for number in range(4)))
     assert [span.attributes["gen_ai.response.id"] for span in desk.ended[4:]] == ["t-2", "t-3"]
 
 
-def test_room_for_no_job_is_an_error() -> None:
+def test_a_limit_of_no_jobs_is_an_error() -> None:
     """`at_most` is at least 1."""
     with pytest.raises(UsageError) as caught:
         JobSpans(at_most=0)
@@ -408,7 +410,7 @@ def test_without_the_api_the_error_names_the_extra() -> None:
 def test_without_an_sdk_nothing_is_recorded() -> None:
     """The API alone gives spans that hold nothing, so that there is no trace to keep."""
     spans = JobSpans(trace.NoOpTracerProvider())
-    hear(spans, STARTED)
+    record(spans, STARTED)
     assert spans.trace_of(7) is None
-    hear(spans, ACCEPTED, CLOSED)
+    record(spans, ACCEPTED, CLOSED)
     assert repr(spans) == "<JobSpans 0 open>"

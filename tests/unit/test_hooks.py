@@ -51,35 +51,35 @@ EACH_EVENT = pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(eve
 
 
 def test_every_listener_hears_every_event_in_order() -> None:
-    """All listeners hear each event, at once and in the order they were given in."""
+    """All listeners receive each event, at once and in order."""
     heard: list[tuple[str, Event]] = []
     listeners = [
         lambda event: heard.append(("first", event)),
         lambda event: heard.append(("second", event)),
     ]
-    told = Hooks(listeners)
+    hooks = Hooks(listeners)
     for event in EVENTS:
-        told.emit(event)
+        hooks.emit(event)
     assert heard == [(name, event) for event in EVENTS for name in ("first", "second")]
 
 
 def test_without_listeners_nothing_happens() -> None:
-    """Events may be told to nobody."""
+    """There may be no listeners."""
     Hooks().emit(EVENTS[0])
 
 
 def test_listeners_are_those_of_the_moment() -> None:
-    """A list that changes later does not change who hears."""
+    """Changing the list later does not change the listeners."""
     heard: list[Event] = []
     listeners = [heard.append]
-    told = Hooks(listeners)
+    hooks = Hooks(listeners)
     listeners.clear()
-    told.emit(EVENTS[0])
+    hooks.emit(EVENTS[0])
     assert heard == [EVENTS[0]]
 
 
-def test_a_listener_that_raises_is_skipped_and_told_of(caplog: pytest.LogCaptureFixture) -> None:
-    """A listener's own fault reaches neither caller nor log, and the next listener still hears."""
+def test_a_listener_that_raises_is_skipped_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """The text of its exception reaches neither caller nor log; the next listener is called."""
     heard: list[Event] = []
 
     def broken(event: Event) -> None:
@@ -113,7 +113,7 @@ def test_an_async_listener_is_refused(listener: Any) -> None:
     assert caught.value.field == "hooks"
 
 
-def test_a_listener_that_gives_a_coroutine_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_listener_that_returns_a_coroutine_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """That shows only when it is called; the coroutine is closed, and nothing warns later."""
     Hooks([lambda event: hear(event)]).emit(EVENTS[0])  # noqa: PLW0108  (not seen to be async)
     assert "never awaited" in caplog.text
@@ -167,7 +167,7 @@ def test_a_line_of_the_log_is_easy_to_read() -> None:
 
 
 def test_what_a_gateway_says_cannot_break_the_line() -> None:
-    """A word that is no plain word stands in quotes, and brings no line of its own."""
+    """Text with other characters is quoted, and cannot start a new line."""
     event = hooks.UnknownWordSeen("t 1", "ok\nERROR all=lost \x1b[2J")
     assert str(event) == ('UnknownWordSeen task_id="t 1" word="ok\\nERROR all=lost \\u001b[2J"')
 
@@ -222,7 +222,7 @@ def test_what_happens_all_the_time_is_for_debugging_only() -> None:
 
 @EACH_EVENT
 def test_events_are_frozen_values(event: Event) -> None:
-    """No listener can change what the next one hears; an event equals its copy in a pickle."""
+    """No listener can change an event; an event equals its pickled copy."""
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         event.task_id = "another"  # type: ignore[attr-defined]
     assert pickle.loads(pickle.dumps(event)) == event  # noqa: S301 - our own
@@ -240,22 +240,22 @@ def test_events_hold_ids_counts_and_seconds_only(event: Event) -> None:
 
 
 @EACH_EVENT
-def test_an_event_that_nobody_hears_need_not_be_made(
+def test_an_event_without_listeners_need_not_be_made(
     event: Event, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Someone hears an event if there is a listener or the log is open at its level."""
+    """An event is received if there is a listener, or the log is enabled at its level."""
     with caplog.at_level(event.level + 1, "fuhu_runway"):
-        assert not Hooks().are_heard(type(event))
-        assert Hooks([print]).are_heard(type(event))
+        assert not Hooks().is_enabled_for(type(event))
+        assert Hooks([print]).is_enabled_for(type(event))
     with caplog.at_level(event.level, "fuhu_runway"):
-        assert Hooks().are_heard(type(event))
+        assert Hooks().is_enabled_for(type(event))
 
 
 def test_the_log_belongs_to_the_package() -> None:
     """
     Lines go to the logger of the package's name, for the user to open or close.
 
-    It has no handler, so that warnings show also where nobody has set up logging.
+    It has no handler, so that warnings show even if logging is not set up.
     """
     assert hooks.LOGGER is logging.getLogger("fuhu_runway")
     assert hooks.LOGGER.handlers == []
@@ -273,48 +273,48 @@ def test_a_listener_that_is_added_twice_hears_once() -> None:
 
 
 class Traced:
-    """A listener that can tell where a submission is traced."""
+    """A listener that knows the trace of a submission."""
 
-    def __init__(self, told: Any) -> None:
-        self.told = told
-        self.asked: list[int] = []
+    def __init__(self, trace: Any) -> None:
+        self.trace = trace
+        self.calls: list[int] = []
 
     def __call__(self, event: Event) -> None:
         pass
 
     def trace_of(self, submission: int) -> Any:
-        self.asked.append(submission)
-        if isinstance(self.told, Exception):
-            raise self.told
-        return self.told
+        self.calls.append(submission)
+        if isinstance(self.trace, Exception):
+            raise self.trace
+        return self.trace
 
 
 TRACE = EXAMPLES["traceparent"]
 
 
 def test_the_first_listener_that_can_tell_names_the_trace() -> None:
-    """Functions and listeners that know of no trace are passed over; later ones are not asked."""
+    """Functions and listeners without a trace are skipped; later ones are not called."""
     silent, first, second = Traced(None), Traced(TRACE), Traced(TRACE)
     assert Hooks([print, silent, first, second]).trace_of(7) == TRACE
-    assert [one.asked for one in (silent, first, second)] == [[7], [7], []]
+    assert [one.calls for one in (silent, first, second)] == [[7], [7], []]
     assert Hooks([print]).trace_of(7) is None
     assert Hooks().trace_of(7) is None
 
 
 @pytest.mark.parametrize(
-    "told",
+    "trace",
     ["", "a kitten", TRACE + "-a kitten", TRACE.upper(), TRACE.encode(), 7, [TRACE]],
     ids=repr,
 )
-def test_nothing_but_a_trace_goes_into_the_journal(told: Any) -> None:
+def test_nothing_but_a_trace_goes_into_the_journal(trace: Any) -> None:
     """What does not have the form of W3C Trace Context is no trace: it might be a secret."""
-    assert Hooks([Traced(told)]).trace_of(7) is None
+    assert Hooks([Traced(trace)]).trace_of(7) is None
 
 
 def test_a_listener_that_fails_to_name_a_trace_is_skipped(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Its fault reaches neither caller nor log, and the next listener is asked."""
+    """The text of its exception reaches neither caller nor log; the next listener is called."""
     with caplog.at_level(logging.WARNING, "fuhu_runway"):
         assert Hooks([Traced(ValueError("marked")), Traced(TRACE)]).trace_of(7) == TRACE
     assert caplog.messages == ["A hook raised ValueError on trace_of and was skipped."]

@@ -128,7 +128,7 @@ async def job_at(journal: Journal, state: JobState, key: str = "k") -> Job:
     return job
 
 
-async def asked(journal: Journal, sql: str) -> Any:
+async def value_of(journal: Journal, sql: str) -> Any:
     """Return the first value of the first row."""
     return await journal._run(lambda db: db.execute(sql).fetchone()[0])
 
@@ -141,15 +141,17 @@ async def written(journal: Journal) -> None:
 # The steps of a job
 
 
-def test_the_table_has_these_arrows_and_no_others() -> None:
-    """A job goes on along twelve arrows, each of which says in a sentence what it means."""
+def test_the_table_has_these_steps_and_no_others() -> None:
+    """There are twelve steps, each with a sentence that says what it means."""
     assert {(a, b) for a, following in STEPS.items() for b in following} == ARROWS
     assert all(text.endswith(".") for following in STEPS.values() for text in following.values())
 
 
 @pytest.mark.parametrize(("before", "after"), sorted(ARROWS, key=str))
-async def test_each_arrow_can_be_gone(journal: Journal, before: JobState, after: JobState) -> None:
-    """A step of the table changes the state, and gives the row as it is in the file."""
+async def test_each_step_of_the_table_is_allowed(
+    journal: Journal, before: JobState, after: JobState
+) -> None:
+    """A step of the table changes the state, and returns the row as it is in the file."""
     await job_at(journal, before)
     job = await journal.step("k", after, NOW + 60)
     assert job.state is after
@@ -159,7 +161,7 @@ async def test_each_arrow_can_be_gone(journal: Journal, before: JobState, after:
 @pytest.mark.parametrize(
     ("before", "after"), sorted(set(itertools.product(JobState, JobState)) - ARROWS, key=str)
 )
-async def test_no_other_step_can_be_gone(
+async def test_no_other_step_is_allowed(
     journal: Journal, before: JobState, after: JobState
 ) -> None:
     """A step that the table does not have is an error, and changes nothing."""
@@ -169,21 +171,21 @@ async def test_no_other_step_can_be_gone(
     assert await journal.find("k") == job
 
 
-async def test_a_job_that_is_not_there_takes_no_step(journal: Journal) -> None:
+async def test_an_unknown_job_cannot_take_a_step(journal: Journal) -> None:
     """A step of an unknown job is an error that names the job."""
-    with pytest.raises(JournalError, match="no job 'nobody'"):
-        await journal.step("nobody", SUBMITTING, NOW)
+    with pytest.raises(JournalError, match="no job 'unknown'"):
+        await journal.step("unknown", SUBMITTING, NOW)
 
 
 async def test_planning_twice_is_planning_once(journal: Journal) -> None:
-    """A second plan of the same job gives the row as the first left it."""
+    """A second plan of the same job returns the row unchanged."""
     first = await job_at(journal, ACCEPTED)
     assert await journal.plan(wanted(custom_id="other"), NOW + 9) == first
     assert len(await journal.jobs()) == 1
 
 
 async def test_instants_and_submissions_are_written(journal: Journal) -> None:
-    """Each state leaves the instant at which it was reached, and each sending is counted."""
+    """The row has the instant of each state, and counts how often the request was sent."""
     await journal.plan(wanted(), 1.0)
     await journal.step("k", SUBMITTING, 2.0)
     await journal.step("k", PLANNED, 3.0, error="RateLimited", code="busy")
@@ -198,7 +200,7 @@ async def test_instants_and_submissions_are_written(journal: Journal) -> None:
 
 
 async def test_two_jobs_may_have_one_task(journal: Journal) -> None:
-    """A gateway that answers two submits with one id leaves no doubt, and its end is both's."""
+    """If a gateway returns one id for two submits, both jobs are accepted and end together."""
     for key in "ab":
         await job_at(journal, SUBMITTING, key)
         await journal.step(key, ACCEPTED, NOW, task_id="t-1")
@@ -218,23 +220,23 @@ async def test_an_end_is_written_only_where_that_is_a_step(journal: Journal) -> 
     """Of two rows with one task, the one in doubt stays in doubt when the task ends."""
     await job_at(journal, IN_DOUBT, "a")
     await job_at(journal, ACCEPTED, "b")
-    await asked(journal, "UPDATE job SET task_id = 't-1' RETURNING 1")
+    await value_of(journal, "UPDATE job SET task_id = 't-1' RETURNING 1")
     journal.note(settled(TaskState.SUCCEEDED, "t-1"))
     assert [job.state for job in await journal.jobs()] == [IN_DOUBT, FINISHED]
 
 
 @pytest.mark.parametrize("state", [IN_DOUBT, FAILED])
 async def test_a_job_that_is_planned_again_has_no_task(journal: Journal, state: JobState) -> None:
-    """What is submitted again gets a task of its own, so that the old id goes."""
+    """A job that is submitted again gets another task, so the old id is removed."""
     await job_at(journal, state)
-    await asked(journal, "UPDATE job SET task_id = 't-1' RETURNING 1")
+    await value_of(journal, "UPDATE job SET task_id = 't-1' RETURNING 1")
     job = await journal.step("k", PLANNED, NOW)
     assert job.task_id is None
     assert await journal.find("t-1") is None
 
 
 async def test_fetching_a_clip_again_does_not_change_how_long_it_took(journal: Journal) -> None:
-    """A saved job whose file is wanted again keeps the instant at which its clip was there."""
+    """A saved job that is saved again keeps the instant at which its task finished."""
     before = await job_at(journal, SAVED)
     job = await journal.step("k", FINISHED, NOW + 86_400)
     assert (job.state, job.finished_at) == (FINISHED, before.finished_at)
@@ -242,7 +244,7 @@ async def test_fetching_a_clip_again_does_not_change_how_long_it_took(journal: J
 
 @pytest.mark.parametrize("state", JobState)
 async def test_a_job_can_be_forgotten(journal: Journal, state: JobState) -> None:
-    """A row of any state can be removed, and the job is as if it had never been."""
+    """A row in any state can be removed."""
     await job_at(journal, state)
     await job_at(journal, PLANNED, "other")
     await journal.forget("k")
@@ -250,16 +252,16 @@ async def test_a_job_can_be_forgotten(journal: Journal, state: JobState) -> None
     assert (await job_at(journal, SUBMITTING)).submissions == 1
 
 
-async def test_what_is_not_there_cannot_be_forgotten(journal: Journal) -> None:
-    """Removing an unknown job is an error, and so is naming it by anything but its key."""
+async def test_an_unknown_job_cannot_be_forgotten(journal: Journal) -> None:
+    """Removing an unknown job is an error, and only the key identifies it."""
     await job_at(journal, ACCEPTED)
-    for name in ["nobody", "task of k"]:
+    for name in ["unknown", "task of k"]:
         with pytest.raises(JournalError, match=f"no job '{name}'"):
             await journal.forget(name)
     assert len(await journal.jobs()) == 1
 
 
-# What is asked of it
+# Reading
 
 
 async def test_a_job_is_found_by_each_of_its_names(journal: Journal) -> None:
@@ -268,13 +270,13 @@ async def test_a_job_is_found_by_each_of_its_names(journal: Journal) -> None:
     await journal.plan(wanted("b", custom_id="a"), NOW)
     await journal.plan(wanted("c", custom_id="mine"), NOW)
     await journal.plan(wanted("d", custom_id="mine"), NOW)
-    names = ["a", "b", "task of a", "mine", "nobody"]
+    names = ["a", "b", "task of a", "mine", "unknown"]
     found = [await journal.find(name) for name in names]
     assert [job and job.key for job in found] == ["a", "b", "a", "c", None]
 
 
 async def test_jobs_come_in_the_order_in_which_they_were_planned(journal: Journal) -> None:
-    """Jobs are listed by when they were planned, all of them or those in some states."""
+    """Jobs are listed in the order of planning, all or those in some states."""
     for at, key in [(3.0, "late"), (1.0, "early"), (1.0, "as early")]:
         await journal.plan(wanted(key), at)
     await journal.step("early", SUBMITTING, 5.0)
@@ -283,7 +285,7 @@ async def test_jobs_come_in_the_order_in_which_they_were_planned(journal: Journa
 
 
 async def test_counts_have_every_state(journal: Journal) -> None:
-    """The counts name each state, also those that no job is in."""
+    """The counts have each state, including those without jobs."""
     await job_at(journal, SAVED, "a")
     await job_at(journal, IN_DOUBT, "b")
     counts = await journal.counts()
@@ -291,7 +293,7 @@ async def test_counts_have_every_state(journal: Journal) -> None:
 
 
 async def test_durations_are_of_finished_jobs(journal: Journal) -> None:
-    """How long it took is known of jobs that were accepted and finished, the latest first."""
+    """Durations are of jobs that were accepted and finished, the latest first."""
     for number, (accepted, finished) in enumerate([(0.0, 104.0), (200.0, 491.0)]):
         key = f"k{number}"
         await journal.plan(wanted(key, model="gen4", seconds=5), 0.0)
@@ -321,7 +323,7 @@ async def test_occurrences_count_from_each_start(journal: Journal) -> None:
 
 
 def test_equal_requests_have_equal_fingerprints_and_others_not() -> None:
-    """A fingerprint tells any field from another, and the kind of request too."""
+    """The fingerprint depends on each field and on the type of the request."""
     requests: list[Generation] = [
         TextToVideo("a kitten"),
         TextToVideo("a puppy"),
@@ -335,7 +337,7 @@ def test_equal_requests_have_equal_fingerprints_and_others_not() -> None:
     assert re.fullmatch("[0-9a-f]{64}", fingerprint(requests[0]))
 
 
-def test_whatever_a_request_may_carry_has_a_fingerprint() -> None:
+def test_requests_with_any_extra_fields_have_a_fingerprint() -> None:
     """Extra fields in any mapping that JSON can write have a fingerprint, in any order."""
     mixed = {"more": {1: "number", "b": "text"}}
     one = TextToVideo("a kitten", extra=UserDict({"a": 1} | mixed))
@@ -343,7 +345,7 @@ def test_whatever_a_request_may_carry_has_a_fingerprint() -> None:
     assert fingerprint(one) == fingerprint(other)
 
 
-def test_a_plan_tells_what_may_be_told() -> None:
+def test_a_plan_holds_no_prompt() -> None:
     """A plan has kind, model and length of a request, and its fingerprint as the key."""
     request = TextToVideo("a kitten", seconds=5)
     plan = plan_of(request)
@@ -363,7 +365,7 @@ def settled(state: TaskState, task_id: str = "task of k") -> TaskSettled:
     return TaskSettled(task_id, state, 3, 320.0, state is not TaskState.SUCCEEDED)
 
 
-async def test_it_notes_how_a_task_ended_and_that_its_clip_is_on_disk(journal: Journal) -> None:
+async def test_events_write_that_a_task_ended_and_its_clip_is_saved(journal: Journal) -> None:
     """Events take a job from ACCEPTED over FINISHED to SAVED, with points and size."""
     await job_at(journal, ACCEPTED)
     before = time.time()
@@ -377,8 +379,8 @@ async def test_it_notes_how_a_task_ended_and_that_its_clip_is_on_disk(journal: J
 
 
 @pytest.mark.parametrize("end", [TaskState.FAILED, TaskState.CANCELED])
-async def test_it_notes_failures(journal: Journal, end: TaskState) -> None:
-    """A task that failed or was cancelled makes its job FAILED, its refund told."""
+async def test_events_write_failures(journal: Journal, end: TaskState) -> None:
+    """A task that failed or was cancelled makes its job FAILED, with its refund."""
     await job_at(journal, ACCEPTED)
     journal.note(settled(end))
     job = await journal.find("k")
@@ -386,18 +388,18 @@ async def test_it_notes_failures(journal: Journal, end: TaskState) -> None:
     assert (job.state, job.error, job.points, job.refunded) == (FAILED, "TaskFailed", 320.0, True)
 
 
-async def test_what_is_written_of_an_end_stays(journal: Journal) -> None:
-    """An end that is reported again, after another, changes nothing."""
+async def test_a_second_end_changes_nothing(journal: Journal) -> None:
+    """If the end of a task is reported again, or differently, the row stays as it is."""
     before = await job_at(journal, SAVED)
     journal.note(settled(TaskState.FAILED))
     journal.note(settled(TaskState.SUCCEEDED))
     assert await journal.find("k") == before
 
 
-async def test_unknown_tasks_and_other_events_are_nobodys_concern(
+async def test_unknown_tasks_and_other_events_are_ignored(
     journal: Journal, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Events of tasks that the journal does not know change nothing and are no trouble."""
+    """Events of tasks that are not in the journal change nothing and raise nothing."""
     before = await job_at(journal, ACCEPTED)
     journal.note(settled(TaskState.SUCCEEDED, "a stranger"))
     journal.note(settled(TaskState.SUCCEEDED, "k"))
@@ -407,10 +409,10 @@ async def test_unknown_tasks_and_other_events_are_nobodys_concern(
     assert caplog.records == []
 
 
-async def test_a_remark_that_cannot_be_written_is_logged(
+async def test_an_event_that_cannot_be_written_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A note is not awaited, so its failure is in the log."""
+    """Writing an event is not awaited, so its failure is in the log."""
     journal = Journal(tmp_path / "nowhere" / "run.db")
     journal.note(settled(TaskState.SUCCEEDED))
     await journal.aclose()
@@ -435,7 +437,7 @@ async def test_a_remark_that_cannot_be_written_is_logged(
 async def test_a_submission_that_failed_is_written_by_its_fate(
     journal: Journal, error: RunwayError, state: JobState
 ) -> None:
-    """What is known about a failed request decides between again, never and in doubt."""
+    """The fate of a failed request decides if its job is PLANNED, FAILED or IN_DOUBT."""
     await journal.plan(wanted(), NOW)
     entry = Entry(journal, "k", ManualClock())
     await entry.sending()
@@ -447,10 +449,10 @@ async def test_a_submission_that_failed_is_written_by_its_fate(
 
 
 @pytest.mark.parametrize(("task_id", "written"), [("t-1", "t-1"), (None, None), ("t-\ud800", None)])
-async def test_a_doubt_keeps_the_task_that_its_answer_named(
+async def test_a_doubt_keeps_the_task_id_of_a_damaged_response(
     journal: Journal, task_id: str | None, written: str | None
 ) -> None:
-    """The id from a damaged answer is in the row, and the job is found by it."""
+    """The id from a damaged response is in the row, and the job is found by it."""
     await journal.plan(wanted(), NOW)
     entry = Entry(journal, "k", ManualClock())
     await entry.sending()
@@ -460,8 +462,8 @@ async def test_a_doubt_keeps_the_task_that_its_answer_named(
     assert await journal.find("t-1") == (job if written else None)
 
 
-async def test_a_refusal_keeps_no_task(journal: Journal) -> None:
-    """Only what is in doubt or accepted has a task."""
+async def test_a_refused_job_has_no_task(journal: Journal) -> None:
+    """Only jobs that are in doubt or accepted have a task."""
     await journal.plan(wanted(), NOW)
     entry = Entry(journal, "k", ManualClock())
     await entry.sending()
@@ -484,10 +486,10 @@ async def test_a_refusal_keeps_no_task(journal: Journal) -> None:
         ("", None),
     ],
 )
-async def test_only_a_code_is_written_as_one(
+async def test_only_a_code_is_written_as_a_code(
     journal: Journal, code: str, written: str | None
 ) -> None:
-    """What a gateway puts where a code belongs may be a sentence with the prompt in it."""
+    """A gateway may put a sentence that quotes the prompt where a code belongs."""
     await journal.plan(wanted(), NOW)
     entry = Entry(journal, "k", ManualClock())
     await entry.sending()
@@ -497,7 +499,7 @@ async def test_only_a_code_is_written_as_one(
 
 
 async def test_a_submission_that_was_accepted_has_its_id(journal: Journal) -> None:
-    """The row says SUBMITTING while the request is away, and has the id afterwards."""
+    """The row is SUBMITTING while the request is in flight, and has the id afterwards."""
     await journal.plan(wanted(), NOW)
     entry = Entry(journal, "k", ManualClock(unix=99.0))
     await entry.sending()
@@ -523,14 +525,14 @@ def database(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def without_tables(path: Path) -> None:
-    """A database that nobody has put anything in."""
+    """An empty database."""
     with database(path) as db:
         db.execute("VACUUM")
 
 
 async def test_the_schema_explains_each_of_its_columns(journal: Journal) -> None:
-    """In the file itself, each column stands below a sentence of its own or of its group."""
-    stored = await asked(journal, "SELECT sql FROM sqlite_schema WHERE name = 'job'")
+    """In the file itself, a comment stands above each column or group of columns."""
+    stored = await value_of(journal, "SELECT sql FROM sqlite_schema WHERE name = 'job'")
     body = stored[stored.index("(") + 1 : stored.rindex(")")]
     lines = [line.strip() for line in body.strip().splitlines()]
     names = await journal._run(
@@ -543,19 +545,19 @@ async def test_the_schema_explains_each_of_its_columns(journal: Journal) -> None
     assert set(names) == {field.name for field in attrs.fields(Job)}
 
 
-async def test_the_file_is_strict_durable_and_ours_alone(journal: Journal) -> None:
+async def test_the_file_is_strict_durable_and_exclusive(journal: Journal) -> None:
     """The table is STRICT, the log write-ahead and flushed at each commit, the lock exclusive."""
     strict = "SELECT strict FROM pragma_table_list WHERE name = 'job'"
-    assert await asked(journal, strict) == 1
-    assert await asked(journal, "PRAGMA journal_mode") == "wal"
-    assert await asked(journal, "PRAGMA synchronous") == 2
-    assert await asked(journal, "PRAGMA fullfsync") == 1
-    assert await asked(journal, "PRAGMA locking_mode") == "exclusive"
-    assert await asked(journal, "PRAGMA user_version") == SCHEMA_VERSION == 3
+    assert await value_of(journal, strict) == 1
+    assert await value_of(journal, "PRAGMA journal_mode") == "wal"
+    assert await value_of(journal, "PRAGMA synchronous") == 2
+    assert await value_of(journal, "PRAGMA fullfsync") == 1
+    assert await value_of(journal, "PRAGMA locking_mode") == "exclusive"
+    assert await value_of(journal, "PRAGMA user_version") == SCHEMA_VERSION == 3
 
 
 async def test_a_wrong_type_is_refused_by_the_file(journal: Journal) -> None:
-    """STRICT keeps a word out of a column of numbers, and the row as it was."""
+    """STRICT refuses text in a column of numbers, and the row stays as it was."""
     before = await job_at(journal, FINISHED)
     with pytest.raises(JournalError, match="REAL"):
         await journal.step("k", SAVED, NOW, points="many")
@@ -564,14 +566,14 @@ async def test_a_wrong_type_is_refused_by_the_file(journal: Journal) -> None:
 
 @pytest.mark.parametrize("make", [Path.touch, without_tables])
 async def test_an_empty_file_becomes_a_journal(path: Path, make: Callable[[Path], None]) -> None:
-    """Nothing at all, and a database without tables, are version 0, and are brought up to date."""
+    """An empty file and a database without tables get the current schema."""
     make(path)
     async with opened(path) as journal:
         await job_at(journal, ACCEPTED)
-        assert await asked(journal, "PRAGMA user_version") == SCHEMA_VERSION
+        assert await value_of(journal, "PRAGMA user_version") == SCHEMA_VERSION
 
 
-def test_each_older_version_has_a_way_on() -> None:
+def test_each_older_version_has_a_migration() -> None:
     """There is one migration from each version below the present one, and none beyond."""
     assert set(journal_file.MIGRATIONS) == set(range(1, SCHEMA_VERSION))
 
@@ -591,15 +593,15 @@ async def test_a_migration_keeps_what_is_there(path: Path, monkeypatch: pytest.M
         monkeypatch, "CREATE TABLE a (\n    b TEXT  -- c; d\n);\nINSERT INTO a VALUES ('e;f');\n"
     )
     async with opened(path) as journal:
-        assert await asked(journal, "PRAGMA user_version") == SCHEMA_VERSION + 1
-        assert await asked(journal, "SELECT b FROM a") == "e;f"
+        assert await value_of(journal, "PRAGMA user_version") == SCHEMA_VERSION + 1
+        assert await value_of(journal, "SELECT b FROM a") == "e;f"
         assert [job.state for job in await journal.jobs()] == [SAVED]
 
 
 async def test_a_migration_that_fails_leaves_the_file_as_it_was(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half a migration is none: version and rows stay what they were."""
+    """If a migration fails halfway, version and rows stay as they were."""
     async with opened(path) as journal:
         await job_at(journal, SAVED)
     with monkeypatch.context() as patch:
@@ -608,8 +610,8 @@ async def test_a_migration_that_fails_leaves_the_file_as_it_was(
             with pytest.raises(JournalError, match="no such table: nowhere"):
                 await journal.counts()
     async with opened(path) as journal:
-        assert await asked(journal, "PRAGMA user_version") == SCHEMA_VERSION
-        assert await asked(journal, "SELECT count(*) FROM sqlite_schema WHERE name = 'a'") == 0
+        assert await value_of(journal, "PRAGMA user_version") == SCHEMA_VERSION
+        assert await value_of(journal, "SELECT count(*) FROM sqlite_schema WHERE name = 'a'") == 0
         assert [job.state for job in await journal.jobs()] == [SAVED]
 
 
@@ -683,10 +685,10 @@ def content(path: Path) -> object:
         (folder, JournalError, "unable to open database file"),
     ],
 )
-async def test_a_file_that_is_no_journal_is_told_and_left_alone(
+async def test_a_file_that_is_not_a_journal_is_an_error_and_unchanged(
     path: Path, make: Callable[[Path], None], kind: type[JournalError], says: str
 ) -> None:
-    """What cannot be a journal is an error before any money, and not a byte of it changes."""
+    """A file that is not a journal is an error before any money is spent, and is not changed."""
     make(path)
     before = content(path)
     async with opened(path) as journal:
@@ -698,8 +700,8 @@ async def test_a_file_that_is_no_journal_is_told_and_left_alone(
 
 
 @pytest.mark.parametrize("name", ["missing/run.db", "file/run.db", "nul\0/run.db"])
-async def test_a_folder_that_is_none_is_told(tmp_path: Path, name: str) -> None:
-    """No folder is made: a journal in one that is missing is an error that names it."""
+async def test_a_missing_folder_is_an_error(tmp_path: Path, name: str) -> None:
+    """No folder is made: the error names the one that is missing."""
     (tmp_path / "file").touch()
     async with opened(tmp_path / name) as journal:
         with pytest.raises(JournalError, match="no folder") as caught:
@@ -710,7 +712,7 @@ async def test_a_folder_that_is_none_is_told(tmp_path: Path, name: str) -> None:
 
 @contextmanager
 def guest() -> Iterator[Path]:
-    """Return a folder, and be somebody whom file permissions hold back, as root is not."""
+    """Return a folder, with this process as a user that file permissions apply to."""
     place = Path(tempfile.mkdtemp())
     is_root = os.geteuid() == 0
     try:
@@ -727,8 +729,8 @@ def guest() -> Iterator[Path]:
         shutil.rmtree(place)
 
 
-async def test_a_folder_that_may_not_be_written_is_told() -> None:
-    """A journal that cannot be made is an error before any money."""
+async def test_a_read_only_folder_is_an_error() -> None:
+    """A journal that cannot be made is an error before any money is spent."""
     with guest() as place:
         inside = place / "closed"
         inside.mkdir(mode=0o555)
@@ -738,8 +740,8 @@ async def test_a_folder_that_may_not_be_written_is_told() -> None:
     assert caught.value.money == MONEY
 
 
-async def test_a_file_that_may_not_be_written_is_told() -> None:
-    """A journal that can only be read is an error before any money."""
+async def test_a_read_only_file_is_an_error() -> None:
+    """A journal that can only be read is an error before any money is spent."""
     with guest() as place:
         path = place / "run.db"
         async with opened(path) as journal:
@@ -751,7 +753,7 @@ async def test_a_file_that_may_not_be_written_is_told() -> None:
     assert caught.value.money == MONEY
 
 
-async def test_a_folder_that_may_not_be_entered_is_no_other_process() -> None:
+async def test_a_folder_without_permission_is_not_another_process() -> None:
     """Missing permissions are named in the error, whatever the folder is called."""
     with guest() as place:
         (place / "locked").mkdir(mode=0o000)
@@ -761,11 +763,11 @@ async def test_a_folder_that_may_not_be_entered_is_no_other_process() -> None:
     assert not isinstance(caught.value, JournalBusy)
 
 
-async def test_a_full_disk_is_told_and_breaks_nothing(journal: Journal) -> None:
-    """What does not fit is an error for each that waited, and what was written before stays."""
+async def test_a_full_disk_is_an_error_and_breaks_nothing(journal: Journal) -> None:
+    """Each caller whose row does not fit gets an error; rows that were written before stay."""
     before = await job_at(journal, ACCEPTED)
-    pages = await asked(journal, "PRAGMA page_count")
-    await asked(journal, f"PRAGMA max_page_count={pages}")
+    pages = await value_of(journal, "PRAGMA page_count")
+    await value_of(journal, f"PRAGMA max_page_count={pages}")
     plans = [journal.plan(wanted(f"{number:0500}"), NOW) for number in range(100)]
     results = await asyncio.gather(*plans, return_exceptions=True)
     refused = [result for result in results if isinstance(result, JournalError)]
@@ -775,7 +777,7 @@ async def test_a_full_disk_is_told_and_breaks_nothing(journal: Journal) -> None:
     }
     assert "full" in str(refused[0])
     assert len({id(one) for one in refused}) == len(refused)
-    await asked(journal, "PRAGMA max_page_count=100000")
+    await value_of(journal, "PRAGMA max_page_count=100000")
     assert (await journal.find("k")) == before
     assert len(await journal.jobs()) == 1 + len(results) - len(refused)
     await job_at(journal, SAVED, "there is room again")
@@ -805,7 +807,7 @@ asyncio.run(main(sys.argv[1]))
 
 
 def python(source: str, *arguments: object, **options: Any) -> "subprocess.Popen[str]":
-    """Start *source* in an interpreter of its own in which each warning is an error."""
+    """Start *source* in another interpreter, in which each warning is an error."""
     root = Path(fuhu_runway.__file__).parents[1]
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", source, *map(str, arguments)],
@@ -817,8 +819,8 @@ def python(source: str, *arguments: object, **options: Any) -> "subprocess.Popen
     )
 
 
-async def test_a_file_that_may_grow_no_further_keeps_what_it_has(path: Path) -> None:
-    """When the system takes no more bytes, each job that was answered for is in the file."""
+async def test_a_file_that_cannot_grow_keeps_its_rows(path: Path) -> None:
+    """When no more bytes can be written, each job that was reported as written is in the file."""
     pytest.importorskip("resource")
     with python(FULL, path) as process:
         said, _ = process.communicate()
@@ -847,8 +849,8 @@ asyncio.run(main(sys.argv[1]))
 """
 
 
-async def test_a_second_process_is_told_and_writes_nothing(path: Path) -> None:
-    """While one process has it open a second gets JournalBusy, and afterwards may go on."""
+async def test_a_second_process_gets_an_error_and_writes_nothing(path: Path) -> None:
+    """While one process has it open, a second gets JournalBusy, and can use it afterwards."""
     async with opened(path) as journal:
         with python(HOLDER, path) as process:
             assert process.stdout is not None
@@ -876,7 +878,7 @@ async def test_a_process_that_was_killed_leaves_its_doubts(path: Path) -> None:
     assert (job.state, job.error, job.task_id) == (IN_DOUBT, "NoReply", None)
 
 
-async def test_a_second_journal_of_the_same_process_is_told(journal: Journal) -> None:
+async def test_a_second_journal_of_the_same_process_is_an_error(journal: Journal) -> None:
     """Two journals over one file do not mix within one process either."""
     await job_at(journal, ACCEPTED)
     async with opened(journal.path) as second:
@@ -888,7 +890,7 @@ async def test_a_second_journal_of_the_same_process_is_told(journal: Journal) ->
 # Opening, closing, doubts
 
 
-async def test_it_is_made_on_first_use(path: Path) -> None:
+async def test_the_file_is_made_on_first_use(path: Path) -> None:
     """Making the object touches nothing, and closing what was never used neither."""
     journal = Journal(str(path))
     assert repr(journal) == "<Journal run.db closed>"
@@ -900,8 +902,8 @@ async def test_it_is_made_on_first_use(path: Path) -> None:
     assert repr(journal) == "<Journal run.db closed>"
 
 
-async def test_closed_it_lets_go_and_opens_anew(journal: Journal) -> None:
-    """A closed journal leaves one file without a lock, and goes on with it when used again."""
+async def test_a_closed_journal_can_be_opened_again(journal: Journal) -> None:
+    """Closing leaves one unlocked file; using the journal opens it again."""
     before = await job_at(journal, ACCEPTED)
     await journal.aclose()
     assert content(journal.path.parent) == ["run.db"]
@@ -910,8 +912,8 @@ async def test_closed_it_lets_go_and_opens_anew(journal: Journal) -> None:
     assert await journal.jobs() == [before]
 
 
-async def test_using_it_while_it_closes_is_no_trouble(journal: Journal) -> None:
-    """Whatever is asked while another closes it is answered, by the same file opened anew."""
+async def test_it_can_be_used_while_it_closes(journal: Journal) -> None:
+    """A call during closing opens the same file again."""
     for number in range(20):
         await journal.plan(wanted(f"before {number}"), NOW)
         await asyncio.gather(
@@ -921,10 +923,10 @@ async def test_using_it_while_it_closes_is_no_trouble(journal: Journal) -> None:
 
 
 @pytest.mark.parametrize("state", JobState)
-async def test_what_was_in_flight_is_in_doubt_once_it_is_closed(
+async def test_jobs_in_flight_are_in_doubt_once_it_is_closed(
     journal: Journal, state: JobState
 ) -> None:
-    """Closing says of a job that is SUBMITTING that nobody knows, and of no other job anything."""
+    """Closing marks SUBMITTING jobs as IN_DOUBT, and no others."""
     before = await job_at(journal, state)
     await journal.aclose()
     with database(journal.path) as db:
@@ -936,10 +938,10 @@ async def test_what_was_in_flight_is_in_doubt_once_it_is_closed(
 
 
 @pytest.mark.parametrize("state", JobState)
-async def test_what_was_in_flight_is_in_doubt_once_it_is_opened(
+async def test_jobs_in_flight_at_a_crash_are_in_doubt_once_it_is_opened(
     journal: Journal, tmp_path: Path, state: JobState
 ) -> None:
-    """The file as a crash leaves it says SUBMITTING; opened, that is in doubt, and no other is."""
+    """A crash leaves rows as SUBMITTING; opening marks them as IN_DOUBT, and no others."""
     before = await job_at(journal, state)
     left = tmp_path / "left.db"
     for suffix in ["", "-wal"]:
@@ -954,7 +956,7 @@ async def test_what_was_in_flight_is_in_doubt_once_it_is_opened(
 async def test_a_doubt_that_cannot_be_written_does_not_keep_it_from_closing(
     journal: Journal,
 ) -> None:
-    """With the table gone there is nothing to say any more, and closing lets go all the same."""
+    """With the table gone no row can be written, and closing unlocks the file all the same."""
     await journal._run(lambda db: db.execute("DROP TABLE job"))
     await journal.aclose()
     assert repr(journal) == "<Journal run.db closed>"
@@ -978,16 +980,16 @@ async def _planned(journal: Journal, key: str) -> None:
     await journal.plan(wanted(key), NOW)
 
 
-def test_a_loop_that_ends_meanwhile_is_no_trouble(path: Path) -> None:
-    """What is still being written when its loop ends is written, and the next loop is served."""
+def test_a_loop_may_end_while_rows_are_written(path: Path) -> None:
+    """Rows that are being written when their loop ends are written; the next loop works."""
     journal, busy = Journal(path), threading.Event()
 
     async def leave_early() -> None:
         held = asyncio.create_task(journal._run(lambda _db: busy.wait()))
-        asked_for = asyncio.create_task(_planned(journal, "asked for"))
+        requested = asyncio.create_task(_planned(journal, "requested"))
         await asyncio.sleep(0)
         held.cancel()
-        asked_for.cancel()
+        requested.cancel()
 
     asyncio.run(leave_early())
     busy.set()
@@ -997,14 +999,14 @@ def test_a_loop_that_ends_meanwhile_is_no_trouble(path: Path) -> None:
         await journal.aclose()
         return jobs
 
-    assert [job.key for job in asyncio.run(later())] == ["asked for"]
+    assert [job.key for job in asyncio.run(later())] == ["requested"]
 
 
 # Many at once
 
 
-async def test_what_gathers_is_written_in_few_transactions(journal: Journal) -> None:
-    """Thousands of plans that wait for the disk share a transaction by the thousand."""
+async def test_queued_rows_share_transactions(journal: Journal) -> None:
+    """Thousands of plans that wait for the disk are written in a few transactions."""
     said: list[str] = []
     await journal._run(lambda db: db.set_trace_callback(said.append))
     busy = threading.Event()
@@ -1018,11 +1020,26 @@ async def test_what_gathers_is_written_in_few_transactions(journal: Journal) -> 
     assert sum((await journal.counts()).values()) == 2500
 
 
+async def test_events_share_the_next_commit(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a task costs no flush if another row is about to be written."""
+    monkeypatch.setattr("fuhu_runway._journal_file.UNAWAITED_WAIT", 600.0)
+    await job_at(journal, ACCEPTED)
+    said: list[str] = []
+    await journal._run(lambda db: db.set_trace_callback(said.append))
+    said.clear()
+    journal.note(settled(TaskState.SUCCEEDED))
+    await asyncio.sleep(0.01)
+    assert [job.state for job in await journal.jobs()] == [FINISHED]
+    assert said.count("BEGIN") == 1
+
+
 @pytest.mark.parametrize(
     "fault",
     [
         lambda journal: journal.step("k", SAVED, NOW),
-        lambda journal: journal.step("nobody", SUBMITTING, NOW),
+        lambda journal: journal.step("unknown", SUBMITTING, NOW),
         lambda journal: journal.step("k", FINISHED, NOW, unheard_of=1),
         lambda journal: journal.step("k", FINISHED, NOW, points="many"),
         lambda journal: journal.step("k", FINISHED, NOW, points=object()),
@@ -1031,10 +1048,10 @@ async def test_what_gathers_is_written_in_few_transactions(journal: Journal) -> 
         lambda journal: journal.plan(wanted("k2", custom_id="\ud800"), NOW),
     ],
 )
-async def test_a_fault_of_one_is_its_own(
+async def test_one_faulty_row_does_not_affect_others(
     journal: Journal, fault: Callable[[Journal], Awaitable[Job]]
 ) -> None:
-    """A step that shares a transaction with one that cannot be written is written all the same."""
+    """A step is written although another one in the same transaction is an error."""
     await job_at(journal, ACCEPTED)
     await job_at(journal, SUBMITTING, "other")
     _, wrong, _ = await asyncio.gather(
@@ -1048,8 +1065,8 @@ async def test_a_fault_of_one_is_its_own(
     assert {job.key for job in await journal.jobs(PLANNED)} == {"before", "after"}
 
 
-async def test_whoever_is_cancelled_leaves_it_usable(journal: Journal) -> None:
-    """A caller who went away meanwhile costs nobody else anything; what was asked is written."""
+async def test_a_cancelled_caller_leaves_it_usable(journal: Journal) -> None:
+    """Cancelling one caller does not affect others, and its row is written all the same."""
     busy = threading.Event()
     held = asyncio.create_task(journal._run(lambda _db: busy.wait()))
     gone = asyncio.create_task(_planned(journal, "gone"))
@@ -1062,7 +1079,7 @@ async def test_whoever_is_cancelled_leaves_it_usable(journal: Journal) -> None:
     assert [job.key for job in await journal.jobs()] == ["gone", "stays"]
 
 
-# What it is given
+# Values
 
 
 WRONG: Final[dict[str, Callable[[Journal], Awaitable[Any]]]] = {
@@ -1080,8 +1097,8 @@ WRONG: Final[dict[str, Callable[[Journal], Awaitable[Any]]]] = {
 
 
 @pytest.mark.parametrize("field", WRONG)
-async def test_what_the_file_cannot_hold_is_named(journal: Journal, field: str) -> None:
-    """Halves of characters, endless numbers and objects are an error that names the field."""
+async def test_a_value_that_the_file_cannot_hold_is_named(journal: Journal, field: str) -> None:
+    """Lone surrogates, large numbers and objects are an error that names the field."""
     before = await job_at(journal, SUBMITTING)
     with pytest.raises(JournalError, match=f"cannot hold this {field}") as caught:
         await WRONG[field](journal)
@@ -1093,7 +1110,7 @@ async def test_what_the_file_cannot_hold_is_named(journal: Journal, field: str) 
 async def test_an_instant_that_the_file_cannot_hold_is_named(
     journal: Journal, plan: Callable[..., Awaitable[Job]]
 ) -> None:
-    """A time that is no number of 64 bits plans nothing."""
+    """A time that is not a 64-bit number is an error, and nothing is planned."""
     with pytest.raises(JournalError, match="cannot hold this now"):
         await plan(journal, wanted(), 2**64)
     assert await journal.jobs() == []
@@ -1103,14 +1120,14 @@ async def test_an_instant_that_the_file_cannot_hold_is_named(
 async def test_a_key_that_the_file_cannot_hold_is_named(
     journal: Journal, act: Callable[[Journal, str], Awaitable[Any]]
 ) -> None:
-    """Each method that takes a key says that it is the key."""
+    """In each method that takes a key, the error names the key."""
     with pytest.raises(JournalError, match="cannot hold this key"):
         await act(journal, "\ud800")
 
 
 @pytest.mark.parametrize("name", ["state", "unheard_of", "points = 1, error"])
 async def test_a_step_changes_columns_only(journal: Journal, name: str) -> None:
-    """The state comes from the step alone, and what is no column changes nothing."""
+    """Changes cannot set the state or a column that does not exist."""
     before = await job_at(journal, ACCEPTED)
     with pytest.raises(JournalError, match="A step cannot change"):
         await journal.step("k", FINISHED, NOW, **{name: "saved"})
@@ -1119,7 +1136,7 @@ async def test_a_step_changes_columns_only(journal: Journal, name: str) -> None:
 
 @pytest.mark.parametrize("text", ["a\0b", "\U0001f431", "x" * 100_000, "'; DROP TABLE job; --"])
 async def test_other_text_is_kept_as_it_is(journal: Journal, text: str) -> None:
-    """Zeros, emoji, length and quotes are no trouble in a key and in a name."""
+    """Keys and names may hold zeros, emoji, quotes and any length."""
     await journal.plan(wanted(text, custom_id=f"my {text}"), NOW)
     for name in (text, f"my {text}"):
         job = await journal.find(name)
@@ -1133,29 +1150,29 @@ async def test_other_text_is_kept_as_it_is(journal: Journal, text: str) -> None:
 async def damaged(journal: Journal, setting: str) -> None:
     """Write a finished job, of which a column was overwritten."""
     await job_at(journal, FINISHED)
-    await asked(journal, f"UPDATE job SET {setting} RETURNING 1")  # noqa: S608
+    await value_of(journal, f"UPDATE job SET {setting} RETURNING 1")  # noqa: S608
 
 
 @pytest.mark.parametrize("act", [Journal.jobs, Journal.counts, lambda j: j.find("k")])
-async def test_a_state_that_is_none_is_named(
+async def test_an_unknown_state_is_an_error(
     journal: Journal, act: Callable[[Journal], Awaitable[Any]]
 ) -> None:
-    """A word that is no state is an error that quotes its start, and no job is left out."""
+    """An unknown state is an error that quotes its start; no job is left out."""
     await damaged(journal, f"state = 'paid{'!' * 100}'")
     with pytest.raises(JournalError, match=r"damaged: the state of a job is 'paid!{36}'"):
         await act(journal)
 
 
 @pytest.mark.parametrize("at", ["1e300", "9e999", "-1e300", "-9e999"])
-async def test_impossible_instants_teach_nothing(journal: Journal, at: str) -> None:
-    """A duration that cannot be is left out of what the schedule learns from."""
+async def test_impossible_durations_are_ignored(journal: Journal, at: str) -> None:
+    """An impossible duration is left out of what the schedule learns from."""
     await damaged(journal, f"finished_at = {at}")
     assert await journal.durations() == []
 
 
 @pytest.mark.parametrize("at", ["1e300", "9e999", "-1e300", "-9e999"])
-async def test_impossible_beginnings_teach_nothing(journal: Journal, at: str) -> None:
-    """The same holds where the instant of the id cannot be."""
+async def test_impossible_starts_are_ignored(journal: Journal, at: str) -> None:
+    """The same holds if the instant of acceptance is impossible."""
     await damaged(journal, f"accepted_at = {at}")
     assert await journal.durations() == []
 
@@ -1164,14 +1181,14 @@ async def test_impossible_beginnings_teach_nothing(journal: Journal, at: str) ->
 
 
 async def test_each_journal_keys_its_fingerprints(tmp_path: Path) -> None:
-    """Equal requests look different in two journals, and the same in each run of one."""
+    """Equal requests have different fingerprints in two journals, and the same in one."""
     plan = plan_of(TextToVideo("a kitten"))
     marks = []
     for name in ["a.db", "b.db", "a.db"]:
         async with opened(tmp_path / name) as journal:
             job = await journal.plan_next(plan, NOW)
             marks.append(job.fingerprint)
-            salt = await asked(journal, "SELECT salt FROM header")
+            salt = await value_of(journal, "SELECT salt FROM header")
             keyed = hmac.digest(salt, plan.fingerprint.encode(), "sha256").hex()
             assert (len(salt), job.fingerprint, job.key) == (32, keyed, f"{keyed}:1")
     assert marks[0] == marks[2] != marks[1]
@@ -1179,7 +1196,7 @@ async def test_each_journal_keys_its_fingerprints(tmp_path: Path) -> None:
 
 
 async def test_a_named_job_is_keyed_as_well(journal: Journal) -> None:
-    """A job with a key of its own has a fingerprint that tells nothing outside of its journal."""
+    """The fingerprint of a named job is keyed by its journal, too."""
     plan = plan_of(TextToVideo("a kitten"), "id:mine", "mine")
     job = await journal.plan(plan, NOW)
     assert job.key == "id:mine"
@@ -1207,7 +1224,7 @@ def with_log(path: Path, copy: Path) -> Path:
 
 
 @pytest.mark.parametrize("copied", [without_log, with_empty_log])
-async def test_a_file_without_its_log_is_found_out(
+async def test_a_file_without_its_log_is_detected(
     journal: Journal, tmp_path: Path, copied: Callable[[Path, Path], Path]
 ) -> None:
     """Copied alone while it is open, the file lacks paid jobs, and is refused each time."""
@@ -1221,7 +1238,7 @@ async def test_a_file_without_its_log_is_found_out(
     assert "may be paid for" in caught.value.money
 
 
-async def test_it_is_found_out_after_any_number_of_checkpoints(
+async def test_a_missing_log_is_detected_after_any_number_of_checkpoints(
     journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However much of the log was moved into the file, the file alone is refused."""
@@ -1239,8 +1256,10 @@ async def test_it_is_found_out_after_any_number_of_checkpoints(
         assert len(await whole.jobs()) == 30
 
 
-async def test_one_can_go_on_without_the_log(journal: Journal, tmp_path: Path) -> None:
-    """The statement that the error names makes a journal of what the file has."""
+async def test_the_command_in_the_error_makes_the_file_usable(
+    journal: Journal, tmp_path: Path
+) -> None:
+    """After the command that the error names, the file opens without its log."""
     await job_at(journal, ACCEPTED)
     copy = without_log(journal.path, tmp_path / "copy.db")
     async with opened(copy) as alone:
@@ -1306,7 +1325,7 @@ async def test_death_while_the_log_is_moved_loses_nothing(
 async def test_a_log_that_cannot_be_moved_stays(
     journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk at a checkpoint is no trouble for those who wait; closing tries once more."""
+    """A full disk at a checkpoint affects no caller; closing tries once more."""
     monkeypatch.setattr(journal_file, "CHECKPOINT_AFTER", 2)
     refused = "CREATE TEMP TRIGGER full BEFORE UPDATE ON header BEGIN SELECT RAISE(FAIL, 'x'); END"
     await journal._run(lambda db: db.execute(refused))
@@ -1318,7 +1337,7 @@ async def test_a_log_that_cannot_be_moved_stays(
     assert [job.state for job in await journal.jobs()] == [ACCEPTED]
 
 
-# Who may read it
+# Permissions
 
 
 def modes(path: Path) -> list[int]:
@@ -1339,8 +1358,8 @@ async def test_the_files_are_for_their_owner_alone(journal: Journal) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
-async def test_permissions_that_it_has_stay(path: Path) -> None:
-    """A file that was there may be shared by intention."""
+async def test_permissions_of_an_existing_file_stay(path: Path) -> None:
+    """An existing file may be shared on purpose."""
     os.close(os.open(path, os.O_CREAT, 0o640))
     async with opened(path) as journal:
         await job_at(journal, ACCEPTED)
@@ -1431,8 +1450,8 @@ asyncio.run(parent())
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
-def test_a_forked_child_is_told_whose_it_is(tmp_path: Path) -> None:
-    """Open at the fork it is the parent's, in every descendant; closed or unused it works."""
+def test_a_forked_child_gets_an_error(tmp_path: Path) -> None:
+    """A journal that was open at the fork is the parent's; a closed or unused one works."""
     with python(FORKED, *(tmp_path / f"{name}.db" for name in "abc")) as process:
         said, _ = process.communicate(timeout=60)
     theirs = "JournalBusy The journal 'a.db' was open when this process was forked: it is the"
@@ -1451,12 +1470,12 @@ def test_a_forked_child_is_told_whose_it_is(tmp_path: Path) -> None:
 async def test_a_fork_is_imitated(
     journal: Journal, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What waits hears of it, what nobody waits for is in the log, and closing does nothing."""
+    """A caller gets the error, an event that cannot be written is logged, closing does nothing."""
     before = await job_at(journal, ACCEPTED)
     child = Journal(journal.path)
     child._thread = journal._thread
     monkeypatch.setattr(journals, "_JOURNALS", {child})
-    journals._start_over()
+    journals._after_fork()
     with pytest.raises(JournalBusy, match="when this process was forked"):
         await child.jobs()
     child.note(settled(TaskState.SUCCEEDED))
@@ -1479,14 +1498,14 @@ MARK: Final = "marked-7c1e9d5b"
         ("nt", 'fuhu-runway jobs "/clips of mine/it\'s.db"'),
     ],
 )
-def test_a_command_is_told_as_the_systems_shell_takes_it(
+def test_a_command_is_quoted_for_the_shell_of_the_system(
     monkeypatch: pytest.MonkeyPatch, system: str, line: str
 ) -> None:
     """The shells of Windows know double quotes alone."""
     monkeypatch.setattr(os, "name", system)
-    told = command_line("fuhu-runway", "jobs", "/clips of mine/it's.db")
+    shown = command_line("fuhu-runway", "jobs", "/clips of mine/it's.db")
     monkeypatch.undo()
-    assert told == line
+    assert shown == line
 
 
 async def test_the_file_holds_no_prompt_and_no_address(journal: Journal) -> None:

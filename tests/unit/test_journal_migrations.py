@@ -59,7 +59,7 @@ ROWS: Final = """
 INSERT INTO job (key, fingerprint, endpoint, state, task_id, submissions, planned_at, accepted_at)
 VALUES ('k', 'f', 'TextToVideo', 'accepted', 't-1', 1, 1.5, 2.5);
 INSERT INTO job (key, fingerprint, endpoint, state, submissions, planned_at)
-VALUES ('in the air', 'g', 'ActOne', 'submitting', 1, 3.5);
+VALUES ('in flight', 'g', 'ActOne', 'submitting', 1, 3.5);
 """
 
 
@@ -120,7 +120,7 @@ async def test_an_older_journal_keeps_every_row(path: Path, make: Callable[[Path
         accepted_at=2.5,
         traceparent=TRACE if make is of_version_2 else None,
     )
-    assert (doubtful.key, doubtful.state) == ("in the air", JobState.IN_DOUBT)
+    assert (doubtful.key, doubtful.state) == ("in flight", JobState.IN_DOUBT)
     assert doubtful.traceparent is None
 
 
@@ -131,8 +131,8 @@ async def test_an_older_journal_lets_two_jobs_have_one_task(
     """The id of another job can be written, and the end of the task is written to both."""
     make(path)
     journal = Journal(path)
-    await journal.step("in the air", JobState.ACCEPTED, 4.5, task_id="t-1")
-    for key in ("k", "in the air"):
+    await journal.step("in flight", JobState.ACCEPTED, 4.5, task_id="t-1")
+    for key in ("k", "in flight"):
         await journal.step(key, JobState.FINISHED, 5.5)
     journal.note(DownloadFinished("t-1", 42))
     jobs = await journal.jobs()

@@ -189,10 +189,10 @@ async def test_a_closed_poller_ignores_webhooks(scene: Scene) -> None:
 async def test_an_end_that_was_found_elsewhere_is_proof(scene: Scene) -> None:
     """An end that a webhook led to counts as proof, whichever wait polled."""
     running = addressed(scene, "t-2")
-    scene.poller.take_told(running, record("t-2"))
+    scene.poller.take_found(running, record("t-2"))
     assert addressed(scene, "t-3").due_at == scene.clock.now() + 2.0
     ended = addressed(scene, "t-4")
-    scene.poller.take_told(ended, done("t-4"))
+    scene.poller.take_found(ended, done("t-4"))
     assert addressed(scene, "t-5").due_at == scene.clock.now() + NET
     assert await scene.poller.settled(ended, None) == done("t-4")
     assert scene.feed.looks == []

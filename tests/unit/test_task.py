@@ -120,7 +120,7 @@ def test_a_task_has_the_record_of_its_webhook(sessions: FakeSessions) -> None:
     task = sessions.task()
     watch = sessions.scene.watch()
     task.keep(watch)
-    sessions.scene.poller.take_told(watch, done())
+    sessions.scene.poller.take_found(watch, done())
     assert task.record == done()
 
 

@@ -8,7 +8,7 @@ from . import bodies as _bodies
 from .exchange import Reply, json_reply
 from .store import Body
 
-#: The longest data URI of each kind, in characters (api-facts 11 row 25).
+#: The longest data URI of each kind, in characters (api-facts 11 row 24).
 MAX_DATA_URI: Final = {"image/": 5 * 1024 * 1024, "video/": 16 * 1024 * 1024}
 #: Bytes, where they stand, and the type of a file that has them there.
 SIGNS: Final = (
@@ -59,10 +59,13 @@ FITS: Final[Mapping[str, Callable[[Any], bool]]] = {
     "text": lambda value: isinstance(value, str) and bool(value.strip()),
     "url": lambda value: isinstance(value, str) and value.startswith(("http://", "https://")),
     "clip": lambda value: is_media(value, "video/"),
+    "file": lambda value: is_media(value, "image/") or is_media(value, "video/"),
+    "video": lambda value: value == "video",
+    "image or video": lambda value: isinstance(value, str) and value in {"image", "video"},
+    "pictures": lambda value: isinstance(value, list) and is_picture(value),
     "flag": lambda value: isinstance(value, bool),
     "number": is_number,
     "share": lambda value: is_number(value) and 0 <= value <= 1,
-    "list": lambda value: isinstance(value, list),
     "list of one": lambda value: isinstance(value, list) and len(value) <= 1,
     "five": lambda value: value == 5,
     "1 to 5": lambda value: value in range(1, 6),
@@ -111,6 +114,7 @@ OFFICIAL: Final = {
     "ratio?": "text",
     "seed?": "number",
     "watermark?": "flag",
+    "audio?": "flag",
 }
 #: The fields of each body, in the order of their checks: a key of `FITS` for a value, "?" after an
 #: optional name, or a function of the body.
@@ -152,9 +156,16 @@ CHECKS: Final[dict[str, dict[str, str | Callable[[Body], bool]]]] = {
     },
     "image_to_video": {"promptImage": has_picture_or_text, **OFFICIAL},
     "text_to_video": {"promptText": "text", **OFFICIAL},
-    "video_to_video": {"videoUri": "clip", "promptText": "text", "references?": "list", **OFFICIAL},
+    "video_to_video": {
+        "videoUri": "clip",
+        "promptText": "text",
+        "references?": "pictures",
+        **OFFICIAL,
+    },
     "character_performance": {
-        "character.uri": "url",
+        "character.type": "image or video",
+        "character.uri": "file",
+        "reference.type": "video",
         "reference.uri": "clip",
         "bodyControl?": "flag",
         "expressionIntensity?": "1 to 5",
