@@ -1,14 +1,18 @@
 """Local pictures and clips: what the bytes are, how large they may be, and how they are shown."""
 
 import hashlib
+import stat
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final, TypeVar
 
 import attrs
 
 from ._fields import one_of, usage_error
 from ._urls import is_reachable_address
 from .errors import UsageError
+
+T = TypeVar("T")
 
 Media = str | bytes | Path
 """A picture or a clip: the address of a file, or a local file as its path or its bytes."""
@@ -74,12 +78,7 @@ def check_field(_request: object, field: "attrs.Attribute[Any]", value: object) 
     if isinstance(value, bytes):
         _check_type(field, value[:HEAD], len(value))
     elif isinstance(value, Path):
-        try:
-            size = value.stat().st_size
-            with value.open("rb") as file:
-                head = file.read(HEAD)
-        except (OSError, ValueError) as exc:
-            raise unreadable(field, value, exc) from None  # the cause shows the whole path
+        head, size = _opened(field, value, lambda file: (file.read(HEAD), file.seek(0, 2)))
         _check_type(field, head, size)
     elif value is None and field.default is None:
         return
@@ -115,11 +114,18 @@ def refused(field: "attrs.Attribute[Any]", fault: str, advice: str) -> UsageErro
     return usage_error(field.name, f"{field.name} {fault}.", advice)
 
 
-def unreadable(field: "attrs.Attribute[Any]", path: Path, exc: Exception) -> UsageError:
-    """Return the error for a local file that cannot be read."""
-    reason = getattr(exc, "strerror", None) or type(exc).__name__
+def _opened(field: "attrs.Attribute[Any]", path: Path, look: Callable[[BinaryIO], T]) -> T:
+    """Return what *look* finds in a file, or raise a `UsageError`."""
+    reason = "it is not a regular file"
+    try:
+        if stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its other end
+            with path.open("rb") as file:
+                return look(file)
+    except (OSError, ValueError) as exc:
+        reason = getattr(exc, "strerror", None) or type(exc).__name__
+    # Outside the clause and without the path, which may be a prompt in the wrong column.
     advice = "Use a URL with http:// or https://, or a file that exists; a ~ is not expanded."
-    return refused(field, f"{path.name!r} cannot be read ({reason})", advice)
+    raise refused(field, f"is no file that can be read ({reason})", advice)
 
 
 def shown(value: object) -> str:
@@ -167,14 +173,11 @@ def read(field: "attrs.Attribute[Any]", value: bytes | Path) -> Local:
     Raises:
         UsageError: It cannot be read, or is not what it was when the request was made.
     """
-    if isinstance(value, bytes):
-        data = value
-    else:
-        try:
-            with value.open("rb") as file:
-                data = file.read(MAX_FILE_BYTES + 1)
-        except (OSError, ValueError) as exc:
-            raise unreadable(field, value, exc) from None
+    data = (
+        value
+        if isinstance(value, bytes)
+        else _opened(field, value, lambda file: file.read(MAX_FILE_BYTES + 1))
+    )
     found = _check_type(field, data[:HEAD], len(data))
     return Local(data, found, hashlib.sha256(data).hexdigest())
 

@@ -496,12 +496,12 @@ def test_a_file_that_changes_ends_a_batch_with_5(
 ) -> None:
     """An error after something was paid is not exit code 2, and says what continues."""
 
-    def changed(path: Path, *, skip_bad: object) -> Iterator[Any]:
+    def changed(path: Path, *, skip_bad: object, folder: object) -> Iterator[Any]:
         yield from list(read_items(path))[:1]
         raise errors.UsageError("The file changed.", "Nothing was sent.", "Mend it.")
 
     monkeypatch.setattr("fuhu_runway.inputs.read_items", changed, raising=True)
-    monkeypatch.setattr("fuhu_runway.inputs.check_items", lambda path, skip_bad: 3)
+    monkeypatch.setattr("fuhu_runway.inputs.check_items", lambda path, skip_bad, folder: 3)
     done = run()
     assert done.code == 5
     assert "The file changed." in done.err

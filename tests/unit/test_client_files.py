@@ -314,7 +314,7 @@ async def test_a_file_that_vanished_is_refused_before_anything_is_sent(
     os.unlink(picture)  # noqa: PTH108 - a test may block
     ear = Ear()
     async with quick_client(gateway, uploads=Shelf(), hooks=[ear]) as client:
-        with pytest.raises(UsageError, match=r"image 'kitten.jpg' cannot be read"):
+        with pytest.raises(UsageError, match=r"image is no file that can be read"):
             await client.submit(request)
     assert not gateway.requests
 

@@ -1,4 +1,5 @@
 import hashlib
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -73,11 +74,19 @@ def test_a_file_of_the_other_kind_is_refused(field: str, kind: str, make: Make) 
 def test_a_path_must_be_a_file_that_can_be_read(tmp_path: Path) -> None:
     """A missing file, a folder and an impossible name are refused without the folder's name."""
     for name in ("missing.png", ".", "a\0b"):
-        with pytest.raises(UsageError, match="cannot be read") as caught:
+        with pytest.raises(UsageError, match="is no file that can be read") as caught:
             ImageToVideo("a kitten", tmp_path / name)
         assert caught.value.field == "image"
         assert str(tmp_path) not in str(caught.value)
         assert caught.value.__cause__ is None
+
+
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    """A named pipe is refused at once, since opening it would wait."""
+    path = tmp_path / "pipe.png"
+    os.mkfifo(path)
+    with pytest.raises(UsageError, match="it is not a regular file"):
+        ImageToVideo("a kitten", path)
 
 
 def test_a_tilde_is_not_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +172,7 @@ def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
     path.write_bytes(PNG)
     request = ImageToVideo("a kitten", path)
     path.unlink()
-    with pytest.raises(UsageError, match=r"image '1.png' cannot be read"):
+    with pytest.raises(UsageError, match=r"image is no file that can be read"):
         fingerprint(request)
 
 
