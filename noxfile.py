@@ -92,7 +92,7 @@ def layers(session: nox.Session) -> None:
 @nox.session(requires=["build"])
 def types(session: nox.Session) -> None:
     """The package, this file and the public interface, as strictly as mypy can."""
-    install(session, "types", extras="[cli,otel,testing]")
+    install(session, "types", extras="[cli,otel,store,testing]")
     session.run("mypy")
 
 

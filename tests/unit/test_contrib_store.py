@@ -35,7 +35,7 @@ def bucket(url: str) -> S3Store:
 
 
 async def test_a_bucket_gets_the_file_and_signs_its_address() -> None:
-    """The file is put under its hash with its type, and the address expires as it was told."""
+    """The file is put under its hash with its type, and the signed address expires as set."""
     async with raw_server(reply(b"", ETag='"1"')) as raw:
         files = ObjectStore(bucket(raw.url), prefix="in/", expires=timedelta(hours=2))
         address = await files(PNG, NAME, "image/png")
