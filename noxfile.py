@@ -138,7 +138,7 @@ def interpreter(session: nox.Session) -> None:
 def floors(session: nox.Session) -> None:
     """Every test with the oldest dependencies we admit."""
     declared = PYPROJECT["project"]
-    doors = [declared["optional-dependencies"][name] for name in ("cli", "otel")]
+    doors = [declared["optional-dependencies"][name] for name in ("cli", "otel", "store")]
     # The SDK goes with the API of its own version only.
     doors.append(nox.project.dependency_groups(PYPROJECT, "telemetry"))
     oldest = [*declared["dependencies"], *itertools.chain(*doors)]

@@ -20,6 +20,7 @@ from fuhu_runway import (
     Client,
     Clip,
     Gateway,
+    GatewayFiles,
     Generation,
     ImageToVideo,
     KeyStyle,
@@ -52,6 +53,11 @@ def listener(event: hooks.Event) -> None:
         assert_type(event.delay, float)
 
 
+async def upload(data: bytes, name: str, content_type: str) -> str:
+    """An uploader may be async or not."""
+    return f"https://own.example/{name}"
+
+
 def clients(session: aiohttp.ClientSession) -> None:
     """A client takes a key, and everything else by name."""
     Client()
@@ -78,6 +84,10 @@ def clients(session: aiohttp.ClientSession) -> None:
     assert_type(client.unfinished, tuple[Task, ...])
     assert_type(GATEWAYS, Mapping[str, Gateway])
 
+    Client(uploads=GatewayFiles())
+    Client(uploads=upload)
+    Client(uploads=lambda data, name, content_type: f"https://own.example/{name}")
+    Client(uploads=5)  # type: ignore[arg-type]
     Client(timeouts=5)  # type: ignore[arg-type]
     Client("sk-…", "https://own.example")  # type: ignore[call-arg]  # the rest has names
 

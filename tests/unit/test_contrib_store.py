@@ -56,8 +56,10 @@ async def test_a_public_bucket_needs_no_signature() -> None:
     address = await files(PNG, NAME, "image/png")
     assert address == f"https://cdn.example/pictures/fuhu-runway/{NAME}"
     found = obstore.get(store, f"fuhu-runway/{NAME}")
+    # Older versions write the names of attributes in lower case.
+    types = [value for name, value in found.attributes.items() if name.lower() == "content-type"]
+    assert types == ["image/png"]
     assert bytes(found.bytes()) == PNG
-    assert found.attributes["Content-Type"] == "image/png"
 
 
 async def test_a_folder_takes_files_without_their_type(tmp_path: Path) -> None:
