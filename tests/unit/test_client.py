@@ -644,7 +644,7 @@ async def test_closing_abandons_waits(gateway: Simulator) -> None:
         waiting = asyncio.ensure_future(task.wait())
         await until(lambda: gateway.polls(task.id))
         assert re.fullmatch(
-            r"<Client http://\S+, <RateLimiter \d of 100 in flight, 0 waiting, 10 a second>, "
+            r"<Client http://\S+, <RateLimiter \d of 100 in flight, \d waiting, 10 a second>, "
             r"<Poller 1 tasks(, next in 0\.\d s)?>>",
             repr(client),
         )

@@ -15,7 +15,7 @@ from support.secrets import told
 
 from fuhu_runway.batch import Item
 from fuhu_runway.errors import UsageError
-from fuhu_runway.inputs import KINDS, READERS, check_items, read_items, spooled
+from fuhu_runway.inputs import KINDS, READERS, check_items, read_items, request_of, spooled
 from fuhu_runway.models import (
     ActOne,
     Aleph,
@@ -235,6 +235,14 @@ def test_a_cell_may_be_the_body_of_a_request(made: Make) -> None:
     """A request without a class of its own may stand in a table."""
     path = made("a.csv", 'kind,path,body\nofficial_request,a,"{""promptText"": ""5""}"\n')
     assert requests(path) == [OfficialRequest("a", {"promptText": "5"})]
+
+
+def test_a_request_may_be_made_of_its_kind_and_cells() -> None:
+    """As on a command line: each text is read as a cell is, and an empty one is missing."""
+    cells = {"video": f" {CLIP} ", "prompt": "5", "seconds": "5.0", "image": ""}
+    assert request_of("aleph", cells) == Aleph(CLIP, "5", seconds=5)
+    with pytest.raises(UsageError, match="Aleph has no field 'custom_id'"):
+        request_of("aleph", {**cells, "custom_id": "one"})
 
 
 def test_a_row_may_be_short(made: Make) -> None:
