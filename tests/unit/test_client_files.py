@@ -389,6 +389,21 @@ async def test_a_refusal_of_the_file_route_is_a_failed_upload(
     assert all(request.startswith(b"POST /v1/files ") for request in raw.requests)
 
 
+async def test_no_log_line_shows_a_local_file(
+    gateway: Simulator, picture: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither the address, nor the path, nor the bytes are in the log, at any level."""
+    caplog.set_level(0)
+    async with with_files(gateway.base_url, gateway.api_key) as client:
+        task = await client.generate("a kitten", image=picture)
+        await client.official.image_to_video(picture)
+    assert task.id in caplog.text
+    address = bodies(gateway)[0]["image"]
+    encoded = base64.b64encode(PNG).decode()
+    for secret in (address, "/file/", str(picture), picture.name, DIGEST, encoded):
+        assert secret not in caplog.text
+
+
 def test_a_gateway_without_a_file_route_is_refused_at_once() -> None:
     """GatewayFiles needs a gateway whose row has a files_path."""
     with pytest.raises(UsageError, match="No file route is known of the gateway 'fuhuapi'"):
