@@ -172,7 +172,7 @@ def checked_uploads(
     if isinstance(uploads, GatewayFiles) and gateway.files_path is None:
         raise usage_error(
             "uploads",
-            f"No file route is known of the gateway {gateway.name!r}.",
+            f"The gateway {gateway.name!r} has no known file route.",
             "Set the files_path of a Gateway of your own, or use an ObjectStore or a function.",
         )
     return uploads

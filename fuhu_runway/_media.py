@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, Final, TypeVar
 
 import attrs
 
-from ._fields import one_of, usage_error
+from ._fields import usage_error
 from ._urls import is_reachable_address
 from .errors import UsageError
 
@@ -44,7 +44,10 @@ ENDINGS: Final = {
     "video/webm": ".webm",
 }
 """Each type that can be told from the bytes, and the ending of its files."""
-_NAMES: Final = {"image": "picture", "video": "clip"}
+_KINDS: Final = {
+    "image": ("picture", "PNG, JPEG, GIF or WebP"),
+    "video": ("clip", "MP4, QuickTime or WebM"),
+}
 
 
 def content_type(head: bytes) -> str | None:
@@ -103,9 +106,9 @@ def _check_type(field: "attrs.Attribute[Any]", head: bytes, size: int) -> str:
         fault = f"has {size:,} bytes"
         raise refused(field, fault, f"Use a file of at most {MAX_FILE_BYTES:,} bytes.")
     if found is None or not found.startswith(kind):
-        allowed = [name for name in ENDINGS if name.startswith(kind)]
-        fault = f"is a file of type {found}" if found else f"is no {_NAMES[kind]} of a known type"
-        raise refused(field, fault, f"Use {one_of(allowed)}.")
+        noun, types = _KINDS[kind]
+        fault = f"is a file of type {found}" if found else f"is not a {noun} of a known type"
+        raise refused(field, fault, f"Use {types}.")
     return found
 
 
@@ -125,7 +128,7 @@ def _opened(field: "attrs.Attribute[Any]", path: Path, look: Callable[[BinaryIO]
         reason = getattr(exc, "strerror", None) or type(exc).__name__
     # Outside the clause and without the path, which may be a prompt in the wrong column.
     advice = "Use a URL with http:// or https://, or a file that exists; a ~ is not expanded."
-    raise refused(field, f"is no file that can be read ({reason})", advice)
+    raise refused(field, f"cannot be read as a file ({reason})", advice)
 
 
 def shown(value: object) -> str:

@@ -84,7 +84,7 @@ class Files:
         return attrs.evolve(request, **addresses)
 
     async def _placed(self, session: Session, field: "Attribute[Any]", value: Any) -> str:
-        local, data_uri = await asyncio.to_thread(_read, field, value)
+        digest, size, data_uri = await asyncio.to_thread(_look, field, value)
         if data_uri is not None:
             return data_uri
         uploader = self.uploader
@@ -92,14 +92,16 @@ class Files:
             most = DATA_URI_LENGTHS[field.metadata["media"]]
             raise refused(
                 field,
-                f"has {len(local.data):,} bytes, and the data URI may have {most:,} characters",
+                f"has {size:,} bytes, and the data URI may have {most:,} characters",
                 f"Use a file of at most {most * 3 // 4 - 100:,} bytes. {_BOTH_WAYS}",
             )
-        place = asyncio.get_running_loop(), local.digest
+        place = asyncio.get_running_loop(), digest
         lock = self._locks.get(place) or self._locks.setdefault(place, asyncio.Lock())
         async with lock:
-            address, until = self._addresses.get(local.digest, ("", 0.0))
+            address, until = self._addresses.get(digest, ("", 0.0))
             if self.clock.wall() >= until:
+                # Only now, or each of many jobs that wait for one upload would hold the file.
+                local = await asyncio.to_thread(read, field, value)
                 address = await self._upload(session, field, local, uploader)
                 self._keep(local.digest, address, getattr(uploader, "reuse_seconds", REUSE_SECONDS))
         return address
@@ -148,15 +150,15 @@ _BOTH_WAYS: Final = (
 )
 
 
-def _read(field: "Attribute[Any]", value: Any) -> tuple[Local, str | None]:
-    """Return a local file and, if its format takes one and it fits, its data URI; blocks."""
+def _look(field: "Attribute[Any]", value: Any) -> tuple[str, int, str | None]:
+    """Return the hash and size of a file, and its data URI if the format takes it; blocks."""
     local = read(field, value)
     start = f"data:{local.content_type};base64,"
     most = DATA_URI_LENGTHS[field.metadata["media"]]
     length = len(start) + (len(local.data) + 2) // 3 * 4
     if not field.metadata["data_uris"] or length >= most:
-        return local, None
-    return local, start + base64.b64encode(local.data).decode()
+        return local.digest, len(local.data), None
+    return local.digest, len(local.data), start + base64.b64encode(local.data).decode()
 
 
 async def _called(uploader: Uploader, data: bytes, name: str, content_type: str) -> object:

@@ -314,7 +314,7 @@ async def test_a_file_that_vanished_is_refused_before_anything_is_sent(
     os.unlink(picture)  # noqa: PTH108 - a test may block
     ear = Ear()
     async with quick_client(gateway, uploads=Shelf(), hooks=[ear]) as client:
-        with pytest.raises(UsageError, match=r"image is no file that can be read"):
+        with pytest.raises(UsageError, match=r"image cannot be read as a file"):
             await client.submit(request)
     assert not gateway.requests
 
@@ -406,7 +406,7 @@ async def test_no_log_line_shows_a_local_file(
 
 def test_a_gateway_without_a_file_route_is_refused_at_once() -> None:
     """GatewayFiles needs a gateway whose row has a files_path."""
-    with pytest.raises(UsageError, match="No file route is known of the gateway 'fuhuapi'"):
+    with pytest.raises(UsageError, match="The gateway 'fuhuapi' has no known file route"):
         Client("sk-x", uploads=GatewayFiles())
     assert Client("sk-x", gateway="bltcy", uploads=GatewayFiles()).gateway.files_path
     assert GATEWAYS["fuhuapi"].files_path is None

@@ -184,7 +184,7 @@ def test_a_local_file_must_exist_when_its_entry_is_read(made: Make, tmp_path: Pa
     """A missing file is named by line, without its folder."""
     jobs = made("jobs.jsonl", '{"prompt": "a", "image": "marked/2.png"}')
     error = refusal(jobs)
-    assert error.happened.startswith("jobs.jsonl, line 1: image is no file that can be read")
+    assert error.happened.startswith("jobs.jsonl, line 1: image cannot be read as a file")
     assert error.field == "image"
     assert str(tmp_path) not in str(error)
 

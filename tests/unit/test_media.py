@@ -67,14 +67,14 @@ def test_a_file_of_the_other_kind_is_refused(field: str, kind: str, make: Make) 
         make(other)
     assert caught.value.field == field
     noun = "picture" if kind == "image" else "clip"
-    with pytest.raises(UsageError, match=f"^{field} is no {noun} of a known type"):
+    with pytest.raises(UsageError, match=f"^{field} is not a {noun} of a known type"):
         make(b"junk")
 
 
 def test_a_path_must_be_a_file_that_can_be_read(tmp_path: Path) -> None:
     """A missing file, a folder and an impossible name are refused without the folder's name."""
     for name in ("missing.png", ".", "a\0b"):
-        with pytest.raises(UsageError, match="is no file that can be read") as caught:
+        with pytest.raises(UsageError, match="cannot be read as a file") as caught:
             ImageToVideo("a kitten", tmp_path / name)
         assert caught.value.field == "image"
         assert str(tmp_path) not in str(caught.value)
@@ -172,7 +172,7 @@ def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
     path.write_bytes(PNG)
     request = ImageToVideo("a kitten", path)
     path.unlink()
-    with pytest.raises(UsageError, match=r"image is no file that can be read"):
+    with pytest.raises(UsageError, match=r"image cannot be read as a file"):
         fingerprint(request)
 
 
