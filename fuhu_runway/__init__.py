@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .callbacks import CallbackReceiver
     from .client import Client
     from .downloads import Progress
+    from .errors import RunwayError
     from .journal import Journal
     from .models import (
         ActOne,
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from .paths import safe_name
     from .task import Clip, Task
     from .uploads import GatewayFiles
+
+    __version__: str
 
 __all__ = [
     "GATEWAYS",
@@ -77,6 +80,7 @@ __all__ = [
     "PollPolicy",
     "Progress",
     "RetryPolicy",
+    "RunwayError",
     "Summary",
     "Task",
     "TaskRecord",
@@ -102,6 +106,7 @@ _HOMES = {
     "Journal": "journal",
     "Outcome": "batch",
     "Progress": "downloads",
+    "RunwayError": "errors",
     "Summary": "batch",
     "Task": "task",
     "safe_name": "paths",
@@ -111,6 +116,10 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first use (PEP 562)."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("fuhu-runway")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in {"errors", "hooks"}:
@@ -121,4 +130,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})

@@ -31,6 +31,7 @@ import attrs
 
 from ._clock import Clock
 from ._journal_file import Desk, Errand, Errands, journal_error, report, work
+from ._json import json_fields
 from ._media import local_fields, read
 from .errors import (
     Fate,
@@ -146,6 +147,10 @@ class Job:
     traceparent: str | None = None
     tag: str | None = None
     handed_out_at: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the row as JSON has it; it has no prompt, URL or key. Times are Unix times."""
+        return json_fields(self)
 
 
 _CHANGEABLE: Final = {field.name for field in attrs.fields(Job)} - {"key", "state"}
@@ -362,10 +367,10 @@ class Journal:
                 to = JobState.FINISHED
                 if event.state is not TaskState.SUCCEEDED:
                     to, changes["error"] = JobState.FAILED, "TaskFailed"
-            case DownloadFinished():
+            case DownloadFinished(is_saved=True):
                 to, changes["file_bytes"] = JobState.SAVED, event.total_bytes
-            case ClipHandedOut() | DownloadStarted():
-                at = now if isinstance(event, ClipHandedOut) else None
+            case ClipHandedOut() | DownloadStarted() | DownloadFinished():
+                at = None if isinstance(event, DownloadStarted) else now
                 sql = "UPDATE job SET handed_out_at = ? WHERE task_id = ?"
                 values = (at, event.task_id)
                 self._send(Errand(lambda db: db.execute(sql, values)))

@@ -12,9 +12,8 @@ or a local file as its `pathlib.Path` or its bytes, which `Client(uploads=...)` 
 import enum
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Final, Self
+from typing import Any, Final, Self, get_args
 
-import attrs
 from attrs import field, frozen
 
 from ._fields import (
@@ -41,7 +40,8 @@ from ._fields import UNSTORABLE as UNSTORABLE
 from ._fields import check_text as check_text
 from ._fields import require_text as require_text
 from ._fields import usage_error as usage_error
-from ._json import decode
+from ._guesses import explained
+from ._json import decode, json_fields
 from ._media import CLIP, DATA_CLIP, DATA_PICTURE, PICTURE, Media
 
 DEFAULT_MODEL: Final = "gen4"
@@ -308,6 +308,9 @@ Generation = (
 )
 """Any request that makes a task, and so costs points."""
 
+for _kind in get_args(Generation):
+    _kind.__init__ = explained(_kind.__init__)
+
 
 @frozen
 class KnownModel:
@@ -389,7 +392,7 @@ class TaskState(enum.StrEnum):
     FAILED = "failed"
     CANCELED = "canceled"
     UNKNOWN = "unknown"
-    """A word that no source documents: treated as not finished."""
+    """A status that no source documents, or a task that was not polled yet: not finished."""
 
     @property
     def is_final(self) -> bool:
@@ -432,13 +435,7 @@ class TaskRecord:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what may be shown and stored, as JSON has it: no prompt, URL or raw answer."""
-        return {
-            **attrs.asdict(self, filter=lambda field, _value: field.repr is True),
-            "notes": list(self.notes),
-            "state": self.state.value,
-            "created_at": self.created_at and self.created_at.isoformat(),
-            "updated_at": self.updated_at and self.updated_at.isoformat(),
-        }
+        return json_fields(self)
 
     @property
     def has_clip(self) -> bool:
