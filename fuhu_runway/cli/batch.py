@@ -275,6 +275,7 @@ async def _make_all(
         return await dry_run(
             file,
             journal_path,
+            folder=folder,
             retry_failed=options.retry_failed,
             skip_bad=options.skip_bad,
             output=output,

@@ -17,6 +17,7 @@ from typing import Final
 import attrs
 
 from fuhu_runway.batch import Item, job_of, plan_for
+from fuhu_runway.errors import UsageError
 from fuhu_runway.inputs import KINDS, check_items, read_items
 from fuhu_runway.journal import Job, JobState
 from fuhu_runway.models import usage_error
@@ -90,12 +91,10 @@ async def dry_run(
             raise usage_error("journal", happened, "Check its permissions.") from error
         async with opened(copy) as journal:
             costs = _costs(await journal.jobs())
-            entries = [
-                _entry(
-                    index, item, await job_of(journal, await plan_for(item), CLOCK.wall()), costs
-                )
-                for index, item in enumerate(read_items(file, skip_bad=id))
-            ]
+            entries = []
+            for index, item in enumerate(read_items(file, skip_bad=id, folder=folder)):
+                job = await job_of(journal, await plan_for(item), CLOCK.wall())
+                entries.append(_entry(index, item, job, costs))
     if retry_failed:
         entries = [
             attrs.evolve(entry, action=SENT) if entry.action == "failed" else entry
