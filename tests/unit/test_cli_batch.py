@@ -77,6 +77,8 @@ def test_local_files_are_beside_the_input_file(
     Path("in", "jobs.jsonl").write_text(rows)
     stdin = types.SimpleNamespace(buffer=io.BytesIO(rows.encode()))
     monkeypatch.setattr(sys, "stdin", stdin)
+    if not is_pipe:
+        assert run("--dry-run", file="in/jobs.jsonl").code == 0
     done = run("--simulate", file="-" if is_pipe else "in/jobs.jsonl")
     assert done.code == 0
     assert "1 of 1 clips" in done.err
