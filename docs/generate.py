@@ -356,7 +356,7 @@ def _body(row: facts.Endpoint) -> str:
 def gateways() -> str:
     """Return one line for each gateway that is known by name."""
     return table(
-        ("Name", "`base_url`", "Prefix", "Feed", "Key", "Balance"),
+        ("Name", "`base_url`", "Prefix", "Feed", "Key", "Balance", "Files"),
         (
             (
                 code(row.name),
@@ -365,6 +365,7 @@ def gateways() -> str:
                 code(f"{row.feed_verb} {row.prefix}{facts.ENDPOINTS['feed'].path}"),
                 code(row.key_style.value),
                 _balance_of(row),
+                code(f"POST {row.files_path}") if row.files_path else "no known route",
             )
             for row in facts.GATEWAYS.values()
         ),

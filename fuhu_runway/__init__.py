@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     )
     from .paths import safe_name
     from .task import Clip, Task
+    from .uploads import GatewayFiles
 
     __version__: str
 
@@ -61,6 +62,7 @@ __all__ = [
     "Client",
     "Clip",
     "Gateway",
+    "GatewayFiles",
     "Generation",
     "ImageToVideo",
     "Item",
@@ -99,6 +101,7 @@ _HOMES = {
     "CallbackReceiver": "callbacks",
     "Client": "client",
     "Clip": "task",
+    "GatewayFiles": "uploads",
     "Item": "batch",
     "Journal": "journal",
     "Outcome": "batch",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohttp
 import attrs
 
+from ._media import Media
 from ._urls import is_reachable_address, is_web_address
 from ._wire.tables import GATEWAYS, NOWHERE
 from .journal import Journal
@@ -23,6 +24,7 @@ from .models import (
     Timeouts,
     usage_error,
 )
+from .uploads import GatewayFiles, Uploader
 
 if TYPE_CHECKING:
     # It imports a web server, which most programs do not need.
@@ -86,6 +88,14 @@ ARGUMENTS: Final[Mapping[str, Rule]] = {
     "retry": (_or_none(RetryPolicy), "an instance of RetryPolicy, or None"),
     "polling": (_or_none(PollPolicy), "an instance of PollPolicy, or None"),
     "limits": (_or_none(Limits), "an instance of Limits, or None"),
+    "uploads": (
+        lambda value: (
+            value is None
+            or isinstance(value, GatewayFiles)
+            or (callable(value) and not isinstance(value, type))
+        ),
+        "GatewayFiles(), a function that uploads a file and returns its URL, or None",
+    ),
     "journal": (_or_none(Journal, str, os.PathLike), "a path, a Journal, or None"),
     # of its methods
     "task_id": (lambda value: isinstance(value, str), "the id of a task, as text"),
@@ -168,6 +178,19 @@ def checked_receiver(
     return callbacks
 
 
+def checked_uploads(
+    uploads: Uploader | GatewayFiles | None, gateway: Gateway
+) -> Uploader | GatewayFiles | None:
+    """Return *uploads* unless it needs a file route that the gateway does not have."""
+    if isinstance(uploads, GatewayFiles) and gateway.files_path is None:
+        raise usage_error(
+            "uploads",
+            f"The gateway {gateway.name!r} has no known file route.",
+            "Set the files_path of a Gateway of your own, or use an ObjectStore or a function.",
+        )
+    return uploads
+
+
 def resolved(gateway: Gateway | str | None, base_url: str | None) -> Gateway:
     """Return the gateway with its base URL: from the argument, its row, or the environment."""
     row = gateway if isinstance(gateway, Gateway) else GATEWAYS.get(gateway or "fuhuapi")
@@ -202,8 +225,8 @@ def resolved(gateway: Gateway | str | None, base_url: str | None) -> Gateway:
 def prompted(
     prompt: str,
     *,
-    image: str | None = None,
-    last_image: str | None = None,
+    image: Media | None = None,
+    last_image: Media | None = None,
     image_as_end_frame: bool = False,
     flip: bool = False,
     motion: MotionVector | None = None,

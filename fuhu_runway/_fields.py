@@ -10,7 +10,6 @@ from typing import Any, Final
 import attrs
 
 from ._redact import redact
-from ._urls import is_reachable_address
 from .errors import UsageError
 
 MAX_SECONDS: Final = 60
@@ -123,22 +122,7 @@ RATIO: Final = shape(f"{_SIDE}:{_SIDE}", "width:height, such as 16:9 or 1280:720
 PIXELS: Final = shape(r"[1-9]\d{2,4}:[1-9]\d{2,4}", "width:height in pixels, such as 1280:720")
 # Without the slash, it would be part of the host name, and the key would go to another host.
 PREFIX: Final = shape(r"(/[!\"$->@-~]*)?", "a path such as /runway")
-_NOT_A_URL: Final = (
-    "the URL of a file that the gateway can download",
-    "must be an http(s) URL with a valid host and port",
-)
-ADDRESS: Final = rule(is_reachable_address, *_NOT_A_URL)
 SEED: Final = whole_number(0, MAX_SEED)
-
-
-def file(kind: str) -> Any:
-    """Return the validator of a URL, or of a data URI of that kind, such as image."""
-
-    def fits(value: Any) -> bool:
-        is_ascii = isinstance(value, str) and value.isascii()
-        return is_reachable_address(value) or (is_ascii and value.startswith(f"data:{kind}/"))
-
-    return rule(fits, *_NOT_A_URL)
 
 
 def check_official_prompt(

@@ -26,7 +26,7 @@ from ._budget import Budget
 from ._clip_files import check_clip_path, clip_folder, clip_path
 from ._session.sessions import Sessions
 from .errors import RunwayError
-from .journal import Job, JobState, Journal, Plan, in_doubt_of, nth, plan_of
+from .journal import Job, JobState, Journal, Plan, in_doubt_of, nth, planned
 from .models import DEFAULT_WAIT, Generation, TextToVideo, check_text, usage_error
 from .paths import saved_place
 from .task import Clip, Task, saved_beside
@@ -371,7 +371,7 @@ class Batch:
     async def _planned(self, index: int, item: Item) -> tuple[Plan, Job | None]:
         """Return the plan of a job and, if there is a journal, its row."""
         journal, now = self._sessions.journal, self._sessions.settings.clock.wall()
-        plan = plan_for(item)
+        plan = await plan_for(item)
         if journal is None:
             # The position tells equal requests apart.
             key = nth(plan.fingerprint, index + 1) if item.custom_id is None else plan.key
@@ -483,10 +483,10 @@ def item_of(thing: Any, index: int) -> Item:
     )
 
 
-def plan_for(item: Item) -> Plan:
-    """Return the plan of an item."""
+async def plan_for(item: Item) -> Plan:
+    """Return the plan of an item; its local files, if it has any, are read in a thread."""
     key = None if item.custom_id is None else f"id:{item.custom_id}"
-    return plan_of(item.request, key, item.custom_id)
+    return await planned(item.request, key, item.custom_id)
 
 
 async def job_of(journal: Journal, plan: Plan, now: float) -> Job:

@@ -21,11 +21,13 @@ from ._arguments import (
     checked_key,
     checked_receiver,
     checked_session,
+    checked_uploads,
     prompted,
     resolved,
 )
 from ._clock import LoopClock
 from ._guesses import METHODS, refuse_guesses
+from ._media import Media
 from ._session.session import Settings
 from ._session.sessions import Sessions
 from ._wire.tables import NOWHERE
@@ -52,6 +54,7 @@ from .models import (
 )
 from .official import Official
 from .task import Clip, Task
+from .uploads import GatewayFiles, Uploader
 
 if TYPE_CHECKING:
     # It imports a web server, which most programs do not need.
@@ -100,6 +103,9 @@ class Client:
         limits: How many requests and tasks are in flight, and the rate, in each event loop.
         journal: Where every submission is recorded before it is sent, with its id and its outcome:
             a path, or a `Journal` that is shared and that the client never closes.
+        uploads: Where local pictures and clips are put, so that the gateway can download them:
+            an `Uploader`, such as an `ObjectStore` or a function, or `GatewayFiles()`. The
+            official format needs it only for files that are too large for a data URI.
         hooks: Functions that are called with each event.
 
     Raises:
@@ -121,6 +127,7 @@ class Client:
         polling: PollPolicy | None = None,
         limits: Limits | None = None,
         journal: Journal | str | os.PathLike[str] | None = None,
+        uploads: Uploader | GatewayFiles | None = None,
         hooks: Iterable[events.Listener] = (),
     ) -> None:
         check(
@@ -135,6 +142,7 @@ class Client:
             polling=polling,
             limits=limits,
             journal=journal,
+            uploads=uploads,
         )
         settings = Settings(
             session=checked_session(session),
@@ -147,13 +155,15 @@ class Client:
             client=next(_NUMBERS),
             net=None if callbacks is None else callbacks.safety_net,
         )
+        row = resolved(gateway, base_url)
         self._sessions = Sessions(
             settings,
-            resolved(gateway, base_url),
+            row,
             checked_key(api_key or os.environ.get(KEY_VARIABLE)),
             callback_url=checked_callback(callback_url),
             callbacks=checked_receiver(callbacks, callback_url),
             journal=journal,
+            uploads=checked_uploads(uploads, row),
         )
         self._jobs: WeakValueDictionary[str, BackgroundJob] = WeakValueDictionary()
 
@@ -267,6 +277,7 @@ class Client:
             RateLimited: Refused until the retry policy gave up; nothing was charged.
             ModelUnavailable: No channel offers the model; nothing was charged.
             NotSent: The gateway could not be reached; nothing was charged.
+            UploadFailed: A local file could not be uploaded; nothing was charged.
             NotFound: The gateway does not have this route; nothing was charged.
             SubmissionInDoubt: Sent, and its fate is unknown; now, or under this name before.
             JournalError: The journal cannot be used; nothing was sent.
@@ -278,8 +289,8 @@ class Client:
         self,
         prompt: str,
         *,
-        image: str | None = None,
-        last_image: str | None = None,
+        image: Media | None = None,
+        last_image: Media | None = None,
         image_as_end_frame: bool = False,
         flip: bool = False,
         ratio: str = "16:9",
@@ -294,8 +305,8 @@ class Client:
         """
         Submit a prompt, or a picture and a prompt, and return the task; costs as `submit`.
 
-        Arguments as in `TextToVideo`, or with *image*, the address of the first frame, as in
-        `ImageToVideo`; *last_image*, *image_as_end_frame* and *flip* need an image.
+        Arguments as in `TextToVideo`, or with *image*, the first frame, as in `ImageToVideo`;
+        *last_image*, *image_as_end_frame* and *flip* need an image.
         """
         request = prompted(
             prompt,
@@ -315,7 +326,7 @@ class Client:
     @discreet
     async def video_to_video(
         self,
-        video: str,
+        video: Media,
         prompt: str,
         *,
         structure_transformation: float = 0.5,
@@ -341,10 +352,10 @@ class Client:
     @discreet
     async def act_one(
         self,
-        video: str,
-        image: str | None = None,
+        video: Media,
+        image: Media | None = None,
         *,
-        character_video: str | None = None,
+        character_video: Media | None = None,
         motion_multiplier: int | None = None,
         flip: bool | None = None,
         extra: dict[str, Any] | None = None,
@@ -420,10 +431,10 @@ class Client:
     @discreet
     async def aleph(
         self,
-        video: str,
+        video: Media,
         prompt: str,
         *,
-        image: str | None = None,
+        image: Media | None = None,
         seconds: int = 5,
         extra: dict[str, Any] | None = None,
         custom_id: str | None = None,

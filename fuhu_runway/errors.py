@@ -16,6 +16,7 @@ The exception tree.
     │   └── GatewayDown
     │       └── ModelUnavailable
     ├── UnreadableReply
+    ├── UploadFailed
     ├── TaskError
     │   ├── TaskFailed
     │   │   └── TaskCanceled
@@ -189,6 +190,10 @@ class UnreadableReply(RunwayError):
     excerpt: str = ""
     #: What is known about the request.
     fate: Fate = Fate.UNKNOWN
+
+
+class UploadFailed(RunwayError):
+    """A local picture or clip could not be put where the gateway downloads it: nothing charged."""
 
 
 class TaskError(RunwayError):

@@ -23,6 +23,7 @@ from typing import Any, Final
 
 import attrs
 
+from ._media import address_or_path
 from ._redact import PLAIN_NAME
 from ._wire.tables import SUBMITS
 from .batch import Item
@@ -43,7 +44,10 @@ Entry = tuple[int, Any]
 
 
 def read_items(
-    path: str | os.PathLike[str], *, skip_bad: Callable[[UsageError], object] | None = None
+    path: str | os.PathLike[str],
+    *,
+    skip_bad: Callable[[UsageError], object] | None = None,
+    folder: str | os.PathLike[str] | None = None,
 ) -> Iterator[Item]:
     """
     Yield the items of a file, entry by entry.
@@ -52,13 +56,16 @@ def read_items(
         path: `.txt`: a prompt per line; `.jsonl`: an object of request fields per line; `.csv`
             and `.tsv`: a column for each field. Empty lines are skipped. Besides the fields of
             the request, `kind` names a request other than text or image to video, and
-            `custom_id` the job.
+            `custom_id` the job. A picture or clip with `://`, or with `data:` in front, is an
+            address; anything else is the path of a local file, which must exist.
         skip_bad: Called with the error of each bad entry, which is then skipped; None raises it.
+        folder: Where relative paths of local files begin; by default the folder of *path*.
 
     Raises:
         UsageError: The file cannot be read, or an entry is bad; it names file and line.
     """
     path = Path(path)
+    start = path.parent if folder is None else Path(folder)
     if _is_stream(path):
         raise usage_error(
             "path",
@@ -72,7 +79,7 @@ def read_items(
         )
     for number, entry in read(path):
         try:
-            item = _item(entry)
+            item = _item(entry, start)
         except UsageError as bad:
             named = attrs.evolve(bad, happened=f"{path.name}, line {number}: {bad.happened}")
             if skip_bad is None:
@@ -83,16 +90,21 @@ def read_items(
 
 
 def check_items(
-    path: str | os.PathLike[str], *, skip_bad: Callable[[UsageError], object] | None = None
+    path: str | os.PathLike[str],
+    *,
+    skip_bad: Callable[[UsageError], object] | None = None,
+    folder: str | os.PathLike[str] | None = None,
 ) -> int:
     """
     Return how many good entries a file has, after checking each of them.
+
+    Arguments as in `read_items`.
 
     Raises:
         UsageError: As `read_items`; also two entries with the same `custom_id`.
     """
     count, names = 0, set()
-    for item in read_items(path, skip_bad=skip_bad):
+    for item in read_items(path, skip_bad=skip_bad, folder=folder):
         if item.custom_id in names:
             raise usage_error(
                 "custom_id",
@@ -109,10 +121,12 @@ def request_of(kind: str, cells: Mapping[str, str]) -> Generation:
     """
     Return a request from its kind and its fields as text, read as the cells of a table are.
 
+    Relative paths of local files begin in the working directory.
+
     Raises:
         UsageError: The kind or a field is unknown, a field is missing, or a value does not fit.
     """
-    return _request({"kind": kind, **_cell_fields(cells.items())})
+    return _request({"kind": kind, **_cell_fields(cells.items())}, Path())
 
 
 @contextlib.contextmanager
@@ -306,7 +320,7 @@ READERS: Final[Mapping[str, Callable[[Path], Iterator[Entry]]]] = {
 }
 
 
-def _item(entry: Any) -> Item:
+def _item(entry: Any, folder: Path) -> Item:
     if isinstance(entry, UsageError):
         raise entry
     fields = {"prompt": entry} if isinstance(entry, str) else entry
@@ -317,10 +331,10 @@ def _item(entry: Any) -> Item:
         raise usage_error(
             "custom_id", "custom_id must be text or a whole number.", "Use one, or leave it out."
         )
-    return Item(_request(fields), None if custom_id is None else str(custom_id).strip())
+    return Item(_request(fields, folder), None if custom_id is None else str(custom_id).strip())
 
 
-def _request(fields: dict[str, Any]) -> Generation:
+def _request(fields: dict[str, Any], folder: Path) -> Generation:
     name = fields.pop("kind", "image_to_video" if "image" in fields else "text_to_video")
     kind = KINDS.get(name) if isinstance(name, str) else None
     if kind is None:
@@ -336,6 +350,8 @@ def _request(fields: dict[str, Any]) -> Generation:
         is_whole = _FIELDS[name].type in {int, int | None}
         if is_whole and isinstance(value, float) and value.is_integer():
             fields[name] = int(value)
+        elif "media" in _FIELDS[name].metadata and isinstance(value, str):
+            fields[name] = address_or_path(value, folder)
     request: Generation = kind(**fields)
     return request
 

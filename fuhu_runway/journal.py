@@ -32,6 +32,7 @@ import attrs
 from ._clock import Clock
 from ._journal_file import Desk, Errand, Errands, journal_error, report, work
 from ._json import json_fields
+from ._media import local_fields, read
 from .errors import (
     Fate,
     JournalBusy,
@@ -184,14 +185,33 @@ def plan_of(
     )
 
 
+async def planned(
+    request: Generation,
+    key: str | None = None,
+    custom_id: str | None = None,
+    tag: str | None = None,
+) -> Plan:
+    """Return `plan_of` a request; its local files, if it has any, are read in a thread."""
+    if local_fields(request):
+        return await asyncio.to_thread(plan_of, request, key, custom_id, tag)
+    return plan_of(request, key, custom_id, tag)
+
+
 def nth(fingerprint: str, times: int) -> str:
     """Return the key of the *times*-th job with this content."""
     return f"{fingerprint}:{times}"
 
 
 def fingerprint(request: Generation) -> str:
-    """Return a hash of the request; the journal keys it with its salt before writing it."""
-    fields = json.dumps(attrs.asdict(request), default=dict)
+    """
+    Return a hash of the request; the journal keys it with its salt before writing it.
+
+    A local file counts by its content, so that a resumed batch knows it wherever it is.
+    """
+    values = attrs.asdict(request)
+    for field in local_fields(request):
+        values[field.name] = {"sha256": read(field, values[field.name]).digest}
+    fields = json.dumps(values, default=dict)
     # Parsed again, since only keys that are all text can be sorted.
     content = json.dumps([type(request).__name__, json.loads(fields)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()

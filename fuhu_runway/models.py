@@ -4,6 +4,9 @@ Frozen values a user makes or receives: requests, policies, `Gateway`, `TaskReco
 A request is checked when it is made: a bad value raises a `UsageError` that names the field, the
 value and what is allowed, before anything is sent. Durations are in seconds, instants are aware
 datetimes, points are in the gateway's own unit. No repr shows a prompt, a URL or a key.
+
+A picture or a clip is a URL that the gateway can download (in the official format also a data URI),
+or a local file as its `pathlib.Path` or its bytes, which `Client(uploads=...)` gives an address.
 """
 
 import enum
@@ -14,7 +17,6 @@ from typing import Any, Final, Self, get_args
 from attrs import field, frozen
 
 from ._fields import (
-    ADDRESS,
     AXIS,
     DURATION,
     FLAG,
@@ -26,7 +28,6 @@ from ._fields import (
     check_official_prompt,
     choice,
     extra_fields,
-    file,
     number,
     official_path,
     one_of,
@@ -41,6 +42,7 @@ from ._fields import require_text as require_text
 from ._fields import usage_error as usage_error
 from ._guesses import explained
 from ._json import decode, json_fields
+from ._media import CLIP, DATA_CLIP, DATA_PICTURE, PICTURE, Media
 
 DEFAULT_MODEL: Final = "gen4"
 DEFAULT_WAIT: Final = 1800.0
@@ -110,12 +112,10 @@ class ImageToVideo(_PromptedRequest):
 
     #: What should happen, in any language.
     prompt: str = field(validator=check_text, repr=False)
-    #: URL of the first frame; the gateway must be able to download it.
-    image: str = field(validator=ADDRESS, repr=False)
-    #: URL of the last frame, towards which the clip moves.
-    last_image: str | None = field(
-        default=None, kw_only=True, validator=optional(ADDRESS), repr=False
-    )
+    #: The first frame.
+    image: Media = field(**PICTURE)
+    #: The last frame, towards which the clip moves.
+    last_image: Media | None = field(default=None, kw_only=True, **PICTURE)
     #: gen3: the picture is the end of the clip, not its start.
     image_as_end_frame: bool = field(default=False, kw_only=True, validator=FLAG)
     #: Portrait in place of landscape.
@@ -126,8 +126,8 @@ class ImageToVideo(_PromptedRequest):
 class VideoToVideo(_Request):
     """A clip redrawn in another style (api-facts 1.4). Spends points when accepted."""
 
-    #: URL of the clip to redraw, up to 10 s and 64 MB.
-    video: str = field(validator=ADDRESS, repr=False)
+    #: The clip to redraw, up to 10 s and 64 MB.
+    video: Media = field(**CLIP)
     #: The style to redraw it in.
     prompt: str = field(validator=check_text, repr=False)
     #: How far the result may leave the source: 0 keeps its structure, 1 is free.
@@ -140,7 +140,7 @@ class VideoToVideo(_Request):
     model: str = field(default=DEFAULT_MODEL, kw_only=True, validator=check_text)
 
 
-def _check_character(image: str | None, video: str | None) -> None:
+def _check_character(image: Media | None, video: Media | None) -> None:
     if (image is None) == (video is None):
         given = "neither was" if image is None else "both were"
         raise usage_error(
@@ -154,14 +154,12 @@ def _check_character(image: str | None, video: str | None) -> None:
 class ActOne(_Request):
     """A performance transferred to a character (api-facts 1.5). Spends points when accepted."""
 
-    #: URL of the performance; 16:9 only.
-    video: str = field(validator=ADDRESS, repr=False)
-    #: URL of the character's picture; 16:9 only.
-    image: str | None = field(default=None, validator=optional(ADDRESS), repr=False)
-    #: URL of a clip of the character, in place of the picture.
-    character_video: str | None = field(
-        default=None, kw_only=True, validator=optional(ADDRESS), repr=False
-    )
+    #: The performance; 16:9 only.
+    video: Media = field(**CLIP)
+    #: The character's picture; 16:9 only.
+    image: Media | None = field(default=None, **PICTURE)
+    #: A clip of the character, in place of the picture.
+    character_video: Media | None = field(default=None, kw_only=True, **CLIP)
     #: How strongly it moves, from 1 to 5; None leaves it to the gateway.
     motion_multiplier: int | None = field(
         default=None, kw_only=True, validator=optional(whole_number(1, 5))
@@ -177,12 +175,12 @@ class ActOne(_Request):
 class Aleph(_Request):
     """A clip edited by Aleph, which takes every kind of edit (api-facts 11). Spends points."""
 
-    #: URL of the clip to edit, up to 50 MB.
-    video: str = field(validator=ADDRESS, repr=False)
+    #: The clip to edit, up to 50 MB.
+    video: Media = field(**CLIP)
     #: What to change, up to 1000 characters.
     prompt: str = field(validator=check_text, repr=False)
-    #: URL of a picture that shows what is meant.
-    image: str | None = field(default=None, kw_only=True, validator=optional(ADDRESS), repr=False)
+    #: A picture that shows what is meant.
+    image: Media | None = field(default=None, kw_only=True, **PICTURE)
     #: Length of the clip, in seconds; 5 is the only value documented.
     seconds: int = field(default=5, kw_only=True, validator=SECONDS)
 
@@ -217,14 +215,12 @@ class OfficialTextToVideo(_OfficialClip):
 class OfficialImageToVideo(_OfficialClip):
     """A clip from a picture, in the official format (api-facts 6). Spends points."""
 
-    #: The first frame: an https URL, or a data URI.
-    image: str = field(validator=file("image"), repr=False)
+    #: The first frame.
+    image: Media = field(**DATA_PICTURE)
     #: What should happen, up to 1000 UTF-16 units, of which an emoji is two (CometAPI: 512).
     prompt: str | None = field(default=None, validator=optional(check_official_prompt), repr=False)
-    #: The last frame: an https URL, or a data URI.
-    last_image: str | None = field(
-        default=None, kw_only=True, validator=optional(file("image")), repr=False
-    )
+    #: The last frame.
+    last_image: Media | None = field(default=None, kw_only=True, **DATA_PICTURE)
     #: The model; any name is sent as it is.
     model: str = field(default="gen4_turbo", kw_only=True, validator=check_text)
     #: Whether the clip carries a watermark; None leaves it to the gateway.
@@ -235,14 +231,12 @@ class OfficialImageToVideo(_OfficialClip):
 class OfficialVideoToVideo(_SeededRequest):
     """A clip edited as a text says, in the official format (api-facts 11). Spends points."""
 
-    #: The clip to edit: an https URL, or a data URI.
-    video: str = field(validator=file("video"), repr=False)
+    #: The clip to edit.
+    video: Media = field(**DATA_CLIP)
     #: What to change, up to 1000 UTF-16 units, of which an emoji is two.
     prompt: str = field(validator=check_official_prompt, repr=False)
-    #: A picture that shows what is meant: an https URL, or a data URI.
-    image: str | None = field(
-        default=None, kw_only=True, validator=optional(file("image")), repr=False
-    )
+    #: A picture that shows what is meant.
+    image: Media | None = field(default=None, kw_only=True, **DATA_PICTURE)
     #: The model; any name is sent as it is.
     model: str = field(default="gen4_aleph", kw_only=True, validator=check_text)
     #: Width to height in pixels; None leaves it out, and newer models keep that of the source.
@@ -253,14 +247,12 @@ class OfficialVideoToVideo(_SeededRequest):
 class OfficialCharacterPerformance(_SeededRequest):
     """A performance transferred to a character, in the official format (api-facts 11)."""
 
-    #: The performance, 3 to 30 s of one person: an https URL, or a data URI.
-    video: str = field(validator=file("video"), repr=False)
-    #: A picture of the character, with a face: an https URL, or a data URI.
-    image: str | None = field(default=None, validator=optional(file("image")), repr=False)
+    #: The performance, 3 to 30 s of one person.
+    video: Media = field(**DATA_CLIP)
+    #: A picture of the character, with a face.
+    image: Media | None = field(default=None, **DATA_PICTURE)
     #: A clip of the character, in place of the picture.
-    character_video: str | None = field(
-        default=None, kw_only=True, validator=optional(file("video")), repr=False
-    )
+    character_video: Media | None = field(default=None, kw_only=True, **DATA_CLIP)
     #: Whether gestures are transferred as well as the face; None leaves it to the gateway.
     body_control: bool | None = field(default=None, kw_only=True, validator=optional(FLAG))
     #: How strong the expression is, from 1 to 5; None leaves it to the gateway.
@@ -280,8 +272,8 @@ class OfficialCharacterPerformance(_SeededRequest):
 class OfficialVideoUpscale(_Request):
     """A clip made larger, in the official format (api-facts 11). Spends points when accepted."""
 
-    #: The clip, up to 40 s and 4096 pixels a side: an https URL, or a data URI.
-    video: str = field(validator=file("video"), repr=False)
+    #: The clip, up to 40 s and 4096 pixels a side.
+    video: Media = field(**DATA_CLIP)
     #: The model; any name is sent as it is.
     model: str = field(default="upscale_v1", kw_only=True, validator=check_text)
 
@@ -519,6 +511,8 @@ class Gateway:
     balance: BalanceRoute = field(default=BalanceRoute.BILLING, validator=choice(*BalanceRoute))
     #: Host of the QUOTA route, the only one with the key in its URL.
     quota_url: str | None = None
+    #: Where `GatewayFiles` puts local files, such as `/v1/files`; None if there is no such route.
+    files_path: str | None = field(default=None, validator=optional(PREFIX))
     #: Where these facts come from.
     source: str = ""
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ._media import Media
 from .errors import discreet
 from .models import (
     OfficialCharacterPerformance,
@@ -63,10 +64,10 @@ class Official:
     @discreet
     async def image_to_video(
         self,
-        image: str,
+        image: Media,
         prompt: str | None = None,
         *,
-        last_image: str | None = None,
+        last_image: Media | None = None,
         model: str = "gen4_turbo",
         ratio: str = "1280:720",
         seconds: int = 10,
@@ -99,10 +100,10 @@ class Official:
     @discreet
     async def video_to_video(
         self,
-        video: str,
+        video: Media,
         prompt: str,
         *,
-        image: str | None = None,
+        image: Media | None = None,
         model: str = "gen4_aleph",
         ratio: str | None = "1280:720",
         seed: int | None = None,
@@ -129,10 +130,10 @@ class Official:
     @discreet
     async def character_performance(
         self,
-        video: str,
-        image: str | None = None,
+        video: Media,
+        image: Media | None = None,
         *,
-        character_video: str | None = None,
+        character_video: Media | None = None,
         body_control: bool | None = None,
         expression_intensity: int | None = None,
         model: str = "act_two",
@@ -163,7 +164,7 @@ class Official:
     @discreet
     async def video_upscale(
         self,
-        video: str,
+        video: Media,
         *,
         model: str = "upscale_v1",
         extra: dict[str, Any] | None = None,

@@ -28,7 +28,7 @@ from fuhu_runway._redact import redact
 from fuhu_runway._urls import is_web_address
 from fuhu_runway._wire.decode import salvaged
 from fuhu_runway._wire.encode import Reply, Request
-from fuhu_runway._wire.tables import Replay
+from fuhu_runway._wire.tables import FILES, Replay
 from fuhu_runway.errors import (
     RateLimited,
     RunwayError,
@@ -199,6 +199,7 @@ class Transport:
     async def _exchange(self, request: Request) -> "Reply | tuple[RunwayError, TransportCause]":
         """Return the response, or the error to raise and its cause."""
         is_paid = request.endpoint.replay is Replay.PAID
+        is_long = is_paid or request.endpoint is FILES  # an upload takes as long as it is large
         session = self._paid if is_paid else self._free
         _check_open(session)
         proxy = self._proxy(request.url)
@@ -212,7 +213,7 @@ class Transport:
                 request.url,
                 data=sent,
                 headers=request.headers,
-                timeout=self._paid_timeout if is_paid else self._free_timeout,
+                timeout=self._paid_timeout if is_long else self._free_timeout,
                 proxy=proxy,
                 allow_redirects=False,
                 # A borrowed session may raise, and the gateway's own message would be lost.

@@ -14,7 +14,7 @@ import attrs
 
 from fuhu_runway._waiting.task_limit import Name
 from fuhu_runway.errors import SubmissionInDoubt, copied
-from fuhu_runway.journal import JobState, in_doubt_of, plan_of
+from fuhu_runway.journal import JobState, in_doubt_of, planned
 from fuhu_runway.models import Generation
 from fuhu_runway.task import Task
 
@@ -82,7 +82,7 @@ class Names:
         if custom_id in self.doubts:
             raise copied(self.doubts[custom_id])
         if sessions.journal is not None:
-            plan = plan_of(submission.request, f"id:{custom_id}", custom_id, submission.tag)
+            plan = await planned(submission.request, f"id:{custom_id}", custom_id, submission.tag)
             wall = sessions.settings.clock.wall
             job = await sessions.journal.plan(plan, wall())
             if job.state in {JobState.SUBMITTING, JobState.IN_DOUBT}:

@@ -38,8 +38,10 @@ from fuhu_runway.models import (
     usage_error,
 )
 from fuhu_runway.task import Clip, Task
+from fuhu_runway.uploads import GatewayFiles, Uploader
 
 from . import webhooks
+from .files import Files
 from .names import Names
 from .session import Session, Settings
 from .submission import Submission
@@ -61,11 +63,13 @@ class Sessions:
         callback_url: str | None,
         callbacks: "CallbackReceiver | None",
         journal: Journal | str | os.PathLike[str] | None,
+        uploads: Uploader | GatewayFiles | None = None,
     ) -> None:
         self.settings = settings
         self.hooks = settings.hooks
         self.gateway = gateway
         self.key = key
+        self.files = Files(uploads, gateway, key, settings.clock)
         self._callback_url = callback_url
         self.receiver = callbacks
         self._owns_journal = journal is not None and not isinstance(journal, Journal)

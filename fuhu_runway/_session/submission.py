@@ -1,5 +1,5 @@
 """
-The paid path, from top to bottom: task limit, journal, send once, journal, task.
+The paid path, from top to bottom: task limit, local files, journal, send once, journal, task.
 
 Rule 1: each submission that was started has exactly one reported end: a task, a failure or a doubt.
 Rule 2: the outcome of a request matters more than the row that records it.
@@ -32,7 +32,7 @@ from fuhu_runway.errors import (
     copied,
     drop_frames,
 )
-from fuhu_runway.journal import Entry, Plan, plan_of
+from fuhu_runway.journal import Entry, Plan, planned
 from fuhu_runway.models import Generation, TaskRecord, TaskState
 from fuhu_runway.task import Task
 
@@ -85,9 +85,10 @@ class Submission:
         """Send the request at most once and return its task; see `Client.submit`."""
         sessions, session, hooks = self.sessions, self.session, self.sessions.hooks
         settings, policy = sessions.settings, sessions.settings.retry
-        plan = self.plan or plan_of(self.request, f"single:{uuid4()}", tag=self.tag)
+        stand_in = sessions.files.checked(self.request)
+        plan = self.plan or await planned(self.request, f"single:{uuid4()}", tag=self.tag)
         self.address = webhooks.new_address(sessions, plan, self.request, self.custom_id, self.tag)
-        wire = sessions.generation(self.request, self.address)
+        wire = sessions.generation(stand_in, self.address)
         record: TaskRecord | None = None
         found: TaskRecord | None = None
 
@@ -102,6 +103,10 @@ class Submission:
             async with session.tasks.one_more(
                 lambda tasks: hooks.emit(events.SubmissionHeld(self.number, tasks))
             ):
+                if stand_in is not self.request:
+                    # Not before there is a free slot: an address may work for an hour only.
+                    placed = await sessions.files.placed(session, self.request)
+                    wire = sessions.generation(placed, self.address)
                 attempts = enumerate(delays(policy), 1)
                 while record is None:
                     attempt, drawn = next(attempts)

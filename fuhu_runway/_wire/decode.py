@@ -109,6 +109,22 @@ def read_balance(reply: Reply) -> Balance:
     return Balance(remaining, used, total, raw=body)
 
 
+def read_file(reply: Reply) -> str:
+    """
+    Return the address that the answer to an upload names.
+
+    Raises:
+        GatewayError: The gateway refused; the subclass says how.
+        UnreadableReply: There is no address.
+    """
+    body = _body_of(reply)
+    address = body.get(tables.FILE_URL_KEY)
+    if reply.is_success and is_web_address(address):
+        return str(address)
+    _recognise(reply, Sense.TASK)  # raises the gateway's refusal
+    raise unreadable(reply, f"no address @ $.{tables.FILE_URL_KEY}", body=body)
+
+
 def read_callback(body: bytes) -> TaskRecord | None:
     """
     Return the record of a task in the body of a webhook; None if it cannot be read.

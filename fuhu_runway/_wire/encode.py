@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any
 from urllib.parse import quote, urlencode
+from uuid import uuid4
 
 import attrs
 
@@ -81,7 +82,9 @@ def build(
     _add_extra(body, request.extra)
     # Errors hide the same fields as the repr of the request.
     fields = attrs.fields(type(request))
-    hidden = [getattr(request, field.name) for field in fields if field.repr is False]
+    hidden = [
+        getattr(request, one.name) for one in fields if one.repr is False or "media" in one.metadata
+    ]
     return attrs.evolve(
         bare,
         url=bare.url.replace("{path}", getattr(request, "path", "")),
@@ -99,6 +102,19 @@ def ask_task(task_id: str, endpoint: Endpoint, gateway: Gateway, key: str) -> Re
     if bare.endpoint.verb == "POST":
         body = json.dumps({**_key_for_body(bare, key), tables.TASK_ID_KEY: task_id}).encode()
     return Request(bare.endpoint, url, bare.headers, body, bare.secrets, task_id)
+
+
+def ask_file(name: str, data: bytes, content_type: str, gateway: Gateway, key: str) -> Request:
+    """Return the request that puts a file where the gateway can download it."""
+    bare = _without_body(tables.FILES, gateway, key)
+    boundary = uuid4().hex
+    head = (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n'
+        f"Content-Type: {content_type}\r\n\r\n"
+    )
+    body = b"".join((head.encode(), data, f"\r\n--{boundary}--\r\n".encode()))
+    headers = {**bare.headers, "Content-Type": f"multipart/form-data; boundary={boundary}"}
+    return attrs.evolve(bare, url=f"{bare.url}{gateway.files_path}", headers=headers, body=body)
 
 
 def ask_balance(endpoint: Endpoint, gateway: Gateway, key: str) -> Request:

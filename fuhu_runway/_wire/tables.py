@@ -133,7 +133,7 @@ def _images(request: Aleph) -> object:
     return None if request.image is None else [request.image]
 
 
-def _typed(kind: str, uri: str | None) -> dict[str, str | None]:
+def _typed(kind: str, uri: object) -> dict[str, object]:
     return {"type": kind, "uri": uri}
 
 
@@ -339,10 +339,16 @@ def is_official(kind: str) -> bool:
     return any(row.root is Root.OFFICIAL for sent, row in SUBMITS.items() if sent.__name__ == kind)
 
 
+FILES: Final = Endpoint(
+    "files", "POST", Root.BASE, "", method="submit", source="api-facts 11 row 23"
+)
+"""Takes a local file, and answers with its address; its path is the gateway's `files_path`."""
 TASK_ID_KEY: Final = "task_id"
 CALLBACK_KEY: Final = "callback_url"
 API_KEY_NAME: Final = "key"
 """Where the quota route's address and, with `KeyStyle.BODY`, a body have the API key."""
+FILE_URL_KEY: Final = "url"
+"""Where the answer to an upload has the address."""
 
 
 # --- gateways ------------------------------------------------------------------------------------
@@ -372,10 +378,27 @@ GATEWAYS: Final[Mapping[str, Gateway]] = {
         Gateway("chat-bp", source="api-facts 1.1 S8"),
         Gateway("gpt-best-v1", prefix="/runway/v1", source="api-facts 1.1 S5"),
         Gateway("gptproto", prefix="/runway/v1", source="api-facts 1.1 S16"),
-        Gateway("yutoai", prefix="/runway/v1", source="api-facts 1.1 S10"),
+        Gateway(
+            "yutoai",
+            prefix="/runway/v1",
+            files_path="/v1/files",
+            source="api-facts 1.1 S10, 11 row 23",
+        ),
         Gateway("zyhelp", prefix="/runway/v1", source="api-facts 1.1 S10"),
-        Gateway("bltcy", "https://api.bltcy.ai", prefix="/runway/v1", source="api-facts 11 row 13"),
-        Gateway("ait8", "https://ai.t8star.cn", prefix="/runway/v1", source="api-facts 11 row 13"),
+        Gateway(
+            "bltcy",
+            "https://api.bltcy.ai",
+            prefix="/runway/v1",
+            files_path="/v1/files",
+            source="api-facts 11 row 13, 11 row 23",
+        ),
+        Gateway(
+            "ait8",
+            "https://ai.t8star.cn",
+            prefix="/runway/v1",
+            files_path="/v1/files",
+            source="api-facts 11 row 13, 11 row 23",
+        ),
         # Its documentation has the official format only.
         Gateway(
             "ezlinkai",

@@ -100,10 +100,11 @@ def batch(
 
     with contextlib.ExitStack() as stack:
         try:
-            file = stack.enter_context(spooled(file))
+            copy = stack.enter_context(spooled(file))
         except KeyboardInterrupt:
             return 130
-        return run(partial(_make_all, file, options, output, target), output)
+        folder = file.parent if copy == file else Path()
+        return run(partial(_make_all, copy, options, output, target, folder=folder), output)
 
 
 # The journal and the gateway
@@ -257,7 +258,7 @@ class Results:
 
 
 async def _make_all(
-    file: Path, options: Options, output: Output, target: Target, screen: Lines
+    file: Path, options: Options, output: Output, target: Target, screen: Lines, *, folder: Path
 ) -> int:
     """Submit, wait for and save everything that earlier runs did not."""
     from fuhu_runway.inputs import check_items, read_items
@@ -274,6 +275,7 @@ async def _make_all(
         return await dry_run(
             file,
             journal_path,
+            folder=folder,
             retry_failed=options.retry_failed,
             skip_bad=options.skip_bad,
             output=output,
@@ -281,7 +283,7 @@ async def _make_all(
         )
     state_file = options.out / STATE_NAME
     check_target(target, journal_path, state_file)
-    total = check_items(file, skip_bad=skip if options.skip_bad else None)
+    total = check_items(file, skip_bad=skip if options.skip_bad else None, folder=folder)
     if not total:
         raise usage_error("file", f"{file.name} has no entries.", "Add at least one.")
     check_folder(options.out)
@@ -293,7 +295,7 @@ async def _make_all(
         client = await open_client(stack, target, screen, journal, state_file, tally.watch)
         many = client.batch(
             # Invalid entries were reported by check_items.
-            read_items(file, skip_bad=id if options.skip_bad else None),
+            read_items(file, skip_bad=id if options.skip_bad else None, folder=folder),
             in_flight=options.in_flight,
             download_to=options.out,
             timeout=options.timeout,

@@ -17,6 +17,7 @@ from typing import Final
 import attrs
 
 from fuhu_runway.batch import Item, job_of, plan_for
+from fuhu_runway.errors import UsageError
 from fuhu_runway.inputs import KINDS, check_items, read_items
 from fuhu_runway.journal import Job, JobState
 from fuhu_runway.models import usage_error
@@ -67,6 +68,7 @@ async def dry_run(
     file: Path,
     journal_path: Path,
     *,
+    folder: Path,
     retry_failed: bool,
     skip_bad: bool,
     output: Output,
@@ -74,21 +76,25 @@ async def dry_run(
 ) -> int:
     """Print what a batch would do, and return 2 if it would refuse the file, else 0."""
     bad: list[str] = []
-    total = check_items(file, skip_bad=lambda error: bad.append(f"{error.happened} {error.advice}"))
+
+    def note(error: UsageError) -> None:
+        bad.append(f"{error.happened} {error.advice}")
+
+    total = check_items(file, skip_bad=note, folder=folder)
     if not total and not bad:
         raise usage_error("file", f"{file.name} has no entries.", "Add at least one.")
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as place:
         try:
-            copy = copied(journal_path, Path(folder))
+            copy = copied(journal_path, Path(place))
         except OSError as error:
             happened = f"The journal cannot be read ({error.strerror})."
             raise usage_error("journal", happened, "Check its permissions.") from error
         async with opened(copy) as journal:
             costs = _costs(await journal.jobs())
-            entries = [
-                _entry(index, item, await job_of(journal, plan_for(item), CLOCK.wall()), costs)
-                for index, item in enumerate(read_items(file, skip_bad=id))
-            ]
+            entries = []
+            for index, item in enumerate(read_items(file, skip_bad=id, folder=folder)):
+                job = await job_of(journal, await plan_for(item), CLOCK.wall())
+                entries.append(_entry(index, item, job, costs))
     if retry_failed:
         entries = [
             attrs.evolve(entry, action=SENT) if entry.action == "failed" else entry

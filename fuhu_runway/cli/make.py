@@ -21,6 +21,7 @@ from rich import filesize
 
 from fuhu_runway import errors, hooks
 from fuhu_runway._journal_file import command_line
+from fuhu_runway._media import address_or_path
 from fuhu_runway.models import (
     DEFAULT_MODEL,
     ActOne,
@@ -100,8 +101,8 @@ class RequestOptions:
     The options of `generate`; None leaves one to the default of the request.
 
     Args:
-        image: URL of the first frame; makes it image to video.
-        last_image: URL of the last frame; with --image.
+        image: URL or file of the first frame; makes it image to video.
+        last_image: URL or file of the last frame; with --image.
         image_as_end_frame: Use the image as the last frame; gen3, with --image.
         flip: Portrait instead of landscape; with --image.
         ratio: Width to height, such as 16:9 (default); with --official in pixels, such as
@@ -154,6 +155,8 @@ class RequestOptions:
         options = attrs.asdict(self, recurse=False).items()
         given = {name: value for name, value in options if value is not None}
         del given["official"]
+        for name in given.keys() & {"image", "last_image"}:
+            given[name] = address_or_path(given[name], Path())
         if not given.pop("any_model"):
             check_model(given.get("model"))
         for name in given.keys() - attrs.fields_dict(kind).keys():
@@ -213,7 +216,7 @@ async def restyle(
     Spends points as soon as the gateway accepts it.
 
     Args:
-        video: URL of the clip, up to 10 s and 64 MB.
+        video: URL or file of the clip, up to 10 s and 64 MB.
         prompt: The style to redraw it in.
         structure_transformation: From 0, which keeps the structure, to 1.
         seconds: Length of the clip, such as 5 or 10; --no-seconds omits it.
@@ -225,7 +228,7 @@ async def restyle(
     if not any_model:
         check_model(model)
     request = VideoToVideo(
-        video,
+        address_or_path(video, Path()),
         prompt,
         structure_transformation=structure_transformation,
         seconds=seconds,
@@ -256,17 +259,18 @@ async def act(
     Spends points as soon as the gateway accepts it.
 
     Args:
-        video: URL of the performance; 16:9 only.
-        image: URL of an image of the character; 16:9 only.
-        character_video: URL of a clip of the character, instead of the image.
+        video: URL or file of the performance; 16:9 only.
+        image: URL or file of an image of the character; 16:9 only.
+        character_video: URL or file of a clip of the character, instead of the image.
         motion_multiplier: How strongly the character moves, from 1 to 5.
         flip: Portrait instead of landscape.
         extra: More fields for the request's body, as a JSON object.
     """
+    here = Path()
     request = ActOne(
-        video,
-        image,
-        character_video=character_video,
+        address_or_path(video, here),
+        image and address_or_path(image, here),
+        character_video=character_video and address_or_path(character_video, here),
         motion_multiplier=motion_multiplier,
         flip=flip,
         extra={} if extra is None else extra,

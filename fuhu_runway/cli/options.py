@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 import attrs
 from cyclopts import Group, Parameter, Token
 
-from fuhu_runway.models import MODELS, PollPolicy, usage_error
+from fuhu_runway.models import MODELS, Gateway, PollPolicy, usage_error
+from fuhu_runway.uploads import GatewayFiles
 
 from .console import Lines
 
@@ -176,6 +177,7 @@ class Target:
         **settings: Any,
     ) -> "Client":
         """Return a client of the gateway, or of *simulator*; *stack* closes both."""
+        from fuhu_runway._wire.tables import GATEWAYS
         from fuhu_runway.client import Client
 
         if simulator is None:
@@ -186,7 +188,13 @@ class Target:
             screen.say("simulated: a gateway on this machine, no key, no cost")
             key, url = simulator.api_key, simulator.base_url
             settings["polling"] = SIMULATED_POLLING
-        client = Client(key, base_url=url, gateway=self.access.gateway, **settings)
+        gateway: Gateway | str | None = self.access.gateway
+        row = GATEWAYS.get(self.access.gateway or "fuhuapi")
+        if row is not None and simulator is not None:
+            gateway = row = attrs.evolve(row, files_path="/v1/files")  # any simulated one has it
+        if row is not None and row.files_path is not None:
+            settings["uploads"] = GatewayFiles()
+        client = Client(key, base_url=url, gateway=gateway, **settings)
         address = urlsplit(client.gateway.base_url or "")
         port = address.port or (80 if address.scheme == "http" else 443)
         screen.address = f"{address.netloc.removesuffix(f':{port}')}:{port}"

@@ -196,7 +196,8 @@ def test_no_request_shows_what_it_is_about(request: Generation) -> None:
 
 def secret_fields(request: Generation) -> list[str]:
     """Return the secret fields that are set in this request."""
-    hidden = [field.name for field in attrs.fields(type(request)) if field.repr is False]
+    fields = attrs.fields(type(request))
+    hidden = [field.name for field in fields if field.repr is False or "media" in field.metadata]
     return [name for name in hidden if getattr(request, name) is not None]
 
 

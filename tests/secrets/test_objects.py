@@ -54,6 +54,7 @@ from fuhu_runway.models import (
     VideoToVideo,
 )
 from fuhu_runway.task import Clip, Task
+from fuhu_runway.uploads import GatewayFiles
 
 LINK: Final = "https://cdn.example/1.mp4?_jwt=pangolin"
 CLIENT: Final = Client(KEY, callbacks=CallbackReceiver("https://app.example", secret=SECRET))
@@ -84,6 +85,7 @@ HELD: Final[tuple[Any, ...]] = (
     CLIENT,
     CLIP,
     Gateway("mine", "https://gateway.example"),
+    GatewayFiles(),
     ImageToVideo(PROMPT, IMAGE, last_image=LAST_IMAGE, extra=EXTRA),
     Item(REQUEST, custom_id="1"),
     Journal(Path("run.db")),

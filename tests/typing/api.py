@@ -22,6 +22,7 @@ from fuhu_runway import (
     Client,
     Clip,
     Gateway,
+    GatewayFiles,
     Generation,
     ImageToVideo,
     Item,
@@ -59,6 +60,11 @@ def listener(event: hooks.Event) -> None:
         assert_type(event.delay, float)
 
 
+async def upload(data: bytes, name: str, content_type: str) -> str:
+    """An uploader may be async or not."""
+    return f"https://own.example/{name}"
+
+
 def clients(session: aiohttp.ClientSession) -> None:
     """A client takes a key, and everything else by name."""
     Client()
@@ -85,6 +91,10 @@ def clients(session: aiohttp.ClientSession) -> None:
     assert_type(client.unfinished, tuple[Task, ...])
     assert_type(GATEWAYS, Mapping[str, Gateway])
 
+    Client(uploads=GatewayFiles())
+    Client(uploads=upload)
+    Client(uploads=lambda data, name, content_type: f"https://own.example/{name}")
+    Client(uploads=5)  # type: ignore[arg-type]
     Client(timeouts=5)  # type: ignore[arg-type]
     Client("sk-…", "https://own.example")  # type: ignore[call-arg]  # the rest has names
 
@@ -97,7 +107,8 @@ def requests() -> None:
     assert_type(text.prompt, str)
     assert_type(text.seconds, int)
     assert_type(text.extra, Mapping[str, Any])
-    assert_type(ImageToVideo("a kitten", "https://x.example/1.png").last_image, str | None)
+    pictured = ImageToVideo("a kitten", Path("1.png"), last_image=b"")
+    assert_type(pictured.last_image, str | bytes | Path | None)
     assert_type(VideoToVideo("https://x.example/1.mp4", "oil").seconds, int | None)
     assert_type(ActOne("https://x.example/1.mp4", "https://x.example/1.png").flip, bool | None)
     assert_type(OfficialImageToVideo("https://x.example/1.png").seed, int | None)

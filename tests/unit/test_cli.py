@@ -31,6 +31,7 @@ from support.commands import (
     runner,
     start,
 )
+from support.media import MP4, PNG
 
 pytest.importorskip("cyclopts")
 
@@ -78,6 +79,48 @@ def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[GatewayThread]:
     """A gateway that the environment variables point to; its tasks take 50 ms."""
     with gateway_in_thread(monkeypatch, speed=1000, takes=50) as elsewhere:
         yield elsewhere
+
+
+# Local files
+
+
+def test_the_simulated_gateway_takes_local_files(run: Run, tmp_path: Path) -> None:
+    """Paths begin in the working directory; what needs an address is uploaded."""
+    Path("kitten.png").write_bytes(PNG)
+    Path("kitten.mp4").write_bytes(MP4)
+    for words in (
+        ("generate", PROMPT, "--image", "kitten.png", "--last-image", str(tmp_path / "kitten.png")),
+        ("generate", PROMPT, "--image", "kitten.png", "--official"),
+        ("restyle", "kitten.mp4", PROMPT),
+        ("act", "kitten.mp4", "kitten.png"),
+        ("act", "kitten.mp4", "--character-video", "kitten.mp4"),
+    ):
+        done = run(*words, "--simulate", "-o", "clip.mp4", "--force")
+        assert (done.code, done.out) == (0, "clip.mp4\n")
+
+
+def test_a_gateway_without_a_file_route_takes_only_small_files_of_the_official_format(
+    run: Run, gateway: GatewayThread
+) -> None:
+    """FuhuAPI has no known file route: a file is sent as a data URI, or refused for nothing."""
+    Path("kitten.png").write_bytes(PNG)
+    done = run("generate", PROMPT, "--image", "kitten.png")
+    assert done.code == 2
+    assert "image is a local file, and the reverse format takes only URLs" in done.err
+    assert gateway.call(lambda one: one.submitted) == 0
+    done = run("generate", PROMPT, "--image", "kitten.png", "--official", "-o", "clip.mp4")
+    assert done.code == 0
+    frame = gateway.call(lambda one: one.tasks[0].request["promptImage"])
+    assert frame.startswith("data:image/png;base64,")
+
+
+def test_a_gateway_with_a_file_route_gets_the_files(run: Run, gateway: GatewayThread) -> None:
+    """With a gateway that is known to have one, local files go to its own file route."""
+    Path("kitten.png").write_bytes(PNG)
+    reach = ("--gateway", "bltcy", "--base-url", gateway.simulator.base_url)
+    done = run("generate", PROMPT, "--image", "kitten.png", *reach, "-o", "clip.mp4")
+    assert done.code == 0
+    assert "/file/" in gateway.call(lambda one: one.tasks[0].request["image"])
 
 
 # Generating clips
@@ -449,7 +492,9 @@ def test_json_of_a_balance(run: Run, gateway: GatewayThread) -> None:
         (["generate", PROMPT, "--ratio", "2/1"], "Did you mean 2:1?"),
         (["generate", PROMPT, "--ratio", "1:1", "--model", "gen3"], "gen3"),
         (["generate", PROMPT, "--seconds", "0"], "from 1 to 60"),
-        (["generate", PROMPT, "--image", "kitten.png"], "--image must be an http(s) URL"),
+        (["generate", PROMPT, "--image", "a/kitten.png"], "image cannot be read as a file"),
+        (["restyle", "kitten.mp4", PROMPT], "video cannot be read as a file"),
+        (["act", VIDEO, "kitten.png"], "image cannot be read as a file"),
         (["generate", PROMPT, "--image", "ftp://example.com/a"], "--image must be an http(s) URL"),
         (["generate", PROMPT, "--last-image", IMAGE], "--last-image cannot be used with text"),
         (["generate", PROMPT, "--flip"], "--flip cannot be used with text to video"),
@@ -500,7 +545,7 @@ def test_json_of_a_balance(run: Run, gateway: GatewayThread) -> None:
             "cannot be combined with --base-url",
         ),
         (["generate", PROMPT, "--simulate", "--api-key-file", "empty"], "cannot be combined with"),
-        (["restyle", "video.mp4", PROMPT], "video must be an http(s) URL"),
+        (["restyle", "htp://video.mp4", PROMPT], "video must be an http(s) URL"),
         (["restyle", VIDEO, PROMPT, "--structure-transformation", "2"], "from 0 to 1"),
         (["restyle", VIDEO, ""], "prompt is empty"),
         (["act", VIDEO], "neither was given"),

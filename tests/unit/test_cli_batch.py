@@ -30,6 +30,7 @@ from support.commands import (
     settle_in,
     start,
 )
+from support.media import PNG
 
 pytest.importorskip("cyclopts")
 
@@ -63,6 +64,24 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
         return command("batch", file, "--out", "clips", *options)
 
     return batch
+
+
+@pytest.mark.parametrize("is_pipe", [False, True])
+def test_local_files_are_beside_the_input_file(
+    run: Run, monkeypatch: pytest.MonkeyPatch, *, is_pipe: bool
+) -> None:
+    """Paths begin in the folder of the input file; of a pipe, in the working directory."""
+    Path("in").mkdir()
+    Path("in", "1.png").write_bytes(PNG)
+    rows = json.dumps({"prompt": "a", "image": "in/1.png" if is_pipe else "1.png"})
+    Path("in", "jobs.jsonl").write_text(rows)
+    stdin = types.SimpleNamespace(buffer=io.BytesIO(rows.encode()))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    if not is_pipe:
+        assert run("--dry-run", file="in/jobs.jsonl").code == 0
+    done = run("--simulate", file="-" if is_pipe else "in/jobs.jsonl")
+    assert done.code == 0
+    assert "1 of 1 clips" in done.err
 
 
 @pytest.fixture
@@ -479,12 +498,12 @@ def test_a_file_that_changes_ends_a_batch_with_5(
 ) -> None:
     """An error after something was paid is not exit code 2, and says what continues."""
 
-    def changed(path: Path, *, skip_bad: object) -> Iterator[Any]:
+    def changed(path: Path, *, skip_bad: object, folder: object) -> Iterator[Any]:
         yield from list(read_items(path))[:1]
         raise errors.UsageError("The file changed.", "Nothing was sent.", "Mend it.")
 
     monkeypatch.setattr("fuhu_runway.inputs.read_items", changed, raising=True)
-    monkeypatch.setattr("fuhu_runway.inputs.check_items", lambda path, skip_bad: 3)
+    monkeypatch.setattr("fuhu_runway.inputs.check_items", lambda path, skip_bad, folder: 3)
     done = run()
     assert done.code == 5
     assert "The file changed." in done.err

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import attrs
 import pytest
+from support.media import PNG
 from support.secrets import secrets_in
 
 from fuhu_runway.batch import Item
@@ -160,6 +161,32 @@ def test_an_entry_may_name_each_kind_of_request(
 ) -> None:
     """Every kind of request can be written into a file."""
     assert requests(made("a.jsonl", lines(fields))) == [request_]
+
+
+@pytest.mark.parametrize("name", ["jobs.jsonl", "jobs.csv"])
+def test_a_local_file_is_found_from_the_folder_of_the_file(
+    made: Make, tmp_path: Path, name: str
+) -> None:
+    """Without :// it is a path, relative to the folder of the file, or to another one."""
+    made("1.png", PNG)
+    (tmp_path / "more").mkdir()
+    made("more/1.png", PNG)
+    rows = '{"prompt": "a", "image": "1.png"}' if name.endswith("l") else "prompt,image\na,1.png"
+    jobs = made(name, rows)
+    assert requests(jobs) == [ImageToVideo("a", tmp_path / "1.png")]
+    folder = tmp_path / "more"
+    (item,) = read_items(jobs, folder=folder)
+    assert item.request == ImageToVideo("a", folder / "1.png")
+    assert check_items(jobs, folder=folder) == 1
+
+
+def test_a_local_file_must_exist_when_its_entry_is_read(made: Make, tmp_path: Path) -> None:
+    """A missing file is named by line, without its folder."""
+    jobs = made("jobs.jsonl", '{"prompt": "a", "image": "marked/2.png"}')
+    error = refusal(jobs)
+    assert error.happened.startswith("jobs.jsonl, line 1: image cannot be read as a file")
+    assert error.field == "image"
+    assert str(tmp_path) not in str(error)
 
 
 def test_each_kind_of_request_has_a_name() -> None:

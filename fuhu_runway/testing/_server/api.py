@@ -80,6 +80,7 @@ class Api:
             self._add(app, "GET", path, Route("balance", "balance", work))
         self._add(app, "GET", "/api/usage/token", Route(None, None, _with_slash))
         self._add(app, "GET", "/user/quota", Route("balance", "balance", self._quota))
+        self._add(app, "POST", "/v1/files", Route(None, None, self._upload))
         self.files.add_routes(app, self.reception, "api")
         self._add(app, "*", "/{tail:.*}", Route(None, None, _lost))
         return app
@@ -179,6 +180,10 @@ class Api:
     ) -> Reply:
         # The billing routes accept the key anywhere, whatever the Runway routes require.
         return json_reply(body_of(self._account(visit, "any")))
+
+    def _upload(self, visit: Visit, _fault: Fault | None) -> Reply:
+        self._account(visit, "any")
+        return self.files.take(visit)
 
     def _quota(self, visit: Visit, _fault: Fault | None) -> Reply:
         self._account_of_key(visit.request.query.get("key"))

@@ -1,5 +1,7 @@
 """Serve the files: one clip and its pictures per task, behind signed links on either origin."""
 
+from email.parser import BytesParser
+from email.policy import HTTP
 from email.utils import formatdate
 from functools import cache, partial
 from importlib.resources import files
@@ -11,7 +13,8 @@ from aiohttp import web
 from fuhu_runway.testing import faults
 from fuhu_runway.testing.faults import Fault
 
-from .exchange import Refused, Reply, Visit
+from . import bodies as _bodies
+from .exchange import Refused, Reply, Visit, json_reply
 from .store import Origin, SimulatedTask, Store
 from .visits import Reception, Route
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from fuhu_runway.testing.simulator import Simulator
 
 FOLDER: Final = "/attachments/video/runway/20241213"
+UPLOADS: Final = "/file/cdn/20240731"
 
 Media = Literal["cdn", "api", "redirect", "relative"]
 
@@ -35,6 +39,8 @@ class Files:
     options: "Simulator"
     store: Store
     origins: dict[Origin, str] = attrs.field(factory=dict)
+    #: What clients uploaded, by the last part of its address.
+    uploads: dict[str, Reply] = attrs.field(factory=dict)
 
     def urls(self, task: SimulatedTask) -> tuple[str, str, str]:
         """Return the signed URLs of the task's video, poster and last frame."""
@@ -62,6 +68,38 @@ class Files:
             # Faults of downloads happen on the other origin.
             route = Route(None, None, self._redirect)
         app.router.add_get(FOLDER + "/{name}", partial(reception.receive, route))
+        if origin == "cdn":
+            uploads = Route(None, None, self._serve_upload, origin)
+            app.router.add_get(UPLOADS + "/{upload}", partial(reception.receive, uploads))
+
+    def take(self, visit: Visit) -> Reply:
+        """Keep the file of a form, and answer with its address (api-facts 11)."""
+        head = f"Content-Type: {visit.request.headers.get('Content-Type')}\r\n\r\n"
+        form = BytesParser(policy=HTTP).parsebytes(head.encode() + visit.raw)
+        for part in form.iter_parts():
+            body = part.get_payload(decode=True)
+            named = part.get_param("name", header="Content-Disposition")
+            if named == "file" and isinstance(body, bytes) and body:
+                return self._taken(body, part.get_content_type(), part.get_filename("file"))
+        message = "file is required"
+        return json_reply(_bodies.openai_error(message, type="invalid_request_error"), 400)
+
+    def _taken(self, body: bytes, content_type: str, filename: str) -> Reply:
+        name = f"{len(self.uploads) + 1:030}"
+        self.uploads[name] = Reply(200, body, {"Content-Type": content_type})
+        return json_reply(
+            {
+                "id": f"file-{name[-24:]}",
+                "object": "file",
+                "bytes": len(body),
+                "created_at": self.store.clock.unix(self.store.clock.now()),
+                "filename": filename,
+                "url": f"{self.origins['cdn']}{UPLOADS}/{name}",
+            }
+        )
+
+    def _serve_upload(self, visit: Visit, _fault: Fault | None) -> Reply:
+        return self.uploads.get(visit.request.match_info["upload"]) or _xml_error(404, "NoSuchKey")
 
     def _redirect(self, visit: Visit, _fault: Fault | None) -> Reply:
         path, task = visit.request.raw_path, visit.task

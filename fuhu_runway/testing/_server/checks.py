@@ -1,11 +1,25 @@
 """Check paid requests before they are accepted (api-facts 1.2 to 1.5, 5.1 and 6)."""
 
+from base64 import b64decode
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from . import bodies as _bodies
 from .exchange import Reply, json_reply
 from .store import Body
+
+#: The longest data URI of each kind, in characters (api-facts 11 row 24).
+MAX_DATA_URI: Final = {"image/": 5 * 1024 * 1024, "video/": 16 * 1024 * 1024}
+#: Bytes, where they stand, and the type of a file that has them there.
+SIGNS: Final = (
+    (b"\x89PNG", 0, "image/png"),
+    (b"\xff\xd8\xff", 0, "image/jpeg"),
+    (b"GIF8", 0, "image/gif"),
+    (b"WEBP", 8, "image/webp"),
+    (b"ftypqt", 4, "video/quicktime"),
+    (b"ftyp", 4, "video/mp4"),
+    (b"\x1a\x45\xdf\xa3", 0, "video/webm"),
+)
 
 
 def is_number(value: object) -> bool:
@@ -17,19 +31,35 @@ def is_picture(value: Any) -> bool:
         return bool(value) and all(
             isinstance(one, dict) and is_picture(one.get("uri")) for one in value
         )
-    return isinstance(value, str) and value.startswith(("http://", "https://", "data:image/"))
+    return is_media(value, "image/")
 
 
-def begins(*starts: str) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, str) and value.startswith(starts)
+def is_media(value: object, kind: str) -> bool:
+    """Return whether *value* is a URL, or a data URI of its *kind* that the format accepts."""
+    if not isinstance(value, str) or not value.startswith("data:"):
+        return isinstance(value, str) and value.startswith(("http://", "https://"))
+    head, _, encoded = value.removeprefix("data:").partition(",")
+    content_type, _, encoding = head.partition(";")
+    try:
+        data = b64decode(encoded, validate=True)
+    except ValueError:
+        return False
+    # What the bytes show themselves to be, where they do.
+    real = next((name for sign, at, name in SIGNS if data[at : at + len(sign)] == sign), None)
+    return (
+        content_type.startswith(kind)
+        and encoding == "base64"
+        and len(value) < MAX_DATA_URI[kind]
+        and real in {None, content_type}
+    )
 
 
 #: The values of a field, by what it is.
 FITS: Final[Mapping[str, Callable[[Any], bool]]] = {
     "text": lambda value: isinstance(value, str) and bool(value.strip()),
-    "url": begins("http://", "https://"),
-    "clip": begins("http://", "https://", "data:video/"),
-    "file": begins("http://", "https://", "data:video/", "data:image/"),
+    "url": lambda value: isinstance(value, str) and value.startswith(("http://", "https://")),
+    "clip": lambda value: is_media(value, "video/"),
+    "file": lambda value: is_media(value, "image/") or is_media(value, "video/"),
     "video": lambda value: value == "video",
     "image or video": lambda value: isinstance(value, str) and value in {"image", "video"},
     "pictures": lambda value: isinstance(value, list) and is_picture(value),
