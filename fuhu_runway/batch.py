@@ -56,6 +56,10 @@ class Item:
     custom_id: str | None = attrs.field(
         default=None, validator=attrs.validators.optional(check_text)
     )
+    #: File and line that it was read from, such as "p.txt:17", to find it by.
+    source: str | None = attrs.field(
+        default=None, eq=False, validator=attrs.validators.optional(check_text)
+    )
 
     @request.validator
     def _is_request(self, _: object, request: object) -> None:
@@ -88,6 +92,8 @@ class Outcome:
     refunded: bool = False
     #: Whether an earlier run submitted it.
     resumed: bool = False
+    #: Key of its row in the journal; None without a journal.
+    key: str | None = None
 
     @property
     def is_in_doubt(self) -> bool:
@@ -344,6 +350,7 @@ class Batch:
             self._custom_ids.add(item.custom_id)
         journal = self._sessions.journal
         plan, job = await self._planned(index, item)
+        known["key"] = job and job.key
         path = self._folder and clip_path(self._folder, item.request, plan)
         if job is None or job.state is JobState.PLANNED:
             return await self._make(item.request, plan, path, known)
@@ -376,6 +383,7 @@ class Batch:
             # The position tells equal requests apart.
             key = plan.key if is_named else nth(plan.fingerprint, index + 1)
             return attrs.evolve(plan, key=key), None
+        plan = attrs.evolve(plan, source=item.source)
         job = await (journal.plan if is_named else journal.plan_next)(plan, now)
         if job.state is JobState.FAILED and self._retry_failed:
             job = await journal.step(job.key, JobState.PLANNED, now, task_id=None)

@@ -41,7 +41,7 @@ from .errors import (
     Unauthorized,
 )
 from .hooks import ClipHandedOut, DownloadFinished, DownloadStarted, Event, TaskSettled
-from .models import Generation, TaskState
+from .models import Generation, TaskState, usage_error
 
 T = TypeVar("T")
 
@@ -117,6 +117,8 @@ class Plan:
     seconds: int | None = None
     #: What the caller attached to the job.
     tag: str | None = None
+    #: File and line that it was read from, such as "p.txt:17".
+    source: str | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -145,6 +147,8 @@ class Job:
     traceparent: str | None = None
     tag: str | None = None
     handed_out_at: float | None = None
+    #: File and line of the request, such as "p.txt:17"; None if it was not read from a file.
+    source: str | None = None
 
 
 _CHANGEABLE: Final = {field.name for field in attrs.fields(Job)} - {"key", "state"}
@@ -266,6 +270,52 @@ class Journal:
         """
         return await self._run(lambda db: _step(db, key, to, now, changes))
 
+    async def resolve(
+        self, key: str, *, task_id: str | None = None, accepted: bool | None = None
+    ) -> Job:
+        """
+        Record what happened to a job in doubt, and return its row.
+
+        Free, and sends nothing: ask the gateway first, with `client.feed(task_id)`. The next run
+        of the batch follows a job that was accepted, and submits one that was not.
+
+        Args:
+            key: The `key` of the job, or its custom id.
+            task_id: The job was accepted, as this task; for the task that a damaged answer named,
+                the `task_id` of the job.
+            accepted: False: the job was not accepted. Do not guess: the next run pays for it.
+
+        Raises:
+            UsageError: There is no such job, it is not in doubt, the task belongs to another job,
+                or not exactly one of *task_id* and `accepted=False` is given. Nothing changed.
+        """
+        is_clear = task_id is None and accepted is False if accepted is not None else bool(task_id)
+        if not is_clear:
+            raise usage_error(
+                "task_id",
+                "resolve needs either task_id, the id of the job's task, or accepted=False.",
+                "Pass the one that is true.",
+            )
+
+        def write(db: sqlite3.Connection) -> Job:
+            _check(key=key, task_id=task_id)
+            job = _look_up(db, "key", key) or _look_up(db, "custom_id", key)
+            if job is None:
+                advice = "List the jobs in doubt with journal.jobs(JobState.IN_DOUBT)."
+                raise usage_error("key", "The journal has no job with this key.", advice)
+            if job.state is not JobState.IN_DOUBT:
+                raise usage_error("key", f"The job is {job.state.value}.", "It needs no decision.")
+            if task_id is None:
+                return _step(db, job.key, JobState.PLANNED, time.time(), {})
+            # The job's own id may belong to another job: some gateways use one id twice.
+            if task_id != job.task_id and _look_up(db, "task_id", task_id):
+                raise usage_error(
+                    "task_id", "This task belongs to another job.", "Use another task id."
+                )
+            return _step(db, job.key, JobState.ACCEPTED, time.time(), {"task_id": task_id})
+
+        return await self._run(write)
+
     async def forget(self, key: str) -> None:
         """
         Remove the row of a job in any state; then nothing records what was paid for it.
@@ -289,6 +339,16 @@ class Journal:
             # One after the other: a single query would scan the whole table.
             found = (_look_up(db, column, name) for column in ("key", "task_id", "custom_id"))
             return next(filter(None, found), None)
+
+        return await self._run(read)
+
+    async def jobs_of(self, request: Generation) -> list[Job]:
+        """Return the jobs with exactly this content, in the order in which they were planned."""
+        plan = plan_of(request)
+        sql = "SELECT * FROM job WHERE fingerprint = ? ORDER BY planned_at, rowid"
+
+        def read(db: sqlite3.Connection) -> list[Job]:
+            return [_job(row) for row in db.execute(sql, (_keyed(db, plan).fingerprint,))]
 
         return await self._run(read)
 
@@ -511,7 +571,12 @@ def _plan(db: sqlite3.Connection, plan: Plan, now: float) -> Job:
     values = {**attrs.asdict(plan), "state": JobState.PLANNED.value, "planned_at": now}
     names = ", ".join(values)
     marks = ", ".join(f":{name}" for name in values)
-    db.execute(f"INSERT OR IGNORE INTO job ({names}) VALUES ({marks})", values)  # noqa: S608
+    # The line may have moved since an earlier run, or may not be known in this one.
+    db.execute(
+        f"INSERT INTO job ({names}) VALUES ({marks}) ON CONFLICT (key) DO UPDATE "  # noqa: S608
+        "SET source = excluded.source WHERE excluded.source != coalesce(source, '')",
+        values,
+    )
     job = _look_up(db, "key", plan.key)
     assert job is not None  # noqa: S101  (it was just made, or was there)
     return job

@@ -1,5 +1,5 @@
 """
-The commands for journals: list jobs, save paid clips, and settle jobs in doubt.
+The commands for journals: list jobs, save paid clips, and forget jobs.
 
 Rule 1: nothing is submitted here.
 Rule 2: a job in doubt is left to a person, and the output says what to do.
@@ -21,12 +21,12 @@ from cyclopts import Parameter
 from fuhu_runway import errors
 from fuhu_runway._journal_file import command_line
 from fuhu_runway.journal import Job, JobState, Journal
-from fuhu_runway.models import DEFAULT_WAIT, OfficialImageToVideo, usage_error
+from fuhu_runway.models import DEFAULT_WAIT, usage_error
 
 from .batch import STATE_NAME, check_target, open_client, opened
 from .console import number, one_line, print_row, write
 from .options import OUTPUT, POSITIVE, RESULT, TARGET, Output, Screen, Target
-from .tally import AGAIN, CLOCK, Tally, shown
+from .tally import AGAIN, Tally, shown
 
 MARK_LENGTH: Final = 10
 """How much of a job's key is shown: a longer one would not fit in 80 columns."""
@@ -65,7 +65,7 @@ async def jobs(
     if output.json:
         print_row({"counts": counts, "jobs": list(map(job_row, found))}, output)
         return
-    rows = [("key", "state", "points", "changed", "task, error"), *map(_cells, found)]
+    rows = [("key", "input", "state", "points", "sent", "task, error"), *map(cells, found)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         write(sys.stdout, "  ".join(map(str.ljust, row, widths)).rstrip())
@@ -79,6 +79,10 @@ async def jobs(
         screen.say(f"If the task in the row is the right one: {command} KEY --found")
     screen.say(f"If you find the task at the gateway: {command} KEY --task-id ID")
     screen.say(f"If there is none, and the balance agrees: {command} KEY --not-accepted")
+    if sum(job.task_id is None for job in doubts) > 1:
+        screen.say(f"If that is so for all without a task: {command} --all-not-accepted")
+    if (journal.parent / STATE_NAME).is_file():
+        screen.say(f"A simulated gateway can look by itself: {command} --simulate")
 
 
 async def resume(
@@ -141,64 +145,6 @@ async def resume(
     return tally.report(output, screen, out, journal, files)
 
 
-async def resolve(
-    journal: JournalPath,
-    key: str,
-    /,
-    *,
-    found: Annotated[bool, _RESULT] = False,
-    task_id: Annotated[str | None, _RESULT] = None,
-    not_accepted: Annotated[bool, _RESULT] = False,
-    output: Output = OUTPUT,
-    target: Target = TARGET,
-    screen: Screen,
-) -> None:
-    """
-    Record in a journal what happened to a job in doubt.
-
-    Free. If the gateway does not know the task, nothing changes.
-
-    Args:
-        journal: Journal of a batch, such as clips/journal.db.
-        key: Name that `jobs` shows, task id, or beginning of the key.
-        found: The job was accepted, as the task that `jobs` shows.
-        task_id: The job was accepted, as this task.
-        not_accepted: The job was not accepted: the batch may submit it again.
-    """
-    if found + (task_id is not None) + not_accepted != 1:
-        raise usage_error(
-            "task_id",
-            "resolve needs exactly one of --found, --task-id and --not-accepted.",
-            "Use the one that is true.",
-        )
-    state_file = journal.parent / STATE_NAME
-    async with contextlib.AsyncExitStack() as stack:
-        store = await stack.enter_async_context(opened(journal))
-        job = await _pick(store, key)
-        if job.state is not JobState.IN_DOUBT:
-            raise usage_error("key", f"The job is {job.state.value}.", "It needs no decision.")
-        if not_accepted:
-            job = await store.step(job.key, JobState.PLANNED, CLOCK.wall())
-        else:
-            task_id = job.task_id if found else task_id
-            if task_id is None:
-                raise usage_error(
-                    "found", "The response named no task.", "Pass the task's id with --task-id."
-                )
-            check_target(target, journal, state_file)
-            # The job's own id may belong to another job: some gateways use one id twice.
-            if task_id != job.task_id and await store.find(task_id) is not None:
-                raise usage_error(
-                    "task_id", "This task belongs to another job.", "Use another task id."
-                )
-            client = await open_client(stack, target, screen, store, state_file)
-            is_official = job.endpoint == OfficialImageToVideo.__name__
-            await client.feed(task_id, official=is_official)
-            job = await store.step(job.key, JobState.ACCEPTED, CLOCK.wall(), task_id=task_id)
-    _print_job(job, output)
-    screen.info("Run the batch's own command again to continue.")
-
-
 async def forget(
     journal: JournalPath,
     key: str,
@@ -219,7 +165,7 @@ async def forget(
         force: Remove the job even if a paid clip may be lost.
     """
     async with opened(journal) as store:
-        job = await _pick(store, key)
+        job = await pick(store, key)
         is_safe = job.state in {JobState.PLANNED, JobState.FAILED, JobState.SAVED}
         if not is_safe and not force:
             raise usage_error(
@@ -228,10 +174,10 @@ async def forget(
                 "Use `resume` or `resolve`, or add --force if you accept paying again.",
             )
         await store.forget(job.key)
-    _print_job(job, output)
+    print_job(job, output)
 
 
-COMMANDS: Final = (jobs, resume, resolve, forget)
+COMMANDS: Final = (jobs, resume, forget)
 
 
 # Journals and jobs
@@ -280,27 +226,29 @@ def mark_of(job: Job) -> str:
     return mark if job.custom_id is None else job.custom_id
 
 
-def _cells(job: Job) -> tuple[str, ...]:
+def cells(job: Job) -> tuple[str, ...]:
+    """Return a job as a row of the table."""
     points = "" if job.points is None else number(job.points)
-    times = (job.planned_at, job.submitted_at, job.accepted_at, job.finished_at, job.saved_at)
-    changed = max(filter(None, map(_time, times)), default=None)
+    sent = _time(job.submitted_at)
     return (
         one_line(mark_of(job)),
+        one_line(job.source or ""),
         job.state.value,
         f"({points})" if job.refunded else points,
-        f"{changed.astimezone():%m-%d %H:%M}" if changed else "unknown",
+        f"{sent.astimezone():%m-%d %H:%M}" if sent else "unknown" if job.submitted_at else "",
         one_line(" ".join(filter(None, (job.task_id, job.error)))),
     )
 
 
-def _print_job(job: Job, output: Output) -> None:
+def print_job(job: Job, output: Output) -> None:
+    """Print one job."""
     if output.json:
         print_row(job_row(job), output)
     else:
-        write(sys.stdout, "  ".join(filter(None, _cells(job))))
+        write(sys.stdout, "  ".join(filter(None, cells(job))))
 
 
-async def _pick(journal: Journal, name: str) -> Job:
+async def pick(journal: Journal, name: str) -> Job:
     """Return the one job that is called *name*, or whose key begins with it."""
     every = await journal.jobs()
     found = [job for job in every if name in {job.key, job.custom_id, job.task_id, mark_of(job)}]

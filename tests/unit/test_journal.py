@@ -553,7 +553,7 @@ async def test_the_file_is_strict_durable_and_exclusive(journal: Journal) -> Non
     assert await value_of(journal, "PRAGMA synchronous") == 2
     assert await value_of(journal, "PRAGMA fullfsync") == 1
     assert await value_of(journal, "PRAGMA locking_mode") == "exclusive"
-    assert await value_of(journal, "PRAGMA user_version") == SCHEMA_VERSION == 3
+    assert await value_of(journal, "PRAGMA user_version") == SCHEMA_VERSION == 4
 
 
 async def test_a_wrong_type_is_refused_by_the_file(journal: Journal) -> None:
@@ -675,7 +675,7 @@ def content(path: Path) -> object:
 @pytest.mark.parametrize(
     ("make", "kind", "says"),
     [
-        (newer, JournalTooNew, "has schema 4; this version knows 3"),
+        (newer, JournalTooNew, "has schema 5; this version knows 4"),
         (foreign, JournalError, "a database of something else"),
         (foreign_with_versions, JournalError, "a database of something else"),
         (foreign_and_far_ahead, JournalError, "a database of something else"),
