@@ -244,7 +244,7 @@ def sourced(source: str) -> str:
         number = found[1] if found[1] in anchors else found[1].partition(".")[0]
         return f"[{found[0]}](api-facts.md#{anchors[number]})"
 
-    return re.sub(r"api-facts (\d+(?:\.\d+)?)", link, source).replace("|", "\\|")
+    return re.sub(r"api-facts (\d+(?:\.\d+)?)(?: row \d+)?", link, source).replace("|", "\\|")
 
 
 def unsourced(words: str) -> str:
@@ -293,9 +293,7 @@ def endpoints() -> str:
             (
                 code(row.name),
                 code(f"{row.verb} {_path(row)}"),
-                api(f"Client.{row.method}", "meth")
-                if "." not in row.method
-                else api(f"client.Official.{row.method.partition('.')[2]}", "meth"),
+                _method(row),
                 "points" if row.replay is facts.Replay.PAID else "nothing",
                 "a task" if row.route is None else "a balance",
                 sourced(row.source),
@@ -303,6 +301,11 @@ def endpoints() -> str:
             for row in facts.ENDPOINTS.values()
         ),
     )
+
+
+def _method(row: facts.Endpoint) -> str:
+    home = "official.Official" if row.method.startswith("official.") else "Client"
+    return api(f"{home}.{row.method.rpartition('.')[2]}", "meth")
 
 
 def _path(row: facts.Endpoint) -> str:
@@ -318,7 +321,10 @@ def bodies() -> str:
 def _body(row: facts.Endpoint) -> str:
     assert row.sends is not None  # noqa: S101  (the caller chose those that have one)
     heading = f"### `{row.name}`\n\nMade from {api(row.sends.__name__)}.\n\n"
-    lines = [(code(place), code(source)) for place, source in row.body.items()]
+    lines = [
+        (code(place), (source.__doc__ or "").rstrip(".") if callable(source) else code(source))
+        for place, source in row.body.items()
+    ] or [("the whole body", "`body`")]
     if row.takes_callback:
         lines.append((code(facts.CALLBACK_KEY), "`callback_url` of the client"))
     return heading + table(("Place in the body", "Filled from"), lines)
@@ -347,16 +353,38 @@ def _balance_of(row: Gateway) -> str:
     return f"{row.balance.name}{host}"
 
 
-def models() -> str:
-    """Return one line for each model of each format, with what is documented of it."""
+def tasks() -> str:
+    """Return one line for each kind of request: what it makes, and which gateways document it."""
     return table(
-        ("Model", "Format", "Seconds", "Ratios", "Other ratios"),
+        ("You get", "Request", "Method", "Models", "Gateways that document it"),
+        (
+            (
+                _purpose(row.sends),
+                api(row.sends.__name__),
+                _method(row),
+                codes(model.name for model in MODELS if row.sends in model.requests) or "no model",
+                codes(row.gateways),
+            )
+            for row in facts.ENDPOINTS.values()
+            if row.sends is not None and row.gateways
+        ),
+    )
+
+
+def _purpose(kind: type) -> str:
+    return unsourced(inspect.getdoc(kind) or "").partition(".")[0]
+
+
+def models() -> str:
+    """Return one line for each model of each request, with what is documented of it."""
+    return table(
+        ("Model", "Requests", "Seconds", "Ratios", "Other ratios"),
         (
             (
                 code(row.name),
-                "official" if row.official else "reverse",
+                ", ".join(api(kind.__name__) for kind in row.requests),
                 codes(row.seconds) or "not documented",
-                codes(row.ratios),
+                codes(row.ratios) or "not documented",
                 "refused" if row.refuses_other_ratios else "sent",
             )
             for row in MODELS
@@ -913,6 +941,7 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
         endpoints,
         bodies,
         gateways,
+        tasks,
         models,
         key_styles,
         dialects,

@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from ._urls import is_ip_address
@@ -68,6 +68,23 @@ def without(text: str, secrets: Iterable[str]) -> str:
     """Return *text* without what it quotes of the *secrets*, to search it for words."""
     text = text[:MAX_SHOWN]
     return _replaced(text, [(start, end, " ") for start, end, _ in _quotes(text, secrets)])
+
+
+OPEN_KEYS: Final = frozenset({"model", "ratio", "type"})
+"""Fields whose text is no secret; without them, an error about a model would not name it."""
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Yield every text in a JSON value that may be a secret."""
+    if isinstance(value, str) and value:
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from texts_in(item)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            if key not in OPEN_KEYS:
+                yield from texts_in(item)
 
 
 def shown_code(code: str | None, secrets: Iterable[str] = ()) -> str | None:

@@ -35,13 +35,13 @@ from .models import (
     DEFAULT_MODEL,
     DEFAULT_WAIT,
     ActOne,
+    Aleph,
     Balance,
     Gateway,
     Generation,
     ImageToVideo,
     Limits,
     MotionVector,
-    OfficialImageToVideo,
     PollPolicy,
     RetryPolicy,
     TaskRecord,
@@ -50,6 +50,7 @@ from .models import (
     VideoToVideo,
     usage_error,
 )
+from .official import Official
 from .task import Task
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ class Client:
         return self._sessions.journal
 
     @property
-    def official(self) -> "Official":
+    def official(self) -> Official:
         """The official format of the same gateway."""
         return Official(self)
 
@@ -342,6 +343,24 @@ class Client:
         )
         return await self._sessions.submit(request, custom_id=custom_id, tag=tag)
 
+    @discreet
+    async def aleph(
+        self,
+        video: str,
+        prompt: str,
+        *,
+        image: str | None = None,
+        seconds: int = 5,
+        extra: dict[str, Any] | None = None,
+        custom_id: str | None = None,
+        tag: str | None = None,
+    ) -> Task:
+        """Submit a video to be edited by Aleph; costs as `submit`, arguments as in `Aleph`."""
+        request = Aleph(
+            video, prompt, image=image, seconds=seconds, extra={} if extra is None else extra
+        )
+        return await self._sessions.submit(request, custom_id=custom_id, tag=tag)
+
     async def start(
         self,
         work: Generation | Task | str,
@@ -465,52 +484,3 @@ class Client:
             UnreadableReply: No known dialect fits the response.
         """
         return await self._sessions.balance()
-
-
-class Official:
-    """
-    The official Runway format of the same gateway.
-
-    Attach to one of its tasks with `client.official.task(id)`.
-    """
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    @discreet
-    async def image_to_video(
-        self,
-        image: str,
-        prompt: str | None = None,
-        *,
-        last_image: str | None = None,
-        model: str = "gen4_turbo",
-        ratio: str = "1280:720",
-        seconds: int = 10,
-        seed: int | None = None,
-        watermark: bool | None = None,
-        extra: dict[str, Any] | None = None,
-        custom_id: str | None = None,
-        tag: str | None = None,
-    ) -> Task:
-        """Submit a picture; costs as `Client.submit`, arguments as in `OfficialImageToVideo`."""
-        request = OfficialImageToVideo(
-            image,
-            prompt,
-            last_image=last_image,
-            model=model,
-            ratio=ratio,
-            seconds=seconds,
-            seed=seed,
-            watermark=watermark,
-            extra={} if extra is None else extra,
-        )
-        return await self._client.submit(request, custom_id=custom_id, tag=tag)
-
-    def task(self, task_id: str) -> Task:
-        """Return a handle on an official task; see `Client.task`."""
-        return self._client.task(task_id, official=True)
-
-    async def feed(self, task_id: str) -> TaskRecord:
-        """Poll an official task once; see `Client.feed`."""
-        return await self._client.feed(task_id, official=True)

@@ -17,7 +17,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +27,7 @@ from ._redact import PLAIN_NAME
 from ._wire.tables import SUBMITS
 from .batch import Item
 from .errors import UsageError
-from .models import UNSTORABLE, MotionVector, usage_error
+from .models import UNSTORABLE, Generation, MotionVector, usage_error
 
 KINDS: Final[Mapping[str, type]] = {row.name: kind for kind, row in SUBMITS.items()}
 """What the field `kind` of an entry may be; without it, the entry is text or image to video."""
@@ -104,6 +104,16 @@ def check_items(
             names.add(item.custom_id)
         count += 1
     return count
+
+
+def request_of(kind: str, cells: Mapping[str, str]) -> Generation:
+    """
+    Return a request from its kind and its fields as text, read as the cells of a table are.
+
+    Raises:
+        UsageError: The kind or a field is unknown, a field is missing, or a value does not fit.
+    """
+    return _request({"kind": kind, **_cell_fields(cells.items())})
 
 
 @contextlib.contextmanager
@@ -269,8 +279,13 @@ def _check_columns(names: list[str], place: str) -> None:
 def _row_fields(names: list[str], row: list[str]) -> dict[str, Any] | UsageError:
     if any(row[len(names) :]):
         return usage_error("line", "it has more cells than the head.", "Put text in quotes.")
+    return _cell_fields(zip(names, row, strict=False))
+
+
+def _cell_fields(cells: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Return cells as JSON values if they are JSON, else as text, without those that are empty."""
     fields: dict[str, Any] = {}
-    for name, cell in zip(names, row, strict=False):
+    for name, cell in cells:
         text = cell.strip()
         value: Any = cell if name == "prompt" else text
         if name not in _TEXTS:
@@ -301,6 +316,10 @@ def _item(entry: Any) -> Item:
         raise usage_error(
             "custom_id", "custom_id must be text or a whole number.", "Use one, or leave it out."
         )
+    return Item(_request(fields), None if custom_id is None else str(custom_id).strip())
+
+
+def _request(fields: dict[str, Any]) -> Generation:
     name = fields.pop("kind", "image_to_video" if "image" in fields else "text_to_video")
     kind = KINDS.get(name) if isinstance(name, str) else None
     if kind is None:
@@ -314,7 +333,8 @@ def _item(entry: Any) -> Item:
         is_whole = _FIELDS[name].type in {int, int | None}
         if is_whole and isinstance(value, float) and value.is_integer():
             fields[name] = int(value)
-    return Item(kind(**fields), None if custom_id is None else str(custom_id).strip())
+    request: Generation = kind(**fields)
+    return request
 
 
 def _motion(fields: dict[str, Any]) -> MotionVector | None:

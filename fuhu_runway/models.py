@@ -7,219 +7,59 @@ datetimes, points are in the gateway's own unit. No repr shows a prompt, a URL o
 """
 
 import enum
-import json
-import re
-import sys
-import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final, Self
 
 import attrs
 from attrs import field, frozen
 
+from ._fields import (
+    ADDRESS,
+    AXIS,
+    DURATION,
+    FLAG,
+    PIXELS,
+    PREFIX,
+    RATIO,
+    SECONDS,
+    SEED,
+    check_official_prompt,
+    choice,
+    extra_fields,
+    file,
+    number,
+    official_path,
+    one_of,
+    optional,
+    rule,
+    whole_body,
+    whole_number,
+)
+from ._fields import UNSTORABLE as UNSTORABLE
+from ._fields import check_text as check_text
+from ._fields import require_text as require_text
+from ._fields import usage_error as usage_error
 from ._json import decode
-from ._redact import redact
-from ._urls import is_reachable_address
-from .errors import UsageError
-
-MAX_SECONDS: Final = 60
-"""The longest clip that a request may ask for, so that a slip such as 1000 costs nothing."""
-MAX_OFFICIAL_PROMPT: Final = 1000
-"""In UTF-16 units: the official API refuses longer prompts."""
-MAX_SEED: Final = 4_294_967_295
-MAX_DEPTH: Final = 100
-"""How many levels *extra* may have: far fewer than any JSON parser on the way can take."""
 
 DEFAULT_MODEL: Final = "gen4"
 DEFAULT_WAIT: Final = 1800.0
 """How long a wait lasts by default, in seconds: half an hour (api-facts 5.6)."""
 
 
-def usage_error(field: str, happened: str, advice: str) -> UsageError:
-    """Return the error for a call that is wrong before anything was sent."""
-    return UsageError(redact(happened), "Nothing was sent or charged.", advice, field=field)
-
-
-UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
-"""NUL, which JSON can carry but PostgreSQL cannot, and lone surrogates, which UTF-8 cannot."""
-# Letters, numbers, punctuation and symbols; also private use, surrogates, and what this Python
-# does not know yet (Cn), which may be an emoji of next year.
-_VISIBLE: Final = ("L", "N", "P", "S", "Co", "Cs", "Cn")
-# Of these, what nevertheless shows nothing, such as the Hangul fillers and the empty Braille cell.
-_BLANKS: Final = frozenset("\u115f\u1160\u2800\u3164\uffa0\ufffe\uffff")
-
-
-def require_text(name: str, value: object) -> None:
-    """Raise a `UsageError` about *name* unless *value* is visible text that databases can store."""
-    if not isinstance(value, str):
-        fault, advice = f"is of type {type(value).__name__}", "Use text (str)."
-    elif not any(
-        unicodedata.category(character).startswith(_VISIBLE) and character not in _BLANKS
-        for character in value
-    ):
-        fault = "has no visible character" if value else "is empty"
-        advice = f"Use a {name} with at least one word."
-    elif bad := UNSTORABLE.search(value):
-        sign = "a NUL character" if bad[0] == "\0" else "half a character (a lone surrogate)"
-        fault = f"has {sign} at position {bad.start()}"
-        advice = "Remove it: a gateway could fail on it after it has charged."
-    else:
-        return
-    raise usage_error(name, f"{name} {fault}.", advice)
-
-
-def check_text(_instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-    """Validate a field by `require_text`."""
-    require_text(attribute.name, value)
-
-
-def _shown(value: object) -> str:
-    """Return a value as an error may show it: short, and without secrets."""
-    try:
-        text = redact(repr(value))
-    except ValueError:  # an int of more digits than Python prints
-        return f"of type {type(value).__name__}"
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _rule(fits: Callable[[Any], object], wanted: str, fault: str | None = None) -> Any:
-    """Return a validator. Its error shows the *fault* in place of a value that may be a prompt."""
-
-    def check(_instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-        if not fits(value):
-            happened = f"{attribute.name} {fault or 'is ' + _shown(value)}."
-            raise usage_error(attribute.name, happened, f"Use {wanted}.")
-
-    return check
-
-
-def _is_number(value: Any) -> bool:
-    """Return whether JSON parsers agree on this number: it is no NaN, infinity or giant int."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and abs(value) <= sys.float_info.max
-
-
-def _number(low: float, high: float, kind: Any = int | float, name: str = "a number") -> Any:
-    def fits(value: Any) -> bool:
-        return isinstance(value, kind) and _is_number(value) and low <= value <= high
-
-    return _rule(fits, f"{name} from {low} to {high}")
-
-
-def _whole_number(low: int, high: int) -> Any:
-    return _number(low, high, int, "a whole number")
-
-
-def _choice(*allowed: Any) -> Any:
-    *others, last = map(str, allowed)
-    return _rule(lambda value: value in allowed, f"{', '.join(others)} or {last}")
-
-
-def _shape(shape: str, wanted: str) -> Any:
-    """Text of that shape; the gateway decides which values a model takes."""
-    pattern = re.compile(shape, re.ASCII)
-    return _rule(lambda value: isinstance(value, str) and pattern.fullmatch(value), wanted)
-
-
-_optional: Final[Any] = attrs.validators.optional
-_FLAG: Final = _rule(lambda value: isinstance(value, bool), "True or False")
-_DURATION: Final = _rule(lambda span: _is_number(span) and span > 0, "a number of seconds above 0")
-_AXIS: Final = _rule(_is_number, "a number")
-_SECONDS: Final = _whole_number(1, MAX_SECONDS)
-_SIDE: Final = r"[1-9]\d{0,4}(\.\d{1,3})?"
-_RATIO: Final = _shape(f"{_SIDE}:{_SIDE}", "width:height, such as 16:9 or 1280:720")
-_PIXELS: Final = _shape(r"[1-9]\d{2,4}:[1-9]\d{2,4}", "width:height in pixels, such as 1280:720")
-# Without the slash, it would be part of the host name, and the key would go to another host.
-_PREFIX: Final = _shape(r"(/[!\"$->@-~]*)?", "a path such as /runway")
-_NOT_A_URL: Final = (
-    "the URL of a file that the gateway can download",
-    "must be an http(s) URL with a valid host and port",
-)
-_ADDRESS: Final = _rule(is_reachable_address, *_NOT_A_URL)
-_IMAGE: Final = _rule(lambda value: is_reachable_address(value) or _is_data_uri(value), *_NOT_A_URL)
-
-
-def _is_data_uri(value: object) -> bool:
-    return isinstance(value, str) and value.startswith("data:image/") and value.isascii()
-
-
-def _json_copy(extra: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a copy of *extra* as JSON has it, which the caller cannot change."""
-    is_dict = isinstance(extra, Mapping)
-    if not is_dict or not all(isinstance(key, str) for key in extra):
-        raise usage_error(
-            "extra",
-            "extra is not a dict with string keys.",
-            "Use a dict of further fields for the request's body.",
-        )
-    try:
-        body = json.dumps(dict(extra), allow_nan=False, ensure_ascii=False).encode()
-        copy: dict[str, Any] = json.loads(body)
-        if _depth(copy) <= MAX_DEPTH:
-            return copy
-        fault = f"more than {MAX_DEPTH} levels"
-    except (TypeError, ValueError, RecursionError) as unfit:
-        fault = type(unfit).__name__
-    # Outside the clause, since the original may quote the value.
-    raise usage_error(
-        "extra",
-        f"extra cannot be written as JSON ({fault}).",
-        "Use text, finite numbers, booleans, None, lists and dicts only.",
-    )
-
-
-def _depth(value: Any) -> int:
-    inner = value.values() if isinstance(value, dict) else value
-    return 1 + max(map(_depth, inner), default=0) if isinstance(value, dict | list) else 1
-
-
 @frozen
 class MotionVector:
     """How the camera moves; no range is documented, 0 is rest (api-facts 1.2)."""
 
-    x: float = field(default=0, validator=_AXIS)  #: Sideways.
-    y: float = field(default=0, validator=_AXIS)  #: Up and down.
-    z: float = field(default=0, validator=_AXIS)  #: In and out.
-    r: float = field(default=0, validator=_AXIS)  #: Roll.
-    bg_x_pan: float = field(default=0, validator=_AXIS)  #: Background, sideways.
-    bg_y_pan: float = field(default=0, validator=_AXIS)  #: Background, up and down.
+    x: float = field(default=0, validator=AXIS)  #: Sideways.
+    y: float = field(default=0, validator=AXIS)  #: Up and down.
+    z: float = field(default=0, validator=AXIS)  #: In and out.
+    r: float = field(default=0, validator=AXIS)  #: Roll.
+    bg_x_pan: float = field(default=0, validator=AXIS)  #: Background, sideways.
+    bg_y_pan: float = field(default=0, validator=AXIS)  #: Background, up and down.
 
 
-_MOTION: Final = _rule(lambda value: isinstance(value, MotionVector), "a MotionVector")
-
-
-@frozen
-class KnownModel:
-    """The lengths and ratios that are documented for one model in one format."""
-
-    name: str
-    seconds: tuple[int, ...]
-    ratios: tuple[str, ...]
-    source: str
-    official: bool = False
-    #: Whether a source says that the gateway refuses other ratios. Anything else that is not
-    #: listed is sent: gateways gain models and sizes faster than their documentation.
-    refuses_other_ratios: bool = False
-
-
-_SHAPES: Final = ("16:9", "9:16", "1:1", "4:3", "3:4", "21:9")
-_SIZES: Final = ("1280:720", "720:1280", "1104:832", "832:1104", "960:960", "1584:672")
-_VEO_SIZES: Final = ("1280:720", "720:1280", "1080:1920", "1920:1080")
-
-MODELS: Final = (
-    KnownModel("gen2", (), _SHAPES, "api-facts 1.2"),
-    KnownModel("gen3", (5, 10), ("16:9", "9:16"), "api-facts 1.2", refuses_other_ratios=True),
-    KnownModel("gen4", (5, 10), _SHAPES, "api-facts 1.2"),
-    KnownModel("gen4_turbo", (5, 10), _SHAPES, "api-facts 1.2"),
-    KnownModel("gen4.5", (5, 10), _SHAPES, "api-facts 1.2"),
-    KnownModel("gen3a_turbo", (5, 10), ("1280:768", "768:1280"), "api-facts 6", official=True),
-    KnownModel("gen4_turbo", (5, 10), _SIZES, "api-facts 6", official=True),
-    KnownModel("gen4.5", tuple(range(2, 11)), _SIZES, "api-facts 11 row 10", official=True),
-    KnownModel("veo3.1", (4, 6, 8), _VEO_SIZES, "api-facts 11 row 10", official=True),
-    KnownModel("veo3.1_fast", (4, 6, 8), _VEO_SIZES, "api-facts 11 row 10", official=True),
-)
-"""What is documented for each model."""
+_MOTION: Final = rule(lambda value: isinstance(value, MotionVector), "a MotionVector")
 
 
 @frozen(kw_only=True)
@@ -227,7 +67,7 @@ class _Request:
     #: Further fields for the request's body, sent as they are.
     extra: Mapping[str, Any] = field(
         factory=dict,
-        converter=_json_copy,
+        converter=extra_fields,
         repr=lambda extra: f"<{len(extra)} keys>",
         hash=False,  # a dict has none; it still counts in comparisons
     )
@@ -236,9 +76,9 @@ class _Request:
 @frozen(kw_only=True)
 class _PromptedRequest(_Request):
     #: Width to height, such as 16:9 or 1280:720; the documented ones are listed by model.
-    ratio: str = field(default="16:9", validator=_RATIO)
+    ratio: str = field(default="16:9", validator=RATIO)
     #: Length of the clip, in seconds, from 1 to 60; most models take 5 and 10.
-    seconds: int = field(default=10, validator=_SECONDS)
+    seconds: int = field(default=10, validator=SECONDS)
     #: The model; new ones appear, so any name is sent as it is.
     model: str = field(default=DEFAULT_MODEL, validator=check_text)
     #: The look; "cinematic" is the only value documented.
@@ -247,14 +87,13 @@ class _PromptedRequest(_Request):
     motion: MotionVector = field(factory=MotionVector, validator=_MOTION)
 
     def __attrs_post_init__(self) -> None:
-        for row in MODELS:
-            refuses = row.refuses_other_ratios and row.name == self.model
-            if refuses and self.ratio not in row.ratios:
-                raise usage_error(
-                    "ratio",
-                    f"ratio is {self.ratio!r}, which {self.model} does not support.",
-                    f"Use {' or '.join(row.ratios)}.",
-                )
+        row = known_model(self)
+        if row is not None and row.refuses_other_ratios and self.ratio not in row.ratios:
+            raise usage_error(
+                "ratio",
+                f"ratio is {self.ratio!r}, which {self.model} does not support.",
+                f"Use {' or '.join(row.ratios)}.",
+            )
 
 
 @frozen
@@ -272,15 +111,15 @@ class ImageToVideo(_PromptedRequest):
     #: What should happen, in any language.
     prompt: str = field(validator=check_text, repr=False)
     #: URL of the first frame; the gateway must be able to download it.
-    image: str = field(validator=_ADDRESS, repr=False)
+    image: str = field(validator=ADDRESS, repr=False)
     #: URL of the last frame, towards which the clip moves.
     last_image: str | None = field(
-        default=None, kw_only=True, validator=_optional(_ADDRESS), repr=False
+        default=None, kw_only=True, validator=optional(ADDRESS), repr=False
     )
     #: gen3: the picture is the end of the clip, not its start.
-    image_as_end_frame: bool = field(default=False, kw_only=True, validator=_FLAG)
+    image_as_end_frame: bool = field(default=False, kw_only=True, validator=FLAG)
     #: Portrait in place of landscape.
-    flip: bool = field(default=False, kw_only=True, validator=_FLAG)
+    flip: bool = field(default=False, kw_only=True, validator=FLAG)
 
 
 @frozen
@@ -288,17 +127,27 @@ class VideoToVideo(_Request):
     """A clip redrawn in another style (api-facts 1.4). Spends points when accepted."""
 
     #: URL of the clip to redraw, up to 10 s and 64 MB.
-    video: str = field(validator=_ADDRESS, repr=False)
+    video: str = field(validator=ADDRESS, repr=False)
     #: The style to redraw it in.
     prompt: str = field(validator=check_text, repr=False)
     #: How far the result may leave the source: 0 keeps its structure, 1 is free.
-    structure_transformation: float = field(default=0.5, kw_only=True, validator=_number(0, 1))
+    structure_transformation: float = field(default=0.5, kw_only=True, validator=number(0, 1))
     #: Length of the clip, in seconds, from 1 to 60; None leaves the field out.
-    seconds: int | None = field(default=5, kw_only=True, validator=_optional(_SECONDS))
+    seconds: int | None = field(default=5, kw_only=True, validator=optional(SECONDS))
     #: Portrait in place of landscape.
-    flip: bool = field(default=False, kw_only=True, validator=_FLAG)
+    flip: bool = field(default=False, kw_only=True, validator=FLAG)
     #: The model; any name is sent as it is.
     model: str = field(default=DEFAULT_MODEL, kw_only=True, validator=check_text)
+
+
+def _check_character(image: str | None, video: str | None) -> None:
+    if (image is None) == (video is None):
+        given = "neither was" if image is None else "both were"
+        raise usage_error(
+            "image",
+            f"Either image or character_video is needed, and {given} given.",
+            "Give the character as a picture or as a clip.",
+        )
 
 
 @frozen
@@ -306,67 +155,237 @@ class ActOne(_Request):
     """A performance transferred to a character (api-facts 1.5). Spends points when accepted."""
 
     #: URL of the performance; 16:9 only.
-    video: str = field(validator=_ADDRESS, repr=False)
+    video: str = field(validator=ADDRESS, repr=False)
     #: URL of the character's picture; 16:9 only.
-    image: str | None = field(default=None, validator=_optional(_ADDRESS), repr=False)
+    image: str | None = field(default=None, validator=optional(ADDRESS), repr=False)
     #: URL of a clip of the character, in place of the picture.
     character_video: str | None = field(
-        default=None, kw_only=True, validator=_optional(_ADDRESS), repr=False
+        default=None, kw_only=True, validator=optional(ADDRESS), repr=False
     )
     #: How strongly it moves, from 1 to 5; None leaves it to the gateway.
     motion_multiplier: int | None = field(
-        default=None, kw_only=True, validator=_optional(_whole_number(1, 5))
+        default=None, kw_only=True, validator=optional(whole_number(1, 5))
     )
     #: Portrait in place of landscape; None leaves it to the gateway.
-    flip: bool | None = field(default=None, kw_only=True, validator=_optional(_FLAG))
+    flip: bool | None = field(default=None, kw_only=True, validator=optional(FLAG))
 
     def __attrs_post_init__(self) -> None:
-        if (self.image is None) == (self.character_video is None):
-            given = "neither was" if self.image is None else "both were"
-            raise usage_error(
-                "image",
-                f"Either image or character_video is needed, and {given} given.",
-                "Give the character as a picture or as a clip.",
-            )
+        _check_character(self.image, self.character_video)
 
 
 @frozen
-class OfficialImageToVideo(_Request):
-    """A clip from a picture, in the official format (api-facts 6). Spends points when accepted."""
+class Aleph(_Request):
+    """A clip edited by Aleph, which takes every kind of edit (api-facts 11). Spends points."""
+
+    #: URL of the clip to edit, up to 50 MB.
+    video: str = field(validator=ADDRESS, repr=False)
+    #: What to change, up to 1000 characters.
+    prompt: str = field(validator=check_text, repr=False)
+    #: URL of a picture that shows what is meant.
+    image: str | None = field(default=None, kw_only=True, validator=optional(ADDRESS), repr=False)
+    #: Length of the clip, in seconds; 5 is the only value documented.
+    seconds: int = field(default=5, kw_only=True, validator=SECONDS)
+
+
+@frozen(kw_only=True)
+class _SeededRequest(_Request):
+    #: The same seed and request give similar clips: 0 to 4294967295.
+    seed: int | None = field(default=None, validator=optional(SEED))
+
+
+@frozen(kw_only=True)
+class _OfficialClip(_SeededRequest):
+    #: Width to height in pixels; the documented ones are listed by model.
+    ratio: str = field(default="1280:720", validator=PIXELS)
+    #: Length of the clip, in seconds, from 1 to 60; gen4.5 takes 2 to 10, veo3.1 takes 4, 6 and 8.
+    seconds: int = field(default=10, validator=SECONDS)
+    #: Whether the clip has sound, for veo3.1, which may change its price; None leaves it out.
+    audio: bool | None = field(default=None, validator=optional(FLAG))
+
+
+@frozen
+class OfficialTextToVideo(_OfficialClip):
+    """A clip from a text alone, in the official format (api-facts 11). Spends points."""
+
+    #: What the clip should show, up to 1000 UTF-16 units, of which an emoji is two.
+    prompt: str = field(validator=check_official_prompt, repr=False)
+    #: The model; any name is sent as it is.
+    model: str = field(default="gen4.5", kw_only=True, validator=check_text)
+
+
+@frozen
+class OfficialImageToVideo(_OfficialClip):
+    """A clip from a picture, in the official format (api-facts 6). Spends points."""
 
     #: The first frame: an https URL, or a data URI.
-    image: str = field(validator=_IMAGE, repr=False)
+    image: str = field(validator=file("image"), repr=False)
     #: What should happen, up to 1000 UTF-16 units, of which an emoji is two (CometAPI: 512).
-    prompt: str | None = field(default=None, validator=_optional(check_text), repr=False)
+    prompt: str | None = field(default=None, validator=optional(check_official_prompt), repr=False)
     #: The last frame: an https URL, or a data URI.
     last_image: str | None = field(
-        default=None, kw_only=True, validator=_optional(_IMAGE), repr=False
+        default=None, kw_only=True, validator=optional(file("image")), repr=False
     )
     #: The model; any name is sent as it is.
     model: str = field(default="gen4_turbo", kw_only=True, validator=check_text)
-    #: Width to height in pixels; the documented ones are listed by model.
-    ratio: str = field(default="1280:720", kw_only=True, validator=_PIXELS)
-    #: Length of the clip, in seconds, from 1 to 60; gen4.5 takes 2 to 10, veo3.1 takes 4, 6 and 8.
-    seconds: int = field(default=10, kw_only=True, validator=_SECONDS)
-    #: The same seed and request give similar clips: 0 to 4294967295.
-    seed: int | None = field(
-        default=None, kw_only=True, validator=_optional(_whole_number(0, MAX_SEED))
-    )
     #: Whether the clip carries a watermark; None leaves it to the gateway.
-    watermark: bool | None = field(default=None, kw_only=True, validator=_optional(_FLAG))
+    watermark: bool | None = field(default=None, kw_only=True, validator=optional(FLAG))
+
+
+@frozen
+class OfficialVideoToVideo(_SeededRequest):
+    """A clip edited as a text says, in the official format (api-facts 11). Spends points."""
+
+    #: The clip to edit: an https URL, or a data URI.
+    video: str = field(validator=file("video"), repr=False)
+    #: What to change, up to 1000 UTF-16 units, of which an emoji is two.
+    prompt: str = field(validator=check_official_prompt, repr=False)
+    #: A picture that shows what is meant: an https URL, or a data URI.
+    image: str | None = field(
+        default=None, kw_only=True, validator=optional(file("image")), repr=False
+    )
+    #: The model; any name is sent as it is.
+    model: str = field(default="gen4_aleph", kw_only=True, validator=check_text)
+    #: Width to height in pixels; None leaves it out, and newer models keep that of the source.
+    ratio: str | None = field(default="1280:720", kw_only=True, validator=optional(PIXELS))
+
+
+@frozen
+class OfficialCharacterPerformance(_SeededRequest):
+    """A performance transferred to a character, in the official format (api-facts 11)."""
+
+    #: The performance, 3 to 30 s of one person: an https URL, or a data URI.
+    video: str = field(validator=file("video"), repr=False)
+    #: A picture of the character, with a face: an https URL, or a data URI.
+    image: str | None = field(default=None, validator=optional(file("image")), repr=False)
+    #: A clip of the character, in place of the picture.
+    character_video: str | None = field(
+        default=None, kw_only=True, validator=optional(file("video")), repr=False
+    )
+    #: Whether gestures are transferred as well as the face; None leaves it to the gateway.
+    body_control: bool | None = field(default=None, kw_only=True, validator=optional(FLAG))
+    #: How strong the expression is, from 1 to 5; None leaves it to the gateway.
+    expression_intensity: int | None = field(
+        default=None, kw_only=True, validator=optional(whole_number(1, 5))
+    )
+    #: The model; any name is sent as it is.
+    model: str = field(default="act_two", kw_only=True, validator=check_text)
+    #: Width to height in pixels; the documented ones are listed by model.
+    ratio: str = field(default="1280:720", kw_only=True, validator=PIXELS)
 
     def __attrs_post_init__(self) -> None:
-        length = len((self.prompt or "").encode("utf-16-le")) // 2
-        if length > MAX_OFFICIAL_PROMPT:
-            raise usage_error(
-                "prompt",
-                f"prompt has {length} characters.",
-                f"Use at most {MAX_OFFICIAL_PROMPT}; most emoji count as two, as in UTF-16.",
-            )
+        _check_character(self.image, self.character_video)
 
 
-Generation = TextToVideo | ImageToVideo | VideoToVideo | ActOne | OfficialImageToVideo
+@frozen
+class OfficialVideoUpscale(_Request):
+    """A clip made larger, in the official format (api-facts 11). Spends points when accepted."""
+
+    #: The clip, up to 40 s and 4096 pixels a side: an https URL, or a data URI.
+    video: str = field(validator=file("video"), repr=False)
+    #: The model; any name is sent as it is.
+    model: str = field(default="upscale_v1", kw_only=True, validator=check_text)
+
+
+@frozen
+class OfficialRequest:
+    """Any request of the official format, by its path and its body. Spends points."""
+
+    #: Such as text_to_video or /v1/text_to_video; what ends in v1/ is the gateway's own prefix.
+    path: str = field(converter=official_path)
+    #: The body, as the gateway or Runway documents it; sent as it is.
+    body: Mapping[str, Any] = field(converter=whole_body, repr=False, hash=False)
+
+    @property
+    def extra(self) -> Mapping[str, Any]:
+        """The fields of the body that have no argument of their own, which is all of them."""
+        return self.body
+
+
+Generation = (
+    TextToVideo
+    | ImageToVideo
+    | VideoToVideo
+    | ActOne
+    | Aleph
+    | OfficialTextToVideo
+    | OfficialImageToVideo
+    | OfficialVideoToVideo
+    | OfficialCharacterPerformance
+    | OfficialVideoUpscale
+    | OfficialRequest
+)
 """Any request that makes a task, and so costs points."""
+
+
+@frozen
+class KnownModel:
+    """The lengths and ratios that are documented for one model in one format."""
+
+    name: str
+    #: The requests that it is documented for.
+    requests: tuple[type[Generation], ...]
+    #: None are documented for models that keep those of the source.
+    seconds: tuple[int, ...]
+    ratios: tuple[str, ...]
+    source: str
+    #: Whether a source says that the gateway refuses other ratios. Anything else that is not
+    #: listed is sent: gateways gain models and sizes faster than their documentation.
+    refuses_other_ratios: bool = False
+
+
+_SHAPES: Final = ("16:9", "9:16", "1:1", "4:3", "3:4", "21:9")
+_SIZES: Final = ("1280:720", "720:1280", "1104:832", "832:1104", "960:960", "1584:672")
+_VEO_SIZES: Final = ("1280:720", "720:1280", "1080:1920", "1920:1080")
+_REVERSE: Final = (TextToVideo, ImageToVideo)
+_OFFICIAL: Final = (OfficialTextToVideo, OfficialImageToVideo)
+
+MODELS: Final = (
+    KnownModel("gen2", _REVERSE, (), _SHAPES, "api-facts 1.2"),
+    KnownModel(
+        "gen3", _REVERSE, (5, 10), ("16:9", "9:16"), "api-facts 1.2", refuses_other_ratios=True
+    ),
+    KnownModel("gen4", _REVERSE, (5, 10), _SHAPES, "api-facts 1.2"),
+    KnownModel("gen4_turbo", _REVERSE, (5, 10), _SHAPES, "api-facts 1.2"),
+    KnownModel("gen4.5", _REVERSE, (5, 10), _SHAPES, "api-facts 1.2"),
+    KnownModel("gen3", (VideoToVideo,), (), (), "api-facts 1.4"),
+    KnownModel("gen4", (VideoToVideo,), (), (), "api-facts 1.4"),
+    KnownModel(
+        "gen3a_turbo", (OfficialImageToVideo,), (5, 10), ("1280:768", "768:1280"), "api-facts 6"
+    ),
+    KnownModel("gen4_turbo", (OfficialImageToVideo,), (5, 10), _SIZES, "api-facts 6"),
+    KnownModel("gen4.5", _OFFICIAL, tuple(range(2, 11)), _SIZES, "api-facts 11 row 10"),
+    KnownModel("veo3.1", _OFFICIAL, (4, 6, 8), _VEO_SIZES, "api-facts 11 row 10"),
+    KnownModel("veo3.1_fast", _OFFICIAL, (4, 6, 8), _VEO_SIZES, "api-facts 11 row 10"),
+    KnownModel(
+        "gen4_aleph",
+        (OfficialVideoToVideo,),
+        (),
+        (*_SIZES, "848:480", "640:480"),
+        "api-facts 11 row 22",
+    ),
+    KnownModel("aleph2", (OfficialVideoToVideo,), (), (), "api-facts 11 row 10"),
+    KnownModel("act_two", (OfficialCharacterPerformance,), (), _SIZES, "api-facts 11 row 22"),
+    KnownModel("upscale_v1", (OfficialVideoUpscale,), (), (), "api-facts 11 row 22"),
+)
+"""What is documented for each model."""
+
+
+def known_model(request: object) -> KnownModel | None:
+    """Return what is documented for the model that *request* names, in its format."""
+    name = getattr(request, "model", None)
+    rows = (row for row in MODELS if row.name == name and type(request) in row.requests)
+    return next(rows, None)
+
+
+def hint_for(request: Generation) -> str:
+    """Return what is documented for the model of a request that differs from it, or nothing."""
+    row = known_model(request)
+    if row is None:
+        return ""
+    for name, documented in (("seconds", row.seconds), ("ratio", row.ratios)):
+        if documented and getattr(request, name, None) not in {None, *documented}:
+            return f"{row.name} is documented with {name} {one_of(documented)}."
+    return ""
 
 
 class TaskState(enum.StrEnum):
@@ -494,13 +513,13 @@ class Gateway:
     #: Scheme and host; if None, `Client` needs a base_url.
     base_url: str | None = None
     #: Comes before `/pro/generate` and `/feed`.
-    prefix: str = field(default="/runway", validator=_PREFIX)
+    prefix: str = field(default="/runway", validator=PREFIX)
     #: Comes before `/image_to_video` and `/tasks/…` of the official format.
-    official_prefix: str = field(default="/runwayml/v1", validator=_PREFIX)
+    official_prefix: str = field(default="/runwayml/v1", validator=PREFIX)
     #: How the feed is polled: POST with a body, or GET with a query.
-    feed_verb: str = field(default="POST", validator=_choice("POST", "GET"))
-    key_style: KeyStyle = field(default=KeyStyle.BEARER, validator=_choice(*KeyStyle))
-    balance: BalanceRoute = field(default=BalanceRoute.BILLING, validator=_choice(*BalanceRoute))
+    feed_verb: str = field(default="POST", validator=choice("POST", "GET"))
+    key_style: KeyStyle = field(default=KeyStyle.BEARER, validator=choice(*KeyStyle))
+    balance: BalanceRoute = field(default=BalanceRoute.BILLING, validator=choice(*BalanceRoute))
     #: Host of the QUOTA route, the only one with the key in its URL.
     quota_url: str | None = None
     #: Where these facts come from.
@@ -512,12 +531,12 @@ class Timeouts:
     """How long one exchange may take, in seconds."""
 
     #: Until the connection is open, TLS included.
-    connect: float = field(default=5.0, validator=_DURATION)
+    connect: float = field(default=5.0, validator=DURATION)
     #: Without a byte of a clip, or of the answer to a paid request, of which one took 21 s
     #: (api-facts 1.2); for any other exchange as a whole.
-    read: float = field(default=60.0, validator=_DURATION)
+    read: float = field(default=60.0, validator=DURATION)
     #: For a paid exchange as a whole.
-    total: float = field(default=300.0, validator=_DURATION)
+    total: float = field(default=300.0, validator=DURATION)
 
 
 @frozen(kw_only=True)
@@ -525,16 +544,16 @@ class RetryPolicy:
     """How often, and after what delays, a request is retried if that is safe."""
 
     #: How often a request is sent at most, the first time included.
-    attempts: int = field(default=5, validator=_whole_number(1, 100))
+    attempts: int = field(default=5, validator=whole_number(1, 100))
     #: The first delay is drawn from 0 to this, in seconds.
-    first: float = field(default=0.5, validator=_DURATION)
+    first: float = field(default=0.5, validator=DURATION)
     #: By how much that range grows with each retry.
-    factor: float = field(default=2.0, validator=_number(1, 100))
+    factor: float = field(default=2.0, validator=number(1, 100))
     #: The longest delay, in seconds.
-    max_delay: float = field(default=30.0, validator=_DURATION)
+    max_delay: float = field(default=30.0, validator=DURATION)
     #: The longest `Retry-After` to obey, in seconds. If a server demands more, a request ends
     #: with its error, and a wait for a task polls again after this time.
-    max_retry_after: float = field(default=120.0, validator=_DURATION)
+    max_retry_after: float = field(default=120.0, validator=DURATION)
 
 
 @frozen(kw_only=True)
@@ -543,12 +562,12 @@ class Limits:
 
     #: Requests per second at most; None adapts to what the gateway accepts.
     requests_per_second: float | None = field(
-        default=None, validator=_optional(_number(0.001, 1_000_000))
+        default=None, validator=optional(number(0.001, 1_000_000))
     )
     #: Requests in flight at once; aiohttp's own default, and enough for slow submits.
-    requests_in_flight: int = field(default=100, validator=_whole_number(1, 10**6))
+    requests_in_flight: int = field(default=100, validator=whole_number(1, 10**6))
     #: Unfinished tasks that this client has submitted; None is no limit.
-    tasks_in_flight: int | None = field(default=None, validator=_optional(_whole_number(1, 10**6)))
+    tasks_in_flight: int | None = field(default=None, validator=optional(whole_number(1, 10**6)))
 
 
 @frozen(kw_only=True)
@@ -556,20 +575,20 @@ class PollPolicy:
     """When a task is polled: exponential, capped and jittered, until better is learned."""
 
     #: From the submit to the first poll, in seconds.
-    first: float = field(default=2.0, validator=_DURATION)
+    first: float = field(default=2.0, validator=DURATION)
     #: How much longer each interval is than the one before.
-    factor: float = field(default=1.5, validator=_number(1, 100))
+    factor: float = field(default=1.5, validator=number(1, 100))
     #: The longest interval, in seconds; gateways refresh every 15 s (api-facts 5.5).
-    max_interval: float = field(default=15.0, validator=_DURATION)
+    max_interval: float = field(default=15.0, validator=DURATION)
     #: How much an interval varies at random, as a fraction of it.
-    jitter: float = field(default=0.1, validator=_number(0, 0.9))
+    jitter: float = field(default=0.1, validator=number(0, 0.9))
     #: Whether intervals learned from the durations of similar tasks replace the exponential
     #: ones. They go from half of *first* to 4/3 of *max_interval*, and to 20 s at most.
-    learn: bool = field(default=True, validator=_FLAG)
+    learn: bool = field(default=True, validator=FLAG)
     #: How long a task may wait for a poll when requests are scarce, in seconds.
-    max_starvation: float = field(default=60.0, validator=_DURATION)
+    max_starvation: float = field(default=60.0, validator=DURATION)
     #: How long the gateway may not know a task after its submit, in seconds (api-facts 11).
-    not_found_grace: float = field(default=300.0, validator=_DURATION)
+    not_found_grace: float = field(default=300.0, validator=DURATION)
     #: How long a successful task may lack the clip's URL (api-facts 3.4), and the URL the clip,
     #: in seconds.
-    url_grace: float = field(default=60.0, validator=_DURATION)
+    url_grace: float = field(default=60.0, validator=DURATION)

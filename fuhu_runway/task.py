@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from ._arguments import check
 from ._notebook import clip_view, task_view
+from ._redact import texts_in
 from ._waiting.poller import Watch
 from .downloads import MAX_CLIP_BYTES, Progress, paid_for
 from .errors import ClipMissing, TaskCanceled, TaskFailed, UsageError, discreet
@@ -200,10 +201,10 @@ class Task:
 
     def secrets(self) -> tuple[str, ...]:
         """Return the texts that no error about this task may show; for the client."""
-        known = [getattr(self.request, "prompt", None)]
+        known = [getattr(self.request, name, None) for name in ("prompt", "body")]
         if self.record is not None:
             known += [self.record.prompt, self.record.prompt_en]
-        return tuple(text for text in known if text)
+        return tuple(texts_in(known))
 
     def _clip(self, record: TaskRecord) -> "Clip":
         if record.has_clip:

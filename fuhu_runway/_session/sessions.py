@@ -25,7 +25,7 @@ from fuhu_runway._waiting.poller import Poller, Watch, name_of
 from fuhu_runway._waiting.task_limit import Name, Origin
 from fuhu_runway._wire.decode import read_balance, read_task
 from fuhu_runway._wire.encode import Request, ask_balance, ask_task, build
-from fuhu_runway._wire.tables import BALANCE_ENDPOINTS, ENDPOINTS, SUBMITS, feed
+from fuhu_runway._wire.tables import BALANCE_ENDPOINTS, ENDPOINTS, SUBMITS, feed, is_official
 from fuhu_runway.downloads import Progress, Source, origin_of
 from fuhu_runway.errors import JournalError, discreet
 from fuhu_runway.journal import Entry, Job, JobState, Journal, Plan
@@ -33,7 +33,6 @@ from fuhu_runway.models import (
     Balance,
     Gateway,
     Generation,
-    OfficialImageToVideo,
     TaskRecord,
     require_text,
     usage_error,
@@ -459,5 +458,4 @@ def name_of_task(task: Task) -> Name:
 
 
 def name_in(job: Job) -> Name:
-    is_official = job.endpoint == OfficialImageToVideo.__name__
-    return feed(official=is_official).name, str(job.task_id)
+    return feed(official=is_official(job.endpoint)).name, str(job.task_id)

@@ -9,7 +9,8 @@ from urllib.parse import quote, urlencode
 
 import attrs
 
-from fuhu_runway.models import Gateway, Generation, KeyStyle, OfficialImageToVideo, usage_error
+from fuhu_runway._redact import texts_in
+from fuhu_runway.models import Gateway, Generation, KeyStyle, hint_for, usage_error
 
 from . import tables
 from .tables import Endpoint, Root
@@ -27,6 +28,8 @@ class Request:
     secrets: tuple[str, ...] = attrs.field(default=(), repr=False)
     #: The task that is polled, if it is a poll.
     task_id: str | None = None
+    #: What to try if the gateway refuses what was asked for.
+    hint: str = ""
 
     def hiding(self, *texts: str | None) -> "Request":
         """Return the request with *texts* among its secrets; itself if they already are."""
@@ -66,26 +69,25 @@ def build(
     bare = _without_body(tables.SUBMITS[type(request)], gateway, key)
     body = _key_for_body(bare, key)
     for place, source in bare.endpoint.body.items():
-        value = attrgetter(source)(request)
+        value = source(request) if callable(source) else attrgetter(source)(request)
         if value is not None:
             *above, last = place.split(".")
             target = body
             for name in above:
                 target = target.setdefault(name, {})
             target[last] = value
-    if isinstance(request, OfficialImageToVideo) and request.last_image is not None:
-        frames = {"first": request.image, "last": request.last_image}
-        body[tables.FRAMES_KEY] = [{"uri": uri, "position": at} for at, uri in frames.items()]
     if bare.endpoint.takes_callback and callback_url is not None:
         body[tables.CALLBACK_KEY] = callback_url
     _add_extra(body, request.extra)
     # What the repr of a request hides, no error shows either.
-    hidden = [field.name for field in attrs.fields(type(request)) if field.repr is False]
-    secrets = (getattr(request, name) for name in hidden)
+    fields = attrs.fields(type(request))
+    hidden = [getattr(request, field.name) for field in fields if field.repr is False]
     return attrs.evolve(
         bare,
+        url=bare.url.replace("{path}", getattr(request, "path", "")),
         body=json.dumps(body, ensure_ascii=False, allow_nan=False).encode(),
-        secrets=(key, *filter(None, secrets)),
+        secrets=(key, *texts_in(hidden)),
+        hint=hint_for(request),
     )
 
 

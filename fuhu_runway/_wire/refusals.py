@@ -371,6 +371,8 @@ def error_of(
     advice = row.advice or ADVICE[row.raises]
     if advice == BASE_URL and status == 404 and request.task_id is not None:
         advice = NO_SUCH_TASK
+    if row.raises is errors.InvalidRequest and request.hint:
+        advice = f"{advice} {request.hint}"
     return row.raises(
         happened or f"The gateway refused with status {status}{reason}",
         _money(request, fate),

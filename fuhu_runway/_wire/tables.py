@@ -14,11 +14,17 @@ import attrs
 
 from fuhu_runway.models import (
     ActOne,
+    Aleph,
     BalanceRoute,
     Gateway,
     ImageToVideo,
     KeyStyle,
+    OfficialCharacterPerformance,
     OfficialImageToVideo,
+    OfficialRequest,
+    OfficialTextToVideo,
+    OfficialVideoToVideo,
+    OfficialVideoUpscale,
     TaskState,
     TextToVideo,
     VideoToVideo,
@@ -67,8 +73,11 @@ class Endpoint:
     source: str
     #: The request class it takes; None for what only reads.
     sends: type | None = None
-    #: Place in the body, dots between levels, to the request's attribute; None is left out.
-    body: Mapping[str, str] = attrs.field(factory=dict)
+    #: Place in the body, dots between levels, to the request's attribute, or to a function of the
+    #: request; None is left out.
+    body: Mapping[str, "str | Callable[[Any], object]"] = attrs.field(factory=dict)
+    #: The gateways whose documentation or client code has it, of those that are known by name.
+    gateways: tuple[str, ...] = ()
     #: The balance route it belongs to; None for what is about tasks.
     route: BalanceRoute | None = None
 
@@ -83,7 +92,7 @@ class Endpoint:
         return self.sends is not None and self.root is Root.REVERSE
 
 
-def _same(places: str) -> dict[str, str]:
+def _same(places: str) -> dict[str, Any]:
     """Return *places*, each with its last part: our name and the gateway's are the same."""
     return {place: place.rpartition(".")[2] for place in places.split()}
 
@@ -94,70 +103,193 @@ def _balance(
     return Endpoint(name, "GET", root, path, method="balance", source=source, route=route)
 
 
+def _frames(request: OfficialImageToVideo) -> object:
+    """`image`; with a `last_image`, a list of both, each with its `position`."""
+    if request.last_image is None:
+        return request.image
+    frames = {"first": request.image, "last": request.last_image}
+    return [{"uri": uri, "position": at} for at, uri in frames.items()]
+
+
+def _character(request: OfficialCharacterPerformance) -> object:
+    """`image` or `character_video`, with its `type`."""
+    if request.image is None:
+        return _typed("video", request.character_video)
+    return _typed("image", request.image)
+
+
+def _performance(request: OfficialCharacterPerformance) -> object:
+    """`video`, with its `type`."""
+    return _typed("video", request.video)
+
+
+def _reference(request: OfficialVideoToVideo) -> object:
+    """`image`, with its `type`, as a list of one."""
+    return None if request.image is None else [_typed("image", request.image)]
+
+
+def _images(request: Aleph) -> object:
+    """`image`, as a list of one."""
+    return None if request.image is None else [request.image]
+
+
+def _typed(kind: str, uri: str | None) -> dict[str, str | None]:
+    return {"type": kind, "uri": uri}
+
+
 _MOTION: Final = {
     f"options.motion_vector.{axis}": f"motion.{axis}"
     for axis in ("x", "y", "z", "r", "bg_x_pan", "bg_y_pan")
 }
+_LOOK: Final = _same("model ratio seed")
+_LENGTH: Final = _LOOK | {"duration": "seconds", "audio": "audio"}
+
+
+def _reverse(
+    name: str,
+    path: str,
+    sends: type,
+    body: dict[str, Any],
+    *,
+    method: str,
+    source: str,
+    gateways: str,
+) -> Endpoint:
+    return Endpoint(
+        name,
+        "POST",
+        Root.REVERSE,
+        f"/pro/{path}",
+        method,
+        source,
+        sends,
+        body,
+        tuple(gateways.split()),
+    )
+
+
+def _official(
+    path: str,
+    sends: type,
+    body: dict[str, Any],
+    *,
+    gateways: str,
+    source: str = "api-facts 11 row 11",
+) -> Endpoint:
+    return Endpoint(
+        f"official_{path}",
+        "POST",
+        Root.OFFICIAL,
+        f"/{path}",
+        f"official.{path}",
+        source,
+        sends,
+        body,
+        tuple(gateways.split()),
+    )
+
 
 ENDPOINTS: Final[Mapping[str, Endpoint]] = {
     row.name: row
     for row in (
-        Endpoint(
+        _reverse(
             "text_to_video",
-            "POST",
-            Root.REVERSE,
-            "/pro/generate",
+            "generate",
+            TextToVideo,
+            _same("prompt ratio style model options.seconds") | _MOTION,
             method="generate",
             source="api-facts 1.2",
-            sends=TextToVideo,
-            body=_same("prompt ratio style model options.seconds") | _MOTION,
+            gateways=(
+                "fuhuapi cometapi deerapi gpt-best ecovai gptoai openai-hub chat-bp gptproto duomi"
+            ),
         ),
-        Endpoint(
+        _reverse(
             "image_to_video",
-            "POST",
-            Root.REVERSE,
-            "/pro/generate",
-            method="generate",
-            source="api-facts 1.3",
-            sends=ImageToVideo,
-            body=_same(
+            "generate",
+            ImageToVideo,
+            _same(
                 "image last_image prompt ratio style model "
                 "options.seconds options.image_as_end_frame options.flip"
             )
             | _MOTION,
+            method="generate",
+            source="api-facts 1.3",
+            gateways="fuhuapi cometapi deerapi gpt-best gptoai chat-bp zyhelp duomi",
         ),
-        Endpoint(
+        _reverse(
             "video_to_video",
-            "POST",
-            Root.REVERSE,
-            "/pro/video2video",
-            method="video_to_video",
-            source="api-facts 1.4",
-            sends=VideoToVideo,
-            body=_same(
+            "video2video",
+            VideoToVideo,
+            _same(
                 "video model prompt options.structure_transformation options.flip options.seconds"
             ),
+            method="video_to_video",
+            source="api-facts 1.4",
+            gateways="fuhuapi cometapi deerapi yutoai duomi",
         ),
-        Endpoint(
+        _reverse(
             "act_one",
-            "POST",
-            Root.REVERSE,
-            "/pro/act_one",
+            "act_one",
+            ActOne,
+            _same("video image character_video options.motion_multiplier options.flip"),
             method="act_one",
             source="api-facts 1.5",
-            sends=ActOne,
-            body=_same("video image character_video options.motion_multiplier options.flip"),
+            gateways="fuhuapi cometapi deerapi ecovai duomi",
+        ),
+        _reverse(
+            "aleph",
+            "aleph",
+            Aleph,
+            _same("video prompt options.seconds") | {"images": _images},
+            method="aleph",
+            source="api-facts 11 row 12",
+            gateways="yutoai bltcy ait8 duomi",
+        ),
+        _official(
+            "text_to_video",
+            OfficialTextToVideo,
+            {"promptText": "prompt"} | _LENGTH,
+            gateways="deerapi",
+        ),
+        _official(
+            "image_to_video",
+            OfficialImageToVideo,
+            {"promptImage": _frames, "promptText": "prompt"} | _LENGTH | _same("watermark"),
+            source="api-facts 6",
+            gateways="fuhuapi cometapi deerapi ezlinkai",
+        ),
+        _official(
+            "video_to_video",
+            OfficialVideoToVideo,
+            {"videoUri": "video", "promptText": "prompt", "references": _reference} | _LOOK,
+            gateways="cometapi deerapi ezlinkai",
+        ),
+        _official(
+            "character_performance",
+            OfficialCharacterPerformance,
+            {
+                "reference": _performance,
+                "character": _character,
+                "bodyControl": "body_control",
+                "expressionIntensity": "expression_intensity",
+            }
+            | _LOOK,
+            gateways="cometapi ezlinkai",
+        ),
+        _official(
+            "video_upscale",
+            OfficialVideoUpscale,
+            {"videoUri": "video", "model": "model"},
+            gateways="cometapi ezlinkai",
         ),
         Endpoint(
-            "official_image_to_video",
+            "official_request",
             "POST",
             Root.OFFICIAL,
-            "/image_to_video",
-            method="official.image_to_video",
+            "/{path}",
+            method="official.submit",
             source="api-facts 6",
-            sends=OfficialImageToVideo,
-            body={"promptImage": "image", "promptText": "prompt", "duration": "seconds"}
-            | _same("model seed watermark ratio"),
+            sends=OfficialRequest,
         ),
         Endpoint("feed", "POST", Root.REVERSE, "/feed", method="feed", source="api-facts 1.6"),
         Endpoint(
@@ -199,15 +331,18 @@ def feed(*, official: bool) -> Endpoint:
 
 def feed_of(request: object) -> Endpoint:
     """Return the endpoint that is polled for the task that *request* makes."""
-    return feed(official=isinstance(request, OfficialImageToVideo))
+    return feed(official=is_official(type(request).__name__))
+
+
+def is_official(kind: str) -> bool:
+    """Return whether the request class of that name is one of the official format."""
+    return any(row.root is Root.OFFICIAL for sent, row in SUBMITS.items() if sent.__name__ == kind)
 
 
 TASK_ID_KEY: Final = "task_id"
 CALLBACK_KEY: Final = "callback_url"
 API_KEY_NAME: Final = "key"
 """Where the quota route's address and, with `KeyStyle.BODY`, a body have the API key."""
-FRAMES_KEY: Final = "promptImage"
-"""Where the official format takes the first frame, or both as objects (api-facts 6)."""
 
 
 # --- gateways ------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from fuhu_runway.models import (
     ImageToVideo,
     MotionVector,
     OfficialImageToVideo,
+    OfficialTextToVideo,
     TaskRecord,
     TextToVideo,
     VideoToVideo,
@@ -80,7 +81,7 @@ def _json(_: object, tokens: Sequence[Token]) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise ValueError("""it is not a JSON object, such as '{"name": "value"}'.""")
+        raise TypeError("""it is not a JSON object, such as '{"name": "value"}'.""")
     return value
 
 
@@ -101,13 +102,15 @@ class RequestOptions:
         ratio: Width to height, such as 16:9 (default); with --official in pixels, such as
             1280:720 (default).
         seconds: Length of the clip: 10 (default), 5, or another that the model supports.
-        model: Such as gen4 (default) or gen4_turbo (default with --official).
+        model: Such as gen4 (default); with --official gen4.5 (default), or gen4_turbo (default
+            with --image).
         style: Look of the clip: cinematic (default).
         motion: Camera movement, such as y=0.4,r=-6; axes are x, y, z, r, bg_x_pan, bg_y_pan.
         seed: The same seed gives similar clips; with --official.
-        watermark: Whether the clip has a watermark; with --official.
+        watermark: Whether the clip has a watermark; with --official and --image.
+        audio: Whether the clip has sound, for models such as veo3.1; with --official.
         extra: More fields for the request's body, as a JSON object.
-        official: Use the official request format; needs --image.
+        official: Use the official request format.
     """
 
     image: str | None = None
@@ -121,6 +124,7 @@ class RequestOptions:
     motion: Annotated[MotionVector | None, Parameter(converter=_motion, accepts_keys=False)] = None
     seed: Annotated[int | None, WHOLE] = None
     watermark: Annotated[bool | None, Parameter(negative=None)] = None
+    audio: Annotated[bool | None, Parameter(negative=None)] = None
     extra: Annotated[dict[str, Any] | None, EXTRA] = None
     official: bool = False
 
@@ -131,9 +135,11 @@ class RequestOptions:
         Raises:
             UsageError: An option cannot be used in this kind of request.
         """
-        kind: type[TextToVideo | ImageToVideo | OfficialImageToVideo]
-        if self.official:
+        kind: type[TextToVideo | ImageToVideo | OfficialTextToVideo | OfficialImageToVideo]
+        if self.official and self.image is not None:
             kind, format_, advice = OfficialImageToVideo, "--official", "Remove one of them."
+        elif self.official:
+            kind, format_, advice = OfficialTextToVideo, "--official alone", "Remove one of them."
         elif self.image is not None:
             kind, format_, advice = ImageToVideo, "--image alone", "Add --official, or remove it."
         else:
@@ -144,8 +150,6 @@ class RequestOptions:
         for name in given.keys() - attrs.fields_dict(kind).keys():
             option = f"--{name.replace('_', '-')}"
             raise usage_error(name, f"{option} cannot be used with {format_}.", advice)
-        if self.official and self.image is None:
-            raise usage_error("image", "--official needs an image.", "Add --image.")
         return kind(prompt=prompt, **given)
 
 
@@ -293,6 +297,39 @@ async def act(
     await _make(request, saving, output, target, screen)
 
 
+async def submit(
+    kind: str,
+    /,
+    *fields: str,
+    saving: Saving = SAVING,
+    output: Output = OUTPUT,
+    target: Target = TARGET,
+    screen: Screen,
+) -> None:
+    """
+    Submit a request of any kind, and save the clip.
+
+    Kinds and fields are those of an input file for `batch`, for example:
+    `fuhu-runway submit official_video_upscale video=https://example.com/in.mp4`
+
+    Spends points as soon as the gateway accepts it.
+
+    Args:
+        kind: Kind of the request, such as aleph or official_video_upscale.
+        fields: Fields of the request, each as name=value; values are read as in a table.
+    """
+    from fuhu_runway.inputs import request_of
+
+    pairs = [field.partition("=") for field in fields]
+    for _, equals, _ in pairs:
+        if not equals:
+            raise usage_error(
+                "fields", "A field is not written as name=value.", "Put values in quotes."
+            )
+    request = request_of(kind, {name: value for name, _, value in pairs})
+    await _make(request, saving, output, target, screen)
+
+
 async def wait(
     task_id: str,
     /,
@@ -355,7 +392,7 @@ async def balance(*, output: Output = OUTPUT, target: Target = TARGET, screen: S
     print_row(attrs.asdict(found, filter=attrs.filters.exclude("raw")), output)
 
 
-COMMANDS: Final = (generate, restyle, act, wait, feed, balance)
+COMMANDS: Final = (generate, restyle, act, submit, wait, feed, balance)
 
 
 # One command while it runs

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 from cyclopts import Parameter
 
+from fuhu_runway._wire.tables import is_official
 from fuhu_runway.journal import Job, JobState, Journal
-from fuhu_runway.models import Gateway, Generation, MotionVector, OfficialImageToVideo, usage_error
+from fuhu_runway.models import Gateway, Generation, MotionVector, usage_error
 
 from .batch import STATE_NAME, check_target, open_client, opened, simulator_of
 from .console import print_row
@@ -120,8 +121,7 @@ async def resolve(
             check_target(target, journal, state_file)
             client = await open_client(stack, target, screen, store, state_file)
             for job in doubts:
-                is_official = job.endpoint == OfficialImageToVideo.__name__
-                await client.feed(fates[job.key] or "", official=is_official)
+                await client.feed(fates[job.key] or "", official=is_official(job.endpoint))
         settled = [
             await store.resolve(key, task_id=fate, accepted=None if fate else False)
             for key, fate in fates.items()
@@ -264,12 +264,13 @@ def _request_of(task: "TaskView") -> Generation | None:
             value: Any = body
             for name in place.split("."):
                 value = value.get(name) if isinstance(value, Mapping) else None
-            if value is not None:
+            # A field that is put together from others makes the body differ below.
+            if value is not None and isinstance(source, str):
                 group, _, axis = source.rpartition(".")
                 (motion if group else fields)[axis] = value
-        if motion:
-            fields["motion"] = MotionVector(**motion)
         with contextlib.suppress(TypeError, ValueError):
+            if motion:
+                fields["motion"] = MotionVector(**motion)
             request: Generation = kind(**fields)
             # What is not in the table, such as extra fields, is missing here.
             if json.loads(build(request, gateway, "-").body or b"") == body:

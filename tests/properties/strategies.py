@@ -5,14 +5,20 @@ from typing import Any, Final
 
 from hypothesis import strategies as st
 
-from fuhu_runway import models
+from fuhu_runway._fields import MAX_OFFICIAL_PROMPT, MAX_SECONDS, MAX_SEED
 from fuhu_runway._wire.refusals import REFUSALS
 from fuhu_runway._wire.tables import DIALECTS, ENDPOINTS, STATES
 from fuhu_runway.models import (
     ActOne,
+    Aleph,
     ImageToVideo,
     MotionVector,
+    OfficialCharacterPerformance,
     OfficialImageToVideo,
+    OfficialRequest,
+    OfficialTextToVideo,
+    OfficialVideoToVideo,
+    OfficialVideoUpscale,
     TextToVideo,
     VideoToVideo,
 )
@@ -125,7 +131,7 @@ JSON_VALUES: Final = st.recursive(
 # A leading "x-" keeps them clear of the request's own fields.
 EXTRAS: Final = st.dictionaries(texts(max_size=5).map("x-{}".format), JSON_VALUES, max_size=3)
 MOTIONS: Final = st.builds(MotionVector, *[NUMBERS] * 6)
-SECONDS: Final = st.integers(1, models.MAX_SECONDS)
+SECONDS: Final = st.integers(1, MAX_SECONDS)
 MODELS: Final = st.one_of(
     st.sampled_from(["gen2", "gen4", "gen4_turbo", "gen4.5"]), PROMPTS
 ).filter(lambda model: model != "gen3")
@@ -135,6 +141,15 @@ GENERATED: Final = {
     "model": MODELS,
     "style": PROMPTS,
     "motion": MOTIONS,
+    "extra": EXTRAS,
+}
+# Each character is one or two UTF-16 units.
+SHORT_PROMPTS: Final = PROMPTS.filter(lambda prompt: len(prompt) <= MAX_OFFICIAL_PROMPT // 2)
+FLAGS: Final = st.none() | st.booleans()
+OFFICIAL: Final = {
+    "model": MODELS,
+    "ratio": st.builds("{}:{}".format, st.integers(100, 99_999), st.integers(100, 99_999)),
+    "seed": st.none() | st.integers(0, MAX_SEED),
     "extra": EXTRAS,
 }
 REQUESTS: Final = st.one_of(
@@ -170,18 +185,32 @@ REQUESTS: Final = st.one_of(
         ActOne, ADDRESSES, character_video=ADDRESSES, flip=st.none() | st.booleans(), extra=EXTRAS
     ),
     st.builds(
+        Aleph, ADDRESSES, PROMPTS, image=st.none() | ADDRESSES, seconds=SECONDS, extra=EXTRAS
+    ),
+    st.builds(OfficialTextToVideo, SHORT_PROMPTS, audio=FLAGS, seconds=SECONDS, **OFFICIAL),
+    st.builds(
         OfficialImageToVideo,
         ADDRESSES,
-        # Each character is one or two UTF-16 units.
-        st.none() | PROMPTS.filter(lambda prompt: len(prompt) <= models.MAX_OFFICIAL_PROMPT // 2),
+        st.none() | SHORT_PROMPTS,
         last_image=st.none() | ADDRESSES,
-        model=MODELS,
-        ratio=st.builds("{}:{}".format, st.integers(100, 99_999), st.integers(100, 99_999)),
         seconds=SECONDS,
-        seed=st.none() | st.integers(0, models.MAX_SEED),
-        watermark=st.none() | st.booleans(),
-        extra=EXTRAS,
+        audio=FLAGS,
+        watermark=FLAGS,
+        **OFFICIAL,
     ),
+    st.builds(
+        OfficialVideoToVideo, ADDRESSES, SHORT_PROMPTS, image=st.none() | ADDRESSES, **OFFICIAL
+    ),
+    st.builds(
+        OfficialCharacterPerformance,
+        ADDRESSES,
+        ADDRESSES,
+        body_control=FLAGS,
+        expression_intensity=st.none() | st.integers(1, 5),
+        **OFFICIAL,
+    ),
+    st.builds(OfficialVideoUpscale, ADDRESSES, model=MODELS, extra=EXTRAS),
+    st.builds(OfficialRequest, st.from_regex(r"/?(v1/)?[a-z_]{1,9}", fullmatch=True), EXTRAS),
 )
 
 ENDPOINT_NAMES: Final = st.sampled_from(sorted(ENDPOINTS))

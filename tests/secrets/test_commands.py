@@ -28,12 +28,15 @@ from fuhu_runway.models import ImageToVideo
 from fuhu_runway.testing import faults
 
 REASON: Final = indiscretion(ImageToVideo(PROMPT, IMAGE, last_image=LAST_IMAGE))
+BODY: Final = {"model": "gen4.5", "promptText": PROMPT, "duration": 5}
 MAKING: Final = {
     "text": ["generate", PROMPT, "--extra", json.dumps(EXTRA)],
     "image": ["generate", PROMPT, "--image", IMAGE, "--last-image", LAST_IMAGE],
     "official": ["generate", PROMPT, "--official", "--image", DATA],
     "restyle": ["restyle", VIDEO, PROMPT],
     "act": ["act", VIDEO, "--image", IMAGE],
+    "submit": ["submit", "official_video_to_video", f"video={VIDEO}", f"prompt={PROMPT}"],
+    "request": ["submit", "official_request", "path=text_to_video", f"body={json.dumps(BODY)}"],
 }
 
 # What is printed on purpose, where, and why.

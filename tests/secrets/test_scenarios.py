@@ -41,9 +41,15 @@ from fuhu_runway.contrib.otel import JobSpans
 from fuhu_runway.errors import RunwayError
 from fuhu_runway.models import (
     ActOne,
+    Aleph,
     Generation,
     ImageToVideo,
+    OfficialCharacterPerformance,
     OfficialImageToVideo,
+    OfficialRequest,
+    OfficialTextToVideo,
+    OfficialVideoToVideo,
+    OfficialVideoUpscale,
     TextToVideo,
     Timeouts,
     VideoToVideo,
@@ -68,7 +74,15 @@ REQUESTS: Final[tuple[Generation, ...]] = (
     ImageToVideo(PROMPT, IMAGE, last_image=LAST_IMAGE, extra=EXTRA),
     VideoToVideo(VIDEO, PROMPT, extra=EXTRA),
     ActOne(VIDEO, IMAGE, extra=EXTRA),
+    Aleph(VIDEO, PROMPT, image=IMAGE, extra=EXTRA),
+    OfficialTextToVideo(PROMPT, extra=EXTRA),
     OfficialImageToVideo(DATA, PROMPT, last_image=IMAGE, extra=EXTRA),
+    OfficialVideoToVideo(VIDEO, PROMPT, image=IMAGE, extra=EXTRA),
+    OfficialCharacterPerformance(VIDEO, IMAGE, extra=EXTRA),
+    OfficialVideoUpscale(VIDEO, extra=EXTRA),
+    OfficialRequest(
+        "image_to_video", {"model": "gen4_turbo", "promptText": PROMPT, "promptImage": IMAGE}
+    ),
 )
 
 # What the makers of faults have to be told, beside the texts that may be indiscreet.

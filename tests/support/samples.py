@@ -13,11 +13,17 @@ from fuhu_runway._wire.decode import read_balance, read_task
 from fuhu_runway._wire.encode import Reply, Request, ask_balance, ask_task, build
 from fuhu_runway.models import (
     ActOne,
+    Aleph,
     Balance,
     Gateway,
     Generation,
     ImageToVideo,
+    OfficialCharacterPerformance,
     OfficialImageToVideo,
+    OfficialRequest,
+    OfficialTextToVideo,
+    OfficialVideoToVideo,
+    OfficialVideoUpscale,
     TaskRecord,
     TextToVideo,
     VideoToVideo,
@@ -37,7 +43,15 @@ SUBMITS: Final[Mapping[str, Generation]] = {
     "image_to_video": ImageToVideo(PROMPT, STILL),
     "video_to_video": VideoToVideo(SIGNED, PROMPT),
     "act_one": ActOne(SIGNED, STILL),
+    "aleph": Aleph(SIGNED, PROMPT, image=STILL),
+    "official_text_to_video": OfficialTextToVideo(PROMPT),
     "official_image_to_video": OfficialImageToVideo(STILL, PROMPT),
+    "official_video_to_video": OfficialVideoToVideo(SIGNED, PROMPT, image=STILL),
+    "official_character_performance": OfficialCharacterPerformance(SIGNED, STILL),
+    "official_video_upscale": OfficialVideoUpscale(SIGNED),
+    "official_request": OfficialRequest(
+        "video_to_video", {"model": "aleph2", "videoUri": SIGNED, "promptText": PROMPT}
+    ),
 }
 """One request for each paid endpoint."""
 

@@ -13,16 +13,20 @@ from aiohttp import web
 from fuhu_runway import (
     GATEWAYS,
     ActOne,
+    Aleph,
     Balance,
     BalanceRoute,
     CallbackReceiver,
     Client,
     Clip,
     Gateway,
+    Generation,
     ImageToVideo,
     KeyStyle,
     MotionVector,
     OfficialImageToVideo,
+    OfficialRequest,
+    OfficialVideoToVideo,
     PollPolicy,
     Progress,
     RetryPolicy,
@@ -90,6 +94,10 @@ def requests() -> None:
     assert_type(VideoToVideo("https://x.example/1.mp4", "oil").seconds, int | None)
     assert_type(ActOne("https://x.example/1.mp4", "https://x.example/1.png").flip, bool | None)
     assert_type(OfficialImageToVideo("https://x.example/1.png").seed, int | None)
+    assert_type(OfficialVideoToVideo("https://x.example/1.mp4", "oil").ratio, str | None)
+    assert_type(OfficialRequest("text_to_video", {"promptText": "a kitten"}).path, str)
+    anything: Generation = Aleph("https://x.example/1.mp4", "rain")
+    assert_type(anything.extra, Mapping[str, Any])
 
     text.prompt = "another"  # type: ignore[misc]
     TextToVideo("a kitten", "9:16")  # type: ignore[call-arg,arg-type]  # the rest has names

@@ -45,7 +45,7 @@ from fuhu_runway.testing.faults import Fault
 PROMPT = "a secret kitten"
 IMAGE = "https://example.com/image.png"
 VIDEO = "https://example.com/video.mp4"
-COMMANDS = ["generate", "restyle", "act", "wait", "feed", "balance", "simulate"]
+COMMANDS = ["generate", "restyle", "act", "submit", "wait", "feed", "balance", "simulate"]
 COMMANDS += ["batch", "jobs", "resume", "resolve", "forget"]
 EVER = 1_000_000.0
 SIMULATED_SPEED = make.SIMULATED_SPEED
@@ -327,6 +327,56 @@ def test_feed_shows_progress_as_percent(run: Run, gateway: Elsewhere) -> None:
     assert re.search(r"^progress +42%$", run("feed", task_id).out, re.MULTILINE)
 
 
+def test_official_without_an_image(run: Run, gateway: Elsewhere) -> None:
+    """With --official and no image, it is text to video in the official format."""
+    done = run("generate", PROMPT, "--official", "--seconds", "8", "--audio", "--model", "veo3.1")
+    assert done.code == 0
+    assert gateway.ask(lambda one: one.requests[0].path) == "/runwayml/v1/text_to_video"
+    assert gateway.body() == {
+        "promptText": PROMPT,
+        "model": "veo3.1",
+        "ratio": "1280:720",
+        "duration": 8,
+        "audio": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "path", "body"),
+    [
+        (
+            ["official_video_upscale", f"video={VIDEO}"],
+            "/runwayml/v1/video_upscale",
+            {"videoUri": VIDEO, "model": "upscale_v1"},
+        ),
+        (
+            ["official_request", "path=text_to_video", 'body={"model": "m", "promptText": "5=5"}'],
+            "/runwayml/v1/text_to_video",
+            {"model": "m", "promptText": "5=5"},
+        ),
+        (
+            ["aleph", f"video={VIDEO}", "prompt=a=b", "seconds=5", 'extra={"a": 1}'],
+            "/runway/pro/aleph",
+            {
+                "callback_url": "https://callback.invalid/",
+                "video": VIDEO,
+                "prompt": "a=b",
+                "options": {"seconds": 5},
+                "a": 1,
+            },
+        ),
+    ],
+)
+def test_submit_makes_a_request_of_any_kind(
+    words: list[str], path: str, body: dict[str, Any], run: Run, gateway: Elsewhere
+) -> None:
+    """Its fields are read as the cells of a table are; the clip is saved as any other."""
+    done = run("submit", *words, "-o", "clip.mp4")
+    assert (done.code, done.out) == (0, "clip.mp4\n")
+    assert gateway.ask(lambda one: one.requests[0].path) == path
+    assert gateway.body() == body
+
+
 def test_feed_of_an_official_task(run: Run, gateway: Elsewhere) -> None:
     """With --official, the poll goes to the official route."""
     done = run("generate", PROMPT, "--official", "--image", IMAGE, "-o", "clip.mp4")
@@ -407,7 +457,16 @@ def test_json_of_a_balance(run: Run, gateway: Elsewhere) -> None:
             "--seed cannot be used with --image alone",
         ),
         (["generate", PROMPT, "--official", "--image", IMAGE, "--style", "noir"], "--style"),
-        (["generate", PROMPT, "--official"], "--official needs an image"),
+        (
+            ["generate", PROMPT, "--official", "--last-image", IMAGE],
+            "--last-image cannot be used with --official alone",
+        ),
+        (["generate", PROMPT, "--audio"], "--audio cannot be used with text to video"),
+        (["submit", "nothing", f"prompt={PROMPT}"], "Use text_to_video, image_to_video"),
+        (["submit", "text_to_video", PROMPT], "A field is not written as name=value"),
+        (["submit", "official_video_upscale"], "video is missing"),
+        (["submit", "aleph", f"vidoe={VIDEO}"], "Did you mean video?"),
+        (["submit", "official_request", "path=/../a", "body={}"], "path must be a relative path"),
         (["generate", PROMPT, "--motion", "y"], "write it as y=0.4,r=-6"),
         (["generate", PROMPT, "--motion", "up=1"], "write it as y=0.4,r=-6"),
         (["generate", PROMPT, "--motion", "y=nan"], "write it as y=0.4,r=-6"),

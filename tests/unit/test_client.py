@@ -42,6 +42,7 @@ from fuhu_runway.hooks import (
 )
 from fuhu_runway.models import (
     ActOne,
+    Aleph,
     Balance,
     BalanceRoute,
     Gateway,
@@ -381,6 +382,22 @@ async def test_the_official_format(gateway: Simulator) -> None:
     assert {seen.where for seen in gateway.requests} == {"official"}
 
 
+async def test_aleph(gateway: Simulator) -> None:
+    """Its body is that of api-facts 11, row 12."""
+    task, body = await submitted(
+        gateway, lambda client: client.aleph(VIDEO, "rain", image=IMAGE, extra={"a": 1})
+    )
+    assert isinstance(task.request, Aleph)
+    assert body == {
+        "callback_url": NOWHERE,
+        "video": VIDEO,
+        "prompt": "rain",
+        "images": [IMAGE],
+        "a": 1,
+        "options": {"seconds": 5},
+    }
+
+
 @pytest.mark.parametrize("request_", ["a kitten", None, {"prompt": "a"}, b"a kitten"], ids=repr)
 async def test_only_requests_are_submitted(gateway: Simulator, request_: Any) -> None:
     """Anything else is a `UsageError` that names what may be."""
@@ -627,7 +644,7 @@ async def test_closing_abandons_waits(gateway: Simulator) -> None:
         waiting = asyncio.ensure_future(task.wait())
         await until(lambda: gateway.polls(task.id))
         assert re.fullmatch(
-            r"<Client http://\S+, <RateLimiter \d of 100 in flight, 0 waiting, 10 a second>, "
+            r"<Client http://\S+, <RateLimiter \d of 100 in flight, \d waiting, 10 a second>, "
             r"<Poller 1 tasks(, next in 0\.\d s)?>>",
             repr(client),
         )

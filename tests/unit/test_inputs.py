@@ -14,13 +14,19 @@ from support.secrets import told
 
 from fuhu_runway.batch import Item
 from fuhu_runway.errors import UsageError
-from fuhu_runway.inputs import KINDS, READERS, check_items, read_items, spooled
+from fuhu_runway.inputs import KINDS, READERS, check_items, read_items, request_of, spooled
 from fuhu_runway.models import (
     ActOne,
+    Aleph,
     Generation,
     ImageToVideo,
     MotionVector,
+    OfficialCharacterPerformance,
     OfficialImageToVideo,
+    OfficialRequest,
+    OfficialTextToVideo,
+    OfficialVideoToVideo,
+    OfficialVideoUpscale,
     TextToVideo,
     VideoToVideo,
 )
@@ -126,6 +132,27 @@ def test_a_line_of_json_has_the_fields_of_a_request(made: Make) -> None:
             {"kind": "official_image_to_video", "image": STILL, "seed": 7},
             OfficialImageToVideo(STILL, seed=7),
         ),
+        (
+            {"kind": "aleph", "video": CLIP, "prompt": "p", "image": STILL},
+            Aleph(CLIP, "p", image=STILL),
+        ),
+        (
+            {"kind": "official_text_to_video", "prompt": "p", "audio": True, "seconds": 8.0},
+            OfficialTextToVideo("p", audio=True, seconds=8),
+        ),
+        (
+            {"kind": "official_video_to_video", "video": CLIP, "prompt": "p", "ratio": None},
+            OfficialVideoToVideo(CLIP, "p", ratio=None),
+        ),
+        (
+            {"kind": "official_character_performance", "video": CLIP, "character_video": CLIP},
+            OfficialCharacterPerformance(CLIP, character_video=CLIP),
+        ),
+        ({"kind": "official_video_upscale", "video": CLIP}, OfficialVideoUpscale(CLIP)),
+        (
+            {"kind": "official_request", "path": "/v1/a", "body": {"promptText": "p"}},
+            OfficialRequest("a", {"promptText": "p"}),
+        ),
     ],
 )
 def test_an_entry_may_name_each_kind_of_request(
@@ -175,6 +202,20 @@ def test_a_column_is_a_field(made: Make) -> None:
         Item(TextToVideo("a puppy, and\r\n a kitten"), "2"),
         Item(ImageToVideo("7", STILL, flip=True)),
     ]
+
+
+def test_a_cell_may_be_the_body_of_a_request(made: Make) -> None:
+    """A request without a class of its own may stand in a table."""
+    path = made("a.csv", 'kind,path,body\nofficial_request,a,"{""promptText"": ""5""}"\n')
+    assert requests(path) == [OfficialRequest("a", {"promptText": "5"})]
+
+
+def test_a_request_may_be_made_of_its_kind_and_cells() -> None:
+    """As on a command line: each text is read as a cell is, and an empty one is missing."""
+    cells = {"video": f" {CLIP} ", "prompt": "5", "seconds": "5.0", "image": ""}
+    assert request_of("aleph", cells) == Aleph(CLIP, "5", seconds=5)
+    with pytest.raises(UsageError, match="Aleph has no field 'custom_id'"):
+        request_of("aleph", {**cells, "custom_id": "one"})
 
 
 def test_a_row_may_be_short(made: Make) -> None:

@@ -3,7 +3,7 @@ import json
 import math
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +18,7 @@ from fuhu_runway._wire.tables import GATEWAYS
 from fuhu_runway.errors import UsageError
 from fuhu_runway.models import (
     ActOne,
+    Aleph,
     Balance,
     BalanceRoute,
     Gateway,
@@ -25,7 +26,12 @@ from fuhu_runway.models import (
     KeyStyle,
     Limits,
     MotionVector,
+    OfficialCharacterPerformance,
     OfficialImageToVideo,
+    OfficialRequest,
+    OfficialTextToVideo,
+    OfficialVideoToVideo,
+    OfficialVideoUpscale,
     PollPolicy,
     RetryPolicy,
     TaskRecord,
@@ -67,7 +73,39 @@ def official(**changes: Any) -> OfficialImageToVideo:
     return OfficialImageToVideo(**{"image": IMAGE, "prompt": PROMPT} | changes)
 
 
-REQUESTS: list[Make] = [text, image, video, act_one, official]
+def aleph(**changes: Any) -> Aleph:
+    """Return a request for Aleph with these changes."""
+    return Aleph(**{"video": CLIP, "prompt": PROMPT} | changes)
+
+
+def official_text(**changes: Any) -> OfficialTextToVideo:
+    """Return a request for text to video in the official format with these changes."""
+    return OfficialTextToVideo(**{"prompt": PROMPT} | changes)
+
+
+def official_video(**changes: Any) -> OfficialVideoToVideo:
+    """Return a request for video to video in the official format with these changes."""
+    return OfficialVideoToVideo(**{"video": CLIP, "prompt": PROMPT} | changes)
+
+
+def performance(**changes: Any) -> OfficialCharacterPerformance:
+    """Return a request for a performance transfer in the official format with these changes."""
+    return OfficialCharacterPerformance(**{"video": CLIP, "image": IMAGE} | changes)
+
+
+def upscale(**changes: Any) -> OfficialVideoUpscale:
+    """Return a request for a larger clip with these changes."""
+    return OfficialVideoUpscale(**{"video": CLIP} | changes)
+
+
+def anything(**changes: Any) -> OfficialRequest:
+    """Return a request of the official format without a class of its own, with these changes."""
+    return OfficialRequest(**{"path": "text_to_video", "body": {"promptText": PROMPT}} | changes)
+
+
+OFFICIAL: list[Make] = [official_text, official, official_video, performance, upscale]
+REQUESTS: list[Make] = [text, image, video, act_one, aleph, *OFFICIAL]
+MAKERS: dict[type, Make] = {type(make()): make for make in REQUESTS}
 POLICIES: list[Make] = [Timeouts, RetryPolicy, PollPolicy, Limits, MotionVector, Gateway]
 
 # The advice of the errors, and values that are refused.
@@ -103,35 +141,65 @@ NO_RATIOS: list[Any] = [
     *("１６:９", "wide", "100000:1", None, 1.78, (16, 9), []),
 ]
 
+NO_PATHS: list[Any] = [
+    *("", "/", "..", "../feed", "text_to_video/../feed", "/v1/", "https://x.example/v1/a", "//x/a"),
+    *("text_to_video?a=1", "text_to_video#a", "a b", "a%2e", "\\a", "a/", "视频", None, b"a", 5),
+]
+NO_DATA: list[Any] = ["data:image/png;base64,\ud800", "data:image/png,marked笑"]
+WITH_CLIP: list[Make] = [video, act_one, aleph, official_video, performance, upscale]
+PROMPTED: list[Make] = [text, image, video, aleph, official_text, official_video]
+
 RULES: list[tuple[list[Make], str, str, list[Any]]] = [
-    ([text, image, video], "prompt", WORD, [*NO_TEXTS[:2], *UNSEEN]),
+    (PROMPTED, "prompt", WORD, [*NO_TEXTS[:2], *UNSEEN]),
     ([official], "prompt", WORD, [*NO_TEXTS[:2], *UNSEEN]),
-    ([text, image, video, official], "prompt", "Remove it", ["a marked\0 kitten"]),
-    ([text, image, video], "prompt", "Use text (str).", NO_TEXTS[2:]),
+    ([*PROMPTED, official], "prompt", "Remove it", ["a marked\0 kitten"]),
+    (PROMPTED, "prompt", "Use text (str).", NO_TEXTS[2:]),
     ([official], "prompt", "Use text (str).", [5, b"marked"]),
-    ([text, image, video, official], "prompt", "lone surrogate", ["a marked \ud83d kitten"]),
-    ([text, image, video, official], "model", WORD, [*NO_TEXTS[:2], *UNSEEN[:2]]),
-    ([text, image, video, official], "model", "Use text (str).", [None, 4]),
+    ([*PROMPTED, official], "prompt", "lone surrogate", ["a marked \ud83d kitten"]),
+    ([text, image, video, *OFFICIAL], "model", WORD, [*NO_TEXTS[:2], *UNSEEN[:2]]),
+    ([text, image, video, *OFFICIAL], "model", "Use text (str).", [None, 4]),
     ([text, image], "style", WORD, [*NO_TEXTS[:2], *UNSEEN[:2]]),
     ([text, image], "ratio", RATIO, NO_RATIOS),
-    ([official], "ratio", PIXELS, [*NO_RATIOS, "16:9", "1.5:100"]),
-    ([text, image, official], "seconds", SECONDS, [*NO_SECONDS, None]),
+    ([official_text, official, performance], "ratio", PIXELS, [*NO_RATIOS, "16:9", "1.5:100"]),
+    ([text, image, aleph, official, official_text], "seconds", SECONDS, [*NO_SECONDS, None]),
     ([video], "seconds", SECONDS, NO_SECONDS),
     ([text, image], "motion", "Use a MotionVector.", [None, {}, 0.4]),
-    ([image, act_one], "image", ADDRESS, [*NOT_URLS, *NO_HOSTS]),
-    ([image, act_one], "image", ADDRESS, ["data:image/png;base64,aGk="]),
+    ([image, act_one, aleph], "image", ADDRESS, [*NOT_URLS, *NO_HOSTS]),
+    ([image, act_one, aleph], "image", ADDRESS, ["data:image/png;base64,aGk="]),
     ([official], "image", ADDRESS, [*NOT_URLS, *NO_HOSTS, None, "data:text/marked,a"]),
-    ([official], "image", ADDRESS, ["data:image/png;base64,\ud800", "data:image/png,marked笑"]),
+    (
+        [official, official_video, performance],
+        "image",
+        ADDRESS,
+        ["data:image/png;base64,\ud800", "data:image/png,marked笑"],
+    ),
     ([image, official], "last_image", ADDRESS, [*NOT_URLS, *NO_HOSTS]),
-    ([video, act_one], "video", ADDRESS, [*NOT_URLS, *NO_HOSTS, None]),
-    ([act_one], "character_video", ADDRESS, [*NOT_URLS, *NO_HOSTS]),
+    (
+        [video, act_one, aleph, official_video, performance, upscale],
+        "video",
+        ADDRESS,
+        [*NOT_URLS, *NO_HOSTS, None],
+    ),
+    ([act_one, performance], "character_video", ADDRESS, [*NOT_URLS, *NO_HOSTS]),
     ([image], "image_as_end_frame", FLAG, [*NO_FLAGS, None]),
     ([image, video], "flip", FLAG, [*NO_FLAGS, None]),
     ([act_one], "flip", FLAG, NO_FLAGS),
     ([official], "watermark", FLAG, NO_FLAGS),
     ([video], "structure_transformation", "Use a number from 0 to 1.", [*NO_NUMBERS, -0.1, 1.1]),
     ([act_one], "motion_multiplier", "Use a whole number from 1 to 5.", [0, 6, 2.0, "2", True]),
-    ([official], "seed", "Use a whole number from 0 to 4294967295.", [-1, 2**32, 1.0, 10**400]),
+    (
+        [official_text, official, official_video, performance],
+        "seed",
+        "Use a whole number from 0 to 4294967295.",
+        [-1, 2**32, 1.0, 10**400],
+    ),
+    ([official_video], "ratio", PIXELS, ["16:9", "1.5:100"]),
+    ([upscale, official_video], "video", ADDRESS, ["data:image/png;base64,aGk=", "data:video/笑"]),
+    ([official, official_text], "audio", FLAG, NO_FLAGS),
+    ([performance], "body_control", FLAG, NO_FLAGS),
+    ([performance], "expression_intensity", "from 1 to 5", [0, 6, 2.0, "2", True]),
+    ([anything], "path", "Use one such as text_to_video", NO_PATHS),
+    ([anything], "body", "Use a dict of fields", [None, [], "marked", {1: "marked"}]),
     ([MotionVector], "x", NUMBER, NO_NUMBERS),
     ([MotionVector], "bg_y_pan", NUMBER, NO_NUMBERS),
     ([Timeouts], "connect", SPAN, NO_SPANS),
@@ -276,47 +344,87 @@ def test_the_models_are_the_documented_ones() -> None:
     shapes = "16:9 9:16 1:1 4:3 3:4 21:9"
     pixels = "1280:720 720:1280 1104:832 832:1104 960:960 1584:672"
     veo = "1280:720 720:1280 1080:1920 1920:1080"
+    reverse, official_ = "TextToVideo ImageToVideo", "OfficialTextToVideo OfficialImageToVideo"
     assert [
-        (row.official, row.name, row.seconds, " ".join(row.ratios), row.refuses_other_ratios)
+        (row.name, words(row.requests), row.seconds, " ".join(row.ratios), row.refuses_other_ratios)
         for row in models.MODELS
     ] == [
-        (False, "gen2", (), shapes, False),
-        (False, "gen3", (5, 10), "16:9 9:16", True),
-        (False, "gen4", (5, 10), shapes, False),
-        (False, "gen4_turbo", (5, 10), shapes, False),
-        (False, "gen4.5", (5, 10), shapes, False),
-        (True, "gen3a_turbo", (5, 10), "1280:768 768:1280", False),
-        (True, "gen4_turbo", (5, 10), pixels, False),
-        (True, "gen4.5", (2, 3, 4, 5, 6, 7, 8, 9, 10), pixels, False),
-        (True, "veo3.1", (4, 6, 8), veo, False),
-        (True, "veo3.1_fast", (4, 6, 8), veo, False),
+        ("gen2", reverse, (), shapes, False),
+        ("gen3", reverse, (5, 10), "16:9 9:16", True),
+        ("gen4", reverse, (5, 10), shapes, False),
+        ("gen4_turbo", reverse, (5, 10), shapes, False),
+        ("gen4.5", reverse, (5, 10), shapes, False),
+        ("gen3", "VideoToVideo", (), "", False),
+        ("gen4", "VideoToVideo", (), "", False),
+        ("gen3a_turbo", "OfficialImageToVideo", (5, 10), "1280:768 768:1280", False),
+        ("gen4_turbo", "OfficialImageToVideo", (5, 10), pixels, False),
+        ("gen4.5", official_, (2, 3, 4, 5, 6, 7, 8, 9, 10), pixels, False),
+        ("veo3.1", official_, (4, 6, 8), veo, False),
+        ("veo3.1_fast", official_, (4, 6, 8), veo, False),
+        ("gen4_aleph", "OfficialVideoToVideo", (), f"{pixels} 848:480 640:480", False),
+        ("aleph2", "OfficialVideoToVideo", (), "", False),
+        ("act_two", "OfficialCharacterPerformance", (), pixels, False),
+        ("upscale_v1", "OfficialVideoUpscale", (), "", False),
     ]
 
 
+def words(kinds: Iterable[type]) -> str:
+    """Return the names of classes as one text."""
+    return " ".join(kind.__name__ for kind in kinds)
+
+
+@pytest.mark.parametrize(
+    ("request_", "hint"),
+    [
+        (text(model="gen4", seconds=7), "gen4 is documented with seconds 5 or 10."),
+        (
+            official(model="veo3.1", ratio="960:960", seconds=8),
+            "veo3.1 is documented with ratio 1280:720, 720:1280, 1080:1920 or 1920:1080.",
+        ),
+        (official_text(seconds=12), "gen4.5 is documented with seconds 2, 3, 4, 5, 6, 7, 8, 9 or"),
+        (performance(ratio="100:100"), "act_two is documented with ratio 1280:720,"),
+        (official_video(ratio=None), ""),
+        (official_video(model="aleph2", ratio="100:100"), ""),
+        (text(model="gen9", seconds=7), ""),
+        (text(model="gen2", seconds=7), ""),
+        (official(model="gen3", seconds=7), ""),
+        (act_one(), ""),
+        (upscale(), ""),
+        (anything(body={"model": "gen4.5", "duration": 60}), ""),
+    ],
+)
+def test_the_hint_for_a_request(request_: Any, hint: str) -> None:
+    """A request that differs from what is documented for its model has a hint."""
+    assert models.hint_for(request_).startswith(hint)
+    assert bool(models.hint_for(request_)) is bool(hint)
+
+
+@pytest.mark.parametrize("make", [act_one, performance])
 @pytest.mark.parametrize(
     ("changes", "said"),
     [({"image": None}, "neither was"), ({"character_video": CLIP}, "both were")],
 )
-def test_a_character_is_given_once(changes: dict[str, Any], said: str) -> None:
+def test_a_character_is_given_once(make: Make, changes: dict[str, Any], said: str) -> None:
     """A performance needs exactly one character: a picture or a clip."""
     with pytest.raises(UsageError, match=said) as caught:
-        act_one(**changes)
+        make(**changes)
     assert caught.value.field == "image"
     assert told(caught.value, ["marked"]) == []
     assert ActOne(CLIP, character_video=CLIP).image is None
 
 
-def test_an_official_prompt_has_a_maximum_length() -> None:
+@pytest.mark.parametrize("make", [official_text, official, official_video])
+def test_an_official_prompt_has_a_maximum_length(make: Make) -> None:
     """The official format accepts up to a thousand characters (api-facts 6)."""
-    assert official(prompt="x" * 1000).prompt == "x" * 1000
+    assert make(prompt="x" * 1000).prompt == "x" * 1000
     with pytest.raises(UsageError, match=r"prompt has 1001 characters\. .* at most 1000") as caught:
-        official(prompt="x" * 1001)
+        make(prompt="x" * 1001)
     assert caught.value.field == "prompt"
     # The length is in UTF-16 units, as in JavaScript: most emoji are two.
-    assert official(prompt="😀" * 500).prompt == "😀" * 500
-    assert official(prompt="笑" * 1000).prompt == "笑" * 1000
+    assert make(prompt="😀" * 500).prompt == "😀" * 500
+    assert make(prompt="笑" * 1000).prompt == "笑" * 1000
     with pytest.raises(UsageError, match="prompt has 1002 characters"):
-        official(prompt="😀" * 501)
+        make(prompt="😀" * 501)
     assert text(prompt="x" * 100_000).prompt == "x" * 100_000
 
 
@@ -324,14 +432,11 @@ def test_an_official_prompt_has_a_maximum_length() -> None:
     ("make", "changes"),
     [
         *[
-            (official if row.official else text, {"model": row.name, "ratio": ratio})
+            (MAKERS[kind], {"model": row.name, field: value})
             for row in models.MODELS
-            for ratio in row.ratios
-        ],
-        *[
-            (official if row.official else text, {"model": row.name, "seconds": seconds})
-            for row in models.MODELS
-            for seconds in row.seconds
+            for field, values in (("ratio", row.ratios), ("seconds", row.seconds))
+            for value in values
+            for kind in row.requests
         ],
         # Undocumented values are sent too: the gateway decides.
         *[
@@ -358,6 +463,10 @@ def test_an_official_prompt_has_a_maximum_length() -> None:
         (official, {"prompt": None, "seed": 0, "watermark": True}),
         (official, {"seed": 4294967295, "last_image": "data:image/png;base64,aGk="}),
         (official, {"image": "data:image/jpeg;base64,aGk="}),
+        (official_text, {"model": "veo3.1", "seconds": 8, "audio": False}),
+        (official_video, {"video": "data:video/mp4;base64,aGk=", "image": None, "ratio": None}),
+        (performance, {"body_control": True, "expression_intensity": 5, "seed": 0}),
+        (aleph, {"seconds": 10, "image": IMAGE, "prompt": "x" * 1001}),
         (RetryPolicy, {"attempts": 1, "factor": 1, "first": 0.001}),
         (RetryPolicy, {"attempts": 100, "factor": 100, "max_retry_after": 1e9}),
         (PollPolicy, {"jitter": 0, "factor": 1.0}),
@@ -380,6 +489,39 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert made.motion == MotionVector(0, 0, 0, 0, 0, 0)
     assert (video().structure_transformation, video().seconds) == (0.5, 5)
     assert (official().ratio, official().seconds) == ("1280:720", 10)
+    assert (aleph().seconds, aleph().image) == (5, None)
+    assert [make().model for make in OFFICIAL] == (
+        ["gen4.5", "gen4_turbo", "gen4_aleph", "act_two", "upscale_v1"]
+    )
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "text_to_video",
+        "/text_to_video",
+        "v1/text_to_video",
+        "/v1/text_to_video",
+        "/runwayml/v1/text_to_video",
+        "runway/v1/text_to_video",
+    ],
+)
+def test_the_path_of_a_request_has_no_prefix(path: str) -> None:
+    """However a page writes a path, it is the same request: the gateway has its own prefix."""
+    assert anything(path=path) == anything()
+    assert anything(path="/v1/video/create-new").path == "video/create-new"
+
+
+def test_the_body_of_a_request_is_a_copy_that_no_repr_shows() -> None:
+    """Changing the original later does not change the request; its repr has the path alone."""
+    body = {"promptText": "a marked kitten", "options": {"fps": 24}}
+    made = anything(body=body)
+    body["options"] = {}
+    assert made.body["options"] == {"fps": 24}
+    assert repr(made) == "OfficialRequest(path='text_to_video')"
+    with pytest.raises(UsageError, match="body cannot be written as JSON") as caught:
+        anything(body={"a": math.nan})
+    assert caught.value.field == "body"
 
 
 def test_the_policies_have_the_documented_defaults() -> None:
@@ -476,7 +618,7 @@ def record(**changes: Any) -> TaskRecord:
     return TaskRecord(**known | changes)
 
 
-VALUES: list[Make] = [*REQUESTS, *POLICIES[:-1], lambda: Gateway("own"), record, Balance]
+VALUES: list[Make] = [*REQUESTS, anything, *POLICIES[:-1], lambda: Gateway("own"), record, Balance]
 
 
 @pytest.mark.parametrize("make", VALUES)

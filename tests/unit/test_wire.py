@@ -31,13 +31,19 @@ from fuhu_runway._wire.values import retry_after
 from fuhu_runway.errors import Fate
 from fuhu_runway.models import (
     ActOne,
+    Aleph,
     Balance,
     Gateway,
     Generation,
     ImageToVideo,
     KeyStyle,
     MotionVector,
+    OfficialCharacterPerformance,
     OfficialImageToVideo,
+    OfficialRequest,
+    OfficialTextToVideo,
+    OfficialVideoToVideo,
+    OfficialVideoUpscale,
     TaskRecord,
     TaskState,
     TextToVideo,
@@ -376,6 +382,88 @@ LITERAL_BODIES: dict[str, tuple[Generation, str | None, dict[str, Any]]] = {
             "watermark": False,
         },
     ),
+    "Aleph, api-facts 11 row 12": (
+        Aleph(RIXAPI, "make it rain", image="https://example.com/1.jpeg"),
+        "http://baidu.com",
+        {
+            "callback_url": "http://baidu.com",
+            "video": RIXAPI,
+            "prompt": "make it rain",
+            "images": ["https://example.com/1.jpeg"],
+            "options": {"seconds": 5},
+        },
+    ),
+    "Aleph without a picture": (
+        Aleph(RIXAPI, "make it rain"),
+        None,
+        {"video": RIXAPI, "prompt": "make it rain", "options": {"seconds": 5}},
+    ),
+    "official text to video, api-facts 11 row 10": (
+        OfficialTextToVideo(
+            "a kitten", model="veo3.1", seconds=8, ratio="1920:1080", audio=True, seed=7
+        ),
+        None,
+        {
+            "promptText": "a kitten",
+            "model": "veo3.1",
+            "duration": 8,
+            "ratio": "1920:1080",
+            "audio": True,
+            "seed": 7,
+        },
+    ),
+    "official video to video, api-facts 11 row 11": (
+        OfficialVideoToVideo(RIXAPI, "oil", image="https://example.com/1.jpeg", seed=7),
+        "http://baidu.com",
+        {
+            "videoUri": RIXAPI,
+            "promptText": "oil",
+            "model": "gen4_aleph",
+            "ratio": "1280:720",
+            "references": [{"type": "image", "uri": "https://example.com/1.jpeg"}],
+            "seed": 7,
+        },
+    ),
+    "official video to video without a ratio": (
+        OfficialVideoToVideo("data:video/mp4;base64,aGk=", "oil", model="aleph2", ratio=None),
+        None,
+        {"videoUri": "data:video/mp4;base64,aGk=", "promptText": "oil", "model": "aleph2"},
+    ),
+    "official character performance, api-facts 11 row 11": (
+        OfficialCharacterPerformance(
+            RIXAPI, "https://example.com/1.jpeg", body_control=True, expression_intensity=5, seed=7
+        ),
+        None,
+        {
+            "model": "act_two",
+            "character": {"type": "image", "uri": "https://example.com/1.jpeg"},
+            "reference": {"type": "video", "uri": RIXAPI},
+            "bodyControl": True,
+            "expressionIntensity": 5,
+            "ratio": "1280:720",
+            "seed": 7,
+        },
+    ),
+    "official character performance of a clip": (
+        OfficialCharacterPerformance(RIXAPI, character_video="https://example.com/2.mp4"),
+        None,
+        {
+            "model": "act_two",
+            "character": {"type": "video", "uri": "https://example.com/2.mp4"},
+            "reference": {"type": "video", "uri": RIXAPI},
+            "ratio": "1280:720",
+        },
+    ),
+    "official video upscale, api-facts 11 row 11": (
+        OfficialVideoUpscale(RIXAPI),
+        None,
+        {"videoUri": RIXAPI, "model": "upscale_v1"},
+    ),
+    "a request without a class": (
+        OfficialRequest("text_to_video", {"promptText": "a kitten", "deep": {"a": [None, 1]}}),
+        "http://baidu.com",
+        {"promptText": "a kitten", "deep": {"a": [None, 1]}},
+    ),
 }
 
 
@@ -612,6 +700,26 @@ def test_a_submit_lists_its_secrets() -> None:
     request = ImageToVideo(PROMPT, STILL, last_image="https://marked.example/2.png")
     secrets = build(request, GATEWAY, KEY).secrets
     assert set(secrets) == {KEY, PROMPT, STILL, "https://marked.example/2.png"}
+
+
+def test_the_texts_of_a_body_are_secrets() -> None:
+    """Every text in the body of a caller's own is a secret but names that are no content."""
+    inner = [{"type": "image", "uri": STILL}, 7, None, ""]
+    body = {"model": "gen9", "ratio": "1:1", "promptText": PROMPT, "references": inner}
+    assert set(build(OfficialRequest("a", body), GATEWAY, KEY).secrets) == {KEY, PROMPT, STILL}
+
+
+@pytest.mark.parametrize("gateway", GATEWAYS)
+def test_a_request_without_a_class_goes_below_the_prefix_of_the_official_format(
+    gateway: str,
+) -> None:
+    """The path is below the gateway's own prefix, and the key is in the Authorization header."""
+    row = attrs.evolve(GATEWAYS[gateway], base_url="https://x.example")
+    wire = build(OfficialRequest("/v1/video/create", {}), row, KEY, NOWHERE)
+    prefix = {"ezlinkai": "/runway/v1"}.get(gateway, "/runwayml/v1")
+    assert wire.url == f"https://x.example{prefix}/video/create"
+    assert KEY in wire.headers["Authorization"]
+    assert wire.body == b"{}"
 
 
 def test_the_repr_of_a_reply_hides_its_content() -> None:

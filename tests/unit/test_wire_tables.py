@@ -161,10 +161,11 @@ def test_no_word_means_unknown() -> None:
 
 
 def test_the_endpoints_that_cost_points() -> None:
-    """Only the five submits are paid; every other endpoint only reads."""
+    """Only the submits are paid; every other endpoint only reads."""
     paid = {name for name, row in ENDPOINTS.items() if row.replay is Replay.PAID}
-    reverse = {"text_to_video", "image_to_video", "video_to_video", "act_one"}
-    assert paid == {*reverse, "official_image_to_video"}
+    reverse = {"text_to_video", "image_to_video", "video_to_video", "act_one", "aleph"}
+    official = "text_to_video image_to_video video_to_video character_performance video_upscale"
+    assert paid == {*reverse, *(f"official_{name}" for name in official.split()), OWN}
     assert {name for name, row in ENDPOINTS.items() if row.takes_callback} == reverse
     assert {ENDPOINTS[name].verb for name in paid} == {"POST"}
     assert {row.name for row in tables.SUBMITS.values()} == paid
@@ -176,14 +177,47 @@ def test_each_table_is_keyed_by_name() -> None:
     assert all(name == row.name for name, row in GATEWAYS.items())
 
 
-@pytest.mark.parametrize("row", [row for row in ENDPOINTS.values() if row.sends])
+OWN = "official_request"
+"""The endpoint of requests whose path and body are the caller's own."""
+
+
+class Reads:
+    """A request without any value, which records the attributes that are read."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def __getattr__(self, name: str) -> None:
+        self.names.add(name)
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in ENDPOINTS.values() if row.sends and row.name != OWN]
+)
 def test_every_attribute_of_a_request_is_sent(row: tables.Endpoint) -> None:
     """Each attribute of a request has a place in the body, and there are no other places."""
     assert row.sends is not None
-    placed = {source.partition(".")[0] for source in row.body.values()}
-    # These are added in code: extra anywhere, last_image beside image.
-    apart = {"extra", "last_image"} if row.root is Root.OFFICIAL else {"extra"}
-    assert placed == {field.name for field in attrs.fields(row.sends)} - apart
+    request = Reads()
+    for source in row.body.values():
+        _ = source(request) if callable(source) else getattr(request, source.partition(".")[0])
+    # `extra` may be anywhere.
+    assert request.names == {field.name for field in attrs.fields(row.sends)} - {"extra"}
+
+
+def test_the_gateways_of_an_endpoint_are_known() -> None:
+    """What documents an endpoint is a row of the gateways, in their order."""
+    for row in ENDPOINTS.values():
+        assert list(row.gateways) == [name for name in GATEWAYS if name in row.gateways]
+        assert bool(row.gateways) is (row.sends is not None and row.name != OWN)
+
+
+def test_which_requests_are_official() -> None:
+    """The name of a class, as the journal has it, tells the format; any other name is neither."""
+    for kind in tables.SUBMITS:
+        assert tables.is_official(kind.__name__) is kind.__name__.startswith("Official")
+        polled = tables.feed_of(kind.__new__(kind)).name
+        assert polled == ("official_task" if tables.is_official(kind.__name__) else "feed")
+    assert not tables.is_official("OfficialSomethingElse")
 
 
 def test_the_endpoints_of_each_balance_route() -> None:

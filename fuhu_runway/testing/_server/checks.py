@@ -20,14 +20,22 @@ def is_picture(value: Any) -> bool:
     return isinstance(value, str) and value.startswith(("http://", "https://", "data:image/"))
 
 
+def begins(*starts: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and value.startswith(starts)
+
+
 #: The values of a field, by what it is.
 FITS: Final[Mapping[str, Callable[[Any], bool]]] = {
     "text": lambda value: isinstance(value, str) and bool(value.strip()),
-    "url": lambda value: isinstance(value, str) and value.startswith(("http://", "https://")),
+    "url": begins("http://", "https://"),
+    "clip": begins("http://", "https://", "data:video/"),
+    "file": begins("http://", "https://", "data:video/", "data:image/"),
+    "video": lambda value: value == "video",
+    "image or video": lambda value: isinstance(value, str) and value in {"image", "video"},
+    "pictures": lambda value: isinstance(value, list) and is_picture(value),
     "flag": lambda value: isinstance(value, bool),
     "number": is_number,
     "share": lambda value: is_number(value) and 0 <= value <= 1,
-    "list": lambda value: isinstance(value, list),
     "list of one": lambda value: isinstance(value, list) and len(value) <= 1,
     "five": lambda value: value == 5,
     "1 to 5": lambda value: value in range(1, 6),
@@ -76,6 +84,7 @@ OFFICIAL: Final = {
     "ratio?": "text",
     "seed?": "number",
     "watermark?": "flag",
+    "audio?": "flag",
 }
 #: The fields of each body, in the order of their checks: a key of `FITS` for a value, "?" after an
 #: optional name, or a function of the body.
@@ -117,15 +126,22 @@ CHECKS: Final[dict[str, dict[str, str | Callable[[Body], bool]]]] = {
     },
     "image_to_video": {"promptImage": has_picture_or_text, **OFFICIAL},
     "text_to_video": {"promptText": "text", **OFFICIAL},
-    "video_to_video": {"videoUri": "url", "promptText": "text", "references?": "list", **OFFICIAL},
+    "video_to_video": {
+        "videoUri": "clip",
+        "promptText": "text",
+        "references?": "pictures",
+        **OFFICIAL,
+    },
     "character_performance": {
-        "character.uri": "url",
-        "reference.uri": "url",
+        "character.type": "image or video",
+        "character.uri": "file",
+        "reference.type": "video",
+        "reference.uri": "clip",
         "bodyControl?": "flag",
         "expressionIntensity?": "1 to 5",
         **OFFICIAL,
     },
-    "video_upscale": {"videoUri": "url"},
+    "video_upscale": {"videoUri": "clip"},
 }
 REVERSE_ACTIONS: Final = ("generate", "video2video", "act_one", "aleph")
 OFFICIAL_ACTIONS: Final = tuple(action for action in CHECKS if action not in REVERSE_ACTIONS)
@@ -140,7 +156,8 @@ def _holds(body: Body, path: str, check: str | Callable[[Body], bool]) -> bool:
 
 def problem(action: str, body: Body, *, strict: bool) -> Reply | None:
     """Return the refusal of *body*, or None if it is accepted."""
-    if action != "act_one" and not FITS["text"](body.get("model")):
+    has_model = action not in {"act_one", "aleph"}
+    if has_model and not FITS["text"](body.get("model")):
         message = "model name is required"
         return json_reply(_bodies.openai_error(message, type="invalid_request_error"), 400)
     official = action in OFFICIAL_ACTIONS
