@@ -162,6 +162,10 @@ PRINTED: Final[Mapping[str, Mapping[str, str]]] = {
         "saved_at": "When the file was complete.",
         "source": "File and line of the request, such as p.txt:17.",
     },
+    "A report in JSON": {
+        "file": "The page.",
+        "jobs": "How many jobs it shows.",
+    },
     "A simulator in JSON": {
         "base_url": "URL of the API; the value for FUHU_BASE_URL.",
         "cdn_url": "URL of the files: another origin.",

@@ -23,22 +23,18 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
 import attrs
 
-from ._clock import Clock
 from ._journal_file import Desk, Errand, Errands, journal_error, report, work
+from ._notebook import jobs_view, table_view
 from .errors import (
-    Fate,
     JournalBusy,
     JournalError,
-    OutOfCredits,
-    RunwayError,
-    SubmissionInDoubt,
-    Unauthorized,
 )
 from .hooks import ClipHandedOut, DownloadFinished, DownloadStarted, Event, TaskSettled
 from .models import Generation, TaskState, usage_error
@@ -154,16 +150,6 @@ class Job:
 _CHANGEABLE: Final = {field.name for field in attrs.fields(Job)} - {"key", "state"}
 
 
-def in_doubt_of(job: Job) -> SubmissionInDoubt:
-    """Return the error for a job that an earlier submission left in doubt."""
-    return SubmissionInDoubt(
-        f"An earlier run submitted this and got no clear response ({job.error or 'none so far'}).",
-        "It may have been accepted and charged; it was not sent again.",
-        "Look for the task at the gateway, then record it with `fuhu-runway resolve`.",
-        job.task_id,
-    )
-
-
 def plan_of(
     request: Generation,
     key: str | None = None,
@@ -228,6 +214,27 @@ class Journal:
 
     def __repr__(self) -> str:
         return f"<Journal {self.path.name} {'open' if self._thread else 'closed'}>"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the newest jobs, without prompts."""
+        was_open = self._thread is not None
+        if not was_open and not self.path.exists():
+            return jobs_view(self.path.name, [])
+
+        async def read() -> list[Job]:
+            try:
+                return await self.jobs()
+            finally:
+                if not was_open:
+                    await self.aclose()
+
+        # A display cannot be awaited, and the loop of the notebook runs already.
+        with ThreadPoolExecutor(1) as thread:
+            try:
+                jobs = thread.submit(asyncio.run, read()).result()
+            except JournalError as error:
+                return table_view(str(error), (), ())
+        return jobs_view(self.path.name, jobs)
 
     async def plan(self, plan: Plan, now: float) -> Job:
         """Return the row of a job, made in state PLANNED if there is none."""
@@ -486,49 +493,6 @@ with contextlib.suppress(AttributeError):  # Windows has no fork
     os.register_at_fork(after_in_child=_after_fork)
 
 
-@attrs.frozen
-class Entry:
-    """The row of one submission, updated before and after it is sent."""
-
-    journal: Journal
-    key: str
-    clock: Clock
-    #: The W3C Trace Context of the submission.
-    traceparent: str | None = None
-
-    async def sending(self) -> None:
-        """Write that the request is about to be sent; send it once this has returned."""
-        now = self.clock.wall()
-        await self.journal.step(self.key, JobState.SUBMITTING, now, traceparent=self.traceparent)
-
-    async def accepted(self, task_id: str, at: float | None = None) -> None:
-        """Write the gateway's id of the task, which it accepted now or at an earlier instant."""
-        now = self.clock.wall() if at is None else at
-        await self.journal.step(self.key, JobState.ACCEPTED, now, task_id=task_id)
-
-    async def failed(self, error: RunwayError) -> None:
-        """Write why there is no task. If it is in doubt, also the id in the damaged response."""
-        to = _AFTER[getattr(error, "fate", Fate.REJECTED)]
-        if isinstance(error, OutOfCredits | Unauthorized):
-            to = JobState.PLANNED  # the request itself is not rejected
-        code = getattr(error, "code", None)
-        changes = {
-            "error": type(error).__name__,
-            # The gateway may put any text here, such as a sentence that quotes the prompt.
-            "code": code if code and _CODE.fullmatch(code) else None,
-        }
-        if to is JobState.IN_DOUBT and _fits(error.task_id):
-            changes["task_id"] = error.task_id
-        await self.journal.step(self.key, to, self.clock.wall(), **changes)
-
-
-_AFTER: Final = {
-    Fate.UNSENT: JobState.PLANNED,
-    Fate.REFUSED: JobState.PLANNED,
-    Fate.REJECTED: JobState.FAILED,
-    Fate.UNKNOWN: JobState.IN_DOUBT,
-}
-_CODE: Final = re.compile(r"[\w.:/-]{1,64}", re.ASCII)
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 LONGEST: Final = 1e6
@@ -538,7 +502,7 @@ LONGEST: Final = 1e6
 # In the journal's thread
 
 
-def _fits(value: object) -> bool:
+def fits(value: object) -> bool:
     """Return whether SQLite can hold a value."""
     if isinstance(value, str):
         return not _SURROGATE.search(value)
@@ -549,7 +513,7 @@ def _fits(value: object) -> bool:
 
 def _check(**values: object) -> None:
     for name, value in values.items():
-        if not _fits(value):
+        if not fits(value):
             raise journal_error(
                 f"The journal cannot hold this {name}.",
                 "Use text without lone surrogates, and whole numbers of up to 64 bits.",

@@ -59,7 +59,7 @@ async def jobs(
         journal: Journal of a batch, such as clips/journal.db.
         state: List only jobs in this state; can be repeated.
     """
-    async with _readable(journal) as store:
+    async with readable(journal) as store:
         found = await store.jobs(*state)
         counts = {one.value: n for one, n in (await store.counts()).items() if n}
     if output.json:
@@ -184,7 +184,7 @@ COMMANDS: Final = (jobs, resume, forget)
 
 
 @contextlib.asynccontextmanager
-async def _readable(path: Path) -> AsyncIterator[Journal]:
+async def readable(path: Path) -> AsyncIterator[Journal]:
     """Yield the journal, or if it cannot be used, as on a read-only disk, a copy with its log."""
     async with contextlib.AsyncExitStack() as stack:
         try:
@@ -208,11 +208,12 @@ def job_row(job: Job) -> dict[str, Any]:
     """Return a job as JSON contains it."""
     internal = attrs.filters.exclude("fingerprint", "traceparent", "tag", "handed_out_at")
     row = attrs.asdict(job, filter=internal)
-    times = {name: _time(at) for name, at in row.items() if name.endswith("_at")}
+    times = {name: moment(at) for name, at in row.items() if name.endswith("_at")}
     return {**row, "state": job.state.value, **times}
 
 
-def _time(at: float | None) -> datetime | None:
+def moment(at: float | None) -> datetime | None:
+    """Return a Unix time as a date; None if there is none, or it is impossible."""
     # A damaged journal may contain any number, and Windows only knows times before the year 3000.
     if at is None or not 0 <= at <= 32_500_000_000:
         return None
@@ -229,7 +230,7 @@ def mark_of(job: Job) -> str:
 def cells(job: Job) -> tuple[str, ...]:
     """Return a job as a row of the table."""
     points = "" if job.points is None else number(job.points)
-    sent = _time(job.submitted_at)
+    sent = moment(job.submitted_at)
     return (
         one_line(mark_of(job)),
         one_line(job.source or ""),

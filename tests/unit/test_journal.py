@@ -27,6 +27,7 @@ import fuhu_runway
 from fuhu_runway import _journal_file as journal_file
 from fuhu_runway import journal as journals
 from fuhu_runway._journal_file import BUSY_PAUSE, SCHEMA_VERSION, command_line
+from fuhu_runway._session.entry import Entry
 from fuhu_runway.errors import (
     Fate,
     InvalidRequest,
@@ -48,7 +49,6 @@ from fuhu_runway.hooks import (
 )
 from fuhu_runway.journal import (
     STEPS,
-    Entry,
     Job,
     JobState,
     Journal,

@@ -11,9 +11,10 @@ import pytest
 from support.clock import ManualClock
 
 from fuhu_runway._journal_file import SCHEMA_VERSION
+from fuhu_runway._session.entry import Entry
 from fuhu_runway.errors import JournalError
 from fuhu_runway.hooks import DownloadFinished
-from fuhu_runway.journal import Entry, Job, JobState, Journal, Plan, plan_of
+from fuhu_runway.journal import Job, JobState, Journal, Plan, plan_of
 from fuhu_runway.models import TextToVideo
 
 TRACE: Final = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
