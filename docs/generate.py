@@ -112,6 +112,13 @@ PRINTED: Final[Mapping[str, Mapping[str, str]]] = {
         "total": "The sum of both.",
         "unlimited": "Whether the key has no limit.",
     },
+    "A report in JSON": {
+        "fits": "Whether nothing was found that does not fit.",
+        "is_ready": "Whether a clip can be submitted and polled.",
+        "findings": "For each check, `about`, `verdict`, `found` and `advice`.",
+        "clip": "With `--spend`: `task_id`, `seconds`, `polls`, `points`, `file_bytes`, `host` and "
+        "`path`; else null.",
+    },
     "A line of results": {
         "index": "Position in the input, from 0.",
         "key": "Key of the job in the journal, which `jobs` and `resolve` know.",
@@ -162,7 +169,7 @@ PRINTED: Final[Mapping[str, Mapping[str, str]]] = {
         "saved_at": "When the file was complete.",
         "source": "File and line of the request, such as p.txt:17.",
     },
-    "A report in JSON": {
+    "A page in JSON": {
         "file": "The page.",
         "jobs": "How many jobs it shows.",
     },

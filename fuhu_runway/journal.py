@@ -218,8 +218,7 @@ class Journal:
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the newest jobs, without prompts."""
         was_open = self._thread is not None
-        if not was_open and not self.path.exists():
-            return jobs_view(self.path.name, [])
+        jobs: list[Job] = []
 
         async def read() -> list[Job]:
             try:
@@ -228,12 +227,13 @@ class Journal:
                 if not was_open:
                     await self.aclose()
 
-        # A display cannot be awaited, and the loop of the notebook runs already.
-        with ThreadPoolExecutor(1) as thread:
-            try:
-                jobs = thread.submit(asyncio.run, read()).result()
-            except JournalError as error:
-                return table_view(str(error), (), ())
+        if was_open or self.path.exists():
+            # A display cannot be awaited, and the loop of the notebook runs already.
+            with ThreadPoolExecutor(1) as thread:
+                try:
+                    jobs = thread.submit(asyncio.run, read()).result()
+                except JournalError as error:
+                    return table_view(str(error), (), ())
         return jobs_view(self.path.name, jobs)
 
     async def plan(self, plan: Plan, now: float) -> Job:
@@ -308,8 +308,7 @@ class Journal:
             _check(key=key, task_id=task_id)
             job = _look_up(db, "key", key) or _look_up(db, "custom_id", key)
             if job is None:
-                advice = "List the jobs in doubt with journal.jobs(JobState.IN_DOUBT)."
-                raise usage_error("key", "The journal has no job with this key.", advice)
+                raise usage_error("key", "The journal has no such job.", "Use a key of jobs().")
             if job.state is not JobState.IN_DOUBT:
                 raise usage_error("key", f"The job is {job.state.value}.", "It needs no decision.")
             if task_id is None:

@@ -99,6 +99,8 @@ class Transport:
         self._in_flight: set[asyncio.Task[Any]] = set()
         self._scopes: set[asyncio.Timeout] = set()
         self._is_stopped = False
+        #: Called with each reply; must not raise, since a reply may name a paid task.
+        self.observer: Callable[[Reply], object] | None = None
 
     async def call(self, request: Request, read: Callable[[Reply], T]) -> T:
         """
@@ -186,6 +188,8 @@ class Transport:
         """
         answer = await self._exchange(request)
         if isinstance(answer, Reply):
+            if self.observer is not None:
+                self.observer(answer)
             return answer
         # Here, where no variable holds the response, and outside the clause that caught the
         # library's own error, whose text and frames may quote the address, the key and the body.

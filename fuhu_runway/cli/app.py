@@ -17,7 +17,7 @@ from cyclopts import App, CycloptsError, Parameter, UnknownCommandError, UnusedC
 from fuhu_runway import errors
 from fuhu_runway._redact import redact
 
-from . import batch, journal, make, report, resolve, simulate
+from . import batch, doctor, journal, make, report, resolve, simulate
 from .console import EXIT_CODES, complain, run, write
 from .options import OUTPUT
 
@@ -55,15 +55,15 @@ app: Final = App(
     result_action="return_value",
 )
 
-_COMMANDS = (
+for _command in (
     *make.COMMANDS,
+    doctor.doctor,
     simulate.simulate,
     batch.batch,
     *journal.COMMANDS,
     resolve.resolve,
     report.report,
-)
-for _command in _COMMANDS:
+):
     app.command(_command)
 
 

@@ -35,7 +35,10 @@ EXIT_CODES: Final = {
     2: "The command is wrong, or the journal cannot be used: nothing was sent or charged.",
     3: "In doubt: a paid request was sent, and its outcome is unknown. It is not sent again.",
     4: "Timeout: the task continues, and `wait` can fetch its clip later.",
-    5: "The gateway, the network or the download failed; or the disk, during a batch.",
+    5: (
+        "The gateway, the network or the download failed; or the disk, during a batch; or `doctor` "
+        "found something that does not fit."
+    ),
     70: "A bug in this program.",
     130: "Stopped by Ctrl-C (143: by SIGTERM; 129: because the terminal closed).",
 }

@@ -351,7 +351,7 @@ async def wait(
     """
     from fuhu_runway.paths import check_target
 
-    async with _errand(screen, Target(access=access), saving) as errand:
+    async with open_errand(screen, Target(access=access), saving) as errand:
         saving.check(None)
         task = errand.client.task(task_id, official=official)
         prompt = None
@@ -381,13 +381,13 @@ async def feed(
         task_id: Id that was shown when the task was accepted.
         official: The task was submitted with --official.
     """
-    async with _errand(screen, Target(access=access)) as errand:
+    async with open_errand(screen, Target(access=access)) as errand:
         print_row(_record_row(await errand.client.feed(task_id, official=official)), output)
 
 
 async def balance(*, output: Output = OUTPUT, target: Target = TARGET, screen: Screen) -> None:
     """Show the remaining balance, in the gateway's unit."""
-    async with _errand(screen, target) as errand:
+    async with open_errand(screen, target) as errand:
         found = await errand.client.balance()
     print_row(attrs.asdict(found, filter=attrs.filters.exclude("raw")), output)
 
@@ -499,7 +499,7 @@ async def _make(
     request: Generation, saving: Saving, output: Output, target: Target, screen: Lines
 ) -> None:
     """Submit, wait and save."""
-    async with _errand(screen, target, saving) as errand:
+    async with open_errand(screen, target, saving) as errand:
         saving.check(getattr(request, "prompt", None))
         errand.is_submitting = True
         screen.stage("submitting")
@@ -509,7 +509,9 @@ async def _make(
 
 
 @contextlib.asynccontextmanager
-async def _errand(screen: Lines, target: Target, saving: Saving = SAVING) -> AsyncIterator[Errand]:
+async def open_errand(
+    screen: Lines, target: Target, saving: Saving = SAVING
+) -> AsyncIterator[Errand]:
     """Open a client for one command; if the command has to stop, say how to continue."""
     errand = Errand(screen, target, saving)
     target.check()

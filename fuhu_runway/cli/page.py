@@ -83,7 +83,7 @@ def _article(card: Card) -> str:
     points = None
     if card.points is not None:
         points = f"{card.points:,.10g} points{' (given back)' if card.refunded else ''}"
-    took = None if card.took is None else f"took {card.took:,.0f} s"
+    took = None if card.took is None else f"took {_seconds(card.took)}"
     facts = filter(None, (card.name, card.source, points, took, card.sent, card.task_id))
     parts = [
         card.video
@@ -97,27 +97,31 @@ def _article(card: Card) -> str:
 
 
 def plot(seconds: Sequence[float]) -> str:
-    """Return a histogram of durations as SVG; empty without two different ones."""
+    """Return a histogram of durations as SVG; empty if there is nothing to compare."""
     least, most = min(seconds, default=0.0), max(seconds, default=0.0)
-    if least == most:
+    if _seconds(least) == _seconds(most):
         return ""
     bars = Counter(min(int((one - least) / (most - least) * BARS), BARS - 1) for one in seconds)
     highest = max(bars.values())
-    boxes = [
+    boxes = "".join(
         f'<rect x="{bar * 30 + 1}" y="{110 - 100 * count / highest:.1f}" width="28"'
         f' height="{100 * count / highest:.1f}"><title>{count:,}</title></rect>'
         for bar, count in sorted(bars.items())
-    ]
-    middle = f"{len(seconds):,} clips took {least:,.0f} s to {most:,.0f} s, half of them up to"
-    label = f"{middle} {median(seconds):,.0f} s"
-    texts = (
-        f'<text x="0" y="126">{least:,.0f} s</text>'
-        f'<text x="600" y="126" text-anchor="end">{most:,.0f} s</text>'
+    )
+    label = (
+        f"{len(seconds):,} clips took {_seconds(least)} to {_seconds(most)}, "
+        f"half of them up to {_seconds(median(seconds))}"
     )
     return (
         f"<h2>Durations</h2><p>{label}.</p>"
-        f'<svg viewBox="0 0 600 130" role="img" aria-label="{label}">{"".join(boxes)}{texts}</svg>'
+        f'<svg viewBox="0 0 600 130" role="img" aria-label="{label}">{boxes}'
+        f'<text x="0" y="126">{_seconds(least)}</text>'
+        f'<text x="600" y="126" text-anchor="end">{_seconds(most)}</text></svg>'
     )
+
+
+def _seconds(duration: float) -> str:
+    return f"{duration:,.0f} s" if duration >= 10 else f"{duration:.1f} s"
 
 
 def _text(text: str) -> str:

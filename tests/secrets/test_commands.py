@@ -135,6 +135,27 @@ def test_only_feed_prints_what_the_gateway_knows(
         gateway.simulator.forget_plans()
 
 
+def test_doctor_shows_and_records_no_secret(
+    run: Run, gateway: Elsewhere, evidence: Evidence
+) -> None:
+    """Neither the findings nor the transcript quote what a gateway repeats."""
+    said = REASON.replace(PROMPT, "")  # `doctor` sends a prompt of its own
+    words = ["doctor", "--spend", "1", "-o", "clip.mp4", "--record", "replies.yaml", "--force"]
+    for loudness in ([], ["--json"], ["-vv"]):
+        judge(evidence, run(*words, *loudness))
+        evidence.take("transcript", Path("replies.yaml").read_bytes())
+        for place in ("submit", "feed", "balance", "download"):
+            for fault in (
+                faults.error(401, said, code=said),
+                faults.error(500, said),
+                faults.Answer(200, f"<html>{REASON}", "text/html"),
+            ):
+                gateway.simulator.fault(place, fault, times=None)  # type: ignore[arg-type]
+                judge(evidence, run(*words, "--timeout", "0.05", *loudness))
+                evidence.take("transcript", Path("replies.yaml").read_bytes())
+                gateway.simulator.forget_plans()
+
+
 def test_a_batch_leaks_only_file_names(run: Run, gateway: Elsewhere, evidence: Evidence) -> None:
     """Progress, results, journal, and the commands for journals contain no secret."""
     lines = [
@@ -194,5 +215,5 @@ def test_simulate_prints_only_its_own_url_and_key(run: Run, evidence: Evidence) 
 def test_every_command_is_tested_here() -> None:
     """A new command has to be added to this file."""
     here = {*(words[0] for words in MAKING.values()), "feed", "wait", "balance", "simulate"}
-    here |= {"batch", "jobs", "resume", "resolve", "forget"}
+    here |= {"doctor", "batch", "jobs", "resume", "resolve", "forget"}
     assert {name for name in cli.app if not name.startswith("-")} == here

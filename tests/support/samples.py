@@ -188,6 +188,7 @@ def _sample(
     body: str,
     expect: Mapping[str, Any],
     encoding: str = "utf-8",
+    request: Mapping[str, str] | None = None,
 ) -> Sample:
     return Sample(
         name,

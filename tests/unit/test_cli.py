@@ -45,7 +45,7 @@ from fuhu_runway.testing.faults import Fault
 PROMPT = "a secret kitten"
 IMAGE = "https://example.com/image.png"
 VIDEO = "https://example.com/video.mp4"
-COMMANDS = ["generate", "restyle", "act", "submit", "wait", "feed", "balance", "simulate"]
+COMMANDS = ["generate", "restyle", "act", "submit", "wait", "feed", "balance", "doctor", "simulate"]
 COMMANDS += ["batch", "jobs", "resume", "resolve", "forget"]
 EVER = 1_000_000.0
 SIMULATED_SPEED = make.SIMULATED_SPEED

@@ -64,7 +64,7 @@ async def test_the_task_that_a_response_named_may_be_another_jobs(tmp_path: Path
 @pytest.mark.parametrize(
     ("key", "fate", "field", "message"),
     [
-        ("unknown", {"accepted": False}, "key", "no job with this key"),
+        ("unknown", {"accepted": False}, "key", "no such job"),
         ("new", {"accepted": False}, "key", "The job is planned."),
         ("other", {"task_id": "t-1"}, "key", "The job is accepted."),
         ("k", {"task_id": "t-1"}, "task_id", "belongs to another job"),

@@ -120,6 +120,7 @@ def test_a_card_shows_what_a_job_made() -> None:
     )
     assert len(seen.all("article")) == 2
     assert seen.all("svg") == []
+    assert "took 9.5 s" in read(page("a", [card(took=9.54)], "now")).text
 
 
 def test_a_page_without_jobs_says_so() -> None:
@@ -156,8 +157,8 @@ def test_the_plot_shows_how_long_clips_took() -> None:
     )
 
 
-@pytest.mark.parametrize("seconds", [[], [5.0], [5.0, 5.0]])
-def test_equal_durations_make_no_plot(seconds: list[float]) -> None:
+@pytest.mark.parametrize("seconds", [[], [5.0], [5.0, 5.01], [50.1, 50.2]])
+def test_durations_that_look_equal_make_no_plot(seconds: list[float]) -> None:
     """One bar would say nothing."""
     assert plot(seconds) == ""
 
@@ -212,7 +213,7 @@ def test_a_report_may_be_elsewhere(run: Run, made: Path) -> None:
     done = run("report", "moved", "-o", "pages/kittens.html", "--json")
     row = json.loads(done.out)
     assert row == {"file": str(Path("pages/kittens.html")), "jobs": 2}
-    assert row.keys() == documented_keys("A report in JSON")
+    assert row.keys() == documented_keys("A page in JSON")
     seen = read(Path("pages/kittens.html").read_text(encoding="utf-8"))
     for video in seen.all("video"):
         assert (video["src"] or "").startswith("../moved/")

@@ -1,0 +1,1 @@
+"""What `doctor` is made of: findings, probes of a gateway, and transcripts."""
