@@ -122,7 +122,7 @@ def test_no_object_shows_a_secret(thing: object) -> None:
     """Neither `repr` nor `str` nor `format` contains one."""
     evidence = Evidence()
     evidence.thing(thing)
-    if isinstance(thing, Task):
+    if isinstance(thing, Task | Batch | Journal):
         evidence.take("notebook", thing._repr_html_())
     if isinstance(thing, Clip):
         evidence.take("notebook", thing._repr_html_(), but={"video"})
