@@ -106,6 +106,17 @@ PRINTED: Final[Mapping[str, Mapping[str, str]]] = {
         "updated_at": "Time of the last change, in ISO 8601.",
         "file": "Path of the saved clip; only of commands that save one.",
     },
+    "A task that was not waited for, in JSON": {
+        "task_id": "Id of the task.",
+        "command": "The command that fetches its clip.",
+    },
+    "An error in JSON": {
+        "error": "Name of the error, such as OutOfCredits; Stopped after Ctrl-C.",
+        "message": "What stderr shows: what happened, and what to do.",
+        "task_id": "Id of the task, if there is one.",
+        "money": "What the error means for the money, in a sentence; null if nothing was paid.",
+        "exit_code": "The exit code.",
+    },
     "A balance in JSON": {
         "remaining": "Points that are left.",
         "used": "Points that were used.",
@@ -147,6 +158,14 @@ PRINTED: Final[Mapping[str, Mapping[str, str]]] = {
         "refunded_points": "Points that were given back.",
         "seconds": "Duration of this run.",
         "files": "For `batch`, the file of results; for `resume`, the clips.",
+    },
+    "A dry run in JSON": {
+        "entries": "Each entry: `index`, `custom_id`, `kind`, `model`, `seconds`, `action` (new, "
+        "resumed, saved, failed or in_doubt) and `points`, the median of earlier ones or null.",
+        "bad": "What is wrong with each bad line.",
+        "new": "Entries that would be sent.",
+        "points": "What they would cost together, without those of unknown cost.",
+        "unknown": "Entries that would be sent and whose cost is unknown.",
     },
     "A job in JSON": {
         "key": "Key of the job in the journal.",

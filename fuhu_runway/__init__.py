@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .callbacks import CallbackReceiver
     from .client import Client
     from .downloads import Progress
+    from .errors import RunwayError
     from .journal import Journal
     from .models import (
         ActOne,
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     )
     from .paths import safe_name
     from .task import Clip, Task
+
+    __version__: str
 
 __all__ = [
     "GATEWAYS",
@@ -75,6 +78,7 @@ __all__ = [
     "PollPolicy",
     "Progress",
     "RetryPolicy",
+    "RunwayError",
     "Summary",
     "Task",
     "TaskRecord",
@@ -99,6 +103,7 @@ _HOMES = {
     "Journal": "journal",
     "Outcome": "batch",
     "Progress": "downloads",
+    "RunwayError": "errors",
     "Summary": "batch",
     "Task": "task",
     "safe_name": "paths",
@@ -108,6 +113,10 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first use (PEP 562)."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("fuhu-runway")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in {"errors", "hooks"}:
@@ -118,4 +127,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})

@@ -7,7 +7,10 @@ from typing import NoReturn
 
 def main() -> NoReturn:
     """Run the command line and end the process with its exit code."""
-    if sys.argv[1:] == ["--version"]:  # without the time that importing the commands takes
+    if sys.argv[1:] in (
+        ["--version"],
+        ["-V"],
+    ):  # without the time that importing the commands takes
         from importlib.metadata import version
 
         print(version("fuhu-runway"))

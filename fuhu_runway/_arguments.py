@@ -11,7 +11,18 @@ import attrs
 from ._urls import is_reachable_address, is_web_address
 from ._wire.tables import GATEWAYS, NOWHERE
 from .journal import Journal
-from .models import Gateway, Limits, PollPolicy, RetryPolicy, Timeouts, usage_error
+from .models import (
+    Gateway,
+    Generation,
+    ImageToVideo,
+    Limits,
+    MotionVector,
+    PollPolicy,
+    RetryPolicy,
+    TextToVideo,
+    Timeouts,
+    usage_error,
+)
 
 if TYPE_CHECKING:
     # It imports a web server, which most programs do not need.
@@ -22,6 +33,7 @@ URL_VARIABLE: Final = "FUHU_BASE_URL"
 
 MAX_AMOUNT: Final = 10**12
 """Seconds or points; more is a mistake, and past 1e308 no float holds it."""
+
 
 Rule = tuple[Callable[[Any], bool], str]
 
@@ -185,3 +197,37 @@ def resolved(gateway: Gateway | str | None, base_url: str | None) -> Gateway:
                 "Use scheme and host, such as https://api.fuhuapi.com.",
             )
     return attrs.evolve(row, base_url=url, quota_url=quota_url)
+
+
+def prompted(
+    prompt: str,
+    *,
+    image: str | None = None,
+    last_image: str | None = None,
+    image_as_end_frame: bool = False,
+    flip: bool = False,
+    motion: MotionVector | None = None,
+    extra: dict[str, Any] | None = None,
+    **common: Any,
+) -> Generation:
+    """Return the request for a prompt, with a picture or without."""
+    common |= {
+        "motion": MotionVector() if motion is None else motion,
+        "extra": {} if extra is None else extra,
+    }
+    if image is not None:
+        return ImageToVideo(
+            prompt,
+            image,
+            last_image=last_image,
+            image_as_end_frame=image_as_end_frame,
+            flip=flip,
+            **common,
+        )
+    if last_image is not None or image_as_end_frame or flip:
+        raise usage_error(
+            "image",
+            "last_image, image_as_end_frame and flip need an image.",
+            "Pass the image, or leave them out: this would be charged as text to video.",
+        )
+    return TextToVideo(prompt, **common)

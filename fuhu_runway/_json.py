@@ -1,8 +1,9 @@
 """
-JSON as gateways really send it. Pure functions over bytes and text.
+JSON as gateways really send it, and our values as JSON. Pure functions.
 
 `decode` reads what a strict parser refuses: other encodings, a byte order mark, control
-characters, a PHP warning before the object, bytes after it.
+characters, a PHP warning before the object, bytes after it. `json_fields` returns what may be
+stored.
 """
 
 import contextlib
@@ -10,7 +11,11 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
+from datetime import datetime
+from enum import Enum
 from typing import Any, Final
+
+import attrs
 
 MAX_BYTES: Final = 8 * 1024 * 1024
 """How much of a compressed answer is unpacked, in bytes; the rest is cut off."""
@@ -123,3 +128,17 @@ def spans(text: str) -> Iterator[tuple[int, int, Any]]:
         with contextlib.suppress(ValueError, RecursionError):
             value, at = _LENIENT.raw_decode(text, opening.start())
             yield opening.start(), at, value
+
+
+def json_fields(instance: Any) -> dict[str, Any]:
+    """Return the fields of an attrs object that its repr shows, as values that JSON has."""
+    fields = attrs.fields(type(instance))
+    return {one.name: _plain(getattr(instance, one.name)) for one in fields if one.repr is True}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return list(value) if isinstance(value, tuple) else value

@@ -7,11 +7,9 @@ Sizes are in bytes.
 """
 
 import errno
-import hashlib
 import importlib
 import json
 import os
-import re
 import stat
 from contextlib import suppress
 from io import FileIO
@@ -20,13 +18,10 @@ from typing import Any, Final
 
 import attrs
 
-HEAD_BYTES: Final = 8
-"""The length of a box's head; the start of a file that shows whether it is an MP4."""
+from ._received import Received, is_validator
 
-BOXES: Final = frozenset(
-    b"ftyp styp moov moof mdat mfra sidx ssix emsg prft meta free skip wide uuid pnot PICT".split()
-)
-"""The boxes at the top level of an MP4 file (ISO/IEC 14496-12, and QuickTime's own)."""
+READ_BYTES: Final = 1024**2
+"""How much of a part is read at once when it is checked."""
 
 LOCKS: Final[Any] = importlib.import_module("fcntl" if os.name == "posix" else "msvcrt")
 
@@ -35,7 +30,7 @@ LOCKED_BYTE: Final = 2**31 - 2
 
 
 @attrs.define(eq=False)
-class Part:
+class Part(Received):
     """The part of a file that has arrived so far, on disk."""
 
     path: Path
@@ -44,11 +39,6 @@ class Part:
     task_id: str
     #: What an earlier attempt noted about its bytes.
     note: dict[str, Any] = attrs.field(factory=dict)
-    received: int = 0
-    digest: Any = attrs.field(factory=hashlib.sha256)
-    #: The version of the whole file, as in If-Range, and its size; None if unknown.
-    validator: str | None = None
-    total: int | None = None
     is_published: bool = False
 
     @classmethod
@@ -92,32 +82,17 @@ class Part:
         if is_ours and isinstance(size, int) and 0 < size <= there:
             self.file.truncate(size)
             self.file.seek(0)
-            digest = hashlib.file_digest(self.file, "sha256")
-            if digest.hexdigest() == note.get("digest"):
-                self.received, self.digest = size, digest
-                self.validator, self.total = note["validator"], note.get("total")
+            self.begin(note["validator"], note.get("total"))
+            while chunk := self.file.read(READ_BYTES):
+                self.take(chunk)
+            if self.digest.hexdigest() == note.get("digest"):
                 return
         self.restart()
 
     def restart(self, validator: str | None = None, total: int | None = None) -> None:
         """Discard the bytes, and start from zero with this version of the file."""
         self.file.truncate(0)
-        self.received, self.digest = 0, hashlib.sha256()
-        self.validator, self.total = validator, total
-
-    def range_headers(self) -> dict[str, str]:
-        """Return the headers that request the rest of the same file, or else the whole."""
-        if not self.received or self.validator is None:
-            return {}
-        return {"Range": f"bytes={self.received}-", "If-Range": self.validator}
-
-    def continues(self, start: int | None, validator: str | None, total: int | None) -> bool:
-        """Return whether a body that begins at *start* is the rest of this very file."""
-        return (
-            start == self.received
-            and validator in {None, self.validator}
-            and (total is None or self.total in {None, total})
-        )
+        self.begin(validator, total)
 
     def write(self, data: bytes, total: int | None) -> None:
         """Append what the disk takes of *data*, and note it unless the file is whole now."""
@@ -126,8 +101,7 @@ class Part:
             self.file.seek(self.received)
             while rest:
                 written = self.file.write(rest)
-                self.digest.update(rest[:written])
-                self.received += written
+                self.take(rest[:written])
                 rest = rest[written:]
         finally:
             # A clip that arrives whole is renamed at once: a note for it would make and remove
@@ -147,21 +121,6 @@ class Part:
         with suppress(OSError), plain_file(note_path(self.path)) as file:
             # Overwritten first and cut afterwards, so that a full disk does not leave it empty.
             file.truncate(file.write(json.dumps(note).encode()))
-
-    def is_cut(self) -> bool:
-        """Return whether the last box of the MP4 file is longer than the file."""
-        at = 0
-        while at < self.received:
-            self.file.seek(at)
-            head = self.file.read(2 * HEAD_BYTES)
-            length = int.from_bytes(head[:4])
-            if length == 1:  # the length is in the 64 bits behind the head
-                length = int.from_bytes(head[8:])
-            # Without a length, a box goes on to the end. Players ignore bytes behind the last box.
-            if not length or head[4:8] not in BOXES:
-                return False
-            at += length
-        return at > self.received
 
     def publish(self, *, overwrite: bool) -> None:
         """
@@ -222,13 +181,6 @@ def part_path(path: Path) -> Path:
 
 def note_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.part.json")
-
-
-def is_validator(value: object) -> bool:
-    """Return whether If-Range may be sent with *value*: a strong ETag, or a date."""
-    return isinstance(value, str) and bool(
-        re.fullmatch(r'"[!-~]{0,1000}"|\w{3}, [ -~]{1,40}', value)
-    )
 
 
 def plain_file(path: Path, mode: str = "r+") -> FileIO:

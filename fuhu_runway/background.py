@@ -1,6 +1,7 @@
 """Tasks that a client follows in the background: wait, save, retry saving."""
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable, Generator
 from pathlib import Path
 from typing import Any, Final
@@ -11,8 +12,8 @@ from ._session.sessions import Sessions
 from .errors import DownloadIncomplete, RunwayError, UsageError, WaitAbandoned, copied
 from .hooks import Hooks
 from .journal import Job, JobState
-from .models import Generation, usage_error
-from .paths import check_vacant, saved_place
+from .models import Generation, TaskRecord, usage_error
+from .paths import check_target, saved_place
 from .task import Clip, Task, saved_beside
 
 SAVE_AGAIN_AFTER: Final = (5.0, 15.0, 60.0, 300.0)
@@ -38,6 +39,9 @@ class BackgroundJob:
         self._path = path
         self._work = work
         self._hooks = hooks
+        #: Whether it goes on if no caller waits for it; a job of `Client.run` does not.
+        self.is_kept = False
+        self._callers = 0
         # In a callback, since closing may cancel the work before its first step.
         work.add_done_callback(self._end)
 
@@ -59,6 +63,25 @@ class BackgroundJob:
         error = self._error()
         name = None if error is None else type(error).__name__
         self._hooks.emit(events.JobEnded(self.id, self.custom_id, self.tag, name))
+
+    async def joined(
+        self, timeout: float | None, on_update: Callable[[TaskRecord], object] | None
+    ) -> Clip:
+        """Return the clip to a caller of `Client.run`; if the last one leaves, the job ends."""
+        self._callers += 1
+        try:
+            if on_update is not None:
+                async for record in self.task.updates(timeout=timeout):
+                    reaction = on_update(record)
+                    if inspect.isawaitable(reaction):
+                        await reaction
+            clip = await self
+        finally:
+            self._callers -= 1
+            if not self._callers and not self.is_kept:
+                self._work.cancel()
+        clip.path = self.path or clip.path
+        return clip
 
     @property
     def path(self) -> Path | None:
@@ -90,7 +113,7 @@ def _abandoned(task: Task) -> WaitAbandoned:
     return WaitAbandoned(
         "The client was closed before the job ended.",
         "The task goes on, and what it costs is spent either way.",
-        "Start it again: client.start(client.task(id)).",
+        "Continue it: client.run(client.task(id)), or client.start.",
         task.id,
     )
 
@@ -103,12 +126,14 @@ async def followed(
     *,
     overwrite: bool,
     is_there: bool,
+    pauses: tuple[float, ...],
 ) -> Followed:
     """
     Wait for the clip of *task*, save it to *path* if there is one, and return both.
 
     *pause* sleeps, and raises a `UsageError` if the client is closed. *is_there* means that an
     earlier process may have saved the clip to *path* and was killed before it recorded that.
+    *pauses* are made before each retry of saving.
     """
     try:
         clip = await task.ended(timeout)
@@ -117,14 +142,14 @@ async def followed(
     if path is None:
         task.hand_out()
         return clip, None
-    pauses = iter(SAVE_AGAIN_AFTER)
+    left = iter(pauses)
     while True:
         try:
             if is_there:
                 return clip, await saved_beside(clip, path)
             return clip, await clip.download(path, overwrite=overwrite)
         except DownloadIncomplete as error:
-            seconds = next(pauses, None)
+            seconds = next(left, None)
             if seconds is None:
                 raise
             failure = error
@@ -144,17 +169,14 @@ async def start(
     tag: str | None,
     timeout: float | None,
     jobs: WeakValueDictionary[str, BackgroundJob],
+    is_kept: bool,
 ) -> BackgroundJob:
     """
     Submit *work* unless it is a task, and follow it; see `Client.start`.
 
-    *jobs* holds the named jobs, so that two calls with the same name share one.
+    *jobs* holds the named jobs, so that two calls with the same name share one. *is_kept* is
+    whether the job goes on if no caller waits for it, and then it retries saving for minutes.
     """
-
-    def running() -> BackgroundJob | None:
-        job = None if custom_id is None else jobs.get(custom_id)
-        return None if job is None or job.done() else job
-
     if isinstance(work, Task):
         if not work.belongs_to(sessions):
             raise usage_error(
@@ -168,7 +190,7 @@ async def start(
                 "An existing task cannot be given a name or a tag.",
                 "Pass them when you submit it.",
             )
-    shared = running()
+    shared = _running(jobs, custom_id, is_kept=is_kept)
     if shared is not None:
         return shared
     session = sessions.current()
@@ -181,14 +203,33 @@ async def start(
     else:
         task = await sessions.submit(work, custom_id=custom_id, tag=tag)
         # Two simultaneous calls with the same name share the task, and so the file as well.
-        shared = running()
+        shared = _running(jobs, custom_id, is_kept=is_kept)
         if shared is not None:
             return shared
     file, pause = path if saved is None else None, session.transport.pause
-    following = followed(task, file, timeout, pause, overwrite=overwrite, is_there=may_be_there)
+    following = followed(
+        task,
+        file,
+        timeout,
+        pause,
+        overwrite=overwrite,
+        is_there=may_be_there,
+        pauses=SAVE_AGAIN_AFTER if is_kept else (),
+    )
     job = BackgroundJob(task, saved or path, session.follow(following), sessions.hooks)
+    job.is_kept = is_kept
     if task.custom_id is not None:
         jobs[task.custom_id] = job
+    return job
+
+
+def _running(
+    jobs: WeakValueDictionary[str, BackgroundJob], custom_id: str | None, *, is_kept: bool
+) -> BackgroundJob | None:
+    job = None if custom_id is None else jobs.get(custom_id)
+    if job is None or job.done():
+        return None
+    job.is_kept = job.is_kept or is_kept
     return job
 
 
@@ -206,5 +247,5 @@ def _found(known: Job | None, path: Path, *, overwrite: bool) -> tuple[Path | No
     is_paid = known is not None and known.state in {JobState.ACCEPTED, JobState.FINISHED}
     if is_paid and not overwrite and path.is_file():
         return None, True
-    check_vacant(path, overwrite=overwrite)
+    check_target(path, overwrite=overwrite)
     return None, False

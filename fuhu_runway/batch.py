@@ -30,7 +30,7 @@ from ._notebook import table_view
 from ._session.entry import in_doubt_of
 from ._session.sessions import Sessions
 from .errors import RunwayError
-from .journal import Job, JobState, Plan, nth, plan_of
+from .journal import Job, JobState, Journal, Plan, nth, plan_of
 from .models import DEFAULT_WAIT, Generation, TextToVideo, check_text, usage_error
 from .paths import saved_place
 from .task import Clip, Task, saved_beside
@@ -159,7 +159,8 @@ class Summary:
             self.failures[name] = self.failures.get(name, 0) + 1
 
 
-Source = Iterable[Any] | AsyncIterable[Any]
+Source = Iterable[str | Generation | Item] | AsyncIterable[str | Generation | Item]
+"""Where the jobs of a batch come from: prompts, requests and items, in any mixture."""
 
 
 class BatchOptions(TypedDict, total=False):
@@ -190,7 +191,7 @@ class Batch:
 
     Args:
         sessions: The client's sessions.
-        prompts: Prompts, requests or `Item`s, from any iterable or async iterable. It is read only
+        prompts: Prompts, requests and items, from any iterable or async iterable. It is read only
             as far as there is room for jobs.
         in_flight: How many jobs may exist at once, including those whose outcome was not read.
         download_to: The folder to save clips in, under names made from their prompts; None saves
@@ -418,14 +419,12 @@ class Batch:
     async def _planned(self, index: int, item: Item) -> tuple[Plan, Job | None]:
         """Return the plan of a job and, if there is a journal, its row."""
         journal, now = self._sessions.journal, self._sessions.settings.clock.wall()
-        is_named = item.custom_id is not None
-        plan = plan_of(item.request, f"id:{item.custom_id}" if is_named else None, item.custom_id)
+        plan = plan_for(item)
         if journal is None:
             # The position tells equal requests apart.
-            key = plan.key if is_named else nth(plan.fingerprint, index + 1)
+            key = nth(plan.fingerprint, index + 1) if item.custom_id is None else plan.key
             return attrs.evolve(plan, key=key), None
-        plan = attrs.evolve(plan, source=item.source)
-        job = await (journal.plan if is_named else journal.plan_next)(plan, now)
+        job = await job_of(journal, attrs.evolve(plan, source=item.source), now)
         if job.state is JobState.FAILED and self._retry_failed:
             job = await journal.step(job.key, JobState.PLANNED, now, task_id=None)
         # The journal's fingerprint is keyed, so that a file name does not give the prompt away.
@@ -530,6 +529,17 @@ def item_of(thing: Any, index: int) -> Item:
         f"Entry {index + 1} is of type {type(thing).__name__}.",
         "Give prompts (str), requests such as TextToVideo, or Items.",
     )
+
+
+def plan_for(item: Item) -> Plan:
+    """Return the plan of an item."""
+    key = None if item.custom_id is None else f"id:{item.custom_id}"
+    return plan_of(item.request, key, item.custom_id)
+
+
+async def job_of(journal: Journal, plan: Plan, now: float) -> Job:
+    """Return the row of an item's job, made if there is none; without a name, of the next one."""
+    return await (journal.plan_next if plan.custom_id is None else journal.plan)(plan, now)
 
 
 async def _numbered(source: Source) -> AsyncGenerator[tuple[int, Any], None]:

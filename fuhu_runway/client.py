@@ -3,11 +3,11 @@
 import asyncio
 import itertools
 import os
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, Unpack
+from typing import TYPE_CHECKING, Any, Final, Self, TypedDict, Unpack
 from weakref import WeakValueDictionary
 
 import aiohttp
@@ -21,9 +21,11 @@ from ._arguments import (
     checked_key,
     checked_receiver,
     checked_session,
+    prompted,
     resolved,
 )
 from ._clock import LoopClock
+from ._guesses import METHODS, refuse_guesses
 from ._session.session import Settings
 from ._session.sessions import Sessions
 from ._wire.tables import NOWHERE
@@ -39,25 +41,38 @@ from .models import (
     Balance,
     Gateway,
     Generation,
-    ImageToVideo,
     Limits,
     MotionVector,
     PollPolicy,
     RetryPolicy,
     TaskRecord,
-    TextToVideo,
     Timeouts,
     VideoToVideo,
     usage_error,
 )
 from .official import Official
-from .task import Task
+from .task import Clip, Task
 
 if TYPE_CHECKING:
     # It imports a web server, which most programs do not need.
     from .callbacks import CallbackReceiver
 
 _NUMBERS: Final = itertools.count(1)
+
+
+class PromptOptions(TypedDict, total=False):
+    """What `Client.run` and `Client.generate` take beside a prompt; see `ImageToVideo`."""
+
+    image: str | None
+    last_image: str | None
+    image_as_end_frame: bool
+    flip: bool
+    ratio: str
+    seconds: int
+    model: str
+    style: str
+    motion: MotionVector | None
+    extra: dict[str, Any] | None
 
 
 class Client:
@@ -144,6 +159,17 @@ class Client:
 
     def __repr__(self) -> str:
         return repr(self._sessions)
+
+    if not TYPE_CHECKING:  # pragma: no branch  (type checkers know which names there are)
+
+        def __getattr__(self, name: str) -> Any:
+            """Name the right method for one that people guess."""
+            right = METHODS.get(name)
+            if right is None:
+                message = f"{type(self).__name__!r} object has no attribute {name!r}"
+                raise AttributeError(message, name=name, obj=self)
+            # Without `obj`, or Python would suggest a method with a similar name.
+            raise AttributeError(f"Client has no {name!r}; use {right}.", name=name)
 
     @property
     def gateway(self) -> Gateway:
@@ -271,26 +297,19 @@ class Client:
         Arguments as in `TextToVideo`, or with *image*, the address of the first frame, as in
         `ImageToVideo`; *last_image*, *image_as_end_frame* and *flip* need an image.
         """
-        if image is None and (last_image is not None or image_as_end_frame or flip):
-            raise usage_error(
-                "image",
-                "last_image, image_as_end_frame and flip need an image.",
-                "Pass the image, or leave them out: this would be charged as text to video.",
-            )
-        common: dict[str, Any] = {
-            "ratio": ratio,
-            "seconds": seconds,
-            "model": model,
-            "style": style,
-            "motion": MotionVector() if motion is None else motion,
-            "extra": {} if extra is None else extra,
-        }
-        request: Generation
-        if image is None:
-            request = TextToVideo(prompt, **common)
-        else:
-            common |= {"last_image": last_image, "image_as_end_frame": image_as_end_frame}
-            request = ImageToVideo(prompt, image, flip=flip, **common)
+        request = prompted(
+            prompt,
+            image=image,
+            last_image=last_image,
+            image_as_end_frame=image_as_end_frame,
+            flip=flip,
+            ratio=ratio,
+            seconds=seconds,
+            model=model,
+            style=style,
+            motion=motion,
+            extra=extra,
+        )
         return await self._sessions.submit(request, custom_id=custom_id, tag=tag)
 
     @discreet
@@ -344,6 +363,61 @@ class Client:
         return await self._sessions.submit(request, custom_id=custom_id, tag=tag)
 
     @discreet
+    async def run(
+        self,
+        work: Generation | Task | str,
+        *,
+        save: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
+        timeout: float | None = DEFAULT_WAIT,
+        on_update: Callable[[TaskRecord], object] | None = None,
+        custom_id: str | None = None,
+        tag: str | None = None,
+        **options: Unpack[PromptOptions],
+    ) -> Clip:
+        """
+        Submit a prompt or a request, wait for its clip, and save it: `submit`, `wait`, `download`.
+
+        Costs as `submit`. The path is checked before anything is sent. If this fails or is
+        cancelled after the gateway has accepted the request, nothing is lost: the error has
+        `task_id`, a task that goes on is in `unfinished`, and `run(client.task(task_id))`
+        continues.
+
+        Args:
+            work: A prompt, a request, or a task that exists already.
+            save: The file to write; None saves none. If the journal knows the name as paid and
+                not saved, and the file exists, it may be the clip: it is compared, and a clip
+                that differs is saved beside it.
+            overwrite: Whether an existing file may be replaced.
+            timeout: How long to wait for the task, in seconds; None waits without limit.
+            on_update: Called with the record at each change of state or progress, as in
+                `Task.wait`.
+            custom_id: As in `submit`; two calls with one name at the same time share the file.
+            tag: As in `submit`.
+            **options: As in `generate`, for a prompt: *image*, *ratio*, *seconds*, *model*, ...
+
+        Returns:
+            The clip; `clip.path` is the file that it was saved to.
+
+        Raises:
+            UsageError: An argument is wrong, or nothing can be saved there; nothing was sent.
+            RunwayError: As in `submit`, `Task.wait` and `Clip.download`.
+        """
+        check(save=save, overwrite=overwrite, timeout=timeout, on_update=on_update)
+        job = await background.start(
+            self._sessions,
+            _work(work, options),
+            path=None if save is None else Path(save),
+            overwrite=overwrite,
+            custom_id=custom_id,
+            tag=tag,
+            timeout=timeout,
+            jobs=self._jobs,
+            is_kept=False,
+        )
+        return await job.joined(timeout, on_update)
+
+    @discreet
     async def aleph(
         self,
         video: str,
@@ -392,13 +466,14 @@ class Client:
         check(save=save, overwrite=overwrite, timeout=timeout)
         return await background.start(
             self._sessions,
-            TextToVideo(work) if isinstance(work, str) else work,
+            _work(work, {}),
             path=None if save is None else Path(save),
             overwrite=overwrite,
             custom_id=custom_id,
             tag=tag,
             timeout=timeout,
             jobs=self._jobs,
+            is_kept=True,
         )
 
     def batch(self, prompts: Source, **options: Unpack[BatchOptions]) -> Batch:
@@ -484,3 +559,17 @@ class Client:
             UnreadableReply: No known dialect fits the response.
         """
         return await self._sessions.balance()
+
+
+def _work(work: Generation | Task | str, options: PromptOptions) -> Generation | Task:
+    """Return what to submit or to follow; a prompt becomes a request."""
+    known = PromptOptions.__annotations__
+    refuse_guesses("Client.run", options, [*known, "save", "on_update", "custom_id"])
+    for name in options:
+        if name not in known:
+            raise TypeError(f"Client.run() got an unexpected keyword argument {name!r}")
+        if not isinstance(work, str):
+            raise usage_error(
+                name, f"{name} was given beside a request.", "Set it when you make the request."
+            )
+    return prompted(work, **options) if isinstance(work, str) else work

@@ -1,9 +1,9 @@
 """
-A clip to a file: stream, resume, verify, then rename.
+A clip to a file, into memory or to a reader: stream, resume, verify.
 
-The bytes that have arrived are kept as a `Part`. A later attempt continues there if both the bytes
-and the server's file are still the same, and starts from zero otherwise. The file itself appears
-whole, verified and flushed to disk, or not at all.
+A later attempt continues with the bytes that have arrived if both these and the server's file are
+still the same, and starts from zero otherwise. A file appears whole, verified and flushed to disk,
+or not at all.
 Sizes are in bytes.
 """
 
@@ -13,11 +13,10 @@ import inspect
 import ipaddress
 import re
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final
 from urllib.parse import urljoin, urlsplit
 
 import attrs
@@ -25,32 +24,22 @@ import attrs
 from ._clock import Clock
 from ._http.retry import MAY_REPEAT, delays, fate_of
 from ._http.transport import CLIENT, Stream, StreamBroken, Transport, quoted
-from ._part import BOXES, HEAD_BYTES, Part, is_validator
+from ._received import BOXES, HEAD_BYTES, is_validator
+from ._sinks import FileSink, MemorySink, ReaderSink, Sink
 from ._urls import is_web_address
 from ._wire.tables import Replay
 from ._wire.values import retry_after
-from .errors import DownloadIncomplete, DownloadRefused, GatewayError, RunwayError, UsageError
+from .errors import DownloadRefused, GatewayError, RunwayError, UsageError
 from .hooks import DownloadBroken, DownloadFailed, DownloadFinished, DownloadStarted, Hooks
 from .models import RetryPolicy
-from .paths import path_error
-
-R = TypeVar("R")
-
-PAID_FOR: Final = "The clip exists and is paid for."
 
 MAX_CLIP_BYTES: Final = 1024**3
 """The largest clip that is saved by default: 1 GiB."""
-
-BUFFER_BYTES: Final = 1024**2
-"""How much is written at once; a larger buffer costs more memory for each download."""
 
 MAX_REDIRECTS: Final = 5
 
 PATIENT_ATTEMPTS: Final = 30
 """How many more attempts than the retry policy has are made while patience lasts."""
-
-RENAME_PAUSES: Final = (0.05, 0.2, 0.5, 1.0)
-"""Seconds between attempts to rename a file that a virus scanner or indexer holds open."""
 
 OTHER_MEDIA: Final = (b"\x1a\x45\xdf\xa3", b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"OggS")
 """How files of other kinds begin: WebM, pictures, AVI and WebP, Ogg."""
@@ -136,26 +125,64 @@ class Downloader:
             DownloadRefused: The URL returns no clip, or one that is too large.
             UsageError: Nothing can be written there, or the file is already being downloaded.
         """
-        part = None
-        try:
+        sink = FileSink(source.task_id, path)
+        with self._reported(sink):
+            sink.open()
             try:
-                # Not in a thread: cancelled there, it would leave an open file.
-                part = Part.open(path, source.task_id)
-            except (OSError, ValueError) as exc:
-                raise paid_for(path_error(path, exc), source.task_id) from exc
-            try:
-                await _Download(self, source, part, max_bytes, on_progress).run(overwrite)
+                await sink.resume()
+                await _Download(self, source, sink, max_bytes, on_progress).run()
+                await sink.publish(self.clock, overwrite=overwrite)
             finally:
-                if part.is_published:
-                    part.close()
-                else:
-                    await _in_thread(part.close)
-        except BaseException as error:
-            received = part.received if part else 0
-            self.hooks.emit(DownloadFailed(source.task_id, received, type(error).__name__))
-            raise
-        self.hooks.emit(DownloadFinished(source.task_id, part.received))
+                await sink.close()
         return path
+
+    async def read(self, source: Source, *, max_bytes: int = MAX_CLIP_BYTES) -> bytes:
+        """Return the bytes of the clip; errors as in `save`."""
+        sink = MemorySink(source.task_id)
+        with self._reported(sink):
+            await _Download(self, source, sink, max_bytes).run()
+        return bytes(sink.content)
+
+    async def stream(
+        self, source: Source, *, max_bytes: int = MAX_CLIP_BYTES
+    ) -> AsyncGenerator[bytes, None]:
+        """
+        Yield the bytes of the clip as they arrive, none of them twice; errors as in `save`.
+
+        Raises:
+            ClipChanged: The host sent another file after the first bytes were yielded.
+        """
+        sink = ReaderSink(source.task_id)
+
+        async def fill() -> None:
+            with self._reported(sink):
+                await _Download(self, source, sink, max_bytes).run()
+                await sink.finish()
+
+        # A task of its own: closing the client must interrupt the download, not its reader.
+        filling = asyncio.create_task(fill())
+        filling.add_done_callback(lambda _: sink.chunks.put_nowait(None))
+        try:
+            while chunk := await sink.chunks.get():
+                yield chunk
+                sink.want()
+            await filling
+        finally:
+            sink.leave()
+            filling.cancel()
+            await asyncio.wait([filling])
+            filling.cancelled() or filling.exception()  # read, or asyncio would log that it was not
+
+    @contextmanager
+    def _reported(self, sink: Sink) -> Iterator[None]:
+        """Emit the event for the end of a download."""
+        try:
+            yield
+        except BaseException as error:
+            name = type(error).__name__
+            self.hooks.emit(DownloadFailed(sink.task_id, sink.arrived.received, name))
+            raise
+        self.hooks.emit(DownloadFinished(sink.task_id, sink.arrived.received, sink.is_file))
 
 
 @attrs.define(eq=False)
@@ -170,57 +197,47 @@ class _Broken(Exception):
 
 @attrs.define(eq=False)
 class _Download:
-    """One clip on its way to one file."""
+    """One clip on its way to one sink."""
 
     tools: Downloader
     source: Source
-    part: Part
+    sink: Sink
     max_bytes: int
-    on_progress: Callable[[Progress], object] | None
+    on_progress: Callable[[Progress], object] | None = None
     #: Whether the next attempt requests a range; some hosts refuse that and send the whole file.
     wants_rest: bool = True
-    #: Whether the last response with bytes was the rest of the part.
+    #: Whether the last response with bytes was the rest of what had arrived.
     is_resumed: bool = False
 
-    async def run(self, overwrite: bool) -> None:  # noqa: FBT001  (as `save` has it)
-        """Make attempts until the file is whole, then publish it."""
-        if self.part.note:
-            with self._disk():
-                await _in_thread(self.part.resume)
+    async def run(self) -> None:
+        """Make attempts until the clip is whole; closing the client ends them."""
         try:
             async with self.tools.transport.until_closed():
                 await self._fetch()
         except UsageError as error:
             if error.field != CLIENT:
                 raise
-            raise self._incomplete("The client was closed during the download.") from error
-        publish = partial(self.part.publish, overwrite=overwrite)
-        with self._disk():
-            for pause in RENAME_PAUSES:
-                try:
-                    return await _in_thread(publish)
-                except PermissionError:
-                    await self.tools.clock.sleep(pause)
-            return await _in_thread(publish)
+            raise self.sink.incomplete("The client was closed during the download.") from error
 
     async def _fetch(self) -> None:
         """
-        Make attempts until the part is whole.
+        Make attempts until the clip is whole.
 
-        Attempts that add to the part do not count against the retry policy. Those that start from
-        zero do, however far they get: else a host without ranges could keep a download going.
+        Attempts that add to what has arrived do not count against the retry policy. Those that
+        start from zero do, however far they get: else a host without ranges could keep a download
+        going.
         """
         policy, clock, patience = self.tools.retry, self.tools.clock, self.tools.patience
         fruitless, drawn = 0, delays(policy)
         patient_until: float | None = None
         is_fresh = False
         while True:
-            before = self.part.received
+            before = self.sink.arrived.received
             try:
                 return await self._attempt(is_fresh)
             except _Broken as error:
                 broken = error
-            if self.is_resumed and self.part.received > before:
+            if self.is_resumed and self.sink.arrived.received > before:
                 fruitless, drawn, patient_until = 0, delays(policy), None
             was_fresh, is_fresh = is_fresh, broken.means is Means.EXPIRED
             self.wants_rest = broken.means is not Means.WHOLE and not (is_fresh and was_fresh)
@@ -232,7 +249,7 @@ class _Download:
             if is_missing and patient_until is None:
                 patient_until = clock.now() + patience
             if (broken.delay or 0.0) > policy.max_retry_after:
-                raise self._incomplete(
+                raise self.sink.incomplete(
                     f"{broken.happened} It asked for a pause of {broken.delay:,.0f} s.",
                     "Download again then, or allow longer pauses (RetryPolicy.max_retry_after).",
                 ) from broken
@@ -242,18 +259,17 @@ class _Download:
                     what = "The download kept failing"
                     if is_missing:
                         what = "The clip is not at its URL yet, or no longer"
-                    raise self._incomplete(f"{what}: {broken.happened}") from broken
+                    raise self.sink.incomplete(f"{what}: {broken.happened}") from broken
                 delay = max(delay, patience / PATIENT_ATTEMPTS)
             self._report_break(delay)
             await clock.sleep(delay)
 
     def _report_break(self, delay: float) -> None:
-        task_id, received = self.source.task_id, self.part.received
+        task_id, received = self.source.task_id, self.sink.arrived.received
         self.tools.hooks.emit(DownloadBroken(task_id, received, delay))
 
     async def _attempt(self, is_fresh: bool) -> None:  # noqa: FBT001  (as the source has it)
-        """Make one attempt; return if the part is whole after it."""
-        part = self.part
+        """Make one attempt; return if the clip is whole after it."""
         try:
             url = await self.source.address(is_fresh)
         except RunwayError as error:
@@ -265,29 +281,29 @@ class _Download:
         try:
             async with self._response(url) as stream:
                 head = _Head.of(stream)
-                # A 416 with the size of the part means that all bytes arrived earlier.
-                if head.status != 416 or head.total != part.received:
+                # A 416 with the size of what has arrived means that all of it arrived earlier.
+                if head.status != 416 or head.total != self.sink.arrived.received:
                     await self._receive(stream, head, await self._begin(stream, head))
         except StreamBroken as broken:
             if not broken.passes:
                 happened = f"The clip's URL cannot be requested ({broken.name})."
-                raise self._refused(happened) from broken
+                raise self.sink.refused(happened) from broken
             raise _Broken(f"The connection broke ({broken.name}).") from broken
-        with self._disk():
-            is_cut = await _in_thread(part.is_cut)
-            if is_cut and part.received == head.total:
-                part.restart()  # there is no rest to request
-        if is_cut or head.total not in {None, part.received}:
+        arrived = self.sink.arrived
+        is_cut = arrived.boxes.missing > 0
+        if is_cut and arrived.received == head.total:
+            await self.sink.restart()  # there is no rest to request
+        if is_cut or head.total not in {None, arrived.received}:
             total = "an unknown number of" if head.total is None else head.total
-            raise _Broken(f"{part.received} of {total} bytes arrived.")
+            raise _Broken(f"{arrived.received} of {total} bytes arrived.")
 
     @asynccontextmanager
     async def _response(self, url: str) -> AsyncIterator[Stream]:
         """Follow redirects to a response with content; send the key to its origin only."""
         for _ in range(MAX_REDIRECTS + 1):
             if _is_link_local(url):
-                raise self._refused("The clip's URL leads to a link-local address.")
-            headers = self.part.range_headers() if self.wants_rest else {}
+                raise self.sink.refused("The clip's URL leads to a link-local address.")
+            headers = self.sink.arrived.range_headers() if self.wants_rest else {}
             if origin_of(url) == self.source.origin != "":
                 headers |= self.source.key_header
             async with self.tools.transport.stream(url, headers) as stream:
@@ -298,28 +314,27 @@ class _Download:
                 if means is not Means.REDIRECT:
                     happened = f"The clip's URL answered with status {stream.status}."
                     if means is None and "Range" not in headers:
-                        raise self._refused(happened)
+                        raise self.sink.refused(happened)
                     delay = retry_after(stream.headers, self.tools.clock.wall())
                     raise _Broken(happened, means or Means.WHOLE, delay)
                 before, url = url, _redirected(url, stream.headers.get("Location", ""))
             if not is_web_address(url):
-                raise self._refused("The clip's URL redirects to one that is not http(s).")
+                raise self.sink.refused("The clip's URL redirects to one that is not http(s).")
             if before.lower().startswith("https:") and not url.lower().startswith("https:"):
-                raise self._refused("The clip's URL redirects from https to http.")
-        raise self._refused(f"The clip's URL redirects more than {MAX_REDIRECTS} times.")
+                raise self.sink.refused("The clip's URL redirects from https to http.")
+        raise self.sink.refused(f"The clip's URL redirects more than {MAX_REDIRECTS} times.")
 
     async def _begin(self, stream: Stream, head: "_Head") -> bytearray:
         """
-        Prepare the part for the body, and return the bytes of it that were read for that.
+        Prepare the sink for the body, and return the bytes of it that were read for that.
 
         Bytes that are kept already are discarded only for a body that is a clip, or if they are
         known to be of no use.
         """
-        part, buffer = self.part, bytearray()
+        arrived, buffer = self.sink.arrived, bytearray()
         self.is_resumed = head.start != 0
-        if self.is_resumed and not part.continues(head.start, head.validator, head.total):
-            with self._disk():
-                part.restart()
+        if self.is_resumed and not arrived.continues(head.start, head.validator, head.total):
+            await self.sink.restart()
             raise _Broken("The server sent another file or range than was requested.")
         if head.total is not None and head.total > self.max_bytes:
             raise self._too_large()
@@ -327,73 +342,44 @@ class _Download:
             while len(buffer) < HEAD_BYTES and (chunk := await stream.read()):
                 buffer += chunk
             if buffer.startswith(OTHER_MEDIA):
-                raise self._refused("The clip's URL returns a file that is not an MP4.")
+                raise self.sink.refused("The clip's URL returns a file that is not an MP4.")
             if bytes(buffer[4:8]) not in BOXES:
                 what = "something else" if buffer else "nothing"
                 raise _Broken(f"The clip's URL returns {what}.", Means.NOT_YET)
-            with self._disk():
-                part.restart(head.validator, head.total)
-        self.tools.hooks.emit(DownloadStarted(self.source.task_id, part.received, head.total))
+            await self.sink.restart(head.validator, head.total)
+        self.tools.hooks.emit(DownloadStarted(self.source.task_id, arrived.received, head.total))
         return buffer
 
     async def _receive(self, stream: Stream, head: "_Head", buffer: bytearray) -> None:
-        """Write the body to the part; if it breaks off, write what has arrived until then."""
+        """Write the body to the sink; if it breaks off, write what has arrived until then."""
         try:
             while True:
-                received = self.part.received + len(buffer)
+                received = self.sink.arrived.received + len(buffer)
                 if received > self.max_bytes:
                     buffer.clear()
-                    with self._disk():
-                        await _in_thread(self.part.restart)
+                    await self.sink.restart()
                     raise self._too_large()
                 if self.on_progress is not None:
                     reaction = self.on_progress(Progress(received, head.total))
                     if inspect.isawaitable(reaction):
                         await reaction
-                if len(buffer) >= BUFFER_BYTES:
+                if len(buffer) >= self.sink.buffer_bytes:
                     # Emptied first, so that a cancelled write is not repeated below.
                     data, buffer = bytes(buffer), bytearray()
-                    with self._disk():
-                        await _in_thread(self.part.write, data, head.total)
+                    await self.sink.write(data, head.total)
                 chunk = await stream.read()
                 if not chunk:
                     break
                 buffer += chunk
         finally:
             if buffer:
-                with self._disk():
-                    await _in_thread(self.part.write, bytes(buffer), head.total)
+                await self.sink.write(bytes(buffer), head.total)
 
     def _too_large(self) -> DownloadRefused:
-        return self._refused(
+        return self.sink.refused(
             f"The clip is larger than the {self.max_bytes:,} bytes allowed.",
             "Pass a larger max_bytes, and download again.",
         )
-
-    def _refused(
-        self, happened: str, advice: str = "Try again later; the task's id stays valid."
-    ) -> DownloadRefused:
-        return DownloadRefused(happened, PAID_FOR, advice, self.source.task_id)
-
-    def _incomplete(
-        self, happened: str, advice: str = "Download again to the same path to continue."
-    ) -> DownloadIncomplete:
-        return DownloadIncomplete(
-            happened, PAID_FOR, advice, self.source.task_id, None, self.part.received
-        )
-
-    @contextmanager
-    def _disk(self) -> Iterator[None]:
-        """Translate the errors of the file system."""
-        try:
-            yield
-        except FileExistsError as exc:
-            raise paid_for(path_error(self.part.path, exc), self.source.task_id) from exc
-        except OSError as exc:
-            raise self._incomplete(
-                f"The file could not be written ({exc.strerror or type(exc).__name__}).",
-                "Free some space or choose another path, and download again.",
-            ) from exc
 
 
 @attrs.frozen
@@ -428,11 +414,6 @@ class _Head:
 
 def _number(digits: str | None) -> int | None:
     return int(digits) if digits else None
-
-
-def paid_for(error: UsageError, task_id: str) -> UsageError:
-    """Return an error about a path as it is raised after the clip was paid for."""
-    return attrs.evolve(error, money=PAID_FOR, task_id=task_id)
 
 
 def origin_of(url: str) -> str:
@@ -479,23 +460,3 @@ def _is_link_local(url: str) -> bool:
     except (OSError, ValueError):
         return False
     return (getattr(address, "ipv4_mapped", None) or address).is_link_local
-
-
-async def _in_thread(work: Callable[..., R], *args: Any) -> R:
-    """
-    Run *work* in a thread and return its result.
-
-    A cancellation takes effect when *work* is done: a thread cannot be stopped half-way, and a
-    file has one user at a time.
-    """
-    job = asyncio.get_running_loop().run_in_executor(None, work, *args)
-    interrupted: asyncio.CancelledError | None = None
-    while not job.done():
-        try:
-            await asyncio.wait([job])
-        except asyncio.CancelledError as exc:
-            interrupted = exc
-    if interrupted is not None:
-        job.exception()  # retrieved, or asyncio would log that it was not
-        raise interrupted
-    return job.result()

@@ -24,6 +24,7 @@ The exception tree. Each leaf says what happened to the request.
     │   └── WaitAbandoned
     ├── DownloadError
     │   ├── DownloadIncomplete
+    │   │   └── ClipChanged
     │   └── DownloadRefused
     ├── UnexpectedError
     └── JournalError
@@ -37,12 +38,15 @@ logged, pickled and sent on as it is. Durations are in seconds.
 
 import enum
 import functools
+import inspect
 import re
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
 
 import attrs
+
+from ._guesses import ARGUMENTS, refuse_guesses
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -237,6 +241,10 @@ class DownloadIncomplete(DownloadError):
     received_bytes: int = 0
 
 
+class ClipChanged(DownloadIncomplete):
+    """The host sent another file after a stream had handed out bytes: start the stream again."""
+
+
 class DownloadRefused(DownloadError):
     """The file is not a clip, is larger than allowed, or its address must not be fetched."""
 
@@ -275,11 +283,17 @@ def drop_frames(error: E, outer: BaseException | None = None) -> E:
 
 
 def discreet(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Make a coroutine function raise its `RunwayError`s without the frames inside of it."""
+    """
+    Make a coroutine function raise its `RunwayError`s without the frames inside of it.
+
+    An argument that people guess is a `TypeError` that names the right one.
+    """
 
     @functools.wraps(call)
     async def discreet_call(*args: P.args, **kwargs: P.kwargs) -> T:
         __tracebackhide__ = True
+        if kwargs.keys() & ARGUMENTS.keys():
+            refuse_guesses(call.__qualname__, kwargs, inspect.signature(call).parameters)
         outer = sys.exception()
         try:
             return await call(*args, **kwargs)

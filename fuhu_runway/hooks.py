@@ -9,7 +9,6 @@ The events of one job share the number of its submission, which is unique in thi
 there is a task id: `TaskSubmitted` holds both.
 """
 
-import enum
 import inspect
 import json
 import logging
@@ -19,6 +18,7 @@ from typing import Any, ClassVar, Final
 
 import attrs
 
+from ._json import json_fields
 from .errors import Fate
 from .models import TaskState, usage_error
 
@@ -48,11 +48,7 @@ class Event:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the event's name, as `event`, and its fields, as values that JSON has."""
-        values = {field.name: getattr(self, field.name) for field in attrs.fields(type(self))}
-        return {"event": type(self).__name__} | {
-            name: value.value if isinstance(value, enum.Enum) else value
-            for name, value in values.items()
-        }
+        return {"event": type(self).__name__, **json_fields(self)}
 
 
 def _shown(value: Any) -> str:
@@ -282,7 +278,7 @@ class ClipHandedOut(Event, level=logging.DEBUG):
 
 @attrs.frozen
 class JobEnded(Event, level=logging.INFO):
-    """A job that `Client.start` follows in the background ended."""
+    """A job of `Client.start` or `Client.run` ended."""
 
     task_id: str
     #: The caller's name for the job, and what the caller attached to it.
@@ -316,10 +312,12 @@ class DownloadBroken(Event, level=logging.INFO):
 
 @attrs.frozen
 class DownloadFinished(Event, level=logging.INFO):
-    """A clip is on disk, complete and verified."""
+    """A clip has arrived, complete and verified."""
 
     task_id: str
     total_bytes: int
+    #: Whether it is in a file; False if the program read or streamed it.
+    is_saved: bool = True
 
 
 @attrs.frozen

@@ -269,11 +269,13 @@ def _check_columns(names: list[str], place: str) -> None:
         if name in _NAMES and names.count(name) > 1:
             raise usage_error(name, f"{place}: there are two columns {name}.", "Keep one.")
     if _NAMES.isdisjoint(names):
-        raise usage_error(
-            "path",
-            f"{place}: no column is a field of a request.",
-            "Begin with a line that names the columns, such as prompt,seconds.",
-        )
+        advice = "Begin with a line that names the columns, such as prompt,seconds."
+        for sign, called in {",": "comma", ";": "semicolon", "|": "vertical bar"}.items():
+            if any(name.partition(sign)[0] in _NAMES for name in names):
+                advice = (
+                    f'Is the separator a {called}? Then begin the file with a line "sep={sign}".'
+                )
+        raise usage_error("path", f"{place}: no column is a field of a request.", advice)
 
 
 def _row_fields(names: list[str], row: list[str]) -> dict[str, Any] | UsageError:
@@ -323,7 +325,9 @@ def _request(fields: dict[str, Any]) -> Generation:
     name = fields.pop("kind", "image_to_video" if "image" in fields else "text_to_video")
     kind = KINDS.get(name) if isinstance(name, str) else None
     if kind is None:
-        raise usage_error("kind", "kind is unknown.", f"Use {', '.join(KINDS)}.")
+        close = difflib.get_close_matches(str(name), KINDS, 1)
+        question = f"Did you mean {close[0]}? " if close else ""
+        raise usage_error("kind", "kind is unknown.", f"{question}Use {', '.join(KINDS)}.")
     motion = _motion(fields)
     if motion is not None:
         fields["motion"] = motion

@@ -31,11 +31,9 @@ from weakref import WeakSet
 import attrs
 
 from ._journal_file import Desk, Errand, Errands, journal_error, report, work
+from ._json import json_fields
 from ._notebook import jobs_view, table_view
-from .errors import (
-    JournalBusy,
-    JournalError,
-)
+from .errors import JournalBusy, JournalError
 from .hooks import ClipHandedOut, DownloadFinished, DownloadStarted, Event, TaskSettled
 from .models import Generation, TaskState, usage_error
 
@@ -145,6 +143,10 @@ class Job:
     handed_out_at: float | None = None
     #: File and line of the request, such as "p.txt:17"; None if it was not read from a file.
     source: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the row as JSON has it; it has no prompt, URL or key. Times are Unix times."""
+        return json_fields(self)
 
 
 _CHANGEABLE: Final = {field.name for field in attrs.fields(Job)} - {"key", "state"}
@@ -296,8 +298,7 @@ class Journal:
             UsageError: There is no such job, it is not in doubt, the task belongs to another job,
                 or not exactly one of *task_id* and `accepted=False` is given. Nothing changed.
         """
-        is_clear = task_id is None and accepted is False if accepted is not None else bool(task_id)
-        if not is_clear:
+        if not (task_id if accepted is None else task_id is None and not accepted):
             raise usage_error(
                 "task_id",
                 "resolve needs either task_id, the id of the job's task, or accepted=False.",
@@ -315,9 +316,8 @@ class Journal:
                 return _step(db, job.key, JobState.PLANNED, time.time(), {})
             # The job's own id may belong to another job: some gateways use one id twice.
             if task_id != job.task_id and _look_up(db, "task_id", task_id):
-                raise usage_error(
-                    "task_id", "This task belongs to another job.", "Use another task id."
-                )
+                happened = "This task belongs to another job."
+                raise usage_error("task_id", happened, "Use another task id.")
             return _step(db, job.key, JobState.ACCEPTED, time.time(), {"task_id": task_id})
 
         return await self._run(write)
@@ -408,10 +408,10 @@ class Journal:
                 to = JobState.FINISHED
                 if event.state is not TaskState.SUCCEEDED:
                     to, changes["error"] = JobState.FAILED, "TaskFailed"
-            case DownloadFinished():
+            case DownloadFinished(is_saved=True):
                 to, changes["file_bytes"] = JobState.SAVED, event.total_bytes
-            case ClipHandedOut() | DownloadStarted():
-                at = now if isinstance(event, ClipHandedOut) else None
+            case ClipHandedOut() | DownloadStarted() | DownloadFinished():
+                at = None if isinstance(event, DownloadStarted) else now
                 sql = "UPDATE job SET handed_out_at = ? WHERE task_id = ?"
                 values = (at, event.task_id)
                 self._send(Errand(lambda db: db.execute(sql, values)))

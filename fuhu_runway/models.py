@@ -9,9 +9,8 @@ datetimes, points are in the gateway's own unit. No repr shows a prompt, a URL o
 import enum
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Final, Self
+from typing import Any, Final, Self, get_args
 
-import attrs
 from attrs import field, frozen
 
 from ._fields import (
@@ -40,7 +39,8 @@ from ._fields import UNSTORABLE as UNSTORABLE
 from ._fields import check_text as check_text
 from ._fields import require_text as require_text
 from ._fields import usage_error as usage_error
-from ._json import decode
+from ._guesses import explained
+from ._json import decode, json_fields
 
 DEFAULT_MODEL: Final = "gen4"
 DEFAULT_WAIT: Final = 1800.0
@@ -316,6 +316,9 @@ Generation = (
 )
 """Any request that makes a task, and so costs points."""
 
+for _kind in get_args(Generation):
+    _kind.__init__ = explained(_kind.__init__)
+
 
 @frozen
 class KnownModel:
@@ -397,7 +400,7 @@ class TaskState(enum.StrEnum):
     FAILED = "failed"
     CANCELED = "canceled"
     UNKNOWN = "unknown"
-    """A word that no source documents: treated as not finished."""
+    """A status that no source documents, or a task that was not polled yet: not finished."""
 
     @property
     def is_final(self) -> bool:
@@ -440,13 +443,7 @@ class TaskRecord:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what may be shown and stored, as JSON has it: no prompt, URL or raw answer."""
-        return {
-            **attrs.asdict(self, filter=lambda field, _value: field.repr is True),
-            "notes": list(self.notes),
-            "state": self.state.value,
-            "created_at": self.created_at and self.created_at.isoformat(),
-            "updated_at": self.updated_at and self.updated_at.isoformat(),
-        }
+        return json_fields(self)
 
     @property
     def has_clip(self) -> bool:

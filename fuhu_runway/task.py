@@ -4,8 +4,9 @@ import asyncio
 import contextvars
 import inspect
 import os
-from collections.abc import AsyncIterator, Callable, Generator
-from contextlib import suppress
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote
@@ -13,9 +14,18 @@ from urllib.parse import quote
 from ._arguments import check
 from ._notebook import clip_view, task_view
 from ._redact import texts_in
+from ._sinks import paid_for
 from ._waiting.poller import Watch
-from .downloads import MAX_CLIP_BYTES, Progress, paid_for
-from .errors import ClipMissing, TaskCanceled, TaskFailed, UsageError, discreet
+from .downloads import MAX_CLIP_BYTES, Progress
+from .errors import (
+    ClipMissing,
+    RunwayError,
+    TaskCanceled,
+    TaskFailed,
+    UsageError,
+    discreet,
+    drop_frames,
+)
 from .models import DEAD_ENDS, DEFAULT_WAIT, Generation, TaskRecord, TaskState
 from .paths import beside, check_vacant, only_copy
 
@@ -67,8 +77,7 @@ class Task:
         )
 
     def __repr__(self) -> str:
-        progress = self.record.progress if self.record else None
-        percent = "" if progress is None else f" {progress:.0%}"
+        percent = "" if self.progress is None else f" {self.progress:.0%}"
         return f"<Task {self.id} {self.state.name}{percent}>"
 
     def _repr_html_(self) -> str:
@@ -92,8 +101,18 @@ class Task:
 
     @property
     def state(self) -> TaskState:
-        """The state as of the last poll."""
-        return self.record.state if self.record else TaskState.QUEUED
+        """The state as of the last poll; UNKNOWN before the first one. Sends nothing."""
+        return self.record.state if self.record else TaskState.UNKNOWN
+
+    @property
+    def progress(self) -> float | None:
+        """The progress as of the last poll, from 0 to 1; None if it is not known."""
+        return self.record.progress if self.record else None
+
+    @property
+    def points(self) -> float | None:
+        """The points used as of the last poll, in the gateway's unit; None if not known."""
+        return self.record.points if self.record else None
 
     async def wait(
         self,
@@ -254,7 +273,8 @@ class Clip:
         self.task = task
         #: The gateway's record of that task.
         self.record = record
-        self._file: Path | None = None
+        #: The file that this handle was saved to last; None if it was not.
+        self.path: Path | None = None
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -272,9 +292,9 @@ class Clip:
         the temporary URL, which is then saved in the notebook.
         """
         place = None
-        if self._file is not None:
+        if self.path is not None:
             with suppress(ValueError, OSError):
-                file = self._file.resolve(strict=True).relative_to(Path.cwd().resolve())
+                file = self.path.resolve(strict=True).relative_to(Path.cwd().resolve())
                 place = quote(os.fsencode(file.as_posix()))
         return clip_view(self.id, self.record, place)
 
@@ -287,6 +307,11 @@ class Clip:
     def video_url(self) -> str:
         """The video's URL: temporary, and all that is needed to fetch the clip."""
         return self.record.video_url or ""
+
+    @property
+    def points(self) -> float | None:
+        """The points that it cost, in the gateway's unit; None if the gateway did not say."""
+        return self.record.points
 
     @discreet
     async def download(
@@ -326,15 +351,81 @@ class Clip:
         Source:
             api-facts 5.7.
         """
-        try:
+        with self._paid_for():
             check(path=path, overwrite=overwrite, max_bytes=max_bytes, on_progress=on_progress)
             target = check_vacant(Path(path), overwrite=overwrite)
+        with self._sessions.downloading(self) as (downloader, source):
+            self.path = await downloader.save(
+                source, target, overwrite=overwrite, max_bytes=max_bytes, on_progress=on_progress
+            )
+        return self.path
+
+    @discreet
+    async def read(self, *, max_bytes: int = MAX_CLIP_BYTES) -> bytes:
+        """
+        Return the clip's bytes, for a program that does not want a file.
+
+        Free, may be repeated, resumed and verified as in `download`; the bytes are in memory
+        until the clip is whole.
+
+        Args:
+            max_bytes: The largest clip to accept.
+
+        Raises:
+            UsageError: An argument is wrong.
+            DownloadIncomplete: As in `download`; nothing is kept.
+            DownloadRefused: As in `download`.
+            ClipMissing: The URL has expired, and the gateway shows no other.
+            GatewayError: The URL has expired, and the gateway refuses to show another.
+        """
+        with self._paid_for():
+            check(max_bytes=max_bytes)
+        with self._sessions.downloading(self) as (downloader, source):
+            return await downloader.read(source, max_bytes=max_bytes)
+
+    def stream(self, *, max_bytes: int = MAX_CLIP_BYTES) -> AsyncGenerator[bytes, None]:
+        """
+        Yield the clip's bytes as they arrive, for an upload or a response of your own.
+
+        Free, resumed and verified as in `download`. No byte is yielded twice, and a stream that
+        ends without an error was whole. If you may leave it early, use `contextlib.aclosing`,
+        which ends the download at once.
+
+        Args:
+            max_bytes: The largest clip to accept.
+
+        Raises:
+            UsageError: An argument is wrong; raised before the first chunk is requested.
+            DownloadIncomplete: As in `download`; `received_bytes` were yielded.
+            ClipChanged: The host sent another file after bytes were yielded: discard them and
+                stream again.
+            DownloadRefused: As in `download`.
+            ClipMissing: The URL has expired, and the gateway shows no other.
+            GatewayError: The URL has expired, and the gateway refuses to show another.
+        """
+        with self._paid_for():
+            check(max_bytes=max_bytes)
+        return self._stream(max_bytes)
+
+    async def _stream(self, max_bytes: int) -> AsyncGenerator[bytes, None]:
+        try:
+            with self._sessions.downloading(self) as (downloader, source):
+                async with aclosing(downloader.stream(source, max_bytes=max_bytes)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+        except RunwayError as error:
+            failure = error
+        else:
+            return
+        raise drop_frames(failure, sys.exception())
+
+    @contextmanager
+    def _paid_for(self) -> Iterator[None]:
+        """Make a `UsageError` say that the clip is paid for."""
+        try:
+            yield
         except UsageError as error:
             raise paid_for(error, self.id) from error.__cause__
-        self._file = await self._sessions.save(
-            self, target, overwrite=overwrite, max_bytes=max_bytes, on_progress=on_progress
-        )
-        return self._file
 
     async def address(self, fresh: bool = False) -> str:  # noqa: FBT001, FBT002  (a callback)
         """Return the clip's URL; if *fresh*, poll for a new one. For the client."""
@@ -360,4 +451,5 @@ async def saved_beside(clip: Clip, path: Path) -> Path:
     copy = beside(path, clip.id)
     # The name has the task's id: a file there can only be from an earlier attempt at this clip.
     await clip.download(copy, overwrite=True)
-    return await asyncio.to_thread(only_copy, copy, path)
+    clip.path = await asyncio.to_thread(only_copy, copy, path)
+    return clip.path

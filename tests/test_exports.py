@@ -1,6 +1,7 @@
 """The public names: complete, sorted, and from public modules."""
 
 import importlib
+import importlib.metadata
 import inspect
 
 import pytest
@@ -48,6 +49,12 @@ def test_a_star_import_gives_the_public_names() -> None:
     namespace: dict[str, object] = {}
     exec("from fuhu_runway import *", namespace)  # noqa: S102 - the statement itself is the subject
     assert namespace.keys() - {"__builtins__"} == set(fuhu_runway.__all__)
+
+
+def test_the_version_is_that_of_the_installed_package() -> None:
+    """It is read when it is asked for, and `dir` shows it."""
+    assert fuhu_runway.__version__ == importlib.metadata.version("fuhu-runway")
+    assert "__version__" in dir(fuhu_runway)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

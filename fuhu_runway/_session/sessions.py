@@ -11,8 +11,8 @@ import functools
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Coroutine
-from pathlib import Path
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet, WeakValueDictionary
 
@@ -26,7 +26,7 @@ from fuhu_runway._waiting.task_limit import Name, Origin
 from fuhu_runway._wire.decode import read_balance, read_task
 from fuhu_runway._wire.encode import Request, ask_balance, ask_task, build
 from fuhu_runway._wire.tables import BALANCE_ENDPOINTS, ENDPOINTS, SUBMITS, feed, is_official
-from fuhu_runway.downloads import Progress, Source, origin_of
+from fuhu_runway.downloads import Downloader, Source, origin_of
 from fuhu_runway.errors import JournalError, discreet
 from fuhu_runway.journal import Job, JobState, Journal, Plan
 from fuhu_runway.models import (
@@ -375,16 +375,9 @@ class Sessions:
         if self.settings.unfinished.hand_out(name_of_task(task)):
             self.hooks.emit(events.ClipHandedOut(task.id))
 
-    async def save(
-        self,
-        clip: Clip,
-        path: Path,
-        *,
-        overwrite: bool,
-        max_bytes: int,
-        on_progress: Callable[[Progress], object] | None,
-    ) -> Path:
-        """Save *clip* to *path*; see `Clip.download`."""
+    @contextmanager
+    def downloading(self, clip: Clip) -> Iterator[tuple[Downloader, Source]]:
+        """Yield what downloads *clip*; its task is unfinished until the clip has arrived."""
         wire = self.poll_request(clip.id, official=clip.task.official)
         source = Source(
             clip.id,
@@ -393,14 +386,12 @@ class Sessions:
             {name: wire.headers[name] for name in ("Authorization",) if name in wire.headers},
             origin_of(self.gateway.base_url or ""),
         )
-        downloader = self.current().downloader
-        # On the list again until the file is whole: an app may be stopped half-way.
         task, name = clip.task, name_of_task(clip.task)
+        downloader = self.current().downloader
+        # On the list again until the clip is whole: an app may be stopped half-way.
         origin = Origin(task.submitted_at, task.custom_id, task.tag)
         with self.settings.unfinished.saving(name, origin):
-            return await downloader.save(
-                source, path, overwrite=overwrite, max_bytes=max_bytes, on_progress=on_progress
-            )
+            yield downloader, source
 
     def without_secrets(self, text: str, task: Task) -> str:
         """Return what a gateway says about *task* as it may be shown."""

@@ -2,24 +2,25 @@
 The command line: arguments in, results and exit codes out.
 
 Rule 1: results go to stdout, and everything else to stderr.
-Rule 2: an error in the arguments is one line that quotes neither a prompt nor a key.
+Rule 2: an error in the arguments is one line that quotes neither a prompt nor a key; with --json,
+stdout has one object even then.
 """
 
 import errno
 import inspect
 import io
 import sys
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
-from cyclopts import App, CycloptsError, Parameter, UnknownCommandError, UnusedCliTokensError
+from cyclopts import App, CycloptsError, Parameter
 
 from fuhu_runway import errors
-from fuhu_runway._redact import redact
 
 from . import batch, doctor, journal, make, report, resolve, simulate
-from .console import EXIT_CODES, complain, run, write
-from .options import OUTPUT
+from .console import EXIT_CODES, Lines, fail, fail_before, run, write
+from .options import Output
+from .usage import explained, name_as_typed, wants_json
 
 _HELP: Final = """
 Generate videos through Runway-style gateways: submit once, pay once, never lose a clip.
@@ -43,6 +44,7 @@ app: Final = App(
     help=_HELP,
     help_format="markdown",
     version=_version,
+    version_flags=("--version", "-V"),
     version_format="plaintext",
     default_parameter=Parameter(
         negative="", negative_iterable="", show_default=lambda value: value or None
@@ -65,6 +67,7 @@ for _command in (
     report.report,
 ):
     app.command(_command)
+app.register_install_completion_command(help="Install completion for your shell, once.")
 
 
 def main(tokens: Sequence[str] | None = None) -> int:
@@ -73,16 +76,18 @@ def main(tokens: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # A file name that this terminal cannot show must not fail a paid job.
             stream.reconfigure(errors="backslashreplace")
+    tokens = sys.argv[1:] if tokens is None else tokens
+    as_json = wants_json(tokens)
     try:
         command, bound, _ = app.parse_args(tokens)
-        if not inspect.iscoroutinefunction(command):  # `batch`, a help page or the version
-            return command(*bound.args, **bound.kwargs) or 0
-        output = bound.arguments.get("output", OUTPUT)
-        return run(lambda screen: command(*bound.args, **bound.kwargs, screen=screen), output)
+        if inspect.iscoroutinefunction(command):
+            return _run(command, bound, as_json=as_json)
+        # `batch`, a help page or the version
+        return command(*bound.args, **bound.kwargs) or 0
     except CycloptsError as error:
-        complain(_hint(error))
+        return fail_before(explained(error), as_json=as_json)
     except errors.UsageError as error:
-        complain(str(error))
+        return fail(error, as_json=as_json)
     except (OSError, SystemExit) as error:
         # A help page whose reader has closed the pipe; Windows reports that as EINVAL.
         is_closed = isinstance(error, BrokenPipeError | SystemExit) or error.errno == errno.EINVAL
@@ -90,16 +95,15 @@ def main(tokens: Sequence[str] | None = None) -> int:
             raise
         write(sys.stdout, "")
         return 0
-    return 2
 
 
-def _hint(error: CycloptsError) -> str:
-    """Return what is wrong with the arguments, without the words that may be a prompt or a key."""
-    command = " ".join(["fuhu-runway", *(error.command_chain or ())])
-    text = str(error)
-    if isinstance(error, UnusedCliTokensError):
-        text = "There are too many arguments. Put a prompt of several words in quotes."
-    if isinstance(error, UnknownCommandError):
-        text = text.replace(f' "{(error.unused_tokens or [""])[0]}"', "", 1)
-    sentences = [word for word in error.root_input_tokens or () if " " in word]
-    return f"{redact(text, sentences)} See {command} --help"
+def _run(command: Callable[..., Any], bound: inspect.BoundArguments, *, as_json: bool) -> int:
+    async def work(screen: Lines) -> int | None:
+        try:
+            code: int | None = await command(*bound.args, **bound.kwargs, screen=screen)
+        except errors.RunwayError as error:
+            name_as_typed(error, app[command.__name__])
+            raise
+        return code
+
+    return run(work, bound.arguments.get("output", Output(json=as_json)))

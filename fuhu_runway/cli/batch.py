@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import AsyncIterator
 from functools import partial
 from io import FileIO
@@ -37,6 +38,9 @@ STATE_NAME: Final = "simulated-gateway.jsonl"
 SIMULATED_SPEED: Final = 100.0
 """A job of 100 s takes a second."""
 
+OUT: Final = Path("clips")
+"""The folder for clips by default."""
+
 PRIVATE: Final = 0o600
 """The mode of new files: only their owner can read them."""
 
@@ -48,7 +52,8 @@ class Options:
     The options of a batch.
 
     Args:
-        out: Folder for the clips; created if needed.
+        out: Folder for the clips; created if needed. By default clips.
+        dry_run: Only show what would be sent, and its points by what such jobs cost so far.
         in_flight: How many jobs may be in flight at once.
         journal: Journal of the batch; by default journal.db in that folder.
         max_points: Submit nothing more once this many points are spent.
@@ -60,7 +65,8 @@ class Options:
         results: File for one line of JSON per outcome; by default results.jsonl in that folder.
     """
 
-    out: Path
+    out: Path = OUT
+    dry_run: bool = False
     in_flight: Annotated[int, WHOLE, POSITIVE] = 20
     journal: Path | None = None
     max_points: Annotated[float | None, POSITIVE] = None
@@ -71,11 +77,14 @@ class Options:
     results: Path | None = None
 
 
+OPTIONS: Final = Options()
+
+
 def batch(
     file: Annotated[Path, Parameter(allow_leading_hyphen=True)],
     /,
     *,
-    options: Options,
+    options: Options = OPTIONS,
     output: Output = OUTPUT,
     target: Target = TARGET,
 ) -> int:
@@ -110,6 +119,14 @@ async def opened(path: Path) -> AsyncIterator[Journal]:
         yield journal
     finally:
         await journal.aclose()
+
+
+def copied(path: Path, folder: Path) -> Path:
+    """Copy a journal and its log, as far as they exist, to a folder; return the copy's path."""
+    for name in (path.name, f"{path.name}-wal"):
+        if path.with_name(name).is_file():
+            shutil.copyfile(path.with_name(name), folder / name)
+    return folder / path.name
 
 
 def check_target(target: Target, journal: Path, state_file: Path) -> None:
@@ -259,6 +276,17 @@ async def _make_all(
 
     journal_path = options.journal or options.out / "journal.db"
     results_path = options.results or options.out / "results.jsonl"
+    if options.dry_run:
+        from .dry_run import dry_run
+
+        return await dry_run(
+            file,
+            journal_path,
+            retry_failed=options.retry_failed,
+            skip_bad=options.skip_bad,
+            output=output,
+            screen=screen,
+        )
     state_file = options.out / STATE_NAME
     check_target(target, journal_path, state_file)
     total = check_items(file, skip_bad=skip if options.skip_bad else None)
@@ -295,10 +323,8 @@ async def _make_all(
             running = counts[JobState.ACCEPTED] + counts[JobState.FINISHED]
             in_doubt = counts[JobState.IN_DOUBT]
             doubts = f" {in_doubt:,} in doubt." if in_doubt else ""
-            screen.say(
-                f"Stopped. {running:,} tasks continue, and the journal has their ids.{doubts} "
-                f"{AGAIN}"
-            )
+            money = f"{running:,} tasks continue, and the journal has their ids.{doubts}"
+            screen.stop(money, AGAIN)
             raise
         except errors.RunwayError as error:
             # The file changed, or the journal broke. Exit code 2 would mean that nothing was paid.

@@ -2,7 +2,7 @@
 What all commands share: a screen, exit codes, and Ctrl-C.
 
 Rule 1: results go to stdout, and everything else to stderr.
-Rule 2: each error is one line.
+Rule 2: each error is one line; with --json, it is one object on stdout as well.
 Rule 3: a pipe or a terminal that closes does not end a paid job.
 """
 
@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, TextIO
@@ -53,6 +53,9 @@ EXIT_OF: Final = (
 )
 """The first class that matches an error determines the exit code."""
 
+UNREACHED: Final = (errors.NotSent, errors.NoReply)
+"""Errors whose line ends with the address of the gateway."""
+
 SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 """The signals that stop a command: SIGHUP if its terminal closes, SIGBREAK on Windows."""
 
@@ -62,30 +65,73 @@ SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 
 def run(work: "Callable[[Lines], Coroutine[Any, Any, int | None]]", output: "Output") -> int:
     """Run *work* with a screen, and return the exit code. An error is one line on stderr."""
-    screen = screen_for(quiet=output.json)
+    screen = screen_for(quiet=output.json or output.quiet)
     verbosity = len(output.verbose)
     try:
         with logged(screen, verbosity), contextlib.closing(screen):
-            return run_until_stopped(work(screen))
+            code = run_until_stopped(work(screen), in_flight=screen.in_flight, as_json=output.json)
     except Exception as error:  # noqa: BLE001  (for a bug, too, the notes say how to continue)
         if verbosity > 1:
             write(sys.stderr, redact("".join(traceback.format_exception(error))))
-        text = str(error)
-        if not isinstance(error, errors.RunwayError):
-            text = f"This is a bug in fuhu-runway ({type(error).__name__}). Please report it."
-        complain(" ".join([text, *getattr(error, "__notes__", ())]))
-        return next(code for kind, code in EXIT_OF if isinstance(error, kind))
+        if isinstance(error, UNREACHED) and screen.address:
+            error.add_note(f"The gateway's address is {screen.address}.")
+        return fail(error, as_json=output.json)
+    if screen.stopped is not None and output.json:
+        write(sys.stdout, failure(code, "Stopped", *screen.stopped))
+    return code
+
+
+def fail(error: Exception, *, as_json: bool) -> int:
+    """Print an error, as one object as well if *as_json*, and return its exit code."""
+    text = str(error)
+    if not isinstance(error, errors.RunwayError):
+        text = f"This is a bug in fuhu-runway ({type(error).__name__}). Please report it."
+    text = " ".join([text, *getattr(error, "__notes__", ())])
+    code = next(code for kind, code in EXIT_OF if isinstance(error, kind))
+    complain(text)
+    if as_json:
+        money, task_id = getattr(error, "money", None), getattr(error, "task_id", None)
+        write(sys.stdout, failure(code, type(error).__name__, text, money, task_id))
+    return code
+
+
+def fail_before(text: str, *, as_json: bool) -> int:
+    """Print what is wrong with a command that was not begun, and return its exit code."""
+    complain(text)
+    if as_json:
+        money = "Nothing was sent or charged."
+        write(sys.stdout, failure(2, errors.UsageError.__name__, text, money))
+    return 2
+
+
+def failure(
+    code: int, name: str, message: str, money: str | None = None, task_id: str | None = None
+) -> str:
+    """Return the object that --json prints if a command fails."""
+    return json.dumps(
+        {
+            "error": name,
+            "message": one_line(message),
+            "task_id": task_id,
+            "money": money,
+            "exit_code": code,
+        }
+    )
 
 
 def run_until_stopped(
     work: Coroutine[Any, Any, int | None],
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+    *,
+    in_flight: Collection[int] = (),
+    as_json: bool = False,
 ) -> int:
     """
     Run *work*, and return its exit code, or 128 plus the number of the signal that stopped it.
 
     The first signal cancels the work, which may then finish what must not be lost. The second
-    exits at once, without waiting for threads, such as one that hangs in a name lookup.
+    exits at once, without waiting for threads, such as one that hangs in a name lookup; with 3 if
+    a paid request is *in_flight*.
     """
     numbers = filter(None, (getattr(signal, name, None) for name in SIGNALS))
     handlers = {number: signal.getsignal(number) for number in numbers}
@@ -97,7 +143,9 @@ def run_until_stopped(
 
             def on_signal(number: int, _frame: FrameType | None) -> None:
                 nonlocal stopped_by
-                if stopped_by or task.done():
+                if (stopped_by or task.done()) and in_flight:
+                    leave_in_doubt(len(in_flight), as_json=as_json)
+                elif stopped_by or task.done():
                     leave(128 + number)
                 else:
                     stopped_by = number
@@ -118,12 +166,28 @@ def run_until_stopped(
             signal.signal(number, handler)
 
 
-def leave(code: int) -> None:
-    """End the process at once, with the cursor visible."""
+def leave(code: int, out: str = "", err: str = "") -> None:
+    """End the process at once, with the cursor visible and these lines written."""
+    # Not through the streams of Python, which the signal may have interrupted.
     with contextlib.suppress(OSError):  # the terminal may be gone
         if os.isatty(2):
             os.write(2, b"\x1b[?25h\n")
+        if err:
+            os.write(2, err.encode())
+    with contextlib.suppress(OSError):
+        if out:
+            os.write(1, out.encode())
     os._exit(code)
+
+
+def leave_in_doubt(requests: int, *, as_json: bool) -> None:
+    """End the process at once, while paid requests have no response."""
+    many = "A paid request was" if requests == 1 else f"{requests:,} paid requests were"
+    money = f"{many} in flight: it is unknown whether points were charged."
+    advice = "Check the gateway's list of tasks, or the balance, before you submit again."
+    text = f"Stopped. {money} {advice}"
+    out = failure(3, errors.SubmissionInDoubt.__name__, text, money)
+    leave(3, f"{out}\n" if as_json else "", f"{text}\n")
 
 
 async def close(client: "Client", screen: "Lines", awaited: str) -> None:
@@ -159,6 +223,32 @@ class Lines:
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
         self._stage = ""
+        #: The submissions whose paid request was sent and has no response yet.
+        self.in_flight: set[int] = set()
+        #: Host and port of the gateway.
+        self.address = ""
+        #: What a signal left behind: in words, for the money, and the task.
+        self.stopped: tuple[str, str | None, str | None] | None = None
+
+    def watch(self, event: hooks.Event) -> None:
+        """Record which paid requests are in flight."""
+        match event:
+            case hooks.SubmissionSent():
+                self.in_flight.add(event.submission)
+            case (
+                hooks.TaskSubmitted()
+                | hooks.RetryScheduled()
+                | hooks.SubmissionFailed()
+                | hooks.SubmissionDoubted()
+                | hooks.SubmissionUnclaimed()
+            ) if event.submission is not None:
+                self.in_flight.discard(event.submission)
+
+    def stop(self, money: str = "", advice: str = "", task_id: str | None = None) -> None:
+        """Show that a signal stopped the command, and what that means."""
+        text = " ".join(filter(None, ("Stopped.", money, advice)))
+        self.stopped = text, money or None, task_id
+        self.say(text)
 
     def say(self, text: str) -> None:
         """Show a line, even on a quiet screen."""
@@ -188,7 +278,9 @@ def logged(screen: Lines, verbosity: int) -> Iterator[None]:
     """Show the SDK's log on *screen*: nothing, INFO and above, or everything."""
     logger, handler = hooks.LOGGER, _ScreenHandler(screen)
     before = logger.level
-    # Without a handler of ours, Python itself would print warnings.
+    # Without a handler, Python itself would print warnings, also those of asyncio and aiohttp.
+    silent = logging.NullHandler()
+    logging.getLogger().addHandler(silent)
     logger.setLevel({0: logging.CRITICAL, 1: logging.INFO}.get(verbosity, logging.DEBUG))
     logger.addHandler(handler)
     try:
@@ -196,6 +288,7 @@ def logged(screen: Lines, verbosity: int) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
+        logging.getLogger().removeHandler(silent)
 
 
 class _ScreenHandler(logging.Handler):
@@ -225,6 +318,13 @@ def print_row(row: Mapping[str, Any], output: "Output") -> None:
         else:
             text = number(value) if isinstance(value, float) else one_line(str(value))
         write(sys.stdout, f"{name:<{width}}  {text}")
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of cells in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        write(sys.stdout, "  ".join(map(str.ljust, row, widths)).rstrip())
 
 
 def number(value: float) -> str:

@@ -14,8 +14,9 @@ from fuhu_runway.errors import UsageError
 from fuhu_runway.models import usage_error
 
 from .console import Lines, complain, one_line, write
-from .make import SAVING, Saving, open_errand
+from .make import open_errand
 from .options import ACCESS, OUTPUT, RESULT, WHOLE, Access, Output, Screen, Target
+from .saving import SAVING, Saving
 
 if TYPE_CHECKING:
     from fuhu_runway.doctor import FirstClip, Report, Transcript
@@ -60,16 +61,14 @@ async def doctor(
             _print_findings(report)
         code = 0 if report.fits and report.is_ready else 5
         clip = None
-        try:
-            if spend and report.is_ready:
-                clip = await _make_clip(saving, access, screen, transcript)
-            elif spend:
-                screen.say("No clip was submitted: correct what does not fit, and run it again.")
-        finally:
-            if output.json:
-                _print_json(report, clip)
-            elif clip is not None:
-                _print_clip(clip)
+        if spend and report.is_ready:
+            clip = await _make_clip(saving, access, screen, transcript)
+        elif spend:
+            screen.say("No clip was submitted: correct what does not fit, and run it again.")
+        if output.json:
+            _print_json(report, clip)
+        elif clip is not None:
+            _print_clip(clip)
     finally:
         if record is not None and not _save(transcript, record, saving, screen):
             code = 5
@@ -84,7 +83,7 @@ async def _examined(access: Access, transcript: "Transcript", screen: Lines) -> 
     try:
         return await examine(key, base_url=url, gateway=gateway, transcript=transcript)
     except asyncio.CancelledError:
-        screen.say("Stopped. Nothing was submitted.")
+        screen.stop("Nothing was submitted.")
         raise
 
 

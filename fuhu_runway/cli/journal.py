@@ -7,24 +7,23 @@ Rule 2: a job in doubt is left to a person, and the output says what to do.
 
 import asyncio
 import contextlib
-import shutil
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Final
 
 import attrs
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
 from fuhu_runway import errors
 from fuhu_runway._journal_file import command_line
 from fuhu_runway.journal import Job, JobState, Journal
 from fuhu_runway.models import DEFAULT_WAIT, usage_error
 
-from .batch import STATE_NAME, check_target, open_client, opened
-from .console import number, one_line, print_row, write
+from .batch import OUT, STATE_NAME, check_target, copied, open_client, opened
+from .console import number, one_line, print_row, print_table, write
 from .options import OUTPUT, POSITIVE, RESULT, TARGET, Output, Screen, Target
 from .tally import AGAIN, Tally, shown
 
@@ -39,11 +38,17 @@ def _check_exists(_: object, path: Path) -> None:
         raise ValueError("There is no such file.")
 
 
-JournalPath = Annotated[Path, Parameter(validator=_check_exists)]
+def _journal(_: object, tokens: Sequence[Token]) -> Path:
+    path = Path(tokens[0].value)
+    return path / "journal.db" if path.is_dir() else path
+
+
+_JOURNAL: Final = Parameter(converter=_journal)
+JournalPath = Annotated[Path, _JOURNAL, Parameter(validator=_check_exists)]
 
 
 async def jobs(
-    journal: JournalPath,
+    journal: Annotated[Path | None, _JOURNAL] = None,
     /,
     *,
     state: Annotated[tuple[JobState, ...], _RESULT] = (),
@@ -56,19 +61,20 @@ async def jobs(
     Free, and sends nothing. A journal that cannot be written is copied first.
 
     Args:
-        journal: Journal of a batch, such as clips/journal.db.
+        journal: Journal of a batch, or its folder; by default clips/journal.db.
         state: List only jobs in this state; can be repeated.
     """
+    journal = journal or OUT / "journal.db"
+    if not journal.is_file():
+        happened = f"There is no journal {str(journal)!r}."
+        raise usage_error("journal", happened, "Pass the journal of a batch, or its folder.")
     async with readable(journal) as store:
         found = await store.jobs(*state)
         counts = {one.value: n for one, n in (await store.counts()).items() if n}
     if output.json:
         print_row({"counts": counts, "jobs": list(map(job_row, found))}, output)
         return
-    rows = [("key", "input", "state", "points", "sent", "task, error"), *map(cells, found)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        write(sys.stdout, "  ".join(map(str.ljust, row, widths)).rstrip())
+    print_table([("key", "input", "state", "points", "sent", "task, error"), *map(cells, found)])
     write(sys.stdout, ", ".join(f"{n:,} {name}" for name, n in counts.items()) or "no jobs")
     doubts = [job for job in found if job.state is JobState.IN_DOUBT]
     if not doubts:
@@ -101,7 +107,7 @@ async def resume(
     Free, and submits nothing. The files are named after their tasks.
 
     Args:
-        journal: Journal of a batch, such as clips/journal.db.
+        journal: Journal of a batch, such as clips/journal.db, or its folder.
         out: Folder for the clips; created if needed.
         timeout: How long to wait for each clip, in seconds.
     """
@@ -140,7 +146,7 @@ async def resume(
             async with shown(tally, screen, lambda: tally.left):
                 await asyncio.gather(*map(save, paid))
         except asyncio.CancelledError:
-            screen.say(f"Stopped. The tasks continue. {AGAIN}")
+            screen.stop("The tasks continue.", AGAIN)
             raise
     return tally.report(output, screen, out, journal, files)
 
@@ -160,7 +166,7 @@ async def forget(
     Refuses jobs that may be paid for but not saved, unless --force is given.
 
     Args:
-        journal: Journal of a batch, such as clips/journal.db.
+        journal: Journal of a batch, such as clips/journal.db, or its folder.
         key: Name that `jobs` shows, task id, or beginning of the key.
         force: Remove the job even if a paid clip may be lost.
     """
@@ -192,12 +198,9 @@ async def readable(path: Path) -> AsyncIterator[Journal]:
         except errors.JournalBusy:
             raise
         except errors.JournalError as error:
-            copy = Path(stack.enter_context(TemporaryDirectory())) / path.name
+            folder = Path(stack.enter_context(TemporaryDirectory()))
             try:
-                shutil.copyfile(path, copy)
-                log = path.with_name(f"{path.name}-wal")
-                if log.is_file():
-                    shutil.copyfile(log, f"{copy}-wal")
+                copy = copied(path, folder)
             except OSError:
                 raise error from None
             journal = await stack.enter_async_context(opened(copy))

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -22,7 +23,6 @@ from fuhu_runway import errors, hooks
 from fuhu_runway._journal_file import command_line
 from fuhu_runway.models import (
     DEFAULT_MODEL,
-    DEFAULT_WAIT,
     ActOne,
     Generation,
     ImageToVideo,
@@ -30,6 +30,7 @@ from fuhu_runway.models import (
     OfficialImageToVideo,
     OfficialTextToVideo,
     TaskRecord,
+    TaskState,
     TextToVideo,
     VideoToVideo,
     usage_error,
@@ -40,16 +41,17 @@ from .options import (
     ACCESS,
     GATEWAY,
     OUTPUT,
-    POSITIVE,
     REQUEST,
-    RESULT,
     TARGET,
     WHOLE,
     Access,
     Output,
     Screen,
     Target,
+    check_model,
 )
+from .saving import SAVING, SUBMITTING, Saving, Submitting
+from .tally import trouble_of
 
 if TYPE_CHECKING:
     from fuhu_runway.client import Client
@@ -58,9 +60,6 @@ if TYPE_CHECKING:
 
 SIMULATED_SPEED: Final = 100 / 3
 """A job of 100 s takes 3 s."""
-
-NAME_BYTES: Final = 60
-"""How much of a prompt is in a file name, in bytes; more might leave no room for the id."""
 
 # Options
 
@@ -85,6 +84,12 @@ def _json(_: object, tokens: Sequence[Token]) -> dict[str, Any]:
     return value
 
 
+def _check_ratio(_: object, ratio: str | None) -> None:
+    meant = re.fullmatch(r"(\d+)\s*[^\d:.]\s*(\d+)", ratio or "", re.ASCII)
+    if meant:
+        raise ValueError(f"Did you mean {meant[1]}:{meant[2]}?")
+
+
 EXTRA: Final = Parameter(converter=_json, accepts_keys=False)
 
 
@@ -104,6 +109,7 @@ class RequestOptions:
         seconds: Length of the clip: 10 (default), 5, or another that the model supports.
         model: Such as gen4 (default); with --official gen4.5 (default), or gen4_turbo (default
             with --image).
+        any_model: Send the model's name as it is, even if it looks mistyped.
         style: Look of the clip: cinematic (default).
         motion: Camera movement, such as y=0.4,r=-6; axes are x, y, z, r, bg_x_pan, bg_y_pan.
         seed: The same seed gives similar clips; with --official.
@@ -117,9 +123,10 @@ class RequestOptions:
     last_image: str | None = None
     image_as_end_frame: bool | None = None
     flip: bool | None = None
-    ratio: str | None = None
+    ratio: Annotated[str | None, Parameter(validator=_check_ratio)] = None
     seconds: Annotated[int | None, WHOLE] = None
     model: str | None = None
+    any_model: bool = False
     style: str | None = None
     motion: Annotated[MotionVector | None, Parameter(converter=_motion, accepts_keys=False)] = None
     seed: Annotated[int | None, WHOLE] = None
@@ -147,49 +154,15 @@ class RequestOptions:
         options = attrs.asdict(self, recurse=False).items()
         given = {name: value for name, value in options if value is not None}
         del given["official"]
+        if not given.pop("any_model"):
+            check_model(given.get("model"))
         for name in given.keys() - attrs.fields_dict(kind).keys():
             option = f"--{name.replace('_', '-')}"
             raise usage_error(name, f"{option} cannot be used with {format_}.", advice)
         return kind(prompt=prompt, **given)
 
 
-@Parameter(name="*", group=RESULT)
-@attrs.frozen(kw_only=True)
-class Saving:
-    """
-    Where the clip is saved, and how long to wait for it.
-
-    Args:
-        output_file: File to save the clip in; by default named after the prompt and the task.
-        force: Replace the file if it exists.
-        timeout: How long to wait for the clip, in seconds.
-    """
-
-    output_file: Annotated[Path | None, Parameter(name=("--output", "-o"))] = None
-    force: bool = False
-    timeout: Annotated[float, POSITIVE] = DEFAULT_WAIT
-
-    def check(self, prompt: str | None) -> None:
-        """Raise unless the clip can be saved; called before it is paid for."""
-        from fuhu_runway.paths import check_target
-
-        # A default name contains the id, which is not known yet, so it cannot be taken.
-        path = self.path(prompt, "task")
-        check_target(path, overwrite=self.force or self.output_file is None)
-
-    def path(self, prompt: str | None, task_id: str) -> Path:
-        """Return where the clip of a task is saved."""
-        from fuhu_runway._clip_files import encodable
-        from fuhu_runway.paths import safe_name
-
-        if self.output_file is not None:
-            return self.output_file
-        start = encodable(prompt or "clip").encode()[:NAME_BYTES].decode(errors="ignore")
-        return Path(safe_name(f"{start}-{task_id}"))
-
-
 REQUEST_OPTIONS: Final = RequestOptions()
-SAVING: Final = Saving()
 _REQUEST: Final = Parameter(group=REQUEST)
 _GATEWAY: Final = Parameter(group=GATEWAY)
 _NO_SECONDS: Final = Parameter(negative=None, negative_none="no-")
@@ -202,7 +175,7 @@ async def generate(
     /,
     *,
     options: RequestOptions = REQUEST_OPTIONS,
-    saving: Saving = SAVING,
+    submitting: Submitting = SUBMITTING,
     output: Output = OUTPUT,
     target: Target = TARGET,
     screen: Screen,
@@ -215,7 +188,7 @@ async def generate(
     Args:
         prompt: What the clip shows; in any language.
     """
-    await _make(options.request(prompt), saving, output, target, screen)
+    await _make(options.request(prompt), submitting, output, target, screen)
 
 
 async def restyle(
@@ -227,8 +200,9 @@ async def restyle(
     seconds: Annotated[int | None, _REQUEST, WHOLE, _NO_SECONDS] = 5,
     flip: Annotated[bool, _REQUEST] = False,
     model: Annotated[str, _REQUEST] = DEFAULT_MODEL,
+    any_model: Annotated[bool, _REQUEST] = False,
     extra: Annotated[dict[str, Any] | None, _REQUEST, EXTRA] = None,
-    saving: Saving = SAVING,
+    submitting: Submitting = SUBMITTING,
     output: Output = OUTPUT,
     target: Target = TARGET,
     screen: Screen,
@@ -245,8 +219,11 @@ async def restyle(
         seconds: Length of the clip, such as 5 or 10; --no-seconds omits it.
         flip: Portrait instead of landscape.
         model: Name of the model.
+        any_model: Send the model's name as it is, even if it looks mistyped.
         extra: More fields for the request's body, as a JSON object.
     """
+    if not any_model:
+        check_model(model)
     request = VideoToVideo(
         video,
         prompt,
@@ -256,7 +233,7 @@ async def restyle(
         model=model,
         extra={} if extra is None else extra,
     )
-    await _make(request, saving, output, target, screen)
+    await _make(request, submitting, output, target, screen)
 
 
 async def act(
@@ -268,7 +245,7 @@ async def act(
     motion_multiplier: Annotated[int | None, _REQUEST, WHOLE] = None,
     flip: Annotated[bool | None, _REQUEST, Parameter(negative=None)] = None,
     extra: Annotated[dict[str, Any] | None, _REQUEST, EXTRA] = None,
-    saving: Saving = SAVING,
+    submitting: Submitting = SUBMITTING,
     output: Output = OUTPUT,
     target: Target = TARGET,
     screen: Screen,
@@ -294,14 +271,14 @@ async def act(
         flip=flip,
         extra={} if extra is None else extra,
     )
-    await _make(request, saving, output, target, screen)
+    await _make(request, submitting, output, target, screen)
 
 
 async def submit(
     kind: str,
     /,
     *fields: str,
-    saving: Saving = SAVING,
+    submitting: Submitting = SUBMITTING,
     output: Output = OUTPUT,
     target: Target = TARGET,
     screen: Screen,
@@ -312,14 +289,18 @@ async def submit(
     Kinds and fields are those of an input file for `batch`, for example:
     `fuhu-runway submit official_video_upscale video=https://example.com/in.mp4`
 
+    A prompt of several words in place of the kind is text to video.
+
     Spends points as soon as the gateway accepts it.
 
     Args:
-        kind: Kind of the request, such as aleph or official_video_upscale.
+        kind: Kind of the request, such as aleph or official_video_upscale; or a prompt.
         fields: Fields of the request, each as name=value; values are read as in a table.
     """
     from fuhu_runway.inputs import request_of
 
+    if " " in kind and "=" not in kind and not fields:  # no kind has a space
+        kind, fields = "text_to_video", (f"prompt={kind}",)
     pairs = [field.partition("=") for field in fields]
     for _, equals, _ in pairs:
         if not equals:
@@ -327,7 +308,7 @@ async def submit(
                 "fields", "A field is not written as name=value.", "Put values in quotes."
             )
     request = request_of(kind, {name: value for name, _, value in pairs})
-    await _make(request, saving, output, target, screen)
+    await _make(request, submitting, output, target, screen)
 
 
 async def wait(
@@ -408,8 +389,9 @@ class Errand:
     client: "Client" = attrs.field(init=False)
     #: Where the clip will be saved, once that is known.
     path: Path = attrs.field(init=False)
-    #: How to continue with the paid task, once there is one.
-    advice: str = ""
+    task_id: str = attrs.field(init=False)
+    #: The command that continues with the paid task, once there is one.
+    command: str = ""
     is_submitting: bool = False
     unclaimed: hooks.SubmissionUnclaimed | None = None
 
@@ -418,9 +400,10 @@ class Errand:
         match event:
             case hooks.TaskPolled() if not event.state.is_final:
                 percent = "" if event.progress is None else f"{event.progress:.0%}"
-                self.screen.stage(event.state.value, event.progress, percent)
+                name = "rendering" if event.state is TaskState.RUNNING else event.state.value
+                self.screen.stage(name, event.progress, percent)
             case hooks.RetryScheduled() | hooks.PollFailed():
-                self.screen.stage(f"{event.error}, retrying")
+                self.screen.stage(trouble_of(event))
             case hooks.SubmissionUnclaimed():
                 self.unclaimed = event
 
@@ -432,7 +415,7 @@ class Errand:
 
     def plan(self, task: "Task", prompt: str | None) -> None:
         """Set where the clip is saved, and the command that fetches it if this one cannot."""
-        self.path = self.saving.path(prompt, task.id)
+        self.path, self.task_id = self.saving.path(prompt, task.id), task.id
         if self.target.simulate:
             return  # the simulated gateway ends with this process
         words = ["fuhu-runway", "wait", task.id, "-o", str(self.path), *self.target.access.words()]
@@ -440,7 +423,7 @@ class Errand:
             words.append("--official")
         if self.saving.force:
             words.append("--force")
-        self.advice = f"Continue with: {command_line(*words)}"
+        self.command = command_line(*words)
 
     async def finish(self, task: "Task", output: Output) -> None:
         """Wait for the task, save its clip, and print the result."""
@@ -448,7 +431,7 @@ class Errand:
         def show(progress: "Progress") -> None:
             sizes = [progress.received_bytes, progress.total_bytes]
             shown = "/".join(filesize.decimal(size) for size in sizes if size is not None)
-            self.screen.stage("downloading", progress.fraction, shown)
+            self.screen.stage("saving", progress.fraction, shown)
 
         clip = await task.wait(timeout=self.saving.timeout)
         try:
@@ -480,37 +463,45 @@ class Errand:
         self.screen.close()
         error = self.unclaimed.error if self.unclaimed else None
         if error == errors.SubmissionInDoubt.__name__:
-            outlook = (
-                " The outcome of the request is unknown: it may have been charged. Check the "
-                "balance, or the gateway's own list of tasks, before you submit it again."
+            self.screen.stop(
+                "The outcome of the request is unknown: it may have been charged.",
+                "Check the balance, or the gateway's own list of tasks, before you submit it "
+                "again.",
             )
         elif error:
-            outlook = f" The request was refused ({error}): nothing was charged."
+            self.screen.stop(f"The request was refused ({error}): nothing was charged.")
         elif self.is_submitting:
-            outlook = " Nothing was submitted."
-        elif self.advice:
-            outlook = f" The task continues. {self.advice}"
+            self.screen.stop("Nothing was submitted.")
+        elif self.command:
+            self.screen.stop("The task continues.", f"Continue with: {self.command}", self.task_id)
         else:
-            outlook = " The simulated gateway ended, too." if self.target.simulate else ""
-        self.screen.say(f"Stopped.{outlook}")
+            self.screen.stop("The simulated gateway ended, too." if self.target.simulate else "")
 
 
 async def _make(
-    request: Generation, saving: Saving, output: Output, target: Target, screen: Lines
+    request: Generation, submitting: Submitting, output: Output, target: Target, screen: Lines
 ) -> None:
-    """Submit, wait and save."""
-    async with open_errand(screen, target, saving) as errand:
-        saving.check(getattr(request, "prompt", None))
+    """Submit, and unless --no-wait is given, wait and save."""
+    submitting.check(target)
+    async with open_errand(screen, target, submitting.saving, submitting.journal) as errand:
+        submitting.saving.check(getattr(request, "prompt", None))
         errand.is_submitting = True
         screen.stage("submitting")
         task = await errand.client.submit(request)
         errand.accept(task)  # before anything else, so that the id is not lost
-        await errand.finish(task, output)
+        if not submitting.no_wait:
+            await errand.finish(task, output)
+        elif output.json:
+            print_row({"task_id": task.id, "command": errand.command}, output)
+        else:
+            screen.info(f"To get the clip later: {errand.command}")
+            screen.close()
+            write(sys.stdout, task.id)
 
 
 @contextlib.asynccontextmanager
 async def open_errand(
-    screen: Lines, target: Target, saving: Saving = SAVING
+    screen: Lines, target: Target, saving: Saving = SAVING, journal: Path | None = None
 ) -> AsyncIterator[Errand]:
     """Open a client for one command; if the command has to stop, say how to continue."""
     errand = Errand(screen, target, saving)
@@ -527,15 +518,17 @@ async def open_errand(
             feed_verb="any",
         )
     async with contextlib.AsyncExitStack() as stack:
-        errand.client = await target.open(stack, screen, simulator, hooks=[errand.watch])
+        errand.client = await target.open(
+            stack, screen, simulator, hooks=[errand.watch], journal=journal
+        )
         try:
             yield errand
         except asyncio.CancelledError:
             await errand.stop()
             raise
         except Exception as error:
-            if errand.advice and not isinstance(error, errors.TaskFailed):
-                error.add_note(errand.advice)
+            if errand.command and not isinstance(error, errors.TaskFailed):
+                error.add_note(f"Continue with: {errand.command}")
             raise
 
 

@@ -1,16 +1,19 @@
 """Options that several commands share: what is printed, and which gateway is used."""
 
 import contextlib
+import difflib
 import math
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
+from urllib.parse import urlsplit
 
 import attrs
 from cyclopts import Group, Parameter, Token
 
-from fuhu_runway.models import PollPolicy, usage_error
+from fuhu_runway.models import MODELS, PollPolicy, usage_error
 
 from .console import Lines
 
@@ -38,6 +41,36 @@ def _check_positive(_: object, value: float | None) -> None:
         raise ValueError("Use a number above 0.")
 
 
+def _check_gateway(_: object, name: str | None) -> None:
+    from fuhu_runway._wire.tables import GATEWAYS
+
+    if name is not None and name not in GATEWAYS:
+        raise ValueError(f"{did_you_mean(name, GATEWAYS)}Use one of {', '.join(GATEWAYS)}.")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a question that names the most similar word; "" if there is none."""
+    close = difflib.get_close_matches(word.lower(), list(known), 1)
+    return f"Did you mean {close[0]}? " if close else ""
+
+
+def check_model(name: str | None) -> None:
+    """Raise if *name* differs from that of a known model only in how it is spelled."""
+
+    def digits(word: str) -> list[str]:
+        return re.findall(r"\d", word)
+
+    # Another number is another model, perhaps a new one.
+    known = [row.name for row in MODELS if digits(row.name) == digits(name or "")]
+    meant = difflib.get_close_matches((name or "").lower(), known, 1, cutoff=0.75)
+    if meant and name not in known:
+        raise usage_error(
+            "model",
+            f"--model {name} is not known. Did you mean {meant[0]}?",
+            "If not, add --any-model to send it as it is.",
+        )
+
+
 WHOLE: Final = Parameter(converter=_whole_number)
 POSITIVE: Final = Parameter(validator=_check_positive)
 
@@ -52,11 +85,13 @@ class Output:
     What is printed.
 
     Args:
-        json: Print one JSON object and no progress.
+        json: Print one JSON object and no progress; if the command fails, what happened.
+        quiet: Show no progress, but the result, the ids of paid tasks, and errors.
         verbose: Log what the SDK does; -vv logs everything and shows where errors come from.
     """
 
     json: bool = False
+    quiet: Annotated[bool, Parameter(alias="-q")] = False
     # cyclopts itself counts flags only from 4.1 on.
     verbose: Annotated[tuple[bool, ...], Parameter(alias="-v")] = ()
 
@@ -73,7 +108,7 @@ class Access:
         api_key_file: File that contains the key; by default the key is FUHU_API_KEY.
     """
 
-    gateway: str | None = None
+    gateway: Annotated[str | None, Parameter(validator=_check_gateway)] = None
     base_url: str | None = None
     api_key_file: Path | None = None
 
@@ -145,12 +180,16 @@ class Target:
 
         if simulator is None:
             key, url = self.access.key(), self.access.base_url
+            settings["hooks"] = [screen.watch, *settings.get("hooks", ())]
         else:
             await stack.enter_async_context(simulator)
             screen.say("simulated: a gateway on this machine, no key, no cost")
             key, url = simulator.api_key, simulator.base_url
             settings["polling"] = SIMULATED_POLLING
         client = Client(key, base_url=url, gateway=self.access.gateway, **settings)
+        address = urlsplit(client.gateway.base_url or "")
+        port = address.port or (80 if address.scheme == "http" else 443)
+        screen.address = f"{address.netloc.removesuffix(f':{port}')}:{port}"
         return await stack.enter_async_context(client)
 
 

@@ -98,7 +98,7 @@ async def resolve(
     the simulated gateway says which jobs it accepted.
 
     Args:
-        journal: Journal of a batch, such as clips/journal.db.
+        journal: Journal of a batch, such as clips/journal.db, or its folder.
         keys: Names that `jobs` shows, task ids, or beginnings of keys.
     """
     looks_up = target.simulate and not decision.count

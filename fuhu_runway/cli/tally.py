@@ -43,6 +43,12 @@ The first that occurred determines the exit code, so the most urgent comes first
 """
 STATES: Final = ("saved", *ENDINGS)
 
+TROUBLES: Final = {
+    "RateLimited": "waiting: the gateway limits the rate",
+    "NotSent": "waiting: the gateway cannot be reached",
+}
+"""What delays a request, by the name of its error."""
+
 FINAL: Final = frozenset({"saved", "failed", "refused", "in_doubt"})
 """The states that a later run does not change by itself."""
 
@@ -61,6 +67,11 @@ def state_of(error: Exception | None, task_id: str | None) -> str:
     return "unfinished" if task_id else "refused"
 
 
+def trouble_of(event: hooks.RetryScheduled | hooks.PollFailed) -> str:
+    """Return what delays a request, in words for the progress."""
+    return TROUBLES.get(event.error, f"{event.error}, retrying")
+
+
 @attrs.define(eq=False)
 class Tally:
     """The outcomes of a batch so far."""
@@ -73,7 +84,7 @@ class Tally:
     points: float = 0.0
     refunded_points: float = 0.0
     started_at: float = attrs.field(factory=CLOCK.now)
-    #: The latest error of a request that is being retried; empty once a request succeeds.
+    #: What delays the latest request that is being retried; empty once a request succeeds.
     trouble: str = ""
     #: Why submitting stopped early.
     stopped_by: str = ""
@@ -82,7 +93,7 @@ class Tally:
         """Record the latest error of a request, and its end."""
         match event:
             case hooks.RetryScheduled() | hooks.PollFailed():
-                self.trouble = event.error
+                self.trouble = trouble_of(event)
             case hooks.TaskSubmitted() | hooks.TaskPolled():
                 self.trouble = ""
 
@@ -136,7 +147,7 @@ class Tally:
         if self.points:
             parts.append(f"{number(self.points)} points")
         if self.trouble:
-            parts.append(f"{self.trouble}, retrying")
+            parts.append(self.trouble)
         done, left = self.ends.total(), self.seconds_left()
         screen.board(
             f"{done:,} of {self.total:,}",

@@ -107,6 +107,25 @@ async def test_the_file_is_whole_in_the_end(
     assert (gateway.leaked, gateway.submitted) == ((), 1)
 
 
+@pytest.mark.parametrize("sequence", PASSING.values(), ids=PASSING.keys())
+@pytest.mark.parametrize("way", ["read", "stream"])
+async def test_the_bytes_are_whole_in_the_end(
+    gateway: Simulator, way: str, sequence: list[Fault]
+) -> None:
+    """After any fault a program that reads or streams has what a file would have."""
+    ear = Ear()
+    async with a_clip(quick_client(gateway, hooks=[ear])) as clip:
+        for fault in sequence:
+            gateway.fault("download", fault)
+        if way == "read":
+            data = await clip.read()
+        else:
+            data = b"".join([chunk async for chunk in clip.stream()])
+        assert data == await clip.read()
+    assert {event.is_saved for event in ear.all(DownloadFinished)} == {False}
+    assert (gateway.leaked, gateway.submitted, clip.path) == ((), 1, None)
+
+
 async def test_a_break_is_resumed(gateway: Simulator, tmp_path: Path) -> None:
     """The second request has Range and If-Range, and gets a 206."""
     ear = Ear()

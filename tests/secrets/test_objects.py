@@ -24,10 +24,11 @@ from support.marks import (
 import fuhu_runway
 from fuhu_runway import testing
 from fuhu_runway.background import BackgroundJob
-from fuhu_runway.batch import Item, Outcome, Summary
+from fuhu_runway.batch import Batch, Item, Outcome, Summary
 from fuhu_runway.callbacks import CallbackReceiver
 from fuhu_runway.client import Client
 from fuhu_runway.downloads import Progress
+from fuhu_runway.errors import RunwayError
 from fuhu_runway.hooks import Hooks
 from fuhu_runway.journal import Journal
 from fuhu_runway.models import (
@@ -98,6 +99,7 @@ HELD: Final[tuple[Any, ...]] = (
     PollPolicy(),
     Progress(1, 2),
     RetryPolicy(),
+    RunwayError("It failed.", "Nothing was charged.", "Try again.", "t-1"),
     Summary(),
     TASK,
     RECORD,

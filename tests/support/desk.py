@@ -15,7 +15,8 @@ from support.servers import reply
 
 from fuhu_runway._http.limiter import RateLimiter
 from fuhu_runway._http.transport import Transport
-from fuhu_runway.downloads import BUFFER_BYTES, Downloader, Source
+from fuhu_runway._sinks import BUFFER_BYTES
+from fuhu_runway.downloads import Downloader, Source
 from fuhu_runway.hooks import Hooks
 from fuhu_runway.models import Limits, Timeouts
 
@@ -69,6 +70,10 @@ class Desk:
 
     async def save(self, *urls: str, origin: str = "", **options: Any) -> Path:
         """Save the clip at the first of *urls*; each fresh URL is the next of them."""
+        return await self.downloader.save(self.source(*urls, origin=origin), self.path, **options)
+
+    def source(self, *urls: str, origin: str = "") -> Source:
+        """Return where the clip is: at the first of *urls*; each fresh URL is the next of them."""
         waiting = list(urls)
 
         async def address(fresh: bool) -> str:
@@ -77,7 +82,7 @@ class Desk:
                 del waiting[0]
             return waiting[0]
 
-        return await self.save_from(address, origin=origin, **options)
+        return Source("t-1", address, {"Authorization": KEY}, origin)
 
     async def save_from(
         self, address: Callable[[bool], Awaitable[str]], *, origin: str = "", **options: Any

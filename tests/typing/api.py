@@ -2,7 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 from datetime import datetime
 from pathlib import Path
 from typing import Any, assert_type
@@ -16,30 +17,36 @@ from fuhu_runway import (
     Aleph,
     Balance,
     BalanceRoute,
+    Batch,
     CallbackReceiver,
     Client,
     Clip,
     Gateway,
     Generation,
     ImageToVideo,
+    Item,
     KeyStyle,
     MotionVector,
     OfficialImageToVideo,
     OfficialRequest,
     OfficialVideoToVideo,
+    Outcome,
     PollPolicy,
     Progress,
     RetryPolicy,
+    RunwayError,
     Task,
     TaskRecord,
     TaskState,
     TextToVideo,
     Timeouts,
     VideoToVideo,
+    __version__,
     errors,
     hooks,
     safe_name,
 )
+from fuhu_runway.inputs import read_items
 from fuhu_runway.testing import Simulator, faults, virtual_time
 
 
@@ -128,6 +135,39 @@ async def submitting() -> None:
     await Client().aclose()
 
 
+async def running(client: Client) -> None:
+    """One call takes a prompt with its options, a request or a task, and gives a clip."""
+    assert_type(await client.run("a kitten", save="kitten.mp4", on_update=print), Clip)
+    assert_type(await client.run("a kitten", image=None, ratio="1:1", seconds=5), Clip)
+    assert_type(await client.run(TextToVideo("a kitten"), timeout=None, custom_id="7"), Clip)
+    assert_type(await client.run(client.task("t-1"), save=Path("1.mp4"), overwrite=True), Clip)
+
+    await client.run("a kitten", duration=5)  # type: ignore[call-arg]
+    await client.run("a kitten", seconds="5")  # type: ignore[arg-type]
+    client.text_to_video("a kitten")  # type: ignore[attr-defined]
+
+
+async def many(client: Client, lines: AsyncIterator[str], file: Path) -> None:
+    """A batch takes prompts, requests and items, from any iterable, sync or async."""
+    items: list[str | Item | ActOne] = [
+        Item(TextToVideo("a kitten"), custom_id="7"),
+        "a puppy",
+        ActOne("https://x/1.mp4"),
+    ]
+    async for outcome in client.generate_many(["a kitten"], in_flight=5, download_to="clips"):
+        assert_type(outcome, Outcome)
+        assert_type((outcome.clip, outcome.path), tuple[Clip | None, Path | None])
+    client.generate_many(lines, timeout=None)
+    client.generate_many(f"a kitten, take {number}" for number in range(5))
+    client.generate_many(read_items(file))
+    client.generate_many(items)
+    assert_type(client.batch(TextToVideo(line) async for line in lines), Batch)
+
+    client.generate_many(5)  # type: ignore[arg-type]
+    client.generate_many([5])  # type: ignore[list-item]
+    client.generate_many(["a kitten"], in_fligth=5)  # type: ignore[call-arg]
+
+
 async def waiting(task: Task) -> None:
     """Each way to wait gives a clip, each look a record."""
     assert_type(await task, Clip)
@@ -145,6 +185,8 @@ async def waiting(task: Task) -> None:
     assert_type(await task.refresh(), TaskRecord)
     assert_type(task.id, str)
     assert_type(task.state, TaskState)
+    assert_type(task.progress, float | None)
+    assert_type(task.points, float | None)
     assert_type(task.record, TaskRecord | None)
 
 
@@ -159,6 +201,13 @@ async def saving(clip: Clip) -> None:
     assert_type(
         await clip.download(Path("kitten.mp4"), overwrite=True, max_bytes=1, on_progress=told), Path
     )
+    assert_type(await clip.read(max_bytes=1), bytes)
+    assert_type(clip.stream(), AsyncGenerator[bytes, None])
+    async with aclosing(clip.stream(max_bytes=1)) as chunks:
+        async for chunk in chunks:
+            assert_type(chunk, bytes)
+    assert_type(clip.path, Path | None)
+    assert_type(clip.points, float | None)
     assert_type(clip.video_url, str)
     assert_type(clip.record, TaskRecord)
     assert_type(clip.task, Task)
@@ -183,6 +232,12 @@ def failing(error: errors.RunwayError) -> None:
             assert_type(error.reasons, tuple[str, ...])
         case errors.UsageError():
             assert_type(error.field, str | None)
+
+
+def top_level(version: str = __version__) -> tuple[type[Exception], Generation]:
+    """The root of all errors and the type of all requests need no second import."""
+    assert_type(version, str)
+    return RunwayError, TextToVideo("a kitten")
 
 
 def standard_bases(

@@ -60,6 +60,7 @@ def in_doubt() -> SubmissionInDoubt:
 class FakeClip:
     task: "FakeTask"
     record: TaskRecord
+    path: Path | None = None
 
     @property
     def id(self) -> str:

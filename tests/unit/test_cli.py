@@ -96,8 +96,8 @@ def test_without_a_terminal_progress_is_plain_lines(run: Run, gateway: Elsewhere
     done = run("generate", PROMPT, "-o", "kitten.mp4")
     lines = done.err.splitlines()
     assert lines[:2] == ["submitting", f"accepted: task {done.task_id}"]
-    assert set(lines[2:-2]) <= {"queued", "running"}
-    assert lines[-2] == "downloading"
+    assert set(lines[2:-2]) <= {"queued", "rendering"}
+    assert lines[-2] == "saving"
     assert re.fullmatch(r"saved: [\d.]+ kB, 320 points", lines[-1])
 
 
@@ -306,7 +306,7 @@ def test_wait_survives_temporary_errors(run: Run, gateway: Elsewhere, fault: Fau
     gateway.simulator.fault("feed", fault, times=2)
     done = run("wait", task_id)
     assert (done.code, done.out) == (0, f"clip-{task_id}.mp4\n")
-    assert "retrying" in done.err
+    assert "retrying" in done.err or "limits the rate" in done.err
 
 
 def test_feed_shows_a_table(run: Run, gateway: Elsewhere) -> None:
@@ -444,11 +444,11 @@ def test_json_of_a_balance(run: Run, gateway: Elsewhere) -> None:
     [
         (["generate", ""], "prompt is empty"),
         (["generate", " \n"], "prompt has no visible character"),
-        (["generate", PROMPT, "--ratio", "2/1"], "such as 16:9 or 1280:720"),
+        (["generate", PROMPT, "--ratio", "2/1"], "Did you mean 2:1?"),
         (["generate", PROMPT, "--ratio", "1:1", "--model", "gen3"], "gen3"),
         (["generate", PROMPT, "--seconds", "0"], "from 1 to 60"),
-        (["generate", PROMPT, "--image", "kitten.png"], "image must be an http(s) URL"),
-        (["generate", PROMPT, "--image", "ftp://example.com/a"], "image must be an http(s) URL"),
+        (["generate", PROMPT, "--image", "kitten.png"], "--image must be an http(s) URL"),
+        (["generate", PROMPT, "--image", "ftp://example.com/a"], "--image must be an http(s) URL"),
         (["generate", PROMPT, "--last-image", IMAGE], "--last-image cannot be used with text"),
         (["generate", PROMPT, "--flip"], "--flip cannot be used with text to video"),
         (["generate", PROMPT, "--seed", "1"], "--seed cannot be used with text to video"),
@@ -476,7 +476,7 @@ def test_json_of_a_balance(run: Run, gateway: Elsewhere) -> None:
         (["generate", PROMPT, "--extra", '{"prompt": 1}'], "extra sets 'prompt'"),
         (
             ["generate", PROMPT, "--timeout", "0"],
-            'Invalid value "0.0" for --timeout. Use a number above 0.',
+            'Invalid value "0" for --timeout. Use a number above 0.',
         ),
         (["generate", PROMPT, "--timeout", "nan"], "nan"),
         (["generate", PROMPT, "--timeout", "inf"], "inf"),
@@ -484,8 +484,11 @@ def test_json_of_a_balance(run: Run, gateway: Elsewhere) -> None:
         (["generate", PROMPT, "-o", "folder"], "'folder' is a folder"),
         (["generate", PROMPT, "-o", "nowhere/clip.mp4"], "no folder 'nowhere'"),
         (["generate", PROMPT, "-o", f"{'x' * 300}.mp4"], "Nothing can be written"),
-        (["generate", PROMPT, "--gateway", "nobody"], "no gateway called 'nobody'"),
-        (["generate", PROMPT, "--base-url", "example.com"], "base_url must be an http(s) URL"),
+        (
+            ["generate", PROMPT, "--gateway", "nobody"],
+            'Invalid value "nobody" for --gateway. Use one of fuhuapi',
+        ),
+        (["generate", PROMPT, "--base-url", "example.com"], "--base-url must be an http(s) URL"),
         (["generate", PROMPT, "--api-key-file", "nothing"], "No such file"),
         (["generate", PROMPT, "--api-key-file", "empty"], "The key file is empty"),
         (["generate", PROMPT, "--api-key-file", "binary"], "it is not text"),
@@ -561,9 +564,9 @@ def test_the_key_may_come_from_a_file(
         (["generate", PROMPT, "--jsn"], "--json"),
         (["generate", PROMPT, "--api-key=sk-12345"], "--api-key-file"),
         (["generate", PROMPT, "--sk-12345"], "Unknown option"),
-        (["generate", "- " + PROMPT], "Unknown option"),
+        (["generate", "- " + PROMPT], "Use -- before a prompt that begins with -"),
         (["generate", *PROMPT.split()], "Put a prompt of several words in quotes"),
-        (["generate"], "requires an argument"),
+        (["generate"], "PROMPT is missing."),
         (["generate", PROMPT, "--seconds", "ten"], "--seconds: it is not a whole number"),
         (["generate", PROMPT, "--seconds", "5.7"], "--seconds: it is not a whole number"),
         (["generate", PROMPT, "--seed", "1.5"], "--seed: it is not a whole number"),
@@ -677,12 +680,13 @@ def test_a_refused_submission_is_5(run: Run, gateway: Elsewhere, fault: Fault) -
 
 
 def test_an_unreachable_gateway_is_5(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host that cannot be reached exits with 5, and retries are shown."""
+    """A host that cannot be reached exits with 5, and the error ends with its address."""
     monkeypatch.setenv("FUHU_API_KEY", "sk-1")
-    done = run("generate", PROMPT, "--base-url", f"http://127.0.0.1:{free_port()}")
+    port = free_port()
+    done = run("generate", PROMPT, "--base-url", f"http://127.0.0.1:{port}")
     assert done.code == 5
-    assert done.err.splitlines()[:2] == ["submitting", "NotSent, retrying"]
-    assert "127.0.0.1" not in done.err
+    assert done.err.splitlines()[:2] == ["submitting", "waiting: the gateway cannot be reached"]
+    assert done.err.endswith(f"The gateway's address is 127.0.0.1:{port}.\n")
 
 
 def test_a_download_that_breaks_off_is_5(run: Run, gateway: Elsewhere) -> None:
@@ -857,7 +861,7 @@ def test_ctrl_c_between_two_attempts_submits_nothing(
 ) -> None:
     """While a refused request waits for its retry, nothing is in flight or lost."""
     gateway.simulator.fault("submit", faults.empty_429(60))
-    with pressed(shown("RateLimited, retrying", monkeypatch)):
+    with pressed(shown("waiting: the gateway limits the rate", monkeypatch)):
         done = run("generate", PROMPT)
     assert done.code == 130
     assert done.err.splitlines()[-1] == "Stopped. Nothing was submitted."
@@ -878,7 +882,7 @@ def test_ctrl_c_while_downloading_keeps_the_partial_file(
 ) -> None:
     """The partial file stays, and the printed command resumes the download."""
     gateway.simulator.fault("download", faults.SlowDownload(bytes_per_second=2))
-    with pressed(shown("downloading", monkeypatch)):
+    with pressed(shown("saving", monkeypatch)):
         done = run("generate", PROMPT, "-o", "kitten.mp4")
     kept = Path("kitten.mp4.part").stat().st_size
     assert (done.code, kept > 0) == (130, True)
@@ -950,7 +954,7 @@ def test_a_terminal_gets_a_moving_line(run: Run, gateway: Elsewhere, columns: st
     plain = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", shown)
     assert (done.code, done.out) == (0, "kitten.mp4\n")
     assert "accepted: task " in plain
-    assert re.search(r"running .*\d+%", plain)
+    assert re.search(r"rendering .*\d+%", plain)
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1
     assert re.search(r"saved: [\d.]+ kB", plain)
 
@@ -972,7 +976,7 @@ def test_a_dumb_terminal_gets_lines(run: Run, gateway: Elsewhere, name: str) -> 
     with on_a_terminal(TERM=name) as terminal:
         run("generate", PROMPT)
     assert "\x1b" not in terminal.getvalue()
-    assert "downloading\n" in terminal.getvalue()
+    assert "saving\n" in terminal.getvalue()
 
 
 def test_json_shows_no_progress_on_a_terminal(run: Run, gateway: Elsewhere) -> None:
@@ -1040,19 +1044,31 @@ def test_ctrl_c_ends_the_process_with_130(gateway: Elsewhere) -> None:
     assert process.returncode == 130
 
 
-def test_the_second_ctrl_c_ends_the_process(gateway: Elsewhere) -> None:
-    """A second Ctrl-C ends the wait for the response."""
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_the_second_ctrl_c_ends_the_process(gateway: Elsewhere, flags: list[str]) -> None:
+    """A second Ctrl-C ends the wait for the response: 3, since it may be charged."""
     gateway.simulator.fault("submit", faults.Hang())
-    with start("generate", PROMPT) as process:
+    with start("generate", PROMPT, *flags) as process:
         assert process.stderr
-        read_until(process.stderr, "submitting")
+        assert process.stdout
         while not gateway.saw("submit"):
             time.sleep(0.005)
         process.send_signal(signal.SIGINT)
         read_until(process.stderr, "Waiting for the response")
         process.send_signal(signal.SIGINT)
-        assert process.stderr.read() == ""
-    assert process.returncode == 130
+        said, out = process.stderr.read(), process.stdout.read()
+    assert process.returncode == 3
+    assert said.startswith("Stopped. A paid request was in flight: it is unknown whether points")
+    if flags:
+        assert json.loads(out) == {
+            "error": "SubmissionInDoubt",
+            "message": said.rstrip(),
+            "task_id": None,
+            "money": "A paid request was in flight: it is unknown whether points were charged.",
+            "exit_code": 3,
+        }
+    else:
+        assert out == ""
 
 
 def test_a_killed_process_has_shown_the_id(run: Run, gateway: Elsewhere) -> None:
@@ -1105,7 +1121,7 @@ def test_on_a_real_terminal(run: Run, gateway: Elsewhere, columns: int, rows: in
     assert "\x1b[?25l" in shown
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h")
     drawn = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", shown)
-    moving = [line for line in re.split(r"[\r\n]+", drawn) if "downloading" in line]
+    moving = [line for line in re.split(r"[\r\n]+", drawn) if "saving" in line]
     assert re.search(r"kB/12\.\d kB", moving[-1])
     assert max(map(len, moving)) <= columns
 

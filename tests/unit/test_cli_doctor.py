@@ -165,11 +165,11 @@ def test_a_transcript_becomes_a_sample(run: Run, gateway: Elsewhere) -> None:
 
 
 def test_a_clip_that_fails_is_recorded(run: Run, gateway: Elsewhere) -> None:
-    """The findings, the transcript and the exit code of a failed task are all there."""
+    """A failed task is the one object that --json prints, and the transcript is there."""
     gateway.simulator.script(then="fail")
     done = run("doctor", "--spend", "1", "--record", "gateway.yaml", "--json")
     assert done.code == 1
-    assert json.loads(done.out)["clip"] is None
+    assert json.loads(done.out)["error"] == "TaskFailed"
     assert '"state": "FAILED"' in Path("gateway.yaml").read_text()
 
 

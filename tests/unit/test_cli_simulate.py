@@ -343,7 +343,7 @@ def test_it_continues_with_its_state_file(run: Run) -> None:
     [
         (["--speed", "0"], "speed is 0"),
         (["--speed", "inf"], "speed is inf"),
-        (["--rate-limit", "nan"], "rate_limit is nan"),
+        (["--rate-limit", "nan"], "--rate-limit is nan"),
         (["--takes", "-1"], "takes is -1"),
         (["--points", "-1"], "points is -1"),
         (["--weather", "2"], "weather is 2.0"),
@@ -352,7 +352,7 @@ def test_it_continues_with_its_state_file(run: Run) -> None:
         (["--host", "192.0.2.1"], "is not this machine"),
         (["--port", "70000"], "port is 70000"),
         (["--port", "-1"], "port is -1"),
-        (["--cdn-port", "70000"], "cdn_port is 70000"),
+        (["--cdn-port", "70000"], "--cdn-port is 70000"),
         (["--video", "nothing"], "The file of --video cannot be read (No such file"),
         (["--config", "nothing"], "The file of --config cannot be read (No such file"),
         (["--state-file", "no/folder"], "The state file cannot be used (No such file"),

@@ -199,6 +199,54 @@ def test_exiting_at_once_shows_the_cursor(monkeypatch: pytest.MonkeyPatch) -> No
     assert written == [b"\x1b[?25h\n"]
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize(("in_flight", "many"), [({1}, "A paid request was"), ({1, 2}, "2 paid")])
+def test_the_second_signal_with_a_request_in_flight_is_in_doubt(
+    monkeypatch: pytest.MonkeyPatch, in_flight: set[int], many: str, *, as_json: bool
+) -> None:
+    """It ends the process with 3 and says that points may be charged, with --json as an object."""
+    written: dict[int, str] = {}
+    left: list[int] = []
+    ready = threading.Event()
+    monkeypatch.setattr(os, "_exit", left.append)
+    monkeypatch.setattr(os, "isatty", lambda handle: False)
+    monkeypatch.setattr(os, "write", lambda handle, data: written.update({handle: data.decode()}))
+
+    async def work() -> None:
+        ready.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            signal.raise_signal(signal.SIGINT)
+
+    with pressed(ready.is_set):
+        _console.run_until_stopped(work(), in_flight=in_flight, as_json=as_json)
+    assert left == [3]
+    assert written[2].startswith(f"Stopped. {many}")
+    assert (1 in written) == as_json
+    if as_json:
+        assert json.loads(written[1])["exit_code"] == 3
+
+
+def test_an_error_of_the_connection_ends_with_the_address(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """If it is known, the address follows the error; other errors do not show it."""
+
+    def run_with_address(error: Exception) -> str:
+        async def work(screen: _console.Lines) -> None:
+            screen.address = "example.com:443"
+            raise error
+
+        _console.run(work, _options.OUTPUT)
+        return capsys.readouterr().err
+
+    assert run_with_address(errors.NotSent("a.", "b.", "c.")).endswith(
+        "c. The gateway's address is example.com:443.\n"
+    )
+    assert "example.com" not in run_with_address(errors.OutOfCredits("a.", "b.", "c."))
+
+
 def test_a_signal_to_another_thread_wakes_the_loop() -> None:
     """A sleeping loop is woken even if another thread receives the signal."""
     is_asleep, is_over = threading.Event(), threading.Event()

@@ -28,9 +28,9 @@ from support.desk import (
 from support.secrets import told
 from support.servers import free_port, raw_server, reply
 
-from fuhu_runway import downloads
 from fuhu_runway._part import Part
-from fuhu_runway.downloads import BUFFER_BYTES, Progress, Source, origin_of
+from fuhu_runway._sinks import BUFFER_BYTES, in_thread
+from fuhu_runway.downloads import Progress, Source, origin_of
 from fuhu_runway.errors import (
     DownloadError,
     DownloadIncomplete,
@@ -667,7 +667,7 @@ async def test_an_error_after_a_cancellation_is_not_logged(
         may_end.wait()
         raise OSError
 
-    working = asyncio.ensure_future(downloads._in_thread(fail))
+    working = asyncio.ensure_future(in_thread(fail))
     await until(begun.is_set)
     working.cancel()
     may_end.set()

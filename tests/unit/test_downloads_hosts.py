@@ -28,7 +28,8 @@ from support.desk import (
 from support.servers import raw_server, reply
 
 from fuhu_runway._part import Part
-from fuhu_runway.downloads import BUFFER_BYTES, Progress, origin_of
+from fuhu_runway._sinks import BUFFER_BYTES
+from fuhu_runway.downloads import Progress, origin_of
 from fuhu_runway.errors import DownloadIncomplete, DownloadRefused, Fate, RateLimited
 from fuhu_runway.hooks import DownloadFailed, DownloadStarted
 

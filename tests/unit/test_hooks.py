@@ -25,6 +25,7 @@ EXAMPLES: dict[str, Any] = {
     "word": "dreaming",
     "note": "the words contradict each other",
     "points": 320.0,
+    "is_saved": False,
     "refunded": False,
     "resumed_at_bytes": 0,
     "total_bytes": 4096,

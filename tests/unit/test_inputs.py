@@ -278,6 +278,7 @@ def test_a_cell_that_is_not_json_is_text(made: Make, cell: str) -> None:
         ("a kitten\na puppy\n", "line 1: no column is a field of a request.", "path"),
         ("\na kitten, in the snow\n", "line 2: no column is a field of a request.", "path"),
         ("prompt:seconds\na:5\n", "line 1: no column is a field of a request.", "path"),
+        ("sep=,\nprompt;seconds\na;5\n", "line 2: no column is a field of a request.", "path"),
     ],
 )
 def test_a_bad_head_is_always_an_error(made: Make, content: str, happened: str, field: str) -> None:
@@ -298,6 +299,17 @@ def test_empty_columns_are_ignored(made: Make) -> None:
 
 
 # Bad entries
+
+
+@pytest.mark.parametrize(
+    ("sign", "called"), [(",", "comma"), (";", "semicolon"), ("|", "vertical bar")]
+)
+def test_an_error_asks_for_the_separator(made: Make, sign: str, called: str) -> None:
+    """A table with another separator is an error that names it, and the advice helps."""
+    table = f"Prompt{sign}seconds\na{sign}5\n"
+    advice = refusal(made("a.tsv", table)).advice
+    assert advice == f'Is the separator a {called}? Then begin the file with a line "sep={sign}".'
+    assert requests(made("a.tsv", f"sep={sign}\n{table}")) == [TextToVideo("a", seconds=5)]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import asyncio
 import hmac
 import itertools
+import json
 import logging
 import os
 import re
@@ -1565,3 +1566,14 @@ async def test_what_was_handed_out_is_not_unfinished(tmp_path: Path) -> None:
     journal.note(DownloadFinished("t-1", 5))
     assert [job.task_id for job in await journal.unfinished()] == ["t-0"]
     await journal.aclose()
+
+
+async def test_a_job_is_json(tmp_path: Path) -> None:
+    """`as_dict` has every field of the row, in values that JSON has, and nothing that is secret."""
+    async with opened(tmp_path / "run.db") as journal:
+        plan = plan_of(TextToVideo("a marked kitten"), custom_id="order 7", tag="shop")
+        row = (await journal.plan(plan, 7.0)).as_dict()
+    assert row == json.loads(json.dumps(row))
+    assert (row["state"], row["custom_id"], row["planned_at"]) == ("planned", "order 7", 7.0)
+    assert row.keys() == {field.name for field in attrs.fields(Job)}
+    assert "marked" not in str(row)

@@ -30,7 +30,8 @@ from support.servers import raw_server, reply
 
 from fuhu_runway import _part
 from fuhu_runway._part import Part
-from fuhu_runway.downloads import BUFFER_BYTES, Progress
+from fuhu_runway._sinks import BUFFER_BYTES
+from fuhu_runway.downloads import Progress
 from fuhu_runway.errors import DownloadIncomplete, DownloadRefused, UsageError
 from fuhu_runway.hooks import DownloadFailed, DownloadFinished
 from fuhu_runway.paths import check_target

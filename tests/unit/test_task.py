@@ -1,5 +1,6 @@
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,10 @@ class FakeSessions:
             watch.record = task.record
         return self.scene.poller, watch
 
+    @contextmanager
+    def downloading(self, clip: Clip) -> Iterator[tuple["FakeSessions", Clip]]:
+        yield self, clip
+
     async def save(self, clip: Clip, path: Path, **how: Any) -> Path:
         self.saved.append((clip, path, how))
         return path
@@ -82,11 +87,14 @@ async def ended(
 
 
 def test_a_task_shows_its_state(sessions: FakeSessions) -> None:
-    """Its repr has id, state and percent, and nothing else; before any poll it is queued."""
-    assert repr(sessions.task()) == "<Task t-1 QUEUED>"
-    running = sessions.task(record=record(progress=0.42, prompt="a secret"))
+    """Its repr has id, state and percent, and nothing else; before any poll it is unknown."""
+    unknown = sessions.task()
+    assert repr(unknown) == "<Task t-1 UNKNOWN>"
+    assert (unknown.state, unknown.progress, unknown.points) == (TaskState.UNKNOWN, None, None)
+    running = sessions.task(record=record(progress=0.42, points=20.0, prompt="a secret"))
     assert repr(running) == "<Task t-1 RUNNING 42%>"
-    assert running.state is TaskState.RUNNING
+    assert (running.state, running.progress, running.points) == (TaskState.RUNNING, 0.42, 20.0)
+    assert Clip(sessions, running, done()).points == done().points
 
 
 def test_a_task_keeps_its_request(sessions: FakeSessions) -> None:
