@@ -132,6 +132,7 @@ PRINTED: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "A line of results": {
         "index": "Position in the input, from 0.",
+        "key": "Key of the job in the journal, which `jobs` and `resolve` know.",
         "custom_id": "`custom_id` in the input.",
         "task_id": "Id of the task, if there is one.",
         "state": f"{', '.join(tally.STATES)}.",
@@ -141,6 +142,7 @@ PRINTED: Final[Mapping[str, Mapping[str, str]]] = {
         "points": "Points used, in the gateway's unit; null if unknown.",
         "refunded": "Whether the points were given back.",
         "resumed": "Whether an earlier run submitted the job.",
+        "prompt": "The prompt; null if the request has none.",
     },
     "A batch in JSON": {
         "total": "Number of jobs.",
@@ -184,6 +186,11 @@ PRINTED: Final[Mapping[str, Mapping[str, str]]] = {
         "accepted_at": "When the task's id was received.",
         "finished_at": "When the clip was ready.",
         "saved_at": "When the file was complete.",
+        "source": "File and line of the request, such as p.txt:17.",
+    },
+    "A page in JSON": {
+        "file": "The page.",
+        "jobs": "How many jobs it shows.",
     },
     "A simulator in JSON": {
         "base_url": "URL of the API; the value for FUHU_BASE_URL.",

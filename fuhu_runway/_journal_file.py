@@ -22,17 +22,18 @@ from typing import Any, Final, TypeVar
 
 import attrs
 
-from .errors import JournalBusy, JournalError, JournalTooNew
+from .errors import JournalBusy, JournalError, JournalTooNew, RunwayError
 from .hooks import LOGGER
 
 T = TypeVar("T")
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 
 # 1  the first
 # 2  job.traceparent
 # 3  header, job.tag, job.handed_out_at; job.task_id is no longer unique, and a job in doubt may
 #    have one
+# 4  job.source
 SCHEMA: Final = """
 CREATE TABLE job (
     -- What identifies the job: its custom id, or its content and occurrence.
@@ -71,7 +72,9 @@ CREATE TABLE job (
     -- What the caller attached to the job.
     tag          TEXT,
     -- When a wait returned its clip, in Unix seconds; NULL once a download has begun.
-    handed_out_at REAL
+    handed_out_at REAL,
+    -- The file, without its folder, and the line that its request was read from last: p.txt:17.
+    source       TEXT
 ) STRICT;
 CREATE INDEX job_by_state ON job (state);
 CREATE INDEX job_by_task ON job (task_id);
@@ -108,9 +111,14 @@ CREATE TABLE header (salt BLOB NOT NULL, needs_log INTEGER NOT NULL) STRICT;
 INSERT INTO header VALUES (x'', 0);
 """
 
+ADD_SOURCE: Final = """
+ALTER TABLE job ADD COLUMN source TEXT;
+"""
+
 MIGRATIONS: Final[Mapping[int, str]] = {
     1: ADD_TRACEPARENT,
     2: SHARE_TASK_IDS,
+    3: ADD_SOURCE,
 }
 """The script from each older version to the next; a new file gets the current schema at once."""
 
@@ -378,9 +386,9 @@ def _is_busy(exc: Exception) -> bool:
     return getattr(exc, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
-def error_of(exc: Exception, path: Path) -> JournalError:
+def error_of(exc: Exception, path: Path) -> RunwayError:
     """Return our error for one of SQLite's or of the system's."""
-    if isinstance(exc, JournalError):
+    if isinstance(exc, RunwayError):
         return exc
     if _is_busy(exc):
         error: JournalError = JournalBusy(

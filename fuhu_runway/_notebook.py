@@ -1,5 +1,5 @@
 """
-How a task and a clip look in a notebook: HTML without scripts or assets, everything escaped.
+How things look in a notebook: HTML without scripts or assets, everything escaped.
 
 Rule 1: what a gateway sends is shown as text; only its http(s) URLs become links.
 Rule 2: only tags, attributes and styles that JupyterLab keeps in outputs it does not trust. ARIA is
@@ -8,15 +8,22 @@ Rule 3: text has the page's own colour, so that it is readable on light and dark
 colour carries information alone.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ._urls import is_web_address
 from .models import TaskRecord, TaskState
 
+if TYPE_CHECKING:
+    from .journal import Job
+
 MAX_TEXT: Final = 300
 """How many characters of a gateway's reason are shown: some quote a whole page."""
+
+NEWEST: Final = 50
+"""How many jobs of a journal are shown."""
 
 STATES: Final[Mapping[TaskState | None, tuple[str, str]]] = {
     None: ("Not polled yet", "#868e98"),
@@ -102,6 +109,37 @@ def clip_view(task_id: str, record: TaskRecord, file: str | None) -> str:
     points = "" if record.points is None else f" · {record.points:g} points"
     caption = f"Clip <code>{_text(task_id)}</code>{points}<br>{note}"
     return _block("", f"{player}<div><small>{caption}</small></div>")
+
+
+def table_view(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table below its title; without rows, the title alone."""
+    lines = [f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows]
+    table = ""
+    if lines:
+        names = "".join(f"<th>{_text(name)}</th>" for name in head)
+        table = f"<table><tr>{names}</tr>{''.join(lines)}</table>"
+    return f"<div><strong>{_text(title)}</strong>{table}</div>"
+
+
+def jobs_view(name: str, jobs: Sequence["Job"]) -> str:
+    """Return the newest jobs of a journal."""
+    counts = Counter(job.state.value for job in jobs)
+    title = ", ".join(f"{count:,} {state}" for state, count in counts.items()) or "no jobs"
+    if len(jobs) > NEWEST:
+        title += f" (the newest {NEWEST} are shown)"
+    rows = [
+        (
+            job.custom_id or job.key[:10],
+            job.source or "",
+            job.state.value,
+            "" if job.points is None else f"{job.points:g}",
+            job.task_id or "",
+            job.error or "",
+        )
+        for job in jobs[-NEWEST:]
+    ]
+    head = ("key", "input", "state", "points", "task", "error")
+    return table_view(f"Journal {name}: {title}", head, rows)
 
 
 def duration(seconds: float) -> str:

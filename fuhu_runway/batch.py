@@ -13,6 +13,7 @@ A job is identified by its `custom_id`, else by its content and how often that c
 import asyncio
 import os
 import traceback
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from contextlib import aclosing
 from pathlib import Path
@@ -24,9 +25,12 @@ from . import errors
 from ._arguments import check
 from ._budget import Budget
 from ._clip_files import check_clip_path, clip_folder, clip_path
+from ._live import Live
+from ._notebook import table_view
+from ._session.entry import in_doubt_of
 from ._session.sessions import Sessions
 from .errors import RunwayError
-from .journal import Job, JobState, Journal, Plan, in_doubt_of, nth, planned
+from .journal import Job, JobState, Journal, Plan, nth, planned
 from .models import DEFAULT_WAIT, Generation, TextToVideo, check_text, usage_error
 from .paths import saved_place
 from .task import Clip, Task, saved_beside
@@ -42,6 +46,10 @@ HOPELESS: Final = (
 """Errors that every other job would meet as well: a batch submits no more after one of these."""
 
 
+NEWEST: Final = 10
+"""How many outcomes a notebook shows."""
+
+
 @attrs.frozen
 class Item:
     """
@@ -55,6 +63,10 @@ class Item:
     #: Your own name for it; unique within the batch.
     custom_id: str | None = attrs.field(
         default=None, validator=attrs.validators.optional(check_text)
+    )
+    #: File and line that it was read from, such as "p.txt:17", to find it by.
+    source: str | None = attrs.field(
+        default=None, eq=False, validator=attrs.validators.optional(check_text)
     )
 
     @request.validator
@@ -88,6 +100,8 @@ class Outcome:
     refunded: bool = False
     #: Whether an earlier run submitted it.
     resumed: bool = False
+    #: Key of its row in the journal; None without a journal.
+    key: str | None = None
 
     @property
     def is_in_doubt(self) -> bool:
@@ -210,6 +224,8 @@ class Batch:
     _folder: Path | None = attrs.field(init=False)
     _tested: set[tuple[int, int]] = attrs.field(init=False, factory=set)
     _budget: Budget = attrs.field(init=False)
+    _newest: deque[tuple[str, ...]] = attrs.field(init=False, factory=lambda: deque(maxlen=NEWEST))
+    _live: Live = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         options = BatchOptions.__annotations__
@@ -228,6 +244,26 @@ class Batch:
                 item_of(thing, index)
         self._folder = None if self._download_to is None else clip_folder(self._download_to)
         self._budget = Budget(self._max_points)
+        self._live = Live(self._repr_html_)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the counts, and how the newest jobs ended."""
+        counts = {
+            "clips": self.summary.clips,
+            "running": self.summary.running,
+            "failed": self.summary.failed,
+            "in doubt": self.summary.in_doubt,
+            "points": self.summary.points,
+        }
+        title = ", ".join(f"{count:,.10g} {name}" for name, count in counts.items() if count)
+        if self.summary.stopped_by:
+            title += f" (stopped by {self.summary.stopped_by})"
+        head = ("job", "task", "ended as", "points")
+        return table_view(f"Batch: {title or 'nothing sent yet'}", head, self._newest)
+
+    def _ipython_display_(self) -> None:
+        """Show the batch in a notebook, where it is updated while the batch runs."""
+        self._live.show(repr(self))
 
     def stop(self) -> None:
         """Stop reading the source; jobs that exist are followed to their end."""
@@ -269,8 +305,17 @@ class Batch:
                 outcome = job.result()
                 jobs.discard(job)
                 self.summary.running -= 1
+                self._live.changed()
                 if outcome is not None:
                     self.summary.add(outcome)
+                    self._newest.appendleft(
+                        (
+                            outcome.custom_id or f"{outcome.index + 1}",
+                            outcome.task_id or "",
+                            type(outcome.error).__name__ if outcome.error else "clip",
+                            "" if outcome.points is None else f"{outcome.points:g}",
+                        )
+                    )
                     if outcome.clip is not None and outcome.error is None:
                         outcome.clip.task.hand_out()
                     yield outcome
@@ -282,6 +327,7 @@ class Batch:
             for job in (feeder, *jobs):
                 job.cancel()
             await asyncio.gather(feeder, *jobs, return_exceptions=True)
+            self._live.update()
 
     async def _feed(
         self,
@@ -297,6 +343,7 @@ class Batch:
                     return
                 job = asyncio.create_task(self._job(index, item_of(thing, index)))
                 self.summary.running += 1
+                self._live.changed()
                 jobs.add(job)
                 job.add_done_callback(ended.put_nowait)
                 await free.acquire()
@@ -345,6 +392,7 @@ class Batch:
             self._custom_ids.add(item.custom_id)
         journal = self._sessions.journal
         plan, job = await self._planned(index, item)
+        known["key"] = job and job.key
         path = self._folder and clip_path(self._folder, item.request, plan)
         if job is None or job.state is JobState.PLANNED:
             return await self._make(item.request, plan, path, known)
@@ -376,7 +424,7 @@ class Batch:
             # The position tells equal requests apart.
             key = nth(plan.fingerprint, index + 1) if item.custom_id is None else plan.key
             return attrs.evolve(plan, key=key), None
-        job = await job_of(journal, plan, now)
+        job = await job_of(journal, attrs.evolve(plan, source=item.source), now)
         if job.state is JobState.FAILED and self._retry_failed:
             job = await journal.step(job.key, JobState.PLANNED, now, task_id=None)
         # The journal's fingerprint is keyed, so that a file name does not give the prompt away.

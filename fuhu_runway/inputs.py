@@ -77,6 +77,7 @@ def read_items(
         raise usage_error(
             "path", f"{path.name!r} has no known ending.", f"Use a file in {', '.join(READERS)}."
         )
+    name = path.name.encode("utf-8", "replace").decode()
     for number, entry in read(path):
         try:
             item = _item(entry, start)
@@ -86,7 +87,7 @@ def read_items(
                 raise named from bad
             skip_bad(named)
         else:
-            yield item
+            yield attrs.evolve(item, source=f"{name}:{number}")
 
 
 def check_items(

@@ -23,27 +23,20 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
 import attrs
 
-from ._clock import Clock
 from ._journal_file import Desk, Errand, Errands, journal_error, report, work
 from ._json import json_fields
 from ._media import local_fields, read
-from .errors import (
-    Fate,
-    JournalBusy,
-    JournalError,
-    OutOfCredits,
-    RunwayError,
-    SubmissionInDoubt,
-    Unauthorized,
-)
+from ._notebook import jobs_view, table_view
+from .errors import JournalBusy, JournalError
 from .hooks import ClipHandedOut, DownloadFinished, DownloadStarted, Event, TaskSettled
-from .models import Generation, TaskState
+from .models import Generation, TaskState, usage_error
 
 T = TypeVar("T")
 
@@ -119,6 +112,8 @@ class Plan:
     seconds: int | None = None
     #: What the caller attached to the job.
     tag: str | None = None
+    #: File and line that it was read from, such as "p.txt:17".
+    source: str | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -147,6 +142,8 @@ class Job:
     traceparent: str | None = None
     tag: str | None = None
     handed_out_at: float | None = None
+    #: File and line of the request, such as "p.txt:17"; None if it was not read from a file.
+    source: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the row as JSON has it; it has no prompt, URL or key. Times are Unix times."""
@@ -154,16 +151,6 @@ class Job:
 
 
 _CHANGEABLE: Final = {field.name for field in attrs.fields(Job)} - {"key", "state"}
-
-
-def in_doubt_of(job: Job) -> SubmissionInDoubt:
-    """Return the error for a job that an earlier submission left in doubt."""
-    return SubmissionInDoubt(
-        f"An earlier run submitted this and got no clear response ({job.error or 'none so far'}).",
-        "It may have been accepted and charged; it was not sent again.",
-        "Look for the task at the gateway, then record it with `fuhu-runway resolve`.",
-        job.task_id,
-    )
 
 
 def plan_of(
@@ -250,6 +237,27 @@ class Journal:
     def __repr__(self) -> str:
         return f"<Journal {self.path.name} {'open' if self._thread else 'closed'}>"
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the newest jobs, without prompts."""
+        was_open = self._thread is not None
+        jobs: list[Job] = []
+
+        async def read() -> list[Job]:
+            try:
+                return await self.jobs()
+            finally:
+                if not was_open:
+                    await self.aclose()
+
+        if was_open or self.path.exists():
+            # A display cannot be awaited, and the loop of the notebook runs already.
+            with ThreadPoolExecutor(1) as thread:
+                try:
+                    jobs = thread.submit(asyncio.run, read()).result()
+                except JournalError as error:
+                    return table_view(str(error), (), ())
+        return jobs_view(self.path.name, jobs)
+
     async def plan(self, plan: Plan, now: float) -> Job:
         """Return the row of a job, made in state PLANNED if there is none."""
         return await self._run(lambda db: _plan(db, _keyed(db, plan), now))
@@ -291,6 +299,49 @@ class Journal:
         """
         return await self._run(lambda db: _step(db, key, to, now, changes))
 
+    async def resolve(
+        self, key: str, *, task_id: str | None = None, accepted: bool | None = None
+    ) -> Job:
+        """
+        Record what happened to a job in doubt, and return its row.
+
+        Free, and sends nothing: ask the gateway first, with `client.feed(task_id)`. The next run
+        of the batch follows a job that was accepted, and submits one that was not.
+
+        Args:
+            key: The `key` of the job, or its custom id.
+            task_id: The job was accepted, as this task; for the task that a damaged answer named,
+                the `task_id` of the job.
+            accepted: False: the job was not accepted. Do not guess: the next run pays for it.
+
+        Raises:
+            UsageError: There is no such job, it is not in doubt, the task belongs to another job,
+                or not exactly one of *task_id* and `accepted=False` is given. Nothing changed.
+        """
+        if not (task_id if accepted is None else task_id is None and not accepted):
+            raise usage_error(
+                "task_id",
+                "resolve needs either task_id, the id of the job's task, or accepted=False.",
+                "Pass the one that is true.",
+            )
+
+        def write(db: sqlite3.Connection) -> Job:
+            _check(key=key, task_id=task_id)
+            job = _look_up(db, "key", key) or _look_up(db, "custom_id", key)
+            if job is None:
+                raise usage_error("key", "The journal has no such job.", "Use a key of jobs().")
+            if job.state is not JobState.IN_DOUBT:
+                raise usage_error("key", f"The job is {job.state.value}.", "It needs no decision.")
+            if task_id is None:
+                return _step(db, job.key, JobState.PLANNED, time.time(), {})
+            # The job's own id may belong to another job: some gateways use one id twice.
+            if task_id != job.task_id and _look_up(db, "task_id", task_id):
+                happened = "This task belongs to another job."
+                raise usage_error("task_id", happened, "Use another task id.")
+            return _step(db, job.key, JobState.ACCEPTED, time.time(), {"task_id": task_id})
+
+        return await self._run(write)
+
     async def forget(self, key: str) -> None:
         """
         Remove the row of a job in any state; then nothing records what was paid for it.
@@ -314,6 +365,16 @@ class Journal:
             # One after the other: a single query would scan the whole table.
             found = (_look_up(db, column, name) for column in ("key", "task_id", "custom_id"))
             return next(filter(None, found), None)
+
+        return await self._run(read)
+
+    async def jobs_of(self, request: Generation) -> list[Job]:
+        """Return the jobs with exactly this content, in the order in which they were planned."""
+        plan = await planned(request)
+        sql = "SELECT * FROM job WHERE fingerprint = ? ORDER BY planned_at, rowid"
+
+        def read(db: sqlite3.Connection) -> list[Job]:
+            return [_job(row) for row in db.execute(sql, (_keyed(db, plan).fingerprint,))]
 
         return await self._run(read)
 
@@ -451,49 +512,6 @@ with contextlib.suppress(AttributeError):  # Windows has no fork
     os.register_at_fork(after_in_child=_after_fork)
 
 
-@attrs.frozen
-class Entry:
-    """The row of one submission, updated before and after it is sent."""
-
-    journal: Journal
-    key: str
-    clock: Clock
-    #: The W3C Trace Context of the submission.
-    traceparent: str | None = None
-
-    async def sending(self) -> None:
-        """Write that the request is about to be sent; send it once this has returned."""
-        now = self.clock.wall()
-        await self.journal.step(self.key, JobState.SUBMITTING, now, traceparent=self.traceparent)
-
-    async def accepted(self, task_id: str, at: float | None = None) -> None:
-        """Write the gateway's id of the task, which it accepted now or at an earlier instant."""
-        now = self.clock.wall() if at is None else at
-        await self.journal.step(self.key, JobState.ACCEPTED, now, task_id=task_id)
-
-    async def failed(self, error: RunwayError) -> None:
-        """Write why there is no task. If it is in doubt, also the id in the damaged response."""
-        to = _AFTER[getattr(error, "fate", Fate.REJECTED)]
-        if isinstance(error, OutOfCredits | Unauthorized):
-            to = JobState.PLANNED  # the request itself is not rejected
-        code = getattr(error, "code", None)
-        changes = {
-            "error": type(error).__name__,
-            # The gateway may put any text here, such as a sentence that quotes the prompt.
-            "code": code if code and _CODE.fullmatch(code) else None,
-        }
-        if to is JobState.IN_DOUBT and _fits(error.task_id):
-            changes["task_id"] = error.task_id
-        await self.journal.step(self.key, to, self.clock.wall(), **changes)
-
-
-_AFTER: Final = {
-    Fate.UNSENT: JobState.PLANNED,
-    Fate.REFUSED: JobState.PLANNED,
-    Fate.REJECTED: JobState.FAILED,
-    Fate.UNKNOWN: JobState.IN_DOUBT,
-}
-_CODE: Final = re.compile(r"[\w.:/-]{1,64}", re.ASCII)
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 LONGEST: Final = 1e6
@@ -503,7 +521,7 @@ LONGEST: Final = 1e6
 # In the journal's thread
 
 
-def _fits(value: object) -> bool:
+def fits(value: object) -> bool:
     """Return whether SQLite can hold a value."""
     if isinstance(value, str):
         return not _SURROGATE.search(value)
@@ -514,7 +532,7 @@ def _fits(value: object) -> bool:
 
 def _check(**values: object) -> None:
     for name, value in values.items():
-        if not _fits(value):
+        if not fits(value):
             raise journal_error(
                 f"The journal cannot hold this {name}.",
                 "Use text without lone surrogates, and whole numbers of up to 64 bits.",
@@ -536,7 +554,12 @@ def _plan(db: sqlite3.Connection, plan: Plan, now: float) -> Job:
     values = {**attrs.asdict(plan), "state": JobState.PLANNED.value, "planned_at": now}
     names = ", ".join(values)
     marks = ", ".join(f":{name}" for name in values)
-    db.execute(f"INSERT OR IGNORE INTO job ({names}) VALUES ({marks})", values)  # noqa: S608
+    # The line may have moved since an earlier run, or may not be known in this one.
+    db.execute(
+        f"INSERT INTO job ({names}) VALUES ({marks}) ON CONFLICT (key) DO UPDATE "  # noqa: S608
+        "SET source = excluded.source WHERE excluded.source != coalesce(source, '')",
+        values,
+    )
     job = _look_up(db, "key", plan.key)
     assert job is not None  # noqa: S101  (it was just made, or was there)
     return job

@@ -14,10 +14,11 @@ import attrs
 
 from fuhu_runway._waiting.task_limit import Name
 from fuhu_runway.errors import SubmissionInDoubt, copied
-from fuhu_runway.journal import JobState, in_doubt_of, planned
+from fuhu_runway.journal import JobState, planned
 from fuhu_runway.models import Generation
 from fuhu_runway.task import Task
 
+from .entry import in_doubt_of
 from .submission import Submission
 
 if TYPE_CHECKING:

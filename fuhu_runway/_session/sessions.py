@@ -28,7 +28,7 @@ from fuhu_runway._wire.encode import Request, ask_balance, ask_task, build
 from fuhu_runway._wire.tables import BALANCE_ENDPOINTS, ENDPOINTS, SUBMITS, feed, is_official
 from fuhu_runway.downloads import Downloader, Source, origin_of
 from fuhu_runway.errors import JournalError, discreet
-from fuhu_runway.journal import Entry, Job, JobState, Journal, Plan
+from fuhu_runway.journal import Job, JobState, Journal, Plan
 from fuhu_runway.models import (
     Balance,
     Gateway,
@@ -41,6 +41,7 @@ from fuhu_runway.task import Clip, Task
 from fuhu_runway.uploads import GatewayFiles, Uploader
 
 from . import webhooks
+from .entry import Entry
 from .files import Files
 from .names import Names
 from .session import Session, Settings

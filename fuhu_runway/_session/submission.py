@@ -32,11 +32,12 @@ from fuhu_runway.errors import (
     copied,
     drop_frames,
 )
-from fuhu_runway.journal import Entry, Plan, planned
+from fuhu_runway.journal import Plan, planned
 from fuhu_runway.models import Generation, TaskRecord, TaskState
 from fuhu_runway.task import Task
 
 from . import webhooks
+from .entry import Entry
 from .session import Session
 
 if TYPE_CHECKING:

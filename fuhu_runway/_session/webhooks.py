@@ -19,9 +19,10 @@ from fuhu_runway._waiting.task_limit import Origin
 from fuhu_runway._wire.decode import read_task
 from fuhu_runway._wire.tables import ENDPOINTS, SUBMITS
 from fuhu_runway.errors import JournalError, RunwayError
-from fuhu_runway.journal import Entry, JobState, Plan
+from fuhu_runway.journal import JobState, Plan
 from fuhu_runway.models import Generation, TaskRecord
 
+from .entry import Entry
 from .session import Session
 
 if TYPE_CHECKING:

@@ -30,6 +30,7 @@ from .tally import AGAIN, Tally, shown, state_of
 if TYPE_CHECKING:
     from fuhu_runway.batch import Outcome
     from fuhu_runway.client import Client
+    from fuhu_runway.testing.simulator import Simulator
 
 STATE_NAME: Final = "simulated-gateway.jsonl"
 """The file with the tasks of a simulated gateway, which may be killed along with the batch."""
@@ -147,29 +148,34 @@ async def open_client(
     """Return the client of the gateway, or of a simulated one that is kept in *state_file*."""
     simulator = None
     if target.simulate:
-        from fuhu_runway.testing.simulator import Simulator
-
         counts = await journal.counts()
         # A run that was killed early leaves a journal with nothing but planned jobs.
         is_used = sum(counts.values()) > counts[JobState.PLANNED]
         if is_used and not state_file.exists():
             raise _other_gateway("real", "simulated")
-        try:
-            state_file.touch(mode=PRIVATE)  # it contains the prompts
-            simulator = Simulator(
-                speed=SIMULATED_SPEED,
-                points=None,
-                key_style="any",
-                feed_verb="any",
-                state_file=state_file,
-            )
-        except (OSError, ValueError) as error:
-            raise usage_error(
-                "simulate",
-                f"{state_file.name!r} is not the state of a simulated gateway.",
-                "Use another folder, or remove this file and the journal beside it.",
-            ) from error
+        simulator = simulator_of(state_file)
     return await target.open(stack, screen, simulator, journal=journal, hooks=listeners)
+
+
+def simulator_of(state_file: Path) -> "Simulator":
+    """Return the simulated gateway that is kept in *state_file*, made if there is none."""
+    from fuhu_runway.testing.simulator import Simulator
+
+    try:
+        state_file.touch(mode=PRIVATE)  # it contains the prompts
+        return Simulator(
+            speed=SIMULATED_SPEED,
+            points=None,
+            key_style="any",
+            feed_verb="any",
+            state_file=state_file,
+        )
+    except (OSError, ValueError) as error:
+        raise usage_error(
+            "simulate",
+            f"{state_file.name!r} is not the state of a simulated gateway.",
+            "Use another folder, or remove this file and the journal beside it.",
+        ) from error
 
 
 def _other_gateway(found: str, wanted: str) -> errors.UsageError:
@@ -236,6 +242,7 @@ class Results:
         self._last[outcome.index] = latest
         row = {
             "index": outcome.index,
+            "key": outcome.key,
             "custom_id": outcome.custom_id,
             "task_id": outcome.task_id,
             "state": latest[0],
@@ -245,6 +252,7 @@ class Results:
             "points": outcome.points,
             "refunded": outcome.refunded,
             "resumed": outcome.resumed,
+            "prompt": getattr(outcome.request, "prompt", None),
         }
         line = json.dumps(row).encode() + b"\n"
         try:

@@ -1,5 +1,5 @@
 """
-The commands for journals: list jobs, save paid clips, and settle jobs in doubt.
+The commands for journals: list jobs, save paid clips, and forget jobs.
 
 Rule 1: nothing is submitted here.
 Rule 2: a job in doubt is left to a person, and the output says what to do.
@@ -19,14 +19,13 @@ from cyclopts import Parameter, Token
 
 from fuhu_runway import errors
 from fuhu_runway._journal_file import command_line
-from fuhu_runway._wire.tables import is_official
 from fuhu_runway.journal import Job, JobState, Journal
 from fuhu_runway.models import DEFAULT_WAIT, usage_error
 
 from .batch import OUT, STATE_NAME, check_target, copied, open_client, opened
 from .console import number, one_line, print_row, print_table, write
 from .options import OUTPUT, POSITIVE, RESULT, TARGET, Output, Screen, Target
-from .tally import AGAIN, CLOCK, Tally, shown
+from .tally import AGAIN, Tally, shown
 
 MARK_LENGTH: Final = 10
 """How much of a job's key is shown: a longer one would not fit in 80 columns."""
@@ -69,13 +68,13 @@ async def jobs(
     if not journal.is_file():
         happened = f"There is no journal {str(journal)!r}."
         raise usage_error("journal", happened, "Pass the journal of a batch, or its folder.")
-    async with _readable(journal) as store:
+    async with readable(journal) as store:
         found = await store.jobs(*state)
         counts = {one.value: n for one, n in (await store.counts()).items() if n}
     if output.json:
         print_row({"counts": counts, "jobs": list(map(job_row, found))}, output)
         return
-    print_table([("key", "state", "points", "changed", "task, error"), *map(_cells, found)])
+    print_table([("key", "input", "state", "points", "sent", "task, error"), *map(cells, found)])
     write(sys.stdout, ", ".join(f"{n:,} {name}" for name, n in counts.items()) or "no jobs")
     doubts = [job for job in found if job.state is JobState.IN_DOUBT]
     if not doubts:
@@ -86,6 +85,10 @@ async def jobs(
         screen.say(f"If the task in the row is the right one: {command} KEY --found")
     screen.say(f"If you find the task at the gateway: {command} KEY --task-id ID")
     screen.say(f"If there is none, and the balance agrees: {command} KEY --not-accepted")
+    if sum(job.task_id is None for job in doubts) > 1:
+        screen.say(f"If that is so for all without a task: {command} --all-not-accepted")
+    if (journal.parent / STATE_NAME).is_file():
+        screen.say(f"A simulated gateway can look by itself: {command} --simulate")
 
 
 async def resume(
@@ -148,63 +151,6 @@ async def resume(
     return tally.report(output, screen, out, journal, files)
 
 
-async def resolve(
-    journal: JournalPath,
-    key: str,
-    /,
-    *,
-    found: Annotated[bool, _RESULT] = False,
-    task_id: Annotated[str | None, _RESULT] = None,
-    not_accepted: Annotated[bool, _RESULT] = False,
-    output: Output = OUTPUT,
-    target: Target = TARGET,
-    screen: Screen,
-) -> None:
-    """
-    Record in a journal what happened to a job in doubt.
-
-    Free. If the gateway does not know the task, nothing changes.
-
-    Args:
-        journal: Journal of a batch, such as clips/journal.db, or its folder.
-        key: Name that `jobs` shows, task id, or beginning of the key.
-        found: The job was accepted, as the task that `jobs` shows.
-        task_id: The job was accepted, as this task.
-        not_accepted: The job was not accepted: the batch may submit it again.
-    """
-    if found + (task_id is not None) + not_accepted != 1:
-        raise usage_error(
-            "task_id",
-            "resolve needs exactly one of --found, --task-id and --not-accepted.",
-            "Use the one that is true.",
-        )
-    state_file = journal.parent / STATE_NAME
-    async with contextlib.AsyncExitStack() as stack:
-        store = await stack.enter_async_context(opened(journal))
-        job = await _pick(store, key)
-        if job.state is not JobState.IN_DOUBT:
-            raise usage_error("key", f"The job is {job.state.value}.", "It needs no decision.")
-        if not_accepted:
-            job = await store.step(job.key, JobState.PLANNED, CLOCK.wall())
-        else:
-            task_id = job.task_id if found else task_id
-            if task_id is None:
-                raise usage_error(
-                    "found", "The response named no task.", "Pass the task's id with --task-id."
-                )
-            check_target(target, journal, state_file)
-            # The job's own id may belong to another job: some gateways use one id twice.
-            if task_id != job.task_id and await store.find(task_id) is not None:
-                raise usage_error(
-                    "task_id", "This task belongs to another job.", "Use another task id."
-                )
-            client = await open_client(stack, target, screen, store, state_file)
-            await client.feed(task_id, official=is_official(job.endpoint))
-            job = await store.step(job.key, JobState.ACCEPTED, CLOCK.wall(), task_id=task_id)
-    _print_job(job, output)
-    screen.info("Run the batch's own command again to continue.")
-
-
 async def forget(
     journal: JournalPath,
     key: str,
@@ -225,7 +171,7 @@ async def forget(
         force: Remove the job even if a paid clip may be lost.
     """
     async with opened(journal) as store:
-        job = await _pick(store, key)
+        job = await pick(store, key)
         is_safe = job.state in {JobState.PLANNED, JobState.FAILED, JobState.SAVED}
         if not is_safe and not force:
             raise usage_error(
@@ -234,17 +180,17 @@ async def forget(
                 "Use `resume` or `resolve`, or add --force if you accept paying again.",
             )
         await store.forget(job.key)
-    _print_job(job, output)
+    print_job(job, output)
 
 
-COMMANDS: Final = (jobs, resume, resolve, forget)
+COMMANDS: Final = (jobs, resume, forget)
 
 
 # Journals and jobs
 
 
 @contextlib.asynccontextmanager
-async def _readable(path: Path) -> AsyncIterator[Journal]:
+async def readable(path: Path) -> AsyncIterator[Journal]:
     """Yield the journal, or if it cannot be used, as on a read-only disk, a copy with its log."""
     async with contextlib.AsyncExitStack() as stack:
         try:
@@ -265,11 +211,12 @@ def job_row(job: Job) -> dict[str, Any]:
     """Return a job as JSON contains it."""
     internal = attrs.filters.exclude("fingerprint", "traceparent", "tag", "handed_out_at")
     row = attrs.asdict(job, filter=internal)
-    times = {name: _time(at) for name, at in row.items() if name.endswith("_at")}
+    times = {name: moment(at) for name, at in row.items() if name.endswith("_at")}
     return {**row, "state": job.state.value, **times}
 
 
-def _time(at: float | None) -> datetime | None:
+def moment(at: float | None) -> datetime | None:
+    """Return a Unix time as a date; None if there is none, or it is impossible."""
     # A damaged journal may contain any number, and Windows only knows times before the year 3000.
     if at is None or not 0 <= at <= 32_500_000_000:
         return None
@@ -283,27 +230,29 @@ def mark_of(job: Job) -> str:
     return mark if job.custom_id is None else job.custom_id
 
 
-def _cells(job: Job) -> tuple[str, ...]:
+def cells(job: Job) -> tuple[str, ...]:
+    """Return a job as a row of the table."""
     points = "" if job.points is None else number(job.points)
-    times = (job.planned_at, job.submitted_at, job.accepted_at, job.finished_at, job.saved_at)
-    changed = max(filter(None, map(_time, times)), default=None)
+    sent = moment(job.submitted_at)
     return (
         one_line(mark_of(job)),
+        one_line(job.source or ""),
         job.state.value,
         f"({points})" if job.refunded else points,
-        f"{changed.astimezone():%m-%d %H:%M}" if changed else "unknown",
+        f"{sent.astimezone():%m-%d %H:%M}" if sent else "unknown" if job.submitted_at else "",
         one_line(" ".join(filter(None, (job.task_id, job.error)))),
     )
 
 
-def _print_job(job: Job, output: Output) -> None:
+def print_job(job: Job, output: Output) -> None:
+    """Print one job."""
     if output.json:
         print_row(job_row(job), output)
     else:
-        write(sys.stdout, "  ".join(filter(None, _cells(job))))
+        write(sys.stdout, "  ".join(filter(None, cells(job))))
 
 
-async def _pick(journal: Journal, name: str) -> Job:
+async def pick(journal: Journal, name: str) -> Job:
     """Return the one job that is called *name*, or whose key begins with it."""
     every = await journal.jobs()
     found = [job for job in every if name in {job.key, job.custom_id, job.task_id, mark_of(job)}]

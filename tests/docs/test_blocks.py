@@ -152,21 +152,23 @@ def test_each_block_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 async def test_the_cells_of_the_notebook_show_what_the_page_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They show the task, its progress during the wait, and the clip."""
+    """They show the task, its progress during the wait, the clip, a batch and a journal."""
     monkeypatch.chdir(tmp_path)
     cells = [example.parsed for example in DOCUMENTS[NOTEBOOK].examples()]
     with simulated() as gateway, notebook(tmp_path / "ipython") as shell:
         for variable, value in gateway.environment().items():
             monkeypatch.setenv(variable, value)
         values = await run_cells(shell, cells)
-        live, *clips = shell.display_pub.shown.values()
-    task, _, clip, saved, *_ = values
+        live, batch, *clips = shell.display_pub.shown.values()
+    task, _, clip, saved, _, journal, _ = values
     assert "<strong>Queued" in task
     assert "<strong>Succeeded" in live[-1]["text/html"]
     assert len(live) > 1
     assert f'src="{gateway.cdn_url}/' in clip
     assert 'src="kitten.mp4"' in saved
+    assert "3 clips, 960 points" in batch[-1]["text/html"]
     assert len([one for [one] in clips if "<video" in one["text/html"]]) == 3
+    assert "Journal kittens.db: 1 accepted" in journal
 
 
 @pytest.mark.parametrize("page", [TEST_FILE, "README.md"])

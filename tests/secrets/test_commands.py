@@ -156,10 +156,8 @@ def test_doctor_shows_and_records_no_secret(
                 gateway.simulator.forget_plans()
 
 
-def test_a_batch_leaks_only_file_names(
-    run: Run, gateway: GatewayThread, evidence: Evidence
-) -> None:
-    """Progress, results, journal, and the commands for journals contain no secret."""
+def test_a_batch_leaks_only_prompts(run: Run, gateway: GatewayThread, evidence: Evidence) -> None:
+    """Only the results and the page have them; the journal and its commands have no secret."""
     lines = [
         {"prompt": PROMPT, "custom_id": "1"},
         {"prompt": PROMPT, "image": IMAGE},
@@ -177,6 +175,8 @@ def test_a_batch_leaks_only_file_names(
     judge(evidence, run("jobs", "clips/journal.db", "--json"))
     judge(evidence, run("resume", "clips/journal.db", "--out", "more", "-vv"), but=NAMES)
     evidence.take("results", Path("clips/results.jsonl").read_bytes(), but=NAMES)
+    judge(evidence, run("report", "clips", "-vv"))
+    evidence.take("page", Path("clips/report.html").read_bytes(), but=NAMES)
     evidence.take("journal", Path("clips/journal.db").read_bytes())
     with sqlite3.connect("clips/journal.db") as database:
         keys = [key for (key,) in database.execute("SELECT key FROM job")]
@@ -217,5 +217,5 @@ def test_simulate_prints_only_its_own_url_and_key(run: Run, evidence: Evidence) 
 def test_every_command_is_tested_here() -> None:
     """A new command has to be added to this file."""
     here = {*(words[0] for words in MAKING.values()), "feed", "wait", "balance", "simulate"}
-    here |= {"doctor", "batch", "jobs", "resume", "resolve", "forget"}
+    here |= {"doctor", "batch", "jobs", "resume", "resolve", "report", "forget"}
     assert {name for name in cli.app if not name.startswith("-")} == here

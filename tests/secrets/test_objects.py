@@ -24,7 +24,7 @@ from support.marks import (
 import fuhu_runway
 from fuhu_runway import testing
 from fuhu_runway.background import BackgroundJob
-from fuhu_runway.batch import Item, Outcome, Summary
+from fuhu_runway.batch import Batch, Item, Outcome, Summary
 from fuhu_runway.callbacks import CallbackReceiver
 from fuhu_runway.client import Client
 from fuhu_runway.downloads import Progress
@@ -126,7 +126,7 @@ def test_no_object_shows_a_secret(thing: object) -> None:
     """Neither `repr` nor `str` nor `format` contains one."""
     evidence = Evidence()
     evidence.thing(thing)
-    if isinstance(thing, Task):
+    if isinstance(thing, Task | Batch | Journal):
         evidence.take("notebook", thing._repr_html_())
     if isinstance(thing, Clip):
         evidence.take("notebook", thing._repr_html_(), but={"video"})

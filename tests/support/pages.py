@@ -14,6 +14,10 @@ ALLOWED: Final = {
     "small": set(),
     "code": set(),
     "br": set(),
+    "table": set(),
+    "tr": set(),
+    "th": set(),
+    "td": set(),
     "progress": {"max", "value", "title", "style"},
     "video": {"controls", "preload", "src", "poster", "title", "style"},
 }

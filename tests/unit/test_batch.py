@@ -19,6 +19,7 @@ from support.clock import ManualClock, settle
 
 from fuhu_runway._budget import Budget
 from fuhu_runway._clip_files import clip_path, file_name
+from fuhu_runway._session.entry import Entry
 from fuhu_runway.batch import Batch, Item, Outcome, Source, Summary, item_of
 from fuhu_runway.errors import (
     DownloadIncomplete,
@@ -36,7 +37,7 @@ from fuhu_runway.errors import (
     WaitTimeout,
 )
 from fuhu_runway.hooks import DownloadFinished, TaskSettled
-from fuhu_runway.journal import Entry, Job, JobState, Journal, Plan, plan_of
+from fuhu_runway.journal import Job, JobState, Journal, Plan, plan_of
 from fuhu_runway.models import ActOne, Generation, ImageToVideo, TaskRecord, TaskState, TextToVideo
 
 KIND: Final = ("TextToVideo", "gen4", 10)

@@ -129,7 +129,7 @@ def test_every_entry_gets_a_file(run: Run, gateway: GatewayThread) -> None:
 
 
 def test_a_result_has_the_documented_keys_and_no_secret(run: Run, gateway: GatewayThread) -> None:
-    """Each line has task, file and points; no prompt, URL or key is in it or on stderr."""
+    """Each line has key, prompt, task, file and points; no URL or key is in it or on stderr."""
     gateway.simulator.script("a secret puppy", then="fail", reason="no a secret puppy")
     done = run("-vv")
     rows = {row["index"]: row for row in results()}
@@ -138,8 +138,10 @@ def test_a_result_has_the_documented_keys_and_no_secret(run: Run, gateway: Gatew
     assert (rows[0]["points"], rows[0]["error"], rows[0]["resumed"]) == (320, None, False)
     assert (rows[1]["state"], rows[1]["error"], rows[1]["path"]) == ("failed", "TaskFailed", None)
     assert rows[1]["money"] == "The points were given back."
-    message = done.err + Path("clips/results.jsonl").read_text().replace("a-secret", "")
-    for secret in ("a secret", "http://", gateway.simulator.api_key):
+    assert rows[1]["prompt"] == "a secret puppy"
+    assert "a secret" not in done.err
+    message = done.err + Path("clips/results.jsonl").read_text()
+    for secret in ("http://", gateway.simulator.api_key):
         assert secret not in message
 
 

@@ -109,16 +109,16 @@ def submitted(gateway: GatewayThread) -> int:
 
 
 def test_jobs_shows_a_row_for_each(run: Run, gateway: GatewayThread) -> None:
-    """Each job is a line with key, state, points, time and task; equal requests differ."""
+    """Each job is a line with key, input, state, points, time and task; equal requests differ."""
     run(*BATCH)
     done = run("jobs", PATH)
     head, *rows, counts = done.out.splitlines()
     assert (done.code, done.err, counts) == (0, "", "3 saved")
-    assert head.split() == ["key", "state", "points", "changed", "task,", "error"]
+    assert head.split() == ["key", "input", "state", "points", "sent", "task,", "error"]
     assert sorted(len(row.split()[0]) for row in rows) == [10, 10, 12]
-    for row in rows:
-        assert re.fullmatch(r"[0-9a-f]{10}(:2)? +saved +320 +\d\d-\d\d \d\d:\d\d +[0-9a-f-]+", row)
-        assert len(row) <= 80
+    shown = r"[0-9a-f]{10}(:2)? +prompts\.txt:[123] +saved +320 +\d\d-\d\d \d\d:\d\d +[0-9a-f-]+"
+    assert all(re.fullmatch(shown, row) for row in rows)
+    assert sorted(row.split()[1] for row in rows) == [f"prompts.txt:{line}" for line in (1, 2, 3)]
     assert PROMPT not in done.out
 
 
@@ -543,7 +543,7 @@ def test_a_doubt_can_be_submitted_again(run: Run) -> None:
     """With --not-accepted, the job is planned again; that needs neither key nor gateway."""
     doubt()
     done = run("resolve", PATH, "0123456789", "--not-accepted", "--json")
-    assert (done.code, json.loads(done.out)["state"]) == (0, "planned")
+    assert (done.code, json.loads(done.out)["jobs"][0]["state"]) == (0, "planned")
     assert known()[0].state is JobState.PLANNED
 
 
@@ -600,6 +600,8 @@ def test_a_job_can_be_forgotten(run: Run, name: str) -> None:
     done = run("forget", PATH, name)
     assert (done.code, done.out.split()[:3]) == (0, ["shot", "7", "planned"])
     assert [job.key for job in known()] == [f"{MARK}:1"]
+    row = json.loads(run("forget", PATH, MARK, "--force", "--json").out)
+    assert (row["key"], known()) == (f"{MARK}:1", [])
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ import fuhu_runway
 from fuhu_runway import _journal_file as journal_file
 from fuhu_runway import journal as journals
 from fuhu_runway._journal_file import BUSY_PAUSE, SCHEMA_VERSION, command_line
+from fuhu_runway._session.entry import Entry
 from fuhu_runway.errors import (
     Fate,
     InvalidRequest,
@@ -49,7 +50,6 @@ from fuhu_runway.hooks import (
 )
 from fuhu_runway.journal import (
     STEPS,
-    Entry,
     Job,
     JobState,
     Journal,
@@ -554,7 +554,7 @@ async def test_the_file_is_strict_durable_and_exclusive(journal: Journal) -> Non
     assert await value_of(journal, "PRAGMA synchronous") == 2
     assert await value_of(journal, "PRAGMA fullfsync") == 1
     assert await value_of(journal, "PRAGMA locking_mode") == "exclusive"
-    assert await value_of(journal, "PRAGMA user_version") == SCHEMA_VERSION == 3
+    assert await value_of(journal, "PRAGMA user_version") == SCHEMA_VERSION == 4
 
 
 async def test_a_wrong_type_is_refused_by_the_file(journal: Journal) -> None:
@@ -676,7 +676,7 @@ def content(path: Path) -> object:
 @pytest.mark.parametrize(
     ("make", "kind", "says"),
     [
-        (newer, JournalTooNew, "has schema 4; this version knows 3"),
+        (newer, JournalTooNew, "has schema 5; this version knows 4"),
         (foreign, JournalError, "another program's database"),
         (foreign_with_versions, JournalError, "another program's database"),
         (foreign_and_far_ahead, JournalError, "another program's database"),

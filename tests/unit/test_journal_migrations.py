@@ -11,9 +11,10 @@ import pytest
 from support.clock import ManualClock
 
 from fuhu_runway._journal_file import SCHEMA_VERSION
+from fuhu_runway._session.entry import Entry
 from fuhu_runway.errors import JournalError
 from fuhu_runway.hooks import DownloadFinished
-from fuhu_runway.journal import Entry, Job, JobState, Journal, Plan, plan_of
+from fuhu_runway.journal import Job, JobState, Journal, Plan, plan_of
 from fuhu_runway.models import TextToVideo
 
 TRACE: Final = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -62,6 +63,25 @@ INSERT INTO job (key, fingerprint, endpoint, state, submissions, planned_at)
 VALUES ('in flight', 'g', 'ActOne', 'submitting', 1, 3.5);
 """
 
+# What the third version made of the second.
+VERSION_3: Final = """
+ALTER TABLE job RENAME TO old_job;
+CREATE TABLE job (
+    key TEXT NOT NULL PRIMARY KEY, custom_id TEXT, fingerprint TEXT NOT NULL,
+    endpoint TEXT NOT NULL, model TEXT, seconds INTEGER, state TEXT NOT NULL, task_id TEXT,
+    submissions INTEGER NOT NULL DEFAULT 0, error TEXT, code TEXT, points REAL,
+    refunded INTEGER NOT NULL DEFAULT 0, file_bytes INTEGER, planned_at REAL NOT NULL,
+    submitted_at REAL, accepted_at REAL, finished_at REAL, saved_at REAL, traceparent TEXT,
+    tag TEXT, handed_out_at REAL
+) STRICT;
+INSERT INTO job SELECT *, NULL, NULL FROM old_job ORDER BY rowid;
+DROP TABLE old_job;
+CREATE INDEX job_by_state ON job (state);
+CREATE INDEX job_by_task ON job (task_id);
+CREATE TABLE header (salt BLOB NOT NULL, needs_log INTEGER NOT NULL) STRICT;
+INSERT INTO header VALUES (x'', 0);
+"""
+
 
 def of_version_1(path: Path) -> None:
     """Leave what the first version leaves when it is killed: two jobs, one of them in flight."""
@@ -80,7 +100,15 @@ def of_version_2(path: Path) -> None:
         db.execute("PRAGMA user_version=2")
 
 
-OLDER: Final = pytest.mark.parametrize("make", [of_version_1, of_version_2])
+def of_version_3(path: Path) -> None:
+    """Leave what the third version leaves when it is killed: the same two jobs."""
+    of_version_2(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.executescript(VERSION_3)
+        db.execute("PRAGMA user_version=3")
+
+
+OLDER: Final = pytest.mark.parametrize("make", [of_version_1, of_version_2, of_version_3])
 
 
 def columns(path: Path) -> tuple[int, list[tuple[Any, ...]], list[tuple[Any, ...]]]:
@@ -118,7 +146,7 @@ async def test_an_older_journal_keeps_every_row(path: Path, make: Callable[[Path
         submissions=1,
         planned_at=1.5,
         accepted_at=2.5,
-        traceparent=TRACE if make is of_version_2 else None,
+        traceparent=None if make is of_version_1 else TRACE,
     )
     assert (doubtful.key, doubtful.state) == ("in flight", JobState.IN_DOUBT)
     assert doubtful.traceparent is None
@@ -187,7 +215,7 @@ async def test_an_older_journal_becomes_like_a_new_one(
     assert columns(path)[0] == SCHEMA_VERSION
 
 
-@pytest.mark.parametrize("make", [of_version_1, of_version_2, Path.touch])
+@pytest.mark.parametrize("make", [of_version_1, of_version_2, of_version_3, Path.touch])
 async def test_a_submission_leaves_its_trace(path: Path, make: Any) -> None:
     """The row that precedes a request holds its trace; a later one leaves its own, or none."""
     make(path)

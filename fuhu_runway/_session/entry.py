@@ -1,0 +1,64 @@
+"""The steps of one submission in the journal: written before and after it is sent."""
+
+import re
+from typing import Final
+
+import attrs
+
+from fuhu_runway._clock import Clock
+from fuhu_runway.errors import Fate, OutOfCredits, RunwayError, SubmissionInDoubt, Unauthorized
+from fuhu_runway.journal import Job, JobState, Journal, fits
+
+_AFTER: Final = {
+    Fate.UNSENT: JobState.PLANNED,
+    Fate.REFUSED: JobState.PLANNED,
+    Fate.REJECTED: JobState.FAILED,
+    Fate.UNKNOWN: JobState.IN_DOUBT,
+}
+_CODE: Final = re.compile(r"[\w.:/-]{1,64}", re.ASCII)
+
+
+@attrs.frozen
+class Entry:
+    """The row of one submission, updated before and after it is sent."""
+
+    journal: Journal
+    key: str
+    clock: Clock
+    #: The W3C Trace Context of the submission.
+    traceparent: str | None = None
+
+    async def sending(self) -> None:
+        """Write that the request is about to be sent; send it once this has returned."""
+        now = self.clock.wall()
+        await self.journal.step(self.key, JobState.SUBMITTING, now, traceparent=self.traceparent)
+
+    async def accepted(self, task_id: str, at: float | None = None) -> None:
+        """Write the gateway's id of the task, which it accepted now or at an earlier instant."""
+        now = self.clock.wall() if at is None else at
+        await self.journal.step(self.key, JobState.ACCEPTED, now, task_id=task_id)
+
+    async def failed(self, error: RunwayError) -> None:
+        """Write why there is no task. If it is in doubt, also the id in the damaged response."""
+        to = _AFTER[getattr(error, "fate", Fate.REJECTED)]
+        if isinstance(error, OutOfCredits | Unauthorized):
+            to = JobState.PLANNED  # the request itself is not rejected
+        code = getattr(error, "code", None)
+        changes = {
+            "error": type(error).__name__,
+            # The gateway may put any text here, such as a sentence that quotes the prompt.
+            "code": code if code and _CODE.fullmatch(code) else None,
+        }
+        if to is JobState.IN_DOUBT and fits(error.task_id):
+            changes["task_id"] = error.task_id
+        await self.journal.step(self.key, to, self.clock.wall(), **changes)
+
+
+def in_doubt_of(job: Job) -> SubmissionInDoubt:
+    """Return the error for a job that an earlier submission left in doubt."""
+    return SubmissionInDoubt(
+        f"An earlier run submitted this and got no clear response ({job.error or 'none so far'}).",
+        "It may have been accepted and charged; it was not sent again.",
+        "Look for the task at the gateway, then record it with `fuhu-runway resolve`.",
+        job.task_id,
+    )

@@ -1,0 +1,162 @@
+"""
+The command that shows what a batch made, as one HTML page.
+
+Rule 1: it sends nothing, and a running batch is not disturbed.
+Rule 2: it replaces only a page that it wrote itself, unless --force is given.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Final
+from urllib.parse import quote
+
+from cyclopts import Parameter
+
+from fuhu_runway.journal import LONGEST, Job
+from fuhu_runway.models import usage_error
+
+from .console import one_line, print_row, write
+from .journal import mark_of, moment, readable
+from .options import OUTPUT, RESULT, Output, Screen
+from .page import MARK, Card, page
+
+_RESULT: Final = Parameter(group=RESULT)
+
+_SHOWN: Final = ("key", "prompt", "path", "money")
+"""What the page shows of a line of results; it has the rest from the journal."""
+
+
+async def report(
+    folder: Path,
+    /,
+    *,
+    output_file: Annotated[Path | None, Parameter(name=("--output", "-o"), group=RESULT)] = None,
+    force: Annotated[bool, _RESULT] = False,
+    output: Output = OUTPUT,
+    screen: Screen,
+) -> None:
+    """
+    Write a page with the clips, prompts, points and times of a batch.
+
+    Free, and sends nothing. The page needs no server and loads nothing from elsewhere; it plays
+    the clips in the folder. It contains the prompts, and only you can read it (0600).
+
+    Args:
+        folder: Folder of a batch, such as clips.
+        output_file: File for the page; by default report.html in that folder.
+        force: Replace a file that is not such a page.
+    """
+    journal = folder / "journal.db"
+    if not journal.is_file():
+        raise usage_error(
+            "folder",
+            f"There is no journal {str(journal)!r}.",
+            "Pass the folder of a batch, as in --out.",
+        )
+    target = output_file or folder / "report.html"
+    _check_target(target, force=force)
+    async with readable(journal) as store:
+        jobs = await store.jobs()
+    results = _results(folder / "results.jsonl")
+    cards = [_card(job, results.get(job.key, {}), folder, target.parent) for job in jobs]
+    made_at = f"{datetime.now().astimezone():%Y-%m-%d %H:%M}"
+    _write(target, page(f"Batch {folder.resolve().name}", cards, made_at))
+    if output.json:
+        print_row({"file": str(target), "jobs": len(cards)}, output)
+    else:
+        write(sys.stdout, one_line(str(target)))
+    if not results:
+        screen.info("There are no results in results.jsonl, so the page has no prompts and clips.")
+
+
+def _results(path: Path) -> dict[str, Mapping[str, Any]]:
+    """Return the last complete line of each job in a file of results, by its key."""
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+        rows = [{name: json.loads(line).get(name) for name in _SHOWN} for line in lines]
+        if not all(isinstance(value, str | None) for row in rows for value in row.values()):
+            raise TypeError  # noqa: TRY301  (as for a line that cannot be parsed)
+        return {row["key"]: row for row in rows if row["key"]}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or "it contains something else"
+        raise usage_error(
+            "folder", f"{path.name!r} cannot be read ({reason}).", "Move it away."
+        ) from None  # the cause may quote the file
+
+
+def _card(job: Job, result: Mapping[str, Any], folder: Path, beside: Path) -> Card:
+    took = (job.finished_at or 0.0) - (job.accepted_at or 0.0)
+    sent = moment(job.submitted_at)
+    video = None
+    if result.get("path"):
+        # The batch may have run in another working directory; its clips are in the folder.
+        file = folder / Path(result["path"]).name
+        if file.is_file():
+            video = _relative(file, beside)
+    is_known = job.accepted_at is not None and 0 < took < LONGEST
+    return Card(
+        name=mark_of(job),
+        state=job.state.value,
+        source=job.source,
+        prompt=result.get("prompt"),
+        video=video,
+        note=" ".join(filter(None, (job.error, result.get("money") if job.error else None))),
+        task_id=job.task_id,
+        points=job.points,
+        refunded=job.refunded,
+        sent=f"{sent.astimezone():%Y-%m-%d %H:%M}" if sent else None,
+        took=took if is_known else None,
+    )
+
+
+def _relative(file: Path, beside: Path) -> str | None:
+    """Return the URL of *file* on a page in the folder *beside*."""
+    try:
+        return quote(os.fsencode(Path(os.path.relpath(file, beside)).as_posix()))
+    except ValueError:  # on another drive of Windows
+        return None
+
+
+def _check_target(path: Path, *, force: bool) -> None:
+    """Raise unless the page may be written, before anything is read."""
+    if not path.parent.is_dir():
+        happened = f"There is no folder {str(path.parent)!r}."
+        raise usage_error("output_file", happened, "Make it first.")
+    if not os.path.lexists(path):
+        return
+    try:
+        with path.open("rb") as file:
+            is_ours = file.read(len(MARK)) == MARK.encode()
+    except OSError as error:
+        happened = f"{path.name!r} cannot be replaced ({error.strerror})."
+        raise usage_error("output_file", happened, "Use another name.") from error
+    if not is_ours and not force:
+        raise usage_error(
+            "output_file",
+            f"{path.name!r} exists, and is not a page that this command wrote.",
+            "Use another name, or add --force.",
+        )
+
+
+def _write(path: Path, text: str) -> None:
+    """Write the page whole or not at all."""
+    try:
+        # A new file is readable by its owner only: it has the prompts.
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with open(handle, "wb") as file:  # noqa: PTH123  (a file descriptor)
+                file.write(text.encode())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink()
+            raise
+    except OSError as error:
+        happened = f"The page cannot be written ({error.strerror})."
+        raise usage_error("output_file", happened, "Use another place.") from error
