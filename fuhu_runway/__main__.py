@@ -16,7 +16,8 @@ def main() -> NoReturn:
         print(version("fuhu-runway"))
         sys.exit(0)
     if not (find_spec("cyclopts") and find_spec("rich")):
-        print('The command line needs an extra: pip install "fuhu-runway[cli]"', file=sys.stderr)
+        hint = 'The command line needs an extra; in a checkout: python -m pip install ".[cli]"'
+        print(hint, file=sys.stderr)
         sys.exit(2)
     try:
         from .cli.app import main as run

@@ -80,7 +80,7 @@ def test_the_command_names_the_extra_it_lacks(missing: str) -> None:
         "from fuhu_runway.__main__ import main; main()"
     )
     assert done.returncode != 0
-    assert "fuhu-runway[cli]" in done.stdout + done.stderr
+    assert ".[cli]" in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -93,7 +93,7 @@ def test_the_spans_name_the_extra_they_lack() -> None:
     assert done.returncode != 0
     *_, last = done.stderr.splitlines()
     assert last.startswith("ImportError: ")
-    assert last.endswith('pip install "fuhu-runway[otel]"')
+    assert last.endswith('pip install ".[otel]"')
 
 
 @pytest.mark.parametrize("path", ["py.typed", "testing/_server/simulated.mp4"])

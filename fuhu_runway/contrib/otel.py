@@ -34,7 +34,7 @@ try:
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 except ImportError as missing:
     raise ImportError(
-        'fuhu_runway.contrib.otel needs an extra: pip install "fuhu-runway[otel]"',
+        'fuhu_runway.contrib.otel needs an extra; in a checkout: python -m pip install ".[otel]"',
         name=missing.name,
     ) from missing
 

@@ -18,7 +18,7 @@ try:
     from obstore.store import LocalStore
 except ImportError as missing:
     raise ImportError(
-        'fuhu_runway.contrib.store needs an extra: pip install "fuhu-runway[store]"',
+        'fuhu_runway.contrib.store needs an extra; in a checkout: python -m pip install ".[store]"',
         name=missing.name,
     ) from missing
 

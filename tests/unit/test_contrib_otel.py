@@ -406,7 +406,7 @@ def test_without_the_api_the_error_names_the_extra() -> None:
     done = subprocess.run(
         [sys.executable, "-c", source], capture_output=True, check=False, text=True
     )
-    assert 'needs an extra: pip install "fuhu-runway[otel]"' in done.stderr
+    assert 'needs an extra; in a checkout: python -m pip install ".[otel]"' in done.stderr
 
 
 def test_without_an_sdk_nothing_is_recorded() -> None:

@@ -121,4 +121,4 @@ def test_without_the_extra_the_import_says_which_is_needed() -> None:
     ended = subprocess.run(
         [sys.executable, "-c", code], check=False, capture_output=True, text=True
     )
-    assert 'pip install "fuhu-runway[store]"' in ended.stderr
+    assert 'pip install ".[store]"' in ended.stderr

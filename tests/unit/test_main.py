@@ -28,7 +28,9 @@ def test_without_the_extra_one_line_names_it(
     assert exit_code_of_main() == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err == 'The command line needs an extra: pip install "fuhu-runway[cli]"\n'
+    assert printed.err == (
+        'The command line needs an extra; in a checkout: python -m pip install ".[cli]"\n'
+    )
 
 
 def test_without_the_extra_the_command_line_is_not_imported(
