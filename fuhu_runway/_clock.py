@@ -1,5 +1,5 @@
 """
-The only place that reads time or sleeps.
+Time and sleep, for everything that waits in an event loop.
 
 Durations are in seconds. Monotonic instants belong to the running loop and mean nothing outside it.
 """

@@ -2,8 +2,8 @@
 Many jobs over one client: read lazily, submit, wait, save, and resume after a crash.
 
 Rule 1: at most `in_flight` jobs exist at once, including those whose outcome was not read yet.
-Rule 2: an error of one job is its outcome. Only an error that every other job would meet as well
-(`HOPELESS`) ends the submitting.
+Rule 2: if a job fails, its error is its outcome. Only an error that every other job would hit as
+well (`HOPELESS`) stops further submissions.
 Rule 3: a job that the journal has as accepted is never submitted again. A job in doubt is reported.
 Rule 4: a clip replaces only a file that was saved for the same job, unless `overwrite` is set.
 
@@ -43,7 +43,7 @@ HOPELESS: Final = (
     errors.NotSent,
     errors.JournalError,
 )
-"""Errors that every other job would meet as well: a batch submits no more after one of these."""
+"""Errors that every other job would hit as well: a batch submits no more after one of these."""
 
 
 NEWEST: Final = 10
@@ -184,7 +184,7 @@ class Batch:
     run ended: accepted jobs are followed, jobs in doubt are reported, and neither is submitted
     again.
 
-    An error of one job is its outcome. After a refused key, an account without points, an
+    If a job fails, its error is its outcome. After a refused key, an account without points, an
     unreachable gateway or a broken journal, nothing more is submitted; the jobs that exist are
     followed to their end, and `summary.stopped_by` says why. An exception of the source is raised
     after that.
@@ -280,7 +280,8 @@ class Batch:
         """
         Yield the outcomes as the jobs end.
 
-        An exception of the source ends the submitting, and is raised after the last outcome.
+        An exception from the source stops further submissions, and is raised after the last
+        outcome.
         Leaving early cancels the jobs that run: their tasks go on at the gateway, and their ids
         are in the journal.
 
@@ -363,7 +364,7 @@ class Batch:
                 return None
         except RunwayError as error:
             known |= {"error": error, "task_id": error.task_id or known.get("task_id")}
-        except (Exception, asyncio.CancelledError) as error:  # one job's fault ends no batch
+        except (Exception, asyncio.CancelledError) as error:  # must not end the batch
             if _is_cancelled(error):
                 raise
             known["error"] = _unexpected(error, known.get("task_id"))
@@ -460,7 +461,11 @@ class Batch:
         return True
 
     async def _submit(self, request: Generation, plan: Plan) -> Task:
-        """Submit a job; an error that is not ours becomes one that says if it may be charged."""
+        """
+        Submit a job.
+
+        A foreign exception becomes an error that says whether it may have been charged.
+        """
         journal = self._sessions.journal
         row = plan if journal and plan.custom_id is None else None
         try:
@@ -506,7 +511,7 @@ class Batch:
             raise errors.DownloadIncomplete(
                 f"The download did not finish within {self._timeout:g} s.",
                 "The clip exists and is paid for.",
-                "Run the batch again with the same journal: the download continues from there.",
+                "Run the batch again with the same journal to resume the download.",
                 clip.id,
             ) from None
 
@@ -538,7 +543,11 @@ async def plan_for(item: Item) -> Plan:
 
 
 async def job_of(journal: Journal, plan: Plan, now: float) -> Job:
-    """Return the row of an item's job, made if there is none; without a name, of the next one."""
+    """
+    Return the row of an item's job, created if there is none.
+
+    If unnamed, the next row with its content.
+    """
     return await (journal.plan_next if plan.custom_id is None else journal.plan)(plan, now)
 
 
@@ -573,14 +582,16 @@ def _unexpected(error: BaseException, task_id: str | None) -> errors.UnexpectedE
         money = "Nothing was sent or charged."
         advice = "Correct the request, or report this as a bug."
     else:
-        money = "The task is paid for, and its id finds the clip."
+        money = "The task is paid for; use its id to get the clip."
         advice = "Run the batch again with the same journal, or wait for the task by its id."
     return errors.UnexpectedError(_described(error), money, advice, task_id)
 
 
 def _failed(job: Job) -> RunwayError:
     """Return the error of a job that failed in an earlier run."""
-    charged = "The points were given back." if job.refunded else "See the outcome of that run."
+    charged = "For the cost, see the outcome of that run."
+    if job.refunded:
+        charged = "The points were given back."
     kind = getattr(errors, job.error or "", errors.TaskFailed)
     if issubclass(kind, errors.GatewayError):
         charged = "Nothing was charged."

@@ -64,7 +64,7 @@ _NUMBERS: Final = itertools.count(1)
 
 
 class PromptOptions(TypedDict, total=False):
-    """What `Client.run` and `Client.generate` take beside a prompt; see `ImageToVideo`."""
+    """What `Client.run` and `Client.generate` take in addition to a prompt; see `ImageToVideo`."""
 
     image: str | None
     last_image: str | None
@@ -82,7 +82,7 @@ class Client:
     """
     A client of one gateway with one key: it submits, waits and saves.
 
-    Make it anywhere, also outside a running event loop. Use it with `async with`, or call
+    Create it anywhere, even outside a running event loop. Use it with `async with`, or call
     `aclose()`; a closed client refuses every call in that loop until it is entered again. Several
     loops may use it: each has its own session, which is closed when the loop ends.
 
@@ -261,10 +261,9 @@ class Client:
         Args:
             request: What to make.
             custom_id: Your own name for it, such as an order number. The same name is the same
-                task: a second submit under it, also at the same time, returns the first one's
-                task and sends nothing; with a journal, also after a restart.
-            tag: Text of yours that travels with the task into events, `unfinished` and the
-                journal.
+                task: a second submit under it, even at the same time, returns the first one's
+                task and sends nothing; with a journal, even after a restart.
+            tag: Your own text, passed on with the task to events, `unfinished` and the journal.
 
         Returns:
             The task; `await task.wait()` returns the clip.
@@ -272,14 +271,15 @@ class Client:
         Raises:
             UsageError: An argument is wrong, or the client is closed; nothing was sent.
             InvalidRequest: The gateway refused the arguments; nothing was charged.
-            Unauthorized: The key may not do this; nothing was charged.
+            Unauthorized: The key is not allowed to do this; nothing was charged.
             OutOfCredits: There is not enough left; nothing was charged.
             RateLimited: Refused until the retry policy gave up; nothing was charged.
             ModelUnavailable: No channel offers the model; nothing was charged.
             NotSent: The gateway could not be reached; nothing was charged.
             UploadFailed: A local file could not be uploaded; nothing was charged.
             NotFound: The gateway does not have this route; nothing was charged.
-            SubmissionInDoubt: Sent, and its fate is unknown; now, or under this name before.
+            SubmissionInDoubt: The request was sent and its fate is unknown: this one, or an
+                earlier one under this name.
             JournalError: The journal cannot be used; nothing was sent.
         """
         return await self._sessions.submit(request, custom_id=custom_id, tag=tag)
@@ -303,7 +303,7 @@ class Client:
         tag: str | None = None,
     ) -> Task:
         """
-        Submit a prompt, or a picture and a prompt, and return the task; costs as `submit`.
+        Submit a prompt, or a picture and a prompt, and return the task; costs the same as `submit`.
 
         Arguments as in `TextToVideo`, or with *image*, the first frame, as in `ImageToVideo`;
         *last_image*, *image_as_end_frame* and *flip* need an image.
@@ -337,7 +337,11 @@ class Client:
         custom_id: str | None = None,
         tag: str | None = None,
     ) -> Task:
-        """Submit a video to be restyled; costs as `submit`, arguments as in `VideoToVideo`."""
+        """
+        Submit a video to be restyled; costs the same as `submit`.
+
+        Arguments as in `VideoToVideo`.
+        """
         request = VideoToVideo(
             video,
             prompt,
@@ -362,7 +366,11 @@ class Client:
         custom_id: str | None = None,
         tag: str | None = None,
     ) -> Task:
-        """Submit a performance for a character; costs as `submit`, arguments as in `ActOne`."""
+        """
+        Submit a performance for a character; costs the same as `submit`.
+
+        Arguments as in `ActOne`.
+        """
         request = ActOne(
             video,
             image,
@@ -389,16 +397,16 @@ class Client:
         """
         Submit a prompt or a request, wait for its clip, and save it: `submit`, `wait`, `download`.
 
-        Costs as `submit`. The path is checked before anything is sent. If this fails or is
+        Costs the same as `submit`. The path is checked before anything is sent. If this fails or is
         cancelled after the gateway has accepted the request, nothing is lost: the error has
-        `task_id`, a task that goes on is in `unfinished`, and `run(client.task(task_id))`
-        continues.
+        `task_id`, a task that is still running is in `unfinished`, and
+        `run(client.task(task_id))` continues.
 
         Args:
             work: A prompt, a request, or a task that exists already.
-            save: The file to write; None saves none. If the journal knows the name as paid and
-                not saved, and the file exists, it may be the clip: it is compared, and a clip
-                that differs is saved beside it.
+            save: The file to write; None saves nothing. If the journal lists the name as paid but
+                not saved, and the file exists, the file may be the clip: they are compared, and a
+                clip that differs is saved next to it.
             overwrite: Whether an existing file may be replaced.
             timeout: How long to wait for the task, in seconds; None waits without limit.
             on_update: Called with the record at each change of state or progress, as in
@@ -440,7 +448,11 @@ class Client:
         custom_id: str | None = None,
         tag: str | None = None,
     ) -> Task:
-        """Submit a video to be edited by Aleph; costs as `submit`, arguments as in `Aleph`."""
+        """
+        Submit a video to be edited by Aleph; costs the same as `submit`.
+
+        Arguments as in `Aleph`.
+        """
         request = Aleph(
             video, prompt, image=image, seconds=seconds, extra={} if extra is None else extra
         )
@@ -466,9 +478,9 @@ class Client:
 
         Args:
             work: A request, a prompt, or a task that exists already, such as one of `unfinished`.
-            save: The file to write; None saves none. `await job` returns the clip either way. If
-                the journal knows the name as paid and not saved, and the file exists, it may be
-                the clip: it is compared, and a clip that differs is saved beside it.
+            save: The file to write; None saves nothing. `await job` returns the clip either way.
+                If the journal lists the name as paid but not saved, and the file exists, the file
+                may be the clip: they are compared, and a clip that differs is saved next to it.
             overwrite: Whether an existing file may be replaced.
             custom_id: As in `submit`.
             tag: As in `submit`.
@@ -488,7 +500,11 @@ class Client:
         )
 
     def batch(self, prompts: Source, **options: Unpack[BatchOptions]) -> Batch:
-        """Return a `Batch` of many jobs; its `outcomes()` run it, and nothing is sent before."""
+        """
+        Return a `Batch` of many jobs.
+
+        Its `outcomes()` run it, and nothing is sent before that.
+        """
         return Batch(self._sessions, prompts, **options)
 
     async def generate_many(
@@ -552,7 +568,7 @@ class Client:
 
         Raises:
             UsageError: The id is empty.
-            GatewayError: The gateway refuses; `NotFound` right after a submit may pass.
+            GatewayError: The gateway refuses; `NotFound` right after a submit may be temporary.
             TransportError: It cannot be reached, after all retries.
             UnreadableReply: No known dialect fits the response.
         """
@@ -581,6 +597,6 @@ def _work(work: Generation | Task | str, options: PromptOptions) -> Generation |
             raise TypeError(f"Client.run() got an unexpected keyword argument {name!r}")
         if not isinstance(work, str):
             raise usage_error(
-                name, f"{name} was given beside a request.", "Set it when you make the request."
+                name, f"{name} was given along with a request.", "Set it when you make the request."
             )
     return prompted(work, **options) if isinstance(work, str) else work

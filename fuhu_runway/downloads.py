@@ -39,7 +39,7 @@ MAX_CLIP_BYTES: Final = 1024**3
 MAX_REDIRECTS: Final = 5
 
 PATIENT_ATTEMPTS: Final = 30
-"""How many more attempts than the retry policy has are made while patience lasts."""
+"""How many attempts beyond the retry policy's are made while patience lasts."""
 
 OTHER_MEDIA: Final = (b"\x1a\x45\xdf\xa3", b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"OggS")
 """How files of other kinds begin: WebM, pictures, AVI and WebP, Ogg."""
@@ -67,12 +67,16 @@ MEANING: Final = {
     **dict.fromkeys((400, 401, 403, 404, 410), Means.EXPIRED),
     **dict.fromkeys((408, 421, 429, 500, *range(502, 600)), Means.TROUBLE),
 }
-"""What a status means. One that is missing means WHOLE after a range, and else ends a download."""
+"""
+What a status means.
+
+One not listed means WHOLE if a range was requested, and otherwise ends the download.
+"""
 
 
 @attrs.frozen
 class Progress:
-    """How far a download is."""
+    """How far a download has got."""
 
     received_bytes: int
     #: The size of the whole file; None if the server does not send it.
@@ -251,14 +255,15 @@ class _Download:
             if (broken.delay or 0.0) > policy.max_retry_after:
                 raise self.sink.incomplete(
                     f"{broken.happened} It asked for a pause of {broken.delay:,.0f} s.",
-                    "Download again then, or allow longer pauses (RetryPolicy.max_retry_after).",
+                    "Download again after that, or allow longer pauses "
+                    "(RetryPolicy.max_retry_after).",
                 ) from broken
             delay = next(drawn) if broken.delay is None else broken.delay
             if fruitless >= policy.attempts:
                 if patient_until is None or clock.now() >= patient_until:
                     what = "The download kept failing"
                     if is_missing:
-                        what = "The clip is not at its URL yet, or no longer"
+                        what = "The clip is not at its URL yet, or is no longer there"
                     raise self.sink.incomplete(f"{what}: {broken.happened}") from broken
                 delay = max(delay, patience / PATIENT_ATTEMPTS)
             self._report_break(delay)
@@ -344,7 +349,7 @@ class _Download:
             if buffer.startswith(OTHER_MEDIA):
                 raise self.sink.refused("The clip's URL returns a file that is not an MP4.")
             if bytes(buffer[4:8]) not in BOXES:
-                what = "something else" if buffer else "nothing"
+                what = "something that is not an MP4" if buffer else "nothing"
                 raise _Broken(f"The clip's URL returns {what}.", Means.NOT_YET)
             await self.sink.restart(head.validator, head.total)
         self.tools.hooks.emit(DownloadStarted(self.source.task_id, arrived.received, head.total))
@@ -441,7 +446,7 @@ def _redirected(url: str, location: str) -> str:
         if location.startswith("/"):
             return f"{parts.scheme}://{parts.netloc}{location}"
         return location if absolute else urljoin(url, location)
-    except ValueError:  # such as half a character, or an unclosed bracket around an IPv6 host
+    except ValueError:  # such as a lone surrogate, or an unclosed bracket around an IPv6 host
         return ""
 
 

@@ -171,7 +171,7 @@ class RateLimited(GatewayError):
 
 
 class GatewayDown(GatewayError):
-    """The gateway, or a service behind it, fails."""
+    """The gateway, or a service behind it, is failing."""
 
 
 class ModelUnavailable(GatewayDown):
@@ -193,7 +193,7 @@ class UnreadableReply(RunwayError):
 
 
 class UploadFailed(RunwayError):
-    """A local picture or clip could not be put where the gateway downloads it: nothing charged."""
+    """A local file could not be put where the gateway can fetch it: nothing was charged."""
 
 
 class TaskError(RunwayError):

@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 class JobState(enum.Enum):
-    """How far a job is; the database holds the values."""
+    """How far a job has got; the database holds the values."""
 
     PLANNED = "planned"
     """Nothing was sent, or the request was provably not accepted."""
@@ -214,7 +214,7 @@ class Journal:
     Args:
         path: The file, in an existing folder. A new file is readable by its owner only.
         wait: How long to wait while another process has it open, in seconds: for a server that
-            starts while the one that it replaces still ends.
+            starts while the one it replaces is still shutting down.
 
     Raises:
         JournalBusy: Another process has it open, or had when it forked this one; from any method.
@@ -322,16 +322,18 @@ class Journal:
             raise usage_error(
                 "task_id",
                 "resolve needs either task_id, the id of the job's task, or accepted=False.",
-                "Pass the one that is true.",
+                "Pass the one that applies.",
             )
 
         def write(db: sqlite3.Connection) -> Job:
             _check(key=key, task_id=task_id)
             job = _look_up(db, "key", key) or _look_up(db, "custom_id", key)
             if job is None:
-                raise usage_error("key", "The journal has no such job.", "Use a key of jobs().")
+                raise usage_error("key", "The journal has no such job.", "Use a key from jobs().")
             if job.state is not JobState.IN_DOUBT:
-                raise usage_error("key", f"The job is {job.state.value}.", "It needs no decision.")
+                raise usage_error(
+                    "key", f"The job is {job.state.value}.", "There is nothing to resolve."
+                )
             if task_id is None:
                 return _step(db, job.key, JobState.PLANNED, time.time(), {})
             # The job's own id may belong to another job: some gateways use one id twice.
@@ -471,8 +473,8 @@ class Journal:
     def _send(self, errand: Errand) -> None:
         if self._is_parents:
             busy = JournalBusy(
-                f"The journal {self.path.name!r} was open when this process was forked: it is the "
-                "parent's.",
+                f"The journal {self.path.name!r} was open when this process was forked: it belongs "
+                "to the parent process.",
                 "Nothing was sent or charged.",
                 "Close it before the fork, or use another journal in the child.",
             )
@@ -515,7 +517,7 @@ with contextlib.suppress(AttributeError):  # Windows has no fork
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 LONGEST: Final = 1e6
-"""Seconds that a task takes at the most; if a row says more, its instants are damaged."""
+"""The longest that a task can take, in seconds; if a row says more, its timestamps are damaged."""
 
 
 # In the journal's thread

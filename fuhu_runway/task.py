@@ -38,7 +38,7 @@ class Task:
     A paid task at the gateway, known by its id.
 
     Any number of waits share one poll. A timeout or a cancellation ends the wait, not the task: it
-    may be waited for again at any time, also by another process with `client.task(id)`.
+    may be waited for again at any time, even by another process with `client.task(id)`.
     """
 
     def __init__(
@@ -123,9 +123,10 @@ class Task:
         """
         Return the clip as soon as the gateway shows its URL.
 
-        Polls are free. The first is after 2 s, then they become rarer, up to one every 15 s; once
-        enough is known of how long such tasks take, they are made when a change is likely
-        (`PollPolicy`). Trouble at the gateway, even for minutes, does not end the wait.
+        Polls are free. The first comes after 2 s, and later ones are less frequent, down to one
+        every 15 s; once enough is known about how long such tasks take, polls are made when a
+        change is likely (`PollPolicy`). Trouble at the gateway, even for minutes, does not end the
+        wait.
 
         Args:
             timeout: The longest wait, in seconds; None waits without limit. After a timeout the
@@ -138,7 +139,7 @@ class Task:
             ClipMissing: The task succeeded, but the gateway shows no URL.
             WaitTimeout: The task did not end in time.
             NotFound: The gateway does not know the task.
-            Unauthorized: The key may not poll.
+            Unauthorized: The key is not allowed to poll.
             OutOfCredits: The key's quota is used up, and polling needs some.
             WaitAbandoned: The client was closed meanwhile.
 
@@ -189,8 +190,8 @@ class Task:
         Poll once, for free, and return the record.
 
         Raises:
-            GatewayError: The gateway refuses; `NotFound` right after a submit may pass
-                (api-facts 5.4).
+            GatewayError: The gateway refuses; `NotFound` right after a submit may be
+                temporary (api-facts 5.4).
             TransportError: The gateway cannot be reached.
             UnreadableReply: The reply is in no known dialect.
         """
@@ -254,7 +255,7 @@ class Task:
         if failed.points:
             used = f"{failed.points:,.10g} points were used"
             return f"{used}, and the gateway did not give them back."
-        usually = "failed tasks usually get them back"
+        usually = "they usually are for failed tasks"
         if self.official:
             usually = "Runway does not give them back for moderated tasks"
         return f"The gateway did not say that points were given back; {usually}."
@@ -365,7 +366,7 @@ class Clip:
         """
         Return the clip's bytes, for a program that does not want a file.
 
-        Free, may be repeated, resumed and verified as in `download`; the bytes are in memory
+        Free and repeatable; resumed and verified as in `download`. The bytes are held in memory
         until the clip is whole.
 
         Args:

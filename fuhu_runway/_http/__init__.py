@@ -1,1 +1,1 @@
-"""Sending requests: transport, retries and the rate limiter."""
+"""Sending requests: transport, the rate limiter, and when a retry is safe."""

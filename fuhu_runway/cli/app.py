@@ -67,7 +67,9 @@ for _command in (
     report.report,
 ):
     app.command(_command)
-app.register_install_completion_command(help="Install completion for your shell, once.")
+app.register_install_completion_command(
+    help="Install tab completion for your shell (needed only once)."
+)
 
 
 def main(tokens: Sequence[str] | None = None) -> int:

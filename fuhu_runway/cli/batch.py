@@ -53,7 +53,8 @@ class Options:
 
     Args:
         out: Folder for the clips; created if needed. By default clips.
-        dry_run: Only show what would be sent, and its points by what such jobs cost so far.
+        dry_run: Only show what would be sent, and what it would cost, judging by similar jobs so
+            far.
         in_flight: How many jobs may be in flight at once.
         journal: Journal of the batch; by default journal.db in that folder.
         max_points: Submit nothing more once this many points are spent.
@@ -224,9 +225,11 @@ class Results:
                 old.truncate(len(content) - len(torn))
             return cls(FileIO(path, "a"), last)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            reason = getattr(error, "strerror", None) or "it contains something else"
+            reason = getattr(error, "strerror", None) or "it is not a results file"
             raise usage_error(
-                "results", f"{path.name!r} cannot be the results file ({reason}).", "Use another."
+                "results",
+                f"{path.name!r} cannot be used as the results file ({reason}).",
+                "Use another file.",
             ) from None  # the cause may quote the file
 
     def close(self) -> None:

@@ -36,8 +36,8 @@ EXIT_CODES: Final = {
     3: "In doubt: a paid request was sent, and its outcome is unknown. It is not sent again.",
     4: "Timeout: the task continues, and `wait` can fetch its clip later.",
     5: (
-        "The gateway, the network or the download failed; or the disk, during a batch; or `doctor` "
-        "found something that does not fit."
+        "The gateway, the network or the download failed; or, during a batch, the disk; or "
+        "`doctor` found something that does not fit."
     ),
     70: "A bug in this program.",
     130: "Stopped by Ctrl-C (143: by SIGTERM; 129: because the terminal closed).",
@@ -227,7 +227,7 @@ class Lines:
         self.in_flight: set[int] = set()
         #: Host and port of the gateway.
         self.address = ""
-        #: What a signal left behind: in words, for the money, and the task.
+        #: What to report after a signal: the text, what it means for the money, and the task's id.
         self.stopped: tuple[str, str | None, str | None] | None = None
 
     def watch(self, event: hooks.Event) -> None:

@@ -35,13 +35,13 @@ async def doctor(
     screen: Screen,
 ) -> int:
     """
-    Check whether the key, the address and the gateway fit, and what to change if they do not.
+    Check that the key, the address and the gateway fit together, and say what to change if not.
 
     Free, unless --spend is given: it polls a task that cannot exist, and requests the balance.
     With --spend 1, the clip is saved as first-clip.mp4, or as --output says.
 
     Args:
-        spend: Number of clips to pay for if a clip can be made: 1, of five seconds.
+        spend: If a clip can be made, pay for this many: only 1 is allowed, of five seconds.
         record: File for a transcript of the replies, without secrets, to send to a developer.
     """
     from fuhu_runway import doctor as library
@@ -64,7 +64,7 @@ async def doctor(
         if spend and report.is_ready:
             clip = await _make_clip(saving, access, screen, transcript)
         elif spend:
-            screen.say("No clip was submitted: correct what does not fit, and run it again.")
+            screen.say("No clip was submitted: fix what does not fit, and run this command again.")
         if output.json:
             _print_json(report, clip)
         elif clip is not None:
@@ -129,7 +129,7 @@ def _print_findings(report: "Report") -> None:
             write(sys.stdout, f"{'':<{len(start)}}{one_line(finding.advice)}")
     skipped = ", ".join(finding.about for finding in report.findings if finding.is_skipped)
     if skipped:
-        write(sys.stdout, f"Not tested, because of what was found: {skipped}")
+        write(sys.stdout, f"Skipped because of the findings above: {skipped}")
 
 
 def _print_clip(clip: "FirstClip") -> None:

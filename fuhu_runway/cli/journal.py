@@ -80,15 +80,18 @@ async def jobs(
     if not doubts:
         return
     command = command_line("fuhu-runway", "resolve", str(journal))
-    screen.say("In doubt: sent without a clear response, so it may be charged. Check the gateway.")
+    screen.say(
+        "In doubt: sent, but no clear response came back, so points may have been charged. "
+        "Check the gateway."
+    )
     if any(job.task_id for job in doubts):
         screen.say(f"If the task in the row is the right one: {command} KEY --found")
     screen.say(f"If you find the task at the gateway: {command} KEY --task-id ID")
-    screen.say(f"If there is none, and the balance agrees: {command} KEY --not-accepted")
+    screen.say(f"If there is none, and the balance confirms it: {command} KEY --not-accepted")
     if sum(job.task_id is None for job in doubts) > 1:
-        screen.say(f"If that is so for all without a task: {command} --all-not-accepted")
+        screen.say(f"If that is true of all jobs without a task: {command} --all-not-accepted")
     if (journal.parent / STATE_NAME).is_file():
-        screen.say(f"A simulated gateway can look by itself: {command} --simulate")
+        screen.say(f"A simulated gateway can look them up itself: {command} --simulate")
 
 
 async def resume(

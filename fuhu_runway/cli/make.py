@@ -98,7 +98,7 @@ EXTRA: Final = Parameter(converter=_json, accepts_keys=False)
 @attrs.frozen(kw_only=True)
 class RequestOptions:
     """
-    The options of `generate`; None leaves one to the default of the request.
+    The options of `generate`; None keeps the request's default.
 
     Args:
         image: URL or file of the first frame; makes it image to video.
@@ -293,13 +293,13 @@ async def submit(
     Kinds and fields are those of an input file for `batch`, for example:
     `fuhu-runway submit official_video_upscale video=https://example.com/in.mp4`
 
-    A prompt of several words in place of the kind is text to video.
+    A prompt of several words instead of the kind is submitted as text to video.
 
     Spends points as soon as the gateway accepts it.
 
     Args:
         kind: Kind of the request, such as aleph or official_video_upscale; or a prompt.
-        fields: Fields of the request, each as name=value; values are read as in a table.
+        fields: Fields of the request, each as name=value; values are parsed as in a CSV file.
     """
     from fuhu_runway.inputs import request_of
 

@@ -86,8 +86,9 @@ class Output:
     What is printed.
 
     Args:
-        json: Print one JSON object and no progress; if the command fails, what happened.
-        quiet: Show no progress, but the result, the ids of paid tasks, and errors.
+        json: Print one JSON object and no progress; if the command fails, the object says what
+            happened.
+        quiet: Show only the result, the ids of paid tasks, and errors.
         verbose: Log what the SDK does; -vv logs everything and shows where errors come from.
     """
 

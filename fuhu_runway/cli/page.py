@@ -17,7 +17,7 @@ MARK: Final = "<!DOCTYPE html>\n<!-- Written by fuhu-runway report; it may be re
 """How each page begins: a file that begins otherwise is not ours."""
 
 BARS: Final = 20
-"""Bars of the plot; if more, a small batch has hardly two clips in one."""
+"""Bars in the plot; with more, a small batch would rarely have two clips in one bar."""
 
 STYLE: Final = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
@@ -125,5 +125,5 @@ def _seconds(duration: float) -> str:
 
 
 def _text(text: str) -> str:
-    # Half a character, which JSON can carry, cannot be written to a file.
+    # A lone surrogate, which JSON allows, cannot be written to a file.
     return escape(text.encode("utf-8", "replace").decode())

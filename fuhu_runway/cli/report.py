@@ -71,7 +71,7 @@ async def report(
     else:
         write(sys.stdout, one_line(str(target)))
     if not results:
-        screen.info("There are no results in results.jsonl, so the page has no prompts and clips.")
+        screen.info("There are no results in results.jsonl, so the page has no prompts or clips.")
 
 
 def _results(path: Path) -> dict[str, Mapping[str, Any]]:
@@ -85,9 +85,9 @@ def _results(path: Path) -> dict[str, Mapping[str, Any]]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or "it contains something else"
+        reason = getattr(error, "strerror", None) or "it is not a results file"
         raise usage_error(
-            "folder", f"{path.name!r} cannot be read ({reason}).", "Move it away."
+            "folder", f"{path.name!r} cannot be read ({reason}).", "Move it out of the folder."
         ) from None  # the cause may quote the file
 
 
@@ -128,7 +128,7 @@ def _check_target(path: Path, *, force: bool) -> None:
     """Raise unless the page may be written, before anything is read."""
     if not path.parent.is_dir():
         happened = f"There is no folder {str(path.parent)!r}."
-        raise usage_error("output_file", happened, "Make it first.")
+        raise usage_error("output_file", happened, "Create it first.")
     if not os.path.lexists(path):
         return
     try:

@@ -44,9 +44,9 @@ class Decision:
         found: The jobs were accepted, as the tasks that `jobs` shows.
         task_id: The job was accepted, as this task.
         not_accepted: The jobs were not accepted: the batch may submit them again.
-        all_not_accepted: None was accepted, except those with a task in `jobs`; shows them and
-            asks first.
-        yes: Do not ask.
+        all_not_accepted: No job was accepted, except those for which `jobs` shows a task; lists
+            the jobs and asks first.
+        yes: Do not ask for confirmation.
     """
 
     found: bool = False
@@ -68,7 +68,7 @@ class Decision:
                 "task_id",
                 "resolve needs exactly one of --found, --task-id, --not-accepted and "
                 "--all-not-accepted.",
-                "Use the one that is true.",
+                "Use the one that applies.",
             )
         if self.all_not_accepted and keys:
             raise usage_error("keys", "--all-not-accepted takes no keys.", "Use --not-accepted.")
@@ -131,7 +131,7 @@ async def resolve(
     else:
         for job in settled:
             print_job(job, output)
-    again = "Run the batch's own command again to continue."
+    again = "Run the batch command again to continue."
     screen.info(again if settled else "Nothing was changed.")
 
 
@@ -142,7 +142,9 @@ async def _doubts(journal: Journal, keys: Sequence[str]) -> list[Job]:
     found = {job.key: job for job in [await pick(journal, key) for key in keys]}
     for job in found.values():
         if job.state is not JobState.IN_DOUBT:
-            raise usage_error("key", f"The job is {job.state.value}.", "It needs no decision.")
+            raise usage_error(
+                "key", f"The job is {job.state.value}.", "There is nothing to resolve."
+            )
     return list(found.values())
 
 
@@ -164,7 +166,7 @@ async def _check_ids(journal: Journal, doubts: Sequence[Job], fates: Fates) -> N
 
 
 async def _agreed(doubts: Sequence[Job], screen: Screen, *, yes: bool) -> Fates:
-    """Return that no job was accepted of which no task is known, if a person agrees."""
+    """Return each job without a known task as not accepted, if a person confirms it."""
     unnamed = [job for job in doubts if job.task_id is None]
     if len(unnamed) < len(doubts):
         screen.say(

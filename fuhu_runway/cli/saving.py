@@ -1,4 +1,4 @@
-"""Options about what becomes of a paid task: where its clip is saved, and what is recorded."""
+"""Options for what happens to a paid task: where its clip is saved, and what is recorded."""
 
 from pathlib import Path
 from typing import Annotated, Final
@@ -57,7 +57,7 @@ SAVING: Final = Saving()
 @attrs.frozen(kw_only=True)
 class Submitting:
     """
-    What becomes of a task that is submitted.
+    What happens to a task after it is submitted.
 
     Args:
         no_wait: Print the task's id as soon as the task is accepted, and do not wait for its clip.

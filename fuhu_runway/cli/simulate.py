@@ -44,7 +44,7 @@ RANGES: Final = {
 @attrs.frozen(kw_only=True)
 class Options:
     """
-    The everyday options of a simulator; None leaves one to the config file or its default.
+    The everyday options of a simulator; None means the config file's value, or the default.
 
     Args:
         config: TOML file with any options of Simulator; options on the command line override it.
@@ -99,12 +99,12 @@ async def simulate(
     """
     Run a simulated gateway on this machine until Ctrl-C: no key, no cost.
 
-    Prints shell variables that direct the SDK and this command to it, as soon as it answers.
+    As soon as it responds, prints shell variables that point the SDK and this command at it.
     Other programs can script and inspect it through its control API.
 
     Args:
         as_json: Print one line of JSON instead of shell variables.
-        until_stdin_closes: End when stdin closes, and so with the program that started it.
+        until_stdin_closes: Stop when stdin closes, and so when the program that started it ends.
     """
     try:
         gateway = _simulator(options)
@@ -120,7 +120,8 @@ async def simulate(
     except OSError as error:
         if error.filename is None:
             reason = error.strerror or "The port cannot be opened"
-            raise usage_error("port", f"{reason}.", "Use another port, or a free one.") from error
+            advice = "Use another port, or omit the option to get a free one."
+            raise usage_error("port", f"{reason}.", advice) from error
         happened = f"The state file cannot be used ({error.strerror})."
         raise usage_error("state_file", happened, "Use another file.") from error
     except (TypeError, ValueError) as error:

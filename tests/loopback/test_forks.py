@@ -83,7 +83,10 @@ async def test_a_client_goes_on_in_a_forked_child(tmp_path: Path) -> None:
             },
         )
         said, _ = await process.communicate()
-        refusal = "The journal 'run.db' was open when this process was forked: it is the parent's."
+        refusal = (
+            "The journal 'run.db' was open when this process was forked: it belongs to the parent "
+            "process."
+        )
         assert said.decode().splitlines() == [
             "forked while waiting clip",
             "0",

@@ -531,7 +531,7 @@ async def test_an_error_that_is_not_ours_is_an_outcome(
         assert first.error.money == ("It may have been accepted and charged; it is not sent again.")
     else:
         assert type(first.error) is UnexpectedError
-        assert first.error.money == "The task is paid for, and its id finds the clip."
+        assert first.error.money == "The task is paid for; use its id to get the clip."
         assert first.task_id == first.error.task_id is not None
     assert second.path is not None
     assert third.path is not None
@@ -564,7 +564,7 @@ class Odd(FakeClient):
     [
         (JobState.PLANNED, "Nothing was sent or charged.", ["a"]),
         (JobState.SUBMITTING, "It may have been accepted and charged; it is not sent again.", []),
-        (JobState.ACCEPTED, "The task is paid for, and its id finds the clip.", []),
+        (JobState.ACCEPTED, "The task is paid for; use its id to get the clip.", []),
     ],
 )
 async def test_the_journal_knows_what_such_an_error_means_for_the_money(
@@ -611,7 +611,7 @@ async def test_a_handle_that_cannot_be_made_is_an_outcome(tmp_path: Path) -> Non
         (outcome,) = await run(Unattached(client.journal), ["a"])
     assert isinstance(outcome.error, UnexpectedError)
     assert (outcome.task_id, outcome.resumed) == ("t-1", True)
-    assert outcome.error.money == "The task is paid for, and its id finds the clip."
+    assert outcome.error.money == "The task is paid for; use its id to get the clip."
 
 
 # Outcomes
@@ -1147,10 +1147,10 @@ async def test_a_failure_of_this_run_is_not_resumed(
         ("InvalidRequest", 0, InvalidRequest, "Nothing was charged."),
         ("OutOfCredits", 0, OutOfCredits, "Nothing was charged."),
         ("TaskFailed", 1, TaskFailed, "The points were given back."),
-        ("TaskFailed", 0, TaskFailed, "See the outcome of that run."),
-        ("JournalBusy", 0, TaskFailed, "See the outcome of that run."),
-        ("GoneSince", 0, TaskFailed, "See the outcome of that run."),
-        (None, 0, TaskFailed, "See the outcome of that run."),
+        ("TaskFailed", 0, TaskFailed, "For the cost, see the outcome of that run."),
+        ("JournalBusy", 0, TaskFailed, "For the cost, see the outcome of that run."),
+        ("GoneSince", 0, TaskFailed, "For the cost, see the outcome of that run."),
+        (None, 0, TaskFailed, "For the cost, see the outcome of that run."),
     ],
 )
 async def test_an_old_failure_keeps_its_name(

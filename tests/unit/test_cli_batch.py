@@ -204,11 +204,11 @@ def test_a_file_may_contain_requests_with_options(run: Run, gateway: GatewayThre
         (["--max-points", "-1"], "for --max-points. Use a number above 0."),
         (
             ["--results", "prompts.txt"],
-            "'prompts.txt' cannot be the results file (it contains something",
+            "'prompts.txt' cannot be used as the results file (it is not a results",
         ),
-        (["--results", "no/such.jsonl"], "cannot be the results file (No such file"),
-        (["--results", "other.jsonl"], "it contains something else"),
-        (["--results", "one.txt"], "it contains something else"),
+        (["--results", "no/such.jsonl"], "cannot be used as the results file (No such file"),
+        (["--results", "other.jsonl"], "it is not a results file"),
+        (["--results", "one.txt"], "it is not a results file"),
         (["--journal", "prompts.txt"], "'prompts.txt' cannot be used"),
         (["--journal", "no/such.db"], "There is no folder 'no'"),
         (["--simulate", "--base-url", "http://a"], "cannot be combined with --base-url"),
@@ -315,7 +315,7 @@ def test_a_foreign_results_file_is_an_error(run: Run, gateway: GatewayThread, li
     Path("odd.jsonl").write_text(f"{line}\n")
     done = run("--results", "odd.jsonl")
     assert (done.code, submitted(gateway)) == (2, 0)
-    assert "'odd.jsonl' cannot be the results file (it contains something else)" in done.err
+    assert "'odd.jsonl' cannot be used as the results file (it is not a results file)" in done.err
     assert Path("odd.jsonl").read_text() == f"{line}\n"
 
 

@@ -497,7 +497,7 @@ def test_a_doubt_becomes_a_task(run: Run, gateway: GatewayThread) -> None:
     lost = gateway.call(lambda one: one.tasks[0].task_id)
     (key,) = [job.key for job in known() if job.state is JobState.IN_DOUBT]
     done = run("resolve", PATH, key[:10], "--task-id", lost)
-    assert (done.code, done.err) == (0, "Run the batch's own command again to continue.\n")
+    assert (done.code, done.err) == (0, "Run the batch command again to continue.\n")
     assert re.search(rf"accepted +[\d-]+ [\d:]+ +{lost}", done.out)
     assert (run(*BATCH).code, submitted(gateway)) == (0, 3)
     assert len(list(Path("clips").glob("*.mp4"))) == 3
@@ -509,7 +509,7 @@ def test_a_doubt_becomes_the_task_that_its_response_named(run: Run, gateway: Gat
     task_id = gateway.call(lambda one: one.tasks[0].task_id)
     doubt(task_id=task_id)
     done = run("resolve", PATH, MARK, "--found")
-    assert (done.code, done.err) == (0, "Run the batch's own command again to continue.\n")
+    assert (done.code, done.err) == (0, "Run the batch command again to continue.\n")
     assert re.search(rf"accepted +[\d-]+ [\d:]+ +{task_id}", done.out)
 
 

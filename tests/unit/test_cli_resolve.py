@@ -209,9 +209,7 @@ def test_a_person_is_asked(
     assert (done.code, "it will be paid for twice" in done.err) == (0, True)
     assert states() == {"a": after}
     assert done.err.splitlines()[-1] == (
-        "Run the batch's own command again to continue."
-        if after == "planned"
-        else "Nothing was changed."
+        "Run the batch command again to continue." if after == "planned" else "Nothing was changed."
     )
 
 

@@ -1455,13 +1455,13 @@ def test_a_forked_child_gets_an_error(tmp_path: Path) -> None:
     """A journal that was open at the fork is the parent's; a closed or unused one works."""
     with python(FORKED, *(tmp_path / f"{name}.db" for name in "abc")) as process:
         said, _ = process.communicate(timeout=60)
-    theirs = "JournalBusy The journal 'a.db' was open when this process was forked: it is the"
+    theirs = "JournalBusy The journal 'a.db' was open when this process was forked: it belongs"
     assert said.splitlines() == [
-        f"forked {theirs} parent's. {MONEY}",
+        f"forked {theirs} to the parent process. {MONEY}",
         f"own JournalBusy Another process has the journal 'a.db' open. {MONEY}",
         "unused ok",
         "used ok",
-        f"grandchild {theirs} parent's. {MONEY}",
+        f"grandchild {theirs} to the parent process. {MONEY}",
         "[0, 0, 0, 0, 0] ['parent', 'still here']",
         "['before', 'used']",
     ]

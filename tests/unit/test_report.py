@@ -254,7 +254,7 @@ def test_without_results_there_are_no_prompts(run: Run, made: Path) -> None:
     """The journal alone has no prompt, and the command says so."""
     Path("clips/results.jsonl").unlink()
     done = run("report", "clips")
-    assert (done.code, "no prompts and clips" in done.err) == (0, True)
+    assert (done.code, "no prompts or clips" in done.err) == (0, True)
     seen = read(Path("clips/report.html").read_text(encoding="utf-8"))
     assert "kitten" not in seen.text
     assert len(seen.all("article")) == 2
@@ -295,7 +295,7 @@ def test_other_results_are_an_error(run: Run, made: Path, line: str) -> None:
     """A file that is not a file of results is named, and not quoted."""
     Path("clips/results.jsonl").write_bytes(line.encode("latin-1") + b"\n")
     done = run("report", "clips")
-    assert (done.code, "it contains something else" in done.err) == (2, True)
+    assert (done.code, "it is not a results file" in done.err) == (2, True)
 
 
 def test_a_full_disk_leaves_the_old_page(
