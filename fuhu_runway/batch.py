@@ -364,7 +364,8 @@ class Batch:
                 return None
         except RunwayError as error:
             known |= {"error": error, "task_id": error.task_id or known.get("task_id")}
-        except (Exception, asyncio.CancelledError) as error:  # must not end the batch
+        except (Exception, asyncio.CancelledError) as error:
+            # An error in one job must not end the batch.
             if _is_cancelled(error):
                 raise
             known["error"] = _unexpected(error, known.get("task_id"))
