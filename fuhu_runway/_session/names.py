@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from fuhu_runway._waiting.task_limit import Name
+from fuhu_runway._waiting.unfinished import Name
 from fuhu_runway.errors import SubmissionInDoubt, copied
 from fuhu_runway.journal import JobState, planned
 from fuhu_runway.models import Generation

@@ -2,8 +2,8 @@
 
 import asyncio
 import contextvars
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -14,12 +14,12 @@ from fuhu_runway._clock import Clock
 from fuhu_runway._http.limiter import RateLimiter
 from fuhu_runway._http.transport import Transport
 from fuhu_runway._waiting.intervals import Learner
-from fuhu_runway._waiting.poller import Poller, Watch
-from fuhu_runway._waiting.task_limit import Unfinished
+from fuhu_runway._waiting.poller import Poller
+from fuhu_runway._waiting.task_limit import TaskLimit
+from fuhu_runway._waiting.unfinished import Unfinished
 from fuhu_runway._wire.decode import read_task
 from fuhu_runway._wire.encode import Reply, Request
 from fuhu_runway.downloads import Downloader
-from fuhu_runway.errors import RunwayError, WaitAbandoned
 from fuhu_runway.hooks import ClientClosed, Hooks
 from fuhu_runway.models import Limits, PollPolicy, RetryPolicy, TaskRecord, Timeouts
 
@@ -82,7 +82,7 @@ class Session:
             unfinished=settings.unfinished,
             until_closed=self.transport.until_closed,
         )
-        self.tasks = TaskBudget(settings.limits.tasks_in_flight, self.poller)
+        self.tasks = TaskLimit(settings.limits.tasks_in_flight, self.poller)
         self.downloader = Downloader(
             self.transport,
             settings.retry,
@@ -149,70 +149,3 @@ class Session:
             for errand in self._errands:
                 errand.cancel()
             await asyncio.gather(*self._errands, return_exceptions=True)
-
-
-class TaskBudget:
-    """
-    Limit how many unfinished tasks one client has.
-
-    A task counts until its end is seen. While a submission waits for a free slot, the unfinished
-    tasks are polled, so that a slot is released even if no caller awaits them.
-    """
-
-    def __init__(self, at_most: int | None, poller: Poller) -> None:
-        self.at_most = at_most
-        self._poller = poller
-        self._outstanding: set[Watch] = set()
-        self._submitting = 0
-        self._first = asyncio.Lock()  # first come, first served
-        self._submitted = asyncio.Event()
-
-    @asynccontextmanager
-    async def one_more(self, held: Callable[[int], object]) -> AsyncIterator[None]:
-        """
-        Wait until one more task may be submitted, and count that submission.
-
-        If there is no free slot at once, *held* is called with the number of tasks.
-        """
-        if self.at_most is None:
-            yield
-            return
-        if self._first.locked() or self._count() >= self.at_most:
-            held(self._count())
-        async with self._first:
-            while self._count() >= self.at_most:
-                self._submitted.clear()
-                waits: list[asyncio.Task[Any]] = [
-                    asyncio.create_task(self._submitted.wait()),
-                    *(asyncio.create_task(self._end_of(watch)) for watch in self._outstanding),
-                ]
-                try:
-                    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    for wait in waits:
-                        wait.cancel()
-                    await asyncio.gather(*waits, return_exceptions=True)
-            self._submitting += 1
-        try:
-            yield
-        finally:
-            self._submitting -= 1
-            self._submitted.set()
-
-    def add(self, watch: Watch) -> None:
-        """Count a task that was accepted."""
-        if self.at_most is not None:
-            self._outstanding.add(watch)
-
-    def _count(self) -> int:
-        return self._submitting + len(self._outstanding)
-
-    async def _end_of(self, watch: Watch) -> None:
-        # A task that can no longer be followed is not counted: it would block submissions for good.
-        with suppress(RunwayError):
-            try:
-                await self._poller.settled(watch, None)
-            except WaitAbandoned:
-                if not self._poller.is_closed:
-                    return  # the waits were ended, and the task goes on
-        self._outstanding.discard(watch)

@@ -22,7 +22,7 @@ from fuhu_runway._http.transport import closed
 from fuhu_runway._redact import redact
 from fuhu_runway._waiting.intervals import kind_of
 from fuhu_runway._waiting.poller import Poller, Watch, name_of
-from fuhu_runway._waiting.task_limit import Name, Origin
+from fuhu_runway._waiting.unfinished import Name, Origin
 from fuhu_runway._wire.decode import read_balance, read_task
 from fuhu_runway._wire.encode import Request, ask_balance, ask_task, build
 from fuhu_runway._wire.tables import BALANCE_ENDPOINTS, ENDPOINTS, SUBMITS, feed, is_official

@@ -19,7 +19,7 @@ import attrs
 
 from fuhu_runway import hooks as events
 from fuhu_runway._http.retry import delay_before, delays, in_doubt
-from fuhu_runway._waiting.task_limit import Origin
+from fuhu_runway._waiting.unfinished import Origin
 from fuhu_runway._wire.decode import read_task
 from fuhu_runway._wire.encode import Reply, Request
 from fuhu_runway._wire.tables import SUBMITS, feed_of

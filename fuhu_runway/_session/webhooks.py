@@ -15,7 +15,7 @@ import attrs
 
 from fuhu_runway import hooks as events
 from fuhu_runway._waiting.poller import WEBHOOK_EVERY
-from fuhu_runway._waiting.task_limit import Origin
+from fuhu_runway._waiting.unfinished import Origin
 from fuhu_runway._wire.decode import read_task
 from fuhu_runway._wire.tables import ENDPOINTS, SUBMITS
 from fuhu_runway.errors import JournalError, RunwayError

@@ -42,7 +42,7 @@ from fuhu_runway.models import PollPolicy, TaskRecord, TaskState
 
 from .intervals import Kind, Learner
 from .poll_queue import PollQueue
-from .task_limit import Name, Unfinished
+from .unfinished import Name, Unfinished
 from .watch import Waiter, Watch, name_of, visible
 
 __all__ = ["Poller", "Watch", "name_of"]

@@ -1,93 +1,78 @@
-"""The list of unfinished tasks: paid for, and not yet saved, handed out or known to have failed."""
+"""The task limit: how many unfinished tasks a client may have in one event loop."""
 
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
 
-import attrs
+from fuhu_runway.errors import RunwayError, WaitAbandoned
 
-from fuhu_runway.models import TaskRecord
-
-Name = tuple[str, str]
-"""A task: the endpoint that is polled for it, and its id."""
-
-
-@attrs.frozen
-class Origin:
-    """Where an unfinished task comes from."""
-
-    #: When it was accepted, in seconds of the loop's clock; None if that is not known.
-    accepted_at: float | None = None
-    custom_id: str | None = None
-    tag: str | None = None
+from .poller import Poller
+from .watch import Watch
 
 
-@attrs.define(eq=False)
-class Unfinished:
+class TaskLimit:
     """
-    The unfinished tasks, by endpoint and id.
+    Limit how many unfinished tasks one client has.
 
-    Handles are not kept, since their requests may hold whole pictures.
+    A task counts until its end is seen. While a submission waits for a free slot, the unfinished
+    tasks are polled, so that a slot is released even if no caller awaits them.
     """
 
-    _tasks: dict[Name, Origin] = attrs.field(factory=dict)
-    #: Tasks that were not submitted here; the gateway may not know them.
-    _guesses: set[Name] = attrs.field(factory=set)
-    #: How many downloads of each task's clip are running.
-    _saving: Counter[Name] = attrs.field(factory=Counter)
+    def __init__(self, at_most: int | None, poller: Poller) -> None:
+        self.at_most = at_most
+        self._poller = poller
+        self._outstanding: set[Watch] = set()
+        self._submitting = 0
+        self._first = asyncio.Lock()  # first come, first served
+        self._submitted = asyncio.Event()
 
-    def __iter__(self) -> Iterator[tuple[Name, Origin]]:
-        return iter(list(self._tasks.items()))  # other loops and threads may go on
+    @asynccontextmanager
+    async def one_more(self, held: Callable[[int], object]) -> AsyncIterator[None]:
+        """
+        Wait until one more task may be submitted, and count that submission.
 
-    def __contains__(self, name: Name) -> bool:
-        return name in self._tasks
-
-    def tag_of(self, name: Name) -> str | None:
-        """Return the tag that the caller attached to a task."""
-        return self._tasks[name].tag if name in self._tasks else None
-
-    def accepted(self, name: Name, origin: Origin) -> None:
-        """Add a task that is paid for."""
-        self._tasks[name] = origin
-        self._guesses.discard(name)
-
-    def waited_for(self, name: Name) -> None:
-        """Add a task that a caller waits for; it may have been submitted elsewhere."""
-        if name not in self._tasks:
-            self._tasks[name] = Origin()
-            self._guesses.add(name)
-
-    @contextmanager
-    def saving(self, name: Name, origin: Origin) -> Iterator[None]:
-        """Keep a task on the list while its clip is being saved, and remove it afterwards."""
-        self._tasks.setdefault(name, origin)
-        self._saving[name] += 1
+        If there is no free slot at once, *held* is called with the number of tasks.
+        """
+        if self.at_most is None:
+            yield
+            return
+        if self._first.locked() or self._count() >= self.at_most:
+            held(self._count())
+        async with self._first:
+            while self._count() >= self.at_most:
+                self._submitted.clear()
+                waits: list[asyncio.Task[Any]] = [
+                    asyncio.create_task(self._submitted.wait()),
+                    *(asyncio.create_task(self._end_of(watch)) for watch in self._outstanding),
+                ]
+                try:
+                    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for wait in waits:
+                        wait.cancel()
+                    await asyncio.gather(*waits, return_exceptions=True)
+            self._submitting += 1
         try:
             yield
         finally:
-            self._saving[name] -= 1
-            if not self._saving[name]:
-                del self._saving[name]
-        self.done(name)
+            self._submitting -= 1
+            self._submitted.set()
 
-    def hand_out(self, name: Name) -> bool:
-        """Remove a task whose clip goes to a caller, unless it is being saved; return whether."""
-        if name not in self._tasks or name in self._saving:
-            return False
-        self.done(name)
-        return True
+    def add(self, watch: Watch) -> None:
+        """Count a task that was accepted."""
+        if self.at_most is not None:
+            self._outstanding.add(watch)
 
-    def seen(self, name: Name, record: TaskRecord) -> None:
-        """Remove a task that has failed. One with a clip stays until that is saved."""
-        if record.is_settled and not record.has_clip:
-            self.done(name)
+    def _count(self) -> int:
+        return self._submitting + len(self._outstanding)
 
-    def done(self, name: Name) -> None:
-        """Remove a task whose clip is saved or handed out."""
-        self._tasks.pop(name, None)
-        self._guesses.discard(name)
-
-    def not_found(self, name: Name) -> None:
-        """Remove a task that the gateway does not know, unless it was paid for here."""
-        if name in self._guesses:
-            self.done(name)
+    async def _end_of(self, watch: Watch) -> None:
+        # A task that can no longer be followed is not counted: it would block submissions for good.
+        with suppress(RunwayError):
+            try:
+                await self._poller.settled(watch, None)
+            except WaitAbandoned:
+                if not self._poller.is_closed:
+                    return  # the waits were ended, and the task goes on
+        self._outstanding.discard(watch)

@@ -13,7 +13,7 @@ from fuhu_runway.errors import ClipMissing, RunwayError, WaitAbandoned, WaitTime
 from fuhu_runway.models import TaskRecord, TaskState
 
 from .intervals import Kind
-from .task_limit import Name
+from .unfinished import Name
 
 STUCK_AFTER: Final = 5
 """Polls in a row with the same unknown status and reason that count as a failure; if more, a

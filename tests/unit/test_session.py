@@ -11,7 +11,8 @@ from support.paying import pay
 from support.servers import raw_server, reply
 
 from fuhu_runway._clock import LoopClock
-from fuhu_runway._session.session import Session, Settings, TaskBudget
+from fuhu_runway._session.session import Session, Settings
+from fuhu_runway._waiting.task_limit import TaskLimit
 from fuhu_runway._wire.encode import Request
 from fuhu_runway._wire.tables import ENDPOINTS
 from fuhu_runway.errors import NoReply, NotFound, UsageError, WaitAbandoned, WaitTimeout
@@ -150,18 +151,18 @@ async def _pay(session: Session, url: str) -> Any:
 # How many tasks may exist at once
 
 
-async def submit(budget: TaskBudget, scene: Scene, task_id: str) -> None:
-    """Use the budget as a submit does."""
-    async with budget.one_more(scene.held.append):
+async def submit(limit: TaskLimit, scene: Scene, task_id: str) -> None:
+    """Use the limit as a submit does."""
+    async with limit.one_more(scene.held.append):
         await asyncio.sleep(0)
-        budget.add(scene.watch(task_id))
+        limit.add(scene.watch(task_id))
 
 
 async def test_without_a_limit_every_task_may_exist(clock: ManualClock) -> None:
     """Any number is submitted at once, and none of them is polled."""
     scene = scene_on(clock)
-    budget = TaskBudget(None, scene.poller)
-    await asyncio.gather(*(submit(budget, scene, f"t-{n}") for n in range(50)))
+    limit = TaskLimit(None, scene.poller)
+    await asyncio.gather(*(submit(limit, scene, f"t-{n}") for n in range(50)))
     assert scene.feed.polls == []
     assert scene.held == []
 
@@ -170,10 +171,10 @@ async def test_one_task_too_many_waits_for_an_end(clock: ManualClock) -> None:
     """It is submitted once one of the others has ended, though no caller waits for them."""
     scene = scene_on(clock)
     scene.feed.returns(record("t-1"), record("t-1"), done("t-1"), task_id="t-1")
-    budget = TaskBudget(2, scene.poller)
-    await submit(budget, scene, "t-1")
-    await submit(budget, scene, "t-2")
-    third = asyncio.create_task(submit(budget, scene, "t-3"))
+    limit = TaskLimit(2, scene.poller)
+    await submit(limit, scene, "t-1")
+    await submit(limit, scene, "t-2")
+    third = asyncio.create_task(submit(limit, scene, "t-3"))
     await clock.advance(4)
     assert not third.done()
     await clock.advance(60)
@@ -186,10 +187,10 @@ async def test_submits_count_and_come_in_their_order(clock: ManualClock) -> None
     """While one is in flight there is no slot for another, and each that waits is reported."""
     scene = scene_on(clock)
     scene.feed.returns(done("t-1"))
-    budget, order, landed = TaskBudget(1, scene.poller), [], asyncio.Event()
+    limit, order, landed = TaskLimit(1, scene.poller), [], asyncio.Event()
 
     async def one(number: int) -> None:
-        async with budget.one_more(scene.held.append):
+        async with limit.one_more(scene.held.append):
             order.append(number)
             await landed.wait()
 
@@ -206,18 +207,18 @@ async def test_a_task_that_cannot_be_followed_counts_no_more(clock: ManualClock)
     """A task that the gateway does not know does not block submissions without end."""
     scene = scene_on(clock)
     scene.feed.returns(refusal(NotFound), task_id="t-1")
-    budget = TaskBudget(1, scene.poller)
-    await submit(budget, scene, "t-1")
-    await asyncio.gather(asyncio.create_task(submit(budget, scene, "t-2")), clock.advance(5))
+    limit = TaskLimit(1, scene.poller)
+    await submit(limit, scene, "t-1")
+    await asyncio.gather(asyncio.create_task(submit(limit, scene, "t-2")), clock.advance(5))
     assert scene.feed.polls[0][0] == "t-1"
 
 
 async def test_leaving_the_queue_leaves_nothing(clock: ManualClock) -> None:
     """Cancelled while it waits for a slot, a submit leaves no poll, no timer and no task behind."""
     scene = scene_on(clock)
-    budget = TaskBudget(1, scene.poller)
-    await submit(budget, scene, "t-1")
-    waiting = asyncio.create_task(submit(budget, scene, "t-2"))
+    limit = TaskLimit(1, scene.poller)
+    await submit(limit, scene, "t-1")
+    waiting = asyncio.create_task(submit(limit, scene, "t-2"))
     await clock.advance(1)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)

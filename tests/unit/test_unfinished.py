@@ -1,7 +1,7 @@
 import pytest
 from support.feed import done, record
 
-from fuhu_runway._waiting.task_limit import Origin, Unfinished
+from fuhu_runway._waiting.unfinished import Origin, Unfinished
 from fuhu_runway.models import TaskState
 
 ONE, OTHER = ("feed", "t-1"), ("official_task", "t-1")
