@@ -35,8 +35,8 @@ def _check_expires(_store: object, _field: object, value: object) -> None:
     if not isinstance(value, timedelta) or not SHORTEST <= value <= LONGEST:
         raise usage_error(
             "expires",
-            "expires is no timedelta from 10 minutes to 7 days.",
-            "Use a time in which the gateway has surely downloaded the file, such as a day.",
+            "expires must be a timedelta from 10 minutes to 7 days.",
+            "Choose a time in which the gateway has surely downloaded the file, such as a day.",
         )
 
 
