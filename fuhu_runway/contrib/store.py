@@ -46,7 +46,7 @@ class ObjectStore:
     Puts local files into an object store, as `Client(uploads=ObjectStore(...))`.
 
     Raises:
-        UsageError: *expires* is no timedelta from 10 minutes to 7 days.
+        UsageError: *expires* is not a timedelta from 10 minutes to 7 days.
     """
 
     #: A store of obstore, such as `obstore.store.S3Store("my-bucket")`.

@@ -104,7 +104,7 @@ async def test_an_error_of_the_store_is_a_failed_upload(gateway: Simulator) -> N
 )
 def test_an_expiry_that_cannot_work_is_refused(wrong: Any) -> None:
     """Shorter than ten minutes or longer than a week is refused when the store is made."""
-    with pytest.raises(UsageError, match="expires is no timedelta"):
+    with pytest.raises(UsageError, match="expires must be a timedelta"):
         ObjectStore(MemoryStore(), expires=wrong)
 
 
