@@ -125,11 +125,11 @@ async def resume(
         known = await store.jobs(JobState.ACCEPTED, JobState.FINISHED)
         # One clip per task: a gateway may have answered two submissions with the same id.
         paid = {job.task_id: job for job in known}.values()
-        if not paid:
-            screen.say("There is nothing to save.")
-            return 0
         tally = Tally(len(paid))
         files: list[str] = []
+        if not paid:
+            screen.say("There is nothing to save.")
+            return tally.report(output, screen, out, journal, files) if output.json else 0
         client = await open_client(stack, target, screen, store, state_file, tally.watch)
         downloads = asyncio.Semaphore(20)
 

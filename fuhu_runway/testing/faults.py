@@ -447,7 +447,7 @@ class Planned:
     where: Where = attrs.field(validator=check)
     fault: Fault
     #: The number of requests; None means all.
-    times: int | None = 1
+    times: int | None = attrs.field(default=1, validator=check)
     #: The simulated second at which it ends; None means never.
     until: float | None = None
 

@@ -465,6 +465,8 @@ def test_resume_with_nothing_to_do(run: Run, gateway: GatewayThread) -> None:
     doubt()
     done = run("resume", PATH, "--out", "found")
     assert (done.code, done.out, done.err) == (0, "", "There is nothing to save.\n")
+    in_json = run("resume", PATH, "--out", "found", "--json")
+    assert (in_json.code, json.loads(in_json.out)["total"]) == (0, 0)
 
 
 def test_resume_can_be_stopped(run: Run, gateway: GatewayThread) -> None:

@@ -913,6 +913,10 @@ def test_the_faults_come_without_the_simulator() -> None:
             'where=\'payment\' is not one of "submit", "feed", "download", "balance", "official"',
         ),
         (
+            lambda: Simulator().fault("submit", faults.html_page(), times=0),
+            "times=0 is not a whole number from 1 to",
+        ),
+        (
             lambda: Simulator().fault("submit", "x"),
             "'x' is not a fault of fuhu_runway.",
         ),
