@@ -10,13 +10,13 @@ T = TypeVar("T")
 
 METHODS: Final[Mapping[str, str]] = {
     "text_to_video": "generate(prompt)",
-    "image_to_video": "generate(prompt, image=url)",
+    "image_to_video": "generate(prompt, image=url_or_path)",
     "create": "generate(prompt)",
     "create_task": "generate(prompt)",
     "create_video": "generate(prompt)",
     "generate_video": "generate(prompt)",
     "generate_and_wait": "run(prompt)",
-    "upload": "run(prompt, image=url): the gateway downloads the file from there",
+    "upload": "run(prompt, image=Path(...)), which uploads the file",
     "tasks": "task(task_id)",
     "get_task": "task(task_id)",
     "retrieve": "task(task_id)",

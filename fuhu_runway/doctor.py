@@ -6,7 +6,6 @@ Rule 2: no finding contains the key, an id or an IP address, so a report may be 
 """
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ from ._http.transport import Transport
 from .errors import UsageError, discreet
 from .hooks import Hooks
 from .models import DEFAULT_WAIT, Gateway, Generation, Limits, RetryPolicy, TextToVideo, Timeouts
+from .paths import check_target
 
 if TYPE_CHECKING:
     from ._wire.encode import Reply
@@ -144,17 +144,20 @@ async def first_clip(
     Args:
         client: The client to use.
         request: What to make.
-        path: Where to save the clip. None downloads and checks it, and keeps no file; the client
-            can still fetch it by its id.
+        path: Where to save the clip, checked before anything is sent. None downloads and checks
+            the clip, and keeps no file; the client can still fetch it by its id.
         overwrite: Whether an existing file may be replaced.
         timeout: How long to wait, in seconds; None waits without limit.
         transcript: Records the replies.
         on_accepted: Called with the task as soon as the gateway has accepted it.
 
     Raises:
+        UsageError: Nothing can be saved at *path*; nothing was sent.
         RunwayError: Everything that `Client.submit`, `Task.wait` and `Clip.download` raise.
     """
-    with _observed(client, transcript) as replies, tempfile.TemporaryDirectory() as folder:
+    if path is not None:
+        check_target(Path(path), overwrite=overwrite)
+    with _observed(client, transcript) as replies:
         clock = LoopClock()
         submitted_at = clock.now()
         task = await client.submit(request)
@@ -162,16 +165,19 @@ async def first_clip(
             on_accepted(task)
         clip = await task.wait(timeout=timeout)
         seconds = clock.now() - submitted_at
-        target = Path(folder, "clip.mp4") if path is None else Path(path)
-        saved = await clip.download(target, overwrite=overwrite)
+        if path is None:
+            saved, size = None, len(await clip.read())
+        else:
+            saved = await clip.download(path, overwrite=overwrite)
+            size = saved.stat().st_size
         return FirstClip(
             task_id=clip.id,
             seconds=seconds,
             polls=sum(reply.request.task_id == clip.id for reply in replies),
             points=clip.record.points,
-            file_bytes=saved.stat().st_size,
+            file_bytes=size,
             host=_host_kind(clip.video_url, client.gateway),
-            path=None if path is None else saved,
+            path=saved,
         )
 
 

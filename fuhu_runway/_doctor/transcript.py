@@ -64,7 +64,7 @@ _MEDIA_TYPE: Final = re.compile(
 _ENDING: Final = re.compile(r"\.(?:mp4|mov|webm|png|jpe?g|webp|m3u8)\Z")
 
 SMALL: Final = 1000
-"""Numbers below this identify nobody: statuses, seconds, percentages, the points of a clip."""
+"""Numbers below this identify no account: statuses, seconds, percentages, the points of a clip."""
 SENTINELS: Final = frozenset({tables.UNLIMITED, 999_999_999})
 """Numbers that stand for no limit (api-facts 7)."""
 FIRST_SECOND: Final = 1_735_689_600

@@ -532,8 +532,8 @@ def test_json_of_a_balance(run: Run, gateway: GatewayThread) -> None:
         (["generate", PROMPT, "-o", "nowhere/clip.mp4"], "no folder 'nowhere'"),
         (["generate", PROMPT, "-o", f"{'x' * 300}.mp4"], "Nothing can be written"),
         (
-            ["generate", PROMPT, "--gateway", "nobody"],
-            'Invalid value "nobody" for --gateway. Use one of fuhuapi',
+            ["generate", PROMPT, "--gateway", "unknown"],
+            'Invalid value "unknown" for --gateway. Use one of fuhuapi',
         ),
         (["generate", PROMPT, "--base-url", "example.com"], "--base-url must be an http(s) URL"),
         (["generate", PROMPT, "--api-key-file", "nothing"], "No such file"),

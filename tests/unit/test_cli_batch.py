@@ -212,7 +212,7 @@ def test_a_file_may_contain_requests_with_options(run: Run, gateway: GatewayThre
         (["--journal", "prompts.txt"], "'prompts.txt' cannot be used"),
         (["--journal", "no/such.db"], "There is no folder 'no'"),
         (["--simulate", "--base-url", "http://a"], "cannot be combined with --base-url"),
-        (["--gateway", "nobody"], 'Invalid value "nobody" for --gateway'),
+        (["--gateway", "unknown"], 'Invalid value "unknown" for --gateway'),
     ],
 )
 def test_a_wrong_batch_is_one_line_and_costs_nothing(

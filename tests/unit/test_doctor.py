@@ -614,6 +614,18 @@ async def test_a_first_clip_may_be_checked_without_being_kept(
     assert not any(tmp_path.iterdir())  # noqa: ASYNC240  (an empty folder)
 
 
+async def test_the_path_of_a_first_clip_is_checked_before_anything_is_sent(
+    gateway: Simulator, runway: Client, tmp_path: Path
+) -> None:
+    """A file that exists is refused while nothing is charged yet."""
+    taken = tmp_path / "clip.mp4"
+    taken.touch()
+    with pytest.raises(UsageError) as caught:
+        await doctor.first_clip(runway, path=taken)
+    assert caught.value.field == "path"
+    assert gateway.submitted == 0
+
+
 async def test_a_clip_on_the_gateways_own_host_is_described() -> None:
     """The kind of host is described, and not its address."""
     async with (
