@@ -8,7 +8,7 @@ import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 from urllib.parse import quote
 
 from ._arguments import check
@@ -281,6 +281,11 @@ class Clip:
         raise TypeError(
             "A Clip belongs to its client and cannot be pickled. Pass clip.id or clip.record."
         )
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        """Return the clip itself: in a notebook, `await clip` shows the player as `clip` does."""
+        yield from ()
+        return self
 
     def __repr__(self) -> str:
         return f"<Clip {self.id}>"

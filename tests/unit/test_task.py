@@ -550,6 +550,12 @@ def test_a_notebook_shows_why_a_task_failed(sessions: FakeSessions) -> None:
     assert read_page(bare._repr_html_()).text.startswith("CancelledThe gateway did not say")
 
 
+async def test_awaiting_a_clip_returns_it(sessions: FakeSessions) -> None:
+    """A cell that ends with `await clip` shows the player, as one that ends with `clip`."""
+    clip = Clip(sessions, sessions.task(), done())
+    assert await clip is clip
+
+
 async def test_a_notebook_plays_the_file_or_the_url(
     sessions: FakeSessions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
