@@ -162,7 +162,7 @@ def options_of(url: str | None) -> dict[str, Any]:
     )
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Link:
     """The connection of one thread."""
 
