@@ -31,6 +31,7 @@ from ._media import Media
 from ._session.session import Settings
 from ._session.sessions import Sessions
 from ._wire.tables import NOWHERE
+from .account import Account
 from .background import BackgroundJob
 from .batch import Batch, BatchOptions, Outcome, Source
 from .errors import discreet, discreetly_made
@@ -103,6 +104,8 @@ class Client:
         limits: How many requests and tasks are in flight, and the rate, in each event loop.
         journal: Where every submission is recorded before it is sent, with its id and its outcome:
             a path, or a `Journal` that is shared and that the client never closes.
+        account: The account of the key, as an `Account`, whose list of tasks settles submissions in
+            doubt; `Account.from_env()` reads it from the environment.
         uploads: Where local pictures and clips are put, so that the gateway can download them:
             an `Uploader`, such as an `ObjectStore` or a function, or `GatewayFiles()`. The
             official format needs it only for files that are too large for a data URI.
@@ -127,6 +130,7 @@ class Client:
         polling: PollPolicy | None = None,
         limits: Limits | None = None,
         journal: Journal | str | os.PathLike[str] | None = None,
+        account: Account | None = None,
         uploads: Uploader | GatewayFiles | None = None,
         hooks: Iterable[events.Listener] = (),
     ) -> None:
@@ -142,6 +146,7 @@ class Client:
             polling=polling,
             limits=limits,
             journal=journal,
+            account=account,
             uploads=uploads,
         )
         settings = Settings(
@@ -163,6 +168,7 @@ class Client:
             callback_url=checked_callback(callback_url),
             callbacks=checked_receiver(callbacks, callback_url),
             journal=journal,
+            account=account,
             uploads=checked_uploads(uploads, row),
         )
         self._jobs: WeakValueDictionary[str, BackgroundJob] = WeakValueDictionary()
