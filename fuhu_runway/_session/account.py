@@ -81,5 +81,7 @@ async def key_log(sessions: "Sessions") -> KeyLog:
         TransportError: The gateway cannot be reached.
         UnreadableReply: It is no log.
     """
-    wire = sessions.discreet(ask_log(sessions.gateway, sessions.key))
-    return await sessions.current().transport.call_apart(wire, read_log)
+    wire = ask_log(sessions.gateway, sessions.key)
+    if sessions.account is not None:
+        wire = wire.hiding(sessions.account.access_token)
+    return await sessions.current().transport.call_apart(sessions.discreet(wire), read_log)

@@ -127,7 +127,7 @@ def _rows(reply: Reply, what: str, secret: str) -> tuple[list[dict[str, Any]], M
         return _rows_in(reply)
     except GatewayError as refused:
         failure = refused
-    # A page or a redirect is the gateway's web page, or that of whoever has the address.
+    # A page or a redirect is the gateway's web page, or that of another service at the address.
     is_page = not failure.body and (reply.status < 400 or reply.status in {404, 405})
     if isinstance(failure, NotFound) or is_page:
         failure = NotFound(
@@ -182,6 +182,9 @@ def _task_in(row: dict[str, Any], request: Request) -> AccountTask | None:
     said = {name: row.get(key) for name, key in tables.TASK_ROW.items()}
     record = _record_in(row, task_id, request)
     word = values.text_in(said["status"])
+    state = state_of(word) if word else TaskState.UNKNOWN
+    if record is not None and record.word is not None:
+        state = record.state
     properties = _object(said["properties"])
     models = (values.text_in({**row, **properties}.get(key)) for key in tables.MODEL_KEYS)
     return AccountTask(
@@ -190,7 +193,7 @@ def _task_in(row: dict[str, Any], request: Request) -> AccountTask | None:
         values.instant_in(said["submitted_at"]),
         values.text_in(said["platform"]),
         values.text_in(said["action"]),
-        record.state if record else state_of(word) if word else TaskState.UNKNOWN,
+        state,
         values.number_in(said["points"]),
         _prompt_in(properties, said["data"]),
         next(filter(None, models), None),
