@@ -12,7 +12,7 @@ from ._media import Media
 from ._urls import is_reachable_address, is_web_address
 from ._wire.tables import GATEWAYS, NOWHERE
 from .account import Account
-from .journal import Journal
+from .journal import BaseJournal
 from .models import (
     Gateway,
     Generation,
@@ -97,7 +97,7 @@ ARGUMENTS: Final[Mapping[str, Rule]] = {
         ),
         "GatewayFiles(), a function that uploads a file and returns its URL, or None",
     ),
-    "journal": (_or_none(Journal, str, os.PathLike), "a path, a Journal, or None"),
+    "journal": (_or_none(BaseJournal, str, os.PathLike), "a path, a URL, a Journal, or None"),
     "account": (
         _or_none(Account),
         "Account(access_token, user_id), Account.from_env(), or None",
