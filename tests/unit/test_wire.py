@@ -87,6 +87,7 @@ def row_seen(row: Any) -> dict[str, Any]:
         value = getattr(row, field.name)
         if field.name != "record" and value != field.default:
             value = value.isoformat() if isinstance(value, datetime) else value
+            value = list(value) if isinstance(value, tuple) else value
             shown[field.name] = value.name if isinstance(value, TaskState) else value
     return shown
 
