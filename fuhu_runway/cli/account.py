@@ -7,6 +7,7 @@ Rule 2: what cannot be proven is left as it was, and the output says what to do.
 
 import contextlib
 import sys
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -15,13 +16,20 @@ from cyclopts import Parameter
 
 from fuhu_runway import errors
 from fuhu_runway._journal.file import command_line
-from fuhu_runway.account import TOKEN_VARIABLE, USER_VARIABLE, Account, AccountTask, Audit
-from fuhu_runway.journal import Job, Journal
+from fuhu_runway.account import (
+    TOKEN_VARIABLE,
+    USER_VARIABLE,
+    Account,
+    AccountTask,
+    Audit,
+    Reconciliation,
+)
+from fuhu_runway.journal import Job, JobState, Journal
 from fuhu_runway.models import DEAD_ENDS, DEFAULT_WAIT, usage_error
 
 from .batch import STATE_NAME, check_target, open_client, opened
 from .console import number, one_line, print_row, print_table, write
-from .journal import JournalPath, save_all
+from .journal import JournalPath, mark_of, save_all
 from .options import OUTPUT, POSITIVE, RESULT, TARGET, Output, Screen, Target
 from .tally import Tally
 
@@ -29,7 +37,86 @@ if TYPE_CHECKING:
     from fuhu_runway.client import Client
 
 HEAD: Final = ("task", "created", "kind", "state", "quota", "model")
+SAVABLE: Final = tuple(state for state in JobState if state.is_unfinished)
 _RESULT: Final = Parameter(group=RESULT)
+
+
+async def reconcile(
+    journal: JournalPath,
+    /,
+    *,
+    out: Annotated[Path | None, _RESULT] = None,
+    timeout: Annotated[float, _RESULT, POSITIVE] = DEFAULT_WAIT,
+    output: Output = OUTPUT,
+    target: Target = TARGET,
+    screen: Screen,
+) -> int:
+    """
+    Settle the jobs in doubt in a journal by the gateway's own lists, and save the clips found.
+
+    Free, and submits nothing. A job stays in doubt unless the lists prove what became of it.
+    FUHU_ACCESS_TOKEN and FUHU_USER_ID, from the gateway's account page, give the list of tasks;
+    without them, the log of the key only shows what was charged.
+
+    Args:
+        journal: Journal of a batch, such as clips/journal.db, or its folder.
+        out: Folder for the clips; by default that of the journal.
+        timeout: How long to wait for each clip, in seconds.
+    """
+    out = out or journal.parent
+    state_file = _check(target, journal, out=out)
+    async with contextlib.AsyncExitStack() as stack:
+        store = await stack.enter_async_context(opened(journal))
+        doubts = {job.key: job for job in await store.jobs(JobState.IN_DOUBT)}
+        client = await open_client(stack, target, screen, store, state_file)
+        if not _has_account(target):
+            screen.info(f"Without {TOKEN_VARIABLE} and {USER_VARIABLE}, no task can be found.")
+        try:
+            report = await client.reconcile()
+        except errors.RunwayError as error:
+            error.add_note(f"{len(doubts):,} jobs stay in doubt.")
+            raise
+        if not output.json:
+            _print_report(report, doubts, journal, screen)
+        found = {one.key for one in report.found}
+        jobs = [job for job in await store.jobs(*SAVABLE) if job.key in found]
+        tally, files = Tally(len(jobs)), list[str]()
+        if jobs:
+            files = await save_all(client, jobs, tally, screen, out=out, timeout=timeout)
+    if output.json:
+        print_row({**report.as_dict(), "files": files}, output)
+    elif jobs:
+        tally.report(output, screen, out, journal, files)
+    return 3 if report.left else tally.code
+
+
+def _print_report(
+    report: Reconciliation, doubts: Mapping[str, Job], journal: Path, screen: Screen
+) -> None:
+    counts = {
+        "found and followed": len(report.found),
+        "not accepted and planned again": len(report.not_accepted),
+        "left in doubt": len(report.left),
+    }
+    said = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+    write(sys.stdout, f"{len(doubts):,} in doubt: {said}" if said else "nothing is in doubt")
+    if not report.left:
+        return
+    rows = [
+        (
+            one_line(mark_of(doubts[one.key])),
+            one_line(doubts[one.key].source or ""),
+            one.reason,
+            one_line(" ".join(one.task_ids)),
+        )
+        for one in report.left
+    ]
+    print_table([("key", "input", "why it is left", "tasks that fit"), *rows])
+    if any(one.task_ids for one in report.left):
+        command = command_line("fuhu-runway", "resolve", str(journal))
+        screen.say(f"If one of the tasks is the right one: {command} KEY --task-id ID")
+    command = command_line("fuhu-runway", "jobs", str(journal), "--state", "in-doubt")
+    screen.say(f"What else can be done: {command}")
 
 
 async def audit(
@@ -64,6 +151,12 @@ async def audit(
     if (adopt and ignore) or (tasks and not adopt and not ignore):
         happened = "audit needs --adopt or --ignore, and not both, to do something with tasks."
         raise usage_error("tasks", happened, "Use the one that applies.")
+    if not _has_account(target):
+        raise usage_error(
+            "account",
+            "The account of the gateway is not known.",
+            f"Set {TOKEN_VARIABLE} and {USER_VARIABLE}, as the gateway's account page shows them.",
+        )
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(opened(journal))
         client = await open_client(stack, target, screen, store, state_file)
@@ -82,18 +175,16 @@ async def audit(
     return 0
 
 
+def _has_account(target: Target) -> bool:
+    return target.simulate or Account.from_env() is not None
+
+
 def _check(target: Target, journal: Path, *, out: Path | None) -> Path:
-    """Raise unless the lists can be read; return the state file of a simulated gateway."""
+    """Raise unless it can be run; return the state file of a simulated gateway."""
     from fuhu_runway.paths import check_folder
 
     state_file = journal.parent / STATE_NAME
     check_target(target, journal, state_file)
-    if Account.from_env() is None and not target.simulate:
-        raise usage_error(
-            "account",
-            "The account of the gateway is not known.",
-            f"Set {TOKEN_VARIABLE} and {USER_VARIABLE}, as the gateway's account page shows them.",
-        )
     if out is not None:
         check_folder(out)
     return state_file
@@ -171,4 +262,4 @@ def _cells(task: AccountTask) -> tuple[str, ...]:
     )
 
 
-COMMANDS: Final[tuple[Any, ...]] = (audit,)
+COMMANDS: Final[tuple[Any, ...]] = (reconcile, audit)

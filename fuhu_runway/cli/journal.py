@@ -83,10 +83,9 @@ async def jobs(
     if not doubts:
         return
     command = command_line("fuhu-runway", "resolve", str(journal))
-    screen.say(
-        "In doubt: sent, but no clear response came back, so points may have been charged. "
-        "Check the gateway."
-    )
+    screen.say("In doubt: sent, but no clear response came back, so points may have been charged.")
+    settle = command_line("fuhu-runway", "reconcile", str(journal))
+    screen.say(f"To settle them by the gateway's own lists: {settle}")
     if any(job.task_id for job in doubts):
         screen.say(f"If the task in the row is the right one: {command} KEY --found")
     screen.say(f"If you find the task at the gateway: {command} KEY --task-id ID")
