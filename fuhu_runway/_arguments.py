@@ -11,6 +11,7 @@ import attrs
 from ._media import Media
 from ._urls import is_reachable_address, is_web_address
 from ._wire.tables import GATEWAYS, NOWHERE
+from .account import Account
 from .journal import BaseJournal
 from .models import (
     Gateway,
@@ -97,6 +98,10 @@ ARGUMENTS: Final[Mapping[str, Rule]] = {
         "GatewayFiles(), a function that uploads a file and returns its URL, or None",
     ),
     "journal": (_or_none(BaseJournal, str, os.PathLike), "a path, a URL, a Journal, or None"),
+    "account": (
+        _or_none(Account),
+        "Account(access_token, user_id), Account.from_env(), or None",
+    ),
     # of its methods
     "task_id": (lambda value: isinstance(value, str), "the id of a task, as text"),
     "official": _FLAG,

@@ -31,6 +31,7 @@ from ._media import Media
 from ._session.session import Settings
 from ._session.sessions import Sessions
 from ._wire.tables import NOWHERE
+from .account import Account
 from .background import BackgroundJob
 from .batch import Batch, BatchOptions, Outcome, Source
 from .errors import discreet, discreetly_made
@@ -104,6 +105,8 @@ class Client:
         journal: Where every submission is recorded before it is sent, with its id and its outcome:
             the path of a file, the `postgresql://` URL of a database that several processes share,
             or a journal that the client never closes.
+        account: The account of the key, as an `Account`, whose list of tasks settles submissions in
+            doubt; `Account.from_env()` reads it from the environment.
         uploads: Where local pictures and clips are put, so that the gateway can download them:
             an `Uploader`, such as an `ObjectStore` or a function, or `GatewayFiles()`. The
             official format needs it only for files that are too large for a data URI.
@@ -128,6 +131,7 @@ class Client:
         polling: PollPolicy | None = None,
         limits: Limits | None = None,
         journal: BaseJournal | str | os.PathLike[str] | None = None,
+        account: Account | None = None,
         uploads: Uploader | GatewayFiles | None = None,
         hooks: Iterable[events.Listener] = (),
     ) -> None:
@@ -143,6 +147,7 @@ class Client:
             polling=polling,
             limits=limits,
             journal=journal,
+            account=account,
             uploads=uploads,
         )
         settings = Settings(
@@ -164,6 +169,7 @@ class Client:
             callback_url=checked_callback(callback_url),
             callbacks=checked_receiver(callbacks, callback_url),
             journal=journal,
+            account=account,
             uploads=checked_uploads(uploads, row),
         )
         self._jobs: WeakValueDictionary[str, BackgroundJob] = WeakValueDictionary()

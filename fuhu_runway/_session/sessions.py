@@ -26,6 +26,7 @@ from fuhu_runway._waiting.unfinished import Name, Origin
 from fuhu_runway._wire.decode import read_balance, read_task
 from fuhu_runway._wire.encode import Request, ask_balance, ask_task, build
 from fuhu_runway._wire.tables import BALANCE_ENDPOINTS, ENDPOINTS, SUBMITS, feed, is_official
+from fuhu_runway.account import Account, AccountTask, KeyLog
 from fuhu_runway.downloads import Downloader, Source, origin_of
 from fuhu_runway.errors import JournalError, discreet
 from fuhu_runway.journal import BaseJournal, Job, JobState, Plan, journal_at
@@ -40,6 +41,7 @@ from fuhu_runway.models import (
 from fuhu_runway.task import Clip, Task
 from fuhu_runway.uploads import GatewayFiles, Uploader
 
+from . import account as lists
 from . import webhooks
 from .entry import Entry
 from .files import Files
@@ -64,12 +66,14 @@ class Sessions:
         callback_url: str | None,
         callbacks: "CallbackReceiver | None",
         journal: BaseJournal | str | os.PathLike[str] | None,
+        account: Account | None = None,
         uploads: Uploader | GatewayFiles | None = None,
     ) -> None:
         self.settings = settings
         self.hooks = settings.hooks
         self.gateway = gateway
         self.key = key
+        self.account = account
         self.files = Files(uploads, gateway, key, settings.clock)
         self._callback_url = callback_url
         self.receiver = callbacks
@@ -446,6 +450,16 @@ class Sessions:
             for name in BALANCE_ENDPOINTS[self.gateway.balance]
         ]
         return functools.reduce(Balance.joined, parts)
+
+    async def account_tasks(
+        self, since: float, until: float
+    ) -> tuple[list[AccountTask], float, bool]:
+        """Return the account's tasks of a time; see `account.account_tasks`."""
+        return await lists.account_tasks(self, since, until)
+
+    async def key_log(self) -> KeyLog:
+        """Return what the key was charged; see `account.key_log`."""
+        return await lists.key_log(self)
 
 
 def name_of_task(task: Task) -> Name:

@@ -351,6 +351,61 @@ FILE_URL_KEY: Final = "url"
 """Where the answer to an upload has the address."""
 
 
+# --- the account ---------------------------------------------------------------------------------
+
+ACCOUNT_TASKS: Final = Endpoint(
+    "account_tasks", "GET", Root.BASE, "/api/task/self", "audit", "api-facts 11 row 19"
+)
+"""The account's tasks, newest first; the access token of the account in place of the key."""
+KEY_LOG: Final = Endpoint(
+    "key_log", "GET", Root.BASE, "/api/log/token", "reconcile", "api-facts 11 row 20"
+)
+"""What a key was charged; older gateways read it from the address, newer ones from the header."""
+USER_HEADERS: Final = (
+    *("New-Api-User", "Rix-Api-User", "Veloera-User", "voapi-user", "neo-api-user"),
+    *("X-Api-User", "User-id"),
+)
+"""The header with the user's id, by its names in the forks; unknown ones are ignored."""
+PAGE_KEY: Final = "p"
+PAGE_SIZE_KEY: Final = "page_size"
+SINCE_KEY: Final = "start_timestamp"
+UNTIL_KEY: Final = "end_timestamp"
+TOTAL_KEY: Final = "total"
+PAGE_NUMBER_KEY: Final = "page"
+ROWS_KEYS: Final = ("items", "list", "records", "logs", "tasks", "data")
+"""Where a page has its rows, if it is not the list of them itself."""
+TASK_ROW: Final = {
+    "created_at": "created_at",
+    "submitted_at": "submit_time",
+    "platform": "platform",
+    "action": "action",
+    "points": "quota",
+    "user_id": "user_id",
+    "status": "status",
+    "data": "data",
+    "properties": "properties",
+}
+"""Our name for a part of a row of the list to the gateway's."""
+INPUT_KEY: Final = "input"
+"""Where the properties of a task have its prompt; most gateways leave it empty for videos."""
+PROMPT_KEYS: Final = ("prompt", "promptText", "prompt_text", "text_prompt")
+MODEL_KEYS: Final = ("origin_model_name", "upstream_model_name", "model", "model_name")
+"""The first is the model that was asked for; a gateway may pass another one on."""
+CHARGE_ROW: Final = {
+    "charged_at": "created_at",
+    "model": "model_name",
+    "points": "quota",
+    "content": "content",
+    "kind": "type",
+    "other": "other",
+}
+"""Our name for a part of a row of the log to the gateway's."""
+CONSUMPTION: Final = 2
+"""The `type` of a row of the log that is a charge; others are top-ups, errors and refunds."""
+ACTION_IN_CONTENT: Final = r"(?:操作|\b(?:action|operation)\b)[\s:：]*([A-Za-z][\w./-]*)"
+"""Where the text of a charge names the kind of task."""
+
+
 # --- gateways ------------------------------------------------------------------------------------
 
 GATEWAYS: Final[Mapping[str, Gateway]] = {
