@@ -13,6 +13,7 @@ Pure. Instants are Unix seconds of the gateway's clock.
 """
 
 import enum
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -79,11 +80,12 @@ class Sent:
 
 @attrs.frozen
 class Listed:
-    """One row of the gateway's list of tasks; None is unknown, and fits anything."""
+    """One row of the gateway's list of tasks; what is not known fits anything."""
 
     task_id: str
     created_at: float | None = None
-    route: str | None = None
+    #: The routes that its kind may stand for; empty if the kind is not known.
+    routes: frozenset[str] = frozenset()
     model: str | None = None
     #: Hashes of the prompt as the list and the feed show it; empty if neither does yet.
     prompts: frozenset[str] = frozenset()
@@ -131,6 +133,8 @@ class Records:
     is_complete: bool = True
     #: When the key was charged; None if the log was not read.
     charges: Sequence[float] | None = None
+    #: The instant from which the log is whole: gateways cut it off.
+    charges_since: float = -math.inf
     #: How far the gateway's clock is ahead of this machine's, in seconds.
     offset: float = 0.0
 
@@ -144,7 +148,7 @@ class Records:
         is_near = row.created_at is None or (
             sent.sent_at - SLACK <= row.created_at <= sent.sent_at + self.late
         )
-        is_kind = row.route in {None, sent.route} and (
+        is_kind = (not row.routes or sent.route in row.routes) and (
             None in {row.model, sent.model} or row.model == sent.model
         )
         if not is_near or not is_kind:
@@ -152,7 +156,7 @@ class Records:
         if sent.prompt is None:
             return Fit.MAYBE
         if sent.prompt == NO_PROMPT:
-            is_bare = Fit.MAYBE if row.route is None else Fit.YES
+            is_bare = Fit.YES if row.routes else Fit.MAYBE
             return Fit.NO if row.prompts else is_bare
         if not row.prompts:
             return Fit.MAYBE
@@ -177,7 +181,7 @@ class Records:
         )
 
     def shows_all_like(self, doubt: Sent) -> bool:
-        """Whether the list shows the known tasks of the same kind and time, and they fit."""
+        """Whether the list shows every known task of the same kind and time, and its prompt."""
         start, end = doubt.sent_at - self.late, doubt.sent_at + self.late
         alike = [
             one
@@ -185,10 +189,12 @@ class Records:
             if one.is_evidence and one.route == doubt.route and start <= one.sent_at <= end
         ]
         rows = [self.rows.get(one.task_id or "") for one in alike]
-        return bool(alike) and all(
-            row is not None and self.fit(one, row) is Fit.YES
+        fits = {
+            Fit.NO if row is None else self.fit(one, row)
             for one, row in zip(alike, rows, strict=True)
-        )
+        }
+        # Prompts may be shown late, or be too many to look up: one shows that they can be compared.
+        return Fit.YES in fits and Fit.NO not in fits
 
 
 @attrs.define
@@ -200,12 +206,13 @@ class Period:
     known: list[Sent] = attrs.field(factory=list)
     in_flight: int = 0
     charges: int = 0
+    is_logged: bool = False
 
     def unexplained(self, route: str) -> int | None:
         """Return how many charges no known task explains; None if the log is not complete."""
         is_shown = any(one.is_evidence and one.route == route for one in self.known)
         more = self.charges - len(self.known)
-        return more if is_shown and more >= 0 else None
+        return more if self.is_logged and is_shown and more >= 0 else None
 
 
 def decide(doubts: Sequence[Sent], records: Records) -> list[Verdict]:
@@ -340,4 +347,5 @@ def _periods(known: Sequence[Sent], doubts: Sequence[Sent], records: Records) ->
     for period in periods:
         first, last = bisect_left(charges, period.start), bisect_right(charges, period.end)
         period.charges = last - first
-    return by_key if records.charges is not None else dict.fromkeys(by_key, Period(0.0, 0.0))
+        period.is_logged = records.charges is not None and period.start >= records.charges_since
+    return by_key

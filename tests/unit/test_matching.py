@@ -22,8 +22,8 @@ LATE = 600.0
 
 DOUBT = Sent("job", "/pro/generate", "kitten 16:9", 1000.0, "gen4", "kitten")
 KNOWN = Sent("other", "/pro/generate", "puppy 16:9", 990.0, "gen4", "puppy", "t-puppy", 991.0)
-KITTEN = Listed("t-kitten", 1003.0, "/pro/generate", "gen4", frozenset({"kitten"}))
-PUPPY = Listed("t-puppy", 991.0, "/pro/generate", "gen4", frozenset({"puppy"}))
+KITTEN = Listed("t-kitten", 1003.0, frozenset({"/pro/generate"}), "gen4", frozenset({"kitten"}))
+PUPPY = Listed("t-puppy", 991.0, frozenset({"/pro/generate"}), "gen4", frozenset({"puppy"}))
 
 
 def records(*listed: Listed, **changes: Any) -> Records:
@@ -51,7 +51,7 @@ def test_one_task_that_fits_is_the_one() -> None:
     [
         {"prompts": frozenset({"cat"})},
         {"model": "gen3"},
-        {"route": "/pro/act_one"},
+        {"routes": frozenset({"/pro/act_one"})},
         {"created_at": 900.0},
         {"created_at": 1601.0},
     ],
@@ -147,9 +147,9 @@ def test_a_prompt_that_was_not_recorded_is_not_compared() -> None:
 def test_a_kind_without_a_prompt_is_found_by_kind_and_time() -> None:
     """A request that has no prompt gets the one task of its kind without one."""
     doubt = Sent("job", "/pro/act_one", "act", 1000.0, None, NO_PROMPT)
-    acted = Listed("t-act", 1003.0, "/pro/act_one")
+    acted = Listed("t-act", 1003.0, frozenset({"/pro/act_one"}))
     assert one(decide([doubt], records(acted, KITTEN))).task == acted
-    unknown = attrs.evolve(acted, route=None)
+    unknown = attrs.evolve(acted, routes=frozenset())
     assert one(decide([doubt], records(unknown))).reason is Reason.HIDDEN
 
 
