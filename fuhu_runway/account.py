@@ -89,12 +89,31 @@ class AccountTask:
     prompt: str | None = field(default=None, repr=False)
     model: str | None = None
     user_id: str | None = None  #: Whose task it is.
+    #: What the upstream calls it: some gateways have told the client that id in place of theirs.
+    aliases: tuple[str, ...] = ()
     #: What the list says about the task, as the feed says it; None if that cannot be read.
     record: TaskRecord | None = field(default=None, repr=False, eq=False)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Every id that the client may know it by, the list's own first."""
+        return (self.task_id, *self.aliases)
 
     def as_dict(self) -> dict[str, Any]:
         """Return what may be shown and stored, as JSON has it: no prompt, URL or raw answer."""
         return json_fields(self)
+
+
+@frozen
+class Audit:
+    """The account's tasks that a journal does not have, each of them paid for."""
+
+    #: Tasks that belong to no job: `Client.adopt` takes one in, `journal.ignore` leaves it out.
+    tasks: tuple[AccountTask, ...] = ()
+    #: Tasks that may be those of jobs in doubt, which have to be settled first.
+    unclear: tuple[AccountTask, ...] = ()
+    #: Whether the gateway sent its whole list; if not, there may be more.
+    is_complete: bool = True
 
 
 @frozen

@@ -5,6 +5,7 @@ import itertools
 import os
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypedDict, Unpack
@@ -28,10 +29,11 @@ from ._arguments import (
 from ._clock import LoopClock
 from ._guesses import METHODS, refuse_guesses
 from ._media import Media
+from ._session import audit as audits
 from ._session.session import Settings
 from ._session.sessions import Sessions
 from ._wire.tables import NOWHERE
-from .account import Account, Reconciliation
+from .account import Account, AccountTask, Audit, Reconciliation
 from .background import BackgroundJob
 from .batch import Batch, BatchOptions, Item, Outcome, Source
 from .errors import discreet, discreetly_made
@@ -659,6 +661,48 @@ class Client:
         """
         check(official=official)
         return await self._sessions.record_of(task_id, official=official)
+
+    @discreet
+    async def audit(self, *, since: datetime | None = None) -> Audit:
+        """
+        Return the tasks of the account that the journal does not have; free.
+
+        Each was paid for: by another program, on the gateway's own page, or by a run whose journal
+        was lost. `adopt` takes one in, and `journal.ignore` leaves it out from now on. Tasks of
+        other users are not looked at.
+
+        Args:
+            since: The instant from which to look; by default a week ago.
+
+        Raises:
+            UsageError: The client has no account or no journal; nothing was sent.
+            Unauthorized: The access token or the user id is wrong.
+            NotFound: The gateway has no list of the account's tasks.
+            GatewayError: The gateway refuses for another reason.
+            TransportError: It cannot be reached.
+            UnreadableReply: It sends no list.
+            JournalError: The journal cannot be used.
+        """
+        check(since=since)
+        return await audits.audit(self._sessions, since)
+
+    @discreet
+    async def adopt(self, task: AccountTask) -> Task:
+        """
+        Add a task of an audit to the journal, and return its handle; free.
+
+        Its clip is saved as that of any other task: by `wait` and `Clip.download`, or by `resume`.
+
+        Raises:
+            UsageError: The task may be that of a job in doubt, or a job has it; nothing changed.
+            NotFound: The feed does not know the task, which may belong to another service.
+            GatewayError: The gateway refuses for another reason.
+            TransportError: It cannot be reached.
+            UnreadableReply: No known dialect fits the response of the feed.
+            JournalError: The journal cannot be used.
+        """
+        check(task=task)
+        return await audits.adopt(self._sessions, task)
 
     @discreet
     async def balance(self) -> Balance:

@@ -32,14 +32,13 @@ async def account_tasks(
         TransportError: The gateway cannot be reached.
         UnreadableReply: It is no list.
     """
-    account = sessions.account
+    account, ahead = sessions.account, sessions.ahead
     if account is None:
         raise usage_error(
             "account",
             "The client has no account, so it cannot list the account's tasks.",
             "Make it with account=Account(access_token, user_id).",
         )
-    ahead = 0.0
     arrived_at: list[float] = []
 
     def read(reply: Reply) -> TaskPage:
@@ -54,8 +53,9 @@ async def account_tasks(
         return await sessions.current().transport.call_apart(hidden, read)
 
     first = await page(1)
-    if first.server_time is not None and abs(first.server_time - arrived_at[-1]) > MAX_DRIFT:
-        ahead = first.server_time - arrived_at[-1]
+    seen = ahead if first.server_time is None else first.server_time - arrived_at[-1]
+    if abs(seen - ahead) > MAX_DRIFT:
+        sessions.ahead = ahead = seen
         first = await page(1)
     found = {task.task_id: task for task in first.tasks}
     if first.total is None:
@@ -81,5 +81,7 @@ async def key_log(sessions: "Sessions") -> KeyLog:
         TransportError: The gateway cannot be reached.
         UnreadableReply: It is no log.
     """
-    wire = sessions.discreet(ask_log(sessions.gateway, sessions.key))
-    return await sessions.current().transport.call_apart(wire, read_log)
+    wire = ask_log(sessions.gateway, sessions.key)
+    if sessions.account is not None:
+        wire = wire.hiding(sessions.account.access_token)
+    return await sessions.current().transport.call_apart(sessions.discreet(wire), read_log)

@@ -76,6 +76,8 @@ class Sessions:
         self.gateway = gateway
         self.key = key
         self.account = account
+        #: How far the gateway's clock is ahead of ours, in seconds, as its lists have shown.
+        self.ahead = 0.0
         self.files = Files(uploads, gateway, key, settings.clock)
         self._callback_url = callback_url
         self.receiver = callbacks

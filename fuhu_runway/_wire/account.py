@@ -31,6 +31,7 @@ from . import tables, values
 from .decode import body_of, read_task, state_of
 from .encode import Reply, Request, bare_request
 from .refusals import TASK_ERROR, refusal_of, unreadable
+from .salvage import salvage
 from .tables import Sense, dialect_of
 
 PAGE_SIZE: Final = 100
@@ -127,7 +128,7 @@ def _rows(reply: Reply, what: str, secret: str) -> tuple[list[dict[str, Any]], M
         return _rows_in(reply)
     except GatewayError as refused:
         failure = refused
-    # A page or a redirect is the gateway's web page, or that of whoever has the address.
+    # A page or a redirect is the gateway's web page, or that of another service at the address.
     is_page = not failure.body and (reply.status < 400 or reply.status in {404, 405})
     if isinstance(failure, NotFound) or is_page:
         failure = NotFound(
@@ -182,6 +183,9 @@ def _task_in(row: dict[str, Any], request: Request) -> AccountTask | None:
     said = {name: row.get(key) for name, key in tables.TASK_ROW.items()}
     record = _record_in(row, task_id, request)
     word = values.text_in(said["status"])
+    state = state_of(word) if word else TaskState.UNKNOWN
+    if record is not None and record.word is not None:
+        state = record.state
     properties = _object(said["properties"])
     models = (values.text_in({**row, **properties}.get(key)) for key in tables.MODEL_KEYS)
     return AccountTask(
@@ -190,11 +194,12 @@ def _task_in(row: dict[str, Any], request: Request) -> AccountTask | None:
         values.instant_in(said["submitted_at"]),
         values.text_in(said["platform"]),
         values.text_in(said["action"]),
-        record.state if record else state_of(word) if word else TaskState.UNKNOWN,
+        state,
         values.number_in(said["points"]),
         _prompt_in(properties, said["data"]),
         next(filter(None, models), None),
         values.text_in(said["user_id"]),
+        _aliases_in(task_id, said["data"]),
         record,
     )
 
@@ -206,6 +211,15 @@ def _record_in(row: dict[str, Any], task_id: str, request: Request) -> TaskRecor
         return read_task(Reply(request, 200, {}, body))
     except (RunwayError, RecursionError):
         return None
+
+
+def _aliases_in(task_id: str, data: Any) -> tuple[str, ...]:
+    """Return the ids in what the upstream has said about a task, except the list's own."""
+    try:
+        found = salvage(json.dumps({"data": data}).encode(), is_whole=True)
+    except RecursionError:
+        return ()
+    return tuple(one for one in found if one != task_id)
 
 
 def _prompt_in(properties: Mapping[str, Any], data: Any) -> str | None:

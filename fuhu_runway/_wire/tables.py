@@ -324,6 +324,13 @@ BALANCE_ENDPOINTS: Final[Mapping[BalanceRoute, tuple[str, ...]]] = {
 """The endpoints that are called for a balance, by name; their responses are joined."""
 
 
+def kind_of_action(action: str | None, *, official: bool) -> str:
+    """Return the name of the request class that a gateway's word for a kind of task fits best."""
+    word = "".join(filter(str.isalnum, action or "")).lower()
+    kinds = (kinds for parts, *kinds in KINDS_BY_ACTION if any(part in word for part in parts))
+    return next(kinds)[official].__name__
+
+
 def feed(*, official: bool) -> Endpoint:
     """Return the endpoint that is polled for the tasks of one format."""
     return ENDPOINTS["official_task" if official else "feed"]
@@ -391,6 +398,15 @@ INPUT_KEY: Final = "input"
 PROMPT_KEYS: Final = ("prompt", "promptText", "prompt_text", "text_prompt")
 MODEL_KEYS: Final = ("origin_model_name", "upstream_model_name", "model", "model_name")
 """The first is the model that was asked for; a gateway may pass another one on."""
+KINDS_BY_ACTION: Final[tuple[tuple[tuple[str, ...], type, type], ...]] = (
+    (("actone", "acttwo", "character"), ActOne, OfficialCharacterPerformance),
+    (("aleph",), Aleph, OfficialVideoToVideo),
+    (("upscale",), VideoToVideo, OfficialVideoUpscale),
+    (("video2video", "videotovideo"), VideoToVideo, OfficialVideoToVideo),
+    (("image",), ImageToVideo, OfficialImageToVideo),
+    (("",), TextToVideo, OfficialTextToVideo),
+)
+"""Parts of a gateway's word for the kind of a task, and its request in each format; in order."""
 CHARGE_ROW: Final = {
     "charged_at": "created_at",
     "model": "model_name",
