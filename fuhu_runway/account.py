@@ -150,3 +150,52 @@ class KeyLog:
     #: The instant of the oldest row of any kind: what is older may have been cut off.
     starts_at: datetime | None = None
     is_cut: bool = False  #: Whether the gateway says that there are more rows than it sent.
+
+
+@frozen
+class Found:
+    """A submission in doubt whose task was found."""
+
+    #: The key of its job.
+    key: str
+    task_id: str
+    #: What showed it, such as "list of tasks".
+    proof: str
+    #: The caller's own name for it.
+    custom_id: str | None = None
+
+
+@frozen
+class Left:
+    """A submission that stays in doubt."""
+
+    #: The key of its job.
+    key: str
+    #: Why, as a sentence without its first capital letter and its full stop.
+    reason: str
+    #: The tasks that fit, for a person to choose from.
+    task_ids: tuple[str, ...] = ()
+    #: Whether the gateway's log says that it was charged.
+    is_charged: bool = False
+    #: The caller's own name for it.
+    custom_id: str | None = None
+
+
+@frozen
+class Reconciliation:
+    """What became of the submissions in doubt; see `Client.reconcile`."""
+
+    #: Accepted, with their tasks, which are followed.
+    found: tuple[Found, ...] = ()
+    #: Proven not to be accepted, by the keys of their jobs: they may be submitted again.
+    not_accepted: tuple[str, ...] = ()
+    #: Still in doubt, each with the reason.
+    left: tuple[Left, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the same as values that JSON has."""
+        return {
+            "found": [json_fields(one) for one in self.found],
+            "not_accepted": list(self.not_accepted),
+            "left": [json_fields(one) for one in self.left],
+        }

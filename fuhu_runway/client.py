@@ -33,7 +33,7 @@ from ._session import audit as audits
 from ._session.session import Settings
 from ._session.sessions import Sessions
 from ._wire.tables import NOWHERE
-from .account import Account, AccountTask, Audit
+from .account import Account, AccountTask, Audit, Reconciliation
 from .background import BackgroundJob
 from .batch import Batch, BatchOptions, Item, Outcome, Source
 from .errors import discreet, discreetly_made
@@ -252,6 +252,34 @@ class Client:
         session = self._sessions.by_loop.get(asyncio.get_running_loop())
         if session is not None:
             session.poller.abandon()
+
+    @discreet
+    async def reconcile(self) -> Reconciliation:
+        """
+        Find out from the gateway's own lists what became of each submission in doubt.
+
+        Free, and sends nothing again. With an account, its list of tasks is read: a task that is
+        the only one that fits a submission is its task, is written to the journal and appears in
+        `unfinished`. A submission is not accepted only with proof, and may be submitted again
+        then. Without an account, the log of the key shows what was charged, and no ids.
+
+        With a journal, every job in doubt counts; without one, those of this client. A client with
+        an account does this by itself: `submit` searches for its task before it raises
+        `SubmissionInDoubt`, and a batch reconciles before its first job and after its last.
+
+        Returns:
+            What was found, what was not accepted, and what is left, each with the reason.
+
+        Raises:
+            Unauthorized: The gateway refuses the access token; every doubt stays as it was.
+            NotFound: The gateway has no such lists; every doubt stays as it was.
+            GatewayError: It refused for another reason; every doubt stays as it was.
+            TransportError: It cannot be reached; every doubt stays as it was.
+            UnreadableReply: It sent something else; every doubt stays as it was.
+            UsageError: The client is closed.
+            JournalError: The journal cannot be used.
+        """
+        return await self._sessions.reconcile()
 
     # Paid calls
 

@@ -148,6 +148,7 @@ class BaseJournal(ABC):
         task_id: str | None = None,
         accepted: bool | None = None,
         proof: str = "person",
+        at: float | None = None,
     ) -> Job:
         """
         Record what happened to a job in doubt, and return its row.
@@ -161,6 +162,7 @@ class BaseJournal(ABC):
                 the `task_id` of the job.
             accepted: False: the job was not accepted. Do not guess: the next run pays for it.
             proof: How that is known; written to the row.
+            at: When it was accepted, in Unix seconds; by default now.
 
         Raises:
             UsageError: There is no such job, it is not in doubt, the task belongs to another job,
@@ -173,7 +175,9 @@ class BaseJournal(ABC):
                 "Pass the one that applies.",
             )
         return await self._perform(
-            lambda: actions.resolve(key, task_id, proof, time.time(), is_shared=self.is_shared)
+            lambda: actions.resolve(
+                key, task_id, proof, time.time() if at is None else at, is_shared=self.is_shared
+            )
         )
 
     async def adopt(
