@@ -330,6 +330,9 @@ def _branch(error: type[errors.RunwayError], before: str = "") -> Iterator[str]:
 # Endpoints and gateways
 
 
+LISTS: Final = {"account_tasks": "tasks of the account", "key_log": "charges of the key"}
+
+
 def endpoints() -> str:
     """Return one line for each endpoint."""
     return table(
@@ -340,7 +343,7 @@ def endpoints() -> str:
                 code(f"{row.verb} {_path(row)}"),
                 _method(row),
                 "points" if row.replay is facts.Replay.PAID else "nothing",
-                "a task" if row.route is None else "a balance",
+                LISTS.get(row.name, "a task" if row.route is None else "a balance"),
                 sourced(row.source),
             )
             for row in facts.ENDPOINTS.values()
