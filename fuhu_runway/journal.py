@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 from weakref import WeakSet
 
 import attrs
@@ -222,6 +222,9 @@ class Journal:
         JournalError: It cannot be read or written, is not a journal, is a copy without its log, or
             cannot hold a value, which is named; from any method.
     """
+
+    #: Whether several processes may use it at the same time.
+    is_shared: ClassVar[bool] = False
 
     def __init__(self, path: str | os.PathLike[str], *, wait: float = 0.0) -> None:
         self.path = Path(path)
