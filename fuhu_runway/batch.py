@@ -31,7 +31,7 @@ from ._places import Place, place_of
 from ._session.entry import in_doubt_of
 from ._session.sessions import Sessions
 from .errors import RunwayError
-from .journal import Job, JobState, Journal, Plan, nth, planned
+from .journal import BaseJournal, Job, JobState, Plan, nth, planned
 from .models import DEFAULT_WAIT, Generation, TextToVideo, check_text, usage_error
 from .task import Clip, Task
 
@@ -45,9 +45,6 @@ HOPELESS: Final = (
 )
 """Errors that every other job would hit as well: a batch submits no more after one of these."""
 
-
-ENDED: Final = {JobState.FAILED, JobState.IN_DOUBT}
-"""The states in which a job with an error has ended: carrying it out again would not change it."""
 
 NEWEST: Final = 10
 """How many outcomes a notebook shows."""
@@ -369,7 +366,8 @@ class Batch:
                 if outcome.error is None:
                     return outcome
                 job = outcome.key and await journal.find(outcome.key)
-            if job and job.state in ENDED:
+            # A saved clip that could not be looked for is not an end.
+            if job and job.state.is_over and job.state is not JobState.SAVED:
                 return outcome
             raise outcome.error
 
@@ -447,7 +445,7 @@ class Batch:
         if job.state is JobState.SUBMITTING and plan.custom_id is not None:
             # Another batch is submitting it now; under one name there is one task.
             return await self._make(item.request, plan, name, known)
-        if job.state in {JobState.SUBMITTING, JobState.IN_DOUBT}:
+        if job.state.is_unanswered:
             raise in_doubt_of(job)
         if job.state is JobState.FAILED:
             raise _failed(job)
@@ -586,7 +584,7 @@ async def plan_for(item: Item) -> Plan:
     return await planned(item.request, key, item.custom_id)
 
 
-async def job_of(journal: Journal, plan: Plan, now: float) -> Job:
+async def job_of(journal: BaseJournal, plan: Plan, now: float) -> Job:
     """
     Return the row of an item's job, created if there is none.
 

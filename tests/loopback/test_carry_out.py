@@ -4,6 +4,7 @@ import asyncio
 import platform
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -283,7 +284,8 @@ async def test_a_part_says_which_machine_it_is_of(
 ) -> None:
     """With a shared journal, a download that broke off is continued on the same machine."""
     book = Shared(journal)
-    gateway.fault("download", faults.Truncate(0.5), times=None)
+    gateway.fault("download", faults.Cut(1000))
+    gateway.fault("download", faults.server_error(), times=None)
     async with quick_client(gateway, journal=book) as client:
         with pytest.raises(DownloadIncomplete):
             await client.carry_out(ITEM, download_to=clips)
@@ -310,3 +312,14 @@ async def test_a_client_without_a_journal_is_refused(runway: Client) -> None:
     """Without a journal, nothing knows what was paid for."""
     with pytest.raises(UsageError, match="The client has no journal"):
         await runway.carry_out(ITEM)
+
+
+async def test_an_url_names_the_extra_it_needs(
+    runway: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without obstore, the error says what to install, and nothing was sent."""
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    monkeypatch.delitem(sys.modules, "fuhu_runway.contrib.store", raising=False)
+    with pytest.raises(UsageError, match="needs the extra store") as caught:
+        runway.batch([PROMPT], download_to="s3://bucket/clips/")
+    assert 'pip install ".[store]"' in caught.value.advice
