@@ -406,6 +406,11 @@ with contextlib.suppress(AttributeError):  # Windows has no fork
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def is_database(place: object) -> bool:
+    """Return whether a place is the URL of a database."""
+    return isinstance(place, str) and place.startswith(("postgresql://", "postgres://"))
+
+
 def journal_at(place: "BaseJournal | str | os.PathLike[str]") -> BaseJournal:
     """
     Return the journal at a place: a file, or a database if it is a `postgresql://` URL.
@@ -415,7 +420,7 @@ def journal_at(place: "BaseJournal | str | os.PathLike[str]") -> BaseJournal:
     """
     if isinstance(place, BaseJournal):
         return place
-    if isinstance(place, str) and place.startswith(("postgresql://", "postgres://")):
+    if is_database(place):
         # By its name, since nothing else needs the extra.
         postgres = importlib.import_module("fuhu_runway.contrib.postgres")
         journal: BaseJournal = postgres.PostgresJournal(place)

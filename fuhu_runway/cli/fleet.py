@@ -23,13 +23,11 @@ from fuhu_runway.models import DEFAULT_WAIT, Limits, TaskState, usage_error
 
 from .console import Lines, number, print_row, print_table, run, write
 from .journal import job_row, pick, print_job
-from .options import ACCESS, OUTPUT, POSITIVE, RESULT, WHOLE, Access, Output, Screen
+from .options import ACCESS, DATABASE, OUTPUT, POSITIVE, RESULT, WHOLE, Access, Output, Screen
 from .tally import CLOCK, trouble_of
 
 if TYPE_CHECKING:
     from fuhu_runway.contrib.fleet import Fleet, Status
-
-DATABASE: Final = "FUHU_DATABASE_URL"
 
 _RESULT: Final = Parameter(group=RESULT)
 

@@ -25,8 +25,8 @@ from fuhu_runway.journal import Job, JobState
 
 from .batch import STATE_NAME
 from .console import Lines, print_row, print_table
-from .fleet import DATABASE, new_fleet
-from .options import OUTPUT, POSITIVE, RESULT, WHOLE, Output, Screen
+from .fleet import new_fleet
+from .options import DATABASE, OUTPUT, POSITIVE, RESULT, WHOLE, Output, Screen
 from .tally import CLOCK
 
 if TYPE_CHECKING:
