@@ -330,6 +330,10 @@ class Journal(BaseJournal):
         """Return once everything that was noted is on disk."""
         await self._run(lambda _db: None)
 
+    async def flush(self) -> None:
+        """Return once everything that was noted before is on disk."""
+        await self._run(lambda _: None)
+
     async def aclose(self) -> None:
         """Write what is outstanding and close the file; using the journal opens it again."""
         with self._starting:
