@@ -64,12 +64,12 @@ def _journal(_: object, tokens: Sequence[Token]) -> JournalPlace:
     return path / "journal.db" if path.is_dir() else path
 
 
-_JOURNAL: Final = Parameter(converter=_journal)
-JournalArgument = Annotated[JournalPlace, _JOURNAL, Parameter(validator=_check_exists)]
+JOURNAL: Final = Parameter(converter=_journal)
+JournalArgument = Annotated[JournalPlace, JOURNAL, Parameter(validator=_check_exists)]
 
 
 async def jobs(
-    journal: Annotated[JournalPlace | None, _JOURNAL] = None,
+    journal: Annotated[JournalPlace | None, JOURNAL] = None,
     *,
     state: Annotated[tuple[JobState, ...], _RESULT] = (),
     output: Output = OUTPUT,
