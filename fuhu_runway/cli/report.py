@@ -87,7 +87,7 @@ async def report(
     else:
         write(sys.stdout, one_line(str(target)))
     if not results:
-        screen.info("There are no results in results.jsonl, so the page has no prompts or clips.")
+        screen.info("There are no results in results.jsonl, so the page has no prompts.")
 
 
 def _results(path: Path) -> dict[str, Mapping[str, Any]]:
