@@ -49,8 +49,7 @@ async def init(*, output: Output = OUTPUT, screen: Screen) -> None:
 
     Free. Tables that are there and up to date stay as they are.
     """
-    async with new_fleet() as fleet:
-        await fleet.init()
+    await new_fleet().init()
     screen.info("The tables are ready. Enqueue with: fuhu-runway fleet enqueue FILE")
     if output.json:
         print_row({"ready": True}, output)
