@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import importlib
 import os
+import secrets
 import sqlite3
 import time
 from abc import ABC, abstractmethod
@@ -76,12 +77,23 @@ class BaseJournal(ABC):
         """What identifies it to a person, without secrets."""
 
     @abstractmethod
-    async def _perform(self, make: Callable[[], Action[T]], *, is_outcome: bool = False) -> T:
+    async def _perform(
+        self,
+        make: Callable[[], Action[T]],
+        *,
+        is_outcome: bool = False,
+        undo: Callable[[], Action[None]] | None = None,
+    ) -> T:
         """
         Run the statements of the action that *make* returns, and return its result.
 
-        A store that may be out of reach tries an outcome until it is written.
+        A store that may be out of reach tries an outcome until it is written, and gives up other
+        actions after a while; then *undo* takes back what may have been written.
         """
+
+    def _token(self) -> str | None:
+        """Return a name for a step, by which a shared store knows it again."""
+        return secrets.token_hex(8) if self.is_shared else None
 
     @abstractmethod
     async def start_run(self) -> None:
@@ -140,10 +152,14 @@ class BaseJournal(ABC):
             JournalError: The table does not have this step, there is no such job, or it went on
                 elsewhere.
         """
+        token = self._token()
         return await self._perform(
-            lambda: actions.step(key, to, now, changes, attempt=attempt, owner=self._owner),
+            lambda: actions.step(
+                key, to, now, changes, attempt=attempt, owner=self._owner, token=token
+            ),
             # What is known of a paid request; an intent can be given up, since nothing was sent.
             is_outcome=to is JobState.ACCEPTED or attempt is not None,
+            undo=partial(actions.undo, key, token) if token and to is JobState.SUBMITTING else None,
         )
 
     async def resolve(
@@ -177,9 +193,8 @@ class BaseJournal(ABC):
                 "resolve needs either task_id, the id of the job's task, or accepted=False.",
                 "Pass the one that applies.",
             )
-        return await self._perform(
-            lambda: actions.resolve(key, task_id, proof, time.time(), is_shared=self.is_shared)
-        )
+        now, token = time.time(), self._token()
+        return await self._perform(lambda: actions.resolve(key, task_id, proof, now, token))
 
     async def adopt(
         self, task_id: str, endpoint: str, now: float, *, model: str | None = None
@@ -198,6 +213,7 @@ class BaseJournal(ABC):
         Raises:
             UsageError: A job has this task. Nothing changed.
         """
+        token = self._token()
         return await self._perform(
             lambda: actions.adopt(
                 task_id,
@@ -206,6 +222,7 @@ class BaseJournal(ABC):
                 model=model,
                 salt=self._salt,
                 owner=self._owner,
+                token=token,
             )
         )
 
@@ -247,6 +264,11 @@ class BaseJournal(ABC):
         """Return the paid jobs that are not saved, handed out or known to have failed."""
         paid = await self.jobs(*(state for state in JobState if state.is_unfinished))
         return [job for job in paid if job.handed_out_at is None]
+
+    async def left_over(self) -> list[Job]:
+        """Return the unfinished jobs that no process follows: those of earlier processes."""
+        # Those of a shared journal have another process, or are handed to one.
+        return [] if self.is_shared else await self.unfinished()
 
     async def counts(self) -> dict[JobState, int]:
         """Return how many jobs are in each state."""
@@ -359,7 +381,8 @@ class Journal(BaseJournal):
         self,
         make: Callable[[], Action[T]],
         *,
-        is_outcome: bool = False,  # noqa: ARG002  (a file is within reach)
+        is_outcome: bool = False,  # noqa: ARG002  (a file is always within reach)
+        undo: Callable[[], Action[None]] | None = None,  # noqa: ARG002
     ) -> T:
         return await self._run(lambda db: perform(db, make()))
 
