@@ -177,8 +177,7 @@ async def resume(
 
 async def forget(
     journal: JournalArgument,
-    key: str,
-    *,
+    *key: str,
     force: Annotated[bool, _RESULT] = False,
     output: Output = OUTPUT,
     screen: Screen,  # noqa: ARG001  (every command is given one)
@@ -193,8 +192,11 @@ async def forget(
         key: Name that `jobs` shows, task id, or beginning of the key.
         force: Remove the job even if a paid clip may be lost.
     """
+    if len(key) != 1:  # several places, so that it may also follow --journal
+        advice = "List the jobs with `fuhu-runway jobs`."
+        raise usage_error("key", "forget needs the key of one job.", advice)
     async with opened(journal) as store:
-        job = await pick(store, key)
+        job = await pick(store, key[0])
         if job.state.is_at_risk and not force:
             raise usage_error(
                 "key",

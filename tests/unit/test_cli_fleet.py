@@ -23,7 +23,7 @@ from support.commands import (
 )
 
 pytest.importorskip("cyclopts")
-pytest.importorskip("procrastinate")
+pytest.importorskip("fuhu_runway.contrib.fleet")
 
 from fuhu_runway.contrib.local_postgres import LocalPostgres
 
@@ -76,6 +76,12 @@ def work(run: Run, url: str, *options: str, until: str = "saved", number: int = 
     """Run a worker until *number* jobs are in a state."""
     with pressed(lambda: states(url)[until] == number):
         return run("fleet", "work", "--out", "clips", "--grace", "1", *options)
+
+
+def execute(url: str, statement: str) -> None:
+    """Execute a statement."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statement)  # type: ignore[call-overload]
 
 
 # From a file to its clips
@@ -225,12 +231,6 @@ def test_another_key_is_refused(
     assert gateway.call(lambda one: one.submitted) == submitted
 
 
-def execute(url: str, statement: str) -> None:
-    """Execute a statement."""
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(statement)  # type: ignore[call-overload]
-
-
 def test_a_database_that_may_lose_what_it_confirmed_is_refused(run: Run, fleet: str) -> None:
     """With synchronous_commit off, a crash of the server could hide that money was spent."""
     name = re.search("/(fuhu_[0-9a-f]+)", fleet)
@@ -246,35 +246,6 @@ def test_tables_of_a_newer_version_are_refused(run: Run, fleet: str) -> None:
     for command in ("status", "init"):
         done = run("fleet", command)
         assert (done.code, "newer version" in done.err) == (2, True)
-
-
-@pytest.mark.parametrize("command", [["fleet", "status"], ["jobs", "{url}"]])
-def test_a_server_that_is_not_there_is_named(
-    run: Run, database: str, monkeypatch: pytest.MonkeyPatch, command: list[str]
-) -> None:
-    """The error says that it cannot be reached, without the password."""
-    url = f"postgresql://user:{PASSWORD}@127.0.0.1:9/fuhu"
-    monkeypatch.setenv("FUHU_DATABASE_URL", url)
-    done = run(*(word.format(url=url) for word in command))
-    assert done.code == 2
-    assert PASSWORD not in done.err + done.out
-    assert "127.0.0.1" not in done.err + done.out
-
-
-def test_a_wrong_password_is_an_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error says so, and has no password."""
-    with LocalPostgres() as server:
-        execute(server.url, "CREATE ROLE clips LOGIN PASSWORD 'right'")
-        rules = server.data / "pg_hba.conf"
-        rules.write_text("local all all scram-sha-256\n")
-        server.stop()
-        server.start()
-        wrong = server.url.replace("postgres@", f"clips:{PASSWORD}@")
-        monkeypatch.setenv("FUHU_DATABASE_URL", wrong)
-        for tokens in (["fleet", "status"], ["jobs", wrong]):
-            done = run(*tokens)
-            assert (done.code, "password" in done.err) == (2, True)
-            assert PASSWORD not in done.err
 
 
 def test_a_worker_waits_for_a_database_that_is_gone(
@@ -304,69 +275,3 @@ def test_a_worker_waits_for_a_database_that_is_gone(
     assert done.code == 130
     assert "The database cannot be reached" in done.err
     assert gateway.call(lambda one: one.submitted) == 3
-
-
-# A journal in a database
-
-
-@pytest.fixture
-def doubt(run: Run, gateway: GatewayThread, fleet: str) -> str:
-    """The URL of a journal with two saved jobs and one in doubt, whose task is t-1."""
-    run("fleet", "enqueue", "prompts.txt")
-    work(run, fleet)
-    execute(
-        fleet,
-        "UPDATE fuhu_job SET state = 'in doubt' WHERE key = (SELECT min(key) FROM fuhu_job)",
-    )
-    return fleet
-
-
-@pytest.mark.parametrize("option", [[], ["--journal"]])
-def test_jobs_lists_a_database(run: Run, doubt: str, option: list[str]) -> None:
-    """The URL is an argument like a path, and what is printed has no password."""
-    done = run("jobs", *option, doubt)
-    assert (done.code, done.out.splitlines()[-1]) == (0, "2 saved, 1 in doubt")
-    assert 'fuhu-runway resolve "$FUHU_DATABASE_URL" KEY --task-id ID' in done.err
-    assert PASSWORD not in done.out + done.err
-
-
-def test_a_doubt_in_a_database_is_resolved(run: Run, doubt: str) -> None:
-    """The gateway is asked for the task, and the job is accepted; resume saves its clip."""
-    rows = json.loads(run("jobs", doubt, "--json").out)["jobs"]
-    (job,) = [row for row in rows if row["state"] == "in doubt"]
-    assert run("resolve", "--journal", doubt, job["key"], "--found").code == 0
-    assert states(doubt) == {"saved": 2, "accepted": 1}
-    assert run("resume", doubt, "--out", "rest").code == 0
-    assert is_clip(f"rest/{job['task_id']}.mp4")
-    assert states(doubt) == {"saved": 3}
-    assert run("forget", "--journal", doubt, job["key"]).code == 0
-    assert states(doubt) == {"saved": 2}
-
-
-@pytest.mark.parametrize(
-    "command", [["resolve", "--simulate"], ["resume", "--out", "c", "--simulate"]]
-)
-def test_a_database_has_no_simulated_gateway(run: Run, doubt: str, command: list[str]) -> None:
-    """--simulate is for journals in a file."""
-    name, *options = command
-    done = run(name, doubt, *options)
-    assert (done.code, "--simulate" in done.err) == (2, True)
-
-
-def test_a_report_of_a_database(run: Run, doubt: str) -> None:
-    """The page is in the folder of the clips, and has those that the folder has."""
-    assert run("report", "clips", "--journal", doubt).code == 0
-    page = Path("clips/report.html").read_text(encoding="utf-8")
-    assert page.count("<video") == 2
-    assert PASSWORD not in page
-
-
-@pytest.mark.parametrize(
-    "place", [f"postgresql//u:{PASSWORD}@host/fuhu", f"host=h password={PASSWORD}"]
-)
-def test_a_url_with_a_typing_error_is_not_shown(run: Run, place: str) -> None:
-    """The error says how the URL of a database begins, and quotes nothing of this one."""
-    for command in (["jobs", place], ["jobs", f"--journal={place}"]):
-        done = run(*command)
-        assert (done.code, "postgresql://" in done.err) == (2, True)
-        assert PASSWORD not in done.err
