@@ -451,6 +451,10 @@ class Journal:
 
         self._send(Errand(write))
 
+    async def flush(self) -> None:
+        """Return once everything that was noted before is on disk."""
+        await self._run(lambda _: None)
+
     async def aclose(self) -> None:
         """Write what is outstanding and close the file; using the journal opens it again."""
         with self._starting:

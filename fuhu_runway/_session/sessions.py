@@ -42,7 +42,7 @@ from fuhu_runway.uploads import GatewayFiles, Uploader
 
 from . import webhooks
 from .entry import Entry
-from .files import Files
+from .files import Files, Place
 from .names import Names
 from .session import Session, Settings
 from .submission import Submission
@@ -90,6 +90,7 @@ class Sessions:
         #: Tasks of earlier processes, each with the event for the first wait for it.
         self._left: dict[Name, events.TaskAttached] = {}
         self.names = Names(keeps_all=self.journal is None)
+        self._carried: WeakValueDictionary[Place, asyncio.Lock] = WeakValueDictionary()
         #: Addresses of an earlier process that were looked up in the journal.
         self.looked_up: set[bytes] = set()
         if callbacks is not None:
@@ -320,6 +321,11 @@ class Sessions:
         if self.journal is None or custom_id is None:
             return None
         return await self.journal.find(f"id:{custom_id}")
+
+    def carrying(self, name: str) -> asyncio.Lock:
+        """Return the lock of a job that is carried out in the running loop."""
+        place = asyncio.get_running_loop(), name
+        return self._carried.get(place) or self._carried.setdefault(place, asyncio.Lock())
 
     def claim_later(self, task: Task) -> None:
         """Hold a handle whose caller was cancelled, for as long as its task is unfinished."""
