@@ -375,7 +375,7 @@ class Batch:
     ) -> None:
         """Start a job for each item, as room becomes free."""
         await free.acquire()
-        async with aclosing(_numbered(self._prompts)) as things:
+        async with aclosing(numbered(self._prompts)) as things:
             async for index, thing in things:
                 if self._is_stopped:
                     return
@@ -590,7 +590,7 @@ async def job_of(journal: Journal, plan: Plan, now: float) -> Job:
     return await (journal.plan_next if plan.key == plan.fingerprint else journal.plan)(plan, now)
 
 
-async def _numbered(source: Source) -> AsyncGenerator[tuple[int, Any], None]:
+async def numbered(source: Source) -> AsyncGenerator[tuple[int, Any], None]:
     """Read either kind of source, one entry at a time, each with its position."""
     index = 0
     if isinstance(source, AsyncIterable):
