@@ -25,7 +25,7 @@ from sphinx.pycode import ModuleAnalyzer
 from fuhu_runway import callbacks, errors, hooks
 from fuhu_runway._http import limiter as pace
 from fuhu_runway._http.retry import MAY_REPEAT, ladder
-from fuhu_runway._journal_file import MIGRATIONS, SCHEMA
+from fuhu_runway._journal.schema import MIGRATIONS, SCHEMA
 from fuhu_runway._waiting import poller
 from fuhu_runway._wire import tables as facts
 from fuhu_runway._wire.refusals import REFUSALS
@@ -187,6 +187,7 @@ PRINTED: Final[Mapping[str, Mapping[str, str]]] = {
         "finished_at": "When the clip was ready.",
         "saved_at": "When the file was complete.",
         "source": "File and line of the request, such as p.txt:17.",
+        "proof": "What settled the last doubt: person, webhook, list of tasks, or log of the key.",
     },
     "A page in JSON": {
         "file": "The page.",
@@ -641,7 +642,7 @@ def _fields(kind: type[attrs.AttrsInstance], *, needed: bool) -> list[str]:
 
 def job_states() -> str:
     """Return the states of a job, as the journal spells them."""
-    told = meanings("fuhu_runway.journal", "JobState")
+    told = meanings("fuhu_runway._journal.states", "JobState")
     return table(
         ("State", "In the file", "Meaning"),
         ((f"`JobState.{one.name}`", code(one.value), told[one.name]) for one in JobState),

@@ -232,7 +232,7 @@ def _found(known: Job | None, path: Path, *, overwrite: bool) -> tuple[Path | No
         saved = saved_place(path, known.task_id or "", known.file_bytes)
         if saved is not None:
             return saved, False
-    is_paid = known is not None and known.state in {JobState.ACCEPTED, JobState.FINISHED}
+    is_paid = known is not None and known.state.is_unfinished
     if is_paid and not overwrite and path.is_file():
         return None, True
     check_target(path, overwrite=overwrite)

@@ -30,7 +30,7 @@ from ._notebook import table_view
 from ._session.entry import in_doubt_of
 from ._session.sessions import Sessions
 from .errors import RunwayError
-from .journal import Job, JobState, Journal, Plan, nth, planned
+from .journal import BaseJournal, Job, JobState, Plan, nth, planned
 from .models import DEFAULT_WAIT, Generation, TextToVideo, check_text, usage_error
 from .paths import saved_place
 from .task import Clip, Task, saved_beside
@@ -439,7 +439,7 @@ class Batch:
         if job.state is JobState.SUBMITTING and plan.custom_id is not None:
             # Another batch is submitting it now; under one name there is one task.
             return await self._make(item.request, plan, path, known)
-        if job.state in {JobState.SUBMITTING, JobState.IN_DOUBT}:
+        if job.state.is_unanswered:
             raise in_doubt_of(job)
         if job.state is JobState.FAILED:
             raise _failed(job)
@@ -581,7 +581,7 @@ async def plan_for(item: Item) -> Plan:
     return await planned(item.request, key, item.custom_id)
 
 
-async def job_of(journal: Journal, plan: Plan, now: float) -> Job:
+async def job_of(journal: BaseJournal, plan: Plan, now: float) -> Job:
     """
     Return the row of an item's job, created if there is none.
 

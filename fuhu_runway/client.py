@@ -34,7 +34,7 @@ from ._wire.tables import NOWHERE
 from .background import BackgroundJob
 from .batch import Batch, BatchOptions, Item, Outcome, Source
 from .errors import discreet, discreetly_made
-from .journal import Job, Journal
+from .journal import BaseJournal, Job
 from .models import (
     DEFAULT_MODEL,
     DEFAULT_WAIT,
@@ -102,7 +102,8 @@ class Client:
         polling: When a task is polled.
         limits: How many requests and tasks are in flight, and the rate, in each event loop.
         journal: Where every submission is recorded before it is sent, with its id and its outcome:
-            a path, or a `Journal` that is shared and that the client never closes.
+            the path of a file, the `postgresql://` URL of a database that several processes share,
+            or a journal that the client never closes.
         uploads: Where local pictures and clips are put, so that the gateway can download them:
             an `Uploader`, such as an `ObjectStore` or a function, or `GatewayFiles()`. The
             official format needs it only for files that are too large for a data URI.
@@ -126,7 +127,7 @@ class Client:
         retry: RetryPolicy | None = None,
         polling: PollPolicy | None = None,
         limits: Limits | None = None,
-        journal: Journal | str | os.PathLike[str] | None = None,
+        journal: BaseJournal | str | os.PathLike[str] | None = None,
         uploads: Uploader | GatewayFiles | None = None,
         hooks: Iterable[events.Listener] = (),
     ) -> None:
@@ -187,7 +188,7 @@ class Client:
         return self._sessions.gateway
 
     @property
-    def journal(self) -> Journal | None:
+    def journal(self) -> BaseJournal | None:
         """The journal; None if there is none."""
         return self._sessions.journal
 
