@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 import attrs
-from cyclopts import Argument
+from cyclopts import App, Argument
 from sphinx.pycode import ModuleAnalyzer
 
 from fuhu_runway import callbacks, errors, hooks
@@ -794,8 +794,7 @@ def _fault_links(kinds: Iterable[type[faults.Fault]]) -> str:
 def commands() -> str:
     """Return the arguments of each command, the exit codes, and the keys of what is printed."""
     sections = []
-    for name in (name for name in cli.app if not name.startswith("-")):
-        command = cli.app[name]
+    for name, command in _commands_of(cli.app):
         about = inspect.cleandoc(command.help).partition("\n\nArgs:")[0]
         lines = [
             ("`, `".join(argument.names), _argument_help(argument))
@@ -809,6 +808,16 @@ def commands() -> str:
     for heading, keys in PRINTED.items():
         sections.append(f"## {heading}\n\n{_meanings('Key', keys.items())}")
     return "\n\n".join(sections)
+
+
+def _commands_of(app: App, parents: str = "") -> Iterator[tuple[str, App]]:
+    """Return the commands by their names, such as "fleet init", in the order of the help page."""
+    for name in (name for name in app if not name.startswith("-")):
+        command = app[name]
+        if command.default_command is None:
+            yield from _commands_of(command, f"{parents}{name} ")
+        else:
+            yield f"{parents}{name}", command
 
 
 def _argument_help(argument: Argument) -> str:

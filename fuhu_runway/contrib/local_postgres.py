@@ -9,12 +9,14 @@ import contextlib
 import importlib.util
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Self
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from fuhu_runway.errors import UsageError
 from fuhu_runway.models import usage_error
@@ -135,6 +137,7 @@ class LocalPostgres:
                 capture_output=True,
                 check=True,
                 text=True,
+                start_new_session=True,  # out of reach of Ctrl-C
                 **self._process,
             )
         except (OSError, subprocess.CalledProcessError) as error:
@@ -147,6 +150,38 @@ class LocalPostgres:
                 f"Postgres does not start ({reason}).",
                 "Set FUHU_DATABASE_URL to a server that runs.",
             ) from error
+
+
+@contextlib.contextmanager
+def temporary_database(url: str) -> Iterator[str]:
+    """
+    Yield the URL of a new, empty database on the server at *url*; it is removed at the end.
+
+    Needs the extra `postgres`, and the right to create databases.
+
+    Raises:
+        UsageError: The database cannot be created.
+    """
+    import psycopg  # noqa: PLC0415  (a server of one's own does without)
+
+    name = f"fuhu_{secrets.token_hex(6)}"
+
+    def run(statement: str) -> None:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(statement)
+
+    try:
+        run(f"CREATE DATABASE {name} TEMPLATE template0")
+    except psycopg.Error as error:
+        raise usage_error(
+            "database",
+            f"No database can be created on the server ({type(error).__name__}).",
+            "Use the URL of a server that runs, and a user who may create databases.",
+        ) from None  # the cause has addresses
+    try:
+        yield urlsplit(url)._replace(path=f"/{name}").geturl()
+    finally:
+        run(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def _programs() -> Path:

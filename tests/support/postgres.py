@@ -1,16 +1,11 @@
 """A Postgres for tests: `FUHU_TEST_DATABASE_URL`, or else a server of the test run's own."""
 
-import itertools
 import os
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
-import psycopg
 import pytest
 
-from fuhu_runway.contrib.local_postgres import LocalPostgres
-
-NUMBERS = itertools.count()
+from fuhu_runway.contrib.local_postgres import LocalPostgres, temporary_database
 
 
 @pytest.fixture(scope="session")
@@ -27,9 +22,5 @@ def postgres() -> Iterator[str]:
 @pytest.fixture
 def database_url(postgres: str) -> Iterator[str]:
     """Yield the URL of an empty database of the test's own."""
-    name = f"fuhu_test_{os.getpid()}_{next(NUMBERS)}"
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE template0")
-    yield urlsplit(postgres)._replace(path=f"/{name}").geturl()
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with temporary_database(postgres) as url:
+        yield url
