@@ -212,7 +212,7 @@ class Sessions:
         try:
             # At once, so that a close in between does not leave the file open.
             durations, counts, jobs = await asyncio.gather(
-                journal.durations(), journal.counts(), journal.unfinished()
+                journal.durations(), journal.counts(), journal.left_over()
             )
         except BaseException:
             self._has_recalled = False

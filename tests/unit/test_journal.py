@@ -1430,7 +1430,7 @@ async def parent():
     await journal.plan(plan("parent"), 1.0)
     # While the lock is held, as another thread may hold it.
     for one in (journal, unused, used):
-        one._starting.acquire()
+        one._writer._starting.acquire()
     codes = [
         in_child(attempt(journal, "forked")),
         in_child(attempt(Journal(sys.argv[1]), "own")),
@@ -1438,7 +1438,7 @@ async def parent():
         in_child(attempt(used, "used")),
     ]
     for one in (journal, unused, used):
-        one._starting.release()
+        one._writer._starting.release()
     await journal.plan(plan("still here"), 1.0)
     codes.append(in_child(lambda: in_child(attempt(journal, "grandchild"))))
     print(codes, [job.key for job in await journal.jobs()])
@@ -1474,7 +1474,7 @@ async def test_a_fork_is_imitated(
     """A caller gets the error, an event that cannot be written is logged, closing does nothing."""
     before = await job_at(journal, ACCEPTED)
     child = Journal(journal.path)
-    child._thread = journal._thread
+    child._writer._thread = journal._writer._thread
     monkeypatch.setattr(journals, "_JOURNALS", {child})
     journals._after_fork()
     with pytest.raises(JournalBusy, match="when this process was forked"):
