@@ -467,6 +467,9 @@ class Batch:
         job = await job_of(journal, attrs.evolve(plan, source=item.source), now)
         if job.state is JobState.FAILED and self._retry_failed:
             job = await journal.step(job.key, JobState.PLANNED, now, task_id=None)
+        if job.state is JobState.PLANNED and job.custom_id is not None:
+            # Another process may have settled what this one remembers.
+            self._sessions.names.forget(job.custom_id)
         # The journal's fingerprint is keyed, so that a file name does not give the prompt away.
         return attrs.evolve(plan, key=job.key, fingerprint=job.fingerprint), job
 
