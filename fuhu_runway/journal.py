@@ -234,6 +234,10 @@ class BaseJournal(ABC):
         """Return the tasks that were passed to `ignore`."""
         return await self._perform(actions.ignored)
 
+    async def keyed(self, plan: Plan) -> Plan:
+        """Return a plan with its hashes as this journal writes them; it need not have the job."""
+        return await self._perform(lambda: actions.key_plan(plan, self._salt))
+
     async def hash_prompts(self, prompts: Sequence[str]) -> list[str]:
         """Return the keyed hash of each prompt, as the rows have it in `prompt_hash`."""
         return await self._perform(lambda: actions.hash_prompts(prompts, self._salt))
