@@ -60,12 +60,17 @@ def clip_folder(folder: str | os.PathLike[str]) -> Path:
 
 def clip_name(request: Generation, plan: Plan) -> str:
     """Return the name of a clip: readable, unique in the batch, and the same in every run."""
-    fingerprint, _, times = plan.key.partition(":")
-    if plan.custom_id is not None or not times:
+    if plan.custom_id is not None or ":" not in plan.key:
         return file_name(plan.custom_id or plan.key)
-    again = "" if times == "1" else f"-{times}"
     text = getattr(request, "prompt", None) or plan.endpoint
-    return safe_name(encodable(text), f"-{fingerprint[:MARK_LENGTH]}{again}.mp4")
+    return safe_name(encodable(text), mark_of_file(plan.key))
+
+
+def mark_of_file(key: str) -> str:
+    """Return how the name of a clip's file ends, if it begins with the prompt."""
+    fingerprint, _, times = key.partition(":")
+    again = "" if times == "1" else f"-{times}"
+    return f"-{fingerprint[:MARK_LENGTH]}{again}.mp4"
 
 
 def check_clip_path(
