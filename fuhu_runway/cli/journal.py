@@ -103,11 +103,10 @@ async def jobs(
     doubts = [job for job in found if job.state is JobState.IN_DOUBT]
     if not doubts:
         return
-    command = f"fuhu-runway resolve {as_typed(journal)}"
+    place = as_typed(journal)
+    command = f"fuhu-runway resolve {place}"
     screen.say("In doubt: sent, but no clear response came back, so points may have been charged.")
-    screen.say(
-        f"To settle them by the gateway's own lists: fuhu-runway reconcile {as_typed(journal)}"
-    )
+    screen.say(f"To settle them by the gateway's own lists: fuhu-runway reconcile {place}")
     if any(job.task_id for job in doubts):
         screen.say(f"If the task in the row is the right one: {command} KEY --found")
     screen.say(f"If you find the task at the gateway: {command} KEY --task-id ID")
