@@ -30,6 +30,7 @@ from support.jobs import (
 from support.relays import Relay, relay_to
 
 from fuhu_runway import Client
+from fuhu_runway._journal import actions
 from fuhu_runway.errors import JournalError, JournalTooNew, UsageError
 from fuhu_runway.hooks import ClipHandedOut, DownloadFinished
 from fuhu_runway.journal import Job, JobState, journal_at, plan_of
@@ -627,6 +628,25 @@ def test_a_forked_child_is_another_process(journal_url: str) -> None:
         env={**os.environ, "PYTHONPATH": str(Path(_postgres.__file__).parents[2])},
     )
     assert (done.stdout.splitlines(), done.stderr) == (["child in doubt", "parent accepted"], "")
+
+
+async def test_a_fork_is_imitated(
+    journal: PostgresJournal, journal_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child has another name and a connection of its own; the parent's stays open."""
+    async with opened(journal_url) as child:
+        await job_at(child, SUBMITTING)
+        parents = child._link
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_JOURNALS", {child})
+            patch.setattr(module, "_PARENTS", [])
+            thread, todo = child._writer._thread, child._writer._todo
+            module._after_fork()
+            assert (await child.plan(wanted(), NOW)).state is IN_DOUBT
+            assert parents.run(actions.counts())[IN_DOUBT] == 1
+        todo.put(None)
+        assert thread is not None
+        await asyncio.to_thread(thread.join)
 
 
 # Events
