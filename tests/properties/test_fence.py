@@ -187,7 +187,7 @@ class FenceMachine(RuleBasedStateMachine):
 
 
 def test_a_job_is_paid_for_once(journal_url: str) -> None:
-    """After any deliveries, deaths, freezes and late outcomes; and every doubt is told."""
+    """Whichever workers get it, die, freeze and report late; and every doubt is reported."""
     pytest.importorskip("psycopg")
     with asyncio.Runner() as runner:
         run_state_machine_as_test(

@@ -112,7 +112,7 @@ async def test_what_another_process_was_sending_is_in_doubt(
 
 
 async def test_what_this_process_is_sending_stays_so(journal: PostgresJournal) -> None:
-    """A second delivery to the same process finds the submission that is running."""
+    """If it gets the job a second time, it finds the submission that is running."""
     await job_at(journal, SUBMITTING)
     assert (await journal.plan(wanted(), NOW)).state is SUBMITTING
 
@@ -188,7 +188,7 @@ async def test_a_task_is_given_to_one_job(journal: PostgresJournal, other: Postg
 async def test_jobs_in_flight_are_counted_over_all_processes(
     journal: PostgresJournal, other: PostgresJournal
 ) -> None:
-    """What is being sent and what is accepted counts, whoever did it."""
+    """What is being sent and what is accepted counts, in any process."""
     await job_at(journal, SUBMITTING, "a")
     await job_at(other, ACCEPTED, "b")
     await job_at(other, FINISHED, "c")
