@@ -82,7 +82,7 @@ class Names:
 
     async def _run(self, submission: Submission, custom_id: str) -> Task:
         sessions = submission.sessions
-        task = await sessions.find(custom_id)
+        task = sessions.remembered(custom_id)
         if task is not None:
             return task
         if custom_id in self.doubts:
@@ -91,10 +91,13 @@ class Names:
             plan = await planned(submission.request, f"id:{custom_id}", custom_id, submission.tag)
             wall = sessions.settings.clock.wall
             job = await sessions.journal.plan(plan, wall())
+            task = sessions.task_of(job)
+            if task is not None:
+                return task
             if job.state.is_unanswered:
                 raise in_doubt_of(job)
             if job.state is JobState.FAILED:
-                # The request was refused, nothing charged: otherwise `find` would return its task.
+                # The request was refused and nothing charged: otherwise it would have a task.
                 await sessions.journal.step(job.key, JobState.PLANNED, wall())
             submission.plan = plan
         return await submission.run()

@@ -114,16 +114,9 @@ class PostgresJournal(BaseJournal):
 
         Occurrences are counted in this process.
         """
-        return await self.plan(attrs.evolve(plan, key=await self.key_next(plan)), now)
-
-    async def key_next(self, plan: Plan) -> str:
-        """Return the key of the next job with this content in this run; writes nothing."""
-        if self._salt is None:
-            await self.flush()
-        assert self._salt is not None  # noqa: S101  (connecting reads it)
-        mark = actions.keyed(plan, self._salt).fingerprint
+        mark = (await self.keyed(plan)).fingerprint
         self._seen[mark] += 1
-        return nth(mark, self._seen[mark])
+        return await self.plan(attrs.evolve(plan, key=nth(mark, self._seen[mark])), now)
 
     def note(self, event: Event) -> None:
         """

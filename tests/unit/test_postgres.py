@@ -210,13 +210,16 @@ async def test_a_job_in_flight_is_in_doubt_once_its_process_closes(
     ]
 
 
-async def test_a_key_at_the_door_writes_nothing(journal: PostgresJournal) -> None:
-    """It is the key that the next job with this content gets."""
+async def test_equal_requests_are_counted_in_each_process(
+    journal: PostgresJournal, other: PostgresJournal
+) -> None:
+    """Each counts its own run, so that the same prompts are the same jobs everywhere."""
     plan = plan_of(TextToVideo("a kitten"))
-    keys = [await journal.key_next(plan) for _ in range(2)]
-    assert await journal.jobs() == []
+    keys = [(await one.plan_next(plan, NOW)).key for one in (journal, journal, other, other)]
+    mark = (await journal.keyed(plan)).fingerprint
+    assert keys == [f"{mark}:1", f"{mark}:2", f"{mark}:1", f"{mark}:2"]
     await journal.start_run()
-    assert [(await journal.plan_next(plan, NOW)).key for _ in range(2)] == keys
+    assert (await journal.plan_next(plan, NOW)).key == f"{mark}:1"
 
 
 # The database
