@@ -13,7 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet, WeakValueDictionary
 
 from fuhu_runway import hooks as events
@@ -28,7 +28,7 @@ from fuhu_runway._wire.encode import Request, ask_balance, ask_task, build
 from fuhu_runway._wire.tables import BALANCE_ENDPOINTS, ENDPOINTS, SUBMITS, feed, is_official
 from fuhu_runway.account import Account, AccountTask, KeyLog, Reconciliation
 from fuhu_runway.downloads import Downloader, Source, origin_of
-from fuhu_runway.errors import JournalError, discreet
+from fuhu_runway.errors import JournalError, RunwayError, UsageError, discreet
 from fuhu_runway.journal import BaseJournal, Job, JobState, Plan, journal_at
 from fuhu_runway.models import (
     Balance,
@@ -54,6 +54,10 @@ from .submission import Submission
 if TYPE_CHECKING:
     # It imports a web server, which most programs do not need.
     from fuhu_runway.callbacks import Address, CallbackReceiver, Webhook
+
+
+MINUTE: Final = 60.0
+"""How much longer an accepted submission is remembered than a doubt may need it, in seconds."""
 
 
 class Sessions:
@@ -83,7 +87,7 @@ class Sessions:
         self.receiver = callbacks
         self._owns_journal = journal is not None and not isinstance(journal, BaseJournal)
         self.journal = None if journal is None else journal_at(journal)
-        self._memory = Memory(2 * settings.timeouts.late)
+        self._memory = Memory(2 * settings.timeouts.late + MINUTE)
         #: Where submissions in doubt are found and settled.
         self.ledger: BaseJournal | Memory = self.journal or self._memory
         self.reconciler = Reconciler()
@@ -264,6 +268,16 @@ class Sessions:
         """Settle the submissions in doubt; see `Client.reconcile`."""
         await self.recall()
         return await self.reconciler.run(self, self.current())
+
+    async def reconcile_if_possible(self) -> Reconciliation:
+        """Reconcile with the account, if there is one; a failure is an event."""
+        try:
+            if self.account is not None:
+                return await self.reconcile()
+        except RunwayError as error:
+            if not isinstance(error, UsageError):  # the client is closed
+                self.hooks.emit(events.ReconciliationFailed(type(error).__name__))
+        return Reconciliation()
 
     def keep_found(self, session: Session, job: Job, *, is_awaited: bool) -> None:
         """Keep a task that was found, and follow it unless its own submission does."""
