@@ -29,7 +29,6 @@ from ._live import Live
 from ._notebook import table_view
 from ._session.entry import in_doubt_of
 from ._session.sessions import Sessions
-from .account import Reconciliation
 from .errors import RunwayError
 from .journal import BaseJournal, Job, JobState, Plan, nth, planned
 from .models import DEFAULT_WAIT, Generation, TextToVideo, check_text, usage_error
@@ -304,18 +303,17 @@ class Batch:
         if self._sessions.journal is not None:
             await self._sessions.journal.start_run()
             await self._sessions.reconcile_if_possible()
-        doubts: list[Outcome] = []
-        async with aclosing(self._ended(self._read(), doubts)) as ended:
-            async for outcome in ended:
-                yield outcome
-        feeder = self._feeder
-        # Once, after the last job: by now the gateway lists what it has accepted.
-        left, settled = await self._settled(doubts)
-        for outcome in left:
-            self._count(outcome)
-            yield outcome
-        async with aclosing(self._ended(settled)) as ended:
-            async for outcome in ended:
+        things, feeder = self._read(), None
+        while things is not None:
+            doubts: list[Outcome] = []
+            async with aclosing(self._ended(things, doubts)) as ended:
+                async for outcome in ended:
+                    yield outcome
+            feeder = feeder or self._feeder
+            # After the last job: by now the gateway lists what it has accepted.
+            left, things = await self._settled(doubts)
+            for outcome in left:
+                self._count(outcome)
                 yield outcome
         if feeder is not None and not (feeder.cancelled() and self._is_stopped):
             feeder.result()
@@ -323,7 +321,7 @@ class Batch:
     async def _ended(
         self,
         things: AsyncGenerator[tuple[int, Any], None],
-        doubts: list[Outcome] | None = None,
+        doubts: list[Outcome],
     ) -> AsyncGenerator[Outcome, None]:
         """Yield the outcomes of jobs as they end, but those in doubt are added to *doubts*."""
         free = asyncio.Semaphore(self._in_flight)
@@ -344,7 +342,7 @@ class Batch:
                 self._live.changed()
                 if outcome is None:
                     pass
-                elif doubts is not None and outcome.is_in_doubt and self._can_settle(outcome):
+                elif outcome.is_in_doubt and self._can_settle(outcome):
                     doubts.append(outcome)
                 else:
                     self._count(outcome)
@@ -375,13 +373,17 @@ class Batch:
 
     async def _settled(
         self, doubts: list[Outcome]
-    ) -> tuple[list[Outcome], AsyncGenerator[tuple[int, Any], None]]:
-        """Reconcile; return the outcomes that stay in doubt, and the jobs that can go on."""
-        report = await self._sessions.reconcile_if_possible() if doubts else Reconciliation()
-        keys = {one.key for one in report.found}
-        if not self._is_stopped:
-            keys |= set(report.not_accepted)
-        going_on = [one for one in doubts if one.key in keys]
+    ) -> tuple[list[Outcome], AsyncGenerator[tuple[int, Any], None] | None]:
+        """Reconcile; return the outcomes that stay in doubt, and the jobs that can go on, if any."""
+        left, going_on = list[Outcome](), list[Outcome]()
+        if doubts:
+            await self._sessions.reconcile_if_possible()
+        for one in doubts:
+            # From the journal: a webhook may have settled it, or a search that ended too late.
+            job = await self._sessions.job_with(one.key)
+            is_over = job is None or job.state.is_unanswered
+            is_unsent = job is not None and job.state is JobState.PLANNED
+            (left if is_over or (is_unsent and self._is_stopped) else going_on).append(one)
         self._custom_ids -= {one.custom_id for one in going_on if one.custom_id is not None}
         self._own |= {one.key for one in going_on if one.key and not one.resumed}
 
@@ -390,7 +392,7 @@ class Batch:
                 key = one.key if one.custom_id is None else None
                 yield one.index, Item(one.request, one.custom_id, key=key)
 
-        return [one for one in doubts if one.key not in keys], things()
+        return left, things() if going_on else None
 
     async def carry_out(self, thing: Item | Generation | str) -> Outcome:
         """Carry out one job, apart from the source; see `Client.carry_out`."""

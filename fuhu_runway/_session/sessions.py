@@ -269,15 +269,14 @@ class Sessions:
         await self.recall()
         return await self.reconciler.run(self, self.current())
 
-    async def reconcile_if_possible(self) -> Reconciliation:
+    async def reconcile_if_possible(self) -> None:
         """Reconcile with the account, if there is one; a failure is an event."""
         try:
             if self.account is not None:
-                return await self.reconcile()
+                await self.reconcile()
         except RunwayError as error:
             if not isinstance(error, UsageError):  # the client is closed
                 self.hooks.emit(events.ReconciliationFailed(type(error).__name__))
-        return Reconciliation()
 
     def keep_found(self, session: Session, job: Job, *, is_awaited: bool) -> None:
         """Keep a task that was found, and follow it unless its own submission does."""
@@ -357,11 +356,13 @@ class Sessions:
             return None
         return self.handles.get(name_in(job)) or self.attach(job)
 
+    async def job_with(self, key: str | None) -> Job | None:
+        """Return the job with this key from the journal."""
+        return None if self.journal is None or key is None else await self.journal.find(key)
+
     async def job_named(self, custom_id: str | None) -> Job | None:
         """Return the job with this name from the journal."""
-        if self.journal is None or custom_id is None:
-            return None
-        return await self.journal.find(f"id:{custom_id}")
+        return await self.job_with(None if custom_id is None else f"id:{custom_id}")
 
     def carrying(self, name: str) -> asyncio.Lock:
         """Return the lock of a job that is carried out in the running loop."""
