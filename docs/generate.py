@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Final
 
 import attrs
-from cyclopts import Argument
+from cyclopts import App, Argument
 from sphinx.pycode import ModuleAnalyzer
 
 from fuhu_runway import callbacks, errors, hooks
 from fuhu_runway._http import limiter as pace
 from fuhu_runway._http.retry import MAY_REPEAT, ladder
-from fuhu_runway._journal_file import MIGRATIONS, SCHEMA
+from fuhu_runway._journal.schema import MIGRATIONS, SCHEMA
 from fuhu_runway._waiting import poller
 from fuhu_runway._wire import tables as facts
 from fuhu_runway._wire.refusals import REFUSALS
@@ -157,7 +157,21 @@ PRINTED: Final[Mapping[str, Mapping[str, str]]] = {
         "points": "Points used by the tasks that ended in this run.",
         "refunded_points": "Points that were given back.",
         "seconds": "Duration of this run.",
-        "files": "For `batch`, the file of results; for `resume`, the clips.",
+        "files": "For `batch`, the file of results; for `resume` and `audit`, the clips.",
+    },
+    "A reconciliation in JSON": {
+        "found": "The jobs whose task was found: `key`, `task_id`, `proof` and `custom_id`.",
+        "not_accepted": "The keys of jobs that were not accepted, and are planned again.",
+        "left": "The jobs that stay in doubt: `key`, `reason`, `task_ids` that fit, `is_charged` "
+        "and `custom_id`.",
+        "files": "The clips that were saved.",
+    },
+    "An audit in JSON": {
+        "tasks": "The tasks, each with `task_id`, `created_at`, `submitted_at`, `platform`, "
+        "`action`, `state`, `points`, `model`, `user_id` and `aliases`. With `--adopt`, the "
+        "object is that of a batch.",
+        "unclear": "Further tasks that may be those of jobs in doubt.",
+        "is_complete": "Whether the gateway sent its whole list.",
     },
     "A dry run in JSON": {
         "entries": "Each entry: `index`, `custom_id`, `kind`, `model`, `seconds`, `action` (new, "
@@ -166,6 +180,29 @@ PRINTED: Final[Mapping[str, Mapping[str, str]]] = {
         "new": "Entries that would be sent.",
         "points": "What they would cost together, without those of unknown cost.",
         "unknown": "Entries that would be sent and whose cost is unknown.",
+    },
+    "A fleet in JSON": {
+        "workers": "For each worker, `id`, `silent` (seconds since its last sign of life) and "
+        "`jobs` (how many it has).",
+        "ready": "Jobs that wait for a worker.",
+        "later": "Jobs that wait for another attempt.",
+        "running": "Jobs that a worker has.",
+        "jobs": "Number of jobs in the journal, by state; a job that no worker has begun is not "
+        "in it.",
+        "points": "Points of all jobs that were not given back.",
+        "doubts": "The jobs in doubt, as `jobs` prints them.",
+    },
+    "A demonstration in JSON": {
+        "prompts": "How many prompts were enqueued.",
+        "tasks": "Tasks in the gateway's ledger.",
+        "paid_twice": "Tasks beyond the first of a prompt.",
+        "saved": "Jobs that are saved, by the journal.",
+        "failed": "Jobs that failed.",
+        "in_doubt": "Jobs in doubt.",
+        "clips": "Clips in the folder.",
+        "known": "Tasks of the ledger that are in the journal.",
+        "lost": "Jobs that have not ended, tasks that nothing accounts for, and clips that are "
+        "saved by the journal and not in the folder.",
     },
     "A job in JSON": {
         "key": "Key of the job in the journal.",
@@ -187,6 +224,7 @@ PRINTED: Final[Mapping[str, Mapping[str, str]]] = {
         "finished_at": "When the clip was ready.",
         "saved_at": "When the file was complete.",
         "source": "File and line of the request, such as p.txt:17.",
+        "proof": "What settled the last doubt: person, webhook, list of tasks, or log of the key.",
     },
     "A page in JSON": {
         "file": "The page.",
@@ -318,6 +356,9 @@ def _branch(error: type[errors.RunwayError], before: str = "") -> Iterator[str]:
 # Endpoints and gateways
 
 
+LISTS: Final = {"account_tasks": "tasks of the account", "key_log": "charges of the key"}
+
+
 def endpoints() -> str:
     """Return one line for each endpoint."""
     return table(
@@ -328,7 +369,7 @@ def endpoints() -> str:
                 code(f"{row.verb} {_path(row)}"),
                 _method(row),
                 "points" if row.replay is facts.Replay.PAID else "nothing",
-                "a task" if row.route is None else "a balance",
+                LISTS.get(row.name, "a task" if row.route is None else "a balance"),
                 sourced(row.source),
             )
             for row in facts.ENDPOINTS.values()
@@ -644,7 +685,7 @@ def _fields(kind: type[attrs.AttrsInstance], *, needed: bool) -> list[str]:
 
 def job_states() -> str:
     """Return the states of a job, as the journal spells them."""
-    told = meanings("fuhu_runway.journal", "JobState")
+    told = meanings("fuhu_runway._journal.states", "JobState")
     return table(
         ("State", "In the file", "Meaning"),
         ((f"`JobState.{one.name}`", code(one.value), told[one.name]) for one in JobState),
@@ -796,8 +837,7 @@ def _fault_links(kinds: Iterable[type[faults.Fault]]) -> str:
 def commands() -> str:
     """Return the arguments of each command, the exit codes, and the keys of what is printed."""
     sections = []
-    for name in (name for name in cli.app if not name.startswith("-")):
-        command = cli.app[name]
+    for name, command in _commands_of(cli.app):
         about = inspect.cleandoc(command.help).partition("\n\nArgs:")[0]
         lines = [
             ("`, `".join(argument.names), _argument_help(argument))
@@ -811,6 +851,16 @@ def commands() -> str:
     for heading, keys in PRINTED.items():
         sections.append(f"## {heading}\n\n{_meanings('Key', keys.items())}")
     return "\n\n".join(sections)
+
+
+def _commands_of(app: App, parents: str = "") -> Iterator[tuple[str, App]]:
+    """Return the commands by their names, such as "fleet init", in the order of the help page."""
+    for name in (name for name in app if not name.startswith("-")):
+        command = app[name]
+        if command.default_command is None:
+            yield from _commands_of(command, f"{parents}{name} ")
+        else:
+            yield f"{parents}{name}", command
 
 
 def _argument_help(argument: Argument) -> str:

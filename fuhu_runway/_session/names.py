@@ -45,6 +45,11 @@ class Names:
         if not self.keeps_all and len(self.tasks) > MAX_KEPT:
             del self.tasks[next(iter(self.tasks))]
 
+    def forget(self, custom_id: str) -> None:
+        """Forget the task or the doubt of a name: the journal says that nothing is accepted."""
+        self.tasks.pop(custom_id, None)
+        self.doubts.pop(custom_id, None)
+
     async def submit(
         self, sessions: "Sessions", request: Generation, custom_id: str, tag: str | None
     ) -> Task:
@@ -86,7 +91,7 @@ class Names:
             plan = await planned(submission.request, f"id:{custom_id}", custom_id, submission.tag)
             wall = sessions.settings.clock.wall
             job = await sessions.journal.plan(plan, wall())
-            if job.state in {JobState.SUBMITTING, JobState.IN_DOUBT}:
+            if job.state.is_unanswered:
                 raise in_doubt_of(job)
             if job.state is JobState.FAILED:
                 # The request was refused, nothing charged: otherwise `find` would return its task.
