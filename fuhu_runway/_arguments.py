@@ -110,9 +110,23 @@ ARGUMENTS: Final[Mapping[str, Rule]] = {
     "task": (lambda value: isinstance(value, AccountTask), "one of the tasks of an audit"),
     "save": (_or_none(str, os.PathLike), "the path of a file, or None"),
     "in_flight": (lambda value: _is_whole(value, 10**6), "a whole number from 1 to 1000000"),
-    "download_to": (_or_none(str, os.PathLike), "the path of a folder, or None"),
+    "download_to": (
+        lambda value: (
+            isinstance(value, str | os.PathLike | None) or hasattr(type(value), "put_clip")
+        ),
+        "the path of a folder, the URL of an object store, an ObjectStore, or None",
+    ),
     "max_points": (_is_amount, "a number of at least 0, or None"),
     "retry_failed": _FLAG,
+    # of fleets
+    "lease": (
+        lambda value: _is_amount(value) and 0.1 <= (value or 0.0) <= 3600,
+        "a number of seconds from 0.1 to 3600",
+    ),
+    "grace": (
+        lambda value: _is_amount(value) and value is not None,
+        "a number of seconds, at least 0",
+    ),
     # of tasks
     "timeout": (_is_amount, "a number of seconds, at least 0, or None"),
     "on_update": _FUNCTION,

@@ -89,7 +89,7 @@ class AccountTask:
     prompt: str | None = field(default=None, repr=False)
     model: str | None = None
     user_id: str | None = None  #: Whose task it is.
-    #: What the upstream calls it: some gateways have told the client that id in place of theirs.
+    #: What the upstream calls it: some gateways gave the client that id in place of their own.
     aliases: tuple[str, ...] = ()
     #: What the list says about the task, as the feed says it; None if that cannot be read.
     record: TaskRecord | None = field(default=None, repr=False, eq=False)

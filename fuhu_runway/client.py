@@ -26,6 +26,7 @@ from ._arguments import (
     prompted,
     resolved,
 )
+from ._clip_files import ClipStore
 from ._clock import LoopClock
 from ._guesses import METHODS, refuse_guesses
 from ._media import Media
@@ -566,7 +567,7 @@ class Client:
         self,
         item: Item,
         *,
-        download_to: str | os.PathLike[str] | None = None,
+        download_to: str | os.PathLike[str] | ClipStore | None = None,
         timeout: float | None = DEFAULT_WAIT,
         retry_failed: bool = False,
         overwrite: bool = False,

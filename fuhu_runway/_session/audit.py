@@ -28,7 +28,11 @@ WEEK: Final = 7 * 86400.0
 EARLY: Final = 60.0
 """How long before a submission its task may seem to begin, in seconds: clocks differ."""
 LATE: Final = 3600.0
-"""How long after a submission its task may begin, in seconds; if raised, more tasks wait."""
+"""
+How long after a submission its task may begin, in seconds; if raised, more tasks wait.
+
+At least `Timeouts.late`, after which a submission may be found to be not accepted.
+"""
 
 
 async def audit(sessions: "Sessions", since: datetime | None) -> Audit:
@@ -41,7 +45,7 @@ async def audit(sessions: "Sessions", since: datetime | None) -> Audit:
     jobs, ignored = await journal.jobs(), await journal.ignored()
     known = ignored | {job.task_id for job in jobs}
     unknown = [task for task in tasks if known.isdisjoint(task.ids)]
-    unclear = [task for task in unknown if _may_be_in_doubt(task, jobs, sessions.ahead)]
+    unclear = [task for task in unknown if _may_be_in_doubt(sessions, task, jobs)]
     clear = [task for task in unknown if task not in unclear]
     return Audit(tuple(clear), tuple(unclear), is_complete)
 
@@ -49,7 +53,7 @@ async def audit(sessions: "Sessions", since: datetime | None) -> Audit:
 async def adopt(sessions: "Sessions", task: AccountTask) -> Task:
     """Add a task of an audit to the journal, and return its handle; see `Client.adopt`."""
     journal = _journal(sessions)
-    if _may_be_in_doubt(task, await journal.jobs(), sessions.ahead):
+    if _may_be_in_doubt(sessions, task, await journal.jobs()):
         raise usage_error(
             "task",
             f"The task {task.task_id} may be that of a job in doubt.",
@@ -94,13 +98,13 @@ def _instant(task: AccountTask) -> float | None:
     return None if at is None else at.timestamp()
 
 
-def _may_be_in_doubt(task: AccountTask, jobs: Iterable[Job], ahead: float) -> bool:
+def _may_be_in_doubt(sessions: "Sessions", task: AccountTask, jobs: Iterable[Job]) -> bool:
     """Return whether a task came when a request without a response was sent."""
-    at = _instant(task)
+    at, late = _instant(task), max(LATE, sessions.settings.timeouts.late)
     return any(
         at is None
         or job.submitted_at is None
-        or job.submitted_at - EARLY <= at - ahead <= job.submitted_at + LATE
+        or job.submitted_at - EARLY <= at - sessions.ahead <= job.submitted_at + late
         for job in jobs
         if job.state.is_unanswered
     )

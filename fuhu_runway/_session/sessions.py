@@ -16,9 +16,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet, WeakValueDictionary
 
+import attrs
+
 from fuhu_runway import hooks as events
 from fuhu_runway._arguments import checked_id
 from fuhu_runway._http.transport import closed
+from fuhu_runway._part import machine_mark
 from fuhu_runway._redact import redact
 from fuhu_runway._waiting.intervals import kind_of
 from fuhu_runway._waiting.poller import Poller, Watch, name_of
@@ -93,6 +96,8 @@ class Sessions:
         self.reconciler = Reconciler()
         if self.journal is not None:
             self.hooks.add(self.journal.note)
+            if self.journal.is_shared:
+                self.settings = attrs.evolve(settings, part_mark=machine_mark())
         self.by_loop: dict[asyncio.AbstractEventLoop, Session] = {}
         self.closed_in: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
         self._entered: Counter[asyncio.AbstractEventLoop] = Counter()
@@ -228,7 +233,7 @@ class Sessions:
         try:
             # At once, so that a close in between does not leave the file open.
             durations, counts, jobs = await asyncio.gather(
-                journal.durations(), journal.counts(), journal.unfinished()
+                journal.durations(), journal.counts(), journal.left_over()
             )
         except BaseException:
             self._has_recalled = False

@@ -309,6 +309,22 @@ ENDPOINTS: Final[Mapping[str, Endpoint]] = {
         _balance("usage", "/v1/dashboard/billing/usage", BalanceRoute.BILLING, "api-facts 7.3"),
         _balance("token_usage", "/api/usage/token/", BalanceRoute.TOKEN, "api-facts 7.4"),
         _balance("quota", "/user/quota", BalanceRoute.QUOTA, "api-facts 7.1", Root.QUOTA),
+        Endpoint(
+            "account_tasks",
+            "GET",
+            Root.BASE,
+            "/api/task/self",
+            method="audit",
+            source="api-facts 11 row 19",
+        ),
+        Endpoint(
+            "key_log",
+            "GET",
+            Root.BASE,
+            "/api/log/token",
+            method="reconcile",
+            source="api-facts 11 row 20",
+        ),
     )
 }
 
@@ -360,13 +376,9 @@ FILE_URL_KEY: Final = "url"
 
 # --- the account ---------------------------------------------------------------------------------
 
-ACCOUNT_TASKS: Final = Endpoint(
-    "account_tasks", "GET", Root.BASE, "/api/task/self", "audit", "api-facts 11 row 19"
-)
+ACCOUNT_TASKS: Final = ENDPOINTS["account_tasks"]
 """The account's tasks, newest first; the access token of the account in place of the key."""
-KEY_LOG: Final = Endpoint(
-    "key_log", "GET", Root.BASE, "/api/log/token", "reconcile", "api-facts 11 row 20"
-)
+KEY_LOG: Final = ENDPOINTS["key_log"]
 """What a key was charged; older gateways read it from the address, newer ones from the header."""
 USER_HEADERS: Final = (
     *("New-Api-User", "Rix-Api-User", "Veloera-User", "voapi-user", "neo-api-user"),

@@ -7,6 +7,7 @@ Rule 2: what cannot be proven is left as it was, and the output says what to do.
 
 import contextlib
 import sys
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -14,26 +15,121 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from cyclopts import Parameter
 
 from fuhu_runway import errors
-from fuhu_runway._journal.file import command_line
-from fuhu_runway.account import TOKEN_VARIABLE, USER_VARIABLE, Account, AccountTask, Audit
-from fuhu_runway.journal import Job, Journal
+from fuhu_runway.account import (
+    TOKEN_VARIABLE,
+    USER_VARIABLE,
+    Account,
+    AccountTask,
+    Audit,
+    Reconciliation,
+)
+from fuhu_runway.journal import BaseJournal, Job, JobState
 from fuhu_runway.models import DEAD_ENDS, DEFAULT_WAIT, usage_error
 
-from .batch import STATE_NAME, check_target, open_client, opened
+from .batch import OUT, check_target, open_client, opened, state_file_beside
 from .console import number, one_line, print_row, print_table, write
-from .journal import JournalPath, save_all
-from .options import OUTPUT, POSITIVE, RESULT, TARGET, Output, Screen, Target
+from .journal import JournalArgument, mark_of, save_all
+from .options import (
+    OUTPUT,
+    POSITIVE,
+    RESULT,
+    TARGET,
+    JournalPlace,
+    Output,
+    Screen,
+    Target,
+    as_typed,
+)
 from .tally import Tally
 
 if TYPE_CHECKING:
     from fuhu_runway.client import Client
 
 HEAD: Final = ("task", "created", "kind", "state", "quota", "model")
+SAVABLE: Final = tuple(state for state in JobState if state.is_unfinished)
 _RESULT: Final = Parameter(group=RESULT)
 
 
+async def reconcile(
+    journal: JournalArgument,
+    /,
+    *,
+    out: Annotated[Path | None, _RESULT] = None,
+    timeout: Annotated[float, _RESULT, POSITIVE] = DEFAULT_WAIT,
+    output: Output = OUTPUT,
+    target: Target = TARGET,
+    screen: Screen,
+) -> int:
+    """
+    Settle the jobs in doubt in a journal by the gateway's own lists, and save the clips found.
+
+    Free, and submits nothing. A job stays in doubt unless the lists prove what became of it.
+    FUHU_ACCESS_TOKEN and FUHU_USER_ID, from the gateway's account page, give the list of tasks;
+    without them, the log of the key only shows what was charged.
+
+    Args:
+        journal: Journal of a batch, such as clips/journal.db, its folder, or the URL of a database.
+        out: Folder for the clips; by default that of the journal, or clips.
+        timeout: How long to wait for each clip, in seconds.
+    """
+    out = out or _folder_of(journal)
+    state_file = _check(target, journal, out=out)
+    async with contextlib.AsyncExitStack() as stack:
+        store = await stack.enter_async_context(opened(journal))
+        doubts = {job.key: job for job in await store.jobs(JobState.IN_DOUBT)}
+        client = await open_client(stack, target, screen, store, state_file)
+        if not _has_account(target):
+            screen.info(f"Without {TOKEN_VARIABLE} and {USER_VARIABLE}, no task can be found.")
+        try:
+            report = await client.reconcile()
+        except errors.RunwayError as error:
+            error.add_note(f"{len(doubts):,} jobs stay in doubt.")
+            raise
+        if not output.json:
+            _print_report(report, doubts, journal, screen)
+        found = {one.key for one in report.found}
+        jobs = [job for job in await store.jobs(*SAVABLE) if job.key in found]
+        tally, files = Tally(len(jobs)), list[str]()
+        if jobs:
+            files = await save_all(client, jobs, tally, screen, out=out, timeout=timeout)
+    if output.json:
+        print_row({**report.as_dict(), "files": files}, output)
+    elif jobs:
+        tally.report(output, screen, out, journal, files)
+    return 3 if report.left else tally.code
+
+
+def _print_report(
+    report: Reconciliation, doubts: Mapping[str, Job], journal: JournalPlace, screen: Screen
+) -> None:
+    counts = {
+        "found and followed": len(report.found),
+        "not accepted and planned again": len(report.not_accepted),
+        "left in doubt": len(report.left),
+    }
+    said = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+    write(sys.stdout, f"{len(doubts):,} in doubt: {said}" if said else "nothing is in doubt")
+    if not report.left:
+        return
+    rows = [
+        (
+            one_line(mark_of(doubts[one.key])),
+            one_line(doubts[one.key].source or ""),
+            one.reason,
+            one_line(" ".join(one.task_ids)),
+        )
+        for one in report.left
+    ]
+    print_table([("key", "input", "why it is left", "tasks that fit"), *rows])
+    if any(one.task_ids for one in report.left):
+        command = f"fuhu-runway resolve {as_typed(journal)}"
+        screen.say(f"If one of the tasks is the right one: {command} KEY --task-id ID")
+    command = f"fuhu-runway jobs {as_typed(journal)} --state in-doubt"
+    screen.say(f"What else can be done: {command}")
+
+
 async def audit(
-    journal: JournalPath,
+    journal: JournalArgument,
     /,
     *tasks: str,
     adopt: Annotated[bool, _RESULT] = False,
@@ -52,18 +148,24 @@ async def audit(
     page.
 
     Args:
-        journal: Journal of a batch, such as clips/journal.db, or its folder.
+        journal: Journal of a batch, such as clips/journal.db, its folder, or the URL of a database.
         tasks: Ids of tasks to adopt or to ignore; by default all that are listed.
         adopt: Add the tasks to the journal, and save their clips.
         ignore: Leave the tasks out from now on, since they belong to something else.
         since: Date or time from which to look, such as 2026-05-31; by default a week ago.
-        out: Folder for the clips of adopted tasks; by default that of the journal.
+        out: Folder for the clips of adopted tasks; by default that of the journal, or clips.
         timeout: How long to wait for each clip, in seconds.
     """
-    state_file = _check(target, journal, out=out or journal.parent if adopt else None)
+    state_file = _check(target, journal, out=out or _folder_of(journal) if adopt else None)
     if (adopt and ignore) or (tasks and not adopt and not ignore):
         happened = "audit needs --adopt or --ignore, and not both, to do something with tasks."
         raise usage_error("tasks", happened, "Use the one that applies.")
+    if not _has_account(target):
+        raise usage_error(
+            "account",
+            "The account of the gateway is not known.",
+            f"Set {TOKEN_VARIABLE} and {USER_VARIABLE}, as the gateway's account page shows them.",
+        )
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(opened(journal))
         client = await open_client(stack, target, screen, store, state_file)
@@ -73,7 +175,7 @@ async def audit(
             # Unless it is named, a task that failed is left: it has no clip.
             wanted = [task for task in chosen if tasks or task.state not in DEAD_ENDS]
             jobs = await _adopted(client, store, wanted, screen)
-            tally, out = Tally(len(jobs)), out or journal.parent
+            tally, out = Tally(len(jobs)), out or _folder_of(journal)
             files = await save_all(client, jobs, tally, screen, out=out, timeout=timeout)
             return tally.report(output, screen, out, journal, files)
         if ignore:
@@ -82,25 +184,27 @@ async def audit(
     return 0
 
 
-def _check(target: Target, journal: Path, *, out: Path | None) -> Path:
-    """Raise unless the lists can be read; return the state file of a simulated gateway."""
+def _folder_of(journal: JournalPlace) -> Path:
+    return journal.parent if isinstance(journal, Path) else OUT
+
+
+def _has_account(target: Target) -> bool:
+    return target.simulate or Account.from_env() is not None
+
+
+def _check(target: Target, journal: JournalPlace, *, out: Path | None) -> Path | None:
+    """Raise unless it can be run; return the state file of a simulated gateway."""
     from fuhu_runway.paths import check_folder
 
-    state_file = journal.parent / STATE_NAME
+    state_file = state_file_beside(journal)
     check_target(target, journal, state_file)
-    if Account.from_env() is None and not target.simulate:
-        raise usage_error(
-            "account",
-            "The account of the gateway is not known.",
-            f"Set {TOKEN_VARIABLE} and {USER_VARIABLE}, as the gateway's account page shows them.",
-        )
     if out is not None:
         check_folder(out)
     return state_file
 
 
 async def _adopted(
-    client: "Client", store: Journal, tasks: list[AccountTask], screen: Screen
+    client: "Client", store: BaseJournal, tasks: list[AccountTask], screen: Screen
 ) -> list[Job]:
     """Return the rows of the tasks that the feed knows, and say which ones it does not."""
     jobs: list[Job] = []
@@ -114,12 +218,12 @@ async def _adopted(
     return jobs
 
 
-def _chosen(found: Audit, ids: tuple[str, ...], journal: Path) -> list[AccountTask]:
+def _chosen(found: Audit, ids: tuple[str, ...], journal: JournalPlace) -> list[AccountTask]:
     """Return the tasks of an audit with these ids, or all of them."""
     known = {task.task_id: task for task in found.tasks}
     for one in ids:
         if one in {task.task_id for task in found.unclear}:
-            command = command_line("fuhu-runway", "reconcile", str(journal))
+            command = f"fuhu-runway reconcile {as_typed(journal)}"
             raise usage_error(
                 "tasks", f"{one} may be the task of a job in doubt.", f"Run {command}"
             )
@@ -132,7 +236,7 @@ def _chosen(found: Audit, ids: tuple[str, ...], journal: Path) -> list[AccountTa
 def _print(
     found: Audit,
     shown: list[AccountTask],
-    journal: Path,
+    journal: JournalPlace,
     output: Output,
     screen: Screen,
     *,
@@ -146,12 +250,12 @@ def _print(
         print_table([HEAD, *map(_cells, shown)])
     what = "are ignored from now on" if is_ignored else "are paid for and not in the journal"
     write(sys.stdout, f"{len(shown):,} tasks {what}" if shown else "no tasks")
-    command = command_line("fuhu-runway", "audit", str(journal))
+    command = f"fuhu-runway audit {as_typed(journal)}"
     if shown and not is_ignored:
         screen.say(f"To save their clips: {command} --adopt")
         screen.say(f"If some belong to something else: {command} ID ID --ignore")
     if found.unclear:
-        settle = command_line("fuhu-runway", "reconcile", str(journal))
+        settle = f"fuhu-runway reconcile {as_typed(journal)}"
         many = f"{len(found.unclear):,} more may be tasks of jobs in doubt"
         screen.say(f"{many}, which have to be settled first: {settle}")
     if not found.is_complete:
@@ -171,4 +275,4 @@ def _cells(task: AccountTask) -> tuple[str, ...]:
     )
 
 
-COMMANDS: Final[tuple[Any, ...]] = (audit,)
+COMMANDS: Final[tuple[Any, ...]] = (reconcile, audit)

@@ -4,11 +4,10 @@ import json
 from typing import Any, Final
 
 from hypothesis import strategies as st
-from support.samples import ENDPOINTS
 
 from fuhu_runway._fields import MAX_OFFICIAL_PROMPT, MAX_SECONDS, MAX_SEED
 from fuhu_runway._wire.refusals import REFUSALS
-from fuhu_runway._wire.tables import DIALECTS, ROWS_KEYS, STATES, TASK_ROW
+from fuhu_runway._wire.tables import DIALECTS, ENDPOINTS, ROWS_KEYS, STATES, TASK_ROW
 from fuhu_runway.models import (
     ActOne,
     Aleph,

@@ -24,14 +24,14 @@ from properties.strategies import (
     nested,
     texts,
 )
-from support.samples import ENDPOINTS, GATEWAY, KEY, Read, reader_of, request_to
+from support.samples import GATEWAY, KEY, Read, reader_of, request_to
 from support.secrets import secrets_in
 
 from fuhu_runway import errors
 from fuhu_runway._http.retry import MAY_REPEAT, delay_before, delays, ladder
 from fuhu_runway._urls import is_web_address
 from fuhu_runway._wire.encode import Reply, ask_task, build
-from fuhu_runway._wire.tables import GATEWAYS, SUBMITS, TASK_ROW, Replay, Root
+from fuhu_runway._wire.tables import ENDPOINTS, GATEWAYS, SUBMITS, TASK_ROW, Replay, Root
 from fuhu_runway._wire.values import retry_after
 from fuhu_runway.account import KeyLog, TaskPage
 from fuhu_runway.errors import Fate

@@ -117,12 +117,6 @@ FATES: Final[Mapping[str, str]] = {
 }
 """The errors that a reply may raise, each with its default fate."""
 
-ENDPOINTS: Final = {
-    **tables.ENDPOINTS,
-    **{row.name: row for row in (tables.ACCOUNT_TASKS, tables.KEY_LOG)},
-}
-"""Every endpoint that has samples."""
-
 Read = TaskRecord | Balance | TaskPage | KeyLog
 """What a reply may be read as."""
 
@@ -160,7 +154,7 @@ def request_to(
     endpoint: str, gateway: Gateway = GATEWAY, task_id: str = "t-1", key: str = KEY
 ) -> Request:
     """Return a request for the endpoint of that name."""
-    row = ENDPOINTS[endpoint]
+    row = tables.ENDPOINTS[endpoint]
     if row is tables.ACCOUNT_TASKS:
         return ask_tasks(gateway, ACCOUNT, since=0, until=2e9).hiding(key)
     if row is tables.KEY_LOG:
@@ -175,7 +169,7 @@ def request_to(
 def reader_of(endpoint: str) -> Callable[[Reply], Read]:
     """Return the function that reads the replies of the endpoint of that name."""
     lists = {"account_tasks": read_tasks, "key_log": read_log}
-    return lists.get(endpoint) or (read_balance if ENDPOINTS[endpoint].route else read_task)
+    return lists.get(endpoint) or (read_balance if tables.ENDPOINTS[endpoint].route else read_task)
 
 
 class _NoKeyTwice(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):

@@ -9,19 +9,30 @@ from typing import Any, Final
 
 import pytest
 from support.clients import QUICK_POLLS
-from support.commands import GatewayThread, Run, gateway_in_thread, is_clip, runner, settle_in
+from support.commands import (
+    GatewayThread,
+    Run,
+    documented_keys,
+    gateway_in_thread,
+    is_clip,
+    runner,
+    settle_in,
+)
 
 pytest.importorskip("cyclopts")
 
 from fuhu_runway import Client
+from fuhu_runway.account import Reconciliation
 from fuhu_runway.cli import batch as cli_batch
 from fuhu_runway.cli import options
+from fuhu_runway.journal import JobState
 from fuhu_runway.testing import AccountLists, faults
 
 PATH: Final = "clips/journal.db"
 STATE: Final = "clips/simulated-gateway.jsonl"
 BATCH: Final = ("batch", "p.txt", "--out", "clips")
 OTHER: Final = "sk-of-another-program"
+ACCOUNT: Final = ("FUHU_ACCESS_TOKEN", "FUHU_USER_ID")
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +95,7 @@ def test_audit_in_json(run: Run, gateway: GatewayThread) -> None:
     (task_id,) = submit_elsewhere(gateway, "a marked foal")
     done = run("audit", PATH, "--json")
     row = json.loads(done.out)
+    assert row.keys() == documented_keys("An audit in JSON")
     assert (done.err, row["unclear"], row["is_complete"]) == ("", [], True)
     assert [task["task_id"] for task in row["tasks"]] == [task_id]
     assert "marked" not in done.out
@@ -239,3 +251,125 @@ def test_audit_with_a_simulated_gateway(run: Run) -> None:
     assert rows[0]["task_id"] in done.out
     assert run("audit", PATH, "--adopt", "--simulate").code == 0
     assert Path(STATE).is_file()
+
+
+# reconcile
+
+
+@pytest.fixture
+def lossy(gateway: GatewayThread, run: Run, monkeypatch: pytest.MonkeyPatch) -> GatewayThread:
+    """A gateway that has lost some responses: one after accepting, and one before."""
+    with monkeypatch.context() as without:
+        for name in ACCOUNT:
+            without.delenv(name)
+        # The last one is accepted, which shows that the lists are complete.
+        Path("p.txt").write_text("a kitten\na puppy\na foal\n")
+        gateway.call(lambda one: one.fault("submit", faults.drop_after_accepting()))
+        gateway.call(lambda one: one.fault("submit", faults.drop_before_accepting()))
+        assert run(*BATCH, "--in-flight", "1").code == 3
+    return gateway
+
+
+def test_reconcile_finds_follows_and_saves(run: Run, lossy: GatewayThread) -> None:
+    """What the list shows is saved beside the journal, and what is left has its reason."""
+    done = run("reconcile", PATH)
+    assert done.code == 3
+    first, head, left, *files = done.out.splitlines()
+    assert first == "2 in doubt: 1 found and followed, 1 left in doubt"
+    assert head.split("  ")[0] == "key"
+    assert "p.txt:2" in left
+    assert "its task may still appear" in left
+    (file,) = filter(None, files)
+    assert is_clip(file)
+    assert Path(file).parent == Path("clips")
+    assert f"fuhu-runway jobs {PATH} --state in-doubt" in done.err
+    assert json.loads(run("jobs", PATH, "--json").out)["counts"] == {"saved": 2, "in doubt": 1}
+    assert run("reconcile", PATH).out.startswith("1 in doubt: 1 left in doubt\n")
+
+
+def test_reconcile_in_json(run: Run, lossy: GatewayThread) -> None:
+    """One object has what was found, what was not accepted, what is left, and the files."""
+    done = run("reconcile", PATH, "--out", "found", "--json")
+    row = json.loads(done.out)
+    assert (done.code, done.err) == (3, "")
+    assert row.keys() == documented_keys("A reconciliation in JSON")
+    assert [one["proof"] for one in row["found"]] == ["list of tasks"]
+    assert [one["reason"] for one in row["left"]] == ["its task may still appear"]
+    assert row["not_accepted"] == []
+    (file,) = row["files"]
+    assert Path(file).parent == Path("found")
+
+
+def test_reconcile_shows_tasks_to_choose_from(run: Run, lossy: GatewayThread) -> None:
+    """Where another program asked for the same, a person decides; the command says how."""
+    others = submit_elsewhere(lossy, "a kitten")
+    done = run("reconcile", PATH)
+    assert (done.code, done.out.startswith("2 in doubt: 2 left in doubt\n")) == (3, True)
+    (row,) = [line for line in done.out.splitlines() if "p.txt:1" in line]
+    assert "several tasks fit" in row
+    assert others[0] in row
+    assert f"fuhu-runway resolve {PATH} KEY --task-id ID" in done.err
+
+
+def test_reconcile_without_an_account_says_so(
+    run: Run, lossy: GatewayThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log of the key has no ids, so that every doubt is left, with what the log shows."""
+    for name in ACCOUNT:
+        monkeypatch.delenv(name)
+    done = run("reconcile", PATH)
+    assert (done.code, "2 left in doubt" in done.out) == (3, True)
+    assert "Without FUHU_ACCESS_TOKEN and FUHU_USER_ID, no task can be found." in done.err
+
+
+@pytest.mark.parametrize("answer", [faults.html_page(), faults.error(401, "无权进行此操作")])
+def test_reconcile_without_a_list_leaves_every_doubt(
+    run: Run, lossy: GatewayThread, answer: faults.Fault
+) -> None:
+    """The error is one line that says how many jobs stay in doubt."""
+    lossy.call(lambda one: one.fault("tasks", answer, times=None))
+    done = run("reconcile", PATH)
+    assert (done.code, done.out, len(done.err.splitlines())) == (5, "", 1)
+    assert "2 jobs stay in doubt." in done.err
+
+
+def test_reconcile_with_nothing_in_doubt(run: Run, gateway: GatewayThread) -> None:
+    """It says so, and needs nothing of the gateway."""
+    assert run(*BATCH).code == 0
+    sent = len(gateway.call(lambda one: one.requests))
+    done = run("reconcile", "clips")
+    assert (done.code, done.out, done.err) == (0, "nothing is in doubt\n", "")
+    assert len(gateway.call(lambda one: one.requests)) == sent
+
+
+def test_reconcile_plans_again_what_was_not_accepted(
+    run: Run, lossy: GatewayThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The count says so; the proof takes minutes, so that the client's report is given here."""
+
+    async def proven(client: Client) -> Reconciliation:
+        assert client.journal is not None
+        doubts = await client.journal.jobs(JobState.IN_DOUBT)
+        return Reconciliation(not_accepted=tuple(job.key for job in doubts))
+
+    monkeypatch.setattr(Client, "reconcile", proven)
+    done = run("reconcile", PATH)
+    assert (done.code, done.err) == (0, "")
+    assert done.out == "2 in doubt: 2 not accepted and planned again\n"
+
+
+def test_a_batch_finds_a_lost_response_by_itself(
+    run: Run, gateway: GatewayThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the account in the environment, the batch needs no other command."""
+    monkeypatch.setattr("fuhu_runway._session.reconcile.FIRST", 0.01)  # in place of a second
+    gateway.call(lambda one: one.fault("submit", faults.drop_after_accepting()))
+    done = run(*BATCH)
+    assert (done.code, "2 of 2 clips" in done.err) == (0, True)
+    assert gateway.call(lambda one: one.submitted) == 2
+
+
+def test_jobs_names_reconcile_first(run: Run, lossy: GatewayThread) -> None:
+    """Of what can be done about a doubt, the first is what needs no person."""
+    lines = run("jobs", PATH).err.splitlines()
+    assert lines[1].endswith(f"fuhu-runway reconcile {PATH}")

@@ -10,7 +10,6 @@ import pytest
 import yaml
 from support.samples import (
     ACCOUNT,
-    ENDPOINTS,
     GATEWAY,
     KEY,
     PROMPT,
@@ -28,7 +27,7 @@ from support.secrets import chain, secrets_in
 from fuhu_runway import errors
 from fuhu_runway._wire.decode import read_callback, read_task, salvaged
 from fuhu_runway._wire.encode import Reply, Request, ask_balance, build
-from fuhu_runway._wire.tables import GATEWAYS, NOWHERE, Replay
+from fuhu_runway._wire.tables import ENDPOINTS, GATEWAYS, NOWHERE, Replay
 from fuhu_runway._wire.values import retry_after
 from fuhu_runway.account import KeyLog, TaskPage
 from fuhu_runway.errors import Fate
