@@ -305,7 +305,8 @@ class Batch:
         if self._sessions.journal is not None:
             await self._sessions.journal.start_run()
             await self._sessions.reconcile_if_possible()
-        things, feeder = self._read(), None
+        things: AsyncGenerator[tuple[int, Any], None] | None = self._read()
+        feeder: asyncio.Task[None] | None = None
         while things is not None:
             doubts: list[Outcome] = []
             async with aclosing(self._ended(things, doubts)) as ended:
@@ -376,7 +377,7 @@ class Batch:
     async def _settled(
         self, doubts: list[Outcome]
     ) -> tuple[list[Outcome], AsyncGenerator[tuple[int, Any], None] | None]:
-        """Reconcile; return the outcomes that stay in doubt, and the jobs that can go on, if any."""
+        """Reconcile; return the outcomes that stay in doubt, and the jobs that can go on."""
         left, going_on = list[Outcome](), list[Outcome]()
         if doubts:
             await self._sessions.reconcile_if_possible()

@@ -148,7 +148,7 @@ class Records:
     def fit(self, sent: Sent, row: Listed) -> Fit:
         """Compare kind, model, time and prompt."""
         is_near = row.created_at is None or (
-            sent.sent_at - SLACK <= row.created_at <= sent.sent_at + self.late
+            sent.sent_at - SLACK <= row.created_at <= sent.sent_at + self.late + SLACK
         )
         is_kind = (not row.routes or sent.route in row.routes) and (
             None in {row.model, sent.model} or row.model == sent.model

@@ -190,9 +190,12 @@ class Reconciler:
                 reason = reason or Reason.EARLY  # see rule 3
             if reason is not None:
                 is_charged = reason is Reason.CHARGED
-                left.append(
-                    Left(job.key, reason.value, verdict.task_ids, is_charged, job.custom_id)
-                )
+                said = reason.value
+                if verdict.charges is not None and verdict.charges[0] < verdict.charges[1]:
+                    charges, doubted = verdict.charges
+                    said = f"the log of the key shows {charges} charge{'s' * (charges > 1)} "
+                    said += f"for {doubted} submissions in doubt"
+                left.append(Left(job.key, said, verdict.task_ids, is_charged, job.custom_id))
             elif await self._settle(sessions, session, job, verdict, books.offset):
                 if task is None:
                     not_accepted.append(job.key)
