@@ -19,6 +19,7 @@ from ._arguments import (
     check,
     checked_callback,
     checked_key,
+    checked_pace,
     checked_receiver,
     checked_session,
     checked_uploads,
@@ -59,6 +60,7 @@ from .uploads import GatewayFiles, Uploader
 if TYPE_CHECKING:
     # It imports a web server, which most programs do not need.
     from .callbacks import CallbackReceiver
+    from .contrib.shared_pace import SharedPace
 
 _NUMBERS: Final = itertools.count(1)
 
@@ -101,6 +103,7 @@ class Client:
         retry: How often, and after how long, a request is retried where that is safe.
         polling: When a task is polled.
         limits: How many requests and tasks are in flight, and the rate, in each event loop.
+        pace: A `SharedPace`, for one rate of all processes that use this key.
         journal: Where every submission is recorded before it is sent, with its id and its outcome:
             a path, or a `Journal` that is shared and that the client never closes.
         uploads: Where local pictures and clips are put, so that the gateway can download them:
@@ -126,6 +129,7 @@ class Client:
         retry: RetryPolicy | None = None,
         polling: PollPolicy | None = None,
         limits: Limits | None = None,
+        pace: "SharedPace | None" = None,
         journal: Journal | str | os.PathLike[str] | None = None,
         uploads: Uploader | GatewayFiles | None = None,
         hooks: Iterable[events.Listener] = (),
@@ -141,25 +145,28 @@ class Client:
             retry=retry,
             polling=polling,
             limits=limits,
+            pace=pace,
             journal=journal,
             uploads=uploads,
         )
+        row = resolved(gateway, base_url)
+        key = checked_key(api_key or os.environ.get(KEY_VARIABLE))
         settings = Settings(
             session=checked_session(session),
             timeouts=timeouts or Timeouts(),
             retry=retry or RetryPolicy(),
             polling=polling or PollPolicy(),
             limits=limits or Limits(),
+            pace=checked_pace(pace, key, row),
             hooks=events.Hooks(hooks),
             clock=LoopClock(),
             client=next(_NUMBERS),
             net=None if callbacks is None else callbacks.safety_net,
         )
-        row = resolved(gateway, base_url)
         self._sessions = Sessions(
             settings,
             row,
-            checked_key(api_key or os.environ.get(KEY_VARIABLE)),
+            key,
             callback_url=checked_callback(callback_url),
             callbacks=checked_receiver(callbacks, callback_url),
             journal=journal,
