@@ -15,7 +15,7 @@ nox.options.sessions = ["lint", "layers", "types", "tests"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PACKAGE = Path("fuhu_runway")
-EXTRAS = "[cli,otel,store]"
+EXTRAS = "[cli,fleet,otel,store]"
 
 # Sessions of their own run the tests of the pages and of the official SDK.
 EVERY_TEST = ["--numprocesses=2", "--ignore=tests/docs", "--ignore=tests/official_sdk"]
@@ -92,7 +92,7 @@ def layers(session: nox.Session) -> None:
 @nox.session(requires=["build"])
 def types(session: nox.Session) -> None:
     """The package, this file and the public interface, as strictly as mypy can."""
-    install(session, "types", extras="[cli,otel,store,testing]")
+    install(session, "types", extras="[cli,fleet,otel,store,testing]")
     session.run("mypy")
 
 
@@ -138,7 +138,7 @@ def interpreter(session: nox.Session) -> None:
 def floors(session: nox.Session) -> None:
     """Every test with the oldest dependencies we admit."""
     declared = PYPROJECT["project"]
-    doors = [declared["optional-dependencies"][name] for name in ("cli", "otel", "store")]
+    doors = [declared["optional-dependencies"][name] for name in ("cli", "fleet", "otel", "store")]
     # The SDK goes with the API of its own version only.
     doors.append(nox.project.dependency_groups(PYPROJECT, "telemetry"))
     oldest = [*declared["dependencies"], *itertools.chain(*doors)]

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Final
 
 import attrs
-from cyclopts import Argument
+from cyclopts import App, Argument
 from sphinx.pycode import ModuleAnalyzer
 
 from fuhu_runway import callbacks, errors, hooks
 from fuhu_runway._http import limiter as pace
 from fuhu_runway._http.retry import MAY_REPEAT, ladder
-from fuhu_runway._journal_file import MIGRATIONS, SCHEMA
+from fuhu_runway._journal.schema import MIGRATIONS, SCHEMA
 from fuhu_runway._waiting import poller
 from fuhu_runway._wire import tables as facts
 from fuhu_runway._wire.refusals import REFUSALS
@@ -187,6 +187,7 @@ PRINTED: Final[Mapping[str, Mapping[str, str]]] = {
         "finished_at": "When the clip was ready.",
         "saved_at": "When the file was complete.",
         "source": "File and line of the request, such as p.txt:17.",
+        "proof": "What settled the last doubt: person, webhook, list of tasks, or log of the key.",
     },
     "A page in JSON": {
         "file": "The page.",
@@ -641,7 +642,7 @@ def _fields(kind: type[attrs.AttrsInstance], *, needed: bool) -> list[str]:
 
 def job_states() -> str:
     """Return the states of a job, as the journal spells them."""
-    told = meanings("fuhu_runway.journal", "JobState")
+    told = meanings("fuhu_runway._journal.states", "JobState")
     return table(
         ("State", "In the file", "Meaning"),
         ((f"`JobState.{one.name}`", code(one.value), told[one.name]) for one in JobState),
@@ -793,8 +794,7 @@ def _fault_links(kinds: Iterable[type[faults.Fault]]) -> str:
 def commands() -> str:
     """Return the arguments of each command, the exit codes, and the keys of what is printed."""
     sections = []
-    for name in (name for name in cli.app if not name.startswith("-")):
-        command = cli.app[name]
+    for name, command in _commands_of(cli.app):
         about = inspect.cleandoc(command.help).partition("\n\nArgs:")[0]
         lines = [
             ("`, `".join(argument.names), _argument_help(argument))
@@ -808,6 +808,16 @@ def commands() -> str:
     for heading, keys in PRINTED.items():
         sections.append(f"## {heading}\n\n{_meanings('Key', keys.items())}")
     return "\n\n".join(sections)
+
+
+def _commands_of(app: App, parents: str = "") -> Iterator[tuple[str, App]]:
+    """Return the commands by their names, such as "fleet init", in the order of the help page."""
+    for name in (name for name in app if not name.startswith("-")):
+        command = app[name]
+        if command.default_command is None:
+            yield from _commands_of(command, f"{parents}{name} ")
+        else:
+            yield f"{parents}{name}", command
 
 
 def _argument_help(argument: Argument) -> str:

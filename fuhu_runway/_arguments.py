@@ -14,7 +14,7 @@ import attrs
 from ._media import Media
 from ._urls import is_reachable_address, is_web_address
 from ._wire.tables import GATEWAYS, NOWHERE
-from .journal import Journal
+from .journal import BaseJournal
 from .models import (
     Gateway,
     Generation,
@@ -104,7 +104,7 @@ ARGUMENTS: Final[Mapping[str, Rule]] = {
         ),
         "GatewayFiles(), a function that uploads a file and returns its URL, or None",
     ),
-    "journal": (_or_none(Journal, str, os.PathLike), "a path, a Journal, or None"),
+    "journal": (_or_none(BaseJournal, str, os.PathLike), "a path, a URL, a Journal, or None"),
     # of its methods
     "task_id": (lambda value: isinstance(value, str), "the id of a task, as text"),
     "official": _FLAG,

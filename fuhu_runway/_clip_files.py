@@ -33,9 +33,9 @@ def clip_folder(folder: str | os.PathLike[str]) -> Path:
 
 def clip_path(folder: Path, request: Generation, plan: Plan) -> Path:
     """Return the path of a clip: readable, unique in the batch, and the same in every run."""
-    if plan.custom_id is not None:
-        return folder / file_name(plan.custom_id)
     fingerprint, _, times = plan.key.partition(":")
+    if plan.custom_id is not None or not times:
+        return folder / file_name(plan.custom_id or plan.key)
     again = "" if times == "1" else f"-{times}"
     text = getattr(request, "prompt", None) or plan.endpoint
     return folder / safe_name(encodable(text), f"-{fingerprint[:MARK_LENGTH]}{again}.mp4")

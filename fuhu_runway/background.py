@@ -9,12 +9,12 @@ from weakref import WeakValueDictionary
 
 from . import hooks as events
 from ._session.sessions import Sessions
-from .errors import DownloadIncomplete, RunwayError, UsageError, WaitAbandoned, copied
+from .errors import DownloadIncomplete, RunwayError, UsageError, copied
 from .hooks import Hooks
 from .journal import Job, JobState
 from .models import Generation, TaskRecord, usage_error
 from .paths import check_target, saved_place
-from .task import Clip, Task, saved_beside
+from .task import Clip, Task, abandoned, saved_beside
 
 SAVE_AGAIN_AFTER: Final = (5.0, 15.0, 60.0, 300.0)
 """Seconds before each retry of saving a clip. Each download also retries by itself."""
@@ -57,7 +57,7 @@ class BackgroundJob:
         raise copied(error) if isinstance(error, RunwayError) else error
 
     def _error(self) -> BaseException | None:
-        return _abandoned(self.task) if self._work.cancelled() else self._work.exception()
+        return abandoned(self.task) if self._work.cancelled() else self._work.exception()
 
     def _end(self, _: object) -> None:
         error = self._error()
@@ -109,15 +109,6 @@ class BackgroundJob:
         return self._work.done()
 
 
-def _abandoned(task: Task) -> WaitAbandoned:
-    return WaitAbandoned(
-        "The client was closed before the job ended.",
-        "The task goes on, and its points are spent either way.",
-        "Continue it: client.run(client.task(id)), or client.start.",
-        task.id,
-    )
-
-
 async def followed(
     task: Task,
     path: Path | None,
@@ -135,10 +126,7 @@ async def followed(
     earlier process may have been killed after it saved the clip to *path*, before it recorded that.
     *pauses* are made before each retry of saving.
     """
-    try:
-        clip = await task.ended(timeout)
-    except UsageError:
-        raise _abandoned(task) from None
+    clip = await task.ended(timeout)
     if path is None:
         task.hand_out()
         return clip, None
@@ -244,7 +232,7 @@ def _found(known: Job | None, path: Path, *, overwrite: bool) -> tuple[Path | No
         saved = saved_place(path, known.task_id or "", known.file_bytes)
         if saved is not None:
             return saved, False
-    is_paid = known is not None and known.state in {JobState.ACCEPTED, JobState.FINISHED}
+    is_paid = known is not None and known.state.is_unfinished
     if is_paid and not overwrite and path.is_file():
         return None, True
     check_target(path, overwrite=overwrite)

@@ -30,7 +30,7 @@ from ._notebook import table_view
 from ._session.entry import in_doubt_of
 from ._session.sessions import Sessions
 from .errors import RunwayError
-from .journal import Job, JobState, Journal, Plan, nth, planned
+from .journal import BaseJournal, Job, JobState, Plan, nth, planned
 from .models import DEFAULT_WAIT, Generation, TextToVideo, check_text, usage_error
 from .paths import saved_place
 from .task import Clip, Task, saved_beside
@@ -45,6 +45,9 @@ HOPELESS: Final = (
 )
 """Errors that every other job would hit as well: a batch submits no more after one of these."""
 
+
+UNENDED: Final = {JobState.PLANNED, JobState.ACCEPTED, JobState.FINISHED}
+"""What a job of the journal is if carrying it out again may bring it further."""
 
 NEWEST: Final = 10
 """How many outcomes a notebook shows."""
@@ -67,6 +70,11 @@ class Item:
     #: File and line that it was read from, such as "p.txt:17", to find it by.
     source: str | None = attrs.field(
         default=None, eq=False, validator=attrs.validators.optional(check_text)
+    )
+    #: The key of its row, if it has no `custom_id` and the journal has planned it already: for a
+    #: queue that gives each job its key when it comes in.
+    key: str | None = attrs.field(
+        default=None, kw_only=True, validator=attrs.validators.optional(check_text)
     )
 
     @request.validator
@@ -100,7 +108,7 @@ class Outcome:
     refunded: bool = False
     #: Whether an earlier run submitted it.
     resumed: bool = False
-    #: Key of its row in the journal; None without a journal.
+    #: The key of its row in the journal; None without a journal.
     key: str | None = None
 
     @property
@@ -330,6 +338,35 @@ class Batch:
             await asyncio.gather(feeder, *jobs, return_exceptions=True)
             self._live.update()
 
+    async def carry_out(self, thing: Item | Generation | str) -> Outcome:
+        """Carry out one job, apart from the source; see `Client.carry_out`."""
+        item = item_of(thing, 0)
+        name, journal = item.custom_id or item.key, self._sessions.journal
+        if journal is None or name is None:
+            whose, missing = ("client", "journal") if journal is None else ("job", "custom_id")
+            raise usage_error(
+                missing,
+                f"The {whose} has no {missing}.",
+                "A job that is delivered twice is paid for once if a journal knows its custom_id.",
+            )
+
+        async def carry() -> Outcome:
+            # Delivered twice at the same time, the second call finds how the first one ended.
+            async with self._sessions.carrying(name):
+                outcome = await self._job(0, item)
+                assert outcome is not None  # noqa: S101  (without max_points, none is left out)
+                if outcome.clip is not None and outcome.error is None:
+                    outcome.clip.task.hand_out()
+                await journal.flush()
+                if outcome.error is None:
+                    return outcome
+                job = outcome.key and await journal.find(outcome.key)
+            if job and job.state not in UNENDED:
+                return outcome
+            raise outcome.error
+
+        return await self._sessions.current().follow(carry())
+
     async def _feed(
         self,
         free: asyncio.Semaphore,
@@ -402,7 +439,7 @@ class Batch:
         if job.state is JobState.SUBMITTING and plan.custom_id is not None:
             # Another batch is submitting it now; under one name there is one task.
             return await self._make(item.request, plan, path, known)
-        if job.state in {JobState.SUBMITTING, JobState.IN_DOUBT}:
+        if job.state.is_unanswered:
             raise in_doubt_of(job)
         if job.state is JobState.FAILED:
             raise _failed(job)
@@ -423,9 +460,10 @@ class Batch:
         journal, now = self._sessions.journal, self._sessions.settings.clock.wall()
         plan = await plan_for(item)
         if journal is None:
-            # The position tells equal requests apart.
-            key = nth(plan.fingerprint, index + 1) if item.custom_id is None else plan.key
-            return attrs.evolve(plan, key=key), None
+            if plan.key == plan.fingerprint:
+                # The position tells equal requests apart.
+                plan = attrs.evolve(plan, key=nth(plan.fingerprint, index + 1))
+            return plan, None
         job = await job_of(journal, attrs.evolve(plan, source=item.source), now)
         if job.state is JobState.FAILED and self._retry_failed:
             job = await journal.step(job.key, JobState.PLANNED, now, task_id=None)
@@ -539,17 +577,17 @@ def item_of(thing: Any, index: int) -> Item:
 
 async def plan_for(item: Item) -> Plan:
     """Return the plan of an item; its local files, if it has any, are read in a thread."""
-    key = None if item.custom_id is None else f"id:{item.custom_id}"
+    key = item.key if item.custom_id is None else f"id:{item.custom_id}"
     return await planned(item.request, key, item.custom_id)
 
 
-async def job_of(journal: Journal, plan: Plan, now: float) -> Job:
+async def job_of(journal: BaseJournal, plan: Plan, now: float) -> Job:
     """
     Return the row of an item's job, created if there is none.
 
     If unnamed, the next row with its content.
     """
-    return await (journal.plan_next if plan.custom_id is None else journal.plan)(plan, now)
+    return await (journal.plan_next if plan.key == plan.fingerprint else journal.plan)(plan, now)
 
 
 async def _numbered(source: Source) -> AsyncGenerator[tuple[int, Any], None]:

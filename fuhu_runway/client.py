@@ -33,9 +33,9 @@ from ._session.session import Settings
 from ._session.sessions import Sessions
 from ._wire.tables import NOWHERE
 from .background import BackgroundJob
-from .batch import Batch, BatchOptions, Outcome, Source
+from .batch import Batch, BatchOptions, Item, Outcome, Source
 from .errors import discreet, discreetly_made
-from .journal import Job, Journal
+from .journal import BaseJournal, Job
 from .models import (
     DEFAULT_MODEL,
     DEFAULT_WAIT,
@@ -105,7 +105,8 @@ class Client:
         limits: How many requests and tasks are in flight, and the rate, in each event loop.
         pace: A `SharedPace`, for one rate of all processes that use this key.
         journal: Where every submission is recorded before it is sent, with its id and its outcome:
-            a path, or a `Journal` that is shared and that the client never closes.
+            the path of a file, the `postgresql://` URL of a database that several processes share,
+            or a journal that the client never closes.
         uploads: Where local pictures and clips are put, so that the gateway can download them:
             an `Uploader`, such as an `ObjectStore` or a function, or `GatewayFiles()`. The
             official format needs it only for files that are too large for a data URI.
@@ -130,7 +131,7 @@ class Client:
         polling: PollPolicy | None = None,
         limits: Limits | None = None,
         pace: "SharedPace | None" = None,
-        journal: Journal | str | os.PathLike[str] | None = None,
+        journal: BaseJournal | str | os.PathLike[str] | None = None,
         uploads: Uploader | GatewayFiles | None = None,
         hooks: Iterable[events.Listener] = (),
     ) -> None:
@@ -194,7 +195,7 @@ class Client:
         return self._sessions.gateway
 
     @property
-    def journal(self) -> Journal | None:
+    def journal(self) -> BaseJournal | None:
         """The journal; None if there is none."""
         return self._sessions.journal
 
@@ -530,6 +531,56 @@ class Client:
         async with aclosing(self.batch(prompts, **options).outcomes()) as outcomes:
             async for outcome in outcomes:
                 yield outcome
+
+    @discreet
+    async def carry_out(
+        self,
+        item: Item,
+        *,
+        download_to: str | os.PathLike[str] | None = None,
+        timeout: float | None = DEFAULT_WAIT,
+        retry_failed: bool = False,
+        overwrite: bool = False,
+    ) -> Outcome:
+        """
+        Carry out a job that a queue delivers: submit, wait and save, from wherever it was left.
+
+        For a queue that may deliver a job twice: acknowledge when this returns, and let the queue
+        deliver again when this raises. Costs the same as `submit`, once for each name: a job that
+        the journal has as accepted is followed, one that is saved ends at once, and one in doubt is
+        reported and never sent again. What the outcome says is on disk in the journal by then.
+
+        The journal must know what other workers have paid for: one process with a file, or any
+        number with a `PostgresJournal`. If another worker is sending the job at this moment, it is
+        reported as in doubt, and that worker goes on with it.
+
+        Args:
+            item: The job; its `custom_id` is its name in the journal.
+            download_to: Where to save the clip, as in `Batch`; None saves nothing.
+            timeout: How long to wait for the task, and then as long again for its file, in seconds;
+                None waits without limit.
+            retry_failed: Whether to submit a job again that failed before.
+            overwrite: Whether the clip may replace an existing file.
+
+        Returns:
+            How the job ended: with a clip, failed, or in doubt. Carrying it out again would change
+            nothing, except with *retry_failed*.
+
+        Raises:
+            UsageError: An argument is wrong, the job has no name, the client has no journal or is
+                closed, or the clip cannot be saved; nothing was sent.
+            JournalError: The journal cannot be used, or another worker has taken over the job.
+            RunwayError: What kept the job from its end, as in `submit`, `Task.wait` and
+                `Clip.download`: it was not accepted for now, or is paid for and not saved yet.
+        """
+        alone = self.batch(
+            (),
+            download_to=download_to,
+            timeout=timeout,
+            retry_failed=retry_failed,
+            overwrite=overwrite,
+        )
+        return await alone.carry_out(item)
 
     # Free calls
 

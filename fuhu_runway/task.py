@@ -23,6 +23,7 @@ from .errors import (
     TaskCanceled,
     TaskFailed,
     UsageError,
+    WaitAbandoned,
     discreet,
     drop_frames,
 )
@@ -200,7 +201,10 @@ class Task:
 
     async def ended(self, timeout: float | None) -> "Clip":
         """Return the clip without handing it out: it stays in `unfinished`; for the client."""
-        poller, self._watch = self._sessions.watch(self)
+        try:
+            poller, self._watch = self._sessions.watch(self)
+        except UsageError:  # the client was closed since the task was accepted
+            raise abandoned(self) from None
         return self._clip(await poller.settled(self._watch, timeout))
 
     def hand_out(self) -> None:
@@ -446,6 +450,16 @@ class Clip:
                 )
             self.record = record
         return self.video_url
+
+
+def abandoned(task: Task) -> WaitAbandoned:
+    """Return the error of a job whose client was closed."""
+    return WaitAbandoned(
+        "The client was closed before the job ended.",
+        "The task goes on, and its points are spent either way.",
+        "Continue it: client.run(client.task(id)), or client.start.",
+        task.id,
+    )
 
 
 async def saved_beside(clip: Clip, path: Path) -> Path:

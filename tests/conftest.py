@@ -15,7 +15,10 @@ from support.clock import ManualClock
 from fuhu_runway import Client
 from fuhu_runway.testing import Simulator, virtual_time
 
-pytest_plugins = ["pytester"]  # for the tests of our own plugin
+pytest_plugins = [
+    "pytester",  # for the tests of our own plugin
+    "support.postgres",
+]
 
 # A background process of a script ignores Ctrl-C, and so do the processes that it starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -44,7 +47,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.markexpr != "live":
         sys.addaudithook(refuse_the_outside)
         for name in [name for name in os.environ if name.startswith("FUHU_")]:
-            del os.environ[name]
+            if not name.startswith("FUHU_TEST_"):  # what the tests themselves read
+                del os.environ[name]
 
 
 @pytest.fixture

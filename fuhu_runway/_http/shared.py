@@ -10,6 +10,7 @@ A worker's `Share` and the `SharedState` exchange a `Report` for a `Grant`. Neit
 instants of the state are on the store's clock, those of a share on the clock of its event loop.
 """
 
+import bisect
 import json
 import math
 from collections import deque
@@ -211,11 +212,12 @@ class SharedState:
 
     def _learn(self, now: float) -> None:
         """Pass on the responses in their order, once all workers have reported those before."""
-        open_ones = (one.reported_at for one in self.workers.values() if one.open)
-        until = max(min(open_ones, default=now), now - LATEST)
-        self.waiting.sort()
-        while self.waiting and self.waiting[0].at <= until:
-            at, sent_at, passed, retry_after = self.waiting.pop(0)
+        awaited = (one.reported_at for one in self.workers.values() if one.open)
+        until = max(min(awaited, default=now), now - LATEST)
+        self.waiting.sort(key=lambda one: one.at)
+        count = bisect.bisect_right(self.waiting, until, key=lambda one: one.at)
+        due, self.waiting = self.waiting[:count], self.waiting[count:]
+        for at, sent_at, passed, retry_after in due:
             if sent_at >= self.tried_at:
                 self.tried = max(0, self.tried - 1)
             if passed:

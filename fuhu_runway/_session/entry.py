@@ -1,13 +1,13 @@
 """The steps of one submission in the journal: written before and after it is sent."""
 
 import re
-from typing import Final
+from typing import Any, Final
 
 import attrs
 
 from fuhu_runway._clock import Clock
 from fuhu_runway.errors import Fate, OutOfCredits, RunwayError, SubmissionInDoubt, Unauthorized
-from fuhu_runway.journal import Job, JobState, Journal, fits
+from fuhu_runway.journal import BaseJournal, Job, JobState, fits
 
 _AFTER: Final = {
     Fate.UNSENT: JobState.PLANNED,
@@ -18,25 +18,29 @@ _AFTER: Final = {
 _CODE: Final = re.compile(r"[\w.:/-]{1,64}", re.ASCII)
 
 
-@attrs.frozen
+@attrs.define
 class Entry:
     """The row of one submission, updated before and after it is sent."""
 
-    journal: Journal
+    journal: BaseJournal
     key: str
     clock: Clock
     #: The W3C Trace Context of the submission.
     traceparent: str | None = None
+    #: The number of the attempt that was sent last; None before, and for a job of another process.
+    attempt: int | None = attrs.field(init=False, default=None)
 
     async def sending(self) -> None:
         """Write that the request is about to be sent; send it once this has returned."""
         now = self.clock.wall()
-        await self.journal.step(self.key, JobState.SUBMITTING, now, traceparent=self.traceparent)
+        to, trace = JobState.SUBMITTING, self.traceparent
+        self.attempt = (await self.journal.step(self.key, to, now, traceparent=trace)).submissions
 
-    async def accepted(self, task_id: str, at: float | None = None) -> None:
+    async def accepted(self, task_id: str, at: float | None = None, **changes: Any) -> None:
         """Write the gateway's id of the task, which it accepted now or at an earlier instant."""
         now = self.clock.wall() if at is None else at
-        await self.journal.step(self.key, JobState.ACCEPTED, now, task_id=task_id)
+        to, attempt = JobState.ACCEPTED, self.attempt
+        await self.journal.step(self.key, to, now, attempt=attempt, task_id=task_id, **changes)
 
     async def failed(self, error: RunwayError) -> None:
         """Write why there is no task. If it is in doubt, also the id in the damaged response."""
@@ -44,14 +48,14 @@ class Entry:
         if isinstance(error, OutOfCredits | Unauthorized):
             to = JobState.PLANNED  # the request itself is not rejected
         code = getattr(error, "code", None)
-        changes = {
+        changes: dict[str, Any] = {
             "error": type(error).__name__,
             # The gateway may put any text here, such as a sentence that quotes the prompt.
             "code": code if code and _CODE.fullmatch(code) else None,
         }
         if to is JobState.IN_DOUBT and fits(error.task_id):
             changes["task_id"] = error.task_id
-        await self.journal.step(self.key, to, self.clock.wall(), **changes)
+        await self.journal.step(self.key, to, self.clock.wall(), attempt=self.attempt, **changes)
 
 
 def in_doubt_of(job: Job) -> SubmissionInDoubt:

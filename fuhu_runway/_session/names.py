@@ -86,7 +86,7 @@ class Names:
             plan = await planned(submission.request, f"id:{custom_id}", custom_id, submission.tag)
             wall = sessions.settings.clock.wall
             job = await sessions.journal.plan(plan, wall())
-            if job.state in {JobState.SUBMITTING, JobState.IN_DOUBT}:
+            if job.state.is_unanswered:
                 raise in_doubt_of(job)
             if job.state is JobState.FAILED:
                 # The request was refused, nothing charged: otherwise `find` would return its task.

@@ -28,7 +28,7 @@ from fuhu_runway._wire.encode import Request, ask_balance, ask_task, build
 from fuhu_runway._wire.tables import BALANCE_ENDPOINTS, ENDPOINTS, SUBMITS, feed, is_official
 from fuhu_runway.downloads import Downloader, Source, origin_of
 from fuhu_runway.errors import JournalError, discreet
-from fuhu_runway.journal import Job, JobState, Journal, Plan
+from fuhu_runway.journal import BaseJournal, Job, JobState, Plan, journal_at
 from fuhu_runway.models import (
     Balance,
     Gateway,
@@ -42,7 +42,7 @@ from fuhu_runway.uploads import GatewayFiles, Uploader
 
 from . import webhooks
 from .entry import Entry
-from .files import Files
+from .files import Files, Place
 from .names import Names
 from .session import Session, Settings
 from .submission import Submission
@@ -63,7 +63,7 @@ class Sessions:
         *,
         callback_url: str | None,
         callbacks: "CallbackReceiver | None",
-        journal: Journal | str | os.PathLike[str] | None,
+        journal: BaseJournal | str | os.PathLike[str] | None,
         uploads: Uploader | GatewayFiles | None = None,
     ) -> None:
         self.settings = settings
@@ -73,10 +73,8 @@ class Sessions:
         self.files = Files(uploads, gateway, key, settings.clock)
         self._callback_url = callback_url
         self.receiver = callbacks
-        self._owns_journal = journal is not None and not isinstance(journal, Journal)
-        self.journal = (
-            journal if journal is None or isinstance(journal, Journal) else Journal(journal)
-        )
+        self._owns_journal = journal is not None and not isinstance(journal, BaseJournal)
+        self.journal = None if journal is None else journal_at(journal)
         if self.journal is not None:
             self.hooks.add(self.journal.note)
         self.by_loop: dict[asyncio.AbstractEventLoop, Session] = {}
@@ -90,6 +88,7 @@ class Sessions:
         #: Tasks of earlier processes, each with the event for the first wait for it.
         self._left: dict[Name, events.TaskAttached] = {}
         self.names = Names(keeps_all=self.journal is None)
+        self._carried: WeakValueDictionary[Place, asyncio.Lock] = WeakValueDictionary()
         #: Addresses of an earlier process that were looked up in the journal.
         self.looked_up: set[bytes] = set()
         if callbacks is not None:
@@ -310,8 +309,7 @@ class Sessions:
         if name is not None:
             return self.handle(name, Origin(None, custom_id, self.settings.unfinished.tag_of(name)))
         job = await self.job_named(custom_id)
-        known = {JobState.ACCEPTED, JobState.FINISHED, JobState.SAVED, JobState.FAILED}
-        if job is None or job.task_id is None or job.state not in known:
+        if job is None or job.task_id is None or not job.state.is_answered:
             return None
         return self.handles.get(name_in(job)) or self.attach(job)
 
@@ -320,6 +318,11 @@ class Sessions:
         if self.journal is None or custom_id is None:
             return None
         return await self.journal.find(f"id:{custom_id}")
+
+    def carrying(self, name: str) -> asyncio.Lock:
+        """Return the lock of a job that is carried out in the running loop."""
+        place = asyncio.get_running_loop(), name
+        return self._carried.get(place) or self._carried.setdefault(place, asyncio.Lock())
 
     def claim_later(self, task: Task) -> None:
         """Hold a handle whose caller was cancelled, for as long as its task is unfinished."""

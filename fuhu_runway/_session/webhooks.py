@@ -185,7 +185,8 @@ async def search(
         origin = Origin(clock.now(), address.custom_id, address.tag)
         sessions.settings.unfinished.accepted((FEED, task_id), origin)
         if journal is not None and address.job is not None:
-            writing = Entry(journal, address.job, clock).accepted(task_id, address.made_at)
+            entry = Entry(journal, address.job, clock)
+            writing = entry.accepted(task_id, address.made_at, proof="webhook")
             await sessions.write_outcome(writing, f"task {task_id}")
         return record
     return None

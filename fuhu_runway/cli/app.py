@@ -17,7 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from fuhu_runway import errors
 
-from . import batch, doctor, journal, make, report, resolve, simulate
+from . import batch, doctor, fleet, fleet_demo, journal, make, report, resolve, simulate
 from .console import EXIT_CODES, Lines, fail, fail_before, run, write
 from .options import Output
 from .usage import explained, name_as_typed, wants_json
@@ -67,6 +67,8 @@ for _command in (
     report.report,
 ):
     app.command(_command)
+fleet.app.command(fleet_demo.demo)
+app.command(fleet.app)
 app.register_install_completion_command(
     help="Install tab completion for your shell (needed only once)."
 )
@@ -83,7 +85,8 @@ def main(tokens: Sequence[str] | None = None) -> int:
     try:
         command, bound, _ = app.parse_args(tokens)
         if inspect.iscoroutinefunction(command):
-            return _run(command, bound, as_json=as_json)
+            *_, used = app.parse_commands(tokens)[1]
+            return _run(command, bound, used, as_json=as_json)
         # `batch`, a help page or the version
         return command(*bound.args, **bound.kwargs) or 0
     except CycloptsError as error:
@@ -99,12 +102,14 @@ def main(tokens: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _run(command: Callable[..., Any], bound: inspect.BoundArguments, *, as_json: bool) -> int:
+def _run(
+    command: Callable[..., Any], bound: inspect.BoundArguments, used: App, *, as_json: bool
+) -> int:
     async def work(screen: Lines) -> int | None:
         try:
             code: int | None = await command(*bound.args, **bound.kwargs, screen=screen)
         except errors.RunwayError as error:
-            name_as_typed(error, app[command.__name__])
+            name_as_typed(error, used)
             raise
         return code
 

@@ -325,7 +325,7 @@ async def _make_all(
         except asyncio.CancelledError:
             await close(client, screen, "the responses to requests, which may name paid tasks")
             counts = await journal.counts()
-            running = counts[JobState.ACCEPTED] + counts[JobState.FINISHED]
+            running = sum(n for state, n in counts.items() if state.is_unfinished)
             in_doubt = counts[JobState.IN_DOUBT]
             doubts = f" {in_doubt:,} in doubt." if in_doubt else ""
             money = f"{running:,} tasks continue, and the journal has their ids.{doubts}"

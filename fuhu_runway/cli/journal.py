@@ -18,7 +18,7 @@ import attrs
 from cyclopts import Parameter, Token
 
 from fuhu_runway import errors
-from fuhu_runway._journal_file import command_line
+from fuhu_runway._journal.file import command_line
 from fuhu_runway.journal import Job, JobState, Journal
 from fuhu_runway.models import DEFAULT_WAIT, usage_error
 
@@ -122,7 +122,7 @@ async def resume(
     check_folder(out)
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(opened(journal))
-        known = await store.jobs(JobState.ACCEPTED, JobState.FINISHED)
+        known = await store.jobs(*(state for state in JobState if state.is_unfinished))
         # One clip per task: a gateway may have answered two submissions with the same id.
         paid = {job.task_id: job for job in known}.values()
         tally = Tally(len(paid))
@@ -175,8 +175,7 @@ async def forget(
     """
     async with opened(journal) as store:
         job = await pick(store, key)
-        is_safe = job.state in {JobState.PLANNED, JobState.FAILED, JobState.SAVED}
-        if not is_safe and not force:
+        if job.state.is_at_risk and not force:
             raise usage_error(
                 "key",
                 f"The job is {job.state.value}: a paid clip could be lost.",
@@ -210,9 +209,12 @@ async def readable(path: Path) -> AsyncIterator[Journal]:
         yield journal
 
 
+_INTERNAL: Final = ("fingerprint", "prompt_hash", "traceparent", "tag", "handed_out_at")
+
+
 def job_row(job: Job) -> dict[str, Any]:
     """Return a job as JSON contains it."""
-    internal = attrs.filters.exclude("fingerprint", "traceparent", "tag", "handed_out_at")
+    internal = attrs.filters.exclude(*_INTERNAL)
     row = attrs.asdict(job, filter=internal)
     times = {name: moment(at) for name, at in row.items() if name.endswith("_at")}
     return {**row, "state": job.state.value, **times}

@@ -20,7 +20,7 @@ from cyclopts import Parameter, Token
 from rich import filesize
 
 from fuhu_runway import errors, hooks
-from fuhu_runway._journal_file import command_line
+from fuhu_runway._journal.file import command_line
 from fuhu_runway._media import address_or_path
 from fuhu_runway.models import (
     DEFAULT_MODEL,

@@ -13,7 +13,7 @@ import attrs
 
 from fuhu_runway import errors, hooks
 from fuhu_runway._clock import LoopClock
-from fuhu_runway._journal_file import command_line
+from fuhu_runway._journal.file import command_line
 
 from .console import Lines, number, print_row, write
 from .options import Output

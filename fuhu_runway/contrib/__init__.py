@@ -1,1 +1,1 @@
-"""Optional integrations with other libraries; each module needs an extra."""
+"""Optional integrations with other programs and libraries; most modules need an extra."""

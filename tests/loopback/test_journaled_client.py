@@ -13,7 +13,7 @@ from support.clients import quick_client
 from support.clock import until
 
 from fuhu_runway import Client
-from fuhu_runway._journal_file import SCHEMA_VERSION
+from fuhu_runway._journal.schema import SCHEMA_VERSION
 from fuhu_runway.errors import (
     InvalidRequest,
     JournalBusy,

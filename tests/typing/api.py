@@ -172,10 +172,12 @@ async def many(client: Client, lines: AsyncIterator[str], file: Path) -> None:
     client.generate_many(f"a kitten, take {number}" for number in range(5))
     client.generate_many(read_items(file))
     client.generate_many(items)
+    assert_type(await client.carry_out(Item(TextToVideo("a"), "7"), download_to=file), Outcome)
     assert_type(client.batch(TextToVideo(line) async for line in lines), Batch)
 
     client.generate_many(5)  # type: ignore[arg-type]
     client.generate_many([5])  # type: ignore[list-item]
+    await client.carry_out("a kitten")  # type: ignore[arg-type]
     client.generate_many(["a kitten"], in_fligth=5)  # type: ignore[call-arg]
 
 

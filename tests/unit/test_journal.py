@@ -25,9 +25,9 @@ import pytest
 from support.clock import ManualClock
 
 import fuhu_runway
-from fuhu_runway import _journal_file as journal_file
 from fuhu_runway import journal as journals
-from fuhu_runway._journal_file import BUSY_PAUSE, SCHEMA_VERSION, command_line
+from fuhu_runway._journal import file as journal_file
+from fuhu_runway._journal.file import BUSY_PAUSE, SCHEMA_VERSION, command_line
 from fuhu_runway._session.entry import Entry
 from fuhu_runway.errors import (
     Fate,
@@ -554,7 +554,7 @@ async def test_the_file_is_strict_durable_and_exclusive(journal: Journal) -> Non
     assert await value_of(journal, "PRAGMA synchronous") == 2
     assert await value_of(journal, "PRAGMA fullfsync") == 1
     assert await value_of(journal, "PRAGMA locking_mode") == "exclusive"
-    assert await value_of(journal, "PRAGMA user_version") == SCHEMA_VERSION == 4
+    assert await value_of(journal, "PRAGMA user_version") == SCHEMA_VERSION == 5
 
 
 async def test_a_wrong_type_is_refused_by_the_file(journal: Journal) -> None:
@@ -676,7 +676,7 @@ def content(path: Path) -> object:
 @pytest.mark.parametrize(
     ("make", "kind", "says"),
     [
-        (newer, JournalTooNew, "has schema 5; this version knows 4"),
+        (newer, JournalTooNew, "has schema 6; this version knows 5"),
         (foreign, JournalError, "another program's database"),
         (foreign_with_versions, JournalError, "another program's database"),
         (foreign_and_far_ahead, JournalError, "another program's database"),
@@ -1025,7 +1025,7 @@ async def test_events_share_the_next_commit(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The end of a task costs no flush if another row is about to be written."""
-    monkeypatch.setattr("fuhu_runway._journal_file.UNAWAITED_WAIT", 600.0)
+    monkeypatch.setattr("fuhu_runway._journal.file.UNAWAITED_WAIT", 600.0)
     await job_at(journal, ACCEPTED)
     said: list[str] = []
     await journal._run(lambda db: db.set_trace_callback(said.append))

@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 from support.clock import ManualClock
 
-from fuhu_runway._journal_file import SCHEMA_VERSION
+from fuhu_runway._journal.schema import SCHEMA_VERSION
 from fuhu_runway._session.entry import Entry
 from fuhu_runway.errors import JournalError
 from fuhu_runway.hooks import DownloadFinished

@@ -1,5 +1,5 @@
 """
-The SQLite file of a journal: its schema, its lock, its log, and the thread that writes to it.
+The SQLite file of a journal: its lock, its log, and the thread that writes to it.
 
 One process at a time has the file open. Actions that are queued share one transaction, and so one
 flush to disk. Each result is reported once its transaction is on disk.
@@ -15,116 +15,35 @@ import subprocess
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import attrs
 
-from .errors import JournalBusy, JournalError, JournalTooNew, RunwayError
-from .hooks import LOGGER
+from fuhu_runway.errors import JournalBusy, JournalError, JournalTooNew, RunwayError
+from fuhu_runway.hooks import LOGGER
+
+from .actions import Action, journal_error
+from .schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION
 
 T = TypeVar("T")
 
-SCHEMA_VERSION: Final = 4
 
-# 1  the first
-# 2  job.traceparent
-# 3  header, job.tag, job.handed_out_at; job.task_id is no longer unique, and a job in doubt may
-#    have one
-# 4  job.source
-SCHEMA: Final = """
-CREATE TABLE job (
-    -- What identifies the job: its custom id, or its content and occurrence.
-    key          TEXT NOT NULL PRIMARY KEY,
-    -- The caller's name for the job.
-    custom_id    TEXT,
-    -- Keyed hash of the request; the request itself, which holds the prompt, is not kept.
-    fingerprint  TEXT NOT NULL,
-    -- What the duration depends on.
-    endpoint     TEXT NOT NULL,
-    model        TEXT,
-    seconds      INTEGER,
-    -- A value of JobState.
-    state        TEXT NOT NULL,
-    -- The gateway's id, from ACCEPTED on; in doubt, the id in a damaged response.
-    -- Two jobs may have the same id.
-    task_id      TEXT,
-    -- How often it was sent.
-    submissions  INTEGER NOT NULL DEFAULT 0,
-    -- Why it failed or is in doubt: the name of the error, and the gateway's code.
-    error        TEXT,
-    code         TEXT,
-    -- Points used, and whether they were given back (0 or 1), as the gateway reports.
-    points       REAL,
-    refunded     INTEGER NOT NULL DEFAULT 0,
-    -- Size of the file on disk.
-    file_bytes   INTEGER,
-    -- When each state was reached last, in Unix seconds; saving a clip again changes none.
-    planned_at   REAL NOT NULL,
-    submitted_at REAL,
-    accepted_at  REAL,
-    finished_at  REAL,
-    saved_at     REAL,
-    -- The W3C Trace Context of its last submission.
-    traceparent  TEXT,
-    -- What the caller attached to the job.
-    tag          TEXT,
-    -- When a wait returned its clip, in Unix seconds; NULL once a download has begun.
-    handed_out_at REAL,
-    -- The file, without its folder, and the line that its request was read from last: p.txt:17.
-    source       TEXT
-) STRICT;
-CREATE INDEX job_by_state ON job (state);
-CREATE INDEX job_by_task ON job (task_id);
-CREATE TABLE header (
-    -- Keys the fingerprints, so that equal requests differ between journals.
-    salt      BLOB NOT NULL,
-    -- While open, 1 in this file and 0 in its log: a copy without the log has 1.
-    needs_log INTEGER NOT NULL
-) STRICT;
-INSERT INTO header VALUES (randomblob(32), 0);
-"""
-
-ADD_TRACEPARENT: Final = """
-ALTER TABLE job ADD COLUMN traceparent TEXT;
-"""
-
-# SQLite cannot drop a UNIQUE, so the table is rebuilt. The salt is empty, since the existing
-# fingerprints are not keyed.
-SHARE_TASK_IDS: Final = """
-ALTER TABLE job RENAME TO old_job;
-CREATE TABLE job (
-    key TEXT NOT NULL PRIMARY KEY, custom_id TEXT, fingerprint TEXT NOT NULL,
-    endpoint TEXT NOT NULL, model TEXT, seconds INTEGER, state TEXT NOT NULL, task_id TEXT,
-    submissions INTEGER NOT NULL DEFAULT 0, error TEXT, code TEXT, points REAL,
-    refunded INTEGER NOT NULL DEFAULT 0, file_bytes INTEGER, planned_at REAL NOT NULL,
-    submitted_at REAL, accepted_at REAL, finished_at REAL, saved_at REAL, traceparent TEXT,
-    tag TEXT, handed_out_at REAL
-) STRICT;
-INSERT INTO job SELECT *, NULL, NULL FROM old_job ORDER BY rowid;
-DROP TABLE old_job;
-CREATE INDEX job_by_state ON job (state);
-CREATE INDEX job_by_task ON job (task_id);
-CREATE TABLE header (salt BLOB NOT NULL, needs_log INTEGER NOT NULL) STRICT;
-INSERT INTO header VALUES (x'', 0);
-"""
-
-ADD_SOURCE: Final = """
-ALTER TABLE job ADD COLUMN source TEXT;
-"""
-
-MIGRATIONS: Final[Mapping[int, str]] = {
-    1: ADD_TRACEPARENT,
-    2: SHARE_TASK_IDS,
-    3: ADD_SOURCE,
-}
-"""The script from each older version to the next; a new file gets the current schema at once."""
+def perform(db: sqlite3.Connection, action: Action[T]) -> T:
+    """Run the statements of an action, and return its result."""
+    try:
+        statement = next(action)
+        while True:
+            statement = action.send(db.execute(*statement).fetchall())
+    except StopIteration as end:
+        result: T = end.value
+        return result
 
 
 @attrs.frozen(eq=False)
-class Errand:
+class Call:
     """One action on the database."""
 
     action: Callable[[sqlite3.Connection], Any]
@@ -132,15 +51,15 @@ class Errand:
     future: "asyncio.Future[Any] | None" = None
 
 
-Errands = queue.SimpleQueue[Errand | None]
+Calls = queue.SimpleQueue[Call | None]
 """The queue of the thread; None ends it."""
 
 
 @attrs.frozen(eq=False)
-class Desk(Executor):
+class CallExecutor(Executor):
     """The thread that writes a journal, as seen from event loops."""
 
-    send: Callable[[Errand], None]
+    send: Callable[[Call], None]
 
     def submit(  # type: ignore[override]
         self, action: Callable[[sqlite3.Connection], T]
@@ -149,11 +68,11 @@ class Desk(Executor):
         # A future of asyncio, which `run_in_executor` returns unchanged. One of `concurrent` would
         # wake the loop for each action, not once for a whole transaction.
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self.send(Errand(action, future))
+        self.send(Call(action, future))
         return future
 
 
-End = tuple[Errand, Any, Exception | None]
+End = tuple[Call, Any, Exception | None]
 """An action with its result or its error."""
 
 
@@ -173,17 +92,17 @@ def report(ends: Iterable[End]) -> None:
 
 
 def _settle(ends: Iterable[End]) -> None:
-    for errand, result, error in ends:
-        if errand.future is None:
+    for call, result, error in ends:
+        if call.future is None:
             if error is not None:
                 name = type(error).__name__
                 LOGGER.error("The journal could not be written (%s).", name)
-        elif errand.future.done():
+        elif call.future.done():
             pass  # its caller was cancelled
         elif error is None:
-            errand.future.set_result(result)
+            call.future.set_result(result)
         else:
-            errand.future.set_exception(error)
+            call.future.set_exception(error)
 
 
 # In the journal's thread
@@ -203,7 +122,7 @@ BUSY_PAUSE: Final = 0.05
 """Seconds between attempts to open a journal that another process has open."""
 
 
-def work(path: Path, wait: float, todo: Errands, former: threading.Thread | None) -> None:
+def work(path: Path, wait: float, todo: Calls, former: threading.Thread | None) -> None:
     """Do actions until there is a None; all that are queued share a transaction."""
     if former is not None:
         former.join()  # it may still have the file open
@@ -217,7 +136,7 @@ def work(path: Path, wait: float, todo: Errands, former: threading.Thread | None
         try:
             db = db or _open_within(path, wait)
         except Exception as exc:  # noqa: BLE001  (the caller has to raise it)
-            report((errand, None, error_of(exc, path)) for errand in batch)
+            report((call, None, error_of(exc, path)) for call in batch)
             continue
         report(_do(db, batch, path))
         in_log += len(batch)
@@ -232,41 +151,41 @@ def work(path: Path, wait: float, todo: Errands, former: threading.Thread | None
         db.close()
 
 
-def _gather(todo: Errands) -> tuple[list[Errand], bool]:
+def _gather(todo: Calls) -> tuple[list[Call], bool]:
     """Wait for actions; return those that are queued, and whether the thread has to end."""
-    batch: list[Errand] = []
-    errand = todo.get()
+    batch: list[Call] = []
+    call = todo.get()
     deadline = time.monotonic() + UNAWAITED_WAIT
-    while errand is not None:
-        batch.append(errand)
-        if errand.future is not None:
+    while call is not None:
+        batch.append(call)
+        if call.future is not None:
             deadline = 0.0
         if len(batch) == AT_ONCE:
             return batch, False
         try:
-            errand = todo.get(timeout=max(0.0, deadline - time.monotonic()))
+            call = todo.get(timeout=max(0.0, deadline - time.monotonic()))
         except queue.Empty:
             return batch, False
     return batch, True
 
 
-def _do(db: sqlite3.Connection, batch: Iterable[Errand], path: Path) -> list[End]:
+def _do(db: sqlite3.Connection, batch: Iterable[Call], path: Path) -> list[End]:
     """Do all in one transaction. An illegal step fails alone; a disk error fails all."""
     ends: list[End] = []
     try:
         db.execute("BEGIN")
-        for errand in batch:
+        for call in batch:
             try:
-                ends.append((errand, errand.action(db), None))
+                ends.append((call, call.action(db), None))
             except sqlite3.OperationalError:
                 raise
             except Exception as illegal:  # noqa: BLE001  (the caller has to raise it)
-                ends.append((errand, None, error_of(illegal, path)))
+                ends.append((call, None, error_of(illegal, path)))
         db.commit()
     except sqlite3.Error as exc:
         with contextlib.suppress(sqlite3.Error):
             db.rollback()
-        return [(errand, None, error_of(exc, path)) for errand in batch]
+        return [(call, None, error_of(exc, path)) for call in batch]
     return ends
 
 
@@ -423,7 +342,3 @@ _LOCKLESS: Final = {
 def command_line(*words: str) -> str:
     """Return a command, quoted for this system's shell."""
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
-
-
-def journal_error(happened: str, advice: str) -> JournalError:
-    return JournalError(happened, "Nothing was sent or charged.", advice)

@@ -1,0 +1,394 @@
+"""
+What a journal does to its rows: one generator for each action, the same for every store.
+
+An action yields statements and is sent the rows that they return; the store runs it in one
+transaction. Statements are written as SQLite takes them. A store that several processes share has
+an *owner*, which is the process that is in charge of a job, and a lock for what two may not decide
+at once.
+"""
+
+import hmac
+import re
+from collections.abc import Collection, Generator, Mapping, Sequence
+from hashlib import sha256
+from typing import Any, Final, TypeVar
+
+import attrs
+
+from fuhu_runway.errors import JournalError
+from fuhu_runway.hooks import ClipHandedOut, DownloadFinished, DownloadStarted, Event, TaskSettled
+from fuhu_runway.models import TaskState, usage_error
+
+from .plans import hash_prompt, nth
+from .states import INSTANT_OF, STEPS, Job, JobState, Plan
+
+T = TypeVar("T")
+
+Statement = tuple[str, Mapping[str, Any]]
+Rows = Sequence[Mapping[str, Any]]
+Action = Generator[Statement, Rows, T]
+
+LONGEST: Final = 1e6
+"""The longest that a task can take, in seconds; if a row says more, its timestamps are damaged."""
+
+LOCK: Final = "SELECT pg_advisory_xact_lock(hashtext('fuhu_job'))"
+"""In a shared store, lets one process at a time decide which job a task belongs to."""
+
+_CHANGEABLE: Final = {field.name for field in attrs.fields(Job)} - {"key", "state"}
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+
+
+# Plans
+
+
+def plan(plan: Plan, now: float, salt: bytes | None, owner: str | None) -> Action[Job]:
+    """Return the row of a job, made if there is none; the owner takes charge of it."""
+    plan = keyed(plan, salt or (yield from read_salt()))
+    return (yield from _plan(plan, now, owner))
+
+
+def plan_next(plan: Plan, now: float) -> Action[Job]:
+    """Return the row of the next job with this content; its key counts the occurrences."""
+    plan = keyed(plan, (yield from read_salt()))
+    sql = (
+        "INSERT INTO temp.seen VALUES (:fingerprint, 1) "
+        "ON CONFLICT DO UPDATE SET times = times + 1 RETURNING times"
+    )
+    (row,) = yield sql, {"fingerprint": plan.fingerprint}
+    plan = attrs.evolve(plan, key=nth(plan.fingerprint, row["times"]))
+    return (yield from _plan(plan, now, None))
+
+
+def _plan(plan: Plan, now: float, owner: str | None) -> Action[Job]:
+    check(now=now)
+    values = {**attrs.asdict(plan), "state": JobState.PLANNED.value, "planned_at": now}
+    if owner is not None:
+        values["owner"] = owner
+    if owner is None:
+        # The line may have moved since an earlier run, or may not be known in this one.
+        changed = "source = excluded.source WHERE excluded.source != coalesce(job.source, '')"
+        yield f"{_insert(values)} ON CONFLICT (key) DO UPDATE SET {changed}", values
+        job = yield from look_up("key", plan.key)
+        assert job is not None  # noqa: S101  (it was just made, or was there)
+        return job
+    # Another process that was submitting it has died or is frozen, or it would not be here.
+    changed = (
+        "owner = :owner, source = coalesce(excluded.source, job.source), "
+        f"state = CASE WHEN {_IS_ANOTHERS} THEN 'in doubt' ELSE job.state END, "
+        f"error = CASE WHEN {_IS_ANOTHERS} THEN 'NoReply' ELSE job.error END"
+    )
+    sql = f"{_insert(values)} ON CONFLICT (key) DO UPDATE SET {changed} RETURNING *"
+    (row,) = yield sql, values
+    return job_of(row)
+
+
+def _insert(values: Mapping[str, Any]) -> str:
+    marks = ", ".join(f":{name}" for name in values)
+    return f"INSERT INTO job ({', '.join(values)}) VALUES ({marks})"  # noqa: S608
+
+
+_IS_ANOTHERS: Final = "job.state = 'submitting' AND job.owner IS DISTINCT FROM :owner"
+
+
+def read_salt() -> Action[bytes]:
+    (row,) = yield "SELECT salt FROM header", {}
+    return bytes(row["salt"])
+
+
+def keyed(plan: Plan, salt: bytes) -> Plan:
+    """Return the plan with its hashes as this journal writes them."""
+    check(**attrs.asdict(plan))
+    mark = plan.prompt_hash and _keyed(plan.prompt_hash, salt)
+    return attrs.evolve(plan, fingerprint=_keyed(plan.fingerprint, salt), prompt_hash=mark)
+
+
+def _keyed(mark: str, salt: bytes) -> str:
+    # A journal of the first versions has no salt.
+    return hmac.new(salt, mark.encode(), "sha256").hexdigest() if salt else mark
+
+
+def hash_prompts(prompts: Sequence[str], salt: bytes | None) -> Action[list[str]]:
+    """Return the hashes of prompts as the rows have them."""
+    salt = salt or (yield from read_salt())
+    return [_keyed(hash_prompt(prompt), salt) for prompt in prompts]
+
+
+# Steps
+
+
+def step(
+    key: str,
+    to: JobState,
+    now: float,
+    changes: Mapping[str, Any],
+    *,
+    before: Collection[JobState] = tuple(JobState),
+    attempt: int | None = None,
+    owner: str | None = None,
+) -> Action[Job]:
+    """
+    Move a job that is in one of the states *before* to its next state, and return the row.
+
+    A single statement decides: of several processes, one may move a job from PLANNED to SUBMITTING.
+    """
+    check(key=key, now=now, **changes)
+    for name in changes.keys() - _CHANGEABLE:
+        raise journal_error(f"A step cannot change {name!r}.", "Name a column of the journal.")
+    values = {**_CLEARED_BY.get(to, {}), **changes, "state": to.value}
+    setters = {"submissions": "submissions + 1"} if to is JobState.SUBMITTING else {}
+    setters |= {name: f":{name}" for name in values}
+    if to in INSTANT_OF:
+        # `durations` relies on these instants, so saving a clip again must not change them.
+        instant = INSTANT_OF[to]
+        setters[instant] = f"CASE state WHEN 'saved' THEN {instant} ELSE :now END"
+    where = f"key = :key AND state IN ({_words(_leading_to(to) & set(before))})"
+    if attempt is not None:
+        where += " AND submissions = :attempt"
+    if owner is not None and to is JobState.SUBMITTING:
+        where += " AND owner = :owner"
+    assignments = ", ".join(f"{name} = {value}" for name, value in setters.items())
+    rows = yield (
+        f"UPDATE job SET {assignments} WHERE {where} RETURNING *",  # noqa: S608
+        {**values, "key": key, "now": now, "attempt": attempt, "owner": owner},
+    )
+    if rows:
+        return job_of(rows[0])
+    job = yield from look_up("key", key)
+    if job is None:
+        raise unknown(key)
+    if to in STEPS[job.state] and job.state in before:
+        raise JournalError(
+            f"The job {key!r} went on elsewhere.",
+            "Nothing was sent or charged for it here.",
+            "Deliver it again later, or see `fuhu-runway jobs`.",
+        )
+    raise journal_error(
+        f"A job that is {job.state.value} cannot become {to.value}.",
+        "List the jobs with `fuhu-runway jobs`.",
+    )
+
+
+_CLEARED_BY: Final[Mapping[JobState, Mapping[str, None]]] = {
+    JobState.PLANNED: {"task_id": None},
+    JobState.SUBMITTING: {"error": None, "code": None, "proof": None},
+    JobState.ACCEPTED: {"error": None, "code": None},
+}
+"""What a row no longer has after a step, unless the step itself sets it."""
+
+
+def _leading_to(state: JobState) -> set[JobState]:
+    return {before for before, following in STEPS.items() if state in following}
+
+
+def _words(states: Collection[JobState]) -> str:
+    """Return states as a list in a statement, in the order of the enum."""
+    return ", ".join(f"'{state.value}'" for state in JobState if state in states) or "NULL"
+
+
+def resolve(
+    key: str, task_id: str | None, proof: str, now: float, *, is_shared: bool
+) -> Action[Job]:
+    """Settle a job in doubt: accepted as a task, or not accepted."""
+    check(key=key, task_id=task_id, proof=proof)
+    if is_shared:
+        yield LOCK, {}
+    job = (yield from look_up("key", key)) or (yield from look_up("custom_id", key))
+    if job is None:
+        raise usage_error("key", "The journal has no such job.", "Use a key from jobs().")
+    if job.state is not JobState.IN_DOUBT:
+        raise usage_error("key", f"The job is {job.state.value}.", "There is nothing to resolve.")
+    to, changes = JobState.PLANNED, {"proof": proof}
+    if task_id is not None:
+        # The job's own id may belong to another job: some gateways use one id twice.
+        if task_id != job.task_id and (yield from look_up("task_id", task_id)):
+            raise _belongs_to_another()
+        to, changes["task_id"] = JobState.ACCEPTED, task_id
+    return (yield from step(job.key, to, now, changes, before=(JobState.IN_DOUBT,)))
+
+
+def adopt(
+    task_id: str,
+    endpoint: str,
+    now: float,
+    *,
+    model: str | None,
+    salt: bytes | None,
+    owner: str | None,
+) -> Action[Job]:
+    """Make a row for a task that no job has."""
+    check(task_id=task_id, endpoint=endpoint, now=now, model=model)
+    if owner is not None:
+        yield LOCK, {}
+    if (yield from look_up("task_id", task_id)):
+        raise _belongs_to_another()
+    key = f"task:{task_id}"
+    mark = _keyed(sha256(key.encode()).hexdigest(), salt or (yield from read_salt()))
+    values = {
+        "key": key,
+        "fingerprint": mark,
+        "endpoint": endpoint,
+        "model": model,
+        "state": JobState.ACCEPTED.value,
+        "task_id": task_id,
+        "planned_at": now,
+        "accepted_at": now,
+    }
+    if owner is not None:
+        values["owner"] = owner
+    rows = yield f"{_insert(values)} ON CONFLICT (key) DO NOTHING RETURNING *", values
+    if not rows:
+        raise _belongs_to_another()
+    return job_of(rows[0])
+
+
+def _belongs_to_another() -> Exception:
+    return usage_error("task_id", "This task belongs to another job.", "Use another task id.")
+
+
+def ignore(task_ids: Sequence[str]) -> Action[None]:
+    check(**{f"task_id {n}": task_id for n, task_id in enumerate(task_ids)})
+    for task_id in task_ids:
+        yield "INSERT INTO ignored VALUES (:task_id) ON CONFLICT DO NOTHING", {"task_id": task_id}
+
+
+def ignored() -> Action[set[str]]:
+    return {row["task_id"] for row in (yield "SELECT task_id FROM ignored", {})}
+
+
+def forget(key: str) -> Action[None]:
+    """Remove a row."""
+    check(key=key)
+    if not (yield "DELETE FROM job WHERE key = :key RETURNING key", {"key": key}):
+        raise unknown(key)
+
+
+def note(event: Event, now: float) -> Action[None] | None:
+    """Return what writes an event to the rows of its task; None if nothing of it is written."""
+    changes: dict[str, Any] = {}
+    match event:
+        case TaskSettled():
+            changes |= {"points": event.points, "refunded": int(event.refunded)}
+            to = JobState.FINISHED
+            if event.state is not TaskState.SUCCEEDED:
+                to, changes["error"] = JobState.FAILED, "TaskFailed"
+        case DownloadFinished(is_saved=True):
+            to, changes["file_bytes"] = JobState.SAVED, event.total_bytes
+        case ClipHandedOut() | DownloadStarted() | DownloadFinished():
+            at = None if isinstance(event, DownloadStarted) else now
+            return _update("TRUE", {"handed_out_at": at}, event.task_id)
+        case _:
+            return None
+    # A task may be polled again after its end was written, which changes nothing.
+    words = _words(_leading_to(to) - {JobState.SAVED})
+    changes["state"] = to.value
+    if to in INSTANT_OF:
+        changes[INSTANT_OF[to]] = now
+    return _update(f"state IN ({words})", changes, event.task_id)
+
+
+def _update(where: str, changes: Mapping[str, Any], task_id: str) -> Action[None]:
+    check(**changes)
+    setters = ", ".join(f"{name} = :{name}" for name in changes)
+    sql = f"UPDATE job SET {setters} WHERE task_id = :task_id AND {where}"  # noqa: S608
+    yield sql, {**changes, "task_id": task_id}
+
+
+# Reading
+
+
+def look_up(column: str, value: str) -> Action[Job | None]:
+    """Return the first job with a value in a column."""
+    sql = f"SELECT * FROM job WHERE {column} = :value ORDER BY rowid LIMIT 1"  # noqa: S608
+    rows = yield sql, {"value": value}
+    return job_of(rows[0]) if rows else None
+
+
+def find(name: str) -> Action[Job | None]:
+    """Return the first job with this key, task id or custom id."""
+    check(name=name)
+    # One after the other: a single query would scan the whole table.
+    for column in ("key", "task_id", "custom_id"):
+        job = yield from look_up(column, name)
+        if job is not None:
+            return job
+    return None
+
+
+def jobs_of(plan: Plan, salt: bytes | None) -> Action[list[Job]]:
+    """Return the jobs with this content, in the order in which they were planned."""
+    mark = keyed(plan, salt or (yield from read_salt())).fingerprint
+    sql = "SELECT * FROM job WHERE fingerprint = :mark ORDER BY planned_at, rowid"
+    return [job_of(row) for row in (yield sql, {"mark": mark})]
+
+
+def jobs(states: Collection[JobState]) -> Action[list[Job]]:
+    """Return the jobs in these states, or all, in the order in which they were planned."""
+    # Without states, all rows: also those whose state is damaged, which are an error.
+    where = f"WHERE state IN ({_words(states)})" if states else ""
+    sql = f"SELECT * FROM job {where} ORDER BY planned_at, rowid"  # noqa: S608
+    return [job_of(row) for row in (yield sql, {})]
+
+
+def counts() -> Action[dict[JobState, int]]:
+    """Return how many jobs are in each state."""
+    rows = yield "SELECT state, count(*) AS times FROM job GROUP BY state", {}
+    return dict.fromkeys(JobState, 0) | {_state(row["state"]): row["times"] for row in rows}
+
+
+def durations() -> Action[list[tuple[str, str | None, int | None, float]]]:
+    """Return (endpoint, model, seconds, duration in seconds) of finished jobs, the latest first."""
+    sql = (
+        "SELECT endpoint, model, seconds, finished_at - accepted_at AS took FROM job "
+        "WHERE finished_at - accepted_at > 0 AND finished_at - accepted_at < :longest "
+        "ORDER BY finished_at DESC LIMIT 5000"
+    )
+    rows = yield sql, {"longest": LONGEST}
+    return [(row["endpoint"], row["model"], row["seconds"], row["took"]) for row in rows]
+
+
+def job_of(row: Mapping[str, Any]) -> Job:
+    """Return a row as a job, without the columns that only a shared store has."""
+    values = {**dict(row), "state": _state(row["state"])}
+    values.pop("owner", None)
+    values.pop("rowid", None)
+    return Job(**values)
+
+
+def _state(word: str) -> JobState:
+    try:
+        return JobState(word)
+    except ValueError:
+        raise journal_error(
+            f"The journal is damaged: the state of a job is {word[:40]!r}.",
+            "Restore an earlier copy.",
+        ) from None
+
+
+# Values
+
+
+def fits(value: object) -> bool:
+    """Return whether a journal can hold a value."""
+    if isinstance(value, str):
+        return not _SURROGATE.search(value)
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**63
+    return value is None or isinstance(value, float)
+
+
+def check(**values: object) -> None:
+    """Raise a `JournalError` that names the first value that a journal cannot hold."""
+    for name, value in values.items():
+        if not fits(value):
+            raise journal_error(
+                f"The journal cannot hold this {name}.",
+                "Use text without lone surrogates, and whole numbers of up to 64 bits.",
+            )
+
+
+def unknown(key: str) -> JournalError:
+    return journal_error(f"The journal has no job {key!r}.", "List them with `fuhu-runway jobs`.")
+
+
+def journal_error(happened: str, advice: str) -> JournalError:
+    return JournalError(happened, "Nothing was sent or charged.", advice)

@@ -1,0 +1,310 @@
+"""
+The commands for a fleet: the same prompts on many machines, with one Postgres.
+
+Rule 1: the database's URL is FUHU_DATABASE_URL, never an argument; no output has its password.
+Rule 2: what is enqueued twice is paid for once.
+"""
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import attrs
+from cyclopts import App, Parameter
+
+from fuhu_runway import hooks
+from fuhu_runway.errors import UsageError
+from fuhu_runway.models import DEFAULT_WAIT, Limits, TaskState, usage_error
+
+from .console import Lines, number, print_row, print_table, run, write
+from .journal import job_row, pick, print_job
+from .options import ACCESS, OUTPUT, POSITIVE, RESULT, WHOLE, Access, Output, Screen
+from .tally import CLOCK, trouble_of
+
+if TYPE_CHECKING:
+    from fuhu_runway.contrib.fleet import Fleet, Status
+
+DATABASE: Final = "FUHU_DATABASE_URL"
+
+_RESULT: Final = Parameter(group=RESULT)
+
+app: Final = App(
+    name="fleet",
+    help="""
+    Generate the same prompts on many machines, with one Postgres.
+
+    Every command reads the database's URL from FUHU_DATABASE_URL.
+    """,
+    version_flags=(),
+)
+
+
+@app.command
+async def init(*, output: Output = OUTPUT, screen: Screen) -> None:
+    """
+    Make the tables in the database: once, and after an update.
+
+    Free. Tables that are there and up to date stay as they are.
+    """
+    async with new_fleet() as fleet:
+        await fleet.init()
+    screen.info("The tables are ready. Enqueue with: fuhu-runway fleet enqueue FILE")
+    if output.json:
+        print_row({"ready": True}, output)
+
+
+@app.command
+def enqueue(
+    file: Annotated[Path, Parameter(allow_leading_hyphen=True)],
+    /,
+    *,
+    name: Annotated[str | None, _RESULT] = None,
+    skip_bad: Annotated[bool, _RESULT] = False,
+    retry_failed: Annotated[bool, _RESULT] = False,
+    output: Output = OUTPUT,
+) -> int:
+    """
+    Hand every entry of a file to the workers.
+
+    The workers spend points for each one. The same file again adds nothing: no entry is paid for
+    twice.
+
+    Args:
+        file: Requests: .txt (one prompt per line), .jsonl or .csv; - reads prompts from stdin.
+        name: Name of the batch; by default the file's. Another file needs another name.
+        skip_bad: Skip invalid entries of the file.
+        retry_failed: Add again what failed earlier.
+    """
+    from fuhu_runway.inputs import spooled
+
+    with contextlib.ExitStack() as stack:
+        try:
+            copy = stack.enter_context(spooled(file))
+        except KeyboardInterrupt:
+            return 130
+        folder = file.parent if copy == file else Path()
+        work = partial(
+            _enqueue,
+            copy,
+            folder,
+            name=name or file.name,
+            skip_bad=skip_bad,
+            retry_failed=retry_failed,
+            output=output,
+        )
+        return run(work, output)
+
+
+@Parameter(name="*", group=RESULT)
+@attrs.frozen(kw_only=True)
+class Work:
+    """
+    The options of a worker.
+
+    Args:
+        out: Folder for the clips that all machines see, or the URL of an object store, such as
+            s3://clips/spring/. By default clips.
+        in_flight: How many jobs this worker may have at once; a waiting job costs little.
+        rate: Requests per second of the key, by all workers together; by default learned.
+        tasks: Unfinished tasks of the key, of all workers together; by default unlimited.
+        max_points: Submit nothing more once all workers have spent this many points.
+        lease: Seconds without a sign of life after which a worker's jobs go to others.
+        grace: Seconds to follow running jobs after Ctrl-C, before they go to others.
+        timeout: How long to wait for each clip, in seconds.
+    """
+
+    out: str = "clips"
+    in_flight: Annotated[int, WHOLE, POSITIVE] = 500
+    rate: Annotated[float | None, POSITIVE] = None
+    tasks: Annotated[int | None, WHOLE, POSITIVE] = None
+    max_points: Annotated[float | None, POSITIVE] = None
+    lease: Annotated[float, POSITIVE] = 30.0
+    grace: Annotated[float, POSITIVE] = 60.0
+    timeout: Annotated[float, POSITIVE] = DEFAULT_WAIT
+
+
+WORK: Final = Work()
+
+
+@app.command
+async def work(
+    *,
+    options: Work = WORK,
+    access: Access = ACCESS,
+    output: Output = OUTPUT,  # noqa: ARG001  (`app.main` reads it)
+    screen: Screen,
+) -> None:
+    """
+    Carry out the jobs that were enqueued, on this machine, until Ctrl-C.
+
+    Spends points for each job. Ctrl-C takes no new jobs and follows the running ones; a second
+    Ctrl-C stops at once. A worker that dies loses nothing: the others continue its jobs.
+    """
+    # No person need be watching: what delays the work, or puts money at risk, is shown.
+    hooks.LOGGER.setLevel(min(hooks.LOGGER.level, logging.WARNING))
+    progress = _Progress()
+    fleet = new_fleet(
+        limits=Limits(requests_per_second=options.rate, tasks_in_flight=options.tasks),
+        download_to=options.out,
+        max_points=options.max_points,
+        timeout=options.timeout,
+        lease=options.lease,
+        api_key=access.key(),
+        base_url=access.base_url,
+        gateway=access.gateway,
+        hooks=[screen.watch, progress.watch],
+    )
+    screen.info("working until Ctrl-C")
+    showing = asyncio.create_task(progress.keep_showing(screen))
+    try:
+        await fleet.work(in_flight=options.in_flight, grace=options.grace, signals=False)
+    except asyncio.CancelledError:
+        screen.close()
+        screen.stop(f"This worker: {progress}.", "The other workers, or the next, continue.")
+        raise
+    finally:
+        showing.cancel()
+
+
+@app.command
+async def status(*, output: Output = OUTPUT, screen: Screen) -> None:
+    """
+    Show the workers, the jobs by state, and what is in doubt.
+
+    Free, and sends nothing to the gateway.
+    """
+    async with new_fleet() as fleet:
+        now = await fleet.status()
+    if output.json:
+        print_row(_status_row(now), output)
+        return
+    rows = [(str(one.id), f"{one.silent:.0f} s ago", f"{one.jobs:,}") for one in now.workers]
+    print_table([("worker", "heartbeat", "jobs"), *rows])
+    counts = {
+        "waiting for a worker": now.ready,
+        "waiting for a retry": now.later,
+        "with a worker": now.running,
+        **{state.value: count for state, count in now.jobs.items()},
+    }
+    write(sys.stdout, ", ".join(f"{n:,} {name}" for name, n in counts.items() if n) or "no jobs")
+    write(sys.stdout, f"{number(now.points)} points spent")
+    if now.doubts:
+        screen.say(f'To see what to do about those in doubt: fuhu-runway jobs "${DATABASE}"')
+
+
+@app.command
+async def cancel(job: str, /, *, output: Output = OUTPUT, screen: Screen) -> None:
+    """
+    End a job: before it is sent, it is gone; after that, its task is followed no more.
+
+    Free. A task that was paid for goes on at the gateway.
+
+    Args:
+        job: Name that `jobs` shows, task id, or beginning of the key.
+    """
+    async with new_fleet() as fleet:
+        name = job
+        with contextlib.suppress(UsageError):  # it has no row before a worker takes it up
+            name = (await pick(fleet.journal, job)).key
+        ended = await fleet.cancel(name)
+    if output.json:
+        print_row({"job": ended and job_row(ended)}, output)
+    elif ended is None:
+        write(sys.stdout, "gone: it was not sent, and nothing was charged")
+    else:
+        print_job(ended, output)
+        screen.say("It is followed no more. Its task goes on, and may be paid for.")
+
+
+def new_fleet(**settings: Any) -> "Fleet":
+    """Return the fleet of the database in FUHU_DATABASE_URL."""
+    try:
+        from fuhu_runway.contrib.fleet import Fleet
+    except ImportError as missing:
+        raise usage_error(
+            "database",
+            f"The commands for fleets need an extra ({missing.name} is missing).",
+            'In a checkout: python -m pip install ".[cli,fleet]".',
+        ) from missing
+    return Fleet(**settings)
+
+
+async def _enqueue(
+    file: Path,
+    folder: Path,
+    screen: Lines,
+    *,
+    name: str,
+    skip_bad: bool,
+    retry_failed: bool,
+    output: Output,
+) -> None:
+    """Check the whole file, then enqueue it."""
+    from fuhu_runway.inputs import check_items, read_items
+
+    def skip(bad: UsageError) -> None:
+        screen.say(f"skipped: {bad.happened} {bad.advice}")
+
+    total = check_items(file, skip_bad=skip if skip_bad else None, folder=folder)
+    if not total:
+        raise usage_error("file", f"{file.name} has no entries.", "Add at least one.")
+    async with new_fleet() as fleet:
+        # Invalid entries were reported by check_items.
+        items = read_items(file, skip_bad=id if skip_bad else None, folder=folder)
+        done = await fleet.enqueue(items, name=name, retry_failed=retry_failed)
+    if output.json:
+        print_row(attrs.asdict(done), output)
+    else:
+        write(sys.stdout, f"{done.new:,} new, {done.known:,} known already")
+
+
+def _status_row(now: "Status") -> dict[str, Any]:
+    return {
+        "workers": [attrs.asdict(worker) for worker in now.workers],
+        "ready": now.ready,
+        "later": now.later,
+        "running": now.running,
+        "jobs": {state.value: count for state, count in now.jobs.items() if count},
+        "points": now.points,
+        "doubts": [job_row(job) for job in now.doubts],
+    }
+
+
+@attrs.define
+class _Progress:
+    """What one worker has done since it started."""
+
+    counts: Counter[str] = attrs.field(factory=Counter)
+    trouble: str = ""
+
+    def watch(self, event: hooks.Event) -> None:
+        """Count what ended; a listener."""
+        match event:
+            case hooks.TaskSubmitted():
+                self.counts["submitted"] += 1
+                self.trouble = ""
+            case hooks.DownloadFinished():
+                self.counts["saved"] += 1
+            case hooks.TaskSettled() if event.state is not TaskState.SUCCEEDED:
+                self.counts["failed"] += 1
+            case hooks.SubmissionDoubted():
+                self.counts["in doubt"] += 1
+            case hooks.RetryScheduled() | hooks.PollFailed():
+                self.trouble = trouble_of(event)
+            case hooks.TaskPolled():
+                self.trouble = ""
+
+    def __str__(self) -> str:
+        parts = [f"{number:,} {name}" for name, number in self.counts.items()]
+        return ", ".join([*parts, self.trouble] if self.trouble else parts) or "nothing so far"
+
+    async def keep_showing(self, screen: Lines) -> None:
+        """Show the counts whenever they have changed."""
+        while True:
+            screen.stage(str(self))
+            await CLOCK.sleep(screen.interval)

@@ -1,0 +1,276 @@
+"""
+The demonstration of a fleet: everything on this machine, and one worker is killed.
+
+Rule 1: the simulated gateway's ledger is the judge, beside the journal and the files.
+Rule 2: nothing is left at the end: no process, no folder, no database.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from asyncio.subprocess import PIPE, Process
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import attrs
+from cyclopts import Parameter
+
+from fuhu_runway.errors import UsageError
+from fuhu_runway.journal import Job, JobState
+
+from .batch import STATE_NAME
+from .console import Lines, print_row, print_table
+from .fleet import DATABASE, new_fleet
+from .options import OUTPUT, POSITIVE, RESULT, WHOLE, Output, Screen
+from .tally import CLOCK
+
+if TYPE_CHECKING:
+    from fuhu_runway.contrib.fleet import Fleet
+    from fuhu_runway.testing import LedgerEntry
+
+COMMAND: Final = (sys.executable, "-m", "fuhu_runway")
+"""This program, as a process of its own."""
+
+WORKERS: Final = 3
+
+IN_FLIGHT: Final = 8
+"""Jobs that a worker has at once."""
+
+LEASE: Final = 5.0
+"""Seconds without a sign of life after which a worker's jobs go to others; 30 by default."""
+
+SPEED: Final = 20.0
+"""A job of 100 s takes 5 s."""
+
+
+async def demo(
+    *,
+    prompts: Annotated[int, WHOLE, POSITIVE, Parameter(group=RESULT)] = 60,
+    output: Output = OUTPUT,
+    screen: Screen,
+) -> int:
+    """
+    Show on this machine what happens when a worker is killed: no key, no cost.
+
+    Starts a Postgres of its own, or makes a database on the server of FUHU_DATABASE_URL; then a
+    simulated gateway and three workers, one of which it kills while its jobs are paid for. At the
+    end, the gateway's ledger stands beside the journal. Nothing else is left.
+
+    Args:
+        prompts: How many clips to generate.
+    """
+    from fuhu_runway.testing import read_ledger
+
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fuhu-demo-")))
+            url = stack.enter_context(_database(screen))
+            gateway = await stack.enter_async_context(_simulator(folder))
+            fleet = new_fleet(url=url)
+            await fleet.init()
+            await stack.enter_async_context(fleet)
+            texts = [f"a kitten, take {number}" for number in range(1, prompts + 1)]
+            await fleet.enqueue(texts)
+            again = await fleet.enqueue(texts)
+            screen.info(f"{prompts:,} prompts enqueued twice: {again.new:,} more jobs")
+            workers = [
+                await stack.enter_async_context(_worker(folder, url, gateway))
+                for _ in range(WORKERS)
+            ]
+            screen.info(f"{WORKERS} workers, with {IN_FLIGHT} jobs each")
+            await _carried_out(fleet, workers, prompts, screen)
+            screen.close()
+            verdict = _compare(
+                prompts,
+                await fleet.journal.jobs(),
+                read_ledger(folder / STATE_NAME),
+                clips=len(list(folder.glob("clips/*.mp4"))),
+            )
+    except asyncio.CancelledError:
+        screen.close()
+        screen.stop("Nothing is left of the demonstration.")
+        raise
+    verdict.report(output)
+    return verdict.code
+
+
+# The parts
+
+
+@contextlib.contextmanager
+def _database(screen: Lines) -> Iterator[str]:
+    """Yield the URL of an empty database."""
+    from fuhu_runway.contrib.local_postgres import LocalPostgres, temporary_database
+
+    given = os.environ.get(DATABASE)
+    if given:
+        screen.info(f"postgres: a database on the server of {DATABASE}")
+        with temporary_database(given) as url:
+            yield url
+        return
+    with LocalPostgres() as server:
+        screen.info(f"postgres: a server of its own, from {server.programs}")
+        yield server.url
+
+
+@contextlib.asynccontextmanager
+async def _process(*arguments: str, folder: Path, **variables: str) -> AsyncIterator[Process]:
+    """Yield this program as a process, which is stopped at the end."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("FUHU_")}
+    with (folder / "log").open("ab") as log:
+        process = await asyncio.create_subprocess_exec(
+            *COMMAND,
+            *arguments,
+            cwd=folder,
+            env={**inherited, **variables},
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C reaches this process only, which stops the others
+        )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        await process.communicate()
+
+
+@contextlib.asynccontextmanager
+async def _simulator(folder: Path) -> AsyncIterator[Mapping[str, str]]:
+    """Yield the URL and the key of a simulated gateway."""
+    options = ("--json", "--no-points", "--until-stdin-closes", "--speed", f"{SPEED:g}")
+    state = ("--state-file", STATE_NAME)
+    async with _process("simulate", *options, *state, folder=folder) as process:
+        assert process.stdout is not None  # noqa: S101  (it is a pipe)
+        yield json.loads(await process.stdout.readline())
+
+
+def _worker(
+    folder: Path, url: str, gateway: Mapping[str, str]
+) -> contextlib.AbstractAsyncContextManager[Process]:
+    """Return the process of a worker."""
+    variables = {
+        DATABASE: url,
+        "FUHU_BASE_URL": gateway["base_url"],
+        "FUHU_API_KEY": gateway["api_key"],
+    }
+    options = ("--in-flight", str(IN_FLIGHT), "--lease", f"{LEASE:g}", "--grace", "1")
+    return _process("fleet", "work", *options, folder=folder, **variables)
+
+
+async def _carried_out(
+    fleet: "Fleet", workers: Collection[Process], total: int, screen: Lines
+) -> None:
+    """Follow the jobs until each has ended, and kill the first worker meanwhile."""
+    victim, *others = workers
+    following = asyncio.create_task(_follow(fleet, victim, total, screen))
+    exits = [asyncio.create_task(worker.wait()) for worker in others]
+    try:
+        await asyncio.wait({following, *exits}, return_when=asyncio.FIRST_COMPLETED)
+        if not following.done():
+            raise UsageError(
+                "A worker of the demonstration has ended by itself.",
+                "No points were at stake.",
+                "Please report it, with the output of the same command with -vv.",
+            )
+        following.result()
+    finally:
+        for task in (following, *exits):
+            task.cancel()
+        await asyncio.wait({following, *exits})
+
+
+async def _follow(fleet: "Fleet", victim: Process, total: int, screen: Lines) -> None:
+    while True:
+        now = await fleet.status()
+        over = sum(count for state, count in now.jobs.items() if state.is_over)
+        running = now.jobs[JobState.ACCEPTED]
+        busy = sum(worker.jobs > 0 for worker in now.workers)
+        below = f"{running:,} tasks paid for and running, {busy} workers busy"
+        screen.board(f"{over:,} of {total:,}", over / total, "", below)
+        # More than the others have, so that tasks of this worker are among them.
+        if victim.returncode is None and busy == WORKERS and running > (WORKERS - 1) * IN_FLIGHT:
+            victim.kill()
+            await victim.wait()
+            screen.info(f"killed one worker; its jobs go to the others after {LEASE:g} s")
+        if over == total:
+            return
+        await CLOCK.sleep(min(screen.interval, 0.5))
+
+
+# The result
+
+
+def _compare(
+    prompts: int, jobs: Collection[Job], ledger: Collection["LedgerEntry"], clips: int
+) -> "Verdict":
+    """Return what gateway, journal and folder say."""
+    counts = Counter(job.state for job in jobs)
+    times = Counter(entry.prompt for entry in ledger)
+    paid_for = {entry.task_id for entry in ledger}
+    known = len(paid_for & {job.task_id for job in jobs})
+    in_doubt = counts[JobState.IN_DOUBT]
+    not_over = prompts - sum(count for state, count in counts.items() if state.is_over)
+    return Verdict(
+        prompts=prompts,
+        tasks=len(ledger),
+        paid_twice=sum(count - 1 for count in times.values()),
+        known=known,
+        saved=counts[JobState.SAVED],
+        failed=counts[JobState.FAILED],
+        in_doubt=in_doubt,
+        clips=clips,
+        lost=not_over
+        + max(0, len(paid_for) - known - in_doubt)
+        + max(0, counts[JobState.SAVED] - clips),
+    )
+
+
+@attrs.frozen
+class Verdict:
+    """What the gateway and the journal say in the end."""
+
+    prompts: int
+    #: Tasks in the gateway's ledger.
+    tasks: int
+    #: Tasks beyond the first of a prompt.
+    paid_twice: int
+    saved: int
+    failed: int
+    in_doubt: int
+    #: MP4 files in the folder.
+    clips: int
+    #: Tasks of the ledger that are in the journal.
+    known: int
+    #: What nothing accounts for: jobs that have not ended, tasks that are neither in the journal
+    #: nor in doubt, and clips that are said to be saved and are not there.
+    lost: int
+
+    @property
+    def code(self) -> int:
+        """The exit code: 70, a bug, if a promise is broken."""
+        return 70 if self.paid_twice or self.lost else 0
+
+    def report(self, output: Output) -> None:
+        """Print the counts."""
+        if output.json:
+            print_row(attrs.asdict(self), output)
+            return
+        print_table(
+            [
+                ("", "gateway's ledger", "journal", "folder"),
+                ("prompts", "", f"{self.prompts:,}", ""),
+                ("paid for", f"{self.tasks:,}", f"{self.known:,}", ""),
+                ("saved", "", f"{self.saved:,}", f"{self.clips:,}"),
+                ("in doubt", "", f"{self.in_doubt:,}", ""),
+                ("failed", "", f"{self.failed:,}", ""),
+                ("paid twice", f"{self.paid_twice:,}", "", ""),
+                ("lost", f"{self.lost:,}", "", ""),
+            ]
+        )
