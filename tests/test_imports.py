@@ -12,6 +12,7 @@ PACKAGE = resources.files("fuhu_runway")
 HEAVY = {"aiohttp", "asyncio", "attr", "attrs", "backoff", "cattrs"}
 NEEDS_AN_EXTRA = {
     "fuhu_runway.cli.": "cyclopts",
+    "fuhu_runway.contrib.shared_pace": "psycopg",
     "fuhu_runway.contrib.otel": "opentelemetry.trace",
     "fuhu_runway.contrib.store": "obstore",
 }

@@ -14,8 +14,8 @@ import bisect
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Any, Final, NamedTuple, Self
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import attrs
 
@@ -35,7 +35,10 @@ FREE_FOR: Final = 1.0
 """Seconds that a worker may send without slots while nothing is paced; if more, it learns later
 that others are refused."""
 STALE: Final = 0.3
-"""Seconds after which an unused slot is lost; if more, workers that were late send in bursts."""
+"""Seconds after which a slot is lost to a request that waits for it; if more, a worker that was
+late sends in a burst."""
+UNUSED: Final = 0.05
+"""The same if no request waits for it, or half of the time between two slots if that is longer."""
 LATEST: Final = 1.2
 """Seconds that responses wait for the reports of other workers; if less, they are counted in the
 wrong order, and if more, a killed worker delays what is learned for longer."""
@@ -147,22 +150,22 @@ class SharedState:
     def load(cls, text: str | None, report: Report, now: float) -> Self:
         """Return the state from its JSON, with this worker; a new one if it is too old."""
         stored: dict[str, Any] = json.loads(text or "{}")
-        workers = {name: Worker(**told) for name, told in stored.pop("workers", {}).items()}
+        workers = {
+            name: _filled(Worker(None, now), told)
+            for name, told in stored.pop("workers", {}).items()
+        }
         is_old = bool(workers) and max(one.until for one in workers.values()) + FORGET < now
         workers = {name: one for name, one in workers.items() if one.until > now}
-        me = workers.setdefault(report.worker, Worker(report.at_most, now))
-        me.at_most = report.at_most
+        workers.setdefault(report.worker, Worker(None, now)).at_most = report.at_most
         limits = [one.at_most for one in workers.values() if one.at_most is not None]
-        state = cls(Pace(min(limits, default=None), report.max_hold), workers)
+        pace = Pace(min(limits, default=None), report.max_hold)
         then = stored.pop("pace", {})
-        if is_old or then.get("at_most") != state.pace.at_most:
+        if is_old or then.get("at_most") != pace.at_most:
             # What was granted stays granted.
             then = {name: then[name] for name in ("_next_at", "hold_until") if name in then}
             stored = {}
-        # Only what this version knows, since another one may have written it.
-        for made, fields in ((state, stored), (state.pace, {**then, "max_hold": report.max_hold})):
-            for name in fields.keys() & _fields(made).keys():
-                setattr(made, name, fields[name])
+        _filled(pace, {**then, "max_hold": report.max_hold})
+        state = _filled(cls(pace, workers), stored)
         state.waiting = [Response(*one) for one in state.waiting]
         return state
 
@@ -178,17 +181,18 @@ class SharedState:
         me.open = max(0, me.open - len(report.responses) - report.unused)
         self._learn(now)
         is_free = pace.room == pace.rate == math.inf
-        slots = () if is_free else tuple(self._slots(report, now))
+        slots = [] if is_free else self._slots(report, now)
         me.open += is_free or len(slots)
         me.slot_at = max(slots, default=me.slot_at)
         me.is_waiting = report.wanted > 0 and not slots and not is_free
         free_until = now + FREE_FOR if is_free else -math.inf
         if pace.room == math.inf:
+            self.tried = 0
             # Requests until then were not sent at a pace that begins now.
             pace.reserved_until = max(pace.reserved_until, free_until, *slots)
         me.until = max(now, free_until, *slots) + AWAY
         return Grant(
-            slots=slots,
+            slots=tuple(slots),
             free_until=free_until,
             again_at=self._turn_of(me, now) if me.is_waiting else now,
             report_after=self._block if pace.room == math.inf else SHORTEST,
@@ -206,7 +210,9 @@ class SharedState:
         """Return when a worker that got no slot asks again: after those that wait for longer."""
         if self.pace.room < math.inf:
             return max(now, self.pace.hold_until) + SHORTEST
-        first = (one for one in self.workers.values() if one.is_waiting and one.slot_at < me.slot_at)
+        first = (
+            one for one in self.workers.values() if one.is_waiting and one.slot_at < me.slot_at
+        )
         opens_at = self.pace.ready_at(now) - self._block
         return max(now, opens_at) + sum(1 for _ in first) / self.pace.rate
 
@@ -225,33 +231,46 @@ class SharedState:
             else:
                 self.pace.refused(sent_at, at, retry_after)
 
-    def _slots(self, report: Report, now: float) -> Iterable[float]:
+    def _slots(self, report: Report, now: float) -> list[float]:
         """Reserve the next slots for a worker, as many as it wants or as it may have."""
-        pace = self.pace
-        at = now + report.delay
+        pace, at = self.pace, now + report.delay
         if pace.room < math.inf:
-            self.tried = max(0, self.tried - report.unused)
-            if now > self.tried_at + LONGEST_PAUSE:
-                self.tried = 0  # the worker that had them was killed
-            count = min(report.wanted, int(pace.room) - self.tried)
-            if count > 0:
-                self.tried_at = self.tried_at if self.tried else now
-                self.tried += count
-            # No pace: the next one goes after the response to this one.
-            yield from [pace.ready_at(at)] * count
-            return
-        elif pace.ready_at(at) > at + self._block:
-            return  # the others have enough
-        else:
-            count = min(report.wanted, max(1, int(self._block * pace.rate / len(self.workers))))
-        for _ in range(count):
+            # No pace: the next request goes after the response to this one.
+            return [pace.ready_at(at)] * self._tries(report, now)
+        if pace.ready_at(at) > at + self._block:
+            return []  # the others have enough
+        slots = []
+        most = max(1, min(MOST, int(self._block * pace.rate / len(self.workers))))
+        for _ in range(min(report.wanted, most)):
             at = pace.ready_at(at)
             pace.sent(at)
-            yield at
+            slots.append(at)
+        return slots
+
+    def _tries(self, report: Report, now: float) -> int:
+        """Return how many requests a worker may send while few may be in flight, of all workers."""
+        self.tried = max(0, self.tried - report.unused)
+        if now > self.tried_at + LONGEST_PAUSE:
+            self.tried = 0  # the worker that had them was killed
+        if not self.tried:
+            self.tried_at = now
+        count = max(0, min(report.wanted, int(self.pace.room) - self.tried))
+        self.tried += count
+        return count
+
+
+M = TypeVar("M")
 
 
 def _fields(made: Any) -> dict[str, Any]:
     return {field.name: getattr(made, field.name) for field in attrs.fields(type(made))}
+
+
+def _filled(made: M, stored: dict[str, Any]) -> M:
+    """Set the fields that were stored, of those that there are: another version has others."""
+    for name in stored.keys() & _fields(made).keys():
+        setattr(made, name, stored[name])
+    return made
 
 
 class Share:
@@ -296,6 +315,8 @@ class Share:
         self._used = self._unused = 0
         self._granted = 0
         self._is_wanted = False
+        #: Whether a request waits for the next slot.
+        self._is_awaited = False
         #: Refusals since the last success that no grant has taken into account.
         self._in_a_row = 0
         self._report_after = BLOCK
@@ -307,22 +328,26 @@ class Share:
     def ready_at(self, now: float) -> float:
         """Return the instant at which the next request may be sent; infinite if it is not known."""
         slots = self._slots
-        stale = max(now - max(STALE, 0.5 / self.rate), self.hold_until - STALE)
+        # A late timer must not cost pace, but a slot for which no request waited is no credit.
+        late = max(0.5 / self.rate, STALE if self._is_awaited else UNUSED)
+        stale = max(now - late, self.hold_until - STALE)
         while slots and slots[0] < stale:
             slots.popleft()
             self._unused += 1
         if (slots[-1] if slots else self._free_until) < now + AHEAD:
             self._is_wanted = True
             self._exchange_at(max(now, self._again_at))
-        if self._in_a_row >= IN_A_ROW:
-            return math.inf
-        if now < self._free_until:
+        if self._in_a_row < IN_A_ROW and now < self._free_until:
             return now
-        return max(now, slots[0], self.hold_until) if slots else math.inf
+        self._is_awaited = True
+        if self._in_a_row >= IN_A_ROW or not slots:
+            return math.inf
+        return max(now, slots[0], self.hold_until)
 
     def sent(self, now: float, _due_at: float | None = None) -> None:
         """Record a request that is sent now."""
         self._used += 1
+        self._is_awaited = False
         if now >= self._free_until:
             self._slots.popleft()
 
@@ -388,7 +413,7 @@ class Share:
             self._blank,
             at=self._asked_at,
             responses=tuple(self._responses),
-            wanted=min(MOST, max(1, wanted)) if self._is_wanted else 0,
+            wanted=max(1, wanted) if self._is_wanted else 0,
             unused=self._unused,
         )
         self._responses.clear()

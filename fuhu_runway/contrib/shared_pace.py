@@ -65,6 +65,12 @@ CONNECTION: Final[dict[str, Any]] = {
     "tcp_user_timeout": 5000,
     "prepare_threshold": None,  # a pooler may give each statement another connection
 }
+MADE_ELSEWHERE: Final = (
+    psycopg.errors.DuplicateObject,
+    psycopg.errors.DuplicateTable,
+    psycopg.errors.UniqueViolation,
+)
+"""What Postgres says, by chance, to the slower of two workers that make the table."""
 PAUSE: Final = 1.0
 """Seconds between attempts to reach the database; if more, its return is noticed later."""
 SLOWEST: Final = 2.0
@@ -131,8 +137,8 @@ class SharedPace:
 
     def _create(self) -> str | None:
         try:
-            with psycopg.connect(self._url, **CONNECTION) as connection:
-                connection.execute(TABLE)
+            with psycopg.connect(self._url, **CONNECTION) as database, suppress(*MADE_ELSEWHERE):
+                database.execute(TABLE)
         except psycopg.Error as error:
             return shown(error, self._url)
         return None
@@ -215,7 +221,7 @@ class Desk:
                 row = self._connection.execute(READ, [self._key])
                 [(version, text, now)] = row.fetchall()
             except psycopg.errors.UndefinedTable:
-                with suppress(psycopg.errors.UniqueViolation):  # another worker makes it
+                with suppress(*MADE_ELSEWHERE):
                     self._connection.execute(TABLE)
                 continue
             # The clocks were read in this order, which bounds the difference.
