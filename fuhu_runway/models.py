@@ -528,6 +528,9 @@ class Timeouts:
     read: float = field(default=60.0, validator=DURATION)
     #: For a paid exchange as a whole.
     total: float = field(default=300.0, validator=DURATION)
+    #: After a paid request was sent, how long its task may still appear in the gateway's own
+    #: lists: before that, none is proven not to exist.
+    late: float = field(default=600.0, validator=DURATION)
 
 
 @frozen(kw_only=True)
@@ -551,7 +554,8 @@ class RetryPolicy:
 class Limits:
     """How much one client may send to the gateway, in each event loop."""
 
-    #: Requests per second at most; None adapts to what the gateway accepts.
+    #: Requests per second at most, of all processes if they share a pace; None adapts to what the
+    #: gateway accepts.
     requests_per_second: float | None = field(
         default=None, validator=optional(number(0.001, 1_000_000))
     )

@@ -45,6 +45,11 @@ class Names:
         if not self.keeps_all and len(self.tasks) > MAX_KEPT:
             del self.tasks[next(iter(self.tasks))]
 
+    def forget(self, custom_id: str) -> None:
+        """Forget the task or the doubt of a name: the journal says that nothing is accepted."""
+        self.tasks.pop(custom_id, None)
+        self.doubts.pop(custom_id, None)
+
     async def submit(
         self, sessions: "Sessions", request: Generation, custom_id: str, tag: str | None
     ) -> Task:

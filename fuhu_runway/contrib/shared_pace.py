@@ -3,11 +3,10 @@ One pace for all processes that use a key, in one row of a Postgres. Needs the e
 
 Rule 1: no lock outlives a statement, so that a frozen or killed worker holds up no other.
 Rule 2: instants in the row are on the database's clock, so the clocks of machines may differ.
-Rule 3: the row is a hint, not a record: it may be lost at any time, and is learned anew.
+Rule 3: the row is a hint, not a record: it may be lost at any time, and is learned again.
 """
 
 import asyncio
-import os
 import queue
 import secrets
 import threading
@@ -19,21 +18,13 @@ import attrs
 
 from fuhu_runway._clock import Clock
 from fuhu_runway._http.shared import Grant, Report, Share, SharedState
-from fuhu_runway._redact import redact
 from fuhu_runway.hooks import Hooks
 from fuhu_runway.models import usage_error
 
-try:
-    import psycopg
-    from psycopg.conninfo import conninfo_to_dict
-except ImportError as missing:
-    raise ImportError(
-        "fuhu_runway.contrib.shared_pace needs an extra; in a checkout: "
-        'python -m pip install ".[postgres]"',
-        name=missing.name,
-    ) from missing
+from ._postgres import options_of, reason_of
 
-URL_VARIABLE: Final = "FUHU_DATABASE_URL"
+# After the import that says which extra is missing.
+import psycopg  # isort: skip
 
 # Without a log on disk, and with room for the next version of a row on its page: it is written
 # several times a second.
@@ -54,17 +45,11 @@ ON CONFLICT (key) DO UPDATE SET version = excluded.version, state = excluded.sta
 WHERE was.version = %(version)s
 """
 
-CONNECTION: Final[dict[str, Any]] = {
-    "application_name": "fuhu-runway pace",
-    "autocommit": True,
-    "connect_timeout": 5,
-    # Else a connection that the network has forgotten is noticed after a quarter of an hour.
-    "keepalives_idle": 5,
-    "keepalives_interval": 2,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 5000,
-    "prepare_threshold": None,  # a pooler may give each statement another connection
-}
+# A crash of the database may lose the row; waiting for the disk would delay requests.
+SESSION: Final = """
+SELECT set_config('synchronous_commit', 'off', false), set_config('statement_timeout', '20s', false)
+"""
+
 MADE_ELSEWHERE: Final = (
     psycopg.errors.DuplicateObject,
     psycopg.errors.DuplicateTable,
@@ -90,30 +75,11 @@ class SharedPace:
             `fuhu_pace` is made when it is missing.
 
     Raises:
-        UsageError: There is no URL, or it is none of a Postgres.
+        UsageError: There is no URL, or it cannot be read.
     """
 
     def __init__(self, url: str | None = None) -> None:
-        url = url or os.environ.get(URL_VARIABLE)
-        if not url:
-            raise usage_error(
-                "url",
-                "There is no database.",
-                f"Give its URL as url, or set the environment variable {URL_VARIABLE}.",
-            )
-        try:
-            conninfo_to_dict(url)
-        except psycopg.Error:
-            is_right = False
-        else:
-            is_right = True
-        if not is_right:  # outside the clause, since the library's error quotes the URL
-            raise usage_error(
-                "url",
-                "The URL of the database cannot be read.",
-                "Use a URL such as postgresql://user@host/database.",
-            )
-        self._url = url
+        self._options = options_of(url)
 
     def __repr__(self) -> str:
         return "<SharedPace>"
@@ -131,16 +97,16 @@ class SharedPace:
         if reason is not None:
             raise usage_error(
                 "url",
-                f"The database cannot be used: {reason}",
+                f"The database of the pace cannot be used: {reason}.",
                 "Check its URL, and whether its user may create tables.",
             )
 
     def _create(self) -> str | None:
         try:
-            with psycopg.connect(self._url, **CONNECTION) as database, suppress(*MADE_ELSEWHERE):
+            with connected(self._options) as database, suppress(*MADE_ELSEWHERE):
                 database.execute(TABLE)
         except psycopg.Error as error:
-            return shown(error, self._url)
+            return reason_of(error)
         return None
 
     def join_pace(
@@ -154,7 +120,7 @@ class SharedPace:
         hooks: Hooks,
     ) -> Share:
         """Return the share of one limiter; for `Client`."""
-        desk = Desk(self._url, key)
+        desk = Desk(self._options, key)
         desk.share = Share(
             secrets.token_hex(4),
             desk.todo.put,
@@ -174,9 +140,9 @@ class Desk:
 
     share: Share
 
-    def __init__(self, url: str, key: str) -> None:
+    def __init__(self, options: dict[str, Any], key: str) -> None:
         self.todo: queue.SimpleQueue[Report | None] = queue.SimpleQueue()
-        self._url = url
+        self._options = options
         self._key = key
         self._loop = asyncio.get_running_loop()
         self._connection: psycopg.Connection | None = None
@@ -192,7 +158,7 @@ class Desk:
                     grant = self._exchange(report)
                 except Exception as error:  # noqa: BLE001  (else nothing would be sent, untold)
                     self._hang_up()
-                    self._call(self.share.lost, shown(error, self._url))
+                    self._call(self.share.lost, reason_of(error))
                 else:
                     self._call(self.share.take, grant)
                     break
@@ -212,9 +178,8 @@ class Desk:
 
     def _exchange(self, report: Report) -> Grant:
         if self._connection is None:
-            self._connection = psycopg.connect(self._url, **CONNECTION)
-            # A crash of the database may lose the row; waiting for the disk would delay requests.
-            self._connection.execute("SET synchronous_commit = off")
+            self._connection = connected(self._options)
+            self._connection.execute(SESSION)
         while True:
             began_at = self._loop.time()
             try:
@@ -238,7 +203,7 @@ class Desk:
             # Another worker was faster.
 
 
-def shown(error: Exception, url: str) -> str:
-    """Return what the database said, without what the URL holds."""
-    hidden = [str(value) for value in conninfo_to_dict(url).values() if value]
-    return f"{type(error).__name__}: {redact(' '.join(str(error).split()), hidden)}"
+def connected(options: dict[str, Any]) -> psycopg.Connection:
+    """Return a new connection."""
+    # Prepared statements do not work with a pooler that gives each one another connection.
+    return psycopg.connect(**options, autocommit=True, prepare_threshold=None)

@@ -95,10 +95,7 @@ async def test_while_the_database_is_gone_nothing_is_sent(
     ):
         await client.balance()
         outside(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false", postgres)
-        outside(
-            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'",
-            postgres,
-        )
+        outside(END.format(name), postgres)
         before = len(gateway.requests)
         waiting = asyncio.create_task(use_up(client, recorder))
         await until(lambda: recorder.all(PaceLost))
@@ -134,9 +131,7 @@ async def test_closing_does_not_wait_for_the_database(unused_tcp_port: int) -> N
             await waiting
         assert gateway.requests == ()
         [lost] = recorder.all(PaceLost)
-        assert "marked" not in lost.reason
-        assert "127.0.0.1" not in lost.reason
-        assert lost.reason.startswith("OperationalError: ")
+        assert lost.reason == "no server runs there"
 
 
 async def test_a_row_that_was_damaged_is_reported(
@@ -155,26 +150,17 @@ async def test_a_row_that_was_damaged_is_reported(
         async with quick_client(gateway, pace=pace, hooks=[recorder]) as client:
             balance = asyncio.create_task(client.balance())
             await until(lambda: recorder.all(PaceLost))
-            assert recorder.all(PaceLost)[0].reason.startswith("JSONDecodeError")
+            assert recorder.all(PaceLost)[0].reason == "JSONDecodeError"
             rows.execute("DELETE FROM fuhu_pace")
             await balance
 
 
-@pytest.mark.parametrize(
-    ("url", "happened"),
-    [
-        (None, "There is no database"),
-        ("", "There is no database"),
-        ("postgresql://marked:secret@[host/", "cannot be read"),
-        ("nonsense", "cannot be read"),
-    ],
-)
-def test_a_url_that_is_none_is_refused(url: str | None, happened: str) -> None:
+@pytest.mark.parametrize("url", [None, "", "postgresql://marked:secret@[host/", "nonsense"])
+def test_a_url_that_is_none_is_refused(url: str | None) -> None:
     """No URL, or one that Postgres cannot read, is an error before anything is sent."""
-    with pytest.raises(UsageError, match=happened) as caught:
+    with pytest.raises(UsageError, match=r"URL of (a|the) database") as caught:
         SharedPace(url)
     assert "secret" not in str(caught.value)
-    assert caught.value.__context__ is None
 
 
 def test_the_url_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,9 +169,18 @@ def test_the_url_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) 
     assert repr(SharedPace()) == "<SharedPace>"
 
 
+def test_without_the_extra_the_import_says_which_is_needed() -> None:
+    """Without psycopg, the error names the command that installs it."""
+    code = "import sys; sys.modules['psycopg'] = None; import fuhu_runway.contrib.shared_pace"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True
+    )
+    assert 'pip install ".[postgres]"' in ended.stderr
+
+
 async def test_init_names_what_is_wrong(unused_tcp_port: int) -> None:
     """A database that cannot be used is an error without its URL."""
-    with pytest.raises(UsageError, match="database cannot be used") as caught:
+    with pytest.raises(UsageError, match="no server runs there") as caught:
         await SharedPace(f"postgresql://marked@127.0.0.1:{unused_tcp_port}/marked").init()
     assert "marked" not in str(caught.value)
 

@@ -196,6 +196,7 @@ LEVELS = {
     "RetryScheduled": logging.INFO,
     "PaceChanged": logging.INFO,
     "PaceHeld": logging.INFO,
+    "PaceLost": logging.WARNING,
     "PaceRecovered": logging.INFO,
     "TaskPolled": logging.DEBUG,
     "PollFailed": logging.INFO,

@@ -85,7 +85,7 @@ def test_a_worker_that_wants_nothing_gets_nothing() -> None:
     assert row.exchange(wanted=1).slots == (NOW,)
 
 
-def test_whoever_waits_longest_is_next() -> None:
+def test_the_worker_that_waits_longest_is_next() -> None:
     """At a slow rate, workers without a slot ask in turn, each a slot later than the one before."""
     row = Row()
     slow = {"at_most": 0.5, "wanted": 1}
@@ -187,7 +187,7 @@ def test_refusals_of_several_workers_add_up() -> None:
 
 
 def test_a_success_that_is_reported_late_counts_where_it_belongs() -> None:
-    """Refusals with a success between them are not in a row, whoever reports first."""
+    """Refusals with a success between them are not in a row, whichever worker reports first."""
     row = Row()
     free(row, "a", "b")
     row.now += 1
