@@ -473,6 +473,8 @@ class Batch:
         job = await job_of(journal, attrs.evolve(plan, source=item.source), now)
         if job.state is JobState.FAILED and self._retry_failed:
             job = await journal.step(job.key, JobState.PLANNED, now, task_id=None)
+        if job.state is JobState.PLANNED and item.custom_id is not None:
+            self._sessions.names.forget(item.custom_id)
         # The journal's fingerprint is keyed, so that a file name does not give the prompt away.
         return attrs.evolve(plan, key=job.key, fingerprint=job.fingerprint), job
 
@@ -512,7 +514,7 @@ class Batch:
         A foreign exception becomes an error that says whether it may have been charged.
         """
         journal = self._sessions.journal
-        row = plan if journal and plan.custom_id is None else None
+        row = plan if journal else None
         try:
             return await self._sessions.submit(request, custom_id=plan.custom_id, plan=row)
         except RunwayError:

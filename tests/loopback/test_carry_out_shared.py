@@ -2,6 +2,8 @@
 
 import asyncio
 import itertools
+import platform
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -13,12 +15,10 @@ from support.clock import until
 
 pytest.importorskip("psycopg", reason="the extra postgres is not installed")
 
-from support.postgres import database_url, postgres  # noqa: F401  (fixtures)
-
 from fuhu_runway import Client
 from fuhu_runway.batch import Item, Outcome
 from fuhu_runway.contrib.postgres import PostgresJournal
-from fuhu_runway.errors import JournalError, RunwayError
+from fuhu_runway.errors import DownloadIncomplete, JournalError, RunwayError
 from fuhu_runway.hooks import SubmissionHeld
 from fuhu_runway.journal import BaseJournal, JobState
 from fuhu_runway.models import Limits, TextToVideo, Timeouts
@@ -35,7 +35,7 @@ def clips(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def workers(gateway: Simulator, database_url: str) -> AsyncIterator[list[Client]]:  # noqa: F811
+async def workers(gateway: Simulator, database_url: str) -> AsyncIterator[list[Client]]:
     """Yield three clients, each with a connection of its own, as on three machines."""
     async with AsyncExitStack() as stack:
         clients = []
@@ -50,6 +50,16 @@ def journal_of(client: Client) -> BaseJournal:
     """Return the journal of a worker."""
     assert client.journal is not None
     return client.journal
+
+
+def names_in(folder: Path) -> set[str]:
+    """Return what is in a folder."""
+    return {file.name for file in folder.iterdir()}
+
+
+def downloads(gateway: Simulator) -> list[Any]:
+    """Return the requests for clips."""
+    return [seen for seen in gateway.requests if seen.where == "download"]
 
 
 async def delivered(client: Client, item: Item, first: float, **options: Any) -> Outcome:
@@ -149,3 +159,44 @@ async def test_a_job_that_another_worker_took_over_is_not_sent(
             await held
         await long
     assert gateway.submitted == 2
+
+
+async def test_machines_that_share_a_folder_have_parts_of_their_own(
+    gateway: Simulator,
+    database_url: str,
+    clips: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two of them save one clip at the same time, without locks, and both find it whole."""
+    # The second download begins before the first one ends.
+    gateway.fault("download", faults.Slow(200))
+    carrying = []
+    async with AsyncExitStack() as stack:
+        for machine in ("a", "b"):
+            monkeypatch.setattr(platform, "node", lambda: machine)  # noqa: B023
+            journal = PostgresJournal(database_url)
+            stack.push_async_callback(journal.aclose)
+            client = await stack.enter_async_context(quick_client(gateway, journal=journal))
+            work = client.carry_out(ITEM, download_to=clips)
+            carrying.append(asyncio.create_task(work))
+            await until(lambda: len(downloads(gateway)) == len(carrying))
+        outcomes = await asyncio.gather(*carrying)
+    assert [outcome.path for outcome in outcomes] == [clips / "order-1.mp4"] * 2
+    assert names_in(clips) == {"order-1.mp4"}
+    assert gateway.submitted == 1
+
+
+async def test_a_part_says_which_machine_it_is_of(
+    gateway: Simulator, workers: list[Client], clips: Path
+) -> None:
+    """A download that broke off is continued on the same machine, also by another process."""
+    gateway.fault("download", faults.Cut(1000))
+    gateway.fault("download", faults.server_error(), times=None)
+    with pytest.raises(DownloadIncomplete):
+        await workers[0].carry_out(ITEM, download_to=clips)
+    [part] = [name for name in names_in(clips) if name.endswith(".part")]
+    assert re.fullmatch(r"order-1\.mp4\.[0-9a-f]{8}\.part", part)
+    gateway.forget_plans()
+    await workers[1].carry_out(ITEM, download_to=clips)
+    assert names_in(clips) == {"order-1.mp4"}
+    assert downloads(gateway)[-1].status == 206
