@@ -157,7 +157,21 @@ PRINTED: Final[Mapping[str, Mapping[str, str]]] = {
         "points": "Points used by the tasks that ended in this run.",
         "refunded_points": "Points that were given back.",
         "seconds": "Duration of this run.",
-        "files": "For `batch`, the file of results; for `resume`, the clips.",
+        "files": "For `batch`, the file of results; for `resume` and `audit`, the clips.",
+    },
+    "A reconciliation in JSON": {
+        "found": "The jobs whose task was found: `key`, `task_id`, `proof` and `custom_id`.",
+        "not_accepted": "The keys of jobs that were not accepted, and are planned again.",
+        "left": "The jobs that stay in doubt: `key`, `reason`, `task_ids` that fit, `is_charged` "
+        "and `custom_id`.",
+        "files": "The clips that were saved.",
+    },
+    "An audit in JSON": {
+        "tasks": "The tasks, each with `task_id`, `created_at`, `submitted_at`, `platform`, "
+        "`action`, `state`, `points`, `model`, `user_id` and `aliases`. With `--adopt`, the "
+        "object is that of a batch.",
+        "unclear": "Further tasks that may be those of jobs in doubt.",
+        "is_complete": "Whether the gateway sent its whole list.",
     },
     "A dry run in JSON": {
         "entries": "Each entry: `index`, `custom_id`, `kind`, `model`, `seconds`, `action` (new, "
@@ -166,6 +180,29 @@ PRINTED: Final[Mapping[str, Mapping[str, str]]] = {
         "new": "Entries that would be sent.",
         "points": "What they would cost together, without those of unknown cost.",
         "unknown": "Entries that would be sent and whose cost is unknown.",
+    },
+    "A fleet in JSON": {
+        "workers": "For each worker, `id`, `silent` (seconds since its last sign of life) and "
+        "`jobs` (how many it has).",
+        "ready": "Jobs that wait for a worker.",
+        "later": "Jobs that wait for another attempt.",
+        "running": "Jobs that a worker has.",
+        "jobs": "Number of jobs in the journal, by state; a job that no worker has begun is not "
+        "in it.",
+        "points": "Points of all jobs that were not given back.",
+        "doubts": "The jobs in doubt, as `jobs` prints them.",
+    },
+    "A demonstration in JSON": {
+        "prompts": "How many prompts were enqueued.",
+        "tasks": "Tasks in the gateway's ledger.",
+        "paid_twice": "Tasks beyond the first of a prompt.",
+        "saved": "Jobs that are saved, by the journal.",
+        "failed": "Jobs that failed.",
+        "in_doubt": "Jobs in doubt.",
+        "clips": "Clips in the folder.",
+        "known": "Tasks of the ledger that are in the journal.",
+        "lost": "Jobs that have not ended, tasks that nothing accounts for, and clips that are "
+        "saved by the journal and not in the folder.",
     },
     "A job in JSON": {
         "key": "Key of the job in the journal.",
@@ -316,6 +353,9 @@ def _branch(error: type[errors.RunwayError], before: str = "") -> Iterator[str]:
 # Endpoints and gateways
 
 
+LISTS: Final = {"account_tasks": "tasks of the account", "key_log": "charges of the key"}
+
+
 def endpoints() -> str:
     """Return one line for each endpoint."""
     return table(
@@ -326,7 +366,7 @@ def endpoints() -> str:
                 code(f"{row.verb} {_path(row)}"),
                 _method(row),
                 "points" if row.replay is facts.Replay.PAID else "nothing",
-                "a task" if row.route is None else "a balance",
+                LISTS.get(row.name, "a task" if row.route is None else "a balance"),
                 sourced(row.source),
             )
             for row in facts.ENDPOINTS.values()

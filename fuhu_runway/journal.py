@@ -169,6 +169,7 @@ class BaseJournal(ABC):
         task_id: str | None = None,
         accepted: bool | None = None,
         proof: str = "person",
+        at: float | None = None,
     ) -> Job:
         """
         Record what happened to a job in doubt, and return its row.
@@ -182,6 +183,7 @@ class BaseJournal(ABC):
                 the `task_id` of the job.
             accepted: False: the job was not accepted. Do not guess: the next run pays for it.
             proof: How that is known; written to the row.
+            at: When it was accepted, in Unix seconds; by default now.
 
         Raises:
             UsageError: There is no such job, it is not in doubt, the task belongs to another job,
@@ -193,7 +195,7 @@ class BaseJournal(ABC):
                 "resolve needs either task_id, the id of the job's task, or accepted=False.",
                 "Pass the one that applies.",
             )
-        now, token = time.time(), self._token()
+        now, token = time.time() if at is None else at, self._token()
         return await self._perform(lambda: actions.resolve(key, task_id, proof, now, token))
 
     async def adopt(
@@ -420,6 +422,11 @@ with contextlib.suppress(AttributeError):  # Windows has no fork
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def is_database(place: object) -> bool:
+    """Return whether a place is the URL of a database."""
+    return isinstance(place, str) and place.startswith(("postgresql://", "postgres://"))
+
+
 def journal_at(place: "BaseJournal | str | os.PathLike[str]") -> BaseJournal:
     """
     Return the journal at a place: a file, or a database if it is a `postgresql://` URL.
@@ -429,7 +436,7 @@ def journal_at(place: "BaseJournal | str | os.PathLike[str]") -> BaseJournal:
     """
     if isinstance(place, BaseJournal):
         return place
-    if isinstance(place, str) and place.startswith(("postgresql://", "postgres://")):
+    if is_database(place):
         # By its name, since nothing else needs the extra.
         postgres = importlib.import_module("fuhu_runway.contrib.postgres")
         journal: BaseJournal = postgres.PostgresJournal(place)

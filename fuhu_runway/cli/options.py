@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 import attrs
 from cyclopts import Group, Parameter, Token
 
+from fuhu_runway._journal.file import command_line
+from fuhu_runway.account import Account
 from fuhu_runway.models import MODELS, Gateway, PollPolicy, usage_error
 from fuhu_runway.uploads import GatewayFiles
 
@@ -25,6 +27,12 @@ if TYPE_CHECKING:
 REQUEST: Final = Group("Request", sort_key=1)
 RESULT: Final = Group("Result", sort_key=2)
 GATEWAY: Final = Group("Gateway", sort_key=3)
+
+DATABASE: Final = "FUHU_DATABASE_URL"
+"""The environment variable with the URL of a database."""
+
+JournalPlace = Path | str
+"""Where a journal is: the path of a file, or the URL of a database."""
 
 SIMULATED_POLLING: Final = PollPolicy(first=0.1, max_interval=0.5)
 
@@ -70,6 +78,11 @@ def check_model(name: str | None) -> None:
             f"--model {name} is not known. Did you mean {meant[0]}?",
             "If not, add --any-model to send it as it is.",
         )
+
+
+def as_typed(journal: JournalPlace) -> str:
+    """Return the place as an argument for a shell, without the password of a database."""
+    return command_line(str(journal)) if isinstance(journal, Path) else f'"${DATABASE}"'
 
 
 WHOLE: Final = Parameter(converter=_whole_number)
@@ -163,6 +176,7 @@ class Target:
         """Raise unless there is a key, or a simulated gateway that needs none."""
         if not self.simulate:
             self.access.key()
+            Account.from_env()
         elif self.access.base_url or self.access.api_key_file:
             raise usage_error(
                 "simulate",
@@ -183,12 +197,14 @@ class Target:
 
         if simulator is None:
             key, url = self.access.key(), self.access.base_url
+            settings["account"] = Account.from_env()
             settings["hooks"] = [screen.watch, *settings.get("hooks", ())]
         else:
             await stack.enter_async_context(simulator)
             screen.say("simulated: a gateway on this machine, no key, no cost")
             key, url = simulator.api_key, simulator.base_url
             settings["polling"] = SIMULATED_POLLING
+            settings["account"] = Account(simulator.access_token, simulator.user_id)
         gateway: Gateway | str | None = self.access.gateway
         row = GATEWAYS.get(self.access.gateway or "fuhuapi")
         if row is not None and simulator is not None:
