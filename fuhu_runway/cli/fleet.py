@@ -105,7 +105,7 @@ class Work:
 
     Args:
         out: Folder for the clips that all machines see, or the URL of an object store, such as
-            s3://clips/spring/. By default clips.
+            s3://clips/spring/.
         in_flight: How many jobs this worker may have at once; a waiting job costs little.
         rate: Requests per second of the key, by all workers together; by default learned.
         tasks: Unfinished tasks of the key, of all workers together; by default unlimited.
