@@ -157,7 +157,21 @@ PRINTED: Final[Mapping[str, Mapping[str, str]]] = {
         "points": "Points used by the tasks that ended in this run.",
         "refunded_points": "Points that were given back.",
         "seconds": "Duration of this run.",
-        "files": "For `batch`, the file of results; for `resume`, the clips.",
+        "files": "For `batch`, the file of results; for `resume` and `audit`, the clips.",
+    },
+    "A reconciliation in JSON": {
+        "found": "The jobs whose task was found: `key`, `task_id`, `proof` and `custom_id`.",
+        "not_accepted": "The keys of jobs that were not accepted, and are planned again.",
+        "left": "The jobs that stay in doubt: `key`, `reason`, `task_ids` that fit, `is_charged` "
+        "and `custom_id`.",
+        "files": "The clips that were saved.",
+    },
+    "An audit in JSON": {
+        "tasks": "The tasks, each with `task_id`, `created_at`, `submitted_at`, `platform`, "
+        "`action`, `state`, `points`, `model`, `user_id` and `aliases`. With `--adopt`, the "
+        "object is that of a batch.",
+        "unclear": "Further tasks that may be those of jobs in doubt.",
+        "is_complete": "Whether the gateway sent its whole list.",
     },
     "A dry run in JSON": {
         "entries": "Each entry: `index`, `custom_id`, `kind`, `model`, `seconds`, `action` (new, "
@@ -339,6 +353,9 @@ def _branch(error: type[errors.RunwayError], before: str = "") -> Iterator[str]:
 # Endpoints and gateways
 
 
+LISTS: Final = {"account_tasks": "tasks of the account", "key_log": "charges of the key"}
+
+
 def endpoints() -> str:
     """Return one line for each endpoint."""
     return table(
@@ -349,7 +366,7 @@ def endpoints() -> str:
                 code(f"{row.verb} {_path(row)}"),
                 _method(row),
                 "points" if row.replay is facts.Replay.PAID else "nothing",
-                "a task" if row.route is None else "a balance",
+                LISTS.get(row.name, "a task" if row.route is None else "a balance"),
                 sourced(row.source),
             )
             for row in facts.ENDPOINTS.values()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import errors, hooks
     from ._wire.tables import GATEWAYS
+    from .account import Account
     from .background import BackgroundJob
     from .batch import Batch, Item, Outcome, Summary
     from .callbacks import CallbackReceiver
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GATEWAYS",
+    "Account",
     "ActOne",
     "Aleph",
     "BackgroundJob",
@@ -96,6 +98,7 @@ __all__ = [
 
 _HOMES = {
     "GATEWAYS": "_wire.tables",
+    "Account": "account",
     "BackgroundJob": "background",
     "Batch": "batch",
     "CallbackReceiver": "callbacks",

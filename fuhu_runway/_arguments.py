@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
@@ -11,6 +12,7 @@ import attrs
 from ._media import Media
 from ._urls import is_reachable_address, is_web_address
 from ._wire.tables import GATEWAYS, NOWHERE
+from .account import Account, AccountTask
 from .journal import BaseJournal
 from .models import (
     Gateway,
@@ -97,12 +99,23 @@ ARGUMENTS: Final[Mapping[str, Rule]] = {
         "GatewayFiles(), a function that uploads a file and returns its URL, or None",
     ),
     "journal": (_or_none(BaseJournal, str, os.PathLike), "a path, a URL, a Journal, or None"),
+    "account": (
+        _or_none(Account),
+        "Account(access_token, user_id), Account.from_env(), or None",
+    ),
     # of its methods
     "task_id": (lambda value: isinstance(value, str), "the id of a task, as text"),
     "official": _FLAG,
+    "since": (_or_none(datetime), "a datetime, or None"),
+    "task": (lambda value: isinstance(value, AccountTask), "one of the tasks of an audit"),
     "save": (_or_none(str, os.PathLike), "the path of a file, or None"),
     "in_flight": (lambda value: _is_whole(value, 10**6), "a whole number from 1 to 1000000"),
-    "download_to": (_or_none(str, os.PathLike), "the path of a folder, or None"),
+    "download_to": (
+        lambda value: (
+            isinstance(value, str | os.PathLike | None) or hasattr(type(value), "put_clip")
+        ),
+        "the path of a folder, the URL of an object store, an ObjectStore, or None",
+    ),
     "max_points": (_is_amount, "a number of at least 0, or None"),
     "retry_failed": _FLAG,
     # of fleets

@@ -24,16 +24,16 @@ import attrs
 from . import errors
 from ._arguments import check
 from ._budget import Budget
-from ._clip_files import check_clip_path, clip_folder, clip_path
+from ._clip_files import ClipStore, clip_name
 from ._live import Live
 from ._notebook import table_view
+from ._places import Place, place_of
 from ._session.entry import in_doubt_of
 from ._session.sessions import Sessions
 from .errors import RunwayError
 from .journal import BaseJournal, Job, JobState, Plan, nth, planned
 from .models import DEFAULT_WAIT, Generation, TextToVideo, check_text, usage_error
-from .paths import saved_place
-from .task import Clip, Task, saved_beside
+from .task import Clip, Task
 
 REQUESTS: Final = Generation.__args__
 
@@ -45,9 +45,6 @@ HOPELESS: Final = (
 )
 """Errors that every other job would hit as well: a batch submits no more after one of these."""
 
-
-UNENDED: Final = {JobState.PLANNED, JobState.ACCEPTED, JobState.FINISHED}
-"""What a job of the journal is if carrying it out again may bring it further."""
 
 NEWEST: Final = 10
 """How many outcomes a notebook shows."""
@@ -98,7 +95,7 @@ class Outcome:
     task_id: str | None = None
     #: The clip; None if there is no clip, or its file was there already.
     clip: Clip | None = None
-    #: The file, if clips are saved.
+    #: The file, if clips are saved in a folder.
     path: Path | None = None
     #: Why there is no clip, or no file.
     error: RunwayError | None = None
@@ -110,6 +107,8 @@ class Outcome:
     resumed: bool = False
     #: The key of its row in the journal; None without a journal.
     key: str | None = None
+    #: The URL of the object, such as "s3://bucket/clips/1.mp4", if clips are saved in a store.
+    object_url: str | None = None
 
     @property
     def is_in_doubt(self) -> bool:
@@ -175,7 +174,7 @@ class BatchOptions(TypedDict, total=False):
     """The options of a `Batch`, which describes them."""
 
     in_flight: int
-    download_to: str | os.PathLike[str] | None
+    download_to: str | os.PathLike[str] | ClipStore | None
     timeout: float | None
     max_points: float | None
     retry_failed: bool
@@ -202,8 +201,9 @@ class Batch:
         prompts: Prompts, requests and items, from any iterable or async iterable. It is read only
             as far as there is room for jobs.
         in_flight: How many jobs may exist at once, including those whose outcome was not read.
-        download_to: The folder to save clips in, under names made from their prompts; None saves
-            nothing.
+        download_to: Where to save clips, under names made from their prompts: a folder, the URL of
+            an object store (`s3://`, `gs://`, `az://` or `file://`), or an `ObjectStore`; None
+            saves nothing.
         timeout: How long to wait for each task, and then as long again for its file, in seconds;
             None waits without limit.
         max_points: Nothing more is submitted once this many points are spent or reserved.
@@ -218,7 +218,7 @@ class Batch:
     _sessions: Sessions = attrs.field(kw_only=False)
     _prompts: Source = attrs.field(kw_only=False)
     _in_flight: int = 20
-    _download_to: str | os.PathLike[str] | None = None
+    _download_to: str | os.PathLike[str] | ClipStore | None = None
     _timeout: float | None = DEFAULT_WAIT
     _max_points: float | None = None
     _retry_failed: bool = False
@@ -229,8 +229,7 @@ class Batch:
     _is_hopeless: bool = attrs.field(init=False, default=False)
     _feeder: "asyncio.Task[None] | None" = attrs.field(init=False, default=None)
     _custom_ids: set[str] = attrs.field(init=False, factory=set)
-    _folder: Path | None = attrs.field(init=False)
-    _tested: set[tuple[int, int]] = attrs.field(init=False, factory=set)
+    _place: Place | None = attrs.field(init=False)
     _budget: Budget = attrs.field(init=False)
     _newest: deque[tuple[str, ...]] = attrs.field(init=False, factory=lambda: deque(maxlen=NEWEST))
     _live: Live = attrs.field(init=False)
@@ -250,7 +249,7 @@ class Batch:
         if isinstance(prompts, list | tuple):  # which can be checked before any money is spent
             for index, thing in enumerate(prompts):
                 item_of(thing, index)
-        self._folder = None if self._download_to is None else clip_folder(self._download_to)
+        self._place = place_of(self._download_to)
         self._budget = Budget(self._max_points)
         self._live = Live(self._repr_html_)
 
@@ -294,9 +293,12 @@ class Batch:
         are in the journal.
 
         Raises:
-            UsageError: The source yielded something that is not a request.
+            UsageError: The source yielded something that is not a request, or the object store
+                cannot be used.
             JournalError: The journal cannot be used.
         """
+        if self._place is not None:
+            await self._place.open()
         if self._sessions.journal is not None:
             await self._sessions.journal.start_run()
         free = asyncio.Semaphore(self._in_flight)
@@ -350,6 +352,9 @@ class Batch:
                 "A job that is delivered twice is paid for once if a journal knows its custom_id.",
             )
 
+        if self._place is not None:
+            await self._place.open()
+
         async def carry() -> Outcome:
             # Delivered twice at the same time, the second call finds how the first one ended.
             async with self._sessions.carrying(name):
@@ -361,7 +366,8 @@ class Batch:
                 if outcome.error is None:
                     return outcome
                 job = outcome.key and await journal.find(outcome.key)
-            if job and job.state not in UNENDED:
+            # A saved clip that could not be looked for is not an end.
+            if job and job.state.is_over and job.state is not JobState.SAVED:
                 return outcome
             raise outcome.error
 
@@ -432,27 +438,27 @@ class Batch:
         journal = self._sessions.journal
         plan, job = await self._planned(index, item)
         known["key"] = job and job.key
-        path = self._folder and clip_path(self._folder, item.request, plan)
+        name = clip_name(item.request, plan)
         if job is None or job.state is JobState.PLANNED:
-            return await self._make(item.request, plan, path, known)
+            return await self._make(item.request, plan, name, known)
         known |= {"task_id": job.task_id, "resumed": True}
         if job.state is JobState.SUBMITTING and plan.custom_id is not None:
             # Another batch is submitting it now; under one name there is one task.
-            return await self._make(item.request, plan, path, known)
+            return await self._make(item.request, plan, name, known)
         if job.state.is_unanswered:
             raise in_doubt_of(job)
         if job.state is JobState.FAILED:
             raise _failed(job)
         if job.state is JobState.SAVED:
-            if path is None:
+            if self._place is None:
                 return True
-            place = await asyncio.to_thread(saved_place, path, job.task_id or "", job.file_bytes)
-            if place is not None:
-                known["path"] = place
+            found = await self._place.found(name, job.task_id or "", job.file_bytes)
+            if found is not None:
+                known |= found
                 return True
             assert journal is not None  # noqa: S101  (the job is from it)
             await journal.step(job.key, JobState.FINISHED, self._sessions.settings.clock.wall())
-        await self._follow(self._sessions.attach(job, item.request), path, known)
+        await self._follow(self._sessions.attach(job, item.request), name, known)
         return True
 
     async def _planned(self, index: int, item: Item) -> tuple[Plan, Job | None]:
@@ -474,11 +480,11 @@ class Batch:
         return attrs.evolve(plan, key=job.key, fingerprint=job.fingerprint), job
 
     async def _make(
-        self, request: Generation, plan: Plan, path: Path | None, known: dict[str, Any]
+        self, request: Generation, plan: Plan, name: str, known: dict[str, Any]
     ) -> bool:
         """Submit and follow a job; return False if the batch stopped first."""
-        if path is not None:
-            check_clip_path(path, plan, self._tested, overwrite=self._overwrite)
+        if self._place is not None:
+            await self._place.check(name, plan, overwrite=self._overwrite)
         kind = (plan.endpoint, plan.model, plan.seconds)
         if not await self._budget.take(kind):
             self._stop("max_points")
@@ -495,7 +501,7 @@ class Batch:
                     cost = 0.0
                 raise
             self.summary.submitted += 1
-            await self._follow(task, path, known)
+            await self._follow(task, name, known)
         finally:
             if "points" in known:
                 cost = 0.0 if known["refunded"] else known["points"]
@@ -528,7 +534,7 @@ class Batch:
             "Check the gateway's list of tasks before you submit it again.",
         )
 
-    async def _follow(self, task: Task, path: Path | None, known: dict[str, Any]) -> None:
+    async def _follow(self, task: Task, name: str, known: dict[str, Any]) -> None:
         """Wait for a task that is paid for, and save its clip."""
         known["task_id"] = task.id
         try:
@@ -538,15 +544,12 @@ class Batch:
             raise
         record = clip.record
         known |= {"clip": clip, "points": record.points, "refunded": record.refunded}
-        if path is None:
+        if self._place is None:
             return
         limit = asyncio.timeout(self._timeout)
         try:
             async with limit:
-                if not self._overwrite and path.exists():  # noqa: ASYNC240  (one look-up)
-                    known["path"] = await saved_beside(clip, path)
-                else:
-                    known["path"] = await clip.download(path, overwrite=self._overwrite)
+                known |= await self._place.save(clip, name, overwrite=self._overwrite)
         except TimeoutError:
             if not limit.expired():
                 raise

@@ -5,6 +5,7 @@ import itertools
 import os
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypedDict, Unpack
@@ -25,12 +26,15 @@ from ._arguments import (
     prompted,
     resolved,
 )
+from ._clip_files import ClipStore
 from ._clock import LoopClock
 from ._guesses import METHODS, refuse_guesses
 from ._media import Media
+from ._session import audit as audits
 from ._session.session import Settings
 from ._session.sessions import Sessions
 from ._wire.tables import NOWHERE
+from .account import Account, AccountTask, Audit, Reconciliation
 from .background import BackgroundJob
 from .batch import Batch, BatchOptions, Item, Outcome, Source
 from .errors import discreet, discreetly_made
@@ -104,6 +108,8 @@ class Client:
         journal: Where every submission is recorded before it is sent, with its id and its outcome:
             the path of a file, the `postgresql://` URL of a database that several processes share,
             or a journal that the client never closes.
+        account: The account of the key, as an `Account`, whose list of tasks settles submissions in
+            doubt; `Account.from_env()` reads it from the environment.
         uploads: Where local pictures and clips are put, so that the gateway can download them:
             an `Uploader`, such as an `ObjectStore` or a function, or `GatewayFiles()`. The
             official format needs it only for files that are too large for a data URI.
@@ -128,6 +134,7 @@ class Client:
         polling: PollPolicy | None = None,
         limits: Limits | None = None,
         journal: BaseJournal | str | os.PathLike[str] | None = None,
+        account: Account | None = None,
         uploads: Uploader | GatewayFiles | None = None,
         hooks: Iterable[events.Listener] = (),
     ) -> None:
@@ -143,6 +150,7 @@ class Client:
             polling=polling,
             limits=limits,
             journal=journal,
+            account=account,
             uploads=uploads,
         )
         settings = Settings(
@@ -164,6 +172,7 @@ class Client:
             callback_url=checked_callback(callback_url),
             callbacks=checked_receiver(callbacks, callback_url),
             journal=journal,
+            account=account,
             uploads=checked_uploads(uploads, row),
         )
         self._jobs: WeakValueDictionary[str, BackgroundJob] = WeakValueDictionary()
@@ -244,6 +253,34 @@ class Client:
         session = self._sessions.by_loop.get(asyncio.get_running_loop())
         if session is not None:
             session.poller.abandon()
+
+    @discreet
+    async def reconcile(self) -> Reconciliation:
+        """
+        Find out from the gateway's own lists what became of each submission in doubt.
+
+        Free, and sends nothing again. With an account, its list of tasks is read: a task that is
+        the only one that fits a submission is its task, is written to the journal and appears in
+        `unfinished`. A submission is not accepted only with proof, and may be submitted again
+        then. Without an account, the log of the key shows what was charged, and no ids.
+
+        With a journal, every job in doubt counts; without one, those of this client. A client with
+        an account does this by itself: `submit` searches for its task before it raises
+        `SubmissionInDoubt`, and a batch reconciles before its first job and after its last.
+
+        Returns:
+            What was found, what was not accepted, and what is left, each with the reason.
+
+        Raises:
+            Unauthorized: The gateway refuses the access token; every doubt stays as it was.
+            NotFound: The gateway has no such lists; every doubt stays as it was.
+            GatewayError: It refused for another reason; every doubt stays as it was.
+            TransportError: It cannot be reached; every doubt stays as it was.
+            UnreadableReply: It sent something else; every doubt stays as it was.
+            UsageError: The client is closed.
+            JournalError: The journal cannot be used.
+        """
+        return await self._sessions.reconcile()
 
     # Paid calls
 
@@ -530,7 +567,7 @@ class Client:
         self,
         item: Item,
         *,
-        download_to: str | os.PathLike[str] | None = None,
+        download_to: str | os.PathLike[str] | ClipStore | None = None,
         timeout: float | None = DEFAULT_WAIT,
         retry_failed: bool = False,
         overwrite: bool = False,
@@ -625,6 +662,48 @@ class Client:
         """
         check(official=official)
         return await self._sessions.record_of(task_id, official=official)
+
+    @discreet
+    async def audit(self, *, since: datetime | None = None) -> Audit:
+        """
+        Return the tasks of the account that the journal does not have; free.
+
+        Each was paid for: by another program, on the gateway's own page, or by a run whose journal
+        was lost. `adopt` takes one in, and `journal.ignore` leaves it out from now on. Tasks of
+        other users are not looked at.
+
+        Args:
+            since: The instant from which to look; by default a week ago.
+
+        Raises:
+            UsageError: The client has no account or no journal; nothing was sent.
+            Unauthorized: The access token or the user id is wrong.
+            NotFound: The gateway has no list of the account's tasks.
+            GatewayError: The gateway refuses for another reason.
+            TransportError: It cannot be reached.
+            UnreadableReply: It sends no list.
+            JournalError: The journal cannot be used.
+        """
+        check(since=since)
+        return await audits.audit(self._sessions, since)
+
+    @discreet
+    async def adopt(self, task: AccountTask) -> Task:
+        """
+        Add a task of an audit to the journal, and return its handle; free.
+
+        Its clip is saved as that of any other task: by `wait` and `Clip.download`, or by `resume`.
+
+        Raises:
+            UsageError: The task may be that of a job in doubt, or a job has it; nothing changed.
+            NotFound: The feed does not know the task, which may belong to another service.
+            GatewayError: The gateway refuses for another reason.
+            TransportError: It cannot be reached.
+            UnreadableReply: No known dialect fits the response of the feed.
+            JournalError: The journal cannot be used.
+        """
+        check(task=task)
+        return await audits.adopt(self._sessions, task)
 
     @discreet
     async def balance(self) -> Balance:

@@ -367,10 +367,30 @@ class CallbacksMissing(Event, level=logging.WARNING):
 
 @attrs.frozen
 class SubmissionFound(Event, level=logging.WARNING):
-    """A webhook named the task of a submission without a response, and the feed confirms it."""
+    """The task of a submission without a response was found: by a webhook, or in the list."""
 
     endpoint: str
     task_id: str
+
+
+@attrs.frozen
+class DoubtSettled(Event, level=logging.WARNING):
+    """The gateway's own lists showed what became of a submission in doubt."""
+
+    #: The key of its job.
+    key: str
+    #: What showed it: "list of tasks" or "log of the key".
+    proof: str
+    #: Its task; None if it was not accepted, so that it may be submitted again.
+    task_id: str | None = None
+
+
+@attrs.frozen
+class ReconciliationFailed(Event, level=logging.WARNING):
+    """The gateway's own lists could not be read; every submission in doubt stays in doubt."""
+
+    #: The name of the error, such as "Unauthorized".
+    error: str
 
 
 Listener = Callable[[Event], object]

@@ -169,6 +169,7 @@ class BaseJournal(ABC):
         task_id: str | None = None,
         accepted: bool | None = None,
         proof: str = "person",
+        at: float | None = None,
     ) -> Job:
         """
         Record what happened to a job in doubt, and return its row.
@@ -182,6 +183,7 @@ class BaseJournal(ABC):
                 the `task_id` of the job.
             accepted: False: the job was not accepted. Do not guess: the next run pays for it.
             proof: How that is known; written to the row.
+            at: When it was accepted, in Unix seconds; by default now.
 
         Raises:
             UsageError: There is no such job, it is not in doubt, the task belongs to another job,
@@ -193,7 +195,7 @@ class BaseJournal(ABC):
                 "resolve needs either task_id, the id of the job's task, or accepted=False.",
                 "Pass the one that applies.",
             )
-        now, token = time.time(), self._token()
+        now, token = time.time() if at is None else at, self._token()
         return await self._perform(lambda: actions.resolve(key, task_id, proof, now, token))
 
     async def adopt(

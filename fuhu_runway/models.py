@@ -528,6 +528,9 @@ class Timeouts:
     read: float = field(default=60.0, validator=DURATION)
     #: For a paid exchange as a whole.
     total: float = field(default=300.0, validator=DURATION)
+    #: After a paid request was sent, how long its task may still appear in the gateway's own
+    #: lists: before that, none is proven not to exist.
+    late: float = field(default=600.0, validator=DURATION)
 
 
 @frozen(kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import attrs
 import pytest
-from support.samples import SUBMITS, Sample, reader_of, request_to, samples
+from support.samples import ACCOUNT, SUBMITS, Read, Sample, reader_of, request_to, samples
 
 from fuhu_runway import Client, errors
 from fuhu_runway._http.retry import MAY_REPEAT
@@ -25,6 +25,7 @@ from fuhu_runway._wire.tables import (
     Endpoint,
     Replay,
 )
+from fuhu_runway.account import KeyLog, TaskPage
 from fuhu_runway.errors import Fate
 from fuhu_runway.models import Balance, Gateway, KeyStyle, TaskRecord
 from fuhu_runway.testing import Simulator
@@ -104,7 +105,7 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
         yield session
 
 
-async def exchanged(session: aiohttp.ClientSession, request: Request) -> TaskRecord | Balance:
+async def exchanged(session: aiohttp.ClientSession, request: Request) -> Read:
     """Send a request without the client, and return what the response is read as."""
     async with session.request(
         request.endpoint.verb, request.url, data=request.body, headers=request.headers
@@ -124,12 +125,15 @@ async def test_each_endpoint_has_a_route_in_the_simulator(
     row: Endpoint, session: aiohttp.ClientSession
 ) -> None:
     """The simulator, which shares no table with the client, serves each endpoint."""
-    async with Simulator() as simulator:
+    account = {"access_token": ACCOUNT.access_token, "user_id": int(ACCOUNT.user_id)}
+    async with Simulator(**account) as simulator:  # type: ignore[arg-type]
         submit = "official_image_to_video" if row.name == "official_task" else "text_to_video"
         task = await exchanged(session, request_to(submit, at(simulator), key=OWN_KEY))
         assert isinstance(task, TaskRecord)
         request = request_to(row.name, at(simulator), task.task_id, OWN_KEY)
-        assert isinstance(await exchanged(session, request), Balance if row.route else TaskRecord)
+        lists = {"account_tasks": TaskPage, "key_log": KeyLog}
+        kind = lists.get(row.name, Balance if row.route else TaskRecord)
+        assert isinstance(await exchanged(session, request), kind)
         assert simulator.leaked == ()
 
 
@@ -186,9 +190,9 @@ def test_the_docs_keep_the_order_of_the_dialects() -> None:
 
 
 def test_every_file_of_samples_is_known() -> None:
-    """Files other than the dialects' own are for refusals, pages and headers."""
+    """Files other than the dialects' own are for refusals, pages, headers and lists."""
     others = {"envelope-error", "loose", "nested-error", "no-dialect", "not-json"}
-    others.add("retry-after")
+    others |= {"retry-after", "account-tasks", "key-log"}
     assert {sample.folder for sample in samples()} == {*FOLDERS.values(), *others}
 
 

@@ -120,6 +120,31 @@ class Transport:
             task_id=request.task_id,
         )
 
+    async def call_apart(self, request: Request, read: Callable[[Reply], T]) -> T:
+        """
+        Send a free request that the gateway counts apart from all others; see `call`.
+
+        It does not wait for the rate limiter, which learns nothing from a refusal of it.
+        """
+        return await repeat(
+            lambda: self._once_apart(request, read),
+            request.endpoint,
+            self._retry,
+            self.pause,
+            self._hooks,
+        )
+
+    async def _once_apart(self, request: Request, read: Callable[[Reply], T]) -> T:
+        async with self.until_closed():
+            reply = await self.send(request)
+            try:
+                return read(reply)
+            except RunwayError as error:
+                failure = error
+            # The frames of parsing hold the response, which may quote anything.
+            del reply
+            raise drop_frames(failure)
+
     async def pause(self, delay: float) -> None:
         """Sleep before a retry. Closing ends the sleep and the retry, with a `UsageError`."""
         async with self.until_closed():

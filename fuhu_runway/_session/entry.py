@@ -1,13 +1,13 @@
 """The steps of one submission in the journal: written before and after it is sent."""
 
 import re
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import attrs
 
 from fuhu_runway._clock import Clock
 from fuhu_runway.errors import Fate, OutOfCredits, RunwayError, SubmissionInDoubt, Unauthorized
-from fuhu_runway.journal import BaseJournal, Job, JobState, fits
+from fuhu_runway.journal import Job, JobState, fits
 
 _AFTER: Final = {
     Fate.UNSENT: JobState.PLANNED,
@@ -18,11 +18,19 @@ _AFTER: Final = {
 _CODE: Final = re.compile(r"[\w.:/-]{1,64}", re.ASCII)
 
 
+class Steps(Protocol):
+    """Where the steps of a submission are written: a journal, or the memory of a client."""
+
+    async def step(
+        self, key: str, to: JobState, now: float, *, attempt: int | None = None, **changes: Any
+    ) -> Job: ...
+
+
 @attrs.define
 class Entry:
     """The row of one submission, updated before and after it is sent."""
 
-    journal: BaseJournal
+    journal: Steps
     key: str
     clock: Clock
     #: The W3C Trace Context of the submission.

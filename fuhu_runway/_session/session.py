@@ -41,6 +41,8 @@ class Settings:
     client: int = 0
     #: How often to poll while webhooks are relied on, in seconds; None without a receiver.
     net: float | None = None
+    #: What the names of parts contain; see `Part`.
+    part_mark: str = ""
     #: Shared by all sessions: durations learned in one loop hold in the next.
     learner: Learner = attrs.Factory(lambda self: Learner(self.polling), takes_self=True)
     #: Also shared: a task goes on at the gateway after its loop has ended.
@@ -89,6 +91,7 @@ class Session:
             settings.clock,
             settings.hooks,
             settings.polling.url_grace,
+            settings.part_mark,
         )
         self._errands: set[asyncio.Task[None]] = set()
         self._jobs: set[asyncio.Task[Any]] = set()

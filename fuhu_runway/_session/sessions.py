@@ -16,9 +16,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet, WeakValueDictionary
 
+import attrs
+
 from fuhu_runway import hooks as events
 from fuhu_runway._arguments import checked_id
 from fuhu_runway._http.transport import closed
+from fuhu_runway._part import machine_mark
 from fuhu_runway._redact import redact
 from fuhu_runway._waiting.intervals import kind_of
 from fuhu_runway._waiting.poller import Poller, Watch, name_of
@@ -26,6 +29,7 @@ from fuhu_runway._waiting.unfinished import Name, Origin
 from fuhu_runway._wire.decode import read_balance, read_task
 from fuhu_runway._wire.encode import Request, ask_balance, ask_task, build
 from fuhu_runway._wire.tables import BALANCE_ENDPOINTS, ENDPOINTS, SUBMITS, feed, is_official
+from fuhu_runway.account import Account, AccountTask, KeyLog, Reconciliation
 from fuhu_runway.downloads import Downloader, Source, origin_of
 from fuhu_runway.errors import JournalError, discreet
 from fuhu_runway.journal import BaseJournal, Job, JobState, Plan, journal_at
@@ -40,10 +44,13 @@ from fuhu_runway.models import (
 from fuhu_runway.task import Clip, Task
 from fuhu_runway.uploads import GatewayFiles, Uploader
 
+from . import account as lists
 from . import webhooks
 from .entry import Entry
 from .files import Files, Place
+from .memory import Memory
 from .names import Names
+from .reconcile import Reconciler
 from .session import Session, Settings
 from .submission import Submission
 
@@ -64,19 +71,29 @@ class Sessions:
         callback_url: str | None,
         callbacks: "CallbackReceiver | None",
         journal: BaseJournal | str | os.PathLike[str] | None,
+        account: Account | None = None,
         uploads: Uploader | GatewayFiles | None = None,
     ) -> None:
         self.settings = settings
         self.hooks = settings.hooks
         self.gateway = gateway
         self.key = key
+        self.account = account
+        #: How far the gateway's clock is ahead of ours, in seconds, as its lists have shown.
+        self.ahead = 0.0
         self.files = Files(uploads, gateway, key, settings.clock)
         self._callback_url = callback_url
         self.receiver = callbacks
         self._owns_journal = journal is not None and not isinstance(journal, BaseJournal)
         self.journal = None if journal is None else journal_at(journal)
+        self._memory = Memory(2 * settings.timeouts.late)
+        #: Where submissions in doubt are found and settled.
+        self.ledger: BaseJournal | Memory = self.journal or self._memory
+        self.reconciler = Reconciler()
         if self.journal is not None:
             self.hooks.add(self.journal.note)
+            if self.journal.is_shared:
+                self.settings = attrs.evolve(settings, part_mark=machine_mark())
         self.by_loop: dict[asyncio.AbstractEventLoop, Session] = {}
         self.closed_in: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
         self._entered: Counter[asyncio.AbstractEventLoop] = Counter()
@@ -226,14 +243,15 @@ class Sessions:
                 settings.unfinished.accepted(name, self._origin(job))
                 self._left[name] = self._attached(job)
 
-    async def entry(self, plan: Plan, traceparent: str | None, *, is_new: bool) -> Entry | None:
-        """Return the row of a submission in the journal, planned if it is new."""
+    async def entry(self, plan: Plan, traceparent: str | None, *, is_new: bool) -> Entry:
+        """Return the row of a submission, planned in the journal if it is new."""
+        clock = self.settings.clock
         if self.journal is None:
-            return None
+            return Entry(self._memory.row(plan, clock.wall()), plan.key, clock, traceparent)
         await self.recall()
         if is_new:
-            await self.journal.plan(plan, self.settings.clock.wall())
-        return Entry(self.journal, plan.key, self.settings.clock, traceparent)
+            await self.journal.plan(plan, clock.wall())
+        return Entry(self.journal, plan.key, clock, traceparent)
 
     async def write_outcome(self, writing: Coroutine[Any, Any, None], outcome: str) -> None:
         """Record the outcome of a request; an error of the journal is logged, and not raised."""
@@ -246,6 +264,23 @@ class Sessions:
                 outcome,
                 fault.happened,
             )
+
+    async def reconcile(self) -> Reconciliation:
+        """Settle the submissions in doubt; see `Client.reconcile`."""
+        await self.recall()
+        return await self.reconciler.run(self, self.current())
+
+    def keep_found(self, session: Session, job: Job, *, is_awaited: bool) -> None:
+        """Keep a task that was found, and follow it unless its own submission does."""
+        name, origin = name_in(job), self._origin(job)
+        self.settings.unfinished.accepted(name, origin)
+        if is_awaited:
+            return
+        task = self.attach(job)
+        self.claim_later(task)
+        endpoint = webhooks.ENDPOINT_NAMES.get(job.endpoint, job.endpoint)
+        self.hooks.emit(events.SubmissionFound(endpoint, task.id))
+        self.follow(session, task, None)
 
     # Handles
 
@@ -452,6 +487,16 @@ class Sessions:
             for name in BALANCE_ENDPOINTS[self.gateway.balance]
         ]
         return functools.reduce(Balance.joined, parts)
+
+    async def account_tasks(
+        self, since: float, until: float
+    ) -> tuple[list[AccountTask], float, bool]:
+        """Return the account's tasks of a time; see `account.account_tasks`."""
+        return await lists.account_tasks(self, since, until)
+
+    async def key_log(self) -> KeyLog:
+        """Return what the key was charged; see `account.key_log`."""
+        return await lists.key_log(self)
 
 
 def name_of_task(task: Task) -> Name:

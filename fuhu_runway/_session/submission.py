@@ -87,7 +87,9 @@ class Submission:
         sessions, session, hooks = self.sessions, self.session, self.sessions.hooks
         settings, policy = sessions.settings, sessions.settings.retry
         stand_in = sessions.files.checked(self.request)
-        plan = self.plan or await planned(self.request, f"single:{uuid4()}", tag=self.tag)
+        plan = self.plan or await planned(
+            self.request, f"single:{uuid4()}", self.custom_id, self.tag
+        )
         self.address = webhooks.new_address(sessions, plan, self.request, self.custom_id, self.tag)
         wire = sessions.generation(stand_in, self.address)
         record: TaskRecord | None = None
@@ -116,8 +118,7 @@ class Submission:
                         continue
                     except RunwayError as error:
                         if self.fate is Fate.UNKNOWN:
-                            # A webhook may have named the task during the wait for a response.
-                            found = await webhooks.search(sessions, session, self.address)
+                            found = await self._search(plan.key)
                             if found is None:
                                 raise in_doubt(error) from error
                             record = TaskRecord(found.task_id, TaskState.QUEUED)
@@ -156,15 +157,25 @@ class Submission:
             self._keep_unclaimed(self.task)
         return self.task
 
-    async def _send(self, wire: Request, entry: Entry | None, attempt: int) -> TaskRecord:
+    async def _search(self, key: str) -> TaskRecord | None:
+        """Return the task of a lost response, if a webhook named it or the gateway lists it."""
+        sessions, session = self.sessions, self.session
+        found = await webhooks.search(sessions, session, self.address)
+        if found is None:
+            found = await sessions.reconciler.search(sessions, session, key)
+            if found is not None and self.address is not None:
+                self.address.answered(found.task_id)
+        # A webhook may have come during the search.
+        return found or await webhooks.search(sessions, session, self.address)
+
+    async def _send(self, wire: Request, entry: Entry, attempt: int) -> TaskRecord:
         """Send once, when its turn comes, with a step in the journal before it and after it."""
         sessions, transport = self.sessions, self.session.transport
         async with transport.paid_slot() as sent_at:
             # From here on, the request goes on if its caller is cancelled.
             self.fate = Fate.UNKNOWN
             try:
-                if entry is not None:
-                    await entry.sending()
+                await entry.sending()
             except JournalError:
                 self.fate = Fate.UNSENT
                 raise
@@ -173,13 +184,11 @@ class Submission:
             try:
                 record = await transport.in_turn(wire, self._read, sent_at)
             except RunwayError as error:
-                if entry is not None:
-                    await sessions.write_outcome(entry.failed(error), type(error).__name__)
+                await sessions.write_outcome(entry.failed(error), type(error).__name__)
                 self.fate = getattr(error, "fate", Fate.UNSENT)
                 raise
-            if entry is not None:
-                writing = entry.accepted(record.task_id)
-                await sessions.write_outcome(writing, f"task {record.task_id}")
+            writing = entry.accepted(record.task_id)
+            await sessions.write_outcome(writing, f"task {record.task_id}")
             if self.address is not None:
                 self.address.answered(record.task_id)
             return record

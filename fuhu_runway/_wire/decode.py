@@ -117,7 +117,7 @@ def read_file(reply: Reply) -> str:
         GatewayError: The gateway refused; the subclass says how.
         UnreadableReply: There is no address.
     """
-    body = _body_of(reply)
+    body = body_of(reply)
     address = body.get(tables.FILE_URL_KEY)
     if reply.is_success and is_web_address(address):
         return str(address)
@@ -141,7 +141,7 @@ def read_callback(body: bytes) -> TaskRecord | None:
 
 def _recognise(reply: Reply, wanted: Sense) -> tuple[dict[str, Any], Dialect]:
     """Return the body, or the part of it that names a task, and its dialect; raise refusals."""
-    body = _body_of(reply)
+    body = body_of(reply)
     dialect = dialect_of(body)
     sense = dialect.sense(body) if dialect else Sense.REFUSAL
     if dialect is None or sense is Sense.REFUSAL:
@@ -173,7 +173,7 @@ def _recognise(reply: Reply, wanted: Sense) -> tuple[dict[str, Any], Dialect]:
     return body, dialect
 
 
-def _body_of(reply: Reply) -> dict[str, Any]:
+def body_of(reply: Reply) -> dict[str, Any]:
     """Return the body as an object; a list or an id alone is read as the data of an envelope."""
     fault = None
     try:
@@ -360,7 +360,7 @@ def _fold(task_id: str, levels: Sequence[Level], reply: Reply) -> TaskRecord:
     # The outermost level that has a known status decides: a relay that tries another channel
     # goes on while the upstream that it quotes has failed.
     said = [
-        {word: _state_of(word) for word in (level.state, level.status) if word} for level in levels
+        {word: state_of(word) for word in (level.state, level.status) if word} for level in levels
     ]
     known = (words for words in said if {*words.values()} - {TaskState.UNKNOWN})
     words = next(known, said[0])
@@ -435,7 +435,8 @@ def _absolute(base: str, address: str | None) -> str | None:
     return f"{origin}{address}" if rest else None
 
 
-def _state_of(word: str) -> TaskState:
+def state_of(word: str) -> TaskState:
+    """Return the state that a gateway's word means."""
     state = tables.STATES.get(word.lower())
     if state is not None:
         return state
@@ -449,4 +450,4 @@ def _state_of(word: str) -> TaskState:
 
 def is_reason(message: str | None) -> bool:
     """Return whether *message* may say why a task failed: a word such as "success" does not."""
-    return message is not None and _state_of(message) in {TaskState.UNKNOWN, *FAILURES}
+    return message is not None and state_of(message) in {TaskState.UNKNOWN, *FAILURES}

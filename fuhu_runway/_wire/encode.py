@@ -67,7 +67,7 @@ def build(
     Raises:
         UsageError: `extra` sets a field that the request sets itself.
     """
-    bare = _without_body(tables.SUBMITS[type(request)], gateway, key)
+    bare = bare_request(tables.SUBMITS[type(request)], gateway, key)
     body = _key_for_body(bare, key)
     for place, source in bare.endpoint.body.items():
         value = source(request) if callable(source) else attrgetter(source)(request)
@@ -96,7 +96,7 @@ def build(
 
 def ask_task(task_id: str, endpoint: Endpoint, gateway: Gateway, key: str) -> Request:
     """Return the request that polls one task; *endpoint* is the feed or the official task."""
-    bare = _without_body(endpoint, gateway, key)
+    bare = bare_request(endpoint, gateway, key)
     url = bare.url.replace("{task_id}", quote(task_id, safe="", errors="replace"))
     body = None
     if bare.endpoint.verb == "POST":
@@ -106,7 +106,7 @@ def ask_task(task_id: str, endpoint: Endpoint, gateway: Gateway, key: str) -> Re
 
 def ask_file(name: str, data: bytes, content_type: str, gateway: Gateway, key: str) -> Request:
     """Return the request that puts a file where the gateway can download it."""
-    bare = _without_body(tables.FILES, gateway, key)
+    bare = bare_request(tables.FILES, gateway, key)
     boundary = uuid4().hex
     head = (
         f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n'
@@ -119,11 +119,11 @@ def ask_file(name: str, data: bytes, content_type: str, gateway: Gateway, key: s
 
 def ask_balance(endpoint: Endpoint, gateway: Gateway, key: str) -> Request:
     """Return the request for one balance route; the quota route has the key in its address."""
-    return _without_body(endpoint, gateway, key)
+    return bare_request(endpoint, gateway, key)
 
 
 @functools.lru_cache(maxsize=16)
-def _without_body(endpoint: Endpoint, gateway: Gateway, key: str) -> Request:
+def bare_request(endpoint: Endpoint, gateway: Gateway, key: str) -> Request:
     """Return what all requests to an endpoint share, since thousands of waits each hold one."""
     field = "quota_url" if endpoint.root is Root.QUOTA else "base_url"
     base: str | None = getattr(gateway, field)

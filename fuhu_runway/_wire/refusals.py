@@ -27,6 +27,8 @@ FOREIGN: Final = "a response that is not the gateway's"
 INDEX_PAGE_MARKS: Final = ('id="root"', "id='root'", "id=root", 'id="app"', "id='app'", "id=app")
 """The index page of a gateway's web UI has one of these, and no error page has."""
 TASK_NOT_EXIST: Final = "task_not_exist"
+CHARGED_CODES: Final = frozenset({"insert_task_failed"})
+"""Codes of requests that were charged without a record of their task (api-facts 11 row 7)."""
 BASE_URL: Final = "Check base_url and the gateway's prefix: this address has no such endpoint."
 NO_SUCH_TASK: Final = (
     "Check the task id and the key: a task is visible only to the account that created it, and "

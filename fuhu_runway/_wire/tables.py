@@ -309,6 +309,22 @@ ENDPOINTS: Final[Mapping[str, Endpoint]] = {
         _balance("usage", "/v1/dashboard/billing/usage", BalanceRoute.BILLING, "api-facts 7.3"),
         _balance("token_usage", "/api/usage/token/", BalanceRoute.TOKEN, "api-facts 7.4"),
         _balance("quota", "/user/quota", BalanceRoute.QUOTA, "api-facts 7.1", Root.QUOTA),
+        Endpoint(
+            "account_tasks",
+            "GET",
+            Root.BASE,
+            "/api/task/self",
+            method="audit",
+            source="api-facts 11 row 19",
+        ),
+        Endpoint(
+            "key_log",
+            "GET",
+            Root.BASE,
+            "/api/log/token",
+            method="reconcile",
+            source="api-facts 11 row 20",
+        ),
     )
 }
 
@@ -322,6 +338,13 @@ BALANCE_ENDPOINTS: Final[Mapping[BalanceRoute, tuple[str, ...]]] = {
     for route in BalanceRoute
 }
 """The endpoints that are called for a balance, by name; their responses are joined."""
+
+
+def kind_of_action(action: str | None, *, official: bool) -> str:
+    """Return the name of the request class that a gateway's word for a kind of task fits best."""
+    word = "".join(filter(str.isalnum, action or "")).lower()
+    kinds = (kinds for parts, *kinds in KINDS_BY_ACTION if any(part in word for part in parts))
+    return next(kinds)[official].__name__
 
 
 def feed(*, official: bool) -> Endpoint:
@@ -349,6 +372,66 @@ API_KEY_NAME: Final = "key"
 """Where the quota route's address and, with `KeyStyle.BODY`, a body have the API key."""
 FILE_URL_KEY: Final = "url"
 """Where the answer to an upload has the address."""
+
+
+# --- the account ---------------------------------------------------------------------------------
+
+ACCOUNT_TASKS: Final = ENDPOINTS["account_tasks"]
+"""The account's tasks, newest first; the access token of the account in place of the key."""
+KEY_LOG: Final = ENDPOINTS["key_log"]
+"""What a key was charged; older gateways read it from the address, newer ones from the header."""
+USER_HEADERS: Final = (
+    *("New-Api-User", "Rix-Api-User", "Veloera-User", "voapi-user", "neo-api-user"),
+    *("X-Api-User", "User-id"),
+)
+"""The header with the user's id, by its names in the forks; unknown ones are ignored."""
+PAGE_KEY: Final = "p"
+PAGE_SIZE_KEY: Final = "page_size"
+SINCE_KEY: Final = "start_timestamp"
+UNTIL_KEY: Final = "end_timestamp"
+TOTAL_KEY: Final = "total"
+PAGE_NUMBER_KEY: Final = "page"
+ROWS_KEYS: Final = ("items", "list", "records", "logs", "tasks", "data")
+"""Where a page has its rows, if it is not the list of them itself."""
+TASK_ROW: Final = {
+    "created_at": "created_at",
+    "submitted_at": "submit_time",
+    "platform": "platform",
+    "action": "action",
+    "points": "quota",
+    "user_id": "user_id",
+    "status": "status",
+    "data": "data",
+    "properties": "properties",
+}
+"""Our name for a part of a row of the list to the gateway's."""
+INPUT_KEY: Final = "input"
+"""Where the properties of a task have its prompt; most gateways leave it empty for videos."""
+PROMPT_KEYS: Final = ("prompt", "promptText", "prompt_text", "text_prompt")
+MODEL_KEYS: Final = ("origin_model_name", "upstream_model_name", "model", "model_name")
+"""The first is the model that was asked for; a gateway may pass another one on."""
+KINDS_BY_ACTION: Final[tuple[tuple[tuple[str, ...], type, type], ...]] = (
+    (("actone", "acttwo", "character"), ActOne, OfficialCharacterPerformance),
+    (("aleph",), Aleph, OfficialVideoToVideo),
+    (("upscale",), VideoToVideo, OfficialVideoUpscale),
+    (("video2video", "videotovideo"), VideoToVideo, OfficialVideoToVideo),
+    (("image",), ImageToVideo, OfficialImageToVideo),
+    (("",), TextToVideo, OfficialTextToVideo),
+)
+"""Parts of a gateway's word for the kind of a task, and its request in each format; in order."""
+CHARGE_ROW: Final = {
+    "charged_at": "created_at",
+    "model": "model_name",
+    "points": "quota",
+    "content": "content",
+    "kind": "type",
+    "other": "other",
+}
+"""Our name for a part of a row of the log to the gateway's."""
+CONSUMPTION: Final = 2
+"""The `type` of a row of the log that is a charge; others are top-ups, errors and refunds."""
+ACTION_IN_CONTENT: Final = r"(?:操作|\b(?:action|operation)\b)[\s:：]*([A-Za-z][\w./-]*)"
+"""Where the text of a charge names the kind of task."""
 
 
 # --- gateways ------------------------------------------------------------------------------------

@@ -127,15 +127,16 @@ def retry_after(headers: Mapping[str, str], received_at: float | None = None) ->
         seconds = milliseconds / 1000
     if seconds is not None and seconds < UNIX_INSTANT:
         return seconds if seconds >= 0 else None
-    until = _http_date(value) if seconds is None else seconds
-    now = _http_date(headers.get("date", "")) or received_at
+    until = http_date(value) if seconds is None else seconds
+    now = http_date(headers.get("date", "")) or received_at
     if until is None or now is None:
         return None
     # The instant may be in milliseconds as well.
     return max(0.0, (until if until < 100 * UNIX_INSTANT else until / 1000) - now)
 
 
-def _http_date(value: str) -> float | None:
+def http_date(value: str) -> float | None:
+    """Return the Unix seconds of an HTTP date."""
     try:
         moment = email.utils.parsedate_to_datetime(value)
         return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()

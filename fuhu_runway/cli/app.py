@@ -17,7 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from fuhu_runway import errors
 
-from . import batch, doctor, fleet, fleet_demo, journal, make, report, resolve, simulate
+from . import account, batch, doctor, fleet, fleet_demo, journal, make, report, resolve, simulate
 from .console import EXIT_CODES, Lines, fail, fail_before, run, write
 from .options import Output
 from .usage import explained, name_as_typed, wants_json
@@ -63,6 +63,7 @@ for _command in (
     simulate.simulate,
     batch.batch,
     *journal.COMMANDS,
+    *account.COMMANDS,
     resolve.resolve,
     report.report,
 ):

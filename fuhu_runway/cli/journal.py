@@ -8,11 +8,11 @@ Rule 2: a job in doubt is left to a person, and the output says what to do.
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import attrs
 from cyclopts import Parameter, Token
@@ -42,6 +42,9 @@ from .options import (
     as_typed,
 )
 from .tally import AGAIN, Tally, shown
+
+if TYPE_CHECKING:
+    from fuhu_runway.client import Client
 
 MARK_LENGTH: Final = 10
 """How much of a job's key is shown: a longer one would not fit in 80 columns."""
@@ -100,11 +103,10 @@ async def jobs(
     doubts = [job for job in found if job.state is JobState.IN_DOUBT]
     if not doubts:
         return
-    command = f"fuhu-runway resolve {as_typed(journal)}"
-    screen.say(
-        "In doubt: sent, but no clear response came back, so points may have been charged. "
-        "Check the gateway."
-    )
+    place = as_typed(journal)
+    command = f"fuhu-runway resolve {place}"
+    screen.say("In doubt: sent, but no clear response came back, so points may have been charged.")
+    screen.say(f"To settle them by the gateway's own lists: fuhu-runway reconcile {place}")
     if any(job.task_id for job in doubts):
         screen.say(f"If the task in the row is the right one: {command} KEY --found")
     screen.say(f"If you find the task at the gateway: {command} KEY --task-id ID")
@@ -135,7 +137,6 @@ async def resume(
         out: Folder for the clips; created if needed.
         timeout: How long to wait for each clip, in seconds.
     """
-    from fuhu_runway._clip_files import file_name
     from fuhu_runway.paths import check_folder
 
     state_file = state_file_beside(journal)
@@ -147,31 +148,11 @@ async def resume(
         # One clip per task: a gateway may have answered two submissions with the same id.
         paid = {job.task_id: job for job in known}.values()
         tally = Tally(len(paid))
-        files: list[str] = []
         if not paid:
             screen.say("There is nothing to save.")
-            return tally.report(output, screen, out, journal, files) if output.json else 0
+            return tally.report(output, screen, out, journal, []) if output.json else 0
         client = await open_client(stack, target, screen, store, state_file, tally.watch)
-        downloads = asyncio.Semaphore(20)
-
-        async def save(job: Job) -> None:
-            try:
-                clip = await client.attach(job).wait(timeout=timeout)
-                async with downloads:
-                    file = await clip.download(out / file_name(clip.id), overwrite=True)
-            except Exception as error:  # noqa: BLE001  (one clip must not end the others)
-                points, refunded = getattr(error, "points", None), getattr(error, "refunded", False)
-                tally.add(error, job.key, points, refunded=refunded)
-            else:
-                files.append(str(file))
-                tally.add(None, clip.id, clip.record.points, refunded=clip.record.refunded)
-
-        try:
-            async with shown(tally, screen, lambda: tally.left):
-                await asyncio.gather(*map(save, paid))
-        except asyncio.CancelledError:
-            screen.stop("The tasks continue.", AGAIN)
-            raise
+        files = await save_all(client, paid, tally, screen, out=out, timeout=timeout)
     return tally.report(output, screen, out, journal, files)
 
 
@@ -208,6 +189,45 @@ async def forget(
 
 
 COMMANDS: Final = (jobs, resume, forget)
+
+
+async def save_all(
+    client: "Client",
+    paid: Collection[Job],
+    tally: Tally,
+    screen: Screen,
+    *,
+    out: Path,
+    timeout: float,
+) -> list[str]:
+    """Wait for the tasks of these jobs, save their clips, count them, and return the files."""
+    from fuhu_runway._clip_files import file_name
+
+    downloads = asyncio.Semaphore(20)
+    files: list[str] = []
+    if not paid:
+        screen.say("There is nothing to save.")
+        return files
+
+    async def save(job: Job) -> None:
+        try:
+            clip = await client.attach(job).wait(timeout=timeout)
+            async with downloads:
+                file = await clip.download(out / file_name(clip.id), overwrite=True)
+        except Exception as error:  # noqa: BLE001  (one clip must not end the others)
+            points, refunded = getattr(error, "points", None), getattr(error, "refunded", False)
+            tally.add(error, job.key, points, refunded=refunded)
+        else:
+            files.append(str(file))
+            tally.add(None, clip.id, clip.record.points, refunded=clip.record.refunded)
+
+    try:
+        async with shown(tally, screen, lambda: tally.left):
+            await asyncio.gather(*map(save, paid))
+    except asyncio.CancelledError:
+        screen.stop("The tasks continue.", AGAIN)
+        raise
+    return files
 
 
 # Journals and jobs

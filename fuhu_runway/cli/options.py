@@ -14,6 +14,7 @@ import attrs
 from cyclopts import Group, Parameter, Token
 
 from fuhu_runway._journal.file import command_line
+from fuhu_runway.account import Account
 from fuhu_runway.models import MODELS, Gateway, PollPolicy, usage_error
 from fuhu_runway.uploads import GatewayFiles
 
@@ -175,6 +176,7 @@ class Target:
         """Raise unless there is a key, or a simulated gateway that needs none."""
         if not self.simulate:
             self.access.key()
+            Account.from_env()
         elif self.access.base_url or self.access.api_key_file:
             raise usage_error(
                 "simulate",
@@ -195,12 +197,14 @@ class Target:
 
         if simulator is None:
             key, url = self.access.key(), self.access.base_url
+            settings["account"] = Account.from_env()
             settings["hooks"] = [screen.watch, *settings.get("hooks", ())]
         else:
             await stack.enter_async_context(simulator)
             screen.say("simulated: a gateway on this machine, no key, no cost")
             key, url = simulator.api_key, simulator.base_url
             settings["polling"] = SIMULATED_POLLING
+            settings["account"] = Account(simulator.access_token, simulator.user_id)
         gateway: Gateway | str | None = self.access.gateway
         row = GATEWAYS.get(self.access.gateway or "fuhuapi")
         if row is not None and simulator is not None:

@@ -124,6 +124,12 @@ class Tally:
         return self.total - self.ends.total()
 
     @property
+    def code(self) -> int:
+        """The exit code, which is that of the worst outcome."""
+        codes = (code for state, (code, _, _) in ENDINGS.items() if self.count(state))
+        return next(codes, int(self.left > 0))
+
+    @property
     def seconds(self) -> float:
         """How long this run has taken so far."""
         return CLOCK.now() - self.started_at
@@ -179,8 +185,7 @@ class Tally:
             print_row(row, output)
         else:
             write(sys.stdout, "\n".join(files))
-        codes = (code for state, (code, _, _) in ENDINGS.items() if self.count(state))
-        return next(codes, int(self.left > 0))
+        return self.code
 
     def _lines(self, folder: Path, journal: JournalPlace) -> Iterator[str]:
         old = self.old["saved"]

@@ -100,11 +100,13 @@ OPTIONS: Final[Mapping[str, Any]] = {
 }
 """What a URL that does not say otherwise gets."""
 
+# `to_regclass` would answer from a cache that does not know what another process just made.
 SESSION: Final = (
     "SELECT set_config('statement_timeout', '20s', false),"
     " set_config('idle_in_transaction_session_timeout', '20s', false),"
     " current_setting('synchronous_commit') AS synchronous_commit,"
-    " to_regclass('fuhu_header') IS NOT NULL AS has_tables"
+    " EXISTS (SELECT FROM pg_class WHERE relname = 'fuhu_header' AND pg_table_is_visible(oid))"
+    " AS has_tables"
 )
 """Sent once for each connection; a process that is frozen must not hold a row for longer."""
 
@@ -162,7 +164,7 @@ def options_of(url: str | None) -> dict[str, Any]:
     )
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Link:
     """The connection of one thread."""
 
@@ -272,10 +274,9 @@ class Link:
             fault = exc
         else:
             return result
-        if not db.closed and not isinstance(fault, _PASSING):
-            raise _refused(self.name, fault)
-        db.close()
-        self._db = None
+        if _is_passing(fault):
+            db.close()
+            self._db = None
         raise self._error(fault)
 
     def close(self, owner: str) -> None:
@@ -288,7 +289,7 @@ class Link:
             self._db = None
 
     def _error(self, fault: psycopg.Error) -> Away | JournalError:
-        if not isinstance(fault, _PASSING):
+        if not _is_passing(fault):
             return _refused(self.name, fault)
         reason = _reason(fault)
         if not self.was_open:
@@ -300,9 +301,14 @@ class Link:
 
 
 _PASSING: Final = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError)
-"""What may be otherwise at the next attempt: no connection, a standby, a deadlock, a timeout."""
 
 _OPEN: Final = (TransactionStatus.INTRANS, TransactionStatus.INERROR)
+
+
+def _is_passing(fault: psycopg.Error) -> bool:
+    """Return whether the next attempt may succeed: after a lost connection, a deadlock, a lock."""
+    # Class 54 is a value that is too long for an index.
+    return isinstance(fault, _PASSING) and not str(fault.sqlstate).startswith("54")
 
 
 def out_of_reach(name: str, reason: str) -> JournalError:
@@ -329,7 +335,7 @@ def _reason(fault: psycopg.Error) -> str:
 
 def _make_tables(db: Connection, name: str) -> None:
     """Make the tables, or update those of an older version; else do nothing."""
-    found = db.execute("SELECT to_regclass('fuhu_header') IS NOT NULL AS has_tables").fetchone()
+    found = db.execute(SESSION).fetchone()
     assert found is not None  # noqa: S101  (it has no condition)
     if not found["has_tables"]:
         db.execute(SCHEMA)

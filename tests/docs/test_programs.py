@@ -110,6 +110,54 @@ async def test_celery_pays_once_for_a_job_that_is_delivered_twice(tmp_path: Path
         assert gateway.submitted == 2
 
 
+ALL_TWICE = """
+import os, signal, sys
+from celery.signals import task_success
+import clips
+
+results = []
+
+@task_success.connect
+def count(result: str, **_: object) -> None:
+    results.append(result)
+    if len(results) == 4:
+        print(*sorted(results), sep=chr(10), flush=True, file=sys.__stdout__)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+for _ in range(2):
+    clips.make_clip.delay("order-1", "a kitten")
+    clips.make_clip.delay("order-2", "a puppy")
+clips.app.worker_main("worker --pool threads --concurrency 4 -l error".split())
+"""
+"""The worker of the page about any queue, with a broker in memory that has each job twice."""
+
+
+async def test_celery_with_a_shared_journal_needs_no_names_for_its_workers(tmp_path: Path) -> None:
+    """Four jobs with two names end as two clips, which are paid for once."""
+    pytest.importorskip("celery")
+    (tmp_path / "clips.py").write_text(program("any-other-queue", 2))
+    (tmp_path / "run.py").write_text(ALL_TWICE)
+    async with Simulator(speed=100, takes=20) as gateway:
+        out = await printed("run.py", folder=tmp_path, gateway=gateway)
+        assert [line for line in out.splitlines() if line.startswith("order-")] == [
+            *["order-1: clips/order-1.mp4"] * 2,
+            *["order-2: clips/order-2.mp4"] * 2,
+        ]
+        assert gateway.submitted == 2
+
+
+async def test_a_queue_that_delivers_everything_twice_costs_nothing_more(tmp_path: Path) -> None:
+    """Three orders end twice each, also in a second run, and three clips are paid for."""
+    (tmp_path / "worker.py").write_text(program("any-other-queue"))
+    async with Simulator(speed=100, takes=20) as gateway:
+        for _ in range(2):
+            out = await printed("worker.py", folder=tmp_path, gateway=gateway)
+            assert sorted(out.splitlines()) == [
+                line for n in (1, 2, 3) for line in [f"order-{n}: clips/order-{n}.mp4"] * 2
+            ]
+        assert gateway.submitted == 3
+
+
 @pytest.mark.parametrize(
     ("page", "name", "folder"),
     [("module-level-client", "clips.py", "."), ("containers", "worker.py", "data")],

@@ -1,7 +1,10 @@
 """Jobs of a queue that may deliver each of them twice: what is paid, what is on disk, what ends."""
 
 import asyncio
+import platform
+import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,6 +59,11 @@ async def state_of(client: Client) -> JobState:
 def names_in(folder: Path) -> set[str]:
     """Return what is in a folder."""
     return {file.name for file in folder.iterdir()}
+
+
+def downloads(gateway: Simulator) -> list[str]:
+    """Return the requests for clips."""
+    return [seen.where for seen in gateway.requests if seen.where == "download"]
 
 
 async def test_a_job_that_is_delivered_again_is_paid_once(
@@ -256,6 +264,56 @@ async def test_a_key_of_any_form_names_the_file(
     assert outcome.path == clips / "mine.mp4"
 
 
+class Shared(Journal):
+    """A journal as several processes would share it."""
+
+    is_shared = True
+
+
+async def test_machines_that_share_a_folder_have_parts_of_their_own(
+    gateway: Simulator, journal: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of them save one clip at the same time, without locks, and both find it whole."""
+    await carried(gateway, journal)
+    # The second download begins before the first one ends.
+    gateway.fault("download", faults.Slow(100))
+
+    async def work(machine: str, found: int) -> Outcome:
+        monkeypatch.setattr(platform, "node", lambda: machine)
+        book = Shared(shutil.copy(journal, tmp_path / f"{machine}.db"))
+        async with quick_client(gateway, journal=book) as client:
+            carrying = asyncio.create_task(client.carry_out(ITEM, download_to=clips))
+            await until(lambda: len(downloads(gateway)) == found)
+            if found == 1:
+                others.append(asyncio.create_task(work("b", 2)))
+            outcome = await carrying
+        await book.aclose()
+        return outcome
+
+    others: list[asyncio.Task[Outcome]] = []
+    first = await work("a", 1)
+    assert first.path == (await others[0]).path == clips / "order-1.mp4"
+    assert names_in(clips) == {"order-1.mp4"}
+
+
+async def test_a_part_says_which_machine_it_is_of(
+    gateway: Simulator, journal: Path, clips: Path
+) -> None:
+    """With a shared journal, a download that broke off is continued on the same machine."""
+    book = Shared(journal)
+    gateway.fault("download", faults.Cut(1000))
+    gateway.fault("download", faults.server_error(), times=None)
+    async with quick_client(gateway, journal=book) as client:
+        with pytest.raises(DownloadIncomplete):
+            await client.carry_out(ITEM, download_to=clips)
+        [part] = [name for name in names_in(clips) if name.endswith(".part")]
+        assert re.fullmatch(r"order-1\.mp4\.[0-9a-f]{8}\.part", part)
+        gateway.forget_plans()
+        await client.carry_out(ITEM, download_to=clips)
+    assert names_in(clips) == {"order-1.mp4"}
+    await book.aclose()
+
+
 @pytest.mark.parametrize("thing", [PROMPT, TextToVideo(PROMPT), Item(TextToVideo(PROMPT))])
 async def test_a_job_without_a_name_is_refused(
     gateway: Simulator, journal: Path, thing: Any
@@ -271,3 +329,14 @@ async def test_a_client_without_a_journal_is_refused(runway: Client) -> None:
     """Without a journal, nothing knows what was paid for."""
     with pytest.raises(UsageError, match="The client has no journal"):
         await runway.carry_out(ITEM)
+
+
+async def test_an_url_names_the_extra_it_needs(
+    runway: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without obstore, the error says what to install, and nothing was sent."""
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    monkeypatch.delitem(sys.modules, "fuhu_runway.contrib.store", raising=False)
+    with pytest.raises(UsageError, match="needs the extra store") as caught:
+        runway.batch([PROMPT], download_to="s3://bucket/clips/")
+    assert 'pip install ".[store]"' in caught.value.advice

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fuhu_runway._fields import MAX_OFFICIAL_PROMPT, MAX_SECONDS, MAX_SEED
 from fuhu_runway._wire.refusals import REFUSALS
-from fuhu_runway._wire.tables import DIALECTS, ENDPOINTS, STATES
+from fuhu_runway._wire.tables import DIALECTS, ENDPOINTS, ROWS_KEYS, STATES, TASK_ROW
 from fuhu_runway.models import (
     ActOne,
     Aleph,
@@ -52,6 +52,7 @@ WORDS: Final = sorted(
     {
         *STATES,
         *(key for row in DIALECTS for key in row.spelling.values()),
+        *(*ROWS_KEYS, *TASK_ROW.values(), "input", "prompt", "other", "content", "total", "2"),
         *(code for row in REFUSALS for code in (*row.codes, *row.texts)),
         *("code", "msg", "message", "error", "type", "success", "description", "object", "id"),
         *("SUCCESS", "billing_subscription", "list", "https://x.example/1.mp4", "100%", "NaN"),

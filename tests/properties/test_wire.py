@@ -24,15 +24,16 @@ from properties.strategies import (
     nested,
     texts,
 )
-from support.samples import GATEWAY, KEY, reader_of, request_to
+from support.samples import GATEWAY, KEY, Read, reader_of, request_to
 from support.secrets import secrets_in
 
 from fuhu_runway import errors
 from fuhu_runway._http.retry import MAY_REPEAT, delay_before, delays, ladder
 from fuhu_runway._urls import is_web_address
 from fuhu_runway._wire.encode import Reply, ask_task, build
-from fuhu_runway._wire.tables import ENDPOINTS, GATEWAYS, SUBMITS, Replay, Root
+from fuhu_runway._wire.tables import ENDPOINTS, GATEWAYS, SUBMITS, TASK_ROW, Replay, Root
 from fuhu_runway._wire.values import retry_after
+from fuhu_runway.account import KeyLog, TaskPage
 from fuhu_runway.errors import Fate
 from fuhu_runway.models import (
     Balance,
@@ -45,7 +46,7 @@ from fuhu_runway.models import (
 )
 
 
-def answer(reply: Reply) -> TaskRecord | Balance | errors.RunwayError:
+def answer(reply: Reply) -> Read | errors.RunwayError:
     """Return what a response is parsed as, or the RunwayError that it raises."""
     try:
         return reader_of(reply.request.endpoint.name)(reply)
@@ -68,6 +69,11 @@ def test_every_answer_is_a_value_or_a_runway_error(
         check_record(result)
     elif isinstance(result, Balance):
         assert ENDPOINTS[endpoint].route is not None
+    elif isinstance(result, TaskPage):
+        check_page(result)
+    elif isinstance(result, KeyLog):
+        assert all(one.points is None or math.isfinite(one.points) for one in result.charges)
+        assert result.starts_at is None or result.starts_at.tzinfo is not None
     else:
         check_error(result, status)
 
@@ -85,6 +91,21 @@ def check_record(record: TaskRecord) -> None:
     assert hash(record) == hash(attrs.evolve(record, answer=b""))
 
 
+def check_page(page: TaskPage) -> None:
+    """Assert that each task has an id, that its fields have their types, and that it compares."""
+    for task in page.tasks:
+        assert task.task_id.strip()
+        assert task.points is None or math.isfinite(task.points)
+        assert task.prompt is None or task.prompt.strip()
+        for moment in (task.created_at, task.submitted_at):
+            assert moment is None or moment.tzinfo is not None
+        if task.record is not None:
+            check_record(task.record)
+        assert json.loads(json.dumps(task.as_dict()))["task_id"] == task.task_id
+        assert hash(task) == hash(attrs.evolve(task, record=None))
+    assert page.total is None or page.total >= 0
+
+
 def check_error(error: errors.RunwayError, status: int) -> None:
     """Assert that an error has its three parts, and a retry_after that can be slept."""
     assert isinstance(error, errors.GatewayError | errors.UnreadableReply)
@@ -94,6 +115,35 @@ def check_error(error: errors.RunwayError, status: int) -> None:
     if isinstance(error, errors.GatewayError) and error.retry_after is not None:
         assert error.retry_after >= 0
         assert math.isfinite(error.retry_after)
+
+
+ROWS = st.lists(
+    st.fixed_dictionaries(
+        {"task_id": st.sampled_from(["t-1", 7, None])},
+        optional={key: nested() for key in (*TASK_ROW.values(), "type", "content", "other")},
+    ),
+    max_size=3,
+)
+
+
+@given(
+    st.sampled_from(["account_tasks", "key_log"]),
+    ROWS,
+    st.fixed_dictionaries({}, optional={"total": nested(), "page": nested()}),
+    HEADERS,
+)
+def test_every_row_of_a_list_is_read_or_left_out(
+    endpoint: str, rows: list[dict[str, Any]], more: dict[str, Any], headers: dict[str, str]
+) -> None:
+    """No row spoils its list: those with an id are read, whatever else is in them."""
+    body = json.dumps({"success": True, "data": {"items": rows, **more}}).encode()
+    result = answer(Reply(request_to(endpoint), 200, headers, body))
+    if isinstance(result, TaskPage):
+        check_page(result)
+        assert len(result.tasks) == sum(row["task_id"] is not None for row in rows)
+    else:
+        assert isinstance(result, KeyLog)
+        assert len(result.charges) <= len(rows)
 
 
 @given(ENDPOINT_NAMES, STATUSES, BODIES)

@@ -18,6 +18,7 @@ from support.marks import (
     KEY,
     LAST_IMAGE,
     PROMPT,
+    TOKEN,
     VIDEO,
     Evidence,
     leaky_text,
@@ -67,7 +68,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[GatewayThread]:
     """A gateway with a marked key that the environment variables point to."""
-    with gateway_in_thread(monkeypatch, speed=1000, takes=20, api_key=KEY) as elsewhere:
+    account = {"api_key": KEY, "access_token": TOKEN}
+    with gateway_in_thread(monkeypatch, speed=1000, takes=20, **account) as elsewhere:
         yield elsewhere
 
 
@@ -186,6 +188,42 @@ def test_a_batch_leaks_only_prompts(run: Run, gateway: GatewayThread, evidence: 
         judge(evidence, run("forget", "clips/journal.db", key, "--force"))
 
 
+@pytest.mark.parametrize("words", [["reconcile"], ["audit"]], ids=lambda words: words[0])
+def test_the_lists_of_the_account_leak_nothing(
+    words: list[str],
+    run: Run,
+    gateway: GatewayThread,
+    evidence: Evidence,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither the access token nor the key in an address is shown, whatever the gateway says."""
+    Path("p.txt").write_text("a kitten\n")
+    gateway.simulator.fault("submit", faults.drop_after_accepting())
+    with monkeypatch.context() as without:
+        without.delenv("FUHU_ACCESS_TOKEN")
+        without.delenv("FUHU_USER_ID")
+        run("batch", "p.txt", "--out", "clips")
+    # A gateway that quotes the prompt of a job of the journal cannot be cleaned.
+    said = REASON.replace(PROMPT, TOKEN)
+    for loudness in ([], ["--json"], ["-vv"]):
+        for place in ("tasks", "charges"):
+            for fault in (
+                faults.error(401, said, code=said),
+                faults.error(500, said),
+                faults.Answer(200, json.dumps({"success": False, "message": said})),
+                faults.Answer(200, json.dumps({"data": {said: said}})),
+                faults.Answer(200, f"<html>{said}", "text/html"),
+                faults.Answer(302, said, "text/plain", (("Location", f"/login?{TOKEN}"),)),
+            ):
+                gateway.simulator.fault(place, fault, times=None)  # type: ignore[arg-type]
+                judge(evidence, run(*words, "clips", *loudness))
+                gateway.simulator.forget_plans()
+        judge(evidence, run(*words, "clips", *loudness))
+    if words == ["audit"]:
+        judge(evidence, run(*words, "clips", "--adopt", "-vv"))
+    evidence.take("journal", Path("clips/journal.db").read_bytes())
+
+
 def test_a_bad_line_is_not_quoted(run: Run, gateway: GatewayThread, evidence: Evidence) -> None:
     """The error says which line is wrong and why, but quotes none of it."""
     for bad in (
@@ -218,4 +256,5 @@ def test_every_command_is_tested_here() -> None:
     """A new command has to be added to this file."""
     here = {*(words[0] for words in MAKING.values()), "feed", "wait", "balance", "simulate"}
     here |= {"doctor", "batch", "jobs", "resume", "resolve", "report", "forget"}
+    here |= {"reconcile", "audit"}
     assert {name for name in cli.app if not name.startswith("-")} == here

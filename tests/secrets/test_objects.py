@@ -16,6 +16,7 @@ from support.marks import (
     LAST_IMAGE,
     PROMPT,
     SECRET,
+    TOKEN,
     VIDEO,
     Evidence,
     leaky_text,
@@ -23,6 +24,7 @@ from support.marks import (
 
 import fuhu_runway
 from fuhu_runway import testing
+from fuhu_runway.account import Account
 from fuhu_runway.background import BackgroundJob
 from fuhu_runway.batch import Batch, Item, Outcome, Summary
 from fuhu_runway.callbacks import CallbackReceiver
@@ -76,6 +78,7 @@ CLIP: Final = Clip(CLIENT, TASK, RECORD)
 
 WORK: Final[Any] = SimpleNamespace(add_done_callback=id, done=lambda: False)
 HELD: Final[tuple[Any, ...]] = (
+    Account(TOKEN, 7),
     ActOne(VIDEO, IMAGE, extra=EXTRA),
     Aleph(VIDEO, PROMPT, image=IMAGE, extra=EXTRA),
     BackgroundJob(TASK, Path("clip.mp4"), WORK, Hooks(())),

@@ -17,6 +17,7 @@ from fuhu_runway.models import Generation
 
 # Each secret consists of words that occur nowhere else, so that a part of it is found, too.
 KEY: Final = "zanzibar-quoll-7731"
+TOKEN: Final = "kakapo-token-5512"
 PROMPT: Final = 'a wombat & a "numbat" <i>über</i>\n 100 % bilby'
 IMAGE: Final = "https://pictures.example/axolotl.png?signature=tarsier"
 LAST_IMAGE: Final = "https://pictures.example/caracal.png?signature=serval"
@@ -30,6 +31,7 @@ LOOPBACK: Final = "127.0.0.1"
 
 WORDS: Final = {
     "key": ("zanzibar", "quoll-7731"),
+    "access token": ("kakapo", "token-5512"),
     "prompt": ("wombat", "numbat", "bilby"),
     "image": ("axolotl", "tarsier", "caracal", "serval"),
     "video": ("okapi", "pangolin"),

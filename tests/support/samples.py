@@ -9,8 +9,10 @@ import attrs
 import yaml
 
 from fuhu_runway._wire import tables
+from fuhu_runway._wire.account import ask_log, ask_tasks, read_log, read_tasks
 from fuhu_runway._wire.decode import read_balance, read_task
 from fuhu_runway._wire.encode import Reply, Request, ask_balance, ask_task, build
+from fuhu_runway.account import Account, KeyLog, TaskPage
 from fuhu_runway.models import (
     ActOne,
     Aleph,
@@ -35,7 +37,8 @@ KEY: Final = "sk-marked-7c1e9d5b"
 PROMPT: Final = "a marked kitten says 笑起来"
 SIGNED: Final = "https://marked.example/clips/1.mp4?_jwt=marked-signature"
 STILL: Final = "https://marked.example/stills/1.png?_jwt=marked-signature"
-SECRETS: Final = (KEY, PROMPT, SIGNED, STILL, "marked")
+ACCOUNT: Final = Account("marked-token-3f8b", 7)
+SECRETS: Final = (KEY, PROMPT, SIGNED, STILL, ACCOUNT.access_token, "marked")
 """Texts in the requests below that nothing may show."""
 
 SUBMITS: Final[Mapping[str, Generation]] = {
@@ -79,6 +82,21 @@ BALANCE: Final[Mapping[str, Any]] = {
     "total": None,
     "unlimited": False,
 }
+TASKS: Final[Mapping[str, Any]] = {
+    "gives": "tasks",
+    "tasks": [],
+    "total": None,
+    "page": None,
+    "page_size": None,
+    "server_time": None,
+}
+LOG: Final[Mapping[str, Any]] = {
+    "gives": "log",
+    "charges": [],
+    "server_time": None,
+    "starts_at": None,
+    "is_cut": False,
+}
 ERROR: Final[Mapping[str, Any]] = {
     "code": None,
     "message": None,
@@ -98,6 +116,9 @@ FATES: Final[Mapping[str, str]] = {
     "UnreadableReply": "UNKNOWN",
 }
 """The errors that a reply may raise, each with its default fate."""
+
+Read = TaskRecord | Balance | TaskPage | KeyLog
+"""What a reply may be read as."""
 
 GATEWAY: Final = attrs.evolve(tables.GATEWAYS["fuhuapi"], quota_url="https://query.example")
 
@@ -125,7 +146,7 @@ class Sample:
         headers = {name.lower(): value for name, value in self.headers.items()}
         return Reply(self.request(), self.status, headers, self.body if body is None else body)
 
-    def read(self, body: bytes | None = None) -> TaskRecord | Balance:
+    def read(self, body: bytes | None = None) -> Read:
         return reader_of(self.endpoint)(self.reply(body))
 
 
@@ -134,6 +155,10 @@ def request_to(
 ) -> Request:
     """Return a request for the endpoint of that name."""
     row = tables.ENDPOINTS[endpoint]
+    if row is tables.ACCOUNT_TASKS:
+        return ask_tasks(gateway, ACCOUNT, since=0, until=2e9).hiding(key)
+    if row is tables.KEY_LOG:
+        return ask_log(gateway, key)
     if endpoint in SUBMITS:
         return build(SUBMITS[endpoint], gateway, key, tables.NOWHERE)
     if row.route is not None:
@@ -141,9 +166,10 @@ def request_to(
     return ask_task(task_id, row, gateway, key)
 
 
-def reader_of(endpoint: str) -> Callable[[Reply], TaskRecord | Balance]:
+def reader_of(endpoint: str) -> Callable[[Reply], Read]:
     """Return the function that reads the replies of the endpoint of that name."""
-    return read_balance if tables.ENDPOINTS[endpoint].route else read_task
+    lists = {"account_tasks": read_tasks, "key_log": read_log}
+    return lists.get(endpoint) or (read_balance if tables.ENDPOINTS[endpoint].route else read_task)
 
 
 class _NoKeyTwice(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
@@ -206,7 +232,7 @@ def _expected(
 ) -> Mapping[str, Any]:
     """Return the expected value of each field: *said* by the sample, or the default."""
     if raises is None:
-        defaults = {"task": TASK, "balance": BALANCE}[gives]
+        defaults = {"task": TASK, "balance": BALANCE, "tasks": TASKS, "log": LOG}[gives]
     else:
         reasons = {"reasons": []} if raises == "UnreadableReply" else {}
         fate = FATES[raises]

@@ -1,0 +1,385 @@
+"""
+Find out what became of submissions in doubt, from the gateway's own lists.
+
+Rule 1: the lists are read first, and the journal after them: a task that is listed is then known
+to the journal, or its submission has no response yet.
+Rule 2: what is decided is on disk before anything follows from it.
+Rule 3: a submission that still searches for its own task is never found to be not accepted.
+"""
+
+import asyncio
+import contextvars
+import math
+import re
+from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from fuhu_runway import hooks as events
+from fuhu_runway._wire.refusals import CHARGED_CODES
+from fuhu_runway._wire.tables import SUBMITS, Endpoint, is_official
+from fuhu_runway.account import AccountTask, Found, KeyLog, Left, Reconciliation
+from fuhu_runway.errors import NotFound, RunwayError, Unauthorized, UsageError
+from fuhu_runway.journal import Job, JobState
+from fuhu_runway.models import OfficialRequest, TaskRecord, TaskState
+
+from .matching import NO_PROMPT, SLACK, Listed, Proof, Reason, Records, Sent, Verdict, decide
+from .session import Session
+
+if TYPE_CHECKING:
+    from .sessions import Sessions
+
+FIRST: Final = 1.0
+"""From a lost response to the first look at the list, in seconds; rows come late."""
+LONGEST: Final = 8.0
+"""The longest interval between two looks, in seconds; gateways allow about one a second."""
+MAX_PROOFS: Final = 5
+"""How many known tasks are polled to see that prompts can be compared; each is one free poll."""
+MANY_CHARGES: Final = 500
+"""From this number on, a log may be cut off at its beginning: gateways send 1,000 rows."""
+
+KINDS: Final = {kind.__name__: (kind, endpoint) for kind, endpoint in SUBMITS.items()}
+"""The journal's name for a kind of request, to its class and its endpoint."""
+
+
+def _plain(word: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", word.lower())
+
+
+def _route(endpoint: Endpoint) -> str:
+    return endpoint.root.value + endpoint.path
+
+
+def _routes() -> Mapping[str, frozenset[str]]:
+    """Return the words for a kind of task, and the routes that each may stand for."""
+    routes: dict[str, set[str]] = {}
+    for endpoint in SUBMITS.values():
+        for word in (endpoint.name.removeprefix("official_"), endpoint.path.rpartition("/")[2]):
+            routes.setdefault(_plain(word), set()).add(_route(endpoint))
+    routes.pop("generate")  # newer gateways call every task that
+    return {word: frozenset(places) for word, places in routes.items()}
+
+
+ROUTES: Final = _routes()
+
+
+@attrs.frozen
+class Books:
+    """The gateway's lists, as they were read."""
+
+    #: The time from which the list was read, and at which, by this machine's clock.
+    since: float
+    now: float
+    tasks: Sequence[AccountTask] | None = None
+    #: How far the gateway's clock is ahead, in seconds.
+    offset: float = 0.0
+    is_complete: bool = True
+    log: KeyLog | None = None
+
+    @property
+    def charges(self) -> list[float] | None:
+        """When the key was charged for a task; other programs may use it for other things."""
+        if self.log is None:
+            return None
+        return [
+            one.charged_at.timestamp() for one in self.log.charges if one.charged_at and one.action
+        ]
+
+    @property
+    def charges_since(self) -> float:
+        """The instant from which the log is known to be whole."""
+        log = self.log
+        if log is None or log.starts_at is None:
+            return -math.inf
+        may_be_cut = log.is_cut or len(log.charges) >= MANY_CHARGES
+        return log.starts_at.timestamp() if may_be_cut else -math.inf
+
+
+class Reconciler:
+    """What one client finds out about its doubts. Its methods take the sessions, which own it."""
+
+    def __init__(self) -> None:
+        #: The submissions that search for their own tasks, by the keys of their jobs.
+        self._searching: dict[str, asyncio.Future[str | None]] = {}
+        self._looking: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
+        #: Ids of listed tasks that have an owner.
+        self._owned: set[str] = set()
+        #: Listed tasks without an owner, as the feed has shown them, by the list's id.
+        self._shown: dict[str, Listed] = {}
+
+    async def search(self, sessions: "Sessions", session: Session, key: str) -> TaskRecord | None:
+        """
+        Return the task of a submission that was just sent, as soon as the list shows it.
+
+        None if it does not within `Account.search_seconds`, or cannot be read, or the client is
+        closed meanwhile. All submissions that search at the same time share the requests.
+        """
+        account = sessions.account
+        if account is None:
+            return None
+        loop = asyncio.get_running_loop()
+        future = self._searching[key] = loop.create_future()
+        if loop not in self._looking or self._looking[loop].done():
+            self._looking = {one: at for one, at in self._looking.items() if not one.is_closed()}
+            self._looking[loop] = loop.create_task(
+                self._look_again(sessions, session), context=contextvars.Context()
+            )
+        try:
+            async with asyncio.timeout(account.search_seconds):
+                task_id = await future
+        except TimeoutError:
+            return None
+        finally:
+            del self._searching[key]
+        return None if task_id is None else TaskRecord(task_id, TaskState.QUEUED)
+
+    async def _look_again(self, sessions: "Sessions", session: Session) -> None:
+        """Read the list while a submission of this loop searches, at growing intervals."""
+        loop, delay, seen = asyncio.get_running_loop(), FIRST, set[str]()
+        while mine := {
+            key: future
+            for key, future in list(self._searching.items())
+            if future.get_loop() is loop and not future.done()
+        }:
+            delay = min(2 * delay, LONGEST) if mine.keys() <= seen else FIRST
+            seen |= mine.keys()
+            try:
+                await session.transport.pause(delay)
+                await self.run(sessions, session, mine.keys())
+            except (NotFound, Unauthorized, UsageError) as error:
+                # It will not be different in some seconds, or the client was closed.
+                sessions.hooks.emit(events.ReconciliationFailed(type(error).__name__))
+                for future in mine.values():
+                    if not future.done():
+                        future.set_result(None)
+            except RunwayError:
+                continue
+
+    async def run(
+        self, sessions: "Sessions", session: Session, keys: AbstractSet[str] | None = None
+    ) -> Reconciliation:
+        """
+        Settle what can be settled: of all submissions in doubt, or of those with *keys*, just sent.
+
+        Raises:
+            RunwayError: The lists, or the journal, cannot be read; nothing was settled.
+        """
+        ledger = sessions.ledger
+        doubts = [
+            job
+            for job in await ledger.jobs(JobState.IN_DOUBT)
+            if job.submitted_at is not None and (keys is None or job.key in keys)
+        ]
+        if not doubts:
+            return Reconciliation()
+        books = await _read(sessions, doubts, is_search=keys is not None)
+        # Only now: see rule 1.
+        states = () if keys is None else (JobState.SUBMITTING, JobState.IN_DOUBT)
+        jobs = await ledger.jobs(*states)
+        still = {job.key for job in jobs if job.state is JobState.IN_DOUBT}
+        doubts = [job for job in doubts if job.key in still]
+        records = await self._records(sessions, books, jobs, is_search=keys is not None)
+        verdicts = decide([_sent(job, books.offset) for job in doubts], records)
+        found, not_accepted, left = list[Found](), list[str](), list[Left]()
+        for job, verdict in zip(doubts, verdicts, strict=True):
+            task, reason = verdict.task, verdict.reason
+            if task is None and job.key in self._searching:
+                reason = reason or Reason.EARLY  # see rule 3
+            if reason is not None:
+                is_charged = reason is Reason.CHARGED
+                left.append(
+                    Left(job.key, reason.value, verdict.task_ids, is_charged, job.custom_id)
+                )
+            elif await self._settle(sessions, session, job, verdict, books.offset):
+                if task is None:
+                    not_accepted.append(job.key)
+                else:
+                    proof = str(verdict.proof)
+                    found.append(Found(job.key, task.task_id, proof, job.custom_id))
+        return Reconciliation(tuple(found), tuple(not_accepted), tuple(left))
+
+    async def _records(
+        self, sessions: "Sessions", books: Books, jobs: Sequence[Job], *, is_search: bool
+    ) -> Records:
+        """Return what is decided from: the lists, joined with the journal and the feed."""
+        late, offset = sessions.settings.timeouts.late, books.offset
+        owned = {job.task_id: job for job in jobs if job.task_id and job.state.is_answered}
+        records = Records(
+            books.now + offset,
+            late,
+            [
+                _sent(job, offset)
+                for job in owned.values()
+                if (job.submitted_at or -math.inf) >= books.since - late
+            ],
+            taken=owned.keys(),
+            in_flight=[_sent(job, offset) for job in jobs if job.state is JobState.SUBMITTING],
+            since=books.since + offset,
+            is_complete=books.is_complete,
+            charges=books.charges,
+            charges_since=books.charges_since,
+            offset=offset,
+        )
+        if books.tasks is None:
+            return records
+        waiting = [job for job in jobs if job.state.is_unanswered]
+        rows: list[Coroutine[Any, Any, Listed]] = []
+        proofs = 0 if is_search else MAX_PROOFS
+        for task in books.tasks:
+            job = next((owned[one] for one in _ids(task) if one in owned), None)
+            if job is not None:
+                rows.append(self._known_row(sessions, task, job, may_ask=proofs > 0))
+                proofs -= 1
+            elif not is_search or not await self._has_owner(sessions, task):
+                bare = _bare(task)
+                fitting = [one for one in waiting if records.fit(_sent(one, offset), bare)]
+                named = any(one.task_id in _ids(task) for one in waiting)
+                if fitting or named:
+                    official = all(is_official(one.endpoint) for one in fitting or waiting)
+                    rows.append(self._row(sessions, task, is_official=official))
+        return attrs.evolve(records, listed=await asyncio.gather(*rows))
+
+    async def _has_owner(self, sessions: "Sessions", task: AccountTask) -> bool:
+        """Return whether a submission has a listed task, for a search that reads few rows."""
+        for task_id in _ids(task):
+            job = None if task_id in self._owned else await sessions.ledger.find(task_id)
+            if job is not None and job.task_id == task_id and job.state.is_answered:
+                self._owned.add(task_id)
+        return not self._owned.isdisjoint(_ids(task))
+
+    async def _known_row(
+        self, sessions: "Sessions", task: AccountTask, job: Job, *, may_ask: bool
+    ) -> Listed:
+        """Return the row of a known task, which shows whether prompts can be compared."""
+        row = attrs.evolve(_bare(task), task_id=str(job.task_id))
+        prompts = await _hashed(sessions, task.prompt)
+        if job.prompt_hash in prompts:
+            return attrs.evolve(row, prompts=prompts)
+        if not may_ask or job.prompt_hash is None:
+            return row
+        asked = await self._row(sessions, task, is_official=is_official(job.endpoint))
+        return attrs.evolve(row, prompts=asked.prompts)
+
+    async def _row(self, sessions: "Sessions", task: AccountTask, *, is_official: bool) -> Listed:
+        """Return the row of a listed task, with its id and its prompt as the feed has them."""
+        if task.task_id not in self._shown:
+            shown = task.record
+            texts, known = {task.prompt}, None
+            for task_id in _ids(task):
+                try:
+                    shown = await sessions.record_of(task_id, official=is_official)
+                except NotFound:
+                    continue
+                except UsageError:
+                    raise
+                except RunwayError:
+                    texts.clear()  # the list may cut prompts off, so its word alone is not enough
+                    break
+                known = task_id
+                texts |= {shown.prompt, shown.prompt_en}
+                break
+            if known is None and len(_ids(task)) > 1:
+                texts.clear()  # only the feed says which of the ids is the one to use
+            prompts = await _hashed(sessions, *texts)
+            row = attrs.evolve(_bare(task), task_id=known or task.task_id, prompts=prompts)
+            if not prompts:
+                return row
+            self._shown[task.task_id] = row
+        return self._shown[task.task_id]
+
+    async def _settle(
+        self, sessions: "Sessions", session: Session, job: Job, verdict: Verdict, offset: float
+    ) -> bool:
+        """Record a verdict, and follow the task; return False if it was settled meanwhile."""
+        ledger, task = sessions.ledger, verdict.task
+        clock, emit, proof = sessions.settings.clock, sessions.hooks.emit, str(verdict.proof)
+        try:
+            if task is None:
+                await ledger.resolve(job.key, accepted=False, proof=proof)
+            else:
+                created_at = (task.created_at or math.inf) - offset
+                at = min(max(created_at, job.submitted_at or 0.0), clock.wall())
+                job = await ledger.resolve(job.key, task_id=task.task_id, proof=proof, at=at)
+        except UsageError:
+            return False  # by a person, a webhook or another process
+        emit(events.DoubtSettled(job.key, proof, job.task_id))
+        if task is None:
+            if job.custom_id is not None:
+                sessions.names.doubts.pop(job.custom_id, None)
+            return True
+        future = self._searching.get(job.key)
+        if future is not None:
+            # It may belong to another loop, and may have ended its search meanwhile.
+            future.get_loop().call_soon_threadsafe(_give, future, task.task_id)
+        sessions.keep_found(session, job, is_awaited=future is not None)
+        return True
+
+
+async def _read(sessions: "Sessions", doubts: Sequence[Job], *, is_search: bool) -> Books:
+    """Read the lists, from before the first doubt was sent until its task must have come."""
+    late, now = sessions.settings.timeouts.late, sessions.settings.clock.wall()
+    sent = [job.submitted_at or 0.0 for job in doubts]
+    since = min(sent) - SLACK - (0.0 if is_search else late)
+    books = Books(since, now)
+    if sessions.account is not None:
+        until = min(now, max(sent) + late) + SLACK
+        books = Books(since, now, *await sessions.account_tasks(since, until))
+    if is_search:
+        return books
+    try:
+        log = await sessions.key_log()
+    except RunwayError as error:
+        # Gateways allow few requests for it, and the list is enough.
+        if sessions.account is None or isinstance(error, UsageError):
+            raise
+        return books
+    if sessions.account is None and log.server_time is not None:
+        ahead = log.server_time - sessions.settings.clock.wall()
+        books = attrs.evolve(books, offset=ahead if abs(ahead) > SLACK / 5 else 0.0)
+    return attrs.evolve(books, log=log)
+
+
+async def _hashed(sessions: "Sessions", *prompts: str | None) -> frozenset[str]:
+    """Return the hashes of the prompts that there are, as the journal has them."""
+    texts = [text for text in prompts if text]
+    return frozenset(await sessions.ledger.hash_prompts(texts) if texts else ())
+
+
+def _give(future: "asyncio.Future[str | None]", task_id: str) -> None:
+    if not future.done():
+        future.set_result(task_id)
+
+
+def _sent(job: Job, offset: float) -> Sent:
+    """Return a row of the journal, in the gateway's time."""
+    kind, endpoint = KINDS.get(job.endpoint, (None, None))
+    has_prompt = kind is None or hasattr(kind, "prompt") or kind is OfficialRequest
+    accepted_at = None if job.accepted_at is None else job.accepted_at + offset
+    return Sent(
+        job.key,
+        job.endpoint if endpoint is None else _route(endpoint),
+        job.fingerprint,
+        (job.submitted_at or 0.0) + offset,
+        job.model,
+        job.prompt_hash or (None if has_prompt else NO_PROMPT),
+        job.task_id,
+        accepted_at,
+        is_evidence=job.proof not in set(Proof),
+        is_charged=job.code in CHARGED_CODES,
+    )
+
+
+def _bare(task: AccountTask) -> Listed:
+    """Return a row of the list without its prompt."""
+    at = task.submitted_at or task.created_at
+    routes = ROUTES.get(_plain(task.action or ""), frozenset())
+    created_at = None if at is None else at.timestamp()
+    return Listed(task.task_id, created_at, routes, task.model)
+
+
+def _ids(task: AccountTask) -> list[str]:
+    """Return the ids of a listed task: some gateways list their own, and use the upstream's."""
+    ids = [task.task_id, *([task.record.task_id] if task.record else [])]
+    return list(dict.fromkeys(ids))

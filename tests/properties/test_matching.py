@@ -1,0 +1,153 @@
+"""Against any history of an account, no verdict pays twice, and none takes a task of another."""
+
+from collections import Counter
+
+import attrs
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fuhu_runway._session.matching import Listed, Records, Sent, Verdict, decide
+
+LATE = 60.0
+INSTANTS = st.integers(0, 30).map(lambda place: place * 10.0)
+# Mostly one kind and one prompt, so that many submissions look the same.
+KINDS = st.sampled_from(["/pro/generate", "/pro/generate", "/pro/generate", "/pro/act_one"])
+PROMPTS = st.sampled_from(["kitten", "kitten", "puppy"])
+
+
+@attrs.frozen
+class Job:
+    """A submission as it really was."""
+
+    sent: Sent
+    #: When the gateway accepted it; None if it did not.
+    accepted_at: float | None
+    #: How it stands in the journal: "known", "in flight" or "in doubt".
+    state: str
+    #: Whether its prompt is shown.
+    is_shown: bool
+
+    @property
+    def row(self) -> Listed | None:
+        """The row of its task."""
+        if self.accepted_at is None:
+            return None
+        shown = frozenset({self.sent.prompt or ""}) if self.is_shown else frozenset[str]()
+        return Listed(
+            f"t-{self.sent.key}", self.accepted_at, frozenset({self.sent.route}), None, shown
+        )
+
+
+@st.composite
+def jobs(draw: st.DrawFn) -> list[Job]:
+    """Draw up to eight submissions, of few kinds, prompts and sizes, so that many are equal."""
+    made = []
+    for number in range(draw(st.integers(0, 8))):
+        route, prompt = draw(KINDS), draw(PROMPTS)
+        size = draw(st.sampled_from(["16:9", "16:9", "1:1"]))
+        sent_at = draw(INSTANTS)
+        state = draw(
+            st.sampled_from(["known", "known", "in doubt", "in doubt", "in doubt", "in flight"])
+        )
+        sent = Sent(str(number), route, f"{route} {prompt} {size}", sent_at, None, prompt)
+        delay = draw(st.none() | st.integers(0, 6)) if state != "known" else draw(st.integers(0, 6))
+        accepted_at = None if delay is None else sent_at + delay * LATE / 6
+        is_shown = state == "known" or draw(st.sampled_from([True, True, True, False]))
+        made.append(Job(sent, accepted_at, state, is_shown))
+    return made
+
+
+OTHERS = st.lists(
+    st.builds(
+        Listed,
+        st.uuids().map(str),
+        INSTANTS,
+        st.just(frozenset[str]()) | KINDS.map(lambda kind: frozenset({kind})),
+        st.none(),
+        st.just(frozenset[str]()) | st.sets(st.sampled_from(["kitten", "cat"])).map(frozenset),
+    ),
+    max_size=3,
+)
+"""Tasks of other programs on the same account, some with equal prompts."""
+
+
+@given(
+    jobs(),
+    OTHERS,
+    st.lists(st.integers(0, 45).map(lambda place: place * 10.0), min_size=1, max_size=4),
+    st.none() | st.sets(KINDS),
+    st.sampled_from(["no log", "log", "log of a shared key"]),
+)
+def test_nothing_is_paid_twice_and_no_task_has_two_owners(
+    history: list[Job], others: list[Listed], visits: list[float], listed: set[str] | None, log: str
+) -> None:
+    """
+    However often it is asked, whatever others do and whichever kinds are listed, it is true.
+
+    No more of equal doubts are "not accepted" than really were not; a task has one owner; and a
+    doubt gets a task of an equal doubt, or one of another program that looks the same.
+    """
+    jobs = {job.sent.key: job for job in history}
+    owners = {job.row.task_id: job for job in history if job.row}
+    settled: dict[str, Verdict] = {}
+    for now in sorted(visits):
+        current = [job for job in history if job.sent.sent_at <= now]
+        known = [
+            attrs.evolve(job.sent, task_id=f"t-{job.sent.key}", accepted_at=job.accepted_at)
+            for job in current
+            if job.state == "known"
+        ]
+        for key, verdict in settled.items():
+            if verdict.task is not None:
+                done = {"task_id": verdict.task.task_id, "accepted_at": verdict.task.created_at}
+                known.append(attrs.evolve(jobs[key].sent, is_evidence=False, **done))
+        rows = [*(job.row for job in current if job.row), *others]
+        accepted = [job.accepted_at for job in current if job.accepted_at is not None]
+        charges = [at for at in accepted if at <= now]
+        if log == "log of a shared key":
+            charges += [row.created_at for row in others if (row.created_at or 0.0) <= now]
+        records = Records(
+            now,
+            LATE,
+            [one for one in known if (one.accepted_at or 0.0) <= now],
+            in_flight=[
+                job.sent
+                for job in current
+                if job.state == "in flight" or (job.state == "known" and job.accepted_at > now)
+            ],
+            listed=None
+            if listed is None
+            else [
+                row
+                for row in rows
+                if (row.created_at or 0.0) <= now and (not row.routes or row.routes & listed)
+            ],
+            charges=None if log == "no log" else charges,
+        )
+        doubts = [
+            job.sent for job in current if job.state == "in doubt" and job.sent.key not in settled
+        ]
+        verdicts = decide(doubts, records)
+        assert [verdict.key for verdict in verdicts] == [doubt.key for doubt in doubts]
+        settled |= {verdict.key: verdict for verdict in verdicts if verdict.reason is None}
+
+    absent = Counter(
+        jobs[key].sent.fingerprint for key, verdict in settled.items() if verdict.task is None
+    )
+    really_absent = Counter(
+        job.sent.fingerprint
+        for job in history
+        if job.state == "in doubt" and job.accepted_at is None
+    )
+    assert absent <= really_absent
+    taken = [verdict.task.task_id for verdict in settled.values() if verdict.task]
+    assert len(taken) == len(set(taken))
+    for key, verdict in settled.items():
+        if verdict.task is None:
+            continue
+        owner = owners.get(verdict.task.task_id)
+        if owner is None:
+            assert jobs[key].sent.prompt in verdict.task.prompts
+        else:
+            assert owner.state == "in doubt"
+            assert owner.sent.fingerprint == jobs[key].sent.fingerprint

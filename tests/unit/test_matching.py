@@ -1,0 +1,297 @@
+"""What became of a submission in doubt is decided from literal lists and logs, without sockets."""
+
+from typing import Any
+
+import attrs
+import pytest
+
+from fuhu_runway._session.matching import (
+    MAX_OFFSET,
+    NO_PROMPT,
+    Listed,
+    Proof,
+    Reason,
+    Records,
+    Sent,
+    Verdict,
+    decide,
+)
+
+LATE = 600.0
+"""How long after it was sent a request may still be accepted, in seconds."""
+
+DOUBT = Sent("job", "/pro/generate", "kitten 16:9", 1000.0, "gen4", "kitten")
+KNOWN = Sent("other", "/pro/generate", "puppy 16:9", 990.0, "gen4", "puppy", "t-puppy", 991.0)
+KITTEN = Listed("t-kitten", 1003.0, frozenset({"/pro/generate"}), "gen4", frozenset({"kitten"}))
+PUPPY = Listed("t-puppy", 991.0, frozenset({"/pro/generate"}), "gen4", frozenset({"puppy"}))
+
+
+def records(*listed: Listed, **changes: Any) -> Records:
+    """Return records that were read long after everything, with one known task that is listed."""
+    settings = {"now": 5000.0, "late": LATE, "known": (KNOWN,), "listed": (PUPPY, *listed)}
+    return Records(**{**settings, **changes})
+
+
+def one(verdicts: list[Verdict]) -> Verdict:
+    """Return the only verdict."""
+    (verdict,) = verdicts
+    return verdict
+
+
+# Finding
+
+
+def test_one_task_that_fits_is_the_one() -> None:
+    """A doubt gets the one task with its prompt, model, kind and time."""
+    assert one(decide([DOUBT], records(KITTEN))) == Verdict("job", KITTEN, Proof.LIST)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prompts": frozenset({"cat"})},
+        {"model": "gen3"},
+        {"routes": frozenset({"/pro/act_one"})},
+        {"created_at": 900.0},
+        {"created_at": 1601.0},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_task_that_differs_is_not_the_one(changes: dict[str, Any]) -> None:
+    """A task with another prompt, model, kind or time is not taken for the lost one."""
+    other = attrs.evolve(KITTEN, **changes)
+    assert one(decide([DOUBT], records(other))) == Verdict("job", proof=Proof.LIST)
+
+
+def test_what_the_list_does_not_say_fits() -> None:
+    """A row without a time, a kind and a model is found by its prompt."""
+    bare = Listed("t-kitten", prompts=frozenset({"kitten"}))
+    assert one(decide([DOUBT], records(bare))).task == bare
+
+
+def test_a_task_that_another_job_has_is_not_taken() -> None:
+    """A task that the journal knows, or that a person adopted, belongs to no doubt."""
+    mine = attrs.evolve(
+        KNOWN, task_id="t-kitten", prompt="kitten", sent_at=1001.0, accepted_at=1004
+    )
+    assert one(decide([DOUBT], records(KITTEN, known=(KNOWN, mine)))).task is None
+    adopted = records(KITTEN, taken={"t-kitten"})
+    assert one(decide([DOUBT], adopted)) == Verdict("job", proof=Proof.LIST)
+
+
+def test_several_tasks_for_one_doubt_are_told() -> None:
+    """If two tasks fit one doubt, it stays in doubt, and both ids are told."""
+    twin = attrs.evolve(KITTEN, task_id="t-twin")
+    verdict = one(decide([DOUBT], records(KITTEN, twin)))
+    assert verdict == Verdict("job", reason=Reason.SEVERAL, task_ids=("t-kitten", "t-twin"))
+
+
+def test_equal_doubts_get_one_task_each() -> None:
+    """Of two equal doubts and two tasks that fit both, the earlier doubt gets the earlier task."""
+    later = attrs.evolve(DOUBT, key="later", sent_at=1002.0)
+    twin = attrs.evolve(KITTEN, task_id="t-twin", created_at=1005.0)
+    first, second = decide([later, DOUBT], records(twin, KITTEN))
+    assert (first.task, second.task) == (twin, KITTEN)
+
+
+def test_the_rest_of_equal_doubts_needs_proof() -> None:
+    """Of two equal doubts and one task, one is accepted; the other is not, if that is proven."""
+    later = attrs.evolve(DOUBT, key="later", sent_at=1002.0)
+    assert decide([DOUBT, later], records(KITTEN)) == [
+        Verdict("job", KITTEN, Proof.LIST),
+        Verdict("later", proof=Proof.LIST),
+    ]
+    assert decide([DOUBT, later], records(KITTEN, now=1300.0))[1].reason is Reason.EARLY
+
+
+def test_equal_doubts_far_apart_do_not_swap_tasks() -> None:
+    """A task that fits only the earlier of two equal doubts is not given to the later one."""
+    later = attrs.evolve(DOUBT, key="later", sent_at=3000.0)
+    twin = attrs.evolve(KITTEN, task_id="t-twin")
+    shown = attrs.evolve(PUPPY, task_id="t-2", created_at=2990.0)
+    known = attrs.evolve(KNOWN, key="2", task_id="t-2", sent_at=2989.0, accepted_at=2991.0)
+    both = records(KITTEN, twin, shown, known=(KNOWN, known))
+    first, second = decide([DOUBT, later], both)
+    assert first.reason is Reason.SEVERAL
+    assert second == Verdict("later", proof=Proof.LIST)
+
+
+def test_a_task_that_fits_different_doubts_is_not_guessed() -> None:
+    """Two doubts with one prompt and different pictures, and one task: both stay in doubt."""
+    other = attrs.evolve(DOUBT, key="other picture", fingerprint="kitten 9:16")
+    verdicts = decide([DOUBT, other], records(KITTEN))
+    assert [verdict.reason for verdict in verdicts] == [Reason.SEVERAL, Reason.SEVERAL]
+    assert {verdict.task_ids for verdict in verdicts} == {("t-kitten",)}
+
+
+def test_a_request_in_flight_may_get_the_task() -> None:
+    """A task that fits a request in flight is not given to a doubt: its response may name it."""
+    flying = attrs.evolve(DOUBT, key="flying", sent_at=1001.0)
+    verdict = one(decide([DOUBT], records(KITTEN, in_flight=(flying,))))
+    assert verdict == Verdict("job", reason=Reason.IN_FLIGHT, task_ids=("t-kitten",))
+
+
+def test_a_hidden_prompt_is_waited_for() -> None:
+    """A task whose prompt is not shown yet may be the one, so nothing is decided."""
+    hidden = attrs.evolve(KITTEN, prompts=frozenset())
+    verdict = one(decide([DOUBT], records(hidden)))
+    assert verdict == Verdict("job", reason=Reason.HIDDEN, task_ids=("t-kitten",))
+
+
+def test_a_prompt_that_was_not_recorded_is_not_compared() -> None:
+    """A row of an older journal has no prompt's hash: a person chooses among the tasks."""
+    old = attrs.evolve(DOUBT, prompt=None)
+    assert one(decide([old], records(KITTEN))).reason is Reason.NO_PROMPT
+
+
+def test_a_kind_without_a_prompt_is_found_by_kind_and_time() -> None:
+    """A request that has no prompt gets the one task of its kind without one."""
+    doubt = Sent("job", "/pro/act_one", "act", 1000.0, None, NO_PROMPT)
+    acted = Listed("t-act", 1003.0, frozenset({"/pro/act_one"}))
+    assert one(decide([doubt], records(acted, KITTEN))).task == acted
+    unknown = attrs.evolve(acted, routes=frozenset())
+    assert one(decide([doubt], records(unknown))).reason is Reason.HIDDEN
+
+
+def test_a_named_task_that_is_listed_is_the_one() -> None:
+    """A damaged response named the task, and the list has it: accepted, whatever else fits."""
+    named = attrs.evolve(DOUBT, task_id="t-kitten")
+    twin = attrs.evolve(KITTEN, task_id="t-twin")
+    other = attrs.evolve(DOUBT, key="other picture", fingerprint="kitten 9:16")
+    verdicts = decide([named, other], records(KITTEN, twin))
+    assert [verdict.task for verdict in verdicts] == [KITTEN, twin]
+
+
+def test_a_name_that_two_doubts_have_decides_nothing() -> None:
+    """Two damaged responses that name one task do not give it to both."""
+    named = attrs.evolve(DOUBT, task_id="t-kitten")
+    other = attrs.evolve(named, key="other picture", fingerprint="kitten 9:16")
+    verdicts = decide([named, other], records(KITTEN))
+    assert [verdict.reason for verdict in verdicts] == [Reason.SEVERAL, Reason.SEVERAL]
+
+
+# Not accepted
+
+
+def test_a_complete_list_without_it_proves_that_it_was_not_accepted() -> None:
+    """No task fits, the list shows the known task of that time, and time has passed."""
+    assert one(decide([DOUBT], records())) == Verdict("job", proof=Proof.LIST)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"now": 1599.0}, Reason.EARLY),
+        ({"known": ()}, Reason.UNPROVEN),
+        ({"listed": ()}, Reason.UNPROVEN),
+        ({"listed": None}, Reason.UNPROVEN),
+        ({"since": 995.0}, Reason.UNPROVEN),
+        ({"is_complete": False}, Reason.CUT),
+        ({"known": (attrs.evolve(KNOWN, sent_at=300.0),)}, Reason.UNPROVEN),
+        ({"known": (attrs.evolve(KNOWN, route="/pro/act_one"),)}, Reason.UNPROVEN),
+        ({"known": (attrs.evolve(KNOWN, is_evidence=False),)}, Reason.UNPROVEN),
+        ({"known": (attrs.evolve(KNOWN, prompt="hidden"),)}, Reason.UNPROVEN),
+        ({"known": (KNOWN, attrs.evolve(KNOWN, task_id="t-lost"))}, Reason.UNPROVEN),
+        ({"offset": MAX_OFFSET + 1}, Reason.CLOCK),
+        ({"known": (attrs.evolve(KNOWN, sent_at=950.0, accepted_at=951.0),)}, Reason.CLOCK),
+    ],
+    ids=[
+        "too early",
+        "no known task",
+        "an empty list",
+        "no list",
+        "a list that begins too late",
+        "a list that is cut off",
+        "known tasks of another time",
+        "known tasks of another kind",
+        "known from this list only",
+        "known tasks that are listed with another prompt",
+        "a known task that is not listed",
+        "clocks that differ by hours",
+        "a known task that is listed at another time",
+    ],
+)
+def test_without_proof_it_stays_in_doubt(changes: dict[str, Any], reason: Reason) -> None:
+    """Each gap in the proof leaves the submission in doubt, with its own reason."""
+    assert one(decide([DOUBT], records(**changes))) == Verdict("job", reason=reason)
+
+
+def test_a_cut_list_does_not_name_a_task() -> None:
+    """If a list is cut off, a second task that fits may be missing from it."""
+    assert one(decide([DOUBT], records(KITTEN, is_complete=False))).reason is Reason.CUT
+
+
+def test_a_row_without_a_time_does_not_make_the_clock_wrong() -> None:
+    """A known task that is listed without a time still shows that the list is complete."""
+    timeless = attrs.evolve(PUPPY, created_at=None)
+    assert one(decide([DOUBT], records(listed=(timeless,)))).proof is Proof.LIST
+
+
+def test_a_response_that_named_a_task_or_a_charge_is_never_not_accepted() -> None:
+    """If a damaged response named a task, or reported the charge, no list can refute it."""
+    named = attrs.evolve(DOUBT, task_id="t-lost")
+    charged = attrs.evolve(DOUBT, is_charged=True)
+    assert one(decide([named], records())).reason is Reason.NAMED
+    assert one(decide([charged], records())).reason is Reason.CHARGED
+
+
+# The log of the key
+
+LOG_ONLY: dict[str, Any] = {"listed": None}
+
+
+def test_a_charge_that_no_known_task_explains_is_told() -> None:
+    """Two charges and one known task: the doubt was charged, and no id is known."""
+    log = records(charges=(990.5, 1003.0), **LOG_ONLY)
+    assert one(decide([DOUBT], log)) == Verdict("job", reason=Reason.CHARGED)
+
+
+def test_a_log_with_only_known_charges_proves_that_it_was_not_accepted() -> None:
+    """One charge and one known task: the doubt was not accepted, once time has passed."""
+    log = records(charges=(990.5,), **LOG_ONLY)
+    assert one(decide([DOUBT], log)) == Verdict("job", proof=Proof.LOG)
+    assert one(decide([DOUBT], attrs.evolve(log, now=1500.0))).reason is Reason.EARLY
+
+
+@pytest.mark.parametrize("charges", [(), (3000.0,)], ids=["switched off", "of another time"])
+def test_a_log_that_lacks_a_known_charge_proves_nothing(charges: tuple[float, ...]) -> None:
+    """A log that does not show the known task is not complete."""
+    assert one(decide([DOUBT], records(charges=charges, **LOG_ONLY))).reason is Reason.UNPROVEN
+
+
+def test_a_request_in_flight_may_explain_a_charge() -> None:
+    """A charge that may be of a request in flight is not told as one of the doubt."""
+    flying = attrs.evolve(DOUBT, key="flying", sent_at=1001.0)
+    log = records(charges=(990.5, 1003.0), in_flight=(flying,), **LOG_ONLY)
+    assert one(decide([DOUBT], log)).reason is Reason.IN_FLIGHT
+
+
+def test_charges_of_another_time_are_not_counted() -> None:
+    """A charge an hour later does not make the doubt a charged one."""
+    log = records(charges=(990.5, 4600.0), **LOG_ONLY)
+    assert one(decide([DOUBT], log)).proof is Proof.LOG
+
+
+def test_the_log_objects_to_a_list_that_lacks_a_charged_task() -> None:
+    """The list shows every known task, but the log a further charge: it stays in doubt."""
+    both = records(charges=(990.5, 1003.0))
+    assert one(decide([DOUBT], both)).reason is Reason.CHARGED
+
+
+def test_a_task_that_was_found_explains_its_charge() -> None:
+    """Two equal doubts, one task, and one charge beside the known one: the other is not charged."""
+    later = attrs.evolve(DOUBT, key="later", sent_at=1002.0)
+    first, second = decide([DOUBT, later], records(KITTEN, charges=(990.5, 1003.0)))
+    assert first.task == KITTEN
+    assert second == Verdict("later", proof=Proof.LIST)
+
+
+def test_a_task_that_the_key_was_not_charged_for_is_not_adopted() -> None:
+    """A task of another program with the same prompt is not ours if the key was not charged."""
+    verdict = one(decide([DOUBT], records(KITTEN, charges=(990.5,))))
+    assert verdict == Verdict("job", reason=Reason.UNCHARGED, task_ids=("t-kitten",))
+
+
+def test_nothing_in_doubt_needs_no_verdict() -> None:
+    """Without doubts there is nothing to decide."""
+    assert decide([], records(KITTEN)) == []
