@@ -19,8 +19,8 @@ from support.media import PNG
 
 from fuhu_runway import Item, Limits, TextToVideo
 from fuhu_runway.contrib._fleet.requests import packed, unpacked
-from fuhu_runway.contrib.fleet import CutOff, Enqueued, Fleet
-from fuhu_runway.errors import JournalError, JournalTooNew, UsageError
+from fuhu_runway.contrib.fleet import Enqueued, Fleet
+from fuhu_runway.errors import UsageError
 from fuhu_runway.journal import Job, JobState
 from fuhu_runway.models import ImageToVideo, MotionVector
 from fuhu_runway.testing import Simulator, faults
