@@ -216,6 +216,8 @@ LEVELS = {
     "CallbackRefused": logging.INFO,
     "CallbacksMissing": logging.WARNING,
     "SubmissionFound": logging.WARNING,
+    "DoubtSettled": logging.WARNING,
+    "ReconciliationFailed": logging.WARNING,
 }
 
 
