@@ -579,7 +579,7 @@ class Batch:
         A foreign exception becomes an error that says whether it may have been charged.
         """
         journal = self._sessions.journal
-        row = plan if journal and plan.custom_id is None else None
+        row = plan if journal else None
         try:
             return await self._sessions.submit(request, custom_id=plan.custom_id, plan=row)
         except RunwayError:

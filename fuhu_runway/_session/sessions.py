@@ -143,7 +143,7 @@ class Sessions:
             require_text("tag", tag)
         if custom_id is not None:
             require_text("custom_id", custom_id)
-            return await self.names.submit(self, request, custom_id, tag)
+            return await self.names.submit(self, request, custom_id, tag, plan)
         submission = Submission(self, self.current(), request, plan, None, tag)
         submission.start(submission.run())
         return await submission.joined()

@@ -198,6 +198,7 @@ LEVELS = {
     "RetryScheduled": logging.INFO,
     "PaceChanged": logging.INFO,
     "PaceHeld": logging.INFO,
+    "PaceLost": logging.WARNING,
     "PaceRecovered": logging.INFO,
     "TaskPolled": logging.DEBUG,
     "PollFailed": logging.INFO,
