@@ -181,6 +181,29 @@ PRINTED: Final[Mapping[str, Mapping[str, str]]] = {
         "points": "What they would cost together, without those of unknown cost.",
         "unknown": "Entries that would be sent and whose cost is unknown.",
     },
+    "A fleet in JSON": {
+        "workers": "For each worker, `id`, `silent` (seconds since its last sign of life) and "
+        "`jobs` (how many it has).",
+        "ready": "Jobs that wait for a worker.",
+        "later": "Jobs that wait for another attempt.",
+        "running": "Jobs that a worker has.",
+        "jobs": "Number of jobs in the journal, by state; a job that no worker has begun is not "
+        "in it.",
+        "points": "Points of all jobs that were not given back.",
+        "doubts": "The jobs in doubt, as `jobs` prints them.",
+    },
+    "A demonstration in JSON": {
+        "prompts": "How many prompts were enqueued.",
+        "tasks": "Tasks in the gateway's ledger.",
+        "paid_twice": "Tasks beyond the first of a prompt.",
+        "saved": "Jobs that are saved, by the journal.",
+        "failed": "Jobs that failed.",
+        "in_doubt": "Jobs in doubt.",
+        "clips": "Clips in the folder.",
+        "known": "Tasks of the ledger that are in the journal.",
+        "lost": "Jobs that have not ended, tasks that nothing accounts for, and clips that are "
+        "saved by the journal and not in the folder.",
+    },
     "A job in JSON": {
         "key": "Key of the job in the journal.",
         "custom_id": "`custom_id` in the input.",
@@ -212,9 +235,12 @@ PRINTED: Final[Mapping[str, Mapping[str, str]]] = {
         "cdn_url": "URL of the files: another origin.",
         "control_url": "URL of the control API.",
         "api_key": "The first key; the value for FUHU_API_KEY.",
+        "access_token": "The account's token; the value for FUHU_ACCESS_TOKEN.",
+        "user_id": "The account's user; the value for FUHU_USER_ID.",
     },
     "A simulator.toml": {
         "callbacks": "A table with options of `Callbacks`, such as `times`, `delay` and `tries`.",
+        "lists": "A table with options of `AccountLists`, such as `version` and `delay`.",
         "retry_after": "`Retry-After` for requests above `rate_limit`, in seconds.",
         "others": "Any option of `Simulator`, such as `price`, `burst` or `link_lifetime`.",
     },
@@ -915,7 +941,7 @@ def _control_options() -> dict[str, str]:
         "cdn_url": "Where the files are.",
         "control_url": "Where the control API is.",
     }
-    own = (*CONTROL_OPTIONS, "takes", "price", "callbacks")
+    own = (*CONTROL_OPTIONS, "takes", "price", "callbacks", "lists")
     here = {name: told[name].replace("None", "null") for name in own}
     here["points"] = here["points"].replace("that account", "the first account")
     return {**apart, **here, "keeps_state": "Whether it has a state file."}

@@ -1,5 +1,8 @@
 """Check the arguments of public functions before anything is opened or sent."""
 
+import functools
+import hashlib
+import hmac
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -31,6 +34,7 @@ from .uploads import GatewayFiles, Uploader
 if TYPE_CHECKING:
     # It imports a web server, which most programs do not need.
     from .callbacks import CallbackReceiver
+    from .contrib.shared_pace import SharedPace
 
 KEY_VARIABLE: Final = "FUHU_API_KEY"
 URL_VARIABLE: Final = "FUHU_BASE_URL"
@@ -90,6 +94,10 @@ ARGUMENTS: Final[Mapping[str, Rule]] = {
     "retry": (_or_none(RetryPolicy), "an instance of RetryPolicy, or None"),
     "polling": (_or_none(PollPolicy), "an instance of PollPolicy, or None"),
     "limits": (_or_none(Limits), "an instance of Limits, or None"),
+    "pace": (
+        lambda value: value is None or hasattr(type(value), "join_pace"),
+        "a SharedPace, or None",
+    ),
     "uploads": (
         lambda value: (
             value is None
@@ -110,9 +118,23 @@ ARGUMENTS: Final[Mapping[str, Rule]] = {
     "task": (lambda value: isinstance(value, AccountTask), "one of the tasks of an audit"),
     "save": (_or_none(str, os.PathLike), "the path of a file, or None"),
     "in_flight": (lambda value: _is_whole(value, 10**6), "a whole number from 1 to 1000000"),
-    "download_to": (_or_none(str, os.PathLike), "the path of a folder, or None"),
+    "download_to": (
+        lambda value: (
+            isinstance(value, str | os.PathLike | None) or hasattr(type(value), "put_clip")
+        ),
+        "the path of a folder, the URL of an object store, an ObjectStore, or None",
+    ),
     "max_points": (_is_amount, "a number of at least 0, or None"),
     "retry_failed": _FLAG,
+    # of fleets
+    "lease": (
+        lambda value: _is_amount(value) and 0.1 <= (value or 0.0) <= 3600,
+        "a number of seconds from 0.1 to 3600",
+    ),
+    "grace": (
+        lambda value: _is_amount(value) and value is not None,
+        "a number of seconds, at least 0",
+    ),
     # of tasks
     "timeout": (_is_amount, "a number of seconds, at least 0, or None"),
     "on_update": _FUNCTION,
@@ -197,6 +219,17 @@ def checked_uploads(
             "Set the files_path of a Gateway of your own, or use an ObjectStore or a function.",
         )
     return uploads
+
+
+def checked_pace(
+    pace: "SharedPace | None", key: str, gateway: Gateway
+) -> Callable[..., Any] | None:
+    """Return what joins the pace of this key at this gateway; the pace never gets the key."""
+    if pace is None:
+        return None
+    address = (gateway.base_url or "").rstrip("/")
+    name = hmac.new(key.encode(), address.encode(), hashlib.sha256).hexdigest()[:16]
+    return functools.partial(pace.join_pace, name)
 
 
 def resolved(gateway: Gateway | str | None, base_url: str | None) -> Gateway:

@@ -1,4 +1,4 @@
-"""Choose and check the paths of the clips of a batch."""
+"""Choose and check the names and paths of the clips of a batch; what a store for clips does."""
 
 import errno
 import hashlib
@@ -6,7 +6,7 @@ import os
 import sys
 import unicodedata
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import attrs
 
@@ -20,6 +20,33 @@ MARK_LENGTH: Final = 12
 """Hex digits of a hash in a file name. Of a million names, two are equal in one of 500 batches."""
 
 
+@attrs.frozen
+class StoreFault(Exception):
+    """Why an object store cannot be used, and what to do about it."""
+
+    happened: str
+    advice: str
+
+
+class ClipStore(Protocol):
+    """An object store for clips, such as an `ObjectStore`; its methods raise `StoreFault`."""
+
+    async def check_clips(self) -> None:
+        """Raise unless clips can be put here."""
+
+    async def put_clip(self, name: str, file: Path) -> None:
+        """Put a file under a name, in place of what is there."""
+
+    async def clip_size(self, name: str) -> int | None:
+        """Return the size of an object, in bytes; None if there is none."""
+
+    async def has_clip(self, name: str, file: Path) -> bool:
+        """Return whether the object has the bytes of the file."""
+
+    def clip_url(self, name: str) -> str:
+        """Return the URL of an object, which has no secrets and gives no access."""
+
+
 def clip_folder(folder: str | os.PathLike[str]) -> Path:
     """Return the folder, created if its parent exists; raise if files cannot be created in it."""
     try:
@@ -31,14 +58,19 @@ def clip_folder(folder: str | os.PathLike[str]) -> Path:
     raise usage_error("download_to", reason, "Use the path of a folder, or None.")
 
 
-def clip_path(folder: Path, request: Generation, plan: Plan) -> Path:
-    """Return the path of a clip: readable, unique in the batch, and the same in every run."""
-    fingerprint, _, times = plan.key.partition(":")
-    if plan.custom_id is not None or not times:
-        return folder / file_name(plan.custom_id or plan.key)
-    again = "" if times == "1" else f"-{times}"
+def clip_name(request: Generation, plan: Plan) -> str:
+    """Return the name of a clip: readable, unique in the batch, and the same in every run."""
+    if plan.custom_id is not None or ":" not in plan.key:
+        return file_name(plan.custom_id or plan.key)
     text = getattr(request, "prompt", None) or plan.endpoint
-    return folder / safe_name(encodable(text), f"-{fingerprint[:MARK_LENGTH]}{again}.mp4")
+    return safe_name(encodable(text), mark_of_file(plan.key))
+
+
+def mark_of_file(key: str) -> str:
+    """Return how the name of a clip's file ends, if it begins with the prompt."""
+    fingerprint, _, times = key.partition(":")
+    again = "" if times == "1" else f"-{times}"
+    return f"-{fingerprint[:MARK_LENGTH]}{again}.mp4"
 
 
 def check_clip_path(

@@ -3,14 +3,20 @@ The part of a file that has arrived: locked, described by a note, and renamed on
 
 The bytes are in `<name>.part`. The note, `<name>.part.json`, names the file that they belong to
 and has their digest, so that a later download continues from exactly these bytes.
+If several machines save to one folder, each has parts of its own, `<name>.<machine>.part`: the
+locks of network disks are not reliable.
 Sizes are in bytes.
 """
 
 import errno
+import filecmp
+import hashlib
 import importlib
 import json
 import os
+import platform
 import stat
+import uuid
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
@@ -39,12 +45,14 @@ class Part(Received):
     task_id: str
     #: What an earlier attempt noted about its bytes.
     note: dict[str, Any] = attrs.field(factory=dict)
+    #: What its name contains, besides that of the file.
+    mark: str = ""
     is_published: bool = False
 
     @classmethod
-    def open(cls, path: Path, task_id: str) -> "Part":
+    def open(cls, path: Path, task_id: str, mark: str = "") -> "Part":
         """
-        Open and lock the part of *path*.
+        Open and lock the part of *path* whose name contains *mark*.
 
         Raises:
             BlockingIOError: Another download has locked it.
@@ -53,10 +61,10 @@ class Part(Received):
         path = path.absolute()  # the program may change its working directory later
         note = None
         unreadable = suppress(FileNotFoundError, ValueError, RecursionError)
-        with unreadable, plain_file(note_path(path), "r") as file:
+        with unreadable, plain_file(note_path(path, mark), "r") as file:
             note = json.loads(file.read())
-        file = plain_file(part_path(path))
-        part = cls(path, file, task_id, note if isinstance(note, dict) else {})
+        file = plain_file(part_path(path, mark))
+        part = cls(path, file, task_id, note if isinstance(note, dict) else {}, mark)
         try:
             _lock(file)
             # Another download may have renamed or removed it before it was locked.
@@ -70,7 +78,9 @@ class Part(Received):
     def is_in_place(self) -> bool:
         """Return whether the open file still has the name of the part."""
         try:
-            return os.path.samestat(part_path(self.path).lstat(), os.fstat(self.file.fileno()))
+            return os.path.samestat(
+                part_path(self.path, self.mark).lstat(), os.fstat(self.file.fileno())
+            )
         except FileNotFoundError:
             return False
 
@@ -118,7 +128,7 @@ class Part(Received):
             "digest": self.digest.hexdigest(),
         }
         # Without this note, the previous one still describes its bytes.
-        with suppress(OSError), plain_file(note_path(self.path)) as file:
+        with suppress(OSError), plain_file(note_path(self.path, self.mark)) as file:
             # Overwritten first and cut afterwards, so that a full disk does not leave it empty.
             file.truncate(file.write(json.dumps(note).encode()))
 
@@ -126,11 +136,13 @@ class Part(Received):
         """
         Flush the part to disk and rename it to its final name; nothing fails after the rename.
 
+        If another machine may have saved the same clip there, it is compared, and the part removed.
+
         Raises:
             FileExistsError: Another program has created a file of that name.
             PermissionError: It may be open elsewhere; another attempt may work.
         """
-        part = part_path(self.path)
+        part = part_path(self.path, self.mark)
         if not self.file.closed:
             if hasattr(
                 LOCKS, "F_FULLFSYNC"
@@ -141,10 +153,17 @@ class Part(Received):
             if not self.is_in_place() or part.stat().st_size != self.received:
                 raise OSError(errno.EBUSY, "another program has changed its .part file")
         if not overwrite and os.path.lexists(self.path):
-            raise FileExistsError
+            is_there = self.mark and self.path.is_file()
+            if not is_there or not filecmp.cmp(part, self.path, shallow=False):
+                raise FileExistsError
+            # Another machine has saved the same clip meanwhile.
+            part.unlink()
+            note_path(self.path, self.mark).unlink(missing_ok=True)
+            self.is_published = True
+            return
         # Before the rename: a process killed in between would leave the note beside the clip.
         with suppress(OSError):
-            note_path(self.path).unlink(missing_ok=True)
+            note_path(self.path, self.mark).unlink(missing_ok=True)
         try:
             part.replace(self.path)
         except PermissionError:
@@ -162,12 +181,12 @@ class Part(Received):
 
     def close(self) -> None:
         """Close the file. An empty one is removed with its note."""
-        part = part_path(self.path)
+        part = part_path(self.path, self.mark)
         with suppress(OSError):
             if self.received and not self.is_published:
                 self._write_note()
             elif not self.is_published and not part.stat().st_size:
-                note_path(self.path).unlink(missing_ok=True)
+                note_path(self.path, self.mark).unlink(missing_ok=True)
                 try:
                     part.unlink()
                 except PermissionError:  # Windows does not remove an open file
@@ -177,12 +196,20 @@ class Part(Received):
             self.file.close()
 
 
-def part_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.part")
+def part_path(path: Path, mark: str = "") -> Path:
+    return path.with_name(f"{path.name}.{mark}.part" if mark else f"{path.name}.part")
 
 
-def note_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.part.json")
+def note_path(path: Path, mark: str = "") -> Path:
+    part = part_path(path, mark)
+    return part.with_name(f"{part.name}.json")
+
+
+def machine_mark() -> str:
+    """Return eight hex digits that are the same on this machine only."""
+    # Both, since containers may share an address, and machines a name. Neither is shown.
+    machine = f"{platform.node()} {uuid.getnode()}"
+    return hashlib.sha256(machine.encode()).hexdigest()[:8]
 
 
 def plain_file(path: Path, mode: str = "r+") -> FileIO:

@@ -69,12 +69,14 @@ class FileSink(Sink):
     advice: ClassVar[str] = "Download again to the same path to continue."
 
     path: Path
+    #: What the name of the part contains; see `Part`.
+    mark: str = ""
     _part: Part = attrs.field(init=False)
 
     def open(self) -> None:
         """Open and lock the part. Not in a thread: cancelled there, it would leave an open file."""
         try:
-            self.arrived = self._part = Part.open(self.path, self.task_id)
+            self.arrived = self._part = Part.open(self.path, self.task_id, self.mark)
         except (OSError, ValueError) as exc:
             raise paid_for(path_error(self.path, exc), self.task_id) from exc
 

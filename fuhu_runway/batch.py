@@ -24,16 +24,16 @@ import attrs
 from . import errors
 from ._arguments import check
 from ._budget import Budget
-from ._clip_files import check_clip_path, clip_folder, clip_path
+from ._clip_files import ClipStore, clip_name
 from ._live import Live
 from ._notebook import table_view
+from ._places import Place, place_of
 from ._session.entry import in_doubt_of
 from ._session.sessions import Sessions
 from .errors import RunwayError
 from .journal import BaseJournal, Job, JobState, Plan, nth, planned
 from .models import DEFAULT_WAIT, Generation, TextToVideo, check_text, usage_error
-from .paths import saved_place
-from .task import Clip, Task, saved_beside
+from .task import Clip, Task
 
 REQUESTS: Final = Generation.__args__
 
@@ -45,9 +45,6 @@ HOPELESS: Final = (
 )
 """Errors that every other job would hit as well: a batch submits no more after one of these."""
 
-
-UNENDED: Final = {JobState.PLANNED, JobState.ACCEPTED, JobState.FINISHED}
-"""What a job of the journal is if carrying it out again may bring it further."""
 
 NEWEST: Final = 10
 """How many outcomes a notebook shows."""
@@ -98,7 +95,7 @@ class Outcome:
     task_id: str | None = None
     #: The clip; None if there is no clip, or its file was there already.
     clip: Clip | None = None
-    #: The file, if clips are saved.
+    #: The file, if clips are saved in a folder.
     path: Path | None = None
     #: Why there is no clip, or no file.
     error: RunwayError | None = None
@@ -110,6 +107,8 @@ class Outcome:
     resumed: bool = False
     #: The key of its row in the journal; None without a journal.
     key: str | None = None
+    #: The URL of the object, such as "s3://bucket/clips/1.mp4", if clips are saved in a store.
+    object_url: str | None = None
 
     @property
     def is_in_doubt(self) -> bool:
@@ -175,7 +174,7 @@ class BatchOptions(TypedDict, total=False):
     """The options of a `Batch`, which describes them."""
 
     in_flight: int
-    download_to: str | os.PathLike[str] | None
+    download_to: str | os.PathLike[str] | ClipStore | None
     timeout: float | None
     max_points: float | None
     retry_failed: bool
@@ -190,7 +189,8 @@ class Batch:
     Spends points for each job that the gateway accepts; each is submitted at most once, as
     `Client.submit` says. With a journal, running the same batch again continues where the earlier
     run ended: accepted jobs are followed, jobs in doubt are reported, and neither is submitted
-    again.
+    again. If the client has an account as well, jobs in doubt are looked up first, before the first
+    job and after the last one: see `Client.reconcile`.
 
     If a job fails, its error is its outcome. After a refused key, an account without points, an
     unreachable gateway or a broken journal, nothing more is submitted; the jobs that exist are
@@ -202,8 +202,9 @@ class Batch:
         prompts: Prompts, requests and items, from any iterable or async iterable. It is read only
             as far as there is room for jobs.
         in_flight: How many jobs may exist at once, including those whose outcome was not read.
-        download_to: The folder to save clips in, under names made from their prompts; None saves
-            nothing.
+        download_to: Where to save clips, under names made from their prompts: a folder, the URL of
+            an object store (`s3://`, `gs://`, `az://` or `file://`), or an `ObjectStore`; None
+            saves nothing.
         timeout: How long to wait for each task, and then as long again for its file, in seconds;
             None waits without limit.
         max_points: Nothing more is submitted once this many points are spent or reserved.
@@ -218,7 +219,7 @@ class Batch:
     _sessions: Sessions = attrs.field(kw_only=False)
     _prompts: Source = attrs.field(kw_only=False)
     _in_flight: int = 20
-    _download_to: str | os.PathLike[str] | None = None
+    _download_to: str | os.PathLike[str] | ClipStore | None = None
     _timeout: float | None = DEFAULT_WAIT
     _max_points: float | None = None
     _retry_failed: bool = False
@@ -229,8 +230,9 @@ class Batch:
     _is_hopeless: bool = attrs.field(init=False, default=False)
     _feeder: "asyncio.Task[None] | None" = attrs.field(init=False, default=None)
     _custom_ids: set[str] = attrs.field(init=False, factory=set)
-    _folder: Path | None = attrs.field(init=False)
-    _tested: set[tuple[int, int]] = attrs.field(init=False, factory=set)
+    #: The jobs that this run has sent and that were in doubt, by their keys.
+    _own: set[str] = attrs.field(init=False, factory=set)
+    _place: Place | None = attrs.field(init=False)
     _budget: Budget = attrs.field(init=False)
     _newest: deque[tuple[str, ...]] = attrs.field(init=False, factory=lambda: deque(maxlen=NEWEST))
     _live: Live = attrs.field(init=False)
@@ -250,7 +252,7 @@ class Batch:
         if isinstance(prompts, list | tuple):  # which can be checked before any money is spent
             for index, thing in enumerate(prompts):
                 item_of(thing, index)
-        self._folder = None if self._download_to is None else clip_folder(self._download_to)
+        self._place = place_of(self._download_to)
         self._budget = Budget(self._max_points)
         self._live = Live(self._repr_html_)
 
@@ -294,15 +296,41 @@ class Batch:
         are in the journal.
 
         Raises:
-            UsageError: The source yielded something that is not a request.
+            UsageError: The source yielded something that is not a request, or the object store
+                cannot be used.
             JournalError: The journal cannot be used.
         """
+        if self._place is not None:
+            await self._place.open()
         if self._sessions.journal is not None:
             await self._sessions.journal.start_run()
+            await self._sessions.reconcile_if_possible()
+        things: AsyncGenerator[tuple[int, Any], None] | None = self._read()
+        feeder: asyncio.Task[None] | None = None
+        while things is not None:
+            doubts: list[Outcome] = []
+            async with aclosing(self._ended(things, doubts)) as ended:
+                async for outcome in ended:
+                    yield outcome
+            feeder = feeder or self._feeder
+            # After the last job: by now the gateway lists what it has accepted.
+            left, things = await self._settled(doubts)
+            for outcome in left:
+                self._count(outcome)
+                yield outcome
+        if feeder is not None and not (feeder.cancelled() and self._is_stopped):
+            feeder.result()
+
+    async def _ended(
+        self,
+        things: AsyncGenerator[tuple[int, Any], None],
+        doubts: list[Outcome],
+    ) -> AsyncGenerator[Outcome, None]:
+        """Yield the outcomes of jobs as they end, but those in doubt are added to *doubts*."""
         free = asyncio.Semaphore(self._in_flight)
         ended: asyncio.Queue[asyncio.Task[Any]] = asyncio.Queue()
         jobs: set[asyncio.Task[Any]] = set()
-        feeder = self._feeder = asyncio.create_task(self._feed(free, ended, jobs))
+        feeder = self._feeder = asyncio.create_task(self._feed(things, free, ended, jobs))
         feeder.add_done_callback(ended.put_nowait)
         is_fed = False
         try:
@@ -315,28 +343,59 @@ class Batch:
                 jobs.discard(job)
                 self.summary.running -= 1
                 self._live.changed()
-                if outcome is not None:
-                    self.summary.add(outcome)
-                    self._newest.appendleft(
-                        (
-                            outcome.custom_id or f"{outcome.index + 1}",
-                            outcome.task_id or "",
-                            type(outcome.error).__name__ if outcome.error else "clip",
-                            "" if outcome.points is None else f"{outcome.points:g}",
-                        )
-                    )
-                    if outcome.clip is not None and outcome.error is None:
-                        outcome.clip.task.hand_out()
+                if outcome is None:
+                    pass
+                elif outcome.is_in_doubt and self._can_settle(outcome):
+                    doubts.append(outcome)
+                else:
+                    self._count(outcome)
                     yield outcome
                 # Only now: an outcome that was not read must not make room for another job.
                 free.release()
-            if not (feeder.cancelled() and self._is_stopped):
-                feeder.result()
         finally:
             for job in (feeder, *jobs):
                 job.cancel()
             await asyncio.gather(feeder, *jobs, return_exceptions=True)
             self._live.update()
+
+    def _count(self, outcome: Outcome) -> None:
+        self.summary.add(outcome)
+        self._newest.appendleft(
+            (
+                outcome.custom_id or f"{outcome.index + 1}",
+                outcome.task_id or "",
+                type(outcome.error).__name__ if outcome.error else "clip",
+                "" if outcome.points is None else f"{outcome.points:g}",
+            )
+        )
+        if outcome.clip is not None and outcome.error is None:
+            outcome.clip.task.hand_out()
+
+    def _can_settle(self, outcome: Outcome) -> bool:
+        return self._sessions.account is not None and outcome.key is not None
+
+    async def _settled(
+        self, doubts: list[Outcome]
+    ) -> tuple[list[Outcome], AsyncGenerator[tuple[int, Any], None] | None]:
+        """Reconcile; return the outcomes that stay in doubt, and the jobs that can go on."""
+        left, going_on = list[Outcome](), list[Outcome]()
+        if doubts:
+            await self._sessions.reconcile_if_possible()
+        for one in doubts:
+            # From the journal: a webhook may have settled it, or a search that ended too late.
+            job = await self._sessions.job_with(one.key)
+            is_over = job is None or job.state.is_unanswered
+            is_unsent = job is not None and job.state is JobState.PLANNED
+            (left if is_over or (is_unsent and self._is_stopped) else going_on).append(one)
+        self._custom_ids -= {one.custom_id for one in going_on if one.custom_id is not None}
+        self._own |= {one.key for one in going_on if one.key and not one.resumed}
+
+        async def things() -> AsyncGenerator[tuple[int, Any], None]:
+            for one in going_on:
+                key = one.key if one.custom_id is None else None
+                yield one.index, Item(one.request, one.custom_id, key=key)
+
+        return left, things() if going_on else None
 
     async def carry_out(self, thing: Item | Generation | str) -> Outcome:
         """Carry out one job, apart from the source; see `Client.carry_out`."""
@@ -350,6 +409,9 @@ class Batch:
                 "A job that is delivered twice is paid for once if a journal knows its custom_id.",
             )
 
+        if self._place is not None:
+            await self._place.open()
+
         async def carry() -> Outcome:
             # Delivered twice at the same time, the second call finds how the first one ended.
             async with self._sessions.carrying(name):
@@ -361,24 +423,32 @@ class Batch:
                 if outcome.error is None:
                     return outcome
                 job = outcome.key and await journal.find(outcome.key)
-            if job and job.state not in UNENDED:
+            # A saved clip that could not be looked for is not an end.
+            if job and job.state.is_over and job.state is not JobState.SAVED:
                 return outcome
             raise outcome.error
 
         return await self._sessions.current().follow(carry())
 
+    async def _read(self) -> AsyncGenerator[tuple[int, Any], None]:
+        """Read the source until the batch is stopped."""
+        async with aclosing(numbered(self._prompts)) as things:
+            async for index, thing in things:
+                if self._is_stopped:
+                    return
+                yield index, thing
+
     async def _feed(
         self,
+        source: AsyncGenerator[tuple[int, Any], None],
         free: asyncio.Semaphore,
         ended: "asyncio.Queue[asyncio.Task[Any]]",
         jobs: "set[asyncio.Task[Any]]",
     ) -> None:
         """Start a job for each item, as room becomes free."""
         await free.acquire()
-        async with aclosing(_numbered(self._prompts)) as things:
+        async with aclosing(source) as things:
             async for index, thing in things:
-                if self._is_stopped:
-                    return
                 job = asyncio.create_task(self._job(index, item_of(thing, index)))
                 self.summary.running += 1
                 self._live.changed()
@@ -432,27 +502,27 @@ class Batch:
         journal = self._sessions.journal
         plan, job = await self._planned(index, item)
         known["key"] = job and job.key
-        path = self._folder and clip_path(self._folder, item.request, plan)
+        name = clip_name(item.request, plan)
         if job is None or job.state is JobState.PLANNED:
-            return await self._make(item.request, plan, path, known)
-        known |= {"task_id": job.task_id, "resumed": True}
+            return await self._make(item.request, plan, name, known)
+        known |= {"task_id": job.task_id, "resumed": job.key not in self._own}
         if job.state is JobState.SUBMITTING and plan.custom_id is not None:
             # Another batch is submitting it now; under one name there is one task.
-            return await self._make(item.request, plan, path, known)
+            return await self._make(item.request, plan, name, known)
         if job.state.is_unanswered:
             raise in_doubt_of(job)
         if job.state is JobState.FAILED:
             raise _failed(job)
         if job.state is JobState.SAVED:
-            if path is None:
+            if self._place is None:
                 return True
-            place = await asyncio.to_thread(saved_place, path, job.task_id or "", job.file_bytes)
-            if place is not None:
-                known["path"] = place
+            found = await self._place.found(name, job.task_id or "", job.file_bytes)
+            if found is not None:
+                known |= found
                 return True
             assert journal is not None  # noqa: S101  (the job is from it)
             await journal.step(job.key, JobState.FINISHED, self._sessions.settings.clock.wall())
-        await self._follow(self._sessions.attach(job, item.request), path, known)
+        await self._follow(self._sessions.attach(job, item.request), name, known)
         return True
 
     async def _planned(self, index: int, item: Item) -> tuple[Plan, Job | None]:
@@ -467,15 +537,18 @@ class Batch:
         job = await job_of(journal, attrs.evolve(plan, source=item.source), now)
         if job.state is JobState.FAILED and self._retry_failed:
             job = await journal.step(job.key, JobState.PLANNED, now, task_id=None)
+        if job.state is JobState.PLANNED and job.custom_id is not None:
+            # Another process may have settled what this one remembers.
+            self._sessions.names.forget(job.custom_id)
         # The journal's fingerprint is keyed, so that a file name does not give the prompt away.
         return attrs.evolve(plan, key=job.key, fingerprint=job.fingerprint), job
 
     async def _make(
-        self, request: Generation, plan: Plan, path: Path | None, known: dict[str, Any]
+        self, request: Generation, plan: Plan, name: str, known: dict[str, Any]
     ) -> bool:
         """Submit and follow a job; return False if the batch stopped first."""
-        if path is not None:
-            check_clip_path(path, plan, self._tested, overwrite=self._overwrite)
+        if self._place is not None:
+            await self._place.check(name, plan, overwrite=self._overwrite)
         kind = (plan.endpoint, plan.model, plan.seconds)
         if not await self._budget.take(kind):
             self._stop("max_points")
@@ -492,7 +565,7 @@ class Batch:
                     cost = 0.0
                 raise
             self.summary.submitted += 1
-            await self._follow(task, path, known)
+            await self._follow(task, name, known)
         finally:
             if "points" in known:
                 cost = 0.0 if known["refunded"] else known["points"]
@@ -506,7 +579,7 @@ class Batch:
         A foreign exception becomes an error that says whether it may have been charged.
         """
         journal = self._sessions.journal
-        row = plan if journal and plan.custom_id is None else None
+        row = plan if journal else None
         try:
             return await self._sessions.submit(request, custom_id=plan.custom_id, plan=row)
         except RunwayError:
@@ -525,7 +598,7 @@ class Batch:
             "Check the gateway's list of tasks before you submit it again.",
         )
 
-    async def _follow(self, task: Task, path: Path | None, known: dict[str, Any]) -> None:
+    async def _follow(self, task: Task, name: str, known: dict[str, Any]) -> None:
         """Wait for a task that is paid for, and save its clip."""
         known["task_id"] = task.id
         try:
@@ -535,15 +608,12 @@ class Batch:
             raise
         record = clip.record
         known |= {"clip": clip, "points": record.points, "refunded": record.refunded}
-        if path is None:
+        if self._place is None:
             return
         limit = asyncio.timeout(self._timeout)
         try:
             async with limit:
-                if not self._overwrite and path.exists():  # noqa: ASYNC240  (one look-up)
-                    known["path"] = await saved_beside(clip, path)
-                else:
-                    known["path"] = await clip.download(path, overwrite=self._overwrite)
+                known |= await self._place.save(clip, name, overwrite=self._overwrite)
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -590,7 +660,7 @@ async def job_of(journal: BaseJournal, plan: Plan, now: float) -> Job:
     return await (journal.plan_next if plan.key == plan.fingerprint else journal.plan)(plan, now)
 
 
-async def _numbered(source: Source) -> AsyncGenerator[tuple[int, Any], None]:
+async def numbered(source: Source) -> AsyncGenerator[tuple[int, Any], None]:
     """Read either kind of source, one entry at a time, each with its position."""
     index = 0
     if isinstance(source, AsyncIterable):

@@ -111,6 +111,8 @@ class Downloader:
     hooks: Hooks
     #: How long a clip may be missing at its URL, in seconds; `PollPolicy.url_grace`.
     patience: float
+    #: What the names of parts contain, if several machines may save to one folder.
+    part_mark: str = ""
 
     async def save(
         self,
@@ -120,22 +122,28 @@ class Downloader:
         overwrite: bool = False,
         max_bytes: int = MAX_CLIP_BYTES,
         on_progress: Callable[[Progress], object] | None = None,
+        pass_on: Callable[[Path], Awaitable[None]] | None = None,
     ) -> Path:
         """
         Save the clip, and return *path* once the file is whole.
+
+        With *pass_on*, the file is passed to it, and the clip is reported as saved after that.
 
         Raises:
             DownloadIncomplete: It broke off and retrying did not help; the bytes are kept.
             DownloadRefused: The URL returns no clip, or one that is too large.
             UsageError: Nothing can be written there, or the file is already being downloaded.
         """
-        sink = FileSink(source.task_id, path)
+        sink = FileSink(source.task_id, path, self.part_mark)
         with self._reported(sink):
             sink.open()
             try:
                 await sink.resume()
                 await _Download(self, source, sink, max_bytes, on_progress).run()
                 await sink.publish(self.clock, overwrite=overwrite)
+                if pass_on is not None:
+                    async with self.transport.until_closed():
+                        await pass_on(path)
             finally:
                 await sink.close()
         return path

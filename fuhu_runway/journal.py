@@ -15,9 +15,8 @@ import asyncio
 import contextlib
 import importlib
 import os
-import queue
+import secrets
 import sqlite3
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -29,9 +28,10 @@ from weakref import WeakSet
 
 from ._journal import actions
 from ._journal.actions import LONGEST, Action, fits
-from ._journal.file import Call, CallExecutor, Calls, perform, report, work
+from ._journal.file import perform, work
 from ._journal.plans import fingerprint, hash_prompt, nth, plan_of, planned
 from ._journal.states import STEPS, Job, JobState, Plan
+from ._journal.writer import Call, Writer, report
 from ._notebook import jobs_view, table_view
 from .errors import JournalBusy, JournalError
 from .hooks import Event
@@ -77,8 +77,23 @@ class BaseJournal(ABC):
         """What identifies it to a person, without secrets."""
 
     @abstractmethod
-    async def _perform(self, make: Callable[[], Action[T]]) -> T:
-        """Run the statements of the action that *make* returns, and return its result."""
+    async def _perform(
+        self,
+        make: Callable[[], Action[T]],
+        *,
+        is_outcome: bool = False,
+        undo: Callable[[], Action[None]] | None = None,
+    ) -> T:
+        """
+        Run the statements of the action that *make* returns, and return its result.
+
+        A store that may be out of reach tries an outcome until it is written, and gives up other
+        actions after a while; then *undo* takes back what may have been written.
+        """
+
+    def _token(self) -> str | None:
+        """Return a name for a step, by which a shared store knows it again."""
+        return secrets.token_hex(8) if self.is_shared else None
 
     @abstractmethod
     async def start_run(self) -> None:
@@ -137,8 +152,14 @@ class BaseJournal(ABC):
             JournalError: The table does not have this step, there is no such job, or it went on
                 elsewhere.
         """
+        token = self._token()
         return await self._perform(
-            lambda: actions.step(key, to, now, changes, attempt=attempt, owner=self._owner)
+            lambda: actions.step(
+                key, to, now, changes, attempt=attempt, owner=self._owner, token=token
+            ),
+            # What is known of a paid request; an intent can be given up, since nothing was sent.
+            is_outcome=to is JobState.ACCEPTED or attempt is not None,
+            undo=partial(actions.undo, key, token) if token and to is JobState.SUBMITTING else None,
         )
 
     async def resolve(
@@ -174,11 +195,8 @@ class BaseJournal(ABC):
                 "resolve needs either task_id, the id of the job's task, or accepted=False.",
                 "Pass the one that applies.",
             )
-        return await self._perform(
-            lambda: actions.resolve(
-                key, task_id, proof, time.time() if at is None else at, is_shared=self.is_shared
-            )
-        )
+        now, token = time.time() if at is None else at, self._token()
+        return await self._perform(lambda: actions.resolve(key, task_id, proof, now, token))
 
     async def adopt(
         self, task_id: str, endpoint: str, now: float, *, model: str | None = None
@@ -197,6 +215,7 @@ class BaseJournal(ABC):
         Raises:
             UsageError: A job has this task. Nothing changed.
         """
+        token = self._token()
         return await self._perform(
             lambda: actions.adopt(
                 task_id,
@@ -205,6 +224,7 @@ class BaseJournal(ABC):
                 model=model,
                 salt=self._salt,
                 owner=self._owner,
+                token=token,
             )
         )
 
@@ -215,6 +235,10 @@ class BaseJournal(ABC):
     async def ignored(self) -> set[str]:
         """Return the tasks that were passed to `ignore`."""
         return await self._perform(actions.ignored)
+
+    async def keyed(self, plan: Plan) -> Plan:
+        """Return a plan with its hashes as this journal writes them; it need not have the job."""
+        return await self._perform(lambda: actions.key_plan(plan, self._salt))
 
     async def hash_prompts(self, prompts: Sequence[str]) -> list[str]:
         """Return the keyed hash of each prompt, as the rows have it in `prompt_hash`."""
@@ -247,9 +271,19 @@ class BaseJournal(ABC):
         paid = await self.jobs(*(state for state in JobState if state.is_unfinished))
         return [job for job in paid if job.handed_out_at is None]
 
+    async def left_over(self) -> list[Job]:
+        """Return the unfinished jobs that no process follows: those of earlier processes."""
+        # Those of a shared journal have another process, or are handed to one.
+        return [] if self.is_shared else await self.unfinished()
+
     async def counts(self) -> dict[JobState, int]:
         """Return how many jobs are in each state."""
         return await self._perform(actions.counts)
+
+    async def in_flight(self) -> int:
+        """Return how many tasks the jobs have at the gateway, or may have from now on."""
+        counts = await self.counts()
+        return sum(counts[state] for state in JobState if state.is_in_flight)
 
     async def durations(self) -> list[tuple[str, str | None, int | None, float]]:
         """Return (endpoint, model, seconds, duration in seconds) of finished jobs."""
@@ -291,12 +325,7 @@ class Journal(BaseJournal):
 
     def __init__(self, path: str | os.PathLike[str], *, wait: float = 0.0) -> None:
         self.path = Path(path)
-        self._wait = wait
-        self._todo: Calls = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._former: threading.Thread | None = None
-        self._starting = threading.Lock()
-        self._executor = CallExecutor(self._send)
+        self._writer = Writer(partial(work, self.path, wait))
         self._is_parents = False
         _JOURNALS.add(self)
 
@@ -306,7 +335,7 @@ class Journal(BaseJournal):
         return self.path.name
 
     def __repr__(self) -> str:
-        return f"<Journal {self.path.name} {'open' if self._thread else 'closed'}>"
+        return f"<Journal {self.path.name} {'open' if self._writer.is_open else 'closed'}>"
 
     async def start_run(self) -> None:
         """Count occurrences of equal requests from zero."""
@@ -327,8 +356,14 @@ class Journal(BaseJournal):
         Each row with the task's id takes the step, if it is legal; other tasks are ignored.
         """
         action = actions.note(event, time.time())
-        if action is not None:
-            self._send(Call(partial(perform, action=action)))
+        if action is None:
+            return
+        try:
+            self._check_own()
+        except JournalBusy as busy:
+            report([(Call(partial(perform, action=action)), None, busy)])
+        else:
+            self._writer.send(Call(partial(perform, action=action)))
 
     async def flush(self) -> None:
         """Return once everything that was noted is on disk."""
@@ -336,19 +371,10 @@ class Journal(BaseJournal):
 
     async def aclose(self) -> None:
         """Write what is outstanding and close the file; using the journal opens it again."""
-        with self._starting:
-            if self._thread is not None:
-                self._former, self._thread = self._thread, None
-                self._todo.put(None)
-                self._todo = queue.SimpleQueue()  # for the next thread
-        former = self._former
-        if former is not None:
-            await asyncio.to_thread(former.join)
-            with self._starting:
-                self._former = None if self._former is former else self._former
+        await self._writer.aclose()
 
     async def _shown(self) -> list[Job]:
-        was_open = self._thread is not None
+        was_open = self._writer.is_open
         if not was_open and not self.path.exists():
             return []
         try:
@@ -357,45 +383,31 @@ class Journal(BaseJournal):
             if not was_open:
                 await self.aclose()
 
-    async def _perform(self, make: Callable[[], Action[T]]) -> T:
+    async def _perform(
+        self,
+        make: Callable[[], Action[T]],
+        *,
+        is_outcome: bool = False,  # noqa: ARG002  (a file is always within reach)
+        undo: Callable[[], Action[None]] | None = None,  # noqa: ARG002
+    ) -> T:
         return await self._run(lambda db: perform(db, make()))
 
     async def _run(self, action: Callable[[sqlite3.Connection], T]) -> T:
-        # The loop's own call for threads: a loop with virtual time then waits for the result.
-        loop = asyncio.get_running_loop()
-        result: T = await loop.run_in_executor(self._executor, action)  # type: ignore[arg-type]
-        return result
+        self._check_own()
+        return await self._writer.run(action)
 
-    def _send(self, call: Call) -> None:
+    def _check_own(self) -> None:
         if self._is_parents:
-            busy = JournalBusy(
+            raise JournalBusy(
                 f"The journal {self.path.name!r} was open when this process was forked: it belongs "
                 "to the parent process.",
                 "Nothing was sent or charged.",
                 "Close it before the fork, or use another journal in the child.",
             )
-            report([(call, None, busy)])
-            return
-        with self._starting:
-            if self._thread is None:
-                # A daemon, so that a program that forgot to close still ends; what was awaited
-                # is on disk by then.
-                self._thread = threading.Thread(
-                    target=work,
-                    args=(self.path, self._wait, self._todo, self._former),
-                    name="journal",
-                    daemon=True,
-                )
-                self._thread.start()
-            self._todo.put(call)
 
     def _start_over(self) -> None:
-        """Start over in a forked child, where the thread is gone and the lock may be held."""
         # SQLite's locks were inherited, so this process cannot open the file a second time.
-        self._is_parents |= self._thread is not None or self._former is not None
-        self._thread = self._former = None
-        self._todo = queue.SimpleQueue()
-        self._starting = threading.Lock()
+        self._is_parents |= self._writer.start_over()
 
 
 _JOURNALS: Final["WeakSet[Journal]"] = WeakSet()
@@ -410,6 +422,11 @@ with contextlib.suppress(AttributeError):  # Windows has no fork
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def is_database(place: object) -> bool:
+    """Return whether a place is the URL of a database."""
+    return isinstance(place, str) and place.startswith(("postgresql://", "postgres://"))
+
+
 def journal_at(place: "BaseJournal | str | os.PathLike[str]") -> BaseJournal:
     """
     Return the journal at a place: a file, or a database if it is a `postgresql://` URL.
@@ -419,7 +436,7 @@ def journal_at(place: "BaseJournal | str | os.PathLike[str]") -> BaseJournal:
     """
     if isinstance(place, BaseJournal):
         return place
-    if isinstance(place, str) and place.startswith(("postgresql://", "postgres://")):
+    if is_database(place):
         # By its name, since nothing else needs the extra.
         postgres = importlib.import_module("fuhu_runway.contrib.postgres")
         journal: BaseJournal = postgres.PostgresJournal(place)

@@ -5,7 +5,7 @@ import contextvars
 import inspect
 import os
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self
@@ -369,6 +369,11 @@ class Clip:
                 source, target, overwrite=overwrite, max_bytes=max_bytes, on_progress=on_progress
             )
         return self.path
+
+    async def pass_on(self, path: Path, put: Callable[[Path], Awaitable[None]]) -> None:
+        """Save the clip at *path* for *put*, which brings it to its place; for the client."""
+        with self._sessions.downloading(self) as (downloader, source):
+            await downloader.save(source, path, pass_on=put)
 
     @discreet
     async def read(self, *, max_bytes: int = MAX_CLIP_BYTES) -> bytes:

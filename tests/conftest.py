@@ -18,6 +18,7 @@ from fuhu_runway.testing import Simulator, virtual_time
 pytest_plugins = [
     "pytester",  # for the tests of our own plugin
     "support.postgres",
+    "support.stores",
 ]
 
 # A background process of a script ignores Ctrl-C, and so do the processes that it starts.

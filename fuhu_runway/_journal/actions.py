@@ -95,6 +95,10 @@ def read_salt() -> Action[bytes]:
     return bytes(row["salt"])
 
 
+def key_plan(plan: Plan, salt: bytes | None) -> Action[Plan]:
+    return keyed(plan, salt or (yield from read_salt()))
+
+
 def keyed(plan: Plan, salt: bytes) -> Plan:
     """Return the plan with its hashes as this journal writes them."""
     check(**attrs.asdict(plan))
@@ -125,16 +129,20 @@ def step(
     before: Collection[JobState] = tuple(JobState),
     attempt: int | None = None,
     owner: str | None = None,
+    token: str | None = None,
 ) -> Action[Job]:
     """
     Move a job that is in one of the states *before* to its next state, and return the row.
 
     A single statement decides: of several processes, one may move a job from PLANNED to SUBMITTING.
+    With a *token*, which is written to the row, it may be repeated: it is done once.
     """
     check(key=key, now=now, **changes)
     for name in changes.keys() - _CHANGEABLE:
         raise journal_error(f"A step cannot change {name!r}.", "Name a column of the journal.")
     values = {**_CLEARED_BY.get(to, {}), **changes, "state": to.value}
+    if token is not None:
+        values["token"] = token
     setters = {"submissions": "submissions + 1"} if to is JobState.SUBMITTING else {}
     setters |= {name: f":{name}" for name in values}
     if to in INSTANT_OF:
@@ -153,9 +161,12 @@ def step(
     )
     if rows:
         return job_of(rows[0])
-    job = yield from look_up("key", key)
-    if job is None:
+    rows = yield "SELECT * FROM job WHERE key = :key", {"key": key}
+    if not rows:
         raise unknown(key)
+    job = job_of(rows[0])
+    if token is not None and rows[0]["token"] == token:
+        return job
     if to in STEPS[job.state] and job.state in before:
         raise JournalError(
             f"The job {key!r} went on elsewhere.",
@@ -176,6 +187,15 @@ _CLEARED_BY: Final[Mapping[JobState, Mapping[str, None]]] = {
 """What a row no longer has after a step, unless the step itself sets it."""
 
 
+def undo(key: str, token: str) -> Action[None]:
+    """Take back a step to SUBMITTING that was not followed by a request."""
+    sql = (
+        "UPDATE job SET state = 'planned', submissions = submissions - 1 "
+        "WHERE key = :key AND state = 'submitting' AND token = :token"
+    )
+    yield sql, {"key": key, "token": token}
+
+
 def _leading_to(state: JobState) -> set[JobState]:
     return {before for before, following in STEPS.items() if state in following}
 
@@ -186,12 +206,13 @@ def _words(states: Collection[JobState]) -> str:
 
 
 def resolve(
-    key: str, task_id: str | None, proof: str, now: float, *, is_shared: bool
+    key: str, task_id: str | None, proof: str, now: float, token: str | None
 ) -> Action[Job]:
     """Settle a job in doubt: accepted as a task, or not accepted."""
     check(key=key, task_id=task_id, proof=proof)
-    if is_shared:
-        yield LOCK, {}
+    done = yield from _done(token, "(key = :name OR custom_id = :name)", key)
+    if done is not None:
+        return done
     job = (yield from look_up("key", key)) or (yield from look_up("custom_id", key))
     if job is None:
         raise usage_error("key", "The journal has no such job.", "Use a key from jobs().")
@@ -203,7 +224,7 @@ def resolve(
         if task_id != job.task_id and (yield from look_up("task_id", task_id)):
             raise _belongs_to_another()
         to, changes["task_id"] = JobState.ACCEPTED, task_id
-    return (yield from step(job.key, to, now, changes, before=(JobState.IN_DOUBT,)))
+    return (yield from step(job.key, to, now, changes, before=(JobState.IN_DOUBT,), token=token))
 
 
 def adopt(
@@ -214,11 +235,13 @@ def adopt(
     model: str | None,
     salt: bytes | None,
     owner: str | None,
+    token: str | None,
 ) -> Action[Job]:
     """Make a row for a task that no job has."""
     check(task_id=task_id, endpoint=endpoint, now=now, model=model)
-    if owner is not None:
-        yield LOCK, {}
+    done = yield from _done(token, "task_id = :name", task_id)
+    if done is not None:
+        return done
     if (yield from look_up("task_id", task_id)):
         raise _belongs_to_another()
     key = f"task:{task_id}"
@@ -234,11 +257,21 @@ def adopt(
         "accepted_at": now,
     }
     if owner is not None:
-        values["owner"] = owner
+        values |= {"owner": owner, "token": token}
     rows = yield f"{_insert(values)} ON CONFLICT (key) DO NOTHING RETURNING *", values
     if not rows:
         raise _belongs_to_another()
     return job_of(rows[0])
+
+
+def _done(token: str | None, where: str, name: str) -> Action[Job | None]:
+    """In a shared store, let no other process decide; return the row if this was done before."""
+    if token is None:
+        return None
+    yield LOCK, {}
+    sql = f"SELECT * FROM job WHERE {where} AND token = :token"  # noqa: S608
+    rows = yield sql, {"name": name, "token": token}
+    return job_of(rows[0]) if rows else None
 
 
 def _belongs_to_another() -> Exception:
@@ -349,8 +382,8 @@ def durations() -> Action[list[tuple[str, str | None, int | None, float]]]:
 def job_of(row: Mapping[str, Any]) -> Job:
     """Return a row as a job, without the columns that only a shared store has."""
     values = {**dict(row), "state": _state(row["state"])}
-    values.pop("owner", None)
-    values.pop("rowid", None)
+    for name in ("rowid", "owner", "token"):
+        values.pop(name, None)
     return Job(**values)
 
 

@@ -1,11 +1,10 @@
 """
-The SQLite file of a journal: its lock, its log, and the thread that writes to it.
+The SQLite file of a journal: its lock, its log, and what the journal's thread does with it.
 
 One process at a time has the file open. Actions that are queued share one transaction, and so one
 flush to disk. Each result is reported once its transaction is on disk.
 """
 
-import asyncio
 import contextlib
 import os
 import queue
@@ -14,19 +13,15 @@ import sqlite3
 import subprocess
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final, TypeVar
-
-import attrs
+from typing import Final, TypeVar
 
 from fuhu_runway.errors import JournalBusy, JournalError, JournalTooNew, RunwayError
-from fuhu_runway.hooks import LOGGER
 
 from .actions import Action, journal_error
 from .schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION
+from .writer import Call, Calls, End, report
 
 T = TypeVar("T")
 
@@ -41,71 +36,6 @@ def perform(db: sqlite3.Connection, action: Action[T]) -> T:
         result: T = end.value
         return result
 
-
-@attrs.frozen(eq=False)
-class Call:
-    """One action on the database."""
-
-    action: Callable[[sqlite3.Connection], Any]
-    #: Receives the result; None if no caller waits for it.
-    future: "asyncio.Future[Any] | None" = None
-
-
-Calls = queue.SimpleQueue[Call | None]
-"""The queue of the thread; None ends it."""
-
-
-@attrs.frozen(eq=False)
-class CallExecutor(Executor):
-    """The thread that writes a journal, as seen from event loops."""
-
-    send: Callable[[Call], None]
-
-    def submit(  # type: ignore[override]
-        self, action: Callable[[sqlite3.Connection], T]
-    ) -> "asyncio.Future[T]":
-        """Queue an action; it is done even if its caller is cancelled."""
-        # A future of asyncio, which `run_in_executor` returns unchanged. One of `concurrent` would
-        # wake the loop for each action, not once for a whole transaction.
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self.send(Call(action, future))
-        return future
-
-
-End = tuple[Call, Any, Exception | None]
-"""An action with its result or its error."""
-
-
-def report(ends: Iterable[End]) -> None:
-    """Report results, each in the loop of its caller, which is woken once for all of them."""
-    by_loop: dict[asyncio.AbstractEventLoop | None, list[End]] = defaultdict(list)
-    for end in ends:
-        future = end[0].future
-        by_loop[None if future is None else future.get_loop()].append(end)
-    for loop, ended in by_loop.items():
-        if loop is None:
-            _settle(ended)
-        else:
-            # The loop may have ended; then no caller waits any more.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(_settle, ended)
-
-
-def _settle(ends: Iterable[End]) -> None:
-    for call, result, error in ends:
-        if call.future is None:
-            if error is not None:
-                name = type(error).__name__
-                LOGGER.error("The journal could not be written (%s).", name)
-        elif call.future.done():
-            pass  # its caller was cancelled
-        elif error is None:
-            call.future.set_result(result)
-        else:
-            call.future.set_exception(error)
-
-
-# In the journal's thread
 
 AT_ONCE: Final = 1000
 """Actions in one transaction at most; if more, their callers wait longer."""

@@ -20,11 +20,20 @@ import attrs
 from cyclopts import Parameter
 
 from fuhu_runway import errors, hooks
-from fuhu_runway.journal import JobState, Journal
+from fuhu_runway.journal import BaseJournal, JobState, journal_at
 from fuhu_runway.models import DEFAULT_WAIT, usage_error
 
 from .console import Lines, close, complain, run
-from .options import OUTPUT, POSITIVE, RESULT, TARGET, WHOLE, Output, Target
+from .options import (
+    OUTPUT,
+    POSITIVE,
+    RESULT,
+    TARGET,
+    WHOLE,
+    JournalPlace,
+    Output,
+    Target,
+)
 from .tally import AGAIN, Tally, shown, state_of
 
 if TYPE_CHECKING:
@@ -113,9 +122,9 @@ def batch(
 
 
 @contextlib.asynccontextmanager
-async def opened(path: Path) -> AsyncIterator[Journal]:
-    """Yield a journal that no other process has open."""
-    journal = Journal(path)
+async def opened(place: JournalPlace) -> AsyncIterator[BaseJournal]:
+    """Yield a journal. While one in a file is open here, no other process can open it."""
+    journal = journal_at(place)
     try:
         await journal.counts()  # raises first if anything is wrong with it
         yield journal
@@ -131,10 +140,19 @@ def copied(path: Path, folder: Path) -> Path:
     return folder / path.name
 
 
-def check_target(target: Target, journal: Path, state_file: Path) -> None:
+def state_file_beside(journal: JournalPlace) -> Path | None:
+    """Return where the simulated gateway of a batch is kept; None if its journal is no file."""
+    return journal.with_name(STATE_NAME) if isinstance(journal, Path) else None
+
+
+def check_target(target: Target, journal: JournalPlace, state_file: Path | None) -> None:
     """Raise unless there is a key, and the journal belongs to this kind of gateway."""
     target.check()
-    if not target.simulate and journal.exists() and state_file.exists():
+    if state_file is None:
+        if target.simulate:
+            advice = "Remove --simulate. To simulate the gateway too, see fuhu-runway simulate."
+            raise usage_error("simulate", "--simulate needs a journal in a file.", advice)
+    elif not target.simulate and Path(journal).exists() and state_file.exists():
         raise _other_gateway("simulated", "real")
 
 
@@ -142,13 +160,13 @@ async def open_client(
     stack: contextlib.AsyncExitStack,
     target: Target,
     screen: Lines,
-    journal: Journal,
-    state_file: Path,
+    journal: BaseJournal,
+    state_file: Path | None,
     *listeners: hooks.Listener,
 ) -> "Client":
     """Return the client of the gateway, or of a simulated one that is kept in *state_file*."""
     simulator = None
-    if target.simulate:
+    if target.simulate and state_file is not None:
         counts = await journal.counts()
         # A run that was killed early leaves a journal with nothing but planned jobs.
         is_used = sum(counts.values()) > counts[JobState.PLANNED]

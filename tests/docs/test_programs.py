@@ -30,7 +30,11 @@ else:
 
 
 async def printed(
-    *command: str, folder: Path, gateway: Simulator, happened: Callable[[], object] | None = None
+    *command: str,
+    folder: Path,
+    gateway: Simulator,
+    happened: Callable[[], object] | None = None,
+    **variables: str,
 ) -> str:
     """Run a program, stop it with SIGTERM once something has *happened*, return its output."""
     # The package under test, either from the source tree or installed.
@@ -38,7 +42,13 @@ async def printed(
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, *command),
         cwd=folder,
-        env=os.environ | gateway.environment() | {"PYTHONPATH": package, "PYTHONSAFEPATH": ""},
+        env={
+            **os.environ,
+            **gateway.environment(),
+            **variables,
+            "PYTHONPATH": package,
+            "PYTHONSAFEPATH": "",
+        },
         stdout=PIPE,
     )
     try:
@@ -108,6 +118,77 @@ async def test_celery_pays_once_for_a_job_that_is_delivered_twice(tmp_path: Path
             happened=(tmp_path / "clips/order-2.mp4").exists,
         )
         assert gateway.submitted == 2
+
+
+ALL_TWICE = """
+import os, signal, sys
+from celery.signals import task_success
+import clips
+
+results = []
+
+@task_success.connect
+def count(result: str, **_: object) -> None:
+    results.append(result)
+    if len(results) == 4:
+        print(*sorted(results), sep=chr(10), flush=True, file=sys.__stdout__)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+for _ in range(2):
+    clips.make_clip.delay("order-1", "a kitten")
+    clips.make_clip.delay("order-2", "a puppy")
+clips.app.worker_main("worker --pool threads --concurrency 4 -l error".split())
+"""
+"""The worker of the page about any queue, with a broker in memory that has each job twice."""
+
+
+async def test_celery_with_a_shared_journal_needs_no_names_for_its_workers(tmp_path: Path) -> None:
+    """Four jobs with two names end as two clips, which are paid for once."""
+    pytest.importorskip("celery")
+    (tmp_path / "clips.py").write_text(program("any-other-queue", 2))
+    (tmp_path / "run.py").write_text(ALL_TWICE)
+    async with Simulator(speed=100, takes=20) as gateway:
+        out = await printed("run.py", folder=tmp_path, gateway=gateway)
+        assert [line for line in out.splitlines() if line.startswith("order-")] == [
+            *["order-1: clips/order-1.mp4"] * 2,
+            *["order-2: clips/order-2.mp4"] * 2,
+        ]
+        assert gateway.submitted == 2
+
+
+async def test_a_queue_that_delivers_everything_twice_costs_nothing_more(tmp_path: Path) -> None:
+    """Three orders end twice each, also in a second run, and three clips are paid for."""
+    (tmp_path / "worker.py").write_text(program("any-other-queue"))
+    async with Simulator(speed=100, takes=20) as gateway:
+        for _ in range(2):
+            out = await printed("worker.py", folder=tmp_path, gateway=gateway)
+            assert sorted(out.splitlines()) == [
+                line for n in (1, 2, 3) for line in [f"order-{n}: clips/order-{n}.mp4"] * 2
+            ]
+        assert gateway.submitted == 3
+
+
+async def test_two_machines_with_one_database_pay_once_for_what_both_get(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """The same program, run twice at the same time, makes three clips of twelve messages."""
+    pytest.importorskip("psycopg")
+    url = request.getfixturevalue("database_url")
+    text = program("any-other-queue")
+    assert "seconds=30" in text
+    (tmp_path / "worker.py").write_text(text.replace("seconds=30", "seconds=0.3"))
+    async with Simulator(speed=100, takes=20) as gateway:
+        outs = await asyncio.gather(
+            *(
+                printed("worker.py", folder=tmp_path, gateway=gateway, FUHU_DATABASE_URL=url)
+                for _ in range(2)
+            )
+        )
+        assert gateway.submitted == 3
+    lines = [line for out in outs for line in out.splitlines()]
+    ends = [line for line in lines if "is delivered again" not in line]
+    assert len(ends) == 12
+    assert len({line for line in ends if line.endswith(".mp4")}) == 3
 
 
 @pytest.mark.parametrize(

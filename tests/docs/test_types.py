@@ -21,6 +21,7 @@ ONE_PROGRAM = {"notebook", "test-your-app"}
 LOOSE = {"any-test-framework", "notebook", "test-your-app"}
 """Tests and cells, which are written without annotations; what they call is checked."""
 APPS = {
+    "any-other-queue",
     "aiohttp-app",
     "background-worker",
     "celery",

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -137,6 +138,31 @@ async def test_a_task_that_failed_is_an_outcome(gateway: Simulator, journal: Pat
     assert gateway.submitted == 2
 
 
+async def test_a_job_that_failed_is_tried_again_by_the_same_client(
+    gateway: Simulator, journal: Path
+) -> None:
+    """What the client remembers of the name gives way to what the journal says."""
+    gateway.script(PROMPT, then="fail")
+    gateway.script(PROMPT)
+    async with quick_client(gateway, journal=journal) as client:
+        assert isinstance((await client.carry_out(ITEM)).error, TaskFailed)
+        assert (await client.carry_out(ITEM, retry_failed=True)).clip is not None
+    assert gateway.submitted == 2
+
+
+async def test_a_job_that_was_not_accepted_after_all_is_sent_by_the_same_client(
+    gateway: Simulator, journal: Path
+) -> None:
+    """Once a person has settled the doubt, the client does not hold on to it."""
+    gateway.fault("submit", faults.drop_before_accepting())
+    async with quick_client(gateway, journal=journal) as client:
+        assert (await client.carry_out(ITEM)).is_in_doubt
+        assert client.journal is not None
+        await client.journal.resolve("order-1", accepted=False)
+        assert (await client.carry_out(ITEM)).clip is not None
+    assert gateway.submitted == 1
+
+
 async def test_a_request_that_is_rejected_is_an_outcome(gateway: Simulator, journal: Path) -> None:
     """The gateway would reject it again, so it is not sent again."""
     gateway.fault("submit", faults.refused())
@@ -155,6 +181,23 @@ async def test_a_doubt_is_reported_each_time_and_never_sent_again(
         outcome = await carried(gateway, journal)
         assert outcome.is_in_doubt
     assert gateway.submitted == 1
+
+
+async def test_the_journal_knows_better_than_the_client_what_a_name_stands_for(
+    gateway: Simulator, journal: Path, clips: Path
+) -> None:
+    """A doubt that another process has settled, and a failure that is retried, are sent again."""
+    gateway.script(PROMPT, then="fail")
+    gateway.script(PROMPT)
+    async with quick_client(gateway, journal=journal) as client:
+        gateway.fault("submit", faults.drop_before_accepting())
+        assert (await client.carry_out(ITEM)).is_in_doubt
+        assert client.journal is not None
+        await client.journal.resolve("order-1", accepted=False)
+        assert isinstance((await client.carry_out(ITEM)).error, TaskFailed)
+        again = await client.carry_out(ITEM, download_to=clips, retry_failed=True)
+    assert again.error is None
+    assert gateway.submitted == 2
 
 
 async def test_a_job_that_was_not_accepted_for_now_is_delivered_again(
@@ -254,3 +297,14 @@ async def test_a_client_without_a_journal_is_refused(runway: Client) -> None:
     """Without a journal, nothing knows what was paid for."""
     with pytest.raises(UsageError, match="The client has no journal"):
         await runway.carry_out(ITEM)
+
+
+async def test_an_url_names_the_extra_it_needs(
+    runway: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without obstore, the error says what to install, and nothing was sent."""
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    monkeypatch.delitem(sys.modules, "fuhu_runway.contrib.store", raising=False)
+    with pytest.raises(UsageError, match="needs the extra store") as caught:
+        runway.batch([PROMPT], download_to="s3://bucket/clips/")
+    assert 'pip install ".[store]"' in caught.value.advice

@@ -1,0 +1,173 @@
+"""
+Where the clips of a batch are saved: a folder, or an object store.
+
+Rule 1: what is wrong with the place is found before anything is paid for, as far as it can be.
+Rule 2: a job is saved once its clip is whole in its place; a clip on the way to a store is not.
+Rule 3: the name of a clip depends on its job only, so that two workers write the same bytes.
+"""
+
+import asyncio
+import importlib
+import os
+import re
+import tempfile
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from ._clip_files import MARK_LENGTH, ClipStore, StoreFault, check_clip_path, clip_folder
+from ._sinks import PAID_FOR
+from .errors import DownloadIncomplete, UsageError
+from .journal import Plan
+from .models import usage_error
+from .paths import beside, saved_place
+from .task import Clip, saved_beside
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+class Place(ABC):
+    """Where the clips of a batch are saved. What it returns are fields of an `Outcome`."""
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Raise a `UsageError` if no clip can be saved here."""
+
+    @abstractmethod
+    async def check(self, name: str, plan: Plan, *, overwrite: bool) -> None:
+        """Raise a `UsageError` if the clip of a job cannot be saved here."""
+
+    @abstractmethod
+    async def found(self, name: str, task_id: str, size: int | None) -> "Mapping[str, Any] | None":
+        """Return where the clip is that was saved for a task; None if it is gone or has changed."""
+
+    @abstractmethod
+    async def save(self, clip: Clip, name: str, *, overwrite: bool) -> "Mapping[str, Any]":
+        """Save the clip under its name, or beside another file, and return where it is."""
+
+
+@attrs.frozen
+class Folder(Place):
+    """A folder that exists."""
+
+    path: Path
+    #: The lengths of names that were tried.
+    _tested: set[tuple[int, int]] = attrs.field(init=False, factory=set)
+
+    async def open(self) -> None:
+        pass  # it was checked when it was made
+
+    async def check(self, name: str, plan: Plan, *, overwrite: bool) -> None:
+        check_clip_path(self.path / name, plan, self._tested, overwrite=overwrite)
+
+    async def found(self, name: str, task_id: str, size: int | None) -> "Mapping[str, Any] | None":
+        place = await asyncio.to_thread(saved_place, self.path / name, task_id, size)
+        return None if place is None else {"path": place}
+
+    async def save(self, clip: Clip, name: str, *, overwrite: bool) -> "Mapping[str, Any]":
+        path = self.path / name
+        if overwrite or not path.exists():
+            return {"path": await clip.download(path, overwrite=overwrite)}
+        return {"path": await saved_beside(clip, path)}
+
+
+@attrs.frozen
+class Bucket(Place):
+    """An object store. A clip is saved and verified in a temporary folder, and then put there."""
+
+    store: ClipStore
+
+    async def open(self) -> None:
+        try:
+            await self.store.check_clips()
+        except StoreFault as fault:
+            raise _unusable(fault) from None
+
+    async def check(self, name: str, plan: Plan, *, overwrite: bool) -> None:
+        try:
+            if overwrite or await self.store.clip_size(name) is None:
+                return
+        except StoreFault as fault:
+            raise _unusable(fault) from None
+        # The text before the mark is the prompt.
+        mark = plan.key[:MARK_LENGTH]
+        shown = name if plan.custom_id else f"*-{mark}{name.partition(mark)[2]}"
+        raise usage_error(
+            "download_to",
+            f"There is an object {shown!r} already, which was not saved for this job.",
+            "Move it, or allow it to be replaced (overwrite=True, or --overwrite).",
+        )
+
+    async def found(self, name: str, task_id: str, size: int | None) -> "Mapping[str, Any] | None":
+        try:
+            for place in (name, beside(Path(name), task_id).name):
+                if size is not None and await self.store.clip_size(place) == size:
+                    return {"object_url": self.store.clip_url(place)}
+        except StoreFault as fault:
+            raise _incomplete(fault, task_id) from None
+        return None
+
+    async def save(self, clip: Clip, name: str, *, overwrite: bool) -> "Mapping[str, Any]":
+        place = name
+
+        async def put(file: Path) -> None:
+            nonlocal place
+            try:
+                if not overwrite and await self.store.clip_size(name) is not None:
+                    if await self.store.has_clip(name, file):
+                        return  # put there by another worker, or by one that was killed then
+                    place = beside(Path(name), clip.id).name
+                await self.store.put_clip(place, file)
+            except StoreFault as fault:
+                raise _incomplete(fault, clip.id) from None
+
+        try:
+            folder = tempfile.TemporaryDirectory(prefix="fuhu-runway-", ignore_cleanup_errors=True)
+        except OSError as error:
+            raise _incomplete(
+                StoreFault(
+                    f"There is no room for temporary files ({os.strerror(error.errno or 0)}).",
+                    "Free some space, or set TMPDIR to a folder on another disk.",
+                ),
+                clip.id,
+            ) from None
+        with folder:
+            await clip.pass_on(Path(folder.name) / "clip.mp4", put)
+        return {"object_url": self.store.clip_url(place)}
+
+
+def place_of(download_to: "str | os.PathLike[str] | ClipStore | None") -> Place | None:
+    """
+    Return the place that a batch was given; a folder is created if its parent exists.
+
+    Raises:
+        UsageError: It is not a place for clips, or nothing can be written in the folder.
+    """
+    if download_to is None:
+        return None
+    if isinstance(download_to, str) and _URL.match(download_to):
+        try:
+            module = importlib.import_module("fuhu_runway.contrib.store")
+        except ImportError as missing:
+            raise usage_error(
+                "download_to",
+                "An object store needs the extra store.",
+                'Install it; in a checkout: python -m pip install ".[store]"',
+            ) from missing
+        return Bucket(module.ObjectStore.from_url(download_to))
+    if isinstance(download_to, str | os.PathLike):
+        return Folder(clip_folder(download_to))
+    return Bucket(download_to)
+
+
+def _unusable(fault: StoreFault) -> UsageError:
+    return usage_error("download_to", fault.happened, fault.advice)
+
+
+def _incomplete(fault: StoreFault, task_id: str) -> DownloadIncomplete:
+    return DownloadIncomplete(fault.happened, PAID_FOR, fault.advice, task_id)

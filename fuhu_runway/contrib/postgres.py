@@ -1,0 +1,254 @@
+"""
+A journal in a Postgres database, which several machines share. Needs the extra `postgres`.
+
+Rule 1: one statement moves a job from PLANNED to SUBMITTING, and only for the process that took
+charge of it last.
+Rule 2: an outcome is tried until it is written. What precedes a request is given up after a while,
+since nothing was sent.
+"""
+
+import contextlib
+import math
+import os
+import queue
+import secrets
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any, ClassVar, Final, TypeVar
+from weakref import WeakSet
+
+import attrs
+
+from fuhu_runway._journal import actions
+from fuhu_runway._journal.actions import Action
+from fuhu_runway._journal.plans import nth
+from fuhu_runway._journal.writer import Call, Calls, Writer, report
+from fuhu_runway.hooks import Event
+from fuhu_runway.journal import BaseJournal, Job, Plan
+
+from ._postgres import Away, Link, options_of, out_of_reach
+
+T = TypeVar("T")
+
+PAUSE: Final = 0.5
+"""Seconds between attempts to reach the database. If more, outcomes are written later."""
+
+
+@attrs.define(eq=False)
+class _Task:
+    """An action of the journal, and what happens to it while the database is away."""
+
+    make: Callable[[], Action[Any]]
+    #: Whether it is tried until it is written.
+    is_outcome: bool = False
+    #: Undoes it, if it is given up and may have been written.
+    undo: Callable[[], Action[Any]] | None = None
+    #: Whether it may change the tables.
+    is_init: bool = False
+    #: When it was asked for, on the monotonic clock.
+    since: float = attrs.field(init=False, factory=time.monotonic)
+    #: Whether it may have been written already.
+    is_unclear: bool = attrs.field(init=False, default=False)
+
+    def __call__(self, link: Link) -> Any:
+        link.open(is_init=self.is_init)
+        try:
+            return link.run(self.make())
+        except Away:
+            self.is_unclear = True
+            raise
+
+
+class PostgresJournal(BaseJournal):
+    """
+    The state of every job, in a Postgres database that several processes and machines share.
+
+    Usable from any event loop. Connects on first use, with one connection, and makes its tables if
+    there are none. If the database is away later, outcomes of submissions are written once it is
+    back, while the process lives; everything else fails after *wait* seconds. Both are logged. A
+    forked child connects by itself.
+
+    Args:
+        url: A URL or connection string of libpq; by default the environment variable
+            FUHU_DATABASE_URL. What it leaves out comes from libpq's own variables and files.
+        wait: How long a call waits for a database that was within reach before, in seconds.
+
+    Raises:
+        UsageError: There is no URL, or it cannot be read.
+        JournalTooNew: A newer version of this package made the tables; from any method.
+        JournalError: The database is out of reach or `synchronous_commit` is off, the tables are of
+            an older version or may not be used, or it cannot hold a value; from any method.
+    """
+
+    is_shared: ClassVar[bool] = True
+
+    def __init__(self, url: str | None = None, *, wait: float = 30.0) -> None:
+        self._link = Link(options_of(url))
+        self._wait = wait
+        self._owner: str = secrets.token_hex(8)
+        self._seen: Counter[str] = Counter()
+        self._writer = Writer(self._work)
+        _JOURNALS.add(self)
+
+    def __repr__(self) -> str:
+        return f"<PostgresJournal {self.name} {'open' if self._writer.is_open else 'closed'}>"
+
+    @property
+    def name(self) -> str:
+        """The name of the database."""
+        return self._link.name
+
+    async def init(self) -> None:
+        """Make the tables, or bring those of an older version up to date; else do nothing."""
+        await self._writer.run(_Task(_nothing, is_init=True))
+
+    async def start_run(self) -> None:
+        """Count occurrences of equal requests from zero."""
+        self._seen.clear()
+
+    async def plan_next(self, plan: Plan, now: float) -> Job:
+        """
+        Return the row of the next job with this content in this run, made if there is none.
+
+        Occurrences are counted in this process.
+        """
+        return await self.plan(attrs.evolve(plan, key=await self.key_next(plan)), now)
+
+    async def key_next(self, plan: Plan) -> str:
+        """Return the key of the next job with this content in this run; writes nothing."""
+        if self._salt is None:
+            await self.flush()
+        assert self._salt is not None  # noqa: S101  (connecting reads it)
+        mark = actions.keyed(plan, self._salt).fingerprint
+        self._seen[mark] += 1
+        return nth(mark, self._seen[mark])
+
+    def note(self, event: Event) -> None:
+        """
+        Write that a task ended, or that its clip was saved or handed out; a listener for `hooks`.
+
+        Each row with the task's id takes the step, if it is legal; other tasks are ignored.
+        """
+        now = time.time()
+        if actions.note(event, now) is not None:
+            task = _Task(lambda: actions.note(event, now) or _nothing(), is_outcome=True)
+            self._writer.send(Call(task))
+
+    async def flush(self) -> None:
+        """
+        Return once everything that was noted is on disk.
+
+        Raises:
+            JournalError: The database is away for longer than *wait*; it is written later.
+        """
+        await self._perform(_nothing)
+
+    async def aclose(self) -> None:
+        """
+        Write what is outstanding and disconnect; using the journal connects again.
+
+        What cannot be written within *wait* seconds is lost, and logged.
+        """
+        await self._writer.aclose()
+
+    async def _shown(self) -> list[Job]:
+        was_open = self._writer.is_open
+        try:
+            return await self.jobs()
+        finally:
+            if not was_open:
+                await self.aclose()
+
+    async def _perform(
+        self,
+        make: Callable[[], Action[T]],
+        *,
+        is_outcome: bool = False,
+        undo: Callable[[], Action[Any]] | None = None,
+    ) -> T:
+        result: T = await self._writer.run(_Task(make, is_outcome, undo))
+        return result
+
+    def _start_over(self) -> None:
+        # To the others, the child is another process; the parent keeps the connection.
+        _PARENTS.append(self._link)
+        self._link = Link(self._link.options, self._link.was_open)
+        self._writer.start_over()
+        self._owner = secrets.token_hex(8)
+
+    # In the journal's thread
+
+    def _work(self, todo: Calls, former: threading.Thread | None) -> None:
+        """Do one action after the other until there is a None."""
+        if former is not None:
+            former.join()
+        link, waiting = self._link, deque[Call]()
+        is_over, until = False, math.inf
+        while waiting or not is_over:
+            if not is_over:
+                timeout = (PAUSE if link.is_away else 0.0) if waiting else None
+                is_over = _collect(todo, waiting, timeout)
+                until = time.monotonic() + self._wait if is_over else math.inf
+            elif link.is_away:
+                time.sleep(PAUSE)
+            if not waiting:
+                continue
+            result, error = None, None
+            try:
+                result = waiting[0].action(link)
+            except Away as away:
+                self._give_up(waiting, away.reason, until)
+                continue
+            except Exception as exc:  # noqa: BLE001  (the caller has to raise it)
+                error = exc
+            self._salt = link.salt
+            report([(waiting.popleft(), result, error)])
+        link.close(self._owner)
+
+    def _give_up(self, waiting: deque[Call], reason: str, until: float) -> None:
+        """Report what has waited for too long; what may have been written is undone later."""
+        now, kept = time.monotonic(), []
+        for call in waiting:
+            task: Any = call.action
+            if now < (until if task.is_outcome else min(until, task.since + self._wait)):
+                kept.append(call)
+                continue
+            report([(call, None, out_of_reach(self.name, reason))])
+            if task.is_unclear and task.undo is not None and until == math.inf:
+                kept.append(Call(_Task(task.undo, is_outcome=True)))
+        waiting.clear()
+        waiting.extend(kept)
+
+
+_PARENTS: Final[list[Link]] = []
+"""Connections that a forked child must not close."""
+
+_JOURNALS: Final["WeakSet[PostgresJournal]"] = WeakSet()
+
+
+def _after_fork() -> None:
+    for journal in _JOURNALS:
+        journal._start_over()  # noqa: SLF001  (of this module)
+
+
+with contextlib.suppress(AttributeError):  # Windows has no fork
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _nothing() -> Action[None]:
+    yield from ()
+
+
+def _collect(todo: Calls, waiting: deque[Call], timeout: float | None) -> bool:
+    """Take the actions that are queued, or wait for one; return whether the thread has to end."""
+    try:
+        while True:
+            call = todo.get(timeout=timeout)
+            if call is None:
+                return True
+            waiting.append(call)
+            timeout = 0.0
+    except queue.Empty:
+        return False

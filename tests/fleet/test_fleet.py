@@ -1,0 +1,410 @@
+"""A fleet on a database: what comes in, what is carried out, and what bad input gets."""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import procrastinate
+import psycopg
+import pytest
+from support.clients import QUICK_POLLS, QUICK_RETRY
+from support.clock import until
+from support.media import PNG
+
+from fuhu_runway import Item, Limits, TextToVideo
+from fuhu_runway.contrib._fleet.requests import packed, unpacked
+from fuhu_runway.contrib.fleet import Enqueued, Fleet
+from fuhu_runway.errors import UsageError
+from fuhu_runway.journal import Job, JobState
+from fuhu_runway.models import ImageToVideo, MotionVector
+from fuhu_runway.testing import Simulator, faults
+
+PROMPTS: Final = ["a kitten", "a kitten", "a duckling"]
+NAMED: Final = [
+    Item(TextToVideo("a kitten"), "order-1"),
+    Item(TextToVideo("a duckling"), "order-2"),
+]
+
+Made = Callable[..., Fleet]
+
+
+@pytest.fixture
+def made(database_url: str, gateway: Simulator, tmp_path: Path) -> Made:
+    """Return a function that makes a fleet on the test's database."""
+
+    def make(**changes: Any) -> Fleet:
+        settings: dict[str, Any] = {
+            "api_key": gateway.api_key,
+            "base_url": gateway.base_url,
+            "download_to": tmp_path / "clips",
+            "lease": 0.6,
+            "polling": QUICK_POLLS,
+            "retry": QUICK_RETRY,
+        }
+        return Fleet(database_url, **{**settings, **changes})
+
+    return make
+
+
+@pytest.fixture
+async def fleet(made: Made) -> AsyncIterator[Fleet]:
+    """Yield a fleet whose database has the tables."""
+    one = made()
+    await one.init()
+    async with one:
+        yield one
+
+
+@asynccontextmanager
+async def working(fleet: Fleet, **options: Any) -> AsyncIterator["asyncio.Task[None]"]:
+    """Let a worker work."""
+    work = asyncio.create_task(fleet.work(signals=False, **options))
+    try:
+        yield work
+    finally:
+        work.cancel()
+        with suppress(asyncio.CancelledError):
+            await work
+
+
+async def ended(fleet: Fleet) -> dict[str | None, Job]:
+    """Let a worker carry out every job, and return how they ended."""
+    async with working(fleet):
+        return {job.custom_id or job.key: job async for job in fleet.outcomes()}
+
+
+def rows(url: str, sql: str, *values: Any) -> list[Any]:
+    """Return what a statement returns."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        cursor = connection.execute(sql, values)
+        return cursor.fetchall() if cursor.description else []
+
+
+# What comes in
+
+
+async def test_jobs_are_carried_out_and_their_clips_saved(
+    fleet: Fleet, gateway: Simulator, tmp_path: Path
+) -> None:
+    """Every job has one task and one file, also if two requests are equal; no request is left."""
+    assert await fleet.enqueue(PROMPTS) == Enqueued(new=3, known=0)
+    jobs = await ended(fleet)
+    assert {job.state for job in jobs.values()} == {JobState.SAVED}
+    assert sorted(task.prompt for task in gateway.tasks) == sorted(PROMPTS)
+    assert len(list((tmp_path / "clips").iterdir())) == 3
+    assert await fleet.left() == 0
+
+
+async def test_the_same_again_is_nothing_new(fleet: Fleet, gateway: Simulator) -> None:
+    """Enqueueing again adds nothing: not before the jobs are carried out, and not afterwards."""
+    assert await fleet.enqueue(NAMED) == Enqueued(new=2, known=0)
+    assert await fleet.enqueue(NAMED) == Enqueued(new=0, known=2)
+    await ended(fleet)
+    assert await fleet.enqueue(NAMED) == Enqueued(new=0, known=2)
+    assert await ended(fleet)
+    assert len(gateway.tasks) == 2
+
+
+async def test_more_of_the_same_is_new(fleet: Fleet) -> None:
+    """Of a file that has grown, the lines that were added are new."""
+    await fleet.enqueue(PROMPTS[:2])
+    assert await fleet.enqueue(PROMPTS) == Enqueued(new=1, known=2)
+
+
+async def test_two_enqueuers_at_once_add_each_job_once(made: Made, fleet: Fleet) -> None:
+    """Of two programs that enqueue the same at the same time, each job is new to one."""
+    prompts = [f"prompt {n}" for n in range(450)]
+    async with made() as other:
+        found = await asyncio.gather(fleet.enqueue(prompts), other.enqueue(iter(prompts)))
+    assert sum(one.new for one in found) == 450
+    status = await fleet.status()
+    assert status.ready + status.later == 450
+
+
+async def test_a_source_may_be_asynchronous(fleet: Fleet) -> None:
+    """Requests may come from an async iterable."""
+
+    async def source() -> AsyncIterator[str]:
+        yield "a kitten"
+
+    assert await fleet.enqueue(source()) == Enqueued(new=1, known=0)
+    assert await fleet.enqueue([]) == Enqueued(new=0, known=0)
+
+
+async def test_a_custom_id_belongs_to_one_request(fleet: Fleet) -> None:
+    """Another request under a name is refused: in one source, later, and when it is over."""
+    other = Item(TextToVideo("a puppy"), "order-1")
+    with pytest.raises(UsageError, match="Two different requests have the custom_id 'order-1'"):
+        await fleet.enqueue([*NAMED, other])
+    await fleet.enqueue([NAMED[0], NAMED[0]])
+    with pytest.raises(UsageError, match="'order-1' belongs to another request"):
+        await fleet.enqueue([other])
+    await ended(fleet)
+    with pytest.raises(UsageError, match="'order-1' belongs to another request"):
+        await fleet.enqueue([other])
+
+
+async def test_a_name_belongs_to_one_source(fleet: Fleet) -> None:
+    """Other items under the name of a source are refused before any is added."""
+    await fleet.enqueue(NAMED, name="spring")
+    assert await fleet.enqueue(NAMED, name="spring") == Enqueued(new=0, known=2)
+    with pytest.raises(UsageError, match="Other items were enqueued as 'spring'"):
+        await fleet.enqueue(PROMPTS, name="spring")
+    assert await fleet.left() == 2
+
+
+async def test_a_job_that_failed_is_new_on_request(fleet: Fleet, gateway: Simulator) -> None:
+    """What failed is submitted again only if that is asked for."""
+    gateway.script("a kitten", then="fail")
+    gateway.script("a kitten")
+    await fleet.enqueue(NAMED[:1])
+    assert (await ended(fleet))["order-1"].state is JobState.FAILED
+    assert await fleet.enqueue(NAMED[:1]) == Enqueued(new=0, known=1)
+    assert await fleet.enqueue(NAMED[:1], retry_failed=True) == Enqueued(new=1, known=0)
+    assert (await ended(fleet))["order-1"].state is JobState.SAVED
+
+
+def test_pictures_and_camera_motions_reach_the_worker(tmp_path: Path) -> None:
+    """A request arrives as it was made, with local files as bytes and as a path."""
+    path = tmp_path / "first.png"
+    path.write_bytes(PNG)
+    requests = [
+        ImageToVideo("a pan", "https://pictures.example/a.png", motion=MotionVector(x=3)),
+        ImageToVideo("a file", path),
+        ImageToVideo("some bytes", PNG),
+    ]
+    items = [Item(request, f"order-{n}", f"p.txt:{n}") for n, request in enumerate(requests)]
+    for item in items:
+        body = packed(item, retry_failed=False, seal=None)
+        back, retry_failed = unpacked(body, "key", is_sealed=False, seal=None)
+        assert (back, back.source, retry_failed) == (item, item.source, False)
+
+
+def test_a_job_without_a_name_keeps_its_key() -> None:
+    """A request arrives under the key that it was enqueued with."""
+    body = packed(Item(TextToVideo("a kitten")), retry_failed=True, seal=None)
+    assert unpacked(body, "f00:2", is_sealed=False, seal=None) == (
+        Item(TextToVideo("a kitten"), key="f00:2"),
+        True,
+    )
+
+
+# Secrets
+
+
+async def test_the_queue_and_the_log_have_no_prompt(
+    fleet: Fleet, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A job in the queue is a key; no log line has the prompt, and nothing is left at the end."""
+    caplog.set_level(logging.DEBUG)
+    await fleet.enqueue(["a marked wombat"])
+    queued = rows(database_url, "SELECT to_json(q)::text FROM procrastinate_jobs q")
+    assert len(queued) == 1
+    assert "wombat" not in queued[0][0]
+    await ended(fleet)
+    assert caplog.records
+    for record in caplog.records:
+        assert "wombat" not in record.getMessage()
+        assert "wombat" not in repr(record.__dict__)
+    assert rows(database_url, "SELECT FROM procrastinate_jobs") == []
+    assert rows(database_url, "SELECT FROM fuhu_request") == []
+
+
+class Lock:
+    """A seal that is none: it turns the bytes around, and puts its name in front."""
+
+    def __init__(self, name: bytes) -> None:
+        self.name = name
+
+    def encrypt(self, data: bytes) -> bytes:
+        return self.name + data[::-1]
+
+    def decrypt(self, token: bytes) -> bytes:
+        if not token.startswith(self.name):
+            raise ValueError
+        return token.removeprefix(self.name)[::-1]
+
+
+async def test_requests_can_be_sealed(made: Made, fleet: Fleet, database_url: str) -> None:
+    """With a seal, the database has the request encrypted; a worker needs the same seal."""
+    async with made(seal=Lock(b"one")) as sealed:
+        await sealed.enqueue(["a marked wombat"])
+        [(body,)] = rows(database_url, "SELECT body FROM fuhu_request")
+        assert b"wombat" not in bytes(body)
+        for seal in (None, Lock(b"another")):
+            with pytest.raises(UsageError, match="The request is encrypted"):
+                unpacked(bytes(body), "key", is_sealed=True, seal=seal)
+        [job] = (await ended(sealed)).values()
+    assert job.state is JobState.SAVED
+
+
+# What is cancelled, and what a person sees
+
+
+async def test_a_job_that_waits_is_gone_when_it_is_cancelled(
+    fleet: Fleet, gateway: Simulator
+) -> None:
+    """By its custom id or by its key, before a worker has it: nothing is sent or left of it."""
+    await fleet.enqueue(NAMED)
+    assert await fleet.cancel("order-1") is None
+    assert await fleet.cancel("id:order-2") is None
+    with pytest.raises(UsageError, match="There is no such job"):
+        await fleet.cancel("order-1")
+    assert await ended(fleet) == {}
+    assert gateway.tasks == ()
+
+
+async def test_a_job_that_a_worker_has_is_gone_if_it_was_not_sent(
+    made: Made, fleet: Fleet, gateway: Simulator
+) -> None:
+    """A job that was refused for now, and waits to be sent again, is gone."""
+    gateway.fault("submit", faults.TooManyRequests(), times=None)
+    async with made(retry=attrs.evolve(QUICK_RETRY, attempts=100)) as patient:
+        async with working(patient):
+            await patient.enqueue(NAMED[:1])
+            await until(lambda: gateway.requests)
+            assert await patient.cancel("order-1") is None
+        assert await patient.journal.jobs() == []
+    assert gateway.tasks == ()
+
+
+async def test_a_job_that_is_paid_for_is_followed_no_more(fleet: Fleet, gateway: Simulator) -> None:
+    """It is reported as accepted, and no worker takes it up again."""
+    gateway.script("a kitten", then="stall")
+    async with working(fleet):
+        await fleet.enqueue(NAMED[:1])
+        await until(lambda: gateway.tasks and gateway.tasks[0].polls)
+        job = await fleet.cancel("order-1")
+        assert job is not None
+        assert job.state is JobState.ACCEPTED
+        assert job.task_id == gateway.tasks[0].task_id
+        assert await fleet.left() == 0
+    assert [job async for job in fleet.outcomes()] == []
+
+
+async def test_the_status_counts_jobs_and_workers(fleet: Fleet, gateway: Simulator) -> None:
+    """It has the workers with their heartbeats, what waits and runs, the doubts and the points."""
+    gateway.script("a kitten", then="stall")
+    gateway.fault("submit", faults.drop_after_accepting())
+    await fleet.enqueue(NAMED)
+    before = await fleet.status()
+    assert (before.workers, before.ready, before.running, before.points) == ([], 2, 0, 0)
+    async with working(fleet, in_flight=1, grace=0.0):
+        await until(lambda: len(gateway.tasks) == 2 and gateway.tasks[1].polls)
+        now = await fleet.status()
+        [one] = now.workers
+        assert one.silent < 60
+    assert [job.custom_id for job in now.doubts] == ["order-1"]
+    assert now.jobs[JobState.IN_DOUBT] == 1
+
+
+# What a worker does
+
+
+async def test_a_worker_that_is_told_to_stop_ends_its_jobs_first(
+    fleet: Fleet, gateway: Simulator
+) -> None:
+    """After SIGTERM, it takes up no more jobs, and returns once those that it has are saved."""
+    gateway.script("a kitten", takes=300.0)
+    await fleet.enqueue(NAMED)
+    work = asyncio.create_task(fleet.work(in_flight=1))
+    await until(lambda: gateway.tasks)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await work
+    jobs = await fleet.journal.jobs()
+    assert [job.state for job in jobs] == [JobState.SAVED]
+    assert await fleet.left() == 1
+
+
+async def test_what_takes_too_long_is_given_back(fleet: Fleet, gateway: Simulator) -> None:
+    """After *grace* seconds, the job of a worker that stops is free for another, and paid once."""
+    gateway.script("a kitten", takes=2000.0)
+    await fleet.enqueue(NAMED[:1])
+    async with working(fleet, grace=0.0):
+        await until(lambda: gateway.tasks)
+    assert (await fleet.status()).ready == 1
+    assert (await ended(fleet))["order-1"].state is JobState.SAVED
+    assert len(gateway.tasks) == 1
+
+
+async def test_a_request_in_flight_is_answered_before_the_job_is_given_back(
+    fleet: Fleet, gateway: Simulator
+) -> None:
+    """A worker that stops while it submits writes down the id first: nothing is in doubt."""
+    gateway.fault("submit", faults.Slow(500.0))
+    await fleet.enqueue(NAMED[:1])
+    async with working(fleet, grace=0.0):
+        await until(lambda: gateway.tasks)
+    [job] = await fleet.journal.jobs()
+    assert (job.state, job.task_id) == (JobState.ACCEPTED, gateway.tasks[0].task_id)
+    assert (await ended(fleet))["order-1"].state is JobState.SAVED
+
+
+async def test_what_is_refused_for_now_is_delivered_again(
+    fleet: Fleet, gateway: Simulator, database_url: str
+) -> None:
+    """A job that was not accepted goes back into the queue, with a delay, and is sent later."""
+    gateway.fault("submit", faults.quota_in_429())
+    await fleet.enqueue(NAMED[:1])
+    async with working(fleet):
+        await until(lambda: gateway.requests)
+        while not (await fleet.status()).later:
+            await asyncio.sleep(0.01)
+        rows(database_url, "UPDATE procrastinate_jobs SET scheduled_at = NULL")
+    await fleet.__aexit__()
+    await fleet.__aenter__()
+    assert (await ended(fleet))["order-1"].state is JobState.SAVED
+
+
+async def test_all_workers_together_respect_the_limit_of_tasks(
+    made: Made, fleet: Fleet, gateway: Simulator
+) -> None:
+    """Of ten jobs, at most two are at the gateway at the same time, with two workers."""
+    await fleet.enqueue(f"prompt {n}" for n in range(10))
+    limits = Limits(tasks_in_flight=2)
+    async with (
+        made(limits=limits) as one,
+        made(limits=limits) as two,
+        working(one),
+        working(two),
+    ):
+        jobs = [job async for job in fleet.outcomes()]
+    assert {job.state for job in jobs} == {JobState.SAVED}
+    assert len(jobs) == 10
+
+
+async def test_nothing_is_sent_once_the_points_are_spent(
+    made: Made, fleet: Fleet, gateway: Simulator
+) -> None:
+    """With *max_points*, the second job waits, since the first has cost that much."""
+    await fleet.enqueue(NAMED)
+    async with made(max_points=1) as poor:
+        async with working(poor, in_flight=1, grace=0.0):
+            while not await poor.journal.jobs(JobState.SAVED):
+                await asyncio.sleep(0.01)
+            while not (await poor.status()).running:
+                await asyncio.sleep(0.01)
+        assert (await poor.status()).points > 1
+    assert len(gateway.tasks) == 1
+    assert await fleet.left() == 1
+
+
+async def test_an_app_of_the_users_own_carries_out_jobs(
+    fleet: Fleet, database_url: str, gateway: Simulator
+) -> None:
+    """The tasks of a fleet work in an App of procrastinate, without a worker of the fleet."""
+    app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=database_url))
+    app.add_tasks_from(fleet.blueprint, namespace="fuhu")
+    await fleet.enqueue(NAMED)
+    async with app.open_async():
+        await app.run_worker_async(
+            queues=["fuhu"], wait=False, delete_jobs="always", install_signal_handlers=False
+        )
+        await app.tasks["fuhu:tend"](timestamp=0)
+    assert {job.state async for job in fleet.outcomes()} == {JobState.SAVED}

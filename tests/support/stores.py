@@ -1,0 +1,32 @@
+"""Journals of each kind, for the tests that are true of all."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from support.jobs import rows_of
+
+from fuhu_runway.journal import BaseJournal, Journal, journal_at
+
+
+@pytest.fixture(scope="session")
+def journal_url(postgres: str) -> Iterator[str]:
+    """Yield the URL of a database whose journal is emptied for each test."""
+    from fuhu_runway.contrib.local_postgres import temporary_database
+
+    with temporary_database(postgres) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[BaseJournal]:
+    """Return an empty journal, once of each kind."""
+    if request.param == "sqlite":
+        journal: BaseJournal = Journal(tmp_path / "run.db")
+    else:
+        pytest.importorskip("psycopg")
+        journal = journal_at(request.getfixturevalue("journal_url"))
+        for table in ("job", "ignored"):
+            await rows_of(journal, f"DELETE FROM {table} RETURNING 1")  # noqa: S608
+    yield journal
+    await journal.aclose()
