@@ -182,6 +182,54 @@ def sequence() -> str:
     return picture(850, bottom, "One clip: submit once, poll until it is done, download it", *parts)
 
 
+# A fleet
+
+
+def fleet() -> str:
+    """Return what the workers of a fleet share, and what each of them reaches."""
+    workers = {"Worker 1": 130, "Worker 2": 210, "Worker 3": 290}
+    tables = {"queue": ("hands out jobs", 130), "journal": ("decides about money", 210)}
+    tables["pace"] = ("shares the rate", 290)
+    parts = [
+        box(290, 208, 200, 280, LINE),
+        text(290, 92, "Postgres", weight="600"),
+        box(80, 130, 110, 40, LINE),
+        text(80, 135, "prompts.txt", font=MONO),
+        line([(135, 130), (207, 130)]),
+        text(171, 120, "enqueue", SOFT, size=11),
+    ]
+    for name, (meaning, y) in tables.items():
+        colour = AMBER if name == "journal" else LINE
+        parts += [box(290, y, 160, 52, colour), text(290, y - 2, name, weight="600")]
+        parts.append(text(290, y + 15, meaning, SOFT, size=11))
+    for name, y in workers.items():
+        dead = name == "Worker 2"
+        dashes = "4 3" if dead else ""
+        parts += [
+            line([(494, y), (394, y)], dashes=dashes),
+            line([(394, y), (494, y)], dashes=dashes),
+            box(550, y, 110, 40, RED if dead else BLUE),
+            text(550, y + 5, name, RED if dead else INK, weight="600"),
+        ]
+        if not dead:
+            parts += [
+                line([(606, y), (702, 160)], AMBER),
+                line([(606, y), (702, 262)], GREEN),
+            ]
+    parts += [
+        text(550, 250, "killed: the others", SOFT, size=11),
+        text(550, 264, "continue its jobs", SOFT, size=11),
+        box(780, 160, 150, 52, LINE),
+        text(780, 158, "Gateway", weight="600"),
+        text(780, 175, "one request per job", AMBER, size=11),
+        box(780, 262, 150, 52, LINE),
+        text(780, 260, "Clips", weight="600"),
+        text(780, 277, "folder or object store", SOFT, size=11),
+    ]
+    title = "A fleet: workers on several machines share one Postgres"
+    return picture(880, 372, title, *parts)
+
+
 # States
 
 
@@ -293,6 +341,7 @@ DRAWN: Final[Mapping[str, Callable[[], str]]] = {
     "sequence": sequence,
     "task-states": task_states,
     "job-states": job_states,
+    "fleet": fleet,
 }
 
 

@@ -181,6 +181,29 @@ PRINTED: Final[Mapping[str, Mapping[str, str]]] = {
         "points": "What they would cost together, without those of unknown cost.",
         "unknown": "Entries that would be sent and whose cost is unknown.",
     },
+    "A fleet in JSON": {
+        "workers": "For each worker, `id`, `silent` (seconds since its last sign of life) and "
+        "`jobs` (how many it has).",
+        "ready": "Jobs that wait for a worker.",
+        "later": "Jobs that wait for another attempt.",
+        "running": "Jobs that a worker has.",
+        "jobs": "Number of jobs in the journal, by state; a job that no worker has begun is not "
+        "in it.",
+        "points": "Points of all jobs that were not given back.",
+        "doubts": "The jobs in doubt, as `jobs` prints them.",
+    },
+    "A demonstration in JSON": {
+        "prompts": "How many prompts were enqueued.",
+        "tasks": "Tasks in the gateway's ledger.",
+        "paid_twice": "Tasks beyond the first of a prompt.",
+        "saved": "Jobs that are saved, by the journal.",
+        "failed": "Jobs that failed.",
+        "in_doubt": "Jobs in doubt.",
+        "clips": "Clips in the folder.",
+        "known": "Tasks of the ledger that are in the journal.",
+        "lost": "Jobs that have not ended, tasks that nothing accounts for, and clips that are "
+        "saved by the journal and not in the folder.",
+    },
     "A job in JSON": {
         "key": "Key of the job in the journal.",
         "custom_id": "`custom_id` in the input.",

@@ -118,6 +118,15 @@ ARGUMENTS: Final[Mapping[str, Rule]] = {
     ),
     "max_points": (_is_amount, "a number of at least 0, or None"),
     "retry_failed": _FLAG,
+    # of fleets
+    "lease": (
+        lambda value: _is_amount(value) and 0.1 <= (value or 0.0) <= 3600,
+        "a number of seconds from 0.1 to 3600",
+    ),
+    "grace": (
+        lambda value: _is_amount(value) and value is not None,
+        "a number of seconds, at least 0",
+    ),
     # of tasks
     "timeout": (_is_amount, "a number of seconds, at least 0, or None"),
     "on_update": _FUNCTION,

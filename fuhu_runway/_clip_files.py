@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 import sys
 import unicodedata
 from pathlib import Path
@@ -18,6 +19,9 @@ from .paths import check_folder, check_target, safe_name
 
 MARK_LENGTH: Final = 12
 """Hex digits of a hash in a file name. Of a million names, two are equal in one of 500 batches."""
+
+
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 @attrs.frozen
@@ -47,6 +51,11 @@ class ClipStore(Protocol):
         """Return the URL of an object, which has no secrets and gives no access."""
 
 
+def is_url(place: str) -> bool:
+    """Return whether a place for clips is a URL, and not the path of a folder."""
+    return _URL.match(place) is not None
+
+
 def clip_folder(folder: str | os.PathLike[str]) -> Path:
     """Return the folder, created if its parent exists; raise if files cannot be created in it."""
     try:
@@ -60,12 +69,17 @@ def clip_folder(folder: str | os.PathLike[str]) -> Path:
 
 def clip_name(request: Generation, plan: Plan) -> str:
     """Return the name of a clip: readable, unique in the batch, and the same in every run."""
-    fingerprint, _, times = plan.key.partition(":")
-    if plan.custom_id is not None or not times:
+    if plan.custom_id is not None or ":" not in plan.key:
         return file_name(plan.custom_id or plan.key)
-    again = "" if times == "1" else f"-{times}"
     text = getattr(request, "prompt", None) or plan.endpoint
-    return safe_name(encodable(text), f"-{fingerprint[:MARK_LENGTH]}{again}.mp4")
+    return safe_name(encodable(text), mark_of_file(plan.key))
+
+
+def mark_of_file(key: str) -> str:
+    """Return how the name of a clip's file ends, if it begins with the prompt."""
+    fingerprint, _, times = key.partition(":")
+    again = "" if times == "1" else f"-{times}"
+    return f"-{fingerprint[:MARK_LENGTH]}{again}.mp4"
 
 
 def check_clip_path(

@@ -381,7 +381,7 @@ class Batch:
     ) -> None:
         """Start a job for each item, as room becomes free."""
         await free.acquire()
-        async with aclosing(_numbered(self._prompts)) as things:
+        async with aclosing(numbered(self._prompts)) as things:
             async for index, thing in things:
                 if self._is_stopped:
                     return
@@ -473,8 +473,9 @@ class Batch:
         job = await job_of(journal, attrs.evolve(plan, source=item.source), now)
         if job.state is JobState.FAILED and self._retry_failed:
             job = await journal.step(job.key, JobState.PLANNED, now, task_id=None)
-        if job.state is JobState.PLANNED and item.custom_id is not None:
-            self._sessions.names.forget(item.custom_id)
+        if job.state is JobState.PLANNED and job.custom_id is not None:
+            # Another process may have settled what this one remembers.
+            self._sessions.names.forget(job.custom_id)
         # The journal's fingerprint is keyed, so that a file name does not give the prompt away.
         return attrs.evolve(plan, key=job.key, fingerprint=job.fingerprint), job
 
@@ -595,7 +596,7 @@ async def job_of(journal: BaseJournal, plan: Plan, now: float) -> Job:
     return await (journal.plan_next if plan.key == plan.fingerprint else journal.plan)(plan, now)
 
 
-async def _numbered(source: Source) -> AsyncGenerator[tuple[int, Any], None]:
+async def numbered(source: Source) -> AsyncGenerator[tuple[int, Any], None]:
     """Read either kind of source, one entry at a time, each with its position."""
     index = 0
     if isinstance(source, AsyncIterable):

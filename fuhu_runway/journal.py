@@ -236,6 +236,10 @@ class BaseJournal(ABC):
         """Return the tasks that were passed to `ignore`."""
         return await self._perform(actions.ignored)
 
+    async def keyed(self, plan: Plan) -> Plan:
+        """Return a plan with its hashes as this journal writes them; it need not have the job."""
+        return await self._perform(lambda: actions.key_plan(plan, self._salt))
+
     async def hash_prompts(self, prompts: Sequence[str]) -> list[str]:
         """Return the keyed hash of each prompt, as the rows have it in `prompt_hash`."""
         return await self._perform(lambda: actions.hash_prompts(prompts, self._salt))
@@ -418,6 +422,11 @@ with contextlib.suppress(AttributeError):  # Windows has no fork
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def is_database(place: object) -> bool:
+    """Return whether a place is the URL of a database."""
+    return isinstance(place, str) and place.startswith(("postgresql://", "postgres://"))
+
+
 def journal_at(place: "BaseJournal | str | os.PathLike[str]") -> BaseJournal:
     """
     Return the journal at a place: a file, or a database if it is a `postgresql://` URL.
@@ -427,7 +436,7 @@ def journal_at(place: "BaseJournal | str | os.PathLike[str]") -> BaseJournal:
     """
     if isinstance(place, BaseJournal):
         return place
-    if isinstance(place, str) and place.startswith(("postgresql://", "postgres://")):
+    if is_database(place):
         # By its name, since nothing else needs the extra.
         postgres = importlib.import_module("fuhu_runway.contrib.postgres")
         journal: BaseJournal = postgres.PostgresJournal(place)

@@ -12,7 +12,9 @@ PACKAGE = resources.files("fuhu_runway")
 HEAVY = {"aiohttp", "asyncio", "attr", "attrs", "backoff", "cattrs"}
 NEEDS_AN_EXTRA = {
     "fuhu_runway.cli.": "cyclopts",
+    "fuhu_runway.contrib._fleet": "procrastinate",
     "fuhu_runway.contrib._postgres": "psycopg",
+    "fuhu_runway.contrib.fleet": "procrastinate",
     "fuhu_runway.contrib.otel": "opentelemetry.trace",
     "fuhu_runway.contrib.postgres": "psycopg",
     "fuhu_runway.contrib.store": "obstore",

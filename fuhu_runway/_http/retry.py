@@ -85,32 +85,27 @@ async def repeat(
     pause: Callable[[float], Awaitable[None]],
     hooks: Hooks,
     *,
-    submission: int | None = None,
     task_id: str | None = None,
 ) -> T:
     """
-    Return the result of *attempt*, retried as the table and the policy allow.
+    Return the result of a free request, *attempt*, retried as the table and the policy allow.
 
-    Each retry emits an event with the number of the *submission* or the id of the task.
+    Each retry emits an event.
 
     Raises:
-        SubmissionInDoubt: A paid request got no clear response; it was not sent again.
         RunwayError: The error of the last attempt.
     """
-    drawn = delays(policy)
-    for count in itertools.count(1):
+    for count, drawn in enumerate(delays(policy), 1):
         try:
             return await attempt()
         except RunwayError as error:
-            delay = delay_before(count, error, endpoint.replay, policy, next(drawn))
+            delay = delay_before(count, error, endpoint.replay, policy, drawn)
             if delay is None:
-                if endpoint.replay is Replay.PAID and fate_of(error) is Fate.UNKNOWN:
-                    raise in_doubt(error) from error
                 raise
             name = type(error).__name__
-            hooks.emit(RetryScheduled(endpoint.name, count, delay, name, submission, task_id))
+            hooks.emit(RetryScheduled(endpoint.name, count, delay, name, task_id=task_id))
         await pause(delay)
-    raise AssertionError  # pragma: no cover  (count never ends)
+    raise AssertionError  # pragma: no cover  (delays never end)
 
 
 def in_doubt(error: RunwayError) -> SubmissionInDoubt:

@@ -95,6 +95,10 @@ def read_salt() -> Action[bytes]:
     return bytes(row["salt"])
 
 
+def key_plan(plan: Plan, salt: bytes | None) -> Action[Plan]:
+    return keyed(plan, salt or (yield from read_salt()))
+
+
 def keyed(plan: Plan, salt: bytes) -> Plan:
     """Return the plan with its hashes as this journal writes them."""
     check(**attrs.asdict(plan))

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from cyclopts import Parameter
 
 from fuhu_runway import errors
-from fuhu_runway._journal.file import command_line
 from fuhu_runway.account import (
     TOKEN_VARIABLE,
     USER_VARIABLE,
@@ -24,13 +23,23 @@ from fuhu_runway.account import (
     Audit,
     Reconciliation,
 )
-from fuhu_runway.journal import Job, JobState, Journal
+from fuhu_runway.journal import BaseJournal, Job, JobState
 from fuhu_runway.models import DEAD_ENDS, DEFAULT_WAIT, usage_error
 
-from .batch import STATE_NAME, check_target, open_client, opened
+from .batch import OUT, check_target, open_client, opened, state_file_beside
 from .console import number, one_line, print_row, print_table, write
-from .journal import JournalPath, mark_of, save_all
-from .options import OUTPUT, POSITIVE, RESULT, TARGET, Output, Screen, Target
+from .journal import JournalArgument, mark_of, save_all
+from .options import (
+    OUTPUT,
+    POSITIVE,
+    RESULT,
+    TARGET,
+    JournalPlace,
+    Output,
+    Screen,
+    Target,
+    as_typed,
+)
 from .tally import Tally
 
 if TYPE_CHECKING:
@@ -42,7 +51,7 @@ _RESULT: Final = Parameter(group=RESULT)
 
 
 async def reconcile(
-    journal: JournalPath,
+    journal: JournalArgument,
     /,
     *,
     out: Annotated[Path | None, _RESULT] = None,
@@ -59,11 +68,11 @@ async def reconcile(
     without them, the log of the key only shows what was charged.
 
     Args:
-        journal: Journal of a batch, such as clips/journal.db, or its folder.
-        out: Folder for the clips; by default that of the journal.
+        journal: Journal of a batch, such as clips/journal.db, its folder, or the URL of a database.
+        out: Folder for the clips; by default that of the journal, or clips.
         timeout: How long to wait for each clip, in seconds.
     """
-    out = out or journal.parent
+    out = out or _folder_of(journal)
     state_file = _check(target, journal, out=out)
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(opened(journal))
@@ -91,7 +100,7 @@ async def reconcile(
 
 
 def _print_report(
-    report: Reconciliation, doubts: Mapping[str, Job], journal: Path, screen: Screen
+    report: Reconciliation, doubts: Mapping[str, Job], journal: JournalPlace, screen: Screen
 ) -> None:
     counts = {
         "found and followed": len(report.found),
@@ -113,14 +122,14 @@ def _print_report(
     ]
     print_table([("key", "input", "why it is left", "tasks that fit"), *rows])
     if any(one.task_ids for one in report.left):
-        command = command_line("fuhu-runway", "resolve", str(journal))
+        command = f"fuhu-runway resolve {as_typed(journal)}"
         screen.say(f"If one of the tasks is the right one: {command} KEY --task-id ID")
-    command = command_line("fuhu-runway", "jobs", str(journal), "--state", "in-doubt")
+    command = f"fuhu-runway jobs {as_typed(journal)} --state in-doubt"
     screen.say(f"What else can be done: {command}")
 
 
 async def audit(
-    journal: JournalPath,
+    journal: JournalArgument,
     /,
     *tasks: str,
     adopt: Annotated[bool, _RESULT] = False,
@@ -139,15 +148,15 @@ async def audit(
     page.
 
     Args:
-        journal: Journal of a batch, such as clips/journal.db, or its folder.
+        journal: Journal of a batch, such as clips/journal.db, its folder, or the URL of a database.
         tasks: Ids of tasks to adopt or to ignore; by default all that are listed.
         adopt: Add the tasks to the journal, and save their clips.
         ignore: Leave the tasks out from now on, since they belong to something else.
         since: Date or time from which to look, such as 2026-05-31; by default a week ago.
-        out: Folder for the clips of adopted tasks; by default that of the journal.
+        out: Folder for the clips of adopted tasks; by default that of the journal, or clips.
         timeout: How long to wait for each clip, in seconds.
     """
-    state_file = _check(target, journal, out=out or journal.parent if adopt else None)
+    state_file = _check(target, journal, out=out or _folder_of(journal) if adopt else None)
     if (adopt and ignore) or (tasks and not adopt and not ignore):
         happened = "audit needs --adopt or --ignore, and not both, to do something with tasks."
         raise usage_error("tasks", happened, "Use the one that applies.")
@@ -166,7 +175,7 @@ async def audit(
             # Unless it is named, a task that failed is left: it has no clip.
             wanted = [task for task in chosen if tasks or task.state not in DEAD_ENDS]
             jobs = await _adopted(client, store, wanted, screen)
-            tally, out = Tally(len(jobs)), out or journal.parent
+            tally, out = Tally(len(jobs)), out or _folder_of(journal)
             files = await save_all(client, jobs, tally, screen, out=out, timeout=timeout)
             return tally.report(output, screen, out, journal, files)
         if ignore:
@@ -175,15 +184,19 @@ async def audit(
     return 0
 
 
+def _folder_of(journal: JournalPlace) -> Path:
+    return journal.parent if isinstance(journal, Path) else OUT
+
+
 def _has_account(target: Target) -> bool:
     return target.simulate or Account.from_env() is not None
 
 
-def _check(target: Target, journal: Path, *, out: Path | None) -> Path:
+def _check(target: Target, journal: JournalPlace, *, out: Path | None) -> Path | None:
     """Raise unless it can be run; return the state file of a simulated gateway."""
     from fuhu_runway.paths import check_folder
 
-    state_file = journal.parent / STATE_NAME
+    state_file = state_file_beside(journal)
     check_target(target, journal, state_file)
     if out is not None:
         check_folder(out)
@@ -191,7 +204,7 @@ def _check(target: Target, journal: Path, *, out: Path | None) -> Path:
 
 
 async def _adopted(
-    client: "Client", store: Journal, tasks: list[AccountTask], screen: Screen
+    client: "Client", store: BaseJournal, tasks: list[AccountTask], screen: Screen
 ) -> list[Job]:
     """Return the rows of the tasks that the feed knows, and say which ones it does not."""
     jobs: list[Job] = []
@@ -205,12 +218,12 @@ async def _adopted(
     return jobs
 
 
-def _chosen(found: Audit, ids: tuple[str, ...], journal: Path) -> list[AccountTask]:
+def _chosen(found: Audit, ids: tuple[str, ...], journal: JournalPlace) -> list[AccountTask]:
     """Return the tasks of an audit with these ids, or all of them."""
     known = {task.task_id: task for task in found.tasks}
     for one in ids:
         if one in {task.task_id for task in found.unclear}:
-            command = command_line("fuhu-runway", "reconcile", str(journal))
+            command = f"fuhu-runway reconcile {as_typed(journal)}"
             raise usage_error(
                 "tasks", f"{one} may be the task of a job in doubt.", f"Run {command}"
             )
@@ -223,7 +236,7 @@ def _chosen(found: Audit, ids: tuple[str, ...], journal: Path) -> list[AccountTa
 def _print(
     found: Audit,
     shown: list[AccountTask],
-    journal: Path,
+    journal: JournalPlace,
     output: Output,
     screen: Screen,
     *,
@@ -237,12 +250,12 @@ def _print(
         print_table([HEAD, *map(_cells, shown)])
     what = "are ignored from now on" if is_ignored else "are paid for and not in the journal"
     write(sys.stdout, f"{len(shown):,} tasks {what}" if shown else "no tasks")
-    command = command_line("fuhu-runway", "audit", str(journal))
+    command = f"fuhu-runway audit {as_typed(journal)}"
     if shown and not is_ignored:
         screen.say(f"To save their clips: {command} --adopt")
         screen.say(f"If some belong to something else: {command} ID ID --ignore")
     if found.unclear:
-        settle = command_line("fuhu-runway", "reconcile", str(journal))
+        settle = f"fuhu-runway reconcile {as_typed(journal)}"
         many = f"{len(found.unclear):,} more may be tasks of jobs in doubt"
         screen.say(f"{many}, which have to be settled first: {settle}")
     if not found.is_complete:

@@ -23,13 +23,11 @@ from fuhu_runway.models import DEFAULT_WAIT, Limits, TaskState, usage_error
 
 from .console import Lines, number, print_row, print_table, run, write
 from .journal import job_row, pick, print_job
-from .options import ACCESS, OUTPUT, POSITIVE, RESULT, WHOLE, Access, Output, Screen
+from .options import ACCESS, DATABASE, OUTPUT, POSITIVE, RESULT, WHOLE, Access, Output, Screen
 from .tally import CLOCK, trouble_of
 
 if TYPE_CHECKING:
     from fuhu_runway.contrib.fleet import Fleet, Status
-
-DATABASE: Final = "FUHU_DATABASE_URL"
 
 _RESULT: Final = Parameter(group=RESULT)
 
@@ -51,8 +49,7 @@ async def init(*, output: Output = OUTPUT, screen: Screen) -> None:
 
     Free. Tables that are there and up to date stay as they are.
     """
-    async with new_fleet() as fleet:
-        await fleet.init()
+    await new_fleet().init()
     screen.info("The tables are ready. Enqueue with: fuhu-runway fleet enqueue FILE")
     if output.json:
         print_row({"ready": True}, output)

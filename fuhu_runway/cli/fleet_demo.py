@@ -25,8 +25,8 @@ from fuhu_runway.journal import Job, JobState
 
 from .batch import STATE_NAME
 from .console import Lines, print_row, print_table
-from .fleet import DATABASE, new_fleet
-from .options import OUTPUT, POSITIVE, RESULT, WHOLE, Output, Screen
+from .fleet import new_fleet
+from .options import DATABASE, OUTPUT, POSITIVE, RESULT, WHOLE, Output, Screen
 from .tally import CLOCK
 
 if TYPE_CHECKING:
@@ -187,21 +187,24 @@ async def _carried_out(
 
 
 async def _follow(fleet: "Fleet", victim: Process, total: int, screen: Lines) -> None:
+    show_at = 0.0
     while True:
         now = await fleet.status()
         over = sum(count for state, count in now.jobs.items() if state.is_over)
         running = now.jobs[JobState.ACCEPTED]
         busy = sum(worker.jobs > 0 for worker in now.workers)
-        below = f"{running:,} tasks paid for and running, {busy} workers busy"
-        screen.board(f"{over:,} of {total:,}", over / total, "", below)
+        if CLOCK.now() >= show_at:
+            below = f"{running:,} running, {busy} workers"
+            screen.board(f"{over:,} of {total:,}", over / total, "", below)
+            show_at = CLOCK.now() + screen.interval
         # More than the others have, so that tasks of this worker are among them.
         if victim.returncode is None and busy == WORKERS and running > (WORKERS - 1) * IN_FLIGHT:
             victim.kill()
             await victim.wait()
-            screen.info(f"killed one worker; its jobs go to the others after {LEASE:g} s")
+            screen.info(f"one worker was killed: its jobs go to the others after {LEASE:g} s")
         if over == total:
             return
-        await CLOCK.sleep(min(screen.interval, 0.5))
+        await CLOCK.sleep(0.2)
 
 
 # The result

@@ -18,13 +18,29 @@ import attrs
 from cyclopts import Parameter, Token
 
 from fuhu_runway import errors
-from fuhu_runway._journal.file import command_line
-from fuhu_runway.journal import Job, JobState, Journal
+from fuhu_runway.journal import BaseJournal, Job, JobState, is_database
 from fuhu_runway.models import DEFAULT_WAIT, usage_error
 
-from .batch import OUT, STATE_NAME, check_target, copied, open_client, opened
+from .batch import (
+    OUT,
+    check_target,
+    copied,
+    open_client,
+    opened,
+    state_file_beside,
+)
 from .console import number, one_line, print_row, print_table, write
-from .options import OUTPUT, POSITIVE, RESULT, TARGET, Output, Screen, Target
+from .options import (
+    OUTPUT,
+    POSITIVE,
+    RESULT,
+    TARGET,
+    JournalPlace,
+    Output,
+    Screen,
+    Target,
+    as_typed,
+)
 from .tally import AGAIN, Tally, shown
 
 if TYPE_CHECKING:
@@ -36,23 +52,27 @@ MARK_LENGTH: Final = 10
 _RESULT: Final = Parameter(group=RESULT)
 
 
-def _check_exists(_: object, path: Path) -> None:
-    if not path.is_file():
+def _check_exists(_: object, place: JournalPlace) -> None:
+    if isinstance(place, Path) and not place.is_file():
         raise ValueError("There is no such file.")
 
 
-def _journal(_: object, tokens: Sequence[Token]) -> Path:
-    path = Path(tokens[0].value)
+def _journal(_: object, tokens: Sequence[Token]) -> JournalPlace:
+    place = tokens[0].value
+    if is_database(place):
+        return place
+    if "@" in place or "password=" in place:
+        raise ValueError("The URL of a database begins with postgresql://")
+    path = Path(place)
     return path / "journal.db" if path.is_dir() else path
 
 
-_JOURNAL: Final = Parameter(converter=_journal)
-JournalPath = Annotated[Path, _JOURNAL, Parameter(validator=_check_exists)]
+JOURNAL: Final = Parameter(converter=_journal)
+JournalArgument = Annotated[JournalPlace, JOURNAL, Parameter(validator=_check_exists)]
 
 
 async def jobs(
-    journal: Annotated[Path | None, _JOURNAL] = None,
-    /,
+    journal: Annotated[JournalPlace | None, JOURNAL] = None,
     *,
     state: Annotated[tuple[JobState, ...], _RESULT] = (),
     output: Output = OUTPUT,
@@ -64,11 +84,12 @@ async def jobs(
     Free, and sends nothing. A journal that cannot be written is copied first.
 
     Args:
-        journal: Journal of a batch, or its folder; by default clips/journal.db.
+        journal: Journal of a batch, its folder, or the URL of a database; by default
+            clips/journal.db.
         state: List only jobs in this state; can be repeated.
     """
     journal = journal or OUT / "journal.db"
-    if not journal.is_file():
+    if isinstance(journal, Path) and not journal.is_file():
         happened = f"There is no journal {str(journal)!r}."
         raise usage_error("journal", happened, "Pass the journal of a batch, or its folder.")
     async with readable(journal) as store:
@@ -82,23 +103,23 @@ async def jobs(
     doubts = [job for job in found if job.state is JobState.IN_DOUBT]
     if not doubts:
         return
-    command = command_line("fuhu-runway", "resolve", str(journal))
+    place = as_typed(journal)
+    command = f"fuhu-runway resolve {place}"
     screen.say("In doubt: sent, but no clear response came back, so points may have been charged.")
-    settle = command_line("fuhu-runway", "reconcile", str(journal))
-    screen.say(f"To settle them by the gateway's own lists: {settle}")
+    screen.say(f"To settle them by the gateway's own lists: fuhu-runway reconcile {place}")
     if any(job.task_id for job in doubts):
         screen.say(f"If the task in the row is the right one: {command} KEY --found")
     screen.say(f"If you find the task at the gateway: {command} KEY --task-id ID")
     screen.say(f"If there is none, and the balance confirms it: {command} KEY --not-accepted")
     if sum(job.task_id is None for job in doubts) > 1:
         screen.say(f"If that is true of all jobs without a task: {command} --all-not-accepted")
-    if (journal.parent / STATE_NAME).is_file():
+    state_file = state_file_beside(journal)
+    if state_file is not None and state_file.is_file():
         screen.say(f"A simulated gateway can look them up itself: {command} --simulate")
 
 
 async def resume(
-    journal: JournalPath,
-    /,
+    journal: JournalArgument,
     *,
     out: Annotated[Path, _RESULT],
     timeout: Annotated[float, _RESULT, POSITIVE] = DEFAULT_WAIT,
@@ -112,13 +133,13 @@ async def resume(
     Free, and submits nothing. The files are named after their tasks.
 
     Args:
-        journal: Journal of a batch, such as clips/journal.db, or its folder.
+        journal: Journal of a batch, such as clips/journal.db, its folder, or the URL of a database.
         out: Folder for the clips; created if needed.
         timeout: How long to wait for each clip, in seconds.
     """
     from fuhu_runway.paths import check_folder
 
-    state_file = journal.parent / STATE_NAME
+    state_file = state_file_beside(journal)
     check_target(target, journal, state_file)
     check_folder(out)
     async with contextlib.AsyncExitStack() as stack:
@@ -136,10 +157,8 @@ async def resume(
 
 
 async def forget(
-    journal: JournalPath,
-    key: str,
-    /,
-    *,
+    journal: JournalArgument,
+    *key: str,
     force: Annotated[bool, _RESULT] = False,
     output: Output = OUTPUT,
     screen: Screen,  # noqa: ARG001  (every command is given one)
@@ -150,12 +169,15 @@ async def forget(
     Refuses jobs that may be paid for but not saved, unless --force is given.
 
     Args:
-        journal: Journal of a batch, such as clips/journal.db, or its folder.
+        journal: Journal of a batch, such as clips/journal.db, its folder, or the URL of a database.
         key: Name that `jobs` shows, task id, or beginning of the key.
         force: Remove the job even if a paid clip may be lost.
     """
+    if len(key) != 1:  # several places, so that it may also follow --journal
+        advice = "List the jobs with `fuhu-runway jobs`."
+        raise usage_error("key", "forget needs the key of one job.", advice)
     async with opened(journal) as store:
-        job = await pick(store, key)
+        job = await pick(store, key[0])
         if job.state.is_at_risk and not force:
             raise usage_error(
                 "key",
@@ -212,17 +234,19 @@ async def save_all(
 
 
 @contextlib.asynccontextmanager
-async def readable(path: Path) -> AsyncIterator[Journal]:
+async def readable(place: JournalPlace) -> AsyncIterator[BaseJournal]:
     """Yield the journal, or if it cannot be used, as on a read-only disk, a copy with its log."""
     async with contextlib.AsyncExitStack() as stack:
         try:
-            journal = await stack.enter_async_context(opened(path))
+            journal = await stack.enter_async_context(opened(place))
         except errors.JournalBusy:
             raise
         except errors.JournalError as error:
+            if not isinstance(place, Path):
+                raise
             folder = Path(stack.enter_context(TemporaryDirectory()))
             try:
-                copy = copied(path, folder)
+                copy = copied(place, folder)
             except OSError:
                 raise error from None
             journal = await stack.enter_async_context(opened(copy))
@@ -277,7 +301,7 @@ def print_job(job: Job, output: Output) -> None:
         write(sys.stdout, "  ".join(filter(None, cells(job))))
 
 
-async def pick(journal: Journal, name: str) -> Job:
+async def pick(journal: BaseJournal, name: str) -> Job:
     """Return the one job that is called *name*, or whose key begins with it."""
     every = await journal.jobs()
     found = [job for job in every if name in {job.key, job.custom_id, job.task_id, mark_of(job)}]

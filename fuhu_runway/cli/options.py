@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import attrs
 from cyclopts import Group, Parameter, Token
 
+from fuhu_runway._journal.file import command_line
 from fuhu_runway.account import Account
 from fuhu_runway.models import MODELS, Gateway, PollPolicy, usage_error
 from fuhu_runway.uploads import GatewayFiles
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 REQUEST: Final = Group("Request", sort_key=1)
 RESULT: Final = Group("Result", sort_key=2)
 GATEWAY: Final = Group("Gateway", sort_key=3)
+
+DATABASE: Final = "FUHU_DATABASE_URL"
+"""The environment variable with the URL of a database."""
+
+JournalPlace = Path | str
+"""Where a journal is: the path of a file, or the URL of a database."""
 
 SIMULATED_POLLING: Final = PollPolicy(first=0.1, max_interval=0.5)
 
@@ -71,6 +78,11 @@ def check_model(name: str | None) -> None:
             f"--model {name} is not known. Did you mean {meant[0]}?",
             "If not, add --any-model to send it as it is.",
         )
+
+
+def as_typed(journal: JournalPlace) -> str:
+    """Return the place as an argument for a shell, without the password of a database."""
+    return command_line(str(journal)) if isinstance(journal, Path) else f'"${DATABASE}"'
 
 
 WHOLE: Final = Parameter(converter=_whole_number)

@@ -7,6 +7,7 @@ Rule 2: it replaces only a page that it wrote itself, unless --force is given.
 
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -17,24 +18,30 @@ from urllib.parse import quote
 
 from cyclopts import Parameter
 
-from fuhu_runway.journal import LONGEST, Job
+from fuhu_runway._clip_files import MARK_LENGTH, file_name, mark_of_file
+from fuhu_runway.journal import LONGEST, Job, JobState
 from fuhu_runway.models import usage_error
 
+from .batch import OUT
 from .console import one_line, print_row, write
-from .journal import mark_of, moment, readable
-from .options import OUTPUT, RESULT, Output, Screen
+from .journal import JOURNAL, mark_of, moment, readable
+from .options import OUTPUT, RESULT, JournalPlace, Output, Screen
 from .page import MARK, Card, page
 
 _RESULT: Final = Parameter(group=RESULT)
+
+_MARK: Final = re.compile(rf"-[0-9a-f]{{{MARK_LENGTH}}}(-[0-9]+)?\.mp4$")
+"""How the file of a clip without a name of the user's own ends."""
 
 _SHOWN: Final = ("key", "prompt", "path", "money")
 """What the page shows of a line of results; it has the rest from the journal."""
 
 
 async def report(
-    folder: Path,
+    folder: Path = OUT,
     /,
     *,
+    journal: Annotated[JournalPlace | None, JOURNAL, _RESULT] = None,
     output_file: Annotated[Path | None, Parameter(name=("--output", "-o"), group=RESULT)] = None,
     force: Annotated[bool, _RESULT] = False,
     output: Output = OUTPUT,
@@ -48,11 +55,13 @@ async def report(
 
     Args:
         folder: Folder of a batch, such as clips.
+        journal: Journal of the batch, or the URL of a database; by default journal.db in that
+            folder.
         output_file: File for the page; by default report.html in that folder.
         force: Replace a file that is not such a page.
     """
-    journal = folder / "journal.db"
-    if not journal.is_file():
+    journal = journal or folder / "journal.db"
+    if isinstance(journal, Path) and not journal.is_file():
         raise usage_error(
             "folder",
             f"There is no journal {str(journal)!r}.",
@@ -63,7 +72,14 @@ async def report(
     async with readable(journal) as store:
         jobs = await store.jobs()
     results = _results(folder / "results.jsonl")
-    cards = [_card(job, results.get(job.key, {}), folder, target.parent) for job in jobs]
+    files = {
+        ending[0]: file for file in folder.glob("*.mp4") if (ending := _MARK.search(file.name))
+    }
+    cards = []
+    for job in jobs:
+        result = results.get(job.key, {})
+        file = _file(job, result, folder, files)
+        cards.append(_card(job, result, _relative(file, target.parent) if file else None))
     made_at = f"{datetime.now().astimezone():%Y-%m-%d %H:%M}"
     _write(target, page(f"Batch {folder.resolve().name}", cards, made_at))
     if output.json:
@@ -71,7 +87,7 @@ async def report(
     else:
         write(sys.stdout, one_line(str(target)))
     if not results:
-        screen.info("There are no results in results.jsonl, so the page has no prompts or clips.")
+        screen.info("There are no results in results.jsonl, so the page has no prompts.")
 
 
 def _results(path: Path) -> dict[str, Mapping[str, Any]]:
@@ -91,15 +107,23 @@ def _results(path: Path) -> dict[str, Mapping[str, Any]]:
         ) from None  # the cause may quote the file
 
 
-def _card(job: Job, result: Mapping[str, Any], folder: Path, beside: Path) -> Card:
+def _file(
+    job: Job, result: Mapping[str, Any], folder: Path, files: Mapping[str, Path]
+) -> Path | None:
+    """Return the clip of a job, if it is in the folder; *files* has clips by their marks."""
+    # The batch may have run in another working directory; its clips are in the folder.
+    name = Path(result["path"]).name if result.get("path") else None
+    if name is None and job.custom_id is not None:
+        name = file_name(job.custom_id)
+    if name is None:
+        return files.get(mark_of_file(job.key)) if job.state is JobState.SAVED else None
+    file = folder / name
+    return file if file.is_file() else None
+
+
+def _card(job: Job, result: Mapping[str, Any], video: str | None) -> Card:
     took = (job.finished_at or 0.0) - (job.accepted_at or 0.0)
     sent = moment(job.submitted_at)
-    video = None
-    if result.get("path"):
-        # The batch may have run in another working directory; its clips are in the folder.
-        file = folder / Path(result["path"]).name
-        if file.is_file():
-            video = _relative(file, beside)
     is_known = job.accepted_at is not None and 0 < took < LONGEST
     return Card(
         name=mark_of(job),

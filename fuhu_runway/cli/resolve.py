@@ -19,12 +19,12 @@ import attrs
 from cyclopts import Parameter
 
 from fuhu_runway._wire.tables import is_official
-from fuhu_runway.journal import Job, JobState, Journal
+from fuhu_runway.journal import BaseJournal, Job, JobState
 from fuhu_runway.models import Gateway, Generation, MotionVector, usage_error
 
-from .batch import STATE_NAME, check_target, open_client, opened, simulator_of
+from .batch import check_target, open_client, opened, simulator_of, state_file_beside
 from .console import print_row
-from .journal import JournalPath, cells, job_row, pick, print_job
+from .journal import JournalArgument, cells, job_row, pick, print_job
 from .options import OUTPUT, RESULT, TARGET, Output, Screen, Target
 
 if TYPE_CHECKING:
@@ -83,8 +83,7 @@ NO_DECISION: Final = Decision()
 
 
 async def resolve(
-    journal: JournalPath,
-    /,
+    journal: JournalArgument,
     *keys: str,
     decision: Decision = NO_DECISION,
     output: Output = OUTPUT,
@@ -98,13 +97,13 @@ async def resolve(
     the simulated gateway says which jobs it accepted.
 
     Args:
-        journal: Journal of a batch, such as clips/journal.db, or its folder.
+        journal: Journal of a batch, such as clips/journal.db, its folder, or the URL of a database.
         keys: Names that `jobs` shows, task ids, or beginnings of keys.
     """
     looks_up = target.simulate and not decision.count
     if not looks_up:
         decision.check(keys)
-    state_file = journal.parent / STATE_NAME
+    state_file = state_file_beside(journal)
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(opened(journal))
         doubts = await _doubts(store, keys)
@@ -135,7 +134,7 @@ async def resolve(
     screen.info(again if settled else "Nothing was changed.")
 
 
-async def _doubts(journal: Journal, keys: Sequence[str]) -> list[Job]:
+async def _doubts(journal: BaseJournal, keys: Sequence[str]) -> list[Job]:
     """Return the jobs that have these names, each once; without names, all that are in doubt."""
     if not keys:
         return await journal.jobs(JobState.IN_DOUBT)
@@ -148,7 +147,7 @@ async def _doubts(journal: Journal, keys: Sequence[str]) -> list[Job]:
     return list(found.values())
 
 
-async def _check_ids(journal: Journal, doubts: Sequence[Job], fates: Fates) -> None:
+async def _check_ids(journal: BaseJournal, doubts: Sequence[Job], fates: Fates) -> None:
     """Raise unless each job has a task that is not another job's, before the gateway is polled."""
     for job in doubts:
         task_id = fates[job.key]
@@ -210,7 +209,7 @@ async def _line() -> str:
 
 
 async def _looked_up(
-    journal: Journal, state_file: Path, doubts: Sequence[Job], screen: Screen
+    journal: BaseJournal, state_file: Path | None, doubts: Sequence[Job], screen: Screen
 ) -> Fates:
     """
     Return what a simulated gateway knows of jobs in doubt, by its own ledger.
@@ -219,7 +218,7 @@ async def _looked_up(
     """
     from fuhu_runway.testing import read_ledger
 
-    if not state_file.is_file():
+    if state_file is None or not state_file.is_file():
         raise usage_error(
             "simulate",
             "This folder has no simulated gateway.",

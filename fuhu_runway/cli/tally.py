@@ -13,10 +13,9 @@ import attrs
 
 from fuhu_runway import errors, hooks
 from fuhu_runway._clock import LoopClock
-from fuhu_runway._journal.file import command_line
 
 from .console import Lines, number, print_row, write
-from .options import Output
+from .options import JournalPlace, Output, as_typed
 
 CLOCK: Final = LoopClock()
 
@@ -163,10 +162,15 @@ class Tally:
         )
 
     def report(
-        self, output: Output, screen: Lines, folder: Path, journal: Path, files: list[str]
+        self,
+        output: Output,
+        screen: Lines,
+        place: Path | str,
+        journal: JournalPlace,
+        files: list[str],
     ) -> int:
-        """Print the result, and return the exit code."""
-        for line in self._lines(folder, journal):
+        """Print the result, and return the exit code; *place* is where the clips are."""
+        for line in self._lines(place, journal):
             screen.info(line)
         if output.json:
             names: Counter[str] = Counter()
@@ -188,11 +192,11 @@ class Tally:
             write(sys.stdout, "\n".join(files))
         return self.code
 
-    def _lines(self, folder: Path, journal: Path) -> Iterator[str]:
+    def _lines(self, place: Path | str, journal: JournalPlace) -> Iterator[str]:
         old = self.old["saved"]
         earlier = f", {old:,} of them from earlier runs" if old else ""
-        yield f"{self.count('saved'):,} of {self.total:,} clips are in {folder}{earlier}."
-        jobs = command_line("fuhu-runway", "jobs", str(journal), "--state", "in-doubt")
+        yield f"{self.count('saved'):,} of {self.total:,} clips are in {place}{earlier}."
+        jobs = f"fuhu-runway jobs {as_typed(journal)} --state in-doubt"
         for state, (_, meaning, advice) in ENDINGS.items():
             names = [f"{n:,} {name}" for (one, name), n in self.ends.items() if one == state]
             if names:

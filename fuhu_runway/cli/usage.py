@@ -43,8 +43,10 @@ def explained(error: CycloptsError) -> str:
             token = argument.tokens[0]
             name = token.keyword or argument.name
             text = f'Invalid value "{token.value}" for {name}. {error.exception_message}'
-    sentences = [word for word in tokens if " " in word]
-    return f"{redact(text, sentences)} See {command} --help"
+    # Prompts, and URLs with a password.
+    parts = [part for word in tokens for part in (word, word.partition("=")[2])]
+    private = [part for part in parts if " " in part or "@" in part]
+    return f"{redact(text, private)} See {command} --help"
 
 
 def _is_prompt(option: str, tokens: Iterable[str]) -> bool:

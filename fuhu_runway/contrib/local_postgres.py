@@ -68,6 +68,11 @@ class LocalPostgres:
         """The URL of the database. It needs no password."""
         return f"postgresql://postgres@/postgres?host={quote(str(self._folder), safe='')}&port=5432"
 
+    @property
+    def data(self) -> Path:
+        """The folder with its data and settings."""
+        return self._folder / "data"
+
     def __enter__(self) -> Self:
         self._folder = Path(tempfile.mkdtemp(prefix="fuhu-postgres-"))
         self._process = {"cwd": self._folder}
@@ -100,7 +105,7 @@ class LocalPostgres:
             self._give_up_rights()
         options = ("--no-locale", "--encoding=UTF8", "--auth=trust", "--username=postgres")
         self._run("initdb", "--no-sync", "--pgdata=data", *options)
-        with (self._folder / "data" / "postgresql.conf").open("a") as file:
+        with (self.data / "postgresql.conf").open("a") as file:
             file.write(SETTINGS.format(folder=self._folder))
         self._watcher = subprocess.Popen(  # noqa: S603  (our own arguments)
             ["/bin/sh", "-c", WATCH, self.programs / "pg_ctl", self._folder],

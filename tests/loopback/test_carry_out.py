@@ -183,6 +183,23 @@ async def test_a_doubt_is_reported_each_time_and_never_sent_again(
     assert gateway.submitted == 1
 
 
+async def test_the_journal_knows_better_than_the_client_what_a_name_stands_for(
+    gateway: Simulator, journal: Path, clips: Path
+) -> None:
+    """A doubt that another process has settled, and a failure that is retried, are sent again."""
+    gateway.script(PROMPT, then="fail")
+    gateway.script(PROMPT)
+    async with quick_client(gateway, journal=journal) as client:
+        gateway.fault("submit", faults.drop_before_accepting())
+        assert (await client.carry_out(ITEM)).is_in_doubt
+        assert client.journal is not None
+        await client.journal.resolve("order-1", accepted=False)
+        assert isinstance((await client.carry_out(ITEM)).error, TaskFailed)
+        again = await client.carry_out(ITEM, download_to=clips, retry_failed=True)
+    assert again.error is None
+    assert gateway.submitted == 2
+
+
 async def test_a_job_that_was_not_accepted_for_now_is_delivered_again(
     gateway: Simulator, journal: Path
 ) -> None:

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
-from fuhu_runway._http.retry import repeat
 from fuhu_runway._http.transport import Transport
 from fuhu_runway._wire.encode import Reply, Request
 
@@ -17,7 +16,7 @@ async def pay(
     read: Callable[[Reply], T],
     unclaimed: Callable[["asyncio.Task[T]"], object] = id,
 ) -> T:
-    """Send a paid request as a submission does; *left* gets the task of a cancelled caller."""
+    """Send a paid request as a submission does; *unclaimed* gets the task of a cancelled caller."""
     is_in_flight = False
 
     async def once() -> T:
@@ -29,9 +28,7 @@ async def pay(
             finally:
                 is_in_flight = False
 
-    work = transport.start_paid(
-        repeat(once, request.endpoint, transport._retry, transport.pause, transport._hooks)
-    )
+    work = transport.start_paid(once())
     try:
         await asyncio.wait([work])
     except asyncio.CancelledError:

@@ -642,3 +642,13 @@ def test_a_single_job_has_a_short_name() -> None:
         key="single:9f6243e5-3ab8", state=JobState.PLANNED, endpoint="ActOne", fingerprint=MARK
     )
     assert cli_journal.mark_of(job) == "single:9f6243e5-3"
+
+
+def test_forget_takes_one_key(run: Run) -> None:
+    """Without a key, and with two, nothing is removed; the journal may also be an option."""
+    write_down(key="id:shot 7")
+    for keys in ([], ["shot 7", "shot 7"]):
+        done = run("forget", PATH, *keys)
+        assert (done.code, "forget needs the key of one job." in done.err) == (2, True)
+    assert run("forget", "--journal", PATH, "shot 7").code == 0
+    assert known() == []

@@ -158,7 +158,7 @@ def test_the_log_says_why_a_server_does_not_start() -> None:
     """A fault that only the server's log tells is in the error."""
     with LocalPostgres() as server:
         server.stop()
-        with (folder_of(server.url) / "data" / "postgresql.conf").open("a") as settings:
+        with (server.data / "postgresql.conf").open("a") as settings:
             settings.write("no_such_setting = 1\n")
         with pytest.raises(UsageError, match="contains errors"):
             server.start()

@@ -246,18 +246,18 @@ def test_a_job_in_doubt_has_its_error(run: Run, made: Path) -> None:
     """A job without a clip says why, and what that means for the money."""
     lines = [json.loads(line) for line in Path("clips/results.jsonl").read_text().splitlines()]
     job = attrs.evolve(JOB, key=lines[0]["key"])
-    shown = cli_report._card(job, {"money": "It may have been charged."}, made, made)
+    shown = cli_report._card(job, {"money": "It may have been charged."}, None)
     assert (shown.note, shown.took) == ("NoReply It may have been charged.", None)
 
 
 def test_without_results_there_are_no_prompts(run: Run, made: Path) -> None:
-    """The journal alone has no prompt, and the command says so."""
+    """The journal alone has no prompt, and the command says so; clips are known by their names."""
     Path("clips/results.jsonl").unlink()
     done = run("report", "clips")
-    assert (done.code, "no prompts or clips" in done.err) == (0, True)
+    assert (done.code, "has no prompts." in done.err) == (0, True)
     seen = read(Path("clips/report.html").read_text(encoding="utf-8"))
     assert "kitten" not in seen.text
-    assert len(seen.all("article")) == 2
+    assert (len(seen.all("video")), len(seen.all("article"))) == (2, 2)
 
 
 def test_an_own_page_is_replaced_and_no_other_file(run: Run, made: Path) -> None:

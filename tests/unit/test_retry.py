@@ -1,8 +1,6 @@
-import asyncio
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
-from random import Random
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +10,6 @@ from fuhu_runway._http.retry import (
     delay_before,
     delays,
     fate_of,
-    in_doubt,
     ladder,
     repeat,
 )
@@ -29,7 +26,6 @@ from fuhu_runway.errors import (
     NotSent,
     RateLimited,
     RunwayError,
-    SubmissionInDoubt,
     TaskFailed,
     UnreadableReply,
     UsageError,
@@ -90,9 +86,9 @@ class Sendings:
             raise end
         return end
 
-    async def run(self, endpoint: Any, policy: RetryPolicy = POLICY, **about: Any) -> object:
+    async def run(self, policy: RetryPolicy = POLICY, task_id: str | None = None) -> object:
         hooks = Hooks([self.events.append])
-        return await repeat(self.send, endpoint, policy, self.clock.sleep, hooks, **about)
+        return await repeat(self.send, FREE, policy, self.clock.sleep, hooks, task_id=task_id)
 
 
 # The table
@@ -222,73 +218,49 @@ def test_a_ladder_ends_with_the_interval_that_goes_on(
     assert ladder(*arguments) == pytest.approx(steps)
 
 
-# Retries
+# Retries of free requests
 
 
 async def test_a_first_success_is_the_only_attempt() -> None:
     """A success is sent once, with no pause and no event."""
     sendings = Sendings("answer")
-    assert await sendings.run(PAID) == "answer"
+    assert await sendings.run() == "answer"
     assert (sendings.count, sendings.clock.slept, sendings.events) == (1, [], [])
 
 
-@pytest.mark.parametrize("endpoint", [PAID, FREE])
-async def test_refused_requests_are_retried_after_retry_after(endpoint: Any) -> None:
+async def test_refused_requests_are_retried_after_retry_after() -> None:
     """Two refusals cost two pauses of exactly the requested length, and two events."""
     first, second = (gateway_error(RateLimited, Fate.REFUSED, delay) for delay in (3.0, 1.5))
     sendings = Sendings(first, second, "answer")
-    assert await sendings.run(endpoint) == "answer"
+    assert await sendings.run() == "answer"
     assert sendings.clock.slept == [3.0, 1.5]
     assert sendings.events == [
-        RetryScheduled(endpoint.name, 1, 3.0, "RateLimited"),
-        RetryScheduled(endpoint.name, 2, 1.5, "RateLimited"),
+        RetryScheduled(FREE.name, 1, 3.0, "RateLimited"),
+        RetryScheduled(FREE.name, 2, 1.5, "RateLimited"),
     ]
 
 
-@pytest.mark.parametrize("about", [{"submission": 7}, {"task_id": "t-1"}])
-async def test_the_event_of_a_retry_names_its_subject(about: dict[str, Any]) -> None:
-    """It has the number of the submission, or the id of the task that is polled."""
+async def test_the_event_of_a_retry_names_the_task() -> None:
+    """It has the id of the task that is polled."""
     sendings = Sendings(gateway_error(RateLimited, Fate.REFUSED, 1.0), "answer")
-    await sendings.run(FREE, **about)
-    assert sendings.events == [RetryScheduled(FREE.name, 1, 1.0, "RateLimited", **about)]
+    await sendings.run(task_id="t-1")
+    assert sendings.events == [RetryScheduled(FREE.name, 1, 1.0, "RateLimited", task_id="t-1")]
 
 
-async def test_an_unsent_paid_request_is_retried() -> None:
-    """A request that never reaches the gateway is tried as often as the policy says."""
-    ends: Iterable[object] = [ERRORS[Fate.UNSENT]] * 9
-    sendings = Sendings(*ends)
+async def test_what_never_arrives_is_tried_as_often_as_the_policy_says() -> None:
+    """Five attempts, four pauses between them, and the error of the last one."""
+    sendings = Sendings(*[ERRORS[Fate.UNSENT]] * 9)
     with pytest.raises(NotSent) as caught:
-        await sendings.run(PAID)
+        await sendings.run()
     assert caught.value is ERRORS[Fate.UNSENT]
     assert sendings.count == 5
     assert len(sendings.clock.slept) == 4
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        ERRORS[Fate.UNKNOWN],
-        UnreadableReply(*TEXTS, "t-1", "r-1"),
-        gateway_error(GatewayDown, Fate.UNKNOWN),
-        gateway_error(GatewayDown, Fate.UNKNOWN, retry_after=1.0),
-    ],
-    ids=["no reply", "unreadable", "5xx", "5xx with Retry-After"],
-)
-async def test_a_paid_request_of_unknown_fate_is_sent_once(error: RunwayError) -> None:
-    """It ends in SubmissionInDoubt, with what was seen as its cause, and no second sending."""
-    sendings = Sendings(error, "a second task")
-    with pytest.raises(SubmissionInDoubt) as caught:
-        await sendings.run(PAID)
-    assert (sendings.count, sendings.clock.slept, sendings.events) == (1, [], [])
-    assert caught.value.__cause__ is error
-    assert (caught.value.task_id, caught.value.request_id) == ("t-1", "r-1")
-    assert caught.value.fate is Fate.UNKNOWN
-
-
 async def test_a_free_request_of_unknown_fate_goes_again() -> None:
     """A poll costs nothing, so it is retried whatever its fate."""
     sendings = Sendings(ERRORS[Fate.UNKNOWN], gateway_error(GatewayDown, Fate.UNKNOWN), "answer")
-    assert await sendings.run(FREE) == "answer"
+    assert await sendings.run() == "answer"
     assert sendings.count == 3
 
 
@@ -296,26 +268,17 @@ async def test_a_free_request_is_never_in_doubt() -> None:
     """A poll that fails in every attempt raises its last error, not a doubt about money."""
     sendings = Sendings(ERRORS[Fate.UNKNOWN])
     with pytest.raises(NoReply):
-        await sendings.run(FREE, RetryPolicy(attempts=1))
+        await sendings.run(RetryPolicy(attempts=1))
 
 
-@pytest.mark.parametrize("endpoint", [PAID, FREE])
-async def test_what_was_rejected_is_not_sent_again(endpoint: Any) -> None:
+async def test_what_was_rejected_is_not_sent_again() -> None:
     """A final refusal is raised at once, unchanged."""
     sendings = Sendings(ERRORS[Fate.REJECTED], "answer")
     with pytest.raises(InvalidRequest) as caught:
-        await sendings.run(endpoint)
+        await sendings.run()
     assert caught.value is ERRORS[Fate.REJECTED]
     assert caught.value.__cause__ is None
     assert sendings.count == 1
-
-
-async def test_a_doubt_may_come_after_a_refusal() -> None:
-    """A paid request that was refused goes again, and is in doubt if that one got no response."""
-    sendings = Sendings(gateway_error(RateLimited, Fate.REFUSED, 0.0), ERRORS[Fate.UNKNOWN])
-    with pytest.raises(SubmissionInDoubt):
-        await sendings.run(PAID)
-    assert sendings.count == 2
 
 
 async def test_a_pause_that_is_too_long_ends_in_the_refusal() -> None:
@@ -323,53 +286,6 @@ async def test_a_pause_that_is_too_long_ends_in_the_refusal() -> None:
     error = gateway_error(RateLimited, Fate.REFUSED, 3600.0)
     sendings = Sendings(error, "answer")
     with pytest.raises(RateLimited) as caught:
-        await sendings.run(PAID)
+        await sendings.run()
     assert caught.value.retry_after == 3600.0
     assert sendings.clock.slept == []
-
-
-async def test_foreign_errors_are_not_retried() -> None:
-    """A bug is no reason to send anything twice."""
-    sendings = Sendings(KeyError("a mistake"), "answer")
-    with pytest.raises(KeyError, match="a mistake"):
-        await sendings.run(FREE)
-    assert sendings.count == 1
-
-
-async def test_cancelling_the_pause_ends_it() -> None:
-    """A request that is cancelled between two attempts is not sent again."""
-    sendings = Sendings(gateway_error(RateLimited, Fate.REFUSED, 100.0), "answer")
-
-    async def cancelled(delay: float) -> None:
-        raise asyncio.CancelledError
-
-    sendings.clock.sleep = cancelled  # type: ignore[method-assign]
-    with pytest.raises(asyncio.CancelledError):
-        await sendings.run(PAID)
-    assert sendings.count == 1
-
-
-async def test_each_request_draws_its_own_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two requests that fail together are not retried together."""
-    drawn = Random(7)
-    monkeypatch.setattr("backoff.full_jitter", lambda limit: drawn.uniform(0, limit))
-    both = [Sendings(*[ERRORS[Fate.UNKNOWN]] * 4, "answer") for _ in range(2)]
-    for sendings in both:
-        await sendings.run(FREE)
-    assert len({delay for sendings in both for delay in sendings.clock.slept}) == 8
-
-
-def test_a_doubt_says_what_to_do() -> None:
-    """The text of a doubt says that money may be gone, that nothing was resent, and what to do."""
-    text = str(in_doubt(ERRORS[Fate.UNKNOWN]))
-    assert "may have been accepted and charged" in text
-    assert "not sent again" in text
-    assert "before you submit again" in text
-    assert "It broke." in text
-
-
-def test_a_ladder_of_hardly_any_growth_is_short() -> None:
-    """A factor of little more than 1 gives a bounded number of intervals, not millions."""
-    steps = ladder(1.0, 1.000001, 15.0)
-    assert len(steps) <= 1001
-    assert steps[-1] == 15.0

@@ -1,0 +1,1 @@
+"""The two sides of a fleet: the queue in the database, and the worker."""

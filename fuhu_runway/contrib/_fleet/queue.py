@@ -1,0 +1,473 @@
+"""
+The queue of a fleet: procrastinate's jobs, and the requests that they stand for.
+
+Rule 1: a job of procrastinate carries a key and nothing else, so that its log lines show no prompt.
+Rule 2: the request is kept until its job is saved or has failed, so that it can be delivered again.
+Rule 3: while the database cannot be reached, every call waits, and the log says so once.
+"""
+
+import asyncio
+import importlib.metadata
+import logging
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import attrs
+import procrastinate
+from procrastinate import exceptions, jobs, sql
+from procrastinate.schema import SchemaManager
+
+from fuhu_runway.errors import JournalTooNew
+from fuhu_runway.hooks import LOGGER
+from fuhu_runway.journal import JobState
+from fuhu_runway.models import usage_error
+
+T = TypeVar("T")
+
+QUEUE: Final = "fuhu"
+TASK: Final = "fuhu:deliver"
+
+AGAIN: Final = 10
+"""Priority of what a worker has left behind: it is paid for, so it goes before what is new."""
+
+CHUNK: Final = 200
+"""How many requests one statement adds."""
+
+SCHEMA_VERSION: Final = "1"
+SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS fuhu_fleet (
+    -- schema, procrastinate: versions. key: a hash of the API key and the gateway.
+    -- source:NAME: a hash of what was enqueued under a name.
+    name  text PRIMARY KEY,
+    value text NOT NULL
+);
+CREATE TABLE IF NOT EXISTS fuhu_request (
+    -- The key of the job in the journal.
+    key         text PRIMARY KEY,
+    -- Keyed hash of the request, as the journal has it.
+    fingerprint text NOT NULL,
+    -- The request as JSON, or that encrypted.
+    body        bytea NOT NULL,
+    is_sealed   boolean NOT NULL,
+    added_at    timestamptz NOT NULL DEFAULT now()
+);
+"""
+
+PAUSE: Final = 0.5
+"""Seconds between two attempts to reach the database."""
+_RAISED: Final = "P0001"
+"""The code of an error that a function of procrastinate raises: there is no such job."""
+_GONE: Final = ("08", "53", "57P")
+"""What the codes of errors begin with that pass: no connection, too many, a restart."""
+
+_LOCK: Final = 0x66756875
+"""Key of the advisory locks: "fuhu" in ASCII."""
+
+_ADD: Final = """
+INSERT INTO fuhu_request (key, fingerprint, body, is_sealed)
+SELECT g.key, g.fingerprint, g.body, %(is_sealed)s
+  FROM unnest(%(keys)s::text[], %(fingerprints)s::text[], %(bodies)s::bytea[])
+    AS g (key, fingerprint, body)
+  LEFT JOIN fuhu_job j USING (key)
+ WHERE coalesce(j.state, 'planned') <> ALL (%(over)s::text[]) AND j.handed_out_at IS NULL
+ON CONFLICT DO NOTHING
+RETURNING key
+"""
+
+_OTHERS: Final = """
+SELECT g.key
+  FROM unnest(%(keys)s::text[], %(fingerprints)s::text[]) AS g (key, fingerprint)
+  LEFT JOIN fuhu_request r USING (key)
+  LEFT JOIN fuhu_job j USING (key)
+ WHERE g.fingerprint <> coalesce(j.fingerprint, r.fingerprint)
+ LIMIT 1
+"""
+
+_TAKE: Final = """
+SELECT r.body, r.is_sealed, coalesce(j.state, 'planned') AS state
+  FROM fuhu_request r LEFT JOIN fuhu_job j USING (key) WHERE r.key = %(key)s
+"""
+
+_REMOVE: Final = "DELETE FROM fuhu_request WHERE key = %(key)s RETURNING key"
+
+# Those of this worker whose delivery is not yet in flight, and everything in flight anywhere.
+_IN_FLIGHT: Final = """
+SELECT (SELECT count(*) FROM fuhu_job WHERE state IN ('submitting', 'accepted'))
+     + (SELECT count(*) FROM unnest(%(started)s::text[]) AS g (key)
+          LEFT JOIN fuhu_job j USING (key) WHERE coalesce(j.state, 'planned') = 'planned')
+    AS number
+"""
+
+_SPENT: Final = """
+SELECT coalesce(sum(points), 0)::float8 AS points FROM fuhu_job WHERE refunded = 0
+"""
+
+_FORSAKEN: Final = """
+SELECT r.key FROM fuhu_request r LEFT JOIN fuhu_job j USING (key)
+ WHERE r.added_at < now() - make_interval(secs => %(grace)s)
+   AND coalesce(j.state, 'planned') <> 'in doubt'
+   AND NOT EXISTS (
+         SELECT FROM procrastinate_jobs q
+          WHERE q.lock = r.key AND q.status IN ('todo', 'doing'))
+ ORDER BY r.added_at LIMIT 1000
+"""
+
+_MINE: Final = """
+SELECT id FROM procrastinate_jobs
+ WHERE status = 'doing' AND queue_name = %(queue)s AND worker_id = %(worker_id)s
+"""
+
+_ENDED: Final = """
+SELECT j.key, j.state FROM fuhu_job j LEFT JOIN fuhu_request r USING (key)
+ WHERE j.state IN ('saved', 'failed', 'in doubt') OR j.state = 'finished' AND r.key IS NULL
+ ORDER BY j.planned_at
+"""
+
+_LEFT: Final = """
+SELECT count(*) AS number FROM fuhu_request r LEFT JOIN fuhu_job j USING (key)
+ WHERE coalesce(j.state, 'planned') <> 'in doubt'
+"""
+
+_WORKERS: Final = """
+SELECT w.id, extract(epoch FROM now() - w.last_heartbeat)::float8 AS silent, count(q.id) AS jobs
+  FROM procrastinate_workers w
+  LEFT JOIN procrastinate_jobs q ON q.worker_id = w.id AND q.status = 'doing'
+ GROUP BY w.id ORDER BY w.id
+"""
+
+_DELIVERIES: Final = """
+SELECT count(*) FILTER (WHERE status = 'todo' AND coalesce(scheduled_at, now()) <= now()) AS ready,
+       count(*) FILTER (WHERE status = 'todo' AND scheduled_at > now()) AS later,
+       count(*) FILTER (WHERE status = 'doing') AS running
+  FROM procrastinate_jobs WHERE queue_name = %(queue)s
+"""
+
+
+class Connector(procrastinate.PsycopgConnector):
+    """procrastinate's connector, which waits while the database cannot be reached."""
+
+    #: When the last heartbeat that arrived was sent, on the loop's clock.
+    beat_at = 0.0
+    #: Whether calls fail at once: this worker has ended, and others have its jobs.
+    is_cut_off = False
+    #: Whether the log says that the database cannot be reached.
+    _is_gone = False
+
+    async def execute_query_async(self, query: Any, **arguments: Any) -> None:
+        """Execute a query."""
+        sent_at = asyncio.get_running_loop().time()
+        call = super().execute_query_async
+        try:
+            await self._insist(lambda: call(query, **arguments))
+        except exceptions.ConnectorException as error:
+            # Another worker has ended the same delivery, or this one before its reply was lost.
+            if _code(error) != _RAISED:
+                raise
+        if query == sql.queries["update_heartbeat"]:
+            self.beat_at = sent_at
+
+    async def execute_query_one_async(self, query: Any, **arguments: Any) -> dict[str, Any]:
+        """Execute a query, and return its row."""
+        call = super().execute_query_one_async
+        return await self._insist(lambda: call(query, **arguments))
+
+    async def execute_query_all_async(self, query: Any, **arguments: Any) -> list[dict[str, Any]]:
+        """Execute a query, and return its rows."""
+        call = super().execute_query_all_async
+        return await self._insist(lambda: call(query, **arguments))
+
+    async def listen_notify(self, on_notification: Any, channels: Iterable[str]) -> None:
+        """Report what is new in the queue, also after the connection was lost."""
+        call = super().listen_notify
+        await self._insist(lambda: call(on_notification, channels))
+
+    async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
+        while True:
+            try:
+                answer = await call()
+            except exceptions.ConnectorException as error:
+                if self.is_cut_off or not _is_gone(error):
+                    raise
+                if not self._is_gone:
+                    LOGGER.warning("The database cannot be reached. Everything waits for it.")
+                self._is_gone = True
+                await asyncio.sleep(PAUSE)
+            else:
+                if self._is_gone:
+                    LOGGER.warning("The database can be reached again.")
+                self._is_gone = False
+                return answer
+
+
+def _code(error: BaseException) -> str | None:
+    return getattr(error.__cause__, "sqlstate", None)
+
+
+def _is_gone(error: BaseException) -> bool:
+    """Return whether the database could not be reached; then the error has no code, or such."""
+    return not isinstance(error, exceptions.UniqueViolation) and (
+        (_code(error) or "08").startswith(_GONE)
+    )
+
+
+def _is_discreet(record: logging.LogRecord) -> bool:
+    # Errors of a pool name the host and its address. The connector says what matters.
+    return not isinstance(record.args, tuple) or QUEUE not in record.args
+
+
+logging.getLogger("psycopg.pool").addFilter(_is_discreet)
+
+
+@attrs.frozen
+class Delivery:
+    """A request that a worker has been handed, and the state of its job."""
+
+    body: bytes
+    is_sealed: bool
+    state: JobState
+
+
+@attrs.define(eq=False)
+class Queue:
+    """The queue in one database."""
+
+    url: str
+    app: procrastinate.App = attrs.field(init=False)
+    connector: Connector = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        # A half-open connection fails after half a minute, in place of hanging.
+        options = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+        waits = {"connect_timeout": 10, "tcp_user_timeout": 30_000}
+        self.connector = Connector(
+            conninfo=self.url,
+            name=QUEUE,
+            kwargs={**options, **waits, "options": "-c statement_timeout=30s"},
+            min_size=1,
+            max_size=4,
+        )
+        self.app = procrastinate.App(connector=self.connector)
+
+    # Set-up
+
+    async def init(self) -> None:
+        """Make the tables, or bring them up to date."""
+        async with self._lock("SELECT pg_advisory_xact_lock(%s)"):
+            has_jobs = await self.app.check_connection_async()
+            await self.connector.execute_query_async(SCHEMA)
+            installed = importlib.metadata.version("procrastinate")
+            known = await self.values()
+            _check_version(known.get("schema", SCHEMA_VERSION), SCHEMA_VERSION, "fuhu_runway")
+            # An App of the user's own has brought its tables; then updates are the user's as well.
+            made_by = known.get("procrastinate", "0" if has_jobs else installed)
+            if not has_jobs:
+                await self.app.schema_manager.apply_schema_async()
+            elif made_by != "0":
+                _check_version(made_by, installed, "procrastinate")
+                for script in migrations(made_by):
+                    await self.connector.execute_query_async(script.replace("%", "%%"))
+                made_by = installed
+            for name, value in {"schema": SCHEMA_VERSION, "procrastinate": made_by}.items():
+                await self.set(name, value)
+
+    async def check(self) -> None:
+        """Raise unless the tables are there, and of this version."""
+        sql = "SELECT to_regclass('fuhu_fleet') AS name"
+        row = await self.connector.execute_query_one_async(sql)
+        known = await self.values() if row["name"] else {}
+        if known.get("schema") is None:
+            raise usage_error(
+                "url",
+                "The database has no tables of a fleet.",
+                "Make them with `fuhu-runway fleet init`, or `await fleet.init()`.",
+            )
+        _check_version(known["schema"], SCHEMA_VERSION, "fuhu_runway")
+
+    async def values(self) -> dict[str, str]:
+        """Return what the fleet has noted about itself."""
+        rows = await self.connector.execute_query_all_async("SELECT name, value FROM fuhu_fleet")
+        return {row["name"]: row["value"] for row in rows}
+
+    async def set(self, name: str, value: str) -> None:
+        """Note something about the fleet, in place of what was noted before."""
+        sql = "INSERT INTO fuhu_fleet VALUES (%(name)s, %(value)s) ON CONFLICT (name) DO UPDATE "
+        await self.connector.execute_query_async(
+            f"{sql} SET value = excluded.value", name=name, value=value
+        )
+
+    async def agree(self, name: str, value: str) -> bool:
+        """Note something that must stay as it is; return whether it is so."""
+        sql = "INSERT INTO fuhu_fleet VALUES (%(name)s, %(value)s) ON CONFLICT DO NOTHING"
+        await self.connector.execute_query_async(sql, name=name, value=value)
+        return (await self.values())[name] == value
+
+    @asynccontextmanager
+    async def _lock(self, sql: str) -> AsyncIterator[bool]:
+        """Hold a lock of the database, if it is to be had: *sql* waits for it or does not."""
+        async with self.connector.pool.connection() as connection:
+            row = await (await connection.execute(sql, (_LOCK,))).fetchone()
+            yield row is not None and row[0] is not False
+
+    # Requests
+
+    async def add(
+        self, rows: Sequence[tuple[str, str, bytes]], *, is_sealed: bool, again: bool
+    ) -> int:
+        """
+        Add (key, fingerprint, body) of requests that are not there and not over.
+
+        Returns how many are new. *again* includes jobs that have failed.
+        """
+        keys, fingerprints, bodies = map(list, zip(*rows, strict=True))
+        other = await self.connector.execute_query_all_async(
+            _OTHERS, keys=keys, fingerprints=fingerprints
+        )
+        if other:
+            raise usage_error(
+                "custom_id",
+                f"The name {other[0]['key'].removeprefix('id:')!r} belongs to another request.",
+                "Give each request a name of its own.",
+            )
+        over = [JobState.SAVED.value] + [JobState.FAILED.value] * (not again)
+        found = await self.connector.execute_query_all_async(
+            _ADD,
+            keys=keys,
+            fingerprints=fingerprints,
+            bodies=bodies,
+            is_sealed=is_sealed,
+            over=over,
+        )
+        new = {row["key"] for row in found}
+        await self.deliver([key for key in keys if key in new])
+        return len(new)
+
+    async def deliver(self, keys: Sequence[str], priority: int = 0) -> None:
+        """Let workers take up these jobs."""
+        # The sweep delivers those that an error leaves out.
+        with suppress(exceptions.AlreadyEnqueued):
+            await self.app.job_manager.batch_defer_jobs_async([_job(key, priority) for key in keys])
+
+    async def take(self, key: str) -> Delivery | None:
+        """Return the request of a job; None if it was cancelled, or is over."""
+        for row in await self.connector.execute_query_all_async(_TAKE, key=key):
+            return Delivery(bytes(row["body"]), row["is_sealed"], JobState(row["state"]))
+        return None
+
+    async def remove(self, key: str) -> bool:
+        """Remove the request of a job; return whether there was one."""
+        return bool(await self.connector.execute_query_all_async(_REMOVE, key=key))
+
+    # Limits
+
+    async def in_flight(self, started: Iterable[str]) -> int:
+        """Return how many tasks are in flight, or about to be because of the keys in *started*."""
+        row = await self.connector.execute_query_one_async(_IN_FLIGHT, started=list(started))
+        return int(row["number"])
+
+    async def spent(self) -> float:
+        """Return the points of all jobs that were not given back."""
+        row = await self.connector.execute_query_one_async(_SPENT)
+        return float(row["points"])
+
+    # What dead workers leave behind
+
+    async def tend(self, lease: float) -> None:
+        """Deliver again what a silent worker holds, and what no delivery stands for."""
+        manager = self.app.job_manager
+        async with self._lock("SELECT pg_try_advisory_xact_lock(%s)") as is_mine:
+            if not is_mine:  # another worker does it
+                return
+            stalled = await manager.get_stalled_jobs(queue=QUEUE, seconds_since_heartbeat=lease)
+            await self.hand_over(stalled)
+            await manager.prune_stalled_workers(lease)
+            rows = await self.connector.execute_query_all_async(_FORSAKEN, grace=lease)
+            for row in rows:
+                await self.deliver([row["key"]], AGAIN)
+
+    async def hand_over(self, held: Iterable[jobs.Job]) -> None:
+        """Replace deliveries that have ended with their worker."""
+        for job in held:
+            # A new delivery, so that the worker cannot end it if it was only frozen. It waits for
+            # the old one, since they have the same lock.
+            await self.deliver([str(job.task_kwargs["key"])], AGAIN)
+            assert job.id is not None  # noqa: S101  (it is from the database)
+            await self.app.job_manager.finish_job_by_id_async(
+                job.id, jobs.Status.ABORTED, delete_job=True
+            )
+
+    async def held_by(self, worker_id: int) -> list[jobs.Job]:
+        """Return what a worker holds."""
+        return list(
+            await self.app.job_manager.list_jobs_async(
+                queue=QUEUE, status="doing", worker_id=worker_id
+            )
+        )
+
+    # For people
+
+    async def cancel(self, key: str) -> bool:
+        """End every delivery of a job, and wait until they have ended; whether there was one."""
+        had_request, manager = await self.remove(key), self.app.job_manager
+        had_delivery = False
+        while live := [
+            job
+            for job in await manager.list_jobs_async(queue=QUEUE, lock=key)
+            if job.status in {"todo", "doing"}
+        ]:
+            had_delivery = True
+            for job in live:
+                assert job.id is not None  # noqa: S101  (it is from the database)
+                await manager.cancel_job_by_id_async(job.id, abort=True, delete_job=True)
+            await asyncio.sleep(PAUSE)
+        return had_request or had_delivery
+
+    async def ended(self) -> list[tuple[str, str]]:
+        """Return key and state of each job that is over or in doubt."""
+        rows = await self.connector.execute_query_all_async(_ENDED)
+        return [(row["key"], row["state"]) for row in rows]
+
+    async def left(self) -> int:
+        """Return how many jobs are to be delivered, or are being carried out."""
+        return int((await self.connector.execute_query_one_async(_LEFT))["number"])
+
+    async def workers(self) -> list[dict[str, Any]]:
+        """Return the workers, how long they were silent, and how many jobs they hold."""
+        return await self.connector.execute_query_all_async(_WORKERS)
+
+    async def deliveries(self) -> dict[str, int]:
+        """Return how many deliveries are ready, scheduled for later, and running."""
+        return await self.connector.execute_query_one_async(_DELIVERIES, queue=QUEUE)
+
+
+def _job(key: str, priority: int) -> jobs.Job:
+    return jobs.Job(
+        queue=QUEUE,
+        lock=key,
+        queueing_lock=key,
+        task_name=TASK,
+        task_kwargs={"key": key},
+        priority=priority,
+    )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
+def _check_version(found: str, known: str, package: str) -> None:
+    if _numbers(found) > _numbers(known):
+        raise JournalTooNew(
+            f"A newer version of {package} made the fleet's tables.",
+            "Nothing was sent or charged.",
+            f"Install that version of {package} here as well.",
+        )
+
+
+def migrations(version: str) -> list[str]:
+    """Return procrastinate's scripts for tables of an older *version*, in their order."""
+    folder = Path(SchemaManager.get_migrations_path())
+    scripts = sorted(folder.glob("*.sql"))
+    return [one.read_text() for one in scripts if _numbers(one.name) > _numbers(version)]

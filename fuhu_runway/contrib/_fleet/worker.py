@@ -1,0 +1,211 @@
+"""
+One worker: it is handed jobs by the queue, and has its client carry them out.
+
+Rule 1: a delivery ends when the journal says how its job ended, and is repeated otherwise.
+Rule 2: a worker that has not reached the database for the length of its lease ends itself, since
+others have its jobs by then. It first writes down the ids of what it has paid for.
+"""
+
+import asyncio
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import attrs
+from procrastinate import BaseRetryStrategy, JobContext, RetryDecision, exceptions
+from procrastinate.job_context import AbortReason
+
+from fuhu_runway.client import Client
+from fuhu_runway.errors import NotSent, OutOfCredits, RunwayError, Unauthorized, WaitAbandoned
+from fuhu_runway.hooks import LOGGER
+from fuhu_runway.journal import BaseJournal, JobState
+
+from .queue import AGAIN, PAUSE, QUEUE, Queue
+from .requests import Seal, unpacked
+
+PATIENCE: Final = 30.0
+"""How long a job that may not be sent yet keeps its place in a worker, in seconds."""
+LATER: Final = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0)
+"""Seconds until a job that did not end is delivered again; the last holds for all that follow."""
+PAUSED: Final = 60.0
+"""How long nothing is sent after the gateway refused the key or was out of reach, in seconds."""
+
+
+class CutOff(RunwayError):
+    """A worker could not reach the database for the length of its lease, and has ended."""
+
+
+class Again(Exception):
+    """The job of a delivery has not ended."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"delivered again in {seconds:g} s")
+        self.seconds = seconds
+
+
+class Retries(BaseRetryStrategy):
+    """Delivers a job again that has not ended."""
+
+    def get_retry_decision(self, *, exception: BaseException, job: Any) -> RetryDecision | None:  # noqa: ARG002
+        """Return when to deliver it; None after a defect, where `Queue.tend` does."""
+        if not isinstance(exception, Again):
+            return None
+        retry_at = datetime.now(UTC) + timedelta(seconds=exception.seconds)
+        # What may be under way already goes before what is new.
+        return RetryDecision(retry_at=retry_at, priority=AGAIN)
+
+
+@attrs.define(eq=False, kw_only=True)
+class Worker:
+    """A worker of a fleet, in this process."""
+
+    queue: Queue
+    journal: BaseJournal
+    client: Client
+    #: How `Client.carry_out` saves and waits.
+    options: dict[str, Any]
+    seal: Seal | None
+    lease: float
+    tasks_in_flight: int | None
+    max_points: float | None
+    #: Deliveries that run, by procrastinate's ids.
+    _running: set[int] = attrs.field(init=False, factory=set)
+    #: Keys of jobs that were let through, and may not be in flight yet.
+    _started: set[str] = attrs.field(init=False, factory=set)
+    #: Its id in procrastinate's table; known with the first delivery.
+    _id: int | None = attrs.field(init=False, default=None)
+    _turn: asyncio.Lock = attrs.field(init=False, factory=asyncio.Lock)
+    _paused_until: float = attrs.field(init=False, default=0.0)
+
+    async def run(self, in_flight: int, grace: float, *, signals: bool) -> None:
+        """Carry out jobs until a signal; see `Fleet.work`."""
+        connector, app = self.queue.connector, self.queue.app
+        connector.beat_at = asyncio.get_running_loop().time()
+        working = asyncio.create_task(
+            app.run_worker_async(
+                queues=[QUEUE],
+                name="fuhu",
+                concurrency=in_flight,
+                shutdown_graceful_timeout=grace,
+                delete_jobs="always",
+                install_signal_handlers=signals,
+                update_heartbeat_interval=self.lease / 3,
+                stalled_worker_timeout=self.lease,
+                fetch_job_polling_interval=min(5.0, self.lease / 3),
+            )
+        )
+        tending = asyncio.create_task(self.tend())
+        silence = asyncio.create_task(self._silence())
+        try:
+            await asyncio.wait([working, silence], return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                working.result()
+                return
+            connector.is_cut_off = True
+            working.cancel()
+            # What was paid for is written down, however long that takes.
+            await self.client.aclose()
+            await self.journal.flush()
+            raise CutOff(
+                f"The database could not be reached for {self.lease:g} s.",
+                "Nothing is lost or paid for twice: other workers continue these jobs.",
+                "Start the worker again.",
+            )
+        finally:
+            tending.cancel()
+            silence.cancel()
+            if not working.cancelling():  # a second time would not wait for its jobs
+                working.cancel()
+            await asyncio.wait([tending, silence, working])
+
+    async def _silence(self) -> None:
+        """Return once no heartbeat has reached the database for the length of the lease."""
+        loop = asyncio.get_running_loop()
+        while (left := self.queue.connector.beat_at + self.lease - loop.time()) > 0:  # noqa: ASYNC110  (a heartbeat is no event)
+            await asyncio.sleep(left)
+
+    async def tend(self) -> None:
+        """Deliver again what dead workers hold, and what this one holds without knowing."""
+        lost: set[int | None] = set()
+        while True:
+            try:
+                await self.queue.tend(self.lease)
+                if self._id is not None:
+                    # The reply to a fetch was lost if a job is unknown twice: one that is unknown
+                    # once may be on its way.
+                    held = {job.id: job for job in await self.queue.held_by(self._id)}
+                    unknown = held.keys() - self._running
+                    await self.queue.hand_over(held[one] for one in unknown & lost)
+                    lost = unknown
+            except Exception as error:  # noqa: BLE001  (the next round may succeed)
+                LOGGER.warning("Nothing was taken over from other workers: %r", error)
+            await asyncio.sleep(min(5.0, self.lease / 3))
+
+    # One delivery
+
+    async def deliver(self, context: JobContext, key: str) -> None:
+        """Carry out a job, from wherever it was left."""
+        job = context.job
+        assert job.id is not None  # noqa: S101  (it is from the database)
+        self._running.add(job.id)
+        self._id = job.worker_id
+        try:
+            await self._carry_out(key, job.attempts)
+        except asyncio.CancelledError:
+            # Another worker would take a request that is in flight for one in doubt.
+            await self._settled(key)
+            if context.abort_reason() is AbortReason.SHUTDOWN:
+                raise Again(0.0) from None
+            raise exceptions.JobAborted from None
+        finally:
+            self._running.discard(job.id)
+            self._started.discard(key)
+
+    async def _carry_out(self, key: str, attempts: int) -> None:
+        found = await self.queue.take(key)
+        if found is None:  # it was cancelled, or is over
+            return
+        if self.queue.connector.is_cut_off:
+            raise Again(0.0)
+        if found.state is JobState.PLANNED:
+            await self._let_through(key)
+        try:
+            item, retry_failed = unpacked(
+                found.body, key, is_sealed=found.is_sealed, seal=self.seal
+            )
+            outcome = await self.client.carry_out(item, retry_failed=retry_failed, **self.options)
+        except WaitAbandoned:
+            raise Again(0.0) from None  # this worker was cut off
+        except RunwayError as error:
+            if isinstance(error, NotSent | OutOfCredits | Unauthorized):
+                self._paused_until = asyncio.get_running_loop().time() + PAUSED
+            seconds = LATER[min(attempts, len(LATER) - 1)]
+            LOGGER.warning("Job %s is delivered again in %g s: %s", key, seconds, error)
+            raise Again(seconds) from None
+        if not outcome.is_in_doubt:
+            # After a doubt, the request may be needed.
+            await self.queue.remove(key)
+
+    async def _let_through(self, key: str) -> None:
+        """Wait until a job may be sent; if that takes long, another job gets its place."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE), self._turn:
+                while not await self._has_room():  # noqa: ASYNC110  (others make the room)
+                    await asyncio.sleep(PAUSE)
+                self._started.add(key)
+                return
+        raise Again(LATER[0])
+
+    async def _has_room(self) -> bool:
+        if asyncio.get_running_loop().time() < self._paused_until:
+            return False
+        if self.max_points is not None and await self.queue.spent() >= self.max_points:
+            return False
+        limit = self.tasks_in_flight
+        return limit is None or await self.queue.in_flight(self._started) < limit
+
+    async def _settled(self, key: str) -> None:
+        """Return once the journal has the reply to what is being sent."""
+        while (job := await self.journal.find(key)) and job.state is JobState.SUBMITTING:  # noqa: ASYNC110
+            await asyncio.sleep(PAUSE)
+        await self.journal.flush()

@@ -1,0 +1,441 @@
+"""
+The same prompts over many machines. Needs the extra `fleet`, and a Postgres.
+
+Rule 1: the queue may deliver a job twice; the journal lets one worker send it.
+Rule 2: a delivery ends when the journal says how its job ended, and is repeated otherwise.
+Rule 3: a worker that has not reached the database for the length of its lease ends itself, since
+others have its jobs by then. It first writes down the ids of what it has paid for.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import os
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, Final, Self
+
+import attrs
+
+from fuhu_runway._arguments import KEY_VARIABLE, check
+from fuhu_runway.batch import Item, Source, item_of, numbered, plan_for
+from fuhu_runway.client import Client
+from fuhu_runway.journal import Job, JobState, nth
+from fuhu_runway.models import DEFAULT_WAIT, Limits, usage_error
+
+try:
+    import procrastinate
+except ImportError as missing:
+    raise ImportError(
+        'fuhu_runway.contrib.fleet needs an extra; in a checkout: python -m pip install ".[fleet]"',
+        name=missing.name,
+    ) from missing
+
+from ._fleet.queue import AGAIN, CHUNK, PAUSE, QUEUE, Queue
+from ._fleet.requests import Seal, packed
+from ._fleet.worker import CutOff, Retries, Worker
+from .postgres import PostgresJournal
+
+__all__ = ["CUT_OFF_CODE", "CutOff", "Enqueued", "Fleet", "Seal", "Status", "WorkerStatus"]
+
+URL_VARIABLE: Final = "FUHU_DATABASE_URL"
+
+CUT_OFF_CODE: Final = 75
+"""Exit code of a worker that was cut off from the database: EX_TEMPFAIL, start it again."""
+
+
+@attrs.frozen
+class Enqueued:
+    """What `Fleet.enqueue` did."""
+
+    #: How many jobs are new.
+    new: int
+    #: How many were there already.
+    known: int
+
+
+@attrs.frozen
+class WorkerStatus:
+    """A worker of a fleet."""
+
+    id: int
+    #: How long ago its last heartbeat was, in seconds.
+    silent: float
+    #: How many jobs it holds.
+    jobs: int
+
+
+@attrs.frozen
+class Status:
+    """What a fleet is doing."""
+
+    workers: list[WorkerStatus]
+    #: How many jobs the journal has in each state.
+    jobs: dict[JobState, int]
+    #: How many jobs wait for a worker, ...
+    ready: int
+    #: ... wait for a retry, ...
+    later: int
+    #: ... and are being carried out.
+    running: int
+    #: The jobs of which nobody knows whether they were accepted.
+    doubts: list[Job]
+    #: The points that were spent and not given back.
+    points: float
+
+
+class Fleet:
+    """
+    Many workers on many machines that share one Postgres, and carry out each job once.
+
+    Create it with the same arguments where jobs come in and where they are done.
+
+    Args:
+        url: The database, such as `postgresql://host/name`; by default the environment variable
+            FUHU_DATABASE_URL.
+        limits: The limits of the API key. `requests_per_second` and `tasks_in_flight` hold for all
+            workers together.
+        download_to: Where clips are saved, as in `Client.carry_out`: a place that all workers
+            reach; None saves nothing.
+        max_points: Nothing more is sent once the journal has this many points, all workers
+            together. What is in flight at that instant may exceed it.
+        timeout: How long a worker waits for a task, and then as long again for its file, in
+            seconds. A task that takes longer is followed again.
+        overwrite: Whether a clip may replace an existing file.
+        seal: Encrypts the requests in the database, such as `Fernet(key)`; every machine needs the
+            same.
+        lease: After this many seconds without a sign of life, the jobs of a worker go to others.
+        client: Further arguments of `Client`, such as `api_key` and `base_url`.
+
+    Raises:
+        UsageError: An argument is wrong, or there is no URL.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        limits: Limits | None = None,
+        download_to: str | os.PathLike[str] | None = None,
+        max_points: float | None = None,
+        timeout: float | None = DEFAULT_WAIT,
+        overwrite: bool = False,
+        seal: Seal | None = None,
+        lease: float = 30.0,
+        **client: Any,
+    ) -> None:
+        check(
+            limits=limits,
+            max_points=max_points,
+            timeout=timeout,
+            overwrite=overwrite,
+            lease=lease,
+        )
+        url = url or os.environ.get(URL_VARIABLE)
+        if not url:
+            advice = f"Pass it, or set the environment variable {URL_VARIABLE}."
+            raise usage_error("url", "There is no URL of a database.", advice)
+        self._limits = limits or Limits()
+        self._max_points = max_points
+        self._options: dict[str, Any] = {
+            "download_to": download_to,
+            "timeout": timeout,
+            "overwrite": overwrite,
+        }
+        self._seal = seal
+        self._lease = lease
+        self._url = url
+        self._client_options = client
+        #: The journal of all jobs.
+        self.journal = PostgresJournal(url)
+        self._queue = Queue(url)
+        self._queue.app.add_tasks_from(self._blueprint(), namespace="fuhu")
+        self._worker: Worker | None = None
+        self._entered = 0
+        self._is_ready = False
+
+    def __repr__(self) -> str:
+        return f"<Fleet {'open' if self._entered else 'closed'}>"
+
+    # Opening and closing
+
+    async def init(self) -> None:
+        """
+        Make the tables in the database, or bring those of an older version up to date.
+
+        Raises:
+            JournalTooNew: A newer version made them.
+            JournalError: The database cannot be used.
+        """
+        await self.journal.init()
+        async with self:
+            await self._queue.init()
+
+    async def __aenter__(self) -> Self:
+        self._entered += 1
+        if self._entered == 1:
+            try:
+                await self.journal.counts()  # whose errors say what is wrong
+                await self._queue.app.open_async()
+            except BaseException:
+                await self.__aexit__()
+                raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._entered -= 1
+        if self._entered:
+            return
+        if self._worker is not None:
+            worker, self._worker = self._worker, None
+            await worker.client.aclose()
+        await self.journal.aclose()
+        await self._queue.app.close_async()
+
+    @asynccontextmanager
+    async def _ready(self) -> AsyncIterator[None]:
+        """Hold it open, and refuse to go on without its tables."""
+        async with self:
+            if not self._is_ready:
+                await self._queue.check()
+                self._is_ready = True
+            yield
+
+    # Where jobs come in
+
+    async def enqueue(
+        self, items: Source, *, name: str | None = None, retry_failed: bool = False
+    ) -> Enqueued:
+        """
+        Hand over jobs to the workers; free, and sends nothing to the gateway.
+
+        The same items again are nothing new: a job is known by its `custom_id`, else by its content
+        and how often that came up in these items. Local files are read by the worker, from the same
+        path.
+
+        Args:
+            items: Prompts, requests and items, as in `Batch`; read lazily.
+            name: A name for all of them. The same name is refused for other items. They are read
+                to their end first.
+            retry_failed: Whether jobs are new that have failed.
+
+        Raises:
+            UsageError: An item is not a request, or a `custom_id` or *name* belongs to something
+                else.
+            JournalError: The database cannot be used.
+        """
+        async with self._ready():
+            if name is not None:
+                whole = [item_of(thing, n) async for n, thing in numbered(items)]
+                await self._check_name(name, whole)
+                items = whole
+            new = known = 0
+            rows: list[tuple[str, str, bytes]] = []
+            async with aclosing(self._rows(items, retry_failed=retry_failed)) as all_rows:
+                async for row in all_rows:
+                    rows.append(row)
+                    if len(rows) == CHUNK:
+                        new += await self._add(rows, retry_failed=retry_failed)
+                        known += len(rows)
+                        rows = []
+            new += await self._add(rows, retry_failed=retry_failed)
+            return Enqueued(new, known + len(rows) - new)
+
+    async def _rows(
+        self, items: Source, *, retry_failed: bool
+    ) -> AsyncGenerator[tuple[str, str, bytes], None]:
+        """Yield key, fingerprint and request of each item."""
+        times = Counter[str]()
+        named: dict[str, str] = {}
+        async with aclosing(numbered(items)) as things:
+            async for index, thing in things:
+                item = item_of(thing, index)
+                plan = await self.journal.keyed(await plan_for(item))
+                key, mark = plan.key, plan.fingerprint
+                if item.custom_id is None:
+                    times[mark] += 1
+                    key = nth(mark, times[mark])
+                elif named.setdefault(key, mark) != mark:
+                    raise usage_error(
+                        "custom_id",
+                        f"Two different requests have the custom_id {item.custom_id!r}.",
+                        "Give each request a name of its own.",
+                    )
+                yield key, mark, packed(item, retry_failed=retry_failed, seal=self._seal)
+
+    async def _add(self, rows: list[tuple[str, str, bytes]], *, retry_failed: bool) -> int:
+        if not rows:
+            return 0
+        # Equal names in one statement would be one row.
+        rows = list({row[0]: row for row in rows}.values())
+        return await self._queue.add(rows, is_sealed=self._seal is not None, again=retry_failed)
+
+    async def _check_name(self, name: str, items: list[Item]) -> None:
+        digest = hashlib.sha256()
+        for item in items:
+            plan = await self.journal.keyed(await plan_for(item))
+            digest.update(f"{plan.key} {plan.fingerprint}\n".encode())
+        if not await self._queue.agree(f"source:{name}", digest.hexdigest()):
+            raise usage_error(
+                "name",
+                f"Other items were enqueued as {name!r}.",
+                "Use another name for these, or none: what is there already is nothing new.",
+            )
+
+    async def left(self) -> int:
+        """Return how many jobs are neither over nor in doubt."""
+        async with self._ready():
+            return await self._queue.left()
+
+    # What becomes of them
+
+    async def outcomes(self) -> AsyncGenerator[Job, None]:
+        """
+        Yield the row of each job that is saved, has failed or is in doubt, as it comes to that.
+
+        Ends when no job is left to be carried out. Leaving early cancels nothing. A job in doubt
+        whose task is found later is yielded again.
+
+        Raises:
+            JournalError: The database cannot be used.
+        """
+        seen: dict[str, str] = {}
+        async with self._ready():
+            while True:
+                is_last = not await self._queue.left()
+                for key, state in await self._queue.ended():
+                    if seen.get(key) != state:
+                        seen[key] = state
+                        job = await self.journal.find(key)
+                        if job is not None:
+                            yield job
+                if is_last:
+                    return
+                await asyncio.sleep(PAUSE)
+
+    async def status(self) -> Status:
+        """Return what the fleet is doing: workers, jobs by state, deliveries and doubts."""
+        async with self._ready():
+            deliveries = await self._queue.deliveries()
+            return Status(
+                workers=[WorkerStatus(**row) for row in await self._queue.workers()],
+                jobs=await self.journal.counts(),
+                doubts=await self.journal.jobs(JobState.IN_DOUBT),
+                points=await self._queue.spent(),
+                **deliveries,
+            )
+
+    async def cancel(self, name: str) -> Job | None:
+        """
+        End a job: before it is sent, it is gone; after that, its task is followed no more.
+
+        Args:
+            name: Its key or its custom id.
+
+        Returns:
+            None if it is gone. Else its row: it is paid for, or in doubt, and its task goes on.
+
+        Raises:
+            UsageError: There is no such job.
+        """
+        async with self._ready():
+            found = await self.journal.find(name)
+            keys = [found.key] if found else [name, f"id:{name}"]
+            was_there = [await self._queue.cancel(key) for key in keys]
+            job = found and await self.journal.find(found.key)
+            if job is None and not any(was_there):
+                raise usage_error("name", "There is no such job.", "Use a key from journal.jobs().")
+            if job is not None and job.state is JobState.PLANNED:
+                await self.journal.forget(job.key)
+                return None
+            return job
+
+    # Where they are done
+
+    @property
+    def blueprint(self) -> procrastinate.Blueprint:
+        """
+        The tasks of the fleet, for an App of procrastinate that you have.
+
+        `app.add_tasks_from(fleet.blueprint, namespace="fuhu")`; its worker has to take the queue
+        `fuhu`, with `delete_jobs="always"`, inside of `async with fleet`.
+        """
+        blueprint = self._blueprint()
+
+        @blueprint.periodic(cron="* * * * *")
+        @blueprint.task(name="tend", queue=QUEUE, priority=AGAIN, queueing_lock="fuhu:tend")
+        async def tend(timestamp: int) -> None:  # noqa: ARG001  (procrastinate passes it)
+            await self._queue.tend(self._lease)
+
+        return blueprint
+
+    def _blueprint(self) -> procrastinate.Blueprint:
+        blueprint = procrastinate.Blueprint()
+
+        @blueprint.task(name="deliver", queue=QUEUE, pass_context=True, retry=Retries())
+        async def deliver(context: procrastinate.JobContext, key: str) -> None:
+            worker = await self._employed()
+            await worker.deliver(context, key)
+
+        return blueprint
+
+    async def work(
+        self, *, in_flight: int = 500, grace: float = 60.0, signals: bool = True
+    ) -> None:
+        """
+        Carry out jobs until SIGTERM or SIGINT; costs points for each job that is submitted.
+
+        After the signal, or once this call is cancelled, it takes up no more jobs, follows those it
+        has for *grace* seconds, and gives the rest back. Nothing is lost if it is killed: others
+        continue after `lease` seconds.
+
+        Args:
+            in_flight: How many jobs this worker has at once. A job that waits costs some kilobytes.
+            grace: How long the jobs that run may take after the signal, in seconds.
+            signals: Whether it handles the signals; if not, cancel this call.
+
+        Raises:
+            UsageError: The other workers have another API key, or the database has no tables.
+            JournalError: The database cannot be used.
+            CutOff: The database could not be reached for `lease` seconds. Start the worker again.
+        """
+        check(in_flight=in_flight, grace=grace)
+        async with self._ready():
+            worker = await self._employed()
+            await worker.run(in_flight, grace, signals=signals)
+
+    async def _employed(self) -> Worker:
+        """Return the worker of this process; refuse a key that the others do not have."""
+        if self._worker is None:
+            client = Client(
+                journal=self.journal,
+                limits=self._limits,
+                **self._client_options,
+            )
+            await self._check_key(client)
+            self._worker = Worker(
+                queue=self._queue,
+                journal=self.journal,
+                client=client,
+                options=self._options,
+                seal=self._seal,
+                lease=self._lease,
+                tasks_in_flight=self._limits.tasks_in_flight,
+                max_points=self._max_points,
+            )
+        return self._worker
+
+    async def _check_key(self, client: Client) -> None:
+        key = self._client_options.get("api_key") or os.environ[KEY_VARIABLE]
+        where = repr(client.gateway).encode()
+        mark = hmac.new(key.encode(), where, "sha256").hexdigest()[:16]
+        if await self._queue.agree("key", mark):
+            return
+        if await self._queue.left():
+            raise usage_error(
+                "api_key",
+                "The other workers of this fleet have another API key, or another gateway.",
+                "Use the same, or wait until the jobs of that key are done.",
+            )
+        await self._queue.set("key", mark)
