@@ -46,7 +46,7 @@ class Names:
             del self.tasks[next(iter(self.tasks))]
 
     def forget(self, custom_id: str) -> None:
-        """Forget the task or the doubt of a name: the journal says that nothing is accepted."""
+        """Forget the task or the doubt of a name: its row says that it may be submitted."""
         self.tasks.pop(custom_id, None)
         self.doubts.pop(custom_id, None)
 

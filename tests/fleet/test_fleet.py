@@ -2,23 +2,28 @@
 
 import asyncio
 import logging
+import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
+import attrs
+import procrastinate
 import psycopg
 import pytest
 from support.clients import QUICK_POLLS, QUICK_RETRY
+from support.clock import until
 from support.media import PNG
 
-from fuhu_runway import Item, TextToVideo
+from fuhu_runway import Item, Limits, TextToVideo
 from fuhu_runway.contrib._fleet.requests import packed, unpacked
 from fuhu_runway.contrib.fleet import Enqueued, Fleet
 from fuhu_runway.errors import UsageError
 from fuhu_runway.journal import Job, JobState
 from fuhu_runway.models import ImageToVideo, MotionVector
-from fuhu_runway.testing import Simulator
+from fuhu_runway.testing import Simulator, faults
 
 PROMPTS: Final = ["a kitten", "a kitten", "a duckling"]
 NAMED: Final = [
@@ -237,3 +242,169 @@ async def test_requests_can_be_sealed(made: Made, fleet: Fleet, database_url: st
                 unpacked(bytes(body), "key", is_sealed=True, seal=seal)
         [job] = (await ended(sealed)).values()
     assert job.state is JobState.SAVED
+
+
+# What is cancelled, and what a person sees
+
+
+async def test_a_job_that_waits_is_gone_when_it_is_cancelled(
+    fleet: Fleet, gateway: Simulator
+) -> None:
+    """By its custom id or by its key, before a worker has it: nothing is sent or left of it."""
+    await fleet.enqueue(NAMED)
+    assert await fleet.cancel("order-1") is None
+    assert await fleet.cancel("id:order-2") is None
+    with pytest.raises(UsageError, match="There is no such job"):
+        await fleet.cancel("order-1")
+    assert await ended(fleet) == {}
+    assert gateway.tasks == ()
+
+
+async def test_a_job_that_a_worker_has_is_gone_if_it_was_not_sent(
+    made: Made, fleet: Fleet, gateway: Simulator
+) -> None:
+    """A job that was refused for now, and waits to be sent again, is gone."""
+    gateway.fault("submit", faults.TooManyRequests(), times=None)
+    async with made(retry=attrs.evolve(QUICK_RETRY, attempts=100)) as patient:
+        async with working(patient):
+            await patient.enqueue(NAMED[:1])
+            await until(lambda: gateway.requests)
+            assert await patient.cancel("order-1") is None
+        assert await patient.journal.jobs() == []
+    assert gateway.tasks == ()
+
+
+async def test_a_job_that_is_paid_for_is_followed_no_more(fleet: Fleet, gateway: Simulator) -> None:
+    """It is reported as accepted, and no worker takes it up again."""
+    gateway.script("a kitten", then="stall")
+    async with working(fleet):
+        await fleet.enqueue(NAMED[:1])
+        await until(lambda: gateway.tasks and gateway.tasks[0].polls)
+        job = await fleet.cancel("order-1")
+        assert job is not None
+        assert job.state is JobState.ACCEPTED
+        assert job.task_id == gateway.tasks[0].task_id
+        assert await fleet.left() == 0
+    assert [job async for job in fleet.outcomes()] == []
+
+
+async def test_the_status_counts_jobs_and_workers(fleet: Fleet, gateway: Simulator) -> None:
+    """It has the workers with their heartbeats, what waits and runs, the doubts and the points."""
+    gateway.script("a kitten", then="stall")
+    gateway.fault("submit", faults.drop_after_accepting())
+    await fleet.enqueue(NAMED)
+    before = await fleet.status()
+    assert (before.workers, before.ready, before.running, before.points) == ([], 2, 0, 0)
+    async with working(fleet, in_flight=1, grace=0.0):
+        await until(lambda: len(gateway.tasks) == 2 and gateway.tasks[1].polls)
+        now = await fleet.status()
+        [one] = now.workers
+        assert one.silent < 60
+    assert [job.custom_id for job in now.doubts] == ["order-1"]
+    assert now.jobs[JobState.IN_DOUBT] == 1
+
+
+# What a worker does
+
+
+async def test_a_worker_that_is_told_to_stop_ends_its_jobs_first(
+    fleet: Fleet, gateway: Simulator
+) -> None:
+    """After SIGTERM, it takes up no more jobs, and returns once those that it has are saved."""
+    gateway.script("a kitten", takes=300.0)
+    await fleet.enqueue(NAMED)
+    work = asyncio.create_task(fleet.work(in_flight=1))
+    await until(lambda: gateway.tasks)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await work
+    jobs = await fleet.journal.jobs()
+    assert [job.state for job in jobs] == [JobState.SAVED]
+    assert await fleet.left() == 1
+
+
+async def test_what_takes_too_long_is_given_back(fleet: Fleet, gateway: Simulator) -> None:
+    """After *grace* seconds, the job of a worker that stops is free for another, and paid once."""
+    gateway.script("a kitten", takes=2000.0)
+    await fleet.enqueue(NAMED[:1])
+    async with working(fleet, grace=0.0):
+        await until(lambda: gateway.tasks)
+    assert (await fleet.status()).ready == 1
+    assert (await ended(fleet))["order-1"].state is JobState.SAVED
+    assert len(gateway.tasks) == 1
+
+
+async def test_a_request_in_flight_is_answered_before_the_job_is_given_back(
+    fleet: Fleet, gateway: Simulator
+) -> None:
+    """A worker that stops while it submits writes down the id first: nothing is in doubt."""
+    gateway.fault("submit", faults.Slow(500.0))
+    await fleet.enqueue(NAMED[:1])
+    async with working(fleet, grace=0.0):
+        await until(lambda: gateway.tasks)
+    [job] = await fleet.journal.jobs()
+    assert (job.state, job.task_id) == (JobState.ACCEPTED, gateway.tasks[0].task_id)
+    assert (await ended(fleet))["order-1"].state is JobState.SAVED
+
+
+async def test_what_is_refused_for_now_is_delivered_again(
+    fleet: Fleet, gateway: Simulator, database_url: str
+) -> None:
+    """A job that was not accepted goes back into the queue, with a delay, and is sent later."""
+    gateway.fault("submit", faults.quota_in_429())
+    await fleet.enqueue(NAMED[:1])
+    async with working(fleet):
+        await until(lambda: gateway.requests)
+        while not (await fleet.status()).later:
+            await asyncio.sleep(0.01)
+        rows(database_url, "UPDATE procrastinate_jobs SET scheduled_at = NULL")
+    await fleet.__aexit__()
+    await fleet.__aenter__()
+    assert (await ended(fleet))["order-1"].state is JobState.SAVED
+
+
+async def test_all_workers_together_respect_the_limit_of_tasks(
+    made: Made, fleet: Fleet, gateway: Simulator
+) -> None:
+    """Of ten jobs, at most two are at the gateway at the same time, with two workers."""
+    await fleet.enqueue(f"prompt {n}" for n in range(10))
+    limits = Limits(tasks_in_flight=2)
+    async with (
+        made(limits=limits) as one,
+        made(limits=limits) as two,
+        working(one),
+        working(two),
+    ):
+        jobs = [job async for job in fleet.outcomes()]
+    assert {job.state for job in jobs} == {JobState.SAVED}
+    assert len(jobs) == 10
+
+
+async def test_nothing_is_sent_once_the_points_are_spent(
+    made: Made, fleet: Fleet, gateway: Simulator
+) -> None:
+    """With *max_points*, the second job waits, since the first has cost that much."""
+    await fleet.enqueue(NAMED)
+    async with made(max_points=1) as poor:
+        async with working(poor, in_flight=1, grace=0.0):
+            while not await poor.journal.jobs(JobState.SAVED):
+                await asyncio.sleep(0.01)
+            while not (await poor.status()).running:
+                await asyncio.sleep(0.01)
+        assert (await poor.status()).points > 1
+    assert len(gateway.tasks) == 1
+    assert await fleet.left() == 1
+
+
+async def test_an_app_of_the_users_own_carries_out_jobs(
+    fleet: Fleet, database_url: str, gateway: Simulator
+) -> None:
+    """The tasks of a fleet work in an App of procrastinate, without a worker of the fleet."""
+    app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=database_url))
+    app.add_tasks_from(fleet.blueprint, namespace="fuhu")
+    await fleet.enqueue(NAMED)
+    async with app.open_async():
+        await app.run_worker_async(
+            queues=["fuhu"], wait=False, delete_jobs="always", install_signal_handlers=False
+        )
+        await app.tasks["fuhu:tend"](timestamp=0)
+    assert {job.state async for job in fleet.outcomes()} == {JobState.SAVED}
