@@ -124,6 +124,10 @@ class FakeClient:
     _clock: ManualClock = attrs.field(factory=ManualClock)
 
     @property
+    def names(self) -> SimpleNamespace:
+        return SimpleNamespace(forget=lambda _name: None)
+
+    @property
     def settings(self) -> SimpleNamespace:
         return SimpleNamespace(clock=ManualClock())
 

@@ -174,7 +174,8 @@ def test_a_job_that_is_cancelled_in_time_is_not_sent(
     Path("named.jsonl").write_text('{"prompt": "a kitten", "custom_id": "shot-7"}\n')
     run("fleet", "enqueue", "named.jsonl")
     assert run("fleet", "cancel", "shot-7").out.startswith("gone: it was not sent")
-    assert run("fleet", "cancel", "shot-7").code == 2
+    done = run("fleet", "cancel", "shot-7")
+    assert (done.code, "No job matches this name." in done.err) == (2, True)
     assert json.loads(run("fleet", "status", "--json").out)["ready"] == 0
 
 
@@ -275,3 +276,28 @@ def test_a_worker_waits_for_a_database_that_is_gone(
     assert done.code == 130
     assert "The database cannot be reached" in done.err
     assert gateway.call(lambda one: one.submitted) == 3
+
+
+@pytest.mark.parametrize("flag", [[], ["--json"]])
+def test_a_worker_that_is_cut_off_ends_itself(
+    run: Run, gateway: GatewayThread, monkeypatch: pytest.MonkeyPatch, flag: list[str]
+) -> None:
+    """Its exit code is 75, so that a supervisor starts it again."""
+    with LocalPostgres() as server:
+        monkeypatch.setenv("FUHU_DATABASE_URL", server.url)
+        run("fleet", "init")
+
+        def stop_once_it_works() -> None:
+            with psycopg.connect(server.url) as connection:
+                query = "SELECT count(*) FROM procrastinate_workers"
+                while connection.execute(query).fetchone() == (0,):
+                    pass
+            server.stop()
+
+        outage = threading.Thread(target=stop_once_it_works)
+        outage.start()
+        done = run("fleet", "work", "--lease", "1", *flag)
+        outage.join()
+    assert done.code == 75
+    assert "could not be reached for 1 s" in done.err
+    assert not flag or json.loads(done.out)["exit_code"] == 75

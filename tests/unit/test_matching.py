@@ -53,7 +53,7 @@ def test_one_task_that_fits_is_the_one() -> None:
         {"model": "gen3"},
         {"routes": frozenset({"/pro/act_one"})},
         {"created_at": 900.0},
-        {"created_at": 1601.0},
+        {"created_at": 1611.0},
     ],
     ids=lambda changes: next(iter(changes)),
 )

@@ -30,6 +30,7 @@ from support.jobs import (
 from support.relays import Relay, relay_to
 
 from fuhu_runway import Client
+from fuhu_runway._journal import actions
 from fuhu_runway.errors import JournalError, JournalTooNew, UsageError
 from fuhu_runway.hooks import ClipHandedOut, DownloadFinished
 from fuhu_runway.journal import Job, JobState, journal_at, plan_of
@@ -111,7 +112,7 @@ async def test_what_another_process_was_sending_is_in_doubt(
 
 
 async def test_what_this_process_is_sending_stays_so(journal: PostgresJournal) -> None:
-    """A second delivery to the same process finds the submission that is running."""
+    """If it gets the job a second time, it finds the submission that is running."""
     await job_at(journal, SUBMITTING)
     assert (await journal.plan(wanted(), NOW)).state is SUBMITTING
 
@@ -187,7 +188,7 @@ async def test_a_task_is_given_to_one_job(journal: PostgresJournal, other: Postg
 async def test_jobs_in_flight_are_counted_over_all_processes(
     journal: PostgresJournal, other: PostgresJournal
 ) -> None:
-    """What is being sent and what is accepted counts, whoever did it."""
+    """What is being sent and what is accepted counts, in any process."""
     await job_at(journal, SUBMITTING, "a")
     await job_at(other, ACCEPTED, "b")
     await job_at(other, FINISHED, "c")
@@ -627,6 +628,25 @@ def test_a_forked_child_is_another_process(journal_url: str) -> None:
         env={**os.environ, "PYTHONPATH": str(Path(_postgres.__file__).parents[2])},
     )
     assert (done.stdout.splitlines(), done.stderr) == (["child in doubt", "parent accepted"], "")
+
+
+async def test_a_fork_is_imitated(
+    journal: PostgresJournal, journal_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child has another name and a connection of its own; the parent's stays open."""
+    async with opened(journal_url) as child:
+        await job_at(child, SUBMITTING)
+        parents = child._link
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_JOURNALS", {child})
+            patch.setattr(module, "_PARENTS", [])
+            thread, todo = child._writer._thread, child._writer._todo
+            module._after_fork()
+            assert (await child.plan(wanted(), NOW)).state is IN_DOUBT
+            assert parents.run(actions.counts())[IN_DOUBT] == 1
+        todo.put(None)
+        assert thread is not None
+        await asyncio.to_thread(thread.join)
 
 
 # Events
