@@ -439,7 +439,14 @@ def journal_at(place: "BaseJournal | str | os.PathLike[str]") -> BaseJournal:
         return place
     if is_database(place):
         # By its name, since nothing else needs the extra.
-        postgres = importlib.import_module("fuhu_runway.contrib.postgres")
+        try:
+            postgres = importlib.import_module("fuhu_runway.contrib.postgres")
+        except ImportError as missing:
+            raise usage_error(
+                "journal",
+                "A journal in a database needs the extra `postgres`.",
+                'In a checkout: python -m pip install ".[postgres]".',
+            ) from missing
         journal: BaseJournal = postgres.PostgresJournal(place)
         return journal
     return Journal(place)

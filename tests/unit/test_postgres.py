@@ -256,6 +256,27 @@ def test_a_client_takes_a_url() -> None:
     assert isinstance(journal_at("postgres://host"), PostgresJournal)
 
 
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        ("import fuhu_runway.contrib.postgres", "ImportError"),
+        ("import fuhu_runway; fuhu_runway.Client('key', journal='postgresql://h')", "UsageError"),
+    ],
+)
+def test_without_psycopg_the_error_names_the_extra(source: str, error: str) -> None:
+    """Importing it, and a client with a URL, say which extra is missing."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.modules['psycopg'] = None; {source}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(_postgres.__file__).parents[2])},
+    )
+    last = done.stderr.splitlines()[-1]
+    assert error in last
+    assert 'n a checkout: python -m pip install ".[postgres]"' in last
+
+
 async def fault_of(url: str) -> JournalError:
     """Return the error of a journal whose database cannot be used."""
     async with opened(url) as journal:
