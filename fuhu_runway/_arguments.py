@@ -1,5 +1,8 @@
 """Check the arguments of public functions before anything is opened or sent."""
 
+import functools
+import hashlib
+import hmac
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -31,6 +34,7 @@ from .uploads import GatewayFiles, Uploader
 if TYPE_CHECKING:
     # It imports a web server, which most programs do not need.
     from .callbacks import CallbackReceiver
+    from .contrib.shared_pace import SharedPace
 
 KEY_VARIABLE: Final = "FUHU_API_KEY"
 URL_VARIABLE: Final = "FUHU_BASE_URL"
@@ -90,6 +94,10 @@ ARGUMENTS: Final[Mapping[str, Rule]] = {
     "retry": (_or_none(RetryPolicy), "an instance of RetryPolicy, or None"),
     "polling": (_or_none(PollPolicy), "an instance of PollPolicy, or None"),
     "limits": (_or_none(Limits), "an instance of Limits, or None"),
+    "pace": (
+        lambda value: value is None or hasattr(type(value), "join_pace"),
+        "a SharedPace, or None",
+    ),
     "uploads": (
         lambda value: (
             value is None
@@ -211,6 +219,17 @@ def checked_uploads(
             "Set the files_path of a Gateway of your own, or use an ObjectStore or a function.",
         )
     return uploads
+
+
+def checked_pace(
+    pace: "SharedPace | None", key: str, gateway: Gateway
+) -> Callable[..., Any] | None:
+    """Return what joins the pace of this key at this gateway; the pace never gets the key."""
+    if pace is None:
+        return None
+    address = (gateway.base_url or "").rstrip("/")
+    name = hmac.new(key.encode(), address.encode(), hashlib.sha256).hexdigest()[:16]
+    return functools.partial(pace.join_pace, name)
 
 
 def resolved(gateway: Gateway | str | None, base_url: str | None) -> Gateway:

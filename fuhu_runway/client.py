@@ -20,6 +20,7 @@ from ._arguments import (
     check,
     checked_callback,
     checked_key,
+    checked_pace,
     checked_receiver,
     checked_session,
     checked_uploads,
@@ -63,6 +64,7 @@ from .uploads import GatewayFiles, Uploader
 if TYPE_CHECKING:
     # It imports a web server, which most programs do not need.
     from .callbacks import CallbackReceiver
+    from .contrib.shared_pace import SharedPace
 
 _NUMBERS: Final = itertools.count(1)
 
@@ -105,6 +107,7 @@ class Client:
         retry: How often, and after how long, a request is retried where that is safe.
         polling: When a task is polled.
         limits: How many requests and tasks are in flight, and the rate, in each event loop.
+        pace: A `SharedPace`, for one rate of all processes that use this key.
         journal: Where every submission is recorded before it is sent, with its id and its outcome:
             the path of a file, the `postgresql://` URL of a database that several processes share,
             or a journal that the client never closes.
@@ -133,6 +136,7 @@ class Client:
         retry: RetryPolicy | None = None,
         polling: PollPolicy | None = None,
         limits: Limits | None = None,
+        pace: "SharedPace | None" = None,
         journal: BaseJournal | str | os.PathLike[str] | None = None,
         account: Account | None = None,
         uploads: Uploader | GatewayFiles | None = None,
@@ -149,26 +153,29 @@ class Client:
             retry=retry,
             polling=polling,
             limits=limits,
+            pace=pace,
             journal=journal,
             account=account,
             uploads=uploads,
         )
+        row = resolved(gateway, base_url)
+        key = checked_key(api_key or os.environ.get(KEY_VARIABLE))
         settings = Settings(
             session=checked_session(session),
             timeouts=timeouts or Timeouts(),
             retry=retry or RetryPolicy(),
             polling=polling or PollPolicy(),
             limits=limits or Limits(),
+            pace=checked_pace(pace, key, row),
             hooks=events.Hooks(hooks),
             clock=LoopClock(),
             client=next(_NUMBERS),
             net=None if callbacks is None else callbacks.safety_net,
         )
-        row = resolved(gateway, base_url)
         self._sessions = Sessions(
             settings,
             row,
-            checked_key(api_key or os.environ.get(KEY_VARIABLE)),
+            key,
             callback_url=checked_callback(callback_url),
             callbacks=checked_receiver(callbacks, callback_url),
             journal=journal,

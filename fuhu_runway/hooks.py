@@ -200,8 +200,16 @@ class PaceHeld(Event, level=logging.INFO):
 
 
 @attrs.frozen
+class PaceLost(Event, level=logging.WARNING):
+    """The database of a shared pace cannot be used: nothing more is sent until it can."""
+
+    #: What the database said, without secrets.
+    reason: str
+
+
+@attrs.frozen
 class PaceRecovered(Event, level=logging.INFO):
-    """A request succeeded after `PaceHeld`, or the limit of `PaceChanged` is gone."""
+    """The pace after `PaceHeld` or `PaceLost` is over, or the limit of `PaceChanged` is gone."""
 
     #: The rate now, in requests per second; None means no limit.
     rate: float | None

@@ -554,7 +554,8 @@ class RetryPolicy:
 class Limits:
     """How much one client may send to the gateway, in each event loop."""
 
-    #: Requests per second at most; None adapts to what the gateway accepts.
+    #: Requests per second at most, of all processes if they share a pace; None adapts to what the
+    #: gateway accepts.
     requests_per_second: float | None = field(
         default=None, validator=optional(number(0.001, 1_000_000))
     )

@@ -17,6 +17,7 @@ NEEDS_AN_EXTRA = {
     "fuhu_runway.contrib.fleet": "procrastinate",
     "fuhu_runway.contrib.otel": "opentelemetry.trace",
     "fuhu_runway.contrib.postgres": "psycopg",
+    "fuhu_runway.contrib.shared_pace": "psycopg",
     "fuhu_runway.contrib.store": "obstore",
 }
 """By how their names begin, the modules that are imported only with an extra."""

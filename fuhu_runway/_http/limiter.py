@@ -14,7 +14,7 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import attrs
 
@@ -45,6 +45,29 @@ LONGEST_PAUSE: Final = 10.0
 """Seconds between those requests; if more, the end of an outage is noticed later."""
 AGAIN: Final = 8.0
 """Seconds until a limit is tried again, up to 30 times more if it has held for long."""
+
+
+class Pacing(Protocol):
+    """Decides when the next request may be sent: a `Pace`, or a `Share` of a common one."""
+
+    @property
+    def rate(self) -> float: ...
+    @property
+    def room(self) -> float: ...
+    @property
+    def hold_until(self) -> float: ...
+    @property
+    def limit(self) -> float: ...
+
+    def ready_at(self, now: float) -> float: ...
+    def sent(self, now: float, due_at: float | None = None) -> None: ...
+    def answered(self, sent_at: float, now: float) -> None: ...
+    def refused(self, sent_at: float, now: float, retry_after: float | None) -> None: ...
+    def close(self) -> None: ...
+
+
+Join = Callable[[Callable[[], object]], Pacing]
+"""Returns the pace of one limiter; what it is called with is called when a request may be sent."""
 
 
 @attrs.define(eq=False)
@@ -96,11 +119,18 @@ class Pace:
     _resumed_at: float = math.inf
     _since_resumed: int = 0
     _next_at: float = -math.inf
+    #: Until this instant, others may send at an earlier rate; for a pace that is shared.
+    reserved_until: float = -math.inf
 
     def __attrs_post_init__(self) -> None:
         if self.at_most is not None:
             self.rate = self._known = self._settled = self.at_most
             self.room = math.inf
+
+    @property
+    def is_steady(self) -> bool:
+        """Return whether the rate is the one that succeeds, neither raised nor tested."""
+        return self.rate == self._known
 
     def ready_at(self, now: float) -> float:
         """Return the instant at which the next request may be sent."""
@@ -142,6 +172,9 @@ class Pace:
         asked = min(retry_after or 0.0, self.max_hold)
         self.hold_until = max(self.hold_until, now + max(self._pause, asked))
 
+    def close(self) -> None:
+        """Do nothing: a pace of its own holds nothing open."""
+
     def _resume(self, sent_at: float, now: float) -> None:
         """Resume after a pause, at the average rate of success in a window of the gateway."""
         ended_at = min(now, self.hold_until + PATIENCE)  # later requests waited for a caller
@@ -157,6 +190,7 @@ class Pace:
     def _go(self, rate: float, now: float) -> None:
         """Begin a round at this rate."""
         rate = min(rate if rate <= FASTEST else math.inf, self.at_most or math.inf)
+        now = max(now, self.reserved_until)
         if rate > self.rate:
             self._next_at = min(self._next_at, now + 1 / rate)
         self.rate, self._began_at, self._counts_since = rate, now, now
@@ -247,13 +281,21 @@ class RateLimiter:
         clock: Source of time.
         hooks: Receive events when the pace changes.
         max_hold: The longest time that a gateway may hold all requests, in seconds.
+        join: Returns the pace if it is shared with other processes.
     """
 
     def __init__(
-        self, limits: Limits, clock: Clock, hooks: Hooks, *, max_hold: float = 120.0
+        self,
+        limits: Limits,
+        clock: Clock,
+        hooks: Hooks,
+        *,
+        max_hold: float = 120.0,
+        join: Join | None = None,
     ) -> None:
         self.limits = limits
-        self.pace = Pace(limits.requests_per_second, max_hold)
+        own = Pace(limits.requests_per_second, max_hold)
+        self.pace: Pacing = own if join is None else join(self._look_again)
         self.in_flight = 0
         self._reported_limit = math.inf
         self._reported_hold = -math.inf
@@ -330,6 +372,7 @@ class RateLimiter:
             if not turn.done():
                 turn.set_exception(refusal())
         self._wake()
+        self.pace.close()
 
     def answered(self, sent_at: float) -> None:
         """Record a response other than a refusal, to the request that was sent at *sent_at*."""
@@ -344,10 +387,20 @@ class RateLimiter:
         now = self._clock.now()
         self.pace.refused(sent_at, now, retry_after)
         # While others are in flight, one of them may still get through and end the pause.
-        if self.in_flight <= 1 and self.pace.hold_until > max(now, self._reported_hold):
+        if self.in_flight <= 1:
+            self._report_hold(now)
+        self._report_limit()
+
+    def _look_again(self) -> None:
+        """Wake requests and report changes, after a shared pace has changed."""
+        self._report_hold(self._clock.now())
+        self._report_limit()
+        self._wake()
+
+    def _report_hold(self, now: float) -> None:
+        if self.pace.hold_until > max(now, self._reported_hold):
             self._reported_hold = self.pace.hold_until
             self._hooks.emit(PaceHeld(self.pace.hold_until - now))
-        self._report_limit()
 
     def _report_limit(self) -> None:
         if self.pace.limit != self._reported_limit:
@@ -376,6 +429,8 @@ class RateLimiter:
                 continue
             now = self._clock.now()
             ready_at = self.pace.ready_at(now)
+            if ready_at == math.inf:
+                return  # a shared pace says when
             if ready_at > now:
                 self._timer = self._clock.call_at(ready_at, partial(self._wake, ready_at))
                 return

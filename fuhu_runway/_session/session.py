@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import functools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from http import HTTPStatus
@@ -11,7 +12,7 @@ import aiohttp
 import attrs
 
 from fuhu_runway._clock import Clock
-from fuhu_runway._http.limiter import RateLimiter
+from fuhu_runway._http.limiter import Pacing, RateLimiter
 from fuhu_runway._http.transport import Transport
 from fuhu_runway._waiting.intervals import Learner
 from fuhu_runway._waiting.poller import Poller
@@ -37,6 +38,8 @@ class Settings:
     limits: Limits
     hooks: Hooks
     clock: Clock
+    #: Returns the pace of a session, if it is shared with other processes.
+    pace: Callable[..., Pacing] | None = None
     #: The number of the client, which its events hold.
     client: int = 0
     #: How often to poll while webhooks are relied on, in seconds; None without a receiver.
@@ -63,6 +66,14 @@ class Session:
             settings.clock,
             settings.hooks,
             max_hold=settings.retry.max_retry_after,
+            join=settings.pace
+            and functools.partial(
+                settings.pace,
+                at_most=settings.limits.requests_per_second,
+                max_hold=settings.retry.max_retry_after,
+                clock=settings.clock,
+                hooks=settings.hooks,
+            ),
         )
         self.transport = Transport(
             session=settings.session,

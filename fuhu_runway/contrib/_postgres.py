@@ -291,7 +291,7 @@ class Link:
     def _error(self, fault: psycopg.Error) -> Away | JournalError:
         if not _is_passing(fault):
             return _refused(self.name, fault)
-        reason = _reason(fault)
+        reason = reason_of(fault)
         if not self.was_open:
             return out_of_reach(self.name, reason)
         if self._away_since is None:
@@ -327,7 +327,8 @@ def _refused(name: str, fault: psycopg.Error) -> JournalError:
     )
 
 
-def _reason(fault: psycopg.Error) -> str:
+def reason_of(fault: Exception) -> str:
+    """Return what the database says of a failed connection, in words without addresses."""
     text = str(fault)
     found = (words for sign, words in REASONS.items() if re.search(sign, text, re.IGNORECASE))
     return next(found, f"{type(fault).__name__}")
