@@ -72,7 +72,7 @@ class Sent:
     #: Its task; if it is in doubt, the one that a damaged response named.
     task_id: str | None = None
     accepted_at: float | None = None
-    #: Whether the list or the log, by showing it, proves to be complete.
+    #: Whether its own response named its task, so that a list that shows it proves something.
     is_evidence: bool = True
     #: Whether the gateway itself reported that it charged for it, and no task.
     is_charged: bool = False
@@ -174,7 +174,7 @@ class Records:
         if abs(self.offset) > MAX_OFFSET:
             return True
         return any(
-            not one.sent_at - SLACK <= row.created_at <= one.accepted_at + SLACK
+            not one.sent_at - SLACK <= row.created_at <= one.accepted_at + self.late + SLACK
             for one in self.known
             if (row := self.rows.get(one.task_id or ""))
             and one.is_evidence
@@ -188,7 +188,10 @@ class Records:
         alike = [
             one
             for one in self.known
-            if one.is_evidence and one.route == doubt.route and start <= one.sent_at <= end
+            if one.is_evidence
+            and one.route == doubt.route
+            and start <= one.sent_at
+            and (one.accepted_at or one.sent_at) <= end
         ]
         rows = [self.rows.get(one.task_id or "") for one in alike]
         fits = {
@@ -248,12 +251,7 @@ def _groups(doubts: Sequence[Sent], records: Records) -> Iterator[tuple[list[Sen
     """Yield the doubts that tasks connect, with every task that may be theirs."""
     taken = records.taken | {one.task_id for one in records.known}
     free = [row for row in records.rows.values() if row.task_id not in taken]
-    edges = {
-        one.key: {
-            row.task_id for row in free if one.task_id == row.task_id or records.fit(one, row)
-        }
-        for one in doubts
-    }
+    edges = {one.key: {row.task_id for row in free if records.fit(one, row)} for one in doubts}
     waiting = list(doubts)
     while waiting:
         group = [waiting.pop(0)]
@@ -272,7 +270,9 @@ def _matched(group: Sequence[Sent], rows: Sequence[Listed], records: Records) ->
     verdicts = {
         one.key: Verdict(one.key, tasks.pop(one.task_id), Proof.LIST)
         for one in group
-        if one.task_id in tasks and names.count(one.task_id) == 1
+        if one.task_id in tasks
+        and names.count(one.task_id) == 1
+        and records.fit(one, tasks[one.task_id])
     }
     rest = [one for one in group if one.key not in verdicts]
     reason: Reason | None = None
