@@ -278,6 +278,37 @@ async def test_a_doubt_of_an_earlier_process_is_found_and_followed(
     assert len(recorder.all(SubmissionFound)) == 1
 
 
+@pytest.mark.parametrize("fault", [LOST, NEVER_SENT], ids=["accepted", "not accepted"])
+async def test_a_name_in_doubt_is_looked_up_when_it_is_used_again(
+    gateway: Simulator, journal: Path | None, fault: faults.Drop
+) -> None:
+    """The same order is submitted again later: its task is found, or it is sent once."""
+    gateway.fault("submit", fault)
+    async with client_of(gateway, account=None, journal=journal) as client:
+        await in_doubt(client, custom_id="order-7")
+        await client.generate("a puppy")
+        await in_doubt(client, custom_id="order-7")
+        client._sessions.account = Account(gateway.access_token, gateway.user_id)
+        task = await client.generate("a kitten", custom_id="order-7")
+        assert task.custom_id == "order-7"
+        assert await client.find("order-7") is task
+    assert gateway.submitted == 2
+
+
+async def test_a_name_in_doubt_is_looked_up_once_a_minute(
+    gateway: Simulator, journal: Path | None
+) -> None:
+    """A caller that repeats a submit in doubt does not have the lists read each time."""
+    gateway.fault("submit", NEVER_SENT)
+    async with client_of(gateway, account=None, journal=journal) as client:
+        await in_doubt(client, custom_id="order-7")
+        client._sessions.account = Account(gateway.access_token, gateway.user_id)
+        for _ in range(5):
+            await in_doubt(client, custom_id="order-7")
+    assert listings(gateway) == 1
+    assert gateway.submitted == 0
+
+
 async def test_two_that_reconcile_at_once_settle_it_once(
     gateway: Simulator, tmp_path: Path
 ) -> None:
