@@ -209,8 +209,9 @@ class Period:
     start: float
     end: float
     known: list[Sent] = attrs.field(factory=list)
-    in_flight: int = 0
     in_doubt: int = 0
+    #: How many submissions may have been charged: in flight, or with a task that may be theirs.
+    open: int = 0
     charges: int = 0
     is_logged: bool = False
 
@@ -244,6 +245,8 @@ def decide(doubts: Sequence[Sent], records: Records) -> list[Verdict]:
     found_keys = {one.key for one in explained}
     rest = [one for one in doubts if one.key not in found_keys]
     periods = _periods([*records.known, *explained], rest, records)
+    for one in rest:
+        periods[one.key].open += one.key in verdicts
     return [verdicts.get(one.key) or _absent(one, periods[one.key], records) for one in doubts]
 
 
@@ -309,20 +312,20 @@ def _absent(doubt: Sent, period: Period, records: Records) -> Verdict:
     charges = period.unexplained(doubt.route)
     is_listed = records.listed is not None and records.covers(doubt)
     proof = reason = None
-    if doubt.is_charged or (charges is not None and charges > period.in_flight):
+    if doubt.is_charged or (charges is not None and charges > period.open):
         reason = Reason.CHARGED
     elif doubt.task_id is not None:
         reason = Reason.NAMED
     elif records.now < doubt.sent_at + records.late:
         reason = Reason.EARLY
-    elif charges:
-        reason = Reason.IN_FLIGHT
-    elif is_listed and not records.is_complete and charges is None:
-        reason = Reason.CUT
     elif is_listed and records.is_complete and records.shows_all_like(doubt):
         proof = Proof.LIST
     elif charges == 0:
         proof = Proof.LOG
+    elif is_listed and not records.is_complete:
+        reason = Reason.CUT
+    elif charges:
+        reason = Reason.IN_FLIGHT
     else:
         reason = Reason.UNPROVEN
     counts = (charges, period.in_doubt) if charges and reason is Reason.CHARGED else None
@@ -349,7 +352,7 @@ def _periods(known: Sequence[Sent], doubts: Sequence[Sent], records: Records) ->
     for one in known:
         by_key[one.key].known.append(one)
     for one in records.in_flight:
-        by_key[one.key].in_flight += 1
+        by_key[one.key].open += 1
     for one in doubts:
         by_key[one.key].in_doubt += 1
     for period in periods:

@@ -303,6 +303,15 @@ def test_the_log_objects_to_a_list_that_lacks_a_charged_task() -> None:
     assert one(decide([DOUBT], both)).reason is Reason.CHARGED
 
 
+def test_a_charge_that_another_doubt_may_explain_does_not_object() -> None:
+    """Two tasks fit one doubt, which explains the charge; the other doubt was not accepted."""
+    other = attrs.evolve(DOUBT, key="a foal", fingerprint="foal 16:9", prompt="foal")
+    twin = attrs.evolve(KITTEN, task_id="t-twin")
+    first, second = decide([DOUBT, other], records(KITTEN, twin, charges=(990.5, 1003.0)))
+    assert first.reason is Reason.SEVERAL
+    assert second == Verdict("a foal", proof=Proof.LIST)
+
+
 def test_a_task_that_was_found_explains_its_charge() -> None:
     """Two equal doubts, one task, and one charge beside the known one: the other is not charged."""
     later = attrs.evolve(DOUBT, key="later", sent_at=1002.0)
