@@ -696,3 +696,20 @@ async def test_a_batch_that_was_stopped_sends_nothing_again(
         states = [job.state for job in await client.journal.jobs()]
     assert sorted(state.value for state in states) == ["finished", "planned"]
     assert gateway.submitted == 1
+
+
+async def test_a_batch_of_a_closed_client_settles_nothing(
+    gateway: Simulator, tmp_path: Path
+) -> None:
+    """Its outcomes say that the client is closed, as they do without a doubt."""
+    gateway.fault("submit", LOST)
+    recorder = EventRecorder()
+    client = client_of(gateway, account=None, journal=tmp_path / "j.db", hooks=[recorder])
+    await in_doubt(client, "a puppy")
+    await client.aclose()
+    client._sessions.account = Account(gateway.access_token, gateway.user_id)
+    (outcome,) = [outcome async for outcome in client.generate_many(["a kitten"])]
+    assert isinstance(outcome.error, errors.UsageError)
+    assert recorder.all(ReconciliationFailed) == []
+    await client.aclose()
+    assert listings(gateway) == 0
