@@ -9,6 +9,7 @@ import contextlib
 import sys
 from collections.abc import Mapping
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -89,9 +90,9 @@ async def reconcile(
             _print_report(report, doubts, journal, screen)
         found = {one.key for one in report.found}
         jobs = [job for job in await store.jobs(*SAVABLE) if job.key in found]
-        tally, files = Tally(len(jobs)), list[str]()
-        if jobs:
-            files = await save_all(client, jobs, tally, screen, out=out, timeout=timeout)
+        tally = Tally(len(jobs))
+        save = partial(save_all, client, jobs, tally, screen, out=out, timeout=timeout)
+        files = await save() if jobs else []
     if output.json:
         print_row({**report.as_dict(), "files": files}, output)
     elif jobs:
