@@ -53,7 +53,6 @@ _RESULT: Final = Parameter(group=RESULT)
 
 async def reconcile(
     journal: JournalArgument,
-    /,
     *,
     out: Annotated[Path | None, _RESULT] = None,
     timeout: Annotated[float, _RESULT, POSITIVE] = DEFAULT_WAIT,
@@ -131,7 +130,6 @@ def _print_report(
 
 async def audit(
     journal: JournalArgument,
-    /,
     *tasks: str,
     adopt: Annotated[bool, _RESULT] = False,
     ignore: Annotated[bool, _RESULT] = False,
