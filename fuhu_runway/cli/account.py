@@ -83,7 +83,7 @@ async def reconcile(
         try:
             report = await client.reconcile()
         except errors.RunwayError as error:
-            error.add_note(f"{len(doubts):,} jobs stay in doubt.")
+            error.add_note("Every job that was in doubt still is.")
             raise
         if not output.json:
             _print_report(report, doubts, journal, screen)
@@ -247,15 +247,16 @@ def _print(
         return
     if shown:
         print_table([HEAD, *map(_cells, shown)])
-    what = "are ignored from now on" if is_ignored else "are paid for and not in the journal"
-    write(sys.stdout, f"{len(shown):,} tasks {what}" if shown else "no tasks")
+    what = "ignored from now on" if is_ignored else "paid for and not in the journal"
+    many = "1 task is" if len(shown) == 1 else f"{len(shown):,} tasks are"
+    write(sys.stdout, f"{many} {what}" if shown else "no tasks")
     command = f"fuhu-runway audit {as_typed(journal)}"
     if shown and not is_ignored:
         screen.say(f"To save their clips: {command} --adopt")
         screen.say(f"If some belong to something else: {command} ID ID --ignore")
     if found.unclear:
         settle = f"fuhu-runway reconcile {as_typed(journal)}"
-        many = f"{len(found.unclear):,} more may be tasks of jobs in doubt"
+        many = f"{len(found.unclear):,} more may belong to jobs in doubt"
         screen.say(f"{many}, which have to be settled first: {settle}")
     if not found.is_complete:
         screen.say("The gateway did not send its whole list, so there may be more.")
