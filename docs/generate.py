@@ -235,9 +235,12 @@ PRINTED: Final[Mapping[str, Mapping[str, str]]] = {
         "cdn_url": "URL of the files: another origin.",
         "control_url": "URL of the control API.",
         "api_key": "The first key; the value for FUHU_API_KEY.",
+        "access_token": "The account's token; the value for FUHU_ACCESS_TOKEN.",
+        "user_id": "The account's user; the value for FUHU_USER_ID.",
     },
     "A simulator.toml": {
         "callbacks": "A table with options of `Callbacks`, such as `times`, `delay` and `tries`.",
+        "lists": "A table with options of `AccountLists`, such as `version` and `delay`.",
         "retry_after": "`Retry-After` for requests above `rate_limit`, in seconds.",
         "others": "Any option of `Simulator`, such as `price`, `burst` or `link_lifetime`.",
     },
@@ -938,7 +941,7 @@ def _control_options() -> dict[str, str]:
         "cdn_url": "Where the files are.",
         "control_url": "Where the control API is.",
     }
-    own = (*CONTROL_OPTIONS, "takes", "price", "callbacks")
+    own = (*CONTROL_OPTIONS, "takes", "price", "callbacks", "lists")
     here = {name: told[name].replace("None", "null") for name in own}
     here["points"] = here["points"].replace("that account", "the first account")
     return {**apart, **here, "keeps_state": "Whether it has a state file."}

@@ -189,7 +189,8 @@ class Batch:
     Spends points for each job that the gateway accepts; each is submitted at most once, as
     `Client.submit` says. With a journal, running the same batch again continues where the earlier
     run ended: accepted jobs are followed, jobs in doubt are reported, and neither is submitted
-    again.
+    again. If the client has an account as well, jobs in doubt are looked up first, before the first
+    job and after the last one: see `Client.reconcile`.
 
     If a job fails, its error is its outcome. After a refused key, an account without points, an
     unreachable gateway or a broken journal, nothing more is submitted; the jobs that exist are
@@ -229,6 +230,8 @@ class Batch:
     _is_hopeless: bool = attrs.field(init=False, default=False)
     _feeder: "asyncio.Task[None] | None" = attrs.field(init=False, default=None)
     _custom_ids: set[str] = attrs.field(init=False, factory=set)
+    #: The jobs that this run has sent and that were in doubt, by their keys.
+    _own: set[str] = attrs.field(init=False, factory=set)
     _place: Place | None = attrs.field(init=False)
     _budget: Budget = attrs.field(init=False)
     _newest: deque[tuple[str, ...]] = attrs.field(init=False, factory=lambda: deque(maxlen=NEWEST))
@@ -301,10 +304,33 @@ class Batch:
             await self._place.open()
         if self._sessions.journal is not None:
             await self._sessions.journal.start_run()
+            await self._sessions.reconcile_if_possible()
+        things: AsyncGenerator[tuple[int, Any], None] | None = self._read()
+        feeder: asyncio.Task[None] | None = None
+        while things is not None:
+            doubts: list[Outcome] = []
+            async with aclosing(self._ended(things, doubts)) as ended:
+                async for outcome in ended:
+                    yield outcome
+            feeder = feeder or self._feeder
+            # After the last job: by now the gateway lists what it has accepted.
+            left, things = await self._settled(doubts)
+            for outcome in left:
+                self._count(outcome)
+                yield outcome
+        if feeder is not None and not (feeder.cancelled() and self._is_stopped):
+            feeder.result()
+
+    async def _ended(
+        self,
+        things: AsyncGenerator[tuple[int, Any], None],
+        doubts: list[Outcome],
+    ) -> AsyncGenerator[Outcome, None]:
+        """Yield the outcomes of jobs as they end, but those in doubt are added to *doubts*."""
         free = asyncio.Semaphore(self._in_flight)
         ended: asyncio.Queue[asyncio.Task[Any]] = asyncio.Queue()
         jobs: set[asyncio.Task[Any]] = set()
-        feeder = self._feeder = asyncio.create_task(self._feed(free, ended, jobs))
+        feeder = self._feeder = asyncio.create_task(self._feed(things, free, ended, jobs))
         feeder.add_done_callback(ended.put_nowait)
         is_fed = False
         try:
@@ -317,28 +343,59 @@ class Batch:
                 jobs.discard(job)
                 self.summary.running -= 1
                 self._live.changed()
-                if outcome is not None:
-                    self.summary.add(outcome)
-                    self._newest.appendleft(
-                        (
-                            outcome.custom_id or f"{outcome.index + 1}",
-                            outcome.task_id or "",
-                            type(outcome.error).__name__ if outcome.error else "clip",
-                            "" if outcome.points is None else f"{outcome.points:g}",
-                        )
-                    )
-                    if outcome.clip is not None and outcome.error is None:
-                        outcome.clip.task.hand_out()
+                if outcome is None:
+                    pass
+                elif outcome.is_in_doubt and self._can_settle(outcome):
+                    doubts.append(outcome)
+                else:
+                    self._count(outcome)
                     yield outcome
                 # Only now: an outcome that was not read must not make room for another job.
                 free.release()
-            if not (feeder.cancelled() and self._is_stopped):
-                feeder.result()
         finally:
             for job in (feeder, *jobs):
                 job.cancel()
             await asyncio.gather(feeder, *jobs, return_exceptions=True)
             self._live.update()
+
+    def _count(self, outcome: Outcome) -> None:
+        self.summary.add(outcome)
+        self._newest.appendleft(
+            (
+                outcome.custom_id or f"{outcome.index + 1}",
+                outcome.task_id or "",
+                type(outcome.error).__name__ if outcome.error else "clip",
+                "" if outcome.points is None else f"{outcome.points:g}",
+            )
+        )
+        if outcome.clip is not None and outcome.error is None:
+            outcome.clip.task.hand_out()
+
+    def _can_settle(self, outcome: Outcome) -> bool:
+        return self._sessions.account is not None and outcome.key is not None
+
+    async def _settled(
+        self, doubts: list[Outcome]
+    ) -> tuple[list[Outcome], AsyncGenerator[tuple[int, Any], None] | None]:
+        """Reconcile; return the outcomes that stay in doubt, and the jobs that can go on."""
+        left, going_on = list[Outcome](), list[Outcome]()
+        if doubts:
+            await self._sessions.reconcile_if_possible()
+        for one in doubts:
+            # From the journal: a webhook may have settled it, or a search that ended too late.
+            job = await self._sessions.job_with(one.key)
+            is_over = job is None or job.state.is_unanswered
+            is_unsent = job is not None and job.state is JobState.PLANNED
+            (left if is_over or (is_unsent and self._is_stopped) else going_on).append(one)
+        self._custom_ids -= {one.custom_id for one in going_on if one.custom_id is not None}
+        self._own |= {one.key for one in going_on if one.key and not one.resumed}
+
+        async def things() -> AsyncGenerator[tuple[int, Any], None]:
+            for one in going_on:
+                key = one.key if one.custom_id is None else None
+                yield one.index, Item(one.request, one.custom_id, key=key)
+
+        return left, things() if going_on else None
 
     async def carry_out(self, thing: Item | Generation | str) -> Outcome:
         """Carry out one job, apart from the source; see `Client.carry_out`."""
@@ -373,18 +430,25 @@ class Batch:
 
         return await self._sessions.current().follow(carry())
 
+    async def _read(self) -> AsyncGenerator[tuple[int, Any], None]:
+        """Read the source until the batch is stopped."""
+        async with aclosing(numbered(self._prompts)) as things:
+            async for index, thing in things:
+                if self._is_stopped:
+                    return
+                yield index, thing
+
     async def _feed(
         self,
+        source: AsyncGenerator[tuple[int, Any], None],
         free: asyncio.Semaphore,
         ended: "asyncio.Queue[asyncio.Task[Any]]",
         jobs: "set[asyncio.Task[Any]]",
     ) -> None:
         """Start a job for each item, as room becomes free."""
         await free.acquire()
-        async with aclosing(numbered(self._prompts)) as things:
+        async with aclosing(source) as things:
             async for index, thing in things:
-                if self._is_stopped:
-                    return
                 job = asyncio.create_task(self._job(index, item_of(thing, index)))
                 self.summary.running += 1
                 self._live.changed()
@@ -441,7 +505,7 @@ class Batch:
         name = clip_name(item.request, plan)
         if job is None or job.state is JobState.PLANNED:
             return await self._make(item.request, plan, name, known)
-        known |= {"task_id": job.task_id, "resumed": True}
+        known |= {"task_id": job.task_id, "resumed": job.key not in self._own}
         if job.state is JobState.SUBMITTING and plan.custom_id is not None:
             # Another batch is submitting it now; under one name there is one task.
             return await self._make(item.request, plan, name, known)
@@ -515,7 +579,7 @@ class Batch:
         A foreign exception becomes an error that says whether it may have been charged.
         """
         journal = self._sessions.journal
-        row = plan if journal and plan.custom_id is None else None
+        row = plan if journal else None
         try:
             return await self._sessions.submit(request, custom_id=plan.custom_id, plan=row)
         except RunwayError:

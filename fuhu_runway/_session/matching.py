@@ -101,6 +101,8 @@ class Verdict:
     reason: Reason | None = None
     #: The tasks that fit, for a person to choose from.
     task_ids: tuple[str, ...] = ()
+    #: How many charges no known task explains, and how many submissions they may be for.
+    charges: tuple[int, int] | None = None
 
 
 class Fit(enum.IntEnum):
@@ -146,7 +148,7 @@ class Records:
     def fit(self, sent: Sent, row: Listed) -> Fit:
         """Compare kind, model, time and prompt."""
         is_near = row.created_at is None or (
-            sent.sent_at - SLACK <= row.created_at <= sent.sent_at + self.late
+            sent.sent_at - SLACK <= row.created_at <= sent.sent_at + self.late + SLACK
         )
         is_kind = (not row.routes or sent.route in row.routes) and (
             None in {row.model, sent.model} or row.model == sent.model
@@ -205,6 +207,7 @@ class Period:
     end: float
     known: list[Sent] = attrs.field(factory=list)
     in_flight: int = 0
+    in_doubt: int = 0
     charges: int = 0
     is_logged: bool = False
 
@@ -235,7 +238,9 @@ def decide(doubts: Sequence[Sent], records: Records) -> list[Verdict]:
         if charges is not None and charges < sum(before[key] is period for key in found):
             verdicts[one.key] = Verdict(one.key, None, None, Reason.UNCHARGED, (task_id,))
     explained = [one for one, _ in found.values() if verdicts[one.key].task]
-    periods = _periods([*records.known, *explained], doubts, records)
+    found_keys = {one.key for one in explained}
+    rest = [one for one in doubts if one.key not in found_keys]
+    periods = _periods([*records.known, *explained], rest, records)
     return [verdicts.get(one.key) or _absent(one, periods[one.key], records) for one in doubts]
 
 
@@ -320,7 +325,8 @@ def _absent(doubt: Sent, period: Period, records: Records) -> Verdict:
         proof = Proof.LOG
     else:
         reason = Reason.UNPROVEN
-    return Verdict(doubt.key, proof=proof, reason=reason)
+    counts = (charges, period.in_doubt) if charges and reason is Reason.CHARGED else None
+    return Verdict(doubt.key, proof=proof, reason=reason, charges=counts)
 
 
 def _periods(known: Sequence[Sent], doubts: Sequence[Sent], records: Records) -> dict[str, Period]:
@@ -344,6 +350,8 @@ def _periods(known: Sequence[Sent], doubts: Sequence[Sent], records: Records) ->
         by_key[one.key].known.append(one)
     for one in records.in_flight:
         by_key[one.key].in_flight += 1
+    for one in doubts:
+        by_key[one.key].in_doubt += 1
     for period in periods:
         first, last = bisect_left(charges, period.start), bisect_right(charges, period.end)
         period.charges = last - first

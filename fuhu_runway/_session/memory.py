@@ -37,11 +37,12 @@ class Memory:
         self._jobs[job.key] = job
         if job.state is JobState.IN_DOUBT:
             self._doubts.add(job.key)
-        while not self._doubts:
+        is_old = True
+        while is_old and not self._doubts and self._jobs:
             first = next(iter(self._jobs.values()))
-            if first.accepted_at is None or now - first.accepted_at <= self._seconds:
-                break
-            del self._jobs[first.key]
+            is_old = now - (first.accepted_at or now) > self._seconds
+            if is_old:
+                del self._jobs[first.key]
         return job
 
     async def resolve(

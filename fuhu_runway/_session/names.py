@@ -14,7 +14,7 @@ import attrs
 
 from fuhu_runway._waiting.unfinished import Name
 from fuhu_runway.errors import SubmissionInDoubt, copied
-from fuhu_runway.journal import JobState, planned
+from fuhu_runway.journal import JobState, Plan, planned
 from fuhu_runway.models import Generation
 from fuhu_runway.task import Task
 
@@ -46,26 +46,35 @@ class Names:
             del self.tasks[next(iter(self.tasks))]
 
     def forget(self, custom_id: str) -> None:
-        """Forget the task or the doubt of a name: the journal says that nothing is accepted."""
+        """Forget the task or the doubt of a name: its row says that it may be submitted."""
         self.tasks.pop(custom_id, None)
         self.doubts.pop(custom_id, None)
 
     async def submit(
-        self, sessions: "Sessions", request: Generation, custom_id: str, tag: str | None
+        self,
+        sessions: "Sessions",
+        request: Generation,
+        custom_id: str,
+        tag: str | None,
+        plan: Plan | None = None,
     ) -> Task:
-        """Submit once for all callers that use the same name at the same time."""
+        """
+        Submit once for all callers that use the same name at the same time.
+
+        With *plan*, its row was read just before, and may be submitted.
+        """
         loop = asyncio.get_running_loop()
         while True:
             with self._lock:
                 submission = self._running.get(custom_id)
                 if submission is None or submission.loop.is_closed():
                     session = sessions.current()
-                    submission = Submission(sessions, session, request, None, custom_id, tag)
+                    submission = Submission(sessions, session, request, plan, custom_id, tag)
                     submission.start(self._run(submission, custom_id))
                     submission.work.add_done_callback(partial(self._end, submission, custom_id))
                     self._running[custom_id] = submission
             if submission.loop is not loop:
-                joining = self.submit(sessions, request, custom_id, tag)
+                joining = self.submit(sessions, request, custom_id, tag, plan)
                 task = await _submitted_elsewhere(submission, joining)
                 if task is not None:
                     return task
@@ -82,19 +91,22 @@ class Names:
 
     async def _run(self, submission: Submission, custom_id: str) -> Task:
         sessions = submission.sessions
-        task = await sessions.find(custom_id)
+        task = sessions.remembered(custom_id)
         if task is not None:
             return task
         if custom_id in self.doubts:
             raise copied(self.doubts[custom_id])
-        if sessions.journal is not None:
+        if sessions.journal is not None and submission.plan is None:
             plan = await planned(submission.request, f"id:{custom_id}", custom_id, submission.tag)
             wall = sessions.settings.clock.wall
             job = await sessions.journal.plan(plan, wall())
+            task = sessions.task_of(job)
+            if task is not None:
+                return task
             if job.state.is_unanswered:
                 raise in_doubt_of(job)
             if job.state is JobState.FAILED:
-                # The request was refused, nothing charged: otherwise `find` would return its task.
+                # The request was refused and nothing charged: otherwise it would have a task.
                 await sessions.journal.step(job.key, JobState.PLANNED, wall())
             submission.plan = plan
         return await submission.run()

@@ -150,7 +150,8 @@ class Reconciler:
                 await self.run(sessions, session, mine.keys())
             except (NotFound, Unauthorized, UsageError) as error:
                 # It will not be different in some seconds, or the client was closed.
-                sessions.hooks.emit(events.ReconciliationFailed(type(error).__name__))
+                if not isinstance(error, UsageError):
+                    sessions.hooks.emit(events.ReconciliationFailed(type(error).__name__))
                 for future in mine.values():
                     if not future.done():
                         future.set_result(None)
@@ -189,9 +190,12 @@ class Reconciler:
                 reason = reason or Reason.EARLY  # see rule 3
             if reason is not None:
                 is_charged = reason is Reason.CHARGED
-                left.append(
-                    Left(job.key, reason.value, verdict.task_ids, is_charged, job.custom_id)
-                )
+                said = reason.value
+                if verdict.charges is not None and verdict.charges[0] < verdict.charges[1]:
+                    charges, doubted = verdict.charges
+                    said = f"the log of the key shows {charges} charge{'s' * (charges > 1)} "
+                    said += f"for {doubted} submissions in doubt"
+                left.append(Left(job.key, said, verdict.task_ids, is_charged, job.custom_id))
             elif await self._settle(sessions, session, job, verdict, books.offset):
                 if task is None:
                     not_accepted.append(job.key)
@@ -228,14 +232,14 @@ class Reconciler:
         rows: list[Coroutine[Any, Any, Listed]] = []
         proofs = 0 if is_search else MAX_PROOFS
         for task in books.tasks:
-            job = next((owned[one] for one in _ids(task) if one in owned), None)
+            job = next((owned[one] for one in task.ids if one in owned), None)
             if job is not None:
                 rows.append(self._known_row(sessions, task, job, may_ask=proofs > 0))
                 proofs -= 1
             elif not is_search or not await self._has_owner(sessions, task):
                 bare = _bare(task)
                 fitting = [one for one in waiting if records.fit(_sent(one, offset), bare)]
-                named = any(one.task_id in _ids(task) for one in waiting)
+                named = any(one.task_id in task.ids for one in waiting)
                 if fitting or named:
                     official = all(is_official(one.endpoint) for one in fitting or waiting)
                     rows.append(self._row(sessions, task, is_official=official))
@@ -243,11 +247,11 @@ class Reconciler:
 
     async def _has_owner(self, sessions: "Sessions", task: AccountTask) -> bool:
         """Return whether a submission has a listed task, for a search that reads few rows."""
-        for task_id in _ids(task):
+        for task_id in task.ids:
             job = None if task_id in self._owned else await sessions.ledger.find(task_id)
             if job is not None and job.task_id == task_id and job.state.is_answered:
                 self._owned.add(task_id)
-        return not self._owned.isdisjoint(_ids(task))
+        return not self._owned.isdisjoint(task.ids)
 
     async def _known_row(
         self, sessions: "Sessions", task: AccountTask, job: Job, *, may_ask: bool
@@ -267,7 +271,7 @@ class Reconciler:
         if task.task_id not in self._shown:
             shown = task.record
             texts, known = {task.prompt}, None
-            for task_id in _ids(task):
+            for task_id in task.ids:
                 try:
                     shown = await sessions.record_of(task_id, official=is_official)
                 except NotFound:
@@ -280,7 +284,7 @@ class Reconciler:
                 known = task_id
                 texts |= {shown.prompt, shown.prompt_en}
                 break
-            if known is None and len(_ids(task)) > 1:
+            if known is None and len(task.ids) > 1:
                 texts.clear()  # only the feed says which of the ids is the one to use
             prompts = await _hashed(sessions, *texts)
             row = attrs.evolve(_bare(task), task_id=known or task.task_id, prompts=prompts)
@@ -377,9 +381,3 @@ def _bare(task: AccountTask) -> Listed:
     routes = ROUTES.get(_plain(task.action or ""), frozenset())
     created_at = None if at is None else at.timestamp()
     return Listed(task.task_id, created_at, routes, task.model)
-
-
-def _ids(task: AccountTask) -> list[str]:
-    """Return the ids of a listed task: some gateways list their own, and use the upstream's."""
-    ids = [task.task_id, *([task.record.task_id] if task.record else [])]
-    return list(dict.fromkeys(ids))

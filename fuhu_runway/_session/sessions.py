@@ -13,7 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet, WeakValueDictionary
 
 import attrs
@@ -31,7 +31,7 @@ from fuhu_runway._wire.encode import Request, ask_balance, ask_task, build
 from fuhu_runway._wire.tables import BALANCE_ENDPOINTS, ENDPOINTS, SUBMITS, feed, is_official
 from fuhu_runway.account import Account, AccountTask, KeyLog, Reconciliation
 from fuhu_runway.downloads import Downloader, Source, origin_of
-from fuhu_runway.errors import JournalError, discreet
+from fuhu_runway.errors import JournalError, RunwayError, UsageError, discreet
 from fuhu_runway.journal import BaseJournal, Job, JobState, Plan, journal_at
 from fuhu_runway.models import (
     Balance,
@@ -57,6 +57,10 @@ from .submission import Submission
 if TYPE_CHECKING:
     # It imports a web server, which most programs do not need.
     from fuhu_runway.callbacks import Address, CallbackReceiver, Webhook
+
+
+MINUTE: Final = 60.0
+"""How much longer an accepted submission is remembered than a doubt may need it, in seconds."""
 
 
 class Sessions:
@@ -86,7 +90,7 @@ class Sessions:
         self.receiver = callbacks
         self._owns_journal = journal is not None and not isinstance(journal, BaseJournal)
         self.journal = None if journal is None else journal_at(journal)
-        self._memory = Memory(2 * settings.timeouts.late)
+        self._memory = Memory(2 * settings.timeouts.late + MINUTE)
         #: Where submissions in doubt are found and settled.
         self.ledger: BaseJournal | Memory = self.journal or self._memory
         self.reconciler = Reconciler()
@@ -139,7 +143,7 @@ class Sessions:
             require_text("tag", tag)
         if custom_id is not None:
             require_text("custom_id", custom_id)
-            return await self.names.submit(self, request, custom_id, tag)
+            return await self.names.submit(self, request, custom_id, tag, plan)
         submission = Submission(self, self.current(), request, plan, None, tag)
         submission.start(submission.run())
         return await submission.joined()
@@ -270,6 +274,15 @@ class Sessions:
         await self.recall()
         return await self.reconciler.run(self, self.current())
 
+    async def reconcile_if_possible(self) -> None:
+        """Reconcile with the account, if there is one; a failure is an event."""
+        try:
+            if self.account is not None:
+                await self.reconcile()
+        except RunwayError as error:
+            if not isinstance(error, UsageError):  # the client is closed
+                self.hooks.emit(events.ReconciliationFailed(type(error).__name__))
+
     def keep_found(self, session: Session, job: Job, *, is_awaited: bool) -> None:
         """Keep a task that was found, and follow it unless its own submission does."""
         name, origin = name_in(job), self._origin(job)
@@ -340,19 +353,32 @@ class Sessions:
         """Return the task that was submitted under a name; see `Client.find`."""
         require_text("custom_id", custom_id)
         self.check_open()
-        name = self.names.tasks.get(custom_id)
-        if name is not None:
-            return self.handle(name, Origin(None, custom_id, self.settings.unfinished.tag_of(name)))
+        task = self.remembered(custom_id)
+        if task is not None:
+            return task
         job = await self.job_named(custom_id)
-        if job is None or job.task_id is None or not job.state.is_answered:
+        return None if job is None else self.task_of(job)
+
+    def remembered(self, custom_id: str) -> Task | None:
+        """Return the task that was submitted under a name, as far as it is in memory."""
+        name = self.names.tasks.get(custom_id)
+        if name is None:
+            return None
+        return self.handle(name, Origin(None, custom_id, self.settings.unfinished.tag_of(name)))
+
+    def task_of(self, job: Job) -> Task | None:
+        """Return the task of a job from the journal; None if it has none."""
+        if job.task_id is None or not job.state.is_answered:
             return None
         return self.handles.get(name_in(job)) or self.attach(job)
 
+    async def job_with(self, key: str | None) -> Job | None:
+        """Return the job with this key from the journal."""
+        return None if self.journal is None or key is None else await self.journal.find(key)
+
     async def job_named(self, custom_id: str | None) -> Job | None:
         """Return the job with this name from the journal."""
-        if self.journal is None or custom_id is None:
-            return None
-        return await self.journal.find(f"id:{custom_id}")
+        return await self.job_with(None if custom_id is None else f"id:{custom_id}")
 
     def carrying(self, name: str) -> asyncio.Lock:
         """Return the lock of a job that is carried out in the running loop."""

@@ -40,6 +40,7 @@ EXIT_CODES: Final = {
         "`doctor` found something that does not fit."
     ),
     70: "A bug in this program.",
+    75: "A worker of a fleet could not reach the database for its lease. Start it again.",
     130: "Stopped by Ctrl-C (143: by SIGTERM; 129: because the terminal closed).",
 }
 EXIT_OF: Final = (
@@ -81,13 +82,13 @@ def run(work: "Callable[[Lines], Coroutine[Any, Any, int | None]]", output: "Out
     return code
 
 
-def fail(error: Exception, *, as_json: bool) -> int:
+def fail(error: Exception, *, as_json: bool, code: int | None = None) -> int:
     """Print an error, as one object as well if *as_json*, and return its exit code."""
     text = str(error)
     if not isinstance(error, errors.RunwayError):
         text = f"This is a bug in fuhu-runway ({type(error).__name__}). Please report it."
     text = " ".join([text, *getattr(error, "__notes__", ())])
-    code = next(code for kind, code in EXIT_OF if isinstance(error, kind))
+    code = code or next(code for kind, code in EXIT_OF if isinstance(error, kind))
     complain(text)
     if as_json:
         money, task_id = getattr(error, "money", None), getattr(error, "task_id", None)

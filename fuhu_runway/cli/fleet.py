@@ -21,7 +21,7 @@ from fuhu_runway import hooks
 from fuhu_runway.errors import UsageError
 from fuhu_runway.models import DEFAULT_WAIT, Limits, TaskState, usage_error
 
-from .console import Lines, number, print_row, print_table, run, write
+from .console import Lines, fail, number, print_row, print_table, run, write
 from .journal import job_row, pick, print_job
 from .options import ACCESS, DATABASE, OUTPUT, POSITIVE, RESULT, WHOLE, Access, Output, Screen
 from .tally import CLOCK, trouble_of
@@ -105,7 +105,7 @@ class Work:
 
     Args:
         out: Folder for the clips that all machines see, or the URL of an object store, such as
-            s3://clips/spring/. By default clips.
+            s3://clips/spring/.
         in_flight: How many jobs this worker may have at once; a waiting job costs little.
         rate: Requests per second of the key, by all workers together; by default learned.
         tasks: Unfinished tasks of the key, of all workers together; by default unlimited.
@@ -133,9 +133,9 @@ async def work(
     *,
     options: Work = WORK,
     access: Access = ACCESS,
-    output: Output = OUTPUT,  # noqa: ARG001  (`app.main` reads it)
+    output: Output = OUTPUT,
     screen: Screen,
-) -> None:
+) -> int:
     """
     Carry out the jobs that were enqueued, on this machine, until Ctrl-C.
 
@@ -144,7 +144,7 @@ async def work(
     """
     # No person need be watching: what delays the work, or puts money at risk, is shown.
     hooks.LOGGER.setLevel(min(hooks.LOGGER.level, logging.WARNING))
-    progress = _Progress()
+    progress = Progress()
     fleet = new_fleet(
         limits=Limits(requests_per_second=options.rate, tasks_in_flight=options.tasks),
         download_to=options.out,
@@ -156,6 +156,8 @@ async def work(
         gateway=access.gateway,
         hooks=[screen.watch, progress.watch],
     )
+    from fuhu_runway.contrib.fleet import CUT_OFF_CODE, CutOff
+
     screen.info("working until Ctrl-C")
     showing = asyncio.create_task(progress.keep_showing(screen))
     try:
@@ -164,8 +166,12 @@ async def work(
         screen.close()
         screen.stop(f"This worker: {progress}.", "The other workers, or the next, continue.")
         raise
+    except CutOff as error:
+        screen.close()
+        return fail(error, as_json=output.json, code=CUT_OFF_CODE)
     finally:
         showing.cancel()
+    raise AssertionError  # pragma: no cover  (it works until it is stopped)
 
 
 @app.command
@@ -206,9 +212,13 @@ async def cancel(job: str, /, *, output: Output = OUTPUT, screen: Screen) -> Non
     """
     async with new_fleet() as fleet:
         name = job
-        with contextlib.suppress(UsageError):  # it has no row before a worker takes it up
+        with contextlib.suppress(UsageError):  # before a worker takes it up, it has no row
             name = (await pick(fleet.journal, job)).key
-        ended = await fleet.cancel(name)
+        try:
+            ended = await fleet.cancel(name)
+        except UsageError as error:
+            advice = "List the jobs that were begun with `fuhu-runway jobs --journal URL`."
+            raise usage_error("job", "No job matches this name.", advice) from error
     if output.json:
         print_row({"job": ended and job_row(ended)}, output)
     elif ended is None:
@@ -273,7 +283,7 @@ def _status_row(now: "Status") -> dict[str, Any]:
 
 
 @attrs.define
-class _Progress:
+class Progress:
     """What one worker has done since it started."""
 
     counts: Counter[str] = attrs.field(factory=Counter)

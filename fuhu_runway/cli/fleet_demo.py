@@ -83,9 +83,9 @@ async def demo(
                 for _ in range(WORKERS)
             ]
             screen.info(f"{WORKERS} workers, with {IN_FLIGHT} jobs each")
-            await _carried_out(fleet, workers, prompts, screen)
+            await _carried_out(fleet, workers, prompts, screen, log=folder / "log")
             screen.close()
-            verdict = _compare(
+            verdict = compare(
                 prompts,
                 await fleet.journal.jobs(),
                 read_ledger(folder / STATE_NAME),
@@ -165,7 +165,7 @@ def _worker(
 
 
 async def _carried_out(
-    fleet: "Fleet", workers: Collection[Process], total: int, screen: Lines
+    fleet: "Fleet", workers: Collection[Process], total: int, screen: Lines, *, log: Path
 ) -> None:
     """Follow the jobs until each has ended, and kill the first worker meanwhile."""
     victim, *others = workers
@@ -174,11 +174,9 @@ async def _carried_out(
     try:
         await asyncio.wait({following, *exits}, return_when=asyncio.FIRST_COMPLETED)
         if not following.done():
-            raise UsageError(
-                "A worker of the demonstration has ended by itself.",
-                "No points were at stake.",
-                "Please report it, with the output of the same command with -vv.",
-            )
+            *_, last = ["", *log.read_text(errors="replace").splitlines()]
+            happened = f"A worker of the demonstration has ended by itself: {last}"
+            raise UsageError(happened, "No points were at stake.", "Please report it.")
         following.result()
     finally:
         for task in (following, *exits):
@@ -197,8 +195,9 @@ async def _follow(fleet: "Fleet", victim: Process, total: int, screen: Lines) ->
             below = f"{running:,} running, {busy} workers"
             screen.board(f"{over:,} of {total:,}", over / total, "", below)
             show_at = CLOCK.now() + screen.interval
-        # More than the others have, so that tasks of this worker are among them.
-        if victim.returncode is None and busy == WORKERS and running > (WORKERS - 1) * IN_FLIGHT:
+        # More tasks than the other workers can have; late at the latest.
+        is_time = running > (WORKERS - 1) * IN_FLIGHT or 2 * over > total
+        if victim.returncode is None and is_time:
             victim.kill()
             await victim.wait()
             screen.info(f"one worker was killed: its jobs go to the others after {LEASE:g} s")
@@ -210,7 +209,7 @@ async def _follow(fleet: "Fleet", victim: Process, total: int, screen: Lines) ->
 # The result
 
 
-def _compare(
+def compare(
     prompts: int, jobs: Collection[Job], ledger: Collection["LedgerEntry"], clips: int
 ) -> "Verdict":
     """Return what gateway, journal and folder say."""

@@ -128,7 +128,7 @@ async def simulate(
         raise usage_error("simulate", f"{error}.", "See fuhu-runway simulate --help.") from error
     try:
         if as_json:
-            keys = ("base_url", "cdn_url", "control_url", "api_key")
+            keys = ("base_url", "cdn_url", "control_url", "api_key", "access_token", "user_id")
             write(sys.stdout, json.dumps({key: getattr(gateway, key) for key in keys}))
         else:
             variables = {**gateway.environment(), "FUHU_CONTROL_URL": gateway.control_url}
@@ -161,7 +161,7 @@ def _set_when_stdin_closes(event: asyncio.Event) -> None:
 
 def _simulator(options: Options) -> "Simulator":
     """Return the simulator that the config file and the options describe."""
-    from fuhu_runway.testing import Callbacks, Simulator
+    from fuhu_runway.testing import AccountLists, Callbacks, Simulator
     from fuhu_runway.testing.faults import TooManyRequests
 
     given = {name: value for name, value in attrs.asdict(options).items() if value is not None}
@@ -181,6 +181,8 @@ def _simulator(options: Options) -> "Simulator":
         settings["video"] = _read(Path(settings["video"]), "video")
     if settings.get("callbacks") is not None:
         settings["callbacks"] = Callbacks(**settings["callbacks"])
+    if settings.get("lists") is not None:
+        settings["lists"] = AccountLists(**settings["lists"])
     refusal = TooManyRequests(settings.pop("retry_after", None))
     return Simulator(**{**settings, "rate_limit_answer": refusal, "control": True})
 

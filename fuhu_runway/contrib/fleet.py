@@ -2,7 +2,7 @@
 The same prompts over many machines. Needs the extra `fleet`, and a Postgres.
 
 Rule 1: the queue may deliver a job twice; the journal lets one worker send it.
-Rule 2: a delivery ends when the journal says how its job ended, and is repeated otherwise.
+Rule 2: a job is delivered again until the journal says how it ended.
 Rule 3: a worker that has not reached the database for the length of its lease ends itself, since
 others have its jobs by then. It first writes down the ids of what it has paid for.
 """
@@ -79,7 +79,7 @@ class Status:
     later: int
     #: ... and are being carried out.
     running: int
-    #: The jobs of which nobody knows whether they were accepted.
+    #: The jobs in doubt: they may have been accepted.
     doubts: list[Job]
     #: The points that were spent and not given back.
     points: float
@@ -315,15 +315,15 @@ class Fleet:
                 await asyncio.sleep(PAUSE)
 
     async def status(self) -> Status:
-        """Return what the fleet is doing: workers, jobs by state, deliveries and doubts."""
+        """Return what the fleet is doing: workers, jobs by state, and doubts."""
         async with self._ready():
-            deliveries = await self._queue.deliveries()
+            entries = await self._queue.entries()
             return Status(
                 workers=[WorkerStatus(**row) for row in await self._queue.workers()],
                 jobs=await self.journal.counts(),
                 doubts=await self.journal.jobs(JobState.IN_DOUBT),
                 points=await self._queue.spent(),
-                **deliveries,
+                **entries,
             )
 
     async def cancel(self, name: str) -> Job | None:

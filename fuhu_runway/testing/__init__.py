@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from ._pytest.virtual import virtual_time
     from ._server.callbacks import Callbacks
     from ._server.dialects import DIALECTS
+    from ._server.lists import AccountLists
     from ._server.state import LedgerEntry, read_ledger
     from ._server.store import Seen, TaskView
     from ._server.wild import KNOWN, SHAPES
     from .simulator import Simulator
 
 _HOME_OF = {
+    "AccountLists": "_server.lists",
     "DIALECTS": "_server.dialects",
     "Callbacks": "_server.callbacks",
     "KNOWN": "_server.wild",
@@ -34,6 +36,7 @@ __all__ = [
     "DIALECTS",
     "KNOWN",
     "SHAPES",
+    "AccountLists",
     "Callbacks",
     "LedgerEntry",
     "Seen",

@@ -14,12 +14,13 @@ from ._server import bodies as _bodies
 from ._server.options import check
 from ._server.wild import HTML, JSON, KNOWN
 
-Where = Literal["submit", "feed", "download", "balance", "official"]
+Where = Literal["submit", "feed", "download", "balance", "official", "tasks", "charges"]
 
 PLACES: Final[frozenset[Where]] = frozenset(get_args(Where))
 _SUBMITS: Final[frozenset[Where]] = frozenset({"submit", "official"})
 _POLLS: Final[frozenset[Where]] = frozenset({"feed", "official"})
 _DOWNLOADS: Final[frozenset[Where]] = frozenset({"download"})
+_LISTS: Final[frozenset[Where]] = frozenset({"tasks"})
 
 
 @attrs.frozen
@@ -88,6 +89,8 @@ class Answer(Fault):
     accepted: bool = False
     #: Its name in the log of requests; empty means `Answer`.
     name: str = ""
+    #: Whether the task that was created is in the account's list, and not only charged.
+    listed: bool = True
 
     @property
     def label(self) -> str:
@@ -293,6 +296,21 @@ class SlowDownload(Fault, on=_DOWNLOADS):
     bytes_per_second: float
 
 
+@attrs.frozen
+class Shifted(Fault, on=_LISTS):
+    """A page of the list, after the first, that begins *rows* earlier, as after new tasks."""
+
+    #: Less than 0: the page begins later, as after rows were deleted.
+    rows: int = 1
+
+
+@attrs.frozen
+class ShortPage(Fault, on=_LISTS):
+    """A page with at most *rows* rows, and the same total."""
+
+    rows: int = attrs.field(default=0)
+
+
 def known(name: str, *, accepted: bool | None = None) -> Answer:
     """
     One of the responses in `KNOWN`.
@@ -308,7 +326,7 @@ def known(name: str, *, accepted: bool | None = None) -> Answer:
         raise ValueError(f"name={name!r} is unknown; the known responses are: {', '.join(KNOWN)}")
     one = KNOWN[name]
     made = one.accepted if accepted is None else accepted
-    return Answer(one.status, one.body, one.content_type, one.headers, made, name)
+    return Answer(one.status, one.body, one.content_type, one.headers, made, name, one.is_listed)
 
 
 def _json(body: object, status: int = 200, *, accepted: bool = False) -> Answer:
@@ -450,6 +468,8 @@ class Planned:
     times: int | None = attrs.field(default=1, validator=check)
     #: The simulated second at which it ends; None means never.
     until: float | None = None
+    #: The share of the requests that it happens to, from 0 to 1.
+    share: float = attrs.field(default=1.0, validator=check)
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.fault, Fault):
@@ -459,7 +479,7 @@ class Planned:
             raise ValueError(f"{self.fault} cannot happen on {self.where!r}, only on: {places}")
 
 
-def on(where: Where, fault: Fault, *, times: int | None = 1) -> Planned:
+def on(where: Where, fault: Fault, *, times: int | None = 1, share: float = 1.0) -> Planned:
     """
     Return *fault* on requests of the kind *where*, for `Simulator.script(faults=[...])`.
 
@@ -467,5 +487,6 @@ def on(where: Where, fault: Fault, *, times: int | None = 1) -> Planned:
         where: "submit", "feed" or "download": the task's submit, polls or download.
         fault: What goes wrong.
         times: The number of requests that it happens to; None means all.
+        share: The share of the requests that it happens to, from 0 to 1.
     """
-    return Planned(where, fault, times)
+    return Planned(where, fault, times, share=share)

@@ -22,6 +22,7 @@ from ._server.api import Api, FeedVerb, KeyStyle, price_of
 from ._server.callbacks import Callbacks, Postman
 from ._server.cdn import Files, Media
 from ._server.ledger import Ledger
+from ._server.lists import AccountLists
 from ._server.options import CONTROL, check
 from ._server.state import Closed, LedgerEntry, Opened, StateFile, StrPath, clock_of, sent_until
 from ._server.store import Origin, PerTask, Rule, Seen, Store, TaskView, Which
@@ -72,6 +73,15 @@ class Simulator:
     points: float | None = attrs.field(default=100_000.0, validator=check)
     #: Points per task, or a function of the request's body.
     price: PerTask = attrs.field(default=price_of, validator=check)
+
+    #: The token that lets a program list the tasks of the first account.
+    access_token: str = attrs.field(default="simulated-access-token", repr=False)
+    #: The number of the first account's user.
+    user_id: int = attrs.field(default=7, validator=check)
+    #: How it lists tasks and charges; None means that it has no such routes.
+    lists: AccountLists | None = attrs.field(factory=AccountLists)
+    #: How many seconds the gateway's clock is ahead: in Date headers, and in the lists.
+    clock_offset: float = attrs.field(default=0.0, validator=check)
 
     #: The format of its responses: a name from `DIALECTS` or `SHAPES`, or "mixed", which varies.
     dialect: str = attrs.field(default="envelope", converter=_dialects.checked)
@@ -144,7 +154,7 @@ class Simulator:
         self._files = Files(self, self._store)
         self._postman = Postman(self, self._files)
         self._api = Api(self, self._store, self._files, self._postman, self._reception)
-        self.add_key(self.api_key, points=self.points)
+        self.add_key(self.api_key, points=self.points, user_id=self.user_id)
 
     @control.validator
     def _has_its_own_paths(self, _: object, control: bool) -> None:  # noqa: FBT001 - attrs calls it
@@ -323,17 +333,31 @@ class Simulator:
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables that point a client here."""
-        return {"FUHU_BASE_URL": self.base_url, "FUHU_API_KEY": self.api_key}
+        return {
+            "FUHU_BASE_URL": self.base_url,
+            "FUHU_API_KEY": self.api_key,
+            "FUHU_ACCESS_TOKEN": self.access_token,
+            "FUHU_USER_ID": str(self.user_id),
+        }
 
-    def add_key(self, key: str, *, points: float | None = None, name: str | None = None) -> None:
+    def add_key(
+        self,
+        key: str,
+        *,
+        points: float | None = None,
+        name: str | None = None,
+        user_id: int | None = None,
+    ) -> None:
         """
-        Add an account, which cannot see the tasks of the others.
+        Add an account, which cannot see the tasks of other users.
 
         Args:
             key: The key of its requests.
             points: The points it starts with; None means no limit.
             name: Its name on the balance routes and in the state file, where a name keeps its
                 tasks from run to run. None counts: test_key, test_key_2 and so on.
+            user_id: The user whose key it is: with that of another key, both see all tasks of
+                this user. None is a new user.
 
         Raises:
             ValueError: The key or the name exists already.
@@ -341,7 +365,7 @@ class Simulator:
         count = len(self._store.accounts) + 1
         name = name or ("test_key" if count == 1 else f"test_key_{count}")
         bucket = None if self.rate_limit is None else Bucket(self.rate_limit, self.burst)
-        self._store.open_account(key, name, points, bucket)
+        self._store.open_account(key, name, points, bucket, user_id)
 
     def script(
         self,
@@ -361,6 +385,7 @@ class Simulator:
         hidden: float = 0.0,
         blank: float = 0.0,
         url_after: float | None = 0.0,
+        listed_after: float | None = 0.0,
     ) -> None:
         """
         Plan what a task will do.
@@ -387,6 +412,7 @@ class Simulator:
             hidden: How long the gateway says `task_not_exist` at first.
             blank: How long all fields of its responses are empty at first.
             url_after: How long after its success the URL appears; None means never.
+            listed_after: How long after its submit it is in the account's list; None means never.
         """
         script = Script(
             # Only checked here, if None: a submit replaces it.
@@ -404,11 +430,18 @@ class Simulator:
             hidden=hidden,
             blank=blank,
             url_after=url_after,
+            listed_after=listed_after,
         )
         self._store.add_rule(Rule(which, script, takes))
 
     def fault(
-        self, where: Where, fault: Fault, *, times: int | None = 1, seconds: float | None = None
+        self,
+        where: Where,
+        fault: Fault,
+        *,
+        times: int | None = 1,
+        seconds: float | None = None,
+        share: float = 1.0,
     ) -> None:
         """
         Let *fault* happen to the next requests of the kind *where*.
@@ -418,12 +451,14 @@ class Simulator:
             fault: What goes wrong: one of `fuhu_runway.testing.faults`.
             times: The number of requests that it happens to; None means all.
             seconds: How long from now on it may happen; None means no limit.
+            share: The share of these requests that it happens to, at random, from 0 to 1 (see
+                `seed`). The others may have the next fault that was planned.
 
         Raises:
             ValueError: This fault cannot happen there.
         """
         until = None if seconds is None else self._clock.now() + seconds
-        self._store.plans.add(Planned(where, fault, times, until))
+        self._store.plans.add(Planned(where, fault, times, until, share))
 
     def forget_plans(self) -> None:
         """Forget every planned script and fault; a task that has its script keeps it."""
@@ -446,7 +481,7 @@ class Simulator:
         self._store.forget()
         self._postman.forget()
         self._reception.peak = 0
-        self.add_key(self.api_key, points=self.points)
+        self.add_key(self.api_key, points=self.points, user_id=self.user_id)
 
     @property
     def submitted(self) -> int:

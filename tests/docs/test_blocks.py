@@ -29,6 +29,8 @@ TEST_FILE = "docs/howto/test-your-app.md"
 """Its blocks are a test file, so that pytest has to run them."""
 NOTEBOOK = "docs/howto/notebook.md"
 """Its blocks are the cells of a notebook, so that IPython has to run them."""
+WITH_A_DATABASE = {"docs/howto/over-several-machines.md"}
+"""Their blocks need a Postgres."""
 
 SETTINGS = """
 [pytest]
@@ -136,13 +138,17 @@ async def run_cells(shell: InteractiveShell, cells: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_each_block_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_block_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     """
     A reader who runs the page's blocks in order gets through, with no key and no network.
 
     In the tutorial and the how-tos, each block is a whole file.
     """
     monkeypatch.chdir(tmp_path)
+    if name in WITH_A_DATABASE:
+        monkeypatch.setenv("FUHU_DATABASE_URL", request.getfixturevalue("database_url"))
     with simulated() as gateway:
         for variable, value in gateway.environment().items():
             monkeypatch.setenv(variable, value)

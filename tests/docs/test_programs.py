@@ -30,7 +30,11 @@ else:
 
 
 async def printed(
-    *command: str, folder: Path, gateway: Simulator, happened: Callable[[], object] | None = None
+    *command: str,
+    folder: Path,
+    gateway: Simulator,
+    happened: Callable[[], object] | None = None,
+    **variables: str,
 ) -> str:
     """Run a program, stop it with SIGTERM once something has *happened*, return its output."""
     # The package under test, either from the source tree or installed.
@@ -38,7 +42,13 @@ async def printed(
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, *command),
         cwd=folder,
-        env=os.environ | gateway.environment() | {"PYTHONPATH": package, "PYTHONSAFEPATH": ""},
+        env={
+            **os.environ,
+            **gateway.environment(),
+            **variables,
+            "PYTHONPATH": package,
+            "PYTHONSAFEPATH": "",
+        },
         stdout=PIPE,
     )
     try:
@@ -156,6 +166,29 @@ async def test_a_queue_that_delivers_everything_twice_costs_nothing_more(tmp_pat
                 line for n in (1, 2, 3) for line in [f"order-{n}: clips/order-{n}.mp4"] * 2
             ]
         assert gateway.submitted == 3
+
+
+async def test_two_machines_with_one_database_pay_once_for_what_both_get(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """The same program, run twice at the same time, makes three clips of twelve messages."""
+    pytest.importorskip("psycopg")
+    url = request.getfixturevalue("database_url")
+    text = program("any-other-queue")
+    assert "seconds=30" in text
+    (tmp_path / "worker.py").write_text(text.replace("seconds=30", "seconds=0.3"))
+    async with Simulator(speed=100, takes=20) as gateway:
+        outs = await asyncio.gather(
+            *(
+                printed("worker.py", folder=tmp_path, gateway=gateway, FUHU_DATABASE_URL=url)
+                for _ in range(2)
+            )
+        )
+        assert gateway.submitted == 3
+    lines = [line for out in outs for line in out.splitlines()]
+    ends = [line for line in lines if "is delivered again" not in line]
+    assert len(ends) == 12
+    assert len({line for line in ends if line.endswith(".mp4")}) == 3
 
 
 @pytest.mark.parametrize(

@@ -2,23 +2,30 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
+import attrs
+import procrastinate
 import psycopg
 import pytest
+from procrastinate.schema import SchemaManager
 from support.clients import QUICK_POLLS, QUICK_RETRY
+from support.clock import until
 from support.media import PNG
 
-from fuhu_runway import Item, TextToVideo
+from fuhu_runway import Item, Limits, TextToVideo
+from fuhu_runway.batch import plan_for
 from fuhu_runway.contrib._fleet.requests import packed, unpacked
 from fuhu_runway.contrib.fleet import Enqueued, Fleet
-from fuhu_runway.errors import UsageError
+from fuhu_runway.errors import JournalError, JournalTooNew, UsageError
 from fuhu_runway.journal import Job, JobState
 from fuhu_runway.models import ImageToVideo, MotionVector
-from fuhu_runway.testing import Simulator
+from fuhu_runway.testing import Simulator, faults
 
 PROMPTS: Final = ["a kitten", "a kitten", "a duckling"]
 NAMED: Final = [
@@ -237,3 +244,375 @@ async def test_requests_can_be_sealed(made: Made, fleet: Fleet, database_url: st
                 unpacked(bytes(body), "key", is_sealed=True, seal=seal)
         [job] = (await ended(sealed)).values()
     assert job.state is JobState.SAVED
+
+
+# What is cancelled, and what a person sees
+
+
+async def test_a_job_that_waits_is_gone_when_it_is_cancelled(
+    fleet: Fleet, gateway: Simulator
+) -> None:
+    """By its custom id or by its key, before a worker has it: nothing is sent or left of it."""
+    await fleet.enqueue(NAMED)
+    assert await fleet.cancel("order-1") is None
+    assert await fleet.cancel("id:order-2") is None
+    with pytest.raises(UsageError, match="There is no such job"):
+        await fleet.cancel("order-1")
+    assert await ended(fleet) == {}
+    assert gateway.tasks == ()
+
+
+async def test_a_job_that_a_worker_has_is_gone_if_it_was_not_sent(
+    made: Made, fleet: Fleet, gateway: Simulator
+) -> None:
+    """A job that was refused for now, and waits to be sent again, is gone."""
+    gateway.fault("submit", faults.TooManyRequests(), times=None)
+    async with made(retry=attrs.evolve(QUICK_RETRY, attempts=100)) as patient:
+        async with working(patient):
+            await patient.enqueue(NAMED[:1])
+            await until(lambda: gateway.requests)
+            assert await patient.cancel("order-1") is None
+        assert await patient.journal.jobs() == []
+    assert gateway.tasks == ()
+
+
+async def test_a_job_that_is_paid_for_is_followed_no_more(fleet: Fleet, gateway: Simulator) -> None:
+    """It is reported as accepted, and no worker takes it up again."""
+    gateway.script("a kitten", then="stall")
+    async with working(fleet):
+        await fleet.enqueue(NAMED[:1])
+        await until(lambda: gateway.tasks and gateway.tasks[0].polls)
+        job = await fleet.cancel("order-1")
+        assert job is not None
+        assert job.state is JobState.ACCEPTED
+        assert job.task_id == gateway.tasks[0].task_id
+        assert await fleet.left() == 0
+    assert [job async for job in fleet.outcomes()] == []
+
+
+async def test_the_status_counts_jobs_and_workers(fleet: Fleet, gateway: Simulator) -> None:
+    """It has the workers with their heartbeats, what waits and runs, the doubts and the points."""
+    gateway.script("a kitten", then="stall")
+    gateway.fault("submit", faults.drop_after_accepting())
+    await fleet.enqueue(NAMED)
+    before = await fleet.status()
+    assert (before.workers, before.ready, before.running, before.points) == ([], 2, 0, 0)
+    async with working(fleet, in_flight=1, grace=0.0):
+        await until(lambda: len(gateway.tasks) == 2 and gateway.tasks[1].polls)
+        now = await fleet.status()
+        [one] = now.workers
+        assert one.silent < 60
+    assert [job.custom_id for job in now.doubts] == ["order-1"]
+    assert now.jobs[JobState.IN_DOUBT] == 1
+
+
+# What a worker does
+
+
+async def test_a_worker_that_is_told_to_stop_ends_its_jobs_first(
+    fleet: Fleet, gateway: Simulator
+) -> None:
+    """After SIGTERM, it takes up no more jobs, and returns once those that it has are saved."""
+    gateway.script("a kitten", takes=300.0)
+    await fleet.enqueue(NAMED)
+    work = asyncio.create_task(fleet.work(in_flight=1))
+    await until(lambda: gateway.tasks)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await work
+    jobs = await fleet.journal.jobs()
+    assert [job.state for job in jobs] == [JobState.SAVED]
+    assert await fleet.left() == 1
+
+
+async def test_what_takes_too_long_is_given_back(fleet: Fleet, gateway: Simulator) -> None:
+    """After *grace* seconds, the job of a worker that stops is free for another, and paid once."""
+    gateway.script("a kitten", takes=2000.0)
+    await fleet.enqueue(NAMED[:1])
+    async with working(fleet, grace=0.0):
+        await until(lambda: gateway.tasks)
+    assert (await fleet.status()).ready == 1
+    assert (await ended(fleet))["order-1"].state is JobState.SAVED
+    assert len(gateway.tasks) == 1
+
+
+async def test_a_request_in_flight_is_answered_before_the_job_is_given_back(
+    fleet: Fleet, gateway: Simulator
+) -> None:
+    """A worker that stops while it submits writes down the id first: nothing is in doubt."""
+    gateway.fault("submit", faults.Slow(500.0))
+    await fleet.enqueue(NAMED[:1])
+    async with working(fleet, grace=0.0):
+        await until(lambda: gateway.tasks)
+    [job] = await fleet.journal.jobs()
+    assert (job.state, job.task_id) == (JobState.ACCEPTED, gateway.tasks[0].task_id)
+    assert (await ended(fleet))["order-1"].state is JobState.SAVED
+
+
+async def test_what_is_refused_for_now_is_delivered_again(
+    fleet: Fleet, gateway: Simulator, database_url: str
+) -> None:
+    """A job that was not accepted goes back into the queue, with a delay, and is sent later."""
+    gateway.fault("submit", faults.quota_in_429())
+    await fleet.enqueue(NAMED[:1])
+    async with working(fleet):
+        await until(lambda: gateway.requests)
+        while not (await fleet.status()).later:
+            await asyncio.sleep(0.01)
+        rows(database_url, "UPDATE procrastinate_jobs SET scheduled_at = NULL")
+    await fleet.__aexit__()
+    await fleet.__aenter__()
+    assert (await ended(fleet))["order-1"].state is JobState.SAVED
+
+
+async def test_all_workers_together_respect_the_limit_of_tasks(
+    made: Made, fleet: Fleet, gateway: Simulator
+) -> None:
+    """Of ten jobs, at most two are at the gateway at the same time, with two workers."""
+    await fleet.enqueue(f"prompt {n}" for n in range(10))
+    limits = Limits(tasks_in_flight=2)
+    async with (
+        made(limits=limits) as one,
+        made(limits=limits) as two,
+        working(one),
+        working(two),
+    ):
+        jobs = [job async for job in fleet.outcomes()]
+    assert {job.state for job in jobs} == {JobState.SAVED}
+    assert len(jobs) == 10
+
+
+async def test_nothing_is_sent_once_the_points_are_spent(
+    made: Made, fleet: Fleet, gateway: Simulator
+) -> None:
+    """With *max_points*, the second job waits, since the first has cost that much."""
+    await fleet.enqueue(NAMED)
+    async with made(max_points=1) as poor:
+        async with working(poor, in_flight=1, grace=0.0):
+            while not await poor.journal.jobs(JobState.SAVED):
+                await asyncio.sleep(0.01)
+            while not (await poor.status()).running:
+                await asyncio.sleep(0.01)
+        assert (await poor.status()).points > 1
+    assert len(gateway.tasks) == 1
+    assert await fleet.left() == 1
+
+
+async def test_an_app_of_the_users_own_carries_out_jobs(
+    fleet: Fleet, database_url: str, gateway: Simulator
+) -> None:
+    """The tasks of a fleet work in an App of procrastinate, without a worker of the fleet."""
+    app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=database_url))
+    app.add_tasks_from(fleet.blueprint, namespace="fuhu")
+    await fleet.enqueue(NAMED)
+    async with app.open_async():
+        await app.run_worker_async(
+            queues=["fuhu"], wait=False, delete_jobs="always", install_signal_handlers=False
+        )
+        await app.tasks["fuhu:tend"](timestamp=0)
+    assert {job.state async for job in fleet.outcomes()} == {JobState.SAVED}
+
+
+# What dead workers leave behind
+
+
+async def happens(look: Callable[[], Awaitable[object]]) -> None:
+    """Return once *look* returns something true."""
+    while not await look():
+        await asyncio.sleep(0.02)
+
+
+def die(url: str, *, at: str) -> None:
+    """Give every entry of the queue to a worker that has died; *at* is the state of its jobs."""
+    rows(url, "INSERT INTO procrastinate_workers (last_heartbeat) VALUES (now() - '1 h'::interval)")
+    rows(
+        url,
+        "UPDATE procrastinate_jobs SET status = 'doing',"
+        " worker_id = (SELECT min(id) FROM procrastinate_workers)",
+    )
+    rows(url, "UPDATE fuhu_job SET state = %s, owner = 'the dead'", at)
+
+
+async def test_a_dead_workers_jobs_are_taken_up(
+    made: Made, fleet: Fleet, gateway: Simulator, database_url: str
+) -> None:
+    """What was accepted is followed and saved; what was being submitted is in doubt."""
+    await fleet.enqueue(NAMED[:1])
+    async with working(fleet, grace=0.0):
+        await happens(lambda: fleet.journal.jobs(JobState.SAVED, JobState.ACCEPTED))
+    rows(database_url, "DELETE FROM fuhu_job")
+    await fleet.enqueue(NAMED)
+    for item in NAMED:
+        await fleet.journal.plan(await plan_for(item), 0.0)
+    die(database_url, at="submitting")
+    async with made() as other:
+        jobs = await ended(other)
+        assert [one.jobs for one in (await other.status()).workers] == []
+    assert {job.state for job in jobs.values()} == {JobState.IN_DOUBT}
+
+
+async def test_a_job_without_an_entry_in_the_queue_gets_one(
+    fleet: Fleet, gateway: Simulator, database_url: str
+) -> None:
+    """A request that no entry of the queue stands for is put back: its enqueuer was killed."""
+    await fleet.enqueue(NAMED)
+    rows(database_url, "DELETE FROM procrastinate_jobs")
+    assert {job.state for job in (await ended(fleet)).values()} == {JobState.SAVED}
+    assert len(gateway.tasks) == 2
+
+
+async def test_a_doubt_that_a_person_settles_goes_on_by_itself(
+    fleet: Fleet, gateway: Simulator
+) -> None:
+    """A job that was accepted is followed and saved; one that was not is sent again."""
+    gateway.fault("submit", faults.drop_after_accepting())
+    gateway.fault("submit", faults.drop_before_accepting())
+    await fleet.enqueue(NAMED)
+    async with working(fleet, in_flight=1):
+        doubts = [job async for job in fleet.outcomes()]
+        assert [job.state for job in doubts] == [JobState.IN_DOUBT] * 2
+        await fleet.journal.resolve(doubts[0].key, task_id=gateway.tasks[0].task_id)
+        await fleet.journal.resolve(doubts[1].key, accepted=False)
+        assert {job.state async for job in fleet.outcomes()} == {JobState.SAVED}
+    assert len(gateway.tasks) == 2
+
+
+async def test_an_entry_whose_fetch_got_no_reply_is_put_back(
+    fleet: Fleet, gateway: Simulator, database_url: str
+) -> None:
+    """What the queue has as held by a live worker that does not know of it is handed out again."""
+    await fleet.enqueue(NAMED[:1])
+    async with working(fleet):
+        await happens(lambda: fleet.journal.jobs(JobState.SAVED))
+        rows(database_url, "ALTER TABLE procrastinate_jobs DISABLE TRIGGER ALL")
+        async with lost_replies(fleet, database_url):
+            await fleet.enqueue(NAMED[1:])
+        assert {job.state async for job in fleet.outcomes()} == {JobState.SAVED}
+
+
+@asynccontextmanager
+async def lost_replies(fleet: Fleet, url: str) -> AsyncIterator[None]:
+    """Let the worker fetch what is enqueued meanwhile, without knowing it."""
+    rows(
+        url,
+        "CREATE FUNCTION grab() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " NEW.status = 'doing'; NEW.worker_id = (SELECT max(id) FROM procrastinate_workers);"
+        " RETURN NEW; END $$",
+    )
+    rows(
+        url,
+        "CREATE TRIGGER grab BEFORE INSERT ON procrastinate_jobs"
+        " FOR EACH ROW EXECUTE FUNCTION grab()",
+    )
+    yield
+    rows(url, "DROP FUNCTION grab CASCADE")
+    rows(url, "ALTER TABLE procrastinate_jobs ENABLE TRIGGER ALL")
+
+
+# Bad input
+
+
+async def test_a_database_without_tables_is_refused(made: Made) -> None:
+    """Every call but `init` says how to make the tables."""
+    async with made() as empty:
+        for call in (empty.enqueue(PROMPTS), empty.status(), empty.work(), empty.cancel("a")):
+            with pytest.raises(UsageError, match="The database has no tables of a fleet"):
+                await call
+
+
+async def test_the_tables_are_made_once(fleet: Fleet, made: Made, database_url: str) -> None:
+    """`init` again changes nothing, also from two machines at once."""
+    await fleet.enqueue(NAMED)
+    async with made() as other:
+        await asyncio.gather(fleet.init(), other.init())
+    assert await fleet.left() == 2
+
+
+async def test_tables_of_an_older_procrastinate_are_updated(
+    made: Made, database_url: str, gateway: Simulator
+) -> None:
+    """`init` runs the scripts that procrastinate has for later versions, once."""
+    scripts = sorted(Path(SchemaManager.get_migrations_path()).glob("*.sql"))
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        for script in scripts:
+            if script.name < "03.04":
+                connection.execute(script.read_bytes())
+    async with made() as one:
+        await one.init()
+        rows(database_url, "UPDATE fuhu_fleet SET value = '3.3.0' WHERE name = 'procrastinate'")
+        await one.init()
+        await one.init()
+        assert rows(
+            database_url, "SELECT to_regproc('procrastinate_retry_job_v2') IS NOT NULL"
+        ) == [(True,)]
+        await one.enqueue(NAMED)
+        assert {job.state for job in (await ended(one)).values()} == {JobState.SAVED}
+
+
+async def test_tables_of_the_users_own_app_are_used_as_they_are(
+    made: Made, database_url: str
+) -> None:
+    """Where an App has made procrastinate's tables, `init` adds those of the fleet only."""
+    app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=database_url))
+    async with app.open_async():
+        await app.schema_manager.apply_schema_async()
+    async with made() as one:
+        await one.init()
+        await one.init()
+        assert await one.enqueue(NAMED) == Enqueued(new=2, known=0)
+
+
+@pytest.mark.parametrize("name", ["schema", "procrastinate"])
+async def test_tables_of_a_newer_version_are_refused(
+    made: Made, fleet: Fleet, database_url: str, name: str
+) -> None:
+    """Tables of a newer version of this package or of procrastinate stay as they are."""
+    rows(database_url, "UPDATE fuhu_fleet SET value = '99.0.0' WHERE name = %s", name)
+    async with made() as other:
+        with pytest.raises(JournalTooNew, match="A newer version of"):
+            await other.init()
+        if name == "schema":
+            with pytest.raises(JournalTooNew, match="A newer version of fuhu_runway"):
+                await other.status()
+
+
+async def test_a_worker_with_another_key_is_refused(
+    made: Made, fleet: Fleet, gateway: Simulator
+) -> None:
+    """While jobs are left, a worker with another key takes none up; afterwards the key changes."""
+    await ended(fleet)  # it is the first worker, and so its key is that of the fleet
+    await fleet.enqueue(NAMED)
+    gateway.add_key("sk-another", points=1000)
+    async with made(api_key="sk-another") as other:
+        with pytest.raises(UsageError, match="have another API key, or another gateway") as caught:
+            await other.work()
+        assert "sk-another" not in str(caught.value)
+        await ended(fleet)
+        assert await ended(other)
+    assert {task.state for task in gateway.tasks} == {"succeeded"}
+
+
+async def test_a_database_that_refuses_a_statement_is_reported(
+    fleet: Fleet, database_url: str
+) -> None:
+    """An error of the queue says what Postgres said, as a code."""
+    rows(database_url, "DROP TABLE fuhu_request")
+    with pytest.raises(JournalError, match=r"refused a statement of the queue \(SQLSTATE 42P01\)"):
+        await fleet.enqueue(NAMED)
+
+
+def test_a_fleet_needs_a_url() -> None:
+    """Without a URL or the variable there is nothing to connect to."""
+    with pytest.raises(UsageError, match="There is no URL of a database"):
+        Fleet()
+
+
+@pytest.mark.parametrize("lease", [0, 4000, None, "30", True])
+def test_a_lease_has_limits(lease: Any) -> None:
+    """A lease is a number of seconds from 0.1 to 3600."""
+    with pytest.raises(UsageError, match="lease is"):
+        Fleet("postgresql://", lease=lease)
+
+
+def test_its_repr_has_no_url() -> None:
+    """The repr says whether it is open, and nothing about the database."""
+    assert repr(Fleet("postgresql://me:secret@db.example/jobs")) == "<Fleet closed>"

@@ -42,7 +42,7 @@ def work(options: dict[str, Any]) -> int:
 
 def main(options: dict[str, Any]) -> None:
     """Start a worker for each line of stdin, and write its process id."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a child
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the children need no wait()
     for _ in sys.stdin:
         child = os.fork()
         if child == 0:

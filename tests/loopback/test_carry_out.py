@@ -1,8 +1,6 @@
 """Jobs of a queue that may deliver each of them twice: what is paid, what is on disk, what ends."""
 
 import asyncio
-import platform
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -59,11 +57,6 @@ async def state_of(client: Client) -> JobState:
 def names_in(folder: Path) -> set[str]:
     """Return what is in a folder."""
     return {file.name for file in folder.iterdir()}
-
-
-def downloads(gateway: Simulator) -> list[str]:
-    """Return the requests for clips."""
-    return [seen.where for seen in gateway.requests if seen.where == "download"]
 
 
 async def test_a_job_that_is_delivered_again_is_paid_once(
@@ -143,6 +136,31 @@ async def test_a_task_that_failed_is_an_outcome(gateway: Simulator, journal: Pat
     outcome = await carried(gateway, journal, retry_failed=True)
     assert outcome.error is None
     assert gateway.submitted == 2
+
+
+async def test_a_job_that_failed_is_tried_again_by_the_same_client(
+    gateway: Simulator, journal: Path
+) -> None:
+    """What the client remembers of the name gives way to what the journal says."""
+    gateway.script(PROMPT, then="fail")
+    gateway.script(PROMPT)
+    async with quick_client(gateway, journal=journal) as client:
+        assert isinstance((await client.carry_out(ITEM)).error, TaskFailed)
+        assert (await client.carry_out(ITEM, retry_failed=True)).clip is not None
+    assert gateway.submitted == 2
+
+
+async def test_a_job_that_was_not_accepted_after_all_is_sent_by_the_same_client(
+    gateway: Simulator, journal: Path
+) -> None:
+    """Once a person has settled the doubt, the client does not hold on to it."""
+    gateway.fault("submit", faults.drop_before_accepting())
+    async with quick_client(gateway, journal=journal) as client:
+        assert (await client.carry_out(ITEM)).is_in_doubt
+        assert client.journal is not None
+        await client.journal.resolve("order-1", accepted=False)
+        assert (await client.carry_out(ITEM)).clip is not None
+    assert gateway.submitted == 1
 
 
 async def test_a_request_that_is_rejected_is_an_outcome(gateway: Simulator, journal: Path) -> None:
@@ -262,56 +280,6 @@ async def test_a_key_of_any_form_names_the_file(
     """A key that is no fingerprint with its occurrence is a name like a custom_id."""
     outcome = await carried(gateway, journal, Item(ITEM.request, key="mine"), download_to=clips)
     assert outcome.path == clips / "mine.mp4"
-
-
-class Shared(Journal):
-    """A journal as several processes would share it."""
-
-    is_shared = True
-
-
-async def test_machines_that_share_a_folder_have_parts_of_their_own(
-    gateway: Simulator, journal: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two of them save one clip at the same time, without locks, and both find it whole."""
-    await carried(gateway, journal)
-    # The second download begins before the first one ends.
-    gateway.fault("download", faults.Slow(100))
-
-    async def work(machine: str, found: int) -> Outcome:
-        monkeypatch.setattr(platform, "node", lambda: machine)
-        book = Shared(shutil.copy(journal, tmp_path / f"{machine}.db"))
-        async with quick_client(gateway, journal=book) as client:
-            carrying = asyncio.create_task(client.carry_out(ITEM, download_to=clips))
-            await until(lambda: len(downloads(gateway)) == found)
-            if found == 1:
-                others.append(asyncio.create_task(work("b", 2)))
-            outcome = await carrying
-        await book.aclose()
-        return outcome
-
-    others: list[asyncio.Task[Outcome]] = []
-    first = await work("a", 1)
-    assert first.path == (await others[0]).path == clips / "order-1.mp4"
-    assert names_in(clips) == {"order-1.mp4"}
-
-
-async def test_a_part_says_which_machine_it_is_of(
-    gateway: Simulator, journal: Path, clips: Path
-) -> None:
-    """With a shared journal, a download that broke off is continued on the same machine."""
-    book = Shared(journal)
-    gateway.fault("download", faults.Cut(1000))
-    gateway.fault("download", faults.server_error(), times=None)
-    async with quick_client(gateway, journal=book) as client:
-        with pytest.raises(DownloadIncomplete):
-            await client.carry_out(ITEM, download_to=clips)
-        [part] = [name for name in names_in(clips) if name.endswith(".part")]
-        assert re.fullmatch(r"order-1\.mp4\.[0-9a-f]{8}\.part", part)
-        gateway.forget_plans()
-        await client.carry_out(ITEM, download_to=clips)
-    assert names_in(clips) == {"order-1.mp4"}
-    await book.aclose()
 
 
 @pytest.mark.parametrize("thing", [PROMPT, TextToVideo(PROMPT), Item(TextToVideo(PROMPT))])

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import psycopg
 import pytest
 from support.clients import QUICK_POLLS, QUICK_RETRY
-from support.commands import GatewayThread, Outcome, Run, gateway_in_thread, runner
+from support.commands import GatewayThread, Outcome, Run, gateway_in_thread, pressed, runner
 from support.marks import (
     DATA,
     EXTRA,
@@ -199,10 +200,9 @@ def test_the_lists_of_the_account_leak_nothing(
     """Neither the access token nor the key in an address is shown, whatever the gateway says."""
     Path("p.txt").write_text("a kitten\n")
     gateway.simulator.fault("submit", faults.drop_after_accepting())
-    with monkeypatch.context() as without:
-        without.delenv("FUHU_ACCESS_TOKEN")
-        without.delenv("FUHU_USER_ID")
-        run("batch", "p.txt", "--out", "clips")
+    run("batch", "p.txt", "--out", "clips")
+    monkeypatch.setenv("FUHU_ACCESS_TOKEN", TOKEN)
+    monkeypatch.setenv("FUHU_USER_ID", str(gateway.simulator.user_id))
     # A gateway that quotes the prompt of a job of the journal cannot be cleaned.
     said = REASON.replace(PROMPT, TOKEN)
     for loudness in ([], ["--json"], ["-vv"]):
@@ -252,9 +252,50 @@ def test_simulate_prints_only_its_own_url_and_key(run: Run, evidence: Evidence) 
     judge(evidence, run("generate", PROMPT, "--simulate", "-o", "clip.mp4", "--timeout", "0.2"))
 
 
+def test_a_fleet_leaks_nothing(  # noqa: PLR0917  (fixtures)
+    run: Run,
+    gateway: GatewayThread,
+    evidence: Evidence,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A prompt is in the table of requests until its job is over, and in no row, line or log."""
+    pytest.importorskip("fuhu_runway.contrib.fleet")
+    caplog.set_level(logging.DEBUG)
+    url = database_url.replace("postgres@", "postgres:marked-password@")
+    monkeypatch.setenv("FUHU_DATABASE_URL", url)
+    prompts = (PROMPT, f"{PROMPT} again")
+    Path("p.jsonl").write_text("".join(json.dumps({"prompt": one}) + "\n" for one in prompts))
+    judge(evidence, run("fleet", "init", "-vv"))
+    judge(evidence, run("fleet", "enqueue", "p.jsonl", "-vv"))
+    gateway.call(lambda one: one.script(f"{PROMPT} again", then="fail", reason=REASON))
+    gateway.simulator.fault("feed", faults.error(500, REASON), times=2)
+
+    def rows(table: str) -> list[tuple[object, ...]]:
+        with psycopg.connect(url) as connection:
+            return connection.execute(f"SELECT * FROM {table}").fetchall()  # type: ignore[call-overload, no-any-return]  # noqa: S608
+
+    for table in ("fuhu_fleet", "procrastinate_jobs"):
+        evidence.take(table, repr(rows(table)))
+    assert len(rows("fuhu_request")) == 2
+    with pressed(lambda: rows("fuhu_job") != [] and rows("fuhu_request") == []):
+        judge(evidence, run("fleet", "work", "--out", "clips", "--grace", "1", "-vv"))
+    for words in (["fleet", "status"], ["jobs", "--journal", url], ["fleet", "cancel", PROMPT]):
+        for loudness in ([], ["--json"], ["-vv"]):
+            done = run(*words, *loudness)
+            judge(evidence, done)
+            assert "marked-password" not in done.out + done.err
+    judge(evidence, run("report", "clips", "--journal", url, "-vv"))
+    evidence.take("fuhu_job", repr(rows("fuhu_job")))
+    for record in caplog.get_records("call"):
+        assert "marked-password" not in record.getMessage()
+        evidence.take(record.name, f"{record.getMessage()} {vars(record)}")
+
+
 def test_every_command_is_tested_here() -> None:
     """A new command has to be added to this file."""
     here = {*(words[0] for words in MAKING.values()), "feed", "wait", "balance", "simulate"}
     here |= {"doctor", "batch", "jobs", "resume", "resolve", "report", "forget"}
-    here |= {"reconcile", "audit"}
+    here |= {"fleet", "reconcile", "audit"}
     assert {name for name in cli.app if not name.startswith("-")} == here

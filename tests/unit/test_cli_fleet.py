@@ -25,7 +25,11 @@ from support.commands import (
 pytest.importorskip("cyclopts")
 pytest.importorskip("fuhu_runway.contrib.fleet")
 
+from fuhu_runway import hooks
+from fuhu_runway.cli.fleet import Progress
 from fuhu_runway.contrib.local_postgres import LocalPostgres
+from fuhu_runway.models import TaskState
+from fuhu_runway.testing import faults
 
 PASSWORD = "marked-password"
 PROMPT = "a secret kitten"
@@ -115,8 +119,39 @@ def test_the_status_shows_workers_and_jobs(run: Run, gateway: GatewayThread, fle
 
 
 def test_a_database_without_jobs_says_so(run: Run, fleet: str) -> None:
-    """A fleet that has nothing to do is no error."""
+    """A fleet that has nothing to do is no error, and init may be repeated."""
+    assert json.loads(run("fleet", "init", "--json").out) == {"ready": True}
     assert "no jobs" in run("fleet", "status").out
+
+
+def test_doubts_and_failures_are_shown(run: Run, gateway: GatewayThread, fleet: str) -> None:
+    """The worker counts them, and the status says what to do about a job in doubt."""
+    Path("three.txt").write_text("to be lost\nto fail\nto be refused at first\n")
+    run("fleet", "enqueue", "three.txt")
+    simulator = gateway.simulator
+    lost = [faults.on("submit", faults.drop_after_accepting())]
+    refused = [faults.on("submit", faults.TooManyRequests())]
+    gateway.call(lambda _: simulator.script("to be lost", faults=lost))
+    gateway.call(lambda _: simulator.script("to fail", then="fail"))
+    gateway.call(lambda _: simulator.script("to be refused at first", faults=refused))
+    with pressed(lambda: states(fleet) == {"in doubt": 1, "failed": 1, "saved": 1}):
+        done = run("fleet", "work", "--in-flight", "1", "--grace", "1")
+    assert {"2 submitted", "1 in doubt", "1 failed", "1 saved"} <= {
+        *re.split(r"[:.,] ", done.err.splitlines()[-1])
+    }
+    done = run("fleet", "status")
+    assert "1 in doubt" in done.out
+    assert 'fuhu-runway jobs "$FUHU_DATABASE_URL"' in done.err
+
+
+def test_the_progress_names_what_delays_a_request() -> None:
+    """Trouble is shown until a request succeeds."""
+    progress = Progress()
+    assert str(progress) == "nothing so far"
+    progress.watch(hooks.PollFailed(task_id="1", error="NotSent", delay=1.0))
+    assert str(progress) == "waiting: the gateway cannot be reached"
+    progress.watch(hooks.TaskPolled(task_id="1", state=TaskState.RUNNING, progress=None, polls=1))
+    assert str(progress) == "nothing so far"
 
 
 def test_bad_entries_may_be_skipped(run: Run, fleet: str) -> None:
@@ -174,7 +209,8 @@ def test_a_job_that_is_cancelled_in_time_is_not_sent(
     Path("named.jsonl").write_text('{"prompt": "a kitten", "custom_id": "shot-7"}\n')
     run("fleet", "enqueue", "named.jsonl")
     assert run("fleet", "cancel", "shot-7").out.startswith("gone: it was not sent")
-    assert run("fleet", "cancel", "shot-7").code == 2
+    done = run("fleet", "cancel", "shot-7")
+    assert (done.code, "No job matches this name." in done.err) == (2, True)
     assert json.loads(run("fleet", "status", "--json").out)["ready"] == 0
 
 
@@ -275,3 +311,28 @@ def test_a_worker_waits_for_a_database_that_is_gone(
     assert done.code == 130
     assert "The database cannot be reached" in done.err
     assert gateway.call(lambda one: one.submitted) == 3
+
+
+@pytest.mark.parametrize("flag", [[], ["--json"]])
+def test_a_worker_that_is_cut_off_ends_itself(
+    run: Run, gateway: GatewayThread, monkeypatch: pytest.MonkeyPatch, flag: list[str]
+) -> None:
+    """Its exit code is 75, so that a supervisor starts it again."""
+    with LocalPostgres() as server:
+        monkeypatch.setenv("FUHU_DATABASE_URL", server.url)
+        run("fleet", "init")
+
+        def stop_once_it_works() -> None:
+            with psycopg.connect(server.url) as connection:
+                query = "SELECT count(*) FROM procrastinate_workers"
+                while connection.execute(query).fetchone() == (0,):
+                    pass
+            server.stop()
+
+        outage = threading.Thread(target=stop_once_it_works)
+        outage.start()
+        done = run("fleet", "work", "--lease", "1", *flag)
+        outage.join()
+    assert done.code == 75
+    assert "could not be reached for 1 s" in done.err
+    assert not flag or json.loads(done.out)["exit_code"] == 75

@@ -29,7 +29,7 @@ from support.commands import (
 pytest.importorskip("cyclopts")
 
 from fuhu_runway.cli import simulate as cli_simulate
-from fuhu_runway.testing import Callbacks, Simulator, faults
+from fuhu_runway.testing import AccountLists, Callbacks, Simulator, faults
 
 BODY = {"callback_url": "https://callback.invalid/", "prompt": "a kitten", "model": "gen4"}
 RUNNING = "simulated: a gateway on this machine, until Ctrl-C"
@@ -95,7 +95,7 @@ def test_the_variables_direct_the_sdk_to_it(run: Run, monkeypatch: pytest.Monkey
     with start("simulate", "--speed", "1000") as process:
         assert process.stderr
         assert process.stdout
-        for _ in range(3):
+        for _ in range(5):
             word, _, assignment = process.stdout.readline().strip().partition(" ")
             name, _, value = assignment.partition("=")
             assert word == "export"
@@ -216,6 +216,14 @@ exact_links = true
 link_lifetime = 9.0
 expired_status = 410
 speed = 5
+clock_offset = -3600
+access_token = "a token"
+user_id = 3
+
+[lists]
+version = 2026
+delay = 30
+own_ids = true
 
 [callbacks]
 times = 2
@@ -253,7 +261,9 @@ def test_each_option_reaches_the_simulator(run: Run, made: list[Simulator]) -> N
     for name, value in options.items():
         arrived = getattr(simulator, name.replace("-", "_"))
         assert (str(arrived) if name == "state-file" else arrived) == value, name
+    assert simulator.lists == AccountLists(version=2026, delay=30, own_ids=True)
     more = {"price": 3, "quota_status": 401, "burst": 3, "official_dialect": "luma"}
+    more |= {"clock_offset": -3600, "access_token": "a token", "user_id": 3}
     more |= {"prefix": "/duomi", "strict": False, "requires_version": True, "media": "redirect"}
     more |= {"exact_links": True, "link_lifetime": 9.0, "expired_status": 410, "video": b"a clip"}
     for name, value in more.items():

@@ -43,6 +43,8 @@ EXAMPLES: dict[str, Any] = {
     "reason": "it names another task",
     "custom_id": "order 7",
     "tag": "shop",
+    "key": "id:order-7",
+    "proof": "list of tasks",
 }
 EVENTS = [
     kind(**{field.name: EXAMPLES[field.name] for field in attrs.fields(kind)})
@@ -215,6 +217,8 @@ LEVELS = {
     "CallbackRefused": logging.INFO,
     "CallbacksMissing": logging.WARNING,
     "SubmissionFound": logging.WARNING,
+    "DoubtSettled": logging.WARNING,
+    "ReconciliationFailed": logging.WARNING,
 }
 
 

@@ -696,10 +696,12 @@ async def test_there_is_no_address_before_the_start() -> None:
 
 
 async def test_the_environment_points_a_client_here(caller: Caller) -> None:
-    """The two variables are the URL and the key."""
+    """The variables are the URL, the key, and the account's token and user."""
     assert caller.gateway.environment() == {
         "FUHU_BASE_URL": caller.gateway.base_url,
         "FUHU_API_KEY": "sk-simulated",
+        "FUHU_ACCESS_TOKEN": "simulated-access-token",
+        "FUHU_USER_ID": "7",
     }
 
 

@@ -129,7 +129,16 @@ async def test_every_option_that_json_can_represent_is_listed() -> None:
     async with running(callbacks=Callbacks(times=2)) as caller:
         options = await caller.result("GET options")
     fields = {field.name for field in attrs.fields(Simulator) if field.init}
-    apart = {"api_key", "host", "port", "cdn_port", "video", "state_file", "control"}
+    apart = {
+        "api_key",
+        "access_token",
+        "host",
+        "port",
+        "cdn_port",
+        "video",
+        "state_file",
+        "control",
+    }
     apart |= {"log_limit", "rate_limit_answer"}
     assert options.keys() - {"base_url", "cdn_url", "control_url", "keeps_state"} == fields - apart
     assert options["callbacks"] == attrs.asdict(Callbacks(times=2))
@@ -308,6 +317,7 @@ async def test_every_field_of_a_script_arrives(caller: Caller) -> None:
                 "where": "download",
                 "fault": {"kind": "Slow", "seconds": 1, "then": "Redirect"},
                 "times": None,
+                "share": 0.5,
             }
         ],
         "progress": [1, 99],
@@ -320,11 +330,12 @@ async def test_every_field_of_a_script_arrives(caller: Caller) -> None:
         "hidden": 1,
         "blank": 2.5,
         "url_after": 3,
+        "listed_after": None,
     }
     shown = (await caller.result("POST scripts", wanted))["script"]
     redirect = {"kind": "Redirect", "status": 302, "loop": False}
     slow = {"kind": "Slow", "seconds": 1, "then": redirect}
-    faults_ = [{"where": "download", "fault": slow, "times": None}]
+    faults_ = [{"where": "download", "fault": slow, "times": None, "share": 0.5}]
     assert shown == {**wanted, "for": "prompt", "faults": faults_}
     assert wanted.keys() | {"pattern"} == _control.SCRIPT.keys()
 
@@ -732,13 +743,12 @@ async def test_no_key_is_shown() -> None:
 
 async def test_a_key_can_be_added(caller: Caller) -> None:
     """A further key works at once, has its points, and is never shown."""
-    assert await caller.result("POST keys", {"key": "sk-b", "points": 320, "name": "second"}) == {
-        "name": "second",
-        "points": 320,
-    }
+    added = await caller.result("POST keys", {"key": "sk-b", "points": 320, "name": "second"})
+    assert added == {"name": "second", "points": 320, "user_id": 8}
     assert (await caller.call(GENERATE, BODY, "sk-b"))[0] == 200
     assert (await caller.call(GENERATE, BODY, "sk-b"))[0] == 403
-    assert (await caller.result("POST keys", {"key": "sk-c"}))["name"] == "test_key_3"
+    added = await caller.result("POST keys", {"key": "sk-c", "user_id": 8})
+    assert (added["name"], added["user_id"]) == ("test_key_3", 8)
 
 
 @pytest.mark.parametrize(

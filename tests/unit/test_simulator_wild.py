@@ -536,6 +536,12 @@ SAID = {
         ),
     ),
     "captive_portal_511": (511, "<html><body>Network Authentication Required</body></html>"),
+    "no_tasks": (
+        200,
+        '{"data":{"page":1,"page_size":100,"total":0,"items":null},"message":"","success":true}',
+    ),
+    "no_charges": (200, '{"data":[],"message":"","success":true}'),
+    "to_console": (301, ""),
     "see_other": (303, ""),
     "closed_request": (499, ""),
     "origin_error": (600, ""),
@@ -543,6 +549,7 @@ SAID = {
 KNOWN_HEADERS = {
     "challenge": {"cf-mitigated": "challenge", "Server": "cloudflare"},
     "see_other": {"Location": "/login"},
+    "to_console": {"Location": "http://console.invalid/api/log/token?key=sk-simulated"},
 }
 
 

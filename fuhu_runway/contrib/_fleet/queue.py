@@ -20,7 +20,7 @@ import procrastinate
 from procrastinate import exceptions, jobs, sql
 from procrastinate.schema import SchemaManager
 
-from fuhu_runway.errors import JournalTooNew
+from fuhu_runway.errors import JournalError, JournalTooNew
 from fuhu_runway.hooks import LOGGER
 from fuhu_runway.journal import JobState
 from fuhu_runway.models import usage_error
@@ -93,7 +93,7 @@ SELECT r.body, r.is_sealed, coalesce(j.state, 'planned') AS state
 
 _REMOVE: Final = "DELETE FROM fuhu_request WHERE key = %(key)s RETURNING key"
 
-# Those of this worker whose delivery is not yet in flight, and everything in flight anywhere.
+# Everything in flight anywhere, and what this worker is about to send.
 _IN_FLIGHT: Final = """
 SELECT (SELECT count(*) FROM fuhu_job WHERE state IN ('submitting', 'accepted'))
      + (SELECT count(*) FROM unnest(%(started)s::text[]) AS g (key)
@@ -138,7 +138,7 @@ SELECT w.id, extract(epoch FROM now() - w.last_heartbeat)::float8 AS silent, cou
  GROUP BY w.id ORDER BY w.id
 """
 
-_DELIVERIES: Final = """
+_ENTRIES: Final = """
 SELECT count(*) FILTER (WHERE status = 'todo' AND coalesce(scheduled_at, now()) <= now()) AS ready,
        count(*) FILTER (WHERE status = 'todo' AND scheduled_at > now()) AS later,
        count(*) FILTER (WHERE status = 'doing') AS running
@@ -163,7 +163,7 @@ class Connector(procrastinate.PsycopgConnector):
         try:
             await self._insist(lambda: call(query, **arguments))
         except exceptions.ConnectorException as error:
-            # Another worker has ended the same delivery, or this one before its reply was lost.
+            # Another worker has removed the entry, or this one has and the reply was lost.
             if _code(error) != _RAISED:
                 raise
         if query == sql.queries["update_heartbeat"]:
@@ -185,21 +185,32 @@ class Connector(procrastinate.PsycopgConnector):
         await self._insist(lambda: call(on_notification, channels))
 
     async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  (it runs in a loop)
+        cancelled = task.cancelling()
         while True:
+            answer, failure = None, None
             try:
                 answer = await call()
             except exceptions.ConnectorException as error:
-                if self.is_cut_off or not _is_gone(error):
-                    raise
-                if not self._is_gone:
-                    LOGGER.warning("The database cannot be reached. Everything waits for it.")
-                self._is_gone = True
-                await asyncio.sleep(PAUSE)
-            else:
+                failure = error
+            if task.cancelling() > cancelled:
+                # psycopg may report that the query was cancelled, or return its answer.
+                raise asyncio.CancelledError
+            if failure is None:
                 if self._is_gone:
                     LOGGER.warning("The database can be reached again.")
                 self._is_gone = False
-                return answer
+                return answer  # type: ignore[return-value]
+            # Without a cause, the database has answered.
+            if self.is_cut_off or failure.__cause__ is None or _code(failure) == _RAISED:
+                raise failure
+            if not _is_gone(failure):
+                raise _refusal(failure) from failure
+            if not self._is_gone:
+                LOGGER.warning("The database cannot be reached. Everything waits for it.")
+            self._is_gone = True
+            await asyncio.sleep(PAUSE)
 
 
 def _code(error: BaseException) -> str | None:
@@ -207,9 +218,15 @@ def _code(error: BaseException) -> str | None:
 
 
 def _is_gone(error: BaseException) -> bool:
-    """Return whether the database could not be reached; then the error has no code, or such."""
-    return not isinstance(error, exceptions.UniqueViolation) and (
-        (_code(error) or "08").startswith(_GONE)
+    """Return whether the database could not be reached: the error has no code, or such a one."""
+    return (_code(error) or "08").startswith(_GONE)
+
+
+def _refusal(error: BaseException) -> JournalError:
+    return JournalError(
+        f"The database refused a statement of the queue (SQLSTATE {_code(error)}).",
+        "Nothing was sent or charged.",
+        "Look up the code in the manual of Postgres, and update the tables with `fleet init`.",
     )
 
 
@@ -222,8 +239,8 @@ logging.getLogger("psycopg.pool").addFilter(_is_discreet)
 
 
 @attrs.frozen
-class Delivery:
-    """A request that a worker has been handed, and the state of its job."""
+class Waiting:
+    """A request, and the state of its job."""
 
     body: bytes
     is_sealed: bool
@@ -248,6 +265,7 @@ class Queue:
             kwargs={**options, **waits, "options": "-c statement_timeout=30s"},
             min_size=1,
             max_size=4,
+            timeout=2.0,  # for a connection of the pool; a worker that is cut off ends after that
         )
         self.app = procrastinate.App(connector=self.connector)
 
@@ -341,19 +359,19 @@ class Queue:
             over=over,
         )
         new = {row["key"] for row in found}
-        await self.deliver([key for key in keys if key in new])
+        await self.put([key for key in keys if key in new])
         return len(new)
 
-    async def deliver(self, keys: Sequence[str], priority: int = 0) -> None:
+    async def put(self, keys: Sequence[str], priority: int = 0) -> None:
         """Let workers take up these jobs."""
         # The sweep delivers those that an error leaves out.
         with suppress(exceptions.AlreadyEnqueued):
             await self.app.job_manager.batch_defer_jobs_async([_job(key, priority) for key in keys])
 
-    async def take(self, key: str) -> Delivery | None:
+    async def take(self, key: str) -> Waiting | None:
         """Return the request of a job; None if it was cancelled, or is over."""
         for row in await self.connector.execute_query_all_async(_TAKE, key=key):
-            return Delivery(bytes(row["body"]), row["is_sealed"], JobState(row["state"]))
+            return Waiting(bytes(row["body"]), row["is_sealed"], JobState(row["state"]))
         return None
 
     async def remove(self, key: str) -> bool:
@@ -375,7 +393,7 @@ class Queue:
     # What dead workers leave behind
 
     async def tend(self, lease: float) -> None:
-        """Deliver again what a silent worker holds, and what no delivery stands for."""
+        """Put back what a silent worker holds, and what has no entry in the queue."""
         manager = self.app.job_manager
         async with self._lock("SELECT pg_try_advisory_xact_lock(%s)") as is_mine:
             if not is_mine:  # another worker does it
@@ -385,14 +403,14 @@ class Queue:
             await manager.prune_stalled_workers(lease)
             rows = await self.connector.execute_query_all_async(_FORSAKEN, grace=lease)
             for row in rows:
-                await self.deliver([row["key"]], AGAIN)
+                await self.put([row["key"]], AGAIN)
 
     async def hand_over(self, held: Iterable[jobs.Job]) -> None:
-        """Replace deliveries that have ended with their worker."""
+        """Replace the entries of a worker that is gone, or does not know of them."""
         for job in held:
-            # A new delivery, so that the worker cannot end it if it was only frozen. It waits for
-            # the old one, since they have the same lock.
-            await self.deliver([str(job.task_kwargs["key"])], AGAIN)
+            # A new entry, which the worker cannot remove if it was only frozen. It waits for the
+            # old one, since they have the same lock.
+            await self.put([str(job.task_kwargs["key"])], AGAIN)
             assert job.id is not None  # noqa: S101  (it is from the database)
             await self.app.job_manager.finish_job_by_id_async(
                 job.id, jobs.Status.ABORTED, delete_job=True
@@ -409,20 +427,20 @@ class Queue:
     # For people
 
     async def cancel(self, key: str) -> bool:
-        """End every delivery of a job, and wait until they have ended; whether there was one."""
+        """Remove a job, wait until no worker has it, and return whether it was there."""
         had_request, manager = await self.remove(key), self.app.job_manager
-        had_delivery = False
+        had_entry = False
         while live := [
             job
             for job in await manager.list_jobs_async(queue=QUEUE, lock=key)
             if job.status in {"todo", "doing"}
         ]:
-            had_delivery = True
+            had_entry = True
             for job in live:
                 assert job.id is not None  # noqa: S101  (it is from the database)
                 await manager.cancel_job_by_id_async(job.id, abort=True, delete_job=True)
             await asyncio.sleep(PAUSE)
-        return had_request or had_delivery
+        return had_request or had_entry
 
     async def ended(self) -> list[tuple[str, str]]:
         """Return key and state of each job that is over or in doubt."""
@@ -437,9 +455,9 @@ class Queue:
         """Return the workers, how long they were silent, and how many jobs they hold."""
         return await self.connector.execute_query_all_async(_WORKERS)
 
-    async def deliveries(self) -> dict[str, int]:
-        """Return how many deliveries are ready, scheduled for later, and running."""
-        return await self.connector.execute_query_one_async(_DELIVERIES, queue=QUEUE)
+    async def entries(self) -> dict[str, int]:
+        """Return how many entries are ready, scheduled for later, and with a worker."""
+        return await self.connector.execute_query_one_async(_ENTRIES, queue=QUEUE)
 
 
 def _job(key: str, priority: int) -> jobs.Job:

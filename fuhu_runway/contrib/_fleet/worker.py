@@ -1,7 +1,8 @@
 """
 One worker: it is handed jobs by the queue, and has its client carry them out.
 
-Rule 1: a delivery ends when the journal says how its job ended, and is repeated otherwise.
+Rule 1: an entry of the queue is removed once the journal says how its job ended. Otherwise the job
+is delivered again.
 Rule 2: a worker that has not reached the database for the length of its lease ends itself, since
 others have its jobs by then. It first writes down the ids of what it has paid for.
 """
@@ -36,7 +37,7 @@ class CutOff(RunwayError):
 
 
 class Again(Exception):
-    """The job of a delivery has not ended."""
+    """The job has not ended, and is to be delivered again."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"delivered again in {seconds:g} s")
@@ -68,11 +69,11 @@ class Worker:
     lease: float
     tasks_in_flight: int | None
     max_points: float | None
-    #: Deliveries that run, by procrastinate's ids.
+    #: Entries of the queue that it works on, by procrastinate's ids.
     _running: set[int] = attrs.field(init=False, factory=set)
     #: Keys of jobs that were let through, and may not be in flight yet.
     _started: set[str] = attrs.field(init=False, factory=set)
-    #: Its id in procrastinate's table; known with the first delivery.
+    #: Its id in procrastinate's table; known with the first entry.
     _id: int | None = attrs.field(init=False, default=None)
     _turn: asyncio.Lock = attrs.field(init=False, factory=asyncio.Lock)
     _paused_until: float = attrs.field(init=False, default=0.0)
@@ -116,7 +117,8 @@ class Worker:
             silence.cancel()
             if not working.cancelling():  # a second time would not wait for its jobs
                 working.cancel()
-            await asyncio.wait([tending, silence, working])
+            # What they raise now is that the database is gone.
+            await asyncio.gather(tending, silence, working, return_exceptions=True)
 
     async def _silence(self) -> None:
         """Return once no heartbeat has reached the database for the length of the lease."""
@@ -141,7 +143,7 @@ class Worker:
                 LOGGER.warning("Nothing was taken over from other workers: %r", error)
             await asyncio.sleep(min(5.0, self.lease / 3))
 
-    # One delivery
+    # One job
 
     async def deliver(self, context: JobContext, key: str) -> None:
         """Carry out a job, from wherever it was left."""

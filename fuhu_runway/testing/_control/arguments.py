@@ -127,7 +127,7 @@ def planned(arguments: Mapping[str, Any], at: str = "") -> Planned:
     if where not in fault.places:
         why = f"is not valid: {type(fault).__name__} does not happen there"
         raise invalid(f"{at}.where".removeprefix("."), where, sorted(fault.places), why)
-    return Planned(where, fault, arguments.get("times", 1))
+    return Planned(where, fault, arguments.get("times", 1), share=arguments.get("share", 1.0))
 
 
 TEXT: Final = Allowed("text", is_text)
@@ -155,7 +155,7 @@ SPECIAL: Final[Mapping[object, Field]] = {
     ),
     Iterable[Planned]: list_of(
         Field(
-            'an object with "where", "fault" and "times"',
+            'an object with "where", "fault", "times" and "share"',
             lambda value, at: planned(read(OWN_FAULT, value, at), at),
         )
     ),

@@ -177,6 +177,8 @@ OPTIONS: Final = (
     "requires_version",
     "quota_status",
     "points",
+    "user_id",
+    "clock_offset",
     "rate_limit",
     "burst",
     "media",
@@ -196,7 +198,8 @@ COUNTERS: Final = {
     "states": "Tasks in each state.",
     "polls": "How often the client polled a task.",
     "requests": "Remembered requests to both origins.",
-    "places": "Requests of each kind: submit, feed, download, balance, official, unknown.",
+    "places": "Requests of each kind: submit, feed, download, balance, official, "
+    "tasks, charges, unknown.",
     "peak_requests": "The largest number of requests in flight at once.",
     "limited": "Requests that the rate limit refused.",
     "leaked": "Requests to the second origin that carried a key.",
@@ -228,6 +231,7 @@ def options(control: Control, _: Arguments) -> JsonObject:
         "takes": None if callable(gateway.takes) else gateway.takes,
         "price": None if callable(gateway.price) else gateway.price,
         "callbacks": gateway.callbacks and attrs.asdict(gateway.callbacks),
+        "lists": gateway.lists and attrs.asdict(gateway.lists),
         "keeps_state": gateway.state_file is not None,
     }
 
@@ -320,7 +324,7 @@ def ledger(control: Control, arguments: Arguments) -> JsonObject:
 @command("GET requests", Seen, _filters(Seen, "where", "origin", "task_id"))
 def requests(control: Control, arguments: Arguments) -> JsonObject:
     """Return the requests to both origins, in order."""
-    instant, keys = control.store.clock.instant, control.store.accounts
+    instant, keys = control.store.clock.instant, control.store.secrets
     rows = [_replies.seen(one, instant, keys) for one in control.gateway.requests]
     return {"requests": _chosen(rows, arguments)}
 
@@ -350,11 +354,15 @@ def counters(control: Control, _: Arguments) -> JsonObject:
 
 @command(
     "POST keys",
-    {"name": "Its name on the balance routes.", "points": "Its points."},
+    {
+        "name": "Its name on the balance routes.",
+        "points": "Its points.",
+        "user_id": "Its user.",
+    },
     _arguments.fields_of(Simulator.add_key),
 )
 def add_key(control: Control, arguments: Arguments) -> JsonObject:
-    """Add an account, which cannot see the tasks of the others."""
+    """Add an account, which cannot see the tasks of other users."""
     key, accounts = arguments["key"], control.store.accounts
     if key in accounts:
         raise invalid("key", "", "a key that does not exist yet", "exists already")
@@ -363,7 +371,8 @@ def add_key(control: Control, arguments: Arguments) -> JsonObject:
     except ValueError as error:
         allowed = "a name that is not in use"
         raise invalid("name", arguments.get("name"), allowed, "is taken") from error
-    return {"name": accounts[key].name, "points": accounts[key].points}
+    one = accounts[key]
+    return {"name": one.name, "points": one.points, "user_id": one.user_id}
 
 
 @command("POST reset", COUNTERS)

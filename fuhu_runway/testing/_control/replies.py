@@ -81,7 +81,8 @@ def planned(one: Planned, now: float) -> JsonObject:
 
 
 def _own_fault(one: Planned) -> JsonObject:
-    return {"where": one.where, "fault": _fault(one.fault), "times": one.times}
+    fault = _fault(one.fault)
+    return {"where": one.where, "fault": fault, "times": one.times, "share": one.share}
 
 
 def _fault(one: Fault) -> JsonObject:

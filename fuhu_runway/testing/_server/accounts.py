@@ -38,6 +38,8 @@ class Account:
     """One key and its points."""
 
     name: str
+    #: The user whose key it is. The keys of a user share their tasks.
+    user_id: int
     #: Empty for an account of an earlier run, until its key is added.
     key: str = attrs.field(default="", repr=False)
     #: The points left; None means no limit.

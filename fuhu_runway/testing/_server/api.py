@@ -1,5 +1,6 @@
 """The first origin, the API: its routes, their keys, and their responses."""
 
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from random import Random
@@ -19,6 +20,7 @@ from .callbacks import Postman
 from .cdn import Files
 from .checks import OFFICIAL_ACTIONS, REVERSE_ACTIONS
 from .exchange import Refused, Reply, Visit, json_reply, too_many_requests
+from .lists import Lists
 from .store import Body, Store, amount
 from .story import Moment
 from .visits import MAX_BODY_BYTES, Reception, Route
@@ -65,6 +67,8 @@ class Api:
     postman: Postman
     reception: Reception
     _random: Random = attrs.field(init=False)
+    # For the limits on requests for lists.
+    _asked: dict[str, deque[float]] = attrs.field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
         seed = self.options.seed
@@ -80,6 +84,9 @@ class Api:
             self._add(app, "GET", path, Route("balance", "balance", work))
         self._add(app, "GET", "/api/usage/token", Route(None, None, _with_slash))
         self._add(app, "GET", "/user/quota", Route("balance", "balance", self._quota))
+        tasks, charges = (partial(self._list, kind) for kind in (Lists.tasks, Lists.charges))
+        self._add(app, "GET", "/api/task/self", Route("tasks", "tasks", tasks))
+        self._add(app, "GET", "/api/log/token", Route("charges", "charges", charges))
         self._add(app, "POST", "/v1/files", Route(None, None, self._upload))
         self.files.add_routes(app, self.reception, "api")
         self._add(app, "*", "/{tail:.*}", Route(None, None, _lost))
@@ -134,6 +141,7 @@ class Api:
             raw=visit.raw,
             body=body,
             points=points,
+            is_listed=not isinstance(fault, faults.Answer) or fault.listed,
         )
         visit.made = task
         visit.seen.task_id = task.task_id
@@ -148,7 +156,8 @@ class Api:
         task, clock = visit.task, self.store.clock
         now = clock.now()
         # A task of another user is not found either (api-facts 5.1).
-        if task is None or task.account is not account or task.age(now) < task.script.hidden:
+        is_own = task is not None and task.account.user_id == account.user_id
+        if task is None or not is_own or task.age(now) < task.script.hidden:
             raise Refused(json_reply(_bodies.task_error("task_not_exist"), 400))
         urls = self.files.urls(task)
         moment = task.moment(clock, task.age(now), urls)
@@ -180,6 +189,14 @@ class Api:
     ) -> Reply:
         # The billing routes accept the key anywhere, whatever the Runway routes require.
         return json_reply(body_of(self._account(visit, "any")))
+
+    def _list(
+        self, work: Callable[[Lists, Visit, Fault | None], Reply], visit: Visit, fault: Fault | None
+    ) -> Reply:
+        how = self.options.lists
+        if how is None:
+            return _lost(visit, fault)
+        return work(Lists(self.options, self.store, self.files, how, self._asked), visit, fault)
 
     def _upload(self, visit: Visit, _fault: Fault | None) -> Reply:
         self._account(visit, "any")

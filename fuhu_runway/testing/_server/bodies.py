@@ -131,15 +131,15 @@ def usage(account: Account) -> JsonObject:
 
 def token_usage(account: Account) -> JsonObject:
     """Balance route 4: internal units, under a `code` that is a boolean."""
-    available = _units(account.points or 0.0)
+    available = units(account.points or 0.0)
     return {
         "code": True,
         "message": "ok",
         "data": {
             "object": "token_usage",
             "name": account.name,
-            "total_granted": available + _units(account.used),
-            "total_used": _units(account.used),
+            "total_granted": available + units(account.used),
+            "total_used": units(account.used),
             "total_available": available,
             "unlimited_quota": account.points is None,
             "model_limits": {},
@@ -153,5 +153,5 @@ def _dollars(points: float) -> float:
     return points / POINTS_PER_DOLLAR
 
 
-def _units(points: float) -> int:
+def units(points: float) -> int:
     return round(_dollars(points) * UNITS_PER_DOLLAR)

@@ -117,7 +117,9 @@ class Visit:
         cut, rate = reply.cut_after, reply.bytes_per_second
         if reply.claimed_bytes is None and cut is None and rate is None:
             self.seen.status = reply.status
-            return web.Response(status=reply.status, body=reply.body, headers=reply.headers)
+            return web.Response(
+                status=reply.status, body=reply.body, headers=self._headers_of(reply)
+            )
         claimed = len(reply.body) if reply.claimed_bytes is None else reply.claimed_bytes
         response = await self.begin(reply, claimed)
         body = reply.body[:cut]
@@ -130,10 +132,18 @@ class Visit:
             self.drop()
         return response
 
+    def _headers_of(self, reply: Reply) -> Mapping[str, str]:
+        offset = self.store.options.clock_offset
+        if not offset:
+            # aiohttp sends the date of this machine.
+            return reply.headers
+        date = formatdate(math.floor(time.time() + offset), usegmt=True)
+        return {"Date": date, **reply.headers}
+
     async def begin(self, reply: Reply, length: int | None = None) -> web.StreamResponse:
         """Send the head of *reply*, with *length* as Content-Length."""
         self.seen.status = reply.status
-        response = web.StreamResponse(status=reply.status, headers=reply.headers)
+        response = web.StreamResponse(status=reply.status, headers=self._headers_of(reply))
         response.content_length = length
         await response.prepare(self.request)
         return response
@@ -145,7 +155,7 @@ async def enact(fault: Fault | None, visit: Visit) -> web.StreamResponse:
     match fault:
         case faults.Answer():
             if fault.accepted:
-                visit.answer()
+                visit.answer(fault)
             headers = {"Content-Type": fault.content_type, **dict(fault.headers)}
             reply = Reply(fault.status, fault.body.encode(), headers)
         case faults.TooManyRequests():

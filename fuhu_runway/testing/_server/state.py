@@ -54,6 +54,8 @@ class Accepted(Record):
     task_id: str
     #: The name of the key, which is not the key.
     account: str
+    #: The user whose key it is.
+    user_id: int
     #: The path of its submit.
     path: str
     action: str

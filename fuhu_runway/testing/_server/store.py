@@ -63,10 +63,14 @@ class Plans:
         self._waiting = [one for one in self._waiting if one.until is None or now < one.until]
         return self._waiting
 
-    def take(self, where: Where, now: float) -> Fault | None:
-        """Return the fault for a request of the kind *where*, and count it as used once."""
+    def take(self, where: Where, now: float, roll: Callable[[], float]) -> Fault | None:
+        """
+        Return the fault for a request of the kind *where*, and count it as used once.
+
+        *roll* returns a random number from 0 to 1, for a fault on a share of the requests.
+        """
         for index, found in enumerate(self.waiting(now)):
-            if found.where == where:
+            if found.where == where and (found.share == 1 or roll() < found.share):
                 self.untouched = [one for one in self.untouched if one is not found]
                 if found.times is not None:
                     left = attrs.evolve(found, times=found.times - 1) if found.times > 1 else None
@@ -150,6 +154,8 @@ class SimulatedTask:
 
     task_id: str
     account: Account
+    #: The path of its submit.
+    path: str
     action: str
     raw: bytes = attrs.field(repr=False)
     body: Body = attrs.field(repr=False)
@@ -232,7 +238,7 @@ class Seen:
 
     #: api or cdn.
     origin: Origin
-    #: submit, feed, download, balance or official; None for an unknown path.
+    #: submit, feed, download, balance, official, tasks or charges; None for an unknown path.
     where: Where | None
     #: GET, POST or another.
     method: str
@@ -288,10 +294,17 @@ class Store:
         self._ids = Random(f"ids {self.options.seed}")  # noqa: S311 - the same for the same seed
 
     def open_account(
-        self, key: str, name: str, points: float | None, bucket: Bucket | None
+        self,
+        key: str,
+        name: str,
+        points: float | None,
+        bucket: Bucket | None,
+        user_id: int | None,
     ) -> None:
         """
         Add *key*, with the tasks that an account of this *name* has from earlier runs.
+
+        None as *user_id* is the user of those, or a new one.
 
         Raises:
             ValueError: The key or the name exists already.
@@ -300,15 +313,25 @@ class Store:
             raise ValueError("the gateway already has this key")
         if any(name == account.name for account in self.accounts.values()):
             raise ValueError(f"the gateway already has a key named {name!r}")
-        account = self.keyless.pop(name, None) or Account(name)
+        account = self.keyless.pop(name, None) or Account(name, self._next_user())
+        account.user_id = user_id or account.user_id
         account.open(key, points, bucket)
         self.accounts[key] = account
+
+    def _next_user(self) -> int:
+        known = (*self.accounts.values(), *self.keyless.values())
+        return max((account.user_id + 1 for account in known), default=self.options.user_id)
 
     def add_rule(self, rule: Rule) -> None:
         if rule.which is None:
             self._next.append(rule)
         else:
             self._rules.insert(0, rule)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Return the keys and the access token."""
+        return (*self.accounts, self.options.access_token)
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -351,13 +374,23 @@ class Store:
         return found
 
     def accept(
-        self, account: Account, *, path: str, action: str, raw: bytes, body: Body, points: float
+        self,
+        account: Account,
+        *,
+        path: str,
+        action: str,
+        raw: bytes,
+        body: Body,
+        points: float,
+        is_listed: bool,
     ) -> SimulatedTask:
         """Return a new task, recorded and charged to *account*."""
         now, position, rule = self.clock.now(), self._position, self.rule_for(body)
         takes = self.options.takes if rule is None or rule.takes is None else rule.takes
         script = Script() if rule is None else rule.script
         script = attrs.evolve(script, takes=amount(takes, body))
+        if not is_listed:
+            script = attrs.evolve(script, listed_after=None)
         if rule is not None:
             rule.is_used = True
             if rule.which is None:
@@ -370,6 +403,7 @@ class Store:
             instant=now,
             task_id=task_id,
             account=account.name,
+            user_id=account.user_id,
             path=path,
             action=action,
             prompt=prompt_of(body),
@@ -394,6 +428,7 @@ class Store:
         task = SimulatedTask(
             task_id=record.task_id,
             account=account,
+            path=record.path,
             action=record.action,
             raw=raw,
             body=body,
@@ -424,7 +459,8 @@ class Store:
                 case Accepted():
                     while self._position <= record.position:
                         self._next_id()
-                    account = self.keyless.setdefault(record.account, Account(record.account))
+                    account = Account(record.account, record.user_id)
+                    account = self.keyless.setdefault(record.account, account)
                     raw = record.body.encode("latin-1")
                     self._enter(record, account, raw, json.loads(raw), Script(**record.script))
                 case Answered(task_id=task_id, status=status):

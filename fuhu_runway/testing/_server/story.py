@@ -45,6 +45,7 @@ class Script:
     hidden: float = 0.0
     blank: float = 0.0
     url_after: float | None = 0.0
+    listed_after: float | None = 0.0
 
     @faults.validator
     def _are_its_own(self, _: object, planned: tuple[Planned, ...]) -> None:

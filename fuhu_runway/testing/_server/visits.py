@@ -30,6 +30,7 @@ HEADERS: Final = (
     "Content-Type",
     "Host",
     "If-Range",
+    "New-Api-User",
     "Range",
     "User-Agent",
     "X-Runway-Version",
@@ -56,11 +57,14 @@ class Reception:
     #: The largest number of requests in flight at once.
     peak: int = 0
     _random: Random = attrs.field(init=False)
+    # A separate generator: planning a fault must not change the weather.
+    _shares: Random = attrs.field(init=False)
     _answering: set[asyncio.Task[Any]] = attrs.field(factory=set)
 
     def __attrs_post_init__(self) -> None:
         seed = self.store.options.seed
         self._random = Random(f"weather {seed}")  # noqa: S311 - the same for the same seed
+        self._shares = Random(f"shares {seed}")  # noqa: S311 - the same for the same seed
 
     async def receive(self, route: Route, request: web.Request) -> web.StreamResponse:
         """Respond to *request*, with the fault that is planned for it."""
@@ -143,7 +147,7 @@ class Reception:
             headers={name: request.headers[name] for name in HEADERS if name in request.headers},
             body_bytes=body_bytes,
             at=self.store.clock.loop_time(self.store.clock.now()),
-            carried_key=any(key in text for key in self.store.accounts for text in head),
+            carried_key=any(secret in text for secret in self.store.secrets for text in head),
         )
         self.store.seen.append(seen)
         if seen.carried_key and seen.origin == "cdn":
@@ -168,9 +172,9 @@ class Reception:
         if scripted is None and route.role == "submit":
             scripted = self.store.rule_for(visit.sent or {})
         if scripted is not None and route.role is not None:
-            fault = scripted.plans.take(route.role, now)
+            fault = scripted.plans.take(route.role, now, self._shares.random)
         if fault is None and route.where is not None:
-            fault = self.store.plans.take(route.where, now)
+            fault = self.store.plans.take(route.where, now, self._shares.random)
         if fault is not None or route.role is None:
             return fault
         is_bad = self._random.random() < self.store.options.weather

@@ -48,4 +48,6 @@ WEATHER: Final[Mapping[Where, tuple[Fault, ...]]] = {
         faults.WithoutETag(),
     ),
     "balance": _READS,
+    "tasks": _READS,
+    "charges": _READS,
 }

@@ -147,12 +147,13 @@ class Known:
     headers: tuple[tuple[str, str], ...] = ()
     #: Whether a task was created and paid for first.
     accepted: bool = False
+    #: Whether that task is in the account's list.
+    is_listed: bool = True
 
 
-def _relay(status: int, code: str, message: str = "", *, accepted: bool = False) -> Known:
+def _relay(status: int, code: str, message: str = "") -> Known:
     """Return dialect D: the flat error of the task relay."""
-    body = f'{{"code":"{code}","message":"{message or code}","data":null}}'
-    return Known(status, body, accepted=accepted)
+    return Known(status, f'{{"code":"{code}","message":"{message or code}","data":null}}')
 
 
 KNOWN: Final[dict[str, Known]] = {
@@ -181,7 +182,13 @@ KNOWN: Final[dict[str, Known]] = {
     "get_channel_failed": _relay(500, "get_channel_failed"),
     "no_available_key": _relay(500, "no_available_key"),
     "request_failed": _relay(500, "request_failed", "EOF"),
-    "insert_task_failed": _relay(500, "insert_task_failed", "database is locked", accepted=True),
+    # What could not be inserted is the row of the list.
+    "insert_task_failed": Known(
+        500,
+        '{"code":"insert_task_failed","message":"database is locked","data":null}',
+        accepted=True,
+        is_listed=False,
+    ),
     "could_not_find_task": Known(404, '{"error":"Could not find Task"}'),
     "no_such_task": Known(
         404, '{"error":{"message":"视频任务不存在","type":"new_api_error","code":""}}'
@@ -209,6 +216,16 @@ KNOWN: Final[dict[str, Known]] = {
     ),
     "captive_portal_511": Known(
         511, "<html><body>Network Authentication Required</body></html>", HTML
+    ),
+    # An account's list when its database failed, and a log whose rows have no key.
+    "no_tasks": Known(
+        200,
+        '{"data":{"page":1,"page_size":100,"total":0,"items":null},"message":"","success":true}',
+    ),
+    "no_charges": Known(200, '{"data":[],"message":"","success":true}'),
+    # A gateway whose console is on another origin.
+    "to_console": Known(
+        301, headers=(("Location", "http://console.invalid/api/log/token?key=sk-simulated"),)
     ),
     "see_other": Known(303, headers=(("Location", "/login"),)),
     "closed_request": Known(499),

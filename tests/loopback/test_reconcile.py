@@ -1,0 +1,566 @@
+"""Submissions in doubt are settled by the gateway's own lists, and by nothing else."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.clients import EventRecorder, others, quick_client
+
+from fuhu_runway import Account, Client, Item, TextToVideo, Timeouts, errors
+from fuhu_runway.account import Left, Reconciliation
+from fuhu_runway.hooks import (
+    DoubtSettled,
+    ReconciliationFailed,
+    SubmissionDoubted,
+    SubmissionFound,
+    SubmissionUnclaimed,
+)
+from fuhu_runway.journal import JobState
+from fuhu_runway.testing import AccountLists, Simulator, faults
+
+pytestmark = pytest.mark.usefixtures("virtual")
+
+LOST = faults.drop_after_accepting()
+NEVER_SENT = faults.drop_before_accepting()
+AT_ONCE = Timeouts(late=0.001)
+"""A gateway that lists what it accepted at once, so that an absent task is one that is not."""
+
+
+@pytest.fixture
+async def gateway() -> AsyncIterator[Simulator]:
+    """Yield a gateway whose lists are current."""
+    async with Simulator(speed=1000, takes=20, lists=AccountLists(refresh=0)) as simulator:
+        yield simulator
+
+
+@pytest.fixture(params=["memory", "journal"])
+def journal(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
+    """Return where a client records its submissions: in a file, or only in its memory."""
+    return tmp_path / "journal.db" if request.param == "journal" else None
+
+
+def client_of(gateway: Simulator, **changes: Any) -> Client:
+    """Return a client with the account of *gateway*."""
+    account = Account(gateway.access_token, gateway.user_id)
+    return quick_client(gateway, **{"account": account, "timeouts": AT_ONCE, **changes})
+
+
+def other_program(gateway: Simulator) -> Client:
+    """Return a client with another key of the same user."""
+    gateway.add_key("sk-other", user_id=gateway.user_id)
+    return Client("sk-other", base_url=gateway.base_url)
+
+
+def listings(gateway: Simulator) -> int:
+    """Return how often the list of tasks was read."""
+    return sum(seen.path == "/api/task/self" for seen in gateway.requests)
+
+
+async def in_doubt(client: Client, prompt: str = "a kitten", **more: Any) -> None:
+    """Submit, and see that it stays in doubt."""
+    with pytest.raises(errors.SubmissionInDoubt):
+        await client.generate(prompt, **more)
+
+
+async def reason_left(client: Client) -> Left:
+    """Reconcile, and return the only submission that is left."""
+    report = await client.reconcile()
+    assert (report.found, report.not_accepted) == ((), ())
+    (left,) = report.left
+    return left
+
+
+# By itself
+
+
+async def test_a_submit_returns_the_task_of_a_lost_response(
+    gateway: Simulator, journal: Path | None
+) -> None:
+    """The response is lost after the gateway accepted: `submit` finds the task, and pays once."""
+    gateway.fault("submit", LOST)
+    recorder = EventRecorder()
+    async with client_of(gateway, journal=journal, hooks=[recorder]) as client:
+        task = await client.generate("a kitten", custom_id="order-7", tag="blue")
+        assert (task.custom_id, task.tag) == ("order-7", "blue")
+        assert await task.wait()
+        assert (await client.find("order-7")) is task
+        assert (await client.reconcile()) == Reconciliation()
+        if client.journal is not None:
+            (job,) = await client.journal.jobs()
+            assert (job.task_id, job.proof) == (task.id, "list of tasks")
+    assert gateway.submitted == 1
+    assert [task.id] == [event.task_id for event in recorder.all(SubmissionFound)]
+    (settled,) = recorder.all(DoubtSettled)
+    assert (settled.task_id, settled.proof) == (task.id, "list of tasks")
+    assert recorder.all(SubmissionDoubted) == []
+
+
+async def test_a_row_that_comes_late_is_waited_for(gateway: Simulator) -> None:
+    """The list shows the task some seconds later, and the prompt later still."""
+    gateway.lists = AccountLists(delay=9_000, refresh=14_000)  # of simulated time: 9 and 14 s
+    gateway.script("a kitten", takes=60_000)
+    gateway.fault("submit", LOST)
+    async with client_of(gateway) as client:
+        task = await client.generate("a kitten")
+        assert [task.id] == [one.task_id for one in gateway.tasks]
+    assert listings(gateway) > 2
+
+
+async def test_what_is_not_found_in_time_is_in_doubt(
+    gateway: Simulator, journal: Path | None
+) -> None:
+    """Nothing is sent again: `submit` raises after `search_seconds`, and says what it says."""
+    gateway.fault("submit", NEVER_SENT)
+    recorder = EventRecorder()
+    async with client_of(gateway, journal=journal, hooks=[recorder]) as client:
+        before = asyncio.get_running_loop().time()
+        await in_doubt(client)
+        assert 30 <= asyncio.get_running_loop().time() - before < 31
+    assert gateway.submitted == 0
+    assert len(recorder.all(SubmissionDoubted)) == 1
+
+
+async def test_many_searches_share_their_requests(gateway: Simulator) -> None:
+    """Twenty responses are lost at the same time: all are found, in a few requests."""
+    gateway.fault("submit", LOST, times=20)
+    async with client_of(gateway) as client:
+        submits = [client.generate(f"kitten {number}") for number in range(20)]
+        tasks = await asyncio.gather(*submits)
+        assert len({task.id for task in tasks}) == 20
+        prompts = {task.task_id: task.prompt for task in gateway.tasks}
+        assert [prompts[task.id] for task in tasks] == [f"kitten {n}" for n in range(20)]
+    assert listings(gateway) <= 3
+
+
+async def test_equal_submissions_get_one_task_each(gateway: Simulator) -> None:
+    """Four equal prompts whose responses are lost are four tasks, and none gets that of another."""
+    gateway.fault("submit", LOST, times=4)
+    async with client_of(gateway) as client:
+        tasks = await asyncio.gather(*(client.generate("a kitten") for _ in range(4)))
+    assert {task.id for task in tasks} == {task.task_id for task in gateway.tasks}
+    assert gateway.submitted == 4
+
+
+async def test_a_search_that_is_refused_ends_at_once(gateway: Simulator) -> None:
+    """A wrong token: `submit` raises the doubt without waiting, and an event names the error."""
+    gateway.fault("submit", LOST)
+    recorder = EventRecorder()
+    wrong = Account("a-wrong-token", gateway.user_id)
+    async with client_of(gateway, account=wrong, hooks=[recorder]) as client:
+        before = asyncio.get_running_loop().time()
+        await in_doubt(client)
+        assert asyncio.get_running_loop().time() - before < 5
+        with pytest.raises(errors.Unauthorized, match="FUHU_ACCESS_TOKEN"):
+            await client.reconcile()
+        assert await client._sessions.ledger.jobs(JobState.IN_DOUBT)
+    assert [event.error for event in recorder.all(ReconciliationFailed)] == ["Unauthorized"]
+
+
+async def test_a_search_outlives_a_list_that_fails(gateway: Simulator) -> None:
+    """A list that fails for a moment is read again."""
+    gateway.fault("submit", LOST)
+    gateway.fault("tasks", faults.not_json(), times=2)
+    async with client_of(gateway) as client:
+        assert await client.generate("a kitten")
+
+
+async def test_a_caller_who_is_cancelled_does_not_lose_the_task(gateway: Simulator) -> None:
+    """The caller's own deadline ends the call; the search goes on, and the task is kept."""
+    gateway.fault("submit", LOST)
+    recorder = EventRecorder()
+    async with client_of(gateway, hooks=[recorder]) as client:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client.generate("a kitten"), 0.5)
+        assert client.unfinished == ()
+        await asyncio.sleep(5)
+        (task,) = client.unfinished
+        assert await task.wait()
+    assert [event.task_id for event in recorder.all(SubmissionUnclaimed)] == [task.id]
+
+
+async def test_closing_ends_a_search(gateway: Simulator) -> None:
+    """A client that is closed does not wait for the search, and reports the doubt."""
+    gateway.fault("submit", NEVER_SENT)
+    client = client_of(gateway)
+    submit = asyncio.ensure_future(client.generate("a kitten"))
+    await asyncio.sleep(10)
+    before = asyncio.get_running_loop().time()
+    await client.aclose()
+    assert asyncio.get_running_loop().time() - before < 1
+    with pytest.raises(errors.SubmissionInDoubt):
+        await submit
+    assert others() == set()
+
+
+async def test_a_search_does_not_find_its_own_submission_not_accepted(gateway: Simulator) -> None:
+    """While a submission searches, nothing says that it may be sent again."""
+    async with client_of(gateway) as client:
+        await client.generate("a puppy")
+        gateway.fault("submit", NEVER_SENT)
+        submit = asyncio.ensure_future(client.generate("a kitten"))
+        await asyncio.sleep(10)
+        assert (await reason_left(client)).reason == "its task may still appear"
+        with pytest.raises(errors.SubmissionInDoubt):
+            await submit
+
+
+# Asked for
+
+
+async def test_reconcile_proves_that_a_job_was_not_accepted(
+    gateway: Simulator, journal: Path | None
+) -> None:
+    """The list has the task that is known and not this one: the same name may be sent again."""
+    gateway.fault("submit", NEVER_SENT)
+    recorder = EventRecorder()
+    async with client_of(gateway, journal=journal, hooks=[recorder]) as client:
+        # After a fault is planned: it happens to the first request.
+        await in_doubt(client, custom_id="order-7")
+        await client.generate("a puppy")
+        report = await client.reconcile()
+        assert (report.found, len(report.not_accepted), report.left) == ((), 1, ())
+        (settled,) = recorder.all(DoubtSettled)
+        assert (settled.key, settled.task_id) == (report.not_accepted[0], None)
+        assert await client.generate("a kitten", custom_id="order-7")
+    assert gateway.submitted == 2
+
+
+async def test_without_another_task_nothing_is_proven(gateway: Simulator) -> None:
+    """A list and a log that show no known task may be those of another gateway."""
+    gateway.fault("submit", NEVER_SENT)
+    async with client_of(gateway) as client:
+        await in_doubt(client)
+        left = await reason_left(client)
+        assert left.reason == "nothing shows that the gateway's records are complete"
+
+
+async def test_before_its_time_nothing_is_proven(gateway: Simulator) -> None:
+    """A row may come minutes later, so a task that is not listed yet may still be."""
+    gateway.fault("submit", NEVER_SENT)
+    async with client_of(gateway, timeouts=Timeouts()) as client:
+        await in_doubt(client)
+        await client.generate("a puppy")
+        assert (await reason_left(client)).reason == "its task may still appear"
+
+
+async def test_a_doubt_of_an_earlier_process_is_found_and_followed(
+    gateway: Simulator, tmp_path: Path
+) -> None:
+    """A process dies in doubt; the next one finds the task, and can wait for it."""
+    gateway.fault("submit", LOST)
+    async with client_of(gateway, account=None, journal=tmp_path / "j.db") as client:
+        await in_doubt(client, custom_id="order-7", tag="blue")
+    recorder = EventRecorder()
+    async with client_of(gateway, journal=tmp_path / "j.db", hooks=[recorder]) as client:
+        report = await client.reconcile()
+        (found,) = report.found
+        assert report.as_dict()["found"] == [
+            {
+                "key": "id:order-7",
+                "task_id": gateway.tasks[0].task_id,
+                "proof": "list of tasks",
+                "custom_id": "order-7",
+            }
+        ]
+        (task,) = client.unfinished
+        assert (task.id, task.custom_id, task.tag) == (found.task_id, "order-7", "blue")
+        assert await task.wait()
+        assert client.journal is not None
+        (job,) = await client.journal.jobs()
+        assert job.accepted_at is not None
+        assert job.submitted_at is not None
+        assert 0 <= job.accepted_at - job.submitted_at < 5
+    assert len(recorder.all(SubmissionFound)) == 1
+
+
+async def test_two_that_reconcile_at_once_settle_it_once(
+    gateway: Simulator, tmp_path: Path
+) -> None:
+    """The second one finds it settled, and reports nothing."""
+    gateway.fault("submit", LOST)
+    async with client_of(gateway, account=None, journal=tmp_path / "j.db") as client:
+        await in_doubt(client)
+    async with client_of(gateway, journal=tmp_path / "j.db") as client:
+        reports = await asyncio.gather(client.reconcile(), client.reconcile())
+    assert sorted(len(report.found) for report in reports) == [0, 1]
+
+
+async def test_a_task_of_another_program_makes_it_a_choice(gateway: Simulator) -> None:
+    """Another key of the account made an equal task: both are reported, and a person chooses."""
+    gateway.lists = AccountLists(refresh=0, charges=False)
+    gateway.fault("submit", LOST)
+    async with client_of(gateway, account=None) as client:
+        await in_doubt(client)
+        async with other_program(gateway) as other:
+            await other.generate("a kitten")
+        client._sessions.account = Account(gateway.access_token, gateway.user_id)
+        left = await reason_left(client)
+        assert left.reason == "several tasks fit; choose one"
+        assert set(left.task_ids) == {task.task_id for task in gateway.tasks}
+
+
+async def test_a_task_that_the_key_did_not_pay_for_is_not_taken(gateway: Simulator) -> None:
+    """Another key of the account made an equal task; the log of our key has no charge for it."""
+    gateway.fault("submit", NEVER_SENT)
+    async with client_of(gateway, account=None) as client:
+        await in_doubt(client)
+        await client.generate("a puppy")
+        async with other_program(gateway) as other:
+            task = await other.generate("a kitten")
+        client._sessions.account = Account(gateway.access_token, gateway.user_id)
+        left = await reason_left(client)
+        assert left.reason == "a task fits, and the log of the key shows no charge for it"
+        assert left.task_ids == (task.id,)
+
+
+@pytest.mark.parametrize(
+    "lists",
+    [
+        AccountLists(prompts="nowhere"),
+        AccountLists(prompts="input", prompt_limit=8),
+        AccountLists(own_ids=True, refresh=0),
+        AccountLists(data_text=True, refresh=0),
+        AccountLists(version=2026, refresh=0),
+    ],
+    ids=["no prompts", "prompts cut off", "ids of its own", "text in text", "newest"],
+)
+async def test_the_feed_completes_what_the_list_lacks(
+    gateway: Simulator, lists: AccountLists
+) -> None:
+    """The feed has the whole prompt and knows the right id, whatever the list shows."""
+    gateway.lists = lists
+    gateway.fault("submit", LOST)
+    async with client_of(gateway) as client:
+        await client.generate("a kitten that plays with a ball")
+        gateway.fault("submit", NEVER_SENT)
+        gateway.fault("submit", LOST)
+        await in_doubt(client, "a kitten that plays with a puppy")
+        task = await client.generate("a kitten that plays with a foal")
+        assert await task.wait()
+        await client.generate("a foal")
+        assert len((await client.reconcile()).not_accepted) == 1
+    assert gateway.submitted == 3
+
+
+async def test_a_feed_that_fails_proves_nothing(gateway: Simulator) -> None:
+    """If the feed cannot be asked about a task, that task may be the one."""
+    gateway.fault("submit", NEVER_SENT)
+    async with client_of(gateway, account=None) as client:
+        await in_doubt(client)
+        await client.generate("a puppy")
+        async with other_program(gateway) as other:
+            await other.generate("another kitten")
+        client._sessions.account = Account(gateway.access_token, gateway.user_id)
+        gateway.fault("feed", faults.server_error(500), times=None)
+        left = await reason_left(client)
+        assert left.reason == "a task that may be it does not show its prompt yet"
+        gateway.forget_plans()
+        assert len((await client.reconcile()).not_accepted) == 1
+
+
+async def test_a_kind_without_a_prompt_is_found(gateway: Simulator) -> None:
+    """A performance has no prompt; it is the only task of its kind and time."""
+    gateway.fault("submit", LOST)
+    async with client_of(gateway) as client:
+        await client.generate("a puppy")
+        gateway.fault("submit", LOST)
+        clip = "https://example.com/clip.mp4"
+        task = await client.act_one(clip, "https://example.com/face.png")
+        assert task.id == gateway.tasks[1].task_id
+
+
+async def test_the_official_format_is_found_by_its_own_feed(gateway: Simulator) -> None:
+    """A task of the official format is looked up where it can be polled."""
+    gateway.fault("submit", LOST)
+    async with client_of(gateway) as client:
+        task = await client.official.text_to_video("a kitten")
+        assert task.official
+        assert await task.wait()
+
+
+# Lists that cannot be used
+
+
+async def test_a_list_that_is_cut_off_settles_nothing(gateway: Simulator) -> None:
+    """A page lacks rows that the gateway counted: another task that fits may be among them."""
+    gateway.fault("submit", LOST)
+    async with client_of(gateway, account=None) as client:
+        await in_doubt(client)
+        client._sessions.account = Account(gateway.access_token, gateway.user_id)
+        await client.generate("a puppy")
+        gateway.fault("tasks", faults.ShortPage(1), times=None)
+        gateway.fault("charges", faults.not_json(), times=None)
+        assert "list of tasks is cut off" in (await reason_left(client)).reason
+
+
+async def test_a_clock_that_is_hours_off_settles_nothing(gateway: Simulator) -> None:
+    """Rows cannot be compared by time if one of the clocks is wrong by hours."""
+    gateway.fault("submit", LOST)
+    gateway.clock_offset = 3 * 3600.0
+    async with client_of(gateway, account=None) as client:
+        await in_doubt(client)
+        client._sessions.account = Account(gateway.access_token, gateway.user_id)
+        assert "clocks" in (await reason_left(client)).reason
+
+
+async def test_a_clock_that_is_minutes_off_is_corrected(gateway: Simulator) -> None:
+    """The `Date` header of the list tells the difference."""
+    gateway.fault("submit", LOST)
+    gateway.clock_offset = -400.0
+    async with client_of(gateway) as client:
+        assert await client.generate("a kitten")
+
+
+@pytest.mark.parametrize("has_account", [True, False])
+async def test_a_gateway_without_the_lists_settles_nothing(
+    gateway: Simulator, *, has_account: bool
+) -> None:
+    """A web page in place of a list is an error in one line, and the doubt stays."""
+    gateway.fault("submit", LOST)
+    gateway.fault("tasks", faults.html_page(), times=None)
+    gateway.fault("charges", faults.html_page(), times=None)
+    changes = {} if has_account else {"account": None}
+    async with client_of(gateway, **changes) as client:
+        await in_doubt(client)
+        with pytest.raises(errors.NotFound, match="has no l"):
+            await client.reconcile()
+        assert await client._sessions.ledger.jobs(JobState.IN_DOUBT)
+
+
+# The log of the key
+
+
+async def test_the_log_of_the_key_shows_a_charge(gateway: Simulator, journal: Path | None) -> None:
+    """Without an account, a charge that no known task explains is reported; there is no id."""
+    gateway.fault("submit", LOST)
+    async with client_of(gateway, account=None, journal=journal) as client:
+        await in_doubt(client)
+        await client.generate("a puppy")
+        left = await reason_left(client)
+        assert (left.is_charged, left.task_ids) == (True, ())
+        assert "the log of the key shows a charge" in left.reason
+    assert listings(gateway) == 0
+
+
+async def test_the_log_of_the_key_counts_charges(gateway: Simulator) -> None:
+    """One of two was charged, and the log does not say which: both stay in doubt."""
+    gateway.fault("submit", LOST)
+    gateway.fault("submit", NEVER_SENT)
+    async with client_of(gateway, account=None) as client:
+        await in_doubt(client)
+        await in_doubt(client, "a foal")
+        await client.generate("a puppy")
+        report = await client.reconcile()
+    assert [one.reason for one in report.left] == [
+        "the log of the key shows 1 charge for 2 submissions in doubt"
+    ] * 2
+
+
+async def test_the_log_of_the_key_proves_that_nothing_was_charged(gateway: Simulator) -> None:
+    """The log shows the known task alone: the other submission was not accepted."""
+    gateway.fault("submit", NEVER_SENT)
+    recorder = EventRecorder()
+    async with client_of(gateway, account=None, hooks=[recorder]) as client:
+        await in_doubt(client)
+        await client.generate("a puppy")
+        assert len((await client.reconcile()).not_accepted) == 1
+    assert [event.proof for event in recorder.all(DoubtSettled)] == ["log of the key"]
+
+
+async def test_a_log_that_is_switched_off_proves_nothing(gateway: Simulator) -> None:
+    """The log is empty although a known task was paid for, so it says nothing about the other."""
+    gateway.lists = AccountLists(charges=False)
+    gateway.fault("submit", NEVER_SENT)
+    async with client_of(gateway, account=None) as client:
+        await in_doubt(client)
+        await client.generate("a puppy")
+        assert "nothing shows" in (await reason_left(client)).reason
+
+
+async def test_the_log_speaks_against_a_list_that_lacks_a_task(gateway: Simulator) -> None:
+    """The list shows the known task and lacks the other, which the key was charged for."""
+    gateway.script("a kitten", listed_after=None)
+    gateway.fault("submit", LOST)
+    async with client_of(gateway, account=None) as client:
+        await in_doubt(client)
+        await client.generate("a puppy")
+        client._sessions.account = Account(gateway.access_token, gateway.user_id)
+        assert (await reason_left(client)).is_charged
+
+
+async def test_a_gateway_that_says_it_charged_is_believed(gateway: Simulator) -> None:
+    """It charged and failed to record the task: no list can prove that it was not accepted."""
+    gateway.fault("submit", faults.known("insert_task_failed"))
+    async with client_of(gateway, account=None) as client:
+        await in_doubt(client)
+        await client.generate("a puppy")
+        assert (await reason_left(client)).is_charged
+
+
+# Batches
+
+
+async def test_a_batch_settles_what_an_earlier_one_left(gateway: Simulator, tmp_path: Path) -> None:
+    """Of three doubts, two are found and one is submitted again, before the first job."""
+    gateway.fault("submit", LOST, times=2)
+    gateway.fault("submit", NEVER_SENT)
+    prompts = ["a kitten", "a puppy", "a foal", "a lamb"]
+    path = tmp_path / "j.db"
+    async with client_of(gateway, account=None, journal=path) as client:
+        ended = [outcome async for outcome in client.generate_many(prompts, in_flight=1)]
+        assert [outcome.is_in_doubt for outcome in ended] == [True, True, True, False]
+    async with client_of(gateway, journal=path) as client:
+        ended = [outcome async for outcome in client.generate_many(prompts, in_flight=1)]
+        assert [outcome.error for outcome in ended] == [None] * 4
+        assert [outcome.resumed for outcome in ended] == [True, True, False, True]
+    assert gateway.submitted == 4
+
+
+@pytest.mark.parametrize("named", [False, True])
+async def test_a_batch_settles_its_own_doubts_at_its_end(
+    gateway: Simulator, tmp_path: Path, *, named: bool
+) -> None:
+    """No outcome is in doubt that the list can settle, and each prompt is paid for once."""
+    gateway.fault("submit", NEVER_SENT, times=2)
+    jobs = [TextToVideo(f"kitten {number}") for number in range(5)]
+    items = [Item(job, f"name {at}" if named else None) for at, job in enumerate(jobs)]
+    async with client_of(gateway, journal=tmp_path / "j.db") as client:
+        batch = client.batch(items, in_flight=1, download_to=tmp_path / "clips")
+        ended = [outcome async for outcome in batch.outcomes()]
+    assert [outcome.index for outcome in ended] == [2, 3, 4, 0, 1]
+    assert all(outcome.error is None and not outcome.resumed for outcome in ended)
+    assert (batch.summary.clips, batch.summary.in_doubt, batch.summary.resumed) == (5, 0, 0)
+    assert len(list((tmp_path / "clips").glob("*.mp4"))) == 5
+    assert gateway.submitted == 5
+
+
+async def test_a_batch_reports_what_it_cannot_settle(gateway: Simulator, tmp_path: Path) -> None:
+    """A wrong token: the outcome is the doubt, as it would be without an account."""
+    gateway.fault("submit", LOST)
+    recorder = EventRecorder()
+    wrong = Account("a-wrong-token", gateway.user_id)
+    settings: dict[str, Any] = {"account": wrong, "journal": tmp_path / "j.db"}
+    async with client_of(gateway, **settings, hooks=[recorder]) as client:
+        ended = [outcome async for outcome in client.generate_many(["a kitten", "a puppy"])]
+    assert sorted(outcome.is_in_doubt for outcome in ended) == [False, True]
+    assert {event.error for event in recorder.all(ReconciliationFailed)} == {"Unauthorized"}
+
+
+async def test_a_batch_that_was_stopped_sends_nothing_again(
+    gateway: Simulator, tmp_path: Path
+) -> None:
+    """What was not accepted stays in doubt for the caller, and planned for the next run."""
+    gateway.fault("submit", NEVER_SENT)
+    async with client_of(gateway, journal=tmp_path / "j.db") as client:
+        batch = client.batch(["a kitten", "a puppy", "a foal"], in_flight=1)
+        ended = []
+        async for outcome in batch.outcomes():
+            ended.append(outcome)
+            batch.stop()
+        assert [outcome.is_in_doubt for outcome in ended] == [False, True]
+        assert client.journal is not None
+        states = [job.state for job in await client.journal.jobs()]
+    assert sorted(state.value for state in states) == ["finished", "planned"]
+    assert gateway.submitted == 1
