@@ -43,7 +43,7 @@ TASK_ID: Final = "221c136d-7888-43c3-acd3-000000000000"
 
 
 class Way(NamedTuple):
-    """What the workers are told."""
+    """How the workers keep to the rate."""
 
     name: str
     shares: bool
