@@ -24,7 +24,7 @@ import attrs
 from . import errors
 from ._arguments import check
 from ._budget import Budget
-from ._clip_files import ClipStore, clip_name
+from ._clip_files import clip_name
 from ._live import Live
 from ._notebook import table_view
 from ._places import Place, place_of
@@ -34,6 +34,7 @@ from .errors import RunwayError
 from .journal import BaseJournal, Job, JobState, Plan, nth, planned
 from .models import DEFAULT_WAIT, Generation, TextToVideo, check_text, usage_error
 from .task import Clip, Task
+from .uploads import ClipStore
 
 REQUESTS: Final = Generation.__args__
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
 
-from fuhu_runway._clip_files import StoreFault
 from fuhu_runway.models import usage_error
+from fuhu_runway.uploads import StoreFault
 
 try:
     import obstore
