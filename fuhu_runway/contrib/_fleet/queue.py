@@ -265,6 +265,7 @@ class Queue:
             kwargs={**options, **waits, "options": "-c statement_timeout=30s"},
             min_size=1,
             max_size=4,
+            timeout=5.0,  # after which the log says that the database is gone
         )
         self.app = procrastinate.App(connector=self.connector)
 

@@ -81,7 +81,7 @@ class Worker:
     async def run(self, in_flight: int, grace: float, *, signals: bool) -> None:
         """Carry out jobs until a signal; see `Fleet.work`."""
         connector, app = self.queue.connector, self.queue.app
-        connector.beat_at = asyncio.get_running_loop().time()
+        connector.beat_at, connector.is_cut_off = asyncio.get_running_loop().time(), False
         working = asyncio.create_task(
             app.run_worker_async(
                 queues=[QUEUE],
