@@ -144,7 +144,7 @@ async def work(
     """
     # No person need be watching: what delays the work, or puts money at risk, is shown.
     hooks.LOGGER.setLevel(min(hooks.LOGGER.level, logging.WARNING))
-    progress = _Progress()
+    progress = Progress()
     fleet = new_fleet(
         limits=Limits(requests_per_second=options.rate, tasks_in_flight=options.tasks),
         download_to=options.out,
@@ -283,7 +283,7 @@ def _status_row(now: "Status") -> dict[str, Any]:
 
 
 @attrs.define
-class _Progress:
+class Progress:
     """What one worker has done since it started."""
 
     counts: Counter[str] = attrs.field(factory=Counter)

@@ -200,10 +200,9 @@ def test_the_lists_of_the_account_leak_nothing(
     """Neither the access token nor the key in an address is shown, whatever the gateway says."""
     Path("p.txt").write_text("a kitten\n")
     gateway.simulator.fault("submit", faults.drop_after_accepting())
-    with monkeypatch.context() as without:
-        without.delenv("FUHU_ACCESS_TOKEN")
-        without.delenv("FUHU_USER_ID")
-        run("batch", "p.txt", "--out", "clips")
+    run("batch", "p.txt", "--out", "clips")
+    monkeypatch.setenv("FUHU_ACCESS_TOKEN", TOKEN)
+    monkeypatch.setenv("FUHU_USER_ID", str(gateway.simulator.user_id))
     # A gateway that quotes the prompt of a job of the journal cannot be cleaned.
     said = REASON.replace(PROMPT, TOKEN)
     for loudness in ([], ["--json"], ["-vv"]):
@@ -266,9 +265,10 @@ def test_a_fleet_leaks_nothing(  # noqa: PLR0917  (fixtures)
     caplog.set_level(logging.DEBUG)
     url = database_url.replace("postgres@", "postgres:marked-password@")
     monkeypatch.setenv("FUHU_DATABASE_URL", url)
-    Path("prompts.txt").write_text(f"{PROMPT}\n{PROMPT} again\n")
+    prompts = (PROMPT, f"{PROMPT} again")
+    Path("p.jsonl").write_text("".join(json.dumps({"prompt": one}) + "\n" for one in prompts))
     judge(evidence, run("fleet", "init", "-vv"))
-    judge(evidence, run("fleet", "enqueue", "prompts.txt", "-vv"))
+    judge(evidence, run("fleet", "enqueue", "p.jsonl", "-vv"))
     gateway.call(lambda one: one.script(f"{PROMPT} again", then="fail", reason=REASON))
     gateway.simulator.fault("feed", faults.error(500, REASON), times=2)
 

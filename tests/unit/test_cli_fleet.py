@@ -25,7 +25,11 @@ from support.commands import (
 pytest.importorskip("cyclopts")
 pytest.importorskip("fuhu_runway.contrib.fleet")
 
+from fuhu_runway import hooks
+from fuhu_runway.cli.fleet import Progress
 from fuhu_runway.contrib.local_postgres import LocalPostgres
+from fuhu_runway.models import TaskState
+from fuhu_runway.testing import faults
 
 PASSWORD = "marked-password"
 PROMPT = "a secret kitten"
@@ -115,8 +119,39 @@ def test_the_status_shows_workers_and_jobs(run: Run, gateway: GatewayThread, fle
 
 
 def test_a_database_without_jobs_says_so(run: Run, fleet: str) -> None:
-    """A fleet that has nothing to do is no error."""
+    """A fleet that has nothing to do is no error, and init may be repeated."""
+    assert json.loads(run("fleet", "init", "--json").out) == {"ready": True}
     assert "no jobs" in run("fleet", "status").out
+
+
+def test_doubts_and_failures_are_shown(run: Run, gateway: GatewayThread, fleet: str) -> None:
+    """The worker counts them, and the status says what to do about a job in doubt."""
+    Path("three.txt").write_text("to be lost\nto fail\nto be refused at first\n")
+    run("fleet", "enqueue", "three.txt")
+    simulator = gateway.simulator
+    lost = [faults.on("submit", faults.drop_after_accepting())]
+    refused = [faults.on("submit", faults.TooManyRequests())]
+    gateway.call(lambda _: simulator.script("to be lost", faults=lost))
+    gateway.call(lambda _: simulator.script("to fail", then="fail"))
+    gateway.call(lambda _: simulator.script("to be refused at first", faults=refused))
+    with pressed(lambda: states(fleet) == {"in doubt": 1, "failed": 1, "saved": 1}):
+        done = run("fleet", "work", "--in-flight", "1", "--grace", "1")
+    assert {"2 submitted", "1 in doubt", "1 failed", "1 saved"} <= {
+        *re.split(r"[:.,] ", done.err.splitlines()[-1])
+    }
+    done = run("fleet", "status")
+    assert "1 in doubt" in done.out
+    assert 'fuhu-runway jobs "$FUHU_DATABASE_URL"' in done.err
+
+
+def test_the_progress_names_what_delays_a_request() -> None:
+    """Trouble is shown until a request succeeds."""
+    progress = Progress()
+    assert str(progress) == "nothing so far"
+    progress.watch(hooks.PollFailed(task_id="1", error="NotSent", delay=1.0))
+    assert str(progress) == "waiting: the gateway cannot be reached"
+    progress.watch(hooks.TaskPolled(task_id="1", state=TaskState.RUNNING, progress=None, polls=1))
+    assert str(progress) == "nothing so far"
 
 
 def test_bad_entries_may_be_skipped(run: Run, fleet: str) -> None:

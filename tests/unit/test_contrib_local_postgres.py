@@ -184,6 +184,18 @@ def test_a_machine_without_a_server_is_told_what_to_install(
     assert ".[fleet-demo]" in caught.value.advice
 
 
+def test_a_server_that_is_not_there_has_no_room_for_a_database() -> None:
+    """The error has neither address nor password."""
+    url = "postgresql://user:marked-password@127.0.0.1:9/postgres"
+    with (
+        pytest.raises(UsageError, match="No database can be created") as caught,
+        local_postgres.temporary_database(url),
+    ):
+        pass
+    assert "marked-password" not in str(caught.value)
+    assert "127.0.0.1" not in str(caught.value)
+
+
 def test_windows_needs_a_server_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error says so before anything is made."""
     monkeypatch.delattr(os, "geteuid")

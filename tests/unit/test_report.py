@@ -260,6 +260,16 @@ def test_without_results_there_are_no_prompts(run: Run, made: Path) -> None:
     assert (len(seen.all("video")), len(seen.all("article"))) == (2, 2)
 
 
+def test_a_clip_has_the_name_that_its_job_was_given(run: Run) -> None:
+    """Without results, the clip of a named job is found as well."""
+    Path("named.jsonl").write_text('{"prompt": "a kitten", "custom_id": "shot 7"}\n')
+    run("batch", "named.jsonl", "--out", "named", "--simulate")
+    Path("named/results.jsonl").unlink()
+    run("report", "named")
+    (video,) = read(Path("named/report.html").read_text(encoding="utf-8")).all("video")
+    assert Path("named", unquote(video["src"] or "")).is_file()
+
+
 def test_an_own_page_is_replaced_and_no_other_file(run: Run, made: Path) -> None:
     """A file that the command did not write is kept, unless --force is given."""
     page_file = Path("clips/report.html")

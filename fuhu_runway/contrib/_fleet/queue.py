@@ -265,7 +265,7 @@ class Queue:
             kwargs={**options, **waits, "options": "-c statement_timeout=30s"},
             min_size=1,
             max_size=4,
-            timeout=5.0,  # after which the log says that the database is gone
+            timeout=2.0,  # for a connection of the pool; a worker that is cut off ends after that
         )
         self.app = procrastinate.App(connector=self.connector)
 

@@ -117,7 +117,8 @@ class Worker:
             silence.cancel()
             if not working.cancelling():  # a second time would not wait for its jobs
                 working.cancel()
-            await asyncio.wait([tending, silence, working])
+            # What they raise now is that the database is gone.
+            await asyncio.gather(tending, silence, working, return_exceptions=True)
 
     async def _silence(self) -> None:
         """Return once no heartbeat has reached the database for the length of the lease."""
