@@ -148,7 +148,7 @@ class Fleet:
         self._url = url
         self._client_options = client
         #: The journal of all jobs.
-        self.journal = PostgresJournal(url)
+        self.journal = PostgresJournal(url, wait=min(30.0, lease))
         self._queue = Queue(url)
         self._queue.app.add_tasks_from(self._blueprint(), namespace="fuhu")
         self._worker: Worker | None = None

@@ -437,7 +437,7 @@ async def test_an_app_of_the_users_own_carries_out_jobs(
 
 
 def die(url: str, *, at: str) -> None:
-    """Give every entry of the queue to a worker that has died; *at* is the state of its jobs."""
+    """Assign every entry of the queue to a worker that has died; *at* is the state of its jobs."""
     rows(url, "INSERT INTO procrastinate_workers (last_heartbeat) VALUES (now() - '1 h'::interval)")
     rows(
         url,
@@ -514,7 +514,7 @@ async def test_an_entry_whose_fetch_got_no_reply_is_put_back(
 async def test_a_worker_that_is_cut_off_ends(
     gateway: Simulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without the database for the length of its lease, a worker ends, and others may go on."""
+    """Without the database for the length of its lease, it ends once its ids are written."""
     gateway.script("a kitten", then="stall")
     settings: dict[str, Any] = {"base_url": gateway.base_url, "polling": QUICK_POLLS}
     with LocalPostgres() as server:
@@ -524,6 +524,10 @@ async def test_a_worker_that_is_cut_off_ends(
         work = asyncio.create_task(one.work(signals=False))
         await until(lambda: gateway.tasks and gateway.tasks[0].polls)
         await asyncio.to_thread(server.stop)
+        # It waits for the database only to write down what it may have paid for.
+        await asyncio.sleep(3.0)
+        assert not work.done()
+        await asyncio.to_thread(server.start)
         with pytest.raises(CutOff, match=r"could not be reached for 2 s.*Start the worker again"):
             await work
     assert "The database cannot be reached. Everything waits for it." in caplog.text
