@@ -9,7 +9,6 @@ others have its jobs by then. It first writes down the ids of what it has paid f
 
 import asyncio
 import hashlib
-import hmac
 import os
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -18,7 +17,7 @@ from typing import Any, Final, Self
 
 import attrs
 
-from fuhu_runway._arguments import KEY_VARIABLE, check
+from fuhu_runway._arguments import KEY_VARIABLE, check, mark_of_key
 from fuhu_runway.batch import Item, Source, item_of, numbered, plan_for
 from fuhu_runway.client import Client
 from fuhu_runway.journal import Job, JobState, nth
@@ -36,6 +35,7 @@ from ._fleet.queue import AGAIN, CHUNK, PAUSE, QUEUE, Queue
 from ._fleet.requests import Seal, packed
 from ._fleet.worker import CutOff, Retries, Worker
 from .postgres import PostgresJournal
+from .shared_pace import SharedPace
 
 __all__ = ["CUT_OFF_CODE", "CutOff", "Enqueued", "Fleet", "Seal", "Status", "WorkerStatus"]
 
@@ -148,7 +148,7 @@ class Fleet:
         self._url = url
         self._client_options = client
         #: The journal of all jobs.
-        self.journal = PostgresJournal(url)
+        self.journal = PostgresJournal(url, wait=min(30.0, lease))
         self._queue = Queue(url)
         self._queue.app.add_tasks_from(self._blueprint(), namespace="fuhu")
         self._worker: Worker | None = None
@@ -171,6 +171,7 @@ class Fleet:
         await self.journal.init()
         async with self:
             await self._queue.init()
+        await SharedPace(self._url).init()
 
     async def __aenter__(self) -> Self:
         self._entered += 1
@@ -187,9 +188,7 @@ class Fleet:
         self._entered -= 1
         if self._entered:
             return
-        if self._worker is not None:
-            worker, self._worker = self._worker, None
-            await worker.client.aclose()
+        await self._dismiss()
         await self.journal.aclose()
         await self._queue.app.close_async()
 
@@ -403,7 +402,10 @@ class Fleet:
         check(in_flight=in_flight, grace=grace)
         async with self._ready():
             worker = await self._employed()
-            await worker.run(in_flight, grace, signals=signals)
+            try:
+                await worker.run(in_flight, grace, signals=signals)
+            finally:
+                await self._dismiss()
 
     async def _employed(self) -> Worker:
         """Return the worker of this process; refuse a key that the others do not have."""
@@ -426,10 +428,15 @@ class Fleet:
             )
         return self._worker
 
+    async def _dismiss(self) -> None:
+        """Close the client of this worker."""
+        if self._worker is not None:
+            worker, self._worker = self._worker, None
+            await worker.client.aclose()
+
     async def _check_key(self, client: Client) -> None:
         key = self._client_options.get("api_key") or os.environ[KEY_VARIABLE]
-        where = repr(client.gateway).encode()
-        mark = hmac.new(key.encode(), where, "sha256").hexdigest()[:16]
+        mark = mark_of_key(key, client.gateway)
         if await self._queue.agree("key", mark):
             return
         if await self._queue.left():

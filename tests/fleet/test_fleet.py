@@ -21,7 +21,8 @@ from support.media import PNG
 from fuhu_runway import Item, Limits, TextToVideo
 from fuhu_runway.batch import plan_for
 from fuhu_runway.contrib._fleet.requests import packed, unpacked
-from fuhu_runway.contrib.fleet import Enqueued, Fleet
+from fuhu_runway.contrib.fleet import CutOff, Enqueued, Fleet
+from fuhu_runway.contrib.local_postgres import LocalPostgres
 from fuhu_runway.errors import JournalError, JournalTooNew, UsageError
 from fuhu_runway.journal import Job, JobState
 from fuhu_runway.models import ImageToVideo, MotionVector
@@ -45,7 +46,7 @@ def made(database_url: str, gateway: Simulator, tmp_path: Path) -> Made:
             "api_key": gateway.api_key,
             "base_url": gateway.base_url,
             "download_to": tmp_path / "clips",
-            "lease": 0.6,
+            "lease": 2.0,
             "polling": QUICK_POLLS,
             "retry": QUICK_RETRY,
         }
@@ -65,8 +66,14 @@ async def fleet(made: Made) -> AsyncIterator[Fleet]:
 
 @asynccontextmanager
 async def working(fleet: Fleet, **options: Any) -> AsyncIterator["asyncio.Task[None]"]:
-    """Let a worker work."""
-    work = asyncio.create_task(fleet.work(signals=False, **options))
+    """Let a worker work, which is started again if a slow machine cuts it off."""
+
+    async def supervise() -> None:
+        while True:
+            with suppress(CutOff):
+                return await fleet.work(signals=False, **options)
+
+    work = asyncio.create_task(supervise())
     try:
         yield work
     finally:
@@ -86,6 +93,22 @@ def rows(url: str, sql: str, *values: Any) -> list[Any]:
     with psycopg.connect(url, autocommit=True) as connection:
         cursor = connection.execute(sql, values)
         return cursor.fetchall() if cursor.description else []
+
+
+async def happens(look: Callable[[], Awaitable[object]]) -> None:
+    """Return once *look* returns something true."""
+    while not await look():  # noqa: ASYNC110  (what happens in a database is no event)
+        await asyncio.sleep(0.02)
+
+
+async def later(fleet: Fleet) -> int:
+    """Return how many jobs wait to be delivered again."""
+    return (await fleet.status()).later
+
+
+async def running(fleet: Fleet) -> int:
+    """Return how many jobs workers have."""
+    return (await fleet.status()).running
 
 
 # What comes in
@@ -310,12 +333,13 @@ async def test_the_status_counts_jobs_and_workers(fleet: Fleet, gateway: Simulat
 
 
 async def test_a_worker_that_is_told_to_stop_ends_its_jobs_first(
-    fleet: Fleet, gateway: Simulator
+    made: Made, fleet: Fleet, gateway: Simulator
 ) -> None:
     """After SIGTERM, it takes up no more jobs, and returns once those that it has are saved."""
     gateway.script("a kitten", takes=300.0)
     await fleet.enqueue(NAMED)
-    work = asyncio.create_task(fleet.work(in_flight=1))
+    patient = made(lease=600.0)
+    work = asyncio.create_task(patient.work(in_flight=1))
     await until(lambda: gateway.tasks)
     os.kill(os.getpid(), signal.SIGTERM)
     await work
@@ -356,8 +380,7 @@ async def test_what_is_refused_for_now_is_delivered_again(
     await fleet.enqueue(NAMED[:1])
     async with working(fleet):
         await until(lambda: gateway.requests)
-        while not (await fleet.status()).later:
-            await asyncio.sleep(0.01)
+        await happens(lambda: later(fleet))
         rows(database_url, "UPDATE procrastinate_jobs SET scheduled_at = NULL")
     await fleet.__aexit__()
     await fleet.__aenter__()
@@ -388,10 +411,8 @@ async def test_nothing_is_sent_once_the_points_are_spent(
     await fleet.enqueue(NAMED)
     async with made(max_points=1) as poor:
         async with working(poor, in_flight=1, grace=0.0):
-            while not await poor.journal.jobs(JobState.SAVED):
-                await asyncio.sleep(0.01)
-            while not (await poor.status()).running:
-                await asyncio.sleep(0.01)
+            await happens(lambda: poor.journal.jobs(JobState.SAVED))
+            await happens(lambda: running(poor))
         assert (await poor.status()).points > 1
     assert len(gateway.tasks) == 1
     assert await fleet.left() == 1
@@ -415,14 +436,8 @@ async def test_an_app_of_the_users_own_carries_out_jobs(
 # What dead workers leave behind
 
 
-async def happens(look: Callable[[], Awaitable[object]]) -> None:
-    """Return once *look* returns something true."""
-    while not await look():
-        await asyncio.sleep(0.02)
-
-
 def die(url: str, *, at: str) -> None:
-    """Give every entry of the queue to a worker that has died; *at* is the state of its jobs."""
+    """Assign every entry of the queue to a worker that has died; *at* is the state of its jobs."""
     rows(url, "INSERT INTO procrastinate_workers (last_heartbeat) VALUES (now() - '1 h'::interval)")
     rows(
         url,
@@ -480,32 +495,64 @@ async def test_an_entry_whose_fetch_got_no_reply_is_put_back(
     fleet: Fleet, gateway: Simulator, database_url: str
 ) -> None:
     """What the queue has as held by a live worker that does not know of it is handed out again."""
-    await fleet.enqueue(NAMED[:1])
-    async with working(fleet):
-        await happens(lambda: fleet.journal.jobs(JobState.SAVED))
-        rows(database_url, "ALTER TABLE procrastinate_jobs DISABLE TRIGGER ALL")
-        async with lost_replies(fleet, database_url):
-            await fleet.enqueue(NAMED[1:])
+    gateway.script("a kitten", takes=2000.0)
+    await fleet.enqueue(NAMED)
+    async with working(fleet, in_flight=1):
+        await until(lambda: gateway.tasks)
+        rows(
+            database_url,
+            "UPDATE procrastinate_jobs SET status = 'doing',"
+            " worker_id = (SELECT max(id) FROM procrastinate_workers) WHERE lock = 'id:order-2'",
+        )
         assert {job.state async for job in fleet.outcomes()} == {JobState.SAVED}
+    assert len(gateway.tasks) == 2
 
 
-@asynccontextmanager
-async def lost_replies(fleet: Fleet, url: str) -> AsyncIterator[None]:
-    """Let the worker fetch what is enqueued meanwhile, without knowing it."""
-    rows(
-        url,
-        "CREATE FUNCTION grab() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-        " NEW.status = 'doing'; NEW.worker_id = (SELECT max(id) FROM procrastinate_workers);"
-        " RETURN NEW; END $$",
-    )
-    rows(
-        url,
-        "CREATE TRIGGER grab BEFORE INSERT ON procrastinate_jobs"
-        " FOR EACH ROW EXECUTE FUNCTION grab()",
-    )
-    yield
-    rows(url, "DROP FUNCTION grab CASCADE")
-    rows(url, "ALTER TABLE procrastinate_jobs ENABLE TRIGGER ALL")
+# A database that is gone
+
+
+async def test_a_worker_that_is_cut_off_ends(
+    gateway: Simulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without the database for the length of its lease, it ends once its ids are written."""
+    gateway.script("a kitten", then="stall")
+    settings: dict[str, Any] = {"base_url": gateway.base_url, "polling": QUICK_POLLS}
+    with LocalPostgres() as server:
+        one = Fleet(server.url, api_key=gateway.api_key, lease=2.0, **settings)
+        await one.init()
+        await one.enqueue(NAMED[:1])
+        work = asyncio.create_task(one.work(signals=False))
+        await until(lambda: gateway.tasks and gateway.tasks[0].polls)
+        await asyncio.to_thread(server.stop)
+        # It waits for the database only to write down what it may have paid for.
+        await asyncio.sleep(3.0)
+        assert not work.done()
+        await asyncio.to_thread(server.start)
+        with pytest.raises(CutOff, match=r"could not be reached for 2 s.*Start the worker again"):
+            await work
+    assert "The database cannot be reached. Everything waits for it." in caplog.text
+    assert server.url not in caplog.text
+
+
+async def test_a_worker_waits_for_a_database_that_is_gone(
+    gateway: Simulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker goes on once the database is back, and the log says when that is."""
+    gateway.script("a kitten", takes=1000.0)
+    settings: dict[str, Any] = {"base_url": gateway.base_url, "polling": QUICK_POLLS}
+    with LocalPostgres() as server:
+        one = Fleet(server.url, api_key=gateway.api_key, lease=60.0, **settings)
+        await one.init()
+        await one.enqueue(NAMED[:1])
+        async with working(one):
+            await until(lambda: gateway.tasks and gateway.tasks[0].polls)
+            await asyncio.to_thread(server.stop)
+            await until(lambda: "cannot be reached. Everything" in caplog.text)
+            await asyncio.to_thread(server.start)
+            async with one:
+                [job] = [job async for job in one.outcomes()]
+        assert job.state is JobState.FINISHED
+    assert "The database can be reached again." in caplog.text
 
 
 # Bad input
@@ -531,7 +578,8 @@ async def test_tables_of_an_older_procrastinate_are_updated(
     made: Made, database_url: str, gateway: Simulator
 ) -> None:
     """`init` runs the scripts that procrastinate has for later versions, once."""
-    scripts = sorted(Path(SchemaManager.get_migrations_path()).glob("*.sql"))
+    folder = Path(SchemaManager.get_migrations_path())
+    scripts = sorted(folder.glob("*.sql"))  # noqa: ASYNC240  (one look)
     with psycopg.connect(database_url, autocommit=True) as connection:
         for script in scripts:
             if script.name < "03.04":
