@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 import sys
 import unicodedata
 from pathlib import Path
@@ -18,6 +19,9 @@ from .paths import check_folder, check_target, safe_name
 
 MARK_LENGTH: Final = 12
 """Hex digits of a hash in a file name. Of a million names, two are equal in one of 500 batches."""
+
+
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 @attrs.frozen
@@ -45,6 +49,11 @@ class ClipStore(Protocol):
 
     def clip_url(self, name: str) -> str:
         """Return the URL of an object, which has no secrets and gives no access."""
+
+
+def is_url(place: str) -> bool:
+    """Return whether a place for clips is a URL, and not the path of a folder."""
+    return _URL.match(place) is not None
 
 
 def clip_folder(folder: str | os.PathLike[str]) -> Path:

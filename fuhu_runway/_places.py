@@ -9,15 +9,21 @@ Rule 3: the name of a clip depends on its job only, so that two workers write th
 import asyncio
 import importlib
 import os
-import re
 import tempfile
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from ._clip_files import MARK_LENGTH, ClipStore, StoreFault, check_clip_path, clip_folder
+from ._clip_files import (
+    MARK_LENGTH,
+    ClipStore,
+    StoreFault,
+    check_clip_path,
+    clip_folder,
+    is_url,
+)
 from ._sinks import PAID_FOR
 from .errors import DownloadIncomplete, UsageError
 from .journal import Plan
@@ -27,8 +33,6 @@ from .task import Clip, saved_beside
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 class Place(ABC):
@@ -150,7 +154,7 @@ def place_of(download_to: "str | os.PathLike[str] | ClipStore | None") -> Place 
     """
     if download_to is None:
         return None
-    if isinstance(download_to, str) and _URL.match(download_to):
+    if isinstance(download_to, str) and is_url(download_to):
         try:
             module = importlib.import_module("fuhu_runway.contrib.store")
         except ImportError as missing:

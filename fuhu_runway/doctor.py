@@ -84,6 +84,7 @@ async def examine(
     Check whether the key, the address and the gateway fit together, and return what was found.
 
     Free: it polls a task that cannot exist and requests the balance, each once, without retries.
+    If FUHU_ACCESS_TOKEN and FUHU_USER_ID are set, it also requests an empty list of tasks.
     If the configured prefix, verb or place of the key does not work, it tries the known others at
     the same host. A wrong argument is a finding, not an exception.
 

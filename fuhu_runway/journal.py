@@ -355,9 +355,10 @@ class Journal(BaseJournal):
 
         Each row with the task's id takes the step, if it is legal; other tasks are ignored.
         """
-        action = actions.note(event, time.time())
-        if action is None:
+        note = actions.note_of(event, time.time())
+        if note is None:
             return
+        action = actions.write([note])
         try:
             self._check_own()
         except JournalBusy as busy:

@@ -20,9 +20,11 @@ from fuhu_runway._http.transport import Transport, proxy_from_environment
 from fuhu_runway._redact import redact
 from fuhu_runway._urls import is_ip_address
 from fuhu_runway._wire import tables
+from fuhu_runway._wire.account import ask_tasks, read_tasks
 from fuhu_runway._wire.decode import read_balance, read_task
 from fuhu_runway._wire.encode import Reply, ask_balance, ask_task
-from fuhu_runway.errors import NoReply, NotSent, RunwayError, UsageError
+from fuhu_runway.account import Account
+from fuhu_runway.errors import NoReply, NotSent, RunwayError, Unauthorized, UsageError
 from fuhu_runway.models import Balance, BalanceRoute, Gateway, KeyStyle, Timeouts
 
 from .findings import Notes, Verdict
@@ -213,6 +215,7 @@ class Examination:
         """Check the key and the balance, and return the gateway with what works."""
         found = await self.find_key_style(found)
         gateway = await self.find_balance(found.gateway)
+        await self.check_account(gateway)
         if self.notes.verdict("route") is Verdict.FITS or gateway != self.configured:
             self.compare(gateway)
         return gateway
@@ -257,6 +260,24 @@ class Examination:
             return variant
         self.notes.untested("balance", failures[0].happened, "Look at the gateway's own page.")
         return gateway
+
+    async def check_account(self, gateway: Gateway) -> None:
+        """Record whether the account's tasks can be listed, with which lost responses are found."""
+        try:
+            account = Account.from_env()
+            if account is None:
+                found = "No access token is set, so that the task of a lost response is not found."
+                self.notes.fits("account", found)
+                return
+            # Before there were such gateways, so that the list is empty.
+            request = ask_tasks(gateway, account, since=1, until=1)
+            read_tasks(await self.transport.send(request))
+        except (UsageError, Unauthorized) as error:
+            self.notes.misfit("account", error.happened, error.advice)
+        except RunwayError as error:
+            self.notes.untested("account", error.happened, error.advice)
+        else:
+            self.notes.fits("account", "The access token shows the account's tasks.")
 
     async def balance(self, gateway: Gateway) -> Balance:
         parts = []

@@ -48,6 +48,7 @@ CHECKS: Final = {
     "verb": "whether the feed is polled with POST or with GET",
     "access": "whether the key is accepted, and where it has to be",
     "balance": "which route shows the balance, and what is left",
+    "account": "whether the access token, if there is one, shows the account's tasks",
     "clock": "whether this machine's clock agrees with the gateway's",
     "gateway": "which known gateway works the same way",
 }

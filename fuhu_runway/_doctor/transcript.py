@@ -99,7 +99,9 @@ class Transcript:
 
     def add(self, reply: Reply) -> None:
         """Keep a reply. It is read only when the transcript is, since a task may depend on it."""
-        self._replies.append(reply)
+        # The lists of an account have what other programs did, too.
+        if reply.request.endpoint not in {tables.ACCOUNT_TASKS, tables.KEY_LOG}:
+            self._replies.append(reply)
 
     def __str__(self) -> str:
         stand_ins, shown, counts = StandIns(), dict[Any, str](), defaultdict[str, int](int)

@@ -295,8 +295,18 @@ def forget(key: str) -> Action[None]:
         raise unknown(key)
 
 
-def note(event: Event, now: float) -> Action[None] | None:
-    """Return what writes an event to the rows of its task; None if nothing of it is written."""
+@attrs.frozen
+class Note:
+    """What an event changes in the rows of its task that are in one of the states *before*."""
+
+    task_id: str
+    before: frozenset[JobState]
+    changes: Mapping[str, Any]
+    to: JobState | None = None
+
+
+def note_of(event: Event, now: float) -> Note | None:
+    """Return what is written of an event; None if nothing is."""
     changes: dict[str, Any] = {}
     match event:
         case TaskSettled():
@@ -308,22 +318,39 @@ def note(event: Event, now: float) -> Action[None] | None:
             to, changes["file_bytes"] = JobState.SAVED, event.total_bytes
         case ClipHandedOut() | DownloadStarted() | DownloadFinished():
             at = None if isinstance(event, DownloadStarted) else now
-            return _update("TRUE", {"handed_out_at": at}, event.task_id)
+            return Note(event.task_id, frozenset(JobState), {"handed_out_at": at})
         case _:
             return None
     # A task may be polled again after its end was written, which changes nothing.
-    words = _words(_leading_to(to) - {JobState.SAVED})
+    before = frozenset(_leading_to(to) - {JobState.SAVED})
     changes["state"] = to.value
     if to in INSTANT_OF:
         changes[INSTANT_OF[to]] = now
-    return _update(f"state IN ({words})", changes, event.task_id)
+    return Note(event.task_id, before, changes, to)
 
 
-def _update(where: str, changes: Mapping[str, Any], task_id: str) -> Action[None]:
-    check(**changes)
-    setters = ", ".join(f"{name} = :{name}" for name in changes)
-    sql = f"UPDATE job SET {setters} WHERE task_id = :task_id AND {where}"  # noqa: S608
-    yield sql, {**changes, "task_id": task_id}
+def write(notes: Sequence[Note]) -> Action[None]:
+    """Write notes about one task, one after the other, in a single statement."""
+    made: dict[JobState, dict[str, Any]] = {}
+    for first in JobState:
+        state = first
+        for note in notes:
+            check(**note.changes)
+            if state in note.before:
+                made[first] = {**made.get(first, {}), **note.changes}
+                state = note.to or state
+    values: dict[str, Any] = {"task_id": notes[0].task_id}
+    setters = []
+    for column in dict.fromkeys(name for changes in made.values() for name in changes):
+        cases = ""
+        for number, (state, changes) in enumerate(made.items()):
+            if column in changes:
+                mark = f"{column}_{'abcdefg'[number]}"
+                values[mark] = changes[column]
+                cases += f" WHEN '{state.value}' THEN :{mark}"
+        setters.append(f"{column} = CASE state{cases} ELSE {column} END")
+    where = f"task_id = :task_id AND state IN ({_words(made)})"
+    yield f"UPDATE job SET {', '.join(setters)} WHERE {where}", values  # noqa: S608
 
 
 # Reading

@@ -91,20 +91,22 @@ class Names:
 
     async def _run(self, submission: Submission, custom_id: str) -> Task:
         sessions = submission.sessions
-        if submission.plan is None or custom_id in self.tasks:
-            task = await sessions.find(custom_id)
-            if task is not None:
-                return task
+        task = sessions.remembered(custom_id)
+        if task is not None:
+            return task
         if custom_id in self.doubts:
             raise copied(self.doubts[custom_id])
         if sessions.journal is not None and submission.plan is None:
             plan = await planned(submission.request, f"id:{custom_id}", custom_id, submission.tag)
             wall = sessions.settings.clock.wall
             job = await sessions.journal.plan(plan, wall())
+            task = sessions.task_of(job)
+            if task is not None:
+                return task
             if job.state.is_unanswered:
                 raise in_doubt_of(job)
             if job.state is JobState.FAILED:
-                # The request was refused, nothing charged: otherwise `find` would return its task.
+                # The request was refused and nothing charged: otherwise it would have a task.
                 await sessions.journal.step(job.key, JobState.PLANNED, wall())
             submission.plan = plan
         return await submission.run()

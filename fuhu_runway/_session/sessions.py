@@ -353,11 +353,22 @@ class Sessions:
         """Return the task that was submitted under a name; see `Client.find`."""
         require_text("custom_id", custom_id)
         self.check_open()
-        name = self.names.tasks.get(custom_id)
-        if name is not None:
-            return self.handle(name, Origin(None, custom_id, self.settings.unfinished.tag_of(name)))
+        task = self.remembered(custom_id)
+        if task is not None:
+            return task
         job = await self.job_named(custom_id)
-        if job is None or job.task_id is None or not job.state.is_answered:
+        return None if job is None else self.task_of(job)
+
+    def remembered(self, custom_id: str) -> Task | None:
+        """Return the task that was submitted under a name, as far as it is in memory."""
+        name = self.names.tasks.get(custom_id)
+        if name is None:
+            return None
+        return self.handle(name, Origin(None, custom_id, self.settings.unfinished.tag_of(name)))
+
+    def task_of(self, job: Job) -> Task | None:
+        """Return the task of a job from the journal; None if it has none."""
+        if job.task_id is None or not job.state.is_answered:
             return None
         return self.handles.get(name_in(job)) or self.attach(job)
 

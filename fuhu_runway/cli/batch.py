@@ -20,6 +20,7 @@ import attrs
 from cyclopts import Parameter
 
 from fuhu_runway import errors, hooks
+from fuhu_runway._clip_files import is_url
 from fuhu_runway.journal import BaseJournal, JobState, journal_at
 from fuhu_runway.models import DEFAULT_WAIT, usage_error
 
@@ -61,21 +62,23 @@ class Options:
     The options of a batch.
 
     Args:
-        out: Folder for the clips; created if needed. By default clips.
+        out: Folder for the clips, created if needed, or the URL of an object store, such as
+            s3://bucket/clips/. By default clips.
         dry_run: Only show what would be sent, and what it would cost, judging by similar jobs so
             far.
         in_flight: How many jobs may be in flight at once.
-        journal: Journal of the batch; by default journal.db in that folder.
+        journal: Journal of the batch; by default journal.db in that folder. Needed with a URL.
         max_points: Submit nothing more once this many points are spent.
         retry_failed: Submit again what failed in an earlier run.
         skip_bad: Skip invalid entries of the file.
         overwrite: Replace existing files that have the name of a clip.
         timeout: How long to wait for each clip, and then as long again for its download, in
             seconds.
-        results: File for one line of JSON per outcome; by default results.jsonl in that folder.
+        results: File for one line of JSON per outcome; by default results.jsonl in that folder, or
+            beside the journal.
     """
 
-    out: Path = OUT
+    out: str = str(OUT)
     dry_run: bool = False
     in_flight: Annotated[int, WHOLE, POSITIVE] = 20
     journal: Path | None = None
@@ -268,6 +271,7 @@ class Results:
             "task_id": outcome.task_id,
             "state": latest[0],
             "path": None if outcome.path is None else str(outcome.path),
+            "object_url": outcome.object_url,
             "error": type(error).__name__ if error else None,
             "money": error.money if error else None,
             "points": outcome.points,
@@ -286,6 +290,19 @@ class Results:
 # A batch
 
 
+def _places(options: Options) -> tuple[Path | str, Path]:
+    """Return where the clips go, and the folder of the other files."""
+    if not is_url(options.out):
+        return Path(options.out), Path(options.out)
+    if options.journal is None:
+        raise usage_error(
+            "journal",
+            "The clips go to an object store, where a journal cannot be.",
+            "Add --journal journal.db, or another file on this machine.",
+        )
+    return options.out, options.journal.parent
+
+
 async def _make_all(
     file: Path, options: Options, output: Output, target: Target, screen: Lines, *, folder: Path
 ) -> int:
@@ -296,8 +313,9 @@ async def _make_all(
     def skip(bad: errors.UsageError) -> None:
         screen.say(f"skipped: {bad.happened} {bad.advice}")
 
-    journal_path = options.journal or options.out / "journal.db"
-    results_path = options.results or options.out / "results.jsonl"
+    out, home = _places(options)
+    journal_path = options.journal or home / "journal.db"
+    results_path = options.results or home / "results.jsonl"
     if options.dry_run:
         from .dry_run import dry_run
 
@@ -310,12 +328,12 @@ async def _make_all(
             output=output,
             screen=screen,
         )
-    state_file = options.out / STATE_NAME
+    state_file = home / STATE_NAME
     check_target(target, journal_path, state_file)
     total = check_items(file, skip_bad=skip if options.skip_bad else None, folder=folder)
     if not total:
         raise usage_error("file", f"{file.name} has no entries.", "Add at least one.")
-    check_folder(options.out)
+    check_folder(home)
     tally = Tally(total)
     async with contextlib.AsyncExitStack() as stack:
         # The journal first: only one process can open it, which protects the other files.
@@ -326,7 +344,7 @@ async def _make_all(
             # Invalid entries were reported by check_items.
             read_items(file, skip_bad=id if options.skip_bad else None, folder=folder),
             in_flight=options.in_flight,
-            download_to=options.out,
+            download_to=out,
             timeout=options.timeout,
             max_points=options.max_points,
             retry_failed=options.retry_failed,
@@ -350,6 +368,8 @@ async def _make_all(
             screen.stop(money, AGAIN)
             raise
         except errors.RunwayError as error:
+            if not (many.summary.submitted or tally.ends):
+                raise
             # The file changed, or the journal broke. Exit code 2 would mean that nothing was paid.
             complain(f"{error} Tasks that were submitted continue. {AGAIN}")
             fault = 5
@@ -358,7 +378,7 @@ async def _make_all(
         tally.stopped_by = many.summary.stopped_by or ""
         if many.summary.out_of_points:
             tally.stopped_by = "--max-points was reached"
-        code = tally.report(output, screen, options.out, journal_path, [str(results_path)])
+        code = tally.report(output, screen, out, journal_path, [str(results_path)])
         return fault or code
 
 

@@ -162,10 +162,15 @@ class Tally:
         )
 
     def report(
-        self, output: Output, screen: Lines, folder: Path, journal: JournalPlace, files: list[str]
+        self,
+        output: Output,
+        screen: Lines,
+        place: Path | str,
+        journal: JournalPlace,
+        files: list[str],
     ) -> int:
-        """Print the result, and return the exit code."""
-        for line in self._lines(folder, journal):
+        """Print the result, and return the exit code; *place* is where the clips are."""
+        for line in self._lines(place, journal):
             screen.info(line)
         if output.json:
             names: Counter[str] = Counter()
@@ -187,10 +192,10 @@ class Tally:
             write(sys.stdout, "\n".join(files))
         return self.code
 
-    def _lines(self, folder: Path, journal: JournalPlace) -> Iterator[str]:
+    def _lines(self, place: Path | str, journal: JournalPlace) -> Iterator[str]:
         old = self.old["saved"]
         earlier = f", {old:,} of them from earlier runs" if old else ""
-        yield f"{self.count('saved'):,} of {self.total:,} clips are in {folder}{earlier}."
+        yield f"{self.count('saved'):,} of {self.total:,} clips are in {place}{earlier}."
         jobs = f"fuhu-runway jobs {as_typed(journal)} --state in-doubt"
         for state, (_, meaning, advice) in ENDINGS.items():
             names = [f"{n:,} {name}" for (one, name), n in self.ends.items() if one == state]

@@ -8,6 +8,7 @@ since nothing was sent.
 """
 
 import contextlib
+import itertools
 import math
 import os
 import queue
@@ -35,6 +36,14 @@ T = TypeVar("T")
 PAUSE: Final = 0.5
 """Seconds between attempts to reach the database. If more, outcomes are written later."""
 
+NOTE_WAIT: Final = 0.02
+"""Seconds that a note waits for others about its task. If more, a crash loses more of them; a job
+that is resumed then learns again that its task ended.
+"""
+
+MANY: Final = 100
+"""How many waiting notes are compared with a new one."""
+
 
 @attrs.define(eq=False)
 class _Task:
@@ -59,6 +68,22 @@ class _Task:
         except Away:
             self.is_unclear = True
             raise
+
+
+class _Notes(_Task):
+    """Notes about one task, which share a statement."""
+
+    def __init__(self, notes: list[actions.Note]) -> None:
+        super().__init__(lambda: actions.write(notes), is_outcome=True)
+        self.notes = notes
+
+    def take(self, call: Call) -> bool:
+        """Take over the notes of another call, if they are about the same task."""
+        more = call.action
+        if not isinstance(more, _Notes) or more.notes[0].task_id != self.notes[0].task_id:
+            return False
+        self.notes += more.notes
+        return True
 
 
 class PostgresJournal(BaseJournal):
@@ -114,16 +139,9 @@ class PostgresJournal(BaseJournal):
 
         Occurrences are counted in this process.
         """
-        return await self.plan(attrs.evolve(plan, key=await self.key_next(plan)), now)
-
-    async def key_next(self, plan: Plan) -> str:
-        """Return the key of the next job with this content in this run; writes nothing."""
-        if self._salt is None:
-            await self.flush()
-        assert self._salt is not None  # noqa: S101  (connecting reads it)
-        mark = actions.keyed(plan, self._salt).fingerprint
+        mark = (await self.keyed(plan)).fingerprint
         self._seen[mark] += 1
-        return nth(mark, self._seen[mark])
+        return await self.plan(attrs.evolve(plan, key=nth(mark, self._seen[mark])), now)
 
     def note(self, event: Event) -> None:
         """
@@ -131,10 +149,9 @@ class PostgresJournal(BaseJournal):
 
         Each row with the task's id takes the step, if it is legal; other tasks are ignored.
         """
-        now = time.time()
-        if actions.note(event, now) is not None:
-            task = _Task(lambda: actions.note(event, now) or _nothing(), is_outcome=True)
-            self._writer.send(Call(task))
+        note = actions.note_of(event, time.time())
+        if note is not None:
+            self._writer.send(Call(_Notes([note])))
 
     async def flush(self) -> None:
         """
@@ -243,12 +260,30 @@ def _nothing() -> Action[None]:
 
 def _collect(todo: Calls, waiting: deque[Call], timeout: float | None) -> bool:
     """Take the actions that are queued, or wait for one; return whether the thread has to end."""
+    until = math.inf
     try:
         while True:
             call = todo.get(timeout=timeout)
             if call is None:
                 return True
-            waiting.append(call)
-            timeout = 0.0
+            if call.future is not None:
+                until = 0.0
+            elif until == math.inf:
+                until = time.monotonic() + NOTE_WAIT
+            if not _joins(call, waiting):
+                waiting.append(call)
+            timeout = max(0.0, until - time.monotonic())
     except queue.Empty:
         return False
+
+
+def _joins(call: Call, waiting: deque[Call]) -> bool:
+    """Return whether a note was added to one that waits, with no other action in between."""
+    for earlier in itertools.islice(reversed(waiting), MANY):
+        task = earlier.action
+        # What may have been written already stays as it is.
+        if not isinstance(task, _Notes) or task.is_unclear:
+            return False
+        if task.take(call):
+            return True
+    return False

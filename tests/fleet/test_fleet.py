@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -13,14 +13,16 @@ import attrs
 import procrastinate
 import psycopg
 import pytest
+from procrastinate.schema import SchemaManager
 from support.clients import QUICK_POLLS, QUICK_RETRY
 from support.clock import until
 from support.media import PNG
 
 from fuhu_runway import Item, Limits, TextToVideo
+from fuhu_runway.batch import plan_for
 from fuhu_runway.contrib._fleet.requests import packed, unpacked
 from fuhu_runway.contrib.fleet import Enqueued, Fleet
-from fuhu_runway.errors import UsageError
+from fuhu_runway.errors import JournalError, JournalTooNew, UsageError
 from fuhu_runway.journal import Job, JobState
 from fuhu_runway.models import ImageToVideo, MotionVector
 from fuhu_runway.testing import Simulator, faults
@@ -408,3 +410,209 @@ async def test_an_app_of_the_users_own_carries_out_jobs(
         )
         await app.tasks["fuhu:tend"](timestamp=0)
     assert {job.state async for job in fleet.outcomes()} == {JobState.SAVED}
+
+
+# What dead workers leave behind
+
+
+async def happens(look: Callable[[], Awaitable[object]]) -> None:
+    """Return once *look* returns something true."""
+    while not await look():
+        await asyncio.sleep(0.02)
+
+
+def die(url: str, *, at: str) -> None:
+    """Give every entry of the queue to a worker that has died; *at* is the state of its jobs."""
+    rows(url, "INSERT INTO procrastinate_workers (last_heartbeat) VALUES (now() - '1 h'::interval)")
+    rows(
+        url,
+        "UPDATE procrastinate_jobs SET status = 'doing',"
+        " worker_id = (SELECT min(id) FROM procrastinate_workers)",
+    )
+    rows(url, "UPDATE fuhu_job SET state = %s, owner = 'the dead'", at)
+
+
+async def test_a_dead_workers_jobs_are_taken_up(
+    made: Made, fleet: Fleet, gateway: Simulator, database_url: str
+) -> None:
+    """What was accepted is followed and saved; what was being submitted is in doubt."""
+    await fleet.enqueue(NAMED[:1])
+    async with working(fleet, grace=0.0):
+        await happens(lambda: fleet.journal.jobs(JobState.SAVED, JobState.ACCEPTED))
+    rows(database_url, "DELETE FROM fuhu_job")
+    await fleet.enqueue(NAMED)
+    for item in NAMED:
+        await fleet.journal.plan(await plan_for(item), 0.0)
+    die(database_url, at="submitting")
+    async with made() as other:
+        jobs = await ended(other)
+        assert [one.jobs for one in (await other.status()).workers] == []
+    assert {job.state for job in jobs.values()} == {JobState.IN_DOUBT}
+
+
+async def test_a_job_without_an_entry_in_the_queue_gets_one(
+    fleet: Fleet, gateway: Simulator, database_url: str
+) -> None:
+    """A request that no entry of the queue stands for is put back: its enqueuer was killed."""
+    await fleet.enqueue(NAMED)
+    rows(database_url, "DELETE FROM procrastinate_jobs")
+    assert {job.state for job in (await ended(fleet)).values()} == {JobState.SAVED}
+    assert len(gateway.tasks) == 2
+
+
+async def test_a_doubt_that_a_person_settles_goes_on_by_itself(
+    fleet: Fleet, gateway: Simulator
+) -> None:
+    """A job that was accepted is followed and saved; one that was not is sent again."""
+    gateway.fault("submit", faults.drop_after_accepting())
+    gateway.fault("submit", faults.drop_before_accepting())
+    await fleet.enqueue(NAMED)
+    async with working(fleet, in_flight=1):
+        doubts = [job async for job in fleet.outcomes()]
+        assert [job.state for job in doubts] == [JobState.IN_DOUBT] * 2
+        await fleet.journal.resolve(doubts[0].key, task_id=gateway.tasks[0].task_id)
+        await fleet.journal.resolve(doubts[1].key, accepted=False)
+        assert {job.state async for job in fleet.outcomes()} == {JobState.SAVED}
+    assert len(gateway.tasks) == 2
+
+
+async def test_an_entry_whose_fetch_got_no_reply_is_put_back(
+    fleet: Fleet, gateway: Simulator, database_url: str
+) -> None:
+    """What the queue has as held by a live worker that does not know of it is handed out again."""
+    await fleet.enqueue(NAMED[:1])
+    async with working(fleet):
+        await happens(lambda: fleet.journal.jobs(JobState.SAVED))
+        rows(database_url, "ALTER TABLE procrastinate_jobs DISABLE TRIGGER ALL")
+        async with lost_replies(fleet, database_url):
+            await fleet.enqueue(NAMED[1:])
+        assert {job.state async for job in fleet.outcomes()} == {JobState.SAVED}
+
+
+@asynccontextmanager
+async def lost_replies(fleet: Fleet, url: str) -> AsyncIterator[None]:
+    """Let the worker fetch what is enqueued meanwhile, without knowing it."""
+    rows(
+        url,
+        "CREATE FUNCTION grab() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " NEW.status = 'doing'; NEW.worker_id = (SELECT max(id) FROM procrastinate_workers);"
+        " RETURN NEW; END $$",
+    )
+    rows(
+        url,
+        "CREATE TRIGGER grab BEFORE INSERT ON procrastinate_jobs"
+        " FOR EACH ROW EXECUTE FUNCTION grab()",
+    )
+    yield
+    rows(url, "DROP FUNCTION grab CASCADE")
+    rows(url, "ALTER TABLE procrastinate_jobs ENABLE TRIGGER ALL")
+
+
+# Bad input
+
+
+async def test_a_database_without_tables_is_refused(made: Made) -> None:
+    """Every call but `init` says how to make the tables."""
+    async with made() as empty:
+        for call in (empty.enqueue(PROMPTS), empty.status(), empty.work(), empty.cancel("a")):
+            with pytest.raises(UsageError, match="The database has no tables of a fleet"):
+                await call
+
+
+async def test_the_tables_are_made_once(fleet: Fleet, made: Made, database_url: str) -> None:
+    """`init` again changes nothing, also from two machines at once."""
+    await fleet.enqueue(NAMED)
+    async with made() as other:
+        await asyncio.gather(fleet.init(), other.init())
+    assert await fleet.left() == 2
+
+
+async def test_tables_of_an_older_procrastinate_are_updated(
+    made: Made, database_url: str, gateway: Simulator
+) -> None:
+    """`init` runs the scripts that procrastinate has for later versions, once."""
+    scripts = sorted(Path(SchemaManager.get_migrations_path()).glob("*.sql"))
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        for script in scripts:
+            if script.name < "03.04":
+                connection.execute(script.read_bytes())
+    async with made() as one:
+        await one.init()
+        rows(database_url, "UPDATE fuhu_fleet SET value = '3.3.0' WHERE name = 'procrastinate'")
+        await one.init()
+        await one.init()
+        assert rows(
+            database_url, "SELECT to_regproc('procrastinate_retry_job_v2') IS NOT NULL"
+        ) == [(True,)]
+        await one.enqueue(NAMED)
+        assert {job.state for job in (await ended(one)).values()} == {JobState.SAVED}
+
+
+async def test_tables_of_the_users_own_app_are_used_as_they_are(
+    made: Made, database_url: str
+) -> None:
+    """Where an App has made procrastinate's tables, `init` adds those of the fleet only."""
+    app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=database_url))
+    async with app.open_async():
+        await app.schema_manager.apply_schema_async()
+    async with made() as one:
+        await one.init()
+        await one.init()
+        assert await one.enqueue(NAMED) == Enqueued(new=2, known=0)
+
+
+@pytest.mark.parametrize("name", ["schema", "procrastinate"])
+async def test_tables_of_a_newer_version_are_refused(
+    made: Made, fleet: Fleet, database_url: str, name: str
+) -> None:
+    """Tables of a newer version of this package or of procrastinate stay as they are."""
+    rows(database_url, "UPDATE fuhu_fleet SET value = '99.0.0' WHERE name = %s", name)
+    async with made() as other:
+        with pytest.raises(JournalTooNew, match="A newer version of"):
+            await other.init()
+        if name == "schema":
+            with pytest.raises(JournalTooNew, match="A newer version of fuhu_runway"):
+                await other.status()
+
+
+async def test_a_worker_with_another_key_is_refused(
+    made: Made, fleet: Fleet, gateway: Simulator
+) -> None:
+    """While jobs are left, a worker with another key takes none up; afterwards the key changes."""
+    await ended(fleet)  # it is the first worker, and so its key is that of the fleet
+    await fleet.enqueue(NAMED)
+    gateway.add_key("sk-another", points=1000)
+    async with made(api_key="sk-another") as other:
+        with pytest.raises(UsageError, match="have another API key, or another gateway") as caught:
+            await other.work()
+        assert "sk-another" not in str(caught.value)
+        await ended(fleet)
+        assert await ended(other)
+    assert {task.state for task in gateway.tasks} == {"succeeded"}
+
+
+async def test_a_database_that_refuses_a_statement_is_reported(
+    fleet: Fleet, database_url: str
+) -> None:
+    """An error of the queue says what Postgres said, as a code."""
+    rows(database_url, "DROP TABLE fuhu_request")
+    with pytest.raises(JournalError, match=r"refused a statement of the queue \(SQLSTATE 42P01\)"):
+        await fleet.enqueue(NAMED)
+
+
+def test_a_fleet_needs_a_url() -> None:
+    """Without a URL or the variable there is nothing to connect to."""
+    with pytest.raises(UsageError, match="There is no URL of a database"):
+        Fleet()
+
+
+@pytest.mark.parametrize("lease", [0, 4000, None, "30", True])
+def test_a_lease_has_limits(lease: Any) -> None:
+    """A lease is a number of seconds from 0.1 to 3600."""
+    with pytest.raises(UsageError, match="lease is"):
+        Fleet("postgresql://", lease=lease)
+
+
+def test_its_repr_has_no_url() -> None:
+    """The repr says whether it is open, and nothing about the database."""
+    assert repr(Fleet("postgresql://me:secret@db.example/jobs")) == "<Fleet closed>"

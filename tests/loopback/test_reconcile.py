@@ -135,7 +135,7 @@ async def test_many_searches_share_their_requests(gateway: Simulator) -> None:
 
 
 async def test_equal_submissions_get_one_task_each(gateway: Simulator) -> None:
-    """Four equal prompts whose responses are lost are four tasks, which nobody confuses."""
+    """Four equal prompts whose responses are lost are four tasks, and none gets that of another."""
     gateway.fault("submit", LOST, times=4)
     async with client_of(gateway) as client:
         tasks = await asyncio.gather(*(client.generate("a kitten") for _ in range(4)))
@@ -288,7 +288,7 @@ async def test_two_that_reconcile_at_once_settle_it_once(
 
 
 async def test_a_task_of_another_program_makes_it_a_choice(gateway: Simulator) -> None:
-    """Another key of the account made an equal task: both are told, and a person chooses."""
+    """Another key of the account made an equal task: both are reported, and a person chooses."""
     gateway.lists = AccountLists(refresh=0, charges=False)
     gateway.fault("submit", LOST)
     async with client_of(gateway, account=None) as client:
@@ -433,7 +433,7 @@ async def test_a_gateway_without_the_lists_settles_nothing(
 
 
 async def test_the_log_of_the_key_shows_a_charge(gateway: Simulator, journal: Path | None) -> None:
-    """Without an account, a charge that no known task explains is told; there is no id."""
+    """Without an account, a charge that no known task explains is reported; there is no id."""
     gateway.fault("submit", LOST)
     async with client_of(gateway, account=None, journal=journal) as client:
         await in_doubt(client)

@@ -200,10 +200,9 @@ def test_the_lists_of_the_account_leak_nothing(
     """Neither the access token nor the key in an address is shown, whatever the gateway says."""
     Path("p.txt").write_text("a kitten\n")
     gateway.simulator.fault("submit", faults.drop_after_accepting())
-    with monkeypatch.context() as without:
-        without.delenv("FUHU_ACCESS_TOKEN")
-        without.delenv("FUHU_USER_ID")
-        run("batch", "p.txt", "--out", "clips")
+    run("batch", "p.txt", "--out", "clips")
+    monkeypatch.setenv("FUHU_ACCESS_TOKEN", TOKEN)
+    monkeypatch.setenv("FUHU_USER_ID", str(gateway.simulator.user_id))
     # A gateway that quotes the prompt of a job of the journal cannot be cleaned.
     said = REASON.replace(PROMPT, TOKEN)
     for loudness in ([], ["--json"], ["-vv"]):

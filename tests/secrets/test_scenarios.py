@@ -11,7 +11,7 @@ import json
 import logging
 import pickle
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -30,13 +30,14 @@ from support.marks import (
     LAST_IMAGE,
     PROMPT,
     SECRET,
+    TOKEN,
     VIDEO,
     Evidence,
     leaky_text,
 )
 from support.spans import Collected
 
-from fuhu_runway import CallbackReceiver, Client, Clip, Task
+from fuhu_runway import Account, CallbackReceiver, Client, Clip, Task
 from fuhu_runway.contrib.otel import JobSpans
 from fuhu_runway.errors import RunwayError
 from fuhu_runway.models import (
@@ -54,7 +55,7 @@ from fuhu_runway.models import (
     Timeouts,
     VideoToVideo,
 )
-from fuhu_runway.testing import DIALECTS, Simulator, faults
+from fuhu_runway.testing import DIALECTS, AccountLists, Simulator, faults
 from fuhu_runway.testing._server.cdn import Media
 from fuhu_runway.testing._server.story import Ending
 from fuhu_runway.testing.faults import PLACES, Fault, Where
@@ -96,8 +97,13 @@ NEEDED: Final[dict[str, dict[str, Any]]] = {
     "known": {"name": "challenge"},
     "task_error": {"code": "no"},
 }
-# The lists of an account are not read by these clients.
-ASKED: Final = PLACES - {"tasks", "charges"}
+# Calls without a request of their own, and what makes them.
+READS: Final[dict[str, Callable[[Client], Awaitable[object]]]] = {
+    "balance": lambda client: client.balance(),
+    "tasks": lambda client: client.audit(),
+    "charges": lambda client: client._sessions.key_log(),
+}
+LISTS: Final = {"tasks", "charges"}
 LEAKY: Final = (
     *("message", "description", "type", "param", "code", "word", "reason", "state", "status"),
     "body",
@@ -236,9 +242,12 @@ def evidence(caplog: pytest.LogCaptureFixture) -> Iterator[Evidence]:
 
 
 @asynccontextmanager
-async def setup(evidence: Evidence, folder: Path, **options: Any) -> AsyncIterator[Setup]:
+async def setup(
+    evidence: Evidence, folder: Path, *, has_account: bool = False, **options: Any
+) -> AsyncIterator[Setup]:
     """Yield a gateway with a marked key, and a client with a journal and webhooks."""
     key = options.setdefault("api_key", KEY)
+    options.setdefault("access_token", TOKEN)
     recorder, spans = EventRecorder(), Collected()
     receiver = CallbackReceiver(PUBLIC_URL, secret=SECRET)
     path = folder / "run.db"
@@ -248,6 +257,7 @@ async def setup(evidence: Evidence, folder: Path, **options: Any) -> AsyncIterat
             gateway,
             callbacks=receiver,
             journal=path,
+            account=Account(TOKEN, gateway.user_id) if has_account else None,
             timeouts=BRIEF,
             hooks=[recorder, JobSpans(spans.provider)],
         )
@@ -287,15 +297,15 @@ def judge_rows(evidence: Evidence, path: Path) -> None:
 @pytest.mark.parametrize("name", makers())
 async def test_no_fault_leaks_a_secret(name: str, evidence: Evidence, tmp_path: Path) -> None:
     """No fault, in any place and on any kind of request, puts a secret into the events."""
-    for place in sorted(ASKED):
-        async with setup(evidence, tmp_path / place) as here:
+    for place in sorted(PLACES):
+        async with setup(evidence, tmp_path / place, has_account=place in LISTS) as here:
             await _meet(here, place, partial(made_by, name), tmp_path / place)
 
 
-@pytest.mark.parametrize("place", sorted(ASKED))
+@pytest.mark.parametrize("place", sorted(PLACES))
 async def test_no_quotation_is_repeated(place: Where, evidence: Evidence, tmp_path: Path) -> None:
     """Secrets in texts, codes, keys and headers of a gateway are not repeated."""
-    async with setup(evidence, tmp_path) as here:
+    async with setup(evidence, tmp_path, has_account=place in LISTS) as here:
         await _meet(here, place, quoting, tmp_path)
 
 
@@ -303,15 +313,16 @@ async def _meet(
     here: Setup, place: Where, faults_with_text: Callable[[str], Iterable[Fault]], folder: Path
 ) -> None:
     """Let faults happen to each kind of request in one place."""
-    if place == "balance":
-        # Calls without a request of their own: a response may quote the prompt of a live task.
+    if place in READS:
+        # A response may quote the prompt of a live task.
         task = await here.client.submit(REQUESTS[0])
-        for fault in faults_with_text(leaky_text(task.request)):
+        text = leaky_text(task.request, f"{KEY} {TOKEN}" if place in LISTS else KEY)
+        for fault in faults_with_text(text):
             if place in fault.usable_on:
                 here.gateway.fault(place, fault, times=None)
                 with suppress(RunwayError):
                     async with here.judged():
-                        here.evidence.thing(await here.client.balance())
+                        here.evidence.thing(await READS[place](here.client))
                 here.gateway.forget_plans()
         return
     for index, request in enumerate(REQUESTS):
@@ -371,11 +382,13 @@ WAYS: Final[tuple[dict[str, Any], ...]] = (
     {"exact_links": True, "requires_version": True},
     {"weather": 0.5},
 )
-ELSEWHERE: Final = {"api_key", "dialect", "official_dialect", "media", "key_style"}
+ELSEWHERE: Final = {
+    *("api_key", "access_token", "dialect", "official_dialect", "media", "key_style", "lists"),
+}
 """Tried in the other tests."""
 UNCHANGED: Final = {
     *("host", "port", "cdn_port", "prefix", "seed", "speed", "takes", "log_limit"),
-    *("state_file", "control"),
+    *("state_file", "control", "user_id", "clock_offset"),
 }
 """They change where, when and to whom something is sent, but not what."""
 
@@ -394,6 +407,36 @@ def test_every_option_of_the_simulator_is_tried() -> None:
     """A new option has to be added here, unless it does not affect any output."""
     options = {field.name for field in attrs.fields(Simulator) if field.init}
     assert options == ELSEWHERE | UNCHANGED | {name for way in WAYS for name in way}
+
+
+@pytest.mark.parametrize("version", [2024, 2025, 2026])
+async def test_no_list_of_an_account_leaks(
+    version: Any, evidence: Evidence, tmp_path: Path
+) -> None:
+    """Prompts in the lists are not shown: those of a lost response, and of another program."""
+    lists = AccountLists(version=version, refresh=0, prompts="input")
+    async with setup(evidence, tmp_path, has_account=True, lists=lists) as here:
+        gateway, client = here.gateway, here.client
+        gateway.add_key("sk-other", user_id=gateway.user_id)
+        async with Client("sk-other", base_url=gateway.base_url) as other:
+            await other.submit(REQUESTS[0])
+        gateway.fault("submit", faults.drop_after_accepting())
+        with suppress(RunwayError):
+            async with here.judged():
+                evidence.thing(await client.submit(REQUESTS[2]))
+        gateway.fault("submit", faults.drop_after_accepting())
+        with suppress(RunwayError):
+            async with here.judged():
+                evidence.thing(await client.submit(REQUESTS[0]))
+        evidence.thing(await client.reconcile())
+        audit = await client.audit()
+        evidence.thing(audit)
+        for task in (*audit.tasks, *audit.unclear):
+            evidence.thing(task)
+            evidence.take("as_dict", json.dumps(task.as_dict()))
+            with suppress(RunwayError):
+                async with here.judged():
+                    evidence.thing(await client.adopt(task))
 
 
 async def test_cancelling_and_closing_leak_nothing(evidence: Evidence, tmp_path: Path) -> None:

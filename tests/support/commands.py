@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import pytest
@@ -79,16 +79,26 @@ class GatewayThread:
         return dict(task.request)
 
 
+ACCOUNT: Final = ("FUHU_ACCESS_TOKEN", "FUHU_USER_ID")
+
+
 @contextlib.contextmanager
-def gateway_in_thread(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[GatewayThread]:
-    """Yield a gateway that the environment variables point to."""
+def gateway_in_thread(
+    monkeypatch: pytest.MonkeyPatch, *, with_account: bool = False, **options: Any
+) -> Iterator[GatewayThread]:
+    """
+    Yield a gateway that the environment variables point to.
+
+    Without the account, what is in doubt stays in doubt.
+    """
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     simulator = Simulator(**options)
     asyncio.run_coroutine_threadsafe(simulator.start(), loop).result()
     for name, value in simulator.environment().items():
-        monkeypatch.setenv(name, value)
+        if with_account or name not in ACCOUNT:
+            monkeypatch.setenv(name, value)
     yield GatewayThread(simulator, loop)
     asyncio.run_coroutine_threadsafe(simulator.aclose(), loop).result()
     loop.call_soon_threadsafe(loop.stop)

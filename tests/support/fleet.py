@@ -32,6 +32,17 @@ def items(count: int) -> Iterator[Item]:
     return (Item(TextToVideo(f"{MARK} job-{n}"), f"job-{n}") for n in range(count))
 
 
+LEDGER_FAULTS: Final = (
+    faults.empty_429(),
+    faults.TooManyRequests(0.2),
+    faults.server_error(502),
+    faults.server_error(502, accepted=True),
+    faults.drop_before_accepting(),
+    faults.drop_after_accepting(),
+)
+"""What else goes wrong with the submits of a long trial."""
+
+
 @attrs.define
 class Workers:
     """The workers of a trial; as many as were started, whatever happens to them."""

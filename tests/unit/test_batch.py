@@ -106,6 +106,7 @@ class FakeClient:
     """Makes each clip at once, unless a step is set to wait or to fail."""
 
     journal: Journal | None = None
+    account: None = None
     points: Callable[[str], float | None] = lambda prompt: 100.0
     #: The prompts that were submitted, in order.
     submitted: list[str] = attrs.field(factory=list)
@@ -130,6 +131,9 @@ class FakeClient:
     @property
     def settings(self) -> SimpleNamespace:
         return SimpleNamespace(clock=ManualClock())
+
+    async def reconcile_if_possible(self) -> None:
+        """Do nothing, as a client without an account."""
 
     def shut(self, what: str, *prompts: str) -> None:
         for prompt in prompts:

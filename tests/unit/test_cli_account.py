@@ -10,6 +10,7 @@ from typing import Any, Final
 import pytest
 from support.clients import QUICK_POLLS
 from support.commands import (
+    ACCOUNT,
     GatewayThread,
     Run,
     documented_keys,
@@ -32,7 +33,6 @@ PATH: Final = "clips/journal.db"
 STATE: Final = "clips/simulated-gateway.jsonl"
 BATCH: Final = ("batch", "p.txt", "--out", "clips")
 OTHER: Final = "sk-of-another-program"
-ACCOUNT: Final = ("FUHU_ACCESS_TOKEN", "FUHU_USER_ID")
 
 
 @pytest.fixture(autouse=True)
@@ -53,8 +53,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[GatewayThread]:
     """A gateway with the account's variables; its tasks take 50 ms."""
-    lists = AccountLists(refresh=0)
-    with gateway_in_thread(monkeypatch, speed=1000, takes=50, lists=lists) as elsewhere:
+    options = {"speed": 1000, "takes": 50, "lists": AccountLists(refresh=0)}
+    with gateway_in_thread(monkeypatch, with_account=True, **options) as elsewhere:
         elsewhere.call(lambda one: one.add_key(OTHER, user_id=one.user_id))
         yield elsewhere
 

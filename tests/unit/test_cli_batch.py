@@ -193,7 +193,53 @@ def test_a_file_may_contain_requests_with_options(run: Run, gateway: GatewayThre
     assert "shot-7" in row["path"]
 
 
+def test_clips_may_go_to_an_object_store(
+    capsys: pytest.CaptureFixture[str], gateway: GatewayThread, tmp_path: Path
+) -> None:
+    """They are there and nowhere else, and the other files are beside the journal."""
+    pytest.importorskip("obstore")
+    store = tmp_path / "store"
+    arguments = ["prompts.txt", "--out", store.as_uri(), "--journal", "here/run.db"]
+    Path("here").mkdir()
+    done = runner(capsys)("batch", *arguments)
+    assert (done.code, done.out) == (0, "here/results.jsonl\n")
+    assert f"3 of 3 clips are in {store.as_uri()}." in done.err
+    urls = {row["object_url"] for row in results("here/results.jsonl")}
+    assert urls == {path.as_uri() for path in store.glob("*.mp4")}
+    assert len(urls) == 3
+    assert {row["path"] for row in results("here/results.jsonl")} == {None}
+    assert not Path("clips").exists()
+    assert submitted(gateway) == 3
+    assert runner(capsys)("batch", *arguments).code == 0
+    assert submitted(gateway) == 3
+
+
 # What is refused before anything is sent
+
+
+def test_an_object_store_needs_a_journal_elsewhere(
+    capsys: pytest.CaptureFixture[str], gateway: GatewayThread
+) -> None:
+    """Without --journal, the command says so, and nothing is sent."""
+    done = runner(capsys)("batch", "prompts.txt", "--out", "s3://bucket/clips/")
+    assert (done.code, done.out) == (2, "")
+    assert "Add --journal journal.db" in done.err
+    assert gateway.call(lambda one: one.requests) == ()
+
+
+def test_an_object_store_that_cannot_be_used_costs_nothing(
+    capsys: pytest.CaptureFixture[str], gateway: GatewayThread
+) -> None:
+    """It exits with 2, in one line, and nothing is sent."""
+    pytest.importorskip("obstore")
+    place = Path("file").absolute()
+    place.mkdir()
+    (place / ".fuhu-runway").mkdir()
+    arguments = ["prompts.txt", "--out", place.as_uri(), "--journal", "run.db"]
+    done = runner(capsys)("batch", *arguments)
+    assert (done.code, done.out) == (2, "")
+    assert "The object store could not be used" in done.err
+    assert gateway.call(lambda one: one.requests) == ()
 
 
 @pytest.mark.parametrize(

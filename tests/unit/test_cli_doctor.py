@@ -66,7 +66,9 @@ def test_what_does_not_fit_is_followed_by_what_to_change(run: Run, gateway: Gate
     lines = done.out.splitlines()
     assert lines[6].startswith("does not fit  route    /runway/feed: a web page")
     assert lines[7].strip().startswith("Check base_url")
-    assert lines[-1] == ("Skipped because of the findings above: verb, access, balance, gateway")
+    assert lines[-1] == (
+        "Skipped because of the findings above: verb, access, balance, account, gateway"
+    )
 
 
 def test_without_a_key_the_rest_is_checked(

@@ -655,3 +655,50 @@ async def test_a_first_clip_that_fails_raises_what_any_other_would(
         await doctor.first_clip(runway, transcript=transcript)
     assert caught.value.task_id == gateway.tasks[0].task_id
     assert "FAILED" in str(transcript)
+
+
+# The account
+
+
+@pytest.mark.parametrize(
+    ("token", "user", "verdict", "found"),
+    [
+        (None, None, Verdict.FITS, "No access token is set"),
+        ("right", "7", Verdict.FITS, "shows the account's tasks"),
+        ("a-marked-token", "7", Verdict.MISFIT, "The gateway refused"),
+        ("right", "8", Verdict.MISFIT, "The gateway refused"),
+        ("right", None, Verdict.MISFIT, "There is no user id"),
+        (None, "7", Verdict.MISFIT, "There is no access token"),
+    ],
+)
+async def test_an_access_token_is_checked(
+    monkeypatch: pytest.MonkeyPatch,
+    token: str | None,
+    user: str | None,
+    verdict: Verdict,
+    found: str,
+) -> None:
+    """One empty list shows whether it is accepted; no finding and no transcript shows it."""
+    for name, value in (("FUHU_ACCESS_TOKEN", token), ("FUHU_USER_ID", user)):
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    transcript = doctor.Transcript()
+    async with Simulator(access_token="right", user_id=7) as gateway:
+        report = await examined(gateway, transcript=transcript)
+        assert len(gateway.requests) == 3 + (None not in {token, user})
+    assert of(report, "account").verdict is verdict
+    assert found in of(report, "account").found
+    assert report.is_ready
+    assert "marked" not in f"{report} {transcript}"
+    assert "account_tasks" not in str(transcript)
+
+
+async def test_a_gateway_without_a_list_is_no_misfit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot be tested there, and lost responses have to be looked up by a person."""
+    monkeypatch.setenv("FUHU_ACCESS_TOKEN", "right")
+    monkeypatch.setenv("FUHU_USER_ID", "7")
+    async with Simulator(lists=None) as gateway:
+        report = await examined(gateway)
+    assert of(report, "account").verdict is Verdict.UNTESTED
+    assert "has no list of the account's tasks" in of(report, "account").found
+    assert report.fits

@@ -217,6 +217,8 @@ LEVELS = {
     "CallbackRefused": logging.INFO,
     "CallbacksMissing": logging.WARNING,
     "SubmissionFound": logging.WARNING,
+    "DoubtSettled": logging.WARNING,
+    "ReconciliationFailed": logging.WARNING,
 }
 
 

@@ -3,9 +3,11 @@
 import itertools
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import attrs
 import pytest
 from support.clock import ManualClock
 from support.jobs import (
@@ -24,6 +26,7 @@ from support.jobs import (
     wanted,
 )
 
+from fuhu_runway._journal import actions
 from fuhu_runway._session.entry import Entry
 from fuhu_runway.errors import (
     Fate,
@@ -312,6 +315,38 @@ async def test_what_was_handed_out_is_not_unfinished(tmp_path: Path) -> None:
     journal.note(DownloadFinished("t-1", 5))
     assert [job.task_id for job in await journal.unfinished()] == ["t-0"]
     await journal.aclose()
+
+
+EVENTS: Final = (
+    settled(TaskState.SUCCEEDED, ""),
+    settled(TaskState.FAILED, ""),
+    DownloadStarted("", 0, None),
+    DownloadFinished("", 7),
+    ClipHandedOut(""),
+)
+
+
+@pytest.mark.parametrize(
+    "places", [*itertools.product(range(5), repeat=2), (0, 2, 3), (2, 3, 4), (3, 0, 3)]
+)
+async def test_events_may_be_written_at_once(journal: BaseJournal, places: tuple[int, ...]) -> None:
+    """A row in any state is as if they had been written one after the other."""
+    for state, task_id in itertools.product(JobState, ("together", "apart")):
+        key = f"{state.value} {task_id}"
+        await journal.plan(wanted(key), NOW)
+        setting = f"state = '{state.value}', task_id = '{task_id}'"
+        await rows_of(journal, f"UPDATE job SET {setting} WHERE key = '{key}' RETURNING 1")  # noqa: S608
+    known = [note for place in places if (note := actions.note_of(EVENTS[place], NOW))]
+    for task_id, groups in (("together", [known]), ("apart", [[note] for note in known])):
+        for group in groups:
+            notes = [attrs.evolve(note, task_id=task_id) for note in group]
+            await journal._perform(partial(actions.write, notes))
+    rows: dict[str | None, list[Job]] = {"together": [], "apart": []}
+    for job in await journal.jobs():
+        bare = attrs.evolve(job, key="", fingerprint="", task_id=None)
+        rows[job.task_id].append(bare)
+    assert rows["together"] == rows["apart"]
+    assert len(rows["together"]) == len(JobState)
 
 
 # One submission

@@ -79,8 +79,8 @@ def test_a_task_that_another_job_has_is_not_taken() -> None:
     assert one(decide([DOUBT], adopted)) == Verdict("job", proof=Proof.LIST)
 
 
-def test_several_tasks_for_one_doubt_are_told() -> None:
-    """If two tasks fit one doubt, it stays in doubt, and both ids are told."""
+def test_several_tasks_for_one_doubt_are_reported() -> None:
+    """If two tasks fit one doubt, it stays in doubt, and both ids are reported."""
     twin = attrs.evolve(KITTEN, task_id="t-twin")
     verdict = one(decide([DOUBT], records(KITTEN, twin)))
     assert verdict == Verdict("job", reason=Reason.SEVERAL, task_ids=("t-kitten", "t-twin"))
@@ -240,10 +240,10 @@ def test_a_response_that_named_a_task_or_a_charge_is_never_not_accepted() -> Non
 LOG_ONLY: dict[str, Any] = {"listed": None}
 
 
-def test_a_charge_that_no_known_task_explains_is_told() -> None:
+def test_a_charge_that_no_known_task_explains_is_reported() -> None:
     """Two charges and one known task: the doubt was charged, and no id is known."""
     log = records(charges=(990.5, 1003.0), **LOG_ONLY)
-    assert one(decide([DOUBT], log)) == Verdict("job", reason=Reason.CHARGED)
+    assert one(decide([DOUBT], log)) == Verdict("job", reason=Reason.CHARGED, charges=(1, 1))
 
 
 def test_a_log_with_only_known_charges_proves_that_it_was_not_accepted() -> None:
@@ -260,7 +260,7 @@ def test_a_log_that_lacks_a_known_charge_proves_nothing(charges: tuple[float, ..
 
 
 def test_a_request_in_flight_may_explain_a_charge() -> None:
-    """A charge that may be of a request in flight is not told as one of the doubt."""
+    """A charge that may be of a request in flight is not reported as one of the doubt."""
     flying = attrs.evolve(DOUBT, key="flying", sent_at=1001.0)
     log = records(charges=(990.5, 1003.0), in_flight=(flying,), **LOG_ONLY)
     assert one(decide([DOUBT], log)).reason is Reason.IN_FLIGHT

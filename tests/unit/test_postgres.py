@@ -32,7 +32,7 @@ from support.relays import Relay, relay_to
 from fuhu_runway import Client
 from fuhu_runway._journal import actions
 from fuhu_runway.errors import JournalError, JournalTooNew, UsageError
-from fuhu_runway.hooks import ClipHandedOut, DownloadFinished
+from fuhu_runway.hooks import ClipHandedOut, DownloadFinished, DownloadStarted, TaskSubmitted
 from fuhu_runway.journal import Job, JobState, journal_at, plan_of
 from fuhu_runway.models import TaskState, TextToVideo
 
@@ -210,13 +210,16 @@ async def test_a_job_in_flight_is_in_doubt_once_its_process_closes(
     ]
 
 
-async def test_a_key_at_the_door_writes_nothing(journal: PostgresJournal) -> None:
-    """It is the key that the next job with this content gets."""
+async def test_equal_requests_are_counted_in_each_process(
+    journal: PostgresJournal, other: PostgresJournal
+) -> None:
+    """Each counts its own run, so that the same prompts are the same jobs everywhere."""
     plan = plan_of(TextToVideo("a kitten"))
-    keys = [await journal.key_next(plan) for _ in range(2)]
-    assert await journal.jobs() == []
+    keys = [(await one.plan_next(plan, NOW)).key for one in (journal, journal, other, other)]
+    mark = (await journal.keyed(plan)).fingerprint
+    assert keys == [f"{mark}:1", f"{mark}:2", f"{mark}:1", f"{mark}:2"]
     await journal.start_run()
-    assert [(await journal.plan_next(plan, NOW)).key for _ in range(2)] == keys
+    assert (await journal.plan_next(plan, NOW)).key == f"{mark}:1"
 
 
 # The database
@@ -652,12 +655,39 @@ async def test_a_fork_is_imitated(
 # Events
 
 
+async def test_events_that_follow_each_other_share_a_statement(
+    relay: Relay, journal: PostgresJournal
+) -> None:
+    """Those about one task, until something else is asked for."""
+    away = await started(relay.url)
+    for key in "ab":
+        await job_at(away, ACCEPTED, key)
+    sent = relay.sent
+    for event in (
+        settled(TaskState.SUCCEEDED, "task of a"),
+        settled(TaskState.FAILED, "task of b"),
+        DownloadStarted("task of a", 0, None),
+        DownloadFinished("task of a", 7),
+    ):
+        away.note(event)
+    await away.flush()
+    assert relay.sent == sent + 2
+    jobs = await journal.jobs()
+    assert [(job.state, job.points, job.file_bytes) for job in jobs] == [
+        (SAVED, 320.0, 7),
+        (FAILED, 320.0, None),
+    ]
+    assert [job.saved_at is None for job in jobs] == [False, True]
+    await away.aclose()
+
+
 async def test_an_event_of_no_interest_is_not_written(
     journal: PostgresJournal, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Events reach every row of a task; others change nothing."""
     await job_at(journal, FINISHED)
     journal.note(ClipHandedOut("task of k"))
+    journal.note(TaskSubmitted("task of k", "TextToVideo", 1.0))
     journal.note(DownloadFinished("task of k", 7))
     await journal.flush()
     (job,) = await journal.jobs()
