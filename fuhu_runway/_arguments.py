@@ -227,9 +227,13 @@ def checked_pace(
     """Return what joins the pace of this key at this gateway; the pace never gets the key."""
     if pace is None:
         return None
+    return functools.partial(pace.join_pace, mark_of_key(key, gateway))
+
+
+def mark_of_key(key: str, gateway: Gateway) -> str:
+    """Return what a database has in place of a key at a gateway: a hash, 16 hex digits."""
     address = (gateway.base_url or "").rstrip("/")
-    name = hmac.new(key.encode(), address.encode(), hashlib.sha256).hexdigest()[:16]
-    return functools.partial(pace.join_pace, name)
+    return hmac.new(key.encode(), address.encode(), hashlib.sha256).hexdigest()[:16]
 
 
 def resolved(gateway: Gateway | str | None, base_url: str | None) -> Gateway:

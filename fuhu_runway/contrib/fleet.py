@@ -9,7 +9,6 @@ others have its jobs by then. It first writes down the ids of what it has paid f
 
 import asyncio
 import hashlib
-import hmac
 import os
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -18,7 +17,7 @@ from typing import Any, Final, Self
 
 import attrs
 
-from fuhu_runway._arguments import KEY_VARIABLE, check
+from fuhu_runway._arguments import KEY_VARIABLE, check, mark_of_key
 from fuhu_runway.batch import Item, Source, item_of, numbered, plan_for
 from fuhu_runway.client import Client
 from fuhu_runway.journal import Job, JobState, nth
@@ -36,6 +35,7 @@ from ._fleet.queue import AGAIN, CHUNK, PAUSE, QUEUE, Queue
 from ._fleet.requests import Seal, packed
 from ._fleet.worker import CutOff, Retries, Worker
 from .postgres import PostgresJournal
+from .shared_pace import SharedPace
 
 __all__ = ["CUT_OFF_CODE", "CutOff", "Enqueued", "Fleet", "Seal", "Status", "WorkerStatus"]
 
@@ -171,6 +171,7 @@ class Fleet:
         await self.journal.init()
         async with self:
             await self._queue.init()
+        await SharedPace(self._url).init()
 
     async def __aenter__(self) -> Self:
         self._entered += 1
@@ -428,8 +429,7 @@ class Fleet:
 
     async def _check_key(self, client: Client) -> None:
         key = self._client_options.get("api_key") or os.environ[KEY_VARIABLE]
-        where = repr(client.gateway).encode()
-        mark = hmac.new(key.encode(), where, "sha256").hexdigest()[:16]
+        mark = mark_of_key(key, client.gateway)
         if await self._queue.agree("key", mark):
             return
         if await self._queue.left():

@@ -1,5 +1,5 @@
 """
-Workers that are killed, frozen and cut off; the ledger of the gateway, which does not crash, judges.
+Workers that are killed, frozen and cut off. The ledger of the gateway is the judge.
 
 The short trials are for every day. The long ones, which `nox -s fleet` runs, print their figures.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from support.clock import until
 from support.fleet import MARK, Trial, Verdict, items, judge, trial
 
 from fuhu_runway.contrib.local_postgres import LocalPostgres
@@ -61,12 +62,11 @@ async def test_a_frozen_worker_ends_and_its_late_ids_count(
 
 
 async def test_a_database_that_is_gone_for_a_while_loses_nothing(tmp_path: Path) -> None:
-    """While it is gone, ids are kept in memory, and written once it is back: nothing is in doubt."""
+    """Ids that arrive meanwhile are written once it is back: every job is saved."""
     with LocalPostgres() as server:
         async with trial(server.url, tmp_path, lease=30.0, slow=0.5, takes=0.5) as one:
             await one.fleet.enqueue(items(30))
-            while not one.gateway.tasks:
-                await asyncio.sleep(0.02)
+            await until(lambda: one.gateway.tasks)
             await asyncio.to_thread(server.stop)
             await asyncio.sleep(1.0)
             await asyncio.to_thread(server.start)
