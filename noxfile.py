@@ -172,7 +172,16 @@ def bench(session: nox.Session) -> None:
 def soak(session: nox.Session) -> None:
     """Thousands of waits at once."""
     install(session, "test", extras="[cli]")
-    session.run("pytest", "-m", "soak", "--timeout=0", *session.posargs, env=SAFE_PATH)
+    others = ("--ignore=tests/fleet", "-m", "soak", "--timeout=0")
+    session.run("pytest", *others, *session.posargs, env=SAFE_PATH)
+
+
+@nox.session(requires=["build"])
+def fleet(session: nox.Session) -> None:
+    """Workers that are killed, frozen and cut off for half an hour; prints what the ledger says."""
+    install(session, "test", extras="[cli,fleet]")
+    soak = ("-m", "soak", "--timeout=0", "--capture=no")
+    session.run("pytest", "tests/fleet", *soak, *session.posargs, env=SAFE_PATH)
 
 
 @nox.session(requires=["build"])

@@ -148,7 +148,7 @@ class Fleet:
         self._url = url
         self._client_options = client
         #: The journal of all jobs.
-        self.journal = PostgresJournal(url)
+        self.journal = PostgresJournal(url, wait=min(30.0, lease))
         self._queue = Queue(url)
         self._queue.app.add_tasks_from(self._blueprint(), namespace="fuhu")
         self._worker: Worker | None = None
@@ -188,9 +188,7 @@ class Fleet:
         self._entered -= 1
         if self._entered:
             return
-        if self._worker is not None:
-            worker, self._worker = self._worker, None
-            await worker.client.aclose()
+        await self._dismiss()
         await self.journal.aclose()
         await self._queue.app.close_async()
 
@@ -404,7 +402,10 @@ class Fleet:
         check(in_flight=in_flight, grace=grace)
         async with self._ready():
             worker = await self._employed()
-            await worker.run(in_flight, grace, signals=signals)
+            try:
+                await worker.run(in_flight, grace, signals=signals)
+            finally:
+                await self._dismiss()
 
     async def _employed(self) -> Worker:
         """Return the worker of this process; refuse a key that the others do not have."""
@@ -426,6 +427,12 @@ class Fleet:
                 max_points=self._max_points,
             )
         return self._worker
+
+    async def _dismiss(self) -> None:
+        """Close the client of this worker."""
+        if self._worker is not None:
+            worker, self._worker = self._worker, None
+            await worker.client.aclose()
 
     async def _check_key(self, client: Client) -> None:
         key = self._client_options.get("api_key") or os.environ[KEY_VARIABLE]

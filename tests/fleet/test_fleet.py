@@ -21,7 +21,8 @@ from support.media import PNG
 from fuhu_runway import Item, Limits, TextToVideo
 from fuhu_runway.batch import plan_for
 from fuhu_runway.contrib._fleet.requests import packed, unpacked
-from fuhu_runway.contrib.fleet import Enqueued, Fleet
+from fuhu_runway.contrib.fleet import CutOff, Enqueued, Fleet
+from fuhu_runway.contrib.local_postgres import LocalPostgres
 from fuhu_runway.errors import JournalError, JournalTooNew, UsageError
 from fuhu_runway.journal import Job, JobState
 from fuhu_runway.models import ImageToVideo, MotionVector
@@ -45,7 +46,7 @@ def made(database_url: str, gateway: Simulator, tmp_path: Path) -> Made:
             "api_key": gateway.api_key,
             "base_url": gateway.base_url,
             "download_to": tmp_path / "clips",
-            "lease": 0.6,
+            "lease": 2.0,
             "polling": QUICK_POLLS,
             "retry": QUICK_RETRY,
         }
@@ -65,8 +66,14 @@ async def fleet(made: Made) -> AsyncIterator[Fleet]:
 
 @asynccontextmanager
 async def working(fleet: Fleet, **options: Any) -> AsyncIterator["asyncio.Task[None]"]:
-    """Let a worker work."""
-    work = asyncio.create_task(fleet.work(signals=False, **options))
+    """Let a worker work, which is started again if a slow machine cuts it off."""
+
+    async def supervise() -> None:
+        while True:
+            with suppress(CutOff):
+                return await fleet.work(signals=False, **options)
+
+    work = asyncio.create_task(supervise())
     try:
         yield work
     finally:
@@ -326,12 +333,13 @@ async def test_the_status_counts_jobs_and_workers(fleet: Fleet, gateway: Simulat
 
 
 async def test_a_worker_that_is_told_to_stop_ends_its_jobs_first(
-    fleet: Fleet, gateway: Simulator
+    made: Made, fleet: Fleet, gateway: Simulator
 ) -> None:
     """After SIGTERM, it takes up no more jobs, and returns once those that it has are saved."""
     gateway.script("a kitten", takes=300.0)
     await fleet.enqueue(NAMED)
-    work = asyncio.create_task(fleet.work(in_flight=1))
+    patient = made(lease=600.0)
+    work = asyncio.create_task(patient.work(in_flight=1))
     await until(lambda: gateway.tasks)
     os.kill(os.getpid(), signal.SIGTERM)
     await work
@@ -429,7 +437,7 @@ async def test_an_app_of_the_users_own_carries_out_jobs(
 
 
 def die(url: str, *, at: str) -> None:
-    """Give every entry of the queue to a worker that has died; *at* is the state of its jobs."""
+    """Assign every entry of the queue to a worker that has died; *at* is the state of its jobs."""
     rows(url, "INSERT INTO procrastinate_workers (last_heartbeat) VALUES (now() - '1 h'::interval)")
     rows(
         url,
@@ -498,6 +506,53 @@ async def test_an_entry_whose_fetch_got_no_reply_is_put_back(
         )
         assert {job.state async for job in fleet.outcomes()} == {JobState.SAVED}
     assert len(gateway.tasks) == 2
+
+
+# A database that is gone
+
+
+async def test_a_worker_that_is_cut_off_ends(
+    gateway: Simulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without the database for the length of its lease, it ends once its ids are written."""
+    gateway.script("a kitten", then="stall")
+    settings: dict[str, Any] = {"base_url": gateway.base_url, "polling": QUICK_POLLS}
+    with LocalPostgres() as server:
+        one = Fleet(server.url, api_key=gateway.api_key, lease=2.0, **settings)
+        await one.init()
+        await one.enqueue(NAMED[:1])
+        work = asyncio.create_task(one.work(signals=False))
+        await until(lambda: gateway.tasks and gateway.tasks[0].polls)
+        await asyncio.to_thread(server.stop)
+        # It waits for the database only to write down what it may have paid for.
+        await asyncio.sleep(3.0)
+        assert not work.done()
+        await asyncio.to_thread(server.start)
+        with pytest.raises(CutOff, match=r"could not be reached for 2 s.*Start the worker again"):
+            await work
+    assert "The database cannot be reached. Everything waits for it." in caplog.text
+    assert server.url not in caplog.text
+
+
+async def test_a_worker_waits_for_a_database_that_is_gone(
+    gateway: Simulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker goes on once the database is back, and the log says when that is."""
+    gateway.script("a kitten", takes=1000.0)
+    settings: dict[str, Any] = {"base_url": gateway.base_url, "polling": QUICK_POLLS}
+    with LocalPostgres() as server:
+        one = Fleet(server.url, api_key=gateway.api_key, lease=60.0, **settings)
+        await one.init()
+        await one.enqueue(NAMED[:1])
+        async with working(one):
+            await until(lambda: gateway.tasks and gateway.tasks[0].polls)
+            await asyncio.to_thread(server.stop)
+            await until(lambda: "cannot be reached. Everything" in caplog.text)
+            await asyncio.to_thread(server.start)
+            async with one:
+                [job] = [job async for job in one.outcomes()]
+        assert job.state is JobState.FINISHED
+    assert "The database can be reached again." in caplog.text
 
 
 # Bad input

@@ -17,7 +17,14 @@ from procrastinate import BaseRetryStrategy, JobContext, RetryDecision, exceptio
 from procrastinate.job_context import AbortReason
 
 from fuhu_runway.client import Client
-from fuhu_runway.errors import NotSent, OutOfCredits, RunwayError, Unauthorized, WaitAbandoned
+from fuhu_runway.errors import (
+    JournalError,
+    NotSent,
+    OutOfCredits,
+    RunwayError,
+    Unauthorized,
+    WaitAbandoned,
+)
 from fuhu_runway.hooks import LOGGER
 from fuhu_runway.journal import BaseJournal, JobState
 
@@ -81,7 +88,7 @@ class Worker:
     async def run(self, in_flight: int, grace: float, *, signals: bool) -> None:
         """Carry out jobs until a signal; see `Fleet.work`."""
         connector, app = self.queue.connector, self.queue.app
-        connector.beat_at = asyncio.get_running_loop().time()
+        connector.beat_at, connector.is_cut_off = asyncio.get_running_loop().time(), False
         working = asyncio.create_task(
             app.run_worker_async(
                 queues=[QUEUE],
@@ -104,9 +111,13 @@ class Worker:
                 return
             connector.is_cut_off = True
             working.cancel()
-            # What was paid for is written down, however long that takes.
+            may_be_paid = bool(self._started)
             await self.client.aclose()
-            await self.journal.flush()
+            while may_be_paid:
+                # The ids of what was paid for are written down, however long that takes.
+                with suppress(JournalError):
+                    await self.journal.flush()
+                    break
             raise CutOff(
                 f"The database could not be reached for {self.lease:g} s.",
                 "Nothing is lost or paid for twice: other workers continue these jobs.",
@@ -129,7 +140,10 @@ class Worker:
     async def tend(self) -> None:
         """Deliver again what dead workers hold, and what this one holds without knowing."""
         lost: set[int | None] = set()
-        while True:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  (it runs in a loop)
+        # The pool of connections may raise its own error when this is cancelled.
+        while not task.cancelling():
             try:
                 await self.queue.tend(self.lease)
                 if self._id is not None:
