@@ -163,7 +163,7 @@ def full(_: nox.Session) -> None:
 @nox.session(requires=["build"])
 def bench(session: nox.Session) -> None:
     """Print what we cost beside a bare aiohttp and the official SDK."""
-    install(session, "bench", extras="[cli]")
+    install(session, "bench", extras="[cli,fleet,fleet-demo]")
     for program in session.posargs or sorted(map(str, Path("tests/benchmarks").glob("[!_]*.py"))):
         session.run("python", program)
 

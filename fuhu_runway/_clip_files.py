@@ -1,4 +1,4 @@
-"""Choose and check the names and paths of the clips of a batch; what a store for clips does."""
+"""Choose and check the names and paths of the clips of a batch."""
 
 import errno
 import hashlib
@@ -7,7 +7,7 @@ import re
 import sys
 import unicodedata
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import attrs
 
@@ -20,35 +20,7 @@ from .paths import check_folder, check_target, safe_name
 MARK_LENGTH: Final = 12
 """Hex digits of a hash in a file name. Of a million names, two are equal in one of 500 batches."""
 
-
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-
-
-@attrs.frozen
-class StoreFault(Exception):
-    """Why an object store cannot be used, and what to do about it."""
-
-    happened: str
-    advice: str
-
-
-class ClipStore(Protocol):
-    """An object store for clips, such as an `ObjectStore`; its methods raise `StoreFault`."""
-
-    async def check_clips(self) -> None:
-        """Raise unless clips can be put here."""
-
-    async def put_clip(self, name: str, file: Path) -> None:
-        """Put a file under a name, in place of what is there."""
-
-    async def clip_size(self, name: str) -> int | None:
-        """Return the size of an object, in bytes; None if there is none."""
-
-    async def has_clip(self, name: str, file: Path) -> bool:
-        """Return whether the object has the bytes of the file."""
-
-    def clip_url(self, name: str) -> str:
-        """Return the URL of an object, which has no secrets and gives no access."""
 
 
 def is_url(place: str) -> bool:

@@ -16,20 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from ._clip_files import (
-    MARK_LENGTH,
-    ClipStore,
-    StoreFault,
-    check_clip_path,
-    clip_folder,
-    is_url,
-)
+from ._clip_files import MARK_LENGTH, check_clip_path, clip_folder, is_url
 from ._sinks import PAID_FOR
 from .errors import DownloadIncomplete, UsageError
 from .journal import Plan
 from .models import usage_error
 from .paths import beside, saved_place
 from .task import Clip, saved_beside
+from .uploads import ClipStore, StoreFault
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

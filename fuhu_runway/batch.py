@@ -24,7 +24,7 @@ import attrs
 from . import errors
 from ._arguments import check
 from ._budget import Budget
-from ._clip_files import ClipStore, clip_name
+from ._clip_files import clip_name
 from ._live import Live
 from ._notebook import table_view
 from ._places import Place, place_of
@@ -34,6 +34,7 @@ from .errors import RunwayError
 from .journal import BaseJournal, Job, JobState, Plan, nth, planned
 from .models import DEFAULT_WAIT, Generation, TextToVideo, check_text, usage_error
 from .task import Clip, Task
+from .uploads import ClipStore
 
 REQUESTS: Final = Generation.__args__
 
@@ -45,6 +46,13 @@ HOPELESS: Final = (
 )
 """Errors that every other job would hit as well: a batch submits no more after one of these."""
 
+
+ENDS: Final[Mapping[JobState, tuple[type[RunwayError], ...]]] = {
+    JobState.FAILED: (errors.TaskFailed, errors.GatewayError),
+    JobState.IN_DOUBT: (errors.SubmissionInDoubt,),
+}
+"""The errors that end a job, by its state: carrying it out again would not change them. With any
+other, such as that another worker has taken over, the journal may know more the next time."""
 
 NEWEST: Final = 10
 """How many outcomes a notebook shows."""
@@ -423,8 +431,7 @@ class Batch:
                 if outcome.error is None:
                     return outcome
                 job = outcome.key and await journal.find(outcome.key)
-            # A saved clip that could not be looked for is not an end.
-            if job and job.state.is_over and job.state is not JobState.SAVED:
+            if job and isinstance(outcome.error, ENDS.get(job.state, ())):
                 return outcome
             raise outcome.error
 

@@ -27,7 +27,6 @@ from ._arguments import (
     prompted,
     resolved,
 )
-from ._clip_files import ClipStore
 from ._clock import LoopClock
 from ._guesses import METHODS, refuse_guesses
 from ._media import Media
@@ -59,7 +58,7 @@ from .models import (
 )
 from .official import Official
 from .task import Clip, Task
-from .uploads import GatewayFiles, Uploader
+from .uploads import ClipStore, GatewayFiles, Uploader
 
 if TYPE_CHECKING:
     # It imports a web server, which most programs do not need.

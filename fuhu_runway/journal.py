@@ -11,31 +11,27 @@ keyed by the journal's salt.
 Instants are Unix seconds.
 """
 
-import asyncio
 import contextlib
 import importlib
 import os
-import secrets
 import sqlite3
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Final, TypeVar
 from weakref import WeakSet
 
-from ._journal import actions
+from ._journal import actions, notes
 from ._journal.actions import LONGEST, Action, fits
+from ._journal.base import BaseJournal
 from ._journal.file import perform, work
 from ._journal.plans import fingerprint, hash_prompt, nth, plan_of, planned
 from ._journal.states import STEPS, Job, JobState, Plan
 from ._journal.writer import Call, Writer, report
-from ._notebook import jobs_view, table_view
-from .errors import JournalBusy, JournalError
+from .errors import JournalBusy
 from .hooks import Event
-from .models import Generation, usage_error
+from .models import usage_error
 
 __all__ = [
     "LONGEST",
@@ -55,253 +51,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-
-
-class BaseJournal(ABC):
-    """
-    The state of every job, in any store. Each method returns once what it wrote is on disk.
-
-    A store runs the statements of an action in one transaction.
-    """
-
-    #: Whether several processes use it at the same time.
-    is_shared: ClassVar[bool] = False
-    #: The name of this process in a shared journal.
-    _owner: str | None = None
-    #: The salt, if it is known without reading it.
-    _salt: bytes | None = None
-
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """What identifies it to a person, without secrets."""
-
-    @abstractmethod
-    async def _perform(
-        self,
-        make: Callable[[], Action[T]],
-        *,
-        is_outcome: bool = False,
-        undo: Callable[[], Action[None]] | None = None,
-    ) -> T:
-        """
-        Run the statements of the action that *make* returns, and return its result.
-
-        A store that may be out of reach tries an outcome until it is written, and gives up other
-        actions after a while; then *undo* takes back what may have been written.
-        """
-
-    def _token(self) -> str | None:
-        """Return a name for a step, by which a shared store knows it again."""
-        return secrets.token_hex(8) if self.is_shared else None
-
-    @abstractmethod
-    async def start_run(self) -> None:
-        """Count occurrences of equal requests from zero."""
-
-    @abstractmethod
-    async def plan_next(self, plan: Plan, now: float) -> Job:
-        """
-        Return the row of the next job with this content in this run, made if there is none.
-
-        Its key is the keyed fingerprint and how often that has come up in the run so far.
-        """
-
-    @abstractmethod
-    def note(self, event: Event) -> None:
-        """
-        Write that a task ended, or that its clip was saved or handed out; a listener for `hooks`.
-
-        Each row with the task's id takes the step, if it is legal; other tasks are ignored.
-        """
-
-    @abstractmethod
-    async def flush(self) -> None:
-        """Return once everything that was noted is on disk."""
-
-    @abstractmethod
-    async def aclose(self) -> None:
-        """Write what is outstanding and close; using the journal opens it again."""
-
-    async def plan(self, plan: Plan, now: float) -> Job:
-        """
-        Return the row of a job, made in state PLANNED if there is none.
-
-        In a shared journal, this process takes charge of the job, and what another process was
-        submitting is in doubt.
-        """
-        return await self._perform(
-            lambda: actions.plan(plan, now, salt=self._salt, owner=self._owner)
-        )
-
-    async def step(
-        self, key: str, to: JobState, now: float, *, attempt: int | None = None, **changes: Any
-    ) -> Job:
-        """
-        Move a job to its next state, and return the row.
-
-        Args:
-            key: The key of the job.
-            to: The next state; the table `STEPS` says which may follow.
-            now: The time, in Unix seconds.
-            attempt: The number of the submission that this is the outcome of: the `submissions`
-                of the row then. It is an error if the job was submitted again since.
-            changes: Further columns to set, such as `task_id` or `error`.
-
-        Raises:
-            JournalError: The table does not have this step, there is no such job, or it went on
-                elsewhere.
-        """
-        token = self._token()
-        return await self._perform(
-            lambda: actions.step(
-                key, to, now, changes, attempt=attempt, owner=self._owner, token=token
-            ),
-            # What is known of a paid request; an intent can be given up, since nothing was sent.
-            is_outcome=to is JobState.ACCEPTED or attempt is not None,
-            undo=partial(actions.undo, key, token) if token and to is JobState.SUBMITTING else None,
-        )
-
-    async def resolve(
-        self,
-        key: str,
-        *,
-        task_id: str | None = None,
-        accepted: bool | None = None,
-        proof: str = "person",
-        at: float | None = None,
-    ) -> Job:
-        """
-        Record what happened to a job in doubt, and return its row.
-
-        Free, and sends nothing: ask the gateway first, with `client.feed(task_id)`. The next run
-        of the batch follows a job that was accepted, and submits one that was not.
-
-        Args:
-            key: The `key` of the job, or its custom id.
-            task_id: The job was accepted, as this task; for the task that a damaged answer named,
-                the `task_id` of the job.
-            accepted: False: the job was not accepted. Do not guess: the next run pays for it.
-            proof: How that is known; written to the row.
-            at: When it was accepted, in Unix seconds; by default now.
-
-        Raises:
-            UsageError: There is no such job, it is not in doubt, the task belongs to another job,
-                or not exactly one of *task_id* and `accepted=False` is given. Nothing changed.
-        """
-        if not (task_id if accepted is None else task_id is None and not accepted):
-            raise usage_error(
-                "task_id",
-                "resolve needs either task_id, the id of the job's task, or accepted=False.",
-                "Pass the one that applies.",
-            )
-        now, token = time.time() if at is None else at, self._token()
-        return await self._perform(lambda: actions.resolve(key, task_id, proof, now, token))
-
-    async def adopt(
-        self, task_id: str, endpoint: str, now: float, *, model: str | None = None
-    ) -> Job:
-        """
-        Add a task that the journal does not have, and return its new row.
-
-        Free. The row is ACCEPTED and its key is `task:` and the id, so that the clip can be saved.
-
-        Args:
-            task_id: The id of a task at the gateway.
-            endpoint: The type of its request, such as "TextToVideo".
-            now: When it was accepted, in Unix seconds.
-            model: The name of its model, if it is known.
-
-        Raises:
-            UsageError: A job has this task. Nothing changed.
-        """
-        token = self._token()
-        return await self._perform(
-            lambda: actions.adopt(
-                task_id,
-                endpoint,
-                now,
-                model=model,
-                salt=self._salt,
-                owner=self._owner,
-                token=token,
-            )
-        )
-
-    async def ignore(self, *task_ids: str) -> None:
-        """Remember tasks that are not jobs of this journal, so that they are not reported again."""
-        await self._perform(lambda: actions.ignore(task_ids))
-
-    async def ignored(self) -> set[str]:
-        """Return the tasks that were passed to `ignore`."""
-        return await self._perform(actions.ignored)
-
-    async def keyed(self, plan: Plan) -> Plan:
-        """Return a plan with its hashes as this journal writes them; it need not have the job."""
-        return await self._perform(lambda: actions.key_plan(plan, self._salt))
-
-    async def hash_prompts(self, prompts: Sequence[str]) -> list[str]:
-        """Return the keyed hash of each prompt, as the rows have it in `prompt_hash`."""
-        return await self._perform(lambda: actions.hash_prompts(prompts, self._salt))
-
-    async def forget(self, key: str) -> None:
-        """
-        Remove the row of a job in any state; then nothing records what was paid for it.
-
-        Raises:
-            JournalError: There is no such job.
-        """
-        await self._perform(lambda: actions.forget(key))
-
-    async def find(self, name: str) -> Job | None:
-        """Return the first job with this key, task id or custom id; None if there is none."""
-        return await self._perform(lambda: actions.find(name))
-
-    async def jobs_of(self, request: Generation) -> list[Job]:
-        """Return the jobs with exactly this content, in the order in which they were planned."""
-        plan = await planned(request)
-        return await self._perform(lambda: actions.jobs_of(plan, self._salt))
-
-    async def jobs(self, *states: JobState) -> list[Job]:
-        """Return the jobs in these states, or all, in the order in which they were planned."""
-        return await self._perform(lambda: actions.jobs(states))
-
-    async def unfinished(self) -> list[Job]:
-        """Return the paid jobs that are not saved, handed out or known to have failed."""
-        paid = await self.jobs(*(state for state in JobState if state.is_unfinished))
-        return [job for job in paid if job.handed_out_at is None]
-
-    async def left_over(self) -> list[Job]:
-        """Return the unfinished jobs that no process follows: those of earlier processes."""
-        # Those of a shared journal have another process, or are handed to one.
-        return [] if self.is_shared else await self.unfinished()
-
-    async def counts(self) -> dict[JobState, int]:
-        """Return how many jobs are in each state."""
-        return await self._perform(actions.counts)
-
-    async def in_flight(self) -> int:
-        """Return how many tasks the jobs have at the gateway, or may have from now on."""
-        counts = await self.counts()
-        return sum(counts[state] for state in JobState if state.is_in_flight)
-
-    async def durations(self) -> list[tuple[str, str | None, int | None, float]]:
-        """Return (endpoint, model, seconds, duration in seconds) of finished jobs."""
-        return await self._perform(actions.durations)
-
-    def _repr_html_(self) -> str:
-        """Return what a notebook shows: the newest jobs, without prompts."""
-        # A display cannot be awaited, and the loop of the notebook runs already.
-        with ThreadPoolExecutor(1) as thread:
-            try:
-                jobs = thread.submit(asyncio.run, self._shown()).result()
-            except JournalError as error:
-                return table_view(str(error), (), ())
-        return jobs_view(self.name, jobs)
-
-    @abstractmethod
-    async def _shown(self) -> list[Job]:
-        """Return the jobs, in a loop of their own, and leave nothing open that was not."""
 
 
 class Journal(BaseJournal):
@@ -355,10 +104,10 @@ class Journal(BaseJournal):
 
         Each row with the task's id takes the step, if it is legal; other tasks are ignored.
         """
-        note = actions.note_of(event, time.time())
+        note = notes.note_of(event, time.time())
         if note is None:
             return
-        action = actions.write([note])
+        action = notes.write([note])
         try:
             self._check_own()
         except JournalBusy as busy:
@@ -439,7 +188,14 @@ def journal_at(place: "BaseJournal | str | os.PathLike[str]") -> BaseJournal:
         return place
     if is_database(place):
         # By its name, since nothing else needs the extra.
-        postgres = importlib.import_module("fuhu_runway.contrib.postgres")
+        try:
+            postgres = importlib.import_module("fuhu_runway.contrib.postgres")
+        except ImportError as missing:
+            raise usage_error(
+                "journal",
+                "A journal in a database needs the extra `postgres`.",
+                'In a checkout: python -m pip install ".[postgres]".',
+            ) from missing
         journal: BaseJournal = postgres.PostgresJournal(place)
         return journal
     return Journal(place)

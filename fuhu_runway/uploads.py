@@ -1,11 +1,13 @@
 """
-Where the local files of requests are put, so that the gateway can download them.
+Where files are put: those of requests, so that the gateway can download them, and clips.
 
 The official format takes most files as they are. The reverse format takes addresses only, so a
 client with local files needs `Client(uploads=...)`: an `Uploader`, or `GatewayFiles()`.
+Clips are saved in a folder or in a `ClipStore`.
 """
 
 from collections.abc import Awaitable
+from pathlib import Path
 from typing import Protocol
 
 import attrs
@@ -41,3 +43,35 @@ class GatewayFiles:
 
     For gateways with a `Gateway.files_path`. It takes the client's key; an upload costs nothing.
     """
+
+
+@attrs.frozen
+class StoreFault(Exception):
+    """Why an object store cannot be used, and what to do about it."""
+
+    happened: str
+    advice: str
+
+
+class ClipStore(Protocol):
+    """
+    A store for clips, such as an `ObjectStore`, as `download_to` of a batch.
+
+    A name is that of a file, without a folder. The methods raise `StoreFault`, which becomes an
+    error that says what happened to the money.
+    """
+
+    async def check_clips(self) -> None:
+        """Raise unless clips can be put here."""
+
+    async def put_clip(self, name: str, file: Path) -> None:
+        """Put a file under a name, in place of what is there."""
+
+    async def clip_size(self, name: str) -> int | None:
+        """Return the size of an object, in bytes; None if there is none."""
+
+    async def has_clip(self, name: str, file: Path) -> bool:
+        """Return whether the object has the bytes of the file."""
+
+    def clip_url(self, name: str) -> str:
+        """Return the URL of an object, which has no secrets and gives no access."""

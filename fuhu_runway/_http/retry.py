@@ -110,11 +110,11 @@ async def repeat(
 
 def in_doubt(error: RunwayError) -> SubmissionInDoubt:
     """Return the error for a paid request of unknown fate, with the task of its response."""
-    named = f" with client.task({error.task_id!r})" if error.task_id else " in the gateway's list"
+    way = f"client.task({error.task_id!r})" if error.task_id else "client.reconcile()"
     return SubmissionInDoubt(
         f"A paid request was sent and its fate is unknown. {error.happened}",
         "It may have been accepted and charged; it was not sent again.",
-        f"Look for the task{named}, or check the balance, before you submit again.",
+        f"Look for the task with {way} or in the gateway's list before you submit again.",
         error.task_id,
         error.request_id,
         Fate.UNKNOWN,

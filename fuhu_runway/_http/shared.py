@@ -43,7 +43,9 @@ LATEST: Final = 1.2
 """Seconds that responses wait for the reports of other workers; if less, they are counted in the
 wrong order, and if more, a killed worker delays what is learned for longer."""
 SHORTEST: Final = 0.1
-"""Seconds between two exchanges of a worker; if less, refusals cost more statements."""
+"""Seconds between two exchanges of a worker; if less, few requests cost more statements."""
+REFUSED: Final = 0.02
+"""The same after a refusal; if more, a worker that is refused sends less."""
 AWAY: Final = 2.0
 """Seconds after its last slot until a worker no longer counts; if more, blocks stay small for
 longer after one was killed."""
@@ -127,8 +129,8 @@ class Worker:
     until: float
     #: All its responses before this instant have been reported.
     reported_at: float = -math.inf
-    #: Slots without a response; a worker that has none need not be waited for.
-    open: int = 0
+    #: Its slots without a response, or when it could begin to send without slots.
+    open: list[float] = attrs.field(factory=list)
     #: Its last slot, and whether it wants another and got none.
     slot_at: float = -math.inf
     is_waiting: bool = False
@@ -178,11 +180,11 @@ class SharedState:
         self.waiting += report.responses
         me, pace = self.workers[report.worker], self.pace
         me.reported_at = report.at
-        me.open = max(0, me.open - len(report.responses) - report.unused)
+        del me.open[: len(report.responses) + report.unused]
         self._learn(now)
         is_free = pace.room == pace.rate == math.inf
         slots = [] if is_free else self._slots(report, now)
-        me.open += is_free or len(slots)
+        me.open += slots or [now] * (is_free and not me.open)
         me.slot_at = max(slots, default=me.slot_at)
         me.is_waiting = report.wanted > 0 and not slots and not is_free
         free_until = now + FREE_FOR if is_free else -math.inf
@@ -218,7 +220,8 @@ class SharedState:
 
     def _learn(self, now: float) -> None:
         """Pass on the responses in their order, once all workers have reported those before."""
-        awaited = (one.reported_at for one in self.workers.values() if one.open)
+        # What a worker has not reported came after its last report, and after its first open slot.
+        awaited = (max(one.reported_at, one.open[0]) for one in self.workers.values() if one.open)
         until = max(min(awaited, default=now), now - LATEST)
         self.waiting.sort(key=lambda one: one.at)
         count = bisect.bisect_right(self.waiting, until, key=lambda one: one.at)
@@ -337,10 +340,12 @@ class Share:
         if (slots[-1] if slots else self._free_until) < now + AHEAD:
             self._is_wanted = True
             self._exchange_at(max(now, self._again_at))
-        if self._in_a_row < IN_A_ROW and now < self._free_until:
+        # At a fast rate, an exchange after each stray refusal would cost many slots.
+        is_stopped = self._in_a_row >= (1 if self.rate * REFUSED <= 1 else IN_A_ROW)
+        if now < self._free_until and not is_stopped:
             return now
         self._is_awaited = True
-        if self._in_a_row >= IN_A_ROW or not slots:
+        if is_stopped or not slots:
             return math.inf
         return max(now, slots[0], self.hold_until)
 
@@ -361,7 +366,7 @@ class Share:
         """Record a refusal; nothing is sent until others have reported whether they succeed."""
         self._responses.append(Response(now, sent_at, passed=False, retry_after=retry_after))
         self._in_a_row += 1
-        self._exchange_at(now)
+        self._exchange_at(now, after=REFUSED)
 
     def take(self, grant: Grant) -> None:
         """Use what was granted."""
@@ -373,8 +378,10 @@ class Share:
         self._free_until, self._again_at = grant.free_until, grant.again_at
         self._report_after = grant.report_after
         if self._responses:
-            is_due = not self._responses[-1].passed
-            self._exchange_at(now if is_due else self._asked_at + self._report_after)
+            if self._responses[-1].passed:
+                self._exchange_at(self._asked_at + self._report_after)
+            else:
+                self._exchange_at(now, after=REFUSED)
         else:
             self._in_a_row = 0
         if self._is_lost:
@@ -395,13 +402,14 @@ class Share:
             self._timer.cancel()
         self._ask(None)
 
-    def _exchange_at(self, when: float) -> None:
-        """Exchange a report at *when*, or as soon as the last exchange is over."""
+    def _exchange_at(self, when: float, *, after: float = SHORTEST) -> None:
+        """Exchange a report at *when*, but *after* the last exchange."""
+        when = max(when, self._asked_at + after)
         if self._is_asking or self._is_closed or when >= self._timer_at:
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._timer_at = max(when, self._asked_at + SHORTEST)
+        self._timer_at = when
         self._timer = self._clock.call_at(self._timer_at, self._exchange)
 
     def _exchange(self) -> None:

@@ -16,8 +16,7 @@ from typing import Any, Final, TypeVar
 import attrs
 
 from fuhu_runway.errors import JournalError
-from fuhu_runway.hooks import ClipHandedOut, DownloadFinished, DownloadStarted, Event, TaskSettled
-from fuhu_runway.models import TaskState, usage_error
+from fuhu_runway.models import usage_error
 
 from .plans import hash_prompt, nth
 from .states import INSTANT_OF, STEPS, Job, JobState, Plan
@@ -149,7 +148,7 @@ def step(
         # `durations` relies on these instants, so saving a clip again must not change them.
         instant = INSTANT_OF[to]
         setters[instant] = f"CASE state WHEN 'saved' THEN {instant} ELSE :now END"
-    where = f"key = :key AND state IN ({_words(_leading_to(to) & set(before))})"
+    where = f"key = :key AND state IN ({words_of(leading_to(to) & set(before))})"
     if attempt is not None:
         where += " AND submissions = :attempt"
     if owner is not None and to is JobState.SUBMITTING:
@@ -196,11 +195,11 @@ def undo(key: str, token: str) -> Action[None]:
     yield sql, {"key": key, "token": token}
 
 
-def _leading_to(state: JobState) -> set[JobState]:
+def leading_to(state: JobState) -> set[JobState]:
     return {before for before, following in STEPS.items() if state in following}
 
 
-def _words(states: Collection[JobState]) -> str:
+def words_of(states: Collection[JobState]) -> str:
     """Return states as a list in a statement, in the order of the enum."""
     return ", ".join(f"'{state.value}'" for state in JobState if state in states) or "NULL"
 
@@ -295,64 +294,6 @@ def forget(key: str) -> Action[None]:
         raise unknown(key)
 
 
-@attrs.frozen
-class Note:
-    """What an event changes in the rows of its task that are in one of the states *before*."""
-
-    task_id: str
-    before: frozenset[JobState]
-    changes: Mapping[str, Any]
-    to: JobState | None = None
-
-
-def note_of(event: Event, now: float) -> Note | None:
-    """Return what is written of an event; None if nothing is."""
-    changes: dict[str, Any] = {}
-    match event:
-        case TaskSettled():
-            changes |= {"points": event.points, "refunded": int(event.refunded)}
-            to = JobState.FINISHED
-            if event.state is not TaskState.SUCCEEDED:
-                to, changes["error"] = JobState.FAILED, "TaskFailed"
-        case DownloadFinished(is_saved=True):
-            to, changes["file_bytes"] = JobState.SAVED, event.total_bytes
-        case ClipHandedOut() | DownloadStarted() | DownloadFinished():
-            at = None if isinstance(event, DownloadStarted) else now
-            return Note(event.task_id, frozenset(JobState), {"handed_out_at": at})
-        case _:
-            return None
-    # A task may be polled again after its end was written, which changes nothing.
-    before = frozenset(_leading_to(to) - {JobState.SAVED})
-    changes["state"] = to.value
-    if to in INSTANT_OF:
-        changes[INSTANT_OF[to]] = now
-    return Note(event.task_id, before, changes, to)
-
-
-def write(notes: Sequence[Note]) -> Action[None]:
-    """Write notes about one task, one after the other, in a single statement."""
-    made: dict[JobState, dict[str, Any]] = {}
-    for first in JobState:
-        state = first
-        for note in notes:
-            check(**note.changes)
-            if state in note.before:
-                made[first] = {**made.get(first, {}), **note.changes}
-                state = note.to or state
-    values: dict[str, Any] = {"task_id": notes[0].task_id}
-    setters = []
-    for column in dict.fromkeys(name for changes in made.values() for name in changes):
-        cases = ""
-        for number, (state, changes) in enumerate(made.items()):
-            if column in changes:
-                mark = f"{column}_{'abcdefg'[number]}"
-                values[mark] = changes[column]
-                cases += f" WHEN '{state.value}' THEN :{mark}"
-        setters.append(f"{column} = CASE state{cases} ELSE {column} END")
-    where = f"task_id = :task_id AND state IN ({_words(made)})"
-    yield f"UPDATE job SET {', '.join(setters)} WHERE {where}", values  # noqa: S608
-
-
 # Reading
 
 
@@ -384,7 +325,7 @@ def jobs_of(plan: Plan, salt: bytes | None) -> Action[list[Job]]:
 def jobs(states: Collection[JobState]) -> Action[list[Job]]:
     """Return the jobs in these states, or all, in the order in which they were planned."""
     # Without states, all rows: also those whose state is damaged, which are an error.
-    where = f"WHERE state IN ({_words(states)})" if states else ""
+    where = f"WHERE state IN ({words_of(states)})" if states else ""
     sql = f"SELECT * FROM job {where} ORDER BY planned_at, rowid"  # noqa: S608
     return [job_of(row) for row in (yield sql, {})]
 

@@ -82,8 +82,8 @@ STEPS: Final[Mapping[JobState, Mapping[JobState, str]]] = {
         JobState.PLANNED: "Another attempt was requested.",
     },
     JobState.IN_DOUBT: {
-        JobState.ACCEPTED: "A person or a webhook named the task, or the gateway's list of tasks shows it.",
-        JobState.PLANNED: "A person confirmed that it was not accepted, or the gateway's lists prove it.",
+        JobState.ACCEPTED: "A person or a webhook named the task, or the gateway lists it.",
+        JobState.PLANNED: "A person, or the gateway's own lists, proved that it was not accepted.",
     },
 }
 """From each state, the states that may follow, and the reason for each step."""

@@ -71,6 +71,6 @@ def in_doubt_of(job: Job) -> SubmissionInDoubt:
     return SubmissionInDoubt(
         f"An earlier run submitted this and got no clear response ({job.error or 'none so far'}).",
         "It may have been accepted and charged; it was not sent again.",
-        "Look for the task at the gateway, then record it with `fuhu-runway resolve`.",
+        "Settle it with `client.reconcile()` or `fuhu-runway reconcile`, or look for the task.",
         job.task_id,
     )

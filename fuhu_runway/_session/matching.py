@@ -72,7 +72,7 @@ class Sent:
     #: Its task; if it is in doubt, the one that a damaged response named.
     task_id: str | None = None
     accepted_at: float | None = None
-    #: Whether the list or the log, by showing it, proves to be complete.
+    #: Whether its own response named its task, so that a list that shows it proves something.
     is_evidence: bool = True
     #: Whether the gateway itself reported that it charged for it, and no task.
     is_charged: bool = False
@@ -174,7 +174,7 @@ class Records:
         if abs(self.offset) > MAX_OFFSET:
             return True
         return any(
-            not one.sent_at - SLACK <= row.created_at <= one.accepted_at + SLACK
+            not one.sent_at - SLACK <= row.created_at <= one.accepted_at + self.late + SLACK
             for one in self.known
             if (row := self.rows.get(one.task_id or ""))
             and one.is_evidence
@@ -188,7 +188,10 @@ class Records:
         alike = [
             one
             for one in self.known
-            if one.is_evidence and one.route == doubt.route and start <= one.sent_at <= end
+            if one.is_evidence
+            and one.route == doubt.route
+            and start <= one.sent_at
+            and (one.accepted_at or one.sent_at) <= end
         ]
         rows = [self.rows.get(one.task_id or "") for one in alike]
         fits = {
@@ -206,8 +209,9 @@ class Period:
     start: float
     end: float
     known: list[Sent] = attrs.field(factory=list)
-    in_flight: int = 0
     in_doubt: int = 0
+    #: How many submissions may have been charged: in flight, or with a task that may be theirs.
+    open: int = 0
     charges: int = 0
     is_logged: bool = False
 
@@ -241,6 +245,8 @@ def decide(doubts: Sequence[Sent], records: Records) -> list[Verdict]:
     found_keys = {one.key for one in explained}
     rest = [one for one in doubts if one.key not in found_keys]
     periods = _periods([*records.known, *explained], rest, records)
+    for one in rest:
+        periods[one.key].open += one.key in verdicts
     return [verdicts.get(one.key) or _absent(one, periods[one.key], records) for one in doubts]
 
 
@@ -248,12 +254,7 @@ def _groups(doubts: Sequence[Sent], records: Records) -> Iterator[tuple[list[Sen
     """Yield the doubts that tasks connect, with every task that may be theirs."""
     taken = records.taken | {one.task_id for one in records.known}
     free = [row for row in records.rows.values() if row.task_id not in taken]
-    edges = {
-        one.key: {
-            row.task_id for row in free if one.task_id == row.task_id or records.fit(one, row)
-        }
-        for one in doubts
-    }
+    edges = {one.key: {row.task_id for row in free if records.fit(one, row)} for one in doubts}
     waiting = list(doubts)
     while waiting:
         group = [waiting.pop(0)]
@@ -272,7 +273,9 @@ def _matched(group: Sequence[Sent], rows: Sequence[Listed], records: Records) ->
     verdicts = {
         one.key: Verdict(one.key, tasks.pop(one.task_id), Proof.LIST)
         for one in group
-        if one.task_id in tasks and names.count(one.task_id) == 1
+        if one.task_id in tasks
+        and names.count(one.task_id) == 1
+        and records.fit(one, tasks[one.task_id])
     }
     rest = [one for one in group if one.key not in verdicts]
     reason: Reason | None = None
@@ -309,20 +312,20 @@ def _absent(doubt: Sent, period: Period, records: Records) -> Verdict:
     charges = period.unexplained(doubt.route)
     is_listed = records.listed is not None and records.covers(doubt)
     proof = reason = None
-    if doubt.is_charged or (charges is not None and charges > period.in_flight):
+    if doubt.is_charged or (charges is not None and charges > period.open):
         reason = Reason.CHARGED
     elif doubt.task_id is not None:
         reason = Reason.NAMED
     elif records.now < doubt.sent_at + records.late:
         reason = Reason.EARLY
-    elif charges:
-        reason = Reason.IN_FLIGHT
-    elif is_listed and not records.is_complete and charges is None:
-        reason = Reason.CUT
     elif is_listed and records.is_complete and records.shows_all_like(doubt):
         proof = Proof.LIST
     elif charges == 0:
         proof = Proof.LOG
+    elif is_listed and not records.is_complete:
+        reason = Reason.CUT
+    elif charges:
+        reason = Reason.IN_FLIGHT
     else:
         reason = Reason.UNPROVEN
     counts = (charges, period.in_doubt) if charges and reason is Reason.CHARGED else None
@@ -349,7 +352,7 @@ def _periods(known: Sequence[Sent], doubts: Sequence[Sent], records: Records) ->
     for one in known:
         by_key[one.key].known.append(one)
     for one in records.in_flight:
-        by_key[one.key].in_flight += 1
+        by_key[one.key].open += 1
     for one in doubts:
         by_key[one.key].in_doubt += 1
     for period in periods:

@@ -89,14 +89,17 @@ class Names:
         self._running.pop(custom_id, None)
         submission.ended.set()
 
-    async def _run(self, submission: Submission, custom_id: str) -> Task:
+    async def _run(
+        self, submission: Submission, custom_id: str, *, is_reconciled: bool = False
+    ) -> Task:
         sessions = submission.sessions
         task = sessions.remembered(custom_id)
         if task is not None:
             return task
+        doubt: SubmissionInDoubt | None = None
         if custom_id in self.doubts:
-            raise copied(self.doubts[custom_id])
-        if sessions.journal is not None and submission.plan is None:
+            doubt = copied(self.doubts[custom_id])
+        elif sessions.journal is not None and submission.plan is None:
             plan = await planned(submission.request, f"id:{custom_id}", custom_id, submission.tag)
             wall = sessions.settings.clock.wall
             job = await sessions.journal.plan(plan, wall())
@@ -104,12 +107,16 @@ class Names:
             if task is not None:
                 return task
             if job.state.is_unanswered:
-                raise in_doubt_of(job)
-            if job.state is JobState.FAILED:
+                doubt = in_doubt_of(job)
+            elif job.state is JobState.FAILED:
                 # The request was refused and nothing charged: otherwise it would have a task.
                 await sessions.journal.step(job.key, JobState.PLANNED, wall())
-            submission.plan = plan
-        return await submission.run()
+            submission.plan = None if doubt else plan
+        if doubt is None:
+            return await submission.run()
+        if is_reconciled or not await sessions.reconcile_again():
+            raise doubt
+        return await self._run(submission, custom_id, is_reconciled=True)
 
 
 async def _submitted_elsewhere(

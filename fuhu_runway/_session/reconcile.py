@@ -25,7 +25,7 @@ from fuhu_runway.errors import NotFound, RunwayError, Unauthorized, UsageError
 from fuhu_runway.journal import Job, JobState
 from fuhu_runway.models import OfficialRequest, TaskRecord, TaskState
 
-from .matching import NO_PROMPT, SLACK, Listed, Proof, Reason, Records, Sent, Verdict, decide
+from .matching import NO_PROMPT, SLACK, Listed, Reason, Records, Sent, Verdict, decide
 from .session import Session
 
 if TYPE_CHECKING:
@@ -97,12 +97,22 @@ class Books:
         return log.starts_at.timestamp() if may_be_cut else -math.inf
 
 
+@attrs.define(eq=False)
+class Search:
+    """A submission that searches for its own task."""
+
+    loop: asyncio.AbstractEventLoop = attrs.field(factory=asyncio.get_running_loop)
+    #: Set when it ends.
+    ended: asyncio.Event = attrs.field(factory=asyncio.Event)
+    task_id: str | None = None
+
+
 class Reconciler:
     """What one client finds out about its doubts. Its methods take the sessions, which own it."""
 
     def __init__(self) -> None:
         #: The submissions that search for their own tasks, by the keys of their jobs.
-        self._searching: dict[str, asyncio.Future[str | None]] = {}
+        self._searching: dict[str, Search] = {}
         self._looking: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
         #: Ids of listed tasks that have an owner.
         self._owned: set[str] = set()
@@ -120,7 +130,7 @@ class Reconciler:
         if account is None:
             return None
         loop = asyncio.get_running_loop()
-        future = self._searching[key] = loop.create_future()
+        search = self._searching[key] = Search()
         if loop not in self._looking or self._looking[loop].done():
             self._looking = {one: at for one, at in self._looking.items() if not one.is_closed()}
             self._looking[loop] = loop.create_task(
@@ -128,20 +138,20 @@ class Reconciler:
             )
         try:
             async with asyncio.timeout(account.search_seconds):
-                task_id = await future
+                await search.ended.wait()
         except TimeoutError:
             return None
         finally:
             del self._searching[key]
-        return None if task_id is None else TaskRecord(task_id, TaskState.QUEUED)
+        return None if search.task_id is None else TaskRecord(search.task_id, TaskState.QUEUED)
 
     async def _look_again(self, sessions: "Sessions", session: Session) -> None:
         """Read the list while a submission of this loop searches, at growing intervals."""
         loop, delay, seen = asyncio.get_running_loop(), FIRST, set[str]()
         while mine := {
-            key: future
-            for key, future in list(self._searching.items())
-            if future.get_loop() is loop and not future.done()
+            key: search
+            for key, search in list(self._searching.items())
+            if search.loop is loop and not search.ended.is_set()
         }:
             delay = min(2 * delay, LONGEST) if mine.keys() <= seen else FIRST
             seen |= mine.keys()
@@ -152,9 +162,8 @@ class Reconciler:
                 # It will not be different in some seconds, or the client was closed.
                 if not isinstance(error, UsageError):
                     sessions.hooks.emit(events.ReconciliationFailed(type(error).__name__))
-                for future in mine.values():
-                    if not future.done():
-                        future.set_result(None)
+                for search in mine.values():
+                    search.ended.set()
             except RunwayError:
                 continue
 
@@ -189,19 +198,16 @@ class Reconciler:
             if task is None and job.key in self._searching:
                 reason = reason or Reason.EARLY  # see rule 3
             if reason is not None:
+                said = _said(reason, verdict)
                 is_charged = reason is Reason.CHARGED
-                said = reason.value
-                if verdict.charges is not None and verdict.charges[0] < verdict.charges[1]:
-                    charges, doubted = verdict.charges
-                    said = f"the log of the key shows {charges} charge{'s' * (charges > 1)} "
-                    said += f"for {doubted} submissions in doubt"
                 left.append(Left(job.key, said, verdict.task_ids, is_charged, job.custom_id))
-            elif await self._settle(sessions, session, job, verdict, books.offset):
-                if task is None:
-                    not_accepted.append(job.key)
-                else:
-                    proof = str(verdict.proof)
-                    found.append(Found(job.key, task.task_id, proof, job.custom_id))
+                continue
+            if not await self._settle(sessions, session, job, verdict, books.offset):
+                continue
+            if task is None:
+                not_accepted.append(job.key)
+            else:
+                found.append(Found(job.key, task.task_id, str(verdict.proof), job.custom_id))
         return Reconciliation(tuple(found), tuple(not_accepted), tuple(left))
 
     async def _records(
@@ -216,7 +222,8 @@ class Reconciler:
             [
                 _sent(job, offset)
                 for job in owned.values()
-                if (job.submitted_at or -math.inf) >= books.since - late
+                # All of them: a charge that a job left out explains would count as unexplained.
+                if job.submitted_at is not None
             ],
             taken=owned.keys(),
             in_flight=[_sent(job, offset) for job in jobs if job.state is JobState.SUBMITTING],
@@ -229,20 +236,21 @@ class Reconciler:
         if books.tasks is None:
             return records
         waiting = [job for job in jobs if job.state.is_unanswered]
+        wanted = {job.prompt_hash for job in waiting}
         rows: list[Coroutine[Any, Any, Listed]] = []
         proofs = 0 if is_search else MAX_PROOFS
         for task in books.tasks:
             job = next((owned[one] for one in task.ids if one in owned), None)
             if job is not None:
-                rows.append(self._known_row(sessions, task, job, may_ask=proofs > 0))
-                proofs -= 1
+                may_ask = proofs > 0 and job.prompt_hash is not None
+                rows.append(self._known_row(sessions, task, job, may_ask=may_ask))
+                proofs -= may_ask
             elif not is_search or not await self._has_owner(sessions, task):
                 bare = _bare(task)
                 fitting = [one for one in waiting if records.fit(_sent(one, offset), bare)]
-                named = any(one.task_id in task.ids for one in waiting)
-                if fitting or named:
-                    official = all(is_official(one.endpoint) for one in fitting or waiting)
-                    rows.append(self._row(sessions, task, is_official=official))
+                if fitting:
+                    official = all(is_official(one.endpoint) for one in fitting)
+                    rows.append(self._row(sessions, task, wanted, is_official=official))
         return attrs.evolve(records, listed=await asyncio.gather(*rows))
 
     async def _has_owner(self, sessions: "Sessions", task: AccountTask) -> bool:
@@ -261,37 +269,41 @@ class Reconciler:
         prompts = await _hashed(sessions, task.prompt)
         if job.prompt_hash in prompts:
             return attrs.evolve(row, prompts=prompts)
-        if not may_ask or job.prompt_hash is None:
+        if not may_ask:
             return row
-        asked = await self._row(sessions, task, is_official=is_official(job.endpoint))
+        wanted = {job.prompt_hash}
+        asked = await self._row(sessions, task, wanted, is_official=is_official(job.endpoint))
         return attrs.evolve(row, prompts=asked.prompts)
 
-    async def _row(self, sessions: "Sessions", task: AccountTask, *, is_official: bool) -> Listed:
+    async def _row(
+        self,
+        sessions: "Sessions",
+        task: AccountTask,
+        wanted: AbstractSet[str | None],
+        *,
+        is_official: bool,
+    ) -> Listed:
         """Return the row of a listed task, with its id and its prompt as the feed has them."""
-        if task.task_id not in self._shown:
-            shown = task.record
-            texts, known = {task.prompt}, None
-            for task_id in task.ids:
-                try:
-                    shown = await sessions.record_of(task_id, official=is_official)
-                except NotFound:
-                    continue
-                except UsageError:
-                    raise
-                except RunwayError:
-                    texts.clear()  # the list may cut prompts off, so its word alone is not enough
-                    break
-                known = task_id
-                texts |= {shown.prompt, shown.prompt_en}
+        if task.task_id in self._shown:
+            return self._shown[task.task_id]
+        listed, bare = await _hashed(sessions, task.prompt), _bare(task)
+        for task_id in task.ids:
+            try:
+                record = await sessions.record_of(task_id, official=is_official)
+            except NotFound:
+                continue
+            except UsageError:  # the client was closed
+                raise
+            except RunwayError:
                 break
-            if known is None and len(task.ids) > 1:
-                texts.clear()  # only the feed says which of the ids is the one to use
-            prompts = await _hashed(sessions, *texts)
-            row = attrs.evolve(_bare(task), task_id=known or task.task_id, prompts=prompts)
-            if not prompts:
-                return row
-            self._shown[task.task_id] = row
-        return self._shown[task.task_id]
+            prompts = listed | await _hashed(sessions, record.prompt, record.prompt_en)
+            row = attrs.evolve(bare, task_id=task_id, prompts=prompts)
+            if prompts:
+                self._shown[task.task_id] = row
+            return row
+        # Without the feed, the list may be right about a prompt and not about its absence, since it
+        # cuts prompts off. Which of several ids is the one to use, only the feed says.
+        return attrs.evolve(bare, prompts=listed & wanted if len(task.ids) == 1 else frozenset())
 
     async def _settle(
         self, sessions: "Sessions", session: Session, job: Job, verdict: Verdict, offset: float
@@ -313,11 +325,11 @@ class Reconciler:
             if job.custom_id is not None:
                 sessions.names.doubts.pop(job.custom_id, None)
             return True
-        future = self._searching.get(job.key)
-        if future is not None:
-            # It may belong to another loop, and may have ended its search meanwhile.
-            future.get_loop().call_soon_threadsafe(_give, future, task.task_id)
-        sessions.keep_found(session, job, is_awaited=future is not None)
+        search = self._searching.get(job.key)
+        if search is not None:
+            search.task_id = task.task_id
+            search.loop.call_soon_threadsafe(search.ended.set)
+        sessions.keep_found(session, job, is_awaited=search is not None)
         return True
 
 
@@ -351,9 +363,13 @@ async def _hashed(sessions: "Sessions", *prompts: str | None) -> frozenset[str]:
     return frozenset(await sessions.ledger.hash_prompts(texts) if texts else ())
 
 
-def _give(future: "asyncio.Future[str | None]", task_id: str) -> None:
-    if not future.done():
-        future.set_result(task_id)
+def _said(reason: Reason, verdict: Verdict) -> str:
+    """Return a reason as a user reads it."""
+    charges, doubts = verdict.charges or (1, 1)
+    if charges >= doubts:
+        return reason.value
+    many = "s" * (charges > 1)
+    return f"the log of the key shows {charges} charge{many} for {doubts} submissions in doubt"
 
 
 def _sent(job: Job, offset: float) -> Sent:
@@ -370,7 +386,7 @@ def _sent(job: Job, offset: float) -> Sent:
         job.prompt_hash or (None if has_prompt else NO_PROMPT),
         job.task_id,
         accepted_at,
-        is_evidence=job.proof not in set(Proof),
+        is_evidence=job.proof is None,
         is_charged=job.code in CHARGED_CODES,
     )
 

@@ -104,7 +104,7 @@ class Session:
             settings.polling.url_grace,
             settings.part_mark,
         )
-        self._errands: set[asyncio.Task[None]] = set()
+        self._actions: set[asyncio.Task[None]] = set()
         self._jobs: set[asyncio.Task[Any]] = set()
         self._keeper = self._keep(forget)
         # One step, up to the yield; it never suspends, so this need not be a coroutine.
@@ -122,11 +122,11 @@ class Session:
         # No retries: the poller polls again at its own intervals.
         return self.transport.in_turn(request, read, sent_at)
 
-    def run(self, errand: Coroutine[Any, Any, None]) -> None:
+    def run(self, action: Coroutine[Any, Any, None]) -> None:
         """Start something in the background, in an empty context; closing cancels it."""
-        task = asyncio.create_task(errand, context=contextvars.Context())
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
+        task = asyncio.create_task(action, context=contextvars.Context())
+        self._actions.add(task)
+        task.add_done_callback(self._actions.discard)
 
     def follow(self, job: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
         """Start a job that ends when closing ends its wait or its download; closing awaits it."""
@@ -160,6 +160,6 @@ class Session:
             await self.transport.aclose()
             await asyncio.gather(*self._jobs, return_exceptions=True)
             # Last, since a response that came while closing may have begun one.
-            for errand in self._errands:
-                errand.cancel()
-            await asyncio.gather(*self._errands, return_exceptions=True)
+            for action in self._actions:
+                action.cancel()
+            await asyncio.gather(*self._actions, return_exceptions=True)

@@ -8,6 +8,7 @@ since a task goes on at the gateway after its loop has ended.
 import asyncio
 import contextvars
 import functools
+import math
 import os
 import warnings
 from collections import Counter
@@ -60,7 +61,8 @@ if TYPE_CHECKING:
 
 
 MINUTE: Final = 60.0
-"""How much longer an accepted submission is remembered than a doubt may need it, in seconds."""
+"""How much longer an accepted submission is remembered than a doubt may need it, and how often
+submits under a name in doubt have the lists read, in seconds; gateways limit both lists."""
 
 
 class Sessions:
@@ -94,6 +96,7 @@ class Sessions:
         #: Where submissions in doubt are found and settled.
         self.ledger: BaseJournal | Memory = self.journal or self._memory
         self.reconciler = Reconciler()
+        self._reconciled_at = -math.inf
         if self.journal is not None:
             self.hooks.add(self.journal.note)
             if self.journal.is_shared:
@@ -282,6 +285,15 @@ class Sessions:
         except RunwayError as error:
             if not isinstance(error, UsageError):  # the client is closed
                 self.hooks.emit(events.ReconciliationFailed(type(error).__name__))
+
+    async def reconcile_again(self) -> bool:
+        """Reconcile if that is possible and was not tried in the last minute; return whether."""
+        now = self.settings.clock.wall()
+        if self.account is None or now - self._reconciled_at < MINUTE:
+            return False
+        self._reconciled_at = now
+        await self.reconcile_if_possible()
+        return True
 
     def keep_found(self, session: Session, job: Job, *, is_awaited: bool) -> None:
         """Keep a task that was found, and follow it unless its own submission does."""

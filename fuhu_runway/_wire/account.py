@@ -31,7 +31,7 @@ from . import tables, values
 from .decode import body_of, read_task, state_of
 from .encode import Reply, Request, bare_request
 from .refusals import TASK_ERROR, refusal_of, unreadable
-from .salvage import salvage
+from .salvage import ids_in
 from .tables import Sense, dialect_of
 
 PAGE_SIZE: Final = 100
@@ -199,7 +199,7 @@ def _task_in(row: dict[str, Any], request: Request) -> AccountTask | None:
         _prompt_in(properties, said["data"]),
         next(filter(None, models), None),
         values.text_in(said["user_id"]),
-        _aliases_in(task_id, said["data"]),
+        tuple(one for one in ids_in({"data": said["data"]}) if one != task_id),
         record,
     )
 
@@ -211,15 +211,6 @@ def _record_in(row: dict[str, Any], task_id: str, request: Request) -> TaskRecor
         return read_task(Reply(request, 200, {}, body))
     except (RunwayError, RecursionError):
         return None
-
-
-def _aliases_in(task_id: str, data: Any) -> tuple[str, ...]:
-    """Return the ids in what the upstream has said about a task, except the list's own."""
-    try:
-        found = salvage(json.dumps({"data": data}).encode(), is_whole=True)
-    except RecursionError:
-        return ()
-    return tuple(one for one in found if one != task_id)
 
 
 def _prompt_in(properties: Mapping[str, Any], data: Any) -> str | None:

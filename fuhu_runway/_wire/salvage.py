@@ -62,8 +62,17 @@ def salvage(body: bytes, *, is_whole: bool = False) -> tuple[str, ...]:
             found += [(1, match[1] or match[2]) for match in _CALLED_ID.finditer(plain)]
     if is_whole and _WHOLE_BODY.fullmatch(text.strip()):
         found.append((2, text.strip()))
-    ids = (task_id for _, task_id in sorted(found, key=lambda pair: pair[0]))
+    ids = (task_id for _, task_id in sorted(found, key=_rank))
     return tuple(dict.fromkeys(filter(id_of, ids)))
+
+
+def ids_in(value: Any) -> tuple[str, ...]:
+    """Return the task ids at the usual places of a JSON value, the most certain first."""
+    return tuple(dict.fromkeys(task_id for _, task_id in sorted(_ids(value), key=_rank)))
+
+
+def _rank(found: tuple[int, str]) -> int:
+    return found[0]
 
 
 def id_of(value: Any) -> str | None:

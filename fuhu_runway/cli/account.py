@@ -9,6 +9,7 @@ import contextlib
 import sys
 from collections.abc import Mapping
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -52,7 +53,6 @@ _RESULT: Final = Parameter(group=RESULT)
 
 async def reconcile(
     journal: JournalArgument,
-    /,
     *,
     out: Annotated[Path | None, _RESULT] = None,
     timeout: Annotated[float, _RESULT, POSITIVE] = DEFAULT_WAIT,
@@ -83,15 +83,15 @@ async def reconcile(
         try:
             report = await client.reconcile()
         except errors.RunwayError as error:
-            error.add_note(f"{len(doubts):,} jobs stay in doubt.")
+            error.add_note("Every job that was in doubt still is.")
             raise
         if not output.json:
             _print_report(report, doubts, journal, screen)
         found = {one.key for one in report.found}
         jobs = [job for job in await store.jobs(*SAVABLE) if job.key in found]
-        tally, files = Tally(len(jobs)), list[str]()
-        if jobs:
-            files = await save_all(client, jobs, tally, screen, out=out, timeout=timeout)
+        tally = Tally(len(jobs))
+        save = partial(save_all, client, jobs, tally, screen, out=out, timeout=timeout)
+        files = await save() if jobs else []
     if output.json:
         print_row({**report.as_dict(), "files": files}, output)
     elif jobs:
@@ -130,7 +130,6 @@ def _print_report(
 
 async def audit(
     journal: JournalArgument,
-    /,
     *tasks: str,
     adopt: Annotated[bool, _RESULT] = False,
     ignore: Annotated[bool, _RESULT] = False,
@@ -248,15 +247,16 @@ def _print(
         return
     if shown:
         print_table([HEAD, *map(_cells, shown)])
-    what = "are ignored from now on" if is_ignored else "are paid for and not in the journal"
-    write(sys.stdout, f"{len(shown):,} tasks {what}" if shown else "no tasks")
+    what = "ignored from now on" if is_ignored else "paid for and not in the journal"
+    many = "1 task is" if len(shown) == 1 else f"{len(shown):,} tasks are"
+    write(sys.stdout, f"{many} {what}" if shown else "no tasks")
     command = f"fuhu-runway audit {as_typed(journal)}"
     if shown and not is_ignored:
         screen.say(f"To save their clips: {command} --adopt")
         screen.say(f"If some belong to something else: {command} ID ID --ignore")
     if found.unclear:
         settle = f"fuhu-runway reconcile {as_typed(journal)}"
-        many = f"{len(found.unclear):,} more may be tasks of jobs in doubt"
+        many = f"{len(found.unclear):,} more may belong to jobs in doubt"
         screen.say(f"{many}, which have to be settled first: {settle}")
     if not found.is_complete:
         screen.say("The gateway did not send its whole list, so there may be more.")

@@ -14,7 +14,7 @@ from fuhu_runway.errors import UsageError
 from fuhu_runway.models import usage_error
 
 from .console import Lines, complain, one_line, write
-from .make import open_errand
+from .make import open_command
 from .options import ACCESS, OUTPUT, RESULT, WHOLE, Access, Output, Screen, Target
 from .saving import SAVING, Saving
 
@@ -103,16 +103,16 @@ async def _make_clip(
 ) -> "FirstClip":
     from fuhu_runway.doctor import first_clip
 
-    async with open_errand(screen, Target(access=access), saving) as errand:
-        errand.is_submitting = True
+    async with open_command(screen, Target(access=access), saving) as running:
+        running.is_submitting = True
         screen.stage("submitting")
         clip = await first_clip(
-            errand.client,
+            running.client,
             path=saving.output_file,
             overwrite=saving.force,
             timeout=saving.timeout,
             transcript=transcript,
-            on_accepted=errand.accept,
+            on_accepted=running.accept,
         )
     screen.close()
     return clip

@@ -336,16 +336,16 @@ async def wait(
     """
     from fuhu_runway.paths import check_target
 
-    async with open_errand(screen, Target(access=access), saving) as errand:
+    async with open_command(screen, Target(access=access), saving) as running:
         saving.check(None)
-        task = errand.client.task(task_id, official=official)
+        task = running.client.task(task_id, official=official)
         prompt = None
         # After these, wait() polls again. Others mean that the task's id or the URL is wrong.
         with contextlib.suppress(errors.GatewayDown, errors.RateLimited, errors.NoReply):
             prompt = (await task.refresh()).prompt
-        errand.plan(task, prompt)
-        check_target(errand.path, overwrite=saving.force)
-        await errand.finish(task, output)
+        running.plan(task, prompt)
+        check_target(running.path, overwrite=saving.force)
+        await running.finish(task, output)
 
 
 async def feed(
@@ -366,14 +366,14 @@ async def feed(
         task_id: Id that was shown when the task was accepted.
         official: The task was submitted with --official.
     """
-    async with open_errand(screen, Target(access=access)) as errand:
-        print_row(_record_row(await errand.client.feed(task_id, official=official)), output)
+    async with open_command(screen, Target(access=access)) as running:
+        print_row(_record_row(await running.client.feed(task_id, official=official)), output)
 
 
 async def balance(*, output: Output = OUTPUT, target: Target = TARGET, screen: Screen) -> None:
     """Show the remaining balance, in the gateway's unit."""
-    async with open_errand(screen, target) as errand:
-        found = await errand.client.balance()
+    async with open_command(screen, target) as running:
+        found = await running.client.balance()
     print_row(attrs.asdict(found, filter=attrs.filters.exclude("raw")), output)
 
 
@@ -384,7 +384,7 @@ COMMANDS: Final = (generate, restyle, act, submit, wait, feed, balance)
 
 
 @attrs.define(eq=False)
-class Errand:
+class RunningCommand:
     """One command while it runs: its client, and what to print if it has to stop."""
 
     screen: Lines
@@ -487,28 +487,28 @@ async def _make(
 ) -> None:
     """Submit, and unless --no-wait is given, wait and save."""
     submitting.check(target)
-    async with open_errand(screen, target, submitting.saving, submitting.journal) as errand:
+    async with open_command(screen, target, submitting.saving, submitting.journal) as running:
         submitting.saving.check(getattr(request, "prompt", None))
-        errand.is_submitting = True
+        running.is_submitting = True
         screen.stage("submitting")
-        task = await errand.client.submit(request)
-        errand.accept(task)  # before anything else, so that the id is not lost
+        task = await running.client.submit(request)
+        running.accept(task)  # before anything else, so that the id is not lost
         if not submitting.no_wait:
-            await errand.finish(task, output)
+            await running.finish(task, output)
         elif output.json:
-            print_row({"task_id": task.id, "command": errand.command}, output)
+            print_row({"task_id": task.id, "command": running.command}, output)
         else:
-            screen.info(f"To get the clip later: {errand.command}")
+            screen.info(f"To get the clip later: {running.command}")
             screen.close()
             write(sys.stdout, task.id)
 
 
 @contextlib.asynccontextmanager
-async def open_errand(
+async def open_command(
     screen: Lines, target: Target, saving: Saving = SAVING, journal: Path | None = None
-) -> AsyncIterator[Errand]:
+) -> AsyncIterator[RunningCommand]:
     """Open a client for one command; if the command has to stop, say how to continue."""
-    errand = Errand(screen, target, saving)
+    running = RunningCommand(screen, target, saving)
     target.check()
     simulator = None
     if target.simulate:
@@ -522,17 +522,17 @@ async def open_errand(
             feed_verb="any",
         )
     async with contextlib.AsyncExitStack() as stack:
-        errand.client = await target.open(
-            stack, screen, simulator, hooks=[errand.watch], journal=journal
+        running.client = await target.open(
+            stack, screen, simulator, hooks=[running.watch], journal=journal
         )
         try:
-            yield errand
+            yield running
         except asyncio.CancelledError:
-            await errand.stop()
+            await running.stop()
             raise
         except Exception as error:
-            if errand.command and not isinstance(error, errors.TaskFailed):
-                error.add_note(f"Continue with: {errand.command}")
+            if running.command and not isinstance(error, errors.TaskFailed):
+                error.add_note(f"Continue with: {running.command}")
             raise
 
 

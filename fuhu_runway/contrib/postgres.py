@@ -22,8 +22,8 @@ from weakref import WeakSet
 
 import attrs
 
-from fuhu_runway._journal import actions
 from fuhu_runway._journal.actions import Action
+from fuhu_runway._journal.notes import Note, note_of, write
 from fuhu_runway._journal.plans import nth
 from fuhu_runway._journal.writer import Call, Calls, Writer, report
 from fuhu_runway.hooks import Event
@@ -73,8 +73,8 @@ class _Task:
 class _Notes(_Task):
     """Notes about one task, which share a statement."""
 
-    def __init__(self, notes: list[actions.Note]) -> None:
-        super().__init__(lambda: actions.write(notes), is_outcome=True)
+    def __init__(self, notes: list[Note]) -> None:
+        super().__init__(lambda: write(notes), is_outcome=True)
         self.notes = notes
 
     def take(self, call: Call) -> bool:
@@ -149,7 +149,7 @@ class PostgresJournal(BaseJournal):
 
         Each row with the task's id takes the step, if it is legal; other tasks are ignored.
         """
-        note = actions.note_of(event, time.time())
+        note = note_of(event, time.time())
         if note is not None:
             self._writer.send(Call(_Notes([note])))
 

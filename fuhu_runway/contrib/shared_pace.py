@@ -7,6 +7,7 @@ Rule 3: the row is a hint, not a record: it may be lost at any time, and is lear
 """
 
 import asyncio
+import contextvars
 import queue
 import secrets
 import threading
@@ -169,7 +170,8 @@ class Desk:
 
     def _call(self, function: Callable[[Any], None], argument: object) -> None:
         with suppress(RuntimeError):  # the loop has ended
-            self._loop.call_soon_threadsafe(function, argument)
+            # Not in the thread's context, which from Python 3.14 on may be that of one request.
+            self._loop.call_soon_threadsafe(function, argument, context=contextvars.Context())
 
     def _hang_up(self) -> None:
         if self._connection is not None:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
 
-from fuhu_runway._clip_files import StoreFault
 from fuhu_runway.models import usage_error
+from fuhu_runway.uploads import StoreFault
 
 try:
     import obstore
@@ -96,6 +96,8 @@ class ObjectStore:
     #: The same store with fewer retries, to check it with before clips are paid for; None uses
     #: *store*.
     hasty: Any = attrs.field(default=None, kw_only=True, repr=False)
+    #: The prefixes under which clips could be put: of thousands of jobs, the first one finds out.
+    _checked: set[str] = attrs.field(init=False, factory=set, eq=False, repr=False)
 
     @classmethod
     def from_url(cls, url: str) -> "ObjectStore":
@@ -132,9 +134,11 @@ class ObjectStore:
     # Clips
 
     async def check_clips(self) -> None:
-        """Put an empty object, to see that clips can be put; for the client."""
-        store = self.hasty or self.store
-        await _called(lambda: obstore.put(store, f"{self.prefix}{MARKER}", b""))
+        """Put an empty object once, to see that clips can be put; for the client."""
+        if self.prefix not in self._checked:
+            store = self.hasty or self.store
+            await _called(lambda: obstore.put(store, f"{self.prefix}{MARKER}", b""))
+            self._checked.add(self.prefix)
 
     async def put_clip(self, name: str, file: Path) -> None:
         """Put a clip in the place of what is there; for the client."""

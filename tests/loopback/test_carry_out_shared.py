@@ -140,10 +140,11 @@ async def test_the_next_worker_follows_a_task_that_is_paid_for(
     assert gateway.submitted == 1
 
 
+@pytest.mark.parametrize("is_doubtful", [False, True])
 async def test_a_job_that_another_worker_took_over_is_not_sent(
-    gateway: Simulator, workers: list[Client]
+    gateway: Simulator, workers: list[Client], *, is_doubtful: bool
 ) -> None:
-    """A worker that had to wait before it could send raises, and the other one has the clip."""
+    """A worker that had to wait before it could send raises, and knows more the next time."""
     _, second, third = workers
     recorder = EventRecorder()
     gateway.script("a long one", takes=1000)
@@ -154,10 +155,13 @@ async def test_a_job_that_another_worker_took_over_is_not_sent(
         await until(lambda: gateway.submitted)
         held = asyncio.create_task(first.carry_out(ITEM))
         await until(lambda: recorder.all(SubmissionHeld))
-        assert (await second.carry_out(ITEM)).clip is not None
+        if is_doubtful:
+            gateway.fault("submit", faults.drop_after_accepting())
+        assert (await second.carry_out(ITEM)).is_in_doubt is is_doubtful
         with pytest.raises(JournalError):
             await held
         await long
+        assert (await first.carry_out(ITEM)).is_in_doubt is is_doubtful
     assert gateway.submitted == 2
 
 

@@ -1,12 +1,15 @@
 """Submissions in doubt are settled by the gateway's own lists, and by nothing else."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.clients import EventRecorder, others, quick_client
+from support.clock import until
+from support.receivers import receiving
 
 from fuhu_runway import Account, Client, Item, TextToVideo, Timeouts, errors
 from fuhu_runway.account import Left, Reconciliation
@@ -161,7 +164,7 @@ async def test_a_search_that_is_refused_ends_at_once(gateway: Simulator) -> None
 async def test_a_search_outlives_a_list_that_fails(gateway: Simulator) -> None:
     """A list that fails for a moment is read again."""
     gateway.fault("submit", LOST)
-    gateway.fault("tasks", faults.not_json(), times=2)
+    gateway.fault("tasks", faults.not_json(), times=12)
     async with client_of(gateway) as client:
         assert await client.generate("a kitten")
 
@@ -275,6 +278,37 @@ async def test_a_doubt_of_an_earlier_process_is_found_and_followed(
     assert len(recorder.all(SubmissionFound)) == 1
 
 
+@pytest.mark.parametrize("fault", [LOST, NEVER_SENT], ids=["accepted", "not accepted"])
+async def test_a_name_in_doubt_is_looked_up_when_it_is_used_again(
+    gateway: Simulator, journal: Path | None, fault: faults.Drop
+) -> None:
+    """The same order is submitted again later: its task is found, or it is sent once."""
+    gateway.fault("submit", fault)
+    async with client_of(gateway, account=None, journal=journal) as client:
+        await in_doubt(client, custom_id="order-7")
+        await client.generate("a puppy")
+        await in_doubt(client, custom_id="order-7")
+        client._sessions.account = Account(gateway.access_token, gateway.user_id)
+        task = await client.generate("a kitten", custom_id="order-7")
+        assert task.custom_id == "order-7"
+        assert await client.find("order-7") is task
+    assert gateway.submitted == 2
+
+
+async def test_a_name_in_doubt_is_looked_up_once_a_minute(
+    gateway: Simulator, journal: Path | None
+) -> None:
+    """A caller that repeats a submit in doubt does not have the lists read each time."""
+    gateway.fault("submit", NEVER_SENT)
+    async with client_of(gateway, account=None, journal=journal) as client:
+        await in_doubt(client, custom_id="order-7")
+        client._sessions.account = Account(gateway.access_token, gateway.user_id)
+        for _ in range(5):
+            await in_doubt(client, custom_id="order-7")
+    assert listings(gateway) == 1
+    assert gateway.submitted == 0
+
+
 async def test_two_that_reconcile_at_once_settle_it_once(
     gateway: Simulator, tmp_path: Path
 ) -> None:
@@ -378,6 +412,104 @@ async def test_the_official_format_is_found_by_its_own_feed(gateway: Simulator) 
         task = await client.official.text_to_video("a kitten")
         assert task.official
         assert await task.wait()
+
+
+async def test_what_a_person_settles_meanwhile_is_theirs(
+    gateway: Simulator, tmp_path: Path
+) -> None:
+    """While the feed is asked, a person resolves the job: the report does not claim it."""
+    gateway.fault("submit", LOST)
+    async with client_of(gateway, account=None, journal=tmp_path / "j.db") as client:
+        await in_doubt(client, custom_id="order-7")
+    gateway.fault("feed", faults.Slow(60_000))
+    async with client_of(gateway, journal=tmp_path / "j.db") as client:
+        report = asyncio.ensure_future(client.reconcile())
+        await until(lambda: any(seen.path == "/runway/feed" for seen in gateway.requests))
+        assert client.journal is not None
+        await client.journal.resolve("id:order-7", task_id=gateway.tasks[0].task_id)
+        assert await report == Reconciliation()
+        (job,) = await client.journal.jobs()
+        assert job.proof == "person"
+
+
+async def test_closing_ends_a_reconciliation(gateway: Simulator) -> None:
+    """A client that is closed while the feed is asked says so, and settles nothing."""
+    gateway.fault("submit", LOST)
+    client = client_of(gateway, account=None)
+    await in_doubt(client)
+    client._sessions.account = Account(gateway.access_token, gateway.user_id)
+    gateway.fault("feed", faults.Slow(60_000))
+    report = asyncio.ensure_future(client.reconcile())
+    await until(lambda: any(seen.path == "/runway/feed" for seen in gateway.requests))
+    await client.aclose()
+    with pytest.raises(errors.UsageError, match="closed"):
+        await report
+
+
+async def test_a_response_that_named_its_task_is_found_by_that_name(gateway: Simulator) -> None:
+    """A damaged response named the task: it is that one, although another looks the same."""
+    gateway.fault("submit", faults.Truncated(95))
+    async with client_of(gateway, account=None) as client:
+        await in_doubt(client)
+        (job,) = await client._sessions.ledger.jobs()
+        async with other_program(gateway) as other:
+            await other.generate("a kitten")
+        client._sessions.account = Account(gateway.access_token, gateway.user_id)
+        report = await client.reconcile()
+        assert [one.task_id for one in report.found] == [job.task_id]
+
+
+async def test_a_receiver_and_an_account_find_the_same_task(gateway: Simulator) -> None:
+    """With both, the task that the list shows is that of the webhooks that come later."""
+    gateway.fault("submit", LOST)
+    async with receiving() as app:
+        app.drops_webhooks = True
+        async with client_of(gateway, callbacks=app.receiver) as client:
+            task = await client.generate("a kitten")
+            app.drops_webhooks = False
+            assert await task.wait()
+            assert client.unfinished == ()
+
+
+async def test_a_feed_that_shows_no_prompt_leaves_the_doubt(gateway: Simulator) -> None:
+    """Neither the list nor the feed shows the prompt of the task yet: it may be the one."""
+    gateway.lists = AccountLists(prompts="nowhere")
+    gateway.script("a kitten", blank=math.inf)
+    gateway.fault("submit", LOST)
+    async with client_of(gateway, account=None) as client:
+        await in_doubt(client)
+        client._sessions.account = Account(gateway.access_token, gateway.user_id)
+        assert (await reason_left(client)).task_ids == (gateway.tasks[0].task_id,)
+
+
+@pytest.mark.parametrize("own_ids", [False, True])
+async def test_a_task_that_the_feed_does_not_know_yet(gateway: Simulator, *, own_ids: bool) -> None:
+    """The list's prompt is enough, unless it has two ids, of which the feed knows one."""
+    gateway.lists = AccountLists(prompts="input", refresh=0, own_ids=own_ids)
+    gateway.script("a kitten", hidden=math.inf)
+    gateway.fault("submit", LOST)
+    async with client_of(gateway, account=None) as client:
+        await in_doubt(client)
+        client._sessions.account = Account(gateway.access_token, gateway.user_id)
+        report = await client.reconcile()
+        assert [one.task_id for one in report.found] == [gateway.tasks[0].task_id][own_ids:]
+
+
+async def test_other_tasks_of_the_account_are_not_polled(gateway: Simulator) -> None:
+    """Known tasks are polled five times at most, and tasks of another kind not at all."""
+    gateway.lists = AccountLists(prompts="nowhere")
+    gateway.fault("submit", NEVER_SENT)
+    clip, face = "https://example.com/clip.mp4", "https://example.com/face.png"
+    async with client_of(gateway, account=None) as client:
+        await in_doubt(client)
+        for number in range(8):
+            await client.generate(f"puppy {number}")
+        await client.act_one(clip, face)
+        async with other_program(gateway) as other:
+            await other.act_one(clip, face)
+        client._sessions.account = Account(gateway.access_token, gateway.user_id)
+        assert len((await client.reconcile()).not_accepted) == 1
+    assert sum(seen.path == "/runway/feed" for seen in gateway.requests) == 5
 
 
 # Lists that cannot be used
@@ -564,3 +696,20 @@ async def test_a_batch_that_was_stopped_sends_nothing_again(
         states = [job.state for job in await client.journal.jobs()]
     assert sorted(state.value for state in states) == ["finished", "planned"]
     assert gateway.submitted == 1
+
+
+async def test_a_batch_of_a_closed_client_settles_nothing(
+    gateway: Simulator, tmp_path: Path
+) -> None:
+    """Its outcomes say that the client is closed, as they do without a doubt."""
+    gateway.fault("submit", LOST)
+    recorder = EventRecorder()
+    client = client_of(gateway, account=None, journal=tmp_path / "j.db", hooks=[recorder])
+    await in_doubt(client, "a puppy")
+    await client.aclose()
+    client._sessions.account = Account(gateway.access_token, gateway.user_id)
+    (outcome,) = [outcome async for outcome in client.generate_many(["a kitten"])]
+    assert isinstance(outcome.error, errors.UsageError)
+    assert recorder.all(ReconciliationFailed) == []
+    await client.aclose()
+    assert listings(gateway) == 0

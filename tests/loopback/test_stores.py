@@ -134,7 +134,7 @@ async def test_a_clip_that_was_put_by_a_worker_that_was_killed_then_is_known(
     bucket.requests.clear()
     outcome = await carried(gateway, journal, download_to=place)
     assert outcome.object_url == f"s3://clips/{NAME}"
-    assert [key for verb, key in bucket.requests if verb == "PUT"] == [f"spring/{MARKER}"]
+    assert {verb for verb, _ in bucket.requests} == {"HEAD", "GET"}
 
 
 async def test_another_object_of_that_name_is_found_before_anything_is_paid(
@@ -209,6 +209,18 @@ async def test_a_store_that_cannot_be_used_is_found_before_anything_is_paid(  # 
     assert not gateway.requests
     assert "marked" not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+async def test_a_store_that_works_is_not_checked_for_each_job(
+    gateway: Simulator, journal: Path, bucket: LittleS3, place: ObjectStore
+) -> None:
+    """Of three jobs, the first puts the marker; one that could not be put is tried again."""
+    bucket.faults = [("PUT", 403, "AccessDenied")]
+    with pytest.raises(UsageError):
+        await carried(gateway, journal, download_to=place)
+    for number in range(3):
+        await carried(gateway, journal, Item(TextToVideo(PROMPT), f"{number}"), download_to=place)
+    assert bucket.requests.count(("PUT", f"spring/{MARKER}")) == 2
 
 
 async def test_a_batch_ends_at_once_if_its_store_cannot_be_used(

@@ -4,7 +4,6 @@ import asyncio
 from typing import Any
 
 import attrs
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -188,7 +187,6 @@ class FenceMachine(RuleBasedStateMachine):
 
 def test_a_job_is_paid_for_once(journal_url: str) -> None:
     """Whichever workers get it, die, freeze and report late; and every doubt is reported."""
-    pytest.importorskip("psycopg")
     with asyncio.Runner() as runner:
         run_state_machine_as_test(
             lambda: FenceMachine(journal_url, runner),

@@ -10,11 +10,12 @@ from fuhu_runway.journal import BaseJournal, Journal, journal_at
 
 
 @pytest.fixture(scope="session")
-def journal_url(postgres: str) -> Iterator[str]:
+def journal_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """Yield the URL of a database whose journal is emptied for each test."""
+    pytest.importorskip("psycopg")
     from fuhu_runway.contrib.local_postgres import temporary_database
 
-    with temporary_database(postgres) as url:
+    with temporary_database(request.getfixturevalue("postgres")) as url:
         yield url
 
 
@@ -24,7 +25,6 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     if request.param == "sqlite":
         journal: BaseJournal = Journal(tmp_path / "run.db")
     else:
-        pytest.importorskip("psycopg")
         journal = journal_at(request.getfixturevalue("journal_url"))
         for table in ("job", "ignored"):
             await rows_of(journal, f"DELETE FROM {table} RETURNING 1")  # noqa: S608

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from fuhu_runway import (
     GATEWAYS,
+    Account,
     ActOne,
     Aleph,
     Balance,
@@ -95,6 +96,9 @@ def clients(session: aiohttp.ClientSession) -> None:
     Client(uploads=upload)
     Client(uploads=lambda data, name, content_type: f"https://own.example/{name}")
     Client(uploads=5)  # type: ignore[arg-type]
+    Client(account=Account("token", 7))
+    Client(account=Account.from_env())
+    Client(account="token")  # type: ignore[arg-type]
     Client(timeouts=5)  # type: ignore[arg-type]
     Client("sk-…", "https://own.example")  # type: ignore[call-arg]  # the rest has names
 

@@ -748,13 +748,13 @@ def test_a_file_that_appears_meanwhile_is_kept(
     run: Run, gateway: GatewayThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that appears while the task runs is kept; the error says that the clip is paid."""
-    accept = make.Errand.accept
+    accept = make.RunningCommand.accept
 
-    def accept_and_lose_the_name(errand: make.Errand, *arguments: Any) -> None:
-        accept(errand, *arguments)
-        errand.path.write_text("mine")
+    def accept_and_lose_the_name(running: make.RunningCommand, *arguments: Any) -> None:
+        accept(running, *arguments)
+        running.path.write_text("mine")
 
-    monkeypatch.setattr(make.Errand, "accept", accept_and_lose_the_name)
+    monkeypatch.setattr(make.RunningCommand, "accept", accept_and_lose_the_name)
     done = run("generate", PROMPT, "-o", "kitten.mp4")
     assert done.code == 5
     assert "already exists. The clip exists and is paid for." in done.err

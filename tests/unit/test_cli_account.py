@@ -145,7 +145,7 @@ def test_audit_ignores(run: Run, gateway: GatewayThread) -> None:
     assert run(*BATCH).code == 0
     _, second = submit_elsewhere(gateway, "a foal", "a calf")
     done = run("audit", PATH, second, "--ignore")
-    assert done.out.splitlines()[-1] == "1 tasks are ignored from now on"
+    assert done.out.splitlines()[-1] == "1 task is ignored from now on"
     assert run("audit", PATH, "--ignore").code == 0
     assert run("audit", PATH).out == "no tasks\n"
 
@@ -161,7 +161,7 @@ def test_audit_keeps_back_what_may_be_in_doubt(
         assert run(*BATCH, "--in-flight", "1").code == 3
     done = run("audit", PATH)
     assert (done.code, done.out) == (0, "no tasks\n")
-    assert "1 more may be tasks of jobs in doubt" in done.err
+    assert "1 more may belong to jobs in doubt" in done.err
     assert f"fuhu-runway reconcile {PATH}" in done.err
     (lost,) = json.loads(run("audit", PATH, "--json").out)["unclear"]
     done = run("audit", PATH, lost["task_id"], "--adopt")
@@ -181,7 +181,7 @@ def test_audit_looks_since_a_date(run: Run, gateway: GatewayThread) -> None:
     submit_elsewhere(gateway, "a foal")
     tomorrow = (datetime.now(UTC) + timedelta(days=1)).date().isoformat()
     assert run("audit", PATH, "--since", tomorrow).out == "no tasks\n"
-    assert "1 tasks" in run("audit", PATH, "--since", "2020-01-01").out
+    assert "1 task is" in run("audit", PATH, "--since", "2020-01-01").out
 
 
 @pytest.mark.parametrize(
@@ -326,11 +326,11 @@ def test_reconcile_without_an_account_says_so(
 def test_reconcile_without_a_list_leaves_every_doubt(
     run: Run, lossy: GatewayThread, answer: faults.Fault
 ) -> None:
-    """The error is one line that says how many jobs stay in doubt."""
+    """The error is one line that says so."""
     lossy.call(lambda one: one.fault("tasks", answer, times=None))
     done = run("reconcile", PATH)
     assert (done.code, done.out, len(done.err.splitlines())) == (5, "", 1)
-    assert "2 jobs stay in doubt." in done.err
+    assert "Every job that was in doubt still is." in done.err
 
 
 def test_reconcile_with_nothing_in_doubt(run: Run, gateway: GatewayThread) -> None:

@@ -9,7 +9,15 @@ from pathlib import Path
 import psycopg
 import pytest
 from support.clients import quick_client
-from support.commands import GatewayThread, Run, gateway_in_thread, is_clip, runner, settle_in
+from support.commands import (
+    ACCOUNT,
+    GatewayThread,
+    Run,
+    gateway_in_thread,
+    is_clip,
+    runner,
+    settle_in,
+)
 
 pytest.importorskip("cyclopts")
 
@@ -97,8 +105,32 @@ def test_a_doubt_in_a_database_is_resolved(run: Run, doubt: str) -> None:
     assert states(doubt) == {"saved": 2}
 
 
+def test_a_doubt_in_a_database_is_reconciled(
+    run: Run, gateway: GatewayThread, doubt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway's list shows the task, and its clip is saved in clips; audit lists no more."""
+    for name in ACCOUNT:
+        monkeypatch.setenv(name, gateway.simulator.environment()[name])
+    done = run("reconcile", "--journal", doubt)
+    assert (done.code, done.out.splitlines()[0]) == (0, "1 in doubt: 1 found and followed")
+    assert states(doubt) == {"saved": 3}
+    execute(doubt, "DELETE FROM fuhu_job WHERE key = (SELECT min(key) FROM fuhu_job)")
+    done = run("audit", doubt)
+    assert (done.code, done.out.splitlines()[-1][:9]) == (0, "1 task is")
+    assert 'fuhu-runway audit "$FUHU_DATABASE_URL" --adopt' in done.err
+    assert PASSWORD not in done.err + done.out
+    assert run("audit", "--journal", doubt, "--adopt").code == 0
+    assert states(doubt) == {"saved": 3}
+
+
 @pytest.mark.parametrize(
-    "command", [["resolve", "--simulate"], ["resume", "--out", "c", "--simulate"]]
+    "command",
+    [
+        ["resolve", "--simulate"],
+        ["resume", "--out", "c", "--simulate"],
+        ["reconcile", "--simulate"],
+        ["audit", "--simulate"],
+    ],
 )
 def test_a_database_has_no_simulated_gateway(run: Run, doubt: str, command: list[str]) -> None:
     """--simulate is for journals in a file."""
@@ -126,7 +158,9 @@ def test_a_url_with_a_typing_error_is_not_shown(run: Run, place: str) -> None:
         assert PASSWORD not in done.err
 
 
-@pytest.mark.parametrize("command", [["jobs"], ["forget", "key"], ["resume", "--out", "rest"]])
+@pytest.mark.parametrize(
+    "command", [["jobs"], ["forget", "key"], ["resume", "--out", "rest"], ["reconcile"]]
+)
 def test_a_server_that_is_not_there_is_an_error(
     run: Run, gateway: GatewayThread, command: list[str]
 ) -> None:

@@ -276,6 +276,13 @@ def test_a_database_that_may_lose_what_it_confirmed_is_refused(run: Run, fleet: 
     assert (done.code, "synchronous_commit" in done.err) == (2, True)
 
 
+def test_tables_of_an_older_version_are_updated_by_init(run: Run, fleet: str) -> None:
+    """Until then, the other commands name the command to run."""
+    execute(fleet, "UPDATE fuhu_header SET version = 0")
+    done = run("fleet", "status")
+    assert (done.code, "fuhu-runway fleet init" in done.err) == (2, True)
+
+
 def test_tables_of_a_newer_version_are_refused(run: Run, fleet: str) -> None:
     """Every command says so, and init changes nothing."""
     execute(fleet, "UPDATE fuhu_fleet SET value = '999' WHERE name = 'schema'")

@@ -1,6 +1,7 @@
 """The shared pace on a Postgres; how it is shared is tested without one."""
 
 import asyncio
+import math
 import os
 import subprocess
 import sys
@@ -96,25 +97,25 @@ async def test_while_the_database_is_gone_nothing_is_sent(
         await client.balance()
         outside(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false", postgres)
         outside(END.format(name), postgres)
-        before = len(gateway.requests)
-        waiting = asyncio.create_task(use_up(client, recorder))
-        await until(lambda: recorder.all(PaceLost))
+        loop = asyncio.get_running_loop()
+        pace = client._sessions.by_loop[loop].limiter.pace
+        waiting = asyncio.create_task(ask_forever(client))
+        await until(lambda: recorder.all(PaceLost) and pace.ready_at(loop.time()) == math.inf)
+        await until(lambda: "1 waiting" in repr(client))
         sent = len(gateway.requests)
-        balance = asyncio.create_task(client.balance())
         for _ in range(20):
             await asyncio.sleep(0.001)
-        assert not balance.done()
         assert len(gateway.requests) == sent
         outside(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true", postgres)
-        await asyncio.gather(balance, waiting)
-        assert len(gateway.requests) > before
+        await until(lambda: len(gateway.requests) > sent)
+        waiting.cancel()
         assert len(recorder.all(PaceLost)) == 1
         assert recorder.all(PaceRecovered)
 
 
-async def use_up(client: Client, recorder: EventRecorder) -> None:
-    """Use up the slots that were granted before."""
-    while not recorder.all(PaceLost):
+async def ask_forever(client: Client) -> None:
+    """Send one request after the other."""
+    while True:
         await client.balance()
 
 

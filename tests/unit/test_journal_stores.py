@@ -26,7 +26,7 @@ from support.jobs import (
     wanted,
 )
 
-from fuhu_runway._journal import actions
+from fuhu_runway._journal.notes import note_of, write
 from fuhu_runway._session.entry import Entry
 from fuhu_runway.errors import (
     Fate,
@@ -336,11 +336,11 @@ async def test_events_may_be_written_at_once(journal: BaseJournal, places: tuple
         await journal.plan(wanted(key), NOW)
         setting = f"state = '{state.value}', task_id = '{task_id}'"
         await rows_of(journal, f"UPDATE job SET {setting} WHERE key = '{key}' RETURNING 1")  # noqa: S608
-    known = [note for place in places if (note := actions.note_of(EVENTS[place], NOW))]
+    known = [note for place in places if (note := note_of(EVENTS[place], NOW))]
     for task_id, groups in (("together", [known]), ("apart", [[note] for note in known])):
         for group in groups:
             notes = [attrs.evolve(note, task_id=task_id) for note in group]
-            await journal._perform(partial(actions.write, notes))
+            await journal._perform(partial(write, notes))
     rows: dict[str | None, list[Job]] = {"together": [], "apart": []}
     for job in await journal.jobs():
         bare = attrs.evolve(job, key="", fingerprint="", task_id=None)

@@ -162,6 +162,27 @@ def test_a_named_task_that_is_listed_is_the_one() -> None:
     assert [verdict.task for verdict in verdicts] == [KITTEN, twin]
 
 
+def test_a_name_settles_one_and_leaves_the_others() -> None:
+    """Of three submissions in a row, a damaged response named the task of the second."""
+    early = attrs.evolve(DOUBT, key="early", fingerprint="kitten 1:1")
+    named = attrs.evolve(DOUBT, sent_at=1300.0, task_id="t-kitten")
+    late = attrs.evolve(DOUBT, key="late", fingerprint="kitten 9:16", sent_at=1800.0)
+    kitten = attrs.evolve(KITTEN, created_at=1400.0)
+    twin = attrs.evolve(KITTEN, task_id="t-twin", created_at=1850.0)
+    assert decide([early, named, late], records(kitten, twin)) == [
+        Verdict("early", proof=Proof.LIST),
+        Verdict("job", kitten, Proof.LIST),
+        Verdict("late", reason=Reason.SEVERAL, task_ids=("t-twin",)),
+    ]
+
+
+def test_a_name_of_a_task_that_differs_is_not_believed() -> None:
+    """A damaged response named a task with another prompt: a person has to look."""
+    named = attrs.evolve(DOUBT, task_id="t-kitten")
+    other = attrs.evolve(KITTEN, prompts=frozenset({"cat"}))
+    assert one(decide([named], records(other))).reason is Reason.NAMED
+
+
 def test_a_name_that_two_doubts_have_decides_nothing() -> None:
     """Two damaged responses that name one task do not give it to both."""
     named = attrs.evolve(DOUBT, task_id="t-kitten")
@@ -187,13 +208,15 @@ def test_a_complete_list_without_it_proves_that_it_was_not_accepted() -> None:
         ({"listed": None}, Reason.UNPROVEN),
         ({"since": 995.0}, Reason.UNPROVEN),
         ({"is_complete": False}, Reason.CUT),
-        ({"known": (attrs.evolve(KNOWN, sent_at=300.0),)}, Reason.UNPROVEN),
+        ({"known": (attrs.evolve(KNOWN, sent_at=390.0),)}, Reason.UNPROVEN),
+        ({"known": (attrs.evolve(KNOWN, accepted_at=1650.0),)}, Reason.UNPROVEN),
         ({"known": (attrs.evolve(KNOWN, route="/pro/act_one"),)}, Reason.UNPROVEN),
         ({"known": (attrs.evolve(KNOWN, is_evidence=False),)}, Reason.UNPROVEN),
         ({"known": (attrs.evolve(KNOWN, prompt="hidden"),)}, Reason.UNPROVEN),
         ({"known": (KNOWN, attrs.evolve(KNOWN, task_id="t-lost"))}, Reason.UNPROVEN),
         ({"offset": MAX_OFFSET + 1}, Reason.CLOCK),
-        ({"known": (attrs.evolve(KNOWN, sent_at=950.0, accepted_at=951.0),)}, Reason.CLOCK),
+        ({"known": (attrs.evolve(KNOWN, sent_at=1010.0, accepted_at=1011.0),)}, Reason.CLOCK),
+        ({"known": (attrs.evolve(KNOWN, sent_at=300.0, accepted_at=320.0),)}, Reason.CLOCK),
     ],
     ids=[
         "too early",
@@ -203,12 +226,14 @@ def test_a_complete_list_without_it_proves_that_it_was_not_accepted() -> None:
         "a list that begins too late",
         "a list that is cut off",
         "known tasks of another time",
+        "known tasks that were accepted too late to be listed",
         "known tasks of another kind",
         "known from this list only",
         "known tasks that are listed with another prompt",
         "a known task that is not listed",
         "clocks that differ by hours",
-        "a known task that is listed at another time",
+        "a known task that is listed before it was sent",
+        "a known task that is listed long after it was accepted",
     ],
 )
 def test_without_proof_it_stays_in_doubt(changes: dict[str, Any], reason: Reason) -> None:
@@ -276,6 +301,15 @@ def test_the_log_objects_to_a_list_that_lacks_a_charged_task() -> None:
     """The list shows every known task, but the log a further charge: it stays in doubt."""
     both = records(charges=(990.5, 1003.0))
     assert one(decide([DOUBT], both)).reason is Reason.CHARGED
+
+
+def test_a_charge_that_another_doubt_may_explain_does_not_object() -> None:
+    """Two tasks fit one doubt, which explains the charge; the other doubt was not accepted."""
+    other = attrs.evolve(DOUBT, key="a foal", fingerprint="foal 16:9", prompt="foal")
+    twin = attrs.evolve(KITTEN, task_id="t-twin")
+    first, second = decide([DOUBT, other], records(KITTEN, twin, charges=(990.5, 1003.0)))
+    assert first.reason is Reason.SEVERAL
+    assert second == Verdict("a foal", proof=Proof.LIST)
 
 
 def test_a_task_that_was_found_explains_its_charge() -> None:

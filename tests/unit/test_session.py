@@ -84,10 +84,10 @@ async def test_closing_ends_its_background_work() -> None:
     session.run(asyncio.sleep(0))
     session.run(asyncio.sleep(3600))
     await settle()
-    assert len(session._errands) == 1
+    assert len(session._actions) == 1
     await session.aclose()
     await settle()
-    assert session._errands == set()
+    assert session._actions == set()
     assert others() == set()
 
 

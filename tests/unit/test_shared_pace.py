@@ -398,20 +398,33 @@ async def test_a_refusal_is_reported_at_once(store: Store, clock: ManualClock) -
     assert [one.passed for one in store.last().responses] == [False]
 
 
-async def test_after_three_refusals_it_waits_for_the_others(
+async def test_after_a_refusal_it_asks_how_the_others_fare(
     store: Store, clock: ManualClock
 ) -> None:
-    """A worker that is refused three times in a row sends nothing until it knows more."""
+    """A worker that was refused sends nothing until it knows more, or one of its own succeeds."""
     await store.ask()
-    store.grant(*[0.0] * 5)
-    for _ in range(2):
-        store.share.refused(clock.now(), clock.now(), None)
-    assert store.share.ready_at(clock.now()) == clock.now()
+    store.grant(*[0.1] * 5)
     store.share.refused(clock.now(), clock.now(), None)
     assert store.share.ready_at(clock.now()) == math.inf
-    await clock.advance(0.1)
+    store.share.answered(clock.now(), clock.now())
+    assert store.share.ready_at(clock.now()) < math.inf
+    store.share.refused(clock.now(), clock.now(), None)
+    assert store.share.ready_at(clock.now()) == math.inf
+    await clock.advance(0.02)
     store.grant()
-    assert store.share.ready_at(clock.now()) == clock.now()
+    assert store.share.ready_at(clock.now()) < math.inf
+
+
+async def test_without_a_pace_one_refusal_stops_nothing(clock: ManualClock) -> None:
+    """A worker that may send freely goes on after a refusal, but not after three in a row."""
+    store = Store(clock, None)
+    await store.ask()
+    store.grant(rate=math.inf, free_until=clock.now() + 1)
+    for _ in range(2):
+        store.share.refused(clock.now(), clock.now(), None)
+        assert store.share.ready_at(clock.now()) == clock.now()
+    store.share.refused(clock.now(), clock.now(), None)
+    assert store.share.ready_at(clock.now()) == math.inf
 
 
 async def test_while_nothing_is_paced_no_slots_are_needed(clock: ManualClock) -> None:

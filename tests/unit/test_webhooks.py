@@ -256,7 +256,7 @@ async def test_one_task_is_taken_once(scene: Scene) -> None:
     named = scene.gateway.tasks[0].task_id
     for place in range(2):
         scene.post(place, status="1", task_id=named)
-    await until(lambda: scene.client.unfinished and not _errands(scene.client))
+    await until(lambda: scene.client.unfinished and not _actions_of(scene.client))
     assert [task.id for task in scene.client.unfinished] == [named]
     assert len(scene.recorder.all(SubmissionFound)) == 1
 
@@ -452,7 +452,7 @@ async def test_an_address_that_is_no_job_is_looked_up_once(
         for _ in range(5):
             scene.post(0)
             await settle()
-        await until(lambda: queries and not _errands(scene.client))
+        await until(lambda: queries and not _actions_of(scene.client))
     at_the_start = (JobState.ACCEPTED, JobState.FINISHED)
     assert queries == [at_the_start, (JobState.IN_DOUBT,)]
     assert scene.client.unfinished == ()
@@ -469,13 +469,13 @@ async def test_a_journal_that_cannot_be_read_is_no_error_for_the_sender(
         client = quick_client(gateway, callbacks=receiver, journal=missing)
         await client.balance()
         assert receiver.deliver(scene.token(), b"{}") == 204
-        await until(lambda: not _errands(client))
+        await until(lambda: not _actions_of(client))
         await client.aclose()
     assert caplog.records == []
 
 
-def _errands(client: Client) -> set[Any]:
-    return next(iter(client._sessions.by_loop.values()))._errands
+def _actions_of(client: Client) -> set[Any]:
+    return next(iter(client._sessions.by_loop.values()))._actions
 
 
 async def test_without_a_journal_there_is_nothing_to_look_up(gateway: Simulator) -> None:

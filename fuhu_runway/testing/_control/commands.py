@@ -299,7 +299,7 @@ def forget(control: Control, _: Arguments) -> JsonObject:
     return _replies.plans(control.store)
 
 
-@command("GET tasks", TaskView, _filters(TaskView, "task_id", "prompt", "state"))
+@command("GET tasks", TaskView, _filters(TaskView, "task_id", "prompt", "state", "key_name"))
 def tasks(control: Control, arguments: Arguments) -> JsonObject:
     """Return the billable tasks, in the order of submission."""
     instant = control.store.clock.instant

@@ -146,6 +146,8 @@ class TaskView:
     raw: bytes = attrs.field(repr=False)
     #: SHA-256 of the body, in hex: the same for two submits of the same bytes.
     digest: str
+    #: The name of the key that paid for it.
+    key_name: str
 
 
 @attrs.define(eq=False)
@@ -195,6 +197,7 @@ class SimulatedTask:
             request=self.body,
             raw=self.raw,
             digest=self.entry.digest,
+            key_name=self.account.name,
         )
 
     def first_moment(self, clock: SimulatedClock) -> Moment:
