@@ -23,6 +23,7 @@ from support.media import PNG
 
 from fuhu_runway import Item, Limits, TextToVideo
 from fuhu_runway.batch import plan_for
+from fuhu_runway.contrib._fleet import worker
 from fuhu_runway.contrib._fleet.queue import Connector
 from fuhu_runway.contrib._fleet.requests import packed, unpacked
 from fuhu_runway.contrib.fleet import CutOff, Enqueued, Fleet
@@ -422,6 +423,24 @@ async def test_nothing_is_sent_once_the_points_are_spent(
         assert (await poor.status()).points > 1
     assert len(gateway.tasks) == 1
     assert await fleet.left() == 1
+
+
+async def test_nothing_is_sent_for_a_while_after_the_key_was_refused(
+    fleet: Fleet, gateway: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next job keeps its place for some time only, so that paid ones may come first."""
+    monkeypatch.setattr(worker, "PATIENCE", 0.2)
+    gateway.fault("submit", faults.key_exhausted())
+    await fleet.enqueue(NAMED)
+    async with working(fleet, in_flight=1):
+        await happens(lambda: both_later(fleet))
+    assert len(gateway.requests) == 1
+    assert gateway.tasks == ()
+
+
+async def both_later(fleet: Fleet) -> bool:
+    """Return whether two jobs wait to be delivered again."""
+    return await later(fleet) == 2
 
 
 async def test_an_app_of_the_users_own_carries_out_jobs(
