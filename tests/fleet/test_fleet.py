@@ -607,15 +607,15 @@ async def test_tables_of_an_older_procrastinate_are_updated(
     scripts = sorted(folder.glob("*.sql"))  # noqa: ASYNC240  (one look)
     with psycopg.connect(database_url, autocommit=True) as connection:
         for script in scripts:
-            if script.name < "03.04":
+            if script.name < "03.02":
                 connection.execute(script.read_bytes())
     async with made() as one:
         await one.init()
-        rows(database_url, "UPDATE fuhu_fleet SET value = '3.3.0' WHERE name = 'procrastinate'")
+        rows(database_url, "UPDATE fuhu_fleet SET value = '3.1.0' WHERE name = 'procrastinate'")
         await one.init()
         await one.init()
         assert rows(
-            database_url, "SELECT to_regproc('procrastinate_retry_job_v2') IS NOT NULL"
+            database_url, "SELECT to_regproc('procrastinate_defer_jobs_v1') IS NOT NULL"
         ) == [(True,)]
         await one.enqueue(NAMED)
         assert {job.state for job in (await ended(one)).values()} == {JobState.SAVED}
