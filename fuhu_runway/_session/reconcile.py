@@ -11,6 +11,7 @@ import asyncio
 import contextvars
 import math
 import re
+from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any, Final
@@ -21,7 +22,7 @@ from fuhu_runway import hooks as events
 from fuhu_runway._wire.refusals import CHARGED_CODES
 from fuhu_runway._wire.tables import SUBMITS, Endpoint, is_official
 from fuhu_runway.account import AccountTask, Found, KeyLog, Left, Reconciliation
-from fuhu_runway.errors import NotFound, RunwayError, Unauthorized, UsageError
+from fuhu_runway.errors import NotFound, RunwayError, Unauthorized, UnreadableReply, UsageError
 from fuhu_runway.journal import Job, JobState
 from fuhu_runway.models import OfficialRequest, TaskRecord, TaskState
 
@@ -37,6 +38,10 @@ LONGEST: Final = 8.0
 """The longest interval between two looks, in seconds; gateways allow about one a second."""
 MAX_PROOFS: Final = 5
 """How many known tasks are polled to see that prompts can be compared; each is one free poll."""
+MAX_LOG_READS: Final = 10
+"""How often searches read the log of the key in LOG_SECONDS; gateways allow about twenty."""
+LOG_SECONDS: Final = 1200.0
+"""See MAX_LOG_READS, in seconds."""
 MANY_CHARGES: Final = 500
 """From this number on, a log may be cut off at its beginning: gateways send 1,000 rows."""
 
@@ -118,6 +123,9 @@ class Reconciler:
         self._owned: set[str] = set()
         #: Listed tasks without an owner, as the feed has shown them, by the list's id.
         self._shown: dict[str, Listed] = {}
+        #: When searches had the log of the key read, and whether the gateway seems to have one.
+        self._log_reads: deque[float] = deque(maxlen=MAX_LOG_READS)
+        self._has_log = True
 
     async def search(self, sessions: "Sessions", session: Session, key: str) -> TaskRecord | None:
         """
@@ -184,14 +192,17 @@ class Reconciler:
         ]
         if not doubts:
             return Reconciliation()
-        books = await _read(sessions, doubts, is_search=keys is not None)
+        books = await self._read(sessions, doubts, is_search=keys is not None)
         # Only now: see rule 1.
         states = () if keys is None else (JobState.SUBMITTING, JobState.IN_DOUBT)
         jobs = await ledger.jobs(*states)
         still = {job.key for job in jobs if job.state is JobState.IN_DOUBT}
         doubts = [job for job in doubts if job.key in still]
         records = await self._records(sessions, books, jobs, is_search=keys is not None)
-        verdicts = decide([_sent(job, books.offset) for job in doubts], records)
+        sent = [_sent(job, books.offset) for job in doubts]
+        verdicts = decide(sent, records)
+        if keys is not None and self._has_log and any(_is_for_log(one) for one in verdicts):
+            return await self._with_log(sessions, session)
         found, not_accepted, left = list[Found](), list[str](), list[Left]()
         for job, verdict in zip(doubts, verdicts, strict=True):
             task, reason = verdict.task, verdict.reason
@@ -209,6 +220,40 @@ class Reconciler:
             else:
                 found.append(Found(job.key, task.task_id, str(verdict.proof), job.custom_id))
         return Reconciliation(tuple(found), tuple(not_accepted), tuple(left))
+
+    async def _read(self, sessions: "Sessions", doubts: Sequence[Job], *, is_search: bool) -> Books:
+        """Read the lists, from before the first doubt was sent until its task must have come."""
+        late, now = sessions.settings.timeouts.late, sessions.settings.clock.wall()
+        sent = [job.submitted_at or 0.0 for job in doubts]
+        since = min(sent) - SLACK - (0.0 if is_search else late)
+        books = Books(since, now)
+        if sessions.account is not None:
+            until = min(now, max(sent) + late) + SLACK
+            books = Books(since, now, *await sessions.account_tasks(since, until))
+        if is_search:
+            return books
+        try:
+            log = await sessions.key_log()
+        except RunwayError as error:
+            # Gateways allow few requests for it, and the list may be enough.
+            if sessions.account is None or isinstance(error, UsageError):
+                raise
+            self._has_log = not isinstance(error, (NotFound, Unauthorized, UnreadableReply))
+            return books
+        self._has_log = True
+        if sessions.account is None and log.server_time is not None:
+            ahead = log.server_time - sessions.settings.clock.wall()
+            books = attrs.evolve(books, offset=ahead if abs(ahead) > SLACK / 5 else 0.0)
+        return attrs.evolve(books, log=log)
+
+    async def _with_log(self, sessions: "Sessions", session: Session) -> Reconciliation:
+        """Settle what a search has found, unless the log has been read too often for that."""
+        # A task of another program with the same prompt may be listed first.
+        now, reads = sessions.settings.clock.now(), self._log_reads
+        if len(reads) == MAX_LOG_READS and now - reads[0] < LOG_SECONDS:
+            return Reconciliation()
+        reads.append(now)
+        return await self.run(sessions, session)
 
     async def _records(
         self, sessions: "Sessions", books: Books, jobs: Sequence[Job], *, is_search: bool
@@ -231,6 +276,7 @@ class Reconciler:
             is_complete=books.is_complete,
             charges=books.charges,
             charges_since=books.charges_since,
+            is_log_due=books.log is None and self._has_log and not is_search,
             offset=offset,
         )
         if books.tasks is None:
@@ -333,34 +379,15 @@ class Reconciler:
         return True
 
 
-async def _read(sessions: "Sessions", doubts: Sequence[Job], *, is_search: bool) -> Books:
-    """Read the lists, from before the first doubt was sent until its task must have come."""
-    late, now = sessions.settings.timeouts.late, sessions.settings.clock.wall()
-    sent = [job.submitted_at or 0.0 for job in doubts]
-    since = min(sent) - SLACK - (0.0 if is_search else late)
-    books = Books(since, now)
-    if sessions.account is not None:
-        until = min(now, max(sent) + late) + SLACK
-        books = Books(since, now, *await sessions.account_tasks(since, until))
-    if is_search:
-        return books
-    try:
-        log = await sessions.key_log()
-    except RunwayError as error:
-        # Gateways allow few requests for it, and the list is enough.
-        if sessions.account is None or isinstance(error, UsageError):
-            raise
-        return books
-    if sessions.account is None and log.server_time is not None:
-        ahead = log.server_time - sessions.settings.clock.wall()
-        books = attrs.evolve(books, offset=ahead if abs(ahead) > SLACK / 5 else 0.0)
-    return attrs.evolve(books, log=log)
-
-
 async def _hashed(sessions: "Sessions", *prompts: str | None) -> frozenset[str]:
     """Return the hashes of the prompts that there are, as the journal has them."""
     texts = [text for text in prompts if text]
     return frozenset(await sessions.ledger.hash_prompts(texts) if texts else ())
+
+
+def _is_for_log(verdict: Verdict) -> bool:
+    """Return whether the log of the key may show which of several tasks is ours, or that one is."""
+    return verdict.task is not None or verdict.reason is Reason.SEVERAL
 
 
 def _said(reason: Reason, verdict: Verdict) -> str:
