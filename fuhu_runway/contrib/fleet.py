@@ -153,6 +153,7 @@ class Fleet:
         self._queue.app.add_tasks_from(self._blueprint(), namespace="fuhu")
         self._worker: Worker | None = None
         self._entered = 0
+        self._opening = asyncio.Lock()
         self._is_ready = False
 
     def __repr__(self) -> str:
@@ -174,20 +175,24 @@ class Fleet:
         await SharedPace(self._url).init()
 
     async def __aenter__(self) -> Self:
-        self._entered += 1
-        if self._entered == 1:
-            try:
-                await self.journal.counts()  # whose errors say what is wrong
-                await self._queue.app.open_async()
-            except BaseException:
-                await self.__aexit__()
-                raise
+        async with self._opening:
+            if not self._entered:
+                try:
+                    await self.journal.counts()  # whose errors say what is wrong
+                    await self._queue.app.open_async()
+                except BaseException:
+                    await self._close()
+                    raise
+            self._entered += 1
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._entered -= 1
-        if self._entered:
-            return
+        async with self._opening:
+            self._entered -= 1
+            if not self._entered:
+                await self._close()
+
+    async def _close(self) -> None:
         await self._dismiss()
         await self.journal.aclose()
         await self._queue.app.close_async()

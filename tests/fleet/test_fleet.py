@@ -4,10 +4,13 @@ import asyncio
 import logging
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import attrs
 import procrastinate
@@ -20,6 +23,8 @@ from support.media import PNG
 
 from fuhu_runway import Item, Limits, TextToVideo
 from fuhu_runway.batch import plan_for
+from fuhu_runway.contrib._fleet import worker
+from fuhu_runway.contrib._fleet.queue import Connector
 from fuhu_runway.contrib._fleet.requests import packed, unpacked
 from fuhu_runway.contrib.fleet import CutOff, Enqueued, Fleet
 from fuhu_runway.contrib.local_postgres import LocalPostgres
@@ -145,8 +150,10 @@ async def test_more_of_the_same_is_new(fleet: Fleet) -> None:
 async def test_two_enqueuers_at_once_add_each_job_once(made: Made, fleet: Fleet) -> None:
     """Of two programs that enqueue the same at the same time, each job is new to one."""
     prompts = [f"prompt {n}" for n in range(450)]
-    async with made() as other:
-        found = await asyncio.gather(fleet.enqueue(prompts), other.enqueue(iter(prompts)))
+    other = made()  # which the first of its two calls opens
+    found = await asyncio.gather(
+        fleet.enqueue(prompts), other.enqueue(iter(prompts)), other.enqueue(prompts)
+    )
     assert sum(one.new for one in found) == 450
     status = await fleet.status()
     assert status.ready + status.later == 450
@@ -418,6 +425,24 @@ async def test_nothing_is_sent_once_the_points_are_spent(
     assert await fleet.left() == 1
 
 
+async def test_nothing_is_sent_for_a_while_after_the_key_was_refused(
+    fleet: Fleet, gateway: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next job keeps its place for some time only, so that paid ones may come first."""
+    monkeypatch.setattr(worker, "PATIENCE", 0.2)
+    gateway.fault("submit", faults.key_exhausted())
+    await fleet.enqueue(NAMED)
+    async with working(fleet, in_flight=1):
+        await happens(lambda: both_later(fleet))
+    assert len(gateway.requests) == 1
+    assert gateway.tasks == ()
+
+
+async def both_later(fleet: Fleet) -> bool:
+    """Return whether two jobs wait to be delivered again."""
+    return await later(fleet) == 2
+
+
 async def test_an_app_of_the_users_own_carries_out_jobs(
     fleet: Fleet, database_url: str, gateway: Simulator
 ) -> None:
@@ -582,15 +607,15 @@ async def test_tables_of_an_older_procrastinate_are_updated(
     scripts = sorted(folder.glob("*.sql"))  # noqa: ASYNC240  (one look)
     with psycopg.connect(database_url, autocommit=True) as connection:
         for script in scripts:
-            if script.name < "03.04":
+            if script.name < "03.02":
                 connection.execute(script.read_bytes())
     async with made() as one:
         await one.init()
-        rows(database_url, "UPDATE fuhu_fleet SET value = '3.3.0' WHERE name = 'procrastinate'")
+        rows(database_url, "UPDATE fuhu_fleet SET value = '3.1.0' WHERE name = 'procrastinate'")
         await one.init()
         await one.init()
         assert rows(
-            database_url, "SELECT to_regproc('procrastinate_retry_job_v2') IS NOT NULL"
+            database_url, "SELECT to_regproc('procrastinate_defer_jobs_v1') IS NOT NULL"
         ) == [(True,)]
         await one.enqueue(NAMED)
         assert {job.state for job in (await ended(one)).values()} == {JobState.SAVED}
@@ -664,3 +689,58 @@ def test_a_lease_has_limits(lease: Any) -> None:
 def test_its_repr_has_no_url() -> None:
     """The repr says whether it is open, and nothing about the database."""
     assert repr(Fleet("postgresql://me:secret@db.example/jobs")) == "<Fleet closed>"
+
+
+async def test_a_database_that_is_not_there_is_reported(made: Made, database_url: str) -> None:
+    """The name of a database that does not exist is an error of the journal."""
+    url = urlsplit(database_url)._replace(path="/there_is_none").geturl()
+    with pytest.raises(JournalError, match="there is no database with this name"):
+        async with Fleet(url):
+            pass
+
+
+def test_without_the_extra_the_error_names_it() -> None:
+    """Without procrastinate, the import says which extra is missing."""
+    program = "import sys; sys.modules['procrastinate'] = None; import fuhu_runway.contrib.fleet"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert "fuhu_runway.contrib.fleet needs an extra" in done.stderr
+
+
+async def test_an_entry_without_a_request_ends(
+    fleet: Fleet, gateway: Simulator, database_url: str
+) -> None:
+    """What is left in the queue of a job that was cancelled is removed, and nothing is sent."""
+    await fleet.enqueue(NAMED[:1])
+    rows(database_url, "DELETE FROM fuhu_request")
+    async with working(fleet):
+        await happens(lambda: is_empty(fleet))
+    assert gateway.tasks == ()
+
+
+async def is_empty(fleet: Fleet) -> bool:
+    """Return whether the queue is empty."""
+    status = await fleet.status()
+    return not (status.ready or status.later or status.running)
+
+
+@pytest.mark.parametrize("swallow", [True, False])
+async def test_cancelling_a_query_is_never_lost(swallow: bool) -> None:
+    """A driver that returns its answer, or its own error, in place of the cancellation."""
+    begun = asyncio.Event()
+
+    async def query() -> str:
+        try:
+            begun.set()
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            if not swallow:
+                raise procrastinate.exceptions.ConnectorException from TimeoutError()
+        return "answer"
+
+    call = asyncio.create_task(Connector(conninfo="")._insist(query))
+    await begun.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
