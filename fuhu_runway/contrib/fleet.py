@@ -409,6 +409,7 @@ class Fleet:
             client = Client(
                 journal=self.journal,
                 limits=self._limits,
+                pace=SharedPace(self._url),
                 **self._client_options,
             )
             await self._check_key(client)
