@@ -411,6 +411,13 @@ async def test_all_workers_together_respect_the_limit_of_tasks(
     assert len(jobs) == 10
 
 
+async def test_all_workers_share_one_pace(fleet: Fleet, database_url: str) -> None:
+    """The pace of the key is kept in the database, where every worker finds it."""
+    await fleet.enqueue(NAMED)
+    await ended(fleet)
+    assert rows(database_url, "SELECT count(*) FROM fuhu_pace") == [(1,)]
+
+
 async def test_nothing_is_sent_once_the_points_are_spent(
     made: Made, fleet: Fleet, gateway: Simulator
 ) -> None:
