@@ -83,6 +83,10 @@ class Status:
     doubts: list[Job]
     #: The points that were spent and not given back.
     points: float
+    #: Requests per second of all workers together; None while they are not limited.
+    rate: float | None
+    #: How long the gateway wants no requests, in seconds.
+    held: float
 
 
 class Fleet:
@@ -319,14 +323,17 @@ class Fleet:
                 await asyncio.sleep(PAUSE)
 
     async def status(self) -> Status:
-        """Return what the fleet is doing: workers, jobs by state, and doubts."""
+        """Return what the fleet is doing: workers, jobs by state, doubts, and the pace."""
         async with self._ready():
             entries = await self._queue.entries()
+            rate, held = await self._queue.pace()
             return Status(
                 workers=[WorkerStatus(**row) for row in await self._queue.workers()],
                 jobs=await self.journal.counts(),
                 doubts=await self.journal.jobs(JobState.IN_DOUBT),
                 points=await self._queue.spent(),
+                rate=rate,
+                held=held,
                 **entries,
             )
 
@@ -418,6 +425,7 @@ class Fleet:
             client = Client(
                 journal=self.journal,
                 limits=self._limits,
+                pace=SharedPace(self._url),
                 **self._client_options,
             )
             await self._check_key(client)
