@@ -82,6 +82,10 @@ class Status:
     doubts: list[Job]
     #: The points that were spent and not given back.
     points: float
+    #: Requests per second of all workers together; None while they are not limited.
+    rate: float | None
+    #: How long the gateway wants no requests, in seconds.
+    held: float
 
 
 class Fleet:
@@ -315,14 +319,17 @@ class Fleet:
                 await asyncio.sleep(PAUSE)
 
     async def status(self) -> Status:
-        """Return what the fleet is doing: workers, jobs by state, and doubts."""
+        """Return what the fleet is doing: workers, jobs by state, doubts, and the pace."""
         async with self._ready():
             entries = await self._queue.entries()
+            rate, held = await self._queue.pace()
             return Status(
                 workers=[WorkerStatus(**row) for row in await self._queue.workers()],
                 jobs=await self.journal.counts(),
                 doubts=await self.journal.jobs(JobState.IN_DOUBT),
                 points=await self._queue.spent(),
+                rate=rate,
+                held=held,
                 **entries,
             )
 
