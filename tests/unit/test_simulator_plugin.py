@@ -363,10 +363,10 @@ def test_invalid_options_are_reported(pytester: pytest.Pytester) -> None:
     result = run(pytester, *AUTO, "-p", "no:anyio")
     result.assert_outcomes(errors=12, failed=2)
     for line in (
-        "*runway has no option 'taeks'; the options are: allow, api_key*takes*weather",
+        "*runway has no option 'taeks'; the options are: access_token*takes*weather",
         "*runway takes its options by name, and got 600",
         "*runway: *speed*",
-        "*runway has no option of the client 'pollling'; the options are: api_key*polling*",
+        "*runway has no option of the client 'pollling'; the options are: account*polling*",
         "*runway has no option of the client 'base_url'*",
         "*api_key*",
         "*runway has allow as a list of hosts*",
