@@ -75,14 +75,14 @@ def test_ctrl_c_leaves_nothing(run: Run, left: Path) -> None:
     assert "Nothing is left of the demonstration." in done.err
 
 
-def test_a_worker_that_ends_by_itself_is_reported(
+def test_a_worker_that_stops_unexpectedly_is_reported(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error has the last line of its output."""
     monkeypatch.setattr(fleet_demo, "IN_FLIGHT", 0)
     done = run("fleet", "demo")
     assert (done.code, done.out) == (2, "")
-    assert "has ended by itself: fuhu-runway: Invalid value" in done.err
+    assert "stopped unexpectedly: fuhu-runway: Invalid value" in done.err
 
 
 def test_a_narrow_terminal_is_enough(run: Run) -> None:
