@@ -32,7 +32,7 @@ from fuhu_runway._wire.encode import Request, ask_balance, ask_task, build
 from fuhu_runway._wire.tables import BALANCE_ENDPOINTS, ENDPOINTS, SUBMITS, feed, is_official
 from fuhu_runway.account import Account, Reconciliation
 from fuhu_runway.downloads import Downloader, Source, origin_of
-from fuhu_runway.errors import RunwayError, UsageError, discreet
+from fuhu_runway.errors import RunwayError, UsageError, without_frames
 from fuhu_runway.journal import BaseJournal, Job, JobState, Plan, journal_at
 from fuhu_runway.models import (
     Balance,
@@ -126,7 +126,7 @@ class Sessions:
         if getattr(self, "by_loop", None) and self.settings.session is None:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
 
-    @discreet
+    @without_frames
     async def submit(
         self,
         request: Generation,
@@ -490,7 +490,7 @@ class Sessions:
         wire = build(request, self.gateway, self.key, self.receiver.url(address))
         return wire.hiding(self.receiver.token(address))
 
-    def discreet(self, wire: Request) -> Request:
+    def hiding_handles(self, wire: Request) -> Request:
         """Return a request without a handle, which hides the secrets of all handles."""
         # The references are copied at once, since other threads may go on.
         handles = (handle() for handle in self.handles.valuerefs())
@@ -499,7 +499,7 @@ class Sessions:
     async def record_of(self, task_id: str, *, official: bool) -> TaskRecord:
         """Poll a task once and return its record; see `Client.feed`."""
         wire = self.poll_request(checked_id(task_id), official=official)
-        record = await self.current().transport.call(self.discreet(wire), read_task)
+        record = await self.current().transport.call(self.hiding_handles(wire), read_task)
         self.settings.unfinished.seen(name_of(wire), record)
         return record
 
@@ -507,7 +507,8 @@ class Sessions:
         """Return the balance; see `Client.balance`."""
         parts = [
             await self.current().transport.call(
-                self.discreet(ask_balance(ENDPOINTS[name], self.gateway, self.key)), read_balance
+                self.hiding_handles(ask_balance(ENDPOINTS[name], self.gateway, self.key)),
+                read_balance,
             )
             for name in BALANCE_ENDPOINTS[self.gateway.balance]
         ]

@@ -82,6 +82,10 @@ class Status:
     doubts: list[Job]
     #: The points that were spent and not given back.
     points: float
+    #: Requests per second of all workers together; None while they are not limited.
+    rate: float | None
+    #: How long the gateway wants no requests, in seconds.
+    held: float
 
 
 class Fleet:
@@ -149,6 +153,7 @@ class Fleet:
         self._queue.app.add_tasks_from(self._blueprint(), namespace="fuhu")
         self._worker: Worker | None = None
         self._entered = 0
+        self._opening = asyncio.Lock()
         self._is_ready = False
 
     def __repr__(self) -> str:
@@ -170,20 +175,24 @@ class Fleet:
         await SharedPace(self._url).init()
 
     async def __aenter__(self) -> Self:
-        self._entered += 1
-        if self._entered == 1:
-            try:
-                await self.journal.counts()  # whose errors say what is wrong
-                await self._queue.app.open_async()
-            except BaseException:
-                await self.__aexit__()
-                raise
+        async with self._opening:
+            if not self._entered:
+                try:
+                    await self.journal.counts()  # whose errors say what is wrong
+                    await self._queue.app.open_async()
+                except BaseException:
+                    await self._close()
+                    raise
+            self._entered += 1
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._entered -= 1
-        if self._entered:
-            return
+        async with self._opening:
+            self._entered -= 1
+            if not self._entered:
+                await self._close()
+
+    async def _close(self) -> None:
         await self._dismiss()
         await self.journal.aclose()
         await self._queue.app.close_async()
@@ -310,14 +319,17 @@ class Fleet:
                 await asyncio.sleep(PAUSE)
 
     async def status(self) -> Status:
-        """Return what the fleet is doing: workers, jobs by state, and doubts."""
+        """Return what the fleet is doing: workers, jobs by state, doubts, and the pace."""
         async with self._ready():
             entries = await self._queue.entries()
+            rate, held = await self._queue.pace()
             return Status(
                 workers=[WorkerStatus(**row) for row in await self._queue.workers()],
                 jobs=await self.journal.counts(),
                 doubts=await self.journal.jobs(JobState.IN_DOUBT),
                 points=await self._queue.spent(),
+                rate=rate,
+                held=held,
                 **entries,
             )
 

@@ -4,10 +4,13 @@ import asyncio
 import logging
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import attrs
 import procrastinate
@@ -20,6 +23,8 @@ from support.media import PNG
 
 from fuhu_runway import Item, Limits, TextToVideo
 from fuhu_runway.batch import plan_for
+from fuhu_runway.contrib._fleet import worker
+from fuhu_runway.contrib._fleet.queue import PAUSE, Connector, Queue
 from fuhu_runway.contrib._fleet.requests import packed, unpacked
 from fuhu_runway.contrib.fleet import CutOff, Enqueued, Fleet
 from fuhu_runway.contrib.local_postgres import LocalPostgres
@@ -145,8 +150,10 @@ async def test_more_of_the_same_is_new(fleet: Fleet) -> None:
 async def test_two_enqueuers_at_once_add_each_job_once(made: Made, fleet: Fleet) -> None:
     """Of two programs that enqueue the same at the same time, each job is new to one."""
     prompts = [f"prompt {n}" for n in range(450)]
-    async with made() as other:
-        found = await asyncio.gather(fleet.enqueue(prompts), other.enqueue(iter(prompts)))
+    other = made()  # which the first of its two calls opens
+    found = await asyncio.gather(
+        fleet.enqueue(prompts), other.enqueue(iter(prompts)), other.enqueue(prompts)
+    )
     assert sum(one.new for one in found) == 450
     status = await fleet.status()
     assert status.ready + status.later == 450
@@ -239,6 +246,20 @@ async def test_the_queue_and_the_log_have_no_prompt(
         assert "wombat" not in repr(record.__dict__)
     assert rows(database_url, "SELECT FROM procrastinate_jobs") == []
     assert rows(database_url, "SELECT FROM fuhu_request") == []
+
+
+async def test_the_pool_of_connections_does_not_log_where_the_database_is(
+    fleet: Fleet, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A connection that is returned in a transaction is logged, without host, user and database."""
+    caplog.set_level(logging.DEBUG)
+    one = Queue(database_url)
+    async with one.app.open_async():
+        connection = await one.connector.pool.getconn()
+        await connection.execute("SELECT")
+        await one.connector.pool.putconn(connection)
+    assert "rolling back returned connection: <connection of the queue>" in caplog.text
+    assert "host=" not in caplog.text
 
 
 class Lock:
@@ -404,25 +425,76 @@ async def test_all_workers_together_respect_the_limit_of_tasks(
     assert len(jobs) == 10
 
 
-async def test_all_workers_share_one_pace(fleet: Fleet, database_url: str) -> None:
-    """The pace of the key is kept in the database, where every worker finds it."""
-    await fleet.enqueue(NAMED)
-    await ended(fleet)
-    assert rows(database_url, "SELECT count(*) FROM fuhu_pace") == [(1,)]
+async def test_all_workers_together_respect_the_rate(made: Made, fleet: Fleet) -> None:
+    """Two workers share one pace: the lower limit of the two holds, until they have ended."""
+    before = await fleet.status()
+    assert (before.rate, before.held) == (None, 0.0)
+    await fleet.enqueue(f"prompt {n}" for n in range(40))
+    async with (
+        made(limits=Limits(requests_per_second=200)) as one,
+        made(limits=Limits(requests_per_second=100)) as two,
+        working(one, in_flight=5),
+        working(two, in_flight=5),
+    ):
+        await happens(lambda: has_rate(fleet, 100))
+        jobs = [job async for job in fleet.outcomes()]
+    assert {job.state for job in jobs} == {JobState.SAVED}
+    await happens(lambda: has_rate(fleet, None))
+
+
+async def has_rate(fleet: Fleet, rate: float | None) -> bool:
+    """Return whether this is the rate of all workers."""
+    return (await fleet.status()).rate == rate
+
+
+async def test_what_one_worker_was_told_to_wait_holds_for_all(
+    made: Made, fleet: Fleet, gateway: Simulator
+) -> None:
+    """The status says how long the gateway wants no requests."""
+    gateway.fault("submit", faults.TooManyRequests(60_000.0), times=None)
+    await fleet.enqueue(f"prompt {n}" for n in range(5))
+    async with working(fleet, grace=0.0):
+        await happens(lambda: is_held(fleet))
+
+
+async def is_held(fleet: Fleet) -> bool:
+    """Return whether the gateway wants no requests for now."""
+    return (await fleet.status()).held > 0
 
 
 async def test_nothing_is_sent_once_the_points_are_spent(
-    made: Made, fleet: Fleet, gateway: Simulator
+    made: Made, fleet: Fleet, gateway: Simulator, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With *max_points*, the second job waits, since the first has cost that much."""
+    """With *max_points*, the second job waits for the cost of the first; the log says so once."""
     await fleet.enqueue(NAMED)
     async with made(max_points=1) as poor:
         async with working(poor, in_flight=1, grace=0.0):
             await happens(lambda: poor.journal.jobs(JobState.SAVED))
             await happens(lambda: running(poor))
+            await until(lambda: "The limit of 1 points is reached." in caplog.text)
+            await asyncio.sleep(2 * PAUSE)
         assert (await poor.status()).points > 1
+    assert caplog.text.count("The limit of 1 points is reached.") == 1
     assert len(gateway.tasks) == 1
     assert await fleet.left() == 1
+
+
+async def test_nothing_is_sent_for_a_while_after_the_key_was_refused(
+    fleet: Fleet, gateway: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next job keeps its place for some time only, so that paid ones may come first."""
+    monkeypatch.setattr(worker, "PATIENCE", 0.2)
+    gateway.fault("submit", faults.key_exhausted())
+    await fleet.enqueue(NAMED)
+    async with working(fleet, in_flight=1):
+        await happens(lambda: both_later(fleet))
+    assert len(gateway.requests) == 1
+    assert gateway.tasks == ()
+
+
+async def both_later(fleet: Fleet) -> bool:
+    """Return whether two jobs wait to be delivered again."""
+    return await later(fleet) == 2
 
 
 async def test_an_app_of_the_users_own_carries_out_jobs(
@@ -589,15 +661,15 @@ async def test_tables_of_an_older_procrastinate_are_updated(
     scripts = sorted(folder.glob("*.sql"))  # noqa: ASYNC240  (one look)
     with psycopg.connect(database_url, autocommit=True) as connection:
         for script in scripts:
-            if script.name < "03.04":
+            if script.name < "03.02":
                 connection.execute(script.read_bytes())
     async with made() as one:
         await one.init()
-        rows(database_url, "UPDATE fuhu_fleet SET value = '3.3.0' WHERE name = 'procrastinate'")
+        rows(database_url, "UPDATE fuhu_fleet SET value = '3.1.0' WHERE name = 'procrastinate'")
         await one.init()
         await one.init()
         assert rows(
-            database_url, "SELECT to_regproc('procrastinate_retry_job_v2') IS NOT NULL"
+            database_url, "SELECT to_regproc('procrastinate_defer_jobs_v1') IS NOT NULL"
         ) == [(True,)]
         await one.enqueue(NAMED)
         assert {job.state for job in (await ended(one)).values()} == {JobState.SAVED}
@@ -634,6 +706,7 @@ async def test_a_worker_with_another_key_is_refused(
     made: Made, fleet: Fleet, gateway: Simulator
 ) -> None:
     """While jobs are left, a worker with another key takes none up; afterwards the key changes."""
+    await fleet.enqueue(NAMED[:1])
     await ended(fleet)  # it is the first worker, and so its key is that of the fleet
     await fleet.enqueue(NAMED)
     gateway.add_key("sk-another", points=1000)
@@ -671,3 +744,58 @@ def test_a_lease_has_limits(lease: Any) -> None:
 def test_its_repr_has_no_url() -> None:
     """The repr says whether it is open, and nothing about the database."""
     assert repr(Fleet("postgresql://me:secret@db.example/jobs")) == "<Fleet closed>"
+
+
+async def test_a_database_that_is_not_there_is_reported(made: Made, database_url: str) -> None:
+    """The name of a database that does not exist is an error of the journal."""
+    url = urlsplit(database_url)._replace(path="/there_is_none").geturl()
+    with pytest.raises(JournalError, match="there is no database with this name"):
+        async with Fleet(url):
+            pass
+
+
+def test_without_the_extra_the_error_names_it() -> None:
+    """Without procrastinate, the import says which extra is missing."""
+    program = "import sys; sys.modules['procrastinate'] = None; import fuhu_runway.contrib.fleet"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert "fuhu_runway.contrib.fleet needs an extra" in done.stderr
+
+
+async def test_an_entry_without_a_request_ends(
+    fleet: Fleet, gateway: Simulator, database_url: str
+) -> None:
+    """What is left in the queue of a job that was cancelled is removed, and nothing is sent."""
+    await fleet.enqueue(NAMED[:1])
+    rows(database_url, "DELETE FROM fuhu_request")
+    async with working(fleet):
+        await happens(lambda: is_empty(fleet))
+    assert gateway.tasks == ()
+
+
+async def is_empty(fleet: Fleet) -> bool:
+    """Return whether the queue is empty."""
+    status = await fleet.status()
+    return not (status.ready or status.later or status.running)
+
+
+@pytest.mark.parametrize("swallow", [True, False])
+async def test_cancelling_a_query_is_never_lost(swallow: bool) -> None:
+    """A driver that returns its answer, or its own error, in place of the cancellation."""
+    begun = asyncio.Event()
+
+    async def query() -> str:
+        try:
+            begun.set()
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            if not swallow:
+                raise procrastinate.exceptions.ConnectorException from TimeoutError()
+        return "answer"
+
+    call = asyncio.create_task(Connector(conninfo="")._insist(query))
+    await begun.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call

@@ -9,6 +9,7 @@ Rule 3: while the database cannot be reached, every call waits, and the log says
 import asyncio
 import importlib.metadata
 import logging
+import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -17,9 +18,11 @@ from typing import Any, Final, TypeVar
 
 import attrs
 import procrastinate
+import psycopg
 from procrastinate import exceptions, jobs, sql
 from procrastinate.schema import SchemaManager
 
+from fuhu_runway._http.shared import Report, SharedState
 from fuhu_runway.errors import JournalError, JournalTooNew
 from fuhu_runway.hooks import LOGGER
 from fuhu_runway.journal import JobState
@@ -145,6 +148,18 @@ SELECT count(*) FILTER (WHERE status = 'todo' AND coalesce(scheduled_at, now()) 
   FROM procrastinate_jobs WHERE queue_name = %(queue)s
 """
 
+_PACE: Final = """
+SELECT p.state, extract(epoch FROM clock_timestamp())::float8 AS now
+  FROM fuhu_fleet f JOIN fuhu_pace p ON p.key = f.value WHERE f.name = 'key'
+"""
+
+
+class Connection(psycopg.AsyncConnection[Any]):
+    """A connection of the pool, which logs it."""
+
+    def __repr__(self) -> str:
+        return "<connection of the queue>"
+
 
 class Connector(procrastinate.PsycopgConnector):
     """procrastinate's connector, which waits while the database cannot be reached."""
@@ -230,12 +245,12 @@ def _refusal(error: BaseException) -> JournalError:
     )
 
 
-def _is_discreet(record: logging.LogRecord) -> bool:
+def _names_no_host(record: logging.LogRecord) -> bool:
     # Errors of a pool name the host and its address. The connector says what matters.
     return not isinstance(record.args, tuple) or QUEUE not in record.args
 
 
-logging.getLogger("psycopg.pool").addFilter(_is_discreet)
+logging.getLogger("psycopg.pool").addFilter(_names_no_host)
 
 
 @attrs.frozen
@@ -261,6 +276,7 @@ class Queue:
         waits = {"connect_timeout": 10, "tcp_user_timeout": 30_000}
         self.connector = Connector(
             conninfo=self.url,
+            connection_class=Connection,
             name=QUEUE,
             kwargs={**options, **waits, "options": "-c statement_timeout=30s"},
             min_size=1,
@@ -458,6 +474,16 @@ class Queue:
     async def entries(self) -> dict[str, int]:
         """Return how many entries are ready, scheduled for later, and with a worker."""
         return await self.connector.execute_query_one_async(_ENTRIES, queue=QUEUE)
+
+    async def pace(self) -> tuple[float | None, float]:
+        """Return the rate of all workers, if there is one, and how long nothing is to be sent."""
+        nobody = Report(worker="", at_most=None, max_hold=0.0)
+        for row in await self.connector.execute_query_all_async(_PACE):
+            pace = SharedState.load(row["state"], nobody, row["now"]).pace
+            return pace.rate if pace.rate < math.inf else None, max(
+                0.0, pace.hold_until - row["now"]
+            )
+        return None, 0.0
 
 
 def _job(key: str, priority: int) -> jobs.Job:
