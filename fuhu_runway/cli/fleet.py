@@ -19,11 +19,12 @@ from cyclopts import App, Parameter
 
 from fuhu_runway import hooks
 from fuhu_runway.errors import UsageError
+from fuhu_runway.journal import DATABASE_VARIABLE
 from fuhu_runway.models import DEFAULT_WAIT, Limits, TaskState, usage_error
 
 from .console import Lines, fail, number, print_row, print_table, run, write
 from .journal import job_row, pick, print_job
-from .options import ACCESS, DATABASE, OUTPUT, POSITIVE, RESULT, WHOLE, Access, Output, Screen
+from .options import ACCESS, OUTPUT, POSITIVE, RESULT, WHOLE, Access, Output, Screen
 from .tally import CLOCK, trouble_of
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ async def work(
 @app.command
 async def status(*, output: Output = OUTPUT, screen: Screen) -> None:
     """
-    Show the workers, the jobs by state, and what is in doubt.
+    Show the workers, the jobs by state, the pace, and what is in doubt.
 
     Free, and sends nothing to the gateway.
     """
@@ -196,8 +197,12 @@ async def status(*, output: Output = OUTPUT, screen: Screen) -> None:
     }
     write(sys.stdout, ", ".join(f"{n:,} {name}" for name, n in counts.items() if n) or "no jobs")
     write(sys.stdout, f"{number(now.points)} points spent")
+    rate = "not limited" if now.rate is None else f"{now.rate:.3g} requests a second"
+    held = f", but none for {now.held:.0f} s" * (now.held >= 1)
+    write(sys.stdout, f"pace of all workers: {rate}{held}")
     if now.doubts:
-        screen.say(f'To see what to do about those in doubt: fuhu-runway jobs "${DATABASE}"')
+        command = f'fuhu-runway jobs "${DATABASE_VARIABLE}"'
+        screen.say(f"To see what to do about those in doubt: {command}")
 
 
 @app.command
@@ -278,6 +283,8 @@ def _status_row(now: "Status") -> dict[str, Any]:
         "running": now.running,
         "jobs": {state.value: count for state, count in now.jobs.items() if count},
         "points": now.points,
+        "rate": now.rate,
+        "held": now.held,
         "doubts": [job_row(job) for job in now.doubts],
     }
 

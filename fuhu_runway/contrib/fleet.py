@@ -35,12 +35,11 @@ except ImportError as missing:
 from ._fleet.queue import AGAIN, CHUNK, PAUSE, QUEUE, Queue
 from ._fleet.requests import Seal, packed
 from ._fleet.worker import CutOff, Retries, Worker
+from ._postgres import url_of
 from .postgres import PostgresJournal
 from .shared_pace import SharedPace
 
 __all__ = ["CUT_OFF_CODE", "CutOff", "Enqueued", "Fleet", "Seal", "Status", "WorkerStatus"]
-
-URL_VARIABLE: Final = "FUHU_DATABASE_URL"
 
 CUT_OFF_CODE: Final = 75
 """Exit code of a worker that was cut off from the database: EX_TEMPFAIL, start it again."""
@@ -84,6 +83,10 @@ class Status:
     doubts: list[Job]
     #: The points that were spent and not given back.
     points: float
+    #: Requests per second of all workers together; None while they are not limited.
+    rate: float | None
+    #: How long the gateway wants no requests, in seconds.
+    held: float
 
 
 class Fleet:
@@ -133,10 +136,7 @@ class Fleet:
             overwrite=overwrite,
             lease=lease,
         )
-        url = url or os.environ.get(URL_VARIABLE)
-        if not url:
-            advice = f"Pass it, or set the environment variable {URL_VARIABLE}."
-            raise usage_error("url", "There is no URL of a database.", advice)
+        url = url_of(url)
         self._limits = limits or Limits()
         self._max_points = max_points
         self._options: dict[str, Any] = {
@@ -323,14 +323,17 @@ class Fleet:
                 await asyncio.sleep(PAUSE)
 
     async def status(self) -> Status:
-        """Return what the fleet is doing: workers, jobs by state, and doubts."""
+        """Return what the fleet is doing: workers, jobs by state, doubts, and the pace."""
         async with self._ready():
             entries = await self._queue.entries()
+            rate, held = await self._queue.pace()
             return Status(
                 workers=[WorkerStatus(**row) for row in await self._queue.workers()],
                 jobs=await self.journal.counts(),
                 doubts=await self.journal.jobs(JobState.IN_DOUBT),
                 points=await self._queue.spent(),
+                rate=rate,
+                held=held,
                 **entries,
             )
 
@@ -426,8 +429,12 @@ class Fleet:
             place = place_of(self._options["download_to"])
             if place is not None:
                 await place.open()
-            options = {"pace": SharedPace(self._url), **self._client_options}
-            client = Client(journal=self.journal, limits=self._limits, **options)
+            client = Client(
+                journal=self.journal,
+                limits=self._limits,
+                pace=SharedPace(self._url),
+                **self._client_options,
+            )
             await self._check_key(client)
             self._worker = Worker(
                 queue=self._queue,

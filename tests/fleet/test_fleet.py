@@ -25,7 +25,7 @@ from support.media import PNG
 from fuhu_runway import Item, Limits, TextToVideo
 from fuhu_runway.batch import plan_for
 from fuhu_runway.contrib._fleet import queue, worker
-from fuhu_runway.contrib._fleet.queue import Connector
+from fuhu_runway.contrib._fleet.queue import PAUSE, Connector, Queue
 from fuhu_runway.contrib._fleet.requests import packed, unpacked
 from fuhu_runway.contrib.fleet import CutOff, Enqueued, Fleet
 from fuhu_runway.contrib.local_postgres import LocalPostgres
@@ -261,6 +261,20 @@ async def test_the_queue_and_the_log_have_no_prompt(
     assert rows(database_url, "SELECT FROM fuhu_request") == []
 
 
+async def test_the_pool_of_connections_does_not_log_where_the_database_is(
+    fleet: Fleet, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A connection that is returned in a transaction is logged, without host, user and database."""
+    caplog.set_level(logging.DEBUG)
+    one = Queue(database_url)
+    async with one.app.open_async():
+        connection = await one.connector.pool.getconn()
+        await connection.execute("SELECT")
+        await one.connector.pool.putconn(connection)
+    assert "rolling back returned connection: <connection of the queue>" in caplog.text
+    assert "host=" not in caplog.text
+
+
 class Lock:
     """A seal that is none: it turns the bytes around, and puts its name in front."""
 
@@ -438,17 +452,6 @@ async def test_all_workers_together_respect_the_limit_of_tasks(
     assert len(jobs) == 10
 
 
-async def test_all_workers_together_keep_to_one_rate(
-    made: Made, fleet: Fleet, database_url: str
-) -> None:
-    """Two workers reserve their requests in one row, which has the rate."""
-    await fleet.enqueue(NAMED)
-    limits = Limits(requests_per_second=50)
-    async with made(limits=limits) as one, made(limits=limits) as two, working(one), working(two):
-        assert {job.state async for job in fleet.outcomes()} == {JobState.SAVED}
-    assert rows(database_url, "SELECT count(*) FROM fuhu_pace") == [(1,)]
-
-
 async def test_a_clock_that_is_ahead_delays_no_job(
     fleet: Fleet, gateway: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -469,16 +472,56 @@ async def test_a_clock_that_is_ahead_delays_no_job(
     assert (now.ready, now.later, now.running) == (1, 0, 0)
 
 
-async def test_nothing_is_sent_once_the_points_are_spent(
+async def test_all_workers_together_respect_the_rate(made: Made, fleet: Fleet) -> None:
+    """Two workers share one pace: the lower limit of the two holds, until they have ended."""
+    before = await fleet.status()
+    assert (before.rate, before.held) == (None, 0.0)
+    await fleet.enqueue(f"prompt {n}" for n in range(40))
+    async with (
+        made(limits=Limits(requests_per_second=200)) as one,
+        made(limits=Limits(requests_per_second=100)) as two,
+        working(one, in_flight=5),
+        working(two, in_flight=5),
+    ):
+        await happens(lambda: has_rate(fleet, 100))
+        jobs = [job async for job in fleet.outcomes()]
+    assert {job.state for job in jobs} == {JobState.SAVED}
+    await happens(lambda: has_rate(fleet, None))
+
+
+async def has_rate(fleet: Fleet, rate: float | None) -> bool:
+    """Return whether this is the rate of all workers."""
+    return (await fleet.status()).rate == rate
+
+
+async def test_what_one_worker_was_told_to_wait_holds_for_all(
     made: Made, fleet: Fleet, gateway: Simulator
 ) -> None:
-    """With *max_points*, the second job waits, since the first has cost that much."""
+    """The status says how long the gateway wants no requests."""
+    gateway.fault("submit", faults.TooManyRequests(60_000.0), times=None)
+    await fleet.enqueue(f"prompt {n}" for n in range(5))
+    async with working(fleet, grace=0.0):
+        await happens(lambda: is_held(fleet))
+
+
+async def is_held(fleet: Fleet) -> bool:
+    """Return whether the gateway wants no requests for now."""
+    return (await fleet.status()).held > 0
+
+
+async def test_nothing_is_sent_once_the_points_are_spent(
+    made: Made, fleet: Fleet, gateway: Simulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With *max_points*, the second job waits for the cost of the first; the log says so once."""
     await fleet.enqueue(NAMED)
     async with made(max_points=1) as poor:
         async with working(poor, in_flight=1, grace=0.0):
             await happens(lambda: poor.journal.jobs(JobState.SAVED))
             await happens(lambda: running(poor))
+            await until(lambda: "The limit of 1 points is reached." in caplog.text)
+            await asyncio.sleep(2 * PAUSE)
         assert (await poor.status()).points > 1
+    assert caplog.text.count("The limit of 1 points is reached.") == 1
     assert len(gateway.tasks) == 1
     assert await fleet.left() == 1
 
@@ -710,7 +753,7 @@ async def test_a_worker_with_another_key_is_refused(
     made: Made, fleet: Fleet, gateway: Simulator
 ) -> None:
     """While jobs are left, a worker with another key takes none up; afterwards the key changes."""
-    await fleet.enqueue(["a foal"])
+    await fleet.enqueue(NAMED[:1])
     await ended(fleet)  # it is the first worker, and so its key is that of the fleet
     await fleet.enqueue(NAMED)
     gateway.add_key("sk-another", points=1000)
@@ -765,7 +808,7 @@ async def test_the_options_of_the_url_hold_for_every_connection(
 
 async def test_a_frozen_worker_holds_no_lock_for_long(database_url: str) -> None:
     """The database ends a transaction that is idle, so that other workers can tend the queue."""
-    one = queue.Queue(database_url)
+    one = Queue(database_url)
     async with one.app.open_async():
         sql = "SELECT current_setting('idle_in_transaction_session_timeout') AS it"
         assert (await one.connector.execute_query_one_async(sql))["it"] == "30s"

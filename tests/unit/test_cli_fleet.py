@@ -114,7 +114,8 @@ def test_the_status_shows_workers_and_jobs(run: Run, gateway: GatewayThread, fle
     assert row.keys() == documented_keys("A fleet in JSON")
     work(run, fleet)
     done = run("fleet", "status")
-    assert done.out.splitlines()[1:] == ["3 saved", "960 points spent"]
+    assert done.out.splitlines()[1:3] == ["3 saved", "960 points spent"]
+    assert done.out.splitlines()[3].startswith("pace of all workers: ")
     assert PROMPT not in done.out
 
 

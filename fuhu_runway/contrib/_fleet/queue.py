@@ -9,6 +9,7 @@ Rule 3: while the database cannot be reached, every call waits, and the log says
 import asyncio
 import importlib.metadata
 import logging
+import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -18,9 +19,11 @@ from typing import Any, Final, TypeVar
 
 import attrs
 import procrastinate
+import psycopg
 from procrastinate import exceptions, jobs, sql
 from procrastinate.schema import SchemaManager
 
+from fuhu_runway._http.shared import Report, SharedState
 from fuhu_runway.contrib._postgres import options_of
 from fuhu_runway.errors import JournalError, JournalTooNew
 from fuhu_runway.hooks import LOGGER
@@ -147,6 +150,18 @@ SELECT count(*) FILTER (WHERE status = 'todo' AND coalesce(scheduled_at, now()) 
   FROM procrastinate_jobs WHERE queue_name = %(queue)s
 """
 
+_PACE: Final = """
+SELECT p.state, extract(epoch FROM clock_timestamp())::float8 AS now
+  FROM fuhu_fleet f JOIN fuhu_pace p ON p.key = f.value WHERE f.name = 'key'
+"""
+
+
+class Connection(psycopg.AsyncConnection[Any]):
+    """A connection of the pool, which logs it."""
+
+    def __repr__(self) -> str:
+        return "<connection of the queue>"
+
 
 _RETRY_AT: Final = ("%(retry_at)s", "now() + %(delay)s")
 
@@ -258,12 +273,12 @@ def _refusal(error: BaseException) -> JournalError:
     )
 
 
-def _is_discreet(record: logging.LogRecord) -> bool:
+def _names_no_host(record: logging.LogRecord) -> bool:
     # Errors of a pool name the host and its address. The connector says what matters.
     return not isinstance(record.args, tuple) or QUEUE not in record.args
 
 
-logging.getLogger("psycopg.pool").addFilter(_is_discreet)
+logging.getLogger("psycopg.pool").addFilter(_names_no_host)
 
 
 @attrs.frozen
@@ -287,6 +302,7 @@ class Queue:
         self.connector = Connector(
             kwargs=options_of(self.url),
             configure=_configure,
+            connection_class=Connection,
             name=QUEUE,
             min_size=1,
             max_size=4,
@@ -492,6 +508,16 @@ class Queue:
     async def entries(self) -> dict[str, int]:
         """Return how many entries are ready, scheduled for later, and with a worker."""
         return await self.connector.execute_query_one_async(_ENTRIES, queue=QUEUE)
+
+    async def pace(self) -> tuple[float | None, float]:
+        """Return the rate of all workers, if there is one, and how long nothing is to be sent."""
+        nobody = Report(worker="", at_most=None, max_hold=0.0)
+        for row in await self.connector.execute_query_all_async(_PACE):
+            pace = SharedState.load(row["state"], nobody, row["now"]).pace
+            return pace.rate if pace.rate < math.inf else None, max(
+                0.0, pace.hold_until - row["now"]
+            )
+        return None, 0.0
 
 
 def _job(key: str, priority: int) -> jobs.Job:
