@@ -8,9 +8,10 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final, cast
+from typing import Any, Final, Self, cast
 from urllib.parse import urlsplit
 
 import attrs
@@ -24,7 +25,7 @@ from support.media import PNG
 
 from fuhu_runway import Item, Limits, TextToVideo
 from fuhu_runway.batch import plan_for
-from fuhu_runway.contrib._fleet import worker
+from fuhu_runway.contrib._fleet import queue, worker
 from fuhu_runway.contrib._fleet.queue import PAUSE, Connector, Queue, Waiting
 from fuhu_runway.contrib._fleet.requests import packed, unpacked
 from fuhu_runway.contrib.fleet import CutOff, Enqueued, Fleet
@@ -56,7 +57,7 @@ def made(database_url: str, gateway: Simulator, tmp_path: Path) -> Made:
             "polling": QUICK_POLLS,
             "retry": QUICK_RETRY,
         }
-        return Fleet(database_url, **{**settings, **changes})
+        return Fleet(changes.pop("url", database_url), **{**settings, **changes})
 
     return make
 
@@ -190,6 +191,18 @@ async def test_a_name_belongs_to_one_source(fleet: Fleet) -> None:
     with pytest.raises(UsageError, match="Other items were enqueued as 'spring'"):
         await fleet.enqueue(PROMPTS, name="spring")
     assert await fleet.left() == 2
+
+
+async def test_items_that_are_refused_leave_their_name_free(fleet: Fleet) -> None:
+    """What is wrong with one item is found before any is added, and before the name is taken."""
+    await fleet.enqueue(NAMED)
+    new, wrong = (Item(TextToVideo("a foal"), name) for name in ("order-3", "order-1"))
+    with pytest.raises(UsageError, match="The name 'order-1' belongs to another request"):
+        await fleet.enqueue([new, wrong], name="spring")
+    with pytest.raises(UsageError, match="Two different requests have the custom_id 'order-3'"):
+        await fleet.enqueue([new, Item(TextToVideo("a calf"), "order-3")], name="spring")
+    assert await fleet.left() == 2
+    assert await fleet.enqueue([new], name="spring") == Enqueued(new=1, known=0)
 
 
 async def test_a_job_that_failed_is_new_on_request(fleet: Fleet, gateway: Simulator) -> None:
@@ -335,6 +348,20 @@ async def test_a_job_that_is_paid_for_is_followed_no_more(fleet: Fleet, gateway:
     assert [job async for job in fleet.outcomes()] == []
 
 
+async def test_a_job_of_a_dead_worker_can_be_cancelled(
+    fleet: Fleet, gateway: Simulator, database_url: str
+) -> None:
+    """No other worker need be there to take the job from the dead one."""
+    await fleet.enqueue(NAMED)
+    await fleet.journal.plan(await plan_for(NAMED[0]), 0.0)
+    die(database_url, at="accepted")
+    job = await fleet.cancel("order-1")
+    assert job is not None
+    assert job.state is JobState.ACCEPTED
+    assert await running(fleet) == 1
+    assert await fleet.left() == 1
+
+
 async def test_the_status_counts_jobs_and_workers(fleet: Fleet, gateway: Simulator) -> None:
     """It has the workers with their heartbeats, what waits and runs, the doubts and the points."""
     gateway.script("a kitten", then="stall")
@@ -435,6 +462,26 @@ async def test_all_workers_together_respect_the_limit_of_tasks(
         jobs = [job async for job in fleet.outcomes()]
     assert {job.state for job in jobs} == {JobState.SAVED}
     assert len(jobs) == 10
+
+
+async def test_a_clock_that_is_ahead_delays_no_job(
+    fleet: Fleet, gateway: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker whose clock is an hour ahead gives a job back, and others can take it up at once."""
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return super().now(tz) + timedelta(hours=1)
+
+    for module in (worker, queue):
+        monkeypatch.setattr(module, "datetime", Ahead)
+    gateway.script("a kitten", then="stall")
+    await fleet.enqueue(NAMED[:1])
+    async with working(fleet, grace=0.0):
+        await happens(lambda: fleet.journal.jobs(JobState.ACCEPTED))
+    now = await fleet.status()
+    assert (now.ready, now.later, now.running) == (1, 0, 0)
 
 
 async def test_all_workers_together_respect_the_rate(made: Made, fleet: Fleet) -> None:
@@ -830,6 +877,45 @@ async def test_a_database_that_refuses_a_statement_is_reported(
     rows(database_url, "DROP TABLE fuhu_request")
     with pytest.raises(JournalError, match=r"refused a statement of the queue \(SQLSTATE 42P01\)"):
         await fleet.enqueue(NAMED)
+
+
+async def test_a_worker_that_can_save_nothing_is_refused(
+    made: Made, fleet: Fleet, gateway: Simulator, tmp_path: Path
+) -> None:
+    """It takes up no job, so it delays none."""
+    await fleet.enqueue(NAMED)
+    place = tmp_path / "file"
+    place.touch()
+    for wrong, words in [(place, "Nothing can be written in"), ("s4://clips", "not the URL of an")]:
+        async with made(download_to=wrong) as other:
+            with pytest.raises(UsageError, match=words):
+                await other.work()
+    now = await fleet.status()
+    assert (now.ready, now.later) == (2, 0)
+    assert not gateway.requests
+
+
+async def test_the_options_of_the_url_hold_for_every_connection(
+    made: Made, database_url: str
+) -> None:
+    """With a schema in the URL, all tables are in that schema, and a fleet finds them there."""
+    rows(database_url, "CREATE SCHEMA spring")
+    url = psycopg.conninfo.make_conninfo(database_url, options="-c search_path=spring")
+    one = made(url=url)
+    await one.init()
+    async with one:
+        assert await one.enqueue(NAMED) == Enqueued(new=2, known=0)
+        assert {job.state for job in (await ended(one)).values()} == {JobState.SAVED}
+    sql = "SELECT DISTINCT schemaname FROM pg_tables WHERE tablename ~ '^(fuhu|procrastinate)_'"
+    assert rows(database_url, sql) == [("spring",)]
+
+
+async def test_a_frozen_worker_holds_no_lock_for_long(database_url: str) -> None:
+    """The database ends a transaction that is idle, so that other workers can tend the queue."""
+    one = Queue(database_url)
+    async with one.app.open_async():
+        sql = "SELECT current_setting('idle_in_transaction_session_timeout') AS it"
+        assert (await one.connector.execute_query_one_async(sql))["it"] == "30s"
 
 
 def test_a_fleet_needs_a_url() -> None:
