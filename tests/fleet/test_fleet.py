@@ -465,7 +465,7 @@ async def is_held(fleet: Fleet) -> bool:
 async def test_nothing_is_sent_once_the_points_are_spent(
     made: Made, fleet: Fleet, gateway: Simulator, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With *max_points*, the second job waits, since the first has cost that much; the log says so once."""
+    """The second job waits, since the first has cost the limit; the log says so once."""
     await fleet.enqueue(NAMED)
     async with made(max_points=1) as poor:
         async with working(poor, in_flight=1, grace=0.0):
@@ -568,6 +568,22 @@ async def test_a_doubt_that_a_person_settles_goes_on_by_itself(
         await fleet.journal.resolve(doubts[1].key, accepted=False)
         assert {job.state async for job in fleet.outcomes()} == {JobState.SAVED}
     assert len(gateway.tasks) == 2
+
+
+async def test_a_doubt_that_is_forgotten_is_not_sent_again(
+    fleet: Fleet, gateway: Simulator
+) -> None:
+    """It may be paid for: only who enqueues it again has it sent again."""
+    gateway.fault("submit", faults.drop_after_accepting())
+    await fleet.enqueue(NAMED[:1])
+    async with working(fleet):
+        [doubt] = [job async for job in fleet.outcomes()]
+        await fleet.journal.forget(doubt.key)
+        assert await fleet.left() == 0
+        await fleet.enqueue(NAMED[1:])
+        assert [job.custom_id async for job in fleet.outcomes()] == ["order-2"]
+    assert len(gateway.tasks) == 2
+    assert await fleet.enqueue(NAMED[:1]) == Enqueued(new=1, known=0)
 
 
 async def test_an_entry_whose_fetch_got_no_reply_is_put_back(
