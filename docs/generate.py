@@ -137,6 +137,7 @@ PRINTED: Final[Mapping[str, Mapping[str, str]]] = {
         "task_id": "Id of the task, if there is one.",
         "state": f"{', '.join(tally.STATES)}.",
         "path": "Path of the saved clip.",
+        "object_url": "URL of the saved clip, if it is in an object store; not signed.",
         "error": "Name of the error.",
         "money": "What the error means for the money, in a sentence.",
         "points": "Points used, in the gateway's unit; null if unknown.",

@@ -37,7 +37,7 @@ from ._wire.tables import NOWHERE
 from .account import Account, AccountTask, Audit, Reconciliation
 from .background import BackgroundJob
 from .batch import Batch, BatchOptions, Item, Outcome, Source
-from .errors import discreet, discreetly_made
+from .errors import init_without_frames, without_frames
 from .journal import BaseJournal, Job
 from .models import (
     DEFAULT_MODEL,
@@ -121,7 +121,7 @@ class Client:
         UsageError: An argument is wrong, or there is no key. Nothing was sent.
     """
 
-    @discreetly_made
+    @init_without_frames
     def __init__(
         self,
         api_key: str | None = None,
@@ -260,7 +260,7 @@ class Client:
         if session is not None:
             session.poller.abandon()
 
-    @discreet
+    @without_frames
     async def reconcile(self) -> Reconciliation:
         """
         Find out from the gateway's own lists what became of each submission in doubt.
@@ -290,7 +290,7 @@ class Client:
 
     # Paid calls
 
-    @discreet
+    @without_frames
     async def submit(
         self, request: Generation, *, custom_id: str | None = None, tag: str | None = None
     ) -> Task:
@@ -328,7 +328,7 @@ class Client:
         """
         return await self._sessions.submit(request, custom_id=custom_id, tag=tag)
 
-    @discreet
+    @without_frames
     async def generate(
         self,
         prompt: str,
@@ -367,7 +367,7 @@ class Client:
         )
         return await self._sessions.submit(request, custom_id=custom_id, tag=tag)
 
-    @discreet
+    @without_frames
     async def video_to_video(
         self,
         video: Media,
@@ -397,7 +397,7 @@ class Client:
         )
         return await self._sessions.submit(request, custom_id=custom_id, tag=tag)
 
-    @discreet
+    @without_frames
     async def act_one(
         self,
         video: Media,
@@ -425,7 +425,7 @@ class Client:
         )
         return await self._sessions.submit(request, custom_id=custom_id, tag=tag)
 
-    @discreet
+    @without_frames
     async def run(
         self,
         work: Generation | Task | str,
@@ -480,7 +480,7 @@ class Client:
         )
         return await job.joined(timeout, on_update)
 
-    @discreet
+    @without_frames
     async def aleph(
         self,
         video: Media,
@@ -568,7 +568,7 @@ class Client:
             async for outcome in outcomes:
                 yield outcome
 
-    @discreet
+    @without_frames
     async def carry_out(
         self,
         item: Item,
@@ -655,7 +655,7 @@ class Client:
         """
         return self._sessions.attach(job)
 
-    @discreet
+    @without_frames
     async def feed(self, task_id: str, *, official: bool = False) -> TaskRecord:
         """
         Poll a task once and return what the gateway says; free. Arguments as in `task`.
@@ -669,7 +669,7 @@ class Client:
         check(official=official)
         return await self._sessions.record_of(task_id, official=official)
 
-    @discreet
+    @without_frames
     async def audit(self, *, since: datetime | None = None) -> Audit:
         """
         Return the tasks of the account that the journal does not have; free.
@@ -693,7 +693,7 @@ class Client:
         check(since=since)
         return await audits.audit(self._sessions, since)
 
-    @discreet
+    @without_frames
     async def adopt(self, task: AccountTask) -> Task:
         """
         Add a task of an audit to the journal, and return its handle; free.
@@ -711,7 +711,7 @@ class Client:
         check(task=task)
         return await audits.adopt(self._sessions, task)
 
-    @discreet
+    @without_frames
     async def balance(self) -> Balance:
         """
         Return what is left to spend, in the gateway's unit; free.

@@ -287,7 +287,9 @@ def drop_frames(error: E, outer: BaseException | None = None) -> E:
     return error
 
 
-def discreet(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+def without_frames(
+    call: Callable[P, Coroutine[Any, Any, T]],
+) -> Callable[P, Coroutine[Any, Any, T]]:
     """
     Make a coroutine function raise its `RunwayError`s without its own frames.
 
@@ -295,7 +297,7 @@ def discreet(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine
     """
 
     @functools.wraps(call)
-    async def discreet_call(*args: P.args, **kwargs: P.kwargs) -> T:
+    async def frameless_call(*args: P.args, **kwargs: P.kwargs) -> T:
         __tracebackhide__ = True
         if kwargs.keys() & ARGUMENTS.keys():
             refuse_guesses(call.__qualname__, kwargs, inspect.signature(call).parameters)
@@ -307,14 +309,14 @@ def discreet(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine
         del args, kwargs
         raise drop_frames(failure, outer)
 
-    return discreet_call
+    return frameless_call
 
 
-def discreetly_made(make: Callable[P, None]) -> Callable[P, None]:
+def init_without_frames(make: Callable[P, None]) -> Callable[P, None]:
     """Make an `__init__` raise its `RunwayError`s without its own frames."""
 
     @functools.wraps(make)
-    def discreet_make(*args: P.args, **kwargs: P.kwargs) -> None:
+    def frameless_init(*args: P.args, **kwargs: P.kwargs) -> None:
         __tracebackhide__ = True
         outer = sys.exception()
         try:
@@ -324,7 +326,7 @@ def discreetly_made(make: Callable[P, None]) -> Callable[P, None]:
         del args, kwargs
         raise drop_frames(failure, outer)
 
-    return discreet_make
+    return frameless_init
 
 
 R = TypeVar("R", bound=RunwayError)

@@ -52,6 +52,9 @@ __all__ = [
 
 T = TypeVar("T")
 
+DATABASE_VARIABLE: Final = "FUHU_DATABASE_URL"
+"""The environment variable with the URL of a database."""
+
 
 class Journal(BaseJournal):
     """

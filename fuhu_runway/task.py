@@ -24,8 +24,8 @@ from .errors import (
     TaskFailed,
     UsageError,
     WaitAbandoned,
-    discreet,
     drop_frames,
+    without_frames,
 )
 from .models import DEAD_ENDS, DEFAULT_WAIT, Generation, TaskRecord, TaskState
 from .paths import beside, check_vacant, only_copy
@@ -323,7 +323,7 @@ class Clip:
         """The points that it cost, in the gateway's unit; None if the gateway did not say."""
         return self.record.points
 
-    @discreet
+    @without_frames
     async def download(
         self,
         path: str | os.PathLike[str],
@@ -375,7 +375,7 @@ class Clip:
         with self._sessions.downloading(self) as (downloader, source):
             await downloader.save(source, path, pass_on=put)
 
-    @discreet
+    @without_frames
     async def read(self, *, max_bytes: int = MAX_CLIP_BYTES) -> bytes:
         """
         Return the clip's bytes, for a program that does not want a file.

@@ -49,7 +49,7 @@ async def account_tasks(
         wire = ask_tasks(
             sessions.gateway, account, since=since + ahead, until=until + ahead, page=number
         )
-        hidden = sessions.discreet(wire.hiding(sessions.key))
+        hidden = sessions.hiding_handles(wire.hiding(sessions.key))
         return await sessions.current().transport.call_apart(hidden, read)
 
     first = await page(1)
@@ -84,4 +84,4 @@ async def key_log(sessions: "Sessions") -> KeyLog:
     wire = ask_log(sessions.gateway, sessions.key)
     if sessions.account is not None:
         wire = wire.hiding(sessions.account.access_token)
-    return await sessions.current().transport.call_apart(sessions.discreet(wire), read_log)
+    return await sessions.current().transport.call_apart(sessions.hiding_handles(wire), read_log)

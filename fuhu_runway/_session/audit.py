@@ -20,6 +20,8 @@ from fuhu_runway.journal import BaseJournal, Job
 from fuhu_runway.models import usage_error
 from fuhu_runway.task import Task
 
+from .account import account_tasks
+
 if TYPE_CHECKING:
     from .sessions import Sessions
 
@@ -40,7 +42,7 @@ async def audit(sessions: "Sessions", since: datetime | None) -> Audit:
     journal = _journal(sessions)
     now = sessions.settings.clock.wall()
     start = now - WEEK if since is None else since.timestamp()
-    tasks, _, is_complete = await sessions.account_tasks(start, now + EARLY)
+    tasks, _, is_complete = await account_tasks(sessions, start, now + EARLY)
     # Read after the list: a task that was accepted meanwhile is in the journal by then.
     jobs, ignored = await journal.jobs(), await journal.ignored()
     known = ignored | {job.task_id for job in jobs}

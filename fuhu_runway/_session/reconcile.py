@@ -25,6 +25,7 @@ from fuhu_runway.errors import NotFound, RunwayError, Unauthorized, UsageError
 from fuhu_runway.journal import Job, JobState
 from fuhu_runway.models import OfficialRequest, TaskRecord, TaskState
 
+from .account import account_tasks, key_log
 from .matching import NO_PROMPT, SLACK, Listed, Reason, Records, Sent, Verdict, decide
 from .session import Session
 
@@ -341,11 +342,11 @@ async def _read(sessions: "Sessions", doubts: Sequence[Job], *, is_search: bool)
     books = Books(since, now)
     if sessions.account is not None:
         until = min(now, max(sent) + late) + SLACK
-        books = Books(since, now, *await sessions.account_tasks(since, until))
+        books = Books(since, now, *await account_tasks(sessions, since, until))
     if is_search:
         return books
     try:
-        log = await sessions.key_log()
+        log = await key_log(sessions)
     except RunwayError as error:
         # Gateways allow few requests for it, and the list is enough.
         if sessions.account is None or isinstance(error, UsageError):

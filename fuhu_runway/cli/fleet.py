@@ -19,11 +19,12 @@ from cyclopts import App, Parameter
 
 from fuhu_runway import hooks
 from fuhu_runway.errors import UsageError
+from fuhu_runway.journal import DATABASE_VARIABLE
 from fuhu_runway.models import DEFAULT_WAIT, Limits, TaskState, usage_error
 
 from .console import Lines, fail, number, print_row, print_table, run, write
 from .journal import job_row, pick, print_job
-from .options import ACCESS, DATABASE, OUTPUT, POSITIVE, RESULT, WHOLE, Access, Output, Screen
+from .options import ACCESS, OUTPUT, POSITIVE, RESULT, WHOLE, Access, Output, Screen
 from .tally import CLOCK, trouble_of
 
 if TYPE_CHECKING:
@@ -200,7 +201,8 @@ async def status(*, output: Output = OUTPUT, screen: Screen) -> None:
     held = f", but none for {now.held:.0f} s" * (now.held >= 1)
     write(sys.stdout, f"pace of all workers: {rate}{held}")
     if now.doubts:
-        screen.say(f'To see what to do about those in doubt: fuhu-runway jobs "${DATABASE}"')
+        command = f'fuhu-runway jobs "${DATABASE_VARIABLE}"'
+        screen.say(f"To see what to do about those in doubt: {command}")
 
 
 @app.command

@@ -21,12 +21,12 @@ import attrs
 from cyclopts import Parameter
 
 from fuhu_runway.errors import UsageError
-from fuhu_runway.journal import Job, JobState
+from fuhu_runway.journal import DATABASE_VARIABLE, Job, JobState
 
 from .batch import STATE_NAME
 from .console import Lines, print_row, print_table
 from .fleet import new_fleet
-from .options import DATABASE, OUTPUT, POSITIVE, RESULT, WHOLE, Output, Screen
+from .options import OUTPUT, POSITIVE, RESULT, WHOLE, Output, Screen
 from .tally import CLOCK
 
 if TYPE_CHECKING:
@@ -107,9 +107,9 @@ def _database(screen: Lines) -> Iterator[str]:
     """Yield the URL of an empty database."""
     from fuhu_runway.contrib.local_postgres import LocalPostgres, temporary_database
 
-    given = os.environ.get(DATABASE)
+    given = os.environ.get(DATABASE_VARIABLE)
     if given:
-        screen.info(f"postgres: a database on the server of {DATABASE}")
+        screen.info(f"postgres: a database on the server of {DATABASE_VARIABLE}")
         with temporary_database(given) as url:
             yield url
         return
@@ -156,7 +156,7 @@ def _worker(
 ) -> contextlib.AbstractAsyncContextManager[Process]:
     """Return the process of a worker."""
     variables = {
-        DATABASE: url,
+        DATABASE_VARIABLE: url,
         "FUHU_BASE_URL": gateway["base_url"],
         "FUHU_API_KEY": gateway["api_key"],
     }

@@ -34,12 +34,11 @@ except ImportError as missing:
 from ._fleet.queue import AGAIN, CHUNK, PAUSE, QUEUE, Queue
 from ._fleet.requests import Seal, packed
 from ._fleet.worker import CutOff, Retries, Worker
+from ._postgres import url_of
 from .postgres import PostgresJournal
 from .shared_pace import SharedPace
 
 __all__ = ["CUT_OFF_CODE", "CutOff", "Enqueued", "Fleet", "Seal", "Status", "WorkerStatus"]
-
-URL_VARIABLE: Final = "FUHU_DATABASE_URL"
 
 CUT_OFF_CODE: Final = 75
 """Exit code of a worker that was cut off from the database: EX_TEMPFAIL, start it again."""
@@ -136,10 +135,7 @@ class Fleet:
             overwrite=overwrite,
             lease=lease,
         )
-        url = url or os.environ.get(URL_VARIABLE)
-        if not url:
-            advice = f"Pass it, or set the environment variable {URL_VARIABLE}."
-            raise usage_error("url", "There is no URL of a database.", advice)
+        url = url_of(url)
         self._limits = limits or Limits()
         self._max_points = max_points
         self._options: dict[str, Any] = {

@@ -251,12 +251,12 @@ def _refusal(error: BaseException) -> JournalError:
     )
 
 
-def _is_discreet(record: logging.LogRecord) -> bool:
+def _names_no_host(record: logging.LogRecord) -> bool:
     # Errors of a pool name the host and its address. The connector says what matters.
     return not isinstance(record.args, tuple) or QUEUE not in record.args
 
 
-logging.getLogger("psycopg.pool").addFilter(_is_discreet)
+logging.getLogger("psycopg.pool").addFilter(_names_no_host)
 
 
 @attrs.frozen
