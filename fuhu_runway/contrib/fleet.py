@@ -372,7 +372,9 @@ class Fleet:
         The tasks of the fleet, for an App of procrastinate that you have.
 
         `app.add_tasks_from(fleet.blueprint, namespace="fuhu")`; its worker has to take the queue
-        `fuhu`, with `delete_jobs="always"`, inside of `async with fleet`.
+        `fuhu`, with `delete_jobs="always"`, inside of `async with fleet`. It does not end itself
+        when it cannot reach the database, and goes on with jobs that others have by then; none is
+        sent twice.
         """
         blueprint = self._blueprint()
 

@@ -484,20 +484,22 @@ async def test_a_clock_that_is_ahead_delays_no_job(
     assert (now.ready, now.later, now.running) == (1, 0, 0)
 
 
-async def test_all_workers_together_respect_the_rate(made: Made, fleet: Fleet) -> None:
+async def test_all_workers_together_respect_the_rate(
+    made: Made, fleet: Fleet, gateway: Simulator
+) -> None:
     """Two workers share one pace: the lower limit of the two holds, until they have ended."""
     before = await fleet.status()
     assert (before.rate, before.held) == (None, 0.0)
-    await fleet.enqueue(f"prompt {n}" for n in range(40))
+    for item in NAMED:
+        gateway.script(item.request.prompt, then="stall")
+    await fleet.enqueue(NAMED)
     async with (
         made(limits=Limits(requests_per_second=200)) as one,
         made(limits=Limits(requests_per_second=100)) as two,
-        working(one, in_flight=5),
-        working(two, in_flight=5),
+        working(one, in_flight=1, grace=0.0),
+        working(two, in_flight=1, grace=0.0),
     ):
         await happens(lambda: has_rate(fleet, 100))
-        jobs = [job async for job in fleet.outcomes()]
-    assert {job.state for job in jobs} == {JobState.SAVED}
     await happens(lambda: has_rate(fleet, None))
 
 
@@ -668,6 +670,22 @@ async def test_a_worker_goes_on_after_a_defect(fleet: Fleet, database_url: str) 
         await happens(is_dropped)
         rows(database_url, "UPDATE fuhu_request SET body = %s", body)
         assert {job.state async for job in fleet.outcomes()} == {JobState.SAVED}
+
+
+async def test_a_doubt_that_is_forgotten_is_not_sent_again(
+    fleet: Fleet, gateway: Simulator
+) -> None:
+    """It may be paid for: only who enqueues it again has it sent again."""
+    gateway.fault("submit", faults.drop_after_accepting())
+    await fleet.enqueue(NAMED[:1])
+    async with working(fleet):
+        [doubt] = [job async for job in fleet.outcomes()]
+        await fleet.journal.forget(doubt.key)
+        assert await fleet.left() == 0
+        await fleet.enqueue(NAMED[1:])
+        assert [job.custom_id async for job in fleet.outcomes()] == ["order-2"]
+    assert len(gateway.tasks) == 2
+    assert await fleet.enqueue(NAMED[:1]) == Enqueued(new=1, known=0)
 
 
 async def test_an_entry_whose_fetch_got_no_reply_is_put_back(

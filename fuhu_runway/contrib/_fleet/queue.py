@@ -59,6 +59,12 @@ CREATE TABLE IF NOT EXISTS fuhu_request (
     is_sealed   boolean NOT NULL,
     added_at    timestamptz NOT NULL DEFAULT now()
 );
+-- A job that was forgotten must not be delivered: without its row, it would be sent again.
+CREATE OR REPLACE FUNCTION fuhu_forget() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN DELETE FROM fuhu_request WHERE key = OLD.key; RETURN NULL; END';
+DROP TRIGGER IF EXISTS fuhu_forget ON fuhu_job;
+CREATE TRIGGER fuhu_forget AFTER DELETE ON fuhu_job
+    FOR EACH ROW EXECUTE FUNCTION fuhu_forget();
 """
 
 PAUSE: Final = 0.5
