@@ -1,12 +1,14 @@
 """
-Decide what became of submissions in doubt, from the gateway's list of tasks and the log of the key.
+Decide what happened to submissions in doubt, from the gateway's list of tasks and the key's log.
 
-Rule 1: a task belongs to one submission. One that another submission has, or may still get from
-its own response, is assigned to no other.
+Rule 1: a task belongs to one submission. A task that one submission has, or may still get from its
+own response, is not assigned to another.
 Rule 2: if exactly one task fits, it is the one. Equal submissions are interchangeable: each gets
 one of the tasks that fit them all, and none is guessed where others fit as well.
 Rule 3: "not accepted" needs a source that is complete for the same time and kind: one that shows
-every known task, found by the same comparison. It also needs time, since rows come late.
+every known task, found by the same comparison. It also needs time, since rows appear late.
+A task that belongs to no job forbids it, unless the log of the key shows no charge: gateways
+shorten, translate and mask prompts and rename models, but not those of every task.
 Rule 4: a task that the key was not charged for is that of another program, and ours was. The log
 says so by time alone: what its charges leave open is a choice, and a choice is for a person.
 Rule 5: everything else stays in doubt, with a reason.
@@ -31,7 +33,7 @@ MAX_OFFSET: Final = 900.0
 """The largest difference of the clocks that is corrected, in seconds; more is a fault."""
 SECOND: Final = 2.0
 """By how much charges may differ from the submission's own instants, in seconds; both are rounded.
-If it is larger, charges of more submissions are counted together."""
+If more, charges of more submissions are counted together."""
 SETTLED: Final = 5.0
 """
 How long both lists are waited for after a task was accepted, in seconds.
@@ -65,6 +67,7 @@ class Reason(enum.StrEnum):
     CHARGED = "the log of the key shows a charge for it"
     CUT = "the list of tasks is cut off"
     CLOCK = "the clocks of this machine and of the gateway differ too much"
+    STRANGER = "a task that nothing accounts for may be it, with another prompt or model"
     UNPROVEN = "nothing shows that the gateway's records are complete"
 
 
@@ -112,7 +115,7 @@ class Listed:
 
 @attrs.frozen
 class Verdict:
-    """What became of one submission: its task, or a reason to leave it; else not accepted."""
+    """What happened to one submission: its task, or why it stays in doubt; else not accepted."""
 
     key: str
     task: Listed | None = None
@@ -120,7 +123,7 @@ class Verdict:
     reason: Reason | None = None
     #: The tasks that fit, for a person to choose from.
     task_ids: tuple[str, ...] = ()
-    #: How many charges no known task explains, and how many submissions they may be for.
+    #: How many charges no known task explains, and how many submissions they may belong to.
     charges: tuple[int, int] | None = None
 
 
@@ -156,7 +159,7 @@ class Records:
     charges: Sequence[float] | None = None
     #: Whether the gateway has a log, and did not show it now.
     is_log_due: bool = False
-    #: The instant from which the log is whole: gateways cut it off.
+    #: The instant from which the log is complete: gateways truncate it.
     charges_since: float = -math.inf
     #: How far the gateway's clock is ahead of this machine's, in seconds.
     offset: float = 0.0
@@ -166,15 +169,17 @@ class Records:
         """The list by id; the pages of a list that grows meanwhile show some rows twice."""
         return {row.task_id: row for row in self.listed or ()}
 
-    def fit(self, sent: Sent, row: Listed) -> Fit:
-        """Compare kind, model, time and prompt."""
+    def may_be(self, sent: Sent, row: Listed) -> bool:
+        """Whether kind and time allow a task, whatever its model and its prompt seem to be."""
         is_near = row.created_at is None or (
             sent.sent_at - SLACK <= row.created_at <= sent.sent_at + self.late + SLACK
         )
-        is_kind = (not row.routes or sent.route in row.routes) and (
-            None in {row.model, sent.model} or row.model == sent.model
-        )
-        if not is_near or not is_kind:
+        return is_near and (not row.routes or sent.route in row.routes)
+
+    def fit(self, sent: Sent, row: Listed) -> Fit:
+        """Compare kind, model, time and prompt."""
+        is_model = None in {row.model, sent.model} or row.model == sent.model
+        if not is_model or not self.may_be(sent, row):
             return Fit.NO
         if sent.prompt is None:
             return Fit.MAYBE
@@ -263,6 +268,12 @@ class Records:
             if self.charges and one.start >= self.charges_since and (one.shown or one.is_whole)
         }
 
+    @cached_property
+    def free(self) -> Sequence[Listed]:
+        """The listed tasks without an owner."""
+        taken = self.taken | {one.task_id for one in self.known}
+        return [row for row in self.rows.values() if row.task_id not in taken]
+
     def covers(self, sent: Sent) -> bool:
         """Whether the list reaches back to the submission."""
         return sent.sent_at - SLACK >= self.since
@@ -305,13 +316,9 @@ def decide(doubts: Sequence[Sent], records: Records) -> list[Verdict]:
     """Return a verdict about each submission in doubt, in their order."""
     if records.is_clock_wrong:
         return [Verdict(one.key, reason=Reason.CLOCK) for one in doubts]
-    taken = records.taken | {one.task_id for one in records.known}
-    free = [
-        row
-        for row in records.rows.values()
-        if row.task_id not in taken
-        and any(records.fit(one, row) for one in (*doubts, *records.in_flight))
-    ]
+    waiting = [*doubts, *records.in_flight]
+    free = [row for row in records.free if any(records.fit(one, row) for one in waiting)]
+    strangers = [row for row in records.free if row not in free]
     around = records.around(free, SECOND)
     named = {one.task_id for one in doubts}
     unpaid = {
@@ -339,7 +346,7 @@ def decide(doubts: Sequence[Sent], records: Records) -> list[Verdict]:
     )
     for one in rest:
         others = [row for row in free if row.task_id in unpaid and records.fit(one, row)]
-        verdicts[one.key] = _absent(one, periods[one.key], others, records)
+        verdicts[one.key] = _absent(one, periods[one.key], others, strangers, records)
     return [verdicts[one.key] for one in doubts]
 
 
@@ -373,7 +380,7 @@ def _groups(
     while waiting:
         group = [waiting.pop(0)]
         ids = set[str]()
-        for one in group:  # it grows meanwhile
+        for one in group:  # it grows in the loop
             ids |= edges[one.key]
             group += [other for other in waiting if edges[other.key] & ids]
             waiting = [other for other in waiting if other not in group]
@@ -391,8 +398,6 @@ def _held(doubts: Sequence[Sent], rows: Collection[Listed], records: Records) ->
         return Reason.HIDDEN if has_prompts else Reason.NO_PROMPT
     if len({one.fingerprint for one in doubts}) > 1 and rows:
         return Reason.SEVERAL
-    if any(records.is_recent(row.created_at or 0.0) for row in rows):
-        return Reason.EARLY
     return Reason.LOG_DUE if rows and records.is_log_due else None
 
 
@@ -439,30 +444,40 @@ def _given(
     return verdicts
 
 
-def _absent(doubt: Sent, period: Stretch, unpaid: Sequence[Listed], records: Records) -> Verdict:
-    """Return the verdict about a submission for which no task is left but *unpaid* ones."""
+def _absent(
+    doubt: Sent,
+    period: Stretch,
+    unpaid: Sequence[Listed],
+    strangers: Sequence[Listed],
+    records: Records,
+) -> Verdict:
+    """Return the verdict about a submission that no remaining task fits but *unpaid* ones."""
     is_logged = records.is_logged(period) and records.has_evidence(doubt.route, period)
+    is_charge_free = is_logged and not period.can_be(doubt.key)
     is_listed = records.listed is not None and records.covers(doubt)
+    is_shown = is_listed and records.is_complete and records.shows_all_like(doubt)
+    others = unpaid or [row for row in strangers if records.may_be(doubt, row)]
     proof = reason = counts = None
-    if doubt.is_charged:
-        reason = Reason.CHARGED
-    elif is_logged and period.explains(doubt.key):
+    if is_logged and period.explains(doubt.key):
         reason = Reason.CHARGED
         group = period.unexplained, sum(map(period.explains, period.claims))
         counts = (1, 1) if period.must_be(doubt.key) else group
+    elif doubt.is_charged:
+        reason = Reason.CHARGED
     elif doubt.task_id is not None:
         reason = Reason.NAMED
     elif records.now < doubt.sent_at + records.late:
         reason = Reason.EARLY
-    elif not unpaid and is_listed and records.is_complete and records.shows_all_like(doubt):
+    elif is_shown and not unpaid and (is_charge_free or not others):
         proof = Proof.LIST
-    elif is_logged and not period.can_be(doubt.key):
+    elif is_charge_free:
         proof = Proof.LOG
-    elif unpaid:
-        reason = Reason.UNCHARGED
+    elif unpaid or is_shown:
+        reason = Reason.UNCHARGED if unpaid else Reason.STRANGER
     elif is_listed and not records.is_complete:
         reason = Reason.CUT
     else:
         reason = Reason.IN_FLIGHT if is_logged else Reason.UNPROVEN
-    ids = tuple(row.task_id for row in unpaid) if reason is Reason.UNCHARGED else ()
-    return Verdict(doubt.key, proof=proof, reason=reason, task_ids=ids, charges=counts)
+    has_ids = reason in {Reason.UNCHARGED, Reason.STRANGER}
+    ids = tuple(row.task_id for row in others) if has_ids else ()
+    return Verdict(doubt.key, None, proof, reason, ids, counts)
