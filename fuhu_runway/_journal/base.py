@@ -52,7 +52,7 @@ class BaseJournal(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """What identifies it to a person, without secrets."""
+        """A name that a person recognises, without secrets."""
 
     @abstractmethod
     async def _perform(
@@ -65,8 +65,8 @@ class BaseJournal(ABC):
         """
         Run the statements of the action that *make* returns, and return its result.
 
-        A store that may be out of reach tries an outcome until it is written, and gives up other
-        actions after a while; then *undo* takes back what may have been written.
+        A store that cannot be reached retries an outcome until it is written, and gives up other
+        actions after a while; then *undo* reverts what may have been written.
         """
 
     def _token(self) -> str | None:
@@ -142,15 +142,15 @@ class BaseJournal(ABC):
             changes: Further columns to set, such as `task_id` or `error`.
 
         Raises:
-            JournalError: The table does not have this step, there is no such job, or it went on
-                elsewhere.
+            JournalError: The table does not have this step, there is no such job, or another
+                process has taken it over.
         """
         token = self._token()
         return await self._perform(
             lambda: actions.step(
                 key, to, now, changes, attempt=attempt, owner=self._owner, token=token
             ),
-            # What is known of a paid request; an intent can be given up, since nothing was sent.
+            # An outcome of a paid request must be written; a step before it may be given up.
             is_outcome=to is JobState.ACCEPTED or attempt is not None,
             undo=partial(actions.undo, key, token) if token and to is JobState.SUBMITTING else None,
         )
@@ -167,15 +167,15 @@ class BaseJournal(ABC):
         """
         Record what happened to a job in doubt, and return its row.
 
-        Free, and sends nothing: ask the gateway first, with `client.feed(task_id)`. The next run
+        Free, and sends nothing: check with the gateway first: `client.feed(task_id)`. The next run
         of the batch follows a job that was accepted, and submits one that was not.
 
         Args:
             key: The `key` of the job, or its custom id.
-            task_id: The job was accepted, as this task; for the task that a damaged answer named,
+            task_id: The job was accepted, as this task; for the task that a damaged response named,
                 the `task_id` of the job.
             accepted: False: the job was not accepted. Do not guess: the next run pays for it.
-            proof: How that is known; written to the row.
+            proof: How this is known; written to the row.
             at: When it was accepted, in Unix seconds; by default now.
 
         Raises:
@@ -266,7 +266,7 @@ class BaseJournal(ABC):
 
     async def left_over(self) -> list[Job]:
         """Return the unfinished jobs that no process follows: those of earlier processes."""
-        # Those of a shared journal have another process, or are handed to one.
+        # In a shared journal, other processes follow them, or a queue hands them to one.
         return [] if self.is_shared else await self.unfinished()
 
     async def counts(self) -> dict[JobState, int]:
@@ -293,7 +293,7 @@ class BaseJournal(ABC):
         return jobs_view(self.name, jobs)
 
     async def _shown(self) -> list[Job]:
-        """Return the jobs, in a loop of their own, and leave nothing open that was not."""
+        """Return the jobs, in a separate event loop; close the journal again if it was closed."""
         was_open = self._writer.is_open
         try:
             return await self.jobs()
