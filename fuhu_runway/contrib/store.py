@@ -123,13 +123,14 @@ class ObjectStore:
 
     def _put(self, data: bytes, name: str, content_type: str) -> str:
         key = f"{self.prefix}{name}"
-        # The official API insists on the type; a folder has no place for it.
-        has_types = not isinstance(self.store, LocalStore)
-        attributes: Attributes | None = {"Content-Type": content_type} if has_types else None
-        obstore.put(self.store, key, data, attributes=attributes)
+        obstore.put(self.store, key, data, attributes=self._attributes(content_type))
         if self.public_url is not None:
             return f"{self.public_url.rstrip('/')}/{key}"
         return obstore.sign(self.store, "GET", key, self.expires)
+
+    def _attributes(self, content_type: str) -> "Attributes | None":
+        # The official API insists on the type; a folder has no place for it.
+        return None if isinstance(self.store, LocalStore) else {"Content-Type": content_type}
 
     # Clips
 
@@ -142,9 +143,7 @@ class ObjectStore:
 
     async def put_clip(self, name: str, file: Path) -> None:
         """Put a clip in the place of what is there; for the client."""
-        has_types = not isinstance(self.store, LocalStore)
-        attributes: Attributes | None = {"Content-Type": "video/mp4"} if has_types else None
-        key = f"{self.prefix}{name}"
+        attributes, key = self._attributes("video/mp4"), f"{self.prefix}{name}"
         await _called(lambda: obstore.put(self.store, key, file, attributes=attributes))
 
     async def clip_size(self, name: str) -> int | None:
