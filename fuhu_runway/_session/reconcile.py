@@ -203,12 +203,11 @@ class Reconciler:
                 is_charged = reason is Reason.CHARGED
                 left.append(Left(job.key, said, verdict.task_ids, is_charged, job.custom_id))
                 continue
-            if not await self._settle(sessions, session, job, verdict, books.offset):
-                continue
-            if task is None:
-                not_accepted.append(job.key)
-            else:
-                found.append(Found(job.key, task.task_id, str(verdict.proof), job.custom_id))
+            if await self._settle(sessions, session, job, verdict, books.offset):
+                if task is None:
+                    not_accepted.append(job.key)
+                else:
+                    found.append(Found(job.key, task.task_id, str(verdict.proof), job.custom_id))
         return Reconciliation(tuple(found), tuple(not_accepted), tuple(left))
 
     async def _records(
