@@ -204,7 +204,7 @@ class Reconciler:
                 left.append(Left(job.key, said, verdict.task_ids, is_charged, job.custom_id))
                 continue
             is_ours = await self._settle(sessions, session, job, verdict, lists.offset)
-            if is_ours:  # pragma: no branch  (after an error in it, coverage does not see the other)
+            if is_ours:  # pragma: no branch  (coverage loses it after an error)
                 if task is None:
                     not_accepted.append(job.key)
                 else:
