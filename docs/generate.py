@@ -191,6 +191,8 @@ PRINTED: Final[Mapping[str, Mapping[str, str]]] = {
         "jobs": "Number of jobs in the journal, by state; a job that no worker has begun is not "
         "in it.",
         "points": "Points of all jobs that were not refunded.",
+        "rate": "Requests per second of all workers together; `null` while they are not limited.",
+        "held": "How long the gateway wants no requests, in seconds.",
         "doubts": "The jobs in doubt, as `jobs` prints them.",
     },
     "A demonstration in JSON": {

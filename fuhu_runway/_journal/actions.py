@@ -37,6 +37,10 @@ _CHANGEABLE: Final = {field.name for field in attrs.fields(Job)} - {"key", "stat
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
+def nothing() -> Action[None]:
+    yield from ()
+
+
 # Plans
 
 
@@ -44,6 +48,11 @@ def plan(plan: Plan, now: float, salt: bytes | None, owner: str | None) -> Actio
     """Return the row of a job, made if there is none; the owner takes charge of it."""
     plan = keyed(plan, salt or (yield from read_salt()))
     return (yield from _plan(plan, now, owner))
+
+
+def start_run() -> Action[None]:
+    """Count occurrences of equal requests from zero."""
+    yield "DELETE FROM temp.seen", {}
 
 
 def plan_next(plan: Plan, now: float) -> Action[Job]:

@@ -1,13 +1,16 @@
 """`BaseJournal`: what every journal does, in any store."""
 
 import asyncio
+import contextlib
+import os
 import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
+from weakref import WeakSet
 
 from fuhu_runway._notebook import jobs_view, table_view
 from fuhu_runway.errors import JournalError
@@ -16,8 +19,10 @@ from fuhu_runway.models import Generation, usage_error
 
 from . import actions
 from .actions import Action
+from .notes import Note, note_of
 from .plans import planned
 from .states import Job, JobState, Plan
+from .writer import Work, Writer
 
 T = TypeVar("T")
 
@@ -26,7 +31,7 @@ class BaseJournal(ABC):
     """
     The state of every job, in any store. Each method returns once what it wrote is on disk.
 
-    A store runs the statements of an action in one transaction.
+    A store runs the statements of an action in one transaction, in a thread that does *work*.
     """
 
     #: Whether several processes use it at the same time.
@@ -35,6 +40,14 @@ class BaseJournal(ABC):
     _owner: str | None = None
     #: The salt, if it is known without reading it.
     _salt: bytes | None = None
+
+    def __init__(self, work: Work) -> None:
+        self._writer = Writer(work)
+        _JOURNALS.add(self)
+
+    def __repr__(self) -> str:
+        state = "open" if self._writer.is_open else "closed"
+        return f"<{type(self).__name__} {self.name} {state}>"
 
     @property
     @abstractmethod
@@ -72,21 +85,36 @@ class BaseJournal(ABC):
         Its key is the keyed fingerprint and how often that has come up in the run so far.
         """
 
-    @abstractmethod
     def note(self, event: Event) -> None:
         """
         Write that a task ended, or that its clip was saved or handed out; a listener for `hooks`.
 
         Each row with the task's id takes the step, if it is legal; other tasks are ignored.
         """
+        note = note_of(event, time.time())
+        if note is not None:
+            self._write(note)
 
     @abstractmethod
+    def _write(self, note: Note) -> None:
+        """Queue a note."""
+
     async def flush(self) -> None:
-        """Return once everything that was noted is on disk."""
+        """
+        Return once everything that was noted is on disk.
 
-    @abstractmethod
+        Raises:
+            JournalError: A database cannot be reached; what was noted is written later.
+        """
+        await self._perform(actions.nothing)
+
     async def aclose(self) -> None:
-        """Write what is outstanding and close; using the journal opens it again."""
+        """
+        Write what is outstanding and close; using the journal opens it again.
+
+        If a database cannot be reached for a while, this is lost, and logged.
+        """
+        await self._writer.aclose()
 
     async def plan(self, plan: Plan, now: float) -> Job:
         """
@@ -264,6 +292,27 @@ class BaseJournal(ABC):
                 return table_view(str(error), (), ())
         return jobs_view(self.name, jobs)
 
-    @abstractmethod
     async def _shown(self) -> list[Job]:
         """Return the jobs, in a separate event loop; close the journal again if it was closed."""
+        was_open = self._writer.is_open
+        try:
+            return await self.jobs()
+        finally:
+            if not was_open:
+                await self.aclose()
+
+    @abstractmethod
+    def _start_over(self) -> None:
+        """Leave what the parent has open to it; called in a forked child."""
+
+
+_JOURNALS: Final["WeakSet[BaseJournal]"] = WeakSet()
+
+
+def _after_fork() -> None:
+    for journal in _JOURNALS:
+        journal._start_over()  # noqa: SLF001  (of this module)
+
+
+with contextlib.suppress(AttributeError):  # Windows has no fork
+    os.register_at_fork(after_in_child=_after_fork)

@@ -7,6 +7,8 @@ Rule 2: if exactly one task fits, it is the one. Equal submissions are interchan
 one of the tasks that fit them all, and none is guessed where others fit as well.
 Rule 3: "not accepted" needs a source that is complete for the same time and kind: one that shows
 every known task, found by the same comparison. It also needs time, since rows appear late.
+A task that belongs to no job forbids it, unless the log of the key shows no charge: gateways
+shorten, translate and mask prompts and rename models, but not those of every task.
 Rule 4: everything else stays in doubt, with a reason.
 
 Pure. Instants are Unix seconds of the gateway's clock.
@@ -46,6 +48,7 @@ class Reason(enum.StrEnum):
     CHARGED = "the log of the key shows a charge for it"
     CUT = "the list of tasks is cut off"
     CLOCK = "the clocks of this machine and of the gateway differ too much"
+    STRANGER = "a task that nothing accounts for may be it, with another prompt or model"
     UNPROVEN = "nothing shows that the gateway's records are complete"
 
 
@@ -145,15 +148,17 @@ class Records:
         """The list by id; the pages of a list that grows meanwhile show some rows twice."""
         return {row.task_id: row for row in self.listed or ()}
 
-    def fit(self, sent: Sent, row: Listed) -> Fit:
-        """Compare kind, model, time and prompt."""
+    def may_be(self, sent: Sent, row: Listed) -> bool:
+        """Whether kind and time allow a task, whatever its model and its prompt seem to be."""
         is_near = row.created_at is None or (
             sent.sent_at - SLACK <= row.created_at <= sent.sent_at + self.late + SLACK
         )
-        is_kind = (not row.routes or sent.route in row.routes) and (
-            None in {row.model, sent.model} or row.model == sent.model
-        )
-        if not is_near or not is_kind:
+        return is_near and (not row.routes or sent.route in row.routes)
+
+    def fit(self, sent: Sent, row: Listed) -> Fit:
+        """Compare kind, model, time and prompt."""
+        is_model = None in {row.model, sent.model} or row.model == sent.model
+        if not is_model or not self.may_be(sent, row):
             return Fit.NO
         if sent.prompt is None:
             return Fit.MAYBE
@@ -163,6 +168,12 @@ class Records:
         if not row.prompts:
             return Fit.MAYBE
         return Fit.YES if sent.prompt in row.prompts else Fit.NO
+
+    @cached_property
+    def free(self) -> Sequence[Listed]:
+        """The listed tasks without an owner."""
+        taken = self.taken | {one.task_id for one in self.known}
+        return [row for row in self.rows.values() if row.task_id not in taken]
 
     def covers(self, sent: Sent) -> bool:
         """Whether the list reaches back to the submission."""
@@ -247,13 +258,17 @@ def decide(doubts: Sequence[Sent], records: Records) -> list[Verdict]:
     periods = _periods([*records.known, *explained], rest, records)
     for one in rest:
         periods[one.key].open += one.key in verdicts
-    return [verdicts.get(one.key) or _absent(one, periods[one.key], records) for one in doubts]
+    waiting = [*doubts, *records.in_flight]
+    strangers = [row for row in records.free if not any(records.fit(one, row) for one in waiting)]
+    return [
+        verdicts.get(one.key) or _absent(one, periods[one.key], records, strangers)
+        for one in doubts
+    ]
 
 
 def _groups(doubts: Sequence[Sent], records: Records) -> Iterator[tuple[list[Sent], list[Listed]]]:
     """Yield the doubts that tasks connect, with every task that may be theirs."""
-    taken = records.taken | {one.task_id for one in records.known}
-    free = [row for row in records.rows.values() if row.task_id not in taken]
+    free = records.free
     edges = {one.key: {row.task_id for row in free if records.fit(one, row)} for one in doubts}
     waiting = list(doubts)
     while waiting:
@@ -307,10 +322,12 @@ def _matched(group: Sequence[Sent], rows: Sequence[Listed], records: Records) ->
     return verdicts
 
 
-def _absent(doubt: Sent, period: Period, records: Records) -> Verdict:
+def _absent(doubt: Sent, period: Period, records: Records, strangers: Sequence[Listed]) -> Verdict:
     """Return the verdict about a submission that no remaining task fits."""
     charges = period.unexplained(doubt.route)
     is_listed = records.listed is not None and records.covers(doubt)
+    is_shown = is_listed and records.is_complete and records.shows_all_like(doubt)
+    others = tuple(row.task_id for row in strangers if records.may_be(doubt, row))
     proof = reason = None
     if doubt.is_charged or (charges is not None and charges > period.open):
         reason = Reason.CHARGED
@@ -318,10 +335,12 @@ def _absent(doubt: Sent, period: Period, records: Records) -> Verdict:
         reason = Reason.NAMED
     elif records.now < doubt.sent_at + records.late:
         reason = Reason.EARLY
-    elif is_listed and records.is_complete and records.shows_all_like(doubt):
+    elif is_shown and (charges == 0 or not others):
         proof = Proof.LIST
     elif charges == 0:
         proof = Proof.LOG
+    elif is_shown:
+        reason = Reason.STRANGER
     elif is_listed and not records.is_complete:
         reason = Reason.CUT
     elif charges:
@@ -329,7 +348,8 @@ def _absent(doubt: Sent, period: Period, records: Records) -> Verdict:
     else:
         reason = Reason.UNPROVEN
     counts = (charges, period.in_doubt) if charges and reason is Reason.CHARGED else None
-    return Verdict(doubt.key, proof=proof, reason=reason, charges=counts)
+    ids = others if reason is Reason.STRANGER else ()
+    return Verdict(doubt.key, None, proof, reason, ids, counts)
 
 
 def _periods(known: Sequence[Sent], doubts: Sequence[Sent], records: Records) -> dict[str, Period]:

@@ -239,6 +239,7 @@ class Reconciler:
         waiting = [job for job in jobs if job.state.is_unanswered]
         wanted = {job.prompt_hash for job in waiting}
         rows: list[Coroutine[Any, Any, Listed]] = []
+        others: list[Listed] = []
         proofs = 0 if is_search else MAX_PROOFS
         for task in lists.tasks:
             job = next((owned[one] for one in task.ids if one in owned), None)
@@ -248,11 +249,14 @@ class Reconciler:
                 proofs -= may_ask
             elif not is_search or not await self._has_owner(sessions, task):
                 bare = _bare(task)
-                fitting = [one for one in waiting if records.fit(_sent(one, offset), bare)]
-                if fitting:
+                near = [one for one in waiting if records.may_be(_sent(one, offset), bare)]
+                fitting = [one for one in near if records.fit(_sent(one, offset), bare)]
+                if near and not fitting:
+                    others.append(bare)
+                elif fitting:
                     official = all(is_official(one.endpoint) for one in fitting)
                     rows.append(self._row(sessions, task, wanted, is_official=official))
-        return attrs.evolve(records, listed=await asyncio.gather(*rows))
+        return attrs.evolve(records, listed=[*await asyncio.gather(*rows), *others])
 
     async def _has_owner(self, sessions: "Sessions", task: AccountTask) -> bool:
         """Return whether a submission has a listed task, for a search that reads few rows."""

@@ -18,6 +18,7 @@ from typing import Any, Final, Self
 import attrs
 
 from fuhu_runway._arguments import KEY_VARIABLE, check, mark_of_key
+from fuhu_runway._places import place_of
 from fuhu_runway.batch import Item, Source, item_of, numbered, plan_for
 from fuhu_runway.client import Client
 from fuhu_runway.journal import Job, JobState, nth
@@ -276,10 +277,13 @@ class Fleet:
         return await self._queue.add(rows, is_sealed=self._seal is not None, again=retry_failed)
 
     async def _check_name(self, name: str, items: list[Item]) -> None:
+        """Refuse a name that other items have; take it once nothing else is wrong with these."""
         digest = hashlib.sha256()
-        for item in items:
-            plan = await self.journal.keyed(await plan_for(item))
-            digest.update(f"{plan.key} {plan.fingerprint}\n".encode())
+        marks: dict[str, str] = {}
+        async for key, mark, _ in self._rows(items, retry_failed=False):
+            digest.update(f"{key} {mark}\n".encode())
+            marks[key] = mark
+        await self._queue.check_names(list(marks), list(marks.values()))
         if not await self._queue.agree(f"source:{name}", digest.hexdigest()):
             raise usage_error(
                 "name",
@@ -337,6 +341,8 @@ class Fleet:
         """
         Cancel a job that was not sent, or stop following its task.
 
+        Waits until its worker has let go of it, or has been silent for `lease` seconds.
+
         Args:
             name: Its key or its custom id.
 
@@ -350,7 +356,7 @@ class Fleet:
         async with self._ready():
             found = await self.journal.find(name)
             keys = [found.key] if found else [name, f"id:{name}"]
-            was_there = [await self._queue.cancel(key) for key in keys]
+            was_there = [await self._queue.cancel(key, self._lease) for key in keys]
             job = found and await self.journal.find(found.key)
             if job is None and not any(was_there):
                 raise usage_error("name", "There is no such job.", "Use a key from journal.jobs().")
@@ -367,7 +373,9 @@ class Fleet:
         The tasks of the fleet, for your own procrastinate `App`.
 
         `app.add_tasks_from(fleet.blueprint, namespace="fuhu")`; its worker has to take the queue
-        `fuhu`, with `delete_jobs="always"`, inside of `async with fleet`.
+        `fuhu`, with `delete_jobs="always"`, inside of `async with fleet`. It does not end itself
+        when it cannot reach the database, and goes on with jobs that others have by then; none is
+        sent twice.
         """
         blueprint = self._blueprint()
 
@@ -405,7 +413,8 @@ class Fleet:
             signals: Whether to handle the signals; if not, cancel this call to stop.
 
         Raises:
-            UsageError: The other workers have another API key, or the database has no tables.
+            UsageError: The other workers have another API key, the database has no tables, or no
+                clip can be saved in `download_to`.
             JournalError: The database cannot be used.
             CutOff: The database could not be reached for `lease` seconds. Start the worker again.
         """
@@ -420,6 +429,10 @@ class Fleet:
     async def _employed(self) -> Worker:
         """Return the worker of this process; raise if its key is not that of the others."""
         if self._worker is None:
+            # A worker that can save nothing would delay one job after the other.
+            place = place_of(self._options["download_to"])
+            if place is not None:
+                await place.open()
             client = Client(
                 journal=self.journal,
                 limits=self._limits,

@@ -8,8 +8,10 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
-from typing import Any, Final
+from types import SimpleNamespace
+from typing import Any, Final, Self, cast
 from urllib.parse import urlsplit
 
 import attrs
@@ -23,8 +25,8 @@ from support.media import PNG
 
 from fuhu_runway import Item, Limits, TextToVideo
 from fuhu_runway.batch import plan_for
-from fuhu_runway.contrib._fleet import worker
-from fuhu_runway.contrib._fleet.queue import PAUSE, Connector, Queue
+from fuhu_runway.contrib._fleet import queue, worker
+from fuhu_runway.contrib._fleet.queue import PAUSE, Connector, Queue, Waiting
 from fuhu_runway.contrib._fleet.requests import packed, unpacked
 from fuhu_runway.contrib.fleet import CutOff, Enqueued, Fleet
 from fuhu_runway.contrib.local_postgres import LocalPostgres
@@ -55,7 +57,7 @@ def made(database_url: str, gateway: Simulator, tmp_path: Path) -> Made:
             "polling": QUICK_POLLS,
             "retry": QUICK_RETRY,
         }
-        return Fleet(database_url, **{**settings, **changes})
+        return Fleet(changes.pop("url", database_url), **{**settings, **changes})
 
     return make
 
@@ -189,6 +191,18 @@ async def test_a_name_belongs_to_one_source(fleet: Fleet) -> None:
     with pytest.raises(UsageError, match="Other items were enqueued as 'spring'"):
         await fleet.enqueue(PROMPTS, name="spring")
     assert await fleet.left() == 2
+
+
+async def test_items_that_are_refused_leave_their_name_free(fleet: Fleet) -> None:
+    """What is wrong with one item is found before any is added, and before the name is taken."""
+    await fleet.enqueue(NAMED)
+    new, wrong = (Item(TextToVideo("a foal"), name) for name in ("order-3", "order-1"))
+    with pytest.raises(UsageError, match="The name 'order-1' belongs to another request"):
+        await fleet.enqueue([new, wrong], name="spring")
+    with pytest.raises(UsageError, match="Two different requests have the custom_id 'order-3'"):
+        await fleet.enqueue([new, Item(TextToVideo("a calf"), "order-3")], name="spring")
+    assert await fleet.left() == 2
+    assert await fleet.enqueue([new], name="spring") == Enqueued(new=1, known=0)
 
 
 async def test_a_job_that_failed_is_new_on_request(fleet: Fleet, gateway: Simulator) -> None:
@@ -334,6 +348,20 @@ async def test_a_job_that_is_paid_for_is_followed_no_more(fleet: Fleet, gateway:
     assert [job async for job in fleet.outcomes()] == []
 
 
+async def test_a_job_of_a_dead_worker_can_be_cancelled(
+    fleet: Fleet, gateway: Simulator, database_url: str
+) -> None:
+    """No other worker need be there to take the job from the dead one."""
+    await fleet.enqueue(NAMED)
+    await fleet.journal.plan(await plan_for(NAMED[0]), 0.0)
+    die(database_url, at="accepted")
+    job = await fleet.cancel("order-1")
+    assert job is not None
+    assert job.state is JobState.ACCEPTED
+    assert await running(fleet) == 1
+    assert await fleet.left() == 1
+
+
 async def test_the_status_counts_jobs_and_workers(fleet: Fleet, gateway: Simulator) -> None:
     """It has the workers with their heartbeats, what waits and runs, the doubts and the points."""
     gateway.script("a kitten", then="stall")
@@ -348,6 +376,17 @@ async def test_the_status_counts_jobs_and_workers(fleet: Fleet, gateway: Simulat
         assert one.silent < 60
     assert [job.custom_id for job in now.doubts] == ["order-1"]
     assert now.jobs[JobState.IN_DOUBT] == 1
+
+
+async def test_a_job_that_is_forgotten_meanwhile_has_no_outcome(fleet: Fleet) -> None:
+    """While outcomes are read, a job may be forgotten that has not come up yet."""
+    await fleet.enqueue(NAMED)
+    await ended(fleet)
+    outcomes = fleet.outcomes()
+    first = await anext(outcomes)
+    [other] = [job for job in await fleet.journal.jobs() if job != first]
+    await fleet.journal.forget(other.key)
+    assert [job async for job in outcomes] == []
 
 
 # What a worker does
@@ -425,20 +464,42 @@ async def test_all_workers_together_respect_the_limit_of_tasks(
     assert len(jobs) == 10
 
 
-async def test_all_workers_together_respect_the_rate(made: Made, fleet: Fleet) -> None:
+async def test_a_clock_that_is_ahead_delays_no_job(
+    fleet: Fleet, gateway: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker whose clock is an hour ahead gives a job back, and others can take it up at once."""
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return super().now(tz) + timedelta(hours=1)
+
+    for module in (worker, queue):
+        monkeypatch.setattr(module, "datetime", Ahead)
+    gateway.script("a kitten", then="stall")
+    await fleet.enqueue(NAMED[:1])
+    async with working(fleet, grace=0.0):
+        await happens(lambda: fleet.journal.jobs(JobState.ACCEPTED))
+    now = await fleet.status()
+    assert (now.ready, now.later, now.running) == (1, 0, 0)
+
+
+async def test_all_workers_together_respect_the_rate(
+    made: Made, fleet: Fleet, gateway: Simulator
+) -> None:
     """Two workers share one pace: the lower limit of the two holds, until they have ended."""
     before = await fleet.status()
     assert (before.rate, before.held) == (None, 0.0)
-    await fleet.enqueue(f"prompt {n}" for n in range(40))
+    for item in NAMED:
+        gateway.script(item.request.prompt, then="stall")
+    await fleet.enqueue(NAMED)
     async with (
         made(limits=Limits(requests_per_second=200)) as one,
         made(limits=Limits(requests_per_second=100)) as two,
-        working(one, in_flight=5),
-        working(two, in_flight=5),
+        working(one, in_flight=1, grace=0.0),
+        working(two, in_flight=1, grace=0.0),
     ):
         await happens(lambda: has_rate(fleet, 100))
-        jobs = [job async for job in fleet.outcomes()]
-    assert {job.state for job in jobs} == {JobState.SAVED}
     await happens(lambda: has_rate(fleet, None))
 
 
@@ -477,6 +538,19 @@ async def test_nothing_is_sent_once_the_points_are_spent(
     assert caplog.text.count("The limit of 1 points is reached.") == 1
     assert len(gateway.tasks) == 1
     assert await fleet.left() == 1
+
+
+async def test_a_task_that_takes_longer_is_followed_again(
+    made: Made, fleet: Fleet, gateway: Simulator, database_url: str
+) -> None:
+    """A job whose task has not ended in time goes back into the queue, and is paid once."""
+    gateway.script("a kitten", takes=1000.0)
+    await fleet.enqueue(NAMED[:1])
+    async with made(timeout=0.05) as hasty, working(hasty):
+        await happens(lambda: later(hasty))
+    rows(database_url, "UPDATE procrastinate_jobs SET scheduled_at = NULL")
+    assert (await ended(fleet))["order-1"].state is JobState.SAVED
+    assert len(gateway.tasks) == 1
 
 
 async def test_nothing_is_sent_for_a_while_after_the_key_was_refused(
@@ -570,6 +644,50 @@ async def test_a_doubt_that_a_person_settles_goes_on_by_itself(
     assert len(gateway.tasks) == 2
 
 
+async def test_a_worker_whose_entry_is_gone_ends_its_job(
+    fleet: Fleet, gateway: Simulator, database_url: str
+) -> None:
+    """The job of a worker that others took for dead is saved, and the worker goes on."""
+    gateway.script("a kitten", takes=2000.0)
+    await fleet.enqueue(NAMED)
+    async with working(fleet, in_flight=1):
+        await until(lambda: gateway.tasks)
+        rows(database_url, "DELETE FROM procrastinate_jobs")
+        assert {job.state async for job in fleet.outcomes()} == {JobState.SAVED}
+    assert len(gateway.tasks) == 2
+
+
+async def test_a_worker_goes_on_after_a_defect(fleet: Fleet, database_url: str) -> None:
+    """A job that no worker can read is delivered again after the length of a lease."""
+    await fleet.enqueue(NAMED[:1])
+    [(body,)] = rows(database_url, "SELECT body FROM fuhu_request")
+    rows(database_url, "UPDATE fuhu_request SET body = 'nonsense'")
+
+    async def is_dropped() -> bool:
+        return not rows(database_url, "SELECT FROM procrastinate_jobs")
+
+    async with working(fleet):
+        await happens(is_dropped)
+        rows(database_url, "UPDATE fuhu_request SET body = %s", body)
+        assert {job.state async for job in fleet.outcomes()} == {JobState.SAVED}
+
+
+async def test_a_doubt_that_is_forgotten_is_not_sent_again(
+    fleet: Fleet, gateway: Simulator
+) -> None:
+    """It may be paid for: only who enqueues it again has it sent again."""
+    gateway.fault("submit", faults.drop_after_accepting())
+    await fleet.enqueue(NAMED[:1])
+    async with working(fleet):
+        [doubt] = [job async for job in fleet.outcomes()]
+        await fleet.journal.forget(doubt.key)
+        assert await fleet.left() == 0
+        await fleet.enqueue(NAMED[1:])
+        assert [job.custom_id async for job in fleet.outcomes()] == ["order-2"]
+    assert len(gateway.tasks) == 2
+    assert await fleet.enqueue(NAMED[:1]) == Enqueued(new=1, known=0)
+
+
 async def test_an_entry_whose_fetch_got_no_reply_is_put_back(
     fleet: Fleet, gateway: Simulator, database_url: str
 ) -> None:
@@ -611,6 +729,57 @@ async def test_a_worker_that_is_cut_off_ends(
             await work
     assert "The database cannot be reached. Everything waits for it." in caplog.text
     assert server.url not in caplog.text
+
+
+async def test_a_worker_without_jobs_ends_while_the_database_is_gone(gateway: Simulator) -> None:
+    """A worker that has nothing to write down does not wait for the database to end."""
+    with LocalPostgres() as server:
+        one = Fleet(server.url, api_key=gateway.api_key, base_url=gateway.base_url, lease=2.0)
+        await one.init()
+        work = asyncio.create_task(one.work(signals=False))
+
+        async def has_begun() -> bool:
+            return work.done() or bool((await one.status()).workers)
+
+        await happens(has_begun)
+        await asyncio.to_thread(server.stop)
+        with pytest.raises(CutOff):
+            await work
+
+
+def worker_of(**queue: Any) -> worker.Worker:
+    """Return a worker that has this much of a queue, and no client to send with."""
+    parts: dict[str, Any] = {"journal": None, "client": None, "tasks_in_flight": None}
+    rest: dict[str, Any] = {"options": {}, "seal": None, "lease": 0.0, "max_points": None}
+    return worker.Worker(queue=cast("Queue", SimpleNamespace(**queue)), **parts, **rest)
+
+
+async def test_a_job_that_arrives_at_the_cut_off_is_not_sent() -> None:
+    """A worker that was just cut off gives back what it gets, since others have its jobs."""
+
+    async def take(key: str) -> Waiting:
+        return Waiting(b"", is_sealed=False, state=JobState.PLANNED)
+
+    one = worker_of(take=take, connector=SimpleNamespace(is_cut_off=True))
+    context: Any = SimpleNamespace(job=SimpleNamespace(id=1, worker_id=1, attempts=0))
+    with pytest.raises(worker.Again):
+        await one.deliver(context, "id:order-1")
+
+
+async def test_a_pool_that_hides_the_cancelling_keeps_no_worker() -> None:
+    """Looking after dead workers ends when it is cancelled, whatever the database raises then."""
+    asked = asyncio.Event()
+
+    async def tend(lease: float) -> None:
+        asked.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        raise psycopg.OperationalError
+
+    tending = asyncio.create_task(worker_of(tend=tend).tend())
+    await asked.wait()
+    tending.cancel()
+    await tending
 
 
 async def test_a_worker_waits_for_a_database_that_is_gone(
@@ -726,6 +895,45 @@ async def test_a_database_that_refuses_a_statement_is_reported(
     rows(database_url, "DROP TABLE fuhu_request")
     with pytest.raises(JournalError, match=r"refused a statement of the queue \(SQLSTATE 42P01\)"):
         await fleet.enqueue(NAMED)
+
+
+async def test_a_worker_that_can_save_nothing_is_refused(
+    made: Made, fleet: Fleet, gateway: Simulator, tmp_path: Path
+) -> None:
+    """It takes up no job, so it delays none."""
+    await fleet.enqueue(NAMED)
+    place = tmp_path / "file"
+    place.touch()
+    for wrong, words in [(place, "Nothing can be written in"), ("s4://clips", "not the URL of an")]:
+        async with made(download_to=wrong) as other:
+            with pytest.raises(UsageError, match=words):
+                await other.work()
+    now = await fleet.status()
+    assert (now.ready, now.later) == (2, 0)
+    assert not gateway.requests
+
+
+async def test_the_options_of_the_url_hold_for_every_connection(
+    made: Made, database_url: str
+) -> None:
+    """With a schema in the URL, all tables are in that schema, and a fleet finds them there."""
+    rows(database_url, "CREATE SCHEMA spring")
+    url = psycopg.conninfo.make_conninfo(database_url, options="-c search_path=spring")
+    one = made(url=url)
+    await one.init()
+    async with one:
+        assert await one.enqueue(NAMED) == Enqueued(new=2, known=0)
+        assert {job.state for job in (await ended(one)).values()} == {JobState.SAVED}
+    sql = "SELECT DISTINCT schemaname FROM pg_tables WHERE tablename ~ '^(fuhu|procrastinate)_'"
+    assert rows(database_url, sql) == [("spring",)]
+
+
+async def test_a_frozen_worker_holds_no_lock_for_long(database_url: str) -> None:
+    """The database ends a transaction that is idle, so that other workers can tend the queue."""
+    one = Queue(database_url)
+    async with one.app.open_async():
+        sql = "SELECT current_setting('idle_in_transaction_session_timeout') AS it"
+        assert (await one.connector.execute_query_one_async(sql))["it"] == "30s"
 
 
 def test_a_fleet_needs_a_url() -> None:

@@ -30,7 +30,7 @@ from support.jobs import (
 from support.relays import Relay, relay_to
 
 from fuhu_runway import Client
-from fuhu_runway._journal import actions
+from fuhu_runway._journal import actions, base
 from fuhu_runway.errors import JournalError, JournalTooNew, UsageError
 from fuhu_runway.hooks import ClipHandedOut, DownloadFinished, DownloadStarted, TaskSubmitted
 from fuhu_runway.journal import Job, JobState, journal_at, plan_of
@@ -670,10 +670,10 @@ async def test_a_fork_is_imitated(
         await job_at(child, SUBMITTING)
         parents = child._link
         with monkeypatch.context() as patch:
-            patch.setattr(module, "_JOURNALS", {child})
+            patch.setattr(base, "_JOURNALS", {child})
             patch.setattr(module, "_PARENTS", [])
             thread, todo = child._writer._thread, child._writer._todo
-            module._after_fork()
+            base._after_fork()
             assert (await child.plan(wanted(), NOW)).state is IN_DOUBT
             assert parents.run(actions.counts())[IN_DOUBT] == 1
         todo.put(None)

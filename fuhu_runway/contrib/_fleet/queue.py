@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -23,6 +24,7 @@ from procrastinate import exceptions, jobs, sql
 from procrastinate.schema import SchemaManager
 
 from fuhu_runway._http.shared import Report, SharedState
+from fuhu_runway.contrib._postgres import options_of
 from fuhu_runway.errors import JournalError, JournalTooNew
 from fuhu_runway.hooks import LOGGER
 from fuhu_runway.journal import JobState
@@ -57,6 +59,12 @@ CREATE TABLE IF NOT EXISTS fuhu_request (
     is_sealed   boolean NOT NULL,
     added_at    timestamptz NOT NULL DEFAULT now()
 );
+-- A job that was forgotten must not be delivered: without its row, it would be sent again.
+CREATE OR REPLACE FUNCTION fuhu_forget() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN DELETE FROM fuhu_request WHERE key = OLD.key; RETURN NULL; END';
+DROP TRIGGER IF EXISTS fuhu_forget ON fuhu_job;
+CREATE TRIGGER fuhu_forget AFTER DELETE ON fuhu_job
+    FOR EACH ROW EXECUTE FUNCTION fuhu_forget();
 """
 
 PAUSE: Final = 0.5
@@ -161,6 +169,22 @@ class Connection(psycopg.AsyncConnection[Any]):
         return "<connection of the queue>"
 
 
+_RETRY_AT: Final = ("%(retry_at)s", "now() + %(delay)s")
+
+_SESSION: Final = (
+    "SELECT set_config('statement_timeout', '30s', false),"
+    " set_config('idle_in_transaction_session_timeout', '30s', false)"
+)
+"""Sent once for each connection: a worker that is frozen must not hold a lock for longer. Not among
+the options of the connection, which the URL may have, and which a pooler refuses.
+"""
+
+
+async def _configure(connection: Any) -> None:
+    await connection.execute(_SESSION)
+    await connection.commit()
+
+
 class Connector(procrastinate.PsycopgConnector):
     """procrastinate's connector, which waits while the database cannot be reached."""
 
@@ -174,9 +198,19 @@ class Connector(procrastinate.PsycopgConnector):
     async def execute_query_async(self, query: Any, **arguments: Any) -> None:
         """Execute a query."""
         sent_at = asyncio.get_running_loop().time()
-        call = super().execute_query_async
+        run = super().execute_query_async
+
+        async def call() -> None:
+            values, statement = arguments, query
+            if "retry_at" in arguments:
+                # By the clock of the database, which decides when it is time: that of the worker
+                # may be hours ahead.
+                values = {**arguments, "delay": arguments["retry_at"] - datetime.now(UTC)}
+                statement = query.replace(*_RETRY_AT)
+            await run(statement, **values)
+
         try:
-            await self._retried(lambda: call(query, **arguments))
+            await self._retried(call)
         except exceptions.ConnectorException as error:
             # Another worker has removed the entry, or this one has and the reply was lost.
             if _code(error) != _RAISED:
@@ -271,14 +305,11 @@ class Queue:
     connector: Connector = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        # A half-open connection fails after half a minute, in place of hanging.
-        options = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
-        waits = {"connect_timeout": 10, "tcp_user_timeout": 30_000}
         self.connector = Connector(
-            conninfo=self.url,
+            kwargs=options_of(self.url),
+            configure=_configure,
             connection_class=Connection,
             name=QUEUE,
-            kwargs={**options, **waits, "options": "-c statement_timeout=30s"},
             min_size=1,
             max_size=4,
             timeout=2.0,  # for a connection of the pool; a worker that is cut off ends after that
@@ -347,15 +378,8 @@ class Queue:
 
     # Requests
 
-    async def add(
-        self, rows: Sequence[tuple[str, str, bytes]], *, is_sealed: bool, again: bool
-    ) -> int:
-        """
-        Add (key, fingerprint, body) of requests that are not there and not over.
-
-        Returns how many are new. *again* includes jobs that have failed.
-        """
-        keys, fingerprints, bodies = map(list, zip(*rows, strict=True))
+    async def check_names(self, keys: Sequence[str], fingerprints: Sequence[str]) -> None:
+        """Raise if one of these keys belongs to another request."""
         other = await self.connector.execute_query_all_async(
             _OTHERS, keys=keys, fingerprints=fingerprints
         )
@@ -365,6 +389,17 @@ class Queue:
                 f"The name {other[0]['key'].removeprefix('id:')!r} belongs to another request.",
                 "Give each request a name of its own.",
             )
+
+    async def add(
+        self, rows: Sequence[tuple[str, str, bytes]], *, is_sealed: bool, again: bool
+    ) -> int:
+        """
+        Add (key, fingerprint, body) of requests that are not there and not over.
+
+        Returns how many are new. *again* includes jobs that have failed.
+        """
+        keys, fingerprints, bodies = map(list, zip(*rows, strict=True))
+        await self.check_names(keys, fingerprints)
         over = [JobState.SAVED.value] + [JobState.FAILED.value] * (not again)
         found = await self.connector.execute_query_all_async(
             _ADD,
@@ -442,8 +477,8 @@ class Queue:
 
     # For people
 
-    async def cancel(self, key: str) -> bool:
-        """Remove a job, wait until no worker has it, and return whether it was there."""
+    async def cancel(self, key: str, lease: float) -> bool:
+        """Remove a job, wait until no living worker has it, and return whether it was there."""
         had_request, manager = await self.remove(key), self.app.job_manager
         had_entry = False
         while live := [
@@ -455,6 +490,11 @@ class Queue:
             for job in live:
                 assert job.id is not None  # noqa: S101  (it is from the database)
                 await manager.cancel_job_by_id_async(job.id, abort=True, delete_job=True)
+            for job in await manager.get_stalled_jobs(queue=QUEUE, seconds_since_heartbeat=lease):
+                if job.lock == key and job.id is not None:
+                    await manager.finish_job_by_id_async(
+                        job.id, jobs.Status.ABORTED, delete_job=True
+                    )
             await asyncio.sleep(PAUSE)
         return had_request or had_entry
 
