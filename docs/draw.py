@@ -318,7 +318,7 @@ def job_states() -> str:
         raise SystemExit(f"job_states: the journal has other steps: {steps ^ {*arrows}}")
     labels = (
         text(198, 38, "you ask for another try", SOFT, size=11),
-        text(152, 254, "proven: no task", SOFT, size=11),
+        text(152, 254, "proven: not accepted", SOFT, size=11),
         text(416, 254, "list, webhook or you: task", SOFT, size=11),
         text(720, 122, "file is whole", SOFT, size=11),
         text(720, 166, "file is gone", SOFT, size=11),

@@ -22,7 +22,7 @@ from ._doctor.keys import examined_key
 from ._doctor.transcript import Transcript, check_free
 from ._http.limiter import RateLimiter
 from ._http.transport import Transport
-from .errors import UsageError, discreet
+from .errors import UsageError, without_frames
 from .hooks import Hooks
 from .models import DEFAULT_WAIT, Gateway, Generation, Limits, RetryPolicy, TextToVideo, Timeouts
 from .paths import check_target
@@ -71,7 +71,7 @@ class FirstClip:
     path: Path | None
 
 
-@discreet
+@without_frames
 async def examine(
     api_key: str | None = None,
     *,
@@ -126,7 +126,7 @@ async def examine(
         await transport.aclose()
 
 
-@discreet
+@without_frames
 async def first_clip(
     client: "Client",
     request: Generation = CHEAPEST,

@@ -210,7 +210,7 @@ class TaskFailed(TaskError):
     code: str | None = None
     #: Points that the task used, in the gateway's unit; None if that is not known.
     points: float | None = None
-    #: Whether the gateway said that the points were given back.
+    #: Whether the gateway said that the points were refunded.
     refunded: bool = False
 
 
@@ -287,15 +287,17 @@ def drop_frames(error: E, outer: BaseException | None = None) -> E:
     return error
 
 
-def discreet(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+def without_frames(
+    call: Callable[P, Coroutine[Any, Any, T]],
+) -> Callable[P, Coroutine[Any, Any, T]]:
     """
-    Make a coroutine function raise its `RunwayError`s without its own frames.
+    Remove the frames of this package from the `RunwayError`s that a coroutine function raises.
 
     A wrong argument that users often guess raises a `TypeError` that names the right one.
     """
 
     @functools.wraps(call)
-    async def discreet_call(*args: P.args, **kwargs: P.kwargs) -> T:
+    async def frameless_call(*args: P.args, **kwargs: P.kwargs) -> T:
         __tracebackhide__ = True
         if kwargs.keys() & ARGUMENTS.keys():
             refuse_guesses(call.__qualname__, kwargs, inspect.signature(call).parameters)
@@ -307,14 +309,14 @@ def discreet(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine
         del args, kwargs
         raise drop_frames(failure, outer)
 
-    return discreet_call
+    return frameless_call
 
 
-def discreetly_made(make: Callable[P, None]) -> Callable[P, None]:
-    """Make an `__init__` raise its `RunwayError`s without its own frames."""
+def init_without_frames(make: Callable[P, None]) -> Callable[P, None]:
+    """Remove the frames of this package from the `RunwayError`s that an `__init__` raises."""
 
     @functools.wraps(make)
-    def discreet_make(*args: P.args, **kwargs: P.kwargs) -> None:
+    def frameless_init(*args: P.args, **kwargs: P.kwargs) -> None:
         __tracebackhide__ = True
         outer = sys.exception()
         try:
@@ -324,7 +326,7 @@ def discreetly_made(make: Callable[P, None]) -> Callable[P, None]:
         del args, kwargs
         raise drop_frames(failure, outer)
 
-    return discreet_make
+    return frameless_init
 
 
 R = TypeVar("R", bound=RunwayError)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ._media import Media
-from .errors import discreet
+from .errors import without_frames
 from .models import (
     OfficialCharacterPerformance,
     OfficialImageToVideo,
@@ -31,7 +31,7 @@ class Official:
     def __init__(self, client: "Client") -> None:
         self._client = client
 
-    @discreet
+    @without_frames
     async def text_to_video(
         self,
         prompt: str,
@@ -61,7 +61,7 @@ class Official:
         )
         return await self._client.submit(request, custom_id=custom_id, tag=tag)
 
-    @discreet
+    @without_frames
     async def image_to_video(
         self,
         image: Media,
@@ -97,7 +97,7 @@ class Official:
         )
         return await self._client.submit(request, custom_id=custom_id, tag=tag)
 
-    @discreet
+    @without_frames
     async def video_to_video(
         self,
         video: Media,
@@ -127,7 +127,7 @@ class Official:
         )
         return await self._client.submit(request, custom_id=custom_id, tag=tag)
 
-    @discreet
+    @without_frames
     async def character_performance(
         self,
         video: Media,
@@ -161,7 +161,7 @@ class Official:
         )
         return await self._client.submit(request, custom_id=custom_id, tag=tag)
 
-    @discreet
+    @without_frames
     async def video_upscale(
         self,
         video: Media,
@@ -179,7 +179,7 @@ class Official:
         request = OfficialVideoUpscale(video, model=model, extra={} if extra is None else extra)
         return await self._client.submit(request, custom_id=custom_id, tag=tag)
 
-    @discreet
+    @without_frames
     async def submit(
         self,
         path: str,

@@ -24,8 +24,8 @@ from .errors import (
     TaskFailed,
     UsageError,
     WaitAbandoned,
-    discreet,
     drop_frames,
+    without_frames,
 )
 from .models import DEAD_ENDS, DEFAULT_WAIT, Generation, TaskRecord, TaskState
 from .paths import beside, check_vacant, only_copy
@@ -255,14 +255,14 @@ class Task:
     def _money(self, failed: TaskRecord) -> str:
         """Return what a failure means for the money, by the record or else by the format."""
         if failed.refunded:
-            return "The points were given back."
+            return "The points were refunded."
         if failed.points:
             used = f"{failed.points:,.10g} points were used"
             return f"{used}, and the gateway did not give them back."
         usually = "they usually are for failed tasks"
         if self.official:
             usually = "Runway does not give them back for moderated tasks"
-        return f"The gateway did not say that points were given back; {usually}."
+        return f"The gateway did not say that points were refunded; {usually}."
 
 
 class Clip:
@@ -323,7 +323,7 @@ class Clip:
         """The points that it cost, in the gateway's unit; None if the gateway did not say."""
         return self.record.points
 
-    @discreet
+    @without_frames
     async def download(
         self,
         path: str | os.PathLike[str],
@@ -375,7 +375,7 @@ class Clip:
         with self._sessions.downloading(self) as (downloader, source):
             await downloader.save(source, path, pass_on=put)
 
-    @discreet
+    @without_frames
     async def read(self, *, max_bytes: int = MAX_CLIP_BYTES) -> bytes:
         """
         Return the clip's bytes, for a program that does not want a file.

@@ -6,7 +6,15 @@ from typing import Any, Final, Protocol
 import attrs
 
 from fuhu_runway._clock import Clock
-from fuhu_runway.errors import Fate, OutOfCredits, RunwayError, SubmissionInDoubt, Unauthorized
+from fuhu_runway.errors import (
+    Fate,
+    JournalError,
+    OutOfCredits,
+    RunwayError,
+    SubmissionInDoubt,
+    Unauthorized,
+)
+from fuhu_runway.hooks import LOGGER
 from fuhu_runway.journal import Job, JobState, fits
 
 _AFTER: Final = {
@@ -46,24 +54,35 @@ class Entry:
 
     async def accepted(self, task_id: str, at: float | None = None, **changes: Any) -> None:
         """Write the gateway's id of the task, which it accepted now or at an earlier instant."""
-        now = self.clock.wall() if at is None else at
-        to, attempt = JobState.ACCEPTED, self.attempt
-        await self.journal.step(self.key, to, now, attempt=attempt, task_id=task_id, **changes)
+        now, changes = self.clock.wall() if at is None else at, {"task_id": task_id, **changes}
+        await self._write(JobState.ACCEPTED, now, changes, f"task {task_id}")
 
     async def failed(self, error: RunwayError) -> None:
         """Write why there is no task. If it is in doubt, also the id in the damaged response."""
         to = _AFTER[getattr(error, "fate", Fate.REJECTED)]
         if isinstance(error, OutOfCredits | Unauthorized):
             to = JobState.PLANNED  # the request itself is not rejected
-        code = getattr(error, "code", None)
+        name, code = type(error).__name__, getattr(error, "code", None)
         changes: dict[str, Any] = {
-            "error": type(error).__name__,
+            "error": name,
             # The gateway may put any text here, such as a sentence that quotes the prompt.
             "code": code if code and _CODE.fullmatch(code) else None,
         }
         if to is JobState.IN_DOUBT and fits(error.task_id):
             changes["task_id"] = error.task_id
-        await self.journal.step(self.key, to, self.clock.wall(), attempt=self.attempt, **changes)
+        await self._write(to, self.clock.wall(), changes, name)
+
+    async def _write(self, to: JobState, now: float, changes: dict[str, Any], outcome: str) -> None:
+        """Write an outcome. The outcome matters more: an error of the journal is only logged."""
+        try:
+            await self.journal.step(self.key, to, now, attempt=self.attempt, **changes)
+        except JournalError as fault:
+            # The row still says SUBMITTING, which is in doubt once the journal is closed.
+            LOGGER.error(
+                "The journal could not record how a submission ended (%s): %s",
+                outcome,
+                fault.happened,
+            )
 
 
 def in_doubt_of(job: Job) -> SubmissionInDoubt:

@@ -1,14 +1,14 @@
 """
-Decide what became of submissions in doubt, from the gateway's list of tasks and the log of the key.
+Decide what happened to submissions in doubt, from the gateway's list of tasks and the key's log.
 
-Rule 1: a task belongs to one submission. One that another submission has, or may still get from
-its own response, is assigned to no other.
+Rule 1: a task belongs to one submission. A task that one submission has, or may still get from its
+own response, is not assigned to another.
 Rule 2: if exactly one task fits, it is the one. Equal submissions are interchangeable: each gets
 one of the tasks that fit them all, and none is guessed where others fit as well.
 Rule 3: "not accepted" needs a source that is complete for the same time and kind: one that shows
-every known task, found by the same comparison. It also needs time, since rows come late.
-A task without an owner forbids it, unless the log of the key shows no charge: gateways shorten,
-translate and mask prompts and rename models, and not those of every task.
+every known task, found by the same comparison. It also needs time, since rows appear late.
+A task that belongs to no job forbids it, unless the log of the key shows no charge: gateways
+shorten, translate and mask prompts and rename models, but not those of every task.
 Rule 4: everything else stays in doubt, with a reason.
 
 Pure. Instants are Unix seconds of the gateway's clock.
@@ -30,7 +30,7 @@ MAX_OFFSET: Final = 900.0
 """The largest difference of the clocks that is corrected, in seconds; more is a fault."""
 SECOND: Final = 2.0
 """By how much charges may differ from the submission's own instants, in seconds; both are rounded.
-If it is larger, charges of more submissions are counted together."""
+If more, charges of more submissions are counted together."""
 NO_PROMPT: Final = ""
 """The prompt of a request of a kind that has none."""
 
@@ -96,7 +96,7 @@ class Listed:
 
 @attrs.frozen
 class Verdict:
-    """What became of one submission: its task, or a reason to leave it; else not accepted."""
+    """What happened to one submission: its task, or why it stays in doubt; else not accepted."""
 
     key: str
     task: Listed | None = None
@@ -104,7 +104,7 @@ class Verdict:
     reason: Reason | None = None
     #: The tasks that fit, for a person to choose from.
     task_ids: tuple[str, ...] = ()
-    #: How many charges no known task explains, and how many submissions they may be for.
+    #: How many charges no known task explains, and how many submissions they may belong to.
     charges: tuple[int, int] | None = None
 
 
@@ -138,7 +138,7 @@ class Records:
     is_complete: bool = True
     #: When the key was charged; None if the log was not read.
     charges: Sequence[float] | None = None
-    #: The instant from which the log is whole: gateways cut it off.
+    #: The instant from which the log is complete: gateways truncate it.
     charges_since: float = -math.inf
     #: How far the gateway's clock is ahead of this machine's, in seconds.
     offset: float = 0.0
@@ -215,7 +215,7 @@ class Records:
 
 @attrs.define
 class Period:
-    """A time that no submission reaches out of, and the charges in it."""
+    """A period that contains each of its submissions whole, and the charges in it."""
 
     start: float
     end: float
@@ -274,7 +274,7 @@ def _groups(doubts: Sequence[Sent], records: Records) -> Iterator[tuple[list[Sen
     while waiting:
         group = [waiting.pop(0)]
         ids = set[str]()
-        for one in group:  # it grows meanwhile
+        for one in group:  # it grows in the loop
             ids |= edges[one.key]
             group += [other for other in waiting if edges[other.key] & ids]
             waiting = [other for other in waiting if other not in group]
@@ -282,7 +282,7 @@ def _groups(doubts: Sequence[Sent], records: Records) -> Iterator[tuple[list[Sen
 
 
 def _matched(group: Sequence[Sent], rows: Sequence[Listed], records: Records) -> dict[str, Verdict]:
-    """Return the verdicts about those of a group that get a task, or may get one of several."""
+    """Return verdicts about the members of a group that get a task, or may get one of several."""
     names = [one.task_id for one in group]
     tasks = {row.task_id: row for row in rows}
     verdicts = {
@@ -323,7 +323,7 @@ def _matched(group: Sequence[Sent], rows: Sequence[Listed], records: Records) ->
 
 
 def _absent(doubt: Sent, period: Period, records: Records, strangers: Sequence[Listed]) -> Verdict:
-    """Return the verdict about a submission for which no task is left."""
+    """Return the verdict about a submission that no remaining task fits."""
     charges = period.unexplained(doubt.route)
     is_listed = records.listed is not None and records.covers(doubt)
     is_shown = is_listed and records.is_complete and records.shows_all_like(doubt)
@@ -356,7 +356,7 @@ def _periods(known: Sequence[Sent], doubts: Sequence[Sent], records: Records) ->
     """Return the period of each doubt, with the charges that the log shows in it."""
     charges = sorted(records.charges or ())
     late = records.late
-    # As far back as forward, so that known tasks from before show whether the log is complete.
+    # As far back as forward, so that earlier known tasks show whether the log is complete.
     spans = sorted(
         [(one.sent_at, one.accepted_at or one.sent_at, one.key) for one in known]
         + [(one.sent_at - late, one.sent_at + late, one.key) for one in doubts]

@@ -12,7 +12,7 @@ import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet, WeakValueDictionary
@@ -30,9 +30,9 @@ from fuhu_runway._waiting.unfinished import Name, Origin
 from fuhu_runway._wire.decode import read_balance, read_task
 from fuhu_runway._wire.encode import Request, ask_balance, ask_task, build
 from fuhu_runway._wire.tables import BALANCE_ENDPOINTS, ENDPOINTS, SUBMITS, feed, is_official
-from fuhu_runway.account import Account, AccountTask, KeyLog, Reconciliation
+from fuhu_runway.account import Account, Reconciliation
 from fuhu_runway.downloads import Downloader, Source, origin_of
-from fuhu_runway.errors import JournalError, RunwayError, UsageError, discreet
+from fuhu_runway.errors import RunwayError, UsageError, without_frames
 from fuhu_runway.journal import BaseJournal, Job, JobState, Plan, journal_at
 from fuhu_runway.models import (
     Balance,
@@ -45,7 +45,6 @@ from fuhu_runway.models import (
 from fuhu_runway.task import Clip, Task
 from fuhu_runway.uploads import GatewayFiles, Uploader
 
-from . import account as lists
 from . import webhooks
 from .entry import Entry
 from .files import Files, Place
@@ -62,7 +61,7 @@ if TYPE_CHECKING:
 
 MINUTE: Final = 60.0
 """How much longer an accepted submission is remembered than a doubt may need it, and how often
-submits under a name in doubt have the lists read, in seconds; gateways limit both lists."""
+submits under a name in doubt read the lists, in seconds; gateways limit both lists."""
 
 
 class Sessions:
@@ -127,7 +126,7 @@ class Sessions:
         if getattr(self, "by_loop", None) and self.settings.session is None:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
 
-    @discreet
+    @without_frames
     async def submit(
         self,
         request: Generation,
@@ -260,18 +259,6 @@ class Sessions:
             await self.journal.plan(plan, clock.wall())
         return Entry(self.journal, plan.key, clock, traceparent)
 
-    async def write_outcome(self, writing: Coroutine[Any, Any, None], outcome: str) -> None:
-        """Record the outcome of a request; an error of the journal is logged, and not raised."""
-        try:
-            await writing
-        except JournalError as fault:
-            # The row still says SUBMITTING, which is in doubt once the journal is closed.
-            events.LOGGER.error(
-                "The journal could not record how a submission ended (%s): %s",
-                outcome,
-                fault.happened,
-            )
-
     async def reconcile(self) -> Reconciliation:
         """Settle the submissions in doubt; see `Client.reconcile`."""
         await self.recall()
@@ -287,7 +274,7 @@ class Sessions:
                 self.hooks.emit(events.ReconciliationFailed(type(error).__name__))
 
     async def reconcile_again(self) -> bool:
-        """Reconcile if that is possible and was not tried in the last minute; return whether."""
+        """Reconcile unless it is impossible or was tried in the last minute; return whether."""
         now = self.settings.clock.wall()
         if self.account is None or now - self._reconciled_at < MINUTE:
             return False
@@ -372,7 +359,7 @@ class Sessions:
         return None if job is None else self.task_of(job)
 
     def remembered(self, custom_id: str) -> Task | None:
-        """Return the task that was submitted under a name, as far as it is in memory."""
+        """Return the task that was submitted under a name, if it is still in memory."""
         name = self.names.tasks.get(custom_id)
         if name is None:
             return None
@@ -503,16 +490,16 @@ class Sessions:
         wire = build(request, self.gateway, self.key, self.receiver.url(address))
         return wire.hiding(self.receiver.token(address))
 
-    def discreet(self, wire: Request) -> Request:
-        """Return a request without a handle, which hides the secrets of all handles."""
-        # The references are copied at once, since other threads may go on.
+    def hiding_handles(self, wire: Request) -> Request:
+        """Return a request that belongs to no handle, and hides the secrets of all handles."""
+        # The references are copied at once, since other threads may be running.
         handles = (handle() for handle in self.handles.valuerefs())
         return wire.hiding(*(text for task in handles if task for text in task.secrets()))
 
     async def record_of(self, task_id: str, *, official: bool) -> TaskRecord:
         """Poll a task once and return its record; see `Client.feed`."""
         wire = self.poll_request(checked_id(task_id), official=official)
-        record = await self.current().transport.call(self.discreet(wire), read_task)
+        record = await self.current().transport.call(self.hiding_handles(wire), read_task)
         self.settings.unfinished.seen(name_of(wire), record)
         return record
 
@@ -520,21 +507,12 @@ class Sessions:
         """Return the balance; see `Client.balance`."""
         parts = [
             await self.current().transport.call(
-                self.discreet(ask_balance(ENDPOINTS[name], self.gateway, self.key)), read_balance
+                self.hiding_handles(ask_balance(ENDPOINTS[name], self.gateway, self.key)),
+                read_balance,
             )
             for name in BALANCE_ENDPOINTS[self.gateway.balance]
         ]
         return functools.reduce(Balance.joined, parts)
-
-    async def account_tasks(
-        self, since: float, until: float
-    ) -> tuple[list[AccountTask], float, bool]:
-        """Return the account's tasks of a time; see `account.account_tasks`."""
-        return await lists.account_tasks(self, since, until)
-
-    async def key_log(self) -> KeyLog:
-        """Return what the key was charged; see `account.key_log`."""
-        return await lists.key_log(self)
 
 
 def name_of_task(task: Task) -> Name:

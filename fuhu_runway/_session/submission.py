@@ -184,11 +184,10 @@ class Submission:
             try:
                 record = await transport.in_turn(wire, self._read, sent_at)
             except RunwayError as error:
-                await sessions.write_outcome(entry.failed(error), type(error).__name__)
+                await entry.failed(error)
                 self.fate = getattr(error, "fate", Fate.UNSENT)
                 raise
-            writing = entry.accepted(record.task_id)
-            await sessions.write_outcome(writing, f"task {record.task_id}")
+            await entry.accepted(record.task_id)
             if self.address is not None:
                 self.address.answered(record.task_id)
             return record

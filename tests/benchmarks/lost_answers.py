@@ -126,7 +126,6 @@ class Figures:
     doubts: int = 0
     charged: int = 0
     untold: int = 0
-    wrong: int = 0
     seconds: float = 0.0
 
 

@@ -19,7 +19,7 @@ def test_no_clip_is_lost_or_paid_twice_if_answers_get_lost() -> None:
     """
     Killed on the way or not, a batch with an account pays once and has every clip.
 
-    With the key alone, every doubt is told as charged or not. The program judges this itself.
+    With the key alone, each doubt is reported as charged or not. The program judges this itself.
     """
     done = subprocess.run(
         [sys.executable, str(PROGRAM), "--number", "40", "--kills", "3"],

@@ -4,10 +4,15 @@ import asyncio
 import logging
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
-from typing import Any, Final
+from types import SimpleNamespace
+from typing import Any, Final, Self, cast
+from urllib.parse import urlsplit
 
 import attrs
 import procrastinate
@@ -20,6 +25,8 @@ from support.media import PNG
 
 from fuhu_runway import Item, Limits, TextToVideo
 from fuhu_runway.batch import plan_for
+from fuhu_runway.contrib._fleet import queue, worker
+from fuhu_runway.contrib._fleet.queue import PAUSE, Connector, Queue, Waiting
 from fuhu_runway.contrib._fleet.requests import packed, unpacked
 from fuhu_runway.contrib.fleet import CutOff, Enqueued, Fleet
 from fuhu_runway.contrib.local_postgres import LocalPostgres
@@ -50,7 +57,7 @@ def made(database_url: str, gateway: Simulator, tmp_path: Path) -> Made:
             "polling": QUICK_POLLS,
             "retry": QUICK_RETRY,
         }
-        return Fleet(database_url, **{**settings, **changes})
+        return Fleet(changes.pop("url", database_url), **{**settings, **changes})
 
     return make
 
@@ -145,8 +152,10 @@ async def test_more_of_the_same_is_new(fleet: Fleet) -> None:
 async def test_two_enqueuers_at_once_add_each_job_once(made: Made, fleet: Fleet) -> None:
     """Of two programs that enqueue the same at the same time, each job is new to one."""
     prompts = [f"prompt {n}" for n in range(450)]
-    async with made() as other:
-        found = await asyncio.gather(fleet.enqueue(prompts), other.enqueue(iter(prompts)))
+    other = made()  # which the first of its two calls opens
+    found = await asyncio.gather(
+        fleet.enqueue(prompts), other.enqueue(iter(prompts)), other.enqueue(prompts)
+    )
     assert sum(one.new for one in found) == 450
     status = await fleet.status()
     assert status.ready + status.later == 450
@@ -182,6 +191,18 @@ async def test_a_name_belongs_to_one_source(fleet: Fleet) -> None:
     with pytest.raises(UsageError, match="Other items were enqueued as 'spring'"):
         await fleet.enqueue(PROMPTS, name="spring")
     assert await fleet.left() == 2
+
+
+async def test_items_that_are_refused_leave_their_name_free(fleet: Fleet) -> None:
+    """What is wrong with one item is found before any is added, and before the name is taken."""
+    await fleet.enqueue(NAMED)
+    new, wrong = (Item(TextToVideo("a foal"), name) for name in ("order-3", "order-1"))
+    with pytest.raises(UsageError, match="The name 'order-1' belongs to another request"):
+        await fleet.enqueue([new, wrong], name="spring")
+    with pytest.raises(UsageError, match="Two different requests have the custom_id 'order-3'"):
+        await fleet.enqueue([new, Item(TextToVideo("a calf"), "order-3")], name="spring")
+    assert await fleet.left() == 2
+    assert await fleet.enqueue([new], name="spring") == Enqueued(new=1, known=0)
 
 
 async def test_a_job_that_failed_is_new_on_request(fleet: Fleet, gateway: Simulator) -> None:
@@ -239,6 +260,20 @@ async def test_the_queue_and_the_log_have_no_prompt(
         assert "wombat" not in repr(record.__dict__)
     assert rows(database_url, "SELECT FROM procrastinate_jobs") == []
     assert rows(database_url, "SELECT FROM fuhu_request") == []
+
+
+async def test_the_pool_of_connections_does_not_log_where_the_database_is(
+    fleet: Fleet, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A connection that is returned in a transaction is logged, without host, user and database."""
+    caplog.set_level(logging.DEBUG)
+    one = Queue(database_url)
+    async with one.app.open_async():
+        connection = await one.connector.pool.getconn()
+        await connection.execute("SELECT")
+        await one.connector.pool.putconn(connection)
+    assert "rolling back returned connection: <connection of the queue>" in caplog.text
+    assert "host=" not in caplog.text
 
 
 class Lock:
@@ -313,6 +348,20 @@ async def test_a_job_that_is_paid_for_is_followed_no_more(fleet: Fleet, gateway:
     assert [job async for job in fleet.outcomes()] == []
 
 
+async def test_a_job_of_a_dead_worker_can_be_cancelled(
+    fleet: Fleet, gateway: Simulator, database_url: str
+) -> None:
+    """No other worker need be there to take the job from the dead one."""
+    await fleet.enqueue(NAMED)
+    await fleet.journal.plan(await plan_for(NAMED[0]), 0.0)
+    die(database_url, at="accepted")
+    job = await fleet.cancel("order-1")
+    assert job is not None
+    assert job.state is JobState.ACCEPTED
+    assert await running(fleet) == 1
+    assert await fleet.left() == 1
+
+
 async def test_the_status_counts_jobs_and_workers(fleet: Fleet, gateway: Simulator) -> None:
     """It has the workers with their heartbeats, what waits and runs, the doubts and the points."""
     gateway.script("a kitten", then="stall")
@@ -327,6 +376,17 @@ async def test_the_status_counts_jobs_and_workers(fleet: Fleet, gateway: Simulat
         assert one.silent < 60
     assert [job.custom_id for job in now.doubts] == ["order-1"]
     assert now.jobs[JobState.IN_DOUBT] == 1
+
+
+async def test_a_job_that_is_forgotten_meanwhile_has_no_outcome(fleet: Fleet) -> None:
+    """While outcomes are read, a job may be forgotten that has not come up yet."""
+    await fleet.enqueue(NAMED)
+    await ended(fleet)
+    outcomes = fleet.outcomes()
+    first = await anext(outcomes)
+    [other] = [job for job in await fleet.journal.jobs() if job != first]
+    await fleet.journal.forget(other.key)
+    assert [job async for job in outcomes] == []
 
 
 # What a worker does
@@ -404,18 +464,111 @@ async def test_all_workers_together_respect_the_limit_of_tasks(
     assert len(jobs) == 10
 
 
-async def test_nothing_is_sent_once_the_points_are_spent(
+async def test_a_clock_that_is_ahead_delays_no_job(
+    fleet: Fleet, gateway: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker whose clock is an hour ahead gives a job back, and others can take it up at once."""
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return super().now(tz) + timedelta(hours=1)
+
+    for module in (worker, queue):
+        monkeypatch.setattr(module, "datetime", Ahead)
+    gateway.script("a kitten", then="stall")
+    await fleet.enqueue(NAMED[:1])
+    async with working(fleet, grace=0.0):
+        await happens(lambda: fleet.journal.jobs(JobState.ACCEPTED))
+    now = await fleet.status()
+    assert (now.ready, now.later, now.running) == (1, 0, 0)
+
+
+async def test_all_workers_together_respect_the_rate(
     made: Made, fleet: Fleet, gateway: Simulator
 ) -> None:
-    """With *max_points*, the second job waits, since the first has cost that much."""
+    """Two workers share one pace: the lower limit of the two holds, until they have ended."""
+    before = await fleet.status()
+    assert (before.rate, before.held) == (None, 0.0)
+    for item in NAMED:
+        gateway.script(item.request.prompt, then="stall")
+    await fleet.enqueue(NAMED)
+    async with (
+        made(limits=Limits(requests_per_second=200)) as one,
+        made(limits=Limits(requests_per_second=100)) as two,
+        working(one, in_flight=1, grace=0.0),
+        working(two, in_flight=1, grace=0.0),
+    ):
+        await happens(lambda: has_rate(fleet, 100))
+    await happens(lambda: has_rate(fleet, None))
+
+
+async def has_rate(fleet: Fleet, rate: float | None) -> bool:
+    """Return whether this is the rate of all workers."""
+    return (await fleet.status()).rate == rate
+
+
+async def test_what_one_worker_was_told_to_wait_holds_for_all(
+    made: Made, fleet: Fleet, gateway: Simulator
+) -> None:
+    """The status says how long the gateway wants no requests."""
+    gateway.fault("submit", faults.TooManyRequests(60_000.0), times=None)
+    await fleet.enqueue(f"prompt {n}" for n in range(5))
+    async with working(fleet, grace=0.0):
+        await happens(lambda: is_held(fleet))
+
+
+async def is_held(fleet: Fleet) -> bool:
+    """Return whether the gateway wants no requests for now."""
+    return (await fleet.status()).held > 0
+
+
+async def test_nothing_is_sent_once_the_points_are_spent(
+    made: Made, fleet: Fleet, gateway: Simulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With *max_points*, the second job waits for the cost of the first; the log says so once."""
     await fleet.enqueue(NAMED)
     async with made(max_points=1) as poor:
         async with working(poor, in_flight=1, grace=0.0):
             await happens(lambda: poor.journal.jobs(JobState.SAVED))
             await happens(lambda: running(poor))
+            await until(lambda: "The limit of 1 points is reached." in caplog.text)
+            await asyncio.sleep(2 * PAUSE)
         assert (await poor.status()).points > 1
+    assert caplog.text.count("The limit of 1 points is reached.") == 1
     assert len(gateway.tasks) == 1
     assert await fleet.left() == 1
+
+
+async def test_a_task_that_takes_longer_is_followed_again(
+    made: Made, fleet: Fleet, gateway: Simulator, database_url: str
+) -> None:
+    """A job whose task has not ended in time goes back into the queue, and is paid once."""
+    gateway.script("a kitten", takes=1000.0)
+    await fleet.enqueue(NAMED[:1])
+    async with made(timeout=0.05) as hasty, working(hasty):
+        await happens(lambda: later(hasty))
+    rows(database_url, "UPDATE procrastinate_jobs SET scheduled_at = NULL")
+    assert (await ended(fleet))["order-1"].state is JobState.SAVED
+    assert len(gateway.tasks) == 1
+
+
+async def test_nothing_is_sent_for_a_while_after_the_key_was_refused(
+    fleet: Fleet, gateway: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next job keeps its place for some time only, so that paid ones may come first."""
+    monkeypatch.setattr(worker, "PATIENCE", 0.2)
+    gateway.fault("submit", faults.key_exhausted())
+    await fleet.enqueue(NAMED)
+    async with working(fleet, in_flight=1):
+        await happens(lambda: both_later(fleet))
+    assert len(gateway.requests) == 1
+    assert gateway.tasks == ()
+
+
+async def both_later(fleet: Fleet) -> bool:
+    """Return whether two jobs wait to be delivered again."""
+    return await later(fleet) == 2
 
 
 async def test_an_app_of_the_users_own_carries_out_jobs(
@@ -491,6 +644,50 @@ async def test_a_doubt_that_a_person_settles_goes_on_by_itself(
     assert len(gateway.tasks) == 2
 
 
+async def test_a_worker_whose_entry_is_gone_ends_its_job(
+    fleet: Fleet, gateway: Simulator, database_url: str
+) -> None:
+    """The job of a worker that others took for dead is saved, and the worker goes on."""
+    gateway.script("a kitten", takes=2000.0)
+    await fleet.enqueue(NAMED)
+    async with working(fleet, in_flight=1):
+        await until(lambda: gateway.tasks)
+        rows(database_url, "DELETE FROM procrastinate_jobs")
+        assert {job.state async for job in fleet.outcomes()} == {JobState.SAVED}
+    assert len(gateway.tasks) == 2
+
+
+async def test_a_worker_goes_on_after_a_defect(fleet: Fleet, database_url: str) -> None:
+    """A job that no worker can read is delivered again after the length of a lease."""
+    await fleet.enqueue(NAMED[:1])
+    [(body,)] = rows(database_url, "SELECT body FROM fuhu_request")
+    rows(database_url, "UPDATE fuhu_request SET body = 'nonsense'")
+
+    async def is_dropped() -> bool:
+        return not rows(database_url, "SELECT FROM procrastinate_jobs")
+
+    async with working(fleet):
+        await happens(is_dropped)
+        rows(database_url, "UPDATE fuhu_request SET body = %s", body)
+        assert {job.state async for job in fleet.outcomes()} == {JobState.SAVED}
+
+
+async def test_a_doubt_that_is_forgotten_is_not_sent_again(
+    fleet: Fleet, gateway: Simulator
+) -> None:
+    """It may be paid for: only who enqueues it again has it sent again."""
+    gateway.fault("submit", faults.drop_after_accepting())
+    await fleet.enqueue(NAMED[:1])
+    async with working(fleet):
+        [doubt] = [job async for job in fleet.outcomes()]
+        await fleet.journal.forget(doubt.key)
+        assert await fleet.left() == 0
+        await fleet.enqueue(NAMED[1:])
+        assert [job.custom_id async for job in fleet.outcomes()] == ["order-2"]
+    assert len(gateway.tasks) == 2
+    assert await fleet.enqueue(NAMED[:1]) == Enqueued(new=1, known=0)
+
+
 async def test_an_entry_whose_fetch_got_no_reply_is_put_back(
     fleet: Fleet, gateway: Simulator, database_url: str
 ) -> None:
@@ -532,6 +729,57 @@ async def test_a_worker_that_is_cut_off_ends(
             await work
     assert "The database cannot be reached. Everything waits for it." in caplog.text
     assert server.url not in caplog.text
+
+
+async def test_a_worker_without_jobs_ends_while_the_database_is_gone(gateway: Simulator) -> None:
+    """A worker that has nothing to write down does not wait for the database to end."""
+    with LocalPostgres() as server:
+        one = Fleet(server.url, api_key=gateway.api_key, base_url=gateway.base_url, lease=2.0)
+        await one.init()
+        work = asyncio.create_task(one.work(signals=False))
+
+        async def has_begun() -> bool:
+            return work.done() or bool((await one.status()).workers)
+
+        await happens(has_begun)
+        await asyncio.to_thread(server.stop)
+        with pytest.raises(CutOff):
+            await work
+
+
+def worker_of(**queue: Any) -> worker.Worker:
+    """Return a worker that has this much of a queue, and no client to send with."""
+    parts: dict[str, Any] = {"journal": None, "client": None, "tasks_in_flight": None}
+    rest: dict[str, Any] = {"options": {}, "seal": None, "lease": 0.0, "max_points": None}
+    return worker.Worker(queue=cast("Queue", SimpleNamespace(**queue)), **parts, **rest)
+
+
+async def test_a_job_that_arrives_at_the_cut_off_is_not_sent() -> None:
+    """A worker that was just cut off gives back what it gets, since others have its jobs."""
+
+    async def take(key: str) -> Waiting:
+        return Waiting(b"", is_sealed=False, state=JobState.PLANNED)
+
+    one = worker_of(take=take, connector=SimpleNamespace(is_cut_off=True))
+    context: Any = SimpleNamespace(job=SimpleNamespace(id=1, worker_id=1, attempts=0))
+    with pytest.raises(worker.Again):
+        await one.deliver(context, "id:order-1")
+
+
+async def test_a_pool_that_hides_the_cancelling_keeps_no_worker() -> None:
+    """Looking after dead workers ends when it is cancelled, whatever the database raises then."""
+    asked = asyncio.Event()
+
+    async def tend(lease: float) -> None:
+        asked.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        raise psycopg.OperationalError
+
+    tending = asyncio.create_task(worker_of(tend=tend).tend())
+    await asked.wait()
+    tending.cancel()
+    await tending
 
 
 async def test_a_worker_waits_for_a_database_that_is_gone(
@@ -582,15 +830,15 @@ async def test_tables_of_an_older_procrastinate_are_updated(
     scripts = sorted(folder.glob("*.sql"))  # noqa: ASYNC240  (one look)
     with psycopg.connect(database_url, autocommit=True) as connection:
         for script in scripts:
-            if script.name < "03.04":
+            if script.name < "03.02":
                 connection.execute(script.read_bytes())
     async with made() as one:
         await one.init()
-        rows(database_url, "UPDATE fuhu_fleet SET value = '3.3.0' WHERE name = 'procrastinate'")
+        rows(database_url, "UPDATE fuhu_fleet SET value = '3.1.0' WHERE name = 'procrastinate'")
         await one.init()
         await one.init()
         assert rows(
-            database_url, "SELECT to_regproc('procrastinate_retry_job_v2') IS NOT NULL"
+            database_url, "SELECT to_regproc('procrastinate_defer_jobs_v1') IS NOT NULL"
         ) == [(True,)]
         await one.enqueue(NAMED)
         assert {job.state for job in (await ended(one)).values()} == {JobState.SAVED}
@@ -627,6 +875,7 @@ async def test_a_worker_with_another_key_is_refused(
     made: Made, fleet: Fleet, gateway: Simulator
 ) -> None:
     """While jobs are left, a worker with another key takes none up; afterwards the key changes."""
+    await fleet.enqueue(NAMED[:1])
     await ended(fleet)  # it is the first worker, and so its key is that of the fleet
     await fleet.enqueue(NAMED)
     gateway.add_key("sk-another", points=1000)
@@ -648,6 +897,45 @@ async def test_a_database_that_refuses_a_statement_is_reported(
         await fleet.enqueue(NAMED)
 
 
+async def test_a_worker_that_can_save_nothing_is_refused(
+    made: Made, fleet: Fleet, gateway: Simulator, tmp_path: Path
+) -> None:
+    """It takes up no job, so it delays none."""
+    await fleet.enqueue(NAMED)
+    place = tmp_path / "file"
+    place.touch()
+    for wrong, words in [(place, "Nothing can be written in"), ("s4://clips", "not the URL of an")]:
+        async with made(download_to=wrong) as other:
+            with pytest.raises(UsageError, match=words):
+                await other.work()
+    now = await fleet.status()
+    assert (now.ready, now.later) == (2, 0)
+    assert not gateway.requests
+
+
+async def test_the_options_of_the_url_hold_for_every_connection(
+    made: Made, database_url: str
+) -> None:
+    """With a schema in the URL, all tables are in that schema, and a fleet finds them there."""
+    rows(database_url, "CREATE SCHEMA spring")
+    url = psycopg.conninfo.make_conninfo(database_url, options="-c search_path=spring")
+    one = made(url=url)
+    await one.init()
+    async with one:
+        assert await one.enqueue(NAMED) == Enqueued(new=2, known=0)
+        assert {job.state for job in (await ended(one)).values()} == {JobState.SAVED}
+    sql = "SELECT DISTINCT schemaname FROM pg_tables WHERE tablename ~ '^(fuhu|procrastinate)_'"
+    assert rows(database_url, sql) == [("spring",)]
+
+
+async def test_a_frozen_worker_holds_no_lock_for_long(database_url: str) -> None:
+    """The database ends a transaction that is idle, so that other workers can tend the queue."""
+    one = Queue(database_url)
+    async with one.app.open_async():
+        sql = "SELECT current_setting('idle_in_transaction_session_timeout') AS it"
+        assert (await one.connector.execute_query_one_async(sql))["it"] == "30s"
+
+
 def test_a_fleet_needs_a_url() -> None:
     """Without a URL or the variable there is nothing to connect to."""
     with pytest.raises(UsageError, match="There is no URL of a database"):
@@ -664,3 +952,58 @@ def test_a_lease_has_limits(lease: Any) -> None:
 def test_its_repr_has_no_url() -> None:
     """The repr says whether it is open, and nothing about the database."""
     assert repr(Fleet("postgresql://me:secret@db.example/jobs")) == "<Fleet closed>"
+
+
+async def test_a_database_that_is_not_there_is_reported(made: Made, database_url: str) -> None:
+    """The name of a database that does not exist is an error of the journal."""
+    url = urlsplit(database_url)._replace(path="/there_is_none").geturl()
+    with pytest.raises(JournalError, match="there is no database with this name"):
+        async with Fleet(url):
+            pass
+
+
+def test_without_the_extra_the_error_names_it() -> None:
+    """Without procrastinate, the import says which extra is missing."""
+    program = "import sys; sys.modules['procrastinate'] = None; import fuhu_runway.contrib.fleet"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert "fuhu_runway.contrib.fleet needs an extra" in done.stderr
+
+
+async def test_an_entry_without_a_request_ends(
+    fleet: Fleet, gateway: Simulator, database_url: str
+) -> None:
+    """What is left in the queue of a job that was cancelled is removed, and nothing is sent."""
+    await fleet.enqueue(NAMED[:1])
+    rows(database_url, "DELETE FROM fuhu_request")
+    async with working(fleet):
+        await happens(lambda: is_empty(fleet))
+    assert gateway.tasks == ()
+
+
+async def is_empty(fleet: Fleet) -> bool:
+    """Return whether the queue is empty."""
+    status = await fleet.status()
+    return not (status.ready or status.later or status.running)
+
+
+@pytest.mark.parametrize("swallow", [True, False])
+async def test_cancelling_a_query_is_never_lost(swallow: bool) -> None:
+    """A driver that returns its answer, or its own error, in place of the cancellation."""
+    begun = asyncio.Event()
+
+    async def query() -> str:
+        try:
+            begun.set()
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            if not swallow:
+                raise procrastinate.exceptions.ConnectorException from TimeoutError()
+        return "answer"
+
+    call = asyncio.create_task(Connector(conninfo="")._insist(query))
+    await begun.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call

@@ -38,6 +38,7 @@ from support.marks import (
 from support.spans import Collected
 
 from fuhu_runway import Account, CallbackReceiver, Client, Clip, Task
+from fuhu_runway._session.account import key_log
 from fuhu_runway.contrib.otel import JobSpans
 from fuhu_runway.errors import RunwayError
 from fuhu_runway.models import (
@@ -101,7 +102,7 @@ NEEDED: Final[dict[str, dict[str, Any]]] = {
 READS: Final[dict[str, Callable[[Client], Awaitable[object]]]] = {
     "balance": lambda client: client.balance(),
     "tasks": lambda client: client.audit(),
-    "charges": lambda client: client._sessions.key_log(),
+    "charges": lambda client: key_log(client._sessions),
 }
 LISTS: Final = {"tasks", "charges"}
 LEAKY: Final = (

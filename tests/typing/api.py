@@ -283,7 +283,7 @@ async def simulating() -> None:
         assert_type(gateway.submitted, int)
         assert_type(gateway.environment(), dict[str, str])
         gateway.assert_submitted_once(re.compile("kitten"))
-        gateway.assert_all_asked()
+        gateway.assert_all_used()
         with virtual_time():
             await asyncio.sleep(600)
         await client.aclose()

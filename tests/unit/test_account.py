@@ -12,6 +12,7 @@ from support.secrets import in_frames, secrets_in
 from support.servers import RawServer, raw_server, reply
 
 from fuhu_runway import Account, Client
+from fuhu_runway._session.account import account_tasks, key_log
 from fuhu_runway.account import AccountTask
 from fuhu_runway.errors import GatewayDown, NotFound, RateLimited, Unauthorized, UsageError
 from fuhu_runway.hooks import PaceChanged, RetryScheduled
@@ -134,7 +135,7 @@ def queries(server: RawServer) -> list[dict[str, str]]:
 
 async def tasks_of(client: Client) -> tuple[list[str], float, bool]:
     """Return the ids of the list of the ten minutes before noon, and what it says of itself."""
-    tasks, ahead, is_complete = await client._sessions.account_tasks(NOON - 600, NOON)
+    tasks, ahead, is_complete = await account_tasks(client._sessions, NOON - 600, NOON)
     return [task.task_id for task in tasks], ahead, is_complete
 
 
@@ -247,7 +248,7 @@ async def test_a_row_has_the_record_that_the_feed_would_have() -> None:
     data = {"task_id": "u-1", "video_url": "https://cdn.example/1.mp4", "point": "320"}
     body = page("t-1", total=1, status="SUCCESS", data={"code": 200, "data": data})
     async with listing(body) as (client, _):
-        (task,), _, _ = await client._sessions.account_tasks(0, NOON)
+        (task,), _, _ = await account_tasks(client._sessions, 0, NOON)
     assert task.record is not None
     assert (task.record.task_id, task.record.state) == ("t-1", TaskState.SUCCEEDED)
     assert (task.record.video_url, task.record.points) == ("https://cdn.example/1.mp4", 320)
@@ -262,7 +263,7 @@ async def refused(answer: bytes, kind: type[Exception], call: str) -> tuple[Any,
     async with listing(answer, hooks=[recorder]) as (client, server):
         sessions = client._sessions
         with pytest.raises(kind) as caught:
-            await (sessions.key_log() if call == "log" else sessions.account_tasks(0, NOON))
+            await (key_log(sessions) if call == "log" else account_tasks(sessions, 0, NOON))
         assert sessions.current().limiter.pace.room == 4  # as before any response
     error = caught.value
     assert secrets_in(error, [TOKEN, KEY, "127.0.0.1"]) == []
@@ -327,7 +328,7 @@ async def test_the_log_is_asked_with_the_key_in_both_places() -> None:
     rows = [{"created_at": 1764450000, "type": 2, "content": "操作 generate", "quota": 5}]
     body = json.dumps({"success": True, "data": rows}).encode()
     async with listing(reply(body, Date=DATE), account=None) as (client, server):
-        log = await client._sessions.key_log()
+        log = await key_log(client._sessions)
     assert [(charge.action, charge.points) for charge in log.charges] == [("generate", 5)]
     assert log.server_time == NOON
     (head,) = server.requests

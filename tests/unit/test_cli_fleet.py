@@ -114,7 +114,8 @@ def test_the_status_shows_workers_and_jobs(run: Run, gateway: GatewayThread, fle
     assert row.keys() == documented_keys("A fleet in JSON")
     work(run, fleet)
     done = run("fleet", "status")
-    assert done.out.splitlines()[1:] == ["3 saved", "960 points spent"]
+    assert done.out.splitlines()[1:3] == ["3 saved", "960 points spent"]
+    assert done.out.splitlines()[3].startswith("pace of all workers: ")
     assert PROMPT not in done.out
 
 
@@ -208,7 +209,7 @@ def test_a_job_that_is_cancelled_in_time_is_not_sent(
     """It is gone, and costs nothing; a second time there is no such job."""
     Path("named.jsonl").write_text('{"prompt": "a kitten", "custom_id": "shot-7"}\n')
     run("fleet", "enqueue", "named.jsonl")
-    assert run("fleet", "cancel", "shot-7").out.startswith("gone: it was not sent")
+    assert run("fleet", "cancel", "shot-7").out.startswith("cancelled: it was not sent")
     done = run("fleet", "cancel", "shot-7")
     assert (done.code, "No job matches this name." in done.err) == (2, True)
     assert json.loads(run("fleet", "status", "--json").out)["ready"] == 0
@@ -225,7 +226,7 @@ def test_a_job_that_is_cancelled_too_late_is_paid_for(
     (job,) = json.loads(run("jobs", fleet, "--json").out)["jobs"]
     done = run("fleet", "cancel", job["key"][:6])
     assert (done.code, job["task_id"] in done.out) == (0, True)
-    assert "It is followed no more." in done.err
+    assert "It is no longer followed." in done.err
     assert json.loads(run("fleet", "cancel", job["key"], "--json").out)["job"]["key"] == job["key"]
 
 

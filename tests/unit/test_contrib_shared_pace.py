@@ -81,6 +81,34 @@ async def test_the_table_may_be_made_before(database_url: str, rows: Rows) -> No
     assert rows.execute("SELECT key FROM fuhu_pace").fetchall() == [("a",)]
 
 
+FIRST_WRITE_IS_LOST = """
+CREATE SEQUENCE writes;
+CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF nextval('writes') = 1 THEN RETURN NULL; END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER lose BEFORE INSERT ON fuhu_pace FOR EACH ROW EXECUTE FUNCTION lose();
+"""
+
+
+async def test_an_exchange_that_another_worker_came_before_is_repeated(
+    database_url: str, rows: Rows
+) -> None:
+    """What changes no row was not written, and is tried again with the row as it then is."""
+    await SharedPace(database_url).init()
+    rows.execute(FIRST_WRITE_IS_LOST)
+    async with (
+        Simulator() as gateway,
+        quick_client(gateway, pace=SharedPace(database_url), limits=QUICK) as client,
+    ):
+        await client.balance()
+    # In this order: the thread of a closed client may be in the middle of its last exchange.
+    [(version,)] = rows.execute("SELECT version FROM fuhu_pace").fetchall()
+    [(writes,)] = rows.execute("SELECT last_value FROM writes").fetchall()
+    assert int(str(writes)) > int(str(version)) > 0
+
+
 async def test_while_the_database_is_gone_nothing_is_sent(
     database_url: str, postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -155,6 +155,17 @@ def test_a_worker_that_dies_with_the_only_slots_does_not_block_the_others() -> N
     assert len(row.exchange("b", **free).slots) == 4
 
 
+def test_a_response_after_ten_seconds_frees_no_slot_of_the_next_try() -> None:
+    """When a slow worker reports at last, the four requests of another one are still in flight."""
+    row = Row()
+    free = {"at_most": None, "wanted": 4}
+    row.exchange("a", **free)
+    row.now += 11
+    assert len(row.exchange("b", **free).slots) == 4
+    row.exchange("a", at_most=None, responses=(refused(NOW),))
+    assert row.exchange("c", **free).slots == ()
+
+
 def free(row: Row, *workers: str) -> None:
     """Let workers send without a pace: the gateway has accepted whatever was sent."""
     for worker in workers:

@@ -85,7 +85,7 @@ async def test_all_plans_were_used(gateway: Simulator, client: Client) -> None:
     waits = [await client.generate("a kitten"), await client.generate("a dog")]
     gateway.forget_plans()
     await asyncio.gather(*(task.wait() for task in waits))
-    gateway.assert_all_asked()
+    gateway.assert_all_used()
 
 
 def by_the_body(body: Mapping[str, Any]) -> bool:
@@ -104,7 +104,7 @@ async def test_unused_plans_and_unpolled_tasks_are_shown(
     gateway.fault("download", faults.Cut())
     await client.generate("a dog", model="gen3")
     gateway.script("a late one", faults=[faults.on("submit", faults.Drop())])
-    headline, *rows, _, legend = complaint(gateway.assert_all_asked)
+    headline, *rows, _, legend = complaint(gateway.assert_all_used)
     assert headline == "6 of the plans were never used and 1 of the paid tasks were never polled."
     assert [row.split()[0] for row in rows[2:]] == ["?", *"-" * 6]
     shown = "\n".join(rows)
@@ -117,7 +117,7 @@ async def test_unused_plans_and_unpolled_tasks_are_shown(
 async def test_an_unpolled_task_is_shown(gateway: Simulator, client: Client) -> None:
     """A paid task that is never polled is a clip that may be lost."""
     await client.generate("a dog")
-    headline, *_ = complaint(gateway.assert_all_asked)
+    headline, *_ = complaint(gateway.assert_all_used)
     assert headline == "1 of the paid tasks were never polled."
 
 
@@ -132,10 +132,10 @@ async def test_scripts_for_the_same_tasks_go_in_order(
     for reason in ("the first", "the second"):
         with pytest.raises(errors.TaskFailed, match=reason):
             await (await client.generate("a kitten"))
-    assert complaint(gateway.assert_all_asked)[0] == "1 of the plans were never used."
+    assert complaint(gateway.assert_all_used)[0] == "1 of the plans were never used."
     for _ in range(2):
         await (await client.generate("a kitten"))
-    gateway.assert_all_asked()
+    gateway.assert_all_used()
 
 
 async def test_a_refused_submit_does_not_use_up_a_script(
@@ -148,7 +148,7 @@ async def test_a_refused_submit_does_not_use_up_a_script(
     with pytest.raises(errors.TaskFailed):
         await (await client.generate("a kitten"))
     await (await client.generate("a kitten"))
-    gateway.assert_all_asked()
+    gateway.assert_all_used()
 
 
 async def test_a_later_script_for_other_tasks_goes_first(
@@ -161,7 +161,7 @@ async def test_a_later_script_for_other_tasks_goes_first(
         await (await client.generate("a kitten"))
     with pytest.raises(errors.TaskFailed):
         await (await client.generate("a dog"))
-    gateway.assert_all_asked()
+    gateway.assert_all_used()
 
 
 @pytest.mark.parametrize("option", ["which", "takes", "price"])
@@ -191,4 +191,4 @@ async def test_a_refused_submit_uses_its_script(gateway: Simulator, client: Clie
     gateway.script("a kitten", faults=[faults.on("submit", faults.key_exhausted())])
     with pytest.raises(errors.OutOfCredits):
         await client.generate("a kitten")
-    gateway.assert_all_asked()
+    gateway.assert_all_used()

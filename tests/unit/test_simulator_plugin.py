@@ -74,7 +74,7 @@ async def test_without_the_client(prompt, runway_gateway):
     async with Client(runway_gateway.api_key, base_url=runway_gateway.base_url) as client:
         await make_clip(client, prompt)
     runway_gateway.assert_submitted_once(prompt)
-    runway_gateway.assert_all_asked()
+    runway_gateway.assert_all_used()
 
 async def test_the_client_alone(runway_client):
     assert (await runway_client.balance()).used == 0
@@ -253,7 +253,7 @@ async def test_still_works(runway_gateway, runway_client):
 
 @pytest.mark.runway(takes=0, client={{"polling": PollPolicy(first=0.01)}})
 def test_of_what_a_fixture_made(anyio_backend, runway_gateway, only_a_clip):
-    runway_gateway.assert_all_asked()
+    runway_gateway.assert_all_used()
 """
 
 
@@ -363,10 +363,10 @@ def test_invalid_options_are_reported(pytester: pytest.Pytester) -> None:
     result = run(pytester, *AUTO, "-p", "no:anyio")
     result.assert_outcomes(errors=12, failed=2)
     for line in (
-        "*runway has no option 'taeks'; the options are: allow, api_key*takes*weather",
+        "*runway has no option 'taeks'; the options are: access_token*takes*weather",
         "*runway takes its options by name, and got 600",
         "*runway: *speed*",
-        "*runway has no option of the client 'pollling'; the options are: api_key*polling*",
+        "*runway has no option of the client 'pollling'; the options are: account*polling*",
         "*runway has no option of the client 'base_url'*",
         "*api_key*",
         "*runway has allow as a list of hosts*",
@@ -495,7 +495,7 @@ def test_a_failed_assertion_explains_itself(pytester: pytest.Pytester) -> None:
 
             async def test_left_over(runway_gateway):
                 runway_gateway.script("a puppy")
-                runway_gateway.assert_all_asked()
+                runway_gateway.assert_all_used()
             """
         )
     )
@@ -508,7 +508,7 @@ def test_a_failed_assertion_explains_itself(pytester: pytest.Pytester) -> None:
             "E*at * prompt * state * polls * paid",
             "E   * 0 s * 'a kitten' * succeeded * ??x * 320",
             "E*+ * s * 'a kitten' * queued * 0x * 320",
-            ">*runway_gateway.assert_all_asked(*",
+            ">*runway_gateway.assert_all_used(*",
             "E*- * never * 'a puppy'",
         ]
     )
@@ -1020,7 +1020,7 @@ class TestExtended:
 
     async def test_it(self, runway_gateway, runway_client):
         await make_clip(runway_client, "a kitten")
-        runway_gateway.assert_all_asked()
+        runway_gateway.assert_all_used()
 
 import threading
 

@@ -9,17 +9,22 @@ Rule 3: while the database cannot be reached, every call waits, and the log says
 import asyncio
 import importlib.metadata
 import logging
+import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import attrs
 import procrastinate
+import psycopg
 from procrastinate import exceptions, jobs, sql
 from procrastinate.schema import SchemaManager
 
+from fuhu_runway._http.shared import Report, SharedState
+from fuhu_runway.contrib._postgres import options_of
 from fuhu_runway.errors import JournalError, JournalTooNew
 from fuhu_runway.hooks import LOGGER
 from fuhu_runway.journal import JobState
@@ -54,6 +59,12 @@ CREATE TABLE IF NOT EXISTS fuhu_request (
     is_sealed   boolean NOT NULL,
     added_at    timestamptz NOT NULL DEFAULT now()
 );
+-- A job that was forgotten must not be delivered: without its row, it would be sent again.
+CREATE OR REPLACE FUNCTION fuhu_forget() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN DELETE FROM fuhu_request WHERE key = OLD.key; RETURN NULL; END';
+DROP TRIGGER IF EXISTS fuhu_forget ON fuhu_job;
+CREATE TRIGGER fuhu_forget AFTER DELETE ON fuhu_job
+    FOR EACH ROW EXECUTE FUNCTION fuhu_forget();
 """
 
 PAUSE: Final = 0.5
@@ -145,6 +156,34 @@ SELECT count(*) FILTER (WHERE status = 'todo' AND coalesce(scheduled_at, now()) 
   FROM procrastinate_jobs WHERE queue_name = %(queue)s
 """
 
+_PACE: Final = """
+SELECT p.state, extract(epoch FROM clock_timestamp())::float8 AS now
+  FROM fuhu_fleet f JOIN fuhu_pace p ON p.key = f.value WHERE f.name = 'key'
+"""
+
+
+class Connection(psycopg.AsyncConnection[Any]):
+    """A connection of the pool, which logs it."""
+
+    def __repr__(self) -> str:
+        return "<connection of the queue>"
+
+
+_RETRY_AT: Final = ("%(retry_at)s", "now() + %(delay)s")
+
+_SESSION: Final = (
+    "SELECT set_config('statement_timeout', '30s', false),"
+    " set_config('idle_in_transaction_session_timeout', '30s', false)"
+)
+"""Sent once for each connection: a worker that is frozen must not hold a lock for longer. Not among
+the options of the connection, which the URL may have, and which a pooler refuses.
+"""
+
+
+async def _configure(connection: Any) -> None:
+    await connection.execute(_SESSION)
+    await connection.commit()
+
 
 class Connector(procrastinate.PsycopgConnector):
     """procrastinate's connector, which waits while the database cannot be reached."""
@@ -159,9 +198,19 @@ class Connector(procrastinate.PsycopgConnector):
     async def execute_query_async(self, query: Any, **arguments: Any) -> None:
         """Execute a query."""
         sent_at = asyncio.get_running_loop().time()
-        call = super().execute_query_async
+        run = super().execute_query_async
+
+        async def call() -> None:
+            values, statement = arguments, query
+            if "retry_at" in arguments:
+                # By the clock of the database, which decides when it is time: that of the worker
+                # may be hours ahead.
+                values = {**arguments, "delay": arguments["retry_at"] - datetime.now(UTC)}
+                statement = query.replace(*_RETRY_AT)
+            await run(statement, **values)
+
         try:
-            await self._insist(lambda: call(query, **arguments))
+            await self._insist(call)
         except exceptions.ConnectorException as error:
             # Another worker has removed the entry, or this one has and the reply was lost.
             if _code(error) != _RAISED:
@@ -230,12 +279,12 @@ def _refusal(error: BaseException) -> JournalError:
     )
 
 
-def _is_discreet(record: logging.LogRecord) -> bool:
+def _names_no_host(record: logging.LogRecord) -> bool:
     # Errors of a pool name the host and its address. The connector says what matters.
     return not isinstance(record.args, tuple) or QUEUE not in record.args
 
 
-logging.getLogger("psycopg.pool").addFilter(_is_discreet)
+logging.getLogger("psycopg.pool").addFilter(_names_no_host)
 
 
 @attrs.frozen
@@ -256,13 +305,11 @@ class Queue:
     connector: Connector = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        # A half-open connection fails after half a minute, in place of hanging.
-        options = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
-        waits = {"connect_timeout": 10, "tcp_user_timeout": 30_000}
         self.connector = Connector(
-            conninfo=self.url,
+            kwargs=options_of(self.url),
+            configure=_configure,
+            connection_class=Connection,
             name=QUEUE,
-            kwargs={**options, **waits, "options": "-c statement_timeout=30s"},
             min_size=1,
             max_size=4,
             timeout=2.0,  # for a connection of the pool; a worker that is cut off ends after that
@@ -331,15 +378,8 @@ class Queue:
 
     # Requests
 
-    async def add(
-        self, rows: Sequence[tuple[str, str, bytes]], *, is_sealed: bool, again: bool
-    ) -> int:
-        """
-        Add (key, fingerprint, body) of requests that are not there and not over.
-
-        Returns how many are new. *again* includes jobs that have failed.
-        """
-        keys, fingerprints, bodies = map(list, zip(*rows, strict=True))
+    async def check_names(self, keys: Sequence[str], fingerprints: Sequence[str]) -> None:
+        """Raise if one of these keys belongs to another request."""
         other = await self.connector.execute_query_all_async(
             _OTHERS, keys=keys, fingerprints=fingerprints
         )
@@ -349,6 +389,17 @@ class Queue:
                 f"The name {other[0]['key'].removeprefix('id:')!r} belongs to another request.",
                 "Give each request a name of its own.",
             )
+
+    async def add(
+        self, rows: Sequence[tuple[str, str, bytes]], *, is_sealed: bool, again: bool
+    ) -> int:
+        """
+        Add (key, fingerprint, body) of requests that are not there and not over.
+
+        Returns how many are new. *again* includes jobs that have failed.
+        """
+        keys, fingerprints, bodies = map(list, zip(*rows, strict=True))
+        await self.check_names(keys, fingerprints)
         over = [JobState.SAVED.value] + [JobState.FAILED.value] * (not again)
         found = await self.connector.execute_query_all_async(
             _ADD,
@@ -386,7 +437,7 @@ class Queue:
         return int(row["number"])
 
     async def spent(self) -> float:
-        """Return the points of all jobs that were not given back."""
+        """Return the points of all jobs that were not refunded."""
         row = await self.connector.execute_query_one_async(_SPENT)
         return float(row["points"])
 
@@ -426,8 +477,8 @@ class Queue:
 
     # For people
 
-    async def cancel(self, key: str) -> bool:
-        """Remove a job, wait until no worker has it, and return whether it was there."""
+    async def cancel(self, key: str, lease: float) -> bool:
+        """Remove a job, wait until no living worker has it, and return whether it was there."""
         had_request, manager = await self.remove(key), self.app.job_manager
         had_entry = False
         while live := [
@@ -439,6 +490,11 @@ class Queue:
             for job in live:
                 assert job.id is not None  # noqa: S101  (it is from the database)
                 await manager.cancel_job_by_id_async(job.id, abort=True, delete_job=True)
+            for job in await manager.get_stalled_jobs(queue=QUEUE, seconds_since_heartbeat=lease):
+                if job.lock == key and job.id is not None:
+                    await manager.finish_job_by_id_async(
+                        job.id, jobs.Status.ABORTED, delete_job=True
+                    )
             await asyncio.sleep(PAUSE)
         return had_request or had_entry
 
@@ -458,6 +514,16 @@ class Queue:
     async def entries(self) -> dict[str, int]:
         """Return how many entries are ready, scheduled for later, and with a worker."""
         return await self.connector.execute_query_one_async(_ENTRIES, queue=QUEUE)
+
+    async def pace(self) -> tuple[float | None, float]:
+        """Return the rate of all workers, if there is one, and how long nothing is to be sent."""
+        nobody = Report(worker="", at_most=None, max_hold=0.0)
+        for row in await self.connector.execute_query_all_async(_PACE):
+            pace = SharedState.load(row["state"], nobody, row["now"]).pace
+            return pace.rate if pace.rate < math.inf else None, max(
+                0.0, pace.hold_until - row["now"]
+            )
+        return None, 0.0
 
 
 def _job(key: str, priority: int) -> jobs.Job:

@@ -84,6 +84,8 @@ class Worker:
     _id: int | None = attrs.field(init=False, default=None)
     _turn: asyncio.Lock = attrs.field(init=False, factory=asyncio.Lock)
     _paused_until: float = attrs.field(init=False, default=0.0)
+    #: Whether the log says that the limit of points is reached.
+    _is_spent: bool = attrs.field(init=False, default=False)
 
     async def run(self, in_flight: int, grace: float, *, signals: bool) -> None:
         """Carry out jobs until a signal; see `Fleet.work`."""
@@ -168,8 +170,9 @@ class Worker:
         try:
             await self._carry_out(key, job.attempts)
         except asyncio.CancelledError:
-            # Another worker would take a request that is in flight for one in doubt.
-            await self._settled(key)
+            if key in self._started:
+                # Another worker would take a request that is in flight for one in doubt.
+                await self._settled(key)
             if context.abort_reason() is AbortReason.SHUTDOWN:
                 raise Again(0.0) from None
             raise exceptions.JobAborted from None
@@ -215,13 +218,24 @@ class Worker:
     async def _has_room(self) -> bool:
         if asyncio.get_running_loop().time() < self._paused_until:
             return False
-        if self.max_points is not None and await self.queue.spent() >= self.max_points:
-            return False
+        if self.max_points is not None:
+            was_spent, self._is_spent = self._is_spent, await self.queue.spent() >= self.max_points
+            if self._is_spent:
+                if not was_spent:
+                    LOGGER.warning(
+                        "The limit of %g points is reached. Jobs that were not sent wait; nothing"
+                        " more is charged. To go on, start the workers with a higher limit.",
+                        self.max_points,
+                    )
+                return False
         limit = self.tasks_in_flight
         return limit is None or await self.queue.in_flight(self._started) < limit
 
     async def _settled(self, key: str) -> None:
-        """Return once the journal has the reply to what is being sent."""
-        while (job := await self.journal.find(key)) and job.state is JobState.SUBMITTING:  # noqa: ASYNC110
+        """Return once the journal has the reply to what is being sent, however long that takes."""
+        while True:
+            with suppress(JournalError):
+                job = await self.journal.find(key)
+                if job is None or job.state is not JobState.SUBMITTING:
+                    return await self.journal.flush()
             await asyncio.sleep(PAUSE)
-        await self.journal.flush()
