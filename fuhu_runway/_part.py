@@ -136,7 +136,8 @@ class Part(Received):
         """
         Flush the part to disk and rename it to its final name; nothing fails after the rename.
 
-        If another machine may have saved the same clip there, it is compared, and the part removed.
+        If another machine may have saved the same clip there, the two are compared, and the part is
+        removed if they are equal.
 
         Raises:
             FileExistsError: Another program has created a file of that name.
@@ -156,7 +157,7 @@ class Part(Received):
             is_there = self.mark and self.path.is_file()
             if not is_there or not filecmp.cmp(part, self.path, shallow=False):
                 raise FileExistsError
-            # Another machine has saved the same clip meanwhile.
+            # Another machine has saved the same clip in the meantime.
             part.unlink()
             note_path(self.path, self.mark).unlink(missing_ok=True)
             self.is_published = True

@@ -1,8 +1,8 @@
 """
 Where the clips of a batch are saved: a folder, or an object store.
 
-Rule 1: what is wrong with the place is found before anything is paid for, as far as it can be.
-Rule 2: a job is saved once its clip is whole in its place; a clip on the way to a store is not.
+Rule 1: a place that cannot be used is found before anything is paid for, as far as possible.
+Rule 2: a job is saved once its whole clip is in its place; a clip that is being uploaded is not.
 Rule 3: the name of a clip depends on its job only, so that two workers write the same bytes.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Place(ABC):
-    """Where the clips of a batch are saved. What it returns are fields of an `Outcome`."""
+    """Where the clips of a batch are saved; methods return fields of an `Outcome`."""
 
     @abstractmethod
     async def open(self) -> None:
@@ -118,7 +118,7 @@ class Bucket(Place):
             try:
                 if not overwrite and await self.store.clip_size(name) is not None:
                     if await self.store.has_clip(name, file):
-                        return  # put there by another worker, or by one that was killed then
+                        return  # another worker put it there, or one that was killed right after
                     place = beside(Path(name), clip.id).name
                 await self.store.put_clip(place, file)
             except StoreFault as fault:
@@ -141,7 +141,7 @@ class Bucket(Place):
 
 def place_of(download_to: "str | os.PathLike[str] | ClipStore | None") -> Place | None:
     """
-    Return the place that a batch was given; a folder is created if its parent exists.
+    Return the place for the clips of a batch; a folder is created if its parent exists.
 
     Raises:
         UsageError: It is not a place for clips, or nothing can be written in the folder.

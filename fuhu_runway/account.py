@@ -31,7 +31,7 @@ def _sendable(name: str, value: object, what: str, variable: str) -> str:
     if not isinstance(text, str) or not text.isascii() or not text.isprintable() or " " in text:
         raise usage_error(
             name,
-            f"The {what} is not a text without spaces that a header can carry.",
+            f"The {what} has characters that an HTTP header cannot carry, or spaces.",
             "Copy it again from the gateway's account page, without line breaks or quotes.",
         )
     return text
@@ -48,9 +48,9 @@ def _user(value: object) -> str:
 @frozen
 class Account:
     """
-    What the gateway's list of an account's tasks asks for: an access token, and the user's id.
+    What the gateway's list of an account's tasks requires: an access token, and the user's id.
 
-    The gateway's account page shows both. The token is a secret like the key, and not the key: it
+    The gateway's account page shows both. The token is a secret like the key, but another one: it
     may do everything that the account may. Reading the list is free.
     """
 
@@ -79,28 +79,28 @@ class AccountTask:
 
     task_id: str
     created_at: datetime | None = None  #: When the row was written.
-    #: When the gateway took the task on, which is after the request was sent.
+    #: When the gateway accepted the task, which is after the request was sent.
     submitted_at: datetime | None = None
     platform: str | None = None  #: The gateway's word for the kind of service.
     action: str | None = None  #: The gateway's word for the kind of task.
     state: TaskState = TaskState.UNKNOWN
     points: float | None = None  #: What it was charged, in the gateway's quota unit.
-    #: The prompt; None where the list does not show it, or not before the task has run.
+    #: The prompt; None if the list does not show it, or does not show it yet.
     prompt: str | None = field(default=None, repr=False)
     model: str | None = None
     user_id: str | None = None  #: Whose task it is.
-    #: What the upstream calls it: some gateways gave the client that id in place of their own.
+    #: The upstream's ids for it: some gateways give the client that id instead of their own.
     aliases: tuple[str, ...] = ()
-    #: What the list says about the task, as the feed says it; None if that cannot be read.
+    #: What the list says about the task, as a record; None if it cannot be parsed.
     record: TaskRecord | None = field(default=None, repr=False, eq=False)
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """Every id that the client may know it by, the list's own first."""
+        """Every id by which the client may know it, the list's own first."""
         return (self.task_id, *self.aliases)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what may be shown and stored, as JSON has it: no prompt, URL or raw answer."""
+        """Return what may be shown and stored, as JSON values: no prompt, URL or raw response."""
         return json_fields(self)
 
 
@@ -108,11 +108,11 @@ class AccountTask:
 class Audit:
     """The account's tasks that a journal does not have, each of them paid for."""
 
-    #: Tasks that belong to no job: `Client.adopt` takes one in, `journal.ignore` leaves it out.
+    #: Tasks that belong to no job: for each, use `Client.adopt` or `journal.ignore`.
     tasks: tuple[AccountTask, ...] = ()
     #: Tasks that may be those of jobs in doubt, which have to be settled first.
     unclear: tuple[AccountTask, ...] = ()
-    #: Whether the gateway sent its whole list; if not, there may be more.
+    #: Whether the gateway sent its whole list; if not, there may be more tasks.
     is_complete: bool = True
 
 
@@ -124,30 +124,30 @@ class TaskPage:
     total: int | None = None  #: How many tasks all pages have; None if the gateway does not say.
     page: int | None = None
     page_size: int | None = None
-    #: The gateway's clock when it answered, in Unix seconds; None without a `Date` header.
+    #: The gateway's clock when it responded, in Unix seconds; None without a `Date` header.
     server_time: float | None = None
 
 
 @frozen
 class Charge:
-    """One consumption in the log of a key."""
+    """One charge in the log of a key."""
 
     charged_at: datetime | None = None
     model: str | None = None
     action: str | None = None  #: The gateway's word for the kind of task, if the row names it.
     points: float | None = None  #: What was charged, in the gateway's quota unit.
-    #: The task, if the row names it: some gateways do so, others only for a later settlement.
+    #: The task, if the row names it: some gateways always do, others only for a later settlement.
     task_id: str | None = None
 
 
 @frozen
 class KeyLog:
-    """What a key was charged; never a proof alone, since operators may switch the log off."""
+    """What a key was charged; not a proof on its own, since operators may switch the log off."""
 
     charges: tuple[Charge, ...]
-    #: The gateway's clock when it answered, in Unix seconds; None without a `Date` header.
+    #: The gateway's clock when it responded, in Unix seconds; None without a `Date` header.
     server_time: float | None = None
-    #: The instant of the oldest row of any kind: what is older may have been cut off.
+    #: The instant of the oldest row of any kind: older rows may have been cut off.
     starts_at: datetime | None = None
     is_cut: bool = False  #: Whether the gateway says that there are more rows than it sent.
 
@@ -159,7 +159,7 @@ class Found:
     #: The key of its job.
     key: str
     task_id: str
-    #: What showed it, such as "list of tasks".
+    #: What proved it, such as "list of tasks".
     proof: str
     #: The caller's own name for it.
     custom_id: str | None = None
@@ -171,7 +171,7 @@ class Left:
 
     #: The key of its job.
     key: str
-    #: Why, as a sentence without its first capital letter and its full stop.
+    #: Why, as a phrase, such as "several tasks fit; choose one".
     reason: str
     #: The tasks that fit, for a person to choose from.
     task_ids: tuple[str, ...] = ()
@@ -183,17 +183,17 @@ class Left:
 
 @frozen
 class Reconciliation:
-    """What became of the submissions in doubt; see `Client.reconcile`."""
+    """What happened to the submissions in doubt; see `Client.reconcile`."""
 
-    #: Accepted, with their tasks, which are followed.
+    #: Those that were accepted, with their tasks, which are followed.
     found: tuple[Found, ...] = ()
-    #: Proven not to be accepted, by the keys of their jobs: they may be submitted again.
+    #: The keys of jobs that were proven not to be accepted: they may be submitted again.
     not_accepted: tuple[str, ...] = ()
-    #: Still in doubt, each with the reason.
+    #: Those that are still in doubt, each with the reason.
     left: tuple[Left, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the same as values that JSON has."""
+        """Return the same as JSON values."""
         return {
             "found": [json_fields(one) for one in self.found],
             "not_accepted": list(self.not_accepted),

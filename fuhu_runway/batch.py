@@ -51,8 +51,8 @@ ENDS: Final[Mapping[JobState, tuple[type[RunwayError], ...]]] = {
     JobState.FAILED: (errors.TaskFailed, errors.GatewayError),
     JobState.IN_DOUBT: (errors.SubmissionInDoubt,),
 }
-"""The errors that end a job, by its state: carrying it out again would not change them. With any
-other, such as that another worker has taken over, the journal may know more the next time."""
+"""The errors that end a job, by its state: carrying it out again would raise them again. After any
+other error, such as that another worker has taken over, the next attempt may succeed."""
 
 NEWEST: Final = 10
 """How many outcomes a notebook shows."""
@@ -76,8 +76,8 @@ class Item:
     source: str | None = attrs.field(
         default=None, eq=False, validator=attrs.validators.optional(check_text)
     )
-    #: The key of its row, if it has no `custom_id` and the journal has planned it already: for a
-    #: queue that gives each job its key when it comes in.
+    #: The key of its row, if it has no `custom_id` and is planned in the journal already: for a
+    #: queue that gives each job its key when it is enqueued.
     key: str | None = attrs.field(
         default=None, kw_only=True, validator=attrs.validators.optional(check_text)
     )
@@ -109,7 +109,7 @@ class Outcome:
     error: RunwayError | None = None
     #: Points used, in the gateway's unit; None if the gateway did not say.
     points: float | None = None
-    #: Whether the points were given back.
+    #: Whether the points were refunded.
     refunded: bool = False
     #: Whether an earlier run submitted it.
     resumed: bool = False
@@ -135,7 +135,7 @@ class Summary:
     in_doubt: int = 0
     #: How often each error ended a job, by its name.
     failures: dict[str, int] = attrs.field(factory=dict)
-    #: Points that were used and not given back.
+    #: Points that were used and not refunded.
     points: float = 0.0
     refunded_points: float = 0.0
     #: Why the batch stopped submitting early: the name of an error, or `max_points`; None if it
@@ -197,8 +197,8 @@ class Batch:
     Spends points for each job that the gateway accepts; each is submitted at most once, as
     `Client.submit` says. With a journal, running the same batch again continues where the earlier
     run ended: accepted jobs are followed, jobs in doubt are reported, and neither is submitted
-    again. If the client has an account as well, jobs in doubt are looked up first, before the first
-    job and after the last one: see `Client.reconcile`.
+    again. If the client has an account as well, jobs in doubt are settled before the first job and
+    after the last one: see `Client.reconcile`.
 
     If a job fails, its error is its outcome. After a refused key, an account without points, an
     unreachable gateway or a broken journal, nothing more is submitted; the jobs that exist are
@@ -390,7 +390,7 @@ class Batch:
         if doubts:
             await self._sessions.reconcile_if_possible()
         for one in doubts:
-            # From the journal: a webhook may have settled it, or a search that ended too late.
+            # Read from the journal: a webhook or a late search may have settled it.
             job = await self._sessions.job_with(one.key)
             is_over = job is None or job.state.is_unanswered
             is_unsent = job is not None and job.state is JobState.PLANNED
@@ -421,7 +421,7 @@ class Batch:
             await self._place.open()
 
         async def carry() -> Outcome:
-            # Delivered twice at the same time, the second call finds how the first one ended.
+            # If it is delivered twice at once, the second call finds the outcome of the first.
             async with self._sessions.carrying(name):
                 outcome = await self._job(0, item)
                 assert outcome is not None  # noqa: S101  (without max_points, none is left out)
@@ -707,7 +707,7 @@ def _failed(job: Job) -> RunwayError:
     """Return the error of a job that failed in an earlier run."""
     charged = "For the cost, see the outcome of that run."
     if job.refunded:
-        charged = "The points were given back."
+        charged = "The points were refunded."
     kind = getattr(errors, job.error or "", errors.TaskFailed)
     if issubclass(kind, errors.GatewayError):
         charged = "Nothing was charged."

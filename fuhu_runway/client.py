@@ -263,19 +263,19 @@ class Client:
     @without_frames
     async def reconcile(self) -> Reconciliation:
         """
-        Find out from the gateway's own lists what became of each submission in doubt.
+        Find out from the gateway's own lists what happened to each submission in doubt.
 
         Free, and sends nothing again. With an account, its list of tasks is read: a task that is
         the only one that fits a submission is its task, is written to the journal and appears in
-        `unfinished`. A submission is not accepted only with proof, and may be submitted again
-        then. Without an account, the log of the key shows what was charged, and no ids.
+        `unfinished`. A submission counts as not accepted only with proof; then it may be submitted
+        again. Without an account, the log of the key shows what was charged, but no ids.
 
         With a journal, every job in doubt counts; without one, those of this client. A client with
-        an account does this by itself: `submit` searches for its task before it raises
+        an account does this automatically: `submit` searches for its task before it raises
         `SubmissionInDoubt`, and a batch reconciles before its first job and after its last.
 
         Returns:
-            What was found, what was not accepted, and what is left, each with the reason.
+            What was found, what was not accepted, and what is still in doubt, with the reasons.
 
         Raises:
             Unauthorized: The gateway refuses the access token; every doubt stays as it was.
@@ -579,7 +579,7 @@ class Client:
         overwrite: bool = False,
     ) -> Outcome:
         """
-        Carry out a job that a queue delivers: submit, wait and save, from wherever it was left.
+        Carry out a job from a queue: submit, wait and save, continuing where it was left.
 
         For a queue that may deliver a job twice: acknowledge when this returns, and let the queue
         deliver again when this raises. Costs the same as `submit`, once for each name: a job that
@@ -588,7 +588,7 @@ class Client:
 
         The journal must know what other workers have paid for: one process with a file, or any
         number with a `PostgresJournal`. If another worker is sending the job at this moment, it is
-        reported as in doubt, and that worker goes on with it.
+        reported as in doubt, and that worker continues it.
 
         Args:
             item: The job; its `custom_id` is its name in the journal.
@@ -606,7 +606,7 @@ class Client:
             UsageError: An argument is wrong, the job has no name, the client has no journal or is
                 closed, or the clip cannot be saved; nothing was sent.
             JournalError: The journal cannot be used, or another worker has taken over the job.
-            RunwayError: What kept the job from its end, as in `submit`, `Task.wait` and
+            RunwayError: The job could not be completed, as in `submit`, `Task.wait` and
                 `Clip.download`: it was not accepted for now, or is paid for and not saved yet.
         """
         alone = self.batch(
@@ -675,8 +675,8 @@ class Client:
         Return the tasks of the account that the journal does not have; free.
 
         Each was paid for: by another program, on the gateway's own page, or by a run whose journal
-        was lost. `adopt` takes one in, and `journal.ignore` leaves it out from now on. Tasks of
-        other users are not looked at.
+        was lost. `adopt` adds one to the journal, and `journal.ignore` leaves it out of later
+        audits. Tasks of other users are left out.
 
         Args:
             since: The instant from which to look; by default a week ago.
@@ -687,7 +687,7 @@ class Client:
             NotFound: The gateway has no list of the account's tasks.
             GatewayError: The gateway refuses for another reason.
             TransportError: It cannot be reached.
-            UnreadableReply: It sends no list.
+            UnreadableReply: The response is not a list.
             JournalError: The journal cannot be used.
         """
         check(since=since)

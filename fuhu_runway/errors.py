@@ -210,7 +210,7 @@ class TaskFailed(TaskError):
     code: str | None = None
     #: Points that the task used, in the gateway's unit; None if that is not known.
     points: float | None = None
-    #: Whether the gateway said that the points were given back.
+    #: Whether the gateway said that the points were refunded.
     refunded: bool = False
 
 
@@ -291,7 +291,7 @@ def without_frames(
     call: Callable[P, Coroutine[Any, Any, T]],
 ) -> Callable[P, Coroutine[Any, Any, T]]:
     """
-    Make a coroutine function raise its `RunwayError`s without its own frames.
+    Remove the frames of this package from the `RunwayError`s that a coroutine function raises.
 
     A wrong argument that users often guess raises a `TypeError` that names the right one.
     """
@@ -313,7 +313,7 @@ def without_frames(
 
 
 def init_without_frames(make: Callable[P, None]) -> Callable[P, None]:
-    """Make an `__init__` raise its `RunwayError`s without its own frames."""
+    """Remove the frames of this package from the `RunwayError`s that an `__init__` raises."""
 
     @functools.wraps(make)
     def frameless_init(*args: P.args, **kwargs: P.kwargs) -> None:

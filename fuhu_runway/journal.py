@@ -11,26 +11,22 @@ keyed by the journal's salt.
 Instants are Unix seconds.
 """
 
-import contextlib
 import importlib
 import os
-import sqlite3
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
-from weakref import WeakSet
 
-from ._journal import actions, notes
+from ._journal import actions
 from ._journal.actions import LONGEST, Action, fits
 from ._journal.base import BaseJournal
 from ._journal.file import perform, work
+from ._journal.notes import Note, write
 from ._journal.plans import fingerprint, hash_prompt, nth, plan_of, planned
 from ._journal.states import STEPS, Job, JobState, Plan
-from ._journal.writer import Call, Writer, report
+from ._journal.writer import Call, report
 from .errors import JournalBusy
-from .hooks import Event
 from .models import usage_error
 
 __all__ = [
@@ -77,21 +73,17 @@ class Journal(BaseJournal):
 
     def __init__(self, path: str | os.PathLike[str], *, wait: float = 0.0) -> None:
         self.path = Path(path)
-        self._writer = Writer(partial(work, self.path, wait))
         self._is_parents = False
-        _JOURNALS.add(self)
+        super().__init__(partial(work, self.path, wait))
 
     @property
     def name(self) -> str:
         """The name of the file."""
         return self.path.name
 
-    def __repr__(self) -> str:
-        return f"<Journal {self.path.name} {'open' if self._writer.is_open else 'closed'}>"
-
     async def start_run(self) -> None:
         """Count occurrences of equal requests from zero."""
-        await self._run(lambda db: db.execute("DELETE FROM temp.seen"))
+        await self._perform(actions.start_run)
 
     async def plan_next(self, plan: Plan, now: float) -> Job:
         """
@@ -101,40 +93,18 @@ class Journal(BaseJournal):
         """
         return await self._perform(lambda: actions.plan_next(plan, now))
 
-    def note(self, event: Event) -> None:
-        """
-        Write that a task ended, or that its clip was saved or handed out; a listener for `hooks`.
-
-        Each row with the task's id takes the step, if it is legal; other tasks are ignored.
-        """
-        note = notes.note_of(event, time.time())
-        if note is None:
-            return
-        action = notes.write([note])
+    def _write(self, note: Note) -> None:
+        call = Call(partial(perform, action=write([note])))
         try:
             self._check_own()
         except JournalBusy as busy:
-            report([(Call(partial(perform, action=action)), None, busy)])
+            report([(call, None, busy)])
         else:
-            self._writer.send(Call(partial(perform, action=action)))
-
-    async def flush(self) -> None:
-        """Return once everything that was noted is on disk."""
-        await self._run(lambda _db: None)
-
-    async def aclose(self) -> None:
-        """Write what is outstanding and close the file; using the journal opens it again."""
-        await self._writer.aclose()
+            self._writer.send(call)
 
     async def _shown(self) -> list[Job]:
-        was_open = self._writer.is_open
-        if not was_open and not self.path.exists():
-            return []
-        try:
-            return await self.jobs()
-        finally:
-            if not was_open:
-                await self.aclose()
+        # A look must not make the file.
+        return await super()._shown() if self._writer.is_open or self.path.exists() else []
 
     async def _perform(
         self,
@@ -143,11 +113,8 @@ class Journal(BaseJournal):
         is_outcome: bool = False,  # noqa: ARG002  (a file is always within reach)
         undo: Callable[[], Action[None]] | None = None,  # noqa: ARG002
     ) -> T:
-        return await self._run(lambda db: perform(db, make()))
-
-    async def _run(self, action: Callable[[sqlite3.Connection], T]) -> T:
         self._check_own()
-        return await self._writer.run(action)
+        return await self._writer.run(lambda db: perform(db, make()))
 
     def _check_own(self) -> None:
         if self._is_parents:
@@ -161,18 +128,6 @@ class Journal(BaseJournal):
     def _start_over(self) -> None:
         # SQLite's locks were inherited, so this process cannot open the file a second time.
         self._is_parents |= self._writer.start_over()
-
-
-_JOURNALS: Final["WeakSet[Journal]"] = WeakSet()
-
-
-def _after_fork() -> None:
-    for journal in _JOURNALS:
-        journal._start_over()  # noqa: SLF001  (of this module)
-
-
-with contextlib.suppress(AttributeError):  # Windows has no fork
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 def is_database(place: object) -> bool:

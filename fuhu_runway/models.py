@@ -421,7 +421,7 @@ class TaskRecord:
     message: str | None = field(default=None, repr=False)  #: The reason for a failure.
     failure_code: str | None = None  #: The gateway's code for that reason.
     points: float | None = None  #: Points used, in the gateway's unit (api-facts 5.3).
-    refunded: bool = False  #: Whether the points were given back.
+    refunded: bool = False  #: Whether the points were refunded.
     created_at: datetime | None = None
     updated_at: datetime | None = None  #: May be later than the real end (api-facts 5.6).
     notes: tuple[str, ...] = ()  #: Contradictions within this answer; usually empty.

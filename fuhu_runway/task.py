@@ -255,14 +255,14 @@ class Task:
     def _money(self, failed: TaskRecord) -> str:
         """Return what a failure means for the money, by the record or else by the format."""
         if failed.refunded:
-            return "The points were given back."
+            return "The points were refunded."
         if failed.points:
             used = f"{failed.points:,.10g} points were used"
             return f"{used}, and the gateway did not give them back."
         usually = "they usually are for failed tasks"
         if self.official:
             usually = "Runway does not give them back for moderated tasks"
-        return f"The gateway did not say that points were given back; {usually}."
+        return f"The gateway did not say that points were refunded; {usually}."
 
 
 class Clip:

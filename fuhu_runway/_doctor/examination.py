@@ -262,14 +262,14 @@ class Examination:
         return gateway
 
     async def check_account(self, gateway: Gateway) -> None:
-        """Record whether the account's tasks can be listed, with which lost responses are found."""
+        """Record whether the account's tasks can be listed, with which lost tasks are found."""
         try:
             account = Account.from_env()
             if account is None:
-                found = "No access token is set, so that the task of a lost response is not found."
+                found = "No access token is set, so the task of a lost response cannot be found."
                 self.notes.fits("account", found)
                 return
-            # Before there were such gateways, so that the list is empty.
+            # A time before such gateways existed, so the list is empty.
             request = ask_tasks(gateway, account, since=1, until=1)
             read_tasks(await self.transport.send(request))
         except (UsageError, Unauthorized) as error:

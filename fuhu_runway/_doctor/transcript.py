@@ -99,7 +99,7 @@ class Transcript:
 
     def add(self, reply: Reply) -> None:
         """Keep a reply. It is read only when the transcript is, since a task may depend on it."""
-        # The lists of an account have what other programs did, too.
+        # The lists of an account also show what other programs did.
         if reply.request.endpoint not in {tables.ACCOUNT_TASKS, tables.KEY_LOG}:
             self._replies.append(reply)
 

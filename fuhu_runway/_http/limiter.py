@@ -67,7 +67,7 @@ class Pacing(Protocol):
 
 
 Join = Callable[[Callable[[], object]], Pacing]
-"""Returns the pace of one limiter; what it is called with is called when a request may be sent."""
+"""Returns the pace of one limiter; calls its argument when a request may be sent."""
 
 
 @attrs.define(eq=False)
@@ -173,7 +173,7 @@ class Pace:
         self.hold_until = max(self.hold_until, now + max(self._pause, asked))
 
     def close(self) -> None:
-        """Do nothing: a pace of its own holds nothing open."""
+        """Do nothing: a pace that is not shared holds nothing open."""
 
     def _resume(self, sent_at: float, now: float) -> None:
         """Resume after a pause, at the average rate of success in a window of the gateway."""

@@ -25,8 +25,8 @@ from fuhu_runway.hooks import Hooks, PaceLost, PaceRecovered
 from .limiter import IN_A_ROW, LONGEST_PAUSE, Pace
 
 BLOCK: Final = 1.0
-"""Seconds of a steady pace that all workers are granted together; if more, workers exchange less
-often, and a killed worker loses more slots."""
+"""Seconds of a steady pace that all workers together are granted in advance; if more, workers
+exchange less often, and a killed worker loses more slots."""
 CHANGING_BLOCK: Final = 0.15
 """The same while the pace changes; if more, it is learned more slowly."""
 AHEAD: Final = 0.2
@@ -50,7 +50,7 @@ AWAY: Final = 2.0
 """Seconds after its last slot until a worker no longer counts; if more, blocks stay small for
 longer after one was killed."""
 FORGET: Final = 600.0
-"""Seconds without any worker after which the pace is learned anew."""
+"""Seconds without any worker after which the pace is learned from the start."""
 MOST: Final = 1000
 """Slots in one grant at most; more only cost CPU."""
 
@@ -125,7 +125,7 @@ class Worker:
     """What is known about one worker."""
 
     at_most: float | None
-    #: When it stops to count.
+    #: When it no longer counts.
     until: float
     #: All its responses before this instant have been reported.
     reported_at: float = -math.inf
@@ -176,7 +176,7 @@ class SharedState:
         return json.dumps(self, default=_fields, separators=(",", ":"))
 
     def exchange(self, report: Report, now: float) -> Grant:
-        """Take what a worker reports, and return what it is granted."""
+        """Process a report of a worker, and return its grant."""
         self.waiting += report.responses
         me, pace = self.workers[report.worker], self.pace
         me.reported_at = report.at
@@ -219,7 +219,7 @@ class SharedState:
         return max(now, opens_at) + sum(1 for _ in first) / self.pace.rate
 
     def _learn(self, now: float) -> None:
-        """Pass on the responses in their order, once all workers have reported those before."""
+        """Pass the responses to the pace in order, once all workers have reported earlier ones."""
         # What a worker has not reported came after its last report, and after its first open slot.
         awaited = (max(one.reported_at, one.open[0]) for one in self.workers.values() if one.open)
         until = max(min(awaited, default=now), now - LATEST)
@@ -251,7 +251,7 @@ class SharedState:
         return slots
 
     def _tries(self, report: Report, now: float) -> int:
-        """Return how many requests a worker may send while few may be in flight, of all workers."""
+        """Return how many requests a worker may send while all workers together may send few."""
         self.tried = max(0, self.tried - report.unused)
         if now > self.tried_at + LONGEST_PAUSE:
             self.tried = 0  # the worker that had them was killed
@@ -270,7 +270,7 @@ def _fields(made: Any) -> dict[str, Any]:
 
 
 def _filled(made: M, stored: dict[str, Any]) -> M:
-    """Set the fields that were stored, of those that there are: another version has others."""
+    """Set the stored fields that exist here: another version may have stored others."""
     for name in stored.keys() & _fields(made).keys():
         setattr(made, name, stored[name])
     return made
@@ -282,7 +282,7 @@ class Share:
 
     Args:
         worker: A name that no other worker has.
-        ask: Exchanges a report and calls `take`, before which no other comes; None is the last.
+        ask: Exchanges a report and then calls `take`; only then is it called again. None ends it.
         changed: Called when a request may be sent earlier than `ready_at` returned.
         at_most: The user's limit in requests per second; None means no limit.
         max_hold: The longest time that a gateway may hold all requests, in seconds.
@@ -396,7 +396,7 @@ class Share:
             self._hooks.emit(PaceLost(reason))
 
     def close(self) -> None:
-        """Ask for nothing more, and let go of the store."""
+        """Ask for nothing more, and release the store."""
         self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -415,7 +415,7 @@ class Share:
     def _exchange(self) -> None:
         self._timer, self._timer_at = None, math.inf
         self._is_asking, self._asked_at = True, self._clock.now()
-        # Twice as many as last time if all were needed, so that few exchanges are.
+        # Twice as many as last time if all were used, so that few exchanges are needed.
         wanted = self._used if self._unused else max(self._used, 2 * self._granted)
         report = attrs.evolve(
             self._blank,

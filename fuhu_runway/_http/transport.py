@@ -122,9 +122,9 @@ class Transport:
 
     async def call_apart(self, request: Request, read: Callable[[Reply], T]) -> T:
         """
-        Send a free request that the gateway counts apart from all others; see `call`.
+        Send a free request that has a rate limit of its own at the gateway; see `call`.
 
-        It does not wait for the rate limiter, which learns nothing from a refusal of it.
+        It does not wait for the rate limiter, and a refusal does not change the pace.
         """
         return await repeat(
             lambda: self._once_apart(request, read),

@@ -2,9 +2,9 @@
 What a journal does to its rows: one generator for each action, the same for every store.
 
 An action yields statements and is sent the rows that they return; the store runs it in one
-transaction. Statements are written as SQLite takes them. A store that several processes share has
-an *owner*, which is the process that is in charge of a job, and a lock for what two may not decide
-at once.
+transaction. Statements are in SQLite's dialect. In a store that several processes share, each job
+has an *owner*, the process that is in charge of it, and a lock protects what two processes must not
+decide at the same time.
 """
 
 import hmac
@@ -37,6 +37,10 @@ _CHANGEABLE: Final = {field.name for field in attrs.fields(Job)} - {"key", "stat
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
+def nothing() -> Action[None]:
+    yield from ()
+
+
 # Plans
 
 
@@ -44,6 +48,11 @@ def plan(plan: Plan, now: float, salt: bytes | None, owner: str | None) -> Actio
     """Return the row of a job, made if there is none; the owner takes charge of it."""
     plan = keyed(plan, salt or (yield from read_salt()))
     return (yield from _plan(plan, now, owner))
+
+
+def start_run() -> Action[None]:
+    """Count occurrences of equal requests from zero."""
+    yield "DELETE FROM temp.seen", {}
 
 
 def plan_next(plan: Plan, now: float) -> Action[Job]:
@@ -70,7 +79,7 @@ def _plan(plan: Plan, now: float, owner: str | None) -> Action[Job]:
         job = yield from look_up("key", plan.key)
         assert job is not None  # noqa: S101  (it was just made, or was there)
         return job
-    # Another process that was submitting it has died or is frozen, or it would not be here.
+    # Another process that was submitting it is dead or frozen: otherwise this one had not got it.
     changed = (
         "owner = :owner, source = coalesce(excluded.source, job.source), "
         f"state = CASE WHEN {_IS_ANOTHERS} THEN 'in doubt' ELSE job.state END, "
@@ -168,8 +177,8 @@ def step(
         return job
     if to in STEPS[job.state] and job.state in before:
         raise JournalError(
-            f"The job {key!r} went on elsewhere.",
-            "Nothing was sent or charged for it here.",
+            f"Another process has taken over the job {key!r}.",
+            "Nothing was sent or charged by this process.",
             "Deliver it again later, or see `fuhu-runway jobs`.",
         )
     raise journal_error(
@@ -183,7 +192,7 @@ _CLEARED_BY: Final[Mapping[JobState, Mapping[str, None]]] = {
     JobState.SUBMITTING: {"error": None, "code": None, "proof": None},
     JobState.ACCEPTED: {"error": None, "code": None},
 }
-"""What a row no longer has after a step, unless the step itself sets it."""
+"""The columns that a step clears, unless it sets them."""
 
 
 def undo(key: str, token: str) -> Action[None]:
@@ -264,7 +273,7 @@ def adopt(
 
 
 def _done(token: str | None, where: str, name: str) -> Action[Job | None]:
-    """In a shared store, let no other process decide; return the row if this was done before."""
+    """In a shared store, lock out other processes; return the row if this was done before."""
     if token is None:
         return None
     yield LOCK, {}

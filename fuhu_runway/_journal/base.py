@@ -1,13 +1,16 @@
 """`BaseJournal`: what every journal does, in any store."""
 
 import asyncio
+import contextlib
+import os
 import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
+from weakref import WeakSet
 
 from fuhu_runway._notebook import jobs_view, table_view
 from fuhu_runway.errors import JournalError
@@ -16,8 +19,10 @@ from fuhu_runway.models import Generation, usage_error
 
 from . import actions
 from .actions import Action
+from .notes import Note, note_of
 from .plans import planned
 from .states import Job, JobState, Plan
+from .writer import Work, Writer
 
 T = TypeVar("T")
 
@@ -26,7 +31,7 @@ class BaseJournal(ABC):
     """
     The state of every job, in any store. Each method returns once what it wrote is on disk.
 
-    A store runs the statements of an action in one transaction.
+    A store runs the statements of an action in one transaction, in a thread that does *work*.
     """
 
     #: Whether several processes use it at the same time.
@@ -36,10 +41,18 @@ class BaseJournal(ABC):
     #: The salt, if it is known without reading it.
     _salt: bytes | None = None
 
+    def __init__(self, work: Work) -> None:
+        self._writer = Writer(work)
+        _JOURNALS.add(self)
+
+    def __repr__(self) -> str:
+        state = "open" if self._writer.is_open else "closed"
+        return f"<{type(self).__name__} {self.name} {state}>"
+
     @property
     @abstractmethod
     def name(self) -> str:
-        """What identifies it to a person, without secrets."""
+        """A name that a person recognises, without secrets."""
 
     @abstractmethod
     async def _perform(
@@ -52,8 +65,8 @@ class BaseJournal(ABC):
         """
         Run the statements of the action that *make* returns, and return its result.
 
-        A store that may be out of reach tries an outcome until it is written, and gives up other
-        actions after a while; then *undo* takes back what may have been written.
+        A store that cannot be reached retries an outcome until it is written, and gives up other
+        actions after a while; then *undo* reverts what may have been written.
         """
 
     def _token(self) -> str | None:
@@ -72,21 +85,36 @@ class BaseJournal(ABC):
         Its key is the keyed fingerprint and how often that has come up in the run so far.
         """
 
-    @abstractmethod
     def note(self, event: Event) -> None:
         """
         Write that a task ended, or that its clip was saved or handed out; a listener for `hooks`.
 
         Each row with the task's id takes the step, if it is legal; other tasks are ignored.
         """
+        note = note_of(event, time.time())
+        if note is not None:
+            self._write(note)
 
     @abstractmethod
+    def _write(self, note: Note) -> None:
+        """Queue a note."""
+
     async def flush(self) -> None:
-        """Return once everything that was noted is on disk."""
+        """
+        Return once everything that was noted is on disk.
 
-    @abstractmethod
+        Raises:
+            JournalError: A database is out of reach; what was noted is written later.
+        """
+        await self._perform(actions.nothing)
+
     async def aclose(self) -> None:
-        """Write what is outstanding and close; using the journal opens it again."""
+        """
+        Write what is outstanding and close; using the journal opens it again.
+
+        What a database that is out of reach cannot take is lost after a while, and logged.
+        """
+        await self._writer.aclose()
 
     async def plan(self, plan: Plan, now: float) -> Job:
         """
@@ -114,15 +142,15 @@ class BaseJournal(ABC):
             changes: Further columns to set, such as `task_id` or `error`.
 
         Raises:
-            JournalError: The table does not have this step, there is no such job, or it went on
-                elsewhere.
+            JournalError: The table does not have this step, there is no such job, or another
+                process has taken it over.
         """
         token = self._token()
         return await self._perform(
             lambda: actions.step(
                 key, to, now, changes, attempt=attempt, owner=self._owner, token=token
             ),
-            # What is known of a paid request; an intent can be given up, since nothing was sent.
+            # An outcome of a paid request must be written; a step before it may be given up.
             is_outcome=to is JobState.ACCEPTED or attempt is not None,
             undo=partial(actions.undo, key, token) if token and to is JobState.SUBMITTING else None,
         )
@@ -139,15 +167,15 @@ class BaseJournal(ABC):
         """
         Record what happened to a job in doubt, and return its row.
 
-        Free, and sends nothing: ask the gateway first, with `client.feed(task_id)`. The next run
+        Free, and sends nothing: check with the gateway first: `client.feed(task_id)`. The next run
         of the batch follows a job that was accepted, and submits one that was not.
 
         Args:
             key: The `key` of the job, or its custom id.
-            task_id: The job was accepted, as this task; for the task that a damaged answer named,
+            task_id: The job was accepted, as this task; for the task that a damaged response named,
                 the `task_id` of the job.
             accepted: False: the job was not accepted. Do not guess: the next run pays for it.
-            proof: How that is known; written to the row.
+            proof: How this is known; written to the row.
             at: When it was accepted, in Unix seconds; by default now.
 
         Raises:
@@ -238,7 +266,7 @@ class BaseJournal(ABC):
 
     async def left_over(self) -> list[Job]:
         """Return the unfinished jobs that no process follows: those of earlier processes."""
-        # Those of a shared journal have another process, or are handed to one.
+        # In a shared journal, other processes follow them, or a queue hands them to one.
         return [] if self.is_shared else await self.unfinished()
 
     async def counts(self) -> dict[JobState, int]:
@@ -264,6 +292,27 @@ class BaseJournal(ABC):
                 return table_view(str(error), (), ())
         return jobs_view(self.name, jobs)
 
-    @abstractmethod
     async def _shown(self) -> list[Job]:
-        """Return the jobs, in a loop of their own, and leave nothing open that was not."""
+        """Return the jobs, in a separate event loop; close the journal again if it was closed."""
+        was_open = self._writer.is_open
+        try:
+            return await self.jobs()
+        finally:
+            if not was_open:
+                await self.aclose()
+
+    @abstractmethod
+    def _start_over(self) -> None:
+        """Leave what the parent has open to it; called in a forked child."""
+
+
+_JOURNALS: Final["WeakSet[BaseJournal]"] = WeakSet()
+
+
+def _after_fork() -> None:
+    for journal in _JOURNALS:
+        journal._start_over()  # noqa: SLF001  (of this module)
+
+
+with contextlib.suppress(AttributeError):  # Windows has no fork
+    os.register_at_fork(after_in_child=_after_fork)

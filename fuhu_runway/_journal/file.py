@@ -53,7 +53,7 @@ BUSY_PAUSE: Final = 0.05
 
 
 def work(path: Path, wait: float, todo: Calls, former: threading.Thread | None) -> None:
-    """Do actions until there is a None; all that are queued share a transaction."""
+    """Run actions until one is None; all that are queued share a transaction."""
     if former is not None:
         former.join()  # it may still have the file open
     db: sqlite3.Connection | None = None
@@ -100,7 +100,7 @@ def _gather(todo: Calls) -> tuple[list[Call], bool]:
 
 
 def _do(db: sqlite3.Connection, batch: Iterable[Call], path: Path) -> list[End]:
-    """Do all in one transaction. An illegal step fails alone; a disk error fails all."""
+    """Run all in one transaction. An illegal step fails alone; a disk error fails all."""
     ends: list[End] = []
     try:
         db.execute("BEGIN")

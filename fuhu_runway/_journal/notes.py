@@ -1,4 +1,4 @@
-"""What the rows of a task get from events: its end, a saved file, a clip that was handed out."""
+"""What events change in the rows of a task: its end, a saved file, a clip that was handed out."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,7 +23,7 @@ class Note:
 
 
 def note_of(event: Event, now: float) -> Note | None:
-    """Return what is written of an event; None if nothing is."""
+    """Return what to write for an event; None if nothing."""
     changes: dict[str, Any] = {}
     match event:
         case TaskSettled():

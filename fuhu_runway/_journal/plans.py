@@ -1,4 +1,4 @@
-"""From a request to what the journal may write of it: hashes, and what its duration depends on."""
+"""What the journal writes about a request: hashes, and what its duration depends on."""
 
 import asyncio
 import hashlib

@@ -33,7 +33,7 @@ CREATE TABLE job (
     -- Why it failed or is in doubt: the name of the error, and the gateway's code.
     error        TEXT,
     code         TEXT,
-    -- Points used, and whether they were given back (0 or 1), as the gateway reports.
+    -- Points used, and whether they were refunded (0 or 1), as the gateway reports.
     points       REAL,
     refunded     INTEGER NOT NULL DEFAULT 0,
     -- Size of the file on disk.
@@ -67,7 +67,7 @@ CREATE TABLE header (
 ) STRICT;
 INSERT INTO header VALUES (randomblob(32), 0);
 CREATE TABLE ignored (
-    -- A task at the gateway that is no job of this journal, and not to be reported.
+    -- A task at the gateway that does not belong to this journal, and is not reported.
     task_id TEXT NOT NULL PRIMARY KEY
 ) STRICT;
 """

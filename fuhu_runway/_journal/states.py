@@ -1,4 +1,4 @@
-"""What a journal knows of a job: its states, the legal steps between them, its plan and its row."""
+"""What a journal knows about a job: its state, the legal steps, its plan and its row."""
 
 import enum
 from collections.abc import Mapping
@@ -54,7 +54,7 @@ class JobState(enum.Enum):
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more happens to it unless a person or a later run asks for it."""
+        """Whether nothing more happens to it unless a person or a later run requests it."""
         return self in {JobState.SAVED, JobState.FAILED, JobState.IN_DOUBT}
 
 

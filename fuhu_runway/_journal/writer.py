@@ -1,4 +1,4 @@
-"""The thread of a journal: it does the queued actions, and reports their results to the loops."""
+"""The thread of a journal: it runs the queued actions, and reports their results to the loops."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ Work = Callable[[Calls, threading.Thread | None], None]
 
 
 class Writer(Executor):
-    """The thread that does the actions of a journal, as seen from event loops."""
+    """The thread that runs the actions of a journal, as seen from event loops."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
@@ -48,7 +48,7 @@ class Writer(Executor):
         return self._thread is not None
 
     async def run(self, action: Callable[[Any], T]) -> T:
-        """Return the result of an action, which is done even if the caller is cancelled."""
+        """Return the result of an action, which runs even if the caller is cancelled."""
         # The loop's own call for threads: a loop with virtual time then waits for the result.
         loop = asyncio.get_running_loop()
         result: T = await loop.run_in_executor(self, action)  # type: ignore[arg-type]
@@ -77,7 +77,7 @@ class Writer(Executor):
             self._todo.put(call)
 
     async def aclose(self) -> None:
-        """End the thread once it has done what is queued; the next action starts another."""
+        """End the thread once it has run what is queued; the next action starts another."""
         with self._starting:
             if self._thread is not None:
                 self._former, self._thread = self._thread, None

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .sessions import Sessions
 
 MAX_PAGES: Final = 100
-"""How many pages of a list are read; with more, the list counts as cut."""
+"""How many pages of a list are read; a longer list counts as incomplete."""
 MAX_DRIFT: Final = 2.0
 """How far the clocks may differ before the window is asked for again, in seconds."""
 
@@ -20,17 +20,17 @@ async def account_tasks(
     sessions: "Sessions", since: float, until: float
 ) -> tuple[list[AccountTask], float, bool]:
     """
-    Return the account's tasks of a time, how far the gateway's clock is ahead, and whether all.
+    Return an account's tasks, how far the gateway's clock is ahead, and whether they are all.
 
     *since* and *until* are Unix seconds by our clock; the tasks have the gateway's instants. Tasks
-    of other users are left out. The list is complete if every row was read that its first page
-    counted: a list that is cut, or that does not say how long it is, is not.
+    of other users are left out. The list is complete if as many rows were read as its first page
+    counts; a list without a count is never complete.
 
     Raises:
         UsageError: The client has no account.
         GatewayError: As in `read_tasks`.
         TransportError: The gateway cannot be reached.
-        UnreadableReply: It is no list.
+        UnreadableReply: The response is not a list.
     """
     account, ahead = sessions.account, sessions.ahead
     if account is None:
@@ -65,7 +65,7 @@ async def account_tasks(
     while is_new and number < MAX_PAGES and (first.total is None or len(found) < first.total):
         number += 1
         known = len(found)
-        # Rows shift while tasks are added, so that one may come twice.
+        # Rows shift when tasks are added, so one may appear twice.
         found |= {task.task_id: task for task in (await page(number)).tasks}
         is_new = len(found) > known
     tasks = [task for task in found.values() if task.user_id in {None, account.user_id}]
@@ -79,7 +79,7 @@ async def key_log(sessions: "Sessions") -> KeyLog:
     Raises:
         GatewayError: As in `read_log`.
         TransportError: The gateway cannot be reached.
-        UnreadableReply: It is no log.
+        UnreadableReply: The response is not a log.
     """
     wire = ask_log(sessions.gateway, sessions.key)
     if sessions.account is not None:

@@ -1,10 +1,9 @@
 """
-Compare the account's tasks with the journal, and take in those that it does not have.
+Compare the account's tasks with the journal, and adopt those that it does not have.
 
-Rule 1: only the tasks of the account's own user are looked at, and nothing is changed at the
-gateway.
-Rule 2: a task that may be that of a job in doubt is not adopted: with another owner, it would prove
-that the job was not accepted, and the job would be paid for again.
+Rule 1: only the tasks of the account's own user are read, and nothing is changed at the gateway.
+Rule 2: a task that may be that of a job in doubt is not adopted: once another row has it, its
+absence would prove that the job was not accepted, and the job would be paid for again.
 """
 
 import contextlib
@@ -28,10 +27,10 @@ if TYPE_CHECKING:
 WEEK: Final = 7 * 86400.0
 """How far back an audit looks by default, in seconds."""
 EARLY: Final = 60.0
-"""How long before a submission its task may seem to begin, in seconds: clocks differ."""
+"""How long before a submission its task may seem to start, in seconds: clocks differ."""
 LATE: Final = 3600.0
 """
-How long after a submission its task may begin, in seconds; if raised, more tasks wait.
+How long after a submission its task may start, in seconds; if more, more tasks are unclear.
 
 At least `Timeouts.late`, after which a submission may be found to be not accepted.
 """
@@ -73,8 +72,8 @@ async def adopt(sessions: "Sessions", task: AccountTask) -> Task:
 
 
 async def _polled(sessions: "Sessions", task: AccountTask) -> tuple[str, bool]:
-    """Return the id by which a feed knows a task, and whether it is that of the official format."""
-    # The list does not tell the formats apart, and each has a feed of its own.
+    """Return the id that a feed knows, and whether it is the feed of the official format."""
+    # The list does not show the format, and each format has its own feed.
     *ways, last = itertools.product(task.ids, (False, True))
     for task_id, is_official in ways:
         with contextlib.suppress(NotFound):

@@ -1,12 +1,14 @@
 """
-Decide what became of submissions in doubt, from the gateway's list of tasks and the log of the key.
+Decide what happened to submissions in doubt, from the gateway's list of tasks and the key's log.
 
-Rule 1: a task belongs to one submission. One that another submission has, or may still get from
-its own response, is assigned to no other.
+Rule 1: a task belongs to one submission. A task that one submission has, or may still get from its
+own response, is not assigned to another.
 Rule 2: if exactly one task fits, it is the one. Equal submissions are interchangeable: each gets
 one of the tasks that fit them all, and none is guessed where others fit as well.
 Rule 3: "not accepted" needs a source that is complete for the same time and kind: one that shows
-every known task, found by the same comparison. It also needs time, since rows come late.
+every known task, found by the same comparison. It also needs time, since rows appear late.
+A task that belongs to no job forbids it, unless the log of the key shows no charge: gateways
+shorten, translate and mask prompts and rename models, but not those of every task.
 Rule 4: everything else stays in doubt, with a reason.
 
 Pure. Instants are Unix seconds of the gateway's clock.
@@ -28,7 +30,7 @@ MAX_OFFSET: Final = 900.0
 """The largest difference of the clocks that is corrected, in seconds; more is a fault."""
 SECOND: Final = 2.0
 """By how much charges may differ from the submission's own instants, in seconds; both are rounded.
-If it is larger, charges of more submissions are counted together."""
+If more, charges of more submissions are counted together."""
 NO_PROMPT: Final = ""
 """The prompt of a request of a kind that has none."""
 
@@ -46,6 +48,7 @@ class Reason(enum.StrEnum):
     CHARGED = "the log of the key shows a charge for it"
     CUT = "the list of tasks is cut off"
     CLOCK = "the clocks of this machine and of the gateway differ too much"
+    STRANGER = "a task that nothing accounts for may be it, with another prompt or model"
     UNPROVEN = "nothing shows that the gateway's records are complete"
 
 
@@ -93,7 +96,7 @@ class Listed:
 
 @attrs.frozen
 class Verdict:
-    """What became of one submission: its task, or a reason to leave it; else not accepted."""
+    """What happened to one submission: its task, or why it stays in doubt; else not accepted."""
 
     key: str
     task: Listed | None = None
@@ -101,7 +104,7 @@ class Verdict:
     reason: Reason | None = None
     #: The tasks that fit, for a person to choose from.
     task_ids: tuple[str, ...] = ()
-    #: How many charges no known task explains, and how many submissions they may be for.
+    #: How many charges no known task explains, and how many submissions they may belong to.
     charges: tuple[int, int] | None = None
 
 
@@ -135,7 +138,7 @@ class Records:
     is_complete: bool = True
     #: When the key was charged; None if the log was not read.
     charges: Sequence[float] | None = None
-    #: The instant from which the log is whole: gateways cut it off.
+    #: The instant from which the log is complete: gateways truncate it.
     charges_since: float = -math.inf
     #: How far the gateway's clock is ahead of this machine's, in seconds.
     offset: float = 0.0
@@ -145,15 +148,17 @@ class Records:
         """The list by id; the pages of a list that grows meanwhile show some rows twice."""
         return {row.task_id: row for row in self.listed or ()}
 
-    def fit(self, sent: Sent, row: Listed) -> Fit:
-        """Compare kind, model, time and prompt."""
+    def may_be(self, sent: Sent, row: Listed) -> bool:
+        """Whether kind and time allow a task, whatever its model and its prompt seem to be."""
         is_near = row.created_at is None or (
             sent.sent_at - SLACK <= row.created_at <= sent.sent_at + self.late + SLACK
         )
-        is_kind = (not row.routes or sent.route in row.routes) and (
-            None in {row.model, sent.model} or row.model == sent.model
-        )
-        if not is_near or not is_kind:
+        return is_near and (not row.routes or sent.route in row.routes)
+
+    def fit(self, sent: Sent, row: Listed) -> Fit:
+        """Compare kind, model, time and prompt."""
+        is_model = None in {row.model, sent.model} or row.model == sent.model
+        if not is_model or not self.may_be(sent, row):
             return Fit.NO
         if sent.prompt is None:
             return Fit.MAYBE
@@ -163,6 +168,12 @@ class Records:
         if not row.prompts:
             return Fit.MAYBE
         return Fit.YES if sent.prompt in row.prompts else Fit.NO
+
+    @cached_property
+    def free(self) -> Sequence[Listed]:
+        """The listed tasks without an owner."""
+        taken = self.taken | {one.task_id for one in self.known}
+        return [row for row in self.rows.values() if row.task_id not in taken]
 
     def covers(self, sent: Sent) -> bool:
         """Whether the list reaches back to the submission."""
@@ -204,7 +215,7 @@ class Records:
 
 @attrs.define
 class Period:
-    """A time that no submission reaches out of, and the charges in it."""
+    """A period that contains each of its submissions whole, and the charges in it."""
 
     start: float
     end: float
@@ -247,19 +258,23 @@ def decide(doubts: Sequence[Sent], records: Records) -> list[Verdict]:
     periods = _periods([*records.known, *explained], rest, records)
     for one in rest:
         periods[one.key].open += one.key in verdicts
-    return [verdicts.get(one.key) or _absent(one, periods[one.key], records) for one in doubts]
+    waiting = [*doubts, *records.in_flight]
+    strangers = [row for row in records.free if not any(records.fit(one, row) for one in waiting)]
+    return [
+        verdicts.get(one.key) or _absent(one, periods[one.key], records, strangers)
+        for one in doubts
+    ]
 
 
 def _groups(doubts: Sequence[Sent], records: Records) -> Iterator[tuple[list[Sent], list[Listed]]]:
     """Yield the doubts that tasks connect, with every task that may be theirs."""
-    taken = records.taken | {one.task_id for one in records.known}
-    free = [row for row in records.rows.values() if row.task_id not in taken]
+    free = records.free
     edges = {one.key: {row.task_id for row in free if records.fit(one, row)} for one in doubts}
     waiting = list(doubts)
     while waiting:
         group = [waiting.pop(0)]
         ids = set[str]()
-        for one in group:  # it grows meanwhile
+        for one in group:  # it grows in the loop
             ids |= edges[one.key]
             group += [other for other in waiting if edges[other.key] & ids]
             waiting = [other for other in waiting if other not in group]
@@ -267,7 +282,7 @@ def _groups(doubts: Sequence[Sent], records: Records) -> Iterator[tuple[list[Sen
 
 
 def _matched(group: Sequence[Sent], rows: Sequence[Listed], records: Records) -> dict[str, Verdict]:
-    """Return the verdicts about those of a group that get a task, or may get one of several."""
+    """Return verdicts about the members of a group that get a task, or may get one of several."""
     names = [one.task_id for one in group]
     tasks = {row.task_id: row for row in rows}
     verdicts = {
@@ -307,10 +322,12 @@ def _matched(group: Sequence[Sent], rows: Sequence[Listed], records: Records) ->
     return verdicts
 
 
-def _absent(doubt: Sent, period: Period, records: Records) -> Verdict:
-    """Return the verdict about a submission for which no task is left."""
+def _absent(doubt: Sent, period: Period, records: Records, strangers: Sequence[Listed]) -> Verdict:
+    """Return the verdict about a submission that no remaining task fits."""
     charges = period.unexplained(doubt.route)
     is_listed = records.listed is not None and records.covers(doubt)
+    is_shown = is_listed and records.is_complete and records.shows_all_like(doubt)
+    others = tuple(row.task_id for row in strangers if records.may_be(doubt, row))
     proof = reason = None
     if doubt.is_charged or (charges is not None and charges > period.open):
         reason = Reason.CHARGED
@@ -318,10 +335,12 @@ def _absent(doubt: Sent, period: Period, records: Records) -> Verdict:
         reason = Reason.NAMED
     elif records.now < doubt.sent_at + records.late:
         reason = Reason.EARLY
-    elif is_listed and records.is_complete and records.shows_all_like(doubt):
+    elif is_shown and (charges == 0 or not others):
         proof = Proof.LIST
     elif charges == 0:
         proof = Proof.LOG
+    elif is_shown:
+        reason = Reason.STRANGER
     elif is_listed and not records.is_complete:
         reason = Reason.CUT
     elif charges:
@@ -329,14 +348,15 @@ def _absent(doubt: Sent, period: Period, records: Records) -> Verdict:
     else:
         reason = Reason.UNPROVEN
     counts = (charges, period.in_doubt) if charges and reason is Reason.CHARGED else None
-    return Verdict(doubt.key, proof=proof, reason=reason, charges=counts)
+    ids = others if reason is Reason.STRANGER else ()
+    return Verdict(doubt.key, None, proof, reason, ids, counts)
 
 
 def _periods(known: Sequence[Sent], doubts: Sequence[Sent], records: Records) -> dict[str, Period]:
     """Return the period of each doubt, with the charges that the log shows in it."""
     charges = sorted(records.charges or ())
     late = records.late
-    # As far back as forward, so that known tasks from before show whether the log is complete.
+    # As far back as forward, so that earlier known tasks show whether the log is complete.
     spans = sorted(
         [(one.sent_at, one.accepted_at or one.sent_at, one.key) for one in known]
         + [(one.sent_at - late, one.sent_at + late, one.key) for one in doubts]

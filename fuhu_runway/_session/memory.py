@@ -1,4 +1,4 @@
-"""What a client without a journal knows of its submissions, for as long as a doubt may need it."""
+"""What a client without a journal knows of its submissions, as long as a doubt may need it."""
 
 import time
 from collections.abc import Sequence
@@ -68,7 +68,7 @@ class Memory:
 
     async def jobs(self, *states: JobState) -> list[Job]:
         """Return the submissions in these states, or all."""
-        kept = list(self._jobs.values())  # other loops and threads may go on
+        kept = list(self._jobs.values())  # other loops and threads may change it
         return [job for job in kept if not states or job.state in states]
 
     async def find(self, name: str) -> Job | None:
@@ -92,7 +92,7 @@ class Row:
         self, key: str, to: JobState, now: float, *, attempt: int | None = None, **changes: Any
     ) -> Job:
         """Move the submission to its next state."""
-        del key, attempt  # there is one process, which does not send it twice
+        del key, attempt  # there is only this process, which does not send it twice
         if to is JobState.SUBMITTING:
             changes["submitted_at"] = now
         elif to is JobState.ACCEPTED:

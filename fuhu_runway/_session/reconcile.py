@@ -1,5 +1,5 @@
 """
-Find out what became of submissions in doubt, from the gateway's own lists.
+Find out what happened to submissions in doubt, from the gateway's own lists.
 
 Rule 1: the lists are read first, and the journal after them: a task that is listed is then known
 to the journal, or its submission has no response yet.
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from .sessions import Sessions
 
 FIRST: Final = 1.0
-"""From a lost response to the first look at the list, in seconds; rows come late."""
+"""From a lost response until the list is read first, in seconds; rows appear late."""
 LONGEST: Final = 8.0
-"""The longest interval between two looks, in seconds; gateways allow about one a second."""
+"""The longest interval between two reads, in seconds; gateways allow about one a second."""
 MAX_PROOFS: Final = 5
 """How many known tasks are polled to see that prompts can be compared; each is one free poll."""
 MANY_CHARGES: Final = 500
@@ -59,7 +59,7 @@ def _routes() -> Mapping[str, frozenset[str]]:
     for endpoint in SUBMITS.values():
         for word in (endpoint.name.removeprefix("official_"), endpoint.path.rpartition("/")[2]):
             routes.setdefault(_plain(word), set()).add(_route(endpoint))
-    routes.pop("generate")  # newer gateways call every task that
+    routes.pop("generate")  # newer gateways use it for every kind of task
     return {word: frozenset(places) for word, places in routes.items()}
 
 
@@ -67,7 +67,7 @@ ROUTES: Final = _routes()
 
 
 @attrs.frozen
-class Books:
+class Lists:
     """The gateway's lists, as they were read."""
 
     #: The time from which the list was read, and at which, by this machine's clock.
@@ -124,8 +124,8 @@ class Reconciler:
         """
         Return the task of a submission that was just sent, as soon as the list shows it.
 
-        None if it does not within `Account.search_seconds`, or cannot be read, or the client is
-        closed meanwhile. All submissions that search at the same time share the requests.
+        Return None if it does not within `Account.search_seconds`, if it cannot be read, or if the
+        client is closed. Submissions that search at the same time share the requests.
         """
         account = sessions.account
         if account is None:
@@ -135,7 +135,7 @@ class Reconciler:
         if loop not in self._looking or self._looking[loop].done():
             self._looking = {one: at for one, at in self._looking.items() if not one.is_closed()}
             self._looking[loop] = loop.create_task(
-                self._look_again(sessions, session), context=contextvars.Context()
+                self._reread(sessions, session), context=contextvars.Context()
             )
         try:
             async with asyncio.timeout(account.search_seconds):
@@ -146,7 +146,7 @@ class Reconciler:
             del self._searching[key]
         return None if search.task_id is None else TaskRecord(search.task_id, TaskState.QUEUED)
 
-    async def _look_again(self, sessions: "Sessions", session: Session) -> None:
+    async def _reread(self, sessions: "Sessions", session: Session) -> None:
         """Read the list while a submission of this loop searches, at growing intervals."""
         loop, delay, seen = asyncio.get_running_loop(), FIRST, set[str]()
         while mine := {
@@ -160,7 +160,7 @@ class Reconciler:
                 await session.transport.pause(delay)
                 await self.run(sessions, session, mine.keys())
             except (NotFound, Unauthorized, UsageError) as error:
-                # It will not be different in some seconds, or the client was closed.
+                # It would fail again in a few seconds, or the client was closed.
                 if not isinstance(error, UsageError):
                     sessions.hooks.emit(events.ReconciliationFailed(type(error).__name__))
                 for search in mine.values():
@@ -185,25 +185,25 @@ class Reconciler:
         ]
         if not doubts:
             return Reconciliation()
-        books = await _read(sessions, doubts, is_search=keys is not None)
+        lists = await _read(sessions, doubts, is_search=keys is not None)
         # Only now: see rule 1.
         states = () if keys is None else (JobState.SUBMITTING, JobState.IN_DOUBT)
         jobs = await ledger.jobs(*states)
         still = {job.key for job in jobs if job.state is JobState.IN_DOUBT}
         doubts = [job for job in doubts if job.key in still]
-        records = await self._records(sessions, books, jobs, is_search=keys is not None)
-        verdicts = decide([_sent(job, books.offset) for job in doubts], records)
+        records = await self._records(sessions, lists, jobs, is_search=keys is not None)
+        verdicts = decide([_sent(job, lists.offset) for job in doubts], records)
         found, not_accepted, left = list[Found](), list[str](), list[Left]()
         for job, verdict in zip(doubts, verdicts, strict=True):
             task, reason = verdict.task, verdict.reason
             if task is None and job.key in self._searching:
                 reason = reason or Reason.EARLY  # see rule 3
             if reason is not None:
-                said = _said(reason, verdict)
+                said = _text_of(reason, verdict)
                 is_charged = reason is Reason.CHARGED
                 left.append(Left(job.key, said, verdict.task_ids, is_charged, job.custom_id))
                 continue
-            if not await self._settle(sessions, session, job, verdict, books.offset):
+            if not await self._settle(sessions, session, job, verdict, lists.offset):
                 continue
             if task is None:
                 not_accepted.append(job.key)
@@ -212,13 +212,13 @@ class Reconciler:
         return Reconciliation(tuple(found), tuple(not_accepted), tuple(left))
 
     async def _records(
-        self, sessions: "Sessions", books: Books, jobs: Sequence[Job], *, is_search: bool
+        self, sessions: "Sessions", lists: Lists, jobs: Sequence[Job], *, is_search: bool
     ) -> Records:
-        """Return what is decided from: the lists, joined with the journal and the feed."""
-        late, offset = sessions.settings.timeouts.late, books.offset
+        """Return the records to decide from: the lists, joined with the journal and the feed."""
+        late, offset = sessions.settings.timeouts.late, lists.offset
         owned = {job.task_id: job for job in jobs if job.task_id and job.state.is_answered}
         records = Records(
-            books.now + offset,
+            lists.now + offset,
             late,
             [
                 _sent(job, offset)
@@ -228,19 +228,20 @@ class Reconciler:
             ],
             taken=owned.keys(),
             in_flight=[_sent(job, offset) for job in jobs if job.state is JobState.SUBMITTING],
-            since=books.since + offset,
-            is_complete=books.is_complete,
-            charges=books.charges,
-            charges_since=books.charges_since,
+            since=lists.since + offset,
+            is_complete=lists.is_complete,
+            charges=lists.charges,
+            charges_since=lists.charges_since,
             offset=offset,
         )
-        if books.tasks is None:
+        if lists.tasks is None:
             return records
         waiting = [job for job in jobs if job.state.is_unanswered]
         wanted = {job.prompt_hash for job in waiting}
         rows: list[Coroutine[Any, Any, Listed]] = []
+        others: list[Listed] = []
         proofs = 0 if is_search else MAX_PROOFS
-        for task in books.tasks:
+        for task in lists.tasks:
             job = next((owned[one] for one in task.ids if one in owned), None)
             if job is not None:
                 may_ask = proofs > 0 and job.prompt_hash is not None
@@ -248,11 +249,14 @@ class Reconciler:
                 proofs -= may_ask
             elif not is_search or not await self._has_owner(sessions, task):
                 bare = _bare(task)
-                fitting = [one for one in waiting if records.fit(_sent(one, offset), bare)]
-                if fitting:
+                near = [one for one in waiting if records.may_be(_sent(one, offset), bare)]
+                fitting = [one for one in near if records.fit(_sent(one, offset), bare)]
+                if near and not fitting:
+                    others.append(bare)
+                elif fitting:
                     official = all(is_official(one.endpoint) for one in fitting)
                     rows.append(self._row(sessions, task, wanted, is_official=official))
-        return attrs.evolve(records, listed=await asyncio.gather(*rows))
+        return attrs.evolve(records, listed=[*await asyncio.gather(*rows), *others])
 
     async def _has_owner(self, sessions: "Sessions", task: AccountTask) -> bool:
         """Return whether a submission has a listed task, for a search that reads few rows."""
@@ -302,8 +306,8 @@ class Reconciler:
             if prompts:
                 self._shown[task.task_id] = row
             return row
-        # Without the feed, the list may be right about a prompt and not about its absence, since it
-        # cuts prompts off. Which of several ids is the one to use, only the feed says.
+        # The list alone may confirm a prompt but not its absence, since it truncates prompts. Which
+        # of several ids is the right one, only the feed shows.
         return attrs.evolve(bare, prompts=listed & wanted if len(task.ids) == 1 else frozenset())
 
     async def _settle(
@@ -334,28 +338,28 @@ class Reconciler:
         return True
 
 
-async def _read(sessions: "Sessions", doubts: Sequence[Job], *, is_search: bool) -> Books:
-    """Read the lists, from before the first doubt was sent until its task must have come."""
+async def _read(sessions: "Sessions", doubts: Sequence[Job], *, is_search: bool) -> Lists:
+    """Read the lists, from before the first doubt was sent until its task must be listed."""
     late, now = sessions.settings.timeouts.late, sessions.settings.clock.wall()
     sent = [job.submitted_at or 0.0 for job in doubts]
     since = min(sent) - SLACK - (0.0 if is_search else late)
-    books = Books(since, now)
+    lists = Lists(since, now)
     if sessions.account is not None:
         until = min(now, max(sent) + late) + SLACK
-        books = Books(since, now, *await account_tasks(sessions, since, until))
+        lists = Lists(since, now, *await account_tasks(sessions, since, until))
     if is_search:
-        return books
+        return lists
     try:
         log = await key_log(sessions)
     except RunwayError as error:
-        # Gateways allow few requests for it, and the list is enough.
+        # Gateways allow few requests for the log, and the list is enough.
         if sessions.account is None or isinstance(error, UsageError):
             raise
-        return books
+        return lists
     if sessions.account is None and log.server_time is not None:
         ahead = log.server_time - sessions.settings.clock.wall()
-        books = attrs.evolve(books, offset=ahead if abs(ahead) > SLACK / 5 else 0.0)
-    return attrs.evolve(books, log=log)
+        lists = attrs.evolve(lists, offset=ahead if abs(ahead) > SLACK / 5 else 0.0)
+    return attrs.evolve(lists, log=log)
 
 
 async def _hashed(sessions: "Sessions", *prompts: str | None) -> frozenset[str]:
@@ -364,7 +368,7 @@ async def _hashed(sessions: "Sessions", *prompts: str | None) -> frozenset[str]:
     return frozenset(await sessions.ledger.hash_prompts(texts) if texts else ())
 
 
-def _said(reason: Reason, verdict: Verdict) -> str:
+def _text_of(reason: Reason, verdict: Verdict) -> str:
     """Return a reason as a user reads it."""
     charges, doubts = verdict.charges or (1, 1)
     if charges >= doubts:

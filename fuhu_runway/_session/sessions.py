@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
 MINUTE: Final = 60.0
 """How much longer an accepted submission is remembered than a doubt may need it, and how often
-submits under a name in doubt have the lists read, in seconds; gateways limit both lists."""
+submits under a name in doubt read the lists, in seconds; gateways limit both lists."""
 
 
 class Sessions:
@@ -274,7 +274,7 @@ class Sessions:
                 self.hooks.emit(events.ReconciliationFailed(type(error).__name__))
 
     async def reconcile_again(self) -> bool:
-        """Reconcile if that is possible and was not tried in the last minute; return whether."""
+        """Reconcile unless it is impossible or was tried in the last minute; return whether."""
         now = self.settings.clock.wall()
         if self.account is None or now - self._reconciled_at < MINUTE:
             return False
@@ -359,7 +359,7 @@ class Sessions:
         return None if job is None else self.task_of(job)
 
     def remembered(self, custom_id: str) -> Task | None:
-        """Return the task that was submitted under a name, as far as it is in memory."""
+        """Return the task that was submitted under a name, if it is still in memory."""
         name = self.names.tasks.get(custom_id)
         if name is None:
             return None
@@ -491,8 +491,8 @@ class Sessions:
         return wire.hiding(self.receiver.token(address))
 
     def hiding_handles(self, wire: Request) -> Request:
-        """Return a request without a handle, which hides the secrets of all handles."""
-        # The references are copied at once, since other threads may go on.
+        """Return a request that belongs to no handle, and hides the secrets of all handles."""
+        # The references are copied at once, since other threads may be running.
         handles = (handle() for handle in self.handles.valuerefs())
         return wire.hiding(*(text for task in handles if task for text in task.secrets()))
 

@@ -1,9 +1,9 @@
 """
 The lists of an account: its tasks, and what its key was charged. Pure functions.
 
-Both routes belong to the gateway's own web page. Other gateways answer them with a page, a redirect
-or a 404: that is `NotFound`. An empty list proves nothing, since some gateways send one where they
-should send an error.
+Both routes belong to the gateway's web interface. Other gateways respond with a web page, a
+redirect or a 404: that is `NotFound`. An empty list proves nothing, since some gateways send one
+where they should send an error.
 """
 
 import json
@@ -37,7 +37,7 @@ from .tables import Sense, dialect_of
 PAGE_SIZE: Final = 100
 """How many rows to ask for: the most that a gateway sends (api-facts 11 row 19)."""
 MAX_DEPTH: Final = 5
-"""How many levels deep a prompt is searched for in what the upstream has said about a task."""
+"""How many levels deep the upstream's response is searched for a prompt."""
 _ACTION: Final = re.compile(tables.ACTION_IN_CONTENT, re.IGNORECASE)
 
 # Models to bytes
@@ -65,7 +65,7 @@ def ask_tasks(
 
 
 def ask_log(gateway: Gateway, key: str) -> Request:
-    """Return the request for the log of *key*, which is in its address and in its header."""
+    """Return the request for the log of *key*, which is in its URL and in its header."""
     bare = bare_request(tables.KEY_LOG, gateway, key)
     headers = {**bare.headers, "Authorization": f"Bearer {key}"}
     url = f"{bare.url}?{urlencode({tables.API_KEY_NAME: key})}"
@@ -83,7 +83,7 @@ def read_tasks(reply: Reply) -> TaskPage:
         Unauthorized: The access token or the user id is wrong.
         NotFound: The gateway has no such list.
         GatewayError: The gateway refused for another reason; the subclass says how.
-        UnreadableReply: It is no list.
+        UnreadableReply: The response is not a list.
     """
     rows, data = _rows(reply, "list of the account's tasks", "FUHU_ACCESS_TOKEN and FUHU_USER_ID")
     tasks = (_task_in(row, reply.request) for row in rows)
@@ -104,7 +104,7 @@ def read_log(reply: Reply) -> KeyLog:
         Unauthorized: The gateway does not know the key.
         NotFound: The gateway has no such log.
         GatewayError: The gateway refused for another reason; the subclass says how.
-        UnreadableReply: It is no log.
+        UnreadableReply: The response is not a log.
     """
     rows, data = _rows(reply, "log of the key", "the key")
     moments = (values.instant_in(row.get(tables.CHARGE_ROW["charged_at"])) for row in rows)
@@ -128,13 +128,13 @@ def _rows(reply: Reply, what: str, secret: str) -> tuple[list[dict[str, Any]], M
         return _rows_in(reply)
     except GatewayError as refused:
         failure = refused
-    # A page or a redirect is the gateway's web page, or that of another service at the address.
+    # A web page or a redirect comes from the gateway's console, or from another service.
     is_page = not failure.body and (reply.status < 400 or reply.status in {404, 405})
     if isinstance(failure, NotFound) or is_page:
         failure = NotFound(
             f"The gateway has no {what} at this address: it answered with status {reply.status}",
             "Nothing was charged: the request only reads.",
-            "Look at the list on the gateway's own page; it may not be offered to programs.",
+            "Check the list on the gateway's web pages; programs may have no access to it.",
             None,
             failure.request_id,
             reply.status,
@@ -142,7 +142,7 @@ def _rows(reply: Reply, what: str, secret: str) -> tuple[list[dict[str, Any]], M
     elif isinstance(failure, Unauthorized):
         failure.advice = f"Check {secret} on the gateway's account page."
     elif isinstance(failure, RateLimited) and failure.retry_after is None:
-        # These routes count requests over many minutes: another one soon would be refused too.
+        # These routes count requests over many minutes: a retry soon would be refused, too.
         failure.fate = Fate.REJECTED
     raise failure
 
@@ -166,7 +166,7 @@ def _rows_in(reply: Reply) -> tuple[list[dict[str, Any]], Mapping[str, Any]]:
 
 
 def _is_accepted(body: Mapping[str, Any]) -> bool:
-    """Return whether an answer says of itself that it is no refusal."""
+    """Return whether a body says that the request succeeded."""
     words = {"0", "200", "success", "true"}
     return body.get("success") is True or str(body.get("code")).lower() in words
 
@@ -205,7 +205,7 @@ def _task_in(row: dict[str, Any], request: Request) -> AccountTask | None:
 
 
 def _record_in(row: dict[str, Any], task_id: str, request: Request) -> TaskRecord | None:
-    """Return what a row says about its task, read as the feed's own answer."""
+    """Return what a row says about its task, parsed like a response of the feed."""
     try:
         body = json.dumps({**row, tables.TASK_ID_KEY: task_id}).encode()
         return read_task(Reply(request, 200, {}, body))

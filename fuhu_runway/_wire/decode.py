@@ -420,7 +420,7 @@ def _weigh(
     if TaskState.SUCCEEDED in states:
         return TaskState.FAILED if refunded or against else TaskState.SUCCEEDED
     if refunded and TaskState.UNKNOWN in states:
-        return TaskState.FAILED  # points are given back only for tasks that ended without a clip
+        return TaskState.FAILED  # points are refunded only for tasks that ended without a clip
     # The response to a submit may have no status at all (api-facts 1.2).
     unfinished = (TaskState.RUNNING, TaskState.QUEUED, TaskState.UNKNOWN)
     return next((state for state in unfinished if state in states), TaskState.QUEUED)

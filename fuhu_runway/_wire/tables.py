@@ -377,7 +377,7 @@ FILE_URL_KEY: Final = "url"
 # --- the account ---------------------------------------------------------------------------------
 
 ACCOUNT_TASKS: Final = ENDPOINTS["account_tasks"]
-"""The account's tasks, newest first; the access token of the account in place of the key."""
+"""The account's tasks, newest first; it needs the account's access token instead of the key."""
 KEY_LOG: Final = ENDPOINTS["key_log"]
 """What a key was charged; older gateways read it from the address, newer ones from the header."""
 USER_HEADERS: Final = (
@@ -409,7 +409,7 @@ INPUT_KEY: Final = "input"
 """Where the properties of a task have its prompt; most gateways leave it empty for videos."""
 PROMPT_KEYS: Final = ("prompt", "promptText", "prompt_text", "text_prompt")
 MODEL_KEYS: Final = ("origin_model_name", "upstream_model_name", "model", "model_name")
-"""The first is the model that was asked for; a gateway may pass another one on."""
+"""The first is the model that was requested; a gateway may pass on another one."""
 KINDS_BY_ACTION: Final[tuple[tuple[tuple[str, ...], type, type], ...]] = (
     (("actone", "acttwo", "character"), ActOne, OfficialCharacterPerformance),
     (("aleph",), Aleph, OfficialVideoToVideo),

@@ -61,9 +61,9 @@ async def reconcile(
     screen: Screen,
 ) -> int:
     """
-    Settle the jobs in doubt in a journal by the gateway's own lists, and save the clips found.
+    Settle a journal's jobs in doubt by the gateway's own lists, and save the clips found.
 
-    Free, and submits nothing. A job stays in doubt unless the lists prove what became of it.
+    Free, and submits nothing. A job stays in doubt unless the lists prove what happened to it.
     FUHU_ACCESS_TOKEN and FUHU_USER_ID, from the gateway's account page, give the list of tasks;
     without them, the log of the key only shows what was charged.
 
@@ -120,12 +120,12 @@ def _print_report(
         )
         for one in report.left
     ]
-    print_table([("key", "input", "why it is left", "tasks that fit"), *rows])
+    print_table([("key", "input", "reason", "tasks that fit"), *rows])
     if any(one.task_ids for one in report.left):
         command = f"fuhu-runway resolve {as_typed(journal)}"
-        screen.say(f"If one of the tasks is the right one: {command} KEY --task-id ID")
+        screen.say(f"If you know which task is the right one: {command} KEY --task-id ID")
     command = f"fuhu-runway jobs {as_typed(journal)} --state in-doubt"
-    screen.say(f"What else can be done: {command}")
+    screen.say(f"For what else you can do: {command}")
 
 
 async def audit(
@@ -157,12 +157,12 @@ async def audit(
     """
     state_file = _check(target, journal, out=out or _folder_of(journal) if adopt else None)
     if (adopt and ignore) or (tasks and not adopt and not ignore):
-        happened = "audit needs --adopt or --ignore, and not both, to do something with tasks."
+        happened = "audit needs either --adopt or --ignore to change anything, not both."
         raise usage_error("tasks", happened, "Use the one that applies.")
     if not _has_account(target):
         raise usage_error(
             "account",
-            "The account of the gateway is not known.",
+            "No account is set.",
             f"Set {TOKEN_VARIABLE} and {USER_VARIABLE}, as the gateway's account page shows them.",
         )
     async with contextlib.AsyncExitStack() as stack:
@@ -171,7 +171,7 @@ async def audit(
         found = await client.audit(since=since)
         chosen = _chosen(found, tasks, journal)
         if adopt:
-            # Unless it is named, a task that failed is left: it has no clip.
+            # A task that failed is skipped unless it is named: it has no clip.
             wanted = [task for task in chosen if tasks or task.state not in DEAD_ENDS]
             jobs = await _adopted(client, store, wanted, screen)
             tally, out = Tally(len(jobs)), out or _folder_of(journal)
@@ -192,7 +192,7 @@ def _has_account(target: Target) -> bool:
 
 
 def _check(target: Target, journal: JournalPlace, *, out: Path | None) -> Path | None:
-    """Raise unless it can be run; return the state file of a simulated gateway."""
+    """Raise unless the command can run; return the state file of a simulated gateway."""
     from fuhu_runway.paths import check_folder
 
     state_file = state_file_beside(journal)
@@ -205,13 +205,13 @@ def _check(target: Target, journal: JournalPlace, *, out: Path | None) -> Path |
 async def _adopted(
     client: "Client", store: BaseJournal, tasks: list[AccountTask], screen: Screen
 ) -> list[Job]:
-    """Return the rows of the tasks that the feed knows, and say which ones it does not."""
+    """Return the rows of the tasks that the feed knows, and report the others."""
     jobs: list[Job] = []
     for task in tasks:
         try:
             await client.adopt(task)
         except errors.NotFound as error:
-            screen.say(f"{task.task_id} is left: {error.happened} {error.advice}")
+            screen.say(f"{task.task_id} was not adopted: {error.happened} {error.advice}")
         else:
             jobs += filter(None, [await store.find(task.task_id)])
     return jobs

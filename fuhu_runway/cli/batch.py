@@ -126,7 +126,7 @@ def batch(
 
 @contextlib.asynccontextmanager
 async def opened(place: JournalPlace) -> AsyncIterator[BaseJournal]:
-    """Yield a journal. While one in a file is open here, no other process can open it."""
+    """Yield a journal. While a file is open here, no other process can open it."""
     journal = journal_at(place)
     try:
         await journal.counts()  # raises first if anything is wrong with it
@@ -297,7 +297,7 @@ def _places(options: Options) -> tuple[Path | str, Path]:
     if options.journal is None:
         raise usage_error(
             "journal",
-            "The clips go to an object store, where a journal cannot be.",
+            "The clips go to an object store, which cannot hold the journal.",
             "Add --journal journal.db, or another file on this machine.",
         )
     return options.out, options.journal.parent

@@ -40,7 +40,7 @@ EXIT_CODES: Final = {
         "`doctor` found something that does not fit."
     ),
     70: "A bug in this program.",
-    75: "A worker of a fleet could not reach the database for its lease. Start it again.",
+    75: "A worker of a fleet could not reach the database for too long. Start it again.",
     130: "Stopped by Ctrl-C (143: by SIGTERM; 129: because the terminal closed).",
 }
 EXIT_OF: Final = (

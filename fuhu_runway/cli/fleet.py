@@ -46,9 +46,9 @@ app: Final = App(
 @app.command
 async def init(*, output: Output = OUTPUT, screen: Screen) -> None:
     """
-    Make the tables in the database: once, and after an update.
+    Create the tables in the database: run it once, and after each update.
 
-    Free. Tables that are there and up to date stay as they are.
+    Free. Tables that exist and are up to date are not changed.
     """
     await new_fleet().init()
     screen.info("The tables are ready. Enqueue with: fuhu-runway fleet enqueue FILE")
@@ -67,10 +67,10 @@ def enqueue(
     output: Output = OUTPUT,
 ) -> int:
     """
-    Hand every entry of a file to the workers.
+    Add every entry of a file to the queue.
 
-    The workers spend points for each one. The same file again adds nothing: no entry is paid for
-    twice.
+    The workers spend points for each entry. Enqueuing the same file again adds nothing: no entry is
+    paid for twice.
 
     Args:
         file: Requests: .txt (one prompt per line), .jsonl or .csv; - reads prompts from stdin.
@@ -108,10 +108,10 @@ class Work:
         out: Folder for the clips that all machines see, or the URL of an object store, such as
             s3://clips/spring/.
         in_flight: How many jobs this worker may have at once; a waiting job costs little.
-        rate: Requests per second of the key, by all workers together; by default learned.
-        tasks: Unfinished tasks of the key, of all workers together; by default unlimited.
+        rate: Requests per second, of all workers together; by default the workers find it.
+        tasks: Unfinished tasks, of all workers together; by default unlimited.
         max_points: Submit nothing more once all workers have spent this many points.
-        lease: Seconds without a sign of life after which a worker's jobs go to others.
+        lease: Seconds without a heartbeat after which a worker's jobs go to others.
         grace: Seconds to follow running jobs after Ctrl-C, before they go to others.
         timeout: How long to wait for each clip, in seconds.
     """
@@ -138,12 +138,12 @@ async def work(
     screen: Screen,
 ) -> int:
     """
-    Carry out the jobs that were enqueued, on this machine, until Ctrl-C.
+    Run a worker: carry out enqueued jobs until Ctrl-C.
 
-    Spends points for each job. Ctrl-C takes no new jobs and follows the running ones; a second
-    Ctrl-C stops at once. A worker that dies loses nothing: the others continue its jobs.
+    Spends points for each job. After Ctrl-C, it takes no new jobs and follows the running ones; a
+    second Ctrl-C stops it at once. If it dies, nothing is lost: the others continue its jobs.
     """
-    # No person need be watching: what delays the work, or puts money at risk, is shown.
+    # A worker may run unattended, so what delays the work or puts money at risk is logged.
     hooks.LOGGER.setLevel(min(hooks.LOGGER.level, logging.WARNING))
     progress = Progress()
     fleet = new_fleet(
@@ -165,7 +165,7 @@ async def work(
         await fleet.work(in_flight=options.in_flight, grace=options.grace, signals=False)
     except asyncio.CancelledError:
         screen.close()
-        screen.stop(f"This worker: {progress}.", "The other workers, or the next, continue.")
+        screen.stop(f"This worker: {progress}.", "Other workers continue.")
         raise
     except CutOff as error:
         screen.close()
@@ -208,16 +208,16 @@ async def status(*, output: Output = OUTPUT, screen: Screen) -> None:
 @app.command
 async def cancel(job: str, /, *, output: Output = OUTPUT, screen: Screen) -> None:
     """
-    End a job: before it is sent, it is gone; after that, its task is followed no more.
+    Cancel a job that was not sent, or stop following its task.
 
-    Free. A task that was paid for goes on at the gateway.
+    Free. A task that was paid for continues at the gateway.
 
     Args:
         job: Name that `jobs` shows, task id, or beginning of the key.
     """
     async with new_fleet() as fleet:
         name = job
-        with contextlib.suppress(UsageError):  # before a worker takes it up, it has no row
+        with contextlib.suppress(UsageError):  # it has no row until a worker takes it
             name = (await pick(fleet.journal, job)).key
         try:
             ended = await fleet.cancel(name)
@@ -227,10 +227,10 @@ async def cancel(job: str, /, *, output: Output = OUTPUT, screen: Screen) -> Non
     if output.json:
         print_row({"job": ended and job_row(ended)}, output)
     elif ended is None:
-        write(sys.stdout, "gone: it was not sent, and nothing was charged")
+        write(sys.stdout, "cancelled: it was not sent, and nothing was charged")
     else:
         print_job(ended, output)
-        screen.say("It is followed no more. Its task goes on, and may be paid for.")
+        screen.say("It is no longer followed. Its task continues, and may be paid for.")
 
 
 def new_fleet(**settings: Any) -> "Fleet":

@@ -1,7 +1,7 @@
 """
 The demonstration of a fleet: everything on this machine, and one worker is killed.
 
-Rule 1: the simulated gateway's ledger is the judge, beside the journal and the files.
+Rule 1: the result is judged by the simulated gateway's ledger, the journal and the files.
 Rule 2: nothing is left at the end: no process, no folder, no database.
 """
 
@@ -42,7 +42,7 @@ IN_FLIGHT: Final = 8
 """Jobs that a worker has at once."""
 
 LEASE: Final = 5.0
-"""Seconds without a sign of life after which a worker's jobs go to others; 30 by default."""
+"""Seconds without a heartbeat after which a worker's jobs go to others; 30 by default."""
 
 SPEED: Final = 20.0
 """A job of 100 s takes 5 s."""
@@ -57,9 +57,9 @@ async def demo(
     """
     Show on this machine what happens when a worker is killed: no key, no cost.
 
-    Starts a Postgres of its own, or makes a database on the server of FUHU_DATABASE_URL; then a
+    Starts a Postgres of its own, or creates a database on the server of FUHU_DATABASE_URL, then a
     simulated gateway and three workers, one of which it kills while its jobs are paid for. At the
-    end, the gateway's ledger stands beside the journal. Nothing else is left.
+    end, it prints the gateway's ledger beside the journal, and removes everything that it made.
 
     Args:
         prompts: How many clips to generate.
@@ -175,7 +175,7 @@ async def _carried_out(
         await asyncio.wait({following, *exits}, return_when=asyncio.FIRST_COMPLETED)
         if not following.done():
             *_, last = ["", *log.read_text(errors="replace").splitlines()]
-            happened = f"A worker of the demonstration has ended by itself: {last}"
+            happened = f"A worker of the demonstration stopped unexpectedly: {last}"
             raise UsageError(happened, "No points were at stake.", "Please report it.")
         following.result()
     finally:
@@ -195,7 +195,7 @@ async def _follow(fleet: "Fleet", victim: Process, total: int, screen: Lines) ->
             below = f"{running:,} running, {busy} workers"
             screen.board(f"{over:,} of {total:,}", over / total, "", below)
             show_at = CLOCK.now() + screen.interval
-        # More tasks than the other workers can have; late at the latest.
+        # Once more tasks were submitted than the other workers can have, and near the end anyway.
         is_time = running > (WORKERS - 1) * IN_FLIGHT or 2 * over > total
         if victim.returncode is None and is_time:
             victim.kill()
@@ -250,8 +250,8 @@ class Verdict:
     clips: int
     #: Tasks of the ledger that are in the journal.
     known: int
-    #: What nothing accounts for: jobs that have not ended, tasks that are neither in the journal
-    #: nor in doubt, and clips that are said to be saved and are not there.
+    #: What was lost: jobs that have not ended, tasks that are neither in the journal nor in doubt,
+    #: and clips that the journal has as saved and that are not there.
     lost: int
 
     @property

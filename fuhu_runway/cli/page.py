@@ -60,7 +60,7 @@ def page(title: str, cards: Sequence[Card], made_at: str) -> str:
     counts = ", ".join(f"{count:,} {state}" for state, count in states.items()) or "no jobs"
     spent = sum(card.points or 0.0 for card in cards if not card.refunded)
     back = sum(card.points or 0.0 for card in cards if card.refunded)
-    points = f"{spent:,.10g} points spent, {back:,.10g} given back"
+    points = f"{spent:,.10g} points spent, {back:,.10g} refunded"
     return "\n".join(
         [
             f'{MARK}<html lang="en">',
@@ -82,7 +82,7 @@ def page(title: str, cards: Sequence[Card], made_at: str) -> str:
 def _article(card: Card) -> str:
     points = None
     if card.points is not None:
-        points = f"{card.points:,.10g} points{' (given back)' if card.refunded else ''}"
+        points = f"{card.points:,.10g} points{' (refunded)' if card.refunded else ''}"
     took = None if card.took is None else f"took {_seconds(card.took)}"
     facts = filter(None, (card.name, card.source, points, took, card.sent, card.task_id))
     parts = [

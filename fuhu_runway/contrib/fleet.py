@@ -81,7 +81,7 @@ class Status:
     running: int
     #: The jobs in doubt: they may have been accepted.
     doubts: list[Job]
-    #: The points that were spent and not given back.
+    #: The points that were spent and not refunded.
     points: float
     #: Requests per second of all workers together; None while they are not limited.
     rate: float | None

@@ -7,10 +7,8 @@ Rule 2: an outcome is tried until it is written. What precedes a request is give
 since nothing was sent.
 """
 
-import contextlib
 import itertools
 import math
-import os
 import queue
 import secrets
 import threading
@@ -18,16 +16,13 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, ClassVar, Final, TypeVar
-from weakref import WeakSet
 
 import attrs
 
-from fuhu_runway._journal.actions import Action
-from fuhu_runway._journal.notes import Note, note_of, write
-from fuhu_runway._journal.plans import nth
-from fuhu_runway._journal.writer import Call, Calls, Writer, report
-from fuhu_runway.hooks import Event
-from fuhu_runway.journal import BaseJournal, Job, Plan
+from fuhu_runway._journal.actions import Action, nothing
+from fuhu_runway._journal.notes import Note, write
+from fuhu_runway._journal.writer import Call, Calls, report
+from fuhu_runway.journal import BaseJournal, Job, Plan, nth
 
 from ._postgres import Away, Link, options_of, out_of_reach
 
@@ -114,11 +109,7 @@ class PostgresJournal(BaseJournal):
         self._wait = wait
         self._owner: str = secrets.token_hex(8)
         self._seen: Counter[str] = Counter()
-        self._writer = Writer(self._work)
-        _JOURNALS.add(self)
-
-    def __repr__(self) -> str:
-        return f"<PostgresJournal {self.name} {'open' if self._writer.is_open else 'closed'}>"
+        super().__init__(self._work)
 
     @property
     def name(self) -> str:
@@ -127,7 +118,7 @@ class PostgresJournal(BaseJournal):
 
     async def init(self) -> None:
         """Make the tables, or bring those of an older version up to date; else do nothing."""
-        await self._writer.run(_Task(_nothing, is_init=True))
+        await self._writer.run(_Task(nothing, is_init=True))
 
     async def start_run(self) -> None:
         """Count occurrences of equal requests from zero."""
@@ -143,40 +134,8 @@ class PostgresJournal(BaseJournal):
         self._seen[mark] += 1
         return await self.plan(attrs.evolve(plan, key=nth(mark, self._seen[mark])), now)
 
-    def note(self, event: Event) -> None:
-        """
-        Write that a task ended, or that its clip was saved or handed out; a listener for `hooks`.
-
-        Each row with the task's id takes the step, if it is legal; other tasks are ignored.
-        """
-        note = note_of(event, time.time())
-        if note is not None:
-            self._writer.send(Call(_Notes([note])))
-
-    async def flush(self) -> None:
-        """
-        Return once everything that was noted is on disk.
-
-        Raises:
-            JournalError: The database is away for longer than *wait*; it is written later.
-        """
-        await self._perform(_nothing)
-
-    async def aclose(self) -> None:
-        """
-        Write what is outstanding and disconnect; using the journal connects again.
-
-        What cannot be written within *wait* seconds is lost, and logged.
-        """
-        await self._writer.aclose()
-
-    async def _shown(self) -> list[Job]:
-        was_open = self._writer.is_open
-        try:
-            return await self.jobs()
-        finally:
-            if not was_open:
-                await self.aclose()
+    def _write(self, note: Note) -> None:
+        self._writer.send(Call(_Notes([note])))
 
     async def _perform(
         self,
@@ -241,21 +200,6 @@ class PostgresJournal(BaseJournal):
 
 _PARENTS: Final[list[Link]] = []
 """Connections that a forked child must not close."""
-
-_JOURNALS: Final["WeakSet[PostgresJournal]"] = WeakSet()
-
-
-def _after_fork() -> None:
-    for journal in _JOURNALS:
-        journal._start_over()  # noqa: SLF001  (of this module)
-
-
-with contextlib.suppress(AttributeError):  # Windows has no fork
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def _nothing() -> Action[None]:
-    yield from ()
 
 
 def _collect(todo: Calls, waiting: deque[Call], timeout: float | None) -> bool:

@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
-from typing import Any, Final, Self
+from types import SimpleNamespace
+from typing import Any, Final, Self, cast
 from urllib.parse import urlsplit
 
 import attrs
@@ -25,7 +26,7 @@ from support.media import PNG
 from fuhu_runway import Item, Limits, TextToVideo
 from fuhu_runway.batch import plan_for
 from fuhu_runway.contrib._fleet import queue, worker
-from fuhu_runway.contrib._fleet.queue import PAUSE, Connector, Queue
+from fuhu_runway.contrib._fleet.queue import PAUSE, Connector, Queue, Waiting
 from fuhu_runway.contrib._fleet.requests import packed, unpacked
 from fuhu_runway.contrib.fleet import CutOff, Enqueued, Fleet
 from fuhu_runway.contrib.local_postgres import LocalPostgres
@@ -377,6 +378,17 @@ async def test_the_status_counts_jobs_and_workers(fleet: Fleet, gateway: Simulat
     assert now.jobs[JobState.IN_DOUBT] == 1
 
 
+async def test_a_job_that_is_forgotten_meanwhile_has_no_outcome(fleet: Fleet) -> None:
+    """While outcomes are read, a job may be forgotten that has not come up yet."""
+    await fleet.enqueue(NAMED)
+    await ended(fleet)
+    outcomes = fleet.outcomes()
+    first = await anext(outcomes)
+    [other] = [job for job in await fleet.journal.jobs() if job != first]
+    await fleet.journal.forget(other.key)
+    assert [job async for job in outcomes] == []
+
+
 # What a worker does
 
 
@@ -526,6 +538,19 @@ async def test_nothing_is_sent_once_the_points_are_spent(
     assert await fleet.left() == 1
 
 
+async def test_a_task_that_takes_longer_is_followed_again(
+    made: Made, fleet: Fleet, gateway: Simulator, database_url: str
+) -> None:
+    """A job whose task has not ended in time goes back into the queue, and is paid once."""
+    gateway.script("a kitten", takes=1000.0)
+    await fleet.enqueue(NAMED[:1])
+    async with made(timeout=0.05) as hasty, working(hasty):
+        await happens(lambda: later(hasty))
+    rows(database_url, "UPDATE procrastinate_jobs SET scheduled_at = NULL")
+    assert (await ended(fleet))["order-1"].state is JobState.SAVED
+    assert len(gateway.tasks) == 1
+
+
 async def test_nothing_is_sent_for_a_while_after_the_key_was_refused(
     fleet: Fleet, gateway: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -617,6 +642,34 @@ async def test_a_doubt_that_a_person_settles_goes_on_by_itself(
     assert len(gateway.tasks) == 2
 
 
+async def test_a_worker_whose_entry_is_gone_ends_its_job(
+    fleet: Fleet, gateway: Simulator, database_url: str
+) -> None:
+    """The job of a worker that others took for dead is saved, and the worker goes on."""
+    gateway.script("a kitten", takes=2000.0)
+    await fleet.enqueue(NAMED)
+    async with working(fleet, in_flight=1):
+        await until(lambda: gateway.tasks)
+        rows(database_url, "DELETE FROM procrastinate_jobs")
+        assert {job.state async for job in fleet.outcomes()} == {JobState.SAVED}
+    assert len(gateway.tasks) == 2
+
+
+async def test_a_worker_goes_on_after_a_defect(fleet: Fleet, database_url: str) -> None:
+    """A job that no worker can read is delivered again after the length of a lease."""
+    await fleet.enqueue(NAMED[:1])
+    [(body,)] = rows(database_url, "SELECT body FROM fuhu_request")
+    rows(database_url, "UPDATE fuhu_request SET body = 'nonsense'")
+
+    async def is_dropped() -> bool:
+        return not rows(database_url, "SELECT FROM procrastinate_jobs")
+
+    async with working(fleet):
+        await happens(is_dropped)
+        rows(database_url, "UPDATE fuhu_request SET body = %s", body)
+        assert {job.state async for job in fleet.outcomes()} == {JobState.SAVED}
+
+
 async def test_an_entry_whose_fetch_got_no_reply_is_put_back(
     fleet: Fleet, gateway: Simulator, database_url: str
 ) -> None:
@@ -658,6 +711,57 @@ async def test_a_worker_that_is_cut_off_ends(
             await work
     assert "The database cannot be reached. Everything waits for it." in caplog.text
     assert server.url not in caplog.text
+
+
+async def test_a_worker_without_jobs_ends_while_the_database_is_gone(gateway: Simulator) -> None:
+    """A worker that has nothing to write down does not wait for the database to end."""
+    with LocalPostgres() as server:
+        one = Fleet(server.url, api_key=gateway.api_key, base_url=gateway.base_url, lease=2.0)
+        await one.init()
+        work = asyncio.create_task(one.work(signals=False))
+
+        async def has_begun() -> bool:
+            return work.done() or bool((await one.status()).workers)
+
+        await happens(has_begun)
+        await asyncio.to_thread(server.stop)
+        with pytest.raises(CutOff):
+            await work
+
+
+def worker_of(**queue: Any) -> worker.Worker:
+    """Return a worker that has this much of a queue, and no client to send with."""
+    parts: dict[str, Any] = {"journal": None, "client": None, "tasks_in_flight": None}
+    rest: dict[str, Any] = {"options": {}, "seal": None, "lease": 0.0, "max_points": None}
+    return worker.Worker(queue=cast("Queue", SimpleNamespace(**queue)), **parts, **rest)
+
+
+async def test_a_job_that_arrives_at_the_cut_off_is_not_sent() -> None:
+    """A worker that was just cut off gives back what it gets, since others have its jobs."""
+
+    async def take(key: str) -> Waiting:
+        return Waiting(b"", is_sealed=False, state=JobState.PLANNED)
+
+    one = worker_of(take=take, connector=SimpleNamespace(is_cut_off=True))
+    context: Any = SimpleNamespace(job=SimpleNamespace(id=1, worker_id=1, attempts=0))
+    with pytest.raises(worker.Again):
+        await one.deliver(context, "id:order-1")
+
+
+async def test_a_pool_that_hides_the_cancelling_keeps_no_worker() -> None:
+    """Looking after dead workers ends when it is cancelled, whatever the database raises then."""
+    asked = asyncio.Event()
+
+    async def tend(lease: float) -> None:
+        asked.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        raise psycopg.OperationalError
+
+    tending = asyncio.create_task(worker_of(tend=tend).tend())
+    await asked.wait()
+    tending.cancel()
+    await tending
 
 
 async def test_a_worker_waits_for_a_database_that_is_gone(

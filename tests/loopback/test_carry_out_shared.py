@@ -115,7 +115,7 @@ async def test_a_late_response_settles_the_doubt(
 ) -> None:
     """A worker that was only slow goes on with its task, and the others find the clip."""
     slow, other, _ = workers
-    gateway.fault("submit", faults.Slow(300))
+    gateway.fault("submit", faults.Slow(1500))
     carrying = asyncio.create_task(slow.carry_out(ITEM, download_to=clips))
     await until(lambda: gateway.submitted)
     assert (await other.carry_out(ITEM, download_to=clips)).is_in_doubt
@@ -134,6 +134,9 @@ async def test_the_next_worker_follows_a_task_that_is_paid_for(
     await until(lambda: first.unfinished)
     dying.cancel()
     await asyncio.wait([dying])
+    # What the gateway answered is written even so, if not at once.
+    while not await journal_of(second).jobs(JobState.ACCEPTED):
+        pass
     outcome = await second.carry_out(ITEM, download_to=clips)
     assert outcome.path == clips / "order-1.mp4"
     assert outcome.resumed

@@ -147,8 +147,10 @@ async def generate_for_ever(client: Client, made: list[str]) -> None:
 async def test_nothing_is_sent_once_the_disk_is_full(gateway: Simulator, path: Path) -> None:
     """Each submission that was sent is in the file; the first that does not fit is not sent."""
     async with opened(path) as journal, quick_client(gateway, journal=journal) as client:
-        pages = await journal._run(lambda db: db.execute("PRAGMA page_count").fetchone()[0])
-        await journal._run(lambda db: db.execute(f"PRAGMA max_page_count={pages + 1}").fetchone())
+        pages = await journal._writer.run(lambda db: db.execute("PRAGMA page_count").fetchone()[0])
+        await journal._writer.run(
+            lambda db: db.execute(f"PRAGMA max_page_count={pages + 1}").fetchone()
+        )
         made: list[str] = []
         with pytest.raises(JournalError, match="full") as caught:
             await generate_for_ever(client, made)

@@ -1,7 +1,9 @@
 """Submissions in doubt are settled by the gateway's own lists, and by nothing else."""
 
 import asyncio
+import json
 import math
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from support.clock import until
 from support.receivers import receiving
 
 from fuhu_runway import Account, Client, Item, TextToVideo, Timeouts, errors
+from fuhu_runway._clock import LoopClock
+from fuhu_runway._session.matching import Reason
 from fuhu_runway.account import Left, Reconciliation
 from fuhu_runway.hooks import (
     DoubtSettled,
@@ -510,6 +514,51 @@ async def test_other_tasks_of_the_account_are_not_polled(gateway: Simulator) -> 
         client._sessions.account = Account(gateway.access_token, gateway.user_id)
         assert len((await client.reconcile()).not_accepted) == 1
     assert sum(seen.path == "/runway/feed" for seen in gateway.requests) == 5
+
+
+@pytest.mark.parametrize("is_logged", [True, False], ids=["log", "no log"])
+@pytest.mark.parametrize(
+    "shown",
+    [("A k…", "gen4"), ("a kitten", "gen3"), ("***", "gen3")],
+    ids=["prompt", "model", "both"],
+)
+async def test_a_task_without_an_owner_may_be_the_lost_one_in_other_words(
+    gateway: Simulator,
+    monkeypatch: pytest.MonkeyPatch,
+    shown: tuple[str, str],
+    *,
+    is_logged: bool,
+) -> None:
+    """Only the log of the key shows that a task with another prompt or model is another key's."""
+    then = math.floor(time.time()) - 3600
+    gateway.fault("submit", NEVER_SENT)
+    async with client_of(gateway, account=None, timeouts=Timeouts()) as client:
+        with monkeypatch.context() as patched:
+            patched.setattr(LoopClock, "wall", lambda _: then)
+            await in_doubt(client)
+            puppy = await client.generate("a puppy")
+        async with other_program(gateway) as other:
+            task = await other.generate(shown[0])
+        rows = [(puppy.id, "a puppy", "gen4"), (task.id, *shown)]
+        tasks = [
+            {
+                "task_id": task_id,
+                "submit_time": then,
+                "properties": {"input": prompt, "origin_model_name": model},
+            }
+            for task_id, prompt, model in rows
+        ]
+        charge = {"type": 2, "created_at": then, "content": "操作 generate", "quota": 5000}
+        items = {"page": 1, "page_size": 100, "total": 2, "items": tasks}
+        gateway.fault("tasks", faults.Answer(200, json.dumps({"success": True, "data": items})))
+        log = json.dumps({"success": True, "data": [charge] * is_logged})
+        gateway.fault("charges", faults.Answer(200, log))
+        client._sessions.account = Account(gateway.access_token, gateway.user_id)
+        if is_logged:
+            assert len((await client.reconcile()).not_accepted) == 1
+        else:
+            left = await reason_left(client)
+            assert (left.reason, left.task_ids) == (Reason.STRANGER, (task.id,))
 
 
 # Lists that cannot be used

@@ -292,7 +292,7 @@ async def test_changes_are_reported_as_they_come(gateway: Simulator) -> None:
 
 
 async def test_a_clip_fails_in_the_same_words_everywhere(gateway: Simulator) -> None:
-    """The points of a failed task are reported as given back, as the gateway has them."""
+    """The points of a failed task are reported as refunded, as the gateway has them."""
     gateway.script(then="fail")
     async with quick_client(gateway, polling=QUICK_POLLS) as client:
         with pytest.raises(TaskFailed) as caught:

@@ -24,22 +24,20 @@ class Job:
     accepted_at: float | None
     #: How it stands in the journal: "known", "in flight" or "in doubt".
     state: str
-    #: Whether its prompt is shown.
-    is_shown: bool
+    #: The prompt that is shown: none, its own, or one that the gateway has changed.
+    shown: frozenset[str]
 
     @property
     def row(self) -> Listed | None:
         """The row of its task."""
         if self.accepted_at is None:
             return None
-        shown = frozenset({self.sent.prompt or ""}) if self.is_shown else frozenset[str]()
-        return Listed(
-            f"t-{self.sent.key}", self.accepted_at, frozenset({self.sent.route}), None, shown
-        )
+        routes = frozenset({self.sent.route})
+        return Listed(f"t-{self.sent.key}", self.accepted_at, routes, None, self.shown)
 
 
 @st.composite
-def jobs(draw: st.DrawFn) -> list[Job]:
+def jobs(draw: st.DrawFn, changed: str = "???") -> list[Job]:
     """Draw up to eight submissions, of few kinds, prompts and sizes, so that many are equal."""
     made = []
     for number in range(draw(st.integers(0, 8))):
@@ -52,8 +50,8 @@ def jobs(draw: st.DrawFn) -> list[Job]:
         sent = Sent(str(number), route, f"{route} {prompt} {size}", sent_at, None, prompt)
         delay = draw(st.none() | st.integers(0, 6)) if state != "known" else draw(st.integers(0, 6))
         accepted_at = None if delay is None else sent_at + delay * LATE / 6
-        is_shown = state == "known" or draw(st.sampled_from([True, True, True, False]))
-        made.append(Job(sent, accepted_at, state, is_shown))
+        shown = prompt if state == "known" else draw(st.sampled_from([prompt] * 3 + ["", changed]))
+        made.append(Job(sent, accepted_at, state, frozenset({shown} - {""})))
     return made
 
 

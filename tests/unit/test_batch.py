@@ -1110,7 +1110,7 @@ async def test_old_failures_are_reported(tmp_path: Path) -> None:
     assert (client.submitted, client.attached) == ([], [])
     assert isinstance(outcome.error, TaskFailed)
     assert (outcome.task_id, outcome.error.task_id, outcome.resumed) == ("t-1", "t-1", True)
-    assert outcome.error.money == "The points were given back."
+    assert outcome.error.money == "The points were refunded."
 
 
 async def test_failed_jobs_can_be_submitted_again(tmp_path: Path) -> None:
@@ -1152,7 +1152,7 @@ async def test_a_failure_of_this_run_is_not_resumed(
     [
         ("InvalidRequest", 0, InvalidRequest, "Nothing was charged."),
         ("OutOfCredits", 0, OutOfCredits, "Nothing was charged."),
-        ("TaskFailed", 1, TaskFailed, "The points were given back."),
+        ("TaskFailed", 1, TaskFailed, "The points were refunded."),
         ("TaskFailed", 0, TaskFailed, "For the cost, see the outcome of that run."),
         ("JournalBusy", 0, TaskFailed, "For the cost, see the outcome of that run."),
         ("GoneSince", 0, TaskFailed, "For the cost, see the outcome of that run."),

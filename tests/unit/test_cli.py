@@ -687,7 +687,7 @@ def test_a_failed_task_is_1(run: Run, gateway: GatewayThread, ending: Any) -> No
     gateway.simulator.script(then=ending)
     done = run("generate", PROMPT)
     assert (done.code, done.out) == (1, "")
-    assert "points were given back" in done.err.splitlines()[-1]
+    assert "points were refunded" in done.err.splitlines()[-1]
     assert "Continue" not in done.err
 
 

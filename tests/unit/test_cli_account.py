@@ -137,7 +137,7 @@ def test_audit_leaves_what_has_no_clip(run: Run, gateway: GatewayThread) -> None
             lambda one, place=place: one.fault(place, faults.error(404, "task not found"), times=9)
         )
     done = run("audit", PATH, "--adopt")
-    assert (done.code, f"{unknown} is left" in done.err) == (0, True)
+    assert (done.code, f"{unknown} was not adopted" in done.err) == (0, True)
 
 
 def test_audit_ignores(run: Run, gateway: GatewayThread) -> None:
@@ -188,7 +188,7 @@ def test_audit_looks_since_a_date(run: Run, gateway: GatewayThread) -> None:
     ("tokens", "message"),
     [
         (["--adopt", "--ignore"], "not both"),
-        (["t-1"], "audit needs --adopt or --ignore"),
+        (["t-1"], "audit needs either --adopt or --ignore"),
         (["t-1", "--adopt"], "does not list a task t-1"),
         (["--since", "yesterday"], "--since"),
     ],
@@ -205,7 +205,7 @@ def test_a_wrong_audit_changes_nothing(
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        (["FUHU_ACCESS_TOKEN", "FUHU_USER_ID"], "The account of the gateway is not known."),
+        (["FUHU_ACCESS_TOKEN", "FUHU_USER_ID"], "No account is set."),
         (["FUHU_USER_ID"], "There is no user id of the account."),
         (["FUHU_ACCESS_TOKEN"], "There is no access token of the account."),
     ],

@@ -137,7 +137,7 @@ def test_a_result_has_the_documented_keys_and_no_secret(run: Run, gateway: Gatew
     assert Path(rows[0]["path"]).is_file()
     assert (rows[0]["points"], rows[0]["error"], rows[0]["resumed"]) == (320, None, False)
     assert (rows[1]["state"], rows[1]["error"], rows[1]["path"]) == ("failed", "TaskFailed", None)
-    assert rows[1]["money"] == "The points were given back."
+    assert rows[1]["money"] == "The points were refunded."
     assert rows[1]["prompt"] == "a secret puppy"
     assert "a secret" not in done.err
     message = done.err + Path("clips/results.jsonl").read_text()

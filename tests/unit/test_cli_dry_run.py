@@ -71,7 +71,7 @@ def test_a_dry_run_needs_no_key_and_leaves_nothing(run: Run) -> None:
 def test_the_points_are_the_median_of_the_same_kind(
     run: Run, change: Callable[..., object]
 ) -> None:
-    """Kind, model and seconds count; what was given back does not, and the rest is unknown."""
+    """Kind, model and seconds count; what was refunded does not, and the rest is unknown."""
     earlier = [FIRST.replace("one", name) for name in ("a", "b", "c", "d")]
     assert run(*earlier, options=("--simulate",)).code == 0
     for name, points in (("a", 100), ("b", 300), ("c", 200), ("d", 9000)):

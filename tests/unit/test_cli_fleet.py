@@ -209,7 +209,7 @@ def test_a_job_that_is_cancelled_in_time_is_not_sent(
     """It is gone, and costs nothing; a second time there is no such job."""
     Path("named.jsonl").write_text('{"prompt": "a kitten", "custom_id": "shot-7"}\n')
     run("fleet", "enqueue", "named.jsonl")
-    assert run("fleet", "cancel", "shot-7").out.startswith("gone: it was not sent")
+    assert run("fleet", "cancel", "shot-7").out.startswith("cancelled: it was not sent")
     done = run("fleet", "cancel", "shot-7")
     assert (done.code, "No job matches this name." in done.err) == (2, True)
     assert json.loads(run("fleet", "status", "--json").out)["ready"] == 0
@@ -226,7 +226,7 @@ def test_a_job_that_is_cancelled_too_late_is_paid_for(
     (job,) = json.loads(run("jobs", fleet, "--json").out)["jobs"]
     done = run("fleet", "cancel", job["key"][:6])
     assert (done.code, job["task_id"] in done.out) == (0, True)
-    assert "It is followed no more." in done.err
+    assert "It is no longer followed." in done.err
     assert json.loads(run("fleet", "cancel", job["key"], "--json").out)["job"]["key"] == job["key"]
 
 

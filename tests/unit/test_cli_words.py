@@ -260,7 +260,7 @@ def test_a_failed_task_is_an_object_with_its_id(run: Run, gateway: GatewayThread
     row = json.loads(run("generate", PROMPT, "--json").out)
     assert (row["error"], row["exit_code"]) == ("TaskFailed", 1)
     assert json.loads(run("feed", row["task_id"], "--json").out)["state"] == "failed"
-    assert "given back" in row["money"]
+    assert "refunded" in row["money"]
 
 
 def test_ctrl_c_is_an_object_with_the_task(run: Run, gateway: GatewayThread) -> None:

@@ -270,7 +270,7 @@ async def test_states_are_events_when_they_change(collector: SpanCollector) -> N
 def test_a_task_that_fails_is_an_error(
     collector: SpanCollector, state: TaskState, error: str
 ) -> None:
-    """Its span ends with it, and says whether the points were given back."""
+    """Its span ends with it, and says whether the points were refunded."""
     spans = collector.spans()
     record(spans, STARTED, ACCEPTED, events.TaskSettled("t-1", state, 2, 320.0, refunded=True))
     [span] = collector.ended

@@ -33,7 +33,7 @@ from support.jobs import (
 )
 
 import fuhu_runway
-from fuhu_runway import journal as journals
+from fuhu_runway._journal import base
 from fuhu_runway._journal import file as journal_file
 from fuhu_runway._journal.file import BUSY_PAUSE, SCHEMA_VERSION, command_line
 from fuhu_runway.errors import (
@@ -79,7 +79,7 @@ async def journal(path: Path) -> AsyncIterator[Journal]:
 
 async def value_of(journal: Journal, sql: str) -> Any:
     """Return the first value of the first row."""
-    return await journal._run(lambda db: db.execute(sql).fetchone()[0])
+    return await journal._writer.run(lambda db: db.execute(sql).fetchone()[0])
 
 
 async def written(journal: Journal) -> None:
@@ -162,7 +162,7 @@ async def test_the_schema_explains_each_of_its_columns(journal: Journal) -> None
     stored = await value_of(journal, "SELECT sql FROM sqlite_schema WHERE name = 'job'")
     body = stored[stored.index("(") + 1 : stored.rindex(")")]
     lines = [line.strip() for line in body.strip().splitlines()]
-    names = await journal._run(
+    names = await journal._writer.run(
         lambda db: [row[0] for row in db.execute("SELECT name FROM pragma_table_info('job')")]
     )
     groups = re.findall(r"((?:--[^\n]*\n)+)((?:(?!--)[^\n]+\n)+)", "\n".join([*lines, ""]))
@@ -584,7 +584,7 @@ async def test_a_doubt_that_cannot_be_written_does_not_keep_it_from_closing(
     journal: Journal,
 ) -> None:
     """With the table gone no row can be written, and closing unlocks the file all the same."""
-    await journal._run(lambda db: db.execute("DROP TABLE job"))
+    await journal._writer.run(lambda db: db.execute("DROP TABLE job"))
     await journal.aclose()
     assert repr(journal) == "<Journal run.db closed>"
 
@@ -612,7 +612,7 @@ def test_a_loop_may_end_while_rows_are_written(path: Path) -> None:
     journal, busy = Journal(path), threading.Event()
 
     async def leave_early() -> None:
-        held = asyncio.create_task(journal._run(lambda _db: busy.wait()))
+        held = asyncio.create_task(journal._writer.run(lambda _db: busy.wait()))
         requested = asyncio.create_task(_planned(journal, "requested"))
         await asyncio.sleep(0)
         held.cancel()
@@ -635,14 +635,14 @@ def test_a_loop_may_end_while_rows_are_written(path: Path) -> None:
 async def test_queued_rows_share_transactions(journal: Journal) -> None:
     """Thousands of plans that wait for the disk are written in a few transactions."""
     said: list[str] = []
-    await journal._run(lambda db: db.set_trace_callback(said.append))
+    await journal._writer.run(lambda db: db.set_trace_callback(said.append))
     busy = threading.Event()
-    first = asyncio.create_task(journal._run(lambda _db: busy.wait()))
+    first = asyncio.create_task(journal._writer.run(lambda _db: busy.wait()))
     plans = [asyncio.create_task(_planned(journal, f"k{number}")) for number in range(2500)]
     await asyncio.sleep(0)
     busy.set()
     await asyncio.gather(first, *plans)
-    await journal._run(lambda db: db.set_trace_callback(None))
+    await journal._writer.run(lambda db: db.set_trace_callback(None))
     assert 3 <= said.count("BEGIN") <= 6
     assert sum((await journal.counts()).values()) == 2500
 
@@ -654,7 +654,7 @@ async def test_events_share_the_next_commit(
     monkeypatch.setattr("fuhu_runway._journal.file.UNAWAITED_WAIT", 600.0)
     await job_at(journal, ACCEPTED)
     said: list[str] = []
-    await journal._run(lambda db: db.set_trace_callback(said.append))
+    await journal._writer.run(lambda db: db.set_trace_callback(said.append))
     said.clear()
     journal.note(settled(TaskState.SUCCEEDED))
     await asyncio.sleep(0.01)
@@ -695,7 +695,7 @@ async def test_one_faulty_row_does_not_affect_others(
 async def test_a_cancelled_caller_leaves_it_usable(journal: Journal) -> None:
     """Cancelling one caller does not affect others, and its row is written all the same."""
     busy = threading.Event()
-    held = asyncio.create_task(journal._run(lambda _db: busy.wait()))
+    held = asyncio.create_task(journal._writer.run(lambda _db: busy.wait()))
     gone = asyncio.create_task(_planned(journal, "gone"))
     stays = asyncio.create_task(_planned(journal, "stays"))
     await asyncio.sleep(0)
@@ -861,7 +861,7 @@ async def test_a_log_that_cannot_be_moved_stays(
     """A full disk at a checkpoint affects no caller; closing tries once more."""
     monkeypatch.setattr(journal_file, "CHECKPOINT_AFTER", 2)
     refused = "CREATE TEMP TRIGGER full BEFORE UPDATE ON header BEGIN SELECT RAISE(FAIL, 'x'); END"
-    await journal._run(lambda db: db.execute(refused))
+    await journal._writer.run(lambda db: db.execute(refused))
     await job_at(journal, ACCEPTED)
     both = with_log(journal.path, tmp_path / "both.db")
     async with opened(both) as whole:
@@ -1007,8 +1007,8 @@ async def test_a_fork_is_imitated(
     before = await job_at(journal, ACCEPTED)
     child = Journal(journal.path)
     child._writer._thread = journal._writer._thread
-    monkeypatch.setattr(journals, "_JOURNALS", {child})
-    journals._after_fork()
+    monkeypatch.setattr(base, "_JOURNALS", {child})
+    base._after_fork()
     with pytest.raises(JournalBusy, match="when this process was forked"):
         await child.jobs()
     child.note(settled(TaskState.SUCCEEDED))

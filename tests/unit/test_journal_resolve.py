@@ -139,7 +139,7 @@ async def test_an_outcome_counts_for_its_own_attempt_only(journal: BaseJournal) 
     job = await journal.step("k", JobState.SUBMITTING, 5.0)
     assert job.submissions == 2
     for to in (JobState.PLANNED, JobState.ACCEPTED, JobState.FAILED, JobState.IN_DOUBT):
-        with pytest.raises(JournalError, match="The job 'k' went on elsewhere"):
+        with pytest.raises(JournalError, match="Another process has taken over the job 'k'"):
             await journal.step("k", to, 6.0, attempt=1)
     assert await journal.find("k") == job
     assert (await journal.step("k", JobState.PLANNED, 6.0, attempt=2)).state is JobState.PLANNED

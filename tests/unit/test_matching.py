@@ -48,19 +48,56 @@ def test_one_task_that_fits_is_the_one() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        {"prompts": frozenset({"cat"})},
-        {"model": "gen3"},
-        {"routes": frozenset({"/pro/act_one"})},
-        {"created_at": 900.0},
-        {"created_at": 1611.0},
-    ],
+    [{"routes": frozenset({"/pro/act_one"})}, {"created_at": 900.0}, {"created_at": 1611.0}],
     ids=lambda changes: next(iter(changes)),
 )
 def test_a_task_that_differs_is_not_the_one(changes: dict[str, Any]) -> None:
-    """A task with another prompt, model, kind or time is not taken for the lost one."""
+    """A task of another kind or time is not taken for the lost one."""
     other = attrs.evolve(KITTEN, **changes)
     assert one(decide([DOUBT], records(other))) == Verdict("job", proof=Proof.LIST)
+
+
+# Gateways shorten, translate and mask some prompts, and map some models to others.
+DIFFERENT = [{"prompts": frozenset({"cat"})}, {"model": "gen3"}]
+
+
+@pytest.mark.parametrize("changes", DIFFERENT, ids=lambda changes: next(iter(changes)))
+def test_a_task_with_another_prompt_or_model_forbids_not_accepted(changes: dict[str, Any]) -> None:
+    """A task that nothing accounts for may be the lost one, shown with another prompt or model."""
+    other = attrs.evolve(KITTEN, **changes)
+    verdict = one(decide([DOUBT], records(other)))
+    assert verdict == Verdict("job", reason=Reason.STRANGER, task_ids=("t-kitten",))
+
+
+@pytest.mark.parametrize("changes", DIFFERENT, ids=lambda changes: next(iter(changes)))
+def test_a_log_without_a_charge_shows_that_a_task_is_not_of_this_key(
+    changes: dict[str, Any],
+) -> None:
+    """If the key was charged for the known task only, another task belongs to another key."""
+    other = attrs.evolve(KITTEN, **changes)
+    verdict = one(decide([DOUBT], records(other, charges=(990.5,))))
+    assert verdict == Verdict("job", proof=Proof.LIST)
+
+
+def test_a_task_that_fits_another_submission_is_no_stranger() -> None:
+    """A task that may be that of another doubt, or of a request in flight, forbids nothing."""
+    doubt = attrs.evolve(DOUBT, key="foal", fingerprint="foal 16:9", prompt="foal")
+    twin = attrs.evolve(KITTEN, task_id="t-twin")
+    open_one, absent = decide([DOUBT, doubt], records(KITTEN, twin))
+    assert open_one.reason is Reason.SEVERAL
+    assert absent == Verdict("foal", proof=Proof.LIST)
+    flying = attrs.evolve(DOUBT, key="flying")
+    assert one(decide([doubt], records(KITTEN, in_flight=(flying,)))) == absent
+
+
+def test_a_charge_and_a_stranger_together_forbid_not_accepted() -> None:
+    """A charge that another doubt may explain may as well be for the task with another prompt."""
+    doubt = attrs.evolve(DOUBT, key="foal", fingerprint="foal 16:9", prompt="foal")
+    twin = attrs.evolve(KITTEN, task_id="t-twin")
+    strange = attrs.evolve(KITTEN, task_id="t-???", prompts=frozenset({"???"}))
+    verdicts = decide([DOUBT, doubt], records(KITTEN, twin, strange, charges=(990.5, 1003.0)))
+    assert [verdict.reason for verdict in verdicts] == [Reason.SEVERAL, Reason.STRANGER]
+    assert verdicts[1].task_ids == ("t-???",)
 
 
 def test_what_the_list_does_not_say_fits() -> None:

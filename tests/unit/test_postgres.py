@@ -30,7 +30,7 @@ from support.jobs import (
 from support.relays import Relay, relay_to
 
 from fuhu_runway import Client
-from fuhu_runway._journal import actions
+from fuhu_runway._journal import actions, base
 from fuhu_runway.errors import JournalError, JournalTooNew, UsageError
 from fuhu_runway.hooks import ClipHandedOut, DownloadFinished, DownloadStarted, TaskSubmitted
 from fuhu_runway.journal import Job, JobState, journal_at, plan_of
@@ -101,9 +101,9 @@ async def test_the_one_that_took_a_job_last_may_send(
     """Another process took the job, so the first gets an error, and sends nothing."""
     await journal.plan(wanted(), NOW)
     await other.plan(wanted(), NOW)
-    with pytest.raises(JournalError, match="The job 'k' went on elsewhere") as caught:
+    with pytest.raises(JournalError, match="Another process has taken over the job 'k'") as caught:
         await journal.step("k", SUBMITTING, NOW)
-    assert caught.value.money == "Nothing was sent or charged for it here."
+    assert caught.value.money == "Nothing was sent or charged by this process."
     assert (await other.step("k", SUBMITTING, NOW)).submissions == 1
     with pytest.raises(JournalError, match="submitting cannot become submitting"):
         await other.step("k", SUBMITTING, NOW)
@@ -154,7 +154,7 @@ async def test_a_late_refusal_of_an_earlier_attempt_changes_nothing(
     await other.plan(wanted(), NOW)
     await other.resolve("k", accepted=False)
     before = await other.step("k", SUBMITTING, NOW)
-    with pytest.raises(JournalError, match="went on elsewhere"):
+    with pytest.raises(JournalError, match="has taken over"):
         await journal.step("k", PLANNED, NOW, attempt=attempt)
     assert await other.find("k") == before
 
@@ -671,10 +671,10 @@ async def test_a_fork_is_imitated(
         await job_at(child, SUBMITTING)
         parents = child._link
         with monkeypatch.context() as patch:
-            patch.setattr(module, "_JOURNALS", {child})
+            patch.setattr(base, "_JOURNALS", {child})
             patch.setattr(module, "_PARENTS", [])
             thread, todo = child._writer._thread, child._writer._todo
-            module._after_fork()
+            base._after_fork()
             assert (await child.plan(wanted(), NOW)).state is IN_DOUBT
             assert parents.run(actions.counts())[IN_DOUBT] == 1
         todo.put(None)

@@ -115,9 +115,7 @@ def test_a_card_shows_what_a_job_made() -> None:
     assert "shot 7 · p.txt:17 · 320 points · took 95 s · 2026-01-01 12:00 · t-1" in seen.text
     assert "a kitten" in seen.text
     assert "failed TaskFailed" in seen.text
-    assert (
-        "1 saved, 1 failed. 320 points spent, 320 given back. Made 2026-01-01 13:00." in seen.text
-    )
+    assert "1 saved, 1 failed. 320 points spent, 320 refunded. Made 2026-01-01 13:00." in seen.text
     assert len(seen.all("article")) == 2
     assert seen.all("svg") == []
     assert "took 9.5 s" in read(page("a", [card(took=9.54)], "now")).text

@@ -231,7 +231,7 @@ async def test_a_failure_has_its_reason(
     assert error.reason == "<hidden> at <url> is not allowed"
     assert (error.code, error.points, error.refunded) == ("SAFETY.INPUT", 320.0, True)
     assert str(error).startswith(f"The task {word}: <hidden> at <url> is not allowed.")
-    assert "points were given back" in str(error)
+    assert "points were refunded" in str(error)
     assert error.task_id == "t-1"
 
 
@@ -544,7 +544,7 @@ def test_a_notebook_shows_why_a_task_failed(sessions: FakeSessions) -> None:
     )
     page = read_page(sessions.task(record=answer, request=TextToVideo("a kitten"))._repr_html_())
     assert page.text == (
-        "Failed<b><hidden></b> at <url> is not allowedThe points were given back.Task t-1"
+        "Failed<b><hidden></b> at <url> is not allowedThe points were refunded.Task t-1"
     )
     bare = sessions.task(record=record(state=TaskState.CANCELED))
     assert read_page(bare._repr_html_()).text.startswith("CancelledThe gateway did not say")

@@ -431,7 +431,7 @@ class Queue:
         return int(row["number"])
 
     async def spent(self) -> float:
-        """Return the points of all jobs that were not given back."""
+        """Return the points of all jobs that were not refunded."""
         row = await self.connector.execute_query_one_async(_SPENT)
         return float(row["points"])
 
