@@ -122,10 +122,11 @@ REASONS: Final[Mapping[str, str]] = {
     "role .* does not exist": "the user or the password is wrong",
     "translate host|resolve|Name or service": "its host is unknown",
     "refused|No such file": "no server runs there",
-    "timeout|timed out": "it did not answer in time",
+    "timeout|timed out|couldn't get": "it did not answer in time",
     "starting up|recovery": "it is starting",
     "shutting down|terminating": "it is stopping",
     "too many|remaining connection": "it has no free connection",
+    "closed|reset by|is lost": "the connection was lost",
     "SSL|certificate": "no encrypted connection can be made",
 }
 """libpq's messages about failed connections, in words without addresses; the first that fits."""

@@ -309,6 +309,8 @@ REFUSALS: Final = {
     "the database system is starting up": "it is starting",
     "the database system is shutting down": "it is stopping",
     "sorry, too many clients already": "it has no free connection",
+    "SSL connection has been closed unexpectedly": "the connection was lost",
+    "SSL error: certificate verify failed": "no encrypted connection can be made",
     "something else": "OperationalError",
 }
 

@@ -17,6 +17,7 @@ from procrastinate import BaseRetryStrategy, JobContext, RetryDecision, exceptio
 from procrastinate.job_context import AbortReason
 
 from fuhu_runway.client import Client
+from fuhu_runway.contrib._postgres import reason_of
 from fuhu_runway.errors import (
     JournalError,
     NotSent,
@@ -114,6 +115,11 @@ class Worker:
             connector.is_cut_off = True
             working.cancel()
             may_be_paid = bool(self._started)
+            LOGGER.warning(
+                "The database could not be reached for %g s. This worker takes up nothing more, "
+                "and ends once the ids of what was paid for are written.",
+                self.lease,
+            )
             await self.client.aclose()
             while may_be_paid:
                 # The ids of paid tasks are written, however long that takes.
@@ -156,7 +162,8 @@ class Worker:
                     await self.queue.hand_over(held[one] for one in unknown & lost)
                     lost = unknown
             except Exception as error:  # noqa: BLE001  (the next round may succeed)
-                LOGGER.warning("The jobs of dead workers could not be taken over yet: %r", error)
+                reason = error if isinstance(error, RunwayError) else reason_of(error)
+                LOGGER.warning("The jobs of dead workers could not be taken over yet: %s.", reason)
             await asyncio.sleep(min(5.0, self.lease / 3))
 
     # One job
