@@ -1002,7 +1002,7 @@ async def test_cancelling_a_query_is_never_lost(swallow: bool) -> None:
                 raise procrastinate.exceptions.ConnectorException from TimeoutError()
         return "answer"
 
-    call = asyncio.create_task(Connector(conninfo="")._insist(query))
+    call = asyncio.create_task(Connector(conninfo="")._retried(query))
     await begun.wait()
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
