@@ -5,6 +5,7 @@ import json
 import math
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from fuhu_runway.hooks import (
     SubmissionFound,
     SubmissionUnclaimed,
 )
-from fuhu_runway.journal import JobState
+from fuhu_runway.journal import Job, JobState
 from fuhu_runway.testing import AccountLists, Simulator, faults
 
 pytestmark = pytest.mark.usefixtures("virtual")
@@ -328,6 +329,27 @@ async def test_two_that_reconcile_at_once_settle_it_once(
     async with client_of(gateway, journal=tmp_path / "j.db") as client:
         reports = await asyncio.gather(client.reconcile(), client.reconcile())
     assert sorted(len(report.found) for report in reports) == [0, 1]
+
+
+async def test_a_doubt_that_is_settled_meanwhile_is_not_reported(gateway: Simulator) -> None:
+    """Of two doubts, a person settles the second while the first is settled: one is reported."""
+    doubts: list[Job] = []
+
+    def person(event: object) -> None:
+        if isinstance(event, DoubtSettled):
+            [other] = [job for job in doubts if job.key != event.key]
+            with suppress(StopIteration):  # in memory, it waits for nothing
+                client._sessions.ledger.resolve(other.key, accepted=False).send(None)
+
+    for _ in range(2):
+        gateway.fault("submit", LOST)
+    async with client_of(gateway, account=None, hooks=[person]) as client:
+        await in_doubt(client)
+        await in_doubt(client, "a puppy")
+        doubts += await client._sessions.ledger.jobs(JobState.IN_DOUBT)
+        client._sessions.account = Account(gateway.access_token, gateway.user_id)
+        report = await client.reconcile()
+    assert (len(report.found), report.not_accepted, report.left) == (1, (), ())
 
 
 async def test_a_task_of_another_program_makes_it_a_choice(gateway: Simulator) -> None:
