@@ -481,17 +481,6 @@ async def test_a_paid_request_without_a_response_is_not_retried(make: Make) -> N
         assert len(server.requests) == 1
 
 
-async def test_a_refused_paid_request_is_retried(make: Make, clock: ManualClock) -> None:
-    """The gateway has not accepted it, and may do so later."""
-    recorder = EventRecorder()
-    async with raw_server(reply(status="503 No"), reply(b"[1]")) as server:
-        calling = asyncio.ensure_future(pay(make(recorder=recorder), paid(server.url), body))
-        await until(lambda: recorder.all(RetryScheduled))
-        await clock.advance(0.001)
-        assert await calling == b"[1]"
-        assert len(server.requests) == 2
-
-
 async def test_once_sends_once(make: Make) -> None:
     """`once` sends once, whatever the response."""
     async with raw_server(None, reply()) as server:
@@ -567,21 +556,6 @@ async def test_a_paid_request_that_waits_for_its_turn_is_not_sent(make: Make) ->
         await settle()
         assert second.cancelled()
         assert len(server.requests) == 1
-
-
-async def test_a_paid_request_in_its_pause_is_not_sent_again(
-    make: Make, clock: ManualClock
-) -> None:
-    """Cancelled between two sendings it stays refused, and its timer is gone."""
-    recorder = EventRecorder()
-    async with raw_server(reply(status="503 No")) as server:
-        calling = asyncio.ensure_future(pay(make(recorder=recorder), paid(server.url), body))
-        await until(lambda: recorder.all(RetryScheduled))
-        await settle()
-        calling.cancel()
-        await clock.advance(60)
-        assert calling.cancelled()
-        assert (len(server.requests), clock.timers) == (1, [])
 
 
 async def test_a_paid_request_that_comes_too_late_is_not_sent(make: Make) -> None:
