@@ -723,28 +723,21 @@ async def test_refusals_in_a_row_hold_everything(make: Make, clock: ManualClock)
 
 
 async def test_closing_ends_the_pause_before_a_retry(make: Make) -> None:
-    """The pause ends at once, since nothing will be sent after it, and nothing is in doubt."""
-    async with raw_server(reply()) as server:
-        transport = make()
-        calling = asyncio.ensure_future(pay(transport, paid(server.url), refusing))
-        await until(lambda: transport._scopes)
-        await transport.aclose()
-        with pytest.raises(UsageError, match="was closed"):
-            await calling
+    """The pause ends at once, since nothing will be sent after it."""
+    transport = make()
+    pausing = asyncio.ensure_future(transport.pause(60))
+    await until(lambda: transport._scopes)
+    await transport.aclose()
+    with pytest.raises(UsageError, match="was closed"):
+        await pausing
 
 
 async def test_cancelling_ends_the_pause_before_a_retry(make: Make) -> None:
     """A call that is cancelled in a pause is cancelled, and no pause is left."""
-    async with raw_server(reply()) as server:
-        transport = make()
-        calling = asyncio.ensure_future(pay(transport, paid(server.url), refusing))
-        await until(lambda: transport._scopes)
-        calling.cancel()
-        await asyncio.wait([calling])
-        assert calling.cancelled()
-        assert transport._scopes == set()
-
-
-def refusing(answer: Reply) -> bytes:
-    """Take every answer for a refusal."""
-    raise RateLimited("No.", "Free.", "Wait.", None, None, 429, None, None, None, Fate.REFUSED)
+    transport = make()
+    pausing = asyncio.ensure_future(transport.pause(60))
+    await until(lambda: transport._scopes)
+    pausing.cancel()
+    await asyncio.wait([pausing])
+    assert pausing.cancelled()
+    assert transport._scopes == set()
