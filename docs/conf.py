@@ -38,8 +38,10 @@ html_theme = "furo"
 html_title = f"fuhu-runway {release}"
 html_show_copyright = False
 
-NOT_MADE_BY_USERS = {"BackgroundJob", "Task", "Clip", "Official", "Batch", "Summary", "Job"}
-"""Handles that a method gives: how they are made inside says nothing to a reader."""
+NOT_MADE_BY_USERS = {
+    *("BackgroundJob", "BaseJournal", "Task", "Clip", "Official", "Batch", "Summary", "Job"),
+}
+"""Handles that a method gives, and a base: how they are made says nothing to a reader."""
 
 
 def shorten_signature(

@@ -163,8 +163,8 @@ PRINTED: Final[Mapping[str, Mapping[str, str]]] = {
     "A reconciliation in JSON": {
         "found": "The jobs whose task was found: `key`, `task_id`, `proof` and `custom_id`.",
         "not_accepted": "The keys of jobs that were not accepted, and are planned again.",
-        "left": "The jobs that stay in doubt: `key`, `reason`, `task_ids` that fit, `is_charged` "
-        "and `custom_id`.",
+        "left": "The jobs that stay in doubt: `key`, `reason`, `task_ids` that may be it, "
+        "`is_charged` and `custom_id`.",
         "files": "The clips that were saved.",
     },
     "An audit in JSON": {

@@ -173,7 +173,7 @@ class Left:
     key: str
     #: Why, as a phrase, such as "several tasks fit; choose one".
     reason: str
-    #: The tasks that fit, for a person to choose from.
+    #: The tasks that may be it, for a person to choose from.
     task_ids: tuple[str, ...] = ()
     #: Whether the gateway's log says that it was charged.
     is_charged: bool = False

@@ -353,7 +353,7 @@ class Batch:
                 self._live.changed()
                 if outcome is None:
                     pass
-                elif outcome.is_in_doubt and self._can_settle(outcome):
+                elif outcome.is_in_doubt and outcome.key and self._sessions.account is not None:
                     doubts.append(outcome)
                 else:
                     self._count(outcome)
@@ -378,9 +378,6 @@ class Batch:
         )
         if outcome.clip is not None and outcome.error is None:
             outcome.clip.task.hand_out()
-
-    def _can_settle(self, outcome: Outcome) -> bool:
-        return self._sessions.account is not None and outcome.key is not None
 
     async def _settled(
         self, doubts: list[Outcome]

@@ -201,9 +201,9 @@ class PaceHeld(Event, level=logging.INFO):
 
 @attrs.frozen
 class PaceLost(Event, level=logging.WARNING):
-    """The database of a shared pace cannot be used: nothing more is sent until it can."""
+    """The database of a shared pace cannot be used; until it can, nothing is sent."""
 
-    #: What the database said, without secrets.
+    #: Why, in words without secrets.
     reason: str
 
 
@@ -375,7 +375,7 @@ class CallbacksMissing(Event, level=logging.WARNING):
 
 @attrs.frozen
 class SubmissionFound(Event, level=logging.WARNING):
-    """The task of a submission without a response was found: by a webhook, or in the list."""
+    """The task of a submission without a response was found, by a webhook or in the list."""
 
     endpoint: str
     task_id: str
@@ -383,11 +383,11 @@ class SubmissionFound(Event, level=logging.WARNING):
 
 @attrs.frozen
 class DoubtSettled(Event, level=logging.WARNING):
-    """The gateway's own lists showed what became of a submission in doubt."""
+    """The gateway's own lists showed what happened to a submission in doubt."""
 
     #: The key of its job.
     key: str
-    #: What showed it: "list of tasks" or "log of the key".
+    #: What proved it: "list of tasks" or "log of the key".
     proof: str
     #: Its task; None if it was not accepted, so that it may be submitted again.
     task_id: str | None = None

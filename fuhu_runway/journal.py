@@ -3,7 +3,7 @@ Jobs on disk: their states, the legal steps, and the jobs in doubt after a crash
 
 Rule 1: a row is SUBMITTING, flushed to disk, before its request is sent.
 Rule 2: a row that is SUBMITTING when the journal is opened becomes IN_DOUBT. In a journal that
-several processes share, when another process takes charge of the job.
+several processes share, that happens when another process takes charge of the job.
 Rule 3: a step that `STEPS` does not have is an error, and changes nothing.
 Rule 4: no prompt, key or address is written. A request is identified by its fingerprint, which is
 keyed by the journal's salt.

@@ -528,8 +528,8 @@ class Timeouts:
     read: float = field(default=60.0, validator=DURATION)
     #: For a paid exchange as a whole.
     total: float = field(default=300.0, validator=DURATION)
-    #: After a paid request was sent, how long its task may still appear in the gateway's own
-    #: lists: before that, none is proven not to exist.
+    #: How long after a paid request was sent its task may still appear in the gateway's own
+    #: lists; only after that can it be proven not to exist.
     late: float = field(default=600.0, validator=DURATION)
 
 

@@ -461,7 +461,7 @@ def abandoned(task: Task) -> WaitAbandoned:
     """Return the error of a job whose client was closed."""
     return WaitAbandoned(
         "The client was closed before the job ended.",
-        "The task goes on, and its points are spent either way.",
+        "The task continues, and its points are spent either way.",
         "Continue it: client.run(client.task(id)), or client.start.",
         task.id,
     )

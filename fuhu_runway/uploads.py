@@ -1,5 +1,5 @@
 """
-Where files are put: those of requests, so that the gateway can download them, and clips.
+Where files are stored: those of requests, so that the gateway can download them, and clips.
 
 The official format takes most files as they are. The reverse format takes addresses only, so a
 client with local files needs `Client(uploads=...)`: an `Uploader`, or `GatewayFiles()`.
@@ -62,7 +62,7 @@ class ClipStore(Protocol):
     """
 
     async def check_clips(self) -> None:
-        """Raise unless clips can be put here."""
+        """Raise unless clips can be stored here."""
 
     async def put_clip(self, name: str, file: Path) -> None:
         """Put a file under a name, in place of what is there."""

@@ -70,8 +70,6 @@ def plan_next(plan: Plan, now: float) -> Action[Job]:
 def _plan(plan: Plan, now: float, owner: str | None) -> Action[Job]:
     check(now=now)
     values = {**attrs.asdict(plan), "state": JobState.PLANNED.value, "planned_at": now}
-    if owner is not None:
-        values["owner"] = owner
     if owner is None:
         # The line may have moved since an earlier run, or may not be known in this one.
         changed = "source = excluded.source WHERE excluded.source != coalesce(job.source, '')"
@@ -79,6 +77,7 @@ def _plan(plan: Plan, now: float, owner: str | None) -> Action[Job]:
         job = yield from look_up("key", plan.key)
         assert job is not None  # noqa: S101  (it was just made, or was there)
         return job
+    values["owner"] = owner
     # Another process that was submitting it is dead or frozen: otherwise this one had not got it.
     changed = (
         "owner = :owner, source = coalesce(excluded.source, job.source), "

@@ -104,7 +104,7 @@ class BaseJournal(ABC):
         Return once everything that was noted is on disk.
 
         Raises:
-            JournalError: A database is out of reach; what was noted is written later.
+            JournalError: A database cannot be reached; what was noted is written later.
         """
         await self._perform(actions.nothing)
 
@@ -112,7 +112,7 @@ class BaseJournal(ABC):
         """
         Write what is outstanding and close; using the journal opens it again.
 
-        What a database that is out of reach cannot take is lost after a while, and logged.
+        If a database cannot be reached for a while, this is lost, and logged.
         """
         await self._writer.aclose()
 

@@ -68,7 +68,8 @@ async def account_tasks(
         # Rows shift when tasks are added, so one may appear twice.
         found |= {task.task_id: task for task in (await page(number)).tasks}
         is_new = len(found) > known
-    tasks = [task for task in found.values() if task.user_id in {None, account.user_id}]
+    # Gateways leave the user's id out as 0, too.
+    tasks = [task for task in found.values() if task.user_id in {None, "0", account.user_id}]
     return tasks, ahead, first.total is not None and len(found) >= first.total
 
 

@@ -9,20 +9,23 @@ Rule 3: "not accepted" needs a source that is complete for the same time and kin
 every known task, found by the same comparison. It also needs time, since rows appear late.
 A task that belongs to no job forbids it, unless the log of the key shows no charge: gateways
 shorten, translate and mask prompts and rename models, but not those of every task.
-Rule 4: everything else stays in doubt, with a reason.
+Rule 4: a task that the key was not charged for is that of another program, and ours was. The log
+says so by time alone: what its charges leave open is a choice, and a choice is for a person.
+Rule 5: everything else stays in doubt, with a reason.
 
 Pure. Instants are Unix seconds of the gateway's clock.
 """
 
 import enum
 import math
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import cached_property
 from typing import Final
 
 import attrs
+
+from .charges import Span, Stretch, assigned, stretches
 
 SLACK: Final = 10.0
 """How far instants of two sources may differ, in seconds: both are rounded, one is corrected."""
@@ -31,6 +34,18 @@ MAX_OFFSET: Final = 900.0
 SECOND: Final = 2.0
 """By how much charges may differ from the submission's own instants, in seconds; both are rounded.
 If more, charges of more submissions are counted together."""
+SETTLED: Final = 5.0
+"""
+How long both lists are waited for after a task was accepted, in seconds.
+
+If it is shorter, a task of another program may be listed before ours is.
+"""
+MANY: Final = 20
+"""
+How many known tasks show how close to its row a charge is.
+
+With fewer, the closeness of all of them may be chance.
+"""
 NO_PROMPT: Final = ""
 """The prompt of a request of a kind that has none."""
 
@@ -44,6 +59,10 @@ class Reason(enum.StrEnum):
     IN_FLIGHT = "a request in flight may get the task that fits"
     EARLY = "its task may still appear"
     NAMED = "a damaged response named a task, so it was probably accepted"
+    LOG_DUE = (
+        "a task fits, and the log of the key, which shows what it paid for, cannot be read now"
+    )
+    UNCLEAR = "a task fits, and the log of the key does not show whether the key paid for it"
     UNCHARGED = "a task fits, and the log of the key shows no charge for it"
     CHARGED = "the log of the key shows a charge for it"
     CUT = "the list of tasks is cut off"
@@ -138,6 +157,8 @@ class Records:
     is_complete: bool = True
     #: When the key was charged; None if the log was not read.
     charges: Sequence[float] | None = None
+    #: Whether the gateway has a log, and did not show it now.
+    is_log_due: bool = False
     #: The instant from which the log is complete: gateways truncate it.
     charges_since: float = -math.inf
     #: How far the gateway's clock is ahead of this machine's, in seconds.
@@ -168,6 +189,84 @@ class Records:
         if not row.prompts:
             return Fit.MAYBE
         return Fit.YES if sent.prompt in row.prompts else Fit.NO
+
+    def is_recent(self, instant: float) -> bool:
+        """Whether rows of the list and of the log from then may still be missing."""
+        return self.now < instant + min(SETTLED, self.late / 10)
+
+    @cached_property
+    def sorted_charges(self) -> Sequence[float]:
+        """When the key was charged, the earliest first."""
+        return sorted(self.charges or ())
+
+    def answered(self, known: Sent) -> Span:
+        """When an accepted submission was charged, by its own instants."""
+        return known.sent_at - SECOND, (known.accepted_at or known.sent_at) + SECOND
+
+    def awaited(self, sent: Sent) -> Span:
+        """When a submission without a response may have been charged."""
+        return sent.sent_at - SECOND, sent.sent_at + self.late + SECOND
+
+    def is_logged(self, stretch: Stretch) -> bool:
+        """Whether the log is whole there: not cut off, switched on, with every known charge."""
+        return bool(self.charges) and stretch.start >= self.charges_since and stretch.is_whole
+
+    def has_evidence(self, route: str, stretch: Stretch) -> bool:
+        """Whether an accepted submission to this route is among those of a stretch."""
+        return any(
+            one.is_evidence and one.route == route and stretch.start <= one.sent_at <= stretch.end
+            for one in self.known
+        )
+
+    def by_row(self, known: Iterable[Sent], apart: float) -> list[Span]:
+        """When accepted submissions were charged, *apart* seconds from their rows at most."""
+        rows = [(one, self.rows.get(one.task_id or "")) for one in known]
+        return [
+            self.answered(one)
+            if row is None or row.created_at is None
+            else (row.created_at - apart, row.created_at + apart)
+            for one, row in rows
+        ]
+
+    @cached_property
+    def logged(self) -> Sequence[Sent]:
+        """The accepted submissions whose charges the log must show, if it is whole."""
+        return [one for one in self.known if not self.is_recent(one.accepted_at or one.sent_at)]
+
+    @cached_property
+    def recent(self) -> Sequence[Sent]:
+        """The accepted submissions whose charges the log may not show yet."""
+        return [one for one in self.known if self.is_recent(one.accepted_at or one.sent_at)]
+
+    @cached_property
+    def apart(self) -> float:
+        """How far a charge may be from the row of its task, as many known tasks show it."""
+        known = [one for one in self.logged if one.task_id in self.rows]
+        for apart in (0.0, SECOND / 2) if len(known) >= MANY else ():
+            if assigned(self.by_row(known, apart), self.sorted_charges) == len(known):
+                return apart
+        return SECOND
+
+    def around(self, rows: Sequence[Listed], apart: float) -> dict[str, Stretch]:
+        """Return the charges around each task, where its instant is known and the log is on."""
+        claims = {
+            row.task_id: (row.created_at - apart, row.created_at + apart)
+            for row in rows
+            if row.created_at is not None
+        }
+        near = stretches(
+            self.by_row(self.logged, apart),
+            claims,
+            self.sorted_charges,
+            rivals=map(self.answered, self.recent),
+            back=self.late,
+        )
+        # A log that shows none of the known is switched off, or of another kind.
+        return {
+            key: one
+            for key, one in near.items()
+            if self.charges and one.start >= self.charges_since and (one.shown or one.is_whole)
+        }
 
     @cached_property
     def free(self) -> Sequence[Listed]:
@@ -213,64 +312,71 @@ class Records:
         return Fit.YES in fits and Fit.NO not in fits
 
 
-@attrs.define
-class Period:
-    """A period that contains each of its submissions whole, and the charges in it."""
-
-    start: float
-    end: float
-    known: list[Sent] = attrs.field(factory=list)
-    in_doubt: int = 0
-    #: How many submissions may have been charged: in flight, or with a task that may be theirs.
-    open: int = 0
-    charges: int = 0
-    is_logged: bool = False
-
-    def unexplained(self, route: str) -> int | None:
-        """Return how many charges no known task explains; None if the log is not complete."""
-        is_shown = any(one.is_evidence and one.route == route for one in self.known)
-        more = self.charges - len(self.known)
-        return more if self.is_logged and is_shown and more >= 0 else None
-
-
 def decide(doubts: Sequence[Sent], records: Records) -> list[Verdict]:
     """Return a verdict about each submission in doubt, in their order."""
     if records.is_clock_wrong:
         return [Verdict(one.key, reason=Reason.CLOCK) for one in doubts]
-    verdicts: dict[str, Verdict] = {}
-    for group, rows in _groups(doubts, records):
-        verdicts |= _matched(group, rows, records)
-    found = {
-        one.key: (attrs.evolve(one, accepted_at=task.created_at, is_evidence=False), task.task_id)
+    waiting = [*doubts, *records.in_flight]
+    free = [row for row in records.free if any(records.fit(one, row) for one in waiting)]
+    strangers = [row for row in records.free if row not in free]
+    around = records.around(free, SECOND)
+    named = {one.task_id for one in doubts}
+    unpaid = {
+        key
+        for key, near in around.items()
+        if key not in named and near.is_whole and not near.can_be(key)
+    }
+    verdicts = _matched(doubts, [row for row in free if row.task_id not in unpaid], records)
+    found = [
+        attrs.evolve(one, accepted_at=task.created_at)
         for one in doubts
         if one.key in verdicts and (task := verdicts[one.key].task)
-    }
-    # The log also shows whether the tasks that fit are of this key: others may use the account.
-    before = _periods(records.known, doubts, records)
-    for one, task_id in found.values():
-        period = before[one.key]
-        charges = period.unexplained(one.route)
-        if charges is not None and charges < sum(before[key] is period for key in found):
-            verdicts[one.key] = Verdict(one.key, None, None, Reason.UNCHARGED, (task_id,))
-    explained = [one for one, _ in found.values() if verdicts[one.key].task]
-    found_keys = {one.key for one in explained}
-    rest = [one for one in doubts if one.key not in found_keys]
-    periods = _periods([*records.known, *explained], rest, records)
-    for one in rest:
-        periods[one.key].open += one.key in verdicts
-    waiting = [*doubts, *records.in_flight]
-    strangers = [row for row in records.free if not any(records.fit(one, row) for one in waiting)]
-    return [
-        verdicts.get(one.key) or _absent(one, periods[one.key], records, strangers)
-        for one in doubts
     ]
+    rest = [one for one in doubts if one.key not in verdicts]
+    periods = stretches(
+        map(records.answered, [*records.logged, *found]),
+        {one.key: records.awaited(one) for one in rest},
+        records.sorted_charges,
+        rivals=[
+            *map(records.answered, records.recent),
+            *map(records.awaited, records.in_flight),
+            *(records.awaited(one) for one in doubts if one.key in verdicts and one not in found),
+        ],
+        back=records.late,
+    )
+    for one in rest:
+        others = [row for row in free if row.task_id in unpaid and records.fit(one, row)]
+        verdicts[one.key] = _absent(one, periods[one.key], others, strangers, records)
+    return [verdicts[one.key] for one in doubts]
 
 
-def _groups(doubts: Sequence[Sent], records: Records) -> Iterator[tuple[list[Sent], list[Listed]]]:
+def _matched(
+    doubts: Sequence[Sent], rows: Sequence[Listed], records: Records
+) -> dict[str, Verdict]:
+    """Return the verdicts about those that get a task, or may get one of several."""
+    while True:
+        around = records.around(rows, records.apart)
+        unsure = {key for key, near in around.items() if not near.is_whole or not near.must_be(key)}
+        verdicts: dict[str, Verdict] = {}
+        others = set[str]()
+        for group, near in _groups(doubts, rows, records):
+            given = _given(group, near, unsure, records)
+            verdicts |= given
+            chosen = {one.task.task_id for one in given.values() if one.task}
+            if len(chosen) == len(group):
+                others |= {row.task_id for row in near if row.task_id in unsure} - chosen
+        if not others:
+            return verdicts
+        # Each submission has its task, so the others explain no charge.
+        rows = [row for row in rows if row.task_id not in others]
+
+
+def _groups(
+    doubts: Sequence[Sent], rows: Sequence[Listed], records: Records
+) -> Iterator[tuple[list[Sent], list[Listed]]]:
     """Yield the doubts that tasks connect, with every task that may be theirs."""
-    free = records.free
-    edges = {one.key: {row.task_id for row in free if records.fit(one, row)} for one in doubts}
-    waiting = list(doubts)
+    edges = {one.key: {row.task_id for row in rows if records.fit(one, row)} for one in doubts}
+    waiting = [one for one in doubts if edges[one.key]]
     while waiting:
         group = [waiting.pop(0)]
         ids = set[str]()
@@ -278,11 +384,27 @@ def _groups(doubts: Sequence[Sent], records: Records) -> Iterator[tuple[list[Sen
             ids |= edges[one.key]
             group += [other for other in waiting if edges[other.key] & ids]
             waiting = [other for other in waiting if other not in group]
-        yield group, [row for row in free if row.task_id in ids]
+        yield group, [row for row in rows if row.task_id in ids]
 
 
-def _matched(group: Sequence[Sent], rows: Sequence[Listed], records: Records) -> dict[str, Verdict]:
-    """Return verdicts about the members of a group that get a task, or may get one of several."""
+def _held(doubts: Sequence[Sent], rows: Collection[Listed], records: Records) -> Reason | None:
+    """Return why none of these tasks can be given to a submission yet; None if they can."""
+    if rows and not records.is_complete:
+        return Reason.CUT
+    if any(records.fit(one, row) for one in records.in_flight for row in rows):
+        return Reason.IN_FLIGHT
+    if any(records.fit(one, row) is Fit.MAYBE for one in doubts for row in rows):
+        has_prompts = all(one.prompt is not None for one in doubts)
+        return Reason.HIDDEN if has_prompts else Reason.NO_PROMPT
+    if len({one.fingerprint for one in doubts}) > 1 and rows:
+        return Reason.SEVERAL
+    return Reason.LOG_DUE if rows and records.is_log_due else None
+
+
+def _given(
+    group: Sequence[Sent], rows: Sequence[Listed], unsure: AbstractSet[str], records: Records
+) -> dict[str, Verdict]:
+    """Return the verdicts about those of a group that get a task, or may get one of several."""
     names = [one.task_id for one in group]
     tasks = {row.task_id: row for row in rows}
     verdicts = {
@@ -293,90 +415,69 @@ def _matched(group: Sequence[Sent], rows: Sequence[Listed], records: Records) ->
         and records.fit(one, tasks[one.task_id])
     }
     rest = [one for one in group if one.key not in verdicts]
-    reason: Reason | None = None
-    if tasks and not records.is_complete:
-        reason = Reason.CUT
-    elif any(records.fit(one, row) for one in records.in_flight for row in tasks.values()):
-        reason = Reason.IN_FLIGHT
-    elif any(records.fit(one, row) is Fit.MAYBE for one in rest for row in tasks.values()):
-        has_prompts = all(one.prompt is not None for one in rest)
-        reason = Reason.HIDDEN if has_prompts else Reason.NO_PROMPT
-    elif len({one.fingerprint for one in rest}) > 1 and tasks:
-        reason = Reason.SEVERAL
-    assigned: dict[str, Verdict] = {}
+    reason = _held(rest, tasks.values(), records)
+    given: dict[str, Verdict] = {}
     # The windows of equal requests are equally long, so the earliest one that fits is right.
     left = sorted((one for one in rest if records.covers(one)), key=lambda one: one.sent_at)
     for row in sorted(tasks.values(), key=lambda row: row.created_at or 0.0):
+        if row.task_id in unsure:
+            continue
         first = next((one for one in left if records.fit(one, row)), None)
         if first is None:
             reason = reason or Reason.SEVERAL
             break
         left.remove(first)
-        assigned[first.key] = Verdict(first.key, row, Proof.LIST)
+        given[first.key] = Verdict(first.key, row, Proof.LIST)
     if reason is None:
-        return verdicts | assigned
+        verdicts |= given
+        rest, reason = left, Reason.UNCLEAR
     for one in rest:
-        ids = tuple(row.task_id for row in tasks.values() if records.fit(one, row))
+        ids = tuple(
+            row.task_id
+            for row in tasks.values()
+            if records.fit(one, row) and (reason is not Reason.UNCLEAR or row.task_id in unsure)
+        )
         if ids:
-            verdicts[one.key] = Verdict(one.key, reason=reason, task_ids=ids)
+            several = reason is Reason.UNCLEAR and len(ids) > 1
+            said = Reason.SEVERAL if several else reason
+            verdicts[one.key] = Verdict(one.key, reason=said, task_ids=ids)
     return verdicts
 
 
-def _absent(doubt: Sent, period: Period, records: Records, strangers: Sequence[Listed]) -> Verdict:
-    """Return the verdict about a submission that no remaining task fits."""
-    charges = period.unexplained(doubt.route)
+def _absent(
+    doubt: Sent,
+    period: Stretch,
+    unpaid: Sequence[Listed],
+    strangers: Sequence[Listed],
+    records: Records,
+) -> Verdict:
+    """Return the verdict about a submission that no remaining task fits but *unpaid* ones."""
+    is_logged = records.is_logged(period) and records.has_evidence(doubt.route, period)
+    is_charge_free = is_logged and not period.can_be(doubt.key)
     is_listed = records.listed is not None and records.covers(doubt)
     is_shown = is_listed and records.is_complete and records.shows_all_like(doubt)
-    others = tuple(row.task_id for row in strangers if records.may_be(doubt, row))
-    proof = reason = None
-    if doubt.is_charged or (charges is not None and charges > period.open):
+    others = unpaid or [row for row in strangers if records.may_be(doubt, row)]
+    proof = reason = counts = None
+    if is_logged and period.explains(doubt.key):
+        reason = Reason.CHARGED
+        group = period.unexplained, sum(map(period.explains, period.claims))
+        counts = (1, 1) if period.must_be(doubt.key) else group
+    elif doubt.is_charged:
         reason = Reason.CHARGED
     elif doubt.task_id is not None:
         reason = Reason.NAMED
     elif records.now < doubt.sent_at + records.late:
         reason = Reason.EARLY
-    elif is_shown and (charges == 0 or not others):
+    elif is_shown and not unpaid and (is_charge_free or not others):
         proof = Proof.LIST
-    elif charges == 0:
+    elif is_charge_free:
         proof = Proof.LOG
-    elif is_shown:
-        reason = Reason.STRANGER
+    elif unpaid or is_shown:
+        reason = Reason.UNCHARGED if unpaid else Reason.STRANGER
     elif is_listed and not records.is_complete:
         reason = Reason.CUT
-    elif charges:
-        reason = Reason.IN_FLIGHT
     else:
-        reason = Reason.UNPROVEN
-    counts = (charges, period.in_doubt) if charges and reason is Reason.CHARGED else None
-    ids = others if reason is Reason.STRANGER else ()
+        reason = Reason.IN_FLIGHT if is_logged else Reason.UNPROVEN
+    has_ids = reason in {Reason.UNCHARGED, Reason.STRANGER}
+    ids = tuple(row.task_id for row in others) if has_ids else ()
     return Verdict(doubt.key, None, proof, reason, ids, counts)
-
-
-def _periods(known: Sequence[Sent], doubts: Sequence[Sent], records: Records) -> dict[str, Period]:
-    """Return the period of each doubt, with the charges that the log shows in it."""
-    charges = sorted(records.charges or ())
-    late = records.late
-    # As far back as forward, so that earlier known tasks show whether the log is complete.
-    spans = sorted(
-        [(one.sent_at, one.accepted_at or one.sent_at, one.key) for one in known]
-        + [(one.sent_at - late, one.sent_at + late, one.key) for one in doubts]
-        + [(one.sent_at, one.sent_at + late, one.key) for one in records.in_flight]
-    )
-    periods: list[Period] = []
-    by_key: dict[str, Period] = {}
-    for start, end, key in spans:
-        if not periods or start - SECOND > periods[-1].end:
-            periods.append(Period(start - SECOND, start))
-        by_key[key] = periods[-1]
-        periods[-1].end = max(periods[-1].end, end + SECOND)
-    for one in known:
-        by_key[one.key].known.append(one)
-    for one in records.in_flight:
-        by_key[one.key].open += 1
-    for one in doubts:
-        by_key[one.key].in_doubt += 1
-    for period in periods:
-        first, last = bisect_left(charges, period.start), bisect_right(charges, period.end)
-        period.charges = last - first
-        period.is_logged = records.charges is not None and period.start >= records.charges_since
-    return by_key

@@ -4,13 +4,15 @@ Find out what happened to submissions in doubt, from the gateway's own lists.
 Rule 1: the lists are read first, and the journal after them: a task that is listed is then known
 to the journal, or its submission has no response yet.
 Rule 2: what is decided is on disk before anything follows from it.
-Rule 3: a submission that still searches for its own task is never found to be not accepted.
+Rule 3: a submission that still searches for its own task is never found to be not accepted, and
+does not get a task of the last seconds: one that fits as well may not be listed yet.
 """
 
 import asyncio
 import contextvars
 import math
 import re
+from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any, Final
@@ -21,7 +23,7 @@ from fuhu_runway import hooks as events
 from fuhu_runway._wire.refusals import CHARGED_CODES
 from fuhu_runway._wire.tables import SUBMITS, Endpoint, is_official
 from fuhu_runway.account import AccountTask, Found, KeyLog, Left, Reconciliation
-from fuhu_runway.errors import NotFound, RunwayError, Unauthorized, UsageError
+from fuhu_runway.errors import NotFound, RunwayError, Unauthorized, UnreadableReply, UsageError
 from fuhu_runway.journal import Job, JobState
 from fuhu_runway.models import OfficialRequest, TaskRecord, TaskState
 
@@ -38,6 +40,10 @@ LONGEST: Final = 8.0
 """The longest interval between two reads, in seconds; gateways allow about one a second."""
 MAX_PROOFS: Final = 5
 """How many known tasks are polled to see that prompts can be compared; each is one free poll."""
+MAX_LOG_READS: Final = 10
+"""How often searches read the log of the key in LOG_SECONDS; gateways allow about twenty."""
+LOG_SECONDS: Final = 1200.0
+"""See MAX_LOG_READS, in seconds."""
 MANY_CHARGES: Final = 500
 """From this number on, a log may be cut off at its beginning: gateways send 1,000 rows."""
 
@@ -119,6 +125,9 @@ class Reconciler:
         self._owned: set[str] = set()
         #: Listed tasks without an owner, as the feed has shown them, by the list's id.
         self._shown: dict[str, Listed] = {}
+        #: When searches had the log of the key read, and whether the gateway seems to have one.
+        self._log_reads: deque[float] = deque(maxlen=MAX_LOG_READS)
+        self._has_log = True
 
     async def search(self, sessions: "Sessions", session: Session, key: str) -> TaskRecord | None:
         """
@@ -185,31 +194,72 @@ class Reconciler:
         ]
         if not doubts:
             return Reconciliation()
-        lists = await _read(sessions, doubts, is_search=keys is not None)
+        lists = await self._read(sessions, doubts, is_search=keys is not None)
         # Only now: see rule 1.
         states = () if keys is None else (JobState.SUBMITTING, JobState.IN_DOUBT)
         jobs = await ledger.jobs(*states)
         still = {job.key for job in jobs if job.state is JobState.IN_DOUBT}
         doubts = [job for job in doubts if job.key in still]
         records = await self._records(sessions, lists, jobs, is_search=keys is not None)
-        verdicts = decide([_sent(job, lists.offset) for job in doubts], records)
+        sent = [_sent(job, lists.offset) for job in doubts]
+        verdicts = decide(sent, records)
+        if (
+            keys is not None
+            and self._has_log
+            and any(_is_for_log(one, records) for one in verdicts)
+        ):
+            return await self._with_log(sessions, session)
         found, not_accepted, left = list[Found](), list[str](), list[Left]()
         for job, verdict in zip(doubts, verdicts, strict=True):
             task, reason = verdict.task, verdict.reason
-            if task is None and job.key in self._searching:
+            if job.key in self._searching and (task is None or _is_recent(verdict, records)):
                 reason = reason or Reason.EARLY  # see rule 3
             if reason is not None:
                 said = _text_of(reason, verdict)
                 is_charged = reason is Reason.CHARGED
                 left.append(Left(job.key, said, verdict.task_ids, is_charged, job.custom_id))
                 continue
-            if not await self._settle(sessions, session, job, verdict, lists.offset):
-                continue
-            if task is None:
-                not_accepted.append(job.key)
-            else:
-                found.append(Found(job.key, task.task_id, str(verdict.proof), job.custom_id))
+            is_ours = await self._settle(sessions, session, job, verdict, lists.offset)
+            if is_ours:  # pragma: no branch  (coverage loses it after an error)
+                if task is None:
+                    not_accepted.append(job.key)
+                else:
+                    found.append(Found(job.key, task.task_id, str(verdict.proof), job.custom_id))
         return Reconciliation(tuple(found), tuple(not_accepted), tuple(left))
+
+    async def _read(self, sessions: "Sessions", doubts: Sequence[Job], *, is_search: bool) -> Lists:
+        """Read the lists, from before the first doubt was sent until its task must be listed."""
+        late, now = sessions.settings.timeouts.late, sessions.settings.clock.wall()
+        sent = [job.submitted_at or 0.0 for job in doubts]
+        since = min(sent) - SLACK - (0.0 if is_search else late)
+        lists = Lists(since, now)
+        if sessions.account is not None:
+            until = min(now, max(sent) + late) + SLACK
+            lists = Lists(since, now, *await account_tasks(sessions, since, until))
+        if is_search:
+            return lists
+        try:
+            log = await key_log(sessions)
+        except RunwayError as error:
+            # Gateways allow few requests for it, and the list may be enough.
+            if sessions.account is None or isinstance(error, UsageError):
+                raise
+            self._has_log = not isinstance(error, (NotFound, Unauthorized, UnreadableReply))
+            return lists
+        self._has_log = True
+        if sessions.account is None and log.server_time is not None:
+            ahead = log.server_time - sessions.settings.clock.wall()
+            lists = attrs.evolve(lists, offset=ahead if abs(ahead) > SLACK / 5 else 0.0)
+        return attrs.evolve(lists, log=log)
+
+    async def _with_log(self, sessions: "Sessions", session: Session) -> Reconciliation:
+        """Settle what a search has found, unless the log has been read too often for that."""
+        # A task of another program with the same prompt may be listed first.
+        now, reads = sessions.settings.clock.now(), self._log_reads
+        if len(reads) == MAX_LOG_READS and now - reads[0] < LOG_SECONDS:
+            return Reconciliation()
+        reads.append(now)
+        return await self.run(sessions, session)
 
     async def _records(
         self, sessions: "Sessions", lists: Lists, jobs: Sequence[Job], *, is_search: bool
@@ -232,6 +282,7 @@ class Reconciler:
             is_complete=lists.is_complete,
             charges=lists.charges,
             charges_since=lists.charges_since,
+            is_log_due=lists.log is None and self._has_log and not is_search,
             offset=offset,
         )
         if lists.tasks is None:
@@ -338,34 +389,21 @@ class Reconciler:
         return True
 
 
-async def _read(sessions: "Sessions", doubts: Sequence[Job], *, is_search: bool) -> Lists:
-    """Read the lists, from before the first doubt was sent until its task must be listed."""
-    late, now = sessions.settings.timeouts.late, sessions.settings.clock.wall()
-    sent = [job.submitted_at or 0.0 for job in doubts]
-    since = min(sent) - SLACK - (0.0 if is_search else late)
-    lists = Lists(since, now)
-    if sessions.account is not None:
-        until = min(now, max(sent) + late) + SLACK
-        lists = Lists(since, now, *await account_tasks(sessions, since, until))
-    if is_search:
-        return lists
-    try:
-        log = await key_log(sessions)
-    except RunwayError as error:
-        # Gateways allow few requests for the log, and the list is enough.
-        if sessions.account is None or isinstance(error, UsageError):
-            raise
-        return lists
-    if sessions.account is None and log.server_time is not None:
-        ahead = log.server_time - sessions.settings.clock.wall()
-        lists = attrs.evolve(lists, offset=ahead if abs(ahead) > SLACK / 5 else 0.0)
-    return attrs.evolve(lists, log=log)
-
-
 async def _hashed(sessions: "Sessions", *prompts: str | None) -> frozenset[str]:
     """Return the hashes of the prompts that there are, as the journal has them."""
     texts = [text for text in prompts if text]
     return frozenset(await sessions.ledger.hash_prompts(texts) if texts else ())
+
+
+def _is_recent(verdict: Verdict, records: Records) -> bool:
+    """Return whether another task that fits as well may not be listed yet."""
+    return verdict.task is not None and records.is_recent(verdict.task.created_at or 0.0)
+
+
+def _is_for_log(verdict: Verdict, records: Records) -> bool:
+    """Return whether the log of the key may show that a task is ours, or which of several."""
+    is_one = verdict.task is not None and not _is_recent(verdict, records)
+    return is_one or verdict.reason is Reason.SEVERAL
 
 
 def _text_of(reason: Reason, verdict: Verdict) -> str:

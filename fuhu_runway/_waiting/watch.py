@@ -133,7 +133,7 @@ class Watch:
     def abandoned(self) -> WaitAbandoned:
         return WaitAbandoned(
             "The wait was ended because the client was closed, or end_waits() was called.",
-            "The task goes on, and its points are spent either way.",
+            "The task continues, and its points are spent either way.",
             "Wait for it again by its id: client.task(id).",
             self.task_id,
         )

@@ -120,7 +120,7 @@ def _print_report(
         )
         for one in report.left
     ]
-    print_table([("key", "input", "reason", "tasks that fit"), *rows])
+    print_table([("key", "input", "reason", "tasks that may be it"), *rows])
     if any(one.task_ids for one in report.left):
         command = f"fuhu-runway resolve {as_typed(journal)}"
         screen.say(f"If you know which task is the right one: {command} KEY --task-id ID")

@@ -61,6 +61,9 @@ SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 """The signals that stop a command: SIGHUP if its terminal closes, SIGBREAK on Windows."""
 
 
+FIRST_SIGNAL: Final = 128
+"""A command that a signal stops has this plus the signal's number as its exit code."""
+
 # From work to exit codes
 
 
@@ -71,6 +74,8 @@ def run(work: "Callable[[Lines], Coroutine[Any, Any, int | None]]", output: "Out
     try:
         with logged(screen, verbosity), contextlib.closing(screen):
             code = run_until_stopped(work(screen), in_flight=screen.in_flight, as_json=output.json)
+            if code > FIRST_SIGNAL and screen.stopped is None:
+                screen.stop()  # a command that has nothing to explain
     except Exception as error:  # noqa: BLE001  (for a bug, too, the notes say how to continue)
         if verbosity > 1:
             write(sys.stderr, redact("".join(traceback.format_exception(error))))
@@ -147,7 +152,7 @@ def run_until_stopped(
                 if (stopped_by or task.done()) and in_flight:
                     leave_in_doubt(len(in_flight), as_json=as_json)
                 elif stopped_by or task.done():
-                    leave(128 + number)
+                    leave(FIRST_SIGNAL + number)
                 else:
                     stopped_by = number
                     loop.call_soon_threadsafe(task.cancel)
@@ -161,7 +166,7 @@ def run_until_stopped(
             try:
                 return loop.run_until_complete(task) or 0
             except asyncio.CancelledError:
-                return 128 + stopped_by
+                return FIRST_SIGNAL + stopped_by
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

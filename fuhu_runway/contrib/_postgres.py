@@ -1,8 +1,8 @@
 """
-The connection of a journal with its Postgres database: opened, checked, and opened again.
+The connection of a journal to its Postgres database: opened, checked, and reopened.
 
 Rule 1: no error and no log line has the password, the host or an address of the database.
-Rule 2: if the database was never within reach, that is an error at once; later it is waited for.
+Rule 2: a database that was never reached is an error at once; later, the journal waits for it.
 """
 
 import contextlib
@@ -90,14 +90,14 @@ MIGRATIONS: Final[Mapping[int, str]] = {}
 OPTIONS: Final[Mapping[str, Any]] = {
     "application_name": "fuhu_runway",
     "connect_timeout": 10,
-    # A connection that is cut off without a word is noticed within 20 seconds.
+    # A connection that is dropped silently is noticed within 20 seconds.
     "keepalives": 1,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 2,
     "tcp_user_timeout": 20_000,
 }
-"""What a URL that does not say otherwise gets."""
+"""The options of a connection unless the URL sets them."""
 
 # `to_regclass` would answer from a cache that does not know what another process just made.
 SESSION: Final = (
@@ -107,7 +107,7 @@ SESSION: Final = (
     " EXISTS (SELECT FROM pg_class WHERE relname = 'fuhu_header' AND pg_table_is_visible(oid))"
     " AS has_tables"
 )
-"""Sent once for each connection; a process that is frozen must not hold a row for longer."""
+"""Sent once for each connection; a frozen process must not hold a row lock for longer."""
 
 DOUBT: Final = (
     "UPDATE fuhu_job SET state = 'in doubt', error = coalesce(error, 'NoReply')"
@@ -122,17 +122,18 @@ REASONS: Final[Mapping[str, str]] = {
     "role .* does not exist": "the user or the password is wrong",
     "translate host|resolve|Name or service": "its host is unknown",
     "refused|No such file": "no server runs there",
-    "timeout|timed out": "it did not answer in time",
+    "timeout|timed out|couldn't get": "it did not answer in time",
     "starting up|recovery": "it is starting",
     "shutting down|terminating": "it is stopping",
     "too many|remaining connection": "it has no free connection",
+    "closed|reset by|is lost": "the connection was lost",
     "SSL|certificate": "no encrypted connection can be made",
 }
-"""What libpq says of a failed connection, in words without addresses; the first that fits."""
+"""libpq's messages about failed connections, in words without addresses; the first that fits."""
 
 
-class Away(Exception):
-    """The database was within reach before, and is not now."""
+class Unreachable(Exception):
+    """The database was reached before, and cannot be reached now."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -178,12 +179,12 @@ class Link:
     """The connection of one thread."""
 
     options: Mapping[str, Any]
-    #: Whether the database was within reach before.
+    #: Whether the database was reached before.
     was_open: bool = False
     #: The salt of the journal; None until the first connection.
     salt: bytes | None = attrs.field(init=False, default=None)
     _db: Connection | None = attrs.field(init=False, default=None)
-    #: Since when the database is away, on the monotonic clock.
+    #: Since when the database cannot be reached, on the monotonic clock.
     _away_since: float | None = attrs.field(init=False, default=None)
 
     @property
@@ -191,7 +192,7 @@ class Link:
         return str(self.options.get("dbname") or "postgres")
 
     @property
-    def is_away(self) -> bool:
+    def is_unreachable(self) -> bool:
         return self._away_since is not None
 
     def open(self, *, is_init: bool = False) -> None:
@@ -199,8 +200,8 @@ class Link:
         Connect and check the database, unless that is done; *is_init* lets it update the tables.
 
         Raises:
-            Away: It is out of reach, and was within reach before.
-            JournalError: It never was within reach, or cannot be used.
+            Unreachable: It cannot be reached, and was reached before.
+            JournalError: It was never reached, or cannot be used.
         """
         if self._db is not None:
             return
@@ -220,7 +221,9 @@ class Link:
             self._db, self.was_open = db, True
             if self._away_since is not None:
                 seconds, self._away_since = time.monotonic() - self._away_since, None
-                LOGGER.warning("The journal's database is back after %.0f s.", seconds)
+                LOGGER.warning(
+                    "The journal's database can be reached again, after %.0f s.", seconds
+                )
             return
         if db is not None:
             db.close()
@@ -232,7 +235,7 @@ class Link:
         assert session is not None  # noqa: S101  (it has no condition)
         if session["synchronous_commit"] == "off":
             raise journal_error(
-                f"The database {self.name!r} has synchronous_commit = off: it may forget what was "
+                f"The database {self.name!r} has synchronous_commit = off: it may lose what was "
                 "paid for.",
                 "Turn it on for this role or database: ALTER ROLE ... SET synchronous_commit = on.",
             )
@@ -265,7 +268,7 @@ class Link:
         From `actions.LOCK` on, all statements are one transaction.
 
         Raises:
-            Away: The connection was lost; whether the last statement was done is unknown.
+            Unreachable: The connection was lost; whether the last statement was done is unknown.
             JournalError: The database refuses a statement.
         """
         db = self._db
@@ -291,22 +294,22 @@ class Link:
     def close(self, owner: str) -> None:
         """Mark what *owner* was submitting as in doubt, and disconnect."""
         if self._db is not None:
-            # If it fails: the next process that takes charge of such a job does the same.
+            # If this fails, the next process that takes charge of such a job does the same.
             with contextlib.suppress(psycopg.Error):
                 self._db.execute(DOUBT, (owner,))
             self._db.close()
             self._db = None
 
-    def _error(self, fault: psycopg.Error) -> Away | JournalError:
+    def _error(self, fault: psycopg.Error) -> Unreachable | JournalError:
         if not _is_passing(fault):
             return _refused(self.name, fault)
         reason = reason_of(fault)
         if not self.was_open:
-            return out_of_reach(self.name, reason)
+            return unreachable(self.name, reason)
         if self._away_since is None:
             self._away_since = time.monotonic()
-            LOGGER.warning("The journal's database is out of reach: %s. Waiting for it.", reason)
-        return Away(reason)
+            LOGGER.warning("The journal's database cannot be reached: %s. Waiting for it.", reason)
+        return Unreachable(reason)
 
 
 _PASSING: Final = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError)
@@ -320,15 +323,15 @@ def _is_passing(fault: psycopg.Error) -> bool:
     return isinstance(fault, _PASSING) and not str(fault.sqlstate).startswith("54")
 
 
-def out_of_reach(name: str, reason: str) -> JournalError:
+def unreachable(name: str, reason: str) -> JournalError:
     return journal_error(
-        f"The database {name!r} of the journal is out of reach: {reason}.",
+        f"The database {name!r} of the journal cannot be reached: {reason}.",
         "Check its URL and that it runs, then try again.",
     )
 
 
 def _refused(name: str, fault: psycopg.Error) -> JournalError:
-    # Not the message: it may quote a value.
+    # The message is left out, since it may quote a value.
     what = re.sub(r"(?<!^)([A-Z])", r" \1", type(fault).__name__).lower()
     return journal_error(
         f"The database {name!r} of the journal refuses a statement: {what} ({fault.sqlstate}).",
@@ -337,7 +340,7 @@ def _refused(name: str, fault: psycopg.Error) -> JournalError:
 
 
 def reason_of(fault: Exception) -> str:
-    """Return what the database says of a failed connection, in words without addresses."""
+    """Return why a connection failed, in words without addresses."""
     text = str(fault)
     found = (words for sign, words in REASONS.items() if re.search(sign, text, re.IGNORECASE))
     return next(found, f"{type(fault).__name__}")

@@ -1,10 +1,10 @@
 """
-The same prompts over many machines. Needs the extra `fleet`, and a Postgres.
+Many machines work on the same prompts. Needs the extra `fleet`, and a Postgres.
 
 Rule 1: the queue may deliver a job twice; the journal lets one worker send it.
 Rule 2: a job is delivered again until the journal says how it ended.
-Rule 3: a worker that has not reached the database for the length of its lease ends itself, since
-others have its jobs by then. It first writes down the ids of what it has paid for.
+Rule 3: a worker that could not reach the database for the length of its lease ends, since others
+have its jobs by then. Before that, it writes the ids of the tasks that it has paid for.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ class Enqueued:
 
     #: How many jobs are new.
     new: int
-    #: How many were there already.
+    #: How many were enqueued before.
     known: int
 
 
@@ -91,9 +91,9 @@ class Status:
 
 class Fleet:
     """
-    Many workers on many machines that share one Postgres, and carry out each job once.
+    Many workers on many machines that share one Postgres, and pay for each job once.
 
-    Create it with the same arguments where jobs come in and where they are done.
+    Create it with the same arguments in the program that enqueues jobs and in each worker.
 
     Args:
         url: The database, such as `postgresql://host/name`; by default the environment variable
@@ -102,14 +102,14 @@ class Fleet:
             workers together.
         download_to: Where clips are saved, as in `Client.carry_out`: a place that all workers
             reach; None saves nothing.
-        max_points: Nothing more is sent once the journal has this many points, all workers
-            together. What is in flight at that instant may exceed it.
+        max_points: Nothing more is sent once all workers together have spent this many points, by
+            the journal. What is in flight at that moment may exceed it.
         timeout: How long a worker waits for a task, and then as long again for its file, in
-            seconds. A task that takes longer is followed again.
+            seconds. A task that takes longer is waited for again later.
         overwrite: Whether a clip may replace an existing file.
         seal: Encrypts the requests in the database, such as `Fernet(key)`; every machine needs the
             same.
-        lease: After this many seconds without a sign of life, the jobs of a worker go to others.
+        lease: After this many seconds without a heartbeat, the jobs of a worker go to others.
         client: Further arguments of `Client`, such as `api_key` and `base_url`.
 
     Raises:
@@ -164,7 +164,7 @@ class Fleet:
 
     async def init(self) -> None:
         """
-        Make the tables in the database, or bring those of an older version up to date.
+        Create the tables in the database, or update those of an older version.
 
         Raises:
             JournalTooNew: A newer version made them.
@@ -200,30 +200,30 @@ class Fleet:
 
     @asynccontextmanager
     async def _ready(self) -> AsyncIterator[None]:
-        """Hold it open, and refuse to go on without its tables."""
+        """Keep the fleet open, and raise if it has no tables."""
         async with self:
             if not self._is_ready:
                 await self._queue.check()
                 self._is_ready = True
             yield
 
-    # Where jobs come in
+    # Enqueuing
 
     async def enqueue(
         self, items: Source, *, name: str | None = None, retry_failed: bool = False
     ) -> Enqueued:
         """
-        Hand over jobs to the workers; free, and sends nothing to the gateway.
+        Add jobs to the queue; free, and sends nothing to the gateway.
 
-        The same items again are nothing new: a job is known by its `custom_id`, else by its content
-        and how often that came up in these items. Local files are read by the worker, from the same
-        path.
+        Enqueuing the same items again adds nothing: a job is known by its `custom_id`, else by its
+        content and how often that has occurred in these items. Local files are read by the worker,
+        from the same path.
 
         Args:
             items: Prompts, requests and items, as in `Batch`; read lazily.
-            name: A name for all of them. The same name is refused for other items. They are read
-                to their end first.
-            retry_failed: Whether jobs are new that have failed.
+            name: A name for all of them, which is refused for other items. With a name, the items
+                are all read before the first one is added.
+            retry_failed: Whether jobs that have failed count as new.
 
         Raises:
             UsageError: An item is not a request, or a `custom_id` or *name* belongs to something
@@ -272,7 +272,7 @@ class Fleet:
     async def _add(self, rows: list[tuple[str, str, bytes]], *, retry_failed: bool) -> int:
         if not rows:
             return 0
-        # Equal names in one statement would be one row.
+        # One statement cannot tell two equal names apart.
         rows = list({row[0]: row for row in rows}.values())
         return await self._queue.add(rows, is_sealed=self._seal is not None, again=retry_failed)
 
@@ -288,7 +288,7 @@ class Fleet:
             raise usage_error(
                 "name",
                 f"Other items were enqueued as {name!r}.",
-                "Use another name for these, or none: what is there already is nothing new.",
+                "Use another name, or none: jobs that were enqueued before are not added again.",
             )
 
     async def left(self) -> int:
@@ -296,13 +296,13 @@ class Fleet:
         async with self._ready():
             return await self._queue.left()
 
-    # What becomes of them
+    # Following
 
     async def outcomes(self) -> AsyncGenerator[Job, None]:
         """
-        Yield the row of each job that is saved, has failed or is in doubt, as it comes to that.
+        Yield the row of each job as soon as it is saved, has failed or is in doubt.
 
-        Ends when no job is left to be carried out. Leaving early cancels nothing. A job in doubt
+        Ends when every job has ended or is in doubt. Leaving early cancels nothing. A job in doubt
         whose task is found later is yielded again.
 
         Raises:
@@ -339,7 +339,7 @@ class Fleet:
 
     async def cancel(self, name: str) -> Job | None:
         """
-        End a job: before it is sent, it is gone; after that, its task is followed no more.
+        Cancel a job that was not sent, or stop following its task.
 
         Waits until its worker has let go of it, or has been silent for `lease` seconds.
 
@@ -347,7 +347,8 @@ class Fleet:
             name: Its key or its custom id.
 
         Returns:
-            None if it is gone. Else its row: it is paid for, or in doubt, and its task goes on.
+            None if it was not sent. Otherwise its row: it is paid for or in doubt, and its task
+            continues at the gateway.
 
         Raises:
             UsageError: There is no such job.
@@ -364,12 +365,12 @@ class Fleet:
                 return None
             return job
 
-    # Where they are done
+    # Working
 
     @property
     def blueprint(self) -> procrastinate.Blueprint:
         """
-        The tasks of the fleet, for an App of procrastinate that you have.
+        The tasks of the fleet, for your own procrastinate `App`.
 
         `app.add_tasks_from(fleet.blueprint, namespace="fuhu")`; its worker has to take the queue
         `fuhu`, with `delete_jobs="always"`, inside of `async with fleet`. It does not end itself
@@ -401,14 +402,15 @@ class Fleet:
         """
         Carry out jobs until SIGTERM or SIGINT; costs points for each job that is submitted.
 
-        After the signal, or once this call is cancelled, it takes up no more jobs, follows those it
-        has for *grace* seconds, and gives the rest back. Nothing is lost if it is killed: others
-        continue after `lease` seconds.
+        After the signal, or once this call is cancelled, it takes no more jobs, follows those it
+        has for *grace* seconds, and returns the rest to the queue. If it is killed, nothing is
+        lost: others continue its jobs after `lease` seconds.
 
         Args:
-            in_flight: How many jobs this worker has at once. A job that waits costs about 30 KB.
-            grace: How long the jobs that run may take after the signal, in seconds.
-            signals: Whether it handles the signals; if not, cancel this call.
+            in_flight: How many jobs this worker may have at once; a waiting job costs about
+                30 KB.
+            grace: How long running jobs are followed after the signal, in seconds.
+            signals: Whether to handle the signals; if not, cancel this call to stop.
 
         Raises:
             UsageError: The other workers have another API key, the database has no tables, or no
@@ -425,7 +427,7 @@ class Fleet:
                 await self._dismiss()
 
     async def _employed(self) -> Worker:
-        """Return the worker of this process; refuse a key that the others do not have."""
+        """Return the worker of this process; raise if its key is not that of the others."""
         if self._worker is None:
             # A worker that can save nothing would delay one job after the other.
             place = place_of(self._options["download_to"])
@@ -465,6 +467,6 @@ class Fleet:
             raise usage_error(
                 "api_key",
                 "The other workers of this fleet have another API key, or another gateway.",
-                "Use the same, or wait until the jobs of that key are done.",
+                "Use the same key and gateway, or wait until its jobs are done.",
             )
         await self._queue.set("key", mark)

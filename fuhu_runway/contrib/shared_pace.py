@@ -1,9 +1,9 @@
 """
 One pace for all processes that use a key, in one row of a Postgres. Needs the extra `postgres`.
 
-Rule 1: no lock outlives a statement, so that a frozen or killed worker holds up no other.
+Rule 1: no lock outlives a statement, so a frozen or killed worker blocks no other.
 Rule 2: instants in the row are on the database's clock, so the clocks of machines may differ.
-Rule 3: the row is a hint, not a record: it may be lost at any time, and is learned again.
+Rule 3: the row is a hint, not a record: it may be lost at any time; the pace is learned again.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ MADE_ELSEWHERE: Final = (
     psycopg.errors.DuplicateTable,
     psycopg.errors.UniqueViolation,
 )
-"""What Postgres says, by chance, to the slower of two workers that make the table."""
+"""The errors that the slower of two workers gets if both create the table at once."""
 PAUSE: Final = 1.0
 """Seconds between attempts to reach the database; if more, its return is noticed later."""
 SLOWEST: Final = 2.0
@@ -72,8 +72,8 @@ class SharedPace:
     event loop, in a thread of its own. While the database cannot be used, nothing is sent.
 
     Args:
-        url: The database; by default the environment variable FUHU_DATABASE_URL. Its table
-            `fuhu_pace` is made when it is missing.
+        url: The database; by default the environment variable FUHU_DATABASE_URL. The table
+            `fuhu_pace` is created if it is missing.
 
     Raises:
         UsageError: There is no URL, or it cannot be read.
@@ -87,9 +87,9 @@ class SharedPace:
 
     async def init(self) -> None:
         """
-        Make the table, unless it is there.
+        Create the table, unless it exists.
 
-        Not needed if the user of the database may create tables: the first exchange makes it.
+        Not needed if the database user may create tables: the first exchange creates it.
 
         Raises:
             UsageError: The database cannot be used. Nothing was sent.
@@ -147,7 +147,7 @@ class Desk:
         self._key = key
         self._loop = asyncio.get_running_loop()
         self._connection: psycopg.Connection | None = None
-        #: What the database's clock is ahead of the loop's, in seconds.
+        #: How far the database's clock is ahead of the loop's, in seconds.
         self._ahead: float | None = None
         self._delay = 0.0
 

@@ -5,7 +5,7 @@ Rule 1: a file of a request has the hash of its bytes as its key, so it is in th
 Rule 2: nothing is deleted; a lifecycle rule of the bucket does that.
 Rule 3: only the synchronous calls of obstore are used, in threads: its asynchronous ones abort the
 interpreter if that ends right after a call.
-Rule 4: what the store says in an error is not shown, since it may quote a signed address.
+Rule 4: the text of a store's error is not shown, since it may quote a signed URL.
 """
 
 import asyncio
@@ -44,10 +44,10 @@ SHORTEST: Final = timedelta(minutes=10)
 PATIENT: Final[Any] = {"max_retries": 30, "retry_timeout": timedelta(minutes=2)}
 """How long obstore retries if the store of a URL does not answer, or is overloaded."""
 HASTY: Final[Any] = {"max_retries": 2, "retry_timeout": timedelta(seconds=10)}
-"""The same before anything is paid for, so that a wrong address does not look like a long wait."""
+"""The same before anything is paid for, so that a wrong URL fails soon."""
 
 MARKER: Final = ".fuhu-runway"
-"""An empty object, which is put to see whether clips can be."""
+"""An empty object, which is put to check that clips can be put."""
 
 _BUCKETS: Final = {
     S3Store: ("s3", "bucket"),
@@ -108,7 +108,7 @@ class ObjectStore:
         If the store does not answer, requests are retried for two minutes.
 
         Raises:
-            UsageError: The URL is not one of a store, or has a user, a query or a fragment.
+            UsageError: It is not the URL of a store, or it has a user, a query or a fragment.
         """
         return _opened(url)
 
@@ -123,18 +123,19 @@ class ObjectStore:
 
     def _put(self, data: bytes, name: str, content_type: str) -> str:
         key = f"{self.prefix}{name}"
-        # The official API insists on the type; a folder has no place for it.
-        has_types = not isinstance(self.store, LocalStore)
-        attributes: Attributes | None = {"Content-Type": content_type} if has_types else None
-        obstore.put(self.store, key, data, attributes=attributes)
+        obstore.put(self.store, key, data, attributes=self._attributes(content_type))
         if self.public_url is not None:
             return f"{self.public_url.rstrip('/')}/{key}"
         return obstore.sign(self.store, "GET", key, self.expires)
 
+    def _attributes(self, content_type: str) -> "Attributes | None":
+        # The official API insists on the type; a folder has no place for it.
+        return None if isinstance(self.store, LocalStore) else {"Content-Type": content_type}
+
     # Clips
 
     async def check_clips(self) -> None:
-        """Put an empty object once, to see that clips can be put; for the client."""
+        """Put an empty object once, to check that clips can be put; for the client."""
         if self.prefix not in self._checked:
             store = self.hasty or self.store
             await _called(lambda: obstore.put(store, f"{self.prefix}{MARKER}", b""))
@@ -142,9 +143,7 @@ class ObjectStore:
 
     async def put_clip(self, name: str, file: Path) -> None:
         """Put a clip in the place of what is there; for the client."""
-        has_types = not isinstance(self.store, LocalStore)
-        attributes: Attributes | None = {"Content-Type": "video/mp4"} if has_types else None
-        key = f"{self.prefix}{name}"
+        attributes, key = self._attributes("video/mp4"), f"{self.prefix}{name}"
         await _called(lambda: obstore.put(self.store, key, file, attributes=attributes))
 
     async def clip_size(self, name: str) -> int | None:
@@ -207,7 +206,7 @@ async def _called(call: Callable[[], T]) -> T:
         return await asyncio.to_thread(call)
     except (BaseError, OSError, ValueError) as error:
         fault = _fault_of(error)
-    raise fault  # outside the clause: the error of the store may quote a signed address
+    raise fault  # outside the clause: the error of the store may quote a signed URL
 
 
 def _fault_of(error: Exception) -> StoreFault:
@@ -226,8 +225,8 @@ def _fault_of(error: Exception) -> StoreFault:
         )
     if isinstance(error, PermissionDeniedError | PermissionError):
         return StoreFault(
-            f"The object store forbids it ({said}).",
-            "Allow these credentials to put and get objects here, and to list them.",
+            f"The object store denies access ({said}).",
+            "Allow these credentials to put, get and list objects here.",
         )
     if isinstance(error, FileNotFoundError):
         return StoreFault(

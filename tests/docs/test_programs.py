@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.howtos import program
+from support.programs import program
 
 import fuhu_runway
 from fuhu_runway.testing import Simulator

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 from support.clock import until
-from support.howtos import program
+from support.programs import program
 
 import fuhu_runway
 from fuhu_runway.testing import Simulator, faults

@@ -722,7 +722,7 @@ async def test_a_worker_that_is_cut_off_ends(
         await until(lambda: gateway.tasks and gateway.tasks[0].polls)
         await asyncio.to_thread(server.stop)
         # It waits for the database only to write down what it may have paid for.
-        await asyncio.sleep(3.0)
+        await until(lambda: "This worker takes up nothing more" in caplog.text)
         assert not work.done()
         await asyncio.to_thread(server.start)
         with pytest.raises(CutOff, match=r"could not be reached for 2 s.*Start the worker again"):
@@ -1002,7 +1002,7 @@ async def test_cancelling_a_query_is_never_lost(swallow: bool) -> None:
                 raise procrastinate.exceptions.ConnectorException from TimeoutError()
         return "answer"
 
-    call = asyncio.create_task(Connector(conninfo="")._insist(query))
+    call = asyncio.create_task(Connector(conninfo="")._retried(query))
     await begun.wait()
     call.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -5,6 +5,7 @@ import json
 import math
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from fuhu_runway.hooks import (
     SubmissionFound,
     SubmissionUnclaimed,
 )
-from fuhu_runway.journal import JobState
+from fuhu_runway.journal import Job, JobState
 from fuhu_runway.testing import AccountLists, Simulator, faults
 
 pytestmark = pytest.mark.usefixtures("virtual")
@@ -63,6 +64,11 @@ def other_program(gateway: Simulator) -> Client:
 def listings(gateway: Simulator) -> int:
     """Return how often the list of tasks was read."""
     return sum(seen.path == "/api/task/self" for seen in gateway.requests)
+
+
+def logs_read(gateway: Simulator) -> int:
+    """Return how often the log of the key was read."""
+    return sum(seen.path == "/api/log/token" for seen in gateway.requests)
 
 
 async def in_doubt(client: Client, prompt: str = "a kitten", **more: Any) -> None:
@@ -325,6 +331,27 @@ async def test_two_that_reconcile_at_once_settle_it_once(
     assert sorted(len(report.found) for report in reports) == [0, 1]
 
 
+async def test_a_doubt_that_is_settled_meanwhile_is_not_reported(gateway: Simulator) -> None:
+    """Of two doubts, a person settles the second while the first is settled: one is reported."""
+    doubts: list[Job] = []
+
+    def person(event: object) -> None:
+        if isinstance(event, DoubtSettled):
+            [other] = [job for job in doubts if job.key != event.key]
+            with suppress(StopIteration):  # in memory, it waits for nothing
+                client._sessions.ledger.resolve(other.key, accepted=False).send(None)
+
+    for _ in range(2):
+        gateway.fault("submit", LOST)
+    async with client_of(gateway, account=None, hooks=[person]) as client:
+        await in_doubt(client)
+        await in_doubt(client, "a puppy")
+        doubts += await client._sessions.ledger.jobs(JobState.IN_DOUBT)
+        client._sessions.account = Account(gateway.access_token, gateway.user_id)
+        report = await client.reconcile()
+    assert (len(report.found), report.not_accepted, report.left) == (1, (), ())
+
+
 async def test_a_task_of_another_program_makes_it_a_choice(gateway: Simulator) -> None:
     """Another key of the account made an equal task: both are reported, and a person chooses."""
     gateway.lists = AccountLists(refresh=0, charges=False)
@@ -340,17 +367,76 @@ async def test_a_task_of_another_program_makes_it_a_choice(gateway: Simulator) -
 
 
 async def test_a_task_that_the_key_did_not_pay_for_is_not_taken(gateway: Simulator) -> None:
-    """Another key of the account made an equal task; the log of our key has no charge for it."""
+    """Another key of the account made an equal task; the log of ours shows that it was not us."""
     gateway.fault("submit", NEVER_SENT)
-    async with client_of(gateway, account=None) as client:
+    recorder = EventRecorder()
+    async with client_of(gateway, account=None, hooks=[recorder]) as client:
         await in_doubt(client)
         await client.generate("a puppy")
         async with other_program(gateway) as other:
-            task = await other.generate("a kitten")
+            await other.generate("a kitten")
         client._sessions.account = Account(gateway.access_token, gateway.user_id)
+        report = await client.reconcile()
+        assert (report.found, len(report.not_accepted), report.left) == ((), 1, ())
+    assert [event.proof for event in recorder.all(DoubtSettled)] == ["log of the key"]
+
+
+async def test_a_search_does_not_take_the_task_of_another_program(gateway: Simulator) -> None:
+    """An equal task of another key is listed; the log of ours shows that we did not pay for it."""
+    async with client_of(gateway) as client, other_program(gateway) as other:
+        await client.generate("a puppy")
+        await other.generate("a kitten")
+        gateway.fault("submit", NEVER_SENT)
+        await in_doubt(client)
+        assert [task.id for task in client.unfinished] == [gateway.tasks[0].task_id]
+    assert logs_read(gateway) > 0
+
+
+async def test_a_search_does_not_take_a_task_of_the_last_seconds(gateway: Simulator) -> None:
+    """A task that fits as well may be listed a moment later; what is older is taken."""
+    gateway.fault("submit", LOST)
+    async with client_of(gateway, timeouts=Timeouts()) as client:
+        await in_doubt(client)  # no second of the gateway's clock passes
+        assert logs_read(gateway) == 0
+        assert len((await client.reconcile()).found) == 1
+
+
+async def test_searches_leave_the_log_to_others_after_ten_reads(gateway: Simulator) -> None:
+    """Gateways count requests for the log over twenty minutes: then the doubt is for later."""
+    async with client_of(gateway) as client:
+        for number in range(10):
+            gateway.fault("submit", LOST)
+            await client.generate(f"kitten {number}")
+        gateway.fault("submit", LOST)
+        await in_doubt(client, "a puppy")
+        assert logs_read(gateway) == 10
+        assert len((await client.reconcile()).found) == 1
+        await asyncio.sleep(1200)
+        gateway.fault("submit", LOST)
+        assert await client.generate("a foal")
+
+
+async def test_a_log_that_is_refused_for_now_leaves_the_doubt(gateway: Simulator) -> None:
+    """The gateway has a log and does not show it now, so nothing is taken until it does."""
+    gateway.fault("submit", LOST)
+    gateway.fault("charges", faults.empty_429(), times=None)
+    async with client_of(gateway) as client:
+        await in_doubt(client)
         left = await reason_left(client)
-        assert left.reason == "a task fits, and the log of the key shows no charge for it"
-        assert left.task_ids == (task.id,)
+        assert "cannot be read now" in left.reason
+        assert left.task_ids == (gateway.tasks[0].task_id,)
+        gateway.forget_plans()
+        assert len((await client.reconcile()).found) == 1
+
+
+async def test_a_gateway_without_a_log_is_asked_for_it_once(gateway: Simulator) -> None:
+    """Where there is no log, the only task that fits is ours, and searches stop asking."""
+    gateway.fault("charges", faults.html_page(), times=None)
+    async with client_of(gateway) as client:
+        for number in range(3):
+            gateway.fault("submit", LOST)
+            assert await client.generate(f"kitten {number}")
+    assert logs_read(gateway) == 1
 
 
 @pytest.mark.parametrize(
@@ -384,6 +470,7 @@ async def test_the_feed_completes_what_the_list_lacks(
 
 async def test_a_feed_that_fails_proves_nothing(gateway: Simulator) -> None:
     """If the feed cannot be asked about a task, that task may be the one."""
+    gateway.lists = AccountLists(refresh=0, charges=False)
     gateway.fault("submit", NEVER_SENT)
     async with client_of(gateway, account=None) as client:
         await in_doubt(client)
@@ -395,7 +482,7 @@ async def test_a_feed_that_fails_proves_nothing(gateway: Simulator) -> None:
         left = await reason_left(client)
         assert left.reason == "a task that may be it does not show its prompt yet"
         gateway.forget_plans()
-        assert len((await client.reconcile()).not_accepted) == 1
+        assert "nothing shows" in (await reason_left(client)).reason
 
 
 async def test_a_kind_without_a_prompt_is_found(gateway: Simulator) -> None:

@@ -181,7 +181,12 @@ async def test_the_prompt_in_a_name_is_not_shown(gateway: Simulator, place: Obje
 @pytest.mark.parametrize(
     ("status", "code", "happened", "advice"),
     [
-        (403, "AccessDenied", "The object store forbids it (403 Forbidden, AccessDenied)", "Allow"),
+        (
+            403,
+            "AccessDenied",
+            "The object store denies access (403 Forbidden, AccessDenied)",
+            "Allow",
+        ),
         (403, "InvalidAccessKeyId", "The object store got no valid credentials", "Set them in"),
         (401, "None", "The object store got no valid credentials", "Set them in"),
         (400, "ExpiredToken", "The object store got no valid credentials", "Set them in"),
@@ -229,7 +234,7 @@ async def test_a_batch_ends_at_once_if_its_store_cannot_be_used(
     """The error is raised by the first outcome, not once for each job."""
     bucket.faults = [("PUT", 403, "AccessDenied")]
     async with quick_client(gateway) as client:
-        with pytest.raises(UsageError, match="forbids it"):
+        with pytest.raises(UsageError, match="denies access"):
             await anext(client.generate_many([PROMPT], download_to=ObjectStore(s3(bucket))))
     assert not gateway.requests
 
@@ -239,7 +244,7 @@ async def test_a_store_that_may_not_be_read_is_found_before_anything_is_paid(
 ) -> None:
     """Whether an object of the name is there cannot be seen, so nothing is submitted."""
     bucket.faults = [("HEAD", 403, "AccessDenied")]
-    with pytest.raises(UsageError, match="forbids it"):
+    with pytest.raises(UsageError, match="denies access"):
         await carried(gateway, journal, download_to=place)
     assert not gateway.requests
 
@@ -264,7 +269,7 @@ async def test_a_clip_that_cannot_be_put_is_paid_and_stays_finished(
         carrying = asyncio.create_task(client.carry_out(ITEM, download_to=place))
         await until(lambda: gateway.submitted)
         bucket.faults = [("PUT", 403, "AccessDenied")]
-        with pytest.raises(DownloadIncomplete, match="forbids it") as caught:
+        with pytest.raises(DownloadIncomplete, match="denies access") as caught:
             await carrying
     assert caught.value.money == "The clip exists and is paid for."
     assert caught.value.task_id == gateway.tasks[0].task_id
@@ -281,7 +286,7 @@ async def test_a_saved_clip_that_cannot_be_seen_stays_saved(
     """While the store is broken, the call raises, and the row says what is true."""
     await carried(gateway, journal, download_to=place)
     bucket.faults = [("HEAD", 403, "AccessDenied")]
-    with pytest.raises(DownloadIncomplete, match="forbids it"):
+    with pytest.raises(DownloadIncomplete, match="denies access"):
         await carried(gateway, journal, download_to=place)
     assert [state for state, _ in await jobs_in(journal)] == [JobState.SAVED]
 

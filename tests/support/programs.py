@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import re
 import sys
 from asyncio.subprocess import PIPE, Process
+from pathlib import Path
 from textwrap import dedent
 from typing import Final
 
@@ -49,3 +51,15 @@ async def end_of(process: Process) -> Ended:
 async def run(gateway: Simulator, source: str) -> Ended:
     """Run *source* to its end."""
     return await end_of(await start(gateway, source))
+
+
+# The programs that the how-tos show
+
+ROOT = Path(__file__).parents[2]
+
+
+def program(page: str, number: int = 1) -> str:
+    """Return a Python block of a how-to, which is a whole program: the first by default."""
+    text = (ROOT / f"docs/howto/{page}.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return str(blocks[number - 1])

@@ -228,10 +228,11 @@ async def test_without_a_date_the_clocks_count_as_equal() -> None:
 
 async def test_tasks_of_other_users_are_left_out() -> None:
     """Also if the gateway lists them; a row that names no user is the account's."""
-    rows = [row("t-1", user_id=8), row("t-2", user_id="7"), row("t-3", user_id=None)]
-    body = json.dumps({"success": True, "data": {"items": rows, "total": 3}}).encode()
+    users = [8, "7", None, 0]
+    rows = [row(f"t-{number}", user_id=user) for number, user in enumerate(users)]
+    body = json.dumps({"success": True, "data": {"items": rows, "total": 4}}).encode()
     async with listing(reply(body, Date=DATE)) as (client, _):
-        assert await tasks_of(client) == (["t-2", "t-3"], 0.0, True)
+        assert await tasks_of(client) == (["t-1", "t-2", "t-3"], 0.0, True)
 
 
 async def test_without_an_account_nothing_is_sent() -> None:

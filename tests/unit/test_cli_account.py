@@ -16,6 +16,7 @@ from support.commands import (
     documented_keys,
     gateway_in_thread,
     is_clip,
+    pressed,
     runner,
     settle_in,
 )
@@ -28,6 +29,7 @@ from fuhu_runway.cli import batch as cli_batch
 from fuhu_runway.cli import options
 from fuhu_runway.journal import JobState
 from fuhu_runway.testing import AccountLists, faults
+from fuhu_runway.testing.faults import Where
 
 PATH: Final = "clips/journal.db"
 STATE: Final = "clips/simulated-gateway.jsonl"
@@ -373,3 +375,24 @@ def test_jobs_names_reconcile_first(run: Run, lossy: GatewayThread) -> None:
     """Of what can be done about a doubt, the first is what needs no person."""
     lines = run("jobs", PATH).err.splitlines()
     assert lines[1].endswith(f"fuhu-runway reconcile {PATH}")
+
+
+@pytest.mark.parametrize(
+    ("place", "command"),
+    [
+        ("tasks", ("reconcile", PATH)),
+        ("charges", ("reconcile", PATH, "--json")),
+        ("tasks", ("audit", PATH, "--json")),
+    ],
+    ids=["tasks", "charges", "audit"],
+)
+def test_ctrl_c_while_a_list_is_read_says_so(
+    run: Run, lossy: GatewayThread, place: Where, command: tuple[str, ...]
+) -> None:
+    """A list that hangs can be left: one word on stderr, and with --json one object."""
+    lossy.call(lambda one: one.fault(place, faults.Hang()))
+    with pressed(lambda: lossy.got(place)):
+        done = run(*command)
+    assert (done.code, done.err) == (130, "Stopped.\n")
+    said = json.loads(done.out)["error"] if done.out else None
+    assert said == ("Stopped" if "--json" in command else None)

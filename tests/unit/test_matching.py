@@ -359,8 +359,117 @@ def test_a_task_that_was_found_explains_its_charge() -> None:
 
 def test_a_task_that_the_key_was_not_charged_for_is_not_adopted() -> None:
     """A task of another program with the same prompt is not ours if the key was not charged."""
-    verdict = one(decide([DOUBT], records(KITTEN, charges=(990.5,))))
-    assert verdict == Verdict("job", reason=Reason.UNCHARGED, task_ids=("t-kitten",))
+    log = records(KITTEN, charges=(990.5,))
+    assert one(decide([DOUBT], log)) == Verdict("job", proof=Proof.LOG)
+    uncharged = Verdict("job", reason=Reason.UNCHARGED, task_ids=("t-kitten",))
+    elsewhere = attrs.evolve(KNOWN, route="/pro/act_one")
+    assert one(decide([DOUBT], attrs.evolve(log, known=(elsewhere,)))) == uncharged
+    assert one(decide([DOUBT], attrs.evolve(log, now=1500.0))).reason is Reason.EARLY
+
+
+def test_the_log_chooses_among_tasks_that_look_the_same() -> None:
+    """Two tasks fit one doubt, and the key was charged when one of them was accepted."""
+    twin = attrs.evolve(KITTEN, task_id="t-twin", created_at=1030.0)
+    for mine, other in ((KITTEN, twin), (twin, KITTEN)):
+        log = records(KITTEN, twin, charges=(991.0, mine.created_at))
+        assert one(decide([DOUBT], log)) == Verdict("job", mine, Proof.LIST), other
+
+
+def test_a_charge_that_two_tasks_may_be_for_chooses_none() -> None:
+    """Two equal tasks of the same seconds and one charge: a person chooses."""
+    twin = attrs.evolve(KITTEN, task_id="t-twin", created_at=1004.0)
+    several = Verdict("job", reason=Reason.SEVERAL, task_ids=("t-kitten", "t-twin"))
+    assert one(decide([DOUBT], records(KITTEN, twin, charges=(991.0, 1003.0)))) == several
+
+
+def test_a_task_beside_one_that_explains_the_charge_is_not_taken() -> None:
+    """A kitten and a puppy of the same second, one charge, and a doubt about each."""
+    puppy = attrs.evolve(DOUBT, key="puppy", fingerprint="puppy 16:9", prompt="puppy")
+    listed = attrs.evolve(PUPPY, task_id="t-other", created_at=1003.0)
+    verdicts = decide([DOUBT, puppy], records(KITTEN, listed, charges=(991.0, 1003.0)))
+    assert [verdict.reason for verdict in verdicts] == [Reason.UNCLEAR, Reason.UNCLEAR]
+    assert [verdict.task_ids for verdict in verdicts] == [("t-kitten",), ("t-other",)]
+
+
+def test_a_task_that_is_chosen_leaves_the_charge_beside_it() -> None:
+    """The kitten is the one with a charge to itself; so the other charge is the puppy's."""
+    puppy = attrs.evolve(DOUBT, key="puppy", fingerprint="puppy 16:9", prompt="puppy")
+    listed = attrs.evolve(PUPPY, task_id="t-other", created_at=1003.0)
+    mine = attrs.evolve(KITTEN, task_id="t-mine", created_at=1060.0)
+    log = records(KITTEN, mine, listed, charges=(991.0, 1003.0, 1060.0))
+    assert [verdict.task for verdict in decide([DOUBT, puppy], log)] == [mine, listed]
+
+
+def test_many_known_tasks_show_how_close_a_charge_is() -> None:
+    """Twenty known tasks were charged in the second of their rows, and so was ours."""
+    times = [900.0 + 5 * number for number in range(20)]
+    known = [
+        attrs.evolve(KNOWN, key=f"{at}", task_id=f"t-{at}", sent_at=at - 1, accepted_at=at)
+        for at in times
+    ]
+    rows = [attrs.evolve(PUPPY, task_id=f"t-{at}", created_at=at) for at in times]
+    twin = attrs.evolve(KITTEN, task_id="t-twin", created_at=1004.0)
+    log = records(known=known, listed=(*rows, KITTEN, twin), charges=(*times, 1003.0))
+    assert one(decide([DOUBT], log)).task == KITTEN
+    loose = attrs.evolve(log, charges=(*times[:-1], times[-1] + 1.0, 1003.0))
+    assert one(decide([DOUBT], loose)).reason is Reason.SEVERAL
+    looser = attrs.evolve(log, charges=(*times[:-1], times[-1] + 2.0, 1003.0))
+    assert one(decide([DOUBT], looser)).reason is Reason.SEVERAL
+
+
+def test_a_log_that_lacks_one_of_the_known_charges_chooses_none() -> None:
+    """A log that shows one known task and not the other is not to be relied on."""
+    other = attrs.evolve(KNOWN, key="other", task_id=None, sent_at=970.0, accepted_at=971.0)
+    lacking = records(KITTEN, known=(KNOWN, other), charges=(991.0, 1003.0))
+    verdict = one(decide([DOUBT], lacking))
+    assert verdict == Verdict("job", reason=Reason.UNCLEAR, task_ids=("t-kitten",))
+
+
+@pytest.mark.parametrize("charges", [(), (3000.0,)], ids=["switched off", "of another time"])
+def test_without_a_log_the_only_task_that_fits_is_the_one(charges: tuple[float, ...]) -> None:
+    """A log that shows none of the known tasks says nothing about others."""
+    assert one(decide([DOUBT], records(KITTEN, charges=charges))).task == KITTEN
+
+
+def test_a_task_that_was_just_accepted_may_not_be_in_the_log_yet() -> None:
+    """The log lacks the charge of a known task of the last seconds, and is relied on."""
+    fresh = attrs.evolve(KNOWN, key="fresh", task_id="t-f", sent_at=1008.0, accepted_at=1009.0)
+    log = records(KITTEN, known=(KNOWN, fresh), charges=(991.0, 1003.0), now=1010.0)
+    assert one(decide([DOUBT], log)).task == KITTEN
+
+
+def test_no_task_is_taken_while_the_log_cannot_be_read() -> None:
+    """The gateway has a log, which may show that the task is not ours."""
+    verdict = one(decide([DOUBT], records(KITTEN, is_log_due=True)))
+    assert verdict == Verdict("job", reason=Reason.LOG_DUE, task_ids=("t-kitten",))
+
+
+def test_charges_are_told_apart_by_time() -> None:
+    """With the log alone: a charge before the second doubt was sent is for the first."""
+    later = attrs.evolve(DOUBT, key="later", sent_at=1100.0)
+    log = records(charges=(990.5, 1003.0), **LOG_ONLY)
+    assert decide([DOUBT, later], log) == [
+        Verdict("job", reason=Reason.CHARGED, charges=(1, 1)),
+        Verdict("later", proof=Proof.LOG),
+    ]
+
+
+def test_charges_that_time_does_not_tell_apart_are_counted() -> None:
+    """Two doubts and one charge after both: one of them was charged, and none is sent again."""
+    later = attrs.evolve(DOUBT, key="later", sent_at=1001.0)
+    verdicts = decide([DOUBT, later], records(charges=(990.5, 1003.0), **LOG_ONLY))
+    assert [verdict.charges for verdict in verdicts] == [(1, 2), (1, 2)]
+
+
+def test_a_known_task_of_long_ago_explains_its_charge() -> None:
+    """Traffic without a gap: the charge just before the time of the doubt has its known task."""
+    times = [float(at) for at in range(300, 1000)]
+    known = [
+        attrs.evolve(KNOWN, key=f"{at}", task_id=f"t-{at}", sent_at=at, accepted_at=at)
+        for at in times
+    ]
+    log = records(known=known, charges=times, **LOG_ONLY)
+    assert one(decide([DOUBT], log)).proof is Proof.LOG
 
 
 def test_nothing_in_doubt_needs_no_verdict() -> None:

@@ -5,15 +5,15 @@ import pickle
 import threading
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import pydantic
 import pytest
 from support.secrets import secrets_in
-from support.urls import NOT_URLS
 
 from fuhu_runway import models
+from fuhu_runway._urls import is_reachable_address, is_web_address
 from fuhu_runway._wire.tables import GATEWAYS
 from fuhu_runway.errors import UsageError
 from fuhu_runway.models import (
@@ -40,6 +40,23 @@ from fuhu_runway.models import (
     Timeouts,
     VideoToVideo,
 )
+
+NOT_URLS: Final[list[Any]] = [
+    "",
+    "marked words",
+    "marked.example/1.jpeg",
+    "ftp://marked.example/1.jpeg",
+    "https://",
+    "https:///1.jpeg",
+    "https://[marked/1.jpeg",
+    "https://marked.example/1 2.jpeg",
+    "https://marked.example/\ud800.jpeg",
+    "file:///home/marked/1.jpeg",
+    "https://marked.example:99999999/1.jpeg",
+    "https://marked.example/1\x1f.jpeg",
+    5,
+]
+
 
 IMAGE = "https://marked.example/1.jpeg?_jwt=marked"
 CLIP = "https://marked.example/1.mp4?_jwt=marked"
@@ -205,6 +222,7 @@ RULES: list[tuple[list[Make], str, str, list[Any]]] = [
     ([Timeouts], "connect", SPAN, NO_SPANS),
     ([Timeouts], "read", SPAN, NO_SPANS),
     ([Timeouts], "total", SPAN, NO_SPANS),
+    ([Timeouts], "late", SPAN, NO_SPANS),
     ([RetryPolicy], "attempts", "Use a whole number from 1 to 100.", [0, 101, 2.0, None, True]),
     ([RetryPolicy, PollPolicy], "first", SPAN, NO_SPANS),
     ([RetryPolicy, PollPolicy], "factor", "Use a number from 1 to 100.", [0.5, 101, *NO_NUMBERS]),
@@ -526,7 +544,7 @@ def test_the_body_of_a_request_is_a_copy_that_no_repr_shows() -> None:
 
 def test_the_policies_have_the_documented_defaults() -> None:
     """The default intervals are 2 s, x1.5, 15 s; the timeouts are long enough for a slow submit."""
-    assert attrs.astuple(Timeouts()) == (5.0, 60.0, 300.0)
+    assert attrs.astuple(Timeouts()) == (5.0, 60.0, 300.0, 600.0)
     assert attrs.astuple(PollPolicy()) == (2.0, 1.5, 15.0, 0.1, True, 60.0, 300.0, 60.0)
     assert attrs.astuple(Limits()) == (None, 100, None)
     assert attrs.astuple(RetryPolicy()) == (5, 0.5, 2.0, 30.0, 120.0)
@@ -816,3 +834,112 @@ def test_a_custom_gateway_has_the_usual_settings() -> None:
     own = Gateway("own", "https://own.example")
     assert attrs.evolve(GATEWAYS["fuhuapi"], name="own", base_url=own.base_url, source="") == own
     assert (own.key_style, own.balance) == (KeyStyle.BEARER, BalanceRoute.BILLING)
+
+
+# URLs
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "http://x",
+        "https://x.example/?a#b",
+        "HTTP://USER@X:80/图",
+        "https://x.example.:65535",
+        "https://x_y.example:",
+        "https://" + "a" * 63 + ".example",
+        "https://图片.example/1",
+        "https://💩.example",
+        "https://[::1]:80/",
+        "https://[::ffff:10.0.0.1]",
+    ],
+)
+def test_a_url_has_scheme_and_host(value: str) -> None:
+    """Absolute http(s) URLs are accepted in any case, with any port, path and query."""
+    assert is_web_address(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *NOT_URLS,
+        None,
+        "null",
+        "//x.example/1",
+        "http://?a",
+        [],
+        # hosts that no resolver accepts
+        "https://a..example/",
+        "https://.example/",
+        "https://user@a..example/",
+        "https://" + "a" * 64 + ".example",
+        "https://" + "图" * 64 + ".example",
+        "https://a。。example",
+        "https://\u00ad.example",
+        "https://[::::]/",
+        "https://[1.2.3.4]/",
+        "https://a\\b.example/",
+        # ports that do not exist
+        "https://a.example:65536/",
+        "https://a.example:99999/",
+        "https://a.example:٣/",
+        # control characters
+        "https://a\x01.example/",
+        "https://a.example/\x01",
+        "https://a.example/\x7f",
+    ],
+)
+def test_anything_else_is_not_a_url(value: Any) -> None:
+    """Words, other schemes, relative and broken URLs and other types are refused."""
+    assert not is_web_address(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "http://localhost:8080",
+        "https://a_b.example-1.com:65535/x?y#z",
+        "https://example.com./",
+        "https://user:word@x.example:/1",
+        "http://127.0.0.1:1/",
+        "http://[::1]:80/",
+        "https://bücher.example/图",
+        "https://小猫.例え",
+        f"https://{'a' * 63}.example",
+        f"https://{'.'.join(['a' * 49] * 5)}.eu",
+    ],
+)
+def test_a_url_that_can_exist_is_reachable(value: str) -> None:
+    """Hosts in any script, IP addresses, and hosts and ports up to their limits are accepted."""
+    assert is_reachable_address(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "https://api..example.com",
+        "https://.example.com",
+        f"https://{'a' * 64}.example",
+        f"https://{'小' * 60}.example",
+        f"https://{'.'.join(['a' * 49] * 5)}.example",
+        f"https://{'a.' * 100_000}example",
+        "https://x.example:65536/",
+        "https://x.example:0/",
+        "https://x.example:８０/",
+        "https://256.1.1.1/",
+        "https://[:::]/",
+        "https://ex%61mple.com/",
+        'https://ex"ample.com/',
+        "https://ex\\ample.com/",
+        "https://ex\x01ample.com/",
+        "https://example.com/\x7f",
+        "https://example.com/\x1b[31m",
+        "https://℀.example/",
+        "https://a\u2024\u2024b.example/",
+        *NOT_URLS,
+        None,
+    ],
+)
+def test_a_url_that_cannot_exist_is_not_reachable(value: Any) -> None:
+    """Empty and overlong labels, ports above 65535 and control characters are refused."""
+    assert not is_reachable_address(value)

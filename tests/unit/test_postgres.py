@@ -294,7 +294,7 @@ async def test_no_server_is_an_error_at_once(journal_url: str) -> None:
         relay.cut()
         url = relay.url.replace("postgres@", f"postgres:{PASSWORD}@")
         error = await fault_of(url)
-    assert "out of reach" in str(error)
+    assert "cannot be reached" in str(error)
     assert PASSWORD not in str(error)
     assert "127.0.0.1" not in str(error)
     gone = await fault_of(url)
@@ -309,6 +309,8 @@ REFUSALS: Final = {
     "the database system is starting up": "it is starting",
     "the database system is shutting down": "it is stopping",
     "sorry, too many clients already": "it has no free connection",
+    "SSL connection has been closed unexpectedly": "the connection was lost",
+    "SSL error: certificate verify failed": "no encrypted connection can be made",
     "something else": "OperationalError",
 }
 
@@ -334,7 +336,8 @@ async def test_a_refused_connection_says_why(said: str) -> None:
     error = await fault_of(f"postgresql://me:{PASSWORD}@127.0.0.1:{port}/clips")
     server.close()
     assert (
-        error.happened == f"The database 'clips' of the journal is out of reach: {REFUSALS[said]}."
+        error.happened
+        == f"The database 'clips' of the journal cannot be reached: {REFUSALS[said]}."
     )
 
 
@@ -456,8 +459,8 @@ async def test_an_outcome_is_written_once_the_database_is_back(
     assert [job.state for job in await away.jobs()] == [FINISHED]
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 2
-    assert said[0].startswith("The journal's database is out of reach: ")
-    assert said[1].startswith("The journal's database is back after ")
+    assert said[0].startswith("The journal's database cannot be reached: ")
+    assert said[1].startswith("The journal's database can be reached again, after ")
     assert "127.0.0.1" not in caplog.text
     await away.aclose()
 
@@ -467,10 +470,10 @@ async def test_what_precedes_a_request_is_given_up(relay: Relay) -> None:
     away = await started(relay.url, wait=0.0)
     await away.plan(wanted(), NOW)
     relay.cut()
-    with pytest.raises(JournalError, match="out of reach") as caught:
+    with pytest.raises(JournalError, match="cannot be reached") as caught:
         await away.step("k", SUBMITTING, NOW)
     assert caught.value.money == MONEY
-    with pytest.raises(JournalError, match="out of reach"):
+    with pytest.raises(JournalError, match="cannot be reached"):
         await away.flush()
     relay.restore()
     assert [(job.state, job.submissions) for job in await away.jobs()] == [(PLANNED, 0)]
@@ -484,7 +487,7 @@ async def test_a_step_whose_answer_is_lost_is_taken_back(
     away = await started(relay.url, wait=0.0)
     await away.plan(wanted(), NOW)
     relay.swallowed = 1
-    with pytest.raises(JournalError, match="out of reach"):
+    with pytest.raises(JournalError, match="cannot be reached"):
         await away.step("k", SUBMITTING, NOW)
     await away.counts()
     job = await journal.find("k")
@@ -532,9 +535,9 @@ async def test_closing_gives_up_what_cannot_be_written(
     writing = asyncio.create_task(away.step("k", ACCEPTED, NOW, attempt=1, task_id="t-1"))
     await asyncio.sleep(0)
     away.note(settled(TaskState.SUCCEEDED, "t-1"))
-    await until(lambda: "out of reach" in caplog.text)
+    await until(lambda: "cannot be reached" in caplog.text)
     await away.aclose()
-    with pytest.raises(JournalError, match="out of reach"):
+    with pytest.raises(JournalError, match="cannot be reached"):
         await writing
     assert "The journal could not be written (JournalError)." in caplog.text
     job = await journal.find("k")
@@ -609,7 +612,7 @@ async def test_a_notebook_shows_the_jobs(journal: PostgresJournal, journal_url: 
     assert "1 accepted" in closed._repr_html_()
     assert repr(closed).endswith("closed>")
     gone = PostgresJournal("postgresql://127.0.0.1:1/clips")
-    assert "out of reach" in gone._repr_html_()
+    assert "cannot be reached" in gone._repr_html_()
 
 
 FORKED: Final = """

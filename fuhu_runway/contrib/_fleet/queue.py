@@ -2,7 +2,7 @@
 The queue of a fleet: procrastinate's jobs, and the requests that they stand for.
 
 Rule 1: a job of procrastinate carries a key and nothing else, so that its log lines show no prompt.
-Rule 2: the request is kept until its job is saved or has failed, so that it can be delivered again.
+Rule 2: a request is kept until its job is saved or has failed, so that it can be delivered again.
 Rule 3: while the database cannot be reached, every call waits, and the log says so once.
 """
 
@@ -36,7 +36,7 @@ QUEUE: Final = "fuhu"
 TASK: Final = "fuhu:deliver"
 
 AGAIN: Final = 10
-"""Priority of what a worker has left behind: it is paid for, so it goes before what is new."""
+"""Priority of jobs that a worker left behind: they may be paid for, so they precede new ones."""
 
 CHUNK: Final = 200
 """How many requests one statement adds."""
@@ -70,9 +70,9 @@ CREATE TRIGGER fuhu_forget AFTER DELETE ON fuhu_job
 PAUSE: Final = 0.5
 """Seconds between two attempts to reach the database."""
 _RAISED: Final = "P0001"
-"""The code of an error that a function of procrastinate raises: there is no such job."""
+"""The SQLSTATE with which a function of procrastinate says that there is no such job."""
 _GONE: Final = ("08", "53", "57P")
-"""What the codes of errors begin with that pass: no connection, too many, a restart."""
+"""How the SQLSTATEs of passing errors begin: no connection, too many, a restart."""
 
 _LOCK: Final = 0x66756875
 """Key of the advisory locks: "fuhu" in ASCII."""
@@ -116,7 +116,7 @@ _SPENT: Final = """
 SELECT coalesce(sum(points), 0)::float8 AS points FROM fuhu_job WHERE refunded = 0
 """
 
-_FORSAKEN: Final = """
+_ABANDONED: Final = """
 SELECT r.key FROM fuhu_request r LEFT JOIN fuhu_job j USING (key)
  WHERE r.added_at < now() - make_interval(secs => %(grace)s)
    AND coalesce(j.state, 'planned') <> 'in doubt'
@@ -190,7 +190,7 @@ class Connector(procrastinate.PsycopgConnector):
 
     #: When the last heartbeat that arrived was sent, on the loop's clock.
     beat_at = 0.0
-    #: Whether calls fail at once: this worker has ended, and others have its jobs.
+    #: Whether calls fail at once, because this worker has ended and others have its jobs.
     is_cut_off = False
     #: Whether the log says that the database cannot be reached.
     _is_gone = False
@@ -210,7 +210,7 @@ class Connector(procrastinate.PsycopgConnector):
             await run(statement, **values)
 
         try:
-            await self._insist(call)
+            await self._retried(call)
         except exceptions.ConnectorException as error:
             # Another worker has removed the entry, or this one has and the reply was lost.
             if _code(error) != _RAISED:
@@ -221,19 +221,19 @@ class Connector(procrastinate.PsycopgConnector):
     async def execute_query_one_async(self, query: Any, **arguments: Any) -> dict[str, Any]:
         """Execute a query, and return its row."""
         call = super().execute_query_one_async
-        return await self._insist(lambda: call(query, **arguments))
+        return await self._retried(lambda: call(query, **arguments))
 
     async def execute_query_all_async(self, query: Any, **arguments: Any) -> list[dict[str, Any]]:
         """Execute a query, and return its rows."""
         call = super().execute_query_all_async
-        return await self._insist(lambda: call(query, **arguments))
+        return await self._retried(lambda: call(query, **arguments))
 
     async def listen_notify(self, on_notification: Any, channels: Iterable[str]) -> None:
-        """Report what is new in the queue, also after the connection was lost."""
+        """Report new entries of the queue, also after the connection was lost."""
         call = super().listen_notify
-        await self._insist(lambda: call(on_notification, channels))
+        await self._retried(lambda: call(on_notification, channels))
 
-    async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _retried(self, call: Callable[[], Awaitable[T]]) -> T:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  (it runs in a loop)
         cancelled = task.cancelling()
@@ -267,7 +267,7 @@ def _code(error: BaseException) -> str | None:
 
 
 def _is_gone(error: BaseException) -> bool:
-    """Return whether the database could not be reached: the error has no code, or such a one."""
+    """Return whether the database could not be reached: there is no SQLSTATE, or a passing one."""
     return (_code(error) or "08").startswith(_GONE)
 
 
@@ -280,7 +280,7 @@ def _refusal(error: BaseException) -> JournalError:
 
 
 def _names_no_host(record: logging.LogRecord) -> bool:
-    # Errors of a pool name the host and its address. The connector says what matters.
+    # The pool's own log lines name the host and its address. The connector logs what matters.
     return not isinstance(record.args, tuple) or QUEUE not in record.args
 
 
@@ -326,7 +326,7 @@ class Queue:
             installed = importlib.metadata.version("procrastinate")
             known = await self.values()
             _check_version(known.get("schema", SCHEMA_VERSION), SCHEMA_VERSION, "fuhu_runway")
-            # An App of the user's own has brought its tables; then updates are the user's as well.
+            # If the user's own App made the tables, updating them is up to the user, too.
             made_by = known.get("procrastinate", "0" if has_jobs else installed)
             if not has_jobs:
                 await self.app.schema_manager.apply_schema_async()
@@ -352,26 +352,26 @@ class Queue:
         _check_version(known["schema"], SCHEMA_VERSION, "fuhu_runway")
 
     async def values(self) -> dict[str, str]:
-        """Return what the fleet has noted about itself."""
+        """Return the settings that the fleet has stored."""
         rows = await self.connector.execute_query_all_async("SELECT name, value FROM fuhu_fleet")
         return {row["name"]: row["value"] for row in rows}
 
     async def set(self, name: str, value: str) -> None:
-        """Note something about the fleet, in place of what was noted before."""
+        """Store a setting of the fleet, replacing an earlier value."""
         sql = "INSERT INTO fuhu_fleet VALUES (%(name)s, %(value)s) ON CONFLICT (name) DO UPDATE "
         await self.connector.execute_query_async(
             f"{sql} SET value = excluded.value", name=name, value=value
         )
 
     async def agree(self, name: str, value: str) -> bool:
-        """Note something that must stay as it is; return whether it is so."""
+        """Store a setting that must not change; return whether it has this value."""
         sql = "INSERT INTO fuhu_fleet VALUES (%(name)s, %(value)s) ON CONFLICT DO NOTHING"
         await self.connector.execute_query_async(sql, name=name, value=value)
         return (await self.values())[name] == value
 
     @asynccontextmanager
     async def _lock(self, sql: str) -> AsyncIterator[bool]:
-        """Hold a lock of the database, if it is to be had: *sql* waits for it or does not."""
+        """Hold an advisory lock; yield whether it was taken, since *sql* may not wait for it."""
         async with self.connector.pool.connection() as connection:
             row = await (await connection.execute(sql, (_LOCK,))).fetchone()
             yield row is not None and row[0] is not False
@@ -414,8 +414,8 @@ class Queue:
         return len(new)
 
     async def put(self, keys: Sequence[str], priority: int = 0) -> None:
-        """Let workers take up these jobs."""
-        # The sweep delivers those that an error leaves out.
+        """Add these jobs to the queue, for workers to take."""
+        # `tend` adds those that an error leaves out.
         with suppress(exceptions.AlreadyEnqueued):
             await self.app.job_manager.batch_defer_jobs_async([_job(key, priority) for key in keys])
 
@@ -437,14 +437,14 @@ class Queue:
         return int(row["number"])
 
     async def spent(self) -> float:
-        """Return the points of all jobs that were not refunded."""
+        """Return the points of all jobs, without those that were refunded."""
         row = await self.connector.execute_query_one_async(_SPENT)
         return float(row["points"])
 
     # What dead workers leave behind
 
     async def tend(self, lease: float) -> None:
-        """Put back what a silent worker holds, and what has no entry in the queue."""
+        """Requeue the jobs of dead workers, and those that have no entry in the queue."""
         manager = self.app.job_manager
         async with self._lock("SELECT pg_try_advisory_xact_lock(%s)") as is_mine:
             if not is_mine:  # another worker does it
@@ -452,12 +452,12 @@ class Queue:
             stalled = await manager.get_stalled_jobs(queue=QUEUE, seconds_since_heartbeat=lease)
             await self.hand_over(stalled)
             await manager.prune_stalled_workers(lease)
-            rows = await self.connector.execute_query_all_async(_FORSAKEN, grace=lease)
+            rows = await self.connector.execute_query_all_async(_ABANDONED, grace=lease)
             for row in rows:
                 await self.put([row["key"]], AGAIN)
 
     async def hand_over(self, held: Iterable[jobs.Job]) -> None:
-        """Replace the entries of a worker that is gone, or does not know of them."""
+        """Replace entries whose worker is dead, or does not know of them."""
         for job in held:
             # A new entry, which the worker cannot remove if it was only frozen. It waits for the
             # old one, since they have the same lock.
@@ -468,7 +468,7 @@ class Queue:
             )
 
     async def held_by(self, worker_id: int) -> list[jobs.Job]:
-        """Return what a worker holds."""
+        """Return the entries that a worker holds."""
         return list(
             await self.app.job_manager.list_jobs_async(
                 queue=QUEUE, status="doing", worker_id=worker_id
@@ -499,7 +499,7 @@ class Queue:
         return had_request or had_entry
 
     async def ended(self) -> list[tuple[str, str]]:
-        """Return key and state of each job that is over or in doubt."""
+        """Return the key and state of each job that has ended or is in doubt."""
         rows = await self.connector.execute_query_all_async(_ENDED)
         return [(row["key"], row["state"]) for row in rows]
 

@@ -26,7 +26,7 @@ class Seal(Protocol):
 
 
 def packed(item: Item, *, retry_failed: bool, seal: Seal | None) -> bytes:
-    """Return an item as JSON, encrypted if there is a seal."""
+    """Return an item as JSON, encrypted if there is a *seal*."""
     request = item.request
     values = attrs.asdict(request)
     for field in local_fields(request):
@@ -51,8 +51,8 @@ def unpacked(body: bytes, key: str, *, is_sealed: bool, seal: Seal | None) -> tu
     Return the item of a job, and whether it is submitted again if it failed before.
 
     Raises:
-        UsageError: It is encrypted, and this is not the seal that did it; or a local file of the
-            request is not on this machine.
+        UsageError: It is encrypted with another seal, or a local file of the request is not on
+            this machine.
     """
     if is_sealed:
         body = _opened(body, seal)
@@ -79,5 +79,7 @@ def _opened(body: bytes, seal: Seal | None) -> bytes:
         except Exception as error:  # noqa: BLE001  (each kind of seal has its own)
             reason = f"and the seal of this worker does not open it ({type(error).__name__})"
     raise usage_error(
-        "seal", f"The request is encrypted, {reason}.", "Give it the seal of the others."
+        "seal",
+        f"The request is encrypted, {reason}.",
+        "Pass the same seal as on the other machines.",
     )

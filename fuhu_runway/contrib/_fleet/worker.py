@@ -1,10 +1,10 @@
 """
-One worker: it is handed jobs by the queue, and has its client carry them out.
+One worker: it takes jobs from the queue, and its client carries them out.
 
 Rule 1: an entry of the queue is removed once the journal says how its job ended. Otherwise the job
 is delivered again.
-Rule 2: a worker that has not reached the database for the length of its lease ends itself, since
-others have its jobs by then. It first writes down the ids of what it has paid for.
+Rule 2: a worker that could not reach the database for the length of its lease ends, since others
+have its jobs by then. Before that, it writes the ids of the tasks that it has paid for.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from procrastinate import BaseRetryStrategy, JobContext, RetryDecision, exceptio
 from procrastinate.job_context import AbortReason
 
 from fuhu_runway.client import Client
+from fuhu_runway.contrib._postgres import reason_of
 from fuhu_runway.errors import (
     JournalError,
     NotSent,
@@ -36,7 +37,7 @@ PATIENCE: Final = 30.0
 LATER: Final = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0)
 """Seconds until a job that did not end is delivered again; the last holds for all that follow."""
 PAUSED: Final = 60.0
-"""How long nothing is sent after the gateway refused the key or was out of reach, in seconds."""
+"""How long nothing is sent after the gateway refused the key or was unreachable, in seconds."""
 
 
 class CutOff(RunwayError):
@@ -44,7 +45,7 @@ class CutOff(RunwayError):
 
 
 class Again(Exception):
-    """The job has not ended, and is to be delivered again."""
+    """The job has not ended, and has to be delivered again."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"delivered again in {seconds:g} s")
@@ -59,7 +60,7 @@ class Retries(BaseRetryStrategy):
         if not isinstance(exception, Again):
             return None
         retry_at = datetime.now(UTC) + timedelta(seconds=exception.seconds)
-        # What may be under way already goes before what is new.
+        # Jobs that may already be submitted precede new ones.
         return RetryDecision(retry_at=retry_at, priority=AGAIN)
 
 
@@ -78,7 +79,7 @@ class Worker:
     max_points: float | None
     #: Entries of the queue that it works on, by procrastinate's ids.
     _running: set[int] = attrs.field(init=False, factory=set)
-    #: Keys of jobs that were let through, and may not be in flight yet.
+    #: Keys of jobs that may be sent now, and may not be in flight yet.
     _started: set[str] = attrs.field(init=False, factory=set)
     #: Its id in procrastinate's table; known with the first entry.
     _id: int | None = attrs.field(init=False, default=None)
@@ -114,9 +115,14 @@ class Worker:
             connector.is_cut_off = True
             working.cancel()
             may_be_paid = bool(self._started)
+            LOGGER.warning(
+                "The database could not be reached for %g s. This worker takes up nothing more, "
+                "and ends once the ids of what was paid for are written.",
+                self.lease,
+            )
             await self.client.aclose()
             while may_be_paid:
-                # The ids of what was paid for are written down, however long that takes.
+                # The ids of paid tasks are written, however long that takes.
                 with suppress(JournalError):
                     await self.journal.flush()
                     break
@@ -130,7 +136,7 @@ class Worker:
             silence.cancel()
             if not working.cancelling():  # a second time would not wait for its jobs
                 working.cancel()
-            # What they raise now is that the database is gone.
+            # They only raise now that the database cannot be reached.
             await asyncio.gather(tending, silence, working, return_exceptions=True)
 
     async def _silence(self) -> None:
@@ -140,7 +146,7 @@ class Worker:
             await asyncio.sleep(left)
 
     async def tend(self) -> None:
-        """Deliver again what dead workers hold, and what this one holds without knowing."""
+        """Requeue the jobs of dead workers, and jobs that this one holds without knowing it."""
         lost: set[int | None] = set()
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  (it runs in a loop)
@@ -156,7 +162,8 @@ class Worker:
                     await self.queue.hand_over(held[one] for one in unknown & lost)
                     lost = unknown
             except Exception as error:  # noqa: BLE001  (the next round may succeed)
-                LOGGER.warning("Nothing was taken over from other workers: %r", error)
+                reason = error if isinstance(error, RunwayError) else reason_of(error)
+                LOGGER.warning("The jobs of dead workers could not be taken over yet: %s.", reason)
             await asyncio.sleep(min(5.0, self.lease / 3))
 
     # One job
@@ -171,7 +178,7 @@ class Worker:
             await self._carry_out(key, job.attempts)
         except asyncio.CancelledError:
             if key in self._started:
-                # Another worker would take a request that is in flight for one in doubt.
+                # Otherwise another worker would find a request in flight, and mark it as in doubt.
                 await self._settled(key)
             if context.abort_reason() is AbortReason.SHUTDOWN:
                 raise Again(0.0) from None
@@ -206,7 +213,7 @@ class Worker:
             await self.queue.remove(key)
 
     async def _let_through(self, key: str) -> None:
-        """Wait until a job may be sent; if that takes long, another job gets its place."""
+        """Wait until a job may be sent; if that takes long, make room for another job."""
         with suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE), self._turn:
                 while not await self._has_room():  # noqa: ASYNC110  (others make the room)

@@ -1,5 +1,5 @@
 """
-The two routes about an account: the list of its tasks, and the log of what a key was charged.
+The two routes of an account: the list of its tasks, and the log of what a key was charged.
 
 Literal JSON, copied only from the source of New-API and its forks (docs/reference/api-facts.md).
 Instants are in Unix seconds of the gateway's clock, however fast its tasks run.
@@ -78,7 +78,7 @@ class AccountLists:
     prompts: Literal["data", "input", "nowhere"] = attrs.field(default="data", validator=check)
     #: How many characters of a prompt are kept; None means all.
     prompt_limit: int | None = attrs.field(default=None, validator=check)
-    #: Whether a row has an id of its own, with the one that the client knows only in `data`.
+    #: Whether a row has an id of its own, and the one that the client knows only in `data`.
     own_ids: bool = attrs.field(default=False, validator=check)
     #: Whether instants are stored in milliseconds.
     milliseconds: bool = attrs.field(default=False, validator=check)
@@ -89,7 +89,7 @@ class AccountLists:
     #: Whether a success has a second charge, of a tenth, for what was estimated too low.
     settles: bool = attrs.field(default=False, validator=check)
     #: Whether requests are limited as in New-API: 180 in three minutes, and 20 in twenty minutes
-    #: for logs. More get a 429 without a body.
+    #: for logs. Further ones get a 429 without a body.
     limited: bool = attrs.field(default=False, validator=check)
 
 
@@ -238,7 +238,7 @@ class Lists:
         return f"task_{task.task_id.replace('-', '')[::-1]}" if self.how.own_ids else task.task_id
 
     def _moment(self, task: SimulatedTask) -> Moment:
-        """Return the task as the gateway's upstream described it last."""
+        """Return the task as the gateway's upstream last described it."""
         clock, age = self.store.clock, self._age(task)
         has_prompt, script = self.how.prompts != "nowhere", task.script
         prompt = prompt_of(task.body)[: self.how.prompt_limit] if has_prompt else ""
