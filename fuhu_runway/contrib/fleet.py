@@ -407,8 +407,8 @@ class Fleet:
         lost: others continue its jobs after `lease` seconds.
 
         Args:
-            in_flight: How many jobs this worker may have at once; a waiting job costs a few
-                kilobytes.
+            in_flight: How many jobs this worker may have at once; a waiting job costs about
+                30 KB.
             grace: How long running jobs are followed after the signal, in seconds.
             signals: Whether to handle the signals; if not, cancel this call to stop.
 
