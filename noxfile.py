@@ -20,7 +20,7 @@ EXTRAS = "[cli,fleet,otel,store]"
 # Sessions of their own run the tests of the pages and of the official SDK.
 EVERY_TEST = ["--numprocesses=2", "--ignore=tests/docs", "--ignore=tests/official_sdk"]
 # What takes long, such as hundreds of killed processes, does not depend on the extras.
-LONG = ("browser", "crash", "fleet", "loopback", "properties", "secrets", "servers")
+LONG = ("browser", "crash", "fleet", "loopback", "postgres", "properties", "secrets", "servers")
 QUICK_TESTS = [*EVERY_TEST, *(f"--ignore=tests/{folder}" for folder in LONG)]
 
 # Without it `python -m` and `coverage run` look into the working directory first, and
