@@ -5,6 +5,7 @@ import gc
 import pickle
 import re
 import sys
+import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -779,8 +780,12 @@ async def test_a_close_that_is_cancelled_in_two_threads_loses_no_id(gateway: Sim
 async def test_many_threads_may_share_a_client(gateway: Simulator) -> None:
     """Twelve loops that come and go at once do not disturb iteration over the client's sessions."""
     client = quick_client(gateway)
+    has_started = threading.Barrier(12)
 
     async def work(place: int) -> str:
+        # A switch while a thread starts can make coverage's own hook fail.
+        has_started.wait()
+        sys.setswitchinterval(1e-5)
         task = await client.generate(f"a kitten, take {place}", custom_id=f"order-{place}")
         for _ in range(5):
             await client.feed(task.id)
@@ -791,7 +796,6 @@ async def test_many_threads_may_share_a_client(gateway: Simulator) -> None:
         return task.id
 
     before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
     try:
         ids = await in_threads(12, work)
     finally:
