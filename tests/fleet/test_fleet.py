@@ -657,6 +657,15 @@ async def test_a_worker_whose_entry_is_gone_ends_its_job(
     assert len(gateway.tasks) == 2
 
 
+def test_a_defect_is_not_retried_at_once() -> None:
+    """Only a job that has not ended is delivered again by the worker that has it."""
+    retries = worker.Retries()
+    assert retries.get_retry_decision(exception=ValueError("nonsense"), job=None) is None
+    again = retries.get_retry_decision(exception=worker.Again(5.0), job=None)
+    assert again is not None
+    assert again.priority == queue.AGAIN
+
+
 async def test_a_worker_goes_on_after_a_defect(fleet: Fleet, database_url: str) -> None:
     """A job that no worker can read is delivered again after the length of a lease."""
     await fleet.enqueue(NAMED[:1])
