@@ -326,11 +326,11 @@ async def _meet(
                         here.evidence.thing(await READS[place](here.client))
                 here.gateway.forget_plans()
         return
-    for index, request in enumerate(REQUESTS):
-        if place != "download" and (place == "official") != isinstance(
-            request, OfficialImageToVideo
-        ):
-            continue
+    official = [one for one in REQUESTS if isinstance(one, OfficialImageToVideo)]
+    others = [one for one in REQUESTS if one not in official]
+    # A download is the same for every kind of request.
+    kinds = {"official": official, "download": [*others[:1], *official[:1]]}
+    for index, request in enumerate(kinds.get(place, others)):
         for number, fault in enumerate(faults_with_text(leaky_text(request))):
             if place in fault.usable_on:
                 here.gateway.fault(place, fault, times=None)
