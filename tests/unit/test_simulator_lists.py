@@ -482,7 +482,7 @@ async def test_a_charge_is_a_row_of_the_log() -> None:
         assert await caller.charges("simulated") == rows
         assert len(await caller.charges("sk-program")) == 1
         # There is no error for an unknown key.
-        assert (await caller.charges("sk-nobody"), await caller.charges("")) == ([], [])
+        assert (await caller.charges("sk-unknown"), await caller.charges("")) == ([], [])
     assert abs(rows[0].pop("created_at") - time.time()) < 60
     assert [row["id"] for row in rows] == [1, 2]
     assert rows[0] == {
@@ -522,12 +522,12 @@ async def test_the_newest_log_needs_the_key_in_a_header() -> None:
         await caller.submit()
         await caller.submit("a puppy")
         found = {}
-        for header in ("", "Bearer sk-nobody"):
+        for header in ("", "Bearer sk-unknown"):
             headers = {"Authorization": header} if header else {}
             found[header] = await caller.get(f"{CHARGES}?key={KEY}", headers=headers)
         assert found == {
             "": (401, {"message": "未提供令牌", "success": False}),
-            "Bearer sk-nobody": (401, {"message": "无效的令牌", "success": False}),
+            "Bearer sk-unknown": (401, {"message": "无效的令牌", "success": False}),
         }
         bearer = {"Authorization": f"Bearer {KEY}"}
         _, body = await caller.get(CHARGES, headers=bearer)

@@ -106,7 +106,7 @@ _REMOVE: Final = "DELETE FROM fuhu_request WHERE key = %(key)s RETURNING key"
 
 # Everything in flight anywhere, and what this worker is about to send.
 _IN_FLIGHT: Final = """
-SELECT (SELECT count(*) FROM fuhu_job WHERE state IN ('submitting', 'accepted'))
+SELECT (SELECT count(*) FROM fuhu_job WHERE state = ANY (%(states)s::text[]))
      + (SELECT count(*) FROM unnest(%(started)s::text[]) AS g (key)
           LEFT JOIN fuhu_job j USING (key) WHERE coalesce(j.state, 'planned') = 'planned')
     AS number
@@ -124,11 +124,6 @@ SELECT r.key FROM fuhu_request r LEFT JOIN fuhu_job j USING (key)
          SELECT FROM procrastinate_jobs q
           WHERE q.lock = r.key AND q.status IN ('todo', 'doing'))
  ORDER BY r.added_at LIMIT 1000
-"""
-
-_MINE: Final = """
-SELECT id FROM procrastinate_jobs
- WHERE status = 'doing' AND queue_name = %(queue)s AND worker_id = %(worker_id)s
 """
 
 _ENDED: Final = """
@@ -433,7 +428,10 @@ class Queue:
 
     async def in_flight(self, started: Iterable[str]) -> int:
         """Return how many tasks are in flight, or about to be because of the keys in *started*."""
-        row = await self.connector.execute_query_one_async(_IN_FLIGHT, started=list(started))
+        states = [state.value for state in JobState if state.is_in_flight]
+        row = await self.connector.execute_query_one_async(
+            _IN_FLIGHT, states=states, started=list(started)
+        )
         return int(row["number"])
 
     async def spent(self) -> float:
@@ -517,9 +515,9 @@ class Queue:
 
     async def pace(self) -> tuple[float | None, float]:
         """Return the rate of all workers, if there is one, and how long nothing is to be sent."""
-        nobody = Report(worker="", at_most=None, max_hold=0.0)
+        reader = Report(worker="", at_most=None, max_hold=0.0)
         for row in await self.connector.execute_query_all_async(_PACE):
-            pace = SharedState.load(row["state"], nobody, row["now"]).pace
+            pace = SharedState.load(row["state"], reader, row["now"]).pace
             return pace.rate if pace.rate < math.inf else None, max(
                 0.0, pace.hold_until - row["now"]
             )
