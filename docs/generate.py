@@ -381,7 +381,7 @@ def endpoints() -> str:
 
 
 def _method(row: facts.Endpoint) -> str:
-    home = "official.Official" if row.method.startswith("official.") else "Client"
+    home = "endpoints.Official" if row.method.startswith("official.") else "Client"
     return api(f"{home}.{row.method.rpartition('.')[2]}", "meth")
 
 

@@ -300,7 +300,8 @@ def without_frames(
     async def frameless_call(*args: P.args, **kwargs: P.kwargs) -> T:
         __tracebackhide__ = True
         if kwargs.keys() & ARGUMENTS.keys():
-            refuse_guesses(call.__qualname__, kwargs, inspect.signature(call).parameters)
+            named = f"{type(args[0]).__name__}.{call.__name__}"
+            refuse_guesses(named, kwargs, inspect.signature(call).parameters)
         outer = sys.exception()
         try:
             return await call(*args, **kwargs)

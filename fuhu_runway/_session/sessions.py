@@ -224,6 +224,12 @@ class Sessions:
             self._has_recalled = False
             await self.journal.aclose()
 
+    def end_waits(self) -> None:
+        """End every wait in the running loop; see `Client.end_waits`."""
+        session = self.by_loop.get(asyncio.get_running_loop())
+        if session is not None:
+            session.poller.abandon()
+
     # The journal
 
     async def recall(self) -> None:

@@ -38,8 +38,8 @@ from .options import (
 from .tally import AGAIN, Tally, shown, state_of
 
 if TYPE_CHECKING:
-    from fuhu_runway.batch import Outcome
     from fuhu_runway.client import Client
+    from fuhu_runway.items import Outcome
     from fuhu_runway.testing.simulator import Simulator
 
 STATE_NAME: Final = "simulated-gateway.jsonl"

@@ -17,9 +17,9 @@ from support.commands import GatewayThread, Run, gateway_in_thread, pressed, run
 pytest.importorskip("cyclopts")
 
 from fuhu_runway import Client
-from fuhu_runway.batch import Item
 from fuhu_runway.cli import batch as cli_batch
 from fuhu_runway.cli import options
+from fuhu_runway.items import Item
 from fuhu_runway.journal import Job, JobState, Journal, Plan
 from fuhu_runway.models import Generation, MotionVector, TextToVideo
 from fuhu_runway.testing import Simulator, faults
