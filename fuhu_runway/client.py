@@ -5,14 +5,11 @@ import os
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from datetime import datetime
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack
-from weakref import WeakValueDictionary
 
 import aiohttp
 
-from . import background
 from . import hooks as events
 from ._arguments import (
     KEY_VARIABLE,
@@ -33,7 +30,7 @@ from ._session.session import Settings
 from ._session.sessions import Sessions
 from ._wire.tables import NOWHERE
 from .account import Account, AccountTask, Audit, Reconciliation
-from .background import BackgroundJob
+from .background import BackgroundJob, BackgroundJobs
 from .batch import Batch, BatchOptions
 from .endpoints import Endpoints, Official, PromptOptions, prompted
 from .errors import init_without_frames, without_frames
@@ -159,7 +156,7 @@ class Client(Endpoints):
             account=account,
             uploads=checked_uploads(uploads, row),
         )
-        self._jobs: WeakValueDictionary[str, BackgroundJob] = WeakValueDictionary()
+        self._background = BackgroundJobs(self._sessions)
 
     def __repr__(self) -> str:
         return repr(self._sessions)
@@ -306,16 +303,14 @@ class Client(Endpoints):
             UsageError: An argument is wrong, or nothing can be saved there; nothing was sent.
             RunwayError: As in `submit`, `Task.wait` and `Clip.download`.
         """
-        check(save=save, overwrite=overwrite, timeout=timeout, on_update=on_update)
-        job = await background.start(
-            self._sessions,
+        check(on_update=on_update)
+        job = await self._background.start(
             _work(work, options),
-            path=None if save is None else Path(save),
+            save=save,
             overwrite=overwrite,
             custom_id=custom_id,
             tag=tag,
             timeout=timeout,
-            jobs=self._jobs,
             is_kept=False,
         )
         return await job.joined(timeout, on_update)
@@ -348,16 +343,13 @@ class Client(Endpoints):
             tag: As in `submit`.
             timeout: How long to wait for the task, in seconds; None waits without limit.
         """
-        check(save=save, overwrite=overwrite, timeout=timeout)
-        return await background.start(
-            self._sessions,
+        return await self._background.start(
             _work(work, {}),
-            path=None if save is None else Path(save),
+            save=save,
             overwrite=overwrite,
             custom_id=custom_id,
             tag=tag,
             timeout=timeout,
-            jobs=self._jobs,
             is_kept=True,
         )
 
