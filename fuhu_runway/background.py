@@ -1,7 +1,6 @@
 """Jobs that a client follows in the background: wait for the clip, and save it."""
 
 import asyncio
-import inspect
 import os
 from collections.abc import Awaitable, Callable, Generator
 from pathlib import Path
@@ -75,10 +74,7 @@ class BackgroundJob:
         self._callers += 1
         try:
             if on_update is not None:
-                async for record in self.task.updates(timeout=timeout):
-                    reaction = on_update(record)
-                    if inspect.isawaitable(reaction):
-                        await reaction
+                await self.task.reported(on_update, timeout)
             clip = await self
         finally:
             self._callers -= 1

@@ -20,9 +20,9 @@ from ._jobs import JobOptions, Jobs
 from ._live import Live
 from ._notebook import table_view
 from ._session.sessions import Sessions
-from .items import REQUESTS, Item, Outcome, Source, Summary, item_of, numbered
+from .items import Item, Outcome, Source, Summary, item_of, numbered
 from .journal import JobState
-from .models import usage_error
+from .models import REQUESTS, usage_error
 
 HOPELESS: Final = (
     errors.OutOfCredits,

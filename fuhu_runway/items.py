@@ -2,17 +2,22 @@
 
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import attrs
 
 from . import errors
 from .errors import RunwayError
 from .journal import BaseJournal, Job, Plan, planned
-from .models import Generation, TextToVideo, check_text, usage_error
+from .models import (
+    REQUESTS,
+    Generation,
+    TextToVideo,
+    check_text,
+    require_request,
+    usage_error,
+)
 from .task import Clip
-
-REQUESTS: Final = Generation.__args__
 
 
 @attrs.frozen
@@ -41,12 +46,7 @@ class Item:
 
     @request.validator
     def _is_request(self, _: object, request: object) -> None:
-        if not isinstance(request, REQUESTS):
-            raise usage_error(
-                "request",
-                f"request is of type {type(request).__name__}.",
-                f"Use one of {', '.join(kind.__name__ for kind in REQUESTS)}.",
-            )
+        require_request(request)
 
 
 @attrs.frozen

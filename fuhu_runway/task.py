@@ -153,11 +153,7 @@ class Task:
             poller, self._watch = self._handles.watch(self)
             clip = self._clip(await poller.settled(self._watch, timeout))
         else:
-            async for record in self.updates(timeout=timeout):
-                reaction = on_update(record)
-                if inspect.isawaitable(reaction):
-                    await reaction
-            clip = self._clip(record)
+            clip = self._clip(await self.reported(on_update, timeout))
         self.hand_out()
         return clip
 
@@ -185,6 +181,16 @@ class Task:
             # By now it may have changed again.
             version, record = watch.version, watch.record or record
             yield record
+
+    async def reported(
+        self, on_update: Callable[[TaskRecord], object], timeout: float | None
+    ) -> TaskRecord:
+        """Call *on_update* with each record, and return the last one; for the client."""
+        async for record in self.updates(timeout=timeout):
+            reaction = on_update(record)
+            if inspect.isawaitable(reaction):
+                await reaction
+        return record
 
     async def refresh(self) -> TaskRecord:
         """

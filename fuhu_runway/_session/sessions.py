@@ -24,7 +24,7 @@ from fuhu_runway._part import machine_mark
 from fuhu_runway._waiting.poller import name_of
 from fuhu_runway._wire.decode import read_balance, read_task
 from fuhu_runway._wire.encode import ask_balance
-from fuhu_runway._wire.tables import BALANCE_ENDPOINTS, ENDPOINT_NAMES, ENDPOINTS, SUBMITS
+from fuhu_runway._wire.tables import BALANCE_ENDPOINTS, ENDPOINT_NAMES, ENDPOINTS
 from fuhu_runway.account import Account, Reconciliation
 from fuhu_runway.errors import RunwayError, UsageError, without_frames
 from fuhu_runway.journal import BaseJournal, Job, Plan, journal_at
@@ -33,6 +33,7 @@ from fuhu_runway.models import (
     Gateway,
     Generation,
     TaskRecord,
+    require_request,
     require_text,
     usage_error,
 )
@@ -119,11 +120,7 @@ class Sessions(Handles):
         plan: Plan | None = None,
     ) -> Task:
         """Submit under a name, or as a *plan* from the journal; see `Client.submit`."""
-        if type(request) not in SUBMITS:
-            kinds = ", ".join(kind.__name__ for kind in SUBMITS)
-            raise usage_error(
-                "request", f"request is of type {type(request).__name__}.", f"Use one of {kinds}."
-            )
+        require_request(request)
         if tag is not None:
             require_text("tag", tag)
         if custom_id is not None:
