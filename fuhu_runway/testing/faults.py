@@ -12,7 +12,7 @@ import attrs
 
 from ._server import bodies as _bodies
 from ._server.options import check
-from ._server.wild import HTML, JSON, KNOWN
+from ._server.replies import HTML, JSON, ROWS
 
 Where = Literal["submit", "feed", "download", "balance", "official", "tasks", "charges"]
 
@@ -311,6 +311,12 @@ class ShortPage(Fault, on=_LISTS):
     rows: int = attrs.field(default=0)
 
 
+KNOWN: Final[dict[str, Answer]] = {
+    name: Answer(**{**row, "headers": tuple(row.get("headers", {}).items()), "name": name})
+    for name, row in ROWS["known"].items()
+}
+
+
 def known(name: str, *, accepted: bool | None = None) -> Answer:
     """
     One of the responses in `KNOWN`.
@@ -325,8 +331,7 @@ def known(name: str, *, accepted: bool | None = None) -> Answer:
     if name not in KNOWN:
         raise ValueError(f"name={name!r} is unknown; the known responses are: {', '.join(KNOWN)}")
     one = KNOWN[name]
-    made = one.accepted if accepted is None else accepted
-    return Answer(one.status, one.body, one.content_type, one.headers, made, name, one.is_listed)
+    return one if accepted is None else attrs.evolve(one, accepted=accepted)
 
 
 def _json(body: object, status: int = 200, *, accepted: bool = False) -> Answer:

@@ -19,8 +19,7 @@ from fuhu_runway.testing import faults
 from fuhu_runway.testing._server.dialects import NAMES
 from fuhu_runway.testing._server.options import Allowed, allowed, one_of
 from fuhu_runway.testing._server.story import OWN
-from fuhu_runway.testing._server.wild import KNOWN
-from fuhu_runway.testing.faults import Fault, Planned
+from fuhu_runway.testing.faults import KNOWN, Fault, Planned
 
 
 class Rejected(Exception):

@@ -21,10 +21,10 @@ from .cdn import Files
 from .checks import OFFICIAL_ACTIONS, REVERSE_ACTIONS
 from .exchange import Refused, Reply, Visit, json_reply, too_many_requests
 from .lists import Lists
+from .replies import HTML
 from .store import Body, Store, amount
 from .story import Moment
 from .visits import MAX_BODY_BYTES, Reception, Route
-from .wild import HTML
 
 if TYPE_CHECKING:
     from fuhu_runway.testing.simulator import Simulator

@@ -24,8 +24,8 @@ from fuhu_runway.testing import faults
 from fuhu_runway.testing.faults import Fault
 
 from . import bodies as _bodies
+from .replies import JSON
 from .store import Seen, SimulatedTask, Store, prompt_of
-from .wild import JSON
 
 CHUNK: Final = 64 * 1024
 MEGABYTE: Final = 1024 * 1024
