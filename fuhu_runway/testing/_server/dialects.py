@@ -79,27 +79,49 @@ def render(moment: Moment, dialect: str, random: Random) -> tuple[bytes, str]:
 
 def text_of(moment: Moment, shape: Shape) -> str:
     """Return the response for *moment* in *shape*, as text."""
-    known = _values(moment)
-    for name, part in PARTS.items():
-        known[name] = _filled(part, moment, known)
-    known["data_text"] = as_text(known["data"])
-    return _filled(shape, moment, known)
+    return Names(moment).filled(shape)
 
 
-def _filled(shape: Shape, moment: Moment, known: dict[str, str]) -> str:
-    is_submit = moment.stage == "submitted" and shape.submit is not None
-    return Template(shape.submit if is_submit else shape.body).substitute(known)
+class Names(dict[str, str]):
+    """What the names in `replies.toml` stand for, each made when it is used."""
+
+    def __init__(self, moment: Moment) -> None:
+        super().__init__()
+        self.moment = moment
+        self.values = _values(moment)
+
+    def __missing__(self, name: str) -> str:
+        url = self.moment.video_url
+        match name:
+            case "data_text":
+                return as_text(self["data"])
+            case "outcome":
+                return as_text(_outcome(self.moment))[1:-1]
+            case "result_url":
+                # Left out where it is empty.
+                return "" if url is None else f',"result_url":{as_text(url)}'
+        return self.filled(PARTS[name]) if name in PARTS else as_text(self.values[name])
+
+    def filled(self, shape: Shape) -> str:
+        """Return the text of *shape* with the names filled in."""
+        text = shape.body
+        if self.moment.stage == "submitted" and shape.submit is not None:
+            text = shape.submit
+        return Template(text).substitute(self)
 
 
-def _values(moment: Moment) -> dict[str, str]:
-    """Return what the names in `replies.toml` stand for, as JSON."""
-    words, url = attrs.asdict(WORDS[moment.stage]), moment.video_url
+def _values(moment: Moment) -> JsonObject:
+    words, url = attrs.asdict(WORDS[moment.stage], recurse=False), moment.video_url
     if moment.status_word is not None:
         words |= dict.fromkeys(words.keys() - {"state"}, moment.status_word)
     if moment.state_word is not None:
         words["state"] = moment.state_word
     error = {"code": moment.failure_code, "message": moment.reason}
-    one_by_one = {
+    created, updated = (
+        datetime.fromtimestamp(unix, UTC).isoformat(timespec="milliseconds")
+        for unix in (moment.created_at, moment.updated_at)
+    )
+    return {
         **words,
         "inner_status": WORDS[moment.stage].status if moment.state_word is None else words["state"],
         "id": moment.task_id,
@@ -120,19 +142,13 @@ def _values(moment: Moment) -> dict[str, str]:
         "refund": f"{moment.points if moment.refunded else 0:g}",
         "refunded": "1" if moment.refunded else "0",
         "percents": f"{moment.percent}%",
-        "created": _iso(moment.created_at).replace("+00:00", "Z"),
-        "created_offset": _iso(moment.created_at),
-        "updated": _iso(moment.updated_at).replace("+00:00", "Z"),
+        "created": created.replace("+00:00", "Z"),
+        "created_offset": created,
+        "updated": updated.replace("+00:00", "Z"),
         "created_at": moment.created_at,
         "started_at": moment.started_at,
         "finished_at": moment.finished_at,
         "updated_at": moment.updated_at,
-    }
-    return {
-        **{name: as_text(value) for name, value in one_by_one.items()},
-        "outcome": as_text(_outcome(moment))[1:-1],
-        # Left out where it is empty.
-        "result_url": "" if url is None else f',"result_url":{as_text(url)}',
     }
 
 
@@ -152,7 +168,3 @@ def _outcome(moment: Moment) -> JsonObject:
     elif moment.stage in {"failed", "expired"}:
         outcome |= {"failure": moment.reason, "failureCode": moment.failure_code}
     return outcome
-
-
-def _iso(unix: int) -> str:
-    return datetime.fromtimestamp(unix, UTC).isoformat(timespec="milliseconds")
