@@ -803,7 +803,9 @@ def known_answers() -> str:
             (
                 f"{code(name)}{', after the task was made and paid for' * one.accepted}",
                 str(one.status),
-                code(one.body.replace("\n", "").replace("|", "\\|")[:60]) if one.body else "empty",
+                code("".join(one.body.splitlines()).replace("|", "\\|")[:60])
+                if one.body
+                else "empty",
             )
             for name, one in KNOWN.items()
         ),

@@ -88,7 +88,7 @@ class Names(dict[str, str]):
     def __init__(self, moment: Moment) -> None:
         super().__init__()
         self.moment = moment
-        self.values = _values(moment)
+        self.raw = _values(moment)
 
     def __missing__(self, name: str) -> str:
         url = self.moment.video_url
@@ -100,7 +100,7 @@ class Names(dict[str, str]):
             case "result_url":
                 # Left out where it is empty.
                 return "" if url is None else f',"result_url":{as_text(url)}'
-        return self.filled(PARTS[name]) if name in PARTS else as_text(self.values[name])
+        return self.filled(PARTS[name]) if name in PARTS else as_text(self.raw[name])
 
     def filled(self, shape: Shape) -> str:
         """Return the text of *shape* with the names filled in."""
@@ -137,7 +137,9 @@ def _values(moment: Moment) -> JsonObject:
         "reason": moment.reason or "",
         "fail_reason": url or moment.reason or "",
         "error": None if moment.reason is None else error,
+        "code": int(words["number"]) if words["number"].isdecimal() else words["number"],
         "points": round(moment.points),
+        "points_back": round(moment.points) if moment.refunded else 0,
         "point": f"{moment.points:g}",
         "refund": f"{moment.points if moment.refunded else 0:g}",
         "refunded": "1" if moment.refunded else "0",
