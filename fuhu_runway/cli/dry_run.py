@@ -15,9 +15,9 @@ from typing import Final
 
 import attrs
 
-from fuhu_runway.batch import Item, job_of, plan_for
 from fuhu_runway.errors import UsageError
 from fuhu_runway.inputs import KINDS, check_items, read_items
+from fuhu_runway.items import Item, job_of, plan_for
 from fuhu_runway.journal import Job, JobState
 from fuhu_runway.models import usage_error
 
