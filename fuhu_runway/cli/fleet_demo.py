@@ -74,8 +74,16 @@ async def demo(
             await fleet.enqueue(texts)
             again = await fleet.enqueue(texts)
             screen.info(f"{prompts:,} prompts enqueued twice: {again.new:,} more jobs")
+            variables = {
+                DATABASE_VARIABLE: url,
+                "FUHU_BASE_URL": gateway["base_url"],
+                "FUHU_API_KEY": gateway["api_key"],
+            }
+            command = ("fleet", "work", "--in-flight", str(IN_FLIGHT), "--lease", f"{LEASE:g}")
             workers = [
-                await stack.enter_async_context(_worker(folder, url, gateway))
+                await stack.enter_async_context(
+                    _process(*command, "--grace", "1", folder=folder, **variables)
+                )
                 for _ in range(WORKERS)
             ]
             screen.info(f"{WORKERS} workers, with {IN_FLIGHT} jobs each")
@@ -143,19 +151,6 @@ async def _simulator(folder: Path) -> AsyncIterator[Mapping[str, str]]:
     async with _process("simulate", *options, *state, folder=folder) as process:
         assert process.stdout is not None  # noqa: S101  (it is a pipe)
         yield json.loads(await process.stdout.readline())
-
-
-def _worker(
-    folder: Path, url: str, gateway: Mapping[str, str]
-) -> contextlib.AbstractAsyncContextManager[Process]:
-    """Return the process of a worker."""
-    variables = {
-        DATABASE_VARIABLE: url,
-        "FUHU_BASE_URL": gateway["base_url"],
-        "FUHU_API_KEY": gateway["api_key"],
-    }
-    options = ("--in-flight", str(IN_FLIGHT), "--lease", f"{LEASE:g}", "--grace", "1")
-    return _process("fleet", "work", *options, folder=folder, **variables)
 
 
 async def _carried_out(

@@ -137,9 +137,6 @@ async def forget(
     screen.show(job_row(job), job_line(job))
 
 
-COMMANDS: Final = (jobs, resume, forget)
-
-
 async def save_all(
     client: "Client",
     paid: Collection[Job],

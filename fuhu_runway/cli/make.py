@@ -368,9 +368,6 @@ async def balance(*, screen: Screen = Screen(), target: Target = Target()) -> No
     screen.show(row, *fields(row))
 
 
-COMMANDS: Final = (generate, restyle, act, submit, wait, feed, balance)
-
-
 # One command while it runs
 
 
