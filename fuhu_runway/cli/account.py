@@ -100,8 +100,7 @@ def _report_lines(report: Reconciliation, doubts: Mapping[str, Job]) -> Iterator
             ("key", "input", "reason", "tasks that may be it"),
             *(
                 (mark_of(job), job.source or "", one.reason, " ".join(one.task_ids))
-                for one in report.left
-                for job in [doubts[one.key]]
+                for one, job in ((one, doubts[one.key]) for one in report.left)
             ),
         )
 

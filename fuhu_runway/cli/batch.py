@@ -249,7 +249,7 @@ async def _make_all(
         results = Results.open(results_path)
         try:
             async with (
-                shown(tally, screen, lambda: many.summary.running),
+                shown(screen, lambda: tally.show(screen, many.summary.running)),
                 contextlib.aclosing(many.outcomes()) as outcomes,
             ):
                 async for outcome in outcomes:

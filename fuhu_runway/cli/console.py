@@ -8,6 +8,7 @@ Rule 3: a pipe or a terminal that closes does not end a paid job.
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -424,7 +425,9 @@ class Lasting:
     def _try(self, work: Callable[..., object], *args: str) -> None:
         try:
             work(*args)
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
             # A stream that is closed, or has no file descriptor, is left alone.
             with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as null:  # noqa: PTH123
                 os.dup2(null.fileno(), self._stream.fileno())
+            if getattr(error, "errno", None) == errno.ENOSPC and self._stream is sys.stdout:
+                complain("The output could not be written: the disk is full.")

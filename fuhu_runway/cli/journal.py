@@ -168,7 +168,7 @@ async def save_all(
     if not paid:
         return files
     try:
-        async with shown(tally, screen, lambda: tally.left):
+        async with shown(screen, lambda: tally.show(screen, tally.left)):
             await asyncio.gather(*map(save, paid))
     except asyncio.CancelledError:
         screen.stop("The tasks continue.", tally.again)
