@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 from fuhu_runway.errors import UsageError
 from fuhu_runway.journal import DATABASE_VARIABLE, Job, JobState
 
-from .console import Screen, columns
+from .console import Screen, columns, counted
 from .fleet import new_fleet
 from .opening import STATE_NAME
 from .options import IN_RESULT, POSITIVE, WHOLE
@@ -73,7 +73,8 @@ async def demo(
             texts = [f"a kitten, take {number}" for number in range(1, prompts + 1)]
             await fleet.enqueue(texts)
             again = await fleet.enqueue(texts)
-            screen.info(f"{prompts:,} prompts enqueued twice: {again.new:,} more jobs")
+            many = counted(prompts, "prompt", "prompts")
+            screen.info(f"{many} enqueued twice: {again.new:,} more jobs")
             variables = {
                 DATABASE_VARIABLE: url,
                 "FUHU_BASE_URL": gateway["base_url"],
@@ -181,7 +182,7 @@ async def _follow(fleet: "Fleet", victim: Process, total: int, screen: Screen) -
         running = now.jobs[JobState.ACCEPTED]
         busy = sum(worker.jobs > 0 for worker in now.workers)
         if CLOCK.now() >= show_at:
-            below = f"{running:,} running, {busy} workers"
+            below = f"{running:,} running, {counted(busy, 'worker', 'workers')}"
             screen.board(f"{over:,} of {total:,}", over / total, "", below)
             show_at = CLOCK.now() + screen.interval
         # Once more tasks were submitted than the other workers can have, and near the end anyway.
