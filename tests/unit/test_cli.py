@@ -930,7 +930,7 @@ def test_ctrl_c_while_downloading_keeps_the_partial_file(
     run: Run, gateway: GatewayThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The partial file stays, and the printed command resumes the download."""
-    gateway.simulator.fault("download", faults.SlowDownload(bytes_per_second=2))
+    gateway.simulator.fault("download", faults.SlowBody(bytes_per_second=2))
     with pressed(shown("saving", monkeypatch)):
         done = run("generate", PROMPT, "-o", "kitten.mp4")
     kept = Path("kitten.mp4.part").stat().st_size
@@ -1158,7 +1158,7 @@ def test_on_a_real_terminal(run: Run, gateway: GatewayThread, columns: int, rows
     import termios
 
     task_id = run("generate", PROMPT, "-o", "first.mp4").task_id
-    gateway.simulator.fault("download", faults.SlowDownload(bytes_per_second=300))
+    gateway.simulator.fault("download", faults.SlowBody(bytes_per_second=300))
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (rows, columns))
     terminal = {"TERM": "xterm-256color", "COLUMNS": str(columns)}
