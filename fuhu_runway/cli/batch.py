@@ -30,7 +30,7 @@ from .options import OUT, POSITIVE, WHOLE, InputFile, Target
 from .tally import AGAIN, Tally, shown, state_of
 
 if TYPE_CHECKING:
-    from fuhu_runway.batch import Outcome
+    from fuhu_runway.items import Outcome
 
 
 @Parameter(name="*", group=RESULT)

@@ -13,9 +13,9 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from fuhu_runway.batch import job_of, plan_for
 from fuhu_runway.errors import UsageError
 from fuhu_runway.inputs import KINDS, check_items, read_items
+from fuhu_runway.items import job_of, plan_for
 from fuhu_runway.journal import Job, JobState
 from fuhu_runway.models import usage_error
 
