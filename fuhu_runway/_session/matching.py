@@ -81,20 +81,26 @@ def decide(doubts: Sequence[Sent], records: Records) -> list[Verdict]:
         row for row in fitting if paid.get(row.task_id) is Paid.NO and row.task_id not in named
     ]
     verdicts = _matched(doubts, [row for row in fitting if row not in unpaid], records)
-    absent, left, found = list[Sent](), list[Sent](), list[Sent]()
-    for one in doubts:
-        verdict = verdicts.get(one.key)
-        if verdict is None:
-            absent.append(one)
-        elif verdict.task is None:
-            left.append(one)
-        else:
-            found.append(attrs.evolve(one, task_id=verdict.task.task_id))
-    periods = records.periods(absent, left, found)
+    found = [
+        attrs.evolve(one, task_id=task.task_id, accepted_at=task.created_at, is_evidence=False)
+        for one in doubts
+        if one.key in verdicts and (task := verdicts[one.key].task)
+    ]
+    records = attrs.evolve(records, known=[*records.known, *found])
+    absent = [one for one in doubts if one.key not in verdicts]
+    left = [one for one in doubts if one.key in verdicts and not verdicts[one.key].task]
+    periods = records.periods(absent, left)
+    models = {one.model for one in (*waiting, *records.known)} - {None}
     for one in absent:
-        others = [row for row in unpaid if records.fit(one, row)]
+        # Equal submissions are interchangeable: its own task may have gone to another one.
+        equal = [other for other in doubts if other.fingerprint == one.fingerprint]
+        others = [row for row in unpaid if any(records.fit(other, row) for other in equal)]
         strange = [row for row in strangers if records.may_be(one, row)]
-        verdicts[one.key] = _absent(one, periods[one.key], others, strange, records)
+        period = periods[one.key]
+        is_uncharged = records.was_not_charged(one, period, models)
+        verdicts[one.key] = _absent(
+            one, period, others, strange, records, is_uncharged=is_uncharged
+        )
     return [verdicts[one.key] for one in doubts]
 
 
@@ -198,6 +204,8 @@ def _absent(
     unpaid: Sequence[Listed],
     strangers: Sequence[Listed],
     records: Records,
+    *,
+    is_uncharged: bool,
 ) -> Verdict:
     """
     Return the verdict about a submission that no task fits, but for *unpaid* ones.
@@ -206,8 +214,6 @@ def _absent(
     and mask prompts and rename models, but not those of every task.
     """
     is_charged = period.explains(doubt.key)
-    is_logged = records.logs_all_like(doubt, period)
-    is_uncharged = is_logged and not period.can_be(doubt.key)
     is_read = records.reaches(doubt)
     is_unlisted = is_read and records.is_complete and records.shows_all_like(doubt)
     # The first that holds decides.
@@ -221,7 +227,7 @@ def _absent(
         (is_uncharged, Proof.LOG),
         (is_unlisted, Reason.STRANGER),
         (is_read and not records.is_complete, Reason.CUT),
-        (is_logged, Reason.IN_FLIGHT),
+        (records.in_flight and period.can_be(doubt.key), Reason.IN_FLIGHT),
         (True, Reason.UNPROVEN),
     )
     said = next(said for holds, said in rules if holds)
