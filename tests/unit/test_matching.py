@@ -522,6 +522,18 @@ def test_an_uncharged_task_of_an_equal_doubt_forbids_not_accepted() -> None:
     assert verdicts[1] == Verdict("later", reason=Reason.UNCHARGED, task_ids=("t-kitten",))
 
 
+def test_an_uncertain_task_of_an_equal_doubt_forbids_not_accepted() -> None:
+    """The older kitten may have the charge of its second, or a puppy has; it may be the later's."""
+    later = attrs.evolve(DOUBT, key="later", sent_at=1100.0)
+    puppy = attrs.evolve(DOUBT, key="puppy", fingerprint="puppy 16:9", prompt="puppy")
+    second = attrs.evolve(KITTEN, task_id="t-second", created_at=1103.0)
+    other = attrs.evolve(PUPPY, task_id="t-other", created_at=1003.0)
+    log = records(KITTEN, second, other, charges=(990.5, 1003.0, 1103.0))
+    first, last, _ = decide([DOUBT, later, puppy], log)
+    assert first.task == second
+    assert last == Verdict("later", reason=Reason.UNCLEAR, task_ids=("t-kitten",))
+
+
 def test_a_charge_that_may_be_missing_is_no_proof() -> None:
     """The only known task like it was accepted a moment ago, so its own charge may be missing."""
     fresh = attrs.evolve(KNOWN, sent_at=1598.0, accepted_at=1601.0)
