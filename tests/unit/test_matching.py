@@ -501,7 +501,7 @@ def test_a_known_task_of_another_model_does_not_explain_a_charge_away() -> None:
     """
     A gateway logs the other model when its task ends, so the charge beside it is the doubt's.
 
-    If the log names the models, the charges are told apart.
+    If the log names the models, it shows which charge is for which task.
     """
     other = attrs.evolve(KNOWN, key="2", model="gen3", task_id="t-2", sent_at=999.0)
     other = attrs.evolve(other, accepted_at=1004.0)
