@@ -190,7 +190,7 @@ class Tally:
         earlier = f", {old:,} of them from earlier runs" if old else ""
         clips = counted(self.total, "clip is", "clips are")
         yield f"{self.count('saved'):,} of {clips} in {place}{earlier}."
-        jobs = on_journal("jobs", journal, "--state in-doubt")
+        jobs = on_journal("jobs", journal, "--state", "in-doubt")
         for state, (_, meaning, template) in ENDINGS.items():
             names = {name: n for (one, name), n in self.ends.items() if one == state}
             if names:

@@ -66,7 +66,7 @@ def name_as_typed(error: errors.RunwayError, command: App) -> None:
     names = {name for name in options if "_" in name}
     error.advice = _replaced(error.advice, names, options)
     # Other names are also plain words, such as image, where they are not the subject.
-    names |= options.keys() & {error.happened.partition(" ")[0]}
+    names |= options.keys() & set(re.findall(r"\A\w+", error.happened))
     error.happened = _replaced(error.happened, names, options)
 
 

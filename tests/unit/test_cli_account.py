@@ -250,6 +250,7 @@ def test_audit_with_a_simulated_gateway(run: Run) -> None:
     assert run("forget", PATH, rows[0]["key"], "--force").code == 0
     done = run("audit", PATH, "--simulate")
     assert rows[0]["task_id"] in done.out
+    assert f"fuhu-runway audit {PATH} --adopt --simulate" in done.err
     assert run("audit", PATH, "--adopt", "--simulate").code == 0
     assert Path(STATE).is_file()
 
