@@ -24,7 +24,7 @@ from fuhu_runway._wire.refusals import CHARGED_CODES
 from fuhu_runway._wire.tables import SUBMITS, Endpoint, is_official
 from fuhu_runway.account import AccountTask, Found, KeyLog, Left, Reconciliation
 from fuhu_runway.errors import NotFound, RunwayError, Unauthorized, UnreadableReply, UsageError
-from fuhu_runway.journal import Job, JobState
+from fuhu_runway.journal import CHARGE, Job, JobState
 from fuhu_runway.models import OfficialRequest, TaskRecord, TaskState
 
 from .account import account_tasks, key_log
@@ -219,6 +219,9 @@ class Reconciler:
             if reason is not None:
                 said = _text_of(reason, verdict)
                 is_charged = reason is Reason.CHARGED
+                if verdict.charges == (1, 1) and job.proof is None:
+                    # The log may be cut off, or not be shown, when it is read next.
+                    await ledger.charge(job.key)
                 left.append(Left(job.key, said, verdict.task_ids, is_charged, job.custom_id))
                 continue
             is_ours = await self._settle(sessions, session, job, verdict, lists.offset)
@@ -431,7 +434,7 @@ def _sent(job: Job, offset: float) -> Sent:
         job.task_id,
         accepted_at,
         is_evidence=job.proof is None,
-        is_charged=job.code in CHARGED_CODES,
+        is_charged=job.code in CHARGED_CODES or job.proof == CHARGE,
     )
 
 
