@@ -11,7 +11,7 @@ from typing import ClassVar, Final, Literal, get_args
 import attrs
 
 from ._server import bodies as _bodies
-from ._server.options import check
+from ._server.options import Headers, check
 from ._server.replies import HTML, JSON, ROWS
 
 Where = Literal["submit", "feed", "download", "balance", "official", "tasks", "charges", "files"]
@@ -20,7 +20,6 @@ PLACES: Final[frozenset[Where]] = frozenset(get_args(Where))
 _SUBMITS: Final[frozenset[Where]] = frozenset({"submit", "official"})
 _POLLS: Final[frozenset[Where]] = frozenset({"feed", "official"})
 _DOWNLOADS: Final[frozenset[Where]] = frozenset({"download"})
-Headers = tuple[tuple[str, str | None], ...]
 _LISTS: Final[frozenset[Where]] = frozenset({"tasks"})
 
 
@@ -468,7 +467,7 @@ class Planned:
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.fault, Fault):
-            raise TypeError(f"{self.fault!r} is not a fault of fuhu_runway.testing.faults")
+            raise TypeError(f"{self.fault!r} is not a fault of {__name__}, such as faults.Drop()")
         if self.where not in self.fault.places:
             places = ", ".join(sorted(self.fault.places))
             raise ValueError(f"{self.fault} cannot happen on {self.where!r}, only on: {places}")

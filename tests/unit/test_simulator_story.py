@@ -105,6 +105,11 @@ def test_answers_differ_exactly_at_each_change(script: Script) -> None:
         assert shown_at(later - 1e-6) != shown_at(later)
 
 
+def test_one_percent_needs_no_list() -> None:
+    """A single percent is that of the whole time."""
+    assert Script(progress=42).progress == (42,)  # type: ignore[arg-type]
+
+
 def test_a_misspelt_ending_is_an_error() -> None:
     """A script knows five endings and refuses any other."""
     with pytest.raises(ValueError, match="explode"):
