@@ -361,7 +361,7 @@ async def test_a_script_has_faults_only_for_its_own_requests(caller: Caller) -> 
 
 async def test_the_head_of_a_response_can_be_any(caller: Caller) -> None:
     """A status and headers are replaced, added and left out; the task is made and in the body."""
-    headers = (("Content-Type", "text/plain"), ("Set-Cookie", "a=1"))
+    headers = (("content-type", "text/plain"), ("Set-Cookie", "a=1"))
     caller.gateway.fault("submit", faults.Head(202, headers))
     async with caller.session.post("/runway/pro/generate", json=BODY) as response:
         assert (response.status, response.headers["Content-Type"]) == (202, "text/plain")
