@@ -1,6 +1,5 @@
 """The first origin, the API: its routes, their keys, and their responses."""
 
-from collections.abc import Callable
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Final, Literal
@@ -20,7 +19,7 @@ from .cdn import Files
 from .checks import OFFICIAL_ACTIONS, REVERSE_ACTIONS
 from .exchange import Refused, Reply, Visit, json_reply, too_many_requests
 from .lists import Lists
-from .replies import HTML
+from .replies import HTML, JSON
 from .store import Body, Store, amount
 from .story import Moment
 from .visits import MAX_BODY_BYTES, Reception, Route, Work
@@ -33,12 +32,13 @@ FeedVerb = Literal["POST", "GET", "any"]
 
 #: The three prefixes of api-facts 1.1, all of which work.
 PREFIXES: Final = ("/runway", "/runway/v1", "/api/video/runway")
-BALANCES: Final[dict[str, Callable[[Account], _bodies.JsonObject]]] = {
-    "/v1/dashboard/billing/subscription": _bodies.subscription,
-    "/dashboard/billing/subscription": _bodies.subscription,
-    "/v1/dashboard/billing/usage": _bodies.usage,
-    "/dashboard/billing/usage": _bodies.usage,
-    "/api/usage/token/": _bodies.token_usage,
+#: The balance routes that are about one key, and their responses.
+BALANCES: Final = {
+    "/v1/dashboard/billing/subscription": "subscription",
+    "/dashboard/billing/subscription": "subscription",
+    "/v1/dashboard/billing/usage": "usage",
+    "/dashboard/billing/usage": "usage",
+    "/api/usage/token/": "token_usage",
 }
 ACTIONS: Final = {"generate": "IMAGE_TO_VIDEO", "video2video": "VIDEO_TO_VIDEO"}
 OFFICIAL_TASKS: Final = (
@@ -95,8 +95,8 @@ class Api:
                 add("POST", f"{prefix}/{action}", "official", "submit", submit)
         for path in OFFICIAL_TASKS:
             add("GET", path, "official", "feed", partial(self._poll, options.official_dialect))
-        for path, body_of in BALANCES.items():
-            add("GET", path, "balance", "balance", partial(self._balance, body_of))
+        for path, name in BALANCES.items():
+            add("GET", path, "balance", "balance", partial(self._balance, name))
         add("GET", "/api/usage/token", None, None, _with_slash)
         add("GET", "/user/quota", "balance", "balance", self._quota)
         add("GET", "/api/task/self", "tasks", "tasks", partial(self._list, "tasks"))
@@ -175,14 +175,10 @@ class Api:
         body, content_type = _dialects.render(moment, dialect, self._random)
         return Reply(200, body, {"Content-Type": content_type})
 
-    def _balance(
-        self,
-        body_of: Callable[[Account], _bodies.JsonObject],
-        visit: Visit,
-        _fault: Fault | None,
-    ) -> Reply:
+    def _balance(self, name: str, visit: Visit, _fault: Fault | None) -> Reply:
         # The billing routes accept the key anywhere, whatever the Runway routes require.
-        return json_reply(body_of(self._account(visit, "any")))
+        text = _bodies.balance(self._account(visit, "any"), name)
+        return Reply(200, text.encode(), {"Content-Type": JSON})
 
     def _list(self, which: Literal["tasks", "charges"], visit: Visit, fault: Fault | None) -> Reply:
         if self.options.lists is None:

@@ -320,14 +320,12 @@ class Store:
             raise ValueError("the gateway already has this key")
         if any(name == account.name for account in self.accounts.values()):
             raise ValueError(f"the gateway already has a key named {name!r}")
-        account = self.keyless.pop(name, None) or Account(name, self._next_user())
+        known = [*self.accounts.values(), *self.keyless.values()]
+        new_user = max((one.user_id + 1 for one in known), default=self.options.user_id)
+        account = self.keyless.pop(name, None) or Account(name, new_user)
         account.user_id = user_id or account.user_id
         account.open(key, points, bucket)
         self.accounts[key] = account
-
-    def _next_user(self) -> int:
-        known = (*self.accounts.values(), *self.keyless.values())
-        return max((account.user_id + 1 for account in known), default=self.options.user_id)
 
     def add_rule(self, rule: Rule) -> None:
         if rule.which is None:
