@@ -413,11 +413,6 @@ def refused(message: str = "提示词违规", *, code: int = 400, data: object =
     return _json(_bodies.refusal(message, code=code, data=data))
 
 
-def empty_result() -> Answer:
-    """New-API's "nothing found": success, and `data` is null."""
-    return _json({"code": "success", "data": None})
-
-
 def nested_error(status: int = 500, *, levels: int = 2) -> Answer:
     """Dialect J: an error inside an error's message, *levels* deep."""
     message = "content moderation"
@@ -430,11 +425,6 @@ def nested_error(status: int = 500, *, levels: int = 2) -> Answer:
 def dashboard_error(status: int = 200, message: str = "无权进行此操作") -> Answer:
     """Dialect F: the dashboard's refusal."""
     return _json({"success": False, "message": message}, status)
-
-
-def midjourney_error(status: int = 400, description: str = "quota_not_enough") -> Answer:
-    """Dialect G: the Midjourney routes' refusal."""
-    return _json({"description": description, "type": "upstream_error", "code": 4}, status)
 
 
 def html_page(status: int = 200, *, accepted: bool = False) -> Answer:
