@@ -22,7 +22,7 @@ import attrs
 from cyclopts import App, Argument
 from sphinx.pycode import ModuleAnalyzer
 
-from fuhu_runway import callbacks, errors, hooks
+from fuhu_runway import _addresses, callbacks, errors, hooks
 from fuhu_runway._http import limiter as pace
 from fuhu_runway._http.retry import MAY_REPEAT, ladder
 from fuhu_runway._journal.schema import MIGRATIONS, SCHEMA
@@ -381,7 +381,7 @@ def endpoints() -> str:
 
 
 def _method(row: facts.Endpoint) -> str:
-    home = "official.Official" if row.method.startswith("official.") else "Client"
+    home = "endpoints.Official" if row.method.startswith("official.") else "Client"
     return api(f"{home}.{row.method.rpartition('.')[2]}", "meth")
 
 
@@ -753,8 +753,8 @@ def callback_numbers() -> str:
             ("largest body", f"{callbacks.MAX_BODY_BYTES // 1024} KiB"),
             ("time limit for receiving a body", f"{callbacks.READ_TIMEOUT:g} s"),
             ("bodies received at once", f"{callbacks.READ_AT_ONCE}"),
-            ("addresses kept in memory", f"{callbacks.REMEMBERED:,}"),
-            ("random part of an address", f"{callbacks.SEAL_BYTES * 8} bits"),
+            ("addresses kept in memory", f"{_addresses.REMEMBERED:,}"),
+            ("random part of an address", f"{_addresses.SIGNATURE_BYTES * 8} bits"),
             ("polls of one task that webhooks may cause", f"one in {poller.WEBHOOK_EVERY:g} s"),
             ("polls of a task while webhooks are relied on", f"one in {callbacks.SAFETY_NET:g} s"),
             (

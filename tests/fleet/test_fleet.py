@@ -24,13 +24,13 @@ from support.clock import until
 from support.media import PNG
 
 from fuhu_runway import Item, Limits, TextToVideo
-from fuhu_runway.batch import plan_for
 from fuhu_runway.contrib._fleet import queue, worker
 from fuhu_runway.contrib._fleet.queue import PAUSE, Connector, Queue, Waiting
 from fuhu_runway.contrib._fleet.requests import packed, unpacked
 from fuhu_runway.contrib.fleet import CutOff, Enqueued, Fleet
 from fuhu_runway.contrib.local_postgres import LocalPostgres
 from fuhu_runway.errors import JournalError, JournalTooNew, UsageError
+from fuhu_runway.items import plan_for
 from fuhu_runway.journal import Job, JobState
 from fuhu_runway.models import ImageToVideo, MotionVector
 from fuhu_runway.testing import Simulator, faults
