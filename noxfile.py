@@ -7,11 +7,14 @@ from pathlib import Path
 
 import nox
 
-nox.needs_version = ">=2025.5.1"
+nox.needs_version = ">=2026.8.10"  # the first that runs sessions side by side
 nox.options.default_venv_backend = "virtualenv"
 nox.options.error_on_external_run = True
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "layers", "types", "tests"]
+nox.options.sessions = ["tests", "types", "lint", "layers"]
+# While one session waits for downloads, another one uses the processor.
+nox.options.parallel = 2
+nox.options.allow_parallel = True
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PACKAGE = Path("fuhu_runway")
@@ -22,6 +25,13 @@ EVERY_TEST = ["--numprocesses=2", "--ignore=tests/docs", "--ignore=tests/officia
 # What takes long, such as hundreds of killed processes, does not depend on the extras.
 LONG = ("browser", "crash", "fleet", "loopback", "postgres", "properties", "secrets", "servers")
 QUICK_TESTS = [*EVERY_TEST, *(f"--ignore=tests/{folder}" for folder in LONG)]
+# Most tests do not depend on what is installed. These follow a user who has no extra.
+BARE = ("main", "client", "task", "batch", "journal", "downloads", "callbacks", "simulator")
+BARE_TESTS = ["tests/test_exports.py", "tests/test_imports.py"]
+BARE_TESTS += [f"tests/unit/test_{name}.py" for name in BARE]
+
+# Tests start hundreds of processes. Each of them would compile all that it imports.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Without it `python -m` and `coverage run` look into the working directory first, and
 # the tree would be tested in place of the wheel.
@@ -30,37 +40,17 @@ SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 
 def install_groups(session: nox.Session, *groups: str) -> None:
     """Install the named dependency groups, with any pip."""
-    session.install(*nox.project.dependency_groups(PYPROJECT, *groups))
+    # Most modules are never imported. Those that are, Python compiles then.
+    session.install("--no-compile", *nox.project.dependency_groups(PYPROJECT, *groups))
 
 
 def install(session: nox.Session, *groups: str, extras: str = "") -> None:
     """Install the built wheel with *extras*, and the named dependency groups."""
     (wheel,) = (session.cache_dir / "dist").glob("*.whl")
-    session.install(f"{wheel}{extras}", *nox.project.dependency_groups(PYPROJECT, *groups))
+    requirements = nox.project.dependency_groups(PYPROJECT, *groups)
+    session.install("--no-compile", f"{wheel}{extras}", *requirements)
     # A reused environment already has this version, so pip would keep the older build.
     session.install("--force-reinstall", "--no-deps", str(wheel))
-
-
-def measured(session: nox.Session, *pytest_args: str) -> None:
-    """Run pytest under coverage, with everything it starts, into a fresh folder."""
-    folder = session.cache_dir.resolve() / "coverage" / session.name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    session.run(
-        *("coverage", "run", "-m", "pytest", *pytest_args),
-        env={**SAFE_PATH, "COVERAGE_FILE": str(folder / "data")},
-    )
-
-
-def combine(session: nox.Session, *names: str) -> dict[str, str]:
-    """Combine the runs of the sessions *names*, and return the environment that reads them."""
-    folders = [str(session.cache_dir / "coverage" / name) for name in names]
-    whole = session.cache_dir.resolve() / "coverage" / " ".join(names)
-    whole.mkdir(exist_ok=True)
-    # Coverage finds the files to combine by the name of this one.
-    env = {"COVERAGE_FILE": str(whole / "data")}
-    session.run("coverage", "combine", "--quiet", "--keep", *folders, env=env)
-    return env
 
 
 @nox.session
@@ -68,8 +58,8 @@ def build(session: nox.Session) -> None:
     """Build the source distribution, and from it the wheel that the other sessions install."""
     dist = session.cache_dir / "dist"
     shutil.rmtree(dist, ignore_errors=True)
-    session.install("build")
-    session.run("pyproject-build", "--outdir", str(dist), ".", silent=True)
+    session.install("build", *PYPROJECT["build-system"]["requires"])
+    session.run("pyproject-build", "--no-isolation", "--outdir", str(dist), ".", silent=True)
 
 
 @nox.session
@@ -104,18 +94,24 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session(requires=["build"])
-@nox.parametrize("extras", ["", EXTRAS], ids=["bare", "all"])
-def measure(session: nox.Session, extras: str) -> None:
-    """Under coverage: every test with all extras, and the quick ones without any."""
-    install(session, "test", *(["instrumentation", "telemetry"] if extras else []), extras=extras)
-    measured(session, *(session.posargs or (EVERY_TEST if extras else QUICK_TESTS)))
+def bare(session: nox.Session) -> None:
+    """What a user does most, without any extra."""
+    install(session, "test")
+    session.run("pytest", *(session.posargs or BARE_TESTS), env=SAFE_PATH)
 
 
-@nox.session(requires=["measure(bare)", "measure(all)"])
+@nox.session(requires=["build"])
 def coverage(session: nox.Session) -> None:
-    """All tests together reach every line and branch."""
-    install_groups(session, "test")
-    session.run("coverage", "report", env=combine(session, "measure(bare)", "measure(all)"))
+    """Every test with all extras: together they reach every line and branch."""
+    install(session, "instrumentation", "telemetry", "test", extras=EXTRAS)
+    folder = session.cache_dir.resolve() / "coverage"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    data = {"COVERAGE_FILE": str(folder / "data")}
+    pytest = ("coverage", "run", "-m", "pytest", *(session.posargs or EVERY_TEST))
+    session.run(*pytest, env={**SAFE_PATH, **data})
+    session.run("coverage", "combine", "--quiet", env=data)
+    session.run("coverage", "report", env=data)
 
 
 @nox.session(requires=["build"])
@@ -155,7 +151,7 @@ def official_sdk(session: nox.Session) -> None:
     session.run("pytest", "tests/official_sdk", *session.posargs, env=SAFE_PATH)
 
 
-@nox.session(venv_backend="none", requires=["coverage", "docs", "official_sdk"])
+@nox.session(venv_backend="none", requires=["coverage", "docs", "bare", "official_sdk"])
 def full(_: nox.Session) -> None:
     """All tests and their coverage, the pages, and the official SDK: what `nox` leaves out."""
 
