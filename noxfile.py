@@ -12,16 +12,17 @@ nox.options.default_venv_backend = "virtualenv"
 nox.options.error_on_external_run = True
 nox.options.reuse_venv = "yes"
 nox.options.sessions = ["tests", "types", "lint", "layers"]
-# While one session waits for downloads, another one uses the processor.
+# While one session waits for downloads, another one uses the processor. What is run by hand
+# does not allow it: the output of sessions that run side by side comes at their end.
 nox.options.parallel = 2
-nox.options.allow_parallel = True
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
-PACKAGE = Path("fuhu_runway")
 EXTRAS = "[cli,fleet,otel,store]"
 
 # Sessions of their own run the tests of the pages and of the official SDK.
-EVERY_TEST = ["--numprocesses=2", "--ignore=tests/docs", "--ignore=tests/official_sdk"]
+# By default, the first worker would get all folders of slow tests.
+EVERY_TEST = ["--numprocesses=2", "--dist=worksteal"]
+EVERY_TEST += ["--ignore=tests/docs", "--ignore=tests/official_sdk"]
 # What takes long, such as hundreds of killed processes, does not depend on the extras.
 LONG = ("browser", "crash", "fleet", "loopback", "postgres", "properties", "secrets", "servers")
 QUICK_TESTS = [*EVERY_TEST, *(f"--ignore=tests/{folder}" for folder in LONG)]
@@ -62,7 +63,7 @@ def build(session: nox.Session) -> None:
     session.run("pyproject-build", "--no-isolation", "--outdir", str(dist), ".", silent=True)
 
 
-@nox.session
+@nox.session(allow_parallel=True)
 def lint(session: nox.Session) -> None:
     """Style, form, spelling and words."""
     install_groups(session, "lint")
@@ -72,35 +73,35 @@ def lint(session: nox.Session) -> None:
     session.run("python", "docs/words.py")
 
 
-@nox.session
+@nox.session(allow_parallel=True)
 def layers(session: nox.Session) -> None:
     """Imports point down."""
     install_groups(session, "layers")
     session.run("lint-imports")
 
 
-@nox.session(requires=["build"])
+@nox.session(requires=["build"], allow_parallel=True)
 def types(session: nox.Session) -> None:
     """The package, this file and the public interface, as strictly as mypy can."""
     install(session, "types", extras="[cli,fleet,otel,store,testing]")
     session.run("mypy")
 
 
-@nox.session(requires=["build"])
+@nox.session(requires=["build"], allow_parallel=True)
 def tests(session: nox.Session) -> None:
     """The quick tests against the wheel with all extras: the check while you work."""
     install(session, "instrumentation", "telemetry", "test", extras=EXTRAS)
     session.run("pytest", *(session.posargs or QUICK_TESTS), env=SAFE_PATH)
 
 
-@nox.session(requires=["build"])
+@nox.session(requires=["build"], allow_parallel=True)
 def bare(session: nox.Session) -> None:
     """What a user does most, without any extra."""
     install(session, "test")
     session.run("pytest", *(session.posargs or BARE_TESTS), env=SAFE_PATH)
 
 
-@nox.session(requires=["build"])
+@nox.session(requires=["build"], allow_parallel=True)
 def coverage(session: nox.Session) -> None:
     """Every test with all extras: together they reach every line and branch."""
     install(session, "instrumentation", "telemetry", "test", extras=EXTRAS)
@@ -114,13 +115,13 @@ def coverage(session: nox.Session) -> None:
     session.run("coverage", "report", env=data)
 
 
-@nox.session(requires=["build"])
+@nox.session(requires=["build"], allow_parallel=True)
 def docs(session: nox.Session) -> None:
     """Generated pages are fresh, no reference is broken, every Python block runs."""
     install(session, "docs", "telemetry", "test", extras=EXTRAS)
     session.run("python", "docs/generate.py", "--check")
     session.run("sphinx-build", "-nW", "--keep-going", "--quiet", "docs", "docs/_build/html")
-    session.run("pytest", "--numprocesses=2", "tests/docs", env=SAFE_PATH)
+    session.run("pytest", "--numprocesses=2", "--dist=worksteal", "tests/docs", env=SAFE_PATH)
 
 
 @nox.session(python=nox.project.python_versions(PYPROJECT), requires=["build"])
@@ -144,7 +145,7 @@ def floors(session: nox.Session) -> None:
     session.run("pytest", "-p", "no:aiohttp", *session.posargs, env=SAFE_PATH)
 
 
-@nox.session(requires=["build"])
+@nox.session(requires=["build"], allow_parallel=True)
 def official_sdk(session: nox.Session) -> None:
     """The official SDK against the simulator."""
     install(session, "bench", "test", extras="[cli]")
