@@ -227,7 +227,10 @@ PRINTED: Final[Mapping[str, Mapping[str, str]]] = {
         "finished_at": "When the clip was ready.",
         "saved_at": "When the file was complete.",
         "source": "File and line of the request, such as p.txt:17.",
-        "proof": "What settled the last doubt: person, webhook, list of tasks, or log of the key.",
+        "proof": (
+            "What settled the last doubt: person, webhook, list of tasks, or log of the key; "
+            "in doubt, `charge` if the log shows one."
+        ),
     },
     "A page in JSON": {
         "file": "The page.",
