@@ -233,7 +233,7 @@ class Transport:
         if is_paid:
             _ARRIVED.set(arrived)
         try:
-            async with session.request(
+            response = await session.request(
                 request.endpoint.verb,
                 request.url,
                 data=sent,
@@ -245,20 +245,24 @@ class Transport:
                 raise_for_status=False,
                 # A wrong Content-Encoding would lose the response; compressed bytes show it.
                 auto_decompress=False,
-            ) as response:
-                is_cut = False
+            )
+            try:
                 # Usually the whole body arrives at once, and no further read is needed.
-                while not is_cut and not response.content.at_eof():
+                while not response.content.at_eof() and len(body) <= MAX_ANSWER_BYTES:
                     body += await response.content.readany()
-                    is_cut = len(body) > MAX_ANSWER_BYTES
-                if is_cut:
+            finally:
+                # At the end of its body it has closed itself. `async with` would do that again,
+                # which costs CPU at each poll.
+                if not response.closed:
                     response.close()
-                    del body[MAX_CUT_BYTES:]
-                # aiohttp drops the body of a status that should have none.
-                answer = bytes(body) or _unframed(arrived)
-                return Reply(
-                    request, response.status, response.headers, answer, is_cut, self._clock.wall()
-                )
+            is_cut = len(body) > MAX_ANSWER_BYTES
+            if is_cut:
+                del body[MAX_CUT_BYTES:]
+            # aiohttp drops the body of a status that should have none.
+            answer = bytes(body) or _unframed(arrived)
+            return Reply(
+                request, response.status, response.headers, answer, is_cut, self._clock.wall()
+            )
         # Any exception: a resolver, a codec or a middleware of a borrowed session may raise
         # anything, and what became of the request does not depend on its class.
         except Exception as exc:  # noqa: BLE001
