@@ -126,24 +126,12 @@ class Transport:
 
         It does not wait for the rate limiter, and a refusal does not change the pace.
         """
-        return await repeat(
-            lambda: self._once_apart(request, read),
-            request.endpoint,
-            self._retry,
-            self.pause,
-            self._hooks,
-        )
 
-    async def _once_apart(self, request: Request, read: Callable[[Reply], T]) -> T:
-        async with self.until_closed():
-            reply = await self.send(request)
-            try:
-                return read(reply)
-            except RunwayError as error:
-                failure = error
-            # The frames of parsing hold the response, which may quote anything.
-            del reply
-            raise drop_frames(failure)
+        async def attempt() -> T:
+            async with self.until_closed():
+                return await self.in_turn(request, read, None)
+
+        return await repeat(attempt, request.endpoint, self._retry, self.pause, self._hooks)
 
     async def pause(self, delay: float) -> None:
         """Sleep before a retry. Closing ends the sleep and the retry, with a `UsageError`."""
@@ -180,24 +168,26 @@ class Transport:
         flight.add_done_callback(self._in_flight.discard)
         return flight
 
-    async def in_turn(self, request: Request, read: Callable[[Reply], T], sent_at: float) -> T:
+    async def in_turn(
+        self, request: Request, read: Callable[[Reply], T], sent_at: float | None
+    ) -> T:
         """
         Send once, in the slot taken at the instant *sent_at*, and return the parsed response.
 
-        The limiter learns from it whether the request came too fast.
+        The limiter learns from it whether the request came too fast; not if *sent_at* is None.
         """
         reply = await self.send(request)
+        failure: RunwayError | None = None
         try:
             answer = read(reply)
         except RunwayError as error:
             failure = error
-        else:
-            self._limiter.answered(sent_at)
-            return answer
-        if isinstance(failure, RateLimited):
+        if sent_at is not None and isinstance(failure, RateLimited):
             self._limiter.refused(sent_at, failure.retry_after)
-        else:
+        elif sent_at is not None:
             self._limiter.answered(sent_at)
+        if failure is None:
+            return answer
         # The frames of parsing hold the response, which may quote anything.
         del reply
         raise drop_frames(failure)
