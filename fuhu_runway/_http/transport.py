@@ -177,20 +177,20 @@ class Transport:
         The limiter learns from it whether the request came too fast; not if *sent_at* is None.
         """
         reply = await self.send(request)
-        failure: RunwayError | None = None
+        answer: T | RunwayError
         try:
             answer = read(reply)
         except RunwayError as error:
-            failure = error
-        if sent_at is not None and isinstance(failure, RateLimited):
-            self._limiter.refused(sent_at, failure.retry_after)
+            answer = error
+        if sent_at is not None and isinstance(answer, RateLimited):
+            self._limiter.refused(sent_at, answer.retry_after)
         elif sent_at is not None:
             self._limiter.answered(sent_at)
-        if failure is None:
+        if not isinstance(answer, RunwayError):
             return answer
         # The frames of parsing hold the response, which may quote anything.
         del reply
-        raise drop_frames(failure)
+        raise drop_frames(answer)
 
     async def send(self, request: Request) -> Reply:
         """
