@@ -114,6 +114,8 @@ class Work:
         lease: Seconds without a heartbeat after which a worker's jobs go to others.
         grace: Seconds to follow running jobs after Ctrl-C, before they go to others.
         timeout: How long to wait for each clip, in seconds.
+        replace_key: Take up jobs although they were begun with another key, which was revoked. This
+            key must belong to the same account.
     """
 
     out: str = "clips"
@@ -124,6 +126,7 @@ class Work:
     lease: Annotated[float, POSITIVE] = 30.0
     grace: Annotated[float, POSITIVE] = 60.0
     timeout: Annotated[float, POSITIVE] = DEFAULT_WAIT
+    replace_key: bool = False
 
 
 WORK: Final = Work()
@@ -152,12 +155,13 @@ async def work(
         max_points=options.max_points,
         timeout=options.timeout,
         lease=options.lease,
+        replace_key=options.replace_key,
         api_key=access.key(),
         base_url=access.base_url,
         gateway=access.gateway,
         hooks=[screen.watch, progress.watch],
     )
-    from fuhu_runway.contrib.fleet import CUT_OFF_CODE, CutOff
+    from fuhu_runway.contrib.fleet import RESTART_CODE, LeaseExpired
 
     screen.info("working until Ctrl-C")
     showing = asyncio.create_task(progress.keep_showing(screen))
@@ -167,9 +171,9 @@ async def work(
         screen.close()
         screen.stop(f"This worker: {progress}.", "Other workers continue.")
         raise
-    except CutOff as error:
+    except LeaseExpired as error:
         screen.close()
-        return fail(error, as_json=output.json, code=CUT_OFF_CODE)
+        return fail(error, as_json=output.json, code=RESTART_CODE)
     finally:
         showing.cancel()
     raise AssertionError  # pragma: no cover  (it works until it is stopped)
@@ -187,11 +191,11 @@ async def status(*, output: Output = OUTPUT, screen: Screen) -> None:
     if output.json:
         print_row(_status_row(now), output)
         return
-    rows = [(str(one.id), f"{one.silent:.0f} s ago", f"{one.jobs:,}") for one in now.workers]
+    rows = [(str(one.id), f"{one.heartbeat_age:.0f} s ago", f"{one.jobs:,}") for one in now.workers]
     print_table([("worker", "heartbeat", "jobs"), *rows])
     counts = {
         "waiting for a worker": now.ready,
-        "waiting for a retry": now.later,
+        "waiting for a retry": now.scheduled,
         "with a worker": now.running,
         **{state.value: count for state, count in now.jobs.items()},
     }
@@ -279,7 +283,7 @@ def _status_row(now: "Status") -> dict[str, Any]:
     return {
         "workers": [attrs.asdict(worker) for worker in now.workers],
         "ready": now.ready,
-        "later": now.later,
+        "scheduled": now.scheduled,
         "running": now.running,
         "jobs": {state.value: count for state, count in now.jobs.items() if count},
         "points": now.points,

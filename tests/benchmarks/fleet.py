@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # the folder may be missing in s
 from _common import table
 
 from fuhu_runway import Client, Item, Limits, PollPolicy, TextToVideo
-from fuhu_runway.contrib.fleet import CutOff, Fleet
+from fuhu_runway.contrib.fleet import Fleet, LeaseExpired
 from fuhu_runway.contrib.local_postgres import LocalPostgres
 from fuhu_runway.journal import JobState
 from fuhu_runway.testing import Simulator, faults
@@ -162,7 +162,7 @@ async def work(clips: Path, options: dict[str, Any]) -> None:
     polling = POLLS if options.get("polls", True) else PollPolicy()
     fleet = Fleet(options["url"], lease=options["lease"], download_to=clips, polling=polling)
     while True:
-        with suppress(CutOff):
+        with suppress(LeaseExpired):
             await fleet.work(in_flight=options["in_flight"], grace=1.0)
             return
 
