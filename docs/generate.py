@@ -786,13 +786,8 @@ def hook_events() -> str:
 
 def simulated_dialects() -> str:
     """Return one line for each dialect that the simulator speaks."""
-    return table(
-        ("Name", "What it is"),
-        (
-            (code(name), (inspect.getdoc(tell) or "").partition("\n")[0])
-            for name, tell in SIMULATED_DIALECTS.items()
-        ),
-    )
+    rows = ((code(name), one.help) for name, one in SIMULATED_DIALECTS.items())
+    return table(("Name", "What it is"), rows)
 
 
 def simulated_shapes() -> str:
@@ -808,7 +803,9 @@ def known_answers() -> str:
             (
                 f"{code(name)}{', after the task was made and paid for' * one.accepted}",
                 str(one.status),
-                code(one.body.replace("\n", "").replace("|", "\\|")[:60]) if one.body else "empty",
+                code("".join(one.body.splitlines()).replace("|", "\\|")[:60])
+                if one.body
+                else "empty",
             )
             for name, one in KNOWN.items()
         ),

@@ -6,7 +6,6 @@ is removed. In it, each entry gets the job that the batch would give it.
 """
 
 import itertools
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,9 +21,9 @@ from fuhu_runway.inputs import KINDS, check_items, read_items
 from fuhu_runway.journal import Job, JobState
 from fuhu_runway.models import usage_error
 
-from .batch import copied, opened
-from .console import Lines, number, print_row, print_table, write
-from .options import Output
+from .batch import Options, no_entries
+from .console import Screen, columns, number
+from .opening import copied, opened
 from .tally import CLOCK
 
 SENT: Final = "new"
@@ -65,14 +64,7 @@ class Entry:
 
 
 async def dry_run(
-    file: Path,
-    journal_path: Path,
-    *,
-    folder: Path,
-    retry_failed: bool,
-    skip_bad: bool,
-    output: Output,
-    screen: Lines,
+    options: Options, screen: Screen, file: Path, folder: Path, journal_path: Path
 ) -> int:
     """Print what a batch would do, and return 2 if it would refuse the file, else 0."""
     bad: list[str] = []
@@ -80,9 +72,8 @@ async def dry_run(
     def note(error: UsageError) -> None:
         bad.append(f"{error.happened} {error.advice}")
 
-    total = check_items(file, skip_bad=note, folder=folder)
-    if not total and not bad:
-        raise usage_error("file", f"{file.name} has no entries.", "Add at least one.")
+    if not check_items(file, skip_bad=note, folder=folder) and not bad:
+        raise no_entries(file)
     with TemporaryDirectory() as place:
         try:
             copy = copied(journal_path, Path(place))
@@ -95,27 +86,24 @@ async def dry_run(
             for index, item in enumerate(read_items(file, skip_bad=id, folder=folder)):
                 job = await job_of(journal, await plan_for(item), CLOCK.wall())
                 entries.append(_entry(index, item, job, costs))
-    if retry_failed:
+    if options.retry_failed:
         entries = [
             attrs.evolve(entry, action=SENT) if entry.action == "failed" else entry
             for entry in entries
         ]
     for text in bad:
-        screen.say(f"{'skipped' if skip_bad else 'refused'}: {text}")
+        screen.say(f"{'skipped' if options.skip_bad else 'refused'}: {text}")
     sent = [entry for entry in entries if entry.action == SENT]
     known = [entry.points for entry in sent if entry.points is not None]
-    if output.json:
-        row = {
-            "entries": list(map(attrs.asdict, entries)),
-            "bad": bad,
-            "new": len(sent),
-            "points": sum(known),
-            "unknown": len(sent) - len(known),
-        }
-        print_row(row, output)
-    else:
-        _print(entries, sent, known)
-    return 2 if bad and not skip_bad else 0
+    row = {
+        "entries": list(map(attrs.asdict, entries)),
+        "bad": bad,
+        "new": len(sent),
+        "points": sum(known),
+        "unknown": len(sent) - len(known),
+    }
+    screen.show(row, *_lines(entries, sent, known))
+    return 2 if bad and not options.skip_bad else 0
 
 
 def _costs(jobs: Iterable[Job]) -> dict[Kind, float]:
@@ -140,34 +128,35 @@ def _entry(index: int, item: Item, job: Job, costs: dict[Kind, float]) -> Entry:
     )
 
 
-def _print(entries: list[Entry], sent: list[Entry], known: list[float]) -> None:
+def _lines(entries: list[Entry], sent: list[Entry], known: list[float]) -> Iterator[str]:
     kinds = Counter((one.kind, one.model, one.seconds, one.points) for one in sent)
     head = ("entries", "kind", "model", "seconds", "points each", "points")
-    rows = [
-        (
-            f"{count:,}",
-            kind,
-            model or "",
-            str(seconds or ""),
-            "unknown" if points is None else number(points),
-            "unknown" if points is None else number(points * count),
+    if kinds:
+        yield from columns(
+            head,
+            *(
+                (
+                    f"{count:,}",
+                    kind,
+                    model or "",
+                    str(seconds or ""),
+                    number(points, "unknown"),
+                    number(points and points * count, "unknown"),
+                )
+                for (kind, model, seconds, points), count in kinds.items()
+            ),
         )
-        for (kind, model, seconds, points), count in kinds.items()
-    ]
-    if rows:
-        print_table([head, *rows])
     for action, meaning in MEANINGS.items():
         numbers = [one.index + 1 for one in entries if one.action == action]
         if numbers:
-            ranges = ", ".join(_ranges(numbers))
-            write(sys.stdout, f"{len(numbers):,} {meaning}: {ranges}")
+            yield f"{len(numbers):,} {meaning}: {', '.join(_ranges(numbers))}"
     unknown = len(sent) - len(known)
     if unknown and not known:
         cost = "Points: unknown, since no job of this kind has ended yet."
     else:
         more = f", and {unknown:,} of unknown cost" if unknown else ""
         cost = f"Points: about {number(sum(known))}{more}."
-    write(sys.stdout, f"{cost} Nothing was sent.")
+    yield f"{cost} Nothing was sent."
 
 
 def _ranges(numbers: Iterable[int]) -> Iterator[str]:

@@ -107,8 +107,8 @@ class Fleet:
         timeout: How long a worker waits for a task, and then as long again for its file, in
             seconds. A task that takes longer is waited for again later.
         overwrite: Whether a clip may replace an existing file.
-        cipher: Encrypts the requests in the database, such as `Fernet(key)`; every machine needs the
-            same.
+        cipher: Encrypts the requests in the database, such as `Fernet(key)`; the same on every
+            machine.
         lease: After this many seconds without a heartbeat, the jobs of a worker go to others.
         replace_key: Whether a worker may have another key than the jobs that are left: after a key
             was revoked. Tasks that exist are found only with a key of the same account. Workers
@@ -426,7 +426,8 @@ class Fleet:
             UsageError: The other workers have another API key, the database has no tables, or no
                 clip can be saved in `download_to`.
             JournalError: The database cannot be used.
-            LeaseExpired: The database could not be reached for `lease` seconds. Start the worker again.
+            LeaseExpired: The database could not be reached for `lease` seconds. Start the worker
+                again.
         """
         check(in_flight=in_flight, grace=grace)
         async with self._ready():

@@ -6,7 +6,8 @@ import attrs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuhu_runway._session.matching import Listed, Records, Sent, Verdict, decide
+from fuhu_runway._session.matching import Verdict, decide
+from fuhu_runway._session.records import Listed, Records, Sent
 
 LATE = 60.0
 INSTANTS = st.integers(0, 30).map(lambda place: place * 10.0)
@@ -122,7 +123,7 @@ def test_nothing_is_paid_twice_and_no_task_has_two_owners(
                 for row in rows
                 if (row.created_at or 0.0) <= now and (not row.routes or row.routes & listed)
             ],
-            charges=None if log == "no log" else charges,
+            charges=() if log == "no log" else charges,
         )
         doubts = [
             job.sent for job in current if job.state == "in doubt" and job.sent.key not in settled

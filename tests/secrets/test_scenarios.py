@@ -35,6 +35,7 @@ from support.marks import (
     Evidence,
     leaky_text,
 )
+from support.media import PNG
 from support.spans import Collected
 
 from fuhu_runway import Account, CallbackReceiver, Client, Clip, Task
@@ -44,6 +45,7 @@ from fuhu_runway.errors import RunwayError
 from fuhu_runway.models import (
     ActOne,
     Aleph,
+    Gateway,
     Generation,
     ImageToVideo,
     OfficialCharacterPerformance,
@@ -60,6 +62,7 @@ from fuhu_runway.testing import DIALECTS, AccountLists, Simulator, faults
 from fuhu_runway.testing._server.cdn import Media
 from fuhu_runway.testing._server.story import Ending
 from fuhu_runway.testing.faults import PLACES, Fault, Where
+from fuhu_runway.uploads import GatewayFiles
 
 # Delays are virtual, and cost no real time.
 pytestmark = pytest.mark.usefixtures("virtual")
@@ -90,19 +93,29 @@ REQUESTS: Final[tuple[Generation, ...]] = (
 # The required arguments of functions that make faults, besides texts that may leak.
 NEEDED: Final[dict[str, dict[str, Any]]] = {
     "Answer": {"status": 418},
-    "Huge": {"megabytes": 9},
     "Slow": {"seconds": 1.0},
-    "SlowDownload": {"bytes_per_second": 1e7},
+    "SlowBody": {"bytes_per_second": 1e7},
     "Speaks": {"dialect": "mixed"},
     "error": {"status": 400},
     "known": {"name": "challenge"},
     "task_error": {"code": "no"},
+    "VideoUrl": {"url": "http://cdn..example/c.mp4"},
 }
-# Calls without a request of their own, and what makes them.
+
+
+async def upload(client: Client) -> object:
+    """Submit a request whose picture has to be uploaded first."""
+    own = Gateway("own", client.gateway.base_url, files_path="/v1/files")
+    async with Client(KEY, gateway=own, uploads=GatewayFiles(), timeouts=BRIEF) as other:
+        return await other.generate(PROMPT, image=PNG)
+
+
+# Calls that the faults of one place happen to, and what makes them.
 READS: Final[dict[str, Callable[[Client], Awaitable[object]]]] = {
     "balance": lambda client: client.balance(),
     "tasks": lambda client: client.audit(),
     "charges": lambda client: key_log(client._sessions),
+    "files": upload,
 }
 LISTS: Final = {"tasks", "charges"}
 LEAKY: Final = (
@@ -318,6 +331,8 @@ async def _meet(
         # A response may quote the prompt of a live task.
         task = await here.client.submit(REQUESTS[0])
         text = leaky_text(task.request, f"{KEY} {TOKEN}" if place in LISTS else KEY)
+        if place == "files":  # an upload has no prompt
+            text = f"{KEY} from {IPV4} and [{IPV6}]"
         for fault in faults_with_text(text):
             if place in fault.usable_on:
                 here.gateway.fault(place, fault, times=None)

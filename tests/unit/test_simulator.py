@@ -788,7 +788,7 @@ async def test_a_client_that_does_not_read_cannot_keep_it_open() -> None:
     """A response that is not read is cut off, and closing leaves no asyncio task."""
     before = asyncio.all_tasks()
     async with running() as caller:
-        caller.gateway.fault("submit", faults.Huge(64))
+        caller.gateway.fault("submit", faults.Chunked(megabytes=64))
         _, writer = await asyncio.open_connection("127.0.0.1", caller.gateway.port, limit=1024)
         writer.write(b"POST /runway/pro/generate HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
         await until(lambda: any(seen.status for seen in caller.gateway.requests))

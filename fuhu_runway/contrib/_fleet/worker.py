@@ -3,8 +3,8 @@ One worker: it takes jobs from the queue, and its client carries them out.
 
 Rule 1: an entry of the queue is removed once the journal says how its job ended. Otherwise the job
 is delivered again.
-Rule 2: a worker of whose heartbeats the database has had none for the length of its lease ends,
-since others have its jobs by then. Before that, it writes the ids of the tasks that it has paid for.
+Rule 2: a worker whose lease has expired, since the database has had no heartbeat of it for that
+long, ends: others have its jobs by then. Before that, it writes the ids of what it has paid for.
 """
 
 import asyncio

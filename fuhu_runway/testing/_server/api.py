@@ -21,10 +21,10 @@ from .cdn import Files
 from .checks import OFFICIAL_ACTIONS, REVERSE_ACTIONS
 from .exchange import Refused, Reply, Visit, json_reply, too_many_requests
 from .lists import Lists
+from .replies import HTML
 from .store import Body, Store, amount
 from .story import Moment
 from .visits import MAX_BODY_BYTES, Reception, Route
-from .wild import HTML
 
 if TYPE_CHECKING:
     from fuhu_runway.testing.simulator import Simulator
@@ -87,7 +87,7 @@ class Api:
         tasks, charges = (partial(self._list, kind) for kind in (Lists.tasks, Lists.charges))
         self._add(app, "GET", "/api/task/self", Route("tasks", "tasks", tasks))
         self._add(app, "GET", "/api/log/token", Route("charges", "charges", charges))
-        self._add(app, "POST", "/v1/files", Route(None, None, self._upload))
+        self._add(app, "POST", "/v1/files", Route("files", None, self._upload))
         self.files.add_routes(app, self.reception, "api")
         self._add(app, "*", "/{tail:.*}", Route(None, None, _lost))
         return app
@@ -166,6 +166,8 @@ class Api:
                 moment = attrs.evolve(moment, status_word=status, state_word=state)
             case faults.Blank():
                 moment = attrs.evolve(moment, blank=True)
+            case faults.VideoUrl(url) if moment.video_url is not None:
+                moment = attrs.evolve(moment, video_url=url)
             case faults.NoUrl():
                 bare = attrs.evolve(moment, video_url=None, poster_url=None, last_frame_url=None)
                 moment = attrs.evolve(bare, stage="succeeded", percent=100)

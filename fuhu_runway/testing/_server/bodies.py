@@ -35,9 +35,13 @@ UNITS_PER_DOLLAR: Final = 500_000
 POINTS_PER_DOLLAR: Final = 100.0
 
 
+# One for all: json.dumps makes an encoder for each call with options.
+ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
 def as_text(body: object) -> str:
     """Return *body* as the gateways write JSON: compact, with Chinese unescaped."""
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    return ENCODER.encode(body)
 
 
 def error_page(status: int) -> str:

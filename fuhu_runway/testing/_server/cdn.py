@@ -183,12 +183,6 @@ def _with_fault(reply: Reply, fault: Fault | None) -> Reply:
         case faults.WrongLength(by):
             size = len(reply.body)
             return attrs.evolve(reply, claimed_bytes=max(0, size + by), cut_after=size)
-        case faults.WithoutETag(last_modified):
-            gone = {"ETag"} if last_modified else {"ETag", "Last-Modified"}
-            kept = {name: value for name, value in reply.headers.items() if name not in gone}
-            return attrs.evolve(reply, headers=kept)
-        case faults.SlowDownload(rate):
-            return attrs.evolve(reply, bytes_per_second=rate)
         case faults.WrongContentRange(shift) if reply.status == 206:
             span, _, total = reply.headers["Content-Range"].removeprefix("bytes ").partition("/")
             first, last = (int(number) + shift for number in span.split("-"))

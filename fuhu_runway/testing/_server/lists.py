@@ -5,6 +5,7 @@ Literal JSON, copied only from the source of New-API and its forks (docs/referen
 Instants are in Unix seconds of the gateway's clock, however fast its tasks run.
 """
 
+import json
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,7 @@ from .cdn import Files
 from .checks import OFFICIAL_ACTIONS
 from .exchange import Refused, Reply, Visit, json_reply
 from .options import check
+from .replies import DIALECTS
 from .store import SimulatedTask, Store, prompt_of
 from .story import Moment, Stage
 
@@ -264,7 +266,7 @@ class Lists:
         ended = self._unix(task, task.created + task.script.takes)
         times = [created, begun * bool(moment.started_at), ended * bool(moment.finished_at)]
         is_official = task.path.rpartition("/")[2] in OFFICIAL_ACTIONS
-        data: object = (_dialects.official if is_official else _dialects.envelope)(moment)
+        data = _dialects.text_of(moment, DIALECTS["official" if is_official else "envelope"])
         url, reason = moment.video_url, moment.reason or ""
         properties = {"input": moment.prompt if how.prompts == "input" else ""}
         row: JsonObject = {
@@ -286,7 +288,7 @@ class Lists:
             "finish_time": times[2],
             "progress": f"{moment.percent}%",
             "properties": properties,
-            "data": _bodies.as_text(data) if how.data_text else data,
+            "data": data if how.data_text else json.loads(data),
         }
         if how.version == 2026:
             model, names = _model(task), ("upstream_model_name", "origin_model_name")

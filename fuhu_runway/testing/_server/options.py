@@ -69,7 +69,8 @@ def _are_headers(pairs: object) -> bool:
     return isinstance(pairs, tuple) and all(
         isinstance(pair, tuple)
         and len(pair) == 2
-        and all(isinstance(text, str) and text.isprintable() for text in pair)
+        and isinstance(pair[0], str)
+        and all(text is None or (isinstance(text, str) and text.isprintable()) for text in pair)
         for pair in pairs
     )
 

@@ -241,7 +241,7 @@ class Seen:
 
     #: api or cdn.
     origin: Origin
-    #: submit, feed, download, balance, official, tasks or charges; None for an unknown path.
+    #: submit, feed, download, balance, official, tasks, charges or files; None for an unknown path.
     where: Where | None
     #: GET, POST or another.
     method: str
