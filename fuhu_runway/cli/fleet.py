@@ -195,7 +195,10 @@ async def status(*, screen: Screen = Screen()) -> None:
         _status_row(now),
         *columns(
             ("worker", "heartbeat", "jobs"),
-            *((str(one.id), f"{one.heartbeat_age:.0f} s ago", f"{one.jobs:,}") for one in now.workers),
+            *(
+                (str(one.id), f"{one.heartbeat_age:.0f} s ago", f"{one.jobs:,}")
+                for one in now.workers
+            ),
         ),
         listed(counts, "no jobs"),
         f"{number(now.points)} points spent",
