@@ -22,9 +22,11 @@ from procrastinate.schema import SchemaManager
 from support.clients import QUICK_POLLS, QUICK_RETRY
 from support.clock import until
 from support.media import PNG
+from support.relays import relay_to
 
 from fuhu_runway import Item, Limits, TextToVideo
 from fuhu_runway.batch import plan_for
+from fuhu_runway.contrib import _postgres
 from fuhu_runway.contrib._fleet import queue, worker
 from fuhu_runway.contrib._fleet.queue import PAUSE, Connector, Queue, Waiting
 from fuhu_runway.contrib._fleet.requests import packed, unpacked
@@ -772,6 +774,41 @@ async def test_a_worker_that_is_cut_off_ends(
     assert server.url not in caplog.text
 
 
+async def test_a_worker_ends_in_a_network_that_delivers_nothing(
+    fleet: Fleet, made: Made, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connections that stay open without a sign of the database hold no worker back."""
+    monkeypatch.setattr(_postgres, "ANSWER", 1.0)
+    with relay_to(database_url) as relay:
+        away = made(url=f"{relay.url}?connect_timeout=2")
+        work = asyncio.create_task(away.work(signals=False))
+        await happens(lambda: has_worker(fleet))
+        relay.is_frozen = True
+        with pytest.raises(LeaseExpired):
+            await work
+        relay.is_frozen = False
+
+
+async def test_a_queue_notices_a_network_that_delivers_nothing(
+    fleet: Fleet,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A statement without an answer is sent again on another connection."""
+    with relay_to(database_url) as relay:
+        one = Queue(relay.url)
+        async with one.app.open_async():
+            await one.left()
+            monkeypatch.setattr(_postgres, "ANSWER", 0.2)
+            relay.is_frozen = True
+            asking = asyncio.create_task(one.left())
+            await until(lambda: "The database cannot be reached." in caplog.text)
+            relay.is_frozen = False
+            monkeypatch.undo()
+            assert await asking == 0
+
+
 async def test_a_worker_without_jobs_ends_while_the_database_is_gone(gateway: Simulator) -> None:
     """A worker that has nothing to write down does not wait for the database to end."""
     with LocalPostgres() as server:
@@ -1009,7 +1046,7 @@ async def test_a_frozen_worker_holds_no_lock_for_long(database_url: str) -> None
     one = Queue(database_url)
     async with one.app.open_async():
         sql = "SELECT current_setting('idle_in_transaction_session_timeout') AS it"
-        assert (await one.connector.execute_query_one_async(sql))["it"] == "30s"
+        assert (await one.connector.execute_query_one_async(sql))["it"] == "20s"
 
 
 def test_a_fleet_needs_a_url() -> None:

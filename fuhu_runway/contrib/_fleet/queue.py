@@ -22,9 +22,10 @@ import procrastinate
 import psycopg
 from procrastinate import exceptions, jobs
 from procrastinate.schema import SchemaManager
+from psycopg.abc import PQGen
 
 from fuhu_runway._http.shared import Report, SharedState
-from fuhu_runway.contrib._postgres import options_of
+from fuhu_runway.contrib._postgres import answered, options_of
 from fuhu_runway.errors import JournalError, JournalTooNew
 from fuhu_runway.hooks import LOGGER
 from fuhu_runway.journal import JobState
@@ -171,7 +172,11 @@ SELECT p.state, extract(epoch FROM clock_timestamp())::float8 AS now
 
 
 class Connection(psycopg.AsyncConnection[Any]):
-    """A connection of the pool, which logs it."""
+    """A connection of the pool, which logs it; it is lost if the server does not answer in time."""
+
+    async def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
+        """Return the result of a statement; psycopg calls this."""
+        return await super().wait(answered(self.pgconn, gen), *args, **kwargs)
 
     def __repr__(self) -> str:
         return "<connection of the queue>"
@@ -180,8 +185,8 @@ class Connection(psycopg.AsyncConnection[Any]):
 _RETRY_AT: Final = ("%(retry_at)s", "now() + %(delay)s")
 
 _SESSION: Final = (
-    "SELECT set_config('statement_timeout', '30s', false),"
-    " set_config('idle_in_transaction_session_timeout', '30s', false)"
+    "SELECT set_config('statement_timeout', '20s', false),"
+    " set_config('idle_in_transaction_session_timeout', '20s', false)"
 )
 """Sent once for each connection: a worker that is frozen must not hold a lock for longer. Not among
 the options of the connection, which the URL may have, and which a pooler refuses.
